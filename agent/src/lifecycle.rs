@@ -1,0 +1,61 @@
+//! How the process starts, says so, and ends: one token to stop by, one tracker that every task belongs to.
+
+use std::future::Future;
+use std::time::Instant;
+
+use proto::time::{Moment, UnixMs};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Handed to every task. Cloning is cheap; all clones are the same life.
+#[derive(Clone)]
+pub(crate) struct Life {
+    tasks: TaskTracker,
+    /// Cancelled when the process begins to end: take nothing new, finish what is under way.
+    pub(crate) stopping: CancellationToken,
+    /// Cancelled when the time for finishing is over: drop everything.
+    pub(crate) over: CancellationToken,
+    origin: Instant,
+}
+
+impl Life {
+    /// A life that begins now.
+    pub(crate) fn new() -> Life {
+        Life {
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            over: CancellationToken::new(),
+            origin: Instant::now(),
+        }
+    }
+
+    /// Spawns a task that is waited for at the end. It has to return soon after `over`.
+    pub(crate) fn spawn<F>(&self, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.tasks.spawn(task);
+    }
+
+    /// Now, on this process's monotonic clock.
+    pub(crate) fn now(&self) -> Moment {
+        Moment::from_millis(u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// The tokio instant of a moment, to sleep until.
+    pub(crate) fn instant(&self, moment: Moment) -> tokio::time::Instant {
+        tokio::time::Instant::from_std(self.origin) + moment.since(Moment::ZERO)
+    }
+
+    /// Waits until every spawned task has returned.
+    pub(crate) async fn finished(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+/// Now, on the wall clock.
+pub(crate) fn wall() -> UnixMs {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    UnixMs(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,185 @@
+//! The messages of the link's TCP port: MessagePack in length-delimited frames over mutual TLS.
+//!
+//! Two kinds of peers speak there, told apart by ALPN before anything else: members ([`ALPN_MEMBER`]), whose
+//! key must stand in the cluster document, and nodes that want to join ([`ALPN_JOIN`]), whose key nobody
+//! knows yet.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::cluster::Document;
+use crate::invite::{Proof, Refusal};
+use crate::link::GossipKey;
+use crate::node::{Name, NodeId};
+
+/// ALPN of members (RFC 7301).
+pub const ALPN_MEMBER: &[u8] = b"agent/1";
+
+/// ALPN of nodes that want to join.
+pub const ALPN_JOIN: &[u8] = b"agent-join/1";
+
+/// Label of the TLS exporter (RFC 8446, 7.5) that proofs and codes are bound to.
+pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-agent-join-1";
+
+/// Largest frame: a document of [`crate::cluster::MAX_NODES`] nodes is about 3 MB.
+pub const MAX_FRAME: usize = 8 * 1024 * 1024;
+
+/// Largest frame from a node that is not admitted.
+pub const MAX_JOIN_FRAME: usize = 4 * 1024;
+
+/// Where nodes were last reached.
+pub type Addresses = BTreeMap<NodeId, Vec<SocketAddr>>;
+
+/// From a member.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum FromMember {
+    /// A gossip message that is too large for a datagram. Not answered.
+    Gossip(#[serde(with = "bytes")] Vec<u8>),
+    /// "Here is my copy of the document; give me yours, and the gossip keys."
+    Sync(Box<Document>),
+    /// "Someone has answered a node that waits at one of us."
+    Answer {
+        /// The code that it shows.
+        code: String,
+        /// Let in, or turned away.
+        approve: bool,
+    },
+    /// "Who waits at you?"
+    Waiting,
+}
+
+/// To a member.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum ToMember {
+    /// The merged document, the keys, and where everyone was last reached.
+    Synced {
+        /// The document.
+        document: Box<Document>,
+        /// The gossip keys.
+        keys: Vec<GossipKey>,
+        /// Where nodes were last reached.
+        addresses: Addresses,
+    },
+    /// The name of the node that was answered; none: no one with that code waits here.
+    Answered(Option<Name>),
+    /// Who waits.
+    Waiting(Vec<crate::invite::Waiting>),
+    /// The request can't be served, and why.
+    Failed(String),
+}
+
+/// From a node that wants to join.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum FromJoining {
+    /// "Let me in."
+    Join {
+        /// What it wants to be called.
+        name: Name,
+        /// The proof of an invite; none: it waits for approval.
+        proof: Option<Proof>,
+        /// Where its link port will be reached.
+        addresses: Vec<SocketAddr>,
+    },
+    /// "I listen now: can you reach me?"
+    Listening,
+}
+
+/// To a node that wants to join.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum ToJoining {
+    /// Someone has to approve; both sides can compute the code from the session.
+    Wait {
+        /// How long it may take, in seconds.
+        seconds: u64,
+    },
+    /// Admitted.
+    Welcome(Box<Welcome>),
+    /// Not admitted.
+    Refused(Refusal),
+    /// What came of dialling back; none: reached.
+    Reached {
+        /// By TCP.
+        tcp: Option<String>,
+        /// By UDP.
+        udp: Option<String>,
+    },
+}
+
+/// What an admitted node gets.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The document, with the new node in it.
+    pub document: Document,
+    /// The gossip keys.
+    pub keys: Vec<GossipKey>,
+    /// Where everyone was last reached.
+    pub addresses: Addresses,
+    /// Where the node came from, as its peer saw it.
+    pub seen_from: SocketAddr,
+}
+
+/// Encodes a message for a frame.
+pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
+    // Plain values into memory: there is nothing that could fail.
+    rmp_serde::to_vec_named(message).unwrap_or_default()
+}
+
+/// Decodes a frame.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn decode<T: DeserializeOwned>(frame: &[u8]) -> Result<T, String> {
+    rmp_serde::from_slice(frame).map_err(|error| error.to_string())
+}
+
+/// A byte string as MessagePack's own kind, not as a list of numbers.
+mod bytes {
+    use serde::{Deserializer, Serializer, de::Visitor};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        struct Bytes;
+        impl Visitor<'_> for Bytes {
+            type Value = Vec<u8>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(bytes.to_vec())
+            }
+            fn visit_byte_buf<E>(self, bytes: Vec<u8>) -> Result<Vec<u8>, E> {
+                Ok(bytes)
+            }
+        }
+        deserializer.deserialize_byte_buf(Bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_gossip_message_costs_its_own_length() {
+        let frame = encode(&FromMember::Gossip(vec![200; 5000]));
+        assert!(frame.len() < 5020, "{}", frame.len());
+        assert!(matches!(decode(&frame), Ok(FromMember::Gossip(message)) if message.len() == 5000));
+    }
+
+    proptest! {
+        #[test]
+        fn no_frame_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = decode::<FromMember>(&bytes);
+            let _ = decode::<ToMember>(&bytes);
+            let _ = decode::<FromJoining>(&bytes);
+            let _ = decode::<ToJoining>(&bytes);
+        }
+    }
+}

@@ -1,0 +1,549 @@
+//! Joining: invites, codes to approve, and the window in which a cluster is open.
+//!
+//! An invite is one line: `agent1` and base32 of the issuer's key hash, an invite id, a secret and up to
+//! four addresses, with a checksum against a bad copy. It is redeemed by its issuer alone, which keeps the
+//! book; so uses and time to live are exact.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+use std::time::Duration;
+
+use data_encoding::BASE32_NOPAD;
+use serde::{Deserialize, Serialize};
+
+use crate::node::{Name, NodeId, PublicKey};
+use crate::time::UnixMs;
+
+/// What every invite begins with.
+pub const PREFIX: &str = "agent1";
+
+/// Most addresses in an invite: more would make the line longer than two rows of a terminal.
+pub const MAX_ADDRESSES: usize = 4;
+
+/// Time to live of an invite unless told otherwise.
+pub const DEFAULT_TTL: Duration = Duration::from_secs(3600);
+
+/// How long a node that came without an invite waits for someone to approve it.
+pub const APPROVAL_TTL: Duration = Duration::from_secs(15 * 60);
+
+/// Most nodes that wait for approval at once: what a person can compare, and no room for a flood.
+pub const MAX_WAITING: usize = 16;
+
+/// Most invites that a node remembers; the oldest ended ones go first.
+const MAX_INVITES: usize = 256;
+
+/// Length of the pin: half of a SHA-256, still out of reach for anyone who would forge a key to it.
+const PIN_LEN: usize = 16;
+const CHECKSUM_LEN: usize = 4;
+
+/// Names an invite in its issuer's book.
+pub type InviteId = [u8; 4];
+
+/// The secret of an invite.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret(pub [u8; 16]);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// The half of the issuer's key hash that an invite carries.
+pub type Pin = [u8; PIN_LEN];
+
+/// The pin of a key.
+pub fn pin_of(key: &PublicKey) -> Pin {
+    let mut pin = [0; PIN_LEN];
+    pin.copy_from_slice(&key.hash()[..PIN_LEN]);
+    pin
+}
+
+/// One line that lets a node in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invite {
+    /// Whose key must answer.
+    pub issuer: Pin,
+    /// Which invite of the issuer's book.
+    pub id: InviteId,
+    /// What proves that the line was received.
+    pub secret: Secret,
+    /// Where the issuer is reached, best first.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// A line that is no invite.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadInvite {
+    /// It does not begin as one.
+    #[error("it does not begin with {PREFIX}")]
+    Prefix,
+    /// A character was lost or changed.
+    #[error("it was not copied whole: its checksum does not match")]
+    Checksum,
+    /// The checksum is right and the content is not: a later version wrote it.
+    #[error("it was made by a later version of agent: upgrade this node")]
+    Content,
+}
+
+impl fmt::Display for Invite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut bytes = Vec::with_capacity(128);
+        bytes.extend_from_slice(&self.issuer);
+        bytes.extend_from_slice(&self.id);
+        bytes.extend_from_slice(&self.secret.0);
+        for address in self.addresses.iter().take(MAX_ADDRESSES) {
+            match address.ip() {
+                IpAddr::V4(ip) => {
+                    bytes.push(4);
+                    bytes.extend_from_slice(&ip.octets());
+                }
+                IpAddr::V6(ip) => {
+                    bytes.push(6);
+                    bytes.extend_from_slice(&ip.octets());
+                }
+            }
+            bytes.extend_from_slice(&address.port().to_be_bytes());
+        }
+        let sum = checksum(&bytes);
+        bytes.extend_from_slice(&sum);
+        write!(f, "{PREFIX}{}", BASE32_NOPAD.encode(&bytes).to_ascii_lowercase())
+    }
+}
+
+fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_LEN] {
+    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+    let mut sum = [0; CHECKSUM_LEN];
+    sum.copy_from_slice(&digest.as_ref()[..CHECKSUM_LEN]);
+    sum
+}
+
+/// Takes `N` bytes off the front.
+fn take<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N], BadInvite> {
+    let (front, rest) = bytes.split_first_chunk::<N>().ok_or(BadInvite::Content)?;
+    *bytes = rest;
+    Ok(*front)
+}
+
+impl FromStr for Invite {
+    type Err = BadInvite;
+
+    fn from_str(text: &str) -> Result<Invite, BadInvite> {
+        let body = text.trim().strip_prefix(PREFIX).ok_or(BadInvite::Prefix)?;
+        let bytes =
+            BASE32_NOPAD.decode(body.to_ascii_uppercase().as_bytes()).map_err(|_| BadInvite::Checksum)?;
+        let (mut bytes, sum) = bytes.split_last_chunk::<CHECKSUM_LEN>().ok_or(BadInvite::Checksum)?;
+        if checksum(bytes) != *sum {
+            return Err(BadInvite::Checksum);
+        }
+        let issuer = take(&mut bytes)?;
+        let id = take(&mut bytes)?;
+        let secret = Secret(take(&mut bytes)?);
+        let mut addresses = Vec::new();
+        while !bytes.is_empty() {
+            let ip = match take::<1>(&mut bytes)? {
+                [4] => IpAddr::V4(Ipv4Addr::from(take::<4>(&mut bytes)?)),
+                [6] => IpAddr::V6(Ipv6Addr::from(take::<16>(&mut bytes)?)),
+                _ => return Err(BadInvite::Content),
+            };
+            addresses.push(SocketAddr::new(ip, u16::from_be_bytes(take(&mut bytes)?)));
+        }
+        if addresses.is_empty() || addresses.len() > MAX_ADDRESSES {
+            return Err(BadInvite::Content);
+        }
+        Ok(Invite { issuer, id, secret, addresses })
+    }
+}
+
+/// What a joining node shows to prove that it holds an invite, bound to one TLS session: worth nothing in
+/// any other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proof {
+    /// Which invite.
+    pub id: InviteId,
+    /// HMAC-SHA256 with the secret over the session's exported value and the joining key.
+    pub mac: [u8; 32],
+}
+
+fn proven(id: &InviteId, session: &[u8; 32], joining: &PublicKey) -> Vec<u8> {
+    [b"agent join 1".as_slice(), id, session, &joining.0].concat()
+}
+
+impl Proof {
+    /// Proves that `secret` is known, to the peer of the TLS session whose exported value is `session`.
+    pub fn make(id: InviteId, secret: &Secret, session: &[u8; 32], joining: &PublicKey) -> Proof {
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &secret.0);
+        let tag = ring::hmac::sign(&key, &proven(&id, session, joining));
+        let mut mac = [0; 32];
+        mac.copy_from_slice(tag.as_ref());
+        Proof { id, mac }
+    }
+
+    fn holds(&self, secret: &Secret, session: &[u8; 32], joining: &PublicKey) -> bool {
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &secret.0);
+        // Constant time, by ring.
+        ring::hmac::verify(&key, &proven(&self.id, session, joining), &self.mac).is_ok()
+    }
+}
+
+/// Why a node was not let in. Every one has its own exit code, so that scripts can tell them apart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// Not in the issuer's book.
+    #[error("the issuer does not know this invite: it was reset since; make a new one with: agent invite")]
+    Unknown,
+    /// Its time is over.
+    #[error("this invite has expired; make a new one with: agent invite")]
+    Expired,
+    /// All its uses are used.
+    #[error("this invite has been used up; make a new one with: agent invite")]
+    UsedUp,
+    /// The secret does not match.
+    #[error("this invite's secret is wrong: it is not one that the issuer made")]
+    WrongSecret,
+    /// Someone said no.
+    #[error("the request was rejected by a member")]
+    Rejected,
+    /// Nobody said anything.
+    #[error("nobody approved the request in time; run agent join again")]
+    TimedOut,
+    /// Too many wait.
+    #[error("too many nodes wait for approval; approve or reject them first, or use an invite")]
+    TooManyWaiting,
+    /// This identity was removed.
+    #[error(
+        "this node was removed from the cluster and its identity can't come back; \
+         run: agent leave --force, then join again with a new identity"
+    )]
+    Removed,
+    /// Another node has the name.
+    #[error("the name {0} is taken by another node; use --name, or first run there: agent remove {0}")]
+    NameTaken(Name),
+}
+
+impl Refusal {
+    /// The exit code of `agent join`.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Refusal::Unknown => 20,
+            Refusal::Expired => 21,
+            Refusal::UsedUp => 22,
+            Refusal::WrongSecret => 23,
+            Refusal::Rejected => 25,
+            Refusal::TimedOut => 26,
+            Refusal::TooManyWaiting => 27,
+            Refusal::Removed => 28,
+            Refusal::NameTaken(_) => 29,
+        }
+    }
+}
+
+/// Exit code of `agent join` when the key that answered is not the one that the invite names.
+pub const EXIT_WRONG_PIN: u8 = 24;
+
+/// An invite as its issuer remembers it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Issued {
+    /// What proves it.
+    pub secret: Secret,
+    /// When it ends.
+    pub expires: UnixMs,
+    /// Uses that are left; none: any number.
+    pub uses_left: Option<u32>,
+}
+
+/// The invites that this node has issued.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Book {
+    invites: BTreeMap<String, Issued>,
+}
+
+impl Book {
+    /// Enters a new invite.
+    pub fn issue(&mut self, id: InviteId, issued: Issued) {
+        while self.invites.len() >= MAX_INVITES {
+            let oldest =
+                self.invites.iter().min_by_key(|(_, issued)| issued.expires).map(|(id, _)| id.clone());
+            let Some(oldest) = oldest else { break };
+            self.invites.remove(&oldest);
+        }
+        self.invites.insert(data_encoding::HEXLOWER.encode(&id), issued);
+    }
+
+    /// Takes one use of an invite. The secret is checked first: who does not have it learns nothing of the
+    /// rest.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn redeem(
+        &mut self,
+        proof: &Proof,
+        session: &[u8; 32],
+        joining: &PublicKey,
+        now: UnixMs,
+    ) -> Result<(), Refusal> {
+        let id = data_encoding::HEXLOWER.encode(&proof.id);
+        let issued = self.invites.get_mut(&id).ok_or(Refusal::Unknown)?;
+        if !proof.holds(&issued.secret, session, joining) {
+            return Err(Refusal::WrongSecret);
+        }
+        if now >= issued.expires {
+            return Err(Refusal::Expired);
+        }
+        match &mut issued.uses_left {
+            Some(0) => Err(Refusal::UsedUp),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Characters of a code: Crockford's base32, without those that look or sound alike.
+const CODE: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+
+/// The short code that both sides of a session show: 40 bits of its exported value, as `k7qm-2xpd`. An
+/// attacker in between has two sessions and so two codes.
+pub fn code_of(session: &[u8; 32]) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, &[b"agent code 1".as_slice(), session].concat());
+    let mut code = String::with_capacity(9);
+    for (i, byte) in digest.as_ref().iter().take(8).enumerate() {
+        if i == 4 {
+            code.push('-');
+        }
+        code.push(char::from(CODE[usize::from(byte & 31)]));
+    }
+    code
+}
+
+/// A code as someone may type it: upper case, without the dash, o for 0, i or l for 1.
+pub fn tidy_code(typed: &str) -> String {
+    let mut code = String::with_capacity(9);
+    for c in typed.chars().filter(char::is_ascii_alphanumeric).take(8) {
+        if code.len() == 4 {
+            code.push('-');
+        }
+        code.push(match c.to_ascii_lowercase() {
+            'o' => '0',
+            'i' | 'l' => '1',
+            c => c,
+        });
+    }
+    code
+}
+
+/// A node that waits for approval.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// The code that it shows.
+    pub code: String,
+    /// Its key.
+    pub key: PublicKey,
+    /// What it calls itself.
+    pub name: Name,
+    /// Where it comes from.
+    pub from: SocketAddr,
+    /// Until when it waits.
+    pub until: UnixMs,
+}
+
+/// What was said about a waiting node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// Let it in.
+    Approve,
+    /// Turn it away.
+    Reject,
+}
+
+/// The nodes that wait for approval here, and the window in which none has to.
+#[derive(Debug, Clone, Default)]
+pub struct Lobby {
+    waiting: BTreeMap<String, Waiting>,
+    open_until: UnixMs,
+}
+
+impl Lobby {
+    /// Opens the cluster to everyone who can reach this node, until then.
+    pub fn open(&mut self, until: UnixMs) {
+        self.open_until = until;
+    }
+
+    /// Whether a node without an invite is let in now.
+    pub fn is_open(&self, now: UnixMs) -> bool {
+        now < self.open_until
+    }
+
+    /// A node without an invite asks. One node waits once: a new request takes the place of its last.
+    ///
+    /// # Errors
+    /// Too many wait.
+    pub fn ask(&mut self, waiting: Waiting, now: UnixMs) -> Result<(), Refusal> {
+        self.waiting.retain(|_, one| one.until > now && one.key != waiting.key);
+        if self.waiting.len() >= MAX_WAITING {
+            return Err(Refusal::TooManyWaiting);
+        }
+        self.waiting.insert(waiting.code.clone(), waiting);
+        Ok(())
+    }
+
+    /// Takes the node with this code out of the lobby.
+    pub fn take(&mut self, code: &str, now: UnixMs) -> Option<Waiting> {
+        self.waiting.remove(&tidy_code(code)).filter(|one| one.until > now)
+    }
+
+    /// Whoever waits now.
+    pub fn waiting(&self, now: UnixMs) -> impl Iterator<Item = &Waiting> {
+        self.waiting.values().filter(move |one| one.until > now)
+    }
+}
+
+/// The id that [`Waiting::key`] has.
+impl Waiting {
+    /// The id of the waiting node.
+    pub fn id(&self) -> NodeId {
+        self.key.id()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SESSION: [u8; 32] = [3; 32];
+
+    fn invite() -> Invite {
+        Invite {
+            issuer: [9; PIN_LEN],
+            id: [1, 2, 3, 4],
+            secret: Secret([5; 16]),
+            addresses: vec!["10.0.0.1:7646".parse().unwrap(), "[fd00::1]:7646".parse().unwrap()],
+        }
+    }
+
+    fn joining() -> PublicKey {
+        PublicKey([8; 32])
+    }
+
+    fn book(uses_left: Option<u32>) -> Book {
+        let mut book = Book::default();
+        let Invite { id, secret, .. } = invite();
+        book.issue(id, Issued { secret, expires: UnixMs(1000), uses_left });
+        book
+    }
+
+    fn proof() -> Proof {
+        Proof::make([1, 2, 3, 4], &Secret([5; 16]), &SESSION, &joining())
+    }
+
+    #[test]
+    fn each_refusal_has_its_own_reason_and_exit_code() {
+        let redeem =
+            |mut book: Book, proof: &Proof, now| book.redeem(proof, &SESSION, &joining(), UnixMs(now));
+        assert_eq!(redeem(book(None), &proof(), 999), Ok(()));
+        assert_eq!(redeem(book(None), &proof(), 1000), Err(Refusal::Expired));
+        assert_eq!(redeem(book(Some(0)), &proof(), 1), Err(Refusal::UsedUp));
+        assert_eq!(redeem(Book::default(), &proof(), 1), Err(Refusal::Unknown));
+        let wrong = Proof::make([1, 2, 3, 4], &Secret([6; 16]), &SESSION, &joining());
+        assert_eq!(redeem(book(None), &wrong, 1), Err(Refusal::WrongSecret));
+        // Who has no secret does not even learn that the invite has expired.
+        assert_eq!(redeem(book(None), &wrong, 2000), Err(Refusal::WrongSecret));
+        let all = [
+            Refusal::Unknown,
+            Refusal::Expired,
+            Refusal::UsedUp,
+            Refusal::WrongSecret,
+            Refusal::Rejected,
+            Refusal::TimedOut,
+            Refusal::TooManyWaiting,
+            Refusal::Removed,
+            Refusal::NameTaken(Name::nearest("x")),
+        ];
+        let mut codes: Vec<u8> = all.iter().map(Refusal::exit_code).collect();
+        codes.push(EXIT_WRONG_PIN);
+        codes.sort_unstable();
+        codes.dedup();
+        assert_eq!(codes.len(), all.len() + 1);
+    }
+
+    #[test]
+    fn a_proof_is_worth_nothing_in_another_session_or_for_another_key() {
+        let mut book = book(None);
+        let now = UnixMs(1);
+        assert_eq!(book.redeem(&proof(), &[4; 32], &joining(), now), Err(Refusal::WrongSecret));
+        assert_eq!(book.redeem(&proof(), &SESSION, &PublicKey([1; 32]), now), Err(Refusal::WrongSecret));
+    }
+
+    #[test]
+    fn a_bad_copy_is_told_from_a_later_version() {
+        let line = invite().to_string();
+        assert_eq!(format!(" {line}\n").parse::<Invite>(), Ok(invite()));
+        assert_eq!(line[1..].parse::<Invite>(), Err(BadInvite::Prefix));
+        assert_eq!(line[..line.len() - 1].parse::<Invite>(), Err(BadInvite::Checksum));
+        assert_eq!(line.to_uppercase().replace("AGENT1", "agent1").parse::<Invite>(), Ok(invite()));
+        assert!(line.len() < 120, "{}", line.len());
+    }
+
+    #[test]
+    fn codes_survive_how_people_type_them() {
+        let code = code_of(&SESSION);
+        assert_eq!(code.len(), 9);
+        assert_eq!(tidy_code(&code.to_uppercase()), code);
+        assert_eq!(tidy_code(&code.replace('-', " ")), code);
+        assert_eq!(tidy_code(&code.replace('0', "o").replace('1', "l")), code);
+        assert_ne!(code, code_of(&[4; 32]));
+    }
+
+    #[test]
+    fn the_lobby_is_bounded_and_forgets() {
+        let mut lobby = Lobby::default();
+        let guest = |n: u8, until| Waiting {
+            code: tidy_code(&format!("code{n:04}")),
+            key: PublicKey([n; 32]),
+            name: Name::nearest("guest"),
+            from: "10.0.0.9:1".parse().unwrap(),
+            until: UnixMs(until),
+        };
+        for n in 0..16 {
+            lobby.ask(guest(n, 100), UnixMs(1)).unwrap();
+        }
+        assert_eq!(lobby.ask(guest(99, 100), UnixMs(1)), Err(Refusal::TooManyWaiting));
+        assert!(lobby.ask(guest(3, 100), UnixMs(1)).is_ok(), "asking again takes its own place");
+        assert!(lobby.ask(guest(99, 200), UnixMs(100)).is_ok(), "those whose time is over make room");
+        assert!(lobby.take(&guest(99, 0).code, UnixMs(200)).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn an_invite_reads_back_as_written(
+            issuer: [u8; PIN_LEN], id: [u8; 4], secret: [u8; 16],
+            addresses in proptest::collection::vec(any::<SocketAddr>(), 1..=4),
+        ) {
+            // Scope and flow of IPv6 socket addresses mean nothing on another machine and are not carried.
+            let addresses = addresses.into_iter().map(|a| SocketAddr::new(a.ip(), a.port())).collect();
+            let invite = Invite { issuer, id, secret: Secret(secret), addresses };
+            prop_assert_eq!(invite.to_string().parse::<Invite>(), Ok(invite));
+        }
+
+        #[test]
+        fn no_text_makes_the_decoder_panic(text in "agent1[a-z2-7]{0,120}|.{0,40}") {
+            let _ = text.parse::<Invite>();
+            let _ = tidy_code(&text);
+        }
+
+        #[test]
+        fn uses_are_exact(uses in 0u32..20, tries in 0usize..40) {
+            let mut book = book(Some(uses));
+            let admitted = (0..tries)
+                .filter(|_| book.redeem(&proof(), &SESSION, &joining(), UnixMs(1)).is_ok())
+                .count();
+            prop_assert_eq!(admitted, tries.min(uses as usize));
+        }
+    }
+}

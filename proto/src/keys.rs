@@ -1,0 +1,234 @@
+//! What a node says of itself by gossip: the only place where gossip key names stand.
+//!
+//! Values are short plain ASCII, so that a person can read them in a dump. A service's value is
+//! `readiness since address weight reason…`, space-separated, the reason last.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use crate::health::{Health, Readiness, short_reason};
+use crate::node::Name;
+use crate::service::{MAX_WEIGHT, ServiceName};
+use crate::time::UnixMs;
+
+const NAME: &str = "n";
+const VERSION: &str = "v";
+const ADDRESSES: &str = "a";
+const INTERFACE: &str = "i";
+const STARTED: &str = "t";
+const DOCUMENT: &str = "doc";
+const DRAINING: &str = "d";
+const LEFT: &str = "x";
+const SERVICE: &str = "s:";
+
+/// Most addresses that a node may say; more are a mistake or an attack on memory.
+const MAX_ADDRESSES: usize = 8;
+/// Most services that a node may offer.
+const MAX_SERVICES: usize = 64;
+
+/// A backend that a node offers for one service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// Where it is reached.
+    pub address: SocketAddr,
+    /// Share among equals.
+    pub weight: u16,
+    /// What the node's own checks say.
+    pub health: Health,
+}
+
+/// Everything that a node says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Word {
+    /// Its name.
+    pub name: Name,
+    /// Version of its agent.
+    pub version: String,
+    /// Where its link port is reached; empty while its network is away.
+    pub addresses: Vec<SocketAddr>,
+    /// Interface that carries the mesh; may be empty.
+    pub interface: String,
+    /// When its agent started.
+    pub started: UnixMs,
+    /// Hash of the cluster document that it holds.
+    pub document: String,
+    /// Since when it takes no new connections.
+    pub draining: Option<UnixMs>,
+    /// It has stopped on purpose.
+    pub left: bool,
+    /// What it offers.
+    pub services: BTreeMap<ServiceName, Offer>,
+}
+
+/// Why a node's keys were not understood.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("gossip key \"{key}\" has the value \"{value}\": {wrong}")]
+pub struct BadKey {
+    /// The key.
+    pub key: String,
+    /// Its value, cut.
+    pub value: String,
+    /// What is wrong with it.
+    pub wrong: &'static str,
+}
+
+impl Word {
+    /// The keys that say this.
+    pub fn to_keys(&self) -> BTreeMap<String, String> {
+        let mut keys = BTreeMap::new();
+        let mut say = |key: &str, value: String| keys.insert(key.to_owned(), value);
+        say(NAME, self.name.to_string());
+        say(VERSION, short_reason(&self.version));
+        let addresses: Vec<String> = self.addresses.iter().map(SocketAddr::to_string).collect();
+        say(ADDRESSES, addresses.join(","));
+        say(INTERFACE, short_reason(&self.interface));
+        say(STARTED, self.started.0.to_string());
+        say(DOCUMENT, self.document.clone());
+        if let Some(since) = self.draining {
+            say(DRAINING, since.0.to_string());
+        }
+        if self.left {
+            say(LEFT, "1".to_owned());
+        }
+        for (name, offer) in &self.services {
+            let Offer { address, weight, health: Health { readiness, reason, since } } = offer;
+            let value = format!("{readiness} {} {address} {weight} {}", since.0, short_reason(reason));
+            say(&format!("{SERVICE}{name}"), value);
+        }
+        keys
+    }
+
+    /// Reads keys that a node has gossiped. Keys of later versions are passed over.
+    ///
+    /// # Errors
+    /// The first key that has no meaning; a member that says such a thing is left out whole, since half of
+    /// what it says may be worse than nothing.
+    pub fn from_keys<'a>(keys: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Word, BadKey> {
+        let mut word = Word {
+            name: Name::nearest("unknown"),
+            version: String::new(),
+            addresses: Vec::new(),
+            interface: String::new(),
+            started: UnixMs(0),
+            document: String::new(),
+            draining: None,
+            left: false,
+            services: BTreeMap::new(),
+        };
+        let mut named = false;
+        for (key, value) in keys {
+            let bad = |wrong| BadKey {
+                key: key.chars().take(40).collect(),
+                value: value.chars().take(80).collect(),
+                wrong,
+            };
+            let time = || value.parse().map(UnixMs).map_err(|_| bad("not a time in milliseconds since 1970"));
+            match key {
+                NAME => {
+                    word.name = value.parse().map_err(|_| bad("not a name"))?;
+                    named = true;
+                }
+                VERSION => word.version = short_reason(value),
+                ADDRESSES => {
+                    let parts = value.split(',').filter(|part| !part.is_empty());
+                    word.addresses = parts
+                        .take(MAX_ADDRESSES)
+                        .map(|part| part.parse().map_err(|_| bad("not addresses with ports")))
+                        .collect::<Result<_, _>>()?;
+                }
+                INTERFACE => word.interface = short_reason(value),
+                STARTED => word.started = time()?,
+                DOCUMENT => word.document = short_reason(value),
+                DRAINING => word.draining = Some(time()?),
+                LEFT => word.left = true,
+                _ => {
+                    let Some(name) = key.strip_prefix(SERVICE) else { continue };
+                    let name = name.parse().map_err(|_| bad("not a service name"))?;
+                    let offer = parse_offer(value)
+                        .ok_or_else(|| bad("not \"readiness since address weight reason\""))?;
+                    if word.services.len() >= MAX_SERVICES {
+                        return Err(bad("more services than a node may offer"));
+                    }
+                    word.services.insert(name, offer);
+                }
+            }
+        }
+        if !named {
+            let wrong = "missing: the node has not said its name yet";
+            return Err(BadKey { key: NAME.to_owned(), value: String::new(), wrong });
+        }
+        Ok(word)
+    }
+}
+
+fn parse_offer(value: &str) -> Option<Offer> {
+    let mut parts = value.splitn(5, ' ');
+    let readiness = Readiness::from_word(parts.next()?)?;
+    let since = UnixMs(parts.next()?.parse().ok()?);
+    let address = parts.next()?.parse().ok()?;
+    let weight = parts.next()?.parse().ok().filter(|weight| *weight <= MAX_WEIGHT)?;
+    let reason = short_reason(parts.next().unwrap_or(""));
+    Some(Offer { address, weight, health: Health { readiness, reason, since } })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn word() -> Word {
+        Word {
+            name: "m1".parse().unwrap(),
+            version: "0.1.0".into(),
+            addresses: vec!["10.0.0.1:7646".parse().unwrap(), "[fd00::1]:7646".parse().unwrap()],
+            interface: "wg0".into(),
+            started: UnixMs(1_700_000_000_000),
+            document: "abcd1234".into(),
+            draining: Some(UnixMs(5)),
+            left: true,
+            services: BTreeMap::from([(
+                ServiceName::kube_api(),
+                Offer {
+                    address: "10.0.0.1:6443".parse().unwrap(),
+                    weight: 100,
+                    health: Health {
+                        readiness: Readiness::NotReady,
+                        reason: "500 from /readyz".into(),
+                        since: UnixMs(9),
+                    },
+                },
+            )]),
+        }
+    }
+
+    fn read(keys: &BTreeMap<String, String>) -> Result<Word, BadKey> {
+        Word::from_keys(keys.iter().map(|(key, value)| (key.as_str(), value.as_str())))
+    }
+
+    #[test]
+    fn a_word_reads_back_as_said() {
+        assert_eq!(read(&word().to_keys()).unwrap(), word());
+        assert!(word().to_keys().values().all(|value| value.is_ascii()));
+    }
+
+    #[test]
+    fn a_bad_value_is_named() {
+        let mut keys = word().to_keys();
+        keys.insert("s:kube-api".into(), "ready soon".into());
+        let error = read(&keys).unwrap_err().to_string();
+        assert!(error.contains("s:kube-api") && error.contains("ready soon"), "{error}");
+        keys.remove("s:kube-api");
+        keys.insert("future".into(), "anything".into());
+        assert!(read(&keys).is_ok(), "keys of later versions are passed over");
+        keys.remove("n");
+        assert!(read(&keys).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_keys_make_it_panic(pairs in proptest::collection::vec(("(n|v|a|i|t|doc|d|x|s:[a-z]{0,4})", ".{0,60}"), 0..12)) {
+            let _ = Word::from_keys(pairs.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+        }
+    }
+}

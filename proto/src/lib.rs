@@ -1,0 +1,39 @@
+//! The pure core of `agent`: state, decisions and wire formats.
+//!
+//! No socket, clock, task, file or randomness of its own. Time is an argument ([`time::Moment`]), random
+//! bytes are handed in, every timed thing returns its next deadline, and a decision is a value that the
+//! shell carries out. So every decision can be replayed and simulated.
+//!
+//! Each module uses only those that stand above it in this list.
+
+#![forbid(unsafe_code)]
+
+pub mod time;
+
+pub mod node;
+
+pub mod service;
+
+pub mod health;
+
+pub mod path;
+
+pub mod keys;
+
+pub mod view;
+
+pub mod backends;
+
+pub mod dial;
+
+pub mod cluster;
+
+pub mod invite;
+
+pub mod link;
+
+pub mod exchange;
+
+pub mod control;
+
+pub mod config;

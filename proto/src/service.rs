@@ -1,0 +1,277 @@
+//! What is proxied, and how a node finds out whether its own instance of it works.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// The service that exists without any configuration.
+pub const KUBE_API: &str = "kube-api";
+
+/// A service's name: as a DNS label, at most 32 characters.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceName(String);
+
+impl ServiceName {
+    /// The name of the default service.
+    pub fn kube_api() -> ServiceName {
+        ServiceName(KUBE_API.to_owned())
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl FromStr for ServiceName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ServiceName, String> {
+        let edge = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        let good = text.len() <= 32
+            && edge(text.bytes().next())
+            && edge(text.bytes().next_back())
+            && text.bytes().all(inner);
+        if good {
+            Ok(ServiceName(text.to_owned()))
+        } else {
+            let text: String = text.chars().take(40).collect();
+            Err(format!("\"{text}\" is not a service name: 1 to 32 characters, a to z, 0 to 9 and -"))
+        }
+    }
+}
+
+impl Serialize for ServiceName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for ServiceName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ServiceName, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// How new connections are spread over backends of the same rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Balance {
+    /// Fewest connections for its weight; the default, since connections to an apiserver live long.
+    #[default]
+    LeastConnections,
+    /// Each in turn, as often as its weight says.
+    RoundRobin,
+}
+
+impl Balance {
+    /// Every balance, for messages and completions.
+    pub const ALL: [Balance; 2] = [Balance::LeastConnections, Balance::RoundRobin];
+}
+
+impl fmt::Display for Balance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Balance::LeastConnections => "least-connections",
+            Balance::RoundRobin => "round-robin",
+        })
+    }
+}
+
+/// The HTTP status codes that a check takes for "ready": ranges, both ends included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expect(pub Vec<(u16, u16)>);
+
+impl Expect {
+    /// Whether `status` is among them.
+    pub fn holds(&self, status: u16) -> bool {
+        self.0.iter().any(|(low, high)| (*low..=*high).contains(&status))
+    }
+}
+
+impl Default for Expect {
+    fn default() -> Expect {
+        Expect(vec![(200, 200)])
+    }
+}
+
+impl fmt::Display for Expect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, (low, high)) in self.0.iter().enumerate() {
+            let comma = if i == 0 { "" } else { "," };
+            if low == high { write!(f, "{comma}{low}")? } else { write!(f, "{comma}{low}-{high}")? }
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Expect {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Expect, String> {
+        let code = |part: &str| part.trim().parse::<u16>().ok().filter(|code| (100..=599).contains(code));
+        text.split(',')
+            .map(|part| {
+                let (low, high) = part.split_once('-').unwrap_or((part, part));
+                match (code(low), code(high)) {
+                    (Some(low), Some(high)) if low <= high => Ok((low, high)),
+                    _ => Err(format!("\"{text}\" is not a list of HTTP status codes, as 200 or 200-299,401")),
+                }
+            })
+            .collect::<Result<Vec<_>, _>>()
+            .map(Expect)
+    }
+}
+
+/// What a check does once connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CheckKind {
+    /// Nothing more: a TCP connection is enough.
+    Tcp,
+    /// An HTTP/1.1 GET.
+    Http(HttpCheck),
+    /// The same over TLS.
+    Https(HttpCheck, TlsCheck),
+}
+
+impl CheckKind {
+    /// The word that configuration uses for it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            CheckKind::Tcp => "tcp",
+            CheckKind::Http(_) => "http",
+            CheckKind::Https(..) => "https",
+        }
+    }
+}
+
+/// The HTTP part of a check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpCheck {
+    /// Path asked for, beginning with `/`.
+    pub path: String,
+    /// Status codes that mean ready. 401 and 403 mean alive and 5xx not ready, unless they stand here.
+    pub expect: Expect,
+}
+
+/// The TLS part of a check. All paths are re-read when the files change, since Kubernetes rotates them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TlsCheck {
+    /// Name that the certificate must carry; none: `kubernetes` for the default service where a CA is
+    /// known.
+    pub server_name: Option<String>,
+    /// PEM file of the CA; none: where k3s, RKE2 and kubeadm keep theirs; when there is none either, the
+    /// certificate is not verified.
+    pub ca_file: Option<String>,
+    /// PEM file of the client certificate; none: found likewise.
+    pub cert_file: Option<String>,
+    /// PEM file of its key; none: the certificate's file holds both.
+    pub key_file: Option<String>,
+    /// Look for Kubernetes' credentials and CA when none are configured.
+    pub discover: bool,
+}
+
+/// How a node checks its own instance of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// What is done once connected.
+    pub kind: CheckKind,
+    /// Address and port that are checked and offered to others; none: the node's own mesh address and
+    /// [`Service::port`].
+    pub address: Option<SocketAddr>,
+    /// Time between two checks.
+    pub interval: Duration,
+    /// Longest time that one check may take.
+    pub timeout: Duration,
+    /// Good checks in a row that it takes to become ready.
+    pub rise: u32,
+    /// Failed checks in a row that it takes to be down.
+    pub fall: u32,
+}
+
+/// A service: a listener on this node, and backends on every node where the service's check succeeds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Its name, the same on every node.
+    pub name: ServiceName,
+    /// Where this node's proxy listens; empty: this node only offers a backend.
+    pub listen: Vec<SocketAddr>,
+    /// The backend's port.
+    pub port: u16,
+    /// How this node's own instance is checked.
+    pub check: Check,
+    /// How connections are spread.
+    pub balance: Balance,
+    /// This node's share among equals, 0 to 256; 0: no new connections while another is good.
+    pub weight: u16,
+    /// Most connections that this node's listener holds at once.
+    pub maxconn: u32,
+}
+
+/// Largest weight, as in haproxy.
+pub const MAX_WEIGHT: u16 = 256;
+
+impl Service {
+    /// The default service, as it is without configuration.
+    pub fn kube_api() -> Service {
+        Service {
+            name: ServiceName::kube_api(),
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 16443))],
+            port: 6443,
+            check: Check {
+                kind: CheckKind::Https(
+                    HttpCheck { path: "/readyz".to_owned(), expect: Expect::default() },
+                    TlsCheck { discover: true, ..TlsCheck::default() },
+                ),
+                ..Check::default()
+            },
+            balance: Balance::default(),
+            weight: 100,
+            maxconn: DEFAULT_MAXCONN,
+        }
+    }
+}
+
+/// Default of [`Service::maxconn`]: above what a node's kubelet, pods and users open, below what would
+/// take the descriptors of other services.
+pub const DEFAULT_MAXCONN: u32 = 10_000;
+
+impl Default for Check {
+    fn default() -> Check {
+        Check {
+            kind: CheckKind::Tcp,
+            address: None,
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(3),
+            rise: 2,
+            fall: 3,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expected_codes_read_back_as_written() {
+        for text in ["200", "200-299", "200,401,500-504"] {
+            assert_eq!(text.parse::<Expect>().unwrap().to_string(), text);
+        }
+        for text in ["", "99", "600", "300-200", "ok", "200,,201"] {
+            assert!(text.parse::<Expect>().is_err(), "{text}");
+        }
+        let expect: Expect = "200-299,401".parse().unwrap();
+        assert!(expect.holds(204) && expect.holds(401) && !expect.holds(403));
+    }
+}

@@ -1,0 +1,111 @@
+//! Time as the core sees it: handed in, never asked for.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// A point on a node's own monotonic clock, in milliseconds from an origin that never moves while the
+/// process lives. Never sent to another node: two nodes' moments can't be compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Moment(u64);
+
+impl Moment {
+    /// The origin.
+    pub const ZERO: Moment = Moment(0);
+
+    /// The moment `ms` milliseconds after the origin.
+    pub const fn from_millis(ms: u64) -> Moment {
+        Moment(ms)
+    }
+
+    /// Milliseconds since the origin.
+    pub const fn as_millis(self) -> u64 {
+        self.0
+    }
+
+    /// The moment `wait` later; saturates.
+    #[must_use]
+    pub fn after(self, wait: Duration) -> Moment {
+        Moment(self.0.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    /// How long ago `earlier` was; zero when it lies ahead.
+    pub fn since(self, earlier: Moment) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// Wall-clock time in milliseconds since 1970, for people and for documents. No decision that concerns
+/// liveness uses it, since nodes' wall clocks may differ or jump.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct UnixMs(pub u64);
+
+impl UnixMs {
+    /// The time `wait` later; saturates.
+    #[must_use]
+    pub fn after(self, wait: Duration) -> UnixMs {
+        UnixMs(self.0.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)))
+    }
+}
+
+/// The shortest exact form of a duration in words of a person: `90s`, `15m`, `2h`, `1d`, `250ms`.
+pub fn human(duration: Duration) -> String {
+    let ms = duration.as_millis();
+    match ms {
+        0..1_000 => format!("{ms}ms"),
+        _ if ms < 120_000 => format!("{}s", ms / 1_000),
+        _ if ms < 7_200_000 => format!("{}m", ms / 60_000),
+        _ if ms < 172_800_000 => format!("{}h", ms / 3_600_000),
+        _ => format!("{}d", ms / 86_400_000),
+    }
+}
+
+/// Reads a duration as people write it: a whole number and one of `ms`, `s`, `m`, `h`, `d`.
+///
+/// # Errors
+/// A sentence that says what is wrong and what would be right.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let ms_each: u64 = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => {
+            return Err(format!("\"{text}\" is not a duration: write a number and ms, s, m, h or d, as 15m"));
+        }
+    };
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("\"{text}\" is not a duration: write a number and ms, s, m, h or d, as 15m"))?;
+    number
+        .checked_mul(ms_each)
+        .filter(|ms| *ms <= 366 * 86_400_000)
+        .map(Duration::from_millis)
+        .ok_or_else(|| format!("\"{text}\" is longer than a year, the longest duration"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_back_as_written() {
+        for text in ["250ms", "90s", "15m", "2h", "3d"] {
+            assert_eq!(human(parse_duration(text).unwrap()), text);
+        }
+        for text in ["", "5", "m", "-5m", "5 m", "1.5h", "400d", "99999999999999999999s"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn moments_saturate_instead_of_wrapping() {
+        let late = Moment::from_millis(u64::MAX);
+        assert_eq!(late.after(Duration::from_secs(1)), late);
+        assert_eq!(Moment::ZERO.since(late), Duration::ZERO);
+    }
+}
