@@ -1,7 +1,11 @@
 //! `agent`: highly available Kubernetes masters without a load balancer.
 
+mod gossip;
 mod lifecycle;
-#[allow(dead_code, unused_imports)] // until the app composes it
+mod link;
+mod membership;
 mod proxy;
+mod reach;
+mod state;
 
 fn main() {}
