@@ -91,6 +91,25 @@ pub struct Status {
     pub problems: Vec<String>,
 }
 
+impl Status {
+    /// What serves here, in words, and whether anything does: each listener with the nodes behind it.
+    pub fn serving(&self) -> (bool, String) {
+        let mut serves = false;
+        let lines: Vec<String> = self
+            .services
+            .iter()
+            .map(|service| {
+                let good = service.backends.iter().filter(|backend| backend.state.is_good());
+                let names: Vec<&str> = good.map(|backend| backend.node.as_str()).collect();
+                serves |= !names.is_empty();
+                let names = if names.is_empty() { "no master yet".to_owned() } else { names.join(", ") };
+                format!("{} -> {names}", service.listen.join(", "))
+            })
+            .collect();
+        (serves, lines.join("; "))
+    }
+}
+
 /// The cluster, as this node knows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClusterStatus {
