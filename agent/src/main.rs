@@ -1,7 +1,11 @@
 //! `agent`: highly available Kubernetes masters without a load balancer.
 
 mod lifecycle;
+#[allow(dead_code, unused_imports)]
+mod net;
 #[allow(dead_code)]
 mod state;
+#[cfg(test)]
+mod testing;
 
 fn main() {}
