@@ -1,5 +1,7 @@
 //! `agent`: highly available Kubernetes masters without a load balancer.
 
+#[allow(dead_code)]
+mod check;
 mod lifecycle;
 
 fn main() {}
