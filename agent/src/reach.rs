@@ -34,7 +34,6 @@ pub(crate) struct Inputs {
     pub(crate) view: watch::Receiver<Arc<View>>,
     pub(crate) reports: mpsc::Receiver<Report>,
     pub(crate) probes: mpsc::Sender<Report>,
-    pub(crate) serving: Serving,
     /// Who is a member: removed nodes are no backends, whatever old lists say.
     pub(crate) is_member: Arc<dyn Fn(&NodeId) -> bool + Send + Sync>,
 }

@@ -42,6 +42,9 @@ const PHI: f64 = 8.0;
 /// incarnations would fill the digest.
 const GRACE: Duration = Duration::from_secs(15 * 60);
 
+/// A member whose own datagram came within this time is heard, whatever chitchat's statistics say.
+const DIRECT: Duration = Duration::from_secs(3);
+
 /// Time between two looks at chitchat's state when it does not report a change.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -259,7 +262,12 @@ impl Gossip {
         let names: BTreeMap<String, NodeId> =
             document.members().map(|(id, _)| (chitchat_name(id), *id)).collect();
         let own = self.link.own();
-        let view = handle.with_chitchat(|chitchat| make_view(chitchat, &names, own, &previous)).await;
+        // chitchat needs several rounds before it calls a newcomer alive; a datagram of its own says so at once.
+        let now = self.life.now();
+        let direct = |id: &NodeId| {
+            *id == own || self.link.last_heard(id).is_some_and(|at| now.since(at) < DIRECT)
+        };
+        let view = handle.with_chitchat(|chitchat| make_view(chitchat, &names, &direct, &previous)).await;
         for member in view.members.values() {
             if member.id != own {
                 self.link.book.heard(member.id, member.addresses(), member.heard);
@@ -280,7 +288,7 @@ impl Gossip {
 fn make_view(
     chitchat: &mut Chitchat,
     names: &BTreeMap<String, NodeId>,
-    own: NodeId,
+    direct: &dyn Fn(&NodeId) -> bool,
     previous: &View,
 ) -> View {
     let alive: std::collections::BTreeSet<ChitchatId> = chitchat.live_nodes().cloned().collect();
@@ -292,7 +300,7 @@ fn make_view(
             Some(Heard {
                 id,
                 generation: chitchat_id.generation_id,
-                alive: id == own || alive.contains(chitchat_id),
+                alive: alive.contains(chitchat_id) || direct(&id),
                 keys: state.key_values().collect(),
             })
         })

@@ -28,6 +28,7 @@ use proto::cluster::Document;
 use proto::exchange::{FromMember, ToMember};
 use proto::link::{KeyRing, Sessions};
 use proto::node::{NodeId, PublicKey};
+use proto::time::Moment;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -107,6 +108,8 @@ pub(crate) struct Link {
     sealer: Mutex<Option<seal::Sealer>>,
     sessions: Mutex<Sessions>,
     knocks: Mutex<BTreeMap<u64, oneshot::Sender<()>>>,
+    /// When the last fresh datagram of each peer came.
+    heard: Mutex<BTreeMap<NodeId, Moment>>,
     udp: UdpSocket,
     outlets: Outlets,
     large: dial::LargeSenders,
@@ -137,6 +140,7 @@ impl Link {
             sealer: Mutex::new(None),
             sessions: Mutex::new(Sessions::default()),
             knocks: Mutex::new(BTreeMap::new()),
+            heard: Mutex::new(BTreeMap::new()),
             udp,
             outlets: Outlets { gossip, members, joining, proven, unknown_key },
             large: dial::LargeSenders::default(),
@@ -161,11 +165,21 @@ impl Link {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn heard(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, Moment>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When this peer was last heard itself, by a fresh datagram.
+    pub(crate) fn last_heard(&self, peer: &NodeId) -> Option<Moment> {
+        self.heard().get(peer).copied()
+    }
+
     /// Forgets what is known of nodes that are not members any more.
     pub(crate) fn forget_strangers(&self) {
         let document = self.trust.borrow().document.clone();
         self.sessions().retain(|id| document.member(id).is_some());
         self.book.retain(|id| document.member(id).is_some());
+        self.heard().retain(|id, _| document.member(id).is_some());
     }
 }
 

@@ -111,6 +111,7 @@ impl Link {
                 }
                 if self.sessions().echoed(header, *number) {
                     self.book.seen(header.sender, from);
+                    self.heard().insert(header.sender, life.now());
                     let _ = self.outlets.proven.try_send(header.sender);
                 }
                 return;
@@ -121,6 +122,7 @@ impl Link {
         match verdict {
             Verdict::Fresh => {
                 self.book.seen(header.sender, from);
+                self.heard().insert(header.sender, life.now());
                 let _ = self.outlets.gossip.try_send((header.sender, message.to_vec()));
             }
             Verdict::Challenge(number) => {

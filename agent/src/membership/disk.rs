@@ -12,7 +12,7 @@ use proto::link::KeyRing;
 use proto::node::Name;
 use proto::service::ServiceName;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::link::random;
 use crate::link::tls::Identity;
@@ -228,6 +228,10 @@ impl Disk {
 
     /// Forgets everything: this node is no member any more.
     pub(crate) fn wipe(&self) {
-        self.store.remove_all();
+        match self.store.remove_all() {
+            Ok(left) if left.is_empty() => {}
+            Ok(left) => warn!(?left, "files in the state directory that are not the agent's were left"),
+            Err(error) => error!("the state could not be deleted: {error}"),
+        }
     }
 }

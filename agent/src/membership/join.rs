@@ -28,8 +28,16 @@ pub(crate) enum JoinError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The conversation broke.
-    #[error("the member ended the conversation: {0}; run agent join again")]
+    #[error("the member ended the conversation{}; run agent join again", why(.0))]
     Broken(io::Error),
+}
+
+/// Why a conversation broke, where there is more to say than that.
+fn why(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => ": its agent was stopped".to_owned(),
+        _ => format!(": {error}"),
+    }
 }
 
 fn list(addresses: &[SocketAddr]) -> String {

@@ -60,7 +60,7 @@ impl Keeper {
             tokio::select! {
                 command = commands.recv() => match command {
                     Some(Command::Exchanged) => spread.ended(self.life.now()),
-                    Some(Command::UnknownKey(_)) => spread.hurry(),
+                    Some(Command::UnknownKey) => spread.hurry(),
                     Some(command) => self.carry_out(command),
                     None => return,
                 },
@@ -92,7 +92,7 @@ impl Keeper {
                 let _ = reply.send(admission);
             }
             Command::Merge(copy) => self.merge(&copy),
-            Command::Exchanged | Command::UnknownKey(_) => {}
+            Command::Exchanged | Command::UnknownKey => {}
         }
     }
 

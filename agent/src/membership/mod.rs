@@ -18,7 +18,7 @@ use std::sync::Arc;
 use proto::control::{Request, Response};
 use proto::exchange::{Copy, Welcome};
 use proto::invite::{Proof, Refusal};
-use proto::node::{Name, NodeId, PublicKey};
+use proto::node::{Name, PublicKey};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::link::{Incoming, Trust};
@@ -36,7 +36,7 @@ pub(crate) enum Command {
     /// An exchange has ended.
     Exchanged,
     /// A peer seals with a key that is not held.
-    UnknownKey(NodeId),
+    UnknownKey,
 }
 
 /// A node that wants to join, as its connection shows it.

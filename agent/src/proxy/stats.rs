@@ -7,6 +7,7 @@ use proto::node::NodeId;
 
 /// A service as this node's proxy sees it now.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Default)]
 pub(crate) struct ServiceStats {
     /// Each listener's address, and why it does not listen when it does not.
     pub(crate) listens: Vec<(SocketAddr, Option<String>)>,
