@@ -45,8 +45,9 @@ const GRACE: Duration = Duration::from_secs(15 * 60);
 /// A member whose own datagram came within this time is heard, whatever chitchat's statistics say.
 const DIRECT: Duration = Duration::from_secs(3);
 
-/// Time between two looks at chitchat's state when it does not report a change.
-const LOOK: Duration = Duration::from_secs(1);
+/// Time between two looks at chitchat's state: it reports changes only once a round, and whoever has just
+/// joined should not wait for that. For each member a millisecond more, so that a look never costs much.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// What gossip works with.
 pub(crate) struct Inputs {
@@ -202,7 +203,8 @@ impl Gossip {
 
     async fn follow(&mut self, handle: &ChitchatHandle, started_with: usize) -> Ended {
         let mut live = handle.with_chitchat(|chitchat| chitchat.live_nodes_watcher()).await;
-        let mut look = tokio::time::interval(LOOK);
+        let members = u32::try_from(started_with).unwrap_or(u32::MAX);
+        let mut look = tokio::time::interval(LOOK + Duration::from_millis(1).saturating_mul(members));
         let failed = handle.termination_watcher();
         tokio::pin!(failed);
         loop {
