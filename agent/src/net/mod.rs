@@ -8,7 +8,7 @@ mod fallback;
 mod kernel;
 mod own;
 mod pick;
-//R mod resolve;
+mod resolve;
 
 use std::io;
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ use std::net::IpAddr;
 pub(crate) use kernel::{Route, interfaces, route_to};
 pub(crate) use own::watch_own;
 pub(crate) use pick::{PickError, Picked, pick_for_init, pick_for_seed};
-//R pub(crate) use resolve::{ResolveError, resolve};
+pub(crate) use resolve::{ResolveError, resolve};
 
 /// An address on an interface, ready for use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
