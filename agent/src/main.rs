@@ -7,5 +7,7 @@ mod net;
 mod state;
 #[cfg(test)]
 mod testing;
+#[allow(dead_code)]
+mod watchdog;
 
 fn main() {}
