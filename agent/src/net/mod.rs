@@ -16,7 +16,7 @@ use std::net::IpAddr;
 pub(crate) use kernel::{Route, interfaces, route_to};
 pub(crate) use own::watch_own;
 pub(crate) use pick::{PickError, Picked, pick_for_init, pick_for_seed};
-pub(crate) use resolve::resolve;
+pub(crate) use resolve::{ResolveError, resolve};
 
 /// An address on an interface, ready for use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
