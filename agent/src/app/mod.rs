@@ -197,6 +197,7 @@ async fn start(
         descriptors,
     });
     serve_control(listener, running.clone(), life);
+    tell_systemd(running.clone(), life);
     info!(node = %running.node.name, cluster = %running.membership.trust.borrow().document.name, "agent runs");
     Ok((running, services_in))
 }
@@ -234,6 +235,21 @@ fn save_serving(disk: Arc<Disk>, mut serving: watch::Receiver<Arc<reach::Serving
             }
             let list = serving.borrow_and_update().clone();
             disk.save_serving(&list);
+        }
+    });
+}
+
+/// Keeps `systemctl status` up to date with what serves.
+fn tell_systemd(running: Arc<Running>, life: &Life) {
+    let over = life.over.clone();
+    life.spawn(async move {
+        let mut table = running.table.clone();
+        loop {
+            watchdog::status(&status::of(&running).serving().1);
+            tokio::select! {
+                changed = table.changed() => if changed.is_err() { return },
+                () = over.cancelled() => return,
+            }
         }
     });
 }

@@ -15,8 +15,8 @@ use std::net::IpAddr;
 
 pub(crate) use kernel::{Route, interfaces, route_to};
 pub(crate) use own::watch_own;
-pub(crate) use pick::{PickError, Picked, pick_for_init, pick_for_seed};
-pub(crate) use resolve::{ResolveError, resolve};
+pub(crate) use pick::{Picked, pick_for_init, pick_for_seed};
+pub(crate) use resolve::resolve;
 
 /// An address on an interface, ready for use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
