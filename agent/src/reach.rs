@@ -56,7 +56,10 @@ pub(crate) fn first_table(services: &[Service], serving: &Serving) -> Table {
     services
         .iter()
         .map(|service| {
-            (service.name.clone(), backends(&service.name, &view, &paths, last(serving, &service.name), |_| true))
+            (
+                service.name.clone(),
+                backends(&service.name, &view, &paths, last(serving, &service.name), |_| true),
+            )
         })
         .collect()
 }
@@ -129,8 +132,7 @@ impl Keeper {
                 continue;
             }
             path.probe_started(now);
-            let backend =
-                table.get(service).and_then(|all| all.iter().find(|backend| backend.node == *node));
+            let backend = table.get(service).and_then(|all| all.iter().find(|backend| backend.node == *node));
             let Some(address) = backend.map(|backend| backend.address) else { continue };
             let (node, service, probes) = (*node, service.clone(), self.inputs.probes.clone());
             self.life.spawn(async move {

@@ -146,6 +146,33 @@ pub struct NodeStatus {
     pub started_unix_ms: UnixMs,
     /// Set when this node was removed from the cluster.
     pub removed: bool,
+    /// Most files and connections that the process may have open.
+    pub descriptors: u64,
+    /// What was counted on the link.
+    pub link: LinkStatus,
+}
+
+/// What was counted on the link since the start. Bytes are payload of UDP, seal included, and of TLS.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// Bytes sent.
+    pub sent_bytes: u64,
+    /// Bytes received.
+    pub received_bytes: u64,
+    /// Datagrams sent.
+    pub sent_datagrams: u64,
+    /// Datagrams received, those refused included.
+    pub received_datagrams: u64,
+    /// Datagrams refused: not of a member, or no datagram of ours at all.
+    pub refused_stranger: u64,
+    /// Datagrams refused: sealed with a key that is not held.
+    pub refused_key: u64,
+    /// Datagrams refused: the seal does not hold.
+    pub refused_seal: u64,
+    /// Datagrams refused: seen before.
+    pub refused_replay: u64,
+    /// Datagrams refused: the sender had not proven its start yet.
+    pub refused_unproven: u64,
 }
 
 /// One service, as this node's proxy sees it.

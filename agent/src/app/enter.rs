@@ -114,7 +114,10 @@ pub(crate) async fn init(wish: &Wish, cluster: Option<Name>, report: Report<'_>)
 pub(crate) async fn join(wish: &Wish, seed: &str, report: Report<'_>) -> anyhow::Result<Entered> {
     let invite = if seed.trim().starts_with(invite::PREFIX) {
         Some(seed.parse::<Invite>().map_err(|error| {
-            crate::cli::exit::Failure::new(crate::cli::exit::DATA, format!("this invite can't be used: {error}"))
+            crate::cli::exit::Failure::new(
+                crate::cli::exit::DATA,
+                format!("this invite can't be used: {error}"),
+            )
         })?)
     } else {
         None
@@ -147,8 +150,7 @@ pub(crate) async fn join(wish: &Wish, seed: &str, report: Report<'_>) -> anyhow:
     let welcome = member
         .ask(name.clone(), invite.as_ref(), vec![own], |code, time| {
             let minutes = time.as_secs() / 60;
-            let text =
-                format!("waiting {minutes} minutes for a member to run: agent approve {code}");
+            let text = format!("waiting {minutes} minutes for a member to run: agent approve {code}");
             report("approval", true, &text);
         })
         .await?;
@@ -206,9 +208,9 @@ async fn rejoin(
         // A member is welcomed at once; whoever has to wait here belongs to another cluster.
         let wait = |_: &str, _: Duration| {};
         let ask = peer.ask(member.node.name.clone(), invite, own, wait);
-        tokio::time::timeout(Duration::from_secs(10), ask)
-            .await
-            .unwrap_or_else(|_| Err(JoinError::Broken(std::io::Error::other("it is no member of this cluster"))))
+        tokio::time::timeout(Duration::from_secs(10), ask).await.unwrap_or_else(|_| {
+            Err(JoinError::Broken(std::io::Error::other("it is no member of this cluster")))
+        })
     };
     match asked.await {
         Ok(welcome) => match member.document.merge(&welcome.copy.document) {
@@ -241,7 +243,9 @@ async fn dialled_back(config: &Config, member: &Member, peer: &mut Reached, repo
             Ok((tcp, udp)) => {
                 for (protocol, problem) in [("tcp", tcp), ("udp", udp)] {
                     match problem {
-                        None => report(protocol, true, &format!("port {port} is reached from {}", peer.at.ip())),
+                        None => {
+                            report(protocol, true, &format!("port {port} is reached from {}", peer.at.ip()))
+                        }
                         Some(problem) => {
                             let text = format!(
                                 "port {port} is not reached from {}: {problem}; open it in the firewall for {protocol}",
@@ -260,10 +264,7 @@ async fn dialled_back(config: &Config, member: &Member, peer: &mut Reached, repo
 }
 
 fn listen(config: &Config, member: &Member, life: &Life) -> anyhow::Result<Arc<Link>> {
-    let trust = Trust {
-        document: Arc::new(member.document.clone()),
-        ring: Arc::new(member.ring.clone()),
-    };
+    let trust = Trust { document: Arc::new(member.document.clone()), ring: Arc::new(member.ring.clone()) };
     // The sender may go: readers keep its last value.
     let (_, trust) = watch::channel(Arc::new(trust));
     let (link, _, tcp) = Link::bind(config.bind, member.node.port, member.identity.clone(), trust)?;

@@ -96,21 +96,17 @@ async fn start(
     // Clients first: everything else can wait for milliseconds.
     let descriptors = proxy::raise_descriptor_limit();
     let listeners = Listeners::bind(&config.services);
-    let (table_in, table) =
-        watch::channel(Arc::new(reach::first_table(&config.services, &member.serving)));
+    let (table_in, table) = watch::channel(Arc::new(reach::first_table(&config.services, &member.serving)));
     let (reports_in, reports) = mpsc::channel(reach::REPORTS);
     let own = member.identity.id;
     let proxy = Proxy::start(listeners, own, table.clone(), reports_in.clone(), life);
 
     let (services_in, services) = watch::channel(Arc::new(config.services.clone()));
-    let trust = Trust {
-        document: Arc::new(member.document.clone()),
-        ring: Arc::new(member.ring.clone()),
-    };
+    let trust = Trust { document: Arc::new(member.document.clone()), ring: Arc::new(member.ring.clone()) };
     let (trust_in, trust) = watch::channel(Arc::new(trust));
     let port = member.node.port;
-    let (link, inbox, tcp) =
-        Link::bind(config.bind, port, member.identity.clone(), trust.clone()).with_context(|| {
+    let (link, inbox, tcp) = Link::bind(config.bind, port, member.identity.clone(), trust.clone())
+        .with_context(|| {
             format!("port {port} can't be bound; is another agent running? see: ss -lnptu 'sport = {port}'")
         })?;
     for (id, addresses) in &member.peers {
@@ -303,7 +299,8 @@ async fn stop(running: &Running, life: &Life) {
     life.stopping.cancel();
     tokio::time::sleep(GOODBYE).await;
     let drained = async {
-        let open = || running.proxy.stats().values().map(|service| u64::from(service.connections)).sum::<u64>();
+        let open =
+            || running.proxy.stats().values().map(|service| u64::from(service.connections)).sum::<u64>();
         while open() > 0 {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

@@ -1,9 +1,11 @@
 //! Everything that a person asks of a node, from one look at every part.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use proto::backends::{Backend, State};
 use proto::cluster::{Admitted, Document};
 use proto::control::{
-    BackendStatus, ClusterStatus, MemberState, MemberStatus, NodeStatus, ServiceStatus, Status,
+    BackendStatus, ClusterStatus, LinkStatus, MemberState, MemberStatus, NodeStatus, ServiceStatus, Status,
 };
 use proto::node::{NodeId, Role};
 use proto::service::{Service, ServiceName};
@@ -11,6 +13,7 @@ use proto::view::View;
 
 use super::Running;
 use crate::lifecycle::wall;
+use crate::link::Counters;
 use crate::proxy::ServiceStats;
 
 fn milliseconds(rtt: std::time::Duration) -> f64 {
@@ -55,6 +58,8 @@ pub(super) fn of(running: &Running) -> Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_unix_ms: running.started,
             removed: document.member(&own).is_none(),
+            descriptors: running.descriptors,
+            link: link_status(&running.link.counters),
         },
         services: services
             .iter()
@@ -72,6 +77,21 @@ pub(super) fn of(running: &Running) -> Status {
             .collect(),
         vips: Vec::new(),
         problems: problems(running, document, &view),
+    }
+}
+
+fn link_status(counters: &Counters) -> LinkStatus {
+    let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    LinkStatus {
+        sent_bytes: get(&counters.sent_bytes),
+        received_bytes: get(&counters.received_bytes),
+        sent_datagrams: get(&counters.sent_datagrams),
+        received_datagrams: get(&counters.received_datagrams),
+        refused_stranger: get(&counters.refused_stranger),
+        refused_key: get(&counters.refused_key),
+        refused_seal: get(&counters.refused_seal),
+        refused_replay: get(&counters.refused_replay),
+        refused_unproven: get(&counters.refused_unproven),
     }
 }
 

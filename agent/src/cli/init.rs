@@ -45,12 +45,8 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) async fn run(args: Args, settings: Settings) -> anyhow::Result<ExitCode> {
-    let wish = Wish {
-        config: settings.config.clone(),
-        name: args.name,
-        address: args.addr,
-        interface: args.iface,
-    };
+    let wish =
+        Wish { config: settings.config.clone(), name: args.name, address: args.addr, interface: args.iface };
     let steps = Steps::new(args.json);
     if let Some(running) = steps::already_runs(&settings).await? {
         steps.step("cluster", true, &format!("already a member of \"{}\"", running.cluster.name));
@@ -60,6 +56,7 @@ pub(crate) async fn run(args: Args, settings: Settings) -> anyhow::Result<ExitCo
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let entered = enter::init(&wish, args.cluster, &mut |step, ok, detail| steps.step(step, ok, detail)).await?;
+    let entered =
+        enter::init(&wish, args.cluster, &mut |step, ok, detail| steps.step(step, ok, detail)).await?;
     steps::go_on(entered, settings, steps, args.foreground).await
 }

@@ -51,18 +51,18 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) async fn run(args: Args, settings: Settings) -> anyhow::Result<ExitCode> {
-    let wish = Wish {
-        config: settings.config.clone(),
-        name: args.name,
-        address: args.addr,
-        interface: args.iface,
-    };
+    let wish =
+        Wish { config: settings.config.clone(), name: args.name, address: args.addr, interface: args.iface };
     let steps = Steps::new(args.json);
     if let Some(running) = steps::already_runs(&settings).await? {
         if running.node.removed {
             return Err(Refusal::Removed.into());
         }
-        steps.step("cluster", true, &format!("already a member of \"{}\", and running", running.cluster.name));
+        steps.step(
+            "cluster",
+            true,
+            &format!("already a member of \"{}\", and running", running.cluster.name),
+        );
         let (ok, text) = running.serving();
         steps.step("serves", ok, &text);
         return Ok(ExitCode::SUCCESS);

@@ -114,7 +114,10 @@ async fn wait_for(settings: &Settings) -> anyhow::Result<Status> {
             Ok(Response::Status(status)) if late || status.serving().0 => return Ok(*status),
             Err(error) if late => {
                 let text = format!("the service was started and does not answer: {error}");
-                return Err(exit::Failure::new(exit::UNAVAILABLE, format!("{text}; see: journalctl -u agent")));
+                return Err(exit::Failure::new(
+                    exit::UNAVAILABLE,
+                    format!("{text}; see: journalctl -u agent"),
+                ));
             }
             _ => tokio::time::sleep(Duration::from_millis(50)).await,
         }

@@ -266,9 +266,8 @@ impl Gossip {
         let own = self.link.own();
         // chitchat needs several rounds before it calls a newcomer alive; a datagram of its own says so at once.
         let now = self.life.now();
-        let direct = |id: &NodeId| {
-            *id == own || self.link.last_heard(id).is_some_and(|at| now.since(at) < DIRECT)
-        };
+        let direct =
+            |id: &NodeId| *id == own || self.link.last_heard(id).is_some_and(|at| now.since(at) < DIRECT);
         let view = handle.with_chitchat(|chitchat| make_view(chitchat, &names, &direct, &previous)).await;
         for member in view.members.values() {
             if member.id != own {
@@ -316,8 +315,11 @@ fn log_changes(previous: &View, view: &View, own: NodeId) {
         match previous.members.get(id) {
             None if member.heard => info!(node = %name, "member is up"),
             Some(before) if before.word.left != member.word.left => {
-                if member.word.left { info!(node = %name, "member has stopped") }
-                else { info!(node = %name, "member is up") }
+                if member.word.left {
+                    info!(node = %name, "member has stopped")
+                } else {
+                    info!(node = %name, "member is up")
+                }
             }
             Some(before) if before.heard && !member.heard && !member.word.left => {
                 warn!(node = %name, "member is not heard any more");

@@ -5,9 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::exchange::{
-    ALPN_JOIN, ALPN_MEMBER, FromMember, MAX_FRAME, MAX_JOIN_FRAME, ToMember,
-};
+use proto::exchange::{ALPN_JOIN, ALPN_MEMBER, FromMember, MAX_FRAME, MAX_JOIN_FRAME, ToMember};
 use proto::node::PublicKey;
 use rustls::ServerConfig;
 use socket2::{Protocol, Type};

@@ -10,8 +10,8 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info};
 
 use super::{Admission, Applicant, Command};
-use crate::link::{Joining, Link, frames};
 use crate::lifecycle::Life;
+use crate::link::{Joining, Link, frames};
 
 /// Time for each message of the joining node.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -170,11 +170,7 @@ impl Disk {
             LoadError::Lost(problem.unwrap_or_else(|| format!("the {what} file is missing")))
         };
         let Some(document) = self.document()? else {
-            return if self.problems().is_empty() {
-                Err(LoadError::NotMember)
-            } else {
-                Err(lost(CLUSTER))
-            };
+            return if self.problems().is_empty() { Err(LoadError::NotMember) } else { Err(lost(CLUSTER)) };
         };
         document.check().map_err(|error| LoadError::Lost(format!("the cluster file is bad: {error}")))?;
         Ok(Member {

@@ -19,7 +19,10 @@ const ANSWER: Duration = Duration::from_secs(15);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JoinError {
     /// Nobody answered.
-    #[error("no answer from {}: {source}; is the agent running there, and is port {port} open for TCP?", list(addresses))]
+    #[error(
+        "no answer from {}: {source}; is the agent running there, and is port {port} open for TCP?",
+        list(addresses)
+    )]
     Unreachable { addresses: Vec<SocketAddr>, port: u16, source: io::Error },
     /// Someone else answered.
     #[error("the node at {} has another key than the invite names: it was set up anew, or someone is in between; make a new invite on a member that you trust", list(.0))]
@@ -97,8 +100,7 @@ impl Reached {
         addresses: Vec<SocketAddr>,
         waits: impl FnOnce(&str, Duration),
     ) -> Result<Box<Welcome>, JoinError> {
-        let proof =
-            invite.map(|invite| Proof::make(invite.id, &invite.secret, &self.session, &self.own));
+        let proof = invite.map(|invite| Proof::make(invite.id, &invite.secret, &self.session, &self.own));
         let join = FromJoining::Join { name, proof, addresses };
         frames::send(&mut self.stream, &join).await.map_err(JoinError::Broken)?;
         let mut answer = self.receive(ANSWER).await?;

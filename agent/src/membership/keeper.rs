@@ -19,8 +19,8 @@ use tracing::{info, warn};
 use super::disk::{Disk, Serving};
 use super::spread::Spread;
 use super::{Admission, Applicant, Command};
-use crate::link::{Incoming, Link, Trust, random};
 use crate::lifecycle::{Life, wall};
+use crate::link::{Incoming, Link, Trust, random};
 
 /// How often the keeper looks after retired keys, differing copies and silence.
 const TICK: Duration = Duration::from_secs(1);
@@ -116,11 +116,7 @@ impl Keeper {
 
     /// This node's copy of what all must know.
     fn copy(&self) -> Copy {
-        Copy {
-            document: self.document.clone(),
-            keys: self.ring.keys().to_vec(),
-            addresses: self.addresses(),
-        }
+        Copy { document: self.document.clone(), keys: self.ring.keys().to_vec(), addresses: self.addresses() }
     }
 
     fn addresses(&self) -> proto::exchange::Addresses {
@@ -451,8 +447,7 @@ impl Keeper {
             }
         };
         let addresses = self.link.book.all(&id);
-        self.document
-            .remove(id, Removed { at: wall(), name: admitted.name.clone(), by: self.link.own() });
+        self.document.remove(id, Removed { at: wall(), name: admitted.name.clone(), by: self.link.own() });
         self.new_key(true);
         warn!(node = %admitted.name, %id, "node removed");
         self.publish();
@@ -571,8 +566,7 @@ impl Keeper {
     /// Asks every other member at once; those that do not answer within two seconds are left out.
     fn ask_all(&self, request: FromMember) -> impl Future<Output = Vec<ToMember>> + Send + use<> {
         let own = self.link.own();
-        let peers: Vec<NodeId> =
-            self.document.members().map(|(id, _)| *id).filter(|id| *id != own).collect();
+        let peers: Vec<NodeId> = self.document.members().map(|(id, _)| *id).filter(|id| *id != own).collect();
         let link = self.link.clone();
         async move {
             let mut calls = tokio::task::JoinSet::new();
