@@ -34,8 +34,8 @@ const MAX_CONNECTIONS: usize = 16;
 /// the agent reserve [`MAX_FRAME`].
 const MAX_REQUEST: usize = 64 * 1024;
 
-/// Longest wait for a request to arrive, and for its answer to be taken.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest wait for a request to arrive, and for its answer to be taken. The tests have less of it.
+const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 
 /// Longest wait for an answer: an approval asks every member, and some of them may be down.
 const ANSWER: Duration = Duration::from_secs(30);

@@ -122,7 +122,7 @@ async fn garbage_is_answered_or_dropped_and_the_next_one_is_served() {
     end(&life).await;
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn those_who_connect_and_say_nothing_do_not_keep_others_out() {
     let (dir, life) = (dir(), Life::new());
     serve(bind(dir.path()).unwrap(), echo, &life);
@@ -130,7 +130,7 @@ async fn those_who_connect_and_say_nothing_do_not_keep_others_out() {
     for _ in 0..MAX_CONNECTIONS + 4 {
         silent.push(UnixStream::connect(dir.path().join(SOCKET)).await.unwrap());
     }
-    // Paused time runs on by itself while everyone waits: their patience ends before the caller's.
+    // Their time is over long before the caller's.
     let answer = call(dir.path(), &Request::Remove { node: "x".to_owned() }).await.unwrap();
     assert_eq!(answer, Response::Done("removed x".to_owned()));
     end(&life).await;

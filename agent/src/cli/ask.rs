@@ -11,7 +11,7 @@ use crate::control::{self, CallError};
 /// Sends one request. A refusal of the agent is an error.
 pub(super) async fn ask(settings: &Settings, request: &Request) -> anyhow::Result<Response> {
     match control::call(settings.runtime_dir(), request).await {
-        Ok(Response::Failed(message)) => Err(Failure::new(exit::UNAVAILABLE, message)),
+        Ok(Response::Failed(message)) => Err(Failure::error(exit::UNAVAILABLE, message)),
         Ok(response) => Ok(response),
         Err(error) => {
             let code = match error {
@@ -19,7 +19,7 @@ pub(super) async fn ask(settings: &Settings, request: &Request) -> anyhow::Resul
                 CallError::NotAllowed { .. } => exit::NO_PERMISSION,
                 CallError::Broken { .. } => exit::SOFTWARE,
             };
-            Err(Failure::new(code, error.to_string()))
+            Err(Failure::error(code, error.to_string()))
         }
     }
 }
@@ -55,5 +55,5 @@ pub(super) fn unexpected(response: &Response) -> anyhow::Error {
         "the running agent answered with {what}, which was not the question: it is of another \
          version; restart it with: systemctl restart agent"
     );
-    Failure::new(exit::SOFTWARE, message)
+    Failure::error(exit::SOFTWARE, message)
 }

@@ -39,7 +39,7 @@ pub(crate) struct Failure {
 
 impl Failure {
     /// An error with its code.
-    pub(crate) fn new(code: u8, message: impl Into<String>) -> anyhow::Error {
+    pub(crate) fn error(code: u8, message: impl Into<String>) -> anyhow::Error {
         anyhow::Error::new(Failure { code, message: message.into() })
     }
 }
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn the_code_survives_being_wrapped() {
-        let wrapped = Err::<(), _>(Failure::new(DATA, "no such node")).context("remove").unwrap_err();
+        let wrapped = Err::<(), _>(Failure::error(DATA, "no such node")).context("remove").unwrap_err();
         assert_eq!(code_of(&wrapped), DATA);
         assert_eq!(format!("{wrapped:#}"), "remove: no such node");
 

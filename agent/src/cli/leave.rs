@@ -35,7 +35,7 @@ pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<Exit
     install::stop(&mut |line| out::remark(line))?;
     if control::is_running(settings.runtime_dir()) {
         let message = "an agent still runs here, in the foreground; stop it, then repeat this command";
-        return Err(Failure::new(exit::UNAVAILABLE, message));
+        return Err(Failure::error(exit::UNAVAILABLE, message));
     }
     let dir = settings.state_dir();
     let forgotten = wipe(dir)?;
@@ -59,7 +59,7 @@ pub(super) fn wipe(dir: &Path) -> anyhow::Result<usize> {
             io::ErrorKind::PermissionDenied => exit::NO_PERMISSION,
             _ => exit::CANT_CREATE,
         };
-        Failure::new(
+        Failure::error(
             code,
             format!("can't delete the state in {}: {}", dir.display(), settings::plain(&error)),
         )
@@ -72,7 +72,7 @@ pub(super) fn wipe(dir: &Path) -> anyhow::Result<usize> {
                 entry.path().display(),
                 dir.display()
             );
-            return Err(Failure::new(exit::DATA, message));
+            return Err(Failure::error(exit::DATA, message));
         }
     }
     for entry in &entries {

@@ -35,7 +35,10 @@ pub(super) fn run(args: &Args, definition: clap::Command) -> anyhow::Result<Exit
 
 fn write_all(definition: clap::Command, dir: &Path) -> anyhow::Result<()> {
     let unable = |error: std::io::Error| {
-        Failure::new(exit::CANT_CREATE, format!("can't write {}: {}", dir.display(), settings::plain(&error)))
+        Failure::error(
+            exit::CANT_CREATE,
+            format!("can't write {}: {}", dir.display(), settings::plain(&error)),
+        )
     };
     std::fs::create_dir_all(dir).map_err(unable)?;
     clap_mangen::generate_to(definition, dir).map_err(unable)?;

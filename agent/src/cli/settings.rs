@@ -115,7 +115,7 @@ fn wrong(source: &str, mistakes: &[Mistake]) -> anyhow::Error {
     for mistake in mistakes {
         message.push_str(&format!("\n  {mistake}"));
     }
-    Failure::new(exit::CONFIG, message)
+    Failure::error(exit::CONFIG, message)
 }
 
 /// Reads and parses the file that was named, or the default one, and says which it was. No default file is
@@ -134,7 +134,7 @@ pub(super) fn read_file(named: Option<&Path>) -> anyhow::Result<(String, Result<
                 io::ErrorKind::InvalidData => exit::CONFIG,
                 _ => exit::NO_INPUT,
             };
-            Err(Failure::new(code, format!("can't read {source}: {}", plain(&error))))
+            Err(Failure::error(code, format!("can't read {source}: {}", plain(&error))))
         }
     }
 }

@@ -48,7 +48,7 @@ async fn answer(code: Option<&str>, approve: bool, settings: &Settings) -> anyho
     if code.len() != 9 {
         let typed: String = typed.chars().take(40).collect();
         let message = format!("\"{typed}\" is not a code: it has 8 letters and digits, as k7qm-2xpd");
-        return Err(Failure::new(exit::DATA, message));
+        return Err(Failure::error(exit::DATA, message));
     }
     ask::tell(settings, &Request::Answer { code, approve }).await
 }

@@ -62,7 +62,7 @@ fn quote(value: &str) -> anyhow::Result<String> {
     if value.chars().any(char::is_control) {
         let shown: String = value.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
         let message = format!("\"{shown}\" holds a control character, which a unit file can't: leave it out");
-        return Err(Failure::new(exit::CONFIG, message));
+        return Err(Failure::error(exit::CONFIG, message));
     }
     Ok(format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%")))
 }

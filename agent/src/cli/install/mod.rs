@@ -66,7 +66,7 @@ pub(crate) fn install(settings: &Settings, start: bool, say: &mut dyn FnMut(&str
     if !systemd_runs() {
         let message = "systemd does not run here, so there is no service to install; have your init \
                        system keep this running as root: agent run";
-        return Err(Failure::new(exit::UNAVAILABLE, message));
+        return Err(Failure::error(exit::UNAVAILABLE, message));
     }
     must_be_root("install the service")?;
     let binary = std::env::current_exe().context("find this binary")?;
@@ -108,7 +108,7 @@ fn must_be_root(what: &str) -> anyhow::Result<()> {
     if rustix::process::geteuid().is_root() {
         return Ok(());
     }
-    Err(Failure::new(exit::NO_PERMISSION, format!("only root may {what}; repeat it with sudo")))
+    Err(Failure::error(exit::NO_PERMISSION, format!("only root may {what}; repeat it with sudo")))
 }
 
 /// Runs systemctl and turns its failure into words.
@@ -123,7 +123,7 @@ fn systemctl(args: &[&str]) -> anyhow::Result<()> {
         args.join(" "),
         said.lines().next().unwrap_or("it did not say why")
     );
-    Err(Failure::new(exit::UNAVAILABLE, message))
+    Err(Failure::error(exit::UNAVAILABLE, message))
 }
 
 /// The machine that is installed on: `/`, or a directory in tests.
@@ -221,7 +221,7 @@ fn unable(act: &str, path: &Path, error: &io::Error) -> anyhow::Error {
         io::ErrorKind::PermissionDenied => exit::NO_PERMISSION,
         _ => exit::CANT_CREATE,
     };
-    Failure::new(code, format!("can't {act} {}: {}", path.display(), settings::plain(error)))
+    Failure::error(code, format!("can't {act} {}: {}", path.display(), settings::plain(error)))
 }
 
 /// Writes a file as a whole or not at all, also when it is a binary that runs.
