@@ -1,5 +1,6 @@
 //! What the suites share: [`lab`] builds networks of namespaces and breaks them, [`mesh`] runs agents in
-//! one, [`wait`] waits for what must come true.
+//! one, [`wait`] waits for what must come true, [`wire`]
+//! records what crosses an interface.
 //!
 //! Everything here returns `anyhow::Result`: a test that fails says what it tried, on which node, and what
 //! came back.
@@ -7,3 +8,4 @@
 pub mod lab;
 pub mod mesh;
 pub mod wait;
+pub mod wire;

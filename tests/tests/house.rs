@@ -45,16 +45,22 @@ impl Source {
         self.text.lines().enumerate().map(|(i, line)| (i + 1, without_comment(line)))
     }
 
-    /// The same up to the tests at its end.
+    /// The same up to the tests at its end; none of a file that has only tests.
     fn shipped(&self) -> impl Iterator<Item = (usize, &str)> {
-        self.code().take_while(|(_, line)| *line != "#[cfg(test)]")
+        let only_tests = self.path.iter().any(|part| {
+            let part = Path::new(part).file_stem().unwrap_or_default().to_string_lossy();
+            part == "tests" || part.ends_with("_tests")
+        });
+        self.code().take_while(move |(_, line)| !only_tests && *line != "#[cfg(test)]")
     }
 
     /// The top-level module that it belongs to, below `under`.
     fn module(&self, under: &str) -> Option<String> {
         let below = self.path.strip_prefix(under).ok()?;
         let first = Path::new(below.components().next()?.as_os_str());
-        Some(first.file_stem()?.to_string_lossy().into_owned())
+        let stem = first.file_stem()?.to_string_lossy();
+        // `link_tests.rs` is the tests of `link`, in a file of their own.
+        Some(stem.strip_suffix("_tests").unwrap_or(&stem).to_owned())
     }
 
     /// How many modules it lies below the crate's root.
@@ -351,6 +357,8 @@ fn features_that_know_each_other_are_told() {
         assert!(of("agent/src/link/seal.rs", fine).is_empty(), "{fine}");
     }
     assert!(of("agent/src/app.rs", "use crate::link::Port;").is_empty());
+    assert!(of("agent/src/link_tests.rs", "use crate::link::Port;").is_empty());
+    assert_eq!(of("agent/src/link_tests.rs", "use crate::web::Page;").len(), 1, "nor do their tests");
     assert!(of("agent/src/cli/join.rs", "use crate::link::Port;").is_empty());
 }
 
