@@ -114,7 +114,7 @@ pub(crate) async fn init(wish: &Wish, cluster: Option<Name>, report: Report<'_>)
 pub(crate) async fn join(wish: &Wish, seed: &str, report: Report<'_>) -> anyhow::Result<Entered> {
     let invite = if seed.trim().starts_with(invite::PREFIX) {
         Some(seed.parse::<Invite>().map_err(|error| {
-            crate::cli::exit::Failure::new(
+            crate::cli::exit::Failure::error(
                 crate::cli::exit::DATA,
                 format!("this invite can't be used: {error}"),
             )

@@ -69,10 +69,10 @@ pub(crate) async fn run(args: Args, settings: Settings) -> anyhow::Result<ExitCo
     }
     let joined = enter::join(&wish, &args.seed, &mut |step, ok, detail| steps.step(step, ok, detail)).await;
     let entered = joined.map_err(|error| match error.downcast_ref::<JoinError>() {
-        Some(JoinError::Refused(refusal)) => Failure::new(refusal.exit_code(), error.to_string()),
-        Some(JoinError::WrongPin(_)) => Failure::new(EXIT_WRONG_PIN, error.to_string()),
+        Some(JoinError::Refused(refusal)) => Failure::error(refusal.exit_code(), error.to_string()),
+        Some(JoinError::WrongPin(_)) => Failure::error(EXIT_WRONG_PIN, error.to_string()),
         Some(JoinError::Unreachable { .. } | JoinError::Broken(_)) => {
-            Failure::new(exit::UNAVAILABLE, error.to_string())
+            Failure::error(exit::UNAVAILABLE, error.to_string())
         }
         None => error,
     })?;

@@ -21,7 +21,7 @@ pub(crate) async fn run(_args: Args, settings: Settings) -> anyhow::Result<ExitC
     let member = disk.member().map_err(|error| match error {
         // The unit does not restart on this code: nothing would change by itself.
         LoadError::NotMember | LoadError::Identity(_) | LoadError::Lost(_) => {
-            Failure::new(exit::CONFIG, error.to_string())
+            Failure::error(exit::CONFIG, error.to_string())
         }
         LoadError::Store(error) => error.into(),
     })?;

@@ -58,7 +58,7 @@ pub(super) async fn already_runs(settings: &Settings) -> anyhow::Result<Option<S
     match control::call(settings.runtime_dir(), &Request::Status).await {
         Ok(Response::Status(status)) => Ok(Some(*status)),
         Ok(_) | Err(control::CallError::NotRunning { .. }) => Ok(None),
-        Err(error) => Err(exit::Failure::new(exit::UNAVAILABLE, error.to_string())),
+        Err(error) => Err(exit::Failure::error(exit::UNAVAILABLE, error.to_string())),
     }
 }
 
@@ -114,7 +114,7 @@ async fn wait_for(settings: &Settings) -> anyhow::Result<Status> {
             Ok(Response::Status(status)) if late || status.serving().0 => return Ok(*status),
             Err(error) if late => {
                 let text = format!("the service was started and does not answer: {error}");
-                return Err(exit::Failure::new(
+                return Err(exit::Failure::error(
                     exit::UNAVAILABLE,
                     format!("{text}; see: journalctl -u agent"),
                 ));

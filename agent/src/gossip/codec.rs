@@ -30,10 +30,13 @@ const DECODE: std::time::Duration = std::time::Duration::from_millis(100);
 /// Sends a gossip message to a node. Must not wait: chitchat's only task calls it.
 pub(super) type Send = Arc<dyn Fn(NodeId, &[u8]) + std::marker::Send + Sync>;
 
+/// Gossip messages as they come from the link. Shared, since every start of chitchat goes on with the same.
+pub(super) type Arrivals = Arc<Mutex<mpsc::Receiver<(NodeId, Vec<u8>)>>>;
+
 /// chitchat's way to the link. Made anew for every start of chitchat; the queue of arrivals outlives it.
 pub(super) struct Mesh {
     pub(super) send: Send,
-    pub(super) arrivals: Arc<Mutex<mpsc::Receiver<(NodeId, Vec<u8>)>>>,
+    pub(super) arrivals: Arrivals,
     pub(super) names: Arc<dyn Names>,
 }
 
@@ -113,7 +116,7 @@ struct MeshSocket {
     ours_at: SocketAddr,
     buffer: Vec<u8>,
     send: Send,
-    arrivals: Arc<Mutex<mpsc::Receiver<(NodeId, Vec<u8>)>>>,
+    arrivals: Arrivals,
     names: Arc<dyn Names>,
 }
 

@@ -25,7 +25,7 @@ use proto::view::{Heard, View};
 use tokio::sync::{Mutex, mpsc, watch};
 use tracing::{info, warn};
 
-use self::codec::{Mesh, Names};
+use self::codec::{Arrivals, Mesh, Names};
 use crate::lifecycle::{Life, wall};
 use crate::link::{Link, Trust};
 
@@ -112,7 +112,7 @@ impl Names for Registry {
 struct Gossip {
     link: Arc<Link>,
     names: Arc<Registry>,
-    arrivals: Arc<Mutex<mpsc::Receiver<(NodeId, Vec<u8>)>>>,
+    arrivals: Arrivals,
     trust: watch::Receiver<Arc<Trust>>,
     proven: mpsc::Receiver<NodeId>,
     word: watch::Receiver<Word>,

@@ -97,10 +97,9 @@ pub(super) fn uninstall(settings: &Settings, purge: bool, say: &mut dyn FnMut(&s
         }
         return Ok(());
     }
-    let files = leave::wipe(dir)?;
-    // Whether the directory itself may go is the file system's to say: it may be a mount of its own.
-    let _ = fs::remove_dir(dir);
-    say(&format!("deleted the state in {} ({files} files)", dir.display()));
+    if leave::wipe(dir)? {
+        say(&format!("deleted the state in {}", dir.display()));
+    }
     Ok(())
 }
 
