@@ -68,7 +68,7 @@ pub(crate) async fn run(
     disk: Arc<Disk>,
     member: Member,
     reload: impl Fn() -> anyhow::Result<Config> + Send + 'static,
-    started: impl FnOnce(Arc<Running>),
+    started: impl FnOnce(Arc<Running>, &Life),
 ) -> anyhow::Result<()> {
     let life = Life::new();
     let result = start(config, disk, member, &life).await;
@@ -80,7 +80,7 @@ pub(crate) async fn run(
             return Err(error);
         }
     };
-    started(running.clone());
+    started(running.clone(), &life);
     live(&running, &services, reload, &life).await?;
     stop(&running, &life).await;
     Ok(())

@@ -29,6 +29,6 @@ pub(crate) async fn run(_args: Args, settings: Settings) -> anyhow::Result<ExitC
         let settings = settings.clone();
         move || settings.reload()
     };
-    app::run(settings.config, disk, member, reload, |_| {}).await?;
+    app::run(settings.config, disk, member, reload, |_, _| {}).await?;
     Ok(ExitCode::SUCCESS)
 }

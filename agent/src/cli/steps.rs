@@ -88,8 +88,8 @@ pub(super) async fn go_on(
         let settings = settings.clone();
         move || settings.reload()
     };
-    app::run(settings.config, disk, member, reload, |running| {
-        tokio::spawn(async move {
+    app::run(settings.config, disk, member, reload, |running, life| {
+        life.spawn(async move {
             // A first node is often without an apiserver, and someone waits for the invite.
             let within = if invite.is_some() { Duration::from_secs(1) } else { SERVES };
             let (ok, text) = what_serves(&running, within).await;

@@ -10,6 +10,7 @@ pub(crate) mod disk;
 pub(crate) mod init;
 pub(crate) mod join;
 pub(crate) mod keeper;
+mod orders;
 pub(crate) mod spread;
 
 use std::net::SocketAddr;
