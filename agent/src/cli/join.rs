@@ -29,8 +29,7 @@ Examples:
   agent join 10.0.0.1
   agent join m1.example:7646 --name w1")]
 pub(crate) struct Args {
-    /// An invite, or HOST[:PORT] of a member
-    #[arg(value_name = "SEED")]
+    #[arg(value_name = "SEED", help = "An invite, or HOST[:PORT] of a member")]
     pub(crate) seed: String,
     /// Name of this node [default: its host name]
     #[arg(long, value_name = "NAME")]

@@ -83,7 +83,7 @@ fn render(waiting: &[Waiting], now: UnixMs, columns: usize) -> String {
         ]);
     }
     let mut text = table.render(columns, false);
-    text.push_str("compare the code with the node's own, then: agent approve CODE, or agent reject CODE\n");
+    text.push_str("compare the codes, then: agent approve CODE, or agent reject CODE\n");
     text
 }
 

@@ -63,3 +63,74 @@ fn apply(config: &mut Config, key: &str, value: &str) -> Result<(), String> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{LogFormat, LogLevel, parse};
+    use super::*;
+
+    fn env(variables: &[(&str, &str)]) -> Result<Config, Vec<Mistake>> {
+        let owned = variables.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        apply_env(parse("name = \"file\"\nport = 7000\n").unwrap(), owned)
+    }
+
+    #[test]
+    fn every_variable_lies_over_the_file() {
+        let config = env(&[
+            ("AGENT_NAME", "m1"),
+            ("AGENT_ADDRESS", "10.0.0.1"),
+            ("AGENT_INTERFACE", "wg0"),
+            ("AGENT_PORT", "7001"),
+            ("AGENT_BIND", "::"),
+            ("AGENT_STATE_DIR", "/s"),
+            ("AGENT_RUNTIME_DIR", "/r"),
+            ("AGENT_LOG_FORMAT", "text"),
+            ("AGENT_LOG_LEVEL", "trace"),
+            ("AGENT_NAMESERVERS", "10.0.0.53, fd00::53"),
+            ("PATH", "/bin"),
+            ("AGENT_BIN", "not ours"),
+        ])
+        .unwrap();
+        let expected = Config {
+            name: "m1".parse().ok(),
+            address: "10.0.0.1".parse().ok(),
+            interface: Some("wg0".to_owned()),
+            port: 7001,
+            bind: "::".parse().ok(),
+            state_dir: "/s".to_owned(),
+            runtime_dir: "/r".to_owned(),
+            nameservers: vec!["10.0.0.53".parse().unwrap(), "fd00::53".parse().unwrap()],
+            log_format: LogFormat::Text,
+            log_level: LogLevel::Trace,
+            ..Config::default()
+        };
+        assert_eq!(config, expected);
+        let untouched = env(&[("AGENT_NAME", ""), ("HOME", "/root")]).unwrap();
+        assert_eq!((untouched.name.unwrap().as_str(), untouched.port), ("file", 7000));
+    }
+
+    #[test]
+    fn every_wrong_variable_is_named() {
+        for (key, value, words) in [
+            ("AGENT_NAME", "M 1", "is not a name"),
+            ("AGENT_ADDRESS", "0.0.0.0", "can't be reached"),
+            ("AGENT_INTERFACE", "a/b", "is not the name of an interface"),
+            ("AGENT_PORT", "0", "from 1 to 65535"),
+            ("AGENT_PORT", "http", "from 1 to 65535"),
+            ("AGENT_BIND", "any", "is not an IP address"),
+            ("AGENT_STATE_DIR", "x", "begin it with /"),
+            ("AGENT_RUNTIME_DIR", "x", "begin it with /"),
+            ("AGENT_LOG_FORMAT", "xml", "auto, text, json, journald"),
+            ("AGENT_LOG_LEVEL", "inof", "did you mean info?"),
+            ("AGENT_NAMESERVERS", "10.0.0.53,dns", "\"dns\" is not"),
+            ("AGENT_NAEM", "m1", "did you mean AGENT_NAME?"),
+            ("AGENT_VIP", "x", "there are AGENT_NAME, AGENT_ADDRESS"),
+        ] {
+            let mistakes = env(&[(key, value)]).unwrap_err();
+            assert_eq!((mistakes.len(), mistakes[0].key.as_str()), (1, key));
+            assert!(mistakes[0].message.contains(words), "{} lacks \"{words}\"", mistakes[0]);
+        }
+        let all = env(&[("AGENT_PORT", "0"), ("AGENT_NAME", "_")]).unwrap_err();
+        assert_eq!(all.len(), 2);
+    }
+}
