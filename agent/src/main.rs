@@ -1,11 +1,22 @@
 //! `agent`: highly available Kubernetes masters without a load balancer.
 
+mod app;
+mod check;
+mod cli;
+mod control;
 mod gossip;
 mod lifecycle;
 mod link;
+mod log;
 mod membership;
+mod net;
 mod proxy;
 mod reach;
 mod state;
+#[cfg(test)]
+mod testing;
+mod watchdog;
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    cli::main(std::env::args_os())
+}

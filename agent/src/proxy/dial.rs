@@ -10,11 +10,11 @@ use futures_util::stream::FuturesUnordered;
 use proto::backends::Backend;
 use proto::dial::{Plan, Step};
 use proto::node::NodeId;
-use proto::path::Evidence;
+use proto::path::{Evidence, Report};
 use tokio::net::TcpStream;
 
 use super::pool::{Pool, Ticket};
-use super::{DialReport, Shared, socket};
+use super::{Shared, socket};
 
 /// A dial that got no answer for this long says something about its backend, also when it was not waited
 /// for: longer than the first retransmission of a SYN would need on any mesh.
@@ -126,7 +126,7 @@ impl Trial {
 
     fn report(&self, evidence: Evidence) {
         let service = self.pool.service.clone();
-        let _ = self.shared.evidence.try_send(DialReport { node: self.node, service, evidence });
+        let _ = self.shared.evidence.try_send(Report { node: self.node, service, evidence });
     }
 }
 

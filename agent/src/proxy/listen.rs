@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use proto::service::ServiceName;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -96,11 +95,7 @@ pub(super) async fn run(
     let address = first.address;
     let Some(listener) = stop.run_until_cancelled(bound(first, &pool, &say)).await else { return };
     let _ = stop.run_until_cancelled(accept_all(&listener, &pool, &shared)).await;
-    // The kernel would reset those that it has already greeted.
-    for _ in 0..LAST_ACCEPTS {
-        let Some(Ok((client, _))) = listener.accept().now_or_never() else { break };
-        admit(client, &pool, &shared);
-    }
+    last_accepts(listener, &pool, &shared);
     tracing::info!(service = %pool.service, "no longer listens on {address}");
 }
 
@@ -149,6 +144,19 @@ async fn accept_all(listener: &TcpListener, pool: &Arc<Pool>, shared: &Arc<Share
                 shared.failed_locally(&error);
                 tokio::time::sleep(PAUSE).await;
             }
+        }
+    }
+}
+
+/// Takes those that the kernel has already greeted and would reset. Asks the kernel itself, since tokio may
+/// not have heard of them yet.
+fn last_accepts(listener: TcpListener, pool: &Arc<Pool>, shared: &Arc<Shared>) {
+    let Ok(listener) = listener.into_std() else { return };
+    for _ in 0..LAST_ACCEPTS {
+        let Ok((client, _)) = listener.accept() else { break };
+        let client = client.set_nonblocking(true).and_then(|()| TcpStream::from_std(client));
+        if let Ok(client) = client {
+            admit(client, pool, shared);
         }
     }
 }

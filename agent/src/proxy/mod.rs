@@ -32,7 +32,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proto::backends::Table;
 use proto::node::NodeId;
-use proto::path::Evidence;
+use proto::path::Report;
 use proto::service::{Service, ServiceName};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -45,20 +45,12 @@ pub(crate) use limits::raise_descriptor_limit;
 use pool::Pool;
 pub(crate) use stats::{BackendStats, ServiceStats};
 
-/// How a dial to a backend went, for whoever judges the paths.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct DialReport {
-    pub(crate) node: NodeId,
-    pub(crate) service: ServiceName,
-    pub(crate) evidence: Evidence,
-}
-
 /// What every task of the proxy may use.
 struct Shared {
     /// This node, whose own instance is preferred.
     own: NodeId,
     table: watch::Receiver<Arc<Table>>,
-    evidence: mpsc::Sender<DialReport>,
+    evidence: mpsc::Sender<Report>,
     life: Life,
     /// Counts listeners and connections, so that `follow` knows when there is nothing left to look after.
     open: TaskTracker,
@@ -109,7 +101,7 @@ impl Proxy {
         listeners: Listeners,
         own: NodeId,
         table: watch::Receiver<Arc<Table>>,
-        evidence: mpsc::Sender<DialReport>,
+        evidence: mpsc::Sender<Report>,
         life: &Life,
     ) -> Proxy {
         let shared = Shared {

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use proto::node::NodeId;
 
 /// A service as this node's proxy sees it now.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct ServiceStats {
     /// Each listener's address, and why it does not listen when it does not.
     pub(crate) listens: Vec<(SocketAddr, Option<String>)>,

@@ -4,6 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use proto::backends::{Backend, State};
+use proto::path::Evidence;
 use proto::service::Balance;
 use proto::time::UnixMs;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -79,7 +80,7 @@ async fn black_hole() -> (TcpListener, Vec<TcpStream>, SocketAddr) {
 struct Rig {
     proxy: Proxy,
     table: watch::Sender<Arc<Table>>,
-    reports: mpsc::Receiver<DialReport>,
+    reports: mpsc::Receiver<Report>,
     life: Life,
 }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::*;
+use crate::testing::in_namespaces;
 
 fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
@@ -136,8 +137,8 @@ fn a_damaged_file_is_set_aside_and_the_previous_copy_used() {
     let (_dir, store) = store();
     let path = store.dir().join("cluster");
     for bytes in damaged(&format::encode(&"new").unwrap()) {
-        store.write("cluster", &"old").unwrap();
-        store.write("cluster", &"new").unwrap();
+        // Written without the store, which would wait for the disk some hundred times.
+        fs::write(store.dir().join("cluster.prev"), format::encode(&"old").unwrap()).unwrap();
         fs::write(&path, &bytes).unwrap();
         let shown = String::from_utf8_lossy(&bytes);
         let loaded: Loaded<String> = store.read("cluster").unwrap_or_else(|e| panic!("{shown}: {e}"));
@@ -264,31 +265,16 @@ fn a_directory_that_cannot_be_made_says_what_to_do() {
     assert!(error.contains("file/state: ") && error.ends_with("choose another by --state-dir"), "{error}");
 }
 
-/// Runs one test of this binary again, in a mount namespace where `dir` is a file system of its own that
-/// goes away with it. User namespaces make it work for everyone, not only for root.
-fn in_small_disk(test: &str) {
-    let dir = tempfile::tempdir().unwrap();
-    let script = r#"mount -t tmpfs -o size=64k none "$SMALL_DISK" && exec "$0" --exact "$1" --nocapture"#;
-    let exe = std::env::current_exe().unwrap();
-    let run = Command::new("unshare")
-        .args(["--map-root-user", "--mount", "sh", "-c", script])
-        .arg(exe)
-        .arg(test)
-        .env("SMALL_DISK", dir.path())
-        .output()
-        .expect("this test needs `unshare` of util-linux");
-    let out = String::from_utf8_lossy(&run.stdout);
-    let err = String::from_utf8_lossy(&run.stderr);
-    assert!(run.status.success(), "needs user and mount namespaces, or failed inside:\n{out}{err}");
-    assert!(out.contains("1 passed"), "the test inside did not run:\n{out}");
+/// A file system of its own for one test: 64 kB.
+fn small_disk(test: &str) -> Option<PathBuf> {
+    let mount = r#"mount -t tmpfs -o size=64k none "$PWD"; cd "$PWD""#;
+    in_namespaces(&format!("state::tests::{test}"), &["--mount"], mount)
 }
 
 #[test]
 fn a_full_disk_keeps_the_old_value_and_says_so() {
-    let Some(dir) = std::env::var_os("SMALL_DISK") else {
-        return in_small_disk("state::tests::a_full_disk_keeps_the_old_value_and_says_so");
-    };
-    let store = Store::open(Path::new(&dir)).unwrap();
+    let Some(dir) = small_disk("a_full_disk_keeps_the_old_value_and_says_so") else { return };
+    let store = Store::open(&dir).unwrap();
     store.write("cluster", &"old").unwrap();
     let error = store.write("cluster", &"x".repeat(100_000)).unwrap_err().to_string();
     let said = format!("state directory {} is full: write ", dir.display());
@@ -302,19 +288,16 @@ fn a_full_disk_keeps_the_old_value_and_says_so() {
 
 #[test]
 fn a_read_only_directory_is_read_and_locked_and_says_so() {
-    let Some(dir) = std::env::var_os("SMALL_DISK") else {
-        return in_small_disk("state::tests::a_read_only_directory_is_read_and_locked_and_says_so");
-    };
-    let dir = Path::new(&dir);
-    let store = Store::open(dir).unwrap();
+    let Some(dir) = small_disk("a_read_only_directory_is_read_and_locked_and_says_so") else { return };
+    let store = Store::open(&dir).unwrap();
     store.write("cluster", &"old").unwrap();
     store.write("cluster", &"new").unwrap();
     fs::write(dir.join("cluster"), "garbage").unwrap();
     drop(store);
-    let mount = Command::new("mount").args(["-o", "remount,ro"]).arg(dir).status().unwrap();
+    let mount = Command::new("mount").args(["-o", "remount,ro"]).arg(&dir).status().unwrap();
     assert!(mount.success());
-    let store = Store::open(dir).unwrap();
-    assert!(matches!(Store::open(dir), Err(StateError::InUse { .. })));
+    let store = Store::open(&dir).unwrap();
+    assert!(matches!(Store::open(&dir), Err(StateError::InUse { .. })));
     let loaded: Loaded<String> = store.read("cluster").unwrap();
     assert_eq!(loaded.value, Some(text("old")));
     assert!(loaded.problem.unwrap().contains("and can't be set aside (Read-only file system"));

@@ -86,6 +86,18 @@ async fn stopping_closes_the_door_and_over_ends_what_is_held() {
 }
 
 #[tokio::test]
+async fn clients_that_the_kernel_has_greeted_are_served_after_a_stop() {
+    let rig = Rig::new(&service(), vec![backend(1, master(1).await, State::Ready)]);
+    rig.reach().await;
+    // Both before the listener's task has its next turn.
+    let client = std::net::TcpStream::connect(rig.address()).unwrap();
+    rig.life.stopping.cancel();
+    client.set_nonblocking(true).unwrap();
+    let mut client = TcpStream::from_std(client).unwrap();
+    assert_eq!(timeout(LONG, client.read_u8()).await.unwrap().unwrap(), 1);
+}
+
+#[tokio::test]
 async fn a_stop_is_finished_as_soon_as_the_last_connection_is() {
     let rig = Rig::new(&service(), vec![backend(1, master(1).await, State::Ready)]);
     let (mut client, _) = rig.reach().await;

@@ -1,0 +1,185 @@
+//! This node checks its own services, and says what it offers.
+//!
+//! Tasks: one for each service checks it and owns its [`Checker`]; one owner starts and stops them as the
+//! configuration changes, and is the only writer of [`OwnHealth`]. The checkers tell the owner by a bounded
+//! queue; each report carries a generation, so that a word of a checker that was replaced counts no more.
+//! Stopping anywhere is safe: a check changes nothing but what is said next.
+
+mod credentials;
+mod probe;
+#[cfg(test)]
+mod tests;
+mod tls;
+mod watcher;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use proto::health::Checker;
+use proto::keys::Offer;
+use proto::service::{Service, ServiceName};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::lifecycle::Life;
+use probe::Probe;
+use watcher::Watcher;
+
+/// What this node offers: only services that have, or had a moment ago, an instance here.
+pub(crate) type OwnHealth = BTreeMap<ServiceName, Offer>;
+
+/// Reports on their way to the owner. It takes them at once; this many cover every service reporting in the
+/// same moment.
+const REPORTS: usize = 64;
+
+/// Checks this node's services, as they are configured, until the life is over. `own` is this node's mesh
+/// address. Checks go on while the node drains: its apiserver serves others as long as it serves.
+pub(crate) fn spawn(
+    services: watch::Receiver<Arc<Vec<Service>>>,
+    own: watch::Receiver<Option<IpAddr>>,
+    out: watch::Sender<Arc<OwnHealth>>,
+    life: &Life,
+) {
+    spawn_at(services, own, out, life, Path::new("/"));
+}
+
+/// As [`spawn`], with Kubernetes' files below `root`.
+fn spawn_at(
+    services: watch::Receiver<Arc<Vec<Service>>>,
+    own: watch::Receiver<Option<IpAddr>>,
+    out: watch::Sender<Arc<OwnHealth>>,
+    life: &Life,
+    root: &Path,
+) {
+    let (reports, inbox) = mpsc::channel(REPORTS);
+    let owner = Owner {
+        services,
+        own,
+        out,
+        life: life.clone(),
+        root: root.to_owned(),
+        reports,
+        running: BTreeMap::new(),
+        generation: 0,
+    };
+    life.spawn(owner.run(inbox));
+}
+
+/// What a service's checker says; `offer` is none while there is no instance here.
+struct Report {
+    name: ServiceName,
+    generation: u64,
+    offer: Option<Offer>,
+}
+
+/// A checker's task, as the owner knows it.
+struct Running {
+    service: Service,
+    listeners: Arc<[SocketAddr]>,
+    generation: u64,
+    stop: CancellationToken,
+}
+
+struct Owner {
+    services: watch::Receiver<Arc<Vec<Service>>>,
+    own: watch::Receiver<Option<IpAddr>>,
+    out: watch::Sender<Arc<OwnHealth>>,
+    life: Life,
+    root: PathBuf,
+    reports: mpsc::Sender<Report>,
+    running: BTreeMap<ServiceName, Running>,
+    generation: u64,
+}
+
+impl Owner {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Report>) {
+        let over = self.life.over.clone();
+        self.reconcile();
+        loop {
+            tokio::select! {
+                () = over.cancelled() => return,
+                Ok(()) = self.services.changed() => self.reconcile(),
+                Some(report) = inbox.recv() => self.take(report),
+            }
+        }
+    }
+
+    /// Makes the running checkers those of the configuration. One whose service changed starts anew, and
+    /// what the old one said stands until the new one knows better.
+    fn reconcile(&mut self) {
+        let services = Arc::clone(&self.services.borrow_and_update());
+        let listeners: Arc<[SocketAddr]> =
+            services.iter().flat_map(|service| service.listen.iter().copied()).collect();
+        self.running.retain(|_, running| {
+            let kept = services.contains(&running.service) && running.listeners == listeners;
+            if !kept {
+                running.stop.cancel();
+            }
+            kept
+        });
+        for service in services.iter() {
+            if !self.running.contains_key(&service.name) {
+                self.start(service, &listeners);
+            }
+        }
+        self.publish(|health| health.retain(|name, _| services.iter().any(|service| service.name == *name)));
+    }
+
+    fn start(&mut self, service: &Service, listeners: &Arc<[SocketAddr]>) {
+        self.generation += 1;
+        let stop = self.life.over.child_token();
+        let watcher = Watcher {
+            service: service.clone(),
+            listeners: Arc::clone(listeners),
+            probe: Probe::new(&service.check, &self.root),
+            checker: Checker::new(service.check.rise, service.check.fall),
+            own: self.own.clone(),
+            life: self.life.clone(),
+            generation: self.generation,
+            reports: self.reports.clone(),
+            hint: None,
+        };
+        let until = stop.clone();
+        self.life.spawn(async move {
+            tokio::select! {
+                () = until.cancelled() => {}
+                () = watcher.run() => {}
+            }
+        });
+        let running = Running {
+            service: service.clone(),
+            listeners: Arc::clone(listeners),
+            generation: self.generation,
+            stop,
+        };
+        self.running.insert(service.name.clone(), running);
+    }
+
+    fn take(&mut self, report: Report) {
+        if self.running.get(&report.name).is_none_or(|running| running.generation != report.generation) {
+            return;
+        }
+        self.publish(|health| match report.offer {
+            Some(offer) => {
+                health.insert(report.name, offer);
+            }
+            None => {
+                health.remove(&report.name);
+            }
+        });
+    }
+
+    fn publish(&self, change: impl FnOnce(&mut OwnHealth)) {
+        self.out.send_if_modified(|current| {
+            let mut next = OwnHealth::clone(current);
+            change(&mut next);
+            let changed = next != **current;
+            if changed {
+                *current = Arc::new(next);
+            }
+            changed
+        });
+    }
+}

@@ -1,0 +1,223 @@
+//! One check of one service: connect, ask, say in a few words what came back.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Request, Response, header};
+use hyper_util::rt::TokioIo;
+use proto::health::Outcome;
+use proto::service::{Check, CheckKind, HttpCheck};
+use proto::time::human;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::tls::{self, Ready, Tls};
+
+/// As much of an answer as is read. An apiserver's whole list of failed checks has a few kilobytes.
+const MAX_BODY: usize = 64 * 1024;
+
+/// Checks one service, again and again.
+pub(super) struct Probe {
+    kind: Kind,
+    timeout: Duration,
+}
+
+enum Kind {
+    Tcp,
+    Http(HttpCheck),
+    Https(HttpCheck, Box<Tls>),
+}
+
+impl Probe {
+    /// The probe that `check` describes; Kubernetes' credentials are looked for below `root`.
+    pub(super) fn new(check: &Check, root: &Path) -> Probe {
+        let kind = match &check.kind {
+            CheckKind::Tcp => Kind::Tcp,
+            CheckKind::Http(http) => Kind::Http(http.clone()),
+            CheckKind::Https(http, tls) => Kind::Https(http.clone(), Box::new(Tls::new(tls, root))),
+        };
+        Probe { kind, timeout: check.timeout }
+    }
+
+    /// Checks the instance at `target` once. It takes no longer than the check's time-out, and may be
+    /// dropped anywhere.
+    pub(super) async fn check(&mut self, target: SocketAddr) -> Outcome {
+        let timeout = self.timeout;
+        match tokio::time::timeout(timeout, self.attempt(target)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Outcome::Silent(format!("no answer in {}", human(timeout))),
+        }
+    }
+
+    async fn attempt(&mut self, target: SocketAddr) -> Outcome {
+        let stream = match connect(target).await {
+            Ok(stream) => stream,
+            Err(error) => return not_connected(&error),
+        };
+        match &mut self.kind {
+            Kind::Tcp => Outcome::Good("accepts connections".into()),
+            Kind::Http(http) => match exchange(stream, http, &target.to_string()).await {
+                Ok(answer) => judge(http, &answer, None),
+                Err(failure) => failure.outcome(),
+            },
+            Kind::Https(http, tls) => https(stream, http, tls, target).await,
+        }
+    }
+}
+
+/// Whether something accepts connections at `target`, within `timeout`.
+pub(super) async fn accepts(target: SocketAddr, timeout: Duration) -> bool {
+    matches!(tokio::time::timeout(timeout, connect(target)).await, Ok(Ok(_)))
+}
+
+async fn connect(target: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(target).await?;
+    // On this very machine a closed port among the ephemeral ones can be connected to itself (RFC 9293,
+    // 3.5, simultaneous open).
+    if stream.local_addr()? == target {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    Ok(stream)
+}
+
+fn not_connected(error: &io::Error) -> Outcome {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Outcome::Refused("connection refused".into()),
+        _ => broken(error),
+    }
+}
+
+fn broken(error: &io::Error) -> Outcome {
+    Outcome::Silent(match error.kind() {
+        io::ErrorKind::UnexpectedEof => "connection closed without an answer".into(),
+        kind => kind.to_string(),
+    })
+}
+
+async fn https(stream: TcpStream, http: &HttpCheck, tls: &mut Tls, target: SocketAddr) -> Outcome {
+    let (ready, name) = match (tls.current().await, tls.server_name(target.ip())) {
+        (Ok(ready), Ok(name)) => (ready, name),
+        (Err(why), _) | (_, Err(why)) => return Outcome::NotReady(why),
+    };
+    let connector = TlsConnector::from(ready.config.clone());
+    let stream = match connector.connect(name.clone(), stream).await {
+        Ok(stream) => stream,
+        Err(error) => return tls::outcome_of(&error, &ready, &name).unwrap_or_else(|| broken(&error)),
+    };
+    let host = tls.configured_name().map_or_else(|| target.to_string(), str::to_owned);
+    match exchange(stream, http, &host).await {
+        Ok(answer) => judge(http, &answer, Some(&ready)),
+        // With TLS 1.3 a server refuses a client certificate only after the handshake.
+        Err(failure) => failure.tls(&ready, &name).unwrap_or_else(|| failure.outcome()),
+    }
+}
+
+/// Status and the beginning of the body.
+struct Answer {
+    status: u16,
+    body: Bytes,
+}
+
+/// An exchange that brought no answer.
+enum Failure {
+    BadPath,
+    Hyper(hyper::Error),
+}
+
+impl Failure {
+    fn io(&self) -> Option<&io::Error> {
+        let Failure::Hyper(error) = self else { return None };
+        std::error::Error::source(error)?.downcast_ref()
+    }
+
+    fn tls(&self, ready: &Ready, name: &ServerName<'_>) -> Option<Outcome> {
+        tls::outcome_of(self.io()?, ready, name)
+    }
+
+    fn outcome(&self) -> Outcome {
+        match self {
+            Failure::BadPath => Outcome::NotReady("the check's path is none that can be asked for".into()),
+            Failure::Hyper(error) if error.is_incomplete_message() || error.is_canceled() => {
+                broken(&io::ErrorKind::UnexpectedEof.into())
+            }
+            Failure::Hyper(error) if error.is_parse() => {
+                Outcome::NotReady("the answer is not HTTP/1.1".into())
+            }
+            Failure::Hyper(error) => match self.io() {
+                Some(io) => broken(io),
+                None => Outcome::Silent(error.to_string()),
+            },
+        }
+    }
+}
+
+/// One GET on a fresh connection.
+async fn exchange<S>(stream: S, http: &HttpCheck, host: &str) -> Result<Answer, Failure>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let request = Request::get(http.path.as_str())
+        .header(header::HOST, host)
+        .header(header::USER_AGENT, concat!("agent/", env!("CARGO_PKG_VERSION")))
+        .header(header::CONNECTION, "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(|_| Failure::BadPath)?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(Failure::Hyper)?;
+    let ask = async {
+        let response = sender.send_request(request).await.map_err(Failure::Hyper)?;
+        Ok(read(response).await)
+    };
+    tokio::pin!(ask, connection);
+    // The connection moves the bytes of the exchange; when it ends first, all that will come has come. Its
+    // error tells more than the exchange's, which only knows that the connection is gone.
+    tokio::select! {
+        biased;
+        answer = &mut ask => answer,
+        ended = &mut connection => match (ask.await, ended) {
+            (Err(_), Err(error)) => Err(Failure::Hyper(error)),
+            (answer, _) => answer,
+        },
+    }
+}
+
+/// The answer's status, and of its body what arrives whole and is not too long: the status alone decides.
+async fn read(response: Response<Incoming>) -> Answer {
+    let status = response.status().as_u16();
+    let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
+    Answer { status, body: body.map(|body| body.to_bytes()).unwrap_or_default() }
+}
+
+/// What an answer means.
+fn judge(http: &HttpCheck, answer: &Answer, tls: Option<&Ready>) -> Outcome {
+    let Answer { status, body } = answer;
+    let said = format!("{status} from {}", http.path);
+    if http.expect.holds(*status) {
+        return Outcome::Good(said);
+    }
+    match status {
+        401 | 403 => Outcome::Alive(match tls {
+            None => said,
+            Some(Ready { client: true, .. }) => format!("{said}: credentials not accepted"),
+            Some(Ready { problem: Some(problem), .. }) => format!("{said}: {problem}"),
+            Some(_) => format!("{said}: no credentials found"),
+        }),
+        _ => Outcome::NotReady(match first_failed(body) {
+            Some(name) => format!("{said}: {name} failed"),
+            None => said,
+        }),
+    }
+}
+
+/// The first failed check in the list of an apiserver's /readyz, whose lines are `[+]ping ok` and
+/// `[-]etcd failed: reason withheld`.
+fn first_failed(body: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(body).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("[-]")?.split_whitespace().next())
+}

@@ -1,0 +1,172 @@
+//! A whole node: what it offers, from its configuration and its address.
+
+use std::net::IpAddr;
+
+use proto::health::Readiness;
+use proto::keys::Offer;
+use proto::service::Service;
+use tokio::sync::watch;
+
+use super::super::{OwnHealth, spawn_at};
+use super::*;
+use crate::lifecycle::Life;
+
+struct Node {
+    services: watch::Sender<Arc<Vec<Service>>>,
+    own: watch::Sender<Option<IpAddr>>,
+    health: watch::Receiver<Arc<OwnHealth>>,
+    life: Life,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.life.over.cancel();
+    }
+}
+
+impl Node {
+    fn start(services: Vec<Service>, own: Option<&str>) -> Node {
+        let dir = tempfile::tempdir().unwrap();
+        let life = Life::new();
+        let (services, services_in) = watch::channel(Arc::new(services));
+        let (own, own_in) = watch::channel(own.map(|own| own.parse().unwrap()));
+        let (out, health) = watch::channel(Arc::new(OwnHealth::new()));
+        spawn_at(services_in, own_in, out, &life, dir.path());
+        Node { services, own, health, life, _dir: dir }
+    }
+
+    /// Waits until the only service's offer is as wanted.
+    async fn until(&mut self, wanted: impl Fn(Option<&Offer>) -> bool) -> Option<Offer> {
+        let found = self.health.wait_for(|health| wanted(health.values().next()));
+        let found = tokio::time::timeout(Duration::from_secs(10), found).await;
+        let found = found.expect("waited 10 s for a change of health").unwrap();
+        found.values().next().cloned()
+    }
+}
+
+fn http(port: u16) -> Service {
+    Service {
+        port,
+        listen: Vec::new(),
+        check: Check {
+            kind: CheckKind::Http(readyz()),
+            interval: Duration::from_millis(20),
+            ..Check::default()
+        },
+        ..Service::kube_api()
+    }
+}
+
+fn is(offer: Option<&Offer>, readiness: Readiness) -> bool {
+    offer.is_some_and(|offer| offer.health.readiness == readiness)
+}
+
+#[tokio::test]
+async fn a_service_is_offered_by_its_first_answer_and_follows_it() {
+    let server = Server::start(None, 200, "ok").await;
+    let mut service = http(server.address.port());
+    service.check.interval = Duration::from_secs(3600);
+    let mut node = Node::start(vec![service.clone()], Some("127.0.0.1"));
+    let offer = node.until(|offer| offer.is_some()).await.unwrap();
+    assert_eq!((offer.address, offer.weight), (server.address, 100));
+    assert_eq!(
+        (offer.health.readiness, offer.health.reason.as_str()),
+        (Readiness::Ready, "200 from /readyz")
+    );
+
+    // A new configuration counts at once.
+    service.weight = 7;
+    service.check.interval = Duration::from_millis(20);
+    node.services.send_replace(Arc::new(vec![service]));
+    node.until(|offer| offer.is_some_and(|offer| offer.weight == 7)).await;
+    server.say(500, "[-]etcd failed: reason withheld");
+    let offer = node.until(|offer| is(offer, Readiness::NotReady)).await.unwrap();
+    assert_eq!(offer.health.reason, "500 from /readyz: etcd failed");
+    server.say(200, "ok");
+    node.until(|offer| is(offer, Readiness::Ready)).await;
+    drop(server);
+    let offer = node.until(|offer| is(offer, Readiness::Down)).await.unwrap();
+    assert_eq!(offer.health.reason, "connection refused");
+    node.services.send_replace(Arc::default());
+    node.until(|offer| offer.is_none()).await;
+    node.life.over.cancel();
+    node.life.finished().await;
+}
+
+#[tokio::test]
+async fn a_service_that_appears_later_is_found() {
+    let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let mut node = Node::start(vec![http(address.port())], Some("127.0.0.1"));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(node.health.borrow().is_empty());
+    let _server = Server::at(&address.to_string(), None, 200, "ok", Duration::ZERO).await;
+    node.until(|offer| is(offer, Readiness::Ready)).await;
+}
+
+#[tokio::test]
+async fn nothing_is_offered_without_an_address_to_offer() {
+    let server = Server::at("0.0.0.0:0", None, 200, "ok", Duration::ZERO).await;
+    let port = server.address.port();
+    let mut node = Node::start(vec![http(port)], None);
+    let asked = async {
+        while server.seen.lock().unwrap().len() < 3 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), asked).await.expect("it checks on loopback meanwhile");
+    assert!(node.health.borrow().is_empty());
+    node.own.send_replace(Some("127.0.0.2".parse().unwrap()));
+    let offer = node.until(|offer| offer.is_some()).await.unwrap();
+    assert_eq!(offer.address, SocketAddr::from(([127, 0, 0, 2], port)));
+    // The address moves, and what is offered with it; it goes, and nothing is.
+    node.own.send_replace(Some("127.0.0.3".parse().unwrap()));
+    node.until(|offer| offer.is_some_and(|offer| offer.address.ip() == IpAddr::from([127, 0, 0, 3]))).await;
+    node.own.send_replace(None);
+    node.until(|offer| offer.is_none()).await;
+}
+
+#[tokio::test]
+async fn an_apiserver_bound_to_loopback_says_so() {
+    let server = Server::at("0.0.0.0:0", None, 200, "ok", Duration::ZERO).await;
+    let port = server.address.port();
+    let mut node = Node::start(vec![http(port)], Some("127.0.0.2"));
+    node.until(|offer| is(offer, Readiness::Ready)).await;
+    drop(server);
+    node.until(|offer| is(offer, Readiness::Down)).await;
+    let _server = Server::at(&format!("127.0.0.1:{port}"), None, 200, "ok", Duration::ZERO).await;
+    let said = "listens on 127.0.0.1 only, not on 127.0.0.2";
+    node.until(|offer| offer.is_some_and(|offer| offer.health.reason == said)).await;
+}
+
+#[tokio::test]
+async fn the_agents_own_proxy_is_never_taken_for_an_apiserver() {
+    let server = Server::start(None, 200, "ok").await;
+    let mut service = http(server.address.port());
+    service.listen = vec![SocketAddr::from(([0, 0, 0, 0], server.address.port()))];
+    let mut node = Node::start(vec![service.clone()], Some("127.0.0.1"));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(node.health.borrow().is_empty());
+    assert!(server.seen.lock().unwrap().is_empty(), "not even asked");
+    service.listen.clear();
+    node.services.send_replace(Arc::new(vec![service]));
+    node.until(|offer| is(offer, Readiness::Ready)).await;
+}
+
+#[test]
+fn what_is_offered_can_be_dialled_by_others() {
+    let offered = |check: Option<&str>, own: Option<&str>| {
+        let mut service = http(6443);
+        service.check.address = check.map(|check| check.parse().unwrap());
+        super::super::watcher::offered(&service, own.map(|own| own.parse().unwrap()))
+            .map(|address| address.to_string())
+    };
+    let mesh = Some("10.0.0.1");
+    assert_eq!(offered(None, mesh).as_deref(), Some("10.0.0.1:6443"));
+    assert_eq!(offered(None, None), None);
+    assert_eq!(offered(Some("192.0.2.1:7443"), mesh).as_deref(), Some("192.0.2.1:7443"));
+    assert_eq!(offered(Some("192.0.2.1:7443"), None).as_deref(), Some("192.0.2.1:7443"));
+    assert_eq!(offered(Some("127.0.0.1:7443"), mesh).as_deref(), Some("10.0.0.1:6443"));
+    assert_eq!(offered(Some("127.0.0.1:7443"), None), None);
+    assert_eq!(offered(Some("127.0.0.9:7443"), Some("127.0.0.8")).as_deref(), Some("127.0.0.9:7443"));
+}

@@ -1,0 +1,230 @@
+//! Every kind of answer, and what it is taken for.
+
+use std::time::{Duration, Instant};
+
+use tokio::io::AsyncWriteExt;
+
+use super::*;
+
+fn good(text: &str) -> Outcome {
+    Outcome::Good(text.into())
+}
+fn alive(text: &str) -> Outcome {
+    Outcome::Alive(text.into())
+}
+fn not_ready(text: &str) -> Outcome {
+    Outcome::NotReady(text.into())
+}
+fn silent(text: &str) -> Outcome {
+    Outcome::Silent(text.into())
+}
+
+const FAILED: &str =
+    "[+]ping ok\n[-]etcd failed: reason withheld\n[-]poststarthook/x failed: reason withheld\n";
+
+#[tokio::test]
+async fn a_status_says_what_it_means() {
+    let pki = Pki::new();
+    let server = Server::start(Some(pki.server(&["kubernetes"]).tls(Clients::Ignored)), 200, "ok").await;
+    let check = https(TlsCheck::default());
+    for (status, text, outcome) in [
+        (200, "ok", good("200 from /readyz")),
+        (401, "", alive("401 from /readyz: no credentials found")),
+        (403, "", alive("403 from /readyz: no credentials found")),
+        (500, FAILED, not_ready("500 from /readyz: etcd failed")),
+        (500, "oops", not_ready("500 from /readyz")),
+        (503, "", not_ready("503 from /readyz")),
+        (404, "", not_ready("404 from /readyz")),
+        (204, "", not_ready("204 from /readyz")),
+        (302, "", not_ready("302 from /readyz")),
+    ] {
+        server.say(status, text);
+        assert_eq!(once(&check, server.address).await, outcome);
+    }
+    assert_eq!(server.last().path, "/readyz");
+    assert_eq!(server.last().host, server.address.to_string());
+}
+
+#[tokio::test]
+async fn an_expected_401_is_good() {
+    let server = Server::start(None, 401, "").await;
+    let http = HttpCheck { path: "/healthz".into(), expect: "200-299,401".parse().unwrap() };
+    let check = Check { kind: CheckKind::Http(http), ..Check::default() };
+    assert_eq!(once(&check, server.address).await, good("401 from /healthz"));
+    server.say(403, "");
+    assert_eq!(once(&check, server.address).await, alive("403 from /healthz"));
+    server.say(204, "");
+    assert_eq!(once(&check, server.address).await, good("204 from /healthz"));
+}
+
+#[tokio::test]
+async fn a_closed_port_is_refused_whatever_is_asked() {
+    let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let refused = Outcome::Refused("connection refused".into());
+    // Also where the credentials are wrong: a node without the service must not offer it.
+    let tls = TlsCheck { ca_file: Some("/nonexistent/ca.crt".into()), ..TlsCheck::default() };
+    for check in [Check::default(), https(TlsCheck::default()), https(tls)] {
+        assert_eq!(once(&check, address).await, refused);
+    }
+}
+
+#[tokio::test]
+async fn a_hung_server_is_silent_after_the_timeout_and_not_later() {
+    // Accepted by the kernel, never by the process: what SIGSTOP looks like.
+    let hung = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = hung.local_addr().unwrap();
+    let timeout = Duration::from_millis(150);
+    for kind in [CheckKind::Http(readyz()), CheckKind::Https(readyz(), TlsCheck::default())] {
+        let check = Check { kind, timeout, ..Check::default() };
+        let begun = Instant::now();
+        assert_eq!(once(&check, address).await, silent("no answer in 150ms"));
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    }
+    // One that sends its headers and hangs in the body is as dead.
+    let half = serve_bytes(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n", true).await;
+    let check = Check { kind: CheckKind::Http(readyz()), timeout, ..Check::default() };
+    assert_eq!(once(&check, half).await, silent("no answer in 150ms"));
+    // A TCP check is content with it, and documented so.
+    assert_eq!(once(&Check::default(), address).await, good("accepts connections"));
+}
+
+/// Sends the same bytes to everyone, and closes or waits for ever.
+async fn serve_bytes(bytes: &'static [u8], wait: bool) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                // Read first, so that closing sends FIN and no RST.
+                let mut request = [0; 4096];
+                let _ = tokio::io::AsyncReadExt::read(&mut stream, &mut request).await;
+                let _ = stream.write_all(bytes).await;
+                if wait {
+                    std::future::pending::<()>().await;
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn two_seconds_are_slow_and_not_down() {
+    let server = Server::at("127.0.0.1:0", None, 200, "ok", Duration::from_secs(2)).await;
+    let check = Check { kind: CheckKind::Http(readyz()), ..Check::default() };
+    assert_eq!(once(&check, server.address).await, good("200 from /readyz"));
+}
+
+#[tokio::test]
+async fn what_closes_or_talks_nonsense_is_told_apart() {
+    let http = Check { kind: CheckKind::Http(readyz()), ..Check::default() };
+    let https = https(TlsCheck::default());
+    let closes = serve_bytes(b"", false).await;
+    assert_eq!(once(&http, closes).await, silent("connection closed without an answer"));
+    assert_eq!(once(&https, closes).await, silent("connection closed without an answer"));
+    let ssh = serve_bytes(b"SSH-2.0-OpenSSH_9.2\r\n", false).await;
+    assert_eq!(once(&http, ssh).await, not_ready("the answer is not HTTP/1.1"));
+    assert_eq!(once(&https, ssh).await, not_ready("TLS: the answer is not TLS"));
+}
+
+#[tokio::test]
+async fn a_reset_is_silence() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            stream.readable().await.unwrap();
+            socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+    });
+    let check = Check { kind: CheckKind::Http(readyz()), ..Check::default() };
+    assert_eq!(once(&check, address).await, silent("connection reset"));
+}
+
+#[tokio::test]
+async fn the_certificate_is_verified_where_a_ca_is_known() {
+    let (pki, other) = (Pki::new(), Pki::new());
+    let dir = tempfile::tempdir().unwrap();
+    let ca = write(dir.path(), "pki/ca.crt", &pki.pem);
+    let wrong = write(dir.path(), "pki/other.crt", &other.pem);
+    let with = |ca: &str, name: Option<&str>, discover: bool| {
+        https(TlsCheck {
+            ca_file: Some(ca.into()),
+            server_name: name.map(str::to_owned),
+            discover,
+            ..TlsCheck::default()
+        })
+    };
+    let kube = Server::start(Some(pki.server(&["kubernetes"]).tls(Clients::Ignored)), 200, "ok").await;
+    let ready = good("200 from /readyz");
+    assert_eq!(once(&with(&ca, None, true), kube.address).await, ready);
+    assert_eq!(once(&with(&ca, Some("kubernetes"), false), kube.address).await, ready);
+    assert_eq!(kube.last().host, "kubernetes");
+    assert_eq!(
+        once(&with(&wrong, None, true), kube.address).await,
+        not_ready("TLS: certificate is not signed by pki/other.crt")
+    );
+    // Another service is called by its address unless it has a name.
+    assert_eq!(
+        once(&with(&ca, None, false), kube.address).await,
+        not_ready("TLS: certificate is not for 127.0.0.1")
+    );
+    let etcd = Server::start(Some(pki.server(&["127.0.0.1"]).tls(Clients::Ignored)), 200, "ok").await;
+    assert_eq!(once(&with(&ca, None, false), etcd.address).await, ready);
+    assert_eq!(once(&with(&ca, Some("127.0.0.1"), true), etcd.address).await, ready);
+    assert_eq!(
+        once(&with(&ca, None, true), etcd.address).await,
+        not_ready("TLS: certificate is not for kubernetes")
+    );
+    let odd = once(&with(&ca, Some("not a name"), true), etcd.address).await;
+    assert_eq!(
+        odd,
+        not_ready("server-name \"not a name\" is neither a host name nor an address; write one of them")
+    );
+    // Without a CA any certificate does.
+    assert_eq!(once(&https(TlsCheck::default()), etcd.address).await, ready);
+}
+
+#[tokio::test]
+async fn an_expired_certificate_is_seen() {
+    let pki = Pki::new();
+    let dir = tempfile::tempdir().unwrap();
+    let ca = write(dir.path(), "ca.crt", &pki.pem);
+    let old = pki.issue(&["kubernetes"], |params| params.not_after = rcgen::date_time_ymd(2020, 1, 1));
+    let server = Server::start(Some(old.tls(Clients::Ignored)), 200, "ok").await;
+    let check = https(TlsCheck { ca_file: Some(ca), discover: true, ..TlsCheck::default() });
+    assert_eq!(once(&check, server.address).await, not_ready("TLS: certificate has expired"));
+}
+
+#[tokio::test]
+async fn a_server_may_want_a_client_certificate() {
+    let (pki, other) = (Pki::new(), Pki::new());
+    let dir = tempfile::tempdir().unwrap();
+    let server =
+        Server::start(Some(pki.server(&["kubernetes"]).tls(Clients::Required(&pki))), 200, "ok").await;
+    let show = |pair: Option<Pair>, name: &str| {
+        let files = pair.map(|Pair { cert, key }| {
+            let cert = write(dir.path(), &format!("{name}.crt"), &cert);
+            (cert, write(dir.path(), &format!("{name}.key"), &key))
+        });
+        let (cert_file, key_file) = files.unzip();
+        https(TlsCheck { cert_file, key_file, ..TlsCheck::default() })
+    };
+    assert_eq!(once(&show(Some(pki.client()), "right"), server.address).await, good("200 from /readyz"));
+    assert_eq!(
+        once(&show(None, "none"), server.address).await,
+        alive("TLS: asks for a client certificate: none found")
+    );
+    assert_eq!(
+        once(&show(Some(other.client()), "wrong"), server.address).await,
+        alive("TLS: client certificate not accepted")
+    );
+    // As an apiserver does it: the handshake succeeds, the answer is 401.
+    let asking = Server::start(Some(pki.server(&["kubernetes"]).tls(Clients::Asked(&pki))), 401, "").await;
+    assert_eq!(
+        once(&show(Some(pki.client()), "right"), asking.address).await,
+        alive("401 from /readyz: credentials not accepted")
+    );
+}

@@ -1,0 +1,268 @@
+//! TLS as a check speaks it: what verifies the server, what is shown to it, and what a failure means.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::health::Outcome;
+use proto::service::TlsCheck;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::sign::SingleCertAndKey;
+use rustls::version::{TLS12, TLS13};
+use rustls::{AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio::task::JoinHandle;
+
+use super::credentials::{Found, Places, Stamp, tail};
+
+/// The name that every Kubernetes apiserver's certificate carries, whatever its address is.
+const KUBERNETES: &str = "kubernetes";
+
+/// Longest time that looking at the files may hold a check up. They are few and small; what takes longer is
+/// a disk that hangs, and then what was read before has to do.
+const FILES_WITHIN: Duration = Duration::from_millis(250);
+
+/// TLS ready for use, as the files were when they were last read.
+pub(super) struct Ready {
+    pub(super) config: Arc<ClientConfig>,
+    /// End of the path of the CA that the server is verified against; none: it is not verified.
+    pub(super) ca: Option<String>,
+    /// A client certificate is shown.
+    pub(super) client: bool,
+    /// A file that is there and could not be used, and why.
+    pub(super) problem: Option<String>,
+}
+
+/// The newest state of the files, or why there can be no TLS with them.
+pub(super) type Current = Result<Arc<Ready>, String>;
+
+/// Keeps TLS ready, and follows the files that it is made of. They are looked at on tokio's blocking
+/// threads: a disk that hangs must not hold up a thread that also carries the proxy.
+pub(super) struct Tls {
+    server_name: Option<String>,
+    discover: bool,
+    job: Option<JoinHandle<Loader>>,
+    loader: Option<Loader>,
+    places: Arc<Places>,
+    current: Option<Current>,
+}
+
+impl Tls {
+    /// TLS as `check` wants it; Kubernetes' files are looked for below `root`.
+    pub(super) fn new(check: &TlsCheck, root: &Path) -> Tls {
+        Tls {
+            server_name: check.server_name.clone(),
+            discover: check.discover,
+            job: None,
+            loader: None,
+            places: Arc::new(Places::new(check, root)),
+            current: None,
+        }
+    }
+
+    /// The name that the server has to prove.
+    pub(super) fn server_name(&self, target: IpAddr) -> Result<ServerName<'static>, String> {
+        match &self.server_name {
+            Some(name) => ServerName::try_from(name.clone()).map_err(|_| {
+                format!("server-name \"{name}\" is neither a host name nor an address; write one of them")
+            }),
+            None if self.discover => ServerName::try_from(KUBERNETES).map_err(|error| error.to_string()),
+            None => Ok(ServerName::from(target)),
+        }
+    }
+
+    /// The name that configuration gives the server, also for the `Host` header.
+    pub(super) fn configured_name(&self) -> Option<&str> {
+        self.server_name.as_deref()
+    }
+
+    /// TLS made of the files as they are now. Stopping it anywhere is safe: a job that still runs is kept
+    /// and asked again.
+    pub(super) async fn current(&mut self) -> Current {
+        let job = self.job.get_or_insert_with(|| {
+            let mut loader = self.loader.take().unwrap_or_else(|| Loader::new(Arc::clone(&self.places)));
+            tokio::task::spawn_blocking(move || {
+                loader.refresh();
+                loader
+            })
+        });
+        match tokio::time::timeout(FILES_WITHIN, job).await {
+            Ok(joined) => {
+                self.job = None;
+                // A loader that panicked is replaced by a new one with the next check.
+                if let Ok(loader) = joined {
+                    self.current.clone_from(&loader.current);
+                    self.loader = Some(loader);
+                }
+            }
+            Err(_) => tracing::debug!("the files of a check's credentials cannot be read at the moment"),
+        }
+        self.current
+            .clone()
+            .unwrap_or_else(|| Err("credentials cannot be read: the disk does not answer".into()))
+    }
+}
+
+/// Reads the files again when one of them has changed.
+struct Loader {
+    places: Arc<Places>,
+    stamps: Vec<Option<Stamp>>,
+    current: Option<Current>,
+}
+
+impl Loader {
+    fn new(places: Arc<Places>) -> Loader {
+        Loader { places, stamps: Vec::new(), current: None }
+    }
+
+    fn refresh(&mut self) {
+        // Taken before reading: what changes meanwhile is read again with the next check.
+        let stamps = self.places.stamps();
+        if self.current.is_some() && stamps == self.stamps {
+            return;
+        }
+        self.stamps = stamps;
+        let found = self.places.read();
+        for problem in &found.problems {
+            tracing::warn!("credentials of a check cannot be used: {problem}");
+        }
+        let half_written = !found.problems.is_empty();
+        if half_written && matches!(&self.current, Some(Ok(ready)) if ready.problem.is_none()) {
+            // A rotation under way: what worked a second ago is better than half of what comes.
+            return;
+        }
+        self.current = Some(build(found, self.places.names_a_ca()));
+    }
+}
+
+/// Makes TLS of what was found.
+fn build(found: Found, needs_ca: bool) -> Current {
+    let problem = found.problems.into_iter().next();
+    if needs_ca && found.ca.is_none() {
+        return Err(problem.unwrap_or_else(|| "the CA that configuration names cannot be read".into()));
+    }
+    let provider = Arc::new(ring::default_provider());
+    let ca = found.ca.as_ref().map(|ca| tail(&ca.file));
+    let verifier: Arc<dyn ServerCertVerifier> = match found.ca {
+        Some(ca) => WebPkiServerVerifier::builder_with_provider(ca.roots, Arc::clone(&provider))
+            .build()
+            .map_err(|error| format!("{}: {error}", tail(&ca.file)))?,
+        None => Arc::new(Unverified(Arc::clone(&provider))),
+    };
+    let builder = ClientConfig::builder_with_provider(provider)
+        // Kubernetes' own minimum is 1.2.
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .map_err(|error| format!("TLS: {error}"))?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let client = found.client.is_some();
+    let mut config = match found.client {
+        Some(key) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key))),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // A resumed session shows no certificate: an expired one would go unnoticed here and fail every client.
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(Ready { config: Arc::new(config), ca, client, problem }))
+}
+
+/// Takes any certificate, for services whose CA nobody named. The connection is still encrypted, and the
+/// server still has to own the certificate's key. What hangs on it is only what this node says of itself.
+#[derive(Debug)]
+struct Unverified(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Unverified {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// What a failure says of the service, when it is one of TLS.
+pub(super) fn outcome_of(error: &io::Error, ready: &Ready, name: &ServerName<'_>) -> Option<Outcome> {
+    let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    Some(match error {
+        rustls::Error::InvalidCertificate(why) => Outcome::NotReady(certificate(why, ready, name)),
+        rustls::Error::InvalidMessage(_) => Outcome::NotReady("TLS: the answer is not TLS".into()),
+        rustls::Error::AlertReceived(alert) => refused(*alert, ready),
+        other => Outcome::NotReady(format!("TLS: {other}")),
+    })
+}
+
+/// A server that sends an alert is there. When it is about the client's certificate, that is TLS' 401.
+fn refused(alert: AlertDescription, ready: &Ready) -> Outcome {
+    use AlertDescription as A;
+    match alert {
+        A::UnknownCA
+        | A::BadCertificate
+        | A::DecryptError
+        | A::AccessDenied
+        | A::CertificateUnknown
+        | A::CertificateExpired
+        | A::CertificateRevoked
+        | A::UnsupportedCertificate
+            if ready.client =>
+        {
+            Outcome::Alive("TLS: client certificate not accepted".into())
+        }
+        // The last two are how servers said it before TLS 1.3 had a word for it.
+        A::CertificateRequired | A::BadCertificate | A::HandshakeFailure if !ready.client => {
+            let why = ready.problem.as_deref().unwrap_or("none found");
+            Outcome::Alive(format!("TLS: asks for a client certificate: {why}"))
+        }
+        _ => Outcome::NotReady(format!("TLS: refused by the server: {alert:?}")),
+    }
+}
+
+fn certificate(why: &CertificateError, ready: &Ready, name: &ServerName<'_>) -> String {
+    let text = match why {
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            format!("is not for {}", name.to_str())
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => "has expired".into(),
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "is not valid yet".into()
+        }
+        // kubeadm gives every CA the same name, so another cluster's shows as a wrong signature.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            format!("is not signed by {}", ready.ca.as_deref().unwrap_or("a known CA"))
+        }
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            "is not one of a server".into()
+        }
+        other => format!("cannot be verified: {other}"),
+    };
+    format!("TLS: certificate {text}")
+}

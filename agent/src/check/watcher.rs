@@ -1,0 +1,155 @@
+//! The task that checks one service.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::health::{Checker, Outcome, Readiness};
+use proto::keys::Offer;
+use proto::service::Service;
+use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
+
+use super::Report;
+use super::probe::{self, Probe};
+use crate::lifecycle::{Life, wall};
+
+/// Longest wait for a listener on loopback, which answers at once or not at all.
+const LOOPBACK_WITHIN: Duration = Duration::from_millis(200);
+
+/// Shortest time between two checks, whatever is configured: checks are not a load test.
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Checks one service.
+pub(super) struct Watcher {
+    pub(super) service: Service,
+    /// Where this agent's own proxy listens.
+    pub(super) listeners: Arc<[SocketAddr]>,
+    pub(super) probe: Probe,
+    pub(super) checker: Checker,
+    pub(super) own: watch::Receiver<Option<IpAddr>>,
+    pub(super) life: Life,
+    pub(super) generation: u64,
+    pub(super) reports: mpsc::Sender<Report>,
+    /// What was last logged about an instance that is not offered.
+    pub(super) hint: Option<String>,
+}
+
+impl Watcher {
+    /// Checks until it is dropped, and reports what others should know.
+    pub(super) async fn run(mut self) {
+        let mut ticks = tokio::time::interval(self.service.check.interval.max(MIN_INTERVAL));
+        // A check may take longer than the interval; the next one is not made up for.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut reported = None;
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                // A new address is checked and said at once.
+                Ok(()) = self.own.changed() => {}
+            }
+            let offer = self.round().await;
+            if reported.as_ref() != Some(&offer) {
+                reported = Some(offer.clone());
+                let report = Report { name: self.service.name.clone(), generation: self.generation, offer };
+                if self.reports.send(report).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// One check, and what follows from it.
+    async fn round(&mut self) -> Option<Offer> {
+        let own = *self.own.borrow_and_update();
+        let target = target(&self.service, own);
+        if let Some(listener) = self.listeners.iter().find(|listener| covers(**listener, target)) {
+            // Our own proxy would answer, with the health of somebody else.
+            self.hint(format!("{target} is not checked, this agent's own proxy listens on {listener}"));
+            return None;
+        }
+        let mut elsewhere = None;
+        let outcome = match self.probe.check(target).await {
+            Outcome::Refused(reason) => {
+                elsewhere = self.elsewhere(target).await;
+                Outcome::Refused(elsewhere.clone().unwrap_or(reason))
+            }
+            outcome => outcome,
+        };
+        let before = self.checker.health().map(|health| health.readiness);
+        self.checker.observe(self.life.now(), wall(), outcome);
+        self.log(before, target);
+        match elsewhere {
+            Some(elsewhere) if self.checker.health().is_none() => self.hint(elsewhere),
+            _ => self.hint = None,
+        }
+        let health = self.checker.health()?.clone();
+        Some(Offer { address: offered(&self.service, own)?, weight: self.service.weight, health })
+    }
+
+    /// One line for each change of state.
+    fn log(&self, before: Option<Readiness>, target: SocketAddr) {
+        let name = &self.service.name;
+        match self.checker.health() {
+            Some(health) if before != Some(health.readiness) => {
+                let (state, reason) = (health.readiness, &health.reason);
+                tracing::info!(service = %name, %state, "{name} at {target} is {state}: {reason}");
+            }
+            None if before.is_some() => {
+                tracing::info!(
+                    service = %name, state = "gone",
+                    "{name} is gone from this node: nothing has answered at {target} for a while"
+                );
+            }
+            _ => {}
+        }
+    }
+
+    /// Says once why an instance is not offered, since nothing else would show it.
+    fn hint(&mut self, text: String) {
+        if self.hint.as_ref() != Some(&text) {
+            let name = &self.service.name;
+            tracing::warn!(service = %name, "{name} is not offered to others: {text}");
+            self.hint = Some(text);
+        }
+    }
+
+    /// A closed port at the mesh address and an open one on loopback: the service is bound to the wrong
+    /// address, which nobody guesses from "refused".
+    async fn elsewhere(&self, target: SocketAddr) -> Option<String> {
+        let loopback = match target.ip() {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        };
+        let beside = SocketAddr::new(loopback, target.port());
+        let ours = self.listeners.iter().any(|listener| covers(*listener, beside));
+        if target == beside || ours || !probe::accepts(beside, LOOPBACK_WITHIN).await {
+            return None;
+        }
+        Some(format!("listens on {loopback} only, not on {}", target.ip()))
+    }
+}
+
+/// The address that is checked.
+fn target(service: &Service, own: Option<IpAddr>) -> SocketAddr {
+    service
+        .check
+        .address
+        .unwrap_or_else(|| SocketAddr::new(own.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), service.port))
+}
+
+/// The address that others dial: the checked one, unless it is loopback and the mesh is not, since there
+/// everybody would reach himself.
+pub(super) fn offered(service: &Service, own: Option<IpAddr>) -> Option<SocketAddr> {
+    let at_own = own.map(|own| SocketAddr::new(own, service.port));
+    match service.check.address {
+        Some(address) if !address.ip().is_loopback() => Some(address),
+        Some(address) if own.is_some_and(|own| own.is_loopback()) => Some(address),
+        _ => at_own,
+    }
+}
+
+/// Whether a connection to `target` on this machine would reach `listener`.
+fn covers(listener: SocketAddr, target: SocketAddr) -> bool {
+    listener.port() == target.port() && (listener.ip() == target.ip() || listener.ip().is_unspecified())
+}
