@@ -27,7 +27,7 @@ fn check_tells_every_mistake_of_a_file_with_its_place() -> Result<()> {
     ensure!(code == 78, "code {code}: {out}");
     for (place, word) in [
         ("1:1", "name"),
-        ("2:8", "70000"),
+        ("2:8", "65535"),
         ("3:11", "wg0"),
         ("7:11", "\"x\""),
         ("8:11", "least-connections"),

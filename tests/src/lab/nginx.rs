@@ -49,9 +49,8 @@ impl Master {
 daemon off;
 user root;
 worker_processes 1;
-worker_rlimit_nofile 65536;
 pid {dir}/pid;
-events {{ worker_connections 20000; }}
+events {{ worker_connections 12000; }}
 http {{
     access_log off;
     client_body_temp_path {dir}/body;
