@@ -347,20 +347,20 @@ fn a_file_that_grows_too_long_is_told() {
 #[test]
 fn features_that_know_each_other_are_told() {
     let of = |path, text| said(path, text, features);
-    assert_eq!(of("agent/src/gossip.rs", "\nuse crate::link::Port;"), ["agent/src/gossip.rs:2"]);
+    assert_eq!(of("agent/src/gossip.rs", "\nuse crate::net::Port;"), ["agent/src/gossip.rs:2"]);
     assert_eq!(of("agent/src/proxy/copy.rs", "let x = crate::web::page();"), ["agent/src/proxy/copy.rs:1"]);
     let grouped = "use crate::{\n    lifecycle::{Life, link},\n    pulse::Pulse,\n};";
     assert_eq!(of("agent/src/proxy/mod.rs", grouped), ["agent/src/proxy/mod.rs:1"]);
-    assert_eq!(of("agent/src/proxy/copy.rs", "use super::super::link::Port;"), ["agent/src/proxy/copy.rs:1"]);
-    assert_eq!(of("agent/src/gossip.rs", "use super::link::Port;"), ["agent/src/gossip.rs:1"]);
+    assert_eq!(of("agent/src/proxy/copy.rs", "use super::super::net::Port;"), ["agent/src/proxy/copy.rs:1"]);
+    assert_eq!(of("agent/src/gossip.rs", "use super::net::Port;"), ["agent/src/gossip.rs:1"]);
     assert_eq!(of("agent/src/link/seal.rs", "use crate::app::App;"), ["agent/src/link/seal.rs:1"]);
     for fine in ["use crate::link::Port;", "use super::gossip::X;", "use crate::config;", "// crate::web"] {
         assert!(of("agent/src/link/seal.rs", fine).is_empty(), "{fine}");
     }
-    assert!(of("agent/src/app.rs", "use crate::link::Port;").is_empty());
-    assert!(of("agent/src/link_tests.rs", "use crate::link::Port;").is_empty());
+    assert!(of("agent/src/app.rs", "use crate::net::Port;").is_empty());
+    assert!(of("agent/src/net_tests.rs", "use crate::net::Port;").is_empty());
     assert_eq!(of("agent/src/link_tests.rs", "use crate::web::Page;").len(), 1, "nor do their tests");
-    assert!(of("agent/src/cli/join.rs", "use crate::link::Port;").is_empty());
+    assert!(of("agent/src/cli/join.rs", "use crate::net::Port;").is_empty());
 }
 
 #[test]

@@ -74,7 +74,9 @@ pub(super) async fn go_on(
     if !foreground && install::is_possible() {
         // The service takes the state directory over.
         drop((disk, member));
-        install::install(&settings, true, &mut |text| steps.step("service", true, text))?;
+        tokio::task::block_in_place(|| {
+            install::install(&settings, true, &mut |text| steps.step("service", true, text))
+        })?;
         let status = wait_for(&settings).await?;
         let (ok, text) = status.serving();
         steps.step("serves", ok, &text);
