@@ -117,7 +117,8 @@ impl Disk {
     fn read<T: DeserializeOwned>(&self, file: &str) -> Result<Option<T>, StateError> {
         let loaded = self.store.read(file)?;
         if let Some(problem) = loaded.problem {
-            self.problem(file, Some(problem));
+            // Under a name of its own: what was found at this start stays true when the file is written anew.
+            self.problem(&format!("{file}, as found"), Some(problem));
         }
         Ok(loaded.value)
     }

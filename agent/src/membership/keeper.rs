@@ -117,6 +117,14 @@ impl Keeper {
         Copy { document: self.document.clone(), keys: self.ring.keys().to_vec(), addresses: self.addresses() }
     }
 
+    /// The copy that a node may have: one that was removed, or has just left, sees the document and no key.
+    pub(super) fn copy_for(&self, peer: &NodeId) -> Copy {
+        if self.document.member(peer).is_some() {
+            return self.copy();
+        }
+        Copy { document: self.document.clone(), keys: Vec::new(), addresses: BTreeMap::new() }
+    }
+
     fn addresses(&self) -> proto::exchange::Addresses {
         let mut addresses = self.link.book.snapshot();
         if let Some(ip) = *self.own_address.borrow() {
@@ -243,11 +251,7 @@ impl Keeper {
             FromMember::Gossip(_) => return,
             FromMember::Sync(copy) => {
                 self.merge(&copy);
-                if self.document.member(&from).is_none() {
-                    ToMember::Failed("the peer was removed from the cluster".to_owned())
-                } else {
-                    ToMember::Synced(Box::new(self.copy()))
-                }
+                ToMember::Synced(Box::new(self.copy_for(&from)))
             }
             FromMember::Answer { code, approve } => ToMember::Answered(self.answer(&code, approve)),
             FromMember::Waiting => ToMember::Waiting(self.lobby.waiting(wall()).cloned().collect()),

@@ -1,11 +1,10 @@
 //! What the command line asks of the keeper: invites, removals, rotations, approvals, leaving.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proto::cluster::{KeyId, Removed};
 use proto::control::{Request, Response};
-use proto::exchange::{Copy, FromMember, ToMember};
+use proto::exchange::{FromMember, ToMember};
 use proto::invite::Waiting;
 use proto::link::GossipKey;
 use proto::node::NodeId;
@@ -126,7 +125,7 @@ impl Keeper {
 
     /// Shows a removed node its tombstone, so that it stops by itself; it gets no key.
     fn tell_removed(&self, addresses: Vec<std::net::SocketAddr>, key: proto::node::PublicKey) {
-        let copy = Copy { document: self.document.clone(), keys: Vec::new(), addresses: BTreeMap::new() };
+        let copy = self.copy_for(&key.id());
         let link = self.link.clone();
         self.life.spawn(async move {
             let request = FromMember::Sync(Box::new(copy));

@@ -81,6 +81,8 @@ fn status(backends: Vec<BackendStatus>) -> Status {
             version: "0.1.0".to_owned(),
             started_unix_ms: ago(7200),
             removed: false,
+            descriptors: 1_048_576,
+            link: Default::default(),
         },
         services: vec![service("kube-api", backends)],
         members: vec![
