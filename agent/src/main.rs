@@ -2,6 +2,14 @@
 
 #[allow(dead_code)]
 mod check;
+#[allow(dead_code)]
+mod cli {
+    pub(crate) mod demo;
+}
+#[allow(dead_code)]
+mod demo;
 mod lifecycle;
 
-fn main() {}
+fn main() {
+    demo::die_with_parent();
+}
