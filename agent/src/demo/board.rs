@@ -64,8 +64,14 @@ pub(super) struct Board {
     pub(super) events: VecDeque<Event>,
     /// Events that were not taken by [`Board::news`] yet.
     fresh: usize,
-    failed_in_a_row: u64,
+    /// Failures of the trouble that is told of; 0: there is none.
+    trouble: u64,
+    /// Requests that have succeeded since the last failure.
+    calm: u64,
 }
+
+/// So many successes in a row end a trouble: where every second request fails, it goes on.
+const CALM: u64 = 10;
 
 impl Board {
     /// An empty one.
@@ -81,7 +87,8 @@ impl Board {
             seen: None,
             events: VecDeque::new(),
             fresh: 0,
-            failed_in_a_row: 0,
+            trouble: 0,
+            calm: 0,
         }
     }
 
@@ -138,17 +145,19 @@ impl Board {
         let fate = match result {
             Ok(name) => {
                 self.ok += 1;
-                if self.failed_in_a_row > 0 {
-                    let failed = std::mem::take(&mut self.failed_in_a_row);
+                self.calm += 1;
+                if self.trouble > 0 && self.calm >= CALM {
+                    let failed = std::mem::take(&mut self.trouble);
                     self.say(now, format!("requests succeed again, after {failed} failed"));
                 }
                 Fate::Served(name, took)
             }
             Err(why) => {
                 self.failed += 1;
-                self.failed_in_a_row += 1;
+                self.calm = 0;
+                self.trouble += 1;
                 // One line for a change of state, not one for each request.
-                if self.failed_in_a_row == 1 {
+                if self.trouble == 1 {
                     self.say(now, format!("a request failed: {why}"));
                 }
                 Fate::Failed(took)
@@ -199,7 +208,7 @@ impl Board {
     /// The whole run in one line.
     pub(super) fn summary(&self) -> String {
         format!(
-            "requests {}, failed {}, slowest {} ms, held connection closed {} times",
+            "requests {}, failed {}, slowest {} ms, closed held connections {}",
             self.ok + self.failed,
             self.failed,
             self.slowest.as_millis(),
@@ -234,16 +243,19 @@ mod tests {
         end(&mut board, 0, 40, Ok("m1"));
         end(&mut board, 1, 2000, Err("refused"));
         end(&mut board, 2, 30, Err("refused"));
-        end(&mut board, 3, 30, Ok("m2"));
+        for number in 3..13 {
+            assert_eq!(board.events.len(), 1, "not calm yet");
+            end(&mut board, number, 30, Ok("m2"));
+        }
         assert_eq!(
             texts(&mut board),
             ["a request failed: refused", "requests succeed again, after 2 failed"]
         );
         assert!(texts(&mut board).is_empty(), "news are told once");
-        assert_eq!(board.summary(), "requests 4, failed 2, slowest 2000 ms, held connection closed 0 times");
-        assert_eq!(board.slowest_lately(at(500)), Duration::from_secs(2));
+        assert_eq!(board.summary(), "requests 13, failed 2, slowest 2000 ms, closed held connections 0");
+        assert_eq!(board.slowest_lately(at(1300)), Duration::from_secs(2));
         assert_eq!(board.slowest_lately(at(10_250)), Duration::from_millis(30));
-        board.asked(at(11_000), 4);
+        board.asked(at(11_000), 13);
         assert_eq!(board.slowest_lately(at(11_700)), Duration::from_millis(700), "also while it waits");
     }
 

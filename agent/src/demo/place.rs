@@ -109,3 +109,29 @@ impl Drop for Directory {
 pub(super) fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_taken_is_passed_over() {
+        let (addresses, ports) = find(5).unwrap();
+        assert_eq!(addresses.len(), 5);
+        let taken = SocketAddr::new(addresses[4], ports.proxy);
+        let _taken = TcpListener::bind(taken).unwrap();
+        let (others, other_ports) = find(5).unwrap();
+        assert!(!others.contains(&addresses[4]) || other_ports != ports, "{others:?} {other_ports:?}");
+    }
+
+    #[test]
+    fn the_directory_goes_with_all_that_is_in_it() {
+        let directory = Directory::make().unwrap();
+        let file = directory.write("a", "text").unwrap();
+        assert!(directory.write("a", "again").is_err(), "nothing is written over");
+        let path = directory.path().to_owned();
+        std::fs::create_dir_all(path.join("m1/state")).unwrap();
+        drop(directory);
+        assert!(!file.exists() && !path.exists());
+    }
+}

@@ -161,3 +161,80 @@ impl Drop for Process {
         self.kill();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(script: &str, dir: &Path) -> Process {
+        let args = ["-c", script].map(OsStr::new);
+        Process::start(Path::new("/bin/sh"), &args, &dir.join("log")).unwrap()
+    }
+
+    /// What the process has printed, once it has printed `wanted`.
+    async fn printed(dir: &Path, wanted: &str) -> String {
+        let begun = Instant::now();
+        loop {
+            let text = std::fs::read_to_string(dir.join("log")).unwrap_or_default();
+            if text.contains(wanted) {
+                return text;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(10), "no {wanted} in {text}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn until(process: &mut Process, state: State) {
+        let begun = Instant::now();
+        while process.state() != state {
+            assert!(begun.elapsed() < Duration::from_secs(10), "{:?} is not {state:?}", process.state());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// The state letter of proc(5), or none when there is no such process.
+    fn letter(pid: u32) -> Option<char> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(") ")?.1.chars().next()
+    }
+
+    #[tokio::test]
+    async fn a_process_is_killed_hung_stopped_and_never_outlives_its_handle() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut process = start("trap 'exit 0' TERM; echo up; while :; do sleep 0.01; done", dir.path());
+        printed(dir.path(), "up").await;
+        assert_eq!(process.state(), State::Running);
+        let pid = process.child.id().unwrap();
+        process.hang();
+        assert_eq!(process.state(), State::Hung);
+        let begun = Instant::now();
+        while letter(pid) != Some('T') {
+            assert!(begun.elapsed() < Duration::from_secs(10), "it goes on");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        process.go_on();
+        process.stop();
+        until(&mut process, State::Stopped).await;
+
+        let mut hung = start("while :; do sleep 0.01; done", dir.path());
+        hung.hang();
+        hung.kill();
+        assert_eq!(hung.state(), State::Killed);
+        let mut failed = start("exit 3", dir.path());
+        until(&mut failed, State::Failed).await;
+
+        let dropped = start("while :; do sleep 0.01; done", dir.path());
+        let pid = dropped.child.id().unwrap();
+        drop(dropped);
+        assert_eq!(letter(pid), None);
+    }
+
+    #[tokio::test]
+    async fn a_child_knows_its_parent_and_nothing_of_this_machines_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let _process = start("env; echo end=here", dir.path());
+        let text = printed(dir.path(), "end=here").await;
+        assert!(text.contains(&format!("{PARENT}={}\n", std::process::id())), "{text}");
+        assert!(!text.lines().any(|line| line.starts_with("AGENT_")), "{text}");
+    }
+}

@@ -161,7 +161,7 @@ impl Picture<'_> {
 
     fn held(&self) -> Line {
         let on = self.board.held.as_deref().unwrap_or("nobody");
-        let text = format!("  held connection: on {on}, closed {} times so far", self.board.resets);
+        let text = format!("  held connection: on {on}; closed so far: {}", self.board.resets);
         vec![(Style::Plain, text)]
     }
 }
@@ -255,7 +255,7 @@ mod tests {
             "  3 m3      killed     killed    -",
             "200 from /readyz                  12\n",
             "  ok 88      failed 1     slowest of the last 10 s: 5000 ms",
-            "on m1, closed 0 times",
+            "on m1; closed so far: 0",
             "5.0 s",
             "k kill",
             "event 19",
