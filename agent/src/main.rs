@@ -1,15 +1,24 @@
 //! `agent`: highly available Kubernetes masters without a load balancer.
 
-#[allow(dead_code)]
+mod app;
 mod check;
-#[allow(dead_code)]
-mod cli {
-    pub(crate) mod demo;
-}
-#[allow(dead_code)]
+mod cli;
+mod control;
 mod demo;
+mod gossip;
 mod lifecycle;
+mod link;
+mod log;
+mod membership;
+mod net;
+mod proxy;
+mod reach;
+mod state;
+#[cfg(test)]
+mod testing;
+mod watchdog;
 
-fn main() {
+fn main() -> std::process::ExitCode {
     demo::die_with_parent();
+    cli::main(std::env::args_os())
 }

@@ -91,6 +91,25 @@ pub struct Status {
     pub problems: Vec<String>,
 }
 
+impl Status {
+    /// What serves here, in words, and whether anything does: each listener with the nodes behind it.
+    pub fn serving(&self) -> (bool, String) {
+        let mut serves = false;
+        let lines: Vec<String> = self
+            .services
+            .iter()
+            .map(|service| {
+                let good = service.backends.iter().filter(|backend| backend.state.is_good());
+                let names: Vec<&str> = good.map(|backend| backend.node.as_str()).collect();
+                serves |= !names.is_empty();
+                let names = if names.is_empty() { "no master yet".to_owned() } else { names.join(", ") };
+                format!("{} -> {names}", service.listen.join(", "))
+            })
+            .collect();
+        (serves, lines.join("; "))
+    }
+}
+
 /// The cluster, as this node knows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClusterStatus {
@@ -127,6 +146,33 @@ pub struct NodeStatus {
     pub started_unix_ms: UnixMs,
     /// Set when this node was removed from the cluster.
     pub removed: bool,
+    /// Most files and connections that the process may have open.
+    pub descriptors: u64,
+    /// What was counted on the link.
+    pub link: LinkStatus,
+}
+
+/// What was counted on the link since the start. Bytes are payload of UDP, seal included, and of TLS.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// Bytes sent.
+    pub sent_bytes: u64,
+    /// Bytes received.
+    pub received_bytes: u64,
+    /// Datagrams sent.
+    pub sent_datagrams: u64,
+    /// Datagrams received, those refused included.
+    pub received_datagrams: u64,
+    /// Datagrams refused: not of a member, or no datagram of ours at all.
+    pub refused_stranger: u64,
+    /// Datagrams refused: sealed with a key that is not held.
+    pub refused_key: u64,
+    /// Datagrams refused: the seal does not hold.
+    pub refused_seal: u64,
+    /// Datagrams refused: seen before.
+    pub refused_replay: u64,
+    /// Datagrams refused: the sender had not proven its start yet.
+    pub refused_unproven: u64,
 }
 
 /// One service, as this node's proxy sees it.

@@ -9,10 +9,12 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::backends::LastGood;
 use crate::cluster::Document;
 use crate::invite::{Proof, Refusal};
 use crate::link::GossipKey;
 use crate::node::{Name, NodeId};
+use crate::service::ServiceName;
 
 /// ALPN of members (RFC 7301).
 pub const ALPN_MEMBER: &[u8] = b"agent/1";
@@ -32,13 +34,24 @@ pub const MAX_JOIN_FRAME: usize = 4 * 1024;
 /// Where nodes were last reached.
 pub type Addresses = BTreeMap<NodeId, Vec<SocketAddr>>;
 
+/// One node's copy of what all must know.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Copy {
+    /// The document.
+    pub document: Document,
+    /// The gossip keys; none for a node that was removed.
+    pub keys: Vec<GossipKey>,
+    /// Where nodes were last reached.
+    pub addresses: Addresses,
+}
+
 /// From a member.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum FromMember {
     /// A gossip message that is too large for a datagram. Not answered.
     Gossip(#[serde(with = "bytes")] Vec<u8>),
-    /// "Here is my copy of the document; give me yours, and the gossip keys."
-    Sync(Box<Document>),
+    /// "Here is my copy of what all must know; give me yours."
+    Sync(Box<Copy>),
     /// "Someone has answered a node that waits at one of us."
     Answer {
         /// The code that it shows.
@@ -53,15 +66,8 @@ pub enum FromMember {
 /// To a member.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum ToMember {
-    /// The merged document, the keys, and where everyone was last reached.
-    Synced {
-        /// The document.
-        document: Box<Document>,
-        /// The gossip keys.
-        keys: Vec<GossipKey>,
-        /// Where nodes were last reached.
-        addresses: Addresses,
-    },
+    /// What all must know, both copies merged.
+    Synced(Box<Copy>),
     /// The name of the node that was answered; none: no one with that code waits here.
     Answered(Option<Name>),
     /// Who waits.
@@ -110,14 +116,10 @@ pub enum ToJoining {
 /// What an admitted node gets.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Welcome {
-    /// The document, with the new node in it.
-    pub document: Document,
-    /// The gossip keys.
-    pub keys: Vec<GossipKey>,
-    /// Where everyone was last reached.
-    pub addresses: Addresses,
-    /// Where the node came from, as its peer saw it.
-    pub seen_from: SocketAddr,
+    /// What all must know, with the new node in it.
+    pub copy: Copy,
+    /// Who serves now, so that the new node can dial before it has heard anyone.
+    pub serving: Vec<(ServiceName, Vec<LastGood>)>,
 }
 
 /// Encodes a message for a frame.

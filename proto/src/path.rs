@@ -14,6 +14,8 @@
 
 use std::time::Duration;
 
+use crate::node::NodeId;
+use crate::service::ServiceName;
 use crate::time::{Moment, UnixMs};
 
 /// Time between two probes of a backend that is not up, and of one whose agent is silent.
@@ -52,6 +54,17 @@ pub enum Evidence {
     Refused,
     /// A TCP connect got no answer, or "no route".
     Unanswered,
+}
+
+/// Evidence about a named backend, on its way to whoever weighs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Whose backend it is.
+    pub node: NodeId,
+    /// Of which service.
+    pub service: ServiceName,
+    /// What was seen.
+    pub evidence: Evidence,
 }
 
 /// What is known of the way to one backend.

@@ -3,15 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use futures_util::{SinkExt, StreamExt};
-use hyper::body::Bytes;
 use proto::backends::State;
-use proto::control::{MAX_FRAME, Request, Response, Status};
-use proto::exchange::{decode, encode};
+use proto::control::{Request, Response, Status};
 use proto::service::KUBE_API;
-use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tokio_util::codec::{Framed, LengthDelimitedCodec};
+
+use crate::control;
 
 /// How often it is asked.
 const EVERY: Duration = Duration::from_millis(200);
@@ -38,11 +35,7 @@ pub(super) async fn follow(runtime_dir: PathBuf, out: watch::Sender<Option<Vec<S
 }
 
 async fn ask(runtime_dir: &Path) -> Option<Vec<Seen>> {
-    let stream = UnixStream::connect(runtime_dir.join("agent.sock")).await.ok()?;
-    let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME).new_codec();
-    let mut frames = Framed::new(stream, codec);
-    frames.send(Bytes::from(encode(&Request::Status))).await.ok()?;
-    match decode(&frames.next().await?.ok()?) {
+    match control::call(runtime_dir, &Request::Status).await {
         Ok(Response::Status(status)) => Some(masters(*status)),
         _ => None,
     }

@@ -1,0 +1,315 @@
+//! Composition: makes the channels, starts the feature modules in order, and ends them in order. Only this
+//! module knows them all.
+//!
+//! Start: listeners and the last good list first, so that clients are served before anyone is heard; then
+//! the link, gossip, checks; then "ready". Stop: say so by gossip, take nothing new, let connections
+//! finish for a while, end.
+
+pub(crate) mod enter;
+mod status;
+mod word;
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use proto::backends::Table;
+use proto::config::Config;
+use proto::control::{Request, Response};
+use proto::service::Service;
+use proto::time::UnixMs;
+use proto::view::View;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tracing::{error, info, warn};
+
+use crate::lifecycle::{Life, wall};
+use crate::link::{Link, Trust};
+use crate::membership::disk::{Disk, Member};
+use crate::membership::keeper::Keeper;
+use crate::membership::{Command, Membership, admit};
+use crate::proxy::{Listeners, Proxy};
+use crate::{check, control, gossip, net, proxy, reach, watchdog};
+
+/// Longest time that open connections get to finish at a stop. Kubernetes' watches never do, and their
+/// clients reconnect through the same listener as soon as the agent is back.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Time for "this node stops" to reach a few peers.
+const GOODBYE: Duration = Duration::from_millis(200);
+
+/// Commands that wait for the keeper; each comes from someone who waits for its answer.
+const COMMANDS: usize = 64;
+
+/// What runs, for status.
+pub(crate) struct Running {
+    pub(crate) link: Arc<Link>,
+    pub(crate) disk: Arc<Disk>,
+    pub(crate) proxy: Proxy,
+    pub(crate) node: crate::membership::disk::NodeFile,
+    pub(crate) started: UnixMs,
+    pub(crate) membership: Membership,
+    pub(crate) view: watch::Receiver<Arc<View>>,
+    pub(crate) table: watch::Receiver<Arc<Table>>,
+    pub(crate) services: watch::Receiver<Arc<Vec<Service>>>,
+    pub(crate) own_address: watch::Receiver<Option<IpAddr>>,
+    pub(crate) descriptors: u64,
+}
+
+/// Runs the agent until it is told to stop. `reload` reads the configuration again; `started` is called
+/// once everything runs.
+///
+/// # Errors
+/// What keeps it from starting: the port or the control socket is taken.
+pub(crate) async fn run(
+    config: Config,
+    disk: Arc<Disk>,
+    member: Member,
+    reload: impl Fn() -> anyhow::Result<Config> + Send + 'static,
+    started: impl FnOnce(Arc<Running>, &Life),
+) -> anyhow::Result<()> {
+    let life = Life::new();
+    let result = start(config, disk, member, &life).await;
+    let (running, services) = match result {
+        Ok(running) => running,
+        Err(error) => {
+            life.stopping.cancel();
+            life.over.cancel();
+            return Err(error);
+        }
+    };
+    started(running.clone(), &life);
+    live(&running, &services, reload, &life).await?;
+    stop(&running, &life).await;
+    Ok(())
+}
+
+async fn start(
+    config: Config,
+    disk: Arc<Disk>,
+    member: Member,
+    life: &Life,
+) -> anyhow::Result<(Arc<Running>, watch::Sender<Arc<Vec<Service>>>)> {
+    let began = wall();
+    // Clients first: everything else can wait for milliseconds.
+    let descriptors = proxy::raise_descriptor_limit();
+    let listeners = Listeners::bind(&config.services);
+    let (table_in, table) = watch::channel(Arc::new(reach::first_table(&config.services, &member.serving)));
+    let (reports_in, reports) = mpsc::channel(reach::REPORTS);
+    let own = member.identity.id;
+    let proxy = Proxy::start(listeners, own, table.clone(), reports_in.clone(), life);
+
+    let (services_in, services) = watch::channel(Arc::new(config.services.clone()));
+    let trust = Trust { document: Arc::new(member.document.clone()), ring: Arc::new(member.ring.clone()) };
+    let (trust_in, trust) = watch::channel(Arc::new(trust));
+    let port = member.node.port;
+    let (link, inbox, tcp) = Link::bind(config.bind, port, member.identity.clone(), trust.clone())
+        .with_context(|| {
+            format!("port {port} can't be bound; is another agent running? see: ss -lnptu 'sport = {port}'")
+        })?;
+    for (id, addresses) in &member.peers {
+        link.book.heard(*id, addresses, false);
+    }
+    let listener = control::bind(Path::new(&config.runtime_dir))?;
+
+    let (own_address_in, own_address) = watch::channel(None);
+    let node = member.node.clone();
+    net::watch_own(node.interface.clone(), node.address, node.pinned, own_address_in, life);
+    let (health_in, health) = watch::channel(Arc::default());
+    check::spawn(services.clone(), own_address.clone(), health_in, life);
+    let (view_in, view) = watch::channel(Arc::new(View::default()));
+    let words = word::Inputs {
+        node: node.clone(),
+        began,
+        own_address: own_address.clone(),
+        health,
+        trust: trust.clone(),
+    };
+    let word = word::spawn(words, life);
+    link.serve_udp(life);
+    link.serve_tcp(tcp, life)?;
+
+    let (serving_in, serving) = watch::channel(Arc::new(member.serving.clone()));
+    let members = trust.clone();
+    let inputs = reach::Inputs {
+        services: services.clone(),
+        view: view.clone(),
+        reports,
+        probes: reports_in,
+        is_member: Arc::new(move |id| members.borrow().document.member(id).is_some()),
+    };
+    reach::spawn(inputs, table_in, serving_in, life);
+    save_serving(disk.clone(), serving.clone(), life);
+
+    let (commands_in, commands) = mpsc::channel(COMMANDS);
+    let (open_until_in, open_until) = watch::channel(UnixMs(0));
+    let keeper = Keeper {
+        link: link.clone(),
+        disk: disk.clone(),
+        document: member.document,
+        ring: member.ring,
+        invites: member.invites,
+        trust: trust_in,
+        open_until: open_until_in,
+        view: view.clone(),
+        serving,
+        own_address: own_address.clone(),
+        port,
+        commands: commands_in.clone(),
+        life: life.clone(),
+        lobby: Default::default(),
+        waiting: Default::default(),
+    };
+    life.spawn(keeper.run(commands));
+    let crate::link::Inbox { gossip, members, joining, proven, unknown_key } = inbox;
+    admit::serve(link.clone(), joining, commands_in.clone(), life);
+    forward(members, commands_in.clone(), Command::Incoming, life);
+    forward(unknown_key, commands_in.clone(), |_| Command::UnknownKey, life);
+    let generation = disk.next_generation();
+    let inputs = gossip::Inputs {
+        link: link.clone(),
+        trust: trust.clone(),
+        arrivals: gossip,
+        proven,
+        word,
+        generation,
+    };
+    gossip::spawn(inputs, view_in, life);
+
+    let membership = Membership { commands: commands_in, trust, open_until };
+    let running = Arc::new(Running {
+        link,
+        disk,
+        proxy,
+        node,
+        started: began,
+        membership,
+        view,
+        table,
+        services,
+        own_address,
+        descriptors,
+    });
+    serve_control(listener, running.clone(), life);
+    tell_systemd(running.clone(), life);
+    info!(node = %running.node.name, cluster = %running.membership.trust.borrow().document.name, "agent runs");
+    Ok((running, services_in))
+}
+
+/// Hands everything from one queue to the keeper's.
+fn forward<T: Send + 'static>(
+    mut from: mpsc::Receiver<T>,
+    to: mpsc::Sender<Command>,
+    as_command: fn(T) -> Command,
+    life: &Life,
+) {
+    let stopping = life.stopping.clone();
+    life.spawn(async move {
+        loop {
+            let one = tokio::select! {
+                one = from.recv() => one,
+                () = stopping.cancelled() => return,
+            };
+            let Some(one) = one else { return };
+            if to.send(as_command(one)).await.is_err() {
+                return;
+            }
+        }
+    });
+}
+
+/// Writes the last good list whenever it changes.
+fn save_serving(disk: Arc<Disk>, mut serving: watch::Receiver<Arc<reach::Serving>>, life: &Life) {
+    let over = life.over.clone();
+    life.spawn(async move {
+        loop {
+            tokio::select! {
+                changed = serving.changed() => if changed.is_err() { return },
+                () = over.cancelled() => return,
+            }
+            let list = serving.borrow_and_update().clone();
+            disk.save_serving(&list);
+        }
+    });
+}
+
+/// Keeps `systemctl status` up to date with what serves.
+fn tell_systemd(running: Arc<Running>, life: &Life) {
+    let over = life.over.clone();
+    life.spawn(async move {
+        let mut table = running.table.clone();
+        loop {
+            watchdog::status(&status::of(&running).serving().1);
+            tokio::select! {
+                changed = table.changed() => if changed.is_err() { return },
+                () = over.cancelled() => return,
+            }
+        }
+    });
+}
+
+fn serve_control(listener: control::Listener, running: Arc<Running>, life: &Life) {
+    let handler = move |request: Request| {
+        let running = running.clone();
+        async move {
+            match request {
+                Request::Status => Response::Status(Box::new(status::of(&running))),
+                request => running.membership.control(request).await,
+            }
+        }
+    };
+    control::serve(listener, handler, life);
+}
+
+/// Follows signals until one says stop.
+async fn live(
+    running: &Running,
+    services: &watch::Sender<Arc<Vec<Service>>>,
+    reload: impl Fn() -> anyhow::Result<Config>,
+    life: &Life,
+) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    watchdog::spawn_watchdog(life);
+    watchdog::ready();
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            () = life.stopping.cancelled() => return Ok(()),
+            _ = hang_up.recv() => match reload() {
+                Ok(config) => {
+                    running.proxy.reload(&config.services);
+                    services.send_replace(Arc::new(config.services));
+                    info!("configuration read again; services follow it, all else at the next start");
+                }
+                Err(error) => error!("the configuration was not taken over, the old one stays: {error:#}"),
+            },
+        }
+    }
+}
+
+async fn stop(running: &Running, life: &Life) {
+    watchdog::stopping();
+    info!("stopping");
+    // Gossip says so first; the proxy stops accepting by the same token.
+    life.stopping.cancel();
+    tokio::time::sleep(GOODBYE).await;
+    let drained = async {
+        let open =
+            || running.proxy.stats().values().map(|service| u64::from(service.connections)).sum::<u64>();
+        while open() > 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    if tokio::time::timeout(DRAIN, drained).await.is_err() {
+        warn!("connections that did not finish in {DRAIN:?} are closed");
+    }
+    life.over.cancel();
+    if tokio::time::timeout(Duration::from_secs(5), life.finished()).await.is_err() {
+        warn!("some tasks did not end in time");
+    }
+}

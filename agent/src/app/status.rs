@@ -1,0 +1,189 @@
+//! Everything that a person asks of a node, from one look at every part.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use proto::backends::{Backend, State};
+use proto::cluster::{Admitted, Document};
+use proto::control::{
+    BackendStatus, ClusterStatus, LinkStatus, MemberState, MemberStatus, NodeStatus, ServiceStatus, Status,
+};
+use proto::node::{NodeId, Role};
+use proto::service::{Service, ServiceName};
+use proto::view::View;
+
+use super::Running;
+use crate::lifecycle::wall;
+use crate::link::Counters;
+use crate::proxy::ServiceStats;
+
+fn milliseconds(rtt: std::time::Duration) -> f64 {
+    // Three digits after the point: clocks do not carry more.
+    (rtt.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// The status now.
+pub(super) fn of(running: &Running) -> Status {
+    let trust = running.membership.trust.borrow().clone();
+    let document = &trust.document;
+    let view = running.view.borrow().clone();
+    let table = running.table.borrow().clone();
+    let services = running.services.borrow().clone();
+    let mut stats = running.proxy.stats();
+    let kube_api = table.get(&ServiceName::kube_api()).map_or(&[][..], Vec::as_slice);
+    let own = running.link.own();
+    let role = |id: &NodeId| {
+        let master = match view.members.get(id) {
+            Some(member) => member.role() == Role::Master,
+            None => kube_api.iter().any(|backend| backend.node == *id),
+        };
+        if master { Role::Master } else { Role::Worker }
+    };
+    let open_until = *running.membership.open_until.borrow();
+    Status {
+        schema: 1,
+        cluster: ClusterStatus {
+            id: document.id.to_string(),
+            name: document.name.to_string(),
+            members: document.members().count(),
+            document: document.hash(),
+            key_epoch: document.key.epoch,
+            open_until_unix_ms: (open_until > wall()).then_some(open_until),
+        },
+        node: NodeStatus {
+            id: own,
+            name: running.node.name.clone(),
+            address: running.own_address.borrow().map(|ip| ip.to_string()),
+            interface: running.node.interface.clone(),
+            role: role(&own),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_unix_ms: running.started,
+            removed: document.member(&own).is_none(),
+            descriptors: running.descriptors,
+            link: link_status(&running.link.counters),
+        },
+        services: services
+            .iter()
+            .map(|service| {
+                let backends = table.get(&service.name).map_or(&[][..], Vec::as_slice);
+                service_status(service, backends, stats.remove(&service.name).unwrap_or_default())
+            })
+            .collect(),
+        members: document
+            .members()
+            .map(|(id, admitted)| {
+                let backend = kube_api.iter().find(|backend| backend.node == *id);
+                member_status(running, &view, *id, admitted, role(id), backend)
+            })
+            .collect(),
+        vips: Vec::new(),
+        problems: problems(running, document, &view),
+    }
+}
+
+fn link_status(counters: &Counters) -> LinkStatus {
+    let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    LinkStatus {
+        sent_bytes: get(&counters.sent_bytes),
+        received_bytes: get(&counters.received_bytes),
+        sent_datagrams: get(&counters.sent_datagrams),
+        received_datagrams: get(&counters.received_datagrams),
+        refused_stranger: get(&counters.refused_stranger),
+        refused_key: get(&counters.refused_key),
+        refused_seal: get(&counters.refused_seal),
+        refused_replay: get(&counters.refused_replay),
+        refused_unproven: get(&counters.refused_unproven),
+    }
+}
+
+fn service_status(service: &Service, backends: &[Backend], stats: ServiceStats) -> ServiceStatus {
+    let listen = stats.listens.iter().map(|(address, error)| match error {
+        None => address.to_string(),
+        Some(error) => format!("{address} ({error})"),
+    });
+    ServiceStatus {
+        name: service.name.clone(),
+        listen: listen.collect(),
+        balance: service.balance,
+        backends: backends
+            .iter()
+            .map(|backend| {
+                let counted = stats.backends.get(&backend.node);
+                BackendStatus {
+                    node: backend.name.clone(),
+                    address: backend.address.to_string(),
+                    state: backend.state,
+                    reason: backend.reason.clone(),
+                    since_unix_ms: backend.since,
+                    rtt_ms: backend.rtt.map(milliseconds),
+                    connections: counted.map_or(0, |counted| counted.connections),
+                    total: counted.map_or(0, |counted| counted.total),
+                    weight: backend.weight,
+                }
+            })
+            .collect(),
+        connections: u64::from(stats.connections),
+        maxconn: service.maxconn,
+        refused: stats.refused,
+    }
+}
+
+fn member_status(
+    running: &Running,
+    view: &View,
+    id: NodeId,
+    admitted: &Admitted,
+    role: Role,
+    backend: Option<&Backend>,
+) -> MemberStatus {
+    let member = view.members.get(&id);
+    let own = id == running.link.own();
+    let state = match member {
+        _ if own => MemberState::Up,
+        Some(member) if member.word.left => MemberState::Left,
+        Some(member) if member.heard => MemberState::Up,
+        // Its agent is silent, but what it serves answers: the machine lives.
+        _ if backend.is_some_and(|backend| backend.state == State::Ready) => MemberState::Suspect,
+        _ => MemberState::Down,
+    };
+    let address = match (own, running.link.book.best(&id)) {
+        (true, _) => running.own_address.borrow().map(|ip| ip.to_string()),
+        (false, seen) => seen.map(|address| address.ip().to_string()),
+    };
+    MemberStatus {
+        id,
+        name: admitted.name.clone(),
+        address: address.unwrap_or_default(),
+        role,
+        state,
+        version: member.map_or(String::new(), |member| member.word.version.clone()),
+        since_unix_ms: member.map_or(running.started, |member| member.since),
+        rtt_ms: backend.and_then(|backend| backend.rtt).map(milliseconds),
+    }
+}
+
+fn problems(running: &Running, document: &Document, view: &View) -> Vec<String> {
+    let mut problems = running.disk.problems();
+    if document.member(&running.link.own()).is_none() {
+        problems.push(
+            "this node was removed from the cluster and serves from its last good list; \
+             run: agent leave --force"
+                .to_owned(),
+        );
+    }
+    if running.own_address.borrow().is_none() {
+        problems.push(format!(
+            "{} has no usable address, so this node can't be reached by the others; bring it up",
+            running.node.interface
+        ));
+    }
+    for (id, problem) in &view.problems {
+        problems.push(format!("what {id} says is not understood, so it is left out: {problem}"));
+    }
+    if running.descriptors < 4096 {
+        problems.push(format!(
+            "only {} files can be open at once; raise LimitNOFILE to serve more connections",
+            running.descriptors
+        ));
+    }
+    problems
+}

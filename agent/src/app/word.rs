@@ -1,0 +1,68 @@
+//! What this node says of itself, put together from those who know.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use proto::keys::Word;
+use proto::time::UnixMs;
+use tokio::sync::watch;
+
+use crate::check::OwnHealth;
+use crate::lifecycle::{Life, wall};
+use crate::link::Trust;
+use crate::membership::disk::NodeFile;
+
+pub(super) struct Inputs {
+    pub(super) node: NodeFile,
+    pub(super) began: UnixMs,
+    pub(super) own_address: watch::Receiver<Option<IpAddr>>,
+    pub(super) health: watch::Receiver<Arc<OwnHealth>>,
+    pub(super) trust: watch::Receiver<Arc<Trust>>,
+}
+
+impl Inputs {
+    fn word(&mut self, stopping: bool) -> Word {
+        let address = *self.own_address.borrow_and_update();
+        let health = self.health.borrow_and_update().clone();
+        let document = self.trust.borrow_and_update().document.clone();
+        Word {
+            name: self.node.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            addresses: address.map(|ip| SocketAddr::new(ip, self.node.port)).into_iter().collect(),
+            interface: self.node.interface.clone(),
+            started: self.began,
+            document: document.hash(),
+            draining: stopping.then(wall),
+            left: stopping,
+            services: health.as_ref().clone(),
+        }
+    }
+}
+
+/// Starts the task that keeps the word up to date; it alone writes it.
+pub(super) fn spawn(mut inputs: Inputs, life: &Life) -> watch::Receiver<Word> {
+    let (sender, receiver) = watch::channel(inputs.word(false));
+    let life = life.clone();
+    life.clone().spawn(async move {
+        loop {
+            let stopping = tokio::select! {
+                Ok(()) = inputs.own_address.changed() => false,
+                Ok(()) = inputs.health.changed() => false,
+                Ok(()) = inputs.trust.changed() => false,
+                () = life.stopping.cancelled() => true,
+            };
+            let word = inputs.word(stopping);
+            sender.send_if_modified(|old| {
+                let changed = *old != word;
+                *old = word;
+                changed
+            });
+            if stopping {
+                // The last word stands until the end.
+                life.over.cancelled().await;
+                return;
+            }
+        }
+    });
+    receiver
+}

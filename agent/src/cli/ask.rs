@@ -1,0 +1,59 @@
+//! Asking the running agent.
+
+use std::process::ExitCode;
+
+use proto::control::{Request, Response, Status};
+
+use super::exit::{self, Failure};
+use super::{Settings, out};
+use crate::control::{self, CallError};
+
+/// Sends one request. A refusal of the agent is an error.
+pub(super) async fn ask(settings: &Settings, request: &Request) -> anyhow::Result<Response> {
+    match control::call(settings.runtime_dir(), request).await {
+        Ok(Response::Failed(message)) => Err(Failure::error(exit::UNAVAILABLE, message)),
+        Ok(response) => Ok(response),
+        Err(error) => {
+            let code = match error {
+                CallError::NotRunning { .. } | CallError::TimedOut { .. } => exit::UNAVAILABLE,
+                CallError::NotAllowed { .. } => exit::NO_PERMISSION,
+                CallError::Broken { .. } => exit::SOFTWARE,
+            };
+            Err(Failure::error(code, error.to_string()))
+        }
+    }
+}
+
+/// Sends a request that is answered by a sentence, and prints it.
+pub(super) async fn tell(settings: &Settings, request: &Request) -> anyhow::Result<ExitCode> {
+    match ask(settings, request).await? {
+        Response::Done(message) => {
+            out::line(&message)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Asks how everything is.
+pub(super) async fn status(settings: &Settings) -> anyhow::Result<Status> {
+    match ask(settings, &Request::Status).await? {
+        Response::Status(status) => Ok(*status),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// An answer to some other question: the command and the running agent are not of one version.
+pub(super) fn unexpected(response: &Response) -> anyhow::Error {
+    let what = match response {
+        Response::Status(_) => "a status",
+        Response::Invite { .. } => "an invite",
+        Response::Waiting(_) => "a list",
+        Response::Done(_) | Response::Failed(_) => "a sentence",
+    };
+    let message = format!(
+        "the running agent answered with {what}, which was not the question: it is of another \
+         version; restart it with: systemctl restart agent"
+    );
+    Failure::error(exit::SOFTWARE, message)
+}

@@ -1,0 +1,74 @@
+//! `agent check`: every mistake of the configuration at once.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use proto::config::{self, Config};
+
+use super::{Global, exit, out, settings};
+
+/// Check the configuration and print every mistake, with its line and column
+///
+/// Without FILE it checks what the agent would use: --config or /etc/agent/agent.toml, and the AGENT_*
+/// variables. Nothing is changed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  agent check ./agent.toml")]
+pub(crate) struct Args {
+    /// The file to check
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+}
+
+/// Runs the command. Ends with 78 when there are mistakes.
+pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<ExitCode> {
+    let named = args.file.as_deref().or(global.config.as_deref());
+    let (source, parsed) = settings::read_file(named)?;
+    let mut mistakes: Vec<String> = Vec::new();
+    let config = parsed.unwrap_or_else(|found| {
+        mistakes.extend(found.iter().map(|mistake| format!("{source}:{mistake}")));
+        Config::default()
+    });
+    // A file that was named is checked for itself: it may be meant for another machine.
+    let config = if args.file.is_some() {
+        config
+    } else {
+        config::apply_env(config, settings::environment()).unwrap_or_else(|found| {
+            mistakes.extend(found.iter().map(|mistake| format!("environment: {mistake}")));
+            Config::default()
+        })
+    };
+    if mistakes.is_empty() {
+        out::line(&format!("{source}: {}", summary(&config)))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    out::line(&mistakes.join("\n"))?;
+    let s = if mistakes.len() == 1 { "" } else { "s" };
+    out::remark(&format!("{} mistake{s}", mistakes.len()));
+    Ok(ExitCode::from(exit::CONFIG))
+}
+
+/// What a good configuration amounts to.
+fn summary(config: &Config) -> String {
+    let services: Vec<String> = config
+        .services
+        .iter()
+        .map(|service| match service.listen.first() {
+            Some(first) => format!("{} on {first}", service.name),
+            None => format!("{} (not served here)", service.name),
+        })
+        .collect();
+    format!("ok: {}", services.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_good_configuration_is_summed_up() {
+        assert_eq!(summary(&Config::default()), "ok: kube-api on 127.0.0.1:16443");
+        let text = "[[service]]\nname = \"web\"\nlisten = []\nport = 443\n";
+        let config = config::parse(text).unwrap();
+        assert_eq!(summary(&config), "ok: kube-api on 127.0.0.1:16443, web (not served here)");
+    }
+}

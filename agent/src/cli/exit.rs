@@ -1,0 +1,104 @@
+//! How a command ends: codes of sysexits(3), so that scripts can tell a mistake in the configuration from
+//! an agent that is not running, without reading a message.
+
+use std::fmt;
+use std::io;
+use std::process::ExitCode;
+
+/// The command line is wrong (EX_USAGE).
+pub(crate) const USAGE: u8 = 64;
+/// What was given is wrong: an invite, a code, a name (EX_DATAERR).
+pub(crate) const DATA: u8 = 65;
+/// A file that was named is not there (EX_NOINPUT).
+pub(crate) const NO_INPUT: u8 = 66;
+/// The agent, or a peer, can't be reached or would not do it (EX_UNAVAILABLE).
+pub(crate) const UNAVAILABLE: u8 = 69;
+/// A bug, or an error of the system with no code of its own (EX_SOFTWARE).
+pub(crate) const SOFTWARE: u8 = 70;
+/// A file can't be written (EX_CANTCREAT).
+pub(crate) const CANT_CREATE: u8 = 73;
+/// Not allowed (EX_NOPERM).
+pub(crate) const NO_PERMISSION: u8 = 77;
+/// The configuration is wrong (EX_CONFIG).
+pub(crate) const CONFIG: u8 = 78;
+
+/// `agent status --exit-code`: something is wrong, and masters serve.
+pub(crate) const DEGRADED: u8 = 10;
+/// `agent status --exit-code`: no master serves.
+pub(crate) const NO_MASTER: u8 = 11;
+
+/// An error that knows the code to end with. Wherever it stands in the chain of an [`anyhow::Error`], its
+/// code is used.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// The code to end with.
+    pub(crate) code: u8,
+    /// What is wrong and what would be right.
+    pub(crate) message: String,
+}
+
+impl Failure {
+    /// An error with its code.
+    pub(crate) fn error(code: u8, message: impl Into<String>) -> anyhow::Error {
+        anyhow::Error::new(Failure { code, message: message.into() })
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// The code of an error: that of the first in its chain that has one.
+pub(crate) fn code_of(error: &anyhow::Error) -> u8 {
+    // A context that is a Failure is found by downcast only, its causes only by the chain.
+    if let Some(failure) = error.downcast_ref::<Failure>() {
+        return failure.code;
+    }
+    error.chain().find_map(code_of_cause).unwrap_or(SOFTWARE)
+}
+
+fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    if let Some(failure) = cause.downcast_ref::<Failure>() {
+        return Some(failure.code);
+    }
+    if let Some(refusal) = cause.downcast_ref::<proto::invite::Refusal>() {
+        return Some(refusal.exit_code());
+    }
+    match cause.downcast_ref::<io::Error>()?.kind() {
+        io::ErrorKind::PermissionDenied => Some(NO_PERMISSION),
+        io::ErrorKind::NotFound => Some(NO_INPUT),
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::StorageFull => Some(CANT_CREATE),
+        _ => None,
+    }
+}
+
+/// Says what is wrong on stderr and returns the code to end with.
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    super::out::complain(&format!("{error:#}"));
+    ExitCode::from(code_of(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn the_code_survives_being_wrapped() {
+        let wrapped = Err::<(), _>(Failure::error(DATA, "no such node")).context("remove").unwrap_err();
+        assert_eq!(code_of(&wrapped), DATA);
+        assert_eq!(format!("{wrapped:#}"), "remove: no such node");
+
+        let refused = anyhow::Error::new(proto::invite::Refusal::Expired).context("join");
+        assert_eq!(code_of(&refused), 21);
+
+        let denied = anyhow::Error::new(io::Error::from(io::ErrorKind::PermissionDenied)).context("read");
+        assert_eq!(code_of(&denied), NO_PERMISSION);
+        assert_eq!(code_of(&anyhow::anyhow!("whatever")), SOFTWARE);
+    }
+}

@@ -1,0 +1,119 @@
+//! What this machine's service needs beyond the unit: the directories, file and variables that the installing
+//! command was given. Without any there is no drop-in.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use proto::config::Config;
+
+use crate::cli::Global;
+use crate::cli::exit::{self, Failure};
+
+/// The drop-in's text; none: the unit alone is right.
+pub(super) fn text(
+    config: &Config,
+    global: &Global,
+    environment: impl Iterator<Item = (String, String)>,
+) -> anyhow::Result<Option<String>> {
+    let defaults = Config::default();
+    // AGENT_BIN is not ours; every other one was checked when the settings were loaded.
+    let is_ours = |key: &str| key.starts_with("AGENT_") && key != "AGENT_BIN";
+    let mut variables: Vec<(String, String)> =
+        environment.filter(|(key, value)| is_ours(key) && !value.is_empty()).collect();
+    let mut set = |key: &str, value: Option<String>| {
+        if let Some(value) = value {
+            variables.retain(|(existing, _)| existing != key);
+            variables.push((key.to_owned(), value));
+        }
+    };
+    set("AGENT_STATE_DIR", global.state_dir.clone());
+    set("AGENT_RUNTIME_DIR", global.runtime_dir.clone());
+    set("AGENT_LOG_FORMAT", global.log.map(|format| format.to_string()));
+    set("AGENT_LOG_LEVEL", global.log_level.map(|level| level.to_string()));
+    variables.sort();
+
+    let mut body = String::new();
+    for (key, value) in &variables {
+        let _ = writeln!(body, "Environment={}", quote(&format!("{key}={value}"))?);
+    }
+    // The unit makes all but its own directories read-only.
+    for (dir, default) in
+        [(&config.state_dir, &defaults.state_dir), (&config.runtime_dir, &defaults.runtime_dir)]
+    {
+        if dir != default {
+            let _ = writeln!(body, "ReadWritePaths={}", quote(dir)?);
+        }
+    }
+    if let Some(file) = &global.config {
+        let file = std::path::absolute(file)?;
+        let _ =
+            writeln!(body, "ExecStart=\nExecStart=/usr/local/bin/agent --config {} run", argument(&file)?);
+    }
+    if body.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(format!(
+        "# Written by agent install from its own options; overwritten by the next.\n[Service]\n{body}"
+    )))
+}
+
+/// A value in quotes, as systemd.syntax(7) wants it: `%` begins a specifier everywhere.
+fn quote(value: &str) -> anyhow::Result<String> {
+    if value.chars().any(char::is_control) {
+        let shown: String = value.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+        let message = format!("\"{shown}\" holds a control character, which a unit file can't: leave it out");
+        return Err(Failure::error(exit::CONFIG, message));
+    }
+    Ok(format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%")))
+}
+
+/// A path as an argument of ExecStart=, where `$` begins a variable too.
+fn argument(path: &Path) -> anyhow::Result<String> {
+    Ok(quote(&path.to_string_lossy())?.replace('$', "$$"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(global: &Global, environment: &[(&str, &str)]) -> Option<String> {
+        let mut config = Config::default();
+        config.state_dir = global.state_dir.clone().unwrap_or(config.state_dir);
+        let environment = environment.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        text(&config, global, environment).unwrap()
+    }
+
+    #[test]
+    fn without_options_there_is_none() {
+        assert_eq!(
+            of(&Global::default(), &[("PATH", "/bin"), ("AGENT_BIN", "/x"), ("AGENT_NAME", "")]),
+            None
+        );
+    }
+
+    #[test]
+    fn the_service_sees_what_the_command_saw() {
+        let global = Global {
+            config: Some("/etc/other 100%.toml".into()),
+            state_dir: Some("/srv/a \"b\"".to_owned()),
+            ..Global::default()
+        };
+        let text = of(&global, &[("AGENT_STATE_DIR", "/ignored"), ("AGENT_NAME", "m1")]).unwrap();
+        for line in [
+            "Environment=\"AGENT_NAME=m1\"",
+            "Environment=\"AGENT_STATE_DIR=/srv/a \\\"b\\\"\"",
+            "ReadWritePaths=\"/srv/a \\\"b\\\"\"",
+            "ExecStart=",
+            "ExecStart=/usr/local/bin/agent --config \"/etc/other 100%%.toml\" run",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
+        }
+        assert!(!text.contains("/ignored"));
+    }
+
+    #[test]
+    fn a_value_can_not_add_a_line_to_the_unit() {
+        let global = Global { state_dir: Some("/a\nExecStart=/bin/evil".to_owned()), ..Global::default() };
+        assert!(text(&Config::default(), &global, std::iter::empty()).is_err());
+    }
+}

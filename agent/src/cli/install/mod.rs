@@ -1,0 +1,245 @@
+//! `agent install`: this binary as a service of systemd. Each step looks first and only then acts, so that
+//! it can be repeated at any time, and says on a line what it found or did.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use super::exit::{self, Failure};
+use super::{Settings, leave, out, settings};
+
+mod drop_in;
+#[cfg(test)]
+mod tests;
+
+/// The unit, as packages ship it.
+pub(crate) const UNIT: &str = include_str!("../../../../deploy/systemd/agent.service");
+
+const SERVICE: &str = "agent.service";
+const UNIT_PATH: &str = "etc/systemd/system/agent.service";
+const DROP_IN_PATH: &str = "etc/systemd/system/agent.service.d/10-install.conf";
+const BINARY_PATH: &str = "usr/local/bin/agent";
+
+/// Install and start the service: this binary, its systemd unit, enabled
+///
+/// Repeating it is safe, and is how a newer binary replaces an older one. --config, --state-dir,
+/// --runtime-dir, the log options and AGENT_* variables that this command sees are written into the
+/// service too.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  agent install
+  ./agent-new install        replaces the installed one and restarts it")]
+pub(crate) struct Args {
+    /// Do not start it now, only at the next boot
+    #[arg(long)]
+    no_start: bool,
+}
+
+/// Runs the command.
+pub(super) fn run(args: &Args, settings: &Settings) -> anyhow::Result<ExitCode> {
+    // A closed stdout must not stop an installation half-way.
+    let mut say = |line: &str| drop(out::line(line));
+    install(settings, !args.no_start, &mut say)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a service can be installed here: systemd runs, and this is root.
+pub(crate) fn is_possible() -> bool {
+    systemd_runs() && rustix::process::geteuid().is_root()
+}
+
+/// Whether systemd runs this machine (sd_booted(3)).
+fn systemd_runs() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
+
+/// Installs the service for `settings`, and starts it, or restarts it when something changed. Returns when
+/// the agent says that it is ready. Blocks: call it where a thread may wait.
+///
+/// Each step is handed to `say` as a line of words.
+pub(crate) fn install(settings: &Settings, start: bool, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+    if !systemd_runs() {
+        let message = "systemd does not run here, so there is no service to install; have your init \
+                       system keep this running as root: agent run";
+        return Err(Failure::error(exit::UNAVAILABLE, message));
+    }
+    must_be_root("install the service")?;
+    let binary = std::env::current_exe().context("find this binary")?;
+    Host { root: PathBuf::from("/"), systemctl: &systemctl }.install(&binary, settings, start, say)
+}
+
+/// Stops the service where it is installed and runs; nothing elsewhere.
+pub(super) fn stop(say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+    if !systemd_runs() || systemctl(&["is-active", "--quiet", SERVICE]).is_err() {
+        return Ok(());
+    }
+    systemctl(&["stop", SERVICE])?;
+    say("stopped the service");
+    Ok(())
+}
+
+/// Stops and removes the service and the installed binary; with `purge` also the state.
+pub(super) fn uninstall(settings: &Settings, purge: bool, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+    must_be_root("remove the service")?;
+    let nothing = |_: &[&str]| Ok(());
+    let systemctl: &dyn Fn(&[&str]) -> anyhow::Result<()> =
+        if systemd_runs() { &systemctl } else { &nothing };
+    Host { root: PathBuf::from("/"), systemctl }.uninstall(say)?;
+    let dir = settings.state_dir();
+    if !purge {
+        if dir.exists() {
+            say(&format!("kept the state in {} (--purge deletes it)", dir.display()));
+        }
+        return Ok(());
+    }
+    if leave::wipe(dir)? {
+        say(&format!("deleted the state in {}", dir.display()));
+    }
+    Ok(())
+}
+
+fn must_be_root(what: &str) -> anyhow::Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Failure::error(exit::NO_PERMISSION, format!("only root may {what}; repeat it with sudo")))
+}
+
+/// Runs systemctl and turns its failure into words.
+fn systemctl(args: &[&str]) -> anyhow::Result<()> {
+    let output = std::process::Command::new("systemctl").args(args).output().context("run systemctl")?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let message = format!(
+        "systemctl {} failed: {}; see: journalctl -u agent -n 20",
+        args.join(" "),
+        said.lines().next().unwrap_or("it did not say why")
+    );
+    Err(Failure::error(exit::UNAVAILABLE, message))
+}
+
+/// The machine that is installed on: `/`, or a directory in tests.
+struct Host<'a> {
+    root: PathBuf,
+    systemctl: &'a dyn Fn(&[&str]) -> anyhow::Result<()>,
+}
+
+impl Host<'_> {
+    fn install(
+        &self,
+        binary: &Path,
+        settings: &Settings,
+        start: bool,
+        say: &mut dyn FnMut(&str),
+    ) -> anyhow::Result<()> {
+        let drop_in = drop_in::text(&settings.config, &settings.global, settings::environment())?;
+        let mut changed = self.put_binary(binary, say)?;
+        changed |= self.put(UNIT_PATH, Some(UNIT), say)?;
+        changed |= self.put(DROP_IN_PATH, drop_in.as_deref(), say)?;
+        if changed {
+            (self.systemctl)(&["daemon-reload"])?;
+        }
+        (self.systemctl)(&["enable", "--quiet", SERVICE])?;
+        say("enabled at boot");
+        if start {
+            // A running agent keeps its old binary until it is restarted; an unchanged one is left alone.
+            (self.systemctl)(&[if changed { "restart" } else { "start" }, SERVICE])?;
+            say("running");
+        }
+        Ok(())
+    }
+
+    fn uninstall(&self, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+        if self.root.join(UNIT_PATH).exists() {
+            (self.systemctl)(&["disable", "--quiet", "--now", SERVICE])?;
+            say("stopped and disabled");
+        }
+        let mut changed = self.put(DROP_IN_PATH, None, say)?;
+        changed |= self.put(UNIT_PATH, None, say)?;
+        if changed {
+            (self.systemctl)(&["daemon-reload"])?;
+        }
+        let binary = self.put(BINARY_PATH, None, say)?;
+        if !changed && !binary {
+            say("nothing was installed");
+        }
+        Ok(())
+    }
+
+    /// Copies the running binary to its place, unless it is there.
+    fn put_binary(&self, binary: &Path, say: &mut dyn FnMut(&str)) -> anyhow::Result<bool> {
+        let target = self.root.join(BINARY_PATH);
+        let content = fs::read(binary).with_context(|| format!("read {}", binary.display()))?;
+        if fs::read(&target).is_ok_and(|installed| installed == content) {
+            say(&format!("{} is up to date", target.display()));
+            return Ok(false);
+        }
+        write(&target, &content, 0o755).map_err(|error| unable("write", &target, &error))?;
+        say(&format!("wrote {}", target.display()));
+        Ok(true)
+    }
+
+    /// Makes a file hold a text, or be absent, and says whether that changed anything.
+    fn put(&self, path: &str, text: Option<&str>, say: &mut dyn FnMut(&str)) -> anyhow::Result<bool> {
+        let path = self.root.join(path);
+        match text {
+            None => match fs::remove_file(&path) {
+                Ok(()) => {
+                    say(&format!("removed {}", path.display()));
+                    // Fails while others keep files there, which is as it should be.
+                    if path.extension().is_some_and(|extension| extension == "conf") {
+                        let _ = path.parent().map(fs::remove_dir);
+                    }
+                    Ok(true)
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+                Err(error) => Err(unable("remove", &path, &error)),
+            },
+            Some(text) if fs::read(&path).is_ok_and(|found| found == text.as_bytes()) => {
+                say(&format!("{} is up to date", path.display()));
+                Ok(false)
+            }
+            Some(text) => {
+                write(&path, text.as_bytes(), 0o644).map_err(|error| unable("write", &path, &error))?;
+                say(&format!("wrote {}", path.display()));
+                Ok(true)
+            }
+        }
+    }
+}
+
+fn unable(act: &str, path: &Path, error: &io::Error) -> anyhow::Error {
+    let code = match error.kind() {
+        io::ErrorKind::PermissionDenied => exit::NO_PERMISSION,
+        _ => exit::CANT_CREATE,
+    };
+    Failure::error(code, format!("can't {act} {}: {}", path.display(), settings::plain(error)))
+}
+
+/// Writes a file as a whole or not at all, also when it is a binary that runs.
+fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(dir)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let fresh = dir.join(format!(".{name}.{}", std::process::id()));
+    let written = (|| {
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&fresh)?;
+        file.write_all(content)?;
+        // The umask may have taken bits away.
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        file.sync_all()?;
+        fs::rename(&fresh, path)
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&fresh);
+    }
+    written
+}

@@ -1,0 +1,154 @@
+//! Tests of the installation, into a directory, with a systemctl that only remembers.
+
+use std::cell::RefCell;
+
+use super::*;
+
+struct Machine {
+    dir: tempfile::TempDir,
+    calls: RefCell<Vec<String>>,
+}
+
+impl Machine {
+    fn new() -> Machine {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("download"), "version 1").unwrap();
+        Machine { dir, calls: RefCell::default() }
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&Host<'_>, &mut dyn FnMut(&str)) -> anyhow::Result<T>) -> Vec<String> {
+        let systemctl = |args: &[&str]| {
+            self.calls.borrow_mut().push(args.join(" "));
+            Ok(())
+        };
+        let root = self.dir.path().join("root");
+        let mut said = Vec::new();
+        let host = Host { root: root.clone(), systemctl: &systemctl };
+        act(&host, &mut |line| said.push(line.replace(&*root.to_string_lossy(), ""))).unwrap();
+        said
+    }
+
+    fn install(&self, settings: &Settings, start: bool) -> Vec<String> {
+        let binary = self.dir.path().join("download");
+        self.with(|host, say| host.install(&binary, settings, start, say))
+    }
+
+    fn calls(&self) -> Vec<String> {
+        self.calls.take()
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.dir.path().join("root").join(path)
+    }
+}
+
+fn settings() -> Settings {
+    Settings { config: proto::config::Config::default(), global: super::super::Global::default() }
+}
+
+#[test]
+fn a_first_installation_writes_enables_and_starts() {
+    let machine = Machine::new();
+    let said = machine.install(&settings(), true);
+    assert_eq!(
+        said,
+        [
+            "wrote /usr/local/bin/agent",
+            "wrote /etc/systemd/system/agent.service",
+            "enabled at boot",
+            "running"
+        ]
+    );
+    assert_eq!(machine.calls(), ["daemon-reload", "enable --quiet agent.service", "restart agent.service"]);
+    assert_eq!(fs::read_to_string(machine.path(UNIT_PATH)).unwrap(), UNIT);
+    let binary = fs::metadata(machine.path(BINARY_PATH)).unwrap();
+    assert_eq!(binary.permissions().mode() & 0o777, 0o755);
+    assert_eq!(fs::read_dir(machine.path("usr/local/bin")).unwrap().count(), 1, "nothing is left over");
+}
+
+#[test]
+fn repeated_it_changes_nothing_and_a_running_agent_is_left_alone() {
+    let machine = Machine::new();
+    machine.install(&settings(), true);
+    machine.calls();
+    let said = machine.install(&settings(), true);
+    assert_eq!(said[0], "/usr/local/bin/agent is up to date");
+    assert_eq!(machine.calls(), ["enable --quiet agent.service", "start agent.service"]);
+}
+
+#[test]
+fn a_newer_binary_replaces_the_older_and_restarts_it() {
+    let machine = Machine::new();
+    machine.install(&settings(), true);
+    machine.calls();
+    fs::write(machine.dir.path().join("download"), "version 2").unwrap();
+    machine.install(&settings(), true);
+    assert_eq!(machine.calls().last().unwrap(), "restart agent.service");
+    assert_eq!(fs::read_to_string(machine.path(BINARY_PATH)).unwrap(), "version 2");
+}
+
+#[test]
+fn options_become_a_drop_in_that_goes_with_them() {
+    let machine = Machine::new();
+    let mut other = settings();
+    other.global.state_dir = Some("/srv/agent".to_owned());
+    other.config.state_dir = "/srv/agent".to_owned();
+    machine.install(&other, false);
+    assert!(!machine.calls().iter().any(|call| call.starts_with("start") || call.starts_with("restart")));
+    let text = fs::read_to_string(machine.path(DROP_IN_PATH)).unwrap();
+    assert!(text.contains("ReadWritePaths=\"/srv/agent\""), "{text}");
+    machine.install(&settings(), false);
+    assert!(!machine.path(DROP_IN_PATH).exists());
+}
+
+#[test]
+fn uninstalling_removes_what_was_installed_and_can_be_repeated() {
+    let machine = Machine::new();
+    machine.install(&settings(), true);
+    machine.calls();
+    machine.with(|host, say| host.uninstall(say));
+    assert_eq!(machine.calls(), ["disable --quiet --now agent.service", "daemon-reload"]);
+    assert!(!machine.path(UNIT_PATH).exists() && !machine.path(BINARY_PATH).exists());
+    assert_eq!(machine.with(|host, say| host.uninstall(say)), ["nothing was installed"]);
+    assert!(machine.calls().is_empty());
+}
+
+/// The directives of systemd 252 that the unit may use: a misspelt one would be passed over in silence.
+const KNOWN: &str = "
+    After Before Description StartLimitIntervalSec
+    CapabilityBoundingSet DevicePolicy ExecReload ExecStart KeyringMode KillMode LimitNOFILE LockPersonality
+    MemoryDenyWriteExecute NoNewPrivileges NotifyAccess OOMScoreAdjust PrivateDevices PrivateMounts PrivateTmp
+    ProcSubset ProtectClock ProtectControlGroups ProtectHome ProtectHostname ProtectKernelLogs
+    ProtectKernelModules ProtectKernelTunables ProtectProc ProtectSystem RemoveIPC Restart
+    RestartPreventExitStatus RestartSec RestrictAddressFamilies RestrictNamespaces RestrictRealtime
+    RestrictSUIDSGID RuntimeDirectory RuntimeDirectoryMode RuntimeDirectoryPreserve StateDirectory
+    StateDirectoryMode SystemCallArchitectures SystemCallErrorNumber SystemCallFilter TasksMax
+    TimeoutStartSec TimeoutStopSec Type UMask WatchdogSec
+    WantedBy";
+
+#[test]
+fn the_unit_is_made_of_directives_that_systemd_252_knows() {
+    let mut sections = Vec::new();
+    for line in UNIT.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        if line.starts_with('[') {
+            sections.push(line);
+            continue;
+        }
+        let (key, value) = line.split_once('=').expect(line);
+        assert!(KNOWN.split_whitespace().any(|known| known == key), "unknown directive {key}");
+        assert!(!value.trim().is_empty(), "{key} is empty");
+    }
+    assert_eq!(sections, ["[Unit]", "[Service]", "[Install]"]);
+}
+
+#[test]
+fn nothing_stops_with_the_agent_and_the_kubernetes_units_come_after_it() {
+    for binding in ["Requires=", "BindsTo=", "PartOf=", "Requisite=", "Upholds=", "Conflicts="] {
+        assert!(!UNIT.lines().any(|line| line.starts_with(binding)), "{binding}");
+    }
+    let before = UNIT.lines().find_map(|line| line.strip_prefix("Before=")).unwrap();
+    for unit in ["k3s", "k3s-agent", "rke2-server", "rke2-agent", "kubelet"] {
+        assert!(before.split(' ').any(|found| found == format!("{unit}.service")), "{unit}");
+    }
+    assert!(UNIT.contains(&format!("ExecStart=/{BINARY_PATH} run\n")));
+}

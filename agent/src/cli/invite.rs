@@ -1,0 +1,73 @@
+//! `agent invite`: one line that lets nodes in.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use proto::control::{Request, Response};
+use proto::invite::PREFIX;
+use proto::time::parse_duration;
+
+use super::{Settings, ask, out};
+
+/// Make an invite: one line to run on the nodes that shall join
+///
+/// This node redeems it, so it has to be up when they join. The line goes to stdout, what it is good for to
+/// stderr.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  agent invite
+  agent invite --for 15m --uses 2")]
+pub(crate) struct Args {
+    /// How long it is good for, as 90s, 15m, 2h or 7d
+    #[arg(long = "for", value_name = "TIME", default_value = "1h", value_parser = ttl)]
+    ttl: Duration,
+    /// How many nodes may use it [default: any number]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    uses: Option<u32>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn ttl(text: &str) -> Result<Duration, String> {
+    let ttl = parse_duration(text)?;
+    if ttl < Duration::from_secs(1) {
+        return Err("an invite has to last for a second at least".to_owned());
+    }
+    Ok(ttl)
+}
+
+/// Runs the command.
+pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let request = Request::Invite { seconds: args.ttl.as_secs(), uses: args.uses };
+    let (line, expires) = match ask::ask(settings, &request).await? {
+        Response::Invite { line, expires } => (line, expires),
+        other => return Err(ask::unexpected(&other)),
+    };
+    // The agent may hand out the invite alone or the whole command.
+    let invite = line.split_whitespace().find(|word| word.starts_with(PREFIX)).unwrap_or(&line).to_owned();
+    let command = format!("agent join {invite}");
+    if args.json {
+        out::json(&serde_json::json!({
+            "schema": 1,
+            "invite": invite,
+            "command": command,
+            "uses": args.uses,
+            "expires_unix_ms": expires,
+        }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    out::line(&command)?;
+    out::remark(&format!(
+        "good until {} ({}), for {}",
+        super::time::at(expires, crate::lifecycle::wall()),
+        super::time::until(expires, crate::lifecycle::wall()),
+        match args.uses {
+            None => "any number of nodes".to_owned(),
+            Some(1) => "one node".to_owned(),
+            Some(uses) => format!("{uses} nodes"),
+        }
+    ));
+    Ok(ExitCode::SUCCESS)
+}

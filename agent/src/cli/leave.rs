@@ -1,0 +1,82 @@
+//! `agent leave`: this node goes for good.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use proto::control::Request;
+
+use super::exit::{self, Failure};
+use super::{Settings, ask, install, out};
+use crate::control;
+use crate::state::Store;
+
+/// Take this node out of the cluster for good
+///
+/// A stop or a restart is not a leave: a node that is only off stays a member. With --force it also
+/// forgets the cluster and its own identity, even when no agent runs here or no other node answers; after
+/// that it can join again as a new node.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Also delete this node's identity and state, whatever the others say
+    #[arg(long)]
+    force: bool,
+}
+
+/// Runs the command.
+pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<ExitCode> {
+    match ask::tell(settings, &Request::Leave).await {
+        Err(error) if !args.force => return Err(error),
+        Err(error) => out::remark(&format!("the others were not told: {error:#}")),
+        Ok(_) => {}
+    }
+    // A service would only come back to say that there is no cluster.
+    install::stop(&mut |line| out::remark(line))?;
+    if !args.force {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if control::is_running(settings.runtime_dir()) {
+        let message = "an agent still runs here, in the foreground; stop it, then repeat this command";
+        return Err(Failure::error(exit::UNAVAILABLE, message));
+    }
+    let dir = settings.state_dir();
+    out::line(&match wipe(dir)? {
+        false => format!("there was no state in {}", dir.display()),
+        true => format!("forgot the cluster and this node's identity ({})", dir.display()),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Deletes an agent's files in a state directory, and says whether there was one. What others put there
+/// stays, and is named.
+pub(super) fn wipe(dir: &Path) -> anyhow::Result<bool> {
+    if !dir.is_dir() {
+        return Ok(false);
+    }
+    for foreign in Store::open(dir)?.purge()? {
+        out::remark(&format!("{} is not the agent's and was left", foreign.display()));
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_ours_is_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        Store::open(&state).unwrap().write("identity", &"x").unwrap();
+        fs::write(state.join("theirs"), "y").unwrap();
+        assert!(wipe(&state).unwrap());
+        assert!(!state.join("identity").exists());
+        assert!(state.join("theirs").exists());
+
+        fs::remove_file(state.join("theirs")).unwrap();
+        assert!(wipe(&state).unwrap());
+        assert!(!state.exists());
+        assert!(!wipe(&state).unwrap());
+    }
+}

@@ -1,0 +1,229 @@
+//! The command line: a file a command. Raw arguments first, then one checked [`Settings`], then the command.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+mod ask;
+mod check;
+mod completions;
+mod demo;
+pub(crate) mod exit;
+mod init;
+pub(crate) mod install;
+mod invite;
+mod join;
+mod leave;
+mod man;
+mod members;
+mod open;
+pub(crate) mod out;
+mod remove;
+mod rotate;
+mod run;
+pub(crate) mod settings;
+mod status;
+mod steps;
+mod table;
+mod time;
+mod uninstall;
+mod waiting;
+
+pub(crate) use settings::{Global, Settings};
+
+/// Highly available Kubernetes masters without a load balancer: the agents find the healthy masters, and
+/// each serves them on 127.0.0.1:16443.
+#[derive(Debug, Parser)]
+#[command(name = "agent", version, max_term_width = 80, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  agent init                   on the first node; prints the line for the others
+  agent join agent1qk3v…       on every other node
+  agent status                 is it fine, who serves, and why not the others";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Init(init::Args),
+    Join(join::Args),
+    Run(run::Args),
+    Status(status::Args),
+    Members(members::Args),
+    Check(check::Args),
+    Invite(invite::Args),
+    Approve(waiting::ApproveArgs),
+    Reject(waiting::RejectArgs),
+    Open(open::Args),
+    Remove(remove::Args),
+    Leave(leave::Args),
+    Rotate(rotate::Args),
+    Install(install::Args),
+    Uninstall(uninstall::Args),
+    Demo(demo::Args),
+    #[command(hide = true)]
+    DemoMaster(demo::MasterArgs),
+    Completions(completions::Args),
+    Man(man::Args),
+}
+
+/// Runs one command line and returns what the process ends with.
+pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    dispatch(cli).unwrap_or_else(|error| exit::report(&error))
+}
+
+/// Prints help, the version, or what is wrong with the arguments.
+fn usage(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() {
+        out::remark(error.to_string().trim_end());
+        return ExitCode::from(exit::USAGE);
+    }
+    match out::print(&error.to_string()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(exit::CANT_CREATE),
+    }
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
+    // These have to work on a machine whose configuration is broken.
+    match cli.command {
+        Command::Check(args) => return check::run(&args, &cli.global),
+        Command::Completions(args) => return completions::run(&args, Cli::command()),
+        Command::Man(args) => return man::run(&args, Cli::command()),
+        Command::Demo(args) => return runtime(false)?.block_on(demo::run(args)),
+        Command::DemoMaster(args) => return runtime(false)?.block_on(demo::master(args)),
+        _ => {}
+    }
+    let settings = Settings::load(cli.global)?;
+    let many_threads = matches!(cli.command, Command::Run(_) | Command::Init(_) | Command::Join(_));
+    runtime(many_threads)?.block_on(command(cli.command, settings))
+}
+
+/// The agent gets a thread for each core; a command that asks it something needs none.
+fn runtime(many_threads: bool) -> std::io::Result<tokio::runtime::Runtime> {
+    let mut builder = if many_threads {
+        tokio::runtime::Builder::new_multi_thread()
+    } else {
+        tokio::runtime::Builder::new_current_thread()
+    };
+    builder.enable_all().build()
+}
+
+async fn command(command: Command, settings: Settings) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Init(args) => init::run(args, settings).await,
+        Command::Join(args) => join::run(args, settings).await,
+        Command::Run(args) => run::run(args, settings).await,
+        Command::Status(args) => status::run(&args, &settings).await,
+        Command::Members(args) => members::run(&args, &settings).await,
+        Command::Invite(args) => invite::run(&args, &settings).await,
+        Command::Approve(args) => waiting::approve(&args, &settings).await,
+        Command::Reject(args) => waiting::reject(&args, &settings).await,
+        Command::Open(args) => open::run(&args, &settings).await,
+        Command::Remove(args) => remove::run(args, &settings).await,
+        Command::Leave(args) => leave::run(&args, &settings).await,
+        Command::Rotate(args) => rotate::run(&args, &settings).await,
+        Command::Install(args) => install::run(&args, &settings),
+        Command::Uninstall(args) => uninstall::run(&args, &settings),
+        // Answered before the configuration was read.
+        Command::Check(_)
+        | Command::Completions(_)
+        | Command::Man(_)
+        | Command::Demo(_)
+        | Command::DemoMaster(_) => Ok(ExitCode::SUCCESS),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_of_the_handbook_is_accepted() {
+        for line in [
+            "agent init",
+            "agent init --name m1 --cluster prod --addr 10.0.0.1 --iface wg0 --foreground",
+            "agent join agent1abc",
+            "agent join 10.0.0.1:7646 --name w1 --addr fd00::2 --iface wg0 --json --foreground",
+            "agent run --state-dir /s --runtime-dir /r --log json --log-level debug",
+            "agent --config /etc/x.toml status --json --exit-code",
+            "agent members --json",
+            "agent check",
+            "agent check file.toml",
+            "agent invite --for 15m --uses 3 --json",
+            "agent approve",
+            "agent approve k7qm-2xpd",
+            "agent reject k7qm-2xpd",
+            "agent open --for 15m",
+            "agent open --for 0",
+            "agent remove m3",
+            "agent leave --force",
+            "agent rotate",
+            "agent install --no-start",
+            "agent uninstall --purge",
+            "agent demo",
+            "agent demo --for 20s",
+            "agent demo-master --listen 127.0.0.11:6443 --name m1",
+            "agent completions bash",
+            "agent man",
+            "agent man man1",
+        ] {
+            assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_on_the_command_line_is_refused() {
+        for line in [
+            "agent",
+            "agent frobnicate",
+            "agent join",
+            "agent init --name Not_A_Name",
+            "agent init --addr wg0",
+            "agent init --vip 10.0.0.9",
+            "agent run --log xml",
+            "agent run --log-level loud",
+            "agent invite --for soon",
+            "agent invite --for 0",
+            "agent invite --uses 0",
+            "agent open",
+            "agent remove",
+            "agent completions cobol",
+            "agent run --state-dir relative",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn help_fits_80_columns() {
+        let mut pages = vec![Cli::command()];
+        pages.extend(Cli::command().get_subcommands().cloned());
+        for mut page in pages {
+            // A subcommand on its own does not know its parent's width.
+            page = page.max_term_width(80).term_width(80);
+            for line in page.render_long_help().to_string().lines() {
+                assert!(line.chars().count() <= 80, "{}: {line}", page.get_name());
+            }
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! `agent open`: let nodes in without an invite, for a while.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use proto::control::Request;
+use proto::time::{human, parse_duration};
+
+use super::{Settings, ask};
+
+/// Longest that a cluster may stand open: a day is a rollout, more is a door forgotten.
+const MAX_OPEN: Duration = Duration::from_secs(24 * 3600);
+
+/// Let in whoever comes to this node, for a while
+///
+/// Meanwhile "agent join HOST" needs neither an invite nor an approval: anyone who reaches this node's port
+/// is admitted. For automated rollouts on a network that you trust.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  agent open --for 15m
+  agent open --for 0       closes it again")]
+pub(crate) struct Args {
+    /// How long, as 90s, 15m or 2h; 0 closes
+    #[arg(long = "for", value_name = "TIME", value_parser = how_long)]
+    time: Duration,
+}
+
+fn how_long(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let time = parse_duration(text)?;
+    if time > MAX_OPEN {
+        return Err(format!("a cluster may stand open for {} at most", human(MAX_OPEN)));
+    }
+    // The request counts seconds, and 0 closes: half a second must not.
+    Ok(if time.is_zero() { time } else { time.max(Duration::from_secs(1)) })
+}
+
+/// Runs the command.
+pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<ExitCode> {
+    ask::tell(settings, &Request::Open { seconds: args.time.as_secs() }).await
+}

@@ -1,0 +1,19 @@
+//! `agent rotate`: a new gossip key.
+
+use std::process::ExitCode;
+
+use proto::control::Request;
+
+use super::{Settings, ask};
+
+/// Change the gossip key
+///
+/// Every node fetches the new one by itself; the old one is accepted for 10 minutes. A node that is off
+/// meanwhile catches up when it returns.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {}
+
+/// Runs the command.
+pub(super) async fn run(_: &Args, settings: &Settings) -> anyhow::Result<ExitCode> {
+    ask::tell(settings, &Request::Rotate).await
+}

@@ -1,0 +1,34 @@
+//! `agent run`: the agent itself.
+
+use std::process::ExitCode;
+
+use super::Settings;
+use super::exit::{self, Failure};
+use crate::app::{self, enter};
+use crate::log;
+use crate::membership::disk::LoadError;
+
+/// Run the agent in the foreground, from its state directory; the service does this
+///
+/// SIGTERM stops it, SIGHUP reads the configuration again.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {}
+
+/// Runs the command.
+pub(crate) async fn run(_args: Args, settings: Settings) -> anyhow::Result<ExitCode> {
+    log::init(settings.config.log_format, settings.config.log_level);
+    let disk = enter::open(&settings.config)?;
+    let member = disk.member().map_err(|error| match error {
+        // The unit does not restart on this code: nothing would change by itself.
+        LoadError::NotMember | LoadError::Identity(_) | LoadError::Lost(_) => {
+            Failure::error(exit::CONFIG, error.to_string())
+        }
+        LoadError::Store(error) => error.into(),
+    })?;
+    let reload = {
+        let settings = settings.clone();
+        move || settings.reload()
+    };
+    app::run(settings.config, disk, member, reload, |_, _| {}).await?;
+    Ok(ExitCode::SUCCESS)
+}

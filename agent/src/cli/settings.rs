@@ -1,0 +1,163 @@
+//! From file, environment and flags to one checked configuration.
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use proto::config::{self, Config, LogFormat, LogLevel, Mistake};
+
+use super::exit::{self, Failure};
+
+/// The configuration file that is read when none is named; it need not exist.
+pub(crate) const DEFAULT_FILE: &str = "/etc/agent/agent.toml";
+
+/// Largest configuration file: hundreds of times what a person writes.
+const MAX_FILE: u64 = 64 * 1024;
+
+/// Options that every command takes.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Options of every command")]
+pub(crate) struct Global {
+    /// Configuration file [default: /etc/agent/agent.toml, if it exists]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where state is kept [default: /var/lib/agent]
+    #[arg(long, global = true, value_name = "DIR", value_parser = absolute)]
+    pub(crate) state_dir: Option<String>,
+    /// Where the control socket is [default: /run/agent]
+    #[arg(long, global = true, value_name = "DIR", value_parser = short)]
+    pub(crate) runtime_dir: Option<String>,
+    /// How the log is written; auto: journald under systemd, else text
+    #[arg(long, global = true, value_name = "FORMAT", value_parser = log_format())]
+    pub(crate) log: Option<LogFormat>,
+    /// How much is logged
+    #[arg(long, global = true, value_name = "LEVEL", value_parser = log_level())]
+    pub(crate) log_level: Option<LogLevel>,
+}
+
+fn absolute(text: &str) -> Result<String, String> {
+    config::check_path(text)
+}
+
+fn short(text: &str) -> Result<String, String> {
+    config::check_runtime_dir(text)
+}
+
+fn log_format() -> impl TypedValueParser<Value = LogFormat> {
+    PossibleValuesParser::new(LogFormat::ALL.map(LogFormat::word)).try_map(|word| word.parse::<LogFormat>())
+}
+
+fn log_level() -> impl TypedValueParser<Value = LogLevel> {
+    PossibleValuesParser::new(LogLevel::ALL.map(LogLevel::word)).try_map(|word| word.parse::<LogLevel>())
+}
+
+/// What a command works with.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// File, environment and flags, in this order, the later over the earlier.
+    pub(crate) config: Config,
+    /// The flags themselves, to read the file again.
+    pub(crate) global: Global,
+}
+
+impl Settings {
+    /// Reads everything for the first time.
+    pub(crate) fn load(global: Global) -> anyhow::Result<Settings> {
+        let config = read(&global)?;
+        Ok(Settings { config, global })
+    }
+
+    /// Reads everything again, as SIGHUP asks. What is in use stays as it is when something is wrong.
+    pub(crate) fn reload(&self) -> anyhow::Result<Config> {
+        read(&self.global)
+    }
+
+    /// Where the control socket is.
+    pub(crate) fn runtime_dir(&self) -> &Path {
+        Path::new(&self.config.runtime_dir)
+    }
+
+    /// Where state is kept.
+    pub(crate) fn state_dir(&self) -> &Path {
+        Path::new(&self.config.state_dir)
+    }
+}
+
+fn read(global: &Global) -> anyhow::Result<Config> {
+    let (source, parsed) = read_file(global.config.as_deref())?;
+    let config = parsed.map_err(|mistakes| wrong(&source, &mistakes))?;
+    let config =
+        config::apply_env(config, environment()).map_err(|mistakes| wrong("the environment", &mistakes))?;
+    Ok(over(config, global))
+}
+
+/// Lays the flags over a configuration.
+fn over(mut config: Config, global: &Global) -> Config {
+    let Global { config: _, state_dir, runtime_dir, log, log_level } = global.clone();
+    config.state_dir = state_dir.unwrap_or(config.state_dir);
+    config.runtime_dir = runtime_dir.unwrap_or(config.runtime_dir);
+    config.log_format = log.unwrap_or(config.log_format);
+    config.log_level = log_level.unwrap_or(config.log_level);
+    config
+}
+
+/// The variables of this process that are text; ours always are.
+pub(super) fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(key, value)| {
+        let key = key.into_string().ok()?;
+        Some((key, value.to_string_lossy().into_owned()))
+    })
+}
+
+/// One error out of many mistakes, a line for each.
+fn wrong(source: &str, mistakes: &[Mistake]) -> anyhow::Error {
+    let mut message = format!("{source} is wrong, nothing was done:");
+    for mistake in mistakes {
+        message.push_str(&format!("\n  {mistake}"));
+    }
+    Failure::error(exit::CONFIG, message)
+}
+
+/// Reads and parses the file that was named, or the default one, and says which it was. No default file is
+/// the default configuration.
+pub(super) fn read_file(named: Option<&Path>) -> anyhow::Result<(String, Result<Config, Vec<Mistake>>)> {
+    let path = named.unwrap_or(Path::new(DEFAULT_FILE));
+    let source = path.display().to_string();
+    match read_text(path) {
+        Ok(text) => Ok((source, config::parse(&text))),
+        Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => {
+            Ok(("the defaults".to_owned(), Ok(Config::default())))
+        }
+        Err(error) => {
+            let code = match error.kind() {
+                io::ErrorKind::PermissionDenied => exit::NO_PERMISSION,
+                io::ErrorKind::InvalidData => exit::CONFIG,
+                _ => exit::NO_INPUT,
+            };
+            Err(Failure::error(code, format!("can't read {source}: {}", plain(&error))))
+        }
+    }
+}
+
+fn read_text(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE {
+        let message = format!("it is larger than {} kB: no configuration is", MAX_FILE / 1024);
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
+        io::Error::new(io::ErrorKind::InvalidData, format!("line {line} is not UTF-8 text"))
+    })
+}
+
+/// An error of the system in words, without "(os error 2)".
+pub(crate) fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.split_once(" (os error") {
+        Some((words, _)) => words.to_lowercase(),
+        None => text,
+    }
+}

@@ -1,0 +1,40 @@
+//! `agent status`: is it fine, who serves, since when, and why not the others.
+
+use std::process::ExitCode;
+
+use super::table::{self, Tone};
+use super::{Settings, ask, members, out, time};
+
+mod render;
+#[cfg(test)]
+mod tests;
+mod verdict;
+
+/// Is it fine? Who serves, since when, and why not the others
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  agent status
+  agent status --json | jq '.services[0].backends'
+  agent status --exit-code > /dev/null || alert")]
+pub(crate) struct Args {
+    /// Print JSON; its shape is stable and counted by \"schema\"
+    #[arg(long)]
+    json: bool,
+    /// End with 10 when something is wrong, with 11 when no master serves
+    #[arg(long)]
+    exit_code: bool,
+}
+
+/// Runs the command.
+pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let status = ask::status(settings).await?;
+    let now = crate::lifecycle::wall();
+    let verdict = verdict::judge(&status, now);
+    if args.json {
+        out::json(&status)?;
+    } else {
+        out::print(&render::render(&status, &verdict, now, out::columns(), out::colours()))?;
+    }
+    Ok(if args.exit_code { ExitCode::from(verdict.code) } else { ExitCode::SUCCESS })
+}

@@ -1,0 +1,305 @@
+//! Tests of the verdict and of the screen.
+
+use proto::backends::State;
+use proto::control::{
+    BackendStatus, ClusterStatus, MemberState, MemberStatus, NodeStatus, ServiceStatus, Status,
+};
+use proto::node::{Name, NodeId, Role};
+use proto::service::Balance;
+use proto::time::UnixMs;
+
+use super::render::render;
+use super::verdict::judge;
+
+/// 2026-03-01 14:05:11 UTC.
+const NOW: UnixMs = UnixMs(1_772_373_911_000);
+
+fn ago(seconds: u64) -> UnixMs {
+    UnixMs(NOW.0 - seconds * 1000)
+}
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn backend(number: u8, state: State, reason: &str) -> BackendStatus {
+    BackendStatus {
+        node: name(&format!("m{number}")),
+        address: format!("10.0.0.{number}:6443"),
+        state,
+        reason: reason.to_owned(),
+        since_unix_ms: ago(if state == State::Ready { 3 * 86_400 } else { 120 }),
+        rtt_ms: (state == State::Ready).then_some(0.42 * f64::from(number)),
+        connections: u64::from(number),
+        total: 310,
+        weight: 100,
+    }
+}
+
+fn service(service: &str, backends: Vec<BackendStatus>) -> ServiceStatus {
+    ServiceStatus {
+        name: service.parse().unwrap(),
+        listen: vec!["127.0.0.1:16443".to_owned()],
+        balance: Balance::LeastConnections,
+        connections: backends.iter().map(|one| one.connections).sum(),
+        backends,
+        maxconn: 10_000,
+        refused: 0,
+    }
+}
+
+fn member(who: &str, number: u8, role: Role, state: MemberState) -> MemberStatus {
+    MemberStatus {
+        id: NodeId([number; NodeId::LEN]),
+        name: name(who),
+        address: format!("10.0.0.{number}"),
+        role,
+        state,
+        version: "0.1.0".to_owned(),
+        since_unix_ms: ago(3 * 86_400),
+        rtt_ms: Some(0.4),
+    }
+}
+
+fn status(backends: Vec<BackendStatus>) -> Status {
+    Status {
+        schema: 1,
+        cluster: ClusterStatus {
+            id: "c".repeat(26),
+            name: "prod".to_owned(),
+            members: 3,
+            document: "ab12cd34ef56".to_owned(),
+            key_epoch: 3,
+            open_until_unix_ms: None,
+        },
+        node: NodeStatus {
+            id: NodeId([9; NodeId::LEN]),
+            name: name("w1"),
+            address: Some("10.0.0.9".to_owned()),
+            interface: "wg0".to_owned(),
+            role: Role::Worker,
+            version: "0.1.0".to_owned(),
+            started_unix_ms: ago(7200),
+            removed: false,
+        },
+        services: vec![service("kube-api", backends)],
+        members: vec![
+            member("m1", 1, Role::Master, MemberState::Up),
+            member("m2", 2, Role::Master, MemberState::Up),
+            member("w1", 9, Role::Worker, MemberState::Up),
+        ],
+        vips: vec![],
+        problems: vec![],
+    }
+}
+
+fn fine() -> Status {
+    status((1..=3).map(|number| backend(number, State::Ready, "200")).collect())
+}
+
+fn with(change: impl FnOnce(&mut Status)) -> Status {
+    let mut status = fine();
+    change(&mut status);
+    status
+}
+
+#[test]
+fn the_verdict_is_said_in_words_and_in_a_code() {
+    let down = || backend(2, State::Down, "connection refused");
+    for (status, code, text) in [
+        (fine(), 0, "ok: 3 of 3 masters serve"),
+        (status(vec![backend(1, State::Ready, "")]), 0, "ok: 1 of 1 master serves"),
+        (status(vec![backend(1, State::Alive, "401")]), 0, "ok: 1 of 1 master serves"),
+        (
+            with(|status| status.services[0].backends[1] = down()),
+            10,
+            "degraded: 2 of 3 masters serve; m2 down: connection refused since 14:03:11Z (2m)",
+        ),
+        (
+            status(vec![backend(1, State::Draining, ""), backend(2, State::Ready, "")]),
+            10,
+            "degraded: 1 of 2 masters serves; m1 draining since 14:03:11Z (2m)",
+        ),
+        (status(vec![down()]), 11, "no master serves; m2 down: connection refused since 14:03:11Z (2m)"),
+        (status(vec![]), 11, "no master serves; no apiserver is known yet"),
+        (with(|status| status.services.clear()), 11, "no master serves; no apiserver is known yet"),
+        (
+            with(|status| {
+                status.services[0].backends.truncate(1);
+                status.services[0].backends[0].state = State::Unknown;
+                status.services[0].backends[0].reason = String::new();
+                status.services[0].backends[0].since_unix_ms = UnixMs(0);
+            }),
+            11,
+            "no master serves; m1 unknown",
+        ),
+        (
+            with(|status| status.services.push(service("web", vec![]))),
+            10,
+            "degraded: 3 of 3 masters serve; nobody offers web",
+        ),
+        (
+            with(|status| status.services.push(service("web", vec![down(), backend(1, State::Ready, "")]))),
+            10,
+            "degraded: 3 of 3 masters serve; web: 1 of 2 serve",
+        ),
+        (
+            with(|status| status.problems.push("the disk is full".to_owned())),
+            10,
+            "degraded: 3 of 3 masters serve; 1 problem, see below",
+        ),
+        (
+            with(|status| status.node.address = None),
+            10,
+            "degraded: 3 of 3 masters serve; this node's network wg0 is away",
+        ),
+        (
+            with(|status| status.node.removed = true),
+            10,
+            "degraded: 3 of 3 masters serve; this node was removed from the cluster",
+        ),
+        (
+            with(|status| status.members[2].state = MemberState::Down),
+            0,
+            "ok: 3 of 3 masters serve; w1 can't be heard",
+        ),
+        (with(|status| status.members[2].state = MemberState::Left), 0, "ok: 3 of 3 masters serve"),
+    ] {
+        let verdict = judge(&status, NOW);
+        assert_eq!((verdict.code, verdict.text.as_str()), (code, text));
+    }
+}
+
+fn screen(status: &Status, columns: usize) -> String {
+    render(status, &judge(status, NOW), NOW, columns, false)
+}
+
+#[test]
+fn one_screen_says_it_all() {
+    let mut status = with(|status| {
+        status.services[0].backends[1] = backend(2, State::Down, "connection refused");
+        status.services[0].backends[2].weight = 0;
+        status.services[0].refused = 4;
+        status.members[1].state = MemberState::Suspect;
+        status.cluster.open_until_unix_ms = Some(UnixMs(NOW.0 + 600_000));
+    });
+    status.problems = vec![
+        "the state file /var/lib/agent/cluster could not be read and was set aside; the previous copy is used"
+            .to_owned(),
+    ];
+    let expected = "\
+degraded: 2 of 3 masters serve; m2 down: connection refused since 14:03:11Z (2m…
+
+node     w1, worker, 10.0.0.9 on wg0, agent 0.1.0, up 2h
+cluster  prod, 3 members, document ab12cd34ef56, key 3
+open     to anyone who comes here until 14:15:11Z (in 10m)
+
+kube-api  on 127.0.0.1:16443, least-connections, 6 of 10000 connections, 4
+          refused at the limit
+  NODE  ADDRESS        STATE  SINCE    RTT  CONNS  TOTAL
+  m1    10.0.0.1:6443  ready  3d     0.4ms      1    310
+  m2    10.0.0.2:6443  down   2m         -      2    310
+      connection refused, since 14:03:11Z
+  m3    10.0.0.3:6443  ready  3d     1.3ms      3    310
+      weight 0: nothing new while another is good
+
+members  2 up, 1 suspect
+  NAME  ROLE    STATE    SINCE  ADDRESS     RTT  VERSION
+  m1    master  up       3d     10.0.0.1  0.4ms  0.1.0
+  m2    master  suspect  3d     10.0.0.2  0.4ms  0.1.0
+  w1    worker  up       3d     10.0.0.9  0.4ms  0.1.0
+
+problems
+  - the state file /var/lib/agent/cluster could not be read and was set aside;
+    the previous copy is used
+";
+    assert_eq!(screen(&status, 80), expected);
+}
+
+#[test]
+fn a_node_that_knows_nobody_yet_has_a_screen_too() {
+    let mut status = status(vec![]);
+    status.members.clear();
+    status.services[0].listen.clear();
+    let text = screen(&status, 80);
+    assert!(text.starts_with("no master serves; no apiserver is known yet\n\n"), "{text}");
+    assert!(text.contains("kube-api  not served here"), "{text}");
+    assert!(text.contains("  nobody offers it yet\n"), "{text}");
+}
+
+#[test]
+fn nothing_is_wider_than_the_terminal() {
+    let mut status = fine();
+    for (i, one) in status.services[0].backends.iter_mut().enumerate() {
+        one.node = name(&format!("a-very-long-name-of-a-node.in.a.zone-{i}"));
+        one.address = format!("[fd12:3456:789a:bcde:f012:3456:789a:{i:04x}]:6443");
+        one.state = State::NotReady;
+        one.reason = "etcd failed: reason withheld ".repeat(4);
+    }
+    for one in &mut status.members {
+        one.address = "fd12:3456:789a:bcde:f012:3456:789a:bcde".to_owned();
+        one.name = name("a-very-long-name-of-a-node.in.a.zone");
+    }
+    status.services[0].listen = vec!["[fd12:3456:789a:bcde:f012:3456:789a:bcde]:16443".to_owned(); 3];
+    for columns in [80, 100, 160] {
+        for line in screen(&status, columns).lines() {
+            assert!(line.chars().count() <= columns, "{} columns: {line}", line.chars().count());
+        }
+    }
+}
+
+#[test]
+fn of_a_large_cluster_only_those_in_trouble_are_listed() {
+    let status = with(|status| {
+        status.members =
+            (0..200).map(|i| member(&format!("n{i}"), i, Role::Worker, MemberState::Up)).collect();
+        status.members[77].state = MemberState::Down;
+    });
+    let text = screen(&status, 80);
+    assert!(text.contains("members  199 up, 1 down\n"), "{text}");
+    assert!(text.contains("\n  n77 ") && !text.contains("\n  n78 "), "{text}");
+    assert!(text.contains("all of them: agent members"), "{text}");
+    assert!(text.lines().count() < 24, "{text}");
+}
+
+#[test]
+fn colours_carry_nothing_alone_and_foreign_text_commands_nothing() {
+    let mut status = fine();
+    status.services[0].backends[0].state = State::Down;
+    status.services[0].backends[0].reason = "\x1b[2J\x07gone".to_owned();
+    status.problems.push("\x1b]0;x\x07".to_owned());
+    let verdict = judge(&status, NOW);
+    let plain = render(&status, &verdict, NOW, 80, false);
+    assert!(!plain.contains('\x1b') && !plain.contains('\x07'));
+    let painted = render(&status, &verdict, NOW, 80, true);
+    let bare = ["\x1b[32m", "\x1b[33m", "\x1b[31;1m", "\x1b[2m", "\x1b[0m"]
+        .iter()
+        .fold(painted, |text, code| text.replace(code, ""));
+    assert_eq!(bare, plain);
+}
+
+#[test]
+fn json_keeps_the_shape_that_scripts_rely_on() {
+    let value = serde_json::to_value(with(|status| {
+        status.services[0].backends[0].state = State::NotReady;
+    }))
+    .unwrap();
+    let has = |path: &str, keys: &str| {
+        let object = value.pointer(path).unwrap_or_else(|| panic!("no {path}"));
+        for key in keys.split(' ') {
+            assert!(object.get(key).is_some(), "{path} has no {key}");
+        }
+    };
+    has("", "schema cluster node services members vips");
+    has("/cluster", "id name members document");
+    has("/node", "id name address interface role version started_unix_ms");
+    has("/services/0", "name listen balance backends");
+    has("/services/0/backends/0", "node address state reason since_unix_ms rtt_ms connections total weight");
+    has("/members/0", "id name address role state version since_unix_ms rtt_ms");
+    assert_eq!(value["schema"], 1);
+    assert_eq!(value["services"][0]["backends"][0]["state"], "not-ready");
+    assert_eq!(value["services"][0]["balance"], "least-connections");
+    assert_eq!(value["members"][0]["role"], "master");
+    assert_eq!(value["members"][0]["since_unix_ms"], ago(3 * 86_400).0);
+    assert!(value["vips"].as_array().unwrap().is_empty());
+}

@@ -1,0 +1,111 @@
+//! `agent approve` and `agent reject`: nodes that came without an invite.
+
+use std::process::ExitCode;
+
+use proto::control::{Request, Response};
+use proto::invite::{Waiting, tidy_code};
+use proto::time::UnixMs;
+
+use super::exit::{self, Failure};
+use super::table::{Cell, Column, Table};
+use super::{Settings, ask, out, time};
+
+/// Let a waiting node in; without CODE, list who waits
+///
+/// Compare the code with the one that the node itself shows: an attacker in between has another.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  agent approve k7qm-2xpd")]
+pub(crate) struct ApproveArgs {
+    /// The code that the waiting node shows
+    #[arg(value_name = "CODE")]
+    code: Option<String>,
+}
+
+/// Turn a waiting node away; without CODE, list who waits
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  agent reject k7qm-2xpd")]
+pub(crate) struct RejectArgs {
+    /// The code that the waiting node shows
+    #[arg(value_name = "CODE")]
+    code: Option<String>,
+}
+
+/// Runs `agent approve`.
+pub(super) async fn approve(args: &ApproveArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+    answer(args.code.as_deref(), true, settings).await
+}
+
+/// Runs `agent reject`.
+pub(super) async fn reject(args: &RejectArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+    answer(args.code.as_deref(), false, settings).await
+}
+
+async fn answer(code: Option<&str>, approve: bool, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let Some(typed) = code else {
+        return list(settings).await;
+    };
+    let code = tidy_code(typed);
+    if code.len() != 9 {
+        let typed: String = typed.chars().take(40).collect();
+        let message = format!("\"{typed}\" is not a code: it has 8 letters and digits, as k7qm-2xpd");
+        return Err(Failure::error(exit::DATA, message));
+    }
+    ask::tell(settings, &Request::Answer { code, approve }).await
+}
+
+async fn list(settings: &Settings) -> anyhow::Result<ExitCode> {
+    let waiting = match ask::ask(settings, &Request::Waiting).await? {
+        Response::Waiting(waiting) => waiting,
+        other => return Err(ask::unexpected(&other)),
+    };
+    out::print(&render(&waiting, crate::lifecycle::wall(), out::columns()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn render(waiting: &[Waiting], now: UnixMs, columns: usize) -> String {
+    if waiting.is_empty() {
+        return "nobody waits\n".to_owned();
+    }
+    let mut table = Table::new(vec![
+        Column::left("CODE"),
+        Column::left("NAME"),
+        Column::left("FROM"),
+        Column::left("ID").optional(1),
+        Column::left("GIVES UP"),
+    ]);
+    for one in waiting {
+        table.row(vec![
+            Cell::plain(&one.code),
+            Cell::plain(one.name.as_str()),
+            Cell::plain(one.from.to_string()),
+            Cell::plain(one.id().to_string()),
+            Cell::plain(time::until(one.until, now)),
+        ]);
+    }
+    let mut text = table.render(columns, false);
+    text.push_str("compare the codes, then: agent approve CODE, or agent reject CODE\n");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::node::PublicKey;
+
+    use super::*;
+
+    #[test]
+    fn the_list_says_what_to_do_next() {
+        assert_eq!(render(&[], UnixMs(0), 80), "nobody waits\n");
+        let one = Waiting {
+            code: "k7qm-2xpd".to_owned(),
+            key: PublicKey([1; 32]),
+            name: "w3".parse().unwrap(),
+            from: "10.0.0.9:41234".parse().unwrap(),
+            until: UnixMs(900_000),
+        };
+        let text = render(&[one], UnixMs(300_000), 80);
+        assert!(text.contains("k7qm-2xpd  w3"), "{text}");
+        assert!(text.contains("in 10m"), "{text}");
+        assert!(text.contains("agent approve CODE"), "{text}");
+    }
+}

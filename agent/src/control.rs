@@ -1,0 +1,272 @@
+//! The control socket: MessagePack in length-delimited frames over a Unix socket, one request and its answer
+//! for each connection.
+//!
+//! Who may connect is decided by the file's mode alone: its owner, and the group `agent` where there is one.
+//! One task accepts, one more serves each connection. Stopping them anywhere is safe: a request that was not
+//! answered is an error at the asking side, and whatever it set off belongs to the handler.
+
+use std::future::Future;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use proto::control::{MAX_FRAME, Request, Response};
+use proto::exchange::{decode, encode};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::bytes::Bytes;
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
+
+use crate::lifecycle::Life;
+
+/// The socket's name in the runtime directory.
+pub(crate) const SOCKET: &str = "agent.sock";
+
+/// Connections served at once. People and their scripts ask one thing at a time; more wait in the kernel's
+/// queue, so a script gone wild costs no more memory than this.
+const MAX_CONNECTIONS: usize = 16;
+
+/// Largest request. They hold a name or a code; a length beyond it is not believed, so that nobody makes
+/// the agent reserve [`MAX_FRAME`].
+const MAX_REQUEST: usize = 64 * 1024;
+
+/// Longest wait for a request to arrive, and for its answer to be taken. The tests have less of it.
+const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
+
+/// Longest wait for an answer: an approval asks every member, and some of them may be down.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// The group whose members may use the socket.
+const GROUP: &str = "agent";
+
+/// Why a request was not answered.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    /// Nobody listens.
+    #[error(
+        "the agent is not running on this node (nobody listens at {}); start it with: systemctl start agent",
+        socket.display()
+    )]
+    NotRunning {
+        /// Where the socket should be.
+        socket: PathBuf,
+    },
+    /// Not for this user.
+    #[error("not allowed to use {}; run it as root or as a member of group agent", socket.display())]
+    NotAllowed {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// No answer came.
+    #[error("the agent did not answer within {}; see: journalctl -u agent", proto::time::human(*waited))]
+    TimedOut {
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// The connection broke, or what came is no answer.
+    #[error("the agent's answer could not be read: {why}; see: journalctl -u agent")]
+    Broken {
+        /// What happened.
+        why: String,
+    },
+}
+
+fn codec(max_frame: usize) -> LengthDelimitedCodec {
+    LengthDelimitedCodec::builder().max_frame_length(max_frame).new_codec()
+}
+
+/// Asks the agent that runs with this runtime directory.
+pub(crate) async fn call(runtime_dir: &Path, request: &Request) -> Result<Response, CallError> {
+    let socket = runtime_dir.join(SOCKET);
+    let stream = match UnixStream::connect(&socket).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            return Err(match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                    CallError::NotRunning { socket }
+                }
+                io::ErrorKind::PermissionDenied => CallError::NotAllowed { socket },
+                _ => CallError::Broken { why: error.to_string() },
+            });
+        }
+    };
+    match timeout(ANSWER, exchange(stream, request)).await {
+        Ok(answer) => answer.map_err(|why| CallError::Broken { why }),
+        Err(_) => Err(CallError::TimedOut { waited: ANSWER }),
+    }
+}
+
+async fn exchange(stream: UnixStream, request: &Request) -> Result<Response, String> {
+    let mut frames = Framed::new(stream, codec(MAX_FRAME));
+    frames.send(Bytes::from(encode(request))).await.map_err(|error| error.to_string())?;
+    match frames.next().await {
+        Some(Ok(frame)) => decode(&frame),
+        Some(Err(error)) => Err(error.to_string()),
+        None => Err("it closed the connection".to_owned()),
+    }
+}
+
+/// The socket of a running agent.
+pub(crate) struct Listener {
+    inner: UnixListener,
+    path: PathBuf,
+    /// Device and inode: by the end another agent may have put its own in this place.
+    file: (u64, u64),
+}
+
+/// Takes the control socket of a runtime directory. Needs a tokio runtime.
+///
+/// What a killed agent left behind is replaced; an agent that still listens is an error.
+pub(crate) fn bind(runtime_dir: &Path) -> io::Result<Listener> {
+    std::fs::create_dir_all(runtime_dir)?;
+    let path = runtime_dir.join(SOCKET);
+    if let Some(other) = listening(&path) {
+        let message = format!(
+            "another agent{other} already runs here (it listens at {}); stop it, or give this one its own \
+             --state-dir and --runtime-dir",
+            path.display()
+        );
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, message));
+    }
+    // Under another name until its mode is right, then moved over whatever is there: at no time can someone
+    // connect who should not.
+    let fresh = runtime_dir.join(format!(".{SOCKET}.{}", std::process::id()));
+    let _ = std::fs::remove_file(&fresh);
+    let inner = UnixListener::bind(&fresh)?;
+    let placed = restrict(&fresh).and_then(|()| {
+        let about = std::fs::metadata(&fresh)?;
+        std::fs::rename(&fresh, &path)?;
+        Ok((about.dev(), about.ino()))
+    });
+    match placed {
+        Ok(file) => Ok(Listener { inner, path, file }),
+        Err(error) => {
+            let _ = std::fs::remove_file(&fresh);
+            Err(error)
+        }
+    }
+}
+
+/// Whether an agent listens in this runtime directory.
+pub(crate) fn is_running(runtime_dir: &Path) -> bool {
+    listening(&runtime_dir.join(SOCKET)).is_some()
+}
+
+/// Whether someone listens at `path`; if so, " (pid N)" where the kernel knows it.
+fn listening(path: &Path) -> Option<String> {
+    let stream = std::os::unix::net::UnixStream::connect(path).ok()?;
+    let pid = rustix::net::sockopt::socket_peercred(&stream).ok().map(|peer| peer.pid);
+    Some(pid.map_or_else(String::new, |pid| format!(" (pid {})", pid.as_raw_nonzero())))
+}
+
+/// Mode 0660 for the group `agent`; without that group, or where it can't be given to it, 0600: this
+/// process' own group was never meant.
+fn restrict(path: &Path) -> io::Result<()> {
+    let group = std::fs::read_to_string("/etc/group").ok().and_then(|text| gid_of(&text, GROUP));
+    let mode = match group.map(|gid| std::os::unix::fs::chown(path, None, Some(gid))) {
+        Some(Ok(())) => 0o660,
+        Some(Err(error)) => {
+            tracing::warn!(%error, "the control socket stays closed to the group {GROUP}");
+            0o600
+        }
+        None => 0o600,
+    };
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+}
+
+/// The id of a group, from the text of /etc/group. Read here because a static binary has no NSS.
+fn gid_of(text: &str, group: &str) -> Option<u32> {
+    text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        let gid = fields.nth(1)?;
+        (name == group).then(|| gid.parse().ok()).flatten()
+    })
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let ours = std::fs::metadata(&self.path).is_ok_and(|about| (about.dev(), about.ino()) == self.file);
+        if ours {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Answers requests with `handler` until the life is over. While it is stopping, status still answers.
+pub(crate) fn serve<F, Fut>(listener: Listener, handler: F, life: &Life)
+where
+    F: Fn(Request) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Response> + Send + 'static,
+{
+    let accepting = life.clone();
+    life.spawn(async move {
+        tokio::select! {
+            () = accepting.over.cancelled() => {}
+            () = accept(&listener, Arc::new(handler), &accepting) => {}
+        }
+    });
+}
+
+async fn accept<F, Fut>(listener: &Listener, handler: Arc<F>, life: &Life)
+where
+    F: Fn(Request) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Response> + Send + 'static,
+{
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        // The semaphore is never closed, so there is no error to speak of.
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let stream = match listener.inner.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "the control socket can't accept");
+                // Out of descriptors, most likely: trying at once would only spin.
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+        };
+        let (handler, over) = (handler.clone(), life.over.clone());
+        life.spawn(async move {
+            tokio::select! {
+                () = over.cancelled() => {}
+                () = answer(stream, &*handler) => {}
+            }
+            drop(slot);
+        });
+    }
+}
+
+async fn answer<F, Fut>(stream: UnixStream, handler: &F)
+where
+    F: Fn(Request) -> Fut,
+    Fut: Future<Output = Response>,
+{
+    let mut frames = Framed::new(stream, codec(MAX_REQUEST));
+    let response = match timeout(PATIENCE, frames.next()).await {
+        Ok(Some(Ok(frame))) => match decode::<Request>(&frame) {
+            Ok(request) => handler(request).await,
+            Err(error) => Response::Failed(format!(
+                "the running agent does not understand this request ({error}): it is of another version; \
+                 restart it with: systemctl restart agent"
+            )),
+        },
+        // Gone, silent, or no frame: nobody there to tell.
+        Ok(Some(Err(_)) | None) | Err(_) => return,
+    };
+    let mut bytes = encode(&response);
+    if bytes.len() > MAX_FRAME {
+        bytes = encode(&Response::Failed(format!("the answer is larger than {MAX_FRAME} bytes")));
+    }
+    frames.codec_mut().set_max_frame_length(MAX_FRAME);
+    // Whoever asked may be gone by now; that is theirs to know.
+    let _ = timeout(PATIENCE, frames.send(Bytes::from(bytes))).await;
+}
+
+#[cfg(test)]
+#[path = "control_tests.rs"]
+mod tests;

@@ -1,0 +1,168 @@
+//! chitchat's messages as bytes, without its source: chitchat 0.13 keeps the encoding of its envelopes to
+//! itself (chitchat#207), so its own UDP socket does the encoding, on a pair of loopback sockets that no
+//! one else can reach. What goes in as an envelope comes out as a datagram, and the other way round; both
+//! are then ours to seal.
+//!
+//! The alternative, pinning 0.11.2 with its public encoding, was weighed and left: it has no compressed
+//! digest, so gossip would cost about three times as much, and it gets no fixes.
+//!
+//! Any local user can send to a loopback port, and a hostile message can stop chitchat. So chitchat's
+//! socket is *connected* to ours behind its back: the kernel then drops what comes from anywhere else.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use chitchat::ChitchatEnvelope;
+use chitchat::transport::{RecvOutcome, SendOutcome, Socket, Transport, UdpSocket as ChitchatSocket};
+use proto::node::NodeId;
+use tokio::net::UdpSocket;
+use tokio::sync::{Mutex, mpsc};
+
+/// Largest message that chitchat makes.
+const MAX_MESSAGE: usize = 65_507;
+
+/// Time for a datagram to pass through loopback and be decoded: it is there at once or not at all.
+const DECODE: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// Sends a gossip message to a node. Must not wait: chitchat's only task calls it.
+pub(super) type Send = Arc<dyn Fn(NodeId, &[u8]) + std::marker::Send + Sync>;
+
+/// Gossip messages as they come from the link. Shared, since every start of chitchat goes on with the same.
+pub(super) type Arrivals = Arc<Mutex<mpsc::Receiver<(NodeId, Vec<u8>)>>>;
+
+/// chitchat's way to the link. Made anew for every start of chitchat; the queue of arrivals outlives it.
+pub(super) struct Mesh {
+    pub(super) send: Send,
+    pub(super) arrivals: Arrivals,
+    pub(super) names: Arc<dyn Names>,
+}
+
+/// Nodes as the socket addresses that chitchat knows them by. They are made of ids and mean nothing to any
+/// network: where a node really is, is the link's to know.
+pub(super) trait Names: std::marker::Send + Sync + 'static {
+    /// The node that chitchat means.
+    fn node(&self, address: SocketAddr) -> Option<NodeId>;
+    /// The address that chitchat knows it by.
+    fn address(&self, node: &NodeId) -> SocketAddr;
+}
+
+#[async_trait]
+impl Transport for Mesh {
+    async fn open(&self, _listen: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let codec = ChitchatSocket::open(loopback).await?;
+        let ours = UdpSocket::bind(loopback).await?;
+        let (theirs_at, ours_at) = (codec.local_addr()?, ours.local_addr()?);
+        ours.connect(theirs_at).await?;
+        connect_hidden(theirs_at, ours_at)?;
+        Ok(Box::new(MeshSocket {
+            passing: Passing::Nothing,
+            codec,
+            ours,
+            ours_at,
+            buffer: vec![0; MAX_MESSAGE],
+            send: self.send.clone(),
+            arrivals: self.arrivals.clone(),
+            names: self.names.clone(),
+        }))
+    }
+}
+
+/// Connects the socket of this process that is bound to `at`, which chitchat does not hand out, to `to`.
+fn connect_hidden(at: SocketAddr, to: SocketAddr) -> io::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten() {
+        let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // SAFETY: the descriptor is only asked for its type and address and, when it is the one that was
+        // opened above and is still held by `codec`, connected; it is neither closed nor kept. A descriptor
+        // that another thread closes meanwhile makes the calls fail, which passes it over.
+        #[allow(unsafe_code)]
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        if is_bound_to(fd, at) {
+            return rustix::net::connect(fd, &to).map_err(io::Error::from);
+        }
+    }
+    // Without /proc (an empty chroot) descriptors are tried one by one.
+    for number in 3..4096 {
+        // SAFETY: as above.
+        #[allow(unsafe_code)]
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        if is_bound_to(fd, at) {
+            return rustix::net::connect(fd, &to).map_err(io::Error::from);
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::NotFound, "chitchat's socket was not found"))
+}
+
+fn is_bound_to(fd: impl AsFd, at: SocketAddr) -> bool {
+    let udp = rustix::net::sockopt::socket_type(fd.as_fd()) == Ok(rustix::net::SocketType::DGRAM);
+    let bound = || rustix::net::getsockname(fd.as_fd()).ok().and_then(|any| SocketAddr::try_from(any).ok());
+    udp && bound() == Some(at)
+}
+
+/// Where an arrived message is on its way through the pair of sockets.
+enum Passing {
+    Nothing,
+    Arrived(NodeId, Vec<u8>),
+    Sent(NodeId),
+}
+
+struct MeshSocket {
+    passing: Passing,
+    codec: ChitchatSocket,
+    ours: UdpSocket,
+    ours_at: SocketAddr,
+    buffer: Vec<u8>,
+    send: Send,
+    arrivals: Arrivals,
+    names: Arc<dyn Names>,
+}
+
+#[async_trait]
+impl Socket for MeshSocket {
+    fn local_addr(&self) -> anyhow::Result<SocketAddr> {
+        self.codec.local_addr()
+    }
+
+    async fn send(&mut self, to: SocketAddr, envelope: ChitchatEnvelope) -> anyhow::Result<SendOutcome> {
+        let sent = self.codec.send(self.ours_at, envelope).await?;
+        // Loopback delivers before the send returns, and nothing else is in this queue.
+        let length = self.ours.recv(&mut self.buffer).await?;
+        if let (Some(node), Some(message)) = (self.names.node(to), self.buffer.get(..length)) {
+            (self.send)(node, message);
+        }
+        Ok(sent)
+    }
+
+    /// Safe to cancel at every await: where a message is on its way through the pair stands in `passing`,
+    /// so that the next call goes on from there and never takes one node's message for another's.
+    async fn recv(&mut self) -> anyhow::Result<RecvOutcome> {
+        loop {
+            if let Passing::Nothing = self.passing {
+                let arrived = self.arrivals.lock().await.recv().await;
+                let Some((from, message)) = arrived else {
+                    // The link has ended; so does this process, and until then nothing arrives.
+                    return std::future::pending().await;
+                };
+                self.passing = Passing::Arrived(from, message);
+            }
+            if let Passing::Arrived(from, message) = &self.passing {
+                self.ours.send(message).await?;
+                self.passing = Passing::Sent(*from);
+            }
+            if let Passing::Sent(from) = self.passing {
+                // The datagram is there as soon as it was sent. When nothing comes, chitchat could not
+                // decode it, and has logged that.
+                let received = tokio::time::timeout(DECODE, self.codec.recv()).await;
+                self.passing = Passing::Nothing;
+                if let Ok(outcome) = received {
+                    let RecvOutcome { envelope, num_bytes_received, .. } = outcome?;
+                    let from_addr = self.names.address(&from);
+                    return Ok(RecvOutcome { from_addr, envelope, num_bytes_received });
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Connections to peers: one for each request, and one kept to each peer that large gossip goes to.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use proto::exchange::{FromMember, MAX_FRAME, ToMember};
+use proto::node::{NodeId, PublicKey};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tracing::debug;
+
+use super::{Link, count, frames};
+use crate::lifecycle::Life;
+
+/// Time for one address to connect and shake hands; then the next is tried.
+const CONNECT: Duration = Duration::from_secs(3);
+
+/// Time for an answer: a merge and a write to disk on the other side.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Time for the answer to one knock, and how many there are: a datagram or two may be lost.
+const KNOCK: Duration = Duration::from_millis(400);
+const KNOCKS: u32 = 5;
+
+/// A connection for large gossip is closed after this long without any.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Large messages that wait for one peer. More would be older than what comes after them.
+const QUEUE: usize = 4;
+
+/// Connections for large gossip at once; the fan-out is 3 a second, so this is many times what is used.
+const MAX_SENDERS: usize = 256;
+
+/// The queues of the connections for large gossip.
+#[derive(Default)]
+pub(super) struct LargeSenders(Mutex<BTreeMap<NodeId, mpsc::Sender<Vec<u8>>>>);
+
+/// Connects to the first of these addresses that answers and holds the handshake.
+pub(crate) async fn connect(
+    addresses: &[SocketAddr],
+    config: ClientConfig,
+) -> io::Result<(TlsStream<TcpStream>, SocketAddr)> {
+    let connector = TlsConnector::from(Arc::new(config));
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "no address is known");
+    for address in addresses {
+        let attempt = async {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            connector.connect(ServerName::from(address.ip()), stream).await
+        };
+        last = match tokio::time::timeout(CONNECT, attempt).await {
+            Ok(Ok(stream)) => return Ok((stream, *address)),
+            // The right machine with the wrong key: another address would not make it better.
+            Ok(Err(error)) if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => {
+                return Err(error);
+            }
+            Ok(Err(error)) => error,
+            Err(_) => io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {address}")),
+        };
+    }
+    Err(last)
+}
+
+impl Link {
+    /// Sends one request to a member and waits for its answer.
+    pub(crate) async fn call(&self, to: NodeId, request: &FromMember) -> io::Result<ToMember> {
+        let key = self.trust.borrow().document.member(&to).map(|admitted| admitted.key);
+        let key = key.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "not a member"))?;
+        self.call_at(&self.book.all(&to), key, request).await
+    }
+
+    /// The same, to whoever has this key at these addresses.
+    pub(crate) async fn call_at(
+        &self,
+        addresses: &[SocketAddr],
+        key: PublicKey,
+        request: &FromMember,
+    ) -> io::Result<ToMember> {
+        let config = self.identity.client(key).map_err(io::Error::other)?;
+        let (stream, _) = connect(addresses, config).await?;
+        let mut stream = frames::framed(stream, MAX_FRAME);
+        frames::send(&mut stream, request).await?;
+        frames::receive(&mut stream, ANSWER).await
+    }
+
+    /// Whether this node can be reached at these addresses, by TCP and by UDP. Each answer is none when it
+    /// can, else why not.
+    pub(crate) async fn dial_back(
+        &self,
+        key: PublicKey,
+        address: SocketAddr,
+    ) -> (Option<String>, Option<String>) {
+        let tcp = async {
+            let config = self.identity.client(key).map_err(|error| error.to_string())?;
+            connect(&[address], config).await.map(drop).map_err(|error| error.to_string())
+        };
+        let udp = async {
+            // The new node answers a challenge only when it holds the cluster's key.
+            for _ in 0..KNOCKS {
+                let echo = self.knock(address);
+                if tokio::time::timeout(KNOCK, echo).await.is_ok_and(|heard| heard.is_ok()) {
+                    return Ok(());
+                }
+            }
+            Err(format!("nothing came back from {address} within {}s", (KNOCK * KNOCKS).as_secs()))
+        };
+        let (tcp, udp) = tokio::join!(tcp, udp);
+        (tcp.err(), udp.err())
+    }
+
+    /// Queues a large message for a peer, and starts its connection where there is none.
+    pub(super) fn send_large(self: &Arc<Link>, to: NodeId, message: Vec<u8>, life: &Life) {
+        let mut senders = self.large.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let refused = match senders.get(&to) {
+            Some(sender) => sender.try_send(message),
+            None if senders.len() >= MAX_SENDERS => return,
+            None => Err(mpsc::error::TrySendError::Closed(message)),
+        };
+        if let Err(mpsc::error::TrySendError::Closed(message)) = refused {
+            self.start_sender(&mut senders, to, message, life);
+        }
+    }
+
+    fn start_sender(
+        self: &Arc<Link>,
+        senders: &mut BTreeMap<NodeId, mpsc::Sender<Vec<u8>>>,
+        to: NodeId,
+        first: Vec<u8>,
+        life: &Life,
+    ) {
+        let (sender, mut queue) = mpsc::channel(QUEUE);
+        let _ = sender.try_send(first);
+        senders.insert(to, sender);
+        let (link, over) = (self.clone(), life.over.clone());
+        life.spawn(async move {
+            let work = async {
+                if let Err(error) = link.drain_large(to, &mut queue).await {
+                    debug!(peer = %to, %error, "connection for large gossip ended");
+                }
+            };
+            tokio::select! { () = work => {}, () = over.cancelled() => {} }
+            link.large.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&to);
+        });
+    }
+
+    async fn drain_large(&self, to: NodeId, queue: &mut mpsc::Receiver<Vec<u8>>) -> io::Result<()> {
+        let key = self.trust.borrow().document.member(&to).map(|admitted| admitted.key);
+        let Some(key) = key else { return Ok(()) };
+        let config = self.identity.client(key).map_err(io::Error::other)?;
+        let (stream, _) = connect(&self.book.all(&to), config).await?;
+        let mut stream = frames::framed(stream, MAX_FRAME);
+        while let Ok(Some(message)) = tokio::time::timeout(IDLE, queue.recv()).await {
+            count(&self.counters.sent_bytes, message.len());
+            frames::send(&mut stream, &FromMember::Gossip(message)).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,194 @@
+//! The link: one port, UDP and TCP, sealed.
+//!
+//! Tasks: [`udp`] reads datagrams and answers challenges; [`tcp`] accepts connections and gives each a task
+//! of its own; [`dial`] makes connections and keeps one to each peer that large gossip messages go to. All
+//! belong to the [`Life`]; none holds state that outlives it, so stopping them anywhere is safe.
+//!
+//! The link knows nothing of why anyone is trusted: it reads the current [`Trust`], which membership alone
+//! writes. What arrives is handed on by bounded queues ([`Inbox`]).
+
+pub(crate) mod book;
+pub(crate) mod dial;
+pub(crate) mod frames;
+pub(crate) mod seal;
+pub(crate) mod tcp;
+pub(crate) mod tls;
+pub(crate) mod udp;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use proto::cluster::Document;
+use proto::exchange::{FromMember, ToMember};
+use proto::link::{KeyRing, Sessions};
+use proto::node::{NodeId, PublicKey};
+use proto::time::Moment;
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use self::book::AddressBook;
+use self::tls::Identity;
+
+/// Whom this node trusts now, and with which keys.
+#[derive(Debug, Clone)]
+pub(crate) struct Trust {
+    pub(crate) document: Arc<Document>,
+    pub(crate) ring: Arc<KeyRing>,
+}
+
+/// A request of a member, and the way for its answer.
+pub(crate) struct Incoming {
+    pub(crate) from: NodeId,
+    pub(crate) request: FromMember,
+    pub(crate) reply: oneshot::Sender<ToMember>,
+}
+
+/// A connection of a node that wants to join.
+pub(crate) struct Joining {
+    pub(crate) key: PublicKey,
+    pub(crate) from: SocketAddr,
+    /// The TLS session's exported value, which proofs and codes are bound to.
+    pub(crate) session: [u8; 32],
+    pub(crate) stream: frames::Framed,
+}
+
+/// Where arrivals go. The queues are small: gossip repeats itself, and members and joining nodes wait for
+/// their answer, so what does not fit now is better dropped or refused than kept.
+pub(crate) struct Inbox {
+    pub(crate) gossip: mpsc::Receiver<(NodeId, Vec<u8>)>,
+    pub(crate) members: mpsc::Receiver<Incoming>,
+    pub(crate) joining: mpsc::Receiver<Joining>,
+    /// A peer has proven its boot: it can be gossiped with now.
+    pub(crate) proven: mpsc::Receiver<NodeId>,
+    /// A member sealed with a key that this node does not hold.
+    pub(crate) unknown_key: mpsc::Receiver<NodeId>,
+}
+
+struct Outlets {
+    gossip: mpsc::Sender<(NodeId, Vec<u8>)>,
+    members: mpsc::Sender<Incoming>,
+    joining: mpsc::Sender<Joining>,
+    proven: mpsc::Sender<NodeId>,
+    unknown_key: mpsc::Sender<NodeId>,
+}
+
+/// What was counted on the link since the start, for logs and tests.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) sent_bytes: AtomicU64,
+    pub(crate) received_bytes: AtomicU64,
+    pub(crate) sent_datagrams: AtomicU64,
+    pub(crate) received_datagrams: AtomicU64,
+    pub(crate) refused_stranger: AtomicU64,
+    pub(crate) refused_key: AtomicU64,
+    pub(crate) refused_seal: AtomicU64,
+    pub(crate) refused_replay: AtomicU64,
+    pub(crate) refused_unproven: AtomicU64,
+}
+
+/// Adds to a counter.
+pub(crate) fn count(counter: &AtomicU64, by: usize) {
+    counter.fetch_add(by as u64, Ordering::Relaxed);
+}
+
+/// The link of this node.
+pub(crate) struct Link {
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) trust: watch::Receiver<Arc<Trust>>,
+    pub(crate) book: AddressBook,
+    pub(crate) counters: Counters,
+    boot: u64,
+    sequence: AtomicU64,
+    sealer: Mutex<Option<seal::Sealer>>,
+    sessions: Mutex<Sessions>,
+    knocks: Mutex<BTreeMap<u64, oneshot::Sender<()>>>,
+    /// When the last fresh datagram of each peer came.
+    heard: Mutex<BTreeMap<NodeId, Moment>>,
+    udp: UdpSocket,
+    outlets: Outlets,
+    large: dial::LargeSenders,
+}
+
+impl Link {
+    /// Binds the port. Returns the link, what arrives on it, and the TCP listener to be served.
+    pub(crate) fn bind(
+        address: Option<std::net::IpAddr>,
+        port: u16,
+        identity: Arc<Identity>,
+        trust: watch::Receiver<Arc<Trust>>,
+    ) -> io::Result<(Arc<Link>, Inbox, TcpListener)> {
+        let udp = udp::bind(address, port)?;
+        let tcp = tcp::bind(address, port)?;
+        let (gossip, gossip_in) = mpsc::channel(256);
+        let (members, members_in) = mpsc::channel(32);
+        let (joining, joining_in) = mpsc::channel(16);
+        let (proven, proven_in) = mpsc::channel(64);
+        let (unknown_key, unknown_key_in) = mpsc::channel(4);
+        let link = Link {
+            identity,
+            trust,
+            book: AddressBook::default(),
+            counters: Counters::default(),
+            boot: u64::from_be_bytes(random()),
+            sequence: AtomicU64::new(0),
+            sealer: Mutex::new(None),
+            sessions: Mutex::new(Sessions::default()),
+            knocks: Mutex::new(BTreeMap::new()),
+            heard: Mutex::new(BTreeMap::new()),
+            udp,
+            outlets: Outlets { gossip, members, joining, proven, unknown_key },
+            large: dial::LargeSenders::default(),
+        };
+        let inbox = Inbox {
+            gossip: gossip_in,
+            members: members_in,
+            joining: joining_in,
+            proven: proven_in,
+            unknown_key: unknown_key_in,
+        };
+        Ok((Arc::new(link), inbox, tcp))
+    }
+
+    /// This node.
+    pub(crate) fn own(&self) -> NodeId {
+        self.identity.id
+    }
+
+    fn sessions(&self) -> std::sync::MutexGuard<'_, Sessions> {
+        // A panic while it was held can't leave it half-written: every method ends in one assignment.
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn heard(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, Moment>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When this peer was last heard itself, by a fresh datagram.
+    pub(crate) fn last_heard(&self, peer: &NodeId) -> Option<Moment> {
+        self.heard().get(peer).copied()
+    }
+
+    /// Forgets what is known of nodes that are not members any more.
+    pub(crate) fn forget_strangers(&self) {
+        let document = self.trust.borrow().document.clone();
+        self.sessions().retain(|id| document.member(id).is_some());
+        self.book.retain(|id| document.member(id).is_some());
+        self.heard().retain(|id, _| document.member(id).is_some());
+    }
+}
+
+/// Random bytes from the kernel.
+pub(crate) fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    let rng = ring::rand::SystemRandom::new();
+    // getrandom(2) with a good pointer fails only before the kernel's pool is seeded, and then it blocks.
+    #[allow(clippy::expect_used)]
+    ring::rand::SecureRandom::fill(&rng, &mut bytes).expect("the kernel has no random bytes");
+    bytes
+}

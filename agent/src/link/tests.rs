@@ -1,0 +1,220 @@
+//! Two or three links on loopback, with real sockets between them.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use proto::cluster::{Admitted, ClusterId, KeyId, Removed};
+use proto::exchange::FromMember;
+use proto::link::GossipKey;
+use proto::node::Name;
+use proto::time::UnixMs;
+
+use super::*;
+use crate::lifecycle::Life;
+
+struct End {
+    link: Arc<Link>,
+    inbox: Inbox,
+    trust: watch::Sender<Arc<Trust>>,
+    at: SocketAddr,
+    life: Life,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.life.over.cancel();
+    }
+}
+
+fn identity(n: u8) -> Arc<Identity> {
+    Arc::new(Identity::from_seed(&[n; 32]).unwrap())
+}
+
+fn key(n: u8) -> GossipKey {
+    let secret = [n; 32];
+    GossipKey { epoch: u64::from(n), id: KeyId::of_key(&secret), secret, until: None }
+}
+
+fn trust_of(nodes: &[u8], keys: &[u8]) -> Trust {
+    let admitted = |n: u8| Admitted {
+        at: UnixMs(1),
+        name: Name::nearest(&format!("n{n}")),
+        key: identity(n).key,
+        by: identity(1).id,
+    };
+    let current = keys.last().copied().unwrap_or(1);
+    let mut document = Document::new(
+        ClusterId::from_random([7; 16]),
+        Name::nearest("c"),
+        admitted(nodes[0]),
+        key(current).id,
+    );
+    for n in nodes {
+        document.admit(admitted(*n));
+    }
+    let mut ring = KeyRing::default();
+    for n in keys {
+        ring.add(key(*n));
+    }
+    Trust { document: Arc::new(document), ring: Arc::new(ring) }
+}
+
+/// A free port for UDP and TCP at once.
+fn end(n: u8, trust: &Trust) -> End {
+    let loopback = Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let (trust_in, trust) = watch::channel(Arc::new(trust.clone()));
+    let (link, inbox, tcp) = (0..100)
+        .find_map(|_| {
+            let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            Link::bind(loopback, free, identity(n), trust.clone()).ok()
+        })
+        .unwrap();
+    let at = tcp.local_addr().unwrap();
+    let life = Life::new();
+    link.serve_udp(&life);
+    link.serve_tcp(tcp, &life).unwrap();
+    End { link, inbox, trust: trust_in, at, life }
+}
+
+fn introduce(a: &End, b: &End) {
+    a.link.book.seen(b.link.own(), b.at);
+    b.link.book.seen(a.link.own(), a.at);
+}
+
+const SOON: Duration = Duration::from_secs(5);
+/// Long enough for what must not come to have come.
+const NEVER: Duration = Duration::from_millis(300);
+
+/// Sends until the boot is proven and a message gets through.
+async fn gets_through(from: &End, to: &mut End, message: &[u8]) {
+    let send = async {
+        loop {
+            from.link.send_gossip(to.link.own(), message, &from.life);
+            if let Ok(Some((sender, got))) =
+                tokio::time::timeout(Duration::from_millis(50), to.inbox.gossip.recv()).await
+            {
+                assert_eq!((sender, got.as_slice()), (from.link.own(), message));
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(SOON, send).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_small_message_goes_by_datagram_and_a_large_one_by_tls() {
+    let trust = trust_of(&[1, 2], &[1]);
+    let (a, mut b) = (end(1, &trust), end(2, &trust));
+    introduce(&a, &b);
+    gets_through(&a, &mut b, b"small").await;
+    let before = a.link.counters.sent_datagrams.load(Ordering::Relaxed);
+    gets_through(&a, &mut b, &vec![7; 5000]).await;
+    assert_eq!(a.link.counters.sent_datagrams.load(Ordering::Relaxed), before, "no datagram was used");
+    assert_eq!(b.inbox.proven.recv().await, Some(a.link.own()));
+}
+
+#[tokio::test]
+async fn strangers_and_wrong_keys_get_no_answer() {
+    let mut b = end(2, &trust_of(&[1, 2], &[1]));
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let mut stranger = vec![1];
+    stranger.extend_from_slice(&[0xaa; 200]);
+    let header = proto::link::Header { key: key(1).id, sender: identity(1).id, boot: 5, sequence: 1 };
+    let forged = seal::Sealer::new(&key(9), &identity(1).id, 5).unwrap().seal(&header, b"\0hello").unwrap();
+    for datagram in [b"".as_slice(), b"x", &stranger, &forged, &[1; 1400]] {
+        socket.send_to(datagram, b.at).await.unwrap();
+    }
+    let mut buffer = [0; 2000];
+    assert!(tokio::time::timeout(NEVER, socket.recv_from(&mut buffer)).await.is_err());
+    assert!(b.inbox.gossip.try_recv().is_err());
+    assert_eq!(b.link.counters.refused_seal.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_recording_is_refused_at_once_and_after_the_receiver_has_restarted() {
+    let trust = trust_of(&[1, 2], &[1]);
+    let (a, mut b) = (end(1, &trust), end(2, &trust));
+    introduce(&a, &b);
+    gets_through(&a, &mut b, b"first").await;
+    // What an eavesdropper has: a datagram of a's current boot.
+    let sealer = seal::Sealer::new(&key(1), &a.link.own(), a.link.boot).unwrap();
+    let sequence = a.link.sequence.fetch_add(1, Ordering::Relaxed) + 1;
+    let header = proto::link::Header { key: key(1).id, sender: a.link.own(), boot: a.link.boot, sequence };
+    let recorded = sealer.seal(&header, &proto::link::Payload::Gossip(b"recorded").to_bytes()).unwrap();
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.send_to(&recorded, b.at).await.unwrap();
+    let got = tokio::time::timeout(SOON, b.inbox.gossip.recv()).await.unwrap();
+    assert_eq!(got, Some((a.link.own(), b"recorded".to_vec())), "the first time it is a datagram like any");
+    socket.send_to(&recorded, b.at).await.unwrap();
+    assert!(tokio::time::timeout(NEVER, b.inbox.gossip.recv()).await.is_err(), "the second time a replay");
+    drop(b);
+    let mut b = end(2, &trust);
+    for _ in 0..5 {
+        socket.send_to(&recorded, b.at).await.unwrap();
+        assert!(tokio::time::timeout(NEVER, b.inbox.gossip.recv()).await.is_err(), "also after a restart");
+    }
+    // What came back to the eavesdropper is a challenge that it can't read or answer.
+    introduce(&a, &b);
+    gets_through(&a, &mut b, b"alive").await;
+}
+
+#[tokio::test]
+async fn a_removed_node_is_refused_by_datagram_and_by_tls() {
+    let trust = trust_of(&[1, 2], &[1]);
+    let (a, mut b) = (end(1, &trust), end(2, &trust));
+    introduce(&a, &b);
+    gets_through(&a, &mut b, b"member").await;
+    let mut document = trust.document.as_ref().clone();
+    document.remove(a.link.own(), Removed { at: UnixMs(2), name: Name::nearest("n1"), by: b.link.own() });
+    b.trust.send_replace(Arc::new(Trust { document: Arc::new(document), ring: trust.ring.clone() }));
+    for _ in 0..3 {
+        a.link.send_gossip(b.link.own(), b"removed", &a.life);
+        assert!(tokio::time::timeout(NEVER, b.inbox.gossip.recv()).await.is_err());
+    }
+    assert!(a.link.call(b.link.own(), &FromMember::Waiting).await.is_err());
+}
+
+#[tokio::test]
+async fn a_member_is_served_by_tls_and_only_under_its_own_key() {
+    let trust = trust_of(&[1, 2], &[1]);
+    let (a, mut b) = (end(1, &trust), end(2, &trust));
+    introduce(&a, &b);
+    let answer = tokio::spawn(async move {
+        let Incoming { from, reply, .. } = b.inbox.members.recv().await.unwrap();
+        reply.send(ToMember::Waiting(Vec::new())).unwrap();
+        (from, b)
+    });
+    let got = a.link.call(identity(2).id, &FromMember::Waiting).await.unwrap();
+    assert!(matches!(got, ToMember::Waiting(list) if list.is_empty()));
+    let (from, b) = answer.await.unwrap();
+    assert_eq!(from, a.link.own());
+    // b's address with another key pinned: the handshake must fail.
+    let error = a.link.call_at(&[b.at], identity(3).key, &FromMember::Waiting).await.unwrap_err();
+    assert!(error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()), "{error}");
+    // A stranger's key is refused by b.
+    let stranger = end(3, &trust_of(&[3, 2], &[1]));
+    assert!(stranger.link.call_at(&[b.at], identity(2).key, &FromMember::Waiting).await.is_err());
+}
+
+#[tokio::test]
+async fn a_knock_is_answered_by_who_holds_the_key_and_by_nobody_else() {
+    let trust = trust_of(&[1, 2], &[1]);
+    let (a, b) = (end(1, &trust), end(2, &trust));
+    let echo = a.link.knock(b.at);
+    assert!(tokio::time::timeout(SOON, echo).await.unwrap().is_ok());
+    let other = end(3, &trust_of(&[3, 1], &[2]));
+    let echo = a.link.knock(other.at);
+    assert!(tokio::time::timeout(NEVER, echo).await.is_err());
+}
+
+#[tokio::test]
+async fn an_unknown_key_makes_a_hint_and_no_answer() {
+    let old = trust_of(&[1, 2], &[1]);
+    let mut b = end(2, &old);
+    let a = end(1, &trust_of(&[1, 2], &[1, 2]));
+    introduce(&a, &b);
+    a.link.send_gossip(b.link.own(), b"under the new key", &a.life);
+    let hint = tokio::time::timeout(SOON, b.inbox.unknown_key.recv()).await.unwrap();
+    assert_eq!(hint, Some(a.link.own()));
+    assert_eq!(b.link.counters.sent_datagrams.load(Ordering::Relaxed), 0);
+}

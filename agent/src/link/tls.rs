@@ -1,0 +1,259 @@
+//! TLS 1.3 with raw public keys (RFC 7250): a node is its key. No X.509, nothing expires.
+
+use std::sync::Arc;
+
+use proto::exchange::{ALPN_JOIN, ALPN_MEMBER, EXPORTER_LABEL};
+use proto::node::{NodeId, PUBLIC_KEY_LEN, PublicKey};
+use ring::signature::{Ed25519KeyPair, KeyPair};
+use rustls::client::AlwaysResolvesClientRawPublicKeys;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls13_signature_with_raw_key};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
+use rustls::server::AlwaysResolvesServerRawPublicKeys;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
+    SignatureScheme,
+};
+use tokio::sync::watch;
+
+use super::Trust;
+
+/// What precedes an ed25519 key in a SubjectPublicKeyInfo (RFC 8410).
+const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+/// What precedes an ed25519 seed in PKCS#8 version 1 (RFC 8410).
+const PKCS8_PREFIX: [u8; 16] =
+    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+
+/// This node's key, and who that makes it.
+pub(crate) struct Identity {
+    pub(crate) id: NodeId,
+    pub(crate) key: PublicKey,
+    certified: Arc<CertifiedKey>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Identity {
+    /// The identity that belongs to a secret seed.
+    pub(crate) fn from_seed(seed: &[u8; 32]) -> Result<Identity, String> {
+        let pair = Ed25519KeyPair::from_seed_unchecked(seed).map_err(|error| error.to_string())?;
+        let public: [u8; PUBLIC_KEY_LEN] =
+            pair.public_key().as_ref().try_into().map_err(|_| "not an ed25519 key".to_owned())?;
+        let key = PublicKey(public);
+        let pkcs8 = PrivatePkcs8KeyDer::from([PKCS8_PREFIX.as_slice(), seed].concat());
+        let signing =
+            rustls::crypto::ring::sign::any_eddsa_type(&pkcs8).map_err(|error| error.to_string())?;
+        let spki = CertificateDer::from([SPKI_PREFIX.as_slice(), &public].concat());
+        Ok(Identity {
+            id: key.id(),
+            key,
+            certified: Arc::new(CertifiedKey::new(vec![spki], signing)),
+            provider: Arc::new(rustls::crypto::ring::default_provider()),
+        })
+    }
+
+    /// How this node speaks to members: the peer must have exactly this key.
+    pub(crate) fn client(&self, expected: PublicKey) -> Result<ClientConfig, Error> {
+        self.client_config(Pinned::Key(expected), ALPN_MEMBER)
+    }
+
+    /// How this node asks to join: the key that answers must have this hash, or may be any.
+    pub(crate) fn joining_client(&self, pin: Option<proto::invite::Pin>) -> Result<ClientConfig, Error> {
+        self.client_config(pin.map_or(Pinned::Any, Pinned::Pin), ALPN_JOIN)
+    }
+
+    fn client_config(&self, pinned: Pinned, alpn: &[u8]) -> Result<ClientConfig, Error> {
+        let verifier = Verifier { allow: pinned, provider: self.provider.clone() };
+        let mut config = ClientConfig::builder_with_provider(self.provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(
+                self.certified.clone(),
+            )));
+        config.alpn_protocols = vec![alpn.to_vec()];
+        // A resumed session would not prove the key again.
+        config.resumption = rustls::client::Resumption::disabled();
+        config.enable_sni = false;
+        Ok(config)
+    }
+
+    /// How this node answers members: the peer's key must stand in the document at that moment.
+    pub(crate) fn member_server(&self, trust: watch::Receiver<Arc<Trust>>) -> Result<ServerConfig, Error> {
+        self.server_config(Pinned::Member(trust), ALPN_MEMBER)
+    }
+
+    /// How this node answers those who want to join: any key, as long as it is proven.
+    pub(crate) fn joining_server(&self) -> Result<ServerConfig, Error> {
+        self.server_config(Pinned::Any, ALPN_JOIN)
+    }
+
+    fn server_config(&self, pinned: Pinned, alpn: &[u8]) -> Result<ServerConfig, Error> {
+        let verifier = Verifier { allow: pinned, provider: self.provider.clone() };
+        let mut config = ServerConfig::builder_with_provider(self.provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(Arc::new(verifier))
+            .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(self.certified.clone())));
+        config.alpn_protocols = vec![alpn.to_vec()];
+        config.send_tls13_tickets = 0;
+        config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        Ok(config)
+    }
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Identity({})", self.id)
+    }
+}
+
+/// The public key in a raw public key "certificate".
+pub(crate) fn key_of(certificate: &CertificateDer<'_>) -> Option<PublicKey> {
+    let key = certificate.as_ref().strip_prefix(&SPKI_PREFIX)?;
+    key.try_into().ok().map(PublicKey)
+}
+
+/// The value that proofs and codes are bound to (RFC 8446, 7.5).
+pub(crate) fn exported_client(connection: &rustls::ClientConnection) -> Result<[u8; 32], Error> {
+    connection.export_keying_material([0; 32], EXPORTER_LABEL, None)
+}
+
+/// The same on the other side.
+pub(crate) fn exported_server(connection: &rustls::ServerConnection) -> Result<[u8; 32], Error> {
+    connection.export_keying_material([0; 32], EXPORTER_LABEL, None)
+}
+
+/// Which keys are taken.
+#[derive(Debug)]
+enum Pinned {
+    Any,
+    Key(PublicKey),
+    Pin(proto::invite::Pin),
+    Member(watch::Receiver<Arc<Trust>>),
+}
+
+impl Pinned {
+    fn allows(&self, key: &PublicKey) -> bool {
+        match self {
+            Pinned::Any => true,
+            Pinned::Key(expected) => key == expected,
+            Pinned::Pin(pin) => proto::invite::pin_of(key) == *pin,
+            Pinned::Member(trust) => {
+                trust.borrow().document.member(&key.id()).is_some_and(|admitted| admitted.key == *key)
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Verifier {
+    allow: Pinned,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Verifier {
+    fn check(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
+        match key_of(certificate) {
+            Some(key) if self.allow.allows(&key) => Ok(()),
+            Some(_) => Err(CertificateError::ApplicationVerificationFailure.into()),
+            None => Err(CertificateError::BadEncoding.into()),
+        }
+    }
+
+    fn signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let spki = SubjectPublicKeyInfoDer::from(certificate.as_ref());
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature_with_raw_key(message, &spki, signed, algorithms)
+    }
+}
+
+/// TLS 1.2 is never negotiated: the configurations name 1.3 alone.
+fn no_tls12() -> Error {
+    Error::General("TLS 1.2 is not spoken here".to_owned())
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.check(end_entity).map(|()| ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(no_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}
+
+impl ClientCertVerifier for Verifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.check(end_entity).map(|()| ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(no_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}

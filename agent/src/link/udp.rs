@@ -1,0 +1,182 @@
+//! Datagrams: sealed on the way out, opened and judged on the way in. What does not open is counted and
+//! dropped without a word.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use proto::link::{Header, MAX_DATAGRAM, MAX_PAYLOAD, Payload, Verdict};
+use proto::node::NodeId;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::UdpSocket;
+use tokio::sync::oneshot;
+
+use super::book::{for_socket, plain};
+use super::{Link, count, random, seal};
+use crate::lifecycle::{Life, wall};
+
+/// Receive buffer asked of the kernel: a second of datagrams at 5,000 a second.
+const RECEIVE_BUFFER: usize = 1 << 20;
+
+/// A socket of either family; both families where no address is given and the kernel has IPv6.
+pub(super) fn socket(
+    address: Option<IpAddr>,
+    kind: Type,
+    protocol: Protocol,
+    port: u16,
+) -> io::Result<(Socket, SocketAddr)> {
+    let make = |ip: IpAddr| -> io::Result<(Socket, SocketAddr)> {
+        let socket = Socket::new(Domain::for_address((ip, port).into()), kind, Some(protocol))?;
+        if ip.is_ipv6() {
+            socket.set_only_v6(address.is_some())?;
+        }
+        socket.set_nonblocking(true)?;
+        Ok((socket, SocketAddr::new(ip, port)))
+    };
+    match address {
+        Some(ip) => make(ip),
+        None => make(IpAddr::V6(Ipv6Addr::UNSPECIFIED)).or_else(|_| make(IpAddr::V4(Ipv4Addr::UNSPECIFIED))),
+    }
+}
+
+pub(super) fn bind(address: Option<IpAddr>, port: u16) -> io::Result<UdpSocket> {
+    let (socket, at) = socket(address, Type::DGRAM, Protocol::UDP, port)?;
+    // A smaller buffer than asked for is no reason not to start.
+    let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+    match socket.bind(&at.into()) {
+        // A kernel with IPv6 switched off still makes the socket and refuses the address.
+        Err(_) if address.is_none() && at.is_ipv6() => {
+            return bind(Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), port);
+        }
+        bound => bound?,
+    }
+    UdpSocket::from_std(socket.into())
+}
+
+impl Link {
+    /// Reads datagrams until the life is over.
+    pub(crate) fn serve_udp(self: &std::sync::Arc<Link>, life: &Life) {
+        let (link, life) = (self.clone(), life.clone());
+        life.clone().spawn(async move {
+            let mut buffer = vec![0; MAX_DATAGRAM + 1];
+            loop {
+                let received = tokio::select! {
+                    received = link.udp.recv_from(&mut buffer) => received,
+                    () = life.over.cancelled() => return,
+                };
+                // Errors here are about earlier sends (ICMP): nothing to do with what comes next.
+                if let Ok((length, from)) = received
+                    && let Some(datagram) = buffer.get_mut(..length)
+                {
+                    link.received(datagram, plain(from), &life);
+                }
+            }
+        });
+    }
+
+    fn received(&self, datagram: &mut [u8], from: SocketAddr, life: &Life) {
+        count(&self.counters.received_datagrams, 1);
+        count(&self.counters.received_bytes, datagram.len());
+        let Some((header, _)) = Header::parse(datagram) else {
+            return count(&self.counters.refused_stranger, 1);
+        };
+        let trust = self.trust.borrow().clone();
+        if header.sender == self.own() || trust.document.member(&header.sender).is_none() {
+            return count(&self.counters.refused_stranger, 1);
+        }
+        let Some(key) = trust.ring.get(header.key, wall()) else {
+            count(&self.counters.refused_key, 1);
+            // Not believed, only a hint to look for new keys, and that by TLS.
+            let _ = self.outlets.unknown_key.try_send(header.sender);
+            return;
+        };
+        let Some(ciphertext) = datagram.get_mut(proto::link::HEADER_LEN..) else { return };
+        let Some(plain) = seal::open(key, &header, ciphertext) else {
+            return count(&self.counters.refused_seal, 1);
+        };
+        let Some(payload) = Payload::parse(plain) else { return };
+        self.judge(&header, &payload, from, life);
+    }
+
+    fn judge(&self, header: &Header, payload: &Payload<'_>, from: SocketAddr, life: &Life) {
+        let message = match payload {
+            Payload::Challenge(number) => {
+                return self.send_payload(from, &Payload::Echo(*number));
+            }
+            Payload::Echo(number) => {
+                let knock = self.knocks.lock().unwrap_or_else(PoisonError::into_inner).remove(number);
+                if let Some(heard) = knock {
+                    let _ = heard.send(());
+                }
+                if self.sessions().echoed(header, *number) {
+                    self.book.seen(header.sender, from);
+                    self.heard().insert(header.sender, life.now());
+                    let _ = self.outlets.proven.try_send(header.sender);
+                }
+                return;
+            }
+            Payload::Gossip(message) => message,
+        };
+        let verdict = self.sessions().judge(header, life.now(), u64::from_be_bytes(random()));
+        match verdict {
+            Verdict::Fresh => {
+                self.book.seen(header.sender, from);
+                self.heard().insert(header.sender, life.now());
+                let _ = self.outlets.gossip.try_send((header.sender, message.to_vec()));
+            }
+            Verdict::Challenge(number) => {
+                count(&self.counters.refused_unproven, 1);
+                self.send_payload(from, &Payload::Challenge(number));
+            }
+            Verdict::Unproven => count(&self.counters.refused_unproven, 1),
+            Verdict::Replayed => count(&self.counters.refused_replay, 1),
+        }
+    }
+
+    /// Sends a gossip message to a peer: by datagram where it fits, else by TLS. Never waits; what can't be
+    /// sent is dropped, since gossip repeats itself.
+    pub(crate) fn send_gossip(self: &std::sync::Arc<Link>, to: NodeId, message: &[u8], life: &Life) {
+        if message.len() > MAX_PAYLOAD {
+            return self.send_large(to, message.to_vec(), life);
+        }
+        if let Some(address) = self.book.best(&to) {
+            self.send_payload(address, &Payload::Gossip(message));
+        }
+    }
+
+    /// Asks whoever listens at `address` to repeat a number. What is returned resolves when it does, under
+    /// the seal.
+    pub(crate) fn knock(&self, address: SocketAddr) -> oneshot::Receiver<()> {
+        let (heard, echo) = oneshot::channel();
+        let number = u64::from_be_bytes(random());
+        let mut knocks = self.knocks.lock().unwrap_or_else(PoisonError::into_inner);
+        knocks.retain(|_, heard| !heard.is_closed());
+        knocks.insert(number, heard);
+        drop(knocks);
+        self.send_payload(address, &Payload::Challenge(number));
+        echo
+    }
+
+    fn send_payload(&self, to: SocketAddr, payload: &Payload<'_>) {
+        let trust = self.trust.borrow().clone();
+        let Some(key) = trust.ring.sealing(&trust.document) else { return };
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
+        let header = Header { key: key.id, sender: self.own(), boot: self.boot, sequence };
+        let mut sealer = self.sealer.lock().unwrap_or_else(PoisonError::into_inner);
+        if sealer.as_ref().is_none_or(|sealer| sealer.id() != key.id) {
+            *sealer = seal::Sealer::new(key, &self.own(), self.boot);
+        }
+        let sealed = sealer.as_ref().and_then(|sealer| sealer.seal(&header, &payload.to_bytes()));
+        drop(sealer);
+        let Some(datagram) = sealed else { return };
+        let v6 = self.udp.local_addr().is_ok_and(|address| address.is_ipv6());
+        // Straight to the kernel: tokio would refuse the first datagram, since it has not been told yet that
+        // the socket can be written to.
+        let to = for_socket(to, v6);
+        if rustix::net::sendto(&self.udp, &datagram, rustix::net::SendFlags::DONTWAIT, &to).is_ok() {
+            count(&self.counters.sent_datagrams, 1);
+            count(&self.counters.sent_bytes, datagram.len());
+        }
+    }
+}

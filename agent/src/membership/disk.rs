@@ -1,0 +1,233 @@
+//! What membership keeps on disk, and how it starts from it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use proto::backends::LastGood;
+use proto::cluster::Document;
+use proto::exchange::Addresses;
+use proto::invite::Book;
+use proto::link::KeyRing;
+use proto::node::Name;
+use proto::service::ServiceName;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tracing::{error, info, warn};
+
+use crate::link::random;
+use crate::link::tls::Identity;
+use crate::state::{StateError, Store};
+
+const IDENTITY: &str = "identity";
+const NODE: &str = "node";
+const CLUSTER: &str = "cluster";
+const KEYS: &str = "keys";
+const INVITES: &str = "invites";
+const PEERS: &str = "peers";
+const SERVING: &str = "serving";
+const GENERATION: &str = "generation";
+
+/// Who serves, as last known.
+pub(crate) type Serving = Vec<(ServiceName, Vec<LastGood>)>;
+
+#[derive(Serialize, Deserialize)]
+struct Seed {
+    seed: String,
+}
+
+/// What this node knows of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NodeFile {
+    /// Its name.
+    pub(crate) name: Name,
+    /// The address that it advertises while its interface has it.
+    pub(crate) address: IpAddr,
+    /// The interface that carries the mesh.
+    pub(crate) interface: String,
+    /// The address was given by hand: no other of the interface takes its place.
+    pub(crate) pinned: bool,
+    /// The link's port.
+    pub(crate) port: u16,
+}
+
+/// The state directory, and what went wrong with it.
+pub(crate) struct Disk {
+    store: Store,
+    /// By file, so that a problem ends when that file is written again.
+    problems: Mutex<BTreeMap<String, String>>,
+}
+
+/// Everything that a member starts from.
+pub(crate) struct Member {
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) node: NodeFile,
+    pub(crate) document: Document,
+    pub(crate) ring: KeyRing,
+    pub(crate) invites: Book,
+    pub(crate) peers: Addresses,
+    pub(crate) serving: Serving,
+}
+
+/// Why there is nothing to start from.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    /// Nothing is there.
+    #[error(
+        "this node is not a member of a cluster yet; run: agent init (on the first node), \
+         or: agent join SEED"
+    )]
+    NotMember,
+    /// The identity can't be used.
+    #[error("{0}; this node has lost its key: run agent leave --force, then agent join again")]
+    Identity(String),
+    /// Something else that can't be done without.
+    #[error("{0}; run agent join again with an invite of the same cluster")]
+    Lost(String),
+    /// The directory itself.
+    #[error(transparent)]
+    Store(#[from] StateError),
+}
+
+impl Disk {
+    /// Takes the directory over.
+    pub(crate) fn new(store: Store) -> Disk {
+        Disk { store, problems: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// What is wrong with what is kept, in sentences.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn problem(&self, file: &str, problem: Option<String>) {
+        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = problems.get(file) != problem.as_ref();
+        match problem {
+            Some(problem) => {
+                if changed {
+                    error!(file, "{problem}");
+                }
+                problems.insert(file.to_owned(), problem);
+            }
+            None if problems.remove(file).is_some() => info!(file, "the state file is whole again"),
+            None => {}
+        }
+    }
+
+    fn read<T: DeserializeOwned>(&self, file: &str) -> Result<Option<T>, StateError> {
+        let loaded = self.store.read(file)?;
+        if let Some(problem) = loaded.problem {
+            self.problem(file, Some(problem));
+        }
+        Ok(loaded.value)
+    }
+
+    /// Writes one file. What can't be written is a problem that status shows, not a reason to stop.
+    fn write<T: Serialize>(&self, file: &str, value: &T) -> bool {
+        match self.store.write(file, value) {
+            Ok(()) => {
+                self.problem(file, None);
+                true
+            }
+            Err(error) => {
+                self.problem(file, Some(error.to_string()));
+                false
+            }
+        }
+    }
+
+    /// This node's identity; made where there is none yet.
+    pub(crate) fn identity(&self) -> Result<Arc<Identity>, LoadError> {
+        let seed: [u8; 32] = match self.read::<Seed>(IDENTITY)? {
+            Some(Seed { seed }) => data_encoding::HEXLOWER
+                .decode(seed.as_bytes())
+                .ok()
+                .and_then(|seed| seed.try_into().ok())
+                .ok_or_else(|| LoadError::Identity("the identity file holds no key".to_owned()))?,
+            None => {
+                if let Some(problem) = self.problems().first() {
+                    return Err(LoadError::Identity(problem.clone()));
+                }
+                let seed: [u8; 32] = random();
+                let text = Seed { seed: data_encoding::HEXLOWER.encode(&seed) };
+                // Without it on disk the node would be another one after every start.
+                self.store.write(IDENTITY, &text)?;
+                seed
+            }
+        };
+        Identity::from_seed(&seed).map(Arc::new).map_err(LoadError::Identity)
+    }
+
+    /// The cluster document, where there is one.
+    pub(crate) fn document(&self) -> Result<Option<Document>, StateError> {
+        self.read(CLUSTER)
+    }
+
+    /// Everything that a member starts from.
+    pub(crate) fn member(&self) -> Result<Member, LoadError> {
+        let lost = |what: &str| {
+            let problem = self.problems().first().cloned();
+            LoadError::Lost(problem.unwrap_or_else(|| format!("the {what} file is missing")))
+        };
+        let Some(document) = self.document()? else {
+            return if self.problems().is_empty() { Err(LoadError::NotMember) } else { Err(lost(CLUSTER)) };
+        };
+        document.check().map_err(|error| LoadError::Lost(format!("the cluster file is bad: {error}")))?;
+        Ok(Member {
+            identity: self.identity()?,
+            node: self.read(NODE)?.ok_or_else(|| lost(NODE))?,
+            document,
+            ring: self.read(KEYS)?.unwrap_or_default(),
+            invites: self.read(INVITES)?.unwrap_or_default(),
+            peers: self.read(PEERS)?.unwrap_or_default(),
+            serving: self.read(SERVING)?.unwrap_or_default(),
+        })
+    }
+
+    /// Number of this start for gossip: above every earlier one, also when the clock went back.
+    pub(crate) fn next_generation(&self) -> u64 {
+        let previous = self.read::<u64>(GENERATION).ok().flatten().unwrap_or(0);
+        let next = (crate::lifecycle::wall().0 / 1000).max(previous + 1);
+        self.write(GENERATION, &next);
+        next
+    }
+
+    /// Keeps the document.
+    pub(crate) fn save_document(&self, document: &Document) -> bool {
+        self.write(CLUSTER, document)
+    }
+
+    /// Keeps the gossip keys.
+    pub(crate) fn save_keys(&self, ring: &KeyRing) -> bool {
+        self.write(KEYS, ring)
+    }
+
+    /// Keeps the invites.
+    pub(crate) fn save_invites(&self, invites: &Book) -> bool {
+        self.write(INVITES, invites)
+    }
+
+    /// Keeps what this node knows of itself.
+    pub(crate) fn save_node(&self, node: &NodeFile) -> bool {
+        self.write(NODE, node)
+    }
+
+    /// Keeps where peers were reached.
+    pub(crate) fn save_peers(&self, peers: &Addresses) -> bool {
+        self.write(PEERS, peers)
+    }
+
+    /// Keeps who serves.
+    pub(crate) fn save_serving(&self, serving: &Serving) -> bool {
+        self.write(SERVING, serving)
+    }
+
+    /// Forgets everything: this node is no member any more.
+    pub(crate) fn wipe(&self) {
+        match self.store.remove_all() {
+            Ok(left) if left.is_empty() => {}
+            Ok(left) => warn!(?left, "files in the state directory that are not the agent's were left"),
+            Err(error) => error!("the state could not be deleted: {error}"),
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! The conversation with a member, on the side of the node that wants in.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use proto::exchange::{FromJoining, MAX_FRAME, ToJoining, Welcome};
+use proto::invite::{Invite, Proof, Refusal, code_of};
+use proto::node::{Name, PublicKey};
+
+use crate::link::dial::connect;
+use crate::link::frames::{self, Framed};
+use crate::link::tls::{self, Identity};
+
+/// Time for a member's first answer: it writes to disk before it says welcome.
+const ANSWER: Duration = Duration::from_secs(15);
+
+/// Why joining failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JoinError {
+    /// Nobody answered.
+    #[error(
+        "no answer from {}: {source}; is the agent running there, and is port {port} open for TCP?",
+        list(addresses)
+    )]
+    Unreachable { addresses: Vec<SocketAddr>, port: u16, source: io::Error },
+    /// Someone else answered.
+    #[error("the node at {} has another key than the invite names: it was set up anew, or someone is in between; make a new invite on a member that you trust", list(.0))]
+    WrongPin(Vec<SocketAddr>),
+    /// The member said no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The conversation broke.
+    #[error("the member ended the conversation{}; run agent join again", why(.0))]
+    Broken(io::Error),
+}
+
+/// Why a conversation broke, where there is more to say than that.
+fn why(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => ": its agent was stopped".to_owned(),
+        _ => format!(": {error}"),
+    }
+}
+
+fn list(addresses: &[SocketAddr]) -> String {
+    addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// A member that has been reached.
+pub(crate) struct Reached {
+    stream: Framed,
+    session: [u8; 32],
+    own: PublicKey,
+    /// Where it was reached.
+    pub(crate) at: SocketAddr,
+    /// Its key.
+    pub(crate) key: PublicKey,
+    /// How long connecting and the handshake took.
+    pub(crate) took: Duration,
+}
+
+/// Connects to a member: to the issuer of the invite, whose key is then known, or to whoever answers.
+pub(crate) async fn reach(
+    identity: &Identity,
+    addresses: &[SocketAddr],
+    invite: Option<&Invite>,
+) -> Result<Reached, JoinError> {
+    let started = Instant::now();
+    let config = identity
+        .joining_client(invite.map(|invite| invite.issuer))
+        .map_err(|error| JoinError::Broken(io::Error::other(error)))?;
+    let (stream, at) = connect(addresses, config).await.map_err(|source| {
+        let wrong_key = source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        match wrong_key {
+            Some(rustls::Error::InvalidCertificate(_)) => JoinError::WrongPin(addresses.to_vec()),
+            _ => {
+                let port = addresses.first().map_or(proto::link::PORT, SocketAddr::port);
+                JoinError::Unreachable { addresses: addresses.to_vec(), port, source }
+            }
+        }
+    })?;
+    let (_, connection) = stream.get_ref();
+    let certificate = connection.peer_certificates().and_then(<[_]>::first);
+    let key = certificate
+        .and_then(tls::key_of)
+        .ok_or_else(|| JoinError::Broken(io::Error::other("it has no raw public key")))?;
+    let session =
+        tls::exported_client(connection).map_err(|error| JoinError::Broken(io::Error::other(error)))?;
+    let stream = frames::framed(stream, MAX_FRAME);
+    Ok(Reached { stream, session, own: identity.key, at, key, took: started.elapsed() })
+}
+
+impl Reached {
+    /// Asks to be let in. `waits` is told the code when someone has to approve it.
+    pub(crate) async fn ask(
+        &mut self,
+        name: Name,
+        invite: Option<&Invite>,
+        addresses: Vec<SocketAddr>,
+        waits: impl FnOnce(&str, Duration),
+    ) -> Result<Box<Welcome>, JoinError> {
+        let proof = invite.map(|invite| Proof::make(invite.id, &invite.secret, &self.session, &self.own));
+        let join = FromJoining::Join { name, proof, addresses };
+        frames::send(&mut self.stream, &join).await.map_err(JoinError::Broken)?;
+        let mut answer = self.receive(ANSWER).await?;
+        if let ToJoining::Wait { seconds } = answer {
+            let time = Duration::from_secs(seconds);
+            waits(&code_of(&self.session), time);
+            answer = self.receive(time + ANSWER).await?;
+        }
+        match answer {
+            ToJoining::Welcome(welcome) => Ok(welcome),
+            ToJoining::Refused(refusal) => Err(refusal.into()),
+            ToJoining::Wait { .. } | ToJoining::Reached { .. } => Err(unexpected()),
+        }
+    }
+
+    /// Asks to be dialled back; none where it was reached, else why not: by TCP, by UDP.
+    pub(crate) async fn dialled_back(&mut self) -> Result<(Option<String>, Option<String>), JoinError> {
+        frames::send(&mut self.stream, &FromJoining::Listening).await.map_err(JoinError::Broken)?;
+        match self.receive(ANSWER).await? {
+            ToJoining::Reached { tcp, udp } => Ok((tcp, udp)),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn receive(&mut self, within: Duration) -> Result<ToJoining, JoinError> {
+        frames::receive(&mut self.stream, within).await.map_err(JoinError::Broken)
+    }
+}
+
+fn unexpected() -> JoinError {
+    JoinError::Broken(io::Error::other("it answered what was not asked"))
+}

@@ -1,0 +1,80 @@
+//! Who belongs: identity, cluster document, keys, invites, and their exchange.
+//!
+//! One task, the [`keeper`], owns the document, the keys, the invites and the lobby; it alone writes them
+//! to [`disk`] and publishes [`Trust`]. Everything else asks it by a bounded queue of [`Command`]s. A
+//! connection of a joining node has a task of its own ([`admit`]); so has every exchange with a peer. Any of
+//! them may be stopped anywhere: the document on disk is always a whole one, and merging again is harmless.
+
+pub(crate) mod admit;
+pub(crate) mod disk;
+pub(crate) mod init;
+pub(crate) mod join;
+pub(crate) mod keeper;
+mod orders;
+pub(crate) mod spread;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use proto::control::{Request, Response};
+use proto::exchange::{Copy, Welcome};
+use proto::invite::{Proof, Refusal};
+use proto::node::{Name, PublicKey};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::link::{Incoming, Trust};
+
+/// What the keeper is asked for.
+pub(crate) enum Command {
+    /// By the command line.
+    Control(Request, oneshot::Sender<Response>),
+    /// By a member.
+    Incoming(Incoming),
+    /// By a node that wants to join.
+    Join(Applicant, oneshot::Sender<Admission>),
+    /// A peer's copy has come.
+    Merge(Box<Copy>),
+    /// An exchange has ended.
+    Exchanged,
+    /// A peer seals with a key that is not held.
+    UnknownKey,
+}
+
+/// A node that wants to join, as its connection shows it.
+pub(crate) struct Applicant {
+    pub(crate) key: PublicKey,
+    pub(crate) name: Name,
+    pub(crate) proof: Option<Proof>,
+    pub(crate) session: [u8; 32],
+    pub(crate) from: SocketAddr,
+    pub(crate) addresses: Vec<SocketAddr>,
+}
+
+/// What became of it.
+pub(crate) enum Admission {
+    Welcome(Box<Welcome>),
+    Refused(Refusal),
+    /// It has to be approved; the second answer comes here.
+    Wait(oneshot::Receiver<Admission>),
+}
+
+/// How the rest of the agent reaches the keeper.
+#[derive(Clone)]
+pub(crate) struct Membership {
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) trust: watch::Receiver<Arc<Trust>>,
+    /// Until when nodes without an invite are let in here; zero: they are not.
+    pub(crate) open_until: watch::Receiver<proto::time::UnixMs>,
+}
+
+impl Membership {
+    /// Carries out a request of the command line.
+    pub(crate) async fn control(&self, request: Request) -> Response {
+        let (reply, answer) = oneshot::channel();
+        let busy = || Response::Failed("the agent is busy or stopping; try again".to_owned());
+        if self.commands.send(Command::Control(request, reply)).await.is_err() {
+            return busy();
+        }
+        answer.await.unwrap_or_else(|_| busy())
+    }
+}

@@ -1,0 +1,177 @@
+//! What the kernel knows of this node's addresses, interfaces and routes, and what names stand for.
+//!
+//! `kernel` asks, by netlink; `fallback` makes do where netlink is forbidden; `pick` decides which address
+//! this node is reached at, without asking anyone; `own` is the one task here, and follows that address
+//! while the process lives; `resolve` turns what a user typed into socket addresses.
+
+mod fallback;
+mod kernel;
+mod own;
+mod pick;
+mod resolve;
+
+use std::io;
+use std::net::IpAddr;
+
+pub(crate) use kernel::{Route, interfaces, route_to};
+pub(crate) use own::watch_own;
+pub(crate) use pick::{Picked, pick_for_init, pick_for_seed};
+pub(crate) use resolve::resolve;
+
+/// An address on an interface, ready for use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Address {
+    /// The address.
+    pub(crate) ip: IpAddr,
+    /// Length of its network's prefix.
+    pub(crate) prefix: u8,
+    /// Deprecated or a privacy address: it will go, so nobody should be told of it.
+    pub(crate) passing: bool,
+}
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Interface {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its index; a new one when it is made anew.
+    pub(crate) index: u32,
+    /// What the driver calls itself: wireguard, tun, bridge, veth. None for most hardware.
+    pub(crate) kind: Option<String>,
+    /// Set up by the administrator and with a carrier.
+    pub(crate) up: bool,
+    /// A loopback.
+    pub(crate) loopback: bool,
+    /// Leads to one peer.
+    pub(crate) point_to_point: bool,
+    /// Can reach all at once.
+    pub(crate) broadcast: bool,
+    /// Does not know ARP.
+    pub(crate) no_arp: bool,
+    /// Largest packet.
+    pub(crate) mtu: u32,
+    /// Its addresses, without those that can't be used yet (duplicate detection is going on, or failed).
+    pub(crate) addresses: Vec<Address>,
+}
+
+/// Interfaces of containers, virtual machines and cluster networks: no other node's agent is reached there.
+const INNER: &[&str] = &[
+    "antrea",
+    "cali",
+    "cbr",
+    "cilium",
+    "cni",
+    "datapath",
+    "docker",
+    "flannel",
+    "genev_sys",
+    "incusbr",
+    "kube-",
+    "lxc",
+    "lxd",
+    "nodelocaldns",
+    "ovn",
+    "ovs",
+    "podman",
+    "tunl",
+    "veth",
+    "virbr",
+    "vnet",
+    "vxlan.calico",
+    "vxlan-v6.calico",
+    "vxlan_sys",
+    "weave",
+    "wg-v6.cali",
+    "wireguard.cali",
+];
+const VPN_NAMES: &[&str] =
+    &["edge", "n2n", "nebula", "ovpn", "tailscale", "tap", "tun", "vpn", "wg", "wt", "zt"];
+const VPN_KINDS: &[&str] = &["wireguard", "tun", "ovpn"];
+
+impl Interface {
+    /// Made for pods or virtual machines on this node, not for other nodes.
+    fn inner(&self) -> bool {
+        // Docker names a bridge by an id. A br-lan or br-ex may well carry the node's own address.
+        let docker = |id: &str| !id.is_empty() && id.bytes().all(|b| b.is_ascii_hexdigit());
+        INNER.iter().any(|start| self.name.starts_with(start))
+            || self.name.strip_prefix("br-").is_some_and(docker)
+    }
+
+    /// Looks like the end of a VPN.
+    pub(crate) fn vpn_like(&self) -> bool {
+        let kind = self.kind.as_deref().is_some_and(|kind| VPN_KINDS.contains(&kind));
+        let name = VPN_NAMES.iter().any(|start| self.name.starts_with(start));
+        !self.loopback && !self.inner() && (kind || name || self.point_to_point)
+    }
+
+    /// Whether `ip` is an address of this interface. All of 127.0.0.0/8 is on the loopback, though only
+    /// 127.0.0.1 is listed.
+    pub(crate) fn holds(&self, ip: IpAddr) -> bool {
+        self.addresses.iter().any(|a| a.ip == ip || (self.loopback && a.ip.is_loopback() && a.net_has(ip)))
+    }
+
+    /// The address to be reached at by other nodes. IPv4 before IPv6; a lasting address before one that
+    /// will go; one of a network before a lone one, which may be a virtual IP that moves away.
+    fn best(&self, of: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+        let usable = self.addresses.iter().filter(|a| reachable(a.ip) && of(a.ip));
+        usable.min_by_key(|a| (a.ip.is_ipv6(), a.passing, a.lone())).map(|a| a.ip)
+    }
+
+    /// In one word, for lists.
+    fn kind_word(&self) -> &str {
+        match &self.kind {
+            Some(kind) => kind,
+            None if self.loopback => "loopback",
+            None if self.point_to_point => "point-to-point",
+            None => "ethernet",
+        }
+    }
+}
+
+impl Address {
+    fn lone(&self) -> bool {
+        self.prefix == if self.ip.is_ipv4() { 32 } else { 128 }
+    }
+
+    fn net_has(&self, ip: IpAddr) -> bool {
+        let (ours, theirs, shift) = match (self.ip, ip) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => (u128::from(a.to_bits()), u128::from(b.to_bits()), 32),
+            (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits(), b.to_bits(), 128),
+            _ => return false,
+        };
+        let host_bits = u32::from(shift - self.prefix.min(shift));
+        ours.checked_shr(host_bits) == theirs.checked_shr(host_bits)
+    }
+}
+
+/// Whether another node could send to it at all.
+fn reachable(ip: IpAddr) -> bool {
+    let link_local = match ip {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    !(link_local || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast())
+}
+
+/// Why the kernel's answer is missing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NetError {
+    /// There is no asking at all.
+    #[error(
+        "the kernel does not let this process ask about interfaces and routes (netlink: {source}); allow \
+         AF_NETLINK (RestrictAddressFamilies= of a unit, the seccomp profile of a container)"
+    )]
+    NotPermitted { source: io::Error },
+    /// It was asked and refused.
+    #[error("can't {act}: {source}")]
+    Ask { act: &'static str, source: io::Error },
+    /// Its answer made no sense.
+    #[error("can't {act}: {why}")]
+    Answer { act: &'static str, why: String },
+    /// It knows no way.
+    #[error(
+        "no route to {to} ({why}): is the VPN up? `ip route get {to}` shows what the kernel does; --addr and \
+         --iface say which address to use instead"
+    )]
+    NoRoute { to: IpAddr, why: String },
+}

@@ -1,0 +1,177 @@
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::time::timeout;
+
+use super::*;
+
+/// Longer than anything here takes; what runs into it has failed.
+const LONG: Duration = Duration::from_secs(10);
+
+/// Two ends of one connection, with buffers small enough for writes to be taken in parts.
+async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    SockRef::from(&listener).set_recv_buffer_size(8 * 1024).unwrap();
+    SockRef::from(&listener).set_send_buffer_size(8 * 1024).unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(8 * 1024).unwrap();
+    socket.set_send_buffer_size(8 * 1024).unwrap();
+    let dialled = socket.connect(listener.local_addr().unwrap()).await.unwrap();
+    (dialled, listener.accept().await.unwrap().0)
+}
+
+/// A client and a master with a copy between them; the handle gives how the copy ended.
+async fn joined(linger: Duration) -> (TcpStream, TcpStream, tokio::task::JoinHandle<io::Result<()>>) {
+    let (client, mut left) = pair().await;
+    let (mut right, master) = pair().await;
+    let copy = tokio::spawn(async move { CopyBoth::new(&mut left, &mut right, linger).await });
+    (client, master, copy)
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Write(usize, usize),
+    Read(usize, usize),
+    Finish(usize),
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => (0..2usize, 1..200_000usize).prop_map(|(side, n)| Op::Write(side, n)),
+        4 => (0..2usize, 1..100_000usize).prop_map(|(side, n)| Op::Read(side, n)),
+        1 => (0..2usize).prop_map(Op::Finish),
+    ]
+}
+
+/// Does `ops` on both ends and compares what arrives with what was sent.
+async fn play(ops: Vec<Op>) {
+    let (client, master, copy) = joined(LONG).await;
+    let mut ends = [client, master];
+    // By side: what it has sent and the other has not read, and whether it has sent FIN.
+    let mut sent = [VecDeque::<u8>::new(), VecDeque::new()];
+    let mut finished = [false; 2];
+    let mut counter = 0u32;
+    for op in ops {
+        match op {
+            Op::Write(side, n) if !finished[side] => {
+                let bytes: Vec<u8> = std::iter::repeat_with(|| {
+                    counter = counter.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    (counter >> 24) as u8
+                })
+                .take(n)
+                .collect();
+                // As many as fit now: the model needs no task of its own for a blocked writer. Turns for
+                // the copy between, so that it has to keep what the other side does not read.
+                let mut taken = 0;
+                for _ in 0..8 {
+                    taken += ends[side].try_write(&bytes[taken..]).unwrap_or(0);
+                    tokio::task::yield_now().await;
+                }
+                sent[side].extend(&bytes[..taken]);
+            }
+            Op::Read(side, n) => {
+                let n = n.min(sent[1 - side].len());
+                let mut bytes = vec![0; n];
+                timeout(LONG, ends[side].read_exact(&mut bytes)).await.unwrap().unwrap();
+                assert!(sent[1 - side].drain(..n).eq(bytes), "other bytes came out than went in");
+            }
+            Op::Finish(side) if !finished[side] => {
+                ends[side].shutdown().await.unwrap();
+                finished[side] = true;
+            }
+            Op::Write(..) | Op::Finish(_) => {}
+        }
+    }
+    for side in 0..2 {
+        ends[side].shutdown().await.unwrap();
+        let mut rest = Vec::new();
+        timeout(LONG, ends[1 - side].read_to_end(&mut rest)).await.unwrap().unwrap();
+        assert!(sent[side].drain(..).eq(rest), "the rest differs");
+    }
+    timeout(LONG, copy).await.unwrap().unwrap().unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #[test]
+    fn what_goes_in_comes_out_in_both_directions(ops in proptest::collection::vec(any_op(), 0..24)) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(play(ops));
+    }
+}
+
+#[tokio::test]
+async fn a_half_closed_and_silent_connection_ends() {
+    let (mut client, mut master, copy) = joined(Duration::from_millis(50)).await;
+    client.shutdown().await.unwrap();
+    assert_eq!(master.read(&mut [0; 1]).await.unwrap(), 0);
+    let ended = timeout(LONG, copy).await.unwrap().unwrap();
+    assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
+}
+
+#[tokio::test]
+async fn a_half_closed_connection_lives_while_bytes_move() {
+    let linger = Duration::from_millis(200);
+    let (mut client, mut master, copy) = joined(linger).await;
+    client.shutdown().await.unwrap();
+    let begin = Instant::now();
+    while begin.elapsed() < linger * 4 {
+        master.write_all(b"x").await.unwrap();
+        client.read_exact(&mut [0; 1]).await.unwrap();
+        tokio::time::sleep(linger / 10).await;
+    }
+    assert!(!copy.is_finished());
+    master.shutdown().await.unwrap();
+    timeout(LONG, copy).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_open_connection_has_no_idle_time_out() {
+    let linger = Duration::from_millis(20);
+    let (mut client, mut master, copy) = joined(linger).await;
+    tokio::time::sleep(linger * 5).await;
+    client.write_all(b"still here").await.unwrap();
+    master.read_exact(&mut [0; 10]).await.unwrap();
+    assert!(!copy.is_finished());
+}
+
+#[tokio::test]
+async fn a_broken_leg_is_an_error_after_what_it_said_got_through() {
+    let (mut client, mut master, copy) = joined(LONG).await;
+    master.write_all(b"last words").await.unwrap();
+    client.read_exact(&mut [0; 10]).await.unwrap();
+    super::super::socket::reset_on_drop(&master);
+    drop(master);
+    let ended = timeout(LONG, copy).await.unwrap().unwrap();
+    assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn an_idle_connection_holds_no_buffer() {
+    let (mut client, mut left) = pair().await;
+    let (mut right, mut master) = pair().await;
+    let mut copy = Box::pin(CopyBoth::new(&mut left, &mut right, LONG));
+    // The master reads nothing yet: something has to be kept, and what is kept is bounded.
+    let pattern = |at: usize| (at % 251) as u8;
+    let flood: Vec<u8> = (0..4 << 20).map(pattern).collect();
+    let mut sent = 0;
+    let _ = timeout(Duration::from_millis(300), async {
+        loop {
+            tokio::select! {
+                biased;
+                n = client.write(&flood[sent..]) => sent += n.unwrap(),
+                _ = &mut copy => unreachable!("nobody has closed"),
+            }
+        }
+    })
+    .await;
+    assert!(!copy.up.left.is_empty() && copy.up.left.len() <= SCRATCH_BYTES);
+    let mut received = vec![0; sent];
+    tokio::select! {
+        result = timeout(LONG, master.read_exact(&mut received)) => { result.unwrap().unwrap(); }
+        _ = &mut copy => unreachable!("nobody has closed"),
+    }
+    assert_eq!((copy.up.left.capacity(), copy.down.left.capacity()), (0, 0));
+    assert!(received.iter().copied().eq((0..sent).map(pattern)), "other bytes came out than went in");
+}

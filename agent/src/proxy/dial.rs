@@ -1,0 +1,193 @@
+//! Carries out a [`Plan`]: who is dialled when for one client, and what each dial says about its backend.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use proto::backends::Backend;
+use proto::dial::{Plan, Step};
+use proto::node::NodeId;
+use proto::path::{Evidence, Report};
+use tokio::net::TcpStream;
+
+use super::pool::{Pool, Ticket};
+use super::{Shared, socket};
+
+/// A dial that got no answer for this long says something about its backend, also when it was not waited
+/// for: longer than the first retransmission of a SYN would need on any mesh.
+const VERDICT: Duration = Duration::from_secs(1);
+
+/// A connection to a backend.
+pub(super) struct Leg {
+    pub(super) stream: TcpStream,
+    pub(super) ticket: Ticket,
+}
+
+/// The first backend to answer; `None` when none did in time.
+pub(super) async fn dial(pool: &Arc<Pool>, shared: &Arc<Shared>) -> Option<Leg> {
+    let life = &shared.life;
+    let table = Arc::clone(&shared.table.borrow());
+    let backends = table.get(&pool.service).map_or(&[][..], Vec::as_slice);
+    let (order, mut first) = pool.rank(backends, shared.own);
+    let mut plan = Plan::new(order.len(), life.now());
+    let mut trials = FuturesUnordered::new();
+    loop {
+        match plan.next(life.now()) {
+            Step::Dial(nth) => {
+                let chosen = order.get(nth).and_then(|i| Some((*i, backends.get(*i)?)));
+                let Some((i, backend)) = chosen else {
+                    plan.failed(); // no plan goes past its candidates
+                    continue;
+                };
+                let ticket = first.take().unwrap_or_else(|| pool.ticket(backends, i));
+                trials.push(Trial::new(backend, ticket, pool, shared).run(backend.address));
+            }
+            Step::Wait(until) => tokio::select! {
+                biased;
+                Some(found) = trials.next() => match found {
+                    Some(leg) => {
+                        pool.served(shared);
+                        see_out(trials, pool, shared);
+                        return Some(leg);
+                    }
+                    None => plan.failed(),
+                },
+                () = tokio::time::sleep_until(life.instant(until)) => {}
+            },
+            Step::GiveUp => {
+                pool.not_served(backends.len(), shared);
+                return None;
+            }
+        }
+    }
+}
+
+/// Lets the losers of a race run until their verdict, one race at a time: a backend whose packets vanish
+/// loses every race, and without its verdict each client would wait for the hedge again.
+fn see_out<F>(mut trials: FuturesUnordered<F>, pool: &Arc<Pool>, shared: &Arc<Shared>)
+where
+    F: Future<Output = Option<Leg>> + Send + 'static,
+{
+    if trials.is_empty() || pool.seeing_out.swap(true, Relaxed) {
+        return;
+    }
+    let pool = Arc::clone(pool);
+    let over = shared.life.over.clone();
+    shared.life.spawn(async move {
+        let all = async { while trials.next().await.is_some() {} };
+        let _ = over.run_until_cancelled(tokio::time::timeout(VERDICT, all)).await;
+        drop(trials);
+        pool.seeing_out.store(false, Relaxed);
+    });
+}
+
+/// One dial. Dropped early it reports only a silence that was long enough to mean something.
+struct Trial {
+    node: NodeId,
+    ticket: Option<Ticket>,
+    pool: Arc<Pool>,
+    shared: Arc<Shared>,
+    started: Instant,
+    ended: bool,
+}
+
+impl Trial {
+    fn new(backend: &Backend, ticket: Ticket, pool: &Arc<Pool>, shared: &Arc<Shared>) -> Trial {
+        Trial {
+            node: backend.node,
+            ticket: Some(ticket),
+            pool: Arc::clone(pool),
+            shared: Arc::clone(shared),
+            started: Instant::now(),
+            ended: false,
+        }
+    }
+
+    async fn run(mut self, address: std::net::SocketAddr) -> Option<Leg> {
+        let result = socket::connect(address).await;
+        self.ended = true;
+        match result {
+            Ok(stream) => {
+                self.report(Evidence::Connected { took: self.started.elapsed() });
+                self.ticket.take().map(|ticket| Leg { stream, ticket })
+            }
+            Err(error) => {
+                match evidence_of(&error) {
+                    Some(evidence) => self.report(evidence),
+                    None => self.shared.failed_locally(&error),
+                }
+                None
+            }
+        }
+    }
+
+    fn report(&self, evidence: Evidence) {
+        let service = self.pool.service.clone();
+        let _ = self.shared.evidence.try_send(Report { node: self.node, service, evidence });
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        if !self.ended && self.started.elapsed() >= VERDICT {
+            self.report(Evidence::Unanswered);
+        }
+    }
+}
+
+/// What a failed connect says about the backend; nothing when the fault is this machine's.
+fn evidence_of(error: &io::Error) -> Option<Evidence> {
+    use io::ErrorKind::{
+        ConnectionRefused, ConnectionReset, HostUnreachable, NetworkDown, NetworkUnreachable, TimedOut,
+    };
+    match error.kind() {
+        ConnectionRefused | ConnectionReset => Some(Evidence::Refused),
+        TimedOut | HostUnreachable | NetworkUnreachable | NetworkDown => Some(Evidence::Unanswered),
+        _ => None,
+    }
+}
+
+impl Shared {
+    /// An accept or a dial failed through no fault of the peer.
+    pub(super) fn failed_locally(&self, error: &io::Error) {
+        if socket::is_starved(error) {
+            if self.starved.raise(self.life.now()) {
+                tracing::warn!(
+                    "out of file descriptors: new connections wait or are reset, held ones go on; \
+                     raise LimitNOFILE or lower maxconn"
+                );
+            }
+        } else {
+            tracing::debug!("accept or dial failed: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_fault_of_this_machine_is_no_evidence_about_another() {
+        let table = [
+            (Errno::CONNREFUSED, Some(Evidence::Refused)),
+            (Errno::CONNRESET, Some(Evidence::Refused)),
+            (Errno::TIMEDOUT, Some(Evidence::Unanswered)),
+            (Errno::HOSTUNREACH, Some(Evidence::Unanswered)),
+            (Errno::NETUNREACH, Some(Evidence::Unanswered)),
+            (Errno::MFILE, None),
+            (Errno::NFILE, None),
+            (Errno::NOBUFS, None),
+            (Errno::ADDRNOTAVAIL, None),
+            (Errno::PERM, None),
+        ];
+        for (errno, evidence) in table {
+            assert_eq!(evidence_of(&errno.into()), evidence, "{errno:?}");
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! The limit of open files, which is what a proxy runs out of first.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Raises the soft limit of open files to the hard one and returns what holds now. Each connection takes
+/// two, and the usual soft limit is 1024 for the sake of programs that use select(2).
+pub(crate) fn raise_descriptor_limit() -> u64 {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    // None stands for "no limit".
+    let before = current.unwrap_or(u64::MAX);
+    let most = maximum.unwrap_or(u64::MAX);
+    if before >= most {
+        return before;
+    }
+    match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        Ok(()) => {
+            tracing::info!("open files: at most {most}, raised from {before}");
+            most
+        }
+        Err(error) => {
+            tracing::warn!("open files stay limited to {before}, raising to {most} failed: {error}");
+            before
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_soft_limit_becomes_the_hard_one() {
+        let limit = raise_descriptor_limit();
+        let now = getrlimit(Resource::Nofile);
+        assert_eq!(now.current, now.maximum);
+        assert_eq!(limit, now.current.unwrap_or(u64::MAX));
+    }
+}

@@ -1,0 +1,238 @@
+//! The local TCP proxy: one listener for each address of each service, and behind it whatever backends the
+//! table names at the moment of each connection.
+//!
+//! Tasks, and what each owns:
+//! - `listen`: one for each address. Owns the listening socket; binds it again while that fails.
+//! - `connection::serve`: one for each client. Owns both sockets; finds a backend (`dial`), then copies
+//!   (`copy`) until both directions have ended.
+//! - `follow`: one. Reads the table and resets the connections held to backends that are down or gone.
+//!
+//! What they share is a [`pool::Pool`] for each service. Its locks are held for a few instructions, when a
+//! connection begins or ends, and never while bytes are copied. Each task may be stopped anywhere: sockets
+//! and counts belong to guards.
+//!
+//! On `stopping` the listeners close and held connections go on; on `over` those are reset.
+
+mod alarm;
+mod connection;
+mod copy;
+mod dial;
+mod limits;
+mod listen;
+mod pool;
+mod socket;
+mod stats;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::pending;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use proto::backends::Table;
+use proto::node::NodeId;
+use proto::path::Report;
+use proto::service::{Service, ServiceName};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::lifecycle::Life;
+
+use alarm::Alarm;
+pub(crate) use limits::raise_descriptor_limit;
+use pool::Pool;
+pub(crate) use stats::{BackendStats, ServiceStats};
+
+/// What every task of the proxy may use.
+struct Shared {
+    /// This node, whose own instance is preferred.
+    own: NodeId,
+    table: watch::Receiver<Arc<Table>>,
+    evidence: mpsc::Sender<Report>,
+    life: Life,
+    /// Counts listeners and connections, so that `follow` knows when there is nothing left to look after.
+    open: TaskTracker,
+    /// Out of file descriptors.
+    starved: Alarm,
+}
+
+/// Sockets that are bound and queue their clients, before anyone serves them: binding comes first at start,
+/// so that clients wait for the table instead of being refused.
+pub(crate) struct Listeners(Vec<(Service, Vec<listen::Socket>)>);
+
+impl Listeners {
+    /// Binds every address of `services`. One that fails is tried again once [`Proxy::start`] has been
+    /// called, since its interface may only be on its way up.
+    pub(crate) fn bind(services: &[Service]) -> Listeners {
+        let bind = |service: &Service| {
+            let addresses: BTreeSet<SocketAddr> = service.listen.iter().copied().collect();
+            addresses.into_iter().map(|address| listen::Socket::bind(&service.name, address)).collect()
+        };
+        Listeners(services.iter().map(|service| (service.clone(), bind(service))).collect())
+    }
+}
+
+/// The running proxy. Cloning is cheap; all clones are the same proxy.
+#[derive(Clone)]
+pub(crate) struct Proxy {
+    shared: Arc<Shared>,
+    services: Arc<Mutex<BTreeMap<ServiceName, Running>>>,
+}
+
+/// A service, and its listeners by the address that was configured.
+struct Running {
+    pool: Arc<Pool>,
+    listeners: BTreeMap<SocketAddr, Listening>,
+    /// Taken out of the configuration: kept until its last connection has ended.
+    retired: bool,
+}
+
+struct Listening {
+    stop: CancellationToken,
+    bound: watch::Receiver<listen::Bound>,
+}
+
+impl Proxy {
+    /// Begins to serve on `listeners`; must be called in a tokio runtime. `evidence` is never waited for:
+    /// what does not fit is dropped, since the next dial says the same.
+    pub(crate) fn start(
+        listeners: Listeners,
+        own: NodeId,
+        table: watch::Receiver<Arc<Table>>,
+        evidence: mpsc::Sender<Report>,
+        life: &Life,
+    ) -> Proxy {
+        let shared = Shared {
+            own,
+            table,
+            evidence,
+            life: life.clone(),
+            open: TaskTracker::new(),
+            starved: Alarm::default(),
+        };
+        let proxy = Proxy { shared: Arc::new(shared), services: Arc::default() };
+        let mut services = lock(&proxy.services);
+        for (service, sockets) in listeners.0 {
+            let running = proxy.running(&mut services, &service);
+            for socket in sockets {
+                running.listeners.insert(socket.address, proxy.listen(&running.pool, socket));
+            }
+        }
+        drop(services);
+        life.spawn(follow(proxy.clone()));
+        proxy
+    }
+
+    /// Makes the proxy serve exactly `services`. Listeners that stay are not touched, and connections of
+    /// those that go are left to finish.
+    pub(crate) fn reload(&self, services: &[Service]) {
+        let mut running = lock(&self.services);
+        // All that go before any that come: an address may move from one service to another.
+        for (name, old) in running.iter_mut() {
+            let new = services.iter().find(|service| service.name == *name);
+            old.retired = new.is_none();
+            old.listeners.retain(|address, listening| {
+                let stays = new.is_some_and(|new| new.listen.contains(address));
+                if !stays {
+                    listening.stop.cancel();
+                }
+                stays
+            });
+        }
+        for service in services {
+            let new = self.running(&mut running, service);
+            for address in &service.listen {
+                if !new.listeners.contains_key(address) {
+                    let socket = listen::Socket::bind(&service.name, *address);
+                    new.listeners.insert(*address, self.listen(&new.pool, socket));
+                }
+            }
+        }
+        running.retain(|_, one| !one.is_over());
+    }
+
+    /// What status and metrics show of each service.
+    pub(crate) fn stats(&self) -> BTreeMap<ServiceName, ServiceStats> {
+        let services = lock(&self.services);
+        let of = |running: &Running| {
+            let mut stats = running.pool.stats();
+            stats.listens =
+                running.listeners.iter().map(|(address, one)| one.bound.borrow().shown(*address)).collect();
+            stats
+        };
+        services.iter().map(|(name, running)| (name.clone(), of(running))).collect()
+    }
+
+    fn reconcile(&self, table: &Table) {
+        let mut services = lock(&self.services);
+        for (name, running) in services.iter() {
+            running.pool.follow(table.get(name).map(Vec::as_slice));
+        }
+        services.retain(|_, one| !one.is_over());
+    }
+
+    fn running<'a>(
+        &self,
+        services: &'a mut BTreeMap<ServiceName, Running>,
+        service: &Service,
+    ) -> &'a mut Running {
+        let new = || Running {
+            pool: Arc::new(Pool::new(service, self.shared.own)),
+            listeners: BTreeMap::new(),
+            retired: false,
+        };
+        let running = services.entry(service.name.clone()).or_insert_with(new);
+        running.pool.configure(service);
+        running
+    }
+
+    fn listen(&self, pool: &Arc<Pool>, socket: listen::Socket) -> Listening {
+        let stop = self.shared.life.stopping.child_token();
+        let (say, bound) = watch::channel(socket.bound());
+        let task = listen::run(socket, Arc::clone(pool), Arc::clone(&self.shared), stop.clone(), say);
+        self.shared.life.spawn(task);
+        Listening { stop, bound }
+    }
+}
+
+impl Running {
+    fn is_over(&self) -> bool {
+        self.retired && self.pool.is_idle()
+    }
+}
+
+/// Resets what is held to backends that went down, for as long as there is anything to look after.
+async fn follow(proxy: Proxy) {
+    let Shared { life, open, .. } = &*proxy.shared;
+    let mut table = proxy.shared.table.clone();
+    let mut finished = Box::pin(async {
+        life.stopping.cancelled().await;
+        open.close();
+        open.wait().await;
+    });
+    loop {
+        let now = Arc::clone(&table.borrow_and_update());
+        proxy.reconcile(&now);
+        let changed = async {
+            if table.changed().await.is_err() {
+                pending::<()>().await; // nobody publishes any more: the process is ending
+            }
+        };
+        tokio::select! {
+            () = changed => {}
+            () = &mut finished => return,
+            () = life.over.cancelled() => break,
+        }
+    }
+    // A connection that is found only after this sees `over` by itself.
+    for running in lock(&proxy.services).values() {
+        running.pool.reset_all();
+    }
+}
+
+/// Locks; what a panicking task left behind is still whole, since nothing here panics half-way.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

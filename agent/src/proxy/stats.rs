@@ -1,0 +1,32 @@
+//! What the proxy tells of itself.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use proto::node::NodeId;
+
+/// A service as this node's proxy sees it now.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct ServiceStats {
+    /// Each listener's address, and why it does not listen when it does not.
+    pub(crate) listens: Vec<(SocketAddr, Option<String>)>,
+    /// Clients held now.
+    pub(crate) connections: u32,
+    /// Most clients held at once.
+    pub(crate) maxconn: u32,
+    /// Clients reset since start because `maxconn` was reached.
+    pub(crate) refused: u64,
+    /// Clients reset since start because no backend answered.
+    pub(crate) unserved: u64,
+    /// By the backend's node. A backend that was never dialled is absent.
+    pub(crate) backends: BTreeMap<NodeId, BackendStats>,
+}
+
+/// One backend's share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct BackendStats {
+    /// Connections held now, and dials under way.
+    pub(crate) connections: u64,
+    /// Clients that were given to it since start.
+    pub(crate) total: u64,
+}

@@ -1,0 +1,152 @@
+//! Limits, reload and the end.
+
+use super::*;
+
+#[tokio::test]
+async fn clients_over_maxconn_are_reset_and_counted() {
+    let rig = Rig::new(&Service { maxconn: 2, ..service() }, vec![backend(1, master(1).await, State::Ready)]);
+    let (mut one, _) = rig.reach().await;
+    let (two, _) = rig.reach().await;
+    for _ in 0..3 {
+        is_reset(&mut rig.connect().await).await;
+    }
+    let stats = rig.stats();
+    assert_eq!((stats.connections, stats.maxconn, stats.refused), (2, 2, 3));
+    echoes(&mut one).await;
+    drop(two);
+    rig.until(|stats| stats.connections == 1).await;
+    rig.reach().await;
+}
+
+#[tokio::test]
+async fn a_reload_moves_listeners_and_leaves_connections() {
+    let rig = Rig::new(&service(), vec![backend(1, master(1).await, State::Ready)]);
+    let (mut held, _) = rig.reach().await;
+    // An address of its own, where no other test gets a port.
+    let second = SocketAddr::from(([127, 77, 0, 1], 16443));
+    let old = rig.address();
+    let new = Service { listen: vec![second], maxconn: 7, ..service() };
+    rig.proxy.reload(std::slice::from_ref(&new));
+    rig.until(|stats| stats.listens == [(second, None)]).await;
+    assert_eq!(rig.stats().maxconn, 7);
+    rig.reach().await;
+    let gone = async { while TcpStream::connect(old).await.is_ok() {} };
+    timeout(LONG, gone).await.unwrap();
+    // The address goes to a service of another name, whose first clients find no backend.
+    let renamed = Service { name: "other".parse().unwrap(), ..new };
+    rig.proxy.reload(&[renamed]);
+    let other = || rig.proxy.stats()[&"other".parse().unwrap()].listens.clone();
+    let bound = async {
+        while other() != [(second, None)] {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LONG, bound).await.unwrap();
+    echoes(&mut held).await;
+    drop(held);
+    let forgotten = async {
+        while rig.proxy.stats().contains_key(&ServiceName::kube_api()) {
+            rig.table.send_modify(|_| ());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LONG, forgotten).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_address_that_is_taken_is_said_and_tried_again() {
+    let squatter = std::net::TcpListener::bind("127.77.0.2:16443").unwrap();
+    let address = squatter.local_addr().unwrap();
+    let rig = Rig::new(
+        &Service { listen: vec![address], ..service() },
+        vec![backend(1, master(1).await, State::Ready)],
+    );
+    let error = rig.stats().listens[0].1.clone().unwrap();
+    assert!(error.contains("in use") && error.contains("another address"), "{error}");
+    drop(squatter);
+    rig.until(|stats| stats.listens == [(address, None)]).await;
+    assert_eq!(rig.reach().await.1, 1);
+}
+
+#[tokio::test]
+async fn stopping_closes_the_door_and_over_ends_what_is_held() {
+    let rig = Rig::new(&service(), vec![backend(1, master(1).await, State::Ready)]);
+    let address = rig.address();
+    let (mut one, _) = rig.reach().await;
+    let (mut two, _) = rig.reach().await;
+    rig.life.stopping.cancel();
+    let closed = async { while TcpStream::connect(address).await.is_ok() {} };
+    timeout(LONG, closed).await.unwrap();
+    echoes(&mut one).await;
+    echoes(&mut two).await;
+    rig.life.over.cancel();
+    is_reset(&mut one).await;
+    is_reset(&mut two).await;
+    timeout(LONG, rig.life.finished()).await.unwrap();
+}
+
+#[tokio::test]
+async fn clients_that_the_kernel_has_greeted_are_served_after_a_stop() {
+    let rig = Rig::new(&service(), vec![backend(1, master(1).await, State::Ready)]);
+    rig.reach().await;
+    // Both before the listener's task has its next turn.
+    let client = std::net::TcpStream::connect(rig.address()).unwrap();
+    rig.life.stopping.cancel();
+    client.set_nonblocking(true).unwrap();
+    let mut client = TcpStream::from_std(client).unwrap();
+    assert_eq!(timeout(LONG, client.read_u8()).await.unwrap().unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_stop_is_finished_as_soon_as_the_last_connection_is() {
+    let rig = Rig::new(&service(), vec![backend(1, master(1).await, State::Ready)]);
+    let (mut client, _) = rig.reach().await;
+    rig.life.stopping.cancel();
+    assert!(timeout(Duration::from_millis(100), rig.life.finished()).await.is_err());
+    echoes(&mut client).await;
+    drop(client);
+    timeout(LONG, rig.life.finished()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_costs_little_memory() {
+    let rig = Rig::new(&service(), vec![]);
+    let pool = Arc::new(Pool::new(&service(), id(100)));
+    let open = pool.admit(&rig.proxy.shared).unwrap();
+    let client = rig.connect().await;
+    let future = connection::serve(client, open, Arc::clone(&rig.proxy.shared));
+    let size = std::mem::size_of_val(&future);
+    assert!(size < 1024, "{size} bytes");
+}
+
+/// In a process of its own, since the limit is the whole process's.
+#[test]
+fn without_descriptors_clients_wait_and_held_connections_go_on() {
+    const NAME: &str = "proxy::tests::life::without_descriptors_clients_wait_and_held_connections_go_on";
+    if std::env::var_os("STARVE").is_none() {
+        let exe = std::env::current_exe().unwrap();
+        let child = std::process::Command::new(exe).args(["--exact", NAME]).env("STARVE", "1").output();
+        let child = child.unwrap();
+        assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+        assert!(String::from_utf8_lossy(&child.stdout).contains("1 passed"), "the child ran something else");
+        return;
+    }
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(starve());
+}
+
+async fn starve() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let rig = Rig::new(&service(), vec![backend(1, master(1).await, State::Ready)]);
+    let (mut held, _) = rig.reach().await;
+    setrlimit(Resource::Nofile, Rlimit { current: Some(100), maximum: Some(100) }).unwrap();
+    let mut files: Vec<std::fs::File> =
+        std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+    // One for the client's own end; none is left to accept it with.
+    files.pop();
+    let mut client = rig.connect().await;
+    assert!(timeout(Duration::from_millis(300), client.read_u8()).await.is_err());
+    echoes(&mut held).await;
+    drop(files);
+    assert_eq!(timeout(LONG, client.read_u8()).await.unwrap().unwrap(), 1);
+    echoes(&mut held).await;
+}

@@ -1,0 +1,227 @@
+//! Which backends can be reached from here: owns every [`Path`], feeds them evidence, and publishes the
+//! table that the proxy follows.
+//!
+//! One task. Evidence comes from gossip (heard or silent), from the proxy's dials, and from probes that
+//! this task starts itself when a path is in doubt, each a task that ends within a second. It also keeps
+//! the last good list, which is what a node dials after a restart before it has heard anyone.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proto::backends::{Backend, LastGood, Table, backends};
+use proto::node::NodeId;
+use proto::path::{Evidence, PROBE_TIMEOUT, Path, Report};
+use proto::service::{Service, ServiceName};
+use proto::view::View;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+use crate::lifecycle::{Life, wall};
+
+/// Who serves, as last known, by service.
+pub(crate) type Serving = Vec<(ServiceName, Vec<LastGood>)>;
+
+/// Reports that wait for the task. The proxy drops what does not fit: the next dial says the same.
+pub(crate) const REPORTS: usize = 256;
+
+/// What the task works with.
+pub(crate) struct Inputs {
+    pub(crate) services: watch::Receiver<Arc<Vec<Service>>>,
+    pub(crate) view: watch::Receiver<Arc<View>>,
+    pub(crate) reports: mpsc::Receiver<Report>,
+    pub(crate) probes: mpsc::Sender<Report>,
+    /// Who is a member: removed nodes are no backends, whatever old lists say.
+    pub(crate) is_member: Arc<dyn Fn(&NodeId) -> bool + Send + Sync>,
+}
+
+/// Starts the task. Both outputs are written here alone.
+pub(crate) fn spawn(
+    inputs: Inputs,
+    table: watch::Sender<Arc<Table>>,
+    serving: watch::Sender<Arc<Serving>>,
+    life: &Life,
+) {
+    let reach = Keeper { paths: BTreeMap::new(), inputs, table, serving, life: life.clone() };
+    life.spawn(reach.run());
+}
+
+/// The table that the last good list alone gives: what is dialled in the first milliseconds.
+pub(crate) fn first_table(services: &[Service], serving: &Serving) -> Table {
+    let view = View::default();
+    let paths = BTreeMap::new();
+    services
+        .iter()
+        .map(|service| {
+            (
+                service.name.clone(),
+                backends(&service.name, &view, &paths, last(serving, &service.name), |_| true),
+            )
+        })
+        .collect()
+}
+
+fn last<'a>(serving: &'a Serving, service: &ServiceName) -> &'a [LastGood] {
+    serving.iter().find(|(name, _)| name == service).map_or(&[], |(_, list)| list.as_slice())
+}
+
+struct Keeper {
+    paths: BTreeMap<(NodeId, ServiceName), Path>,
+    inputs: Inputs,
+    table: watch::Sender<Arc<Table>>,
+    serving: watch::Sender<Arc<Serving>>,
+    life: Life,
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        self.settle();
+        loop {
+            let deadline = self.paths.values().filter_map(Path::next_probe).min();
+            let probe = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(self.life.instant(at)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.life.over.cancelled() => return,
+                () = probe => {}
+                Ok(()) = self.inputs.view.changed() => self.listen(),
+                Ok(()) = self.inputs.services.changed() => { self.inputs.services.borrow_and_update(); }
+                Some(report) = self.inputs.reports.recv() => {
+                    self.weigh(report);
+                    // A burst of dials is settled once.
+                    while let Ok(report) = self.inputs.reports.try_recv() {
+                        self.weigh(report);
+                    }
+                }
+            }
+            self.start_probes();
+            self.settle();
+        }
+    }
+
+    /// Turns what gossip hears into evidence.
+    fn listen(&mut self) {
+        let view = self.inputs.view.borrow_and_update().clone();
+        for member in view.members.values() {
+            for service in member.word.services.keys() {
+                let evidence = if member.heard { Evidence::Heard } else { Evidence::Silent };
+                self.weigh(Report { node: member.id, service: service.clone(), evidence });
+            }
+        }
+        let is_member = self.inputs.is_member.clone();
+        self.paths.retain(|(id, _), _| is_member(id));
+    }
+
+    fn weigh(&mut self, report: Report) {
+        let Report { node, service, evidence } = report;
+        let path = self.paths.entry((node, service)).or_insert_with(|| Path::new(wall()));
+        path.observe(self.life.now(), wall(), evidence);
+    }
+
+    fn start_probes(&mut self) {
+        let now = self.life.now();
+        let table = self.table.borrow().clone();
+        for ((node, service), path) in &mut self.paths {
+            if path.next_probe().is_none_or(|at| at > now) {
+                continue;
+            }
+            path.probe_started(now);
+            let backend = table.get(service).and_then(|all| all.iter().find(|backend| backend.node == *node));
+            let Some(address) = backend.map(|backend| backend.address) else { continue };
+            let (node, service, probes) = (*node, service.clone(), self.inputs.probes.clone());
+            self.life.spawn(async move {
+                let evidence = probe(address).await;
+                let _ = probes.try_send(Report { node, service, evidence });
+            });
+        }
+    }
+
+    /// Publishes the table, and the last good list, when they have changed.
+    fn settle(&mut self) {
+        let view = self.inputs.view.borrow().clone();
+        let services = self.inputs.services.borrow().clone();
+        let old = self.serving.borrow().clone();
+        let table: Table = services
+            .iter()
+            .map(|service| {
+                let name = &service.name;
+                let is_member = |id: &NodeId| (self.inputs.is_member)(id);
+                (name.clone(), backends(name, &view, &self.paths, last(&old, name), is_member))
+            })
+            .collect();
+        if *self.table.borrow().as_ref() != table {
+            log_changes(&self.table.borrow(), &table);
+            let serving = next_serving(&table, &old);
+            self.table.send_replace(Arc::new(table));
+            if *old != serving {
+                self.serving.send_replace(Arc::new(serving));
+            }
+        }
+    }
+}
+
+/// The last good list after this table: what is good now, and what is only in doubt or unheard stays; a
+/// list is never emptied (k3s#11349).
+fn next_serving(table: &Table, old: &Serving) -> Serving {
+    table
+        .iter()
+        .map(|(name, all)| {
+            let keep = |backend: &&Backend| {
+                backend.state.is_good() || last(old, name).iter().any(|one| one.node == backend.node)
+            };
+            let list: Vec<LastGood> = all
+                .iter()
+                .filter(keep)
+                .map(|backend| LastGood {
+                    node: backend.node,
+                    name: backend.name.clone(),
+                    address: backend.address,
+                    weight: backend.weight,
+                })
+                .collect();
+            let list = if list.is_empty() { last(old, name).to_vec() } else { list };
+            (name.clone(), list)
+        })
+        .collect()
+}
+
+fn log_changes(before: &Table, now: &Table) {
+    for (service, all) in now {
+        let old = |node: &NodeId| before.get(service)?.iter().find(|backend| backend.node == *node);
+        for backend in all {
+            let (name, state, reason) = (&backend.name, backend.state.word(), &backend.reason);
+            match old(&backend.node) {
+                Some(known) if known.state == backend.state => {}
+                known => {
+                    let from = known.map_or("none", |known| known.state.word());
+                    if backend.state.is_good() {
+                        info!(%service, node = %name, from, "backend is {state}: {reason}");
+                    } else {
+                        warn!(%service, node = %name, from, "backend is {state}: {reason}");
+                    }
+                }
+            }
+        }
+        for gone in before.get(service).into_iter().flatten() {
+            if !all.iter().any(|backend| backend.node == gone.node) {
+                warn!(%service, node = %gone.name, "backend is gone");
+            }
+        }
+    }
+}
+
+/// Connects once and hangs up.
+async fn probe(address: SocketAddr) -> Evidence {
+    let started = Instant::now();
+    match tokio::time::timeout(PROBE_TIMEOUT, TcpStream::connect(address)).await {
+        Ok(Ok(_)) => Evidence::Connected { took: started.elapsed().max(Duration::from_micros(1)) },
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Evidence::Refused,
+        Ok(Err(_)) | Err(_) => Evidence::Unanswered,
+    }
+}

@@ -1,0 +1,363 @@
+//! The state directory: what a node has to remember to come back by itself.
+//!
+//! Each file is one JSON value behind a header line with its checksum. A file is replaced by a rename, and
+//! the one it replaces stays beside it as `.prev`, so at every moment, also after a power cut between any
+//! two operations, a whole copy can be read. What turns out to be garbled is set aside, never deleted.
+//!
+//! ```text
+//! cluster           the value
+//! cluster.prev      the value before
+//! cluster.bad-1700  a copy that could not be read, and when that was seen; the newest three are kept
+//! cluster.new       a write that has not finished; worthless after a crash
+//! lock              held by the agent that uses the directory
+//! ```
+//!
+//! All of it blocks; from a task, call it by `spawn_blocking`.
+
+mod error;
+mod format;
+#[cfg(test)]
+mod tests;
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::lifecycle::wall;
+pub(crate) use error::StateError;
+use format::{Body, MARK};
+
+/// More than this many garbled copies of one file teach nothing new, and a failing disk would fill itself.
+const BAD_KEPT: usize = 3;
+const LOCK: &str = "lock";
+
+/// A state directory that this process alone uses.
+#[derive(Debug)]
+pub(crate) struct Store {
+    dir: PathBuf,
+    /// Keeps the lock for as long as the store lives. None where the file system has no locks.
+    _lock: Option<File>,
+    /// One write at a time: all writes of a name go through the same temporary file.
+    writing: Mutex<()>,
+}
+
+/// What was found under a name.
+#[derive(Debug)]
+pub(crate) struct Loaded<T> {
+    /// The newest copy that is whole; None when there is none.
+    pub(crate) value: Option<T>,
+    /// One sentence for a person when something was wrong with what lay there.
+    pub(crate) problem: Option<String>,
+}
+
+/// The operations of one save, in order. A list, so that a test can stop after each of them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Step {
+    /// Removes what an interrupted save left.
+    Clear,
+    /// Writes the new value beside the old one and has the disk confirm it.
+    WriteNew,
+    /// Gives the old value a second name, so that it never stands under none.
+    LinkOld,
+    /// Makes that the previous copy.
+    KeepOld,
+    /// The one moment at which the value changes.
+    Replace,
+    /// Has the disk confirm the names.
+    SyncDir,
+}
+
+const SAVE: [Step; 6] =
+    [Step::Clear, Step::WriteNew, Step::LinkOld, Step::KeepOld, Step::Replace, Step::SyncDir];
+
+impl Store {
+    /// Opens the directory, makes it when it is missing, and locks it. A directory that can be read but
+    /// not written opens too: the agent then serves from what it knows and says that it can't save.
+    pub(crate) fn open(dir: &Path) -> Result<Store, StateError> {
+        let create = |source| StateError::Create { dir: dir.into(), source };
+        if !dir.is_dir() {
+            if let Some(parent) = dir.parent() {
+                fs::create_dir_all(parent).map_err(create)?;
+            }
+            DirBuilder::new().mode(0o700).create(dir).map_err(create)?;
+        }
+        let lock = lock(dir)?;
+        Ok(Store { dir: dir.into(), _lock: lock, writing: Mutex::new(()) })
+    }
+
+    /// The directory.
+    #[cfg(test)]
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Reads the newest whole copy of `name`. Nothing there at all is no problem; a problem without a value
+    /// means that there was something and none of it can be used.
+    pub(crate) fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Loaded<T>, StateError> {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let prev = format!("{name}.prev");
+        let path = self.dir.join(name);
+        let mut unreadable = None;
+        let found = match self.copy::<T>(name)? {
+            Copy::Whole(value) => return Ok(Loaded { value: Some(value), problem: None }),
+            Copy::Missing => None,
+            Copy::Bad(why) => Some(format!("{why}{}", self.set_aside(name, name))),
+            Copy::Unreadable(error) => {
+                let why = format!("can't be read ({error})");
+                unreadable = Some(error);
+                Some(why)
+            }
+        };
+        let missing = found.is_none();
+        let found = format!("state file {} {}", path.display(), found.as_deref().unwrap_or("is missing"));
+        let (value, end) = match self.copy::<T>(&prev)? {
+            Copy::Whole(value) => (Some(value), format!("its previous copy {prev} is used")),
+            Copy::Missing if missing => return Ok(Loaded { value: None, problem: None }),
+            Copy::Unreadable(source) => return Err(StateError::Read { path: self.dir.join(prev), source }),
+            Copy::Missing => (None, "there is no previous copy".to_owned()),
+            Copy::Bad(why) => {
+                (None, format!("its previous copy {prev} {why}{}", self.set_aside(&prev, name)))
+            }
+        };
+        match (value, unreadable) {
+            // Nobody may take this for a new node: what it remembers is there, out of reach.
+            (None, Some(source)) => Err(StateError::Read { path, source }),
+            (value, _) => Ok(Loaded { value, problem: Some(format!("{found}; {end}")) }),
+        }
+    }
+
+    /// Replaces the value of `name`. When it fails, the old value is still there.
+    pub(crate) fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StateError> {
+        let bytes =
+            format::encode(value).map_err(|source| StateError::Encode { name: name.into(), source })?;
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.save(name, &bytes, &SAVE).inspect_err(|_| {
+            // A half-written file on a full disk only makes it fuller. Its removal may fail as well.
+            let _ = fs::remove_file(self.dir.join(format!("{name}.new")));
+        })
+    }
+
+    /// Removes every file that a store wrote here, and nothing else. Returns what else lies there.
+    pub(crate) fn remove_all(&self) -> Result<Vec<PathBuf>, StateError> {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = self.names()?;
+        // A copy that was garbled has no mark any more, so one marked copy vouches for its siblings.
+        let marked = |name: &String| {
+            let mut start = [0; MARK.len()];
+            let file = File::open(self.dir.join(name)).and_then(|mut f| f.read_exact(&mut start));
+            file.is_ok() && start == *MARK.as_bytes()
+        };
+        let ours: Vec<String> = names.iter().filter(|n| marked(n)).map(|n| stem(n).to_owned()).collect();
+        let mut left = Vec::new();
+        for name in names {
+            let path = self.dir.join(&name);
+            if ours.iter().any(|s| s == stem(&name)) {
+                fs::remove_file(&path).map_err(|source| self.failed("remove", &path, source))?;
+            } else if name != LOCK {
+                left.push(path);
+            }
+        }
+        self.sync_dir()?;
+        Ok(left)
+    }
+
+    /// Removes all of it, the directory too when nothing foreign lies in it. Returns what lies there.
+    pub(crate) fn purge(self) -> Result<Vec<PathBuf>, StateError> {
+        let left = self.remove_all()?;
+        let lock = self.dir.join(LOCK);
+        match fs::remove_file(&lock) {
+            Err(source) if source.kind() != ErrorKind::NotFound => {
+                return Err(self.failed("remove", &lock, source));
+            }
+            _ => {}
+        }
+        if left.is_empty() {
+            // It may be a mount point or belong to systemd, which then removes it.
+            let _ = fs::remove_dir(&self.dir);
+        }
+        Ok(left)
+    }
+
+    fn save(&self, name: &str, bytes: &[u8], steps: &[Step]) -> Result<(), StateError> {
+        let current = self.dir.join(name);
+        let prev = self.dir.join(format!("{name}.prev"));
+        let new = self.dir.join(format!("{name}.new"));
+        let link = self.dir.join(format!("{name}.prev.new"));
+        for step in steps {
+            match step {
+                Step::Clear => {
+                    for leftover in [&new, &link] {
+                        self.ok_if_missing("remove", leftover, fs::remove_file(leftover))?;
+                    }
+                }
+                Step::WriteNew => {
+                    write_synced(&new, bytes).map_err(|source| self.failed("write", &new, source))?;
+                }
+                Step::LinkOld => self.link_old(name, &current, &link)?,
+                // There is no old value before the first save.
+                Step::KeepOld => {
+                    self.ok_if_missing("rename", &prev, fs::rename(&link, &prev))?;
+                    // Two names of one file, as an interrupted save leaves them, rename(2) leaves in place.
+                    self.ok_if_missing("remove", &link, fs::remove_file(&link))?;
+                }
+                Step::Replace => {
+                    fs::rename(&new, &current).map_err(|source| self.failed("rename", &current, source))?;
+                }
+                Step::SyncDir => self.sync_dir()?,
+            }
+        }
+        Ok(())
+    }
+
+    fn link_old(&self, name: &str, current: &Path, link: &Path) -> Result<(), StateError> {
+        // What is missing or can't be read can't become the previous copy; the new value makes good for it.
+        let Ok(old) = fs::read(current) else { return Ok(()) };
+        if !matches!(format::decode(&old), Body::Whole(_)) {
+            // A garbled file must not push out the good copy that it was made good by.
+            self.set_aside(name, name);
+            return Ok(());
+        }
+        match fs::hard_link(current, link) {
+            Ok(()) => Ok(()),
+            Err(source) if full_or_read_only(&source) => Err(self.failed("link", link, source)),
+            // Not every file system has hard links.
+            Err(_) => write_synced(link, &old).map_err(|source| self.failed("write", link, source)),
+        }
+    }
+
+    fn sync_dir(&self) -> Result<(), StateError> {
+        let synced = File::open(&self.dir).and_then(|dir| dir.sync_all());
+        synced.map_err(|source| self.failed("sync", &self.dir, source))
+    }
+
+    fn copy<T: DeserializeOwned>(&self, file: &str) -> Result<Copy<T>, StateError> {
+        let path = self.dir.join(file);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Copy::Missing),
+            Err(error) => return Ok(Copy::Unreadable(error)),
+        };
+        match format::decode(&bytes) {
+            Body::Newer(version) => Err(StateError::Newer { path, version }),
+            Body::Bad(why) => Ok(Copy::Bad(why.to_owned())),
+            Body::Whole(body) => Ok(match serde_json::from_slice(body) {
+                Ok(value) => Copy::Whole(value),
+                Err(error) => Copy::Bad(format!("is whole but not understood ({error})")),
+            }),
+        }
+    }
+
+    /// Renames a garbled `file` so that it is there for whoever looks into it. Returns where it went, as
+    /// the end of a sentence.
+    fn set_aside(&self, file: &str, name: &str) -> String {
+        let mut bad: Vec<(u64, String)> = self
+            .names()
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|n| Some((bad_at(&n, name)?, n)))
+            .collect();
+        bad.sort_unstable();
+        // Never the name of an earlier one, even if the clock stood still or was set back.
+        let at = bad.last().map_or(0, |(at, _)| at.saturating_add(1)).max(wall().0);
+        let aside = format!("{name}.bad-{at}");
+        if let Err(error) = fs::rename(self.dir.join(file), self.dir.join(&aside)) {
+            return format!(" and can't be set aside ({error})");
+        }
+        for (_, old) in bad.iter().rev().skip(BAD_KEPT - 1) {
+            // If it stays, the next time removes it.
+            let _ = fs::remove_file(self.dir.join(old));
+        }
+        format!(" and was set aside as {aside}")
+    }
+
+    fn names(&self) -> Result<Vec<String>, StateError> {
+        let read = |source| StateError::Read { path: self.dir.clone(), source };
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(read)? {
+            names.push(entry.map_err(read)?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn ok_if_missing(&self, act: &'static str, path: &Path, done: io::Result<()>) -> Result<(), StateError> {
+        match done {
+            Err(source) if source.kind() != ErrorKind::NotFound => Err(self.failed(act, path, source)),
+            _ => Ok(()),
+        }
+    }
+
+    fn failed(&self, act: &'static str, path: &Path, source: io::Error) -> StateError {
+        StateError::Write { act, dir: self.dir.clone(), path: path.into(), source }
+    }
+}
+
+enum Copy<T> {
+    Whole(T),
+    Missing,
+    /// Why, as the end of a sentence that begins with the file.
+    Bad(String),
+    Unreadable(io::Error),
+}
+
+/// `cluster` of `cluster`, `cluster.prev`, `cluster.prev.new`, `cluster.new` and `cluster.bad-1700`.
+fn stem(name: &str) -> &str {
+    if let Some((stem, at)) = name.rsplit_once(".bad-")
+        && at.parse::<u64>().is_ok()
+    {
+        return stem;
+    }
+    let name = name.strip_suffix(".new").unwrap_or(name);
+    name.strip_suffix(".prev").unwrap_or(name)
+}
+
+fn bad_at(file: &str, name: &str) -> Option<u64> {
+    file.strip_prefix(name)?.strip_prefix(".bad-")?.parse().ok()
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn full_or_read_only(error: &io::Error) -> bool {
+    use ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem)
+}
+
+fn lock(dir: &Path) -> Result<Option<File>, StateError> {
+    let path = dir.join(LOCK);
+    let writable =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+    // Where nothing can be written, the file of an earlier start or the directory itself can still be locked.
+    let mut file = writable
+        .or_else(|_| File::open(&path))
+        .or_else(|_| File::open(dir))
+        .map_err(|source| StateError::Lock { path: path.clone(), source })?;
+    match file.try_lock() {
+        Ok(()) => {
+            // Only for the message of the one who comes second, so it may fail.
+            let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
+            Ok(Some(file))
+        }
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            let _ = file.read_to_string(&mut holder);
+            Err(StateError::InUse { dir: dir.into(), pid: holder.trim().parse().ok() })
+        }
+        Err(TryLockError::Error(source)) if source.kind() == ErrorKind::Unsupported => {
+            tracing::warn!(
+                "{} is on a file system without locks: make sure that only one agent uses it",
+                dir.display()
+            );
+            Ok(None)
+        }
+        Err(TryLockError::Error(source)) => Err(StateError::Lock { path, source }),
+    }
+}

@@ -1,0 +1,72 @@
+//! A state file's bytes: `agent-state 1 <sha256 of the rest in hex>`, a line feed, and the rest: the value as
+//! JSON. So `tail -n +2 FILE | sha256sum` checks a file by hand.
+
+use data_encoding::HEXLOWER;
+use ring::digest::{Context, SHA256};
+use serde::Serialize;
+
+/// What every state file begins with.
+pub(super) const MARK: &str = "agent-state ";
+const VERSION: u32 = 1;
+
+/// What a file's bytes turned out to be.
+#[derive(Debug, PartialEq)]
+pub(super) enum Body<'a> {
+    /// The JSON, exactly as written.
+    Whole(&'a [u8]),
+    /// Whole, in a format of a later agent.
+    Newer(u32),
+    /// Why not, as the end of a sentence that begins with the file.
+    Bad(&'static str),
+}
+
+/// The bytes of a file that holds `value`.
+pub(super) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, serde_json::Error> {
+    let mut body = serde_json::to_vec_pretty(value)?;
+    body.push(b'\n');
+    let mut bytes = format!("{MARK}{VERSION} {}\n", digest(VERSION, &body)).into_bytes();
+    bytes.extend_from_slice(&body);
+    Ok(bytes)
+}
+
+/// Checks a file's bytes against their own header.
+pub(super) fn decode(bytes: &[u8]) -> Body<'_> {
+    if bytes.is_empty() {
+        return Body::Bad("is empty");
+    }
+    let Some((version, hash, body)) = split(bytes) else {
+        return Body::Bad("is garbled (its first line is not that of a state file)");
+    };
+    if hash != digest(version, body) {
+        return Body::Bad("is truncated or garbled (its checksum does not match)");
+    }
+    match version {
+        VERSION => Body::Whole(body),
+        newer => Body::Newer(newer),
+    }
+}
+
+fn split(bytes: &[u8]) -> Option<(u32, &str, &[u8])> {
+    let end = bytes.iter().position(|&b| b == b'\n')?;
+    let line = std::str::from_utf8(&bytes[..end]).ok()?;
+    let (version, hash) = line.strip_prefix(MARK)?.split_once(' ')?;
+    // `+1` and `01` parse too, and are not what was written.
+    let number: u32 = version.parse().ok()?;
+    (number >= VERSION && number.to_string() == version).then_some((number, hash, &bytes[end + 1..]))
+}
+
+/// Version 1 hashes the body. Every later format has to hash its version in front of it, so that one
+/// flipped bit in a version 1 file is seen as damage and not as the file of a newer agent.
+fn digest(version: u32, body: &[u8]) -> String {
+    let mut context = Context::new(&SHA256);
+    if version > 1 {
+        context.update(format!("{MARK}{version}\n").as_bytes());
+    }
+    context.update(body);
+    HEXLOWER.encode(context.finish().as_ref())
+}
+
+#[cfg(test)]
+pub(super) fn newer_for_test(version: u32, body: &str) -> String {
+    format!("{MARK}{version} {}\n{body}", digest(version, body.as_bytes()))
+}

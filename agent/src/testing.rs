@@ -1,0 +1,32 @@
+//! Namespaces for tests that need a disk or a network of their own.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Set inside: a directory to use.
+const INSIDE: &str = "AGENT_TEST_NAMESPACES";
+
+/// Runs one test of this binary again, in namespaces of its own that go away with it, after `setup` has run
+/// in a shell there. Returns the test's directory inside, and None outside, once the inside has passed.
+/// User namespaces make it work for everyone, not only for root.
+pub(crate) fn in_namespaces(test: &str, flags: &[&str], setup: &str) -> Option<PathBuf> {
+    if let Some(dir) = std::env::var_os(INSIDE) {
+        return Some(dir.into());
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let run = Command::new("unshare")
+        .arg("--map-root-user")
+        .args(flags)
+        .args(["sh", "-ec", &format!(r#"cd "${INSIDE}"; {setup}; exec "$0" --exact "$1" --nocapture"#)])
+        .arg(std::env::current_exe().unwrap())
+        .arg(test)
+        .env(INSIDE, dir.path())
+        .output()
+        .expect("this test needs `unshare` of util-linux");
+    let (out, err) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    assert!(
+        run.status.success() && out.contains("1 passed"),
+        "{test} failed in its namespaces, or this system allows no user namespaces:\n{out}{err}"
+    );
+    None
+}

@@ -1,0 +1,191 @@
+//! Configuration: raw text in, one checked value out, every mistake with its place.
+//!
+//! [`parse`] reads the file, [`apply_env`] lays the `AGENT_*` variables over it; flags come last and are the
+//! shell's. Both report every mistake at once, since a person who mends a file wants to run the check once.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use crate::node::Name;
+use crate::service::Service;
+
+mod env;
+mod fields;
+mod file;
+mod mistake;
+mod services;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+pub use env::apply_env;
+pub use file::parse;
+pub use mistake::Mistake;
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// journald's own protocol under systemd, text elsewhere.
+    #[default]
+    Auto,
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+    /// journald's own protocol.
+    Journald,
+}
+
+impl LogFormat {
+    /// Every format, for messages and completions.
+    pub const ALL: [LogFormat; 4] = [LogFormat::Auto, LogFormat::Text, LogFormat::Json, LogFormat::Journald];
+
+    /// The word that configuration and flags use for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            LogFormat::Auto => "auto",
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+            LogFormat::Journald => "journald",
+        }
+    }
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.word())
+    }
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<LogFormat, String> {
+        fields::one_of(text, "a log format", LogFormat::ALL.map(|format| (format.word(), format)))
+    }
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum LogLevel {
+    /// What is broken.
+    Error,
+    /// What should be looked at.
+    Warn,
+    /// Every change of state.
+    #[default]
+    Info,
+    /// What was decided and why.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl LogLevel {
+    /// Every level, for messages and completions.
+    pub const ALL: [LogLevel; 5] =
+        [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace];
+
+    /// The word that configuration and flags use for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
+}
+
+impl fmt::Display for LogLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.word())
+    }
+}
+
+impl FromStr for LogLevel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<LogLevel, String> {
+        fields::one_of(text, "a log level", LogLevel::ALL.map(|level| (level.word(), level)))
+    }
+}
+
+/// The checked configuration of one node. The default is what runs without any file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// This node's name; none: its host name.
+    pub name: Option<Name>,
+    /// Address that others reach this node at; none: found by the route to the seed.
+    pub address: Option<IpAddr>,
+    /// Interface that carries the mesh; none: found likewise.
+    pub interface: Option<String>,
+    /// The link's port, UDP and TCP.
+    pub port: u16,
+    /// Address that the link's port is bound to; none: all.
+    pub bind: Option<IpAddr>,
+    /// Where state is kept.
+    pub state_dir: String,
+    /// Where the control socket is.
+    pub runtime_dir: String,
+    /// Name servers; empty: those of /etc/resolv.conf.
+    pub nameservers: Vec<IpAddr>,
+    /// How the log is written.
+    pub log_format: LogFormat,
+    /// How much is logged.
+    pub log_level: LogLevel,
+    /// What is proxied; the default service always stands first.
+    pub services: Vec<Service>,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            name: None,
+            address: None,
+            interface: None,
+            port: crate::link::PORT,
+            bind: None,
+            state_dir: "/var/lib/agent".to_owned(),
+            runtime_dir: "/run/agent".to_owned(),
+            nameservers: Vec::new(),
+            log_format: LogFormat::default(),
+            log_level: LogLevel::default(),
+            services: vec![Service::kube_api()],
+        }
+    }
+}
+
+/// Checks an absolute path, as the file's `state-dir` is checked.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_path(text: &str) -> Result<String, String> {
+    fields::path(text)
+}
+
+/// Checks a directory for sockets, as the file's `runtime-dir` is checked.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_runtime_dir(text: &str) -> Result<String, String> {
+    fields::runtime_dir(text)
+}
+
+/// Checks the name of an interface, as the file's `interface` is checked.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_interface(text: &str) -> Result<String, String> {
+    fields::interface(text)
+}
+
+/// Checks an address that others reach this node at, as the file's `address` is checked.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_address(text: &str) -> Result<IpAddr, String> {
+    fields::reachable(text)
+}

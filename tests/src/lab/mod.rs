@@ -1,0 +1,256 @@
+//! A network on one machine: every node a set of namespaces (network, mount, host name), joined by a switch
+//! that can be told to misbehave.
+//!
+//! ```text
+//!   n0 ─ eth0 ─── p0 ┐                  Underlay 10.90.0.1…: what the machines' own network would be.
+//!   n1 ─ eth0 ─── p1 ┤ bridge in a      Mesh 10.91.0.1…: what the agents live on. On a WireGuard mesh it
+//!   n2 ─ eth0 ─── p2 ┘ space "switch"   is wg0, with no layer 2; on a bridge it is eth0 itself.
+//! ```
+//!
+//! All faults of the network are made in the switch, so a node under test does not see them coming: a port
+//! that goes down, packets that are lost at random or in one direction. What a node does to itself (stop a
+//! process, change its address) is made on the node.
+//!
+//! Nothing stays behind: whatever a lab started ends with it, also after a panic and when the test process
+//! itself is killed (see `space::Guard`).
+
+mod certs;
+mod nginx;
+mod node;
+mod proc;
+mod space;
+mod switch;
+mod wireguard;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+
+pub use certs::Certs;
+pub use nginx::Master;
+pub use node::Node;
+pub use proc::{Proc, Ran};
+pub use rustix::process::Signal;
+
+use space::{Guard, Space};
+use switch::Switch;
+
+/// Most nodes of one lab: what the addresses below have room for, and more than a machine carries well.
+const MAX_NODES: usize = 200;
+
+/// What every lab needs, and the Debian package that has it.
+const TOOLS: [(&str, &str); 9] = [
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
+    ("wg", "wireguard-tools"),
+    ("wireguard-go", "wireguard-go"),
+    ("nginx", "nginx-light"),
+    ("curl", "curl"),
+    ("ping", "iputils-ping"),
+    ("nsenter", "util-linux"),
+    ("find", "findutils"),
+];
+
+/// What carries the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    WireGuard,
+    Bridge,
+}
+
+/// A network of nodes. Dropping it ends everything in it.
+pub struct Lab {
+    dir: tempfile::TempDir,
+    // Before the spaces: the guard has to find them alive.
+    guard: Guard,
+    nodes: Vec<Node>,
+    switch: Arc<Switch>,
+    certs: Certs,
+    // Held for their processes.
+    tunnels: Vec<Proc>,
+    logs: proc::Logs,
+}
+
+impl Lab {
+    /// Nodes on a full mesh of WireGuard tunnels: a layer 3 network, without ARP, broadcast or multicast.
+    ///
+    /// # Errors
+    /// What could not be built and, where something is missing, what to install.
+    pub fn wireguard(nodes: usize) -> Result<Lab> {
+        Lab::build(nodes, Kind::WireGuard, false)
+    }
+
+    /// The same with IPv6 addresses only on the mesh.
+    ///
+    /// # Errors
+    /// As [`Lab::wireguard`].
+    pub fn wireguard_v6(nodes: usize) -> Result<Lab> {
+        Lab::build(nodes, Kind::WireGuard, true)
+    }
+
+    /// Nodes on one Ethernet segment.
+    ///
+    /// # Errors
+    /// As [`Lab::wireguard`].
+    pub fn bridge(nodes: usize) -> Result<Lab> {
+        Lab::build(nodes, Kind::Bridge, false)
+    }
+
+    fn build(count: usize, kind: Kind, v6: bool) -> Result<Lab> {
+        require()?;
+        if count == 0 || count > MAX_NODES {
+            bail!("a lab has 1 to {MAX_NODES} nodes, not {count}");
+        }
+        let dir = tempfile::Builder::new().prefix("agent-lab-").tempdir()?;
+        let mut guard = Guard::start(dir.path())?;
+        // All at once, then wait: a mesh of thirty is up as fast as one of three.
+        let mut spaces = Vec::new();
+        for i in 0..count {
+            spaces.push(Space::start(&format!("n{i}"))?);
+        }
+        let mut bridge = Space::start("switch")?;
+        for space in spaces.iter_mut().chain([&mut bridge]) {
+            space.ready()?;
+            guard.watch(space)?;
+        }
+        let certs = Certs::make(&dir.path().join("pki"))?;
+        let logs = proc::Logs::default();
+        let switch = Arc::new(Switch::new(bridge)?);
+        let mut nodes = Vec::new();
+        for (i, space) in spaces.into_iter().enumerate() {
+            let host = u8::try_from(i + 1)?;
+            let underlay = Ipv4Addr::new(10, 90, 0, host);
+            let mesh = match v6 {
+                false => IpAddr::V4(Ipv4Addr::new(10, 91, 0, host)),
+                true => IpAddr::V6(Ipv6Addr::new(0xfd91, 0, 0, 0, 0, 0, 0, u16::from(host))),
+            };
+            let own = dir.path().join(format!("n{i}"));
+            std::fs::create_dir(&own)?;
+            let underlay = if kind == Kind::Bridge { mesh } else { IpAddr::V4(underlay) };
+            switch.plug(i, &space)?;
+            nodes.push(Node::new(i, space, own, underlay, mesh, Arc::clone(&switch), logs.clone())?);
+        }
+        let mut lab = Lab { dir, guard, nodes, switch, certs, tunnels: Vec::new(), logs };
+        if kind == Kind::WireGuard {
+            lab.tunnels = wireguard::mesh(&mut lab.nodes).context("the WireGuard mesh")?;
+        }
+        Ok(lab)
+    }
+
+    /// How many nodes there are.
+    pub fn size(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// A node by its number.
+    ///
+    /// # Panics
+    /// There is none with this number.
+    pub fn node(&self, i: usize) -> &Node {
+        &self.nodes[i]
+    }
+
+    /// All nodes, in order.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The authority that all masters of this lab have their certificates from.
+    pub fn certs(&self) -> &Certs {
+        &self.certs
+    }
+
+    /// A directory for this lab's files; it goes away with the lab.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Starts an nginx with TLS on the node's mesh address, port 6443, as a stand-in for an apiserver.
+    ///
+    /// # Errors
+    /// It did not start to listen.
+    pub fn nginx_master(&self, i: usize) -> Result<Master> {
+        Master::start(&self.nodes[i], &self.certs, nginx::Clients::Anyone)
+    }
+
+    /// The same with anonymous access off: without a client certificate of the lab's authority everything
+    /// is answered by 401.
+    ///
+    /// # Errors
+    /// As [`Lab::nginx_master`].
+    pub fn nginx_master_without_anonymous(&self, i: usize) -> Result<Master> {
+        Master::start(&self.nodes[i], &self.certs, nginx::Clients::WithCertificate)
+    }
+
+    /// Cuts these nodes from all others, both ways; among themselves, and among the others, all goes on.
+    ///
+    /// # Errors
+    /// The switch refused.
+    pub fn partition(&self, island: &[usize]) -> Result<()> {
+        let (here, there): (Vec<usize>, Vec<usize>) = (0..self.size()).partition(|i| island.contains(i));
+        self.switch.change(|faults| {
+            for &a in &here {
+                for &b in &there {
+                    faults.cuts.insert((a, b));
+                    faults.cuts.insert((b, a));
+                }
+            }
+        })
+    }
+
+    /// Ends every cut, partition and loss; ports that are down stay down.
+    ///
+    /// # Errors
+    /// The switch refused.
+    pub fn heal(&self) -> Result<()> {
+        self.switch.change(|faults| {
+            faults.cuts.clear();
+            faults.loss.clear();
+        })
+    }
+
+    /// The last lines of what every process wrote, for a test that fails.
+    pub fn tails(&self, lines: usize) -> String {
+        self.logs.tails(lines)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.tails(40));
+        }
+        self.guard.close();
+        if std::env::var_os("AGENT_LAB_KEEP").is_some() {
+            self.dir.disable_cleanup(true);
+            eprintln!("kept: {}", self.dir.path().display());
+        }
+    }
+}
+
+/// Says what is missing, all of it at once.
+fn require() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("the lab makes network namespaces and needs root: run tests/run as root");
+    }
+    let missing: Vec<&str> =
+        TOOLS.iter().filter(|(tool, _)| which(tool).is_none()).map(|(_, package)| *package).collect();
+    if !missing.is_empty() {
+        bail!("the lab needs packages that are not installed; run: apt-get install {}", missing.join(" "));
+    }
+    if !Path::new("/dev/net/tun").exists() {
+        bail!("the lab needs /dev/net/tun; run: modprobe tun");
+    }
+    Ok(())
+}
+
+fn which(tool: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    // Debian's root has the sbin directories, a shell that became root by other means may not.
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|dir| dir.join(tool))
+        .find(|file| file.is_file())
+}

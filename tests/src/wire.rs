@@ -1,0 +1,99 @@
+//! Datagrams as they cross an interface.
+
+use std::io::{ErrorKind, Read};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::lab::Node;
+
+/// The number of "every protocol" (ETH_P_ALL), in network byte order as packet(7) wants it.
+const EVERY_PROTOCOL: i32 = 0x0003_u16.to_be() as i32;
+
+/// A UDP datagram.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Datagram {
+    /// Who sent it.
+    pub from: IpAddr,
+    /// To whom.
+    pub to: IpAddr,
+    /// Source port.
+    pub from_port: u16,
+    /// Destination port.
+    pub to_port: u16,
+    /// What it carries.
+    pub payload: Vec<u8>,
+}
+
+/// Records the datagrams from and to a port that cross a node's interfaces, for `span` or until `enough`.
+///
+/// # Errors
+/// No packet socket can be had.
+pub fn record(node: &Node, port: u16, span: Duration, enough: &AtomicBool) -> Result<Vec<Datagram>> {
+    let mut socket = node.inside(|| {
+        // Cooked: no link header, so that a tunnel and an Ethernet look the same.
+        Ok(Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(EVERY_PROTOCOL)))?)
+    })?;
+    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+    let (began, mut found, mut buffer) = (Instant::now(), Vec::new(), [0; 65536]);
+    while began.elapsed() < span && !enough.load(Ordering::Relaxed) {
+        match socket.read(&mut buffer) {
+            Ok(length) => found
+                .extend(parse(&buffer[..length]).filter(|one| one.from_port == port || one.to_port == port)),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(found)
+}
+
+/// Reads an IPv4 packet without fragments, or an IPv6 one without extension headers, that holds UDP.
+fn parse(packet: &[u8]) -> Option<Datagram> {
+    let (from, to, rest) = match packet.first()? >> 4 {
+        4 if *packet.get(9)? == 17 => {
+            let header = usize::from(packet[0] & 15) * 4;
+            let address = |at: usize| Some(IpAddr::from(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?));
+            (address(12)?, address(16)?, packet.get(header..)?)
+        }
+        6 if *packet.get(6)? == 17 => {
+            let address =
+                |at: usize| Some(IpAddr::from(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?));
+            (address(8)?, address(24)?, packet.get(40..)?)
+        }
+        _ => return None,
+    };
+    let port = |at: usize| Some(u16::from_be_bytes([*rest.get(at)?, *rest.get(at + 1)?]));
+    let length = usize::from(port(4)?);
+    Some(Datagram {
+        from,
+        to,
+        from_port: port(0)?,
+        to_port: port(2)?,
+        payload: rest.get(8..length)?.to_vec(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packet_is_taken_apart_and_what_is_none_is_passed_over() {
+        let mut packet = vec![0x45, 0, 0, 31, 0, 0, 0, 0, 64, 17, 0, 0, 10, 91, 0, 1, 10, 91, 0, 2];
+        packet.extend([0x1d, 0xde, 0, 9, 0, 11, 0, 0, 7, 8, 9, 0xff]);
+        let datagram = parse(&packet).unwrap();
+        assert_eq!((datagram.from_port, datagram.to_port, datagram.payload), (7646, 9, vec![7, 8, 9]));
+        assert_eq!(
+            (datagram.from.to_string(), datagram.to.to_string()),
+            ("10.91.0.1".into(), "10.91.0.2".into())
+        );
+        for length in 0..packet.len() - 1 {
+            assert!(parse(&packet[..length]).is_none());
+        }
+        packet[9] = 6;
+        assert!(parse(&packet).is_none(), "TCP");
+    }
+}

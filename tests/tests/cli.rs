@@ -1,0 +1,114 @@
+//! The binary on the command line, with no agent running.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, ensure};
+use tests::lab::Lab;
+use tests::mesh::{binary, with_agents};
+
+fn agent(args: &[&str]) -> Result<(i32, String, String)> {
+    let Output { status, stdout, stderr } = Command::new(binary()?).args(args).output()?;
+    let code = status.code().with_context(|| format!("{args:?} ended by a signal"))?;
+    Ok((code, String::from_utf8(stdout)?, String::from_utf8(stderr)?))
+}
+
+#[test]
+fn check_tells_every_mistake_of_a_file_with_its_place() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("agent.toml");
+    let path = file.to_string_lossy().into_owned();
+    std::fs::write(
+        &file,
+        "nmae = \"m1\"\nport = 70000\naddress = \"wg0\"\n\n[[service]]\nname = \"kube-api\"\nlisten = [\"x\"]\n\
+         balance = \"leastconn\"\nweight = \"much\"\n[service.check]\nkind = \"icmp\"\n",
+    )?;
+    let (code, out, _) = agent(&["check", &path])?;
+    ensure!(code == 78, "code {code}: {out}");
+    for (place, word) in [
+        ("1:1", "name"),
+        ("2:8", "65535"),
+        ("3:11", "wg0"),
+        ("7:11", "\"x\""),
+        ("8:11", "least-connections"),
+        ("9:10", "weight"),
+        ("11:8", "https"),
+    ] {
+        let told = out.lines().any(|line| line.contains(&format!(":{place}")) && line.contains(word));
+        ensure!(told, "no line with {place} and {word}:\n{out}");
+    }
+    ensure!(out.lines().count() == 7, "one line for each mistake:\n{out}");
+
+    std::fs::write(&file, "name = \"m1\"\nport = 7646\n")?;
+    let (code, out, err) = agent(&["check", &path])?;
+    ensure!(code == 0 && out.contains("16443"), "{code} {out} {err}");
+
+    for bytes in [&b"\xff\xfe\x00"[..], b"= = =", b"[[[[[[", &[b'['; 5000], &[0; 100]] {
+        std::fs::write(&file, bytes)?;
+        let (code, out, err) = agent(&["check", &path])?;
+        ensure!(code == 78 && !format!("{out}{err}").contains("panicked"), "{code} {out} {err}");
+    }
+    let (code, _, err) = agent(&["check", "/nowhere/agent.toml"])?;
+    ensure!(code == 66 && err.contains("/nowhere/agent.toml"), "{code} {err}");
+    Ok(())
+}
+
+#[test]
+fn what_is_wrong_on_the_command_line_is_named() -> Result<()> {
+    for (args, word) in [
+        (&["frobnicate"][..], "frobnicate"),
+        (&["join"], "SEED"),
+        (&["init", "--name", "Not_A_Name", "--foreground"], "Not_A_Name"),
+        (&["invite", "--for", "soon"], "soon"),
+        (&["init", "--adr", "10.0.0.1"], "--addr"),
+    ] {
+        let (code, out, err) = agent(args)?;
+        ensure!(code == 64 && err.contains(word), "{args:?}: {code} {out} {err}");
+    }
+    let dir = tempfile::tempdir()?;
+    let runtime = dir.path().to_string_lossy().into_owned();
+    for command in ["status", "members", "invite", "rotate", "leave"] {
+        let (code, out, err) = agent(&[command, "--runtime-dir", &runtime])?;
+        ensure!(code == 69 && err.contains("agent"), "{command} with no agent: {code} {out} {err}");
+    }
+    Ok(())
+}
+
+#[test]
+fn completions_and_manual_come_from_the_binary() -> Result<()> {
+    for shell in ["bash", "zsh", "fish"] {
+        let (code, out, err) = agent(&["completions", shell])?;
+        ensure!(code == 0 && out.contains("join"), "{shell}: {code} {err}");
+    }
+    let (code, out, err) = agent(&["man"])?;
+    ensure!(code == 0 && out.contains(".TH"), "{code} {err}");
+    Ok(())
+}
+
+#[test]
+fn the_binary_needs_nothing_around_it() -> Result<()> {
+    // In an empty directory but for itself: no /proc, no /dev, no /etc, no libc.
+    with_agents(Lab::wireguard(2), |lab, agents| {
+        let _master = lab.nginx_master(0)?;
+        let invite = agents[0].init()?;
+        let root = lab.dir().join("root");
+        for dir in ["state", "run"] {
+            std::fs::create_dir_all(root.join(dir))?;
+        }
+        std::fs::copy(binary()?, root.join("agent")).context("copy the binary")?;
+        let inside = root.to_string_lossy().into_owned();
+        let command = ["chroot", &inside, "/agent", "join", &invite, "--foreground"];
+        let dirs = ["--state-dir", "/state", "--runtime-dir", "/run"];
+        let mut process = lab.node(1).spawn("chroot", &[&command[..], &dirs].concat())?;
+        agents[0]
+            .wait_for_up(&["n0", "n1"], tests::mesh::GOSSIP)
+            .with_context(|| format!("it needs a static binary (deploy/build): {}", process.tail(10)))?;
+        ensure!(process.is_running());
+        ensure!(Path::new(&root).join("state").read_dir()?.next().is_some(), "it has no state");
+        let (who, _) = tests::wait::eventually("its proxy serves", tests::mesh::GOSSIP, || {
+            lab.node(1).exec(&["curl", "-sSk", "-m", "5", "https://127.0.0.1:16443/who"])?.ok()
+        })?;
+        ensure!(who.trim() == "n0", "{who}");
+        Ok(())
+    })
+}

@@ -1,0 +1,207 @@
+//! Who is let in, who is not, and what each is told.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use proto::invite::{EXIT_WRONG_PIN, Invite, Refusal, Secret};
+use tests::lab::Lab;
+use tests::mesh::{Agent, GOSSIP, SOON, all_up, code_in, form, invite_in, with_agents};
+use tests::wait::eventually;
+
+/// What `agent invite` prints.
+fn new_invite(agent: &Agent<'_>, options: &[&str]) -> Result<String> {
+    let out = agent.cli(&[&["invite"], options].concat())?.ok()?;
+    invite_in(&out).with_context(|| format!("no invite in: {out}"))
+}
+
+/// The same line with one thing changed and its checksum right.
+fn forged(line: &str, change: impl FnOnce(&mut Invite)) -> Result<String> {
+    let mut invite: Invite = line.parse()?;
+    change(&mut invite);
+    Ok(invite.to_string())
+}
+
+/// Joining with this line ends with the refusal's own exit code and message.
+fn refused(agent: &mut Agent<'_>, line: &str, refusal: &Refusal) -> Result<()> {
+    let said = agent.join_refused(line)?.fails_with(i32::from(refusal.exit_code()))?;
+    ensure!(said.contains(&refusal.to_string()), "expected \"{refusal}\" in: {said}");
+    Ok(())
+}
+
+#[test]
+fn every_bad_invite_is_refused_in_its_own_words() -> Result<()> {
+    with_agents(Lab::wireguard(3), |_, agents| {
+        let [issuer, joining, other] = agents else { anyhow::bail!("three agents") };
+        let good = issuer.init()?;
+
+        let brief = new_invite(issuer, &["--for", "1s"])?;
+        std::thread::sleep(Duration::from_millis(1100)); // its time has to pass
+        refused(joining, &brief, &Refusal::Expired)?;
+        // Whoever does not hold the secret does not learn that the invite has expired.
+        let guessed = forged(&brief, |invite| invite.secret = Secret([7; 16]))?;
+        refused(joining, &guessed, &Refusal::WrongSecret)?;
+
+        let wrong_secret = forged(&good, |invite| invite.secret.0[0] ^= 1)?;
+        refused(joining, &wrong_secret, &Refusal::WrongSecret)?;
+        let unknown = forged(&good, |invite| invite.id[0] ^= 1)?;
+        refused(joining, &unknown, &Refusal::Unknown)?;
+
+        let wrong_pin = forged(&good, |invite| invite.issuer[0] ^= 1)?;
+        let said = joining.join_refused(&wrong_pin)?.fails_with(i32::from(EXIT_WRONG_PIN))?;
+        ensure!(said.contains("key"), "does not say that another key answered: {said}");
+
+        let bad_copy = joining.join_refused(&good[..good.len() - 1])?;
+        ensure!(bad_copy.code != Some(0) && bad_copy.out.contains("checksum"), "{bad_copy}");
+
+        // Whoever was refused has left no trace, and can still come in by the right door.
+        ensure!(issuer.status()?.cluster.members == 1);
+        let once = new_invite(issuer, &["--uses", "1"])?;
+        joining.join(&once)?;
+        refused(other, &once, &Refusal::UsedUp)?;
+        joining.wait_for_up(&["n0", "n1"], GOSSIP)?;
+        ensure!(issuer.status()?.cluster.members == 2);
+
+        // Any member can invite.
+        let second = new_invite(joining, &[])?;
+        other.join(&second)?;
+        all_up(agents)
+    })
+}
+
+#[test]
+fn a_bare_address_waits_for_approval_by_its_code() -> Result<()> {
+    with_agents(Lab::wireguard(4), |_, agents| {
+        form(&mut agents[..2])?;
+        let [seed, member, third, fourth] = agents else { anyhow::bail!("four agents") };
+        let address = seed.node().mesh_ip().to_string();
+
+        let code = knock(third, &address)?;
+        ensure!(seed.status()?.cluster.members == 2, "it was let in without approval");
+        // Someone at another member compares the code; the seed need not be the one that is asked.
+        eventually("the other member knows who waits", SOON, || {
+            let waiting = member.cli(&["approve"])?.ok()?;
+            ensure!(waiting.contains(&code) && waiting.contains("n2"), "{waiting}");
+            Ok(())
+        })?;
+        let wrong = member.cli(&["approve", "0000-0000"])?;
+        ensure!(wrong.code != Some(0), "a code that nobody shows is approved: {wrong}");
+        member.cli(&["approve", &code.to_uppercase()])?.ok()?;
+        third.wait_until_asked()?;
+        for one in [&*seed, &*member, &*third] {
+            one.wait_for_up(&["n0", "n1", "n2"], GOSSIP)?;
+        }
+
+        let code = knock(fourth, &address)?;
+        seed.cli(&["reject", &code])?.ok()?;
+        let ended = fourth.process()?.ended(SOON)?;
+        ensure!(
+            ended == Some(i32::from(Refusal::Rejected.exit_code())),
+            "a rejected node ends with {ended:?}"
+        );
+        ensure!(seed.status()?.cluster.members == 3);
+
+        // An open cluster asks nobody, for as long as it is open.
+        seed.cli(&["open", "--for", "1m"])?.ok()?;
+        fourth.join(&format!("{address}:7646"))?;
+        all_up(agents)?;
+        agents[0].cli(&["open", "--for", "0"])?.ok()?;
+        agents[3].cli(&["leave"])?.ok()?;
+        agents[0].wait_for_up(&["n0", "n1", "n2"], GOSSIP)?;
+        Ok(())
+    })
+}
+
+/// Asks to be let in, and returns the code that is shown.
+fn knock(agent: &mut Agent<'_>, seed: &str) -> Result<String> {
+    let before = agent.log().unwrap_or_default().len();
+    agent.begin_join(seed)?;
+    let (code, _) = eventually("a code is shown", SOON, || {
+        ensure!(agent.is_running(), "it has ended: {}", agent.log()?);
+        code_in(&agent.log()?[before..]).context("none yet")
+    })?;
+    Ok(code)
+}
+
+#[test]
+fn a_seed_that_is_not_there_is_told() -> Result<()> {
+    with_agents(Lab::wireguard(2), |_, agents| {
+        let seed = agents[0].node().mesh_ip().to_string();
+        let ran = agents[1].join_refused(&seed)?;
+        ensure!(ran.code != Some(0) && ran.out.contains(&seed), "{ran}");
+        let ran = agents[1].join_refused("not an address")?;
+        ensure!(ran.code != Some(0) && ran.out.contains("not an address"), "{ran}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_removed_node_is_out_and_stays_out() -> Result<()> {
+    with_agents(Lab::wireguard(5), |lab, agents| {
+        let _master = lab.nginx_master(0)?;
+        form(agents)?;
+        let epoch = agents[0].status()?.cluster.key_epoch;
+        agents[1].cli(&["remove", "n4"])?.ok()?;
+        let rest = ["n0", "n1", "n2", "n3"];
+        for agent in &agents[..4] {
+            agent.wait_for_up(&rest, SOON)?;
+            let status = agent.status()?;
+            ensure!(status.cluster.members == 4, "{} members", status.cluster.members);
+            ensure!(!status.members.iter().any(|member| member.name == "n4"), "it is still listed");
+        }
+        eventually("the gossip key has changed everywhere", SOON, || {
+            for agent in &agents[..4] {
+                ensure!(agent.status()?.cluster.key_epoch > epoch, "not on {}", agent.name());
+            }
+            Ok(())
+        })?;
+
+        // Restarted from what it had, and with a fresh invite: it is known, and refused.
+        if agents[4].is_running() {
+            agents[4].kill()?;
+        }
+        agents[4].run()?;
+        tests::wait::always("a removed node stays out", Duration::from_secs(6), || {
+            let status = agents[0].status()?;
+            ensure!(
+                !status.members.iter().any(|member| member.name == "n4"),
+                "{}",
+                status.members_in_words()
+            );
+            Ok(())
+        })?;
+        if agents[4].is_running() {
+            agents[4].kill()?;
+        }
+        let invite = new_invite(&agents[0], &[])?;
+        refused(&mut agents[4], &invite, &Refusal::Removed)?;
+
+        // A new identity is a new node, also under the old name.
+        agents[4].cli(&["leave", "--force"])?.ok()?;
+        agents[4].join(&invite)?;
+        all_up(agents)
+    })
+}
+
+#[test]
+fn a_node_that_was_off_for_two_key_rotations_comes_back() -> Result<()> {
+    with_agents(Lab::wireguard(3), |_, agents| {
+        form(agents)?;
+        let epoch = agents[0].status()?.cluster.key_epoch;
+        agents[2].kill()?;
+        for (i, by) in [(1, 0), (2, 1)] {
+            agents[by].cli(&["rotate"])?.ok()?;
+            for agent in &agents[..2] {
+                eventually("the new key is there", SOON, || {
+                    let is = agent.status()?.cluster.key_epoch;
+                    ensure!(is == epoch + i, "{} has key {is}", agent.name());
+                    Ok(())
+                })?;
+            }
+        }
+        agents[0].wait_for_up(&["n0", "n1"], GOSSIP)?;
+        agents[2].run()?;
+        all_up(agents)?;
+        ensure!(agents[2].status()?.cluster.key_epoch == epoch + 2);
+        Ok(())
+    })
+}
