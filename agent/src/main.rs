@@ -4,6 +4,7 @@ mod app;
 mod check;
 mod cli;
 mod control;
+mod demo;
 mod gossip;
 mod lifecycle;
 mod link;
@@ -18,5 +19,6 @@ mod testing;
 mod watchdog;
 
 fn main() -> std::process::ExitCode {
+    demo::die_with_parent();
     cli::main(std::env::args_os())
 }

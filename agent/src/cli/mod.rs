@@ -67,6 +67,8 @@ enum Command {
     Install(install::Args),
     Uninstall(uninstall::Args),
     Demo(demo::Args),
+    #[command(hide = true)]
+    DemoMaster(demo::MasterArgs),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -98,6 +100,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Check(args) => return check::run(&args, &cli.global),
         Command::Completions(args) => return completions::run(&args, Cli::command()),
         Command::Man(args) => return man::run(&args, Cli::command()),
+        Command::Demo(args) => return runtime(false)?.block_on(demo::run(args)),
+        Command::DemoMaster(args) => return runtime(false)?.block_on(demo::master(args)),
         _ => {}
     }
     let settings = Settings::load(cli.global)?;
@@ -120,7 +124,6 @@ async fn command(command: Command, settings: Settings) -> anyhow::Result<ExitCod
         Command::Init(args) => init::run(args, settings).await,
         Command::Join(args) => join::run(args, settings).await,
         Command::Run(args) => run::run(args, settings).await,
-        Command::Demo(args) => demo::run(args, settings).await,
         Command::Status(args) => status::run(&args, &settings).await,
         Command::Members(args) => members::run(&args, &settings).await,
         Command::Invite(args) => invite::run(&args, &settings).await,
@@ -133,7 +136,11 @@ async fn command(command: Command, settings: Settings) -> anyhow::Result<ExitCod
         Command::Install(args) => install::run(&args, &settings),
         Command::Uninstall(args) => uninstall::run(&args, &settings),
         // Answered before the configuration was read.
-        Command::Check(_) | Command::Completions(_) | Command::Man(_) => Ok(ExitCode::SUCCESS),
+        Command::Check(_)
+        | Command::Completions(_)
+        | Command::Man(_)
+        | Command::Demo(_)
+        | Command::DemoMaster(_) => Ok(ExitCode::SUCCESS),
     }
 }
 
@@ -174,6 +181,8 @@ mod tests {
             "agent install --no-start",
             "agent uninstall --purge",
             "agent demo",
+            "agent demo --for 20s",
+            "agent demo-master --listen 127.0.0.11:6443 --name m1",
             "agent completions bash",
             "agent man",
             "agent man man1",

@@ -1,0 +1,313 @@
+//! The nodes of a demo: real agents, and stand-ins for apiservers on the masters.
+
+use std::ffi::OsStr;
+use std::fmt::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use proto::invite::PREFIX;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep};
+
+use super::command::{Act, MASTERS};
+use super::pki::{self, Pki};
+use super::place::{self, Directory, Ports};
+use super::process::{Process, State};
+
+const NAMES: [&str; 5] = ["m1", "m2", "m3", "w1", "w2"];
+
+/// The worker whose proxy the client uses.
+pub(super) const THROUGH: usize = MASTERS;
+
+/// Longest wait for each step of the start; every one takes well under a second.
+const STEP_WITHIN: Duration = Duration::from_secs(15);
+
+/// How often a step that leaves no event behind is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// The whole cluster. Dropping it kills every process first and removes the directory last.
+pub(super) struct Cluster {
+    pub(super) nodes: Vec<Node>,
+    pub(super) ports: Ports,
+    /// PEM of the CA that signed the stand-ins' certificate.
+    pub(super) ca: String,
+    _directory: Directory,
+}
+
+/// One node.
+pub(super) struct Node {
+    pub(super) name: &'static str,
+    pub(super) address: IpAddr,
+    pub(super) runtime_dir: PathBuf,
+    config: PathBuf,
+    log: PathBuf,
+    program: PathBuf,
+    agent: Option<Process>,
+    apiserver: Option<Process>,
+    /// That a process has ended by itself was told; its next start takes it back.
+    pub(super) failure_told: bool,
+    /// What the stand-in is started with; empty on a worker.
+    standin: Vec<String>,
+}
+
+impl Cluster {
+    /// Finds a place for it and writes its files. Nothing runs yet.
+    pub(super) fn prepare(program: &Path) -> anyhow::Result<Cluster> {
+        // The last byte of the addresses counts them, so there are few.
+        let (addresses, ports) = place::find(u8::try_from(NAMES.len())?)?;
+        let directory = Directory::make()?;
+        let Pki { ca, cert, key } = pki::make(&addresses)?;
+        let ca_file = directory.write("ca.crt", &ca)?;
+        let files = [directory.write("apiserver.crt", &cert)?, directory.write("apiserver.key", &key)?];
+        let mut nodes = Vec::new();
+        for (i, (name, address)) in NAMES.into_iter().zip(addresses).enumerate() {
+            let home = directory.path().join(name);
+            let text = config(name, address, ports, &home, &ca_file);
+            let standin = if i < MASTERS {
+                let listen = SocketAddr::new(address, ports.api).to_string();
+                let [cert, key] = files.each_ref().map(|file| file.display().to_string());
+                let args = ["demo-master", "--listen", &listen, "--name", name];
+                let mut args: Vec<String> = args.map(str::to_owned).into();
+                args.extend(["--cert-file".to_owned(), cert, "--key-file".to_owned(), key]);
+                args
+            } else {
+                Vec::new()
+            };
+            nodes.push(Node {
+                name,
+                address,
+                runtime_dir: home.join("run"),
+                config: directory.write(&format!("{name}.toml"), &text)?,
+                log: directory.path().join(format!("{name}.log")),
+                program: program.to_owned(),
+                agent: None,
+                apiserver: None,
+                failure_told: false,
+                standin,
+            });
+        }
+        Ok(Cluster { nodes, ports, ca, _directory: directory })
+    }
+
+    /// Starts everything, with a real invite; `say` is told each step.
+    pub(super) async fn start(&mut self, mut say: impl FnMut(String)) -> anyhow::Result<()> {
+        let api = self.ports.api;
+        for node in self.nodes.iter_mut().take(MASTERS) {
+            node.start_apiserver()?;
+        }
+        for node in self.nodes.iter_mut().take(MASTERS) {
+            node.accepts(api).await?;
+            say(format!("{}: a stand-in for an apiserver answers on {}:{api}", node.name, node.address));
+        }
+        let Some((first, others)) = self.nodes.split_first_mut() else { return Ok(()) };
+        first.start_agent(&["init", "--cluster", "demo", "--foreground"])?;
+        let invite = first.invite().await?;
+        say(format!("{}: agent init", first.name));
+        for node in others {
+            node.start_agent(&["join", &invite, "--foreground"])?;
+            say(format!("{}: agent join {}…", node.name, &invite[..PREFIX.len() + 6]));
+        }
+        Ok(())
+    }
+
+    /// Why the cluster does not come up: the first process that has ended, and its last words.
+    pub(super) fn trouble(&mut self) -> Option<String> {
+        self.nodes.iter_mut().find_map(Node::trouble)
+    }
+
+    /// Where the client goes.
+    pub(super) fn proxy(&self) -> SocketAddr {
+        SocketAddr::new(self.nodes[THROUGH].address, self.ports.proxy)
+    }
+
+    /// Does something to a master; what was done, in words.
+    pub(super) fn act(&mut self, act: Act, master: usize) -> String {
+        let Some(node) = self.nodes.get_mut(master) else { return String::new() };
+        match node.act(act) {
+            Ok(done) => format!("{}: {done}", node.name),
+            Err(error) => format!("{}: {error:#}", node.name),
+        }
+    }
+}
+
+impl Node {
+    /// How its agent and its apiserver are.
+    pub(super) fn states(&mut self) -> (Option<State>, Option<State>) {
+        (self.agent.as_mut().map(Process::state), self.apiserver.as_mut().map(Process::state))
+    }
+
+    fn start_apiserver(&mut self) -> anyhow::Result<()> {
+        let args: Vec<&OsStr> = self.standin.iter().map(OsStr::new).collect();
+        self.apiserver = Some(self.run(&args)?);
+        Ok(())
+    }
+
+    fn start_agent(&mut self, command: &[&str]) -> anyhow::Result<()> {
+        let mut args = vec![OsStr::new("--config"), self.config.as_os_str()];
+        args.extend(command.iter().map(OsStr::new));
+        self.agent = Some(self.run(&args)?);
+        Ok(())
+    }
+
+    fn run(&self, args: &[&OsStr]) -> anyhow::Result<Process> {
+        Process::start(&self.program, args, &self.log)
+            .with_context(|| format!("can't run {}", self.program.display()))
+    }
+
+    fn act(&mut self, act: Act) -> anyhow::Result<&'static str> {
+        let (agent, apiserver) = self.states();
+        let alive = |state: Option<State>| state.is_some_and(State::is_alive);
+        let Some(process) = self.apiserver.as_mut() else { return Ok("has no apiserver") };
+        Ok(match act {
+            Act::Kill if !alive(apiserver) => "its apiserver does not run",
+            Act::Kill => {
+                process.kill();
+                "its apiserver is killed"
+            }
+            Act::Hang if apiserver != Some(State::Running) => "its apiserver does not run",
+            Act::Hang => {
+                process.hang();
+                "its apiserver hangs: it accepts, and never answers"
+            }
+            Act::Stop if !alive(apiserver) => "its apiserver does not run",
+            Act::Stop => {
+                process.stop();
+                "its apiserver is stopped: not ready at once, gone in 3 s"
+            }
+            Act::KillNode => {
+                process.kill();
+                if let Some(agent) = &mut self.agent {
+                    agent.kill();
+                }
+                "its apiserver and its agent are killed"
+            }
+            Act::Back if apiserver == Some(State::Running) && alive(agent) => "it runs already",
+            Act::Back => {
+                match apiserver {
+                    Some(State::Running) => {}
+                    Some(State::Hung) => process.go_on(),
+                    // Dropping the old one ends what is left of it.
+                    _ => {
+                        process.kill();
+                        self.start_apiserver()?;
+                    }
+                }
+                self.failure_told = false;
+                if !alive(agent) {
+                    self.start_agent(&["run"])?;
+                }
+                "it is back"
+            }
+        })
+    }
+
+    /// Waits until its apiserver accepts connections.
+    async fn accepts(&mut self, port: u16) -> anyhow::Result<()> {
+        let until = Instant::now() + STEP_WITHIN;
+        while TcpStream::connect((self.address, port)).await.is_err() {
+            self.still_starting(until, "its apiserver does not listen")?;
+            sleep(LOOK_EVERY).await;
+        }
+        Ok(())
+    }
+
+    /// Waits for the invite that `agent init` prints.
+    async fn invite(&mut self) -> anyhow::Result<String> {
+        let until = Instant::now() + STEP_WITHIN;
+        loop {
+            let printed = std::fs::read_to_string(&self.log).unwrap_or_default();
+            if let Some(invite) = find_invite(&printed) {
+                return Ok(invite.to_owned());
+            }
+            self.still_starting(until, "agent init printed no invite")?;
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    fn still_starting(&mut self, until: Instant, what: &str) -> anyhow::Result<()> {
+        if let Some(trouble) = self.trouble() {
+            bail!("{trouble}");
+        }
+        if Instant::now() > until {
+            bail!("{}: {what} within {} s\n{}", self.name, STEP_WITHIN.as_secs(), self.last_words());
+        }
+        Ok(())
+    }
+
+    fn trouble(&mut self) -> Option<String> {
+        let (agent, apiserver) = self.states();
+        let ended = |state: Option<State>| state.is_some_and(|state| !state.is_alive());
+        let what = match (ended(agent), ended(apiserver)) {
+            (true, _) => "agent",
+            (_, true) => "apiserver",
+            _ => return None,
+        };
+        Some(format!("{}: its {what} has ended\n{}", self.name, self.last_words()))
+    }
+
+    /// The end of what its processes have printed.
+    pub(super) fn last_words(&self) -> String {
+        let printed = std::fs::read(&self.log).unwrap_or_default();
+        let printed = String::from_utf8_lossy(&printed);
+        let lines: Vec<&str> = printed.lines().collect();
+        lines[lines.len().saturating_sub(8)..].iter().fold(String::new(), |mut text, line| {
+            // Writing to a text can't fail.
+            let _ = writeln!(text, "  | {line}");
+            text
+        })
+    }
+}
+
+/// The first whole invite in what was printed; a line that has not ended yet may hold half of one.
+fn find_invite(printed: &str) -> Option<&str> {
+    let whole = &printed[..printed.rfind('\n')?];
+    whole.split_whitespace().find(|word| {
+        word.strip_prefix(PREFIX).is_some_and(|rest| {
+            rest.len() > 20 && rest.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
+        })
+    })
+}
+
+/// The configuration of one node: everything on its own address, so that all can have the same ports.
+fn config(name: &str, address: IpAddr, ports: Ports, home: &Path, ca: &Path) -> String {
+    let path = |path: PathBuf| place::quoted(&path.display().to_string());
+    let (state, run, ca) = (path(home.join("state")), path(home.join("run")), path(ca.to_owned()));
+    let Ports { api, proxy, link } = ports;
+    format!(
+        r#"name = "{name}"
+address = "{address}"
+bind = "{address}"
+port = {link}
+state-dir = {state}
+runtime-dir = {run}
+
+[log]
+format = "text"
+
+[[service]]
+name = "kube-api"
+listen = ["{address}:{proxy}"]
+port = {api}
+
+[service.check]
+ca-file = {ca}
+"#
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invite_is_found_once_it_is_whole() {
+        let invite = format!("{PREFIX}{}", "abcdefghij234567".repeat(3));
+        let text = format!("cluster demo\n  agent join {invite}\n");
+        assert_eq!(find_invite(&text), Some(invite.as_str()));
+        assert_eq!(find_invite(text.trim_end()), None, "the line may go on");
+        assert_eq!(find_invite("agent join agent1…\nagent1short\n"), None);
+        assert_eq!(find_invite(""), None);
+    }
+}

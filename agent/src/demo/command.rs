@@ -1,0 +1,151 @@
+//! What can be done to the demo, by key, by line or by script.
+
+use std::time::Duration;
+
+use proto::time::parse_duration;
+
+/// How many masters a demo has.
+pub(super) const MASTERS: usize = 3;
+
+/// What is done to a master.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Act {
+    /// SIGKILL to the apiserver.
+    Kill,
+    /// SIGSTOP to the apiserver.
+    Hang,
+    /// SIGTERM to the apiserver.
+    Stop,
+    /// The apiserver and the agent are brought back.
+    Back,
+    /// SIGKILL to the apiserver and the agent.
+    KillNode,
+}
+
+/// A command, as it is typed or scripted. Masters are counted from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Command {
+    /// Do this to that master.
+    Do(Act, usize),
+    /// Say how everything is.
+    Status,
+    /// End.
+    Quit,
+}
+
+/// What the lines are, for messages.
+pub(super) const LINES: &str = "kill|hang|stop|back|kill-node m1|m2|m3, status, quit";
+
+/// A key that does something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Key {
+    /// Choose a master.
+    Choose(usize),
+    /// Do this to the chosen one.
+    Do(Act),
+    /// End.
+    Quit,
+}
+
+impl Key {
+    /// The meaning of a byte that the terminal sent.
+    pub(super) fn from_byte(byte: u8) -> Option<Key> {
+        Some(match byte {
+            b'1'..=b'3' => Key::Choose(usize::from(byte - b'1')),
+            b'k' => Key::Do(Act::Kill),
+            b'h' => Key::Do(Act::Hang),
+            b's' => Key::Do(Act::Stop),
+            b'b' => Key::Do(Act::Back),
+            b'K' => Key::Do(Act::KillNode),
+            b'q' => Key::Quit,
+            _ => return None,
+        })
+    }
+}
+
+/// Reads one line.
+pub(super) fn parse(line: &str) -> Result<Command, String> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let wrong = || format!("\"{}\" is no command: write {LINES}", line.trim());
+    let act = match words.first().copied() {
+        Some("status") if words.len() == 1 => return Ok(Command::Status),
+        Some("quit" | "q") if words.len() == 1 => return Ok(Command::Quit),
+        Some("kill") => Act::Kill,
+        Some("hang") => Act::Hang,
+        Some("stop") => Act::Stop,
+        Some("back") => Act::Back,
+        Some("kill-node") => Act::KillNode,
+        _ => return Err(wrong()),
+    };
+    match words[1..] {
+        [master] => {
+            let number = master.strip_prefix('m').unwrap_or(master).parse::<usize>().ok();
+            let number = number.filter(|number| (1..=MASTERS).contains(number)).ok_or_else(wrong)?;
+            Ok(Command::Do(act, number - 1))
+        }
+        _ => Err(wrong()),
+    }
+}
+
+/// Commands with their times from the moment that the demo serves, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Script(pub(super) Vec<(Duration, Command)>);
+
+impl std::str::FromStr for Script {
+    type Err = String;
+
+    /// Reads `5s kill m2; 10s back m2`.
+    fn from_str(text: &str) -> Result<Script, String> {
+        let mut steps = Vec::new();
+        for step in text.split(';').map(str::trim).filter(|step| !step.is_empty()) {
+            let (at, command) = step
+                .split_once(char::is_whitespace)
+                .ok_or_else(|| format!("\"{step}\" is no step: write a time and a command, as 5s kill m2"))?;
+            steps.push((parse_duration(at)?, parse(command)?));
+        }
+        steps.sort_by_key(|(at, _)| *at);
+        Ok(Script(steps))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_is_read_in_the_order_of_its_times() {
+        let script: Script = "10s back m2; 5s kill 2;; 500ms kill-node m3; 12s status".parse().unwrap();
+        let seconds = Duration::from_secs;
+        assert_eq!(
+            script.0,
+            [
+                (Duration::from_millis(500), Command::Do(Act::KillNode, 2)),
+                (seconds(5), Command::Do(Act::Kill, 1)),
+                (seconds(10), Command::Do(Act::Back, 1)),
+                (seconds(12), Command::Status),
+            ]
+        );
+        assert_eq!("".parse::<Script>(), Ok(Script::default()));
+    }
+
+    #[test]
+    fn what_is_no_command_is_told_apart() {
+        for wrong in [
+            "5s",
+            "kill m2",
+            "soon kill m2",
+            "5s kill",
+            "5s kill m4",
+            "5s kill m0",
+            "5s kill w1",
+            "5s eat m1",
+            "5s kill m1 m2",
+        ] {
+            let error = wrong.parse::<Script>().unwrap_err();
+            assert!(error.contains('"') && error.contains("write"), "{wrong}: {error}");
+        }
+        assert!(parse("").is_err());
+        assert_eq!(parse(" hang  m1 "), Ok(Command::Do(Act::Hang, 0)));
+        assert_eq!(parse("quit"), Ok(Command::Quit));
+    }
+}

@@ -1,0 +1,240 @@
+//! Child processes that can be killed, hung, stopped and brought back, and that never outlive the demo.
+
+use std::env;
+use std::ffi::OsStr;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+use tokio::process::{Child, Command};
+
+/// Tells a child whose it is. Not one of the agent's own `AGENT_` variables, which are configuration.
+const PARENT: &str = "DEMO_OF_AGENT_PID";
+
+/// Longest wait for a killed process to be gone; it takes milliseconds.
+const GONE_WITHIN: Duration = Duration::from_secs(2);
+
+/// Makes this process die with the demo that started it, however that ends; does nothing in any other. To
+/// be called first, on the main thread.
+pub(crate) fn die_with_parent() {
+    let Some(parent) = env::var(PARENT).ok().and_then(|pid| pid.parse::<i32>().ok()) else { return };
+    let armed = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    // It may have died before the signal was armed.
+    let now = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
+    if armed.is_err() || now != Some(parent) {
+        std::process::exit(0);
+    }
+}
+
+/// How a process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// It runs.
+    Running,
+    /// It is stopped by SIGSTOP: everything is accepted, nothing is answered.
+    Hung,
+    /// It was asked to stop, and finishes.
+    Stopping,
+    /// It stopped as asked.
+    Stopped,
+    /// It was killed.
+    Killed,
+    /// It ended by itself, which nobody asked for.
+    Failed,
+}
+
+impl State {
+    /// The word that the screen shows.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            State::Running => "running",
+            State::Hung => "hung",
+            State::Stopping => "stopping",
+            State::Stopped => "stopped",
+            State::Killed => "killed",
+            State::Failed => "failed",
+        }
+    }
+
+    /// Whether there is a process.
+    pub(super) fn is_alive(self) -> bool {
+        matches!(self, State::Running | State::Hung | State::Stopping)
+    }
+}
+
+/// A child process. It is killed when this is dropped.
+pub(super) struct Process {
+    child: Child,
+    state: State,
+}
+
+impl Process {
+    /// Starts `program`, with everything that it prints appended to `log`.
+    pub(super) fn start(program: &Path, args: &[&OsStr], log: &Path) -> io::Result<Process> {
+        let log = OpenOptions::new().create(true).append(true).open(log)?;
+        let mut command = Command::new(program);
+        command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // Ctrl-C is for the demo, which then ends them in its own way.
+            .process_group(0)
+            .env(PARENT, std::process::id().to_string());
+        // What configures an agent on this machine is not for those of the demo.
+        for (key, _) in env::vars_os() {
+            if key.as_encoded_bytes().starts_with(b"AGENT_") {
+                command.env_remove(key);
+            }
+        }
+        Ok(Process { child: command.spawn()?, state: State::Running })
+    }
+
+    /// How it is now.
+    pub(super) fn state(&mut self) -> State {
+        if self.state.is_alive()
+            && let Ok(Some(status)) = self.child.try_wait()
+        {
+            self.state = self.ended(status);
+        }
+        self.state
+    }
+
+    fn ended(&self, status: ExitStatus) -> State {
+        match (self.state, status.signal()) {
+            (_, Some(signal)) if signal == Signal::KILL.as_raw() => State::Killed,
+            (State::Stopping, _) => State::Stopped,
+            _ => State::Failed,
+        }
+    }
+
+    /// Takes it away at once, as a crash would.
+    pub(super) fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        let begun = Instant::now();
+        while self.state().is_alive() && begun.elapsed() < GONE_WITHIN {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Stops it in the middle of whatever it does.
+    pub(super) fn hang(&mut self) {
+        if self.state() == State::Running {
+            self.signal(Signal::STOP);
+            self.state = State::Hung;
+        }
+    }
+
+    /// Lets it go on where it was.
+    pub(super) fn go_on(&mut self) {
+        if self.state() == State::Hung {
+            self.signal(Signal::CONT);
+            self.state = State::Running;
+        }
+    }
+
+    /// Asks it to stop.
+    pub(super) fn stop(&mut self) {
+        self.go_on();
+        if self.state() == State::Running {
+            self.signal(Signal::TERM);
+            self.state = State::Stopping;
+        }
+    }
+
+    /// Only ever to a process that was not waited for yet, so that its id can't be another's.
+    fn signal(&mut self, signal: Signal) {
+        let pid = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            // It may have ended by itself in this very moment.
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(script: &str, dir: &Path) -> Process {
+        let args = ["-c", script].map(OsStr::new);
+        Process::start(Path::new("/bin/sh"), &args, &dir.join("log")).unwrap()
+    }
+
+    /// What the process has printed, once it has printed `wanted`.
+    async fn printed(dir: &Path, wanted: &str) -> String {
+        let begun = Instant::now();
+        loop {
+            let text = std::fs::read_to_string(dir.join("log")).unwrap_or_default();
+            if text.contains(wanted) {
+                return text;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(10), "no {wanted} in {text}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn until(process: &mut Process, state: State) {
+        let begun = Instant::now();
+        while process.state() != state {
+            assert!(begun.elapsed() < Duration::from_secs(10), "{:?} is not {state:?}", process.state());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// The state letter of proc(5), or none when there is no such process.
+    fn letter(pid: u32) -> Option<char> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(") ")?.1.chars().next()
+    }
+
+    #[tokio::test]
+    async fn a_process_is_killed_hung_stopped_and_never_outlives_its_handle() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut process = start("trap 'exit 0' TERM; echo up; while :; do sleep 0.01; done", dir.path());
+        printed(dir.path(), "up").await;
+        assert_eq!(process.state(), State::Running);
+        let pid = process.child.id().unwrap();
+        process.hang();
+        assert_eq!(process.state(), State::Hung);
+        let begun = Instant::now();
+        while letter(pid) != Some('T') {
+            assert!(begun.elapsed() < Duration::from_secs(10), "it goes on");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        process.go_on();
+        process.stop();
+        until(&mut process, State::Stopped).await;
+
+        let mut hung = start("while :; do sleep 0.01; done", dir.path());
+        hung.hang();
+        hung.kill();
+        assert_eq!(hung.state(), State::Killed);
+        let mut failed = start("exit 3", dir.path());
+        until(&mut failed, State::Failed).await;
+
+        let dropped = start("while :; do sleep 0.01; done", dir.path());
+        let pid = dropped.child.id().unwrap();
+        drop(dropped);
+        assert_eq!(letter(pid), None);
+    }
+
+    #[tokio::test]
+    async fn a_child_knows_its_parent_and_nothing_of_this_machines_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let _process = start("env; echo end=here", dir.path());
+        let text = printed(dir.path(), "end=here").await;
+        assert!(text.contains(&format!("{PARENT}={}\n", std::process::id())), "{text}");
+        assert!(!text.lines().any(|line| line.starts_with("AGENT_")), "{text}");
+    }
+}

@@ -1,0 +1,56 @@
+//! What one agent says of the masters, asked over its control socket as `agent status` does.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use proto::backends::State;
+use proto::control::{Request, Response, Status};
+use proto::service::KUBE_API;
+use tokio::sync::watch;
+
+use crate::control;
+
+/// How often it is asked.
+const EVERY: Duration = Duration::from_millis(200);
+
+/// Longest wait for an answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// One master, as the agent sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) node: String,
+    pub(super) state: State,
+    pub(super) reason: String,
+    pub(super) connections: u64,
+}
+
+/// Asks again and again; none: the agent does not answer. Ends when nobody listens any more.
+pub(super) async fn follow(runtime_dir: PathBuf, out: watch::Sender<Option<Vec<Seen>>>) {
+    while !out.is_closed() {
+        let seen = tokio::time::timeout(PATIENCE, ask(&runtime_dir)).await.ok().flatten();
+        out.send_replace(seen);
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+async fn ask(runtime_dir: &Path) -> Option<Vec<Seen>> {
+    match control::call(runtime_dir, &Request::Status).await {
+        Ok(Response::Status(status)) => Some(masters(*status)),
+        _ => None,
+    }
+}
+
+fn masters(status: Status) -> Vec<Seen> {
+    let service = status.services.into_iter().find(|service| service.name.as_str() == KUBE_API);
+    let backends = service.map(|service| service.backends).unwrap_or_default();
+    backends
+        .into_iter()
+        .map(|backend| Seen {
+            node: backend.node.to_string(),
+            state: backend.state,
+            reason: backend.reason,
+            connections: backend.connections,
+        })
+        .collect()
+}
