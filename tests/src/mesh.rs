@@ -367,6 +367,26 @@ pub struct Status {
 
 #[derive(Debug, Deserialize)]
 #[allow(missing_docs)]
+pub struct Link {
+    pub sent_datagrams: u64,
+    pub received_datagrams: u64,
+    pub refused_stranger: u64,
+    pub refused_key: u64,
+    pub refused_seal: u64,
+    pub refused_replay: u64,
+    pub refused_unproven: u64,
+}
+
+impl Link {
+    /// Datagrams refused, whatever for.
+    pub fn refused(&self) -> u64 {
+        let of_no_member = self.refused_stranger + self.refused_key + self.refused_seal;
+        of_no_member + self.refused_replay + self.refused_unproven
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[allow(missing_docs)]
 pub struct Cluster {
     pub id: String,
     pub name: String,
@@ -386,6 +406,7 @@ pub struct Own {
     pub version: String,
     pub started_unix_ms: u64,
     pub removed: bool,
+    pub link: Link,
 }
 
 #[derive(Debug, Deserialize)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use tests::lab::{Lab, Node};
-use tests::mesh::{Agent, GOSSIP, all_up, form, with_agents};
+use tests::mesh::{Agent, GOSSIP, Link, all_up, form, with_agents};
 use tests::wait::always;
 use tests::wire::{Datagram, record};
 
@@ -33,6 +33,8 @@ fn unanswered(from: &Node, to: SocketAddr, datagrams: &[Vec<u8>]) -> Result<()> 
     let socket = from.inside(|| Ok(UdpSocket::bind((from.mesh_ip(), 0))?))?;
     for datagram in datagrams {
         socket.send_to(datagram, to)?;
+        // A burst would overflow the queue of a tunnel that is still shaking hands.
+        std::thread::sleep(Duration::from_millis(1));
     }
     socket.set_read_timeout(Some(Duration::from_secs(1)))?;
     match socket.recv_from(&mut [0; 2048]) {
@@ -66,7 +68,19 @@ fn what_does_not_authenticate_gets_no_answer() -> Result<()> {
             bad.push([one.as_slice(), &noise(&mut seed, 16)].concat());
         }
         bad.extend((0..200).map(|_| [&real[0][..31], &noise(&mut seed, 60)].concat()));
+        stranger.exec(&["ping", "-c", "1", "-W", "5", &n0.mesh_ip().to_string()])?.ok()?;
+        let before = agents[0].status()?.node.link;
         unanswered(stranger, SocketAddr::new(n0.mesh_ip(), PORT), &bad)?;
+        let after = agents[0].status()?.node.link;
+        // Nearly all, since UDP may lose some; far fewer would mean that they never came.
+        let refused = after.refused() - before.refused();
+        ensure!(refused * 10 >= bad.len() as u64 * 9, "{refused} of {} were refused", bad.len());
+        for (what, before, after) in [
+            ("stranger", before.refused_stranger, after.refused_stranger),
+            ("seal", before.refused_seal, after.refused_seal),
+        ] {
+            ensure!(after > before, "none was refused for its {what}");
+        }
 
         // The same on TCP: whoever does not speak TLS with a member's key gets nothing of the protocol, and
         // does not hold a connection for long.
@@ -145,11 +159,16 @@ fn stays_down(
     stranger: &Node,
     recorded: &[Vec<u8>],
 ) -> Result<()> {
+    let before = judge.status()?.node.link;
     always("a dead node stays dead", Duration::from_secs(6), || {
         replay(dead, to, PORT, recorded)?;
         replay(stranger, to, 0, recorded)?;
         let status = judge.status()?;
         ensure!(!status.names_in(&["up"]).contains(&dead.name.as_str()), "a replay raised {}", dead.name);
         Ok(())
-    })
+    })?;
+    let after = judge.status()?.node.link;
+    let seen = |link: &Link| link.refused_replay + link.refused_unproven;
+    ensure!(seen(&after) > seen(&before), "no replay was seen: {before:?} {after:?}");
+    Ok(())
 }
