@@ -12,6 +12,7 @@ mod log;
 mod membership;
 mod net;
 mod proxy;
+mod pulse;
 mod reach;
 mod state;
 #[cfg(test)]

@@ -12,9 +12,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proto::backends::{Backend, LastGood, Table, backends};
+use proto::health::{Health, Readiness};
 use proto::node::NodeId;
-use proto::path::{Evidence, PROBE_TIMEOUT, Path, Report};
+use proto::path::{Evidence, Path, Report};
+use proto::pulse::{Ears, Hearing};
 use proto::service::{Service, ServiceName};
+use proto::time::UnixMs;
 use proto::view::View;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
@@ -32,6 +35,8 @@ pub(crate) const REPORTS: usize = 256;
 pub(crate) struct Inputs {
     pub(crate) services: watch::Receiver<Arc<Vec<Service>>>,
     pub(crate) view: watch::Receiver<Arc<View>>,
+    /// What pulses hear.
+    pub(crate) ears: watch::Receiver<Arc<Ears>>,
     pub(crate) reports: mpsc::Receiver<Report>,
     pub(crate) probes: mpsc::Sender<Report>,
     /// Who is a member: removed nodes are no backends, whatever old lists say.
@@ -45,7 +50,8 @@ pub(crate) fn spawn(
     serving: watch::Sender<Arc<Serving>>,
     life: &Life,
 ) {
-    let reach = Keeper { paths: BTreeMap::new(), inputs, table, serving, life: life.clone() };
+    let reach =
+        Keeper { paths: BTreeMap::new(), said: Said::default(), inputs, table, serving, life: life.clone() };
     life.spawn(reach.run());
 }
 
@@ -68,8 +74,58 @@ fn last<'a>(serving: &'a Serving, service: &ServiceName) -> &'a [LastGood] {
     serving.iter().find(|(name, _)| name == service).map_or(&[], |(_, list)| list.as_slice())
 }
 
+/// The view with the latest word of everyone whom pulses hear laid over what gossip says: a change travels
+/// in one pulse, and gossip takes seconds.
+#[derive(Default)]
+struct Said {
+    view: View,
+    /// Readiness by pulse that gossip does not say yet, and since when.
+    ahead: BTreeMap<(NodeId, ServiceName), (Readiness, UnixMs)>,
+}
+
+impl Said {
+    fn overlay(&mut self, view: &View, ears: &Ears) {
+        let mut view = view.clone();
+        let mut ahead = BTreeMap::new();
+        for member in view.members.values_mut() {
+            let Some(ear) = ears.get(&member.id) else { continue };
+            match ear.hearing {
+                Hearing::Unknown => continue,
+                Hearing::Heard | Hearing::Late => member.heard = true,
+                Hearing::Lost => {
+                    // Its agent has stopped, or the machine has: what it said of stopping is over, and
+                    // what TCP finds is what counts.
+                    member.heard = false;
+                    member.word.left = false;
+                    member.word.draining = None;
+                    continue;
+                }
+            }
+            let Some(saying) = &ear.saying else { continue };
+            member.word.left = saying.leaving;
+            let since = member.word.draining.unwrap_or_else(wall);
+            member.word.draining = saying.draining.then_some(since);
+            for (name, offer) in &mut member.word.services {
+                let Some(said) = saying.services.get(name).filter(|said| **said != offer.health.readiness)
+                else {
+                    continue;
+                };
+                let key = (member.id, name.clone());
+                let since = match self.ahead.get(&key) {
+                    Some((known, since)) if known == said => *since,
+                    _ => wall(),
+                };
+                ahead.insert(key, (*said, since));
+                offer.health = Health { readiness: *said, reason: "says so by pulse".to_owned(), since };
+            }
+        }
+        (self.view, self.ahead) = (view, ahead);
+    }
+}
+
 struct Keeper {
     paths: BTreeMap<(NodeId, ServiceName), Path>,
+    said: Said,
     inputs: Inputs,
     table: watch::Sender<Arc<Table>>,
     serving: watch::Sender<Arc<Serving>>,
@@ -91,6 +147,7 @@ impl Keeper {
                 () = self.life.over.cancelled() => return,
                 () = probe => {}
                 Ok(()) = self.inputs.view.changed() => self.listen(),
+                Ok(()) = self.inputs.ears.changed() => self.listen(),
                 Ok(()) = self.inputs.services.changed() => { self.inputs.services.borrow_and_update(); }
                 Some(report) = self.inputs.reports.recv() => {
                     self.weigh(report);
@@ -105,15 +162,22 @@ impl Keeper {
         }
     }
 
-    /// Turns what gossip hears into evidence.
+    /// Turns what is heard into evidence: by pulses, and by gossip of those that have not answered any yet.
     fn listen(&mut self) {
         let view = self.inputs.view.borrow_and_update().clone();
+        let ears = self.inputs.ears.borrow_and_update().clone();
         for member in view.members.values() {
+            let by_gossip = if member.heard { Hearing::Heard } else { Hearing::Lost };
+            let hearing = match ears.get(&member.id).map(|ear| ear.hearing) {
+                None | Some(Hearing::Unknown) => by_gossip,
+                Some(hearing) => hearing,
+            };
             for service in member.word.services.keys() {
-                let evidence = if member.heard { Evidence::Heard } else { Evidence::Silent };
+                let evidence = Evidence::Hearing(hearing);
                 self.weigh(Report { node: member.id, service: service.clone(), evidence });
             }
         }
+        self.said.overlay(&view, &ears);
         let is_member = self.inputs.is_member.clone();
         self.paths.retain(|(id, _), _| is_member(id));
     }
@@ -131,12 +195,13 @@ impl Keeper {
             if path.next_probe().is_none_or(|at| at > now) {
                 continue;
             }
+            let within = path.probe_timeout();
             path.probe_started(now);
             let backend = table.get(service).and_then(|all| all.iter().find(|backend| backend.node == *node));
             let Some(address) = backend.map(|backend| backend.address) else { continue };
             let (node, service, probes) = (*node, service.clone(), self.inputs.probes.clone());
             self.life.spawn(async move {
-                let evidence = probe(address).await;
+                let evidence = probe(address, within).await;
                 let _ = probes.try_send(Report { node, service, evidence });
             });
         }
@@ -144,7 +209,7 @@ impl Keeper {
 
     /// Publishes the table, and the last good list, when they have changed.
     fn settle(&mut self) {
-        let view = self.inputs.view.borrow().clone();
+        let view = &self.said.view;
         let services = self.inputs.services.borrow().clone();
         let old = self.serving.borrow().clone();
         let table: Table = services
@@ -152,7 +217,7 @@ impl Keeper {
             .map(|service| {
                 let name = &service.name;
                 let is_member = |id: &NodeId| (self.inputs.is_member)(id);
-                (name.clone(), backends(name, &view, &self.paths, last(&old, name), is_member))
+                (name.clone(), backends(name, view, &self.paths, last(&old, name), is_member))
             })
             .collect();
         if *self.table.borrow().as_ref() != table {
@@ -217,9 +282,9 @@ fn log_changes(before: &Table, now: &Table) {
 }
 
 /// Connects once and hangs up.
-async fn probe(address: SocketAddr) -> Evidence {
+async fn probe(address: SocketAddr, within: Duration) -> Evidence {
     let started = Instant::now();
-    match tokio::time::timeout(PROBE_TIMEOUT, TcpStream::connect(address)).await {
+    match tokio::time::timeout(within, TcpStream::connect(address)).await {
         Ok(Ok(_)) => Evidence::Connected { took: started.elapsed().max(Duration::from_micros(1)) },
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Evidence::Refused,
         Ok(Err(_)) | Err(_) => Evidence::Unanswered,

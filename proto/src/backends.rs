@@ -269,6 +269,7 @@ mod tests {
     use crate::health::Health;
     use crate::keys::Word;
     use crate::path::Evidence;
+    use crate::pulse::Hearing;
     use crate::time::Moment;
     use crate::view::Member;
 
@@ -342,15 +343,19 @@ mod tests {
 
     #[test]
     fn what_is_known_decides_the_state() {
-        use Evidence::{Silent, Unanswered};
+        use Evidence::Unanswered;
+        const LOST: Evidence = Evidence::Hearing(Hearing::Lost);
         let ready = Some(Readiness::Ready);
         let table = [
             (states(&[member(1, true, ready)], &[], &[]), Some(State::Ready)),
             (states(&[member(1, true, Some(Readiness::Alive))], &[], &[]), Some(State::Alive)),
             (states(&[member(1, true, Some(Readiness::NotReady))], &[], &[]), Some(State::NotReady)),
             (states(&[member(1, true, Some(Readiness::Down))], &[], &[]), Some(State::Down)),
-            (states(&[member(1, false, ready)], &[(1, &[Silent])], &[]), Some(State::Suspect)),
-            (states(&[member(1, false, ready)], &[(1, &[Silent, Unanswered])], &[]), Some(State::Down)),
+            (states(&[member(1, false, ready)], &[(1, &[LOST])], &[]), Some(State::Suspect)),
+            (
+                states(&[member(1, false, ready)], &[(1, &[LOST, Unanswered, Unanswered])], &[]),
+                Some(State::Down),
+            ),
             // Nobody heard yet: the last good list serves.
             (states(&[], &[], &[1]), Some(State::Unknown)),
             // A member that is heard and offers nothing is no backend, whatever the old list says.

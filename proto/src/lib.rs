@@ -16,6 +16,8 @@ pub mod service;
 
 pub mod health;
 
+pub mod pulse;
+
 pub mod path;
 
 pub mod keys;

@@ -111,6 +111,11 @@ pub enum Payload<'a> {
     Challenge(u64),
     /// The repeated number.
     Echo(u64),
+    /// "Answer this at once."
+    Pulse(u64),
+    /// The answer, with what the sender says of itself ([`crate::pulse::Saying`]). Number 0: not asked for,
+    /// but something has changed.
+    Answer(u64, &'a [u8]),
 }
 
 impl Payload<'_> {
@@ -120,6 +125,8 @@ impl Payload<'_> {
             Payload::Gossip(message) => (0, message.to_vec()),
             Payload::Challenge(number) => (1, number.to_be_bytes().to_vec()),
             Payload::Echo(number) => (2, number.to_be_bytes().to_vec()),
+            Payload::Pulse(number) => (3, number.to_be_bytes().to_vec()),
+            Payload::Answer(number, saying) => (4, [&number.to_be_bytes(), *saying].concat()),
         };
         [vec![kind], body].concat()
     }
@@ -132,6 +139,11 @@ impl Payload<'_> {
             0 => Some(Payload::Gossip(body)),
             1 => number().map(Payload::Challenge),
             2 => number().map(Payload::Echo),
+            3 => number().map(Payload::Pulse),
+            4 => {
+                let (number, saying) = body.split_first_chunk::<8>()?;
+                Some(Payload::Answer(u64::from_be_bytes(*number), saying))
+            }
             _ => None,
         }
     }

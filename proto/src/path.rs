@@ -1,31 +1,45 @@
 //! Evidence about one backend, weighed into one word: can it be reached from here?
 //!
+//! Two kinds of evidence: how well its node is heard (pulses, or gossip where there are none), and what TCP
+//! connects to the backend itself came to, a client's dials or probes of our own.
+//!
 //! ```text
-//!            dial failed, node silent               probe refused, or
-//!        ┌──────────────────────────────► Suspect ─ failed while the node ──► Down
-//!        │                                   │      is silent, or 3 in a row    │
-//!       Up ◄─────────────────────────────────┴──────────────────────────────────┘
-//!                    probe or dial connected, or the node said that it works again
+//!   heard     connects                    verdict
+//!   Heard     none failed                 Up
+//!   Heard     some failed                 Suspect; Down after 8 in a row, or 2 refused
+//!   Late      not tried since             Suspect, and a probe starts at once
+//!   any       answered since              Up, "checked directly": the agent is gone, the service is not
+//!   Late      failed                      Suspect
+//!   Lost      failed twice since          Down
 //! ```
 //!
 //! Suspect is cheap to be wrong about: new connections go elsewhere while another backend is good. Down is
 //! not: held connections are reset. So Down needs an answer that says so, or silence in two independent
-//! ways (gossip and TCP).
+//! ways.
 
 use std::time::Duration;
 
 use crate::node::NodeId;
+use crate::pulse::Hearing;
 use crate::service::ServiceName;
 use crate::time::{Moment, UnixMs};
 
-/// Time between two probes of a backend that is not up, and of one whose agent is silent.
+/// Time between two probes of a backend that is down, or that is checked directly.
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Longest time that one probe (a TCP connect) may take.
-pub const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest time that one probe (a TCP connect) may take where the round trip is short or unknown.
+pub const PROBE_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// Probes that must fail in a row while the node itself is heard, before silence counts as down.
-const FAILED_PROBES: u32 = 3;
+/// Connects that must fail in a row while the node itself is heard, before silence counts as down. Three
+/// seconds of them: at 20 % loss each way one connect in three fails, and the node has just said that it
+/// is there.
+const UNANSWERED_WHILE_HEARD: u32 = 8;
+
+/// The same while it is not heard: one could be a lost packet.
+const UNANSWERED_WHILE_LOST: u32 = 2;
+
+/// Refusals in a row that count as down: the first could be a restart that is over already.
+const REFUSED: u32 = 2;
 
 /// Whether a backend can be reached from here. The order is from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,10 +55,8 @@ pub enum Reach {
 /// One piece of evidence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Evidence {
-    /// Gossip hears the node.
-    Heard,
-    /// Gossip has not heard the node for longer than is usual.
-    Silent,
+    /// How well the node is heard now.
+    Hearing(Hearing),
     /// A TCP connect succeeded, by a client's dial or by a probe, and took this long.
     Connected {
         /// Time from SYN to SYN-ACK: one round trip.
@@ -73,8 +85,11 @@ pub struct Path {
     reach: Reach,
     reason: &'static str,
     since: UnixMs,
-    heard: bool,
-    failed_probes: u32,
+    hearing: Hearing,
+    /// A connect has succeeded since the node was last heard.
+    answered_since: bool,
+    unanswered: u32,
+    refused: u32,
     rtt: Option<Duration>,
     next_probe: Option<Moment>,
 }
@@ -86,8 +101,10 @@ impl Path {
             reach: Reach::Up,
             reason: "",
             since: wall,
-            heard: true,
-            failed_probes: 0,
+            hearing: Hearing::Unknown,
+            answered_since: false,
+            unanswered: 0,
+            refused: 0,
             rtt: None,
             next_probe: None,
         }
@@ -118,72 +135,91 @@ impl Path {
         self.next_probe
     }
 
-    /// Weighs one piece of evidence; true when the verdict or its reason changed.
-    pub fn observe(&mut self, now: Moment, wall: UnixMs, evidence: Evidence) -> bool {
-        let before = (self.reach, self.reason);
-        match evidence {
-            Evidence::Heard => {
-                let returned = !self.heard;
-                self.heard = true;
-                if returned && self.reach != Reach::Up {
-                    // Its agent is back, so its own word counts again; a probe confirms at once.
-                    self.next_probe = Some(now);
-                } else if self.reach == Reach::Up {
-                    self.reason = "";
-                    self.next_probe = None;
-                }
-            }
-            Evidence::Silent => {
-                if self.heard {
-                    self.heard = false;
-                    self.next_probe = Some(now);
-                    if self.reach == Reach::Up {
-                        self.become_(Reach::Suspect, "node not heard", wall);
-                    }
-                }
-            }
-            Evidence::Connected { took } => {
-                self.failed_probes = 0;
-                self.rtt = Some(self.rtt.map_or(took, |rtt| (rtt * 7 + took) / 8));
-                let reason = if self.heard { "" } else { "agent not heard, checked directly" };
-                self.become_(Reach::Up, reason, wall);
-                self.next_probe = (!self.heard).then(|| now.after(PROBE_INTERVAL));
-            }
-            Evidence::Refused => {
-                self.failed_probes = self.failed_probes.saturating_add(1);
-                self.next_probe = Some(now.after(PROBE_INTERVAL));
-                let reach = if self.reach == Reach::Up { Reach::Suspect } else { Reach::Down };
-                self.become_(reach, "connection refused", wall);
-                if reach == Reach::Suspect {
-                    self.next_probe = Some(now);
-                }
-            }
-            Evidence::Unanswered => {
-                self.failed_probes = self.failed_probes.saturating_add(1);
-                self.next_probe = Some(now.after(PROBE_INTERVAL));
-                let silent = !self.heard && self.reach != Reach::Up;
-                if silent || self.failed_probes >= FAILED_PROBES || self.reach == Reach::Down {
-                    self.become_(Reach::Down, "no answer to connect", wall);
-                } else {
-                    self.become_(Reach::Suspect, "no answer to connect", wall);
-                    self.next_probe = Some(now);
-                }
-            }
-        }
-        before != (self.reach, self.reason)
+    /// How long a probe may take.
+    pub fn probe_timeout(&self) -> Duration {
+        self.rtt.map_or(PROBE_TIMEOUT, |rtt| PROBE_TIMEOUT.max(rtt * 3))
     }
 
     /// The shell has started the probe that [`Path::next_probe`] asked for.
     pub fn probe_started(&mut self, now: Moment) {
-        self.next_probe = Some(now.after(PROBE_TIMEOUT + PROBE_INTERVAL));
+        self.next_probe = Some(now.after(self.probe_timeout() + PROBE_INTERVAL));
     }
 
-    fn become_(&mut self, reach: Reach, reason: &'static str, wall: UnixMs) {
+    /// Weighs one piece of evidence; true when the verdict or its reason changed.
+    pub fn observe(&mut self, now: Moment, wall: UnixMs, evidence: Evidence) -> bool {
+        match evidence {
+            Evidence::Hearing(hearing) => self.hear(hearing),
+            Evidence::Connected { took } => {
+                self.unanswered = 0;
+                self.refused = 0;
+                self.answered_since = true;
+                self.rtt = Some(self.rtt.map_or(took, |rtt| (rtt * 7 + took) / 8));
+            }
+            Evidence::Refused => {
+                self.refused = self.refused.saturating_add(1);
+                self.unanswered = 0;
+                self.answered_since = false;
+            }
+            Evidence::Unanswered => {
+                self.unanswered = self.unanswered.saturating_add(1);
+                self.answered_since = self.answered_since && self.unanswered < UNANSWERED_WHILE_LOST;
+            }
+        }
+        self.judge(now, wall, evidence)
+    }
+
+    fn hear(&mut self, hearing: Hearing) {
+        let heard = |hearing| matches!(hearing, Hearing::Heard | Hearing::Unknown);
+        match (heard(self.hearing), heard(hearing)) {
+            // It has just fallen silent: what came before says nothing of now.
+            (true, false) => {
+                self.answered_since = false;
+                self.unanswered = 0;
+            }
+            // It is back: connects that failed during the silence failed for the same reason.
+            (false, true) => self.unanswered = 0,
+            _ => {}
+        }
+        self.hearing = hearing;
+    }
+
+    fn verdict(&self) -> (Reach, &'static str) {
+        if self.refused >= REFUSED {
+            return (Reach::Down, "connection refused");
+        }
+        match self.hearing {
+            Hearing::Heard | Hearing::Unknown if self.unanswered >= UNANSWERED_WHILE_HEARD => {
+                (Reach::Down, "no answer to connect")
+            }
+            _ if self.refused > 0 => (Reach::Suspect, "connection refused"),
+            Hearing::Heard | Hearing::Unknown if self.unanswered > 0 => {
+                (Reach::Suspect, "no answer to connect")
+            }
+            Hearing::Heard | Hearing::Unknown => (Reach::Up, ""),
+            _ if self.answered_since => (Reach::Up, "agent not heard, checked directly"),
+            Hearing::Lost if self.unanswered >= UNANSWERED_WHILE_LOST => {
+                (Reach::Down, "node not heard, no answer to connect")
+            }
+            Hearing::Late | Hearing::Lost => (Reach::Suspect, "node not heard"),
+        }
+    }
+
+    fn judge(&mut self, now: Moment, wall: UnixMs, evidence: Evidence) -> bool {
+        let (reach, reason) = self.verdict();
+        let before = (self.reach, self.reason);
         if self.reach != reach {
             self.since = wall;
         }
-        self.reach = reach;
-        self.reason = reason;
+        (self.reach, self.reason) = (reach, reason);
+        let news = !matches!(evidence, Evidence::Hearing(_)) || before != (reach, reason);
+        self.next_probe = match reach {
+            // Plainly up: nothing to find out.
+            Reach::Up if reason.is_empty() => None,
+            Reach::Suspect if news => Some(now),
+            Reach::Up | Reach::Down if news => Some(now.after(PROBE_INTERVAL)),
+            _ => self.next_probe,
+        };
+        before != (reach, reason)
     }
 }
 
@@ -201,25 +237,45 @@ mod tests {
     }
 
     const CONNECTED: Evidence = Evidence::Connected { took: Duration::from_millis(8) };
+    const HEARD: Evidence = Evidence::Hearing(Hearing::Heard);
+    const LATE: Evidence = Evidence::Hearing(Hearing::Late);
+    const LOST: Evidence = Evidence::Hearing(Hearing::Lost);
+    use Evidence::{Refused, Unanswered};
 
     #[test]
-    fn every_transition_of_the_diagram() {
-        use Evidence::{Heard, Refused, Silent, Unanswered};
+    fn every_row_of_the_table() {
         let table: &[(&[Evidence], Reach)] = &[
             (&[], Reach::Up),
-            (&[Heard], Reach::Up),
-            (&[Silent], Reach::Suspect),
-            (&[Silent, Unanswered], Reach::Down),
-            (&[Silent, Refused], Reach::Down),
-            (&[Silent, CONNECTED], Reach::Up),
+            (&[HEARD], Reach::Up),
+            (&[LATE], Reach::Suspect),
+            (&[LATE, Unanswered], Reach::Suspect),
+            (&[LATE, Unanswered, Unanswered], Reach::Suspect),
+            (&[LATE, LOST], Reach::Suspect),
+            (&[LATE, Unanswered, LOST], Reach::Suspect),
+            (&[LATE, Unanswered, LOST, Unanswered], Reach::Down),
+            (&[LATE, Unanswered, Unanswered, LOST], Reach::Down),
+            (&[LATE, Unanswered, Unanswered, LOST, HEARD], Reach::Up),
+            (&[LATE, CONNECTED], Reach::Up),
+            (&[LATE, CONNECTED, LOST], Reach::Up),
+            (&[LATE, CONNECTED, LOST, Unanswered], Reach::Up),
+            (&[LATE, CONNECTED, LOST, Unanswered, Unanswered], Reach::Down),
+            (&[CONNECTED, LATE], Reach::Suspect),
             (&[Refused], Reach::Suspect),
             (&[Refused, Refused], Reach::Down),
-            (&[Unanswered], Reach::Suspect),
-            (&[Unanswered, Unanswered], Reach::Suspect),
-            (&[Unanswered, Unanswered, Unanswered], Reach::Down),
-            (&[Unanswered, CONNECTED, Unanswered], Reach::Suspect),
-            (&[Silent, Unanswered, Heard], Reach::Down),
-            (&[Silent, Unanswered, Heard, CONNECTED], Reach::Up),
+            (&[Refused, CONNECTED], Reach::Up),
+            (&[HEARD, Unanswered], Reach::Suspect),
+            (&[HEARD, Unanswered, Unanswered], Reach::Suspect),
+            (&[HEARD, Unanswered, Unanswered, Unanswered], Reach::Suspect),
+            (&[Unanswered; 8], Reach::Down),
+            (&[HEARD, Unanswered, CONNECTED, Unanswered], Reach::Suspect),
+            (
+                &[
+                    Unanswered, Unanswered, Unanswered, Unanswered, Unanswered, Unanswered, Unanswered,
+                    Unanswered, CONNECTED,
+                ],
+                Reach::Up,
+            ),
+            (&[HEARD, Refused, Refused, HEARD], Reach::Down),
         ];
         for (evidence, reach) in table {
             assert_eq!(after(evidence).reach(), *reach, "{evidence:?}");
@@ -228,15 +284,18 @@ mod tests {
 
     #[test]
     fn what_is_in_doubt_is_probed_and_what_is_up_is_left_alone() {
-        assert_eq!(after(&[Evidence::Heard]).next_probe(), None);
-        assert_eq!(after(&[Evidence::Silent]).next_probe(), Some(Moment::from_millis(1)));
-        assert!(after(&[Evidence::Silent, CONNECTED]).next_probe() > Some(Moment::from_millis(500)));
-        assert_eq!(after(&[Evidence::Refused, CONNECTED]).next_probe(), None);
+        assert_eq!(after(&[HEARD]).next_probe(), None);
+        assert_eq!(after(&[LATE]).next_probe(), Some(Moment::from_millis(1)));
+        assert_eq!(after(&[LATE, LATE]).next_probe(), Some(Moment::from_millis(1)), "asked once");
+        assert_eq!(after(&[LATE, Unanswered]).next_probe(), Some(Moment::from_millis(2)));
+        assert!(after(&[LATE, CONNECTED]).next_probe() > Some(Moment::from_millis(500)));
+        assert!(after(&[Refused, Refused]).next_probe() > Some(Moment::from_millis(500)));
+        assert_eq!(after(&[Refused, CONNECTED]).next_probe(), None);
     }
 
     #[test]
     fn a_silent_agent_beside_a_serving_apiserver_stays_up_and_says_so() {
-        let path = after(&[Evidence::Silent, CONNECTED]);
+        let path = after(&[LATE, CONNECTED]);
         assert_eq!((path.reach(), path.reason()), (Reach::Up, "agent not heard, checked directly"));
     }
 }

@@ -18,6 +18,7 @@ use anyhow::Context;
 use proto::backends::Table;
 use proto::config::Config;
 use proto::control::{Request, Response};
+use proto::pulse::Ears;
 use proto::service::Service;
 use proto::time::UnixMs;
 use proto::view::View;
@@ -31,7 +32,7 @@ use crate::membership::disk::{Disk, Member};
 use crate::membership::keeper::Keeper;
 use crate::membership::{Command, Membership, admit};
 use crate::proxy::{Listeners, Proxy};
-use crate::{check, control, gossip, net, proxy, reach, watchdog};
+use crate::{check, control, gossip, net, proxy, pulse, reach, watchdog};
 
 /// Longest time that open connections get to finish at a stop. Kubernetes' watches never do, and their
 /// clients reconnect through the same listener as soon as the agent is back.
@@ -52,6 +53,7 @@ pub(crate) struct Running {
     pub(crate) started: UnixMs,
     pub(crate) membership: Membership,
     pub(crate) view: watch::Receiver<Arc<View>>,
+    pub(crate) ears: watch::Receiver<Arc<Ears>>,
     pub(crate) table: watch::Receiver<Arc<Table>>,
     pub(crate) services: watch::Receiver<Arc<Vec<Service>>>,
     pub(crate) own_address: watch::Receiver<Option<IpAddr>>,
@@ -133,9 +135,11 @@ async fn start(
 
     let (serving_in, serving) = watch::channel(Arc::new(member.serving.clone()));
     let members = trust.clone();
+    let (ears_in, ears) = watch::channel(Arc::default());
     let inputs = reach::Inputs {
         services: services.clone(),
         view: view.clone(),
+        ears: ears.clone(),
         reports,
         probes: reports_in,
         is_member: Arc::new(move |id| members.borrow().document.member(id).is_some()),
@@ -163,7 +167,8 @@ async fn start(
         waiting: Default::default(),
     };
     life.spawn(keeper.run(commands));
-    let crate::link::Inbox { gossip, members, joining, proven, unknown_key } = inbox;
+    let crate::link::Inbox { gossip, members, joining, proven, unknown_key, answers } = inbox;
+    pulse::spawn(link.clone(), view.clone(), word.clone(), answers, ears_in, life);
     admit::serve(link.clone(), joining, commands_in.clone(), life);
     forward(members, commands_in.clone(), Command::Incoming, life);
     forward(unknown_key, commands_in.clone(), |_| Command::UnknownKey, life);
@@ -187,6 +192,7 @@ async fn start(
         started: began,
         membership,
         view,
+        ears,
         table,
         services,
         own_address,

@@ -8,6 +8,7 @@ use proto::control::{
     BackendStatus, ClusterStatus, LinkStatus, MemberState, MemberStatus, NodeStatus, ServiceStatus, Status,
 };
 use proto::node::{NodeId, Role};
+use proto::pulse::Hearing;
 use proto::service::{Service, ServiceName};
 use proto::view::View;
 
@@ -137,10 +138,15 @@ fn member_status(
 ) -> MemberStatus {
     let member = view.members.get(&id);
     let own = id == running.link.own();
+    let ears = running.ears.borrow().clone();
+    let ear = ears.get(&id).filter(|ear| ear.hearing != Hearing::Unknown);
+    let hearing = ear.map(|ear| ear.hearing);
     let state = match member {
         _ if own => MemberState::Up,
         Some(member) if member.word.left => MemberState::Left,
-        Some(member) if member.heard => MemberState::Up,
+        _ if hearing == Some(Hearing::Late) => MemberState::Suspect,
+        _ if hearing == Some(Hearing::Heard) => MemberState::Up,
+        Some(member) if member.heard && hearing.is_none() => MemberState::Up,
         // Its agent is silent, but what it serves answers: the machine lives.
         _ if backend.is_some_and(|backend| backend.state == State::Ready) => MemberState::Suspect,
         _ => MemberState::Down,
@@ -157,7 +163,7 @@ fn member_status(
         state,
         version: member.map_or(String::new(), |member| member.word.version.clone()),
         since_unix_ms: member.map_or(running.started, |member| member.since),
-        rtt_ms: backend.and_then(|backend| backend.rtt).map(milliseconds),
+        rtt_ms: ear.and_then(|ear| ear.rtt).or(backend.and_then(|backend| backend.rtt)).map(milliseconds),
     }
 }
 

@@ -28,6 +28,7 @@ use proto::cluster::Document;
 use proto::exchange::{FromMember, ToMember};
 use proto::link::{KeyRing, Sessions};
 use proto::node::{NodeId, PublicKey};
+use proto::pulse::Saying;
 use proto::time::Moment;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -68,6 +69,16 @@ pub(crate) struct Inbox {
     pub(crate) proven: mpsc::Receiver<NodeId>,
     /// A member sealed with a key that this node does not hold.
     pub(crate) unknown_key: mpsc::Receiver<NodeId>,
+    /// Answers to pulses, and what members say unasked.
+    pub(crate) answers: mpsc::Receiver<Answer>,
+}
+
+/// An answer to a pulse.
+pub(crate) struct Answer {
+    pub(crate) from: NodeId,
+    /// Of which pulse; 0: unasked.
+    pub(crate) number: u64,
+    pub(crate) saying: Saying,
 }
 
 struct Outlets {
@@ -76,6 +87,7 @@ struct Outlets {
     joining: mpsc::Sender<Joining>,
     proven: mpsc::Sender<NodeId>,
     unknown_key: mpsc::Sender<NodeId>,
+    answers: mpsc::Sender<Answer>,
 }
 
 /// What was counted on the link since the start, for logs and tests.
@@ -112,6 +124,10 @@ pub(crate) struct Link {
     heard: Mutex<BTreeMap<NodeId, Moment>>,
     udp: UdpSocket,
     outlets: Outlets,
+    /// What this node says in every answer to a pulse, as bytes.
+    saying: Mutex<Vec<u8>>,
+    /// Who has pulsed this node, from where and when: they are told of changes at once.
+    askers: Mutex<BTreeMap<NodeId, (SocketAddr, Moment)>>,
     large: dial::LargeSenders,
 }
 
@@ -130,6 +146,8 @@ impl Link {
         let (joining, joining_in) = mpsc::channel(16);
         let (proven, proven_in) = mpsc::channel(64);
         let (unknown_key, unknown_key_in) = mpsc::channel(4);
+        // A second of answers of some hundred masters; what does not fit counts as lost, as on the wire.
+        let (answers, answers_in) = mpsc::channel(1024);
         let link = Link {
             identity,
             trust,
@@ -142,7 +160,9 @@ impl Link {
             knocks: Mutex::new(BTreeMap::new()),
             heard: Mutex::new(BTreeMap::new()),
             udp,
-            outlets: Outlets { gossip, members, joining, proven, unknown_key },
+            outlets: Outlets { gossip, members, joining, proven, unknown_key, answers },
+            saying: Mutex::new(Vec::new()),
+            askers: Mutex::new(BTreeMap::new()),
             large: dial::LargeSenders::default(),
         };
         let inbox = Inbox {
@@ -151,6 +171,7 @@ impl Link {
             joining: joining_in,
             proven: proven_in,
             unknown_key: unknown_key_in,
+            answers: answers_in,
         };
         Ok((Arc::new(link), inbox, tcp))
     }

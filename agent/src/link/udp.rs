@@ -8,16 +8,26 @@ use std::sync::atomic::Ordering;
 
 use proto::link::{Header, MAX_DATAGRAM, MAX_PAYLOAD, Payload, Verdict};
 use proto::node::NodeId;
+use proto::pulse::Saying;
+use proto::time::Moment;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
 
 use super::book::{for_socket, plain};
-use super::{Link, count, random, seal};
+use super::{Answer, Link, count, random, seal};
 use crate::lifecycle::{Life, wall};
 
 /// Receive buffer asked of the kernel: a second of datagrams at 5,000 a second.
 const RECEIVE_BUFFER: usize = 1 << 20;
+
+/// Who has not pulsed for this long has gone, and is not told of changes any more.
+const ASKER: std::time::Duration = std::time::Duration::from_secs(5);
+
+fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Nothing that is done under these locks can leave a value half-written.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A socket of either family; both families where no address is given and the kernel has IPv6.
 pub(super) fn socket(
@@ -100,7 +110,7 @@ impl Link {
     }
 
     fn judge(&self, header: &Header, payload: &Payload<'_>, from: SocketAddr, life: &Life) {
-        let message = match payload {
+        let payload = match payload {
             Payload::Challenge(number) => {
                 return self.send_payload(from, &Payload::Echo(*number));
             }
@@ -116,14 +126,14 @@ impl Link {
                 }
                 return;
             }
-            Payload::Gossip(message) => message,
+            other => other,
         };
         let verdict = self.sessions().judge(header, life.now(), u64::from_be_bytes(random()));
         match verdict {
             Verdict::Fresh => {
                 self.book.seen(header.sender, from);
                 self.heard().insert(header.sender, life.now());
-                let _ = self.outlets.gossip.try_send((header.sender, message.to_vec()));
+                self.fresh(header.sender, payload, from, life);
             }
             Verdict::Challenge(number) => {
                 count(&self.counters.refused_unproven, 1);
@@ -131,6 +141,48 @@ impl Link {
             }
             Verdict::Unproven => count(&self.counters.refused_unproven, 1),
             Verdict::Replayed => count(&self.counters.refused_replay, 1),
+        }
+    }
+
+    /// Takes what has proven to be new.
+    fn fresh(&self, sender: NodeId, payload: &Payload<'_>, from: SocketAddr, life: &Life) {
+        match payload {
+            Payload::Gossip(message) => {
+                let _ = self.outlets.gossip.try_send((sender, message.to_vec()));
+            }
+            Payload::Pulse(number) => {
+                // Answered here, before anything else is waited for: the round trip is what is measured.
+                let saying = lock(&self.saying).clone();
+                self.send_payload(from, &Payload::Answer(*number, &saying));
+                lock(&self.askers).insert(sender, (from, life.now()));
+            }
+            Payload::Answer(number, saying) => {
+                if let Some(saying) = Saying::from_bytes(saying) {
+                    let answer = Answer { from: sender, number: *number, saying };
+                    let _ = self.outlets.answers.try_send(answer);
+                }
+            }
+            Payload::Challenge(_) | Payload::Echo(_) => {}
+        }
+    }
+
+    /// Sends a pulse to a peer.
+    pub(crate) fn pulse(&self, to: NodeId, number: u64) {
+        if let Some(address) = self.book.best(&to) {
+            self.send_payload(address, &Payload::Pulse(number));
+        }
+    }
+
+    /// What this node says of itself from now on. Whoever has pulsed it lately is told at once.
+    pub(crate) fn say(&self, saying: &Saying, now: Moment) {
+        let bytes = saying.to_bytes();
+        *lock(&self.saying) = bytes.clone();
+        let mut askers = lock(&self.askers);
+        askers.retain(|_, (_, at)| now.since(*at) < ASKER);
+        let addresses: Vec<SocketAddr> = askers.values().map(|(address, _)| *address).collect();
+        drop(askers);
+        for address in addresses {
+            self.send_payload(address, &Payload::Answer(0, &bytes));
         }
     }
 

@@ -1,0 +1,194 @@
+//! Pulses: who is heard right now, and what the masters say of themselves.
+//!
+//! One task sends and weighs ([`proto::pulse`]); the link answers by itself, so that an answer waits for
+//! nothing here. Another task tells the link what this node says. Stopping either anywhere is safe: they
+//! hold nothing but what the next pulses say again.
+//!
+//! A node whose own loop was late, or that hears nobody at all, accuses nobody: the fault is its own.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::keys::Word;
+use proto::node::NodeId;
+use proto::pulse::{Ear, Ears, Hearing, Pulse, Saying, interval};
+use proto::time::Moment;
+use proto::view::View;
+use tokio::sync::{mpsc, watch};
+use tracing::warn;
+
+use crate::lifecycle::Life;
+use crate::link::{Answer, Link, random};
+
+/// A loop that comes this much later than it wanted to has been asleep: nothing that it did not hear
+/// meanwhile says anything about others.
+const LATE_LOOP: Duration = Duration::from_millis(100);
+
+/// Silence from which on it is looked at closely.
+const QUIET: Duration = Duration::from_millis(150);
+
+/// Between two looks at who has fallen silent: fine enough for a threshold of 300 ms.
+const LOOK: Duration = Duration::from_millis(25);
+
+/// Starts both tasks. `ears` is written here alone.
+pub(crate) fn spawn(
+    link: Arc<Link>,
+    view: watch::Receiver<Arc<View>>,
+    word: watch::Receiver<Word>,
+    answers: mpsc::Receiver<Answer>,
+    ears: watch::Sender<Arc<Ears>>,
+    life: &Life,
+) {
+    tell(link.clone(), word, life);
+    let task = Pulses { peers: BTreeMap::new(), link, view, answers, ears, life: life.clone() };
+    life.spawn(task.run());
+}
+
+/// Keeps what the link answers in step with what this node says by gossip.
+fn tell(link: Arc<Link>, mut word: watch::Receiver<Word>, life: &Life) {
+    let life = life.clone();
+    life.clone().spawn(async move {
+        loop {
+            let saying = saying_of(&word.borrow_and_update());
+            link.say(&saying, life.now());
+            tokio::select! {
+                changed = word.changed() => if changed.is_err() { return },
+                () = life.over.cancelled() => return,
+            }
+        }
+    });
+}
+
+fn saying_of(word: &Word) -> Saying {
+    let services = word.services.iter().map(|(name, offer)| (name.clone(), offer.health.readiness)).collect();
+    Saying { draining: word.draining.is_some(), leaving: word.left, services }
+}
+
+struct Peer {
+    pulse: Pulse,
+    saying: Option<Saying>,
+}
+
+struct Pulses {
+    peers: BTreeMap<NodeId, Peer>,
+    link: Arc<Link>,
+    view: watch::Receiver<Arc<View>>,
+    answers: mpsc::Receiver<Answer>,
+    ears: watch::Sender<Arc<Ears>>,
+    life: Life,
+}
+
+impl Pulses {
+    async fn run(mut self) {
+        let mut wanted = self.life.now();
+        loop {
+            let now = self.life.now();
+            let due = self.peers.values().map(|peer| peer.pulse.deadline()).min();
+            let look = now.after(LOOK);
+            let idle = now.after(Duration::from_secs(1));
+            let next = if self.anyone_silent() { due.unwrap_or(look).min(look) } else { due.unwrap_or(idle) };
+            let late = now.since(wanted);
+            if late >= LATE_LOOP {
+                warn!(by = ?late, "this node was held up, so it accuses nobody of silence");
+                for peer in self.peers.values_mut() {
+                    peer.pulse.excuse(now);
+                }
+            }
+            wanted = next;
+            tokio::select! {
+                () = self.life.over.cancelled() => return,
+                () = tokio::time::sleep_until(self.life.instant(next)) => {}
+                Some(answer) = self.answers.recv() => {
+                    self.hear(answer);
+                    while let Ok(answer) = self.answers.try_recv() {
+                        self.hear(answer);
+                    }
+                }
+                Ok(()) = self.view.changed() => self.follow(),
+            }
+            self.send();
+            self.publish();
+        }
+    }
+
+    /// Pulses go to every member that offers something, except this node itself.
+    fn follow(&mut self) {
+        let view = self.view.borrow_and_update().clone();
+        let own = self.link.own();
+        let wants = |id: &NodeId| {
+            *id != own && view.members.get(id).is_some_and(|member| !member.word.services.is_empty())
+        };
+        self.peers.retain(|id, _| wants(id));
+        let interval = interval(view.members.len());
+        let now = self.life.now();
+        for id in view.members.keys().filter(|id| wants(id)) {
+            let peer = self.peers.entry(*id).or_insert_with(|| Peer {
+                pulse: Pulse::new(now, interval, u64::from_be_bytes(random()) | 1),
+                saying: None,
+            });
+            peer.pulse.set_interval(interval);
+        }
+    }
+
+    fn hear(&mut self, answer: Answer) {
+        let now = self.life.now();
+        let Some(peer) = self.peers.get_mut(&answer.from) else { return };
+        if answer.number == 0 || peer.pulse.answered(answer.number, now).is_some() {
+            peer.saying = Some(answer.saying);
+        }
+    }
+
+    fn send(&mut self) {
+        let now = self.life.now();
+        for (id, peer) in &mut self.peers {
+            if let Some(number) = peer.pulse.poll(now) {
+                self.link.pulse(*id, number);
+            }
+        }
+    }
+
+    fn anyone_silent(&self) -> bool {
+        let now = self.life.now();
+        self.peers.values().any(|peer| peer.pulse.silence(now) > QUIET)
+    }
+
+    fn publish(&self) {
+        let now = self.life.now();
+        let ears = ears(&self.peers, now);
+        self.ears.send_if_modified(|old| {
+            // Times and losses change with every answer and are read when someone asks; only what is heard
+            // and said is news.
+            let news = |ears: &Ears| -> Vec<(NodeId, Hearing, Option<Saying>)> {
+                ears.iter().map(|(id, ear)| (*id, ear.hearing, ear.saying.clone())).collect()
+            };
+            let changed = news(old) != news(&ears);
+            *old = Arc::new(ears);
+            changed
+        });
+    }
+}
+
+/// What is heard of all, with the benefit of the doubt: who hears nobody at all has lost its own network,
+/// and calls nobody lost.
+fn ears(peers: &BTreeMap<NodeId, Peer>, now: Moment) -> Ears {
+    let mut known = peers.values().map(|peer| peer.pulse.hearing(now)).filter(|one| *one != Hearing::Unknown);
+    let several = known.clone().count() > 1;
+    let nobody = several && known.all(|hearing| hearing != Hearing::Heard);
+    peers
+        .iter()
+        .map(|(id, peer)| {
+            let hearing = match peer.pulse.hearing(now) {
+                Hearing::Lost if nobody => Hearing::Late,
+                hearing => hearing,
+            };
+            let ear = Ear {
+                hearing,
+                saying: peer.saying.clone(),
+                rtt: peer.pulse.rtt(),
+                loss_permille: (peer.pulse.loss() * 1000.0).round() as u16,
+            };
+            (*id, ear)
+        })
+        .collect()
+}

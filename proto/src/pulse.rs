@@ -1,0 +1,348 @@
+//! Hearing one peer: small sealed datagrams that it answers at once, and what their absence means.
+//!
+//! ```text
+//!              answer                    no answer for LATE         no answer for LOST
+//!   Unknown ──────────► Heard ─────────────────────────────► Late ───────────────────► Lost
+//!                         ▲          (a miss starts a burst)   │  answer                │ answer
+//!                         └────────────────────────────────────┴────────────────────────┘
+//! ```
+//!
+//! The peer's answer also carries its [`Saying`]: what it offers and how that is, so that a change travels
+//! in one pulse. Round-trip time and loss are by-products.
+//!
+//! At 10 % loss each way a round trip is lost one time in five. Late takes five losses in a row, which
+//! happens every few minutes and costs nothing; Lost takes nineteen.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use crate::health::Readiness;
+use crate::node::NodeId;
+use crate::service::ServiceName;
+use crate::time::Moment;
+
+/// Time between two pulses to one peer in a small cluster.
+pub const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Time between two pulses after a miss.
+pub const BURST: Duration = Duration::from_millis(50);
+
+/// Most pulses a second that one master should get from all others together.
+pub const PER_MASTER: u32 = 5_000;
+
+/// Silence beyond one interval after which a peer is late: time for four pulses of a burst.
+const LATE: Duration = Duration::from_millis(200);
+
+/// Silence beyond one interval after which a peer is lost: time for eighteen.
+const LOST: Duration = Duration::from_millis(900);
+
+/// Pulses that are remembered until their answer comes: a second's worth of a burst.
+const REMEMBERED: usize = 32;
+
+/// Most services in a saying, and so in a pulse's answer.
+const MAX_SERVICES: usize = 32;
+
+/// Time between two pulses to one master in a cluster of this many nodes.
+pub fn interval(nodes: usize) -> Duration {
+    let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
+    INTERVAL.max(Duration::from_secs(1).saturating_mul(nodes) / PER_MASTER)
+}
+
+/// How well a peer is heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hearing {
+    /// It has never answered a pulse.
+    Unknown,
+    /// It answers.
+    Heard,
+    /// It has not answered for a moment.
+    Late,
+    /// It has not answered for so long that loss does not explain it.
+    Lost,
+}
+
+/// What is heard of one peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ear {
+    /// How well.
+    pub hearing: Hearing,
+    /// What it says of itself; none before its first answer.
+    pub saying: Option<Saying>,
+    /// Smoothed round-trip time.
+    pub rtt: Option<Duration>,
+    /// Share of pulses without an answer, in thousandths.
+    pub loss_permille: u16,
+}
+
+/// Everyone whom this node pulses.
+pub type Ears = BTreeMap<NodeId, Ear>;
+
+/// The pulses to one peer.
+#[derive(Debug, Clone)]
+pub struct Pulse {
+    interval: Duration,
+    next: Moment,
+    number: u64,
+    sent: VecDeque<(u64, Moment)>,
+    /// The last answer, or the last moment at which silence was this node's own fault.
+    heard: Option<Moment>,
+    answered_once: bool,
+    rtt: Option<Duration>,
+    loss: f64,
+}
+
+impl Pulse {
+    /// The first pulse goes out now. `number` begins the count: random, so that answers to an earlier
+    /// start are not taken for answers to this one.
+    pub fn new(now: Moment, interval: Duration, number: u64) -> Pulse {
+        Pulse {
+            interval,
+            next: now,
+            number,
+            sent: VecDeque::new(),
+            heard: None,
+            answered_once: false,
+            rtt: None,
+            loss: 0.0,
+        }
+    }
+
+    /// Follows the size of the cluster.
+    pub fn set_interval(&mut self, interval: Duration) {
+        self.interval = interval;
+    }
+
+    /// When [`Pulse::poll`] has something to do next.
+    pub fn deadline(&self) -> Moment {
+        self.next
+    }
+
+    /// The number of the pulse to send now, if one is due.
+    pub fn poll(&mut self, now: Moment) -> Option<u64> {
+        if now < self.next {
+            return None;
+        }
+        // The oldest that fell out of memory, or that a newer answer has overtaken, was lost.
+        if self.sent.len() >= REMEMBERED {
+            self.sent.pop_front();
+        }
+        self.number = self.number.wrapping_add(1);
+        self.sent.push_back((self.number, now));
+        let missed = self.heard.is_some_and(|heard| now.since(heard) > self.interval + self.patience());
+        let wait = if missed { BURST.min(self.interval).max(self.interval / 2) } else { self.interval };
+        self.next = now.after(wait);
+        Some(self.number)
+    }
+
+    /// Time that an answer may take beyond the interval before it counts as missed.
+    fn patience(&self) -> Duration {
+        self.rtt.map_or(BURST, |rtt| rtt * 2).min(self.interval)
+    }
+
+    /// An answer came; the round-trip time when it was to a pulse that is remembered.
+    pub fn answered(&mut self, number: u64, now: Moment) -> Option<Duration> {
+        let at = self.sent.iter().position(|(sent, _)| *sent == number)?;
+        let (_, sent) = self.sent.get(at).copied()?;
+        // Those before it are overtaken: lost, or so late that it is the same.
+        for _ in 0..at {
+            self.loss += (1.0 - self.loss) / 64.0;
+        }
+        self.loss -= self.loss / 64.0;
+        self.sent.drain(..=at);
+        self.heard = Some(now);
+        self.answered_once = true;
+        let took = now.since(sent);
+        self.rtt = Some(self.rtt.map_or(took, |rtt| (rtt * 7 + took) / 8));
+        Some(took)
+    }
+
+    /// Silence until now was this node's own fault: its loop was late, or it hears nobody. It accuses
+    /// nobody of it.
+    pub fn excuse(&mut self, now: Moment) {
+        if self.heard.is_some() {
+            self.heard = Some(now);
+        }
+    }
+
+    /// How long it has been silent; zero for one that has never answered.
+    pub fn silence(&self, now: Moment) -> Duration {
+        self.heard.filter(|_| self.answered_once).map_or(Duration::ZERO, |heard| now.since(heard))
+    }
+
+    /// How well the peer is heard.
+    pub fn hearing(&self, now: Moment) -> Hearing {
+        let Some(heard) = self.heard.filter(|_| self.answered_once) else { return Hearing::Unknown };
+        let silence = now.since(heard);
+        // A slow path is not a silent one.
+        let slack = self.interval + self.rtt.unwrap_or_default();
+        if silence >= slack + LOST {
+            Hearing::Lost
+        } else if silence >= slack + LATE {
+            Hearing::Late
+        } else {
+            Hearing::Heard
+        }
+    }
+
+    /// Smoothed round-trip time (RFC 6298, alpha 1/8).
+    pub fn rtt(&self) -> Option<Duration> {
+        self.rtt
+    }
+
+    /// Share of pulses without an answer, smoothed over about 64 of them.
+    pub fn loss(&self) -> f64 {
+        self.loss
+    }
+}
+
+/// What a node says of itself in every answer: readiness of what it offers, and whether it takes new
+/// connections.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Saying {
+    /// It takes no new connections.
+    pub draining: bool,
+    /// It is stopping.
+    pub leaving: bool,
+    /// What it offers.
+    pub services: BTreeMap<ServiceName, Readiness>,
+}
+
+impl Saying {
+    /// The saying as bytes: flags, then for each service the length of its name, the name, its readiness.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![u8::from(self.draining) | u8::from(self.leaving) << 1];
+        for (name, readiness) in self.services.iter().take(MAX_SERVICES) {
+            let name = name.as_str().as_bytes();
+            // A service name has at most 32 bytes.
+            bytes.push(u8::try_from(name.len()).unwrap_or(0));
+            bytes.extend_from_slice(name);
+            bytes.push(match readiness {
+                Readiness::Ready => 0,
+                Readiness::Alive => 1,
+                Readiness::NotReady => 2,
+                Readiness::Down => 3,
+            });
+        }
+        bytes
+    }
+
+    /// Reads a saying; none when it is garbled.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Saying> {
+        let (flags, mut rest) = bytes.split_first()?;
+        let mut saying =
+            Saying { draining: flags & 1 != 0, leaving: flags & 2 != 0, services: BTreeMap::new() };
+        while let Some((length, more)) = rest.split_first() {
+            let (name, more) = more.split_at_checked(usize::from(*length))?;
+            let (readiness, more) = more.split_first()?;
+            let name = std::str::from_utf8(name).ok()?.parse().ok()?;
+            let readiness = match readiness {
+                0 => Readiness::Ready,
+                1 => Readiness::Alive,
+                2 => Readiness::NotReady,
+                3 => Readiness::Down,
+                _ => return None,
+            };
+            saying.services.insert(name, readiness);
+            if saying.services.len() > MAX_SERVICES {
+                return None;
+            }
+            rest = more;
+        }
+        Some(saying)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(ms: u64) -> Moment {
+        Moment::from_millis(ms)
+    }
+
+    /// Answers every pulse within 10 ms until `silent_from`, then none.
+    fn run(silent_from: u64, until: u64) -> (Pulse, Vec<u64>) {
+        let mut pulse = Pulse::new(at(0), INTERVAL, 7);
+        let mut sent = Vec::new();
+        let mut answers: VecDeque<(u64, u64)> = VecDeque::new();
+        for ms in 0..=until {
+            while answers.front().is_some_and(|(due, _)| *due <= ms) {
+                if let Some((_, number)) = answers.pop_front() {
+                    pulse.answered(number, at(ms));
+                }
+            }
+            if let Some(number) = pulse.poll(at(ms)) {
+                sent.push(ms);
+                if ms < silent_from {
+                    answers.push_back((ms + 10, number));
+                }
+            }
+        }
+        (pulse, sent)
+    }
+
+    #[test]
+    fn a_peer_that_answers_is_pulsed_ten_times_a_second() {
+        let (pulse, sent) = run(u64::MAX, 1_000);
+        assert_eq!(sent.len(), 11);
+        assert_eq!(pulse.hearing(at(1_000)), Hearing::Heard);
+        assert_eq!(pulse.rtt(), Some(Duration::from_millis(10)));
+        assert_eq!(pulse.loss(), 0.0);
+    }
+
+    #[test]
+    fn silence_starts_a_burst_and_is_late_after_a_third_of_a_second_and_lost_after_one() {
+        let (pulse, sent) = run(1_000, 2_100);
+        // The last answer came at 910.
+        assert_eq!(pulse.hearing(at(1_210)), Hearing::Heard);
+        assert_eq!(pulse.hearing(at(1_220)), Hearing::Late);
+        assert_eq!(pulse.hearing(at(1_910)), Hearing::Late);
+        assert_eq!(pulse.hearing(at(1_920)), Hearing::Lost);
+        let burst = sent.iter().filter(|ms| (1_200..2_000).contains(*ms)).count();
+        assert_eq!(burst, 16, "{sent:?}");
+    }
+
+    #[test]
+    fn who_never_answered_is_unknown_and_who_is_excused_is_heard() {
+        let (pulse, _) = run(0, 3_000);
+        assert_eq!(pulse.hearing(at(3_000)), Hearing::Unknown);
+        let (mut pulse, _) = run(1_000, 3_000);
+        assert_eq!(pulse.hearing(at(3_000)), Hearing::Lost);
+        pulse.excuse(at(3_000));
+        assert_eq!(pulse.hearing(at(3_000)), Hearing::Heard);
+    }
+
+    #[test]
+    fn an_answer_to_what_was_not_asked_is_no_answer() {
+        let mut pulse = Pulse::new(at(0), INTERVAL, 7);
+        assert_eq!(pulse.answered(7, at(0)), None);
+        let number = pulse.poll(at(0)).unwrap();
+        assert!(pulse.answered(number, at(3)).is_some());
+        assert_eq!(pulse.answered(number, at(4)), None, "an answer counts once");
+    }
+
+    #[test]
+    fn a_large_cluster_pulses_more_slowly() {
+        assert_eq!(interval(10), INTERVAL);
+        assert_eq!(interval(500), INTERVAL);
+        assert_eq!(interval(1_000), Duration::from_millis(200));
+        assert_eq!(interval(5_000), Duration::from_secs(1));
+    }
+
+    proptest! {
+        #[test]
+        fn a_saying_reads_back_as_said(draining: bool, leaving: bool, names in proptest::collection::btree_map("[a-z][a-z0-9-]{0,30}[a-z0-9]", 0usize..4, 0..5)) {
+            let all = [Readiness::Ready, Readiness::Alive, Readiness::NotReady, Readiness::Down];
+            let services = names.into_iter().map(|(name, i)| (name.parse().unwrap(), all[i])).collect();
+            let saying = Saying { draining, leaving, services };
+            prop_assert_eq!(Saying::from_bytes(&saying.to_bytes()), Some(saying));
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let _ = Saying::from_bytes(&bytes);
+        }
+    }
+}
