@@ -85,7 +85,7 @@ mod tests {
             ("AGENT_STATE_DIR", "/s"),
             ("AGENT_RUNTIME_DIR", "/r"),
             ("AGENT_LOG_FORMAT", "text"),
-            ("AGENT_LOG_LEVEL", "trace"),
+            ("AGENT_LOG_LEVEL", "debug"),
             ("AGENT_NAMESERVERS", "10.0.0.53, fd00::53"),
             ("PATH", "/bin"),
             ("AGENT_BIN", "not ours"),
@@ -101,7 +101,7 @@ mod tests {
             runtime_dir: "/r".to_owned(),
             nameservers: vec!["10.0.0.53".parse().unwrap(), "fd00::53".parse().unwrap()],
             log_format: LogFormat::Text,
-            log_level: LogLevel::Trace,
+            log_level: LogLevel::Debug,
             ..Config::default()
         };
         assert_eq!(config, expected);

@@ -78,14 +78,11 @@ pub enum LogLevel {
     Info,
     /// What was decided and why.
     Debug,
-    /// Everything.
-    Trace,
 }
 
 impl LogLevel {
     /// Every level, for messages and completions.
-    pub const ALL: [LogLevel; 5] =
-        [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace];
+    pub const ALL: [LogLevel; 4] = [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug];
 
     /// The word that configuration and flags use for it.
     pub fn word(self) -> &'static str {
@@ -94,7 +91,6 @@ impl LogLevel {
             LogLevel::Warn => "warn",
             LogLevel::Info => "info",
             LogLevel::Debug => "debug",
-            LogLevel::Trace => "trace",
         }
     }
 }

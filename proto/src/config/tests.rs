@@ -147,7 +147,7 @@ fn every_wrong_value_is_named_with_its_place() {
         ("nameservers = 4".to_owned(), (1, 15), "nameservers", "a text or a list of texts"),
         ("log = \"json\"".to_owned(), (1, 7), "log", "write [log]"),
         ("[log]\nformat = \"jsn\"".to_owned(), (2, 10), "log.format", "did you mean json?"),
-        ("[log]\nlevel = \"loud\"".to_owned(), (2, 9), "log.level", "error, warn, info, debug, trace"),
+        ("[log]\nlevel = \"loud\"".to_owned(), (2, 9), "log.level", "error, warn, info, debug"),
         ("[log]\nlevle = \"info\"".to_owned(), (2, 1), "log.levle", "did you mean level?"),
         ("nmae = \"m1\"".to_owned(), (1, 1), "nmae", "did you mean name?"),
         ("\n\n  state_dir = \"/x\"".to_owned(), (3, 3), "state_dir", "did you mean state-dir?"),
