@@ -50,6 +50,11 @@ pub enum Request {
     Leave,
     /// Change the gossip key.
     Rotate,
+    /// Take no new connections on this node's backends, or take them again.
+    Drain {
+        /// Take none.
+        on: bool,
+    },
 }
 
 /// What the running agent answers.

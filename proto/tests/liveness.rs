@@ -85,7 +85,7 @@ fn run(seed: u64, loss: u64, length_ms: u64, cut: u64) -> Outcome {
             path.observe(now, UnixMs(ms), evidence);
         }
         if path.next_probe().is_some_and(|at| at <= now) {
-            let timeout = u64::try_from(path.probe_timeout().as_millis()).unwrap();
+            let timeout = u64::try_from(path.probe_timeout().as_millis()).unwrap_or(u64::MAX);
             path.probe_started(now);
             // A lost SYN or SYN-ACK is sent again only after a second: too late for this probe.
             let mut passes = |ms: u64| ms < cut && !dice.percent(loss) && !dice.percent(loss);

@@ -58,6 +58,8 @@ pub(crate) struct Running {
     pub(crate) services: watch::Receiver<Arc<Vec<Service>>>,
     pub(crate) own_address: watch::Receiver<Option<IpAddr>>,
     pub(crate) descriptors: u64,
+    /// Since when someone wants no new connections here. Not kept over a restart, as in haproxy.
+    pub(crate) draining: watch::Sender<Option<UnixMs>>,
 }
 
 /// Runs the agent until it is told to stop. `reload` reads the configuration again; `started` is called
@@ -122,7 +124,9 @@ async fn start(
     let (health_in, health) = watch::channel(Arc::default());
     check::spawn(services.clone(), own_address.clone(), health_in, life);
     let (view_in, view) = watch::channel(Arc::new(View::default()));
+    let (draining_in, draining) = watch::channel(None);
     let words = word::Inputs {
+        draining,
         node: node.clone(),
         began,
         own_address: own_address.clone(),
@@ -197,6 +201,7 @@ async fn start(
         services,
         own_address,
         descriptors,
+        draining: draining_in,
     });
     serve_control(listener, running.clone(), life);
     tell_systemd(running.clone(), life);
@@ -262,11 +267,29 @@ fn serve_control(listener: control::Listener, running: Arc<Running>, life: &Life
         async move {
             match request {
                 Request::Status => Response::Status(Box::new(status::of(&running))),
+                Request::Drain { on } => drain(&running, on),
                 request => running.membership.control(request).await,
             }
         }
     };
     control::serve(listener, handler, life);
+}
+
+/// Takes no new connections on this node's backends, or takes them again.
+fn drain(running: &Running, on: bool) -> Response {
+    running.draining.send_if_modified(|since| {
+        let changed = since.is_some() != on;
+        if changed {
+            *since = on.then(wall);
+        }
+        changed
+    });
+    info!("{}", if on { "draining" } else { "not draining any more" });
+    Response::Done(if on {
+        "draining: no node sends new connections here; take them again with: agent undrain".to_owned()
+    } else {
+        "taking new connections".to_owned()
+    })
 }
 
 /// Follows signals until one says stop.

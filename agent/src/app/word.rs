@@ -18,6 +18,8 @@ pub(super) struct Inputs {
     pub(super) own_address: watch::Receiver<Option<IpAddr>>,
     pub(super) health: watch::Receiver<Arc<OwnHealth>>,
     pub(super) trust: watch::Receiver<Arc<Trust>>,
+    /// Since when someone wants no new connections here.
+    pub(super) draining: watch::Receiver<Option<UnixMs>>,
 }
 
 impl Inputs {
@@ -25,6 +27,7 @@ impl Inputs {
         let address = *self.own_address.borrow_and_update();
         let health = self.health.borrow_and_update().clone();
         let document = self.trust.borrow_and_update().document.clone();
+        let draining = *self.draining.borrow_and_update();
         Word {
             name: self.node.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -32,7 +35,7 @@ impl Inputs {
             interface: self.node.interface.clone(),
             started: self.began,
             document: document.hash(),
-            draining: stopping.then(wall),
+            draining: draining.or_else(|| stopping.then(wall)),
             left: stopping,
             services: health.as_ref().clone(),
         }
@@ -49,6 +52,7 @@ pub(super) fn spawn(mut inputs: Inputs, life: &Life) -> watch::Receiver<Word> {
                 Ok(()) = inputs.own_address.changed() => false,
                 Ok(()) = inputs.health.changed() => false,
                 Ok(()) = inputs.trust.changed() => false,
+                Ok(()) = inputs.draining.changed() => false,
                 () = life.stopping.cancelled() => true,
             };
             let word = inputs.word(stopping);

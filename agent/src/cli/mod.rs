@@ -9,6 +9,7 @@ mod ask;
 mod check;
 mod completions;
 mod demo;
+mod drain;
 pub(crate) mod exit;
 mod init;
 pub(crate) mod install;
@@ -64,6 +65,8 @@ enum Command {
     Remove(remove::Args),
     Leave(leave::Args),
     Rotate(rotate::Args),
+    Drain(drain::DrainArgs),
+    Undrain(drain::UndrainArgs),
     Install(install::Args),
     Uninstall(uninstall::Args),
     Demo(demo::Args),
@@ -133,6 +136,8 @@ async fn command(command: Command, settings: Settings) -> anyhow::Result<ExitCod
         Command::Remove(args) => remove::run(args, &settings).await,
         Command::Leave(args) => leave::run(&args, &settings).await,
         Command::Rotate(args) => rotate::run(&args, &settings).await,
+        Command::Drain(_) => drain::drain(&settings).await,
+        Command::Undrain(_) => drain::undrain(&settings).await,
         Command::Install(args) => install::run(&args, &settings),
         Command::Uninstall(args) => uninstall::run(&args, &settings),
         // Answered before the configuration was read.
@@ -178,6 +183,8 @@ mod tests {
             "agent remove m3",
             "agent leave --force",
             "agent rotate",
+            "agent drain",
+            "agent undrain",
             "agent install --no-start",
             "agent uninstall --purge",
             "agent demo",

@@ -32,7 +32,9 @@ impl Keeper {
             Request::Leave => return self.leave(reply),
             Request::Waiting => return self.who_waits(reply),
             Request::Answer { code, approve } => return self.answer_anywhere(code, approve, reply),
-            Request::Status => Response::Failed("status is not the keeper's".to_owned()),
+            Request::Status | Request::Drain { .. } => {
+                Response::Failed("that is not the keeper's to answer".to_owned())
+            }
         };
         let _ = reply.send(response);
     }
