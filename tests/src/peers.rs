@@ -51,7 +51,7 @@ pub const CHECKED: &str = "check check-ssl verify none inter 1000 rise 2 fall 2 
 impl Haproxy<'_> {
     fn config(&self) -> String {
         let mut text = format!(
-            "global\n    maxconn {0}\n    nbthread 2\n\
+            "global\n    maxconn {0}\n    maxpipes 50\n    nbthread 2\n\
              defaults\n    mode tcp\n    balance roundrobin\n    option redispatch\n    retries 3\n    \
              timeout connect 5s\n    timeout client 1h\n    timeout server 1h\n    timeout queue 5s\n    {1}\n\
              listen masters\n    bind {2}\n    maxconn {0}\n    default-server {3}\n",

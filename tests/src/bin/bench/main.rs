@@ -5,7 +5,9 @@
 
 mod faults;
 mod idle;
+mod proxy;
 mod serving;
+mod traffic;
 mod usage;
 
 use std::process::ExitCode;
@@ -26,6 +28,7 @@ const BENCHES: &[(&str, &str, Bench)] = &[
         "what clients notice of faults, beside haproxy; [--runs N] [--after S] [ROW…]",
         faults::faults,
     ),
+    ("proxy", "the data path, beside haproxy and nginx; [--rounds N] [--seconds S] [--held N]", proxy::proxy),
 ];
 
 fn main() -> ExitCode {
