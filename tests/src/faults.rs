@@ -23,6 +23,9 @@ const ROLL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(
 /// How long all masters are dead before one returns.
 const ALL_DEAD: Duration = Duration::from_secs(3);
 
+/// At least this long is watched after the last step of a fault that takes many.
+const LAST: Duration = Duration::from_secs(2);
+
 /// Packets lost, in percent, each way.
 const LOSS: u32 = 10;
 
@@ -148,8 +151,11 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
         Ok(())
     }
 
-    /// Whether the binary can do it; why not, for people.
-    pub fn can(&self, fault: Fault) -> Result<Option<&'static str>> {
+    /// Why this fault can't be made here, for people; none when it can.
+    ///
+    /// # Errors
+    /// The agent can't be asked.
+    pub fn lacks(&self, fault: Fault) -> Result<Option<&'static str>> {
         if fault == Fault::Drained && self.worker().cli(&["drain", "--help"])?.code != Some(0) {
             return Ok(Some("this agent has no `drain` yet"));
         }
@@ -250,7 +256,7 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
             let (victim, _) = eventually("held connections are open", SOON, || victim(seen, plan))?;
             std::thread::sleep(before);
             let act = self.act(fault, victim)?;
-            std::thread::sleep((act.moment + after).saturating_duration_since(Instant::now()).max(after / 2));
+            std::thread::sleep((act.moment + after).saturating_duration_since(Instant::now()).max(LAST));
             Ok((act, victim, Instant::now()))
         })?;
         Ok((records.iter().map(|record| Noticed::of(record, &act, end)).collect(), victim))

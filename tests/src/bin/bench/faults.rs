@@ -91,7 +91,7 @@ fn row(fault: Fault, after: Duration) -> Result<std::result::Result<Vec<Noticed>
     let mut found = Err("it was not run");
     with_agents(Lab::wireguard(4), |lab, agents| {
         let mut stage = Stage::set(lab, agents)?;
-        if let Some(why) = stage.can(fault)? {
+        if let Some(why) = stage.lacks(fault)? {
             found = Err(why);
             return Ok(());
         }

@@ -3,6 +3,7 @@
 //!
 //! Never part of a test: machines differ, and a timed test only says how busy one was.
 
+mod etcd;
 mod faults;
 mod idle;
 mod proxy;
@@ -29,6 +30,7 @@ const BENCHES: &[(&str, &str, Bench)] = &[
         faults::faults,
     ),
     ("proxy", "the data path, beside haproxy and nginx; [--rounds N] [--seconds S] [--held N]", proxy::proxy),
+    ("etcd", "a watch and puts while members fail, beside haproxy; [--after S]", etcd::etcd),
 ];
 
 fn main() -> ExitCode {
