@@ -1,10 +1,10 @@
 //! A stand-in for an apiserver: nginx with TLS.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::Signal;
 use super::certs::Certs;
@@ -14,6 +14,9 @@ use crate::wait::eventually;
 
 /// The apiserver's port.
 const PORT: u16 = 6443;
+
+/// nginx's module that can wait before it answers; Debian's nginx-light brings it.
+const ECHO: &str = "/usr/lib/nginx/modules/ngx_http_echo_module.so";
 
 /// Who is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +31,7 @@ pub struct Master {
     pub address: SocketAddr,
     command: Vec<String>,
     not_ready: PathBuf,
+    slow: PathBuf,
     process: Proc,
 }
 
@@ -37,7 +41,12 @@ impl Master {
         std::fs::create_dir_all(&dir)?;
         let address = SocketAddr::new(node.mesh_ip(), PORT);
         let not_ready = dir.join("not-ready");
+        let slow = dir.join("slow");
         let config = dir.join("nginx.conf");
+        let (load, wait) = match Master::can_be_slow() {
+            true => (format!("load_module {ECHO};"), "location = /slow { echo_sleep 2; echo ok; }"),
+            false => (String::new(), ""),
+        };
         let anonymous = match clients {
             Clients::Anyone => "",
             Clients::WithCertificate => {
@@ -46,6 +55,7 @@ impl Master {
         };
         let text = format!(
             r#"
+{load}
 daemon off;
 user root;
 worker_processes 1;
@@ -70,8 +80,10 @@ http {{
         {anonymous}
         location = /readyz {{
             if (-f {flag}) {{ return 500 '[+]ping ok\n[-]etcd failed: reason withheld\nreadyz check failed\n'; }}
+            if (-f {slow}) {{ rewrite ^ /slow last; }}
             return 200 'ok';
         }}
+        {wait}
         location / {{ return 200 '{name}\n'; }}
     }}
 }}
@@ -81,13 +93,14 @@ http {{
             server_key = certs.server_key.display(),
             ca = certs.ca.display(),
             flag = not_ready.display(),
+            slow = slow.display(),
             name = node.name,
         );
         std::fs::write(&config, text)?;
         let config = config.to_string_lossy().into_owned();
         let command = ["nginx", "-e", "stderr", "-c", &config].map(str::to_owned).to_vec();
         let process = launch(node, &command, address)?;
-        Ok(Master { address, command, not_ready, process })
+        Ok(Master { address, command, not_ready, slow, process })
     }
 
     /// Starts it again after it was killed or stopped.
@@ -105,6 +118,14 @@ http {{
     /// It can't be waited for.
     pub fn kill(&mut self) -> Result<()> {
         self.process.kill()
+    }
+
+    /// Stops it as its service manager would, and waits until it has: what it holds is closed.
+    ///
+    /// # Errors
+    /// It does not stop.
+    pub fn stop(&mut self) -> Result<()> {
+        self.process.stop(Duration::from_secs(10)).map(drop)
     }
 
     /// Hangs it: the kernel still accepts connections for it, nothing is ever answered.
@@ -128,20 +149,38 @@ http {{
     /// # Errors
     /// The mark can't be written.
     pub fn set_ready(&self, ready: bool) -> Result<()> {
-        match ready {
-            true if self.not_ready.exists() => std::fs::remove_file(&self.not_ready)?,
-            true => {}
-            false => std::fs::write(&self.not_ready, "")?,
-        }
-        Ok(())
+        mark(&self.not_ready, !ready)
     }
+
+    /// Whether this machine's nginx has what [`Master::set_slow`] needs.
+    pub fn can_be_slow() -> bool {
+        Path::new(ECHO).exists()
+    }
+
+    /// Makes `/readyz` take two seconds, as on an apiserver under load, or no time again.
+    ///
+    /// # Errors
+    /// The mark can't be written, or nginx lacks its module.
+    pub fn set_slow(&self, slow: bool) -> Result<()> {
+        ensure!(Master::can_be_slow(), "{ECHO} is missing: apt-get install libnginx-mod-http-echo");
+        mark(&self.slow, slow)
+    }
+}
+
+fn mark(file: &Path, set: bool) -> Result<()> {
+    match set {
+        true => std::fs::write(file, "")?,
+        false if file.exists() => std::fs::remove_file(file)?,
+        false => {}
+    }
+    Ok(())
 }
 
 fn launch(node: &Node, command: &[String], address: SocketAddr) -> Result<Proc> {
     let command: Vec<&str> = command.iter().map(String::as_str).collect();
     let mut process = node.spawn("nginx", &command)?;
     eventually("nginx listens", Duration::from_secs(10), || {
-        anyhow::ensure!(process.is_running(), "it has ended");
+        ensure!(process.is_running(), "it has ended");
         node.inside(|| Ok(std::net::TcpStream::connect(address)?)).context("it refuses")
     })
     .with_context(|| process.tail(10))?;

@@ -1,0 +1,81 @@
+//! `idle` and `gossip`: what an agent costs that has nothing to do.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tests::lab::Lab;
+use tests::mesh::{Agent, all_up, form, with_agents};
+
+use super::masters;
+use super::usage::{cpu_seconds, memory};
+
+/// Time that rates are measured over.
+const SPAN: Duration = Duration::from_secs(60);
+
+/// Memory and CPU of agents that have nothing to do but to watch.
+pub(crate) fn idle() -> Result<()> {
+    with_agents(Lab::wireguard(5), |lab, agents| {
+        let _masters = masters(lab)?;
+        form(agents)?;
+        // What a start costs is not what idling costs.
+        std::thread::sleep(Duration::from_secs(15));
+        let mut pids = Vec::new();
+        for agent in agents.iter_mut() {
+            let pid = agent.process()?.pid();
+            pids.push((agent.name(), pid, cpu_seconds(pid)?));
+        }
+        std::thread::sleep(SPAN);
+        println!("idle, 5 nodes over WireGuard, 3 masters, over {} s:", SPAN.as_secs());
+        println!("  node  resident kB  private kB  CPU % of a core");
+        for (name, pid, before) in pids {
+            let percent = (cpu_seconds(pid)? - before) / SPAN.as_secs_f64() * 100.0;
+            let (resident, private) = memory(pid)?;
+            println!("  {name:<4}  {resident:>11}  {private:>10}  {percent:>15.2}");
+        }
+        Ok(())
+    })
+}
+
+/// What a node's link sends, by the size of the cluster.
+pub(crate) fn gossip() -> Result<()> {
+    println!("gossip, bytes a second sent by each node (UDP payload with seal), over {} s:", SPAN.as_secs());
+    for size in [3, 10, 30] {
+        with_agents(Lab::bridge(size), |_, agents| {
+            for agent in agents.iter_mut() {
+                // No VPN in this lab, so the interface has to be named.
+                agent.options = vec!["--log-level".to_owned(), "warn".to_owned()];
+            }
+            let (first, others) = agents.split_first_mut().context("no agents")?;
+            let interface = first.node().interface;
+            let invite = first.init_with(&["--iface", interface])?;
+            for other in others.iter_mut() {
+                other.join(&invite)?;
+            }
+            all_up(agents)?;
+            std::thread::sleep(Duration::from_secs(10));
+            let before = agents.iter().map(sent).collect::<Result<Vec<u64>>>()?;
+            std::thread::sleep(SPAN);
+            let after = agents.iter().map(sent).collect::<Result<Vec<u64>>>()?;
+            let mut rates: Vec<u64> =
+                before.iter().zip(&after).map(|(before, after)| (after - before) / SPAN.as_secs()).collect();
+            rates.sort_unstable();
+            if rates.is_empty() {
+                bail!("nothing was measured");
+            }
+            println!(
+                "  {size:>2} nodes: min {}  median {}  max {}",
+                rates[0],
+                rates[rates.len() / 2],
+                rates[rates.len() - 1]
+            );
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn sent(agent: &Agent<'_>) -> Result<u64> {
+    let text = agent.cli(&["status", "--json"])?.ok()?;
+    let status: serde_json::Value = serde_json::from_str(&text)?;
+    status["node"]["link"]["sent_bytes"].as_u64().context("status tells no sent_bytes")
+}

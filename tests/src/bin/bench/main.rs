@@ -1,0 +1,67 @@
+//! Measures what is promised in numbers: `cargo run --release -p tests --bin bench -- NAME`, as root, with
+//! AGENT_BIN naming a release build (`deploy/build` prints its path).
+//!
+//! Never part of a test: machines differ, and a timed test only says how busy one was.
+
+mod etcd;
+mod faults;
+mod idle;
+mod proxy;
+mod serving;
+mod traffic;
+mod usage;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use tests::lab::{Lab, Master};
+
+type Bench = fn(&[String]) -> Result<()>;
+
+/// Every bench, with what it measures.
+const BENCHES: &[(&str, &str, Bench)] = &[
+    ("join", "from `agent join` to the first answer through the new node", |_| serving::join()),
+    ("start", "from `agent run` to the first answer, nobody else up", |_| serving::start()),
+    ("idle", "memory and CPU of agents that only watch", |_| idle::idle()),
+    ("gossip", "bytes that a node sends, by the size of the cluster", |_| idle::gossip()),
+    (
+        "faults",
+        "what clients notice of faults, beside haproxy; [--runs N] [--after S] [ROW…]",
+        faults::faults,
+    ),
+    ("proxy", "the data path, beside haproxy and nginx; [--rounds N] [--seconds S] [--held N]", proxy::proxy),
+    ("etcd", "a watch and puts while members fail, beside haproxy; [--after S]", etcd::etcd),
+];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &[String]) -> Result<()> {
+    let name = arguments.first().map_or("", String::as_str);
+    let Some((_, _, bench)) = BENCHES.iter().find(|(one, _, _)| *one == name) else {
+        let list: String = BENCHES.iter().map(|(name, what, _)| format!("\n  {name:<7} {what}")).collect();
+        bail!("there is no bench \"{name}\"; there are:{list}");
+    };
+    bench(&arguments[1..])
+}
+
+fn masters(lab: &Lab) -> Result<Vec<Master>> {
+    (0..3).map(|i| lab.nginx_master(i)).collect()
+}
+
+/// Takes `--name NUMBER` out of the arguments.
+fn option(arguments: &mut Vec<String>, name: &str, default: u64) -> Result<u64> {
+    let Some(at) = arguments.iter().position(|one| one == name) else { return Ok(default) };
+    let value = arguments.get(at + 1).and_then(|value| value.parse().ok());
+    let Some(value) = value else { bail!("{name} wants a number behind it") };
+    arguments.drain(at..at + 2);
+    Ok(value)
+}

@@ -1,0 +1,48 @@
+//! What a process costs, as the kernel counts it.
+
+use anyhow::{Context, Result};
+
+/// Clock ticks a second in /proc/PID/stat (USER_HZ, the same on every Linux).
+const TICKS: f64 = 100.0;
+
+/// Seconds that a process group has spent: nginx has its workers in it.
+pub(crate) fn cpu_seconds(group: u32) -> Result<f64> {
+    let mut ticks = 0.0;
+    for pid in members(group)? {
+        let Ok(fields) = stat(pid) else { continue };
+        for i in [11, 12] {
+            ticks += fields.get(i).context("a short stat")?.parse::<f64>()?;
+        }
+    }
+    Ok(ticks / TICKS)
+}
+
+/// What stands behind the name in /proc/PID/stat.
+fn stat(pid: u32) -> Result<Vec<String>> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after = stat.rsplit_once(')').context("no name in stat")?.1;
+    Ok(after.split_whitespace().map(str::to_owned).collect())
+}
+
+/// The processes of a group.
+fn members(group: u32) -> Result<Vec<u32>> {
+    let group = group.to_string();
+    let all = std::fs::read_dir("/proc")?
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_string_lossy().parse::<u32>().ok());
+    Ok(all.filter(|pid| stat(*pid).is_ok_and(|fields| fields.get(2) == Some(&group))).collect())
+}
+
+/// Resident memory of a process group, and the part of it that no other process shares, in kilobytes.
+pub(crate) fn memory(group: u32) -> Result<(u64, u64)> {
+    let mut text = String::new();
+    for pid in members(group)? {
+        text += &std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    }
+    let sum = |names: &[&str]| -> u64 {
+        let value = |line: &str| line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok());
+        let named = |line: &&str| names.iter().any(|name| line.starts_with(name));
+        text.lines().filter(named).filter_map(value).sum()
+    };
+    Ok((sum(&["Rss:"]), sum(&["Private_Clean:", "Private_Dirty:"])))
+}

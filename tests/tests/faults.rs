@@ -1,0 +1,127 @@
+//! What clients notice of masters that fail: the rows of `bench faults` with fewer clients and with bounds
+//! that a busy machine keeps too, so that neither the promise nor the bench can rot.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use tests::faults::{Fault, Noticed, Stage};
+use tests::lab::Lab;
+use tests::load::Plan;
+use tests::mesh::{LISTENER, with_agents};
+
+/// What a row may show at most.
+struct Bounds {
+    /// New connections without an answer.
+    failed: usize,
+    /// The longest that a new connection takes.
+    worst: Duration,
+    /// The longest silence of a held connection on the faulty master.
+    silence: Duration,
+    /// Whether held connections on it may be reset.
+    resets: bool,
+    /// How long it is watched.
+    watched: Duration,
+}
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// New connections a second, and held ones.
+const LOAD: (u32, usize) = (20, 6);
+
+/// A client gives up after this.
+const PATIENCE: Duration = seconds(5);
+
+/// Time before the fault.
+const BEFORE: Duration = Duration::from_millis(500);
+
+/// What is not the fault's own doing: a machine that tests has other things to do too.
+const BUSY: Duration = seconds(1);
+
+/// Nobody may notice anything.
+const NOTHING: Bounds =
+    Bounds { failed: 0, worst: BUSY, silence: seconds(2), resets: false, watched: seconds(3) };
+
+/// Dials that nobody answers tell of it, and so does gossip.
+const POWER_CUT: Bounds =
+    Bounds { failed: 0, worst: BUSY, silence: seconds(6), resets: true, watched: seconds(8) };
+
+const KILLED: Bounds =
+    Bounds { failed: 1, worst: BUSY, silence: seconds(2), resets: true, watched: seconds(3) };
+
+/// Until its own agent has told that it does not answer, a connection that went there is lost.
+const HUNG: Bounds =
+    Bounds { failed: 40, worst: PATIENCE, silence: seconds(20), resets: true, watched: seconds(5) };
+
+/// A cut one way: connects fail, gossip still tells of it through the others.
+const ONE_WAY: Bounds =
+    Bounds { failed: 5, worst: PATIENCE, silence: seconds(6), resets: true, watched: seconds(7) };
+
+/// Lost packets are sent again, after up to 3 s when it is the very first ones; nothing is reset.
+const LOSS: Bounds =
+    Bounds { failed: 2, worst: PATIENCE, silence: seconds(5), resets: false, watched: seconds(6) };
+
+fn holds(fault: Fault, noticed: &Noticed, bounds: &Bounds) -> Result<()> {
+    let name = fault.title();
+    eprintln!("{name:<19}{noticed}");
+    let why = |what: &str| format!("{name}: {what}\n{}\n{noticed}\n{:?}", Noticed::HEAD, noticed.why);
+    ensure!(noticed.tries > 10, why("hardly any new connection was made"));
+    ensure!(noticed.failed <= bounds.failed, why("new connections failed"));
+    ensure!(noticed.worst <= bounds.worst + BUSY, why("a new connection took too long"));
+    ensure!(noticed.held > 0, why("no held connection was on it"));
+    ensure!(noticed.silence <= bounds.silence, why("a held connection was silent for too long"));
+    ensure!(bounds.resets || noticed.resets == 0, why("held connections were reset"));
+    ensure!(noticed.elsewhere == 0, why("held connections on healthy masters were reset"));
+    Ok(())
+}
+
+/// One after the other on one stage, each taken back before the next.
+fn rows(rows: &[(Fault, Bounds)]) -> Result<()> {
+    with_agents(Lab::wireguard(4), |lab, agents| {
+        let mut stage = Stage::set(lab, agents)?;
+        let (per_second, held) = LOAD;
+        let plan = Plan { targets: vec![LISTENER.parse()?], per_second, held, patience: PATIENCE };
+        eprintln!("{:<19}{}", "", Noticed::HEAD);
+        for (fault, bounds) in rows {
+            if let Some(why) = stage.lacks(*fault)? {
+                eprintln!("{}: skipped: {why}", fault.title());
+                continue;
+            }
+            let (noticed, victim) = stage.row(*fault, &plan, BEFORE, bounds.watched)?;
+            holds(*fault, &noticed[0], bounds)?;
+            let began = Instant::now();
+            stage.undo(*fault, victim)?;
+            eprintln!("{:<19}back after {:.1} s", "", began.elapsed().as_secs_f64());
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_master_that_vanishes_dies_or_hangs() -> Result<()> {
+    rows(&[(Fault::Kill, KILLED), (Fault::PowerCut, POWER_CUT), (Fault::Hang, HUNG)])
+}
+
+#[test]
+fn a_path_that_is_cut_one_way_or_loses_packets() -> Result<()> {
+    rows(&[(Fault::Loss, LOSS), (Fault::CutToWorker, ONE_WAY), (Fault::CutFromWorker, ONE_WAY)])
+}
+
+#[test]
+fn an_agent_that_ends_or_freezes_and_an_apiserver_that_is_slow_disturb_nobody() -> Result<()> {
+    rows(&[
+        (Fault::AgentKilled, NOTHING),
+        (Fault::AgentFrozen, NOTHING),
+        (Fault::SlowReady, NOTHING),
+        (Fault::Drained, NOTHING),
+    ])
+}
+
+#[test]
+fn masters_that_restart_one_after_the_other_or_return_from_the_dead() -> Result<()> {
+    let rolling = Bounds { failed: 6, watched: seconds(13), ..KILLED };
+    // Some of those that began while all were dead may still be under way.
+    let back = Bounds { failed: 80, worst: PATIENCE, silence: seconds(15), ..KILLED };
+    rows(&[(Fault::Rolling, rolling), (Fault::AllDead, back)])
+}
