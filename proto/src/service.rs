@@ -252,9 +252,11 @@ impl Default for Check {
             kind: CheckKind::Tcp,
             address: None,
             interval: Duration::from_secs(1),
-            timeout: Duration::from_secs(3),
+            // Longer than a loaded apiserver takes (two seconds have been seen), short enough for two of them in
+            // a row, an interval apart, to be known within five seconds.
+            timeout: Duration::from_millis(2_500),
             rise: 2,
-            fall: 3,
+            fall: 2,
         }
     }
 }

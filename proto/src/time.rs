@@ -54,6 +54,7 @@ pub fn human(duration: Duration) -> String {
     let ms = duration.as_millis();
     match ms {
         0..1_000 => format!("{ms}ms"),
+        _ if ms < 10_000 && !ms.is_multiple_of(1_000) => format!("{}.{}s", ms / 1_000, ms % 1_000 / 100),
         _ if ms < 120_000 => format!("{}s", ms / 1_000),
         _ if ms < 7_200_000 => format!("{}m", ms / 60_000),
         _ if ms < 172_800_000 => format!("{}h", ms / 3_600_000),

@@ -24,7 +24,6 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::lifecycle::Life;
-use probe::Probe;
 use watcher::Watcher;
 
 /// What this node offers: only services that have, or had a moment ago, an instance here.
@@ -133,7 +132,7 @@ impl Owner {
         let watcher = Watcher {
             service: service.clone(),
             listeners: Arc::clone(listeners),
-            probe: Probe::new(&service.check, &self.root),
+            probes: watcher::probes(&service.check, &self.root),
             checker: Checker::new(service.check.rise, service.check.fall),
             own: self.own.clone(),
             life: self.life.clone(),

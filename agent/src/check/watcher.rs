@@ -1,12 +1,16 @@
 //! The task that checks one service.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use proto::health::{Checker, Outcome, Readiness};
 use proto::keys::Offer;
-use proto::service::Service;
+use proto::service::{Check, Service};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
@@ -20,12 +24,23 @@ const LOOPBACK_WITHIN: Duration = Duration::from_millis(200);
 /// Shortest time between two checks, whatever is configured: checks are not a load test.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
+/// Most checks of one service at once: with the default time-out and interval three are needed.
+const MAX_AT_ONCE: u128 = 8;
+
+/// As many probes as can wait for an answer at the same time.
+pub(super) fn probes(check: &Check, root: &Path) -> Vec<Probe> {
+    let interval = check.interval.max(MIN_INTERVAL).as_millis();
+    let at_once = (check.timeout.as_millis().div_ceil(interval) + 1).min(MAX_AT_ONCE);
+    (0..at_once).map(|_| Probe::new(check, root)).collect()
+}
+
 /// Checks one service.
 pub(super) struct Watcher {
     pub(super) service: Service,
     /// Where this agent's own proxy listens.
     pub(super) listeners: Arc<[SocketAddr]>,
-    pub(super) probe: Probe,
+    /// Those that are free: as many as can be needed at once, see [`probes`].
+    pub(super) probes: Vec<Probe>,
     pub(super) checker: Checker,
     pub(super) own: watch::Receiver<Option<IpAddr>>,
     pub(super) life: Life,
@@ -35,20 +50,35 @@ pub(super) struct Watcher {
     pub(super) hint: Option<String>,
 }
 
+/// A check that has ended: its probe, to be used again, and what it found.
+struct Checked {
+    probe: Probe,
+    target: SocketAddr,
+    outcome: Outcome,
+    /// The service answers on loopback instead.
+    elsewhere: Option<String>,
+}
+
+type Flight = Pin<Box<dyn Future<Output = Checked> + Send>>;
+
 impl Watcher {
     /// Checks until it is dropped, and reports what others should know.
+    ///
+    /// A check that waits does not keep the next one waiting: an instance that hangs is known after one
+    /// time-out and a few intervals, not after several time-outs one behind the other.
     pub(super) async fn run(mut self) {
         let mut ticks = tokio::time::interval(self.service.check.interval.max(MIN_INTERVAL));
-        // A check may take longer than the interval; the next one is not made up for.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut flying: FuturesUnordered<Flight> = FuturesUnordered::new();
         let mut reported = None;
         loop {
-            tokio::select! {
-                _ = ticks.tick() => {}
+            let offer = tokio::select! {
+                _ = ticks.tick() => self.begin(&mut flying),
                 // A new address is checked and said at once.
-                Ok(()) = self.own.changed() => {}
-            }
-            let offer = self.round().await;
+                Ok(()) = self.own.changed() => self.begin(&mut flying),
+                Some(checked) = flying.next() => Some(self.end(checked)),
+            };
+            let Some(offer) = offer else { continue };
             if reported.as_ref() != Some(&offer) {
                 reported = Some(offer.clone());
                 let report = Report { name: self.service.name.clone(), generation: self.generation, offer };
@@ -59,23 +89,37 @@ impl Watcher {
         }
     }
 
-    /// One check, and what follows from it.
-    async fn round(&mut self) -> Option<Offer> {
+    /// Starts a check, where a probe is free. What is to be said is known at once only where there is
+    /// nothing to check.
+    fn begin(&mut self, flying: &mut FuturesUnordered<Flight>) -> Option<Option<Offer>> {
         let own = *self.own.borrow_and_update();
         let target = target(&self.service, own);
         if let Some(listener) = self.listeners.iter().find(|listener| covers(**listener, target)) {
             // Our own proxy would answer, with the health of somebody else.
             self.hint(format!("{target} is not checked, this agent's own proxy listens on {listener}"));
-            return None;
+            return Some(None);
         }
-        let mut elsewhere = None;
-        let outcome = match self.probe.check(target).await {
-            Outcome::Refused(reason) => {
-                elsewhere = self.elsewhere(target).await;
-                Outcome::Refused(elsewhere.clone().unwrap_or(reason))
-            }
-            outcome => outcome,
-        };
+        let mut probe = self.probes.pop()?;
+        let listeners = self.listeners.clone();
+        flying.push(Box::pin(async move {
+            let mut elsewhere = None;
+            let outcome = match probe.check(target).await {
+                Outcome::Refused(reason) => {
+                    elsewhere = on_loopback(&listeners, target).await;
+                    Outcome::Refused(elsewhere.clone().unwrap_or(reason))
+                }
+                outcome => outcome,
+            };
+            Checked { probe, target, outcome, elsewhere }
+        }));
+        None
+    }
+
+    /// What follows from a check.
+    fn end(&mut self, checked: Checked) -> Option<Offer> {
+        let Checked { probe, target, outcome, elsewhere } = checked;
+        self.probes.push(probe);
+        let own = *self.own.borrow();
         let before = self.checker.health().map(|health| health.readiness);
         self.checker.observe(self.life.now(), wall(), outcome);
         self.log(before, target);
@@ -113,21 +157,21 @@ impl Watcher {
             self.hint = Some(text);
         }
     }
+}
 
-    /// A closed port at the mesh address and an open one on loopback: the service is bound to the wrong
-    /// address, which nobody guesses from "refused".
-    async fn elsewhere(&self, target: SocketAddr) -> Option<String> {
-        let loopback = match target.ip() {
-            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
-            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        };
-        let beside = SocketAddr::new(loopback, target.port());
-        let ours = self.listeners.iter().any(|listener| covers(*listener, beside));
-        if target == beside || ours || !probe::accepts(beside, LOOPBACK_WITHIN).await {
-            return None;
-        }
-        Some(format!("listens on {loopback} only, not on {}", target.ip()))
+/// A closed port at the mesh address and an open one on loopback: the service is bound to the wrong
+/// address, which nobody guesses from "refused".
+async fn on_loopback(listeners: &[SocketAddr], target: SocketAddr) -> Option<String> {
+    let loopback = match target.ip() {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+    };
+    let beside = SocketAddr::new(loopback, target.port());
+    let ours = listeners.iter().any(|listener| covers(*listener, beside));
+    if target == beside || ours || !probe::accepts(beside, LOOPBACK_WITHIN).await {
+        return None;
     }
+    Some(format!("listens on {loopback} only, not on {}", target.ip()))
 }
 
 /// The address that is checked.
