@@ -88,7 +88,7 @@ pub(crate) fn etcd(arguments: &[String]) -> Result<()> {
         // A watch says nothing when it has begun; one that begins late would miss the first puts.
         std::thread::sleep(BEGUN);
         let (found, ended, stop) = (Found::default(), AtomicBool::new(false), AtomicBool::new(false));
-        let windows = std::thread::scope(|scope| {
+        let (windows, again) = std::thread::scope(|scope| {
             let mut follows = Vec::new();
             for (who, watch) in watches.into_iter().enumerate() {
                 let (found, stop) = (&found, &stop);
@@ -105,14 +105,15 @@ pub(crate) fn etcd(arguments: &[String]) -> Result<()> {
             // Whatever was put must have come through by then.
             std::thread::sleep(SETTLE);
             stop.store(true, Ordering::Relaxed);
+            let mut again = Vec::new();
             for follow in follows {
-                follow.join().map_err(|_| anyhow!("a watch panicked"))??;
+                again.push(follow.join().map_err(|_| anyhow!("a watch panicked"))??);
             }
             ensure!(puts.iter().all(|put| put.is_ok()), "a put panicked");
-            windows
+            anyhow::Ok((windows?, again))
         })?;
         let stored = stored(worker, &clients[0])?;
-        report(&found, &windows, &stored);
+        report(&found, &windows, &stored, &again);
         Ok(())
     })
 }
@@ -207,20 +208,30 @@ fn run(worker: &Node, client: &[String], command: &[&str]) -> Result<String> {
 }
 
 /// A running `etcdctl watch`.
-struct Watch {
+struct Watch<'a> {
+    worker: &'a Node,
+    who: &'static str,
+    client: &'a [String],
     process: Proc,
 }
 
-impl Watch {
-    fn start(worker: &Node, who: &str, client: &[String]) -> Result<Watch> {
-        let mut all: Vec<&str> = client.iter().map(String::as_str).collect();
-        all.extend(["watch", "--prefix", "/bench/"]);
-        Ok(Watch { process: worker.spawn(&format!("watch-{who}"), &all)? })
+impl<'a> Watch<'a> {
+    fn start(worker: &'a Node, who: &'static str, client: &'a [String]) -> Result<Watch<'a>> {
+        let process = Watch::spawn(worker, who, client)?;
+        Ok(Watch { worker, who, client, process })
     }
 
-    /// Enters each key with the time when its line was there.
-    fn follow(mut self, seen: &Mutex<Events>, stop: &AtomicBool) -> Result<()> {
-        let mut lines = 0;
+    /// From the first revision on, so that one that takes another's place misses nothing.
+    fn spawn(worker: &Node, who: &str, client: &[String]) -> Result<Proc> {
+        let mut all: Vec<&str> = client.iter().map(String::as_str).collect();
+        all.extend(["watch", "--rev=1", "--prefix", "/bench/"]);
+        worker.spawn(&format!("watch-{who}"), &all)
+    }
+
+    /// Enters each key with the time when its line was there. etcdctl gives up when a member tells it that
+    /// there is no leader; then it is started again, as a reflector would. Returns how often.
+    fn follow(mut self, seen: &Mutex<Events>, stop: &AtomicBool) -> Result<usize> {
+        let (mut lines, mut again) = (0, 0);
         while !stop.load(Ordering::Relaxed) {
             let (log, now) = (self.process.log()?, Instant::now());
             let whole = log.rfind('\n').map_or("", |end| &log[..end]);
@@ -231,10 +242,16 @@ impl Watch {
                     seen.entry(line.to_owned()).or_insert(now);
                 }
             }
-            ensure!(self.process.is_running(), "a watch has ended: {}", self.process.tail(5));
+            if !self.process.is_running() {
+                let why = self.process.tail(2);
+                ensure!(why.contains("no leader"), "a watch has ended: {why}");
+                again += 1;
+                // Its log goes on in the same file.
+                self.process = Watch::spawn(self.worker, self.who, self.client)?;
+            }
             std::thread::sleep(LOOK);
         }
-        Ok(())
+        Ok(again)
     }
 }
 
@@ -317,12 +334,16 @@ fn gap(events: &Events, window: &Window) -> Duration {
     longest
 }
 
-fn report(found: &Found, windows: &[Window], stored: &BTreeSet<String>) {
+fn report(found: &Found, windows: &[Window], stored: &BTreeSet<String>, again: &[usize]) {
     let watched = [0, 1].map(|i| found.watched[i].lock().unwrap_or_else(PoisonError::into_inner).clone());
     let puts = found.puts.lock().unwrap_or_else(PoisonError::into_inner);
     let mut anyone = watched[0].clone();
     for (key, at) in &watched[1] {
         anyone.entry(key.clone()).and_modify(|first| *first = (*first).min(*at)).or_insert(*at);
+    }
+    // Both watches may be on the same faulty member; an acknowledged put shows that the cluster goes on.
+    for put in puts.iter().filter(|put| put.acknowledged) {
+        anyone.insert(format!("{} acknowledged", put.key), put.at + put.took);
     }
     println!("etcd 3.4, three members over WireGuard, each cut, killed and hung in turn\n");
     println!("fault  proxy    watch silent s (each member)   longest   puts  failed  slowest acknowledged s");
@@ -347,9 +368,11 @@ fn report(found: &Found, windows: &[Window], stored: &BTreeSet<String>) {
             let gaps = line(name, &gaps(&watched[who]));
             println!("{gaps} {:>6} {failed:>7} {slowest:>23.2}", made.len());
         }
-        println!("{}", line("(either)", &gaps(&anyone)));
+        println!("{}", line("(etcd)", &gaps(&anyone)));
     }
-    println!("\n(either): without an event for anyone, as while a new leader is elected.\n");
+    println!(
+        "\n(etcd): without an event or an acknowledged put for anyone, as while a new leader is elected.\n"
+    );
     for (who, (name, _)) in WHO.iter().enumerate() {
         let lost: Vec<&String> = stored.iter().filter(|key| !watched[who].contains_key(*key)).collect();
         let acknowledged = puts.iter().filter(|put| put.who == who && put.acknowledged);
@@ -360,6 +383,9 @@ fn report(found: &Found, windows: &[Window], stored: &BTreeSet<String>) {
             stored.len(),
             acknowledged.count()
         );
+        if again[who] > 0 {
+            println!("         its watch was ended by etcd {} times for want of a leader", again[who]);
+        }
         for key in lost.iter().take(5) {
             println!("         lost: {key}");
         }
