@@ -88,6 +88,16 @@ pub(crate) enum LoadError {
     Store(#[from] StateError),
 }
 
+/// Waits for the disk without keeping the tasks of this thread waiting: a slow disk must not look like a
+/// dead node.
+fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    let runtime = tokio::runtime::Handle::try_current().map(|runtime| runtime.runtime_flavor());
+    match runtime {
+        Ok(tokio::runtime::RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}
+
 impl Disk {
     /// Takes the directory over.
     pub(crate) fn new(store: Store) -> Disk {
@@ -115,7 +125,7 @@ impl Disk {
     }
 
     fn read<T: DeserializeOwned>(&self, file: &str) -> Result<Option<T>, StateError> {
-        let loaded = self.store.read(file)?;
+        let loaded = blocking(|| self.store.read(file))?;
         if let Some(problem) = loaded.problem {
             // Under a name of its own: what was found at this start stays true when the file is written anew.
             self.problem(&format!("{file}, as found"), Some(problem));
@@ -125,7 +135,7 @@ impl Disk {
 
     /// Writes one file. What can't be written is a problem that status shows, not a reason to stop.
     fn write<T: Serialize>(&self, file: &str, value: &T) -> bool {
-        match self.store.write(file, value) {
+        match blocking(|| self.store.write(file, value)) {
             Ok(()) => {
                 self.problem(file, None);
                 true
