@@ -112,3 +112,27 @@ fn the_binary_needs_nothing_around_it() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn the_unit_is_hardened_and_holds_nothing_else_up() -> Result<()> {
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/systemd/agent.service");
+    // The threshold is in tenths: an exposure above 2.5 fails.
+    let ran = Command::new("systemd-analyze")
+        .args(["security", "--offline=true", "--threshold=25", "--no-pager", unit])
+        .output()
+        .context("systemd-analyze: apt-get install systemd")?;
+    let said = String::from_utf8_lossy(&ran.stdout);
+    ensure!(ran.status.success(), "exposure above 2.5: {}", said.lines().last().unwrap_or_default());
+    let text = std::fs::read_to_string(unit)?;
+    let before = text.lines().find(|line| line.starts_with("Before=")).context("no Before=")?;
+    for service in
+        ["k3s.service", "k3s-agent.service", "rke2-server.service", "rke2-agent.service", "kubelet.service"]
+    {
+        ensure!(before.contains(service), "not ordered before {service}: {before}");
+    }
+    // Whatever ties units together would stop Kubernetes with the agent.
+    for tie in ["Requires=", "BindsTo=", "PartOf=", "PropagatesStopTo=", "RequiredBy="] {
+        ensure!(!text.lines().any(|line| line.starts_with(tie)), "the unit has {tie}");
+    }
+    Ok(())
+}
