@@ -15,6 +15,10 @@ use crate::link::tls::{self, Identity};
 /// Time for a member's first answer: it writes to disk before it says welcome.
 const ANSWER: Duration = Duration::from_secs(15);
 
+/// Time for a member to be reached at all: a VPN's tunnel may have to be made first, and WireGuard tries
+/// its handshake again only after five seconds.
+const PATIENCE: Duration = Duration::from_secs(8);
+
 /// Why joining failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JoinError {
@@ -70,7 +74,13 @@ pub(crate) async fn reach(
     let config = identity
         .joining_client(invite.map(|invite| invite.issuer))
         .map_err(|error| JoinError::Broken(io::Error::other(error)))?;
-    let (stream, at) = connect(addresses, config).await.map_err(|source| {
+    let connected = loop {
+        match connect(addresses, config.clone()).await {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut && started.elapsed() < PATIENCE => {}
+            result => break result,
+        }
+    };
+    let (stream, at) = connected.map_err(|source| {
         let wrong_key = source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         match wrong_key {
             Some(rustls::Error::InvalidCertificate(_)) => JoinError::WrongPin(addresses.to_vec()),
