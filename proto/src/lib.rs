@@ -26,6 +26,10 @@ pub mod backends;
 
 pub mod dial;
 
+pub mod hello;
+
+pub mod access;
+
 pub mod cluster;
 
 pub mod invite;

@@ -32,10 +32,11 @@ pub(super) async fn dial(pool: &Arc<Pool>, shared: &Arc<Shared>) -> Option<Leg> 
     let table = Arc::clone(&shared.table.borrow());
     let backends = table.get(&pool.service).map_or(&[][..], Vec::as_slice);
     let (order, mut first) = pool.rank(backends, shared.own);
-    let mut plan = Plan::new(order.len(), life.now());
+    let patience = |i: &usize| proto::dial::patience(backends.get(*i).and_then(|one| one.rtt));
+    let mut plan = Plan::new(order.iter().map(patience).collect(), life.now());
     let mut trials = FuturesUnordered::new();
     loop {
-        match plan.next(life.now()) {
+        match plan.next(life.now(), || pool.may_add(shared)) {
             Step::Dial(nth) => {
                 let chosen = order.get(nth).and_then(|i| Some((*i, backends.get(*i)?)));
                 let Some((i, backend)) = chosen else {

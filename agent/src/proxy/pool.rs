@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use futures_util::future::AbortHandle;
 use proto::backends::{Backend, Balancer, State};
+use proto::dial::Budget;
 use proto::node::NodeId;
 use proto::service::{Balance, Service, ServiceName};
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -27,6 +28,8 @@ pub(super) struct Pool {
     alone: Alarm,
     /// The losers of a race are being seen out.
     pub(super) seeing_out: AtomicBool,
+    /// What may be tried beside what is under way.
+    budget: Mutex<Budget>,
     choice: Mutex<Choice>,
 }
 
@@ -70,6 +73,7 @@ impl Pool {
             full: Alarm::default(),
             alone: Alarm::default(),
             seeing_out: AtomicBool::new(false),
+            budget: Mutex::default(),
             choice: Mutex::new(Choice {
                 balance: service.balance,
                 balancer: Balancer::new(seed),
@@ -100,10 +104,16 @@ impl Pool {
             }
             return None;
         }
+        lock(&self.budget).connection(now());
         if self.full.relieve(now) {
             tracing::info!(service = %self.service, "below maxconn again, which is {maxconn}");
         }
         Some(Open { pool: Arc::clone(self), _open: shared.open.token() })
+    }
+
+    /// Whether one more attempt may be made beside those under way; charges it.
+    pub(super) fn may_add(&self, shared: &Shared) -> bool {
+        lock(&self.budget).extra(shared.life.now())
     }
 
     /// `backends` as indices in the order in which to dial them, and the ticket of the first. Both in one
