@@ -30,6 +30,8 @@ pub mod hello;
 
 pub mod access;
 
+pub mod proxy_v2;
+
 pub mod cluster;
 
 pub mod invite;
