@@ -42,6 +42,8 @@ fn filter(level: LogLevel) -> Targets {
         .with_default(level.min(LevelFilter::WARN))
         .with_target("agent", level)
         .with_target("proto", level)
+        // Asked for by itself, for each service, so at every level.
+        .with_target("access", LevelFilter::INFO)
 }
 
 /// Auto becomes journald where stderr is connected to it, and text elsewhere.
@@ -106,6 +108,7 @@ mod tests {
         assert!(!debug.would_enable("chitchat::server", &Level::INFO));
         assert!(!filter(LogLevel::Error).would_enable("chitchat", &Level::WARN));
         assert!(!filter(LogLevel::Error).would_enable("agent", &Level::WARN));
+        assert!(filter(LogLevel::Error).would_enable("access", &Level::INFO));
     }
 
     #[test]

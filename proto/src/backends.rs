@@ -1,7 +1,7 @@
 //! From what is known to whom to dial: ranked candidates for one service.
 //!
-//! [`Rank`] derives `Ord`, and the order of its fields is the policy: state before tier before load before
-//! chance. Only the best rank gets new connections while it lasts; the rest are what is tried after it.
+//! [`Rank`] derives `Ord`, and the order of its fields is the policy: hindrance before state before tier
+//! before load before chance. Only the best rank gets new connections while it lasts; the rest are what is tried after it.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use crate::keys::Offer;
 use crate::node::{Name, NodeId};
 use crate::path::{Path, Reach};
 use crate::service::{Balance, ServiceName};
-use crate::time::UnixMs;
+use crate::time::{Moment, UnixMs};
 use crate::view::View;
 
 /// What a backend is, seen from this node. The order is the order in which they are tried: when nothing
@@ -145,6 +145,9 @@ pub fn backends(
     found.into_values().collect()
 }
 
+/// The reason of a backend that is draining only since its agent was stopped.
+const AGENT_STOPPED: &str = "its agent was stopped";
+
 fn judge(
     offer: &Offer,
     draining: Option<UnixMs>,
@@ -159,7 +162,7 @@ fn judge(
         (Some((Reach::Suspect, path)), ..) => of_path(State::Suspect, path),
         (_, Readiness::NotReady, _) => (State::NotReady, health.reason.clone(), health.since),
         (_, _, Some(since)) => {
-            let reason = if left { "its agent was stopped" } else { "draining" };
+            let reason = if left { AGENT_STOPPED } else { "draining" };
             // The agent alone was stopped: its apiserver serves on, and others may still be used first.
             (State::Draining, reason.to_owned(), since)
         }
@@ -175,11 +178,13 @@ fn judge(
 /// Where a backend stands among the others; lower is better. The order of the fields is the policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank {
+    /// 0: good. 1: good, but it has all the connections it may have, or does not answer them. 2: not good.
+    pub hindrance: u8,
     /// What it is.
     pub state: State,
     /// Weight 0 asks for nothing new while another is as good.
     pub unwanted: bool,
-    /// Nearness: 0 for this node's own instance, 1 for all others.
+    /// Nearness: 0 for this node's own instance, more for others.
     pub tier: u8,
     /// How busy it is for its weight, or how long ago its turn was.
     pub load: u64,
@@ -187,46 +192,154 @@ pub struct Rank {
     pub chance: u64,
 }
 
-/// Remembers whose turn it is, and ranks. One for each service, owned by its listener.
+/// What this node's own connections say of a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// How many it has from here.
+    pub connections: u64,
+    /// It has as many as it may have from here.
+    pub full: bool,
+    /// It takes connections and does not answer on them.
+    pub mute: bool,
+}
+
+/// Remembers whose turn it is and who has just returned, and ranks. One for each service, owned by its
+/// listener.
 #[derive(Debug, Clone, Default)]
 pub struct Balancer {
     turns: BTreeMap<NodeId, u64>,
     seed: u64,
+    /// When the first table came; those of the first [`SLOW_START`] are no newcomers.
+    begun: Option<Moment>,
+    /// Who is not there, and since when those are back that were not.
+    returns: BTreeMap<NodeId, Return>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Return {
+    Away,
+    Back(Moment),
+    Settled,
 }
 
 /// Scale of the loads, so that a division by the weight keeps its precision.
 const SCALE: u64 = 1 << 20;
 
+/// Time in which a backend that came back grows to its whole weight. It has the fewest connections and cold
+/// caches, and all nodes would turn to it at once (k8s#48610).
+pub const SLOW_START: Duration = Duration::from_secs(30);
+
+/// The share of its weight that a backend has from the beginning, in thousandths: some connection has to
+/// be the first.
+const FIRST_SHARE: u64 = 20;
+
+/// The share of its weight, in thousandths, that a backend has which came back so long ago.
+fn share(back_for: Duration) -> u64 {
+    let (passed, whole) = (back_for.as_millis(), SLOW_START.as_millis());
+    let grown = u64::try_from(passed.saturating_mul(1000) / whole).unwrap_or(1000);
+    grown.clamp(FIRST_SHARE, 1000)
+}
+
+/// Distance classes of [`Balance::Nearest`], in milliseconds: coarse, so that the noise of measuring does not
+/// change who is nearest. In one class load decides.
+const STEPS_MS: [u64; 8] = [2, 5, 10, 20, 50, 100, 200, 500];
+
+/// The tier of a backend that is this far away; unknown is further than known.
+fn distance(rtt: Option<Duration>) -> u8 {
+    let beyond =
+        |rtt: Duration| STEPS_MS.iter().take_while(|step| rtt >= Duration::from_millis(**step)).count();
+    let steps = rtt.map_or(STEPS_MS.len() + 1, beyond);
+    u8::try_from(steps).unwrap_or(u8::MAX)
+}
+
 impl Balancer {
     /// A balancer whose choices among equals follow from `seed`; each node uses its own.
     pub fn new(seed: u64) -> Balancer {
-        Balancer { turns: BTreeMap::new(), seed }
+        Balancer { seed, ..Balancer::default() }
     }
 
-    /// Orders `backends` from the one to dial first to the one to dial last, as indices. `connections`
-    /// tells how many each has from this node; `own` is this node, whose own instance comes first.
+    /// Takes note of who came back. To be called with every new table.
+    ///
+    /// By what this node saw and its own clock, and not by [`Backend::since`]: that is another node's wall
+    /// clock, and does not change when only the way to it was cut. Doubt alone is no absence, or one late
+    /// packet would cost a backend half a minute of its share.
+    pub fn follow(&mut self, backends: &[Backend], now: Moment) {
+        if self.begun.is_none() && backends.is_empty() {
+            return;
+        }
+        let begun = *self.begun.get_or_insert(now);
+        let newcomer = if now.since(begun) < SLOW_START { Return::Settled } else { Return::Away };
+        let mut returned = Vec::new();
+        for backend in backends {
+            let of = self.returns.entry(backend.node).or_insert(newcomer);
+            match (backend.state, *of) {
+                (State::Down | State::NotReady | State::Draining, _) => *of = Return::Away,
+                (State::Ready | State::Alive, Return::Away) => {
+                    *of = Return::Back(now);
+                    returned.push(backend.node);
+                }
+                _ => {}
+            }
+        }
+        self.returns.retain(|node, _| backends.iter().any(|one| one.node == *node));
+        // An absence earns no credit in round-robin either.
+        let settled = |one: &&Backend| one.state.is_good() && !returned.contains(&one.node);
+        let level =
+            backends.iter().filter(settled).filter_map(|one| self.turns.get(&one.node)).min().copied();
+        for (node, level) in returned.iter().zip(std::iter::repeat(level.unwrap_or(0))) {
+            let turn = self.turns.entry(*node).or_insert(level);
+            *turn = (*turn).max(level);
+        }
+    }
+
+    /// The weight that counts now, in thousandths.
+    fn weight(&self, backend: &Backend, now: Moment) -> u64 {
+        let share = match self.returns.get(&backend.node) {
+            Some(Return::Back(since)) => share(now.since(*since)),
+            _ => 1000,
+        };
+        u64::from(backend.weight.max(1)) * share
+    }
+
+    /// Orders `backends` from the one to dial first to the one to dial last, as indices. `usage` tells what
+    /// this node's connections say of each; `own` is this node, whose own instance comes first.
     pub fn rank(
         &self,
         balance: Balance,
         backends: &[Backend],
         own: Option<NodeId>,
-        connections: impl Fn(&NodeId) -> u64,
+        now: Moment,
+        usage: impl Fn(&NodeId) -> Usage,
     ) -> Vec<usize> {
         // A backend that is new to round-robin starts level with the others: no herd on a newcomer.
         let level = backends.iter().filter_map(|one| self.turns.get(&one.node)).min().copied();
+        let before = |one: &Backend| {
+            backends.iter().filter(|other| (&other.name, other.node) < (&one.name, one.node)).count() as u64
+        };
         let mut ranked: Vec<(Rank, usize)> = backends
             .iter()
             .enumerate()
             .map(|(i, backend)| {
-                let weight = u64::from(backend.weight.max(1));
+                let usage = usage(&backend.node);
                 let load = match balance {
-                    Balance::LeastConnections => connections(&backend.node).saturating_mul(SCALE) / weight,
+                    // As it would be with this one: an idle backend's weight counts too.
+                    Balance::LeastConnections | Balance::Nearest => {
+                        let connections = usage.connections.saturating_add(1).saturating_mul(1000 * SCALE);
+                        connections / self.weight(backend, now)
+                    }
                     Balance::RoundRobin => self.turns.get(&backend.node).copied().or(level).unwrap_or(0),
+                    Balance::First => before(backend),
+                };
+                let far = if balance == Balance::Nearest { distance(backend.rtt) } else { 0 };
+                let hindrance = match backend.state.is_good() {
+                    true => u8::from(usage.full || usage.mute),
+                    false => 2,
                 };
                 let rank = Rank {
+                    hindrance,
                     state: backend.state,
                     unwanted: backend.weight == 0,
-                    tier: u8::from(own != Some(backend.node)),
+                    tier: if own == Some(backend.node) { 0 } else { 1 + far },
                     load,
                     chance: mix(self.seed, &backend.node),
                 };
@@ -238,10 +351,10 @@ impl Balancer {
     }
 
     /// A connection went to `backends[chosen]`: its next turn comes after a time that its weight gives.
-    pub fn took(&mut self, backends: &[Backend], chosen: usize) {
+    pub fn took(&mut self, backends: &[Backend], chosen: usize, now: Moment) {
         let Some(backend) = backends.get(chosen) else { return };
         let level = backends.iter().filter_map(|one| self.turns.get(&one.node)).min().copied().unwrap_or(0);
-        let step = SCALE / u64::from(backend.weight.max(1));
+        let step = 1000 * SCALE / self.weight(backend, now);
         let turn = self.turns.entry(backend.node).or_insert(level);
         *turn = turn.saturating_add(step);
         // Of nodes that are gone nothing is kept, and an absence earns no credit.
@@ -253,9 +366,53 @@ impl Balancer {
     }
 }
 
+/// What becomes of the connections held to a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// They stay.
+    Stay,
+    /// They should end in a while, not all at once.
+    Leave,
+    /// They are reset at once.
+    Reset,
+}
+
+/// What becomes of the connections held to `node`. A backend that is gone was taken away by people or
+/// stopped being one. One that is down, not ready or draining keeps its connections while no other is good:
+/// there is nowhere better to go, and under load a live one may look down (k3s#10240). One whose agent alone
+/// was stopped serves on, and keeps them as well.
+pub fn fate(node: &NodeId, backends: &[Backend]) -> Fate {
+    let Some(one) = backends.iter().find(|one| one.node == *node) else { return Fate::Reset };
+    let better = backends.iter().any(|other| other.node != *node && other.state.is_good());
+    match one.state {
+        State::Down if better => Fate::Reset,
+        State::NotReady if better => Fate::Leave,
+        State::Draining if better && one.reason != AGENT_STOPPED => Fate::Leave,
+        _ => Fate::Stay,
+    }
+}
+
+/// How long connections are left alone when their backend is not ready or drains: an apiserver that restarts
+/// ends them itself within that, and one that only fails a check for a moment is back.
+pub const GRACE: Duration = Duration::from_secs(30);
+
+/// Over how long they are then closed: their clients list everything anew, and an apiserver takes some
+/// hundred of those a second.
+pub const SPREAD: Duration = Duration::from_secs(5);
+
+/// When after the beginning of its leave a connection is closed. By chance from `seed`, different on each
+/// node, and the connection's number: most nodes have only a few, and must not all begin with the first.
+pub fn leaves_after(seed: u64, number: u64) -> Duration {
+    let spread = u64::try_from(SPREAD.as_millis()).unwrap_or(u64::MAX);
+    GRACE + Duration::from_millis(finish(seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15)) % spread)
+}
+
 /// A well-mixed number of a seed and a node (the finaliser of SplitMix64).
 fn mix(seed: u64, node: &NodeId) -> u64 {
-    let mut x = node.0.iter().fold(seed, |x, byte| (x ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    finish(node.0.iter().fold(seed, |x, byte| (x ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)))
+}
+
+fn finish(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
@@ -270,7 +427,6 @@ mod tests {
     use crate::keys::Word;
     use crate::path::Evidence;
     use crate::pulse::Hearing;
-    use crate::time::Moment;
     use crate::view::Member;
 
     fn id(n: u8) -> NodeId {
@@ -377,8 +533,13 @@ mod tests {
             backend(4, State::Alive, 100),
             backend(5, State::Ready, 0),
         ];
-        let order = Balancer::new(1).rank(Balance::LeastConnections, &backends, Some(id(3)), |_| 0);
+        let order =
+            Balancer::new(1).rank(Balance::LeastConnections, &backends, Some(id(3)), Moment::ZERO, idle);
         assert_eq!(order, [2, 1, 4, 3, 0]);
+    }
+
+    fn idle(_: &NodeId) -> Usage {
+        Usage::default()
     }
 
     fn shares(balance: Balance, weights: &[u16], rounds: usize) -> Vec<usize> {
@@ -387,17 +548,20 @@ mod tests {
         let mut balancer = Balancer::new(42);
         let mut counts = vec![0; weights.len()];
         for _ in 0..rounds {
-            let first =
-                balancer.rank(balance, &backends, None, |node| counts[usize::from(node.0[0]) - 1] as u64)[0];
-            balancer.took(&backends, first);
+            let usage = |node: &NodeId| Usage {
+                connections: counts[usize::from(node.0[0]) - 1] as u64,
+                ..Usage::default()
+            };
+            let first = balancer.rank(balance, &backends, None, Moment::ZERO, usage)[0];
+            balancer.took(&backends, first, Moment::ZERO);
             counts[first] += 1;
         }
         counts
     }
 
     #[test]
-    fn both_balances_share_by_weight() {
-        for balance in Balance::ALL {
+    fn balances_share_by_weight() {
+        for balance in [Balance::LeastConnections, Balance::RoundRobin, Balance::Nearest] {
             let equal = shares(balance, &[100, 100, 100], 300);
             assert!(equal.iter().all(|count| (99..=101).contains(count)), "{balance}: {equal:?}");
             let shared = shares(balance, &[200, 100], 300);
@@ -411,16 +575,141 @@ mod tests {
         let all = [old[0].clone(), old[1].clone(), backend(3, State::Ready, 100)];
         let mut balancer = Balancer::new(7);
         for _ in 0..1000 {
-            let first = balancer.rank(Balance::RoundRobin, &old, None, |_| 0)[0];
-            balancer.took(&old, first);
+            let first = balancer.rank(Balance::RoundRobin, &old, None, Moment::ZERO, idle)[0];
+            balancer.took(&old, first, Moment::ZERO);
         }
         let mut counts = [0; 3];
         for _ in 0..30 {
-            let first = balancer.rank(Balance::RoundRobin, &all, None, |_| 0)[0];
-            balancer.took(&all, first);
+            let first = balancer.rank(Balance::RoundRobin, &all, None, Moment::ZERO, idle)[0];
+            balancer.took(&all, first, Moment::ZERO);
             counts[first] += 1;
         }
         assert!(counts.iter().all(|count| (9..=11).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn the_nearest_comes_first_by_coarse_steps_and_load_decides_within_one() {
+        let ms = |rtt| Some(Duration::from_millis(rtt));
+        let at = |n, rtt| Backend { rtt, ..backend(n, State::Ready, 100) };
+        let backends =
+            [at(1, None), at(2, ms(12)), at(3, ms(19)), at(4, ms(1)), at(5, ms(700)), at(6, ms(90))];
+        let usage = |node: &NodeId| Usage { connections: u64::from(*node == id(2)), ..Usage::default() };
+        let order = Balancer::new(1).rank(Balance::Nearest, &backends, Some(id(6)), Moment::ZERO, usage);
+        assert_eq!(order, [5, 3, 2, 1, 4, 0]);
+    }
+
+    #[test]
+    fn the_first_by_name_gets_all_until_it_is_full() {
+        let backends = [1, 2, 3].map(|n| backend(n, State::Ready, 100));
+        let first = |usage: &dyn Fn(&NodeId) -> Usage| {
+            Balancer::new(9).rank(Balance::First, &backends, None, Moment::ZERO, usage)
+        };
+        assert_eq!(first(&|_| Usage { connections: 5, ..Usage::default() }), [0, 1, 2]);
+        assert_eq!(first(&|node| Usage { full: *node == id(1), ..Usage::default() }), [1, 2, 0]);
+    }
+
+    #[test]
+    fn what_is_full_or_mute_comes_after_what_is_good_and_before_what_is_not() {
+        let backends = [(1, State::Ready), (2, State::Suspect), (3, State::Alive), (4, State::Ready)]
+            .map(|(n, state)| backend(n, state, 100));
+        let usage = |node: &NodeId| Usage { full: *node == id(1), mute: *node == id(4), ..Usage::default() };
+        let order = Balancer::new(1).rank(Balance::LeastConnections, &backends, None, Moment::ZERO, usage);
+        assert_eq!((order[0], order[3]), (2, 1));
+    }
+
+    /// How many of 100 new connections the first backend gets, which came back `after` this long, when both
+    /// it and the other had `before` before.
+    fn caught_up(balance: Balance, after: u64, before: u64) -> u64 {
+        let at = |s: u64| Moment::ZERO.after(Duration::from_secs(s));
+        let table = |state| [backend(1, state, 100), backend(2, State::Ready, 100)];
+        let mut balancer = Balancer::new(3);
+        balancer.follow(&table(State::Ready), at(0));
+        balancer.follow(&table(State::Down), at(100));
+        let mut counts = [0, before];
+        for _ in 0..before {
+            balancer.took(&table(State::Down), 1, at(100));
+        }
+        balancer.follow(&table(State::Ready), at(200));
+        for _ in 0..100 {
+            let now = at(200 + after);
+            let usage =
+                |node: &NodeId| Usage { connections: counts[usize::from(node.0[0]) - 1], ..Usage::default() };
+            let first = balancer.rank(balance, &table(State::Ready), None, now, usage)[0];
+            balancer.took(&table(State::Ready), first, now);
+            counts[first] += 1;
+        }
+        counts[0]
+    }
+
+    #[test]
+    fn what_comes_back_is_not_run_over() {
+        for balance in [Balance::LeastConnections, Balance::RoundRobin] {
+            assert!(caught_up(balance, 0, 1000) <= 25, "{balance}: {}", caught_up(balance, 0, 1000));
+            let half = caught_up(balance, 15, 0);
+            assert!((30..=36).contains(&half), "{balance}: half the weight is a third: {half}");
+        }
+        assert_eq!(caught_up(Balance::RoundRobin, 31, 1000), 50);
+        assert_eq!(caught_up(Balance::LeastConnections, 31, 1000), 100, "in the end they are level again");
+    }
+
+    #[test]
+    fn doubt_and_the_first_tables_are_no_return() {
+        let at = |s: u64| Moment::ZERO.after(Duration::from_secs(s));
+        let table = |states: &[State]| -> Vec<Backend> {
+            states.iter().zip(1..).map(|(state, n)| backend(n, *state, 100)).collect()
+        };
+        let mut balancer = Balancer::new(3);
+        let weight = |balancer: &Balancer, n, now| balancer.weight(&backend(n, State::Ready, 100), now);
+        balancer.follow(&table(&[State::Unknown]), at(0));
+        balancer.follow(&table(&[State::Ready, State::Ready]), at(1));
+        assert_eq!((weight(&balancer, 1, at(1)), weight(&balancer, 2, at(1))), (100_000, 100_000));
+        balancer.follow(&table(&[State::Suspect, State::Ready]), at(40));
+        balancer.follow(&table(&[State::Ready; 3]), at(41));
+        assert_eq!(weight(&balancer, 1, at(41)), 100_000);
+        assert_eq!(weight(&balancer, 3, at(41)), 2_000, "a newcomer");
+        assert_eq!(weight(&balancer, 3, at(56)), 50_000);
+        assert_eq!(weight(&balancer, 3, at(71)), 100_000);
+    }
+
+    #[test]
+    fn what_is_held_leaves_when_there_is_somewhere_better_to_go() {
+        use State::{Alive, Down, Draining, NotReady, Ready, Suspect, Unknown};
+        // The state of the backend that holds (none: it is gone), of the others, and the verdict.
+        let table: &[(Option<State>, &[State], Fate)] = &[
+            (Some(Down), &[Ready], Fate::Reset),
+            (Some(Down), &[Down, Alive], Fate::Reset),
+            (Some(Down), &[], Fate::Stay),
+            (Some(Down), &[Down], Fate::Stay),
+            (Some(Down), &[Suspect, NotReady, Draining, Unknown], Fate::Stay),
+            (Some(Suspect), &[Ready], Fate::Stay),
+            (Some(NotReady), &[Ready], Fate::Leave),
+            (Some(NotReady), &[NotReady], Fate::Stay),
+            (Some(Draining), &[Alive], Fate::Leave),
+            (Some(Draining), &[Suspect], Fate::Stay),
+            (Some(Unknown), &[Ready], Fate::Stay),
+            (Some(Ready), &[Ready], Fate::Stay),
+            (None, &[Ready], Fate::Reset),
+            (None, &[Down], Fate::Reset),
+            (None, &[], Fate::Reset),
+        ];
+        for (own, others, verdict) in table {
+            let own = own.iter().map(|state| backend(1, *state, 100));
+            let others = others.iter().zip(2..).map(|(state, n)| backend(n, *state, 100));
+            let backends: Vec<Backend> = own.chain(others).collect();
+            assert_eq!(fate(&id(1), &backends), *verdict, "{backends:?}");
+        }
+        let stopped = Backend { reason: AGENT_STOPPED.to_owned(), ..backend(1, Draining, 100) };
+        assert_eq!(fate(&id(1), &[stopped, backend(2, Ready, 100)]), Fate::Stay, "its apiserver serves on");
+    }
+
+    #[test]
+    fn leaves_are_spread() {
+        let mut tenths = [0; 10];
+        for (seed, number) in (0..100).flat_map(|seed| (0..10).map(move |number| (seed, number))) {
+            let after = leaves_after(seed, number) - GRACE;
+            tenths[(after.as_millis() * 10 / SPREAD.as_millis()) as usize] += 1;
+        }
+        assert!(tenths.iter().all(|count| (60..=140).contains(count)), "{tenths:?}");
     }
 
     fn any_state() -> impl Strategy<Value = State> {
@@ -440,13 +729,14 @@ mod tests {
         fn ranking_keeps_everyone_and_never_puts_worse_before_better(
             states in proptest::collection::vec((any_state(), 0u16..=256), 0..12),
             seed: u64,
+            balance in proptest::sample::select(Balance::ALL.to_vec()),
         ) {
             let backends: Vec<Backend> = states
                 .iter()
                 .enumerate()
                 .map(|(i, (state, weight))| backend(i as u8, *state, *weight))
                 .collect();
-            let order = Balancer::new(seed).rank(Balance::LeastConnections, &backends, None, |_| 3);
+            let order = Balancer::new(seed).rank(balance, &backends, None, Moment::ZERO, idle);
             let mut sorted = order.clone();
             sorted.sort_unstable();
             prop_assert_eq!(sorted, (0..backends.len()).collect::<Vec<_>>());

@@ -28,6 +28,12 @@ pub mod backends;
 
 pub mod dial;
 
+pub mod hello;
+
+pub mod access;
+
+pub mod proxy_v2;
+
 pub mod cluster;
 
 pub mod invite;

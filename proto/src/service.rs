@@ -72,19 +72,31 @@ pub enum Balance {
     LeastConnections,
     /// Each in turn, as often as its weight says.
     RoundRobin,
+    /// The nearest by round-trip time in coarse steps, fewest connections among those.
+    Nearest,
+    /// The first by name, the next when it is not good or full.
+    First,
 }
 
 impl Balance {
     /// Every balance, for messages and completions.
-    pub const ALL: [Balance; 2] = [Balance::LeastConnections, Balance::RoundRobin];
+    pub const ALL: [Balance; 4] =
+        [Balance::LeastConnections, Balance::RoundRobin, Balance::Nearest, Balance::First];
+
+    /// The word that configuration uses for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Balance::LeastConnections => "least-connections",
+            Balance::RoundRobin => "round-robin",
+            Balance::Nearest => "nearest",
+            Balance::First => "first",
+        }
+    }
 }
 
 impl fmt::Display for Balance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Balance::LeastConnections => "least-connections",
-            Balance::RoundRobin => "round-robin",
-        })
+        f.pad(self.word())
     }
 }
 
@@ -216,6 +228,12 @@ pub struct Service {
     pub weight: u16,
     /// Most connections that this node's listener holds at once.
     pub maxconn: u32,
+    /// Connections from this node past which a backend comes after the others; 0: no limit.
+    pub backend_maxconn: u32,
+    /// Tell backends who the client is, by the PROXY protocol, version 2.
+    pub send_proxy: bool,
+    /// A line in the log for each connection.
+    pub access_log: bool,
 }
 
 /// Largest weight, as in haproxy.
@@ -238,6 +256,9 @@ impl Service {
             balance: Balance::default(),
             weight: 100,
             maxconn: DEFAULT_MAXCONN,
+            backend_maxconn: 0,
+            send_proxy: false,
+            access_log: false,
         }
     }
 }

@@ -47,6 +47,23 @@ impl UnixMs {
     pub fn after(self, wait: Duration) -> UnixMs {
         UnixMs(self.0.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)))
     }
+
+    /// As web servers and haproxy write it, `06/Feb/2009:12:12:51.443`, in UTC: two nodes' lines compare.
+    pub fn log_date(self) -> String {
+        const MONTHS: [&str; 12] =
+            ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+        let (ms, s) = (self.0 % 1000, self.0 / 1000 % 86_400);
+        // Days since 1 March of the year 0, in eras of 400 years, since a leap day then ends a year.
+        let days = self.0 / 86_400_000 + 719_468;
+        let (era, day) = (days / 146_097, days % 146_097);
+        let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+        let day = day - (365 * year + year / 4 - year / 100);
+        let month = (5 * day + 2) / 153;
+        let day = day - (153 * month + 2) / 5 + 1;
+        let year = era * 400 + year + u64::from(month >= 10);
+        let name = MONTHS[((month + 2) % 12) as usize];
+        format!("{day:02}/{name}/{year:04}:{:02}:{:02}:{:02}.{ms:03}", s / 3600, s / 60 % 60, s % 60)
+    }
 }
 
 /// The shortest exact form of a duration in words of a person: `90s`, `15m`, `2h`, `1d`, `250ms`.
@@ -100,6 +117,21 @@ mod tests {
         }
         for text in ["", "5", "m", "-5m", "5 m", "1.5h", "400d", "99999999999999999999s"] {
             assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        let table = [
+            (0, "01/Jan/1970:00:00:00.000"),
+            (951_782_400_000, "29/Feb/2000:00:00:00.000"),
+            (951_868_799_999, "29/Feb/2000:23:59:59.999"),
+            (1_233_922_371_443, "06/Feb/2009:12:12:51.443"),
+            (1_735_689_599_000, "31/Dec/2024:23:59:59.000"),
+            (4_107_542_400_000, "01/Mar/2100:00:00:00.000"),
+        ];
+        for (ms, text) in table {
+            assert_eq!(UnixMs(ms).log_date(), text);
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Tasks: [`udp`] reads datagrams and answers challenges; [`tcp`] accepts connections and gives each a task
 //! of its own; [`dial`] makes connections and keeps one to each peer that large gossip messages go to. All
-//! belong to the [`Life`]; none holds state that outlives it, so stopping them anywhere is safe.
+//! belong to the `Life`; none holds state that outlives it, so stopping them anywhere is safe.
 //!
 //! The link knows nothing of why anyone is trusted: it reads the current [`Trust`], which membership alone
 //! writes. What arrives is handed on by bounded queues ([`Inbox`]).

@@ -8,6 +8,9 @@
 //! A connection that is idle holds no buffer: bytes are read into one buffer for each thread and written
 //! at once; only what the other socket would not take is kept until it does. There is no idle time-out:
 //! a watch may be silent for hours, and keepalive tells whether the peer lives.
+//!
+//! A direction that fills the buffer twice in a row moves bulk, and goes on by splice(2): its bytes then stay
+//! in the kernel. It goes back when what it finds is small again.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -17,23 +20,52 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use proto::access::Cause;
+use rustix::pipe::{SpliceFlags, splice};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
+
+use super::pipes::Pipe;
 
 /// After one direction has ended, the other may be silent for this long. Peers that vanish half-closed
 /// would else be kept for ever (tokio#4556, rathole#460); HTTP needs the other half only for an answer.
 pub(super) const LINGER: Duration = Duration::from_secs(60);
 
-/// The buffer of each thread: what a read of a busy socket usually finds.
-const SCRATCH_BYTES: usize = 64 * 1024;
+/// The buffer of each thread: what a read of a busy socket usually finds. In tests so small that the smallest
+/// sockets fill it.
+const SCRATCH_BYTES: usize = if cfg!(test) { 4 * 1024 } else { 64 * 1024 };
+
+/// Full buffers in a row that mean bulk: one may be a single large answer.
+const BULK_AFTER: u8 = 2;
+
+/// Below this splicing costs more than copying: two more calls, and a page for each segment.
+const SMALL_BYTES: usize = SCRATCH_BYTES / 4;
+
+/// Small reads in a row that mean the end of bulk.
+const SMALL_AFTER: u8 = 8;
 
 /// Reads in a row before other tasks have their turn: about a megabyte, below a millisecond.
 const ROUNDS: usize = 16;
 
+/// How many of those a splice counts for, since it may move a megabyte at once.
+const SPLICE_ROUNDS: usize = 8;
+
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice());
+}
+
+/// Lends the thread's buffer.
+pub(super) fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
+    SCRATCH.with_borrow_mut(|scratch| use_it(scratch))
+}
+
+/// What broke a connection, and on whose side.
+#[derive(Debug)]
+pub(super) struct Broken {
+    pub(super) cause: Cause,
+    pub(super) error: io::Error,
 }
 
 /// Ends well when both peers have closed; with an error when either broke, or stayed half-closed and silent.
@@ -56,16 +88,30 @@ impl<'a> CopyBoth<'a> {
         CopyBoth { client, master, up: Flow::default(), down: Flow::default(), linger, lingering: None }
     }
 
+    /// Sends what was read from the client before, and not written yet, ahead of what follows.
+    pub(super) fn begin_with(mut self, unsent: Vec<u8>) -> CopyBoth<'a> {
+        self.up.left = unsent;
+        self
+    }
+
+    /// Bytes that went from the master to the client.
+    pub(super) fn received(&self) -> u64 {
+        self.down.moved
+    }
+
     /// Ready when half-closed and without progress for too long. Looks at the progress only when the timer
     /// rings, so that moving bytes costs nothing: "too long" is up to twice as long.
-    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
         let moved = self.up.moved.wrapping_add(self.down.moved);
         let linger = self.linger;
         let (timer, seen) =
             self.lingering.get_or_insert_with(|| (Box::pin(tokio::time::sleep(linger)), moved));
         while timer.as_mut().poll(cx).is_ready() {
             if *seen == moved {
-                return Poll::Ready(io::ErrorKind::TimedOut.into());
+                // The side that has not ended is the one that is waited for.
+                let up_ended = self.up.stage == Stage::Ended;
+                let cause = if up_ended { Cause::ServerTimeout } else { Cause::ClientTimeout };
+                return Poll::Ready(Broken { cause, error: io::ErrorKind::TimedOut.into() });
             }
             *seen = moved;
             timer.as_mut().reset(Instant::now() + linger);
@@ -75,15 +121,17 @@ impl<'a> CopyBoth<'a> {
 }
 
 impl Future for CopyBoth<'_> {
-    type Output = io::Result<()>;
+    type Output = Result<(), Broken>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         let this = self.get_mut();
-        let (up, down) = SCRATCH.with_borrow_mut(|scratch| {
+        let (up, down) = with_scratch(|scratch| {
             let up = this.up.poll(cx, this.client, this.master, scratch);
             let down = this.down.poll(cx, this.master, this.client, scratch);
             // Both have moved what they could: what one peer said before it broke still gets through.
-            io::Result::Ok((up?, down?))
+            let up = up.map_err(|fault| fault.of(Cause::Client, Cause::Server))?;
+            let down = down.map_err(|fault| fault.of(Cause::Server, Cause::Client))?;
+            Result::<_, Broken>::Ok((up, down))
         })?;
         match (up, down) {
             (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
@@ -99,8 +147,12 @@ struct Flow {
     /// What was read and could not be written yet, from `written` on.
     left: Vec<u8>,
     written: usize,
+    /// What was spliced and could not be written yet. Never both: each is empty before anything is read.
+    pipe: Option<Pipe>,
+    piped: usize,
     moved: u64,
     stage: Stage,
+    mode: Mode,
 }
 
 #[derive(Default, PartialEq, Eq)]
@@ -112,6 +164,38 @@ enum Stage {
     Ended,
 }
 
+/// How a direction moves its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// Through the buffer, which was filled so many times in a row.
+    Copy(u8),
+    /// Through a pipe, where so many reads in a row were small.
+    Splice(u8),
+    /// Through the buffer for ever: the kernel does not splice this socket.
+    CopyOnly,
+}
+
+impl Default for Mode {
+    fn default() -> Mode {
+        Mode::Copy(0)
+    }
+}
+
+/// Which socket of a direction broke.
+enum Fault {
+    From(io::Error),
+    To(io::Error),
+}
+
+impl Fault {
+    fn of(self, from: Cause, to: Cause) -> Broken {
+        match self {
+            Fault::From(error) => Broken { cause: from, error },
+            Fault::To(error) => Broken { cause: to, error },
+        }
+    }
+}
+
 impl Flow {
     /// Moves what can be moved; ready when the direction has ended.
     fn poll(
@@ -120,29 +204,121 @@ impl Flow {
         from: &mut TcpStream,
         to: &mut TcpStream,
         scratch: &mut [u8],
-    ) -> Poll<io::Result<()>> {
-        for _ in 0..ROUNDS {
-            ready!(self.poll_left(cx, to))?;
+    ) -> Poll<Result<(), Fault>> {
+        let mut rounds = ROUNDS;
+        while rounds > 0 {
+            ready!(self.poll_left(cx, to)).map_err(Fault::To)?;
+            ready!(self.poll_piped(cx, to)).map_err(Fault::To)?;
             match self.stage {
                 Stage::Ended => return Poll::Ready(Ok(())),
                 Stage::Ending => {
-                    SockRef::from(&*to).shutdown(Shutdown::Write)?;
+                    SockRef::from(&*to).shutdown(Shutdown::Write).map_err(Fault::To)?;
                     self.stage = Stage::Ended;
                     return Poll::Ready(Ok(()));
                 }
                 Stage::Open => {}
             }
+            if matches!(self.mode, Mode::Splice(_)) {
+                ready!(self.poll_splice(cx, from)).map_err(Fault::From)?;
+                rounds = rounds.saturating_sub(SPLICE_ROUNDS);
+                continue;
+            }
             // A read that does not fill the buffer also tells tokio that the socket is empty, so that the
             // next round waits without asking the kernel.
             let mut buffer = ReadBuf::new(scratch);
-            ready!(Pin::new(&mut *from).poll_read(cx, &mut buffer))?;
+            ready!(Pin::new(&mut *from).poll_read(cx, &mut buffer)).map_err(Fault::From)?;
+            self.copied(buffer.filled().len(), buffer.remaining() == 0);
             match buffer.filled() {
                 [] => self.stage = Stage::Ending,
-                read => self.write(cx, to, read)?,
+                read => self.write(cx, to, read).map_err(Fault::To)?,
             }
+            rounds -= 1;
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// A read through the buffer found so much: is it bulk?
+    fn copied(&mut self, found: usize, is_full: bool) {
+        if let Mode::Copy(full) = self.mode {
+            let full = if is_full && found > 0 { full + 1 } else { 0 };
+            self.mode = if full >= BULK_AFTER { Mode::Splice(0) } else { Mode::Copy(full) };
+        }
+    }
+
+    /// A splice found so much: is it still bulk?
+    fn spliced(&mut self, found: usize) {
+        if let Mode::Splice(small) = self.mode {
+            let small = if found < SMALL_BYTES { small + 1 } else { 0 };
+            self.mode = if small >= SMALL_AFTER { Mode::Copy(0) } else { Mode::Splice(small) };
+        }
+    }
+
+    /// Fills the pipe, which is empty: "would block" then always means that the socket has nothing, and
+    /// never that the pipe is full. Ready also when the mode has changed instead.
+    fn poll_splice(&mut self, cx: &mut Context<'_>, from: &TcpStream) -> Poll<io::Result<()>> {
+        loop {
+            if from.poll_read_ready(cx)?.is_pending() {
+                // Whoever pauses holds no pipe.
+                self.give_back();
+                return Poll::Pending;
+            }
+            if self.pipe.is_none() {
+                self.pipe = Pipe::take();
+            }
+            let Some((_, end, size)) = self.pipe.as_ref().and_then(Pipe::ends) else {
+                self.mode = Mode::Copy(0);
+                return Poll::Ready(Ok(()));
+            };
+            let fill = || Ok(splice(from, None, end, None, size, SpliceFlags::NONBLOCK | SpliceFlags::MOVE)?);
+            match from.try_io(Interest::READABLE, fill) {
+                Ok(0) => {
+                    self.give_back();
+                    self.stage = Stage::Ending;
+                }
+                Ok(n) => {
+                    self.piped = n;
+                    self.spliced(n);
+                }
+                Err(error) if is_passing(&error) => continue,
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    self.give_back();
+                    self.mode = Mode::CopyOnly;
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+            return Poll::Ready(Ok(()));
+        }
+    }
+
+    /// Empties the pipe; ready when it is empty.
+    fn poll_piped(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<()>> {
+        while self.piped > 0 {
+            ready!(to.poll_write_ready(cx))?;
+            let Some((end, _, _)) = self.pipe.as_ref().and_then(Pipe::ends) else { break };
+            let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
+            let empty = || Ok(splice(end, None, to, None, self.piped, flags)?);
+            match to.try_io(Interest::WRITABLE, empty) {
+                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Ok(n) => {
+                    self.piped -= n;
+                    self.moved = self.moved.wrapping_add(n as u64);
+                }
+                Err(error) if is_passing(&error) => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        if !matches!(self.mode, Mode::Splice(_)) {
+            self.give_back();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Gives back the pipe, which is empty.
+    fn give_back(&mut self) {
+        if let Some(pipe) = self.pipe.take() {
+            pipe.give_back();
+        }
     }
 
     /// Writes `bytes` as far as the socket takes them and keeps the rest.
@@ -179,6 +355,11 @@ impl Flow {
         }
         Poll::Ready(Ok(()))
     }
+}
+
+/// Whether a call only has to be made again, when the socket is ready or at once.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 #[cfg(test)]

@@ -23,10 +23,21 @@ async fn pair() -> (TcpStream, TcpStream) {
 }
 
 /// A client and a master with a copy between them; the handle gives how the copy ended.
-async fn joined(linger: Duration) -> (TcpStream, TcpStream, tokio::task::JoinHandle<io::Result<()>>) {
+async fn joined(linger: Duration) -> (TcpStream, TcpStream, tokio::task::JoinHandle<Result<(), Broken>>) {
+    joined_in(Mode::default(), linger).await
+}
+
+async fn joined_in(
+    mode: Mode,
+    linger: Duration,
+) -> (TcpStream, TcpStream, tokio::task::JoinHandle<Result<(), Broken>>) {
     let (client, mut left) = pair().await;
     let (mut right, master) = pair().await;
-    let copy = tokio::spawn(async move { CopyBoth::new(&mut left, &mut right, linger).await });
+    let copy = tokio::spawn(async move {
+        let mut copy = CopyBoth::new(&mut left, &mut right, linger);
+        (copy.up.mode, copy.down.mode) = (mode, mode);
+        copy.await
+    });
     (client, master, copy)
 }
 
@@ -45,9 +56,10 @@ fn any_op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Does `ops` on both ends and compares what arrives with what was sent.
-async fn play(ops: Vec<Op>) {
-    let (client, master, copy) = joined(LONG).await;
+/// Does `ops` on both ends and compares what arrives with what was sent. In the end both finish, or one side
+/// resets: then what arrives is the beginning of what was sent.
+async fn play(ops: Vec<Op>, mode: Mode, reset: Option<usize>) {
+    let (client, master, copy) = joined_in(mode, LONG).await;
     let mut ends = [client, master];
     // By side: what it has sent and the other has not read, and whether it has sent FIN.
     let mut sent = [VecDeque::<u8>::new(), VecDeque::new()];
@@ -84,6 +96,20 @@ async fn play(ops: Vec<Op>) {
             Op::Write(..) | Op::Finish(_) => {}
         }
     }
+    // What ended before and breaks then is seen by a write or the linger, not by a read.
+    if let Some(side) = reset.filter(|side| !finished[*side]) {
+        let [client, master] = ends;
+        let (broken, mut other) = if side == 0 { (client, master) } else { (master, client) };
+        super::super::socket::reset_on_drop(&broken);
+        drop(broken);
+        let (mut rest, mut more) = (Vec::<u8>::new(), [0; 4096]);
+        while let Ok(n @ 1..) = timeout(LONG, other.read(&mut more)).await.unwrap() {
+            rest.extend(&more[..n]);
+        }
+        assert!(sent[side].iter().copied().take(rest.len()).eq(rest), "something else arrived");
+        assert!(timeout(LONG, copy).await.unwrap().unwrap().is_err());
+        return;
+    }
     for side in 0..2 {
         ends[side].shutdown().await.unwrap();
         let mut rest = Vec::new();
@@ -94,10 +120,19 @@ async fn play(ops: Vec<Op>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
     #[test]
-    fn what_goes_in_comes_out_in_both_directions(ops in proptest::collection::vec(any_op(), 0..24)) {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(play(ops));
+    fn what_goes_in_comes_out_in_both_directions(
+        ops in proptest::collection::vec(any_op(), 0..24),
+        // The first may switch either way; the second begins in a pipe; the third never has one.
+        mode in proptest::sample::select(vec![Mode::Copy(0), Mode::Splice(0), Mode::CopyOnly]),
+        reset in proptest::option::weighted(0.3, 0..2usize),
+    ) {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(play(ops, mode, reset));
     }
 }
 
@@ -107,7 +142,7 @@ async fn a_half_closed_and_silent_connection_ends() {
     client.shutdown().await.unwrap();
     assert_eq!(master.read(&mut [0; 1]).await.unwrap(), 0);
     let ended = timeout(LONG, copy).await.unwrap().unwrap();
-    assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert_eq!(ended.unwrap_err().error.kind(), io::ErrorKind::TimedOut);
 }
 
 #[tokio::test]
@@ -144,7 +179,7 @@ async fn a_broken_leg_is_an_error_after_what_it_said_got_through() {
     super::super::socket::reset_on_drop(&master);
     drop(master);
     let ended = timeout(LONG, copy).await.unwrap().unwrap();
-    assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    assert_eq!(ended.unwrap_err().error.kind(), io::ErrorKind::ConnectionReset);
 }
 
 #[tokio::test]
@@ -166,12 +201,77 @@ async fn an_idle_connection_holds_no_buffer() {
         }
     })
     .await;
+    assert!(copy.up.piped > 0 && matches!(copy.up.mode, Mode::Splice(_)), "a flood is spliced");
+    assert!(copy.up.left.is_empty());
+    let mut received = vec![0; sent];
+    tokio::select! {
+        result = timeout(LONG, master.read_exact(&mut received)) => { result.unwrap().unwrap(); }
+        _ = &mut copy => unreachable!("nobody has closed"),
+    }
+    // One more turn, to find that there is nothing more.
+    let _ = timeout(Duration::from_millis(20), &mut copy).await;
+    assert_eq!((copy.up.left.capacity(), copy.down.left.capacity()), (0, 0));
+    assert!(copy.up.pipe.is_none() && copy.down.pipe.is_none());
+    assert!(received.iter().copied().eq((0..sent).map(pattern)), "other bytes came out than went in");
+}
+
+#[tokio::test]
+async fn what_copying_could_not_write_is_kept_and_then_let_go() {
+    let (mut client, mut left) = pair().await;
+    let (mut right, mut master) = pair().await;
+    let mut copy = Box::pin(CopyBoth::new(&mut left, &mut right, LONG));
+    copy.up.mode = Mode::CopyOnly;
+    let mut sent = 0;
+    let _ = timeout(Duration::from_millis(300), async {
+        loop {
+            tokio::select! {
+                biased;
+                n = client.write(&[7; 8192]) => sent += n.unwrap(),
+                _ = &mut copy => unreachable!("nobody has closed"),
+            }
+        }
+    })
+    .await;
     assert!(!copy.up.left.is_empty() && copy.up.left.len() <= SCRATCH_BYTES);
     let mut received = vec![0; sent];
     tokio::select! {
         result = timeout(LONG, master.read_exact(&mut received)) => { result.unwrap().unwrap(); }
         _ = &mut copy => unreachable!("nobody has closed"),
     }
-    assert_eq!((copy.up.left.capacity(), copy.down.left.capacity()), (0, 0));
-    assert!(received.iter().copied().eq((0..sent).map(pattern)), "other bytes came out than went in");
+    assert_eq!((copy.up.left.capacity(), copy.up.pipe.is_none()), (0, true));
+}
+
+#[tokio::test]
+async fn after_bulk_small_messages_are_copied_again() {
+    let (mut client, mut left) = pair().await;
+    let (mut right, mut master) = pair().await;
+    let mut copy = Box::pin(CopyBoth::new(&mut left, &mut right, LONG));
+    copy.up.mode = Mode::Splice(0);
+    for i in 0..SMALL_AFTER {
+        assert_eq!(copy.up.mode, Mode::Splice(i));
+        client.write_all(b"small").await.unwrap();
+        let mut received = [0; 5];
+        tokio::select! {
+            result = timeout(LONG, master.read_exact(&mut received)) => { result.unwrap().unwrap(); }
+            _ = &mut copy => unreachable!("nobody has closed"),
+        }
+    }
+    assert_eq!((copy.up.mode, copy.up.moved), (Mode::Copy(0), 5 * u64::from(SMALL_AFTER)));
+    assert!(copy.up.pipe.is_none());
+}
+
+#[tokio::test]
+async fn what_broke_and_on_whose_side_is_told() {
+    for (client_breaks, cause) in [(true, Cause::Client), (false, Cause::Server)] {
+        let (client, master, copy) = joined(LONG).await;
+        let (broken, _other) = if client_breaks { (client, master) } else { (master, client) };
+        super::super::socket::reset_on_drop(&broken);
+        drop(broken);
+        assert_eq!(timeout(LONG, copy).await.unwrap().unwrap().unwrap_err().cause, cause);
+    }
+    for (client_ends, cause) in [(true, Cause::ServerTimeout), (false, Cause::ClientTimeout)] {
+        let (mut client, mut master, copy) = joined(Duration::from_millis(20)).await;
+        if client_ends { &mut client } else { &mut master }.shutdown().await.unwrap();
+        assert_eq!(timeout(LONG, copy).await.unwrap().unwrap().unwrap_err().cause, cause);
+    }
 }

@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use proto::backends::Backend;
+use proto::access::Cause;
 use proto::dial::{Plan, Step};
 use proto::node::NodeId;
 use proto::path::{Evidence, Report};
 use tokio::net::TcpStream;
 
-use super::pool::{Pool, Ticket};
+use super::held::Ticket;
+use super::pool::Pool;
 use super::{Shared, socket};
 
 /// A dial that got no answer for this long says something about its backend, also when it was not waited
@@ -26,40 +27,59 @@ pub(super) struct Leg {
     pub(super) ticket: Ticket,
 }
 
-/// The first backend to answer; `None` when none did in time.
-pub(super) async fn dial(pool: &Arc<Pool>, shared: &Arc<Shared>) -> Option<Leg> {
+/// How a client's dial went.
+pub(super) struct Dialled {
+    /// The first backend to answer, or why none did in time.
+    pub(super) leg: Result<Leg, Cause>,
+    /// Dials that were begun.
+    pub(super) tries: u32,
+    /// The one that answered was not the first to be tried.
+    pub(super) moved: bool,
+}
+
+/// Dials until the first backend answers.
+pub(super) async fn dial(pool: &Arc<Pool>, shared: &Arc<Shared>) -> Dialled {
     let life = &shared.life;
     let table = Arc::clone(&shared.table.borrow());
     let backends = table.get(&pool.service).map_or(&[][..], Vec::as_slice);
-    let (order, mut first) = pool.rank(backends, shared.own);
-    let mut plan = Plan::new(order.len(), life.now());
+    let (order, mut first) = pool.rank(backends, shared.own, life.now());
+    let best = first.as_ref().map(|ticket| ticket.held.node);
+    let patience = |i: &usize| proto::dial::patience(backends.get(*i).and_then(|one| one.rtt));
+    let mut plan = Plan::new(order.iter().map(patience).collect(), life.now());
     let mut trials = FuturesUnordered::new();
+    let (mut tries, mut cause) = (0, None);
     loop {
-        match plan.next(life.now()) {
+        match plan.next(life.now(), || pool.may_race(life.now())) {
             Step::Dial(nth) => {
                 let chosen = order.get(nth).and_then(|i| Some((*i, backends.get(*i)?)));
-                let Some((i, backend)) = chosen else {
+                let mut ticket = |i| first.take().or_else(|| pool.ticket(backends, i, life.now()));
+                let Some((backend, ticket)) = chosen.and_then(|(i, one)| Some((one, ticket(i)?))) else {
                     plan.failed(); // no plan goes past its candidates
                     continue;
                 };
-                let ticket = first.take().unwrap_or_else(|| pool.ticket(backends, i));
-                trials.push(Trial::new(backend, ticket, pool, shared).run(backend.address));
+                tries += 1;
+                trials.push(Trial::new(ticket, pool, shared).run(backend.address));
             }
             Step::Wait(until) => tokio::select! {
                 biased;
                 Some(found) = trials.next() => match found {
-                    Some(leg) => {
+                    Ok(leg) => {
                         pool.served(shared);
                         see_out(trials, pool, shared);
-                        return Some(leg);
+                        let moved = Some(leg.ticket.held.node) != best;
+                        return Dialled { leg: Ok(leg), tries, moved };
                     }
-                    None => plan.failed(),
+                    Err(why) => {
+                        cause = Some(why);
+                        plan.failed();
+                    }
                 },
                 () = tokio::time::sleep_until(life.instant(until)) => {}
             },
             Step::GiveUp => {
                 pool.not_served(backends.len(), shared);
-                return None;
+                let silent = if trials.is_empty() { Cause::Server } else { Cause::ServerTimeout };
+                return Dialled { leg: Err(cause.unwrap_or(silent)), tries, moved: false };
             }
         }
     }
@@ -69,7 +89,7 @@ pub(super) async fn dial(pool: &Arc<Pool>, shared: &Arc<Shared>) -> Option<Leg> 
 /// loses every race, and without its verdict each client would wait for the hedge again.
 fn see_out<F>(mut trials: FuturesUnordered<F>, pool: &Arc<Pool>, shared: &Arc<Shared>)
 where
-    F: Future<Output = Option<Leg>> + Send + 'static,
+    F: Future<Output = Result<Leg, Cause>> + Send + 'static,
 {
     if trials.is_empty() || pool.seeing_out.swap(true, Relaxed) {
         return;
@@ -85,7 +105,7 @@ where
 }
 
 /// One dial. Dropped early it reports only a silence that was long enough to mean something.
-struct Trial {
+pub(super) struct Trial {
     node: NodeId,
     ticket: Option<Ticket>,
     pool: Arc<Pool>,
@@ -95,9 +115,9 @@ struct Trial {
 }
 
 impl Trial {
-    fn new(backend: &Backend, ticket: Ticket, pool: &Arc<Pool>, shared: &Arc<Shared>) -> Trial {
+    pub(super) fn new(ticket: Ticket, pool: &Arc<Pool>, shared: &Arc<Shared>) -> Trial {
         Trial {
-            node: backend.node,
+            node: ticket.held.node,
             ticket: Some(ticket),
             pool: Arc::clone(pool),
             shared: Arc::clone(shared),
@@ -106,21 +126,25 @@ impl Trial {
         }
     }
 
-    async fn run(mut self, address: std::net::SocketAddr) -> Option<Leg> {
+    pub(super) async fn run(mut self, address: std::net::SocketAddr) -> Result<Leg, Cause> {
         let result = socket::connect(address).await;
         self.ended = true;
         match result {
             Ok(stream) => {
                 self.report(Evidence::Connected { took: self.started.elapsed() });
-                self.ticket.take().map(|ticket| Leg { stream, ticket })
+                self.ticket.take().map(|ticket| Leg { stream, ticket }).ok_or(Cause::Server)
             }
-            Err(error) => {
-                match evidence_of(&error) {
-                    Some(evidence) => self.report(evidence),
-                    None => self.shared.failed_locally(&error),
+            Err(error) => match evidence_of(&error) {
+                Some(evidence) => {
+                    self.report(evidence);
+                    let refused = evidence == Evidence::Refused;
+                    Err(if refused { Cause::Server } else { Cause::ServerTimeout })
                 }
-                None
-            }
+                None => {
+                    self.shared.failed_locally(&error);
+                    Err(Cause::Resources)
+                }
+            },
         }
     }
 

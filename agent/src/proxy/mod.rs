@@ -3,9 +3,11 @@
 //!
 //! Tasks, and what each owns:
 //! - `listen`: one for each address. Owns the listening socket; binds it again while that fails.
-//! - `connection::serve`: one for each client. Owns both sockets; finds a backend (`dial`), then copies
-//!   (`copy`) until both directions have ended.
-//! - `follow`: one. Reads the table and resets the connections held to backends that are down or gone.
+//! - `connection::serve`: one for each client. Owns both sockets; finds a backend (`dial`), sees that it
+//!   answers a first flight that can be sent again (`flight`), then copies (`copy`) until both directions
+//!   have ended.
+//! - `follow`: one. Reads the table, resets the connections held to backends that are down or gone, and lets
+//!   those go whose backends want no more.
 //!
 //! What they share is a [`pool::Pool`] for each service. Its locks are held for a few instructions, when a
 //! connection begins or ends, and never while bytes are copied. Each task may be stopped anywhere: sockets
@@ -17,8 +19,11 @@ mod alarm;
 mod connection;
 mod copy;
 mod dial;
+mod flight;
+mod held;
 mod limits;
 mod listen;
+mod pipes;
 mod pool;
 mod socket;
 mod stats;
@@ -28,12 +33,14 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proto::backends::Table;
 use proto::node::NodeId;
 use proto::path::Report;
 use proto::service::{Service, ServiceName};
+use proto::time::Moment;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -54,6 +61,8 @@ struct Shared {
     life: Life,
     /// Counts listeners and connections, so that `follow` knows when there is nothing left to look after.
     open: TaskTracker,
+    /// Clients of all services.
+    clients: Arc<AtomicU64>,
     /// Out of file descriptors.
     starved: Alarm,
 }
@@ -110,6 +119,7 @@ impl Proxy {
             evidence,
             life: life.clone(),
             open: TaskTracker::new(),
+            clients: Arc::default(),
             starved: Alarm::default(),
         };
         let proxy = Proxy { shared: Arc::new(shared), services: Arc::default() };
@@ -165,12 +175,16 @@ impl Proxy {
         services.iter().map(|(name, running)| (name.clone(), of(running))).collect()
     }
 
-    fn reconcile(&self, table: &Table) {
+    /// Makes what is held agree with the table; when to do so again, if time alone will change something.
+    fn reconcile(&self, table: &Table) -> Option<Moment> {
+        let now = self.shared.life.now();
         let mut services = lock(&self.services);
-        for (name, running) in services.iter() {
-            running.pool.follow(table.get(name).map(Vec::as_slice));
-        }
+        let follow = |(name, running): (&ServiceName, &Running)| {
+            running.pool.follow(table.get(name).map(Vec::as_slice), now)
+        };
+        let again = services.iter().filter_map(follow).min();
         services.retain(|_, one| !one.is_over());
+        again
     }
 
     fn running<'a>(
@@ -203,7 +217,7 @@ impl Running {
     }
 }
 
-/// Resets what is held to backends that went down, for as long as there is anything to look after.
+/// Ends what is held to backends that went down or want no more, for as long as there is anything to look after.
 async fn follow(proxy: Proxy) {
     let Shared { life, open, .. } = &*proxy.shared;
     let mut table = proxy.shared.table.clone();
@@ -214,7 +228,13 @@ async fn follow(proxy: Proxy) {
     });
     loop {
         let now = Arc::clone(&table.borrow_and_update());
-        proxy.reconcile(&now);
+        let again = proxy.reconcile(&now);
+        let due = async {
+            match again {
+                Some(again) => tokio::time::sleep_until(life.instant(again)).await,
+                None => pending().await,
+            }
+        };
         let changed = async {
             if table.changed().await.is_err() {
                 pending::<()>().await; // nobody publishes any more: the process is ending
@@ -222,6 +242,7 @@ async fn follow(proxy: Proxy) {
         };
         tokio::select! {
             () = changed => {}
+            () = due => {}
             () = &mut finished => return,
             () = life.over.cancelled() => break,
         }

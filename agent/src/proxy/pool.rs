@@ -1,17 +1,20 @@
 //! What a service's connections share: whose turn it is, who holds what, and how much is too much.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use futures_util::future::AbortHandle;
-use proto::backends::{Backend, Balancer, State};
+use proto::backends::{Backend, Balancer, Fate, Usage, fate};
+use proto::dial::{Budget, FirstByte};
 use proto::node::NodeId;
 use proto::service::{Balance, Service, ServiceName};
+use proto::time::{Moment, human};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::alarm::Alarm;
-use super::{BackendStats, ServiceStats, Shared, lock};
+use super::held::{Held, Leave, Ticket};
+use super::{ServiceStats, Shared, lock};
 
 /// One service's shared state. The counters are relaxed: they steer and inform, nothing is published
 /// through them.
@@ -21,18 +24,29 @@ pub(super) struct Pool {
     open: AtomicU32,
     refused: AtomicU64,
     unserved: AtomicU64,
+    /// Attempts beside others, and first flights that were sent again.
+    races: AtomicU64,
+    replays: AtomicU64,
+    pub(super) send_proxy: AtomicBool,
+    pub(super) access_log: AtomicBool,
     /// `maxconn` is reached.
     full: Alarm,
     /// No backend answers.
     alone: Alarm,
     /// The losers of a race are being seen out.
     pub(super) seeing_out: AtomicBool,
+    /// What may be tried beside what is under way.
+    budget: Mutex<Budget>,
+    /// How long first bytes take.
+    first_byte: Mutex<FirstByte>,
+    seed: u64,
     choice: Mutex<Choice>,
 }
 
 struct Choice {
     balance: Balance,
     balancer: Balancer,
+    backend_maxconn: u32,
     held: BTreeMap<NodeId, Kept>,
 }
 
@@ -41,20 +55,8 @@ struct Kept {
     /// What was held at the last verdict has been reset. What connected since knows better than that
     /// verdict and is left alone until the next.
     condemned: bool,
-}
-
-/// The connections to one backend.
-#[derive(Default)]
-struct Held {
-    connections: AtomicU64,
-    total: AtomicU64,
-    handles: Mutex<Handles>,
-}
-
-#[derive(Default)]
-struct Handles {
-    next: u64,
-    by_number: HashMap<u64, AbortHandle>,
+    /// What was held when the backend asked for no more, and there was somewhere better to go.
+    leave: Option<Leave>,
 }
 
 impl Pool {
@@ -67,12 +69,20 @@ impl Pool {
             open: AtomicU32::new(0),
             refused: AtomicU64::new(0),
             unserved: AtomicU64::new(0),
+            races: AtomicU64::new(0),
+            replays: AtomicU64::new(0),
+            send_proxy: AtomicBool::new(service.send_proxy),
+            access_log: AtomicBool::new(service.access_log),
             full: Alarm::default(),
             alone: Alarm::default(),
             seeing_out: AtomicBool::new(false),
+            budget: Mutex::default(),
+            first_byte: Mutex::default(),
+            seed,
             choice: Mutex::new(Choice {
                 balance: service.balance,
                 balancer: Balancer::new(seed),
+                backend_maxconn: service.backend_maxconn,
                 held: BTreeMap::new(),
             }),
         }
@@ -81,7 +91,11 @@ impl Pool {
     /// Takes over the settings that may change while it runs.
     pub(super) fn configure(&self, service: &Service) {
         self.maxconn.store(service.maxconn, Relaxed);
-        lock(&self.choice).balance = service.balance;
+        self.send_proxy.store(service.send_proxy, Relaxed);
+        self.access_log.store(service.access_log, Relaxed);
+        let mut choice = lock(&self.choice);
+        choice.balance = service.balance;
+        choice.backend_maxconn = service.backend_maxconn;
     }
 
     /// Counts a client in; `None` when there are as many as there may be.
@@ -100,26 +114,87 @@ impl Pool {
             }
             return None;
         }
+        lock(&self.budget).connection(now());
         if self.full.relieve(now) {
             tracing::info!(service = %self.service, "below maxconn again, which is {maxconn}");
         }
-        Some(Open { pool: Arc::clone(self), _open: shared.open.token() })
+        shared.clients.fetch_add(1, Relaxed);
+        let clients = Arc::clone(&shared.clients);
+        Some(Open { pool: Arc::clone(self), clients, _open: shared.open.token() })
+    }
+
+    /// Whether a dial may be made beside those under way; charges it.
+    pub(super) fn may_race(&self, now: Moment) -> bool {
+        let may = lock(&self.budget).extra(now);
+        self.races.fetch_add(u64::from(may), Relaxed);
+        may
+    }
+
+    /// Whether a first flight may be sent again; charges it.
+    pub(super) fn may_replay(&self, now: Moment) -> bool {
+        let may = lock(&self.budget).extra(now);
+        self.replays.fetch_add(u64::from(may), Relaxed);
+        may
+    }
+
+    /// How long a silence after a first flight is too long.
+    pub(super) fn too_long(&self) -> Duration {
+        lock(&self.first_byte).too_long()
+    }
+
+    /// `held` answered a first flight after `took`.
+    pub(super) fn answered(&self, held: &Held, took: Duration) {
+        lock(&self.first_byte).observe(took);
+        if held.answered() {
+            tracing::info!(service = %self.service, "{} answers clients again", held.name);
+        }
+    }
+
+    /// `held` left a first flight without an answer for too long.
+    pub(super) fn silent(&self, held: &Held, now: Moment) {
+        if held.silent(now) {
+            tracing::warn!(
+                service = %self.service,
+                "{} accepts clients and does not answer them: they go to others first; look at its process",
+                held.name
+            );
+        }
     }
 
     /// `backends` as indices in the order in which to dial them, and the ticket of the first. Both in one
     /// step, or clients that arrive together would all choose the same one.
-    pub(super) fn rank(&self, backends: &[Backend], own: NodeId) -> (Vec<usize>, Option<Ticket>) {
+    pub(super) fn rank(
+        &self,
+        backends: &[Backend],
+        own: NodeId,
+        now: Moment,
+    ) -> (Vec<usize>, Option<Ticket>) {
         let mut choice = lock(&self.choice);
-        let connections =
-            |node: &NodeId| choice.held.get(node).map_or(0, |kept| kept.held.connections.load(Relaxed));
-        let order = choice.balancer.rank(choice.balance, backends, Some(own), connections);
-        let first = order.first().map(|first| choice.ticket(backends, *first));
+        let order = choice.rank(backends, own, now);
+        let first = order.first().and_then(|first| choice.ticket(backends, *first, now));
         (order, first)
     }
 
+    /// The best backend that is good and none of `tried`, as an index, and its ticket.
+    pub(super) fn another(
+        &self,
+        backends: &[Backend],
+        own: NodeId,
+        now: Moment,
+        tried: &[NodeId],
+    ) -> Option<(usize, Ticket)> {
+        let mut choice = lock(&self.choice);
+        let order = choice.rank(backends, own, now);
+        let fit = |one: &&usize| {
+            backends.get(**one).is_some_and(|one| one.state.is_good() && !tried.contains(&one.node))
+        };
+        let found = *order.iter().find(fit)?;
+        Some((found, choice.ticket(backends, found, now)?))
+    }
+
     /// Counts a dial of `backends[chosen]`.
-    pub(super) fn ticket(&self, backends: &[Backend], chosen: usize) -> Ticket {
-        lock(&self.choice).ticket(backends, chosen)
+    pub(super) fn ticket(&self, backends: &[Backend], chosen: usize, now: Moment) -> Option<Ticket> {
+        lock(&self.choice).ticket(backends, chosen, now)
     }
 
     /// A client got its backend.
@@ -137,23 +212,43 @@ impl Pool {
         }
     }
 
-    /// Resets what is held to backends that went down or away. A table that does not know the service at
-    /// all says nothing about its backends.
-    pub(super) fn follow(&self, backends: Option<&[Backend]>) {
-        let Some(backends) = backends else { return };
-        lock(&self.choice).held.retain(|node, kept| {
-            let before = std::mem::replace(&mut kept.condemned, must_reset(node, backends));
+    /// Resets what is held to backends that went down or away, lets go what is held to those that want no
+    /// more, and says when to look again. A table that does not know the service at all says nothing about
+    /// its backends.
+    pub(super) fn follow(&self, backends: Option<&[Backend]>, now: Moment) -> Option<Moment> {
+        let backends = backends?;
+        let mut choice = lock(&self.choice);
+        choice.balancer.follow(backends, now);
+        let mut again = None;
+        choice.held.retain(|node, kept| {
+            let fate = fate(node, backends);
+            let before = std::mem::replace(&mut kept.condemned, fate == Fate::Reset);
             let backend = backends.iter().find(|one| one.node == *node);
+            let why = backend.map_or("no longer a backend", |one| one.reason.as_str());
+            let held = &kept.held;
             if kept.condemned && !before {
-                let count = kept.held.reset_all();
+                let count = held.reset_all();
                 if count > 0 {
-                    let name = backend.map_or_else(|| node.to_string(), |one| one.name.to_string());
-                    let why = backend.map_or("no longer a backend", |one| one.reason.as_str());
-                    tracing::warn!(service = %self.service, "{count} connections to {name} reset: {why}");
+                    tracing::warn!(service = %self.service, "{count} connections to {} reset: {why}", held.name);
                 }
             }
-            backend.is_some() || kept.held.connections.load(Relaxed) > 0
+            if fate == Fate::Leave {
+                let leave = kept.leave.get_or_insert_with(|| held.begin_leave(now));
+                let spread = human(proto::backends::SPREAD);
+                let tell = |count| {
+                    tracing::warn!(
+                        service = %self.service,
+                        "{count} connections to {} are closed one by one over {spread}: {why}", held.name
+                    );
+                };
+                let next = held.go_on_leaving(leave, self.seed, now, tell);
+                again = [again, next].into_iter().flatten().min();
+            } else {
+                kept.leave = None;
+            }
+            backend.is_some() || held.connections.load(Relaxed) > 0
         });
+        again
     }
 
     /// Resets everything that is held.
@@ -170,128 +265,55 @@ impl Pool {
 
     /// The numbers; the listeners are not known here.
     pub(super) fn stats(&self) -> ServiceStats {
-        let of = |held: &Held| BackendStats {
-            connections: held.connections.load(Relaxed),
-            total: held.total.load(Relaxed),
-        };
         ServiceStats {
             listens: Vec::new(),
             connections: self.open.load(Relaxed),
             maxconn: self.maxconn.load(Relaxed),
             refused: self.refused.load(Relaxed),
             unserved: self.unserved.load(Relaxed),
-            backends: lock(&self.choice).held.iter().map(|(node, kept)| (*node, of(&kept.held))).collect(),
+            races: self.races.load(Relaxed),
+            replays: self.replays.load(Relaxed),
+            backends: lock(&self.choice).held.iter().map(|(node, kept)| (*node, kept.held.stats())).collect(),
         }
+    }
+
+    /// How many clients are held, and how many connections to backends.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        let backends = lock(&self.choice).held.values().map(|kept| kept.held.connections.load(Relaxed)).sum();
+        (u64::from(self.open.load(Relaxed)), backends)
     }
 }
 
 impl Choice {
-    fn ticket(&mut self, backends: &[Backend], chosen: usize) -> Ticket {
-        self.balancer.took(backends, chosen);
-        let held = match backends.get(chosen) {
-            Some(backend) => {
-                let new = || Kept { held: Arc::default(), condemned: must_reset(&backend.node, backends) };
-                Arc::clone(&self.held.entry(backend.node).or_insert_with(new).held)
-            }
-            None => Arc::default(),
+    fn rank(&self, backends: &[Backend], own: NodeId, now: Moment) -> Vec<usize> {
+        let usage = |node: &NodeId| {
+            self.held.get(node).map_or(Usage::default(), |kept| kept.held.usage(self.backend_maxconn, now))
         };
-        held.connections.fetch_add(1, Relaxed);
-        Ticket { held, number: None }
+        self.balancer.rank(self.balance, backends, Some(own), now, usage)
     }
-}
 
-/// Whether connections held to `node` must be reset. A backend that is gone was taken away by people or
-/// stopped being one. One that is down keeps its connections while no other is good: there is nowhere
-/// better to go, and under load a live one may look down (k3s#10240).
-fn must_reset(node: &NodeId, backends: &[Backend]) -> bool {
-    match backends.iter().find(|one| one.node == *node) {
-        None => true,
-        Some(one) => {
-            let better = |other: &Backend| other.node != *node && other.state.is_good();
-            one.state == State::Down && backends.iter().any(better)
-        }
+    fn ticket(&mut self, backends: &[Backend], chosen: usize, now: Moment) -> Option<Ticket> {
+        self.balancer.took(backends, chosen, now);
+        let backend = backends.get(chosen)?;
+        let new = || Kept {
+            held: Arc::new(Held::new(backend.node, backend.name.clone())),
+            condemned: fate(&backend.node, backends) == Fate::Reset,
+            leave: None,
+        };
+        Some(self.held.entry(backend.node).or_insert_with(new).held.ticket(now))
     }
 }
 
 /// A client that counts towards `maxconn`.
 pub(super) struct Open {
     pub(super) pool: Arc<Pool>,
+    clients: Arc<AtomicU64>,
     _open: TaskTrackerToken,
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
         self.pool.open.fetch_sub(1, Relaxed);
-    }
-}
-
-/// A dial or a connection that counts towards its backend's load.
-pub(super) struct Ticket {
-    held: Arc<Held>,
-    number: Option<u64>,
-}
-
-impl Ticket {
-    /// It became a connection, which `handle` ends.
-    pub(super) fn hold(mut self, handle: AbortHandle) -> Ticket {
-        self.held.total.fetch_add(1, Relaxed);
-        let mut handles = lock(&self.held.handles);
-        let number = handles.next;
-        handles.next += 1;
-        handles.by_number.insert(number, handle);
-        drop(handles);
-        self.number = Some(number);
-        self
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.held.connections.fetch_sub(1, Relaxed);
-        if let Some(number) = self.number {
-            lock(&self.held.handles).by_number.remove(&number);
-        }
-    }
-}
-
-impl Held {
-    fn reset_all(&self) -> usize {
-        let handles = lock(&self.handles);
-        handles.by_number.values().for_each(AbortHandle::abort);
-        handles.by_number.len()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::tests::{backend, id};
-    use super::*;
-
-    #[test]
-    fn what_is_held_is_reset_when_there_is_somewhere_better_to_go() {
-        use State::{Alive, Down, Draining, NotReady, Ready, Suspect, Unknown};
-        // The state of the backend that holds (none: it is gone), of the others, and the verdict.
-        let table: &[(Option<State>, &[State], bool)] = &[
-            (Some(Down), &[Ready], true),
-            (Some(Down), &[Down, Alive], true),
-            (Some(Down), &[], false),
-            (Some(Down), &[Down], false),
-            (Some(Down), &[Suspect, NotReady, Draining, Unknown], false),
-            (Some(Suspect), &[Ready], false),
-            (Some(NotReady), &[Ready], false),
-            (Some(Draining), &[Ready], false),
-            (Some(Unknown), &[Ready], false),
-            (Some(Ready), &[Ready], false),
-            (None, &[Ready], true),
-            (None, &[Down], true),
-            (None, &[], true),
-        ];
-        let address = "127.0.0.1:1".parse().unwrap();
-        for (own, others, verdict) in table {
-            let own = own.iter().map(|state| backend(1, address, *state));
-            let others = others.iter().zip(2..).map(|(state, n)| backend(n, address, *state));
-            let backends: Vec<Backend> = own.chain(others).collect();
-            assert_eq!(must_reset(&id(1), &backends), *verdict, "{backends:?}");
-        }
+        self.clients.fetch_sub(1, Relaxed);
     }
 }

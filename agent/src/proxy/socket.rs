@@ -61,6 +61,12 @@ pub(super) fn reset_on_drop(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
+/// Writes a few bytes to a socket that has just connected, and so has room for them; false when it broke.
+pub(super) fn write_at_once(stream: &TcpStream, bytes: &[u8]) -> bool {
+    // Straight to the kernel: tokio may not have heard yet that the socket can be written to.
+    bytes.is_empty() || SockRef::from(stream).send(bytes).is_ok_and(|n| n == bytes.len())
+}
+
 /// Whether an error is one of this process or machine being out of descriptors.
 pub(super) fn is_starved(error: &io::Error) -> bool {
     use rustix::io::Errno;

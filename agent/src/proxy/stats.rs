@@ -18,6 +18,10 @@ pub(crate) struct ServiceStats {
     pub(crate) refused: u64,
     /// Clients reset since start because no backend answered.
     pub(crate) unserved: u64,
+    /// Dials since start that began beside another that was late.
+    pub(crate) races: u64,
+    /// First flights since start that were sent again to another backend.
+    pub(crate) replays: u64,
     /// By the backend's node. A backend that was never dialled is absent.
     pub(crate) backends: BTreeMap<NodeId, BackendStats>,
 }
@@ -29,4 +33,6 @@ pub(crate) struct BackendStats {
     pub(crate) connections: u64,
     /// Clients that were given to it since start.
     pub(crate) total: u64,
+    /// First flights since start that it took and did not answer in time.
+    pub(crate) silences: u64,
 }

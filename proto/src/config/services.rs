@@ -12,7 +12,18 @@ use crate::service::{
     ServiceName, TlsCheck,
 };
 
-const KEYS: &[&str] = &["name", "listen", "port", "balance", "weight", "maxconn", "check"];
+const KEYS: &[&str] = &[
+    "name",
+    "listen",
+    "port",
+    "balance",
+    "weight",
+    "maxconn",
+    "backend-maxconn",
+    "send-proxy",
+    "access-log",
+    "check",
+];
 
 const CHECK_KEYS: &[&str] = &[
     "kind",
@@ -146,7 +157,12 @@ fn one(section: &Section<'_, '_>, name: ServiceName, mistakes: &mut Mistakes<'_>
     if let Some(maxconn) = section.number("maxconn", mistakes, 1..=MAX_MAXCONN) {
         service.maxconn = maxconn;
     }
-    let words = [("least-connections", Balance::LeastConnections), ("round-robin", Balance::RoundRobin)];
+    if let Some(maxconn) = section.number("backend-maxconn", mistakes, 0..=MAX_MAXCONN) {
+        service.backend_maxconn = maxconn;
+    }
+    service.send_proxy = section.flag("send-proxy", mistakes).unwrap_or(service.send_proxy);
+    service.access_log = section.flag("access-log", mistakes).unwrap_or(service.access_log);
+    let words = Balance::ALL.map(|balance| (balance.word(), balance));
     if let Some(balance) =
         section.text("balance", mistakes, |text| fields::one_of(text, "a way to balance", words))
     {
@@ -168,6 +184,9 @@ fn plain(name: ServiceName) -> Service {
         balance: Balance::default(),
         weight: 100,
         maxconn: DEFAULT_MAXCONN,
+        backend_maxconn: 0,
+        send_proxy: false,
+        access_log: false,
     }
 }
 

@@ -55,6 +55,9 @@ fn every_field_is_read() {
         balance = "round-robin"
         weight = 0
         maxconn = 5
+        backend-maxconn = 250
+        send-proxy = true
+        access-log = true
         check = { address = "10.0.0.1:6445", interval = "500ms", timeout = "2s", rise = 1, fall = 9 }
 
         [[service]]
@@ -82,6 +85,7 @@ fn every_field_is_read() {
 
     let [api, web] = &config.services[..] else { panic!("{:?}", config.services) };
     assert_eq!((api.listen.len(), api.port, api.weight, api.maxconn), (2, 6444, 0, 5));
+    assert_eq!((api.backend_maxconn, api.send_proxy, api.access_log), (250, true, true));
     assert_eq!(api.balance, Balance::RoundRobin);
     assert_eq!(api.check.address, "10.0.0.1:6445".parse().ok());
     assert_eq!(api.check.interval, Duration::from_millis(500));
@@ -162,8 +166,16 @@ fn every_wrong_value_is_named_with_its_place() {
         (after("[[service]]\nname = \"web\"\nlisten = []\nport = 1"), (6, 8), "service.name", "a second"),
         (after("wieght = 3"), (5, 1), "service.wieght", "did you mean weight?"),
         (after("weight = 257"), (5, 10), "service.weight", "from 0 to 256"),
+        (after("backend-maxconn = -1"), (5, 19), "service.backend-maxconn", "from 0 to"),
+        (after("send-proxy = \"true\""), (5, 14), "service.send-proxy", "true or false"),
+        (after("access-log = 1"), (5, 14), "service.access-log", "true or false"),
         (after("maxconn = 0"), (5, 11), "service.maxconn", "from 1 to"),
-        (after("balance = \"leastconn\""), (5, 11), "service.balance", "least-connections, round-robin"),
+        (
+            after("balance = \"leastconn\""),
+            (5, 11),
+            "service.balance",
+            "least-connections, round-robin, nearest, first",
+        ),
         (after("check = \"htps\""), (5, 9), "service.check", "did you mean https?"),
         (after("check = 5"), (5, 9), "service.check", "where a table belongs"),
         (check("kind = \"icmp\""), (6, 8), "service.check.kind", "tcp, http, https"),

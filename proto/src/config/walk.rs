@@ -136,6 +136,19 @@ impl<'v, 'i> Section<'v, 'i> {
         Some(values.into_iter().filter_map(one).collect())
     }
 
+    /// The value of a field that holds true or false.
+    pub(super) fn flag(&self, key: &str, mistakes: &mut Mistakes<'_>) -> Option<bool> {
+        let field = self.field(key)?;
+        match field.value.get_ref() {
+            DeValue::Boolean(flag) => Some(*flag),
+            other => {
+                let message = format!("{} where true or false belongs: write it without quotes", kind(other));
+                mistakes.add(field.offset(), &field.key, message);
+                None
+            }
+        }
+    }
+
     /// The value of a field that holds a whole number within bounds.
     pub(super) fn number(
         &self,

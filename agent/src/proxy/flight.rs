@@ -1,0 +1,280 @@
+//! The first flight of a client: when it is a TLS ClientHello, it is kept until the backend has answered it,
+//! and sent to another when the backend breaks off, or says nothing for too long.
+//!
+//! ```text
+//!   bytes of client ──► Partial ──► Hello ── first byte ──────────────────────► copy with who answered
+//!                          │          ├── reset, closed or silent for too long ──► send it to another too
+//!                          └► Other   └── the client sends more, or leaves ──► copy with the first
+//! ```
+//!
+//! Why this is safe stands in [`proto::hello`]. A silent backend is not given up: the first to say a byte
+//! wins, and the others are closed. Stopping anywhere is safe: legs and counts belong to the futures.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::future::{AbortHandle, AbortRegistration, Abortable};
+use futures_util::stream::FuturesUnordered;
+use proto::access::Cause;
+use proto::hello::{Flight, MAX_HELLO, inspect};
+use proto::node::NodeId;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::copy::{Broken, with_scratch};
+use super::dial::{Leg, Trial};
+use super::pool::Pool;
+use super::{Shared, socket};
+
+/// Most further backends that one first flight is sent to: with three masters, all of them.
+const MOST_REPLAYS: u32 = 2;
+
+/// What a client has sent so far, and how much of it the backend was sent.
+pub(super) struct First {
+    bytes: Vec<u8>,
+    sent: usize,
+    /// The bytes are a whole ClientHello, and the backend has said nothing yet.
+    pub(super) is_hello: bool,
+}
+
+/// Waits for a client's first flight. Ends without one as soon as the master speaks.
+pub(super) async fn first(client: &mut TcpStream, master: &mut TcpStream) -> Result<First, Broken> {
+    let mut first = First { bytes: Vec::new(), sent: 0, is_hello: false };
+    poll_fn(|cx| first.poll(cx, client, master)).await?;
+    Ok(first)
+}
+
+impl First {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut TcpStream,
+        master: &mut TcpStream,
+    ) -> Poll<Result<(), Broken>> {
+        loop {
+            // The beginning of a hello may be the whole of something else: nothing is held back.
+            while let Some(rest @ [_, ..]) = self.bytes.get(self.sent..) {
+                match Pin::new(&mut *master).poll_write(cx, rest).map_err(by(Cause::Server))? {
+                    Poll::Ready(n) => self.sent += n,
+                    Poll::Pending => break,
+                }
+            }
+            if master.poll_read_ready(cx).map_err(by(Cause::Server))?.is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            let before = self.bytes.len();
+            ready!(with_scratch(|scratch| {
+                let most = scratch.len().min(MAX_HELLO);
+                let mut buffer = ReadBuf::new(&mut scratch[..most]);
+                let read = Pin::new(&mut *client).poll_read(cx, &mut buffer);
+                self.bytes.extend_from_slice(buffer.filled());
+                read
+            }))
+            .map_err(by(Cause::Client))?;
+            let flight = inspect(&self.bytes);
+            self.is_hello = flight == Flight::Hello;
+            if flight != Flight::Partial || self.bytes.len() == before {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    /// What the backend was not sent yet.
+    pub(super) fn unsent(mut self) -> Vec<u8> {
+        self.bytes.drain(..self.sent);
+        self.bytes
+    }
+}
+
+fn by(cause: Cause) -> impl Fn(io::Error) -> Broken {
+    move |error| Broken { cause, error }
+}
+
+/// A leg that is ready for copying, and what it still has to be sent.
+pub(super) struct Answered {
+    pub(super) leg: Leg,
+    pub(super) unsent: Vec<u8>,
+    /// Times that the first flight was sent again.
+    pub(super) replays: u32,
+}
+
+/// A leg that a hello is sent to, and how much of it was.
+struct Run {
+    leg: Leg,
+    sent: AtomicUsize,
+}
+
+/// Where an attempt begins.
+enum Start {
+    Connected(Arc<Run>, AbortRegistration),
+    Dial(Trial, SocketAddr),
+}
+
+/// How an attempt went.
+enum Outcome {
+    /// A byte came back.
+    Answered(Arc<Run>, Duration),
+    /// It closed without a byte.
+    Closed(Arc<Run>),
+    /// It broke, was ended, or could not be dialled.
+    Failed,
+}
+
+/// Sends a hello until a backend answers it; the cause when none will.
+pub(super) async fn answer(
+    client: &TcpStream,
+    leg: Leg,
+    first: First,
+    header: &[u8],
+    pool: &Arc<Pool>,
+    shared: &Arc<Shared>,
+) -> Result<Answered, Cause> {
+    let sender = Sender { hello: &first.bytes, header, too_long: pool.too_long(), pool, shared };
+    let mut tried = vec![leg.ticket.held.node];
+    let (original, start) = connected(leg, first.sent);
+    let mut race = FuturesUnordered::new();
+    race.push(sender.attempt(start));
+    let (mut closed, mut replays, mut only_hello) = (None, 0, true);
+    let mut patience = Box::pin(tokio::time::sleep(sender.too_long));
+    let winner = loop {
+        let mut more = [0];
+        tokio::select! {
+            biased;
+            outcome = race.next() => match outcome {
+                Some(Outcome::Answered(run, took)) => {
+                    pool.answered(&run.leg.ticket.held, took);
+                    break Some(run);
+                }
+                Some(Outcome::Closed(run)) => closed = Some(run),
+                Some(Outcome::Failed) | None => {}
+            },
+            more = client.peek(&mut more), if only_hello => {
+                let more = more.map_err(|_| Cause::Client)?;
+                // From here on there is more than a hello, so nobody new gets it.
+                only_hello = false;
+                match original.upgrade() {
+                    Some(original) if replays == 0 => break Some(original),
+                    // Several have it, and the client leaves: nobody needs an answer.
+                    _ if more == 0 => return Err(Cause::Client),
+                    _ => {}
+                }
+            }
+            () = &mut patience => {}
+        }
+        patience.as_mut().reset(tokio::time::Instant::now() + sender.too_long);
+        if only_hello
+            && replays < MOST_REPLAYS
+            && let Some(start) = sender.again(&mut tried)
+        {
+            replays += 1;
+            race.push(sender.attempt(start));
+        }
+        if race.is_empty() {
+            break closed.take();
+        }
+    };
+    // Those that lost, and with them all that also held the winner.
+    drop((race, closed));
+    let Run { leg, sent } = winner.and_then(Arc::into_inner).ok_or(Cause::Server)?;
+    let unsent = first.bytes.get(sent.into_inner()..).unwrap_or_default().to_vec();
+    Ok(Answered { leg, unsent, replays })
+}
+
+/// A leg as an attempt may begin with it, which ends when the leg is told to.
+fn connected(mut leg: Leg, sent: usize) -> (Weak<Run>, Start) {
+    let (handle, registration) = AbortHandle::new_pair();
+    leg.ticket.hold(handle);
+    let run = Arc::new(Run { leg, sent: AtomicUsize::new(sent) });
+    (Arc::downgrade(&run), Start::Connected(run, registration))
+}
+
+struct Sender<'a> {
+    hello: &'a [u8],
+    header: &'a [u8],
+    too_long: Duration,
+    pool: &'a Arc<Pool>,
+    shared: &'a Arc<Shared>,
+}
+
+impl Sender<'_> {
+    /// The next backend to send it to, if there is a good one and the budget allows it.
+    fn again(&self, tried: &mut Vec<NodeId>) -> Option<Start> {
+        let now = self.shared.life.now();
+        let table = Arc::clone(&self.shared.table.borrow());
+        let backends = table.get(&self.pool.service)?;
+        let (chosen, ticket) = self.pool.another(backends, self.shared.own, now, tried)?;
+        let backend = backends.get(chosen).filter(|_| self.pool.may_replay(now))?;
+        tried.push(backend.node);
+        Some(Start::Dial(Trial::new(ticket, self.pool, self.shared), backend.address))
+    }
+
+    async fn attempt(&self, start: Start) -> Outcome {
+        let (run, registration) = match start {
+            Start::Connected(run, registration) => (run, registration),
+            Start::Dial(trial, address) => {
+                let Ok(leg) = trial.run(address).await else { return Outcome::Failed };
+                if !socket::write_at_once(&leg.stream, self.header) {
+                    return Outcome::Failed;
+                }
+                match connected(leg, 0).1 {
+                    Start::Connected(run, registration) => (run, registration),
+                    Start::Dial(..) => return Outcome::Failed,
+                }
+            }
+        };
+        let mut wait = Wait { sender: self, run: &run, since: Instant::now(), ended: false };
+        let spoke = Abortable::new(wait.first_byte(), registration).await;
+        wait.ended = true;
+        let took = wait.since.elapsed();
+        drop(wait);
+        match spoke {
+            Ok(Ok(0)) => Outcome::Closed(run),
+            Ok(Ok(_)) => Outcome::Answered(run, took),
+            Ok(Err(_)) | Err(_) => {
+                socket::reset_on_drop(&run.leg.stream);
+                Outcome::Failed
+            }
+        }
+    }
+}
+
+/// Waits for a backend to answer. Dropped before that it counts a silence that was too long.
+struct Wait<'a> {
+    sender: &'a Sender<'a>,
+    run: &'a Run,
+    since: Instant,
+    ended: bool,
+}
+
+impl Wait<'_> {
+    /// Sends what is left of the hello; how many bytes of an answer were seen, 0 for its end.
+    async fn first_byte(&self) -> io::Result<usize> {
+        let stream = &self.run.leg.stream;
+        while let Some(rest @ [_, ..]) = self.sender.hello.get(self.run.sent.load(Relaxed)..) {
+            stream.writable().await?;
+            match stream.try_write(rest) {
+                Ok(n) => {
+                    self.run.sent.fetch_add(n, Relaxed);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        stream.peek(&mut [0]).await
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        if !self.ended && self.since.elapsed() >= self.sender.too_long {
+            self.sender.pool.silent(&self.run.leg.ticket.held, self.sender.shared.life.now());
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The connections that are held to one backend: how they are counted, and how they are told to end.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::AbortHandle;
+use proto::backends::{GRACE, Usage, leaves_after};
+use proto::node::{Name, NodeId};
+use proto::time::Moment;
+
+use super::{BackendStats, lock};
+
+/// First flights in a row that a backend left without an answer while they were waited for, before it is
+/// taken for mute: one may meet a pause, three in a row meet a process that hangs.
+const MUTE_AFTER: u32 = 3;
+
+/// How long a mute backend is passed over before one client tries it again. It costs that client one
+/// patience; the backend's own check has its say meanwhile.
+const MUTE: Duration = Duration::from_secs(5);
+
+/// How often connections are looked at while they leave.
+const TICK: Duration = Duration::from_millis(100);
+
+/// The connections to one backend.
+pub(super) struct Held {
+    pub(super) node: NodeId,
+    pub(super) name: Name,
+    pub(super) connections: AtomicU64,
+    total: AtomicU64,
+    /// First flights that it left without an answer since start, and in a row.
+    silences: AtomicU64,
+    streak: AtomicU32,
+    /// When a mute backend is tried again, in milliseconds.
+    again: AtomicU64,
+    handles: Mutex<Handles>,
+}
+
+#[derive(Default)]
+struct Handles {
+    next: u64,
+    by_number: HashMap<u64, AbortHandle>,
+}
+
+/// Connections that are leaving: those with a number below, since a moment.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Leave {
+    since: Moment,
+    below: u64,
+    /// That they are being closed was logged.
+    told: bool,
+}
+
+impl Held {
+    pub(super) fn new(node: NodeId, name: Name) -> Held {
+        Held {
+            node,
+            name,
+            connections: AtomicU64::new(0),
+            total: AtomicU64::new(0),
+            silences: AtomicU64::new(0),
+            streak: AtomicU32::new(0),
+            again: AtomicU64::new(0),
+            handles: Mutex::default(),
+        }
+    }
+
+    pub(super) fn stats(&self) -> BackendStats {
+        BackendStats {
+            connections: self.connections.load(Relaxed),
+            total: self.total.load(Relaxed),
+            silences: self.silences.load(Relaxed),
+        }
+    }
+
+    /// What the ranking wants to know; `limit` 0: none.
+    pub(super) fn usage(&self, limit: u32, now: Moment) -> Usage {
+        let connections = self.connections.load(Relaxed);
+        let mute = self.streak.load(Relaxed) >= MUTE_AFTER && now.as_millis() < self.again.load(Relaxed);
+        Usage { connections, full: limit > 0 && connections >= u64::from(limit), mute }
+    }
+
+    /// A dial begins. To a mute backend it is the one that tries it again, so the next is a while off.
+    pub(super) fn ticket(self: &Arc<Held>, now: Moment) -> Ticket {
+        if self.streak.load(Relaxed) >= MUTE_AFTER {
+            self.again.store(now.after(MUTE).as_millis(), Relaxed);
+        }
+        self.connections.fetch_add(1, Relaxed);
+        Ticket { held: Arc::clone(self), holding: None }
+    }
+
+    /// It left a first flight without an answer for too long; true when that makes it mute.
+    pub(super) fn silent(&self, now: Moment) -> bool {
+        self.silences.fetch_add(1, Relaxed);
+        let streak = self.streak.fetch_add(1, Relaxed).saturating_add(1);
+        if streak >= MUTE_AFTER {
+            self.again.store(now.after(MUTE).as_millis(), Relaxed);
+        }
+        streak == MUTE_AFTER
+    }
+
+    /// It answered a first flight; true when it was mute.
+    pub(super) fn answered(&self) -> bool {
+        self.streak.load(Relaxed) != 0 && self.streak.swap(0, Relaxed) >= MUTE_AFTER
+    }
+
+    pub(super) fn reset_all(&self) -> usize {
+        let handles = lock(&self.handles);
+        handles.by_number.values().for_each(AbortHandle::abort);
+        handles.by_number.len()
+    }
+
+    /// All that are held now begin to leave.
+    pub(super) fn begin_leave(&self, now: Moment) -> Leave {
+        Leave { since: now, below: lock(&self.handles).next, told: false }
+    }
+
+    /// Ends those whose time has come; when to look again, if any is left. `tell` is called once with their
+    /// number, when the first are about to be closed.
+    pub(super) fn go_on_leaving(
+        &self,
+        leave: &mut Leave,
+        seed: u64,
+        now: Moment,
+        tell: impl FnOnce(usize),
+    ) -> Option<Moment> {
+        let handles = lock(&self.handles);
+        let leaving =
+            || handles.by_number.iter().filter(|(number, one)| **number < leave.below && !one.is_aborted());
+        let count = leaving().count();
+        let passed = now.since(leave.since);
+        if count == 0 {
+            return None;
+        }
+        if passed < GRACE {
+            return Some(leave.since.after(GRACE));
+        }
+        for (number, handle) in leaving() {
+            if passed >= leaves_after(seed, *number) {
+                handle.abort();
+            }
+        }
+        drop(handles);
+        if !std::mem::replace(&mut leave.told, true) {
+            tell(count);
+        }
+        Some(now.after(TICK))
+    }
+}
+
+/// A dial or a connection that counts towards its backend's load.
+pub(super) struct Ticket {
+    pub(super) held: Arc<Held>,
+    holding: Option<(u64, AbortHandle)>,
+}
+
+impl Ticket {
+    /// `handle` ends what it stands for from now on, in place of an earlier one.
+    pub(super) fn hold(&mut self, handle: AbortHandle) {
+        let mut handles = lock(&self.held.handles);
+        let (number, before) = match self.holding.take() {
+            Some((number, before)) => (number, Some(before)),
+            None => {
+                handles.next += 1;
+                (handles.next - 1, None)
+            }
+        };
+        handles.by_number.insert(number, handle.clone());
+        drop(handles);
+        // Told to end after the earlier had ended by itself and before this one stood in its place.
+        if before.is_some_and(|before| before.is_aborted()) {
+            handle.abort();
+        }
+        self.holding = Some((number, handle));
+    }
+
+    /// A client was given to it.
+    pub(super) fn given(&self) {
+        self.held.total.fetch_add(1, Relaxed);
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.held.connections.fetch_sub(1, Relaxed);
+        if let Some((number, _)) = self.holding {
+            lock(&self.held.handles).by_number.remove(&number);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::backends::SPREAD;
+
+    use super::super::tests::id;
+    use super::*;
+
+    fn at(ms: u64) -> Moment {
+        Moment::from_millis(ms)
+    }
+
+    fn held() -> Arc<Held> {
+        Arc::new(Held::new(id(1), "m1".parse().unwrap()))
+    }
+
+    #[test]
+    fn silence_makes_mute_and_one_client_tries_again() {
+        let held = held();
+        let mute = |ms| held.usage(0, at(ms)).mute;
+        assert!(!held.silent(at(0)) && !held.silent(at(1)) && !mute(1));
+        assert!(held.silent(at(2)) && mute(3));
+        assert!(!held.silent(at(4)), "no news");
+        assert!(mute(5003) && !mute(5004));
+        let _trial = held.ticket(at(5010));
+        assert!(mute(5011), "one is enough");
+        assert!(held.answered() && !held.answered() && !mute(5012));
+        assert_eq!(held.stats().silences, 4);
+    }
+
+    #[test]
+    fn full_is_what_has_as_many_as_it_may() {
+        let held = held();
+        let _ticket = held.ticket(at(0));
+        assert!(!held.usage(0, at(0)).full && held.usage(1, at(0)).full && !held.usage(2, at(0)).full);
+    }
+
+    #[test]
+    fn connections_leave_after_the_grace_and_not_at_once() {
+        let held = held();
+        let mut connections: Vec<(Ticket, AbortHandle)> = (0..100)
+            .map(|_| {
+                let mut ticket = held.ticket(at(0));
+                let handle = AbortHandle::new_pair().0;
+                ticket.hold(handle.clone());
+                (ticket, handle)
+            })
+            .collect();
+        let mut leave = held.begin_leave(at(1000));
+        let (later, _) = AbortHandle::new_pair();
+        let mut newer = held.ticket(at(1000));
+        newer.hold(later.clone());
+        let mut told = 0;
+        let (mut now, mut steps) = (at(1000), Vec::new());
+        while let Some(next) = held.go_on_leaving(&mut leave, 7, now, |count| told += count) {
+            let before = connections.len();
+            connections.retain(|(_, handle)| !handle.is_aborted());
+            steps.push(before - connections.len());
+            assert!(next > now);
+            now = next;
+        }
+        assert!(connections.is_empty() && !later.is_aborted());
+        assert_eq!((told, steps[0]), (100, 0));
+        assert!(steps.iter().all(|closed| *closed <= 10), "{steps:?}");
+        let end = at(1000).after(GRACE + SPREAD + TICK * 2);
+        assert!(now >= at(1000).after(GRACE) && now <= end, "{now:?}");
+    }
+
+    #[test]
+    fn a_ticket_that_is_told_to_end_between_two_phases_ends() {
+        let held = held();
+        let mut ticket = held.ticket(at(0));
+        ticket.hold(AbortHandle::new_pair().0);
+        assert_eq!(held.reset_all(), 1);
+        let (copying, _) = AbortHandle::new_pair();
+        ticket.hold(copying.clone());
+        assert!(copying.is_aborted());
+        drop(ticket);
+        assert_eq!(held.reset_all(), 0);
+    }
+}

@@ -1,0 +1,99 @@
+//! Pipes for splice(2): a connection that moves bulk borrows one, and gives it back when it pauses.
+
+use std::cell::RefCell;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use rustix::pipe::{PipeFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with};
+
+/// What a pipe should hold: the most that the kernel grants without privileges (fs.pipe-max-size). The fewer
+/// calls for each megabyte, the better.
+const WANTED_BYTES: usize = 1 << 20;
+
+/// What a pipe must hold to be better than the buffer. A user with many pipes gets tiny ones
+/// (fs.pipe-user-pages-soft).
+const LEAST_BYTES: usize = 64 * 1024;
+
+/// Empty pipes that each thread keeps for the next: making one takes as long as moving some kilobytes.
+const KEPT: usize = 8;
+
+/// Most pipes in use at once, of all threads. Each takes two descriptors, and as much memory as it holds
+/// while its reader is slow; connections past it copy.
+const MOST: usize = 256;
+
+static IN_USE: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static EMPTY: RefCell<Vec<Ends>> = const { RefCell::new(Vec::new()) };
+}
+
+struct Ends {
+    read: OwnedFd,
+    write: OwnedFd,
+    size: usize,
+}
+
+/// A pipe in use. Dropped with bytes in it, it is closed.
+pub(super) struct Pipe(Option<Ends>);
+
+impl Pipe {
+    /// An empty pipe; none when there are none to be had.
+    pub(super) fn take() -> Option<Pipe> {
+        if IN_USE.fetch_add(1, Relaxed) >= MOST {
+            IN_USE.fetch_sub(1, Relaxed);
+            return None;
+        }
+        let ends = EMPTY.with_borrow_mut(Vec::pop).or_else(make);
+        if ends.is_none() {
+            IN_USE.fetch_sub(1, Relaxed);
+        }
+        ends.map(|ends| Pipe(Some(ends)))
+    }
+
+    /// Keeps an empty pipe for the next.
+    pub(super) fn give_back(mut self) {
+        let ends = self.0.take();
+        EMPTY.with_borrow_mut(|empty| {
+            if empty.len() < KEPT {
+                empty.extend(ends);
+            }
+        });
+    }
+
+    /// Its reading end, its writing end and how much it holds.
+    pub(super) fn ends(&self) -> Option<(&OwnedFd, &OwnedFd, usize)> {
+        self.0.as_ref().map(|ends| (&ends.read, &ends.write, ends.size))
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        IN_USE.fetch_sub(1, Relaxed);
+    }
+}
+
+fn make() -> Option<Ends> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
+    // Refused to users who have much already, who may still get the usual 64 KiB.
+    let _ = fcntl_setpipe_size(&write, WANTED_BYTES);
+    let size = fcntl_getpipe_size(&write).ok()?;
+    (size >= LEAST_BYTES).then_some(Ends { read, write, size })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pipes_are_used_again_and_bounded() {
+        let first = Pipe::take().unwrap();
+        let (_, _, size) = first.ends().unwrap();
+        assert!(size >= LEAST_BYTES);
+        first.give_back();
+        EMPTY.with_borrow(|empty| assert_eq!(empty.len(), 1));
+        let many: Vec<Pipe> = std::iter::from_fn(Pipe::take).take(KEPT + 3).collect();
+        EMPTY.with_borrow(|empty| assert!(empty.is_empty()));
+        many.into_iter().for_each(Pipe::give_back);
+        EMPTY.with_borrow(|empty| assert_eq!(empty.len(), KEPT));
+    }
+}
