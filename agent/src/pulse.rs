@@ -28,6 +28,10 @@ const LATE_LOOP: Duration = Duration::from_millis(100);
 /// Silence from which on it is looked at closely.
 const QUIET: Duration = Duration::from_millis(150);
 
+/// Gossip of other members within this time shows that this node's own network works: a little more than
+/// its interval, of which each node hears about three messages.
+const OTHERS: Duration = Duration::from_millis(900);
+
 /// Between two looks at who has fallen silent: fine enough for a threshold of 300 ms.
 const LOOK: Duration = Duration::from_millis(25);
 
@@ -153,9 +157,15 @@ impl Pulses {
         self.peers.values().any(|peer| peer.pulse.silence(now) > QUIET)
     }
 
+    /// Whether any member's datagram has come lately, of whatever kind.
+    fn hears_anyone(&self, now: Moment) -> bool {
+        let view = self.view.borrow().clone();
+        view.members.keys().any(|id| self.link.last_heard(id).is_some_and(|at| now.since(at) < OTHERS))
+    }
+
     fn publish(&self) {
         let now = self.life.now();
-        let ears = ears(&self.peers, now);
+        let ears = ears(&self.peers, now, || self.hears_anyone(now));
         self.ears.send_if_modified(|old| {
             // Times and losses change with every answer and are read when someone asks; only what is heard
             // and said is news.
@@ -169,12 +179,12 @@ impl Pulses {
     }
 }
 
-/// What is heard of all, with the benefit of the doubt: who hears nobody at all has lost its own network,
-/// and calls nobody lost.
-fn ears(peers: &BTreeMap<NodeId, Peer>, now: Moment) -> Ears {
+/// What is heard of all, with the benefit of the doubt: who hears nobody at all, masters by pulse or others
+/// by gossip, has lost its own network, and calls nobody lost.
+fn ears(peers: &BTreeMap<NodeId, Peer>, now: Moment, hears_others: impl FnOnce() -> bool) -> Ears {
     let mut known = peers.values().map(|peer| peer.pulse.hearing(now)).filter(|one| *one != Hearing::Unknown);
     let several = known.clone().count() > 1;
-    let nobody = several && known.all(|hearing| hearing != Hearing::Heard);
+    let nobody = several && known.all(|hearing| hearing != Hearing::Heard) && !hears_others();
     peers
         .iter()
         .map(|(id, peer)| {
@@ -191,4 +201,39 @@ fn ears(peers: &BTreeMap<NodeId, Peer>, now: Moment) -> Ears {
             (*id, ear)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A peer that answered once, at 10 ms, and not since.
+    fn silent() -> Peer {
+        let mut pulse = Pulse::new(Moment::ZERO, Duration::from_millis(100), 1);
+        let number = pulse.poll(Moment::ZERO).unwrap();
+        pulse.answered(number, Moment::from_millis(10)).unwrap();
+        Peer { pulse, saying: None }
+    }
+
+    fn unknown() -> Peer {
+        Peer { pulse: Pulse::new(Moment::ZERO, Duration::from_millis(100), 1), saying: None }
+    }
+
+    fn hearings(peers: Vec<Peer>, hears_others: bool) -> Vec<Hearing> {
+        let peers: BTreeMap<NodeId, Peer> =
+            peers.into_iter().enumerate().map(|(i, peer)| (NodeId([i as u8; 10]), peer)).collect();
+        let now = Moment::from_millis(5_000);
+        ears(&peers, now, || hears_others).into_values().map(|ear| ear.hearing).collect()
+    }
+
+    #[test]
+    fn who_hears_nobody_calls_nobody_lost() {
+        use Hearing::{Late, Lost, Unknown};
+        assert_eq!(hearings(vec![silent(), silent()], false), [Late, Late]);
+        assert_eq!(hearings(vec![silent(), silent(), unknown()], false), [Late, Late, Unknown]);
+        // Others are heard by gossip, so the silence is theirs.
+        assert_eq!(hearings(vec![silent(), silent()], true), [Lost, Lost]);
+        // Of a single peer nothing can be compared with.
+        assert_eq!(hearings(vec![silent()], false), [Lost]);
+    }
 }
