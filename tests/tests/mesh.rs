@@ -175,14 +175,27 @@ fn a_master_that_dies_leaves_and_one_that_returns_serves_again() -> Result<()> {
         })?;
         masters[0].start_again(lab.node(0))?;
         worker.wait_for_backend("n0", &["ready"], GOSSIP)?;
-        ensure!(answers(worker, 9)?.contains("n0"), "a master that returned gets connections");
+        // It starts slowly beside the others, and at once when they are not ready.
+        for i in [1, 2] {
+            masters[i].set_ready(false)?;
+            worker.wait_for_backend(&format!("n{i}"), &["not-ready"], SOON)?;
+        }
+        ensure!(answers(worker, 3)?.contains("n0"), "a master that returned serves");
+        for i in [1, 2] {
+            masters[i].set_ready(true)?;
+            worker.wait_for_backend(&format!("n{i}"), &["ready"], GOSSIP)?;
+        }
 
         // Not ready, and still there: no new connection goes to it.
         masters[1].set_ready(false)?;
         worker.wait_for_backend("n1", &["not-ready"], SOON)?;
-        let status = worker.status()?;
-        let reason = &status.backend("n1")?.reason;
-        ensure!(reason.contains("500"), "the reason does not say why: {reason}");
+        // The state travels by pulse, its reason by gossip.
+        eventually("the reason says why", SOON, || {
+            let status = worker.status()?;
+            let reason = &status.backend("n1")?.reason;
+            ensure!(reason.contains("500"), "it is: {reason}");
+            Ok(())
+        })?;
         ensure!(!answers(worker, 9)?.contains("n1"), "a master that is not ready gets connections");
         masters[1].set_ready(true)?;
         worker.wait_for_backend("n1", &["ready"], GOSSIP)?;
