@@ -385,6 +385,9 @@ pub fn fate(node: &NodeId, backends: &[Backend]) -> Fate {
     let Some(one) = backends.iter().find(|one| one.node == *node) else { return Fate::Reset };
     let better = backends.iter().any(|other| other.node != *node && other.state.is_good());
     match one.state {
+        // The port is closed, so the machine lives: its kernel ends what a dead process held, and an apiserver
+        // that stops in peace closes its port first and answers what is under way for up to a minute.
+        State::Down if better && one.reason.contains("refused") => Fate::Leave,
         State::Down if better => Fate::Reset,
         State::NotReady if better => Fate::Leave,
         State::Draining if better && one.reason != AGENT_STOPPED => Fate::Leave,
@@ -392,9 +395,9 @@ pub fn fate(node: &NodeId, backends: &[Backend]) -> Fate {
     }
 }
 
-/// How long connections are left alone when their backend is not ready or drains: an apiserver that restarts
-/// ends them itself within that, and one that only fails a check for a moment is back.
-pub const GRACE: Duration = Duration::from_secs(30);
+/// How long connections are left alone when their backend is not ready, drains or has closed its port: an
+/// apiserver that restarts ends them itself within that (its requests take a minute at most), and one that only fails a check for a moment is back.
+pub const GRACE: Duration = Duration::from_secs(60);
 
 /// Over how long they are then closed: their clients list everything anew, and an apiserver takes some
 /// hundred of those a second.

@@ -41,6 +41,9 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// Time for "this node stops" to reach a few peers.
 const GOODBYE: Duration = Duration::from_millis(200);
 
+/// Longest wait of a former master for its first check: that check's own time-out, and a little.
+const FIRST_CHECK: Duration = Duration::from_secs(3);
+
 /// Commands that wait for the keeper; each comes from someone who waits for its answer.
 const COMMANDS: usize = 64;
 
@@ -125,6 +128,7 @@ async fn start(
     check::spawn(services.clone(), own_address.clone(), health_in, life);
     let (view_in, view) = watch::channel(Arc::new(View::default()));
     let (draining_in, draining) = watch::channel(None);
+    let first_health = health.clone();
     let words = word::Inputs {
         draining,
         node: node.clone(),
@@ -185,7 +189,8 @@ async fn start(
         word,
         generation,
     };
-    gossip::spawn(inputs, view_in, life);
+    let was_master = member.serving.iter().any(|(_, list)| list.iter().any(|backend| backend.node == own));
+    start_gossip(inputs, view_in, was_master, first_health, life);
 
     let membership = Membership { commands: commands_in, trust, open_until };
     let running = Arc::new(Running {
@@ -207,6 +212,28 @@ async fn start(
     tell_systemd(running.clone(), life);
     info!(node = %running.node.name, cluster = %running.membership.trust.borrow().document.name, "agent runs");
     Ok((running, services_in))
+}
+
+/// Starts gossip. A node that was a master when it stopped waits for its first check: a word without its
+/// apiserver would tell all others that there is none any more, and end what they hold to it.
+fn start_gossip(
+    inputs: gossip::Inputs,
+    view: watch::Sender<Arc<View>>,
+    was_master: bool,
+    mut health: watch::Receiver<Arc<check::OwnHealth>>,
+    life: &Life,
+) {
+    let life = life.clone();
+    life.clone().spawn(async move {
+        if was_master {
+            let offered = health.wait_for(|health| !health.is_empty());
+            tokio::select! {
+                _ = tokio::time::timeout(FIRST_CHECK, offered) => {}
+                () = life.stopping.cancelled() => {}
+            }
+        }
+        gossip::spawn(inputs, view, &life);
+    });
 }
 
 /// Hands everything from one queue to the keeper's.

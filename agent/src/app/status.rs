@@ -40,6 +40,9 @@ pub(super) fn of(running: &Running) -> Status {
         if master { Role::Master } else { Role::Worker }
     };
     let open_until = *running.membership.open_until.borrow();
+    // Taken out at once: a borrow held while the same watch is borrowed again waits for ever once a writer
+    // stands between them.
+    let address = *running.own_address.borrow();
     Status {
         schema: 1,
         cluster: ClusterStatus {
@@ -53,7 +56,7 @@ pub(super) fn of(running: &Running) -> Status {
         node: NodeStatus {
             id: own,
             name: running.node.name.clone(),
-            address: running.own_address.borrow().map(|ip| ip.to_string()),
+            address: address.map(|ip| ip.to_string()),
             interface: running.node.interface.clone(),
             role: role(&own),
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -37,18 +37,18 @@ fn what_leaves_is_closed_after_the_grace_while_another_is_good() {
     // Nowhere better to go: the clock does not even start.
     assert_eq!(pool.follow(Some(&table(State::NotReady, State::Suspect)), at(1000)), None);
     let bad = table(State::NotReady, State::Ready);
-    assert_eq!(pool.follow(Some(&bad), at(60_000)), Some(at(90_000)));
+    assert_eq!(pool.follow(Some(&bad), at(60_000)), Some(at(120_000)));
     // It was only a moment.
     assert_eq!(pool.follow(Some(&good), at(70_000)), None);
     let mut next = pool.follow(Some(&bad), at(80_000));
-    assert_eq!(next, Some(at(110_000)));
+    assert_eq!(next, Some(at(140_000)));
     let mut last = at(0);
     while let Some(now) = next.filter(|_| !handle.is_aborted()) {
         next = pool.follow(Some(&bad), now);
         last = now;
     }
     assert!(handle.is_aborted());
-    assert!(last >= at(110_000) && last <= at(115_200), "{last:?}");
+    assert!(last >= at(140_000) && last <= at(145_200), "{last:?}");
 }
 
 #[tokio::test]
