@@ -116,7 +116,7 @@ impl Said {
                     _ => wall(),
                 };
                 ahead.insert(key, (*said, since));
-                offer.health = Health { readiness: *said, reason: "says so by pulse".to_owned(), since };
+                offer.health = Health { readiness: *said, reason: "it says so itself".to_owned(), since };
             }
         }
         (self.view, self.ahead) = (view, ahead);

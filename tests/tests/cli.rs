@@ -1,7 +1,9 @@
 //! The binary on the command line, with no agent running.
 
+use std::net::UdpSocket;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tests::lab::Lab;
@@ -135,4 +137,48 @@ fn the_unit_is_hardened_and_holds_nothing_else_up() -> Result<()> {
         ensure!(!text.lines().any(|line| line.starts_with(tie)), "the unit has {tie}");
     }
     Ok(())
+}
+
+/// The answer of a small name server: every name is 127.0.0.9, and has no IPv6 address.
+fn answer(query: &[u8]) -> Option<Vec<u8>> {
+    // Header of 12 bytes, then the question: labels up to a zero, type and class (RFC 1035, 4.1).
+    let end = 12 + query.get(12..)?.iter().position(|byte| *byte == 0)? + 5;
+    let is_a = query.get(end - 4..end - 2)? == [0, 1];
+    let mut reply = query.get(..2)?.to_vec();
+    reply.extend_from_slice(&[0x81, 0x80, 0, 1, 0, u8::from(is_a), 0, 0, 0, 0]);
+    reply.extend_from_slice(query.get(12..end)?);
+    if is_a {
+        reply.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 9]);
+    }
+    Some(reply)
+}
+
+#[test]
+fn names_resolve_in_an_empty_directory_too() -> Result<()> {
+    with_agents(Lab::bridge(1), |lab, agents| {
+        let node = agents[0].node();
+        // Without /etc/resolv.conf names are asked for here, as libc does.
+        let server = node.inside(|| Ok(UdpSocket::bind("127.0.0.1:53")?))?;
+        server.set_read_timeout(Some(Duration::from_secs(3)))?;
+        let serve = std::thread::spawn(move || {
+            let mut buffer = [0; 512];
+            while let Ok((length, from)) = server.recv_from(&mut buffer) {
+                if let Some(reply) = answer(&buffer[..length]) {
+                    let _ = server.send_to(&reply, from);
+                }
+            }
+        });
+        let root = lab.dir().join("root");
+        for dir in ["state", "run"] {
+            std::fs::create_dir_all(root.join(dir))?;
+        }
+        std::fs::copy(binary()?, root.join("agent")).context("copy the binary")?;
+        let inside = root.to_string_lossy().into_owned();
+        let command = ["chroot", &inside, "/agent", "join", "seed.example", "--foreground"];
+        let dirs = ["--state-dir", "/state", "--runtime-dir", "/run"];
+        // Nobody listens at the address that the name stands for: that it is named shows that it was found.
+        let said = node.exec(&[&command[..], &dirs].concat())?.fails_with(69)?;
+        ensure!(said.contains("127.0.0.9:7646"), "{said}");
+        serve.join().map_err(|_| anyhow::anyhow!("the name server panicked"))
+    })
 }

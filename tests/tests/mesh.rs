@@ -6,7 +6,6 @@ use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use proto::backends::SLOW_START;
 use tests::lab::{Lab, Master};
 use tests::mesh::{Agent, GOSSIP, LISTENER, SOON, Status, all_up, form, with_agents};
 use tests::wait::{always, eventually};
@@ -189,16 +188,21 @@ fn a_master_that_dies_leaves_and_one_that_returns_serves_again() -> Result<()> {
         })?;
         masters[0].start_again(lab.node(0))?;
         worker.wait_for_backend("n0", &["ready"], GOSSIP)?;
-        // Few at first, so that not everyone comes at once: its share grows for as long as this.
-        eventually("a master that returned gets connections", SLOW_START + SOON, || {
-            ensure!(answers(worker, 9)?.contains("n0"), "none of 9 went to it");
-            Ok(())
-        })?;
+        // It starts slowly beside the others, and at once when they are not ready.
+        for i in [1, 2] {
+            masters[i].set_ready(false)?;
+            worker.wait_for_backend(&format!("n{i}"), &["not-ready"], SOON)?;
+        }
+        ensure!(answers(worker, 3)?.contains("n0"), "a master that returned serves");
+        for i in [1, 2] {
+            masters[i].set_ready(true)?;
+            worker.wait_for_backend(&format!("n{i}"), &["ready"], GOSSIP)?;
+        }
 
         // Not ready, and still there: no new connection goes to it.
         masters[1].set_ready(false)?;
         worker.wait_for_backend("n1", &["not-ready"], SOON)?;
-        // The pulse that brings the state has no room for its reason, which follows by gossip.
+        // The state travels by pulse, its reason by gossip.
         eventually("the reason says why", SOON, || {
             let status = worker.status()?;
             let reason = &status.backend("n1")?.reason;
