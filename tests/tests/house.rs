@@ -173,6 +173,25 @@ fn tasks_and_queues(source: &Source) -> Vec<Breach> {
     words(source, &rules)
 }
 
+/// A lock that is read in a field of a literal is held to the end of the whole literal, and one that is read
+/// again while someone waits to write it never comes: the thread stands still, and soon all of them do.
+fn guards_in_literals(source: &Source) -> Vec<Breach> {
+    if source.module("agent/src").is_none() {
+        return Vec::new();
+    }
+    let is_field = |code: &str| {
+        let Some((name, value)) = code.trim_start().split_once(": ") else { return false };
+        let Some((before, _)) = value.split_once(".borrow()") else { return false };
+        // In a closure it is held while that runs, and no longer.
+        name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') && !before.contains('|')
+    };
+    let held = source.shipped().filter(|(_, code)| is_field(code));
+    held.map(|(line, _)| {
+        source.breach(line, ".borrow() is held to the end of the literal: take the value out before it")
+    })
+    .collect()
+}
+
 /// The shipped lines that hold one of these, each with its rule.
 fn words(source: &Source, rules: &[(&str, &str)]) -> Vec<Breach> {
     let mut breaches = Vec::new();
@@ -315,6 +334,7 @@ fn the_rules_of_the_house_are_kept() -> Result<()> {
         }
         breaches.extend(features(source));
         breaches.extend(tasks_and_queues(source));
+        breaches.extend(guards_in_literals(source));
         breaches.extend(order_of_proto(source, &order));
         breaches.extend(purity_of_proto(source));
     }
@@ -369,6 +389,15 @@ fn tasks_without_an_owner_and_queues_without_a_bound_are_told() {
     assert_eq!(of("agent/src/link/udp.rs", "tokio::spawn(x)"), ["agent/src/link/udp.rs:1"]);
     assert_eq!(of("agent/src/app.rs", "\nmpsc::unbounded_channel()"), ["agent/src/app.rs:2"]);
     assert!(of("agent/src/app.rs", "life.spawn(x)\n#[cfg(test)]\ntokio::spawn(x)").is_empty());
+}
+
+#[test]
+fn locks_that_are_held_through_a_literal_are_told() {
+    let of = |text| said("agent/src/app.rs", text, guards_in_literals);
+    assert_eq!(of("Node {\n    address: own.borrow().map(|ip| ip.to_string()),\n}"), ["agent/src/app.rs:2"]);
+    for fine in ["let address = *own.borrow();", "is_member: Arc::new(move |id| trust.borrow().has(id)),"] {
+        assert!(of(fine).is_empty(), "{fine}");
+    }
 }
 
 #[test]

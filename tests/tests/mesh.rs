@@ -29,6 +29,20 @@ fn answers(agent: &Agent<'_>, count: usize) -> Result<BTreeSet<String>> {
     (0..count).map(|_| agent.who_serves()).collect()
 }
 
+/// Connects until all of these have answered and nobody else has. Among equals chance decides, so a few
+/// connections may miss one of three; so many miss one in ten thousand million cases.
+fn reaches_all(agent: &Agent<'_>, wanted: &[&str]) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    for _ in 0..60 {
+        seen.insert(agent.who_serves()?);
+        if seen.len() >= wanted.len() && seen.len() > 1 {
+            break;
+        }
+    }
+    ensure!(seen.iter().eq(wanted), "{} reaches {seen:?}, not {wanted:?}", agent.name());
+    Ok(())
+}
+
 #[test]
 fn five_nodes_see_each_other_and_each_reaches_the_masters() -> Result<()> {
     with_agents(Lab::wireguard(5), |lab, agents| {
@@ -36,13 +50,12 @@ fn five_nodes_see_each_other_and_each_reaches_the_masters() -> Result<()> {
         let invite = form(agents)?;
         all_ready(agents)?;
         for agent in agents.iter() {
-            let seen = answers(agent, 9)?;
             // A worker spreads its connections; a master prefers its own apiserver.
             let wanted: &[&str] = match agent.name() {
                 "n3" | "n4" => &["n0", "n1", "n2"],
                 own => &[own],
             };
-            ensure!(seen.iter().eq(wanted), "{} reaches {seen:?}, not {wanted:?}", agent.name());
+            reaches_all(agent, wanted)?;
         }
         for agent in agents.iter() {
             status_is_whole(lab, agent, &agent.status()?)?;
