@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use proto::backends::{Backend, LastGood, Table, backends};
+use proto::backends::{Backend, LastGood, Serving, Table, backends};
 use proto::health::{Health, Readiness};
 use proto::node::NodeId;
 use proto::path::{Evidence, Path, Report};
@@ -24,9 +24,6 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::lifecycle::{Life, wall};
-
-/// Who serves, as last known, by service.
-pub(crate) type Serving = Vec<(ServiceName, Vec<LastGood>)>;
 
 /// Reports that wait for the task. The proxy drops what does not fit: the next dial says the same.
 pub(crate) const REPORTS: usize = 256;

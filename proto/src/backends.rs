@@ -95,6 +95,9 @@ pub struct LastGood {
     pub weight: u16,
 }
 
+/// Who serves, as last known, by service.
+pub type Serving = Vec<(ServiceName, Vec<LastGood>)>;
+
 /// The backends of `service`: what gossip knows, joined with the last good list, so that an empty view
 /// never empties the list (k3s#11349). `still_member` drops entries of nodes that were removed.
 pub fn backends(

@@ -9,12 +9,11 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::backends::LastGood;
+use crate::backends::Serving;
 use crate::cluster::Document;
 use crate::invite::{Proof, Refusal};
 use crate::link::GossipKey;
 use crate::node::{Name, NodeId};
-use crate::service::ServiceName;
 
 /// ALPN of members (RFC 7301).
 pub const ALPN_MEMBER: &[u8] = b"agent/1";
@@ -119,7 +118,7 @@ pub struct Welcome {
     /// What all must know, with the new node in it.
     pub copy: Copy,
     /// Who serves now, so that the new node can dial before it has heard anyone.
-    pub serving: Vec<(ServiceName, Vec<LastGood>)>,
+    pub serving: Serving,
 }
 
 /// Encodes a message for a frame.

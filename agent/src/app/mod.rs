@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use proto::backends::Table;
+use proto::backends::{Serving, Table};
 use proto::config::Config;
 use proto::control::{Request, Response};
 use proto::pulse::Ears;
@@ -259,7 +259,7 @@ fn forward<T: Send + 'static>(
 }
 
 /// Writes the last good list whenever it changes.
-fn save_serving(disk: Arc<Disk>, mut serving: watch::Receiver<Arc<reach::Serving>>, life: &Life) {
+fn save_serving(disk: Arc<Disk>, mut serving: watch::Receiver<Arc<Serving>>, life: &Life) {
     let over = life.over.clone();
     life.spawn(async move {
         loop {

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use proto::backends::LastGood;
+use proto::backends::Serving;
 use proto::cluster::Document;
 use proto::exchange::Addresses;
 use proto::invite::Book;
 use proto::link::KeyRing;
 use proto::node::Name;
-use proto::service::ServiceName;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::{error, info, warn};
 
@@ -26,9 +25,6 @@ const INVITES: &str = "invites";
 const PEERS: &str = "peers";
 const SERVING: &str = "serving";
 const GENERATION: &str = "generation";
-
-/// Who serves, as last known.
-pub(crate) type Serving = Vec<(ServiceName, Vec<LastGood>)>;
 
 #[derive(Serialize, Deserialize)]
 struct Seed {

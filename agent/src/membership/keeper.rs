@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use proto::backends::Serving;
 use proto::cluster::{Admitted, Document};
 use proto::exchange::{Copy, FromMember, ToMember, Welcome};
 use proto::invite::{APPROVAL_TTL, Book, Invite, Issued, Lobby, Refusal, Secret, Waiting, code_of, pin_of};
@@ -15,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::disk::{Disk, Serving};
+use super::disk::Disk;
 use super::spread::Spread;
 use super::{Admission, Applicant, Command};
 use crate::lifecycle::{Life, wall};
