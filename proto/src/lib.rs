@@ -20,6 +20,10 @@ pub mod pulse;
 
 pub mod path;
 
+pub mod arp;
+
+pub mod ndp;
+
 pub mod keys;
 
 pub mod view;

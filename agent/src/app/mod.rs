@@ -175,7 +175,7 @@ async fn start(
         waiting: Default::default(),
     };
     life.spawn(keeper.run(commands));
-    let crate::link::Inbox { gossip, members, joining, proven, unknown_key, answers } = inbox;
+    let crate::link::Inbox { gossip, members, joining, proven, unknown_key, answers, vips: _vips } = inbox;
     pulse::spawn(link.clone(), view.clone(), word.clone(), answers, ears_in, life);
     admit::serve(link.clone(), joining, commands_in.clone(), life);
     forward(members, commands_in.clone(), Command::Incoming, life);
@@ -295,6 +295,7 @@ fn serve_control(listener: control::Listener, running: Arc<Running>, life: &Life
             match request {
                 Request::Status => Response::Status(Box::new(status::of(&running))),
                 Request::Drain { on } => drain(&running, on),
+                Request::VipMove { .. } => Response::Failed("not yet".to_owned()),
                 request => running.membership.control(request).await,
             }
         }

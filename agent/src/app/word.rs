@@ -38,6 +38,8 @@ impl Inputs {
             draining: draining.or_else(|| stopping.then(wall)),
             left: stopping,
             services: health.as_ref().clone(),
+            feet: Vec::new(),
+            vips: Default::default(),
         }
     }
 }

@@ -1,0 +1,10 @@
+//! Virtual IPs.
+
+mod caps;
+mod kernel;
+mod netlink;
+mod packet;
+mod segment;
+mod sever;
+
+pub(crate) use caps::lay_down;
