@@ -44,6 +44,8 @@ pub mod invite;
 
 pub mod link;
 
+pub mod election;
+
 pub mod exchange;
 
 pub mod control;

@@ -12,6 +12,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::netlink::{
     CREATE, Netlink, REPLACE, ROUTE, address, attributes, family, messages, number, octets, open, put,
+    watched,
 };
 
 const NEW_LINK: u16 = 16;
@@ -217,7 +218,7 @@ pub(super) struct Changes {
 impl Changes {
     pub(super) fn subscribe() -> io::Result<Changes> {
         let socket = open(ROUTE, CHANGES, SocketFlags::NONBLOCK)?;
-        Ok(Changes { socket: AsyncFd::register(socket)?, buffer: vec![0; 16 * 1024] })
+        Ok(Changes { socket: watched(socket)?, buffer: vec![0; 16 * 1024] })
     }
 
     /// Waits for changes. Nothing is lost by giving up waiting.

@@ -3,12 +3,13 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, sockopt};
+use tokio::io::unix::AsyncFd;
 
 /// Which part of the kernel is asked; none: addresses and interfaces (it is number 0).
 pub(super) type Protocol = Option<rustix::net::Protocol>;
@@ -48,6 +49,16 @@ pub(super) fn open(protocol: Protocol, groups: u32, flags: SocketFlags) -> io::R
     let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
     rustix::net::bind(&socket, &SocketAddrNetlink::new(0, groups))?;
     Ok(socket)
+}
+
+/// Lets tokio wait for a socket.
+pub(super) fn watched<T: AsFd + AsRawFd>(socket: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: whoever calls hands over what owns its descriptor, which is open for as long as it lives and
+    // always the same.
+    #[allow(unsafe_code)]
+    unsafe {
+        Ok(AsyncFd::register(socket)?)
+    }
 }
 
 impl Netlink {

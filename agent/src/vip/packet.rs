@@ -12,6 +12,8 @@ use proto::ndp;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
 use tokio::io::unix::AsyncFd;
 
+use super::netlink::watched;
+
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 
@@ -56,7 +58,7 @@ impl Wire {
         socket.set_nonblocking(true)?;
         socket.attach_filter(&if v4 { arp_filter(vips) } else { advertisement_filter() })?;
         socket.bind(&link_address(index, ethertype))?;
-        Ok(Wire { socket: AsyncFd::register(socket)?, own, v4 })
+        Ok(Wire { socket: watched(socket)?, own, v4 })
     }
 
     /// Asks who has an address, without claiming one.
