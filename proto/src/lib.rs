@@ -51,3 +51,5 @@ pub mod exchange;
 pub mod control;
 
 pub mod config;
+
+pub mod settings;
