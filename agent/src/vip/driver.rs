@@ -11,9 +11,11 @@ use std::time::Duration;
 use proto::control::Response;
 use proto::election::wire::unpack;
 use proto::election::{Candidate, Election, Fact, Rules};
+use proto::health::Readiness;
 use proto::node::NodeId;
 use proto::settings::{Candidates, PRIORITY, VipSettings};
-use proto::time::Moment;
+use proto::time::{Moment, UnixMs};
+use proto::view::Member;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
@@ -360,12 +362,8 @@ impl Driver {
                 if !may(id) {
                     continue;
                 }
-                let unfit = member.filter(|_| *id != self.own).and_then(|member| match () {
-                    () if member.word.left => Some("its agent has stopped".to_owned()),
-                    () if !member.heard || wall.0.saturating_sub(member.since.0) < SETTLED_MS => None,
-                    () if ground::foot_of(&view, id, *address).is_some() => None,
-                    () => Some(format!("it has no interface in the network of {address}")),
-                });
+                let others = member.filter(|_| *id != self.own);
+                let unfit = others.and_then(|member| hearsay(member, &vip.settings, wall));
                 let priority = vip.settings.priorities.get(&admitted.name).copied().unwrap_or(PRIORITY);
                 rules.candidates.push(Candidate { node: *id, priority, unfit });
                 let rtt = ears.get(id).and_then(|ear| ear.rtt).unwrap_or_default();
@@ -389,11 +387,12 @@ impl Driver {
             return;
         }
         for vip in self.vips.values_mut() {
-            let outcome = match fit.services.get(&vip.settings.service) {
-                Some(outcome) => outcome.clone(),
-                None => Err(format!("{} is not served here", vip.settings.service)),
-            };
-            vip.election.checked(now, outcome.as_ref().map(|()| ()).map_err(String::as_str));
+            let absent = || format!("{} is not served here", vip.settings.service);
+            match fit.services.get(&vip.settings.service) {
+                Some(Ok(())) => vip.election.checked(now, Ok(())),
+                Some(Err(why)) => vip.election.checked(now, Err(why)),
+                None => vip.election.checked(now, Err(&absent())),
+            }
         }
     }
 
@@ -443,6 +442,7 @@ impl Driver {
     fn judge(&mut self, now: Moment) {
         let draining = self.inputs.fit.borrow().draining;
         let document = self.inputs.trust.borrow().document.clone();
+        let view = self.inputs.view.borrow().clone();
         let (link, life) = (self.inputs.link.clone(), self.life.clone());
         let heard = |id: &NodeId| link.last_heard(id).is_some_and(|at| life.now().since(at) < HEARD);
         let name = |id: &NodeId| document.member(id).map_or("?".to_owned(), |one| one.name.to_string());
@@ -455,7 +455,10 @@ impl Driver {
                 Err(Nowhere::Own(why)) => (Err(why.clone()), Ok(())),
                 Err(Nowhere::Segment(why)) => (Ok(()), Err(why.clone())),
             };
-            vip.fact(now, Fact::Address, own);
+            let taken = ground::node_at(&view, *address).map(|node| {
+                Err(format!("{address} is the own address of {}; choose a free one", name(&node)))
+            });
+            vip.fact(now, Fact::Address, taken.unwrap_or(own));
             let Ok(place) = vip.place.clone() else {
                 vip.fact(now, Fact::Segment, segment);
                 continue;
@@ -473,6 +476,24 @@ impl Driver {
             };
             vip.fact(now, Fact::Segment, segment);
         }
+    }
+}
+
+/// Why another node can't own it, by what it gossips: slower than its beats, for those that send none.
+fn hearsay(member: &Member, vip: &VipSettings, wall: UnixMs) -> Option<String> {
+    let word = &member.word;
+    let served = word.services.get(&vip.service).map(|offer| &offer.health);
+    let bad = served.filter(|health| !matches!(health.readiness, Readiness::Ready | Readiness::Alive));
+    let (address, service) = (vip.address, &vip.service);
+    match bad {
+        _ if word.left => Some("its agent has stopped".to_owned()),
+        _ if !member.heard => Some("it is not heard".to_owned()),
+        _ if word.draining.is_some() => Some("it drains".to_owned()),
+        Some(bad) => Some(format!("its {service} is {}: {}", bad.readiness, bad.reason)),
+        // One that has just been heard has not said everything yet.
+        None if wall.0.saturating_sub(member.since.0) < SETTLED_MS => None,
+        None if ground::foot_in(word, address).is_some() => None,
+        None => Some(format!("it has no interface in the network of {address}")),
     }
 }
 
