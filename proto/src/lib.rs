@@ -45,3 +45,5 @@ pub mod exchange;
 pub mod control;
 
 pub mod config;
+
+pub mod settings;
