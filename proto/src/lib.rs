@@ -42,6 +42,8 @@ pub mod link;
 
 pub mod exchange;
 
-pub mod control;
-
 pub mod config;
+
+pub mod settings;
+
+pub mod control;
