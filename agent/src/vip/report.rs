@@ -27,8 +27,11 @@ impl Driver {
     /// Says anew what is known, and ends the wishes that have come true or have not in time.
     pub(super) fn publish(&mut self, now: Moment) {
         let document = self.inputs.trust.borrow().document.clone();
-        let mut report = Report { problem: self.problem.clone(), ..Report::default() };
         let own = self.own;
+        let mut candidates = self.vips.values().flat_map(|vip| &vip.rules.candidates);
+        let takes_part = candidates.any(|one| one.node == own);
+        let problem = self.problem.as_ref().or(self.closed.as_ref()).filter(|_| takes_part);
+        let mut report = Report { problem: problem.cloned(), ..Report::default() };
         let mut owners: BTreeMap<IpAddr, Option<NodeId>> = BTreeMap::new();
         for (address, vip) in self.vips.iter_mut().filter(|(_, vip)| !vip.leaving) {
             let status = vip.election.status(now);
