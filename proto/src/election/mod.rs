@@ -47,7 +47,7 @@ use std::time::Duration;
 
 pub use self::action::{Action, Cause, Event, Loss, Mac, MoveError, Place, State, Status};
 pub use self::doubt::BEAT;
-use self::doubt::{ALONE, COMPANY, DOUBT, Doubt, LEFTOVER, STAGGER, WINDOW, patience};
+use self::doubt::{ALONE, COMPANY, DOUBT, Doubt, LEFTOVER, WINDOW, patience};
 use self::fitness::Fitness;
 pub use self::fitness::{FALL, Fact, RISE};
 use self::rank::Rank;
@@ -411,7 +411,11 @@ impl Election {
 
     /// The node that has been better, and fit for long enough, while the owner did not change often.
     fn preferred(&self, now: Moment) -> Option<NodeId> {
-        let wait = self.rules.preempt?;
+        // Counted from the claim too: who has just died or handed over still looks fit for a moment.
+        let wait = self.rules.preempt?.max(RECENT);
+        if now.since(self.changed) < wait {
+            return None;
+        }
         let restless = self.moves.iter().filter(|at| now.since(**at) < Duration::from_secs(300)).count();
         let own = self.rules.candidate(&self.own)?.priority;
         let best = self.successor(now)?;
@@ -438,12 +442,13 @@ impl Election {
             self.actions.push(Action::Probe);
         }
         self.wake(doubt.deadline());
-        let at = self.claim_at(now, &doubt, cause).filter(|_| !stranger);
+        let Some((base, ahead)) = self.turn(now, &doubt, cause) else { return };
+        let at = doubt.turn(now, base, ahead, self.rules.rtt);
         self.doubt = Some(doubt);
-        match at {
-            Some(at) if at <= now => self.claim(now, cause),
-            Some(at) => self.wake(at),
-            None => {}
+        if at <= now {
+            self.claim(now, cause);
+        } else {
+            self.wake(at);
         }
     }
 
@@ -483,27 +488,32 @@ impl Election {
         Some(cause)
     }
 
-    /// When this node may claim, by what is known now; none: not by time alone.
-    fn claim_at(&self, now: Moment, doubt: &Doubt, cause: Cause) -> Option<Moment> {
+    /// From when on candidates may claim, by what is known now, and how many of them come before this one.
+    fn turn(&self, now: Moment, doubt: &Doubt, cause: Cause) -> Option<(Moment, u32)> {
         let rtt = self.rules.rtt;
         let mut at = doubt.since.after(WINDOW + rtt).max(doubt.not_before);
         if matches!(cause, Cause::Silent { .. }) {
             at = at.max(self.alive.after(patience(self.direct, self.alive) + rtt));
         }
+        if let Some((_, last)) = self.stranger {
+            at = at.max(last.after(STRANGER));
+        }
         let asked = |heard: Moment| heard >= doubt.since;
         let company = self.company.is_some_and(|last| asked(last) && now.since(last) < COMPANY);
         if !company {
             // With nobody to ask, a member's kernel that answers may have a live agent behind it.
-            let leftover = doubt.leftover.is_some_and(|last| now.since(last) < LEFTOVER);
-            if leftover && !self.refused {
-                return None;
+            if let Some(last) = doubt.leftover.filter(|_| !self.refused) {
+                at = at.max(last.after(LEFTOVER));
             }
             if self.expects_company(now) {
                 at = at.max(self.company.unwrap_or(doubt.since).max(doubt.since).after(ALONE));
             }
         }
         let own = self.rank_of(now, &self.own)?;
-        let better = |node: &&NodeId| self.rank_of(now, node).is_some_and(|rank| rank < own);
+        // The silent owner itself is heard of lately enough to look alive.
+        let holder = self.holder();
+        let better =
+            |node: &&NodeId| Some(**node) != holder && self.rank_of(now, node).is_some_and(|rank| rank < own);
         let ahead = u32::try_from(self.peers.keys().filter(better).count()).unwrap_or(u32::MAX);
         if cause == Cause::Vacant {
             // Nodes that start together: the better one comes in a moment, and would not take it back.
@@ -516,7 +526,7 @@ impl Election {
                 at = at.max(doubt.since.after(LISTEN));
             }
         }
-        Some(at.after((STAGGER + rtt).saturating_mul(ahead)))
+        Some((at, ahead))
     }
 
     /// Whether somebody other than the holder should answer: a candidate that was there a moment ago, or a
