@@ -304,7 +304,7 @@ impl World {
         let node = &mut self.nodes[n];
         node.next_check = now + 250;
         let local = node.local(now);
-        let good = !node.sick && !(node.flapping && flap);
+        let good = !(node.sick || node.flapping && flap);
         let was = node.bad_checks > 0;
         node.bad_checks = if good { 0 } else { node.bad_checks + 1 };
         if was != (node.bad_checks > 0) {
@@ -366,9 +366,9 @@ impl World {
         match action {
             Action::Send { to, message } => {
                 let wire = pack(std::slice::from_ref(&message));
-                let read = unpack(&wire[0]).unwrap().remove(0);
-                assert_eq!(read, message);
-                let message = Rc::new(read);
+                let read = unpack(&wire.concat());
+                assert_eq!(read.as_deref(), Some(std::slice::from_ref(&message)));
+                let message = Rc::new(message);
                 let from = self.nodes[n].id;
                 for to in to {
                     let to = self.index(to);
@@ -438,7 +438,9 @@ impl World {
         let mut world = World::new(dice, &script);
         let begin = script.length + world.dice.between(0, 300);
         world.run(Script { length: begin, ..script });
-        let owner = world.nodes.iter().position(Node::owns).expect("an owner before the fault");
+        let Some(owner) = world.nodes.iter().position(Node::owns) else {
+            panic!("nobody owned it before the fault: {}", world.report(seed));
+        };
         world.act(act, owner, owner);
         let mut from = world.now;
         while world.now < begin + 10_000 && world.broken.is_empty() {
