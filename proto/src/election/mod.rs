@@ -278,7 +278,7 @@ impl Election {
             (None, None) => {}
             // A member that answers is a leftover, which goes by itself, or an owner, with whom beats settle
             // it; clients that heard it must hear this one again.
-            (Some(tenure), Some(_)) => drop(tenure.contested(now)),
+            (Some(tenure), Some(_)) => drop(tenure.announce_again(now)),
             (Some(tenure), None) => match tenure.stranger(now) {
                 Stand::Nothing => {}
                 Stand::Defend => self.tell(Event::Stranger { mac, defended: true }),

@@ -107,6 +107,7 @@ struct Way {
 pub(crate) struct World {
     now: u64,
     dice: Dice,
+    candidates: usize,
     pub(crate) nodes: Vec<Node>,
     ways: Vec<Vec<Way>>,
     loss_permille: u64,
@@ -165,6 +166,7 @@ impl World {
         let nodes: Vec<Node> = (0..count).map(|n| node(n, &mut dice)).collect();
         World {
             now: 0,
+            candidates: script.candidates,
             nodes,
             ways: vec![vec![Way::default(); count]; count],
             loss_permille: script.loss_permille,
@@ -218,13 +220,16 @@ impl World {
         node.touched = self.now;
         node.next_check = self.now + 20;
         self.changed = self.now;
-        self.follow();
+        self.follow(100);
     }
 
     /// Gossip tells everyone who is there.
-    fn follow(&mut self) {
+    fn follow(&mut self, percent: u64) {
         let rules = self.rules();
         for node in &mut self.nodes {
+            if !self.dice.percent(percent) {
+                continue;
+            }
             let local = node.local(self.now);
             if let Some(agent) = node.agent.as_mut().filter(|_| !node.frozen) {
                 agent.set_rules(local, rules.clone());
@@ -272,7 +277,7 @@ impl World {
     /// One millisecond.
     fn step(&mut self) {
         if self.now % 1_000 == 999 {
-            self.follow();
+            self.follow(100);
         }
         for n in 0..self.nodes.len() {
             if self.nodes[n].kernel.is_some_and(|until| until <= self.now) {
