@@ -18,6 +18,7 @@ mod screen;
 mod state;
 #[cfg(test)]
 mod testing;
+mod vip;
 mod watchdog;
 
 fn main() -> std::process::ExitCode {

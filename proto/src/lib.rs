@@ -20,6 +20,10 @@ pub mod pulse;
 
 pub mod path;
 
+pub mod arp;
+
+pub mod ndp;
+
 pub mod keys;
 
 pub mod view;
@@ -39,6 +43,8 @@ pub mod cluster;
 pub mod invite;
 
 pub mod link;
+
+pub mod election;
 
 pub mod exchange;
 

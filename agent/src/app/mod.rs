@@ -8,6 +8,7 @@
 pub(crate) mod enter;
 pub(crate) mod settled;
 mod status;
+mod vip;
 mod word;
 
 use std::net::IpAddr;
@@ -34,6 +35,7 @@ use crate::membership::disk::{Disk, Member};
 use crate::membership::keeper::Keeper;
 use crate::membership::{Command, Membership, admit};
 use crate::proxy::{Listeners, Proxy};
+use crate::vip::{Order, Report};
 use settled::Settled;
 
 use crate::{check, control, gossip, net, proxy, pulse, reach, watchdog};
@@ -51,6 +53,9 @@ const FIRST_CHECK: Duration = Duration::from_secs(3);
 /// Commands that wait for the keeper; each comes from someone who waits for its answer.
 const COMMANDS: usize = 64;
 
+/// Wishes about virtual IPs that wait to be read; each comes from someone who waits for its answer.
+const ORDERS: usize = 16;
+
 /// What runs, for status.
 pub(crate) struct Running {
     pub(crate) link: Arc<Link>,
@@ -66,6 +71,9 @@ pub(crate) struct Running {
     pub(crate) own_address: watch::Receiver<Option<IpAddr>>,
     pub(crate) descriptors: u64,
     pub(crate) settled: watch::Receiver<Arc<Settled>>,
+    /// What is known of virtual IPs.
+    pub(crate) vips: watch::Receiver<Arc<Report>>,
+    orders: mpsc::Sender<Order>,
 }
 
 /// Runs the agent until it is told to stop. `reload` reads the configuration again; `started` is called
@@ -137,8 +145,18 @@ async fn start(
     check::spawn(services.clone(), own_address.clone(), health_in, life);
     let (view_in, view) = watch::channel(Arc::new(View::default()));
     let first_health = health.clone();
+    let (report_in, vips) = watch::channel(Arc::default());
+    let fitness = vip::Inputs {
+        own: node.name.clone(),
+        services: services.clone(),
+        health: health.clone(),
+        table: table.clone(),
+        view: view.clone(),
+        settings: settings.clone(),
+    };
     let words = word::Inputs {
         settings: settings.clone(),
+        vips: vips.clone(),
         node: node.clone(),
         began,
         own_address: own_address.clone(),
@@ -156,7 +174,7 @@ async fn start(
         services: services.clone(),
         view: view.clone(),
         ears: ears.clone(),
-        settings,
+        settings: settings.clone(),
         reports,
         probes: reports_in,
         is_member: Arc::new(move |id| members.borrow().document.member(id).is_some()),
@@ -185,8 +203,20 @@ async fn start(
         waiting: Default::default(),
     };
     life.spawn(keeper.run(commands));
-    let crate::link::Inbox { gossip, members, joining, proven, unknown_key, answers } = inbox;
+    let crate::link::Inbox { gossip, members, joining, proven, unknown_key, answers, vips: arrivals } = inbox;
     pulse::spawn(link.clone(), view.clone(), word.clone(), answers, ears_in, life);
+    let (orders, orders_out) = mpsc::channel(ORDERS);
+    let inputs = crate::vip::Inputs {
+        link: link.clone(),
+        trust: trust.clone(),
+        view: view.clone(),
+        ears: ears.clone(),
+        settings,
+        fit: vip::spawn(fitness, life),
+        arrivals,
+        orders: orders_out,
+    };
+    crate::vip::spawn(inputs, report_in, life);
     admit::serve(link.clone(), joining, commands_in.clone(), life);
     forward(members, commands_in.clone(), Command::Incoming, life);
     forward(unknown_key, commands_in.clone(), |_| Command::UnknownKey, life);
@@ -217,6 +247,8 @@ async fn start(
         own_address,
         descriptors,
         settled,
+        vips,
+        orders,
     });
     serve_control(listener, running.clone(), life);
     tell_systemd(running.clone(), life);
@@ -313,6 +345,7 @@ fn serve_control(listener: control::Listener, running: Arc<Running>, life: &Life
         async move {
             match request {
                 Request::Status => Response::Status(Box::new(status::of(&running))),
+                Request::VipMove { address, node } => vip::move_to(&running.orders, address, node).await,
                 Request::Settings => {
                     let document = running.membership.trust.borrow().document.clone();
                     let settled = running.settled.borrow().clone();

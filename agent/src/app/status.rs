@@ -46,6 +46,7 @@ pub(super) fn of(running: &Running) -> Status {
     // Taken out at once: a borrow held while the same watch is borrowed again waits for ever once a writer
     // stands between them.
     let address = *running.own_address.borrow();
+    let vips = running.vips.borrow().clone();
     Status {
         schema: 1,
         cluster: ClusterStatus {
@@ -83,7 +84,7 @@ pub(super) fn of(running: &Running) -> Status {
                 member_status(running, &view, *id, admitted, role(id), backend)
             })
             .collect(),
-        vips: Vec::new(),
+        vips: vips.vips.clone(),
         problems: problems(running, &settled, document, &view),
     }
 }
@@ -194,6 +195,9 @@ fn problems(running: &Running, settled: &Settled, document: &Document, view: &Vi
             "{} has no usable address, so this node can't be reached by the others; bring it up",
             running.node.interface
         ));
+    }
+    if let Some(problem) = &running.vips.borrow().problem {
+        problems.push(format!("this node can't own virtual IPs: {problem}"));
     }
     for (id, problem) in &view.problems {
         problems.push(format!("what {id} says is not understood, so it is left out: {problem}"));

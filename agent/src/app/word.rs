@@ -12,6 +12,7 @@ use crate::check::OwnHealth;
 use crate::lifecycle::{Life, wall};
 use crate::link::Trust;
 use crate::membership::disk::NodeFile;
+use crate::vip::Report;
 
 pub(super) struct Inputs {
     pub(super) node: NodeFile,
@@ -21,6 +22,7 @@ pub(super) struct Inputs {
     pub(super) trust: watch::Receiver<Arc<Trust>>,
     /// Of the whole cluster: this node's drain and its weight are among them.
     pub(super) settings: watch::Receiver<Arc<Settings>>,
+    pub(super) vips: watch::Receiver<Arc<Report>>,
 }
 
 impl Inputs {
@@ -28,6 +30,7 @@ impl Inputs {
         let address = *self.own_address.borrow_and_update();
         let health = self.health.borrow_and_update().clone();
         let document = self.trust.borrow_and_update().document.clone();
+        let vips = self.vips.borrow_and_update().clone();
         let settings = self.settings.borrow_and_update().clone();
         let draining = settings.drains.get(&self.node.name).copied();
         let mut services = health.as_ref().clone();
@@ -44,6 +47,8 @@ impl Inputs {
             draining: draining.or_else(|| stopping.then(wall)),
             left: stopping,
             services,
+            feet: vips.feet.clone(),
+            vips: vips.claims.clone(),
         }
     }
 }
@@ -59,6 +64,7 @@ pub(super) fn spawn(mut inputs: Inputs, life: &Life) -> watch::Receiver<Word> {
                 Ok(()) = inputs.health.changed() => false,
                 Ok(()) = inputs.trust.changed() => false,
                 Ok(()) = inputs.settings.changed() => false,
+                Ok(()) = inputs.vips.changed() => false,
                 () = life.stopping.cancelled() => true,
             };
             let word = inputs.word(stopping);

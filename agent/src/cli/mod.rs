@@ -31,6 +31,7 @@ mod steps;
 mod table;
 mod time;
 mod uninstall;
+mod vip;
 mod waiting;
 mod weight;
 
@@ -70,6 +71,7 @@ enum Command {
     Rotate(rotate::Args),
     Drain(drain::DrainArgs),
     Undrain(drain::UndrainArgs),
+    Vip(vip::Args),
     Weight(weight::Args),
     Set(set::SetArgs),
     Unset(set::UnsetArgs),
@@ -116,6 +118,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     }
     let settings = Settings::load(cli.global)?;
     let many_threads = matches!(cli.command, Command::Run(_) | Command::Init(_) | Command::Join(_));
+    if many_threads {
+        // Before there are threads: each begins with what its maker has.
+        crate::vip::lay_down();
+    }
     runtime(many_threads)?.block_on(command(cli.command, settings))
 }
 
@@ -143,6 +149,7 @@ async fn command(command: Command, settings: Settings) -> anyhow::Result<ExitCod
         Command::Remove(args) => remove::run(args, &settings).await,
         Command::Leave(args) => leave::run(&args, &settings).await,
         Command::Rotate(args) => rotate::run(&args, &settings).await,
+        Command::Vip(args) => vip::run(args, &settings).await,
         Command::Drain(args) => drain::drain(args, &settings).await,
         Command::Undrain(args) => drain::undrain(args, &settings).await,
         Command::Weight(args) => weight::run(args, &settings).await,
@@ -178,6 +185,8 @@ mod tests {
         for line in [
             "agent init",
             "agent init --name m1 --cluster prod --addr 10.0.0.1 --iface wg0 --foreground",
+            "agent init --vip 10.0.0.9 --vip fd00::9/64",
+            "agent vip move 10.0.0.9 m2",
             "agent join agent1abc",
             "agent join 10.0.0.1:7646 --name w1 --addr fd00::2 --iface wg0 --json --foreground",
             "agent run --state-dir /s --runtime-dir /r --log json --log-level debug",
@@ -226,6 +235,7 @@ mod tests {
             "agent join",
             "agent init --name Not_A_Name",
             "agent init --addr wg0",
+            "agent vip move 10.0.0.9",
             "agent init --vip 10.0.0",
             "agent weight m3 257",
             "agent weight m3",

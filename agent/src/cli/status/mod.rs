@@ -9,6 +9,7 @@ mod render;
 #[cfg(test)]
 mod tests;
 mod verdict;
+mod vips;
 mod watch;
 
 /// Is it fine? Who serves, since when, and why not the others
