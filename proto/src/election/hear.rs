@@ -9,6 +9,14 @@ use super::{Audience, BACKUP_BEAT, BEAT, Election, FAR_BEAT, Fact, NEAR_BEAT, Pe
 use crate::node::NodeId;
 use crate::time::Moment;
 
+/// Which of the witnesses that are not asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Far {
+    None,
+    Share(u64),
+    All,
+}
+
 impl Election {
     /// Takes in what a member has said of this VIP. The shell has made sure that `from` said it.
     pub fn receive(&mut self, now: Moment, from: NodeId, message: &Message) {
@@ -197,7 +205,9 @@ impl Election {
         if beat || audience.is_some() {
             let all = audience == Some(Audience::Everyone);
             let is_tick = |every: Duration| beat && owns && now.as_millis() % millis(every) < millis(BEAT);
-            let to = self.others(all || is_tick(NEAR_BEAT), all || is_tick(FAR_BEAT));
+            let share = (beat && owns).then(|| now.as_millis() % millis(FAR_BEAT) / millis(BEAT));
+            let far = if all { Far::All } else { share.map_or(Far::None, Far::Share) };
+            let to = self.others(all || is_tick(NEAR_BEAT), far);
             self.send(now, to, Purpose::Beat);
         }
         self.repeat_wish(now, beat);
@@ -233,10 +243,16 @@ impl Election {
     }
 
     /// The other candidates, and witnesses if wanted: those that are asked, the rest.
-    pub(super) fn others(&self, near: bool, far: bool) -> Vec<NodeId> {
+    pub(super) fn others(&self, near: bool, far: Far) -> Vec<NodeId> {
+        let shares = millis(FAR_BEAT) / millis(BEAT);
+        let wanted = |at: usize| match far {
+            _ if at < NEAR_WITNESSES => near,
+            Far::None => false,
+            Far::Share(share) => at as u64 % shares == share,
+            Far::All => true,
+        };
         let candidates = self.rules.candidates.iter().map(|one| one.node);
-        let witnesses = self.rules.witnesses.iter().enumerate();
-        let witnesses = witnesses.filter(|(i, _)| if *i < NEAR_WITNESSES { near } else { far });
+        let witnesses = self.rules.witnesses.iter().enumerate().filter(|(at, _)| wanted(*at));
         candidates.filter(|node| *node != self.own).chain(witnesses.map(|(_, node)| *node)).collect()
     }
 

@@ -285,7 +285,11 @@ impl World {
                     node.excuses.insert(Why::Stranger);
                 }
             }
-            Act::StrangerGone => self.stranger = false,
+            Act::StrangerGone => {
+                self.stranger = false;
+                // It is believed to be there for another 3 s, in rounds of a second.
+                self.changed = now + 4_000;
+            }
             Act::Move => {
                 for node in &mut self.nodes {
                     node.excuses.insert(Why::Move);

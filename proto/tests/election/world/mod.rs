@@ -3,19 +3,19 @@
 pub(crate) mod faults;
 mod judge;
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::time::Duration;
 
 use faults::{Act, Script};
 use proto::election::wire::{pack, unpack};
-use proto::election::{Action, Candidate, Election, Event, Fact, Message, Rules, Why};
+use proto::election::{Action, Candidate, Election, Event, Fact, Loss, Message, Rules, Why};
 use proto::node::NodeId;
 use proto::time::Moment;
 
 pub(crate) const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 91, 91, 50));
+const ROUND: u64 = 64;
 const STRANGER: [u8; 6] = [0xde, 0xad, 0xbe, 0xef, 0, 1];
 
 /// SplitMix64: small, seeded, good enough to lose packets by.
@@ -69,6 +69,7 @@ pub(crate) struct Node {
     draining: bool,
     bad_checks: u32,
     unfit_since: Option<u64>,
+    owned_since: Option<u64>,
     /// When something was last done to it.
     touched: u64,
     excuses: BTreeSet<Why>,
@@ -113,9 +114,8 @@ pub(crate) struct World {
     jitter: u64,
     stranger: bool,
     preempt: bool,
-    flying: BinaryHeap<Reverse<(u64, u64)>>,
-    payloads: BTreeMap<u64, (usize, Input)>,
-    sent: u64,
+    /// What is under way, by the moment of arrival: no delay is longer than the round.
+    flying: Vec<Vec<(usize, Input)>>,
     /// When something last changed.
     changed: u64,
     judged: judge::Memory,
@@ -155,6 +155,7 @@ impl World {
             draining: false,
             bad_checks: 0,
             unfit_since: None,
+            owned_since: None,
             touched: 0,
             excuses: BTreeSet::new(),
             epoch: 0,
@@ -171,9 +172,7 @@ impl World {
             jitter: script.jitter,
             stranger: false,
             preempt: script.preempt,
-            flying: BinaryHeap::new(),
-            payloads: BTreeMap::new(),
-            sent: 0,
+            flying: (0..ROUND).map(|_| Vec::new()).collect(),
             changed: 0,
             judged: judge::Memory::default(),
             broken: Vec::new(),
@@ -194,7 +193,7 @@ impl World {
     }
 
     fn index(&self, id: NodeId) -> usize {
-        self.nodes.iter().position(|node| node.id == id).unwrap()
+        usize::from(id.0[9])
     }
 
     /// Starts an agent.
@@ -284,14 +283,8 @@ impl World {
                 self.check(n);
             }
         }
-        while let Some(Reverse((due, number))) = self.flying.peek().copied() {
-            if due > self.now {
-                break;
-            }
-            self.flying.pop();
-            if let Some((to, input)) = self.payloads.remove(&number) {
-                self.give(to, input);
-            }
+        for (to, input) in std::mem::take(&mut self.flying[(self.now % ROUND) as usize]) {
+            self.give(to, input);
         }
         for n in 0..self.nodes.len() {
             let node = &self.nodes[n];
@@ -414,6 +407,9 @@ impl World {
                 if !matches!(event, Event::Moved { .. }) {
                     self.note(format!("node {n}: {event:?}"));
                 }
+                if let Event::Lost { cause: Loss::Released(Why::Preempt), .. } = event {
+                    self.changed = now;
+                }
                 if let Event::Gained { epoch, from, cause } = event {
                     self.claims += 1;
                     self.judge_claim(n, epoch, from, cause);
@@ -431,9 +427,7 @@ impl World {
             return;
         }
         let delay = if self.jitter == 0 { 0 } else { self.dice.next() % (self.jitter + 1) };
-        self.sent += 1;
-        self.payloads.insert(self.sent, (to, input));
-        self.flying.push(Reverse((self.now + 1 + delay, self.sent)));
+        self.flying[((self.now + 1 + delay) % ROUND) as usize].push((to, input));
     }
 
     /// A quiet small cluster, one fault of its owner at a random moment, and how long until another node
