@@ -106,6 +106,19 @@ impl<'stage, 'lab> Agents<'stage, 'lab> {
     pub fn agent(&self, i: usize) -> &Agent<'lab> {
         &self.agents[i]
     }
+
+    /// The agent of a node, to start and stop it.
+    pub fn agent_mut(&mut self, i: usize) -> &mut Agent<'lab> {
+        &mut self.agents[i]
+    }
+
+    /// The address as the worker sees it.
+    ///
+    /// # Errors
+    /// As [`vip`].
+    pub fn seen(&self) -> Result<Vip> {
+        vip(self.agent(WORKER), &ADDRESS.to_string())
+    }
 }
 
 impl Contender for Agents<'_, '_> {
@@ -123,7 +136,7 @@ impl Contender for Agents<'_, '_> {
 
     fn ready(&mut self) -> Result<usize> {
         // The worker owns nothing and hears everyone.
-        let seen = vip(&self.agents[WORKER], &ADDRESS.to_string())?;
+        let seen = self.seen()?;
         let eligible = seen.candidates.iter().filter(|one| one.eligible).count();
         ensure!(seen.state == "owned" && eligible == CANDIDATES, "{seen:?}");
         let owner = self.agents.iter().position(|agent| Some(agent.name()) == seen.owner.as_deref());

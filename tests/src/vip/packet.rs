@@ -225,8 +225,17 @@ impl Tap {
     /// # Errors
     /// The socket's.
     pub fn hear(&self, buffer: &mut [u8]) -> Result<Option<Frame>> {
+        Ok(self.read(buffer)?.and_then(|length| Frame::read(&buffer[..length])))
+    }
+
+    /// The length of the next frame, as it is; none when there is none in time. A tunnel's have no Ethernet
+    /// header.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn read(&self, buffer: &mut [u8]) -> Result<Option<usize>> {
         match (&self.socket).read(buffer) {
-            Ok(length) => Ok(Frame::read(&buffer[..length])),
+            Ok(length) => Ok(Some(length)),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
             // The interface went down; it will come back, or the test will say what it misses.
             Err(error) if error.kind() == ErrorKind::NetworkDown => Ok(None),

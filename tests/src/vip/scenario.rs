@@ -153,11 +153,11 @@ pub struct Outcome {
 }
 
 /// Nodes, their apiservers, the client, and who keeps the address.
-pub struct Stage<'stage> {
+pub struct Stage<'stage, C: Contender + ?Sized> {
     /// The network.
     pub lab: &'stage Lab,
     /// Who keeps the address.
-    pub contender: &'stage mut dyn Contender,
+    pub contender: &'stage mut C,
     /// The client.
     pub prober: Prober,
     /// The apiservers of the candidates.
@@ -165,7 +165,7 @@ pub struct Stage<'stage> {
     links: Vec<Link>,
 }
 
-impl<'stage> Stage<'stage> {
+impl<'stage, C: Contender + ?Sized> Stage<'stage, C> {
     /// Sets it, and waits until the address has its owner.
     ///
     /// # Errors
@@ -173,8 +173,8 @@ impl<'stage> Stage<'stage> {
     pub fn set(
         lab: &'stage Lab,
         masters: &'stage mut [Master],
-        contender: &'stage mut dyn Contender,
-    ) -> Result<Stage<'stage>> {
+        contender: &'stage mut C,
+    ) -> Result<Stage<'stage, C>> {
         let links = lab.nodes().iter().map(Link::of).collect::<Result<Vec<_>>>()?;
         let prober = Prober::start(lab.node(CLIENT), IpAddr::V4(ADDRESS))?;
         let mut stage = Stage { lab, contender, prober, masters, links };
@@ -286,7 +286,7 @@ impl<'stage> Stage<'stage> {
     }
 
     /// Watches until it is over.
-    fn watch(&self, row: Row, owner: usize, from: Instant) -> Outcome {
+    pub fn watch(&self, row: Row, owner: usize, from: Instant) -> Outcome {
         let (least, most) = if row.healed { (AGAIN * 3, BLACKOUT) } else { row.scenario.watched() };
         let old = self.mac(owner);
         let is_calm = || match self.prober.sole_owner(CALM) {

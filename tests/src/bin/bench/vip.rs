@@ -5,16 +5,16 @@
 //! the next begins in a fresh lab, so that nothing of it is left.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tests::lab::Lab;
 use tests::mesh::with_agents;
 use tests::peers::require;
-use tests::vip::{Agents, CANDIDATES, Contender, Keepalived, NODES, Outcome, Row, Scenario, Stage, Version};
+use tests::vip::{Agents, Contender, Keepalived, NODES, Outcome, Row, Scenario, Stage, Version};
 
-use super::option;
+use super::{masters, option};
 
 /// Runs that fail before a contender is given up.
 const FAILURES: usize = 5;
@@ -103,26 +103,9 @@ fn chosen(arguments: &[String]) -> Result<(Vec<Scenario>, Vec<Who>)> {
 }
 
 fn labour(work: &Mutex<Work>) {
-    let held = || work.lock().unwrap_or_else(PoisonError::into_inner);
-    loop {
-        let who = held().who;
-        let result = in_lab(who, |stage| {
-            loop {
-                let Some(next) = held().todo.pop_front() else { return Ok(()) };
-                match stage.run(next) {
-                    Ok(found) => {
-                        for (row, outcome) in &found {
-                            eprintln!("{:<11}{:<21}{}", who.word(), row.title(), brief(outcome));
-                        }
-                        held().found.extend(found);
-                    }
-                    Err(error) => return Err(error.context(next.title())),
-                }
-            }
-        });
-        let mut work = held();
-        let Err(error) = result else { return };
-        eprintln!("{}: {error:#}", who.word());
+    while let Err(error) = in_lab(work) {
+        let mut work = held(work);
+        eprintln!("{}: {error:#}", work.who.word());
         work.failures.push(format!("{error:#}"));
         if work.todo.is_empty() || work.failures.len() >= FAILURES {
             return;
@@ -130,24 +113,36 @@ fn labour(work: &Mutex<Work>) {
     }
 }
 
-/// Sets a stage for a contender.
-fn in_lab(who: Who, act: impl FnOnce(&mut Stage<'_>) -> Result<()>) -> Result<()> {
-    let staged =
-        |lab: &Lab, contender: &mut dyn Contender, act: &mut dyn FnMut(&mut Stage<'_>) -> Result<()>| {
-            let mut masters = (0..CANDIDATES).map(|i| lab.nginx_master(i)).collect::<Result<Vec<_>>>()?;
-            act(&mut Stage::set(lab, &mut masters, contender)?)
-        };
-    let mut act = Some(act);
-    let mut once = |stage: &mut Stage<'_>| act.take().context("once")?(stage);
+fn held(work: &Mutex<Work>) -> MutexGuard<'_, Work> {
+    work.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Sets a stage, and does on it what there is to do, until there is nothing more or something fails.
+fn in_lab(work: &Mutex<Work>) -> Result<()> {
+    let who = held(work).who;
     match who {
-        Who::Agent => {
-            with_agents(Lab::bridge(NODES), |lab, agents| staged(lab, &mut Agents::form(agents)?, &mut once))
-        }
+        Who::Agent => with_agents(Lab::bridge(NODES), |lab, agents| {
+            let mut masters = masters(lab)?;
+            all(&mut Stage::set(lab, &mut masters, &mut Agents::form(agents)?)?, work)
+        }),
         Who::V2 | Who::V3 => {
             let lab = Lab::bridge(NODES)?;
+            let mut masters = masters(&lab)?;
             let version = if who == Who::V2 { Version::V2 } else { Version::V3 };
-            staged(&lab, &mut Keepalived::start(&lab, version)?, &mut once)
+            all(&mut Stage::set(&lab, &mut masters, &mut Keepalived::start(&lab, version)?)?, work)
         }
+    }
+}
+
+fn all<C: Contender>(stage: &mut Stage<'_, C>, work: &Mutex<Work>) -> Result<()> {
+    loop {
+        let Some(next) = held(work).todo.pop_front() else { return Ok(()) };
+        let found = stage.run(next).context(next.title())?;
+        let mut work = held(work);
+        for (row, outcome) in &found {
+            eprintln!("{:<11}{:<21}{}", work.who.word(), row.title(), brief(outcome));
+        }
+        work.found.extend(found);
     }
 }
 
@@ -193,18 +188,21 @@ fn table(scenarios: &[Scenario], works: &[Work]) {
             if all.is_empty() {
                 continue;
             }
-            let column =
-                |value: &dyn Fn(&Outcome) -> Option<u128>| spread(all.iter().map(|one| value(one)).collect());
+            let column = |applies: bool, value: &dyn Fn(&Outcome) -> Option<u128>| match applies {
+                true => spread(all.iter().map(|one| value(one)).collect()),
+                false => format!("{:>17}", "-"),
+            };
+            let one = row.scenario;
             println!(
                 "{:<21}{:<11}{:>4}  {}  {}  {}  {}  {}",
                 if i == 0 { row.title() } else { "" },
                 work.who.word(),
                 all.len(),
-                column(&|one| Some(one.lost as u128)),
-                column(&|one| Some(ms(one.outage))),
-                column(&|one| one.takeover.map(ms)),
-                column(&|one| Some(one.by_two as u128)),
-                column(&|one| one.gone.map(ms)),
+                column(true, &|one| Some(one.lost as u128)),
+                column(true, &|one| Some(ms(one.outage))),
+                column(one.moves(), &|one| one.takeover.map(ms)),
+                column(true, &|one| Some(one.by_two as u128)),
+                column(one.lingers(), &|one| one.gone.map(ms)),
             );
         }
     }
