@@ -17,6 +17,7 @@ mod reach;
 mod state;
 #[cfg(test)]
 mod testing;
+mod vip;
 mod watchdog;
 
 fn main() -> std::process::ExitCode {

@@ -469,6 +469,8 @@ mod tests {
             draining: None,
             left: false,
             services: services.into_iter().collect(),
+            feet: Vec::new(),
+            vips: BTreeMap::new(),
         };
         Member { id: id(n), word, heard, since: UnixMs(0) }
     }

@@ -4,6 +4,8 @@
 //! [`Status`] is also what `agent status --json` prints. Its shape is stable: fields are added, never
 //! renamed or taken away, and `schema` counts the exceptions.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::backends::State;
@@ -55,6 +57,13 @@ pub enum Request {
         /// Take none.
         on: bool,
     },
+    /// Hand a virtual IP to another node.
+    VipMove {
+        /// Which.
+        address: IpAddr,
+        /// To whom: a name, or an id.
+        node: String,
+    },
 }
 
 /// What the running agent answers.
@@ -90,7 +99,7 @@ pub struct Status {
     pub services: Vec<ServiceStatus>,
     /// Everyone.
     pub members: Vec<MemberStatus>,
-    /// Virtual IPs; none in this version.
+    /// Virtual IPs.
     pub vips: Vec<VipStatus>,
     /// What is wrong with this node itself, in sentences; empty when nothing is.
     pub problems: Vec<String>,
@@ -269,9 +278,65 @@ pub struct MemberStatus {
     pub rtt_ms: Option<f64>,
 }
 
-/// A virtual IP. This version has none; the list is there so that readers need not ask for the version.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct VipStatus {}
+/// How a virtual IP is, as this node sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VipState {
+    /// This node has it.
+    OwnedHere,
+    /// Another node has it.
+    Owned,
+    /// No node has it now.
+    Unowned,
+    /// It can't be had here, and this node knows of no owner; the reason says why.
+    Unavailable,
+}
+
+impl VipState {
+    /// The word that status uses.
+    pub fn word(self) -> &'static str {
+        match self {
+            VipState::OwnedHere => "owned-here",
+            VipState::Owned => "owned",
+            VipState::Unowned => "unowned",
+            VipState::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// A virtual IP, as this node sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VipStatus {
+    /// Which.
+    pub address: IpAddr,
+    /// How it is.
+    pub state: VipState,
+    /// Who has it.
+    pub owner: Option<Name>,
+    /// Counts the owners.
+    pub epoch: u64,
+    /// This node's interface for it; none: it has none.
+    pub interface: Option<String>,
+    /// Since when `state` and `owner` have been so.
+    pub since_unix_ms: UnixMs,
+    /// Why it is so, or what is in the way here; may be empty.
+    pub reason: String,
+    /// Who may have it, the first in line first.
+    pub candidates: Vec<VipCandidate>,
+}
+
+/// A node that may have a virtual IP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VipCandidate {
+    /// Its name.
+    pub node: Name,
+    /// Its place in line, from 1.
+    pub rank: u32,
+    /// It could have it now.
+    pub eligible: bool,
+    /// Why it could not; empty when it could.
+    pub reason: String,
+}
 
 #[cfg(test)]
 mod tests {

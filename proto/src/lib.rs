@@ -20,6 +20,10 @@ pub mod pulse;
 
 pub mod path;
 
+pub mod arp;
+
+pub mod ndp;
+
 pub mod keys;
 
 pub mod view;
@@ -40,8 +44,12 @@ pub mod invite;
 
 pub mod link;
 
+pub mod election;
+
 pub mod exchange;
 
 pub mod control;
 
 pub mod config;
+
+pub mod settings;

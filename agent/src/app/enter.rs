@@ -29,6 +29,8 @@ pub(crate) struct Wish {
     pub(crate) name: Option<Name>,
     pub(crate) address: Option<IpAddr>,
     pub(crate) interface: Option<String>,
+    /// Virtual IPs of a new cluster.
+    pub(crate) vips: Vec<IpAddr>,
 }
 
 /// One checked fact: what, whether it is good, and the details.
@@ -84,6 +86,9 @@ pub(crate) async fn init(wish: &Wish, cluster: Option<Name>, report: Report<'_>)
     match disk.member() {
         Ok(mut member) => {
             report("cluster", true, &format!("already a member of \"{}\"", member.document.name));
+            if !wish.vips.is_empty() {
+                report("vip", false, "not set: the cluster exists; run: agent set vip=ADDRESS");
+            }
             let address = SocketAddr::new(member.node.address, member.node.port);
             let key = &member.identity.key;
             let (invite, _) = keeper::issue(&mut member.invites, key, address, invite::DEFAULT_TTL, None);
@@ -103,10 +108,13 @@ pub(crate) async fn init(wish: &Wish, cluster: Option<Name>, report: Report<'_>)
     report("identity", true, &format!("{} in {}", identity.id, wish.config.state_dir));
     let node = wish.node(address, interface);
     let cluster = cluster.unwrap_or_else(|| Name::nearest("cluster"));
-    let (member, invite) =
-        init::create(&disk, identity, node, cluster, invite::DEFAULT_TTL).map_err(anyhow::Error::msg)?;
+    let (member, invite) = init::create(&disk, identity, node, cluster, &wish.vips, invite::DEFAULT_TTL)
+        .map_err(anyhow::Error::msg)?;
     let what = format!("\"{}\", this node is \"{}\"", member.document.name, member.node.name);
     report("cluster", true, &what);
+    for vip in &wish.vips {
+        report("vip", true, &format!("{vip}: a healthy master will have it; see: agent status"));
+    }
     Ok(Entered { disk, member, invite: Some(invite) })
 }
 

@@ -7,6 +7,7 @@
 
 pub(crate) mod enter;
 mod status;
+mod vip;
 mod word;
 
 use std::net::IpAddr;
@@ -23,7 +24,7 @@ use proto::service::Service;
 use proto::time::UnixMs;
 use proto::view::View;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::lifecycle::{Life, wall};
@@ -32,6 +33,7 @@ use crate::membership::disk::{Disk, Member};
 use crate::membership::keeper::Keeper;
 use crate::membership::{Command, Membership, admit};
 use crate::proxy::{Listeners, Proxy};
+use crate::vip::{Order, Report};
 use crate::{check, control, gossip, net, proxy, pulse, reach, watchdog};
 
 /// Longest time that open connections get to finish at a stop. Kubernetes' watches never do, and their
@@ -46,6 +48,9 @@ const FIRST_CHECK: Duration = Duration::from_secs(3);
 
 /// Commands that wait for the keeper; each comes from someone who waits for its answer.
 const COMMANDS: usize = 64;
+
+/// Wishes about virtual IPs that wait to be read; each comes from someone who waits for its answer.
+const ORDERS: usize = 16;
 
 /// What runs, for status.
 pub(crate) struct Running {
@@ -63,6 +68,9 @@ pub(crate) struct Running {
     pub(crate) descriptors: u64,
     /// Since when someone wants no new connections here. Not kept over a restart, as in haproxy.
     pub(crate) draining: watch::Sender<Option<UnixMs>>,
+    /// What is known of virtual IPs.
+    pub(crate) vips: watch::Receiver<Arc<Report>>,
+    orders: mpsc::Sender<Order>,
 }
 
 /// Runs the agent until it is told to stop. `reload` reads the configuration again; `started` is called
@@ -129,8 +137,18 @@ async fn start(
     let (view_in, view) = watch::channel(Arc::new(View::default()));
     let (draining_in, draining) = watch::channel(None);
     let first_health = health.clone();
+    let (report_in, vips) = watch::channel(Arc::default());
+    let fitness = vip::Inputs {
+        services: services.clone(),
+        health: health.clone(),
+        table: table.clone(),
+        view: view.clone(),
+        draining: draining.clone(),
+        trust: trust.clone(),
+    };
     let words = word::Inputs {
         draining,
+        vips: vips.clone(),
         node: node.clone(),
         began,
         own_address: own_address.clone(),
@@ -175,8 +193,19 @@ async fn start(
         waiting: Default::default(),
     };
     life.spawn(keeper.run(commands));
-    let crate::link::Inbox { gossip, members, joining, proven, unknown_key, answers } = inbox;
+    let crate::link::Inbox { gossip, members, joining, proven, unknown_key, answers, vips: arrivals } = inbox;
     pulse::spawn(link.clone(), view.clone(), word.clone(), answers, ears_in, life);
+    let (orders, orders_out) = mpsc::channel(ORDERS);
+    let inputs = crate::vip::Inputs {
+        link: link.clone(),
+        trust: trust.clone(),
+        view: view.clone(),
+        ears: ears.clone(),
+        fit: vip::spawn(fitness, life),
+        arrivals,
+        orders: orders_out,
+    };
+    crate::vip::spawn(inputs, report_in, life);
     admit::serve(link.clone(), joining, commands_in.clone(), life);
     forward(members, commands_in.clone(), Command::Incoming, life);
     forward(unknown_key, commands_in.clone(), |_| Command::UnknownKey, life);
@@ -207,6 +236,8 @@ async fn start(
         own_address,
         descriptors,
         draining: draining_in,
+        vips,
+        orders,
     });
     serve_control(listener, running.clone(), life);
     tell_systemd(running.clone(), life);
@@ -295,6 +326,15 @@ fn serve_control(listener: control::Listener, running: Arc<Running>, life: &Life
             match request {
                 Request::Status => Response::Status(Box::new(status::of(&running))),
                 Request::Drain { on } => drain(&running, on),
+                Request::VipMove { address, node } => {
+                    let (reply, answer) = oneshot::channel();
+                    let busy = || Response::Failed("the agent is busy or stopping; try again".to_owned());
+                    let order = Order { address, node, reply };
+                    if running.orders.try_send(order).is_err() {
+                        return busy();
+                    }
+                    answer.await.unwrap_or_else(|_| busy())
+                }
                 request => running.membership.control(request).await,
             }
         }

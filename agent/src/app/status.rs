@@ -43,6 +43,7 @@ pub(super) fn of(running: &Running) -> Status {
     // Taken out at once: a borrow held while the same watch is borrowed again waits for ever once a writer
     // stands between them.
     let address = *running.own_address.borrow();
+    let vips = running.vips.borrow().clone();
     Status {
         schema: 1,
         cluster: ClusterStatus {
@@ -79,7 +80,7 @@ pub(super) fn of(running: &Running) -> Status {
                 member_status(running, &view, *id, admitted, role(id), backend)
             })
             .collect(),
-        vips: Vec::new(),
+        vips: vips.vips.clone(),
         problems: problems(running, document, &view),
     }
 }
@@ -184,6 +185,9 @@ fn problems(running: &Running, document: &Document, view: &View) -> Vec<String> 
             "{} has no usable address, so this node can't be reached by the others; bring it up",
             running.node.interface
         ));
+    }
+    if let Some(problem) = &running.vips.borrow().problem {
+        problems.push(format!("this node can't own virtual IPs: {problem}"));
     }
     for (id, problem) in &view.problems {
         problems.push(format!("what {id} says is not understood, so it is left out: {problem}"));

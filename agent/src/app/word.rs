@@ -11,6 +11,7 @@ use crate::check::OwnHealth;
 use crate::lifecycle::{Life, wall};
 use crate::link::Trust;
 use crate::membership::disk::NodeFile;
+use crate::vip::Report;
 
 pub(super) struct Inputs {
     pub(super) node: NodeFile,
@@ -20,6 +21,7 @@ pub(super) struct Inputs {
     pub(super) trust: watch::Receiver<Arc<Trust>>,
     /// Since when someone wants no new connections here.
     pub(super) draining: watch::Receiver<Option<UnixMs>>,
+    pub(super) vips: watch::Receiver<Arc<Report>>,
 }
 
 impl Inputs {
@@ -28,6 +30,7 @@ impl Inputs {
         let health = self.health.borrow_and_update().clone();
         let document = self.trust.borrow_and_update().document.clone();
         let draining = *self.draining.borrow_and_update();
+        let vips = self.vips.borrow_and_update().clone();
         Word {
             name: self.node.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -38,6 +41,8 @@ impl Inputs {
             draining: draining.or_else(|| stopping.then(wall)),
             left: stopping,
             services: health.as_ref().clone(),
+            feet: vips.feet.clone(),
+            vips: vips.claims.clone(),
         }
     }
 }
@@ -53,6 +58,7 @@ pub(super) fn spawn(mut inputs: Inputs, life: &Life) -> watch::Receiver<Word> {
                 Ok(()) = inputs.health.changed() => false,
                 Ok(()) = inputs.trust.changed() => false,
                 Ok(()) = inputs.draining.changed() => false,
+                Ok(()) = inputs.vips.changed() => false,
                 () = life.stopping.cancelled() => true,
             };
             let word = inputs.word(stopping);

@@ -21,7 +21,8 @@ use crate::app::enter::{self, Wish};
 #[command(after_help = "\
 Examples:
   agent init
-  agent init --name m1 --iface wg0")]
+  agent init --name m1 --iface wg0
+  agent init --vip 10.91.91.50")]
 pub(crate) struct Args {
     /// Name of this node [default: its host name]
     #[arg(long, value_name = "NODE_NAME")]
@@ -35,6 +36,9 @@ pub(crate) struct Args {
     /// Interface that carries the mesh
     #[arg(long, value_name = "IF", value_parser = config::check_interface)]
     pub(crate) iface: Option<String>,
+    /// Virtual IP that a healthy master has; may be given several times
+    #[arg(long = "vip", value_name = "IP", value_parser = proto::settings::check_vip)]
+    pub(crate) vips: Vec<IpAddr>,
     /// Print one JSON object a line
     #[arg(long)]
     pub(crate) json: bool,
@@ -45,11 +49,19 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) async fn run(args: Args, settings: Settings) -> anyhow::Result<ExitCode> {
-    let wish =
-        Wish { config: settings.config.clone(), name: args.name, address: args.addr, interface: args.iface };
+    let wish = Wish {
+        config: settings.config.clone(),
+        name: args.name,
+        address: args.addr,
+        interface: args.iface,
+        vips: args.vips,
+    };
     let steps = Steps::new(args.json);
     if let Some(running) = steps::already_runs(&settings).await? {
         steps.step("cluster", true, &format!("already a member of \"{}\"", running.cluster.name));
+        if !wish.vips.is_empty() {
+            steps.step("vip", false, "not set: the cluster exists; run: agent set vip=ADDRESS");
+        }
         let request = Request::Invite { seconds: invite::DEFAULT_TTL.as_secs(), uses: None };
         if let Response::Invite { line, .. } = super::ask::ask(&settings, &request).await? {
             steps.invite(&line);

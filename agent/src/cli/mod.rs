@@ -29,6 +29,7 @@ mod steps;
 mod table;
 mod time;
 mod uninstall;
+mod vip;
 mod waiting;
 
 pub(crate) use settings::{Global, Settings};
@@ -67,6 +68,7 @@ enum Command {
     Rotate(rotate::Args),
     Drain(drain::DrainArgs),
     Undrain(drain::UndrainArgs),
+    Vip(vip::Args),
     Install(install::Args),
     Uninstall(uninstall::Args),
     Demo(demo::Args),
@@ -109,6 +111,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     }
     let settings = Settings::load(cli.global)?;
     let many_threads = matches!(cli.command, Command::Run(_) | Command::Init(_) | Command::Join(_));
+    if many_threads {
+        // Before there are threads: each begins with what its maker has.
+        crate::vip::lay_down();
+    }
     runtime(many_threads)?.block_on(command(cli.command, settings))
 }
 
@@ -138,6 +144,7 @@ async fn command(command: Command, settings: Settings) -> anyhow::Result<ExitCod
         Command::Rotate(args) => rotate::run(&args, &settings).await,
         Command::Drain(_) => drain::drain(&settings).await,
         Command::Undrain(_) => drain::undrain(&settings).await,
+        Command::Vip(args) => vip::run(args, &settings).await,
         Command::Install(args) => install::run(&args, &settings),
         Command::Uninstall(args) => uninstall::run(&args, &settings),
         // Answered before the configuration was read.
@@ -167,6 +174,8 @@ mod tests {
         for line in [
             "agent init",
             "agent init --name m1 --cluster prod --addr 10.0.0.1 --iface wg0 --foreground",
+            "agent init --vip 10.0.0.9 --vip fd00::9/64",
+            "agent vip move 10.0.0.9 m2",
             "agent join agent1abc",
             "agent join 10.0.0.1:7646 --name w1 --addr fd00::2 --iface wg0 --json --foreground",
             "agent run --state-dir /s --runtime-dir /r --log json --log-level debug",
@@ -206,7 +215,8 @@ mod tests {
             "agent join",
             "agent init --name Not_A_Name",
             "agent init --addr wg0",
-            "agent init --vip 10.0.0.9",
+            "agent init --vip eth0",
+            "agent vip move 10.0.0.9",
             "agent run --log xml",
             "agent run --log-level loud",
             "agent invite --for soon",

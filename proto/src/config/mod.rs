@@ -5,15 +5,18 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::node::Name;
-use crate::service::Service;
+use crate::service::{Service, ServiceName};
 
 mod env;
 mod fields;
 mod file;
 mod mistake;
+mod overlay;
 mod services;
 #[cfg(test)]
 mod tests;
@@ -22,6 +25,9 @@ mod walk;
 pub use env::apply_env;
 pub use file::parse;
 pub use mistake::Mistake;
+pub use overlay::{SHARED_KEYS, overlay, shared_service};
+
+pub(crate) use mistake::nearest;
 
 /// How the log is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -134,6 +140,8 @@ pub struct Config {
     pub log_level: LogLevel,
     /// What is proxied; the default service always stands first.
     pub services: Vec<Service>,
+    /// The services that the file speaks of: there it counts, whatever the cluster's settings say.
+    pub named: Vec<ServiceName>,
 }
 
 impl Default for Config {
@@ -150,6 +158,7 @@ impl Default for Config {
             log_format: LogFormat::default(),
             log_level: LogLevel::default(),
             services: vec![Service::kube_api()],
+            named: Vec::new(),
         }
     }
 }
@@ -176,6 +185,14 @@ pub fn check_runtime_dir(text: &str) -> Result<String, String> {
 /// What is wrong with it.
 pub fn check_interface(text: &str) -> Result<String, String> {
     fields::interface(text)
+}
+
+/// Checks a duration within bounds, as the file's are checked.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_duration(text: &str, bounds: RangeInclusive<Duration>) -> Result<Duration, String> {
+    fields::duration(text, bounds)
 }
 
 /// Checks an address that others reach this node at, as the file's `address` is checked.

@@ -9,6 +9,7 @@ mod render;
 #[cfg(test)]
 mod tests;
 mod verdict;
+mod vips;
 
 /// Is it fine? Who serves, since when, and why not the others
 #[derive(Debug, clap::Args)]

@@ -37,6 +37,7 @@ pub(super) fn judge(status: &Status, now: UnixMs) -> Verdict {
     }
     let others = status.services.iter().filter(|service| service.name.as_str() != KUBE_API);
     faults.extend(others.filter_map(shortage));
+    faults.extend(status.vips.iter().filter_map(super::vips::fault));
     if status.node.address.is_none() {
         faults.push(format!("this node's network {} is away", status.node.interface));
     }

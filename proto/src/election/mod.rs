@@ -1,0 +1,641 @@
+//! Who owns a virtual IP: elected by its candidates, witnessed by everyone else, without a quorum.
+//!
+//! Every member runs one [`Election`] for each VIP. Inputs are methods that take the time and values;
+//! after any of them, and at [`Election::deadline`], the shell calls [`Election::poll`] and carries out the
+//! actions in their order. A candidate goes this way:
+//!
+//! ```text
+//!      start, candidate now,                      (fit) the owner is silent for 110 ms,
+//!      woken after a stall                        released it, or there is none
+//!             │                      ┌────────┐                        ┌──────────┐
+//!             ▼          0.3 to 2 s  │        │ ─────────────────────► │ Doubting │ asks all others, probes
+//!        Listening ────────────────► │ Backup │                        └──────────┘
+//!                                    │        │ ◄───────────────────────┘   │ nobody has heard the owner for
+//!                                    └────────┘  the owner is heard again,  │ 160 ms, no stranger answers,
+//!                                     ▲  │       or a higher claim          │ 50 ms passed, and 50 ms more for
+//!     higher claim heard: Delete      │  │                                  │ each better candidate: Add,
+//!     stalled for 1.5 s: Delete       │  │ named as successor: at once      │ Announce, epoch + 1
+//!     stop, drain, unfit, moved,      │  ▼                                  ▼
+//!     preempted, stranger: Delete,   ┌───────────────────────────────────────┐
+//!     name a successor, if any       │ Owner: beats, renews, announces,      │
+//!                                    │ looks for others with the address     │
+//!                                    └───────────────────────────────────────┘
+//! ```
+//!
+//! # Why it is safe, and where not
+//!
+//! What nodes tell each other only grows ([`Known`]): a higher claim replaces a lower one, a release ends a
+//! claim for ever. So messages may be lost, doubled or late. Any two owners that hear each other, or one
+//! witness in common, agree at once who stays: the higher claim. An owner is never taken over while
+//! anybody whom the candidate hears has heard it lately. A kernel removes the address by itself when it is
+//! not renewed. What can't be promised: sides of a partition that no member bridges have an owner each,
+//! since there is no quorum; and a machine whose clock stood still with its kernel (a paused VM) may answer
+//! until its first message after waking.
+
+mod action;
+mod doubt;
+mod fitness;
+mod hear;
+mod rank;
+mod status;
+mod tenure;
+pub mod wire;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
+use std::time::Duration;
+
+pub use self::action::{Action, Cause, Event, Loss, Mac, MoveError, Place, State, Status};
+pub use self::doubt::BEAT;
+use self::doubt::{ALONE, COMPANY, DOUBT, Doubt, LEFTOVER, STAGGER, WINDOW, patience};
+use self::fitness::Fitness;
+pub use self::fitness::{FALL, Fact, RISE};
+use self::rank::Rank;
+pub use self::rank::{Candidate, DEFAULT_PRIORITY, MAX_CANDIDATES, NEAR_WITNESSES, Rules, Standing};
+pub use self::tenure::LIFETIME;
+use self::tenure::{Stand, Tenure};
+pub use self::wire::{Claim, Holding, Known, Message, Purpose, Why};
+use crate::node::NodeId;
+use crate::time::Moment;
+
+/// Time between two beats of a candidate that is not the owner: they only tell how it stands.
+const BACKUP_BEAT: Duration = Duration::from_millis(200);
+
+/// Time between two beats of an owner to the witnesses that are asked.
+const NEAR_BEAT: Duration = Duration::from_millis(100);
+
+/// The same to all other members, which only want to know who the owner is.
+const FAR_BEAT: Duration = Duration::from_secs(1);
+
+/// News is said again after these times, since one message may be lost.
+const REPEATS: [Duration; 3] =
+    [Duration::from_millis(20), Duration::from_millis(50), Duration::from_millis(200)];
+
+/// A candidate heard within this is alive: three of its beats.
+const LIVE: Duration = Duration::from_millis(650);
+
+/// What an owner that has missed a higher claim makes of it: when its holder was heard by anyone within
+/// this, it stands down; else it takes a higher epoch itself.
+const RECENT: Duration = Duration::from_secs(1);
+
+/// How late the loop may be before silence is this node's own fault.
+const LATE: Duration = Duration::from_millis(150);
+
+/// How late an owner's loop may be before the address is dropped: others have taken over, or had to.
+const STALL: Duration = Duration::from_millis(1_500);
+
+/// Time to listen after the loop was late: the queue of old messages is read, new beats have come.
+const LISTEN_LATE: Duration = Duration::from_millis(300);
+
+/// Time to listen after a start when all candidates have been heard.
+const LISTEN: Duration = Duration::from_millis(500);
+
+/// The same while some have not: they may be starting too.
+const LISTEN_FULL: Duration = Duration::from_secs(2);
+
+/// A named successor has so long before everyone may claim.
+const HANDOVER: Duration = Duration::from_millis(100);
+
+/// A stranger that has not answered for so long is gone.
+const STRANGER: Duration = Duration::from_secs(3);
+
+/// How long a stopping owner stays to say again that it has released.
+const FAREWELL: Duration = Duration::from_millis(60);
+
+/// How long a wish to move is repeated.
+const MOVING: Duration = Duration::from_secs(1);
+
+/// Another candidate.
+#[derive(Debug, Clone)]
+struct Peer {
+    heard: Moment,
+    standing: Standing,
+    fit_since: Option<Moment>,
+}
+
+/// A time of listening before this node may claim.
+#[derive(Debug, Clone, Copy)]
+struct Listen {
+    from: Moment,
+    /// It knows nothing yet, rather than nothing of the last moment.
+    full: bool,
+}
+
+/// One VIP, as one node sees it and takes part in it.
+#[derive(Debug, Clone)]
+pub struct Election {
+    own: NodeId,
+    address: IpAddr,
+    rules: Rules,
+    fitness: Fitness,
+    floor: u64,
+    known: Option<Known>,
+    /// When `known` came to be what it is: claimed, or released.
+    changed: Moment,
+    /// Since when the owner is the owner.
+    since: Moment,
+    /// When this node itself heard the holder last.
+    direct: Option<Moment>,
+    /// The latest moment at which anyone is known to have heard the holder.
+    alive: Moment,
+    peers: BTreeMap<NodeId, Peer>,
+    /// When a node other than the holder was heard last.
+    company: Option<Moment>,
+    listen: Option<Listen>,
+    tenure: Option<Tenure>,
+    doubt: Option<Doubt>,
+    /// This node is named as successor and shall claim at once.
+    handed: bool,
+    /// The holder's machine says that no agent runs there.
+    refused: bool,
+    stranger: Option<(Mac, Moment)>,
+    cleaned: Option<Moment>,
+    /// Changes of owner that were seen lately, for damping.
+    moves: VecDeque<Moment>,
+    moving: Option<(NodeId, Moment)>,
+    stopping: Option<Moment>,
+    said: Standing,
+    beat: Moment,
+    /// What is left of saying news, to whom and when next.
+    news: Option<(Audience, usize, Moment)>,
+    actions: Vec<Action>,
+    /// The deadline that the last poll has promised: the shell is late when it comes later.
+    promised: Option<Moment>,
+    next: Moment,
+}
+
+/// Who is to hear news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Audience {
+    Candidates,
+    Everyone,
+}
+
+impl Election {
+    /// This node's view of a VIP. It knows nobody, is unfit until a check and the segment's test say
+    /// otherwise, and its first action deletes what an earlier agent may have left.
+    pub fn new(own: NodeId, address: IpAddr, now: Moment) -> Election {
+        Election {
+            own,
+            address,
+            rules: Rules::default(),
+            fitness: Fitness::new(),
+            floor: 0,
+            known: None,
+            changed: now,
+            since: now,
+            direct: None,
+            alive: now,
+            peers: BTreeMap::new(),
+            company: None,
+            listen: None,
+            tenure: None,
+            doubt: None,
+            handed: false,
+            refused: false,
+            stranger: None,
+            cleaned: None,
+            moves: VecDeque::new(),
+            moving: None,
+            stopping: None,
+            said: Standing::Witness,
+            beat: now,
+            news: None,
+            actions: vec![Action::Delete],
+            promised: None,
+            next: now,
+        }
+    }
+
+    /// Follows configuration and membership.
+    pub fn set_rules(&mut self, now: Moment, rules: Rules) {
+        let was = self.rules.candidate(&self.own).is_some();
+        self.rules = rules.settled(self.own);
+        let Election { peers, rules, .. } = self;
+        peers.retain(|node, _| rules.candidate(node).is_some());
+        if !was && self.rules.candidate(&self.own).is_some() {
+            self.listen = Some(Listen { from: now, full: true });
+        }
+        self.next = now;
+    }
+
+    /// An epoch that was known before this agent started, from disk or from what members gossip of this
+    /// VIP: the next claim is higher.
+    pub fn raise_floor(&mut self, epoch: u64) {
+        self.floor = self.floor.max(epoch);
+    }
+
+    /// What must hold apart from health; the reason is for people, in a few ASCII words.
+    pub fn set_fact(&mut self, now: Moment, fact: Fact, holds: Result<(), String>) {
+        self.fitness.set(fact, holds);
+        self.next = now;
+    }
+
+    /// One check of the service that the VIP fronts, repeated every 250 to 500 ms: [`FALL`] bad ones in a
+    /// row make this node unfit, after [`RISE`] good ones it is as good as any. The first is believed.
+    pub fn checked(&mut self, now: Moment, outcome: Result<(), &str>) {
+        self.fitness.checked(outcome);
+        self.next = now;
+    }
+
+    /// What the interface has: told when it changes, after looking (an event may be older than the last
+    /// action).
+    pub fn address(&mut self, now: Moment, present: bool) {
+        match &mut self.tenure {
+            Some(tenure) if !present => tenure.removed(),
+            None if present && self.cleaned.is_none_or(|last| now.since(last) >= RECENT) => {
+                self.cleaned = Some(now);
+                self.actions.push(Action::Delete);
+                self.actions.push(Action::Event(Event::Cleaned));
+            }
+            _ => {}
+        }
+        self.next = now;
+    }
+
+    /// A hardware address other than this node's was seen to have the VIP: it answered a probe, or announced
+    /// it, or asks with it as source. `member`: whose it is, by what members gossip.
+    pub fn seen(&mut self, now: Moment, mac: Mac, member: Option<NodeId>) {
+        self.next = now;
+        if member.is_none() {
+            let known = self.stranger.is_some_and(|(_, last)| now.since(last) < STRANGER);
+            self.stranger = Some((mac, now));
+            if self.tenure.is_none() && !known && self.doubt.is_some() {
+                self.tell(Event::Stranger { mac, defended: false });
+            }
+        }
+        match (&mut self.tenure, member) {
+            (None, Some(_)) => {
+                if let Some(doubt) = &mut self.doubt {
+                    doubt.leftover = Some(now);
+                }
+            }
+            (None, None) => {}
+            // A member that answers is a leftover, which goes by itself, or an owner, with whom beats settle
+            // it; clients that heard it must hear this one again.
+            (Some(tenure), Some(_)) => drop(tenure.contested(now)),
+            (Some(tenure), None) => match tenure.stranger(now) {
+                Stand::Nothing => {}
+                Stand::Defend => self.tell(Event::Stranger { mac, defended: true }),
+                Stand::Yield => {
+                    self.tell(Event::Stranger { mac, defended: false });
+                    self.release(now, Why::Stranger, None);
+                }
+            },
+        }
+    }
+
+    /// The machine of this peer answers that nothing listens on the link's port: its agent is gone, so that
+    /// an answer to a probe comes from what it has left.
+    pub fn refused(&mut self, now: Moment, peer: &NodeId) {
+        if self.holder() == Some(*peer) {
+            self.refused = true;
+            self.next = now;
+        }
+    }
+
+    /// A person wants the VIP on this node. Done when status says so; this only begins it.
+    ///
+    /// # Errors
+    /// Why it can't be.
+    pub fn move_to(&mut self, now: Moment, to: NodeId) -> Result<(), MoveError> {
+        let holder = self.holder().ok_or(MoveError::NoOwner)?;
+        if holder == to {
+            return Err(MoveError::Already);
+        }
+        if self.rules.candidate(&to).is_none() {
+            return Err(MoveError::NotCandidate);
+        }
+        match self.standing_of(now, &to).ok_or(MoveError::NotHeard)? {
+            Standing::Unfit(reason) => return Err(MoveError::Unfit(reason)),
+            Standing::Listening => return Err(MoveError::Unfit("it has just started".to_owned())),
+            _ => {}
+        }
+        self.next = now;
+        if self.tenure.is_some() {
+            self.release(now, Why::Move, Some(to));
+        } else {
+            self.moving = Some((to, now.after(MOVING)));
+            self.send(now, vec![holder], Purpose::Move(to));
+        }
+        Ok(())
+    }
+
+    /// Let go and take part no more. The shell goes on until [`Election::is_over`].
+    pub fn stop(&mut self, now: Moment) {
+        if self.stopping.is_some() {
+            return;
+        }
+        self.stopping = Some(if self.tenure.is_some() { now.after(FAREWELL) } else { now });
+        if self.tenure.is_some() {
+            self.release(now, Why::Stop, self.successor(now));
+        }
+        self.next = now;
+    }
+
+    /// Whether a stopped election has said all it has to say.
+    pub fn is_over(&self, now: Moment) -> bool {
+        self.stopping.is_some_and(|over| now >= over)
+    }
+
+    /// Whether this node owns the VIP.
+    pub fn owns(&self) -> bool {
+        self.tenure.is_some()
+    }
+
+    /// When [`Election::poll`] has something to do by itself.
+    pub fn deadline(&self) -> Moment {
+        self.next
+    }
+
+    /// Does what is due, and returns everything that is to be carried out.
+    pub fn poll(&mut self, now: Moment) -> Vec<Action> {
+        if let Some(promised) = self.promised {
+            self.late(now, now.since(promised));
+        }
+        self.next = now.after(Duration::from_secs(1));
+        self.keep(now);
+        self.contend(now);
+        self.speak(now);
+        self.promised = Some(self.next);
+        std::mem::take(&mut self.actions)
+    }
+
+    /// This node's own loop was late by so long: found by [`Election::poll`] itself against its deadline;
+    /// for a shell that knows better. Nobody is accused of a silence that was not listened to.
+    pub fn late(&mut self, now: Moment, by: Duration) {
+        if by >= STALL && self.tenure.is_some() {
+            self.release(now, Why::Stall, None);
+        }
+        if by >= LATE {
+            self.alive = now;
+            self.direct = self.direct.map(|_| now);
+            self.doubt = None;
+            self.handed = false;
+            let over = self.listen.map_or(Moment::ZERO, |listen| self.listened(listen));
+            if over < now.after(LISTEN_LATE) {
+                self.listen = Some(Listen { from: now, full: false });
+            }
+        } else if by >= WINDOW / 2
+            && let Some(doubt) = &mut self.doubt
+        {
+            doubt.not_before = now.after(WINDOW / 2);
+        }
+    }
+
+    /// What an owner does.
+    fn keep(&mut self, now: Moment) {
+        if self.tenure.is_none() {
+            return;
+        }
+        let why = match self.standing(now) {
+            Standing::Witness => Some(Why::Rules),
+            Standing::Unfit(_) if !self.fitness.holds(Fact::Draining) => Some(Why::Drain),
+            Standing::Unfit(_) => Some(Why::Unfit),
+            _ => None,
+        };
+        if let Some(why) = why {
+            if why == Why::Unfit {
+                self.fitness.lost(now);
+            }
+            return self.release(now, why, self.successor(now));
+        }
+        if let Some(better) = self.preferred(now) {
+            return self.release(now, Why::Preempt, Some(better));
+        }
+        if let Some(tenure) = &mut self.tenure {
+            let next = tenure.poll(now, &mut self.actions);
+            self.wake(next);
+        }
+    }
+
+    /// The node that has been better, and fit for long enough, while the owner did not change often.
+    fn preferred(&self, now: Moment) -> Option<NodeId> {
+        let wait = self.rules.preempt?;
+        let restless = self.moves.iter().filter(|at| now.since(**at) < Duration::from_secs(300)).count();
+        let own = self.rules.candidate(&self.own)?.priority;
+        let best = self.successor(now)?;
+        let peer = self.peers.get(&best)?;
+        let better = self.rules.candidate(&best)?.priority > own;
+        let long = peer.standing == Standing::Fit && peer.fit_since.is_some_and(|at| now.since(at) >= wait);
+        (better && long && restless < 3).then_some(best)
+    }
+
+    /// What a candidate does about an owner that is silent or gone.
+    fn contend(&mut self, now: Moment) {
+        let Some(cause) = self.opening(now) else {
+            self.doubt = None;
+            return;
+        };
+        if matches!(cause, Cause::Handed(_)) {
+            return self.claim(now, cause);
+        }
+        let stranger = self.stranger.is_some_and(|(_, last)| now.since(last) < STRANGER);
+        let mut doubt = self.doubt.take().unwrap_or_else(|| Doubt::new(now));
+        if doubt.round(now, stranger) {
+            let others = self.others(true, false);
+            self.send(now, others, Purpose::Ask);
+            self.actions.push(Action::Probe);
+        }
+        self.wake(doubt.deadline());
+        let at = self.claim_at(now, &doubt, cause).filter(|_| !stranger);
+        self.doubt = Some(doubt);
+        match at {
+            Some(at) if at <= now => self.claim(now, cause),
+            Some(at) => self.wake(at),
+            None => {}
+        }
+    }
+
+    /// Why this node might claim; none: it may not, or need not now.
+    fn opening(&mut self, now: Moment) -> Option<Cause> {
+        if let Some(listen) = self.listen {
+            let over = self.listened(listen);
+            if now < over {
+                self.wake(over);
+            } else {
+                self.listen = None;
+            }
+        }
+        if self.tenure.is_some() || !self.standing(now).is_eligible() {
+            if let Some(at) = self.fitness.deadline(now) {
+                self.wake(at);
+            }
+            return None;
+        }
+        let Some(known) = self.known else { return Some(Cause::Vacant) };
+        let (due, cause) = match known.holding {
+            Holding::Held => {
+                let heard = self.direct.unwrap_or(self.changed);
+                let quiet = now.since(self.alive);
+                (heard.after(DOUBT + self.rules.rtt), Cause::Silent { quiet })
+            }
+            Holding::Released { why, .. } if self.handed => return Some(Cause::Handed(why)),
+            Holding::Released { why, successor } => {
+                let wait = if successor.is_some() { HANDOVER } else { Duration::ZERO };
+                (self.changed.after(wait), Cause::Released(why))
+            }
+        };
+        self.wake(due);
+        (now >= due).then_some(cause)
+    }
+
+    /// When this node may claim, by what is known now; none: not by time alone.
+    fn claim_at(&self, now: Moment, doubt: &Doubt, cause: Cause) -> Option<Moment> {
+        let rtt = self.rules.rtt;
+        let mut at = doubt.since.after(WINDOW + rtt).max(doubt.not_before);
+        if matches!(cause, Cause::Silent { .. }) {
+            at = at.max(self.alive.after(patience(self.direct, self.alive) + rtt));
+        }
+        let asked = |heard: Moment| heard >= doubt.since;
+        let company = self.company.is_some_and(|last| asked(last) && now.since(last) < COMPANY);
+        if !company {
+            // With nobody to ask, a member's kernel that answers may have a live agent behind it.
+            let leftover = doubt.leftover.is_some_and(|last| now.since(last) < LEFTOVER);
+            if leftover && !self.refused {
+                return None;
+            }
+            if self.expects_company(now) {
+                at = at.max(self.company.unwrap_or(doubt.since).max(doubt.since).after(ALONE));
+            }
+        }
+        let own = self.rank_of(now, &self.own)?;
+        let better = |node: &&NodeId| self.rank_of(now, node).is_some_and(|rank| rank < own);
+        let ahead = u32::try_from(self.peers.keys().filter(better).count()).unwrap_or(u32::MAX);
+        if cause == Cause::Vacant {
+            // Nodes that start together: the better one comes in a moment, and would not take it back.
+            let coming = |(node, peer): (&NodeId, &Peer)| {
+                peer.standing == Standing::Listening
+                    && now.since(peer.heard) < LIVE
+                    && self.rules.rank(node, &Standing::Fit) < self.rules.rank(&self.own, &Standing::Fit)
+            };
+            if self.peers.iter().any(coming) {
+                at = at.max(doubt.since.after(LISTEN));
+            }
+        }
+        Some(at.after((STAGGER + rtt).saturating_mul(ahead)))
+    }
+
+    /// Whether somebody other than the holder should answer: a candidate that was there a moment ago, or a
+    /// witness.
+    fn expects_company(&self, now: Moment) -> bool {
+        let holder = self.holder();
+        let lately = |(node, peer): (&NodeId, &Peer)| {
+            Some(*node) != holder && now.since(peer.heard) < Duration::from_secs(3)
+        };
+        !self.rules.witnesses.is_empty() || self.peers.iter().any(lately)
+    }
+
+    fn claim(&mut self, now: Moment, cause: Cause) {
+        let Some(priority) = self.rules.candidate(&self.own).map(|one| one.priority) else { return };
+        let from = self.known.map(|known| known.claim.owner).filter(|owner| *owner != self.own);
+        let claim = Claim::new(self.address, self.next_epoch(), priority, self.own);
+        self.actions.push(Action::Add { lifetime: LIFETIME });
+        let mut tenure = Tenure::new(now);
+        let next = tenure.poll(now, &mut self.actions);
+        self.wake(next);
+        self.tenure = Some(tenure);
+        self.adopt(now, Known { claim, holding: Holding::Held });
+        self.note_move(now);
+        self.tell(Event::Gained { epoch: claim.epoch, from, cause });
+        self.announce_news(now, Audience::Everyone);
+    }
+
+    /// Lets the address go: it is deleted before anyone hears of it.
+    fn release(&mut self, now: Moment, why: Why, successor: Option<NodeId>) {
+        let Some(known) = self.known.filter(|_| self.tenure.is_some()) else { return };
+        self.tenure = None;
+        self.actions.push(Action::Delete);
+        let holding = Holding::Released { why, successor };
+        self.adopt(now, Known { claim: known.claim, holding });
+        self.tell(Event::Lost { epoch: known.claim.epoch, to: successor, cause: Loss::Released(why) });
+        self.announce_news(now, Audience::Everyone);
+    }
+
+    fn next_epoch(&self) -> u64 {
+        self.known.map_or(0, |known| known.claim.epoch).max(self.floor).saturating_add(1)
+    }
+
+    /// Takes this as what is known.
+    fn adopt(&mut self, now: Moment, known: Known) {
+        if self.known.map(|before| before.claim.owner) != Some(known.claim.owner) {
+            self.since = now;
+        }
+        self.known = Some(known);
+        self.changed = now;
+        self.direct = None;
+        self.alive = now;
+        self.doubt = None;
+        self.handed = false;
+        self.refused = false;
+    }
+
+    fn note_move(&mut self, now: Moment) {
+        if self.moves.len() >= 3 {
+            self.moves.pop_front();
+        }
+        self.moves.push_back(now);
+    }
+
+    /// The node that holds the VIP, as far as is known.
+    fn holder(&self) -> Option<NodeId> {
+        self.known.and_then(|known| known.holder())
+    }
+
+    /// The best other candidate that is alive.
+    fn successor(&self, now: Moment) -> Option<NodeId> {
+        let ranked = self.peers.keys().filter_map(|node| Some((self.rank_of(now, node)?, *node)));
+        ranked.min().map(|(_, node)| node)
+    }
+
+    /// The rank of a candidate that is alive and eligible.
+    fn rank_of(&self, now: Moment, node: &NodeId) -> Option<Rank> {
+        let standing = self.standing_of(now, node).filter(Standing::is_eligible)?;
+        self.rules.rank(node, &standing)
+    }
+
+    fn standing_of(&self, now: Moment, node: &NodeId) -> Option<Standing> {
+        if *node == self.own {
+            return Some(self.standing(now));
+        }
+        self.peers.get(node).filter(|peer| now.since(peer.heard) < LIVE).map(|peer| peer.standing.clone())
+    }
+
+    /// How this node stands.
+    fn standing(&self, now: Moment) -> Standing {
+        if self.rules.candidate(&self.own).is_none() {
+            return Standing::Witness;
+        }
+        if self.stopping.is_some() {
+            return Standing::Unfit("its agent stops".to_owned());
+        }
+        match self.fitness.standing(now) {
+            Standing::Fit | Standing::Recovering if self.listen.is_some() && self.tenure.is_none() => {
+                Standing::Listening
+            }
+            standing => standing,
+        }
+    }
+
+    /// When a time of listening is over.
+    fn listened(&self, listen: Listen) -> Moment {
+        let awaited = |one: &Candidate| {
+            let heard = self.peers.get(&one.node).is_some_and(|peer| peer.heard >= listen.from);
+            one.node != self.own && one.unfit.is_none() && !heard
+        };
+        let time = match () {
+            () if !listen.full => LISTEN_LATE,
+            () if self.rules.candidates.iter().any(awaited) => LISTEN_FULL,
+            () => LISTEN,
+        };
+        listen.from.after(time)
+    }
+
+    fn wake(&mut self, at: Moment) {
+        self.next = self.next.min(at);
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.actions.push(Action::Event(event));
+    }
+}
