@@ -14,6 +14,7 @@ mod net;
 mod proxy;
 mod pulse;
 mod reach;
+mod screen;
 mod state;
 #[cfg(test)]
 mod testing;

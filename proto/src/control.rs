@@ -12,6 +12,7 @@ use crate::backends::State;
 use crate::invite::Waiting;
 use crate::node::{Name, NodeId, Role};
 use crate::service::{Balance, ServiceName};
+use crate::settings::Change;
 use crate::time::UnixMs;
 
 /// Largest frame: the status of the largest cluster.
@@ -52,10 +53,12 @@ pub enum Request {
     Leave,
     /// Change the gossip key.
     Rotate,
-    /// Take no new connections on this node's backends, or take them again.
+    /// Take no new connections on a node's backends, or take them again.
     Drain {
         /// Take none.
         on: bool,
+        /// The node's name, or its id; none: this one.
+        node: Option<String>,
     },
     /// Hand a virtual IP to another node.
     VipMove {
@@ -64,6 +67,15 @@ pub enum Request {
         /// To whom: a name, or an id.
         node: String,
     },
+    /// Who holds connections to a node's backends?
+    Held {
+        /// The node's name, or its id; none: this one.
+        node: Option<String>,
+    },
+    /// Which settings hold for the whole cluster?
+    Settings,
+    /// Change some of them, all or none: keys with their values; without one: unset.
+    Change(Vec<(String, Option<String>)>),
 }
 
 /// What the running agent answers.
@@ -80,6 +92,12 @@ pub enum Response {
     },
     /// Who waits.
     Waiting(Vec<Waiting>),
+    /// Who holds connections.
+    Held(HeldStatus),
+    /// What is set for the whole cluster.
+    Settings(Vec<SettingStatus>),
+    /// What was changed, and a sentence that says who knows.
+    Changed(Vec<Change>, String),
     /// Done; a sentence that says what.
     Done(String),
     /// Not done; a sentence that says why and what would be right.
@@ -122,6 +140,43 @@ impl Status {
             .collect();
         (serves, lines.join("; "))
     }
+}
+
+/// Connections to the backends of one node, wherever they begin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldStatus {
+    /// Whose backends.
+    pub node: Name,
+    /// Who holds how many; nodes that hold none are left out.
+    pub by: Vec<(Name, u64)>,
+    /// Who is up and did not answer.
+    pub silent: Vec<Name>,
+    /// Who is away, and holds nothing that would be of use.
+    pub away: Vec<Name>,
+}
+
+impl HeldStatus {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.by.iter().map(|(_, count)| *count).fold(0, u64::saturating_add)
+    }
+}
+
+/// A setting of the whole cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingStatus {
+    /// Its key.
+    pub key: String,
+    /// What was written.
+    pub value: String,
+    /// Who wrote it; its id when it is no member any more.
+    pub set_by: String,
+    /// When, by the writer's clock.
+    pub set_unix_ms: UnixMs,
+    /// Logical clock: of two values the one with the higher counts.
+    pub clock: u64,
+    /// Why it does not count, or not on this node; empty when it does.
+    pub remark: String,
 }
 
 /// The cluster, as this node knows it.
@@ -189,6 +244,21 @@ pub struct LinkStatus {
     pub refused_unproven: u64,
 }
 
+/// Where a service is described.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServiceSource {
+    /// Nowhere: it is as it comes.
+    #[default]
+    Default,
+    /// In this node's own file.
+    File,
+    /// By the cluster's settings.
+    Cluster,
+    /// By both, and this node's own file counts here.
+    FileOverCluster,
+}
+
 /// One service, as this node's proxy sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ServiceStatus {
@@ -196,6 +266,8 @@ pub struct ServiceStatus {
     pub name: ServiceName,
     /// Where the proxy listens; with the reason appended where it could not.
     pub listen: Vec<String>,
+    /// Where it is described.
+    pub source: ServiceSource,
     /// How connections are spread.
     pub balance: Balance,
     /// Who could serve.

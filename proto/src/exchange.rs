@@ -60,6 +60,8 @@ pub enum FromMember {
     },
     /// "Who waits at you?"
     Waiting,
+    /// "How many connections do you hold to this node?"
+    Held(NodeId),
 }
 
 /// To a member.
@@ -71,6 +73,8 @@ pub enum ToMember {
     Answered(Option<Name>),
     /// Who waits.
     Waiting(Vec<crate::invite::Waiting>),
+    /// So many.
+    Held(u64),
     /// The request can't be served, and why.
     Failed(String),
 }

@@ -48,8 +48,8 @@ pub mod election;
 
 pub mod exchange;
 
-pub mod control;
-
 pub mod config;
 
 pub mod settings;
+
+pub mod control;

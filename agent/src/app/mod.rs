@@ -6,6 +6,7 @@
 //! finish for a while, end.
 
 pub(crate) mod enter;
+pub(crate) mod settled;
 mod status;
 mod vip;
 mod word;
@@ -19,12 +20,13 @@ use anyhow::Context;
 use proto::backends::{Serving, Table};
 use proto::config::Config;
 use proto::control::{Request, Response};
+use proto::node::NodeId;
 use proto::pulse::Ears;
 use proto::service::Service;
 use proto::time::UnixMs;
 use proto::view::View;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use crate::lifecycle::{Life, wall};
@@ -34,6 +36,8 @@ use crate::membership::keeper::Keeper;
 use crate::membership::{Command, Membership, admit};
 use crate::proxy::{Listeners, Proxy};
 use crate::vip::{Order, Report};
+use settled::Settled;
+
 use crate::{check, control, gossip, net, proxy, pulse, reach, watchdog};
 
 /// Longest time that open connections get to finish at a stop. Kubernetes' watches never do, and their
@@ -66,8 +70,7 @@ pub(crate) struct Running {
     pub(crate) services: watch::Receiver<Arc<Vec<Service>>>,
     pub(crate) own_address: watch::Receiver<Option<IpAddr>>,
     pub(crate) descriptors: u64,
-    /// Since when someone wants no new connections here. Not kept over a restart, as in haproxy.
-    pub(crate) draining: watch::Sender<Option<UnixMs>>,
+    pub(crate) settled: watch::Receiver<Arc<Settled>>,
     /// What is known of virtual IPs.
     pub(crate) vips: watch::Receiver<Arc<Report>>,
     orders: mpsc::Sender<Order>,
@@ -87,7 +90,7 @@ pub(crate) async fn run(
 ) -> anyhow::Result<()> {
     let life = Life::new();
     let result = start(config, disk, member, &life).await;
-    let (running, services) = match result {
+    let (running, configured) = match result {
         Ok(running) => running,
         Err(error) => {
             life.stopping.cancel();
@@ -96,7 +99,7 @@ pub(crate) async fn run(
         }
     };
     started(running.clone(), &life);
-    live(&running, &services, reload, &life).await?;
+    live(&configured, reload, &life).await?;
     stop(&running, &life).await;
     Ok(())
 }
@@ -106,19 +109,25 @@ async fn start(
     disk: Arc<Disk>,
     member: Member,
     life: &Life,
-) -> anyhow::Result<(Arc<Running>, watch::Sender<Arc<Vec<Service>>>)> {
+) -> anyhow::Result<(Arc<Running>, watch::Sender<Arc<Config>>)> {
     let began = wall();
     // Clients first: everything else can wait for milliseconds.
     let descriptors = proxy::raise_descriptor_limit();
-    let listeners = Listeners::bind(&config.services);
-    let (table_in, table) = watch::channel(Arc::new(reach::first_table(&config.services, &member.serving)));
+    let first = Settled::of(&config, &member.document);
+    let listeners = Listeners::bind(&first.services);
+    let (table_in, table) = watch::channel(Arc::new(reach::first_table(&first.services, &member.serving)));
     let (reports_in, reports) = mpsc::channel(reach::REPORTS);
     let own = member.identity.id;
     let proxy = Proxy::start(listeners, own, table.clone(), reports_in.clone(), life);
 
-    let (services_in, services) = watch::channel(Arc::new(config.services.clone()));
+    let (services_in, services) = watch::channel(Arc::new(first.services.clone()));
+    let (settings_in, settings) = watch::channel(Arc::new(first.settings.clone()));
+    let (settled_in, settled) = watch::channel(Arc::new(first));
     let trust = Trust { document: Arc::new(member.document.clone()), ring: Arc::new(member.ring.clone()) };
     let (trust_in, trust) = watch::channel(Arc::new(trust));
+    let (config_in, configured) = watch::channel(Arc::new(config.clone()));
+    let inputs = settled::Inputs { config: configured, trust: trust.clone(), proxy: proxy.clone() };
+    settled::spawn(inputs, services_in, settings_in, settled_in, life);
     let port = member.node.port;
     let (link, inbox, tcp) = Link::bind(config.bind, port, member.identity.clone(), trust.clone())
         .with_context(|| {
@@ -135,19 +144,18 @@ async fn start(
     let (health_in, health) = watch::channel(Arc::default());
     check::spawn(services.clone(), own_address.clone(), health_in, life);
     let (view_in, view) = watch::channel(Arc::new(View::default()));
-    let (draining_in, draining) = watch::channel(None);
     let first_health = health.clone();
     let (report_in, vips) = watch::channel(Arc::default());
     let fitness = vip::Inputs {
+        own: node.name.clone(),
         services: services.clone(),
         health: health.clone(),
         table: table.clone(),
         view: view.clone(),
-        draining: draining.clone(),
-        trust: trust.clone(),
+        settings: settings.clone(),
     };
     let words = word::Inputs {
-        draining,
+        settings: settings.clone(),
         vips: vips.clone(),
         node: node.clone(),
         began,
@@ -166,6 +174,7 @@ async fn start(
         services: services.clone(),
         view: view.clone(),
         ears: ears.clone(),
+        settings: settings.clone(),
         reports,
         probes: reports_in,
         is_member: Arc::new(move |id| members.borrow().document.member(id).is_some()),
@@ -187,6 +196,7 @@ async fn start(
         serving,
         own_address: own_address.clone(),
         port,
+        held: held_to(&proxy),
         commands: commands_in.clone(),
         life: life.clone(),
         lobby: Default::default(),
@@ -201,6 +211,7 @@ async fn start(
         trust: trust.clone(),
         view: view.clone(),
         ears: ears.clone(),
+        settings,
         fit: vip::spawn(fitness, life),
         arrivals,
         orders: orders_out,
@@ -235,14 +246,23 @@ async fn start(
         services,
         own_address,
         descriptors,
-        draining: draining_in,
+        settled,
         vips,
         orders,
     });
     serve_control(listener, running.clone(), life);
     tell_systemd(running.clone(), life);
     info!(node = %running.node.name, cluster = %running.membership.trust.borrow().document.name, "agent runs");
-    Ok((running, services_in))
+    Ok((running, config_in))
+}
+
+/// Counts the connections that the proxy holds to a node, for all services.
+fn held_to(proxy: &Proxy) -> Box<dyn Fn(&NodeId) -> u64 + Send> {
+    let proxy = proxy.clone();
+    Box::new(move |node| {
+        let stats = proxy.stats();
+        stats.values().filter_map(|service| service.backends.get(node)).map(|one| one.connections).sum()
+    })
 }
 
 /// Starts gossip. A node that was a master when it stopped waits for its first check: a word without its
@@ -325,15 +345,11 @@ fn serve_control(listener: control::Listener, running: Arc<Running>, life: &Life
         async move {
             match request {
                 Request::Status => Response::Status(Box::new(status::of(&running))),
-                Request::Drain { on } => drain(&running, on),
-                Request::VipMove { address, node } => {
-                    let (reply, answer) = oneshot::channel();
-                    let busy = || Response::Failed("the agent is busy or stopping; try again".to_owned());
-                    let order = Order { address, node, reply };
-                    if running.orders.try_send(order).is_err() {
-                        return busy();
-                    }
-                    answer.await.unwrap_or_else(|_| busy())
+                Request::VipMove { address, node } => vip::move_to(&running.orders, address, node).await,
+                Request::Settings => {
+                    let document = running.membership.trust.borrow().document.clone();
+                    let settled = running.settled.borrow().clone();
+                    Response::Settings(settled.list(&document))
                 }
                 request => running.membership.control(request).await,
             }
@@ -342,27 +358,9 @@ fn serve_control(listener: control::Listener, running: Arc<Running>, life: &Life
     control::serve(listener, handler, life);
 }
 
-/// Takes no new connections on this node's backends, or takes them again.
-fn drain(running: &Running, on: bool) -> Response {
-    running.draining.send_if_modified(|since| {
-        let changed = since.is_some() != on;
-        if changed {
-            *since = on.then(wall);
-        }
-        changed
-    });
-    info!("{}", if on { "draining" } else { "not draining any more" });
-    Response::Done(if on {
-        "draining: no node sends new connections here; take them again with: agent undrain".to_owned()
-    } else {
-        "taking new connections".to_owned()
-    })
-}
-
 /// Follows signals until one says stop.
 async fn live(
-    running: &Running,
-    services: &watch::Sender<Arc<Vec<Service>>>,
+    configured: &watch::Sender<Arc<Config>>,
     reload: impl Fn() -> anyhow::Result<Config>,
     life: &Life,
 ) -> anyhow::Result<()> {
@@ -378,8 +376,7 @@ async fn live(
             () = life.stopping.cancelled() => return Ok(()),
             _ = hang_up.recv() => match reload() {
                 Ok(config) => {
-                    running.proxy.reload(&config.services);
-                    services.send_replace(Arc::new(config.services));
+                    configured.send_replace(Arc::new(config));
                     info!("configuration read again; services follow it, all else at the next start");
                 }
                 Err(error) => error!("the configuration was not taken over, the old one stays: {error:#}"),

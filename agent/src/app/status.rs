@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use proto::backends::{Backend, State};
 use proto::cluster::{Admitted, Document};
 use proto::control::{
-    BackendStatus, ClusterStatus, LinkStatus, MemberState, MemberStatus, NodeStatus, ServiceStatus, Status,
+    BackendStatus, ClusterStatus, LinkStatus, MemberState, MemberStatus, NodeStatus, ServiceSource,
+    ServiceStatus, Status,
 };
 use proto::node::{NodeId, Role};
 use proto::pulse::Hearing;
@@ -13,6 +14,7 @@ use proto::service::{Service, ServiceName};
 use proto::view::View;
 
 use super::Running;
+use super::settled::Settled;
 use crate::lifecycle::wall;
 use crate::link::Counters;
 use crate::proxy::ServiceStats;
@@ -29,6 +31,7 @@ pub(super) fn of(running: &Running) -> Status {
     let view = running.view.borrow().clone();
     let table = running.table.borrow().clone();
     let services = running.services.borrow().clone();
+    let settled = running.settled.borrow().clone();
     let mut stats = running.proxy.stats();
     let kube_api = table.get(&ServiceName::kube_api()).map_or(&[][..], Vec::as_slice);
     let own = running.link.own();
@@ -70,7 +73,8 @@ pub(super) fn of(running: &Running) -> Status {
             .iter()
             .map(|service| {
                 let backends = table.get(&service.name).map_or(&[][..], Vec::as_slice);
-                service_status(service, backends, stats.remove(&service.name).unwrap_or_default())
+                let stats = stats.remove(&service.name).unwrap_or_default();
+                service_status(service, settled.source(&service.name), backends, stats)
             })
             .collect(),
         members: document
@@ -81,7 +85,7 @@ pub(super) fn of(running: &Running) -> Status {
             })
             .collect(),
         vips: vips.vips.clone(),
-        problems: problems(running, document, &view),
+        problems: problems(running, &settled, document, &view),
     }
 }
 
@@ -100,7 +104,12 @@ fn link_status(counters: &Counters) -> LinkStatus {
     }
 }
 
-fn service_status(service: &Service, backends: &[Backend], stats: ServiceStats) -> ServiceStatus {
+fn service_status(
+    service: &Service,
+    source: ServiceSource,
+    backends: &[Backend],
+    stats: ServiceStats,
+) -> ServiceStatus {
     let listen = stats.listens.iter().map(|(address, error)| match error {
         None => address.to_string(),
         Some(error) => format!("{address} ({error})"),
@@ -108,6 +117,7 @@ fn service_status(service: &Service, backends: &[Backend], stats: ServiceStats) 
     ServiceStatus {
         name: service.name.clone(),
         listen: listen.collect(),
+        source,
         balance: service.balance,
         backends: backends
             .iter()
@@ -171,7 +181,7 @@ fn member_status(
     }
 }
 
-fn problems(running: &Running, document: &Document, view: &View) -> Vec<String> {
+fn problems(running: &Running, settled: &Settled, document: &Document, view: &View) -> Vec<String> {
     let mut problems = running.disk.problems();
     if document.member(&running.link.own()).is_none() {
         problems.push(
@@ -191,6 +201,9 @@ fn problems(running: &Running, document: &Document, view: &View) -> Vec<String> 
     }
     for (id, problem) in &view.problems {
         problems.push(format!("what {id} says is not understood, so it is left out: {problem}"));
+    }
+    for mistake in &settled.mistakes {
+        problems.push(format!("a setting of the cluster is passed over: {mistake}"));
     }
     if running.descriptors < 4096 {
         problems.push(format!(

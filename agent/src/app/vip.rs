@@ -1,22 +1,23 @@
 //! What virtual IPs need of the rest: whether this node could serve what they front, and who is a master.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proto::backends::{Backend, Table};
+use proto::control::Response;
 use proto::health::Readiness;
 use proto::keys::Offer;
-use proto::node::{NodeId, Role};
+use proto::node::{Name, NodeId, Role};
 use proto::service::{Service, ServiceName};
-use proto::time::UnixMs;
+use proto::settings::Settings;
 use proto::view::View;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::check::OwnHealth;
 use crate::lifecycle::Life;
-use crate::link::Trust;
-use crate::vip::Fit;
+use crate::vip::{Fit, Order};
 
 /// Time between two looks at health.
 const EVERY: Duration = Duration::from_millis(500);
@@ -27,13 +28,12 @@ const DOUBTS: u32 = 3;
 
 /// What is read.
 pub(super) struct Inputs {
-    pub(super) own: NodeId,
+    pub(super) own: Name,
     pub(super) services: watch::Receiver<Arc<Vec<Service>>>,
     pub(super) health: watch::Receiver<Arc<OwnHealth>>,
     pub(super) table: watch::Receiver<Arc<Table>>,
     pub(super) view: watch::Receiver<Arc<View>>,
-    pub(super) draining: watch::Receiver<Option<UnixMs>>,
-    pub(super) trust: watch::Receiver<Arc<Trust>>,
+    pub(super) settings: watch::Receiver<Arc<Settings>>,
 }
 
 /// Starts the task that writes the watch.
@@ -45,9 +45,10 @@ pub(super) fn spawn(mut inputs: Inputs, life: &Life) -> watch::Receiver<Arc<Fit>
         let mut doubts = 0;
         loop {
             // Without any virtual IP nobody asks.
-            if !inputs.wanted() {
+            let settings = inputs.settings.borrow_and_update().clone();
+            if settings.vips.is_empty() {
                 tokio::select! {
-                    Ok(()) = inputs.trust.changed() => continue,
+                    Ok(()) = inputs.settings.changed() => continue,
                     () = over.cancelled() => return,
                 }
             }
@@ -55,7 +56,7 @@ pub(super) fn spawn(mut inputs: Inputs, life: &Life) -> watch::Receiver<Arc<Fit>
             let bad =
                 services.iter().any(|(name, now)| now.is_err() && fit.services.get(name) == Some(&Ok(())));
             doubts = if bad { DOUBTS } else { doubts };
-            let draining = inputs.draining.borrow_and_update().is_some();
+            let draining = settings.drains.contains_key(&inputs.own);
             fit = Fit { masters: inputs.masters(), services, checks: fit.checks + 1, draining };
             sender.send_replace(Arc::new(fit.clone()));
             let wait = if doubts > 0 { HURRY } else { EVERY };
@@ -63,12 +64,22 @@ pub(super) fn spawn(mut inputs: Inputs, life: &Life) -> watch::Receiver<Arc<Fit>
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 Ok(()) = inputs.health.changed(), if doubts == 0 => {}
-                Ok(()) = inputs.draining.changed() => {}
+                Ok(()) = inputs.settings.changed() => {}
                 () = over.cancelled() => return,
             }
         }
     });
     receiver
+}
+
+/// Has a virtual IP moved, and waits until it is.
+pub(super) async fn move_to(orders: &mpsc::Sender<Order>, address: IpAddr, node: String) -> Response {
+    let (reply, answer) = oneshot::channel();
+    let busy = || Response::Failed("the agent is busy or stopping; try again".to_owned());
+    if orders.try_send(Order { address, node, reply }).is_err() {
+        return busy();
+    }
+    answer.await.unwrap_or_else(|_| busy())
 }
 
 impl Inputs {
@@ -80,11 +91,6 @@ impl Inputs {
             view.members.iter().filter(|(_, member)| member.role() == Role::Master).map(|(id, _)| *id);
         let listed = table.get(&ServiceName::kube_api()).into_iter().flatten().map(|backend| backend.node);
         known.chain(listed.filter(|id| !view.members.contains_key(id))).collect()
-    }
-
-    fn wanted(&mut self) -> bool {
-        let document = self.trust.borrow_and_update().document.clone();
-        document.settings.get("vip").is_some_and(|setting| setting.value.is_some())
     }
 
     fn look(&mut self) -> BTreeMap<ServiceName, Result<(), String>> {
@@ -127,7 +133,7 @@ fn balancer(service: &Service, backends: &[Backend]) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use proto::health::Health;
-    use proto::service::Service;
+    use proto::time::UnixMs;
 
     use super::*;
 

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use proto::keys::Word;
+use proto::settings::Settings;
 use proto::time::UnixMs;
 use tokio::sync::watch;
 
@@ -19,8 +20,8 @@ pub(super) struct Inputs {
     pub(super) own_address: watch::Receiver<Option<IpAddr>>,
     pub(super) health: watch::Receiver<Arc<OwnHealth>>,
     pub(super) trust: watch::Receiver<Arc<Trust>>,
-    /// Since when someone wants no new connections here.
-    pub(super) draining: watch::Receiver<Option<UnixMs>>,
+    /// Of the whole cluster: this node's drain and its weight are among them.
+    pub(super) settings: watch::Receiver<Arc<Settings>>,
     pub(super) vips: watch::Receiver<Arc<Report>>,
 }
 
@@ -29,8 +30,13 @@ impl Inputs {
         let address = *self.own_address.borrow_and_update();
         let health = self.health.borrow_and_update().clone();
         let document = self.trust.borrow_and_update().document.clone();
-        let draining = *self.draining.borrow_and_update();
         let vips = self.vips.borrow_and_update().clone();
+        let settings = self.settings.borrow_and_update().clone();
+        let draining = settings.drains.get(&self.node.name).copied();
+        let mut services = health.as_ref().clone();
+        if let Some(weight) = settings.weights.get(&self.node.name) {
+            services.values_mut().for_each(|offer| offer.weight = *weight);
+        }
         Word {
             name: self.node.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -40,7 +46,7 @@ impl Inputs {
             document: document.hash(),
             draining: draining.or_else(|| stopping.then(wall)),
             left: stopping,
-            services: health.as_ref().clone(),
+            services,
             feet: vips.feet.clone(),
             vips: vips.claims.clone(),
         }
@@ -57,7 +63,7 @@ pub(super) fn spawn(mut inputs: Inputs, life: &Life) -> watch::Receiver<Word> {
                 Ok(()) = inputs.own_address.changed() => false,
                 Ok(()) = inputs.health.changed() => false,
                 Ok(()) = inputs.trust.changed() => false,
-                Ok(()) = inputs.draining.changed() => false,
+                Ok(()) = inputs.settings.changed() => false,
                 Ok(()) = inputs.vips.changed() => false,
                 () = life.stopping.cancelled() => true,
             };

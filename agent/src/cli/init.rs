@@ -7,6 +7,7 @@ use proto::config;
 use proto::control::{Request, Response};
 use proto::invite;
 use proto::node::Name;
+use proto::settings;
 
 use super::Settings;
 use super::steps::{self, Steps};
@@ -36,9 +37,9 @@ pub(crate) struct Args {
     /// Interface that carries the mesh
     #[arg(long, value_name = "IF", value_parser = config::check_interface)]
     pub(crate) iface: Option<String>,
-    /// Virtual IP that a healthy master has; may be given several times
-    #[arg(long = "vip", value_name = "IP", value_parser = proto::settings::check_vip)]
-    pub(crate) vips: Vec<IpAddr>,
+    /// Virtual IP of the cluster; may be given several times
+    #[arg(long, value_name = "IP", value_parser = settings::check_vip)]
+    pub(crate) vip: Vec<IpAddr>,
     /// Print one JSON object a line
     #[arg(long)]
     pub(crate) json: bool,
@@ -49,18 +50,16 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) async fn run(args: Args, settings: Settings) -> anyhow::Result<ExitCode> {
-    let wish = Wish {
-        config: settings.config.clone(),
-        name: args.name,
-        address: args.addr,
-        interface: args.iface,
-        vips: args.vips,
-    };
+    let wish =
+        Wish { config: settings.config.clone(), name: args.name, address: args.addr, interface: args.iface };
     let steps = Steps::new(args.json);
     if let Some(running) = steps::already_runs(&settings).await? {
         steps.step("cluster", true, &format!("already a member of \"{}\"", running.cluster.name));
-        if !wish.vips.is_empty() {
-            steps.step("vip", false, "not set: the cluster exists; run: agent set vip=ADDRESS");
+        if !args.vip.is_empty() {
+            let request = Request::Change(vec![("vip".to_owned(), Some(enter::vip_setting(&args.vip)))]);
+            if let Response::Changed(changes, _) = super::ask::ask(&settings, &request).await? {
+                changes.iter().for_each(|change| steps.step("setting", true, &super::set::line(change)));
+            }
         }
         let request = Request::Invite { seconds: invite::DEFAULT_TTL.as_secs(), uses: None };
         if let Response::Invite { line, .. } = super::ask::ask(&settings, &request).await? {
@@ -69,6 +68,7 @@ pub(crate) async fn run(args: Args, settings: Settings) -> anyhow::Result<ExitCo
         return Ok(ExitCode::SUCCESS);
     }
     let entered =
-        enter::init(&wish, args.cluster, &mut |step, ok, detail| steps.step(step, ok, detail)).await?;
+        enter::init(&wish, args.cluster, &args.vip, &mut |step, ok, detail| steps.step(step, ok, detail))
+            .await?;
     steps::go_on(entered, settings, steps, args.foreground).await
 }

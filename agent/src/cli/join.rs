@@ -50,13 +50,8 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) async fn run(args: Args, settings: Settings) -> anyhow::Result<ExitCode> {
-    let wish = Wish {
-        config: settings.config.clone(),
-        name: args.name,
-        address: args.addr,
-        interface: args.iface,
-        vips: Vec::new(),
-    };
+    let wish =
+        Wish { config: settings.config.clone(), name: args.name, address: args.addr, interface: args.iface };
     let steps = Steps::new(args.json);
     if let Some(running) = steps::already_runs(&settings).await? {
         if running.node.removed {

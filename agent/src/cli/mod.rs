@@ -11,6 +11,7 @@ mod completions;
 mod demo;
 mod drain;
 pub(crate) mod exit;
+mod get;
 mod init;
 pub(crate) mod install;
 mod invite;
@@ -23,6 +24,7 @@ pub(crate) mod out;
 mod remove;
 mod rotate;
 mod run;
+mod set;
 pub(crate) mod settings;
 mod status;
 mod steps;
@@ -31,6 +33,7 @@ mod time;
 mod uninstall;
 mod vip;
 mod waiting;
+mod weight;
 
 pub(crate) use settings::{Global, Settings};
 
@@ -69,6 +72,10 @@ enum Command {
     Drain(drain::DrainArgs),
     Undrain(drain::UndrainArgs),
     Vip(vip::Args),
+    Weight(weight::Args),
+    Set(set::SetArgs),
+    Unset(set::UnsetArgs),
+    Get(get::Args),
     Install(install::Args),
     Uninstall(uninstall::Args),
     Demo(demo::Args),
@@ -142,9 +149,13 @@ async fn command(command: Command, settings: Settings) -> anyhow::Result<ExitCod
         Command::Remove(args) => remove::run(args, &settings).await,
         Command::Leave(args) => leave::run(&args, &settings).await,
         Command::Rotate(args) => rotate::run(&args, &settings).await,
-        Command::Drain(_) => drain::drain(&settings).await,
-        Command::Undrain(_) => drain::undrain(&settings).await,
         Command::Vip(args) => vip::run(args, &settings).await,
+        Command::Drain(args) => drain::drain(args, &settings).await,
+        Command::Undrain(args) => drain::undrain(args, &settings).await,
+        Command::Weight(args) => weight::run(args, &settings).await,
+        Command::Set(args) => set::set(args, &settings).await,
+        Command::Unset(args) => set::unset(args, &settings).await,
+        Command::Get(args) => get::run(&args, &settings).await,
         Command::Install(args) => install::run(&args, &settings),
         Command::Uninstall(args) => uninstall::run(&args, &settings),
         // Answered before the configuration was read.
@@ -193,7 +204,16 @@ mod tests {
             "agent leave --force",
             "agent rotate",
             "agent drain",
-            "agent undrain",
+            "agent drain m2 --wait",
+            "agent drain --wait 5m",
+            "agent undrain m2",
+            "agent weight m3 50",
+            "agent set vip=10.0.0.9 service.web.listen=",
+            "agent unset vip service.web",
+            "agent get",
+            "agent get balance --json",
+            "agent status --watch",
+            "agent init --vip 10.0.0.9/24 --vip fd00::9",
             "agent install --no-start",
             "agent uninstall --purge",
             "agent demo",
@@ -215,8 +235,15 @@ mod tests {
             "agent join",
             "agent init --name Not_A_Name",
             "agent init --addr wg0",
-            "agent init --vip eth0",
             "agent vip move 10.0.0.9",
+            "agent init --vip 10.0.0",
+            "agent weight m3 257",
+            "agent weight m3",
+            "agent set vip",
+            "agent set",
+            "agent unset",
+            "agent drain m2 --wait soon",
+            "agent status --watch --json",
             "agent run --log xml",
             "agent run --log-level loud",
             "agent invite --for soon",

@@ -1,6 +1,6 @@
 //! The first node of a new cluster.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use proto::cluster::{Admitted, ClusterId, Document, KeyId};
@@ -14,7 +14,7 @@ use crate::lifecycle::wall;
 use crate::link::random;
 use crate::link::tls::Identity;
 
-/// Makes a cluster whose only member is this node, with these virtual IPs, and an invite for the others.
+/// Makes a cluster whose only member is this node, and an invite for the others.
 ///
 /// # Errors
 /// What could not be written: a cluster that does not outlive its first node is none.
@@ -23,17 +23,12 @@ pub(crate) fn create(
     identity: std::sync::Arc<Identity>,
     node: NodeFile,
     cluster: Name,
-    vips: &[IpAddr],
     ttl: Duration,
 ) -> Result<(Member, Invite), String> {
     let secret: [u8; 32] = random();
     let id = KeyId::of_key(&secret);
     let first = Admitted { at: wall(), name: node.name.clone(), key: identity.key, by: identity.id };
-    let mut document = Document::new(ClusterId::from_random(random()), cluster, first, id);
-    if !vips.is_empty() {
-        let vips: Vec<String> = vips.iter().map(IpAddr::to_string).collect();
-        document.set("vip", Some(vips.join(",")), identity.id, wall());
-    }
+    let document = Document::new(ClusterId::from_random(random()), cluster, first, id);
     let mut ring = KeyRing::default();
     ring.add(GossipKey { epoch: document.key.epoch, id, secret, until: None });
     let mut invites = Book::default();

@@ -199,7 +199,8 @@ impl Driver {
                 info!(vip = %address, epoch, to = named(to), "owner no more: {why}");
             }
             Event::Moved { epoch, from, to, cause } => {
-                let why = cause.map_or("its owner fell silent", |why| why.words());
+                let silent = if from.is_some() { "its owner fell silent" } else { "nobody had it" };
+                let why = cause.map_or(silent, |why| why.words());
                 info!(vip = %address, epoch, from = named(from), to = name(to), "it has moved: {why}");
             }
             Event::Contested { epoch, by } => {

@@ -12,7 +12,7 @@ use proto::control::Response;
 use proto::election::wire::unpack;
 use proto::election::{Candidate, Election, Fact, Rules};
 use proto::node::NodeId;
-use proto::settings::{Candidates, PRIORITY, Settings, VipSettings};
+use proto::settings::{Candidates, PRIORITY, VipSettings};
 use proto::time::Moment;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -174,6 +174,7 @@ impl Driver {
             (key, claim) = poll_fn(|context| grounds.poll_claim(context)) => Turn::Claim(key, claim),
             changed = change => Turn::Changed(changed),
             Ok(()) = inputs.trust.changed() => Turn::Inputs,
+            Ok(()) = inputs.settings.changed() => Turn::Inputs,
             Ok(()) = inputs.view.changed() => Turn::Inputs,
             Ok(()) = inputs.fit.changed() => Turn::Inputs,
             Some(order) = inputs.orders.recv() => Turn::Order(order),
@@ -280,10 +281,10 @@ impl Driver {
     /// Follows settings, members and health.
     fn follow(&mut self) {
         let now = now();
-        let document = self.inputs.trust.borrow_and_update().document.clone();
+        self.inputs.trust.borrow_and_update();
         self.inputs.view.borrow_and_update();
         self.inputs.fit.borrow_and_update();
-        let wanted = Settings::of(&document).0.vips;
+        let wanted = self.inputs.settings.borrow_and_update().vips.clone();
         for vip in self.vips.values_mut() {
             if !vip.leaving && !wanted.iter().any(|one| one.address == vip.settings.address) {
                 vip.leave();

@@ -294,7 +294,7 @@ mod tests {
             let shown = ip("addr show dev w0");
             assert!(shown.contains(&format!("{vip}/")), "{shown}");
             assert!(!shown.contains("tentative"), "{shown}");
-            assert_eq!(shown.contains("global w0:vip"), vip.is_ipv4(), "{shown}");
+            assert_eq!(shown.contains(" w0:vip\n"), vip.is_ipv4(), "{shown}");
             kernel.hold(vip, w0.index, Some("w0:vip"), 100).unwrap();
             std::thread::sleep(Duration::from_millis(2_500));
             let held =

@@ -28,6 +28,7 @@ use proto::keys::{Claim, Foot};
 use proto::node::NodeId;
 use proto::pulse::Ears;
 use proto::service::ServiceName;
+use proto::settings::Settings;
 use proto::view::View;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::error;
@@ -43,6 +44,7 @@ pub(crate) struct Inputs {
     pub(crate) trust: watch::Receiver<Arc<Trust>>,
     pub(crate) view: watch::Receiver<Arc<View>>,
     pub(crate) ears: watch::Receiver<Arc<Ears>>,
+    pub(crate) settings: watch::Receiver<Arc<Settings>>,
     pub(crate) fit: watch::Receiver<Arc<Fit>>,
     /// What members say of virtual IPs.
     pub(crate) arrivals: mpsc::Receiver<(NodeId, Vec<u8>)>,

@@ -154,7 +154,7 @@ fn a_proof_outlives_the_peers_and_ends_when_they_are_heard_and_silent() {
     test.follow(at(0), OWN, &feet(&[1]));
     test.due(at(0));
     test.answered(at(1), ip("10.9.0.1"), mac(1));
-    let mut verdict =
+    let verdict =
         |test: &mut Adjacency, ms, heard: bool| test.verdict(at(ms), "eth0", |_| heard, |_| "m1".into());
     assert_eq!(verdict(&mut test, 1, true), Ok(()));
     for ms in (60_000..70_000).step_by(100) {

@@ -357,7 +357,7 @@ impl Election {
         self.keep(now);
         self.contend(now);
         self.speak(now);
-        self.promised = Some(self.next);
+        self.promised = Some(self.next.max(now));
         std::mem::take(&mut self.actions)
     }
 
@@ -476,8 +476,11 @@ impl Election {
                 (self.changed.after(wait), Cause::Released(why))
             }
         };
-        self.wake(due);
-        (now >= due).then_some(cause)
+        if now < due {
+            self.wake(due);
+            return None;
+        }
+        Some(cause)
     }
 
     /// When this node may claim, by what is known now; none: not by time alone.

@@ -52,6 +52,28 @@ pub const KNOWN: [Known; 26] = [
     known("haproxy-metrics", "true: /metrics has the haproxy exporter's names too", "false"),
 ];
 
+/// A key as the document has it, and what is known of it.
+///
+/// # Errors
+/// There is no such setting, and what was probably meant.
+pub fn about(text: &str) -> Result<(String, &'static Known), String> {
+    let key = Key::parse(text)?;
+    let pattern = match &key {
+        Key::Vip | Key::HaproxyMetrics => key.to_string(),
+        Key::OfVip(address, OfVip::Priority(_)) => format!("vip.{address}.priority.NODE"),
+        Key::Service(_, key) => format!("service.NAME.{key}"),
+        Key::Weight(_) => "weight.NODE".to_owned(),
+        Key::Drain(_) => "drain.NODE".to_owned(),
+        Key::OfVip(..) => key.to_string(),
+    };
+    let pattern = match &key {
+        Key::OfVip(address, _) => pattern.replacen(&address.to_string(), "ADDRESS", 1),
+        _ => pattern,
+    };
+    let known = KNOWN.iter().find(|known| known.key == pattern);
+    Ok((key.to_string(), known.ok_or_else(|| format!("there is no setting \"{}\"", shown(text)))?))
+}
+
 /// What a key of a VIP is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum OfVip {
@@ -140,7 +162,7 @@ fn unknown(what: &str, typed: &str, known: &[&str]) -> String {
 /// `10.0.0.50.interface`: addresses have points of their own, so the longest beginning that is one counts.
 fn of_vip(rest: &str) -> Result<Key, String> {
     let ends = rest.match_indices('.').map(|(at, _)| at).chain([rest.len()]);
-    let found = ends.filter_map(|at| Some((at, rest[..at].parse::<IpAddr>().ok()?))).last();
+    let found = ends.filter_map(|at| Some((at, rest[..at].parse::<IpAddr>().ok()?))).next_back();
     let Some((at, address)) = found else {
         return Err("no address in it: write it as vip.10.0.0.50.interface".to_owned());
     };

@@ -19,7 +19,7 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-pub use known::{KNOWN, Known};
+pub use known::{KNOWN, Known, about};
 pub use plan::{Change, member, plan};
 
 use known::{Key, OfVip, shown};
@@ -95,6 +95,19 @@ pub struct Settings {
     pub drains: BTreeMap<Name, UnixMs>,
     /// Whether /metrics has the haproxy exporter's names too.
     pub haproxy_metrics: bool,
+}
+
+/// Checks an address for `vip`, as it is checked there.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_vip(text: &str) -> Result<IpAddr, String> {
+    known::vip(text)
+}
+
+/// The keys of a node's own settings, which go with it when it is removed.
+pub fn of_node(name: &Name) -> [String; 2] {
+    [Key::Weight(name.clone()).to_string(), Key::Drain(name.clone()).to_string()]
 }
 
 /// Collects mistakes.

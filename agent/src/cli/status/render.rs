@@ -1,7 +1,7 @@
 //! One screen of status.
 
 use proto::backends::State;
-use proto::control::{BackendStatus, MemberState, MemberStatus, ServiceStatus, Status};
+use proto::control::{BackendStatus, MemberState, MemberStatus, ServiceSource, ServiceStatus, Status};
 use proto::time::UnixMs;
 
 use super::table::{Cell, Column, Table, cut, tame, wrap};
@@ -80,6 +80,11 @@ fn show_service(text: &mut String, service: &ServiceStatus, now: UnixMs, columns
     };
     let mut line =
         format!("{listen}, {}, {} of {} connections", service.balance, service.connections, service.maxconn);
+    line.push_str(match service.source {
+        ServiceSource::Default | ServiceSource::File => "",
+        ServiceSource::Cluster => ", set for the whole cluster",
+        ServiceSource::FileOverCluster => ", by this node's own file and not as set for the cluster",
+    });
     if service.refused > 0 {
         line.push_str(&format!(", {} refused at the limit", service.refused));
     }
