@@ -7,6 +7,7 @@
 
 pub(crate) mod enter;
 mod status;
+mod tell;
 mod word;
 
 use std::net::IpAddr;
@@ -18,7 +19,8 @@ use anyhow::Context;
 use proto::backends::{Serving, Table};
 use proto::config::Config;
 use proto::control::{Request, Response};
-use proto::event::{Event, Kind, Ring};
+use proto::event::{Event, Ring};
+use proto::node::NodeId;
 use proto::pulse::Ears;
 use proto::service::Service;
 use proto::time::UnixMs;
@@ -33,7 +35,7 @@ use crate::membership::disk::{Disk, Member};
 use crate::membership::keeper::Keeper;
 use crate::membership::{Command, Membership, admit};
 use crate::proxy::{Listeners, Proxy};
-use crate::{check, control, events, gossip, net, proxy, pulse, reach, watchdog};
+use crate::{check, control, gossip, net, proxy, pulse, reach, watchdog};
 
 /// Longest time that open connections get to finish at a stop. Kubernetes' watches never do, and their
 /// clients reconnect through the same listener as soon as the agent is back.
@@ -68,6 +70,8 @@ pub(crate) struct Running {
     pub(crate) ring: watch::Receiver<Arc<Ring>>,
     /// Where parts tell what no watch shows. Never waited for: what does not fit is dropped.
     pub(crate) tell: mpsc::Sender<Event>,
+    /// What is wrong with telling.
+    pub(crate) troubles: crate::events::Troubles,
 }
 
 /// Runs the agent until it is told to stop. `reload` reads the configuration again; `started` is called
@@ -105,8 +109,8 @@ async fn start(
     life: &Life,
 ) -> anyhow::Result<(Arc<Running>, watch::Sender<Arc<Vec<Service>>>)> {
     let began = wall();
-    let (tell, told) = mpsc::channel(events::QUEUE);
-    let (ring_in, ring) = watch::channel(Arc::default());
+    let tell::Channels { tell, told, ring_in, ring, outlets } = tell::Channels::new(&config);
+    let troubles = outlets.troubles.clone();
     // Clients first: everything else can wait for milliseconds.
     let descriptors = proxy::raise_descriptor_limit();
     let listeners = Listeners::bind(&config.services);
@@ -135,7 +139,7 @@ async fn start(
     check::spawn(services.clone(), own_address.clone(), health_in, life);
     let (view_in, view) = watch::channel(Arc::new(View::default()));
     let (draining_in, draining) = watch::channel(None);
-    let first_health = health.clone();
+    let (first_health, own_health) = (health.clone(), health.clone());
     let words = word::Inputs {
         draining,
         node: node.clone(),
@@ -185,8 +189,8 @@ async fn start(
     let crate::link::Inbox { gossip, members, joining, proven, unknown_key, answers } = inbox;
     pulse::spawn(link.clone(), view.clone(), word.clone(), answers, ears_in, life);
     admit::serve(link.clone(), joining, commands_in.clone(), life);
-    forward(members, commands_in.clone(), Command::Incoming, life);
-    forward(unknown_key, commands_in.clone(), |_| Command::UnknownKey, life);
+    tell::members(members, commands_in.clone(), ring.clone(), life);
+    hurry(unknown_key, commands_in.clone(), life);
     let generation = disk.next_generation();
     let inputs = gossip::Inputs {
         link: link.clone(),
@@ -199,9 +203,6 @@ async fn start(
     let was_master = member.serving.iter().any(|(_, list)| list.iter().any(|backend| backend.node == own));
     start_gossip(inputs, view_in, was_master, first_health, life);
 
-    let inputs = events::Inputs { node: node.name.to_string(), began, told };
-    events::spawn(inputs, ring_in, life);
-    let _ = tell.try_send(Event::new(Kind::AgentStarted, began, node.name.as_str(), "running"));
     let membership = Membership { commands: commands_in, trust, open_until };
     let running = Arc::new(Running {
         link,
@@ -219,7 +220,9 @@ async fn start(
         draining: draining_in,
         ring,
         tell,
+        troubles,
     });
+    tell::spawn(&running, told, ring_in, outlets, own_health, life);
     serve_control(listener, running.clone(), life);
     tell_systemd(running.clone(), life);
     info!(node = %running.node.name, cluster = %running.membership.trust.borrow().document.name, "agent runs");
@@ -248,13 +251,8 @@ fn start_gossip(
     });
 }
 
-/// Hands everything from one queue to the keeper's.
-fn forward<T: Send + 'static>(
-    mut from: mpsc::Receiver<T>,
-    to: mpsc::Sender<Command>,
-    as_command: fn(T) -> Command,
-    life: &Life,
-) {
+/// Tells the keeper of keys that are not held.
+fn hurry(mut from: mpsc::Receiver<NodeId>, to: mpsc::Sender<Command>, life: &Life) {
     let stopping = life.stopping.clone();
     life.spawn(async move {
         loop {
@@ -262,8 +260,7 @@ fn forward<T: Send + 'static>(
                 one = from.recv() => one,
                 () = stopping.cancelled() => return,
             };
-            let Some(one) = one else { return };
-            if to.send(as_command(one)).await.is_err() {
+            if one.is_none() || to.send(Command::UnknownKey).await.is_err() {
                 return;
             }
         }
@@ -307,6 +304,7 @@ fn serve_control(listener: control::Listener, running: Arc<Running>, life: &Life
             match request {
                 Request::Status => Response::Status(Box::new(status::of(&running))),
                 Request::Drain { on } => drain(&running, on),
+                Request::Events(ask) => tell::answer(&running, ask).await,
                 request => running.membership.control(request).await,
             }
         }
@@ -353,8 +351,12 @@ async fn live(
                     running.proxy.reload(&config.services);
                     services.send_replace(Arc::new(config.services));
                     info!("configuration read again; services follow it, all else at the next start");
+                    tell::reloaded(running, true);
                 }
-                Err(error) => error!("the configuration was not taken over, the old one stays: {error:#}"),
+                Err(error) => {
+                    error!("the configuration was not taken over, the old one stays: {error:#}");
+                    tell::reloaded(running, false);
+                }
             },
         }
     }

@@ -14,6 +14,7 @@ mod env;
 mod fields;
 mod file;
 mod mistake;
+mod notify;
 mod services;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ mod walk;
 pub use env::apply_env;
 pub use file::parse;
 pub use mistake::Mistake;
+pub use notify::Webhook;
 
 /// How the log is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -132,6 +134,10 @@ pub struct Config {
     pub log_format: LogFormat,
     /// How much is logged.
     pub log_level: LogLevel,
+    /// Programs, and directories of programs, that are told of events.
+    pub notify: Vec<String>,
+    /// Where events are sent.
+    pub webhook: Option<Webhook>,
     /// What is proxied; the default service always stands first.
     pub services: Vec<Service>,
 }
@@ -149,6 +155,8 @@ impl Default for Config {
             nameservers: Vec::new(),
             log_format: LogFormat::default(),
             log_level: LogLevel::default(),
+            notify: Vec::new(),
+            webhook: None,
             services: vec![Service::kube_api()],
         }
     }
