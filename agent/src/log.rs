@@ -186,7 +186,7 @@ mod tests {
         let journal = UnixDatagram::bind(&path).unwrap();
         let told =
             proto::event::Event::new(proto::event::Kind::Member, proto::time::UnixMs(9_000), "m1", "down");
-        let told = told.since("up", proto::time::UnixMs(2_000)).cause("not heard").level(Level::Error);
+        let told = told.since("up", proto::time::UnixMs(2_000)).cause("not heard").level(super::Level::Error);
         journal_socket(&path).unwrap().send(fields(&told).as_bytes()).unwrap();
         let mut bytes = [0; 1000];
         let len = journal.recv(&mut bytes).unwrap();

@@ -295,7 +295,7 @@ impl Seen {
 
     /// Who holds another document, and for longer than an exchange takes.
     fn copies(&mut self, view: &View, now: UnixMs, out: &mut Vec<Event>) {
-        let own = self.own;
+        let (own, settle) = (self.own, SETTLE.as_millis() as u64);
         for member in view.members.values().filter(|member| member.id != own) {
             let differs = member.heard && !member.word.left && member.word.document != self.hash;
             let known = self.differing.get_mut(&member.id);
@@ -304,12 +304,10 @@ impl Seen {
                 None if differs => {
                     self.differing.insert(member.id, (now, false));
                 }
-                Some((since, told)) if differs && !*told => {
-                    if now.0.saturating_sub(since.0) >= SETTLE.as_millis() as u64 {
-                        *told = true;
-                        let cause = format!("it holds {}, this node {}", member.word.document, self.hash);
-                        out.push(event("differs").from("same", None).cause(cause).level(Level::Warning));
-                    }
+                Some((since, told)) if differs && !*told && now.0.saturating_sub(since.0) >= settle => {
+                    *told = true;
+                    let cause = format!("it holds {}, this node {}", member.word.document, self.hash);
+                    out.push(event("differs").from("same", None).cause(cause).level(Level::Warning));
                 }
                 Some((since, told)) if !differs => {
                     if *told {
