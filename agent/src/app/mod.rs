@@ -8,6 +8,7 @@
 pub(crate) mod enter;
 pub(crate) mod settled;
 mod status;
+mod tell;
 mod vip;
 mod word;
 
@@ -20,6 +21,7 @@ use anyhow::Context;
 use proto::backends::{Serving, Table};
 use proto::config::Config;
 use proto::control::{Request, Response};
+use proto::event::{Event, Ring};
 use proto::node::NodeId;
 use proto::pulse::Ears;
 use proto::service::Service;
@@ -74,6 +76,12 @@ pub(crate) struct Running {
     /// What is known of virtual IPs.
     pub(crate) vips: watch::Receiver<Arc<Report>>,
     orders: mpsc::Sender<Order>,
+    /// The latest events of this node.
+    pub(crate) ring: watch::Receiver<Arc<Ring>>,
+    /// Where parts tell what no watch shows. Never waited for: what does not fit is dropped.
+    pub(crate) tell: mpsc::Sender<Event>,
+    /// What is wrong with telling.
+    pub(crate) troubles: crate::events::Troubles,
 }
 
 /// Runs the agent until it is told to stop. `reload` reads the configuration again; `started` is called
@@ -99,7 +107,7 @@ pub(crate) async fn run(
         }
     };
     started(running.clone(), &life);
-    live(&configured, reload, &life).await?;
+    live(&running, &configured, reload, &life).await?;
     stop(&running, &life).await;
     Ok(())
 }
@@ -111,6 +119,8 @@ async fn start(
     life: &Life,
 ) -> anyhow::Result<(Arc<Running>, watch::Sender<Arc<Config>>)> {
     let began = wall();
+    let tell::Channels { tell, told, ring_in, ring, outlets } = tell::Channels::new(&config);
+    let troubles = outlets.troubles.clone();
     // Clients first: everything else can wait for milliseconds.
     let descriptors = proxy::raise_descriptor_limit();
     let first = Settled::of(&config, &member.document);
@@ -144,7 +154,7 @@ async fn start(
     let (health_in, health) = watch::channel(Arc::default());
     check::spawn(services.clone(), own_address.clone(), health_in, life);
     let (view_in, view) = watch::channel(Arc::new(View::default()));
-    let first_health = health.clone();
+    let (first_health, own_health) = (health.clone(), health.clone());
     let (report_in, vips) = watch::channel(Arc::default());
     let fitness = vip::Inputs {
         own: node.name.clone(),
@@ -218,8 +228,8 @@ async fn start(
     };
     crate::vip::spawn(inputs, report_in, life);
     admit::serve(link.clone(), joining, commands_in.clone(), life);
-    forward(members, commands_in.clone(), Command::Incoming, life);
-    forward(unknown_key, commands_in.clone(), |_| Command::UnknownKey, life);
+    tell::members(members, commands_in.clone(), ring.clone(), life);
+    hurry(unknown_key, commands_in.clone(), life);
     let generation = disk.next_generation();
     let inputs = gossip::Inputs {
         link: link.clone(),
@@ -249,7 +259,11 @@ async fn start(
         settled,
         vips,
         orders,
+        ring,
+        tell,
+        troubles,
     });
+    tell::spawn(&running, told, ring_in, outlets, own_health, life);
     serve_control(listener, running.clone(), life);
     tell_systemd(running.clone(), life);
     info!(node = %running.node.name, cluster = %running.membership.trust.borrow().document.name, "agent runs");
@@ -287,13 +301,8 @@ fn start_gossip(
     });
 }
 
-/// Hands everything from one queue to the keeper's.
-fn forward<T: Send + 'static>(
-    mut from: mpsc::Receiver<T>,
-    to: mpsc::Sender<Command>,
-    as_command: fn(T) -> Command,
-    life: &Life,
-) {
+/// Tells the keeper of keys that are not held.
+fn hurry(mut from: mpsc::Receiver<NodeId>, to: mpsc::Sender<Command>, life: &Life) {
     let stopping = life.stopping.clone();
     life.spawn(async move {
         loop {
@@ -301,8 +310,7 @@ fn forward<T: Send + 'static>(
                 one = from.recv() => one,
                 () = stopping.cancelled() => return,
             };
-            let Some(one) = one else { return };
-            if to.send(as_command(one)).await.is_err() {
+            if one.is_none() || to.send(Command::UnknownKey).await.is_err() {
                 return;
             }
         }
@@ -351,6 +359,7 @@ fn serve_control(listener: control::Listener, running: Arc<Running>, life: &Life
                     let settled = running.settled.borrow().clone();
                     Response::Settings(settled.list(&document))
                 }
+                Request::Events(ask) => tell::answer(&running, ask).await,
                 request => running.membership.control(request).await,
             }
         }
@@ -360,6 +369,7 @@ fn serve_control(listener: control::Listener, running: Arc<Running>, life: &Life
 
 /// Follows signals until one says stop.
 async fn live(
+    running: &Running,
     configured: &watch::Sender<Arc<Config>>,
     reload: impl Fn() -> anyhow::Result<Config>,
     life: &Life,
@@ -378,8 +388,12 @@ async fn live(
                 Ok(config) => {
                     configured.send_replace(Arc::new(config));
                     info!("configuration read again; services follow it, all else at the next start");
+                    tell::reloaded(running, true);
                 }
-                Err(error) => error!("the configuration was not taken over, the old one stays: {error:#}"),
+                Err(error) => {
+                    error!("the configuration was not taken over, the old one stays: {error:#}");
+                    tell::reloaded(running, false);
+                }
             },
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use proto::backends::{Backend, State};
-use proto::cluster::{Admitted, Document};
+use proto::cluster::Admitted;
 use proto::control::{
     BackendStatus, ClusterStatus, LinkStatus, MemberState, MemberStatus, NodeStatus, ServiceSource,
     ServiceStatus, Status,
@@ -14,7 +14,6 @@ use proto::service::{Service, ServiceName};
 use proto::view::View;
 
 use super::Running;
-use super::settled::Settled;
 use crate::lifecycle::wall;
 use crate::link::Counters;
 use crate::proxy::ServiceStats;
@@ -85,7 +84,7 @@ pub(super) fn of(running: &Running) -> Status {
             })
             .collect(),
         vips: vips.vips.clone(),
-        problems: problems(running, &settled, document, &view),
+        problems: problems(running).into_iter().chain(running.troubles.list()).collect(),
     }
 }
 
@@ -154,16 +153,10 @@ fn member_status(
     let own = id == running.link.own();
     let ears = running.ears.borrow().clone();
     let ear = ears.get(&id).filter(|ear| ear.hearing != Hearing::Unknown);
-    let hearing = ear.map(|ear| ear.hearing);
-    let state = match member {
-        _ if own => MemberState::Up,
-        Some(member) if member.word.left => MemberState::Left,
-        _ if hearing == Some(Hearing::Late) => MemberState::Suspect,
-        _ if hearing == Some(Hearing::Heard) => MemberState::Up,
-        Some(member) if member.heard && hearing.is_none() => MemberState::Up,
-        // Its agent is silent, but what it serves answers: the machine lives.
-        _ if backend.is_some_and(|backend| backend.state == State::Ready) => MemberState::Suspect,
-        _ => MemberState::Down,
+    let serves = backend.is_some_and(|backend| backend.state == State::Ready);
+    let state = match own {
+        true => MemberState::Up,
+        false => MemberState::of(member, ear.map(|ear| ear.hearing), serves),
     };
     let address = match (own, running.link.book.best(&id)) {
         (true, _) => running.own_address.borrow().map(|ip| ip.to_string()),
@@ -181,7 +174,11 @@ fn member_status(
     }
 }
 
-fn problems(running: &Running, settled: &Settled, document: &Document, view: &View) -> Vec<String> {
+/// What is wrong with this node, except with telling of it.
+pub(super) fn problems(running: &Running) -> Vec<String> {
+    let view = running.view.borrow().clone();
+    let document = running.membership.trust.borrow().document.clone();
+    let settled = running.settled.borrow().clone();
     let mut problems = running.disk.problems();
     if document.member(&running.link.own()).is_none() {
         problems.push(

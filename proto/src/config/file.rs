@@ -4,7 +4,7 @@ use toml::de::DeTable;
 
 use super::mistake::Mistake;
 use super::walk::{Mistakes, Section};
-use super::{Config, fields, services};
+use super::{Config, fields, notify, services};
 
 /// The keys of the whole file.
 const KEYS: &[&str] = &[
@@ -16,6 +16,9 @@ const KEYS: &[&str] = &[
     "state-dir",
     "runtime-dir",
     "nameservers",
+    "notify",
+    "webhook",
+    "webhook-ca-file",
     "log",
     "service",
 ];
@@ -67,6 +70,7 @@ fn read(root: &DeTable<'_>, mistakes: &mut Mistakes<'_>) -> Config {
         config.log_format = log.text("format", mistakes, str::parse).unwrap_or_default();
         config.log_level = log.text("level", mistakes, str::parse).unwrap_or_default();
     }
+    notify::read(&top, &mut config, mistakes);
     services::read(&top, &mut config, mistakes);
     config
 }

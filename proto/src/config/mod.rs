@@ -16,6 +16,7 @@ mod env;
 mod fields;
 mod file;
 mod mistake;
+mod notify;
 mod overlay;
 mod services;
 #[cfg(test)]
@@ -25,6 +26,7 @@ mod walk;
 pub use env::apply_env;
 pub use file::parse;
 pub use mistake::Mistake;
+pub use notify::Webhook;
 pub use overlay::{SHARED_KEYS, overlay, shared_service};
 
 pub(crate) use mistake::nearest;
@@ -138,6 +140,10 @@ pub struct Config {
     pub log_format: LogFormat,
     /// How much is logged.
     pub log_level: LogLevel,
+    /// Programs, and directories of programs, that are told of events.
+    pub notify: Vec<String>,
+    /// Where events are sent.
+    pub webhook: Option<Webhook>,
     /// What is proxied; the default service always stands first.
     pub services: Vec<Service>,
     /// The services that the file speaks of: there it counts, whatever the cluster's settings say.
@@ -157,6 +163,8 @@ impl Default for Config {
             nameservers: Vec::new(),
             log_format: LogFormat::default(),
             log_level: LogLevel::default(),
+            notify: Vec::new(),
+            webhook: None,
             services: vec![Service::kube_api()],
             named: Vec::new(),
         }
