@@ -155,7 +155,7 @@ pub(crate) async fn join(wish: &Wish, seed: &str, report: Report<'_>) -> anyhow:
     };
     let addresses = match &invite {
         Some(invite) => invite.addresses.clone(),
-        None => net::resolve(seed, wish.config.port, &wish.config.nameservers).await?,
+        None => net::resolve(seed, wish.config.port).await?,
     };
     let disk = open(&wish.config)?;
     match disk.member() {

@@ -1,7 +1,6 @@
 //! Events put together: what they are derived from, whom they are handed to, and who may ask for them.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -37,17 +36,16 @@ impl Channels {
             dir: PathBuf::from(&config.state_dir),
             notify: config.notify.clone(),
             webhook: config.webhook.clone(),
-            resolve: resolver(config.nameservers.clone()),
+            resolve: resolver(),
             troubles: Troubles::default(),
         };
         Channels { tell, told, ring_in, ring, outlets }
     }
 }
 
-fn resolver(nameservers: Vec<IpAddr>) -> Resolve {
-    Arc::new(move |at: String| {
-        let nameservers = nameservers.clone();
-        Box::pin(async move { net::resolve(&at, 0, &nameservers).await.map_err(|error| error.to_string()) })
+fn resolver() -> Resolve {
+    Arc::new(|at: String| {
+        Box::pin(async move { net::resolve(&at, 0).await.map_err(|error| error.to_string()) })
     })
 }
 

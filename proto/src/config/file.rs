@@ -15,7 +15,6 @@ const KEYS: &[&str] = &[
     "bind",
     "state-dir",
     "runtime-dir",
-    "nameservers",
     "notify",
     "webhook",
     "webhook-ca-file",
@@ -59,9 +58,6 @@ fn read(root: &DeTable<'_>, mistakes: &mut Mistakes<'_>) -> Config {
     }
     if let Some(path) = top.text("runtime-dir", mistakes, fields::runtime_dir) {
         config.runtime_dir = path;
-    }
-    if let Some(list) = top.texts("nameservers", mistakes, fields::reachable) {
-        config.nameservers = list.into_iter().map(|(_, ip)| ip).collect();
     }
     if let Some(field) = top.field("log")
         && let Some(table) = field.table(mistakes)

@@ -134,8 +134,6 @@ pub struct Config {
     pub state_dir: String,
     /// Where the control socket is.
     pub runtime_dir: String,
-    /// Name servers; empty: those of /etc/resolv.conf.
-    pub nameservers: Vec<IpAddr>,
     /// How the log is written.
     pub log_format: LogFormat,
     /// How much is logged.
@@ -160,7 +158,6 @@ impl Default for Config {
             bind: None,
             state_dir: "/var/lib/agent".to_owned(),
             runtime_dir: "/run/agent".to_owned(),
-            nameservers: Vec::new(),
             log_format: LogFormat::default(),
             log_level: LogLevel::default(),
             notify: Vec::new(),

@@ -43,7 +43,6 @@ fn every_field_is_read() {
         bind = "0.0.0.0"
         state-dir = "/srv/agent"
         runtime-dir = "/run/other"
-        nameservers = ["10.0.0.53", "fd00::53"]
 
         [log]
         format = "json"
@@ -81,7 +80,6 @@ fn every_field_is_read() {
     assert_eq!(config.port, 7000);
     assert_eq!(config.bind, "0.0.0.0".parse().ok());
     assert_eq!((&*config.state_dir, &*config.runtime_dir), ("/srv/agent", "/run/other"));
-    assert_eq!(config.nameservers.len(), 2);
     assert_eq!((config.log_format, config.log_level), (LogFormat::Json, LogLevel::Debug));
 
     let [api, web] = &config.services[..] else { panic!("{:?}", config.services) };
@@ -148,8 +146,6 @@ fn every_wrong_value_is_named_with_its_place() {
         ("state-dir = \"state\"".to_owned(), (1, 13), "state-dir", "begin it with /"),
         ("runtime-dir = \"\"".to_owned(), (1, 15), "runtime-dir", "begin it with /"),
         (format!("runtime-dir = \"/{}\"", "x".repeat(90)), (1, 15), "runtime-dir", "at most 80"),
-        ("nameservers = [\"10.0.0.53\", \"dns\"]".to_owned(), (1, 29), "nameservers", "\"dns\" is not"),
-        ("nameservers = 4".to_owned(), (1, 15), "nameservers", "a text or a list of texts"),
         ("log = \"json\"".to_owned(), (1, 7), "log", "write [log]"),
         ("[log]\nformat = \"jsn\"".to_owned(), (2, 10), "log.format", "did you mean json?"),
         ("[log]\nlevel = \"loud\"".to_owned(), (2, 9), "log.level", "error, warn, info, debug"),
@@ -297,7 +293,6 @@ fn line() -> impl Strategy<Value = String> {
             "bind",
             "state-dir",
             "runtime-dir",
-            "nameservers",
             "log",
             "format",
             "level",
