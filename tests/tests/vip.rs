@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use proto::event::{Event, Kind};
 use tests::lab::{Lab, Master, Signal};
 use tests::mesh::{Agent, GOSSIP, SOON, form, with_agents};
 use tests::vip::{
@@ -233,6 +234,18 @@ fn a_node_that_drains_gives_it_away() -> Result<()> {
         eventually("another owns it", SOON, || {
             let owner = stage.number(stage.prober.sole_owner(ms(300))?);
             ensure!(owner != Some(old), "n{old} still does");
+            Ok(())
+        })?;
+        eventually("it is told", SOON, || {
+            let text = stage.contender.agent(old).cli(&["events", "--json", "--since", "1h"])?.ok()?;
+            let events: Vec<Event> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+            let lost = |event: &&Event| event.kind == Kind::VipState && event.from == "master";
+            let lost = events.iter().find(lost).with_context(|| format!("not told:\n{text}"))?;
+            ensure!(lost.to == "backup" && lost.duration_ms.is_some(), "{lost:?}");
+            ensure!(lost.keepalived().is_some_and(|words| words[2] == "BACKUP"), "{lost:?}");
+            let gave = |event: &&Event| event.kind == Kind::VipOwner && event.from == format!("n{old}");
+            let gave = events.iter().find(gave).with_context(|| format!("not told to whom:\n{text}"))?;
+            ensure!(gave.to != gave.from && !gave.cause.is_empty(), "{gave:?}");
             Ok(())
         })?;
         let seen = stage.contender.seen()?;

@@ -225,6 +225,7 @@ async fn start(
         fit: vip::spawn(fitness, life),
         arrivals,
         orders: orders_out,
+        tell: tell.clone(),
     };
     crate::vip::spawn(inputs, report_in, life);
     admit::serve(link.clone(), joining, commands_in.clone(), life);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use proto::config::Config;
-use proto::control::Response;
+use proto::control::{Response, VipStatus};
 use proto::event::{Ask, Event, Kind, Level, Ring};
 use proto::exchange::{FromMember, ToMember};
 use proto::keys::Offer;
@@ -69,10 +69,28 @@ pub(super) fn spawn(
         ears: running.ears.clone(),
         trust: running.membership.trust.clone(),
         health,
+        vips: vips(running, life),
         look: Box::new(move || look(&looked)),
         outlets,
     };
     events::spawn(inputs, ring, life);
+}
+
+/// Virtual IPs as status shows them, without what else their report holds.
+fn vips(running: &Running, life: &Life) -> watch::Receiver<Vec<VipStatus>> {
+    let (sender, receiver) = watch::channel(Vec::new());
+    let (mut reports, over) = (running.vips.clone(), life.over.clone());
+    life.spawn(async move {
+        loop {
+            tokio::select! {
+                changed = reports.changed() => if changed.is_err() { return },
+                () = over.cancelled() => return,
+            }
+            let report = reports.borrow_and_update().clone();
+            sender.send_replace(report.vips.clone());
+        }
+    });
+    receiver
 }
 
 /// What no watch tells of.

@@ -4,13 +4,13 @@
 //! events that lead there to a list.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use proto::backends::{State, Table};
 use proto::cluster::Document;
-use proto::control::MemberState;
+use proto::control::{MemberState, VipState, VipStatus};
 use proto::event::{Event, Kind, Level};
 use proto::health::Readiness;
 use proto::keys::Offer;
@@ -25,6 +25,9 @@ const FIRST_WORDS: Duration = Duration::from_secs(15);
 
 /// Copies of the document differ for seconds after every change; longer is worth a word.
 const SETTLE: Duration = Duration::from_secs(60);
+
+/// Settings that say since when a node drains; its name follows.
+const DRAINS: &str = "drain.";
 
 /// A limit counts as left when nothing met it for this long: else each connection would be an event.
 const QUIET: Duration = Duration::from_secs(5);
@@ -66,6 +69,7 @@ pub(super) struct Seen {
     failed: BTreeMap<(ServiceName, SocketAddr), UnixMs>,
     limits: BTreeMap<(Kind, ServiceName), Limit>,
     problems: BTreeMap<String, (String, UnixMs)>,
+    vips: BTreeMap<IpAddr, (&'static str, UnixMs)>,
 }
 
 /// A counter that grows while a limit is met.
@@ -92,6 +96,7 @@ impl Seen {
             failed: BTreeMap::new(),
             limits: BTreeMap::new(),
             problems: BTreeMap::new(),
+            vips: BTreeMap::new(),
         }
     }
 
@@ -146,7 +151,8 @@ impl Seen {
             let saying = ear.filter(|ear| ear.hearing != Hearing::Lost).and_then(|ear| ear.saying.as_ref());
             if let Some(member) = member {
                 let draining = saying.map_or(member.word.draining.is_some(), |saying| saying.draining);
-                self.drained(*id, &admitted.name, draining, member.word.left, now, out);
+                let word = (draining, member.word.left);
+                self.drained(*id, &admitted.name, word, now, out);
             }
             if *id == self.own {
                 continue;
@@ -185,21 +191,25 @@ impl Seen {
         &mut self,
         id: NodeId,
         name: &Name,
-        draining: bool,
-        left: bool,
+        (draining, left): (bool, bool),
         now: UnixMs,
         out: &mut Vec<Event>,
     ) {
+        let setting = self.document.settings.get(&format!("{DRAINS}{name}"));
+        let by =
+            setting.map_or(String::new(), |setting| format!("by {}", named(&self.document, &setting.by)));
         // Whoever stops drains too; that it has stopped says it already.
         match (draining && !left, self.draining.get(&id).copied()) {
             (true, None) => {
                 self.draining.insert(id, now);
-                out.push(Event::new(Kind::Drain, now, name.as_str(), "draining").from("serving", None));
+                let event = Event::new(Kind::Drain, now, name.as_str(), "draining").from("serving", None);
+                out.push(event.cause(by));
             }
             (false, Some(since)) => {
                 self.draining.remove(&id);
                 let to = if left { "stopped" } else { "serving" };
-                out.push(Event::new(Kind::Drain, now, name.as_str(), to).since("draining", since));
+                let event = Event::new(Kind::Drain, now, name.as_str(), to).since("draining", since);
+                out.push(if left { event } else { event.cause(by) });
             }
             _ => {}
         }
@@ -244,8 +254,7 @@ impl Seen {
         }
         let before = std::mem::replace(&mut self.document, document.clone());
         self.hash = document.hash();
-        let name =
-            |id: &NodeId| document.nodes.get(id).map_or_else(|| id.to_string(), |node| node.name.to_string());
+        let name = |id: &NodeId| named(document, id);
         for (id, node) in document.members().filter(|(id, _)| !before.nodes.contains_key(id)) {
             let by = if node.by == *id { String::new() } else { format!("by {}", name(&node.by)) };
             out.push(Event::new(Kind::MemberJoined, now, node.name.as_str(), "member").cause(by));
@@ -260,7 +269,8 @@ impl Seen {
         }
         for (key, setting) in &document.settings {
             let was = before.settings.get(key);
-            if was.is_some_and(|was| was.value == setting.value) {
+            // A drain is told as one, once it holds.
+            if was.is_some_and(|was| was.value == setting.value) || key.starts_with(DRAINS) {
                 continue;
             }
             let value = |value: Option<&String>| shown(key, value);
@@ -274,6 +284,41 @@ impl Seen {
             let event = Event::new(Kind::KeyRotated, now, "gossip-key", document.key.epoch.to_string());
             let event = event.since(before.key.epoch.to_string(), before.key.at);
             out.push(event.cause(format!("by {}{removal}", name(&document.key.by))));
+        }
+    }
+
+    /// This node's part in virtual IPs, in keepalived's words. Its priority is its place in line: 255 for
+    /// the first, as keepalived's owner has it, 0 for who is no candidate.
+    pub(super) fn vips(&mut self, vips: &[VipStatus], now: UnixMs, out: &mut Vec<Event>) {
+        let own = named(&self.document, &self.own);
+        let mut gone = std::mem::take(&mut self.vips);
+        for vip in vips {
+            let (word, level) = match vip.state {
+                VipState::OwnedHere => ("master", Level::Info),
+                VipState::Owned | VipState::Unowned => ("backup", Level::Info),
+                VipState::Unavailable => ("fault", Level::Warning),
+            };
+            let known = gone.remove(&vip.address);
+            let mut event = Event::new(Kind::VipState, now, vip.address.to_string(), word);
+            event = event.cause(vip.reason.as_str()).level(level);
+            let rank = vip.candidates.iter().find(|one| one.node.as_str() == own).map(|one| one.rank);
+            event.priority =
+                Some(rank.and_then(|rank| u8::try_from(256_u32.saturating_sub(rank)).ok()).unwrap_or(0));
+            let since = match known {
+                Some((was, since)) if was == word => since,
+                Some((was, since)) => {
+                    out.push(event.since(was, since));
+                    now
+                }
+                None => {
+                    out.push(event);
+                    now
+                }
+            };
+            self.vips.insert(vip.address, (word, since));
+        }
+        for (address, (was, since)) in gone {
+            out.push(Event::new(Kind::VipState, now, address.to_string(), "gone").since(was, since));
         }
     }
 
@@ -389,6 +434,11 @@ impl Seen {
             out.push(event.cause(text));
         }
     }
+}
+
+/// A node's name, or its id where it is not known.
+fn named(document: &Document, id: &NodeId) -> String {
+    document.nodes.get(id).map_or_else(|| id.to_string(), |node| node.name.to_string())
 }
 
 /// A setting's value as all may read it.

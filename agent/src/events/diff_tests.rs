@@ -1,6 +1,7 @@
 //! What has changed, found out of two looks.
 
 use proto::cluster::{Admitted, ClusterId, KeyId, Removed};
+use proto::control::VipCandidate;
 use proto::health::Health;
 use proto::keys::Word;
 use proto::node::PublicKey;
@@ -173,6 +174,46 @@ fn own_checks_are_told() {
         step(&BTreeMap::new(), 7),
         ["check kube-api: not-ready -> gone after 2m: no instance here any more"]
     );
+}
+
+#[test]
+fn the_own_part_in_a_vip_is_told_in_words_of_keepalived() {
+    let mut seen = seen();
+    let vip = |state, reason: &str| VipStatus {
+        address: "10.0.0.9".parse().unwrap(),
+        state,
+        owner: None,
+        epoch: 1,
+        interface: None,
+        since_unix_ms: UnixMs(1),
+        reason: reason.to_owned(),
+        candidates: vec![
+            VipCandidate { node: name(1), rank: 1, eligible: true, reason: String::new() },
+            VipCandidate { node: name(0), rank: 2, eligible: true, reason: String::new() },
+        ],
+    };
+    let mut step = |vips: &[VipStatus], at| {
+        let mut out = Vec::new();
+        seen.vips(vips, UnixMs(at), &mut out);
+        out.iter().map(|event| event.keepalived().unwrap().join(" ")).collect::<Vec<_>>()
+    };
+    assert_eq!(step(&[vip(VipState::Unowned, "")], 1_000), ["INSTANCE 10.0.0.9 BACKUP 254"]);
+    assert!(step(&[vip(VipState::Owned, "")], 2_000).is_empty(), "backup it stays");
+    assert_eq!(step(&[vip(VipState::OwnedHere, "")], 3_000), ["INSTANCE 10.0.0.9 MASTER 254"]);
+    assert_eq!(step(&[vip(VipState::Unavailable, "no interface")], 4_000), ["INSTANCE 10.0.0.9 FAULT 254"]);
+    assert_eq!(step(&[], 5_000), ["INSTANCE 10.0.0.9 FAULT 0"]);
+    assert!(step(&[], 6_000).is_empty());
+}
+
+#[test]
+fn a_drain_is_told_once_and_with_who_asked_for_it() {
+    let mut seen = seen();
+    let mut now = document();
+    now.set("drain.m1", Some("5".to_owned()), key(0).id(), UnixMs(2));
+    assert!(said(|out| seen.document(&Arc::new(now), UnixMs(2), out)).is_empty());
+    let draining = view(true, |word| word.draining = Some(UnixMs(1)));
+    let told = said(|out| seen.members(&draining, &Ears::new(), &Table::new(), UnixMs(3), out));
+    assert!(told.contains(&"drain m1: serving -> draining: by m0".to_owned()), "{told:?}");
 }
 
 #[test]

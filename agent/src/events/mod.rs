@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use proto::backends::Table;
 use proto::config::Webhook;
+use proto::control::VipStatus;
 use proto::event::{Event, Kind, Level, Ring};
 use proto::keys::Offer;
 use proto::node::{Name, NodeId};
@@ -62,6 +63,7 @@ pub(crate) struct Inputs {
     pub(crate) ears: watch::Receiver<Arc<Ears>>,
     pub(crate) trust: watch::Receiver<Arc<Trust>>,
     pub(crate) health: watch::Receiver<Arc<BTreeMap<ServiceName, Offer>>>,
+    pub(crate) vips: watch::Receiver<Vec<VipStatus>>,
     /// What no watch carries.
     pub(crate) look: Box<dyn Fn() -> Looked + Send>,
     pub(crate) outlets: Outlets,
@@ -200,6 +202,10 @@ impl Keeper {
                 Ok(()) = inputs.trust.changed() => {
                     let document = inputs.trust.borrow_and_update().document.clone();
                     self.seen.document(&document, wall(), &mut new);
+                }
+                Ok(()) = inputs.vips.changed() => {
+                    let vips = inputs.vips.borrow_and_update().clone();
+                    self.seen.vips(&vips, wall(), &mut new);
                 }
                 Ok(()) = inputs.health.changed() => {
                     let health = inputs.health.borrow_and_update().clone();

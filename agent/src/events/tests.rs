@@ -36,6 +36,7 @@ fn stage(dir: &Path) -> Stage {
         ears: watch::channel(Arc::default()).1,
         trust: watch::channel(Arc::new(trust)).1,
         health: watch::channel(Arc::default()).1,
+        vips: watch::channel(Vec::new()).1,
         look: Box::new(Looked::default),
         outlets: Outlets {
             dir: dir.to_owned(),

@@ -20,7 +20,7 @@ use crate::lifecycle::wall;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Seen {
     said: Option<(State, Option<NodeId>)>,
-    since: UnixMs,
+    pub(super) since: UnixMs,
 }
 
 impl Driver {
