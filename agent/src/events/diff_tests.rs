@@ -62,6 +62,7 @@ fn view(heard: bool, change: impl FnOnce(&mut Word)) -> View {
         services: BTreeMap::new(),
         feet: Vec::new(),
         vips: BTreeMap::new(),
+        unfit: BTreeMap::new(),
     };
     change(&mut word);
     let id = key(1).id();

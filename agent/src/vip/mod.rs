@@ -18,6 +18,7 @@ mod packet;
 mod report;
 mod segment;
 mod sever;
+mod wanted;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -80,6 +81,8 @@ pub(crate) struct Report {
     pub(crate) feet: Vec<Foot>,
     /// For gossip: those that this node owns.
     pub(crate) claims: BTreeMap<IpAddr, Claim>,
+    /// For gossip: those that it may and can't own, and why.
+    pub(crate) unfit: BTreeMap<IpAddr, String>,
     /// What keeps this node from taking part at all, for people.
     pub(crate) problem: Option<String>,
 }

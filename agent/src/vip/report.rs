@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use proto::cluster::Document;
 use proto::control::{Response, VipCandidate, VipState, VipStatus};
-use proto::election::{self, State};
+use proto::election::{self, Standing, State};
 use proto::keys::Claim;
 use proto::node::{Name, NodeId};
 use proto::time::{Moment, UnixMs};
@@ -27,7 +27,11 @@ impl Driver {
     /// Says anew what is known, and ends the wishes that have come true or have not in time.
     pub(super) fn publish(&mut self, now: Moment) {
         let document = self.inputs.trust.borrow().document.clone();
-        let mut report = Report { problem: self.problem.clone(), ..Report::default() };
+        let own = self.own;
+        let mut candidates = self.vips.values().flat_map(|vip| &vip.rules.candidates);
+        let takes_part = candidates.any(|one| one.node == own);
+        let problem = self.problem.as_ref().or(self.closed.as_ref()).filter(|_| takes_part);
+        let mut report = Report { problem: problem.cloned(), ..Report::default() };
         let mut owners: BTreeMap<IpAddr, Option<NodeId>> = BTreeMap::new();
         for (address, vip) in self.vips.iter_mut().filter(|(_, vip)| !vip.leaving) {
             let status = vip.election.status(now);
@@ -38,7 +42,10 @@ impl Driver {
                     report.feet.push(foot);
                 }
             }
-            let shown = shown(vip, &status, now, &document);
+            let shown = shown(vip, own, &status, now, &document);
+            if let Some(why) = unfit(&status, own) {
+                report.unfit.insert(*address, why);
+            }
             if status.state == State::OwnedHere {
                 report.claims.insert(*address, Claim { epoch: status.epoch, since: shown.since_unix_ms });
             }
@@ -58,22 +65,37 @@ impl Driver {
         let moves = std::mem::take(&mut self.moves);
         for (address, to, until, reply) in moves {
             let name = name(document, &to);
-            if owners.get(&address) == Some(&Some(to)) {
+            let owner = owners.get(&address).copied().flatten();
+            if owner == Some(to) {
                 let _ = reply.send(Response::Done(format!("{address} is on {name} now")));
             } else if now >= until {
                 let text = format!("{address} did not get to {name} in time; see: agent status");
                 let _ = reply.send(Response::Failed(text));
             } else {
+                // Again: the wish may have been lost on the way.
+                let own = self.own;
+                let looks_on = |vip: &Vip| vip.rules.candidates.iter().all(|one| one.node != own);
+                if let (Some(owner), Some(true)) = (owner, self.vips.get(&address).map(looks_on)) {
+                    self.wish(address, owner, to);
+                }
                 self.moves.push((address, to, until, reply));
             }
         }
     }
 }
 
-fn shown(vip: &mut Vip, status: &election::Status, now: Moment, document: &Document) -> VipStatus {
+fn shown(
+    vip: &mut Vip,
+    own: NodeId,
+    status: &election::Status,
+    now: Moment,
+    document: &Document,
+) -> VipStatus {
     let said = Some((status.state, status.owner));
     if vip.seen.said != said {
-        let ago = status.since.map_or(0, |since| now.since(since).as_millis() as u64);
+        // At first since when it was so before this agent looked, as far as the others know.
+        let known = status.since.filter(|_| vip.seen.said.is_none());
+        let ago = known.map_or(0, |since| now.since(since).as_millis() as u64);
         vip.seen = Seen { said, since: UnixMs(wall().0.saturating_sub(ago)) };
     }
     // Where nobody has it, what is in the way of this node says more than what others say of themselves.
@@ -81,12 +103,21 @@ fn shown(vip: &mut Vip, status: &election::Status, now: Moment, document: &Docum
         Err(Nowhere::Own(why) | Nowhere::Segment(why)) if status.owner.is_none() => Some(why.clone()),
         _ => None,
     };
-    let reason = here.or_else(|| status.reason.clone()).or_else(|| vip.election.recovery(now));
-    let candidates = status.candidates.iter().zip(1..).map(|(place, rank)| VipCandidate {
-        node: name(document, &place.node),
-        rank,
-        eligible: place.reason.is_none(),
-        reason: place.reason.clone().unwrap_or_default(),
+    // A node that is none itself gets no beats of those in waiting, only what they gossip.
+    let witness = status.candidates.iter().all(|place| place.node != own);
+    let mut told = vip.rules.candidates.iter().filter_map(|one| one.unfit.clone());
+    let gossiped = if witness && status.owner.is_none() { told.next() } else { None };
+    let reason = here.or(gossiped).or_else(|| status.reason.clone()).or_else(|| vip.election.recovery(now));
+    let candidates = status.candidates.iter().zip(1..).map(|(place, rank)| {
+        let told = vip.rules.candidates.iter().find(|one| one.node == place.node);
+        let unheard = witness && place.standing.is_none();
+        let reason = if unheard { told.and_then(|one| one.unfit.clone()) } else { place.reason.clone() };
+        VipCandidate {
+            node: name(document, &place.node),
+            rank,
+            eligible: reason.is_none(),
+            reason: reason.unwrap_or_default(),
+        }
     });
     VipStatus {
         address: vip.settings.address,
@@ -102,6 +133,17 @@ fn shown(vip: &mut Vip, status: &election::Status, now: Moment, document: &Docum
         since_unix_ms: vip.seen.since,
         reason: reason.unwrap_or_default(),
         candidates: candidates.collect(),
+    }
+}
+
+/// What keeps this node, or all of them, from owning it: what a node that only looks on can't know.
+fn unfit(status: &election::Status, own: NodeId) -> Option<String> {
+    let place = status.candidates.iter().find(|place| place.node == own)?;
+    match &place.standing {
+        Some(Standing::Unfit(why)) => Some(why.clone()),
+        // A stranger has it.
+        _ if status.state == State::Unavailable && place.reason.is_none() => status.reason.clone(),
+        _ => None,
     }
 }
 

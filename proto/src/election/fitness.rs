@@ -64,7 +64,7 @@ pub(super) struct Fitness {
     unhealthy: Option<String>,
     losses: VecDeque<Moment>,
     hold: Duration,
-    held_until: Moment,
+    pub(super) held_until: Moment,
 }
 
 impl Fitness {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::action::{Action, Event, Loss};
 use super::rank::{NEAR_WITNESSES, Standing};
 use super::wire::{Claim, Holding, Known, Message, Purpose, Why};
-use super::{Audience, BACKUP_BEAT, BEAT, Election, FAR_BEAT, Fact, NEAR_BEAT, Peer, RECENT, REPEATS};
+use super::{Audience, BACKUP_BEAT, BEAT, Election, FAR_BEAT, Fact, LIVE, NEAR_BEAT, Peer, RECENT, REPEATS};
 use crate::node::NodeId;
 use crate::time::Moment;
 
@@ -53,11 +53,13 @@ impl Election {
             return;
         }
         let fit = *standing == Standing::Fit;
-        let before = self.peers.get(&from).filter(|peer| now.since(peer.heard) < RECENT);
+        let before = self.peers.get(&from).filter(|peer| now.since(peer.heard) < LIVE);
         if before.is_none()
             && let Some(tenure) = &mut self.tenure
         {
-            tenure.announce_once(now);
+            // It was cut off, may have owned it there, and may have let go before this node could notice:
+            // clients on its side must hear this one again.
+            tenure.announce_again(now);
         }
         let since = before.and_then(|peer| peer.fit_since).or(Some(now)).filter(|_| fit);
         let peer = Peer { heard: now, standing: standing.clone(), fit_since: since };
@@ -160,7 +162,7 @@ impl Election {
     /// can't hear each other part when one witness hears both.
     fn correct(&mut self, now: Moment, from: NodeId, claim: Claim) {
         if let Some(tenure) = &mut self.tenure
-            && tenure.contested(now)
+            && tenure.announce_again(now)
         {
             let epoch = self.known.map_or(claim.epoch, |known| known.claim.epoch);
             self.tell(Event::Contested { epoch, by: from });

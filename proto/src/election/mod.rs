@@ -278,7 +278,7 @@ impl Election {
             (None, None) => {}
             // A member that answers is a leftover, which goes by itself, or an owner, with whom beats settle
             // it; clients that heard it must hear this one again.
-            (Some(tenure), Some(_)) => drop(tenure.contested(now)),
+            (Some(tenure), Some(_)) => drop(tenure.announce_again(now)),
             (Some(tenure), None) => match tenure.stranger(now) {
                 Stand::Nothing => {}
                 Stand::Defend => self.tell(Event::Stranger { mac, defended: true }),
@@ -369,6 +369,7 @@ impl Election {
     /// This node's own loop was late by so long: found by [`Election::poll`] itself against its deadline;
     /// for a shell that knows better. Nobody is accused of a silence that was not listened to.
     pub fn late(&mut self, now: Moment, by: Duration) {
+        self.next = now;
         if by >= STALL && self.tenure.is_some() {
             self.release(now, Why::Stall, None);
         }
@@ -499,3 +500,6 @@ impl Election {
         self.actions.push(Action::Event(event));
     }
 }
+
+#[cfg(test)]
+mod tests;

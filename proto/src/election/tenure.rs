@@ -42,7 +42,7 @@ pub(super) struct Tenure {
     announced_from: Moment,
     announcements: usize,
     announce: Moment,
-    contested: Option<Moment>,
+    again: Option<Moment>,
     look: Moment,
     defended: Option<Moment>,
     missing: bool,
@@ -66,7 +66,7 @@ impl Tenure {
             announced_from: now,
             announcements: 0,
             announce: now,
-            contested: None,
+            again: None,
             look: now.after(LOOKOUT),
             defended: None,
             missing: false,
@@ -126,18 +126,13 @@ impl Tenure {
         self.missing = true;
     }
 
-    /// Somebody has come back, who may have missed the announcements.
-    pub(super) fn announce_once(&mut self, now: Moment) {
-        self.announce = self.announce.min(now);
-    }
-
-    /// Another owner was heard, with a lower claim: clients that have heard it must hear this one again, now
-    /// and after it has deleted. False: that was done a moment ago.
-    pub(super) fn contested(&mut self, now: Moment) -> bool {
-        if self.contested.is_some_and(|last| now.since(last) < BURST) {
+    /// Another owner was heard, with a lower claim, or somebody who may have been one: clients that have heard
+    /// it must hear this one again, now and after it has deleted. False: that was done a moment ago.
+    pub(super) fn announce_again(&mut self, now: Moment) -> bool {
+        if self.again.is_some_and(|last| now.since(last) < BURST) {
             return false;
         }
-        self.contested = Some(now);
+        self.again = Some(now);
         self.announced_from = now;
         self.announcements = 0;
         self.announce = now;

@@ -30,7 +30,7 @@ impl World {
             }
         }
         let settled = self.now >= self.changed + QUIET;
-        if settled && self.now % 5 > 0 {
+        if settled && !self.now.is_multiple_of(5) {
             return;
         }
         if settled && let Some(text) = self.judge_sides() {
@@ -109,7 +109,7 @@ impl World {
             if owners.is_empty() && eligible && !self.stranger {
                 return Some(format!("nobody owns it in the side {side:?}"));
             }
-            if self.now % 50 == 0
+            if self.now.is_multiple_of(50)
                 && let Some(owner) = owners.first()
                 && let Some(text) = self.judge_knowledge(&side, *owner)
             {

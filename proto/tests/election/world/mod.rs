@@ -107,6 +107,7 @@ struct Way {
 pub(crate) struct World {
     now: u64,
     dice: Dice,
+    candidates: usize,
     pub(crate) nodes: Vec<Node>,
     ways: Vec<Vec<Way>>,
     loss_permille: u64,
@@ -165,6 +166,7 @@ impl World {
         let nodes: Vec<Node> = (0..count).map(|n| node(n, &mut dice)).collect();
         World {
             now: 0,
+            candidates: script.candidates,
             nodes,
             ways: vec![vec![Way::default(); count]; count],
             loss_permille: script.loss_permille,
@@ -218,13 +220,16 @@ impl World {
         node.touched = self.now;
         node.next_check = self.now + 20;
         self.changed = self.now;
-        self.follow();
+        self.follow(100);
     }
 
     /// Gossip tells everyone who is there.
-    fn follow(&mut self) {
+    fn follow(&mut self, percent: u64) {
         let rules = self.rules();
         for node in &mut self.nodes {
+            if !self.dice.percent(percent) {
+                continue;
+            }
             let local = node.local(self.now);
             if let Some(agent) = node.agent.as_mut().filter(|_| !node.frozen) {
                 agent.set_rules(local, rules.clone());
@@ -272,7 +277,7 @@ impl World {
     /// One millisecond.
     fn step(&mut self) {
         if self.now % 1_000 == 999 {
-            self.follow();
+            self.follow(100);
         }
         for n in 0..self.nodes.len() {
             if self.nodes[n].kernel.is_some_and(|until| until <= self.now) {
@@ -304,7 +309,7 @@ impl World {
         let node = &mut self.nodes[n];
         node.next_check = now + 250;
         let local = node.local(now);
-        let good = !node.sick && !(node.flapping && flap);
+        let good = !(node.sick || node.flapping && flap);
         let was = node.bad_checks > 0;
         node.bad_checks = if good { 0 } else { node.bad_checks + 1 };
         if was != (node.bad_checks > 0) {
@@ -366,9 +371,9 @@ impl World {
         match action {
             Action::Send { to, message } => {
                 let wire = pack(std::slice::from_ref(&message));
-                let read = unpack(&wire[0]).unwrap().remove(0);
-                assert_eq!(read, message);
-                let message = Rc::new(read);
+                let read = unpack(&wire.concat());
+                assert_eq!(read.as_deref(), Some(std::slice::from_ref(&message)));
+                let message = Rc::new(message);
                 let from = self.nodes[n].id;
                 for to in to {
                     let to = self.index(to);
@@ -438,7 +443,9 @@ impl World {
         let mut world = World::new(dice, &script);
         let begin = script.length + world.dice.between(0, 300);
         world.run(Script { length: begin, ..script });
-        let owner = world.nodes.iter().position(Node::owns).expect("an owner before the fault");
+        let Some(owner) = world.nodes.iter().position(Node::owns) else {
+            panic!("nobody owned it before the fault: {}", world.report(seed));
+        };
         world.act(act, owner, owner);
         let mut from = world.now;
         while world.now < begin + 10_000 && world.broken.is_empty() {
