@@ -66,6 +66,14 @@ fn choose(mut all: Vec<SettingStatus>, key: Option<&str>) -> Vec<SettingStatus> 
     all
 }
 
+/// A value as people read it: drains hold a time.
+fn value(one: &SettingStatus, now: UnixMs) -> String {
+    match one.value.parse() {
+        Ok(ms) if one.key.starts_with("drain.") => format!("since {}", time::at(UnixMs(ms), now)),
+        _ => one.value.clone(),
+    }
+}
+
 fn render(all: &[SettingStatus], now: UnixMs, columns: usize, colours: bool) -> String {
     if all.is_empty() {
         return "nothing is set; what can be set: agent set --help\n".to_owned();
@@ -79,7 +87,7 @@ fn render(all: &[SettingStatus], now: UnixMs, columns: usize, colours: bool) -> 
     for one in all {
         table.row(vec![
             Cell::plain(&one.key),
-            Cell::plain(&one.value),
+            Cell::plain(value(one, now)),
             Cell::plain(&one.set_by),
             Cell::plain(time::age(one.set_unix_ms, now)),
         ]);
@@ -114,12 +122,14 @@ mod tests {
                 "not on this node: its own file describes kube-api",
             ),
             setting("vip", "10.0.0.50", ""),
+            setting("drain.m1", "61000", ""),
         ];
         let text = render(&all, UnixMs(121_000), 80, false);
-        let expected = "KEY                       VALUE      SET BY  SINCE\n\
-                        service.kube-api.balance  nearest    m1      2m\n    \
+        let expected = "KEY                       VALUE            SET BY  SINCE\n\
+                        service.kube-api.balance  nearest          m1      2m\n    \
                         not on this node: its own file describes kube-api\n\
-                        vip                       10.0.0.50  m1      2m\n";
+                        vip                       10.0.0.50        m1      2m\n\
+                        drain.m1                  since 00:01:01Z  m1      2m\n";
         assert_eq!(text, expected);
         assert!(render(&[], UnixMs(0), 80, false).contains("agent set --help"));
     }

@@ -8,19 +8,18 @@ use proto::settings::{Change, KNOWN, about};
 
 use super::{Settings, ask, out};
 
+const EXAMPLES: &str = "\
+Examples:
+  agent set vip=10.91.91.50
+  agent set balance=nearest
+  agent set service.ingress.listen=127.0.0.1:8443 service.ingress.port=443";
+
 /// Set what holds for the whole cluster: services, balance, virtual IPs, weights
 ///
 /// All that is given is checked as a whole; when anything is wrong, nothing is changed. A service that a
 /// node's own agent.toml describes stays there as that file says.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "\
-Examples:
-  agent set vip=10.91.91.50
-  agent set balance=nearest
-  agent set service.ingress.listen=127.0.0.1:8443 service.ingress.port=443",
-    after_long_help = handbook()
-)]
+#[command(after_help = EXAMPLES, after_long_help = handbook())]
 pub(crate) struct SetArgs {
     /// What to set
     #[arg(value_name = "KEY=VALUE", required = true, value_parser = Assignment, hide_possible_values = true)]
@@ -67,11 +66,11 @@ impl TypedValueParser for Assignment {
     }
 }
 
-/// Everything that can be set, a line each and what holds without it.
+/// Everything that can be set, and what holds without it.
 fn handbook() -> String {
-    let mut text = "Settings:\n".to_owned();
+    let mut text = format!("{EXAMPLES}\n\nSettings, and what holds without them:\n");
     for known in KNOWN {
-        text.push_str(&format!("  {}\n      {}\n      not set: {}\n", known.key, known.what, known.default));
+        text.push_str(&format!("  {}  [{}]\n      {}\n", known.key, known.default, known.what));
     }
     text.push_str("\nAddresses and nodes are written as they are: vip.10.0.0.50.priority.m1=200");
     text

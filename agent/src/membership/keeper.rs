@@ -181,7 +181,7 @@ impl Keeper {
         }
         for (key, setting) in &self.document.settings {
             if before.settings.get(key).map(|known| &known.value) != Some(&setting.value) {
-                info!("setting {key} is now {}", setting.value.as_deref().unwrap_or("not set"));
+                info!("setting {key:?} is now {:?}", setting.value.as_deref().unwrap_or("not set"));
             }
         }
         if self.document.key != before.key {

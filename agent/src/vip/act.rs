@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proto::control::Response;
 use proto::election::wire::{Message, pack};
-use proto::election::{Action, Cause, Event, Loss};
+use proto::election::{Action, Cause, Event, Fact, Loss};
 use proto::node::NodeId;
 use proto::settings;
 use proto::time::Moment;
@@ -117,10 +117,12 @@ impl Driver {
                 vip.refused = None;
             }
             Err(error) => {
-                let why = format!("the kernel does not take {address} on {}: {error}", place.name);
-                if vip.refused.replace(why.clone()).is_none() {
+                let (at, why) =
+                    (now(), format!("the kernel does not take {address} on {}: {error}", place.name));
+                if vip.refused.replace((at, why.clone())).is_none() {
                     warn!("{why}");
                 }
+                vip.fact(at, Fact::Capability, Err(why));
             }
         }
     }

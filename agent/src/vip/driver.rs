@@ -10,25 +10,27 @@ use std::time::Duration;
 
 use proto::control::Response;
 use proto::election::wire::unpack;
-use proto::election::{Candidate, Election, Fact, Rules};
+use proto::election::{Election, Fact, Rules};
 use proto::node::NodeId;
-use proto::settings::{Candidates, PRIORITY, VipSettings};
+use proto::settings::VipSettings;
 use proto::time::Moment;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::ground::{self, Grounds};
 use super::kernel::{Change, Changes, Held, Interface, Kernel};
 use super::packet::Claim;
 use super::segment::{Nowhere, Place, advice, place};
-use super::{Inputs, Order, Report, caps};
-use crate::lifecycle::{Life, wall};
+use super::{Inputs, Order, Report};
+use crate::lifecycle::Life;
 
 /// Time between a change of interfaces or addresses and the look at them: they come in bursts.
-const SETTLE: Duration = Duration::from_millis(20);
+pub(super) const SETTLE: Duration = Duration::from_millis(20);
 /// The second net, should a change go unheard, and for round-trip times and reports.
 const TICK: Duration = Duration::from_secs(1);
+/// What the kernel has refused is tried again after this time.
+const RETRY: Duration = Duration::from_secs(30);
 /// Between two looks without a cause.
 const LOOK: Duration = Duration::from_secs(10);
 /// A loop later than this looks at its elections before it hears anything that has waited.
@@ -37,8 +39,6 @@ const LATE: Duration = Duration::from_millis(100);
 const BATCH: usize = 64;
 /// A peer heard within this is alive, so that its silence elsewhere means something.
 const HEARD: Duration = Duration::from_secs(2);
-/// A member that has been heard for so long has said where it stands.
-const SETTLED_MS: u64 = 5_000;
 
 /// One virtual IP.
 pub(super) struct Vip {
@@ -48,8 +48,8 @@ pub(super) struct Vip {
     pub(super) place: Result<Place, Nowhere>,
     /// The interface that it was set on, while it is.
     pub(super) held: Option<u32>,
-    /// The kernel has refused it.
-    pub(super) refused: Option<String>,
+    /// The kernel has refused it, and when.
+    pub(super) refused: Option<(Moment, String)>,
     /// It is no setting any more and only says goodbye.
     pub(super) leaving: bool,
     /// When the owner was last asked whether its agent is there.
@@ -65,16 +65,18 @@ pub(super) struct Driver {
     pub(super) life: Life,
     pub(super) own: NodeId,
     pub(super) kernel: Option<Kernel>,
-    changes: Option<Changes>,
+    pub(super) changes: Option<Changes>,
     pub(super) vips: BTreeMap<IpAddr, Vip>,
     pub(super) grounds: Grounds,
     pub(super) interfaces: Vec<Interface>,
     pub(super) addresses: Vec<Held>,
     /// Why this node can't take part.
     pub(super) problem: Option<String>,
-    look: Moment,
+    /// Why a segment can't be opened.
+    pub(super) closed: Option<String>,
+    pub(super) look: Moment,
     tick: Moment,
-    checks: u64,
+    pub(super) checks: u64,
     pub(super) dirty: bool,
     /// Wishes that wait for their end: which, to whom, until when.
     pub(super) moves: Vec<(IpAddr, NodeId, Moment, oneshot::Sender<Response>)>,
@@ -119,6 +121,7 @@ impl Driver {
             interfaces: Vec::new(),
             addresses: Vec::new(),
             problem: None,
+            closed: None,
             look: Moment::ZERO,
             tick: Moment::ZERO,
             checks: 0,
@@ -264,6 +267,9 @@ impl Driver {
             self.tick = now.after(TICK);
             self.dirty = true;
             self.set_rules(now);
+            if !self.listens() {
+                self.look = now;
+            }
             self.judge(now);
         }
         if now >= self.look {
@@ -275,129 +281,6 @@ impl Driver {
             self.judge(now);
         }
     }
-
-    // ---- what is wanted
-
-    /// Follows settings, members and health.
-    fn follow(&mut self) {
-        let now = now();
-        self.inputs.trust.borrow_and_update();
-        self.inputs.view.borrow_and_update();
-        self.inputs.fit.borrow_and_update();
-        let wanted = self.inputs.settings.borrow_and_update().vips.clone();
-        for vip in self.vips.values_mut() {
-            if !vip.leaving && !wanted.iter().any(|one| one.address == vip.settings.address) {
-                vip.leave();
-            }
-        }
-        for settings in wanted {
-            let known = self.vips.get_mut(&settings.address).filter(|vip| !vip.leaving);
-            match known {
-                Some(vip) if vip.settings == settings => {}
-                Some(vip) => {
-                    vip.settings = settings;
-                    self.look = now;
-                }
-                None => {
-                    info!(vip = %settings.address, "virtual IP");
-                    self.vips.insert(settings.address, Vip::new(self.own, settings, now));
-                    self.look = now;
-                }
-            }
-        }
-        self.equip();
-        self.set_rules(now);
-        let view = self.inputs.view.borrow().clone();
-        self.grounds.follow(now, self.own, &view);
-        self.check(now);
-        self.judge(now);
-    }
-
-    /// Takes up what virtual IPs need, or lays it down.
-    pub(super) fn equip(&mut self) {
-        self.dirty = true;
-        if self.vips.is_empty() {
-            if self.kernel.take().is_some() {
-                caps::lay_down();
-            }
-            (self.changes, self.problem, self.grounds) = (None, None, Grounds::default());
-            return;
-        }
-        if self.kernel.is_none() {
-            self.problem = caps::take_up().err();
-            match Kernel::open() {
-                Ok(kernel) => self.kernel = Some(kernel),
-                Err(error) => self.problem = Some(format!("the kernel can't be asked (netlink): {error}")),
-            }
-            if let Some(problem) = &self.problem {
-                warn!("this node can't own virtual IPs: {problem}");
-            }
-        }
-        if self.changes.is_none() {
-            self.changes = Changes::subscribe().ok();
-        }
-    }
-
-    fn set_rules(&mut self, now: Moment) {
-        let document = self.inputs.trust.borrow().document.clone();
-        let view = self.inputs.view.borrow().clone();
-        let fit = self.inputs.fit.borrow().clone();
-        let ears = self.inputs.ears.borrow().clone();
-        let wall = wall();
-        for (turn, (address, vip)) in self.vips.iter_mut().filter(|(_, vip)| !vip.leaving).enumerate() {
-            let may = |id: &NodeId| match &vip.settings.candidates {
-                Candidates::Masters => fit.masters.contains(id),
-                Candidates::All => true,
-                Candidates::Names(names) => document.member(id).is_some_and(|one| names.contains(&one.name)),
-            };
-            let mut rules = Rules { preempt: vip.settings.preempt, turn, ..Rules::default() };
-            for (id, admitted) in document.members() {
-                let member = view.members.get(id);
-                let alive = member.is_some_and(|member| member.heard && !member.word.left);
-                if alive {
-                    rules.witnesses.push(*id);
-                }
-                if !may(id) {
-                    continue;
-                }
-                let unfit = member.filter(|_| *id != self.own).and_then(|member| match () {
-                    () if member.word.left => Some("its agent has stopped".to_owned()),
-                    () if !member.heard || wall.0.saturating_sub(member.since.0) < SETTLED_MS => None,
-                    () if ground::foot_of(&view, id, *address).is_some() => None,
-                    () => Some(format!("it has no interface in the network of {address}")),
-                });
-                let priority = vip.settings.priorities.get(&admitted.name).copied().unwrap_or(PRIORITY);
-                rules.candidates.push(Candidate { node: *id, priority, unfit });
-                let rtt = ears.get(id).and_then(|ear| ear.rtt).unwrap_or_default();
-                rules.rtt = rules.rtt.max(Duration::from_millis(rtt.as_millis() as u64));
-            }
-            for claim in view.members.values().filter_map(|member| member.word.vips.get(address)) {
-                vip.election.raise_floor(claim.epoch);
-            }
-            if rules != vip.rules {
-                vip.rules = rules.clone();
-                vip.election.set_rules(now, rules);
-                self.look = self.look.min(now.after(SETTLE));
-            }
-        }
-    }
-
-    /// Hands the last check of the services on.
-    fn check(&mut self, now: Moment) {
-        let fit = self.inputs.fit.borrow().clone();
-        if std::mem::replace(&mut self.checks, fit.checks) == fit.checks {
-            return;
-        }
-        for vip in self.vips.values_mut() {
-            let outcome = match fit.services.get(&vip.settings.service) {
-                Some(outcome) => outcome.clone(),
-                None => Err(format!("{} is not served here", vip.settings.service)),
-            };
-            vip.election.checked(now, outcome.as_ref().map(|()| ()).map_err(String::as_str));
-        }
-    }
-
-    // ---- what is there
 
     fn look_at_kernel(&mut self, now: Moment) {
         let Some(kernel) = &mut self.kernel else { return };
@@ -429,25 +312,24 @@ impl Driver {
                 entry.1.push(*address);
             }
         }
-        if let Some(problem) = self.grounds.keep(now, wanted)
-            && self.problem.is_none()
-        {
-            self.problem = Some(problem);
-        }
+        self.closed = self.grounds.keep(now, wanted);
         let view = self.inputs.view.borrow().clone();
         self.grounds.follow(now, self.own, &view);
         self.dirty = true;
     }
 
     /// Tells the elections what holds and what does not.
-    fn judge(&mut self, now: Moment) {
+    pub(super) fn judge(&mut self, now: Moment) {
         let draining = self.inputs.fit.borrow().draining;
         let document = self.inputs.trust.borrow().document.clone();
+        let view = self.inputs.view.borrow().clone();
         let (link, life) = (self.inputs.link.clone(), self.life.clone());
         let heard = |id: &NodeId| link.last_heard(id).is_some_and(|at| life.now().since(at) < HEARD);
         let name = |id: &NodeId| document.member(id).map_or("?".to_owned(), |one| one.name.to_string());
         for (address, vip) in &mut self.vips {
-            let blocked = self.problem.clone().or_else(|| vip.refused.clone());
+            vip.refused.take_if(|(at, _)| now.since(*at) >= RETRY);
+            let refused = vip.refused.as_ref().map(|(_, why)| why);
+            let blocked = self.problem.as_ref().or(self.closed.as_ref()).or(refused).cloned();
             vip.fact(now, Fact::Capability, blocked.map_or(Ok(()), Err));
             vip.fact(now, Fact::Draining, if draining { Err("it drains".to_owned()) } else { Ok(()) });
             let (own, segment) = match &vip.place {
@@ -455,7 +337,10 @@ impl Driver {
                 Err(Nowhere::Own(why)) => (Err(why.clone()), Ok(())),
                 Err(Nowhere::Segment(why)) => (Ok(()), Err(why.clone())),
             };
-            vip.fact(now, Fact::Address, own);
+            let taken = ground::node_at(&view, *address).map(|node| {
+                Err(format!("{address} is the own address of {}; choose a free one", name(&node)))
+            });
+            vip.fact(now, Fact::Address, taken.unwrap_or(own));
             let Ok(place) = vip.place.clone() else {
                 vip.fact(now, Fact::Segment, segment);
                 continue;
@@ -477,7 +362,7 @@ impl Driver {
 }
 
 impl Vip {
-    fn new(own: NodeId, settings: VipSettings, now: Moment) -> Vip {
+    pub(super) fn new(own: NodeId, settings: VipSettings, now: Moment) -> Vip {
         Vip {
             election: Election::new(own, settings.address, now),
             settings,
@@ -492,12 +377,12 @@ impl Vip {
         }
     }
 
-    fn leave(&mut self) {
+    pub(super) fn leave(&mut self) {
         self.leaving = true;
         self.election.stop(now());
     }
 
-    fn fact(&mut self, now: Moment, fact: Fact, holds: Result<(), String>) {
+    pub(super) fn fact(&mut self, now: Moment, fact: Fact, holds: Result<(), String>) {
         if self.facts.get(&fact) != Some(&holds) {
             self.facts.insert(fact, holds.clone());
             self.election.set_fact(now, fact, holds);

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::task::{Context, Poll};
 
 use proto::arp::Mac;
-use proto::keys::Foot;
+use proto::keys::{Foot, Word};
 use proto::node::NodeId;
 use proto::time::Moment;
 use proto::view::View;
@@ -116,8 +116,21 @@ pub(super) fn feet(view: &View, own: NodeId, place: &Place) -> Vec<(NodeId, Foot
 
 /// Where a member stands on the network of a virtual IP, by what it gossips.
 pub(super) fn foot_of<'a>(view: &'a View, node: &NodeId, vip: IpAddr) -> Option<&'a Foot> {
-    let feet = &view.members.get(node)?.word.feet;
-    feet.iter().find(|foot| same_network(foot.address, vip, foot.prefix))
+    foot_in(&view.members.get(node)?.word, vip)
+}
+
+/// The same in its own words.
+pub(super) fn foot_in(word: &Word, vip: IpAddr) -> Option<&Foot> {
+    word.feet.iter().find(|foot| same_network(foot.address, vip, foot.prefix))
+}
+
+/// The member whose own address this is: taking it over would cut that node off.
+pub(super) fn node_at(view: &View, address: IpAddr) -> Option<NodeId> {
+    let at = |word: &Word| {
+        word.addresses.iter().any(|one| one.ip() == address)
+            || word.feet.iter().any(|foot| foot.address == address)
+    };
+    view.members.iter().find(|(_, member)| at(&member.word)).map(|(id, _)| *id)
 }
 
 /// The member that an Ethernet address belongs to.

@@ -293,7 +293,8 @@ mod tests {
             kernel.hold(vip, w0.index, Some("w0:vip"), 1).unwrap();
             let shown = ip("addr show dev w0");
             assert!(shown.contains(&format!("{vip}/")), "{shown}");
-            assert!(!shown.contains("tentative"), "{shown}");
+            let line = shown.lines().find(|line| line.contains(&format!("{vip}/"))).unwrap();
+            assert!(!line.contains("tentative"), "{shown}");
             assert_eq!(shown.contains(" w0:vip\n"), vip.is_ipv4(), "{shown}");
             kernel.hold(vip, w0.index, Some("w0:vip"), 100).unwrap();
             std::thread::sleep(Duration::from_millis(2_500));

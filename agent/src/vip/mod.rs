@@ -18,6 +18,7 @@ mod packet;
 mod report;
 mod segment;
 mod sever;
+mod wanted;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

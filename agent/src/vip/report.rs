@@ -27,7 +27,11 @@ impl Driver {
     /// Says anew what is known, and ends the wishes that have come true or have not in time.
     pub(super) fn publish(&mut self, now: Moment) {
         let document = self.inputs.trust.borrow().document.clone();
-        let mut report = Report { problem: self.problem.clone(), ..Report::default() };
+        let own = self.own;
+        let mut candidates = self.vips.values().flat_map(|vip| &vip.rules.candidates);
+        let takes_part = candidates.any(|one| one.node == own);
+        let problem = self.problem.as_ref().or(self.closed.as_ref()).filter(|_| takes_part);
+        let mut report = Report { problem: problem.cloned(), ..Report::default() };
         let mut owners: BTreeMap<IpAddr, Option<NodeId>> = BTreeMap::new();
         for (address, vip) in self.vips.iter_mut().filter(|(_, vip)| !vip.leaving) {
             let status = vip.election.status(now);
@@ -38,7 +42,7 @@ impl Driver {
                     report.feet.push(foot);
                 }
             }
-            let shown = shown(vip, &status, now, &document);
+            let shown = shown(vip, own, &status, now, &document);
             if status.state == State::OwnedHere {
                 report.claims.insert(*address, Claim { epoch: status.epoch, since: shown.since_unix_ms });
             }
@@ -70,10 +74,18 @@ impl Driver {
     }
 }
 
-fn shown(vip: &mut Vip, status: &election::Status, now: Moment, document: &Document) -> VipStatus {
+fn shown(
+    vip: &mut Vip,
+    own: NodeId,
+    status: &election::Status,
+    now: Moment,
+    document: &Document,
+) -> VipStatus {
     let said = Some((status.state, status.owner));
     if vip.seen.said != said {
-        let ago = status.since.map_or(0, |since| now.since(since).as_millis() as u64);
+        // At first since when it was so before this agent looked, as far as the others know.
+        let known = status.since.filter(|_| vip.seen.said.is_none());
+        let ago = known.map_or(0, |since| now.since(since).as_millis() as u64);
         vip.seen = Seen { said, since: UnixMs(wall().0.saturating_sub(ago)) };
     }
     // Where nobody has it, what is in the way of this node says more than what others say of themselves.
@@ -82,11 +94,18 @@ fn shown(vip: &mut Vip, status: &election::Status, now: Moment, document: &Docum
         _ => None,
     };
     let reason = here.or_else(|| status.reason.clone()).or_else(|| vip.election.recovery(now));
-    let candidates = status.candidates.iter().zip(1..).map(|(place, rank)| VipCandidate {
-        node: name(document, &place.node),
-        rank,
-        eligible: place.reason.is_none(),
-        reason: place.reason.clone().unwrap_or_default(),
+    // A node that is none itself gets no beats of those in waiting, only what they gossip.
+    let witness = status.candidates.iter().all(|place| place.node != own);
+    let candidates = status.candidates.iter().zip(1..).map(|(place, rank)| {
+        let told = vip.rules.candidates.iter().find(|one| one.node == place.node);
+        let unheard = witness && place.standing.is_none();
+        let reason = if unheard { told.and_then(|one| one.unfit.clone()) } else { place.reason.clone() };
+        VipCandidate {
+            node: name(document, &place.node),
+            rank,
+            eligible: reason.is_none(),
+            reason: reason.unwrap_or_default(),
+        }
     });
     VipStatus {
         address: vip.settings.address,

@@ -115,7 +115,9 @@ struct Found(Vec<Mistake>);
 
 impl Found {
     fn add(&mut self, key: impl ToString, message: impl Into<String>) {
-        self.0.push(Mistake { line: 0, column: 0, key: key.to_string(), message: message.into() });
+        // Parts of it may be what another node wrote, and it goes to logs and terminals.
+        let message = message.into().replace(char::is_control, "?");
+        self.0.push(Mistake { line: 0, column: 0, key: key.to_string(), message });
     }
 }
 

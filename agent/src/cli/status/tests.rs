@@ -2,7 +2,8 @@
 
 use proto::backends::State;
 use proto::control::{
-    BackendStatus, ClusterStatus, MemberState, MemberStatus, NodeStatus, ServiceSource, ServiceStatus, Status,
+    BackendStatus, ClusterStatus, MemberState, MemberStatus, NodeStatus, ServiceSource, ServiceStatus,
+    Status, VipCandidate, VipState, VipStatus,
 };
 use proto::node::{Name, NodeId, Role};
 use proto::service::Balance;
@@ -93,6 +94,29 @@ fn status(backends: Vec<BackendStatus>) -> Status {
         ],
         vips: vec![],
         problems: vec![],
+    }
+}
+
+fn vip(state: VipState, owner: Option<&str>, reason: &str) -> VipStatus {
+    let candidate = |node: &str, rank, reason: &str| VipCandidate {
+        node: name(node),
+        rank,
+        eligible: reason.is_empty(),
+        reason: reason.to_owned(),
+    };
+    VipStatus {
+        address: "10.91.91.50".parse().unwrap(),
+        state,
+        owner: owner.map(name),
+        epoch: 4,
+        interface: Some("eth0".to_owned()),
+        since_unix_ms: ago(90),
+        reason: reason.to_owned(),
+        candidates: vec![
+            candidate("m1", 1, ""),
+            candidate("m2", 2, ""),
+            candidate("m3", 3, "its kube-api is down: connection refused"),
+        ],
     }
 }
 
@@ -282,6 +306,38 @@ fn colours_carry_nothing_alone_and_foreign_text_commands_nothing() {
 }
 
 #[test]
+fn a_virtual_ip_is_shown_with_its_owner_and_those_in_line() {
+    let shown = |vip: VipStatus| {
+        let status = with(|status| status.vips = vec![vip]);
+        let verdict = judge(&status, NOW);
+        let text = render(&status, &verdict, NOW, 80, false);
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        (verdict.code, text)
+    };
+    let (code, text) = shown(vip(VipState::Owned, Some("m1"), ""));
+    assert_eq!(code, 0, "{text}");
+    for part in [
+        "vip 10.91.91.50  on m1 since ",
+        "(90s), epoch 4, eth0 here\n",
+        "  1  m1         owner\n",
+        "  2  m2         ready\n",
+        "  3  m3         not now\n",
+        "its kube-api is down: connection refused",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let (code, text) = shown(vip(VipState::Unavailable, None, "no L2 on wg0 (point-to-point)"));
+    assert_eq!(code, 10);
+    assert!(
+        text.starts_with("degraded: 3 of 3 masters serve; 10.91.91.50 is unavailable: no L2 on wg0"),
+        "{text}"
+    );
+    assert!(text.contains("\n  no L2 on wg0 (point-to-point)\n"), "{text}");
+    assert!(shown(vip(VipState::OwnedHere, Some("w1"), "")).1.contains("  on this node since "));
+    assert_eq!(shown(vip(VipState::Unowned, None, "")).0, 10);
+}
+
+#[test]
 fn json_keeps_the_shape_that_scripts_rely_on() {
     let value = serde_json::to_value(with(|status| {
         status.services[0].backends[0].state = State::NotReady;
@@ -305,4 +361,11 @@ fn json_keeps_the_shape_that_scripts_rely_on() {
     assert_eq!(value["members"][0]["role"], "master");
     assert_eq!(value["members"][0]["since_unix_ms"], ago(3 * 86_400).0);
     assert!(value["vips"].as_array().unwrap().is_empty());
+    let value = serde_json::to_value(vip(VipState::OwnedHere, Some("m1"), "")).unwrap();
+    for key in "address state owner epoch interface since_unix_ms reason candidates".split(' ') {
+        assert!(value.get(key).is_some(), "a virtual IP has no {key}");
+    }
+    assert_eq!((&value["address"], &value["state"]), (&"10.91.91.50".into(), &"owned-here".into()));
+    assert_eq!(value["candidates"][2]["reason"], "its kube-api is down: connection refused");
+    assert_eq!(value["candidates"][0]["eligible"], true);
 }

@@ -1,0 +1,164 @@
+//! What is wanted: settings, members and health, handed on to the elections.
+
+use std::time::Duration;
+
+use proto::election::{Candidate, Rules};
+use proto::health::Readiness;
+use proto::node::NodeId;
+use proto::settings::{Candidates, PRIORITY, VipSettings};
+use proto::time::{Moment, UnixMs};
+use proto::view::Member;
+use tracing::{info, warn};
+
+use super::caps;
+use super::driver::{Driver, SETTLE, Vip, now};
+use super::ground::{self, Grounds};
+use super::kernel::{Changes, Kernel};
+use crate::lifecycle::wall;
+
+/// A member that has been heard for so long has said where it stands.
+const SETTLED_MS: u64 = 5_000;
+
+impl Driver {
+    /// Follows settings, members and health.
+    pub(super) fn follow(&mut self) {
+        let now = now();
+        self.inputs.trust.borrow_and_update();
+        self.inputs.view.borrow_and_update();
+        self.inputs.fit.borrow_and_update();
+        let wanted = self.inputs.settings.borrow_and_update().vips.clone();
+        for vip in self.vips.values_mut() {
+            if !vip.leaving && !wanted.iter().any(|one| one.address == vip.settings.address) {
+                vip.leave();
+            }
+        }
+        for settings in wanted {
+            let known = self.vips.get_mut(&settings.address).filter(|vip| !vip.leaving);
+            match known {
+                Some(vip) if vip.settings == settings => {}
+                Some(vip) => {
+                    vip.settings = settings;
+                    self.look = now;
+                }
+                None => {
+                    info!(vip = %settings.address, "virtual IP");
+                    self.vips.insert(settings.address, Vip::new(self.own, settings, now));
+                    self.look = now;
+                }
+            }
+        }
+        self.equip();
+        self.set_rules(now);
+        let view = self.inputs.view.borrow().clone();
+        self.grounds.follow(now, self.own, &view);
+        self.check(now);
+        self.judge(now);
+    }
+
+    /// Takes up what virtual IPs need, or lays it down.
+    pub(super) fn equip(&mut self) {
+        self.dirty = true;
+        if self.vips.is_empty() {
+            if self.kernel.take().is_some() {
+                caps::lay_down();
+            }
+            (self.changes, self.problem, self.closed) = (None, None, None);
+            self.grounds = Grounds::default();
+            return;
+        }
+        if self.kernel.is_none() {
+            self.problem = caps::take_up().err();
+            match Kernel::open() {
+                Ok(kernel) => self.kernel = Some(kernel),
+                Err(error) => self.problem = Some(format!("the kernel can't be asked (netlink): {error}")),
+            }
+            if let Some(problem) = &self.problem {
+                warn!("this node can't own virtual IPs: {problem}");
+            }
+        }
+        self.listens();
+    }
+
+    /// Whether changes of the kernel have been listened to; if not, they are from now on, where they can be.
+    pub(super) fn listens(&mut self) -> bool {
+        let did = self.changes.is_some();
+        if !did {
+            self.changes = Changes::subscribe().ok();
+        }
+        did
+    }
+
+    pub(super) fn set_rules(&mut self, now: Moment) {
+        let document = self.inputs.trust.borrow().document.clone();
+        let view = self.inputs.view.borrow().clone();
+        let fit = self.inputs.fit.borrow().clone();
+        let ears = self.inputs.ears.borrow().clone();
+        let wall = wall();
+        for (turn, (address, vip)) in self.vips.iter_mut().filter(|(_, vip)| !vip.leaving).enumerate() {
+            let may = |id: &NodeId| match &vip.settings.candidates {
+                Candidates::Masters => fit.masters.contains(id),
+                Candidates::All => true,
+                Candidates::Names(names) => document.member(id).is_some_and(|one| names.contains(&one.name)),
+            };
+            let mut rules = Rules { preempt: vip.settings.preempt, turn, ..Rules::default() };
+            for (id, admitted) in document.members() {
+                let member = view.members.get(id);
+                let alive = member.is_some_and(|member| member.heard && !member.word.left);
+                if alive {
+                    rules.witnesses.push(*id);
+                }
+                if !may(id) {
+                    continue;
+                }
+                let others = member.filter(|_| *id != self.own);
+                let unfit = others.and_then(|member| hearsay(member, &vip.settings, wall));
+                let priority = vip.settings.priorities.get(&admitted.name).copied().unwrap_or(PRIORITY);
+                rules.candidates.push(Candidate { node: *id, priority, unfit });
+                let rtt = ears.get(id).and_then(|ear| ear.rtt).unwrap_or_default();
+                rules.rtt = rules.rtt.max(Duration::from_millis(rtt.as_millis() as u64));
+            }
+            for claim in view.members.values().filter_map(|member| member.word.vips.get(address)) {
+                vip.election.raise_floor(claim.epoch);
+            }
+            if rules != vip.rules {
+                vip.rules = rules.clone();
+                vip.election.set_rules(now, rules);
+                self.look = self.look.min(now.after(SETTLE));
+            }
+        }
+    }
+
+    /// Hands the last check of the services on.
+    fn check(&mut self, now: Moment) {
+        let fit = self.inputs.fit.borrow().clone();
+        if std::mem::replace(&mut self.checks, fit.checks) == fit.checks {
+            return;
+        }
+        for vip in self.vips.values_mut() {
+            let absent = || format!("{} is not served here", vip.settings.service);
+            match fit.services.get(&vip.settings.service) {
+                Some(Ok(())) => vip.election.checked(now, Ok(())),
+                Some(Err(why)) => vip.election.checked(now, Err(why)),
+                None => vip.election.checked(now, Err(&absent())),
+            }
+        }
+    }
+}
+
+/// Why another node can't own it, by what it gossips: slower than its beats, for those that send none.
+fn hearsay(member: &Member, vip: &VipSettings, wall: UnixMs) -> Option<String> {
+    let word = &member.word;
+    let served = word.services.get(&vip.service).map(|offer| &offer.health);
+    let bad = served.filter(|health| !matches!(health.readiness, Readiness::Ready | Readiness::Alive));
+    let (address, service) = (vip.address, &vip.service);
+    match bad {
+        _ if word.left => Some("its agent has stopped".to_owned()),
+        _ if !member.heard => Some("it is not heard".to_owned()),
+        _ if word.draining.is_some() => Some("it drains".to_owned()),
+        Some(bad) => Some(format!("its {service} is {}: {}", bad.readiness, bad.reason)),
+        // One that has just been heard has not said everything yet.
+        None if wall.0.saturating_sub(member.since.0) < SETTLED_MS => None,
+        None if ground::foot_in(word, address).is_some() => None,
+        None => Some(format!("it has no interface in the network of {address}")),
+    }
+}
