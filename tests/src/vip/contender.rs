@@ -48,8 +48,8 @@ pub struct Vip {
     pub owner: Option<String>,
     pub epoch: u64,
     pub interface: Option<String>,
-    pub since_unix_ms: Option<u64>,
-    pub reason: Option<String>,
+    pub since_unix_ms: u64,
+    pub reason: String,
     pub candidates: Vec<Candidate>,
 }
 
@@ -60,7 +60,7 @@ pub struct Candidate {
     pub node: String,
     pub rank: u64,
     pub eligible: bool,
-    pub reason: Option<String>,
+    pub reason: String,
 }
 
 /// An address as an agent sees it.
@@ -135,12 +135,16 @@ impl Contender for Agents<'_, '_> {
     }
 
     fn ready(&mut self) -> Result<usize> {
-        // The worker owns nothing and hears everyone.
-        let seen = self.seen()?;
-        let eligible = seen.candidates.iter().filter(|one| one.eligible).count();
-        ensure!(seen.state == "owned" && eligible == CANDIDATES, "{seen:?}");
-        let owner = self.agents.iter().position(|agent| Some(agent.name()) == seen.owner.as_deref());
-        owner.with_context(|| format!("{seen:?}"))
+        let mut owner = None;
+        for agent in &self.agents[..CANDIDATES] {
+            let seen = vip(agent, &ADDRESS.to_string())?;
+            let eligible = seen.candidates.iter().filter(|one| one.eligible).count();
+            ensure!(seen.owner.is_some() && eligible == CANDIDATES, "{}: {seen:?}", agent.name());
+            ensure!(owner.is_none() || owner == seen.owner, "{}: {owner:?} and {seen:?}", agent.name());
+            owner = seen.owner;
+        }
+        let found = self.agents.iter().position(|agent| Some(agent.name()) == owner.as_deref());
+        found.with_context(|| format!("{owner:?} is no member"))
     }
 
     fn calm(&self) -> Duration {

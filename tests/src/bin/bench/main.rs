@@ -24,6 +24,7 @@ const BENCHES: &[(&str, &str, Bench)] = &[
     ("join", "from `agent join` to the first answer through the new node", |_| serving::join()),
     ("start", "from `agent run` to the first answer, nobody else up", |_| serving::start()),
     ("idle", "memory and CPU of agents that only watch", |_| idle::idle()),
+    ("vip-idle", "the same without and with virtual IPs", |_| idle::vips()),
     ("gossip", "bytes that a node sends, by the size of the cluster", |_| idle::gossip()),
     (
         "faults",
@@ -49,7 +50,7 @@ fn main() -> ExitCode {
 fn run(arguments: &[String]) -> Result<()> {
     let name = arguments.first().map_or("", String::as_str);
     let Some((_, _, bench)) = BENCHES.iter().find(|(one, _, _)| *one == name) else {
-        let list: String = BENCHES.iter().map(|(name, what, _)| format!("\n  {name:<7} {what}")).collect();
+        let list: String = BENCHES.iter().map(|(name, what, _)| format!("\n  {name:<8} {what}")).collect();
         bail!("there is no bench \"{name}\"; there are:{list}");
     };
     bench(&arguments[1..])

@@ -106,7 +106,8 @@ fn labour(work: &Mutex<Work>) {
     while let Err(error) = in_lab(work) {
         let mut work = held(work);
         eprintln!("{}: {error:#}", work.who.word());
-        work.failures.push(format!("{error:#}"));
+        let (first, last) = (error.to_string(), error.root_cause().to_string());
+        work.failures.push(format!("{}: {last}", first.lines().next().unwrap_or_default()));
         if work.todo.is_empty() || work.failures.len() >= FAILURES {
             return;
         }
@@ -208,8 +209,7 @@ fn table(scenarios: &[Scenario], works: &[Work]) {
     }
     for work in works {
         for failure in &work.failures {
-            let first = failure.lines().next().unwrap_or_default();
-            println!("a run of {} failed: {first}", work.who.word());
+            println!("a run of {} failed: {failure}", work.who.word());
         }
     }
 }
