@@ -6,10 +6,12 @@ mod cli;
 mod control;
 mod demo;
 mod gossip;
+mod http;
 mod lifecycle;
 mod link;
 mod log;
 mod membership;
+mod meter;
 mod net;
 mod proxy;
 mod pulse;
@@ -17,7 +19,10 @@ mod reach;
 mod state;
 #[cfg(test)]
 mod testing;
+mod times;
+mod verdict;
 mod watchdog;
+mod web;
 
 fn main() -> std::process::ExitCode {
     demo::die_with_parent();

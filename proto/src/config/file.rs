@@ -4,7 +4,7 @@ use toml::de::DeTable;
 
 use super::mistake::Mistake;
 use super::walk::{Mistakes, Section};
-use super::{Config, fields, services};
+use super::{Config, fields, services, web};
 
 /// The keys of the whole file.
 const KEYS: &[&str] = &[
@@ -17,6 +17,7 @@ const KEYS: &[&str] = &[
     "runtime-dir",
     "nameservers",
     "log",
+    "web",
     "service",
 ];
 
@@ -67,6 +68,7 @@ fn read(root: &DeTable<'_>, mistakes: &mut Mistakes<'_>) -> Config {
         config.log_format = log.text("format", mistakes, str::parse).unwrap_or_default();
         config.log_level = log.text("level", mistakes, str::parse).unwrap_or_default();
     }
+    web::read(&top, &mut config, mistakes);
     services::read(&top, &mut config, mistakes);
     config
 }

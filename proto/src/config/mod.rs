@@ -18,10 +18,12 @@ mod services;
 #[cfg(test)]
 mod tests;
 mod walk;
+mod web;
 
 pub use env::apply_env;
 pub use file::parse;
 pub use mistake::Mistake;
+pub use web::{Secret, Web};
 
 /// How the log is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -132,6 +134,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// How much is logged.
     pub log_level: LogLevel,
+    /// The status page and the metrics.
+    pub web: Web,
     /// What is proxied; the default service always stands first.
     pub services: Vec<Service>,
 }
@@ -149,6 +153,7 @@ impl Default for Config {
             nameservers: Vec::new(),
             log_format: LogFormat::default(),
             log_level: LogLevel::default(),
+            web: Web::default(),
             services: vec![Service::kube_api()],
         }
     }
