@@ -18,6 +18,7 @@ use anyhow::Context;
 use proto::backends::{Serving, Table};
 use proto::config::Config;
 use proto::control::{Request, Response};
+use proto::event::{Event, Kind, Ring};
 use proto::pulse::Ears;
 use proto::service::Service;
 use proto::time::UnixMs;
@@ -32,7 +33,7 @@ use crate::membership::disk::{Disk, Member};
 use crate::membership::keeper::Keeper;
 use crate::membership::{Command, Membership, admit};
 use crate::proxy::{Listeners, Proxy};
-use crate::{check, control, gossip, net, proxy, pulse, reach, watchdog};
+use crate::{check, control, events, gossip, net, proxy, pulse, reach, watchdog};
 
 /// Longest time that open connections get to finish at a stop. Kubernetes' watches never do, and their
 /// clients reconnect through the same listener as soon as the agent is back.
@@ -63,6 +64,10 @@ pub(crate) struct Running {
     pub(crate) descriptors: u64,
     /// Since when someone wants no new connections here. Not kept over a restart, as in haproxy.
     pub(crate) draining: watch::Sender<Option<UnixMs>>,
+    /// The latest events of this node.
+    pub(crate) ring: watch::Receiver<Arc<Ring>>,
+    /// Where parts tell what no watch shows. Never waited for: what does not fit is dropped.
+    pub(crate) tell: mpsc::Sender<Event>,
 }
 
 /// Runs the agent until it is told to stop. `reload` reads the configuration again; `started` is called
@@ -100,6 +105,8 @@ async fn start(
     life: &Life,
 ) -> anyhow::Result<(Arc<Running>, watch::Sender<Arc<Vec<Service>>>)> {
     let began = wall();
+    let (tell, told) = mpsc::channel(events::QUEUE);
+    let (ring_in, ring) = watch::channel(Arc::default());
     // Clients first: everything else can wait for milliseconds.
     let descriptors = proxy::raise_descriptor_limit();
     let listeners = Listeners::bind(&config.services);
@@ -192,6 +199,9 @@ async fn start(
     let was_master = member.serving.iter().any(|(_, list)| list.iter().any(|backend| backend.node == own));
     start_gossip(inputs, view_in, was_master, first_health, life);
 
+    let inputs = events::Inputs { node: node.name.to_string(), began, told };
+    events::spawn(inputs, ring_in, life);
+    let _ = tell.try_send(Event::new(Kind::AgentStarted, began, node.name.as_str(), "running"));
     let membership = Membership { commands: commands_in, trust, open_until };
     let running = Arc::new(Running {
         link,
@@ -207,6 +217,8 @@ async fn start(
         own_address,
         descriptors,
         draining: draining_in,
+        ring,
+        tell,
     });
     serve_control(listener, running.clone(), life);
     tell_systemd(running.clone(), life);
