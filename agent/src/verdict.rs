@@ -63,7 +63,10 @@ pub(crate) fn judge(status: &Status, now: UnixMs) -> Verdict {
         v = if good == 1 { "s" } else { "" },
     );
     if faults.is_empty() {
-        return Verdict { level: Level::Fine, text: format!("ok: {serve}{}{}", absent(status), owned(status, now)) };
+        return Verdict {
+            level: Level::Fine,
+            text: format!("ok: {serve}{}{}", absent(status), owned(status, now)),
+        };
     }
     let text = format!("degraded: {serve}; {}{}", faults.join("; "), owned(status, now));
     Verdict { level: Level::Degraded, text }

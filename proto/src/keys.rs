@@ -1,13 +1,14 @@
 //! What a node says of itself by gossip: the only place where gossip key names stand.
 //!
 //! Values are short plain ASCII, so that a person can read them in a dump. A service's value is
-//! `readiness since address weight reason…`, space-separated, the reason last.
+//! `readiness since address weight reason…`, space-separated, the reason last. Whom a node hears is
+//! `id heard rtt loss` for each, comma-separated: `+` or `-`, microseconds or nothing, thousandths.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use crate::health::{Health, Readiness, short_reason};
-use crate::node::Name;
+use crate::node::{Name, NodeId};
 use crate::service::{MAX_WEIGHT, ServiceName};
 use crate::time::UnixMs;
 
@@ -20,11 +21,15 @@ const DOCUMENT: &str = "doc";
 const DRAINING: &str = "d";
 const LEFT: &str = "x";
 const SERVICE: &str = "s:";
+const CHECK: &str = "c:";
+const HEARS: &str = "h";
 
 /// Most addresses that a node may say; more are a mistake or an attack on memory.
 const MAX_ADDRESSES: usize = 8;
 /// Most services that a node may offer.
 const MAX_SERVICES: usize = 64;
+/// Most nodes that a node says it hears: only masters are pulsed, and few clusters have more than nine.
+const MAX_HEARS: usize = 16;
 
 /// A backend that a node offers for one service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +40,19 @@ pub struct Offer {
     pub weight: u16,
     /// What the node's own checks say.
     pub health: Health,
+    /// What the last of them took, in milliseconds, roughly.
+    pub check_ms: Option<u32>,
+}
+
+/// How well a node hears another, roughly: what is said of it changes seldom, so that gossip stays quiet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hears {
+    /// It answers.
+    pub heard: bool,
+    /// Round-trip time in microseconds, when known.
+    pub rtt_us: Option<u32>,
+    /// Share of pulses without an answer, in thousandths.
+    pub loss_permille: u16,
 }
 
 /// Everything that a node says of itself.
@@ -58,6 +76,8 @@ pub struct Word {
     pub left: bool,
     /// What it offers.
     pub services: BTreeMap<ServiceName, Offer>,
+    /// Whom it hears.
+    pub hears: BTreeMap<NodeId, Hears>,
 }
 
 /// Why a node's keys were not understood.
@@ -91,9 +111,21 @@ impl Word {
             say(LEFT, "1".to_owned());
         }
         for (name, offer) in &self.services {
-            let Offer { address, weight, health: Health { readiness, reason, since } } = offer;
+            let Offer { address, weight, health: Health { readiness, reason, since }, check_ms } = offer;
+            if let Some(ms) = check_ms {
+                say(&format!("{CHECK}{name}"), ms.to_string());
+            }
             let value = format!("{readiness} {} {address} {weight} {}", since.0, short_reason(reason));
             say(&format!("{SERVICE}{name}"), value);
+        }
+        if !self.hears.is_empty() {
+            let one = |(id, hears): (&NodeId, &Hears)| {
+                let heard = if hears.heard { '+' } else { '-' };
+                let rtt = hears.rtt_us.map_or_else(String::new, |us| us.to_string());
+                format!("{id} {heard} {rtt} {}", hears.loss_permille)
+            };
+            let all: Vec<String> = self.hears.iter().take(MAX_HEARS).map(one).collect();
+            say(HEARS, all.join(","));
         }
         keys
     }
@@ -114,7 +146,9 @@ impl Word {
             draining: None,
             left: false,
             services: BTreeMap::new(),
+            hears: BTreeMap::new(),
         };
+        let mut checks = Vec::new();
         let mut named = false;
         for (key, value) in keys {
             let bad = |wrong| BadKey {
@@ -141,6 +175,9 @@ impl Word {
                 DOCUMENT => word.document = short_reason(value),
                 DRAINING => word.draining = Some(time()?),
                 LEFT => word.left = true,
+                // Only shown, so what has no meaning is passed over.
+                HEARS => word.hears = value.split(',').take(MAX_HEARS).filter_map(parse_hears).collect(),
+                _ if key.starts_with(CHECK) => checks.push((key, value)),
                 _ => {
                     let Some(name) = key.strip_prefix(SERVICE) else { continue };
                     let name = name.parse().map_err(|_| bad("not a service name"))?;
@@ -151,6 +188,12 @@ impl Word {
                     }
                     word.services.insert(name, offer);
                 }
+            }
+        }
+        for (key, value) in checks {
+            let name = key.strip_prefix(CHECK).and_then(|name| name.parse::<ServiceName>().ok());
+            if let Some(offer) = name.and_then(|name| word.services.get_mut(&name)) {
+                offer.check_ms = value.parse().ok();
             }
         }
         if !named {
@@ -168,7 +211,16 @@ fn parse_offer(value: &str) -> Option<Offer> {
     let address = parts.next()?.parse().ok()?;
     let weight = parts.next()?.parse().ok().filter(|weight| *weight <= MAX_WEIGHT)?;
     let reason = short_reason(parts.next().unwrap_or(""));
-    Some(Offer { address, weight, health: Health { readiness, reason, since } })
+    Some(Offer { address, weight, health: Health { readiness, reason, since }, check_ms: None })
+}
+
+fn parse_hears(text: &str) -> Option<(NodeId, Hears)> {
+    let mut parts = text.split(' ');
+    let id = parts.next()?.parse().ok()?;
+    let heard = parts.next()? == "+";
+    let rtt_us = parts.next()?.parse().ok();
+    let loss_permille = parts.next()?.parse().ok().filter(|permille| *permille <= 1000)?;
+    Some((id, Hears { heard, rtt_us, loss_permille }))
 }
 
 #[cfg(test)]
@@ -197,8 +249,13 @@ mod tests {
                         reason: "500 from /readyz".into(),
                         since: UnixMs(9),
                     },
+                    check_ms: Some(20),
                 },
             )]),
+            hears: BTreeMap::from([
+                (NodeId([1; 10]), Hears { heard: true, rtt_us: Some(420), loss_permille: 5 }),
+                (NodeId([2; 10]), Hears { heard: false, rtt_us: None, loss_permille: 1000 }),
+            ]),
         }
     }
 
@@ -227,7 +284,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_keys_make_it_panic(pairs in proptest::collection::vec(("(n|v|a|i|t|doc|d|x|s:[a-z]{0,4})", ".{0,60}"), 0..12)) {
+        fn no_keys_make_it_panic(pairs in proptest::collection::vec(("(n|v|a|i|t|doc|d|x|h|[sc]:[a-z]{0,4})", ".{0,60}"), 0..12)) {
             let _ = Word::from_keys(pairs.iter().map(|(key, value)| (key.as_str(), value.as_str())));
         }
     }

@@ -6,6 +6,7 @@
 //! finish for a while, end.
 
 pub(crate) mod enter;
+mod seen;
 mod status;
 mod word;
 
@@ -33,7 +34,7 @@ use crate::membership::disk::{Disk, Member};
 use crate::membership::keeper::Keeper;
 use crate::membership::{Command, Membership, admit};
 use crate::proxy::{Listeners, Proxy};
-use crate::{check, control, events, gossip, net, proxy, pulse, reach, watchdog};
+use crate::{check, control, events, gossip, net, proxy, pulse, reach, watchdog, web};
 
 /// Longest time that open connections get to finish at a stop. Kubernetes' watches never do, and their
 /// clients reconnect through the same listener as soon as the agent is back.
@@ -68,6 +69,11 @@ pub(crate) struct Running {
     pub(crate) ring: watch::Receiver<Arc<Ring>>,
     /// Where parts tell what no watch shows. Never waited for: what does not fit is dropped.
     pub(crate) tell: mpsc::Sender<Event>,
+    pub(crate) life: Life,
+    /// What only time shows.
+    pub(crate) seen: seen::Seen,
+    /// What the checks of this node's own services came to.
+    pub(crate) checks: Arc<check::Counts>,
 }
 
 /// Runs the agent until it is told to stop. `reload` reads the configuration again; `started` is called
@@ -132,12 +138,16 @@ async fn start(
     let node = member.node.clone();
     net::watch_own(node.interface.clone(), node.address, node.pinned, own_address_in, life);
     let (health_in, health) = watch::channel(Arc::default());
-    check::spawn(services.clone(), own_address.clone(), health_in, life);
+    let checks = Arc::default();
+    check::spawn(services.clone(), own_address.clone(), health_in, Arc::clone(&checks), life);
     let (view_in, view) = watch::channel(Arc::new(View::default()));
     let (draining_in, draining) = watch::channel(None);
     let first_health = health.clone();
+    let (ears_in, ears) = watch::channel(Arc::default());
     let words = word::Inputs {
         draining,
+        ears: ears.clone(),
+        hears: Default::default(),
         node: node.clone(),
         began,
         own_address: own_address.clone(),
@@ -150,7 +160,6 @@ async fn start(
 
     let (serving_in, serving) = watch::channel(Arc::new(member.serving.clone()));
     let members = trust.clone();
-    let (ears_in, ears) = watch::channel(Arc::default());
     let inputs = reach::Inputs {
         services: services.clone(),
         view: view.clone(),
@@ -219,7 +228,13 @@ async fn start(
         draining: draining_in,
         ring,
         tell,
+        life: life.clone(),
+        seen: Default::default(),
+        checks,
     });
+    let (changes_in, changes) = watch::channel(0);
+    seen::spawn(&running, changes_in, life);
+    serve_web(config.web, running.clone(), changes, life);
     serve_control(listener, running.clone(), life);
     tell_systemd(running.clone(), life);
     info!(node = %running.node.name, cluster = %running.membership.trust.borrow().document.name, "agent runs");
@@ -301,17 +316,35 @@ fn tell_systemd(running: Arc<Running>, life: &Life) {
 }
 
 fn serve_control(listener: control::Listener, running: Arc<Running>, life: &Life) {
-    let handler = move |request: Request| {
+    let handler = move |request| {
         let running = running.clone();
-        async move {
-            match request {
-                Request::Status => Response::Status(Box::new(status::of(&running))),
-                Request::Drain { on } => drain(&running, on),
-                request => running.membership.control(request).await,
-            }
-        }
+        async move { answer(&running, request).await }
     };
     control::serve(listener, handler, life);
+}
+
+/// The page and the metrics. Of what the control socket does, they do what a person may who has logged in.
+fn serve_web(config: proto::config::Web, running: Arc<Running>, changes: watch::Receiver<u64>, life: &Life) {
+    let (asked, doing) = (running.clone(), running.clone());
+    let inputs = web::Inputs {
+        config,
+        status: Box::new(move || status::of(&asked)),
+        changes,
+        ring: running.ring.clone(),
+        act: Box::new(move |request| {
+            let running = doing.clone();
+            Box::pin(async move { answer(&running, request).await })
+        }),
+    };
+    web::spawn(inputs, life);
+}
+
+async fn answer(running: &Running, request: Request) -> Response {
+    match request {
+        Request::Status => Response::Status(Box::new(status::of(running))),
+        Request::Drain { on } => drain(running, on),
+        request => running.membership.control(request).await,
+    }
 }
 
 /// Takes no new connections on this node's backends, or takes them again.

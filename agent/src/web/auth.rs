@@ -164,7 +164,8 @@ mod tests {
         assert_eq!(check(&basic("ops:correct horse")), Ok(Leave::Act));
         assert_eq!(check("bearer 0123456789"), Ok(Leave::See));
         assert_eq!(guard.check(&headers(&[]), ME, Moment::ZERO), Err(Refusal::LogIn));
-        for wrong in ["Basic", "Basic !", "Bearer 0123456780", "Digest x", &basic("ops:"), &basic("ops:correct hors")]
+        for wrong in
+            ["Basic", "Basic !", "Bearer 0123456780", "Digest x", &basic("ops:"), &basic("ops:correct hors")]
         {
             assert_eq!(check(wrong), Err(Refusal::LogIn), "{wrong}");
         }

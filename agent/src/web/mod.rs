@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use proto::config::Web;
 use proto::control::{Request, Response, Status};
+use proto::event::Ring;
 use tokio::sync::watch;
 
 use crate::http::Later;
@@ -37,6 +38,8 @@ pub(crate) struct Inputs {
     pub(crate) status: Box<dyn Fn() -> Status + Send + Sync>,
     /// Counts changes that a person should see at once.
     pub(crate) changes: watch::Receiver<u64>,
+    /// The latest events.
+    pub(crate) ring: watch::Receiver<Arc<Ring>>,
     /// Carries out what a person asks for.
     pub(crate) act: Box<dyn Fn(Request) -> Later<Response> + Send + Sync>,
 }
@@ -46,6 +49,7 @@ struct Site {
     snapshots: Snapshots,
     guard: Guard,
     changes: watch::Receiver<u64>,
+    ring: watch::Receiver<Arc<Ring>>,
     act: Box<dyn Fn(Request) -> Later<Response> + Send + Sync>,
     streams: Arc<tokio::sync::Semaphore>,
     haproxy_metrics: bool,
@@ -55,11 +59,12 @@ struct Site {
 /// Serves until the life is over. An address that is taken is tried again; it never keeps the agent from
 /// starting.
 pub(crate) fn spawn(inputs: Inputs, life: &Life) {
-    let Inputs { config, status, changes, act } = inputs;
+    let Inputs { config, status, changes, ring, act } = inputs;
     let site = Arc::new(Site {
-        snapshots: Snapshots::new(status, changes.clone(), life),
+        snapshots: Snapshots::new(status, changes.clone(), ring.clone(), life),
         guard: Guard::new(&config),
         changes,
+        ring,
         act,
         streams: stream::places(),
         haproxy_metrics: config.haproxy_metrics,

@@ -62,6 +62,14 @@ async fn route(request: Request, from: IpAddr, site: &Arc<Site>) -> Response {
     };
     match (request.method(), path.as_str()) {
         (&Method::POST, "/act") => act(request, leave, site).await,
+        (&Method::GET | &Method::HEAD, "/api/v1/events") => match request.uri().query() {
+            Some("list") => {
+                let ring = site.ring.borrow().clone();
+                let all: Vec<_> = ring.all().map(|event| &**event).collect();
+                text(200, JSON, json(&all))
+            }
+            _ => stream::open(&request, site),
+        },
         (&Method::GET | &Method::HEAD, _) => see(&path, leave, site),
         _ => {
             let mut response = text(405, PLAIN, "this can only be read\n");
@@ -76,16 +84,15 @@ fn see(path: &str, leave: Leave, site: &Arc<Site>) -> Response {
     // Who may act has buttons, so that page is not everyone's.
     let acts = leave == Leave::Act;
     let (kind, body) = match path {
-        "/" if acts => (HTML, page::whole(&snapshot.status, true).into()),
-        "/" => (HTML, snapshot.get(Kind::Page, |status| page::whole(status, false))),
-        "/main" if acts => (HTML, page::main(&snapshot.status, true).into()),
-        "/main" => (HTML, snapshot.get(Kind::Main, |status| page::main(status, false))),
-        "/api/v1/status" => (JSON, snapshot.get(Kind::Json, json)),
+        "/" if acts => (HTML, page::whole(&snapshot.status, &snapshot.ring, true).into()),
+        "/" => (HTML, snapshot.get(Kind::Page, |all| page::whole(&all.status, &all.ring, false))),
+        "/main" if acts => (HTML, page::main(&snapshot.status, &snapshot.ring, true).into()),
+        "/main" => (HTML, snapshot.get(Kind::Main, |all| page::main(&all.status, &all.ring, false))),
+        "/api/v1/status" => (JSON, snapshot.get(Kind::Json, |all| json(&all.status))),
         "/metrics" => {
-            (METRICS, snapshot.get(Kind::Metrics, |status| metrics::write(status, site.haproxy_metrics)))
+            (METRICS, snapshot.get(Kind::Metrics, |all| metrics::write(&all.status, site.haproxy_metrics)))
         }
-        "/stats;csv" | "/stats" => (PLAIN, snapshot.get(Kind::Csv, csv::write)),
-        "/api/v1/events" => return stream::open(site),
+        "/stats;csv" | "/stats" => (PLAIN, snapshot.get(Kind::Csv, |all| csv::write(&all.status))),
         _ => return text(404, PLAIN, "there is nothing here: / is the page, /metrics are the metrics\n"),
     };
     let mut response = text(200, kind, body);
@@ -94,8 +101,8 @@ fn see(path: &str, leave: Leave, site: &Arc<Site>) -> Response {
     response
 }
 
-fn json(status: &control::Status) -> Vec<u8> {
-    let mut bytes = serde_json::to_vec_pretty(status).unwrap_or_default();
+fn json(value: &impl serde::Serialize) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec_pretty(value).unwrap_or_default();
     bytes.push(b'\n');
     bytes
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hyper::body::Bytes;
 use proto::control::Status;
+use proto::event::Ring;
 use proto::time::Moment;
 use tokio::sync::watch;
 
@@ -37,14 +38,15 @@ pub(super) struct Snapshot {
     /// Changes that had been counted by then.
     changes: u64,
     pub(super) status: Status,
+    pub(super) ring: Arc<Ring>,
     made: [OnceLock<Bytes>; 5],
 }
 
 impl Snapshot {
     /// What `make` makes of it, made once.
-    pub(super) fn get(&self, kind: Kind, make: impl FnOnce(&Status) -> Vec<u8>) -> Bytes {
+    pub(super) fn get(&self, kind: Kind, make: impl FnOnce(&Snapshot) -> Vec<u8>) -> Bytes {
         match self.made.get(kind as usize) {
-            Some(place) => place.get_or_init(|| make(&self.status).into()).clone(),
+            Some(place) => place.get_or_init(|| make(self).into()).clone(),
             None => Bytes::new(), // there is a place for every kind
         }
     }
@@ -54,6 +56,7 @@ impl Snapshot {
 pub(super) struct Snapshots {
     status: Box<dyn Fn() -> Status + Send + Sync>,
     changes: watch::Receiver<u64>,
+    ring: watch::Receiver<Arc<Ring>>,
     last: Mutex<Option<Arc<Snapshot>>>,
     life: Life,
 }
@@ -62,9 +65,10 @@ impl Snapshots {
     pub(super) fn new(
         status: Box<dyn Fn() -> Status + Send + Sync>,
         changes: watch::Receiver<u64>,
+        ring: watch::Receiver<Arc<Ring>>,
         life: &Life,
     ) -> Snapshots {
-        Snapshots { status, changes, last: Mutex::new(None), life: life.clone() }
+        Snapshots { status, changes, ring, last: Mutex::new(None), life: life.clone() }
     }
 
     /// The status now; who was told of a change finds it in here. Others wait while it is put together, so that it is not done twice; it takes a fraction
@@ -76,9 +80,9 @@ impl Snapshots {
             Some(good) if good.changes == changes && now.since(good.taken) < FRESH => Arc::clone(good),
             old => {
                 let number = old.as_ref().map_or(1, |old| old.number + 1);
-                let status = (self.status)();
-                let fresh =
-                    Arc::new(Snapshot { number, taken: now, changes, status, made: Default::default() });
+                let (status, ring) = ((self.status)(), self.ring.borrow().clone());
+                let made = Default::default();
+                let fresh = Arc::new(Snapshot { number, taken: now, changes, status, ring, made });
                 *last = Some(Arc::clone(&fresh));
                 fresh
             }

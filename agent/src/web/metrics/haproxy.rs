@@ -8,7 +8,9 @@ use super::Type::{Counter, Gauge};
 use super::{Family, Text, flag};
 
 const FRONTEND: &[Family<ServiceStatus>] = &[
-    ("haproxy_frontend_current_sessions", Gauge, "Current number of sessions.", |s| Some(s.connections as f64)),
+    ("haproxy_frontend_current_sessions", Gauge, "Current number of sessions.", |s| {
+        Some(s.connections as f64)
+    }),
     ("haproxy_frontend_max_sessions", Gauge, "Highest number of sessions at once since the start.", |s| {
         Some(s.counted.most as f64)
     }),
@@ -39,7 +41,9 @@ const BACKEND: &[Family<ServiceStatus>] = &[
     }),
     ("haproxy_backend_sessions_total", Counter, "Sessions since the start.", |s| Some(sum(s, |b| b.total))),
     ("haproxy_backend_current_queue", Gauge, "Connections that wait; there is no queue.", |_| Some(0.0)),
-    ("haproxy_backend_bytes_in_total", Counter, "Bytes to servers.", |s| Some(sum(s, |b| b.counted.bytes_in))),
+    ("haproxy_backend_bytes_in_total", Counter, "Bytes to servers.", |s| {
+        Some(sum(s, |b| b.counted.bytes_in))
+    }),
     ("haproxy_backend_bytes_out_total", Counter, "Bytes from servers.", |s| {
         Some(sum(s, |b| b.counted.bytes_out))
     }),
@@ -88,9 +92,7 @@ const SERVER: &[Family<BackendStatus>] = &[
         Some((b.counted.resets_down + b.counted.resets_leave) as f64)
     }),
     ("haproxy_server_weight", Gauge, "The server's weight.", |b| Some(f64::from(b.weight))),
-    ("haproxy_server_check_code", Gauge, "Status code of the last check.", |b| {
-        b.check_code().map(f64::from)
-    }),
+    ("haproxy_server_check_code", Gauge, "Status code of the last check.", |b| b.check_code().map(f64::from)),
     ("haproxy_server_check_duration_seconds", Gauge, "Duration of the last check, roughly.", |b| {
         b.check_ms.map(|ms| f64::from(ms) / 1e3)
     }),
@@ -137,7 +139,10 @@ pub(super) fn write(text: &mut Text, status: &Status) {
     text.table(FRONTEND, &services);
     text.table(BACKEND, &services);
     for (name, up) in [
-        ("haproxy_frontend_status", (|s| !s.listen.iter().any(|l| l.contains('('))) as fn(&ServiceStatus) -> bool),
+        (
+            "haproxy_frontend_status",
+            (|s| !s.listen.iter().any(|l| l.contains('('))) as fn(&ServiceStatus) -> bool,
+        ),
         ("haproxy_backend_status", |s| s.backends.iter().any(|b| b.state.is_good())),
     ] {
         text.family(name, Gauge, "Current status of the service, per state label value.");

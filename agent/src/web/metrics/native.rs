@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use proto::backends::State;
-use proto::control::{BackendStatus, CheckCounts, LinkStatus, MemberState, MemberStatus, ServiceStatus, Status, VipStatus};
+use proto::control::{
+    BackendStatus, CheckCounts, LinkStatus, MemberState, MemberStatus, ServiceStatus, Status, VipStatus,
+};
 use proto::node::Role;
 
 use super::Type::{Counter, Gauge, Histogram};
@@ -20,7 +22,9 @@ const NODE: &[Family<Status>] = &[
     ("agent_problems", Gauge, "Things wrong with this node itself; the status page says which.", |s| {
         Some(s.problems.len() as f64)
     }),
-    ("agent_removed", Gauge, "1 when this node was removed from the cluster.", |s| Some(flag(s.node.removed))),
+    ("agent_removed", Gauge, "1 when this node was removed from the cluster.", |s| {
+        Some(flag(s.node.removed))
+    }),
     ("agent_network_up", Gauge, "1 while this node has an address on the mesh.", |s| {
         Some(flag(s.node.address.is_some()))
     }),
@@ -57,7 +61,9 @@ const LINK: &[Family<LinkStatus>] = &[
 /// Of the members that this node pulses: the masters.
 const PEER: &[Family<MemberStatus>] = &[
     ("agent_peer_up", Gauge, "1 while the peer is heard.", |m| Some(flag(m.state == MemberState::Up))),
-    ("agent_peer_rtt_seconds", Gauge, "Round-trip time of pulses, smoothed.", |m| m.rtt_ms.map(|ms| ms / 1e3)),
+    ("agent_peer_rtt_seconds", Gauge, "Round-trip time of pulses, smoothed.", |m| {
+        m.rtt_ms.map(|ms| ms / 1e3)
+    }),
     ("agent_peer_loss_ratio", Gauge, "Share of pulses without an answer, smoothed.", |m| {
         m.loss_permille.map(|loss| f64::from(loss) / 1e3)
     }),
@@ -273,7 +279,11 @@ fn checks(text: &mut Text, checks: &[CheckCounts]) {
 fn vips(text: &mut Text, vips: &[VipStatus]) {
     let all: Vec<_> = vips.iter().map(|vip| (vec![("vip", vip.address.as_str())], vip)).collect();
     text.table(VIP, &all);
-    text.family("agent_vip_owner", Gauge, "The node that has the virtual IP, as this node knows it; always 1.");
+    text.family(
+        "agent_vip_owner",
+        Gauge,
+        "The node that has the virtual IP, as this node knows it; always 1.",
+    );
     for vip in vips {
         if let Some(owner) = &vip.owner {
             text.sample("agent_vip_owner", &[("vip", &vip.address), ("owner", owner.as_str())], 1.0);

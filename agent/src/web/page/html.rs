@@ -176,16 +176,14 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
-        assert_eq!((milliseconds(0.423), milliseconds(42.25), milliseconds(1234.5)), (
-            "0.42 ms".into(),
-            "42.2 ms".into(),
-            "1234 ms".into()
-        ));
-        assert_eq!((bytes(999), bytes(1_500), bytes(u64::MAX)), (
-            "999 B".into(),
-            "1.5 kB".into(),
-            "18446744.1 TB".into()
-        ));
+        assert_eq!(
+            (milliseconds(0.423), milliseconds(42.25), milliseconds(1234.5)),
+            ("0.42 ms".into(), "42.2 ms".into(), "1234 ms".into())
+        );
+        assert_eq!(
+            (bytes(999), bytes(1_500), bytes(u64::MAX)),
+            ("999 B".into(), "1.5 kB".into(), "18446744.1 TB".into())
+        );
         assert_eq!((lasted(0), lasted(61_000)), ("0s".into(), "61s".into()));
     }
 }

@@ -121,7 +121,9 @@ fn body(html: &mut Html, status: &Status, ring: &Ring, acts: bool) {
 fn verdict(html: &mut Html, status: &Status, now: UnixMs) {
     let verdict = judge(status, now);
     let tone = tone(verdict.level);
-    html.raw("<section id=\"verdict\" class=\"verdict ").raw(tone.word()).raw("\" aria-label=\"Verdict\"><h1>");
+    html.raw("<section id=\"verdict\" class=\"verdict ")
+        .raw(tone.word())
+        .raw("\" aria-label=\"Verdict\"><h1>");
     // The judgement begins with its own word; here that stands as a heading.
     let text = verdict.text.strip_prefix(word(verdict.level)).unwrap_or(&verdict.text);
     let text = text.trim_start_matches([':', ';', ' ']);

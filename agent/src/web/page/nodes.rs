@@ -172,8 +172,13 @@ fn groups<'a>(status: &'a Status, of: impl Fn(&'a MemberStatus) -> &'a str) -> B
 /// This node itself.
 pub(super) fn own(html: &mut Html, status: &Status) {
     let (node, cluster, link) = (&status.node, &status.cluster, &status.node.link);
-    let refused =
-        [link.refused_stranger, link.refused_key, link.refused_seal, link.refused_replay, link.refused_unproven];
+    let refused = [
+        link.refused_stranger,
+        link.refused_key,
+        link.refused_seal,
+        link.refused_replay,
+        link.refused_unproven,
+    ];
     html.section("own", "this node");
     html.raw("<dl class=\"facts\">");
     for (name, value) in [
