@@ -111,13 +111,24 @@ async fn follow(running: Arc<Running>, changes: watch::Sender<u64>, life: Life) 
     let (mut table, mut ears) = (running.table.clone(), running.ears.clone());
     let (mut view, mut trust) = (running.view.clone(), running.membership.trust.clone());
     let (mut draining, mut own) = (running.draining.subscribe(), running.own_address.clone());
+    let (mut known, mut only_table) = (None, false);
     loop {
         let now = table.borrow_and_update().clone();
         running.seen.follow(&now, life.now());
-        changes.send_modify(|number| *number += 1);
+        // Round trips change with every dial, and are shown when someone looks.
+        let states: Vec<(NodeId, State, u16)> =
+            now.values().flatten().map(|one| (one.node, one.state, one.weight)).collect();
+        if !only_table || known.as_ref() != Some(&states) {
+            known = Some(states);
+            changes.send_modify(|number| *number += 1);
+        }
         tokio::time::sleep(REST).await;
+        only_table = false;
         let changed = tokio::select! {
-            changed = table.changed() => changed,
+            changed = table.changed() => {
+                only_table = true;
+                changed
+            }
             changed = ears.changed() => changed,
             changed = view.changed() => changed,
             changed = trust.changed() => changed,

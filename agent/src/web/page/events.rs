@@ -11,7 +11,7 @@ const SHOWN: usize = 40;
 
 /// What has happened, newest first.
 pub(super) fn timeline(html: &mut Html, ring: &Ring, now: UnixMs) {
-    html.section("events", "what happened");
+    html.section("events", "What happened");
     let mut latest = ring.after(ring.newest().saturating_sub(SHOWN as u64)).peekable();
     if latest.peek().is_none() {
         html.raw("<p class=\"about\">Nothing yet.</p></section>");

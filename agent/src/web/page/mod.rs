@@ -110,10 +110,13 @@ fn body(html: &mut Html, status: &Status, ring: &Ring, acts: bool) {
         services::service(html, service, status, acts);
     }
     services::vips(html, &status.vips, now);
-    nodes::members(html, status);
+    html.raw("<div id=\"beside\" class=\"beside\">");
+    events::timeline(html, ring, now);
+    html.raw("<div>");
     nodes::matrix(html, status);
     nodes::differences(html, status);
-    events::timeline(html, ring, now);
+    html.raw("</div></div>");
+    nodes::members(html, status);
     nodes::own(html, status);
 }
 

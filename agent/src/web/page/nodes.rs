@@ -46,7 +46,7 @@ fn more(html: &mut Html, all: usize, shown: usize, what: &str) {
 
 /// Everyone.
 pub(super) fn members(html: &mut Html, status: &Status) {
-    html.section("members", "members");
+    html.section("members", "Members");
     html.table(
         "Members of the cluster, as this node hears them",
         &["node", "role", "state", "address", "!rtt", "!loss", "agent", "document", "since"],
@@ -81,12 +81,14 @@ fn short(hash: &str) -> &str {
 
 /// Who hears whom: a row is what one node says of the masters.
 pub(super) fn matrix(html: &mut Html, status: &Status) {
-    let masters: Vec<&MemberStatus> =
-        status.members.iter().filter(|one| one.role == Role::Master).take(MAX_COLUMNS).collect();
+    let mut masters: Vec<&MemberStatus> =
+        status.members.iter().filter(|one| one.role == Role::Master).collect();
+    masters.sort_by_key(|one| &one.name);
+    masters.truncate(MAX_COLUMNS);
     if masters.is_empty() || status.members.len() < 2 {
         return;
     }
-    html.section("matrix", "who hears whom");
+    html.section("matrix", "Who hears whom");
     html.raw("<p class=\"about\">Round trips and losses of pulses, as each node says of itself. Rows hear ");
     html.raw("columns.</p><div class=\"wide\" tabindex=\"0\" role=\"region\" aria-labelledby=\"h-matrix\">");
     html.raw("<table class=\"matrix\"><caption class=\"ear\">Each row is a node, each column a master that it hears");
@@ -132,7 +134,7 @@ fn hears(html: &mut Html, one: &MemberStatus, other: &MemberStatus, seen: Option
 
 /// Versions and documents, where they are not all the same.
 pub(super) fn differences(html: &mut Html, status: &Status) {
-    html.section("differences", "versions and settings");
+    html.section("differences", "Versions and settings");
     let versions = groups(status, |one| &one.version);
     let documents = groups(status, |one| short(&one.document));
     if versions.len() <= 1 && documents.len() <= 1 {
@@ -179,7 +181,7 @@ pub(super) fn own(html: &mut Html, status: &Status) {
         link.refused_replay,
         link.refused_unproven,
     ];
-    html.section("own", "this node");
+    html.section("own", "This node");
     html.raw("<dl class=\"facts\">");
     for (name, value) in [
         ("name", node.name.to_string()),

@@ -61,7 +61,9 @@ pub(super) fn service(html: &mut Html, service: &ServiceStatus, status: &Status,
         columns.push("act");
     }
     html.table(&format!("Backends of {name}, as this node sees them"), &columns);
-    for backend in &service.backends {
+    let mut backends: Vec<&BackendStatus> = service.backends.iter().collect();
+    backends.sort_by(|a, b| a.node.cmp(&b.node));
+    for backend in backends {
         row(html, backend, status, acts);
     }
     html.raw("</tbody></table></section>");
@@ -112,7 +114,7 @@ pub(super) fn vips(html: &mut Html, vips: &[VipStatus], now: UnixMs) {
     if vips.is_empty() {
         return;
     }
-    html.section("vips", "virtual IPs");
+    html.section("vips", "Virtual IPs");
     html.table(
         "Virtual IPs and the nodes that could have them, best first",
         &["address", "state", "owner", "since", "!epoch", "interface", "candidates"],
