@@ -1,6 +1,6 @@
 //! How it is, all in all, in words: the first line of status, and of the page.
 
-use proto::control::{BackendStatus, MemberState, ServiceStatus, Status};
+use proto::control::{BackendStatus, MemberState, ServiceStatus, Status, VipState, VipStatus};
 use proto::service::KUBE_API;
 use proto::time::UnixMs;
 
@@ -44,10 +44,7 @@ pub(crate) fn judge(status: &Status, now: UnixMs) -> Verdict {
     }
     let others = status.services.iter().filter(|service| service.name.as_str() != KUBE_API);
     faults.extend(others.filter_map(shortage));
-    faults.extend(status.vips.iter().filter(|vip| !vip.state.starts_with("owned")).map(|vip| {
-        let reason = if vip.reason.is_empty() { String::new() } else { format!(": {}", vip.reason) };
-        format!("VIP {} is {}{reason}", vip.address, vip.state)
-    }));
+    faults.extend(status.vips.iter().filter_map(fault));
     if status.node.address.is_none() {
         faults.push(format!("this node's network {} is away", status.node.interface));
     }
@@ -106,10 +103,20 @@ fn absent(status: &Status) -> String {
     }
 }
 
+/// What is wrong with a virtual IP; none: nothing.
+fn fault(vip: &VipStatus) -> Option<String> {
+    let reason = if vip.reason.is_empty() { String::new() } else { format!(": {}", vip.reason) };
+    match vip.state {
+        VipState::OwnedHere | VipState::Owned => None,
+        VipState::Unowned => Some(format!("VIP {} is on no node{reason}", vip.address)),
+        VipState::Unavailable => Some(format!("VIP {} is unavailable{reason}", vip.address)),
+    }
+}
+
 /// Who has the virtual IPs, since when.
 fn owned(status: &Status, now: UnixMs) -> String {
-    let owned = status.vips.iter().filter(|vip| vip.state.starts_with("owned"));
-    let on = |vip: &proto::control::VipStatus| {
+    let owned = status.vips.iter().filter(|vip| fault(vip).is_none());
+    let on = |vip: &VipStatus| {
         let owner = vip.owner.as_ref().map_or("an unknown node", |owner| owner.as_str());
         format!("; VIP {} is on {owner} since {}", vip.address, at(vip.since_unix_ms, now))
     };

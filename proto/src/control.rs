@@ -4,6 +4,8 @@
 //! [`Status`] is also what `agent status --json` prints. Its shape is stable: fields are added, never
 //! renamed or taken away, and `schema` counts the exceptions.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::backends::State;
@@ -90,7 +92,7 @@ pub struct Status {
     pub services: Vec<ServiceStatus>,
     /// Everyone.
     pub members: Vec<MemberStatus>,
-    /// Virtual IPs; none in this version.
+    /// Virtual IPs.
     pub vips: Vec<VipStatus>,
     /// What is wrong with this node itself, in sentences; empty when nothing is.
     pub problems: Vec<String>,
@@ -401,37 +403,63 @@ pub struct SeenStatus {
     pub loss_permille: u16,
 }
 
-/// A virtual IP.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct VipStatus {
-    /// The address.
-    pub address: String,
-    /// One of `owned-here`, `owned`, `unowned`, `unavailable`.
-    pub state: String,
-    /// Name of its owner.
-    pub owner: Option<Name>,
-    /// How often it has had a new one.
-    pub epoch: u64,
-    /// Interface that carries it here.
-    pub interface: Option<String>,
-    /// Since when `state` has been so.
-    pub since_unix_ms: UnixMs,
-    /// Why.
-    pub reason: String,
-    /// Who could own it.
-    pub candidates: Vec<CandidateStatus>,
+/// How a virtual IP is, as this node sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VipState {
+    /// This node has it.
+    OwnedHere,
+    /// Another node has it.
+    Owned,
+    /// No node has it now.
+    Unowned,
+    /// It can't be had here, and this node knows of no owner; the reason says why.
+    Unavailable,
 }
 
-/// A node that could own a virtual IP.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct CandidateStatus {
+impl VipState {
+    /// The word that status uses.
+    pub fn word(self) -> &'static str {
+        match self {
+            VipState::OwnedHere => "owned-here",
+            VipState::Owned => "owned",
+            VipState::Unowned => "unowned",
+            VipState::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// A virtual IP, as this node sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VipStatus {
+    /// Which.
+    pub address: IpAddr,
+    /// How it is.
+    pub state: VipState,
+    /// Who has it.
+    pub owner: Option<Name>,
+    /// Counts the owners.
+    pub epoch: u64,
+    /// This node's interface for it; none: it has none.
+    pub interface: Option<String>,
+    /// Since when `state` and `owner` have been so.
+    pub since_unix_ms: UnixMs,
+    /// Why it is so, or what is in the way here; may be empty.
+    pub reason: String,
+    /// Who may have it, the first in line first.
+    pub candidates: Vec<VipCandidate>,
+}
+
+/// A node that may have a virtual IP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VipCandidate {
     /// Its name.
     pub node: Name,
-    /// Its place among them, 1 for the first.
+    /// Its place in line, from 1.
     pub rank: u32,
-    /// Whether it could now.
+    /// It could have it now.
     pub eligible: bool,
-    /// Why not, or why so.
+    /// Why it could not; empty when it could.
     pub reason: String,
 }
 

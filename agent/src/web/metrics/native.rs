@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use proto::backends::State;
 use proto::control::{
-    BackendStatus, CheckCounts, LinkStatus, MemberState, MemberStatus, ServiceStatus, Status, VipStatus,
+    BackendStatus, CheckCounts, LinkStatus, MemberState, MemberStatus, ServiceStatus, Status, VipState, VipStatus,
 };
 use proto::node::Role;
 
@@ -127,10 +127,10 @@ const BACKEND: &[Family<BackendStatus>] = &[
 
 const VIP: &[Family<VipStatus>] = &[
     ("agent_vip_owned_here", Gauge, "1 while this node has the virtual IP.", |v| {
-        Some(flag(v.state == "owned-here"))
+        Some(flag(v.state == VipState::OwnedHere))
     }),
     ("agent_vip_owned", Gauge, "1 while any node has the virtual IP, as this node knows it.", |v| {
-        Some(flag(v.state.starts_with("owned")))
+        Some(flag(matches!(v.state, VipState::OwnedHere | VipState::Owned)))
     }),
     ("agent_vip_epoch", Counter, "How often the virtual IP has had a new owner.", |v| Some(v.epoch as f64)),
     ("agent_vip_last_change_time_seconds", Gauge, "When its state last changed, since 1970.", |v| {
@@ -277,16 +277,17 @@ fn checks(text: &mut Text, checks: &[CheckCounts]) {
 }
 
 fn vips(text: &mut Text, vips: &[VipStatus]) {
-    let all: Vec<_> = vips.iter().map(|vip| (vec![("vip", vip.address.as_str())], vip)).collect();
+    let named: Vec<(String, &VipStatus)> = vips.iter().map(|vip| (vip.address.to_string(), vip)).collect();
+    let all: Vec<_> = named.iter().map(|(name, vip)| (vec![("vip", name.as_str())], *vip)).collect();
     text.table(VIP, &all);
     text.family(
         "agent_vip_owner",
         Gauge,
         "The node that has the virtual IP, as this node knows it; always 1.",
     );
-    for vip in vips {
+    for (name, vip) in &named {
         if let Some(owner) = &vip.owner {
-            text.sample("agent_vip_owner", &[("vip", &vip.address), ("owner", owner.as_str())], 1.0);
+            text.sample("agent_vip_owner", &[("vip", name), ("owner", owner.as_str())], 1.0);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Services with their backends, and virtual IPs.
 
 use proto::backends::State;
-use proto::control::{BackendStatus, ServiceStatus, Status, VipStatus};
+use proto::control::{BackendStatus, ServiceStatus, Status, VipState, VipStatus};
 use proto::time::UnixMs;
 
 use super::html::{Html, Tone, bytes, lasted};
@@ -120,8 +120,11 @@ pub(super) fn vips(html: &mut Html, vips: &[VipStatus], now: UnixMs) {
         &["address", "state", "owner", "since", "!epoch", "interface", "candidates"],
     );
     for vip in vips {
-        let tone = if vip.state.starts_with("owned") { Tone::Good } else { Tone::Bad };
-        html.row(&vip.address).cell("state").state(tone, &vip.state);
+        let tone = match vip.state {
+            VipState::OwnedHere | VipState::Owned => Tone::Good,
+            VipState::Unowned | VipState::Unavailable => Tone::Bad,
+        };
+        html.row(&vip.address.to_string()).cell("state").state(tone, vip.state.word());
         html.raw(" <span class=\"q\">").text(&vip.reason).raw("</span></td>");
         html.cell("owner").text(vip.owner.as_ref().map_or("nobody", |owner| owner.as_str())).raw("</td>");
         html.since("since", vip.since_unix_ms, now).number("epoch", vip.epoch);
