@@ -9,10 +9,13 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::backends::State;
+use crate::event::{Ask, Event};
 use crate::invite::Waiting;
 use crate::node::{Name, NodeId, Role};
+use crate::pulse::Hearing;
 use crate::service::{Balance, ServiceName};
 use crate::time::UnixMs;
+use crate::view;
 
 /// Largest frame: the status of the largest cluster.
 pub const MAX_FRAME: usize = 16 * 1024 * 1024;
@@ -57,6 +60,8 @@ pub enum Request {
         /// Take none.
         on: bool,
     },
+    /// What has happened?
+    Events(Ask),
 }
 
 /// What the running agent answers.
@@ -73,6 +78,13 @@ pub enum Response {
     },
     /// Who waits.
     Waiting(Vec<Waiting>),
+    /// What has happened, oldest first.
+    Events {
+        /// The events.
+        events: Vec<Event>,
+        /// Members that did not answer.
+        silent: Vec<String>,
+    },
     /// Done; a sentence that says what.
     Done(String),
     /// Not done; a sentence that says why and what would be right.
@@ -349,6 +361,21 @@ pub enum MemberState {
 }
 
 impl MemberState {
+    /// What another member is: by its own word, by pulses, by gossip where there are none, and, when its
+    /// agent is silent, by whether its apiserver answers.
+    pub fn of(member: Option<&view::Member>, hearing: Option<Hearing>, serves: bool) -> MemberState {
+        let hearing = hearing.filter(|hearing| *hearing != Hearing::Unknown);
+        match member {
+            Some(member) if member.word.left => MemberState::Left,
+            _ if hearing == Some(Hearing::Late) => MemberState::Suspect,
+            _ if hearing == Some(Hearing::Heard) => MemberState::Up,
+            Some(member) if member.heard && hearing.is_none() => MemberState::Up,
+            // The machine lives.
+            _ if serves => MemberState::Suspect,
+            _ => MemberState::Down,
+        }
+    }
+
     /// The word that status uses.
     pub fn word(self) -> &'static str {
         match self {

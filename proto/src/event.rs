@@ -3,7 +3,7 @@
 //! An [`Event`] serializes to the JSON that `agent events --json`, the API, hooks and the webhook show. Its
 //! shape is stable: fields are added, never renamed or taken away. Texts are for people and never secret.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
@@ -271,6 +271,19 @@ impl Event {
         let priority = self.priority.unwrap_or(0).to_string();
         Some(["INSTANCE".to_owned(), self.subject.clone(), state.to_owned(), priority])
     }
+}
+
+/// Which events someone wants to see.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Ask {
+    /// Not those before this time.
+    pub since: UnixMs,
+    /// By node, the newest number that was seen; nothing up to it.
+    pub after: BTreeMap<String, u64>,
+    /// At most so many of each node, the latest.
+    pub most: u32,
+    /// Those of all members, not only of the node that is asked.
+    pub cluster: bool,
 }
 
 /// Cuts a text at a character's end, and takes the power from it: no control character reaches a terminal

@@ -8,6 +8,7 @@
 pub(crate) mod enter;
 mod seen;
 mod status;
+mod tell;
 mod word;
 
 use std::net::IpAddr;
@@ -19,7 +20,8 @@ use anyhow::Context;
 use proto::backends::{Serving, Table};
 use proto::config::Config;
 use proto::control::{Request, Response};
-use proto::event::{Event, Kind, Ring};
+use proto::event::{Event, Ring};
+use proto::node::NodeId;
 use proto::pulse::Ears;
 use proto::service::Service;
 use proto::time::UnixMs;
@@ -28,13 +30,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
+use crate::http::Later;
 use crate::lifecycle::{Life, wall};
 use crate::link::{Link, Trust};
 use crate::membership::disk::{Disk, Member};
 use crate::membership::keeper::Keeper;
 use crate::membership::{Command, Membership, admit};
 use crate::proxy::{Listeners, Proxy};
-use crate::{check, control, events, gossip, net, proxy, pulse, reach, watchdog, web};
+use crate::{check, control, gossip, net, proxy, pulse, reach, watchdog};
 
 /// Longest time that open connections get to finish at a stop. Kubernetes' watches never do, and their
 /// clients reconnect through the same listener as soon as the agent is back.
@@ -69,6 +72,8 @@ pub(crate) struct Running {
     pub(crate) ring: watch::Receiver<Arc<Ring>>,
     /// Where parts tell what no watch shows. Never waited for: what does not fit is dropped.
     pub(crate) tell: mpsc::Sender<Event>,
+    /// What is wrong with telling.
+    pub(crate) troubles: crate::events::Troubles,
     pub(crate) life: Life,
     /// What only time shows.
     pub(crate) seen: seen::Seen,
@@ -111,8 +116,8 @@ async fn start(
     life: &Life,
 ) -> anyhow::Result<(Arc<Running>, watch::Sender<Arc<Vec<Service>>>)> {
     let began = wall();
-    let (tell, told) = mpsc::channel(events::QUEUE);
-    let (ring_in, ring) = watch::channel(Arc::default());
+    let tell::Channels { tell, told, ring_in, ring, outlets } = tell::Channels::new(&config);
+    let troubles = outlets.troubles.clone();
     // Clients first: everything else can wait for milliseconds.
     let descriptors = proxy::raise_descriptor_limit();
     let listeners = Listeners::bind(&config.services);
@@ -142,7 +147,7 @@ async fn start(
     check::spawn(services.clone(), own_address.clone(), health_in, Arc::clone(&checks), life);
     let (view_in, view) = watch::channel(Arc::new(View::default()));
     let (draining_in, draining) = watch::channel(None);
-    let first_health = health.clone();
+    let (first_health, own_health) = (health.clone(), health.clone());
     let (ears_in, ears) = watch::channel(Arc::default());
     let words = word::Inputs {
         draining,
@@ -194,8 +199,8 @@ async fn start(
     let crate::link::Inbox { gossip, members, joining, proven, unknown_key, answers } = inbox;
     pulse::spawn(link.clone(), view.clone(), word.clone(), answers, ears_in, life);
     admit::serve(link.clone(), joining, commands_in.clone(), life);
-    forward(members, commands_in.clone(), Command::Incoming, life);
-    forward(unknown_key, commands_in.clone(), |_| Command::UnknownKey, life);
+    tell::members(members, commands_in.clone(), ring.clone(), life);
+    hurry(unknown_key, commands_in.clone(), life);
     let generation = disk.next_generation();
     let inputs = gossip::Inputs {
         link: link.clone(),
@@ -208,9 +213,6 @@ async fn start(
     let was_master = member.serving.iter().any(|(_, list)| list.iter().any(|backend| backend.node == own));
     start_gossip(inputs, view_in, was_master, first_health, life);
 
-    let inputs = events::Inputs { node: node.name.to_string(), began, told };
-    events::spawn(inputs, ring_in, life);
-    let _ = tell.try_send(Event::new(Kind::AgentStarted, began, node.name.as_str(), "running"));
     let membership = Membership { commands: commands_in, trust, open_until };
     let running = Arc::new(Running {
         link,
@@ -228,13 +230,13 @@ async fn start(
         draining: draining_in,
         ring,
         tell,
+        troubles,
         life: life.clone(),
         seen: Default::default(),
         checks,
     });
-    let (changes_in, changes) = watch::channel(0);
-    seen::spawn(&running, changes_in, life);
-    serve_web(config.web, running.clone(), changes, life);
+    tell::spawn(&running, told, ring_in, outlets, own_health, life);
+    seen::spawn(&running, config.web, life);
     serve_control(listener, running.clone(), life);
     tell_systemd(running.clone(), life);
     info!(node = %running.node.name, cluster = %running.membership.trust.borrow().document.name, "agent runs");
@@ -263,13 +265,8 @@ fn start_gossip(
     });
 }
 
-/// Hands everything from one queue to the keeper's.
-fn forward<T: Send + 'static>(
-    mut from: mpsc::Receiver<T>,
-    to: mpsc::Sender<Command>,
-    as_command: fn(T) -> Command,
-    life: &Life,
-) {
+/// Tells the keeper of keys that are not held.
+fn hurry(mut from: mpsc::Receiver<NodeId>, to: mpsc::Sender<Command>, life: &Life) {
     let stopping = life.stopping.clone();
     life.spawn(async move {
         loop {
@@ -277,8 +274,7 @@ fn forward<T: Send + 'static>(
                 one = from.recv() => one,
                 () = stopping.cancelled() => return,
             };
-            let Some(one) = one else { return };
-            if to.send(as_command(one)).await.is_err() {
+            if one.is_none() || to.send(Command::UnknownKey).await.is_err() {
                 return;
             }
         }
@@ -316,34 +312,21 @@ fn tell_systemd(running: Arc<Running>, life: &Life) {
 }
 
 fn serve_control(listener: control::Listener, running: Arc<Running>, life: &Life) {
-    let handler = move |request| {
+    control::serve(listener, handler(running), life);
+}
+
+/// Does what a person asks for, by the control socket or on the page.
+fn handler(running: Arc<Running>) -> impl Fn(Request) -> Later<Response> {
+    move |request: Request| {
         let running = running.clone();
-        async move { answer(&running, request).await }
-    };
-    control::serve(listener, handler, life);
-}
-
-/// The page and the metrics. Of what the control socket does, they do what a person may who has logged in.
-fn serve_web(config: proto::config::Web, running: Arc<Running>, changes: watch::Receiver<u64>, life: &Life) {
-    let (asked, doing) = (running.clone(), running.clone());
-    let inputs = web::Inputs {
-        config,
-        status: Box::new(move || status::of(&asked)),
-        changes,
-        ring: running.ring.clone(),
-        act: Box::new(move |request| {
-            let running = doing.clone();
-            Box::pin(async move { answer(&running, request).await })
-        }),
-    };
-    web::spawn(inputs, life);
-}
-
-async fn answer(running: &Running, request: Request) -> Response {
-    match request {
-        Request::Status => Response::Status(Box::new(status::of(running))),
-        Request::Drain { on } => drain(running, on),
-        request => running.membership.control(request).await,
+        Box::pin(async move {
+            match request {
+                Request::Status => Response::Status(Box::new(status::of(&running))),
+                Request::Drain { on } => drain(&running, on),
+                Request::Events(ask) => tell::answer(&running, ask).await,
+                request => running.membership.control(request).await,
+            }
+        })
     }
 }
 
@@ -386,8 +369,12 @@ async fn live(
                     running.proxy.reload(&config.services);
                     services.send_replace(Arc::new(config.services));
                     info!("configuration read again; services follow it, all else at the next start");
+                    tell::reloaded(running, true);
                 }
-                Err(error) => error!("the configuration was not taken over, the old one stays: {error:#}"),
+                Err(error) => {
+                    error!("the configuration was not taken over, the old one stays: {error:#}");
+                    tell::reloaded(running, false);
+                }
             },
         }
     }

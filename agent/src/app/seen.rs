@@ -14,9 +14,10 @@ use proto::service::ServiceName;
 use proto::time::Moment;
 use tokio::sync::watch;
 
-use super::Running;
+use super::{Running, status};
 use crate::lifecycle::Life;
 use crate::meter::Meter;
+use crate::web;
 
 /// Between two looks at how late the event loop is: often enough to meet a stall of a second, seldom enough
 /// to cost nothing.
@@ -95,8 +96,18 @@ impl Seen {
     }
 }
 
-/// Starts both tasks. `changes` is written here alone.
-pub(super) fn spawn(running: &Arc<Running>, changes: watch::Sender<u64>, life: &Life) {
+/// Starts both tasks, and the page that shows what they see.
+pub(super) fn spawn(running: &Arc<Running>, config: proto::config::Web, life: &Life) {
+    let (changes, seen) = watch::channel(0);
+    let asked = running.clone();
+    let inputs = web::Inputs {
+        config,
+        status: Box::new(move || status::of(&asked)),
+        changes: seen,
+        ring: running.ring.clone(),
+        act: Box::new(super::handler(running.clone())),
+    };
+    web::spawn(inputs, life);
     let (over, following) = (life.over.clone(), follow(running.clone(), changes, life.clone()));
     life.spawn(async move {
         over.run_until_cancelled(following).await;

@@ -85,7 +85,7 @@ pub(super) fn of(running: &Running) -> Status {
             })
             .collect(),
         vips: Vec::new(),
-        problems: problems(running, document, &view),
+        problems: problems(running).into_iter().chain(running.troubles.list()).collect(),
         taken_unix_ms: wall(),
     }
 }
@@ -181,16 +181,10 @@ fn member_status(
     let own = id == running.link.own();
     let ears = running.ears.borrow().clone();
     let ear = ears.get(&id).filter(|ear| ear.hearing != Hearing::Unknown);
-    let hearing = ear.map(|ear| ear.hearing);
-    let state = match member {
-        _ if own => MemberState::Up,
-        Some(member) if member.word.left => MemberState::Left,
-        _ if hearing == Some(Hearing::Late) => MemberState::Suspect,
-        _ if hearing == Some(Hearing::Heard) => MemberState::Up,
-        Some(member) if member.heard && hearing.is_none() => MemberState::Up,
-        // Its agent is silent, but what it serves answers: the machine lives.
-        _ if backend.is_some_and(|backend| backend.state == State::Ready) => MemberState::Suspect,
-        _ => MemberState::Down,
+    let serves = backend.is_some_and(|backend| backend.state == State::Ready);
+    let state = match own {
+        true => MemberState::Up,
+        false => MemberState::of(member, ear.map(|ear| ear.hearing), serves),
     };
     let address = match (own, running.link.book.best(&id)) {
         (true, _) => running.own_address.borrow().map(|ip| ip.to_string()),
@@ -225,7 +219,10 @@ fn sees(document: &Document, word: &Word) -> Vec<SeenStatus> {
     word.hears.iter().filter_map(named).collect()
 }
 
-fn problems(running: &Running, document: &Document, view: &View) -> Vec<String> {
+/// What is wrong with this node, except with telling of it.
+pub(super) fn problems(running: &Running) -> Vec<String> {
+    let view = running.view.borrow().clone();
+    let document = running.membership.trust.borrow().document.clone();
     let mut problems = running.disk.problems();
     if document.member(&running.link.own()).is_none() {
         problems.push(

@@ -48,7 +48,7 @@ pub(super) fn unexpected(response: &Response) -> anyhow::Error {
     let what = match response {
         Response::Status(_) => "a status",
         Response::Invite { .. } => "an invite",
-        Response::Waiting(_) => "a list",
+        Response::Waiting(_) | Response::Events { .. } => "a list",
         Response::Done(_) | Response::Failed(_) => "a sentence",
     };
     let message = format!(

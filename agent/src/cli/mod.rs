@@ -10,6 +10,7 @@ mod check;
 mod completions;
 mod demo;
 mod drain;
+mod events;
 pub(crate) mod exit;
 mod init;
 pub(crate) mod install;
@@ -58,6 +59,7 @@ enum Command {
     Run(run::Args),
     Status(status::Args),
     Members(members::Args),
+    Events(events::Args),
     Check(check::Args),
     Invite(invite::Args),
     Approve(waiting::ApproveArgs),
@@ -130,6 +132,7 @@ async fn command(command: Command, settings: Settings) -> anyhow::Result<ExitCod
         Command::Run(args) => run::run(args, settings).await,
         Command::Status(args) => status::run(&args, &settings).await,
         Command::Members(args) => members::run(&args, &settings).await,
+        Command::Events(args) => events::run(&args, &settings).await,
         Command::Invite(args) => invite::run(&args, &settings).await,
         Command::Approve(args) => waiting::approve(&args, &settings).await,
         Command::Reject(args) => waiting::reject(&args, &settings).await,
@@ -173,6 +176,9 @@ mod tests {
             "agent run --state-dir /s --runtime-dir /r --log json --log-level debug",
             "agent --config /etc/x.toml status --json --exit-code",
             "agent members --json",
+            "agent events",
+            "agent events -f --cluster --since 1h --json",
+            "agent events --since 2026-03-01T14:03:11Z",
             "agent check",
             "agent check file.toml",
             "agent invite --for 15m --uses 3 --json",
@@ -213,6 +219,7 @@ mod tests {
             "agent invite --for soon",
             "agent invite --for 0",
             "agent invite --uses 0",
+            "agent events --since yesterday",
             "agent open",
             "agent remove",
             "agent completions cobol",

@@ -256,6 +256,7 @@ impl Keeper {
             }
             FromMember::Answer { code, approve } => ToMember::Answered(self.answer(&code, approve)),
             FromMember::Waiting => ToMember::Waiting(self.lobby.waiting(wall()).cloned().collect()),
+            FromMember::Events { .. } => ToMember::Failed("that is not the keeper's to answer".to_owned()),
         };
         let _ = reply.send(answer);
     }

@@ -32,7 +32,7 @@ impl Keeper {
             Request::Leave => return self.leave(reply),
             Request::Waiting => return self.who_waits(reply),
             Request::Answer { code, approve } => return self.answer_anywhere(code, approve, reply),
-            Request::Status | Request::Drain { .. } => {
+            Request::Status | Request::Drain { .. } | Request::Events(_) => {
                 Response::Failed("that is not the keeper's to answer".to_owned())
             }
         };

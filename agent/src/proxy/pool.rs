@@ -29,6 +29,8 @@ pub(super) struct Pool {
     /// Attempts beside others, and first flights that were sent again.
     races: AtomicU64,
     replays: AtomicU64,
+    /// Those that the budget did not allow.
+    denied: AtomicU64,
     pub(super) send_proxy: AtomicBool,
     pub(super) access_log: AtomicBool,
     /// `maxconn` is reached.
@@ -75,6 +77,7 @@ impl Pool {
             unserved: AtomicU64::new(0),
             races: AtomicU64::new(0),
             replays: AtomicU64::new(0),
+            denied: AtomicU64::new(0),
             send_proxy: AtomicBool::new(service.send_proxy),
             access_log: AtomicBool::new(service.access_log),
             full: Alarm::default(),
@@ -133,6 +136,7 @@ impl Pool {
     pub(super) fn may_race(&self, now: Moment) -> bool {
         let may = lock(&self.budget).extra(now);
         self.races.fetch_add(u64::from(may), Relaxed);
+        self.denied.fetch_add(u64::from(!may), Relaxed);
         may
     }
 
@@ -140,6 +144,7 @@ impl Pool {
     pub(super) fn may_replay(&self, now: Moment) -> bool {
         let may = lock(&self.budget).extra(now);
         self.replays.fetch_add(u64::from(may), Relaxed);
+        self.denied.fetch_add(u64::from(!may), Relaxed);
         may
     }
 
@@ -281,6 +286,7 @@ impl Pool {
             unserved: self.unserved.load(Relaxed),
             races: self.races.load(Relaxed),
             replays: self.replays.load(Relaxed),
+            denied: self.denied.load(Relaxed),
             backends: lock(&self.choice).held.iter().map(|(node, kept)| (*node, kept.held.stats())).collect(),
         }
     }

@@ -26,6 +26,8 @@ pub(crate) struct ServiceStats {
     pub(crate) races: u64,
     /// First flights since start that were sent again to another backend.
     pub(crate) replays: u64,
+    /// Dials and first flights since start that the budget did not allow.
+    pub(crate) denied: u64,
     /// By the backend's node. A backend that was never dialled is absent.
     pub(crate) backends: BTreeMap<NodeId, BackendStats>,
 }

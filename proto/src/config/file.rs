@@ -4,7 +4,7 @@ use toml::de::DeTable;
 
 use super::mistake::Mistake;
 use super::walk::{Mistakes, Section};
-use super::{Config, fields, services, web};
+use super::{Config, fields, notify, services, web};
 
 /// The keys of the whole file.
 const KEYS: &[&str] = &[
@@ -16,6 +16,9 @@ const KEYS: &[&str] = &[
     "state-dir",
     "runtime-dir",
     "nameservers",
+    "notify",
+    "webhook",
+    "webhook-ca-file",
     "log",
     "web",
     "service",
@@ -69,6 +72,7 @@ fn read(root: &DeTable<'_>, mistakes: &mut Mistakes<'_>) -> Config {
         config.log_level = log.text("level", mistakes, str::parse).unwrap_or_default();
     }
     web::read(&top, &mut config, mistakes);
+    notify::read(&top, &mut config, mistakes);
     services::read(&top, &mut config, mistakes);
     config
 }

@@ -14,6 +14,7 @@ mod env;
 mod fields;
 mod file;
 mod mistake;
+mod notify;
 mod services;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ mod web;
 pub use env::apply_env;
 pub use file::parse;
 pub use mistake::Mistake;
+pub use notify::Webhook;
 pub use web::{Secret, Web};
 
 /// How the log is written.
@@ -136,6 +138,10 @@ pub struct Config {
     pub log_level: LogLevel,
     /// The status page and the metrics.
     pub web: Web,
+    /// Programs, and directories of programs, that are told of events.
+    pub notify: Vec<String>,
+    /// Where events are sent.
+    pub webhook: Option<Webhook>,
     /// What is proxied; the default service always stands first.
     pub services: Vec<Service>,
 }
@@ -154,6 +160,8 @@ impl Default for Config {
             log_format: LogFormat::default(),
             log_level: LogLevel::default(),
             web: Web::default(),
+            notify: Vec::new(),
+            webhook: None,
             services: vec![Service::kube_api()],
         }
     }

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use proto::backends::State;
 use proto::control::{
-    BackendStatus, CheckCounts, LinkStatus, MemberState, MemberStatus, ServiceStatus, Status, VipState, VipStatus,
+    BackendStatus, CheckCounts, LinkStatus, MemberState, MemberStatus, ServiceStatus, Status, VipState,
+    VipStatus,
 };
 use proto::node::Role;
 
