@@ -48,13 +48,9 @@ impl Browser {
             let text = std::fs::read_to_string(&file)?;
             text.lines().next().context("no port")?.parse::<u16>().context("a port")
         })?;
-        let connect = || {
-            let socket = node.inside(|| Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, port))?))?;
-            socket.set_read_timeout(Some(PATIENCE))?;
-            Ok::<_, anyhow::Error>(socket)
-        };
-        let (tab, _) = eventually("chromium shows a tab", PATIENCE, || tab(connect()?))?;
-        let mut socket = connect()?;
+        let (tab, _) = eventually("chromium shows a tab", PATIENCE, || tab(node, port))?;
+        let mut socket = node.inside(|| Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, port))?))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
         // The key's answer is not looked at: it is there for proxies (RFC 6455, 1.3).
         write!(
             socket,
@@ -210,12 +206,9 @@ impl Browser {
 }
 
 /// The path of the first tab's web socket.
-fn tab(mut socket: TcpStream) -> Result<String> {
-    write!(socket, "GET /json/list HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer)?;
-    let list = answer.split_once("\r\n\r\n").context("no body")?.1;
-    let list: Value = serde_json::from_str(list)?;
+fn tab(node: &Node, port: u16) -> Result<String> {
+    let list = node.exec(&["curl", "-sS", "-m", "5", &format!("http://127.0.0.1:{port}/json/list")])?.ok()?;
+    let list: Value = serde_json::from_str(&list)?;
     let tabs = list.as_array().context("no list")?;
     let tab = tabs.iter().find(|tab| tab["type"] == "page").context("no tab")?;
     Ok(format!("/devtools/page/{}", tab["id"].as_str().context("no id")?))
