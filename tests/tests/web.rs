@@ -324,3 +324,235 @@ fn collect(mut stream: TcpStream, until: Instant) -> Result<Vec<Duration>> {
     }
     Ok(times)
 }
+
+/// Where the repository begins.
+fn root() -> Result<&'static Path> {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the root of the repository")
+}
+
+/// Runs a program on this machine to its end; what it says, when it is content.
+fn run(program: &str, args: &[&str], dir: &Path) -> Result<String> {
+    let output = std::process::Command::new(program).args(args).current_dir(dir).output()?;
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{program} {args:?}: {said}");
+    Ok(said)
+}
+
+#[test]
+fn promtool_finds_nothing_wrong_with_the_rules_and_their_tests_hold() -> Result<()> {
+    require(&[("promtool", "prometheus")])?;
+    let dir = root()?.join("deploy/prometheus");
+    run("promtool", &["check", "rules", "rules.yml"], &dir)?;
+    run("promtool", &["test", "rules", "rules_test.yml"], &dir)?;
+    let (rules, tests) = (
+        std::fs::read_to_string(dir.join("rules.yml"))?,
+        std::fs::read_to_string(dir.join("rules_test.yml"))?,
+    );
+    let alerts = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));
+    for alert in alerts {
+        let asked = tests.matches(&format!("alertname: {alert}\n        exp_alerts")).count();
+        ensure!(asked > 0, "no test makes {alert} go off");
+    }
+    Ok(())
+}
+
+/// Every text under this key, wherever it stands.
+fn texts<'a>(value: &'a Value, key: &str, found: &mut Vec<&'a str>) {
+    match value {
+        Value::Object(map) => {
+            found.extend(map.get(key).and_then(Value::as_str));
+            map.values().for_each(|value| texts(value, key, found));
+        }
+        Value::Array(list) => list.iter().for_each(|value| texts(value, key, found)),
+        _ => {}
+    }
+}
+
+/// The names of metrics in an expression.
+fn names(expression: &str) -> Vec<&str> {
+    let words = expression.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    words.filter(|word| word.starts_with("agent_")).collect()
+}
+
+#[test]
+fn a_real_prometheus_answers_every_query_of_the_dashboard() -> Result<()> {
+    require(&[("prometheus", "prometheus"), ("promtool", "prometheus")])?;
+    cluster(|_, agents, _masters| {
+        let worker = agents[3].node();
+        let dir = worker.dir();
+        for _ in 0..20 {
+            agents[3].who_serves()?;
+        }
+        let (_, _, metrics) = get(worker, "/metrics", &[])?;
+        let file = dir.join("metrics");
+        std::fs::write(&file, &metrics)?;
+        let said = run("sh", &["-c", "promtool check metrics < metrics"], dir)?;
+        ensure!(said.trim().is_empty(), "promtool: {said}");
+
+        let config = format!(
+            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: [{}]\nscrape_configs:\n- \
+             job_name: agent\n  static_configs: [{{targets: ['127.0.0.1:1936']}}]\n",
+            root()?.join("deploy/prometheus/rules.yml").display()
+        );
+        std::fs::write(dir.join("prometheus.yml"), config)?;
+        let flags = [
+            "prometheus",
+            "--config.file=prometheus.yml",
+            "--storage.tsdb.path=tsdb",
+            "--web.listen-address=127.0.0.1:9090",
+        ];
+        let _prometheus = worker.spawn("prometheus", &flags)?;
+        let query = |expression: &str| -> Result<Value> {
+            let query = format!("query={expression}");
+            let url = "http://127.0.0.1:9090/api/v1/query";
+            let answer = worker.exec(&["curl", "-sS", "-m", "5", "--data-urlencode", &query, url])?.ok()?;
+            let answer: Value = serde_json::from_str(&answer)?;
+            ensure!(answer["status"] == "success", "{expression}: {answer}");
+            Ok(answer["data"]["result"].clone())
+        };
+        eventually("Prometheus has collected for a while", Duration::from_secs(60), || {
+            agents[3].who_serves()?;
+            let count = query("count_over_time(agent_build_info[1m])")?;
+            let count = count[0]["value"][1].as_str().context("nothing yet")?.parse::<u32>()?;
+            ensure!(count >= 6, "{count} times");
+            Ok(())
+        })?;
+        let up = query("up")?;
+        ensure!(up[0]["value"][1] == "1", "{up}");
+
+        let text = std::fs::read_to_string(root()?.join("deploy/grafana/agent.json"))?;
+        let dashboard: Value = serde_json::from_str(&text)?;
+        let (mut queries, mut empty) = (Vec::new(), Vec::new());
+        texts(&dashboard, "expr", &mut queries);
+        ensure!(queries.len() > 20, "{queries:?}");
+        for one in &queries {
+            let expression = one.replace("$instance", ".*").replace("$__rate_interval", "5s");
+            let answer = query(&expression)?;
+            // There is no virtual IP here.
+            if answer == serde_json::json!([]) && !one.contains("agent_vip_") {
+                empty.push(*one);
+            }
+        }
+        ensure!(empty.is_empty(), "nothing answers {empty:#?}");
+        // The rules ask for nothing that is not there.
+        let rules = std::fs::read_to_string(root()?.join("deploy/prometheus/rules.yml"))?;
+        let asked = rules.lines().filter(|line| line.contains("expr:")).flat_map(names);
+        for name in asked.chain(queries.iter().flat_map(|one| names(one))) {
+            let family = name.trim_end_matches("_bucket");
+            ensure!(metrics.contains(&format!("# TYPE {family} ")), "{name} is no metric");
+        }
+        let rules = worker.exec(&["curl", "-sS", "http://127.0.0.1:9090/api/v1/rules"])?.ok()?;
+        ensure!(rules.contains("AgentNoMaster") && !rules.contains("\"state\":\"firing\""), "{rules}");
+        Ok(())
+    })
+}
+
+#[test]
+fn the_csv_has_haproxys_columns_and_haproxys_names_are_there_when_wanted() -> Result<()> {
+    require(&[("haproxy", "haproxy")])?;
+    with_agents(Lab::wireguard(1), |lab, agents| {
+        let node = lab.node(0);
+        let config = "defaults\n mode http\n timeout connect 1s\n timeout client 5s\n timeout server 5s\n\
+                      listen stats\n bind 127.0.0.1:8404\n stats enable\n stats uri /stats\n";
+        let file = node.dir().join("haproxy.cfg");
+        std::fs::write(&file, config)?;
+        let _haproxy = node.spawn("haproxy", &["haproxy", "-db", "-f", &file.to_string_lossy()])?;
+        let (theirs, _) = eventually("haproxy answers", Duration::from_secs(10), || {
+            node.exec(&["curl", "-sS", "http://127.0.0.1:8404/stats;csv"])?.ok()
+        })?;
+        let _master = lab.nginx_master(0)?;
+        let file = node.dir().join("agent.toml");
+        std::fs::write(&file, "[web]\nhaproxy-metrics = true\n")?;
+        agents[0].options = vec!["--config".to_owned(), file.to_string_lossy().into_owned()];
+        agents[0].init()?;
+        agents[0].wait_for_backend("n0", &["ready"], GOSSIP)?;
+        let (status, _, ours) = get(node, "/stats;csv", &[])?;
+        ensure!(status == 200 && theirs.lines().next() == ours.lines().next(), "{theirs}\n{ours}");
+        let columns = |line: &str| line.split(',').count();
+        let count = columns(theirs.lines().next().unwrap_or_default());
+        ensure!(ours.lines().all(|line| columns(line) == count), "{ours}");
+        let rows = rows(&ours)?;
+        ensure!(rows.keys().eq(["BACKEND", "FRONTEND", "n0"]), "{ours}");
+        ensure!(rows["n0"]["status"] == "UP" && rows["n0"]["check_code"] == "200", "{ours}");
+        let (_, _, metrics) = get(node, "/metrics", &[])?;
+        let is = |state| {
+            metric(
+                &metrics,
+                "haproxy_server_status",
+                &format!("proxy=\"kube-api\",server=\"n0\",state=\"{state}\""),
+            )
+        };
+        let states =
+            ["DOWN", "UP", "MAINT", "DRAIN", "NOLB"].map(is).into_iter().collect::<Result<Vec<_>>>()?;
+        ensure!(states == [0.0, 1.0, 0.0, 0.0, 0.0], "{states:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn others_see_nothing_without_the_password_and_act_only_from_the_page_itself() -> Result<()> {
+    with_agents(Lab::wireguard(2), |lab, agents| {
+        let file = lab.node(0).dir().join("agent.toml");
+        agents[0].options = vec!["--config".to_owned(), file.to_string_lossy().into_owned()];
+        std::fs::write(&file, "[web]\nlisten = \"0.0.0.0:1936\"\n")?;
+        let config = file.to_string_lossy();
+        let said = agents[0].cli(&["check", &config])?.fails_with(78)?;
+        ensure!(said.contains("2:10") && said.contains("set web.user and"), "{said}");
+        std::fs::write(
+            &file,
+            "[web]\nlisten = \"0.0.0.0:1936\"\nuser = \"ops\"\npassword = \"correct horse\"\n",
+        )?;
+        agents[0].init()?;
+        let _master = lab.nginx_master(0)?;
+        agents[0].wait_for_backend("n0", &["ready"], GOSSIP)?;
+
+        let url = format!("http://{}:1936", lab.node(0).mesh_ip());
+        let ask = |more: &[&str], path: &str| -> Result<(String, String)> {
+            let url = format!("{url}{path}");
+            let all = [&["curl", "-sS", "-m", "5", "-w", "\n%{http_code}", &url], more].concat();
+            let said = lab.node(1).exec(&all)?.ok()?;
+            let (body, code) = said.rsplit_once('\n').context("no code")?;
+            Ok((code.to_owned(), body.to_owned()))
+        };
+        let login = ["-u", "ops:correct horse"];
+        for (path, code) in [
+            ("/healthz", "200"),
+            ("/readyz", "200"),
+            ("/", "401"),
+            ("/metrics", "401"),
+            ("/api/v1/events", "401"),
+        ] {
+            let answer = ask(&[], path)?;
+            ensure!(answer.0 == code, "{path}: {answer:?}");
+        }
+        let page = ask(&login, "/")?;
+        ensure!(page.0 == "200" && page.1.contains("value=\"drain\""), "{page:?}");
+        // What a browser says of a form on another site, and of ours.
+        let post = |headers: &[&str]| {
+            let form = ["--data", "verb=drain"];
+            ask(&[&login, &form[..], headers].concat(), "/act")
+        };
+        for foreign in
+            ["sec-fetch-site: cross-site", "sec-fetch-site: same-site", "origin: http://evil.example"]
+        {
+            let answer = post(&["-H", foreign])?;
+            ensure!(answer.0 == "403", "{foreign}: {answer:?}");
+        }
+        ensure!(agents[0].backend_state("n0")? == "ready", "drained from afar");
+        let answer = post(&["-H", "sec-fetch-site: same-origin"])?;
+        ensure!(answer.0 == "200" && answer.1.contains("draining"), "{answer:?}");
+        agents[0].wait_for_backend("n0", &["draining"], GOSSIP)?;
+        // Secrets stand nowhere.
+        for path in ["/", "/metrics", "/api/v1/status", "/api/v1/events?list"] {
+            let answer = ask(&login, path)?;
+            ensure!(answer.0 == "200" && !answer.1.contains("correct horse"), "{path}: {answer:?}");
+        }
+        ensure!(!agents[0].log()?.contains("correct horse"), "the log has it");
+        for _ in 0..10 {
+            ensure!(ask(&["-u", "ops:guess"], "/")?.0 == "401", "guessed");
+        }
+        ensure!(ask(&login, "/")?.0 == "429", "guesses cost nothing");
+        Ok(())
+    })
+}

@@ -10,7 +10,7 @@ use proto::control::{
 };
 use proto::keys::{Hears, Word};
 use proto::node::{NodeId, Role};
-use proto::pulse::Hearing;
+use proto::pulse::{Ears, Hearing};
 use proto::service::{Service, ServiceName};
 use proto::view::View;
 
@@ -31,6 +31,7 @@ pub(super) fn of(running: &Running) -> Status {
     let view = running.view.borrow().clone();
     let table = running.table.borrow().clone();
     let services = running.services.borrow().clone();
+    let ears = running.ears.borrow().clone();
     let mut stats = running.proxy.stats();
     let kube_api = table.get(&ServiceName::kube_api()).map_or(&[][..], Vec::as_slice);
     let own = running.link.own();
@@ -74,7 +75,7 @@ pub(super) fn of(running: &Running) -> Status {
             .map(|service| {
                 let backends = table.get(&service.name).map_or(&[][..], Vec::as_slice);
                 let stats = stats.remove(&service.name).unwrap_or_default();
-                service_status(running, &view, service, backends, stats)
+                service_status(running, (&view, &ears), service, backends, stats)
             })
             .collect(),
         members: document
@@ -110,7 +111,7 @@ fn link_status(counters: &Counters) -> LinkStatus {
 
 fn service_status(
     running: &Running,
-    view: &View,
+    (view, ears): (&View, &Ears),
     service: &Service,
     backends: &[Backend],
     stats: ServiceStats,
@@ -137,7 +138,10 @@ fn service_status(
                     state: backend.state,
                     reason: backend.reason.clone(),
                     since_unix_ms: backend.since,
-                    rtt_ms: backend.rtt.map(milliseconds),
+                    rtt_ms: backend
+                        .rtt
+                        .or_else(|| ears.get(&backend.node).and_then(|ear| ear.rtt))
+                        .map(milliseconds),
                     connections: stats.connections,
                     total: stats.total,
                     weight: backend.weight,

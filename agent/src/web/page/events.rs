@@ -11,7 +11,9 @@ const SHOWN: usize = 40;
 
 /// What has happened, newest first.
 pub(super) fn timeline(html: &mut Html, ring: &Ring, now: UnixMs) {
-    html.section("events", "What happened");
+    // It scrolls, so the keyboard has to reach it.
+    html.raw("<section id=\"events\" aria-labelledby=\"h-events\" tabindex=\"0\">");
+    html.raw("<h2 id=\"h-events\">What happened</h2>");
     let mut latest = ring.after(ring.newest().saturating_sub(SHOWN as u64)).peekable();
     if latest.peek().is_none() {
         html.raw("<p class=\"about\">Nothing yet.</p></section>");

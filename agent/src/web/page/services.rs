@@ -79,7 +79,8 @@ fn row(html: &mut Html, one: &BackendStatus, status: &Status, acts: bool) {
     }
     html.raw("</span></td>");
     html.cell("last check").text(if one.reason.is_empty() { "–" } else { &one.reason });
-    if let Some(ms) = one.check_ms {
+    // Of one that is not heard the reason is not its check's.
+    if let Some(ms) = one.check_ms.filter(|_| one.check_code().is_some()) {
         html.raw(" <span class=\"q\">in ").show(&ms).raw(" ms</span>");
     }
     html.raw("</td>").ms("!rtt", one.rtt_ms).number("now", one.connections).number("most", counted.most);
