@@ -17,11 +17,13 @@ mod net;
 mod proxy;
 mod pulse;
 mod reach;
+mod screen;
 mod state;
 #[cfg(test)]
 mod testing;
 mod times;
 mod verdict;
+mod vip;
 mod watchdog;
 mod web;
 

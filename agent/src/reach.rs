@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 
 use proto::backends::{Backend, LastGood, Serving, Table, backends};
 use proto::health::{Health, Readiness};
-use proto::node::NodeId;
+use proto::node::{Name, NodeId};
 use proto::path::{Evidence, Path, Report};
 use proto::pulse::{Ears, Hearing};
 use proto::service::{Service, ServiceName};
+use proto::settings::Settings;
 use proto::time::UnixMs;
 use proto::view::View;
 use tokio::net::TcpStream;
@@ -33,6 +34,8 @@ pub(crate) struct Inputs {
     pub(crate) view: watch::Receiver<Arc<View>>,
     /// What pulses hear.
     pub(crate) ears: watch::Receiver<Arc<Ears>>,
+    /// Of the whole cluster: drains, which hold also while the agent of a node can't say so.
+    pub(crate) settings: watch::Receiver<Arc<Settings>>,
     pub(crate) reports: mpsc::Receiver<Report>,
     pub(crate) probes: mpsc::Sender<Report>,
     /// Who is a member: removed nodes are no backends, whatever old lists say.
@@ -80,7 +83,7 @@ struct Said {
 }
 
 impl Said {
-    fn overlay(&mut self, view: &View, ears: &Ears) {
+    fn overlay(&mut self, view: &View, ears: &Ears, drains: &BTreeMap<Name, UnixMs>) {
         let mut view = view.clone();
         let mut ahead = BTreeMap::new();
         for member in view.members.values_mut() {
@@ -115,6 +118,11 @@ impl Said {
                 offer.health = Health { readiness: *said, reason: "it says so itself".to_owned(), since };
             }
         }
+        for member in view.members.values_mut() {
+            if let Some(since) = drains.get(&member.word.name) {
+                member.word.draining = Some(*since);
+            }
+        }
         (self.view, self.ahead) = (view, ahead);
     }
 }
@@ -144,6 +152,7 @@ impl Keeper {
                 () = probe => {}
                 Ok(()) = self.inputs.view.changed() => self.listen(),
                 Ok(()) = self.inputs.ears.changed() => self.listen(),
+                Ok(()) = self.inputs.settings.changed() => self.listen(),
                 Ok(()) = self.inputs.services.changed() => { self.inputs.services.borrow_and_update(); }
                 Some(report) = self.inputs.reports.recv() => {
                     self.weigh(report);
@@ -173,7 +182,8 @@ impl Keeper {
                 self.weigh(Report { node: member.id, service: service.clone(), evidence });
             }
         }
-        self.said.overlay(&view, &ears);
+        let settings = self.inputs.settings.borrow_and_update().clone();
+        self.said.overlay(&view, &ears, &settings.drains);
         let is_member = self.inputs.is_member.clone();
         self.paths.retain(|(id, _), _| is_member(id));
     }

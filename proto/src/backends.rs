@@ -471,6 +471,8 @@ mod tests {
             left: false,
             services: services.into_iter().collect(),
             hears: BTreeMap::new(),
+            feet: Vec::new(),
+            vips: BTreeMap::new(),
         };
         Member { id: id(n), word, heard, since: UnixMs(0) }
     }

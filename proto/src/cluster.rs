@@ -97,6 +97,8 @@ pub struct Setting {
     pub clock: u64,
     /// Who wrote it.
     pub by: NodeId,
+    /// When, by its writer's clock: for people, since the logical clock decides.
+    pub at: UnixMs,
     /// The value; none: unset.
     pub value: Option<String>,
 }
@@ -280,9 +282,10 @@ impl Document {
     }
 
     /// Writes a setting with a clock above every one seen.
-    pub fn set(&mut self, key: &str, value: Option<String>, by: NodeId) {
-        let clock = self.settings.values().map(|setting| setting.clock).max().unwrap_or(0) + 1;
-        self.settings.insert(key.to_owned(), Setting { clock, by, value });
+    pub fn set(&mut self, key: &str, value: Option<String>, by: NodeId, at: UnixMs) {
+        let highest = self.settings.values().map(|setting| setting.clock).max().unwrap_or(0);
+        let clock = highest.saturating_add(1);
+        self.settings.insert(key.to_owned(), Setting { clock, by, at, value });
     }
 }
 
@@ -351,7 +354,7 @@ mod tests {
                     document.turn_key(KeyId([*n; 4]), key(by).id(), UnixMs(1), *removal);
                 }
                 Change::Set(name, value) => {
-                    document.set(&format!("k{name}"), Some(value.to_string()), key(by).id());
+                    document.set(&format!("k{name}"), Some(value.to_string()), key(by).id(), UnixMs(1));
                 }
             }
         }

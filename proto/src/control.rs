@@ -4,6 +4,7 @@
 //! [`Status`] is also what `agent status --json` prints. Its shape is stable: fields are added, never
 //! renamed or taken away, and `schema` counts the exceptions.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,7 @@ use crate::invite::Waiting;
 use crate::node::{Name, NodeId, Role};
 use crate::pulse::Hearing;
 use crate::service::{Balance, ServiceName};
+use crate::settings::Change;
 use crate::time::UnixMs;
 use crate::view;
 
@@ -55,11 +57,29 @@ pub enum Request {
     Leave,
     /// Change the gossip key.
     Rotate,
-    /// Take no new connections on this node's backends, or take them again.
+    /// Take no new connections on a node's backends, or take them again.
     Drain {
         /// Take none.
         on: bool,
+        /// The node's name, or its id; none: this one.
+        node: Option<String>,
     },
+    /// Hand a virtual IP to another node.
+    VipMove {
+        /// Which.
+        address: IpAddr,
+        /// To whom: a name, or an id.
+        node: String,
+    },
+    /// Who holds connections to a node's backends?
+    Held {
+        /// The node's name, or its id; none: this one.
+        node: Option<String>,
+    },
+    /// Which settings hold for the whole cluster?
+    Settings,
+    /// Change some of them, all or none: keys with their values; without one: unset.
+    Change(Vec<(String, Option<String>)>),
     /// What has happened?
     Events(Ask),
 }
@@ -78,6 +98,12 @@ pub enum Response {
     },
     /// Who waits.
     Waiting(Vec<Waiting>),
+    /// Who holds connections.
+    Held(HeldStatus),
+    /// What is set for the whole cluster.
+    Settings(Vec<SettingStatus>),
+    /// What was changed, and a sentence that says who knows.
+    Changed(Vec<Change>, String),
     /// What has happened, oldest first.
     Events {
         /// The events.
@@ -132,6 +158,43 @@ impl Status {
     }
 }
 
+/// Connections to the backends of one node, wherever they begin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldStatus {
+    /// Whose backends.
+    pub node: Name,
+    /// Who holds how many; nodes that hold none are left out.
+    pub by: Vec<(Name, u64)>,
+    /// Who is up and did not answer.
+    pub silent: Vec<Name>,
+    /// Who is away, and holds nothing that would be of use.
+    pub away: Vec<Name>,
+}
+
+impl HeldStatus {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.by.iter().map(|(_, count)| *count).fold(0, u64::saturating_add)
+    }
+}
+
+/// A setting of the whole cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingStatus {
+    /// Its key.
+    pub key: String,
+    /// What was written.
+    pub value: String,
+    /// Who wrote it; its id when it is no member any more.
+    pub set_by: String,
+    /// When, by the writer's clock.
+    pub set_unix_ms: UnixMs,
+    /// Logical clock: of two values the one with the higher counts.
+    pub clock: u64,
+    /// Why it does not count, or not on this node; empty when it does.
+    pub remark: String,
+}
+
 /// The cluster, as this node knows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClusterStatus {
@@ -178,6 +241,9 @@ pub struct NodeStatus {
     /// The checks of this node's own services.
     #[serde(default)]
     pub checks: Vec<CheckCounts>,
+    /// Events since the start, by the name of their kind.
+    #[serde(default)]
+    pub events: BTreeMap<String, u64>,
 }
 
 /// Upper bounds of a histogram's buckets, in microseconds; one more bucket takes all that is longer. From a
@@ -245,6 +311,21 @@ pub struct LinkStatus {
     pub received_answers: u64,
 }
 
+/// Where a service is described.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServiceSource {
+    /// Nowhere: it is as it comes.
+    #[default]
+    Default,
+    /// In this node's own file.
+    File,
+    /// By the cluster's settings.
+    Cluster,
+    /// By both, and this node's own file counts here.
+    FileOverCluster,
+}
+
 /// One service, as this node's proxy sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ServiceStatus {
@@ -252,6 +333,8 @@ pub struct ServiceStatus {
     pub name: ServiceName,
     /// Where the proxy listens; with the reason appended where it could not.
     pub listen: Vec<String>,
+    /// Where it is described.
+    pub source: ServiceSource,
     /// How connections are spread.
     pub balance: Balance,
     /// Who could serve.
@@ -475,6 +558,22 @@ pub struct VipStatus {
     pub reason: String,
     /// Who may have it, the first in line first.
     pub candidates: Vec<VipCandidate>,
+    /// How often it came to this node since the start, by why.
+    #[serde(default)]
+    pub gains: VipGains,
+}
+
+/// How often a virtual IP came to a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct VipGains {
+    /// Nobody had it.
+    pub vacant: u64,
+    /// Nobody had heard its owner for a while.
+    pub silent: u64,
+    /// Its owner handed it over.
+    pub handed: u64,
+    /// Its owner let it go, and whom it named had not taken it.
+    pub released: u64,
 }
 
 /// A node that may have a virtual IP.

@@ -62,6 +62,8 @@ pub enum FromMember {
     },
     /// "Who waits at you?"
     Waiting,
+    /// "How many connections do you hold to this node?"
+    Held(NodeId),
     /// "What has happened at you?"
     Events {
         /// Not what was before this time.
@@ -82,6 +84,8 @@ pub enum ToMember {
     Answered(Option<Name>),
     /// Who waits.
     Waiting(Vec<crate::invite::Waiting>),
+    /// So many.
+    Held(u64),
     /// What has happened here, oldest first.
     Events(Vec<Event>),
     /// The request can't be served, and why.

@@ -5,8 +5,9 @@
 //! `id heard rtt loss` for each, comma-separated: `+` or `-`, microseconds or nothing, thousandths.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use crate::arp::Mac;
 use crate::health::{Health, Readiness, short_reason};
 use crate::node::{Name, NodeId};
 use crate::service::{MAX_WEIGHT, ServiceName};
@@ -23,6 +24,8 @@ const LEFT: &str = "x";
 const SERVICE: &str = "s:";
 const CHECK: &str = "c:";
 const HEARS: &str = "h";
+const SEGMENTS: &str = "l2";
+const VIP: &str = "vip:";
 
 /// Most addresses that a node may say; more are a mistake or an attack on memory.
 const MAX_ADDRESSES: usize = 8;
@@ -30,6 +33,10 @@ const MAX_ADDRESSES: usize = 8;
 const MAX_SERVICES: usize = 64;
 /// Most nodes that a node says it hears: only masters are pulsed, and few clusters have more than nine.
 const MAX_HEARS: usize = 16;
+/// Most segments that a node may say: one for each virtual IP at most.
+const MAX_SEGMENTS: usize = 16;
+/// Most virtual IPs that a node may own.
+const MAX_VIPS: usize = 64;
 
 /// A backend that a node offers for one service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +62,28 @@ pub struct Hears {
     pub loss_permille: u16,
 }
 
+/// How a node stands on the segment of a virtual IP, so that others can test whether it is theirs too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Foot {
+    /// Its interface there.
+    pub interface: String,
+    /// That interface's Ethernet address.
+    pub mac: Mac,
+    /// Its own address there.
+    pub address: IpAddr,
+    /// Length of that address's prefix.
+    pub prefix: u8,
+}
+
+/// A virtual IP that a node owns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
+    /// The epoch that it owns it in.
+    pub epoch: u64,
+    /// Since when.
+    pub since: UnixMs,
+}
+
 /// Everything that a node says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Word {
@@ -78,6 +107,10 @@ pub struct Word {
     pub services: BTreeMap<ServiceName, Offer>,
     /// Whom it hears.
     pub hears: BTreeMap<NodeId, Hears>,
+    /// Where it stands on the segments of virtual IPs.
+    pub feet: Vec<Foot>,
+    /// The virtual IPs that it owns.
+    pub vips: BTreeMap<IpAddr, Claim>,
 }
 
 /// Why a node's keys were not understood.
@@ -127,6 +160,13 @@ impl Word {
             let all: Vec<String> = self.hears.iter().take(MAX_HEARS).map(one).collect();
             say(HEARS, all.join(","));
         }
+        if !self.feet.is_empty() {
+            let feet: Vec<String> = self.feet.iter().map(say_foot).collect();
+            say(SEGMENTS, feet.join(","));
+        }
+        for (address, claim) in &self.vips {
+            say(&format!("{VIP}{address}"), format!("{} {}", claim.epoch, claim.since.0));
+        }
         keys
     }
 
@@ -147,6 +187,8 @@ impl Word {
             left: false,
             services: BTreeMap::new(),
             hears: BTreeMap::new(),
+            feet: Vec::new(),
+            vips: BTreeMap::new(),
         };
         let mut checks = Vec::new();
         let mut named = false;
@@ -178,6 +220,17 @@ impl Word {
                 // Only shown, so what has no meaning is passed over.
                 HEARS => word.hears = value.split(',').take(MAX_HEARS).filter_map(parse_hears).collect(),
                 _ if key.starts_with(CHECK) => checks.push((key, value)),
+                SEGMENTS => {
+                    let feet = value.split(',').take(MAX_SEGMENTS).map(parse_foot).collect::<Option<_>>();
+                    word.feet = feet.ok_or_else(|| bad("not \"interface mac address/prefix\""))?;
+                }
+                _ if key.starts_with(VIP) => {
+                    let claim = parse_claim(key, value).ok_or_else(|| bad("not \"epoch since\" of an IP"))?;
+                    if word.vips.len() >= MAX_VIPS {
+                        return Err(bad("more virtual IPs than a node may own"));
+                    }
+                    word.vips.extend([claim]);
+                }
                 _ => {
                     let Some(name) = key.strip_prefix(SERVICE) else { continue };
                     let name = name.parse().map_err(|_| bad("not a service name"))?;
@@ -202,6 +255,29 @@ impl Word {
         }
         Ok(word)
     }
+}
+
+fn say_foot(foot: &Foot) -> String {
+    // What stands between the parts can't be part of one.
+    let interface = short_reason(&foot.interface).replace([' ', ','], "?");
+    format!("{interface} {} {}/{}", foot.mac, foot.address, foot.prefix)
+}
+
+fn parse_foot(value: &str) -> Option<Foot> {
+    let mut parts = value.splitn(3, ' ');
+    let interface = short_reason(parts.next()?);
+    let mac = parts.next()?.parse().ok()?;
+    let (address, prefix) = parts.next()?.split_once('/')?;
+    let address: IpAddr = address.parse().ok()?;
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    let prefix = prefix.parse().ok().filter(|prefix| *prefix <= most)?;
+    Some(Foot { interface, mac, address, prefix })
+}
+
+fn parse_claim(key: &str, value: &str) -> Option<(IpAddr, Claim)> {
+    let address = key.strip_prefix(VIP)?.parse().ok()?;
+    let (epoch, since) = value.split_once(' ')?;
+    Some((address, Claim { epoch: epoch.parse().ok()?, since: UnixMs(since.parse().ok()?) }))
 }
 
 fn parse_offer(value: &str) -> Option<Offer> {
@@ -256,6 +332,24 @@ mod tests {
                 (NodeId([1; 10]), Hears { heard: true, rtt_us: Some(420), loss_permille: 5 }),
                 (NodeId([2; 10]), Hears { heard: false, rtt_us: None, loss_permille: 1000 }),
             ]),
+            feet: vec![
+                Foot {
+                    interface: "eth0".into(),
+                    mac: Mac([2, 0, 0, 0, 0, 1]),
+                    address: "10.91.91.1".parse().unwrap(),
+                    prefix: 24,
+                },
+                Foot {
+                    interface: "eth0".into(),
+                    mac: Mac([2, 0, 0, 0, 0, 1]),
+                    address: "fd91::1".parse().unwrap(),
+                    prefix: 64,
+                },
+            ],
+            vips: BTreeMap::from([
+                ("10.91.91.50".parse().unwrap(), Claim { epoch: 3, since: UnixMs(7) }),
+                ("fd91::50".parse().unwrap(), Claim { epoch: 4, since: UnixMs(8) }),
+            ]),
         }
     }
 
@@ -276,6 +370,16 @@ mod tests {
         let error = read(&keys).unwrap_err().to_string();
         assert!(error.contains("s:kube-api") && error.contains("ready soon"), "{error}");
         keys.remove("s:kube-api");
+        for (key, value) in [
+            ("l2", "eth0 02:00:00:00:00:01 10.0.0.1/33"),
+            ("l2", "eth0 02:00:00:00:00 10.0.0.1/24"),
+            ("vip:10.0.0.300", "1 2"),
+            ("vip:10.0.0.3", "1"),
+        ] {
+            let mut bad = keys.clone();
+            bad.insert(key.into(), value.into());
+            assert!(read(&bad).unwrap_err().to_string().contains(key), "{key}={value}");
+        }
         keys.insert("future".into(), "anything".into());
         assert!(read(&keys).is_ok(), "keys of later versions are passed over");
         keys.remove("n");
@@ -284,7 +388,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_keys_make_it_panic(pairs in proptest::collection::vec(("(n|v|a|i|t|doc|d|x|h|[sc]:[a-z]{0,4})", ".{0,60}"), 0..12)) {
+        fn no_keys_make_it_panic(pairs in proptest::collection::vec(("(n|v|a|i|t|doc|d|x|h|l2|vip:[0-9.:]{0,9}|[sc]:[a-z]{0,4})", ".{0,60}"), 0..12)) {
             let _ = Word::from_keys(pairs.iter().map(|(key, value)| (key.as_str(), value.as_str())));
         }
     }

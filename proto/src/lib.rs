@@ -22,6 +22,10 @@ pub mod pulse;
 
 pub mod path;
 
+pub mod arp;
+
+pub mod ndp;
+
 pub mod keys;
 
 pub mod view;
@@ -42,8 +46,12 @@ pub mod invite;
 
 pub mod link;
 
+pub mod election;
+
 pub mod exchange;
 
-pub mod control;
-
 pub mod config;
+
+pub mod settings;
+
+pub mod control;

@@ -116,6 +116,8 @@ pub enum Payload<'a> {
     /// The answer, with what the sender says of itself ([`crate::pulse::Saying`]). Number 0: not asked for,
     /// but something has changed.
     Answer(u64, &'a [u8]),
+    /// What candidates and witnesses say of virtual IPs.
+    Vip(&'a [u8]),
 }
 
 impl Payload<'_> {
@@ -127,6 +129,7 @@ impl Payload<'_> {
             Payload::Echo(number) => (2, number.to_be_bytes().to_vec()),
             Payload::Pulse(number) => (3, number.to_be_bytes().to_vec()),
             Payload::Answer(number, saying) => (4, [&number.to_be_bytes(), *saying].concat()),
+            Payload::Vip(message) => (5, message.to_vec()),
         };
         [vec![kind], body].concat()
     }
@@ -144,6 +147,7 @@ impl Payload<'_> {
                 let (number, saying) = body.split_first_chunk::<8>()?;
                 Some(Payload::Answer(u64::from_be_bytes(*number), saying))
             }
+            5 => Some(Payload::Vip(body)),
             _ => None,
         }
     }

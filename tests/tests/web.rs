@@ -530,7 +530,7 @@ fn others_see_nothing_without_the_password_and_act_only_from_the_page_itself() -
         ensure!(page.0 == "200" && page.1.contains("value=\"drain\""), "{page:?}");
         // What a browser says of a form on another site, and of ours.
         let post = |headers: &[&str]| {
-            let form = ["--data", "verb=drain"];
+            let form = ["--data", "verb=drain&node=n0"];
             ask(&[&login, &form[..], headers].concat(), "/act")
         };
         for foreign in
@@ -541,7 +541,7 @@ fn others_see_nothing_without_the_password_and_act_only_from_the_page_itself() -
         }
         ensure!(agents[0].backend_state("n0")? == "ready", "drained from afar");
         let answer = post(&["-H", "sec-fetch-site: same-origin"])?;
-        ensure!(answer.0 == "200" && answer.1.contains("draining"), "{answer:?}");
+        ensure!(answer.0 == "200" && answer.1.contains("drain"), "{answer:?}");
         agents[0].wait_for_backend("n0", &["draining"], GOSSIP)?;
         // Secrets stand nowhere.
         for path in ["/", "/metrics", "/api/v1/status", "/api/v1/events?list"] {

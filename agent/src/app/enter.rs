@@ -12,10 +12,11 @@ use proto::config::Config;
 use proto::invite::{self, Invite};
 use proto::link::KeyRing;
 use proto::node::Name;
+use proto::settings::plan;
 use tokio::sync::watch;
 
 use super::Running;
-use crate::lifecycle::Life;
+use crate::lifecycle::{Life, wall};
 use crate::link::{Link, Trust};
 use crate::membership::disk::{Disk, LoadError, Member, NodeFile};
 use crate::membership::join::{JoinError, Reached, reach};
@@ -79,7 +80,12 @@ pub(crate) fn open(config: &Config) -> anyhow::Result<Arc<Disk>> {
 }
 
 /// Makes a cluster with this node; or, where it is in one already, only a new invite.
-pub(crate) async fn init(wish: &Wish, cluster: Option<Name>, report: Report<'_>) -> anyhow::Result<Entered> {
+pub(crate) async fn init(
+    wish: &Wish,
+    cluster: Option<Name>,
+    vips: &[IpAddr],
+    report: Report<'_>,
+) -> anyhow::Result<Entered> {
     let disk = open(&wish.config)?;
     match disk.member() {
         Ok(mut member) => {
@@ -88,6 +94,7 @@ pub(crate) async fn init(wish: &Wish, cluster: Option<Name>, report: Report<'_>)
             let key = &member.identity.key;
             let (invite, _) = keeper::issue(&mut member.invites, key, address, invite::DEFAULT_TTL, None);
             disk.save_invites(&member.invites);
+            set_vips(&disk, &mut member, vips, report)?;
             return Ok(Entered { disk, member, invite: Some(invite) });
         }
         Err(LoadError::NotMember) => {}
@@ -103,11 +110,35 @@ pub(crate) async fn init(wish: &Wish, cluster: Option<Name>, report: Report<'_>)
     report("identity", true, &format!("{} in {}", identity.id, wish.config.state_dir));
     let node = wish.node(address, interface);
     let cluster = cluster.unwrap_or_else(|| Name::nearest("cluster"));
-    let (member, invite) =
+    let (mut member, invite) =
         init::create(&disk, identity, node, cluster, invite::DEFAULT_TTL).map_err(anyhow::Error::msg)?;
     let what = format!("\"{}\", this node is \"{}\"", member.document.name, member.node.name);
     report("cluster", true, &what);
+    set_vips(&disk, &mut member, vips, report)?;
     Ok(Entered { disk, member, invite: Some(invite) })
+}
+
+/// The value of the setting `vip`.
+pub(crate) fn vip_setting(vips: &[IpAddr]) -> String {
+    vips.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// Sets the cluster's virtual IPs before the agent runs; none are given: they stay as they are.
+fn set_vips(disk: &Disk, member: &mut Member, vips: &[IpAddr], report: Report<'_>) -> anyhow::Result<()> {
+    if vips.is_empty() {
+        return Ok(());
+    }
+    let wish = ("vip".to_owned(), Some(vip_setting(vips)));
+    let changes = plan(&member.document, &[wish]).map_err(|mistakes| {
+        let words: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+        crate::cli::exit::Failure::error(crate::cli::exit::DATA, words.join("; "))
+    })?;
+    for change in changes {
+        report("setting", true, &format!("{} = {}", change.key, change.new.as_deref().unwrap_or("not set")));
+        member.document.set(&change.key, change.new, member.identity.id, wall());
+    }
+    anyhow::ensure!(disk.save_document(&member.document), "{}", disk.problems().join("; "));
+    Ok(())
 }
 
 /// Joins the cluster of a seed: an invite, or the address of any member.

@@ -7,8 +7,10 @@
 
 pub(crate) mod enter;
 mod seen;
+pub(crate) mod settled;
 mod status;
 mod tell;
+mod vip;
 mod word;
 
 use std::net::IpAddr;
@@ -37,6 +39,9 @@ use crate::membership::disk::{Disk, Member};
 use crate::membership::keeper::Keeper;
 use crate::membership::{Command, Membership, admit};
 use crate::proxy::{Listeners, Proxy};
+use crate::vip::{Order, Report};
+use settled::Settled;
+
 use crate::{check, control, gossip, net, proxy, pulse, reach, watchdog};
 
 /// Longest time that open connections get to finish at a stop. Kubernetes' watches never do, and their
@@ -52,6 +57,9 @@ const FIRST_CHECK: Duration = Duration::from_secs(3);
 /// Commands that wait for the keeper; each comes from someone who waits for its answer.
 const COMMANDS: usize = 64;
 
+/// Wishes about virtual IPs that wait to be read; each comes from someone who waits for its answer.
+const ORDERS: usize = 16;
+
 /// What runs, for status.
 pub(crate) struct Running {
     pub(crate) link: Arc<Link>,
@@ -66,8 +74,10 @@ pub(crate) struct Running {
     pub(crate) services: watch::Receiver<Arc<Vec<Service>>>,
     pub(crate) own_address: watch::Receiver<Option<IpAddr>>,
     pub(crate) descriptors: u64,
-    /// Since when someone wants no new connections here. Not kept over a restart, as in haproxy.
-    pub(crate) draining: watch::Sender<Option<UnixMs>>,
+    pub(crate) settled: watch::Receiver<Arc<Settled>>,
+    /// What is known of virtual IPs.
+    pub(crate) vips: watch::Receiver<Arc<Report>>,
+    orders: mpsc::Sender<Order>,
     /// The latest events of this node.
     pub(crate) ring: watch::Receiver<Arc<Ring>>,
     /// Where parts tell what no watch shows. Never waited for: what does not fit is dropped.
@@ -95,7 +105,7 @@ pub(crate) async fn run(
 ) -> anyhow::Result<()> {
     let life = Life::new();
     let result = start(config, disk, member, &life).await;
-    let (running, services) = match result {
+    let (running, configured) = match result {
         Ok(running) => running,
         Err(error) => {
             life.stopping.cancel();
@@ -104,7 +114,7 @@ pub(crate) async fn run(
         }
     };
     started(running.clone(), &life);
-    live(&running, &services, reload, &life).await?;
+    live(&running, &configured, reload, &life).await?;
     stop(&running, &life).await;
     Ok(())
 }
@@ -114,21 +124,27 @@ async fn start(
     disk: Arc<Disk>,
     member: Member,
     life: &Life,
-) -> anyhow::Result<(Arc<Running>, watch::Sender<Arc<Vec<Service>>>)> {
+) -> anyhow::Result<(Arc<Running>, watch::Sender<Arc<Config>>)> {
     let began = wall();
     let tell::Channels { tell, told, ring_in, ring, outlets } = tell::Channels::new(&config);
     let troubles = outlets.troubles.clone();
     // Clients first: everything else can wait for milliseconds.
     let descriptors = proxy::raise_descriptor_limit();
-    let listeners = Listeners::bind(&config.services);
-    let (table_in, table) = watch::channel(Arc::new(reach::first_table(&config.services, &member.serving)));
+    let first = Settled::of(&config, &member.document);
+    let listeners = Listeners::bind(&first.services);
+    let (table_in, table) = watch::channel(Arc::new(reach::first_table(&first.services, &member.serving)));
     let (reports_in, reports) = mpsc::channel(reach::REPORTS);
     let own = member.identity.id;
     let proxy = Proxy::start(listeners, own, table.clone(), reports_in.clone(), life);
 
-    let (services_in, services) = watch::channel(Arc::new(config.services.clone()));
+    let (services_in, services) = watch::channel(Arc::new(first.services.clone()));
+    let (settings_in, settings) = watch::channel(Arc::new(first.settings.clone()));
+    let (settled_in, settled) = watch::channel(Arc::new(first));
     let trust = Trust { document: Arc::new(member.document.clone()), ring: Arc::new(member.ring.clone()) };
     let (trust_in, trust) = watch::channel(Arc::new(trust));
+    let (config_in, configured) = watch::channel(Arc::new(config.clone()));
+    let inputs = settled::Inputs { config: configured, trust: trust.clone(), proxy: proxy.clone() };
+    settled::spawn(inputs, services_in, settings_in, settled_in, life);
     let port = member.node.port;
     let (link, inbox, tcp) = Link::bind(config.bind, port, member.identity.clone(), trust.clone())
         .with_context(|| {
@@ -146,13 +162,22 @@ async fn start(
     let checks = Arc::default();
     check::spawn(services.clone(), own_address.clone(), health_in, Arc::clone(&checks), life);
     let (view_in, view) = watch::channel(Arc::new(View::default()));
-    let (draining_in, draining) = watch::channel(None);
     let (first_health, own_health) = (health.clone(), health.clone());
     let (ears_in, ears) = watch::channel(Arc::default());
+    let (report_in, vips) = watch::channel(Arc::default());
+    let fitness = vip::Inputs {
+        own: node.name.clone(),
+        services: services.clone(),
+        health: health.clone(),
+        table: table.clone(),
+        view: view.clone(),
+        settings: settings.clone(),
+    };
     let words = word::Inputs {
-        draining,
         ears: ears.clone(),
         hears: Default::default(),
+        settings: settings.clone(),
+        vips: vips.clone(),
         node: node.clone(),
         began,
         own_address: own_address.clone(),
@@ -169,6 +194,7 @@ async fn start(
         services: services.clone(),
         view: view.clone(),
         ears: ears.clone(),
+        settings: settings.clone(),
         reports,
         probes: reports_in,
         is_member: Arc::new(move |id| members.borrow().document.member(id).is_some()),
@@ -190,14 +216,27 @@ async fn start(
         serving,
         own_address: own_address.clone(),
         port,
+        held: held_to(&proxy),
         commands: commands_in.clone(),
         life: life.clone(),
         lobby: Default::default(),
         waiting: Default::default(),
     };
     life.spawn(keeper.run(commands));
-    let crate::link::Inbox { gossip, members, joining, proven, unknown_key, answers } = inbox;
+    let crate::link::Inbox { gossip, members, joining, proven, unknown_key, answers, vips: arrivals } = inbox;
     pulse::spawn(link.clone(), view.clone(), word.clone(), answers, ears_in, life);
+    let (orders, orders_out) = mpsc::channel(ORDERS);
+    let inputs = crate::vip::Inputs {
+        link: link.clone(),
+        trust: trust.clone(),
+        view: view.clone(),
+        ears: ears.clone(),
+        settings,
+        fit: vip::spawn(fitness, life),
+        arrivals,
+        orders: orders_out,
+    };
+    crate::vip::spawn(inputs, report_in, life);
     admit::serve(link.clone(), joining, commands_in.clone(), life);
     tell::members(members, commands_in.clone(), ring.clone(), life);
     hurry(unknown_key, commands_in.clone(), life);
@@ -227,7 +266,9 @@ async fn start(
         services,
         own_address,
         descriptors,
-        draining: draining_in,
+        settled,
+        vips,
+        orders,
         ring,
         tell,
         troubles,
@@ -240,7 +281,16 @@ async fn start(
     serve_control(listener, running.clone(), life);
     tell_systemd(running.clone(), life);
     info!(node = %running.node.name, cluster = %running.membership.trust.borrow().document.name, "agent runs");
-    Ok((running, services_in))
+    Ok((running, config_in))
+}
+
+/// Counts the connections that the proxy holds to a node, for all services.
+fn held_to(proxy: &Proxy) -> Box<dyn Fn(&NodeId) -> u64 + Send> {
+    let proxy = proxy.clone();
+    Box::new(move |node| {
+        let stats = proxy.stats();
+        stats.values().filter_map(|service| service.backends.get(node)).map(|one| one.connections).sum()
+    })
 }
 
 /// Starts gossip. A node that was a master when it stopped waits for its first check: a word without its
@@ -322,7 +372,12 @@ fn handler(running: Arc<Running>) -> impl Fn(Request) -> Later<Response> {
         Box::pin(async move {
             match request {
                 Request::Status => Response::Status(Box::new(status::of(&running))),
-                Request::Drain { on } => drain(&running, on),
+                Request::VipMove { address, node } => vip::move_to(&running.orders, address, node).await,
+                Request::Settings => {
+                    let document = running.membership.trust.borrow().document.clone();
+                    let settled = running.settled.borrow().clone();
+                    Response::Settings(settled.list(&document))
+                }
                 Request::Events(ask) => tell::answer(&running, ask).await,
                 request => running.membership.control(request).await,
             }
@@ -330,27 +385,10 @@ fn handler(running: Arc<Running>) -> impl Fn(Request) -> Later<Response> {
     }
 }
 
-/// Takes no new connections on this node's backends, or takes them again.
-fn drain(running: &Running, on: bool) -> Response {
-    running.draining.send_if_modified(|since| {
-        let changed = since.is_some() != on;
-        if changed {
-            *since = on.then(wall);
-        }
-        changed
-    });
-    info!("{}", if on { "draining" } else { "not draining any more" });
-    Response::Done(if on {
-        "draining: no node sends new connections here; take them again with: agent undrain".to_owned()
-    } else {
-        "taking new connections".to_owned()
-    })
-}
-
 /// Follows signals until one says stop.
 async fn live(
     running: &Running,
-    services: &watch::Sender<Arc<Vec<Service>>>,
+    configured: &watch::Sender<Arc<Config>>,
     reload: impl Fn() -> anyhow::Result<Config>,
     life: &Life,
 ) -> anyhow::Result<()> {
@@ -366,8 +404,7 @@ async fn live(
             () = life.stopping.cancelled() => return Ok(()),
             _ = hang_up.recv() => match reload() {
                 Ok(config) => {
-                    running.proxy.reload(&config.services);
-                    services.send_replace(Arc::new(config.services));
+                    configured.send_replace(Arc::new(config));
                     info!("configuration read again; services follow it, all else at the next start");
                     tell::reloaded(running, true);
                 }

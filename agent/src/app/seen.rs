@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use proto::backends::{State, Table};
 use proto::control::BackendCounts;
+use proto::event::Ring;
 use proto::node::NodeId;
 use proto::service::ServiceName;
 use proto::time::Moment;
@@ -31,6 +32,8 @@ const REST: Duration = Duration::from_millis(20);
 pub(crate) struct Seen {
     pub(super) lag: Meter,
     backends: Mutex<BTreeMap<(ServiceName, NodeId), Kept>>,
+    /// Events by kind, and the number of the last that was counted.
+    events: Mutex<(BTreeMap<String, u64>, u64)>,
 }
 
 /// One backend's past.
@@ -86,6 +89,17 @@ impl Seen {
         }
     }
 
+    /// Counts what has happened since it was last asked.
+    pub(super) fn events(&self, ring: &Ring) -> BTreeMap<String, u64> {
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let (counts, last) = &mut *events;
+        for event in ring.after(*last) {
+            *counts.entry(event.kind.name().to_owned()).or_default() += 1;
+        }
+        *last = ring.newest();
+        counts.clone()
+    }
+
     /// Lays what was seen of a backend over its counts.
     pub(super) fn count(&self, service: &ServiceName, node: NodeId, now: Moment, counts: &mut BackendCounts) {
         if let Some(kept) = self.backends().get(&(service.clone(), node)) {
@@ -121,7 +135,7 @@ pub(super) fn spawn(running: &Arc<Running>, config: proto::config::Web, life: &L
 async fn follow(running: Arc<Running>, changes: watch::Sender<u64>, life: Life) {
     let (mut table, mut ears) = (running.table.clone(), running.ears.clone());
     let (mut view, mut trust) = (running.view.clone(), running.membership.trust.clone());
-    let (mut draining, mut own) = (running.draining.subscribe(), running.own_address.clone());
+    let (mut settled, mut own) = (running.settled.clone(), running.own_address.clone());
     let (mut known, mut only_table) = (None, false);
     loop {
         let now = table.borrow_and_update().clone();
@@ -143,7 +157,7 @@ async fn follow(running: Arc<Running>, changes: watch::Sender<u64>, life: Life) 
             changed = ears.changed() => changed,
             changed = view.changed() => changed,
             changed = trust.changed() => changed,
-            changed = draining.changed() => changed,
+            changed = settled.changed() => changed,
             changed = own.changed() => changed,
         };
         if changed.is_err() {

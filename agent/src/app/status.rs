@@ -6,7 +6,7 @@ use proto::backends::{Backend, State};
 use proto::cluster::{Admitted, Document};
 use proto::control::{
     BackendCounts, BackendStatus, ClusterStatus, LinkStatus, MemberState, MemberStatus, NodeStatus,
-    SeenStatus, ServiceCounts, ServiceStatus, Status,
+    SeenStatus, ServiceCounts, ServiceSource, ServiceStatus, Status,
 };
 use proto::keys::{Hears, Word};
 use proto::node::{NodeId, Role};
@@ -32,6 +32,8 @@ pub(super) fn of(running: &Running) -> Status {
     let table = running.table.borrow().clone();
     let services = running.services.borrow().clone();
     let ears = running.ears.borrow().clone();
+    let ring = running.ring.borrow().clone();
+    let settled = running.settled.borrow().clone();
     let mut stats = running.proxy.stats();
     let kube_api = table.get(&ServiceName::kube_api()).map_or(&[][..], Vec::as_slice);
     let own = running.link.own();
@@ -46,6 +48,7 @@ pub(super) fn of(running: &Running) -> Status {
     // Taken out at once: a borrow held while the same watch is borrowed again waits for ever once a writer
     // stands between them.
     let address = *running.own_address.borrow();
+    let vips = running.vips.borrow().clone();
     Status {
         schema: 1,
         cluster: ClusterStatus {
@@ -69,13 +72,15 @@ pub(super) fn of(running: &Running) -> Status {
             link: link_status(&running.link.counters),
             loop_lag: running.seen.lag.read(),
             checks: running.checks.read(),
+            events: running.seen.events(&ring),
         },
         services: services
             .iter()
             .map(|service| {
                 let backends = table.get(&service.name).map_or(&[][..], Vec::as_slice);
                 let stats = stats.remove(&service.name).unwrap_or_default();
-                service_status(running, (&view, &ears), service, backends, stats)
+                let source = settled.source(&service.name);
+                service_status(running, (&view, &ears), (service, source), backends, stats)
             })
             .collect(),
         members: document
@@ -85,7 +90,7 @@ pub(super) fn of(running: &Running) -> Status {
                 member_status(running, &view, *id, admitted, role(id), backend)
             })
             .collect(),
-        vips: Vec::new(),
+        vips: vips.vips.clone(),
         problems: problems(running).into_iter().chain(running.troubles.list()).collect(),
         taken_unix_ms: wall(),
     }
@@ -112,7 +117,7 @@ fn link_status(counters: &Counters) -> LinkStatus {
 fn service_status(
     running: &Running,
     (view, ears): (&View, &Ears),
-    service: &Service,
+    (service, source): (&Service, ServiceSource),
     backends: &[Backend],
     stats: ServiceStats,
 ) -> ServiceStatus {
@@ -123,6 +128,7 @@ fn service_status(
     ServiceStatus {
         name: service.name.clone(),
         listen: listen.collect(),
+        source,
         balance: service.balance,
         backends: backends
             .iter()
@@ -227,6 +233,7 @@ fn sees(document: &Document, word: &Word) -> Vec<SeenStatus> {
 pub(super) fn problems(running: &Running) -> Vec<String> {
     let view = running.view.borrow().clone();
     let document = running.membership.trust.borrow().document.clone();
+    let settled = running.settled.borrow().clone();
     let mut problems = running.disk.problems();
     if document.member(&running.link.own()).is_none() {
         problems.push(
@@ -241,8 +248,14 @@ pub(super) fn problems(running: &Running) -> Vec<String> {
             running.node.interface
         ));
     }
+    if let Some(problem) = &running.vips.borrow().problem {
+        problems.push(format!("this node can't own virtual IPs: {problem}"));
+    }
     for (id, problem) in &view.problems {
         problems.push(format!("what {id} says is not understood, so it is left out: {problem}"));
+    }
+    for mistake in &settled.mistakes {
+        problems.push(format!("a setting of the cluster is passed over: {mistake}"));
     }
     if running.descriptors < 4096 {
         problems.push(format!(

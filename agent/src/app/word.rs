@@ -8,6 +8,7 @@ use std::time::Duration;
 use proto::keys::{Hears, Word};
 use proto::node::NodeId;
 use proto::pulse::{Ear, Ears, Hearing};
+use proto::settings::Settings;
 use proto::time::UnixMs;
 use tokio::sync::watch;
 
@@ -15,6 +16,7 @@ use crate::check::OwnHealth;
 use crate::lifecycle::{Life, wall};
 use crate::link::Trust;
 use crate::membership::disk::NodeFile;
+use crate::vip::Report;
 
 /// Between two looks at round trips and losses, which nobody is told of.
 const AGAIN: Duration = Duration::from_secs(20);
@@ -25,8 +27,9 @@ pub(super) struct Inputs {
     pub(super) own_address: watch::Receiver<Option<IpAddr>>,
     pub(super) health: watch::Receiver<Arc<OwnHealth>>,
     pub(super) trust: watch::Receiver<Arc<Trust>>,
-    /// Since when someone wants no new connections here.
-    pub(super) draining: watch::Receiver<Option<UnixMs>>,
+    /// Of the whole cluster: this node's drain and its weight are among them.
+    pub(super) settings: watch::Receiver<Arc<Settings>>,
+    pub(super) vips: watch::Receiver<Arc<Report>>,
     pub(super) ears: watch::Receiver<Arc<Ears>>,
     pub(super) hears: BTreeMap<NodeId, Hears>,
 }
@@ -36,10 +39,16 @@ impl Inputs {
         let address = *self.own_address.borrow_and_update();
         let health = self.health.borrow_and_update().clone();
         let document = self.trust.borrow_and_update().document.clone();
-        let draining = *self.draining.borrow_and_update();
         let ears = self.ears.borrow_and_update().clone();
         self.hears =
             ears.iter().filter_map(|(id, ear)| Some((*id, hears(self.hears.get(id), ear)?))).collect();
+        let vips = self.vips.borrow_and_update().clone();
+        let settings = self.settings.borrow_and_update().clone();
+        let draining = settings.drains.get(&self.node.name).copied();
+        let mut services = health.as_ref().clone();
+        if let Some(weight) = settings.weights.get(&self.node.name) {
+            services.values_mut().for_each(|offer| offer.weight = *weight);
+        }
         Word {
             name: self.node.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -49,8 +58,10 @@ impl Inputs {
             document: document.hash(),
             draining: draining.or_else(|| stopping.then(wall)),
             left: stopping,
-            services: health.as_ref().clone(),
             hears: self.hears.clone(),
+            services,
+            feet: vips.feet.clone(),
+            vips: vips.claims.clone(),
         }
     }
 }
@@ -100,9 +111,10 @@ pub(super) fn spawn(mut inputs: Inputs, life: &Life) -> watch::Receiver<Word> {
                 Ok(()) = inputs.own_address.changed() => false,
                 Ok(()) = inputs.health.changed() => false,
                 Ok(()) = inputs.trust.changed() => false,
-                Ok(()) = inputs.draining.changed() => false,
                 Ok(()) = inputs.ears.changed() => false,
                 _ = again.tick() => false,
+                Ok(()) = inputs.settings.changed() => false,
+                Ok(()) = inputs.vips.changed() => false,
                 () = life.stopping.cancelled() => true,
             };
             let word = inputs.word(stopping);

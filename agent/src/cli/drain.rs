@@ -1,27 +1,167 @@
-//! `agent drain` and `agent undrain`: this node's apiserver goes on, and gets no new connections.
+//! `agent drain` and `agent undrain`: a node's apiserver goes on, and gets no new connections.
 
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use proto::control::Request;
+use proto::control::{HeldStatus, Request, Response};
+use proto::time::{human, parse_duration};
+use tokio::time::Instant;
 
-use super::{Settings, ask};
+use super::exit::{self, Failure};
+use super::{Settings, ask, out};
 
-/// Send no new connections to this node's apiserver, on any node
+/// Time between two questions: each asks every node.
+const ASK: Duration = Duration::from_secs(2);
+
+/// Send no new connections to a node's apiserver, from any node
 ///
-/// Held connections are left to finish. It lasts until "agent undrain", or until the agent starts anew.
+/// Held connections have a minute to finish, and are then closed one by one, as long as another master is
+/// good. It lasts until "agent undrain", over restarts too.
 #[derive(Debug, clap::Args)]
-pub(crate) struct DrainArgs {}
+#[command(after_help = "\
+Examples:
+  agent drain                  this node
+  agent drain m2 --wait 5m && ssh m2 reboot")]
+pub(crate) struct DrainArgs {
+    /// The node's name or id [default: this node]
+    #[arg(value_name = "NODE")]
+    node: Option<String>,
+    /// Wait until no node holds a connection to it, for so long at most
+    #[arg(long, value_name = "TIME", num_args = 0..=1, value_parser = parse_duration)]
+    wait: Option<Option<Duration>>,
+}
 
-/// Send new connections to this node's apiserver again
+/// Send new connections to a node's apiserver again
 #[derive(Debug, clap::Args)]
-pub(crate) struct UndrainArgs {}
+pub(crate) struct UndrainArgs {
+    /// The node's name or id [default: this node]
+    #[arg(value_name = "NODE")]
+    node: Option<String>,
+}
 
 /// Runs `agent drain`.
-pub(super) async fn drain(settings: &Settings) -> anyhow::Result<ExitCode> {
-    ask::tell(settings, &Request::Drain { on: true }).await
+pub(super) async fn drain(args: DrainArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let code = ask::tell(settings, &Request::Drain { on: true, node: args.node.clone() }).await?;
+    match args.wait {
+        Some(limit) => wait(args.node, limit, settings).await,
+        None => Ok(code),
+    }
 }
 
 /// Runs `agent undrain`.
-pub(super) async fn undrain(settings: &Settings) -> anyhow::Result<ExitCode> {
-    ask::tell(settings, &Request::Drain { on: false }).await
+pub(super) async fn undrain(args: UndrainArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+    ask::tell(settings, &Request::Drain { on: false, node: args.node }).await
+}
+
+/// Waits until nobody holds anything, with a line that tells how far it is.
+async fn wait(
+    node: Option<String>,
+    limit: Option<Duration>,
+    settings: &Settings,
+) -> anyhow::Result<ExitCode> {
+    let begun = Instant::now();
+    let mut progress = Progress::default();
+    loop {
+        let held = match ask::ask(settings, &Request::Held { node: node.clone() }).await? {
+            Response::Held(held) => held,
+            other => return Err(ask::unexpected(&other)),
+        };
+        if held.total() == 0 && held.silent.is_empty() {
+            progress.end();
+            out::line(&done(&held, begun.elapsed()))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        progress.show(&left(&held));
+        let next = Instant::now() + ASK;
+        if let Some(limit) = limit.filter(|limit| next > begun + *limit) {
+            tokio::time::sleep_until(begun + limit).await;
+            progress.end();
+            let message = format!("not done after {}: {}; it stays drained", human(limit), left(&held));
+            return Err(Failure::error(exit::UNAVAILABLE, message));
+        }
+        tokio::time::sleep_until(next).await;
+    }
+}
+
+fn done(held: &HeldStatus, took: Duration) -> String {
+    let took = human(Duration::from_secs(took.as_secs())).replace("0ms", "0s");
+    let mut text = format!("no node holds a connection to {}, after {took}", held.node);
+    if !held.away.is_empty() {
+        text.push_str(&format!("; not asked, since they are away: {}", names(&held.away)));
+    }
+    text
+}
+
+/// `m2: 12 connections (w1 7, w2 5); not answered: w3`.
+fn left(held: &HeldStatus) -> String {
+    let total = held.total();
+    let s = if total == 1 { "" } else { "s" };
+    let mut most: Vec<&(proto::node::Name, u64)> = held.by.iter().collect();
+    most.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let some: Vec<String> = most.iter().take(4).map(|(name, count)| format!("{name} {count}")).collect();
+    let more = if most.len() > some.len() { ", …" } else { "" };
+    let by = if some.is_empty() { String::new() } else { format!(" ({}{more})", some.join(", ")) };
+    let mut text = format!("{}: {total} connection{s}{by}", held.node);
+    if !held.silent.is_empty() {
+        text.push_str(&format!("; no answer from {}", names(&held.silent)));
+    }
+    text
+}
+
+fn names(all: &[proto::node::Name]) -> String {
+    let some: Vec<&str> = all.iter().take(4).map(|name| name.as_str()).collect();
+    let more = if all.len() > some.len() { ", …" } else { "" };
+    format!("{}{more}", some.join(", "))
+}
+
+/// One line that is written over on a terminal, and a line for each change elsewhere.
+#[derive(Default)]
+struct Progress {
+    last: String,
+}
+
+impl Progress {
+    fn show(&mut self, text: &str) {
+        if self.last == text {
+            return;
+        }
+        self.last = text.to_owned();
+        let mut stderr = io::stderr().lock();
+        // Whoever closed it does not want to know.
+        let _ = if stderr.is_terminal() {
+            write!(stderr, "\r{text}\x1b[K").and_then(|()| stderr.flush())
+        } else {
+            writeln!(stderr, "{text}")
+        };
+    }
+
+    /// What follows begins on a line of its own.
+    fn end(&mut self) {
+        if !self.last.is_empty() && io::stderr().is_terminal() {
+            let _ = write!(io::stderr().lock(), "\r\x1b[K");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_told_with_who_holds_it() {
+        let name = |text: &str| text.parse().unwrap();
+        let mut held = HeldStatus {
+            node: name("m2"),
+            by: vec![(name("w1"), 5), (name("w2"), 7)],
+            silent: vec![name("w3")],
+            away: vec![name("w4")],
+        };
+        assert_eq!(left(&held), "m2: 12 connections (w2 7, w1 5); no answer from w3");
+        held.by = vec![(name("w1"), 1)];
+        held.silent.clear();
+        assert_eq!(left(&held), "m2: 1 connection (w1 1)");
+        let text = done(&held, Duration::from_millis(400));
+        assert_eq!(text, "no node holds a connection to m2, after 0s; not asked, since they are away: w4");
+    }
 }

@@ -7,6 +7,7 @@ use proto::config;
 use proto::control::{Request, Response};
 use proto::invite;
 use proto::node::Name;
+use proto::settings;
 
 use super::Settings;
 use super::steps::{self, Steps};
@@ -21,7 +22,8 @@ use crate::app::enter::{self, Wish};
 #[command(after_help = "\
 Examples:
   agent init
-  agent init --name m1 --iface wg0")]
+  agent init --name m1 --iface wg0
+  agent init --vip 10.91.91.50")]
 pub(crate) struct Args {
     /// Name of this node [default: its host name]
     #[arg(long, value_name = "NODE_NAME")]
@@ -35,6 +37,9 @@ pub(crate) struct Args {
     /// Interface that carries the mesh
     #[arg(long, value_name = "IF", value_parser = config::check_interface)]
     pub(crate) iface: Option<String>,
+    /// Virtual IP of the cluster; may be given several times
+    #[arg(long, value_name = "IP", value_parser = settings::check_vip)]
+    pub(crate) vip: Vec<IpAddr>,
     /// Print one JSON object a line
     #[arg(long)]
     pub(crate) json: bool,
@@ -50,6 +55,12 @@ pub(crate) async fn run(args: Args, settings: Settings) -> anyhow::Result<ExitCo
     let steps = Steps::new(args.json);
     if let Some(running) = steps::already_runs(&settings).await? {
         steps.step("cluster", true, &format!("already a member of \"{}\"", running.cluster.name));
+        if !args.vip.is_empty() {
+            let request = Request::Change(vec![("vip".to_owned(), Some(enter::vip_setting(&args.vip)))]);
+            if let Response::Changed(changes, _) = super::ask::ask(&settings, &request).await? {
+                changes.iter().for_each(|change| steps.step("setting", true, &super::set::line(change)));
+            }
+        }
         let request = Request::Invite { seconds: invite::DEFAULT_TTL.as_secs(), uses: None };
         if let Response::Invite { line, .. } = super::ask::ask(&settings, &request).await? {
             steps.invite(&line);
@@ -57,6 +68,7 @@ pub(crate) async fn run(args: Args, settings: Settings) -> anyhow::Result<ExitCo
         return Ok(ExitCode::SUCCESS);
     }
     let entered =
-        enter::init(&wish, args.cluster, &mut |step, ok, detail| steps.step(step, ok, detail)).await?;
+        enter::init(&wish, args.cluster, &args.vip, &mut |step, ok, detail| steps.step(step, ok, detail))
+            .await?;
     steps::go_on(entered, settings, steps, args.foreground).await
 }

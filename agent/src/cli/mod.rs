@@ -12,6 +12,7 @@ mod demo;
 mod drain;
 mod events;
 pub(crate) mod exit;
+mod get;
 mod init;
 pub(crate) mod install;
 mod invite;
@@ -24,12 +25,15 @@ pub(crate) mod out;
 mod remove;
 mod rotate;
 mod run;
+mod set;
 pub(crate) mod settings;
 mod status;
 mod steps;
 mod table;
 mod uninstall;
+mod vip;
 mod waiting;
+mod weight;
 
 pub(crate) use settings::{Global, Settings};
 
@@ -70,6 +74,11 @@ enum Command {
     Rotate(rotate::Args),
     Drain(drain::DrainArgs),
     Undrain(drain::UndrainArgs),
+    Vip(vip::Args),
+    Weight(weight::Args),
+    Set(set::SetArgs),
+    Unset(set::UnsetArgs),
+    Get(get::Args),
     Install(install::Args),
     Uninstall(uninstall::Args),
     Demo(demo::Args),
@@ -112,6 +121,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     }
     let settings = Settings::load(cli.global)?;
     let many_threads = matches!(cli.command, Command::Run(_) | Command::Init(_) | Command::Join(_));
+    if many_threads {
+        // Before there are threads: each begins with what its maker has.
+        crate::vip::lay_down();
+    }
     runtime(many_threads)?.block_on(command(cli.command, settings))
 }
 
@@ -140,8 +153,13 @@ async fn command(command: Command, settings: Settings) -> anyhow::Result<ExitCod
         Command::Remove(args) => remove::run(args, &settings).await,
         Command::Leave(args) => leave::run(&args, &settings).await,
         Command::Rotate(args) => rotate::run(&args, &settings).await,
-        Command::Drain(_) => drain::drain(&settings).await,
-        Command::Undrain(_) => drain::undrain(&settings).await,
+        Command::Vip(args) => vip::run(args, &settings).await,
+        Command::Drain(args) => drain::drain(args, &settings).await,
+        Command::Undrain(args) => drain::undrain(args, &settings).await,
+        Command::Weight(args) => weight::run(args, &settings).await,
+        Command::Set(args) => set::set(args, &settings).await,
+        Command::Unset(args) => set::unset(args, &settings).await,
+        Command::Get(args) => get::run(&args, &settings).await,
         Command::Install(args) => install::run(&args, &settings),
         Command::Uninstall(args) => uninstall::run(&args, &settings),
         // Answered before the configuration was read.
@@ -171,6 +189,8 @@ mod tests {
         for line in [
             "agent init",
             "agent init --name m1 --cluster prod --addr 10.0.0.1 --iface wg0 --foreground",
+            "agent init --vip 10.0.0.9 --vip fd00::9/64",
+            "agent vip move 10.0.0.9 m2",
             "agent join agent1abc",
             "agent join 10.0.0.1:7646 --name w1 --addr fd00::2 --iface wg0 --json --foreground",
             "agent run --state-dir /s --runtime-dir /r --log json --log-level debug",
@@ -191,7 +211,16 @@ mod tests {
             "agent leave --force",
             "agent rotate",
             "agent drain",
-            "agent undrain",
+            "agent drain m2 --wait",
+            "agent drain --wait 5m",
+            "agent undrain m2",
+            "agent weight m3 50",
+            "agent set vip=10.0.0.9 service.web.listen=",
+            "agent unset vip service.web",
+            "agent get",
+            "agent get balance --json",
+            "agent status --watch",
+            "agent init --vip 10.0.0.9/24 --vip fd00::9",
             "agent install --no-start",
             "agent uninstall --purge",
             "agent demo",
@@ -213,7 +242,15 @@ mod tests {
             "agent join",
             "agent init --name Not_A_Name",
             "agent init --addr wg0",
-            "agent init --vip 10.0.0.9",
+            "agent vip move 10.0.0.9",
+            "agent init --vip 10.0.0",
+            "agent weight m3 257",
+            "agent weight m3",
+            "agent set vip",
+            "agent set",
+            "agent unset",
+            "agent drain m2 --wait soon",
+            "agent status --watch --json",
             "agent run --log xml",
             "agent run --log-level loud",
             "agent invite --for soon",

@@ -14,11 +14,10 @@ mod pki;
 mod place;
 mod process;
 mod render;
-mod screen;
 pub(crate) mod standin;
 mod watch;
 
-use std::io::{BufRead, Read, Write};
+use std::io::{BufRead, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -35,7 +34,8 @@ use command::{Command, Key, MASTERS};
 use process::State;
 pub(crate) use process::die_with_parent;
 use render::{Picture, Row};
-use screen::Screen;
+
+use crate::screen::{self, Screen};
 
 /// What the user wants.
 #[derive(Debug, Default)]
@@ -147,25 +147,19 @@ enum Input {
 fn read_input(keys: bool) -> mpsc::Receiver<Input> {
     let (typed, input) = mpsc::channel(INPUT);
     std::thread::spawn(move || {
-        let mut stdin = std::io::stdin().lock();
         if !keys {
-            for line in stdin.lines().map_while(Result::ok).filter(|line| !line.trim().is_empty()) {
+            for line in
+                std::io::stdin().lock().lines().map_while(Result::ok).filter(|line| !line.trim().is_empty())
+            {
                 if typed.blocking_send(Input::Line(command::parse(&line))).is_err() {
                     return;
                 }
             }
             return;
         }
-        let mut bytes = [0; 64];
-        while let Ok(n @ 1..) = stdin.read(&mut bytes) {
-            // Arrows and their like come as one piece that begins with ESC.
-            let pressed = bytes[..n].iter().take_while(|byte| **byte != 0x1b);
-            for key in pressed.filter_map(|byte| Key::from_byte(*byte)) {
-                if typed.blocking_send(Input::Key(key)).is_err() {
-                    return;
-                }
-            }
-        }
+        screen::read_keys(|byte| {
+            Key::from_byte(byte).is_none_or(|key| typed.blocking_send(Input::Key(key)).is_ok())
+        });
     });
     input
 }
@@ -282,7 +276,9 @@ impl Scene {
         let Some(screen) = &self.screen else { return };
         let (columns, rows) = screen.size();
         // A terminal that has gone ends the demo by SIGHUP.
-        let _ = screen.draw(&self.picture().lines(columns, rows));
+        let lines = self.picture().lines(columns, rows);
+        let lines: Vec<String> = lines.iter().map(|line| render::painted(line, screen.colours())).collect();
+        let _ = screen.draw(lines.iter().map(String::as_str));
     }
 
     /// Sees which processes have ended; one that nobody ended is an event.

@@ -21,6 +21,31 @@ pub(super) enum Style {
 /// A line of pieces.
 pub(super) type Line = Vec<(Style, String)>;
 
+/// A line as a terminal takes it.
+pub(super) fn painted(line: &Line, colours: bool) -> String {
+    let mut text = String::new();
+    for (style, piece) in line {
+        let code = if colours { code(*style) } else { "" };
+        text.push_str(code);
+        text.push_str(piece);
+        if !code.is_empty() {
+            text.push_str("\x1b[0m");
+        }
+    }
+    text
+}
+
+fn code(style: Style) -> &'static str {
+    match style {
+        Style::Plain => "",
+        Style::Dim => "\x1b[2m",
+        Style::Bold => "\x1b[1m",
+        Style::Good => "\x1b[32m",
+        Style::Warn => "\x1b[33m",
+        Style::Bad => "\x1b[31m",
+    }
+}
+
 /// A request that takes longer is shown as slow.
 const SLOW: Duration = Duration::from_millis(500);
 

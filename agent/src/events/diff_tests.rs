@@ -59,6 +59,8 @@ fn view(heard: bool, change: impl FnOnce(&mut Word)) -> View {
         draining: None,
         left: false,
         services: BTreeMap::new(),
+        feet: Vec::new(),
+        vips: BTreeMap::new(),
     };
     change(&mut word);
     let id = key(1).id();
@@ -181,13 +183,13 @@ fn the_document_tells_of_members_settings_and_keys() {
     assert!(step(&now).is_empty());
     now.admit(admitted(2));
     assert_eq!(step(&now), ["member-joined m2: member: by m0"]);
-    now.set("balance", Some("first".to_owned()), key(2).id());
-    now.set("web.password", Some("hunter2".to_owned()), key(2).id());
+    now.set("balance", Some("first".to_owned()), key(2).id(), UnixMs(2));
+    now.set("web.password", Some("hunter2".to_owned()), key(2).id(), UnixMs(2));
     assert_eq!(
         step(&now),
         ["setting balance: unset -> first: by m2", "setting web.password: unset -> (not shown): by m2"]
     );
-    now.set("balance", None, key(2).id());
+    now.set("balance", None, key(2).id(), UnixMs(2));
     now.remove(key(1).id(), Removed { at: UnixMs(2), name: name(1), by: key(2).id() });
     now.turn_key(KeyId([2; 4]), key(2).id(), UnixMs(2), true);
     assert_eq!(

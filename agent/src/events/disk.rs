@@ -32,23 +32,26 @@ pub(super) struct Log {
     dir: PathBuf,
     file: File,
     len: u64,
+    /// The last write failed, perhaps in the middle of a line.
+    torn: bool,
 }
 
 impl Log {
-    /// Opens the file for appending; a torn last line gets its end.
+    /// Opens the file for appending; a torn last line, which [`load`] has told of, is cut off.
     pub(super) fn open(dir: &Path) -> io::Result<Log> {
         let mut file = options().open(dir.join(EVENTS))?;
         let mut len = file.seek(SeekFrom::End(0))?;
-        if len > 0 {
-            let mut last = [0];
-            file.seek(SeekFrom::End(-1))?;
-            file.read_exact(&mut last)?;
-            if last != *b"\n" {
-                file.write_all(b"\n")?;
-                len += 1;
-            }
+        let mut end = Vec::new();
+        file.seek(SeekFrom::Start(len.saturating_sub(MAX_LINE)))?;
+        (&file).take(MAX_LINE).read_to_end(&mut end)?;
+        let whole = end.iter().rposition(|byte| *byte == b'\n').map(|at| at + 1);
+        // A file that holds only the beginning of a line.
+        let whole = whole.or((len < MAX_LINE).then_some(0));
+        if let Some(torn) = whole.map(|whole| end.len() - whole).filter(|torn| *torn > 0) {
+            len -= torn as u64;
+            file.set_len(len)?;
         }
-        Ok(Log { dir: dir.to_owned(), file, len })
+        Ok(Log { dir: dir.to_owned(), file, len, torn: whole.is_none() && len > 0 })
     }
 
     /// Appends events in one write.
@@ -58,13 +61,14 @@ impl Log {
             self.file = options().open(self.dir.join(EVENTS))?;
             self.len = 0;
         }
-        let mut bytes = Vec::new();
+        let mut bytes = if std::mem::replace(&mut self.torn, true) { vec![b'\n'] } else { Vec::new() };
         for event in events {
             serde_json::to_writer(&mut bytes, event)?;
             bytes.push(b'\n');
         }
         self.file.write_all(&bytes)?;
         self.len += bytes.len() as u64;
+        self.torn = false;
         Ok(())
     }
 }
@@ -172,8 +176,8 @@ mod tests {
         assert_eq!(again.newest(), 2);
         assert!(problem.unwrap().contains("1 events of earlier runs were torn"));
         Log::open(dir.path()).unwrap().append(&events(&mut again, 1)).unwrap();
-        assert_eq!(load(dir.path()).0.newest(), 3);
-        assert_eq!(load(dir.path()).0.all().len(), 3);
+        let (again, problem) = load(dir.path());
+        assert_eq!((again.newest(), again.all().len(), problem), (3, 3, None), "said once");
     }
 
     #[test]

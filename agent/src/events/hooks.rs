@@ -73,12 +73,11 @@ async fn run_all(path: &Path, event: &Event, troubles: &Troubles) {
         let path = path.to_owned();
         tokio::task::spawn_blocking(move || programs(&path)).await
     };
-    let programs = match found {
-        Ok(Ok(programs)) => programs,
+    let (programs, mut problem) = match found {
+        Ok(Ok(found)) => found,
         Ok(Err(why)) => return troubles.set(&name, Some(why)),
         Err(_) => return,
     };
-    let mut problem = None;
     for program in programs {
         if let Err(why) = run(&program, event).await {
             problem = Some(format!("notify: {} {why}", program.display()));
@@ -87,14 +86,15 @@ async fn run_all(path: &Path, event: &Event, troubles: &Troubles) {
     troubles.set(&name, problem);
 }
 
-/// The programs of a path: itself, or what can be run in it.
-fn programs(path: &Path) -> Result<Vec<PathBuf>, String> {
+/// The programs of a path: itself, or what can be run in it, and what is wrong with one that is left out.
+fn programs(path: &Path) -> Result<(Vec<PathBuf>, Option<String>), String> {
     let failed = |error: io::Error| format!("notify: {} can't be read: {error}", path.display());
     let about = std::fs::metadata(path).map_err(failed)?;
     if !about.is_dir() {
-        return runnable(path, &about).map(|()| vec![path.to_owned()]);
+        return runnable(path, &about).map(|()| (vec![path.to_owned()], None));
     }
-    let mut found = Vec::new();
+    closed(path, &about)?;
+    let (mut found, mut problem) = (Vec::new(), None);
     for entry in std::fs::read_dir(path).map_err(failed)? {
         let entry = entry.map_err(failed)?.path();
         let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -106,19 +106,26 @@ fn programs(path: &Path) -> Result<Vec<PathBuf>, String> {
         if about.is_dir() || about.mode() & 0o111 == 0 {
             continue;
         }
-        runnable(&entry, &about)?;
-        found.push(entry);
+        match runnable(&entry, &about) {
+            Ok(()) => found.push(entry),
+            Err(why) => problem = Some(why),
+        }
     }
     found.sort_unstable();
-    Ok(found)
+    Ok((found, problem))
+}
+
+fn runnable(path: &Path, about: &std::fs::Metadata) -> Result<(), String> {
+    if !about.is_file() || about.mode() & 0o111 == 0 {
+        let path = path.display();
+        return Err(format!("notify: {path} can't be run; make it executable: chmod 755 {path}"));
+    }
+    closed(path, about)
 }
 
 /// Refuses what anyone may write: it would be run with this agent's rights.
-fn runnable(path: &Path, about: &std::fs::Metadata) -> Result<(), String> {
+fn closed(path: &Path, about: &std::fs::Metadata) -> Result<(), String> {
     let path = path.display();
-    if !about.is_file() || about.mode() & 0o111 == 0 {
-        return Err(format!("notify: {path} can't be run; make it executable: chmod 755 {path}"));
-    }
     if about.mode() & 0o002 != 0 {
         return Err(format!("notify: {path} is not run, since anyone may write it; run: chmod o-w {path}"));
     }
@@ -252,11 +259,16 @@ mod tests {
         {
             script(dir.path(), name, mode, "");
         }
-        let found = programs(dir.path()).unwrap();
+        let (found, problem) = programs(dir.path()).unwrap();
+        assert_eq!(problem, None);
         let names: Vec<_> = found.iter().map(|path| path.file_name().unwrap().to_string_lossy()).collect();
         assert_eq!(names, ["10-a", "20-b"]);
         script(dir.path(), "open", 0o777, "");
-        assert!(programs(dir.path()).unwrap_err().contains("chmod o-w"));
+        let (found, problem) = programs(dir.path()).unwrap();
+        assert!(found.len() == 2 && problem.unwrap().contains("chmod o-w"), "only that one is left out");
+        assert!(programs(&dir.path().join("open")).is_err());
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(programs(dir.path()).unwrap_err().contains("chmod o-w"), "anyone could put one there");
         assert!(programs(&dir.path().join("readme")).unwrap_err().contains("chmod 755"));
         assert!(programs(&dir.path().join("none")).unwrap_err().contains("can't be read"));
     }

@@ -124,6 +124,8 @@ struct Keeper {
     hooks: Vec<hooks::Hook>,
     webhook: Option<webhook::Sender>,
     troubles: Troubles,
+    /// What was wrong with what earlier runs kept.
+    torn: Option<String>,
 }
 
 impl Keeper {
@@ -132,12 +134,11 @@ impl Keeper {
         let Outlets { dir, notify, webhook, resolve, troubles } = &inputs.outlets;
         let (dir, troubles) = (dir.clone(), troubles.clone());
         let read = tokio::task::spawn_blocking(move || (disk::load(&dir), disk::Log::open(&dir)));
-        let ((ring, problem), log) = tokio::select! {
+        let ((ring, torn), log) = tokio::select! {
             read = read => read.ok()?,
             // A disk that hangs.
             () = life.over.cancelled() => return None,
         };
-        troubles.set("earlier events", problem);
         let disk = match log {
             Ok(log) => Some(disk::spawn(log, troubles.clone(), life)),
             Err(error) => {
@@ -151,12 +152,17 @@ impl Keeper {
             .map(|webhook| webhook::Sender::spawn(webhook, resolve.clone(), troubles.clone(), life));
         let document = inputs.trust.borrow().document.clone();
         let seen = Seen::new(inputs.own, inputs.began, document);
-        Some(Keeper { seen, ring, published, disk, hooks, webhook, troubles, inputs })
+        Some(Keeper { seen, ring, published, disk, hooks, webhook, troubles, torn, inputs })
     }
 
     async fn run(mut self, life: &Life) {
         let first = started(&self.ring, &self.inputs);
-        self.take(vec![first]);
+        // It mends itself with the next events, so it is no problem that lasts.
+        let torn = self.torn.take().map(|torn| {
+            let event = Event::new(Kind::Problem, wall(), "this-node", "mended");
+            event.cause(torn).level(Level::Warning)
+        });
+        self.take(torn.into_iter().chain([first]).collect());
         let (mut ticks, mut next, mut stopping) = (0_u32, Instant::now() + TICK, false);
         // What a watch held before anyone looked counts as changed.
         self.inputs.table.mark_changed();
@@ -180,6 +186,7 @@ impl Keeper {
                     if ticks.is_multiple_of(LOOK) {
                         let view = inputs.view.borrow().clone();
                         self.seen.look(&(inputs.look)(), &view, wall(), &mut new);
+                        self.members(&mut new);
                     }
                 }
                 Some(event) = inputs.told.recv() => new.push(event),

@@ -95,6 +95,20 @@ async fn what_is_told_is_numbered_published_and_kept_over_a_restart() {
 }
 
 #[tokio::test]
+async fn a_torn_line_is_said_once() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(crate::state::EVENTS), b"{\"seq\":1,\"time_un").unwrap();
+    let mut stage = stage(dir.path());
+    assert_eq!(stage.kinds(2).await, [Kind::Problem, Kind::AgentStarted]);
+    assert!(stage.ring.borrow().all().next().unwrap().cause.contains("torn"));
+    stage.end(true).await;
+    let mut again = self::stage(dir.path());
+    let kinds = again.kinds(4).await;
+    assert_eq!(kinds[3], Kind::AgentStarted, "{kinds:?}");
+    again.end(true).await;
+}
+
+#[tokio::test]
 async fn a_directory_that_can_not_be_written_costs_the_file_and_nothing_else() {
     let mut stage = stage(Path::new("/proc/self/no-such-directory"));
     assert_eq!(stage.kinds(1).await, [Kind::AgentStarted]);

@@ -71,6 +71,8 @@ pub(crate) struct Inbox {
     pub(crate) unknown_key: mpsc::Receiver<NodeId>,
     /// Answers to pulses, and what members say unasked.
     pub(crate) answers: mpsc::Receiver<Answer>,
+    /// What members say of virtual IPs.
+    pub(crate) vips: mpsc::Receiver<(NodeId, Vec<u8>)>,
 }
 
 /// An answer to a pulse.
@@ -88,6 +90,7 @@ struct Outlets {
     proven: mpsc::Sender<NodeId>,
     unknown_key: mpsc::Sender<NodeId>,
     answers: mpsc::Sender<Answer>,
+    vips: mpsc::Sender<(NodeId, Vec<u8>)>,
 }
 
 /// What was counted on the link since the start, for logs and tests.
@@ -151,6 +154,8 @@ impl Link {
         let (unknown_key, unknown_key_in) = mpsc::channel(4);
         // A second of answers of some hundred masters; what does not fit counts as lost, as on the wire.
         let (answers, answers_in) = mpsc::channel(1024);
+        // A second of beats of seven candidates and their witnesses; they repeat themselves.
+        let (vips, vips_in) = mpsc::channel(256);
         let link = Link {
             identity,
             trust,
@@ -163,7 +168,7 @@ impl Link {
             knocks: Mutex::new(BTreeMap::new()),
             heard: Mutex::new(BTreeMap::new()),
             udp,
-            outlets: Outlets { gossip, members, joining, proven, unknown_key, answers },
+            outlets: Outlets { gossip, members, joining, proven, unknown_key, answers, vips },
             saying: Mutex::new(Vec::new()),
             askers: Mutex::new(BTreeMap::new()),
             large: dial::LargeSenders::default(),
@@ -175,6 +180,7 @@ impl Link {
             proven: proven_in,
             unknown_key: unknown_key_in,
             answers: answers_in,
+            vips: vips_in,
         };
         Ok((Arc::new(link), inbox, tcp))
     }

@@ -163,7 +163,17 @@ impl Link {
                     let _ = self.outlets.answers.try_send(answer);
                 }
             }
+            Payload::Vip(message) => {
+                let _ = self.outlets.vips.try_send((sender, message.to_vec()));
+            }
             Payload::Challenge(_) | Payload::Echo(_) => {}
+        }
+    }
+
+    /// Sends a message of virtual IPs to a peer, straight from the calling thread.
+    pub(crate) fn send_vip(&self, to: NodeId, message: &[u8]) {
+        if let Some(address) = self.book.best(&to) {
+            self.send_payload(address, &Payload::Vip(message));
         }
     }
 

@@ -41,6 +41,8 @@ pub(crate) struct Keeper {
     pub(crate) serving: watch::Receiver<Arc<Serving>>,
     pub(crate) own_address: watch::Receiver<Option<std::net::IpAddr>>,
     pub(crate) port: u16,
+    /// How many connections this node holds to another.
+    pub(crate) held: Box<dyn Fn(&NodeId) -> u64 + Send>,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) life: Life,
     pub(crate) lobby: Lobby,
@@ -177,6 +179,11 @@ impl Keeper {
                 info!(node = %removed.name, %id, "node removed");
             }
         }
+        for (key, setting) in &self.document.settings {
+            if before.settings.get(key).map(|known| &known.value) != Some(&setting.value) {
+                info!("setting {key:?} is now {:?}", setting.value.as_deref().unwrap_or("not set"));
+            }
+        }
         if self.document.key != before.key {
             info!(epoch = self.document.key.epoch, "gossip key changed");
         }
@@ -256,6 +263,7 @@ impl Keeper {
             }
             FromMember::Answer { code, approve } => ToMember::Answered(self.answer(&code, approve)),
             FromMember::Waiting => ToMember::Waiting(self.lobby.waiting(wall()).cloned().collect()),
+            FromMember::Held(node) => ToMember::Held((self.held)(&node)),
             FromMember::Events { .. } => ToMember::Failed("that is not the keeper's to answer".to_owned()),
         };
         let _ = reply.send(answer);

@@ -11,6 +11,7 @@ pub(crate) mod init;
 pub(crate) mod join;
 pub(crate) mod keeper;
 mod orders;
+mod settings;
 pub(crate) mod spread;
 
 use std::net::SocketAddr;

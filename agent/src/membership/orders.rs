@@ -32,7 +32,10 @@ impl Keeper {
             Request::Leave => return self.leave(reply),
             Request::Waiting => return self.who_waits(reply),
             Request::Answer { code, approve } => return self.answer_anywhere(code, approve, reply),
-            Request::Status | Request::Drain { .. } | Request::Events(_) => {
+            Request::Change(wishes) => return self.change(&wishes, reply),
+            Request::Drain { on, node } => return self.drain(on, node, reply),
+            Request::Held { node } => return self.who_holds(node, reply),
+            Request::Status | Request::Settings | Request::VipMove { .. } | Request::Events(_) => {
                 Response::Failed("that is not the keeper's to answer".to_owned())
             }
         };
@@ -117,6 +120,7 @@ impl Keeper {
         };
         let addresses = self.link.book.all(&id);
         self.document.remove(id, Removed { at: wall(), name: admitted.name.clone(), by: self.link.own() });
+        self.forget_settings(&admitted.name);
         self.new_key(true);
         warn!(node = %admitted.name, %id, "node removed");
         self.publish();
@@ -145,6 +149,7 @@ impl Keeper {
         };
         let alone = self.document.members().count() == 1;
         self.document.remove(own, Removed { at: wall(), name: admitted.name.clone(), by: own });
+        self.forget_settings(&admitted.name);
         // The others make a new key themselves when they remove a node; one that leaves is not an enemy.
         let mut told = self.push();
         let (disk, life) = (self.disk.clone(), self.life.clone());
@@ -181,25 +186,32 @@ impl Keeper {
 
     /// Pushes the document and answers the command line when all have been told or given up on.
     fn tell(&self, what: String, then: &'static str, reply: oneshot::Sender<Response>) {
-        let mut told = self.push();
+        let told = self.told();
         self.life.spawn(async move {
+            let _ = reply.send(Response::Done(format!("{what}; {then}\n{}", told.await)));
+        });
+    }
+
+    /// Pushes the document, and says who knows when all have been told or given up on.
+    pub(super) fn told(&self) -> impl Future<Output = String> + Send + use<> {
+        let mut told = self.push();
+        async move {
             let (mut reached, mut all) = (0, 0);
             while let Some(answer) = told.recv().await {
                 all += 1;
                 reached += usize::from(answer);
             }
             let rest = if reached == all { "" } else { "; the others learn it when they are back" };
-            let text = format!("{what}; {then}\n{reached} of {all} other members know{rest}");
-            let _ = reply.send(Response::Done(text));
-        });
+            format!("{reached} of {all} other members know{rest}")
+        }
     }
 
     fn who_waits(&self, reply: oneshot::Sender<Response>) {
         let mut waiting: Vec<Waiting> = self.lobby.waiting(wall()).cloned().collect();
         let answers = self.ask_all(FromMember::Waiting);
         self.life.spawn(async move {
-            for answer in answers.await {
-                if let ToMember::Waiting(more) = answer {
+            for (_, answer) in answers.await {
+                if let Some(ToMember::Waiting(more)) = answer {
                     waiting.extend(more);
                 }
             }
@@ -218,8 +230,8 @@ impl Keeper {
         }
         let answers = self.ask_all(FromMember::Answer { code: code.clone(), approve });
         self.life.spawn(async move {
-            let names = answers.await.into_iter().find_map(|answer| match answer {
-                ToMember::Answered(name) => name,
+            let names = answers.await.into_iter().find_map(|(_, answer)| match answer {
+                Some(ToMember::Answered(name)) => name,
                 _ => None,
             });
             let none = || {
@@ -232,8 +244,11 @@ impl Keeper {
         });
     }
 
-    /// Asks every other member at once; those that do not answer within two seconds are left out.
-    fn ask_all(&self, request: FromMember) -> impl Future<Output = Vec<ToMember>> + Send + use<> {
+    /// Asks every other member at once; those that do not answer within two seconds have none.
+    pub(super) fn ask_all(
+        &self,
+        request: FromMember,
+    ) -> impl Future<Output = Vec<(NodeId, Option<ToMember>)>> + Send + use<> {
         let own = self.link.own();
         let peers: Vec<NodeId> = self.document.members().map(|(id, _)| *id).filter(|id| *id != own).collect();
         let link = self.link.clone();
@@ -242,11 +257,12 @@ impl Keeper {
             for peer in peers {
                 let (link, request) = (link.clone(), request.clone());
                 calls.spawn(async move {
-                    tokio::time::timeout(Duration::from_secs(2), link.call(peer, &request)).await
+                    let call = link.call(peer, &request);
+                    let answer = tokio::time::timeout(Duration::from_secs(2), call).await;
+                    (peer, answer.ok().and_then(Result::ok))
                 });
             }
-            let answers = calls.join_all().await;
-            answers.into_iter().filter_map(|answer| answer.ok()?.ok()).collect()
+            calls.join_all().await
         }
     }
 }

@@ -157,14 +157,20 @@ async fn act(request: Request, leave: Leave, site: &Site) -> Response {
     };
     let form = String::from_utf8_lossy(&form);
     let field = |key| form.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
-    let ask = match field("verb") {
-        Some("drain") => control::Request::Drain { on: true },
-        Some("undrain") => control::Request::Drain { on: false },
+    // Names of nodes are letters, digits and hyphens, which forms send as they are.
+    let node = field("node").unwrap_or_default();
+    let ask = match (field("verb"), field("weight")) {
+        (Some("drain"), _) => control::Request::Drain { on: true, node: Some(node.to_owned()) },
+        (Some("undrain"), _) => control::Request::Drain { on: false, node: Some(node.to_owned()) },
+        (Some("weigh"), Some(weight)) => {
+            control::Request::Change(vec![(format!("weight.{node}"), Some(weight.to_owned()))])
+        }
         _ => return text(400, PLAIN, "there is no such verb\n"),
     };
     match (site.act)(ask).await {
         control::Response::Done(said) => text(200, HTML, page::said(&said)),
         control::Response::Failed(why) => text(409, HTML, page::said(&why)),
+        control::Response::Changed(_, who) => text(200, HTML, page::said(&who)),
         _ => text(500, PLAIN, "no answer\n"),
     }
 }

@@ -10,7 +10,7 @@ use crate::time::{human, parse_duration};
 pub(super) const MAX_RUNTIME_DIR: usize = 80;
 
 /// A value as it is shown in a message: never longer than a line.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     text.chars().take(60).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 

@@ -39,7 +39,7 @@ pub(super) fn place(text: &str, offset: usize) -> (usize, usize) {
 }
 
 /// The one of `known` that `typed` was probably meant to be.
-pub(super) fn nearest<'k>(typed: &str, known: &[&'k str]) -> Option<&'k str> {
+pub(crate) fn nearest<'k>(typed: &str, known: &[&'k str]) -> Option<&'k str> {
     let typed = typed.to_lowercase().replace('_', "-");
     // A third of the letters may be wrong: more and the guess would be noise.
     let bound = (typed.chars().count() / 3).max(1);

@@ -5,16 +5,19 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::node::Name;
-use crate::service::Service;
+use crate::service::{Service, ServiceName};
 
 mod env;
 mod fields;
 mod file;
 mod mistake;
 mod notify;
+mod overlay;
 mod services;
 #[cfg(test)]
 mod tests;
@@ -25,7 +28,10 @@ pub use env::apply_env;
 pub use file::parse;
 pub use mistake::Mistake;
 pub use notify::Webhook;
+pub use overlay::{SHARED_KEYS, overlay, shared_service};
 pub use web::{Secret, Web};
+
+pub(crate) use mistake::nearest;
 
 /// How the log is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -144,6 +150,8 @@ pub struct Config {
     pub webhook: Option<Webhook>,
     /// What is proxied; the default service always stands first.
     pub services: Vec<Service>,
+    /// The services that the file speaks of: there it counts, whatever the cluster's settings say.
+    pub named: Vec<ServiceName>,
 }
 
 impl Default for Config {
@@ -163,6 +171,7 @@ impl Default for Config {
             notify: Vec::new(),
             webhook: None,
             services: vec![Service::kube_api()],
+            named: Vec::new(),
         }
     }
 }
@@ -189,6 +198,14 @@ pub fn check_runtime_dir(text: &str) -> Result<String, String> {
 /// What is wrong with it.
 pub fn check_interface(text: &str) -> Result<String, String> {
     fields::interface(text)
+}
+
+/// Checks a duration within bounds, as the file's are checked.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_duration(text: &str, bounds: RangeInclusive<Duration>) -> Result<Duration, String> {
+    fields::duration(text, bounds)
 }
 
 /// Checks an address that others reach this node at, as the file's `address` is checked.

@@ -1,6 +1,6 @@
 //! `[[service]]`: what is proxied besides, or otherwise than, the default service.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use toml::de::DeValue;
@@ -47,7 +47,7 @@ const HTTP_KEYS: &[&str] = &["path", "expect"];
 const TLS_KEYS: &[&str] = &["server-name", "ca-file", "cert-file", "key-file"];
 
 /// Most services: every node gossips a line about each, and all must stay small.
-const MAX_SERVICES: usize = 32;
+pub(super) const MAX_SERVICES: usize = 32;
 
 /// Shortest wait between two checks: ten a second is already felt by an apiserver. Longest: what fails
 /// should be seen by someone who still sits there.
@@ -103,6 +103,7 @@ pub(super) fn read(top: &Section<'_, '_>, config: &mut Config, mistakes: &mut Mi
     if !named.iter().any(|name| name.as_str() == KUBE_API) {
         listeners.extend(default_listeners(config));
     }
+    config.named = named;
     check_listeners(&listeners, config, mistakes);
 }
 
@@ -122,6 +123,20 @@ fn name(
         return None;
     }
     Some(name)
+}
+
+/// Reads the first `[[service]]` of a text that names it: what is not said is missing, or as by default.
+pub(super) fn first(
+    top: &Section<'_, '_>,
+    name: ServiceName,
+    mistakes: &mut Mistakes<'_>,
+) -> Option<Service> {
+    let field = top.field("service")?;
+    let DeValue::Array(list) = field.value.get_ref() else { return None };
+    let value = list.iter().next()?;
+    let table = (Field { key: field.key.clone(), value }).table(mistakes)?;
+    let section = Section::open("service", value.span().start, table, KEYS, mistakes);
+    Some(one(&section, name, mistakes).0)
 }
 
 /// Reads one service: the default one with what stands there laid over, or a new one.
@@ -339,20 +354,24 @@ fn default_listeners(config: &Config) -> Vec<Listen> {
     config.services.first().map(|service| service.listen.iter().map(listen).collect()).unwrap_or_default()
 }
 
+/// Whether two can't listen at these places at once.
+pub(super) fn meet(a: SocketAddr, b: SocketAddr) -> bool {
+    let any = a.is_ipv4() == b.is_ipv4() && (a.ip().is_unspecified() || b.ip().is_unspecified());
+    a.port() == b.port() && (a.ip() == b.ip() || any)
+}
+
+/// Where the link listens, in the family of `like`.
+pub(super) fn link_address(config: &Config, like: SocketAddr) -> SocketAddr {
+    let any: IpAddr =
+        if like.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    SocketAddr::new(config.bind.unwrap_or(any), config.port)
+}
+
 /// Two can't listen at one place, and the link's own port is taken.
 fn check_listeners(listeners: &[Listen], config: &Config, mistakes: &mut Mistakes<'_>) {
-    let meet = |a: SocketAddr, b: SocketAddr| {
-        let any = a.is_ipv4() == b.is_ipv4() && (a.ip().is_unspecified() || b.ip().is_unspecified());
-        a.port() == b.port() && (a.ip() == b.ip() || any)
-    };
     for (i, listen) in listeners.iter().enumerate() {
-        let bind = config.bind.unwrap_or(if listen.address.is_ipv4() {
-            std::net::Ipv4Addr::UNSPECIFIED.into()
-        } else {
-            std::net::Ipv6Addr::UNSPECIFIED.into()
-        });
         if let Some(offset) = listen.offset
-            && meet(listen.address, SocketAddr::new(bind, config.port))
+            && meet(listen.address, link_address(config, listen.address))
         {
             let message = format!("{} is the agents' own port: choose another", listen.address);
             mistakes.add(offset, "service.listen", message);

@@ -27,7 +27,8 @@ fn web(lines: &str) -> String {
 fn nothing_is_the_default() {
     assert_eq!(good(""), Config::default());
     assert_eq!(good("# only a remark\n"), Config::default());
-    assert_eq!(good("[[service]]\nname = \"kube-api\"\n"), Config::default());
+    let named = vec![ServiceName::kube_api()];
+    assert_eq!(good("[[service]]\nname = \"kube-api\"\n"), Config { named, ..Config::default() });
     assert_eq!(good("[log]\n"), Config::default());
 }
 

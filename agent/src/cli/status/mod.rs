@@ -9,6 +9,8 @@ mod render;
 #[cfg(test)]
 mod tests;
 mod verdict;
+mod vips;
+mod watch;
 
 /// Is it fine? Who serves, since when, and why not the others
 #[derive(Debug, clap::Args)]
@@ -16,6 +18,7 @@ mod verdict;
 Examples:
   agent status
   agent status --json | jq '.services[0].backends'
+  agent status --watch
   agent status --exit-code > /dev/null || alert")]
 pub(crate) struct Args {
     /// Print JSON; its shape is stable and counted by \"schema\"
@@ -24,10 +27,16 @@ pub(crate) struct Args {
     /// End with 10 when something is wrong, with 11 when no master serves
     #[arg(long)]
     exit_code: bool,
+    /// Stay, and show every change; q leaves
+    #[arg(long, conflicts_with_all = ["json", "exit_code"])]
+    watch: bool,
 }
 
 /// Runs the command.
 pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<ExitCode> {
+    if args.watch {
+        return watch::run(settings).await;
+    }
     let status = ask::status(settings).await?;
     let now = crate::lifecycle::wall();
     let verdict = verdict::judge(&status, now);

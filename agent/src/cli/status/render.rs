@@ -1,13 +1,13 @@
 //! One screen of status.
 
 use proto::backends::State;
-use proto::control::{BackendStatus, MemberState, MemberStatus, ServiceStatus, Status};
+use proto::control::{BackendStatus, MemberState, MemberStatus, ServiceSource, ServiceStatus, Status};
 use proto::time::UnixMs;
 
 use super::table::{Cell, Column, Table, cut, tame, wrap};
 use super::time::{age, at, until};
 use super::verdict::Verdict;
-use super::{Tone, members};
+use super::{Tone, members, vips};
 
 /// Members shown one by one; of a larger cluster only those that are not up, and no more than these.
 const MAX_MEMBERS: usize = 16;
@@ -28,6 +28,7 @@ pub(super) fn render(
         text.push('\n');
         show_service(&mut text, service, now, columns, colours);
     }
+    vips::show(&mut text, status, now, columns, colours);
     text.push('\n');
     show_members(&mut text, status, now, columns, colours);
     if !status.problems.is_empty() {
@@ -63,7 +64,7 @@ fn about(text: &mut String, status: &Status, now: UnixMs, columns: usize) {
 }
 
 /// A text with its label, its further lines below its first.
-fn paragraph(text: &mut String, label: &str, words: &str, columns: usize) {
+pub(super) fn paragraph(text: &mut String, label: &str, words: &str, columns: usize) {
     let hang = label.chars().count();
     for (i, line) in wrap(words, columns.saturating_sub(hang)).iter().enumerate() {
         let before = if i == 0 { label.to_owned() } else { " ".repeat(hang) };
@@ -79,6 +80,11 @@ fn show_service(text: &mut String, service: &ServiceStatus, now: UnixMs, columns
     };
     let mut line =
         format!("{listen}, {}, {} of {} connections", service.balance, service.connections, service.maxconn);
+    line.push_str(match service.source {
+        ServiceSource::Default | ServiceSource::File => "",
+        ServiceSource::Cluster => ", set for the whole cluster",
+        ServiceSource::FileOverCluster => ", by this node's own file and not as set for the cluster",
+    });
     if service.refused > 0 {
         line.push_str(&format!(", {} refused at the limit", service.refused));
     }

@@ -2,7 +2,7 @@
 
 use proto::backends::State;
 use proto::control::{
-    BackendStatus, ClusterStatus, MemberState, MemberStatus, NodeStatus, ServiceStatus, Status,
+    BackendStatus, ClusterStatus, MemberState, MemberStatus, NodeStatus, ServiceSource, ServiceStatus, Status,
 };
 use proto::node::{Name, NodeId, Role};
 use proto::service::Balance;
@@ -42,6 +42,7 @@ fn service(service: &str, backends: Vec<BackendStatus>) -> ServiceStatus {
     ServiceStatus {
         name: service.parse().unwrap(),
         listen: vec!["127.0.0.1:16443".to_owned()],
+        source: ServiceSource::Default,
         balance: Balance::LeastConnections,
         connections: backends.iter().map(|one| one.connections).sum(),
         backends,
@@ -91,6 +92,7 @@ fn status(backends: Vec<BackendStatus>) -> Status {
             link: Default::default(),
             loop_lag: Default::default(),
             checks: Vec::new(),
+            events: Default::default(),
         },
         services: vec![service("kube-api", backends)],
         members: vec![

@@ -133,7 +133,7 @@ const VIP: &[Family<VipStatus>] = &[
     ("agent_vip_owned", Gauge, "1 while any node has the virtual IP, as this node knows it.", |v| {
         Some(flag(matches!(v.state, VipState::OwnedHere | VipState::Owned)))
     }),
-    ("agent_vip_epoch", Counter, "How often the virtual IP has had a new owner.", |v| Some(v.epoch as f64)),
+    ("agent_vip_epoch", Gauge, "Grows with each new owner of the virtual IP.", |v| Some(v.epoch as f64)),
     ("agent_vip_last_change_time_seconds", Gauge, "When its state last changed, since 1970.", |v| {
         Some(v.since_unix_ms.0 as f64 / 1e3)
     }),
@@ -161,6 +161,10 @@ pub(super) fn write(text: &mut Text, status: &Status) {
     text.table(NODE, &[(Vec::new(), status)]);
     text.family("agent_event_loop_lag_seconds", Histogram, "How late the event loop was.");
     text.histogram("agent_event_loop_lag_seconds", &[], &status.node.loop_lag);
+    text.family("agent_events_total", Counter, "Events by kind; the status page has the latest.");
+    for (kind, count) in &status.node.events {
+        text.sample("agent_events_total", &[("kind", kind)], *count as f64);
+    }
     members(text, status);
     link(text, &status.node.link);
     services(text, status);
@@ -281,6 +285,18 @@ fn vips(text: &mut Text, vips: &[VipStatus]) {
     let named: Vec<(String, &VipStatus)> = vips.iter().map(|vip| (vip.address.to_string(), vip)).collect();
     let all: Vec<_> = named.iter().map(|(name, vip)| (vec![("vip", name.as_str())], *vip)).collect();
     text.table(VIP, &all);
+    let name = "agent_vip_gained_total";
+    text.family(name, Counter, "How often the virtual IP came to this node; over all nodes, its moves.");
+    for (address, vip) in &named {
+        for (cause, count) in [
+            ("vacant", vip.gains.vacant),
+            ("silent", vip.gains.silent),
+            ("handed", vip.gains.handed),
+            ("released", vip.gains.released),
+        ] {
+            text.sample(name, &[("vip", address), ("cause", cause)], count as f64);
+        }
+    }
     text.family(
         "agent_vip_owner",
         Gauge,

@@ -1,7 +1,7 @@
 //! Services with their backends, and virtual IPs.
 
 use proto::backends::State;
-use proto::control::{BackendStatus, ServiceStatus, Status, VipState, VipStatus};
+use proto::control::{BackendStatus, ServiceSource, ServiceStatus, Status, VipState, VipStatus};
 use proto::time::UnixMs;
 
 use super::html::{Html, Tone, bytes, lasted};
@@ -51,6 +51,16 @@ pub(super) fn service(html: &mut Html, service: &ServiceStatus, status: &Status,
             html.raw(", <strong>").show(&count).raw(what).raw("</strong>");
         }
     }
+    match service.source {
+        ServiceSource::Default => {}
+        ServiceSource::File => _ = html.raw(", described by this node's file"),
+        ServiceSource::Cluster => _ = html.raw(", described by the cluster's settings"),
+        ServiceSource::FileOverCluster => {
+            html.raw(
+                ", <strong>this node's file differs from the cluster's settings and counts here</strong>",
+            );
+        }
+    }
     html.raw("</p>");
     if service.backends.is_empty() {
         html.raw("<p>Nobody offers it yet.</p></section>");
@@ -92,22 +102,25 @@ fn row(html: &mut Html, one: &BackendStatus, status: &Status, acts: bool) {
     html.since("last change", one.since_unix_ms, now);
     html.cell("!downtime").text(&lasted(counted.downtime_ms)).raw("</td>");
     if acts {
-        act(html, one, status);
+        act(html, one);
     }
     html.raw("</tr>");
 }
 
-/// Its button. Each node commands itself alone.
-fn act(html: &mut Html, one: &BackendStatus, status: &Status) {
-    html.cell("act");
-    if one.node == status.node.name {
-        let verb = if one.state == State::Draining { "undrain" } else { "drain" };
-        html.raw("<form method=\"post\" action=\"/act\"><button name=\"verb\" value=\"").raw(verb).raw("\">");
-        html.raw(verb).raw(" <span class=\"ear\">").show(&one.node).raw("</span></button></form>");
-    } else {
-        html.raw("<span class=\"q\">on its own page</span>");
-    }
-    html.raw("</td>");
+/// What may be done with its node. The settings that it changes hold for the whole cluster.
+fn act(html: &mut Html, one: &BackendStatus) {
+    let drains = one.state == State::Draining;
+    let (verb, word) = if drains { ("undrain", "Take connections") } else { ("drain", "Drain") };
+    html.cell("act")
+        .raw("<form method=\"post\" action=\"/act\"><input type=\"hidden\" name=\"node\" value=\"");
+    html.show(&one.node).raw("\"><button name=\"verb\" value=\"").raw(verb).raw("\">").raw(word);
+    html.raw(" <span class=\"ear\">").show(&one.node).raw("</span></button> <label>weight ");
+    html.raw("<span class=\"ear\">of ")
+        .show(&one.node)
+        .raw("</span> <input type=\"number\" name=\"weight\" min=\"0\" ");
+    html.raw("max=\"256\" value=\"").show(&one.weight).raw("\"></label> ");
+    html.raw("<button name=\"verb\" value=\"weigh\">Set <span class=\"ear\">weight of ").show(&one.node);
+    html.raw("</span></button></form></td>");
 }
 
 /// The virtual IPs with who could have them.

@@ -10,6 +10,7 @@ mod proxy;
 mod serving;
 mod traffic;
 mod usage;
+mod vip;
 
 use std::process::ExitCode;
 
@@ -30,6 +31,7 @@ const BENCHES: &[(&str, &str, Bench)] = &[
         faults::faults,
     ),
     ("proxy", "the data path, beside haproxy and nginx; [--rounds N] [--seconds S] [--held N]", proxy::proxy),
+    ("vip", "the owner of an address fails, beside keepalived; [--runs N] [--labs N] [WORD…]", vip::vip),
     ("etcd", "a watch and puts while members fail, beside haproxy; [--after S]", etcd::etcd),
 ];
 

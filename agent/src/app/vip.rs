@@ -1,0 +1,156 @@
+//! What virtual IPs need of the rest: whether this node could serve what they front, and who is a master.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::backends::{Backend, Table};
+use proto::control::Response;
+use proto::health::Readiness;
+use proto::keys::Offer;
+use proto::node::{Name, NodeId, Role};
+use proto::service::{Service, ServiceName};
+use proto::settings::Settings;
+use proto::view::View;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::check::OwnHealth;
+use crate::lifecycle::Life;
+use crate::vip::{Fit, Order};
+
+/// Time between two looks at health.
+const EVERY: Duration = Duration::from_millis(500);
+/// The same while what was good is bad: three looks in a row decide.
+const HURRY: Duration = Duration::from_millis(100);
+/// How many of those.
+const DOUBTS: u32 = 3;
+
+/// What is read.
+pub(super) struct Inputs {
+    pub(super) own: Name,
+    pub(super) services: watch::Receiver<Arc<Vec<Service>>>,
+    pub(super) health: watch::Receiver<Arc<OwnHealth>>,
+    pub(super) table: watch::Receiver<Arc<Table>>,
+    pub(super) view: watch::Receiver<Arc<View>>,
+    pub(super) settings: watch::Receiver<Arc<Settings>>,
+}
+
+/// Starts the task that writes the watch.
+pub(super) fn spawn(mut inputs: Inputs, life: &Life) -> watch::Receiver<Arc<Fit>> {
+    let (sender, receiver) = watch::channel(Arc::default());
+    let over = life.over.clone();
+    life.spawn(async move {
+        let mut fit = Fit::default();
+        let mut doubts = 0;
+        loop {
+            // Without any virtual IP nobody asks.
+            let settings = inputs.settings.borrow_and_update().clone();
+            if settings.vips.is_empty() {
+                tokio::select! {
+                    Ok(()) = inputs.settings.changed() => continue,
+                    () = over.cancelled() => return,
+                }
+            }
+            let services = inputs.look();
+            let bad =
+                services.iter().any(|(name, now)| now.is_err() && fit.services.get(name) == Some(&Ok(())));
+            doubts = if bad { DOUBTS } else { doubts };
+            let draining = settings.drains.contains_key(&inputs.own);
+            fit = Fit { masters: inputs.masters(), services, checks: fit.checks + 1, draining };
+            sender.send_replace(Arc::new(fit.clone()));
+            let wait = if doubts > 0 { HURRY } else { EVERY };
+            doubts = doubts.saturating_sub(1);
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                Ok(()) = inputs.health.changed(), if doubts == 0 => {}
+                Ok(()) = inputs.settings.changed() => {}
+                () = over.cancelled() => return,
+            }
+        }
+    });
+    receiver
+}
+
+/// Has a virtual IP moved, and waits until it is.
+pub(super) async fn move_to(orders: &mpsc::Sender<Order>, address: IpAddr, node: String) -> Response {
+    let (reply, answer) = oneshot::channel();
+    let busy = || Response::Failed("the agent is busy or stopping; try again".to_owned());
+    if orders.try_send(Order { address, node, reply }).is_err() {
+        return busy();
+    }
+    answer.await.unwrap_or_else(|_| busy())
+}
+
+impl Inputs {
+    /// Who has an apiserver. Who was not heard since this agent's start counts by the last good list.
+    fn masters(&mut self) -> BTreeSet<NodeId> {
+        let view = self.view.borrow_and_update().clone();
+        let table = self.table.borrow_and_update().clone();
+        let known =
+            view.members.iter().filter(|(_, member)| member.role() == Role::Master).map(|(id, _)| *id);
+        let listed = table.get(&ServiceName::kube_api()).into_iter().flatten().map(|backend| backend.node);
+        known.chain(listed.filter(|id| !view.members.contains_key(id))).collect()
+    }
+
+    fn look(&mut self) -> BTreeMap<ServiceName, Result<(), String>> {
+        let services = self.services.borrow_and_update().clone();
+        let health = self.health.borrow_and_update().clone();
+        let table = self.table.borrow().clone();
+        let mut found = BTreeMap::new();
+        for service in services.iter() {
+            let outcome = match health.get(&service.name) {
+                Some(offer) => own(&service.name, offer),
+                None => balancer(service, table.get(&service.name).map_or(&[][..], Vec::as_slice)),
+            };
+            found.insert(service.name.clone(), outcome);
+        }
+        found
+    }
+}
+
+/// This node's own instance.
+fn own(name: &ServiceName, offer: &Offer) -> Result<(), String> {
+    match offer.health.readiness {
+        Readiness::Ready | Readiness::Alive => Ok(()),
+        readiness => Err(format!("its {name} is {}: {}", readiness.word(), offer.health.reason)),
+    }
+}
+
+/// A node without an instance of its own, whose proxy listens for others and has someone to hand them to.
+fn balancer(service: &Service, backends: &[Backend]) -> Result<(), String> {
+    let name = &service.name;
+    if !service.listen.iter().any(|at| at.ip().is_unspecified()) {
+        return Err(format!("it has no {name}, and its proxy listens for nobody else"));
+    }
+    if backends.iter().any(|backend| backend.state.is_good()) {
+        Ok(())
+    } else {
+        Err(format!("no {name} serves"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::health::Health;
+    use proto::time::UnixMs;
+
+    use super::*;
+
+    #[test]
+    fn a_master_serves_by_its_own_health_and_a_balancer_by_its_listener_and_backends() {
+        let offer = |readiness| Offer {
+            address: ([10, 0, 0, 1], 6443).into(),
+            weight: 100,
+            health: Health { readiness, reason: "500 from /readyz".to_owned(), since: UnixMs(0) },
+        };
+        let name = ServiceName::kube_api();
+        assert!(own(&name, &offer(Readiness::Ready)).is_ok() && own(&name, &offer(Readiness::Alive)).is_ok());
+        let why = own(&name, &offer(Readiness::NotReady)).unwrap_err();
+        assert_eq!(why, "its kube-api is not-ready: 500 from /readyz");
+        let mut service = Service::kube_api();
+        assert!(balancer(&service, &[]).unwrap_err().contains("listens for nobody else"));
+        service.listen = vec![([0, 0, 0, 0], 6443).into()];
+        assert_eq!(balancer(&service, &[]), Err("no kube-api serves".to_owned()));
+    }
+}

@@ -1,0 +1,63 @@
+//! Virtual IPs, a block each.
+
+use proto::control::{Status, VipState, VipStatus};
+use proto::time::UnixMs;
+
+use super::Tone;
+use super::render::paragraph;
+use super::table::{Cell, Column, Table, wrap};
+use super::time::{age, at};
+
+/// Writes all of them.
+pub(super) fn show(text: &mut String, status: &Status, now: UnixMs, columns: usize, colours: bool) {
+    for vip in &status.vips {
+        text.push('\n');
+        one(text, vip, now, columns, colours);
+    }
+}
+
+fn one(text: &mut String, vip: &VipStatus, now: UnixMs, columns: usize, colours: bool) {
+    let state = match (vip.state, &vip.owner) {
+        (VipState::OwnedHere, _) => "on this node".to_owned(),
+        (VipState::Owned, Some(owner)) => format!("on {owner}"),
+        (VipState::Owned, None) => "on another node".to_owned(),
+        (VipState::Unowned, _) => "on no node".to_owned(),
+        (VipState::Unavailable, _) => "unavailable".to_owned(),
+    };
+    let mut line = state;
+    if vip.since_unix_ms != UnixMs(0) {
+        line.push_str(&format!(" since {} ({})", at(vip.since_unix_ms, now), age(vip.since_unix_ms, now)));
+    }
+    if vip.epoch > 0 {
+        line.push_str(&format!(", epoch {}", vip.epoch));
+    }
+    if let Some(interface) = &vip.interface {
+        line.push_str(&format!(", {interface} here"));
+    }
+    paragraph(text, &format!("vip {}  ", vip.address), &line, columns);
+    for line in wrap(&vip.reason, columns.saturating_sub(2)) {
+        text.push_str(&format!("  {line}\n"));
+    }
+    if vip.candidates.is_empty() {
+        return;
+    }
+    let mut table =
+        Table::new(vec![Column::right("#"), Column::left("CANDIDATE"), Column::left("STATE")]).indent(2);
+    for candidate in &vip.candidates {
+        let owner = vip.owner.as_ref() == Some(&candidate.node);
+        let (word, tone) = match (owner, candidate.eligible) {
+            (true, _) => ("owner", Tone::Good),
+            (false, true) => ("ready", Tone::Plain),
+            (false, false) => ("not now", Tone::Doubt),
+        };
+        table.row(vec![
+            Cell::plain(candidate.rank.to_string()),
+            Cell::plain(candidate.node.as_str()),
+            Cell::toned(word, tone),
+        ]);
+        if !candidate.reason.is_empty() {
+            table.note(candidate.reason.clone());
+        }
+    }
+    text.push_str(&table.render(columns, colours));
+}

@@ -1,0 +1,239 @@
+//! Carries out what the elections want: addresses first, then the wire, then messages.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use proto::control::Response;
+use proto::election::wire::{Message, pack};
+use proto::election::{Action, Cause, Event, Loss};
+use proto::node::NodeId;
+use proto::settings;
+use proto::time::Moment;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::Order;
+use super::driver::{Driver, Vip, now};
+use super::ground::{feet, foot_of, key};
+use super::sever::sever;
+use crate::lifecycle::Life;
+use crate::link::Link;
+
+/// Longest wait for a wish to come true: the time of a handover many times over.
+const MOVE: Duration = Duration::from_secs(2);
+
+/// Between two questions to a silent owner's machine whether its agent is there.
+const KNOCK: Duration = Duration::from_millis(200);
+
+/// Neighbours that are told of an address one by one.
+const TOLD: usize = 64;
+
+impl Driver {
+    /// Polls every election and does what it says, in its order; messages go last, so that nobody hears of
+    /// an address that has not been set or is not gone yet.
+    pub(super) fn act(&mut self) {
+        let at = now();
+        self.look_around(at);
+        let mut outbox: BTreeMap<NodeId, Vec<Message>> = BTreeMap::new();
+        let addresses: Vec<IpAddr> = self.vips.keys().copied().collect();
+        for address in addresses {
+            let Some(vip) = self.vips.get_mut(&address) else { continue };
+            for action in vip.election.poll(now()) {
+                match action {
+                    Action::Send { to, message } => {
+                        for node in to {
+                            outbox.entry(node).or_default().push(message.clone());
+                        }
+                    }
+                    action => self.carry_out(address, action),
+                }
+            }
+        }
+        for (node, messages) in outbox {
+            for datagram in pack(&messages) {
+                self.inputs.link.send_vip(node, &datagram);
+            }
+        }
+        let before = self.vips.len();
+        self.vips.retain(|_, vip| !(vip.leaving && vip.election.is_over(at)));
+        if self.vips.len() < before {
+            self.equip();
+        }
+        if std::mem::take(&mut self.dirty) {
+            self.publish(at);
+        }
+    }
+
+    fn carry_out(&mut self, address: IpAddr, action: Action) {
+        let Some(vip) = self.vips.get_mut(&address) else { return };
+        let ground = vip.place.as_ref().ok().and_then(|place| self.grounds.get(&key(place)));
+        match action {
+            Action::Add { lifetime } | Action::Renew { lifetime } => self.hold(address, lifetime),
+            Action::Delete => self.let_go(address),
+            Action::Probe => {
+                if let Some(ground) = ground {
+                    ground.wire.probe(address);
+                }
+                if !vip.election.owns() {
+                    knock(vip, &self.inputs.link, &self.knocks, &self.life);
+                }
+            }
+            Action::Announce => {
+                let Some(ground) = ground else { return };
+                ground.wire.announce(address);
+                let view = self.inputs.view.borrow().clone();
+                for (_, foot) in feet(&view, self.own, &ground.place).into_iter().take(TOLD) {
+                    ground.wire.tell(address, foot.mac, foot.address);
+                }
+            }
+            Action::Neighbour { owner } => {
+                let view = self.inputs.view.borrow().clone();
+                let (Ok(place), Some(kernel)) = (&vip.place, &mut self.kernel) else { return };
+                let foot = foot_of(&view, &owner, address).filter(|foot| place.shares(foot));
+                let Some(foot) = foot else { return };
+                if let Err(error) = kernel.move_neighbour(address, place.index, foot.mac) {
+                    warn!("this node finds {address} by ARP alone: {error}");
+                }
+                self.dirty = true;
+            }
+            Action::Event(event) => {
+                self.dirty = true;
+                if let Event::Gained { cause, .. } = &event {
+                    vip.seen.gained(cause);
+                }
+                self.tell(address, event);
+            }
+            Action::Send { .. } => {}
+        }
+    }
+
+    /// Sets the address, or lengthens its time.
+    fn hold(&mut self, address: IpAddr, lifetime: Duration) {
+        let (Some(vip), Some(kernel)) = (self.vips.get_mut(&address), &mut self.kernel) else { return };
+        let Ok(place) = &vip.place else { return };
+        let seconds = u32::try_from(lifetime.as_secs()).unwrap_or(2).max(1);
+        match kernel.hold(address, place.index, vip.settings.label.as_deref(), seconds) {
+            Ok(()) => {
+                vip.held = Some(place.index);
+                vip.refused = None;
+            }
+            Err(error) => {
+                let why = format!("the kernel does not take {address} on {}: {error}", place.name);
+                if vip.refused.replace(why.clone()).is_none() {
+                    warn!("{why}");
+                }
+            }
+        }
+    }
+
+    /// Takes the address away, its connections first, while a reset can still leave.
+    fn let_go(&mut self, address: IpAddr) {
+        let (Some(vip), Some(kernel)) = (self.vips.get_mut(&address), &mut self.kernel) else { return };
+        let mut places: Vec<u32> = vip.held.take().into_iter().collect();
+        // What an agent has left that was killed; only that ends by itself.
+        let lone = if address.is_ipv4() { 32 } else { 128 };
+        let listed = kernel.addresses().unwrap_or_default();
+        let left = listed.iter().filter(|held| held.ip == address && held.ends && held.prefix == lone);
+        for held in left {
+            if !places.contains(&held.index) {
+                places.push(held.index);
+            }
+        }
+        if places.is_empty() {
+            return;
+        }
+        let ended = sever(address);
+        for index in places {
+            if let Err(error) = kernel.drop(address, index) {
+                warn!("{address} can't be taken away and ends by itself: {error}");
+            }
+        }
+        info!(vip = %address, connections = ended, "address taken away");
+    }
+
+    /// Begins what a person wishes.
+    pub(super) fn order(&mut self, now: Moment, order: Order) {
+        let document = self.inputs.trust.borrow().document.clone();
+        let Order { address, node, reply } = order;
+        let refuse = |reply: tokio::sync::oneshot::Sender<Response>, text: String| {
+            let _ = reply.send(Response::Failed(text));
+        };
+        let Some(vip) = self.vips.get_mut(&address).filter(|vip| !vip.leaving) else {
+            let all: Vec<String> = self.vips.keys().map(IpAddr::to_string).collect();
+            let all = if all.is_empty() {
+                "none; set one: agent set vip=ADDRESS".to_owned()
+            } else {
+                all.join(", ")
+            };
+            return refuse(reply, format!("{address} is no virtual IP of this cluster; there is: {all}"));
+        };
+        let name = match settings::member(&document, &node) {
+            Ok(name) => name,
+            Err(text) => return refuse(reply, text),
+        };
+        let Some((id, _)) = document.members().find(|(_, one)| one.name == name) else { return };
+        match vip.election.move_to(now, *id) {
+            Ok(()) => self.moves.push((address, *id, now.after(MOVE), reply)),
+            Err(error) => refuse(reply, format!("{address} can't be moved to {name}: {error}")),
+        }
+    }
+
+    fn tell(&self, address: IpAddr, event: Event) {
+        let document = self.inputs.trust.borrow().document.clone();
+        let name = |id: NodeId| document.member(&id).map_or(id.to_string(), |one| one.name.to_string());
+        let named = |id: Option<NodeId>| id.map_or("nobody".to_owned(), name);
+        match event {
+            Event::Gained { epoch, from, cause } => {
+                let why = match cause {
+                    Cause::Vacant => "nobody had it".to_owned(),
+                    Cause::Silent { quiet } => format!("nobody has heard its owner for {quiet:?}"),
+                    Cause::Handed(why) => format!("handed over: {}", why.words()),
+                    Cause::Released(why) => format!("let go: {}", why.words()),
+                };
+                info!(vip = %address, epoch, from = named(from), "owner now: {why}");
+            }
+            Event::Lost { epoch, to, cause } => {
+                let why = match cause {
+                    Loss::Released(why) => why.words(),
+                    Loss::Higher => "another owner with a higher claim was heard",
+                };
+                info!(vip = %address, epoch, to = named(to), "owner no more: {why}");
+            }
+            Event::Moved { epoch, from, to, cause } => {
+                let silent = if from.is_some() { "its owner fell silent" } else { "nobody had it" };
+                let why = cause.map_or(silent, |why| why.words());
+                info!(vip = %address, epoch, from = named(from), to = name(to), "it has moved: {why}");
+            }
+            Event::Contested { epoch, by } => {
+                warn!(vip = %address, epoch, by = name(by), "another owner was heard, whose claim is lower");
+            }
+            Event::PutBack => warn!(vip = %address, "someone had removed the address; it was put back"),
+            Event::Cleaned => warn!(vip = %address, "someone had set the address here; it was removed"),
+            Event::Stranger { mac, defended } => {
+                let mac = proto::arp::Mac(mac);
+                let what = if defended { "defended" } else { "left to it" };
+                warn!(vip = %address, %mac, "a stranger has the address: {what}");
+            }
+        }
+    }
+}
+
+/// Asks the machine of a silent owner whether anyone listens at the agent's port. A refusal says that only
+/// the agent is gone, so that its address is a leftover.
+fn knock(vip: &mut Vip, link: &Link, knocks: &mpsc::Sender<(IpAddr, NodeId)>, life: &Life) {
+    let at = now();
+    let Some(owner) = vip.election.status(at).owner else { return };
+    let Some(to) = link.book.best(&owner).filter(|_| at.since(vip.knocked) >= KNOCK) else { return };
+    vip.knocked = at;
+    let (knocks, address) = (knocks.clone(), vip.settings.address);
+    life.spawn(async move {
+        let refused = std::io::ErrorKind::ConnectionRefused;
+        if let Ok(Err(error)) = tokio::time::timeout(KNOCK, TcpStream::connect(to)).await
+            && error.kind() == refused
+        {
+            let _ = knocks.try_send((address, owner));
+        }
+    });
+}

@@ -1,0 +1,506 @@
+//! The loop: hears, looks, polls the elections and has their actions carried out, and sleeps until the next
+//! is due.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::control::Response;
+use proto::election::wire::unpack;
+use proto::election::{Candidate, Election, Fact, Rules};
+use proto::node::NodeId;
+use proto::settings::{Candidates, PRIORITY, VipSettings};
+use proto::time::Moment;
+use rustix::time::{ClockId, clock_gettime};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{info, warn};
+
+use super::ground::{self, Grounds};
+use super::kernel::{Change, Changes, Held, Interface, Kernel};
+use super::packet::Claim;
+use super::segment::{Nowhere, Place, advice, place};
+use super::{Inputs, Order, Report, caps};
+use crate::lifecycle::{Life, wall};
+
+/// Time between a change of interfaces or addresses and the look at them: they come in bursts.
+const SETTLE: Duration = Duration::from_millis(20);
+/// The second net, should a change go unheard, and for round-trip times and reports.
+const TICK: Duration = Duration::from_secs(1);
+/// Between two looks without a cause.
+const LOOK: Duration = Duration::from_secs(10);
+/// A loop later than this looks at its elections before it hears anything that has waited.
+const LATE: Duration = Duration::from_millis(100);
+/// Messages that are read before the elections are polled again.
+const BATCH: usize = 64;
+/// A peer heard within this is alive, so that its silence elsewhere means something.
+const HEARD: Duration = Duration::from_secs(2);
+/// A member that has been heard for so long has said where it stands.
+const SETTLED_MS: u64 = 5_000;
+
+/// One virtual IP.
+pub(super) struct Vip {
+    pub(super) settings: VipSettings,
+    pub(super) election: Election,
+    pub(super) rules: Rules,
+    pub(super) place: Result<Place, Nowhere>,
+    /// The interface that it was set on, while it is.
+    pub(super) held: Option<u32>,
+    /// The kernel has refused it.
+    pub(super) refused: Option<String>,
+    /// It is no setting any more and only says goodbye.
+    pub(super) leaving: bool,
+    /// When the owner was last asked whether its agent is there.
+    pub(super) knocked: Moment,
+    pub(super) seen: super::report::Seen,
+    facts: BTreeMap<Fact, Result<(), String>>,
+}
+
+/// Everything, in one task.
+pub(super) struct Driver {
+    pub(super) inputs: Inputs,
+    pub(super) report: watch::Sender<Arc<Report>>,
+    pub(super) life: Life,
+    pub(super) own: NodeId,
+    pub(super) kernel: Option<Kernel>,
+    changes: Option<Changes>,
+    pub(super) vips: BTreeMap<IpAddr, Vip>,
+    pub(super) grounds: Grounds,
+    pub(super) interfaces: Vec<Interface>,
+    pub(super) addresses: Vec<Held>,
+    /// Why this node can't take part.
+    pub(super) problem: Option<String>,
+    look: Moment,
+    tick: Moment,
+    checks: u64,
+    pub(super) dirty: bool,
+    /// Wishes that wait for their end: which, to whom, until when.
+    pub(super) moves: Vec<(IpAddr, NodeId, Moment, oneshot::Sender<Response>)>,
+    pub(super) knocks: mpsc::Sender<(IpAddr, NodeId)>,
+    knocked: mpsc::Receiver<(IpAddr, NodeId)>,
+}
+
+/// What the loop woke for.
+enum Turn {
+    Time,
+    Heard(NodeId, Vec<u8>),
+    Claim(ground::Key, io::Result<Claim>),
+    Changed(io::Result<Vec<Change>>),
+    Inputs,
+    Order(Order),
+    /// Nobody listens where an owner's agent should.
+    Refused(IpAddr, NodeId),
+    Stop,
+}
+
+/// Now, on a clock that also counts while the machine sleeps: what was set before has ended then.
+pub(super) fn now() -> Moment {
+    let time = clock_gettime(ClockId::Boottime);
+    let ms = time.tv_sec.unsigned_abs() * 1_000 + time.tv_nsec.unsigned_abs() / 1_000_000;
+    Moment::from_millis(ms)
+}
+
+impl Driver {
+    pub(super) fn new(inputs: Inputs, report: watch::Sender<Arc<Report>>, life: Life) -> Driver {
+        let own = inputs.link.own();
+        // One for each virtual IP and a few more: they come at most five times a second.
+        let (knocks, knocked) = mpsc::channel(16);
+        Driver {
+            inputs,
+            report,
+            life,
+            own,
+            kernel: None,
+            changes: None,
+            vips: BTreeMap::new(),
+            grounds: Grounds::default(),
+            interfaces: Vec::new(),
+            addresses: Vec::new(),
+            problem: None,
+            look: Moment::ZERO,
+            tick: Moment::ZERO,
+            checks: 0,
+            dirty: true,
+            moves: Vec::new(),
+            knocks,
+            knocked,
+        }
+    }
+
+    /// Runs until the process stops and every election has said goodbye.
+    pub(super) async fn run(mut self) {
+        let stopping = self.life.stopping.clone();
+        let mut stopped = false;
+        self.follow();
+        loop {
+            self.act();
+            if stopped && self.vips.is_empty() {
+                return;
+            }
+            let next = self.deadline();
+            let turn = self.turn(next, stopped, &stopping).await;
+            if now().since(next) >= LATE {
+                self.act();
+            }
+            match turn {
+                Turn::Stop => {
+                    stopped = true;
+                    self.vips.values_mut().for_each(|vip| vip.leave());
+                }
+                Turn::Inputs if stopped => {}
+                turn => self.take(turn),
+            }
+        }
+    }
+
+    async fn turn(
+        &mut self,
+        next: Moment,
+        stopped: bool,
+        stopping: &tokio_util::sync::CancellationToken,
+    ) -> Turn {
+        let Driver { inputs, changes, grounds, knocked, .. } = self;
+        let change = async {
+            match changes {
+                Some(changes) => changes.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(next.since(now())) => Turn::Time,
+            Some((from, message)) = inputs.arrivals.recv() => Turn::Heard(from, message),
+            (key, claim) = poll_fn(|context| grounds.poll_claim(context)) => Turn::Claim(key, claim),
+            changed = change => Turn::Changed(changed),
+            Ok(()) = inputs.trust.changed() => Turn::Inputs,
+            Ok(()) = inputs.settings.changed() => Turn::Inputs,
+            Ok(()) = inputs.view.changed() => Turn::Inputs,
+            Ok(()) = inputs.fit.changed() => Turn::Inputs,
+            Some(order) = inputs.orders.recv() => Turn::Order(order),
+            Some((vip, node)) = knocked.recv() => Turn::Refused(vip, node),
+            () = stopping.cancelled(), if !stopped => Turn::Stop,
+        }
+    }
+
+    fn take(&mut self, turn: Turn) {
+        let now = now();
+        match turn {
+            Turn::Time | Turn::Stop => {}
+            Turn::Heard(from, message) => {
+                self.hear(now, from, &message);
+                for _ in 0..BATCH {
+                    let Ok((from, message)) = self.inputs.arrivals.try_recv() else { break };
+                    self.hear(now, from, &message);
+                }
+            }
+            Turn::Claim(key, Ok(claim)) => self.claimed(now, key, claim),
+            // The interface is down or gone; its change comes by netlink.
+            Turn::Claim(_, Err(_)) => {}
+            Turn::Changed(Ok(changes)) => {
+                let ours = |change: &Change| match change {
+                    Change::Gone(ip, index) => self.vips.get(ip).is_some_and(|vip| vip.held == Some(*index)),
+                    Change::Something => false,
+                };
+                let wait = if changes.iter().any(ours) { Duration::ZERO } else { SETTLE };
+                if changes.contains(&Change::Something) || wait.is_zero() {
+                    self.look = self.look.min(now.after(wait));
+                }
+            }
+            Turn::Changed(Err(error)) => {
+                warn!("changes of interfaces are not heard and looked for: {error}");
+                self.changes = None;
+            }
+            Turn::Inputs => self.follow(),
+            Turn::Order(order) => self.order(now, order),
+            Turn::Refused(vip, node) => {
+                if let Some(vip) = self.vips.get_mut(&vip) {
+                    vip.election.refused(now, &node);
+                }
+            }
+        }
+    }
+
+    fn hear(&mut self, now: Moment, from: NodeId, message: &[u8]) {
+        for message in unpack(message).unwrap_or_default() {
+            if let Some(vip) = self.vips.get_mut(&message.vip) {
+                vip.election.receive(now, from, &message);
+            }
+        }
+    }
+
+    fn claimed(&mut self, now: Moment, key: ground::Key, claim: Claim) {
+        // Another card of this node on the same segment answers for all of its addresses (arp_filter=0).
+        if self.interfaces.iter().any(|one| one.mac == Some(claim.mac)) {
+            return;
+        }
+        if let Some(ground) = self.grounds.get_mut(&key) {
+            ground.test.answered(now, claim.ip, claim.mac);
+        }
+        if let Some(vip) = self.vips.get_mut(&claim.ip) {
+            let view = self.inputs.view.borrow().clone();
+            vip.election.seen(now, claim.mac.0, ground::member_with(&view, claim.mac));
+        }
+        self.judge(now);
+    }
+
+    /// Looks at what is due by time; returns when something is next.
+    fn deadline(&mut self) -> Moment {
+        let at = now();
+        if self.vips.is_empty() {
+            return at.after(Duration::from_secs(3_600));
+        }
+        let elections = self.vips.values().map(|vip| vip.election.deadline());
+        let next = elections.chain(self.grounds.deadline()).chain([self.look, self.tick]).min();
+        next.unwrap_or(at)
+    }
+
+    /// What is due apart from the elections.
+    pub(super) fn look_around(&mut self, now: Moment) {
+        if self.vips.is_empty() {
+            return;
+        }
+        if now >= self.tick {
+            self.tick = now.after(TICK);
+            self.dirty = true;
+            self.set_rules(now);
+            self.judge(now);
+        }
+        if now >= self.look {
+            self.look = now.after(LOOK);
+            self.look_at_kernel(now);
+            self.judge(now);
+        }
+        if self.grounds.test(now) {
+            self.judge(now);
+        }
+    }
+
+    // ---- what is wanted
+
+    /// Follows settings, members and health.
+    fn follow(&mut self) {
+        let now = now();
+        self.inputs.trust.borrow_and_update();
+        self.inputs.view.borrow_and_update();
+        self.inputs.fit.borrow_and_update();
+        let wanted = self.inputs.settings.borrow_and_update().vips.clone();
+        for vip in self.vips.values_mut() {
+            if !vip.leaving && !wanted.iter().any(|one| one.address == vip.settings.address) {
+                vip.leave();
+            }
+        }
+        for settings in wanted {
+            let known = self.vips.get_mut(&settings.address).filter(|vip| !vip.leaving);
+            match known {
+                Some(vip) if vip.settings == settings => {}
+                Some(vip) => {
+                    vip.settings = settings;
+                    self.look = now;
+                }
+                None => {
+                    info!(vip = %settings.address, "virtual IP");
+                    self.vips.insert(settings.address, Vip::new(self.own, settings, now));
+                    self.look = now;
+                }
+            }
+        }
+        self.equip();
+        self.set_rules(now);
+        let view = self.inputs.view.borrow().clone();
+        self.grounds.follow(now, self.own, &view);
+        self.check(now);
+        self.judge(now);
+    }
+
+    /// Takes up what virtual IPs need, or lays it down.
+    pub(super) fn equip(&mut self) {
+        self.dirty = true;
+        if self.vips.is_empty() {
+            if self.kernel.take().is_some() {
+                caps::lay_down();
+            }
+            (self.changes, self.problem, self.grounds) = (None, None, Grounds::default());
+            return;
+        }
+        if self.kernel.is_none() {
+            self.problem = caps::take_up().err();
+            match Kernel::open() {
+                Ok(kernel) => self.kernel = Some(kernel),
+                Err(error) => self.problem = Some(format!("the kernel can't be asked (netlink): {error}")),
+            }
+            if let Some(problem) = &self.problem {
+                warn!("this node can't own virtual IPs: {problem}");
+            }
+        }
+        if self.changes.is_none() {
+            self.changes = Changes::subscribe().ok();
+        }
+    }
+
+    fn set_rules(&mut self, now: Moment) {
+        let document = self.inputs.trust.borrow().document.clone();
+        let view = self.inputs.view.borrow().clone();
+        let fit = self.inputs.fit.borrow().clone();
+        let ears = self.inputs.ears.borrow().clone();
+        let wall = wall();
+        for (turn, (address, vip)) in self.vips.iter_mut().filter(|(_, vip)| !vip.leaving).enumerate() {
+            let may = |id: &NodeId| match &vip.settings.candidates {
+                Candidates::Masters => fit.masters.contains(id),
+                Candidates::All => true,
+                Candidates::Names(names) => document.member(id).is_some_and(|one| names.contains(&one.name)),
+            };
+            let mut rules = Rules { preempt: vip.settings.preempt, turn, ..Rules::default() };
+            for (id, admitted) in document.members() {
+                let member = view.members.get(id);
+                let alive = member.is_some_and(|member| member.heard && !member.word.left);
+                if alive {
+                    rules.witnesses.push(*id);
+                }
+                if !may(id) {
+                    continue;
+                }
+                let unfit = member.filter(|_| *id != self.own).and_then(|member| match () {
+                    () if member.word.left => Some("its agent has stopped".to_owned()),
+                    () if !member.heard || wall.0.saturating_sub(member.since.0) < SETTLED_MS => None,
+                    () if ground::foot_of(&view, id, *address).is_some() => None,
+                    () => Some(format!("it has no interface in the network of {address}")),
+                });
+                let priority = vip.settings.priorities.get(&admitted.name).copied().unwrap_or(PRIORITY);
+                rules.candidates.push(Candidate { node: *id, priority, unfit });
+                let rtt = ears.get(id).and_then(|ear| ear.rtt).unwrap_or_default();
+                rules.rtt = rules.rtt.max(Duration::from_millis(rtt.as_millis() as u64));
+            }
+            for claim in view.members.values().filter_map(|member| member.word.vips.get(address)) {
+                vip.election.raise_floor(claim.epoch);
+            }
+            if rules != vip.rules {
+                vip.rules = rules.clone();
+                vip.election.set_rules(now, rules);
+                self.look = self.look.min(now.after(SETTLE));
+            }
+        }
+    }
+
+    /// Hands the last check of the services on.
+    fn check(&mut self, now: Moment) {
+        let fit = self.inputs.fit.borrow().clone();
+        if std::mem::replace(&mut self.checks, fit.checks) == fit.checks {
+            return;
+        }
+        for vip in self.vips.values_mut() {
+            let outcome = match fit.services.get(&vip.settings.service) {
+                Some(outcome) => outcome.clone(),
+                None => Err(format!("{} is not served here", vip.settings.service)),
+            };
+            vip.election.checked(now, outcome.as_ref().map(|()| ()).map_err(String::as_str));
+        }
+    }
+
+    // ---- what is there
+
+    fn look_at_kernel(&mut self, now: Moment) {
+        let Some(kernel) = &mut self.kernel else { return };
+        match (kernel.interfaces(), kernel.addresses()) {
+            (Ok(interfaces), Ok(addresses)) => (self.interfaces, self.addresses) = (interfaces, addresses),
+            (Err(error), _) | (_, Err(error)) => {
+                warn!("interfaces and addresses can't be listed: {error}");
+                return;
+            }
+        }
+        let mut wanted: BTreeMap<ground::Key, (Place, Vec<IpAddr>)> = BTreeMap::new();
+        for (address, vip) in &mut self.vips {
+            let ours = |held: &Held| held.ip == *address && vip.held == Some(held.index);
+            let others: Vec<Held> = self.addresses.iter().filter(|held| !ours(held)).cloned().collect();
+            vip.place = place(*address, vip.settings.interface.as_deref(), &self.interfaces, &others);
+            let Ok(place) = &vip.place else { continue };
+            let on = vip.held.unwrap_or(place.index);
+            let present =
+                self.addresses.iter().any(|held| held.ip == *address && held.index == on && held.ends);
+            vip.election.address(now, present && on == place.index);
+            if on != place.index {
+                // It belongs on another interface now, where the election will put it back.
+                let _ = kernel.drop(*address, on);
+                vip.held = None;
+            }
+            let candidate = vip.rules.candidates.iter().any(|one| one.node == self.own);
+            if candidate && !vip.leaving {
+                let entry = wanted.entry(ground::key(place)).or_insert_with(|| (place.clone(), Vec::new()));
+                entry.1.push(*address);
+            }
+        }
+        if let Some(problem) = self.grounds.keep(now, wanted)
+            && self.problem.is_none()
+        {
+            self.problem = Some(problem);
+        }
+        let view = self.inputs.view.borrow().clone();
+        self.grounds.follow(now, self.own, &view);
+        self.dirty = true;
+    }
+
+    /// Tells the elections what holds and what does not.
+    fn judge(&mut self, now: Moment) {
+        let draining = self.inputs.fit.borrow().draining;
+        let document = self.inputs.trust.borrow().document.clone();
+        let (link, life) = (self.inputs.link.clone(), self.life.clone());
+        let heard = |id: &NodeId| link.last_heard(id).is_some_and(|at| life.now().since(at) < HEARD);
+        let name = |id: &NodeId| document.member(id).map_or("?".to_owned(), |one| one.name.to_string());
+        for (address, vip) in &mut self.vips {
+            let blocked = self.problem.clone().or_else(|| vip.refused.clone());
+            vip.fact(now, Fact::Capability, blocked.map_or(Ok(()), Err));
+            vip.fact(now, Fact::Draining, if draining { Err("it drains".to_owned()) } else { Ok(()) });
+            let (own, segment) = match &vip.place {
+                Ok(_) => (Ok(()), Ok(())),
+                Err(Nowhere::Own(why)) => (Err(why.clone()), Ok(())),
+                Err(Nowhere::Segment(why)) => (Ok(()), Err(why.clone())),
+            };
+            vip.fact(now, Fact::Address, own);
+            let Ok(place) = vip.place.clone() else {
+                vip.fact(now, Fact::Segment, segment);
+                continue;
+            };
+            let down = || Err(format!("{} is down", place.name));
+            vip.fact(now, Fact::Link, if place.up { Ok(()) } else { down() });
+            let interface = self.interfaces.iter().find(|one| one.index == place.index);
+            let segment = match (
+                interface.and_then(|one| advice(*address, one)),
+                self.grounds.get_mut(&ground::key(&place)),
+            ) {
+                (Some(advice), _) => Err(advice),
+                (None, Some(ground)) => ground.test.verdict(now, &place.name, heard, name),
+                (None, None) => Err(format!("{} is not open yet", place.name)),
+            };
+            vip.fact(now, Fact::Segment, segment);
+        }
+    }
+}
+
+impl Vip {
+    fn new(own: NodeId, settings: VipSettings, now: Moment) -> Vip {
+        Vip {
+            election: Election::new(own, settings.address, now),
+            settings,
+            rules: Rules::default(),
+            place: Err(Nowhere::Segment("not looked for yet".to_owned())),
+            held: None,
+            refused: None,
+            leaving: false,
+            knocked: Moment::ZERO,
+            seen: super::report::Seen::default(),
+            facts: BTreeMap::new(),
+        }
+    }
+
+    fn leave(&mut self) {
+        self.leaving = true;
+        self.election.stop(now());
+    }
+
+    fn fact(&mut self, now: Moment, fact: Fact, holds: Result<(), String>) {
+        if self.facts.get(&fact) != Some(&holds) {
+            self.facts.insert(fact, holds.clone());
+            self.election.set_fact(now, fact, holds);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The segments that this node's virtual IPs live on: a packet socket and a test for each.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::task::{Context, Poll};
+
+use proto::arp::Mac;
+use proto::keys::Foot;
+use proto::node::NodeId;
+use proto::time::Moment;
+use proto::view::View;
+
+use super::packet::{Claim, Wire};
+use super::segment::{Adjacency, Place, same_network};
+
+/// An interface and a family of addresses on it.
+pub(super) type Key = (u32, bool);
+
+/// The ground of a place.
+pub(super) fn key(place: &Place) -> Key {
+    (place.index, place.source.is_ipv4())
+}
+
+/// One segment.
+pub(super) struct Ground {
+    pub(super) place: Place,
+    pub(super) wire: Wire,
+    pub(super) test: Adjacency,
+    vips: Vec<IpAddr>,
+}
+
+/// All segments.
+#[derive(Default)]
+pub(super) struct Grounds(BTreeMap<Key, Ground>);
+
+impl Grounds {
+    /// Keeps exactly those that these virtual IPs need; returns why one can't be had.
+    pub(super) fn keep(
+        &mut self,
+        now: Moment,
+        wanted: BTreeMap<Key, (Place, Vec<IpAddr>)>,
+    ) -> Option<String> {
+        self.0.retain(|key, ground| {
+            wanted.get(key).is_some_and(|(place, vips)| {
+                // Whether it is up changes nothing: the socket outlives it.
+                place.mac == ground.place.mac && place.source == ground.place.source && *vips == ground.vips
+            })
+        });
+        let mut problem = None;
+        for (key, (place, vips)) in wanted {
+            if let Some(ground) = self.0.get_mut(&key) {
+                ground.place = place;
+                continue;
+            }
+            match Wire::open(place.index, place.mac, &vips) {
+                Ok(wire) => {
+                    let ground = Ground { wire, test: Adjacency::new(now), vips, place };
+                    self.0.insert(key, ground);
+                }
+                Err(error) => problem = Some(format!("no packet socket on {}: {error}", place.name)),
+            }
+        }
+        problem
+    }
+
+    pub(super) fn get(&self, key: &Key) -> Option<&Ground> {
+        self.0.get(key)
+    }
+
+    pub(super) fn get_mut(&mut self, key: &Key) -> Option<&mut Ground> {
+        self.0.get_mut(key)
+    }
+
+    /// Tells the tests who says to be on their segment.
+    pub(super) fn follow(&mut self, now: Moment, own: NodeId, view: &View) {
+        for ground in self.0.values_mut() {
+            ground.test.follow(now, own, &feet(view, own, &ground.place));
+        }
+    }
+
+    /// Asks what is due; true when something was.
+    pub(super) fn test(&mut self, now: Moment) -> bool {
+        let mut asked = false;
+        for ground in self.0.values_mut().filter(|ground| ground.place.up) {
+            for address in ground.test.due(now) {
+                ground.wire.ask(ground.place.source, address);
+                asked = true;
+            }
+        }
+        asked
+    }
+
+    pub(super) fn deadline(&self) -> Option<Moment> {
+        let up = self.0.values().filter(|ground| ground.place.up);
+        up.filter_map(|ground| ground.test.deadline()).min()
+    }
+
+    /// Waits for someone's claim on any of them.
+    pub(super) fn poll_claim(&self, context: &mut Context<'_>) -> Poll<(Key, io::Result<Claim>)> {
+        for (key, ground) in &self.0 {
+            if let Poll::Ready(claim) = ground.wire.poll_claim(context) {
+                return Poll::Ready((*key, claim));
+            }
+        }
+        Poll::Pending
+    }
+}
+
+/// The other members that say to be on the network of a place.
+pub(super) fn feet(view: &View, own: NodeId, place: &Place) -> Vec<(NodeId, Foot)> {
+    let others = view.members.iter().filter(|(id, _)| **id != own);
+    let all = others.flat_map(|(id, member)| member.word.feet.iter().map(|foot| (*id, foot)));
+    all.filter(|(_, foot)| place.shares(foot)).map(|(id, foot)| (id, foot.clone())).collect()
+}
+
+/// Where a member stands on the network of a virtual IP, by what it gossips.
+pub(super) fn foot_of<'a>(view: &'a View, node: &NodeId, vip: IpAddr) -> Option<&'a Foot> {
+    let feet = &view.members.get(node)?.word.feet;
+    feet.iter().find(|foot| same_network(foot.address, vip, foot.prefix))
+}
+
+/// The member that an Ethernet address belongs to.
+pub(super) fn member_with(view: &View, mac: Mac) -> Option<NodeId> {
+    let mut members = view.members.iter();
+    members.find(|(_, member)| member.word.feet.iter().any(|foot| foot.mac == mac)).map(|(id, _)| *id)
+}

@@ -1,0 +1,364 @@
+//! What virtual IPs want of the kernel: addresses that end by themselves, interfaces, neighbours, and word
+//! of changes.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+
+use proto::arp::Mac;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SocketFlags};
+use tokio::io::unix::AsyncFd;
+
+use super::netlink::{
+    CREATE, Netlink, REPLACE, ROUTE, address, attributes, family, messages, number, octets, open, put,
+    watched,
+};
+
+const NEW_LINK: u16 = 16;
+const DEL_LINK: u16 = 17;
+const GET_LINK: u16 = 18;
+const NEW_ADDRESS: u16 = 20;
+const DEL_ADDRESS: u16 = 21;
+const GET_ADDRESS: u16 = 22;
+const NEW_NEIGHBOUR: u16 = 28;
+
+/// Groups of changes: links, IPv4 addresses, IPv6 addresses.
+const CHANGES: u32 = 0x1 | 0x10 | 0x100;
+
+/// IFA_F_NODAD | IFA_F_NOPREFIXROUTE: nobody is asked about it for a second, and nothing is routed by it.
+const V6_FLAGS: u32 = 0x02 | 0x200;
+const FOR_EVER: u32 = u32::MAX;
+
+/// An interface, as far as a virtual IP cares.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Interface {
+    pub(super) index: u32,
+    pub(super) name: String,
+    /// Its Ethernet address.
+    pub(super) mac: Option<Mac>,
+    /// What the driver calls itself.
+    pub(super) kind: String,
+    /// IFF_ flags.
+    pub(super) flags: u32,
+    /// ARPHRD_ number; 1 is Ethernet.
+    pub(super) hardware: u16,
+    /// Its own `arp_ignore`, where the kernel says it.
+    pub(super) arp_ignore: u32,
+}
+
+/// An address on an interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) index: u32,
+    pub(super) ip: IpAddr,
+    pub(super) prefix: u8,
+    /// It ends by itself, as ours do.
+    pub(super) ends: bool,
+}
+
+/// What to ask the kernel with.
+pub(super) struct Kernel(Netlink);
+
+impl Kernel {
+    pub(super) fn open() -> io::Result<Kernel> {
+        Ok(Kernel(Netlink::open(ROUTE)?))
+    }
+
+    /// Sets an address for so many seconds, or lengthens its time.
+    pub(super) fn hold(
+        &mut self,
+        ip: IpAddr,
+        index: u32,
+        label: Option<&str>,
+        seconds: u32,
+    ) -> io::Result<()> {
+        let mut body = address_body(ip, index);
+        if let (Some(label), true) = (label, ip.is_ipv4()) {
+            put(&mut body, 3, &[label.as_bytes(), &[0]].concat());
+        }
+        // Preferred for 0 seconds: IPv6 would else choose it as source of this node's own connections,
+        // which would break when it moves. IPv4 prefers an address of the network anyway.
+        let preferred = if ip.is_ipv4() { seconds } else { 0 };
+        let times = [preferred.to_ne_bytes(), seconds.to_ne_bytes(), [0; 4], [0; 4]].concat();
+        put(&mut body, 6, &times);
+        if ip.is_ipv6() {
+            put(&mut body, 8, &V6_FLAGS.to_ne_bytes());
+        }
+        self.0.request(NEW_ADDRESS, CREATE | REPLACE, &body)
+    }
+
+    /// Takes an address away; true when it was there.
+    pub(super) fn drop(&mut self, ip: IpAddr, index: u32) -> io::Result<bool> {
+        match self.0.request(DEL_ADDRESS, 0, &address_body(ip, index)) {
+            Ok(()) => Ok(true),
+            Err(error) if absent(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All addresses of this node.
+    pub(super) fn addresses(&mut self) -> io::Result<Vec<Held>> {
+        let mut all = Vec::new();
+        self.0.dump(GET_ADDRESS, &[0; 8], &mut |kind, body| {
+            all.extend(held(kind, body));
+        })?;
+        Ok(all)
+    }
+
+    /// All interfaces of this node.
+    pub(super) fn interfaces(&mut self) -> io::Result<Vec<Interface>> {
+        let mut body = vec![0; 16];
+        // Without counters, which are the larger part (RTEXT_FILTER_SKIP_STATS).
+        put(&mut body, 29, &8u32.to_ne_bytes());
+        let mut all = Vec::new();
+        self.0.dump(GET_LINK, &body, &mut |kind, body| {
+            all.extend(interface(kind, body));
+        })?;
+        Ok(all)
+    }
+
+    /// Says where a neighbour is now, if it is known at all. The entry ages as any other.
+    pub(super) fn move_neighbour(&mut self, ip: IpAddr, index: u32, mac: Mac) -> io::Result<()> {
+        const REACHABLE: u16 = 2;
+        let mut body = vec![family(ip), 0, 0, 0];
+        body.extend_from_slice(&index.to_ne_bytes());
+        body.extend_from_slice(&REACHABLE.to_ne_bytes());
+        body.extend_from_slice(&[0, 0]);
+        put(&mut body, 1, &octets(ip));
+        put(&mut body, 2, &mac.0);
+        match self.0.request(NEW_NEIGHBOUR, REPLACE, &body) {
+            Err(error) if !absent(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Address, prefix, interface: the three together name what is meant, and nothing else is touched.
+fn address_body(ip: IpAddr, index: u32) -> Vec<u8> {
+    let prefix = if ip.is_ipv4() { 32 } else { 128 };
+    let mut body = vec![family(ip), prefix, 0, 0];
+    body.extend_from_slice(&index.to_ne_bytes());
+    put(&mut body, 2, &octets(ip));
+    put(&mut body, 1, &octets(ip));
+    body
+}
+
+/// No such address, neighbour or interface.
+fn absent(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    [Some(Errno::ADDRNOTAVAIL), Some(Errno::NOENT), Some(Errno::NODEV)].contains(&errno)
+}
+
+fn held(kind: u16, body: &[u8]) -> Option<Held> {
+    if kind != NEW_ADDRESS && kind != DEL_ADDRESS {
+        return None;
+    }
+    let (head, rest) = body.split_first_chunk::<8>()?;
+    let (mut local, mut other, mut ends) = (None, None, false);
+    for (kind, value) in attributes(rest) {
+        match kind {
+            1 => other = address(value),
+            2 => local = address(value),
+            6 => ends = number(value, 4).is_some_and(|valid| valid != FOR_EVER),
+            _ => {}
+        }
+    }
+    // On a point-to-point interface IFA_ADDRESS is the peer's.
+    Some(Held { index: number(head, 4)?, ip: local.or(other)?, prefix: head[1], ends })
+}
+
+fn interface(kind: u16, body: &[u8]) -> Option<Interface> {
+    if kind != NEW_LINK {
+        return None;
+    }
+    let (head, rest) = body.split_first_chunk::<16>()?;
+    let mut found = Interface {
+        index: number(head, 4)?,
+        flags: number(head, 8)?,
+        hardware: u16::from_ne_bytes([head[2], head[3]]),
+        ..Interface::default()
+    };
+    let text = |value: &[u8]| String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned();
+    let inner = |value: &'_ [u8], wanted: u16| {
+        attributes(value).find(|(kind, _)| *kind == wanted).map(|(_, value)| value.to_vec())
+    };
+    for (kind, value) in attributes(rest) {
+        match kind {
+            1 => found.mac = <[u8; 6]>::try_from(value).map(Mac).ok().filter(|mac| mac.is_unicast()),
+            3 => found.name = text(value),
+            // IFLA_LINKINFO, IFLA_INFO_KIND
+            18 => found.kind = inner(value, 1).map(|kind| text(&kind)).unwrap_or_default(),
+            // IFLA_AF_SPEC, AF_INET, IFLA_INET_CONF: a number for each setting, arp_ignore is the 19th.
+            26 => {
+                let settings = inner(value, 2).and_then(|inet| inner(&inet, 1));
+                found.arp_ignore = settings.and_then(|all| number(&all, 18 * 4)).unwrap_or(0);
+            }
+            _ => {}
+        }
+    }
+    Some(found)
+}
+
+/// What has changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Change {
+    /// An interface, in whatever way, or addresses other than the one below.
+    Something,
+    /// An address is gone from an interface.
+    Gone(IpAddr, u32),
+}
+
+/// Word of the kernel about addresses and interfaces.
+pub(super) struct Changes {
+    socket: AsyncFd<OwnedFd>,
+    buffer: Vec<u8>,
+}
+
+impl Changes {
+    pub(super) fn subscribe() -> io::Result<Changes> {
+        let socket = open(ROUTE, CHANGES, SocketFlags::NONBLOCK)?;
+        Ok(Changes { socket: watched(socket)?, buffer: vec![0; 16 * 1024] })
+    }
+
+    /// Waits for changes. Nothing is lost by giving up waiting.
+    pub(super) async fn next(&mut self) -> io::Result<Vec<Change>> {
+        loop {
+            let mut ready = self.socket.readable().await?;
+            let buffer = &mut self.buffer[..];
+            let received =
+                ready.try_io(|socket| Ok(rustix::net::recv(socket.get_ref(), buffer, RecvFlags::empty())?));
+            let length = match received {
+                Err(_would_block) => continue,
+                // They came faster than they were read: look at everything.
+                Ok(Err(error)) if Errno::from_io_error(&error) == Some(Errno::NOBUFS) => {
+                    return Ok(vec![Change::Something]);
+                }
+                Ok(received) => received?.0,
+            };
+            let mut changes = Vec::new();
+            for message in messages(self.buffer.get(..length).unwrap_or_default()) {
+                let change = match (message.kind, held(message.kind, message.body)) {
+                    (DEL_ADDRESS, Some(gone)) => Change::Gone(gone.ip, gone.index),
+                    // Every renewal of ours says so too.
+                    (NEW_ADDRESS, Some(held)) if held.ends => continue,
+                    (NEW_LINK | DEL_LINK | NEW_ADDRESS, _) => Change::Something,
+                    _ => continue,
+                };
+                if !changes.contains(&change) {
+                    changes.push(change);
+                }
+            }
+            if !changes.is_empty() {
+                return Ok(changes);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::testing::in_namespaces;
+
+    fn ip(line: &str) -> String {
+        let ran = Command::new("ip").args(line.split(' ')).output().expect("needs `ip` of iproute2");
+        assert!(ran.status.success(), "ip {line}: {}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8_lossy(&ran.stdout).into_owned()
+    }
+
+    const SETUP: &str = "
+        ip link set lo up
+        ip link add w0 address 02:00:00:00:00:01 type veth peer name w1
+        ip addr add 10.9.0.1/24 dev w0; ip addr add fd09::1/64 dev w0 nodad
+        ip link set w0 up; ip link set w1 up";
+
+    #[test]
+    fn addresses_come_are_renewed_end_by_themselves_and_are_dropped() {
+        let test = "vip::kernel::tests::addresses_come_are_renewed_end_by_themselves_and_are_dropped";
+        if in_namespaces(test, &["--net"], SETUP).is_none() {
+            return;
+        }
+        let mut kernel = Kernel::open().unwrap();
+        let all = kernel.interfaces().unwrap();
+        let w0 = all.iter().find(|one| one.name == "w0").unwrap().clone();
+        assert_eq!((w0.mac, w0.hardware, w0.kind.as_str()), ("02:00:00:00:00:01".parse().ok(), 1, "veth"));
+        let lo = all.iter().find(|one| one.name == "lo").unwrap();
+        assert_eq!((lo.mac, lo.hardware), (None, 772));
+        for vip in ["10.9.0.50", "fd09::50"] {
+            let vip: IpAddr = vip.parse().unwrap();
+            kernel.hold(vip, w0.index, Some("w0:vip"), 1).unwrap();
+            let shown = ip("addr show dev w0");
+            assert!(shown.contains(&format!("{vip}/")), "{shown}");
+            assert!(!shown.contains("tentative"), "{shown}");
+            assert_eq!(shown.contains(" w0:vip\n"), vip.is_ipv4(), "{shown}");
+            kernel.hold(vip, w0.index, Some("w0:vip"), 100).unwrap();
+            std::thread::sleep(Duration::from_millis(2_500));
+            let held =
+                |kernel: &mut Kernel| kernel.addresses().unwrap().into_iter().find(|one| one.ip == vip);
+            let prefix = if vip.is_ipv4() { 32 } else { 128 };
+            let expected = Held { index: w0.index, ip: vip, prefix, ends: true };
+            assert_eq!(held(&mut kernel), Some(expected), "renewed, so still there");
+            assert!(kernel.drop(vip, w0.index).unwrap());
+            assert_eq!(held(&mut kernel), None);
+            assert!(!kernel.drop(vip, w0.index).unwrap(), "dropping twice is no error");
+            assert!(!kernel.drop(vip, 999).unwrap(), "nor is an interface that is gone");
+            kernel.hold(vip, w0.index, Some("w0:vip"), 1).unwrap();
+            std::thread::sleep(Duration::from_millis(2_500));
+            assert_eq!(held(&mut kernel), None, "not renewed, so gone");
+        }
+        let own = kernel.addresses().unwrap();
+        let own = own.iter().find(|one| one.ip.to_string() == "10.9.0.1").unwrap();
+        assert_eq!((own.prefix, own.ends), (24, false));
+        std::fs::write("/proc/sys/net/ipv4/conf/w0/arp_ignore", "2").unwrap();
+        ip("link set w0 down");
+        let down = kernel.interfaces().unwrap().into_iter().find(|one| one.name == "w0").unwrap();
+        assert_eq!((down.flags & 1, down.arp_ignore), (0, 2));
+    }
+
+    #[test]
+    fn a_known_neighbour_moves_and_an_unknown_one_is_left_alone() {
+        let test = "vip::kernel::tests::a_known_neighbour_moves_and_an_unknown_one_is_left_alone";
+        if in_namespaces(test, &["--net"], SETUP).is_none() {
+            return;
+        }
+        let mut kernel = Kernel::open().unwrap();
+        let w0 = kernel.interfaces().unwrap().into_iter().find(|one| one.name == "w0").unwrap().index;
+        let mac: Mac = "02:00:00:00:00:77".parse().unwrap();
+        for vip in ["10.9.0.50", "fd09::50"] {
+            kernel.move_neighbour(vip.parse().unwrap(), w0, mac).unwrap();
+            assert!(!ip("neigh show dev w0").contains(vip));
+            ip(&format!("neigh add {vip} lladdr 02:00:00:00:00:66 nud stale dev w0"));
+            kernel.move_neighbour(vip.parse().unwrap(), w0, mac).unwrap();
+            let shown = ip("neigh show dev w0");
+            assert!(shown.contains(&format!("{vip} lladdr {mac} REACHABLE")), "{shown}");
+        }
+    }
+
+    #[test]
+    fn changes_are_told_and_renewals_are_not() {
+        let test = "vip::kernel::tests::changes_are_told_and_renewals_are_not";
+        if in_namespaces(test, &["--net"], SETUP).is_none() {
+            return;
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut kernel = Kernel::open().unwrap();
+            let w0 = kernel.interfaces().unwrap().into_iter().find(|one| one.name == "w0").unwrap().index;
+            let mut changes = Changes::subscribe().unwrap();
+            for vip in ["10.9.0.50", "fd09::50"] {
+                let gone: IpAddr = vip.parse().unwrap();
+                kernel.hold(gone, w0, None, 100).unwrap();
+                kernel.hold(gone, w0, None, 100).unwrap();
+                let prefix = if gone.is_ipv4() { 32 } else { 128 };
+                ip(&format!("addr del {vip}/{prefix} dev w0"));
+                assert_eq!(changes.next().await.unwrap(), [Change::Gone(gone, w0)], "the first that is told");
+            }
+            ip("link set w0 down");
+            while !changes.next().await.unwrap().contains(&Change::Something) {}
+        });
+    }
+}

@@ -1,0 +1,104 @@
+//! Virtual IPs: carries out what [`proto::election`] decides, and tells it what the machine sees.
+//!
+//! One thread of its own, with a runtime of its own, owns everything: the elections, the netlink sockets,
+//! the packet sockets. So nothing else that this process does can hold up a beat or the taking away of an
+//! address, and the two capabilities that it takes are in effect in this thread alone ([`caps`]), and only
+//! while the cluster has virtual IPs. Without any it sleeps: no socket, no timer.
+//!
+//! Stopping it anywhere is safe: every address that it sets ends by itself two seconds after its last
+//! renewal. It alone writes the [`Report`].
+
+mod act;
+mod caps;
+mod driver;
+mod ground;
+mod kernel;
+mod netlink;
+mod packet;
+mod report;
+mod segment;
+mod sever;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use proto::control::{Response, VipStatus};
+use proto::keys::{Claim, Foot};
+use proto::node::NodeId;
+use proto::pulse::Ears;
+use proto::service::ServiceName;
+use proto::settings::Settings;
+use proto::view::View;
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::error;
+
+use crate::lifecycle::Life;
+use crate::link::{Link, Trust};
+
+pub(crate) use caps::lay_down;
+
+/// What the thread works with.
+pub(crate) struct Inputs {
+    pub(crate) link: Arc<Link>,
+    pub(crate) trust: watch::Receiver<Arc<Trust>>,
+    pub(crate) view: watch::Receiver<Arc<View>>,
+    pub(crate) ears: watch::Receiver<Arc<Ears>>,
+    pub(crate) settings: watch::Receiver<Arc<Settings>>,
+    pub(crate) fit: watch::Receiver<Arc<Fit>>,
+    /// What members say of virtual IPs.
+    pub(crate) arrivals: mpsc::Receiver<(NodeId, Vec<u8>)>,
+    pub(crate) orders: mpsc::Receiver<Order>,
+}
+
+/// What this node could serve, and who is a master.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Fit {
+    pub(crate) masters: BTreeSet<NodeId>,
+    /// For each service whether it is served here, or why not.
+    pub(crate) services: BTreeMap<ServiceName, Result<(), String>>,
+    /// Counts the checks that `services` comes from.
+    pub(crate) checks: u64,
+    pub(crate) draining: bool,
+}
+
+/// A wish of the command line: this virtual IP to that node.
+pub(crate) struct Order {
+    pub(crate) address: IpAddr,
+    pub(crate) node: String,
+    pub(crate) reply: oneshot::Sender<Response>,
+}
+
+/// What is known of virtual IPs here.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Report {
+    /// For people.
+    pub(crate) vips: Vec<VipStatus>,
+    /// For gossip: where this node stands on their segments.
+    pub(crate) feet: Vec<Foot>,
+    /// For gossip: those that this node owns.
+    pub(crate) claims: BTreeMap<IpAddr, Claim>,
+    /// What keeps this node from taking part at all, for people.
+    pub(crate) problem: Option<String>,
+}
+
+/// Starts the thread.
+pub(crate) fn spawn(inputs: Inputs, report: watch::Sender<Arc<Report>>, life: &Life) {
+    let (ended, end) = oneshot::channel::<()>();
+    let own = life.clone();
+    let thread = std::thread::Builder::new().name("vip".to_owned()).spawn(move || {
+        match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(driver::Driver::new(inputs, report, own).run()),
+            Err(error) => error!("virtual IPs are not served here: {error}"),
+        }
+        let _ = ended.send(());
+    });
+    if let Err(error) = thread {
+        error!("virtual IPs are not served here: no thread for them: {error}");
+    }
+    life.spawn(async move {
+        if end.await.is_err() {
+            error!("the thread of the virtual IPs has failed; what it held is gone within 2 s");
+        }
+    });
+}

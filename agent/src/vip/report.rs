@@ -1,0 +1,125 @@
+//! What is told of virtual IPs: to people by status, to the others by gossip.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use proto::cluster::Document;
+use proto::control::{Response, VipCandidate, VipGains, VipState, VipStatus};
+use proto::election::{self, Cause, State};
+use proto::keys::Claim;
+use proto::node::{Name, NodeId};
+use proto::time::{Moment, UnixMs};
+
+use super::Report;
+use super::driver::{Driver, Vip};
+use super::segment::Nowhere;
+use crate::lifecycle::wall;
+
+/// What was last said of one, and since when.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Seen {
+    said: Option<(State, Option<NodeId>)>,
+    since: UnixMs,
+    gains: VipGains,
+}
+
+impl Seen {
+    /// This node has become the owner.
+    pub(super) fn gained(&mut self, cause: &Cause) {
+        let gains = &mut self.gains;
+        *match cause {
+            Cause::Vacant => &mut gains.vacant,
+            Cause::Silent { .. } => &mut gains.silent,
+            Cause::Handed(_) => &mut gains.handed,
+            Cause::Released(_) => &mut gains.released,
+        } += 1;
+    }
+}
+
+impl Driver {
+    /// Says anew what is known, and ends the wishes that have come true or have not in time.
+    pub(super) fn publish(&mut self, now: Moment) {
+        let document = self.inputs.trust.borrow().document.clone();
+        let mut report = Report { problem: self.problem.clone(), ..Report::default() };
+        let mut owners: BTreeMap<IpAddr, Option<NodeId>> = BTreeMap::new();
+        for (address, vip) in self.vips.iter_mut().filter(|(_, vip)| !vip.leaving) {
+            let status = vip.election.status(now);
+            owners.insert(*address, status.owner);
+            if let Ok(place) = &vip.place {
+                let foot = place.foot();
+                if !report.feet.contains(&foot) {
+                    report.feet.push(foot);
+                }
+            }
+            let shown = shown(vip, &status, now, &document);
+            if status.state == State::OwnedHere {
+                report.claims.insert(*address, Claim { epoch: status.epoch, since: shown.since_unix_ms });
+            }
+            report.vips.push(shown);
+        }
+        self.report.send_if_modified(|old| {
+            let changed = **old != report;
+            if changed {
+                *old = Arc::new(report);
+            }
+            changed
+        });
+        self.end_moves(now, &owners, &document);
+    }
+
+    fn end_moves(&mut self, now: Moment, owners: &BTreeMap<IpAddr, Option<NodeId>>, document: &Document) {
+        let moves = std::mem::take(&mut self.moves);
+        for (address, to, until, reply) in moves {
+            let name = name(document, &to);
+            if owners.get(&address) == Some(&Some(to)) {
+                let _ = reply.send(Response::Done(format!("{address} is on {name} now")));
+            } else if now >= until {
+                let text = format!("{address} did not get to {name} in time; see: agent status");
+                let _ = reply.send(Response::Failed(text));
+            } else {
+                self.moves.push((address, to, until, reply));
+            }
+        }
+    }
+}
+
+fn shown(vip: &mut Vip, status: &election::Status, now: Moment, document: &Document) -> VipStatus {
+    let said = Some((status.state, status.owner));
+    if vip.seen.said != said {
+        let ago = status.since.map_or(0, |since| now.since(since).as_millis() as u64);
+        (vip.seen.said, vip.seen.since) = (said, UnixMs(wall().0.saturating_sub(ago)));
+    }
+    // Where nobody has it, what is in the way of this node says more than what others say of themselves.
+    let here = match &vip.place {
+        Err(Nowhere::Own(why) | Nowhere::Segment(why)) if status.owner.is_none() => Some(why.clone()),
+        _ => None,
+    };
+    let reason = here.or_else(|| status.reason.clone()).or_else(|| vip.election.recovery(now));
+    let candidates = status.candidates.iter().zip(1..).map(|(place, rank)| VipCandidate {
+        node: name(document, &place.node),
+        rank,
+        eligible: place.reason.is_none(),
+        reason: place.reason.clone().unwrap_or_default(),
+    });
+    VipStatus {
+        address: vip.settings.address,
+        state: match status.state {
+            State::OwnedHere => VipState::OwnedHere,
+            State::Owned => VipState::Owned,
+            State::Unowned => VipState::Unowned,
+            State::Unavailable => VipState::Unavailable,
+        },
+        owner: status.owner.map(|owner| name(document, &owner)),
+        epoch: status.epoch,
+        interface: vip.place.as_ref().ok().map(|place| place.name.clone()),
+        since_unix_ms: vip.seen.since,
+        reason: reason.unwrap_or_default(),
+        candidates: candidates.collect(),
+        gains: vip.seen.gains,
+    }
+}
+
+fn name(document: &Document, id: &NodeId) -> Name {
+    document.nodes.get(id).map_or_else(|| Name::nearest(&id.to_string()), |one| one.name.clone())
+}

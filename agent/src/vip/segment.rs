@@ -1,0 +1,294 @@
+//! Where a virtual IP can live: the interface whose network it belongs to, and the proof that this
+//! interface is a segment that others are on too.
+//!
+//! What the interface says of itself comes first, and where it says that it is none, nothing is sent. Then
+//! the addresses that peers gossip are asked for by broadcast, and must answer with the very Ethernet
+//! address that they gossip: a router or a proxy that answers for them is no segment, and two sites may use
+//! the same numbers.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use proto::arp::Mac;
+use proto::keys::Foot;
+use proto::node::NodeId;
+use proto::time::Moment;
+
+use super::kernel::{Held, Interface};
+
+const IFF_UP: u32 = 0x1;
+const IFF_BROADCAST: u32 = 0x2;
+const IFF_POINTOPOINT: u32 = 0x10;
+const IFF_RUNNING: u32 = 0x40;
+const IFF_NOARP: u32 = 0x80;
+const ETHERNET: u16 = 1;
+
+/// Where a virtual IP would be set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) mac: Mac,
+    /// This node's own address of the network.
+    pub(super) source: IpAddr,
+    pub(super) prefix: u8,
+    /// Set up, and with a carrier.
+    pub(super) up: bool,
+}
+
+impl Place {
+    /// As this node gossips it.
+    pub(super) fn foot(&self) -> Foot {
+        Foot { interface: self.name.clone(), mac: self.mac, address: self.source, prefix: self.prefix }
+    }
+
+    /// Whether a peer that says so is on this network.
+    pub(super) fn shares(&self, foot: &Foot) -> bool {
+        foot.address != self.source && same_network(self.source, foot.address, self.prefix)
+    }
+}
+
+/// Why a virtual IP has no place here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Nowhere {
+    /// It is an address that this node has for itself.
+    Own(String),
+    /// There is no segment.
+    Segment(String),
+}
+
+/// Finds the place of a virtual IP: the one interface, or the named one, of whose network it is.
+pub(super) fn place(
+    vip: IpAddr,
+    wanted: Option<&str>,
+    interfaces: &[Interface],
+    addresses: &[Held],
+) -> Result<Place, Nowhere> {
+    let lone = if vip.is_ipv4() { 32 } else { 128 };
+    let name = |index: u32| interfaces.iter().find(|one| one.index == index).map_or("?", |one| &one.name);
+    // What an agent sets ends by itself.
+    if let Some(own) = addresses.iter().find(|held| held.ip == vip && !(held.ends && held.prefix == lone)) {
+        let (on, prefix) = (name(own.index), own.prefix);
+        return Err(Nowhere::Own(format!(
+            "{vip}/{prefix} is an own address of this node, on {on}; choose a free one, or remove it there"
+        )));
+    }
+    let networks = addresses.iter().filter(|held| held.prefix < lone && held.ip.is_ipv4() == vip.is_ipv4());
+    let mut covering: Vec<&Held> =
+        networks.clone().filter(|held| same_network(held.ip, vip, held.prefix)).collect();
+    let list = |some: &[&Held]| {
+        let words: Vec<String> =
+            some.iter().map(|held| format!("{} {}/{}", name(held.index), held.ip, held.prefix)).collect();
+        words.join(", ")
+    };
+    if let Some(wanted) = wanted {
+        let Some(interface) = interfaces.iter().find(|one| one.name == wanted) else {
+            return Err(Nowhere::Segment(format!("there is no interface {wanted} on this node")));
+        };
+        covering.retain(|held| held.index == interface.index);
+    }
+    // Of several networks of one interface the narrowest.
+    covering.sort_by_key(|held| std::cmp::Reverse(held.prefix));
+    let Some(first) = covering.first() else {
+        let others: Vec<&Held> = networks.filter(|held| !held.ip.is_loopback()).take(8).collect();
+        let there = if others.is_empty() { "none".to_owned() } else { list(&others) };
+        let where_ = wanted.map_or("this node".to_owned(), str::to_owned);
+        return Err(Nowhere::Segment(format!("{vip} is in no network of {where_}; there is: {there}")));
+    };
+    if covering.iter().any(|held| held.index != first.index) {
+        return Err(Nowhere::Segment(format!(
+            "{vip} is in networks of several interfaces ({}); say which: agent set vip.{vip}.interface=NAME",
+            list(&covering)
+        )));
+    }
+    let interface = interfaces.iter().find(|one| one.index == first.index);
+    let interface = interface.ok_or_else(|| Nowhere::Segment("its interface has just gone".to_owned()))?;
+    let none = |why: &str| Nowhere::Segment(format!("no L2 on {} ({why})", interface.name));
+    let mac = l2(interface).map_err(none)?;
+    let up = interface.flags & IFF_UP != 0 && interface.flags & IFF_RUNNING != 0;
+    let (index, name) = (interface.index, interface.name.clone());
+    Ok(Place { index, name, mac, source: first.ip, prefix: first.prefix, up })
+}
+
+/// The interface's Ethernet address, or why it has no segment.
+fn l2(interface: &Interface) -> Result<Mac, &str> {
+    let flags = interface.flags;
+    if flags & IFF_POINTOPOINT != 0 {
+        return Err("point-to-point");
+    }
+    if flags & IFF_NOARP != 0 {
+        return Err(if interface.kind.is_empty() { "it knows no ARP" } else { &interface.kind });
+    }
+    if flags & IFF_BROADCAST == 0 {
+        return Err("it can't broadcast");
+    }
+    match interface.mac {
+        Some(mac) if interface.hardware == ETHERNET => Ok(mac),
+        _ => Err("it is no Ethernet"),
+    }
+}
+
+/// What settings of the kernel would keep others from finding the address, and the remedy.
+pub(super) fn advice(vip: IpAddr, interface: &Interface) -> Option<String> {
+    // 2 answers only who is in the network of the address, and the network of a /32 is it alone; 8 answers
+    // nobody. The larger of the interface's and of all interfaces' counts.
+    let all = std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/arp_ignore").ok();
+    let all = all.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+    let value = interface.arp_ignore.max(all);
+    let breaks = vip.is_ipv4() && (value == 2 || value == 8);
+    let which = if all == value { "all" } else { &interface.name };
+    breaks.then(|| {
+        format!(
+            "arp_ignore is {value}, so nobody would find it; run: sysctl net.ipv4.conf.{which}.arp_ignore=1"
+        )
+    })
+}
+
+/// Whether two addresses have a prefix of this length in common.
+pub(super) fn same_network(a: IpAddr, b: IpAddr, prefix: u8) -> bool {
+    let bits = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => u128::from(ip.to_bits()) << 96,
+        IpAddr::V6(ip) => ip.to_bits(),
+    };
+    let alike = (bits(a) ^ bits(b)).leading_zeros();
+    a.is_ipv4() == b.is_ipv4() && alike >= u32::from(prefix)
+}
+
+/// Peers that are asked: a few are enough for a proof, and a segment of a thousand is not to be flooded.
+const ASKED: usize = 4;
+/// Time between two questions to one peer before it has answered: often at first, for it decides how soon
+/// the address can be had.
+const EAGER: Duration = Duration::from_millis(100);
+/// The same when nobody has answered for long.
+const PATIENT: Duration = Duration::from_secs(2);
+/// The same once it has answered.
+const AGAIN: Duration = Duration::from_secs(60);
+/// Questions without an answer after which one that is heard otherwise counts as not on the segment.
+const ENOUGH: u32 = 5;
+/// After this time without anyone to ask, this node counts as alone on the segment.
+const ALONE: Duration = Duration::from_secs(4);
+
+/// A peer of the segment.
+#[derive(Debug, Clone)]
+struct Peer {
+    node: NodeId,
+    mac: Mac,
+    unanswered: u32,
+    proven: bool,
+    /// Answered, but from here.
+    wrong: Option<Mac>,
+    next: Moment,
+}
+
+/// The test of one segment.
+#[derive(Debug, Clone)]
+pub(super) struct Adjacency {
+    since: Moment,
+    peers: BTreeMap<IpAddr, Peer>,
+    /// The last proof; it holds while nothing speaks against it.
+    proven: bool,
+}
+
+impl Adjacency {
+    pub(super) fn new(now: Moment) -> Adjacency {
+        Adjacency { since: now, peers: BTreeMap::new(), proven: false }
+    }
+
+    /// Follows what peers gossip: those that say to be on this segment. The nearest after this node in the
+    /// order of ids are asked, so that everybody is asked by a few.
+    pub(super) fn follow(&mut self, now: Moment, own: NodeId, feet: &[(NodeId, Foot)]) {
+        let mut order: Vec<&(NodeId, Foot)> = feet.iter().collect();
+        order.sort_by_key(|(node, foot)| (*node < own, *node, foot.address));
+        order.truncate(ASKED);
+        self.peers.retain(|address, peer| {
+            order
+                .iter()
+                .any(|(node, foot)| *node == peer.node && foot.address == *address && foot.mac == peer.mac)
+        });
+        for (node, foot) in order {
+            self.peers.entry(foot.address).or_insert(Peer {
+                node: *node,
+                mac: foot.mac,
+                unanswered: 0,
+                proven: false,
+                wrong: None,
+                next: now,
+            });
+        }
+    }
+
+    /// Addresses to ask for now.
+    pub(super) fn due(&mut self, now: Moment) -> Vec<IpAddr> {
+        let mut due = Vec::new();
+        for (address, peer) in self.peers.iter_mut().filter(|(_, peer)| now >= peer.next) {
+            peer.unanswered = peer.unanswered.saturating_add(1);
+            if peer.unanswered > ENOUGH {
+                peer.proven = false;
+            }
+            let wait = if peer.unanswered > 2 * ENOUGH { PATIENT } else { EAGER };
+            peer.next = now.after(wait);
+            due.push(*address);
+        }
+        due
+    }
+
+    /// When something is due next.
+    pub(super) fn deadline(&self) -> Option<Moment> {
+        let alone = (!self.proven && self.peers.is_empty()).then(|| self.since.after(ALONE));
+        self.peers.values().map(|peer| peer.next).chain(alone).min()
+    }
+
+    /// Someone says to have this address.
+    pub(super) fn answered(&mut self, now: Moment, address: IpAddr, mac: Mac) {
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        if peer.mac != mac {
+            peer.wrong = Some(mac);
+            return;
+        }
+        *peer = Peer { unanswered: 0, proven: true, wrong: None, next: now.after(AGAIN), ..peer.clone() };
+        self.proven = true;
+    }
+
+    /// What is known by now. `heard`: whether a peer is heard by the link, so that its silence here means
+    /// something; `name`: what to call it.
+    pub(super) fn verdict(
+        &mut self,
+        now: Moment,
+        interface: &str,
+        heard: impl Fn(&NodeId) -> bool,
+        name: impl Fn(&NodeId) -> String,
+    ) -> Result<(), String> {
+        let mut peers = self.peers.iter();
+        if peers.clone().any(|(_, peer)| peer.proven) {
+            return Ok(());
+        }
+        if let Some((address, wrong)) = peers.find_map(|(address, peer)| Some((address, peer.wrong?))) {
+            self.proven = false;
+            return Err(format!(
+                "no L2 on {interface}: {address} answers from {wrong}, which is not its node's address"
+            ));
+        }
+        let silent: Vec<String> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.unanswered > ENOUGH && heard(&peer.node))
+            .map(|(address, peer)| format!("{} ({address})", name(&peer.node)))
+            .collect();
+        if !silent.is_empty() {
+            self.proven = false;
+            return Err(format!("no L2 on {interface}: no answer to ARP from {}", silent.join(", ")));
+        }
+        // Nobody to ask, or all of them are down: neither speaks against what was known.
+        let nobody = self.peers.values().all(|peer| !heard(&peer.node));
+        if self.proven || nobody && now.since(self.since) >= ALONE {
+            self.proven = true;
+            return Ok(());
+        }
+        Err(format!("the segment on {interface} is being tested"))
+    }
+}
+
+#[cfg(test)]
+#[path = "segment_tests.rs"]
+mod tests;

@@ -1,0 +1,501 @@
+//! Who owns a virtual IP: elected by its candidates, witnessed by everyone else, without a quorum.
+//!
+//! Every member runs one [`Election`] for each VIP. Inputs are methods that take the time and values;
+//! after any of them, and at [`Election::deadline`], the shell calls [`Election::poll`] and carries out the
+//! actions in their order. A candidate goes this way:
+//!
+//! ```text
+//!      start, candidate now,                      (fit) the owner is silent for 110 ms,
+//!      woken after a stall                        released it, or there is none
+//!             │                      ┌────────┐                        ┌──────────┐
+//!             ▼          0.3 to 2 s  │        │ ─────────────────────► │ Doubting │ asks all others, probes
+//!        Listening ────────────────► │ Backup │                        └──────────┘
+//!                                    │        │ ◄───────────────────────┘   │ nobody has heard the owner for
+//!                                    └────────┘  the owner is heard again,  │ 160 ms, no stranger answers,
+//!                                     ▲  │       or a higher claim          │ 50 ms passed, and 50 ms more for
+//!     higher claim heard: Delete      │  │                                  │ each better candidate: Add,
+//!     stalled for 1.5 s: Delete       │  │ named as successor: at once      │ Announce, epoch + 1
+//!     stop, drain, unfit, moved,      │  ▼                                  ▼
+//!     preempted, stranger: Delete,   ┌───────────────────────────────────────┐
+//!     name a successor, if any       │ Owner: beats, renews, announces,      │
+//!                                    │ looks for others with the address     │
+//!                                    └───────────────────────────────────────┘
+//! ```
+//!
+//! # Why it is safe, and where not
+//!
+//! What nodes tell each other only grows ([`Known`]): a higher claim replaces a lower one, a release ends a
+//! claim for ever. So messages may be lost, doubled or late. Any two owners that hear each other, or one
+//! witness in common, agree at once who stays: the higher claim. An owner is never taken over while
+//! anybody whom the candidate hears has heard it lately. A kernel removes the address by itself when it is
+//! not renewed. What can't be promised: sides of a partition that no member bridges have an owner each,
+//! since there is no quorum; and a machine whose clock stood still with its kernel (a paused VM) may answer
+//! until its first message after waking.
+
+mod action;
+mod contend;
+mod doubt;
+mod fitness;
+mod hear;
+mod rank;
+mod status;
+mod tenure;
+pub mod wire;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
+use std::time::Duration;
+
+pub use self::action::{Action, Cause, Event, Loss, Mac, MoveError, Place, State, Status};
+pub use self::doubt::BEAT;
+use self::doubt::{Doubt, WINDOW};
+use self::fitness::Fitness;
+pub use self::fitness::{FALL, Fact, RISE};
+use self::rank::Rank;
+pub use self::rank::{Candidate, DEFAULT_PRIORITY, MAX_CANDIDATES, NEAR_WITNESSES, Rules, Standing};
+pub use self::tenure::LIFETIME;
+use self::tenure::{Stand, Tenure};
+pub use self::wire::{Claim, Holding, Known, Message, Purpose, Why};
+use crate::node::NodeId;
+use crate::time::Moment;
+
+/// Time between two beats of a candidate that is not the owner: they only tell how it stands.
+const BACKUP_BEAT: Duration = Duration::from_millis(200);
+
+/// Time between two beats of an owner to the witnesses that are asked.
+const NEAR_BEAT: Duration = Duration::from_millis(100);
+
+/// The same to all other members, which only want to know who the owner is: a share of them at each beat,
+/// since a thousand datagrams in one go would make the owner itself late.
+const FAR_BEAT: Duration = Duration::from_secs(1);
+
+/// News is said again after these times, since one message may be lost.
+const REPEATS: [Duration; 3] =
+    [Duration::from_millis(20), Duration::from_millis(50), Duration::from_millis(200)];
+
+/// A candidate heard within this is alive: three of its beats.
+const LIVE: Duration = Duration::from_millis(650);
+
+/// What an owner that has missed a higher claim makes of it: when its holder was heard by anyone within
+/// this, it stands down; else it takes a higher epoch itself.
+const RECENT: Duration = Duration::from_secs(1);
+
+/// How late the loop may be before silence is this node's own fault.
+const LATE: Duration = Duration::from_millis(150);
+
+/// How late an owner's loop may be before the address is dropped: others have taken over, or had to.
+const STALL: Duration = Duration::from_millis(1_500);
+
+/// Time to listen after the loop was late: the queue of old messages is read, new beats have come.
+const LISTEN_LATE: Duration = Duration::from_millis(300);
+
+/// Time to listen after a start when all candidates have been heard.
+const LISTEN: Duration = Duration::from_millis(500);
+
+/// The same while some have not: they may be starting too.
+const LISTEN_FULL: Duration = Duration::from_secs(2);
+
+/// A named successor has so long before everyone may claim.
+const HANDOVER: Duration = Duration::from_millis(100);
+
+/// A stranger that has not answered for so long is gone.
+const STRANGER: Duration = Duration::from_secs(3);
+
+/// How long a stopping owner stays to say again that it has released.
+const FAREWELL: Duration = Duration::from_millis(60);
+
+/// How long a wish to move is repeated.
+const MOVING: Duration = Duration::from_secs(1);
+
+/// Another candidate.
+#[derive(Debug, Clone)]
+struct Peer {
+    heard: Moment,
+    standing: Standing,
+    fit_since: Option<Moment>,
+}
+
+/// A time of listening before this node may claim.
+#[derive(Debug, Clone, Copy)]
+struct Listen {
+    from: Moment,
+    /// It knows nothing yet, rather than nothing of the last moment.
+    full: bool,
+}
+
+/// One VIP, as one node sees it and takes part in it.
+#[derive(Debug, Clone)]
+pub struct Election {
+    own: NodeId,
+    address: IpAddr,
+    rules: Rules,
+    fitness: Fitness,
+    floor: u64,
+    known: Option<Known>,
+    /// Since when it listens without a gap.
+    began: Moment,
+    /// When `known` came to be what it is: claimed, or released.
+    changed: Moment,
+    /// Since when the owner is the owner.
+    since: Moment,
+    /// When this node itself heard the holder last.
+    direct: Option<Moment>,
+    /// The latest moment at which anyone is known to have heard the holder.
+    alive: Moment,
+    peers: BTreeMap<NodeId, Peer>,
+    /// When a node other than the holder was heard last.
+    company: Option<Moment>,
+    listen: Option<Listen>,
+    tenure: Option<Tenure>,
+    doubt: Option<Doubt>,
+    /// This node is named as successor and shall claim at once.
+    handed: bool,
+    /// The holder's machine says that no agent runs there.
+    refused: bool,
+    stranger: Option<(Mac, Moment)>,
+    cleaned: Option<Moment>,
+    /// Changes of owner that were seen lately, for damping.
+    moves: VecDeque<Moment>,
+    moving: Option<(NodeId, Moment)>,
+    stopping: Option<Moment>,
+    said: Standing,
+    beat: Moment,
+    /// What is left of saying news, to whom and when next.
+    news: Option<(Audience, usize, Moment)>,
+    actions: Vec<Action>,
+    /// The deadline that the last poll has promised: the shell is late when it comes later.
+    promised: Option<Moment>,
+    next: Moment,
+}
+
+/// Who is to hear news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Audience {
+    Candidates,
+    Everyone,
+}
+
+impl Election {
+    /// This node's view of a VIP. It knows nobody, is unfit until a check and the segment's test say
+    /// otherwise, and its first action deletes what an earlier agent may have left.
+    pub fn new(own: NodeId, address: IpAddr, now: Moment) -> Election {
+        Election {
+            own,
+            address,
+            rules: Rules::default(),
+            fitness: Fitness::new(),
+            floor: 0,
+            known: None,
+            began: now,
+            changed: now,
+            since: now,
+            direct: None,
+            alive: now,
+            peers: BTreeMap::new(),
+            company: None,
+            listen: None,
+            tenure: None,
+            doubt: None,
+            handed: false,
+            refused: false,
+            stranger: None,
+            cleaned: None,
+            moves: VecDeque::new(),
+            moving: None,
+            stopping: None,
+            said: Standing::Witness,
+            beat: now,
+            news: None,
+            actions: vec![Action::Delete],
+            promised: None,
+            next: now,
+        }
+    }
+
+    /// Follows configuration and membership.
+    pub fn set_rules(&mut self, now: Moment, rules: Rules) {
+        let was = self.rules.candidate(&self.own).is_some();
+        self.rules = rules.settled(self.own);
+        let Election { peers, rules, .. } = self;
+        peers.retain(|node, _| rules.candidate(node).is_some());
+        if !was && self.rules.candidate(&self.own).is_some() {
+            self.listen = Some(Listen { from: now, full: true });
+        }
+        self.next = now;
+    }
+
+    /// An epoch that was known before this agent started, from disk or from what members gossip of this
+    /// VIP: the next claim is higher.
+    pub fn raise_floor(&mut self, epoch: u64) {
+        self.floor = self.floor.max(epoch);
+    }
+
+    /// What must hold apart from health; the reason is for people, in a few ASCII words.
+    pub fn set_fact(&mut self, now: Moment, fact: Fact, holds: Result<(), String>) {
+        self.fitness.set(fact, holds);
+        self.next = now;
+    }
+
+    /// One check of the service that the VIP fronts, repeated every 250 to 500 ms: [`FALL`] bad ones in a
+    /// row make this node unfit, after [`RISE`] good ones it is as good as any. The first is believed.
+    pub fn checked(&mut self, now: Moment, outcome: Result<(), &str>) {
+        self.fitness.checked(outcome);
+        self.next = now;
+    }
+
+    /// What the interface has: told when it changes, after looking (an event may be older than the last
+    /// action).
+    pub fn address(&mut self, now: Moment, present: bool) {
+        match &mut self.tenure {
+            Some(tenure) if !present => tenure.removed(),
+            None if present && self.cleaned.is_none_or(|last| now.since(last) >= RECENT) => {
+                self.cleaned = Some(now);
+                self.actions.push(Action::Delete);
+                self.actions.push(Action::Event(Event::Cleaned));
+            }
+            _ => {}
+        }
+        self.next = now;
+    }
+
+    /// A hardware address other than this node's was seen to have the VIP: it answered a probe, or announced
+    /// it, or asks with it as source. `member`: whose it is, by what members gossip.
+    pub fn seen(&mut self, now: Moment, mac: Mac, member: Option<NodeId>) {
+        self.next = now;
+        if member.is_none() {
+            let known = self.stranger.is_some_and(|(_, last)| now.since(last) < STRANGER);
+            self.stranger = Some((mac, now));
+            if self.tenure.is_none() && !known && self.doubt.is_some() {
+                self.tell(Event::Stranger { mac, defended: false });
+            }
+        }
+        match (&mut self.tenure, member) {
+            (None, Some(_)) => {
+                if let Some(doubt) = &mut self.doubt {
+                    doubt.leftover = Some(now);
+                }
+            }
+            (None, None) => {}
+            // A member that answers is a leftover, which goes by itself, or an owner, with whom beats settle
+            // it; clients that heard it must hear this one again.
+            (Some(tenure), Some(_)) => drop(tenure.contested(now)),
+            (Some(tenure), None) => match tenure.stranger(now) {
+                Stand::Nothing => {}
+                Stand::Defend => self.tell(Event::Stranger { mac, defended: true }),
+                Stand::Yield => {
+                    self.tell(Event::Stranger { mac, defended: false });
+                    self.release(now, Why::Stranger, None);
+                }
+            },
+        }
+    }
+
+    /// The machine of this peer answers that nothing listens on the link's port: its agent is gone, so that
+    /// an answer to a probe comes from what it has left.
+    pub fn refused(&mut self, now: Moment, peer: &NodeId) {
+        if self.holder() == Some(*peer) {
+            self.refused = true;
+            self.next = now;
+        }
+    }
+
+    /// A person wants the VIP on this node. Done when status says so; this only begins it.
+    ///
+    /// # Errors
+    /// Why it can't be.
+    pub fn move_to(&mut self, now: Moment, to: NodeId) -> Result<(), MoveError> {
+        let holder = self.holder().ok_or(MoveError::NoOwner)?;
+        if holder == to {
+            return Err(MoveError::Already);
+        }
+        if self.rules.candidate(&to).is_none() {
+            return Err(MoveError::NotCandidate);
+        }
+        match self.standing_of(now, &to).ok_or(MoveError::NotHeard)? {
+            Standing::Unfit(reason) => return Err(MoveError::Unfit(reason)),
+            Standing::Listening => return Err(MoveError::Unfit("it has just started".to_owned())),
+            _ => {}
+        }
+        self.next = now;
+        if self.tenure.is_some() {
+            self.release(now, Why::Move, Some(to));
+        } else {
+            self.moving = Some((to, now.after(MOVING)));
+            self.send(now, vec![holder], Purpose::Move(to));
+        }
+        Ok(())
+    }
+
+    /// Let go and take part no more. The shell goes on until [`Election::is_over`].
+    pub fn stop(&mut self, now: Moment) {
+        if self.stopping.is_some() {
+            return;
+        }
+        self.stopping = Some(if self.tenure.is_some() { now.after(FAREWELL) } else { now });
+        if self.tenure.is_some() {
+            self.release(now, Why::Stop, self.successor(now));
+        }
+        self.next = now;
+    }
+
+    /// Whether a stopped election has said all it has to say.
+    pub fn is_over(&self, now: Moment) -> bool {
+        self.stopping.is_some_and(|over| now >= over)
+    }
+
+    /// Whether this node owns the VIP.
+    pub fn owns(&self) -> bool {
+        self.tenure.is_some()
+    }
+
+    /// When [`Election::poll`] has something to do by itself.
+    pub fn deadline(&self) -> Moment {
+        self.next
+    }
+
+    /// Does what is due, and returns everything that is to be carried out.
+    pub fn poll(&mut self, now: Moment) -> Vec<Action> {
+        if let Some(promised) = self.promised {
+            self.late(now, now.since(promised));
+        }
+        self.next = now.after(Duration::from_secs(1));
+        self.keep(now);
+        self.contend(now);
+        self.speak(now);
+        self.promised = Some(self.next.max(now));
+        std::mem::take(&mut self.actions)
+    }
+
+    /// This node's own loop was late by so long: found by [`Election::poll`] itself against its deadline;
+    /// for a shell that knows better. Nobody is accused of a silence that was not listened to.
+    pub fn late(&mut self, now: Moment, by: Duration) {
+        if by >= STALL && self.tenure.is_some() {
+            self.release(now, Why::Stall, None);
+        }
+        if by >= LATE {
+            self.began = now;
+            self.alive = now;
+            self.direct = self.direct.map(|_| now);
+            self.doubt = None;
+            self.handed = false;
+            let over = self.listen.map_or(Moment::ZERO, |listen| self.listened(listen));
+            if over < now.after(LISTEN_LATE) {
+                self.listen = Some(Listen { from: now, full: false });
+            }
+        } else if by >= WINDOW / 2
+            && let Some(doubt) = &mut self.doubt
+        {
+            doubt.not_before = now.after(WINDOW / 2);
+        }
+    }
+
+    /// What an owner does.
+    fn keep(&mut self, now: Moment) {
+        if self.tenure.is_none() {
+            return;
+        }
+        let why = match self.standing(now) {
+            Standing::Witness => Some(Why::Rules),
+            Standing::Unfit(_) if !self.fitness.holds(Fact::Draining) => Some(Why::Drain),
+            Standing::Unfit(_) => Some(Why::Unfit),
+            _ => None,
+        };
+        if let Some(why) = why {
+            if why == Why::Unfit {
+                self.fitness.lost(now);
+            }
+            return self.release(now, why, self.successor(now));
+        }
+        if let Some(better) = self.preferred(now) {
+            return self.release(now, Why::Preempt, Some(better));
+        }
+        if let Some(tenure) = &mut self.tenure {
+            let next = tenure.poll(now, &mut self.actions);
+            self.wake(next);
+        }
+    }
+
+    /// Lets the address go: it is deleted before anyone hears of it.
+    fn release(&mut self, now: Moment, why: Why, successor: Option<NodeId>) {
+        let Some(known) = self.known.filter(|_| self.tenure.is_some()) else { return };
+        self.tenure = None;
+        self.actions.push(Action::Delete);
+        let holding = Holding::Released { why, successor };
+        self.adopt(now, Known { claim: known.claim, holding });
+        self.tell(Event::Lost { epoch: known.claim.epoch, to: successor, cause: Loss::Released(why) });
+        self.announce_news(now, Audience::Everyone);
+    }
+
+    fn next_epoch(&self) -> u64 {
+        self.known.map_or(0, |known| known.claim.epoch).max(self.floor).saturating_add(1)
+    }
+
+    /// Takes this as what is known.
+    fn adopt(&mut self, now: Moment, known: Known) {
+        if self.known.map(|before| before.claim.owner) != Some(known.claim.owner) {
+            self.since = now;
+        }
+        self.known = Some(known);
+        self.changed = now;
+        self.direct = None;
+        self.alive = now;
+        self.doubt = None;
+        self.handed = false;
+        self.refused = false;
+    }
+
+    fn note_move(&mut self, now: Moment) {
+        if self.moves.len() >= 3 {
+            self.moves.pop_front();
+        }
+        self.moves.push_back(now);
+    }
+
+    /// The node that holds the VIP, as far as is known.
+    fn holder(&self) -> Option<NodeId> {
+        self.known.and_then(|known| known.holder())
+    }
+
+    /// The best other candidate that is alive.
+    fn successor(&self, now: Moment) -> Option<NodeId> {
+        let ranked = self.peers.keys().filter_map(|node| Some((self.rank_of(now, node)?, *node)));
+        ranked.min().map(|(_, node)| node)
+    }
+
+    /// The rank of a candidate that is alive and eligible.
+    fn rank_of(&self, now: Moment, node: &NodeId) -> Option<Rank> {
+        let standing = self.standing_of(now, node).filter(Standing::is_eligible)?;
+        self.rules.rank(node, &standing)
+    }
+
+    fn standing_of(&self, now: Moment, node: &NodeId) -> Option<Standing> {
+        if *node == self.own {
+            return Some(self.standing(now));
+        }
+        self.peers.get(node).filter(|peer| now.since(peer.heard) < LIVE).map(|peer| peer.standing.clone())
+    }
+
+    /// How this node stands.
+    fn standing(&self, now: Moment) -> Standing {
+        if self.rules.candidate(&self.own).is_none() {
+            return Standing::Witness;
+        }
+        if self.stopping.is_some() {
+            return Standing::Unfit("its agent stops".to_owned());
+        }
+        match self.fitness.standing(now) {
+            Standing::Fit | Standing::Recovering if self.listen.is_some() && self.tenure.is_none() => {
+                Standing::Listening
+            }
+            standing => standing,
+        }
+    }
+
+    fn wake(&mut self, at: Moment) {
+        self.next = self.next.min(at);
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.actions.push(Action::Event(event));
+    }
+}

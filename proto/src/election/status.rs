@@ -1,0 +1,77 @@
+//! What is shown of a VIP.
+
+use std::time::Duration;
+
+use super::action::{Mac, Place, State, Status};
+use super::rank::{Candidate, Standing};
+use super::{Election, STRANGER};
+use crate::time::Moment;
+
+/// An owner that nobody here has heard for so long is not called one: far witnesses hear it once a second.
+const FORGOTTEN: Duration = Duration::from_secs(5);
+
+impl Election {
+    /// All there is to show.
+    pub fn status(&self, now: Moment) -> Status {
+        let heard = self.alive.max(self.direct.unwrap_or_default());
+        let owner = self.holder().filter(|_| self.owns() || now.since(heard) < FORGOTTEN);
+        let mut candidates: Vec<Place> =
+            self.rules.candidates.iter().map(|one| self.place(now, one)).collect();
+        candidates.sort_by_key(|place| {
+            let rank = place.standing.as_ref().and_then(|standing| self.rules.rank(&place.node, standing));
+            let last = place.reason.is_some() || rank.is_none();
+            (owner != Some(place.node), last, rank, std::cmp::Reverse(place.priority), place.node)
+        });
+        let stranger = self.stranger.filter(|(_, last)| now.since(*last) < STRANGER);
+        let own = candidates.iter().find(|place| place.node == self.own);
+        let refusal = own.and_then(|place| place.reason.clone());
+        let able = candidates.iter().any(|place| place.reason.is_none());
+        let (state, reason) = match owner {
+            Some(owner) if owner == self.own => (State::OwnedHere, None),
+            Some(_) => (State::Owned, None),
+            None if candidates.is_empty() => (State::Unavailable, Some("it has no candidates".to_owned())),
+            None if able => (State::Unowned, None),
+            None => {
+                (State::Unavailable, refusal.or_else(|| candidates.iter().find_map(|one| one.reason.clone())))
+            }
+        };
+        let answers = stranger.map(|(mac, _)| {
+            format!("{} answers ARP from {}, which is no member's", self.address, mac_text(mac))
+        });
+        Status {
+            state: if stranger.is_some() && owner.is_none() { State::Unavailable } else { state },
+            owner,
+            epoch: self.known.map_or(0, |known| known.claim.epoch),
+            since: owner.map(|_| self.since),
+            reason: answers.or(reason),
+            candidates,
+        }
+    }
+
+    fn place(&self, now: Moment, one: &Candidate) -> Place {
+        let standing = self.standing_of(now, &one.node);
+        let reason = match &standing {
+            Some(Standing::Unfit(reason)) => Some(reason.clone()),
+            Some(Standing::Listening) => Some("it has just started".to_owned()),
+            Some(Standing::Witness) => Some("it does not know yet that it is a candidate".to_owned()),
+            Some(Standing::Fit | Standing::Recovering) => None,
+            None => Some(one.unfit.clone().unwrap_or_else(|| "it is not heard".to_owned())),
+        };
+        Place { node: one.node, priority: one.priority, standing, reason }
+    }
+
+    /// Why this node is only recovering; none: it is not.
+    pub fn recovery(&self, now: Moment) -> Option<String> {
+        (self.standing(now) == Standing::Recovering).then(|| self.fitness.recovery(now))
+    }
+
+    /// The highest epoch that is known, for the disk and gossip, and for [`Election::raise_floor`] later.
+    pub fn epoch(&self) -> u64 {
+        self.known.map_or(0, |known| known.claim.epoch).max(self.floor)
+    }
+}
+
+fn mac_text(mac: Mac) -> String {
+    let [a, b, c, d, e, f] = mac;
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+}

@@ -1,0 +1,226 @@
+//! The settings that there are, and how their keys are written.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::config::{SHARED_KEYS, check_address, nearest};
+use crate::node::Name;
+use crate::service::ServiceName;
+
+/// A setting, as people are told of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// Its key; words in capitals stand for what is put there.
+    pub key: &'static str,
+    /// What it does, in a line.
+    pub what: &'static str,
+    /// What holds while it is not set.
+    pub default: &'static str,
+}
+
+const fn known(key: &'static str, what: &'static str, default: &'static str) -> Known {
+    Known { key, what, default }
+}
+
+/// Every setting, in the order in which they are shown.
+pub const KNOWN: [Known; 26] = [
+    known("vip", "virtual IPs, separated by commas", "none"),
+    known("vip.ADDRESS.interface", "interface that carries it", "the one whose prefix covers it"),
+    known("vip.ADDRESS.label", "label of the address, as wg0:0", "none"),
+    known("vip.ADDRESS.candidates", "who may own it: masters, all, or names", "masters"),
+    known("vip.ADDRESS.priority.NODE", "rank of a candidate, 1 to 255, the highest first", "100"),
+    known("vip.ADDRESS.preempt", "off, or how long a better candidate waits, as 30s", "off"),
+    known("vip.ADDRESS.service", "service that it fronts", "kube-api"),
+    known("balance", "short for service.kube-api.balance", "least-connections"),
+    known("service.NAME.listen", "where every node's proxy listens, separated by commas", "nowhere"),
+    known("service.NAME.port", "port of the backends", "none; 6443 for kube-api"),
+    known("service.NAME.balance", "least-connections, round-robin, nearest or first", "least-connections"),
+    known("service.NAME.maxconn", "most connections of a node's listener", "10000"),
+    known("service.NAME.backend-maxconn", "a node's connections past which others go first", "0: no limit"),
+    known("service.NAME.send-proxy", "true: tell backends who the client is", "false"),
+    known("service.NAME.access-log", "true: a line in the log for each connection", "false"),
+    known("service.NAME.check", "tcp, http or https", "tcp; https for kube-api"),
+    known("service.NAME.check.path", "path that a check asks for", "/; /readyz for kube-api"),
+    known("service.NAME.check.expect", "status codes that mean ready, as 200-299,401", "200"),
+    known("service.NAME.check.interval", "time between two checks", "1s"),
+    known("service.NAME.check.timeout", "longest time that a check may take", "2500ms"),
+    known("service.NAME.check.rise", "good checks in a row to become ready", "2"),
+    known("service.NAME.check.fall", "failed checks in a row to be down", "2"),
+    known("service.NAME.check.server-name", "name that the certificate must carry", "not looked at"),
+    known("weight.NODE", "share of a node among equals, 0 to 256", "as its file says, else 100"),
+    known("drain.NODE", "since when it takes no new connections; see: agent drain", "not draining"),
+    known("haproxy-metrics", "true: /metrics has the haproxy exporter's names too", "false"),
+];
+
+/// A key as the document has it, and what is known of it.
+///
+/// # Errors
+/// There is no such setting, and what was probably meant.
+pub fn about(text: &str) -> Result<(String, &'static Known), String> {
+    let key = Key::parse(text)?;
+    let pattern = match &key {
+        Key::Vip | Key::HaproxyMetrics => key.to_string(),
+        Key::OfVip(address, OfVip::Priority(_)) => format!("vip.{address}.priority.NODE"),
+        Key::Service(_, key) => format!("service.NAME.{key}"),
+        Key::Weight(_) => "weight.NODE".to_owned(),
+        Key::Drain(_) => "drain.NODE".to_owned(),
+        Key::OfVip(..) => key.to_string(),
+    };
+    let pattern = match &key {
+        Key::OfVip(address, _) => pattern.replacen(&address.to_string(), "ADDRESS", 1),
+        _ => pattern,
+    };
+    let known = KNOWN.iter().find(|known| known.key == pattern);
+    Ok((key.to_string(), known.ok_or_else(|| format!("there is no setting \"{}\"", shown(text)))?))
+}
+
+/// What a key of a VIP is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum OfVip {
+    Interface,
+    Label,
+    Candidates,
+    Priority(Name),
+    Preempt,
+    Service,
+}
+
+/// A key that was understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Key {
+    Vip,
+    OfVip(IpAddr, OfVip),
+    Service(ServiceName, &'static str),
+    Weight(Name),
+    Drain(Name),
+    HaproxyMetrics,
+}
+
+/// The last parts of a VIP's keys.
+const OF_VIP: [&str; 6] = ["interface", "label", "candidates", "priority", "preempt", "service"];
+
+/// How keys begin.
+pub(super) const HEADS: [&str; 6] = ["vip", "service", "balance", "weight", "drain", "haproxy-metrics"];
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Key::Vip => f.write_str("vip"),
+            Key::OfVip(address, of) => {
+                let word = match of {
+                    OfVip::Interface => "interface",
+                    OfVip::Label => "label",
+                    OfVip::Candidates => "candidates",
+                    OfVip::Priority(node) => return write!(f, "vip.{address}.priority.{node}"),
+                    OfVip::Preempt => "preempt",
+                    OfVip::Service => "service",
+                };
+                write!(f, "vip.{address}.{word}")
+            }
+            Key::Service(name, key) => write!(f, "service.{name}.{key}"),
+            Key::Weight(node) => write!(f, "weight.{node}"),
+            Key::Drain(node) => write!(f, "drain.{node}"),
+            Key::HaproxyMetrics => f.write_str("haproxy-metrics"),
+        }
+    }
+}
+
+impl Key {
+    /// Reads a key as people write it.
+    pub(super) fn parse(text: &str) -> Result<Key, String> {
+        let (head, rest) = text.split_once('.').unwrap_or((text, ""));
+        let needs = |what: &str, example: &str| format!("{what} is missing: write it as {example}");
+        match (head, rest) {
+            ("vip", "") => Ok(Key::Vip),
+            ("vip", rest) => of_vip(rest),
+            ("balance", "") => Ok(Key::Service(ServiceName::kube_api(), "balance")),
+            ("haproxy-metrics", "") => Ok(Key::HaproxyMetrics),
+            ("service", "") => Err(needs("the service", "service.ingress.port")),
+            ("service", rest) => of_service(rest),
+            ("weight" | "drain", "") => Err(needs("the node", &format!("{head}.NODE"))),
+            ("weight", node) => Ok(Key::Weight(name(node)?)),
+            ("drain", node) => Ok(Key::Drain(name(node)?)),
+            _ => Err(unknown("setting", head, &HEADS)),
+        }
+    }
+}
+
+fn name(text: &str) -> Result<Name, String> {
+    text.parse().map_err(|error: crate::node::BadName| error.to_string())
+}
+
+/// Cuts a text that is shown in a message.
+pub(super) fn shown(text: &str) -> String {
+    text.chars().take(60).map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+fn unknown(what: &str, typed: &str, known: &[&str]) -> String {
+    let near = nearest(typed, known).map_or_else(|| ";".to_owned(), |near| format!(", did you mean {near}?"));
+    format!("there is no {what} \"{}\"{near} there are {}", shown(typed), known.join(", "))
+}
+
+/// `10.0.0.50.interface`: addresses have points of their own, so the longest beginning that is one counts.
+fn of_vip(rest: &str) -> Result<Key, String> {
+    let ends = rest.match_indices('.').map(|(at, _)| at).chain([rest.len()]);
+    let found = ends.filter_map(|at| Some((at, rest[..at].parse::<IpAddr>().ok()?))).next_back();
+    let Some((at, address)) = found else {
+        return Err("no address in it: write it as vip.10.0.0.50.interface".to_owned());
+    };
+    let word = rest[at..].trim_start_matches('.');
+    let of = match word.split_once('.') {
+        Some(("priority", node)) => OfVip::Priority(name(node)?),
+        _ => match word {
+            "interface" => OfVip::Interface,
+            "label" => OfVip::Label,
+            "candidates" => OfVip::Candidates,
+            "priority" => return Err(format!("the node is missing: write it as vip.{rest}.NODE")),
+            "preempt" => OfVip::Preempt,
+            "service" => OfVip::Service,
+            other => return Err(unknown("setting of a VIP", other, &OF_VIP)),
+        },
+    };
+    Ok(Key::OfVip(address.to_canonical(), of))
+}
+
+/// Keys that a node's own file has, and that mean nothing for all nodes at once.
+const OWN: [&str; 4] = ["check.address", "check.ca-file", "check.cert-file", "check.key-file"];
+
+fn of_service(rest: &str) -> Result<Key, String> {
+    let (service, key) = rest.split_once('.').unwrap_or((rest, ""));
+    let service: ServiceName = service.parse()?;
+    let key = if key == "check.kind" { "check" } else { key };
+    match SHARED_KEYS.iter().find(|known| **known == key) {
+        Some(key) => Ok(Key::Service(service, key)),
+        None if key == "weight" => Err("weights belong to nodes: write weight.NODE".to_owned()),
+        None if OWN.contains(&key) => {
+            Err("it differs from node to node: write it into each node's agent.toml".to_owned())
+        }
+        None => Err(unknown("setting of a service", key, &SHARED_KEYS)),
+    }
+}
+
+/// A VIP as people write it: an address, or one with a prefix that is left out.
+pub(super) fn vip(text: &str) -> Result<IpAddr, String> {
+    let bare = match text.split_once('/') {
+        Some((bare, length)) => {
+            let most = if bare.contains(':') { 128 } else { 32 };
+            let good = length.parse::<u8>().is_ok_and(|length| length <= most);
+            if !good {
+                return Err(format!("\"{}\" has no prefix length after its /", shown(text)));
+            }
+            bare
+        }
+        None => text,
+    };
+    let address = check_address(bare)?.to_canonical();
+    let local = match address {
+        IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unicast_link_local(),
+    };
+    if local {
+        return Err(format!(
+            "{address} is never shared between nodes: write a free address of their network"
+        ));
+    }
+    Ok(address)
+}

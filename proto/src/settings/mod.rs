@@ -1,0 +1,273 @@
+//! Settings that hold for the whole cluster: texts in the cluster document, checked into values.
+//!
+//! [`plan`] checks what someone wants to change, as a whole and before anything is spread. [`Settings::of`]
+//! reads what a document holds, whoever wrote it: what is not understood is reported and passed over, since a
+//! later version may have written it, and two nodes may have changed what belongs together at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::cluster::Document;
+use crate::config::{self, Config, Mistake};
+use crate::node::Name;
+use crate::service::{MAX_WEIGHT, Service, ServiceName};
+use crate::time::UnixMs;
+
+mod known;
+mod plan;
+#[cfg(test)]
+mod tests;
+
+pub use known::{KNOWN, Known, about};
+pub use plan::{Change, member, plan};
+
+use known::{Key, OfVip, shown};
+
+/// Most VIPs: each has an election of its own, and all of them travel in one datagram.
+pub const MAX_VIPS: usize = 16;
+
+/// Priority of a candidate without one of its own, as in keepalived.
+pub const PRIORITY: u8 = 100;
+
+/// Longest wait of a better candidate.
+const MAX_PREEMPT: Duration = Duration::from_secs(3600);
+
+/// Longest value: hundreds of names or addresses.
+const MAX_VALUE: usize = 8 * 1024;
+
+/// Who may own a VIP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Candidates {
+    /// Every node with an apiserver.
+    Masters,
+    /// Every node.
+    All,
+    /// These.
+    Names(BTreeSet<Name>),
+}
+
+/// A virtual IP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VipSettings {
+    /// The address.
+    pub address: IpAddr,
+    /// Interface that carries it; none: the one whose prefix covers it.
+    pub interface: Option<String>,
+    /// Label of the address on that interface (IFA_LABEL); IPv4 alone has them.
+    pub label: Option<String>,
+    /// Who may own it.
+    pub candidates: Candidates,
+    /// Ranks of candidates, the highest first; who is not in it has [`PRIORITY`].
+    pub priorities: BTreeMap<Name, u8>,
+    /// How long a candidate of higher priority is eligible before it takes over; none: it waits until the
+    /// owner fails.
+    pub preempt: Option<Duration>,
+    /// The service that it fronts.
+    pub service: ServiceName,
+}
+
+impl VipSettings {
+    /// An address and nothing more.
+    pub fn new(address: IpAddr) -> VipSettings {
+        VipSettings {
+            address,
+            interface: None,
+            label: None,
+            candidates: Candidates::Masters,
+            priorities: BTreeMap::new(),
+            preempt: None,
+            service: ServiceName::kube_api(),
+        }
+    }
+}
+
+/// What the settings say.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// The virtual IPs, by address.
+    pub vips: Vec<VipSettings>,
+    /// Services of the whole cluster; [`config::overlay`] lays them under a node's own.
+    pub services: Vec<Service>,
+    /// Shares of nodes, which count more than what their files say.
+    pub weights: BTreeMap<Name, u16>,
+    /// Nodes that take no new connections, and since when.
+    pub drains: BTreeMap<Name, UnixMs>,
+    /// Whether /metrics has the haproxy exporter's names too.
+    pub haproxy_metrics: bool,
+}
+
+/// Checks an address for `vip`, as it is checked there.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_vip(text: &str) -> Result<IpAddr, String> {
+    known::vip(text)
+}
+
+/// The keys of a node's own settings, which go with it when it is removed.
+pub fn of_node(name: &Name) -> [String; 2] {
+    [Key::Weight(name.clone()).to_string(), Key::Drain(name.clone()).to_string()]
+}
+
+/// Collects mistakes.
+struct Found(Vec<Mistake>);
+
+impl Found {
+    fn add(&mut self, key: impl ToString, message: impl Into<String>) {
+        // Parts of it may be what another node wrote, and it goes to logs and terminals.
+        let message = message.into().replace(char::is_control, "?");
+        self.0.push(Mistake { line: 0, column: 0, key: key.to_string(), message });
+    }
+}
+
+impl Settings {
+    /// Reads the settings of a document, and says what is not understood and passed over.
+    pub fn of(document: &Document) -> (Settings, Vec<Mistake>) {
+        Settings::read(&values(document))
+    }
+
+    fn read(values: &BTreeMap<String, String>) -> (Settings, Vec<Mistake>) {
+        let mut found = Found(Vec::new());
+        let mut settings = Settings::default();
+        let mut vips: BTreeMap<IpAddr, VipSettings> = BTreeMap::new();
+        let mut services: BTreeMap<ServiceName, Vec<(&str, &str)>> = BTreeMap::new();
+        // "vip" stands before all of its own in the order of the keys, so the addresses are known first.
+        for (text, value) in values {
+            let key = match Key::parse(text) {
+                Ok(key) => key,
+                Err(message) => {
+                    found.add(shown(text), message);
+                    continue;
+                }
+            };
+            let value = value.as_str();
+            let result = match &key {
+                Key::Vip => addresses(value)
+                    .map(|all| vips.extend(all.into_iter().map(|one| (one, VipSettings::new(one))))),
+                Key::OfVip(address, of) => match vips.get_mut(address) {
+                    Some(vip) => vip.take(of, value),
+                    None => Err(format!("{address} is not among the addresses of vip: set that too")),
+                },
+                Key::Service(name, key) => {
+                    services.entry(name.clone()).or_default().push((key, value));
+                    Ok(())
+                }
+                Key::Weight(node) => number(value, 0, MAX_WEIGHT).map(|weight| {
+                    settings.weights.insert(node.clone(), weight);
+                }),
+                Key::Drain(node) => value
+                    .parse()
+                    .map(|ms| {
+                        settings.drains.insert(node.clone(), UnixMs(ms));
+                    })
+                    .map_err(|_| {
+                        "it holds a time in milliseconds since 1970; run: agent drain NODE".to_owned()
+                    }),
+                Key::HaproxyMetrics => match value {
+                    "true" | "false" => {
+                        settings.haproxy_metrics = value == "true";
+                        Ok(())
+                    }
+                    _ => Err(format!("\"{}\" is not true or false", shown(value))),
+                },
+            };
+            if let Err(message) = result {
+                found.add(&key, message);
+            }
+        }
+        for vip in vips.values() {
+            vip.check(&mut found);
+        }
+        settings.vips = vips.into_values().collect();
+        for (name, keys) in services {
+            let (service, mistakes) = config::shared_service(&name, keys.into_iter());
+            settings.services.extend(service);
+            found.0.extend(mistakes);
+        }
+        // What no node could do, as far as it does not depend on the node.
+        found.0.extend(config::overlay(&Config::default(), &settings.services).1);
+        (settings, found.0)
+    }
+}
+
+/// What is set in a document, by key.
+fn values(document: &Document) -> BTreeMap<String, String> {
+    let set =
+        |(key, setting): (&String, &crate::cluster::Setting)| Some((key.clone(), setting.value.clone()?));
+    document.settings.iter().filter_map(set).collect()
+}
+
+/// The words of a list.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|word| !word.is_empty())
+}
+
+fn addresses(text: &str) -> Result<BTreeSet<IpAddr>, String> {
+    let all = words(text).map(known::vip).collect::<Result<BTreeSet<IpAddr>, String>>()?;
+    match all.len() {
+        0 => Err("no address: write one as 10.0.0.50, or unset it".to_owned()),
+        1..=MAX_VIPS => Ok(all),
+        many => Err(format!("{many} addresses: {MAX_VIPS} is the most")),
+    }
+}
+
+fn number(text: &str, least: u16, most: u16) -> Result<u16, String> {
+    let wrong = || format!("\"{}\" is not a whole number from {least} to {most}", shown(text));
+    let good = text.bytes().all(|b| b.is_ascii_digit());
+    text.parse().ok().filter(|number| good && (least..=most).contains(number)).ok_or_else(wrong)
+}
+
+impl VipSettings {
+    fn take(&mut self, of: &OfVip, value: &str) -> Result<(), String> {
+        match of {
+            OfVip::Interface => self.interface = Some(config::check_interface(value)?),
+            OfVip::Label => self.label = Some(label(value)?),
+            OfVip::Candidates => {
+                self.candidates = match value {
+                    "masters" => Candidates::Masters,
+                    "all" => Candidates::All,
+                    _ => Candidates::Names(names(value)?),
+                }
+            }
+            OfVip::Priority(node) => {
+                let priority = number(value, 1, 255)?;
+                self.priorities.insert(node.clone(), u8::try_from(priority).unwrap_or(PRIORITY));
+            }
+            OfVip::Preempt if value == "off" => self.preempt = None,
+            OfVip::Preempt => {
+                let wait = config::check_duration(value, Duration::ZERO..=MAX_PREEMPT);
+                self.preempt = Some(wait.map_err(|message| format!("{message}, or off"))?);
+            }
+            OfVip::Service => self.service = value.parse()?,
+        }
+        Ok(())
+    }
+
+    /// What does not fit together.
+    fn check(&self, found: &mut Found) {
+        let Some(label) = &self.label else { return };
+        let key = Key::OfVip(self.address, OfVip::Label);
+        if self.address.is_ipv6() {
+            found.add(&key, "addresses of IPv6 have no labels: unset it");
+        } else if let Some(interface) = &self.interface
+            && !label.starts_with(interface.as_str())
+        {
+            found.add(&key, format!("a label begins with its interface: write it as {interface}:0"));
+        }
+    }
+}
+
+fn names(value: &str) -> Result<BTreeSet<Name>, String> {
+    let all: BTreeSet<Name> = words(value)
+        .map(|word| word.parse().map_err(|error: crate::node::BadName| error.to_string()))
+        .collect::<Result<_, _>>()?;
+    if all.is_empty() { Err("nobody: write masters, all, or names of nodes".to_owned()) } else { Ok(all) }
+}
+
+/// A label of an address: the kernel takes 15 bytes (IFNAMSIZ).
+fn label(value: &str) -> Result<String, String> {
+    let good = (1..=15).contains(&value.len()) && value.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
+    let wrong = || format!("\"{}\" is not a label: 1 to 15 characters, as wg0:0", shown(value));
+    if good { Ok(value.to_owned()) } else { Err(wrong()) }
+}

@@ -1,0 +1,293 @@
+//! Tests of settings: what each key takes, what is refused and with which words, and what a change does.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::cluster::{Admitted, ClusterId, KeyId};
+use crate::node::{NodeId, PublicKey};
+use crate::service::{Balance, CheckKind};
+
+fn key(n: u8) -> PublicKey {
+    PublicKey([n; 32])
+}
+
+fn document() -> Document {
+    let admitted = |n: u8| Admitted {
+        at: UnixMs(1),
+        name: format!("m{n}").parse().unwrap(),
+        key: key(n),
+        by: key(1).id(),
+    };
+    let id = ClusterId::from_random([1; 16]);
+    let mut document = Document::new(id, "c".parse().unwrap(), admitted(1), KeyId([0; 4]));
+    document.admit(admitted(2));
+    document.admit(admitted(3));
+    document
+}
+
+fn by() -> NodeId {
+    key(1).id()
+}
+
+/// `key=value`, or `key` to unset it.
+fn wishes(texts: &[&str]) -> Vec<(String, Option<String>)> {
+    let split = |text: &&str| match text.split_once('=') {
+        Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+        None => ((*text).to_owned(), None),
+    };
+    texts.iter().map(split).collect()
+}
+
+fn planned(document: &Document, texts: &[&str]) -> Result<Vec<Change>, Vec<String>> {
+    plan(document, &wishes(texts)).map_err(|all| all.iter().map(Mistake::to_string).collect())
+}
+
+/// The document with these set.
+fn with(texts: &[&str]) -> Document {
+    let mut document = document();
+    for change in planned(&document, texts).unwrap_or_else(|mistakes| panic!("{mistakes:?}")) {
+        document.set(&change.key, change.new, by(), UnixMs(1));
+    }
+    document
+}
+
+fn read(texts: &[&str]) -> Settings {
+    let (settings, mistakes) = Settings::of(&with(texts));
+    assert!(mistakes.is_empty(), "{mistakes:?}");
+    settings
+}
+
+fn names(texts: &[&str]) -> BTreeSet<Name> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+#[test]
+fn nothing_is_the_default() {
+    assert_eq!(Settings::of(&document()), (Settings::default(), Vec::new()));
+}
+
+#[test]
+fn a_vip_needs_only_its_address() {
+    let settings = read(&["vip=10.91.91.50/24, fd00::50"]);
+    let expected = ["10.91.91.50", "fd00::50"].map(|text| VipSettings::new(text.parse().unwrap()));
+    assert_eq!(settings.vips, expected);
+    assert_eq!(
+        with(&["vip= fd00:0::50/64 ,10.91.91.50/24"]).settings["vip"].value.as_deref(),
+        Some("10.91.91.50,fd00::50")
+    );
+}
+
+#[test]
+fn everything_of_a_vip_is_read() {
+    let settings = read(&[
+        "vip.10.91.91.50.interface=vpn0",
+        "vip.10.91.91.50.label=vpn0:0",
+        "vip.10.91.91.50.candidates=m2, m1",
+        "vip.10.91.91.50.priority.m2=200",
+        "vip.10.91.91.50.preempt=30s",
+        "vip.10.91.91.50.service=web",
+        "vip.fd00:0::50.candidates=all",
+        "vip.fd00::50.preempt=off",
+        "vip=10.91.91.50,fd00::50",
+    ]);
+    let first = VipSettings {
+        address: "10.91.91.50".parse().unwrap(),
+        interface: Some("vpn0".into()),
+        label: Some("vpn0:0".into()),
+        candidates: Candidates::Names(names(&["m1", "m2"])),
+        priorities: BTreeMap::from([("m2".parse().unwrap(), 200)]),
+        preempt: Some(Duration::from_secs(30)),
+        service: "web".parse().unwrap(),
+    };
+    let second = VipSettings { candidates: Candidates::All, ..VipSettings::new("fd00::50".parse().unwrap()) };
+    assert_eq!(settings.vips, [first, second]);
+}
+
+#[test]
+fn everything_else_is_read() {
+    let settings = read(&[
+        "balance=nearest",
+        "service.web.listen=127.0.0.1:8443",
+        "service.web.port=443",
+        "service.web.check.kind=http",
+        "weight.m2=0",
+        "drain.m3=1700000000000",
+        "haproxy-metrics=true",
+    ]);
+    assert_eq!(settings.services.len(), 2);
+    assert_eq!(
+        (settings.services[0].name.as_str(), settings.services[0].balance),
+        ("kube-api", Balance::Nearest)
+    );
+    assert!(matches!(settings.services[1].check.kind, CheckKind::Http(_)));
+    assert_eq!(settings.weights, BTreeMap::from([("m2".parse().unwrap(), 0)]));
+    assert_eq!(settings.drains, BTreeMap::from([("m3".parse().unwrap(), UnixMs(1_700_000_000_000))]));
+    assert!(settings.haproxy_metrics);
+}
+
+#[test]
+fn what_is_wrong_is_refused_with_what_would_be_right() {
+    let table: &[(&[&str], &str)] = &[
+        (&["vpi=10.0.0.9"], "vpi: there is no setting \"vpi\", did you mean vip? there are vip, service"),
+        (&["frobnicate=1"], "frobnicate: there is no setting \"frobnicate\"; there are vip, service"),
+        (&["vip=10.0.0.300"], "vip: \"10.0.0.300\" is not an IP address"),
+        (&["vip=10.0.0.9/33"], "vip: \"10.0.0.9/33\" has no prefix length"),
+        (&["vip="], "vip: no address: write one as 10.0.0.50, or unset it"),
+        (&["vip=127.0.0.1"], "vip: 127.0.0.1 is never shared between nodes"),
+        (&["vip=fe80::1"], "vip: fe80::1 is never shared between nodes"),
+        (&["vip=0.0.0.0"], "vip: 0.0.0.0 can't be reached"),
+        (
+            &["vip.10.0.0.9.interface=wg0"],
+            "vip.10.0.0.9.interface: 10.0.0.9 is not among the addresses of vip",
+        ),
+        (&["vip=10.0.0.9", "vip.10.0.0.9.intreface=wg0"], "did you mean interface?"),
+        (&["vip=10.0.0.9", "vip.10.0.0.9=wg0"], "there is no setting of a VIP \"\"; there are interface"),
+        (&["vip.wg0=1"], "vip.wg0: no address in it: write it as vip.10.0.0.50.interface"),
+        (&["vip=10.0.0.9", "vip.10.0.0.9.interface=a/b"], "is not the name of an interface"),
+        (&["vip=10.0.0.9", "vip.10.0.0.9.label=wg0:0123456789ab"], "is not a label"),
+        (&["vip=10.0.0.9", "vip.10.0.0.9.label=b:0", "vip.10.0.0.9.interface=wg0"], "write it as wg0:0"),
+        (&["vip=fd00::9", "vip.fd00::9.label=wg0:0"], "addresses of IPv6 have no labels"),
+        (&["vip=10.0.0.9", "vip.10.0.0.9.candidates=m1,m9"], "no member is called \"m9\", did you mean m"),
+        (&["vip=10.0.0.9", "vip.10.0.0.9.candidates="], "nobody: write masters, all"),
+        (
+            &["vip=10.0.0.9", "vip.10.0.0.9.priority=1"],
+            "the node is missing: write it as vip.10.0.0.9.priority.NODE",
+        ),
+        (&["vip=10.0.0.9", "vip.10.0.0.9.priority.m1=0"], "\"0\" is not a whole number from 1 to 255"),
+        (&["vip=10.0.0.9", "vip.10.0.0.9.preempt=soon"], "\"soon\" is not a duration"),
+        (&["vip=10.0.0.9", "vip.10.0.0.9.service=A"], "is not a service name"),
+        (&["service.web=1"], "there is no setting of a service \"\"; there are listen, port"),
+        (&["service.web.prot=1"], "there is no setting of a service \"prot\", did you mean port?"),
+        (&["service.web.weight=1"], "write weight.NODE"),
+        (&["service.web.check.ca-file=/x"], "write it into each node's agent.toml"),
+        (&["service.web.port=443"], "service.web.listen: missing"),
+        (&["service.web.port=443", "service.web.listen=127.0.0.1:16443"], "is taken by service kube-api"),
+        (&["balance=fastest"], "service.kube-api.balance: \"fastest\" is not a way to balance"),
+        (&["weight=1"], "the node is missing: write it as weight.NODE"),
+        (&["weight.m1=257"], "weight.m1: \"257\" is not a whole number from 0 to 256"),
+        (&["weight.m1=+5"], "weight.m1: \"+5\" is not a whole number"),
+        (&["weight.worker=1"], "no member is called \"worker\"; there are m1, m2, m3"),
+        (&["drain.m1=yes"], "run: agent drain NODE"),
+        (&["haproxy-metrics=1"], "haproxy-metrics: \"1\" is not true or false"),
+        (&["haproxy-metrics"], "haproxy-metrics: not set"),
+        (&["vpi"], "did you mean vip?"),
+        (&["balance=first", "balance=nearest"], "service.kube-api.balance: given twice"),
+    ];
+    for (texts, words) in table {
+        let mistakes = planned(&document(), texts).expect_err(&format!("{texts:?}"));
+        assert_eq!(mistakes.len(), 1, "{texts:?}: {mistakes:?}");
+        assert!(mistakes[0].contains(words), "{texts:?}: {} lacks \"{words}\"", mistakes[0]);
+    }
+    let all = planned(&document(), &["vip=x", "weight.m1=x", "haproxy-metrics=true"]).unwrap_err();
+    assert_eq!(all.len(), 2, "every mistake is told at once: {all:?}");
+}
+
+#[test]
+fn a_change_says_what_was() {
+    let document = with(&["balance=first", "weight.m2=50"]);
+    let id = key(2).id().to_string();
+    let changes =
+        planned(&document, &["balance=nearest", &format!("weight.{id}=60"), "haproxy-metrics=true"]);
+    let change = |key: &str, old: Option<&str>, new: Option<&str>| Change {
+        key: key.to_owned(),
+        old: old.map(str::to_owned),
+        new: new.map(str::to_owned),
+    };
+    let expected = [
+        change("haproxy-metrics", None, Some("true")),
+        change("service.kube-api.balance", Some("first"), Some("nearest")),
+        change("weight.m2", Some("50"), Some("60")),
+    ];
+    assert_eq!(changes.unwrap(), expected);
+    assert_eq!(planned(&document, &["weight.m2"]).unwrap(), [change("weight.m2", Some("50"), None)]);
+}
+
+#[test]
+fn what_belongs_together_goes_together() {
+    let keys = |changes: Vec<Change>| {
+        assert!(changes.iter().all(|change| change.new.is_none() || change.key == "vip"), "{changes:?}");
+        changes.into_iter().map(|change| change.key).collect::<Vec<_>>()
+    };
+    let document = with(&[
+        "vip=10.0.0.1,10.0.0.11",
+        "vip.10.0.0.1.interface=wg0",
+        "vip.10.0.0.11.interface=wg0",
+        "service.web.listen=",
+        "service.web.port=443",
+        "service.web2.listen=",
+        "service.web2.port=443",
+    ]);
+    let of = |texts: &[&str]| keys(planned(&document, texts).unwrap());
+    assert_eq!(of(&["vip=10.0.0.11"]), ["vip", "vip.10.0.0.1.interface"]);
+    assert_eq!(of(&["vip"]), ["vip", "vip.10.0.0.1.interface", "vip.10.0.0.11.interface"]);
+    assert_eq!(of(&["service.web"]), ["service.web.listen", "service.web.port"]);
+    let half = planned(&document, &["service.web.port"]).unwrap_err();
+    assert!(half[0].contains("service.web.port: missing"), "{half:?}");
+}
+
+#[test]
+fn what_a_later_version_wrote_is_reported_and_hinders_nobody() {
+    let mut document = with(&["vip=10.0.0.1"]);
+    document.set("vip.10.0.0.1.shared", Some("yes".into()), by(), UnixMs(1));
+    document.set("teleport", Some("on".into()), by(), UnixMs(1));
+    document.set("weight.m1", Some("heavy".into()), by(), UnixMs(1));
+    let (settings, mistakes) = Settings::of(&document);
+    assert_eq!((settings.vips.len(), settings.weights.len(), mistakes.len()), (1, 0, 3), "{mistakes:?}");
+    assert!(planned(&document, &["balance=first"]).is_ok());
+    assert_eq!(planned(&document, &["teleport"]).unwrap().len(), 1, "it can be unset");
+    // A node that was removed keeps nothing that could not be taken away.
+    document.remove(
+        key(2).id(),
+        crate::cluster::Removed { at: UnixMs(2), name: "m2".parse().unwrap(), by: by() },
+    );
+    document.set("drain.m2", Some("5".into()), by(), UnixMs(1));
+    assert!(planned(&document, &["drain.m2=6"]).is_err());
+    assert_eq!(planned(&document, &["drain.m2"]).unwrap().len(), 1);
+}
+
+#[test]
+fn every_setting_that_is_told_of_is_one() {
+    for known in KNOWN {
+        let key = known.key.replace("ADDRESS", "10.0.0.1").replace("NAME", "web").replace("NODE", "m1");
+        let parsed = Key::parse(&key).unwrap_or_else(|error| panic!("{key}: {error}"));
+        assert!(parsed.to_string() == key || key == "balance", "{key} reads as {parsed}");
+        let (_, told) = about(&key).unwrap_or_else(|error| panic!("{key}: {error}"));
+        assert!(*told == known || key == "balance", "{key} is told of as {}", told.key);
+        assert!(known.key.len() + known.what.len() < 76, "{} does not fit a line", known.key);
+    }
+    let told = KNOWN.iter().filter(|known| known.key.starts_with("service.")).count();
+    assert_eq!(told, crate::config::SHARED_KEYS.len());
+}
+
+proptest! {
+    #[test]
+    fn no_setting_makes_it_panic(
+        pairs in proptest::collection::vec(
+            ("(vip|weight|drain|balance|service|haproxy-metrics)(\\.[a-z0-9.:]{0,12}){0,3}|.{0,20}", ".{0,30}"), 0..8
+        ),
+    ) {
+        let mut document = document();
+        for (key, value) in &pairs {
+            document.set(key, Some(value.clone()), by(), UnixMs(1));
+        }
+        let _ = Settings::of(&document);
+        let set: Vec<_> = pairs.into_iter().map(|(key, value)| (key, Some(value))).collect();
+        let _ = plan(&document, &set);
+    }
+
+    #[test]
+    fn what_was_planned_reads_back_without_a_mistake(
+        vip in "10\\.0\\.0\\.[1-9]", weight in 0u16..=256, balance in 0usize..4, preempt in 0u32..3600,
+    ) {
+        let texts = [
+            format!("vip={vip}/24"),
+            format!("vip.{vip}.preempt={preempt}s"),
+            format!("weight.m2={weight}"),
+            format!("balance={}", Balance::ALL[balance]),
+        ];
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let settings = read(&texts);
+        prop_assert_eq!(settings.vips.len(), 1);
+        prop_assert_eq!(settings.services[0].balance, Balance::ALL[balance]);
+    }
+}

@@ -1,0 +1,195 @@
+//! What must hold, judged from outside with all that the nodes can't know.
+
+use proto::election::{Cause, State};
+use proto::node::NodeId;
+
+use super::{Node, World};
+
+/// Quiet after which all must be settled.
+const QUIET: u64 = 3_000;
+
+#[derive(Default)]
+pub(super) struct Memory {
+    /// Since when something has been wrong that a lost packet may make wrong for a moment.
+    wrong_since: Option<u64>,
+    pub(super) last_owner: usize,
+    pub(super) loss_before: u64,
+}
+
+impl World {
+    fn breaks(&mut self, text: String) {
+        self.note(format!("!! {text}"));
+        self.broken.push(format!("{:6} {text}", self.now));
+    }
+
+    /// Everything that must hold at every moment.
+    pub(super) fn judge(&mut self) {
+        for n in 0..self.nodes.len() {
+            if let Some(text) = self.judge_node(n) {
+                self.breaks(format!("node {n} {text}"));
+            }
+        }
+        let settled = self.now >= self.changed + QUIET;
+        if settled && self.now % 5 > 0 {
+            return;
+        }
+        if settled && let Some(text) = self.judge_sides() {
+            let since = *self.judged.wrong_since.get_or_insert(self.now);
+            let patience = if self.ever_lossy == 0 || self.ever_lossy + QUIET < self.now { 0 } else { 600 };
+            if self.now - since >= patience {
+                self.breaks(text);
+            }
+        } else {
+            self.judged.wrong_since = None;
+        }
+    }
+
+    fn judge_node(&mut self, n: usize) -> Option<String> {
+        let now = self.now;
+        let node = &mut self.nodes[n];
+        let owns = node.runs() && node.owns();
+        node.orphan = node.kernel.filter(|_| !owns).map(|_| node.orphan.unwrap_or(now));
+        if let Some(since) = node.orphan {
+            // Who runs and does not own has just been started, and deletes with its first action.
+            let bound = if node.runs() { 0 } else { 2_500 };
+            if now - since > bound {
+                return Some(format!("has had the address for {} ms and does not own it", now - since));
+            }
+        }
+        if owns && node.kernel.is_none() && node.missing.is_none_or(|since| now - since > 300) {
+            return Some("owns it without having the address".to_owned());
+        }
+        node.owned_since = owns.then(|| node.owned_since.unwrap_or(now));
+        let unfit = node.runs() && (node.bad_checks >= 3 || node.draining || !node.carrier);
+        node.unfit_since = unfit.then(|| node.unfit_since.unwrap_or(now));
+        if owns && node.unfit_since.is_some_and(|since| now - since > 100) {
+            return Some("owns it and is not eligible".to_owned());
+        }
+        let epoch = node.agent.as_ref().map_or(0, |agent| agent.epoch());
+        if node.agent.is_some() {
+            if epoch < node.epoch {
+                return Some(format!("went back from epoch {} to {epoch}", node.epoch));
+            }
+            node.epoch = epoch;
+            node.disk = node.disk.max(epoch);
+        }
+        None
+    }
+
+    /// Whether these two hear each other whole.
+    fn joined(&self, a: usize, b: usize) -> bool {
+        let (there, back) = (self.ways[a][b], self.ways[b][a]);
+        let cut = there.udp_cut || there.l2_cut || back.udp_cut || back.l2_cut;
+        !cut && self.carriers(a, b)
+    }
+
+    /// Each side that is whole in itself and cut from all else has one owner.
+    fn judge_sides(&self) -> Option<String> {
+        let live: Vec<usize> = (0..self.nodes.len()).filter(|n| self.nodes[*n].runs()).collect();
+        for n in &live {
+            let side: Vec<usize> = live.iter().copied().filter(|o| o == n || self.joined(*n, *o)).collect();
+            let whole = side.iter().all(|a| side.iter().all(|b| a == b || self.joined(*a, *b)));
+            let touches = |o: &usize| {
+                side.iter().any(|a| {
+                    let (there, back) = (self.ways[*a][*o], self.ways[*o][*a]);
+                    let silent = there.udp_cut && there.l2_cut && back.udp_cut && back.l2_cut;
+                    self.carriers(*a, *o) && !silent
+                })
+            };
+            let outside = live.iter().any(|o| !side.contains(o) && touches(o));
+            // Each side once: by its first.
+            if !whole || outside || side.first() != Some(n) {
+                continue;
+            }
+            let owners: Vec<usize> = side.iter().copied().filter(|n| self.nodes[*n].owns()).collect();
+            let eligible = side.iter().any(|n| self.nodes[*n].eligible());
+            if owners.len() > 1 {
+                return Some(format!("{owners:?} own it, all in the side {side:?}"));
+            }
+            if owners.is_empty() && eligible && !self.stranger {
+                return Some(format!("nobody owns it in the side {side:?}"));
+            }
+            if self.now % 50 == 0
+                && let Some(owner) = owners.first()
+                && let Some(text) = self.judge_knowledge(&side, *owner)
+            {
+                return Some(text);
+            }
+        }
+        None
+    }
+
+    /// Everyone knows the owner, and has its neighbour entry.
+    fn judge_knowledge(&self, side: &[usize], owner: usize) -> Option<String> {
+        let id = self.nodes[owner].id;
+        for n in side.iter().copied().filter(|n| *n != owner) {
+            let node = &self.nodes[n];
+            let agent = node.agent.as_ref()?;
+            let status = agent.status(node.local(self.now));
+            if status.owner != Some(id) || status.state != State::Owned {
+                return Some(format!("node {n} does not know of the owner {owner}: {status:?}"));
+            }
+            if node.neighbour != Some(id) {
+                return Some(format!("node {n} has the neighbour entry of {:?}", node.neighbour));
+            }
+            if status.epoch != self.nodes[owner].epoch {
+                return Some(format!("node {n} knows the epoch {}", status.epoch));
+            }
+        }
+        None
+    }
+
+    /// Whether all that one sends has reached the other for so long.
+    fn hears(&self, from: usize, to: usize, for_ms: u64) -> bool {
+        let way = self.ways[from][to];
+        let steady = |node: &Node| node.runs() && node.carrier && node.touched + 4_000 < self.now;
+        !way.udp_cut
+            && (way.changed == 0 || way.changed + for_ms < self.now)
+            && steady(&self.nodes[from])
+            && steady(&self.nodes[to])
+    }
+
+    /// A claim has just been made.
+    pub(super) fn judge_claim(&mut self, n: usize, epoch: u64, from: Option<NodeId>, cause: Cause) {
+        if epoch <= self.nodes[n].epoch {
+            self.breaks(format!("node {n} claims epoch {epoch} after {}", self.nodes[n].epoch));
+        }
+        let before = from.map(|id| self.index(id));
+        match cause {
+            Cause::Handed(why) | Cause::Released(why) => {
+                let who = before.unwrap_or(n);
+                let preempted = self.preempt && why == proto::election::Why::Preempt;
+                if !preempted && !self.nodes[who].excuses.contains(&why) {
+                    self.breaks(format!("node {n} says that {who} released it: {why:?}, which is not so"));
+                }
+            }
+            Cause::Silent { .. } | Cause::Vacant => {}
+        }
+        let lossless = self.ever_lossy == 0 || self.ever_lossy.saturating_add(2_000) < self.now;
+        if !lossless {
+            return;
+        }
+        if let (Cause::Silent { .. }, Some(owner)) = (cause, before)
+            && self.hears(owner, n, 1_000)
+        {
+            self.breaks(format!("node {n} says that {owner} is silent, which is not so"));
+        }
+        for owner in 0..self.nodes.len() {
+            // What was claimed a moment ago is still under way.
+            let age = self.nodes[owner].owned_since.map_or(0, |since| self.now - since);
+            if owner == n || !self.nodes[owner].owns() || !self.nodes[owner].runs() {
+                continue;
+            }
+            if self.hears(owner, n, 1_000) && age > self.jitter + 2 {
+                return self.breaks(format!("node {n} claims, though it hears the owner {owner}"));
+            }
+            let witness = (0..self.nodes.len()).find(|w| {
+                let asked = self.hears(n, *w, 1_000) && self.hears(*w, n, 1_000);
+                *w != n && *w != owner && asked && self.hears(owner, *w, 1_000)
+            });
+            if let Some(witness) = witness.filter(|_| age > 100 + 3 * self.jitter) {
+                return self.breaks(format!("node {n} claims, though {witness} hears the owner {owner}"));
+            }
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Settings of the whole cluster: set on one node, they take effect on all, and outlive restarts.
+
+use std::collections::BTreeSet;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use tests::lab::Lab;
+use tests::mesh::{Agent, GOSSIP, LISTENER, SOON, all_up, form, with_agents};
+use tests::wait::{always, eventually};
+
+/// Where the service of the whole cluster listens.
+const WEB: &str = "127.0.0.1:8443";
+
+fn balance(agent: &Agent<'_>, wanted: &str) -> Result<()> {
+    let what = format!("{} balances by {wanted}", agent.name());
+    eventually(&what, GOSSIP, || {
+        let found = agent.status()?.services[0].balance.clone();
+        ensure!(found == wanted, "it is {found}");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Waits until the cluster's service answers through this node's own listener.
+fn web_answers(agent: &Agent<'_>) -> Result<()> {
+    let url = format!("https://{WEB}/who");
+    eventually(&format!("{} serves at {WEB}", agent.name()), GOSSIP, || {
+        agent.node().exec(&["curl", "-sSk", "-m", "5", &url])?.ok()
+    })?;
+    Ok(())
+}
+
+#[test]
+fn what_is_set_on_one_node_holds_on_all_and_outlives_restarts() -> Result<()> {
+    with_agents(Lab::bridge(3), |lab, agents| {
+        let _masters = [lab.nginx_master(0)?, lab.nginx_master(1)?];
+        form(agents)?;
+        let listen = format!("service.web.listen={WEB}");
+        let all = ["balance=first", &listen, "service.web.port=6443", "service.web.check=tcp"];
+        let said = agents[2].cli(&[&["set"], &all[..]].concat())?.ok()?;
+        ensure!(said.contains("service.kube-api.balance: (least-connections) -> first"), "{said}");
+        ensure!(said.contains("service.web.port: (none; 6443 for kube-api) -> 6443"), "{said}");
+        ensure!(said.contains("2 of 2 other members know"), "{said}");
+        for agent in agents.iter() {
+            balance(agent, "first")?;
+            web_answers(agent)?;
+        }
+        let who = agents[0].cli(&["get", "balance"])?.ok()?;
+        ensure!(who.contains("first") && who.contains("n2"), "{who}");
+
+        // Of several, one that is wrong keeps all from being set, on every node.
+        let said = agents[1].cli(&["set", "balance=nearest", "service.web.prot=1"])?.fails_with(69)?;
+        ensure!(said.contains("nothing was changed") && said.contains("did you mean port?"), "{said}");
+        balance(&agents[1], "first")?;
+
+        // One restarts among the others, then all at once.
+        agents[1].kill()?;
+        agents[1].run()?;
+        agents[1].wait_until_asked()?;
+        balance(&agents[1], "first")?;
+        web_answers(&agents[1])?;
+        for agent in agents.iter_mut() {
+            agent.kill()?;
+        }
+        for agent in agents.iter_mut() {
+            agent.run()?;
+        }
+        for agent in agents.iter_mut() {
+            agent.wait_until_asked()?;
+            balance(agent, "first")?;
+            web_answers(agent)?;
+        }
+
+        own_file_counts_more(lab, &mut agents[2])?;
+
+        agents[0].cli(&["unset", "service.web", "balance"])?.ok()?;
+        for agent in agents.iter() {
+            let closed = || {
+                let open = agent.node().inside(|| Ok(TcpStream::connect(WEB).is_ok()))?;
+                ensure!(!open && agent.status()?.services.len() == 1, "{WEB} still listens");
+                Ok(())
+            };
+            eventually(&format!("{} listens at {WEB} no more", agent.name()), GOSSIP, closed)?;
+        }
+        balance(&agents[0], "least-connections")
+    })
+}
+
+/// A service that a node's own file describes is there as the file says, and the node tells so.
+fn own_file_counts_more(lab: &Lab, agent: &mut Agent<'_>) -> Result<()> {
+    let config = lab.dir().join("agent.toml");
+    std::fs::write(&config, "[[service]]\nname = \"kube-api\"\nbalance = \"round-robin\"\n")?;
+    agent.options = vec!["--config".to_owned(), config.to_string_lossy().into_owned()];
+    agent.stop()?;
+    agent.run()?;
+    agent.wait_until_asked()?;
+    balance(agent, "round-robin")?;
+    web_answers(agent)?;
+    let said = agent.cli(&["get"])?.ok()?;
+    ensure!(said.contains("not on this node: its own file describes kube-api"), "{said}");
+    let said = agent.cli(&["status"])?.ok()?.replace('\n', " ");
+    ensure!(said.contains("own file"), "{said}");
+    // What the file no longer says is the cluster's again, without a restart.
+    std::fs::write(&config, "")?;
+    agent.process()?.signal(tests::lab::Signal::HUP)?;
+    balance(agent, "first")
+}
+
+/// Waits until these nodes see `master` drained, or not any more.
+fn sees(agents: &[&Agent<'_>], master: &str, state: &str) -> Result<()> {
+    for agent in agents {
+        agent.wait_for_backend(master, &[state], GOSSIP)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn any_node_can_be_drained_and_weighed_from_any_other() -> Result<()> {
+    with_agents(Lab::bridge(3), |lab, agents| {
+        let _masters = [lab.nginx_master(0)?, lab.nginx_master(1)?];
+        form(agents)?;
+        sees(&[&agents[0], &agents[1], &agents[2]], "n0", "ready")?;
+        sees(&[&agents[2]], "n1", "ready")?;
+
+        agents[0].cli(&["weight", "n1", "0"])?.ok()?;
+        eventually("n1 has no weight", GOSSIP, || {
+            let weight = agents[2].status()?.backend("n1")?.weight;
+            ensure!(weight == 0, "it is {weight}");
+            Ok(())
+        })?;
+        let who = (0..10).map(|_| agents[2].who_serves()).collect::<Result<BTreeSet<_>>>()?;
+        ensure!(who.iter().eq(["n0"]), "{who:?} serve");
+        agents[2].cli(&["unset", "weight.n1"])?.ok()?;
+        eventually("n1 has its weight again", GOSSIP, || {
+            let weight = agents[2].status()?.backend("n1")?.weight;
+            ensure!(weight == 100, "it is {weight}");
+            Ok(())
+        })?;
+
+        // Without others it may take, everything goes to n1: the connection that is held is there.
+        agents[2].cli(&["drain", "n0"])?.ok()?;
+        sees(&[&agents[2]], "n0", "draining")?;
+        let held = agents[2].node().inside(|| Ok(TcpStream::connect(LISTENER)?))?;
+        eventually("a connection is held to n1", SOON, || {
+            ensure!(agents[2].status()?.backend("n1")?.connections == 1);
+            Ok(())
+        })?;
+        agents[1].cli(&["undrain", "n0"])?.ok()?;
+        sees(&[&agents[0], &agents[1], &agents[2]], "n0", "ready")?;
+
+        let ran = agents[0].cli(&["drain", "n1", "--wait", "1s"])?.fails_with(69)?;
+        ensure!(ran.contains("n1: 1 connection (n2 1)"), "{ran}");
+        sees(&[&agents[0], &agents[1], &agents[2]], "n1", "draining")?;
+        drop(held);
+        let said = agents[0].cli(&["drain", "n1", "--wait", "30s"])?.ok()?;
+        ensure!(said.contains("no node holds a connection to n1"), "{said}");
+        let who = (0..10).map(|_| agents[2].who_serves()).collect::<Result<BTreeSet<_>>>()?;
+        ensure!(who.iter().eq(["n0"]), "{who:?} serve while n1 drains");
+
+        drains_over_restarts(agents)
+    })
+}
+
+/// A drain does not need the agent of the node that drains, and does not end with it.
+fn drains_over_restarts(agents: &mut [Agent<'_>]) -> Result<()> {
+    agents[1].kill()?;
+    always("n1 drains while its agent is away", Duration::from_secs(3), || {
+        let state = agents[2].backend_state("n1")?;
+        ensure!(state == "draining" || state == "suspect", "it is {state}");
+        Ok(())
+    })?;
+    agents[1].run()?;
+    agents[1].wait_until_asked()?;
+    all_up(agents)?;
+    sees(&[&agents[0], &agents[1], &agents[2]], "n1", "draining")?;
+    agents[1].cli(&["undrain"])?.ok()?;
+    sees(&[&agents[0], &agents[1], &agents[2]], "n1", "ready")?;
+    // Without a name it is this node.
+    agents[1].cli(&["drain"])?.ok()?;
+    sees(&[&agents[0], &agents[2]], "n1", "draining")?;
+    agents[2].cli(&["undrain", "n1"])?.ok()?;
+    sees(&[&agents[0], &agents[1], &agents[2]], "n1", "ready")
+}
+
+#[test]
+fn a_vip_can_be_set_at_init_and_what_is_a_node_s_goes_with_it() -> Result<()> {
+    with_agents(Lab::bridge(2), |_, agents| {
+        let [first, second] = agents else { anyhow::bail!("two agents") };
+        let invite = first.init_with(&["--vip", "10.91.0.200/24"])?;
+        second.join(&invite)?;
+        let said = second.cli(&["get", "vip", "--json"])?.ok()?;
+        ensure!(said.contains("\"value\":\"10.91.0.200\"") && said.contains("\"set_by\":\"n0\""), "{said}");
+        let said = second.cli(&["get", "vip.10.91.0.200.preempt"])?.ok()?;
+        ensure!(said.contains("not set: off"), "{said}");
+
+        second.cli(&["drain"])?.ok()?;
+        second.cli(&["weight", "n0", "7"])?.ok()?;
+        first.cli(&["remove", "n1"])?.ok()?;
+        let said = first.cli(&["get"])?.ok()?;
+        ensure!(said.contains("weight.n0") && !said.contains("drain.n1"), "{said}");
+        live_screen(first)
+    })
+}
+
+/// The live screen shows the status, ends by a key, and gives the terminal back.
+fn live_screen(agent: &Agent<'_>) -> Result<()> {
+    let binary = tests::mesh::binary()?;
+    let run = agent.node().dir().join("run");
+    let watch = format!("TERM=xterm {} status --watch --runtime-dir {}", binary.display(), run.display());
+    // Typed again and again: what is typed before the screen is taken is thrown away.
+    let typed = format!("while sleep 0.2; do printf q || exit; done | script -qec '{watch}' /dev/null");
+    let said = agent.node().exec(&["timeout", "20", "sh", "-c", &typed])?.ok()?;
+    for part in ["\x1b[?1049h", "kube-api", "q leaves", "\x1b[?1049l"] {
+        ensure!(said.contains(part), "{part:?} is missing: {said:?}");
+    }
+    ensure!(said.trim_end().ends_with("\x1b[?1049l"), "something follows: {said:?}");
+    let ran = agent.cli(&["status", "--watch"])?.fails_with(64)?;
+    ensure!(ran.contains("needs a terminal"), "{ran}");
+    Ok(())
+}
