@@ -53,9 +53,14 @@ pub(crate) fn spawn(
 fn tell(link: Arc<Link>, mut word: watch::Receiver<Word>, life: &Life) {
     let life = life.clone();
     life.clone().spawn(async move {
+        let mut said = None;
         loop {
             let saying = saying_of(&word.borrow_and_update());
-            link.say(&saying, life.now());
+            // Much of a word is not said here, and whoever has pulsed this node is told at once.
+            if said.as_ref() != Some(&saying) {
+                link.say(&saying, life.now());
+                said = Some(saying);
+            }
             tokio::select! {
                 changed = word.changed() => if changed.is_err() { return },
                 () = life.over.cancelled() => return,

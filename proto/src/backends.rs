@@ -457,6 +457,7 @@ mod tests {
             address: SocketAddr::from(([10, 0, 0, n], 6443)),
             weight: 100,
             health: Health { readiness, reason: "said".into(), since: UnixMs(7) },
+            check_ms: None,
         };
         let services = readiness.map(|readiness| (ServiceName::kube_api(), offer(readiness)));
         let word = Word {
@@ -469,6 +470,7 @@ mod tests {
             draining: None,
             left: false,
             services: services.into_iter().collect(),
+            hears: BTreeMap::new(),
             feet: Vec::new(),
             vips: BTreeMap::new(),
             unfit: BTreeMap::new(),

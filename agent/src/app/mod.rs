@@ -6,6 +6,7 @@
 //! finish for a while, end.
 
 pub(crate) mod enter;
+mod seen;
 pub(crate) mod settled;
 mod status;
 mod tell;
@@ -31,6 +32,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
+use crate::http::Later;
 use crate::lifecycle::{Life, wall};
 use crate::link::{Link, Trust};
 use crate::membership::disk::{Disk, Member};
@@ -82,6 +84,11 @@ pub(crate) struct Running {
     pub(crate) tell: mpsc::Sender<Event>,
     /// What is wrong with telling.
     pub(crate) troubles: crate::events::Troubles,
+    pub(crate) life: Life,
+    /// What only time shows.
+    pub(crate) seen: seen::Seen,
+    /// What the checks of this node's own services came to.
+    pub(crate) checks: Arc<check::Counts>,
 }
 
 /// Runs the agent until it is told to stop. `reload` reads the configuration again; `started` is called
@@ -152,9 +159,11 @@ async fn start(
     let node = member.node.clone();
     net::watch_own(node.interface.clone(), node.address, node.pinned, own_address_in, life);
     let (health_in, health) = watch::channel(Arc::default());
-    check::spawn(services.clone(), own_address.clone(), health_in, life);
+    let checks = Arc::default();
+    check::spawn(services.clone(), own_address.clone(), health_in, Arc::clone(&checks), life);
     let (view_in, view) = watch::channel(Arc::new(View::default()));
     let (first_health, own_health) = (health.clone(), health.clone());
+    let (ears_in, ears) = watch::channel(Arc::default());
     let (report_in, vips) = watch::channel(Arc::default());
     let fitness = vip::Inputs {
         own: node.name.clone(),
@@ -165,6 +174,8 @@ async fn start(
         settings: settings.clone(),
     };
     let words = word::Inputs {
+        ears: ears.clone(),
+        hears: Default::default(),
         settings: settings.clone(),
         vips: vips.clone(),
         node: node.clone(),
@@ -179,7 +190,6 @@ async fn start(
 
     let (serving_in, serving) = watch::channel(Arc::new(member.serving.clone()));
     let members = trust.clone();
-    let (ears_in, ears) = watch::channel(Arc::default());
     let inputs = reach::Inputs {
         services: services.clone(),
         view: view.clone(),
@@ -263,8 +273,12 @@ async fn start(
         ring,
         tell,
         troubles,
+        life: life.clone(),
+        seen: Default::default(),
+        checks,
     });
     tell::spawn(&running, told, ring_in, outlets, own_health, life);
+    seen::spawn(&running, config.web, life);
     serve_control(listener, running.clone(), life);
     tell_systemd(running.clone(), life);
     info!(node = %running.node.name, cluster = %running.membership.trust.borrow().document.name, "agent runs");
@@ -349,9 +363,14 @@ fn tell_systemd(running: Arc<Running>, life: &Life) {
 }
 
 fn serve_control(listener: control::Listener, running: Arc<Running>, life: &Life) {
-    let handler = move |request: Request| {
+    control::serve(listener, handler(running), life);
+}
+
+/// Does what a person asks for, by the control socket or on the page.
+fn handler(running: Arc<Running>) -> impl Fn(Request) -> Later<Response> {
+    move |request: Request| {
         let running = running.clone();
-        async move {
+        Box::pin(async move {
             match request {
                 Request::Status => Response::Status(Box::new(status::of(&running))),
                 Request::VipMove { address, node } => vip::move_to(&running.orders, address, node).await,
@@ -363,9 +382,8 @@ fn serve_control(listener: control::Listener, running: Arc<Running>, life: &Life
                 Request::Events(ask) => tell::answer(&running, ask).await,
                 request => running.membership.control(request).await,
             }
-        }
-    };
-    control::serve(listener, handler, life);
+        })
+    }
 }
 
 /// Follows signals until one says stop.

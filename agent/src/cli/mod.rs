@@ -30,13 +30,14 @@ pub(crate) mod settings;
 mod status;
 mod steps;
 mod table;
-mod time;
 mod uninstall;
 mod vip;
 mod waiting;
 mod weight;
 
 pub(crate) use settings::{Global, Settings};
+
+use crate::times as time;
 
 /// Highly available Kubernetes masters without a load balancer: the agents find the healthy masters, and
 /// each serves them on 127.0.0.1:16443.

@@ -63,6 +63,7 @@ fn view(heard: bool, change: impl FnOnce(&mut Word)) -> View {
         feet: Vec::new(),
         vips: BTreeMap::new(),
         unfit: BTreeMap::new(),
+        hears: BTreeMap::new(),
     };
     change(&mut word);
     let id = key(1).id();
@@ -161,6 +162,7 @@ fn own_checks_are_told() {
         address: "10.0.0.1:6443".parse().unwrap(),
         weight: 100,
         health: Health { readiness, reason: "500 from /readyz".to_owned(), since: UnixMs(0) },
+        check_ms: None,
     };
     let of = |readiness| BTreeMap::from([(ServiceName::kube_api(), offer(readiness))]);
     let mut step = |health: &BTreeMap<ServiceName, Offer>, at| {
@@ -192,6 +194,7 @@ fn the_own_part_in_a_vip_is_told_in_words_of_keepalived() {
             VipCandidate { node: name(1), rank: 1, eligible: true, reason: String::new() },
             VipCandidate { node: name(0), rank: 2, eligible: true, reason: String::new() },
         ],
+        gains: Default::default(),
     };
     let mut step = |vips: &[VipStatus], at| {
         let mut out = Vec::new();

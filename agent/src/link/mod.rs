@@ -105,6 +105,9 @@ pub(crate) struct Counters {
     pub(crate) refused_seal: AtomicU64,
     pub(crate) refused_replay: AtomicU64,
     pub(crate) refused_unproven: AtomicU64,
+    pub(crate) sent_gossip_bytes: AtomicU64,
+    pub(crate) sent_pulses: AtomicU64,
+    pub(crate) received_answers: AtomicU64,
 }
 
 /// Adds to a counter.

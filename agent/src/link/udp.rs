@@ -157,6 +157,7 @@ impl Link {
                 lock(&self.askers).insert(sender, (from, life.now()));
             }
             Payload::Answer(number, saying) => {
+                count(&self.counters.received_answers, 1);
                 if let Some(saying) = Saying::from_bytes(saying) {
                     let answer = Answer { from: sender, number: *number, saying };
                     let _ = self.outlets.answers.try_send(answer);
@@ -179,6 +180,7 @@ impl Link {
     /// Sends a pulse to a peer.
     pub(crate) fn pulse(&self, to: NodeId, number: u64) {
         if let Some(address) = self.book.best(&to) {
+            count(&self.counters.sent_pulses, 1);
             self.send_payload(address, &Payload::Pulse(number));
         }
     }
@@ -199,6 +201,7 @@ impl Link {
     /// Sends a gossip message to a peer: by datagram where it fits, else by TLS. Never waits; what can't be
     /// sent is dropped, since gossip repeats itself.
     pub(crate) fn send_gossip(self: &std::sync::Arc<Link>, to: NodeId, message: &[u8], life: &Life) {
+        count(&self.counters.sent_gossip_bytes, message.len());
         if message.len() > MAX_PAYLOAD {
             return self.send_large(to, message.to_vec(), life);
         }

@@ -22,6 +22,8 @@ pub(super) struct Pool {
     pub(super) service: ServiceName,
     maxconn: AtomicU32,
     open: AtomicU32,
+    most: AtomicU32,
+    total: AtomicU64,
     refused: AtomicU64,
     unserved: AtomicU64,
     /// Attempts beside others, and first flights that were sent again.
@@ -69,6 +71,8 @@ impl Pool {
             service: service.name.clone(),
             maxconn: AtomicU32::new(service.maxconn),
             open: AtomicU32::new(0),
+            most: AtomicU32::new(0),
+            total: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             unserved: AtomicU64::new(0),
             races: AtomicU64::new(0),
@@ -117,6 +121,8 @@ impl Pool {
             }
             return None;
         }
+        self.most.fetch_max(self.open.load(Relaxed), Relaxed);
+        self.total.fetch_add(1, Relaxed);
         lock(&self.budget).connection(now());
         if self.full.relieve(now) {
             tracing::info!(service = %self.service, "below maxconn again, which is {maxconn}");
@@ -273,6 +279,8 @@ impl Pool {
         ServiceStats {
             listens: Vec::new(),
             connections: self.open.load(Relaxed),
+            most: self.most.load(Relaxed).into(),
+            total: self.total.load(Relaxed),
             maxconn: self.maxconn.load(Relaxed),
             refused: self.refused.load(Relaxed),
             unserved: self.unserved.load(Relaxed),

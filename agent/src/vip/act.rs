@@ -101,6 +101,9 @@ impl Driver {
             }
             Action::Event(event) => {
                 self.dirty = true;
+                if let Event::Gained { cause, .. } = &event {
+                    vip.seen.gained(cause);
+                }
                 self.tell(address, event);
             }
             Action::Send { .. } => {}

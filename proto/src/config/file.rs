@@ -4,7 +4,7 @@ use toml::de::DeTable;
 
 use super::mistake::Mistake;
 use super::walk::{Mistakes, Section};
-use super::{Config, fields, notify, services};
+use super::{Config, fields, notify, services, web};
 
 /// The keys of the whole file.
 const KEYS: &[&str] = &[
@@ -19,6 +19,7 @@ const KEYS: &[&str] = &[
     "webhook",
     "webhook-ca-file",
     "log",
+    "web",
     "service",
 ];
 
@@ -66,6 +67,7 @@ fn read(root: &DeTable<'_>, mistakes: &mut Mistakes<'_>) -> Config {
         config.log_format = log.text("format", mistakes, str::parse).unwrap_or_default();
         config.log_level = log.text("level", mistakes, str::parse).unwrap_or_default();
     }
+    web::read(&top, &mut config, mistakes);
     notify::read(&top, &mut config, mistakes);
     services::read(&top, &mut config, mistakes);
     config

@@ -22,12 +22,14 @@ mod services;
 #[cfg(test)]
 mod tests;
 mod walk;
+mod web;
 
 pub use env::apply_env;
 pub use file::parse;
 pub use mistake::Mistake;
 pub use notify::Webhook;
 pub use overlay::{SHARED_KEYS, overlay, shared_service};
+pub use web::{Secret, Web};
 
 pub(crate) use mistake::nearest;
 
@@ -138,6 +140,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// How much is logged.
     pub log_level: LogLevel,
+    /// The status page and the metrics.
+    pub web: Web,
     /// Programs, and directories of programs, that are told of events.
     pub notify: Vec<String>,
     /// Where events are sent.
@@ -160,6 +164,7 @@ impl Default for Config {
             runtime_dir: "/run/agent".to_owned(),
             log_format: LogFormat::default(),
             log_level: LogLevel::default(),
+            web: Web::default(),
             notify: Vec::new(),
             webhook: None,
             services: vec![Service::kube_api()],
