@@ -22,7 +22,7 @@ use tests::mesh::{Agent, GOSSIP, all_up, with_agents};
 
 use super::idle::{received, sent};
 use super::simulation;
-use super::usage::cpu_seconds;
+use super::usage::run_seconds;
 use super::{masters, option};
 
 /// Sizes of clusters.
@@ -87,14 +87,14 @@ impl Cost {
             senders.prove_all()?;
             // Until it has checked its listener and said so, an answer carries less.
             std::thread::sleep(Duration::from_secs(2));
-            let began = cpu_seconds(pid)?;
+            let began = run_seconds(pid)?;
             std::thread::sleep(span);
-            let idle = cpu_seconds(pid)? - began;
+            let idle = run_seconds(pid)? - began;
             senders.run(Duration::from_secs(1))?;
             senders.forget();
-            let began = cpu_seconds(pid)?;
+            let began = run_seconds(pid)?;
             senders.run(span)?;
-            let cpu = cpu_seconds(pid)? - began;
+            let cpu = run_seconds(pid)? - began;
             let Senders { pulses, answers, bytes_in, bytes_out, .. } = senders;
             measured = Ok(Cost { pulses, answers, bytes_in, bytes_out, cpu, idle });
             Ok(())
@@ -383,12 +383,12 @@ fn live(cuts: u64) -> Result<()> {
         let mut before = Vec::new();
         for agent in agents.iter_mut() {
             let pid = agent.process()?.pid();
-            before.push((pid, sent(agent)?, received(agent)?, cpu_seconds(pid)?));
+            before.push((pid, sent(agent)?, received(agent)?, run_seconds(pid)?));
         }
         std::thread::sleep(SPAN);
         let (seconds, mut all) = (SPAN.as_secs_f64(), 0.0);
         for (agent, (pid, out, into, cpu)) in agents.iter().zip(before) {
-            let cpu = (cpu_seconds(pid)? - cpu) / seconds * 100.0;
+            let cpu = (run_seconds(pid)? - cpu) / seconds * 100.0;
             let rate = |now: u64, before: u64| (now - before) as f64 / seconds / 1e3;
             let (out, into) = (rate(sent(agent)?, out), rate(received(agent)?, into));
             all += out;
