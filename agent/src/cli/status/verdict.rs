@@ -1,5 +1,6 @@
 //! The first line of status, in words.
 
+use proto::backends::State;
 use proto::control::{BackendStatus, MemberState, ServiceStatus, Status};
 use proto::service::KUBE_API;
 use proto::time::UnixMs;
@@ -34,6 +35,10 @@ pub(super) fn judge(status: &Status, now: UnixMs) -> Verdict {
         }
         let text = format!("no master serves; {}", faults.join("; "));
         return Verdict { code: exit::NO_MASTER, text, tone: Tone::Bad };
+    }
+    let ready = backends.iter().any(|backend| backend.state == State::Ready);
+    if let Some(alive) = backends.iter().find(|backend| backend.state.is_good()).filter(|_| !ready) {
+        faults.push(format!("none says that it is ready: {}", alive.reason));
     }
     let others = status.services.iter().filter(|service| service.name.as_str() != KUBE_API);
     faults.extend(others.filter_map(shortage));
