@@ -9,7 +9,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use proto::cluster::{Admitted, ClusterId, Document, KeyId};
 use proto::link::{GossipKey, HEADER_LEN, Header, KeyRing, MAX_DATAGRAM, Payload};
 use proto::node::{Name, NodeId, PublicKey};
@@ -349,16 +349,6 @@ fn simulated(size: usize) -> String {
     )
 }
 
-/// Seconds of the day, from the clock or from a line of the log.
-fn of_day(line: Option<&str>) -> Result<f64> {
-    let Some(line) = line else {
-        return Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64() % 86_400.0);
-    };
-    let time =
-        line.split('T').nth(1).and_then(|rest| rest.split('Z').next()).context("a line without time")?;
-    time.split(':').try_fold(0.0, |sum, part| Ok(sum * 60.0 + part.parse::<f64>()?))
-}
-
 /// Ten agents, three of them masters: what they send and take, and when each says that a master whose power
 /// was cut is down.
 fn live(cuts: u64) -> Result<()> {
@@ -415,20 +405,21 @@ fn cut(lab: &Lab, agents: &[Agent<'_>]) -> Result<Vec<u64>> {
     const VICTIM: usize = 2;
     let others: Vec<&Agent<'_>> =
         agents.iter().enumerate().filter(|(i, _)| *i != VICTIM).map(|(_, agent)| agent).collect();
-    let written = others.iter().map(|agent| Ok(agent.log()?.len())).collect::<Result<Vec<_>>>()?;
     lab.node(VICTIM).power_cut()?;
-    let began = of_day(None)?;
+    let began = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?;
     for agent in &others {
         agent.wait_for_backend("n2", &["down"], GOSSIP)?;
     }
     let mut times = Vec::new();
-    for (agent, from) in others.iter().zip(written) {
-        let log = agent.log()?;
-        let said = |line: &&str| line.contains("node=n2") && line.contains("backend is down");
-        let Some(line) = log[from..].lines().find(said) else { bail!("{} did not log it", agent.name()) };
-        // Over midnight the day begins anew.
-        let took = (of_day(Some(line))? - began).rem_euclid(86_400.0);
-        times.push((took * 1e3) as u64);
+    for agent in &others {
+        let events = agent.cli(&["events", "--json"])?.ok()?;
+        let said = |line: &str| -> Option<u64> {
+            let event: serde_json::Value = serde_json::from_str(line).ok()?;
+            let is = event["subject"] == "kube-api/n2" && event["to"] == "down";
+            event["time_unix_ms"].as_u64().filter(|at| is && *at >= began)
+        };
+        let at = events.lines().find_map(said).with_context(|| format!("{} tells no event", agent.name()))?;
+        times.push(at - began);
     }
     lab.node(VICTIM).power_on()?;
     for agent in &others {
