@@ -142,9 +142,18 @@ impl Pulses {
 
     fn hear(&mut self, answer: Answer) {
         let now = self.life.now();
-        let Some(peer) = self.peers.get_mut(&answer.from) else { return };
-        if answer.number == 0 || peer.pulse.answered(answer.number, now).is_some() {
-            peer.saying = Some(answer.saying);
+        match answer {
+            Answer::Said { from, number, saying } => {
+                let Some(peer) = self.peers.get_mut(&from) else { return };
+                if number == 0 || peer.pulse.answered(number, now).is_some() {
+                    peer.saying = Some(saying);
+                }
+            }
+            Answer::NoAgent(at) => {
+                if let Some(peer) = self.peers.get_mut(&at) {
+                    peer.pulse.refused();
+                }
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! How it is, all in all, in words: the first line of status, and of the page.
 
+use proto::backends::State;
 use proto::control::{BackendStatus, MemberState, ServiceStatus, Status, VipState, VipStatus};
 use proto::service::KUBE_API;
 use proto::time::UnixMs;
@@ -41,6 +42,10 @@ pub(crate) fn judge(status: &Status, now: UnixMs) -> Verdict {
         }
         let text = format!("no master serves; {}", faults.join("; "));
         return Verdict { level: Level::NoMaster, text };
+    }
+    let ready = backends.iter().any(|backend| backend.state == State::Ready);
+    if let Some(alive) = backends.iter().find(|backend| backend.state.is_good()).filter(|_| !ready) {
+        faults.push(format!("none says that it is ready: {}", alive.reason));
     }
     let others = status.services.iter().filter(|service| service.name.as_str() != KUBE_API);
     faults.extend(others.filter_map(shortage));

@@ -18,7 +18,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use proto::backends::{Serving, Table};
 use proto::config::Config;
 use proto::control::{Request, Response};
@@ -34,7 +33,7 @@ use tracing::{error, info, warn};
 
 use crate::http::Later;
 use crate::lifecycle::{Life, wall};
-use crate::link::{Link, Trust};
+use crate::link::{Link, Ports, Trust};
 use crate::membership::disk::{Disk, Member};
 use crate::membership::keeper::Keeper;
 use crate::membership::{Command, Membership, admit};
@@ -146,10 +145,8 @@ async fn start(
     let inputs = settled::Inputs { config: configured, trust: trust.clone(), proxy: proxy.clone() };
     settled::spawn(inputs, services_in, settings_in, settled_in, life);
     let port = member.node.port;
-    let (link, inbox, tcp) = Link::bind(config.bind, port, member.identity.clone(), trust.clone())
-        .with_context(|| {
-            format!("port {port} can't be bound; is another agent running? see: ss -lnptu 'sport = {port}'")
-        })?;
+    let ports = Ports::bind(config.bind, port)?;
+    let (link, inbox, tcp) = Link::new(ports, member.identity.clone(), trust.clone());
     for (id, addresses) in &member.peers {
         link.book.heard(*id, addresses, false);
     }

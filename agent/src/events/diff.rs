@@ -107,11 +107,15 @@ impl Seen {
         {
             let key = (service.clone(), backend.node);
             let subject = format!("{service}/{}", backend.name);
+            // Doubt is a step back only from what was good: who is not heard yet, at a start, is looked at
+            // closely, and that is all.
+            let was_good = gone.get(&key).is_some_and(|(state, ..)| state.is_good());
             let told = Event::new(Kind::Backend, now, subject, backend.state.word())
                 .cause(backend.reason.as_str())
                 .level(match backend.state {
                     State::Ready | State::Alive | State::Draining | State::Unknown => Level::Info,
-                    State::Suspect => Level::Warning,
+                    State::Suspect if was_good => Level::Warning,
+                    State::Suspect => Level::Info,
                     State::NotReady | State::Down => Level::Error,
                 });
             let since = match gone.remove(&key) {

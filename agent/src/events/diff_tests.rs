@@ -45,6 +45,7 @@ fn table(state: State, reason: &str) -> Table {
         reason: reason.to_owned(),
         since: UnixMs(MINUTE),
         rtt: None,
+        direct: false,
     };
     Table::from([(ServiceName::kube_api(), vec![backend])])
 }
@@ -295,4 +296,18 @@ fn a_copy_of_the_document_that_stays_another_is_told_once() {
     );
     assert!(step(&other, 62_000).is_empty());
     assert_eq!(step(&view(true, |_| ()), 121_000), ["document m1: differs -> same after 2m"]);
+}
+
+#[test]
+fn a_doubt_is_a_warning_only_about_what_was_good() {
+    let level = |states: &[State]| {
+        let (mut seen, mut out) = (seen(), Vec::new());
+        for (at, state) in states.iter().enumerate() {
+            seen.table(&table(*state, ""), UnixMs(MINUTE + at as u64), &mut out);
+        }
+        out.last().map(|event| event.level)
+    };
+    assert_eq!(level(&[State::Suspect]), Some(Level::Info), "not heard yet");
+    assert_eq!(level(&[State::Unknown, State::Suspect]), Some(Level::Info));
+    assert_eq!(level(&[State::Ready, State::Suspect]), Some(Level::Warning));
 }

@@ -34,6 +34,7 @@ pub(super) fn backend(n: u8, address: SocketAddr, state: State) -> Backend {
         reason: "said so".to_owned(),
         since: UnixMs(0),
         rtt: None,
+        direct: false,
     }
 }
 

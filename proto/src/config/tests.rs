@@ -257,8 +257,10 @@ fn services_have_an_end() {
 fn a_mistake_reads_as_editors_expect() {
     assert_eq!(
         mistake("\n  port = 0").to_string(),
-        "2:10: port: out of bounds: write a whole number from 1 to 65535"
+        "2:10: port: 0 is out of bounds: write a whole number from 1 to 65535"
     );
+    assert!(mistake("port = 70_000").message.starts_with("70000 is out of bounds"));
+    assert!(mistake(&format!("port = 1{}", "0".repeat(90))).message.len() < 100);
     let apart = Mistake { line: 0, column: 0, key: "AGENT_PORT".to_owned(), message: "bad".to_owned() };
     assert_eq!(apart.to_string(), "AGENT_PORT: bad");
 }

@@ -147,7 +147,16 @@ fn the_verdict_is_said_in_words_and_in_a_code() {
     for (status, code, text) in [
         (fine(), 0, "ok: 3 of 3 masters serve"),
         (status(vec![backend(1, State::Ready, "")]), 0, "ok: 1 of 1 master serves"),
-        (status(vec![backend(1, State::Alive, "401")]), 0, "ok: 1 of 1 master serves"),
+        (
+            status(vec![backend(1, State::Alive, "401 from /readyz"), backend(2, State::Alive, "401")]),
+            10,
+            "degraded: 2 of 2 masters serve; none says that it is ready: 401 from /readyz",
+        ),
+        (
+            status(vec![backend(1, State::Alive, "401"), backend(2, State::Ready, "200")]),
+            0,
+            "ok: 2 of 2 masters serve",
+        ),
         (
             with(|status| status.services[0].backends[1] = down()),
             10,

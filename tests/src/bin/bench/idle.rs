@@ -101,8 +101,18 @@ pub(crate) fn gossip() -> Result<()> {
     Ok(())
 }
 
-fn sent(agent: &Agent<'_>) -> Result<u64> {
+/// Bytes that a node's link has sent since its start.
+pub(crate) fn sent(agent: &Agent<'_>) -> Result<u64> {
+    counted(agent, "sent_bytes")
+}
+
+/// Bytes that it has received.
+pub(crate) fn received(agent: &Agent<'_>) -> Result<u64> {
+    counted(agent, "received_bytes")
+}
+
+fn counted(agent: &Agent<'_>, name: &str) -> Result<u64> {
     let text = agent.cli(&["status", "--json"])?.ok()?;
     let status: serde_json::Value = serde_json::from_str(&text)?;
-    status["node"]["link"]["sent_bytes"].as_u64().context("status tells no sent_bytes")
+    status["node"]["link"][name].as_u64().with_context(|| format!("status tells no {name}"))
 }

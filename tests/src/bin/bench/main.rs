@@ -7,7 +7,10 @@ mod etcd;
 mod faults;
 mod idle;
 mod proxy;
+mod pulse;
 mod serving;
+#[path = "../../../../proto/tests/simulation/mod.rs"]
+mod simulation;
 mod traffic;
 mod usage;
 mod vip;
@@ -33,6 +36,11 @@ const BENCHES: &[(&str, &str, Bench)] = &[
     ),
     ("proxy", "the data path, beside haproxy and nginx; [--rounds N] [--seconds S] [--held N]", proxy::proxy),
     ("vip", "the owner of an address fails, beside keepalived; [--runs N] [--labs N] [WORD…]", vip::vip),
+    (
+        "pulse",
+        "what pulses cost a master, and how soon it is missed; [--seconds S] [--cuts N] [SIZE…]",
+        pulse::pulse,
+    ),
     ("etcd", "a watch and puts while members fail, beside haproxy; [--after S]", etcd::etcd),
 ];
 
