@@ -2,7 +2,12 @@
 
 use std::io::{self, IsTerminal};
 
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::sync::OnceLock;
+
 use proto::config::{LogFormat, LogLevel};
+use proto::event::{Event, Level};
 use tracing::level_filters::LevelFilter;
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::Targets;
@@ -10,13 +15,24 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry};
 
+/// Where journald listens (systemd, "Native Journal Protocol").
+const JOURNAL: &str = "/run/systemd/journal/socket";
+
+/// The way for events, whose fields and MESSAGE_ID the layer of tracing would give a prefix.
+static DIRECT: OnceLock<UnixDatagram> = OnceLock::new();
+
 type Boxed = Box<dyn Layer<Registry> + Send + Sync>;
 
 /// Starts the log of this process. A second call changes nothing.
 pub(crate) fn init(format: LogFormat, level: LogLevel) {
     let (layer, failed) = match resolve(format) {
         LogFormat::Journald => match journald() {
-            Ok(layer) => (layer, None),
+            Ok(layer) => {
+                if let Ok(socket) = journal_socket(Path::new(JOURNAL)) {
+                    let _ = DIRECT.set(socket);
+                }
+                (layer, None)
+            }
             Err(error) => (text(), Some(error)),
         },
         LogFormat::Json => (json(), None),
@@ -42,6 +58,7 @@ fn filter(level: LogLevel) -> Targets {
         .with_default(level.min(LevelFilter::WARN))
         .with_target("agent", level)
         .with_target("proto", level)
+        .with_target("event", level)
         // Asked for by itself, for each service, so at every level.
         .with_target("access", LevelFilter::INFO)
 }
@@ -80,6 +97,57 @@ fn journald() -> io::Result<Boxed> {
     Ok(layer.boxed())
 }
 
+fn journal_socket(path: &Path) -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    socket.connect(path)?;
+    // A journal that does not read must not hold up whoever has something to say.
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// Logs an event: a sentence, and under journald its fields and MESSAGE_ID.
+pub(crate) fn event(event: &Event) {
+    let enabled = match event.level {
+        Level::Info => tracing::enabled!(target: "event", tracing::Level::INFO),
+        Level::Warning | Level::Error => tracing::enabled!(target: "event", tracing::Level::WARN),
+    };
+    if enabled && DIRECT.get().is_some_and(|socket| socket.send(fields(event).as_bytes()).is_ok()) {
+        return;
+    }
+    let sentence = event.sentence();
+    match event.level {
+        Level::Info => tracing::info!(target: "event", "{sentence}"),
+        Level::Warning | Level::Error => tracing::warn!(target: "event", "{sentence}"),
+    }
+}
+
+/// An event in journald's own protocol. Its texts have no control characters, so each field is a line.
+fn fields(event: &Event) -> String {
+    let mut text = format!(
+        "MESSAGE={}\nMESSAGE_ID={}\nPRIORITY={}\nSYSLOG_IDENTIFIER=agent\n",
+        event.sentence(),
+        event.kind.message_id(),
+        event.level.syslog(),
+    );
+    for (name, value) in [
+        ("EVENT", event.kind.name()),
+        ("SUBJECT", &event.subject),
+        ("FROM", &event.from),
+        ("TO", &event.to),
+        ("CAUSE", &event.cause),
+        ("NODE", &event.node),
+        ("SEQ", &event.seq.to_string()),
+        ("DURATION_MS", &event.duration_ms.map_or(String::new(), |ms| ms.to_string())),
+    ] {
+        if !value.is_empty() {
+            for part in ["AGENT_", name, "=", value, "\n"] {
+                text.push_str(part);
+            }
+        }
+    }
+    text
+}
+
 fn json() -> Boxed {
     tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(io::stderr).boxed()
 }
@@ -109,6 +177,33 @@ mod tests {
         assert!(!filter(LogLevel::Error).would_enable("chitchat", &Level::WARN));
         assert!(!filter(LogLevel::Error).would_enable("agent", &Level::WARN));
         assert!(filter(LogLevel::Error).would_enable("access", &Level::INFO));
+    }
+
+    #[test]
+    fn an_event_reaches_the_journal_with_its_fields() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let journal = UnixDatagram::bind(&path).unwrap();
+        let told =
+            proto::event::Event::new(proto::event::Kind::Member, proto::time::UnixMs(9_000), "m1", "down");
+        let told = told.since("up", proto::time::UnixMs(2_000)).cause("not heard").level(super::Level::Error);
+        journal_socket(&path).unwrap().send(fields(&told).as_bytes()).unwrap();
+        let mut bytes = [0; 1000];
+        let len = journal.recv(&mut bytes).unwrap();
+        let text = String::from_utf8_lossy(&bytes[..len]).into_owned();
+        for field in [
+            "MESSAGE=member m1: up -> down after 7s: not heard",
+            "MESSAGE_ID=6073eb1aa88b4c6593729c0379b918ac",
+            "PRIORITY=3",
+            "SYSLOG_IDENTIFIER=agent",
+            "AGENT_EVENT=member",
+            "AGENT_FROM=up",
+            "AGENT_TO=down",
+            "AGENT_DURATION_MS=7000",
+        ] {
+            assert!(text.lines().any(|line| line == field), "{field} is missing in\n{text}");
+        }
+        assert!(!text.contains("AGENT_NODE"), "an empty field is left out");
     }
 
     #[test]

@@ -5,11 +5,14 @@ mod check;
 mod cli;
 mod control;
 mod demo;
+mod events;
 mod gossip;
+mod http;
 mod lifecycle;
 mod link;
 mod log;
 mod membership;
+mod meter;
 mod net;
 mod proxy;
 mod pulse;
@@ -18,8 +21,11 @@ mod screen;
 mod state;
 #[cfg(test)]
 mod testing;
+mod times;
+mod verdict;
 mod vip;
 mod watchdog;
+mod web;
 
 fn main() -> std::process::ExitCode {
     demo::die_with_parent();

@@ -53,9 +53,14 @@ pub(crate) fn spawn(
 fn tell(link: Arc<Link>, mut word: watch::Receiver<Word>, life: &Life) {
     let life = life.clone();
     life.clone().spawn(async move {
+        let mut said = None;
         loop {
             let saying = saying_of(&word.borrow_and_update());
-            link.say(&saying, life.now());
+            // Much of a word is not said here, and whoever has pulsed this node is told at once.
+            if said.as_ref() != Some(&saying) {
+                link.say(&saying, life.now());
+                said = Some(saying);
+            }
             tokio::select! {
                 changed = word.changed() => if changed.is_err() { return },
                 () = life.over.cancelled() => return,
@@ -137,9 +142,18 @@ impl Pulses {
 
     fn hear(&mut self, answer: Answer) {
         let now = self.life.now();
-        let Some(peer) = self.peers.get_mut(&answer.from) else { return };
-        if answer.number == 0 || peer.pulse.answered(answer.number, now).is_some() {
-            peer.saying = Some(answer.saying);
+        match answer {
+            Answer::Said { from, number, saying } => {
+                let Some(peer) = self.peers.get_mut(&from) else { return };
+                if number == 0 || peer.pulse.answered(number, now).is_some() {
+                    peer.saying = Some(saying);
+                }
+            }
+            Answer::NoAgent(at) => {
+                if let Some(peer) = self.peers.get_mut(&at) {
+                    peer.pulse.refused();
+                }
+            }
         }
     }
 

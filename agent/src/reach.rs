@@ -22,7 +22,6 @@ use proto::time::UnixMs;
 use proto::view::View;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
-use tracing::{info, warn};
 
 use crate::lifecycle::{Life, wall};
 
@@ -228,7 +227,6 @@ impl Keeper {
             })
             .collect();
         if *self.table.borrow().as_ref() != table {
-            log_changes(&self.table.borrow(), &table);
             let serving = next_serving(&table, &old);
             self.table.send_replace(Arc::new(table));
             if *old != serving {
@@ -261,31 +259,6 @@ fn next_serving(table: &Table, old: &Serving) -> Serving {
             (name.clone(), list)
         })
         .collect()
-}
-
-fn log_changes(before: &Table, now: &Table) {
-    for (service, all) in now {
-        let old = |node: &NodeId| before.get(service)?.iter().find(|backend| backend.node == *node);
-        for backend in all {
-            let (name, state, reason) = (&backend.name, backend.state.word(), &backend.reason);
-            match old(&backend.node) {
-                Some(known) if known.state == backend.state => {}
-                known => {
-                    let from = known.map_or("none", |known| known.state.word());
-                    if backend.state.is_good() {
-                        info!(%service, node = %name, from, "backend is {state}: {reason}");
-                    } else {
-                        warn!(%service, node = %name, from, "backend is {state}: {reason}");
-                    }
-                }
-            }
-        }
-        for gone in before.get(service).into_iter().flatten() {
-            if !all.iter().any(|backend| backend.node == gone.node) {
-                warn!(%service, node = %gone.name, "backend is gone");
-            }
-        }
-    }
 }
 
 /// Connects once and hangs up.

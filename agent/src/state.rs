@@ -36,6 +36,11 @@ use format::{Body, MARK};
 const BAD_KEPT: usize = 3;
 const LOCK: &str = "lock";
 
+/// The lines of events, and the older half of them: no files of the store's form, but the agent's all the
+/// same.
+pub(crate) const EVENTS: &str = "events";
+pub(crate) const EVENTS_OLD: &str = "events.1";
+
 /// A state directory that this process alone uses.
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -156,7 +161,7 @@ impl Store {
         let mut left = Vec::new();
         for name in names {
             let path = self.dir.join(&name);
-            if ours.iter().any(|s| s == stem(&name)) {
+            if ours.iter().any(|s| s == stem(&name)) || [EVENTS, EVENTS_OLD].contains(&name.as_str()) {
                 fs::remove_file(&path).map_err(|source| self.failed("remove", &path, source))?;
             } else if name != LOCK {
                 left.push(path);

@@ -77,6 +77,9 @@ pub struct Backend {
     pub since: UnixMs,
     /// Round-trip time, when known.
     pub rtt: Option<Duration>,
+    /// Its agent is not heard, and that its port is open is all that is known: a kernel accepts connections
+    /// also for processes that are frozen.
+    pub direct: bool,
 }
 
 /// The backends of every service: what the proxy follows.
@@ -124,7 +127,7 @@ pub fn backends(
         let since = path.map_or(UnixMs(0), Path::since);
         let rtt = path.and_then(Path::rtt);
         let reason = reason.to_owned();
-        found.insert(node, Backend { node, name, address, weight, state, reason, since, rtt });
+        found.insert(node, Backend { node, name, address, weight, state, reason, since, rtt, direct: false });
     }
     for member in view.members.values() {
         let Some(offer) = member.word.services.get(service) else { continue };
@@ -142,6 +145,7 @@ pub fn backends(
                 reason,
                 since,
                 rtt: path.and_then(Path::rtt),
+                direct: path.is_some_and(Path::is_direct),
             },
         );
     }
@@ -181,7 +185,8 @@ fn judge(
 /// Where a backend stands among the others; lower is better. The order of the fields is the policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank {
-    /// 0: good. 1: good, but it has all the connections it may have, or does not answer them. 2: not good.
+    /// 0: good. 1: good as far as its open port tells, see [`Backend::direct`]. 2: good, but it has all the
+    /// connections it may have, or does not answer them. 3: not good.
     pub hindrance: u8,
     /// What it is.
     pub state: State,
@@ -335,8 +340,9 @@ impl Balancer {
                 };
                 let far = if balance == Balance::Nearest { distance(backend.rtt) } else { 0 };
                 let hindrance = match backend.state.is_good() {
-                    true => u8::from(usage.full || usage.mute),
-                    false => 2,
+                    true if usage.full || usage.mute => 2,
+                    true => u8::from(backend.direct),
+                    false => 3,
                 };
                 let rank = Rank {
                     hindrance,
@@ -449,6 +455,7 @@ mod tests {
             reason: String::new(),
             since: UnixMs(0),
             rtt: None,
+            direct: false,
         }
     }
 
@@ -457,6 +464,7 @@ mod tests {
             address: SocketAddr::from(([10, 0, 0, n], 6443)),
             weight: 100,
             health: Health { readiness, reason: "said".into(), since: UnixMs(7) },
+            check_ms: None,
         };
         let services = readiness.map(|readiness| (ServiceName::kube_api(), offer(readiness)));
         let word = Word {
@@ -469,6 +477,7 @@ mod tests {
             draining: None,
             left: false,
             services: services.into_iter().collect(),
+            hears: BTreeMap::new(),
             feet: Vec::new(),
             vips: BTreeMap::new(),
             unfit: BTreeMap::new(),
@@ -626,6 +635,49 @@ mod tests {
         assert_eq!((order[0], order[3]), (2, 1));
     }
 
+    #[test]
+    fn what_is_only_known_by_its_open_port_comes_after_what_is_heard_and_before_what_is_not_good() {
+        let all = |heard| {
+            [(1, State::Ready), (2, State::Alive), (3, State::Draining)]
+                .map(|(n, state)| Backend { direct: n == 1, ..backend(n, state, 100) })
+                .map(|one| Backend {
+                    state: if one.direct || heard { one.state } else { State::NotReady },
+                    ..one
+                })
+        };
+        let order = |backends: &[Backend], own| {
+            Balancer::new(1).rank(Balance::LeastConnections, backends, own, Moment::ZERO, idle)
+        };
+        assert_eq!(order(&all(true), None), [1, 0, 2]);
+        assert_eq!(order(&all(false), None)[0], 0, "nobody better: it is used all the same");
+        let usage = |node: &NodeId| Usage { full: *node == id(2), ..Usage::default() };
+        let full = Balancer::new(1).rank(Balance::LeastConnections, &all(true), None, Moment::ZERO, usage);
+        assert_eq!(full, [0, 1, 2]);
+        assert_eq!(fate(&id(1), &all(true)), Fate::Stay, "what is held there is not given up for that");
+    }
+
+    #[test]
+    fn a_silent_agent_beside_an_open_port_makes_a_backend_direct() {
+        let found = |evidence: &[Evidence]| {
+            let view = View {
+                members: BTreeMap::from([(id(1), member(1, false, Some(Readiness::Ready)))]),
+                problems: BTreeMap::new(),
+            };
+            let mut path = Path::new(UnixMs(0));
+            for one in evidence {
+                path.observe(Moment::ZERO, UnixMs(0), *one);
+            }
+            let paths = BTreeMap::from([((id(1), ServiceName::kube_api()), path)]);
+            let one = backends(&ServiceName::kube_api(), &view, &paths, &[], |_| true).remove(0);
+            (one.state, one.direct)
+        };
+        let (lost, heard) = (Evidence::Hearing(Hearing::Lost), Evidence::Hearing(Hearing::Heard));
+        let connected = Evidence::Connected { took: Duration::from_millis(1) };
+        assert_eq!(found(&[heard, connected]), (State::Ready, false));
+        assert_eq!(found(&[lost, connected]), (State::Ready, true));
+        assert_eq!(found(&[lost, connected, heard]), (State::Ready, false));
+    }
+
     /// How many of 100 new connections the first backend gets, which came back `after` this long, when both
     /// it and the other had `before` before.
     fn caught_up(balance: Balance, after: u64, before: u64) -> u64 {
@@ -707,6 +759,9 @@ mod tests {
             let backends: Vec<Backend> = own.chain(others).collect();
             assert_eq!(fate(&id(1), &backends), *verdict, "{backends:?}");
         }
+        let refused = Backend { reason: "connection refused".to_owned(), ..backend(1, Down, 100) };
+        let verdict = fate(&id(1), &[refused, backend(2, Ready, 100)]);
+        assert_eq!(verdict, Fate::Leave, "it may only have closed its port, and answer what it holds");
         let stopped = Backend { reason: AGENT_STOPPED.to_owned(), ..backend(1, Draining, 100) };
         assert_eq!(fate(&id(1), &[stopped, backend(2, Ready, 100)]), Fate::Stay, "its apiserver serves on");
     }

@@ -4,16 +4,20 @@
 //! [`Status`] is also what `agent status --json` prints. Its shape is stable: fields are added, never
 //! renamed or taken away, and `schema` counts the exceptions.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::backends::State;
+use crate::event::{Ask, Event};
 use crate::invite::Waiting;
 use crate::node::{Name, NodeId, Role};
+use crate::pulse::Hearing;
 use crate::service::{Balance, ServiceName};
 use crate::settings::Change;
 use crate::time::UnixMs;
+use crate::view;
 
 /// Largest frame: the status of the largest cluster.
 pub const MAX_FRAME: usize = 16 * 1024 * 1024;
@@ -76,6 +80,8 @@ pub enum Request {
     Settings,
     /// Change some of them, all or none: keys with their values; without one: unset.
     Change(Vec<(String, Option<String>)>),
+    /// What has happened?
+    Events(Ask),
 }
 
 /// What the running agent answers.
@@ -98,6 +104,13 @@ pub enum Response {
     Settings(Vec<SettingStatus>),
     /// What was changed, and a sentence that says who knows.
     Changed(Vec<Change>, String),
+    /// What has happened, oldest first.
+    Events {
+        /// The events.
+        events: Vec<Event>,
+        /// Members that did not answer.
+        silent: Vec<String>,
+    },
     /// Done; a sentence that says what.
     Done(String),
     /// Not done; a sentence that says why and what would be right.
@@ -121,6 +134,9 @@ pub struct Status {
     pub vips: Vec<VipStatus>,
     /// What is wrong with this node itself, in sentences; empty when nothing is.
     pub problems: Vec<String>,
+    /// When this was put together.
+    #[serde(default)]
+    pub taken_unix_ms: UnixMs,
 }
 
 impl Status {
@@ -219,6 +235,48 @@ pub struct NodeStatus {
     pub descriptors: u64,
     /// What was counted on the link.
     pub link: LinkStatus,
+    /// How late the event loop was, each time that it was looked at.
+    #[serde(default)]
+    pub loop_lag: Histogram,
+    /// The checks of this node's own services.
+    #[serde(default)]
+    pub checks: Vec<CheckCounts>,
+    /// Events since the start, by the name of their kind.
+    #[serde(default)]
+    pub events: BTreeMap<String, u64>,
+}
+
+/// Upper bounds of a histogram's buckets, in microseconds; one more bucket takes all that is longer. From a
+/// round trip in one building to the longest wait for a backend.
+pub const BUCKETS_US: [u64; 12] =
+    [500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000];
+
+/// How often something took how long, since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Histogram {
+    /// How many in each of [`BUCKETS_US`], and beyond the last.
+    pub counts: [u64; BUCKETS_US.len() + 1],
+    /// All of it together, in microseconds.
+    pub sum_us: u64,
+}
+
+/// What the checks of one service on this node came to, since the start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckCounts {
+    /// Its name.
+    pub service: ServiceName,
+    /// It was ready.
+    pub good: u64,
+    /// It was there and would not say whether it is ready.
+    pub alive: u64,
+    /// It was not ready.
+    pub not_ready: u64,
+    /// Its port was closed.
+    pub refused: u64,
+    /// It did not answer in time.
+    pub silent: u64,
+    /// How long they took.
+    pub took: Histogram,
 }
 
 /// What was counted on the link since the start. Bytes are payload of UDP, seal included, and of TLS.
@@ -242,6 +300,15 @@ pub struct LinkStatus {
     pub refused_replay: u64,
     /// Datagrams refused: the sender had not proven its start yet.
     pub refused_unproven: u64,
+    /// Bytes of gossip sent, of those above.
+    #[serde(default)]
+    pub sent_gossip_bytes: u64,
+    /// Pulses sent.
+    #[serde(default)]
+    pub sent_pulses: u64,
+    /// Answers to pulses, and what members said unasked.
+    #[serde(default)]
+    pub received_answers: u64,
 }
 
 /// Where a service is described.
@@ -278,6 +345,20 @@ pub struct ServiceStatus {
     pub maxconn: u32,
     /// Connections refused because of it, since the start.
     pub refused: u64,
+    /// What else was counted.
+    #[serde(default)]
+    pub counted: ServiceCounts,
+}
+
+/// What this node's proxy counted of a service since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ServiceCounts {
+    /// Clients that were taken.
+    pub total: u64,
+    /// Most clients at once.
+    pub most: u64,
+    /// Clients reset because no backend answered.
+    pub unserved: u64,
 }
 
 /// One backend, as this node sees it.
@@ -301,6 +382,51 @@ pub struct BackendStatus {
     pub total: u64,
     /// Share among equals.
     pub weight: u16,
+    /// What its node's own last check took, in milliseconds, roughly; none: not known.
+    #[serde(default)]
+    pub check_ms: Option<u32>,
+    /// What was counted of it here.
+    #[serde(default)]
+    pub counted: BackendCounts,
+}
+
+impl BackendStatus {
+    /// The status code that its check got, where it was answered by HTTP: reasons begin with it.
+    pub fn check_code(&self) -> Option<u16> {
+        let (code, _) = self.reason.split_once(' ')?;
+        code.parse().ok().filter(|code| (100..600).contains(code))
+    }
+}
+
+/// What this node counted of a backend since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BackendCounts {
+    /// Most connections at once.
+    pub most: u64,
+    /// Bytes from clients to it, of connections that have ended.
+    pub bytes_in: u64,
+    /// Bytes from it to clients, of connections that have ended.
+    pub bytes_out: u64,
+    /// Dials that failed.
+    pub connect_errors: u64,
+    /// Dials to it that began beside another that was late.
+    pub races: u64,
+    /// First flights sent to it that another had left without an answer.
+    pub replays: u64,
+    /// First flights that it left without an answer.
+    pub silences: u64,
+    /// Connections reset because it was down or gone.
+    pub resets_down: u64,
+    /// Connections closed one by one because it drained or was not ready.
+    pub resets_leave: u64,
+    /// Changes of its state.
+    pub changes: u64,
+    /// Doubts about it that were over without having been confirmed.
+    pub false_alarms: u64,
+    /// Time in which it was neither ready nor alive, in milliseconds.
+    pub downtime_ms: u64,
+    /// How long dials that were answered took.
+    pub dials: Histogram,
 }
 
 /// What a member is. `Left` is who stopped on purpose.
@@ -318,6 +444,21 @@ pub enum MemberState {
 }
 
 impl MemberState {
+    /// What another member is: by its own word, by pulses, by gossip where there are none, and, when its
+    /// agent is silent, by whether its apiserver answers.
+    pub fn of(member: Option<&view::Member>, hearing: Option<Hearing>, serves: bool) -> MemberState {
+        let hearing = hearing.filter(|hearing| *hearing != Hearing::Unknown);
+        match member {
+            Some(member) if member.word.left => MemberState::Left,
+            _ if hearing == Some(Hearing::Late) => MemberState::Suspect,
+            _ if hearing == Some(Hearing::Heard) => MemberState::Up,
+            Some(member) if member.heard && hearing.is_none() => MemberState::Up,
+            // The machine lives.
+            _ if serves => MemberState::Suspect,
+            _ => MemberState::Down,
+        }
+    }
+
     /// The word that status uses.
     pub fn word(self) -> &'static str {
         match self {
@@ -348,6 +489,28 @@ pub struct MemberStatus {
     pub since_unix_ms: UnixMs,
     /// Round-trip time, when known.
     pub rtt_ms: Option<f64>,
+    /// Share of pulses that it left unanswered, in thousandths; none: it is not pulsed.
+    #[serde(default)]
+    pub loss_permille: Option<u16>,
+    /// Hash of the document that it holds; empty when unknown.
+    #[serde(default)]
+    pub document: String,
+    /// Whom it hears, as it says.
+    #[serde(default)]
+    pub sees: Vec<SeenStatus>,
+}
+
+/// How one member hears another.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SeenStatus {
+    /// Name of the one that is heard.
+    pub node: Name,
+    /// Whether it is.
+    pub heard: bool,
+    /// Round-trip time, when known.
+    pub rtt_ms: Option<f64>,
+    /// Share of pulses without an answer, in thousandths.
+    pub loss_permille: u16,
 }
 
 /// How a virtual IP is, as this node sees it.
@@ -395,6 +558,22 @@ pub struct VipStatus {
     pub reason: String,
     /// Who may have it, the first in line first.
     pub candidates: Vec<VipCandidate>,
+    /// How often it came to this node since the start, by why.
+    #[serde(default)]
+    pub gains: VipGains,
+}
+
+/// How often a virtual IP came to a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct VipGains {
+    /// Nobody had it.
+    pub vacant: u64,
+    /// Nobody had heard its owner for a while.
+    pub silent: u64,
+    /// Its owner handed it over.
+    pub handed: u64,
+    /// Its owner let it go, and whom it named had not taken it.
+    pub released: u64,
 }
 
 /// A node that may have a virtual IP.

@@ -11,9 +11,11 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::backends::Serving;
 use crate::cluster::Document;
+use crate::event::Event;
 use crate::invite::{Proof, Refusal};
 use crate::link::GossipKey;
 use crate::node::{Name, NodeId};
+use crate::time::UnixMs;
 
 /// ALPN of members (RFC 7301).
 pub const ALPN_MEMBER: &[u8] = b"agent/1";
@@ -62,6 +64,15 @@ pub enum FromMember {
     Waiting,
     /// "How many connections do you hold to this node?"
     Held(NodeId),
+    /// "What has happened at you?"
+    Events {
+        /// Not what was before this time.
+        since: UnixMs,
+        /// Not what has a number up to this one.
+        after: u64,
+        /// At most so many, the latest.
+        most: u32,
+    },
 }
 
 /// To a member.
@@ -75,6 +86,8 @@ pub enum ToMember {
     Waiting(Vec<crate::invite::Waiting>),
     /// So many.
     Held(u64),
+    /// What has happened here, oldest first.
+    Events(Vec<Event>),
     /// The request can't be served, and why.
     Failed(String),
 }

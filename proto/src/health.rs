@@ -1,15 +1,17 @@
 //! A node's own checks, turned into what it says of itself.
 //!
 //! ```text
-//!             first answer           good x rise
+//!             first answer           good x rise (401, 403 x rise: Alive)
 //!   Absent ────────────────► Alive / NotReady ──► Ready
 //!      ▲                            ▲               │ 401, 403, 5xx: at once
 //!      │ down for FORGET_AFTER      │ any answer    │ refused: at once
 //!      └────────────── Down ◄───────┴───────────────┘ no answer x fall
 //! ```
 //!
-//! An answer is believed at once when it is bad and after `rise` good ones when it is good: sending a
-//! client to a master that is not ready costs more than waiting a second. Silence is believed only after
+//! An answer is believed at once when it is worse than what is known and after `rise` in a row when it is
+//! better: sending a client to a master that is not ready costs more than waiting a second. That goes for
+//! 401 and 403 as well: an apiserver that starts answers 403 to everyone until it has loaded who may do
+//! what, about a second. Silence is believed only after
 //! `fall` of them, since a machine under load is slow before it is dead (k3s#10240, talos#8112).
 
 use std::fmt;
@@ -97,6 +99,8 @@ pub struct Checker {
     rise: u32,
     fall: u32,
     good_in_a_row: u32,
+    /// Answers in a row that are good or of unknown readiness.
+    alive_in_a_row: u32,
     silent_in_a_row: u32,
     last_answer: Option<Moment>,
     health: Option<Health>,
@@ -109,6 +113,7 @@ impl Checker {
             rise: rise.max(1),
             fall: fall.max(1),
             good_in_a_row: 0,
+            alive_in_a_row: 0,
             silent_in_a_row: 0,
             last_answer: None,
             health: None,
@@ -124,41 +129,37 @@ impl Checker {
     /// but is said too).
     pub fn observe(&mut self, now: Moment, wall: UnixMs, outcome: Outcome) -> bool {
         let first = self.last_answer.is_none();
+        let next = |count: u32, goes_on: bool| if goes_on { count.saturating_add(1) } else { 0 };
+        let good = matches!(outcome, Outcome::Good(_));
+        self.good_in_a_row = next(self.good_in_a_row, good);
+        self.alive_in_a_row = next(self.alive_in_a_row, good || matches!(outcome, Outcome::Alive(_)));
         match outcome {
             Outcome::Good(reason) => {
                 self.answered(now);
-                self.good_in_a_row = self.good_in_a_row.saturating_add(1);
                 // The very first answer is believed at once: a node that starts beside a healthy
                 // apiserver should serve within one check.
                 if first || self.good_in_a_row >= self.rise || self.is(Readiness::Ready) {
                     return self.say(wall, Readiness::Ready, reason);
                 }
-                let seen = self.good_in_a_row;
-                let reason = format!("{reason}, {seen} of {} good checks", self.rise);
-                let readiness = if self.is(Readiness::Down) {
-                    Readiness::NotReady
-                } else {
-                    self.health.as_ref().map_or(Readiness::NotReady, |health| health.readiness)
-                };
-                self.say(wall, readiness, reason)
+                self.not_yet(wall, &reason, self.good_in_a_row, "good checks")
             }
             Outcome::Alive(reason) => {
                 self.answered(now);
-                self.good_in_a_row = 0;
-                self.say(wall, Readiness::Alive, reason)
+                let worse = self.is(Readiness::Ready) || self.is(Readiness::Alive);
+                if first || worse || self.alive_in_a_row >= self.rise {
+                    return self.say(wall, Readiness::Alive, reason);
+                }
+                self.not_yet(wall, &reason, self.alive_in_a_row, "checks")
             }
             Outcome::NotReady(reason) => {
                 self.answered(now);
-                self.good_in_a_row = 0;
                 self.say(wall, Readiness::NotReady, reason)
             }
             Outcome::Refused(reason) => {
-                self.good_in_a_row = 0;
                 self.silent_in_a_row = self.silent_in_a_row.saturating_add(1);
                 self.no_answer(now, wall, reason)
             }
             Outcome::Silent(reason) => {
-                self.good_in_a_row = 0;
                 self.silent_in_a_row = self.silent_in_a_row.saturating_add(1);
                 if self.silent_in_a_row < self.fall && !self.is(Readiness::Down) {
                     return false;
@@ -166,6 +167,15 @@ impl Checker {
                 self.no_answer(now, wall, reason)
             }
         }
+    }
+
+    /// It is better than what is said, and not believed yet.
+    fn not_yet(&mut self, wall: UnixMs, reason: &str, seen: u32, what: &str) -> bool {
+        let reason = format!("{reason}, {seen} of {} {what}", self.rise);
+        let readiness = self.health.as_ref().map(|health| health.readiness);
+        // It answers, so it is not down any more.
+        let readiness = readiness.filter(|one| *one != Readiness::Down).unwrap_or(Readiness::NotReady);
+        self.say(wall, readiness, reason)
     }
 
     fn answered(&mut self, now: Moment) {
@@ -203,9 +213,20 @@ impl Checker {
     }
 }
 
-/// A reason as it may be gossiped: printable ASCII, at most [`MAX_REASON`] bytes.
+/// A reason as it may be gossiped: printable ASCII, at most [`MAX_REASON`] bytes. What is longer ends with a
+/// whole word and dots.
 pub fn short_reason(text: &str) -> String {
-    text.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).take(MAX_REASON).collect()
+    const DOTS: &str = "...";
+    let plain = |c: char| if c.is_ascii_graphic() || c == ' ' { c } else { '?' };
+    let mut short: String = text.chars().map(plain).take(MAX_REASON + 1).collect();
+    if short.len() > MAX_REASON {
+        short.truncate(MAX_REASON - DOTS.len());
+        // A text without spaces is cut where it has to be.
+        let end = short.rfind(' ').filter(|end| *end > MAX_REASON / 2).unwrap_or(short.len());
+        short.truncate(end);
+        short += DOTS;
+    }
+    short
 }
 
 #[cfg(test)]
@@ -265,6 +286,38 @@ mod tests {
             run(&[(0, good()), (1, refused()), (60_000, refused()), (60_001, good())]),
             [Some(Ready), Some(Down), None, Some(Ready)]
         );
+    }
+
+    #[test]
+    fn a_starting_apiserver_that_refuses_everyone_for_a_second_gets_no_clients_for_it() {
+        use Readiness::{Alive, Down, NotReady, Ready};
+        let alive = || Outcome::Alive("403".into());
+        // It restarts: one 403 before it knows who may do what, then it is ready.
+        assert_eq!(
+            run(&[(0, good()), (1, refused()), (2, alive()), (3, good()), (4, good())]),
+            [Some(Ready), Some(Down), Some(NotReady), Some(NotReady), Some(Ready)]
+        );
+        // One that never says more is believed in the end.
+        assert_eq!(
+            run(&[(0, alive()), (1, refused()), (2, alive()), (3, alive()), (4, alive())]),
+            [Some(Alive), Some(Down), Some(NotReady), Some(Alive), Some(Alive)]
+        );
+        assert_eq!(
+            run(&[(0, Outcome::NotReady("500".into())), (1, alive()), (2, silent()), (3, alive())]),
+            [Some(NotReady), Some(NotReady), Some(NotReady), Some(NotReady)]
+        );
+        // Where it is worse than what was known it is believed at once.
+        assert_eq!(run(&[(0, good()), (1, alive())]), [Some(Ready), Some(Alive)]);
+    }
+
+    #[test]
+    fn a_long_reason_ends_with_a_whole_word_and_says_so() {
+        let short = short_reason(&"word ".repeat(30));
+        assert!(short.ends_with("word...") && short.len() <= MAX_REASON, "{short}");
+        assert_eq!(short_reason(&"x".repeat(200)).len(), MAX_REASON);
+        assert_eq!(short_reason("as \u{1b}[31m it is"), "as ?[31m it is");
+        let whole = "y".repeat(MAX_REASON);
+        assert_eq!(short_reason(&whole), whole);
     }
 
     #[test]

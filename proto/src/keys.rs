@@ -1,14 +1,15 @@
 //! What a node says of itself by gossip: the only place where gossip key names stand.
 //!
 //! Values are short plain ASCII, so that a person can read them in a dump. A service's value is
-//! `readiness since address weight reason…`, space-separated, the reason last.
+//! `readiness since address weight reason…`, space-separated, the reason last. Whom a node hears is
+//! `id heard rtt loss` for each, comma-separated: `+` or `-`, microseconds or nothing, thousandths.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::arp::Mac;
 use crate::health::{Health, Readiness, short_reason};
-use crate::node::Name;
+use crate::node::{Name, NodeId};
 use crate::service::{MAX_WEIGHT, ServiceName};
 use crate::time::UnixMs;
 
@@ -21,6 +22,8 @@ const DOCUMENT: &str = "doc";
 const DRAINING: &str = "d";
 const LEFT: &str = "x";
 const SERVICE: &str = "s:";
+const CHECK: &str = "c:";
+const HEARS: &str = "h";
 const SEGMENTS: &str = "l2";
 const VIP: &str = "vip:";
 const UNFIT: &str = "no:";
@@ -29,6 +32,8 @@ const UNFIT: &str = "no:";
 const MAX_ADDRESSES: usize = 8;
 /// Most services that a node may offer.
 const MAX_SERVICES: usize = 64;
+/// Most nodes that a node says it hears: only masters are pulsed, and few clusters have more than nine.
+const MAX_HEARS: usize = 16;
 /// Most segments that a node may say: one for each virtual IP at most.
 const MAX_SEGMENTS: usize = 16;
 /// Most virtual IPs that a node may own.
@@ -43,6 +48,19 @@ pub struct Offer {
     pub weight: u16,
     /// What the node's own checks say.
     pub health: Health,
+    /// What the last of them took, in milliseconds, roughly.
+    pub check_ms: Option<u32>,
+}
+
+/// How well a node hears another, roughly: what is said of it changes seldom, so that gossip stays quiet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hears {
+    /// It answers.
+    pub heard: bool,
+    /// Round-trip time in microseconds, when known.
+    pub rtt_us: Option<u32>,
+    /// Share of pulses without an answer, in thousandths.
+    pub loss_permille: u16,
 }
 
 /// How a node stands on the segment of a virtual IP, so that others can test whether it is theirs too.
@@ -88,6 +106,8 @@ pub struct Word {
     pub left: bool,
     /// What it offers.
     pub services: BTreeMap<ServiceName, Offer>,
+    /// Whom it hears.
+    pub hears: BTreeMap<NodeId, Hears>,
     /// Where it stands on the segments of virtual IPs.
     pub feet: Vec<Foot>,
     /// The virtual IPs that it owns.
@@ -127,9 +147,21 @@ impl Word {
             say(LEFT, "1".to_owned());
         }
         for (name, offer) in &self.services {
-            let Offer { address, weight, health: Health { readiness, reason, since } } = offer;
+            let Offer { address, weight, health: Health { readiness, reason, since }, check_ms } = offer;
+            if let Some(ms) = check_ms {
+                say(&format!("{CHECK}{name}"), ms.to_string());
+            }
             let value = format!("{readiness} {} {address} {weight} {}", since.0, short_reason(reason));
             say(&format!("{SERVICE}{name}"), value);
+        }
+        if !self.hears.is_empty() {
+            let one = |(id, hears): (&NodeId, &Hears)| {
+                let heard = if hears.heard { '+' } else { '-' };
+                let rtt = hears.rtt_us.map_or_else(String::new, |us| us.to_string());
+                format!("{id} {heard} {rtt} {}", hears.loss_permille)
+            };
+            let all: Vec<String> = self.hears.iter().take(MAX_HEARS).map(one).collect();
+            say(HEARS, all.join(","));
         }
         if !self.feet.is_empty() {
             let feet: Vec<String> = self.feet.iter().map(say_foot).collect();
@@ -160,10 +192,12 @@ impl Word {
             draining: None,
             left: false,
             services: BTreeMap::new(),
+            hears: BTreeMap::new(),
             feet: Vec::new(),
             vips: BTreeMap::new(),
             unfit: BTreeMap::new(),
         };
+        let mut checks = Vec::new();
         let mut named = false;
         for (key, value) in keys {
             let bad = |wrong| BadKey {
@@ -190,6 +224,9 @@ impl Word {
                 DOCUMENT => word.document = short_reason(value),
                 DRAINING => word.draining = Some(time()?),
                 LEFT => word.left = true,
+                // Only shown, so what has no meaning is passed over.
+                HEARS => word.hears = value.split(',').take(MAX_HEARS).filter_map(parse_hears).collect(),
+                _ if key.starts_with(CHECK) => checks.push((key, value)),
                 SEGMENTS => {
                     let feet = value.split(',').take(MAX_SEGMENTS).map(parse_foot).collect::<Option<_>>();
                     word.feet = feet.ok_or_else(|| bad("not \"interface mac address/prefix\""))?;
@@ -219,6 +256,12 @@ impl Word {
                     }
                     word.services.insert(name, offer);
                 }
+            }
+        }
+        for (key, value) in checks {
+            let name = key.strip_prefix(CHECK).and_then(|name| name.parse::<ServiceName>().ok());
+            if let Some(offer) = name.and_then(|name| word.services.get_mut(&name)) {
+                offer.check_ms = value.parse().ok();
             }
         }
         if !named {
@@ -259,7 +302,16 @@ fn parse_offer(value: &str) -> Option<Offer> {
     let address = parts.next()?.parse().ok()?;
     let weight = parts.next()?.parse().ok().filter(|weight| *weight <= MAX_WEIGHT)?;
     let reason = short_reason(parts.next().unwrap_or(""));
-    Some(Offer { address, weight, health: Health { readiness, reason, since } })
+    Some(Offer { address, weight, health: Health { readiness, reason, since }, check_ms: None })
+}
+
+fn parse_hears(text: &str) -> Option<(NodeId, Hears)> {
+    let mut parts = text.split(' ');
+    let id = parts.next()?.parse().ok()?;
+    let heard = parts.next()? == "+";
+    let rtt_us = parts.next()?.parse().ok();
+    let loss_permille = parts.next()?.parse().ok().filter(|permille| *permille <= 1000)?;
+    Some((id, Hears { heard, rtt_us, loss_permille }))
 }
 
 #[cfg(test)]
@@ -288,8 +340,13 @@ mod tests {
                         reason: "500 from /readyz".into(),
                         since: UnixMs(9),
                     },
+                    check_ms: Some(20),
                 },
             )]),
+            hears: BTreeMap::from([
+                (NodeId([1; 10]), Hears { heard: true, rtt_us: Some(420), loss_permille: 5 }),
+                (NodeId([2; 10]), Hears { heard: false, rtt_us: None, loss_permille: 1000 }),
+            ]),
             feet: vec![
                 Foot {
                     interface: "eth0".into(),
@@ -348,7 +405,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_keys_make_it_panic(pairs in proptest::collection::vec(("(n|v|a|i|t|doc|d|x|l2|(vip|no):[0-9.:]{0,9}|s:[a-z]{0,4})", ".{0,60}"), 0..12)) {
+        fn no_keys_make_it_panic(pairs in proptest::collection::vec(("(n|v|a|i|t|doc|d|x|h|l2|(vip|no):[0-9.:]{0,9}|[sc]:[a-z]{0,4})", ".{0,60}"), 0..12)) {
             let _ = Word::from_keys(pairs.iter().map(|(key, value)| (key.as_str(), value.as_str())));
         }
     }

@@ -12,6 +12,8 @@ pub mod time;
 
 pub mod node;
 
+pub mod event;
+
 pub mod service;
 
 pub mod health;

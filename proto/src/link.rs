@@ -225,9 +225,9 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// Judges an authentic datagram that is neither challenge nor echo. `number` is random; it is used when
-    /// the verdict is a challenge.
-    pub fn judge(&mut self, header: &Header, now: Moment, number: u64) -> Verdict {
+    /// Judges an authentic datagram that is neither challenge nor echo. `number` gives a random number; it is
+    /// asked for only when the verdict is a challenge, since randomness costs a system call.
+    pub fn judge(&mut self, header: &Header, now: Moment, number: impl FnOnce() -> u64) -> Verdict {
         let session = self.sessions.entry(header.sender).or_default();
         if let Some((boot, window)) = &mut session.known
             && *boot == header.boot
@@ -242,6 +242,7 @@ impl Sessions {
                 Verdict::Unproven
             }
             _ => {
+                let number = number();
                 session.asked = Some((number, header.boot, now));
                 Verdict::Challenge(number)
             }
@@ -364,35 +365,35 @@ mod tests {
     #[test]
     fn a_boot_is_believed_only_after_its_echo() {
         let mut sessions = Sessions::default();
-        assert_eq!(sessions.judge(&header(7, 10), at(0), 99), Verdict::Challenge(99));
-        assert_eq!(sessions.judge(&header(7, 11), at(10), 98), Verdict::Unproven);
+        assert_eq!(sessions.judge(&header(7, 10), at(0), || 99), Verdict::Challenge(99));
+        assert_eq!(sessions.judge(&header(7, 11), at(10), || 98), Verdict::Unproven);
         assert!(!sessions.echoed(&header(7, 12), 98), "a number that was not asked");
         assert!(!sessions.echoed(&header(8, 12), 99), "the right number from another boot");
         assert!(sessions.echoed(&header(7, 12), 99));
         assert!(!sessions.echoed(&header(7, 12), 99), "an echo counts once");
-        assert_eq!(sessions.judge(&header(7, 13), at(20), 1), Verdict::Fresh);
-        assert_eq!(sessions.judge(&header(7, 13), at(20), 1), Verdict::Replayed);
-        assert_eq!(sessions.judge(&header(7, 11), at(20), 1), Verdict::Replayed, "sent before the echo");
+        assert_eq!(sessions.judge(&header(7, 13), at(20), || 1), Verdict::Fresh);
+        assert_eq!(sessions.judge(&header(7, 13), at(20), || 1), Verdict::Replayed);
+        assert_eq!(sessions.judge(&header(7, 11), at(20), || 1), Verdict::Replayed, "sent before the echo");
     }
 
     #[test]
     fn after_the_receiver_restarts_a_recording_is_refused() {
         let mut sessions = Sessions::default();
         for sequence in 1..100 {
-            assert_ne!(sessions.judge(&header(7, sequence), at(sequence * 300), 5), Verdict::Fresh);
+            assert_ne!(sessions.judge(&header(7, sequence), at(sequence * 300), || 5), Verdict::Fresh);
         }
     }
 
     #[test]
     fn after_the_sender_restarts_its_old_boot_is_refused_and_can_not_displace_the_new() {
         let mut sessions = Sessions::default();
-        sessions.judge(&header(7, 1), at(0), 1);
+        sessions.judge(&header(7, 1), at(0), || 1);
         sessions.echoed(&header(7, 2), 1);
-        assert_eq!(sessions.judge(&header(8, 1), at(1000), 2), Verdict::Challenge(2));
-        assert_eq!(sessions.judge(&header(7, 3), at(1001), 3), Verdict::Fresh, "still the proven boot");
+        assert_eq!(sessions.judge(&header(8, 1), at(1000), || 2), Verdict::Challenge(2));
+        assert_eq!(sessions.judge(&header(7, 3), at(1001), || 3), Verdict::Fresh, "still the proven boot");
         assert!(sessions.echoed(&header(8, 2), 2));
-        assert_eq!(sessions.judge(&header(7, 4), at(2000), 4), Verdict::Challenge(4));
-        assert_eq!(sessions.judge(&header(8, 3), at(2001), 5), Verdict::Fresh);
+        assert_eq!(sessions.judge(&header(7, 4), at(2000), || 4), Verdict::Challenge(4));
+        assert_eq!(sessions.judge(&header(8, 3), at(2001), || 5), Verdict::Fresh);
     }
 
     fn document() -> Document {

@@ -8,7 +8,8 @@
 //!   Heard     none failed                 Up
 //!   Heard     some failed                 Suspect; Down after 8 in a row, or 2 refused
 //!   Late      not tried since             Suspect, and a probe starts at once
-//!   any       answered since              Up, "checked directly": the agent is gone, the service is not
+//!   any       answered since              Up, "checked directly": the agent is gone, the service is not;
+//!                                         ranked behind those that are heard, which say that they serve
 //!   Late      failed                      Suspect
 //!   Lost      failed twice since          Down
 //! ```
@@ -118,6 +119,11 @@ impl Path {
     /// Why it is not plainly up; empty when it is.
     pub fn reason(&self) -> &'static str {
         self.reason
+    }
+
+    /// Up by TCP connects alone: the agent beside it is not heard.
+    pub fn is_direct(&self) -> bool {
+        self.reach == Reach::Up && matches!(self.hearing, Hearing::Late | Hearing::Lost)
     }
 
     /// Since when the verdict holds.

@@ -1,11 +1,18 @@
 //! Hearing one peer: small sealed datagrams that it answers at once, and what their absence means.
 //!
 //! ```text
-//!              answer                    no answer for LATE         no answer for LOST
+//!              answer               no answer for LATE, or refused   no answer for LOST
 //!   Unknown ──────────► Heard ─────────────────────────────► Late ───────────────────► Lost
 //!                         ▲          (a miss starts a burst)   │  answer                │ answer
 //!                         └────────────────────────────────────┴────────────────────────┘
 //! ```
+//!
+//! A burst ends with the next answer, or when the peer is lost: what is dead must not be sent more than
+//! what lives. Its pace follows the interval, so that a master that stalls in a large cluster is not run
+//! over by all of it at once.
+//!
+//! "Refused" is the peer's machine saying that no agent runs there (ICMP). It is late at once then, so that
+//! its services are checked directly; only silence makes it lost, since nobody has signed that message.
 //!
 //! The peer's answer also carries its [`Saying`]: what it offers and how that is, so that a change travels
 //! in one pulse. Round-trip time and loss are by-products.
@@ -24,8 +31,11 @@ use crate::time::Moment;
 /// Time between two pulses to one peer in a small cluster.
 pub const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Time between two pulses after a miss.
+/// Shortest time between two pulses after a miss.
 pub const BURST: Duration = Duration::from_millis(50);
+
+/// How many times faster than usual the pulses of a burst may come in a large cluster.
+const BURST_FACTOR: u32 = 8;
 
 /// Most pulses a second that one master should get from all others together.
 pub const PER_MASTER: u32 = 5_000;
@@ -81,8 +91,13 @@ pub type Ears = BTreeMap<NodeId, Ear>;
 #[derive(Debug, Clone)]
 pub struct Pulse {
     interval: Duration,
+    /// When the next pulse goes out if all is well.
     next: Moment,
     number: u64,
+    /// The last pulse was one of a burst.
+    bursting: bool,
+    /// Its machine has said that no agent runs there, and nothing has been heard since.
+    refused: bool,
     sent: VecDeque<(u64, Moment)>,
     /// The last answer, or the last moment at which silence was this node's own fault.
     heard: Option<Moment>,
@@ -99,6 +114,8 @@ impl Pulse {
             interval,
             next: now,
             number,
+            bursting: false,
+            refused: false,
             sent: VecDeque::new(),
             heard: None,
             answered_once: false,
@@ -114,29 +131,39 @@ impl Pulse {
 
     /// When [`Pulse::poll`] has something to do next.
     pub fn deadline(&self) -> Moment {
-        self.next
+        // The last one has no answer yet, or it would not be remembered.
+        match self.sent.back() {
+            Some((_, sent)) if self.may_burst(*sent) => self.next.min(sent.after(self.patience())),
+            _ => self.next,
+        }
     }
 
     /// The number of the pulse to send now, if one is due.
     pub fn poll(&mut self, now: Moment) -> Option<u64> {
-        if now < self.next {
+        if now < self.deadline() {
             return None;
         }
+        self.bursting = now < self.next;
         // The oldest that fell out of memory, or that a newer answer has overtaken, was lost.
         if self.sent.len() >= REMEMBERED {
             self.sent.pop_front();
         }
         self.number = self.number.wrapping_add(1);
         self.sent.push_back((self.number, now));
-        let missed = self.heard.is_some_and(|heard| now.since(heard) > self.interval + self.patience());
-        let wait = if missed { BURST.min(self.interval).max(self.interval / 2) } else { self.interval };
-        self.next = now.after(wait);
+        self.next = now.after(self.interval);
         Some(self.number)
     }
 
-    /// Time that an answer may take beyond the interval before it counts as missed.
+    /// Whether more than the usual pulses would tell anything: it has answered, and is not lost yet.
+    fn may_burst(&self, now: Moment) -> bool {
+        !matches!(self.hearing(now), Hearing::Unknown | Hearing::Lost)
+    }
+
+    /// Time that an answer may take before it counts as missed; within a burst, time until the next pulse.
     fn patience(&self) -> Duration {
-        self.rtt.map_or(BURST, |rtt| rtt * 2).min(self.interval)
+        let pace = BURST.max(self.interval / BURST_FACTOR);
+        let usual = self.rtt.map_or(pace, |rtt| rtt * 2).max(pace);
+        if self.bursting { pace } else { usual }.min(self.interval)
     }
 
     /// An answer came; the round-trip time when it was to a pulse that is remembered.
@@ -151,9 +178,16 @@ impl Pulse {
         self.sent.drain(..=at);
         self.heard = Some(now);
         self.answered_once = true;
+        self.bursting = false;
+        self.refused = false;
         let took = now.since(sent);
         self.rtt = Some(self.rtt.map_or(took, |rtt| (rtt * 7 + took) / 8));
         Some(took)
+    }
+
+    /// The peer's machine says that no agent runs there.
+    pub fn refused(&mut self) {
+        self.refused = true;
     }
 
     /// Silence until now was this node's own fault: its loop was late, or it hears nobody. It accuses
@@ -177,7 +211,7 @@ impl Pulse {
         let slack = self.interval + self.rtt.unwrap_or_default();
         if silence >= slack + LOST {
             Hearing::Lost
-        } else if silence >= slack + LATE {
+        } else if silence >= slack + LATE || self.refused {
             Hearing::Late
         } else {
             Hearing::Heard
@@ -302,6 +336,35 @@ mod tests {
         assert_eq!(pulse.hearing(at(1_920)), Hearing::Lost);
         let burst = sent.iter().filter(|ms| (1_200..2_000).contains(*ms)).count();
         assert_eq!(burst, 16, "{sent:?}");
+    }
+
+    #[test]
+    fn in_a_large_cluster_a_burst_is_slower_and_ends_with_the_loss_of_the_peer() {
+        let mut pulse = Pulse::new(at(0), interval(5_000), 7);
+        let first = pulse.poll(at(0)).unwrap();
+        pulse.answered(first, at(40));
+        let mut sent = Vec::new();
+        for ms in 41..=8_000 {
+            sent.extend(pulse.poll(at(ms)).map(|_| ms));
+        }
+        // Lost after the interval, the round trip and 900 ms: at 1,980.
+        let (burst, after): (Vec<u64>, Vec<u64>) = sent.iter().partition(|ms| **ms < 1_980 + 125);
+        assert_eq!(burst[..3], [1_000, 1_125, 1_250], "{sent:?}");
+        assert_eq!(burst.len(), 9, "{sent:?}");
+        assert!(after.windows(2).all(|pair| pair[1] - pair[0] == 1_000), "{after:?}");
+    }
+
+    #[test]
+    fn a_refusal_makes_a_peer_late_at_once_and_never_lost() {
+        let (mut pulse, _) = run(u64::MAX, 1_000);
+        pulse.refused();
+        assert_eq!(pulse.hearing(at(1_000)), Hearing::Late);
+        let number = pulse.poll(at(1_100)).unwrap();
+        pulse.answered(number, at(1_110));
+        assert_eq!(pulse.hearing(at(1_110)), Hearing::Heard, "an answer is worth more");
+        let mut unknown = Pulse::new(at(0), INTERVAL, 7);
+        unknown.refused();
+        assert_eq!(unknown.hearing(at(5)), Hearing::Unknown);
     }
 
     #[test]

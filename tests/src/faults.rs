@@ -36,10 +36,15 @@ pub enum Fault {
     PowerCut,
     Kill,
     Hang,
+    /// Its agent and its apiserver: the kernel alone is left, and takes connections.
+    Frozen,
+    /// As an apiserver stops: first it takes no new connection, and it serves those that it has on.
+    Stopping,
     CutToWorker,
     CutFromWorker,
     AgentKilled,
     AgentFrozen,
+    AgentRestarted,
     Drained,
     Loss,
     Rolling,
@@ -49,14 +54,17 @@ pub enum Fault {
 
 impl Fault {
     /// Every row, in the order of the table.
-    pub const ALL: [Fault; 12] = [
+    pub const ALL: [Fault; 15] = [
         Fault::PowerCut,
         Fault::Kill,
         Fault::Hang,
+        Fault::Frozen,
+        Fault::Stopping,
         Fault::CutToWorker,
         Fault::CutFromWorker,
         Fault::AgentKilled,
         Fault::AgentFrozen,
+        Fault::AgentRestarted,
         Fault::Drained,
         Fault::Loss,
         Fault::Rolling,
@@ -66,37 +74,31 @@ impl Fault {
 
     /// What it is called at the command line.
     pub fn word(self) -> &'static str {
-        match self {
-            Fault::PowerCut => "power-cut",
-            Fault::Kill => "kill",
-            Fault::Hang => "hang",
-            Fault::CutToWorker => "cut-to",
-            Fault::CutFromWorker => "cut-from",
-            Fault::AgentKilled => "agent-killed",
-            Fault::AgentFrozen => "agent-frozen",
-            Fault::Drained => "drained",
-            Fault::Loss => "loss",
-            Fault::Rolling => "rolling",
-            Fault::AllDead => "all-dead",
-            Fault::SlowReady => "slow-ready",
-        }
+        self.names().0
     }
 
     /// What it is called in the table.
     pub fn title(self) -> &'static str {
+        self.names().1
+    }
+
+    fn names(self) -> (&'static str, &'static str) {
         match self {
-            Fault::PowerCut => "power cut",
-            Fault::Kill => "killed",
-            Fault::Hang => "hung",
-            Fault::CutToWorker => "cut, to worker",
-            Fault::CutFromWorker => "cut, from worker",
-            Fault::AgentKilled => "its agent killed",
-            Fault::AgentFrozen => "its agent frozen",
-            Fault::Drained => "drained",
-            Fault::Loss => "10 % loss",
-            Fault::Rolling => "rolling restart",
-            Fault::AllDead => "3 dead, 1 back",
-            Fault::SlowReady => "/readyz takes 2 s",
+            Fault::PowerCut => ("power-cut", "power cut"),
+            Fault::Kill => ("kill", "killed"),
+            Fault::Hang => ("hang", "hung"),
+            Fault::Frozen => ("frozen", "all of it frozen"),
+            Fault::Stopping => ("stopping", "stops in peace"),
+            Fault::CutToWorker => ("cut-to", "cut, to worker"),
+            Fault::CutFromWorker => ("cut-from", "cut, from worker"),
+            Fault::AgentKilled => ("agent-killed", "its agent killed"),
+            Fault::AgentFrozen => ("agent-frozen", "its agent frozen"),
+            Fault::AgentRestarted => ("agent-restarted", "its agent restarts"),
+            Fault::Drained => ("drained", "drained"),
+            Fault::Loss => ("loss", "10 % loss"),
+            Fault::Rolling => ("rolling", "rolling restart"),
+            Fault::AllDead => ("all-dead", "3 dead, 1 back"),
+            Fault::SlowReady => ("slow-ready", "/readyz takes 2 s"),
         }
     }
 }
@@ -177,10 +179,21 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
             Fault::PowerCut => node.power_cut()?,
             Fault::Kill => self.masters[victim].kill()?,
             Fault::Hang => self.masters[victim].hang()?,
+            Fault::Frozen => {
+                self.agents[victim].process()?.signal(Signal::STOP)?;
+                self.masters[victim].hang()?;
+            }
+            Fault::Stopping => self.refuse(victim, true)?,
             Fault::CutToWorker => node.cut_to(worker)?,
             Fault::CutFromWorker => worker.cut_to(node)?,
             Fault::AgentKilled => self.agents[victim].kill()?,
             Fault::AgentFrozen => self.agents[victim].process()?.signal(Signal::STOP)?,
+            Fault::AgentRestarted => {
+                self.agents[victim].stop()?;
+                // As long as a service manager takes, and longer than it takes to be missed.
+                std::thread::sleep(LAST);
+                self.agents[victim].run()?;
+            }
             Fault::Drained => drop(self.agents[victim].cli(&["drain"])?.ok()?),
             // On the worker: no master is better than another, and none may be given up.
             Fault::Loss => {
@@ -222,12 +235,17 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
             Fault::PowerCut => node.power_on()?,
             Fault::Kill => self.masters[victim].start_again(node)?,
             Fault::Hang => self.masters[victim].go_on()?,
+            Fault::Frozen => {
+                self.agents[victim].process()?.signal(Signal::CONT)?;
+                self.masters[victim].go_on()?;
+            }
+            Fault::Stopping => self.refuse(victim, false)?,
             Fault::CutToWorker | Fault::CutFromWorker => node.heal()?,
             Fault::AgentKilled => self.agents[victim].run()?,
             Fault::AgentFrozen => self.agents[victim].process()?.signal(Signal::CONT)?,
             Fault::Drained => drop(self.agents[victim].cli(&["undrain"])?.ok()?),
             Fault::Loss => worker.no_loss()?,
-            Fault::Rolling => {}
+            Fault::Rolling | Fault::AgentRestarted => {}
             Fault::AllDead => {
                 for i in (0..MASTERS).filter(|i| *i != victim) {
                     self.masters[i].start_again(self.lab.node(i))?;
@@ -236,6 +254,17 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
             Fault::SlowReady => self.masters[victim].set_slow(false)?,
         }
         self.wait_until_ready()
+    }
+
+    /// Refuses new connections to a master, as a closed port does, and leaves those that it has alone.
+    fn refuse(&self, victim: usize, on: bool) -> Result<()> {
+        let port = self.masters[victim].address.port();
+        let rule = format!(
+            "table inet stopping {{ chain in {{ type filter hook input priority 0; \
+             tcp dport {port} tcp flags & (syn | ack) == syn reject with tcp reset; }}; }}"
+        );
+        let rules = if on { rule.as_str() } else { "delete table inet stopping" };
+        self.lab.node(victim).exec(&["nft", rules])?.ok().map(drop)
     }
 
     /// A whole row: clients for `before`, the fault, clients for `after`. The fault hits the master that

@@ -69,13 +69,15 @@ pub struct Agent<'lab> {
     process: Option<Proc>,
     /// More options for every start.
     pub options: Vec<String>,
+    /// What starts the agent, as `setpriv` with its options; nothing: it is started as it is.
+    pub through: Vec<String>,
 }
 
 impl<'lab> Agent<'lab> {
     fn new(node: &'lab Node) -> Result<Agent<'lab>> {
         let (state, runtime) = (node.dir().join("state"), node.dir().join("run"));
         std::fs::create_dir(&runtime)?;
-        Ok(Agent { node, state, runtime, process: None, options: Vec::new() })
+        Ok(Agent { node, state, runtime, process: None, options: Vec::new(), through: Vec::new() })
     }
 
     /// Its node.
@@ -155,7 +157,7 @@ impl<'lab> Agent<'lab> {
     fn start(&mut self, command: &[&str]) -> Result<()> {
         ensure!(!self.is_running(), "the agent of {} runs already", self.name());
         let arguments = self.arguments(command, &self.options)?;
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let arguments: Vec<&str> = self.through.iter().chain(&arguments).map(String::as_str).collect();
         self.process = Some(self.node.spawn("agent", &arguments)?);
         Ok(())
     }

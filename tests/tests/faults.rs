@@ -54,6 +54,12 @@ const KILLED: Bounds =
 const HUNG: Bounds =
     Bounds { failed: 40, worst: PATIENCE, silence: seconds(20), resets: true, watched: seconds(5) };
 
+/// Its port is open, and nothing says that what is held there is lost: that is for TCP to find out.
+const FROZEN: Bounds = Bounds { silence: seconds(20), watched: seconds(6), ..NOTHING };
+
+/// Longer than it takes to see the closed port and to have somewhere better to go.
+const STOPPING: Bounds = Bounds { watched: seconds(6), ..NOTHING };
+
 /// A cut one way: connects fail, gossip still tells of it through the others.
 const ONE_WAY: Bounds =
     Bounds { failed: 5, worst: PATIENCE, silence: seconds(6), resets: true, watched: seconds(7) };
@@ -101,6 +107,16 @@ fn rows(rows: &[(Fault, Bounds)]) -> Result<()> {
 #[test]
 fn a_master_that_vanishes_dies_or_hangs() -> Result<()> {
     rows(&[(Fault::Kill, KILLED), (Fault::PowerCut, POWER_CUT), (Fault::Hang, HUNG)])
+}
+
+#[test]
+fn a_machine_that_freezes_gets_no_new_connection_and_an_apiserver_that_stops_keeps_the_held() -> Result<()> {
+    rows(&[(Fault::Frozen, FROZEN), (Fault::Stopping, STOPPING)])
+}
+
+#[test]
+fn an_agent_that_restarts_on_a_master_costs_nobody_what_is_held_there() -> Result<()> {
+    rows(&[(Fault::AgentRestarted, Bounds { watched: seconds(8), ..NOTHING })])
 }
 
 #[test]

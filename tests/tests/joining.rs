@@ -205,3 +205,19 @@ fn a_node_that_was_off_for_two_key_rotations_comes_back() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn a_port_that_is_taken_is_said_before_an_invite_is_used_up() -> Result<()> {
+    with_agents(Lab::wireguard(2), |_, agents| {
+        let [issuer, joining] = agents else { anyhow::bail!("two agents") };
+        issuer.init()?;
+        let once = new_invite(issuer, &["--uses", "1"])?;
+        let other = joining.node().inside(|| Ok(std::net::UdpSocket::bind("0.0.0.0:7646")?))?;
+        let said = joining.join_refused(&once)?;
+        ensure!(said.code != Some(0) && said.out.contains("port 7646 can't be bound"), "{said}");
+        ensure!(issuer.status()?.cluster.members == 1, "it was let in");
+        drop(other);
+        joining.join(&once)?;
+        all_up(agents)
+    })
+}

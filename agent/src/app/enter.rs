@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use super::Running;
 use crate::lifecycle::{Life, wall};
-use crate::link::{Link, Trust};
+use crate::link::{Link, Ports, Trust};
 use crate::membership::disk::{Disk, LoadError, Member, NodeFile};
 use crate::membership::join::{JoinError, Reached, reach};
 use crate::membership::{init, keeper};
@@ -108,6 +108,8 @@ pub(crate) async fn init(
     report("address", true, &format!("{address} on {interface}{kind}"));
     let identity = disk.identity()?;
     report("identity", true, &format!("{} in {}", identity.id, wish.config.state_dir));
+    // Free again at once, for the agent itself; a cluster whose first node can't run would have to be undone.
+    drop(Ports::bind(wish.config.bind, wish.config.port)?);
     let node = wish.node(address, interface);
     let cluster = cluster.unwrap_or_else(|| Name::nearest("cluster"));
     let (mut member, invite) =
@@ -155,7 +157,7 @@ pub(crate) async fn join(wish: &Wish, seed: &str, report: Report<'_>) -> anyhow:
     };
     let addresses = match &invite {
         Some(invite) => invite.addresses.clone(),
-        None => net::resolve(seed, wish.config.port, &wish.config.nameservers).await?,
+        None => net::resolve(seed, wish.config.port).await?,
     };
     let disk = open(&wish.config)?;
     match disk.member() {
@@ -173,6 +175,8 @@ pub(crate) async fn join(wish: &Wish, seed: &str, report: Report<'_>) -> anyhow:
     if let Some(warning) = &picked.warning {
         report("address", false, warning);
     }
+    // Taken before anything is asked for: an invite that is used up by a node that then can't run is lost.
+    let ports = Ports::bind(wish.config.bind, wish.config.port)?;
     let mut member = reach(&identity, &addresses, invite.as_ref()).await?;
     report_reached(&member, invite.is_some(), report);
     let node = wish.node(picked.address, picked.interface);
@@ -203,7 +207,7 @@ pub(crate) async fn join(wish: &Wish, seed: &str, report: Report<'_>) -> anyhow:
     init::save(&disk, &entered).map_err(anyhow::Error::msg)?;
     let members = entered.document.members().count();
     report("admitted", true, &format!("to \"{}\" as \"{name}\", {members} members", entered.document.name));
-    dialled_back(&wish.config, &entered, &mut member, report).await;
+    dialled_back(ports, &entered, &mut member, report).await;
     Ok(Entered { disk, member: entered, invite: None })
 }
 
@@ -264,11 +268,11 @@ async fn rejoin(
 }
 
 /// Listens for a moment and has the member dial back, so that a firewall shows now and not later.
-async fn dialled_back(config: &Config, member: &Member, peer: &mut Reached, report: Report<'_>) {
+async fn dialled_back(ports: Ports, member: &Member, peer: &mut Reached, report: Report<'_>) {
     let life = Life::new();
     let port = member.node.port;
-    match listen(config, member, &life) {
-        Err(error) => report("port", false, &format!("{port} can't be bound: {error:#}")),
+    match listen(ports, member, &life) {
+        Err(error) => report("port", false, &format!("{port} can't be listened on: {error}")),
         Ok(_link) => match peer.dialled_back().await {
             Err(error) => report("port", false, &format!("not tested: {error}")),
             Ok((tcp, udp)) => {
@@ -294,11 +298,11 @@ async fn dialled_back(config: &Config, member: &Member, peer: &mut Reached, repo
     life.finished().await;
 }
 
-fn listen(config: &Config, member: &Member, life: &Life) -> anyhow::Result<Arc<Link>> {
+fn listen(ports: Ports, member: &Member, life: &Life) -> Result<Arc<Link>, rustls::Error> {
     let trust = Trust { document: Arc::new(member.document.clone()), ring: Arc::new(member.ring.clone()) };
     // The sender may go: readers keep its last value.
     let (_, trust) = watch::channel(Arc::new(trust));
-    let (link, _, tcp) = Link::bind(config.bind, member.node.port, member.identity.clone(), trust)?;
+    let (link, _, tcp) = Link::new(ports, member.identity.clone(), trust);
     link.serve_udp(life);
     link.serve_tcp(tcp, life)?;
     Ok(link)

@@ -6,8 +6,10 @@
 //! finish for a while, end.
 
 pub(crate) mod enter;
+mod seen;
 pub(crate) mod settled;
 mod status;
+mod tell;
 mod vip;
 mod word;
 
@@ -16,10 +18,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use proto::backends::{Serving, Table};
 use proto::config::Config;
 use proto::control::{Request, Response};
+use proto::event::{Event, Ring};
 use proto::node::NodeId;
 use proto::pulse::Ears;
 use proto::service::Service;
@@ -29,8 +31,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
+use crate::http::Later;
 use crate::lifecycle::{Life, wall};
-use crate::link::{Link, Trust};
+use crate::link::{Link, Ports, Trust};
 use crate::membership::disk::{Disk, Member};
 use crate::membership::keeper::Keeper;
 use crate::membership::{Command, Membership, admit};
@@ -74,6 +77,17 @@ pub(crate) struct Running {
     /// What is known of virtual IPs.
     pub(crate) vips: watch::Receiver<Arc<Report>>,
     orders: mpsc::Sender<Order>,
+    /// The latest events of this node.
+    pub(crate) ring: watch::Receiver<Arc<Ring>>,
+    /// Where parts tell what no watch shows. Never waited for: what does not fit is dropped.
+    pub(crate) tell: mpsc::Sender<Event>,
+    /// What is wrong with telling.
+    pub(crate) troubles: crate::events::Troubles,
+    pub(crate) life: Life,
+    /// What only time shows.
+    pub(crate) seen: seen::Seen,
+    /// What the checks of this node's own services came to.
+    pub(crate) checks: Arc<check::Counts>,
 }
 
 /// Runs the agent until it is told to stop. `reload` reads the configuration again; `started` is called
@@ -99,7 +113,7 @@ pub(crate) async fn run(
         }
     };
     started(running.clone(), &life);
-    live(&configured, reload, &life).await?;
+    live(&running, &configured, reload, &life).await?;
     stop(&running, &life).await;
     Ok(())
 }
@@ -111,6 +125,8 @@ async fn start(
     life: &Life,
 ) -> anyhow::Result<(Arc<Running>, watch::Sender<Arc<Config>>)> {
     let began = wall();
+    let tell::Channels { tell, told, ring_in, ring, outlets } = tell::Channels::new(&config);
+    let troubles = outlets.troubles.clone();
     // Clients first: everything else can wait for milliseconds.
     let descriptors = proxy::raise_descriptor_limit();
     let first = Settled::of(&config, &member.document);
@@ -129,10 +145,8 @@ async fn start(
     let inputs = settled::Inputs { config: configured, trust: trust.clone(), proxy: proxy.clone() };
     settled::spawn(inputs, services_in, settings_in, settled_in, life);
     let port = member.node.port;
-    let (link, inbox, tcp) = Link::bind(config.bind, port, member.identity.clone(), trust.clone())
-        .with_context(|| {
-            format!("port {port} can't be bound; is another agent running? see: ss -lnptu 'sport = {port}'")
-        })?;
+    let ports = Ports::bind(config.bind, port)?;
+    let (link, inbox, tcp) = Link::new(ports, member.identity.clone(), trust.clone());
     for (id, addresses) in &member.peers {
         link.book.heard(*id, addresses, false);
     }
@@ -142,9 +156,11 @@ async fn start(
     let node = member.node.clone();
     net::watch_own(node.interface.clone(), node.address, node.pinned, own_address_in, life);
     let (health_in, health) = watch::channel(Arc::default());
-    check::spawn(services.clone(), own_address.clone(), health_in, life);
+    let checks = Arc::default();
+    check::spawn(services.clone(), own_address.clone(), health_in, Arc::clone(&checks), life);
     let (view_in, view) = watch::channel(Arc::new(View::default()));
-    let first_health = health.clone();
+    let (first_health, own_health) = (health.clone(), health.clone());
+    let (ears_in, ears) = watch::channel(Arc::default());
     let (report_in, vips) = watch::channel(Arc::default());
     let fitness = vip::Inputs {
         own: node.name.clone(),
@@ -155,6 +171,8 @@ async fn start(
         settings: settings.clone(),
     };
     let words = word::Inputs {
+        ears: ears.clone(),
+        hears: Default::default(),
         settings: settings.clone(),
         vips: vips.clone(),
         node: node.clone(),
@@ -169,7 +187,6 @@ async fn start(
 
     let (serving_in, serving) = watch::channel(Arc::new(member.serving.clone()));
     let members = trust.clone();
-    let (ears_in, ears) = watch::channel(Arc::default());
     let inputs = reach::Inputs {
         services: services.clone(),
         view: view.clone(),
@@ -215,11 +232,12 @@ async fn start(
         fit: vip::spawn(fitness, life),
         arrivals,
         orders: orders_out,
+        tell: tell.clone(),
     };
     crate::vip::spawn(inputs, report_in, life);
     admit::serve(link.clone(), joining, commands_in.clone(), life);
-    forward(members, commands_in.clone(), Command::Incoming, life);
-    forward(unknown_key, commands_in.clone(), |_| Command::UnknownKey, life);
+    tell::members(members, commands_in.clone(), ring.clone(), life);
+    hurry(unknown_key, commands_in.clone(), life);
     let generation = disk.next_generation();
     let inputs = gossip::Inputs {
         link: link.clone(),
@@ -249,7 +267,15 @@ async fn start(
         settled,
         vips,
         orders,
+        ring,
+        tell,
+        troubles,
+        life: life.clone(),
+        seen: Default::default(),
+        checks,
     });
+    tell::spawn(&running, told, ring_in, outlets, own_health, life);
+    seen::spawn(&running, config.web, life);
     serve_control(listener, running.clone(), life);
     tell_systemd(running.clone(), life);
     info!(node = %running.node.name, cluster = %running.membership.trust.borrow().document.name, "agent runs");
@@ -287,13 +313,8 @@ fn start_gossip(
     });
 }
 
-/// Hands everything from one queue to the keeper's.
-fn forward<T: Send + 'static>(
-    mut from: mpsc::Receiver<T>,
-    to: mpsc::Sender<Command>,
-    as_command: fn(T) -> Command,
-    life: &Life,
-) {
+/// Tells the keeper of keys that are not held.
+fn hurry(mut from: mpsc::Receiver<NodeId>, to: mpsc::Sender<Command>, life: &Life) {
     let stopping = life.stopping.clone();
     life.spawn(async move {
         loop {
@@ -301,8 +322,7 @@ fn forward<T: Send + 'static>(
                 one = from.recv() => one,
                 () = stopping.cancelled() => return,
             };
-            let Some(one) = one else { return };
-            if to.send(as_command(one)).await.is_err() {
+            if one.is_none() || to.send(Command::UnknownKey).await.is_err() {
                 return;
             }
         }
@@ -340,9 +360,14 @@ fn tell_systemd(running: Arc<Running>, life: &Life) {
 }
 
 fn serve_control(listener: control::Listener, running: Arc<Running>, life: &Life) {
-    let handler = move |request: Request| {
+    control::serve(listener, handler(running), life);
+}
+
+/// Does what a person asks for, by the control socket or on the page.
+fn handler(running: Arc<Running>) -> impl Fn(Request) -> Later<Response> {
+    move |request: Request| {
         let running = running.clone();
-        async move {
+        Box::pin(async move {
             match request {
                 Request::Status => Response::Status(Box::new(status::of(&running))),
                 Request::VipMove { address, node } => vip::move_to(&running.orders, address, node).await,
@@ -351,15 +376,16 @@ fn serve_control(listener: control::Listener, running: Arc<Running>, life: &Life
                     let settled = running.settled.borrow().clone();
                     Response::Settings(settled.list(&document))
                 }
+                Request::Events(ask) => tell::answer(&running, ask).await,
                 request => running.membership.control(request).await,
             }
-        }
-    };
-    control::serve(listener, handler, life);
+        })
+    }
 }
 
 /// Follows signals until one says stop.
 async fn live(
+    running: &Running,
     configured: &watch::Sender<Arc<Config>>,
     reload: impl Fn() -> anyhow::Result<Config>,
     life: &Life,
@@ -378,8 +404,12 @@ async fn live(
                 Ok(config) => {
                     configured.send_replace(Arc::new(config));
                     info!("configuration read again; services follow it, all else at the next start");
+                    tell::reloaded(running, true);
                 }
-                Err(error) => error!("the configuration was not taken over, the old one stays: {error:#}"),
+                Err(error) => {
+                    error!("the configuration was not taken over, the old one stays: {error:#}");
+                    tell::reloaded(running, false);
+                }
             },
         }
     }

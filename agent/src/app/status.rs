@@ -5,19 +5,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use proto::backends::{Backend, State};
 use proto::cluster::{Admitted, Document};
 use proto::control::{
-    BackendStatus, ClusterStatus, LinkStatus, MemberState, MemberStatus, NodeStatus, ServiceSource,
-    ServiceStatus, Status,
+    BackendCounts, BackendStatus, ClusterStatus, LinkStatus, MemberState, MemberStatus, NodeStatus,
+    SeenStatus, ServiceCounts, ServiceSource, ServiceStatus, Status,
 };
+use proto::keys::{Hears, Word};
 use proto::node::{NodeId, Role};
-use proto::pulse::Hearing;
+use proto::pulse::{Ears, Hearing};
 use proto::service::{Service, ServiceName};
 use proto::view::View;
 
 use super::Running;
-use super::settled::Settled;
 use crate::lifecycle::wall;
 use crate::link::Counters;
-use crate::proxy::ServiceStats;
+use crate::proxy::{BackendStats, ServiceStats};
 
 fn milliseconds(rtt: std::time::Duration) -> f64 {
     // Three digits after the point: clocks do not carry more.
@@ -31,6 +31,8 @@ pub(super) fn of(running: &Running) -> Status {
     let view = running.view.borrow().clone();
     let table = running.table.borrow().clone();
     let services = running.services.borrow().clone();
+    let ears = running.ears.borrow().clone();
+    let ring = running.ring.borrow().clone();
     let settled = running.settled.borrow().clone();
     let mut stats = running.proxy.stats();
     let kube_api = table.get(&ServiceName::kube_api()).map_or(&[][..], Vec::as_slice);
@@ -68,13 +70,17 @@ pub(super) fn of(running: &Running) -> Status {
             removed: document.member(&own).is_none(),
             descriptors: running.descriptors,
             link: link_status(&running.link.counters),
+            loop_lag: running.seen.lag.read(),
+            checks: running.checks.read(),
+            events: running.seen.events(&ring),
         },
         services: services
             .iter()
             .map(|service| {
                 let backends = table.get(&service.name).map_or(&[][..], Vec::as_slice);
                 let stats = stats.remove(&service.name).unwrap_or_default();
-                service_status(service, settled.source(&service.name), backends, stats)
+                let source = settled.source(&service.name);
+                service_status(running, (&view, &ears), (service, source), backends, stats)
             })
             .collect(),
         members: document
@@ -85,7 +91,8 @@ pub(super) fn of(running: &Running) -> Status {
             })
             .collect(),
         vips: vips.vips.clone(),
-        problems: problems(running, &settled, document, &view),
+        problems: problems(running).into_iter().chain(running.troubles.list()).collect(),
+        taken_unix_ms: wall(),
     }
 }
 
@@ -101,12 +108,16 @@ fn link_status(counters: &Counters) -> LinkStatus {
         refused_seal: get(&counters.refused_seal),
         refused_replay: get(&counters.refused_replay),
         refused_unproven: get(&counters.refused_unproven),
+        sent_gossip_bytes: get(&counters.sent_gossip_bytes),
+        sent_pulses: get(&counters.sent_pulses),
+        received_answers: get(&counters.received_answers),
     }
 }
 
 fn service_status(
-    service: &Service,
-    source: ServiceSource,
+    running: &Running,
+    (view, ears): (&View, &Ears),
+    (service, source): (&Service, ServiceSource),
     backends: &[Backend],
     stats: ServiceStats,
 ) -> ServiceStatus {
@@ -122,23 +133,49 @@ fn service_status(
         backends: backends
             .iter()
             .map(|backend| {
-                let counted = stats.backends.get(&backend.node);
+                let stats = stats.backends.get(&backend.node).copied().unwrap_or_default();
+                let mut counted = counted(stats);
+                running.seen.count(&service.name, backend.node, running.life.now(), &mut counted);
+                let offer =
+                    view.members.get(&backend.node).and_then(|one| one.word.services.get(&service.name));
                 BackendStatus {
                     node: backend.name.clone(),
                     address: backend.address.to_string(),
                     state: backend.state,
                     reason: backend.reason.clone(),
                     since_unix_ms: backend.since,
-                    rtt_ms: backend.rtt.map(milliseconds),
-                    connections: counted.map_or(0, |counted| counted.connections),
-                    total: counted.map_or(0, |counted| counted.total),
+                    rtt_ms: backend
+                        .rtt
+                        .or_else(|| ears.get(&backend.node).and_then(|ear| ear.rtt))
+                        .map(milliseconds),
+                    connections: stats.connections,
+                    total: stats.total,
                     weight: backend.weight,
+                    check_ms: offer.and_then(|offer| offer.check_ms),
+                    counted,
                 }
             })
             .collect(),
         connections: u64::from(stats.connections),
         maxconn: service.maxconn,
         refused: stats.refused,
+        counted: ServiceCounts { total: stats.total, most: stats.most, unserved: stats.unserved },
+    }
+}
+
+fn counted(stats: BackendStats) -> BackendCounts {
+    BackendCounts {
+        most: stats.most,
+        bytes_in: stats.bytes_in,
+        bytes_out: stats.bytes_out,
+        connect_errors: stats.errors,
+        races: stats.races,
+        replays: stats.replays,
+        silences: stats.silences,
+        resets_down: stats.resets_down,
+        resets_leave: stats.resets_leave,
+        dials: stats.dials,
+        ..BackendCounts::default()
     }
 }
 
@@ -154,16 +191,10 @@ fn member_status(
     let own = id == running.link.own();
     let ears = running.ears.borrow().clone();
     let ear = ears.get(&id).filter(|ear| ear.hearing != Hearing::Unknown);
-    let hearing = ear.map(|ear| ear.hearing);
-    let state = match member {
-        _ if own => MemberState::Up,
-        Some(member) if member.word.left => MemberState::Left,
-        _ if hearing == Some(Hearing::Late) => MemberState::Suspect,
-        _ if hearing == Some(Hearing::Heard) => MemberState::Up,
-        Some(member) if member.heard && hearing.is_none() => MemberState::Up,
-        // Its agent is silent, but what it serves answers: the machine lives.
-        _ if backend.is_some_and(|backend| backend.state == State::Ready) => MemberState::Suspect,
-        _ => MemberState::Down,
+    let serves = backend.is_some_and(|backend| backend.state == State::Ready);
+    let state = match own {
+        true => MemberState::Up,
+        false => MemberState::of(member, ear.map(|ear| ear.hearing), serves),
     };
     let address = match (own, running.link.book.best(&id)) {
         (true, _) => running.own_address.borrow().map(|ip| ip.to_string()),
@@ -178,10 +209,31 @@ fn member_status(
         version: member.map_or(String::new(), |member| member.word.version.clone()),
         since_unix_ms: member.map_or(running.started, |member| member.since),
         rtt_ms: ear.and_then(|ear| ear.rtt).or(backend.and_then(|backend| backend.rtt)).map(milliseconds),
+        loss_permille: ear.map(|ear| ear.loss_permille),
+        document: member.map_or(String::new(), |member| member.word.document.clone()),
+        sees: member
+            .map_or(Vec::new(), |member| sees(&running.membership.trust.borrow().document, &member.word)),
     }
 }
 
-fn problems(running: &Running, settled: &Settled, document: &Document, view: &View) -> Vec<String> {
+/// Whom a member hears, by name.
+fn sees(document: &Document, word: &Word) -> Vec<SeenStatus> {
+    let named = |(id, hears): (&NodeId, &Hears)| {
+        Some(SeenStatus {
+            node: document.member(id)?.name.clone(),
+            heard: hears.heard,
+            rtt_ms: hears.rtt_us.map(|us| f64::from(us) / 1e3),
+            loss_permille: hears.loss_permille,
+        })
+    };
+    word.hears.iter().filter_map(named).collect()
+}
+
+/// What is wrong with this node, except with telling of it.
+pub(super) fn problems(running: &Running) -> Vec<String> {
+    let view = running.view.borrow().clone();
+    let document = running.membership.trust.borrow().document.clone();
+    let settled = running.settled.borrow().clone();
     let mut problems = running.disk.problems();
     if document.member(&running.link.own()).is_none() {
         problems.push(

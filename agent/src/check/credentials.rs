@@ -215,10 +215,13 @@ pub(super) fn tail(file: &Path) -> String {
 
 fn bytes(file: &Path) -> Result<Vec<u8>, Trouble> {
     let failed = |error: std::io::Error| {
-        let text = format!("{}: {}", tail(file), error.kind());
+        let file = tail(file);
         match error.kind() {
-            std::io::ErrorKind::NotFound => Trouble::Absent(text),
-            _ => Trouble::Bad(text),
+            std::io::ErrorKind::NotFound => Trouble::Absent(format!("there is no {file}; correct its path")),
+            std::io::ErrorKind::PermissionDenied => {
+                Trouble::Bad(format!("{file} can't be read; let the agent's user read it"))
+            }
+            kind => Trouble::Bad(format!("{file}: {kind}")),
         }
     };
     let mut text = Vec::new();

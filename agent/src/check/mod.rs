@@ -5,6 +5,7 @@
 //! queue; each report carries a generation, so that a word of a checker that was replaced counts no more.
 //! Stopping anywhere is safe: a check changes nothing but what is said next.
 
+mod counts;
 mod credentials;
 mod probe;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::lifecycle::Life;
+pub(crate) use counts::Counts;
 use watcher::Watcher;
 
 /// What this node offers: only services that have, or had a moment ago, an instance here.
@@ -39,9 +41,10 @@ pub(crate) fn spawn(
     services: watch::Receiver<Arc<Vec<Service>>>,
     own: watch::Receiver<Option<IpAddr>>,
     out: watch::Sender<Arc<OwnHealth>>,
+    counts: Arc<Counts>,
     life: &Life,
 ) {
-    spawn_at(services, own, out, life, Path::new("/"));
+    spawn_at(services, own, out, counts, life, Path::new("/"));
 }
 
 /// As [`spawn`], with Kubernetes' files below `root`.
@@ -49,6 +52,7 @@ fn spawn_at(
     services: watch::Receiver<Arc<Vec<Service>>>,
     own: watch::Receiver<Option<IpAddr>>,
     out: watch::Sender<Arc<OwnHealth>>,
+    counts: Arc<Counts>,
     life: &Life,
     root: &Path,
 ) {
@@ -60,6 +64,7 @@ fn spawn_at(
         life: life.clone(),
         root: root.to_owned(),
         reports,
+        counts,
         running: BTreeMap::new(),
         generation: 0,
     };
@@ -88,6 +93,7 @@ struct Owner {
     life: Life,
     root: PathBuf,
     reports: mpsc::Sender<Report>,
+    counts: Arc<Counts>,
     running: BTreeMap<ServiceName, Running>,
     generation: u64,
 }
@@ -139,6 +145,8 @@ impl Owner {
             generation: self.generation,
             reports: self.reports.clone(),
             hint: None,
+            counts: self.counts.clone(),
+            check_ms: None,
         };
         let until = stop.clone();
         self.life.spawn(async move {

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 use super::Report;
+use super::counts::Counts;
 use super::probe::{self, Probe};
 use crate::lifecycle::{Life, wall};
 
@@ -48,6 +49,9 @@ pub(super) struct Watcher {
     pub(super) reports: mpsc::Sender<Report>,
     /// What was last logged about an instance that is not offered.
     pub(super) hint: Option<String>,
+    pub(super) counts: Arc<Counts>,
+    /// What a check takes, roughly.
+    pub(super) check_ms: Option<u32>,
 }
 
 /// A check that has ended: its probe, to be used again, and what it found.
@@ -55,6 +59,7 @@ struct Checked {
     probe: Probe,
     target: SocketAddr,
     outcome: Outcome,
+    took: Duration,
     /// The service answers on loopback instead.
     elsewhere: Option<String>,
 }
@@ -103,21 +108,26 @@ impl Watcher {
         let listeners = self.listeners.clone();
         flying.push(Box::pin(async move {
             let mut elsewhere = None;
-            let outcome = match probe.check(target).await {
+            let began = tokio::time::Instant::now();
+            let outcome = probe.check(target).await;
+            let took = began.elapsed();
+            let outcome = match outcome {
                 Outcome::Refused(reason) => {
                     elsewhere = on_loopback(&listeners, target).await;
                     Outcome::Refused(elsewhere.clone().unwrap_or(reason))
                 }
                 outcome => outcome,
             };
-            Checked { probe, target, outcome, elsewhere }
+            Checked { probe, target, outcome, took, elsewhere }
         }));
         None
     }
 
     /// What follows from a check.
     fn end(&mut self, checked: Checked) -> Option<Offer> {
-        let Checked { probe, target, outcome, elsewhere } = checked;
+        let Checked { probe, target, outcome, took, elsewhere } = checked;
+        self.counts.add(&self.service.name, &outcome, took);
+        self.check_ms = Some(roughly(self.check_ms, took));
         self.probes.push(probe);
         let own = *self.own.borrow();
         let before = self.checker.health().map(|health| health.readiness);
@@ -128,7 +138,12 @@ impl Watcher {
             _ => self.hint = None,
         }
         let health = self.checker.health()?.clone();
-        Some(Offer { address: offered(&self.service, own)?, weight: self.service.weight, health })
+        Some(Offer {
+            address: offered(&self.service, own)?,
+            weight: self.service.weight,
+            health,
+            check_ms: self.check_ms,
+        })
     }
 
     /// One line for each change of state.
@@ -157,6 +172,13 @@ impl Watcher {
             self.hint = Some(text);
         }
     }
+}
+
+/// Milliseconds as they are said to others: what was said stands until it is half or double, since others
+/// are told of every change.
+fn roughly(said: Option<u32>, took: Duration) -> u32 {
+    let ms = u32::try_from(took.as_millis()).unwrap_or(u32::MAX).max(1);
+    said.filter(|said| ms <= said.saturating_mul(2) && ms >= said / 2).unwrap_or(ms)
 }
 
 /// A closed port at the mesh address and an open one on loopback: the service is bound to the wrong

@@ -48,7 +48,9 @@ pub(super) fn unexpected(response: &Response) -> anyhow::Error {
     let what = match response {
         Response::Status(_) => "a status",
         Response::Invite { .. } => "an invite",
-        Response::Waiting(_) | Response::Held(_) | Response::Settings(_) => "a list",
+        Response::Waiting(_) | Response::Held(_) | Response::Settings(_) | Response::Events { .. } => {
+            "a list"
+        }
         Response::Changed(..) => "a change",
         Response::Done(_) | Response::Failed(_) => "a sentence",
     };

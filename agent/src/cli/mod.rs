@@ -10,6 +10,7 @@ mod check;
 mod completions;
 mod demo;
 mod drain;
+mod events;
 pub(crate) mod exit;
 mod get;
 mod init;
@@ -29,13 +30,14 @@ pub(crate) mod settings;
 mod status;
 mod steps;
 mod table;
-mod time;
 mod uninstall;
 mod vip;
 mod waiting;
 mod weight;
 
 pub(crate) use settings::{Global, Settings};
+
+use crate::times as time;
 
 /// Highly available Kubernetes masters without a load balancer: the agents find the healthy masters, and
 /// each serves them on 127.0.0.1:16443.
@@ -61,6 +63,7 @@ enum Command {
     Run(run::Args),
     Status(status::Args),
     Members(members::Args),
+    Events(events::Args),
     Check(check::Args),
     Invite(invite::Args),
     Approve(waiting::ApproveArgs),
@@ -142,6 +145,7 @@ async fn command(command: Command, settings: Settings) -> anyhow::Result<ExitCod
         Command::Run(args) => run::run(args, settings).await,
         Command::Status(args) => status::run(&args, &settings).await,
         Command::Members(args) => members::run(&args, &settings).await,
+        Command::Events(args) => events::run(&args, &settings).await,
         Command::Invite(args) => invite::run(&args, &settings).await,
         Command::Approve(args) => waiting::approve(&args, &settings).await,
         Command::Reject(args) => waiting::reject(&args, &settings).await,
@@ -192,6 +196,9 @@ mod tests {
             "agent run --state-dir /s --runtime-dir /r --log json --log-level debug",
             "agent --config /etc/x.toml status --json --exit-code",
             "agent members --json",
+            "agent events",
+            "agent events -f --cluster --since 1h --json",
+            "agent events --since 2026-03-01T14:03:11Z",
             "agent check",
             "agent check file.toml",
             "agent invite --for 15m --uses 3 --json",
@@ -249,6 +256,7 @@ mod tests {
             "agent invite --for soon",
             "agent invite --for 0",
             "agent invite --uses 0",
+            "agent events --since yesterday",
             "agent open",
             "agent remove",
             "agent completions cobol",

@@ -109,6 +109,13 @@ impl Cluster {
             node.start_agent(&["join", &invite, "--foreground"])?;
             say(format!("{}: agent join {}…", node.name, &invite[..PREFIX.len() + 6]));
         }
+        if let Some(node) = self.nodes.get(THROUGH) {
+            say(format!(
+                "{}: its page is http://{}",
+                node.name,
+                SocketAddr::new(node.address, self.ports.web)
+            ));
+        }
         Ok(())
     }
 
@@ -274,7 +281,7 @@ fn find_invite(printed: &str) -> Option<&str> {
 fn config(name: &str, address: IpAddr, ports: Ports, home: &Path, ca: &Path) -> String {
     let path = |path: PathBuf| place::quoted(&path.display().to_string());
     let (state, run, ca) = (path(home.join("state")), path(home.join("run")), path(ca.to_owned()));
-    let Ports { api, proxy, link } = ports;
+    let Ports { api, proxy, link, web } = ports;
     format!(
         r#"name = "{name}"
 address = "{address}"
@@ -285,6 +292,9 @@ runtime-dir = {run}
 
 [log]
 format = "text"
+
+[web]
+listen = ["{address}:{web}"]
 
 [[service]]
 name = "kube-api"

@@ -16,14 +16,16 @@ pub(super) struct Ports {
     pub(super) proxy: u16,
     /// The agents' own.
     pub(super) link: u16,
+    /// The status pages'.
+    pub(super) web: u16,
 }
 
 /// The usual ports, and others for machines where something listens on one of them on all addresses.
 const PORTS: [Ports; 4] = [
-    Ports { api: 6443, proxy: 16443, link: 7646 },
-    Ports { api: 6543, proxy: 16543, link: 7746 },
-    Ports { api: 26443, proxy: 26444, link: 27646 },
-    Ports { api: 28443, proxy: 28444, link: 28646 },
+    Ports { api: 6443, proxy: 16443, link: 7646, web: 1936 },
+    Ports { api: 6543, proxy: 16543, link: 7746, web: 1937 },
+    Ports { api: 26443, proxy: 26444, link: 27646, web: 21936 },
+    Ports { api: 28443, proxy: 28444, link: 28646, web: 21937 },
 ];
 
 /// The networks that are tried in turn; a second demo on the same machine takes the next.
@@ -52,7 +54,7 @@ pub(super) fn find(nodes: u8) -> anyhow::Result<(Vec<IpAddr>, Ports)> {
 }
 
 fn is_free(address: IpAddr, ports: Ports) -> bool {
-    let tcp = [ports.api, ports.proxy, ports.link];
+    let tcp = [ports.api, ports.proxy, ports.link, ports.web];
     tcp.iter().all(|port| TcpListener::bind(SocketAddr::new(address, *port)).is_ok())
         && UdpSocket::bind(SocketAddr::new(address, ports.link)).is_ok()
 }

@@ -3,18 +3,12 @@
 //!
 //! It leaves as an apiserver does: at SIGTERM `/readyz` fails while it still serves, and only then it closes.
 
-use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -25,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::{pki, process};
+use crate::http::{self, Request, Response};
 
 /// How long it still serves after it has said that it will go: as `--shutdown-delay-duration`.
 const DELAY: Duration = Duration::from_secs(3);
@@ -120,34 +115,20 @@ async fn gone(phase: &mut watch::Receiver<Phase>) {
 async fn connection(stream: TcpStream, tls: TlsAcceptor, name: Arc<str>, mut phase: watch::Receiver<Phase>) {
     let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await else { return };
     let now = phase.clone();
-    let service = service_fn(move |request| {
+    let handler = Arc::new(move |request: Request| {
         let answer = answer(&request, &name, *now.borrow());
-        async move { Ok::<_, Infallible>(answer) }
+        Box::pin(async move { answer }) as http::Later<Response>
     });
-    let connection =
-        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    tokio::select! {
-        _ = &mut connection => {}
-        () = gone(&mut phase) => {
-            connection.as_mut().graceful_shutdown();
-            let _ = connection.await;
-        }
-    }
+    http::serve(Box::new(stream), handler, Box::pin(async move { gone(&mut phase).await })).await;
 }
 
-fn answer(request: &Request<Incoming>, name: &str, phase: Phase) -> Response<Full<Bytes>> {
+fn answer(request: &Request, name: &str, phase: Phase) -> Response {
     let (status, text) = match (request.uri().path(), phase) {
-        ("/readyz", Phase::Serving) => (StatusCode::OK, "ok".to_owned()),
-        ("/readyz", _) => (
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "[+]ping ok\n[-]shutdown failed: reason withheld\n".to_owned(),
-        ),
-        _ => (StatusCode::OK, format!("{name}\n")),
+        ("/readyz", Phase::Serving) => (200, "ok".to_owned()),
+        ("/readyz", _) => (500, "[+]ping ok\n[-]shutdown failed: reason withheld\n".to_owned()),
+        _ => (200, format!("{name}\n")),
     };
-    let mut response = Response::new(Full::new(Bytes::from(text)));
-    *response.status_mut() = status;
-    response
+    http::text(status, "text/plain", text)
 }
 
 fn tls(standin: &Standin) -> anyhow::Result<Arc<ServerConfig>> {

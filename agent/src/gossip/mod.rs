@@ -280,7 +280,6 @@ impl Gossip {
                 warn!(node = %id, "what a member says is not understood, so it is left out: {problem}");
             }
         }
-        log_changes(&previous, &view, own);
         if *previous != view {
             self.view.send_replace(Arc::new(view));
         }
@@ -308,25 +307,4 @@ fn make_view(
         })
         .collect();
     View::from_keys(heard, previous, wall(), |_| true)
-}
-
-fn log_changes(previous: &View, view: &View, own: NodeId) {
-    for (id, member) in view.members.iter().filter(|(id, _)| **id != own) {
-        let name = &member.word.name;
-        match previous.members.get(id) {
-            None if member.heard => info!(node = %name, "member is up"),
-            Some(before) if before.word.left != member.word.left => {
-                if member.word.left {
-                    info!(node = %name, "member has stopped")
-                } else {
-                    info!(node = %name, "member is up")
-                }
-            }
-            Some(before) if before.heard && !member.heard && !member.word.left => {
-                warn!(node = %name, "member is not heard any more");
-            }
-            Some(before) if !before.heard && member.heard => info!(node = %name, "member is up"),
-            _ => {}
-        }
-    }
 }

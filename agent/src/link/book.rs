@@ -29,6 +29,11 @@ impl AddressBook {
         self.lock().get(id).and_then(|addresses| addresses.first()).copied()
     }
 
+    /// Whose best address this is.
+    pub(crate) fn who(&self, at: SocketAddr) -> Option<NodeId> {
+        self.lock().iter().find(|(_, addresses)| addresses.first() == Some(&at)).map(|(id, _)| *id)
+    }
+
     /// A proven datagram came from here: it is the best address now.
     pub(crate) fn seen(&self, id: NodeId, from: SocketAddr) {
         let mut book = self.lock();

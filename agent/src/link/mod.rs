@@ -10,6 +10,7 @@
 pub(crate) mod book;
 pub(crate) mod dial;
 pub(crate) mod frames;
+mod refused;
 pub(crate) mod seal;
 pub(crate) mod tcp;
 pub(crate) mod tls;
@@ -69,18 +70,24 @@ pub(crate) struct Inbox {
     pub(crate) proven: mpsc::Receiver<NodeId>,
     /// A member sealed with a key that this node does not hold.
     pub(crate) unknown_key: mpsc::Receiver<NodeId>,
-    /// Answers to pulses, and what members say unasked.
+    /// What came of pulses, and what members say unasked.
     pub(crate) answers: mpsc::Receiver<Answer>,
     /// What members say of virtual IPs.
     pub(crate) vips: mpsc::Receiver<(NodeId, Vec<u8>)>,
 }
 
-/// An answer to a pulse.
-pub(crate) struct Answer {
-    pub(crate) from: NodeId,
-    /// Of which pulse; 0: unasked.
-    pub(crate) number: u64,
-    pub(crate) saying: Saying,
+/// What came of a pulse.
+pub(crate) enum Answer {
+    /// An answer.
+    Said {
+        from: NodeId,
+        /// Of which pulse; 0: unasked.
+        number: u64,
+        saying: Saying,
+    },
+    /// "Nothing listens here", said by the machine (ICMP). Nobody has signed that, so it may raise a doubt
+    /// and settle nothing.
+    NoAgent(NodeId),
 }
 
 struct Outlets {
@@ -105,6 +112,9 @@ pub(crate) struct Counters {
     pub(crate) refused_seal: AtomicU64,
     pub(crate) refused_replay: AtomicU64,
     pub(crate) refused_unproven: AtomicU64,
+    pub(crate) sent_gossip_bytes: AtomicU64,
+    pub(crate) sent_pulses: AtomicU64,
+    pub(crate) received_answers: AtomicU64,
 }
 
 /// Adds to a counter.
@@ -122,10 +132,14 @@ pub(crate) struct Link {
     sequence: AtomicU64,
     sealer: Mutex<Option<seal::Sealer>>,
     sessions: Mutex<Sessions>,
+    /// One for each sender that has proven its boot, so no more than there are members.
+    openers: Mutex<BTreeMap<NodeId, seal::Opener>>,
     knocks: Mutex<BTreeMap<u64, oneshot::Sender<()>>>,
     /// When the last fresh datagram of each peer came.
     heard: Mutex<BTreeMap<NodeId, Moment>>,
     udp: UdpSocket,
+    /// The socket takes IPv6 addresses.
+    v6: bool,
     outlets: Outlets,
     /// What this node says in every answer to a pulse, as bytes.
     saying: Mutex<Vec<u8>>,
@@ -134,16 +148,42 @@ pub(crate) struct Link {
     large: dial::LargeSenders,
 }
 
+/// The link's port, taken.
+pub(crate) struct Ports {
+    udp: UdpSocket,
+    tcp: TcpListener,
+    /// The UDP socket takes IPv6 addresses.
+    v6: bool,
+}
+
+/// The port can't be had.
+#[derive(Debug, thiserror::Error)]
+#[error("port {port} can't be bound: {why}; is another agent running? see: ss -lnptu 'sport = {port}'")]
+pub(crate) struct PortError {
+    port: u16,
+    why: io::Error,
+}
+
+impl Ports {
+    /// Binds the port, UDP and TCP.
+    pub(crate) fn bind(address: Option<std::net::IpAddr>, port: u16) -> Result<Ports, PortError> {
+        let bind = || -> io::Result<Ports> {
+            let (udp, tcp) = (udp::bind(address, port)?, tcp::bind(address, port)?);
+            let v6 = udp.local_addr()?.is_ipv6();
+            Ok(Ports { udp, tcp, v6 })
+        };
+        bind().map_err(|why| PortError { port, why })
+    }
+}
+
 impl Link {
-    /// Binds the port. Returns the link, what arrives on it, and the TCP listener to be served.
-    pub(crate) fn bind(
-        address: Option<std::net::IpAddr>,
-        port: u16,
+    /// The link on its port. Returns also what arrives on it, and the TCP listener to be served.
+    pub(crate) fn new(
+        ports: Ports,
         identity: Arc<Identity>,
         trust: watch::Receiver<Arc<Trust>>,
-    ) -> io::Result<(Arc<Link>, Inbox, TcpListener)> {
-        let udp = udp::bind(address, port)?;
-        let tcp = tcp::bind(address, port)?;
+    ) -> (Arc<Link>, Inbox, TcpListener) {
+        let Ports { udp, tcp, v6 } = ports;
         let (gossip, gossip_in) = mpsc::channel(256);
         let (members, members_in) = mpsc::channel(32);
         let (joining, joining_in) = mpsc::channel(16);
@@ -162,9 +202,11 @@ impl Link {
             sequence: AtomicU64::new(0),
             sealer: Mutex::new(None),
             sessions: Mutex::new(Sessions::default()),
+            openers: Mutex::new(BTreeMap::new()),
             knocks: Mutex::new(BTreeMap::new()),
             heard: Mutex::new(BTreeMap::new()),
             udp,
+            v6,
             outlets: Outlets { gossip, members, joining, proven, unknown_key, answers, vips },
             saying: Mutex::new(Vec::new()),
             askers: Mutex::new(BTreeMap::new()),
@@ -179,7 +221,7 @@ impl Link {
             answers: answers_in,
             vips: vips_in,
         };
-        Ok((Arc::new(link), inbox, tcp))
+        (Arc::new(link), inbox, tcp)
     }
 
     /// This node.
@@ -207,7 +249,13 @@ impl Link {
         self.sessions().retain(|id| document.member(id).is_some());
         self.book.retain(|id| document.member(id).is_some());
         self.heard().retain(|id, _| document.member(id).is_some());
+        lock(&self.openers).retain(|id, _| document.member(id).is_some());
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Nothing that is done under these locks can leave a value half-written.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Random bytes from the kernel.

@@ -55,11 +55,32 @@ impl Sealer {
     }
 }
 
-/// Opens a datagram's ciphertext in place; none when the seal does not hold.
-pub(crate) fn open<'a>(key: &GossipKey, header: &Header, ciphertext: &'a mut [u8]) -> Option<&'a [u8]> {
-    let nonce = Nonce::assume_unique_for_key(header.nonce());
-    let opener = derive(&key.secret, &header.sender, header.boot)?;
-    opener.open_in_place(nonce, Aad::from(header.to_bytes()), ciphertext).ok().map(|plain| &*plain)
+/// The key that one sender's datagrams of one boot are opened with. Deriving it costs more than opening a
+/// datagram, so that of a sender who has proven its boot is kept.
+pub(crate) struct Opener {
+    boot: u64,
+    /// Both: ids are short, and a later key might have the same.
+    of: (u64, KeyId),
+    key: LessSafeKey,
+}
+
+impl Opener {
+    /// The opener of what the sender in `header` has sealed in its boot under a gossip key.
+    pub(crate) fn new(key: &GossipKey, header: &Header) -> Option<Opener> {
+        let derived = derive(&key.secret, &header.sender, header.boot)?;
+        Some(Opener { boot: header.boot, of: (key.epoch, key.id), key: derived })
+    }
+
+    /// Whether it is the one for this key and boot; the sender is for the caller to know.
+    pub(crate) fn fits(&self, key: &GossipKey, header: &Header) -> bool {
+        self.boot == header.boot && self.of == (key.epoch, key.id)
+    }
+
+    /// Opens a datagram's ciphertext in place; none when the seal does not hold.
+    pub(crate) fn open<'a>(&self, header: &Header, ciphertext: &'a mut [u8]) -> Option<&'a [u8]> {
+        let nonce = Nonce::assume_unique_for_key(header.nonce());
+        self.key.open_in_place(nonce, Aad::from(header.to_bytes()), ciphertext).ok().map(|plain| &*plain)
+    }
 }
 
 #[cfg(test)]
@@ -81,7 +102,7 @@ mod tests {
         let opened = |key: &GossipKey, datagram: &[u8]| {
             let (header, ciphertext) = Header::parse(datagram)?;
             let mut ciphertext = ciphertext.to_vec();
-            open(key, &header, &mut ciphertext).map(<[u8]>::to_vec)
+            Opener::new(key, &header)?.open(&header, &mut ciphertext).map(<[u8]>::to_vec)
         };
         assert_eq!(opened(&key(1), &datagram).as_deref(), Some(b"hello".as_slice()));
         assert_eq!(opened(&key(2), &datagram), None);

@@ -66,7 +66,7 @@ fn end(n: u8, trust: &Trust) -> End {
     let (link, inbox, tcp) = (0..100)
         .find_map(|_| {
             let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            Link::bind(loopback, free, identity(n), trust.clone()).ok()
+            Some(Link::new(Ports::bind(loopback, free).ok()?, identity(n), trust.clone()))
         })
         .unwrap();
     let at = tcp.local_addr().unwrap();
@@ -217,4 +217,69 @@ async fn an_unknown_key_makes_a_hint_and_no_answer() {
     let hint = tokio::time::timeout(SOON, b.inbox.unknown_key.recv()).await.unwrap();
     assert_eq!(hint, Some(a.link.own()));
     assert_eq!(b.link.counters.sent_datagrams.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_datagram_to_a_machine_without_an_agent_comes_back_as_a_hint_and_costs_no_other() {
+    let trust = trust_of(&[1, 2, 3], &[1]);
+    let (mut a, mut b) = (end(1, &trust), end(2, &trust));
+    introduce(&a, &b);
+    gets_through(&a, &mut b, b"first").await;
+    let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gone = identity(3).id;
+    a.link.book.seen(gone, free);
+    for number in 1..20 {
+        a.link.pulse(gone, number);
+        // The kernel hands the refusal to whatever is sent next.
+        a.link.send_gossip(b.link.own(), &[7], &a.life);
+        let got = tokio::time::timeout(SOON, b.inbox.gossip.recv()).await.unwrap();
+        assert!(got.is_some(), "message {number}");
+    }
+    let hint = async {
+        loop {
+            if let Some(Answer::NoAgent(at)) = a.inbox.answers.recv().await {
+                return at;
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(SOON, hint).await.unwrap(), gone);
+}
+
+#[tokio::test]
+async fn only_what_was_really_sent_can_be_refused() {
+    let a = end(1, &trust_of(&[1, 2], &[1]));
+    a.link.sequence.store(20_000, Ordering::Relaxed);
+    let header =
+        |n, boot, sequence| proto::link::Header { key: key(1).id, sender: identity(n).id, boot, sequence };
+    assert!(refused::sent(&a.link, &header(1, a.link.boot, 19_990)));
+    assert!(!refused::sent(&a.link, &header(1, a.link.boot, 20_001)), "not sent yet");
+    assert!(!refused::sent(&a.link, &header(1, a.link.boot, 9_000)), "long ago");
+    assert!(!refused::sent(&a.link, &header(1, a.link.boot ^ 1, 19_990)), "of another boot");
+    assert!(!refused::sent(&a.link, &header(2, a.link.boot, 19_990)), "of another node");
+}
+
+#[tokio::test]
+async fn a_derived_key_is_kept_of_proven_senders_only() {
+    let trust = trust_of(&[1, 2], &[1]);
+    let (a, mut b) = (end(1, &trust), end(2, &trust));
+    introduce(&a, &b);
+    // Sealed with the right key, of a boot that is not there any more.
+    let header = proto::link::Header { key: key(1).id, sender: a.link.own(), boot: 5, sequence: 1 };
+    let old = seal::Sealer::new(&key(1), &a.link.own(), 5).unwrap().seal(&header, b"\0old").unwrap();
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.send_to(&old, b.at).await.unwrap();
+    let mut challenge = [0; 200];
+    tokio::time::timeout(SOON, socket.recv_from(&mut challenge)).await.unwrap().unwrap();
+    assert!(lock(&b.link.openers).is_empty());
+    gets_through(&a, &mut b, b"live").await;
+    assert_eq!(lock(&b.link.openers).len(), 1);
+    socket.send_to(&old, b.at).await.unwrap();
+    gets_through(&a, &mut b, b"still").await;
+    assert!(
+        lock(&b.link.openers)[&a.link.own()]
+            .fits(&key(1), &proto::link::Header { boot: a.link.boot, ..header })
+    );
+    b.trust.send_replace(Arc::new(trust_of(&[2], &[1])));
+    b.link.forget_strangers();
+    assert!(lock(&b.link.openers).is_empty());
 }

@@ -15,7 +15,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
 
 use super::book::{for_socket, plain};
-use super::{Answer, Link, count, random, seal};
+use super::{Answer, Link, count, lock, random, refused, seal};
 use crate::lifecycle::{Life, wall};
 
 /// Receive buffer asked of the kernel: a second of datagrams at 5,000 a second.
@@ -23,11 +23,6 @@ const RECEIVE_BUFFER: usize = 1 << 20;
 
 /// Who has not pulsed for this long has gone, and is not told of changes any more.
 const ASKER: std::time::Duration = std::time::Duration::from_secs(5);
-
-fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // Nothing that is done under these locks can leave a value half-written.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// A socket of either family; both families where no address is given and the kernel has IPv6.
 pub(super) fn socket(
@@ -54,6 +49,7 @@ pub(super) fn bind(address: Option<IpAddr>, port: u16) -> io::Result<UdpSocket> 
     let (socket, at) = socket(address, Type::DGRAM, Protocol::UDP, port)?;
     // A smaller buffer than asked for is no reason not to start.
     let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+    refused::ask_for(&socket);
     match socket.bind(&at.into()) {
         // A kernel with IPv6 switched off still makes the socket and refuses the address.
         Err(_) if address.is_none() && at.is_ipv6() => {
@@ -73,6 +69,10 @@ impl Link {
             loop {
                 let received = tokio::select! {
                     received = link.udp.recv_from(&mut buffer) => received,
+                    at = refused::next(&link) => {
+                        link.refused_at(at);
+                        continue;
+                    }
                     () = life.over.cancelled() => return,
                 };
                 // Errors here are about earlier sends (ICMP): nothing to do with what comes next.
@@ -102,17 +102,27 @@ impl Link {
             return;
         };
         let Some(ciphertext) = datagram.get_mut(proto::link::HEADER_LEN..) else { return };
-        let Some(plain) = seal::open(key, &header, ciphertext) else {
+        let openers = lock(&self.openers);
+        let kept = openers.get(&header.sender).filter(|opener| opener.fits(key, &header));
+        let made = if kept.is_none() { seal::Opener::new(key, &header) } else { None };
+        let plain = kept.or(made.as_ref()).and_then(|opener| opener.open(&header, ciphertext));
+        drop(openers);
+        let Some(plain) = plain else {
             return count(&self.counters.refused_seal, 1);
         };
         let Some(payload) = Payload::parse(plain) else { return };
-        self.judge(&header, &payload, from, life);
+        let proven = self.judge(&header, &payload, from, life);
+        if let Some(opener) = made.filter(|_| proven) {
+            lock(&self.openers).insert(header.sender, opener);
+        }
     }
 
-    fn judge(&self, header: &Header, payload: &Payload<'_>, from: SocketAddr, life: &Life) {
+    /// Takes what an authentic datagram brings. True when it is new, of a boot that is proven.
+    fn judge(&self, header: &Header, payload: &Payload<'_>, from: SocketAddr, life: &Life) -> bool {
         let payload = match payload {
             Payload::Challenge(number) => {
-                return self.send_payload(from, &Payload::Echo(*number));
+                self.send_payload(from, &Payload::Echo(*number));
+                return false;
             }
             Payload::Echo(number) => {
                 let knock = self.knocks.lock().unwrap_or_else(PoisonError::into_inner).remove(number);
@@ -124,11 +134,11 @@ impl Link {
                     self.heard().insert(header.sender, life.now());
                     let _ = self.outlets.proven.try_send(header.sender);
                 }
-                return;
+                return false;
             }
             other => other,
         };
-        let verdict = self.sessions().judge(header, life.now(), u64::from_be_bytes(random()));
+        let verdict = self.sessions().judge(header, life.now(), || u64::from_be_bytes(random()));
         match verdict {
             Verdict::Fresh => {
                 self.book.seen(header.sender, from);
@@ -142,6 +152,7 @@ impl Link {
             Verdict::Unproven => count(&self.counters.refused_unproven, 1),
             Verdict::Replayed => count(&self.counters.refused_replay, 1),
         }
+        verdict == Verdict::Fresh
     }
 
     /// Takes what has proven to be new.
@@ -157,8 +168,9 @@ impl Link {
                 lock(&self.askers).insert(sender, (from, life.now()));
             }
             Payload::Answer(number, saying) => {
+                count(&self.counters.received_answers, 1);
                 if let Some(saying) = Saying::from_bytes(saying) {
-                    let answer = Answer { from: sender, number: *number, saying };
+                    let answer = Answer::Said { from: sender, number: *number, saying };
                     let _ = self.outlets.answers.try_send(answer);
                 }
             }
@@ -179,6 +191,7 @@ impl Link {
     /// Sends a pulse to a peer.
     pub(crate) fn pulse(&self, to: NodeId, number: u64) {
         if let Some(address) = self.book.best(&to) {
+            count(&self.counters.sent_pulses, 1);
             self.send_payload(address, &Payload::Pulse(number));
         }
     }
@@ -199,6 +212,7 @@ impl Link {
     /// Sends a gossip message to a peer: by datagram where it fits, else by TLS. Never waits; what can't be
     /// sent is dropped, since gossip repeats itself.
     pub(crate) fn send_gossip(self: &std::sync::Arc<Link>, to: NodeId, message: &[u8], life: &Life) {
+        count(&self.counters.sent_gossip_bytes, message.len());
         if message.len() > MAX_PAYLOAD {
             return self.send_large(to, message.to_vec(), life);
         }
@@ -232,11 +246,13 @@ impl Link {
         let sealed = sealer.as_ref().and_then(|sealer| sealer.seal(&header, &payload.to_bytes()));
         drop(sealer);
         let Some(datagram) = sealed else { return };
-        let v6 = self.udp.local_addr().is_ok_and(|address| address.is_ipv6());
         // Straight to the kernel: tokio would refuse the first datagram, since it has not been told yet that
         // the socket can be written to.
-        let to = for_socket(to, v6);
-        if rustix::net::sendto(&self.udp, &datagram, rustix::net::SendFlags::DONTWAIT, &to).is_ok() {
+        let to = for_socket(to, self.v6);
+        let send = || rustix::net::sendto(&self.udp, &datagram, rustix::net::SendFlags::DONTWAIT, &to);
+        // The kernel also hands out here that an earlier datagram, to whomever, was refused, and then sends
+        // nothing: once more, since this one may be fine.
+        if send().or_else(|_| send()).is_ok() {
             count(&self.counters.sent_datagrams, 1);
             count(&self.counters.sent_bytes, datagram.len());
         }

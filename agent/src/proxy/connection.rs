@@ -58,6 +58,9 @@ pub(super) async fn serve(mut client: TcpStream, open: Open, shared: Arc<Shared>
     let mut copy = CopyBoth::new(&mut client, &mut leg.stream, LINGER).begin_with(unsent);
     let ended = Abortable::new(&mut copy, registration).await;
     let bytes = copy.received();
+    let sent = copy.sent();
+    leg.ticket.held.counts.bytes_in.fetch_add(sent, Relaxed);
+    leg.ticket.held.counts.bytes_out.fetch_add(bytes, Relaxed);
     let cause = cause(&ended, &shared);
     if cause != Cause::Normal {
         reset(&client, &leg);

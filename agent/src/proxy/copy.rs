@@ -99,6 +99,11 @@ impl<'a> CopyBoth<'a> {
         self.down.moved
     }
 
+    /// Bytes that went from the client to the master.
+    pub(super) fn sent(&self) -> u64 {
+        self.up.moved
+    }
+
     /// Ready when half-closed and without progress for too long. Looks at the progress only when the timer
     /// rings, so that moving bytes costs nothing: "too long" is up to twice as long.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {

@@ -58,6 +58,7 @@ pub(super) async fn dial(pool: &Arc<Pool>, shared: &Arc<Shared>) -> Dialled {
                     continue;
                 };
                 tries += 1;
+                ticket.held.counts.races.fetch_add(u64::from(!trials.is_empty()), Relaxed);
                 trials.push(Trial::new(ticket, pool, shared).run(backend.address));
             }
             Step::Wait(until) => tokio::select! {
@@ -131,11 +132,17 @@ impl Trial {
         self.ended = true;
         match result {
             Ok(stream) => {
+                if let Some(ticket) = &self.ticket {
+                    ticket.held.counts.dials.took(self.started.elapsed());
+                }
                 self.report(Evidence::Connected { took: self.started.elapsed() });
                 self.ticket.take().map(|ticket| Leg { stream, ticket }).ok_or(Cause::Server)
             }
             Err(error) => match evidence_of(&error) {
                 Some(evidence) => {
+                    if let Some(ticket) = &self.ticket {
+                        ticket.held.counts.errors.fetch_add(1, Relaxed);
+                    }
                     self.report(evidence);
                     let refused = evidence == Evidence::Refused;
                     Err(if refused { Cause::Server } else { Cause::ServerTimeout })

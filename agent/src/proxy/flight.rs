@@ -212,6 +212,7 @@ impl Sender<'_> {
         let (chosen, ticket) = self.pool.another(backends, self.shared.own, now, tried)?;
         let backend = backends.get(chosen).filter(|_| self.pool.may_replay(now))?;
         tried.push(backend.node);
+        ticket.held.counts.replays.fetch_add(1, Relaxed);
         Some(Start::Dial(Trial::new(ticket, self.pool, self.shared), backend.address))
     }
 

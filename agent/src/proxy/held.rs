@@ -11,6 +11,7 @@ use proto::node::{Name, NodeId};
 use proto::time::Moment;
 
 use super::{BackendStats, lock};
+use crate::meter::Meter;
 
 /// First flights in a row that a backend left without an answer while they were waited for, before it is
 /// taken for mute: one may meet a pause, three in a row meet a process that hangs.
@@ -35,6 +36,21 @@ pub(super) struct Held {
     /// When a mute backend is tried again, in milliseconds.
     again: AtomicU64,
     handles: Mutex<Handles>,
+    pub(super) counts: Counts,
+}
+
+/// What is only counted.
+#[derive(Default)]
+pub(super) struct Counts {
+    most: AtomicU64,
+    pub(super) bytes_in: AtomicU64,
+    pub(super) bytes_out: AtomicU64,
+    pub(super) errors: AtomicU64,
+    pub(super) races: AtomicU64,
+    pub(super) replays: AtomicU64,
+    resets_down: AtomicU64,
+    resets_leave: AtomicU64,
+    pub(super) dials: Meter,
 }
 
 #[derive(Default)]
@@ -63,14 +79,25 @@ impl Held {
             streak: AtomicU32::new(0),
             again: AtomicU64::new(0),
             handles: Mutex::default(),
+            counts: Counts::default(),
         }
     }
 
     pub(super) fn stats(&self) -> BackendStats {
+        let counts = &self.counts;
         BackendStats {
             connections: self.connections.load(Relaxed),
             total: self.total.load(Relaxed),
             silences: self.silences.load(Relaxed),
+            most: counts.most.load(Relaxed),
+            bytes_in: counts.bytes_in.load(Relaxed),
+            bytes_out: counts.bytes_out.load(Relaxed),
+            errors: counts.errors.load(Relaxed),
+            races: counts.races.load(Relaxed),
+            replays: counts.replays.load(Relaxed),
+            resets_down: counts.resets_down.load(Relaxed),
+            resets_leave: counts.resets_leave.load(Relaxed),
+            dials: counts.dials.read(),
         }
     }
 
@@ -86,7 +113,8 @@ impl Held {
         if self.streak.load(Relaxed) >= MUTE_AFTER {
             self.again.store(now.after(MUTE).as_millis(), Relaxed);
         }
-        self.connections.fetch_add(1, Relaxed);
+        let now_held = self.connections.fetch_add(1, Relaxed) + 1;
+        self.counts.most.fetch_max(now_held, Relaxed);
         Ticket { held: Arc::clone(self), holding: None }
     }
 
@@ -108,6 +136,7 @@ impl Held {
     pub(super) fn reset_all(&self) -> usize {
         let handles = lock(&self.handles);
         handles.by_number.values().for_each(AbortHandle::abort);
+        self.counts.resets_down.fetch_add(handles.by_number.len() as u64, Relaxed);
         handles.by_number.len()
     }
 
@@ -138,6 +167,7 @@ impl Held {
         }
         for (number, handle) in leaving() {
             if passed >= leaves_after(seed, *number) {
+                self.counts.resets_leave.fetch_add(1, Relaxed);
                 handle.abort();
             }
         }

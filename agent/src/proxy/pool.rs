@@ -22,11 +22,15 @@ pub(super) struct Pool {
     pub(super) service: ServiceName,
     maxconn: AtomicU32,
     open: AtomicU32,
+    most: AtomicU32,
+    total: AtomicU64,
     refused: AtomicU64,
     unserved: AtomicU64,
     /// Attempts beside others, and first flights that were sent again.
     races: AtomicU64,
     replays: AtomicU64,
+    /// Those that the budget did not allow.
+    denied: AtomicU64,
     pub(super) send_proxy: AtomicBool,
     pub(super) access_log: AtomicBool,
     /// `maxconn` is reached.
@@ -67,10 +71,13 @@ impl Pool {
             service: service.name.clone(),
             maxconn: AtomicU32::new(service.maxconn),
             open: AtomicU32::new(0),
+            most: AtomicU32::new(0),
+            total: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             unserved: AtomicU64::new(0),
             races: AtomicU64::new(0),
             replays: AtomicU64::new(0),
+            denied: AtomicU64::new(0),
             send_proxy: AtomicBool::new(service.send_proxy),
             access_log: AtomicBool::new(service.access_log),
             full: Alarm::default(),
@@ -114,6 +121,8 @@ impl Pool {
             }
             return None;
         }
+        self.most.fetch_max(self.open.load(Relaxed), Relaxed);
+        self.total.fetch_add(1, Relaxed);
         lock(&self.budget).connection(now());
         if self.full.relieve(now) {
             tracing::info!(service = %self.service, "below maxconn again, which is {maxconn}");
@@ -127,6 +136,7 @@ impl Pool {
     pub(super) fn may_race(&self, now: Moment) -> bool {
         let may = lock(&self.budget).extra(now);
         self.races.fetch_add(u64::from(may), Relaxed);
+        self.denied.fetch_add(u64::from(!may), Relaxed);
         may
     }
 
@@ -134,6 +144,7 @@ impl Pool {
     pub(super) fn may_replay(&self, now: Moment) -> bool {
         let may = lock(&self.budget).extra(now);
         self.replays.fetch_add(u64::from(may), Relaxed);
+        self.denied.fetch_add(u64::from(!may), Relaxed);
         may
     }
 
@@ -268,11 +279,14 @@ impl Pool {
         ServiceStats {
             listens: Vec::new(),
             connections: self.open.load(Relaxed),
+            most: self.most.load(Relaxed).into(),
+            total: self.total.load(Relaxed),
             maxconn: self.maxconn.load(Relaxed),
             refused: self.refused.load(Relaxed),
             unserved: self.unserved.load(Relaxed),
             races: self.races.load(Relaxed),
             replays: self.replays.load(Relaxed),
+            denied: self.denied.load(Relaxed),
             backends: lock(&self.choice).held.iter().map(|(node, kept)| (*node, kept.held.stats())).collect(),
         }
     }

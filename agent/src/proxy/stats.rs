@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use proto::control::Histogram;
 use proto::node::NodeId;
 
 /// A service as this node's proxy sees it now.
@@ -12,6 +13,9 @@ pub(crate) struct ServiceStats {
     pub(crate) listens: Vec<(SocketAddr, Option<String>)>,
     /// Clients held now.
     pub(crate) connections: u32,
+    /// Most clients held at once since start, and all that were taken.
+    pub(crate) most: u64,
+    pub(crate) total: u64,
     /// Most clients held at once.
     pub(crate) maxconn: u32,
     /// Clients reset since start because `maxconn` was reached.
@@ -22,6 +26,8 @@ pub(crate) struct ServiceStats {
     pub(crate) races: u64,
     /// First flights since start that were sent again to another backend.
     pub(crate) replays: u64,
+    /// Dials and first flights since start that the budget did not allow.
+    pub(crate) denied: u64,
     /// By the backend's node. A backend that was never dialled is absent.
     pub(crate) backends: BTreeMap<NodeId, BackendStats>,
 }
@@ -35,4 +41,18 @@ pub(crate) struct BackendStats {
     pub(crate) total: u64,
     /// First flights since start that it took and did not answer in time.
     pub(crate) silences: u64,
+    /// Most connections held at once since start, dials under way included.
+    pub(crate) most: u64,
+    /// Bytes of ended connections, to it and from it.
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    /// Dials that failed, that began beside another, and that were for a first flight sent again.
+    pub(crate) errors: u64,
+    pub(crate) races: u64,
+    pub(crate) replays: u64,
+    /// Connections reset because it was down or gone, and closed because it wanted no more.
+    pub(crate) resets_down: u64,
+    pub(crate) resets_leave: u64,
+    /// How long dials that were answered took.
+    pub(crate) dials: Histogram,
 }

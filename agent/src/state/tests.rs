@@ -252,6 +252,8 @@ fn removing_all_leaves_foreign_files_alone() {
 fn purging_removes_the_directory_too() {
     let (_dir, store) = store();
     store.write("cluster", &"one").unwrap();
+    fs::write(store.dir().join(EVENTS), "{}\n").unwrap();
+    fs::write(store.dir().join(EVENTS_OLD), "{}\n").unwrap();
     let dir = store.dir().to_owned();
     assert!(store.purge().unwrap().is_empty());
     assert!(!dir.exists());

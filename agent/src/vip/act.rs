@@ -7,9 +7,10 @@ use std::time::Duration;
 use proto::control::Response;
 use proto::election::wire::{Message, Purpose, pack};
 use proto::election::{Action, Cause, Event, Fact, Loss, MoveError, Standing};
+use proto::event::{Event as Told, Kind, Level};
 use proto::node::NodeId;
 use proto::settings;
-use proto::time::Moment;
+use proto::time::{Moment, UnixMs, human};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -18,7 +19,7 @@ use super::Order;
 use super::driver::{Driver, Vip, now};
 use super::ground::{feet, foot_of, key};
 use super::sever::sever;
-use crate::lifecycle::Life;
+use crate::lifecycle::{Life, wall};
 use crate::link::Link;
 
 /// Longest wait for a wish to come true: the time of a handover many times over.
@@ -100,6 +101,9 @@ impl Driver {
             }
             Action::Event(event) => {
                 self.dirty = true;
+                if let Event::Gained { cause, .. } = &event {
+                    vip.seen.gained(cause);
+                }
                 self.tell(address, event);
             }
             Action::Send { .. } => {}
@@ -200,43 +204,53 @@ impl Driver {
         }
     }
 
+    /// Tells of it as an event, which the log shows too. Nobody is waited for: what does not fit is lost.
     fn tell(&self, address: IpAddr, event: Event) {
         let document = self.inputs.trust.borrow().document.clone();
         let name = |id: NodeId| document.member(&id).map_or(id.to_string(), |one| one.name.to_string());
         let named = |id: Option<NodeId>| id.map_or("nobody".to_owned(), name);
-        match event {
-            Event::Gained { epoch, from, cause } => {
+        let since = self.vips.get(&address).map_or(UnixMs(0), |vip| vip.seen.since);
+        let moved = |from: String, to: String, why: String| {
+            Told::new(Kind::VipOwner, wall(), address.to_string(), to).since(from, since).cause(why)
+        };
+        let wrong = |what: &str, why: String| {
+            let told = Told::new(Kind::VipProblem, wall(), address.to_string(), what);
+            told.cause(why).level(Level::Warning)
+        };
+        let told = match event {
+            Event::Gained { from, cause, .. } => {
                 let why = match cause {
                     Cause::Vacant => "nobody had it".to_owned(),
-                    Cause::Silent { quiet } => format!("nobody has heard its owner for {quiet:?}"),
+                    Cause::Silent { quiet } => format!("nobody has heard its owner for {}", human(quiet)),
                     Cause::Handed(why) => format!("handed over: {}", why.words()),
                     Cause::Released(why) => format!("let go: {}", why.words()),
                 };
-                info!(vip = %address, epoch, from = named(from), "owner now: {why}");
+                moved(named(from), name(self.own), why)
             }
-            Event::Lost { epoch, to, cause } => {
+            Event::Lost { to, cause, .. } => {
                 let why = match cause {
                     Loss::Released(why) => why.words(),
                     Loss::Higher => "another owner with a higher claim was heard",
                 };
-                info!(vip = %address, epoch, to = named(to), "owner no more: {why}");
+                moved(name(self.own), named(to), why.to_owned())
             }
-            Event::Moved { epoch, from, to, cause } => {
+            // That this node has lost it is told already.
+            Event::Moved { from, .. } if from == Some(self.own) => return,
+            Event::Moved { from, to, cause, .. } => {
                 let silent = if from.is_some() { "its owner fell silent" } else { "nobody had it" };
-                let why = cause.map_or(silent, |why| why.words());
-                info!(vip = %address, epoch, from = named(from), to = name(to), "it has moved: {why}");
+                moved(named(from), name(to), cause.map_or(silent, |why| why.words()).to_owned())
             }
-            Event::Contested { epoch, by } => {
-                warn!(vip = %address, epoch, by = name(by), "another owner was heard, whose claim is lower");
+            Event::Contested { by, .. } => {
+                wrong("doubled", format!("{} has it too, whose claim is lower", name(by)))
             }
-            Event::PutBack => warn!(vip = %address, "someone had removed the address; it was put back"),
-            Event::Cleaned => warn!(vip = %address, "someone had set the address here; it was removed"),
+            Event::PutBack => wrong("put-back", "someone had removed the address".to_owned()),
+            Event::Cleaned => wrong("cleaned", "someone had set the address here".to_owned()),
             Event::Stranger { mac, defended } => {
-                let mac = proto::arp::Mac(mac);
-                let what = if defended { "defended" } else { "left to it" };
-                warn!(vip = %address, %mac, "a stranger has the address: {what}");
+                let what = if defended { "defended" } else { "yielded" };
+                wrong(what, format!("a stranger has the address: {}", proto::arp::Mac(mac)))
             }
-        }
+        };
+        let _ = self.inputs.tell.try_send(told);
     }
 }
 

@@ -50,6 +50,8 @@ pub(crate) struct Inputs {
     /// What members say of virtual IPs.
     pub(crate) arrivals: mpsc::Receiver<(NodeId, Vec<u8>)>,
     pub(crate) orders: mpsc::Receiver<Order>,
+    /// Where events are told.
+    pub(crate) tell: mpsc::Sender<proto::event::Event>,
 }
 
 /// What this node could serve, and who is a master.

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use proto::cluster::Document;
-use proto::control::{Response, VipCandidate, VipState, VipStatus};
-use proto::election::{self, Standing, State};
+use proto::control::{Response, VipCandidate, VipGains, VipState, VipStatus};
+use proto::election::{self, Cause, Standing, State};
 use proto::keys::Claim;
 use proto::node::{Name, NodeId};
 use proto::time::{Moment, UnixMs};
@@ -20,7 +20,21 @@ use crate::lifecycle::wall;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Seen {
     said: Option<(State, Option<NodeId>)>,
-    since: UnixMs,
+    pub(super) since: UnixMs,
+    gains: VipGains,
+}
+
+impl Seen {
+    /// This node has become the owner.
+    pub(super) fn gained(&mut self, cause: &Cause) {
+        let gains = &mut self.gains;
+        *match cause {
+            Cause::Vacant => &mut gains.vacant,
+            Cause::Silent { .. } => &mut gains.silent,
+            Cause::Handed(_) => &mut gains.handed,
+            Cause::Released(_) => &mut gains.released,
+        } += 1;
+    }
 }
 
 impl Driver {
@@ -96,7 +110,7 @@ fn shown(
         // At first since when it was so before this agent looked, as far as the others know.
         let known = status.since.filter(|_| vip.seen.said.is_none());
         let ago = known.map_or(0, |since| now.since(since).as_millis() as u64);
-        vip.seen = Seen { said, since: UnixMs(wall().0.saturating_sub(ago)) };
+        (vip.seen.said, vip.seen.since) = (said, UnixMs(wall().0.saturating_sub(ago)));
     }
     // Where nobody has it, what is in the way of this node says more than what others say of themselves.
     let here = match &vip.place {
@@ -133,6 +147,7 @@ fn shown(
         since_unix_ms: vip.seen.since,
         reason: reason.unwrap_or_default(),
         candidates: candidates.collect(),
+        gains: vip.seen.gains,
     }
 }
 

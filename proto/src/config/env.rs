@@ -12,7 +12,6 @@ const VARIABLES: &[&str] = &[
     "AGENT_BIND",
     "AGENT_STATE_DIR",
     "AGENT_RUNTIME_DIR",
-    "AGENT_NAMESERVERS",
     "AGENT_LOG_FORMAT",
     "AGENT_LOG_LEVEL",
 ];
@@ -49,10 +48,6 @@ fn apply(config: &mut Config, key: &str, value: &str) -> Result<(), String> {
         "AGENT_BIND" => config.bind = Some(fields::ip(value)?),
         "AGENT_STATE_DIR" => config.state_dir = fields::path(value)?,
         "AGENT_RUNTIME_DIR" => config.runtime_dir = fields::runtime_dir(value)?,
-        "AGENT_NAMESERVERS" => {
-            let parts = value.split([',', ' ']).filter(|part| !part.is_empty());
-            config.nameservers = parts.map(fields::reachable).collect::<Result<_, _>>()?;
-        }
         "AGENT_LOG_FORMAT" => config.log_format = value.parse()?,
         "AGENT_LOG_LEVEL" => config.log_level = value.parse()?,
         _ => {
@@ -86,7 +81,6 @@ mod tests {
             ("AGENT_RUNTIME_DIR", "/r"),
             ("AGENT_LOG_FORMAT", "text"),
             ("AGENT_LOG_LEVEL", "debug"),
-            ("AGENT_NAMESERVERS", "10.0.0.53, fd00::53"),
             ("PATH", "/bin"),
             ("AGENT_BIN", "not ours"),
         ])
@@ -99,7 +93,6 @@ mod tests {
             bind: "::".parse().ok(),
             state_dir: "/s".to_owned(),
             runtime_dir: "/r".to_owned(),
-            nameservers: vec!["10.0.0.53".parse().unwrap(), "fd00::53".parse().unwrap()],
             log_format: LogFormat::Text,
             log_level: LogLevel::Debug,
             ..Config::default()

@@ -4,7 +4,7 @@ use toml::de::DeTable;
 
 use super::mistake::Mistake;
 use super::walk::{Mistakes, Section};
-use super::{Config, fields, services};
+use super::{Config, fields, notify, services, web};
 
 /// The keys of the whole file.
 const KEYS: &[&str] = &[
@@ -15,8 +15,11 @@ const KEYS: &[&str] = &[
     "bind",
     "state-dir",
     "runtime-dir",
-    "nameservers",
+    "notify",
+    "webhook",
+    "webhook-ca-file",
     "log",
+    "web",
     "service",
 ];
 
@@ -57,9 +60,6 @@ fn read(root: &DeTable<'_>, mistakes: &mut Mistakes<'_>) -> Config {
     if let Some(path) = top.text("runtime-dir", mistakes, fields::runtime_dir) {
         config.runtime_dir = path;
     }
-    if let Some(list) = top.texts("nameservers", mistakes, fields::reachable) {
-        config.nameservers = list.into_iter().map(|(_, ip)| ip).collect();
-    }
     if let Some(field) = top.field("log")
         && let Some(table) = field.table(mistakes)
     {
@@ -67,6 +67,8 @@ fn read(root: &DeTable<'_>, mistakes: &mut Mistakes<'_>) -> Config {
         config.log_format = log.text("format", mistakes, str::parse).unwrap_or_default();
         config.log_level = log.text("level", mistakes, str::parse).unwrap_or_default();
     }
+    web::read(&top, &mut config, mistakes);
+    notify::read(&top, &mut config, mistakes);
     services::read(&top, &mut config, mistakes);
     config
 }

@@ -16,16 +16,20 @@ mod env;
 mod fields;
 mod file;
 mod mistake;
+mod notify;
 mod overlay;
 mod services;
 #[cfg(test)]
 mod tests;
 mod walk;
+mod web;
 
 pub use env::apply_env;
 pub use file::parse;
 pub use mistake::Mistake;
+pub use notify::Webhook;
 pub use overlay::{SHARED_KEYS, overlay, shared_service};
+pub use web::{Secret, Web};
 
 pub(crate) use mistake::nearest;
 
@@ -132,12 +136,16 @@ pub struct Config {
     pub state_dir: String,
     /// Where the control socket is.
     pub runtime_dir: String,
-    /// Name servers; empty: those of /etc/resolv.conf.
-    pub nameservers: Vec<IpAddr>,
     /// How the log is written.
     pub log_format: LogFormat,
     /// How much is logged.
     pub log_level: LogLevel,
+    /// The status page and the metrics.
+    pub web: Web,
+    /// Programs, and directories of programs, that are told of events.
+    pub notify: Vec<String>,
+    /// Where events are sent.
+    pub webhook: Option<Webhook>,
     /// What is proxied; the default service always stands first.
     pub services: Vec<Service>,
     /// The services that the file speaks of: there it counts, whatever the cluster's settings say.
@@ -154,9 +162,11 @@ impl Default for Config {
             bind: None,
             state_dir: "/var/lib/agent".to_owned(),
             runtime_dir: "/run/agent".to_owned(),
-            nameservers: Vec::new(),
             log_format: LogFormat::default(),
             log_level: LogLevel::default(),
+            web: Web::default(),
+            notify: Vec::new(),
+            webhook: None,
             services: vec![Service::kube_api()],
             named: Vec::new(),
         }

@@ -43,7 +43,6 @@ fn every_field_is_read() {
         bind = "0.0.0.0"
         state-dir = "/srv/agent"
         runtime-dir = "/run/other"
-        nameservers = ["10.0.0.53", "fd00::53"]
 
         [log]
         format = "json"
@@ -81,7 +80,6 @@ fn every_field_is_read() {
     assert_eq!(config.port, 7000);
     assert_eq!(config.bind, "0.0.0.0".parse().ok());
     assert_eq!((&*config.state_dir, &*config.runtime_dir), ("/srv/agent", "/run/other"));
-    assert_eq!(config.nameservers.len(), 2);
     assert_eq!((config.log_format, config.log_level), (LogFormat::Json, LogLevel::Debug));
 
     let [api, web] = &config.services[..] else { panic!("{:?}", config.services) };
@@ -148,8 +146,6 @@ fn every_wrong_value_is_named_with_its_place() {
         ("state-dir = \"state\"".to_owned(), (1, 13), "state-dir", "begin it with /"),
         ("runtime-dir = \"\"".to_owned(), (1, 15), "runtime-dir", "begin it with /"),
         (format!("runtime-dir = \"/{}\"", "x".repeat(90)), (1, 15), "runtime-dir", "at most 80"),
-        ("nameservers = [\"10.0.0.53\", \"dns\"]".to_owned(), (1, 29), "nameservers", "\"dns\" is not"),
-        ("nameservers = 4".to_owned(), (1, 15), "nameservers", "a text or a list of texts"),
         ("log = \"json\"".to_owned(), (1, 7), "log", "write [log]"),
         ("[log]\nformat = \"jsn\"".to_owned(), (2, 10), "log.format", "did you mean json?"),
         ("[log]\nlevel = \"loud\"".to_owned(), (2, 9), "log.level", "error, warn, info, debug"),
@@ -261,8 +257,10 @@ fn services_have_an_end() {
 fn a_mistake_reads_as_editors_expect() {
     assert_eq!(
         mistake("\n  port = 0").to_string(),
-        "2:10: port: out of bounds: write a whole number from 1 to 65535"
+        "2:10: port: 0 is out of bounds: write a whole number from 1 to 65535"
     );
+    assert!(mistake("port = 70_000").message.starts_with("70000 is out of bounds"));
+    assert!(mistake(&format!("port = 1{}", "0".repeat(90))).message.len() < 100);
     let apart = Mistake { line: 0, column: 0, key: "AGENT_PORT".to_owned(), message: "bad".to_owned() };
     assert_eq!(apart.to_string(), "AGENT_PORT: bad");
 }
@@ -297,7 +295,6 @@ fn line() -> impl Strategy<Value = String> {
             "bind",
             "state-dir",
             "runtime-dir",
-            "nameservers",
             "log",
             "format",
             "level",

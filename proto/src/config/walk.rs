@@ -161,7 +161,7 @@ impl<'v, 'i> Section<'v, 'i> {
             Some(Some(number)) if bounds.contains(&number) => Some(number),
             found => {
                 let what = match found {
-                    Some(_) => "out of bounds".to_owned(),
+                    Some(_) => format!("{} is out of bounds", field.digits()),
                     None => format!("{} where a number belongs", kind(field.value.get_ref())),
                 };
                 let message =
@@ -196,6 +196,17 @@ impl<'v, 'i> Field<'v, 'i> {
                 mistakes.add(self.offset(), &self.key, message);
                 None
             }
+        }
+    }
+
+    /// The number as it is written, of which no more than a number of ours has.
+    fn digits(&self) -> String {
+        match self.value.get_ref() {
+            DeValue::Integer(number) => {
+                let text = number.as_str();
+                text.chars().take(20).chain((text.len() > 20).then_some('…')).collect()
+            }
+            other => kind(other).to_owned(),
         }
     }
 

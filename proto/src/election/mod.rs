@@ -219,7 +219,8 @@ impl Election {
         let Election { peers, rules, .. } = self;
         peers.retain(|node, _| rules.candidate(node).is_some());
         if !was && self.rules.candidate(&self.own).is_some() {
-            self.listen = Some(Listen { from: now, full: true });
+            // As a witness it has listened already.
+            self.listen = Some(Listen { from: self.began, full: true });
         }
         self.next = now;
     }

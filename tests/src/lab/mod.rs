@@ -200,6 +200,19 @@ impl Lab {
         })
     }
 
+    /// Cuts one node from some others, both ways; everyone else goes on with all of them.
+    ///
+    /// # Errors
+    /// The switch refused.
+    pub fn cut_apart(&self, one: usize, others: impl IntoIterator<Item = usize>) -> Result<()> {
+        self.switch.change(|faults| {
+            for other in others {
+                faults.cuts.insert((one, other));
+                faults.cuts.insert((other, one));
+            }
+        })
+    }
+
     /// Ends every cut, partition and loss; ports that are down stay down.
     ///
     /// # Errors

@@ -141,9 +141,10 @@ async fn a_ca_that_configuration_names_is_never_done_without() {
     let missing = machine.dir.path().join("pki/ca.crt").to_str().unwrap().to_owned();
     let garbled =
         machine.write("bad/ca.crt", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
-    for (file, why) in
-        [(missing, "pki/ca.crt: entity not found"), (garbled, "bad/ca.crt: holds no CA that can be used")]
-    {
+    for (file, why) in [
+        (missing, "there is no pki/ca.crt; correct its path"),
+        (garbled, "bad/ca.crt: holds no CA that can be used"),
+    ] {
         let check = https(TlsCheck { ca_file: Some(file), ..discover() });
         let outcome = Probe::new(&check, machine.dir.path()).check(machine.server.address).await;
         assert_eq!(outcome, Outcome::NotReady(why.into()));

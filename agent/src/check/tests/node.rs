@@ -32,7 +32,7 @@ impl Node {
         let (services, services_in) = watch::channel(Arc::new(services));
         let (own, own_in) = watch::channel(own.map(|own| own.parse().unwrap()));
         let (out, health) = watch::channel(Arc::new(OwnHealth::new()));
-        spawn_at(services_in, own_in, out, &life, dir.path());
+        spawn_at(services_in, own_in, out, Arc::default(), &life, dir.path());
         Node { services, own, health, life, _dir: dir }
     }
 

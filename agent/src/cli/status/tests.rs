@@ -34,6 +34,8 @@ fn backend(number: u8, state: State, reason: &str) -> BackendStatus {
         connections: u64::from(number),
         total: 310,
         weight: 100,
+        check_ms: None,
+        counted: Default::default(),
     }
 }
 
@@ -47,6 +49,7 @@ fn service(service: &str, backends: Vec<BackendStatus>) -> ServiceStatus {
         backends,
         maxconn: 10_000,
         refused: 0,
+        counted: Default::default(),
     }
 }
 
@@ -60,6 +63,9 @@ fn member(who: &str, number: u8, role: Role, state: MemberState) -> MemberStatus
         version: "0.1.0".to_owned(),
         since_unix_ms: ago(3 * 86_400),
         rtt_ms: Some(0.4),
+        loss_permille: None,
+        document: String::new(),
+        sees: Vec::new(),
     }
 }
 
@@ -85,6 +91,9 @@ fn status(backends: Vec<BackendStatus>) -> Status {
             removed: false,
             descriptors: 1_048_576,
             link: Default::default(),
+            loop_lag: Default::default(),
+            checks: Vec::new(),
+            events: Default::default(),
         },
         services: vec![service("kube-api", backends)],
         members: vec![
@@ -94,6 +103,7 @@ fn status(backends: Vec<BackendStatus>) -> Status {
         ],
         vips: vec![],
         problems: vec![],
+        taken_unix_ms: NOW,
     }
 }
 
@@ -117,6 +127,7 @@ fn vip(state: VipState, owner: Option<&str>, reason: &str) -> VipStatus {
             candidate("m2", 2, ""),
             candidate("m3", 3, "its kube-api is down: connection refused"),
         ],
+        gains: Default::default(),
     }
 }
 
@@ -136,7 +147,16 @@ fn the_verdict_is_said_in_words_and_in_a_code() {
     for (status, code, text) in [
         (fine(), 0, "ok: 3 of 3 masters serve"),
         (status(vec![backend(1, State::Ready, "")]), 0, "ok: 1 of 1 master serves"),
-        (status(vec![backend(1, State::Alive, "401")]), 0, "ok: 1 of 1 master serves"),
+        (
+            status(vec![backend(1, State::Alive, "401 from /readyz"), backend(2, State::Alive, "401")]),
+            10,
+            "degraded: 2 of 2 masters serve; none says that it is ready: 401 from /readyz",
+        ),
+        (
+            status(vec![backend(1, State::Alive, "401"), backend(2, State::Ready, "200")]),
+            0,
+            "ok: 2 of 2 masters serve",
+        ),
         (
             with(|status| status.services[0].backends[1] = down()),
             10,

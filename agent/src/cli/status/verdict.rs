@@ -1,12 +1,11 @@
-//! The first line of status, in words.
+//! The first line of status: its tone, and the code to end with.
 
-use proto::control::{BackendStatus, MemberState, ServiceStatus, Status};
-use proto::service::KUBE_API;
+use proto::control::Status;
 use proto::time::UnixMs;
 
 use super::Tone;
-use super::time::{age, at};
 use crate::cli::exit;
+use crate::verdict::{self, Level};
 
 /// How it is, all in all.
 pub(super) struct Verdict {
@@ -20,75 +19,11 @@ pub(super) struct Verdict {
 
 /// Judges a status.
 pub(super) fn judge(status: &Status, now: UnixMs) -> Verdict {
-    let masters = status.services.iter().find(|service| service.name.as_str() == KUBE_API);
-    let backends = masters.map_or(&[] as &[BackendStatus], |service| &service.backends);
-    let good = backends.iter().filter(|backend| backend.state.is_good()).count();
-    let mut faults = Vec::new();
-    if status.node.removed {
-        faults.push("this node was removed from the cluster".to_owned());
-    }
-    faults.extend(backends.iter().filter(|backend| !backend.state.is_good()).map(|one| why(one, now)));
-    if good == 0 {
-        if backends.is_empty() {
-            faults.push("no apiserver is known yet".to_owned());
-        }
-        let text = format!("no master serves; {}", faults.join("; "));
-        return Verdict { code: exit::NO_MASTER, text, tone: Tone::Bad };
-    }
-    let others = status.services.iter().filter(|service| service.name.as_str() != KUBE_API);
-    faults.extend(others.filter_map(shortage));
-    faults.extend(status.vips.iter().filter_map(super::vips::fault));
-    if status.node.address.is_none() {
-        faults.push(format!("this node's network {} is away", status.node.interface));
-    }
-    match status.problems.len() {
-        0 => {}
-        1 => faults.push("1 problem, see below".to_owned()),
-        many => faults.push(format!("{many} problems, see below")),
-    }
-    let serve = format!(
-        "{good} of {total} master{s} serve{v}",
-        total = backends.len(),
-        s = if backends.len() == 1 { "" } else { "s" },
-        v = if good == 1 { "s" } else { "" },
-    );
-    if faults.is_empty() {
-        return Verdict { code: 0, text: format!("ok: {serve}{}", absent(status)), tone: Tone::Good };
-    }
-    let text = format!("degraded: {serve}; {}", faults.join("; "));
-    Verdict { code: exit::DEGRADED, text, tone: Tone::Doubt }
-}
-
-/// Why a master does not serve, and since when.
-fn why(backend: &BackendStatus, now: UnixMs) -> String {
-    let (node, state) = (&backend.node, backend.state.word());
-    let reason = if backend.reason.is_empty() { String::new() } else { format!(": {}", backend.reason) };
-    if backend.since_unix_ms == UnixMs(0) {
-        return format!("{node} {state}{reason}");
-    }
-    let since = at(backend.since_unix_ms, now);
-    format!("{node} {state}{reason} since {since} ({})", age(backend.since_unix_ms, now))
-}
-
-/// What another service lacks.
-fn shortage(service: &ServiceStatus) -> Option<String> {
-    let total = service.backends.len();
-    let good = service.backends.iter().filter(|backend| backend.state.is_good()).count();
-    match (good, total) {
-        (_, 0) => Some(format!("nobody offers {}", service.name)),
-        (good, total) if good == total => None,
-        (good, total) => Some(format!("{}: {good} of {total} serve", service.name)),
-    }
-}
-
-/// Members that are away without anyone being worse off: worth a word, no alarm.
-fn absent(status: &Status) -> String {
-    let down = |state| matches!(state, MemberState::Suspect | MemberState::Down);
-    let away: Vec<&str> =
-        status.members.iter().filter(|one| down(one.state)).map(|one| one.name.as_str()).collect();
-    match away[..] {
-        [] => String::new(),
-        [one] => format!("; {one} can't be heard"),
-        _ => format!("; {} of {} members can't be heard", away.len(), status.members.len()),
-    }
+    let verdict::Verdict { level, text } = verdict::judge(status, now);
+    let (code, tone) = match level {
+        Level::Fine => (0, Tone::Good),
+        Level::Degraded => (exit::DEGRADED, Tone::Doubt),
+        Level::NoMaster => (exit::NO_MASTER, Tone::Bad),
+    };
+    Verdict { code, text, tone }
 }

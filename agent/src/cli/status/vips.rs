@@ -61,13 +61,3 @@ fn one(text: &mut String, vip: &VipStatus, now: UnixMs, columns: usize, colours:
     }
     text.push_str(&table.render(columns, colours));
 }
-
-/// What is wrong with a virtual IP; none: nothing.
-pub(super) fn fault(vip: &VipStatus) -> Option<String> {
-    let reason = if vip.reason.is_empty() { String::new() } else { format!(": {}", vip.reason) };
-    match vip.state {
-        VipState::OwnedHere | VipState::Owned => None,
-        VipState::Unowned => Some(format!("{} is on no node{reason}", vip.address)),
-        VipState::Unavailable => Some(format!("{} is unavailable{reason}", vip.address)),
-    }
-}

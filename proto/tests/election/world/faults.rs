@@ -298,6 +298,7 @@ impl World {
                 }
                 // Some hear of it later than others.
                 self.follow(50);
+                self.changed = now + 1_000;
             }
             Act::StrangerGone => {
                 self.stranger = false;

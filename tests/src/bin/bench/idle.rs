@@ -1,10 +1,12 @@
-//! `idle` and `gossip`: what an agent costs that has nothing to do.
+//! `idle`, `vip-idle` and `gossip`: what an agent costs that has nothing to do.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tests::lab::Lab;
-use tests::mesh::{Agent, all_up, form, with_agents};
+use tests::mesh::{Agent, GOSSIP, all_up, form, with_agents};
+use tests::vip::vip;
+use tests::wait::eventually;
 
 use super::masters;
 use super::usage::{cpu_seconds, memory};
@@ -12,28 +14,53 @@ use super::usage::{cpu_seconds, memory};
 /// Time that rates are measured over.
 const SPAN: Duration = Duration::from_secs(60);
 
+/// As many as a large installation has.
+const VIPS: usize = 4;
+
 /// Memory and CPU of agents that have nothing to do but to watch.
 pub(crate) fn idle() -> Result<()> {
     with_agents(Lab::wireguard(5), |lab, agents| {
         let _masters = masters(lab)?;
         form(agents)?;
-        // What a start costs is not what idling costs.
-        std::thread::sleep(Duration::from_secs(15));
-        let mut pids = Vec::new();
-        for agent in agents.iter_mut() {
-            let pid = agent.process()?.pid();
-            pids.push((agent.name(), pid, cpu_seconds(pid)?));
-        }
-        std::thread::sleep(SPAN);
-        println!("idle, 5 nodes over WireGuard, 3 masters, over {} s:", SPAN.as_secs());
-        println!("  node  resident kB  private kB  CPU % of a core");
-        for (name, pid, before) in pids {
-            let percent = (cpu_seconds(pid)? - before) / SPAN.as_secs_f64() * 100.0;
-            let (resident, private) = memory(pid)?;
-            println!("  {name:<4}  {resident:>11}  {private:>10}  {percent:>15.2}");
-        }
-        Ok(())
+        costs("idle, 5 nodes over WireGuard, 3 masters", agents)
     })
+}
+
+/// The same on a segment, without and with virtual IPs.
+pub(crate) fn vips() -> Result<()> {
+    with_agents(Lab::bridge(5), |lab, agents| {
+        let _masters = masters(lab)?;
+        for agent in agents.iter_mut() {
+            agent.options = vec!["--iface".to_owned(), agent.node().interface.to_owned()];
+        }
+        form(agents)?;
+        costs("idle, 5 nodes on a segment, 3 masters, no VIP", agents)?;
+        let all: Vec<String> = (0..VIPS).map(|i| format!("10.91.0.{}", 240 + i)).collect();
+        agents[0].cli(&["set", &format!("vip={}", all.join(","))])?.ok()?;
+        eventually("each has an owner", GOSSIP, || {
+            all.iter().try_for_each(|one| vip(&agents[0], one)?.owner.context("none").map(drop))
+        })?;
+        costs(&format!("the same with {VIPS} VIPs"), agents)
+    })
+}
+
+fn costs(title: &str, agents: &mut [Agent<'_>]) -> Result<()> {
+    // What a start costs is not what idling costs.
+    std::thread::sleep(Duration::from_secs(15));
+    let mut pids = Vec::new();
+    for agent in agents.iter_mut() {
+        let pid = agent.process()?.pid();
+        pids.push((agent.name(), pid, cpu_seconds(pid)?));
+    }
+    std::thread::sleep(SPAN);
+    println!("{title}, over {} s:", SPAN.as_secs());
+    println!("  node  resident kB  private kB  CPU % of a core");
+    for (name, pid, before) in pids {
+        let percent = (cpu_seconds(pid)? - before) / SPAN.as_secs_f64() * 100.0;
+        let (resident, private) = memory(pid)?;
+        println!("  {name:<4}  {resident:>11}  {private:>10}  {percent:>15.2}");
+    }
+    Ok(())
 }
 
 /// What a node's link sends, by the size of the cluster.
@@ -74,8 +101,18 @@ pub(crate) fn gossip() -> Result<()> {
     Ok(())
 }
 
-fn sent(agent: &Agent<'_>) -> Result<u64> {
+/// Bytes that a node's link has sent since its start.
+pub(crate) fn sent(agent: &Agent<'_>) -> Result<u64> {
+    counted(agent, "sent_bytes")
+}
+
+/// Bytes that it has received.
+pub(crate) fn received(agent: &Agent<'_>) -> Result<u64> {
+    counted(agent, "received_bytes")
+}
+
+fn counted(agent: &Agent<'_>, name: &str) -> Result<u64> {
     let text = agent.cli(&["status", "--json"])?.ok()?;
     let status: serde_json::Value = serde_json::from_str(&text)?;
-    status["node"]["link"]["sent_bytes"].as_u64().context("status tells no sent_bytes")
+    status["node"]["link"][name].as_u64().with_context(|| format!("status tells no {name}"))
 }

@@ -7,9 +7,13 @@ mod etcd;
 mod faults;
 mod idle;
 mod proxy;
+mod pulse;
 mod serving;
+#[path = "../../../../proto/tests/simulation/mod.rs"]
+mod simulation;
 mod traffic;
 mod usage;
+mod vip;
 
 use std::process::ExitCode;
 
@@ -23,6 +27,7 @@ const BENCHES: &[(&str, &str, Bench)] = &[
     ("join", "from `agent join` to the first answer through the new node", |_| serving::join()),
     ("start", "from `agent run` to the first answer, nobody else up", |_| serving::start()),
     ("idle", "memory and CPU of agents that only watch", |_| idle::idle()),
+    ("vip-idle", "the same without and with virtual IPs", |_| idle::vips()),
     ("gossip", "bytes that a node sends, by the size of the cluster", |_| idle::gossip()),
     (
         "faults",
@@ -30,6 +35,12 @@ const BENCHES: &[(&str, &str, Bench)] = &[
         faults::faults,
     ),
     ("proxy", "the data path, beside haproxy and nginx; [--rounds N] [--seconds S] [--held N]", proxy::proxy),
+    ("vip", "the owner of an address fails, beside keepalived; [--runs N] [--labs N] [WORD…]", vip::vip),
+    (
+        "pulse",
+        "what pulses cost a master, and how soon it is missed; [--seconds S] [--cuts N] [SIZE…]",
+        pulse::pulse,
+    ),
     ("etcd", "a watch and puts while members fail, beside haproxy; [--after S]", etcd::etcd),
 ];
 
@@ -47,7 +58,7 @@ fn main() -> ExitCode {
 fn run(arguments: &[String]) -> Result<()> {
     let name = arguments.first().map_or("", String::as_str);
     let Some((_, _, bench)) = BENCHES.iter().find(|(one, _, _)| *one == name) else {
-        let list: String = BENCHES.iter().map(|(name, what, _)| format!("\n  {name:<7} {what}")).collect();
+        let list: String = BENCHES.iter().map(|(name, what, _)| format!("\n  {name:<8} {what}")).collect();
         bail!("there is no bench \"{name}\"; there are:{list}");
     };
     bench(&arguments[1..])

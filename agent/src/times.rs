@@ -7,7 +7,7 @@ use proto::time::{UnixMs, human};
 const DAY_MS: u64 = 86_400_000;
 
 /// How long ago, as `2m`; `-` when it is not known.
-pub(super) fn age(then: UnixMs, now: UnixMs) -> String {
+pub(crate) fn age(then: UnixMs, now: UnixMs) -> String {
     if then == UnixMs(0) {
         return "-".to_owned();
     }
@@ -16,7 +16,7 @@ pub(super) fn age(then: UnixMs, now: UnixMs) -> String {
 }
 
 /// How long from now, as `in 10m`.
-pub(super) fn until(then: UnixMs, now: UnixMs) -> String {
+pub(crate) fn until(then: UnixMs, now: UnixMs) -> String {
     match then.0.saturating_sub(now.0) {
         0 => "over".to_owned(),
         // Rounded up: "in 1h" is what was asked for, not "in 59m".
@@ -25,7 +25,7 @@ pub(super) fn until(then: UnixMs, now: UnixMs) -> String {
 }
 
 /// The time of day where that says it, else the date: `14:03:11Z`, `2026-03-01 14:03Z`.
-pub(super) fn at(then: UnixMs, now: UnixMs) -> String {
+pub(crate) fn at(then: UnixMs, now: UnixMs) -> String {
     let seconds = then.0 / 1000;
     let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
     if then.0.abs_diff(now.0) < DAY_MS {

@@ -1,0 +1,155 @@
+//! Events put together: what they are derived from, whom they are handed to, and who may ask for them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use proto::config::Config;
+use proto::control::{Response, VipStatus};
+use proto::event::{Ask, Event, Kind, Level, Ring};
+use proto::exchange::{FromMember, ToMember};
+use proto::keys::Offer;
+use proto::service::ServiceName;
+use tokio::sync::{mpsc, watch};
+
+use super::{Running, status};
+use crate::events::{self, Counted, Looked, Outlets, Resolve, Troubles};
+use crate::lifecycle::{Life, wall};
+use crate::link::Incoming;
+use crate::membership::Command;
+use crate::net;
+
+/// Both ends of what events need before anything runs.
+pub(super) struct Channels {
+    pub(super) tell: mpsc::Sender<Event>,
+    pub(super) told: mpsc::Receiver<Event>,
+    pub(super) ring_in: watch::Sender<Arc<Ring>>,
+    pub(super) ring: watch::Receiver<Arc<Ring>>,
+    pub(super) outlets: Outlets,
+}
+
+impl Channels {
+    pub(super) fn new(config: &Config) -> Channels {
+        let (tell, told) = mpsc::channel(events::QUEUE);
+        let (ring_in, ring) = watch::channel(Arc::default());
+        let outlets = Outlets {
+            dir: PathBuf::from(&config.state_dir),
+            notify: config.notify.clone(),
+            webhook: config.webhook.clone(),
+            resolve: resolver(),
+            troubles: Troubles::default(),
+        };
+        Channels { tell, told, ring_in, ring, outlets }
+    }
+}
+
+fn resolver() -> Resolve {
+    Arc::new(|at: String| {
+        Box::pin(async move { net::resolve(&at, 0).await.map_err(|error| error.to_string()) })
+    })
+}
+
+/// Starts the events.
+pub(super) fn spawn(
+    running: &Arc<Running>,
+    told: mpsc::Receiver<Event>,
+    ring: watch::Sender<Arc<Ring>>,
+    outlets: Outlets,
+    health: watch::Receiver<Arc<BTreeMap<ServiceName, Offer>>>,
+    life: &Life,
+) {
+    let looked = running.clone();
+    let inputs = events::Inputs {
+        own: running.link.own(),
+        node: running.node.name.clone(),
+        began: running.started,
+        told,
+        table: running.table.clone(),
+        view: running.view.clone(),
+        ears: running.ears.clone(),
+        trust: running.membership.trust.clone(),
+        health,
+        vips: vips(running, life),
+        look: Box::new(move || look(&looked)),
+        outlets,
+    };
+    events::spawn(inputs, ring, life);
+}
+
+/// Virtual IPs as status shows them, without what else their report holds.
+fn vips(running: &Running, life: &Life) -> watch::Receiver<Vec<VipStatus>> {
+    let (sender, receiver) = watch::channel(Vec::new());
+    let (mut reports, over) = (running.vips.clone(), life.over.clone());
+    life.spawn(async move {
+        loop {
+            tokio::select! {
+                changed = reports.changed() => if changed.is_err() { return },
+                () = over.cancelled() => return,
+            }
+            let report = reports.borrow_and_update().clone();
+            sender.send_replace(report.vips.clone());
+        }
+    });
+    receiver
+}
+
+/// What no watch tells of.
+fn look(running: &Running) -> Looked {
+    let stats = running.proxy.stats().into_iter();
+    let services = stats.map(|(name, stats)| {
+        let (refused, denied, maxconn) = (stats.refused, stats.denied, stats.maxconn);
+        (name, Counted { listens: stats.listens, refused, maxconn, denied })
+    });
+    Looked { services: services.collect(), problems: status::problems(running) }
+}
+
+/// Answers the command line.
+pub(super) async fn answer(running: &Running, ask: Ask) -> Response {
+    let ring = running.ring.borrow().clone();
+    let (events, silent) = if ask.cluster {
+        events::all(&running.link, &ring, &ask).await
+    } else {
+        let after = ask.after.get(running.node.name.as_str()).copied().unwrap_or(0);
+        (events::own(&ring, &ask, after), Vec::new())
+    };
+    Response::Events { events, silent }
+}
+
+/// Says how reading the configuration again went. What is wrong with it stands in the log: it may quote
+/// what is no other node's business.
+pub(super) fn reloaded(running: &Running, good: bool) {
+    let event =
+        Event::new(Kind::Reload, wall(), "configuration", if good { "taken-over" } else { "refused" });
+    let event = match good {
+        true => event,
+        false => event.cause("see the log, or run: agent check").level(Level::Error),
+    };
+    // Full of events, it says enough.
+    let _ = running.tell.try_send(event);
+}
+
+/// Hands requests of members to the keeper, and answers those for events.
+pub(super) fn members(
+    mut from: mpsc::Receiver<Incoming>,
+    to: mpsc::Sender<Command>,
+    ring: watch::Receiver<Arc<Ring>>,
+    life: &Life,
+) {
+    let stopping = life.stopping.clone();
+    life.spawn(async move {
+        loop {
+            let one = tokio::select! {
+                one = from.recv() => one,
+                () = stopping.cancelled() => return,
+            };
+            let Some(incoming) = one else { return };
+            if let FromMember::Events { since, after, most } = incoming.request {
+                let ring = ring.borrow().clone();
+                let ask = Ask { since, most, ..Ask::default() };
+                let _ = incoming.reply.send(ToMember::Events(events::own(&ring, &ask, after)));
+            } else if to.send(Command::Incoming(incoming)).await.is_err() {
+                return;
+            }
+        }
+    });
+}

@@ -1,0 +1,79 @@
+//! The events of all members, merged: each member is asked for its own.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use proto::event::{Ask, Event, Ring};
+use proto::exchange::{FromMember, ToMember};
+use proto::node::NodeId;
+
+use crate::link::Link;
+
+/// Time for one member: it is asked by someone who waits.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Time for all of them: below what the command line waits for.
+const ALL: Duration = Duration::from_secs(20);
+
+/// Members that are asked at once; each costs a handshake.
+const AT_ONCE: usize = 32;
+
+/// Most events in an answer, from all members together: a few megabytes.
+const MOST: usize = 8192;
+
+/// What this node's ring holds of what is asked for, the latest, oldest first. `after` is the number that
+/// the asker has seen of this node.
+pub(crate) fn own(ring: &Ring, ask: &Ask, after: u64) -> Vec<Event> {
+    let most = usize::try_from(ask.most).unwrap_or(MOST).min(MOST);
+    let all = ring.after(after).filter(|event| event.time_unix_ms >= ask.since);
+    let mut events: Vec<Event> = all.rev().take(most).map(|event| Event::clone(event)).collect();
+    events.reverse();
+    events
+}
+
+/// The events of all members, and the names of those that did not answer.
+pub(crate) async fn all(link: &Arc<Link>, ring: &Ring, ask: &Ask) -> (Vec<Event>, Vec<String>) {
+    let document = link.trust.borrow().document.clone();
+    let me = link.own();
+    let mut names: BTreeMap<NodeId, String> =
+        document.members().map(|(id, node)| (*id, node.name.to_string())).collect();
+    let own_name = names.remove(&me).unwrap_or_default();
+    let seen = |name: &str| ask.after.get(name).copied().unwrap_or(0);
+    // A share for each, so that the answer stays small in a large cluster.
+    let share = (MOST / (names.len() + 1)).max(16);
+    let most = ask.most.min(u32::try_from(share).unwrap_or(u32::MAX));
+    let mut events = own(ring, &Ask { most, ..ask.clone() }, seen(&own_name));
+    let mut silent = Vec::new();
+    let mut waiting = names.into_iter();
+    let until = tokio::time::Instant::now() + ALL;
+    let mut under_way = FuturesUnordered::new();
+    loop {
+        while under_way.len() < AT_ONCE
+            && let Some((id, name)) = waiting.next()
+        {
+            let after = seen(&name);
+            let request = FromMember::Events { since: ask.since, after, most };
+            under_way.push(async move {
+                let until = until.min(tokio::time::Instant::now() + PATIENCE);
+                let answer = tokio::time::timeout_at(until, link.call(id, &request)).await;
+                (name, answer)
+            });
+        }
+        match under_way.next().await {
+            None => break,
+            // What it says of others is not its to say.
+            Some((name, Ok(Ok(ToMember::Events(theirs))))) => {
+                events.extend(theirs.into_iter().take(share).filter(|event| event.node == name));
+            }
+            Some((name, _)) => silent.push(name),
+        }
+    }
+    events.sort_by(|a, b| (a.time_unix_ms, &a.node, a.seq).cmp(&(b.time_unix_ms, &b.node, b.seq)));
+    // Of a very large cluster even small shares are many.
+    events.drain(..events.len().saturating_sub(MOST));
+    silent.sort_unstable();
+    (events, silent)
+}

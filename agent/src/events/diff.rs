@@ -1,0 +1,460 @@
+//! Two looks at what this node knows, and what has changed between them.
+//!
+//! No clock and no task: the time is handed in. Each method takes the newest value of one watch and adds the
+//! events that lead there to a list.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::backends::{State, Table};
+use proto::cluster::Document;
+use proto::control::{MemberState, VipState, VipStatus};
+use proto::event::{Event, Kind, Level};
+use proto::health::Readiness;
+use proto::keys::Offer;
+use proto::node::{Name, NodeId};
+use proto::pulse::{Ears, Hearing};
+use proto::service::ServiceName;
+use proto::time::UnixMs;
+use proto::view::View;
+
+/// A member that was never heard is called down only this long after the start: gossip needs its time.
+const FIRST_WORDS: Duration = Duration::from_secs(15);
+
+/// Copies of the document differ for seconds after every change; longer is worth a word.
+const SETTLE: Duration = Duration::from_secs(60);
+
+/// Settings that say since when a node drains; its name follows.
+const DRAINS: &str = "drain.";
+
+/// A limit counts as left when nothing met it for this long: else each connection would be an event.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// What is looked at once a second, since no watch carries it.
+#[derive(Debug, Default)]
+pub(crate) struct Looked {
+    /// Of each service.
+    pub(crate) services: BTreeMap<ServiceName, Counted>,
+    /// What is wrong with this node itself, in sentences.
+    pub(crate) problems: Vec<String>,
+}
+
+/// What the proxy counted of a service.
+#[derive(Debug, Default)]
+pub(crate) struct Counted {
+    /// Its addresses, and why it does not listen when it does not.
+    pub(crate) listens: Vec<(SocketAddr, Option<String>)>,
+    /// Connections refused since the start because there were too many.
+    pub(crate) refused: u64,
+    /// Most connections at once.
+    pub(crate) maxconn: u32,
+    /// Second dials and hellos since the start that the budget did not allow.
+    pub(crate) denied: u64,
+}
+
+/// What was last seen, each with since when.
+pub(super) struct Seen {
+    own: NodeId,
+    began: UnixMs,
+    backends: BTreeMap<(ServiceName, NodeId), (State, UnixMs, Name)>,
+    members: BTreeMap<NodeId, (MemberState, UnixMs)>,
+    draining: BTreeMap<NodeId, UnixMs>,
+    checks: BTreeMap<ServiceName, (Readiness, UnixMs)>,
+    document: Arc<Document>,
+    hash: String,
+    /// Members that hold another document, since when, and whether that was told.
+    differing: BTreeMap<NodeId, (UnixMs, bool)>,
+    failed: BTreeMap<(ServiceName, SocketAddr), UnixMs>,
+    limits: BTreeMap<(Kind, ServiceName), Limit>,
+    problems: BTreeMap<String, (String, UnixMs)>,
+    vips: BTreeMap<IpAddr, (&'static str, UnixMs)>,
+}
+
+/// A counter that grows while a limit is met.
+#[derive(Default)]
+struct Limit {
+    count: u64,
+    /// Since when, and when it grew last.
+    met: Option<(UnixMs, UnixMs)>,
+}
+
+impl Seen {
+    /// Begins with the document as it was found on disk; all else begins with nothing.
+    pub(super) fn new(own: NodeId, began: UnixMs, document: Arc<Document>) -> Seen {
+        Seen {
+            own,
+            began,
+            backends: BTreeMap::new(),
+            members: BTreeMap::new(),
+            draining: BTreeMap::new(),
+            checks: BTreeMap::new(),
+            hash: document.hash(),
+            document,
+            differing: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            limits: BTreeMap::new(),
+            problems: BTreeMap::new(),
+            vips: BTreeMap::new(),
+        }
+    }
+
+    /// The proxy's backends.
+    pub(super) fn table(&mut self, table: &Table, now: UnixMs, out: &mut Vec<Event>) {
+        let mut gone = std::mem::take(&mut self.backends);
+        for (service, backend) in table.iter().flat_map(|(name, all)| all.iter().map(move |one| (name, one)))
+        {
+            let key = (service.clone(), backend.node);
+            let subject = format!("{service}/{}", backend.name);
+            // Doubt is a step back only from what was good: who is not heard yet, at a start, is looked at
+            // closely, and that is all.
+            let was_good = gone.get(&key).is_some_and(|(state, ..)| state.is_good());
+            let told = Event::new(Kind::Backend, now, subject, backend.state.word())
+                .cause(backend.reason.as_str())
+                .level(match backend.state {
+                    State::Ready | State::Alive | State::Draining | State::Unknown => Level::Info,
+                    State::Suspect if was_good => Level::Warning,
+                    State::Suspect => Level::Info,
+                    State::NotReady | State::Down => Level::Error,
+                });
+            let since = match gone.remove(&key) {
+                Some((state, since, _)) if state == backend.state => since,
+                Some((state, since, _)) => {
+                    out.push(told.since(state.word(), since));
+                    now
+                }
+                // The last good list is what was known before.
+                None if backend.state == State::Unknown => backend.since,
+                None => {
+                    out.push(told);
+                    backend.since
+                }
+            };
+            self.backends.insert(key, (backend.state, since, backend.name.clone()));
+        }
+        for ((service, _), (state, since, name)) in gone {
+            let event = Event::new(Kind::Backend, now, format!("{service}/{name}"), "gone");
+            out.push(event.since(state.word(), since).level(Level::Warning));
+        }
+    }
+
+    /// The members, by pulses and gossip, as status judges them.
+    pub(super) fn members(
+        &mut self,
+        view: &View,
+        ears: &Ears,
+        table: &Table,
+        now: UnixMs,
+        out: &mut Vec<Event>,
+    ) {
+        let document = self.document.clone();
+        let serving = table.get(&ServiceName::kube_api()).map_or(&[][..], Vec::as_slice);
+        for (id, admitted) in document.members() {
+            let (member, ear) = (view.members.get(id), ears.get(id));
+            let saying = ear.filter(|ear| ear.hearing != Hearing::Lost).and_then(|ear| ear.saying.as_ref());
+            if let Some(member) = member {
+                let draining = saying.map_or(member.word.draining.is_some(), |saying| saying.draining);
+                let word = (draining, member.word.left);
+                self.drained(*id, &admitted.name, word, now, out);
+            }
+            if *id == self.own {
+                continue;
+            }
+            let serves = serving.iter().any(|one| one.node == *id && one.state == State::Ready);
+            let state = MemberState::of(member, ear.map(|ear| ear.hearing), serves);
+            let known = self.members.get(id).copied();
+            let early = now.0.saturating_sub(self.began.0) < FIRST_WORDS.as_millis() as u64;
+            if known.is_some_and(|(was, _)| was == state)
+                || (known.is_none() && state == MemberState::Down && early)
+            {
+                continue;
+            }
+            let (level, cause) = match state {
+                MemberState::Up => (Level::Info, ""),
+                MemberState::Suspect if serves => {
+                    (Level::Warning, "its agent is silent, its apiserver answers")
+                }
+                MemberState::Suspect => (Level::Warning, "its answers are late"),
+                MemberState::Down => (Level::Error, "not heard"),
+                MemberState::Left => (Level::Info, "its agent was stopped"),
+            };
+            let event = Event::new(Kind::Member, now, admitted.name.as_str(), state.word());
+            let event = event.cause(cause).level(level);
+            out.push(match known {
+                Some((was, since)) => event.since(was.word(), since),
+                None => event,
+            });
+            self.members.insert(*id, (state, now));
+        }
+        self.members.retain(|id, _| document.member(id).is_some());
+        self.draining.retain(|id, _| document.member(id).is_some());
+    }
+
+    fn drained(
+        &mut self,
+        id: NodeId,
+        name: &Name,
+        (draining, left): (bool, bool),
+        now: UnixMs,
+        out: &mut Vec<Event>,
+    ) {
+        let setting = self.document.settings.get(&format!("{DRAINS}{name}"));
+        let by =
+            setting.map_or(String::new(), |setting| format!("by {}", named(&self.document, &setting.by)));
+        // Whoever stops drains too; that it has stopped says it already.
+        match (draining && !left, self.draining.get(&id).copied()) {
+            (true, None) => {
+                self.draining.insert(id, now);
+                let event = Event::new(Kind::Drain, now, name.as_str(), "draining").from("serving", None);
+                out.push(event.cause(by));
+            }
+            (false, Some(since)) => {
+                self.draining.remove(&id);
+                let to = if left { "stopped" } else { "serving" };
+                let event = Event::new(Kind::Drain, now, name.as_str(), to).since("draining", since);
+                out.push(if left { event } else { event.cause(by) });
+            }
+            _ => {}
+        }
+    }
+
+    /// This node's own checks.
+    pub(super) fn checks(
+        &mut self,
+        health: &BTreeMap<ServiceName, Offer>,
+        now: UnixMs,
+        out: &mut Vec<Event>,
+    ) {
+        let mut gone = std::mem::take(&mut self.checks);
+        for (service, offer) in health {
+            let found = offer.health.readiness;
+            let event = Event::new(Kind::Check, now, service.as_str(), found.word())
+                .cause(offer.health.reason.as_str())
+                .level(if found <= Readiness::Alive { Level::Info } else { Level::Error });
+            let since = match gone.remove(service) {
+                Some((was, since)) if was == found => since,
+                Some((was, since)) => {
+                    out.push(event.since(was.word(), since));
+                    now
+                }
+                None => {
+                    out.push(event);
+                    now
+                }
+            };
+            self.checks.insert(service.clone(), (found, since));
+        }
+        for (service, (was, since)) in gone {
+            let event = Event::new(Kind::Check, now, service.as_str(), "gone").since(was.word(), since);
+            out.push(event.cause("no instance here any more").level(Level::Warning));
+        }
+    }
+
+    /// The cluster document: members, settings, the key.
+    pub(super) fn document(&mut self, document: &Arc<Document>, now: UnixMs, out: &mut Vec<Event>) {
+        if Arc::ptr_eq(document, &self.document) {
+            return;
+        }
+        let before = std::mem::replace(&mut self.document, document.clone());
+        self.hash = document.hash();
+        let name = |id: &NodeId| named(document, id);
+        for (id, node) in document.members().filter(|(id, _)| !before.nodes.contains_key(id)) {
+            let by = if node.by == *id { String::new() } else { format!("by {}", name(&node.by)) };
+            out.push(Event::new(Kind::MemberJoined, now, node.name.as_str(), "member").cause(by));
+        }
+        for (id, removed) in document.removed.iter().filter(|(id, _)| !before.removed.contains_key(id)) {
+            let left = removed.by == *id;
+            let cause = if left { "it left".to_owned() } else { format!("by {}", name(&removed.by)) };
+            let event = Event::new(Kind::MemberRemoved, now, removed.name.as_str(), "removed").cause(cause);
+            let since = before.nodes.get(id).map_or(UnixMs(0), |node| node.at);
+            let level = if left { Level::Info } else { Level::Warning };
+            out.push(event.since("member", since).level(level));
+        }
+        for (key, setting) in &document.settings {
+            let was = before.settings.get(key);
+            // A drain is told as one, once it holds.
+            if was.is_some_and(|was| was.value == setting.value) || key.starts_with(DRAINS) {
+                continue;
+            }
+            let value = |value: Option<&String>| shown(key, value);
+            let to = value(setting.value.as_ref());
+            let from = value(was.and_then(|was| was.value.as_ref()));
+            let by = format!("by {}", name(&setting.by));
+            out.push(Event::new(Kind::Setting, now, key.as_str(), to).from(from, None).cause(by));
+        }
+        if document.key != before.key {
+            let removal = if document.key.by_removal { ", a node was removed" } else { "" };
+            let event = Event::new(Kind::KeyRotated, now, "gossip-key", document.key.epoch.to_string());
+            let event = event.since(before.key.epoch.to_string(), before.key.at);
+            out.push(event.cause(format!("by {}{removal}", name(&document.key.by))));
+        }
+    }
+
+    /// This node's part in virtual IPs, in keepalived's words. Its priority is its place in line: 255 for
+    /// the first, as keepalived's owner has it, 0 for who is no candidate.
+    pub(super) fn vips(&mut self, vips: &[VipStatus], now: UnixMs, out: &mut Vec<Event>) {
+        let own = named(&self.document, &self.own);
+        let mut gone = std::mem::take(&mut self.vips);
+        for vip in vips {
+            let (word, level) = match vip.state {
+                VipState::OwnedHere => ("master", Level::Info),
+                VipState::Owned | VipState::Unowned => ("backup", Level::Info),
+                VipState::Unavailable => ("fault", Level::Warning),
+            };
+            let known = gone.remove(&vip.address);
+            let mut event = Event::new(Kind::VipState, now, vip.address.to_string(), word);
+            event = event.cause(vip.reason.as_str()).level(level);
+            let rank = vip.candidates.iter().find(|one| one.node.as_str() == own).map(|one| one.rank);
+            event.priority =
+                Some(rank.and_then(|rank| u8::try_from(256_u32.saturating_sub(rank)).ok()).unwrap_or(0));
+            let since = match known {
+                Some((was, since)) if was == word => since,
+                Some((was, since)) => {
+                    out.push(event.since(was, since));
+                    now
+                }
+                None => {
+                    out.push(event);
+                    now
+                }
+            };
+            self.vips.insert(vip.address, (word, since));
+        }
+        for (address, (was, since)) in gone {
+            out.push(Event::new(Kind::VipState, now, address.to_string(), "gone").since(was, since));
+        }
+    }
+
+    /// What no watch tells of; to be called about once a second.
+    pub(super) fn look(&mut self, looked: &Looked, view: &View, now: UnixMs, out: &mut Vec<Event>) {
+        self.copies(view, now, out);
+        for (service, counted) in &looked.services {
+            self.listeners(service, &counted.listens, now, out);
+            let most = format!("maxconn is {}", counted.maxconn);
+            self.limit((Kind::Limit, service), counted.refused, ["below", "reached"], &most, now, out);
+            let why = "many dials are slow at once";
+            self.limit((Kind::Budget, service), counted.denied, ["available", "used-up"], why, now, out);
+        }
+        self.failed.retain(|(service, address), _| {
+            looked.services.get(service).is_some_and(|one| one.listens.iter().any(|(at, _)| at == address))
+        });
+        self.problems(&looked.problems, now, out);
+    }
+
+    /// Who holds another document, and for longer than an exchange takes.
+    fn copies(&mut self, view: &View, now: UnixMs, out: &mut Vec<Event>) {
+        let (own, settle) = (self.own, SETTLE.as_millis() as u64);
+        for member in view.members.values().filter(|member| member.id != own) {
+            let differs = member.heard && !member.word.left && member.word.document != self.hash;
+            let known = self.differing.get_mut(&member.id);
+            let event = |to| Event::new(Kind::Document, now, member.word.name.as_str(), to);
+            match known {
+                None if differs => {
+                    self.differing.insert(member.id, (now, false));
+                }
+                Some((since, told)) if differs && !*told && now.0.saturating_sub(since.0) >= settle => {
+                    *told = true;
+                    let cause = format!("it holds {}, this node {}", member.word.document, self.hash);
+                    out.push(event("differs").from("same", None).cause(cause).level(Level::Warning));
+                }
+                Some((since, told)) if !differs => {
+                    if *told {
+                        out.push(event("same").since("differs", *since));
+                    }
+                    self.differing.remove(&member.id);
+                }
+                _ => {}
+            }
+        }
+        self.differing.retain(|id, _| view.members.contains_key(id));
+    }
+
+    fn listeners(
+        &mut self,
+        service: &ServiceName,
+        listens: &[(SocketAddr, Option<String>)],
+        now: UnixMs,
+        out: &mut Vec<Event>,
+    ) {
+        for (address, error) in listens {
+            let key = (service.clone(), *address);
+            let event = |to| Event::new(Kind::Listener, now, format!("{service}/{address}"), to);
+            match (error, self.failed.get(&key).copied()) {
+                (Some(error), None) => {
+                    self.failed.insert(key, now);
+                    out.push(event("failed").cause(error.as_str()).level(Level::Error));
+                }
+                (None, Some(since)) => {
+                    self.failed.remove(&key);
+                    out.push(event("listening").since("failed", since));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn limit(
+        &mut self,
+        (kind, service): (Kind, &ServiceName),
+        count: u64,
+        [free, met]: [&str; 2],
+        why: &str,
+        now: UnixMs,
+        out: &mut Vec<Event>,
+    ) {
+        let limit = self.limits.entry((kind, service.clone())).or_default();
+        let grown = count > limit.count;
+        limit.count = count;
+        let event = |to| Event::new(kind, now, service.as_str(), to);
+        match (&mut limit.met, grown) {
+            (Some((_, last)), true) => *last = now,
+            (at @ None, true) => {
+                *at = Some((now, now));
+                out.push(event(met).from(free, None).cause(why).level(Level::Warning));
+            }
+            (Some((since, last)), false) if now.0.saturating_sub(last.0) >= QUIET.as_millis() as u64 => {
+                out.push(event(free).since(met, *since));
+                limit.met = None;
+            }
+            _ => {}
+        }
+    }
+
+    fn problems(&mut self, problems: &[String], now: UnixMs, out: &mut Vec<Event>) {
+        // A count in a sentence is no new problem.
+        let key = |text: &String| text.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
+        let mut gone = std::mem::take(&mut self.problems);
+        for text in problems {
+            let since = gone.remove(&key(text)).map_or(now, |(_, since)| since);
+            if since == now {
+                let event = Event::new(Kind::Problem, now, "this-node", "found");
+                out.push(event.cause(text.as_str()).level(Level::Error));
+            }
+            self.problems.insert(key(text), (text.clone(), since));
+        }
+        for (text, since) in gone.into_values() {
+            let event = Event::new(Kind::Problem, now, "this-node", "mended").since("found", since);
+            out.push(event.cause(text));
+        }
+    }
+}
+
+/// A node's name, or its id where it is not known.
+fn named(document: &Document, id: &NodeId) -> String {
+    document.nodes.get(id).map_or_else(|| id.to_string(), |node| node.name.to_string())
+}
+
+/// A setting's value as all may read it.
+fn shown(key: &str, value: Option<&String>) -> String {
+    let secret = ["password", "secret", "token", "key"].iter().any(|word| key.contains(word));
+    match value {
+        None => "unset".to_owned(),
+        Some(_) if secret => "(not shown)".to_owned(),
+        Some(value) => value.clone(),
+    }
+}
+
+#[cfg(test)]
+#[path = "diff_tests.rs"]
+mod tests;

@@ -1,0 +1,313 @@
+//! What has changed, found out of two looks.
+
+use proto::cluster::{Admitted, ClusterId, KeyId, Removed};
+use proto::control::VipCandidate;
+use proto::health::Health;
+use proto::keys::Word;
+use proto::node::PublicKey;
+use proto::pulse::Ear;
+use proto::view::Member;
+
+use super::*;
+
+const MINUTE: u64 = 60_000;
+
+fn key(n: u8) -> PublicKey {
+    PublicKey([n; 32])
+}
+
+fn name(n: u8) -> Name {
+    format!("m{n}").parse().unwrap()
+}
+
+fn admitted(n: u8) -> Admitted {
+    Admitted { at: UnixMs(1), name: name(n), key: key(n), by: key(0).id() }
+}
+
+fn document() -> Document {
+    let mut document =
+        Document::new(ClusterId::from_random([1; 16]), "c".parse().unwrap(), admitted(0), KeyId([0; 4]));
+    document.admit(admitted(1));
+    document
+}
+
+fn seen() -> Seen {
+    Seen::new(key(0).id(), UnixMs(0), Arc::new(document()))
+}
+
+fn table(state: State, reason: &str) -> Table {
+    let backend = proto::backends::Backend {
+        node: key(1).id(),
+        name: name(1),
+        address: "10.0.0.1:6443".parse().unwrap(),
+        weight: 100,
+        state,
+        reason: reason.to_owned(),
+        since: UnixMs(MINUTE),
+        rtt: None,
+        direct: false,
+    };
+    Table::from([(ServiceName::kube_api(), vec![backend])])
+}
+
+fn view(heard: bool, change: impl FnOnce(&mut Word)) -> View {
+    let mut word = Word {
+        name: name(1),
+        version: String::new(),
+        addresses: Vec::new(),
+        interface: String::new(),
+        started: UnixMs(0),
+        document: document().hash(),
+        draining: None,
+        left: false,
+        services: BTreeMap::new(),
+        feet: Vec::new(),
+        vips: BTreeMap::new(),
+        unfit: BTreeMap::new(),
+        hears: BTreeMap::new(),
+    };
+    change(&mut word);
+    let id = key(1).id();
+    View { members: BTreeMap::from([(id, Member { id, word, heard, since: UnixMs(0) })]), ..View::default() }
+}
+
+fn ears(hearing: Hearing) -> Ears {
+    Ears::from([(key(1).id(), Ear { hearing, saying: None, rtt: None, loss_permille: 0 })])
+}
+
+/// The sentences of the events that `act` makes.
+fn said(act: impl FnOnce(&mut Vec<Event>)) -> Vec<String> {
+    let mut events = Vec::new();
+    act(&mut events);
+    events.iter().map(Event::sentence).collect()
+}
+
+#[test]
+fn a_backend_tells_from_to_why_and_how_long() {
+    let mut seen = seen();
+    let mut step = |state, reason, at| said(|out| seen.table(&table(state, reason), UnixMs(at), out));
+    assert!(step(State::Unknown, "from the last good list", 0).is_empty(), "the last good list is no news");
+    assert_eq!(
+        step(State::Ready, "200 from /readyz", 2 * MINUTE),
+        ["backend kube-api/m1: unknown -> ready after 60s: 200 from /readyz"]
+    );
+    assert!(step(State::Ready, "another reason", 3 * MINUTE).is_empty());
+    assert_eq!(
+        step(State::Down, "refused", 5 * MINUTE),
+        ["backend kube-api/m1: ready -> down after 3m: refused"]
+    );
+    let gone = said(|out| seen.table(&Table::new(), UnixMs(6 * MINUTE), out));
+    assert_eq!(gone, ["backend kube-api/m1: down -> gone after 60s"]);
+    assert!(said(|out| seen.table(&Table::new(), UnixMs(7 * MINUTE), out)).is_empty());
+}
+
+#[test]
+fn members_are_told_as_status_judges_them() {
+    let mut seen = seen();
+    let (ready, none) = (table(State::Ready, ""), Table::new());
+    let mut step = |view: &View, ears: &Ears, table: &Table, at| {
+        said(|out| seen.members(view, ears, table, UnixMs(at), out))
+    };
+    assert!(step(&View::default(), &Ears::new(), &none, 1_000).is_empty(), "too early to miss anyone");
+    assert_eq!(step(&view(true, |_| ()), &Ears::new(), &none, 2_000), ["member m1: up"]);
+    assert!(step(&view(true, |_| ()), &ears(Hearing::Heard), &none, 3_000).is_empty());
+    assert_eq!(
+        step(&view(true, |_| ()), &ears(Hearing::Late), &none, 62_000),
+        ["member m1: up -> suspect after 60s: its answers are late"]
+    );
+    assert_eq!(
+        step(&view(false, |_| ()), &ears(Hearing::Lost), &none, 63_000),
+        ["member m1: suspect -> down after 1s: not heard"]
+    );
+    assert_eq!(
+        step(&view(false, |_| ()), &ears(Hearing::Lost), &ready, 64_000),
+        ["member m1: down -> suspect after 1s: its agent is silent, its apiserver answers"]
+    );
+    assert_eq!(
+        step(&view(true, |word| word.left = true), &Ears::new(), &ready, 65_000),
+        ["member m1: suspect -> left after 1s: its agent was stopped"]
+    );
+}
+
+#[test]
+fn a_member_that_is_never_heard_is_told_once_gossip_had_its_time() {
+    let mut seen = seen();
+    let mut step =
+        |at| said(|out| seen.members(&View::default(), &Ears::new(), &Table::new(), UnixMs(at), out));
+    assert!(step(14_000).is_empty());
+    assert_eq!(step(16_000), ["member m1: down: not heard"]);
+    assert!(step(17_000).is_empty());
+}
+
+#[test]
+fn draining_begins_and_ends_and_is_not_what_a_stop_does() {
+    let mut seen = seen();
+    let mut step = |view: &View, at| {
+        let mut out = Vec::new();
+        seen.members(view, &Ears::new(), &Table::new(), UnixMs(at), &mut out);
+        let drains = out.iter().filter(|event| event.kind == Kind::Drain);
+        drains.map(Event::sentence).collect::<Vec<_>>()
+    };
+    let draining = |word: &mut Word| word.draining = Some(UnixMs(1));
+    assert_eq!(step(&view(true, draining), 1_000), ["drain m1: serving -> draining"]);
+    assert!(step(&view(true, draining), 2_000).is_empty());
+    assert_eq!(step(&view(true, |_| ()), 61_000), ["drain m1: draining -> serving after 60s"]);
+    let stopping = |word: &mut Word| (word.draining, word.left) = (Some(UnixMs(1)), true);
+    assert!(step(&view(true, stopping), 62_000).is_empty());
+}
+
+#[test]
+fn own_checks_are_told() {
+    let mut seen = seen();
+    let offer = |readiness| Offer {
+        address: "10.0.0.1:6443".parse().unwrap(),
+        weight: 100,
+        health: Health { readiness, reason: "500 from /readyz".to_owned(), since: UnixMs(0) },
+        check_ms: None,
+    };
+    let of = |readiness| BTreeMap::from([(ServiceName::kube_api(), offer(readiness))]);
+    let mut step = |health: &BTreeMap<ServiceName, Offer>, at| {
+        said(|out| seen.checks(health, UnixMs(1 + at * MINUTE), out))
+    };
+    assert_eq!(step(&of(Readiness::Ready), 0), ["check kube-api: ready: 500 from /readyz"]);
+    assert_eq!(
+        step(&of(Readiness::NotReady), 5),
+        ["check kube-api: ready -> not-ready after 5m: 500 from /readyz"]
+    );
+    assert_eq!(
+        step(&BTreeMap::new(), 7),
+        ["check kube-api: not-ready -> gone after 2m: no instance here any more"]
+    );
+}
+
+#[test]
+fn the_own_part_in_a_vip_is_told_in_words_of_keepalived() {
+    let mut seen = seen();
+    let vip = |state, reason: &str| VipStatus {
+        address: "10.0.0.9".parse().unwrap(),
+        state,
+        owner: None,
+        epoch: 1,
+        interface: None,
+        since_unix_ms: UnixMs(1),
+        reason: reason.to_owned(),
+        candidates: vec![
+            VipCandidate { node: name(1), rank: 1, eligible: true, reason: String::new() },
+            VipCandidate { node: name(0), rank: 2, eligible: true, reason: String::new() },
+        ],
+        gains: Default::default(),
+    };
+    let mut step = |vips: &[VipStatus], at| {
+        let mut out = Vec::new();
+        seen.vips(vips, UnixMs(at), &mut out);
+        out.iter().map(|event| event.keepalived().unwrap().join(" ")).collect::<Vec<_>>()
+    };
+    assert_eq!(step(&[vip(VipState::Unowned, "")], 1_000), ["INSTANCE 10.0.0.9 BACKUP 254"]);
+    assert!(step(&[vip(VipState::Owned, "")], 2_000).is_empty(), "backup it stays");
+    assert_eq!(step(&[vip(VipState::OwnedHere, "")], 3_000), ["INSTANCE 10.0.0.9 MASTER 254"]);
+    assert_eq!(step(&[vip(VipState::Unavailable, "no interface")], 4_000), ["INSTANCE 10.0.0.9 FAULT 254"]);
+    assert_eq!(step(&[], 5_000), ["INSTANCE 10.0.0.9 FAULT 0"]);
+    assert!(step(&[], 6_000).is_empty());
+}
+
+#[test]
+fn a_drain_is_told_once_and_with_who_asked_for_it() {
+    let mut seen = seen();
+    let mut now = document();
+    now.set("drain.m1", Some("5".to_owned()), key(0).id(), UnixMs(2));
+    assert!(said(|out| seen.document(&Arc::new(now), UnixMs(2), out)).is_empty());
+    let draining = view(true, |word| word.draining = Some(UnixMs(1)));
+    let told = said(|out| seen.members(&draining, &Ears::new(), &Table::new(), UnixMs(3), out));
+    assert!(told.contains(&"drain m1: serving -> draining: by m0".to_owned()), "{told:?}");
+}
+
+#[test]
+fn the_document_tells_of_members_settings_and_keys() {
+    let mut seen = seen();
+    let mut now = document();
+    let mut step = |now: &Document| said(|out| seen.document(&Arc::new(now.clone()), UnixMs(2), out));
+    assert!(step(&now).is_empty());
+    now.admit(admitted(2));
+    assert_eq!(step(&now), ["member-joined m2: member: by m0"]);
+    now.set("balance", Some("first".to_owned()), key(2).id(), UnixMs(2));
+    now.set("web.password", Some("hunter2".to_owned()), key(2).id(), UnixMs(2));
+    assert_eq!(
+        step(&now),
+        ["setting balance: unset -> first: by m2", "setting web.password: unset -> (not shown): by m2"]
+    );
+    now.set("balance", None, key(2).id(), UnixMs(2));
+    now.remove(key(1).id(), Removed { at: UnixMs(2), name: name(1), by: key(2).id() });
+    now.turn_key(KeyId([2; 4]), key(2).id(), UnixMs(2), true);
+    assert_eq!(
+        step(&now),
+        [
+            "member-removed m1: member -> removed after 1ms: by m2",
+            "setting balance: first -> unset: by m2",
+            "key-rotated gossip-key: 1 -> 2 after 1ms: by m2, a node was removed",
+        ]
+    );
+    now.remove(key(2).id(), Removed { at: UnixMs(2), name: name(2), by: key(2).id() });
+    assert_eq!(step(&now), ["member-removed m2: member -> removed after 1ms: it left"]);
+}
+
+#[test]
+fn listeners_limits_and_problems_begin_and_end() {
+    let mut seen = seen();
+    let mut step = |error: Option<&str>, refused, denied, problems: &[&str], at| {
+        let listens = vec![("127.0.0.1:16443".parse().unwrap(), error.map(str::to_owned))];
+        let counted = Counted { listens, refused, denied, maxconn: 10 };
+        let problems = problems.iter().map(|text| (*text).to_owned()).collect();
+        let looked = Looked { services: BTreeMap::from([(ServiceName::kube_api(), counted)]), problems };
+        said(|out| seen.look(&looked, &View::default(), UnixMs(at), out))
+    };
+    assert!(step(None, 0, 0, &[], 1_000).is_empty());
+    assert_eq!(
+        step(Some("in use"), 3, 0, &["7 torn"], 2_000),
+        [
+            "listener kube-api/127.0.0.1:16443: failed: in use",
+            "limit kube-api: below -> reached: maxconn is 10",
+            "problem this-node: found: 7 torn",
+        ]
+    );
+    assert!(step(Some("in use"), 9, 0, &["9 torn"], 3_000).is_empty(), "nothing new");
+    assert_eq!(
+        step(None, 9, 1, &[], 7_000),
+        [
+            "listener kube-api/127.0.0.1:16443: failed -> listening after 5s",
+            "budget kube-api: available -> used-up: many dials are slow at once",
+            "problem this-node: found -> mended after 5s: 9 torn",
+        ]
+    );
+    assert_eq!(step(None, 9, 1, &[], 9_000), ["limit kube-api: reached -> below after 7s"]);
+    assert_eq!(step(None, 9, 1, &[], 12_000), ["budget kube-api: used-up -> available after 5s"]);
+}
+
+#[test]
+fn a_copy_of_the_document_that_stays_another_is_told_once() {
+    let mut seen = seen();
+    let other = view(true, |word| word.document = "0123".to_owned());
+    let mut step = |view: &View, at| said(|out| seen.look(&Looked::default(), view, UnixMs(at), out));
+    assert!(step(&other, 1_000).is_empty());
+    assert!(step(&other, 60_000).is_empty());
+    let told = step(&other, 61_000);
+    assert!(
+        told.len() == 1 && told[0].starts_with("document m1: same -> differs: it holds 0123"),
+        "{told:?}"
+    );
+    assert!(step(&other, 62_000).is_empty());
+    assert_eq!(step(&view(true, |_| ()), 121_000), ["document m1: differs -> same after 2m"]);
+}
+
+#[test]
+fn a_doubt_is_a_warning_only_about_what_was_good() {
+    let level = |states: &[State]| {
+        let (mut seen, mut out) = (seen(), Vec::new());
+        for (at, state) in states.iter().enumerate() {
+            seen.table(&table(*state, ""), UnixMs(MINUTE + at as u64), &mut out);
+        }
+        out.last().map(|event| event.level)
+    };
+    assert_eq!(level(&[State::Suspect]), Some(Level::Info), "not heard yet");
+    assert_eq!(level(&[State::Unknown, State::Suspect]), Some(Level::Info));
+    assert_eq!(level(&[State::Ready, State::Suspect]), Some(Level::Warning));
+}

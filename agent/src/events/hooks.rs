@@ -1,0 +1,294 @@
+//! Hooks: executables that are run with each event, as JSON on their standard input.
+//!
+//! One task for each path that is configured; it runs one program at a time, and kills one with all that it
+//! started when it takes too long. A queue stands before it: who is slow loses events, and is told of.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::event::Event;
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::AsyncWriteExt;
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+
+use super::Troubles;
+use crate::lifecycle::Life;
+
+/// Events that wait for one path: some minutes of a bad day; what is older is of no use to a program.
+const QUEUE: usize = 64;
+
+/// Longest time of one run.
+const PATIENCE: Duration = if cfg!(test) { Duration::from_millis(500) } else { Duration::from_secs(10) };
+
+/// What a run may still take when the agent ends. Short, since nobody listens in place of it meanwhile.
+const LAST: Duration = Duration::from_secs(1);
+
+/// The queue before one path.
+pub(super) struct Hook {
+    name: String,
+    queue: mpsc::Sender<Arc<Event>>,
+    dropped: u64,
+    troubles: Troubles,
+}
+
+impl Hook {
+    /// Starts the task of a path: a program, or a directory of programs.
+    pub(super) fn spawn(path: &str, troubles: Troubles, life: &Life) -> Hook {
+        let (sender, mut queue) = mpsc::channel::<Arc<Event>>(QUEUE);
+        let (path_buf, over, said) = (PathBuf::from(path), life.over.clone(), troubles.clone());
+        life.spawn(async move {
+            let work = async {
+                while let Some(event) = queue.recv().await {
+                    run_all(&path_buf, &event, &said).await;
+                }
+            };
+            let limit = async {
+                over.cancelled().await;
+                tokio::time::sleep(LAST).await;
+            };
+            tokio::select! { () = work => {}, () = limit => {} }
+        });
+        Hook { name: path.to_owned(), queue: sender, dropped: 0, troubles }
+    }
+
+    /// Hands an event over, or counts it as dropped.
+    pub(super) fn tell(&mut self, event: &Arc<Event>) {
+        if self.queue.try_send(event.clone()).is_err() {
+            self.dropped += 1;
+            let text = format!("{} is too slow: {} events were not handed to it", self.name, self.dropped);
+            self.troubles.set(&format!("{}, dropped", self.name), Some(text));
+        }
+    }
+}
+
+/// Runs every program of a path, in the order of their names.
+async fn run_all(path: &Path, event: &Event, troubles: &Troubles) {
+    let name = path.display().to_string();
+    let found = {
+        let path = path.to_owned();
+        tokio::task::spawn_blocking(move || programs(&path)).await
+    };
+    let (programs, mut problem) = match found {
+        Ok(Ok(found)) => found,
+        Ok(Err(why)) => return troubles.set(&name, Some(why)),
+        Err(_) => return,
+    };
+    for program in programs {
+        if let Err(why) = run(&program, event).await {
+            problem = Some(format!("notify: {} {why}", program.display()));
+        }
+    }
+    troubles.set(&name, problem);
+}
+
+/// The programs of a path: itself, or what can be run in it, and what is wrong with one that is left out.
+fn programs(path: &Path) -> Result<(Vec<PathBuf>, Option<String>), String> {
+    let failed = |error: io::Error| format!("notify: {} can't be read: {error}", path.display());
+    let about = std::fs::metadata(path).map_err(failed)?;
+    if !about.is_dir() {
+        return runnable(path, &about).map(|()| (vec![path.to_owned()], None));
+    }
+    closed(path, &about)?;
+    let (mut found, mut problem) = (Vec::new(), None);
+    for entry in std::fs::read_dir(path).map_err(failed)? {
+        let entry = entry.map_err(failed)?.path();
+        let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // What editors and package managers leave is not meant.
+        if name.starts_with('.') || name.ends_with('~') || name.contains(".dpkg-") || name.contains(".rpm") {
+            continue;
+        }
+        let Ok(about) = std::fs::metadata(&entry) else { continue };
+        if about.is_dir() || about.mode() & 0o111 == 0 {
+            continue;
+        }
+        match runnable(&entry, &about) {
+            Ok(()) => found.push(entry),
+            Err(why) => problem = Some(why),
+        }
+    }
+    found.sort_unstable();
+    Ok((found, problem))
+}
+
+fn runnable(path: &Path, about: &std::fs::Metadata) -> Result<(), String> {
+    if !about.is_file() || about.mode() & 0o111 == 0 {
+        let path = path.display();
+        return Err(format!("notify: {path} can't be run; make it executable: chmod 755 {path}"));
+    }
+    closed(path, about)
+}
+
+/// Refuses what anyone may write: it would be run with this agent's rights.
+fn closed(path: &Path, about: &std::fs::Metadata) -> Result<(), String> {
+    let path = path.display();
+    if about.mode() & 0o002 != 0 {
+        return Err(format!("notify: {path} is not run, since anyone may write it; run: chmod o-w {path}"));
+    }
+    Ok(())
+}
+
+/// Runs one program with one event. An error is the end of a sentence that begins with the program.
+async fn run(program: &Path, event: &Event) -> Result<(), String> {
+    let json = serde_json::to_vec(event).unwrap_or_default();
+    let mut command = Command::new(program);
+    command
+        .args(event.keepalived().into_iter().flatten())
+        .env_clear()
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("AGENT_EVENT", event.kind.name())
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        // It goes where the agent's own does.
+        .stderr(Stdio::inherit())
+        .process_group(0)
+        .kill_on_drop(true);
+    let mut child = command.spawn().map_err(|error| format!("can't be run: {error}"))?;
+    let group = Group(child.id());
+    let stdin = child.stdin.take();
+    let work = async {
+        if let Some(mut stdin) = stdin {
+            // Whoever does not read it does not want it.
+            let _ = stdin.write_all(&json).await;
+        }
+        ended(&mut child).await
+    };
+    match tokio::time::timeout(PATIENCE, work).await {
+        Ok(result) => {
+            // What it has left running is meant to go on.
+            std::mem::forget(group);
+            result
+        }
+        Err(_) => {
+            drop(group);
+            let _ = child.wait().await;
+            Err(format!("was killed: it ran for more than {}", proto::time::human(PATIENCE)))
+        }
+    }
+}
+
+async fn ended(child: &mut Child) -> Result<(), String> {
+    match child.wait().await {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("ended with {status}")),
+        Err(error) => Err(format!("was lost: {error}")),
+    }
+}
+
+/// Kills the program and all that it started, also when the task is dropped.
+struct Group(Option<u32>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let pid = self.0.and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            let _ = kill_process_group(pid, Signal::KILL);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use proto::event::Kind;
+    use proto::time::UnixMs;
+
+    use super::*;
+
+    fn script(dir: &Path, name: &str, mode: u32, text: &str) -> PathBuf {
+        let path = dir.join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+
+    fn vip() -> Event {
+        let mut event = Event::new(Kind::VipState, UnixMs(7), "10.0.0.9", "master");
+        event.priority = Some(99);
+        event
+    }
+
+    #[tokio::test]
+    async fn a_program_gets_the_event_its_arguments_and_a_clean_environment() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let text = format!("{{ cat; echo; echo \"$@\"; env | sort; }} > {}", out.display());
+        run(&script(dir.path(), "hook", 0o755, &text), &vip()).await.unwrap();
+        let said = std::fs::read_to_string(out).unwrap();
+        let mut lines = said.lines();
+        assert_eq!(serde_json::from_str::<Event>(lines.next().unwrap()).unwrap(), vip());
+        assert_eq!(lines.next().unwrap(), "INSTANCE 10.0.0.9 MASTER 99");
+        let names: Vec<&str> = lines.filter_map(|line| line.split('=').next()).collect();
+        assert!(names.contains(&"AGENT_EVENT") && !names.contains(&"HOME"), "{names:?}");
+        assert!(!names.iter().any(|name| name.starts_with("CARGO")), "{names:?}");
+    }
+
+    #[tokio::test]
+    async fn one_that_hangs_is_killed_with_what_it_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("pid");
+        let text = format!("sleep 60 & echo $! > {}; wait", out.display());
+        let why = run(&script(dir.path(), "hook", 0o755, &text), &vip()).await.unwrap_err();
+        assert!(why.contains("was killed"), "{why}");
+        let pid: i32 = std::fs::read_to_string(out).unwrap().trim().parse().unwrap();
+        let dead = || {
+            // Nobody may have reaped it here, and a zombie is dead.
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.is_empty() || stat.contains(") Z ")
+        };
+        for _ in 0..100 {
+            if dead() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("process {pid} lives on");
+    }
+
+    #[test]
+    fn only_programs_are_run_and_none_that_anyone_may_write() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, mode) in
+            [("20-b", 0o755), ("10-a", 0o700), ("readme", 0o644), (".x", 0o755), ("c~", 0o755)]
+        {
+            script(dir.path(), name, mode, "");
+        }
+        let (found, problem) = programs(dir.path()).unwrap();
+        assert_eq!(problem, None);
+        let names: Vec<_> = found.iter().map(|path| path.file_name().unwrap().to_string_lossy()).collect();
+        assert_eq!(names, ["10-a", "20-b"]);
+        script(dir.path(), "open", 0o777, "");
+        let (found, problem) = programs(dir.path()).unwrap();
+        assert!(found.len() == 2 && problem.unwrap().contains("chmod o-w"), "only that one is left out");
+        assert!(programs(&dir.path().join("open")).is_err());
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(programs(dir.path()).unwrap_err().contains("chmod o-w"), "anyone could put one there");
+        assert!(programs(&dir.path().join("readme")).unwrap_err().contains("chmod 755"));
+        assert!(programs(&dir.path().join("none")).unwrap_err().contains("can't be read"));
+    }
+
+    #[tokio::test]
+    async fn what_fails_and_what_is_dropped_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = script(dir.path(), "hook", 0o755, "exit 3");
+        let troubles = Troubles::default();
+        run_all(&path, &vip(), &troubles).await;
+        assert!(troubles.list()[0].contains("exit status: 3"), "{:?}", troubles.list());
+        let life = Life::new();
+        let mut hook = Hook::spawn(&path.display().to_string(), troubles.clone(), &life);
+        // This runtime has one thread, so the hook's task has not run yet.
+        for _ in 0..QUEUE + 5 {
+            hook.tell(&Arc::new(vip()));
+        }
+        assert!(troubles.list().iter().any(|text| text.contains("5 events")), "{:?}", troubles.list());
+        drop(hook);
+        life.over.cancel();
+        life.finished().await;
+    }
+}

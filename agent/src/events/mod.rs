@@ -1,0 +1,278 @@
+//! Events: every change of state, told to whoever wants to know.
+//!
+//! One task, the keeper, owns the [`Ring`]: it reads every watch, finds what has changed ([`diff`]), takes
+//! what other parts tell it by a bounded queue, and publishes the ring by a watch. It hands each event on,
+//! never waiting: to the log, to the task that writes the file ([`disk`]), to one task for each hook
+//! ([`hooks`]) and to that of the webhook ([`webhook`]). Stopping it anywhere is safe: what was not told yet
+//! is only not told.
+
+mod cluster;
+mod diff;
+mod disk;
+mod hooks;
+mod webhook;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use proto::backends::Table;
+use proto::config::Webhook;
+use proto::control::VipStatus;
+use proto::event::{Event, Kind, Level, Ring};
+use proto::keys::Offer;
+use proto::node::{Name, NodeId};
+use proto::pulse::Ears;
+use proto::service::ServiceName;
+use proto::time::UnixMs;
+use proto::view::View;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+pub(crate) use self::cluster::{all, own};
+use self::diff::Seen;
+pub(crate) use self::diff::{Counted, Looked};
+pub(crate) use self::webhook::Resolve;
+use crate::lifecycle::{Life, wall};
+use crate::link::Trust;
+
+/// Events on their way to the keeper, from parts that tell it themselves. It takes them at once; whoever
+/// finds it full drops the event, which is better than waiting.
+pub(crate) const QUEUE: usize = 256;
+
+/// Between two looks at whether this process stood still.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Ticks between two looks at what no watch carries.
+const LOOK: u32 = 4;
+
+/// So late is a tick only when the whole process was held up.
+const STALL: Duration = Duration::from_millis(750);
+
+/// What the keeper works with.
+pub(crate) struct Inputs {
+    pub(crate) own: NodeId,
+    pub(crate) node: Name,
+    /// When the agent started.
+    pub(crate) began: UnixMs,
+    /// What other parts tell.
+    pub(crate) told: mpsc::Receiver<Event>,
+    pub(crate) table: watch::Receiver<Arc<Table>>,
+    pub(crate) view: watch::Receiver<Arc<View>>,
+    pub(crate) ears: watch::Receiver<Arc<Ears>>,
+    pub(crate) trust: watch::Receiver<Arc<Trust>>,
+    pub(crate) health: watch::Receiver<Arc<BTreeMap<ServiceName, Offer>>>,
+    pub(crate) vips: watch::Receiver<Vec<VipStatus>>,
+    /// What no watch carries.
+    pub(crate) look: Box<dyn Fn() -> Looked + Send>,
+    pub(crate) outlets: Outlets,
+}
+
+/// Whom events are handed to, beside the ring.
+pub(crate) struct Outlets {
+    /// The state directory.
+    pub(crate) dir: PathBuf,
+    /// Programs, and directories of programs.
+    pub(crate) notify: Vec<String>,
+    pub(crate) webhook: Option<Webhook>,
+    pub(crate) resolve: Resolve,
+    pub(crate) troubles: Troubles,
+}
+
+/// What is wrong with telling of events, for status: a sentence for each part.
+#[derive(Clone, Default)]
+pub(crate) struct Troubles(Arc<Mutex<BTreeMap<String, String>>>);
+
+impl Troubles {
+    /// The sentences.
+    pub(crate) fn list(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Says, once, what is wrong with a part, or that nothing is any more.
+    fn set(&self, part: &str, problem: Option<String>) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match problem {
+            Some(text) => {
+                if !all.contains_key(part) {
+                    tracing::warn!("{text}");
+                }
+                all.insert(part.to_owned(), text);
+            }
+            None => {
+                all.remove(part);
+            }
+        }
+    }
+}
+
+/// Starts the keeper. The ring is written here alone.
+pub(crate) fn spawn(inputs: Inputs, ring: watch::Sender<Arc<Ring>>, life: &Life) {
+    let life = life.clone();
+    life.clone().spawn(async move {
+        if let Some(keeper) = Keeper::begin(inputs, ring, &life).await {
+            keeper.run(&life).await;
+        }
+    });
+}
+
+struct Keeper {
+    inputs: Inputs,
+    seen: Seen,
+    ring: Ring,
+    published: watch::Sender<Arc<Ring>>,
+    disk: Option<mpsc::Sender<Vec<Arc<Event>>>>,
+    hooks: Vec<hooks::Hook>,
+    webhook: Option<webhook::Sender>,
+    troubles: Troubles,
+    /// What was wrong with what earlier runs kept.
+    torn: Option<String>,
+}
+
+impl Keeper {
+    /// Reads what earlier runs kept, and starts those that events are handed to.
+    async fn begin(inputs: Inputs, published: watch::Sender<Arc<Ring>>, life: &Life) -> Option<Keeper> {
+        let Outlets { dir, notify, webhook, resolve, troubles } = &inputs.outlets;
+        let (dir, troubles) = (dir.clone(), troubles.clone());
+        let read = tokio::task::spawn_blocking(move || (disk::load(&dir), disk::Log::open(&dir)));
+        let ((ring, torn), log) = tokio::select! {
+            read = read => read.ok()?,
+            // A disk that hangs.
+            () = life.over.cancelled() => return None,
+        };
+        let disk = match log {
+            Ok(log) => Some(disk::spawn(log, troubles.clone(), life)),
+            Err(error) => {
+                troubles.set("disk", Some(format!("events can't be kept on disk: {error}")));
+                None
+            }
+        };
+        let hooks = notify.iter().map(|path| hooks::Hook::spawn(path, troubles.clone(), life)).collect();
+        let webhook = webhook
+            .clone()
+            .map(|webhook| webhook::Sender::spawn(webhook, resolve.clone(), troubles.clone(), life));
+        let document = inputs.trust.borrow().document.clone();
+        let seen = Seen::new(inputs.own, inputs.began, document);
+        Some(Keeper { seen, ring, published, disk, hooks, webhook, troubles, torn, inputs })
+    }
+
+    async fn run(mut self, life: &Life) {
+        let first = started(&self.ring, &self.inputs);
+        // It mends itself with the next events, so it is no problem that lasts.
+        let torn = self.torn.take().map(|torn| {
+            let event = Event::new(Kind::Problem, wall(), "this-node", "mended");
+            event.cause(torn).level(Level::Warning)
+        });
+        self.take(torn.into_iter().chain([first]).collect());
+        let (mut ticks, mut next, mut stopping) = (0_u32, Instant::now() + TICK, false);
+        // What a watch held before anyone looked counts as changed.
+        self.inputs.table.mark_changed();
+        self.inputs.view.mark_changed();
+        self.inputs.trust.mark_changed();
+        self.inputs.health.mark_changed();
+        loop {
+            let mut new = Vec::new();
+            let inputs = &mut self.inputs;
+            tokio::select! {
+                () = life.over.cancelled() => break,
+                () = life.stopping.cancelled(), if !stopping => {
+                    stopping = true;
+                    let event = Event::new(Kind::AgentStopping, wall(), inputs.node.as_str(), "stopping");
+                    new.push(event.since("running", inputs.began));
+                }
+                () = tokio::time::sleep_until(next) => {
+                    new.extend(stalled(inputs.node.as_str(), next.elapsed()));
+                    next = Instant::now() + TICK;
+                    ticks = ticks.wrapping_add(1);
+                    if ticks.is_multiple_of(LOOK) {
+                        let view = inputs.view.borrow().clone();
+                        self.seen.look(&(inputs.look)(), &view, wall(), &mut new);
+                        self.members(&mut new);
+                    }
+                }
+                Some(event) = inputs.told.recv() => new.push(event),
+                Ok(()) = inputs.table.changed() => {
+                    let table = inputs.table.borrow_and_update().clone();
+                    self.seen.table(&table, wall(), &mut new);
+                    self.members(&mut new);
+                }
+                Ok(()) = inputs.view.changed() => self.members(&mut new),
+                Ok(()) = inputs.ears.changed() => self.members(&mut new),
+                Ok(()) = inputs.trust.changed() => {
+                    let document = inputs.trust.borrow_and_update().document.clone();
+                    self.seen.document(&document, wall(), &mut new);
+                }
+                Ok(()) = inputs.vips.changed() => {
+                    let vips = inputs.vips.borrow_and_update().clone();
+                    self.seen.vips(&vips, wall(), &mut new);
+                }
+                Ok(()) = inputs.health.changed() => {
+                    let health = inputs.health.borrow_and_update().clone();
+                    self.seen.checks(&health, wall(), &mut new);
+                }
+            }
+            self.take(new);
+        }
+        let mut last = Vec::new();
+        while let Ok(event) = self.inputs.told.try_recv() {
+            last.push(event);
+        }
+        self.take(last);
+    }
+
+    fn members(&mut self, new: &mut Vec<Event>) {
+        let view = self.inputs.view.borrow_and_update().clone();
+        let ears = self.inputs.ears.borrow_and_update().clone();
+        let table = self.inputs.table.borrow().clone();
+        self.seen.members(&view, &ears, &table, wall(), new);
+    }
+
+    /// Numbers these events, publishes them and hands them on.
+    fn take(&mut self, mut new: Vec<Event>) {
+        while let Ok(event) = self.inputs.told.try_recv() {
+            new.push(event);
+        }
+        if new.is_empty() {
+            return;
+        }
+        let node = self.inputs.node.as_str();
+        let events: Vec<Arc<Event>> = new.into_iter().map(|event| self.ring.push(node, event)).collect();
+        self.published.send_replace(Arc::new(self.ring.clone()));
+        for event in &events {
+            crate::log::event(event);
+            self.hooks.iter_mut().for_each(|hook| hook.tell(event));
+            self.webhook.iter_mut().for_each(|webhook| webhook.tell(event));
+        }
+        if let Some(disk) = &self.disk
+            && disk.try_send(events).is_err()
+        {
+            self.troubles.set("disk", Some("events can't be kept on disk: it does not answer".to_owned()));
+        }
+    }
+}
+
+/// The first event of a run. The last one of the run before tells how that ended.
+fn started(ring: &Ring, inputs: &Inputs) -> Event {
+    let version = concat!("version ", env!("CARGO_PKG_VERSION"));
+    let event = Event::new(Kind::AgentStarted, inputs.began, inputs.node.as_str(), "running");
+    let Some(last) = ring.all().next_back() else { return event.cause(version) };
+    // What is told while it stops comes after its word of that.
+    let was = ring.all().rev().find(|event| matches!(event.kind, Kind::AgentStopping | Kind::AgentStarted));
+    if was.is_some_and(|event| event.kind == Kind::AgentStopping) {
+        return event.since("stopped", last.time_unix_ms).cause(version);
+    }
+    let cause = format!("{version}; the last run ended without stopping: killed, crashed or no power");
+    event.since("lost", last.time_unix_ms).cause(cause).level(Level::Warning)
+}
+
+/// Whether a tick that came so late means that nothing ran.
+fn stalled(node: &str, late: Duration) -> Option<Event> {
+    (late >= STALL).then(|| {
+        let event = Event::new(Kind::Stall, wall(), node, "running").from("stalled", Some(late));
+        event.cause("no task ran: the machine was busy, asleep or stopped").level(Level::Warning)
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+//! The keeper, with watches in place of the features.
+
+use std::path::Path;
+
+use proto::cluster::{Admitted, ClusterId, Document, KeyId};
+use proto::link::KeyRing;
+use proto::node::PublicKey;
+
+use super::*;
+
+/// What stands in place of the features.
+struct Stage {
+    tell: mpsc::Sender<Event>,
+    ring: watch::Receiver<Arc<Ring>>,
+    life: Life,
+    table: watch::Sender<Arc<Table>>,
+}
+
+fn stage(dir: &Path) -> Stage {
+    let key = PublicKey([1; 32]);
+    let node: Name = "m1".parse().unwrap();
+    let admitted = Admitted { at: UnixMs(1), name: node.clone(), key, by: key.id() };
+    let document = Document::new(ClusterId::from_random([1; 16]), node.clone(), admitted, KeyId([0; 4]));
+    let trust = Trust { document: Arc::new(document), ring: Arc::new(KeyRing::default()) };
+    let (tell, told) = mpsc::channel(QUEUE);
+    let (ring_in, ring) = watch::channel(Arc::default());
+    let (table_in, table) = watch::channel(Arc::default());
+    let life = Life::new();
+    let inputs = Inputs {
+        own: key.id(),
+        node,
+        began: wall(),
+        told,
+        table,
+        view: watch::channel(Arc::default()).1,
+        ears: watch::channel(Arc::default()).1,
+        trust: watch::channel(Arc::new(trust)).1,
+        health: watch::channel(Arc::default()).1,
+        vips: watch::channel(Vec::new()).1,
+        look: Box::new(Looked::default),
+        outlets: Outlets {
+            dir: dir.to_owned(),
+            notify: Vec::new(),
+            webhook: None,
+            resolve: Arc::new(|_| Box::pin(async { Ok(Vec::new()) })),
+            troubles: Troubles::default(),
+        },
+    };
+    spawn(inputs, ring_in, &life);
+    Stage { tell, ring, life, table: table_in }
+}
+
+impl Stage {
+    async fn kinds(&mut self, count: usize) -> Vec<Kind> {
+        let waited = self.ring.wait_for(|ring| ring.all().len() >= count);
+        let within = tokio::time::timeout(Duration::from_secs(10), waited);
+        within.await.unwrap().unwrap().all().map(|event| event.kind).collect()
+    }
+
+    async fn end(self, gently: bool) {
+        if gently {
+            let mut ring = self.ring.clone();
+            self.life.stopping.cancel();
+            let said = |ring: &Arc<Ring>| ring.all().any(|event| event.kind == Kind::AgentStopping);
+            let _ = ring.wait_for(said).await;
+        }
+        self.life.over.cancel();
+        self.life.finished().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_told_is_numbered_published_and_kept_over_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut stage_ = stage(dir.path());
+    stage_.tell.try_send(Event::new(Kind::VipState, wall(), "10.0.0.9", "master")).unwrap();
+    assert_eq!(stage_.kinds(2).await, [Kind::AgentStarted, Kind::VipState]);
+    stage_.end(true).await;
+
+    let mut again = stage(dir.path());
+    let kinds = again.kinds(4).await;
+    assert_eq!(kinds, [Kind::AgentStarted, Kind::VipState, Kind::AgentStopping, Kind::AgentStarted]);
+    let ring = again.ring.borrow().clone();
+    let numbers: Vec<u64> = ring.all().map(|event| event.seq).collect();
+    assert_eq!(numbers, [1, 2, 3, 4]);
+    let last = ring.all().next_back().unwrap();
+    assert_eq!((last.from.as_str(), last.node.as_str(), last.level), ("stopped", "m1", Level::Info));
+    again.end(false).await;
+
+    let mut crashed = stage(dir.path());
+    crashed.kinds(5).await;
+    let ring = crashed.ring.borrow().clone();
+    let last = ring.all().next_back().unwrap();
+    assert!(last.from == "lost" && last.level == Level::Warning, "{last:?}");
+    crashed.end(false).await;
+}
+
+#[tokio::test]
+async fn a_torn_line_is_said_once() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(crate::state::EVENTS), b"{\"seq\":1,\"time_un").unwrap();
+    let mut stage = stage(dir.path());
+    assert_eq!(stage.kinds(2).await, [Kind::Problem, Kind::AgentStarted]);
+    assert!(stage.ring.borrow().all().next().unwrap().cause.contains("torn"));
+    stage.end(true).await;
+    let mut again = self::stage(dir.path());
+    let kinds = again.kinds(4).await;
+    assert_eq!(kinds[3], Kind::AgentStarted, "{kinds:?}");
+    again.end(true).await;
+}
+
+#[tokio::test]
+async fn a_directory_that_can_not_be_written_costs_the_file_and_nothing_else() {
+    let mut stage = stage(Path::new("/proc/self/no-such-directory"));
+    assert_eq!(stage.kinds(1).await, [Kind::AgentStarted]);
+    stage.table.send_replace(Arc::new(Table::new()));
+    stage.tell.try_send(Event::new(Kind::Reload, wall(), "configuration", "taken-over")).unwrap();
+    assert_eq!(stage.kinds(2).await, [Kind::AgentStarted, Kind::Reload]);
+    stage.end(true).await;
+}
+
+#[test]
+fn a_tick_that_comes_late_is_a_stall() {
+    assert!(stalled("m1", Duration::from_millis(700)).is_none());
+    let event = stalled("m1", Duration::from_secs(3)).unwrap();
+    assert!(event.sentence().starts_with("stall m1: stalled -> running after 3s"), "{}", event.sentence());
+}
+
+#[test]
+fn an_answer_holds_the_latest_that_was_asked_for() {
+    let mut ring = Ring::default();
+    for n in 1..=9 {
+        ring.push("m1", Event::new(Kind::Member, UnixMs(n * 10), "m2", "up"));
+    }
+    let ask = |since, most| proto::event::Ask { since: UnixMs(since), most, ..Default::default() };
+    let numbers = |ask, after| own(&ring, &ask, after).iter().map(|event| event.seq).collect::<Vec<_>>();
+    assert_eq!(numbers(ask(0, 3), 0), [7, 8, 9]);
+    assert_eq!(numbers(ask(85, 3), 0), [9]);
+    assert_eq!(numbers(ask(0, 100), 7), [8, 9]);
+}

@@ -1,0 +1,200 @@
+//! The webhook: each event as the body of a POST, again and again until it is taken or too old.
+//!
+//! One task and a queue before it. A request is four lines and its answer is one number, so no HTTP client
+//! is needed: one for requests with bodies would be larger than all of this module.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use proto::config::Webhook;
+use proto::event::Event;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_rustls::TlsConnector;
+
+use super::Troubles;
+use crate::lifecycle::{Life, wall};
+
+/// Events that wait while the server is away; later ones are dropped.
+const QUEUE: usize = 64;
+
+/// Longest time of one attempt.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Between attempts: from the first, doubled, up to the last.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// An event that could not be delivered for this long is of no use to anyone.
+const STALE: Duration = Duration::from_secs(15 * 60);
+
+/// As much of an answer as is read: its first line.
+const MAX_ANSWER: usize = 256;
+
+/// Where Linux distributions keep the CAs that the system trusts.
+const SYSTEM_CAS: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// Finds the addresses of a host and a port.
+pub(crate) type Resolve =
+    Arc<dyn Fn(String) -> BoxFuture<'static, Result<Vec<std::net::SocketAddr>, String>> + Send + Sync>;
+
+/// The queue before the webhook.
+pub(super) struct Sender {
+    queue: mpsc::Sender<Arc<Event>>,
+    dropped: u64,
+    troubles: Troubles,
+}
+
+impl Sender {
+    /// Starts the task.
+    pub(super) fn spawn(webhook: Webhook, resolve: Resolve, troubles: Troubles, life: &Life) -> Sender {
+        let (queue, mut events) = mpsc::channel::<Arc<Event>>(QUEUE);
+        let (over, said) = (life.over.clone(), troubles.clone());
+        life.spawn(async move {
+            let work = async {
+                while let Some(event) = events.recv().await {
+                    deliver(&webhook, &resolve, &event, &said).await;
+                }
+            };
+            tokio::select! { () = work => {}, () = over.cancelled() => {} }
+        });
+        Sender { queue, dropped: 0, troubles }
+    }
+
+    /// Hands an event over, or counts it as dropped.
+    pub(super) fn tell(&mut self, event: &Arc<Event>) {
+        if self.queue.try_send(event.clone()).is_err() {
+            self.dropped += 1;
+            let text = format!("the webhook does not keep up: {} events were not sent", self.dropped);
+            self.troubles.set("webhook, dropped", Some(text));
+        }
+    }
+}
+
+/// Why an attempt failed.
+enum Failure {
+    /// It may succeed later.
+    Later(String),
+    /// It never will: the server has read it and does not want it.
+    Never(String),
+}
+
+async fn deliver(webhook: &Webhook, resolve: &Resolve, event: &Event, troubles: &Troubles) {
+    let mut pause = PAUSES.0;
+    loop {
+        let attempt = tokio::time::timeout(PATIENCE, post(webhook, resolve, event)).await;
+        let late = || format!("no answer in {}", proto::time::human(PATIENCE));
+        let failure = attempt.unwrap_or_else(|_| Err(Failure::Later(late())));
+        let (why, again) = match failure {
+            Ok(()) => return troubles.set("webhook", None),
+            Err(Failure::Never(why)) => (why, false),
+            Err(Failure::Later(why)) => (why, true),
+        };
+        troubles.set("webhook", Some(format!("the webhook {} failed: {why}", webhook.shown())));
+        let age = Duration::from_millis(wall().0.saturating_sub(event.time_unix_ms.0));
+        if !again || age > STALE {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+async fn post(webhook: &Webhook, resolve: &Resolve, event: &Event) -> Result<(), Failure> {
+    let later = |error: io::Error| Failure::Later(error.to_string());
+    let at = format!("{}:{}", webhook.host, webhook.port);
+    let addresses = resolve(at).await.map_err(Failure::Later)?;
+    let mut stream = Err(io::Error::new(io::ErrorKind::NotFound, "its name has no address"));
+    for address in addresses {
+        stream = tokio::time::timeout(PATIENCE / 4, TcpStream::connect(address))
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        if stream.is_ok() {
+            break;
+        }
+    }
+    let stream = stream.map_err(later)?;
+    let status = if webhook.tls {
+        let config = tls(webhook).await.map_err(Failure::Later)?;
+        let bare = webhook.host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = ServerName::try_from(bare).map_err(|error| Failure::Never(error.to_string()))?;
+        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(later)?;
+        exchange(stream, webhook, event).await
+    } else {
+        exchange(stream, webhook, event).await
+    };
+    match status.map_err(later)? {
+        200..=299 => Ok(()),
+        status @ (408 | 429 | 500..) => Err(Failure::Later(format!("it answered {status}"))),
+        status => Err(Failure::Never(format!("it answered {status}, so the event is dropped"))),
+    }
+}
+
+/// Sends the request and returns the status of the answer.
+async fn exchange<S>(mut stream: S, webhook: &Webhook, event: &Event) -> io::Result<u16>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let body = serde_json::to_string(event)?;
+    let Webhook { host, port, path, .. } = webhook;
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nUser-Agent: agent/{}\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        env!("CARGO_PKG_VERSION"),
+        body.len(),
+    );
+    stream.write_all(request.as_bytes()).await?;
+    stream.flush().await?;
+    let mut answer = Vec::new();
+    while !answer.contains(&b'\n') && answer.len() < MAX_ANSWER {
+        let mut some = [0; MAX_ANSWER];
+        match stream.read(&mut some).await? {
+            0 => break,
+            read => answer.extend_from_slice(&some[..read]),
+        }
+    }
+    // HTTP/1.1 200 OK
+    let line = String::from_utf8_lossy(&answer);
+    let status = line.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)?.parse().ok());
+    status.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "its answer is not HTTP"))
+}
+
+/// TLS with the CAs as the file has them now: an event is rare, and CAs change below a running agent.
+async fn tls(webhook: &Webhook) -> Result<ClientConfig, String> {
+    let named = webhook.ca_file.clone();
+    let read = tokio::task::spawn_blocking(move || {
+        let file = match &named {
+            Some(file) => Path::new(file),
+            None => SYSTEM_CAS.iter().map(Path::new).find(|path| path.is_file()).ok_or_else(|| {
+                "this system has no list of CAs; name a file with webhook-ca-file".to_owned()
+            })?,
+        };
+        let bad = |error: &dyn std::fmt::Display| format!("the CA file {}: {error}", file.display());
+        let mut roots = RootCertStore::empty();
+        for one in CertificateDer::pem_file_iter(file).map_err(|error| bad(&error))? {
+            // One of a hundred that is not understood is no reason to refuse the others.
+            let _ = roots.add(one.map_err(|error| bad(&error))?);
+        }
+        if roots.is_empty() { Err(bad(&"it holds no certificate")) } else { Ok(roots) }
+    });
+    let roots = read.await.map_err(|error| error.to_string())??;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = versions.map_err(|error| error.to_string())?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+#[cfg(test)]
+#[path = "webhook_tests.rs"]
+mod tests;

@@ -1,0 +1,113 @@
+//! The webhook against small servers.
+
+use std::net::SocketAddr;
+
+use proto::event::Kind;
+use proto::time::UnixMs;
+use tokio::net::TcpListener;
+
+use super::*;
+
+fn plain() -> Resolve {
+    Arc::new(|at: String| {
+        let address =
+            at.parse::<SocketAddr>().map(|address| vec![address]).map_err(|error| error.to_string());
+        Box::pin(async move { address })
+    })
+}
+
+fn event() -> Event {
+    Event::new(Kind::Member, wall(), "m1", "down").cause("not heard")
+}
+
+/// Answers one request after the other with these lines; returns what was asked.
+async fn server(answers: Vec<&'static str>) -> (Webhook, tokio::task::JoinHandle<Vec<String>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let asked = async move {
+        let mut asked = Vec::new();
+        for answer in answers {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let (mut request, mut some) = (Vec::new(), [0; 4096]);
+            while !request.ends_with(b"}") {
+                let read = stream.read(&mut some).await.unwrap();
+                assert!(read > 0, "the request has no end");
+                request.extend_from_slice(&some[..read]);
+            }
+            asked.push(String::from_utf8(request).unwrap());
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+        asked
+    };
+    let webhook = Webhook::parse(&format!("http://127.0.0.1:{port}/hook?key=1")).unwrap();
+    (webhook, tokio::spawn(asked))
+}
+
+#[tokio::test]
+async fn an_event_is_posted_as_json_and_again_until_it_is_taken() {
+    let answers = vec!["HTTP/1.1 503 Busy\r\n\r\n", "garbage\r\n", "HTTP/1.1 204 No Content\r\n\r\n"];
+    let (webhook, asked) = server(answers).await;
+    let troubles = Troubles::default();
+    let event = event();
+    deliver(&webhook, &plain(), &event, &troubles).await;
+    let asked = asked.await.unwrap();
+    assert_eq!(asked.len(), 3);
+    let (head, body) = asked[2].split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("POST /hook?key=1 HTTP/1.1\r\nHost: 127.0.0.1:"), "{head}");
+    assert!(head.contains(&format!("Content-Length: {}", body.len())));
+    assert_eq!(serde_json::from_str::<Event>(body).unwrap(), event);
+    assert!(troubles.list().is_empty(), "{:?}", troubles.list());
+}
+
+#[tokio::test]
+async fn what_the_server_does_not_want_is_not_sent_again() {
+    let (webhook, asked) = server(vec!["HTTP/1.1 404 Not Found\r\n\r\n"]).await;
+    let troubles = Troubles::default();
+    deliver(&webhook, &plain(), &event(), &troubles).await;
+    assert_eq!(asked.await.unwrap().len(), 1);
+    let said = troubles.list().join("\n");
+    assert!(said.contains("404") && !said.contains("key=1"), "{said}");
+}
+
+#[tokio::test]
+async fn one_that_is_too_old_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let webhook = Webhook::parse(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
+    drop(listener);
+    let old = Event::new(Kind::Member, UnixMs(1), "m1", "down");
+    let troubles = Troubles::default();
+    deliver(&webhook, &plain(), &old, &troubles).await;
+    assert!(troubles.list()[0].contains("refused"), "{:?}", troubles.list());
+}
+
+#[tokio::test]
+async fn https_is_checked_against_the_ca_that_was_named() {
+    let key = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("ca.pem");
+    std::fs::write(&file, key.cert.pem()).unwrap();
+    let der = rustls::pki_types::PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
+    let config =
+        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![key.cert.der().clone()], der)
+            .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut webhook = Webhook::parse(&format!("https://{}/x", listener.local_addr().unwrap())).unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let mut some = [0; 4096];
+            let _ = stream.read(&mut some).await;
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
+        }
+    });
+    webhook.ca_file = Some(file.display().to_string());
+    assert!(post(&webhook, &plain(), &event()).await.is_ok());
+    let other = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(&file, other.cert.pem()).unwrap();
+    assert!(matches!(post(&webhook, &plain(), &event()).await, Err(Failure::Later(_))));
+}

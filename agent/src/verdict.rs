@@ -1,0 +1,129 @@
+//! How it is, all in all, in words: the first line of status, and of the page.
+
+use proto::backends::State;
+use proto::control::{BackendStatus, MemberState, ServiceStatus, Status, VipState, VipStatus};
+use proto::service::KUBE_API;
+use proto::time::UnixMs;
+
+use crate::times::{age, at};
+
+/// How it is, all in all. The order is from best to worst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    /// As it should be.
+    Fine,
+    /// Something is wrong, and masters serve.
+    Degraded,
+    /// No master serves.
+    NoMaster,
+}
+
+/// The judgement of a status.
+pub(crate) struct Verdict {
+    /// How it is.
+    pub(crate) level: Level,
+    /// The line.
+    pub(crate) text: String,
+}
+
+/// Judges a status.
+pub(crate) fn judge(status: &Status, now: UnixMs) -> Verdict {
+    let masters = status.services.iter().find(|service| service.name.as_str() == KUBE_API);
+    let backends = masters.map_or(&[] as &[BackendStatus], |service| &service.backends);
+    let good = backends.iter().filter(|backend| backend.state.is_good()).count();
+    let mut faults = Vec::new();
+    if status.node.removed {
+        faults.push("this node was removed from the cluster".to_owned());
+    }
+    faults.extend(backends.iter().filter(|backend| !backend.state.is_good()).map(|one| why(one, now)));
+    if good == 0 {
+        if backends.is_empty() {
+            faults.push("no apiserver is known yet".to_owned());
+        }
+        let text = format!("no master serves; {}", faults.join("; "));
+        return Verdict { level: Level::NoMaster, text };
+    }
+    let ready = backends.iter().any(|backend| backend.state == State::Ready);
+    if let Some(alive) = backends.iter().find(|backend| backend.state.is_good()).filter(|_| !ready) {
+        faults.push(format!("none says that it is ready: {}", alive.reason));
+    }
+    let others = status.services.iter().filter(|service| service.name.as_str() != KUBE_API);
+    faults.extend(others.filter_map(shortage));
+    faults.extend(status.vips.iter().filter_map(fault));
+    if status.node.address.is_none() {
+        faults.push(format!("this node's network {} is away", status.node.interface));
+    }
+    match status.problems.len() {
+        0 => {}
+        1 => faults.push("1 problem, see below".to_owned()),
+        many => faults.push(format!("{many} problems, see below")),
+    }
+    let serve = format!(
+        "{good} of {total} master{s} serve{v}",
+        total = backends.len(),
+        s = if backends.len() == 1 { "" } else { "s" },
+        v = if good == 1 { "s" } else { "" },
+    );
+    if faults.is_empty() {
+        return Verdict {
+            level: Level::Fine,
+            text: format!("ok: {serve}{}{}", absent(status), owned(status, now)),
+        };
+    }
+    let text = format!("degraded: {serve}; {}{}", faults.join("; "), owned(status, now));
+    Verdict { level: Level::Degraded, text }
+}
+
+/// Why a master does not serve, and since when.
+fn why(backend: &BackendStatus, now: UnixMs) -> String {
+    let (node, state) = (&backend.node, backend.state.word());
+    let reason = if backend.reason.is_empty() { String::new() } else { format!(": {}", backend.reason) };
+    if backend.since_unix_ms == UnixMs(0) {
+        return format!("{node} {state}{reason}");
+    }
+    let since = at(backend.since_unix_ms, now);
+    format!("{node} {state}{reason} since {since} ({})", age(backend.since_unix_ms, now))
+}
+
+/// What another service lacks.
+fn shortage(service: &ServiceStatus) -> Option<String> {
+    let total = service.backends.len();
+    let good = service.backends.iter().filter(|backend| backend.state.is_good()).count();
+    match (good, total) {
+        (_, 0) => Some(format!("nobody offers {}", service.name)),
+        (good, total) if good == total => None,
+        (good, total) => Some(format!("{}: {good} of {total} serve", service.name)),
+    }
+}
+
+/// Members that are away without anyone being worse off: worth a word, no alarm.
+fn absent(status: &Status) -> String {
+    let down = |state| matches!(state, MemberState::Suspect | MemberState::Down);
+    let away: Vec<&str> =
+        status.members.iter().filter(|one| down(one.state)).map(|one| one.name.as_str()).collect();
+    match away[..] {
+        [] => String::new(),
+        [one] => format!("; {one} can't be heard"),
+        _ => format!("; {} of {} members can't be heard", away.len(), status.members.len()),
+    }
+}
+
+/// What is wrong with a virtual IP; none: nothing.
+fn fault(vip: &VipStatus) -> Option<String> {
+    let reason = if vip.reason.is_empty() { String::new() } else { format!(": {}", vip.reason) };
+    match vip.state {
+        VipState::OwnedHere | VipState::Owned => None,
+        VipState::Unowned => Some(format!("VIP {} is on no node{reason}", vip.address)),
+        VipState::Unavailable => Some(format!("VIP {} is unavailable{reason}", vip.address)),
+    }
+}
+
+/// Who has the virtual IPs, since when.
+fn owned(status: &Status, now: UnixMs) -> String {
+    let owned = status.vips.iter().filter(|vip| fault(vip).is_none());
+    let on = |vip: &VipStatus| {
+        let owner = vip.owner.as_ref().map_or("an unknown node", |owner| owner.as_str());
+        format!("; VIP {} is on {owner} since {}", vip.address, at(vip.since_unix_ms, now))
+    };
+    owned.map(on).collect()
+}

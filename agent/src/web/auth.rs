@@ -1,0 +1,212 @@
+//! Who may see, and who may act.
+//!
+//! Without credentials everyone who reaches the address may see and nobody may act; the configuration takes
+//! only addresses on loopback then. With them everyone has to show them. There are no cookies and no
+//! sessions.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper::header::{AUTHORIZATION, HOST, HeaderMap, ORIGIN};
+use proto::config::Web;
+use proto::time::Moment;
+use ring::hmac;
+
+use crate::link::random;
+
+/// Wrong credentials from one address before it has to wait, and for how long: ten guesses a minute.
+const FAILURES: u32 = 10;
+const WAIT: Duration = Duration::from_secs(60);
+
+/// Addresses that are remembered for it. When there are more, all are forgotten: whoever has so many guesses
+/// ten times a minute from each anyway.
+const MAX_ADDRESSES: usize = 256;
+
+/// What a request may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Leave {
+    /// Look.
+    See,
+    /// Look, drain, set weights.
+    Act,
+}
+
+/// Why it may not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// Show credentials.
+    LogIn,
+    /// Too many wrong ones.
+    Wait,
+    /// Some other site's page asked, by a name that is not this node's.
+    Foreign,
+}
+
+/// A secret that is compared without saying by the time it takes how much was right: what is compared are
+/// tags under a random key.
+struct Sealed(hmac::Tag);
+
+/// Keeps the credentials.
+pub(super) struct Guard {
+    key: hmac::Key,
+    login: Option<Sealed>,
+    token: Option<Sealed>,
+    failures: Mutex<BTreeMap<IpAddr, (u32, Moment)>>,
+}
+
+impl Guard {
+    pub(super) fn new(config: &Web) -> Guard {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &random::<32>());
+        let seal = |text: &str| Sealed(hmac::sign(&key, text.as_bytes()));
+        let login = config.login.as_ref().map(|(user, password)| seal(&format!("{user}:{}", password.0)));
+        let token = config.token.as_ref().map(|token| seal(&token.0));
+        Guard { key, login, token, failures: Mutex::default() }
+    }
+
+    /// Whether anyone may act here, once he has logged in.
+    pub(super) fn has_login(&self) -> bool {
+        self.login.is_some()
+    }
+
+    /// What this request may do.
+    pub(super) fn check(&self, headers: &HeaderMap, from: IpAddr, now: Moment) -> Result<Leave, Refusal> {
+        if self.login.is_none() && self.token.is_none() {
+            // A name that is not ours: a page of someone else that calls us by a name of his own (rebinding).
+            return if is_literal(text(headers, HOST)) { Ok(Leave::See) } else { Err(Refusal::Foreign) };
+        }
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.retain(|_, (_, since)| now.since(*since) < WAIT);
+        if failures.get(&from).is_some_and(|(count, _)| *count >= FAILURES) {
+            return Err(Refusal::Wait);
+        }
+        let Some(shown) = text(headers, AUTHORIZATION) else { return Err(Refusal::LogIn) };
+        if let Some(leave) = self.judge(shown) {
+            failures.remove(&from);
+            return Ok(leave);
+        }
+        if failures.len() >= MAX_ADDRESSES {
+            failures.clear();
+        }
+        failures.entry(from).or_insert((0, now)).0 += 1;
+        Err(Refusal::LogIn)
+    }
+
+    fn judge(&self, shown: &str) -> Option<Leave> {
+        let (scheme, rest) = shown.split_once(' ')?;
+        let holds = |kept: &Option<Sealed>, shown: &[u8]| {
+            kept.as_ref().is_some_and(|kept| hmac::verify(&self.key, shown, kept.0.as_ref()).is_ok())
+        };
+        if scheme.eq_ignore_ascii_case("basic") {
+            let shown = data_encoding::BASE64.decode(rest.trim().as_bytes()).ok()?;
+            return holds(&self.login, &shown).then_some(Leave::Act);
+        }
+        let bearer = scheme.eq_ignore_ascii_case("bearer");
+        (bearer && holds(&self.token, rest.trim().as_bytes())).then_some(Leave::See)
+    }
+}
+
+fn text(headers: &HeaderMap, name: hyper::header::HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// Whether a Host is an address or `localhost`, with or without a port. A request without one is no
+/// browser's.
+fn is_literal(host: Option<&str>) -> bool {
+    let Some(host) = host else { return true };
+    let bare = match host.rsplit_once(':') {
+        Some((bare, port)) if port.bytes().all(|b| b.is_ascii_digit()) => bare,
+        _ => host,
+    };
+    let bare = bare.trim_start_matches('[').trim_end_matches(']');
+    bare.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
+}
+
+/// Whether a request that acts comes from this site's own page, or from no page at all: browsers tell
+/// (Fetch Metadata; RFC 6454, 7).
+pub(super) fn is_own(headers: &HeaderMap) -> bool {
+    if let Some(site) = headers.get("sec-fetch-site") {
+        return site == "same-origin";
+    }
+    let Some(origin) = headers.get(ORIGIN) else { return true };
+    let host = text(headers, HOST).unwrap_or_default();
+    let origin = origin.to_str().unwrap_or_default();
+    origin.split_once("://").is_some_and(|(_, at)| at.eq_ignore_ascii_case(host))
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::config::Secret;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    fn guard() -> Guard {
+        let login = Some(("ops".to_owned(), Secret("correct horse".to_owned())));
+        let token = Some(Secret("0123456789".to_owned()));
+        Guard::new(&Web { login, token, ..Web::default() })
+    }
+
+    fn basic(text: &str) -> String {
+        format!("Basic {}", data_encoding::BASE64.encode(text.as_bytes()))
+    }
+
+    const ME: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    #[test]
+    fn only_the_right_credentials_are_taken() {
+        let guard = guard();
+        let check = |value: &str| guard.check(&headers(&[("authorization", value)]), ME, Moment::ZERO);
+        assert_eq!(check(&basic("ops:correct horse")), Ok(Leave::Act));
+        assert_eq!(check("bearer 0123456789"), Ok(Leave::See));
+        assert_eq!(guard.check(&headers(&[]), ME, Moment::ZERO), Err(Refusal::LogIn));
+        for wrong in
+            ["Basic", "Basic !", "Bearer 0123456780", "Digest x", &basic("ops:"), &basic("ops:correct hors")]
+        {
+            assert_eq!(check(wrong), Err(Refusal::LogIn), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn who_guesses_waits_and_others_do_not() {
+        let guard = guard();
+        let at = |ms| Moment::from_millis(ms);
+        let right = headers(&[("authorization", &basic("ops:correct horse"))]);
+        let wrong = headers(&[("authorization", &basic("ops:guess"))]);
+        for i in 0..u64::from(FAILURES) {
+            assert_eq!(guard.check(&wrong, ME, at(i)), Err(Refusal::LogIn));
+        }
+        assert_eq!(guard.check(&right, ME, at(100)), Err(Refusal::Wait), "or guesses would cost nothing");
+        assert_eq!(guard.check(&right, "10.0.0.1".parse().unwrap(), at(100)), Ok(Leave::Act));
+        assert_eq!(guard.check(&right, ME, at(60_100)), Ok(Leave::Act));
+        for i in 0..2000u16 {
+            let [a, b] = i.to_be_bytes();
+            let _ = guard.check(&wrong, IpAddr::from([10, 0, a, b]), at(60_200));
+        }
+        assert!(guard.failures.lock().unwrap().len() <= MAX_ADDRESSES);
+    }
+
+    #[test]
+    fn pages_of_others_neither_see_nor_act() {
+        let open = Guard::new(&Web::default());
+        let seen = |host| open.check(&headers(&[("host", host)]), ME, Moment::ZERO);
+        for own in ["127.0.0.1:1936", "[::1]:1936", "localhost", "LOCALHOST:1936", "10.0.0.1"] {
+            assert_eq!(seen(own), Ok(Leave::See), "{own}");
+        }
+        assert_eq!(seen("evil.example:1936"), Err(Refusal::Foreign));
+        assert_eq!(open.check(&headers(&[]), ME, Moment::ZERO), Ok(Leave::See));
+
+        let own = |pairs: &[(&'static str, &str)]| is_own(&headers(pairs));
+        assert!(own(&[]) && own(&[("sec-fetch-site", "same-origin")]));
+        assert!(own(&[("origin", "http://m1:1936"), ("host", "m1:1936")]));
+        assert!(!own(&[("origin", "http://evil.example"), ("host", "m1:1936")]));
+        assert!(!own(&[("origin", "null"), ("host", "m1:1936")]));
+        for foreign in ["cross-site", "same-site", "none"] {
+            assert!(!own(&[("sec-fetch-site", foreign)]), "{foreign}");
+        }
+    }
+}

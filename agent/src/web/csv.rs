@@ -1,0 +1,171 @@
+//! `/stats;csv`: haproxy's columns, in haproxy 2.6's order, for what already reads them. What haproxy has and the agent
+//! has not is empty, as haproxy leaves what does not apply.
+
+use proto::backends::State;
+use proto::control::{BackendStatus, ServiceStatus, Status};
+
+/// The first line, exactly as haproxy writes it.
+const HEADER: &str = include_str!("stats.csv");
+
+/// The columns of a line that are filled; the rest is empty.
+struct Line(Vec<(&'static str, String)>);
+
+impl Line {
+    fn new(service: &ServiceStatus, name: &str, kind: u8, number: u64, server: u64) -> Line {
+        let line = Line(Vec::new());
+        let line = line.text("pxname", service.name.as_str()).text("svname", name).text("mode", "tcp");
+        line.number("type", kind.into()).number("pid", 1).number("iid", number).number("sid", server)
+    }
+
+    fn text(mut self, column: &'static str, text: &str) -> Line {
+        // As RFC 4180 has it; control characters would break the line.
+        let clean: String = text.chars().filter(|c| !c.is_control()).collect();
+        let quoted = clean.contains([',', '"']);
+        self.0.push((column, if quoted { format!("\"{}\"", clean.replace('"', "\"\"")) } else { clean }));
+        self
+    }
+
+    fn number(mut self, column: &'static str, number: u64) -> Line {
+        self.0.push((column, number.to_string()));
+        self
+    }
+
+    fn numbers<const N: usize>(self, all: [(&'static str, u64); N]) -> Line {
+        all.into_iter().fold(self, |line, (column, number)| line.number(column, number))
+    }
+
+    fn end(self, text: &mut String) {
+        // haproxy ends each line with a comma, its header too.
+        for column in HEADER.trim_start_matches("# ").trim_end().trim_end_matches(',').split(',') {
+            if let Some((_, value)) = self.0.iter().find(|(name, _)| *name == column) {
+                text.push_str(value);
+            }
+            text.push(',');
+        }
+        text.push('\n');
+    }
+}
+
+/// The whole text.
+pub(super) fn write(status: &Status) -> Vec<u8> {
+    let mut text = HEADER.to_owned();
+    // haproxy numbers its proxies from 2.
+    for (number, service) in (2u64..).zip(&status.services) {
+        frontend(&mut text, service, number);
+        for (place, one) in (1u64..).zip(&service.backends) {
+            server(&mut text, status, service, one, number, place);
+        }
+        backend(&mut text, status, service, number);
+    }
+    text.into_bytes()
+}
+
+fn sum(service: &ServiceStatus, of: impl Fn(&BackendStatus) -> u64) -> u64 {
+    service.backends.iter().map(of).sum()
+}
+
+fn frontend(text: &mut String, service: &ServiceStatus, number: u64) {
+    let open = !service.listen.iter().any(|one| one.contains('('));
+    let line =
+        Line::new(service, "FRONTEND", 0, number, 0).text("status", if open { "OPEN" } else { "STOP" });
+    let line = line.numbers([
+        ("scur", service.connections),
+        ("smax", service.counted.most),
+        ("slim", service.maxconn.into()),
+        ("stot", service.counted.total),
+        ("conn_tot", service.counted.total),
+        ("bin", sum(service, |b| b.counted.bytes_in)),
+        ("bout", sum(service, |b| b.counted.bytes_out)),
+        ("dcon", service.refused),
+    ]);
+    line.end(text);
+}
+
+fn server(
+    text: &mut String,
+    status: &Status,
+    service: &ServiceStatus,
+    one: &BackendStatus,
+    number: u64,
+    place: u64,
+) {
+    let (word, check) = match (one.state, one.check_code()) {
+        (State::Ready | State::Alive, Some(_)) => ("UP", "L7OK"),
+        (State::Ready | State::Alive | State::Unknown, None) => ("UP", "L4OK"),
+        (State::Unknown, Some(_)) => ("UP", "UNK"),
+        (State::Draining, _) => ("DRAIN", "L4OK"),
+        (State::NotReady, _) => ("NOLB", "L7STS"),
+        (State::Suspect, _) => ("DOWN", "L4TOUT"),
+        (State::Down, _) if one.reason.contains("refused") => ("DOWN", "L4CON"),
+        (State::Down, _) => ("DOWN", "L4TOUT"),
+    };
+    let counted = &one.counted;
+    let line = Line::new(service, one.node.as_str(), 2, number, place).numbers([
+        ("qcur", 0),
+        ("scur", one.connections),
+        ("smax", counted.most),
+        ("stot", one.total),
+        ("lbtot", one.total),
+        ("bin", counted.bytes_in),
+        ("bout", counted.bytes_out),
+        ("econ", counted.connect_errors),
+        ("eresp", counted.silences),
+        ("wretr", counted.races),
+        ("wredis", counted.replays),
+        ("srv_abrt", counted.resets_down + counted.resets_leave),
+        ("weight", one.weight.into()),
+        ("uweight", one.weight.into()),
+        ("act", u64::from(one.state.is_good())),
+        ("bck", 0),
+        ("chkdown", counted.changes),
+        ("downtime", counted.downtime_ms / 1000),
+    ]);
+    let mut line = line.text("status", word).text("check_status", check).text("last_chk", &one.reason);
+    line = line.text("check_desc", one.state.word()).text("addr", &one.address);
+    if one.since_unix_ms.0 > 0 {
+        line = line.number("lastchg", status.taken_unix_ms.0.saturating_sub(one.since_unix_ms.0) / 1000);
+    }
+    if let Some(code) = one.check_code() {
+        line = line.number("check_code", code.into());
+    }
+    if let Some(ms) = one.check_ms {
+        line = line.number("check_duration", ms.into());
+    }
+    line.end(text);
+}
+
+fn backend(text: &mut String, status: &Status, service: &ServiceStatus, number: u64) {
+    let up = || service.backends.iter().filter(|one| one.state.is_good());
+    let word = if up().next().is_some() { "UP" } else { "DOWN" };
+    let newest = service.backends.iter().map(|one| one.since_unix_ms.0).max().unwrap_or(0);
+    let line = Line::new(service, "BACKEND", 1, number, 0).text("status", word).numbers([
+        ("qcur", 0),
+        ("scur", sum(service, |b| b.connections)),
+        ("smax", service.counted.most),
+        ("slim", service.maxconn.into()),
+        ("stot", sum(service, |b| b.total)),
+        ("lbtot", sum(service, |b| b.total)),
+        ("bin", sum(service, |b| b.counted.bytes_in)),
+        ("bout", sum(service, |b| b.counted.bytes_out)),
+        ("econ", service.counted.unserved),
+        ("eresp", sum(service, |b| b.counted.silences)),
+        ("wretr", sum(service, |b| b.counted.races)),
+        ("wredis", sum(service, |b| b.counted.replays)),
+        ("weight", up().map(|one| u64::from(one.weight)).sum()),
+        ("act", up().count() as u64),
+        ("bck", 0),
+        ("lastchg", status.taken_unix_ms.0.saturating_sub(newest) / 1000),
+    ]);
+    line.text("algo", balance(service)).end(text);
+}
+
+/// haproxy's word for how connections are spread.
+fn balance(service: &ServiceStatus) -> &'static str {
+    use proto::service::Balance;
+    match service.balance {
+        Balance::LeastConnections => "leastconn",
+        Balance::RoundRobin => "roundrobin",
+        Balance::First => "first",
+        Balance::Nearest => "nearest",
+    }
+}

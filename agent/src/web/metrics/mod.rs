@@ -1,0 +1,103 @@
+//! `/metrics`: Prometheus' text format, from tables. A family is a line of a table: its name, its type, its help, and
+//! how a value is read out of the status.
+
+mod haproxy;
+mod native;
+
+use std::fmt::Write;
+
+use proto::control::{BUCKETS_US, Histogram, Status};
+
+/// Counters only grow until the next start; gauges are what is now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Type {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+/// A family of `T`s with one value for each.
+type Family<T> = (&'static str, Type, &'static str, fn(&T) -> Option<f64>);
+
+/// The metrics of a status.
+pub(super) fn write(status: &Status, haproxy: bool) -> Vec<u8> {
+    let mut text = Text(String::with_capacity(16 * 1024));
+    native::write(&mut text, status);
+    if haproxy {
+        haproxy::write(&mut text, status);
+    }
+    text.0.into_bytes()
+}
+
+struct Text(String);
+
+impl Text {
+    /// Begins a family.
+    fn family(&mut self, name: &str, kind: Type, help: &str) {
+        let kind = match kind {
+            Type::Counter => "counter",
+            Type::Gauge => "gauge",
+            Type::Histogram => "histogram",
+        };
+        for part in ["# HELP ", name, " ", help, "\n# TYPE ", name, " ", kind, "\n"] {
+            self.0.push_str(part);
+        }
+    }
+
+    /// A value with its labels.
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
+        self.0.push_str(name);
+        for (i, (label, text)) in labels.iter().enumerate() {
+            self.0.push(if i == 0 { '{' } else { ',' });
+            self.0.push_str(label);
+            self.0.push_str("=\"");
+            for c in text.chars() {
+                match c {
+                    '\\' => self.0.push_str("\\\\"),
+                    '"' => self.0.push_str("\\\""),
+                    '\n' => self.0.push_str("\\n"),
+                    c => self.0.push(c),
+                }
+            }
+            self.0.push('"');
+        }
+        // Writing to a text can't fail.
+        let _ = writeln!(self.0, "{} {value}", if labels.is_empty() { "" } else { "}" });
+    }
+
+    /// A histogram of seconds with its labels.
+    fn histogram(&mut self, name: &str, labels: &[(&str, &str)], histogram: &Histogram) {
+        let bucket = format!("{name}_bucket");
+        let mut sum = 0;
+        for (i, count) in histogram.counts.iter().enumerate() {
+            sum += count;
+            let bound = BUCKETS_US.get(i).map_or_else(|| "+Inf".to_owned(), |us| seconds(*us).to_string());
+            let mut labels = labels.to_vec();
+            labels.push(("le", &bound));
+            self.sample(&bucket, &labels, sum as f64);
+        }
+        self.sample(&format!("{name}_sum"), labels, seconds(histogram.sum_us));
+        self.sample(&format!("{name}_count"), labels, sum as f64);
+    }
+
+    /// A table of families over the same things; `labels` are those of each.
+    fn table<T>(&mut self, families: &[Family<T>], things: &[(Vec<(&'static str, &str)>, &T)]) {
+        for (name, kind, help, value) in families {
+            self.family(name, *kind, help);
+            for (labels, thing) in things {
+                if let Some(value) = value(thing) {
+                    self.sample(name, labels, value);
+                }
+            }
+        }
+    }
+}
+
+fn seconds(us: u64) -> f64 {
+    us as f64 / 1e6
+}
+
+/// 1 for yes.
+fn flag(yes: bool) -> f64 {
+    f64::from(u8::from(yes))
+}

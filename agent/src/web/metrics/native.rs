@@ -1,0 +1,310 @@
+//! The agent's own names. Labels are nodes, services and fixed words, so a cluster has a few hundred series.
+
+use std::collections::BTreeSet;
+
+use proto::backends::State;
+use proto::control::{
+    BackendStatus, CheckCounts, LinkStatus, MemberState, MemberStatus, ServiceStatus, Status, VipState,
+    VipStatus,
+};
+use proto::node::Role;
+
+use super::Type::{Counter, Gauge, Histogram};
+use super::{Family, Text, flag};
+
+/// Of the node and the cluster, as this node knows it.
+const NODE: &[Family<Status>] = &[
+    ("agent_start_time_seconds", Gauge, "When the agent started, in seconds since 1970.", |s| {
+        Some(s.node.started_unix_ms.0 as f64 / 1e3)
+    }),
+    ("agent_open_files_limit", Gauge, "Files and connections that may be open at once.", |s| {
+        Some(s.node.descriptors as f64)
+    }),
+    ("agent_problems", Gauge, "Things wrong with this node itself; the status page says which.", |s| {
+        Some(s.problems.len() as f64)
+    }),
+    ("agent_removed", Gauge, "1 when this node was removed from the cluster.", |s| {
+        Some(flag(s.node.removed))
+    }),
+    ("agent_network_up", Gauge, "1 while this node has an address on the mesh.", |s| {
+        Some(flag(s.node.address.is_some()))
+    }),
+    ("agent_key_epoch", Gauge, "Epoch of the gossip key that counts.", |s| Some(s.cluster.key_epoch as f64)),
+    ("agent_member_versions", Gauge, "Different versions of the agent among the members that are up.", |s| {
+        Some(different(s, |one| &one.version))
+    }),
+    ("agent_member_documents", Gauge, "Different cluster documents among the members that are up.", |s| {
+        Some(different(s, |one| &one.document))
+    }),
+];
+
+/// Of the link.
+const LINK: &[Family<LinkStatus>] = &[
+    ("agent_link_sent_bytes_total", Counter, "Bytes sent on the link, UDP payload and TLS.", |l| {
+        Some(l.sent_bytes as f64)
+    }),
+    ("agent_link_received_bytes_total", Counter, "Bytes received on the link.", |l| {
+        Some(l.received_bytes as f64)
+    }),
+    ("agent_link_sent_datagrams_total", Counter, "Datagrams sent.", |l| Some(l.sent_datagrams as f64)),
+    ("agent_link_received_datagrams_total", Counter, "Datagrams received, those refused included.", |l| {
+        Some(l.received_datagrams as f64)
+    }),
+    ("agent_gossip_sent_bytes_total", Counter, "Bytes of gossip sent, of those on the link.", |l| {
+        Some(l.sent_gossip_bytes as f64)
+    }),
+    ("agent_pulses_sent_total", Counter, "Pulses sent.", |l| Some(l.sent_pulses as f64)),
+    ("agent_pulse_answers_received_total", Counter, "Answers to pulses received.", |l| {
+        Some(l.received_answers as f64)
+    }),
+];
+
+/// Of the members that this node pulses: the masters.
+const PEER: &[Family<MemberStatus>] = &[
+    ("agent_peer_up", Gauge, "1 while the peer is heard.", |m| Some(flag(m.state == MemberState::Up))),
+    ("agent_peer_rtt_seconds", Gauge, "Round-trip time of pulses, smoothed.", |m| {
+        m.rtt_ms.map(|ms| ms / 1e3)
+    }),
+    ("agent_peer_loss_ratio", Gauge, "Share of pulses without an answer, smoothed.", |m| {
+        m.loss_permille.map(|loss| f64::from(loss) / 1e3)
+    }),
+];
+
+const SERVICE: &[Family<ServiceStatus>] = &[
+    ("agent_service_connections", Gauge, "Clients held now.", |s| Some(s.connections as f64)),
+    ("agent_service_connections_max", Gauge, "Most clients held at once since the start.", |s| {
+        Some(s.counted.most as f64)
+    }),
+    ("agent_service_connections_limit", Gauge, "Most clients that may be held at once.", |s| {
+        Some(f64::from(s.maxconn))
+    }),
+    ("agent_service_connections_total", Counter, "Clients taken.", |s| Some(s.counted.total as f64)),
+    ("agent_service_listening", Gauge, "1 while all its listeners are bound.", |s| {
+        Some(flag(!s.listen.iter().any(|one| one.contains('('))))
+    }),
+];
+
+const BACKEND: &[Family<BackendStatus>] = &[
+    ("agent_backend_up", Gauge, "1 while new connections go there.", |b| Some(flag(b.state.is_good()))),
+    ("agent_backend_weight", Gauge, "Share among equals.", |b| Some(f64::from(b.weight))),
+    ("agent_backend_rtt_seconds", Gauge, "Round-trip time, smoothed.", |b| b.rtt_ms.map(|ms| ms / 1e3)),
+    ("agent_backend_last_change_time_seconds", Gauge, "When its state last changed, since 1970.", |b| {
+        Some(b.since_unix_ms.0 as f64 / 1e3)
+    }),
+    ("agent_backend_check_duration_seconds", Gauge, "What its node's own last check took, roughly.", |b| {
+        b.check_ms.map(|ms| f64::from(ms) / 1e3)
+    }),
+    ("agent_backend_connections", Gauge, "Connections open from here.", |b| Some(b.connections as f64)),
+    ("agent_backend_connections_max", Gauge, "Most connections open at once since the start.", |b| {
+        Some(b.counted.most as f64)
+    }),
+    ("agent_backend_connections_total", Counter, "Clients given to it.", |b| Some(b.total as f64)),
+    ("agent_backend_received_bytes_total", Counter, "Bytes from clients to it, of ended connections.", |b| {
+        Some(b.counted.bytes_in as f64)
+    }),
+    ("agent_backend_sent_bytes_total", Counter, "Bytes from it to clients, of ended connections.", |b| {
+        Some(b.counted.bytes_out as f64)
+    }),
+    ("agent_backend_connect_errors_total", Counter, "Dials that failed.", |b| {
+        Some(b.counted.connect_errors as f64)
+    }),
+    ("agent_backend_races_total", Counter, "Dials to it that began beside another that was late.", |b| {
+        Some(b.counted.races as f64)
+    }),
+    ("agent_backend_replays_total", Counter, "TLS hellos sent to it that another left unanswered.", |b| {
+        Some(b.counted.replays as f64)
+    }),
+    ("agent_backend_silences_total", Counter, "TLS hellos that it left unanswered.", |b| {
+        Some(b.counted.silences as f64)
+    }),
+    ("agent_backend_changes_total", Counter, "Changes of its state.", |b| Some(b.counted.changes as f64)),
+    ("agent_backend_false_alarms_total", Counter, "Doubts about it that passed unconfirmed.", |b| {
+        Some(b.counted.false_alarms as f64)
+    }),
+    ("agent_backend_downtime_seconds_total", Counter, "Time in which it was neither ready nor alive.", |b| {
+        Some(b.counted.downtime_ms as f64 / 1e3)
+    }),
+];
+
+const VIP: &[Family<VipStatus>] = &[
+    ("agent_vip_owned_here", Gauge, "1 while this node has the virtual IP.", |v| {
+        Some(flag(v.state == VipState::OwnedHere))
+    }),
+    ("agent_vip_owned", Gauge, "1 while any node has the virtual IP, as this node knows it.", |v| {
+        Some(flag(matches!(v.state, VipState::OwnedHere | VipState::Owned)))
+    }),
+    ("agent_vip_epoch", Gauge, "Grows with each new owner of the virtual IP.", |v| Some(v.epoch as f64)),
+    ("agent_vip_last_change_time_seconds", Gauge, "When its state last changed, since 1970.", |v| {
+        Some(v.since_unix_ms.0 as f64 / 1e3)
+    }),
+    ("agent_vip_candidates", Gauge, "Nodes that could have it now.", |v| {
+        Some(v.candidates.iter().filter(|one| one.eligible).count() as f64)
+    }),
+];
+
+const STATES: [State; 7] = [
+    State::Ready,
+    State::Alive,
+    State::Draining,
+    State::Unknown,
+    State::Suspect,
+    State::NotReady,
+    State::Down,
+];
+
+pub(super) fn write(text: &mut Text, status: &Status) {
+    text.family("agent_build_info", Gauge, "The version that runs; always 1.");
+    text.sample("agent_build_info", &[("version", &status.node.version)], 1.0);
+    text.family("agent_cluster_info", Gauge, "The cluster, and the document that this node holds; always 1.");
+    let about = [("cluster", status.cluster.name.as_str()), ("document", &status.cluster.document)];
+    text.sample("agent_cluster_info", &about, 1.0);
+    text.table(NODE, &[(Vec::new(), status)]);
+    text.family("agent_event_loop_lag_seconds", Histogram, "How late the event loop was.");
+    text.histogram("agent_event_loop_lag_seconds", &[], &status.node.loop_lag);
+    text.family("agent_events_total", Counter, "Events by kind; the status page has the latest.");
+    for (kind, count) in &status.node.events {
+        text.sample("agent_events_total", &[("kind", kind)], *count as f64);
+    }
+    members(text, status);
+    link(text, &status.node.link);
+    services(text, status);
+    backends(text, status);
+    checks(text, &status.node.checks);
+    vips(text, &status.vips);
+}
+
+/// How many different values the members have that are up.
+fn different<'a>(status: &'a Status, of: impl Fn(&'a MemberStatus) -> &'a String) -> f64 {
+    let up = status.members.iter().filter(|one| one.state == MemberState::Up).map(of);
+    up.filter(|text| !text.is_empty()).collect::<BTreeSet<_>>().len() as f64
+}
+
+fn members(text: &mut Text, status: &Status) {
+    text.family("agent_members", Gauge, "Members by what they are and how they are.");
+    for (role, word) in [(Role::Master, "master"), (Role::Worker, "worker")] {
+        for state in [MemberState::Up, MemberState::Suspect, MemberState::Down, MemberState::Left] {
+            let found = status.members.iter().filter(|one| one.role == role && one.state == state).count();
+            text.sample("agent_members", &[("role", word), ("state", state.word())], found as f64);
+        }
+    }
+    let pulsed = status.members.iter().filter(|one| one.loss_permille.is_some());
+    let peers: Vec<_> = pulsed.map(|one| (vec![("peer", one.name.as_str())], one)).collect();
+    text.table(PEER, &peers);
+}
+
+fn link(text: &mut Text, link: &LinkStatus) {
+    text.table(LINK, &[(Vec::new(), link)]);
+    let name = "agent_link_refused_datagrams_total";
+    text.family(name, Counter, "Datagrams refused.");
+    for (reason, count) in [
+        ("stranger", link.refused_stranger),
+        ("key", link.refused_key),
+        ("seal", link.refused_seal),
+        ("replay", link.refused_replay),
+        ("unproven", link.refused_unproven),
+    ] {
+        text.sample(name, &[("reason", reason)], count as f64);
+    }
+}
+
+fn services(text: &mut Text, status: &Status) {
+    let all: Vec<_> = status.services.iter().map(|one| (vec![("service", one.name.as_str())], one)).collect();
+    text.table(SERVICE, &all);
+    let name = "agent_service_refused_total";
+    text.family(name, Counter, "Clients reset before they had a backend.");
+    for one in &status.services {
+        for (reason, count) in [("limit", one.refused), ("no-backend", one.counted.unserved)] {
+            text.sample(name, &[("service", one.name.as_str()), ("reason", reason)], count as f64);
+        }
+    }
+    text.family("agent_backends", Gauge, "Backends of each service by state.");
+    for one in &status.services {
+        for state in STATES {
+            let found = one.backends.iter().filter(|backend| backend.state == state).count();
+            let labels = [("service", one.name.as_str()), ("state", state.word())];
+            text.sample("agent_backends", &labels, found as f64);
+        }
+    }
+}
+
+fn backends(text: &mut Text, status: &Status) {
+    let mut all = Vec::new();
+    for service in &status.services {
+        for backend in &service.backends {
+            let labels = vec![("service", service.name.as_str()), ("backend", backend.node.as_str())];
+            all.push((labels, backend));
+        }
+    }
+    text.table(BACKEND, &all);
+    text.family("agent_backend_state", Gauge, "1 for the state that it is in, 0 for the others.");
+    for (labels, backend) in &all {
+        for state in STATES {
+            let mut labels = labels.clone();
+            labels.push(("state", state.word()));
+            text.sample("agent_backend_state", &labels, flag(backend.state == state));
+        }
+    }
+    let name = "agent_backend_resets_total";
+    text.family(name, Counter, "Held connections that were ended.");
+    for (labels, backend) in &all {
+        for (reason, count) in
+            [("down", backend.counted.resets_down), ("leave", backend.counted.resets_leave)]
+        {
+            let mut labels = labels.clone();
+            labels.push(("reason", reason));
+            text.sample(name, &labels, count as f64);
+        }
+    }
+    text.family("agent_backend_dial_seconds", Histogram, "How long dials that were answered took.");
+    for (labels, backend) in &all {
+        text.histogram("agent_backend_dial_seconds", labels, &backend.counted.dials);
+    }
+}
+
+fn checks(text: &mut Text, checks: &[CheckCounts]) {
+    text.family("agent_checks_total", Counter, "Checks of this node's own services by what they found.");
+    for one in checks {
+        for (result, count) in [
+            ("good", one.good),
+            ("alive", one.alive),
+            ("not-ready", one.not_ready),
+            ("refused", one.refused),
+            ("silent", one.silent),
+        ] {
+            let labels = [("service", one.service.as_str()), ("result", result)];
+            text.sample("agent_checks_total", &labels, count as f64);
+        }
+    }
+    text.family("agent_check_seconds", Histogram, "How long checks of this node's own services took.");
+    for one in checks {
+        text.histogram("agent_check_seconds", &[("service", one.service.as_str())], &one.took);
+    }
+}
+
+fn vips(text: &mut Text, vips: &[VipStatus]) {
+    let named: Vec<(String, &VipStatus)> = vips.iter().map(|vip| (vip.address.to_string(), vip)).collect();
+    let all: Vec<_> = named.iter().map(|(name, vip)| (vec![("vip", name.as_str())], *vip)).collect();
+    text.table(VIP, &all);
+    let name = "agent_vip_gained_total";
+    text.family(name, Counter, "How often the virtual IP came to this node; over all nodes, its moves.");
+    for (address, vip) in &named {
+        for (cause, count) in [
+            ("vacant", vip.gains.vacant),
+            ("silent", vip.gains.silent),
+            ("handed", vip.gains.handed),
+            ("released", vip.gains.released),
+        ] {
+            text.sample(name, &[("vip", address), ("cause", cause)], count as f64);
+        }
+    }
+    text.family(
+        "agent_vip_owner",
+        Gauge,
+        "The node that has the virtual IP, as this node knows it; always 1.",
+    );
+    for (name, vip) in &named {
+        if let Some(owner) = &vip.owner {
+            text.sample("agent_vip_owner", &[("vip", name), ("owner", owner.as_str())], 1.0);
+        }
+    }
+}

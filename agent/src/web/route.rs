@@ -1,0 +1,176 @@
+//! From a request to its answer.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Limited};
+use hyper::Method;
+use hyper::body::Bytes;
+use hyper::header::{self, HeaderName, HeaderValue};
+use proto::control;
+
+use super::auth::{self, Leave, Refusal};
+use super::snapshot::Kind;
+use super::{Site, csv, metrics, page, stream};
+use crate::http::{Request, Response, text};
+
+/// Largest form, and the longest wait for it: a verb and a name.
+const MAX_FORM: usize = 4 * 1024;
+const FORM: Duration = Duration::from_secs(5);
+
+const PLAIN: &str = "text/plain; charset=utf-8";
+const HTML: &str = "text/html; charset=utf-8";
+const JSON: &str = "application/json";
+
+/// What Prometheus' text format calls itself.
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// On every answer: nothing is kept by anyone, shown in anyone's frame, or taken for what it is not.
+const HEADERS: [(HeaderName, HeaderValue); 5] = [
+    (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (header::REFERRER_POLICY, HeaderValue::from_static("same-origin")),
+    (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
+    (HeaderName::from_static("cross-origin-opener-policy"), HeaderValue::from_static("same-origin")),
+];
+
+/// Answers one request.
+pub(super) async fn answer(request: Request, from: IpAddr, site: Arc<Site>) -> Response {
+    let mut response = route(request, from, &site).await;
+    let headers = response.headers_mut();
+    for (name, value) in HEADERS {
+        headers.insert(name, value);
+    }
+    if let Ok(policy) = HeaderValue::from_str(page::policy()) {
+        headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+    }
+    response
+}
+
+async fn route(request: Request, from: IpAddr, site: &Arc<Site>) -> Response {
+    let path = request.uri().path().to_owned();
+    match path.as_str() {
+        // Whoever starts and restarts things asks without credentials, and learns no more than a word.
+        "/healthz" => return text(200, PLAIN, "ok\n"),
+        "/readyz" => return ready(site),
+        _ => {}
+    }
+    let leave = match site.guard.check(request.headers(), from, site.life.now()) {
+        Ok(leave) => leave,
+        Err(refusal) => return refused(refusal),
+    };
+    match (request.method(), path.as_str()) {
+        (&Method::POST, "/act") => act(request, leave, site).await,
+        (&Method::GET | &Method::HEAD, "/api/v1/events") => match request.uri().query() {
+            Some("list") => {
+                let ring = site.ring.borrow().clone();
+                let all: Vec<_> = ring.all().map(|event| &**event).collect();
+                text(200, JSON, json(&all))
+            }
+            _ => stream::open(&request, site),
+        },
+        (&Method::GET | &Method::HEAD, _) => see(&path, leave, site),
+        _ => {
+            let mut response = text(405, PLAIN, "this can only be read\n");
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            response
+        }
+    }
+}
+
+fn see(path: &str, leave: Leave, site: &Arc<Site>) -> Response {
+    let snapshot = site.snapshots.now();
+    // Who may act has buttons, so that page is not everyone's.
+    let acts = leave == Leave::Act;
+    let (kind, body) = match path {
+        "/" if acts => (HTML, page::whole(&snapshot.status, &snapshot.ring, true).into()),
+        "/" => (HTML, snapshot.get(Kind::Page, |all| page::whole(&all.status, &all.ring, false))),
+        "/main" if acts => (HTML, page::main(&snapshot.status, &snapshot.ring, true).into()),
+        "/main" => (HTML, snapshot.get(Kind::Main, |all| page::main(&all.status, &all.ring, false))),
+        "/api/v1/status" => (JSON, snapshot.get(Kind::Json, |all| json(&all.status))),
+        "/metrics" => {
+            (METRICS, snapshot.get(Kind::Metrics, |all| metrics::write(&all.status, site.haproxy_metrics)))
+        }
+        "/stats;csv" | "/stats" => (PLAIN, snapshot.get(Kind::Csv, |all| csv::write(&all.status))),
+        _ => return text(404, PLAIN, "there is nothing here: / is the page, /metrics are the metrics\n"),
+    };
+    let mut response = text(200, kind, body);
+    // What has the same number agrees.
+    response.headers_mut().insert("x-snapshot", snapshot.number.into());
+    response
+}
+
+fn json(value: &impl serde::Serialize) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec_pretty(value).unwrap_or_default();
+    bytes.push(b'\n');
+    bytes
+}
+
+/// Whether clients can use this node's proxy and the agent goes on.
+fn ready(site: &Site) -> Response {
+    let snapshot = site.snapshots.now();
+    let mut listens = snapshot.status.services.iter().flat_map(|service| &service.listen);
+    let why = if site.life.stopping.is_cancelled() {
+        "it is stopping".to_owned()
+    } else if snapshot.status.node.removed {
+        "this node was removed from the cluster".to_owned()
+    } else if let Some(broken) = listens.find(|listen| listen.contains('(')) {
+        format!("it can't listen on {broken}")
+    } else {
+        return text(200, PLAIN, "ok\n");
+    };
+    text(503, PLAIN, format!("not ready: {why}\n"))
+}
+
+fn refused(refusal: Refusal) -> Response {
+    match refusal {
+        Refusal::LogIn => {
+            let mut response = text(401, PLAIN, "log in with web.user and web.password, or show web.token\n");
+            let ask = HeaderValue::from_static("Basic realm=\"agent\", charset=\"UTF-8\"");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, ask);
+            response
+        }
+        Refusal::Wait => {
+            let mut response = text(429, PLAIN, "too many wrong passwords: wait a minute\n");
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("60"));
+            response
+        }
+        Refusal::Foreign => {
+            text(421, PLAIN, "ask by address or as localhost; a name needs web.user and web.password\n")
+        }
+    }
+}
+
+/// Does what a button asks for, as the control socket would.
+async fn act(request: Request, leave: Leave, site: &Site) -> Response {
+    if !site.guard.has_login() {
+        return text(403, PLAIN, "read-only: set web.user and web.password, or use the command line\n");
+    }
+    if leave != Leave::Act || !auth::is_own(request.headers()) {
+        return text(403, PLAIN, "refused: this can only be done from this node's own page, logged in\n");
+    }
+    let body = Limited::new(request.into_body(), MAX_FORM).collect();
+    let form: Bytes = match tokio::time::timeout(FORM, body).await {
+        Ok(Ok(form)) => form.to_bytes(),
+        _ => return text(400, PLAIN, "the form did not arrive whole\n"),
+    };
+    let form = String::from_utf8_lossy(&form);
+    let field = |key| form.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
+    // Names of nodes are letters, digits and hyphens, which forms send as they are.
+    let node = field("node").unwrap_or_default();
+    let ask = match (field("verb"), field("weight")) {
+        (Some("drain"), _) => control::Request::Drain { on: true, node: Some(node.to_owned()) },
+        (Some("undrain"), _) => control::Request::Drain { on: false, node: Some(node.to_owned()) },
+        (Some("weigh"), Some(weight)) => {
+            control::Request::Change(vec![(format!("weight.{node}"), Some(weight.to_owned()))])
+        }
+        _ => return text(400, PLAIN, "there is no such verb\n"),
+    };
+    match (site.act)(ask).await {
+        control::Response::Done(said) => text(200, HTML, page::said(&said)),
+        control::Response::Failed(why) => text(409, HTML, page::said(&why)),
+        control::Response::Changed(_, who) => text(200, HTML, page::said(&who)),
+        _ => text(500, PLAIN, "no answer\n"),
+    }
+}

@@ -1,0 +1,90 @@
+//! `/api/v1/events`: server-sent events (WHATWG HTML, 9.2). `change` says that the page has something new;
+//! `event` is a change of state, as JSON.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Bytes;
+use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use proto::event::Ring;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::Site;
+use crate::http::{self, Body, Request, Response};
+
+/// Streams at once: people who look. A fraction of the connections, so that collectors always find one.
+const MAX_STREAMS: usize = 32;
+
+/// Shortest time between two changes that are told of: a flood of them is seen as often as an eye can follow.
+const REST: Duration = Duration::from_millis(100);
+
+/// Numbers change all the time; they are shown this often.
+const NUMBERS: Duration = Duration::from_secs(2);
+
+/// Longest life of a stream: browsers come again by themselves, and what is forgotten goes.
+const LIFE: Duration = Duration::from_secs(3600);
+
+/// Messages that wait for a reader. One that does not take a few of these takes nothing.
+const QUEUE: usize = 4;
+
+/// Longest wait for a place in that queue.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub(super) fn places() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(MAX_STREAMS))
+}
+
+/// Begins a stream, where there is a place for one. A browser that comes again says what it has seen.
+pub(super) fn open(request: &Request, site: &Arc<Site>) -> Response {
+    let Ok(place) = site.streams.clone().try_acquire_owned() else {
+        let mut response = http::text(503, "text/plain", "as many watch as there may: try again later\n");
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("10"));
+        return response;
+    };
+    let seen = request.headers().get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
+    let seen = seen.unwrap_or_else(|| site.ring.borrow().newest());
+    let (out, queue) = mpsc::channel(QUEUE);
+    let (changes, ring) = (site.changes.clone(), site.ring.clone());
+    let over = site.life.over.clone();
+    site.life.spawn(async move {
+        over.run_until_cancelled_owned(feed(out, changes, ring, seen)).await;
+        drop(place);
+    });
+    let mut response = Response::new(Body::Live(queue));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    response
+}
+
+/// Feeds a stream until nobody reads it or it is old. `seen` is the number of the last event that was.
+async fn feed(
+    out: mpsc::Sender<Bytes>,
+    mut changes: watch::Receiver<u64>,
+    mut ring: watch::Receiver<Arc<Ring>>,
+    mut seen: u64,
+) {
+    let end = Instant::now() + LIFE;
+    while Instant::now() < end {
+        let mut message = String::new();
+        let latest = ring.borrow_and_update().clone();
+        for event in latest.after(seen) {
+            // Serialized to one line; what can't be is left out.
+            let Ok(json) = serde_json::to_string(&**event) else { continue };
+            message.push_str(&format!("event: event\nid: {}\ndata: {json}\n\n", event.seq));
+        }
+        seen = latest.newest();
+        let number = *changes.borrow_and_update();
+        message.push_str(&format!("event: change\ndata: {number}\n\n"));
+        if !matches!(timeout(PATIENCE, out.send(message.into())).await, Ok(Ok(()))) {
+            return;
+        }
+        let began = Instant::now();
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            changed = ring.changed() => if changed.is_err() { return },
+            () = sleep_until(began + NUMBERS) => {}
+            () = out.closed() => return,
+        }
+        sleep_until(began + REST).await;
+    }
+}

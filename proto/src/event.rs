@@ -1,0 +1,433 @@
+//! Changes of state, as people, hooks and journald are told of them, and the ring that keeps the latest.
+//!
+//! An [`Event`] serializes to the JSON that `agent events --json`, the API, hooks and the webhook show. Its
+//! shape is stable: fields are added, never renamed or taken away. Texts are for people and never secret.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::{self, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::time::{UnixMs, human};
+
+/// Most events that a [`Ring`] keeps: a bad day of a large cluster, in a few hundred kilobytes.
+pub const KEPT: usize = 1024;
+
+/// Longest subject and state that are kept, in bytes.
+const MAX_WORD: usize = 128;
+
+/// Longest cause that is kept, in bytes.
+const MAX_CAUSE: usize = 256;
+
+/// Kinds, each with its stable name, its stable MESSAGE_ID of journald, and what its subject is.
+macro_rules! kinds {
+    ($($(#[doc = $doc:literal])+ $kind:ident $name:literal $id:literal $subject:literal,)+) => {
+        /// What an event tells of.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Kind {
+            $($(#[doc = $doc])+ $kind,)+
+            /// A kind of a later version.
+            Other,
+        }
+
+        impl Kind {
+            /// Every kind that this version makes.
+            pub const ALL: &[Kind] = &[$(Kind::$kind),+];
+
+            /// Name, MESSAGE_ID, subject.
+            const fn about(self) -> (&'static str, &'static str, &'static str) {
+                match self {
+                    $(Kind::$kind => ($name, $id, $subject),)+
+                    Kind::Other => ("other", "d1358644271b4fe795079f1e401c9ef5", "whatever it names"),
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// The agent of this node has started.
+    AgentStarted "agent-started" "c384f6a694284102a253e31b0d936df3" "the node",
+    /// The agent of this node stops on purpose.
+    AgentStopping "agent-stopping" "4fa63fd9ffd04a7c916bc71d9e53d19e" "the node",
+    /// A backend of this node's proxy is in another state.
+    Backend "backend" "42488d26cb7f4e0fb5e25913542d5a3c" "SERVICE/NODE",
+    /// This node's checks of its own instance of a service found something else.
+    Check "check" "6fa508fde2ed4149b769e42749edf938" "SERVICE",
+    /// A member is heard, in doubt, not heard, or has stopped on purpose.
+    Member "member" "6073eb1aa88b4c6593729c0379b918ac" "NODE",
+    /// A node was admitted.
+    MemberJoined "member-joined" "24d6eadc288a49da9029081235e575d9" "NODE",
+    /// A node was removed, or has left for ever.
+    MemberRemoved "member-removed" "7eed2ebcb7e149b9aa9ecba5f2aac3cc" "NODE",
+    /// A node takes no new connections, or takes them again.
+    Drain "drain" "60fd822ed758490e9db64ab1b2874fb5" "NODE",
+    /// A setting of the cluster has another value.
+    Setting "setting" "679135afd6364987ae1c7d64d4cd2e19" "the setting's key",
+    /// The cluster has another gossip key; `from` and `to` are epochs.
+    KeyRotated "key-rotated" "4692a6ac0f494340bb77f5e75d350494" "gossip-key",
+    /// An address of a service can't be listened on, or can again.
+    Listener "listener" "3053305dcd08428880c78f31b4e8c8e5" "SERVICE/ADDRESS",
+    /// A service has as many connections as it may have, and refuses more.
+    Limit "limit" "988b7a1b1e6442758fcb5115a0c1ff8f" "SERVICE",
+    /// The budget for second dials and hellos of a service is used up.
+    Budget "budget" "642ef088cfa8441e92fccec680a425f7" "SERVICE",
+    /// The configuration was read again, and taken over or refused.
+    Reload "reload" "f59b7332eb3148758224ae331a4692d1" "configuration",
+    /// What a member says or holds of the cluster is not understood or differs.
+    Document "document" "944dd36a5b464b30aed63fa9149f9d21" "NODE",
+    /// Something is wrong with this node's own state directory or network.
+    Problem "problem" "e567cdf7194746edaddd50b0628b2f86" "the problem's name",
+    /// The process stood still: no task of it ran.
+    Stall "stall" "2df5e6a8daf64f54b83bb53580d539cc" "the node",
+    /// This node's part in a virtual IP; `to` is `master`, `backup` or `fault`, as keepalived's.
+    VipState "vip-state" "594b36cd3f5f468885c472e8bf440e5c" "the VIP",
+    /// A virtual IP has another owner; `from` and `to` are nodes.
+    VipOwner "vip-owner" "46464c87c7224d60bb435f5ce257f389" "the VIP",
+    /// Something is wrong with a virtual IP: doubled, unowned, not configurable.
+    VipProblem "vip-problem" "4160a4505f634cb58a749018c35dd792" "the VIP",
+}
+
+impl Kind {
+    /// The stable name, as JSON and `--json` have it.
+    pub fn name(self) -> &'static str {
+        self.about().0
+    }
+
+    /// The stable MESSAGE_ID of journald: 128 bits in hex.
+    pub fn message_id(self) -> &'static str {
+        self.about().1
+    }
+
+    /// What the subject of such an event is.
+    pub fn subject(self) -> &'static str {
+        self.about().2
+    }
+
+    /// The kind of this name; [`Kind::Other`] for those of later versions.
+    pub fn from_name(name: &str) -> Kind {
+        Kind::ALL.iter().copied().find(|kind| kind.name() == name).unwrap_or(Kind::Other)
+    }
+
+    /// Hooks get keepalived's arguments for it.
+    pub fn is_vip(self) -> bool {
+        matches!(self, Kind::VipState | Kind::VipOwner | Kind::VipProblem)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl Serialize for Kind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Kind {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Kind, D::Error> {
+        Ok(Kind::from_name(&String::deserialize(deserializer)?))
+    }
+}
+
+/// How much an event asks for attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    /// As it should be, or asked for.
+    Info,
+    /// Worth a look.
+    Warning,
+    /// Something does not work.
+    Error,
+}
+
+impl Level {
+    /// The word that JSON has for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Level::Info => "info",
+            Level::Warning => "warning",
+            Level::Error => "error",
+        }
+    }
+
+    /// The number that syslog(3) and journald have for it.
+    pub fn syslog(self) -> u8 {
+        match self {
+            Level::Info => 6,
+            Level::Warning => 4,
+            Level::Error => 3,
+        }
+    }
+}
+
+/// One change of state, as one node saw it. Node and number together name it in the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Its number on its node, from 1, also over restarts; 0 until the ring has taken it.
+    pub seq: u64,
+    /// When, on that node's wall clock.
+    pub time_unix_ms: UnixMs,
+    /// The node that saw it; empty until the ring has taken it.
+    pub node: String,
+    /// What it tells of.
+    pub kind: Kind,
+    /// How much it asks for attention.
+    pub level: Level,
+    /// Whom or what it concerns; [`Kind::subject`] says what that is.
+    pub subject: String,
+    /// The state before; empty: there was none.
+    pub from: String,
+    /// The state now.
+    pub to: String,
+    /// Why, in a few words; may be empty.
+    pub cause: String,
+    /// How long the state before lasted, in milliseconds; none: not known.
+    pub duration_ms: Option<u64>,
+    /// The priority of this node for a virtual IP; none for all other kinds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u8>,
+}
+
+impl Event {
+    /// An event without anything else, for information.
+    pub fn new(kind: Kind, time: UnixMs, subject: impl Into<String>, to: impl Into<String>) -> Event {
+        Event {
+            seq: 0,
+            time_unix_ms: time,
+            node: String::new(),
+            kind,
+            level: Level::Info,
+            subject: subject.into(),
+            from: String::new(),
+            to: to.into(),
+            cause: String::new(),
+            duration_ms: None,
+            priority: None,
+        }
+    }
+
+    /// With the state before, and how long that lasted.
+    #[must_use]
+    pub fn from(mut self, from: impl Into<String>, lasted: Option<Duration>) -> Event {
+        self.from = from.into();
+        self.duration_ms = lasted.map(|lasted| u64::try_from(lasted.as_millis()).unwrap_or(u64::MAX));
+        self
+    }
+
+    /// With the state before and since when it was so; a time that is not known is zero.
+    #[must_use]
+    pub fn since(self, from: impl Into<String>, since: UnixMs) -> Event {
+        let known = (since != UnixMs(0)).then_some(since);
+        let now = self.time_unix_ms;
+        self.from(from, known.map(|since| Duration::from_millis(now.0.saturating_sub(since.0))))
+    }
+
+    /// With why.
+    #[must_use]
+    pub fn cause(mut self, cause: impl Into<String>) -> Event {
+        self.cause = cause.into();
+        self
+    }
+
+    /// With how much it asks for attention.
+    #[must_use]
+    pub fn level(mut self, level: Level) -> Event {
+        self.level = level;
+        self
+    }
+
+    /// In words, without time and node: `backend kube-api/m1: ready -> down after 3h: refused`.
+    pub fn sentence(&self) -> String {
+        let mut text = format!("{} {}: ", self.kind, self.subject);
+        if !self.from.is_empty() {
+            let _ = write!(text, "{} -> ", self.from);
+        }
+        text.push_str(&self.to);
+        if let Some(ms) = self.duration_ms {
+            let _ = write!(text, " after {}", human(Duration::from_millis(ms)));
+        }
+        if !self.cause.is_empty() {
+            let _ = write!(text, ": {}", self.cause);
+        }
+        text
+    }
+
+    /// What keepalived's notify scripts get for a virtual IP: `INSTANCE name STATE priority`. None for
+    /// other events, and for those of a VIP that are not about this node's own part in it.
+    pub fn keepalived(&self) -> Option<[String; 4]> {
+        let state = match (self.kind, self.to.as_str()) {
+            (Kind::VipState, "master") => "MASTER",
+            (Kind::VipState, "backup") => "BACKUP",
+            (Kind::VipState, _) => "FAULT",
+            _ => return None,
+        };
+        let priority = self.priority.unwrap_or(0).to_string();
+        Some(["INSTANCE".to_owned(), self.subject.clone(), state.to_owned(), priority])
+    }
+}
+
+/// Which events someone wants to see.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Ask {
+    /// Not those before this time.
+    pub since: UnixMs,
+    /// By node, the newest number that was seen; nothing up to it.
+    pub after: BTreeMap<String, u64>,
+    /// At most so many of each node, the latest.
+    pub most: u32,
+    /// Those of all members, not only of the node that is asked.
+    pub cluster: bool,
+}
+
+/// Cuts a text at a character's end, and takes the power from it: no control character reaches a terminal
+/// or begins a new line in a log.
+fn trim(text: &mut String, most: usize) {
+    if text.len() > most {
+        let mut end = most;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+    }
+    if text.contains(char::is_control) {
+        *text = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    }
+}
+
+/// The latest events of a node, in the order of their numbers, without gaps.
+///
+/// The one task that writes it publishes it by a watch. To follow it, remember [`Ring::newest`] and ask for
+/// what came [`Ring::after`] it whenever the watch has changed: who is slow misses what was pushed out.
+#[derive(Debug, Clone, Default)]
+pub struct Ring {
+    events: VecDeque<Arc<Event>>,
+    newest: u64,
+}
+
+impl Ring {
+    /// Takes an event in, as this node's next; returns it with its number.
+    pub fn push(&mut self, node: &str, mut event: Event) -> Arc<Event> {
+        event.seq = self.newest + 1;
+        node.clone_into(&mut event.node);
+        self.restore(event)
+    }
+
+    /// Takes in an event that already has its number, as it was read from the disk. Its number is not below
+    /// those before it.
+    pub fn restore(&mut self, mut event: Event) -> Arc<Event> {
+        for (text, most) in [
+            (&mut event.subject, MAX_WORD),
+            (&mut event.from, MAX_WORD),
+            (&mut event.to, MAX_WORD),
+            (&mut event.cause, MAX_CAUSE),
+        ] {
+            trim(text, most);
+        }
+        self.newest = self.newest.max(event.seq);
+        let event = Arc::new(event);
+        if self.events.len() >= KEPT {
+            self.events.pop_front();
+        }
+        self.events.push_back(event.clone());
+        event
+    }
+
+    /// Number of the newest event; 0: there is none.
+    pub fn newest(&self) -> u64 {
+        self.newest
+    }
+
+    /// Everything that is kept, oldest first.
+    pub fn all(&self) -> impl DoubleEndedIterator<Item = &Arc<Event>> + ExactSizeIterator {
+        self.events.iter()
+    }
+
+    /// What came after this number, oldest first. A number that was never given here is of an earlier life
+    /// of this node, whose state was lost: everything came after it.
+    pub fn after(&self, seq: u64) -> impl DoubleEndedIterator<Item = &Arc<Event>> {
+        let seq = if seq > self.newest { 0 } else { seq };
+        self.events.iter().filter(move |event| event.seq > seq)
+    }
+
+    /// What happened at this time or later, oldest first.
+    pub fn since(&self, time: UnixMs) -> impl DoubleEndedIterator<Item = &Arc<Event>> {
+        self.events.iter().filter(move |event| event.time_unix_ms >= time)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn event(n: u64) -> Event {
+        Event::new(Kind::Backend, UnixMs(n), "kube-api/m1", "down")
+    }
+
+    #[test]
+    fn names_and_ids_are_unique_and_stand_for_their_kind() {
+        let ids: BTreeSet<&str> = Kind::ALL.iter().map(|kind| kind.message_id()).collect();
+        assert_eq!(ids.len(), Kind::ALL.len());
+        for kind in Kind::ALL {
+            assert_eq!(Kind::from_name(kind.name()), *kind);
+            let id = kind.message_id();
+            assert!(id.len() == 32 && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)));
+        }
+        assert_eq!(Kind::from_name("of-next-year"), Kind::Other);
+    }
+
+    #[test]
+    fn the_ring_keeps_the_latest_and_numbers_go_on() {
+        let mut ring = Ring::default();
+        for n in 1..=KEPT as u64 + 10 {
+            assert_eq!(ring.push("w1", event(n)).seq, n);
+        }
+        assert_eq!(ring.all().len(), KEPT);
+        assert_eq!(ring.all().next().unwrap().seq, 11);
+        assert_eq!(ring.newest(), KEPT as u64 + 10);
+        let after: Vec<u64> = ring.after(ring.newest() - 2).map(|event| event.seq).collect();
+        assert_eq!(after, [KEPT as u64 + 9, KEPT as u64 + 10]);
+        assert_eq!(ring.after(ring.newest()).count(), 0);
+        assert_eq!(ring.after(u64::MAX).count(), KEPT, "a number of an earlier life");
+        assert_eq!(ring.since(UnixMs(KEPT as u64 + 10)).count(), 1);
+    }
+
+    #[test]
+    fn a_ring_goes_on_where_the_disk_ended() {
+        let mut ring = Ring::default();
+        ring.restore(Event { seq: 41, ..event(1) });
+        assert_eq!(ring.push("w1", event(2)).seq, 42);
+    }
+
+    #[test]
+    fn texts_are_cut_and_can_not_command_a_terminal() {
+        let mut ring = Ring::default();
+        let long = "ü".repeat(500);
+        let taken = ring.push("w1", event(1).cause(format!("\x1b[2J\n{long}")));
+        assert!(taken.cause.len() <= MAX_CAUSE && taken.cause.starts_with(" [2J ü"), "{}", taken.cause);
+    }
+
+    #[test]
+    fn sentences_say_what_is_known() {
+        let whole = event(10_000).since("ready", UnixMs(4_000)).cause("connection refused");
+        assert_eq!(whole.sentence(), "backend kube-api/m1: ready -> down after 6s: connection refused");
+        assert_eq!(event(1).sentence(), "backend kube-api/m1: down");
+        assert_eq!(event(1).since("ready", UnixMs(0)).duration_ms, None);
+    }
+
+    #[test]
+    fn hooks_get_keepalived_arguments_for_the_own_part_in_a_vip() {
+        let mut vip = Event::new(Kind::VipState, UnixMs(1), "10.0.0.9", "master");
+        vip.priority = Some(150);
+        assert_eq!(vip.keepalived().unwrap().join(" "), "INSTANCE 10.0.0.9 MASTER 150");
+        assert!(Event::new(Kind::VipOwner, UnixMs(1), "10.0.0.9", "m1").keepalived().is_none());
+    }
+}

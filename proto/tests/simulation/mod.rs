@@ -1,0 +1,111 @@
+//! One node that watches one master, in virtual time: pulses, connects, loss, delays, a cut. The tests of
+//! liveness count what it concludes, and the bench does the same at the intervals of large clusters.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::Duration;
+
+use proto::path::{Evidence, Path, Reach};
+use proto::pulse::{Hearing, Pulse};
+use proto::time::{Moment, UnixMs};
+
+/// SplitMix64: small, seeded, good enough to lose packets by.
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    }
+
+    fn percent(&mut self, chance: u64) -> bool {
+        self.next() % 100 < chance
+    }
+
+    fn between(&mut self, low: u64, high: u64) -> u64 {
+        low + self.next() % (high - low + 1)
+    }
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Answer(u64),
+    Connected(u64),
+    Unanswered,
+}
+
+/// What one pair concluded.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    /// How often it had doubts.
+    pub(crate) suspicions: u32,
+    /// When it said down, in milliseconds.
+    pub(crate) downs: Vec<u64>,
+}
+
+/// One pair for so long, pulsing at this interval, with this loss each way in percent and delays of 1 to
+/// 40 ms; from `cut` on nothing passes. Times in milliseconds.
+pub(crate) fn run(seed: u64, interval: Duration, loss: u64, length_ms: u64, cut: u64) -> Outcome {
+    let mut dice = Dice(seed);
+    let mut pulse = Pulse::new(Moment::ZERO, interval, dice.next());
+    let mut path = Path::new(UnixMs(0));
+    let mut events: BinaryHeap<Reverse<(u64, Event)>> = BinaryHeap::new();
+    let mut outcome = Outcome::default();
+    let mut hearing = Hearing::Unknown;
+    let mut before = Reach::Up;
+    let mut ms = 0;
+    while ms < length_ms {
+        let now = Moment::from_millis(ms);
+        let mut news = Vec::new();
+        while events.peek().is_some_and(|Reverse((due, _))| *due <= ms) {
+            let Some(Reverse((_, event))) = events.pop() else { break };
+            match event {
+                Event::Answer(number) => drop(pulse.answered(number, now)),
+                Event::Connected(took) => {
+                    news.push(Evidence::Connected { took: Duration::from_millis(took) });
+                }
+                Event::Unanswered => news.push(Evidence::Unanswered),
+            }
+        }
+        let mut passes = |ms: u64| ms < cut && !dice.percent(loss) && !dice.percent(loss);
+        if let Some(number) = pulse.poll(now)
+            && passes(ms)
+        {
+            let delay = dice.between(1, 40) + dice.between(1, 40);
+            events.push(Reverse((ms + delay, Event::Answer(number))));
+        }
+        let heard = pulse.hearing(now);
+        if heard != hearing {
+            hearing = heard;
+            news.push(Evidence::Hearing(heard));
+        }
+        for evidence in news {
+            path.observe(now, UnixMs(ms), evidence);
+        }
+        if path.next_probe().is_some_and(|at| at <= now) {
+            let timeout = u64::try_from(path.probe_timeout().as_millis()).unwrap_or(u64::MAX);
+            path.probe_started(now);
+            // A lost SYN or SYN-ACK is sent again only after a second: too late for this probe.
+            let mut passes = |ms: u64| ms < cut && !dice.percent(loss) && !dice.percent(loss);
+            if passes(ms) {
+                let took = dice.between(2, 80);
+                events.push(Reverse((ms + took, Event::Connected(took))));
+            } else {
+                events.push(Reverse((ms + timeout, Event::Unanswered)));
+            }
+        }
+        if path.reach() != before {
+            before = path.reach();
+            match before {
+                Reach::Suspect => outcome.suspicions += 1,
+                Reach::Down => outcome.downs.push(ms),
+                Reach::Up => {}
+            }
+        }
+        ms += 5;
+    }
+    outcome
+}

@@ -1,0 +1,429 @@
+//! `pulse`: what pulses cost a master, and how soon its silence is noticed, by the size of the cluster.
+//!
+//! One real agent beside a real listener is the master; all other members are a few lines here that hold
+//! keys of the cluster, seal as the link does and answer its challenges. They gossip nothing, so the cost is
+//! that of pulses alone. Detection is simulated with the code that decides it, and measured with ten agents.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use proto::cluster::{Admitted, ClusterId, Document, KeyId};
+use proto::link::{GossipKey, HEADER_LEN, Header, KeyRing, MAX_DATAGRAM, Payload};
+use proto::node::{Name, NodeId, PublicKey};
+use proto::time::UnixMs;
+use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use ring::hkdf::{HKDF_SHA256, KeyType, Salt};
+use ring::signature::{Ed25519KeyPair, KeyPair};
+use tests::lab::{Lab, Node};
+use tests::mesh::{Agent, GOSSIP, all_up, with_agents};
+
+use super::idle::{received, sent};
+use super::simulation;
+use super::usage::run_seconds;
+use super::{masters, option};
+
+/// Sizes of clusters.
+const SIZES: [usize; 4] = [10, 100, 1_000, 5_000];
+
+/// Seeds of each simulated number.
+const SEEDS: u64 = 200;
+
+/// The one gossip key, and what the real node's identity is made of.
+const SECRET: [u8; 32] = [7; 32];
+const SEED: [u8; 32] = [9; 32];
+
+/// `pulse [--seconds S] [--cuts N] [SIZE…]`; with `--cuts 0` without the ten agents.
+pub(crate) fn pulse(arguments: &[String]) -> Result<()> {
+    let mut arguments = arguments.to_vec();
+    let span = Duration::from_secs(option(&mut arguments, "--seconds", 10)?);
+    let cuts = option(&mut arguments, "--cuts", 5)?;
+    let sizes: Vec<usize> = match arguments.is_empty() {
+        true => SIZES.to_vec(),
+        false => arguments.iter().map(|size| size.parse()).collect::<Result<_, _>>()?,
+    };
+    println!("pulses on one master, over {} s for each size, idle CPU taken off:", span.as_secs());
+    println!("  nodes  every ms  pulses/s  answers/s  lost %  CPU % of a core  us each  kB/s in  kB/s out");
+    for size in &sizes {
+        println!("  {}", Cost::measure(*size, span)?.row(*size, span));
+    }
+    println!("\na master's power is cut, simulated, {SEEDS} seeds, until down: ms with 0 % and 10 % loss");
+    println!("each way; and downs an hour of one that is there, at 10 % and 20 %:");
+    println!("  nodes  every ms  median  max  median, 10 %  max, 10 %  false, 10 %  false, 20 %");
+    for size in &sizes {
+        println!("  {}", simulated(*size));
+    }
+    if cuts > 0 {
+        live(cuts)?;
+    }
+    Ok(())
+}
+
+/// Counts of one size.
+struct Cost {
+    pulses: u64,
+    answers: u64,
+    bytes_in: u64,
+    bytes_out: u64,
+    cpu: f64,
+    idle: f64,
+}
+
+impl Cost {
+    fn measure(size: usize, span: Duration) -> Result<Cost> {
+        let mut measured = Err(anyhow!("nothing was measured"));
+        with_agents(Lab::bridge(2), |lab, agents| {
+            let _master = lab.nginx_master(0)?;
+            let agent = &mut agents[0];
+            let members = members(size)?;
+            write_state(agent.state(), lab.node(0), &members)?;
+            agent.options = vec!["--log-level".to_owned(), "warn".to_owned()];
+            agent.run()?;
+            agent.wait_until_asked()?;
+            let pid = agent.process()?.pid();
+            let mut senders = Senders::new(lab.node(1), lab.node(0), &members)?;
+            senders.prove_all()?;
+            // Until it has checked its listener and said so, an answer carries less.
+            std::thread::sleep(Duration::from_secs(2));
+            let began = run_seconds(pid)?;
+            std::thread::sleep(span);
+            let idle = run_seconds(pid)? - began;
+            senders.run(Duration::from_secs(1))?;
+            senders.forget();
+            let began = run_seconds(pid)?;
+            senders.run(span)?;
+            let cpu = run_seconds(pid)? - began;
+            let Senders { pulses, answers, bytes_in, bytes_out, .. } = senders;
+            measured = Ok(Cost { pulses, answers, bytes_in, bytes_out, cpu, idle });
+            Ok(())
+        })?;
+        measured
+    }
+
+    fn row(&self, size: usize, span: Duration) -> String {
+        let seconds = span.as_secs_f64();
+        let rate = |count: u64| count as f64 / seconds;
+        let cpu = (self.cpu - self.idle).max(0.0);
+        format!(
+            "{size:>5}  {:>8}  {:>8.0}  {:>9.0}  {:>6.1}  {:>15.1}  {:>7.1}  {:>7.1}  {:>8.1}",
+            proto::pulse::interval(size).as_millis(),
+            rate(self.pulses),
+            rate(self.answers),
+            100.0 - 100.0 * self.answers as f64 / self.pulses.max(1) as f64,
+            cpu / seconds * 100.0,
+            cpu * 1e6 / self.pulses.max(1) as f64,
+            rate(self.bytes_in) / 1e3,
+            rate(self.bytes_out) / 1e3,
+        )
+    }
+}
+
+/// The members: the real node first, then those that are made up.
+fn members(size: usize) -> Result<Vec<Admitted>> {
+    let pair = Ed25519KeyPair::from_seed_unchecked(&SEED).map_err(|_| anyhow!("a key from a seed"))?;
+    let mut keys = vec![PublicKey(pair.public_key().as_ref().try_into()?)];
+    for i in 1..size {
+        let mut key = [1; 32];
+        key[..8].copy_from_slice(&u64::try_from(i)?.to_be_bytes());
+        keys.push(PublicKey(key));
+    }
+    let by = keys[0].id();
+    let admitted = |(i, key)| Admitted { at: UnixMs(1), name: Name::nearest(&format!("m{i}")), key, by };
+    Ok(keys.into_iter().enumerate().map(admitted).collect())
+}
+
+/// The state directory of a member that has been there for long.
+fn write_state(dir: &Path, node: &Node, members: &[Admitted]) -> Result<()> {
+    let key = KeyId::of_key(&SECRET);
+    let first = members.first().context("no members")?;
+    let id = ClusterId::from_random([3; 16]);
+    let mut document = Document::new(id, Name::nearest("bench"), first.clone(), key);
+    for member in members {
+        document.admit(member.clone());
+    }
+    let mut keys = KeyRing::default();
+    keys.add(GossipKey { epoch: 1, id: key, secret: SECRET, until: None });
+    let own = serde_json::json!({
+        "name": first.name, "address": node.mesh_ip(), "interface": node.interface,
+        "pinned": false, "port": proto::link::PORT,
+    });
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let files = BTreeMap::from([
+        ("identity", serde_json::json!({ "seed": hex(&SEED) })),
+        ("node", own),
+        ("cluster", serde_json::to_value(&document)?),
+        ("keys", serde_json::to_value(&keys)?),
+    ]);
+    std::fs::create_dir_all(dir)?;
+    for (name, value) in files {
+        let body = format!("{value}\n");
+        let sum = hex(ring::digest::digest(&ring::digest::SHA256, body.as_bytes()).as_ref());
+        std::fs::write(dir.join(name), format!("agent-state 1 {sum}\n{body}"))?;
+    }
+    Ok(())
+}
+
+/// The seal of one sender, as the link has it: written again from its description.
+fn seal_of(sender: &NodeId, boot: u64) -> Result<LessSafeKey> {
+    struct Length;
+    impl KeyType for Length {
+        fn len(&self) -> usize {
+            32
+        }
+    }
+    let boot = boot.to_be_bytes();
+    let info = [sender.0.as_slice(), boot.as_slice()];
+    let mut key = [0; 32];
+    let salt = Salt::new(HKDF_SHA256, b"agent link 1");
+    let derived =
+        salt.extract(&SECRET).expand(&info, Length).and_then(|okm| okm.fill(&mut key).map(|()| key));
+    let key = derived.and_then(|key| UnboundKey::new(&CHACHA20_POLY1305, &key));
+    key.map(LessSafeKey::new).map_err(|_| anyhow!("a key can't be derived"))
+}
+
+struct Sender {
+    id: NodeId,
+    boot: u64,
+    sequence: u64,
+    seal: LessSafeKey,
+}
+
+/// All the others, behind one socket.
+struct Senders {
+    socket: UdpSocket,
+    to: SocketAddr,
+    nodes: Vec<Sender>,
+    /// Opens what the master of this boot has sealed.
+    master: Option<(u64, LessSafeKey)>,
+    interval: Duration,
+    number: u64,
+    pulses: u64,
+    answers: u64,
+    bytes_in: u64,
+    bytes_out: u64,
+}
+
+impl Senders {
+    fn new(from: &Node, to: &Node, members: &[Admitted]) -> Result<Senders> {
+        let bind = SocketAddr::new(from.mesh_ip(), proto::link::PORT);
+        let socket = from.inside(|| Ok(UdpSocket::bind(bind)?))?;
+        // Best effort: a second of answers.
+        let _ = socket2::SockRef::from(&socket).set_recv_buffer_size(4 << 20);
+        let of = |(member, boot): (&Admitted, u64)| -> Result<Sender> {
+            let id = member.key.id();
+            Ok(Sender { id, boot, sequence: 0, seal: seal_of(&id, boot)? })
+        };
+        let nodes = members.iter().skip(1).zip(1_000..).map(of).collect::<Result<_>>()?;
+        Ok(Senders {
+            socket,
+            to: SocketAddr::new(to.mesh_ip(), proto::link::PORT),
+            nodes,
+            master: None,
+            interval: proto::pulse::interval(members.len()),
+            number: 0,
+            pulses: 0,
+            answers: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+        })
+    }
+
+    fn send(&mut self, sender: usize, payload: &Payload<'_>) -> Result<()> {
+        let node = self.nodes.get_mut(sender).context("no such sender")?;
+        node.sequence += 1;
+        let key = KeyId::of_key(&SECRET);
+        let header = Header { key, sender: node.id, boot: node.boot, sequence: node.sequence };
+        let (head, mut body) = (header.to_bytes(), payload.to_bytes());
+        let nonce = Nonce::assume_unique_for_key(header.nonce());
+        node.seal
+            .seal_in_place_append_tag(nonce, Aad::from(head), &mut body)
+            .map_err(|_| anyhow!("it can't be sealed"))?;
+        let datagram = [head.as_slice(), &body].concat();
+        // What does not fit into the socket is lost, as anywhere.
+        let _ = self.socket.send_to(&datagram, self.to);
+        self.bytes_in += datagram.len() as u64;
+        Ok(())
+    }
+
+    /// The next datagram of the master, opened; none when there is none now, or it is not one.
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<Option<(usize, Vec<u8>)>> {
+        let Ok((length, _)) = self.socket.recv_from(buffer) else { return Ok(None) };
+        let datagram = &buffer[..length];
+        let (header, body) = Header::parse(datagram).context("a datagram of nobody")?;
+        if self.master.as_ref().is_none_or(|(boot, _)| *boot != header.boot) {
+            self.master = Some((header.boot, seal_of(&header.sender, header.boot)?));
+        }
+        let (_, seal) = self.master.as_ref().context("no key")?;
+        let nonce = Nonce::assume_unique_for_key(header.nonce());
+        let mut body = body.to_vec();
+        let head = Aad::from(<[u8; HEADER_LEN]>::try_from(&datagram[..HEADER_LEN])?);
+        let plain = seal.open_in_place(nonce, head, &mut body).map_err(|_| anyhow!("it does not open"))?;
+        Ok(Some((length, plain.to_vec())))
+    }
+
+    /// Each sender pulses until it is challenged, and repeats the number. One after the other: a challenge
+    /// does not say to whom.
+    fn prove_all(&mut self) -> Result<()> {
+        self.socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        let mut buffer = [0; MAX_DATAGRAM];
+        let began = Instant::now();
+        for sender in 0..self.nodes.len() {
+            let number = 'asked: loop {
+                ensure!(began.elapsed() < GOSSIP, "sender {sender} was not challenged");
+                self.send(sender, &Payload::Pulse(1))?;
+                while let Some((_, plain)) = self.receive(&mut buffer)? {
+                    if let Some(Payload::Challenge(number)) = Payload::parse(&plain) {
+                        break 'asked number;
+                    }
+                }
+            };
+            self.send(sender, &Payload::Echo(number))?;
+        }
+        self.socket.set_nonblocking(true)?;
+        Ok(())
+    }
+
+    fn forget(&mut self) {
+        (self.pulses, self.answers, self.bytes_in, self.bytes_out) = (0, 0, 0, 0);
+    }
+
+    /// Pulses from all, evenly spread, for so long.
+    fn run(&mut self, span: Duration) -> Result<()> {
+        let mut buffer = [0; MAX_DATAGRAM];
+        let began = Instant::now();
+        let gap = self.interval.div_f64(self.nodes.len() as f64);
+        let mut sent: u32 = 0;
+        // A little longer, for the last answers.
+        while began.elapsed() < span + Duration::from_millis(50) {
+            while gap * sent < began.elapsed().min(span) {
+                self.number += 1;
+                let sender = usize::try_from(sent)? % self.nodes.len();
+                self.send(sender, &Payload::Pulse(self.number))?;
+                self.pulses += 1;
+                sent += 1;
+            }
+            while let Some((length, plain)) = self.receive(&mut buffer)? {
+                if let Some(Payload::Answer(1.., _)) = Payload::parse(&plain) {
+                    self.answers += 1;
+                    self.bytes_out += length as u64;
+                }
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+}
+
+/// A row of what the code that decides would decide.
+fn simulated(size: usize) -> String {
+    let interval = proto::pulse::interval(size);
+    let took = |loss: u64| -> Vec<u64> {
+        let one = |seed: u64| {
+            // Not always at the same moment between two pulses.
+            let cut = 20_000 + seed * 37 % 1_000;
+            let down = simulation::run(seed, interval, loss, 40_000, cut).downs;
+            down.into_iter().find(|ms| *ms >= cut).map_or(u64::MAX, |ms| ms - cut)
+        };
+        let mut times: Vec<u64> = (0..SEEDS).map(one).collect();
+        times.sort_unstable();
+        times
+    };
+    let falsely = |loss: u64| -> f64 {
+        let downs = |seed| simulation::run(seed, interval, loss, 600_000, u64::MAX).downs.len();
+        (0..SEEDS).map(downs).sum::<usize>() as f64 / (SEEDS as f64 / 6.0)
+    };
+    let (clean, lossy) = (took(0), took(10));
+    let middle = |times: &[u64]| times[times.len() / 2];
+    let last = |times: &[u64]| times[times.len() - 1];
+    format!(
+        "{size:>5}  {:>8}  {:>6}  {:>3}  {:>12}  {:>9}  {:>11.3}  {:>11.3}",
+        interval.as_millis(),
+        middle(&clean),
+        last(&clean),
+        middle(&lossy),
+        last(&lossy),
+        falsely(10),
+        falsely(20)
+    )
+}
+
+/// Ten agents, three of them masters: what they send and take, and when each says that a master whose power
+/// was cut is down.
+fn live(cuts: u64) -> Result<()> {
+    const SPAN: Duration = Duration::from_secs(30);
+    with_agents(Lab::bridge(10), |lab, agents| {
+        let _masters = masters(lab)?;
+        let (first, others) = agents.split_first_mut().context("no agents")?;
+        let invite = first.init_with(&["--iface", first.node().interface])?;
+        for other in others.iter_mut() {
+            other.join(&invite)?;
+        }
+        all_up(agents)?;
+        for agent in agents.iter() {
+            agent.wait_for_backend("n2", &["ready"], GOSSIP)?;
+        }
+        std::thread::sleep(Duration::from_secs(10));
+        println!(
+            "\nten agents, three masters, over {} s; bytes are payload of UDP, gossip included:",
+            SPAN.as_secs()
+        );
+        println!("  node  kB/s out  kB/s in  CPU % of a core");
+        let mut before = Vec::new();
+        for agent in agents.iter_mut() {
+            let pid = agent.process()?.pid();
+            before.push((pid, sent(agent)?, received(agent)?, run_seconds(pid)?));
+        }
+        std::thread::sleep(SPAN);
+        let (seconds, mut all) = (SPAN.as_secs_f64(), 0.0);
+        for (agent, (pid, out, into, cpu)) in agents.iter().zip(before) {
+            let cpu = (run_seconds(pid)? - cpu) / seconds * 100.0;
+            let rate = |now: u64, before: u64| (now - before) as f64 / seconds / 1e3;
+            let (out, into) = (rate(sent(agent)?, out), rate(received(agent)?, into));
+            all += out;
+            println!("  {:<4}  {out:>8.2}  {into:>7.2}  {cpu:>15.2}", agent.name());
+        }
+        println!("  mean  {:>8.2}", all / agents.len() as f64);
+        let mut times = Vec::new();
+        for _ in 0..cuts {
+            times.extend(cut(lab, agents)?);
+        }
+        times.sort_unstable();
+        let last = times.last().context("no agent said down")?;
+        println!(
+            "\n{cuts} power cuts of a master, until each of nine agents said down: min {} median {} max {last} ms",
+            times[0],
+            times[times.len() / 2]
+        );
+        Ok(())
+    })
+}
+
+/// One power cut: after how many milliseconds each other agent said down.
+fn cut(lab: &Lab, agents: &[Agent<'_>]) -> Result<Vec<u64>> {
+    const VICTIM: usize = 2;
+    let others: Vec<&Agent<'_>> =
+        agents.iter().enumerate().filter(|(i, _)| *i != VICTIM).map(|(_, agent)| agent).collect();
+    lab.node(VICTIM).power_cut()?;
+    let began = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?;
+    for agent in &others {
+        agent.wait_for_backend("n2", &["down"], GOSSIP)?;
+    }
+    let mut times = Vec::new();
+    for agent in &others {
+        let events = agent.cli(&["events", "--json"])?.ok()?;
+        let said = |line: &str| -> Option<u64> {
+            let event: serde_json::Value = serde_json::from_str(line).ok()?;
+            let is = event["subject"] == "kube-api/n2" && event["to"] == "down";
+            event["time_unix_ms"].as_u64().filter(|at| is && *at >= began)
+        };
+        let at = events.lines().find_map(said).with_context(|| format!("{} tells no event", agent.name()))?;
+        times.push(at - began);
+    }
+    lab.node(VICTIM).power_on()?;
+    for agent in &others {
+        agent.wait_for_backend("n2", &["ready"], GOSSIP)?;
+    }
+    Ok(times)
+}

@@ -1,0 +1,41 @@
+//! An address that moves between nodes: who answers for it, what a client notices, and who else can do it.
+//!
+//! ```text
+//!   n0 n1 n2   candidates, each with an nginx as its apiserver      n4   the client: [`Prober`]
+//!   n3         a worker: an agent that owns nothing                 n5   a stranger, silent until it is not
+//! ```
+//!
+//! [`Scenario`] is what happens to the owner, [`Stage`] makes it happen and sums up what the client saw;
+//! [`Contender`] is who keeps the address: [`Agents`], or [`Keepalived`] as its users configure it.
+
+mod contender;
+mod keepalived;
+mod packet;
+mod prober;
+mod scenario;
+
+use std::net::Ipv4Addr;
+
+pub use contender::{Agents, Contender, Vip, vip};
+pub use keepalived::{Keepalived, Version};
+pub use packet::{Arp, Frame, Link, Mac, Says, Tap};
+pub use prober::{EVERY, Prober, Record, Sample};
+pub use scenario::{Outcome, Row, Scenario, Stage};
+
+/// The address that is fought for.
+pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 91, 0, 250);
+
+/// Nodes that a stage needs.
+pub const NODES: usize = 6;
+
+/// Those that can own the address.
+pub const CANDIDATES: usize = 3;
+
+/// The worker.
+pub const WORKER: usize = 3;
+
+/// The client.
+pub const CLIENT: usize = 4;
+
+/// The stranger.
+pub const STRANGER: usize = 5;

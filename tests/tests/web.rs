@@ -1,0 +1,558 @@
+//! The status page in a real browser, the metrics in a real Prometheus, and what they may cost and show.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tests::browser::Browser;
+use tests::lab::{Lab, Master, Node};
+use tests::mesh::{Agent, GOSSIP, LISTENER, form, with_agents};
+use tests::peers::require;
+use tests::wait::eventually;
+
+/// The page, on every node.
+const PAGE: &str = "http://127.0.0.1:1936";
+
+/// The lists of things that a page has to keep and does not.
+const AUDIT: &str = include_str!("web.js");
+
+/// How a backend stands on the page.
+const STATE: &str = "(name => [...document.querySelectorAll('#service-kube-api tbody tr')]\
+                     .find(row => row.querySelector('th').textContent === name)?.querySelector('.s').textContent)";
+
+/// Three masters and a worker, whose proxy knows all of them.
+fn cluster(test: impl FnOnce(&Lab, &mut [Agent<'_>], Vec<Master>) -> Result<()>) -> Result<()> {
+    with_agents(Lab::wireguard(4), |lab, agents| {
+        let masters = (0..3).map(|i| lab.nginx_master(i)).collect::<Result<Vec<_>>>()?;
+        form(agents)?;
+        for master in ["n0", "n1", "n2"] {
+            agents[3].wait_for_backend(master, &["ready"], GOSSIP)?;
+        }
+        test(lab, agents, masters)
+    })
+}
+
+fn now_ms() -> Result<f64> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64() * 1e3)
+}
+
+/// What a node's page says at a path, with its head.
+fn get(node: &Node, path: &str, more: &[&str]) -> Result<(u16, String, String)> {
+    let url = format!("{PAGE}{path}");
+    let command = [&["curl", "-sS", "-m", "5", "-i", &url], more].concat();
+    let answer = node.exec(&command)?.ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no head: {answer}"))?;
+    let status = head.split(' ').nth(1).context("no status")?.parse()?;
+    Ok((status, head.to_owned(), body.to_owned()))
+}
+
+#[test]
+fn the_page_is_for_everyone_and_changes_within_a_second_of_a_masters_death() -> Result<()> {
+    require(&[("chromium", "chromium")])?;
+    cluster(|lab, agents, _masters| {
+        let worker = agents[3].node();
+        let mut browser = Browser::start(worker)?;
+        for (width, height) in [(1440, 900), (360, 740)] {
+            for theme in ["light", "dark"] {
+                browser.look(width, height, theme)?;
+                browser.open(PAGE)?;
+                looks_right(&mut browser, &format!("{width} {theme}"))?;
+            }
+        }
+        // Without scripts it is the same page, and says how to see news.
+        browser.scripts(false)?;
+        browser.open(PAGE)?;
+        browser.scripts(true)?;
+        let text = browser.eval("document.body.innerText")?;
+        let text = text.as_str().context("no text")?;
+        ensure!(text.contains("3 of 3 masters serve") && text.contains("reload for news"), "{text}");
+
+        browser.look(1440, 900, "light")?;
+        browser.open(PAGE)?;
+        eventually("the page is live", Duration::from_secs(5), || {
+            let live = browser.eval("document.getElementById('live').className")?;
+            ensure!(live == "good", "{live}");
+            Ok(())
+        })?;
+        browser.eval(
+            "window.kept = document.querySelector('#members'); document.querySelector('.wide').focus(); 0",
+        )?;
+        browser.eval(&format!(
+            "window.seen = new Promise(done => {{ const look = () => {STATE}('n1') !== 'ready' && done(Date.now()); \
+             new MutationObserver(look).observe(document.body, {{subtree: true, childList: true, \
+             characterData: true}}); look(); }}); 0"
+        ))?;
+        let cut = now_ms()?;
+        lab.node(1).power_cut()?;
+        let seen = browser.eval("window.seen")?.as_f64().context("no time")?;
+        println!("the page told of the death after {:.0} ms", seen - cut);
+        ensure!(seen - cut < 1000.0, "the page told of it only after {:.0} ms", seen - cut);
+        eventually("the verdict names who is missing", Duration::from_secs(10), || {
+            let verdict = browser.eval("document.getElementById('verdict').innerText")?;
+            let words = verdict.as_str().context("no text")?;
+            ensure!(words.contains("2 of 3 masters serve") && words.contains("n1 down"), "{words}");
+            Ok(())
+        })?;
+        let spoken = browser.eval("document.querySelector('[role=status]').textContent")?;
+        ensure!(spoken == "degraded: 2 of 3 masters serve; n1 down", "{spoken}");
+        let kept = browser
+            .eval("window.kept.isConnected && document.activeElement === document.querySelector('.wide')")?;
+        ensure!(kept == true, "what has focus was put in anew");
+        for (width, theme) in [(1440, "light"), (360, "dark")] {
+            browser.look(width, 900, theme)?;
+            looks_right(&mut browser, &format!("{width} {theme} degraded"))?;
+        }
+        // When the agent is gone, the page says so itself.
+        agents[3].kill()?;
+        eventually("the page says that it is not live", Duration::from_secs(10), || {
+            let live = browser.eval("document.getElementById('live').textContent")?;
+            ensure!(live.as_str().is_some_and(|text| text.starts_with("not live")), "{live}");
+            Ok(())
+        })?;
+        Ok(())
+    })
+}
+
+/// Nothing is wrong with the page as it is shown now. Pictures go where TEST_PICTURES says.
+fn looks_right(browser: &mut Browser, what: &str) -> Result<()> {
+    let wrong = browser.eval(AUDIT)?;
+    ensure!(wrong == serde_json::json!([]), "{what}: {wrong:#}");
+    let errors = browser.errors()?;
+    ensure!(errors.is_empty(), "{what}: {errors:#?}");
+    if let Some(dir) = std::env::var_os("TEST_PICTURES") {
+        browser.picture(&Path::new(&dir).join(format!("{}.png", what.replace(' ', "-"))))?;
+    }
+    Ok(())
+}
+
+/// A value of a metric with these labels.
+fn metric(text: &str, name: &str, labels: &str) -> Result<f64> {
+    let start = format!("{name}{{{labels}}} ");
+    let line = text.lines().find_map(|line| line.strip_prefix(&start));
+    Ok(line.with_context(|| format!("no {start}in {text}"))?.parse()?)
+}
+
+/// The rows of haproxy's CSV by server, their columns by name.
+fn rows(csv: &str) -> Result<BTreeMap<String, BTreeMap<String, String>>> {
+    let mut lines = csv.lines();
+    let head: Vec<&str> = lines.next().context("no header")?.trim_start_matches("# ").split(',').collect();
+    let row = |line: &str| -> BTreeMap<String, String> {
+        head.iter().zip(line.split(',')).map(|(name, value)| ((*name).to_owned(), value.to_owned())).collect()
+    };
+    lines.map(row).map(|row| Ok((row.get("svname").context("no name")?.clone(), row))).collect()
+}
+
+/// Page, CSV, metrics and status, all of the same look.
+fn one_look(node: &Node) -> Result<[String; 4]> {
+    let (looks, _) = eventually("four answers of one look", Duration::from_secs(20), || {
+        let urls = ["/", "/stats;csv", "/metrics", "/api/v1/status"];
+        let mut command = vec!["curl".to_owned(), "-sS".to_owned(), "-i".to_owned()];
+        command.extend(urls.iter().map(|path| format!("{PAGE}{path}")));
+        let command: Vec<&str> = command.iter().map(String::as_str).collect();
+        let answer = node.exec(&command)?.ok()?;
+        let parts: Vec<&str> = answer.split("HTTP/1.1 200 OK\r\n").skip(1).collect();
+        let mut found = Vec::new();
+        for part in parts {
+            let (head, body) = part.split_once("\r\n\r\n").context("no head")?;
+            let number = head.lines().find(|line| line.starts_with("x-snapshot")).context("no number")?;
+            found.push((number.to_owned(), body.to_owned()));
+        }
+        ensure!(found.len() == 4 && found.iter().all(|one| one.0 == found[0].0), "of different looks");
+        let bodies: Vec<String> = found.into_iter().map(|one| one.1).collect();
+        bodies.try_into().map_err(|_| anyhow::anyhow!("not four"))
+    })?;
+    Ok(looks)
+}
+
+#[test]
+fn page_csv_metrics_and_status_agree_under_load() -> Result<()> {
+    cluster(|_, agents, _masters| {
+        let worker = agents[3].node();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        let _ = agents[3].who_serves();
+                    }
+                });
+            }
+            let compared = (0..10).try_for_each(|_| compare(worker));
+            done.store(true, Ordering::Relaxed);
+            compared
+        })
+    })
+}
+
+fn compare(worker: &Node) -> Result<()> {
+    let [page, csv, metrics, status] = one_look(worker)?;
+    let status: Value = serde_json::from_str(&status)?;
+    let rows = rows(&csv)?;
+    let service = &status["services"][0];
+    for backend in service["backends"].as_array().context("no backends")? {
+        let name = backend["node"].as_str().context("no name")?;
+        let row = rows.get(name).with_context(|| format!("no {name} in {csv}"))?;
+        let labels = format!("service=\"kube-api\",backend=\"{name}\"");
+        let counted = &backend["counted"];
+        for (column, label, metric_name, value) in [
+            ("stot", "total", "agent_backend_connections_total", &backend["total"]),
+            ("scur", "now", "agent_backend_connections", &backend["connections"]),
+            ("smax", "most", "agent_backend_connections_max", &counted["most"]),
+            ("wretr", "races", "agent_backend_races_total", &counted["races"]),
+            ("wredis", "replays", "agent_backend_replays_total", &counted["replays"]),
+            ("bin", "", "agent_backend_received_bytes_total", &counted["bytes_in"]),
+            ("bout", "", "agent_backend_sent_bytes_total", &counted["bytes_out"]),
+        ] {
+            let said = value.as_u64().with_context(|| format!("{metric_name} of {backend}"))?;
+            ensure!(row.get(column) == Some(&said.to_string()), "{name} {column}: {said}, in {csv}");
+            let measured = metric(&metrics, metric_name, &labels)?;
+            ensure!(measured == said as f64, "{name} {metric_name}: {measured}, {said}");
+            let shown = page.split("<th role=\"rowheader\" scope=\"row\">").find(|row| row.starts_with(name));
+            let cell = format!("data-l=\"{label}\" class=\"n\">{said}<");
+            ensure!(
+                label.is_empty() || shown.is_some_and(|row| row.contains(&cell)),
+                "{name}: no {cell} in {shown:?}"
+            );
+        }
+    }
+    let total = service["counted"]["total"].as_u64().context("no total")?;
+    ensure!(rows["FRONTEND"]["stot"] == total.to_string(), "{csv}");
+    ensure!(metric(&metrics, "agent_service_connections_total", "service=\"kube-api\"")? == total as f64);
+    Ok(())
+}
+
+/// The time of a connection through the proxy, the worst of many.
+fn slowest(agent: &Agent<'_>, count: usize) -> Result<Duration> {
+    let times = (0..count).map(|_| {
+        let began = Instant::now();
+        agent.node().inside(|| Ok(TcpStream::connect(LISTENER)?))?;
+        Ok(began.elapsed())
+    });
+    Ok(times.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or_default())
+}
+
+/// Memory that a process holds, in kB.
+fn resident(pid: u32) -> Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+#[test]
+fn a_hundred_collectors_and_readers_that_do_not_read_change_nothing() -> Result<()> {
+    cluster(|_, agents, _masters| {
+        let pid = agents[3].process()?.pid();
+        let agent = &agents[3];
+        agent.who_serves()?;
+        let (before, alone) = (resident(pid)?, slowest(agent, 50)?);
+        let connect = || agent.node().inside(|| Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, 1936))?));
+        // Twenty ask for the page again and again and read nothing; the rest collect as fast as they can.
+        let mut deaf = (0..20).map(|_| connect()).collect::<Result<Vec<_>>>()?;
+        for one in &mut deaf {
+            one.set_write_timeout(Some(Duration::from_millis(100)))?;
+            for _ in 0..200 {
+                if one.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").is_err() {
+                    break;
+                }
+            }
+        }
+        let until = Instant::now() + Duration::from_secs(5);
+        let (times, busy, peak) = std::thread::scope(|scope| {
+            let collectors: Vec<_> = (0..100).map(|_| scope.spawn(|| collect(connect()?, until))).collect();
+            let busy = slowest(agent, 200);
+            let peak = resident(pid);
+            let times: Result<Vec<Vec<Duration>>> =
+                collectors.into_iter().map(|one| one.join().map_err(|_| anyhow::anyhow!("panic"))?).collect();
+            (times, busy, peak)
+        });
+        let mut times: Vec<Duration> = times?.into_iter().flatten().collect();
+        times.sort_unstable();
+        let at = |share: usize| times.get(times.len() * share / 100).copied().unwrap_or_default();
+        let (busy, peak) = (busy?, peak?);
+        println!(
+            "{} answers, half within {:?}, 99 of 100 within {:?}; the proxy's slowest connect {alone:?} alone, \
+             {busy:?} then; {before} kB before, {peak} kB then",
+            times.len(),
+            at(50),
+            at(99)
+        );
+        ensure!(times.len() > 500, "only {} answers", times.len());
+        ensure!(busy < Duration::from_millis(100), "a connect took {busy:?}");
+        ensure!(peak < before + 8 * 1024, "{before} kB grew to {peak} kB");
+        // Who does not read is left; the rest goes on.
+        let held = || -> Result<usize> {
+            let list = ["ss", "-Htn", "state", "established", "sport", "=", ":1936"];
+            Ok(agent.node().exec(&list)?.ok()?.lines().count())
+        };
+        eventually("they are left", Duration::from_secs(30), || {
+            let held = held()?;
+            ensure!(held == 0, "{held} are held");
+            Ok(())
+        })?;
+        agent.who_serves()?;
+        Ok(())
+    })
+}
+
+/// Asks for metrics on one connection until it is time; how long each answer took.
+fn collect(mut stream: TcpStream, until: Instant) -> Result<Vec<Duration>> {
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut times = Vec::new();
+    let mut buffer = vec![0; 1 << 16];
+    while Instant::now() < until {
+        let began = Instant::now();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n")?;
+        let mut answer = Vec::new();
+        let whole = |answer: &[u8]| {
+            let text = String::from_utf8_lossy(answer);
+            let (head, body) = text.split_once("\r\n\r\n")?;
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "))?;
+            Some(body.len() >= length.parse::<usize>().ok()?)
+        };
+        while whole(&answer) != Some(true) {
+            let n = stream.read(&mut buffer)?;
+            ensure!(n > 0, "closed");
+            answer.extend_from_slice(&buffer[..n]);
+        }
+        times.push(began.elapsed());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(times)
+}
+
+/// Where the repository begins.
+fn root() -> Result<&'static Path> {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the root of the repository")
+}
+
+/// Runs a program on this machine to its end; what it says, when it is content.
+fn run(program: &str, args: &[&str], dir: &Path) -> Result<String> {
+    let output = std::process::Command::new(program).args(args).current_dir(dir).output()?;
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{program} {args:?}: {said}");
+    Ok(said)
+}
+
+#[test]
+fn promtool_finds_nothing_wrong_with_the_rules_and_their_tests_hold() -> Result<()> {
+    require(&[("promtool", "prometheus")])?;
+    let dir = root()?.join("deploy/prometheus");
+    run("promtool", &["check", "rules", "rules.yml"], &dir)?;
+    run("promtool", &["test", "rules", "rules_test.yml"], &dir)?;
+    let (rules, tests) = (
+        std::fs::read_to_string(dir.join("rules.yml"))?,
+        std::fs::read_to_string(dir.join("rules_test.yml"))?,
+    );
+    let alerts = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));
+    for alert in alerts {
+        let asked = tests.matches(&format!("alertname: {alert}\n        exp_alerts")).count();
+        ensure!(asked > 0, "no test makes {alert} go off");
+    }
+    Ok(())
+}
+
+/// Every text under this key, wherever it stands.
+fn texts<'a>(value: &'a Value, key: &str, found: &mut Vec<&'a str>) {
+    match value {
+        Value::Object(map) => {
+            found.extend(map.get(key).and_then(Value::as_str));
+            map.values().for_each(|value| texts(value, key, found));
+        }
+        Value::Array(list) => list.iter().for_each(|value| texts(value, key, found)),
+        _ => {}
+    }
+}
+
+/// The names of metrics in an expression.
+fn names(expression: &str) -> Vec<&str> {
+    let words = expression.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    words.filter(|word| word.starts_with("agent_")).collect()
+}
+
+#[test]
+fn a_real_prometheus_answers_every_query_of_the_dashboard() -> Result<()> {
+    require(&[("prometheus", "prometheus"), ("promtool", "prometheus")])?;
+    cluster(|_, agents, _masters| {
+        let worker = agents[3].node();
+        let dir = worker.dir();
+        for _ in 0..20 {
+            agents[3].who_serves()?;
+        }
+        let (_, _, metrics) = get(worker, "/metrics", &[])?;
+        let file = dir.join("metrics");
+        std::fs::write(&file, &metrics)?;
+        let said = run("sh", &["-c", "promtool check metrics < metrics"], dir)?;
+        ensure!(said.trim().is_empty(), "promtool: {said}");
+
+        let config = format!(
+            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: [{}]\nscrape_configs:\n- \
+             job_name: agent\n  static_configs: [{{targets: ['127.0.0.1:1936']}}]\n",
+            root()?.join("deploy/prometheus/rules.yml").display()
+        );
+        std::fs::write(dir.join("prometheus.yml"), config)?;
+        let flags = [
+            "prometheus",
+            "--config.file=prometheus.yml",
+            "--storage.tsdb.path=tsdb",
+            "--web.listen-address=127.0.0.1:9090",
+        ];
+        let _prometheus = worker.spawn("prometheus", &flags)?;
+        let query = |expression: &str| -> Result<Value> {
+            let query = format!("query={expression}");
+            let url = "http://127.0.0.1:9090/api/v1/query";
+            let answer = worker.exec(&["curl", "-sS", "-m", "5", "--data-urlencode", &query, url])?.ok()?;
+            let answer: Value = serde_json::from_str(&answer)?;
+            ensure!(answer["status"] == "success", "{expression}: {answer}");
+            Ok(answer["data"]["result"].clone())
+        };
+        eventually("Prometheus has collected for a while", Duration::from_secs(60), || {
+            agents[3].who_serves()?;
+            let count = query("count_over_time(agent_build_info[1m])")?;
+            let count = count[0]["value"][1].as_str().context("nothing yet")?.parse::<u32>()?;
+            ensure!(count >= 6, "{count} times");
+            Ok(())
+        })?;
+        let up = query("up")?;
+        ensure!(up[0]["value"][1] == "1", "{up}");
+
+        let text = std::fs::read_to_string(root()?.join("deploy/grafana/agent.json"))?;
+        let dashboard: Value = serde_json::from_str(&text)?;
+        let (mut queries, mut empty) = (Vec::new(), Vec::new());
+        texts(&dashboard, "expr", &mut queries);
+        ensure!(queries.len() > 20, "{queries:?}");
+        for one in &queries {
+            let expression = one.replace("$instance", ".*").replace("$__rate_interval", "5s");
+            let answer = query(&expression)?;
+            // There is no virtual IP here.
+            if answer == serde_json::json!([]) && !one.contains("agent_vip_") {
+                empty.push(*one);
+            }
+        }
+        ensure!(empty.is_empty(), "nothing answers {empty:#?}");
+        // The rules ask for nothing that is not there.
+        let rules = std::fs::read_to_string(root()?.join("deploy/prometheus/rules.yml"))?;
+        let asked = rules.lines().filter(|line| line.contains("expr:")).flat_map(names);
+        for name in asked.chain(queries.iter().flat_map(|one| names(one))) {
+            let family = name.trim_end_matches("_bucket");
+            ensure!(metrics.contains(&format!("# TYPE {family} ")), "{name} is no metric");
+        }
+        let rules = worker.exec(&["curl", "-sS", "http://127.0.0.1:9090/api/v1/rules"])?.ok()?;
+        ensure!(rules.contains("AgentNoMaster") && !rules.contains("\"state\":\"firing\""), "{rules}");
+        Ok(())
+    })
+}
+
+#[test]
+fn the_csv_has_haproxys_columns_and_haproxys_names_are_there_when_wanted() -> Result<()> {
+    require(&[("haproxy", "haproxy")])?;
+    with_agents(Lab::wireguard(1), |lab, agents| {
+        let node = lab.node(0);
+        let config = "defaults\n mode http\n timeout connect 1s\n timeout client 5s\n timeout server 5s\n\
+                      listen stats\n bind 127.0.0.1:8404\n stats enable\n stats uri /stats\n";
+        let file = node.dir().join("haproxy.cfg");
+        std::fs::write(&file, config)?;
+        let _haproxy = node.spawn("haproxy", &["haproxy", "-db", "-f", &file.to_string_lossy()])?;
+        let (theirs, _) = eventually("haproxy answers", Duration::from_secs(10), || {
+            node.exec(&["curl", "-sS", "http://127.0.0.1:8404/stats;csv"])?.ok()
+        })?;
+        let _master = lab.nginx_master(0)?;
+        let file = node.dir().join("agent.toml");
+        std::fs::write(&file, "[web]\nhaproxy-metrics = true\n")?;
+        agents[0].options = vec!["--config".to_owned(), file.to_string_lossy().into_owned()];
+        agents[0].init()?;
+        agents[0].wait_for_backend("n0", &["ready"], GOSSIP)?;
+        let (status, _, ours) = get(node, "/stats;csv", &[])?;
+        ensure!(status == 200 && theirs.lines().next() == ours.lines().next(), "{theirs}\n{ours}");
+        let columns = |line: &str| line.split(',').count();
+        let count = columns(theirs.lines().next().unwrap_or_default());
+        ensure!(ours.lines().all(|line| columns(line) == count), "{ours}");
+        let rows = rows(&ours)?;
+        ensure!(rows.keys().eq(["BACKEND", "FRONTEND", "n0"]), "{ours}");
+        ensure!(rows["n0"]["status"] == "UP" && rows["n0"]["check_code"] == "200", "{ours}");
+        let (_, _, metrics) = get(node, "/metrics", &[])?;
+        let is = |state| {
+            metric(
+                &metrics,
+                "haproxy_server_status",
+                &format!("proxy=\"kube-api\",server=\"n0\",state=\"{state}\""),
+            )
+        };
+        let states =
+            ["DOWN", "UP", "MAINT", "DRAIN", "NOLB"].map(is).into_iter().collect::<Result<Vec<_>>>()?;
+        ensure!(states == [0.0, 1.0, 0.0, 0.0, 0.0], "{states:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn others_see_nothing_without_the_password_and_act_only_from_the_page_itself() -> Result<()> {
+    with_agents(Lab::wireguard(2), |lab, agents| {
+        let file = lab.node(0).dir().join("agent.toml");
+        agents[0].options = vec!["--config".to_owned(), file.to_string_lossy().into_owned()];
+        std::fs::write(&file, "[web]\nlisten = \"0.0.0.0:1936\"\n")?;
+        let config = file.to_string_lossy();
+        let said = agents[0].cli(&["check", &config])?.fails_with(78)?;
+        ensure!(said.contains("2:10") && said.contains("set web.user and"), "{said}");
+        std::fs::write(
+            &file,
+            "[web]\nlisten = \"0.0.0.0:1936\"\nuser = \"ops\"\npassword = \"correct horse\"\n",
+        )?;
+        agents[0].init()?;
+        let _master = lab.nginx_master(0)?;
+        agents[0].wait_for_backend("n0", &["ready"], GOSSIP)?;
+
+        let url = format!("http://{}:1936", lab.node(0).mesh_ip());
+        let ask = |more: &[&str], path: &str| -> Result<(String, String)> {
+            let url = format!("{url}{path}");
+            let all = [&["curl", "-sS", "-m", "5", "-w", "\n%{http_code}", &url], more].concat();
+            let said = lab.node(1).exec(&all)?.ok()?;
+            let (body, code) = said.rsplit_once('\n').context("no code")?;
+            Ok((code.to_owned(), body.to_owned()))
+        };
+        let login = ["-u", "ops:correct horse"];
+        for (path, code) in [
+            ("/healthz", "200"),
+            ("/readyz", "200"),
+            ("/", "401"),
+            ("/metrics", "401"),
+            ("/api/v1/events", "401"),
+        ] {
+            let answer = ask(&[], path)?;
+            ensure!(answer.0 == code, "{path}: {answer:?}");
+        }
+        let page = ask(&login, "/")?;
+        ensure!(page.0 == "200" && page.1.contains("value=\"drain\""), "{page:?}");
+        // What a browser says of a form on another site, and of ours.
+        let post = |headers: &[&str]| {
+            let form = ["--data", "verb=drain&node=n0"];
+            ask(&[&login, &form[..], headers].concat(), "/act")
+        };
+        for foreign in
+            ["sec-fetch-site: cross-site", "sec-fetch-site: same-site", "origin: http://evil.example"]
+        {
+            let answer = post(&["-H", foreign])?;
+            ensure!(answer.0 == "403", "{foreign}: {answer:?}");
+        }
+        ensure!(agents[0].backend_state("n0")? == "ready", "drained from afar");
+        let answer = post(&["-H", "sec-fetch-site: same-origin"])?;
+        ensure!(answer.0 == "200" && answer.1.contains("drain"), "{answer:?}");
+        agents[0].wait_for_backend("n0", &["draining"], GOSSIP)?;
+        // Secrets stand nowhere.
+        for path in ["/", "/metrics", "/api/v1/status", "/api/v1/events?list"] {
+            let answer = ask(&login, path)?;
+            ensure!(answer.0 == "200" && !answer.1.contains("correct horse"), "{path}: {answer:?}");
+        }
+        ensure!(!agents[0].log()?.contains("correct horse"), "the log has it");
+        for _ in 0..10 {
+            ensure!(ask(&["-u", "ops:guess"], "/")?.0 == "401", "guessed");
+        }
+        ensure!(ask(&login, "/")?.0 == "429", "guesses cost nothing");
+        Ok(())
+    })
+}
