@@ -58,7 +58,13 @@ impl Grounds {
                     let ground = Ground { wire, test: Adjacency::new(now), vips, place };
                     self.0.insert(key, ground);
                 }
-                Err(error) => problem = Some(format!("no packet socket on {}: {error}", place.name)),
+                Err(error) => {
+                    let on = &place.name;
+                    problem = Some(format!(
+                        "no packet socket on {on}: {error}; it takes CAP_NET_RAW, and AF_PACKET in \
+                         RestrictAddressFamilies= of the unit"
+                    ));
+                }
             }
         }
         problem

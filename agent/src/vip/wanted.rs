@@ -163,3 +163,69 @@ fn hearsay(member: &Member, vip: &VipSettings, wall: UnixMs) -> Option<String> {
         None => Some(format!("it has no interface in the network of {address}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proto::arp::Mac;
+    use proto::health::Health;
+    use proto::keys::{Foot, Offer, Word};
+    use proto::view::View;
+
+    use super::*;
+
+    const WALL: UnixMs = UnixMs(100_000);
+
+    fn member(change: impl FnOnce(&mut Member)) -> Member {
+        let health = Health { readiness: Readiness::Ready, reason: String::new(), since: UnixMs(0) };
+        let offer = Offer { address: ([10, 9, 0, 2], 6443).into(), weight: 100, health };
+        let foot = Foot {
+            interface: "eth0".into(),
+            mac: Mac([2, 0, 0, 0, 0, 2]),
+            address: [10, 9, 0, 2].into(),
+            prefix: 24,
+        };
+        let mut word = Word::from_keys([("n", "m2"), ("a", "10.8.0.2:7646")]).unwrap();
+        word.services.insert(proto::service::ServiceName::kube_api(), offer);
+        word.feet.push(foot);
+        let mut member = Member { id: NodeId([2; 10]), word, heard: true, since: UnixMs(0) };
+        change(&mut member);
+        member
+    }
+
+    fn said(change: impl FnOnce(&mut Member)) -> Option<String> {
+        hearsay(&member(change), &VipSettings::new([10, 9, 0, 50].into()), WALL)
+    }
+
+    #[test]
+    fn gossip_tells_why_another_node_can_not_own_it() {
+        assert_eq!(said(|_| ()), None);
+        assert_eq!(said(|one| one.word.left = true).unwrap(), "its agent has stopped");
+        assert_eq!(said(|one| one.heard = false).unwrap(), "it is not heard");
+        assert_eq!(said(|one| one.word.draining = Some(WALL)).unwrap(), "it drains");
+        let no_l2 = ([10, 9, 0, 50].into(), "no L2 on wg0 (point-to-point)".to_owned());
+        assert_eq!(said(|one| one.word.unfit.extend([no_l2])).unwrap(), "no L2 on wg0 (point-to-point)");
+        let down = |one: &mut Member| {
+            one.word.services.values_mut().for_each(|offer| offer.health.readiness = Readiness::Down);
+        };
+        assert!(said(down).unwrap().starts_with("its kube-api is down"));
+        let elsewhere = said(|one| one.word.feet.clear()).unwrap();
+        assert_eq!(elsewhere, "it has no interface in the network of 10.9.0.50");
+        let fresh = |one: &mut Member| {
+            one.word.feet.clear();
+            one.since = WALL;
+        };
+        assert_eq!(said(fresh), None, "it has not said everything yet");
+    }
+
+    #[test]
+    fn a_members_own_address_is_known_as_such() {
+        let one = member(|_| ());
+        let view = View { members: [(one.id, one)].into(), ..View::default() };
+        for own in [[10, 9, 0, 2], [10, 8, 0, 2]] {
+            assert_eq!(ground::node_at(&view, own.into()), Some(NodeId([2; 10])), "{own:?}");
+        }
+        assert_eq!(ground::node_at(&view, [10, 9, 0, 50].into()), None);
+        assert_eq!(ground::member_with(&view, Mac([2, 0, 0, 0, 0, 2])), Some(NodeId([2; 10])));
+        assert_eq!(ground::member_with(&view, Mac([2, 0, 0, 0, 0, 9])), None);
+    }
+}
