@@ -471,6 +471,7 @@ mod tests {
             services: services.into_iter().collect(),
             feet: Vec::new(),
             vips: BTreeMap::new(),
+            unfit: BTreeMap::new(),
         };
         Member { id: id(n), word, heard, since: UnixMs(0) }
     }

@@ -23,6 +23,7 @@ const LEFT: &str = "x";
 const SERVICE: &str = "s:";
 const SEGMENTS: &str = "l2";
 const VIP: &str = "vip:";
+const UNFIT: &str = "no:";
 
 /// Most addresses that a node may say; more are a mistake or an attack on memory.
 const MAX_ADDRESSES: usize = 8;
@@ -91,6 +92,8 @@ pub struct Word {
     pub feet: Vec<Foot>,
     /// The virtual IPs that it owns.
     pub vips: BTreeMap<IpAddr, Claim>,
+    /// Why it can't own a virtual IP that it is a candidate for.
+    pub unfit: BTreeMap<IpAddr, String>,
 }
 
 /// Why a node's keys were not understood.
@@ -135,6 +138,9 @@ impl Word {
         for (address, claim) in &self.vips {
             say(&format!("{VIP}{address}"), format!("{} {}", claim.epoch, claim.since.0));
         }
+        for (address, reason) in &self.unfit {
+            say(&format!("{UNFIT}{address}"), short_reason(reason));
+        }
         keys
     }
 
@@ -156,6 +162,7 @@ impl Word {
             services: BTreeMap::new(),
             feet: Vec::new(),
             vips: BTreeMap::new(),
+            unfit: BTreeMap::new(),
         };
         let mut named = false;
         for (key, value) in keys {
@@ -193,6 +200,14 @@ impl Word {
                         return Err(bad("more virtual IPs than a node may own"));
                     }
                     word.vips.extend([claim]);
+                }
+                _ if key.starts_with(UNFIT) => {
+                    let address = key.get(UNFIT.len()..).and_then(|address| address.parse().ok());
+                    let address = address.ok_or_else(|| bad("not of an IP"))?;
+                    if word.unfit.len() >= MAX_VIPS {
+                        return Err(bad("more virtual IPs than a node may tell of"));
+                    }
+                    word.unfit.insert(address, short_reason(value));
                 }
                 _ => {
                     let Some(name) = key.strip_prefix(SERVICE) else { continue };
@@ -293,6 +308,7 @@ mod tests {
                 ("10.91.91.50".parse().unwrap(), Claim { epoch: 3, since: UnixMs(7) }),
                 ("fd91::50".parse().unwrap(), Claim { epoch: 4, since: UnixMs(8) }),
             ]),
+            unfit: BTreeMap::from([("10.91.91.51".parse().unwrap(), "no L2 on wg0 (point-to-point)".into())]),
         }
     }
 
@@ -318,6 +334,7 @@ mod tests {
             ("l2", "eth0 02:00:00:00:00 10.0.0.1/24"),
             ("vip:10.0.0.300", "1 2"),
             ("vip:10.0.0.3", "1"),
+            ("no:10.0.0", "it drains"),
         ] {
             let mut bad = keys.clone();
             bad.insert(key.into(), value.into());
@@ -331,7 +348,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_keys_make_it_panic(pairs in proptest::collection::vec(("(n|v|a|i|t|doc|d|x|l2|vip:[0-9.:]{0,9}|s:[a-z]{0,4})", ".{0,60}"), 0..12)) {
+        fn no_keys_make_it_panic(pairs in proptest::collection::vec(("(n|v|a|i|t|doc|d|x|l2|(vip|no):[0-9.:]{0,9}|s:[a-z]{0,4})", ".{0,60}"), 0..12)) {
             let _ = Word::from_keys(pairs.iter().map(|(key, value)| (key.as_str(), value.as_str())));
         }
     }

@@ -49,6 +49,7 @@ impl Inputs {
             services,
             feet: vips.feet.clone(),
             vips: vips.claims.clone(),
+            unfit: vips.unfit.clone(),
         }
     }
 }

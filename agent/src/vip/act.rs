@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use proto::control::Response;
-use proto::election::wire::{Message, pack};
-use proto::election::{Action, Cause, Event, Fact, Loss};
+use proto::election::wire::{Message, Purpose, pack};
+use proto::election::{Action, Cause, Event, Fact, Loss, MoveError, Standing};
 use proto::node::NodeId;
 use proto::settings;
 use proto::time::Moment;
@@ -173,9 +173,30 @@ impl Driver {
             Err(text) => return refuse(reply, text),
         };
         let Some((id, _)) = document.members().find(|(_, one)| one.name == name) else { return };
-        match vip.election.move_to(now, *id) {
-            Ok(()) => self.moves.push((address, *id, now.after(MOVE), reply)),
-            Err(error) => refuse(reply, format!("{address} can't be moved to {name}: {error}")),
+        let owner = vip.election.status(now).owner;
+        let candidates = &vip.rules.candidates;
+        let unfit = candidates.iter().find(|one| one.node == *id).and_then(|one| one.unfit.clone());
+        let looks_on = candidates.iter().all(|one| one.node != self.own);
+        match (vip.election.move_to(now, *id), owner) {
+            (Ok(()), _) => self.moves.push((address, *id, now.after(MOVE), reply)),
+            // A node that only looks on doesn't hear those in waiting; the owner does.
+            (Err(MoveError::NotHeard), Some(owner)) if looks_on && unfit.is_none() => {
+                self.wish(address, owner, *id);
+                self.moves.push((address, *id, now.after(MOVE), reply));
+            }
+            (Err(error), _) => {
+                let why = unfit.filter(|_| error == MoveError::NotHeard).unwrap_or_else(|| error.to_string());
+                refuse(reply, format!("{address} can't be moved to {name}: {why}"));
+            }
+        }
+    }
+
+    /// Tells an owner what a person wishes. It may come twice: who does not own it passes over it.
+    pub(super) fn wish(&self, address: IpAddr, owner: NodeId, to: NodeId) {
+        let (purpose, standing) = (Purpose::Move(to), Standing::Witness);
+        let message = Message { vip: address, purpose, known: None, heard: None, standing };
+        for datagram in pack(&[message]) {
+            self.inputs.link.send_vip(owner, &datagram);
         }
     }
 

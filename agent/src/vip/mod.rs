@@ -79,6 +79,8 @@ pub(crate) struct Report {
     pub(crate) feet: Vec<Foot>,
     /// For gossip: those that this node owns.
     pub(crate) claims: BTreeMap<IpAddr, Claim>,
+    /// For gossip: those that it may and can't own, and why.
+    pub(crate) unfit: BTreeMap<IpAddr, String>,
     /// What keeps this node from taking part at all, for people.
     pub(crate) problem: Option<String>,
 }

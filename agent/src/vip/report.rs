@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use proto::cluster::Document;
 use proto::control::{Response, VipCandidate, VipState, VipStatus};
-use proto::election::{self, State};
+use proto::election::{self, Standing, State};
 use proto::keys::Claim;
 use proto::node::{Name, NodeId};
 use proto::time::{Moment, UnixMs};
@@ -43,6 +43,9 @@ impl Driver {
                 }
             }
             let shown = shown(vip, own, &status, now, &document);
+            if let Some(why) = unfit(&status, own) {
+                report.unfit.insert(*address, why);
+            }
             if status.state == State::OwnedHere {
                 report.claims.insert(*address, Claim { epoch: status.epoch, since: shown.since_unix_ms });
             }
@@ -62,12 +65,19 @@ impl Driver {
         let moves = std::mem::take(&mut self.moves);
         for (address, to, until, reply) in moves {
             let name = name(document, &to);
-            if owners.get(&address) == Some(&Some(to)) {
+            let owner = owners.get(&address).copied().flatten();
+            if owner == Some(to) {
                 let _ = reply.send(Response::Done(format!("{address} is on {name} now")));
             } else if now >= until {
                 let text = format!("{address} did not get to {name} in time; see: agent status");
                 let _ = reply.send(Response::Failed(text));
             } else {
+                // Again: the wish may have been lost on the way.
+                let own = self.own;
+                let looks_on = |vip: &Vip| vip.rules.candidates.iter().all(|one| one.node != own);
+                if let (Some(owner), Some(true)) = (owner, self.vips.get(&address).map(looks_on)) {
+                    self.wish(address, owner, to);
+                }
                 self.moves.push((address, to, until, reply));
             }
         }
@@ -93,9 +103,11 @@ fn shown(
         Err(Nowhere::Own(why) | Nowhere::Segment(why)) if status.owner.is_none() => Some(why.clone()),
         _ => None,
     };
-    let reason = here.or_else(|| status.reason.clone()).or_else(|| vip.election.recovery(now));
     // A node that is none itself gets no beats of those in waiting, only what they gossip.
     let witness = status.candidates.iter().all(|place| place.node != own);
+    let mut told = vip.rules.candidates.iter().filter_map(|one| one.unfit.clone());
+    let gossiped = if witness && status.owner.is_none() { told.next() } else { None };
+    let reason = here.or(gossiped).or_else(|| status.reason.clone()).or_else(|| vip.election.recovery(now));
     let candidates = status.candidates.iter().zip(1..).map(|(place, rank)| {
         let told = vip.rules.candidates.iter().find(|one| one.node == place.node);
         let unheard = witness && place.standing.is_none();
@@ -121,6 +133,17 @@ fn shown(
         since_unix_ms: vip.seen.since,
         reason: reason.unwrap_or_default(),
         candidates: candidates.collect(),
+    }
+}
+
+/// What keeps this node, or all of them, from owning it: what a node that only looks on can't know.
+fn unfit(status: &election::Status, own: NodeId) -> Option<String> {
+    let place = status.candidates.iter().find(|place| place.node == own)?;
+    match &place.standing {
+        Some(Standing::Unfit(why)) => Some(why.clone()),
+        // A stranger has it.
+        _ if status.state == State::Unavailable && place.reason.is_none() => status.reason.clone(),
+        _ => None,
     }
 }
 

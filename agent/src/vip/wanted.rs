@@ -155,6 +155,7 @@ fn hearsay(member: &Member, vip: &VipSettings, wall: UnixMs) -> Option<String> {
         _ if word.left => Some("its agent has stopped".to_owned()),
         _ if !member.heard => Some("it is not heard".to_owned()),
         _ if word.draining.is_some() => Some("it drains".to_owned()),
+        _ if word.unfit.contains_key(&address) => word.unfit.get(&address).cloned(),
         Some(bad) => Some(format!("its {service} is {}: {}", bad.readiness, bad.reason)),
         // One that has just been heard has not said everything yet.
         None if wall.0.saturating_sub(member.since.0) < SETTLED_MS => None,

@@ -34,7 +34,7 @@ const CUT: [(Duration, Duration); 2] = [
 pub(super) const WINDOW: Duration = Duration::from_millis(50);
 
 /// Time between the claims of two candidates in the order of their ranks.
-pub(super) const STAGGER: Duration = Duration::from_millis(50);
+const STAGGER: Duration = Duration::from_millis(50);
 
 /// Who suddenly hears nobody at all is likely cut off itself, and nobody would find the address there. It
 /// claims all the same, since the others may all be dead, but not for a short cut: its higher epoch would
@@ -70,11 +70,15 @@ pub(super) struct Doubt {
     /// When a member's hardware address answered last.
     pub(super) leftover: Option<Moment>,
     next: Moment,
+    base: Moment,
+    ahead: u32,
+    /// When what stood against a claim became less.
+    eased: Moment,
 }
 
 impl Doubt {
     pub(super) fn new(now: Moment) -> Doubt {
-        Doubt { since: now, not_before: now, leftover: None, next: now }
+        Doubt { since: now, not_before: now, leftover: None, next: now, base: now, ahead: 0, eased: now }
     }
 
     /// Whether questions and probes are due now.
@@ -92,6 +96,17 @@ impl Doubt {
         };
         self.next = now.after(wait);
         true
+    }
+
+    /// When it is this node's turn: everyone may claim from `base` on, in the order of ranks. When a veto
+    /// ends early, or somebody ahead is gone, all see it at once: the order counts anew from there, or all
+    /// would claim in that moment.
+    pub(super) fn turn(&mut self, now: Moment, base: Moment, ahead: u32, rtt: Duration) -> Moment {
+        if base < self.base || ahead < self.ahead {
+            self.eased = now;
+        }
+        (self.base, self.ahead) = (base, ahead);
+        base.max(self.eased).after((STAGGER + rtt).saturating_mul(ahead))
     }
 
     pub(super) fn deadline(&self) -> Moment {

@@ -1,12 +1,14 @@
 //! Whether this node could own the VIP: what must hold, and checks whose flapping is damped.
 //!
 //! ```text
-//!               first check good                     3 bad in a row
-//!   Unchecked ───────────────────► Fit ◄──────────┐ ───────────────► Bad
-//!       │ first check bad                         │ 10 good in a row, │
-//!       ▼                                         │ hold-down over    │ 1 good
-//!      Bad                                    Recovering ◄────────────┘
-//!                                                 └── 1 bad ──► Bad
+//!               first check good              3 bad in a row
+//!   Unchecked ────────────────────────► Fit ─────────────────► Bad
+//!       │ first check bad                ▲                     │ ▲
+//!       ▼                                │ 10 good in a row,   │ │
+//!      Bad                               │ hold-down over      │ │
+//!                                        │        1 good       ▼ │
+//!                                        └──────────────── Recovering
+//!                                                     3 bad in a row
 //! ```
 //!
 //! Recovering may own, but only when no other node is fit: damping must never leave an address without an
@@ -62,7 +64,7 @@ pub(super) struct Fitness {
     unhealthy: Option<String>,
     losses: VecDeque<Moment>,
     hold: Duration,
-    held_until: Moment,
+    pub(super) held_until: Moment,
 }
 
 impl Fitness {
@@ -100,7 +102,10 @@ impl Fitness {
             }
             Err(reason) => {
                 self.bad = self.bad.saturating_add(1);
-                if self.good < RISE || self.bad >= FALL {
+                if self.good < RISE {
+                    self.good = 0;
+                }
+                if self.bad >= FALL || self.unhealthy.is_some() {
                     self.good = 0;
                     self.unhealthy = Some(reason.to_owned());
                 }

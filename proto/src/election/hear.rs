@@ -5,9 +5,17 @@ use std::time::Duration;
 use super::action::{Action, Event, Loss};
 use super::rank::{NEAR_WITNESSES, Standing};
 use super::wire::{Claim, Holding, Known, Message, Purpose, Why};
-use super::{Audience, BACKUP_BEAT, BEAT, Election, FAR_BEAT, Fact, NEAR_BEAT, Peer, RECENT, REPEATS};
+use super::{Audience, BACKUP_BEAT, BEAT, Election, FAR_BEAT, Fact, LIVE, NEAR_BEAT, Peer, RECENT, REPEATS};
 use crate::node::NodeId;
 use crate::time::Moment;
+
+/// Which of the witnesses that are not asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Far {
+    None,
+    Share(u64),
+    All,
+}
 
 impl Election {
     /// Takes in what a member has said of this VIP. The shell has made sure that `from` said it.
@@ -45,11 +53,13 @@ impl Election {
             return;
         }
         let fit = *standing == Standing::Fit;
-        let before = self.peers.get(&from).filter(|peer| now.since(peer.heard) < RECENT);
+        let before = self.peers.get(&from).filter(|peer| now.since(peer.heard) < LIVE);
         if before.is_none()
             && let Some(tenure) = &mut self.tenure
         {
-            tenure.announce_once(now);
+            // It was cut off, may have owned it there, and may have let go before this node could notice:
+            // clients on its side must hear this one again.
+            tenure.announce_again(now);
         }
         let since = before.and_then(|peer| peer.fit_since).or(Some(now)).filter(|_| fit);
         let peer = Peer { heard: now, standing: standing.clone(), fit_since: since };
@@ -152,7 +162,7 @@ impl Election {
     /// can't hear each other part when one witness hears both.
     fn correct(&mut self, now: Moment, from: NodeId, claim: Claim) {
         if let Some(tenure) = &mut self.tenure
-            && tenure.contested(now)
+            && tenure.announce_again(now)
         {
             let epoch = self.known.map_or(claim.epoch, |known| known.claim.epoch);
             self.tell(Event::Contested { epoch, by: from });
@@ -197,7 +207,9 @@ impl Election {
         if beat || audience.is_some() {
             let all = audience == Some(Audience::Everyone);
             let is_tick = |every: Duration| beat && owns && now.as_millis() % millis(every) < millis(BEAT);
-            let to = self.others(all || is_tick(NEAR_BEAT), all || is_tick(FAR_BEAT));
+            let share = (beat && owns).then(|| now.as_millis() % millis(FAR_BEAT) / millis(BEAT));
+            let far = if all { Far::All } else { share.map_or(Far::None, Far::Share) };
+            let to = self.others(all || is_tick(NEAR_BEAT), far);
             self.send(now, to, Purpose::Beat);
         }
         self.repeat_wish(now, beat);
@@ -233,10 +245,16 @@ impl Election {
     }
 
     /// The other candidates, and witnesses if wanted: those that are asked, the rest.
-    pub(super) fn others(&self, near: bool, far: bool) -> Vec<NodeId> {
+    pub(super) fn others(&self, near: bool, far: Far) -> Vec<NodeId> {
+        let shares = millis(FAR_BEAT) / millis(BEAT);
+        let wanted = |at: usize| match far {
+            _ if at < NEAR_WITNESSES => near,
+            Far::None => false,
+            Far::Share(share) => at as u64 % shares == share,
+            Far::All => true,
+        };
         let candidates = self.rules.candidates.iter().map(|one| one.node);
-        let witnesses = self.rules.witnesses.iter().enumerate();
-        let witnesses = witnesses.filter(|(i, _)| if *i < NEAR_WITNESSES { near } else { far });
+        let witnesses = self.rules.witnesses.iter().enumerate().filter(|(at, _)| wanted(*at));
         candidates.filter(|node| *node != self.own).chain(witnesses.map(|(_, node)| *node)).collect()
     }
 

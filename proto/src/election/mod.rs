@@ -33,6 +33,7 @@
 //! until its first message after waking.
 
 mod action;
+mod contend;
 mod doubt;
 mod fitness;
 mod hear;
@@ -47,7 +48,7 @@ use std::time::Duration;
 
 pub use self::action::{Action, Cause, Event, Loss, Mac, MoveError, Place, State, Status};
 pub use self::doubt::BEAT;
-use self::doubt::{ALONE, COMPANY, DOUBT, Doubt, LEFTOVER, STAGGER, WINDOW, patience};
+use self::doubt::{Doubt, WINDOW};
 use self::fitness::Fitness;
 pub use self::fitness::{FALL, Fact, RISE};
 use self::rank::Rank;
@@ -64,7 +65,8 @@ const BACKUP_BEAT: Duration = Duration::from_millis(200);
 /// Time between two beats of an owner to the witnesses that are asked.
 const NEAR_BEAT: Duration = Duration::from_millis(100);
 
-/// The same to all other members, which only want to know who the owner is.
+/// The same to all other members, which only want to know who the owner is: a share of them at each beat,
+/// since a thousand datagrams in one go would make the owner itself late.
 const FAR_BEAT: Duration = Duration::from_secs(1);
 
 /// News is said again after these times, since one message may be lost.
@@ -130,6 +132,8 @@ pub struct Election {
     fitness: Fitness,
     floor: u64,
     known: Option<Known>,
+    /// Since when it listens without a gap.
+    began: Moment,
     /// When `known` came to be what it is: claimed, or released.
     changed: Moment,
     /// Since when the owner is the owner.
@@ -182,6 +186,7 @@ impl Election {
             fitness: Fitness::new(),
             floor: 0,
             known: None,
+            began: now,
             changed: now,
             since: now,
             direct: None,
@@ -273,7 +278,7 @@ impl Election {
             (None, None) => {}
             // A member that answers is a leftover, which goes by itself, or an owner, with whom beats settle
             // it; clients that heard it must hear this one again.
-            (Some(tenure), Some(_)) => drop(tenure.contested(now)),
+            (Some(tenure), Some(_)) => drop(tenure.announce_again(now)),
             (Some(tenure), None) => match tenure.stranger(now) {
                 Stand::Nothing => {}
                 Stand::Defend => self.tell(Event::Stranger { mac, defended: true }),
@@ -364,10 +369,12 @@ impl Election {
     /// This node's own loop was late by so long: found by [`Election::poll`] itself against its deadline;
     /// for a shell that knows better. Nobody is accused of a silence that was not listened to.
     pub fn late(&mut self, now: Moment, by: Duration) {
+        self.next = now;
         if by >= STALL && self.tenure.is_some() {
             self.release(now, Why::Stall, None);
         }
         if by >= LATE {
+            self.began = now;
             self.alive = now;
             self.direct = self.direct.map(|_| now);
             self.doubt = None;
@@ -407,141 +414,6 @@ impl Election {
             let next = tenure.poll(now, &mut self.actions);
             self.wake(next);
         }
-    }
-
-    /// The node that has been better, and fit for long enough, while the owner did not change often.
-    fn preferred(&self, now: Moment) -> Option<NodeId> {
-        let wait = self.rules.preempt?;
-        let restless = self.moves.iter().filter(|at| now.since(**at) < Duration::from_secs(300)).count();
-        let own = self.rules.candidate(&self.own)?.priority;
-        let best = self.successor(now)?;
-        let peer = self.peers.get(&best)?;
-        let better = self.rules.candidate(&best)?.priority > own;
-        let long = peer.standing == Standing::Fit && peer.fit_since.is_some_and(|at| now.since(at) >= wait);
-        (better && long && restless < 3).then_some(best)
-    }
-
-    /// What a candidate does about an owner that is silent or gone.
-    fn contend(&mut self, now: Moment) {
-        let Some(cause) = self.opening(now) else {
-            self.doubt = None;
-            return;
-        };
-        if matches!(cause, Cause::Handed(_)) {
-            return self.claim(now, cause);
-        }
-        let stranger = self.stranger.is_some_and(|(_, last)| now.since(last) < STRANGER);
-        let mut doubt = self.doubt.take().unwrap_or_else(|| Doubt::new(now));
-        if doubt.round(now, stranger) {
-            let others = self.others(true, false);
-            self.send(now, others, Purpose::Ask);
-            self.actions.push(Action::Probe);
-        }
-        self.wake(doubt.deadline());
-        let at = self.claim_at(now, &doubt, cause).filter(|_| !stranger);
-        self.doubt = Some(doubt);
-        match at {
-            Some(at) if at <= now => self.claim(now, cause),
-            Some(at) => self.wake(at),
-            None => {}
-        }
-    }
-
-    /// Why this node might claim; none: it may not, or need not now.
-    fn opening(&mut self, now: Moment) -> Option<Cause> {
-        if let Some(listen) = self.listen {
-            let over = self.listened(listen);
-            if now < over {
-                self.wake(over);
-            } else {
-                self.listen = None;
-            }
-        }
-        if self.tenure.is_some() || !self.standing(now).is_eligible() {
-            if let Some(at) = self.fitness.deadline(now) {
-                self.wake(at);
-            }
-            return None;
-        }
-        let Some(known) = self.known else { return Some(Cause::Vacant) };
-        let (due, cause) = match known.holding {
-            Holding::Held => {
-                let heard = self.direct.unwrap_or(self.changed);
-                let quiet = now.since(self.alive);
-                (heard.after(DOUBT + self.rules.rtt), Cause::Silent { quiet })
-            }
-            Holding::Released { why, .. } if self.handed => return Some(Cause::Handed(why)),
-            Holding::Released { why, successor } => {
-                let wait = if successor.is_some() { HANDOVER } else { Duration::ZERO };
-                (self.changed.after(wait), Cause::Released(why))
-            }
-        };
-        if now < due {
-            self.wake(due);
-            return None;
-        }
-        Some(cause)
-    }
-
-    /// When this node may claim, by what is known now; none: not by time alone.
-    fn claim_at(&self, now: Moment, doubt: &Doubt, cause: Cause) -> Option<Moment> {
-        let rtt = self.rules.rtt;
-        let mut at = doubt.since.after(WINDOW + rtt).max(doubt.not_before);
-        if matches!(cause, Cause::Silent { .. }) {
-            at = at.max(self.alive.after(patience(self.direct, self.alive) + rtt));
-        }
-        let asked = |heard: Moment| heard >= doubt.since;
-        let company = self.company.is_some_and(|last| asked(last) && now.since(last) < COMPANY);
-        if !company {
-            // With nobody to ask, a member's kernel that answers may have a live agent behind it.
-            let leftover = doubt.leftover.is_some_and(|last| now.since(last) < LEFTOVER);
-            if leftover && !self.refused {
-                return None;
-            }
-            if self.expects_company(now) {
-                at = at.max(self.company.unwrap_or(doubt.since).max(doubt.since).after(ALONE));
-            }
-        }
-        let own = self.rank_of(now, &self.own)?;
-        let better = |node: &&NodeId| self.rank_of(now, node).is_some_and(|rank| rank < own);
-        let ahead = u32::try_from(self.peers.keys().filter(better).count()).unwrap_or(u32::MAX);
-        if cause == Cause::Vacant {
-            // Nodes that start together: the better one comes in a moment, and would not take it back.
-            let coming = |(node, peer): (&NodeId, &Peer)| {
-                peer.standing == Standing::Listening
-                    && now.since(peer.heard) < LIVE
-                    && self.rules.rank(node, &Standing::Fit) < self.rules.rank(&self.own, &Standing::Fit)
-            };
-            if self.peers.iter().any(coming) {
-                at = at.max(doubt.since.after(LISTEN));
-            }
-        }
-        Some(at.after((STAGGER + rtt).saturating_mul(ahead)))
-    }
-
-    /// Whether somebody other than the holder should answer: a candidate that was there a moment ago, or a
-    /// witness.
-    fn expects_company(&self, now: Moment) -> bool {
-        let holder = self.holder();
-        let lately = |(node, peer): (&NodeId, &Peer)| {
-            Some(*node) != holder && now.since(peer.heard) < Duration::from_secs(3)
-        };
-        !self.rules.witnesses.is_empty() || self.peers.iter().any(lately)
-    }
-
-    fn claim(&mut self, now: Moment, cause: Cause) {
-        let Some(priority) = self.rules.candidate(&self.own).map(|one| one.priority) else { return };
-        let from = self.known.map(|known| known.claim.owner).filter(|owner| *owner != self.own);
-        let claim = Claim::new(self.address, self.next_epoch(), priority, self.own);
-        self.actions.push(Action::Add { lifetime: LIFETIME });
-        let mut tenure = Tenure::new(now);
-        let next = tenure.poll(now, &mut self.actions);
-        self.wake(next);
-        self.tenure = Some(tenure);
-        self.adopt(now, Known { claim, holding: Holding::Held });
-        self.note_move(now);
-        self.tell(Event::Gained { epoch: claim.epoch, from, cause });
-        self.announce_news(now, Audience::Everyone);
     }
 
     /// Lets the address go: it is deleted before anyone hears of it.
@@ -620,20 +492,6 @@ impl Election {
         }
     }
 
-    /// When a time of listening is over.
-    fn listened(&self, listen: Listen) -> Moment {
-        let awaited = |one: &Candidate| {
-            let heard = self.peers.get(&one.node).is_some_and(|peer| peer.heard >= listen.from);
-            one.node != self.own && one.unfit.is_none() && !heard
-        };
-        let time = match () {
-            () if !listen.full => LISTEN_LATE,
-            () if self.rules.candidates.iter().any(awaited) => LISTEN_FULL,
-            () => LISTEN,
-        };
-        listen.from.after(time)
-    }
-
     fn wake(&mut self, at: Moment) {
         self.next = self.next.min(at);
     }
@@ -642,3 +500,6 @@ impl Election {
         self.actions.push(Action::Event(event));
     }
 }
+
+#[cfg(test)]
+mod tests;

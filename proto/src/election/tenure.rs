@@ -28,8 +28,12 @@ const DEFENCE: Duration = Duration::from_secs(10);
 /// Signs of one appearance come in bursts: one question gets more than one answer.
 const BURST: Duration = Duration::from_millis(500);
 
-/// Shortest and longest time between two times of putting back.
-const PUT_BACK: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// Shortest time between two times of putting back.
+const PUT_BACK: Duration = Duration::from_millis(250);
+
+/// How often it is put back so quickly; each second allows one more. Who removes it at once every time is
+/// not fought four times a second for ever.
+const PUT_BACKS: u64 = 10;
 
 /// One ownership, from claim to release.
 #[derive(Debug, Clone)]
@@ -38,12 +42,13 @@ pub(super) struct Tenure {
     announced_from: Moment,
     announcements: usize,
     announce: Moment,
-    contested: Option<Moment>,
+    again: Option<Moment>,
     look: Moment,
     defended: Option<Moment>,
     missing: bool,
     put_back: Option<Moment>,
-    pause: Duration,
+    /// Times of putting back that are left, in thousandths.
+    budget: u64,
 }
 
 /// What to do about a stranger.
@@ -61,22 +66,24 @@ impl Tenure {
             announced_from: now,
             announcements: 0,
             announce: now,
-            contested: None,
+            again: None,
             look: now.after(LOOKOUT),
             defended: None,
             missing: false,
             put_back: None,
-            pause: PUT_BACK.0,
+            budget: PUT_BACKS * 1000,
         }
     }
 
     /// Does what is due; returns when something is next.
     pub(super) fn poll(&mut self, now: Moment, actions: &mut Vec<Action>) -> Moment {
-        let back = self.put_back.map_or(Moment::ZERO, |last| last.after(self.pause));
+        let back = self.may_put_back();
         if self.missing && now >= back {
-            // Who removes it again at once is not fought four times a second for ever.
-            let again = self.put_back.is_some_and(|last| now.since(last) < self.pause + REFRESH / 3);
-            self.pause = if again { (self.pause * 2).min(PUT_BACK.1) } else { PUT_BACK.0 };
+            if let Some(last) = self.put_back {
+                let gained = u64::try_from(now.since(last).as_millis()).unwrap_or(u64::MAX);
+                self.budget = self.budget.saturating_add(gained).min(PUT_BACKS * 1000);
+            }
+            self.budget = self.budget.saturating_sub(1000);
             self.missing = false;
             self.put_back = Some(now);
             self.renew = now.after(RENEWAL);
@@ -104,6 +111,11 @@ impl Tenure {
         if self.missing { next.min(back) } else { next }
     }
 
+    fn may_put_back(&self) -> Moment {
+        let Some(last) = self.put_back else { return Moment::ZERO };
+        last.after(PUT_BACK.max(Duration::from_millis(1000_u64.saturating_sub(self.budget))))
+    }
+
     fn next_announcement(&self) -> Moment {
         let wait = ANNOUNCEMENTS.get(self.announcements).copied().unwrap_or(0);
         self.announced_from.after(Duration::from_millis(wait))
@@ -114,18 +126,13 @@ impl Tenure {
         self.missing = true;
     }
 
-    /// Somebody has come back, who may have missed the announcements.
-    pub(super) fn announce_once(&mut self, now: Moment) {
-        self.announce = self.announce.min(now);
-    }
-
-    /// Another owner was heard, with a lower claim: clients that have heard it must hear this one again, now
-    /// and after it has deleted. False: that was done a moment ago.
-    pub(super) fn contested(&mut self, now: Moment) -> bool {
-        if self.contested.is_some_and(|last| now.since(last) < BURST) {
+    /// Another owner was heard, with a lower claim, or somebody who may have been one: clients that have heard
+    /// it must hear this one again, now and after it has deleted. False: that was done a moment ago.
+    pub(super) fn announce_again(&mut self, now: Moment) -> bool {
+        if self.again.is_some_and(|last| now.since(last) < BURST) {
             return false;
         }
-        self.contested = Some(now);
+        self.again = Some(now);
         self.announced_from = now;
         self.announcements = 0;
         self.announce = now;

@@ -79,7 +79,7 @@ fn spread(name: &str, mut times: Vec<u64>) -> (u64, u64) {
 
 #[test]
 fn a_takeover_is_quick() {
-    let runs = seeds(300).end.clamp(1, 3_000);
+    let runs = (seeds(300).end / 3).clamp(1, 2_000);
     for (name, act, lossy, median, max) in [
         ("power cut", world::faults::Act::Crash, false, 250, 400),
         ("power cut, 1 % loss", world::faults::Act::Crash, true, 250, 800),

@@ -35,6 +35,9 @@ pub(crate) enum Act {
     Stranger,
     StrangerGone,
     Move,
+    /// It is taken from the candidates, and its place is given back.
+    Demote,
+    Promote,
 }
 
 /// What happens in one run.
@@ -71,7 +74,7 @@ impl Script {
     }
 
     pub(crate) fn random(dice: &mut Dice) -> Script {
-        let candidates = dice.between(3, 7) as usize;
+        let candidates = dice.between(2, 7) as usize;
         let witnesses = if dice.percent(30) { 0 } else { dice.between(1, 20) as usize };
         let count = candidates + witnesses;
         let starts = (0..count).map(|_| if dice.percent(60) { 0 } else { dice.between(1, 2_500) });
@@ -111,7 +114,7 @@ impl Script {
         let two = two as usize;
         let short = dice.between(20, 1_400);
         let time = if dice.percent(40) { short } else { dice.between(1_400, 6_000) };
-        let (first, last) = match dice.next() % 20 {
+        let (first, last) = match dice.next() % 21 {
             0 | 1 => (Act::Crash, Act::PowerOn),
             2 | 3 => (Act::Kill, Act::Restart),
             4..=6 => (Act::Freeze, Act::Wake),
@@ -128,6 +131,7 @@ impl Script {
                 0 => (Act::Stranger, Act::StrangerGone),
                 _ => (Act::RemoveByHand, Act::RemoveByHand),
             },
+            19 => (Act::Demote, Act::Promote),
             _ => (Act::Move, Act::Clear),
         };
         let (one, two) = if first == Act::Split {
@@ -285,7 +289,21 @@ impl World {
                     node.excuses.insert(Why::Stranger);
                 }
             }
-            Act::StrangerGone => self.stranger = false,
+            Act::Demote | Act::Promote => {
+                if act == Act::Demote {
+                    self.nodes[a].priority = None;
+                    self.nodes[a].excuses.insert(Why::Rules);
+                } else if a < self.candidates {
+                    self.nodes[a].priority = Some(if self.dice.percent(50) { 100 } else { 200 });
+                }
+                // Some hear of it later than others.
+                self.follow(50);
+            }
+            Act::StrangerGone => {
+                self.stranger = false;
+                // It is believed to be there for another 3 s, in rounds of a second.
+                self.changed = now + 4_000;
+            }
             Act::Move => {
                 for node in &mut self.nodes {
                     node.excuses.insert(Why::Move);

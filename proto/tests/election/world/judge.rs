@@ -29,9 +29,11 @@ impl World {
                 self.breaks(format!("node {n} {text}"));
             }
         }
-        if self.now >= self.changed + QUIET
-            && let Some(text) = self.judge_sides()
-        {
+        let settled = self.now >= self.changed + QUIET;
+        if settled && !self.now.is_multiple_of(5) {
+            return;
+        }
+        if settled && let Some(text) = self.judge_sides() {
             let since = *self.judged.wrong_since.get_or_insert(self.now);
             let patience = if self.ever_lossy == 0 || self.ever_lossy + QUIET < self.now { 0 } else { 600 };
             if self.now - since >= patience {
@@ -57,6 +59,7 @@ impl World {
         if owns && node.kernel.is_none() && node.missing.is_none_or(|since| now - since > 300) {
             return Some("owns it without having the address".to_owned());
         }
+        node.owned_since = owns.then(|| node.owned_since.unwrap_or(now));
         let unfit = node.runs() && (node.bad_checks >= 3 || node.draining || !node.carrier);
         node.unfit_since = unfit.then(|| node.unfit_since.unwrap_or(now));
         if owns && node.unfit_since.is_some_and(|since| now - since > 100) {
@@ -106,7 +109,8 @@ impl World {
             if owners.is_empty() && eligible && !self.stranger {
                 return Some(format!("nobody owns it in the side {side:?}"));
             }
-            if let Some(owner) = owners.first()
+            if self.now.is_multiple_of(50)
+                && let Some(owner) = owners.first()
                 && let Some(text) = self.judge_knowledge(&side, *owner)
             {
                 return Some(text);
@@ -171,17 +175,19 @@ impl World {
             self.breaks(format!("node {n} says that {owner} is silent, which is not so"));
         }
         for owner in 0..self.nodes.len() {
+            // What was claimed a moment ago is still under way.
+            let age = self.nodes[owner].owned_since.map_or(0, |since| self.now - since);
             if owner == n || !self.nodes[owner].owns() || !self.nodes[owner].runs() {
                 continue;
             }
-            if self.hears(owner, n, 1_000) {
+            if self.hears(owner, n, 1_000) && age > self.jitter + 2 {
                 return self.breaks(format!("node {n} claims, though it hears the owner {owner}"));
             }
             let witness = (0..self.nodes.len()).find(|w| {
                 let asked = self.hears(n, *w, 1_000) && self.hears(*w, n, 1_000);
                 *w != n && *w != owner && asked && self.hears(owner, *w, 1_000)
             });
-            if let Some(witness) = witness {
+            if let Some(witness) = witness.filter(|_| age > 100 + 3 * self.jitter) {
                 return self.breaks(format!("node {n} claims, though {witness} hears the owner {owner}"));
             }
         }

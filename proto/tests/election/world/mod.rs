@@ -3,19 +3,19 @@
 pub(crate) mod faults;
 mod judge;
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::time::Duration;
 
 use faults::{Act, Script};
 use proto::election::wire::{pack, unpack};
-use proto::election::{Action, Candidate, Election, Event, Fact, Message, Rules, Why};
+use proto::election::{Action, Candidate, Election, Event, Fact, Loss, Message, Rules, Why};
 use proto::node::NodeId;
 use proto::time::Moment;
 
 pub(crate) const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 91, 91, 50));
+const ROUND: u64 = 64;
 const STRANGER: [u8; 6] = [0xde, 0xad, 0xbe, 0xef, 0, 1];
 
 /// SplitMix64: small, seeded, good enough to lose packets by.
@@ -69,6 +69,7 @@ pub(crate) struct Node {
     draining: bool,
     bad_checks: u32,
     unfit_since: Option<u64>,
+    owned_since: Option<u64>,
     /// When something was last done to it.
     touched: u64,
     excuses: BTreeSet<Why>,
@@ -106,6 +107,7 @@ struct Way {
 pub(crate) struct World {
     now: u64,
     dice: Dice,
+    candidates: usize,
     pub(crate) nodes: Vec<Node>,
     ways: Vec<Vec<Way>>,
     loss_permille: u64,
@@ -113,9 +115,8 @@ pub(crate) struct World {
     jitter: u64,
     stranger: bool,
     preempt: bool,
-    flying: BinaryHeap<Reverse<(u64, u64)>>,
-    payloads: BTreeMap<u64, (usize, Input)>,
-    sent: u64,
+    /// What is under way, by the moment of arrival: no delay is longer than the round.
+    flying: Vec<Vec<(usize, Input)>>,
     /// When something last changed.
     changed: u64,
     judged: judge::Memory,
@@ -155,6 +156,7 @@ impl World {
             draining: false,
             bad_checks: 0,
             unfit_since: None,
+            owned_since: None,
             touched: 0,
             excuses: BTreeSet::new(),
             epoch: 0,
@@ -164,6 +166,7 @@ impl World {
         let nodes: Vec<Node> = (0..count).map(|n| node(n, &mut dice)).collect();
         World {
             now: 0,
+            candidates: script.candidates,
             nodes,
             ways: vec![vec![Way::default(); count]; count],
             loss_permille: script.loss_permille,
@@ -171,9 +174,7 @@ impl World {
             jitter: script.jitter,
             stranger: false,
             preempt: script.preempt,
-            flying: BinaryHeap::new(),
-            payloads: BTreeMap::new(),
-            sent: 0,
+            flying: (0..ROUND).map(|_| Vec::new()).collect(),
             changed: 0,
             judged: judge::Memory::default(),
             broken: Vec::new(),
@@ -194,7 +195,7 @@ impl World {
     }
 
     fn index(&self, id: NodeId) -> usize {
-        self.nodes.iter().position(|node| node.id == id).unwrap()
+        usize::from(id.0[9])
     }
 
     /// Starts an agent.
@@ -219,13 +220,16 @@ impl World {
         node.touched = self.now;
         node.next_check = self.now + 20;
         self.changed = self.now;
-        self.follow();
+        self.follow(100);
     }
 
     /// Gossip tells everyone who is there.
-    fn follow(&mut self) {
+    fn follow(&mut self, percent: u64) {
         let rules = self.rules();
         for node in &mut self.nodes {
+            if !self.dice.percent(percent) {
+                continue;
+            }
             let local = node.local(self.now);
             if let Some(agent) = node.agent.as_mut().filter(|_| !node.frozen) {
                 agent.set_rules(local, rules.clone());
@@ -273,7 +277,7 @@ impl World {
     /// One millisecond.
     fn step(&mut self) {
         if self.now % 1_000 == 999 {
-            self.follow();
+            self.follow(100);
         }
         for n in 0..self.nodes.len() {
             if self.nodes[n].kernel.is_some_and(|until| until <= self.now) {
@@ -284,14 +288,8 @@ impl World {
                 self.check(n);
             }
         }
-        while let Some(Reverse((due, number))) = self.flying.peek().copied() {
-            if due > self.now {
-                break;
-            }
-            self.flying.pop();
-            if let Some((to, input)) = self.payloads.remove(&number) {
-                self.give(to, input);
-            }
+        for (to, input) in std::mem::take(&mut self.flying[(self.now % ROUND) as usize]) {
+            self.give(to, input);
         }
         for n in 0..self.nodes.len() {
             let node = &self.nodes[n];
@@ -311,7 +309,7 @@ impl World {
         let node = &mut self.nodes[n];
         node.next_check = now + 250;
         let local = node.local(now);
-        let good = !node.sick && !(node.flapping && flap);
+        let good = !(node.sick || node.flapping && flap);
         let was = node.bad_checks > 0;
         node.bad_checks = if good { 0 } else { node.bad_checks + 1 };
         if was != (node.bad_checks > 0) {
@@ -373,9 +371,9 @@ impl World {
         match action {
             Action::Send { to, message } => {
                 let wire = pack(std::slice::from_ref(&message));
-                let read = unpack(&wire[0]).unwrap().remove(0);
-                assert_eq!(read, message);
-                let message = Rc::new(read);
+                let read = unpack(&wire.concat());
+                assert_eq!(read.as_deref(), Some(std::slice::from_ref(&message)));
+                let message = Rc::new(message);
                 let from = self.nodes[n].id;
                 for to in to {
                     let to = self.index(to);
@@ -414,6 +412,9 @@ impl World {
                 if !matches!(event, Event::Moved { .. }) {
                     self.note(format!("node {n}: {event:?}"));
                 }
+                if let Event::Lost { cause: Loss::Released(Why::Preempt), .. } = event {
+                    self.changed = now;
+                }
                 if let Event::Gained { epoch, from, cause } = event {
                     self.claims += 1;
                     self.judge_claim(n, epoch, from, cause);
@@ -431,9 +432,7 @@ impl World {
             return;
         }
         let delay = if self.jitter == 0 { 0 } else { self.dice.next() % (self.jitter + 1) };
-        self.sent += 1;
-        self.payloads.insert(self.sent, (to, input));
-        self.flying.push(Reverse((self.now + 1 + delay, self.sent)));
+        self.flying[((self.now + 1 + delay) % ROUND) as usize].push((to, input));
     }
 
     /// A quiet small cluster, one fault of its owner at a random moment, and how long until another node
@@ -444,7 +443,9 @@ impl World {
         let mut world = World::new(dice, &script);
         let begin = script.length + world.dice.between(0, 300);
         world.run(Script { length: begin, ..script });
-        let owner = world.nodes.iter().position(Node::owns).expect("an owner before the fault");
+        let Some(owner) = world.nodes.iter().position(Node::owns) else {
+            panic!("nobody owned it before the fault: {}", world.report(seed));
+        };
         world.act(act, owner, owner);
         let mut from = world.now;
         while world.now < begin + 10_000 && world.broken.is_empty() {

@@ -1,0 +1,180 @@
+//! What a candidate does about an owner that is silent or gone, and an owner about a better candidate.
+
+use std::time::Duration;
+
+use super::action::{Action, Cause, Event};
+use super::doubt::{ALONE, COMPANY, DOUBT, Doubt, LEFTOVER, WINDOW, patience};
+use super::hear::Far;
+use super::rank::{Candidate, Standing};
+use super::tenure::{LIFETIME, Tenure};
+use super::wire::{Claim, Holding, Known, Purpose};
+use super::{
+    Audience, Election, HANDOVER, LISTEN, LISTEN_FULL, LISTEN_LATE, LIVE, Listen, Peer, RECENT, STRANGER,
+};
+use crate::node::NodeId;
+use crate::time::Moment;
+
+impl Election {
+    /// The node that has been better, and fit for long enough, while the owner did not change often.
+    pub(super) fn preferred(&self, now: Moment) -> Option<NodeId> {
+        // Counted from the claim too: who has just died or handed over still looks fit for a moment.
+        let wait = self.rules.preempt?.max(RECENT);
+        if now.since(self.changed) < wait {
+            return None;
+        }
+        let restless = self.moves.iter().filter(|at| now.since(**at) < Duration::from_secs(300)).count();
+        let own = self.rules.candidate(&self.own)?.priority;
+        let best = self.successor(now)?;
+        let peer = self.peers.get(&best)?;
+        let better = self.rules.candidate(&best)?.priority > own;
+        let long = peer.standing == Standing::Fit && peer.fit_since.is_some_and(|at| now.since(at) >= wait);
+        (better && long && restless < 3).then_some(best)
+    }
+
+    /// What a candidate does about an owner that is silent or gone.
+    pub(super) fn contend(&mut self, now: Moment) {
+        let Some(cause) = self.opening(now) else {
+            self.doubt = None;
+            return;
+        };
+        if matches!(cause, Cause::Handed(_)) {
+            return self.claim(now, cause);
+        }
+        let stranger = self.stranger.is_some_and(|(_, last)| now.since(last) < STRANGER);
+        let mut doubt = self.doubt.take().unwrap_or_else(|| Doubt::new(now));
+        if doubt.round(now, stranger) {
+            let others = self.others(true, Far::None);
+            self.send(now, others, Purpose::Ask);
+            self.actions.push(Action::Probe);
+        }
+        self.wake(doubt.deadline());
+        let Some((base, ahead)) = self.turn(now, &doubt, cause) else { return };
+        let at = doubt.turn(now, base, ahead, self.rules.rtt);
+        self.doubt = Some(doubt);
+        if at <= now {
+            self.claim(now, cause);
+        } else {
+            self.wake(at);
+        }
+    }
+
+    /// Why this node might claim; none: it may not, or need not now.
+    fn opening(&mut self, now: Moment) -> Option<Cause> {
+        if let Some(listen) = self.listen {
+            let over = self.listened(listen);
+            if now < over {
+                self.wake(over);
+            } else {
+                self.listen = None;
+            }
+        }
+        if self.tenure.is_some() || !self.standing(now).is_eligible() {
+            if let Some(at) = self.fitness.deadline(now) {
+                self.wake(at);
+            }
+            return None;
+        }
+        let Some(known) = self.known else { return Some(Cause::Vacant) };
+        let (due, cause) = match known.holding {
+            Holding::Held => {
+                let heard = self.direct.unwrap_or(self.changed);
+                let quiet = now.since(self.alive);
+                (heard.after(DOUBT + self.rules.rtt), Cause::Silent { quiet })
+            }
+            Holding::Released { why, .. } if self.handed => return Some(Cause::Handed(why)),
+            Holding::Released { why, successor } => {
+                let wait = if successor.is_some() { HANDOVER } else { Duration::ZERO };
+                (self.changed.after(wait), Cause::Released(why))
+            }
+        };
+        if now < due {
+            self.wake(due);
+            return None;
+        }
+        Some(cause)
+    }
+
+    /// From when on candidates may claim, by what is known now, and how many of them come before this one.
+    fn turn(&self, now: Moment, doubt: &Doubt, cause: Cause) -> Option<(Moment, u32)> {
+        let rtt = self.rules.rtt;
+        let mut at = doubt.since.after(WINDOW + rtt).max(doubt.not_before);
+        if matches!(cause, Cause::Silent { .. }) {
+            at = at.max(self.alive.after(patience(self.direct, self.alive) + rtt));
+        }
+        if let Some((_, last)) = self.stranger {
+            at = at.max(last.after(STRANGER));
+        }
+        let asked = |heard: Moment| heard >= doubt.since;
+        let company = self.company.is_some_and(|last| asked(last) && now.since(last) < COMPANY);
+        if !company {
+            // With nobody to ask, a member's kernel that answers may have a live agent behind it.
+            if let Some(last) = doubt.leftover.filter(|_| !self.refused) {
+                at = at.max(last.after(LEFTOVER));
+            }
+            if self.expects_company(now) {
+                // A silent owner may be the first sign that this node is cut off. Without one it has been
+                // listening to nobody since it last heard anybody, or began.
+                let silent = matches!(cause, Cause::Silent { .. });
+                let since = if silent { doubt.since } else { self.began };
+                at = at.max(self.company.map_or(since, |last| last.max(since)).after(ALONE));
+            }
+        }
+        let own = self.rank_of(now, &self.own)?;
+        // The silent owner itself is heard of lately enough to look alive.
+        let holder = self.holder();
+        let better =
+            |node: &&NodeId| Some(**node) != holder && self.rank_of(now, node).is_some_and(|rank| rank < own);
+        let ahead = u32::try_from(self.peers.keys().filter(better).count()).unwrap_or(u32::MAX);
+        if cause == Cause::Vacant {
+            // Nodes that start together: the better one comes in a moment, and would not take it back.
+            let coming = |(node, peer): (&NodeId, &Peer)| {
+                peer.standing == Standing::Listening
+                    && now.since(peer.heard) < LIVE
+                    && self.rules.rank(node, &Standing::Fit) < self.rules.rank(&self.own, &Standing::Fit)
+            };
+            if self.peers.iter().any(coming) {
+                at = at.max(doubt.since.after(LISTEN));
+            }
+        }
+        Some((at, ahead))
+    }
+
+    /// Whether somebody other than the holder should answer: a candidate that was there a moment ago, or a
+    /// witness.
+    fn expects_company(&self, now: Moment) -> bool {
+        let holder = self.holder();
+        let lately = |(node, peer): (&NodeId, &Peer)| {
+            Some(*node) != holder && now.since(peer.heard) < Duration::from_secs(3)
+        };
+        !self.rules.witnesses.is_empty() || self.peers.iter().any(lately)
+    }
+
+    fn claim(&mut self, now: Moment, cause: Cause) {
+        let Some(priority) = self.rules.candidate(&self.own).map(|one| one.priority) else { return };
+        let from = self.known.map(|known| known.claim.owner).filter(|owner| *owner != self.own);
+        let claim = Claim::new(self.address, self.next_epoch(), priority, self.own);
+        self.actions.push(Action::Add { lifetime: LIFETIME });
+        let mut tenure = Tenure::new(now);
+        let next = tenure.poll(now, &mut self.actions);
+        self.wake(next);
+        self.tenure = Some(tenure);
+        self.adopt(now, Known { claim, holding: Holding::Held });
+        self.note_move(now);
+        self.tell(Event::Gained { epoch: claim.epoch, from, cause });
+        self.announce_news(now, Audience::Everyone);
+    }
+
+    /// When a time of listening is over.
+    pub(super) fn listened(&self, listen: Listen) -> Moment {
+        let awaited = |one: &Candidate| {
+            let heard = self.peers.get(&one.node).is_some_and(|peer| peer.heard >= listen.from);
+            one.node != self.own && one.unfit.is_none() && !heard
+        };
+        let time = match () {
+            () if !listen.full => LISTEN_LATE,
+            () if self.rules.candidates.iter().any(awaited) => LISTEN_FULL,
+            () => LISTEN,
+        };
+        listen.from.after(time)
+    }
+}
