@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn what_was_down_is_counted_and_a_doubt_that_ends_well_is_a_false_alarm() {
-        let at = |s| Moment::from_millis(s * 1000);
+        let at = |s: u64| Moment::from_millis(s * 1000);
         let mut kept = Kept::new(State::Ready, at(0));
         kept.observe(State::Ready, at(5));
         assert_eq!((kept.changes, kept.down(at(9))), (0, Duration::ZERO));

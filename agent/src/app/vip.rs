@@ -143,6 +143,7 @@ mod tests {
             address: ([10, 0, 0, 1], 6443).into(),
             weight: 100,
             health: Health { readiness, reason: "500 from /readyz".to_owned(), since: UnixMs(0) },
+            check_ms: None,
         };
         let name = ServiceName::kube_api();
         assert!(own(&name, &offer(Readiness::Ready)).is_ok() && own(&name, &offer(Readiness::Alive)).is_ok());

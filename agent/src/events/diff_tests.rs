@@ -61,6 +61,7 @@ fn view(heard: bool, change: impl FnOnce(&mut Word)) -> View {
         services: BTreeMap::new(),
         feet: Vec::new(),
         vips: BTreeMap::new(),
+        hears: BTreeMap::new(),
     };
     change(&mut word);
     let id = key(1).id();
@@ -159,6 +160,7 @@ fn own_checks_are_told() {
         address: "10.0.0.1:6443".parse().unwrap(),
         weight: 100,
         health: Health { readiness, reason: "500 from /readyz".to_owned(), since: UnixMs(0) },
+        check_ms: None,
     };
     let of = |readiness| BTreeMap::from([(ServiceName::kube_api(), offer(readiness))]);
     let mut step = |health: &BTreeMap<ServiceName, Offer>, at| {
