@@ -396,12 +396,9 @@ fn a_real_prometheus_answers_every_query_of_the_dashboard() -> Result<()> {
             root()?.join("deploy/prometheus/rules.yml").display()
         );
         std::fs::write(dir.join("prometheus.yml"), config)?;
-        let flags = [
-            "prometheus",
-            "--config.file=prometheus.yml",
-            "--storage.tsdb.path=tsdb",
-            "--web.listen-address=127.0.0.1:9090",
-        ];
+        let config = format!("--config.file={}", dir.join("prometheus.yml").display());
+        let data = format!("--storage.tsdb.path={}", dir.join("tsdb").display());
+        let flags = ["prometheus", &config, &data, "--web.listen-address=127.0.0.1:9090"];
         let _prometheus = worker.spawn("prometheus", &flags)?;
         let query = |expression: &str| -> Result<Value> {
             let query = format!("query={expression}");

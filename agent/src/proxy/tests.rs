@@ -163,7 +163,9 @@ async fn a_client_reaches_a_master_and_is_counted() {
     assert!(matches!(rig.report().await, (1, Evidence::Connected { took }) if took < LONG));
     drop(client);
     rig.until(|stats| stats.connections == 0 && stats.backends[&id(1)].connections == 0).await;
-    assert_eq!(rig.stats().backends[&id(1)].total, 1);
+    let one = rig.stats().backends[&id(1)];
+    assert_eq!((one.total, one.errors, one.races, one.silences), (1, 0, 0, 0));
+    assert!(one.bytes_in > 0 && one.bytes_out > 0, "{one:?}");
 }
 
 #[tokio::test]

@@ -177,7 +177,7 @@ mod tests {
 
     fn member(change: impl FnOnce(&mut Member)) -> Member {
         let health = Health { readiness: Readiness::Ready, reason: String::new(), since: UnixMs(0) };
-        let offer = Offer { address: ([10, 9, 0, 2], 6443).into(), weight: 100, health };
+        let offer = Offer { address: ([10, 9, 0, 2], 6443).into(), weight: 100, health, check_ms: None };
         let foot = Foot {
             interface: "eth0".into(),
             mac: Mac([2, 0, 0, 0, 0, 2]),

@@ -1,1 +1,207 @@
+//! What is made of a status: nothing of anyone becomes markup, every sample has its family, and a large
+//! cluster stays a small page.
 
+use std::collections::BTreeSet;
+
+use proto::backends::State;
+use proto::control::{
+    BackendStatus, ClusterStatus, MemberState, MemberStatus, NodeStatus, SeenStatus, ServiceStatus, Status,
+    VipCandidate, VipState, VipStatus,
+};
+use proto::event::{Event, Kind, Ring};
+use proto::node::{Name, NodeId, Role};
+use proto::time::UnixMs;
+
+use super::{csv, metrics, page};
+
+const NOW: UnixMs = UnixMs(1_772_373_911_000);
+
+/// What a node that lies might say.
+const HOSTILE: &str = "<script>alert(1)</script>\"'\\\n, x";
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn backend(node: &str, state: State) -> BackendStatus {
+    BackendStatus {
+        node: name(node),
+        address: "10.0.0.1:6443".to_owned(),
+        state,
+        reason: HOSTILE.to_owned(),
+        since_unix_ms: UnixMs(NOW.0 - 5_000),
+        rtt_ms: Some(0.5),
+        connections: 3,
+        total: 7,
+        weight: 50,
+        check_ms: Some(4),
+        counted: Default::default(),
+    }
+}
+
+fn member(i: u16, role: Role, state: MemberState) -> MemberStatus {
+    let mut id = [0; NodeId::LEN];
+    id[..2].copy_from_slice(&i.to_be_bytes());
+    MemberStatus {
+        id: NodeId(id),
+        name: name(&format!("m{i}")),
+        address: HOSTILE.to_owned(),
+        role,
+        state,
+        version: HOSTILE.to_owned(),
+        since_unix_ms: NOW,
+        rtt_ms: None,
+        loss_permille: (role == Role::Master).then_some(12),
+        document: format!("{HOSTILE}{}", i % 2),
+        sees: vec![SeenStatus { node: name("m0"), heard: true, rtt_ms: Some(1.0), loss_permille: 60 }],
+    }
+}
+
+fn status(members: u16) -> Status {
+    let role = |i| if i < 3 { Role::Master } else { Role::Worker };
+    let state = |i| if i % 7 == 1 { MemberState::Down } else { MemberState::Up };
+    let members: Vec<MemberStatus> = (0..members).map(|i| member(i, role(i), state(i))).collect();
+    Status {
+        schema: 1,
+        cluster: ClusterStatus {
+            id: "c".to_owned(),
+            name: HOSTILE.to_owned(),
+            members: members.len(),
+            document: HOSTILE.to_owned(),
+            key_epoch: 1,
+            open_until_unix_ms: None,
+        },
+        node: NodeStatus {
+            id: NodeId([9; NodeId::LEN]),
+            name: name("w1"),
+            address: None,
+            interface: HOSTILE.to_owned(),
+            role: Role::Worker,
+            version: "0.1.0".to_owned(),
+            started_unix_ms: NOW,
+            removed: false,
+            descriptors: 1024,
+            link: Default::default(),
+            loop_lag: Default::default(),
+            checks: Vec::new(),
+            events: [("backend".to_owned(), 3)].into(),
+        },
+        services: vec![ServiceStatus {
+            name: "kube-api".parse().unwrap(),
+            listen: vec![format!("127.0.0.1:16443 ({HOSTILE})")],
+            source: Default::default(),
+            balance: Default::default(),
+            backends: vec![backend("m1", State::Ready), backend("m0", State::Down)],
+            connections: 1,
+            maxconn: 10,
+            refused: 2,
+            counted: Default::default(),
+        }],
+        members,
+        vips: vec![VipStatus {
+            address: "10.0.0.50".parse().unwrap(),
+            state: VipState::Unowned,
+            owner: Some(name("m1")),
+            epoch: 4,
+            interface: Some(HOSTILE.to_owned()),
+            since_unix_ms: NOW,
+            reason: HOSTILE.to_owned(),
+            candidates: vec![VipCandidate {
+                node: name("m1"),
+                rank: 1,
+                eligible: false,
+                reason: HOSTILE.to_owned(),
+            }],
+            gains: Default::default(),
+        }],
+        problems: vec![HOSTILE.to_owned()],
+        taken_unix_ms: NOW,
+    }
+}
+
+fn ring() -> Ring {
+    let mut ring = Ring::default();
+    for _ in 0..100 {
+        ring.push("w1", Event::new(Kind::Backend, NOW, HOSTILE, HOSTILE).cause(HOSTILE));
+    }
+    ring
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn nothing_of_anyone_becomes_markup() {
+    for acts in [false, true] {
+        let page = text(page::whole(&status(4), &ring(), acts));
+        assert!(!page.contains("<script>alert") && page.contains("&lt;script&gt;alert(1)"));
+        // Ours, and no more.
+        assert_eq!(page.matches("<script").count(), 1);
+        assert_eq!(page.contains("<form"), acts);
+        assert!(!page.contains(" style=") && !page.contains(" onclick"), "the policy would block it");
+        assert!(!page.contains("http://") && !page.contains("https://") && !page.contains("src="));
+    }
+    assert!(!text(page::said(HOSTILE)).contains("<script"));
+}
+
+#[test]
+fn elements_are_closed() {
+    let page = text(page::whole(&status(20), &ring(), true));
+    for tag in
+        ["section", "table", "tr", "td", "th", "ul", "ol", "li", "dl", "div", "p", "span", "form", "main"]
+    {
+        let opened = page.matches(&format!("<{tag} ")).count() + page.matches(&format!("<{tag}>")).count();
+        assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
+    }
+}
+
+#[test]
+fn a_large_cluster_is_a_small_page_and_says_what_is_left_out() {
+    let page = text(page::whole(&status(2_000), &ring(), false));
+    assert!(page.len() < 150_000, "{}", page.len());
+    assert!(page.contains("1936 more members are not shown") && page.contains("m1</th>"));
+}
+
+#[test]
+fn every_sample_has_its_family_and_no_text_breaks_a_line() {
+    let metrics = text(metrics::write(&status(4), true));
+    let mut families = BTreeSet::new();
+    let mut seen = BTreeSet::new();
+    let mut helped = None;
+    for line in metrics.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            let (name, help) = rest.split_once(' ').unwrap();
+            assert!(help.ends_with('.') && help.len() > 5, "{line}");
+            helped = Some(name);
+        } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap();
+            assert_eq!(helped, Some(name), "{line}");
+            assert!(families.insert(name), "{name} stands twice");
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
+        } else {
+            let name = line.split(['{', ' ']).next().unwrap();
+            let parts = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part));
+            let family = parts.filter(|family| families.contains(family)).unwrap_or(name);
+            assert_eq!(helped, Some(family), "{line}");
+            assert!(seen.insert(line.rsplit_once(' ').unwrap().0), "{line} stands twice");
+            let value = line.rsplit(' ').next().unwrap();
+            assert!(value.parse::<f64>().is_ok(), "{line}");
+        }
+    }
+    assert!(metrics.contains("agent_vip_owned{vip=\"10.0.0.50\"} 0"));
+    assert!(metrics.contains("agent_backend_state{service=\"kube-api\",backend=\"m0\",state=\"down\"} 1"));
+    assert!(metrics.contains("agent_member_documents 2"));
+}
+
+#[test]
+fn texts_with_commas_stay_one_column_of_the_csv() {
+    let csv = text(csv::write(&status(4)));
+    assert_eq!(csv.lines().count(), 5);
+    let columns = csv.lines().next().unwrap().split(',').count();
+    for line in csv.lines() {
+        let quoted = line.split('"').enumerate().filter(|(i, _)| i % 2 == 0).map(|(_, part)| part);
+        assert_eq!(quoted.collect::<String>().split(',').count(), columns, "{line}");
+    }
+    assert!(csv.contains("kube-api,m1,") && csv.contains(",DOWN,") && csv.contains("FRONTEND"));
+}

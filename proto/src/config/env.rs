@@ -115,7 +115,6 @@ mod tests {
             ("AGENT_RUNTIME_DIR", "x", "begin it with /"),
             ("AGENT_LOG_FORMAT", "xml", "auto, text, json, journald"),
             ("AGENT_LOG_LEVEL", "inof", "did you mean info?"),
-            ("AGENT_NAMESERVERS", "10.0.0.53,dns", "\"dns\" is not"),
             ("AGENT_NAEM", "m1", "did you mean AGENT_NAME?"),
             ("AGENT_VIP", "x", "there are AGENT_NAME, AGENT_ADDRESS"),
         ] {

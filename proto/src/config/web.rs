@@ -136,7 +136,7 @@ mod tests {
     fn others_must_log_in() {
         let mistakes = web("listen = [\"127.0.0.1:80\", \"10.0.0.1:80\"]").unwrap_err();
         assert_eq!(mistakes.len(), 1);
-        assert_eq!((mistakes[0].line, mistakes[0].column), (2, 28), "{mistakes:?}");
+        assert_eq!((mistakes[0].line, mistakes[0].column), (2, 27), "{mistakes:?}");
         assert!(mistakes[0].message.contains("set web.user"), "{mistakes:?}");
         assert!(web("listen = \"0.0.0.0:80\"").is_err());
         let login = web("listen = \"0.0.0.0:80\"\nuser = \"ops\"\npassword = \"correct horse\"").unwrap();

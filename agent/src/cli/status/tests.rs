@@ -349,7 +349,7 @@ fn a_virtual_ip_is_shown_with_its_owner_and_those_in_line() {
     let (code, text) = shown(vip(VipState::Unavailable, None, "no L2 on wg0 (point-to-point)"));
     assert_eq!(code, 10);
     assert!(
-        text.starts_with("degraded: 3 of 3 masters serve; 10.91.91.50 is unavailable: no L2 on wg0"),
+        text.starts_with("degraded: 3 of 3 masters serve; VIP 10.91.91.50 is unavailable: no L2 on wg0"),
         "{text}"
     );
     assert!(text.contains("\n  no L2 on wg0 (point-to-point)\n"), "{text}");

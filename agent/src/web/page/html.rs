@@ -132,6 +132,8 @@ impl Html {
 /// Milliseconds with as many digits as tell something.
 pub(super) fn milliseconds(ms: f64) -> String {
     match ms {
+        // Pulses are measured in whole ones.
+        ms if ms < 0.005 => "< 1 ms".to_owned(),
         ms if ms < 10.0 => format!("{ms:.2} ms"),
         ms if ms < 100.0 => format!("{ms:.1} ms"),
         ms => format!("{ms:.0} ms"),
