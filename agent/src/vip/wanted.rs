@@ -19,6 +19,9 @@ use crate::lifecycle::wall;
 /// A member that has been heard for so long has said where it stands.
 const SETTLED_MS: u64 = 5_000;
 
+/// Gossip needs this long at most until everyone knows of a new node.
+const JOINED_MS: u64 = 10_000;
+
 /// A member whose datagram came within this time is alive.
 const ALIVE: Duration = Duration::from_secs(3);
 
@@ -106,11 +109,12 @@ impl Driver {
             let mut rules = Rules { preempt: vip.settings.preempt, turn, ..Rules::default() };
             for (id, admitted) in document.members() {
                 let member = view.members.get(id);
-                // Who has just joined is heard by the link seconds before gossip has told of it everywhere, and
-                // may be the only one who still hears an owner.
+                // Who has just joined is in the document, and heard by the link, seconds before gossip has told
+                // of it everywhere, and may be the only one who still hears an owner.
                 let direct = link.last_heard(id).is_some_and(|at| heard_at.since(at) < ALIVE);
+                let joined = wall.0.abs_diff(admitted.at.0) < JOINED_MS;
                 let left = member.is_some_and(|member| member.word.left);
-                let alive = !left && (direct || member.is_some_and(|member| member.heard));
+                let alive = !left && (direct || joined || member.is_some_and(|member| member.heard));
                 if alive {
                     rules.witnesses.push(*id);
                 }
