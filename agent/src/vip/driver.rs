@@ -37,6 +37,8 @@ const LOOK: Duration = Duration::from_secs(10);
 const LATE: Duration = Duration::from_millis(100);
 /// Messages that are read before the elections are polled again.
 const BATCH: usize = 64;
+/// By then all have gossiped where they stand: a few rounds.
+const GOSSIPED: Duration = Duration::from_secs(5);
 /// A peer heard within this is alive, so that its silence elsewhere means something.
 const HEARD: Duration = Duration::from_secs(2);
 
@@ -52,6 +54,7 @@ pub(super) struct Vip {
     pub(super) refused: Option<(Moment, String)>,
     /// It is no setting any more and only says goodbye.
     pub(super) leaving: bool,
+    pub(super) made: Moment,
     /// When the owner was last asked whether its agent is there.
     pub(super) knocked: Moment,
     pub(super) seen: super::report::Seen,
@@ -242,7 +245,12 @@ impl Driver {
         }
         if let Some(vip) = self.vips.get_mut(&claim.ip) {
             let view = self.inputs.view.borrow().clone();
-            vip.election.seen(now, claim.mac.0, ground::member_with(&view, claim.mac));
+            let member = ground::member_with(&view, claim.mac);
+            // Members that have started together have not gossiped their cards yet: between owners beats
+            // decide. Who does not own it takes everyone unknown for a stranger, and waits.
+            if member.is_some() || !vip.election.owns() || now.since(vip.made) >= GOSSIPED {
+                vip.election.seen(now, claim.mac.0, member);
+            }
         }
         self.judge(now);
     }
@@ -371,6 +379,7 @@ impl Vip {
             held: None,
             refused: None,
             leaving: false,
+            made: now,
             knocked: Moment::ZERO,
             seen: super::report::Seen::default(),
             facts: BTreeMap::new(),
