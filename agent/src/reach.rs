@@ -284,7 +284,8 @@ mod tests {
 
     fn member(n: u8) -> Member {
         let health = Health { readiness: Readiness::Ready, reason: "200".to_owned(), since: UnixMs(1) };
-        let offer = Offer { address: SocketAddr::from(([10, 0, 0, n], 6443)), weight: 100, health };
+        let offer =
+            Offer { address: SocketAddr::from(([10, 0, 0, n], 6443)), weight: 100, health, check_ms: None };
         let word = Word {
             name: Name::nearest(&format!("m{n}")),
             version: String::new(),
@@ -297,6 +298,8 @@ mod tests {
             services: BTreeMap::from([(ServiceName::kube_api(), offer)]),
             feet: Vec::new(),
             vips: BTreeMap::new(),
+            hears: BTreeMap::new(),
+            unfit: BTreeMap::new(),
         };
         Member { id: NodeId([n; NodeId::LEN]), word, heard: true, since: UnixMs(0) }
     }

@@ -202,7 +202,11 @@ mod tests {
     fn what_is_wrong_is_named_with_its_setting_and_without_the_file_s_words() {
         for (key, value, words) in [
             ("port", "http", "service.web.port: \"http\" is not a whole number"),
-            ("port", "70000", "service.web.port: 70000 is out of bounds: write a whole number from 1 to 65535"),
+            (
+                "port",
+                "70000",
+                "service.web.port: 70000 is out of bounds: write a whole number from 1 to 65535",
+            ),
             (
                 "balance",
                 "nearset",
