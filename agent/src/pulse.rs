@@ -70,8 +70,14 @@ fn tell(link: Arc<Link>, mut word: watch::Receiver<Word>, life: &Life) {
 }
 
 fn saying_of(word: &Word) -> Saying {
-    let services = word.services.iter().map(|(name, offer)| (name.clone(), offer.health.readiness)).collect();
-    Saying { draining: word.draining.is_some(), leaving: word.left, services }
+    let services = word.services.iter();
+    let closed = services.clone().filter(|(_, offer)| offer.health.is_refused());
+    Saying {
+        draining: word.draining.is_some(),
+        leaving: word.left,
+        closed: closed.map(|(name, _)| name.clone()).collect(),
+        services: services.map(|(name, offer)| (name.clone(), offer.health.readiness)).collect(),
+    }
 }
 
 struct Peer {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proto::backends::{Backend, LastGood, Serving, Table, backends};
-use proto::health::{Health, Readiness};
+use proto::health::{Health, REFUSED, Readiness};
 use proto::node::{Name, NodeId};
 use proto::path::{Evidence, Path, Report};
 use proto::pulse::{Ears, Hearing};
@@ -115,7 +115,9 @@ impl Said {
                     _ => wall(),
                 };
                 ahead.insert(key, (*said, since));
-                offer.health = Health { readiness: *said, reason: "it says so itself".to_owned(), since };
+                // Why takes gossip's time, but for what decides over what is held there.
+                let reason = if saying.closed.contains(name) { REFUSED } else { "it says so itself" };
+                offer.health = Health { readiness: *said, reason: reason.to_owned(), since };
             }
         }
         for member in view.members.values_mut() {
@@ -268,5 +270,64 @@ async fn probe(address: SocketAddr, within: Duration) -> Evidence {
         Ok(Ok(_)) => Evidence::Connected { took: started.elapsed().max(Duration::from_micros(1)) },
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Evidence::Refused,
         Ok(Err(_)) | Err(_) => Evidence::Unanswered,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::backends::{Fate, State, fate};
+    use proto::keys::{Offer, Word};
+    use proto::pulse::{Ear, Saying};
+    use proto::view::Member;
+
+    use super::*;
+
+    fn member(n: u8) -> Member {
+        let health = Health { readiness: Readiness::Ready, reason: "200".to_owned(), since: UnixMs(1) };
+        let offer =
+            Offer { address: SocketAddr::from(([10, 0, 0, n], 6443)), weight: 100, health, check_ms: None };
+        let word = Word {
+            name: Name::nearest(&format!("m{n}")),
+            version: String::new(),
+            addresses: Vec::new(),
+            interface: String::new(),
+            started: UnixMs(0),
+            document: String::new(),
+            draining: None,
+            left: false,
+            services: BTreeMap::from([(ServiceName::kube_api(), offer)]),
+            feet: Vec::new(),
+            vips: BTreeMap::new(),
+            hears: BTreeMap::new(),
+            unfit: BTreeMap::new(),
+        };
+        Member { id: NodeId([n; NodeId::LEN]), word, heard: true, since: UnixMs(0) }
+    }
+
+    /// What becomes of what is held to a master that says by pulse that it is down, and gossip not yet.
+    fn held(closed: bool) -> (State, Fate) {
+        let view = View {
+            members: [member(1), member(2)].map(|member| (member.id, member)).into(),
+            problems: BTreeMap::new(),
+        };
+        let name = ServiceName::kube_api();
+        let saying = Saying {
+            services: BTreeMap::from([(name.clone(), Readiness::Down)]),
+            closed: closed.then(|| name.clone()).into_iter().collect(),
+            ..Saying::default()
+        };
+        let down = NodeId([1; NodeId::LEN]);
+        let ear = Ear { hearing: Hearing::Heard, saying: Some(saying), rtt: None, loss_permille: 0 };
+        let mut said = Said::default();
+        said.overlay(&view, &BTreeMap::from([(down, ear)]), &BTreeMap::new());
+        let backends = backends(&name, &said.view, &BTreeMap::new(), &[], |_| true);
+        let state = backends.iter().find(|one| one.node == down).map(|one| one.state).unwrap();
+        (state, fate(&down, &backends))
+    }
+
+    #[test]
+    fn a_pulse_tells_a_closed_port_from_an_apiserver_that_hangs() {
+        assert_eq!(held(true), (State::Down, Fate::Leave), "it may be stopping in peace");
+        assert_eq!(held(false), (State::Down, Fate::Reset));
     }
 }

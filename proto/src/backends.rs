@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::health::Readiness;
+use crate::health::{REFUSED, Readiness};
 use crate::keys::Offer;
 use crate::node::{Name, NodeId};
 use crate::path::{Path, Reach};
@@ -396,7 +396,7 @@ pub fn fate(node: &NodeId, backends: &[Backend]) -> Fate {
     match one.state {
         // The port is closed, so the machine lives: its kernel ends what a dead process held, and an apiserver
         // that stops in peace closes its port first and answers what is under way for up to a minute.
-        State::Down if better && one.reason.contains("refused") => Fate::Leave,
+        State::Down if better && one.reason.contains(REFUSED) => Fate::Leave,
         State::Down if better => Fate::Reset,
         State::NotReady if better => Fate::Leave,
         State::Draining if better && one.reason != AGENT_STOPPED => Fate::Leave,

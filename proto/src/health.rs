@@ -28,6 +28,10 @@ pub const FORGET_AFTER: Duration = Duration::from_secs(60);
 /// Longest reason that is kept, in bytes of ASCII.
 pub const MAX_REASON: usize = 80;
 
+/// The reason of what is down because its port is closed. Others go by it: the machine lives, so what is
+/// still held there is its kernel's to end (see [`crate::backends::fate`]).
+pub const REFUSED: &str = "connection refused";
+
 /// What a node says of its own instance of a service. The order is from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -91,6 +95,13 @@ pub struct Health {
     pub reason: String,
     /// Since when `readiness` has been so.
     pub since: UnixMs,
+}
+
+impl Health {
+    /// It is down, and its port is closed.
+    pub fn is_refused(&self) -> bool {
+        self.readiness == Readiness::Down && self.reason.contains(REFUSED)
+    }
 }
 
 /// Turns outcomes of checks into [`Health`]. `None` means that there is no such service here.

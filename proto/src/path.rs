@@ -20,6 +20,7 @@
 
 use std::time::Duration;
 
+use crate::health::REFUSED;
 use crate::node::NodeId;
 use crate::pulse::Hearing;
 use crate::service::ServiceName;
@@ -40,7 +41,7 @@ const UNANSWERED_WHILE_HEARD: u32 = 8;
 const UNANSWERED_WHILE_LOST: u32 = 2;
 
 /// Refusals in a row that count as down: the first could be a restart that is over already.
-const REFUSED: u32 = 2;
+const REFUSALS: u32 = 2;
 
 /// Whether a backend can be reached from here. The order is from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -190,14 +191,14 @@ impl Path {
     }
 
     fn verdict(&self) -> (Reach, &'static str) {
-        if self.refused >= REFUSED {
-            return (Reach::Down, "connection refused");
+        if self.refused >= REFUSALS {
+            return (Reach::Down, REFUSED);
         }
         match self.hearing {
             Hearing::Heard | Hearing::Unknown if self.unanswered >= UNANSWERED_WHILE_HEARD => {
                 (Reach::Down, "no answer to connect")
             }
-            _ if self.refused > 0 => (Reach::Suspect, "connection refused"),
+            _ if self.refused > 0 => (Reach::Suspect, REFUSED),
             Hearing::Heard | Hearing::Unknown if self.unanswered > 0 => {
                 (Reach::Suspect, "no answer to connect")
             }

@@ -20,7 +20,7 @@
 //! At 10 % loss each way a round trip is lost one time in five. Late takes five losses in a row, which
 //! happens every few minutes and costs nothing; Lost takes nineteen.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::health::Readiness;
@@ -239,18 +239,21 @@ pub struct Saying {
     pub leaving: bool,
     /// What it offers.
     pub services: BTreeMap<ServiceName, Readiness>,
+    /// Those of them that are down with their port closed: what they hold may go on.
+    pub closed: BTreeSet<ServiceName>,
 }
 
 impl Saying {
     /// The saying as bytes: flags, then for each service the length of its name, the name, its readiness.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![u8::from(self.draining) | u8::from(self.leaving) << 1];
-        for (name, readiness) in self.services.iter().take(MAX_SERVICES) {
-            let name = name.as_str().as_bytes();
+        for (full, readiness) in self.services.iter().take(MAX_SERVICES) {
+            let name = full.as_str().as_bytes();
             // A service name has at most 32 bytes.
             bytes.push(u8::try_from(name.len()).unwrap_or(0));
             bytes.extend_from_slice(name);
             bytes.push(match readiness {
+                Readiness::Down if self.closed.contains(full) => 4,
                 Readiness::Ready => 0,
                 Readiness::Alive => 1,
                 Readiness::NotReady => 2,
@@ -263,17 +266,19 @@ impl Saying {
     /// Reads a saying; none when it is garbled.
     pub fn from_bytes(bytes: &[u8]) -> Option<Saying> {
         let (flags, mut rest) = bytes.split_first()?;
-        let mut saying =
-            Saying { draining: flags & 1 != 0, leaving: flags & 2 != 0, services: BTreeMap::new() };
+        let mut saying = Saying { draining: flags & 1 != 0, leaving: flags & 2 != 0, ..Saying::default() };
         while let Some((length, more)) = rest.split_first() {
             let (name, more) = more.split_at_checked(usize::from(*length))?;
             let (readiness, more) = more.split_first()?;
-            let name = std::str::from_utf8(name).ok()?.parse().ok()?;
+            let name: ServiceName = std::str::from_utf8(name).ok()?.parse().ok()?;
+            if *readiness == 4 {
+                saying.closed.insert(name.clone());
+            }
             let readiness = match readiness {
                 0 => Readiness::Ready,
                 1 => Readiness::Alive,
                 2 => Readiness::NotReady,
-                3 => Readiness::Down,
+                3 | 4 => Readiness::Down,
                 _ => return None,
             };
             saying.services.insert(name, readiness);
@@ -396,10 +401,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_saying_reads_back_as_said(draining: bool, leaving: bool, names in proptest::collection::btree_map("[a-z][a-z0-9-]{0,30}[a-z0-9]", 0usize..4, 0..5)) {
+        fn a_saying_reads_back_as_said(draining: bool, leaving: bool, names in proptest::collection::btree_map("[a-z][a-z0-9-]{0,30}[a-z0-9]", 0usize..5, 0..5)) {
             let all = [Readiness::Ready, Readiness::Alive, Readiness::NotReady, Readiness::Down];
-            let services = names.into_iter().map(|(name, i)| (name.parse().unwrap(), all[i])).collect();
-            let saying = Saying { draining, leaving, services };
+            let closed = names.iter().filter(|(_, i)| **i > 3).map(|(name, _)| name.parse().unwrap()).collect();
+            let services = names.into_iter().map(|(name, i)| (name.parse().unwrap(), all[i.min(3)])).collect();
+            let saying = Saying { draining, leaving, services, closed };
             prop_assert_eq!(Saying::from_bytes(&saying.to_bytes()), Some(saying));
         }
 

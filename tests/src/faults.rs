@@ -192,6 +192,10 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
                 self.agents[victim].stop()?;
                 // As long as a service manager takes, and longer than it takes to be missed.
                 std::thread::sleep(LAST);
+                if Master::can_be_slow() {
+                    // Its first check takes time, in which it must not say that there is nothing to offer.
+                    self.masters[victim].set_slow(true)?;
+                }
                 self.agents[victim].run()?;
             }
             Fault::Drained => drop(self.agents[victim].cli(&["drain"])?.ok()?),
@@ -245,6 +249,7 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
             Fault::AgentFrozen => self.agents[victim].process()?.signal(Signal::CONT)?,
             Fault::Drained => drop(self.agents[victim].cli(&["undrain"])?.ok()?),
             Fault::Loss => worker.no_loss()?,
+            Fault::AgentRestarted if Master::can_be_slow() => self.masters[victim].set_slow(false)?,
             Fault::Rolling | Fault::AgentRestarted => {}
             Fault::AllDead => {
                 for i in (0..MASTERS).filter(|i| *i != victim) {

@@ -151,11 +151,13 @@ fn a_stranger_with_the_same_address_is_told_yielded_to_and_outlived() -> Result<
             ensure!(shown.contains(&mac), "{shown}");
             Ok(())
         })?;
-        always("nobody claims over a stranger", Duration::from_secs(4), || {
-            let record = stage.prober.last(ms(300));
-            ensure!(record.by_two() == 0, "two answer");
+        let alone = || -> Result<()> {
+            let owner = stage.number(stage.prober.sole_owner(ms(300))?);
+            ensure!(owner == Some(STRANGER), "it is {owner:?}");
             Ok(())
-        })?;
+        };
+        eventually("the stranger has it alone", SOON, alone)?;
+        always("nobody claims over a stranger", Duration::from_secs(4), alone)?;
         stage.undo(Scenario::Stranger, owner)?;
         stage.settle()?;
         Ok(())

@@ -53,6 +53,9 @@ const GOODBYE: Duration = Duration::from_millis(200);
 /// Longest wait of a former master for its first check: that check's own time-out, and a little.
 const FIRST_CHECK: Duration = Duration::from_secs(3);
 
+/// Time between two lines for `systemctl status`.
+const STATUS_PAUSE: Duration = Duration::from_secs(1);
+
 /// Commands that wait for the keeper; each comes from someone who waits for its answer.
 const COMMANDS: usize = 64;
 
@@ -344,16 +347,20 @@ fn save_serving(disk: Arc<Disk>, mut serving: watch::Receiver<Arc<Serving>>, lif
     });
 }
 
-/// Keeps `systemctl status` up to date with what serves.
+/// Keeps `systemctl status` up to date with what serves. Not with each round-trip time that is measured: a
+/// status costs more than many connections.
 fn tell_systemd(running: Arc<Running>, life: &Life) {
     let over = life.over.clone();
     life.spawn(async move {
         let mut table = running.table.clone();
         loop {
             watchdog::status(&status::of(&running).serving().1);
-            tokio::select! {
-                changed = table.changed() => if changed.is_err() { return },
-                () = over.cancelled() => return,
+            let changed = async {
+                tokio::time::sleep(STATUS_PAUSE).await;
+                table.changed().await
+            };
+            if !matches!(over.run_until_cancelled(changed).await, Some(Ok(()))) {
+                return;
             }
         }
     });

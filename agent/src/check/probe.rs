@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response, header};
 use hyper_util::rt::TokioIo;
-use proto::health::Outcome;
+use proto::health::{Outcome, REFUSED};
 use proto::service::{Check, CheckKind, HttpCheck};
 use proto::time::human;
 use rustls::pki_types::ServerName;
@@ -88,7 +88,7 @@ async fn connect(target: SocketAddr) -> io::Result<TcpStream> {
 
 fn not_connected(error: &io::Error) -> Outcome {
     match error.kind() {
-        io::ErrorKind::ConnectionRefused => Outcome::Refused("connection refused".into()),
+        io::ErrorKind::ConnectionRefused => Outcome::Refused(REFUSED.into()),
         _ => broken(error),
     }
 }

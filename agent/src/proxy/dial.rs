@@ -132,18 +132,23 @@ impl Trial {
         self.ended = true;
         match result {
             Ok(stream) => {
-                if let Some(ticket) = &self.ticket {
-                    ticket.held.counts.dials.took(self.started.elapsed());
+                let took = self.started.elapsed();
+                let ticket = self.ticket.take();
+                let now = self.shared.life.now();
+                if let Some(ticket) = &ticket {
+                    ticket.held.counts.dials.took(took);
+                    if ticket.held.is_news(now) {
+                        self.report(Evidence::Connected { took });
+                    }
                 }
-                self.report(Evidence::Connected { took: self.started.elapsed() });
-                self.ticket.take().map(|ticket| Leg { stream, ticket }).ok_or(Cause::Server)
+                ticket.map(|ticket| Leg { stream, ticket }).ok_or(Cause::Server)
             }
             Err(error) => match evidence_of(&error) {
                 Some(evidence) => {
                     if let Some(ticket) = &self.ticket {
                         ticket.held.counts.errors.fetch_add(1, Relaxed);
                     }
-                    self.report(evidence);
+                    self.accuse(evidence);
                     let refused = evidence == Evidence::Refused;
                     Err(if refused { Cause::Server } else { Cause::ServerTimeout })
                 }
@@ -155,6 +160,14 @@ impl Trial {
         }
     }
 
+    /// Reports what speaks against the backend; the next success is news then.
+    fn accuse(&self, evidence: Evidence) {
+        if let Some(ticket) = &self.ticket {
+            ticket.held.accused();
+        }
+        self.report(evidence);
+    }
+
     fn report(&self, evidence: Evidence) {
         let service = self.pool.service.clone();
         let _ = self.shared.evidence.try_send(Report { node: self.node, service, evidence });
@@ -164,7 +177,7 @@ impl Trial {
 impl Drop for Trial {
     fn drop(&mut self) {
         if !self.ended && self.started.elapsed() >= VERDICT {
-            self.report(Evidence::Unanswered);
+            self.accuse(Evidence::Unanswered);
         }
     }
 }

@@ -21,6 +21,10 @@ const MUTE_AFTER: u32 = 3;
 /// patience; the backend's own check has its say meanwhile.
 const MUTE: Duration = Duration::from_secs(5);
 
+/// A success is reported this often while nothing else is: thousands a second would say the same, and each
+/// makes the table anew.
+const NEWS: Duration = Duration::from_millis(100);
+
 /// How often connections are looked at while they leave.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -35,6 +39,8 @@ pub(super) struct Held {
     streak: AtomicU32,
     /// When a mute backend is tried again, in milliseconds.
     again: AtomicU64,
+    /// When its next success is news, in milliseconds.
+    news: AtomicU64,
     handles: Mutex<Handles>,
     pub(super) counts: Counts,
 }
@@ -78,6 +84,7 @@ impl Held {
             silences: AtomicU64::new(0),
             streak: AtomicU32::new(0),
             again: AtomicU64::new(0),
+            news: AtomicU64::new(0),
             handles: Mutex::default(),
             counts: Counts::default(),
         }
@@ -131,6 +138,20 @@ impl Held {
     /// It answered a first flight; true when it was mute.
     pub(super) fn answered(&self) -> bool {
         self.streak.load(Relaxed) != 0 && self.streak.swap(0, Relaxed) >= MUTE_AFTER
+    }
+
+    /// Whether that it was connected to now is to be reported.
+    pub(super) fn is_news(&self, now: Moment) -> bool {
+        let is = now.as_millis() >= self.news.load(Relaxed);
+        if is {
+            self.news.store(now.after(NEWS).as_millis(), Relaxed);
+        }
+        is
+    }
+
+    /// Something that speaks against it is reported.
+    pub(super) fn accused(&self) {
+        self.news.store(0, Relaxed);
     }
 
     pub(super) fn reset_all(&self) -> usize {
@@ -247,6 +268,15 @@ mod tests {
         assert!(mute(5011), "one is enough");
         assert!(held.answered() && !held.answered() && !mute(5012));
         assert_eq!(held.stats().silences, 4);
+    }
+
+    #[test]
+    fn a_success_is_news_from_time_to_time_and_after_bad_news() {
+        let held = held();
+        assert!(held.is_news(at(0)) && !held.is_news(at(1)) && !held.is_news(at(99)));
+        assert!(held.is_news(at(100)) && !held.is_news(at(101)));
+        held.accused();
+        assert!(held.is_news(at(102)) && !held.is_news(at(103)));
     }
 
     #[test]

@@ -340,8 +340,8 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_told_and_renewals_are_not() {
-        let test = "vip::kernel::tests::changes_are_told_and_renewals_are_not";
+    fn an_address_that_goes_is_told_and_so_is_a_link() {
+        let test = "vip::kernel::tests::an_address_that_goes_is_told_and_so_is_a_link";
         if in_namespaces(test, &["--net"], SETUP).is_none() {
             return;
         }
@@ -356,7 +356,12 @@ mod tests {
                 kernel.hold(gone, w0, None, 100).unwrap();
                 let prefix = if gone.is_ipv4() { 32 } else { 128 };
                 ip(&format!("addr del {vip}/{prefix} dev w0"));
-                assert_eq!(changes.next().await.unwrap(), [Change::Gone(gone, w0)], "the first that is told");
+                // The interface may still be settling; the address itself is told of once.
+                let mut told = Vec::new();
+                while !told.contains(&Change::Gone(gone, w0)) {
+                    told.extend(changes.next().await.unwrap());
+                }
+                assert_eq!(told.iter().filter(|one| **one != Change::Something).count(), 1, "{told:?}");
             }
             ip("link set w0 down");
             while !changes.next().await.unwrap().contains(&Change::Something) {}

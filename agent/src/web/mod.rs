@@ -4,7 +4,7 @@
 //! connection serves it; one for each open stream of events feeds it. Stopping any of them anywhere is safe:
 //! they only read, and what a person asks for here belongs to the handler that also serves the control socket.
 //!
-//! Everything is made of one [`Snapshot`] at a time, which many askers share, so what they see agrees and a
+//! Everything is made of one snapshot at a time, which many askers share, so what they see agrees and a
 //! hundred of them cost little more than one.
 
 mod auth;
