@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use proto::arp::Mac;
 use proto::control::Response;
 use proto::election::wire::unpack;
 use proto::election::{Election, Fact, Rules};
@@ -243,16 +244,31 @@ impl Driver {
         if let Some(ground) = self.grounds.get_mut(&key) {
             ground.test.answered(now, claim.ip, claim.mac);
         }
-        if let Some(vip) = self.vips.get_mut(&claim.ip) {
-            let view = self.inputs.view.borrow().clone();
-            let member = ground::member_with(&view, claim.mac);
-            // Members that have started together have not gossiped their cards yet: between owners beats
-            // decide. Who does not own it takes everyone unknown for a stranger, and waits.
+        if self.vips.contains_key(&claim.ip) {
+            let member = self.whose(claim.ip, claim.mac);
+            let Some(vip) = self.vips.get_mut(&claim.ip) else { return };
+            // Members that have started together may not have said which cards are theirs: between owners
+            // beats decide. Who does not own it takes everyone unknown for a stranger, and waits.
             if member.is_some() || !vip.election.owns() || now.since(vip.made) >= GOSSIPED {
                 vip.election.seen(now, claim.mac.0, member);
             }
         }
         self.judge(now);
+    }
+
+    /// The member whose card this is: by what it gossips, or, sooner, by where the kernel finds the addresses
+    /// that the link knows.
+    fn whose(&mut self, vip: IpAddr, mac: Mac) -> Option<NodeId> {
+        let view = self.inputs.view.borrow().clone();
+        if let Some(member) = ground::member_with(&view, mac) {
+            return Some(member);
+        }
+        let there =
+            self.kernel.as_mut().and_then(|kernel| kernel.neighbours_at(mac).ok()).unwrap_or_default();
+        let document = self.inputs.trust.borrow().document.clone();
+        let book = &self.inputs.link.book;
+        let lives = |id: &&NodeId| book.all(id).iter().any(|at| there.contains(&at.ip()) && at.ip() != vip);
+        document.members().map(|(id, _)| id).find(lives).copied()
     }
 
     /// Looks at what is due by time; returns when something is next.

@@ -22,6 +22,7 @@ const NEW_ADDRESS: u16 = 20;
 const DEL_ADDRESS: u16 = 21;
 const GET_ADDRESS: u16 = 22;
 const NEW_NEIGHBOUR: u16 = 28;
+const GET_NEIGHBOUR: u16 = 30;
 
 /// Groups of changes: links, IPv4 addresses, IPv6 addresses.
 const CHANGES: u32 = 0x1 | 0x10 | 0x100;
@@ -116,6 +117,23 @@ impl Kernel {
             all.extend(interface(kind, body));
         })?;
         Ok(all)
+    }
+
+    /// The addresses that the kernel has found at this Ethernet address.
+    pub(super) fn neighbours_at(&mut self, mac: Mac) -> io::Result<Vec<IpAddr>> {
+        let mut found = Vec::new();
+        self.0.dump(GET_NEIGHBOUR, &[0; 12], &mut |kind, body| {
+            let (mut ip, mut there) = (None, false);
+            for (kind, value) in attributes(body.get(12..).unwrap_or_default()) {
+                match kind {
+                    1 => ip = address(value),
+                    2 => there = value == mac.0,
+                    _ => {}
+                }
+            }
+            found.extend(ip.filter(|_| there && kind == NEW_NEIGHBOUR));
+        })?;
+        Ok(found)
     }
 
     /// Says where a neighbour is now, if it is known at all. The entry ages as any other.
@@ -336,7 +354,9 @@ mod tests {
             kernel.move_neighbour(vip.parse().unwrap(), w0, mac).unwrap();
             let shown = ip("neigh show dev w0");
             assert!(shown.contains(&format!("{vip} lladdr {mac} REACHABLE")), "{shown}");
+            assert!(kernel.neighbours_at(mac).unwrap().contains(&vip.parse().unwrap()));
         }
+        assert!(kernel.neighbours_at("02:00:00:00:00:66".parse().unwrap()).unwrap().is_empty());
     }
 
     #[test]
