@@ -41,8 +41,11 @@ impl Election {
             return self.claim(now, cause);
         }
         let stranger = self.stranger.is_some_and(|(_, last)| now.since(last) < STRANGER);
-        let mut doubt = self.doubt.take().unwrap_or_else(|| Doubt::new(now));
-        if doubt.round(now, stranger) {
+        // While a stranger has it nobody is asked often: all is asked again when it is gone.
+        let fresh = |doubt: &Doubt| stranger || !doubt.strange;
+        let mut doubt = self.doubt.take().filter(fresh).unwrap_or_else(|| Doubt::new(now));
+        doubt.strange = stranger;
+        if doubt.round(now) {
             let others = self.others(true, Far::None);
             self.send(now, others, Purpose::Ask);
             self.actions.push(Action::Probe);
@@ -112,11 +115,8 @@ impl Election {
                 at = at.max(last.after(LEFTOVER));
             }
             if self.expects_company(now) {
-                // A silent owner may be the first sign that this node is cut off. Without one it has been
-                // listening to nobody since it last heard anybody, or began.
-                let silent = matches!(cause, Cause::Silent { .. });
-                let since = if silent { doubt.since } else { self.began };
-                at = at.max(self.company.map_or(since, |last| last.max(since)).after(ALONE));
+                let last = self.company.unwrap_or(self.began).max(self.alive);
+                at = at.max(last.after(ALONE));
             }
         }
         let own = self.rank_of(now, &self.own)?;

@@ -69,6 +69,8 @@ pub(super) struct Doubt {
     pub(super) not_before: Moment,
     /// When a member's hardware address answered last.
     pub(super) leftover: Option<Moment>,
+    /// A stranger has the address.
+    pub(super) strange: bool,
     next: Moment,
     base: Moment,
     ahead: u32,
@@ -78,18 +80,27 @@ pub(super) struct Doubt {
 
 impl Doubt {
     pub(super) fn new(now: Moment) -> Doubt {
-        Doubt { since: now, not_before: now, leftover: None, next: now, base: now, ahead: 0, eased: now }
+        Doubt {
+            since: now,
+            not_before: now,
+            leftover: None,
+            strange: false,
+            next: now,
+            base: now,
+            ahead: 0,
+            eased: now,
+        }
     }
 
     /// Whether questions and probes are due now.
-    pub(super) fn round(&mut self, now: Moment, stranger: bool) -> bool {
+    pub(super) fn round(&mut self, now: Moment) -> bool {
         if now < self.next {
             return false;
         }
         let age = now.since(self.since);
         // Three rounds in the window, then one for every beat, and slower when it lasts.
         let wait = match () {
-            () if stranger => Duration::from_secs(1),
+            () if self.strange => Duration::from_secs(1),
             () if age < WINDOW => WINDOW / 3,
             () if age < Duration::from_secs(1) => BEAT,
             () => BEAT * 2,

@@ -210,8 +210,11 @@ impl World {
                 }
             }
             Act::Freeze => {
-                if self.nodes[a].powered && self.nodes[a].agent.is_some() {
+                if self.nodes[a].runs() {
                     self.nodes[a].frozen = true;
+                    self.nodes[a].froze = now;
+                    self.nodes[a].woke = None;
+                    self.nodes[a].froze_epoch = self.nodes[a].owns().then_some(self.nodes[a].epoch);
                     self.nodes[a].excuses.insert(Why::Stall);
                 }
             }
@@ -261,8 +264,11 @@ impl World {
             }
             Act::Split | Act::Heal => {
                 let count = self.nodes.len();
+                let bridged = self.dice.percent(40);
                 for (x, y) in (0..count).flat_map(|x| (0..count).map(move |y| (x, y))) {
-                    let cut = act == Act::Split && (x < a) != (y < a);
+                    // Sometimes two stay cut from each other, whom others hear both.
+                    let left = act == Act::Heal && bridged && (x.min(y), x.max(y)) == (a - 1, a);
+                    let cut = left || act == Act::Split && (x < a) != (y < a);
                     self.ways[x][y] = super::Way { udp_cut: cut, l2_cut: cut, changed: now };
                 }
             }
@@ -333,6 +339,7 @@ impl World {
             return;
         }
         self.nodes[n].frozen = false;
+        self.nodes[n].woke = Some((self.now, self.now - self.nodes[n].froze));
         if self.nodes[n].agent.is_none() {
             return;
         }
@@ -347,5 +354,6 @@ impl World {
             }
         }
         self.poll(n);
+        self.judge_waking(n);
     }
 }

@@ -13,6 +13,8 @@ pub(super) struct Memory {
     /// Since when something has been wrong that a lost packet may make wrong for a moment.
     wrong_since: Option<u64>,
     pub(super) last_owner: usize,
+    /// Since when two owners have had a witness that hears both.
+    doubled_since: Option<u64>,
     pub(super) loss_before: u64,
 }
 
@@ -29,6 +31,9 @@ impl World {
                 self.breaks(format!("node {n} {text}"));
             }
         }
+        if self.now.is_multiple_of(5) {
+            self.judge_doubled();
+        }
         let settled = self.now >= self.changed + QUIET;
         if settled && !self.now.is_multiple_of(5) {
             return;
@@ -41,6 +46,45 @@ impl World {
             }
         } else {
             self.judged.wrong_since = None;
+        }
+    }
+
+    fn lossless(&self) -> bool {
+        self.ever_lossy == 0 || self.ever_lossy.saturating_add(2_000) < self.now
+    }
+
+    /// Two owners that one witness hears, and that hear it, become one at once, though they may not hear
+    /// each other.
+    fn judge_doubled(&mut self) {
+        let owners: Vec<usize> =
+            (0..self.nodes.len()).filter(|n| self.nodes[*n].runs() && self.nodes[*n].owns()).collect();
+        let steady = |a: usize, b: usize| {
+            let (there, back) = (self.ways[a][b], self.ways[b][a]);
+            !there.udp_cut && !back.udp_cut && self.carriers(a, b)
+        };
+        let bridged = |a: usize, b: usize| {
+            let hears = |w: &usize| self.nodes[*w].runs() && steady(*w, a) && steady(*w, b);
+            (0..self.nodes.len()).filter(|w| *w != a && *w != b).find(hears)
+        };
+        let doubled = owners.iter().flat_map(|a| owners.iter().map(move |b| (*a, *b)));
+        let doubled = doubled.filter(|(a, b)| a < b).find(|(a, b)| bridged(*a, *b).is_some());
+        let Some((a, b)) = doubled.filter(|_| self.lossless()) else {
+            self.judged.doubled_since = None;
+            return;
+        };
+        let since = *self.judged.doubled_since.get_or_insert(self.now);
+        if self.now - since > 1_150 + 3 * self.jitter {
+            self.breaks(format!("{a} and {b} own it, though others hear both"));
+        }
+    }
+
+    /// An owner has just woken and read all that had come.
+    pub(super) fn judge_waking(&mut self, n: usize) {
+        let node = &self.nodes[n];
+        let slept = node.woke.map_or(0, |(_, slept)| slept);
+        let same = node.agent.as_ref().is_some_and(|agent| node.froze_epoch == Some(agent.epoch()));
+        if slept > 1_700 && node.owns() && same {
+            self.breaks(format!("node {n} slept for {slept} ms and goes on as owner"));
         }
     }
 
@@ -165,8 +209,13 @@ impl World {
             }
             Cause::Silent { .. } | Cause::Vacant => {}
         }
-        let lossless = self.ever_lossy == 0 || self.ever_lossy.saturating_add(2_000) < self.now;
-        if !lossless {
+        if let Some((woke, slept)) = self.nodes[n].woke
+            && slept > 250
+            && self.now - woke < 250
+        {
+            self.breaks(format!("node {n} claims {} ms after waking", self.now - woke));
+        }
+        if !self.lossless() {
             return;
         }
         if let (Cause::Silent { .. }, Some(owner)) = (cause, before)

@@ -53,6 +53,10 @@ pub(crate) struct Node {
     powered: bool,
     agent: Option<Election>,
     frozen: bool,
+    /// Since when it was frozen last, until when, and the epoch that it owned then.
+    froze: u64,
+    woke: Option<(u64, u64)>,
+    froze_epoch: Option<u64>,
     carrier: bool,
     /// Milliseconds of its own clock at the origin, and for each second of the world.
     offset: u64,
@@ -143,6 +147,9 @@ impl World {
             powered: true,
             agent: None,
             frozen: false,
+            froze: 0,
+            woke: None,
+            froze_epoch: None,
             carrier: true,
             offset: dice.between(10_000, 10_000_000),
             rate: dice.between(1000 - script.skew, 1000 + script.skew),
