@@ -49,6 +49,8 @@ pub(super) fn bind(address: Option<IpAddr>, port: u16) -> io::Result<UdpSocket> 
     let (socket, at) = socket(address, Type::DGRAM, Protocol::UDP, port)?;
     // A smaller buffer than asked for is no reason not to start.
     let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+    // What waits in the kernel for a neighbour that does not answer takes this room from all others.
+    let _ = socket.set_send_buffer_size(RECEIVE_BUFFER);
     refused::ask_for(&socket);
     match socket.bind(&at.into()) {
         // A kernel with IPv6 switched off still makes the socket and refuses the address.

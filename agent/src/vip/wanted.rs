@@ -19,6 +19,12 @@ use crate::lifecycle::wall;
 /// A member that has been heard for so long has said where it stands.
 const SETTLED_MS: u64 = 5_000;
 
+/// Gossip needs this long at most until everyone knows of a new node.
+const JOINED_MS: u64 = 10_000;
+
+/// A member whose datagram came within this time is alive.
+const ALIVE: Duration = Duration::from_secs(3);
+
 impl Driver {
     /// Follows settings, members and health.
     pub(super) fn follow(&mut self) {
@@ -93,7 +99,7 @@ impl Driver {
         let view = self.inputs.view.borrow().clone();
         let fit = self.inputs.fit.borrow().clone();
         let ears = self.inputs.ears.borrow().clone();
-        let wall = wall();
+        let (wall, heard_at, link) = (wall(), self.life.now(), self.inputs.link.clone());
         for (turn, (address, vip)) in self.vips.iter_mut().filter(|(_, vip)| !vip.leaving).enumerate() {
             let may = |id: &NodeId| match &vip.settings.candidates {
                 Candidates::Masters => fit.masters.contains(id),
@@ -103,7 +109,12 @@ impl Driver {
             let mut rules = Rules { preempt: vip.settings.preempt, turn, ..Rules::default() };
             for (id, admitted) in document.members() {
                 let member = view.members.get(id);
-                let alive = member.is_some_and(|member| member.heard && !member.word.left);
+                // Who has just joined is in the document, and heard by the link, seconds before gossip has told
+                // of it everywhere, and may be the only one who still hears an owner.
+                let direct = link.last_heard(id).is_some_and(|at| heard_at.since(at) < ALIVE);
+                let joined = wall.0.abs_diff(admitted.at.0) < JOINED_MS;
+                let left = member.is_some_and(|member| member.word.left);
+                let alive = !left && (direct || joined || member.is_some_and(|member| member.heard));
                 if alive {
                     rules.witnesses.push(*id);
                 }
