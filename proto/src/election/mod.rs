@@ -380,10 +380,7 @@ impl Election {
             self.direct = self.direct.map(|_| now);
             self.doubt = None;
             self.handed = false;
-            let over = self.listen.map_or(Moment::ZERO, |listen| self.listened(listen));
-            if over < now.after(LISTEN_LATE) {
-                self.listen = Some(Listen { from: now, full: false });
-            }
+            self.listen = Some(Listen { from: now, full: self.listen.is_some_and(|listen| listen.full) });
         } else if by >= WINDOW / 2
             && let Some(doubt) = &mut self.doubt
         {
