@@ -39,7 +39,7 @@ const LATE: Duration = Duration::from_millis(100);
 /// Messages that are read before the elections are polled again.
 const BATCH: usize = 64;
 /// By then all have gossiped where they stand: a few rounds.
-const GOSSIPED: Duration = Duration::from_secs(5);
+pub(super) const GOSSIPED: Duration = Duration::from_secs(5);
 /// A peer heard within this is alive, so that its silence elsewhere means something.
 const HEARD: Duration = Duration::from_secs(2);
 

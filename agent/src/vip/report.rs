@@ -12,7 +12,7 @@ use proto::node::{Name, NodeId};
 use proto::time::{Moment, UnixMs};
 
 use super::Report;
-use super::driver::{Driver, Vip};
+use super::driver::{Driver, GOSSIPED, Vip};
 use super::segment::Nowhere;
 use crate::lifecycle::wall;
 
@@ -57,7 +57,9 @@ impl Driver {
                 }
             }
             let shown = shown(vip, own, &status, now, &document);
-            if let Some(why) = unfit(&status, own) {
+            // At first everything is still being looked at, which is no reason not to wait for this node.
+            let settled = now.since(vip.made) >= GOSSIPED;
+            if let Some(why) = unfit(&status, own).filter(|_| settled) {
                 report.unfit.insert(*address, why);
             }
             if status.state == State::OwnedHere {

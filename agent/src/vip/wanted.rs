@@ -11,7 +11,7 @@ use proto::view::Member;
 use tracing::{info, warn};
 
 use super::caps;
-use super::driver::{Driver, SETTLE, Vip, now};
+use super::driver::{Driver, GOSSIPED, SETTLE, Vip, now};
 use super::ground::{self, Grounds};
 use super::kernel::{Changes, Kernel};
 use crate::lifecycle::wall;
@@ -106,6 +106,7 @@ impl Driver {
                 Candidates::All => true,
                 Candidates::Names(names) => document.member(id).is_some_and(|one| names.contains(&one.name)),
             };
+            let young = now.since(vip.made) < GOSSIPED;
             let mut rules = Rules { preempt: vip.settings.preempt, turn, ..Rules::default() };
             for (id, admitted) in document.members() {
                 let member = view.members.get(id);
@@ -122,7 +123,7 @@ impl Driver {
                     continue;
                 }
                 let others = member.filter(|_| *id != self.own);
-                let unfit = others.and_then(|member| hearsay(member, &vip.settings, wall));
+                let unfit = others.and_then(|member| hearsay(member, &vip.settings, wall, young));
                 let priority = vip.settings.priorities.get(&admitted.name).copied().unwrap_or(PRIORITY);
                 rules.candidates.push(Candidate { node: *id, priority, unfit });
                 let rtt = ears.get(id).and_then(|ear| ear.rtt).unwrap_or_default();
@@ -157,7 +158,7 @@ impl Driver {
 }
 
 /// Why another node can't own it, by what it gossips: slower than its beats, for those that send none.
-fn hearsay(member: &Member, vip: &VipSettings, wall: UnixMs) -> Option<String> {
+fn hearsay(member: &Member, vip: &VipSettings, wall: UnixMs, young: bool) -> Option<String> {
     let word = &member.word;
     let served = word.services.get(&vip.service).map(|offer| &offer.health);
     let bad = served.filter(|health| !matches!(health.readiness, Readiness::Ready | Readiness::Alive));
@@ -168,7 +169,9 @@ fn hearsay(member: &Member, vip: &VipSettings, wall: UnixMs) -> Option<String> {
         _ if word.draining.is_some() => Some("it drains".to_owned()),
         _ if word.unfit.contains_key(&address) => word.unfit.get(&address).cloned(),
         Some(bad) => Some(format!("its {service} is {}: {}", bad.readiness, bad.reason)),
-        // One that has just been heard has not said everything yet.
+        // Of an address that has just been set nobody has said anything yet, nor has one that has just been
+        // heard; and who is waited for must not be given up for that.
+        None if young => None,
         None if wall.0.saturating_sub(member.since.0) < SETTLED_MS => None,
         None if ground::foot_in(word, address).is_some() => None,
         None => Some(format!("it has no interface in the network of {address}")),
@@ -203,8 +206,12 @@ mod tests {
         member
     }
 
+    fn told(young: bool, change: impl FnOnce(&mut Member)) -> Option<String> {
+        hearsay(&member(change), &VipSettings::new([10, 9, 0, 50].into()), WALL, young)
+    }
+
     fn said(change: impl FnOnce(&mut Member)) -> Option<String> {
-        hearsay(&member(change), &VipSettings::new([10, 9, 0, 50].into()), WALL)
+        told(false, change)
     }
 
     #[test]
@@ -221,6 +228,7 @@ mod tests {
         assert!(said(down).unwrap().starts_with("its kube-api is down"));
         let elsewhere = said(|one| one.word.feet.clear()).unwrap();
         assert_eq!(elsewhere, "it has no interface in the network of 10.9.0.50");
+        assert_eq!(told(true, |one| one.word.feet.clear()), None, "the address has just been set");
         let fresh = |one: &mut Member| {
             one.word.feet.clear();
             one.since = WALL;
