@@ -14,6 +14,7 @@ mod log;
 mod membership;
 mod meter;
 mod net;
+mod netlink;
 mod proxy;
 mod pulse;
 mod reach;

@@ -80,7 +80,7 @@ pub(crate) fn open(config: &Config) -> anyhow::Result<Arc<Disk>> {
 }
 
 /// Makes a cluster with this node; or, where it is in one already, only a new invite.
-pub(crate) async fn init(
+pub(crate) fn init(
     wish: &Wish,
     cluster: Option<Name>,
     vips: &[IpAddr],
@@ -100,7 +100,7 @@ pub(crate) async fn init(
         Err(LoadError::NotMember) => {}
         Err(error) => return Err(error.into()),
     }
-    let interfaces = net::interfaces().await?;
+    let interfaces = net::interfaces()?;
     let net::Picked { address, interface, .. } =
         net::pick_for_init(&interfaces, wish.interface(), wish.address())?;
     let kind = interfaces.iter().find(|one| one.name == interface).and_then(|one| one.kind.clone());
@@ -170,7 +170,7 @@ pub(crate) async fn join(wish: &Wish, seed: &str, report: Report<'_>) -> anyhow:
     let identity = disk.identity()?;
     report("identity", true, &format!("{} in {}", identity.id, wish.config.state_dir));
     let first = addresses.first().copied().context("the seed has no address")?;
-    let picked = net::pick_for_seed(first.ip(), wish.interface(), wish.address()).await?;
+    let picked = net::pick_for_seed(first.ip(), wish.interface(), wish.address())?;
     report("address", true, &format!("{} on {}", picked.address, picked.interface));
     if let Some(warning) = &picked.warning {
         report("address", false, warning);

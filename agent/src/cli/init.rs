@@ -68,7 +68,6 @@ pub(crate) async fn run(args: Args, settings: Settings) -> anyhow::Result<ExitCo
         return Ok(ExitCode::SUCCESS);
     }
     let entered =
-        enter::init(&wish, args.cluster, &args.vip, &mut |step, ok, detail| steps.step(step, ok, detail))
-            .await?;
+        enter::init(&wish, args.cluster, &args.vip, &mut |step, ok, detail| steps.step(step, ok, detail))?;
     steps::go_on(entered, settings, steps, args.foreground).await
 }

@@ -1,21 +1,48 @@
-//! Questions to the kernel, by rtnetlink. Each opens a socket of its own: they are rare, and nothing has to
+//! Questions to the kernel, by netlink. Each opens a socket of its own: they are rare, and nothing has to
 //! be kept alive or put right in between.
 
-use std::future::Future;
 use std::io;
 use std::net::IpAddr;
-use std::pin::pin;
 
-use futures_util::TryStreamExt;
-use futures_util::future::{Either, select};
-use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
-use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use rustix::io::Errno;
 
 use super::{Address, Interface, NetError, fallback};
+use crate::netlink::{
+    GET_ADDRESS, GET_LINK, GET_ROUTE, NEW_ADDRESS, NEW_LINK, NEW_ROUTE, Netlink, ROUTE, address, attribute,
+    attributes, errno, family, link_body, number, octets, put, text,
+};
+
+// IFF_ flags of an interface (`linux/if.h`).
+const UP: u32 = 0x1;
+const BROADCAST: u32 = 0x2;
+const LOOPBACK: u32 = 0x8;
+const POINT_TO_POINT: u32 = 0x10;
+const RUNNING: u32 = 0x40;
+const NO_ARP: u32 = 0x80;
+
+// IFA_F_ flags of an address (`linux/if_addr.h`). The bit that says secondary for IPv4 says temporary for
+// IPv6.
+const SECONDARY: u32 = 0x01;
+const OPTIMISTIC: u32 = 0x04;
+const DAD_FAILED: u32 = 0x08;
+const DEPRECATED: u32 = 0x20;
+const TENTATIVE: u32 = 0x40;
+
+/// What kinds of routes are called (`linux/rtnetlink.h`); only unicast and local ones lead anywhere.
+const ROUTE_KINDS: [&str; 10] = [
+    "unspecified",
+    "unicast",
+    "local",
+    "broadcast",
+    "anycast",
+    "multicast",
+    "blackhole",
+    "unreachable",
+    "prohibit",
+    "throw",
+];
+const UNICAST: u8 = 1;
+const LOCAL: u8 = 2;
 
 /// The kernel's way to an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,233 +54,192 @@ pub(crate) struct Route {
 }
 
 /// All interfaces with their addresses, in the kernel's order.
-pub(crate) async fn interfaces() -> Result<Vec<Interface>, NetError> {
-    ask(async |handle| {
-        let links: Vec<LinkMessage> =
-            handle.link().get().execute().try_collect().await.map_err(links_failed)?;
-        let all: Vec<AddressMessage> =
-            handle.address().get().execute().try_collect().await.map_err(addresses_failed)?;
-        Ok(links.iter().map(|link| interface_of(link, &all)).collect())
-    })
-    .await
+pub(crate) fn interfaces() -> Result<Vec<Interface>, NetError> {
+    let mut kernel = open()?;
+    let mut all = kernel.dump(GET_LINK, &link_body(0), interface_of).map_err(links_failed)?;
+    let addresses = addresses(&mut kernel)?;
+    all.iter_mut().for_each(|interface| hand_out(interface, &addresses));
+    Ok(all)
 }
 
 /// One interface; None when there is none of this name.
-pub(super) async fn interface(name: &str) -> Result<Option<Interface>, NetError> {
-    ask(async |handle| {
-        let mut links = pin!(handle.link().get().match_name(name).execute());
-        let link = match links.try_next().await {
-            Ok(Some(link)) => link,
-            Ok(None) => return Ok(None),
-            Err(error) if errno(&error) == Some(Errno::NODEV) => return Ok(None),
-            Err(error) => return Err(links_failed(error)),
-        };
-        let addresses = handle.address().get().set_link_index_filter(link.header.index).execute();
-        let addresses: Vec<AddressMessage> = addresses.try_collect().await.map_err(addresses_failed)?;
-        Ok(Some(interface_of(&link, &addresses)))
-    })
-    .await
+pub(super) fn interface(name: &str) -> Result<Option<Interface>, NetError> {
+    let mut kernel = open()?;
+    let mut body = link_body(0);
+    put(&mut body, 3, &[name.as_bytes(), &[0]].concat());
+    let found = match kernel.get(GET_LINK, &body, interface_of) {
+        Err(error) if errno(&error) == Some(Errno::NODEV) => None,
+        found => found.map_err(links_failed)?,
+    };
+    let Some(mut interface) = found else { return Ok(None) };
+    hand_out(&mut interface, &addresses(&mut kernel)?);
+    Ok(Some(interface))
 }
 
 /// The route to an address, and the address that this node would be seen with.
-pub(crate) async fn route_to(to: IpAddr) -> Result<Route, NetError> {
-    match route_by_netlink(to).await {
+pub(crate) fn route_to(to: IpAddr) -> Result<Route, NetError> {
+    match route_by_netlink(to) {
         Err(NetError::NotPermitted { .. }) => fallback::route_to(to),
         answer => answer,
     }
 }
 
-async fn route_by_netlink(to: IpAddr) -> Result<Route, NetError> {
+fn route_by_netlink(to: IpAddr) -> Result<Route, NetError> {
     let act = "ask for the route";
-    let prefix = if to.is_ipv4() { 32 } else { 128 };
-    let question = RouteMessageBuilder::<IpAddr>::new()
-        .destination_prefix(to, prefix)
-        .map_err(|error| NetError::Answer { act, why: error.to_string() })?
-        .build();
-    ask(async |handle| {
-        let mut answers = pin!(handle.route().get(question).execute());
-        let route = answers.try_next().await.map_err(|error| match errno(&error) {
-            Some(why) => NetError::NoRoute { to, why: io::Error::from(why).to_string() },
-            None => NetError::Answer { act, why: error.to_string() },
-        })?;
-        let route = route.ok_or_else(|| NetError::Answer { act, why: "no answer".to_owned() })?;
-        if !matches!(route.header.kind, RouteType::Unicast | RouteType::Local) {
-            return Err(NetError::NoRoute { to, why: format!("{:?} route", route.header.kind) });
-        }
-        let (source, index) = source_and_index(&route);
-        let source = source.ok_or_else(|| NetError::NoRoute { to, why: "no source address".to_owned() })?;
-        let mut links = pin!(handle.link().get().match_index(index).execute());
-        let link = links.try_next().await.map_err(links_failed)?;
-        let link = link.ok_or_else(|| NetError::Answer { act, why: "its interface is gone".to_owned() })?;
-        Ok(Route { source, interface: name_of(&link) })
-    })
-    .await
-}
-
-/// Word from the kernel that a link or an address has changed. What has changed is not said: whoever
-/// listens reads what is now, so nothing is lost by losing an event, and none has to be queued.
-pub(super) struct Changes {
-    socket: TokioSocket,
-}
-
-impl Changes {
-    pub(super) fn subscribe() -> Result<Changes, NetError> {
-        let closed = |source| NetError::NotPermitted { source };
-        let mut socket = TokioSocket::new(NETLINK_ROUTE).map_err(closed)?;
-        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
-        let bits = groups.iter().fold(0, |bits, group| bits | 1 << (*group as u32 - 1));
-        socket.socket_mut().bind(&SocketAddr::new(0, bits)).map_err(closed)?;
-        Ok(Changes { socket })
+    let no_route = |why: String| NetError::NoRoute { to, why };
+    let missing = |why: &str| NetError::Answer { act, why: why.to_owned() };
+    let mut kernel = open()?;
+    let way = kernel.get(GET_ROUTE, &route_body(to), way_of).map_err(|source| match errno(&source) {
+        Some(_) => no_route(source.to_string()),
+        None => NetError::Ask { act, source },
+    })?;
+    let way = way.ok_or_else(|| missing("no answer"))?;
+    if way.kind != UNICAST && way.kind != LOCAL {
+        let kind = ROUTE_KINDS.get(usize::from(way.kind)).unwrap_or(&"unknown");
+        return Err(no_route(format!("{kind} route")));
     }
-
-    /// Waits for one. Losing it to cancellation loses no more than one event of many.
-    pub(super) async fn next(&self) -> Result<(), NetError> {
-        // The rest of the message is thrown away by the kernel, unread here.
-        let mut start = Vec::with_capacity(16);
-        match self.socket.recv(&mut start).await {
-            // Events came faster than they were read. That, too, says that something has changed.
-            Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => Ok(()),
-            Err(source) => Err(NetError::Ask { act: "watch the interfaces", source }),
-            Ok(()) => Ok(()),
-        }
-    }
+    let source = way.source.ok_or_else(|| no_route("no source address".to_owned()))?;
+    let link = kernel.get(GET_LINK, &link_body(way.index), interface_of).map_err(links_failed)?;
+    let link = link.ok_or_else(|| missing("its interface is gone"))?;
+    Ok(Route { source, interface: link.name })
 }
 
-/// Runs the questions and the connection that carries them side by side, so that no task outlives them.
-async fn ask<T, F>(questions: impl FnOnce(Handle) -> F) -> Result<T, NetError>
-where
-    F: Future<Output = Result<T, NetError>>,
-{
-    let (connection, handle, _) =
-        rtnetlink::new_connection().map_err(|source| NetError::NotPermitted { source })?;
-    match select(pin!(questions(handle)), pin!(connection)).await {
-        Either::Left((answer, _)) => answer,
-        Either::Right(_) => {
-            Err(NetError::Answer { act: "ask the kernel", why: "netlink closed the socket".to_owned() })
-        }
-    }
+fn open() -> Result<Netlink, NetError> {
+    Netlink::open(ROUTE).map_err(|source| NetError::NotPermitted { source })
 }
 
-fn interface_of(link: &LinkMessage, addresses: &[AddressMessage]) -> Interface {
-    let flags = link.header.flags;
-    let mut mtu = 0;
-    let mut kind = None;
-    for attribute in &link.attributes {
-        match attribute {
-            LinkAttribute::Mtu(value) => mtu = *value,
-            LinkAttribute::LinkInfo(infos) => {
-                kind = infos.iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind.to_string()),
-                    _ => None,
-                });
-            }
+/// The kernel's `rtmsg`, with the destination.
+fn route_body(to: IpAddr) -> Vec<u8> {
+    let address = octets(to);
+    let mut body = vec![family(to), address.len() as u8 * 8];
+    body.resize(12, 0);
+    put(&mut body, 1, &address);
+    body
+}
+
+/// An address, and the index of the interface that has it.
+type Held = (u32, Address);
+
+fn addresses(kernel: &mut Netlink) -> Result<Vec<Held>, NetError> {
+    let failed = |source| NetError::Ask { act: "list the addresses", source };
+    kernel.dump(GET_ADDRESS, &[0; 8], address_of).map_err(failed)
+}
+
+fn hand_out(interface: &mut Interface, all: &[Held]) {
+    let own = all.iter().filter(|(index, _)| *index == interface.index);
+    interface.addresses = own.map(|(_, address)| *address).collect();
+}
+
+/// An interface without its addresses.
+fn interface_of(kind: u16, body: &[u8]) -> Option<Interface> {
+    if kind != NEW_LINK {
+        return None;
+    }
+    let (head, rest) = body.split_first_chunk::<16>()?;
+    let (index, flags) = (number(head, 4)?, number(head, 8)?);
+    let (mut name, mut kind, mut mtu) = (None, None, 0);
+    for (attribute_kind, value) in attributes(rest) {
+        match attribute_kind {
+            3 => name = Some(text(value)),
+            4 => mtu = number(value, 0).unwrap_or(0),
+            // IFLA_LINKINFO, IFLA_INFO_KIND
+            18 => kind = attribute(value, 1).map(text),
             _ => {}
         }
     }
-    let own = addresses.iter().filter(|a| a.header.index == link.header.index);
-    Interface {
-        name: name_of(link),
-        index: link.header.index,
+    Some(Interface {
+        name: name.unwrap_or_else(|| format!("#{index}")),
+        index,
         kind,
-        up: flags.contains(LinkFlags::Up | LinkFlags::Running),
-        loopback: flags.contains(LinkFlags::Loopback),
-        point_to_point: flags.contains(LinkFlags::Pointopoint),
-        broadcast: flags.contains(LinkFlags::Broadcast),
-        no_arp: flags.contains(LinkFlags::Noarp),
+        up: flags & UP != 0 && flags & RUNNING != 0,
+        loopback: flags & LOOPBACK != 0,
+        point_to_point: flags & POINT_TO_POINT != 0,
+        broadcast: flags & BROADCAST != 0,
+        no_arp: flags & NO_ARP != 0,
         mtu,
-        addresses: own.filter_map(address_of).collect(),
+        addresses: Vec::new(),
+    })
+}
+
+/// An address that can be used.
+fn address_of(kind: u16, body: &[u8]) -> Option<Held> {
+    if kind != NEW_ADDRESS {
+        return None;
     }
-}
-
-fn name_of(link: &LinkMessage) -> String {
-    let name = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name.clone()),
-        _ => None,
-    });
-    name.unwrap_or_else(|| format!("#{}", link.header.index))
-}
-
-fn address_of(message: &AddressMessage) -> Option<Address> {
-    let (mut local, mut address) = (None, None);
-    let mut flags = AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()));
-    for attribute in &message.attributes {
-        match attribute {
-            AddressAttribute::Local(ip) => local = Some(*ip),
-            AddressAttribute::Address(ip) => address = Some(*ip),
-            AddressAttribute::Flags(all) => flags = *all,
+    let (head, rest) = body.split_first_chunk::<8>()?;
+    let (mut local, mut other, mut flags) = (None, None, u32::from(head[2]));
+    for (kind, value) in attributes(rest) {
+        match kind {
+            1 => other = address(value),
+            2 => local = address(value),
+            // All of them; the header has room for eight.
+            8 => flags = number(value, 0).unwrap_or(flags),
             _ => {}
         }
     }
     // On a point-to-point interface IFA_ADDRESS is the peer's; IPv6 has no IFA_LOCAL without a peer.
-    let ip = local.or(address)?;
-    let unproven = flags.contains(AddressFlags::Tentative) && !flags.contains(AddressFlags::Optimistic);
-    if unproven || flags.contains(AddressFlags::Dadfailed) {
+    let ip = local.or(other)?;
+    let unproven = flags & TENTATIVE != 0 && flags & OPTIMISTIC == 0;
+    if unproven || flags & DAD_FAILED != 0 {
         return None;
     }
-    // The bit that says secondary for IPv4 says temporary for IPv6 (IFA_F_TEMPORARY).
-    let passing = flags.intersects(AddressFlags::Deprecated | AddressFlags::Secondary);
-    Some(Address { ip, prefix: message.header.prefix_len, passing })
+    let passing = flags & (DEPRECATED | SECONDARY) != 0;
+    Some((number(head, 4)?, Address { ip, prefix: head[1], passing }))
 }
 
-fn source_and_index(route: &RouteMessage) -> (Option<IpAddr>, u32) {
-    let (mut source, mut index) = (None, 0);
-    for attribute in &route.attributes {
-        match attribute {
-            RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => source = Some(IpAddr::V4(*ip)),
-            RouteAttribute::PrefSource(RouteAddress::Inet6(ip)) => source = Some(IpAddr::V6(*ip)),
-            RouteAttribute::Oif(oif) => index = *oif,
+/// A route as the kernel tells it.
+struct Way {
+    kind: u8,
+    source: Option<IpAddr>,
+    index: u32,
+}
+
+fn way_of(kind: u16, body: &[u8]) -> Option<Way> {
+    if kind != NEW_ROUTE {
+        return None;
+    }
+    let (head, rest) = body.split_first_chunk::<12>()?;
+    let mut way = Way { kind: head[7], source: None, index: 0 };
+    for (kind, value) in attributes(rest) {
+        match kind {
+            4 => way.index = number(value, 0).unwrap_or(0),
+            7 => way.source = address(value),
             _ => {}
         }
     }
-    (source, index)
+    Some(way)
 }
 
-fn errno(error: &rtnetlink::Error) -> Option<Errno> {
-    match error {
-        rtnetlink::Error::NetlinkError(message) => Errno::from_io_error(&message.to_io()),
-        _ => None,
-    }
-}
-
-fn links_failed(error: rtnetlink::Error) -> NetError {
-    failed("list the interfaces", &error)
-}
-
-fn addresses_failed(error: rtnetlink::Error) -> NetError {
-    failed("list the addresses", &error)
-}
-
-fn failed(act: &'static str, error: &rtnetlink::Error) -> NetError {
-    match error {
-        rtnetlink::Error::NetlinkError(message) => NetError::Ask { act, source: message.to_io() },
-        other => NetError::Answer { act, why: other.to_string() },
-    }
+fn links_failed(source: io::Error) -> NetError {
+    NetError::Ask { act: "list the interfaces", source }
 }
 
 #[cfg(test)]
 mod tests {
     use std::process::Command;
 
+    use proptest::prelude::*;
+
     use super::*;
     use crate::testing::in_namespaces;
 
-    #[tokio::test]
-    async fn the_loopback_is_found_with_its_address() {
-        let all = interfaces().await.unwrap();
+    #[test]
+    fn the_loopback_is_found_with_its_address() {
+        let all = interfaces().unwrap();
         let lo = all.iter().find(|i| i.name == "lo").unwrap();
         assert!(lo.up && lo.loopback && !lo.vpn_like() && lo.mtu > 0 && lo.kind.is_none(), "{lo:?}");
         for held in ["127.0.0.1", "127.0.0.9", "127.200.3.4"] {
             assert!(lo.holds(held.parse().unwrap()), "{held}");
         }
         assert!(!lo.holds("10.0.0.1".parse().unwrap()));
-        assert_eq!(interface("lo").await.unwrap().as_ref(), Some(lo));
-        assert_eq!(interface("no-such-one").await.unwrap(), None);
+        assert_eq!(interface("lo").unwrap().as_ref(), Some(lo));
+        assert_eq!(interface("no-such-one").unwrap(), None);
     }
 
-    #[tokio::test]
-    async fn the_route_to_a_loopback_address_starts_there() {
+    #[test]
+    fn the_route_to_a_loopback_address_starts_there() {
         let to: IpAddr = "127.0.0.1".parse().unwrap();
-        assert_eq!(route_to(to).await.unwrap(), Route { source: to, interface: "lo".to_owned() });
+        assert_eq!(route_to(to).unwrap(), Route { source: to, interface: "lo".to_owned() });
     }
 
     fn run_ip(lines: &[&str]) {
@@ -269,9 +255,8 @@ mod tests {
         if in_namespaces(test, &["--net"], "ip link set lo up").is_none() {
             return;
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let ip = |s: &str| -> IpAddr { s.parse().unwrap() };
-        let route = |to: &str| runtime.block_on(route_to(ip(to)));
+        let route = |to: &str| route_to(ip(to));
         for to in ["10.9.0.7", "fd09::7"] {
             let error = route(to).unwrap_err();
             assert!(matches!(error, NetError::NoRoute { .. }), "{error:?}");
@@ -286,15 +271,15 @@ mod tests {
             "addr add fd09::1/64 dev w0 nodad",
             "addr add 10.8.0.1 peer 10.8.0.2 dev w1",
         ]);
-        let down = runtime.block_on(interface("w0")).unwrap().unwrap();
+        let down = interface("w0").unwrap().unwrap();
         assert!(!down.up);
         run_ip(&["link set w0 up"]);
-        assert!(!runtime.block_on(interface("w0")).unwrap().unwrap().up, "no carrier");
+        assert!(!interface("w0").unwrap().unwrap().up, "no carrier");
         run_ip(&["link set w1 up", "route add blackhole 10.7.0.0/16"]);
-        let up = runtime.block_on(interface("w0")).unwrap().unwrap();
+        let up = interface("w0").unwrap().unwrap();
         assert!(up.up && up.broadcast && up.mtu == 1420 && up.kind.as_deref() == Some("veth"), "{up:?}");
         assert!(up.holds(ip("10.9.0.1")) && up.holds(ip("fd09::1")) && !up.holds(ip("10.9.0.2")));
-        let peer = runtime.block_on(interface("w1")).unwrap().unwrap();
+        let peer = interface("w1").unwrap().unwrap();
         assert!(peer.holds(ip("10.8.0.1")) && !peer.holds(ip("10.8.0.2")), "{peer:?}");
         // The route leads over w0, and the fallback finds the same without netlink.
         for (to, source) in [("10.9.0.7", "10.9.0.1"), ("fd09::7", "fd09::1")] {
@@ -304,10 +289,64 @@ mod tests {
         }
         let own = route("10.9.0.1").unwrap();
         assert_eq!((own.source, own.interface.as_str()), (ip("10.9.0.1"), "lo"));
-        let picked = runtime.block_on(super::super::pick_for_seed(ip("10.9.0.1"), None, None)).unwrap();
+        let picked = super::super::pick_for_seed(ip("10.9.0.1"), None, None).unwrap();
         assert_eq!((picked.interface.as_str(), picked.warning), ("w0", None));
-        let picked = runtime.block_on(super::super::pick_for_seed(ip("10.8.0.2"), None, None)).unwrap();
+        let picked = super::super::pick_for_seed(ip("10.8.0.2"), None, None).unwrap();
         assert_eq!((picked.address, picked.interface.as_str()), (ip("10.8.0.1"), "w1"));
         assert!(matches!(route("10.7.0.1"), Err(NetError::NoRoute { .. })), "a black hole is no route");
+    }
+
+    type Attribute<'a> = (u16, &'a [u8]);
+
+    /// A message's body: its fixed part, and attributes behind.
+    fn body(head: &[u8], attributes: &[Attribute<'_>]) -> Vec<u8> {
+        let mut body = head.to_vec();
+        attributes.iter().for_each(|(kind, value)| put(&mut body, *kind, value));
+        body
+    }
+
+    #[test]
+    fn addresses_are_taken_when_they_can_be_used() {
+        let (one, two) = ([10, 0, 0, 1], [10, 0, 0, 2]);
+        let both: &[Attribute<'_>] = &[(1, &two), (2, &one)];
+        // flags in the header, attributes -> address, and whether it will go
+        let cases: [(u8, &[Attribute<'_>], Option<(&str, bool)>); 10] = [
+            (0x80, &[(1, &one)], Some(("10.0.0.1", false))),
+            (0x80, both, Some(("10.0.0.1", false))),
+            (0x01, both, Some(("10.0.0.1", true))),
+            (0x20, both, Some(("10.0.0.1", true))),
+            (0x40, both, None),
+            (0x44, both, Some(("10.0.0.1", false))),
+            (0x08, both, None),
+            (0x40, &[(2, &one), (8, &[0x80, 0, 0, 0])], Some(("10.0.0.1", false))),
+            (0x80, &[(2, &one), (8, &0x248u32.to_ne_bytes())], None),
+            (0x80, &[(2, &one[..3])], None),
+        ];
+        for (i, (flags, attributes, expected)) in cases.into_iter().enumerate() {
+            let body = body(&[2, 24, flags, 0, 7, 0, 0, 0], attributes);
+            let found = address_of(NEW_ADDRESS, &body).map(|(_, a)| (a.ip.to_string(), a.passing));
+            assert_eq!(found, expected.map(|(ip, passing)| (ip.to_owned(), passing)), "case {i}");
+        }
+    }
+
+    #[test]
+    fn an_interface_without_a_name_goes_by_its_number() {
+        let head = [[0; 4], 7u32.to_ne_bytes(), (UP | RUNNING | NO_ARP).to_ne_bytes(), [0; 4]].concat();
+        let bare = interface_of(NEW_LINK, &body(&head, &[])).unwrap();
+        assert_eq!((bare.name.as_str(), bare.kind, bare.up, bare.no_arp), ("#7", None, true, true));
+        let named = body(&head, &[(3, b"wg0\0"), (18, &body(&[], &[(1, b"wireguard\0")]))]);
+        let named = interface_of(NEW_LINK, &named).unwrap();
+        assert_eq!((named.name.as_str(), named.kind.as_deref()), ("wg0", Some("wireguard")));
+        let half = [head.as_slice(), &[9, 0, 3, 0, b'w']].concat();
+        assert_eq!(interface_of(NEW_LINK, &half).unwrap().name, "#7");
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = interface_of(NEW_LINK, &bytes);
+            let _ = address_of(NEW_ADDRESS, &bytes);
+            let _ = way_of(NEW_ROUTE, &bytes);
+        }
     }
 }

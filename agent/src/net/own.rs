@@ -8,9 +8,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::kernel::{Changes, interface};
+use super::kernel::interface;
 use super::{Interface, fallback, reachable};
 use crate::lifecycle::Life;
+use crate::netlink::Changes;
 
 /// An address that is replaced goes and comes in two events; who reads between them sees neither.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -48,15 +49,16 @@ impl Own {
     async fn follow(mut self) {
         loop {
             // Subscribed before the read, so that what changes in between is seen.
-            let changes = Changes::subscribe().ok();
+            let mut changes = Changes::subscribe().ok();
             loop {
-                self.read().await;
-                let Some(changes) = &changes else {
+                self.read();
+                let Some(changes) = &mut changes else {
                     sleep(REREAD_BLIND).await;
                     break;
                 };
                 match timeout(REREAD, changes.next()).await {
-                    Ok(Ok(())) => settle(changes).await,
+                    // What has changed does not matter: what is now is read, so no change has to be kept.
+                    Ok(Ok(_)) => settle(changes).await,
                     Ok(Err(_)) => {
                         sleep(REREAD_BLIND).await;
                         break;
@@ -67,8 +69,8 @@ impl Own {
         }
     }
 
-    async fn read(&mut self) {
-        let now = match interface(&self.iface).await {
+    fn read(&mut self) {
+        let now = match interface(&self.iface) {
             Ok(found) => self.decide(found.as_ref()),
             Err(error) => {
                 if !self.degraded {
@@ -107,7 +109,7 @@ impl Own {
 }
 
 /// Lets a burst pass, but not for ever: on a busy node some interface always changes.
-async fn settle(changes: &Changes) {
+async fn settle(changes: &mut Changes) {
     let quiet = async {
         while changes.next().await.is_ok() {}
         // A socket that fails says so again at the next wait; here it must not cut the time short.

@@ -54,12 +54,12 @@ pub(crate) fn pick_for_init(
 }
 
 /// Chooses the address by which the kernel would reach the seed.
-pub(crate) async fn pick_for_seed(
+pub(crate) fn pick_for_seed(
     seed: IpAddr,
     wanted_iface: Option<&str>,
     wanted_addr: Option<IpAddr>,
 ) -> Result<Picked, PickError> {
-    let interfaces = match interfaces().await {
+    let interfaces = match interfaces() {
         Ok(interfaces) => interfaces,
         // Then the route has to do, and is known another way.
         Err(NetError::NotPermitted { .. }) if wanted_iface.is_none() && wanted_addr.is_none() => Vec::new(),
@@ -69,7 +69,7 @@ pub(crate) async fn pick_for_seed(
         let same_family = |ip: IpAddr| ip.is_ipv4() == seed.is_ipv4();
         return pick_wanted(&interfaces, wanted_iface, wanted_addr, same_family);
     }
-    let route = route_to(seed).await?;
+    let route = route_to(seed)?;
     if !reachable(route.source) && !route.source.is_loopback() {
         return Err(PickError::Useless { address: route.source });
     }

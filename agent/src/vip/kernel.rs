@@ -3,29 +3,15 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
 
 use proto::arp::Mac;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SocketFlags};
-use tokio::io::unix::AsyncFd;
 
-use super::netlink::{
-    CREATE, Netlink, REPLACE, ROUTE, address, attributes, family, messages, number, octets, open, put,
-    watched,
+use crate::netlink::{
+    self, CREATE, DEL_ADDRESS, DEL_LINK, GET_ADDRESS, GET_LINK, GET_NEIGHBOUR, NEW_ADDRESS, NEW_LINK,
+    NEW_NEIGHBOUR, Netlink, REPLACE, ROUTE, address, attribute, attributes, errno, family, link_body,
+    messages, number, octets, put, text,
 };
-
-const NEW_LINK: u16 = 16;
-const DEL_LINK: u16 = 17;
-const GET_LINK: u16 = 18;
-const NEW_ADDRESS: u16 = 20;
-const DEL_ADDRESS: u16 = 21;
-const GET_ADDRESS: u16 = 22;
-const NEW_NEIGHBOUR: u16 = 28;
-const GET_NEIGHBOUR: u16 = 30;
-
-/// Groups of changes: links, IPv4 addresses, IPv6 addresses.
-const CHANGES: u32 = 0x1 | 0x10 | 0x100;
 
 /// IFA_F_NODAD | IFA_F_NOPREFIXROUTE: nobody is asked about it for a second, and nothing is routed by it.
 const V6_FLAGS: u32 = 0x02 | 0x200;
@@ -100,40 +86,27 @@ impl Kernel {
 
     /// All addresses of this node.
     pub(super) fn addresses(&mut self) -> io::Result<Vec<Held>> {
-        let mut all = Vec::new();
-        self.0.dump(GET_ADDRESS, &[0; 8], &mut |kind, body| {
-            all.extend(held(kind, body));
-        })?;
-        Ok(all)
+        self.0.dump(GET_ADDRESS, &[0; 8], held)
     }
 
     /// All interfaces of this node.
     pub(super) fn interfaces(&mut self) -> io::Result<Vec<Interface>> {
-        let mut body = vec![0; 16];
-        // Without counters, which are the larger part (RTEXT_FILTER_SKIP_STATS).
-        put(&mut body, 29, &8u32.to_ne_bytes());
-        let mut all = Vec::new();
-        self.0.dump(GET_LINK, &body, &mut |kind, body| {
-            all.extend(interface(kind, body));
-        })?;
-        Ok(all)
+        self.0.dump(GET_LINK, &link_body(0), interface)
     }
 
     /// The addresses that the kernel has found at this Ethernet address.
     pub(super) fn neighbours_at(&mut self, mac: Mac) -> io::Result<Vec<IpAddr>> {
-        let mut found = Vec::new();
-        self.0.dump(GET_NEIGHBOUR, &[0; 12], &mut |kind, body| {
+        self.0.dump(GET_NEIGHBOUR, &[0; 12], |kind, body| {
             let (mut ip, mut there) = (None, false);
-            for (kind, value) in attributes(body.get(12..).unwrap_or_default()) {
+            for (kind, value) in attributes(body.get(12..)?) {
                 match kind {
                     1 => ip = address(value),
                     2 => there = value == mac.0,
                     _ => {}
                 }
             }
-            found.extend(ip.filter(|_| there && kind == NEW_NEIGHBOUR));
-        })?;
-        Ok(found)
+            ip.filter(|_| there && kind == NEW_NEIGHBOUR)
+        })
     }
 
     /// Says where a neighbour is now, if it is known at all. The entry ages as any other.
@@ -164,8 +137,7 @@ fn address_body(ip: IpAddr, index: u32) -> Vec<u8> {
 
 /// No such address, neighbour or interface.
 fn absent(error: &io::Error) -> bool {
-    let errno = Errno::from_io_error(error);
-    [Some(Errno::ADDRNOTAVAIL), Some(Errno::NOENT), Some(Errno::NODEV)].contains(&errno)
+    [Some(Errno::ADDRNOTAVAIL), Some(Errno::NOENT), Some(Errno::NODEV)].contains(&errno(error))
 }
 
 fn held(kind: u16, body: &[u8]) -> Option<Held> {
@@ -197,20 +169,16 @@ fn interface(kind: u16, body: &[u8]) -> Option<Interface> {
         hardware: u16::from_ne_bytes([head[2], head[3]]),
         ..Interface::default()
     };
-    let text = |value: &[u8]| String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned();
-    let inner = |value: &'_ [u8], wanted: u16| {
-        attributes(value).find(|(kind, _)| *kind == wanted).map(|(_, value)| value.to_vec())
-    };
     for (kind, value) in attributes(rest) {
         match kind {
             1 => found.mac = <[u8; 6]>::try_from(value).map(Mac).ok().filter(|mac| mac.is_unicast()),
             3 => found.name = text(value),
             // IFLA_LINKINFO, IFLA_INFO_KIND
-            18 => found.kind = inner(value, 1).map(|kind| text(&kind)).unwrap_or_default(),
+            18 => found.kind = attribute(value, 1).map(text).unwrap_or_default(),
             // IFLA_AF_SPEC, AF_INET, IFLA_INET_CONF: a number for each setting, arp_ignore is the 19th.
             26 => {
-                let settings = inner(value, 2).and_then(|inet| inner(&inet, 1));
-                found.arp_ignore = settings.and_then(|all| number(&all, 18 * 4)).unwrap_or(0);
+                let settings = attribute(value, 2).and_then(|inet| attribute(inet, 1));
+                found.arp_ignore = settings.and_then(|all| number(all, 18 * 4)).unwrap_or(0);
             }
             _ => {}
         }
@@ -228,50 +196,43 @@ pub(super) enum Change {
 }
 
 /// Word of the kernel about addresses and interfaces.
-pub(super) struct Changes {
-    socket: AsyncFd<OwnedFd>,
-    buffer: Vec<u8>,
-}
+pub(super) struct Changes(netlink::Changes);
 
 impl Changes {
     pub(super) fn subscribe() -> io::Result<Changes> {
-        let socket = open(ROUTE, CHANGES, SocketFlags::NONBLOCK)?;
-        Ok(Changes { socket: watched(socket)?, buffer: vec![0; 16 * 1024] })
+        Ok(Changes(netlink::Changes::subscribe()?))
     }
 
     /// Waits for changes. Nothing is lost by giving up waiting.
     pub(super) async fn next(&mut self) -> io::Result<Vec<Change>> {
         loop {
-            let mut ready = self.socket.readable().await?;
-            let buffer = &mut self.buffer[..];
-            let received =
-                ready.try_io(|socket| Ok(rustix::net::recv(socket.get_ref(), buffer, RecvFlags::empty())?));
-            let length = match received {
-                Err(_would_block) => continue,
-                // They came faster than they were read: look at everything.
-                Ok(Err(error)) if Errno::from_io_error(&error) == Some(Errno::NOBUFS) => {
-                    return Ok(vec![Change::Something]);
-                }
-                Ok(received) => received?.0,
+            let changes = match self.0.next().await? {
+                Some(bytes) => changes(bytes),
+                // Which are not known: look at everything.
+                None => vec![Change::Something],
             };
-            let mut changes = Vec::new();
-            for message in messages(self.buffer.get(..length).unwrap_or_default()) {
-                let change = match (message.kind, held(message.kind, message.body)) {
-                    (DEL_ADDRESS, Some(gone)) => Change::Gone(gone.ip, gone.index),
-                    // Every renewal of ours says so too.
-                    (NEW_ADDRESS, Some(held)) if held.ends => continue,
-                    (NEW_LINK | DEL_LINK | NEW_ADDRESS, _) => Change::Something,
-                    _ => continue,
-                };
-                if !changes.contains(&change) {
-                    changes.push(change);
-                }
-            }
             if !changes.is_empty() {
                 return Ok(changes);
             }
         }
     }
+}
+
+fn changes(bytes: &[u8]) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for message in messages(bytes) {
+        let change = match (message.kind, held(message.kind, message.body)) {
+            (DEL_ADDRESS, Some(gone)) => Change::Gone(gone.ip, gone.index),
+            // Every renewal of ours says so too.
+            (NEW_ADDRESS, Some(held)) if held.ends => continue,
+            (NEW_LINK | DEL_LINK | NEW_ADDRESS, _) => Change::Something,
+            _ => continue,
+        };
+        if !changes.contains(&change) {
+            changes.push(change);
+        }
+    }
+    changes
 }
 
 #[cfg(test)]

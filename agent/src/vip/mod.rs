@@ -13,7 +13,6 @@ mod caps;
 mod driver;
 mod ground;
 mod kernel;
-mod netlink;
 mod packet;
 mod report;
 mod segment;

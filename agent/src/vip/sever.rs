@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::netlink::{DIAG, Netlink, family, octets, put};
+use crate::netlink::{DIAG, Netlink, family, octets, put};
 
 const BY_FAMILY: u16 = 20;
 const DESTROY: u16 = 21;
@@ -25,17 +25,15 @@ pub(super) fn sever(ip: IpAddr) -> usize {
     let Ok(mut netlink) = Netlink::open(DIAG) else { return 0 };
     // A listener of both families has sockets of IPv6 for clients of IPv4.
     for family in [2, 10] {
-        let mut found: Vec<[u8; ID]> = Vec::new();
         let question = question(family, &[0; ID], Some(ip));
-        let dumped = netlink.dump(BY_FAMILY, &question, &mut |kind, body| {
-            let id = body.get(4..).and_then(|rest| rest.first_chunk::<ID>());
-            if let (BY_FAMILY, Some(id)) = (kind, id) {
-                found.push(*id);
-            }
+        let found = netlink.dump(BY_FAMILY, &question, |kind, body| {
+            let id = body.get(4..)?.first_chunk::<ID>()?;
+            (kind == BY_FAMILY).then_some(*id)
         });
-        if let Err(error) = dumped {
+        let found = found.unwrap_or_else(|error| {
             tracing::debug!("connections of {ip} are not known: {error}");
-        }
+            Vec::new()
+        });
         for id in found {
             if began.elapsed() > BUDGET {
                 return ended;

@@ -231,10 +231,10 @@ fn a_route_around_a_vpn_that_is_down_raises_a_doubt() {
     }
 }
 
-#[tokio::test]
-async fn a_loopback_seed_is_met_on_the_loopback() {
-    let picked = pick_for_seed(ip("127.0.0.1"), None, None).await.unwrap();
+#[test]
+fn a_loopback_seed_is_met_on_the_loopback() {
+    let picked = pick_for_seed(ip("127.0.0.1"), None, None).unwrap();
     assert_eq!(picked, Picked::new(ip("127.0.0.1"), "lo"));
-    let picked = pick_for_seed(ip("127.0.0.1"), None, Some(ip("127.0.0.4"))).await.unwrap();
+    let picked = pick_for_seed(ip("127.0.0.1"), None, Some(ip("127.0.0.4"))).unwrap();
     assert_eq!(picked, Picked::new(ip("127.0.0.4"), "lo"));
 }
