@@ -388,6 +388,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::testing::in_namespaces;
 
     #[test]
     fn attributes_read_back_as_put() {
@@ -484,6 +485,37 @@ mod tests {
         let found = message(NEW_LINK, 0, 1, &[0; 4]);
         assert_eq!(said(&[found, message(DONE, 0, 1, &busy)].concat()), Some(Errno::BUSY));
         assert_eq!(said(&message(NEW_LINK, 0, 2, &[0; BUFFER])), Some(Errno::MSGSIZE));
+    }
+
+    #[test]
+    fn changes_that_were_lost_are_told_once_and_the_next_ones_arrive() {
+        let test = "netlink::tests::changes_that_were_lost_are_told_once_and_the_next_ones_arrive";
+        if in_namespaces(test, &["--net"], "ip link set lo up").is_none() {
+            return;
+        }
+        let mut netlink = Netlink::open(ROUTE).unwrap();
+        let mut add = |last: u8| {
+            let mut body = vec![2, 32, 0, 0, 1, 0, 0, 0];
+            put(&mut body, 2, &[10, 9, 0, last]);
+            netlink.request(NEW_ADDRESS, CREATE, &body).unwrap();
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut changes = Changes::subscribe().unwrap();
+            sockopt::set_socket_recv_buffer_size(changes.socket.get_ref(), 1).unwrap();
+            (1..200).for_each(&mut add);
+            assert!(changes.next().await.unwrap().is_none());
+            // What had come before is still there.
+            let kept = tokio::time::timeout(Duration::ZERO, async {
+                while changes.next().await.unwrap().is_some() {}
+            });
+            assert!(kept.await.is_err(), "lost twice");
+            add(200);
+            let next = changes.next().await.unwrap().unwrap();
+            let message = messages(next).next().unwrap();
+            assert_eq!(message.kind, NEW_ADDRESS);
+            assert_eq!(attribute(&message.body[8..], 2), Some(&[10, 9, 0, 200][..]));
+        });
     }
 
     proptest! {

@@ -298,6 +298,9 @@ mod tests {
 
     type Attribute<'a> = (u16, &'a [u8]);
 
+    /// Flags of the header, attributes; the address and whether it will go, if it is taken.
+    type Case<'a> = (u8, &'a [Attribute<'a>], Option<(&'a str, bool)>);
+
     /// A message's body: its fixed part, and attributes behind.
     fn body(head: &[u8], attributes: &[Attribute<'_>]) -> Vec<u8> {
         let mut body = head.to_vec();
@@ -309,8 +312,7 @@ mod tests {
     fn addresses_are_taken_when_they_can_be_used() {
         let (one, two) = ([10, 0, 0, 1], [10, 0, 0, 2]);
         let both: &[Attribute<'_>] = &[(1, &two), (2, &one)];
-        // flags in the header, attributes -> address, and whether it will go
-        let cases: [(u8, &[Attribute<'_>], Option<(&str, bool)>); 10] = [
+        let cases: [Case<'_>; 10] = [
             (0x80, &[(1, &one)], Some(("10.0.0.1", false))),
             (0x80, both, Some(("10.0.0.1", false))),
             (0x01, both, Some(("10.0.0.1", true))),

@@ -240,6 +240,8 @@ mod tests {
     use std::process::Command;
     use std::time::Duration;
 
+    use proptest::prelude::*;
+
     use super::*;
     use crate::testing::in_namespaces;
 
@@ -351,5 +353,19 @@ mod tests {
             ip("link set w0 down");
             while !changes.next().await.unwrap().contains(&Change::Something) {}
         });
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_makes_it_panic(
+            mut bytes in proptest::collection::vec(any::<u8>(), 20..200), kind in NEW_LINK..=DEL_ADDRESS,
+        ) {
+            let length = bytes.len() as u32;
+            bytes[..4].copy_from_slice(&length.to_ne_bytes());
+            bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
+            let _ = changes(&bytes);
+            let _ = held(NEW_ADDRESS, &bytes);
+            let _ = interface(NEW_LINK, &bytes);
+        }
     }
 }
