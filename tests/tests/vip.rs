@@ -397,6 +397,52 @@ fn several_addresses_are_spread_and_keep_their_labels() -> Result<()> {
     })
 }
 
+/// How often a node has come to own an address, as its agent tells.
+fn times_owned(agent: &Agent<'_>) -> Result<usize> {
+    let text = agent.cli(&["events", "--json", "--since", "1h"])?.ok()?;
+    let events: Vec<Event> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    Ok(events.iter().filter(|event| event.kind == Kind::VipState && event.to == "master").count())
+}
+
+#[test]
+fn masters_that_begin_at_once_agree_before_anyone_claims() -> Result<()> {
+    with_agents(Lab::bridge(CANDIDATES + 1), |lab, agents| {
+        let _masters = formed(lab, agents)?;
+        let owned =
+            |agents: &[Agent<'_>]| agents[..CANDIDATES].iter().map(times_owned).sum::<Result<usize>>();
+        let settled = |agents: &[Agent<'_>]| {
+            eventually("everyone can own it and one does", GOSSIP, || {
+                let seen = vip(&agents[WORKER], &ADDRESS.to_string())?;
+                let able = seen.candidates.iter().filter(|one| one.eligible).count();
+                ensure!(seen.owner.is_some() && able == CANDIDATES, "{seen:?}");
+                Ok(())
+            })
+        };
+        agents[0].cli(&["set", &format!("vip={ADDRESS}")])?.ok()?;
+        settled(agents)?;
+        let first = owned(agents)?;
+        ensure!(first == 1, "{first} have claimed an address that was just set");
+
+        for agent in agents.iter_mut() {
+            agent.kill()?;
+        }
+        for agent in agents.iter_mut() {
+            agent.options.clear();
+            agent.run()?;
+        }
+        for agent in agents.iter_mut() {
+            agent.wait_until_asked()?;
+        }
+        eventually("somebody claims it anew", GOSSIP, || Ok(ensure!(owned(agents)? > first)))?;
+        settled(agents)?;
+        let then = owned(agents)?;
+        let epoch = vip(&agents[WORKER], &ADDRESS.to_string())?.epoch;
+        ensure!(epoch == 2, "with nobody left who knew of epoch 1, it is now {epoch}");
+        ensure!(then == first + 1, "{} have claimed it after all started at once", then - first);
+        Ok(())
+    })
+}
+
 #[test]
 fn an_ipv6_address_moves_too() -> Result<()> {
     with_agents(Lab::bridge(CANDIDATES + 2), |lab, agents| {

@@ -203,6 +203,7 @@ pub(crate) async fn join(wish: &Wish, seed: &str, report: Report<'_>) -> anyhow:
         invites: Default::default(),
         peers,
         serving: welcome.serving.clone(),
+        epochs: Default::default(),
     };
     init::save(&disk, &entered).map_err(anyhow::Error::msg)?;
     let members = entered.document.members().count();

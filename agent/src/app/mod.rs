@@ -201,6 +201,7 @@ async fn start(
     };
     reach::spawn(inputs, table_in, serving_in, life);
     save_serving(disk.clone(), serving.clone(), life);
+    vip::save_epochs(disk.clone(), member.epochs.clone(), vips.clone(), life);
 
     let (commands_in, commands) = mpsc::channel(COMMANDS);
     let (open_until_in, open_until) = watch::channel(UnixMs(0));
@@ -236,6 +237,7 @@ async fn start(
         arrivals,
         orders: orders_out,
         tell: tell.clone(),
+        epochs: member.epochs.clone(),
     };
     crate::vip::spawn(inputs, report_in, life);
     admit::serve(link.clone(), joining, commands_in.clone(), life);

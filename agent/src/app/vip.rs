@@ -17,7 +17,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::check::OwnHealth;
 use crate::lifecycle::Life;
-use crate::vip::{Fit, Order};
+use crate::membership::disk::{Disk, Epochs};
+use crate::vip::{Fit, Order, Report};
 
 /// Time between two looks at health.
 const EVERY: Duration = Duration::from_millis(500);
@@ -70,6 +71,36 @@ pub(super) fn spawn(mut inputs: Inputs, life: &Life) -> watch::Receiver<Arc<Fit>
         }
     });
     receiver
+}
+
+/// Writes the epochs of virtual IPs whenever one has grown: without them they would begin anew when all
+/// agents are started at once.
+pub(super) fn save_epochs(
+    disk: Arc<Disk>,
+    mut saved: Epochs,
+    mut report: watch::Receiver<Arc<Report>>,
+    life: &Life,
+) {
+    let over = life.over.clone();
+    life.spawn(async move {
+        loop {
+            tokio::select! {
+                changed = report.changed() => if changed.is_err() { return },
+                () = over.cancelled() => return,
+            }
+            let mut known = report.borrow_and_update().epochs.clone();
+            for (address, epoch) in &mut known {
+                *epoch = saved.get(address).copied().unwrap_or(0).max(*epoch);
+            }
+            // One that is no setting any more may come back: what was known of it stays.
+            let mut all = saved.clone();
+            all.extend(known);
+            if all != saved {
+                saved = all;
+                disk.save_epochs(&saved);
+            }
+        }
+    });
 }
 
 /// Has a virtual IP moved, and waits until it is.

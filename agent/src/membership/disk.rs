@@ -24,6 +24,7 @@ const KEYS: &str = "keys";
 const INVITES: &str = "invites";
 const PEERS: &str = "peers";
 const SERVING: &str = "serving";
+const EPOCHS: &str = "epochs";
 const GENERATION: &str = "generation";
 
 #[derive(Serialize, Deserialize)]
@@ -62,7 +63,11 @@ pub(crate) struct Member {
     pub(crate) invites: Book,
     pub(crate) peers: Addresses,
     pub(crate) serving: Serving,
+    pub(crate) epochs: Epochs,
 }
+
+/// The highest epoch that was known of each virtual IP.
+pub(crate) type Epochs = BTreeMap<IpAddr, u64>;
 
 /// Why there is nothing to start from.
 #[derive(Debug, thiserror::Error)]
@@ -188,6 +193,7 @@ impl Disk {
             invites: self.read(INVITES)?.unwrap_or_default(),
             peers: self.read(PEERS)?.unwrap_or_default(),
             serving: self.read(SERVING)?.unwrap_or_default(),
+            epochs: self.read(EPOCHS)?.unwrap_or_default(),
         })
     }
 
@@ -227,6 +233,11 @@ impl Disk {
     /// Keeps who serves.
     pub(crate) fn save_serving(&self, serving: &Serving) -> bool {
         self.write(SERVING, serving)
+    }
+
+    /// Keeps the epochs of virtual IPs, so that they grow even when all agents start anew at once.
+    pub(crate) fn save_epochs(&self, epochs: &Epochs) -> bool {
+        self.write(EPOCHS, epochs)
     }
 
     /// Forgets everything: this node is no member any more.

@@ -34,8 +34,16 @@ pub(crate) fn create(
     let mut invites = Book::default();
     let address = SocketAddr::new(node.address, node.port);
     let (invite, _) = issue(&mut invites, &identity.key, address, ttl, None);
-    let member =
-        Member { identity, node, document, ring, invites, peers: Default::default(), serving: Vec::new() };
+    let member = Member {
+        identity,
+        node,
+        document,
+        ring,
+        invites,
+        peers: Default::default(),
+        serving: Vec::new(),
+        epochs: Default::default(),
+    };
     save(disk, &member)?;
     Ok((member, invite))
 }

@@ -386,9 +386,12 @@ impl Driver {
 }
 
 impl Vip {
-    pub(super) fn new(own: NodeId, settings: VipSettings, now: Moment) -> Vip {
+    /// `epoch`: the highest that is known from before.
+    pub(super) fn new(own: NodeId, settings: VipSettings, epoch: u64, now: Moment) -> Vip {
+        let mut election = Election::new(own, settings.address, now);
+        election.raise_floor(epoch);
         Vip {
-            election: Election::new(own, settings.address, now),
+            election,
             settings,
             rules: Rules::default(),
             place: Err(Nowhere::Segment("not looked for yet".to_owned())),

@@ -51,6 +51,8 @@ pub(crate) struct Inputs {
     pub(crate) orders: mpsc::Receiver<Order>,
     /// Where events are told.
     pub(crate) tell: mpsc::Sender<proto::event::Event>,
+    /// The epochs that an earlier agent of this node knew.
+    pub(crate) epochs: BTreeMap<IpAddr, u64>,
 }
 
 /// What this node could serve, and who is a master.
@@ -84,6 +86,8 @@ pub(crate) struct Report {
     pub(crate) unfit: BTreeMap<IpAddr, String>,
     /// What keeps this node from taking part at all, for people.
     pub(crate) problem: Option<String>,
+    /// For the next start: the highest epoch that is known of each.
+    pub(crate) epochs: BTreeMap<IpAddr, u64>,
 }
 
 /// Starts the thread.

@@ -65,6 +65,7 @@ impl Driver {
             if status.state == State::OwnedHere {
                 report.claims.insert(*address, Claim { epoch: status.epoch, since: shown.since_unix_ms });
             }
+            report.epochs.insert(*address, status.epoch);
             report.vips.push(shown);
         }
         self.report.send_if_modified(|old| {

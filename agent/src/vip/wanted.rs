@@ -48,7 +48,8 @@ impl Driver {
                 }
                 None => {
                     info!(vip = %settings.address, "virtual IP");
-                    self.vips.insert(settings.address, Vip::new(self.own, settings, now));
+                    let epoch = self.inputs.epochs.get(&settings.address).copied().unwrap_or(0);
+                    self.vips.insert(settings.address, Vip::new(self.own, settings, epoch, now));
                     self.look = now;
                 }
             }

@@ -98,8 +98,8 @@ const LISTEN_FULL: Duration = Duration::from_secs(2);
 /// A named successor has so long before everyone may claim.
 const HANDOVER: Duration = Duration::from_millis(100);
 
-/// A stranger that has not answered for so long is gone.
-const STRANGER: Duration = Duration::from_secs(3);
+/// A stranger that has not answered for so long is gone: two questions, one a second.
+const STRANGER: Duration = Duration::from_millis(2_500);
 
 /// How long a stopping owner stays to say again that it has released.
 const FAREWELL: Duration = Duration::from_millis(60);

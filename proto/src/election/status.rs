@@ -36,7 +36,8 @@ impl Election {
             }
         };
         let answers = stranger.map(|(mac, _)| {
-            format!("{} answers ARP from {}, which is no member's", self.address, mac_text(mac))
+            let asked = if self.address.is_ipv4() { "ARP" } else { "neighbour discovery" };
+            format!("{} answers {asked} from {}, which is no member's", self.address, mac_text(mac))
         });
         Status {
             state: if stranger.is_some() && owner.is_none() { State::Unavailable } else { state },

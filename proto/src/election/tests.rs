@@ -222,7 +222,7 @@ fn answers_to_probes() {
 }
 
 #[test]
-fn a_stranger_is_named_in_status_and_gone_three_seconds_after_its_last_answer() {
+fn a_stranger_is_named_in_status_and_gone_when_two_questions_went_unanswered() {
     let mut one = node(1, &[100]);
     run(&mut one, 0, 510);
     one.seen(at(515), MAC, None);
@@ -236,7 +236,7 @@ fn a_stranger_is_named_in_status_and_gone_three_seconds_after_its_last_answer() 
     done.extend(run(&mut one, 601, 4_000));
     let told = events(&done);
     assert_eq!(told[0], (516, Event::Stranger { mac: MAC, defended: false }));
-    assert_eq!(told[1].0, 3_515 + 50);
+    assert_eq!(told[1].0, 515 + 2_500 + 50);
 }
 
 #[test]

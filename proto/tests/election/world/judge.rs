@@ -209,8 +209,10 @@ impl World {
             }
             Cause::Silent { .. } | Cause::Vacant => {}
         }
+        // A backup wakes every 200 ms, and what is later than that by less than 150 ms is no sleep: the
+        // window of questions alone must do for it.
         if let Some((woke, slept)) = self.nodes[n].woke
-            && slept > 250
+            && slept > 370
             && self.now - woke < 250
         {
             self.breaks(format!("node {n} claims {} ms after waking", self.now - woke));
