@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use proto::cluster::Admitted;
-use proto::control::{MemberState, Response, Status};
-use proto::doctor::host::{Agent, Host, Interface, Route};
+use proto::backends::State;
+use proto::cluster::{Admitted, Document};
+use proto::control::{BackendStatus, MemberState, Response, ServiceStatus, Status};
+use proto::doctor::host::{Agent, Away, Host, Interface, Route};
 use proto::doctor::kube::{Apiserver, Kubernetes};
 use proto::doctor::mesh::{Back, Mesh, Peer, Talk};
 use proto::doctor::{Answer, Examined, Finding, MOST_FINDINGS, host, mesh, x509};
@@ -93,6 +94,22 @@ pub(crate) async fn own(
 }
 
 fn agent(status: &Status, asked_by: Option<&str>) -> Agent {
+    let services = || status.services.iter();
+    let closed = services().flat_map(|service| {
+        let closed = service.listen.iter().filter(|at| at.parse::<SocketAddr>().is_err());
+        closed.map(|at| format!("{} on {at}", service.name))
+    });
+    let away = services().flat_map(|service| {
+        let away = |one: &&BackendStatus| matches!(one.state, State::Suspect | State::NotReady | State::Down);
+        service.backends.iter().filter(away).map(|one| Away {
+            service: service.name.to_string(),
+            node: one.node.to_string(),
+            how: format!("{}, {}", one.state.word(), one.reason),
+        })
+    });
+    let nobody = |service: &&ServiceStatus| {
+        !service.listen.is_empty() && !service.backends.iter().any(|backend| backend.state.is_good())
+    };
     // What is told with its own finding is not told twice.
     let problems = status.problems.iter().filter(|problem| !problem.contains("LimitNOFILE"));
     Agent {
@@ -103,6 +120,9 @@ fn agent(status: &Status, asked_by: Option<&str>) -> Agent {
         maxconn: status.services.iter().map(|service| u64::from(service.maxconn)).sum(),
         vips: status.vips.iter().map(|vip| vip.address).collect(),
         problems: problems.cloned().collect(),
+        closed: closed.collect(),
+        away: away.collect(),
+        unserved: services().filter(nobody).map(|service| service.name.to_string()).collect(),
     }
 }
 
@@ -180,28 +200,37 @@ fn listeners(status: Option<&Status>, services: &[Service], of: impl Fn(&str) ->
     }
 }
 
+/// The members that are named by names or ids, or all, without this node; or a sentence that says who is none.
+fn chosen<'a>(
+    document: &'a Document,
+    nodes: &[String],
+    own: NodeId,
+) -> Result<Vec<(NodeId, &'a Admitted)>, String> {
+    let mut chosen: Vec<(NodeId, &Admitted)> = Vec::new();
+    for node in nodes {
+        let found = document.find(node);
+        if found.is_empty() {
+            let names: Vec<&str> = document.members().map(|(_, admitted)| admitted.name.as_str()).collect();
+            return Err(format!("no member is called \"{node}\"; there are: {}", names.join(", ")));
+        }
+        chosen.extend(found);
+    }
+    if nodes.is_empty() {
+        chosen = document.members().map(|(id, admitted)| (*id, admitted)).collect();
+    }
+    chosen.retain(|(id, _)| *id != own);
+    chosen.sort_by_key(|(id, _)| *id);
+    chosen.dedup_by_key(|(id, _)| *id);
+    Ok(chosen)
+}
+
 /// Answers the command line: the ways to the members that are named, or all, and what these say.
 pub(super) async fn answer(running: &Arc<Running>, nodes: &[String]) -> Response {
     let document = running.membership.trust.borrow().document.clone();
-    let own = running.link.own();
-    let mut wanted: Vec<(NodeId, &Admitted)> = Vec::new();
-    for node in nodes {
-        match document.find(node).as_slice() {
-            [] => {
-                let names: Vec<&str> =
-                    document.members().map(|(_, admitted)| admitted.name.as_str()).collect();
-                let names = names.join(", ");
-                return Response::Failed(format!("no member is called \"{node}\"; there are: {names}"));
-            }
-            found => wanted.extend(found),
-        }
-    }
-    if nodes.is_empty() {
-        wanted = document.members().map(|(id, admitted)| (*id, admitted)).collect();
-    }
-    wanted.retain(|(id, _)| *id != own);
-    wanted.sort_by_key(|(id, _)| *id);
-    wanted.dedup_by_key(|(id, _)| *id);
+    let wanted = match chosen(&document, nodes, running.link.own()) {
+        Ok(wanted) => wanted,
+        Err(sentence) => return Response::Failed(sentence),
+    };
     let view = running.view.borrow().clone();
     let left = |id: &NodeId| view.members.get(id).is_some_and(|member| member.word.left);
     let until = tokio::time::Instant::now() + ALL;

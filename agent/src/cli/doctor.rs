@@ -29,7 +29,7 @@ Examples:
   agent doctor m2              this node, m2, and the way between them
   agent doctor --json | jq -r '.findings[] | .code + \" \" + .node'")]
 pub(crate) struct Args {
-    /// Print JSON; its shape is stable and counted by \"schema\"
+    /// Print JSON; its shape is stable and counted by "schema"
     #[arg(long)]
     json: bool,
     /// The members to speak with, by names or ids [default: all]
@@ -193,7 +193,8 @@ fn hanging(text: &mut String, label: &str, hang: usize, words: &str, columns: us
 /// A command that can be copied also where it takes several lines. What says where it belongs, as `on m2:`
 /// or `in FILE:`, is words.
 fn command(text: &mut String, before: &str, line: &str, columns: usize) {
-    if line.contains(": ") {
+    let words = line.split("   # ").next().unwrap_or_default();
+    if words.contains(": ") {
         return hanging(text, before, before.len(), line, columns);
     }
     if before.len() + line.chars().count() <= columns {

@@ -50,6 +50,23 @@ pub struct Agent {
     pub vips: Vec<IpAddr>,
     /// What it finds wrong with itself, in sentences.
     pub problems: Vec<String>,
+    /// Listeners that it could not open, with why: `kube-api on 127.0.0.1:16443 (address in use)`.
+    pub closed: Vec<String>,
+    /// Backends that it gives no connections though nobody drains them.
+    pub away: Vec<Away>,
+    /// Services that no backend serves.
+    pub unserved: Vec<String>,
+}
+
+/// A backend that does not serve.
+#[derive(Debug, Clone, Default)]
+pub struct Away {
+    /// Of which service.
+    pub service: String,
+    /// On which node.
+    pub node: String,
+    /// Its state in a word, and why it is so.
+    pub how: String,
 }
 
 /// The service of systemd.
@@ -129,6 +146,12 @@ fn agent(host: &Host, out: &mut Examined) {
         let words = Words { what: what.to_owned(), why, mend: vec![mend.to_owned()] };
         out.found(Severity::Warning, "agent", "problem", node, words);
     }
+    for listener in &agent.closed {
+        let what = format!("the proxy can't listen: {listener}");
+        let why = "whoever is pointed there finds someone else, or nobody";
+        let words = Words { what, why, mend: vec![run("ss -ltnp   # who has the port"), run("agent check")] };
+        out.found(Severity::Error, "agent", "not-listening", node, words);
+    }
     if let Some(asker) = agent.asked_by.as_ref().filter(|asker| **asker != agent.version) {
         let what = format!("the running agent is of version {}, this command of {asker}", agent.version);
         let why = "the binary was replaced and the old one still runs";
@@ -150,6 +173,30 @@ fn agent(host: &Host, out: &mut Examined) {
     }
     let files = agent.descriptors;
     out.looked("agent", format!("{} runs, {files} files for {} connections", agent.version, agent.maxconn));
+    backends(host, agent, out);
+}
+
+/// Told by the node that was asked alone: the others see the same.
+fn backends(host: &Host, agent: &Agent, out: &mut Examined) {
+    if host.node != host.here {
+        return;
+    }
+    for service in &agent.unserved {
+        let what = format!("nobody serves {service}");
+        let why = "every connection to its listener is reset";
+        let mend = vec![
+            "agent status".to_owned(),
+            "on a master: systemctl status k3s rke2-server kubelet".to_owned(),
+        ];
+        out.found(Severity::Error, "backends", "nobody-serves", &host.node, Words { what, why, mend });
+    }
+    for Away { service, node, how } in &agent.away {
+        let what = format!("{service} on {node} gets no connections: {how}");
+        let why = "the others carry its share; with few of them left the next failure is an outage";
+        let mend = vec![on(node, &host.here, "agent doctor"), "agent events".to_owned()];
+        out.found(Severity::Warning, "backends", "backend-away", node, Words { what, why, mend });
+    }
+    out.looked("backends", "each service has one, and none is away");
 }
 
 fn service(host: &Host, out: &mut Examined) {
@@ -194,7 +241,9 @@ fn files(host: &Host, out: &mut Examined) {
         let words = Words { what, why: "so they were not checked", mend: vec![run("sudo agent doctor")] };
         out.found(Severity::Note, "files", "unreadable", &host.node, words);
     }
-    out.looked("files", "the state is its owner's alone");
+    if host.is_member {
+        out.looked("files", "the state is its owner's alone");
+    }
 }
 
 fn routes(host: &Host, out: &mut Examined) {

@@ -269,17 +269,25 @@ fn bypass(host: &Host, client: &Client, out: &mut Examined) {
             "perhaps a balancer that the proxy was to replace",
         ),
     };
+    let mend = point_to_proxy(host, client);
+    let what = format!("{who} goes to {url}, which is {end} ({path})");
+    out.found(severity, "clients", "past-the-proxy", &host.node, Words { what, why, mend });
+}
+
+/// How a client is made to come through the proxy.
+fn point_to_proxy(host: &Host, client: &Client) -> Vec<String> {
+    let Client { path, who, url, .. } = client;
     let listener = host.kubernetes.api_listeners.iter().find(|one| !one.ip().is_unspecified());
     let to = listener.map_or_else(|| "https://127.0.0.1:16443".to_owned(), |one| format!("https://{one}"));
-    let mend = match (*who, host.kubernetes.distribution) {
-        ("k3s agent", _) => lines(
+    match *who {
+        "k3s agent" => lines(
             host,
             [
                 &format!("in {path}: server: {to} and disable-apiserver-lb: true"),
                 "systemctl restart k3s-agent",
             ],
         ),
-        ("RKE2", _) => lines(
+        "RKE2" => lines(
             host,
             [
                 "agent set service.rke2-join.listen=127.0.0.1:19345 service.rke2-join.port=9345 \
@@ -288,12 +296,9 @@ fn bypass(host: &Host, client: &Client, out: &mut Examined) {
                 "systemctl restart rke2-agent   # on a master: rke2-server",
             ],
         ),
-        (_, Some(Distribution::K3s | Distribution::Rke2)) => {
-            lines(host, [&format!("in {path}: server: {to}")])
-        }
-        _ => {
+        who => {
             let edit = format!("sed -i 's|server: {url}|server: {to}|' {path}");
-            match is_kubelet {
+            match who == "kubelet" {
                 false => lines(host, [&edit]),
                 true => lines(
                     host,
@@ -306,7 +311,5 @@ fn bypass(host: &Host, client: &Client, out: &mut Examined) {
                 ),
             }
         }
-    };
-    let what = format!("{who} goes to {url}, which is {end} ({path})");
-    out.found(severity, "clients", "past-the-proxy", &host.node, Words { what, why, mend });
+    }
 }

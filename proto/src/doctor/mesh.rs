@@ -189,6 +189,15 @@ fn ports(mesh: &Mesh, peer: &Peer, out: &mut Examined) {
         }
         (None, None) => {}
     }
+    way_back(mesh, peer, &opens, out);
+}
+
+/// What the member says of its way here.
+fn way_back(mesh: &Mesh, peer: &Peer, opens: &dyn Fn(&str) -> Vec<String>, out: &mut Examined) {
+    let Peer { name, .. } = peer;
+    let mut error = |code: &str, what: String, why: &str, mend: Vec<String>| {
+        out.found(Severity::Error, "ports", code, &mesh.node, Words { what, why, mend });
+    };
     if let Some(back) = &peer.back {
         // Datagrams that come back here passed both ways already.
         if let Some(why_not) = &back.tcp {
@@ -276,7 +285,7 @@ fn clocks(mesh: &Mesh, out: &mut Examined) {
         }
         let way = if off > 0 { "ahead of" } else { "behind" };
         let others = if all.len() == 2 { "the other's" } else { "the others'" };
-        let seconds = off.abs() / 1000;
+        let seconds = (off.abs() + 500) / 1000;
         let what = format!("the clock of {name} is {seconds} s {way} {others}");
         let why = "certificates and tokens count as expired or not yet valid, etcd warns, and times in logs \
                    do not compare";

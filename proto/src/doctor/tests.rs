@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::cluster::{Member, Pair};
-use super::host::{Agent, Host, Interface, Route, Service};
+use super::host::{Agent, Away, Host, Interface, Route, Service};
 use super::kube::{Apiserver, Client, Distribution, Kubernetes};
 use super::mesh::{Back, Firewall, Mesh, Peer, Talk};
 use super::x509::Certificate;
@@ -39,7 +39,7 @@ fn host() -> Host {
             descriptors: 1 << 20,
             maxconn: 10_000,
             vips: vec![ip("192.168.0.50")],
-            problems: Vec::new(),
+            ..Agent::default()
         }),
         is_member: true,
         service: Some(Service {
@@ -98,7 +98,10 @@ fn where_nothing_is_wrong_nothing_is_found() {
     let examined = host::examine(&host());
     assert!(examined.findings.is_empty(), "{:#?}", examined.findings);
     let areas: Vec<&str> = examined.checked.iter().map(|one| one.area.as_str()).collect();
-    assert_eq!(areas, ["agent", "service", "files", "routes", "virtual IPs", "apiserver", "clients"]);
+    assert_eq!(
+        areas,
+        ["agent", "backends", "service", "files", "routes", "virtual IPs", "apiserver", "clients"]
+    );
 
     let examined = mesh::examine(&mesh());
     assert!(examined.findings.is_empty(), "{:#?}", examined.findings);
@@ -133,6 +136,30 @@ const HOST: &[Planted<Host>] = &[
         Severity::Warning,
         "1.0.0, this command of 1.1.0",
         "systemctl restart agent",
+    ),
+    (
+        |h| agent(h).closed = vec!["kube-api on 127.0.0.1:16443 (in use)".to_owned()],
+        "not-listening",
+        Severity::Error,
+        "127.0.0.1:16443 (in use)",
+        "ss -ltnp",
+    ),
+    (
+        |h| agent(h).unserved = vec!["kube-api".to_owned()],
+        "nobody-serves",
+        Severity::Error,
+        "nobody serves kube-api",
+        "agent status",
+    ),
+    (
+        |h| {
+            let (service, node) = ("kube-api".to_owned(), "m2".to_owned());
+            agent(h).away = vec![Away { service, node, how: "down, connection refused".to_owned() }];
+        },
+        "backend-away",
+        Severity::Warning,
+        "kube-api on m2 gets no connections: down, connection refused",
+        "on m2: agent doctor",
     ),
     (
         |h| agent(h).descriptors = 4096,

@@ -40,14 +40,14 @@ pub fn read(der: &[u8]) -> Option<Certificate> {
     let (body, _) = take(certificate, SEQUENCE)?;
     let body = take(body, VERSION).map_or(body, |(_, rest)| rest);
     // Serial number, algorithm, issuer.
-    let body = any(any(any(body)?.2)?.2)?.2;
+    let body = next(next(next(body)?.2)?.2)?.2;
     let (validity, body) = take(body, SEQUENCE)?;
-    let (tag, until, _) = any(any(validity)?.2)?;
+    let (tag, until, _) = next(next(validity)?.2)?;
     let until = time(tag, until)?;
     // Subject, key; two ids that nobody uses any more may follow.
-    let mut rest = any(any(body)?.2)?.2;
+    let mut rest = next(next(body)?.2)?.2;
     let mut found = Certificate { names: Vec::new(), ips: Vec::new(), until };
-    while let Some((tag, content, after)) = any(rest) {
+    while let Some((tag, content, after)) = next(rest) {
         if tag == EXTENSIONS {
             extensions(content, &mut found);
         }
@@ -66,7 +66,7 @@ fn extensions(content: &[u8], found: &mut Certificate) -> Option<()> {
         }
         let value = take(value, BOOLEAN).map_or(value, |(_, rest)| rest);
         let (mut names, _) = take(take(value, OCTETS)?.0, SEQUENCE)?;
-        while let Some((tag, name, after)) = any(names) {
+        while let Some((tag, name, after)) = next(names) {
             names = after;
             if found.names.len() + found.ips.len() >= MOST {
                 break;
@@ -84,12 +84,12 @@ fn extensions(content: &[u8], found: &mut Certificate) -> Option<()> {
 
 /// The first value, when it has this tag: its content, and what follows it.
 fn take(der: &[u8], wanted: u8) -> Option<(&[u8], &[u8])> {
-    let (tag, content, rest) = any(der)?;
+    let (tag, content, rest) = next(der)?;
     (tag == wanted).then_some((content, rest))
 }
 
 /// The first value: its tag, its content, and what follows it.
-fn any(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+fn next(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&tag, rest) = der.split_first()?;
     let (&first, rest) = rest.split_first()?;
     let (length, rest) = match first {
