@@ -5,6 +5,7 @@ mod check;
 mod cli;
 mod control;
 mod demo;
+mod doctor;
 mod events;
 mod gossip;
 mod http;

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::backends::State;
+use crate::doctor::Examined;
 use crate::event::{Ask, Event};
 use crate::invite::Waiting;
 use crate::node::{Name, NodeId, Role};
@@ -82,6 +83,8 @@ pub enum Request {
     Change(Vec<(String, Option<String>)>),
     /// What has happened?
     Events(Ask),
+    /// How are the ways to these members, by names or ids, and they themselves? None named: all.
+    Doctor(Vec<String>),
 }
 
 /// What the running agent answers.
@@ -111,6 +114,8 @@ pub enum Response {
         /// Members that did not answer.
         silent: Vec<String>,
     },
+    /// What was looked at and found beyond this node.
+    Doctor(Box<Examined>),
     /// Done; a sentence that says what.
     Done(String),
     /// Not done; a sentence that says why and what would be right.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::backends::Serving;
 use crate::cluster::Document;
+use crate::doctor::Answer;
 use crate::event::Event;
 use crate::invite::{Proof, Refusal};
 use crate::link::GossipKey;
@@ -73,6 +74,9 @@ pub enum FromMember {
         /// At most so many, the latest.
         most: u32,
     },
+    /// "Look at yourself, and at the way back to me." The answer brings as many bytes back, which fill
+    /// packets to their full size; without any it is short, and leaves out what was found.
+    Examine(#[serde(with = "bytes")] Vec<u8>),
 }
 
 /// To a member.
@@ -88,6 +92,8 @@ pub enum ToMember {
     Held(u64),
     /// What has happened here, oldest first.
     Events(Vec<Event>),
+    /// What was found, and the bytes that came.
+    Examined(Box<Answer>, #[serde(with = "bytes")] Vec<u8>),
     /// The request can't be served, and why.
     Failed(String),
 }

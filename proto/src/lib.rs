@@ -48,6 +48,8 @@ pub mod link;
 
 pub mod election;
 
+pub mod doctor;
+
 pub mod exchange;
 
 pub mod config;

@@ -10,8 +10,20 @@ const MAX_CODE: usize = 450;
 
 /// Modules of the agent that do one thing each and must not know each other; `app` puts them together. What
 /// they stand on, and may know, is not in this list: `lifecycle`, `state`, `link` and `netlink`.
-const FEATURES: [&str; 11] =
-    ["reach", "gossip", "membership", "pulse", "check", "proxy", "vip", "control", "web", "events", "net"];
+const FEATURES: [&str; 12] = [
+    "reach",
+    "gossip",
+    "membership",
+    "pulse",
+    "check",
+    "proxy",
+    "vip",
+    "control",
+    "web",
+    "events",
+    "net",
+    "doctor",
+];
 
 /// Those that know all.
 const ASSEMBLERS: [&str; 3] = ["app", "cli", "main"];

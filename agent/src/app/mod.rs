@@ -5,6 +5,7 @@
 //! the link, gossip, checks; then "ready". Stop: say so by gossip, take nothing new, let connections
 //! finish for a while, end.
 
+pub(crate) mod doctor;
 pub(crate) mod enter;
 mod seen;
 pub(crate) mod settled;
@@ -89,6 +90,8 @@ pub(crate) struct Running {
     pub(crate) life: Life,
     /// What only time shows.
     pub(crate) seen: seen::Seen,
+    /// Which files `agent doctor` reads.
+    places: crate::doctor::Places,
     /// What the checks of this node's own services came to.
     pub(crate) checks: Arc<check::Counts>,
 }
@@ -241,7 +244,6 @@ async fn start(
     };
     crate::vip::spawn(inputs, report_in, life);
     admit::serve(link.clone(), joining, commands_in.clone(), life);
-    tell::members(members, commands_in.clone(), ring.clone(), life);
     hurry(unknown_key, commands_in.clone(), life);
     let generation = disk.next_generation();
     let inputs = gossip::Inputs {
@@ -277,8 +279,10 @@ async fn start(
         troubles,
         life: life.clone(),
         seen: Default::default(),
+        places: doctor::places(&config.state_dir, &config.runtime_dir),
         checks,
     });
+    tell::members(&running, members, life);
     tell::spawn(&running, told, ring_in, outlets, own_health, life);
     seen::spawn(&running, config.web, life);
     serve_control(listener, running.clone(), life);
@@ -386,6 +390,7 @@ fn handler(running: Arc<Running>) -> impl Fn(Request) -> Later<Response> {
                     Response::Settings(settled.list(&document))
                 }
                 Request::Events(ask) => tell::answer(&running, ask).await,
+                Request::Doctor(nodes) => doctor::answer(&running, &nodes).await,
                 request => running.membership.control(request).await,
             }
         })

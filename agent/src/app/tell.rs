@@ -12,7 +12,7 @@ use proto::keys::Offer;
 use proto::service::ServiceName;
 use tokio::sync::{mpsc, watch};
 
-use super::{Running, status};
+use super::{Running, doctor, status};
 use crate::events::{self, Counted, Looked, Outlets, Resolve, Troubles};
 use crate::lifecycle::{Life, wall};
 use crate::link::Incoming;
@@ -128,14 +128,10 @@ pub(super) fn reloaded(running: &Running, good: bool) {
     let _ = running.tell.try_send(event);
 }
 
-/// Hands requests of members to the keeper, and answers those for events.
-pub(super) fn members(
-    mut from: mpsc::Receiver<Incoming>,
-    to: mpsc::Sender<Command>,
-    ring: watch::Receiver<Arc<Ring>>,
-    life: &Life,
-) {
-    let stopping = life.stopping.clone();
+/// Hands requests of members to the keeper, and answers those for events and findings.
+pub(super) fn members(running: &Arc<Running>, mut from: mpsc::Receiver<Incoming>, life: &Life) {
+    let (running, stopping) = (running.clone(), life.stopping.clone());
+    let examinations = doctor::examinations();
     life.spawn(async move {
         loop {
             let one = tokio::select! {
@@ -144,10 +140,12 @@ pub(super) fn members(
             };
             let Some(incoming) = one else { return };
             if let FromMember::Events { since, after, most } = incoming.request {
-                let ring = ring.borrow().clone();
+                let ring = running.ring.borrow().clone();
                 let ask = Ask { since, most, ..Ask::default() };
                 let _ = incoming.reply.send(ToMember::Events(events::own(&ring, &ask, after)));
-            } else if to.send(Command::Incoming(incoming)).await.is_err() {
+            } else if let FromMember::Examine(_) = incoming.request {
+                doctor::be_examined(&running, &examinations, incoming);
+            } else if running.membership.commands.send(Command::Incoming(incoming)).await.is_err() {
                 return;
             }
         }

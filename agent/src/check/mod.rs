@@ -7,6 +7,7 @@
 
 mod counts;
 mod credentials;
+mod look;
 mod probe;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::lifecycle::Life;
 pub(crate) use counts::Counts;
+pub(crate) use look::look;
 use watcher::Watcher;
 
 /// What this node offers: only services that have, or had a moment ago, an instance here.

@@ -173,7 +173,7 @@ fn build(found: Found, needs_ca: bool) -> Current {
 /// Takes any certificate, for services whose CA nobody named. The connection is still encrypted, and the
 /// server still has to own the certificate's key. What hangs on it is only what this node says of itself.
 #[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
+pub(super) struct Unverified(pub(super) Arc<CryptoProvider>);
 
 impl ServerCertVerifier for Unverified {
     fn verify_server_cert(

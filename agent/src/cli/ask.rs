@@ -52,6 +52,7 @@ pub(super) fn unexpected(response: &Response) -> anyhow::Error {
             "a list"
         }
         Response::Changed(..) => "a change",
+        Response::Doctor(_) => "findings",
         Response::Done(_) | Response::Failed(_) => "a sentence",
     };
     let message = format!(

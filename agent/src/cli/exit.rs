@@ -22,10 +22,12 @@ pub(crate) const NO_PERMISSION: u8 = 77;
 /// The configuration is wrong (EX_CONFIG).
 pub(crate) const CONFIG: u8 = 78;
 
-/// `agent status --exit-code`: something is wrong, and masters serve.
+/// `agent status --exit-code`: something is wrong, and masters serve. `agent doctor`: the worst is a warning.
 pub(crate) const DEGRADED: u8 = 10;
 /// `agent status --exit-code`: no master serves.
 pub(crate) const NO_MASTER: u8 = 11;
+/// `agent doctor`: the worst is an error.
+pub(crate) const FAULTY: u8 = 11;
 
 /// An error that knows the code to end with. Wherever it stands in the chain of an [`anyhow::Error`], its
 /// code is used.

@@ -9,6 +9,7 @@ mod ask;
 mod check;
 mod completions;
 mod demo;
+mod doctor;
 mod drain;
 mod events;
 pub(crate) mod exit;
@@ -65,6 +66,7 @@ enum Command {
     Members(members::Args),
     Events(events::Args),
     Check(check::Args),
+    Doctor(doctor::Args),
     Invite(invite::Args),
     Approve(waiting::ApproveArgs),
     Reject(waiting::RejectArgs),
@@ -146,6 +148,7 @@ async fn command(command: Command, settings: Settings) -> anyhow::Result<ExitCod
         Command::Status(args) => status::run(&args, &settings).await,
         Command::Members(args) => members::run(&args, &settings).await,
         Command::Events(args) => events::run(&args, &settings).await,
+        Command::Doctor(args) => doctor::run(args, &settings).await,
         Command::Invite(args) => invite::run(&args, &settings).await,
         Command::Approve(args) => waiting::approve(&args, &settings).await,
         Command::Reject(args) => waiting::reject(&args, &settings).await,
@@ -201,6 +204,8 @@ mod tests {
             "agent events --since 2026-03-01T14:03:11Z",
             "agent check",
             "agent check file.toml",
+            "agent doctor",
+            "agent doctor --json m1 m2",
             "agent invite --for 15m --uses 3 --json",
             "agent approve",
             "agent approve k7qm-2xpd",

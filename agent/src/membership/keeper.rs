@@ -264,7 +264,9 @@ impl Keeper {
             FromMember::Answer { code, approve } => ToMember::Answered(self.answer(&code, approve)),
             FromMember::Waiting => ToMember::Waiting(self.lobby.waiting(wall()).cloned().collect()),
             FromMember::Held(node) => ToMember::Held((self.held)(&node)),
-            FromMember::Events { .. } => ToMember::Failed("that is not the keeper's to answer".to_owned()),
+            FromMember::Events { .. } | FromMember::Examine(_) => {
+                ToMember::Failed("that is not the keeper's to answer".to_owned())
+            }
         };
         let _ = reply.send(answer);
     }

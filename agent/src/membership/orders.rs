@@ -35,9 +35,11 @@ impl Keeper {
             Request::Change(wishes) => return self.change(&wishes, reply),
             Request::Drain { on, node } => return self.drain(on, node, reply),
             Request::Held { node } => return self.who_holds(node, reply),
-            Request::Status | Request::Settings | Request::VipMove { .. } | Request::Events(_) => {
-                Response::Failed("that is not the keeper's to answer".to_owned())
-            }
+            Request::Status
+            | Request::Settings
+            | Request::VipMove { .. }
+            | Request::Events(_)
+            | Request::Doctor(_) => Response::Failed("that is not the keeper's to answer".to_owned()),
         };
         let _ = reply.send(response);
     }

@@ -7,6 +7,7 @@
 mod fallback;
 mod kernel;
 mod own;
+mod path_mtu;
 mod pick;
 mod resolve;
 
@@ -15,6 +16,7 @@ use std::net::IpAddr;
 
 pub(crate) use kernel::{Route, interfaces, route_to};
 pub(crate) use own::watch_own;
+pub(crate) use path_mtu::path_mtu;
 pub(crate) use pick::{Picked, pick_for_init, pick_for_seed};
 pub(crate) use resolve::resolve;
 

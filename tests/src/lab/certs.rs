@@ -13,7 +13,9 @@ pub struct Certs {
     pub ca: PathBuf,
     /// What masters show: for `kubernetes` and `localhost`, and no address.
     pub server: PathBuf,
-    /// Its key.
+    /// The same for 127.0.0.1 too, as it should be where clients come through the proxy.
+    pub server_proxied: PathBuf,
+    /// The key of both.
     pub server_key: PathBuf,
     /// What a kubelet would show.
     pub client: PathBuf,
@@ -43,11 +45,14 @@ impl Certs {
         let server_key = KeyPair::generate()?;
         let server =
             named("kube-apiserver", &["kubernetes", "localhost"])?.signed_by(&server_key, &issuer)?;
+        let proxied = named("kube-apiserver", &["kubernetes", "localhost", "127.0.0.1"])?
+            .signed_by(&server_key, &issuer)?;
         let client_key = KeyPair::generate()?;
         let client = named("system:node:lab", &[])?.signed_by(&client_key, &issuer)?;
         Ok(Certs {
             ca: file("ca.crt", ca.pem())?,
             server: file("server.crt", server.pem())?,
+            server_proxied: file("server-proxied.crt", proxied.pem())?,
             server_key: file("server.key", server_key.serialize_pem())?,
             client: file("client.crt", client.pem())?,
             client_key: file("client.key", client_key.serialize_pem())?,

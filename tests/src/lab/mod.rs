@@ -175,6 +175,15 @@ impl Lab {
         Master::start(&self.nodes[i], &self.certs, nginx::Clients::Anyone)
     }
 
+    /// The same with a certificate that is for 127.0.0.1 too.
+    ///
+    /// # Errors
+    /// As [`Lab::nginx_master`].
+    pub fn nginx_master_for_the_proxy(&self, i: usize) -> Result<Master> {
+        let certs = Certs { server: self.certs.server_proxied.clone(), ..self.certs.clone() };
+        Master::start(&self.nodes[i], &certs, nginx::Clients::Anyone)
+    }
+
     /// The same with anonymous access off: without a client certificate of the lab's authority everything
     /// is answered by 401.
     ///

@@ -141,6 +141,14 @@ impl Node {
         self.switch.port(self.index, true)
     }
 
+    /// From now on packets larger than this vanish on the way to this node, and from it.
+    ///
+    /// # Errors
+    /// The switch refused.
+    pub fn largest_packet(&self, bytes: u32) -> Result<()> {
+        self.switch.largest(self.index, bytes)
+    }
+
     /// Loses this share of all packets from and to this node, at random.
     ///
     /// # Errors

@@ -63,6 +63,11 @@ impl Switch {
         self.space.ip(&format!("link set p{port} {to}\n"))
     }
 
+    /// Makes a port drop packets that are larger than this, without a word to who sent them.
+    pub(crate) fn largest(&self, port: usize, bytes: u32) -> Result<()> {
+        self.space.ip(&format!("link set p{port} mtu {bytes}\n"))
+    }
+
     /// Changes the faults.
     pub(crate) fn change(&self, change: impl FnOnce(&mut Faults)) -> Result<()> {
         let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);

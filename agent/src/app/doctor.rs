@@ -1,0 +1,395 @@
+//! `agent doctor`, put together: what is read here, what comes of speaking with the others, and what they
+//! say of themselves. Each node reads its own files; what travels are findings.
+//!
+//! Nothing is kept and nothing changed, so stopping it anywhere is safe. A question costs its asker a
+//! connection to each member, and each member one back and a look at its own files; a member answers few at
+//! once.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use proto::backends::State;
+use proto::cluster::{Admitted, Document};
+use proto::control::{BackendStatus, MemberState, Response, ServiceStatus, Status};
+use proto::doctor::host::{Agent, Away, Host, Interface, Route};
+use proto::doctor::kube::{Apiserver, Kubernetes};
+use proto::doctor::mesh::{Back, Mesh, Peer, Talk};
+use proto::doctor::{Answer, Examined, Finding, MOST_FINDINGS, host, mesh, x509};
+use proto::exchange::{FromMember, ToMember};
+use proto::node::NodeId;
+use proto::service::{Check, CheckKind, KUBE_API, Service};
+use tokio::sync::Semaphore;
+
+use super::{Running, status};
+use crate::check;
+use crate::doctor::{Files, Places, sysctl};
+use crate::lifecycle::wall;
+use crate::link::{Incoming, Link};
+use crate::{cli, control, net};
+
+/// Members that are spoken with at once; each costs a few handshakes.
+const AT_ONCE: usize = 16;
+
+/// Time for all of them: below what the command line waits for.
+const ALL: Duration = Duration::from_secs(24);
+
+/// Time for one answer: the member dials back, which takes three seconds where nothing answers.
+const ANSWER: Duration = Duration::from_secs(6);
+
+/// Bytes that go and come back: several packets of the largest size in use.
+const FULL: usize = 24 * 1024;
+
+/// Questions of members that are answered at once; more are asked to come again.
+const EXAMINATIONS: usize = 4;
+
+/// Ways to members that are looked up: of a larger cluster the first say enough.
+const MOST_ROUTES: usize = 64;
+
+/// Which files are read.
+pub(crate) fn places(state_dir: &str, runtime_dir: &str) -> Places {
+    Places {
+        root: PathBuf::from("/"),
+        state_dir: PathBuf::from(state_dir),
+        socket: Path::new(runtime_dir).join(control::SOCKET),
+        unit: cli::install::UNIT,
+    }
+}
+
+/// This machine and its agent; `status` is none where no agent runs. `here` is the node where the findings
+/// are read, unless it is this one; `asked_by` the version of a command that is not the agent itself.
+pub(crate) async fn own(
+    places: Places,
+    status: Option<&Status>,
+    services: &[Service],
+    here: Option<&str>,
+    asked_by: Option<&str>,
+) -> Examined {
+    let root = places.root.clone();
+    let files = tokio::task::spawn_blocking(move || places.read()).await.unwrap_or_default();
+    let node = status.map_or("this node", |status| status.node.name.as_str()).to_owned();
+    let agent = status.map(|status| agent(status, asked_by));
+    let routes = match status {
+        Some(status) => routes(status).await,
+        None => Vec::new(),
+    };
+    let interfaces = net::interfaces().await.unwrap_or_default();
+    let host = Host {
+        here: here.unwrap_or(&node).to_owned(),
+        node,
+        now: wall(),
+        agent,
+        is_member: files.is_member,
+        kubernetes: kubernetes(&files, status, services, &root).await,
+        service: files.service,
+        loose: files.loose,
+        unreadable: files.unreadable,
+        interfaces: interfaces.iter().map(|one| interface(one, &root)).collect(),
+        routes,
+    };
+    host::examine(&host)
+}
+
+fn agent(status: &Status, asked_by: Option<&str>) -> Agent {
+    let services = || status.services.iter();
+    let closed = services().flat_map(|service| {
+        let closed = service.listen.iter().filter(|at| at.parse::<SocketAddr>().is_err());
+        closed.map(|at| format!("{} on {at}", service.name))
+    });
+    let away = services().flat_map(|service| {
+        let away = |one: &&BackendStatus| matches!(one.state, State::Suspect | State::NotReady | State::Down);
+        service.backends.iter().filter(away).map(|one| Away {
+            service: service.name.to_string(),
+            node: one.node.to_string(),
+            how: format!("{}, {}", one.state.word(), one.reason),
+        })
+    });
+    let nobody = |service: &&ServiceStatus| {
+        !service.listen.is_empty() && !service.backends.iter().any(|backend| backend.state.is_good())
+    };
+    // What is told with its own finding is not told twice.
+    let problems = status.problems.iter().filter(|problem| !problem.contains("LimitNOFILE"));
+    Agent {
+        version: status.node.version.clone(),
+        asked_by: asked_by.map(str::to_owned),
+        interface: status.node.interface.clone(),
+        descriptors: status.node.descriptors,
+        maxconn: status.services.iter().map(|service| u64::from(service.maxconn)).sum(),
+        vips: status.vips.iter().map(|vip| vip.address).collect(),
+        problems: problems.cloned().collect(),
+        closed: closed.collect(),
+        away: away.collect(),
+        unserved: services().filter(nobody).map(|service| service.name.to_string()).collect(),
+    }
+}
+
+fn interface(one: &net::Interface, root: &Path) -> Interface {
+    Interface {
+        name: one.name.clone(),
+        speaks_arp: one.up && one.broadcast && !one.no_arp && !one.loopback && !one.point_to_point,
+        addresses: one.addresses.iter().map(|address| (address.ip, address.prefix)).collect(),
+        rp_filter: sysctl(root, &one.name, "rp_filter"),
+        arp_ignore: sysctl(root, &one.name, "arp_ignore"),
+    }
+}
+
+async fn routes(status: &Status) -> Vec<Route> {
+    let mut routes = Vec::new();
+    let others = status.members.iter().filter(|member| member.id != status.node.id);
+    for member in others.filter(|member| member.state != MemberState::Left).take(MOST_ROUTES) {
+        let Ok(to) = member.address.parse() else { continue };
+        let by = net::route_to(to).await.map(|route| route.interface).map_err(|error| error.to_string());
+        routes.push(Route { name: member.name.to_string(), to, by });
+    }
+    routes
+}
+
+async fn kubernetes(files: &Files, status: Option<&Status>, services: &[Service], root: &Path) -> Kubernetes {
+    let mut clients = files.clients.clone();
+    for client in &mut clients {
+        let host = client.url.split("://").nth(1).unwrap_or_default();
+        let host = host.split('/').next().unwrap_or_default();
+        client.at = net::resolve(host, 443).await.unwrap_or_default();
+    }
+    let api = services.iter().find(|service| service.name.as_str() == KUBE_API);
+    let own = status.and_then(|status| {
+        let service = status.services.iter().find(|service| service.name.as_str() == KUBE_API)?;
+        service.backends.iter().find(|backend| backend.node == status.node.name)?.address.parse().ok()
+    });
+    let (look, at) = match (api, own) {
+        (Some(Service { check: Check { kind: CheckKind::Https(_, tls), .. }, .. }), Some(at)) => {
+            (check::look(at, tls, root).await, Some(at))
+        }
+        _ => (None, None),
+    };
+    let members = status.map(|status| {
+        let known = status.members.iter().filter(|member| member.id != status.node.id);
+        known.filter_map(|member| Some((member.name.to_string(), member.address.parse().ok()?))).collect()
+    });
+    Kubernetes {
+        distribution: files.distribution,
+        credentials: look.as_ref().is_some_and(|look| look.credentials),
+        apiserver: look.zip(at).map(|(look, at)| Apiserver {
+            at,
+            certificate: look.certificate.as_deref().and_then(x509::read),
+            readyz: look.readyz,
+        }),
+        clients,
+        own_balancer: files.own_balancer,
+        api_listeners: listeners(status, services, |name| name == KUBE_API),
+        listeners: listeners(status, services, |_| true),
+        vips: status.map(|status| status.vips.iter().map(|vip| vip.address).collect()).unwrap_or_default(),
+        members: members.unwrap_or_default(),
+    }
+}
+
+/// Where the services listen: as the agent says, or else as this node's own file does.
+fn listeners(status: Option<&Status>, services: &[Service], of: impl Fn(&str) -> bool) -> Vec<SocketAddr> {
+    match status {
+        Some(status) => {
+            let services = status.services.iter().filter(|service| of(service.name.as_str()));
+            services.flat_map(|service| service.listen.iter().filter_map(|at| at.parse().ok())).collect()
+        }
+        None => {
+            let services = services.iter().filter(|service| of(service.name.as_str()));
+            services.flat_map(|service| service.listen.iter().copied()).collect()
+        }
+    }
+}
+
+/// The members that are named by names or ids, or all, without this node; or a sentence that says who is none.
+fn chosen<'a>(
+    document: &'a Document,
+    nodes: &[String],
+    own: NodeId,
+) -> Result<Vec<(NodeId, &'a Admitted)>, String> {
+    let mut chosen: Vec<(NodeId, &Admitted)> = Vec::new();
+    for node in nodes {
+        let found = document.find(node);
+        if found.is_empty() {
+            let names: Vec<&str> = document.members().map(|(_, admitted)| admitted.name.as_str()).collect();
+            return Err(format!("no member is called \"{node}\"; there are: {}", names.join(", ")));
+        }
+        chosen.extend(found);
+    }
+    if nodes.is_empty() {
+        chosen = document.members().map(|(id, admitted)| (*id, admitted)).collect();
+    }
+    chosen.retain(|(id, _)| *id != own);
+    chosen.sort_by_key(|(id, _)| *id);
+    chosen.dedup_by_key(|(id, _)| *id);
+    Ok(chosen)
+}
+
+/// Answers the command line: the ways to the members that are named, or all, and what these say.
+pub(super) async fn answer(running: &Arc<Running>, nodes: &[String]) -> Response {
+    let document = running.membership.trust.borrow().document.clone();
+    let wanted = match chosen(&document, nodes, running.link.own()) {
+        Ok(wanted) => wanted,
+        Err(sentence) => return Response::Failed(sentence),
+    };
+    let view = running.view.borrow().clone();
+    let left = |id: &NodeId| view.members.get(id).is_some_and(|member| member.word.left);
+    let until = tokio::time::Instant::now() + ALL;
+    let (mut peers, mut findings) = (Vec::new(), Vec::new());
+    let mut waiting = wanted.into_iter();
+    let mut under_way = FuturesUnordered::new();
+    loop {
+        while under_way.len() < AT_ONCE
+            && let Some((id, admitted)) = waiting.next()
+        {
+            under_way.push(speak(&running.link, id, admitted, left(&id), until));
+        }
+        let Some((peer, theirs)) = under_way.next().await else { break };
+        // What it says of others is not its to say.
+        let name = peer.name.clone();
+        findings.extend(theirs.into_iter().filter(|one| one.node == name).take(MOST_FINDINGS));
+        peers.push(peer);
+    }
+    peers.sort_by(|a, b| a.name.cmp(&b.name));
+    let asked = peers.iter().filter(|peer| peer.talk == Talk::Whole).count();
+    let mut examined = mesh::examine(&facts(running, peers).await);
+    if asked > 0 {
+        let (have, whom) = if asked == 1 { (" has", "itself") } else { ("s have", "themselves") };
+        examined.looked("others", format!("{asked} member{have} looked at {whom} the same way"));
+    }
+    findings.sort_by(|a, b| a.node.cmp(&b.node));
+    examined.findings.extend(findings);
+    Response::Doctor(Box::new(examined))
+}
+
+async fn facts(running: &Running, peers: Vec<Peer>) -> Mesh {
+    let address = *running.own_address.borrow();
+    let port = running.node.port;
+    let places = running.places.clone();
+    let firewall = tokio::task::spawn_blocking(move || places.firewall()).await.unwrap_or_default();
+    Mesh {
+        node: running.node.name.to_string(),
+        address: address.map_or_else(|| "no address".to_owned(), |ip| SocketAddr::new(ip, port).to_string()),
+        interface: running.node.interface.clone(),
+        mtu: mtu(&running.node.interface).await,
+        port,
+        firewall,
+        peers,
+    }
+}
+
+async fn mtu(interface: &str) -> Option<u32> {
+    let all = net::interfaces().await.ok()?;
+    all.iter().find(|one| one.name == interface).map(|one| one.mtu)
+}
+
+/// Speaks with one member, and returns what came of it and what it found of itself.
+async fn speak(
+    link: &Link,
+    id: NodeId,
+    admitted: &Admitted,
+    left: bool,
+    until: tokio::time::Instant,
+) -> (Peer, Vec<Finding>) {
+    let address = link.book.best(&id);
+    let mut peer = Peer { name: admitted.name.to_string(), address, left, ..Peer::default() };
+    let Some(address) = address.filter(|_| !left) else { return (peer, Vec::new()) };
+    let dialled = tokio::time::timeout_at(until, link.dial_back(admitted.key, address));
+    let late = || Some("there was no time left to try".to_owned());
+    (peer.tcp, peer.udp) = dialled.await.unwrap_or_else(|_| (late(), late()));
+    let mut findings = Vec::new();
+    if peer.tcp.is_none() {
+        (peer.talk, peer.back) = match ask(link, id, FULL, until).await {
+            Ok((back, theirs)) => {
+                findings = theirs;
+                (Talk::Whole, Some(back))
+            }
+            Err(Asked::Refused(why)) => (Talk::Nothing(why), None),
+            // Small packets only: everything but what makes the answer long.
+            Err(Asked::Silent) => match ask(link, id, 0, until).await {
+                Ok((back, _)) => (Talk::SmallOnly, Some(back)),
+                Err(Asked::Refused(why)) => (Talk::Nothing(why), None),
+                Err(Asked::Silent) => (Talk::Nothing("no answer".to_owned()), None),
+            },
+        };
+        peer.path_mtu = net::path_mtu(address);
+    }
+    (peer, findings)
+}
+
+/// Why a question was not answered.
+enum Asked {
+    Silent,
+    Refused(String),
+}
+
+async fn ask(
+    link: &Link,
+    id: NodeId,
+    bytes: usize,
+    until: tokio::time::Instant,
+) -> Result<(Back, Vec<Finding>), Asked> {
+    let began = wall();
+    let request = FromMember::Examine(vec![0; bytes]);
+    let until = until.min(tokio::time::Instant::now() + ANSWER);
+    let answer = tokio::time::timeout_at(until, link.call(id, &request)).await;
+    let ended = wall();
+    let answer = match answer {
+        Err(_) => return Err(Asked::Silent),
+        Ok(Ok(ToMember::Examined(answer, _))) => *answer,
+        Ok(Ok(ToMember::Failed(why))) => return Err(Asked::Refused(why)),
+        Ok(Ok(_)) => return Err(Asked::Refused("it answered something else".to_owned())),
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::TimedOut => return Err(Asked::Silent),
+        Ok(Err(error)) => return Err(Asked::Refused(error.to_string())),
+    };
+    // As NTP has it (RFC 5905, section 8): its clock against ours, at the question and at the answer.
+    let [t1, t2, t3, t4] =
+        [began, answer.received, answer.sent, ended].map(|t| i64::try_from(t.0).unwrap_or(0));
+    let ahead = t2.saturating_sub(t1).saturating_add(t3.saturating_sub(t4)) / 2;
+    let slack = t4.saturating_sub(t1).saturating_sub(t3.saturating_sub(t2)) / 2;
+    let back =
+        Back { tcp: answer.tcp, udp: answer.udp, mtu: answer.mtu, ahead_ms: ahead, slack_ms: slack.max(0) };
+    Ok((back, answer.findings))
+}
+
+/// How many questions of members may be answered at once.
+pub(super) fn examinations() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(EXAMINATIONS))
+}
+
+/// Answers a member that asks this node to look at itself, and back.
+pub(super) fn be_examined(running: &Arc<Running>, slots: &Arc<Semaphore>, incoming: Incoming) {
+    let received = wall();
+    let Incoming { from, request: FromMember::Examine(mut padding), reply } = incoming else { return };
+    padding.truncate(FULL);
+    let Ok(slot) = slots.clone().try_acquire_owned() else {
+        let _ = reply.send(ToMember::Failed("it is being examined by others; try again".to_owned()));
+        return;
+    };
+    let (running, over) = (running.clone(), running.life.over.clone());
+    running.life.clone().spawn(async move {
+        let work = async {
+            let document = running.membership.trust.borrow().document.clone();
+            let asker = document.member(&from);
+            let (tcp, udp) = match (asker, running.link.book.best(&from)) {
+                (Some(asker), Some(address)) => running.link.dial_back(asker.key, address).await,
+                _ => (None, None),
+            };
+            let here = asker.map_or_else(String::new, |asker| asker.name.to_string());
+            let findings = match padding.is_empty() {
+                true => Vec::new(),
+                false => itself(&running, &here).await,
+            };
+            let mtu = mtu(&running.node.interface).await;
+            let answer = Answer { received, sent: wall(), mtu, tcp, udp, findings };
+            let _ = reply.send(ToMember::Examined(Box::new(answer), padding));
+        };
+        over.run_until_cancelled(work).await;
+        drop(slot);
+    });
+}
+
+async fn itself(running: &Running, here: &str) -> Vec<Finding> {
+    let services = running.services.borrow().clone();
+    let status = status::of(running);
+    own(running.places.clone(), Some(&status), &services, Some(here), None).await.findings
+}

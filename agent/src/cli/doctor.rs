@@ -1,0 +1,246 @@
+//! `agent doctor`: what is wrong, why it matters, and what mends it.
+
+use std::process::ExitCode;
+
+use proto::control::{MemberState, Request, Response, Status};
+use proto::doctor::cluster::{self, Member, Pair};
+use proto::doctor::{Examined, Finding, Severity};
+use proto::node::Role;
+
+use super::exit::{self, Failure};
+use super::table::{Tone, tame, wrap};
+use super::{Settings, ask, out};
+use crate::app::doctor;
+use crate::control::{self, CallError};
+
+/// Version of the shape of `--json`.
+const SCHEMA: u32 = 1;
+
+/// Look for what is wrong or will be, here and on the way to the others, and say what mends it
+///
+/// Looks at this node's agent, service, files, routes, apiserver and its clients, asks the other members to
+/// look at themselves, and tries the ways to them and back: ports by TCP and UDP, packets of full size,
+/// clocks. Nothing is changed. Ends with 0 when there is nothing to mend, with 10 when the worst is a
+/// warning, with 11 when it is an error.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  agent doctor
+  agent doctor m2              this node, m2, and the way between them
+  agent doctor --json | jq -r '.findings[] | .code + \" \" + .node'")]
+pub(crate) struct Args {
+    /// Print JSON; its shape is stable and counted by "schema"
+    #[arg(long)]
+    json: bool,
+    /// The members to speak with, by names or ids [default: all]
+    #[arg(value_name = "NODE")]
+    nodes: Vec<String>,
+}
+
+/// Runs the command.
+pub(super) async fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let status = match control::call(settings.runtime_dir(), &Request::Status).await {
+        Ok(Response::Status(status)) => Some(*status),
+        Ok(other) => return Err(ask::unexpected(&other)),
+        Err(CallError::NotRunning { .. }) => None,
+        Err(CallError::NotAllowed { socket }) => {
+            let error = CallError::NotAllowed { socket };
+            return Err(Failure::error(exit::NO_PERMISSION, error.to_string()));
+        }
+        Err(error) => return Err(Failure::error(exit::UNAVAILABLE, error.to_string())),
+    };
+    let config = &settings.config;
+    let places = doctor::places(&config.state_dir, &config.runtime_dir);
+    let version = Some(env!("CARGO_PKG_VERSION"));
+    let mut examined = doctor::own(places, status.as_ref(), &config.services, None, version).await;
+    if let Some(status) = &status {
+        match ask::ask(settings, &Request::Doctor(args.nodes)).await? {
+            Response::Doctor(others) => examined.append(*others),
+            other => return Err(ask::unexpected(&other)),
+        }
+        examined.append(together(status));
+    }
+    examined.sort();
+    let node = status.as_ref().map_or("this node", |status| status.node.name.as_str());
+    if args.json {
+        out::json(&serde_json::json!({
+            "schema": SCHEMA,
+            "node": node,
+            "taken_unix_ms": crate::lifecycle::wall(),
+            "worst": examined.worst(),
+            "checked": examined.checked,
+            "findings": examined.findings,
+        }))?;
+    } else {
+        out::print(&render(node, &examined, out::columns(), out::colours()))?;
+    }
+    Ok(match examined.worst() {
+        Severity::Ok | Severity::Note => ExitCode::SUCCESS,
+        Severity::Warning => ExitCode::from(exit::DEGRADED),
+        Severity::Error => ExitCode::from(exit::FAULTY),
+    })
+}
+
+/// What only all members together show.
+fn together(status: &Status) -> Examined {
+    let members: Vec<Member> = status
+        .members
+        .iter()
+        .filter(|member| member.state != MemberState::Left)
+        .map(|member| Member {
+            name: member.name.to_string(),
+            // A node does not hear itself.
+            version: match member.id == status.node.id {
+                true => status.node.version.clone(),
+                false => member.version.clone(),
+            },
+        })
+        .collect();
+    let masters = || status.members.iter().filter(|member| member.role == Role::Master);
+    let mut pairs = Vec::new();
+    for from in masters() {
+        if from.id == status.node.id {
+            pairs.extend(masters().filter(|to| to.id != from.id).map(|to| Pair {
+                from: from.name.to_string(),
+                to: to.name.to_string(),
+                rtt_ms: to.rtt_ms,
+                loss_permille: to.loss_permille.unwrap_or(0),
+            }));
+            continue;
+        }
+        let seen = from.sees.iter().filter(|seen| seen.heard && masters().any(|to| to.name == seen.node));
+        pairs.extend(seen.map(|seen| Pair {
+            from: from.name.to_string(),
+            to: seen.node.to_string(),
+            rtt_ms: seen.rtt_ms,
+            loss_permille: seen.loss_permille,
+        }));
+    }
+    cluster::examine(status.node.name.as_str(), &members, &pairs)
+}
+
+fn tone(severity: Severity) -> Tone {
+    match severity {
+        Severity::Ok => Tone::Good,
+        Severity::Note => Tone::Plain,
+        Severity::Warning => Tone::Doubt,
+        Severity::Error => Tone::Bad,
+    }
+}
+
+/// The screen: a line for each thing that was looked at, then what was found, the worst first.
+fn render(node: &str, examined: &Examined, columns: usize, colours: bool) -> String {
+    let mut text = format!("what was looked at from {node}\n");
+    let mut areas: Vec<(&str, &str)> =
+        examined.checked.iter().map(|one| (one.area.as_str(), one.text.as_str())).collect();
+    for finding in &examined.findings {
+        if !areas.iter().any(|(area, _)| *area == finding.area) {
+            areas.push((&finding.area, ""));
+        }
+    }
+    for (area, well) in areas {
+        let of_it = || examined.findings.iter().filter(|finding| finding.area == area);
+        let worst = of_it().map(|finding| finding.severity).max().unwrap_or(Severity::Ok);
+        let words = if worst == Severity::Ok { well.to_owned() } else { summary(of_it()) };
+        let mark = tone(worst).paint(&format!("{:<8}", worst.word()), colours);
+        hanging(&mut text, &format!("  {mark} {area:<12} "), 24, &words, columns);
+    }
+    for finding in &examined.findings {
+        text.push('\n');
+        let label = format!("{}: ", finding.severity.word());
+        let painted = tone(finding.severity).paint(&label, colours);
+        let what = match examined.findings.iter().any(|other| other.node != node) {
+            true => format!("{}: {}", finding.node, finding.what),
+            false => finding.what.clone(),
+        };
+        hanging(&mut text, &painted, label.len(), &what, columns);
+        hanging(&mut text, "  why   ", 8, &finding.why, columns);
+        for (i, line) in finding.mend.iter().enumerate() {
+            let before = if i == 0 { "  mend  " } else { "        " };
+            command(&mut text, before, line, columns);
+        }
+    }
+    let serious = examined.findings.iter().filter(|finding| finding.severity > Severity::Note).count();
+    text.push('\n');
+    text.push_str(&match serious {
+        0 => Tone::Good.paint("nothing to mend", colours),
+        1 => "1 thing to mend".to_owned(),
+        many => format!("{many} things to mend"),
+    });
+    text.push('\n');
+    text
+}
+
+/// `2 findings: n1, n2`.
+fn summary<'a>(of_it: impl Iterator<Item = &'a Finding>) -> String {
+    let all: Vec<&Finding> = of_it.collect();
+    let s = if all.len() == 1 { "" } else { "s" };
+    let mut codes: Vec<&str> = all.iter().map(|finding| finding.code.as_str()).collect();
+    codes.sort_unstable();
+    codes.dedup();
+    format!("{} finding{s}: {}", all.len(), codes.join(", "))
+}
+
+/// A text behind a label that is `hang` columns wide, its further lines below its first.
+fn hanging(text: &mut String, label: &str, hang: usize, words: &str, columns: usize) {
+    for (i, line) in wrap(words, columns.saturating_sub(hang)).iter().enumerate() {
+        let pad = " ".repeat(hang);
+        let before = if i == 0 { label } else { pad.as_str() };
+        text.push_str(&format!("{before}{line}\n"));
+    }
+}
+
+/// A command that can be copied also where it takes several lines. What says where it belongs, as `on m2:`
+/// or `in FILE:`, is words.
+fn command(text: &mut String, before: &str, line: &str, columns: usize) {
+    let words = line.split("   # ").next().unwrap_or_default();
+    if words.contains(": ") {
+        return hanging(text, before, before.len(), line, columns);
+    }
+    if before.len() + line.chars().count() <= columns {
+        // As it is, with the spaces before its remark.
+        return text.push_str(&format!("{before}{}\n", tame(line)));
+    }
+    let lines = wrap(line, columns.saturating_sub(before.len() + 4));
+    for (i, part) in lines.iter().enumerate() {
+        let label = if i == 0 { before } else { "          " };
+        let more = if i + 1 < lines.len() { " \\" } else { "" };
+        text.push_str(&format!("{label}{part}{more}\n"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::doctor::Words;
+
+    use super::*;
+
+    #[test]
+    fn a_healthy_node_is_a_short_screen() {
+        let mut examined = Examined::default();
+        examined.looked("ports", "2 other members, each by TCP and UDP on 7646, both ways");
+        let screen = render("m1", &examined, 80, false);
+        assert_eq!(
+            screen,
+            "what was looked at from m1\n  ok       ports        2 other members, each by TCP and UDP on 7646, \
+             both\n                        ways\n\nnothing to mend\n"
+        );
+    }
+
+    #[test]
+    fn findings_fit_80_columns_and_long_commands_can_be_copied() {
+        let mut examined = Examined::default();
+        examined.looked("ports", "well");
+        let mend = vec![format!("kubectl {}", "get nodes ".repeat(12)), "a   # b".to_owned()];
+        let words = Words { what: "x ".repeat(60), why: "y", mend };
+        examined.found(Severity::Error, "ports", "udp-blocked", "m2", words);
+        let screen = render("m1", &examined, 80, false);
+        assert!(screen.lines().all(|line| line.chars().count() <= 80), "{screen}");
+        assert!(screen.contains("  error    ports        1 finding: udp-blocked\n"), "{screen}");
+        assert!(screen.contains("error: m2: x x"), "{screen}");
+        let command = screen.split("  mend  ").nth(1).unwrap();
+        let whole = command.split("        a   # b\n").next().unwrap().replace(" \\\n          ", " ");
+        assert_eq!(whole.trim(), format!("kubectl {}", "get nodes ".repeat(12)).trim());
+        assert!(screen.ends_with("\n1 thing to mend\n"));
+    }
+}

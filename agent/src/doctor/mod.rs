@@ -1,0 +1,143 @@
+//! What `agent doctor` reads of this machine: files of the service, of Kubernetes and of the kernel. Nothing
+//! is judged here, and nothing is kept. It blocks, on files alone: call it where a thread may wait.
+
+mod clients;
+mod kernel;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use proto::doctor::host::Service;
+use proto::doctor::kube::{Client, Distribution};
+use proto::doctor::mesh::Firewall;
+
+pub(crate) use kernel::sysctl;
+
+/// Larger than any unit or kubeconfig; what is larger is read up to here.
+const MAX_FILE: u64 = 256 * 1024;
+
+/// What a unit of systemd may lie in, the strongest first.
+const UNIT_DIRS: [&str; 5] = [
+    "etc/systemd/system",
+    "run/systemd/system",
+    "usr/local/lib/systemd/system",
+    "usr/lib/systemd/system",
+    "lib/systemd/system",
+];
+
+/// The drop-in that `agent install` writes.
+const OWN_DROP_IN: &str = "10-install.conf";
+
+/// Where to look.
+#[derive(Debug, Clone)]
+pub(crate) struct Places {
+    /// The root of the machine's files.
+    pub(crate) root: PathBuf,
+    /// The agent's state.
+    pub(crate) state_dir: PathBuf,
+    /// Its control socket.
+    pub(crate) socket: PathBuf,
+    /// The unit that this binary brings.
+    pub(crate) unit: &'static str,
+}
+
+/// What was read.
+#[derive(Debug, Default)]
+pub(crate) struct Files {
+    pub(crate) is_member: bool,
+    pub(crate) service: Option<Service>,
+    pub(crate) loose: Vec<(String, u32)>,
+    pub(crate) unreadable: Vec<String>,
+    pub(crate) distribution: Option<Distribution>,
+    /// Where they point is not resolved yet.
+    pub(crate) clients: Vec<Client>,
+    pub(crate) own_balancer: bool,
+}
+
+impl Places {
+    /// Reads everything.
+    pub(crate) fn read(&self) -> Files {
+        let mut files = Files {
+            is_member: self.state_dir.join("node").exists(),
+            service: self.service(),
+            ..Files::default()
+        };
+        self.modes(&mut files);
+        clients::read(&self.root, &mut files);
+        files
+    }
+
+    fn service(&self) -> Option<Service> {
+        if !self.root.join("run/systemd/system").is_dir() {
+            return None;
+        }
+        let mut service = Service::default();
+        for dir in UNIT_DIRS {
+            let unit = self.root.join(dir).join("agent.service");
+            if let (None, Ok(Some(text))) = (&service.unit, text(&unit)) {
+                service.as_shipped = text == self.unit;
+                service.unit = Some(unit.display().to_string());
+            }
+            for file in names(&self.root.join(dir).join("agent.service.d")) {
+                let ours = dir == UNIT_DIRS[0] && file.ends_with(OWN_DROP_IN);
+                if !ours && file.extension().is_some_and(|kind| kind == "conf") {
+                    service.drop_ins.push(file.display().to_string());
+                }
+            }
+        }
+        Some(service)
+    }
+
+    /// Files that others than their owner may use: of the state those that they may read, of everything
+    /// those that they may write.
+    fn modes(&self, files: &mut Files) {
+        let mut look = |path: &Path, bits: u32| {
+            if let Ok(about) = fs::symlink_metadata(path)
+                && !about.file_type().is_symlink()
+                && about.mode() & bits != 0
+            {
+                files.loose.push((path.display().to_string(), about.mode() & 0o7777));
+            }
+        };
+        look(&self.state_dir, 0o022);
+        for file in names(&self.state_dir) {
+            look(&file, 0o077);
+        }
+        look(&self.socket, 0o007);
+    }
+
+    /// What takes care of packets here, as far as its files tell.
+    pub(crate) fn firewall(&self) -> Firewall {
+        let ufw = text(&self.root.join("etc/ufw/ufw.conf"));
+        if matches!(ufw, Ok(Some(text)) if text.lines().any(|line| line.trim() == "ENABLED=yes")) {
+            return Firewall::Ufw;
+        }
+        if self.root.join("run/firewalld").is_dir() {
+            return Firewall::Firewalld;
+        }
+        Firewall::Nftables
+    }
+}
+
+/// A file's text; none: there is no such file.
+fn text(path: &Path) -> io::Result<Option<String>> {
+    let mut bytes = Vec::new();
+    match fs::File::open(path) {
+        Ok(file) => file.take(MAX_FILE).read_to_end(&mut bytes)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// What lies in a directory, by name; nothing where there is none.
+fn names(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut all: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    all.sort();
+    all
+}

@@ -1,0 +1,139 @@
+//! Files as the distributions write them, below a directory of their own.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use proto::doctor::kube::Distribution;
+use proto::doctor::mesh::Firewall;
+
+use super::{Files, Places, sysctl};
+
+const UNIT: &str = "[Unit]\nDescription=x\n";
+
+fn read(files: &[(&str, &str)]) -> (tempfile::TempDir, Files) {
+    let dir = tempfile::tempdir().unwrap();
+    for (path, text) in files {
+        let path = dir.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    let places = places(dir.path());
+    let files = places.read();
+    (dir, files)
+}
+
+fn places(root: &Path) -> Places {
+    let (state_dir, socket) = (root.join("var/lib/agent"), root.join("run/agent/agent.sock"));
+    Places { root: root.to_owned(), state_dir, socket, unit: UNIT }
+}
+
+/// Who is told what, and whether a balancer stands between.
+fn clients(files: &[(&str, &str)]) -> (Option<Distribution>, Vec<(&'static str, String)>, bool) {
+    let (_dir, files) = read(files);
+    let all = files.clients.into_iter().map(|client| (client.who, client.url)).collect();
+    (files.distribution, all, files.own_balancer)
+}
+
+#[test]
+fn nothing_is_there_and_nothing_is_said() {
+    let (_dir, files) = read(&[]);
+    assert!(files.service.is_none() && files.distribution.is_none() && files.clients.is_empty());
+    assert!(files.loose.is_empty() && files.unreadable.is_empty() && !files.is_member);
+}
+
+#[test]
+fn the_unit_is_compared_and_its_drop_ins_are_listed() {
+    let unit = "etc/systemd/system/agent.service";
+    let booted = ("run/systemd/system/x", "");
+    let (_dir, files) = read(&[
+        booted,
+        (unit, UNIT),
+        ("etc/systemd/system/agent.service.d/10-install.conf", ""),
+        ("etc/systemd/system/agent.service.d/override.conf", ""),
+        ("etc/systemd/system/agent.service.d/notes.txt", ""),
+    ]);
+    let service = files.service.unwrap();
+    assert!(service.as_shipped && service.unit.unwrap().ends_with(unit));
+    assert_eq!(service.drop_ins.len(), 1, "{:?}", service.drop_ins);
+    assert!(service.drop_ins[0].ends_with("override.conf"));
+
+    let (_dir, files) = read(&[booted, (unit, "[Unit]\nDescription=edited\n")]);
+    assert!(!files.service.unwrap().as_shipped);
+    let (_dir, files) = read(&[booted]);
+    assert!(files.service.unwrap().unit.is_none());
+}
+
+#[test]
+fn files_that_others_may_read_are_told() {
+    let (dir, _) =
+        read(&[("var/lib/agent/identity", ""), ("var/lib/agent/node", ""), ("run/agent/agent.sock", "")]);
+    let set = |path: &str, mode| {
+        fs::set_permissions(dir.path().join(path), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    set("var/lib/agent/identity", 0o600);
+    set("var/lib/agent/node", 0o640);
+    set("run/agent/agent.sock", 0o660);
+    let files = places(dir.path()).read();
+    let [(path, 0o640)] = files.loose.as_slice() else { panic!("{:?}", files.loose) };
+    assert!(path.ends_with("var/lib/agent/node") && files.is_member);
+    set("var/lib/agent/node", 0o600);
+    set("var/lib/agent", 0o777);
+    set("run/agent/agent.sock", 0o666);
+    assert_eq!(places(dir.path()).read().loose.len(), 2);
+}
+
+#[test]
+fn kubeadm_tells_each_of_its_parts_where_to_go() {
+    let config = "clusters:\n- cluster:\n    server: https://10.0.0.2:6443\n  name: kubernetes\n";
+    let quoted = "- cluster: {}\n  server: \"https://m2:6443\" # old\n";
+    let found = clients(&[("etc/kubernetes/kubelet.conf", config), ("etc/kubernetes/admin.conf", quoted)]);
+    let all =
+        vec![("kubelet", "https://10.0.0.2:6443".to_owned()), ("kubectl", "https://m2:6443".to_owned())];
+    assert_eq!(found, (Some(Distribution::Kubeadm), all, false));
+}
+
+#[test]
+fn the_agent_of_k3s_is_told_in_a_file_by_a_variable_or_on_its_command_line() {
+    let config = "etc/rancher/k3s/config.yaml";
+    let one = |url: &str| vec![("k3s agent", url.to_owned())];
+    let k3s = Some(Distribution::K3s);
+    assert_eq!(clients(&[(config, "server: https://a:1\ntoken: x\n")]), (k3s, one("https://a:1"), true));
+    let without = "server: 'https://a:1'\ndisable-apiserver-lb: true\n";
+    assert_eq!(clients(&[(config, without)]), (k3s, one("https://a:1"), false));
+    let state = ("var/lib/rancher/k3s/agent/x", "");
+    let env = ("etc/systemd/system/k3s-agent.service.env", "K3S_TOKEN='x'\nK3S_URL='https://b:2'\n");
+    assert_eq!(clients(&[state, env]), (k3s, one("https://b:2"), true));
+    let unit = "ExecStart=/usr/local/bin/k3s \\\n    agent \\\n\t'--server' \\\n\t'https://c:3' \\\n\t'--disable-apiserver-lb'\n";
+    let unit = ("etc/systemd/system/k3s-agent.service", unit);
+    assert_eq!(clients(&[state, env, unit]), (k3s, one("https://c:3"), false));
+    // On a server the kubelet uses what is beside it.
+    assert_eq!(clients(&[(config, without), ("var/lib/rancher/k3s/server/x", "")]), (k3s, vec![], false));
+}
+
+#[test]
+fn the_agent_of_rke2_is_told_in_its_own_file() {
+    let found = clients(&[("etc/rancher/rke2/config.yaml", "server: https://10.0.0.2:9345\n")]);
+    assert_eq!(found, (Some(Distribution::Rke2), vec![("RKE2", "https://10.0.0.2:9345".to_owned())], true));
+}
+
+#[test]
+fn the_firewall_is_known_by_its_files() {
+    let of = |file| {
+        let (dir, _) = read(&[file]);
+        places(dir.path()).firewall()
+    };
+    assert_eq!(of(("etc/ufw/ufw.conf", "ENABLED=yes\n")), Firewall::Ufw);
+    assert_eq!(of(("etc/ufw/ufw.conf", "ENABLED=no\n")), Firewall::Nftables);
+    assert_eq!(of(("run/firewalld/x", "")), Firewall::Firewalld);
+}
+
+#[test]
+fn of_a_switch_the_higher_counts() {
+    let (dir, _) = read(&[
+        ("proc/sys/net/ipv4/conf/all/rp_filter", "0\n"),
+        ("proc/sys/net/ipv4/conf/wg0/rp_filter", "1\n"),
+    ]);
+    assert_eq!(sysctl(dir.path(), "wg0", "rp_filter"), Some(1));
+    assert_eq!(sysctl(dir.path(), "eth0", "rp_filter"), None);
+}

@@ -1,0 +1,98 @@
+//! What only all members together show: versions, and how far the masters are from each other.
+
+use super::{Examined, Severity, Words};
+
+/// A member, as the asked node sees it.
+#[derive(Debug, Clone, Default)]
+pub struct Member {
+    /// Its name.
+    pub name: String,
+    /// Version of its agent; empty: not known.
+    pub version: String,
+}
+
+/// How one master hears another.
+#[derive(Debug, Clone, Default)]
+pub struct Pair {
+    /// Who hears.
+    pub from: String,
+    /// Whom.
+    pub to: String,
+    /// Round-trip time in milliseconds, when known.
+    pub rtt_ms: Option<f64>,
+    /// Share of pulses without an answer, in thousandths.
+    pub loss_permille: u16,
+}
+
+/// Round trips between masters that etcd's defaults are too tight for: a heartbeat of 100 ms should be well
+/// above one.
+const SLOW_MS: f64 = 50.0;
+
+/// Loss between masters that is told of, in thousandths: a good link has none.
+const LOSSY: u16 = 50;
+
+/// Judges what the members have in common, and what not.
+pub fn examine(node: &str, members: &[Member], masters: &[Pair]) -> Examined {
+    let mut out = Examined::default();
+    versions(node, members, &mut out);
+    for pair in masters {
+        let Pair { from, to, rtt_ms, loss_permille } = pair;
+        if let Some(rtt) = rtt_ms.filter(|rtt| *rtt > SLOW_MS) {
+            // Both tell of the same way: once is enough.
+            let twin = |other: &Pair| other.from == *to && other.to == *from && other.rtt_ms > Some(SLOW_MS);
+            if from > to && masters.iter().any(twin) {
+                continue;
+            }
+            let what = format!("{rtt:.0} ms from {from} to {to} and back, both masters");
+            let why = "each write of etcd waits for it, and its defaults (100 ms heartbeat, 1 s election) \
+                       are made for one building: leaders change for no reason";
+            let mend = vec![
+                "on every master: etcd --heartbeat-interval about one round trip, --election-timeout ten"
+                    .to_owned(),
+                "k3s and RKE2, in config.yaml: etcd-arg: [heartbeat-interval=300, election-timeout=3000]"
+                    .to_owned(),
+                "keep the masters of one cluster closer together".to_owned(),
+            ];
+            out.found(Severity::Warning, "masters", "slow-etcd", from, Words { what, why, mend });
+        }
+        if *loss_permille > LOSSY {
+            let share = loss_permille / 10;
+            let what = format!("{share} % of what {from} sends to {to}, or of its answers, is lost");
+            let why = "etcd and every connection on this way stall for a moment each time";
+            let mend = vec![format!("on {from}: mtr -u {to}   # which hop loses")];
+            out.found(Severity::Warning, "masters", "loss", from, Words { what, why, mend });
+        }
+    }
+    let slowest = masters
+        .iter()
+        .filter_map(|pair| pair.rtt_ms)
+        .fold(None, |most: Option<f64>, rtt| Some(most.map_or(rtt, |most| most.max(rtt))));
+    if let Some(slowest) = slowest {
+        out.looked("masters", format!("{slowest:.1} ms between them at most"));
+    }
+    out
+}
+
+fn versions(node: &str, members: &[Member], out: &mut Examined) {
+    let mut known: Vec<&str> =
+        members.iter().map(|one| one.version.as_str()).filter(|one| !one.is_empty()).collect();
+    known.sort_unstable();
+    known.dedup();
+    if known.len() > 1 {
+        let each = known.iter().map(|version| {
+            let names: Vec<&str> =
+                members.iter().filter(|one| one.version == *version).map(|one| one.name.as_str()).collect();
+            match names.as_slice() {
+                [a, b, c, _, ..] => format!("{version} on {a}, {b}, {c} and {} more", names.len() - 3),
+                few => format!("{version} on {}", few.join(", ")),
+            }
+        });
+        let what = format!("the agents differ in version: {}", each.collect::<Vec<_>>().join("; "));
+        let why = "they understand each other; what only the newer ones know is missing on the others";
+        let mend = vec!["on the older ones: ./agent install   # with the newer binary".to_owned()];
+        out.found(Severity::Note, "versions", "versions-differ", node, Words { what, why, mend });
+    }
+    if let Some(first) = known.first() {
+        out.looked("versions", format!("{first} on all that are known"));
+    }
+}

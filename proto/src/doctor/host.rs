@@ -1,0 +1,326 @@
+//! One node by itself: its agent, its service, its kernel, its routes.
+
+use std::net::IpAddr;
+
+use super::kube::Kubernetes;
+use super::{Examined, Severity, Words, kube, on};
+use crate::time::UnixMs;
+
+/// What was read on a node. Whatever could not be looked at is none or empty, and is not judged.
+#[derive(Debug, Clone, Default)]
+pub struct Host {
+    /// Its name.
+    pub node: String,
+    /// Where this is judged: commands for the node itself need no "on".
+    pub here: String,
+    /// The time, by its clock.
+    pub now: UnixMs,
+    /// Its agent; none: it does not run.
+    pub agent: Option<Agent>,
+    /// Whether there is a membership on disk to start with.
+    pub is_member: bool,
+    /// The service of systemd; none: systemd does not run here.
+    pub service: Option<Service>,
+    /// Files and directories that more than their owner may use, with their modes.
+    pub loose: Vec<(String, u32)>,
+    /// What can't be read by whoever looked.
+    pub unreadable: Vec<String>,
+    /// Its interfaces.
+    pub interfaces: Vec<Interface>,
+    /// Ways to the other members.
+    pub routes: Vec<Route>,
+    /// What there is of Kubernetes.
+    pub kubernetes: Kubernetes,
+}
+
+/// A running agent, as it says itself.
+#[derive(Debug, Clone, Default)]
+pub struct Agent {
+    /// Its version.
+    pub version: String,
+    /// Version of the binary that asks; none: it is the same process.
+    pub asked_by: Option<String>,
+    /// The interface that carries its mesh.
+    pub interface: String,
+    /// Most files and connections that it may have open.
+    pub descriptors: u64,
+    /// Connections that its listeners may hold, all together.
+    pub maxconn: u64,
+    /// Virtual IPs that it knows of.
+    pub vips: Vec<IpAddr>,
+    /// What it finds wrong with itself, in sentences.
+    pub problems: Vec<String>,
+    /// Listeners that it could not open, with why: `kube-api on 127.0.0.1:16443 (address in use)`.
+    pub closed: Vec<String>,
+    /// Backends that it gives no connections though nobody drains them.
+    pub away: Vec<Away>,
+    /// Services that no backend serves.
+    pub unserved: Vec<String>,
+}
+
+/// A backend that does not serve.
+#[derive(Debug, Clone, Default)]
+pub struct Away {
+    /// Of which service.
+    pub service: String,
+    /// On which node.
+    pub node: String,
+    /// Its state in a word, and why it is so.
+    pub how: String,
+}
+
+/// The service of systemd.
+#[derive(Debug, Clone, Default)]
+pub struct Service {
+    /// Where its unit was found; none: nowhere.
+    pub unit: Option<String>,
+    /// The unit is the one that this binary brings.
+    pub as_shipped: bool,
+    /// Files that change it, without the one that `agent install` writes.
+    pub drop_ins: Vec<String>,
+}
+
+/// A network interface.
+#[derive(Debug, Clone, Default)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// It is up, on an Ethernet-like segment, where ARP is spoken.
+    pub speaks_arp: bool,
+    /// Its addresses with the lengths of their prefixes.
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// What counts of `rp_filter`; none: not known.
+    pub rp_filter: Option<u8>,
+    /// What counts of `arp_ignore`; none: not known.
+    pub arp_ignore: Option<u8>,
+}
+
+/// The kernel's way to a member.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// The member.
+    pub name: String,
+    /// Its address.
+    pub to: IpAddr,
+    /// The interface that packets leave by, or why there is none.
+    pub by: Result<String, String>,
+}
+
+/// Fewest descriptors beside those of connections: state, gossip, the page, pipes of bulk.
+const OTHER_DESCRIPTORS: u64 = 512;
+
+/// Judges a node by itself.
+pub fn examine(host: &Host) -> Examined {
+    let mut out = Examined::default();
+    agent(host, &mut out);
+    service(host, &mut out);
+    files(host, &mut out);
+    routes(host, &mut out);
+    arp(host, &mut out);
+    kube::examine(host, &mut out);
+    out
+}
+
+fn agent(host: &Host, out: &mut Examined) {
+    let run = |command: &str| on(&host.node, &host.here, command);
+    let node = &host.node;
+    let Some(agent) = &host.agent else {
+        let (mend, more) = match host.is_member {
+            true => (
+                vec![run("systemctl start agent"), run("journalctl -u agent -n 20   # if it does not stay")],
+                "",
+            ),
+            false => {
+                (vec![run("agent join INVITE   # or, on the first node: agent init")], ", nor is it a member")
+            }
+        };
+        let what = format!("the agent does not run on this node{more}");
+        let why = "nothing listens on 127.0.0.1:16443, and the others do not see this node; what only a \
+                   running agent knows was not checked";
+        out.found(Severity::Error, "agent", "agent-not-running", node, Words { what, why, mend });
+        return;
+    };
+    for problem in &agent.problems {
+        let (what, mend) = problem.split_once("; ").unwrap_or((problem, "agent status"));
+        let why = "the agent says so of itself, in agent status too";
+        let words = Words { what: what.to_owned(), why, mend: vec![mend.to_owned()] };
+        out.found(Severity::Warning, "agent", "problem", node, words);
+    }
+    for listener in &agent.closed {
+        let what = format!("the proxy can't listen: {listener}");
+        let why = "whoever is pointed there finds someone else, or nobody";
+        let words = Words { what, why, mend: vec![run("ss -ltnp   # who has the port"), run("agent check")] };
+        out.found(Severity::Error, "agent", "not-listening", node, words);
+    }
+    if let Some(asker) = agent.asked_by.as_ref().filter(|asker| **asker != agent.version) {
+        let what = format!("the running agent is of version {}, this command of {asker}", agent.version);
+        let why = "the binary was replaced and the old one still runs";
+        let mend = vec![run("systemctl restart agent   # connections move to the new one")];
+        out.found(Severity::Warning, "agent", "old-agent-runs", node, Words { what, why, mend });
+    }
+    let needed = agent.maxconn.saturating_mul(2).saturating_add(OTHER_DESCRIPTORS);
+    if agent.descriptors < needed {
+        let what = format!(
+            "the agent may have {} files open, and maxconn of its listeners ({}) needs {needed}",
+            agent.descriptors, agent.maxconn
+        );
+        let why = "each connection takes two: past the limit new ones are refused, before maxconn is reached";
+        let mend = vec![
+            run("systemctl edit agent   # [Service] LimitNOFILE=1048576"),
+            run("systemctl restart agent"),
+        ];
+        out.found(Severity::Warning, "agent", "few-descriptors", node, Words { what, why, mend });
+    }
+    let files = agent.descriptors;
+    out.looked("agent", format!("{} runs, {files} files for {} connections", agent.version, agent.maxconn));
+    backends(host, agent, out);
+}
+
+/// Told by the node that was asked alone: the others see the same.
+fn backends(host: &Host, agent: &Agent, out: &mut Examined) {
+    if host.node != host.here {
+        return;
+    }
+    for service in &agent.unserved {
+        let what = format!("nobody serves {service}");
+        let why = "every connection to its listener is reset";
+        let mend = vec![
+            "agent status".to_owned(),
+            "on a master: systemctl status k3s rke2-server kubelet".to_owned(),
+        ];
+        out.found(Severity::Error, "backends", "nobody-serves", &host.node, Words { what, why, mend });
+    }
+    for Away { service, node, how } in &agent.away {
+        let what = format!("{service} on {node} gets no connections: {how}");
+        let why = "the others carry its share; with few of them left the next failure is an outage";
+        let mend = vec![on(node, &host.here, "agent doctor"), "agent events".to_owned()];
+        out.found(Severity::Warning, "backends", "backend-away", node, Words { what, why, mend });
+    }
+    out.looked("backends", "each service has one, and none is away");
+}
+
+fn service(host: &Host, out: &mut Examined) {
+    let run = |command: &str| on(&host.node, &host.here, command);
+    let node = &host.node;
+    let Some(service) = &host.service else { return };
+    let Some(unit) = &service.unit else {
+        let what = "systemd has no service for the agent".to_owned();
+        let why = "after the next boot nothing starts it, and no kubelet finds its way";
+        let words = Words { what, why, mend: vec![run("agent install")] };
+        return out.found(Severity::Warning, "service", "no-unit", node, words);
+    };
+    if !service.as_shipped {
+        let what = format!("{unit} is not the unit that this version brings");
+        let why = "it was edited or is of an older version: limits, capabilities or the order of start may be \
+                   wrong";
+        let mend = vec![
+            run("agent install   # puts it right"),
+            run("systemctl edit agent   # for what is meant to differ, in a file of its own"),
+        ];
+        out.found(Severity::Warning, "service", "unit-edited", node, Words { what, why, mend });
+    }
+    if !service.drop_ins.is_empty() {
+        let what = format!("the unit is changed by {}", service.drop_ins.join(", "));
+        let why = "what it says goes before the unit, also after an upgrade";
+        let words = Words { what, why, mend: vec![run("systemctl cat agent")] };
+        out.found(Severity::Note, "service", "unit-drop-in", node, words);
+    }
+    out.looked("service", format!("{unit}, as this version brings it"));
+}
+
+fn files(host: &Host, out: &mut Examined) {
+    let run = |command: &str| on(&host.node, &host.here, command);
+    for (path, mode) in &host.loose {
+        let what = format!("{path} has mode {mode:o}: others than its owner may use it");
+        let why = "the node's key and the gossip key lie there: who reads them is this node";
+        let words = Words { what, why, mend: vec![run(&format!("chmod go= {path}"))] };
+        out.found(Severity::Error, "files", "loose-mode", &host.node, words);
+    }
+    if !host.unreadable.is_empty() {
+        let what = format!("not readable for this user: {}", host.unreadable.join(", "));
+        let words = Words { what, why: "so they were not checked", mend: vec![run("sudo agent doctor")] };
+        out.found(Severity::Note, "files", "unreadable", &host.node, words);
+    }
+    if host.is_member {
+        out.looked("files", "the state is its owner's alone");
+    }
+}
+
+fn routes(host: &Host, out: &mut Examined) {
+    let Some(agent) = &host.agent else { return };
+    let (node, mesh) = (&host.node, &agent.interface);
+    let run = |command: &str| on(node, &host.here, command);
+    let mut astray = false;
+    for Route { name, to, by } in &host.routes {
+        let what = match by {
+            Ok(interface) if interface == mesh => continue,
+            Ok(interface) => format!("packets to {name} ({to}) leave by {interface}; the mesh is on {mesh}"),
+            Err(why) => format!("there is no route to {name} ({to}): {why}"),
+        };
+        astray = true;
+        let why = "the VPN does not know this address, so packets go to a gateway that does not either, or \
+                   go past the VPN";
+        let mend = vec![
+            run(&format!("ip route get {to}")),
+            run(&format!("ip route replace {to} dev {mesh}")),
+            run(&format!("to keep it: {to} in AllowedIPs of that peer, for WireGuard, then wg show {mesh}")),
+        ];
+        out.found(Severity::Warning, "routes", "route", node, Words { what, why, mend });
+    }
+    let own = host.interfaces.iter().find(|interface| interface.name == *mesh);
+    if astray && own.and_then(|own| own.rp_filter) == Some(1) {
+        let what = format!("rp_filter is strict on {mesh}, and the way back to some members is another");
+        let why = "the kernel drops what they send, without a word";
+        let mend = vec![
+            run(&format!("sysctl -w net.ipv4.conf.{mesh}.rp_filter=2")),
+            run(&format!("echo net.ipv4.conf.{mesh}.rp_filter=2 > /etc/sysctl.d/90-agent.conf")),
+        ];
+        out.found(Severity::Error, "routes", "rp-filter", node, Words { what, why, mend });
+    }
+    let count = host.routes.len();
+    if count > 0 {
+        let s = if count == 1 { "" } else { "s" };
+        out.looked("routes", format!("to {count} member{s}, all by {mesh}"));
+    }
+}
+
+/// Two cards in one network answer ARP for each other's addresses, a virtual IP's too.
+fn arp(host: &Host, out: &mut Examined) {
+    let Some(agent) = host.agent.as_ref().filter(|agent| !agent.vips.is_empty()) else { return };
+    let run = |command: &str| on(&host.node, &host.here, command);
+    for vip in &agent.vips {
+        let holds = |one: &&Interface| one.speaks_arp && one.addresses.iter().any(|net| in_net(*net, *vip));
+        let cards: Vec<&Interface> = host.interfaces.iter().filter(holds).collect();
+        let answers = |one: &&&Interface| one.arp_ignore == Some(0);
+        let (true, Some(loose)) = (vip.is_ipv4() && cards.len() > 1, cards.iter().find(answers)) else {
+            continue;
+        };
+        let names: Vec<&str> = cards.iter().map(|card| card.name.as_str()).collect();
+        let what = format!(
+            "{} are in the network of {vip}, and {} answers ARP for all",
+            names.join(" and "),
+            loose.name
+        );
+        let why = "clients learn the wrong card's address for the virtual IP, and lose it when it moves";
+        let mend = vec![
+            run("sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2"),
+            run("the same two lines in /etc/sysctl.d/90-agent.conf keep it"),
+        ];
+        out.found(Severity::Warning, "virtual IPs", "arp-flux", &host.node, Words { what, why, mend });
+    }
+    let s = if agent.vips.len() == 1 { "" } else { "s" };
+    out.looked(
+        "virtual IPs",
+        format!("{} address{}, one card answers", agent.vips.len(), s.replace('s', "es")),
+    );
+}
+
+fn in_net((net, prefix): (IpAddr, u8), ip: IpAddr) -> bool {
+    match (net, ip) {
+        // A /32 is no network.
+        (IpAddr::V4(a), IpAddr::V4(b)) if prefix < 32 => {
+            (a.to_bits() ^ b.to_bits()).checked_shr(32 - u32::from(prefix)).unwrap_or(0) == 0
+        }
+        _ => false,
+    }
+}

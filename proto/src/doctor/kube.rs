@@ -1,0 +1,315 @@
+//! What Kubernetes needs for its clients to go through the proxy: a certificate that is for the proxy's
+//! addresses, credentials for the check, and kubeconfigs that point to it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::host::Host;
+use super::x509::Certificate;
+use super::{Examined, Severity, Words, on};
+
+/// Who set Kubernetes up, and so where its settings are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Distribution {
+    /// k3s.
+    K3s,
+    /// RKE2.
+    Rke2,
+    /// kubeadm, or by hand in its places.
+    Kubeadm,
+}
+
+/// What there is of Kubernetes on a node.
+#[derive(Debug, Clone, Default)]
+pub struct Kubernetes {
+    /// Whose; none: there is none here.
+    pub distribution: Option<Distribution>,
+    /// The node's own apiserver; none: none answers.
+    pub apiserver: Option<Apiserver>,
+    /// The check has a client certificate to show.
+    pub credentials: bool,
+    /// Kubeconfigs, and where they point.
+    pub clients: Vec<Client>,
+    /// The node runs k3s' or RKE2's agent with a balancer of its own.
+    pub own_balancer: bool,
+    /// Where this node's proxy listens for apiservers.
+    pub api_listeners: Vec<SocketAddr>,
+    /// Where it listens for anything.
+    pub listeners: Vec<SocketAddr>,
+    /// Virtual IPs.
+    pub vips: Vec<IpAddr>,
+    /// Members and their addresses.
+    pub members: Vec<(String, IpAddr)>,
+}
+
+/// An apiserver, as its TLS port shows it to anyone.
+#[derive(Debug, Clone)]
+pub struct Apiserver {
+    /// Where.
+    pub at: SocketAddr,
+    /// Its certificate; none: it could not be read.
+    pub certificate: Option<Certificate>,
+    /// What `GET /readyz` without credentials was answered with.
+    pub readyz: Option<u16>,
+}
+
+/// Something that is told in a file where its apiserver is.
+#[derive(Debug, Clone, Default)]
+pub struct Client {
+    /// The file.
+    pub path: String,
+    /// Who reads it, as `kubelet`.
+    pub who: &'static str,
+    /// What it says, as `https://10.0.0.1:6443`.
+    pub url: String,
+    /// Where that is.
+    pub at: Vec<SocketAddr>,
+}
+
+/// Days before its end at which a certificate is told of. k3s and RKE2 renew at a restart within 90 days;
+/// kubeadm with an upgrade, so a forgotten one shows early enough.
+const RENEW_DAYS: u64 = 30;
+
+const DAY_MS: u64 = 86_400_000;
+
+/// Where a client ends up.
+enum Way<'a> {
+    Proxy,
+    OwnBalancer,
+    OwnApiserver,
+    Member(&'a str),
+    Elsewhere,
+}
+
+/// Judges what there is of Kubernetes on a node.
+pub fn examine(host: &Host, out: &mut Examined) {
+    let kubernetes = &host.kubernetes;
+    if let Some(apiserver) = &kubernetes.apiserver {
+        certificate(host, apiserver, out);
+        readyz(host, apiserver, out);
+        out.looked("apiserver", format!("{}, {}", apiserver.at, about(host, apiserver)));
+    }
+    if kubernetes.own_balancer {
+        own_balancer(host, out);
+    }
+    for client in &kubernetes.clients {
+        bypass(host, client, out);
+    }
+    if !kubernetes.clients.is_empty() {
+        let count = kubernetes.clients.len();
+        let s = if count == 1 { "" } else { "s" };
+        out.looked("clients", format!("{count} file{s} of Kubernetes point to the proxy or to this node"));
+    }
+}
+
+fn about(host: &Host, apiserver: &Apiserver) -> String {
+    let days = apiserver.certificate.as_ref().map(|one| one.until.0.saturating_sub(host.now.0) / DAY_MS);
+    let days = days.map_or_else(String::new, |days| format!("certificate for the proxy, {days} days left; "));
+    let shown = match host.kubernetes.credentials {
+        true => "checked with credentials",
+        false => "checked without credentials",
+    };
+    format!("{days}{shown}")
+}
+
+/// The names that clients of the proxy dial must stand in the certificate.
+fn certificate(host: &Host, apiserver: &Apiserver, out: &mut Examined) {
+    let Some(certificate) = &apiserver.certificate else { return };
+    let kubernetes = &host.kubernetes;
+    let dialled = kubernetes.api_listeners.iter().map(SocketAddr::ip).chain(kubernetes.vips.iter().copied());
+    let mut missing: Vec<IpAddr> =
+        dialled.filter(|ip| !ip.is_unspecified() && !certificate.ips.contains(ip)).collect();
+    missing.sort_unstable();
+    missing.dedup();
+    if !missing.is_empty() {
+        let list: Vec<String> = missing.iter().map(IpAddr::to_string).collect();
+        let list = list.join(", ");
+        let what = format!("the apiserver's certificate is not for {list}");
+        let why = "whoever comes through the proxy or the virtual IP dials that address, and refuses a \
+                   certificate that is for others";
+        let words = Words { what, why, mend: add_names(host, &list) };
+        out.found(Severity::Warning, "apiserver", "certificate-names", &host.node, words);
+    }
+    let left = certificate.until.0.saturating_sub(host.now.0) / DAY_MS;
+    if left < RENEW_DAYS {
+        let (severity, what) = match certificate.until <= host.now {
+            true => (Severity::Error, "the apiserver's certificate has expired".to_owned()),
+            false => (Severity::Warning, format!("the apiserver's certificate ends in {left} days")),
+        };
+        let why = "then no client gets in, this node's own check neither";
+        let mend = renew(host);
+        out.found(severity, "apiserver", "certificate-ends", &host.node, Words { what, why, mend });
+    }
+}
+
+fn lines<const N: usize>(host: &Host, commands: [&str; N]) -> Vec<String> {
+    commands.iter().map(|command| on(&host.node, &host.here, command)).collect()
+}
+
+fn add_names(host: &Host, list: &str) -> Vec<String> {
+    match host.kubernetes.distribution {
+        Some(Distribution::K3s) => lines(
+            host,
+            [&format!("add to /etc/rancher/k3s/config.yaml: tls-san: [{list}]"), "systemctl restart k3s"],
+        ),
+        Some(Distribution::Rke2) => lines(
+            host,
+            [
+                &format!("add to /etc/rancher/rke2/config.yaml: tls-san: [{list}]"),
+                "systemctl restart rke2-server",
+            ],
+        ),
+        Some(Distribution::Kubeadm) | None => lines(
+            host,
+            [
+                "kubectl -n kube-system get cm kubeadm-config -o jsonpath='{.data.ClusterConfiguration}' > \
+                 kubeadm.yaml",
+                &format!("add to kubeadm.yaml under apiServer: certSANs: [{list}]"),
+                "mv /etc/kubernetes/pki/apiserver.crt /etc/kubernetes/pki/apiserver.key /root/",
+                "kubeadm init phase certs apiserver --config kubeadm.yaml",
+                "kubeadm init phase upload-config kubeadm --config kubeadm.yaml",
+                "crictl stop $(crictl ps -q --name kube-apiserver)   # the kubelet starts it again",
+            ],
+        ),
+    }
+}
+
+fn renew(host: &Host) -> Vec<String> {
+    match host.kubernetes.distribution {
+        Some(Distribution::K3s) => lines(host, ["systemctl restart k3s"]),
+        Some(Distribution::Rke2) => lines(host, ["systemctl restart rke2-server"]),
+        Some(Distribution::Kubeadm) | None => lines(
+            host,
+            [
+                "kubeadm certs renew all",
+                "crictl stop $(crictl ps -q --name kube-apiserver)   # the kubelet starts it again",
+            ],
+        ),
+    }
+}
+
+fn readyz(host: &Host, apiserver: &Apiserver, out: &mut Examined) {
+    let (Some(code @ (401 | 403)), false) = (apiserver.readyz, host.kubernetes.credentials) else { return };
+    let what = format!("the apiserver answers /readyz with {code}, and no credentials were found");
+    let why = "the check can't tell ready from merely alive, so this master ranks below those that are ready";
+    let mend = lines(
+        host,
+        [
+            "in /etc/agent/agent.toml, under [service.check]: cert-file, key-file and ca-file of any client \
+             certificate of this cluster",
+            "systemctl reload agent",
+        ],
+    );
+    out.found(Severity::Warning, "apiserver", "no-credentials", &host.node, Words { what, why, mend });
+}
+
+fn own_balancer(host: &Host, out: &mut Examined) {
+    let (name, severity, mend) = match host.kubernetes.distribution {
+        Some(Distribution::Rke2) => ("RKE2", Severity::Note, Vec::new()),
+        _ => {
+            let write = "add to /etc/rancher/k3s/config.yaml: disable-apiserver-lb: true";
+            ("k3s", Severity::Warning, lines(host, [write, "systemctl restart k3s-agent"]))
+        }
+    };
+    let what = format!("{name}'s agent has a balancer of its own between the kubelet and the proxy");
+    let why = "it learns the masters by itself and then leaves the proxy out: one server at a time, and \
+               connections to a dead one hang";
+    out.found(severity, "clients", "own-balancer", &host.node, Words { what, why, mend });
+}
+
+fn way<'a>(host: &'a Host, client: &Client) -> Way<'a> {
+    let kubernetes = &host.kubernetes;
+    let own = |ip: IpAddr| {
+        ip.is_loopback() || host.interfaces.iter().any(|one| one.addresses.iter().any(|(own, _)| *own == ip))
+    };
+    let listens = |at: &SocketAddr| {
+        kubernetes.listeners.iter().any(|listener| {
+            listener.port() == at.port()
+                && (listener.ip() == at.ip() || (listener.ip().is_unspecified() && own(at.ip())))
+        })
+    };
+    if client.at.iter().any(|at| listens(at) || kubernetes.vips.contains(&at.ip())) {
+        return Way::Proxy;
+    }
+    // Of a name with several addresses the first that says something decides.
+    for at in &client.at {
+        if at.ip().is_loopback() && kubernetes.distribution != Some(Distribution::Kubeadm) {
+            return Way::OwnBalancer;
+        }
+        if own(at.ip()) {
+            return Way::OwnApiserver;
+        }
+        if let Some((name, _)) = kubernetes.members.iter().find(|(_, ip)| *ip == at.ip()) {
+            return Way::Member(name);
+        }
+    }
+    Way::Elsewhere
+}
+
+fn bypass(host: &Host, client: &Client, out: &mut Examined) {
+    let Client { path, who, url, .. } = client;
+    let is_kubelet = *who == "kubelet";
+    let (severity, end, why) = match way(host, client) {
+        // Its own balancer is told of once, not for each file.
+        Way::Proxy | Way::OwnBalancer => return,
+        // kubeadm means these to use the apiserver beside them: a leader elsewhere takes over.
+        Way::OwnApiserver if !is_kubelet => return,
+        Way::OwnApiserver => (
+            Severity::Note,
+            "this node's own apiserver".to_owned(),
+            "while that is down, this node counts as not ready though other masters serve",
+        ),
+        Way::Member(name) => (
+            if *who == "kubectl" { Severity::Note } else { Severity::Warning },
+            format!("{name} alone"),
+            "it goes past the proxy: when that one is down, so is this",
+        ),
+        Way::Elsewhere => (
+            Severity::Note,
+            "neither the proxy nor a member".to_owned(),
+            "perhaps a balancer that the proxy was to replace",
+        ),
+    };
+    let mend = point_to_proxy(host, client);
+    let what = format!("{who} goes to {url}, which is {end} ({path})");
+    out.found(severity, "clients", "past-the-proxy", &host.node, Words { what, why, mend });
+}
+
+/// How a client is made to come through the proxy.
+fn point_to_proxy(host: &Host, client: &Client) -> Vec<String> {
+    let Client { path, who, url, .. } = client;
+    let listener = host.kubernetes.api_listeners.iter().find(|one| !one.ip().is_unspecified());
+    let to = listener.map_or_else(|| "https://127.0.0.1:16443".to_owned(), |one| format!("https://{one}"));
+    match *who {
+        "k3s agent" => lines(
+            host,
+            [
+                &format!("in {path}: server: {to} and disable-apiserver-lb: true"),
+                "systemctl restart k3s-agent",
+            ],
+        ),
+        "RKE2" => lines(
+            host,
+            [
+                "agent set service.rke2-join.listen=127.0.0.1:19345 service.rke2-join.port=9345 \
+                 service.rke2-join.check=tcp",
+                &format!("in {path}: server: https://127.0.0.1:19345"),
+                "systemctl restart rke2-agent   # on a master: rke2-server",
+            ],
+        ),
+        who => {
+            let edit = format!("sed -i 's|server: {url}|server: {to}|' {path}");
+            match who == "kubelet" {
+                false => lines(host, [&edit]),
+                true => lines(
+                    host,
+                    [
+                        &edit,
+                        "systemctl restart kubelet",
+                        "kubectl -n kube-system edit cm kube-proxy   # the same server:",
+                        "kubectl -n kube-system rollout restart ds kube-proxy",
+                    ],
+                ),
+            }
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! The ways to the other members: ports, packet size, clocks.
+
+use std::net::SocketAddr;
+
+use super::{Examined, Severity, Words, on};
+
+/// What takes care of packets on the asking node, as far as it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Firewall {
+    /// ufw is on.
+    Ufw,
+    /// firewalld runs.
+    Firewalld,
+    /// None of those: nftables, or something outside of this machine.
+    #[default]
+    Nftables,
+}
+
+impl Firewall {
+    /// The command that lets a port in.
+    fn opens(self, interface: &str, port: u16, protocol: &str) -> String {
+        match self {
+            Firewall::Ufw => format!("ufw allow in on {interface} to any port {port} proto {protocol}"),
+            Firewall::Firewalld => {
+                format!("firewall-cmd --permanent --add-port={port}/{protocol} && firewall-cmd --reload")
+            }
+            Firewall::Nftables => {
+                format!(
+                    "nft insert rule inet filter input iifname {interface} {protocol} dport {port} accept"
+                )
+            }
+        }
+    }
+}
+
+/// What came of speaking with a member.
+#[derive(Debug, Clone, Default)]
+pub struct Peer {
+    /// Its name.
+    pub name: String,
+    /// Where it was dialled; none: nobody knows where it is.
+    pub address: Option<SocketAddr>,
+    /// It said that it stops.
+    pub left: bool,
+    /// Why a connection was not made; none: it was.
+    pub tcp: Option<String>,
+    /// Why no datagram came back; none: one did.
+    pub udp: Option<String>,
+    /// It answered a question, and a question and an answer of many packets.
+    pub talk: Talk,
+    /// Largest packet on the way there that the kernel knows of.
+    pub path_mtu: Option<u32>,
+    /// What it says, when it answered.
+    pub back: Option<Back>,
+}
+
+/// What passed after the connection was made.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Talk {
+    /// Nothing was tried.
+    #[default]
+    None,
+    /// Packets of full size, both ways.
+    Whole,
+    /// Small packets only.
+    SmallOnly,
+    /// Nothing, and why.
+    Nothing(String),
+}
+
+/// What a member said of the way back.
+#[derive(Debug, Clone, Default)]
+pub struct Back {
+    /// Why it can't connect; none: it can.
+    pub tcp: Option<String>,
+    /// Why no datagram comes back to it; none: one does.
+    pub udp: Option<String>,
+    /// Largest packet of its interface.
+    pub mtu: Option<u32>,
+    /// How far its clock is ahead of this node's, in milliseconds.
+    pub ahead_ms: i64,
+    /// How wrong that may be, in milliseconds: half of the time that the exchange took.
+    pub slack_ms: i64,
+}
+
+/// The node that was asked, and the members that it spoke with.
+#[derive(Debug, Clone, Default)]
+pub struct Mesh {
+    /// Its name.
+    pub node: String,
+    /// Its address and port in the mesh, as the others dial it.
+    pub address: String,
+    /// The interface that carries its mesh.
+    pub interface: String,
+    /// Largest packet of that interface; none: not known.
+    pub mtu: Option<u32>,
+    /// The port of the link.
+    pub port: u16,
+    /// What opens it.
+    pub firewall: Firewall,
+    /// The others.
+    pub peers: Vec<Peer>,
+}
+
+/// Clocks this far apart are told of, in milliseconds: etcd logs a second, tokens and leases suffer soon after.
+const CLOCKS_MS: i64 = 2_000;
+
+/// Clocks this far apart break certificates that were just made.
+const CLOCKS_BREAK_MS: i64 = 60_000;
+
+/// Judges the ways to all others.
+pub fn examine(mesh: &Mesh) -> Examined {
+    let mut out = Examined::default();
+    let all = mesh.peers.len();
+    if all == 0 {
+        out.looked("ports", "this node is the only member that was asked");
+        return out;
+    }
+    for peer in &mesh.peers {
+        ports(mesh, peer, &mut out);
+    }
+    let s = if all == 1 { "" } else { "s" };
+    out.looked("ports", format!("{all} other member{s}, each by TCP and UDP on {}, both ways", mesh.port));
+    for peer in &mesh.peers {
+        packets(mesh, peer, &mut out);
+    }
+    out.looked(
+        "packets",
+        match mesh.mtu {
+            Some(mtu) => format!("those of full size pass, {mtu} bytes on {}", mesh.interface),
+            None => "those of full size pass".to_owned(),
+        },
+    );
+    clocks(mesh, &mut out);
+    out
+}
+
+fn ports(mesh: &Mesh, peer: &Peer, out: &mut Examined) {
+    let Peer { name, .. } = peer;
+    let mut error = |code: &str, what: String, why: &str, mend: Vec<String>| {
+        out.found(Severity::Error, "ports", code, &mesh.node, Words { what, why, mend });
+    };
+    if peer.left {
+        return;
+    }
+    let Some(address) = peer.address else {
+        let what = format!("nobody knows where {name} is");
+        let why = "it was admitted and has not been heard since, so nothing can be sent to it";
+        let start = format!("on {name}: systemctl restart agent");
+        return error(
+            "address-unknown",
+            what,
+            why,
+            vec![start, format!("agent remove {name}   # if it is gone")],
+        );
+    };
+    let (ip, port) = (address.ip(), address.port());
+    let opens = |protocol: &str| {
+        let rule = mesh.firewall.opens(&mesh.interface, mesh.port, protocol);
+        vec![format!("on both nodes, and in the cloud's rules: {rule}")]
+    };
+    match (&peer.tcp, &peer.udp) {
+        (Some(tcp), Some(_)) if tcp.contains("refused") => {
+            let what = format!("no agent listens at {name} ({address}); the machine answers");
+            let why = "its proxy takes no part, and of its apiserver only the open port is known";
+            error("agent-away", what, why, vec![format!("on {name}: systemctl start agent")]);
+        }
+        (Some(tcp), Some(_)) => {
+            let what = format!("{name} answers on {ip} neither by TCP nor by UDP, port {port} ({tcp})");
+            let why = "the machine, its network or its agent is down, or a firewall drops both";
+            let mend = vec![
+                format!("ping -c 3 {ip}"),
+                format!("on {name}: systemctl status agent"),
+                format!("if those are well, {}", opens("udp")[0]),
+                format!("{}   # the same for TCP", opens("tcp")[0]),
+            ];
+            error("unreachable", what, why, mend);
+        }
+        (None, Some(_)) => {
+            let what = format!("UDP does not pass to {name} and back, port {port} on {ip}; TCP does");
+            let why = "pulses and gossip go by UDP: without it a dead master is noticed late, and a good one \
+                       may look dead";
+            error("udp-blocked", what, why, opens("udp"));
+        }
+        (Some(tcp), None) => {
+            let what = format!("TCP does not pass to {name}, port {port} on {ip} ({tcp}); UDP does");
+            let why = "admissions, removals, settings and new keys go by TCP: this node would miss them";
+            error("tcp-blocked", what, why, opens("tcp"));
+        }
+        (None, None) => {}
+    }
+    way_back(mesh, peer, &opens, out);
+}
+
+/// What the member says of its way here.
+fn way_back(mesh: &Mesh, peer: &Peer, opens: &dyn Fn(&str) -> Vec<String>, out: &mut Examined) {
+    let Peer { name, .. } = peer;
+    let mut error = |code: &str, what: String, why: &str, mend: Vec<String>| {
+        out.found(Severity::Error, "ports", code, &mesh.node, Words { what, why, mend });
+    };
+    if let Some(back) = &peer.back {
+        // Datagrams that come back here passed both ways already.
+        if let Some(why_not) = &back.tcp {
+            let what = format!("{name} can't connect to this node by TCP, {} ({why_not})", mesh.address);
+            let why = "what it has to tell reaches this node late, by others, or not at all";
+            error("tcp-blocked-back", what, why, opens("tcp"));
+        }
+        if let (Some(why_not), None) = (&back.udp, &peer.udp) {
+            let what = format!("{name} gets no answer from this node by UDP, {} ({why_not})", mesh.address);
+            let why = "it may take this node for dead";
+            error("udp-blocked-back", what, why, opens("udp"));
+        }
+    }
+    if let Talk::Nothing(why_not) = &peer.talk {
+        let what = format!("{name} did not answer when it was asked to look at itself: {why_not}");
+        let why = "it may be of an older version or busy; what it would find is not in this list";
+        let mend = vec![format!("on {name}: agent doctor")];
+        out.found(Severity::Warning, "ports", "no-answer", &mesh.node, Words { what, why, mend });
+    }
+}
+
+fn packets(mesh: &Mesh, peer: &Peer, out: &mut Examined) {
+    let Peer { name, .. } = peer;
+    let Mesh { interface, mtu, .. } = mesh;
+    let lower = |to: u32| {
+        vec![
+            format!("ip link set dev {interface} mtu {to}"),
+            format!(
+                "to keep it: MTU = {to} in the [Interface] part of WireGuard's file, or your VPN's own option"
+            ),
+        ]
+    };
+    if peer.talk == Talk::SmallOnly {
+        let size = mtu.map_or_else(String::new, |mtu| format!(" ({mtu} bytes on {interface})"));
+        let what = format!("packets of full size do not reach {name} or come back{size}, small ones do");
+        let why = "connections are made and then hang at the first certificate or list: something on the way \
+                   carries less, and no ICMP says so";
+        let mut mend = lower(1280);
+        mend[0].insert_str(0, "on every node: ");
+        out.found(Severity::Error, "packets", "mtu-black-hole", &mesh.node, Words { what, why, mend });
+        return;
+    }
+    if let (Some(path), Some(own)) = (peer.path_mtu, *mtu)
+        && path < own
+    {
+        let what = format!("the way to {name} carries packets of {path} bytes; {interface} is set to {own}");
+        let why = "each new connection loses its first large packets until the kernel has learned it, and \
+                   with ICMP filtered it hangs";
+        let mend = lower(path);
+        out.found(Severity::Warning, "packets", "mtu-path", &mesh.node, Words { what, why, mend });
+        return;
+    }
+    if let (Some(theirs), Some(own)) = (peer.back.as_ref().and_then(|back| back.mtu), *mtu)
+        && theirs != own
+    {
+        let what = format!("the mesh has an MTU of {own} here and of {theirs} on {name}");
+        let why = "what the larger side sends in one piece the smaller one may drop: large UDP packets, and \
+                   pods' traffic in tunnels";
+        let (node, interface_there) =
+            if theirs < own { (&mesh.node, "") } else { (name, " (its mesh interface)") };
+        let to = theirs.min(own);
+        let mend =
+            vec![on(node, &mesh.node, &format!("ip link set dev {interface} mtu {to}{interface_there}"))];
+        out.found(Severity::Warning, "packets", "mtu-differs", &mesh.node, Words { what, why, mend });
+    }
+}
+
+/// Tells of each clock that is far from the middle one. Of two, nobody can say which is wrong.
+fn clocks(mesh: &Mesh, out: &mut Examined) {
+    let answered = mesh.peers.iter().filter_map(|peer| Some((peer.name.as_str(), peer.back.as_ref()?)));
+    let mut all: Vec<(&str, i64, i64)> =
+        answered.map(|(name, back)| (name, back.ahead_ms, back.slack_ms)).collect();
+    if all.is_empty() {
+        return;
+    }
+    all.push((&mesh.node, 0, 0));
+    all.sort_unstable_by_key(|(name, ahead, _)| (*ahead, *name));
+    let middle = all[(all.len() - 1) / 2].1;
+    let mut most = 0;
+    for (name, ahead, slack) in &all {
+        let off = ahead - middle;
+        most = most.max(off.abs());
+        if off.abs() <= CLOCKS_MS + slack {
+            continue;
+        }
+        let way = if off > 0 { "ahead of" } else { "behind" };
+        let others = if all.len() == 2 { "the other's" } else { "the others'" };
+        let seconds = (off.abs() + 500) / 1000;
+        let what = format!("the clock of {name} is {seconds} s {way} {others}");
+        let why = "certificates and tokens count as expired or not yet valid, etcd warns, and times in logs \
+                   do not compare";
+        let severity = if off.abs() > CLOCKS_BREAK_MS { Severity::Error } else { Severity::Warning };
+        let mend = vec![
+            on(name, &mesh.node, "timedatectl set-ntp true"),
+            on(name, &mesh.node, "chronyc makestep   # where chrony keeps the time"),
+        ];
+        out.found(severity, "clocks", "clock", name, Words { what, why, mend });
+    }
+    out.looked("clocks", format!("{most} ms apart at most"));
+}

@@ -1,0 +1,541 @@
+//! One fault planted for each finding; where nothing is planted, nothing is found.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::cluster::{Member, Pair};
+use super::host::{Agent, Away, Host, Interface, Route, Service};
+use super::kube::{Apiserver, Client, Distribution, Kubernetes};
+use super::mesh::{Back, Firewall, Mesh, Peer, Talk};
+use super::x509::Certificate;
+use super::*;
+
+const DAY_MS: u64 = 86_400_000;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn at(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+/// A master of kubeadm on a VPN, on which there is nothing to find.
+fn host() -> Host {
+    let card = |name: &str, speaks_arp, address: &str, prefix| Interface {
+        name: name.to_owned(),
+        speaks_arp,
+        addresses: vec![(ip(address), prefix)],
+        rp_filter: Some(0),
+        arp_ignore: Some(0),
+    };
+    Host {
+        node: "m1".to_owned(),
+        here: "m1".to_owned(),
+        now: UnixMs(1000 * DAY_MS),
+        agent: Some(Agent {
+            version: "1.0.0".to_owned(),
+            asked_by: Some("1.0.0".to_owned()),
+            interface: "wg0".to_owned(),
+            descriptors: 1 << 20,
+            maxconn: 10_000,
+            vips: vec![ip("192.168.0.50")],
+            ..Agent::default()
+        }),
+        is_member: true,
+        service: Some(Service {
+            unit: Some("/etc/systemd/system/agent.service".to_owned()),
+            as_shipped: true,
+            drop_ins: Vec::new(),
+        }),
+        loose: Vec::new(),
+        unreadable: Vec::new(),
+        interfaces: vec![card("wg0", false, "10.0.0.1", 24), card("eth0", true, "192.168.0.2", 24)],
+        routes: vec![Route { name: "m2".to_owned(), to: ip("10.0.0.2"), by: Ok("wg0".to_owned()) }],
+        kubernetes: Kubernetes {
+            distribution: Some(Distribution::Kubeadm),
+            apiserver: Some(Apiserver {
+                at: at("10.0.0.1:6443"),
+                certificate: Some(Certificate {
+                    names: vec!["kubernetes".to_owned()],
+                    ips: vec![ip("127.0.0.1"), ip("192.168.0.50")],
+                    until: UnixMs(1200 * DAY_MS),
+                }),
+                readyz: Some(401),
+            }),
+            credentials: true,
+            clients: vec![client("kubelet", "https://127.0.0.1:16443", "127.0.0.1:16443")],
+            own_balancer: false,
+            api_listeners: vec![at("127.0.0.1:16443")],
+            listeners: vec![at("127.0.0.1:16443"), at("127.0.0.1:19345")],
+            vips: vec![ip("192.168.0.50")],
+            members: vec![("m2".to_owned(), ip("10.0.0.2"))],
+        },
+    }
+}
+
+fn client(who: &'static str, url: &str, to: &str) -> Client {
+    Client { path: "/etc/kubernetes/x.conf".to_owned(), who, url: url.to_owned(), at: vec![at(to)] }
+}
+
+fn agent(host: &mut Host) -> &mut Agent {
+    host.agent.as_mut().unwrap()
+}
+
+fn service(host: &mut Host) -> &mut Service {
+    host.service.as_mut().unwrap()
+}
+
+fn apiserver(host: &mut Host) -> &mut Apiserver {
+    host.kubernetes.apiserver.as_mut().unwrap()
+}
+
+fn certificate(host: &mut Host) -> &mut Certificate {
+    apiserver(host).certificate.as_mut().unwrap()
+}
+
+#[test]
+fn where_nothing_is_wrong_nothing_is_found() {
+    let examined = host::examine(&host());
+    assert!(examined.findings.is_empty(), "{:#?}", examined.findings);
+    let areas: Vec<&str> = examined.checked.iter().map(|one| one.area.as_str()).collect();
+    assert_eq!(
+        areas,
+        ["agent", "backends", "service", "files", "routes", "virtual IPs", "apiserver", "clients"]
+    );
+
+    let examined = mesh::examine(&mesh());
+    assert!(examined.findings.is_empty(), "{:#?}", examined.findings);
+    let areas: Vec<&str> = examined.checked.iter().map(|one| one.area.as_str()).collect();
+    assert_eq!(areas, ["ports", "packets", "clocks"]);
+    assert_eq!(examined.worst(), Severity::Ok);
+}
+
+/// A fault, the finding that it must make and nothing else, and what must stand in its first words and in
+/// its commands.
+type Planted<T> = (fn(&mut T), &'static str, Severity, &'static str, &'static str);
+
+const HOST: &[Planted<Host>] = &[
+    (|h| h.agent = None, "agent-not-running", Severity::Error, "does not run", "systemctl start agent"),
+    (
+        |h| (h.agent, h.is_member) = (None, false),
+        "agent-not-running",
+        Severity::Error,
+        "nor is it a member",
+        "agent join",
+    ),
+    (
+        |h| agent(h).problems = vec!["wg0 is down; bring it up".to_owned()],
+        "problem",
+        Severity::Warning,
+        "wg0 is down",
+        "bring it up",
+    ),
+    (
+        |h| agent(h).asked_by = Some("1.1.0".to_owned()),
+        "old-agent-runs",
+        Severity::Warning,
+        "1.0.0, this command of 1.1.0",
+        "systemctl restart agent",
+    ),
+    (
+        |h| agent(h).closed = vec!["kube-api on 127.0.0.1:16443 (in use)".to_owned()],
+        "not-listening",
+        Severity::Error,
+        "127.0.0.1:16443 (in use)",
+        "ss -ltnp",
+    ),
+    (
+        |h| agent(h).unserved = vec!["kube-api".to_owned()],
+        "nobody-serves",
+        Severity::Error,
+        "nobody serves kube-api",
+        "agent status",
+    ),
+    (
+        |h| {
+            let (service, node) = ("kube-api".to_owned(), "m2".to_owned());
+            agent(h).away = vec![Away { service, node, how: "down, connection refused".to_owned() }];
+        },
+        "backend-away",
+        Severity::Warning,
+        "kube-api on m2 gets no connections: down, connection refused",
+        "on m2: agent doctor",
+    ),
+    (
+        |h| agent(h).descriptors = 4096,
+        "few-descriptors",
+        Severity::Warning,
+        "4096 files",
+        "LimitNOFILE=1048576",
+    ),
+    (|h| service(h).unit = None, "no-unit", Severity::Warning, "no service", "agent install"),
+    (|h| service(h).as_shipped = false, "unit-edited", Severity::Warning, "agent.service", "agent install"),
+    (
+        |h| service(h).drop_ins = vec!["/etc/x.conf".to_owned()],
+        "unit-drop-in",
+        Severity::Note,
+        "/etc/x.conf",
+        "systemctl cat agent",
+    ),
+    (
+        |h| h.loose = vec![("/s/node".to_owned(), 0o644)],
+        "loose-mode",
+        Severity::Error,
+        "644",
+        "chmod go= /s/node",
+    ),
+    (|h| h.unreadable = vec!["/x".to_owned()], "unreadable", Severity::Note, "/x", "sudo agent doctor"),
+    (
+        |h| h.routes[0].by = Ok("eth0".to_owned()),
+        "route",
+        Severity::Warning,
+        "to m2 (10.0.0.2) leave by eth0; the mesh is on wg0",
+        "ip route replace 10.0.0.2 dev wg0",
+    ),
+    (
+        |h| h.routes[0].by = Err("unreachable".to_owned()),
+        "route",
+        Severity::Warning,
+        "no route to m2",
+        "ip route get 10.0.0.2",
+    ),
+    (
+        |h| h.interfaces.push(Interface { name: "eth1".to_owned(), ..h.interfaces[1].clone() }),
+        "arp-flux",
+        Severity::Warning,
+        "eth0 and eth1",
+        "arp_ignore=1",
+    ),
+    (
+        |h| certificate(h).ips = vec![ip("192.168.0.50")],
+        "certificate-names",
+        Severity::Warning,
+        "not for 127.0.0.1",
+        "kubeadm init phase certs apiserver",
+    ),
+    (
+        |h| (certificate(h).ips, h.kubernetes.distribution) = (Vec::new(), Some(Distribution::K3s)),
+        "certificate-names",
+        Severity::Warning,
+        "127.0.0.1, 192.168.0.50",
+        "/etc/rancher/k3s/config.yaml: tls-san: [127.0.0.1, 192.168.0.50]",
+    ),
+    (
+        |h| (certificate(h).ips, h.kubernetes.distribution) = (Vec::new(), Some(Distribution::Rke2)),
+        "certificate-names",
+        Severity::Warning,
+        "127.0.0.1",
+        "systemctl restart rke2-server",
+    ),
+    (
+        |h| certificate(h).until = UnixMs(1010 * DAY_MS),
+        "certificate-ends",
+        Severity::Warning,
+        "in 10 days",
+        "kubeadm certs renew",
+    ),
+    (
+        |h| certificate(h).until = UnixMs(999 * DAY_MS),
+        "certificate-ends",
+        Severity::Error,
+        "has expired",
+        "kubeadm certs renew",
+    ),
+    (
+        |h| h.kubernetes.credentials = false,
+        "no-credentials",
+        Severity::Warning,
+        "401, and no credentials",
+        "cert-file",
+    ),
+    (
+        |h| (h.kubernetes.own_balancer, h.kubernetes.distribution) = (true, Some(Distribution::K3s)),
+        "own-balancer",
+        Severity::Warning,
+        "balancer of its own",
+        "disable-apiserver-lb: true",
+    ),
+    (
+        |h| (h.kubernetes.own_balancer, h.kubernetes.distribution) = (true, Some(Distribution::Rke2)),
+        "own-balancer",
+        Severity::Note,
+        "RKE2",
+        "",
+    ),
+    (
+        |h| h.kubernetes.clients = vec![client("kubelet", "https://m2:6443", "10.0.0.2:6443")],
+        "past-the-proxy",
+        Severity::Warning,
+        "m2 alone",
+        "sed -i 's|server: https://m2:6443|server: https://127.0.0.1:16443|' /etc/kubernetes/x.conf",
+    ),
+    (
+        |h| h.kubernetes.clients = vec![client("kubelet", "https://10.0.0.1:6443", "10.0.0.1:6443")],
+        "past-the-proxy",
+        Severity::Note,
+        "own apiserver",
+        "systemctl restart kubelet",
+    ),
+    (
+        |h| h.kubernetes.clients = vec![client("kubectl", "https://10.9.9.9:6443", "10.9.9.9:6443")],
+        "past-the-proxy",
+        Severity::Note,
+        "neither the proxy nor a member",
+        "sed -i",
+    ),
+    (
+        |h| {
+            h.kubernetes.distribution = Some(Distribution::K3s);
+            h.kubernetes.clients = vec![client("k3s agent", "https://10.0.0.2:6443", "10.0.0.2:6443")];
+        },
+        "past-the-proxy",
+        Severity::Warning,
+        "m2 alone",
+        "server: https://127.0.0.1:16443 and disable-apiserver-lb: true",
+    ),
+    (
+        |h| {
+            h.kubernetes.distribution = Some(Distribution::Rke2);
+            h.kubernetes.clients = vec![client("RKE2", "https://10.0.0.2:9345", "10.0.0.2:9345")];
+        },
+        "past-the-proxy",
+        Severity::Warning,
+        "m2 alone",
+        "server: https://127.0.0.1:19345",
+    ),
+];
+
+fn only(found: &Examined, i: usize, code: &str, severity: Severity, what: &str, mend: &str) {
+    let [one] = found.findings.as_slice() else { panic!("{code} ({i}): {:#?}", found.findings) };
+    assert_eq!((one.code.as_str(), one.severity), (code, severity), "{i}");
+    assert!(one.what.contains(what), "{code} ({i}): {}", one.what);
+    assert!(one.mend.join("\n").contains(mend), "{code} ({i}): {:#?}", one.mend);
+    assert!(!one.why.is_empty() && found.worst() == severity, "{code} ({i})");
+}
+
+#[test]
+fn each_fault_of_a_node_is_told_once_with_what_mends_it() {
+    for (i, (plant, code, severity, what, mend)) in HOST.iter().enumerate() {
+        let mut host = host();
+        plant(&mut host);
+        only(&host::examine(&host), i, code, *severity, what, mend);
+    }
+}
+
+#[test]
+fn strict_reverse_paths_are_told_where_a_way_back_differs() {
+    let mut host = host();
+    host.interfaces[0].rp_filter = Some(1);
+    assert!(host::examine(&host).findings.is_empty(), "all ways are the same both ways");
+    host.routes[0].by = Ok("eth0".to_owned());
+    let found = host::examine(&host);
+    let strict = found.findings.iter().find(|one| one.code == "rp-filter").unwrap();
+    assert!(strict.mend[0].contains("net.ipv4.conf.wg0.rp_filter=2"), "{:?}", strict.mend);
+}
+
+#[test]
+fn what_is_as_kubeadm_means_it_is_no_finding() {
+    let mut host = host();
+    host.kubernetes.clients = vec![
+        client("controller-manager", "https://10.0.0.1:6443", "10.0.0.1:6443"),
+        client("kubelet", "https://192.168.0.50:6443", "192.168.0.50:6443"),
+    ];
+    assert!(host::examine(&host).findings.is_empty());
+}
+
+#[test]
+fn commands_for_another_node_say_where_they_belong() {
+    let mut host = host();
+    host.here = "w1".to_owned();
+    service(&mut host).unit = None;
+    assert_eq!(host::examine(&host).findings[0].mend, ["on m1: agent install"]);
+}
+
+fn mesh() -> Mesh {
+    let peer = |name: &str, address: &str| Peer {
+        name: name.to_owned(),
+        address: Some(at(address)),
+        talk: Talk::Whole,
+        path_mtu: Some(1420),
+        back: Some(Back { mtu: Some(1420), ahead_ms: 3, slack_ms: 2, ..Back::default() }),
+        ..Peer::default()
+    };
+    Mesh {
+        node: "m1".to_owned(),
+        address: "10.0.0.1:7646".to_owned(),
+        interface: "wg0".to_owned(),
+        mtu: Some(1420),
+        port: 7646,
+        firewall: Firewall::Nftables,
+        peers: vec![peer("m2", "10.0.0.2:7646"), peer("w1", "10.0.0.9:7646")],
+    }
+}
+
+fn back(mesh: &mut Mesh) -> &mut Back {
+    mesh.peers[0].back.as_mut().unwrap()
+}
+
+fn why(text: &str) -> Option<String> {
+    Some(text.to_owned())
+}
+
+fn away(mesh: &mut Mesh, tcp: Option<&str>, udp: Option<&str>) {
+    let peer = &mut mesh.peers[0];
+    (peer.tcp, peer.udp) = (tcp.map(str::to_owned), udp.map(str::to_owned));
+    if tcp.is_some() {
+        (peer.talk, peer.back) = (Talk::None, None);
+    }
+}
+
+const MESH: &[Planted<Mesh>] = &[
+    (
+        |m| m.peers[0] = Peer { name: "m2".to_owned(), ..Peer::default() },
+        "address-unknown",
+        Severity::Error,
+        "where m2 is",
+        "agent remove m2",
+    ),
+    (
+        |m| away(m, Some("connection refused"), Some("nothing")),
+        "agent-away",
+        Severity::Error,
+        "m2 (10.0.0.2:7646)",
+        "on m2: systemctl start agent",
+    ),
+    (
+        |m| away(m, Some("no answer"), Some("nothing")),
+        "unreachable",
+        Severity::Error,
+        "m2",
+        "ping -c 3 10.0.0.2",
+    ),
+    (
+        |m| away(m, None, Some("nothing")),
+        "udp-blocked",
+        Severity::Error,
+        "UDP does not pass to m2 and back, port 7646",
+        "nft insert rule inet filter input iifname wg0 udp dport 7646 accept",
+    ),
+    (
+        |m| (away(m, None, Some("nothing")), m.firewall = Firewall::Ufw).0,
+        "udp-blocked",
+        Severity::Error,
+        "UDP",
+        "ufw allow in on wg0 to any port 7646 proto udp",
+    ),
+    (
+        |m| (away(m, Some("no answer"), None), m.firewall = Firewall::Firewalld).0,
+        "tcp-blocked",
+        Severity::Error,
+        "TCP does not pass to m2",
+        "firewall-cmd --permanent --add-port=7646/tcp",
+    ),
+    (
+        |m| back(m).tcp = why("timed out"),
+        "tcp-blocked-back",
+        Severity::Error,
+        "m2 can't connect to this node by TCP, 10.0.0.1:7646",
+        "tcp dport 7646",
+    ),
+    (
+        |m| back(m).udp = why("nothing"),
+        "udp-blocked-back",
+        Severity::Error,
+        "m2 gets no answer from this node",
+        "udp dport 7646",
+    ),
+    (
+        |m| (m.peers[0].talk, m.peers[0].back) = (Talk::Nothing("closed".to_owned()), None),
+        "no-answer",
+        Severity::Warning,
+        "closed",
+        "on m2: agent doctor",
+    ),
+    (
+        |m| m.peers[0].talk = Talk::SmallOnly,
+        "mtu-black-hole",
+        Severity::Error,
+        "full size do not reach m2",
+        "ip link set dev wg0 mtu 1280",
+    ),
+    (
+        |m| m.peers[0].path_mtu = Some(1300),
+        "mtu-path",
+        Severity::Warning,
+        "the way to m2 carries packets of 1300 bytes; wg0 is set to 1420",
+        "ip link set dev wg0 mtu 1300",
+    ),
+    (
+        |m| back(m).mtu = Some(1280),
+        "mtu-differs",
+        Severity::Warning,
+        "1420 here and of 1280 on m2",
+        "ip link set dev wg0 mtu 1280",
+    ),
+    (
+        |m| back(m).ahead_ms = -5_000,
+        "clock",
+        Severity::Warning,
+        "clock of m2 is 5 s behind the others'",
+        "on m2: timedatectl set-ntp true",
+    ),
+    (|m| back(m).ahead_ms = 3_600_000, "clock", Severity::Error, "3600 s ahead", "on m2: chronyc makestep"),
+];
+
+#[test]
+fn each_fault_of_a_way_is_told_once_with_what_mends_it() {
+    for (i, (plant, code, severity, what, mend)) in MESH.iter().enumerate() {
+        let mut mesh = mesh();
+        plant(&mut mesh);
+        only(&mesh::examine(&mesh), i, code, *severity, what, mend);
+    }
+}
+
+#[test]
+fn who_stopped_on_purpose_is_no_finding() {
+    let mut mesh = mesh();
+    mesh.peers[0] = Peer { name: "m2".to_owned(), left: true, ..Peer::default() };
+    assert!(mesh::examine(&mesh).findings.is_empty());
+}
+
+#[test]
+fn of_clocks_the_one_that_stands_alone_is_wrong() {
+    let mut mesh = mesh();
+    for peer in &mut mesh.peers {
+        peer.back.as_mut().unwrap().ahead_ms = 9_000;
+    }
+    let found = mesh::examine(&mesh).findings;
+    assert_eq!(found.iter().map(|one| one.node.as_str()).collect::<Vec<_>>(), ["m1"], "{found:#?}");
+    assert_eq!(found[0].mend[0], "timedatectl set-ntp true");
+    // An exchange that took as long as the clocks differ says nothing.
+    for peer in &mut mesh.peers {
+        peer.back.as_mut().unwrap().slack_ms = 9_000;
+    }
+    let slow = mesh::examine(&mesh);
+    assert!(slow.findings.iter().all(|one| one.node != "m2"), "{:#?}", slow.findings);
+}
+
+#[test]
+fn what_members_do_not_have_in_common_is_told() {
+    let member = |name: &str, version: &str| Member { name: name.to_owned(), version: version.to_owned() };
+    let pair = |from: &str, to: &str, rtt, loss| Pair {
+        from: from.to_owned(),
+        to: to.to_owned(),
+        rtt_ms: Some(rtt),
+        loss_permille: loss,
+    };
+    let same = [member("m1", "1.0.0"), member("m2", "1.0.0"), member("w1", "")];
+    let near = [pair("m1", "m2", 2.0, 0), pair("m2", "m1", 2.1, 50)];
+    assert!(cluster::examine("m1", &same, &near).findings.is_empty());
+
+    let differ = [member("m1", "1.0.0"), member("m2", "0.9.0")];
+    let found = cluster::examine("m1", &differ, &near);
+    only(&found, 0, "versions-differ", Severity::Note, "0.9.0 on m2; 1.0.0 on m1", "./agent install");
+
+    let far = [pair("m1", "m2", 80.0, 0), pair("m2", "m1", 81.0, 0)];
+    let found = cluster::examine("m1", &same, &far);
+    only(&found, 1, "slow-etcd", Severity::Warning, "80 ms from m1 to m2", "election-timeout");
+
+    let lossy = [pair("m1", "m2", 2.0, 120)];
+    only(&cluster::examine("m1", &same, &lossy), 2, "loss", Severity::Warning, "12 %", "mtr");
+}
