@@ -433,7 +433,10 @@ fn masters_that_begin_at_once_agree_before_anyone_claims() -> Result<()> {
         for agent in agents.iter_mut() {
             agent.wait_until_asked()?;
         }
-        eventually("somebody claims it anew", GOSSIP, || Ok(ensure!(owned(agents)? > first)))?;
+        eventually("somebody claims it anew", GOSSIP, || {
+            ensure!(owned(agents)? > first);
+            Ok(())
+        })?;
         settled(agents)?;
         let then = owned(agents)?;
         let epoch = vip(&agents[WORKER], &ADDRESS.to_string())?.epoch;

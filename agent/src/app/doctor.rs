@@ -76,7 +76,7 @@ pub(crate) async fn own(
         Some(status) => routes(status).await,
         None => Vec::new(),
     };
-    let interfaces = net::interfaces().await.unwrap_or_default();
+    let interfaces = net::interfaces().unwrap_or_default();
     let host = Host {
         here: here.unwrap_or(&node).to_owned(),
         node,
@@ -141,7 +141,7 @@ async fn routes(status: &Status) -> Vec<Route> {
     let others = status.members.iter().filter(|member| member.id != status.node.id);
     for member in others.filter(|member| member.state != MemberState::Left).take(MOST_ROUTES) {
         let Ok(to) = member.address.parse() else { continue };
-        let by = net::route_to(to).await.map(|route| route.interface).map_err(|error| error.to_string());
+        let by = net::route_to(to).map(|route| route.interface).map_err(|error| error.to_string());
         routes.push(Route { name: member.name.to_string(), to, by });
     }
     routes
@@ -278,7 +278,7 @@ async fn facts(running: &Running, peers: Vec<Peer>) -> Mesh {
 }
 
 async fn mtu(interface: &str) -> Option<u32> {
-    let all = net::interfaces().await.ok()?;
+    let all = net::interfaces().ok()?;
     all.iter().find(|one| one.name == interface).map(|one| one.mtu)
 }
 
