@@ -92,7 +92,8 @@ fn finds(
 fn well(agent: &Agent<'_>) -> Result<()> {
     eventually("nothing has to be mended", GOSSIP, || {
         let report = report(agent, &[])?;
-        ensure!(report.worst == "ok", "{:#?}", report.findings);
+        // What was lost while it was broken still counts a minute later.
+        ensure!(report.findings.iter().all(|one| one.code == "loss"), "{:#?}", report.findings);
         Ok(())
     })?;
     Ok(())

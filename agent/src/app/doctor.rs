@@ -37,6 +37,9 @@ const AT_ONCE: usize = 16;
 /// Time for all of them: below what the command line waits for.
 const ALL: Duration = Duration::from_secs(24);
 
+/// Time in which conversations begin; each takes as long as three seconds and an answer.
+const START: Duration = Duration::from_secs(14);
+
 /// Time for one answer: the member dials back, which takes three seconds where nothing answers.
 const ANSWER: Duration = Duration::from_secs(6);
 
@@ -233,28 +236,33 @@ pub(super) async fn answer(running: &Arc<Running>, nodes: &[String]) -> Response
     };
     let view = running.view.borrow().clone();
     let left = |id: &NodeId| view.members.get(id).is_some_and(|member| member.word.left);
-    let until = tokio::time::Instant::now() + ALL;
+    let began = tokio::time::Instant::now();
+    let until = began + ALL;
     let (mut peers, mut findings) = (Vec::new(), Vec::new());
     let mut waiting = wanted.into_iter();
     let mut under_way = FuturesUnordered::new();
     loop {
         while under_way.len() < AT_ONCE
+            && began.elapsed() < START
             && let Some((id, admitted)) = waiting.next()
         {
             under_way.push(speak(&running.link, id, admitted, left(&id), until));
         }
         let Some((peer, theirs)) = under_way.next().await else { break };
-        // What it says of others is not its to say.
-        let name = peer.name.clone();
-        findings.extend(theirs.into_iter().filter(|one| one.node == name).take(MOST_FINDINGS));
+        findings.extend(theirs.into_iter().take(MOST_FINDINGS).filter_map(|one| one.said_by(&peer.name)));
         peers.push(peer);
     }
     peers.sort_by(|a, b| a.name.cmp(&b.name));
+    let skipped = waiting.count();
     let asked = peers.iter().filter(|peer| peer.talk == Talk::Whole).count();
     let mut examined = mesh::examine(&facts(running, peers).await);
     if asked > 0 {
         let (have, whom) = if asked == 1 { (" has", "itself") } else { ("s have", "themselves") };
-        examined.looked("others", format!("{asked} member{have} looked at {whom} the same way"));
+        let more = match skipped {
+            0 => String::new(),
+            _ => format!("; no time for {skipped} more: name them"),
+        };
+        examined.looked("others", format!("{asked} member{have} looked at {whom} the same way{more}"));
     }
     findings.sort_by(|a, b| a.node.cmp(&b.node));
     examined.findings.extend(findings);
@@ -293,9 +301,7 @@ async fn speak(
     let address = link.book.best(&id);
     let mut peer = Peer { name: admitted.name.to_string(), address, left, ..Peer::default() };
     let Some(address) = address.filter(|_| !left) else { return (peer, Vec::new()) };
-    let dialled = tokio::time::timeout_at(until, link.dial_back(admitted.key, address));
-    let late = || Some("there was no time left to try".to_owned());
-    (peer.tcp, peer.udp) = dialled.await.unwrap_or_else(|_| (late(), late()));
+    (peer.tcp, peer.udp) = link.dial_back(admitted.key, address).await;
     let mut findings = Vec::new();
     if peer.tcp.is_none() {
         (peer.talk, peer.back) = match ask(link, id, FULL, until).await {

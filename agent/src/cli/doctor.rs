@@ -190,11 +190,18 @@ fn hanging(text: &mut String, label: &str, hang: usize, words: &str, columns: us
     }
 }
 
-/// A command that can be copied also where it takes several lines. What says where it belongs, as `on m2:`
-/// or `in FILE:`, is words.
+/// Whether a line is words, as `in FILE: server: …`, and no command. One for another node is a command
+/// behind `on m2: `.
+fn is_words(line: &str) -> bool {
+    let rest = line.strip_prefix("on ").and_then(|rest| rest.split_once(": ")).map_or(line, |(_, rest)| rest);
+    // A remark may hold anything, and so may what is quoted.
+    let plain = rest.split("   # ").next().unwrap_or_default().split('\'').next().unwrap_or_default();
+    plain.contains(": ")
+}
+
+/// A command that can be copied also where it takes several lines.
 fn command(text: &mut String, before: &str, line: &str, columns: usize) {
-    let words = line.split("   # ").next().unwrap_or_default();
-    if words.contains(": ") {
+    if is_words(line) {
         return hanging(text, before, before.len(), line, columns);
     }
     if before.len() + line.chars().count() <= columns {
@@ -223,7 +230,7 @@ mod tests {
         assert_eq!(
             screen,
             "what was looked at from m1\n  ok       ports        2 other members, each by TCP and UDP on 7646, \
-             both\n                        ways\n\nnothing to mend\n"
+             both ways\n\nnothing to mend\n"
         );
     }
 
@@ -242,5 +249,16 @@ mod tests {
         let whole = command.split("        a   # b\n").next().unwrap().replace(" \\\n          ", " ");
         assert_eq!(whole.trim(), format!("kubectl {}", "get nodes ".repeat(12)).trim());
         assert!(screen.ends_with("\n1 thing to mend\n"));
+    }
+
+    #[test]
+    fn words_are_told_from_commands() {
+        for words in ["in /etc/x: server: y", "on m2: add to /etc/x: tls-san: [a]", "to keep it: MTU = 1280"]
+        {
+            assert!(is_words(words), "{words}");
+        }
+        for command in ["sed -i 's|server: a|server: b|' x", "on m2: systemctl start agent", "a   # or: b"] {
+            assert!(!is_words(command), "{command}");
+        }
     }
 }

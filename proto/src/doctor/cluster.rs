@@ -58,7 +58,8 @@ pub fn examine(node: &str, members: &[Member], masters: &[Pair]) -> Examined {
         if *loss_permille > LOSSY {
             let share = loss_permille / 10;
             let what = format!("{share} % of what {from} sends to {to}, or of its answers, is lost");
-            let why = "etcd and every connection on this way stall for a moment each time";
+            let why = "etcd and every connection on this way stall for a moment each time; what was lost in the last \
+                       minutes counts";
             let mend = vec![format!("on {from}: mtr -u {to}   # which hop loses")];
             out.found(Severity::Warning, "masters", "loss", from, Words { what, why, mend });
         }

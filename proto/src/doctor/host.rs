@@ -137,6 +137,7 @@ fn agent(host: &Host, out: &mut Examined) {
         let what = format!("the agent does not run on this node{more}");
         let why = "nothing listens on 127.0.0.1:16443, and the others do not see this node; what only a \
                    running agent knows was not checked";
+        out.looked("agent", "");
         out.found(Severity::Error, "agent", "agent-not-running", node, Words { what, why, mend });
         return;
     };

@@ -96,8 +96,8 @@ pub fn examine(host: &Host, out: &mut Examined) {
     }
     if !kubernetes.clients.is_empty() {
         let count = kubernetes.clients.len();
-        let s = if count == 1 { "" } else { "s" };
-        out.looked("clients", format!("{count} file{s} of Kubernetes point to the proxy or to this node"));
+        let (file, point) = if count == 1 { ("file", "points") } else { ("files", "point") };
+        out.looked("clients", format!("{count} {file} of Kubernetes {point} to the proxy or to this node"));
     }
 }
 

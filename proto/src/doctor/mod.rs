@@ -59,6 +59,26 @@ pub struct Finding {
     pub mend: Vec<String>,
 }
 
+impl Finding {
+    /// What a member says of itself, as far as it may: nothing of others, no command for any node but
+    /// itself, and not endlessly long. People may well type what they read here.
+    pub fn said_by(mut self, node: &str) -> Option<Finding> {
+        if self.node != node {
+            return None;
+        }
+        let own = on(node, "", "");
+        self.mend.truncate(MOST_LINES);
+        for line in self.mend.iter_mut().filter(|line| !line.starts_with(&own)) {
+            line.insert_str(0, &own);
+        }
+        let texts = [&mut self.code, &mut self.area, &mut self.what, &mut self.why];
+        for text in texts.into_iter().chain(&mut self.mend).filter(|text| text.chars().count() > MOST_CHARS) {
+            *text = text.chars().take(MOST_CHARS).collect();
+        }
+        Some(self)
+    }
+}
+
 /// Something that was looked at, and how it is where nothing was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checked {
@@ -143,6 +163,10 @@ pub struct Answer {
 
 /// Most findings of one member that are taken: many times what a node can have.
 pub const MOST_FINDINGS: usize = 64;
+
+/// Most commands of one of them, and most characters of one text: twice what is said here.
+const MOST_LINES: usize = 12;
+const MOST_CHARS: usize = 400;
 
 /// A command that has to be run on another node.
 fn on(node: &str, here: &str, command: &str) -> String {

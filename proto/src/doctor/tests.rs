@@ -539,3 +539,21 @@ fn what_members_do_not_have_in_common_is_told() {
     let lossy = [pair("m1", "m2", 2.0, 120)];
     only(&cluster::examine("m1", &same, &lossy), 2, "loss", Severity::Warning, "12 %", "mtr");
 }
+
+#[test]
+fn a_member_speaks_of_itself_alone_and_commands_nobody_else() {
+    let mut finding = Finding {
+        code: "x".to_owned(),
+        severity: Severity::Note,
+        area: "agent".to_owned(),
+        node: "m2".to_owned(),
+        what: "y".repeat(100_000),
+        why: "z".to_owned(),
+        mend: vec!["on m2: agent install".to_owned(), "rm -r /".to_owned()],
+    };
+    finding.mend.extend(vec![String::new(); 100]);
+    assert_eq!(finding.clone().said_by("m3"), None);
+    let said = finding.said_by("m2").unwrap();
+    assert_eq!(said.mend[..2], ["on m2: agent install", "on m2: rm -r /"]);
+    assert!(said.mend.len() == MOST_LINES && said.what.len() == MOST_CHARS);
+}
