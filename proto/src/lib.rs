@@ -56,4 +56,6 @@ pub mod config;
 
 pub mod settings;
 
+pub mod migrate;
+
 pub mod control;

@@ -21,7 +21,7 @@ Examples:
   agent get service.ingress --json")]
 pub(crate) struct Args {
     /// One setting, or all that begin with this
-    #[arg(value_name = "KEY")]
+    #[arg(value_name = "KEY", value_parser = super::set::Key, hide_possible_values = true)]
     key: Option<String>,
     /// Print JSON
     #[arg(long)]

@@ -21,6 +21,7 @@ mod join;
 mod leave;
 mod man;
 mod members;
+mod migrate;
 mod open;
 pub(crate) mod out;
 mod remove;
@@ -66,7 +67,11 @@ enum Command {
     Members(members::Args),
     Events(events::Args),
     Check(check::Args),
+<<<<<<< HEAD
     Doctor(doctor::Args),
+=======
+    Migrate(migrate::Args),
+>>>>>>> migrate
     Invite(invite::Args),
     Approve(waiting::ApproveArgs),
     Reject(waiting::RejectArgs),
@@ -115,6 +120,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     // These have to work on a machine whose configuration is broken.
     match cli.command {
         Command::Check(args) => return check::run(&args, &cli.global),
+        Command::Migrate(args) => return migrate::run(&args),
         Command::Completions(args) => return completions::run(&args, Cli::command()),
         Command::Man(args) => return man::run(&args, Cli::command()),
         Command::Demo(args) => return runtime(false)?.block_on(demo::run(args)),
@@ -167,6 +173,7 @@ async fn command(command: Command, settings: Settings) -> anyhow::Result<ExitCod
         Command::Uninstall(args) => uninstall::run(&args, &settings),
         // Answered before the configuration was read.
         Command::Check(_)
+        | Command::Migrate(_)
         | Command::Completions(_)
         | Command::Man(_)
         | Command::Demo(_)
@@ -204,8 +211,13 @@ mod tests {
             "agent events --since 2026-03-01T14:03:11Z",
             "agent check",
             "agent check file.toml",
+<<<<<<< HEAD
             "agent doctor",
             "agent doctor --json m1 m2",
+=======
+            "agent migrate haproxy.cfg",
+            "agent migrate haproxy.cfg keepalived.conf --node m1",
+>>>>>>> migrate
             "agent invite --for 15m --uses 3 --json",
             "agent approve",
             "agent approve k7qm-2xpd",
@@ -245,6 +257,8 @@ mod tests {
             "agent",
             "agent frobnicate",
             "agent join",
+            "agent migrate",
+            "agent migrate a b c",
             "agent init --name Not_A_Name",
             "agent init --addr wg0",
             "agent vip move 10.0.0.9",

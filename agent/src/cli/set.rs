@@ -36,7 +36,7 @@ Examples:
   agent unset service.ingress weight.m2")]
 pub(crate) struct UnsetArgs {
     /// What to take back
-    #[arg(value_name = "KEY", required = true)]
+    #[arg(value_name = "KEY", required = true, value_parser = Key, hide_possible_values = true)]
     keys: Vec<String>,
 }
 
@@ -61,9 +61,35 @@ impl TypedValueParser for Assignment {
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        let value = |known: &proto::settings::Known| PossibleValue::new(known.key).help(known.what);
-        Some(Box::new(KNOWN.iter().map(value)))
+        keys()
     }
+}
+
+/// Takes a key as it is, since the agent knows best what there is, and offers shells those that there are.
+#[derive(Clone)]
+pub(super) struct Key;
+
+impl TypedValueParser for Key {
+    type Value = String;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &std::ffi::OsStr,
+    ) -> Result<String, clap::Error> {
+        StringValueParser::new().parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        keys()
+    }
+}
+
+/// The keys that there are, for shells.
+fn keys<'a>() -> Option<Box<dyn Iterator<Item = PossibleValue> + 'a>> {
+    let value = |known: &proto::settings::Known| PossibleValue::new(known.key).help(known.what);
+    Some(Box::new(KNOWN.iter().map(value)))
 }
 
 /// Everything that can be set, and what holds without it.
@@ -134,6 +160,14 @@ mod tests {
         assert_eq!(change(None, Some("first")), format!("{key}: (least-connections) -> first"));
         assert_eq!(change(Some("first"), None), format!("{key}: first -> (least-connections)"));
         assert_eq!(change(Some("a"), Some("a")), format!("{key}: a, as it was"));
+    }
+
+    #[test]
+    fn shells_are_offered_every_key() {
+        for keys in [Assignment.possible_values(), Key.possible_values()] {
+            let keys: Vec<String> = keys.unwrap().map(|key| key.get_name().to_owned()).collect();
+            assert_eq!(keys, KNOWN.map(|known| known.key));
+        }
     }
 
     #[test]

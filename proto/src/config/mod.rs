@@ -32,6 +32,7 @@ pub use overlay::{SHARED_KEYS, overlay, shared_service};
 pub use web::{Secret, Web};
 
 pub(crate) use mistake::nearest;
+pub(crate) use overlay::quoted;
 
 /// How the log is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -1,0 +1,68 @@
+//! `agent migrate`: what haproxy and keepalived were told, as a file and commands of ours.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use proto::migrate::{Source, migrate};
+use proto::node::Name;
+
+use super::exit::{self, Failure};
+use super::{out, settings};
+
+/// Largest file that is read: a thousand times what people write.
+const MAX_FILE: u64 = 1024 * 1024;
+
+/// Turn haproxy.cfg and keepalived.conf into agent.toml
+///
+/// Prints a configuration that does the same, with what is to be done on which node and what became of every
+/// line as comments: kept, set for the whole cluster, automatic now, needless, not done, or not understood.
+/// What has to be looked at also goes to stderr. Nothing is changed, and no agent is needed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  agent migrate /etc/haproxy/haproxy.cfg > agent.toml
+  agent migrate haproxy.cfg keepalived.conf --node m1 > agent.toml
+  agent check agent.toml")]
+pub(crate) struct Args {
+    /// haproxy.cfg, keepalived.conf, or both; they are told apart by what stands in them
+    #[arg(value_name = "FILE", required = true, num_args = 1..=2)]
+    files: Vec<PathBuf>,
+    /// The node that they are of, for its priority [default: NODE, to be filled in]
+    #[arg(long, value_name = "NAME")]
+    node: Option<Name>,
+}
+
+/// Runs the command. What is not done is told and is no failure; a file that can't be read is.
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let mut files = Vec::new();
+    for path in &args.files {
+        files.push((path.display().to_string(), read(path)?));
+    }
+    let sources: Vec<Source<'_>> = files.iter().map(|(name, bytes)| Source { name, bytes }).collect();
+    let made =
+        migrate(&sources, args.node.as_ref()).map_err(|message| Failure::error(exit::DATA, message))?;
+    out::print(&made.text)?;
+    for problem in &made.problems {
+        out::remark(problem);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let shown = path.display();
+    let mut bytes = Vec::new();
+    let result = std::fs::File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
+    if let Err(error) = result {
+        let code = match error.kind() {
+            std::io::ErrorKind::PermissionDenied => exit::NO_PERMISSION,
+            _ => exit::NO_INPUT,
+        };
+        return Err(Failure::error(code, format!("can't read {shown}: {}", settings::plain(&error))));
+    }
+    if bytes.len() as u64 > MAX_FILE {
+        let message = format!("{shown} is larger than {} kB: no configuration is", MAX_FILE / 1024);
+        return Err(Failure::error(exit::DATA, message));
+    }
+    Ok(bytes)
+}

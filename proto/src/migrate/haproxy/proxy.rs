@@ -1,0 +1,491 @@
+//! What stands in `defaults`, `frontend`, `backend` and `listen`, line by line.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+
+use super::super::notes::Verdict::{Automatic, Kept, Needless, NotDone, Set, Unknown, Wrong};
+use super::super::notes::{Account, Row, fits, row};
+use super::super::words::{Line, duration, milliseconds};
+use super::bind;
+use super::known::{PROXY, PROXY_CODE, SERVER};
+use crate::config::{nearest, quoted};
+use crate::service::Expect;
+
+/// A server, as haproxy names it.
+#[derive(Debug, Clone)]
+pub(in super::super) struct Server {
+    /// haproxy's name of it, which need not be that of the node.
+    pub(in super::super) name: String,
+    /// Its address, or a name.
+    pub(in super::super) host: String,
+    /// Its port.
+    pub(super) port: Option<u16>,
+    /// Its line.
+    pub(in super::super) line: usize,
+    pub(super) weight: Option<u16>,
+    pub(super) backup: bool,
+    pub(super) disabled: bool,
+}
+
+/// What was read of a section so far, beginning with its `defaults`.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Proxy {
+    /// HTTP is read.
+    pub(super) http: bool,
+    /// A check asks by HTTP, and over TLS.
+    pub(super) asks: bool,
+    pub(super) asks_tls: bool,
+    /// Where it listens, and the lines that say so.
+    pub(super) listen: Vec<(SocketAddr, usize)>,
+    /// Our keys, with their values as TOML and the lines that they come from.
+    pub(super) keys: BTreeMap<&'static str, (String, usize)>,
+    pub(super) servers: Vec<Server>,
+    /// The weight of servers that have none of their own.
+    pub(super) weight: Option<u16>,
+}
+
+/// Where a line stands.
+pub(super) struct Place<'a> {
+    /// The servers are apiservers, of which more is known.
+    pub(super) api: bool,
+    /// In `defaults`, which hold for several.
+    pub(super) defaults: bool,
+    pub(super) vips: &'a [IpAddr],
+}
+
+/// What holds without a key.
+pub(in super::super) fn default_of(key: &str) -> &'static str {
+    match key {
+        "balance" => "\"least-connections\"",
+        "maxconn" => "10000",
+        "backend-maxconn" => "0",
+        "check.interval" => "\"1s\"",
+        "check.timeout" => "\"2500ms\"",
+        "check.rise" | "check.fall" => "2",
+        "send-proxy" | "access-log" => "false",
+        _ => "",
+    }
+}
+
+const OWN_CHECK: &str =
+    "each master asks its own apiserver GET /readyz with credentials that are there; 401 is alive, not ready";
+const LOOKED_AT: &str = "looked at in each section that it holds for";
+
+/// Puts a key, and notes it unless an earlier line said the same.
+fn put(
+    line: &Line,
+    shown: &str,
+    key: &'static str,
+    value: String,
+    hint: &str,
+    proxy: &mut Proxy,
+    account: &mut Account,
+) {
+    let known = proxy.keys.get(key).is_some_and(|(known, from)| *known == value && *from != line.number);
+    if !(known && line.word(0) == "server") {
+        let is_default = value == default_of(key);
+        let what = if is_default { "as it is by default".to_owned() } else { format!("{key} = {value}") };
+        account.add(line.number, shown, Kept, format!("{what}{hint}"));
+    }
+    proxy.keys.insert(key, (value, line.number));
+}
+
+/// Puts the number that follows a word, if it is one within bounds.
+pub(super) fn put_number(
+    line: &Line,
+    at: usize,
+    key: &'static str,
+    bounds: RangeInclusive<u32>,
+    proxy: &mut Proxy,
+    account: &mut Account,
+) {
+    let shown = format!("{} {}", line.word(at), line.word(at + 1));
+    match line.word(at + 1).parse::<u32>() {
+        Ok(number) if bounds.contains(&number) => {
+            let hint = if key == "backend-maxconn" { ": past it others go first, nobody waits" } else { "" };
+            put(line, &shown, key, number.to_string(), hint, proxy, account);
+        }
+        _ => {
+            let reason = format!("not a whole number from {} to {}", bounds.start(), bounds.end());
+            account.add(line.number, &shown, Wrong, reason);
+        }
+    }
+}
+
+/// Puts the duration that follows a word, if it is one within bounds, in milliseconds.
+fn put_duration(
+    line: &Line,
+    at: usize,
+    key: &'static str,
+    bounds: RangeInclusive<u64>,
+    proxy: &mut Proxy,
+    account: &mut Account,
+) {
+    // In a server's line it is one word of many.
+    let shown = if line.word(0) == "timeout" {
+        line.shown()
+    } else {
+        format!("{} {}", line.word(at), line.word(at + 1))
+    };
+    match milliseconds(line.word(at + 1)) {
+        Some(ms) if bounds.contains(&ms) => {
+            put(line, &shown, key, quoted(&duration(ms)), "", proxy, account);
+        }
+        Some(_) => {
+            let (least, most) = (duration(*bounds.start()), duration(*bounds.end()));
+            account.add(line.number, &shown, NotDone, format!("{key} is from {least} to {most}"));
+        }
+        None => account.add(line.number, &shown, Wrong, "not a duration: write it as 2s, or 500 for 500 ms"),
+    }
+}
+
+/// Notes a parameter by its table, and says how many words it takes.
+pub(super) fn param(
+    line: &Line,
+    at: usize,
+    table: &[(usize, Row)],
+    tell: impl Fn(&Row) -> bool,
+    account: &mut Account,
+) -> usize {
+    let word = line.word(at);
+    let Some((more, row)) = table.iter().find(|(_, row)| fits(row.0, word)) else {
+        let known: Vec<&str> = table.iter().map(|(_, row)| row.0).collect();
+        account.add(line.number, &line.shown_from(at, 1), Unknown, unknown(word, &known));
+        return 1;
+    };
+    if tell(row) {
+        account.add(line.number, &line.shown_from(at, 1 + more), row.1, row.2);
+    }
+    1 + more
+}
+
+/// What is said of a word that nobody knows here.
+pub(in super::super) fn unknown(word: &str, known: &[&str]) -> String {
+    let near = nearest(word, known).filter(|near| *near != word && !near.contains('*'));
+    let hint = near.map_or_else(String::new, |near| format!(", was {near} meant?"));
+    format!("not understood here, and left out{hint}")
+}
+
+/// Reads one line.
+pub(super) fn read(line: &Line, place: &Place<'_>, proxy: &mut Proxy, account: &mut Account) {
+    let mut note = |verdict, reason: &str| account.add(line.number, &line.shown(), verdict, reason);
+    if line.open {
+        return; // told already
+    }
+    match (line.word(0), line.word(1)) {
+        ("mode", "tcp") => {
+            proxy.http = false;
+            note(Automatic, "every service is TCP");
+        }
+        ("mode", mode) => {
+            proxy.http = mode == "http";
+            note(Automatic, LOOKED_AT);
+        }
+        ("bind", _) => bind::read(line, proxy, place.vips, account),
+        ("balance", _) => balance(line, proxy, account),
+        ("maxconn", _) => put_number(line, 0, "maxconn", 1..=1_048_576, proxy, account),
+        ("timeout", "check") => put_duration(line, 1, "check.timeout", 50..=60_000, proxy, account),
+        ("server", _) => server(line, place, proxy, account),
+        ("default-server", _) => params(line, 1, place, None, proxy, account),
+        ("no", _) => no(line, proxy, account),
+        ("option", "tcplog") => put(line, &line.shown(), "access-log", "true".to_owned(), "", proxy, account),
+        ("default_backend", _) => note(Kept, "the service that it leads to"),
+        ("use_backend", _) if !line.words.iter().any(|word| word == "if" || word == "unless") => {
+            note(Kept, "the service that it leads to");
+        }
+        ("use_backend", _) => {
+            note(NotDone, "there are no rules on connections: a service has one kind of backend")
+        }
+        _ if is_check(line) => check(line, place, proxy, account),
+        (first, second) => match row(PROXY, &line.words) {
+            Some((_, verdict, reason)) => note(*verdict, reason),
+            None => {
+                let two = ["option", "timeout"].contains(&first);
+                let heads = PROXY.iter().filter_map(|row| match row.0.split_once(' ') {
+                    Some((head, tail)) => (two && head == first).then_some(tail),
+                    None => (!two).then_some(row.0),
+                });
+                let known: Vec<&str> = heads.chain(PROXY_CODE.iter().copied().filter(|_| !two)).collect();
+                note(Unknown, &unknown(if two { second } else { first }, &known));
+            }
+        },
+    }
+}
+
+/// `no option …`, and `no log`.
+fn no(line: &Line, proxy: &mut Proxy, account: &mut Account) {
+    if (line.word(1), line.word(2)) == ("option", "tcplog") {
+        return put(line, &line.shown(), "access-log", "false".to_owned(), "", proxy, account);
+    }
+    match row(PROXY, line.words.get(1..).unwrap_or_default()) {
+        Some(_) => account.add(line.number, &line.shown(), Needless, "it is off, or not there"),
+        None => account.add(line.number, &line.shown(), Unknown, unknown(line.word(1), &[])),
+    }
+}
+
+fn balance(line: &Line, proxy: &mut Proxy, account: &mut Account) {
+    let shown = line.shown();
+    let mut keep = |word: &str, hint: &str, account: &mut Account| {
+        put(line, &shown, "balance", quoted(word), hint, proxy, account);
+    };
+    match line.word(1).split('(').next().unwrap_or_default() {
+        "roundrobin" | "static-rr" => keep("round-robin", "", account),
+        "leastconn" => keep("least-connections", "", account),
+        "random" => keep("least-connections", ", what random comes near to", account),
+        "first" => keep("first", ": the first by name", account),
+        "source" | "uri" | "url_param" | "hdr" | "hash" | "rdp-cookie" | "sticky" => {
+            let reason = "no client is bound to a master; it is least-connections instead";
+            account.add(line.number, &shown, NotDone, reason);
+        }
+        word => {
+            let known = ["roundrobin", "leastconn", "first", "source", "random"];
+            account.add(line.number, &shown, Unknown, unknown(word, &known));
+        }
+    }
+}
+
+/// Whether a line is about checks.
+fn is_check(line: &Line) -> bool {
+    let protocols = ["mysql-check", "pgsql-check", "redis-check", "ldap-check", "smtpchk", "spop-check"];
+    match line.word(0) {
+        "http-check" | "tcp-check" => true,
+        "option" => {
+            ["httpchk", "tcp-check", "ssl-hello-chk"].contains(&line.word(1))
+                || protocols.contains(&line.word(1))
+        }
+        _ => false,
+    }
+}
+
+/// A line about checks. An apiserver's are known better than any file says.
+fn check(line: &Line, place: &Place<'_>, proxy: &mut Proxy, account: &mut Account) {
+    let mut path = None;
+    let mut expect = None;
+    let mut told: Option<(super::super::notes::Verdict, String)> = None;
+    let after = |word: &str| {
+        let at = line.words.iter().position(|one| one == word)?;
+        line.words.get(at + 1).cloned()
+    };
+    match (line.word(0), line.word(1)) {
+        ("option", "httpchk") => {
+            proxy.asks = true;
+            // With one word it is the path, with two the method stands before it.
+            let at = if line.words.len() > 3 { 3 } else { 2 };
+            path = line.words.get(at).cloned();
+        }
+        ("option", "tcp-check" | "ssl-hello-chk") | ("tcp-check", "connect") => {}
+        ("http-check", "connect") => proxy.asks_tls |= line.words.iter().any(|word| word == "ssl"),
+        ("http-check", "send") => {
+            path = after("uri");
+            if ["hdr", "body"].iter().any(|word| after(word).is_some()) {
+                told = Some((NotDone, "a check sends GET, Host and nothing more".to_owned()));
+            }
+        }
+        ("http-check", "expect") => match line.words.get(2).map(String::as_str) {
+            Some("status") => expect = line.words.get(3).cloned(),
+            _ => told = Some((NotDone, "a check looks at the status alone: check.expect".to_owned())),
+        },
+        _ => told = Some((NotDone, "a check is tcp, http or https, and no script".to_owned())),
+    }
+    let is_check_of_http = proxy.asks || line.word(0) == "http-check";
+    let shown = line.shown();
+    if place.api {
+        return account.add(line.number, &shown, Automatic, OWN_CHECK);
+    }
+    if let Some((verdict, reason)) = told {
+        account.add(line.number, &shown, verdict, reason);
+    } else if let Some(codes) = expect {
+        match codes.parse::<Expect>() {
+            Ok(_) => put(line, &shown, "check.expect", quoted(&codes), "", proxy, account),
+            Err(reason) => account.add(line.number, &shown, Wrong, reason),
+        }
+    } else if let Some(path) = path {
+        let good = path.starts_with('/') && path.len() <= 1024 && path.bytes().all(|b| b.is_ascii_graphic());
+        if good {
+            put(line, &shown, "check.path", quoted(&path), ", asked by GET", proxy, account);
+        } else {
+            account.add(line.number, &shown, NotDone, "not a path that can be asked for: check.path");
+        }
+    } else {
+        let kind = if is_check_of_http { "check.kind is http or https" } else { "check.kind is tcp" };
+        account.add(line.number, &shown, Kept, if place.defaults { LOOKED_AT } else { kind });
+    }
+}
+
+/// `server NAME ADDRESS[:PORT] …`.
+fn server(line: &Line, place: &Place<'_>, proxy: &mut Proxy, account: &mut Account) {
+    let address = line.word(2);
+    if address.is_empty() {
+        return account.add(
+            line.number,
+            &line.shown(),
+            Wrong,
+            "no address: write server m1 10.0.0.1:6443 check",
+        );
+    }
+    if address.contains('$') || address.starts_with('/') || address.starts_with("unix@") {
+        let reason = "neither an address nor a name: run agent join on that node";
+        return account.add(line.number, &line.shown(), NotDone, reason);
+    }
+    let (host, port) = host_and_port(address);
+    let reason = if place.api {
+        "a member, found by gossip: run agent init, or agent join, there"
+    } else {
+        "found by gossip: every node whose own check is good, once agent join was run there"
+    };
+    account.add(line.number, &line.shown(), Automatic, reason);
+    let (name, host) = (line.word(1).to_owned(), host.to_owned());
+    let server = Server { name, host, port, line: line.number, weight: None, backup: false, disabled: false };
+    params(line, 3, place, Some(server), proxy, account);
+}
+
+/// `10.0.0.1:6443`, `[fd00::1]:6443`, `fd00::1:6443`, or without a port.
+pub(super) fn host_and_port(text: &str) -> (&str, Option<u16>) {
+    let text = text.strip_prefix("ipv4@").or_else(|| text.strip_prefix("ipv6@")).unwrap_or(text);
+    if text.parse::<IpAddr>().is_ok() && !text.contains("::") {
+        return (text, None);
+    }
+    match text.rsplit_once(':') {
+        Some((host, port)) => {
+            let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+            (bare, port.parse().ok().filter(|port| *port != 0))
+        }
+        None => (text, None),
+    }
+}
+
+/// The parameters of a server, or of all.
+fn params(
+    line: &Line,
+    mut at: usize,
+    place: &Place<'_>,
+    mut server: Option<Server>,
+    proxy: &mut Proxy,
+    account: &mut Account,
+) {
+    while at < line.words.len() {
+        at += match (line.word(at), &mut server) {
+            ("weight", server) => {
+                weight(
+                    line,
+                    at,
+                    server.as_mut().map_or(&mut proxy.weight, |server| &mut server.weight),
+                    account,
+                );
+                2
+            }
+            ("backup", Some(server)) => {
+                server.backup = true;
+                1
+            }
+            ("disabled", Some(server)) => {
+                server.disabled = true;
+                1
+            }
+            ("inter", _) => {
+                put_duration(line, at, "check.interval", 100..=300_000, proxy, account);
+                2
+            }
+            (word @ ("rise" | "fall"), _) => {
+                let key = if word == "rise" { "check.rise" } else { "check.fall" };
+                put_number(line, at, key, 1..=100, proxy, account);
+                2
+            }
+            ("maxconn", _) => {
+                put_number(line, at, "backend-maxconn", 0..=1_048_576, proxy, account);
+                2
+            }
+            ("send-proxy" | "send-proxy-v2" | "send-proxy-v2-ssl" | "send-proxy-v2-ssl-cn", _) => {
+                let hint = if line.word(at) == "send-proxy" { ", by version 2 of the protocol" } else { "" };
+                put(line, line.word(at), "send-proxy", "true".to_owned(), hint, proxy, account);
+                1
+            }
+            ("check-ssl", _) => {
+                proxy.asks_tls = true;
+                1
+            }
+            ("verify", _) => {
+                verify(line, at, place, account);
+                2
+            }
+            (word @ ("ca-file" | "verifyhost" | "check-sni" | "crt"), _) => {
+                tls(line, at, word, place, proxy, account);
+                2
+            }
+            (_, server) => {
+                let all = server.is_none();
+                param(line, at, SERVER, |row| all || row.1.is_problem(), account)
+            }
+        };
+    }
+    proxy.servers.extend(server);
+}
+
+fn weight(line: &Line, at: usize, into: &mut Option<u16>, account: &mut Account) {
+    let word = line.word(at + 1);
+    let shown = format!("weight {word}");
+    *into = word.parse().ok().filter(|weight| *weight <= crate::service::MAX_WEIGHT);
+    if into.is_none() {
+        account.add(line.number, &shown, Wrong, "not a whole number from 0 to 256");
+    } else if line.word(0) != "server" {
+        account.add(line.number, &shown, Needless, "a weight that all have is no difference between them");
+    }
+}
+
+fn verify(line: &Line, at: usize, place: &Place<'_>, account: &mut Account) {
+    let shown = format!("verify {}", line.word(at + 1));
+    if place.api && line.word(0) != "server" {
+        let reason = "a master's check verifies its certificate, where the cluster's CA is found";
+        account.add(line.number, &shown, Automatic, reason);
+    }
+}
+
+/// What a check needs for TLS: the same files, unless they are found by themselves.
+fn tls(line: &Line, at: usize, word: &str, place: &Place<'_>, proxy: &mut Proxy, account: &mut Account) {
+    let value = line.word(at + 1);
+    let shown = format!("{word} {value}");
+    let absolute = value.starts_with('/');
+    match word {
+        _ if place.api && line.word(0) == "server" => {}
+        _ if place.api => {
+            let reason = "the CA and a certificate of k3s, RKE2 or kubeadm are found by themselves";
+            account.add(line.number, &shown, Automatic, reason);
+        }
+        "ca-file" if absolute => put(line, &shown, "check.ca-file", quoted(value), "", proxy, account),
+        "crt" if absolute => put(line, &shown, "check.cert-file", quoted(value), "", proxy, account),
+        "ca-file" | "crt" => {
+            account.add(line.number, &shown, NotDone, "not an absolute path: begin it with /")
+        }
+        _ => put(line, &shown, "check.server-name", quoted(value), "", proxy, account),
+    }
+}
+
+/// Notes what becomes of a server's weight and state, and gives the commands for it.
+pub(super) fn commands(proxy: &Proxy, account: &mut Account) -> Vec<(String, usize)> {
+    let weight = |server: &Server| match server.weight.or(proxy.weight) {
+        _ if server.backup => 0,
+        Some(weight) => weight,
+        // haproxy's own default.
+        None => 1,
+    };
+    let mut commands = Vec::new();
+    let mut others = proxy.servers.iter().filter(|server| !server.backup).map(weight);
+    let first = others.next();
+    let differ = others.any(|weight| Some(weight) != first);
+    for server in &proxy.servers {
+        let node = super::super::node_name(&server.name);
+        if differ || server.backup {
+            let what = if server.backup { "backup".to_owned() } else { format!("weight {}", weight(server)) };
+            let command = format!("agent set weight.{node}={}", weight(server));
+            account.add(server.line, &what, Set, command.clone());
+            commands.push((command, server.line));
+        }
+        if server.disabled {
+            let command = format!("agent drain {node}");
+            account.add(server.line, "disabled", Set, command.clone());
+            commands.push((command, server.line));
+        }
+    }
+    commands
+}

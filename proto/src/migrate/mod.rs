@@ -1,0 +1,128 @@
+//! From haproxy and keepalived: what users have today, as a file and as commands of ours.
+//!
+//! Each format is read by lines that name what becomes of them, so nothing is left out in silence: kept, set
+//! for the whole cluster, automatic now, needless, not done, not understood, or wrong. The file that comes out
+//! explains itself, and [`crate::config::parse`] takes it.
+
+use std::net::IpAddr;
+
+use crate::config;
+use crate::node::Name;
+
+mod haproxy;
+mod keepalived;
+mod notes;
+mod words;
+mod write;
+
+use haproxy::Haproxy;
+use keepalived::Keepalived;
+use notes::Account;
+
+/// A file that someone has.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// Its name, for messages.
+    pub name: &'a str,
+    /// What stands in it, whatever that is.
+    pub bytes: &'a [u8],
+}
+
+/// What became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Migration {
+    /// A configuration, with what is to be done and the account of all lines as comments.
+    pub text: String,
+    /// What a person has to look at, a line each: file, line, what.
+    pub problems: Vec<String>,
+}
+
+/// What a file is.
+enum Kind {
+    Haproxy,
+    Keepalived,
+}
+
+/// Reads files of haproxy and keepalived, told apart by what stands in them. `node` is the node that they are
+/// of, for settings that differ between nodes.
+///
+/// # Errors
+/// A file is neither, or two are the same.
+pub fn migrate(sources: &[Source<'_>], node: Option<&Name>) -> Result<Migration, String> {
+    let texts: Vec<(String, String)> =
+        sources.iter().map(|one| (tame(one.name), String::from_utf8_lossy(one.bytes).into_owned())).collect();
+    let mut haproxy: Option<(&str, &str)> = None;
+    let mut keepalived: Option<(&str, &str)> = None;
+    for (name, text) in &texts {
+        let (place, what) = match kind(text) {
+            Some(Kind::Haproxy) => (&mut haproxy, "haproxy"),
+            Some(Kind::Keepalived) => (&mut keepalived, "keepalived"),
+            None => {
+                return Err(format!(
+                    "{name} is a file of neither haproxy nor keepalived: it has no section as frontend, \
+                     backend or listen, and no vrrp_instance"
+                ));
+            }
+        };
+        if let Some((other, _)) = place.replace((name, text)) {
+            return Err(format!("{other} and {name} are both of {what}: give one, with the lines of both"));
+        }
+    }
+    let mut accounts = Vec::new();
+    let keepalived = keepalived.map(|(name, text)| {
+        let mut account = Account::new(name);
+        let found = keepalived::read(text, &mut account);
+        accounts.push(account);
+        found
+    });
+    let vips: Vec<IpAddr> = keepalived.iter().flat_map(|one| &one.vips).map(|vip| vip.address).collect();
+    let haproxy = haproxy.map(|(name, text)| {
+        let mut account = Account::new(name);
+        let found = haproxy::read(text, &vips, &mut account);
+        accounts.insert(0, account);
+        found
+    });
+    accounts.iter_mut().for_each(Account::sort);
+    Ok(finish(haproxy, keepalived, node, &accounts))
+}
+
+/// Writes it all down, and reads it as an agent will.
+fn finish(
+    haproxy: Option<Haproxy>,
+    keepalived: Option<Keepalived>,
+    node: Option<&Name>,
+    accounts: &[Account],
+) -> Migration {
+    let mut problems: Vec<String> = accounts.iter().flat_map(Account::problems).collect();
+    let (haproxy_file, keepalived_file) = match accounts {
+        [haproxy, keepalived] => (haproxy.file.as_str(), keepalived.file.as_str()),
+        [one] => (one.file.as_str(), one.file.as_str()),
+        _ => ("", ""),
+    };
+    let writer = write::Writer { haproxy_file, keepalived_file, node };
+    let text = writer.write(haproxy, keepalived, accounts);
+    if let Err(mistakes) = config::parse(&text) {
+        problems.extend(mistakes.iter().map(|mistake| format!("what is written, {mistake}")));
+    }
+    Migration { text, problems }
+}
+
+fn kind(text: &str) -> Option<Kind> {
+    if keepalived::is_ours(text) {
+        Some(Kind::Keepalived)
+    } else {
+        haproxy::is_ours(text).then_some(Kind::Haproxy)
+    }
+}
+
+/// A name of a file, on one line.
+fn tame(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+/// haproxy's name of a server as a name that a node may have; what can't be one is left to the reader.
+fn node_name(text: &str) -> String {
+    let name = text.to_lowercase().replace(['_', '.'], "-");
+    let good = name.parse::<Name>().is_ok();
+    if good { name } else { "NODE".to_owned() }
+}

@@ -1,0 +1,170 @@
+//! Files that people have, and what `agent migrate` makes of them: every sample against what stands beside
+//! it, and no bytes that make it panic or write what no agent would take.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use proto::config::{self, Config};
+use proto::migrate::{Migration, Source, migrate};
+
+fn dir(sample: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/migrate").join(sample)
+}
+
+fn run(sample: &str, node: Option<&str>) -> Migration {
+    let files = ["haproxy.cfg", "keepalived.conf"];
+    let read = |name: &&'static str| Some((*name, std::fs::read(dir(sample).join(name)).ok()?));
+    let files: Vec<_> = files.iter().filter_map(read).collect();
+    let sources: Vec<_> = files.iter().map(|(name, bytes)| Source { name, bytes }).collect();
+    migrate(&sources, node.map(|name| name.parse().unwrap()).as_ref()).unwrap()
+}
+
+fn parsed(migration: &Migration) -> Config {
+    config::parse(&migration.text).unwrap_or_else(|found| panic!("{found:?}\n{}", migration.text))
+}
+
+/// Compares with what stands beside the sample; `UPDATE=1` writes it anew, to be read in the difference.
+fn golden(sample: &str, node: Option<&str>) -> Migration {
+    let made = run(sample, node);
+    let text = format!("{}\n# ==== on stderr ====\n# {}\n", made.text, made.problems.join("\n# "));
+    let file = dir(sample).join("agent.toml");
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(&file, &text).unwrap();
+    }
+    let known = std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(text == known, "{sample} has changed: run with UPDATE=1 and read the difference\n{text}");
+    for line in made.text.lines().filter(|line| line.starts_with('#')) {
+        assert!(line.chars().count() <= 80, "{sample}: {line}");
+    }
+    assert!(!made.text.contains("geheim") && !format!("{:?}", made.problems).contains("geheim"));
+    made
+}
+
+#[test]
+fn three_masters_behind_the_usual_listener_need_no_configuration() {
+    let made = golden("classic", None);
+    assert_eq!(parsed(&made), Config::default());
+    assert!(made.problems.is_empty(), "{:?}", made.problems);
+    assert!(made.text.contains("Nothing to configure") && made.text.contains("agent init"));
+    assert!(made.text.contains("m2 (10.91.91.2), m3 (10.91.91.3)"));
+}
+
+#[test]
+fn the_files_of_kubeadm_s_handbook_become_a_listener_and_a_virtual_ip() {
+    let made = golden("kubeadm", Some("m1"));
+    let service = &parsed(&made).services[0];
+    assert_eq!(service.listen, ["0.0.0.0:8443".parse().unwrap()]);
+    assert_eq!((service.balance.word(), service.access_log, service.port), ("round-robin", true, 6443));
+    for command in ["vip=192.168.1.10 ", "priority.m1=101 ", "preempt=0s "] {
+        assert!(made.text.contains(command), "{command}");
+    }
+}
+
+#[test]
+fn two_balancers_of_rke2_with_their_page_become_services_and_settings() {
+    let made = golden("rke2", None);
+    let config = parsed(&made);
+    let names: Vec<_> = config.services.iter().map(|one| (one.name.as_str(), one.port)).collect();
+    assert_eq!(names, [("kube-api", 6443), ("rke2-join", 9345)]);
+    assert_eq!(config.services[1].check.kind.word(), "https");
+    assert_eq!(config.services[0].listen.len(), 2);
+    assert!(made.text.contains("agent set vip.10.20.0.100.candidates=all "));
+    assert!(config.web.login.is_some() && config.web.haproxy_metrics);
+    assert_eq!(config.notify, ["/usr/local/bin/vip-changed"]);
+    assert!(!made.text.contains("1111aaaa") && made.text.contains("agent set weight.rke2-m3=0 "));
+    assert!(!made.problems.iter().any(|problem| problem.contains("correct-horse")));
+}
+
+#[test]
+fn what_reads_http_or_ends_tls_is_not_done_and_the_rest_is() {
+    let made = golden("ingress", None);
+    let config = parsed(&made);
+    let names: Vec<_> = config.services.iter().map(|one| one.name.as_str()).collect();
+    assert_eq!(names, ["kube-api", "ingress-https"]);
+    assert!(made.text.contains("agent set weight.m1=50 ") && made.text.contains("agent drain w2 "));
+}
+
+#[test]
+fn a_messy_file_is_told_line_by_line() {
+    let made = golden("messy", None);
+    let all = made.problems.join("\n");
+    for words in [
+        "was balance meant?",
+        "was daemon meant?",
+        "was redispatch meant?",
+        "was connect meant?",
+        "was check meant?",
+        "was nopreempt meant?",
+        "haproxy.cfg:1: unknown: stray",
+        "a range of ports",
+        "there is no backend \"nowhere\"",
+        "a quote is not closed",
+        "from 0 to 256",
+        "keepalived.conf:39: wrong: }",
+        "what is written",
+    ] {
+        assert!(all.contains(words), "{words} is not in:\n{all}");
+    }
+}
+
+#[test]
+fn a_file_of_neither_is_refused_and_so_are_two_of_one() {
+    let one = |bytes: &[u8]| migrate(&[Source { name: "x", bytes }], None);
+    assert!(one(b"").unwrap_err().contains("x is a file of neither"));
+    assert!(one(b"name = \"m1\"\n").is_err());
+    let twice = [Source { name: "a", bytes: b"global\n" }, Source { name: "b", bytes: b"defaults\n" }];
+    assert!(migrate(&twice, None).unwrap_err().contains("a and b are both of haproxy"));
+}
+
+/// Words of both files, and others.
+fn word() -> impl Strategy<Value = String> {
+    let samples = [
+        "classic/haproxy.cfg",
+        "kubeadm/haproxy.cfg",
+        "rke2/haproxy.cfg",
+        "ingress/haproxy.cfg",
+        "messy/haproxy.cfg",
+        "kubeadm/keepalived.conf",
+        "rke2/keepalived.conf",
+        "messy/keepalived.conf",
+    ];
+    let mut words: Vec<String> = Vec::new();
+    for sample in samples {
+        let text = String::from_utf8_lossy(&std::fs::read(dir(sample)).unwrap()).into_owned();
+        words.extend(text.split([' ', '\t']).map(str::to_owned));
+    }
+    prop_oneof![9 => prop::sample::select(words), 1 => ".{0,8}"]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        for head in ["listen api\n", "vrrp_instance x {\n", ""] {
+            let bytes = [head.as_bytes(), &bytes].concat();
+            let _ = migrate(&[Source { name: "x", bytes: &bytes }], None);
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_taken_or_told(words in prop::collection::vec(word(), 0..120), head in 0..3_usize) {
+        let head = ["listen api\nbind 127.0.0.1:1\nserver a 10.0.0.1:6443\n", "vrrp_instance x {\n", "defaults\n"][head];
+        let text = format!("{head}{}", words.join(" "));
+        if let Ok(made) = migrate(&[Source { name: "x", bytes: text.as_bytes() }], None) {
+            let told = made.problems.iter().any(|problem| problem.starts_with("what is written"));
+            prop_assert!(told != config::parse(&made.text).is_ok(), "{}", made.text);
+            prop_assert!(!made.text.chars().any(|c| c.is_control() && c != '\n'));
+        }
+    }
+}
+
+#[test]
+fn deep_and_long_files_are_read_to_their_end() {
+    let deep = "vrrp_instance x {\n".repeat(50_000);
+    assert!(migrate(&[Source { name: "x", bytes: deep.as_bytes() }], None).is_ok());
+    let long = format!("listen api\n{}", "server a 10.0.0.1:6443 check weight 1\n".repeat(20_000));
+    assert!(migrate(&[Source { name: "x", bytes: long.as_bytes() }], None).is_ok());
+}
