@@ -67,11 +67,8 @@ enum Command {
     Members(members::Args),
     Events(events::Args),
     Check(check::Args),
-<<<<<<< HEAD
     Doctor(doctor::Args),
-=======
     Migrate(migrate::Args),
->>>>>>> migrate
     Invite(invite::Args),
     Approve(waiting::ApproveArgs),
     Reject(waiting::RejectArgs),
@@ -211,13 +208,10 @@ mod tests {
             "agent events --since 2026-03-01T14:03:11Z",
             "agent check",
             "agent check file.toml",
-<<<<<<< HEAD
             "agent doctor",
             "agent doctor --json m1 m2",
-=======
             "agent migrate haproxy.cfg",
             "agent migrate haproxy.cfg keepalived.conf --node m1",
->>>>>>> migrate
             "agent invite --for 15m --uses 3 --json",
             "agent approve",
             "agent approve k7qm-2xpd",
