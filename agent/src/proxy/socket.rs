@@ -31,20 +31,36 @@ fn tune(socket: &SockRef<'_>) {
     let _ = socket.set_tcp_keepalive(&keepalive);
 }
 
-/// A listening socket. Accepted sockets inherit its options, which saves four calls for each client.
-pub(super) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+/// Sockets that listen at the same address. Accepted sockets inherit their options, which saves four calls
+/// for each client.
+pub(super) fn listen(address: SocketAddr, count: usize) -> io::Result<Vec<std::net::TcpListener>> {
+    let first = bound(address, false)?;
+    // Only now, so that an address that somebody else listens at is not shared but taken.
+    first.set_reuse_port(true)?;
+    let address = first.local_addr()?.as_socket().unwrap_or(address);
+    let mut sockets = vec![first];
+    for _ in 1..count {
+        sockets.push(bound(address, true)?);
+    }
+    sockets.iter().try_for_each(|socket| socket.listen(BACKLOG))?;
+    Ok(sockets.into_iter().map(Into::into).collect())
+}
+
+fn bound(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     // Connections of an earlier process in TIME_WAIT must not hold up a restart.
     socket.set_reuse_address(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
     if address.is_ipv6() {
         // Each address stands for itself: [::] and 0.0.0.0 may both be listed.
         socket.set_only_v6(true)?;
     }
     tune(&SockRef::from(&socket));
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 /// Connects to a backend.
@@ -77,10 +93,20 @@ pub(super) fn is_starved(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
+    #[test]
+    fn an_address_is_shared_among_our_own_threads_and_with_nobody_else() {
+        let sockets = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 3).unwrap();
+        let address = sockets[0].local_addr().unwrap();
+        assert!(sockets.iter().all(|socket| socket.local_addr().unwrap() == address));
+        assert_eq!(listen(address, 3).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(sockets);
+        listen(address, 3).unwrap();
+    }
+
     #[tokio::test]
     async fn both_legs_have_their_options() {
-        let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        let mut listeners = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 1).unwrap();
+        let listener = tokio::net::TcpListener::from_std(listeners.pop().unwrap()).unwrap();
         let dialled = connect(listener.local_addr().unwrap()).await.unwrap();
         let (accepted, _) = listener.accept().await.unwrap();
         for (stream, user_timeout) in [(&dialled, Some(USER_TIMEOUT)), (&accepted, None)] {
