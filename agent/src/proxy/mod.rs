@@ -4,9 +4,9 @@
 //! Tasks, and what each owns:
 //! - `listen`: one for each address, which binds it again while that fails; and then one on each of the
 //!   [`workers`], which owns one of its listening sockets.
-//! - `connection::serve`: one for each client, on the thread that accepted it. Owns both sockets; finds a backend (`dial`), sees that it
-//!   answers a first flight that can be sent again (`flight`), then copies (`copy`) until both directions
-//!   have ended.
+//! - `connection::serve`: one for each client, on the thread that accepted it. Owns both sockets; finds a
+//!   backend (`dial`), sees that it answers a first flight that can be sent again (`flight`), then copies
+//!   (`copy`) until both directions have ended.
 //! - `follow`: one. Reads the table, resets the connections held to backends that are down or gone, and lets
 //!   those go whose backends want no more.
 //!
@@ -118,12 +118,25 @@ impl Proxy {
         life: &Life,
     ) -> Proxy {
         let open = TaskTracker::new();
+        let workers = Workers::start(life, &open);
+        Proxy::start_on(workers, open, listeners, own, table, evidence, life)
+    }
+
+    fn start_on(
+        workers: Workers,
+        open: TaskTracker,
+        listeners: Listeners,
+        own: NodeId,
+        table: watch::Receiver<Arc<Table>>,
+        evidence: mpsc::Sender<Report>,
+        life: &Life,
+    ) -> Proxy {
         let shared = Shared {
             own,
             table,
             evidence,
             life: life.clone(),
-            workers: Workers::start(life, &open),
+            workers,
             open,
             clients: Arc::default(),
             starved: Alarm::default(),

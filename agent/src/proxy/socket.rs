@@ -1,11 +1,13 @@
 //! Options of the two legs of a connection, and how a leg is reset.
 
-use std::io;
+use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
 
 /// Idle time before the first keepalive probe. With the interval and the count below, a peer that vanished
 /// is noticed after 30 s; the usual defaults take two hours.
@@ -63,13 +65,47 @@ fn bound(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Connects to a backend.
-pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = if address.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
-    let options = SockRef::from(&socket);
-    tune(&options);
-    let _ = options.set_tcp_user_timeout(Some(USER_TIMEOUT));
-    socket.connect(address).await
+/// A connect to a backend that has begun.
+pub(super) enum Connecting {
+    /// It has ended already, as within one machine.
+    Done(TcpStream),
+    UnderWay(TcpStream),
+}
+
+impl Connecting {
+    pub(super) fn begin(address: SocketAddr) -> io::Result<Connecting> {
+        let kind = Type::STREAM.nonblocking();
+        let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
+        let options = SockRef::from(&socket);
+        tune(&options);
+        let _ = options.set_tcp_user_timeout(Some(USER_TIMEOUT));
+        let is_done = is_done(socket.connect(&address.into()), Errno::INPROGRESS)?
+            // The first call never says so of a socket that does not block; the second does.
+            || is_done(socket.connect(&address.into()), Errno::ALREADY)?;
+        let stream = TcpStream::from_std(socket.into())?;
+        Ok(if is_done { Connecting::Done(stream) } else { Connecting::UnderWay(stream) })
+    }
+
+    /// Waits until it has ended.
+    pub(super) async fn finish(self) -> io::Result<TcpStream> {
+        let stream = match self {
+            Connecting::Done(stream) => return Ok(stream),
+            Connecting::UnderWay(stream) => stream,
+        };
+        stream.writable().await?;
+        match stream.take_error()? {
+            Some(error) => Err(error),
+            None => Ok(stream),
+        }
+    }
+}
+
+fn is_done(connect: io::Result<()>, under_way: Errno) -> io::Result<bool> {
+    match connect {
+        Ok(()) => Ok(true),
+        Err(error) if Errno::from_io_error(&error) == Some(under_way) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Makes dropping the socket send RST: the peer learns at once, and nothing lingers in the kernel.
@@ -77,15 +113,48 @@ pub(super) fn reset_on_drop(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
+/// Writes what the socket takes at once; 0 when that is nothing. Straight to the kernel: tokio may not have
+/// heard yet that a new socket can be written to.
+pub(super) fn write_now(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    match SockRef::from(stream).send(bytes) {
+        Err(error) if is_passing(&error) => Ok(0),
+        result => result,
+    }
+}
+
+/// Reads what is there; none when nothing is. Straight to the kernel, for the same reason.
+pub(super) fn read_now(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    // When tokio has heard already, it is told when there is no more, or it would ask the kernel again. Never
+    // when there may be: it would wait for news of what is there already.
+    let most = buffer.len();
+    let mut read = || (&*SockRef::from(stream)).read(buffer);
+    let mut result = None;
+    let _ = stream.try_io(Interest::READABLE, || {
+        result = Some(read());
+        match &result {
+            Some(Ok(n)) if (1..most).contains(n) => Err(io::ErrorKind::WouldBlock.into()),
+            _ => Ok(()),
+        }
+    });
+    match result.unwrap_or_else(read) {
+        Ok(n) => Ok(Some(n)),
+        Err(error) if is_passing(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Writes a few bytes to a socket that has just connected, and so has room for them; false when it broke.
 pub(super) fn write_at_once(stream: &TcpStream, bytes: &[u8]) -> bool {
-    // Straight to the kernel: tokio may not have heard yet that the socket can be written to.
-    bytes.is_empty() || SockRef::from(stream).send(bytes).is_ok_and(|n| n == bytes.len())
+    bytes.is_empty() || write_now(stream, bytes).is_ok_and(|n| n == bytes.len())
+}
+
+/// Whether a call only has to be made again, when the socket is ready or at once.
+pub(super) fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 /// Whether an error is one of this process or machine being out of descriptors.
 pub(super) fn is_starved(error: &io::Error) -> bool {
-    use rustix::io::Errno;
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
@@ -104,10 +173,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_one_read_leaves_is_found_by_the_next() {
+        use tokio::io::AsyncReadExt as _;
+
+        let mut listeners = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 1).unwrap();
+        let listener = tokio::net::TcpListener::from_std(listeners.pop().unwrap()).unwrap();
+        let dialled = Connecting::begin(listener.local_addr().unwrap()).unwrap().finish().await.unwrap();
+        let (mut accepted, _) = listener.accept().await.unwrap();
+        assert_eq!(write_now(&dialled, b"12345678").unwrap(), 8);
+        accepted.readable().await.unwrap();
+        let mut four = [0; 4];
+        assert_eq!(read_now(&accepted, &mut four).unwrap(), Some(4));
+        let rest = accepted.read_exact(&mut four);
+        tokio::time::timeout(Duration::from_secs(5), rest).await.unwrap().unwrap();
+        assert_eq!((read_now(&accepted, &mut four).unwrap(), &four), (None, b"5678"));
+    }
+
+    #[tokio::test]
     async fn both_legs_have_their_options() {
         let mut listeners = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 1).unwrap();
         let listener = tokio::net::TcpListener::from_std(listeners.pop().unwrap()).unwrap();
-        let dialled = connect(listener.local_addr().unwrap()).await.unwrap();
+        let dialled = Connecting::begin(listener.local_addr().unwrap()).unwrap().finish().await.unwrap();
         let (accepted, _) = listener.accept().await.unwrap();
         for (stream, user_timeout) in [(&dialled, Some(USER_TIMEOUT)), (&accepted, None)] {
             let socket = SockRef::from(stream);

@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
 use tokio_util::task::TaskTracker;
@@ -14,6 +15,10 @@ use crate::lifecycle::Life;
 
 /// Most threads: each moves some ten thousand connections a second, or more bytes than a network card.
 const MOST: usize = 4;
+
+/// A timer that is always there and soon: one that is set for later than the next does not have to wake its
+/// thread. Nearly every connection sets one for [`LINGER`](super::copy::LINGER) when it is half-closed.
+const TICK: Duration = Duration::from_secs(15);
 
 /// How many threads serve clients, and so how many sockets listen at one address.
 pub(super) fn count() -> usize {
@@ -35,7 +40,13 @@ impl Workers {
             let handle = runtime.handle().clone();
             let (over, open) = (life.over.clone(), open.clone());
             let serve = async move {
-                over.cancelled().await;
+                let tick = async {
+                    loop {
+                        tokio::time::sleep(TICK).await;
+                    }
+                };
+                over.run_until_cancelled(tick).await;
+                open.close(); // not every order of events has had it closed
                 open.wait().await;
             };
             thread::Builder::new().name("proxy".to_owned()).spawn(move || runtime.block_on(serve))?;
@@ -49,9 +60,14 @@ impl Workers {
             }
         }
         if handles.is_empty() {
-            handles.push(Handle::current());
+            return Workers::here();
         }
         Workers { handles, next: AtomicUsize::new(0) }
+    }
+
+    /// No threads: the caller's runtime serves.
+    pub(super) fn here() -> Workers {
+        Workers { handles: vec![Handle::current()], next: AtomicUsize::new(0) }
     }
 
     /// The thread for the next listening socket.
