@@ -9,8 +9,9 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-/// Idle time before the first keepalive probe. With the interval and the count below, a peer that vanished
-/// is noticed after 30 s; the usual defaults take two hours.
+/// Idle time before the first keepalive probe. With the interval and the count below, a client that vanished
+/// is noticed after 30 s; the usual defaults take two hours. A backend is after [`USER_TIMEOUT`], which
+/// stands in for the count (tcp(7)).
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_PROBES: u32 = 3;
@@ -24,11 +25,11 @@ const USER_TIMEOUT: Duration = Duration::from_secs(20);
 const BACKLOG: i32 = 4096;
 
 /// Options that both legs have. One that the kernel does not know is no reason not to serve.
-fn tune(socket: &SockRef<'_>) {
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE_IDLE)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_PROBES);
+fn tune(socket: &SockRef<'_>, probes: Option<u32>) {
+    let mut keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
+    if let Some(probes) = probes {
+        keepalive = keepalive.with_retries(probes);
+    }
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_keepalive(&keepalive);
 }
@@ -60,7 +61,7 @@ fn bound(address: SocketAddr, shared: bool) -> io::Result<Socket> {
         // Each address stands for itself: [::] and 0.0.0.0 may both be listed.
         socket.set_only_v6(true)?;
     }
-    tune(&SockRef::from(&socket));
+    tune(&SockRef::from(&socket), Some(KEEPALIVE_PROBES));
     socket.bind(&address.into())?;
     Ok(socket)
 }
@@ -77,7 +78,7 @@ impl Connecting {
         let kind = Type::STREAM.nonblocking();
         let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
         let options = SockRef::from(&socket);
-        tune(&options);
+        tune(&options, None);
         let _ = options.set_tcp_user_timeout(Some(USER_TIMEOUT));
         let is_done = is_done(socket.connect(&address.into()), Errno::INPROGRESS)?
             // The first call never says so of a socket that does not block; the second does.
@@ -200,8 +201,8 @@ mod tests {
             assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
             assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
             assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
-            assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
             assert_eq!(socket.tcp_user_timeout().unwrap().filter(|timeout| !timeout.is_zero()), user_timeout);
         }
+        assert_eq!(SockRef::from(&accepted).tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
     }
 }
