@@ -4,6 +4,8 @@ use std::future::Future;
 use std::time::Instant;
 
 use proto::time::{Moment, UnixMs};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -35,6 +37,14 @@ impl Life {
         F: Future<Output = ()> + Send + 'static,
     {
         self.tasks.spawn(task);
+    }
+
+    /// Spawns such a task on another runtime.
+    pub(crate) fn spawn_on<F>(&self, task: F, runtime: &Handle) -> JoinHandle<()>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.tasks.spawn_on(task, runtime)
     }
 
     /// Now, on this process's monotonic clock.

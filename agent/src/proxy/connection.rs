@@ -1,11 +1,12 @@
 //! One client, from accept to end.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use futures_util::future::{AbortHandle, AbortRegistration, Abortable, Aborted};
 use proto::access::{Access, Cause, Phase};
 use proto::time::UnixMs;
 use tokio::net::TcpStream;
@@ -13,64 +14,120 @@ use tokio::net::TcpStream;
 use super::copy::{Broken, CopyBoth, LINGER};
 use super::dial::{Dialled, Leg, dial};
 use super::flight::{Answered, First, answer, first};
+use super::held::{Leash, Ticket};
 use super::pool::Open;
 use super::{Shared, socket};
 use crate::lifecycle::wall;
 
 /// Finds a backend for `client` and copies until both directions have ended. Whatever else ends it resets
 /// both legs, so that neither peer waits for the other.
-pub(super) async fn serve(mut client: TcpStream, open: Open, shared: Arc<Shared>) {
+pub(super) fn serve(client: TcpStream, open: Open, shared: Arc<Shared>) -> Serve {
+    Serve::Finding(Box::pin(prepare(client, open, shared)))
+}
+
+/// One client's whole life. By hand, since a connection is found in milliseconds and held for hours: what
+/// finding takes is in a box, and gone when it has ended.
+pub(super) enum Serve {
+    Finding(Pin<Box<dyn Future<Output = Option<Carried>> + Send>>),
+    Carrying(Carried),
+}
+
+impl Future for Serve {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match &mut *self {
+                Serve::Finding(finding) => match ready!(finding.as_mut().poll(cx)) {
+                    Some(carried) => *self = Serve::Carrying(carried),
+                    None => return Poll::Ready(()),
+                },
+                Serve::Carrying(carried) => return carried.poll(cx),
+            }
+        }
+    }
+}
+
+/// A client and its backend, and what is counted while they are connected.
+pub(super) struct Carried {
+    copy: CopyBoth,
+    leash: Arc<Leash>,
+    ticket: Ticket,
+    open: Open,
+    shared: Arc<Shared>,
+    story: Option<Box<Story>>,
+}
+
+impl Carried {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let ended = match self.leash.poll_pulled(cx) {
+            true => None,
+            false => Some(ready!(Pin::new(&mut self.copy).poll(cx))),
+        };
+        let cause = cause(&ended, &self.shared);
+        if cause != Cause::Normal {
+            self.copy.reset();
+        }
+        let (bytes, sent) = (self.copy.received(), self.copy.sent());
+        let counts = &self.ticket.held.counts;
+        counts.bytes_in.fetch_add(sent, Relaxed);
+        counts.bytes_out.fetch_add(bytes, Relaxed);
+        tell(self.story.take(), &self.open, Some(&self.ticket), cause, bytes, &self.shared);
+        Poll::Ready(())
+    }
+}
+
+/// Finds a backend, and sees that it answers a first flight that can be sent again; none when the client
+/// was told that there is none.
+async fn prepare(mut client: TcpStream, open: Open, shared: Arc<Shared>) -> Option<Carried> {
     let mut story = open.pool.access_log.load(Relaxed).then(|| Story::begin(&client)).flatten();
     let over = &shared.life.over;
-    // In a box, since a connection is found in milliseconds and held for hours.
-    let found = Box::pin(over.run_until_cancelled(find(&client, &open, &shared, &mut story))).await;
+    let found = over.run_until_cancelled(find(&client, &open, &shared, &mut story)).await;
     let mut leg = match found.unwrap_or(Err(Cause::Killed)) {
         Ok(leg) => leg,
         Err(cause) => {
             socket::reset_on_drop(&client);
-            return tell(story, &open, None, cause, 0, &shared);
+            tell(story, &open, None, cause, 0, &shared);
+            return None;
         }
     };
-    let unsent;
-    let registration = hold(&mut leg, &shared);
-    match Abortable::new(first(&mut client, &mut leg.stream), registration).await {
-        Ok(Ok(flight)) if flight.is_hello => {
-            let answered = hear(&client, leg, flight, &open, &shared);
-            match Box::pin(over.run_until_cancelled(answered)).await.unwrap_or(Err(Cause::Killed)) {
+    let leash = leg.ticket.leash();
+    if over.is_cancelled() {
+        leash.pull(); // nobody else does any more
+    }
+    let unsent = match leash.run(first(&mut client, &mut leg.stream)).await {
+        Some(Ok(flight)) if flight.is_hello => {
+            let answered = Box::pin(over.run_until_cancelled(hear(&client, leg, flight, &open, &shared)));
+            match answered.await.unwrap_or(Err(Cause::Killed)) {
                 Ok(answered) => {
-                    (leg, unsent) = (answered.leg, answered.unsent);
+                    leg = answered.leg;
                     note(&mut story, answered.replays);
+                    answered.unsent
                 }
                 Err(cause) => {
                     socket::reset_on_drop(&client);
-                    return tell(story, &open, None, cause, 0, &shared);
+                    tell(story, &open, None, cause, 0, &shared);
+                    return None;
                 }
             }
         }
-        Ok(Ok(flight)) => unsent = flight.unsent(),
+        Some(Ok(flight)) => flight.unsent(),
         broken => {
-            reset(&client, &leg);
-            return tell(story, &open, Some(leg), cause(&broken, &shared), 0, &shared);
+            socket::reset_on_drop(&client);
+            socket::reset_on_drop(&leg.stream);
+            let cause = cause(&broken, &shared);
+            tell(story, &open, Some(&leg.ticket), cause, 0, &shared);
+            return None;
         }
+    };
+    let Leg { stream, mut ticket } = leg;
+    ticket.given();
+    let leash = ticket.leash();
+    if over.is_cancelled() {
+        leash.pull();
     }
-    leg.ticket.given();
-    let registration = hold(&mut leg, &shared);
-    let mut copy = CopyBoth::new(&mut client, &mut leg.stream, LINGER).begin_with(unsent);
-    let ended = Abortable::new(&mut copy, registration).await;
-    let bytes = copy.received();
-    let sent = copy.sent();
-    leg.ticket.held.counts.bytes_in.fetch_add(sent, Relaxed);
-    leg.ticket.held.counts.bytes_out.fetch_add(bytes, Relaxed);
-    let cause = cause(&ended, &shared);
-    if cause != Cause::Normal {
-        reset(&client, &leg);
-    }
-    tell(story, &open, Some(leg), cause, bytes, &shared);
-}
-
-fn reset(client: &TcpStream, leg: &Leg) {
-    socket::reset_on_drop(client);
-    socket::reset_on_drop(&leg.stream);
+    let copy = CopyBoth::new(client, stream, LINGER).begin_with(unsent);
+    Some(Carried { copy, leash, ticket, open, shared, story })
 }
 
 /// Dials, and says who the client is where that is wanted.
@@ -112,27 +169,16 @@ async fn hear(
     answer(client, leg, flight, &header(client, open), &open.pool, shared).await
 }
 
-/// Makes `leg` end when its backend's connections are to end. An abort handle and no token: polling a token
-/// takes a lock that all connections would share.
-fn hold(leg: &mut Leg, shared: &Shared) -> AbortRegistration {
-    let (handle, registration) = AbortHandle::new_pair();
-    leg.ticket.hold(handle.clone());
-    if shared.life.over.is_cancelled() {
-        handle.abort();
-    }
-    registration
-}
-
-/// What ended a connection.
-fn cause<T>(ended: &Result<Result<T, Broken>, Aborted>, shared: &Shared) -> Cause {
+/// What ended a connection; none is its leash.
+fn cause<T>(ended: &Option<Result<T, Broken>>, shared: &Shared) -> Cause {
     match ended {
-        Ok(Ok(_)) => Cause::Normal,
-        Ok(Err(broken)) => {
+        Some(Ok(_)) => Cause::Normal,
+        Some(Err(broken)) => {
             tracing::trace!("a connection broke: {}", broken.error);
             broken.cause
         }
-        Err(Aborted) if shared.life.over.is_cancelled() => Cause::Killed,
-        Err(Aborted) => Cause::Down,
+        None if shared.life.over.is_cancelled() => Cause::Killed,
+        None => Cause::Down,
     }
 }
 
@@ -163,10 +209,17 @@ fn note(story: &mut Option<Box<Story>>, replays: u32) {
 }
 
 /// Writes the line of the access log.
-fn tell(story: Option<Box<Story>>, open: &Open, leg: Option<Leg>, cause: Cause, bytes: u64, shared: &Shared) {
+fn tell(
+    story: Option<Box<Story>>,
+    open: &Open,
+    ticket: Option<&Ticket>,
+    cause: Cause,
+    bytes: u64,
+    shared: &Shared,
+) {
     let Some(story) = story else { return };
     let (front, back) = open.pool.counts();
-    let server = leg.as_ref().map(|leg| &*leg.ticket.held);
+    let server = ticket.map(|ticket| &*ticket.held);
     let at_server = server.map_or(0, |held| held.connections.load(Relaxed));
     let own = u64::from(server.is_some());
     let held =

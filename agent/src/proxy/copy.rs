@@ -28,6 +28,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use super::pipes::Pipe;
+use super::socket::{is_passing, reset_on_drop};
 
 /// After one direction has ended, the other may be silent for this long. Peers that vanish half-closed
 /// would else be kept for ever (tokio#4556, rathole#460); HTTP needs the other half only for an answer.
@@ -69,9 +70,9 @@ pub(super) struct Broken {
 }
 
 /// Ends well when both peers have closed; with an error when either broke, or stayed half-closed and silent.
-pub(super) struct CopyBoth<'a> {
-    client: &'a mut TcpStream,
-    master: &'a mut TcpStream,
+pub(super) struct CopyBoth {
+    client: TcpStream,
+    master: TcpStream,
     up: Flow,
     down: Flow,
     linger: Duration,
@@ -79,19 +80,21 @@ pub(super) struct CopyBoth<'a> {
     lingering: Option<(Pin<Box<Sleep>>, u64)>,
 }
 
-impl<'a> CopyBoth<'a> {
-    pub(super) fn new(
-        client: &'a mut TcpStream,
-        master: &'a mut TcpStream,
-        linger: Duration,
-    ) -> CopyBoth<'a> {
+impl CopyBoth {
+    pub(super) fn new(client: TcpStream, master: TcpStream, linger: Duration) -> CopyBoth {
         CopyBoth { client, master, up: Flow::default(), down: Flow::default(), linger, lingering: None }
     }
 
     /// Sends what was read from the client before, and not written yet, ahead of what follows.
-    pub(super) fn begin_with(mut self, unsent: Vec<u8>) -> CopyBoth<'a> {
-        self.up.left = unsent;
+    pub(super) fn begin_with(mut self, unsent: Vec<u8>) -> CopyBoth {
+        self.up.keep(unsent);
         self
+    }
+
+    /// Makes both sockets reset when they are dropped.
+    pub(super) fn reset(&self) {
+        reset_on_drop(&self.client);
+        reset_on_drop(&self.master);
     }
 
     /// Bytes that went from the master to the client.
@@ -125,14 +128,16 @@ impl<'a> CopyBoth<'a> {
     }
 }
 
-impl Future for CopyBoth<'_> {
+impl Future for CopyBoth {
     type Output = Result<(), Broken>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         let this = self.get_mut();
         let (up, down) = with_scratch(|scratch| {
-            let up = this.up.poll(cx, this.client, this.master, scratch);
-            let down = this.down.poll(cx, this.master, this.client, scratch);
+            let last = this.down.stage == Stage::Ended;
+            let up = this.up.poll(cx, &mut this.client, &mut this.master, scratch, last);
+            let last = this.up.stage == Stage::Ended;
+            let down = this.down.poll(cx, &mut this.master, &mut this.client, scratch, last);
             // Both have moved what they could: what one peer said before it broke still gets through.
             let up = up.map_err(|fault| fault.of(Cause::Client, Cause::Server))?;
             let down = down.map_err(|fault| fault.of(Cause::Server, Cause::Client))?;
@@ -149,15 +154,20 @@ impl Future for CopyBoth<'_> {
 /// One direction.
 #[derive(Default)]
 struct Flow {
-    /// What was read and could not be written yet, from `written` on.
-    left: Vec<u8>,
-    written: usize,
+    /// What was read and could not be written yet. In a box, like the rest: most connections are idle.
+    left: Option<Box<Left>>,
     /// What was spliced and could not be written yet. Never both: each is empty before anything is read.
     pipe: Option<Pipe>,
     piped: usize,
     moved: u64,
     stage: Stage,
     mode: Mode,
+}
+
+/// Bytes to be written, from `written` on.
+struct Left {
+    bytes: Vec<u8>,
+    written: usize,
 }
 
 #[derive(Default, PartialEq, Eq)]
@@ -202,13 +212,15 @@ impl Fault {
 }
 
 impl Flow {
-    /// Moves what can be moved; ready when the direction has ended.
+    /// Moves what can be moved; ready when the direction has ended. After the `last` both sockets are
+    /// closed, which passes FIN on as well.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut TcpStream,
         to: &mut TcpStream,
         scratch: &mut [u8],
+        last: bool,
     ) -> Poll<Result<(), Fault>> {
         let mut rounds = ROUNDS;
         while rounds > 0 {
@@ -217,7 +229,9 @@ impl Flow {
             match self.stage {
                 Stage::Ended => return Poll::Ready(Ok(())),
                 Stage::Ending => {
-                    SockRef::from(&*to).shutdown(Shutdown::Write).map_err(Fault::To)?;
+                    if !last {
+                        SockRef::from(&*to).shutdown(Shutdown::Write).map_err(Fault::To)?;
+                    }
                     self.stage = Stage::Ended;
                     return Poll::Ready(Ok(()));
                 }
@@ -336,8 +350,7 @@ impl Flow {
                     bytes = bytes.get(n..).unwrap_or_default();
                 }
                 Poll::Pending => {
-                    self.left = bytes.to_vec();
-                    self.written = 0;
+                    self.keep(bytes.to_vec());
                     break;
                 }
             }
@@ -345,26 +358,25 @@ impl Flow {
         Ok(())
     }
 
+    /// Keeps `bytes` until they can be written.
+    fn keep(&mut self, bytes: Vec<u8>) {
+        self.left = (!bytes.is_empty()).then(|| Box::new(Left { bytes, written: 0 }));
+    }
+
     /// Writes what was left; ready when nothing is.
     fn poll_left(&mut self, cx: &mut Context<'_>, to: &mut TcpStream) -> Poll<io::Result<()>> {
-        while let Some(bytes @ [_, ..]) = self.left.get(self.written..) {
+        let Some(left) = &mut self.left else { return Poll::Ready(Ok(())) };
+        while let Some(bytes @ [_, ..]) = left.bytes.get(left.written..) {
             let n = ready!(Pin::new(&mut *to).poll_write(cx, bytes))?;
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.written += n;
+            left.written += n;
             self.moved = self.moved.wrapping_add(n as u64);
         }
-        if !self.left.is_empty() {
-            (self.left, self.written) = (Vec::new(), 0);
-        }
+        self.left = None;
         Poll::Ready(Ok(()))
     }
-}
-
-/// Whether a call only has to be made again, when the socket is ready or at once.
-fn is_passing(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 #[cfg(test)]

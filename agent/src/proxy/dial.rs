@@ -1,8 +1,9 @@
 //! Carries out a [`Plan`]: who is dialled when for one client, and what each dial says about its backend.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -13,9 +14,10 @@ use proto::node::NodeId;
 use proto::path::{Evidence, Report};
 use tokio::net::TcpStream;
 
-use super::held::Ticket;
+use super::Shared;
+use super::held::{Counts, Ticket};
 use super::pool::Pool;
-use super::{Shared, socket};
+use super::socket::{self, Connecting};
 
 /// A dial that got no answer for this long says something about its backend, also when it was not waited
 /// for: longer than the first retransmission of a SYN would need on any mesh.
@@ -42,8 +44,15 @@ pub(super) async fn dial(pool: &Arc<Pool>, shared: &Arc<Shared>) -> Dialled {
     let life = &shared.life;
     let table = Arc::clone(&shared.table.borrow());
     let backends = table.get(&pool.service).map_or(&[][..], Vec::as_slice);
-    let (order, mut first) = pool.rank(backends, shared.own, life.now());
-    let best = first.as_ref().map(|ticket| ticket.held.node);
+    let (order, first) = pool.rank(backends, shared.own, life.now());
+    let begin =
+        |(i, ticket): (usize, Ticket)| Some(Trial::begin(ticket, backends.get(i)?.address, pool, shared));
+    let mut first = order.first().copied().zip(first).and_then(begin);
+    if let Some(leg) = first.as_mut().and_then(Trial::at_once) {
+        pool.served(shared);
+        return Dialled { leg: Ok(leg), tries: 1, moved: false };
+    }
+    let best = first.as_ref().map(|trial| trial.node);
     let patience = |i: &usize| proto::dial::patience(backends.get(*i).and_then(|one| one.rtt));
     let mut plan = Plan::new(order.iter().map(patience).collect(), life.now());
     let mut trials = FuturesUnordered::new();
@@ -51,15 +60,17 @@ pub(super) async fn dial(pool: &Arc<Pool>, shared: &Arc<Shared>) -> Dialled {
     loop {
         match plan.next(life.now(), || pool.may_race(life.now())) {
             Step::Dial(nth) => {
-                let chosen = order.get(nth).and_then(|i| Some((*i, backends.get(*i)?)));
-                let mut ticket = |i| first.take().or_else(|| pool.ticket(backends, i, life.now()));
-                let Some((backend, ticket)) = chosen.and_then(|(i, one)| Some((one, ticket(i)?))) else {
+                let ticket = |i: usize| Some((i, pool.ticket(backends, i, life.now())?));
+                let next = || order.get(nth).copied().and_then(ticket).and_then(begin);
+                let Some(trial) = first.take().or_else(next) else {
                     plan.failed(); // no plan goes past its candidates
                     continue;
                 };
                 tries += 1;
-                ticket.held.counts.races.fetch_add(u64::from(!trials.is_empty()), Relaxed);
-                trials.push(Trial::new(ticket, pool, shared).run(backend.address));
+                if !trials.is_empty() {
+                    trial.count(|counts| &counts.races);
+                }
+                trials.push(trial.run());
             }
             Step::Wait(until) => tokio::select! {
                 biased;
@@ -112,51 +123,82 @@ pub(super) struct Trial {
     pool: Arc<Pool>,
     shared: Arc<Shared>,
     started: Instant,
+    /// Until somebody waits for it.
+    connecting: Option<io::Result<Connecting>>,
     ended: bool,
 }
 
 impl Trial {
-    pub(super) fn new(ticket: Ticket, pool: &Arc<Pool>, shared: &Arc<Shared>) -> Trial {
+    pub(super) fn begin(
+        ticket: Ticket,
+        address: SocketAddr,
+        pool: &Arc<Pool>,
+        shared: &Arc<Shared>,
+    ) -> Trial {
         Trial {
             node: ticket.held.node,
             ticket: Some(ticket),
             pool: Arc::clone(pool),
             shared: Arc::clone(shared),
             started: Instant::now(),
+            connecting: Some(Connecting::begin(address)),
             ended: false,
         }
     }
 
-    pub(super) async fn run(mut self, address: std::net::SocketAddr) -> Result<Leg, Cause> {
-        let result = socket::connect(address).await;
-        self.ended = true;
-        match result {
-            Ok(stream) => {
-                let took = self.started.elapsed();
-                let ticket = self.ticket.take();
-                let now = self.shared.life.now();
-                if let Some(ticket) = &ticket {
-                    ticket.held.counts.dials.took(took);
-                    if ticket.held.is_news(now) {
-                        self.report(Evidence::Connected { took });
-                    }
-                }
-                ticket.map(|ticket| Leg { stream, ticket }).ok_or(Cause::Server)
+    /// The leg, when it is there without waiting: no timer has to be set then, and nobody be raced.
+    fn at_once(&mut self) -> Option<Leg> {
+        match self.connecting.take() {
+            Some(Ok(Connecting::Done(stream))) => self.connected(stream),
+            other => {
+                self.connecting = other;
+                None
             }
-            Err(error) => match evidence_of(&error) {
-                Some(evidence) => {
-                    if let Some(ticket) = &self.ticket {
-                        ticket.held.counts.errors.fetch_add(1, Relaxed);
-                    }
-                    self.accuse(evidence);
-                    let refused = evidence == Evidence::Refused;
-                    Err(if refused { Cause::Server } else { Cause::ServerTimeout })
-                }
-                None => {
-                    self.shared.failed_locally(&error);
-                    Err(Cause::Resources)
-                }
-            },
+        }
+    }
+
+    pub(super) async fn run(mut self) -> Result<Leg, Cause> {
+        let result = match self.connecting.take() {
+            Some(Ok(connecting)) => connecting.finish().await,
+            Some(Err(error)) => Err(error),
+            None => return Err(Cause::Server),
+        };
+        match result {
+            Ok(stream) => self.connected(stream).ok_or(Cause::Server),
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
+    fn connected(&mut self, stream: TcpStream) -> Option<Leg> {
+        self.ended = true;
+        let took = self.started.elapsed();
+        let ticket = self.ticket.take()?;
+        ticket.held.counts.dials.took(took);
+        if ticket.held.is_news(self.shared.life.now()) {
+            self.report(Evidence::Connected { took });
+        }
+        Some(Leg { stream, ticket })
+    }
+
+    fn failed(&mut self, error: &io::Error) -> Cause {
+        self.ended = true;
+        match evidence_of(error) {
+            Some(evidence) => {
+                self.count(|counts| &counts.errors);
+                self.accuse(evidence);
+                let refused = evidence == Evidence::Refused;
+                if refused { Cause::Server } else { Cause::ServerTimeout }
+            }
+            None => {
+                self.shared.failed_locally(error);
+                Cause::Resources
+            }
+        }
+    }
+
+    fn count(&self, what: impl Fn(&Counts) -> &AtomicU64) {
+        if let Some(ticket) = &self.ticket {
+            what(&ticket.held.counts).fetch_add(1, Relaxed);
         }
     }
 

@@ -12,15 +12,13 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use futures_util::future::{AbortHandle, AbortRegistration, Abortable};
 use futures_util::stream::FuturesUnordered;
 use proto::access::Cause;
 use proto::hello::{Flight, MAX_HELLO, inspect};
@@ -30,6 +28,7 @@ use tokio::net::TcpStream;
 
 use super::copy::{Broken, with_scratch};
 use super::dial::{Leg, Trial};
+use super::held::Leash;
 use super::pool::Pool;
 use super::{Shared, socket};
 
@@ -47,11 +46,34 @@ pub(super) struct First {
 /// Waits for a client's first flight. Ends without one as soon as the master speaks.
 pub(super) async fn first(client: &mut TcpStream, master: &mut TcpStream) -> Result<First, Broken> {
     let mut first = First { bytes: Vec::new(), sent: 0, is_hello: false };
-    poll_fn(|cx| first.poll(cx, client, master)).await?;
+    if !first.at_once(client, master)? {
+        poll_fn(|cx| first.poll(cx, client, master)).await?;
+    }
     Ok(first)
 }
 
 impl First {
+    /// Takes what the client has sent by now, which most have while their backend was dialled; true when
+    /// that is all there is to wait for.
+    fn at_once(&mut self, client: &TcpStream, master: &TcpStream) -> Result<bool, Broken> {
+        with_scratch(|scratch| {
+            let most = scratch.len().min(MAX_HELLO);
+            let found = socket::read_now(client, &mut scratch[..most]).map_err(by(Cause::Client))?;
+            if let Some(n @ 1..) = found {
+                self.bytes = scratch[..n].to_vec();
+                self.sent = socket::write_now(master, &self.bytes).map_err(by(Cause::Server))?;
+            }
+            Ok(found.is_some() && self.is_whole(0))
+        })
+    }
+
+    /// Whether the flight has ended, now that there is more than `before`, or the client has.
+    fn is_whole(&mut self, before: usize) -> bool {
+        let flight = inspect(&self.bytes);
+        self.is_hello = flight == Flight::Hello;
+        flight != Flight::Partial || self.bytes.len() == before
+    }
+
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -78,9 +100,7 @@ impl First {
                 read
             }))
             .map_err(by(Cause::Client))?;
-            let flight = inspect(&self.bytes);
-            self.is_hello = flight == Flight::Hello;
-            if flight != Flight::Partial || self.bytes.len() == before {
+            if self.is_whole(before) {
                 return Poll::Ready(Ok(()));
             }
         }
@@ -113,8 +133,8 @@ struct Run {
 
 /// Where an attempt begins.
 enum Start {
-    Connected(Arc<Run>, AbortRegistration),
-    Dial(Trial, SocketAddr),
+    Connected(Arc<Run>, Arc<Leash>),
+    Dial(Trial),
 }
 
 /// How an attempt went.
@@ -138,9 +158,10 @@ pub(super) async fn answer(
 ) -> Result<Answered, Cause> {
     let sender = Sender { hello: &first.bytes, header, too_long: pool.too_long(), pool, shared };
     let mut tried = vec![leg.ticket.held.node];
-    let (original, start) = connected(leg, first.sent);
+    let (run, leash) = connected(leg, first.sent);
+    let original = Arc::downgrade(&run);
     let mut race = FuturesUnordered::new();
-    race.push(sender.attempt(start));
+    race.push(sender.attempt(Start::Connected(run, leash)));
     let (mut closed, mut replays, mut only_hello) = (None, 0, true);
     let mut patience = Box::pin(tokio::time::sleep(sender.too_long));
     let winner = loop {
@@ -188,11 +209,9 @@ pub(super) async fn answer(
 }
 
 /// A leg as an attempt may begin with it, which ends when the leg is told to.
-fn connected(mut leg: Leg, sent: usize) -> (Weak<Run>, Start) {
-    let (handle, registration) = AbortHandle::new_pair();
-    leg.ticket.hold(handle);
-    let run = Arc::new(Run { leg, sent: AtomicUsize::new(sent) });
-    (Arc::downgrade(&run), Start::Connected(run, registration))
+fn connected(mut leg: Leg, sent: usize) -> (Arc<Run>, Arc<Leash>) {
+    let leash = leg.ticket.leash();
+    (Arc::new(Run { leg, sent: AtomicUsize::new(sent) }), leash)
 }
 
 struct Sender<'a> {
@@ -213,32 +232,29 @@ impl Sender<'_> {
         let backend = backends.get(chosen).filter(|_| self.pool.may_replay(now))?;
         tried.push(backend.node);
         ticket.held.counts.replays.fetch_add(1, Relaxed);
-        Some(Start::Dial(Trial::new(ticket, self.pool, self.shared), backend.address))
+        Some(Start::Dial(Trial::begin(ticket, backend.address, self.pool, self.shared)))
     }
 
     async fn attempt(&self, start: Start) -> Outcome {
-        let (run, registration) = match start {
-            Start::Connected(run, registration) => (run, registration),
-            Start::Dial(trial, address) => {
-                let Ok(leg) = trial.run(address).await else { return Outcome::Failed };
+        let (run, leash) = match start {
+            Start::Connected(run, leash) => (run, leash),
+            Start::Dial(trial) => {
+                let Ok(leg) = trial.run().await else { return Outcome::Failed };
                 if !socket::write_at_once(&leg.stream, self.header) {
                     return Outcome::Failed;
                 }
-                match connected(leg, 0).1 {
-                    Start::Connected(run, registration) => (run, registration),
-                    Start::Dial(..) => return Outcome::Failed,
-                }
+                connected(leg, 0)
             }
         };
         let mut wait = Wait { sender: self, run: &run, since: Instant::now(), ended: false };
-        let spoke = Abortable::new(wait.first_byte(), registration).await;
+        let spoke = leash.run(wait.first_byte()).await;
         wait.ended = true;
         let took = wait.since.elapsed();
         drop(wait);
         match spoke {
-            Ok(Ok(0)) => Outcome::Closed(run),
-            Ok(Ok(_)) => Outcome::Answered(run, took),
-            Ok(Err(_)) | Err(_) => {
+            Some(Ok(0)) => Outcome::Closed(run),
+            Some(Ok(_)) => Outcome::Answered(run, took),
+            Some(Err(_)) | None => {
                 socket::reset_on_drop(&run.leg.stream);
                 Outcome::Failed
             }

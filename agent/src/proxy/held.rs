@@ -1,11 +1,16 @@
 //! The connections that are held to one backend: how they are counted, and how they are told to end.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::atomic::{
+    AtomicBool, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::future::AbortHandle;
+use futures_util::task::AtomicWaker;
 use proto::backends::{GRACE, Usage, leaves_after};
 use proto::node::{Name, NodeId};
 use proto::time::Moment;
@@ -62,7 +67,41 @@ pub(super) struct Counts {
 #[derive(Default)]
 struct Handles {
     next: u64,
-    by_number: HashMap<u64, AbortHandle>,
+    by_number: HashMap<u64, Arc<Leash>>,
+}
+
+/// Ends what one connection does from outside. No token: polling one takes a lock that all would share.
+#[derive(Default)]
+pub(super) struct Leash {
+    pulled: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Leash {
+    pub(super) fn pull(&self) {
+        self.pulled.store(true, Release);
+        self.waker.wake();
+    }
+
+    pub(super) fn is_pulled(&self) -> bool {
+        self.pulled.load(Acquire)
+    }
+
+    /// Whether it was pulled; if not, the task is woken when it is. Of several tasks only the last is.
+    pub(super) fn poll_pulled(&self, cx: &mut Context<'_>) -> bool {
+        self.waker.register(cx.waker());
+        self.is_pulled()
+    }
+
+    /// Does `work` until the leash is pulled; none when it was.
+    pub(super) async fn run<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = pin!(work);
+        let turn = |cx: &mut Context<'_>| match self.poll_pulled(cx) {
+            true => Poll::Ready(None),
+            false => work.as_mut().poll(cx).map(Some),
+        };
+        poll_fn(turn).await
+    }
 }
 
 /// Connections that are leaving: those with a number below, since a moment.
@@ -122,7 +161,7 @@ impl Held {
         }
         let now_held = self.connections.fetch_add(1, Relaxed) + 1;
         self.counts.most.fetch_max(now_held, Relaxed);
-        Ticket { held: Arc::clone(self), holding: None }
+        Ticket { held: Arc::clone(self), leash: None }
     }
 
     /// It left a first flight without an answer for too long; true when that makes it mute.
@@ -156,7 +195,7 @@ impl Held {
 
     pub(super) fn reset_all(&self) -> usize {
         let handles = lock(&self.handles);
-        handles.by_number.values().for_each(AbortHandle::abort);
+        handles.by_number.values().for_each(|leash| leash.pull());
         self.counts.resets_down.fetch_add(handles.by_number.len() as u64, Relaxed);
         handles.by_number.len()
     }
@@ -177,7 +216,7 @@ impl Held {
     ) -> Option<Moment> {
         let handles = lock(&self.handles);
         let leaving =
-            || handles.by_number.iter().filter(|(number, one)| **number < leave.below && !one.is_aborted());
+            || handles.by_number.iter().filter(|(number, one)| **number < leave.below && !one.is_pulled());
         let count = leaving().count();
         let passed = now.since(leave.since);
         if count == 0 {
@@ -186,10 +225,10 @@ impl Held {
         if passed < GRACE {
             return Some(leave.since.after(GRACE));
         }
-        for (number, handle) in leaving() {
+        for (number, leash) in leaving() {
             if passed >= leaves_after(seed, *number) {
                 self.counts.resets_leave.fetch_add(1, Relaxed);
-                handle.abort();
+                leash.pull();
             }
         }
         drop(handles);
@@ -203,27 +242,24 @@ impl Held {
 /// A dial or a connection that counts towards its backend's load.
 pub(super) struct Ticket {
     pub(super) held: Arc<Held>,
-    holding: Option<(u64, AbortHandle)>,
+    leash: Option<(u64, Arc<Leash>)>,
 }
 
 impl Ticket {
-    /// `handle` ends what it stands for from now on, in place of an earlier one.
-    pub(super) fn hold(&mut self, handle: AbortHandle) {
-        let mut handles = lock(&self.held.handles);
-        let (number, before) = match self.holding.take() {
-            Some((number, before)) => (number, Some(before)),
-            None => {
-                handles.next += 1;
-                (handles.next - 1, None)
-            }
-        };
-        handles.by_number.insert(number, handle.clone());
-        drop(handles);
-        // Told to end after the earlier had ended by itself and before this one stood in its place.
-        if before.is_some_and(|before| before.is_aborted()) {
-            handle.abort();
+    /// What ends the connection that it stands for when the backend's connections are to end: from the
+    /// first call on.
+    pub(super) fn leash(&mut self) -> Arc<Leash> {
+        if let Some((_, leash)) = &self.leash {
+            return Arc::clone(leash);
         }
-        self.holding = Some((number, handle));
+        let leash = Arc::<Leash>::default();
+        let mut handles = lock(&self.held.handles);
+        let number = handles.next;
+        handles.next += 1;
+        handles.by_number.insert(number, Arc::clone(&leash));
+        drop(handles);
+        self.leash = Some((number, Arc::clone(&leash)));
+        leash
     }
 
     /// A client was given to it.
@@ -235,7 +271,7 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.held.connections.fetch_sub(1, Relaxed);
-        if let Some((number, _)) = self.holding {
+        if let Some((number, _)) = self.leash {
             lock(&self.held.handles).by_number.remove(&number);
         }
     }
@@ -289,43 +325,43 @@ mod tests {
     #[test]
     fn connections_leave_after_the_grace_and_not_at_once() {
         let held = held();
-        let mut connections: Vec<(Ticket, AbortHandle)> = (0..100)
+        let mut connections: Vec<(Ticket, Arc<Leash>)> = (0..100)
             .map(|_| {
                 let mut ticket = held.ticket(at(0));
-                let handle = AbortHandle::new_pair().0;
-                ticket.hold(handle.clone());
-                (ticket, handle)
+                let leash = ticket.leash();
+                (ticket, leash)
             })
             .collect();
         let mut leave = held.begin_leave(at(1000));
-        let (later, _) = AbortHandle::new_pair();
         let mut newer = held.ticket(at(1000));
-        newer.hold(later.clone());
+        let later = newer.leash();
         let mut told = 0;
         let (mut now, mut steps) = (at(1000), Vec::new());
         while let Some(next) = held.go_on_leaving(&mut leave, 7, now, |count| told += count) {
             let before = connections.len();
-            connections.retain(|(_, handle)| !handle.is_aborted());
+            connections.retain(|(_, leash)| !leash.is_pulled());
             steps.push(before - connections.len());
             assert!(next > now);
             now = next;
         }
-        assert!(connections.is_empty() && !later.is_aborted());
+        assert!(connections.is_empty() && !later.is_pulled());
         assert_eq!((told, steps[0]), (100, 0));
         assert!(steps.iter().all(|closed| *closed <= 10), "{steps:?}");
         let end = at(1000).after(GRACE + SPREAD + TICK * 2);
         assert!(now >= at(1000).after(GRACE) && now <= end, "{now:?}");
     }
 
-    #[test]
-    fn a_ticket_that_is_told_to_end_between_two_phases_ends() {
+    #[tokio::test]
+    async fn a_leash_ends_what_is_done_on_it_now_and_later() {
         let held = held();
         let mut ticket = held.ticket(at(0));
-        ticket.hold(AbortHandle::new_pair().0);
+        let leash = ticket.leash();
+        assert_eq!(leash.run(std::future::ready(1)).await, Some(1));
+        let work = tokio::spawn(async move { leash.run(std::future::pending::<()>()).await });
+        tokio::task::yield_now().await;
         assert_eq!(held.reset_all(), 1);
-        let (copying, _) = AbortHandle::new_pair();
-        ticket.hold(copying.clone());
-        assert!(copying.is_aborted());
+        assert_eq!(work.await.unwrap(), None);
+        assert_eq!(ticket.leash().run(std::future::ready(1)).await, None, "it stays pulled");
         drop(ticket);
         assert_eq!(held.reset_all(), 0);
     }

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::pool::Pool;
-use super::{Shared, connection, socket};
+use super::{Shared, connection, socket, workers};
 
 /// The first new attempt comes soon: after a reload the address may only have changed hands.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
@@ -46,28 +46,36 @@ impl Bound {
     }
 }
 
-/// An address and the attempt to bind it.
+/// An address and the attempt to bind it, with a socket for each thread.
 pub(super) struct Socket {
     pub(super) address: SocketAddr,
-    socket: Result<std::net::TcpListener, String>,
+    sockets: Result<Vec<std::net::TcpListener>, String>,
 }
 
 impl Socket {
     pub(super) fn bind(service: &ServiceName, address: SocketAddr) -> Socket {
-        let socket = socket::listen(address).map_err(|error| explain(&error));
-        match &socket {
+        let sockets = listen(address);
+        match &sockets {
             Ok(_) => tracing::info!(%service, "listens on {address}"),
             Err(error) => tracing::warn!(%service, "cannot listen on {address}: {error}"),
         }
-        Socket { address, socket }
+        Socket { address, sockets }
     }
 
     pub(super) fn bound(&self) -> Bound {
-        match &self.socket {
-            Ok(socket) => Bound::At(socket.local_addr().unwrap_or(self.address)),
+        match &self.sockets {
+            Ok(sockets) => at(sockets, self.address),
             Err(error) => Bound::Failed(error.clone()),
         }
     }
+}
+
+fn listen(address: SocketAddr) -> Result<Vec<std::net::TcpListener>, String> {
+    socket::listen(address, workers::count()).map_err(|error| explain(&error))
+}
+
+fn at(sockets: &[std::net::TcpListener], configured: SocketAddr) -> Bound {
+    Bound::At(sockets.first().and_then(|first| first.local_addr().ok()).unwrap_or(configured))
 }
 
 /// Why binding failed, and what would help.
@@ -93,30 +101,35 @@ pub(super) async fn run(
 ) {
     let _open = shared.open.token();
     let address = first.address;
-    let Some(listener) = stop.run_until_cancelled(bound(first, &pool, &say)).await else { return };
-    let _ = stop.run_until_cancelled(accept_all(&listener, &pool, &shared)).await;
-    last_accepts(listener, &pool, &shared);
+    let Some(sockets) = stop.run_until_cancelled(bound(first, &pool, &say)).await else { return };
+    let accept = |socket| {
+        let accepting = accept_until(stop.clone(), socket, Arc::clone(&pool), Arc::clone(&shared));
+        shared.life.spawn_on(accepting, shared.workers.next())
+    };
+    let tasks: Vec<_> = sockets.into_iter().map(accept).collect();
+    for task in tasks {
+        let _ = task.await;
+    }
     tracing::info!(service = %pool.service, "no longer listens on {address}");
 }
 
 /// Tries until the address is bound, with a line for each change.
-async fn bound(first: Socket, pool: &Pool, say: &watch::Sender<Bound>) -> TcpListener {
+async fn bound(first: Socket, pool: &Pool, say: &watch::Sender<Bound>) -> Vec<std::net::TcpListener> {
     let address = first.address;
     let service = &pool.service;
-    let mut socket = first.socket;
+    let mut sockets = first.sockets;
     let mut wait = FIRST_RETRY;
     loop {
-        let error = match socket.and_then(|socket| TcpListener::from_std(socket).map_err(|e| explain(&e))) {
-            Ok(listener) => {
-                let bound = Bound::At(listener.local_addr().unwrap_or(address));
+        let bound = match sockets {
+            Ok(sockets) => {
+                let bound = at(&sockets, address);
                 if say.send_replace(bound.clone()) != bound {
                     tracing::info!(%service, "listens on {address}");
                 }
-                return listener;
+                return sockets;
             }
-            Err(error) => error,
+            Err(error) => Bound::Failed(error),
         };
-        let bound = Bound::Failed(error);
         if *say.borrow() != bound {
             let (_, error) = bound.shown(address);
             tracing::warn!(%service, "cannot listen on {address}: {}", error.unwrap_or_default());
@@ -124,7 +137,25 @@ async fn bound(first: Socket, pool: &Pool, say: &watch::Sender<Bound>) -> TcpLis
         }
         tokio::time::sleep(wait).await;
         wait = RETRY;
-        socket = socket::listen(address).map_err(|error| explain(&error));
+        sockets = listen(address);
+    }
+}
+
+/// Accepts from one of an address's sockets, on the thread that its clients are served on.
+async fn accept_until(
+    stop: CancellationToken,
+    socket: std::net::TcpListener,
+    pool: Arc<Pool>,
+    shared: Arc<Shared>,
+) {
+    let _open = shared.open.token();
+    match TcpListener::from_std(socket) {
+        Ok(listener) => {
+            let _ = stop.run_until_cancelled(accept_all(&listener, &pool, &shared)).await;
+            last_accepts(listener, &pool, &shared);
+        }
+        // Dropped, it leaves its clients to the address's other sockets.
+        Err(error) => tracing::warn!(service = %pool.service, "a thread cannot serve clients: {error}"),
     }
 }
 

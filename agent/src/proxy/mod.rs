@@ -2,10 +2,11 @@
 //! table names at the moment of each connection.
 //!
 //! Tasks, and what each owns:
-//! - `listen`: one for each address. Owns the listening socket; binds it again while that fails.
-//! - `connection::serve`: one for each client. Owns both sockets; finds a backend (`dial`), sees that it
-//!   answers a first flight that can be sent again (`flight`), then copies (`copy`) until both directions
-//!   have ended.
+//! - `listen`: one for each address, which binds it again while that fails; and then one on each of the
+//!   [`workers`], which owns one of its listening sockets.
+//! - `connection::serve`: one for each client, on the thread that accepted it. Owns both sockets; finds a
+//!   backend (`dial`), sees that it answers a first flight that can be sent again (`flight`), then copies
+//!   (`copy`) until both directions have ended.
 //! - `follow`: one. Reads the table, resets the connections held to backends that are down or gone, and lets
 //!   those go whose backends want no more.
 //!
@@ -29,6 +30,7 @@ mod socket;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod workers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
@@ -51,6 +53,7 @@ use alarm::Alarm;
 pub(crate) use limits::raise_descriptor_limit;
 use pool::Pool;
 pub(crate) use stats::{BackendStats, ServiceStats};
+use workers::Workers;
 
 /// What every task of the proxy may use.
 struct Shared {
@@ -59,6 +62,7 @@ struct Shared {
     table: watch::Receiver<Arc<Table>>,
     evidence: mpsc::Sender<Report>,
     life: Life,
+    workers: Workers,
     /// Counts listeners and connections, so that `follow` knows when there is nothing left to look after.
     open: TaskTracker,
     /// Clients of all services.
@@ -113,12 +117,27 @@ impl Proxy {
         evidence: mpsc::Sender<Report>,
         life: &Life,
     ) -> Proxy {
+        let open = TaskTracker::new();
+        let workers = Workers::start(life, &open);
+        Proxy::start_on(workers, open, listeners, own, table, evidence, life)
+    }
+
+    fn start_on(
+        workers: Workers,
+        open: TaskTracker,
+        listeners: Listeners,
+        own: NodeId,
+        table: watch::Receiver<Arc<Table>>,
+        evidence: mpsc::Sender<Report>,
+        life: &Life,
+    ) -> Proxy {
         let shared = Shared {
             own,
             table,
             evidence,
             life: life.clone(),
-            open: TaskTracker::new(),
+            workers,
+            open,
             clients: Arc::default(),
             starved: Alarm::default(),
         };

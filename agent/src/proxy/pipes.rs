@@ -24,7 +24,7 @@ const MOST: usize = 256;
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    static EMPTY: RefCell<Vec<Ends>> = const { RefCell::new(Vec::new()) };
+    static EMPTY: RefCell<Vec<Box<Ends>>> = const { RefCell::new(Vec::new()) };
 }
 
 struct Ends {
@@ -34,7 +34,7 @@ struct Ends {
 }
 
 /// A pipe in use. Dropped with bytes in it, it is closed.
-pub(super) struct Pipe(Option<Ends>);
+pub(super) struct Pipe(Option<Box<Ends>>);
 
 impl Pipe {
     /// An empty pipe; none when there are none to be had.
@@ -72,12 +72,12 @@ impl Drop for Pipe {
     }
 }
 
-fn make() -> Option<Ends> {
+fn make() -> Option<Box<Ends>> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
     // Refused to users who have much already, who may still get the usual 64 KiB.
     let _ = fcntl_setpipe_size(&write, WANTED_BYTES);
     let size = fcntl_getpipe_size(&write).ok()?;
-    (size >= LEAST_BYTES).then_some(Ends { read, write, size })
+    (size >= LEAST_BYTES).then(|| Box::new(Ends { read, write, size }))
 }
 
 #[cfg(test)]

@@ -1,14 +1,17 @@
 //! Options of the two legs of a connection, and how a leg is reset.
 
-use std::io;
+use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
 
-/// Idle time before the first keepalive probe. With the interval and the count below, a peer that vanished
-/// is noticed after 30 s; the usual defaults take two hours.
+/// Idle time before the first keepalive probe. With the interval and the count below, a client that vanished
+/// is noticed after 30 s; the usual defaults take two hours. A backend is after [`USER_TIMEOUT`], which
+/// stands in for the count (tcp(7)).
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_PROBES: u32 = 3;
@@ -22,38 +25,88 @@ const USER_TIMEOUT: Duration = Duration::from_secs(20);
 const BACKLOG: i32 = 4096;
 
 /// Options that both legs have. One that the kernel does not know is no reason not to serve.
-fn tune(socket: &SockRef<'_>) {
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE_IDLE)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_PROBES);
+fn tune(socket: &SockRef<'_>, probes: Option<u32>) {
+    let mut keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
+    if let Some(probes) = probes {
+        keepalive = keepalive.with_retries(probes);
+    }
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_keepalive(&keepalive);
 }
 
-/// A listening socket. Accepted sockets inherit its options, which saves four calls for each client.
-pub(super) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+/// Sockets that listen at the same address. Accepted sockets inherit their options, which saves four calls
+/// for each client.
+pub(super) fn listen(address: SocketAddr, count: usize) -> io::Result<Vec<std::net::TcpListener>> {
+    let first = bound(address, false)?;
+    // Only now, so that an address that somebody else listens at is not shared but taken.
+    first.set_reuse_port(true)?;
+    let address = first.local_addr()?.as_socket().unwrap_or(address);
+    let mut sockets = vec![first];
+    for _ in 1..count {
+        sockets.push(bound(address, true)?);
+    }
+    sockets.iter().try_for_each(|socket| socket.listen(BACKLOG))?;
+    Ok(sockets.into_iter().map(Into::into).collect())
+}
+
+fn bound(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     // Connections of an earlier process in TIME_WAIT must not hold up a restart.
     socket.set_reuse_address(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
     if address.is_ipv6() {
         // Each address stands for itself: [::] and 0.0.0.0 may both be listed.
         socket.set_only_v6(true)?;
     }
-    tune(&SockRef::from(&socket));
+    tune(&SockRef::from(&socket), Some(KEEPALIVE_PROBES));
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
-/// Connects to a backend.
-pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = if address.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
-    let options = SockRef::from(&socket);
-    tune(&options);
-    let _ = options.set_tcp_user_timeout(Some(USER_TIMEOUT));
-    socket.connect(address).await
+/// A connect to a backend that has begun.
+pub(super) enum Connecting {
+    /// It has ended already, as within one machine.
+    Done(TcpStream),
+    UnderWay(TcpStream),
+}
+
+impl Connecting {
+    pub(super) fn begin(address: SocketAddr) -> io::Result<Connecting> {
+        let kind = Type::STREAM.nonblocking();
+        let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
+        let options = SockRef::from(&socket);
+        tune(&options, None);
+        let _ = options.set_tcp_user_timeout(Some(USER_TIMEOUT));
+        let is_done = is_done(socket.connect(&address.into()), Errno::INPROGRESS)?
+            // The first call never says so of a socket that does not block; the second does.
+            || is_done(socket.connect(&address.into()), Errno::ALREADY)?;
+        let stream = TcpStream::from_std(socket.into())?;
+        Ok(if is_done { Connecting::Done(stream) } else { Connecting::UnderWay(stream) })
+    }
+
+    /// Waits until it has ended.
+    pub(super) async fn finish(self) -> io::Result<TcpStream> {
+        let stream = match self {
+            Connecting::Done(stream) => return Ok(stream),
+            Connecting::UnderWay(stream) => stream,
+        };
+        stream.writable().await?;
+        match stream.take_error()? {
+            Some(error) => Err(error),
+            None => Ok(stream),
+        }
+    }
+}
+
+fn is_done(connect: io::Result<()>, under_way: Errno) -> io::Result<bool> {
+    match connect {
+        Ok(()) => Ok(true),
+        Err(error) if Errno::from_io_error(&error) == Some(under_way) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Makes dropping the socket send RST: the peer learns at once, and nothing lingers in the kernel.
@@ -61,15 +114,48 @@ pub(super) fn reset_on_drop(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
+/// Writes what the socket takes at once; 0 when that is nothing. Straight to the kernel: tokio may not have
+/// heard yet that a new socket can be written to.
+pub(super) fn write_now(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    match SockRef::from(stream).send(bytes) {
+        Err(error) if is_passing(&error) => Ok(0),
+        result => result,
+    }
+}
+
+/// Reads what is there; none when nothing is. Straight to the kernel, for the same reason.
+pub(super) fn read_now(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    // When tokio has heard already, it is told when there is no more, or it would ask the kernel again. Never
+    // when there may be: it would wait for news of what is there already.
+    let most = buffer.len();
+    let mut read = || (&*SockRef::from(stream)).read(buffer);
+    let mut result = None;
+    let _ = stream.try_io(Interest::READABLE, || {
+        result = Some(read());
+        match &result {
+            Some(Ok(n)) if (1..most).contains(n) => Err(io::ErrorKind::WouldBlock.into()),
+            _ => Ok(()),
+        }
+    });
+    match result.unwrap_or_else(read) {
+        Ok(n) => Ok(Some(n)),
+        Err(error) if is_passing(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Writes a few bytes to a socket that has just connected, and so has room for them; false when it broke.
 pub(super) fn write_at_once(stream: &TcpStream, bytes: &[u8]) -> bool {
-    // Straight to the kernel: tokio may not have heard yet that the socket can be written to.
-    bytes.is_empty() || SockRef::from(stream).send(bytes).is_ok_and(|n| n == bytes.len())
+    bytes.is_empty() || write_now(stream, bytes).is_ok_and(|n| n == bytes.len())
+}
+
+/// Whether a call only has to be made again, when the socket is ready or at once.
+pub(super) fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 /// Whether an error is one of this process or machine being out of descriptors.
 pub(super) fn is_starved(error: &io::Error) -> bool {
-    use rustix::io::Errno;
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
@@ -77,19 +163,46 @@ pub(super) fn is_starved(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
+    #[test]
+    fn an_address_is_shared_among_our_own_threads_and_with_nobody_else() {
+        let sockets = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 3).unwrap();
+        let address = sockets[0].local_addr().unwrap();
+        assert!(sockets.iter().all(|socket| socket.local_addr().unwrap() == address));
+        assert_eq!(listen(address, 3).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(sockets);
+        listen(address, 3).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_one_read_leaves_is_found_by_the_next() {
+        use tokio::io::AsyncReadExt as _;
+
+        let mut listeners = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 1).unwrap();
+        let listener = tokio::net::TcpListener::from_std(listeners.pop().unwrap()).unwrap();
+        let dialled = Connecting::begin(listener.local_addr().unwrap()).unwrap().finish().await.unwrap();
+        let (mut accepted, _) = listener.accept().await.unwrap();
+        assert_eq!(write_now(&dialled, b"12345678").unwrap(), 8);
+        accepted.readable().await.unwrap();
+        let mut four = [0; 4];
+        assert_eq!(read_now(&accepted, &mut four).unwrap(), Some(4));
+        let rest = accepted.read_exact(&mut four);
+        tokio::time::timeout(Duration::from_secs(5), rest).await.unwrap().unwrap();
+        assert_eq!((read_now(&accepted, &mut four).unwrap(), &four), (None, b"5678"));
+    }
+
     #[tokio::test]
     async fn both_legs_have_their_options() {
-        let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-        let dialled = connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut listeners = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 1).unwrap();
+        let listener = tokio::net::TcpListener::from_std(listeners.pop().unwrap()).unwrap();
+        let dialled = Connecting::begin(listener.local_addr().unwrap()).unwrap().finish().await.unwrap();
         let (accepted, _) = listener.accept().await.unwrap();
         for (stream, user_timeout) in [(&dialled, Some(USER_TIMEOUT)), (&accepted, None)] {
             let socket = SockRef::from(stream);
             assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
             assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
             assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
-            assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
             assert_eq!(socket.tcp_user_timeout().unwrap().filter(|timeout| !timeout.is_zero()), user_timeout);
         }
+        assert_eq!(SockRef::from(&accepted).tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
     }
 }

@@ -88,13 +88,24 @@ struct Rig {
 }
 
 impl Rig {
-    /// A proxy on node 100, which is no master.
+    /// A proxy on node 100, which is no master. All of it in the runtime of the test, so that nothing of it
+    /// happens while the test does not wait.
     fn new(service: &Service, backends: Vec<Backend>) -> Rig {
+        Rig::on(|_, _| Workers::here(), service, backends)
+    }
+
+    fn on(
+        workers: impl FnOnce(&Life, &TaskTracker) -> Workers,
+        service: &Service,
+        backends: Vec<Backend>,
+    ) -> Rig {
         let life = Life::new();
+        let open = TaskTracker::new();
         let (table, reader) = watch::channel(Arc::default());
         let (evidence, reports) = mpsc::channel(1000);
         let listeners = Listeners::bind(std::slice::from_ref(service));
-        let proxy = Proxy::start(listeners, id(100), reader, evidence, &life);
+        let workers = workers(&life, &open);
+        let proxy = Proxy::start_on(workers, open, listeners, id(100), reader, evidence, &life);
         let rig = Rig { proxy, table, reports, life };
         rig.set(backends);
         rig

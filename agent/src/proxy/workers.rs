@@ -1,0 +1,78 @@
+//! The threads that clients are served on.
+//!
+//! A connection stays on the thread that accepted it: its two sockets are in one epoll set, and nothing
+//! that happens to it wakes another thread. Each thread has a listening socket of its own for each address,
+//! between which the kernel spreads new clients; so no thread hands connections to others.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::thread;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Handle};
+use tokio_util::task::TaskTracker;
+
+use crate::lifecycle::Life;
+
+/// Most threads: each moves some ten thousand connections a second, or more bytes than a network card.
+const MOST: usize = 4;
+
+/// A timer that is always there and soon: one that is set for later than the next does not have to wake its
+/// thread. Nearly every connection sets one for [`LINGER`](super::copy::LINGER) when it is half-closed.
+const TICK: Duration = Duration::from_secs(15);
+
+/// How many threads serve clients, and so how many sockets listen at one address.
+pub(super) fn count() -> usize {
+    thread::available_parallelism().map_or(1, usize::from).min(MOST)
+}
+
+/// The threads' runtimes; never empty.
+pub(super) struct Workers {
+    handles: Vec<Handle>,
+    next: AtomicUsize,
+}
+
+impl Workers {
+    /// Starts the threads. They end when `life` is over and nothing is left in `open`. Where none can be
+    /// started the caller's runtime serves.
+    pub(super) fn start(life: &Life, open: &TaskTracker) -> Workers {
+        let start = || {
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            let handle = runtime.handle().clone();
+            let (over, open) = (life.over.clone(), open.clone());
+            let serve = async move {
+                let tick = async {
+                    loop {
+                        tokio::time::sleep(TICK).await;
+                    }
+                };
+                over.run_until_cancelled(tick).await;
+                open.close(); // not every order of events has had it closed
+                open.wait().await;
+            };
+            thread::Builder::new().name("proxy".to_owned()).spawn(move || runtime.block_on(serve))?;
+            std::io::Result::Ok(handle)
+        };
+        let mut handles = Vec::new();
+        for _ in 0..count() {
+            match start() {
+                Ok(handle) => handles.push(handle),
+                Err(error) => tracing::warn!("one thread less serves clients: {error}"),
+            }
+        }
+        if handles.is_empty() {
+            return Workers::here();
+        }
+        Workers { handles, next: AtomicUsize::new(0) }
+    }
+
+    /// No threads: the caller's runtime serves.
+    pub(super) fn here() -> Workers {
+        Workers { handles: vec![Handle::current()], next: AtomicUsize::new(0) }
+    }
+
+    /// The thread for the next listening socket.
+    pub(super) fn next(&self) -> &Handle {
+        let next = self.next.fetch_add(1, Relaxed) % self.handles.len();
+        &self.handles[next]
+    }
+}
