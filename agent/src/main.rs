@@ -1,6 +1,7 @@
 //! `agent`: highly available Kubernetes masters without a load balancer.
 
 mod app;
+mod blocks;
 mod check;
 mod cli;
 mod control;
@@ -28,6 +29,9 @@ mod verdict;
 mod vip;
 mod watchdog;
 mod web;
+
+#[global_allocator]
+static ALLOCATOR: blocks::Blocks = blocks::Blocks;
 
 fn main() -> std::process::ExitCode {
     demo::die_with_parent();

@@ -24,6 +24,8 @@ const MOST: usize = 256;
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
+    // In boxes as they are in use, where most connections have none and should be small.
+    #[allow(clippy::vec_box)]
     static EMPTY: RefCell<Vec<Box<Ends>>> = const { RefCell::new(Vec::new()) };
 }
 

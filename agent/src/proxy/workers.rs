@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::task::TaskTracker;
 
+use crate::blocks;
 use crate::lifecycle::Life;
 
 /// Most threads: each moves some ten thousand connections a second, or more bytes than a network card.
@@ -49,7 +50,11 @@ impl Workers {
                 open.close(); // not every order of events has had it closed
                 open.wait().await;
             };
-            thread::Builder::new().name("proxy".to_owned()).spawn(move || runtime.block_on(serve))?;
+            let run = move || {
+                blocks::keep();
+                runtime.block_on(serve);
+            };
+            thread::Builder::new().name("proxy".to_owned()).spawn(run)?;
             std::io::Result::Ok(handle)
         };
         let mut handles = Vec::new();
