@@ -131,7 +131,8 @@ async fn start(
     life: &Life,
 ) -> anyhow::Result<(Arc<Running>, watch::Sender<Arc<Config>>)> {
     let began = wall();
-    let tell::Channels { tell, told, ring_in, ring, outlets } = tell::Channels::new(&config);
+    let (config_in, configured) = watch::channel(Arc::new(config.clone()));
+    let tell::Channels { tell, told, ring_in, ring, outlets } = tell::Channels::new(configured.clone());
     let troubles = outlets.troubles.clone();
     // Clients first: everything else can wait for milliseconds.
     let descriptors = proxy::raise_descriptor_limit();
@@ -147,8 +148,7 @@ async fn start(
     let (settled_in, settled) = watch::channel(Arc::new(first));
     let trust = Trust { document: Arc::new(member.document.clone()), ring: Arc::new(member.ring.clone()) };
     let (trust_in, trust) = watch::channel(Arc::new(trust));
-    let (config_in, configured) = watch::channel(Arc::new(config.clone()));
-    let inputs = settled::Inputs { config: configured, trust: trust.clone(), proxy: proxy.clone() };
+    let inputs = settled::Inputs { config: configured.clone(), trust: trust.clone(), proxy: proxy.clone() };
     settled::spawn(inputs, services_in, settings_in, settled_in, life);
     let port = member.node.port;
     let ports = Ports::bind(config.bind, port)?;
@@ -284,7 +284,7 @@ async fn start(
     });
     tell::members(&running, members, life);
     tell::spawn(&running, told, ring_in, outlets, own_health, life);
-    seen::spawn(&running, config.web, life);
+    seen::spawn(&running, configured, life);
     serve_control(listener, running.clone(), life);
     tell_systemd(running.clone(), life);
     info!(node = %running.node.name, cluster = %running.membership.trust.borrow().document.name, "agent runs");
@@ -417,7 +417,7 @@ async fn live(
             _ = hang_up.recv() => match reload() {
                 Ok(config) => {
                     configured.send_replace(Arc::new(config));
-                    info!("configuration read again; services follow it, all else at the next start");
+                    info!("configuration read again; services, page and who is told follow it, all else at the next start");
                     tell::reloaded(running, true);
                 }
                 Err(error) => {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use proto::backends::{State, Table};
+use proto::config::Config;
 use proto::control::BackendCounts;
 use proto::event::Ring;
 use proto::node::NodeId;
@@ -111,7 +112,7 @@ impl Seen {
 }
 
 /// Starts both tasks, and the page that shows what they see.
-pub(super) fn spawn(running: &Arc<Running>, config: proto::config::Web, life: &Life) {
+pub(super) fn spawn(running: &Arc<Running>, config: watch::Receiver<Arc<Config>>, life: &Life) {
     let (changes, seen) = watch::channel(0);
     let asked = running.clone();
     let inputs = web::Inputs {
@@ -120,6 +121,7 @@ pub(super) fn spawn(running: &Arc<Running>, config: proto::config::Web, life: &L
         changes: seen,
         ring: running.ring.clone(),
         act: Box::new(super::handler(running.clone())),
+        tell: running.tell.clone(),
     };
     web::spawn(inputs, life);
     let (over, following) = (life.over.clone(), follow(running.clone(), changes, life.clone()));

@@ -29,16 +29,11 @@ pub(super) struct Channels {
 }
 
 impl Channels {
-    pub(super) fn new(config: &Config) -> Channels {
+    pub(super) fn new(config: watch::Receiver<Arc<Config>>) -> Channels {
         let (tell, told) = mpsc::channel(events::QUEUE);
         let (ring_in, ring) = watch::channel(Arc::default());
-        let outlets = Outlets {
-            dir: PathBuf::from(&config.state_dir),
-            notify: config.notify.clone(),
-            webhook: config.webhook.clone(),
-            resolve: resolver(),
-            troubles: Troubles::default(),
-        };
+        let dir = PathBuf::from(&config.borrow().state_dir);
+        let outlets = Outlets { dir, config, resolve: resolver(), troubles: Troubles::default() };
         Channels { tell, told, ring_in, ring, outlets }
     }
 }

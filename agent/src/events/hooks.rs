@@ -28,9 +28,9 @@ const PATIENCE: Duration = if cfg!(test) { Duration::from_millis(500) } else { D
 /// What a run may still take when the agent ends. Short, since nobody listens in place of it meanwhile.
 const LAST: Duration = Duration::from_secs(1);
 
-/// The queue before one path.
+/// The queue before one path. When it is dropped, what waits in it is still told.
 pub(super) struct Hook {
-    name: String,
+    pub(super) name: String,
     queue: mpsc::Sender<Arc<Event>>,
     dropped: u64,
     troubles: Troubles,
@@ -46,6 +46,10 @@ impl Hook {
                 while let Some(event) = queue.recv().await {
                     run_all(&path_buf, &event, &said).await;
                 }
+                // It is no longer asked for, and so no trouble.
+                let name = path_buf.display().to_string();
+                said.set(&format!("{name}, dropped"), None);
+                said.set(&name, None);
             };
             let limit = async {
                 over.cancelled().await;

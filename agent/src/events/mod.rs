@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use proto::backends::Table;
-use proto::config::Webhook;
+use proto::config::Config;
 use proto::control::VipStatus;
 use proto::event::{Event, Kind, Level, Ring};
 use proto::keys::Offer;
@@ -73,9 +73,8 @@ pub(crate) struct Inputs {
 pub(crate) struct Outlets {
     /// The state directory.
     pub(crate) dir: PathBuf,
-    /// Programs, and directories of programs.
-    pub(crate) notify: Vec<String>,
-    pub(crate) webhook: Option<Webhook>,
+    /// The configuration: its programs, and its webhook.
+    pub(crate) config: watch::Receiver<Arc<Config>>,
     pub(crate) resolve: Resolve,
     pub(crate) troubles: Troubles,
 }
@@ -133,8 +132,7 @@ struct Keeper {
 impl Keeper {
     /// Reads what earlier runs kept, and starts those that events are handed to.
     async fn begin(inputs: Inputs, published: watch::Sender<Arc<Ring>>, life: &Life) -> Option<Keeper> {
-        let Outlets { dir, notify, webhook, resolve, troubles } = &inputs.outlets;
-        let (dir, troubles) = (dir.clone(), troubles.clone());
+        let (dir, troubles) = (inputs.outlets.dir.clone(), inputs.outlets.troubles.clone());
         let read = tokio::task::spawn_blocking(move || (disk::load(&dir), disk::Log::open(&dir)));
         let ((ring, torn), log) = tokio::select! {
             read = read => read.ok()?,
@@ -148,13 +146,31 @@ impl Keeper {
                 None
             }
         };
-        let hooks = notify.iter().map(|path| hooks::Hook::spawn(path, troubles.clone(), life)).collect();
-        let webhook = webhook
-            .clone()
-            .map(|webhook| webhook::Sender::spawn(webhook, resolve.clone(), troubles.clone(), life));
         let document = inputs.trust.borrow().document.clone();
         let seen = Seen::new(inputs.own, inputs.began, document);
-        Some(Keeper { seen, ring, published, disk, hooks, webhook, troubles, torn, inputs })
+        let (hooks, webhook) = (Vec::new(), None);
+        let mut keeper = Keeper { seen, ring, published, disk, hooks, webhook, troubles, torn, inputs };
+        keeper.follow(life);
+        Some(keeper)
+    }
+
+    /// Hands events to those that the configuration names, and to no others. Who stays is not disturbed.
+    fn follow(&mut self, life: &Life) {
+        let config = self.inputs.outlets.config.borrow_and_update().clone();
+        let mut before = std::mem::take(&mut self.hooks);
+        for path in &config.notify {
+            let hook = match before.iter().position(|hook| hook.name == *path) {
+                Some(at) => before.swap_remove(at),
+                None => hooks::Hook::spawn(path, self.troubles.clone(), life),
+            };
+            self.hooks.push(hook);
+        }
+        if self.webhook.as_ref().map(|sender| &sender.webhook) == config.webhook.as_ref() {
+            return;
+        }
+        let (resolve, troubles) = (self.inputs.outlets.resolve.clone(), self.troubles.clone());
+        self.webhook =
+            config.webhook.clone().map(|webhook| webhook::Sender::spawn(webhook, resolve, troubles, life));
     }
 
     async fn run(mut self, life: &Life) {
@@ -176,6 +192,7 @@ impl Keeper {
             let inputs = &mut self.inputs;
             tokio::select! {
                 () = life.over.cancelled() => break,
+                Ok(()) = inputs.outlets.config.changed() => self.follow(life),
                 () = life.stopping.cancelled(), if !stopping => {
                     stopping = true;
                     let event = Event::new(Kind::AgentStopping, wall(), inputs.node.as_str(), "stopping");

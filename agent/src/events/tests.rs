@@ -14,6 +14,8 @@ struct Stage {
     ring: watch::Receiver<Arc<Ring>>,
     life: Life,
     table: watch::Sender<Arc<Table>>,
+    config: watch::Sender<Arc<Config>>,
+    troubles: Troubles,
 }
 
 fn stage(dir: &Path) -> Stage {
@@ -25,7 +27,8 @@ fn stage(dir: &Path) -> Stage {
     let (tell, told) = mpsc::channel(QUEUE);
     let (ring_in, ring) = watch::channel(Arc::default());
     let (table_in, table) = watch::channel(Arc::default());
-    let life = Life::new();
+    let (config_in, config) = watch::channel(Arc::default());
+    let (life, troubles) = (Life::new(), Troubles::default());
     let inputs = Inputs {
         own: key.id(),
         node,
@@ -40,14 +43,13 @@ fn stage(dir: &Path) -> Stage {
         look: Box::new(Looked::default),
         outlets: Outlets {
             dir: dir.to_owned(),
-            notify: Vec::new(),
-            webhook: None,
+            config,
             resolve: Arc::new(|_| Box::pin(async { Ok(Vec::new()) })),
-            troubles: Troubles::default(),
+            troubles: troubles.clone(),
         },
     };
     spawn(inputs, ring_in, &life);
-    Stage { tell, ring, life, table: table_in }
+    Stage { tell, ring, life, table: table_in, config: config_in, troubles }
 }
 
 impl Stage {
@@ -93,6 +95,55 @@ async fn what_is_told_is_numbered_published_and_kept_over_a_restart() {
     let last = ring.all().next_back().unwrap();
     assert!(last.from == "lost" && last.level == Level::Warning, "{last:?}");
     crashed.end(false).await;
+}
+
+#[tokio::test]
+async fn programs_and_the_webhook_are_those_of_the_configuration_as_it_is() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("hook");
+    let out = dir.path().join("out");
+    std::fs::write(&program, format!("#!/bin/sh\ncat >> {0}\necho >> {0}\n", out.display())).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut stage = stage(dir.path());
+    stage.kinds(1).await;
+    let paths = [program.display().to_string(), dir.path().join("none").display().to_string()];
+    let webhook = proto::config::Webhook::parse("http://127.0.0.1:1/x").ok();
+    let config = proto::config::Config { notify: paths.to_vec(), webhook, ..Default::default() };
+    stage.config.send_replace(Arc::new(config));
+    let tell = |subject| stage.tell.try_send(Event::new(Kind::VipState, wall(), subject, "master")).unwrap();
+    // Configuration and events come by different ways: until it holds, events pass it by.
+    let (mut sent, mut said) = (0, String::new());
+    while !said.contains("10.0.0.9") {
+        tell("10.0.0.9");
+        sent += 1;
+        assert!(sent < 500, "the program is not run");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        said = std::fs::read_to_string(&out).unwrap_or_default();
+    }
+    let troubles = stage.troubles.clone();
+    let list = move || troubles.list().join("\n");
+    let until = |good: Box<dyn Fn(&str) -> bool>| {
+        let list = list.clone();
+        async move {
+            for _ in 0..500 {
+                if good(&list()) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            panic!("{}", list());
+        }
+    };
+    until(Box::new(|all| all.contains("none can't be read") && all.contains("webhook"))).await;
+    stage.config.send_replace(Arc::default());
+    until(Box::new(str::is_empty)).await;
+    let before = std::fs::read_to_string(&out).unwrap();
+    tell("10.0.0.10");
+    stage.kinds(sent + 2).await;
+    stage.end(true).await;
+    assert_eq!(std::fs::read_to_string(&out).unwrap(), before, "it is not run any more");
 }
 
 #[tokio::test]

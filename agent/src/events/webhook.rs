@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Troubles;
 use crate::lifecycle::{Life, wall};
@@ -49,27 +50,39 @@ const SYSTEM_CAS: [&str; 4] = [
 pub(crate) type Resolve =
     Arc<dyn Fn(String) -> BoxFuture<'static, Result<Vec<std::net::SocketAddr>, String>> + Send + Sync>;
 
-/// The queue before the webhook.
+/// The queue before the webhook. When it is dropped, what waits in it goes nowhere: its address was wrong,
+/// or is no one's business any more.
 pub(super) struct Sender {
+    pub(super) webhook: Webhook,
     queue: mpsc::Sender<Arc<Event>>,
     dropped: u64,
     troubles: Troubles,
+    _gone: DropGuard,
 }
 
 impl Sender {
     /// Starts the task.
     pub(super) fn spawn(webhook: Webhook, resolve: Resolve, troubles: Troubles, life: &Life) -> Sender {
         let (queue, mut events) = mpsc::channel::<Arc<Event>>(QUEUE);
-        let (over, said) = (life.over.clone(), troubles.clone());
+        let (over, said, to) = (life.over.clone(), troubles.clone(), webhook.clone());
+        let gone = CancellationToken::new();
+        let ended = gone.clone();
         life.spawn(async move {
             let work = async {
                 while let Some(event) = events.recv().await {
-                    deliver(&webhook, &resolve, &event, &said).await;
+                    deliver(&to, &resolve, &event, &said).await;
                 }
             };
-            tokio::select! { () = work => {}, () = over.cancelled() => {} }
+            tokio::select! {
+                () = work => {}
+                () = ended.cancelled() => {}
+                () = over.cancelled() => return,
+            }
+            // It is no longer asked for, and so no trouble.
+            said.set("webhook, dropped", None);
+            said.set("webhook", None);
         });
-        Sender { queue, dropped: 0, troubles }
+        Sender { webhook, queue, dropped: 0, troubles, _gone: gone.drop_guard() }
     }
 
     /// Hands an event over, or counts it as dropped.

@@ -1,17 +1,18 @@
-//! The listening sockets, and a task for each connection.
+//! The listening sockets, a task for each connection, and what a change of the configuration does to them.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::config::Web;
+use proto::config::Config;
+use proto::event::{Event, Kind, Level};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc, watch};
 
-use super::{Site, route};
+use super::{Shared, Site, route};
 use crate::http;
-use crate::lifecycle::Life;
+use crate::lifecycle::wall;
 
 /// Connections at once, over all addresses: a hundred collectors and the people who look. More wait in the
 /// kernel's queue. At 16 kB each, 2 MB.
@@ -23,16 +24,130 @@ const BACKLOG: u32 = 256;
 /// Wait before an address that is taken is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// Starts a task for each address.
-pub(super) fn spawn(config: &Web, site: &Arc<Site>, life: &Life) {
+/// Times that an address is tried again which this agent itself has just left, and the wait between them.
+const LEAVING: (u32, Duration) = (50, Duration::from_millis(10));
+
+/// An address, and what listens there.
+struct Place {
+    address: SocketAddr,
+    /// None while it is taken by someone else.
+    listener: Option<Arc<TcpListener>>,
+}
+
+/// Listens where the configuration says. A change that can't be had as a whole is refused and told, and what
+/// was goes on.
+pub(super) async fn follow(
+    mut config: watch::Receiver<Arc<Config>>,
+    all: Arc<Shared>,
+    tell: mpsc::Sender<Event>,
+) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    for address in config.listen.clone() {
-        let (site, places) = (site.clone(), places.clone());
-        let (over, life) = (life.over.clone(), life.clone());
-        life.clone().spawn(async move {
-            over.run_until_cancelled_owned(run(address, site, places, life)).await;
-        });
+    let mut now = config.borrow_and_update().web.clone();
+    let mut open: Vec<Place> = now.listen.iter().map(|address| first(*address)).collect();
+    let mut site = Site::new(&now, &all);
+    open.iter().for_each(|place| accept(place, &site, &places));
+    while config.changed().await.is_ok() {
+        let wanted = config.borrow_and_update().web.clone();
+        if wanted == now {
+            continue;
+        }
+        match change(&mut open, &wanted.listen, &site).await {
+            Ok(()) => {
+                now = wanted;
+                tracing::info!("[web] was taken over");
+                // What was ends before anything else begins: it may have asked for less.
+                site.ended.cancel();
+            }
+            Err(why) => refuse(&why, &tell),
+        }
+        if site.ended.is_cancelled() {
+            site = Site::new(&now, &all);
+            open.iter().for_each(|place| accept(place, &site, &places));
+        }
     }
+}
+
+/// Says that the old addresses and credentials stay.
+fn refuse(why: &str, tell: &mpsc::Sender<Event>) {
+    tracing::error!("[web] was not taken over, the old one stays: {why}");
+    let event = Event::new(Kind::Reload, wall(), "web", "refused");
+    // Full of events, it says enough.
+    let _ = tell.try_send(event.cause(why).level(Level::Error));
+}
+
+/// An address at the start: when it is taken it is tried again and again.
+fn first(address: SocketAddr) -> Place {
+    let listener = match bind(address) {
+        Ok(listener) => Some(Arc::new(listener)),
+        Err(error) => {
+            tracing::warn!(
+                "the status page can't listen on {address}: {error}; it is tried again, or set web.listen to \
+                 another address"
+            );
+            None
+        }
+    };
+    Place { address, listener }
+}
+
+/// Listens at these addresses and no others; on an error, where it did. Those that stay keep their sockets.
+async fn change(open: &mut Vec<Place>, wanted: &[SocketAddr], site: &Site) -> Result<(), String> {
+    let mut new = Vec::new();
+    for address in wanted {
+        let kept = open.iter().find(|place| place.address == *address).map(|place| place.listener.clone());
+        let listener = match kept {
+            Some(listener) => listener,
+            None => match instead(open, wanted, *address, site).await {
+                Ok(listener) => Some(listener),
+                Err(error) => {
+                    // What was left for it is taken again, and what was new is left.
+                    drop(new);
+                    let left = open.iter_mut().filter(|place| place.listener.is_none());
+                    for place in left.filter(|_| site.ended.is_cancelled()) {
+                        place.listener = again(place.address).await.ok();
+                    }
+                    return Err(format!("it can't listen on {address}: {error}"));
+                }
+            },
+        };
+        new.push(Place { address: *address, listener });
+    }
+    *open = new;
+    Ok(())
+}
+
+/// Binds an address. All addresses and one of them do not go together, so what is no longer wanted goes first.
+async fn instead(
+    open: &mut [Place],
+    wanted: &[SocketAddr],
+    address: SocketAddr,
+    site: &Site,
+) -> io::Result<Arc<TcpListener>> {
+    let error = match bind(address) {
+        Ok(listener) => return Ok(Arc::new(listener)),
+        Err(error) => error,
+    };
+    let goes = |place: &&mut Place| {
+        place.address.port() == address.port() && !wanted.contains(&place.address) && place.listener.is_some()
+    };
+    let going: Vec<&mut Place> = open.iter_mut().filter(goes).collect();
+    if going.is_empty() || error.kind() != io::ErrorKind::AddrInUse {
+        return Err(error);
+    }
+    going.into_iter().for_each(|place| place.listener = None);
+    site.ended.cancel();
+    again(address).await
+}
+
+/// Binds an address that this agent itself holds for a moment yet.
+async fn again(address: SocketAddr) -> io::Result<Arc<TcpListener>> {
+    for _ in 0..LEAVING.0 {
+        if let Ok(listener) = bind(address) {
+            return Ok(Arc::new(listener));
+        }
+        tokio::time::sleep(LEAVING.1).await;
+    }
+    bind(address).map(Arc::new)
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
@@ -46,21 +161,29 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-async fn run(address: SocketAddr, site: Arc<Site>, places: Arc<Semaphore>, life: Life) {
-    let mut told = false;
-    let listener = loop {
-        match bind(address) {
-            Ok(listener) => break listener,
-            Err(error) if !told => {
-                told = true;
-                tracing::warn!(
-                    "the status page can't listen on {address}: {error}; it is tried again, or set web.listen to \
-                     another address"
-                );
+/// Starts the task of an address.
+fn accept(place: &Place, site: &Arc<Site>, places: &Arc<Semaphore>) {
+    let (over, ended) = (site.life.over.clone(), site.ended.clone());
+    let work = run(place.address, place.listener.clone(), site.clone(), places.clone());
+    site.life.spawn(async move {
+        ended.run_until_cancelled(over.run_until_cancelled(work)).await;
+    });
+}
+
+async fn run(
+    address: SocketAddr,
+    listener: Option<Arc<TcpListener>>,
+    site: Arc<Site>,
+    places: Arc<Semaphore>,
+) {
+    let listener = match listener {
+        Some(listener) => listener,
+        None => loop {
+            if let Ok(listener) = again(address).await {
+                break listener;
             }
-            Err(_) => {}
-        }
-        tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(AGAIN).await;
+        },
     };
     tracing::info!("status page and metrics on http://{address}");
     loop {
@@ -74,9 +197,10 @@ async fn run(address: SocketAddr, site: Arc<Site>, places: Arc<Semaphore>, life:
                 continue;
             }
         };
-        let (site, over, tasks) = (site.clone(), life.over.clone(), &life);
-        tasks.spawn(async move {
-            over.run_until_cancelled(serve(stream, from, site)).await;
+        let (over, ended) = (site.life.over.clone(), site.ended.clone());
+        let work = serve(stream, from, site.clone());
+        site.life.spawn(async move {
+            ended.run_until_cancelled(over.run_until_cancelled(work)).await;
             drop(place);
         });
     }
@@ -88,4 +212,93 @@ async fn serve(stream: TcpStream, from: SocketAddr, site: Arc<Site>) {
     let handler: http::Handler =
         Arc::new(move |request| Box::pin(route::answer(request, from.ip(), site.clone())));
     http::serve(Box::new(stream), handler, Box::pin(std::future::pending())).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::config::Web;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::super::{Snapshots, stream};
+    use super::*;
+    use crate::lifecycle::Life;
+
+    fn shared(life: &Life) -> Arc<Shared> {
+        let (changes, ring) = (watch::channel(0).1, watch::channel(Arc::default()).1);
+        let status = Box::new(|| unreachable!("/healthz asks for none"));
+        Arc::new(Shared {
+            snapshots: Snapshots::new(status, changes.clone(), ring.clone(), life),
+            changes,
+            ring,
+            act: Box::new(|_| unreachable!("nobody acts")),
+            streams: stream::places(),
+            life: life.clone(),
+        })
+    }
+
+    /// What is answered there; none when nobody listens.
+    async fn ask(address: SocketAddr, path: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(address).await.ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        Some(answer).filter(|answer| !answer.is_empty())
+    }
+
+    async fn until_answered(address: SocketAddr, begin: &str, path: &str) {
+        for _ in 0..500 {
+            if ask(address, path).await.is_some_and(|answer| answer.starts_with(begin)) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{address}{path} does not answer {begin}");
+    }
+
+    #[tokio::test]
+    async fn a_change_is_taken_over_as_a_whole_or_not_at_all() {
+        let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = free();
+        let [one, other] = [free(), free()].map(|socket| socket.local_addr().unwrap());
+        let any = SocketAddr::new([0, 0, 0, 0].into(), one.port());
+        let token = || Some(proto::config::Secret("0123456789".to_owned()));
+        let web = |listen: &[SocketAddr], closed: bool| {
+            let token = if closed { token() } else { None };
+            let web = Web { listen: listen.to_vec(), by_default: false, token, ..Web::default() };
+            Arc::new(Config { web, ..Config::default() })
+        };
+        let (config_in, config) = watch::channel(web(&[one], false));
+        let (tell, mut told) = mpsc::channel(8);
+        let life = Life::new();
+        let following = follow(config, shared(&life), tell);
+        let over = life.over.clone();
+        life.spawn(async move {
+            over.run_until_cancelled(following).await;
+        });
+        until_answered(one, "HTTP/1.1 200", "/healthz").await;
+
+        config_in.send_replace(web(&[one, other], false));
+        until_answered(other, "HTTP/1.1 200", "/healthz").await;
+        assert!(ask(one, "/healthz").await.is_some(), "what stays is not closed for a moment");
+        let mut held = TcpStream::connect(one).await.unwrap();
+
+        // All of it is refused: the good address too.
+        config_in.send_replace(web(&[any, taken.local_addr().unwrap()], false));
+        let event = told.recv().await.unwrap();
+        assert!(event.to == "refused" && event.cause.contains("can't listen on"), "{event:?}");
+        until_answered(one, "HTTP/1.1 200", "/healthz").await;
+        until_answered(other, "HTTP/1.1 200", "/healthz").await;
+
+        config_in.send_replace(web(&[any], true));
+        until_answered(one, "HTTP/1.1 401", "/nothing").await;
+        assert_eq!(
+            held.read(&mut [0; 8]).await.unwrap_or(0),
+            0,
+            "who came without a token has to come again"
+        );
+        assert!(ask(other, "/healthz").await.is_none(), "it is closed");
+        life.over.cancel();
+        life.finished().await;
+    }
 }

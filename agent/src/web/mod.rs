@@ -1,7 +1,8 @@
 //! The status page, the metrics and the API, by HTTP: what a person or a collector sees of this node.
 //!
-//! Tasks, and what each owns: `listen`, one for each address, owns the listening socket; one for each
-//! connection serves it; one for each open stream of events feeds it. Stopping any of them anywhere is safe:
+//! Tasks, and what each owns: `listen` has one that follows the configuration, and one for each address, which
+//! accepts; one for each connection serves it; one for each open stream of events feeds it. Stopping any of them
+//! anywhere is safe:
 //! they only read, and what a person asks for here belongs to the handler that also serves the control socket.
 //!
 //! Everything is made of one snapshot at a time, which many askers share, so what they see agrees and a
@@ -20,10 +21,11 @@ mod tests;
 
 use std::sync::Arc;
 
-use proto::config::Web;
+use proto::config::{Config, Web};
 use proto::control::{Request, Response, Status};
-use proto::event::Ring;
-use tokio::sync::watch;
+use proto::event::{Event, Ring};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::http::Later;
 use crate::lifecycle::Life;
@@ -33,7 +35,8 @@ use snapshot::Snapshots;
 
 /// What the page works with.
 pub(crate) struct Inputs {
-    pub(crate) config: Web,
+    /// The configuration as it is; of it `[web]` counts here.
+    pub(crate) config: watch::Receiver<Arc<Config>>,
     /// How everything is.
     pub(crate) status: Box<dyn Fn() -> Status + Send + Sync>,
     /// Counts changes that a person should see at once.
@@ -42,33 +45,63 @@ pub(crate) struct Inputs {
     pub(crate) ring: watch::Receiver<Arc<Ring>>,
     /// Carries out what a person asks for.
     pub(crate) act: Box<dyn Fn(Request) -> Later<Response> + Send + Sync>,
+    /// Where it tells of an address that is refused.
+    pub(crate) tell: mpsc::Sender<Event>,
 }
 
-/// What every connection may use.
+/// What every connection may use. What the configuration says of it holds to its end: with other credentials
+/// there is another site.
 struct Site {
-    snapshots: Snapshots,
+    all: Arc<Shared>,
     guard: Guard,
+    haproxy_metrics: bool,
+    /// It is no longer what the configuration says, and its connections end.
+    ended: CancellationToken,
+}
+
+/// What outlives a change of the configuration.
+struct Shared {
+    snapshots: Snapshots,
     changes: watch::Receiver<u64>,
     ring: watch::Receiver<Arc<Ring>>,
     act: Box<dyn Fn(Request) -> Later<Response> + Send + Sync>,
     streams: Arc<tokio::sync::Semaphore>,
-    haproxy_metrics: bool,
     life: Life,
+}
+
+impl Site {
+    fn new(config: &Web, all: &Arc<Shared>) -> Arc<Site> {
+        Arc::new(Site {
+            all: all.clone(),
+            guard: Guard::new(config),
+            haproxy_metrics: config.haproxy_metrics,
+            ended: CancellationToken::new(),
+        })
+    }
+}
+
+impl std::ops::Deref for Site {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.all
+    }
 }
 
 /// Serves until the life is over. An address that is taken is tried again; it never keeps the agent from
 /// starting.
 pub(crate) fn spawn(inputs: Inputs, life: &Life) {
-    let Inputs { config, status, changes, ring, act } = inputs;
-    let site = Arc::new(Site {
+    let Inputs { config, status, changes, ring, act, tell } = inputs;
+    let all = Arc::new(Shared {
         snapshots: Snapshots::new(status, changes.clone(), ring.clone(), life),
-        guard: Guard::new(&config),
         changes,
         ring,
         act,
         streams: stream::places(),
-        haproxy_metrics: config.haproxy_metrics,
         life: life.clone(),
     });
-    listen::spawn(&config, &site, life);
+    let (over, following) = (life.over.clone(), listen::follow(config, all, tell));
+    life.spawn(async move {
+        over.run_until_cancelled(following).await;
+    });
 }
