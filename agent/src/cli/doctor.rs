@@ -208,7 +208,18 @@ fn command(text: &mut String, before: &str, line: &str, columns: usize) {
         // As it is, with the spaces before its remark.
         return text.push_str(&format!("{before}{}\n", tame(line)));
     }
-    let lines = wrap(line, columns.saturating_sub(before.len() + 4));
+    // A word stays whole even where it is too long: broken, it would be another.
+    let (mut lines, room) = (vec![String::new()], columns.saturating_sub(before.len() + 4));
+    for word in tame(line).split_whitespace() {
+        match lines.last_mut() {
+            Some(last) if last.is_empty() => last.push_str(word),
+            Some(last) if last.chars().count() + 1 + word.chars().count() <= room => {
+                last.push(' ');
+                last.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
     for (i, part) in lines.iter().enumerate() {
         let label = if i == 0 { before } else { "          " };
         let more = if i + 1 < lines.len() { " \\" } else { "" };
@@ -257,7 +268,7 @@ mod tests {
         {
             assert!(is_words(words), "{words}");
         }
-        for command in ["sed -i 's|server: a|server: b|' x", "on m2: systemctl start agent", "a   # or: b"] {
+        for command in ["sed -i 's|server: a|b|' x", "on m2: systemctl start agent", "a   # or: b"] {
             assert!(!is_words(command), "{command}");
         }
     }

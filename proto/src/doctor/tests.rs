@@ -267,7 +267,7 @@ const HOST: &[Planted<Host>] = &[
         "past-the-proxy",
         Severity::Warning,
         "m2 alone",
-        "sed -i 's|server: https://m2:6443|server: https://127.0.0.1:16443|' /etc/kubernetes/x.conf",
+        "sed -i 's|https://m2:6443|https://127.0.0.1:16443|' /etc/kubernetes/x.conf",
     ),
     (
         |h| h.kubernetes.clients = vec![client("kubelet", "https://10.0.0.1:6443", "10.0.0.1:6443")],
