@@ -189,7 +189,8 @@ fn what_the_network_does_is_named() -> Result<()> {
         // The way there leaves by another interface than the mesh.
         sh(
             here,
-            "ip link add other type dummy && ip addr add 10.66.0.1/24 dev other && ip link set other up
+            "ip link add other type veth peer name end && ip addr add 10.66.0.1/24 dev other && ip link set end up
+                  ip link set other up
                   sysctl -qw net.ipv4.conf.eth0.rp_filter=1
                   ip route add 10.91.0.2/32 dev other src 10.91.0.1",
         )?;
@@ -214,7 +215,7 @@ fn what_is_set_wrong_on_a_node_is_named_from_any_node() -> Result<()> {
         // The kubelet of a worker goes to one master, past the proxy: seen here, where it is, and not after.
         let config = |server: &str| format!("clusters:\n- cluster:\n    server: https://{server}\n");
         plant(worker.node(), "/etc/kubernetes/kubelet.conf", &config("10.91.0.1:6443"))?;
-        let past = "sed -i 's|server: https://10.91.0.1:6443|server: https://127.0.0.1:16443|'";
+        let past = "sed -i 's|https://10.91.0.1:6443|https://127.0.0.1:16443|'";
         finds(first, ("past-the-proxy", "n2"), "warning", "n0 alone", &format!("on n2: {past}"))?;
         finds(worker, ("past-the-proxy", "n2"), "warning", "n0 alone", past)?;
         screen(worker, &["n0"], 10)?;

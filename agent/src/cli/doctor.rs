@@ -103,18 +103,21 @@ fn together(status: &Status) -> Examined {
             pairs.extend(masters().filter(|to| to.id != from.id).map(|to| Pair {
                 from: from.name.to_string(),
                 to: to.name.to_string(),
+                at: to.address.clone(),
                 rtt_ms: to.rtt_ms,
                 loss_permille: to.loss_permille.unwrap_or(0),
             }));
             continue;
         }
-        let seen = from.sees.iter().filter(|seen| seen.heard && masters().any(|to| to.name == seen.node));
-        pairs.extend(seen.map(|seen| Pair {
-            from: from.name.to_string(),
-            to: seen.node.to_string(),
-            rtt_ms: seen.rtt_ms,
-            loss_permille: seen.loss_permille,
-        }));
+        for seen in from.sees.iter().filter(|seen| seen.heard) {
+            pairs.extend(masters().find(|to| to.name == seen.node).map(|to| Pair {
+                from: from.name.to_string(),
+                to: seen.node.to_string(),
+                at: to.address.clone(),
+                rtt_ms: seen.rtt_ms,
+                loss_permille: seen.loss_permille,
+            }));
+        }
     }
     cluster::examine(status.node.name.as_str(), &members, &pairs)
 }
@@ -208,7 +211,23 @@ fn command(text: &mut String, before: &str, line: &str, columns: usize) {
         // As it is, with the spaces before its remark.
         return text.push_str(&format!("{before}{}\n", tame(line)));
     }
-    let lines = wrap(line, columns.saturating_sub(before.len() + 4));
+    if let Some((line, remark)) = line.split_once("   # ") {
+        // A remark ends with its line, whatever stands at its end.
+        command(text, before, line, columns);
+        return hanging(text, "          # ", 12, remark, columns);
+    }
+    // A word stays whole even where it is too long: broken, it would be another.
+    let (mut lines, room) = (vec![String::new()], columns.saturating_sub(before.len() + 4));
+    for word in tame(line).split_whitespace() {
+        match lines.last_mut() {
+            Some(last) if last.is_empty() => last.push_str(word),
+            Some(last) if last.chars().count() + 1 + word.chars().count() <= room => {
+                last.push(' ');
+                last.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
     for (i, part) in lines.iter().enumerate() {
         let label = if i == 0 { before } else { "          " };
         let more = if i + 1 < lines.len() { " \\" } else { "" };
@@ -249,6 +268,10 @@ mod tests {
         let whole = command.split("        a   # b\n").next().unwrap().replace(" \\\n          ", " ");
         assert_eq!(whole.trim(), format!("kubectl {}", "get nodes ".repeat(12)).trim());
         assert!(screen.ends_with("\n1 thing to mend\n"));
+
+        let mut text = String::new();
+        command(&mut text, "  mend  ", &format!("{}  # {}", "ls /x/y ".repeat(8), "why ".repeat(8)), 80);
+        assert!(!text.contains('\\') && text.lines().count() == 2, "a remark that is continued: {text}");
     }
 
     #[test]
@@ -257,7 +280,7 @@ mod tests {
         {
             assert!(is_words(words), "{words}");
         }
-        for command in ["sed -i 's|server: a|server: b|' x", "on m2: systemctl start agent", "a   # or: b"] {
+        for command in ["sed -i 's|server: a|b|' x", "on m2: systemctl start agent", "a   # or: b"] {
             assert!(!is_words(command), "{command}");
         }
     }

@@ -18,6 +18,8 @@ pub struct Pair {
     pub from: String,
     /// Whom.
     pub to: String,
+    /// The address of whom.
+    pub at: String,
     /// Round-trip time in milliseconds, when known.
     pub rtt_ms: Option<f64>,
     /// Share of pulses without an answer, in thousandths.
@@ -36,7 +38,7 @@ pub fn examine(node: &str, members: &[Member], masters: &[Pair]) -> Examined {
     let mut out = Examined::default();
     versions(node, members, &mut out);
     for pair in masters {
-        let Pair { from, to, rtt_ms, loss_permille } = pair;
+        let Pair { from, to, at, rtt_ms, loss_permille } = pair;
         if let Some(rtt) = rtt_ms.filter(|rtt| *rtt > SLOW_MS) {
             // Both tell of the same way: once is enough.
             let twin = |other: &Pair| other.from == *to && other.to == *from && other.rtt_ms > Some(SLOW_MS);
@@ -60,7 +62,7 @@ pub fn examine(node: &str, members: &[Member], masters: &[Pair]) -> Examined {
             let what = format!("{share} % of what {from} sends to {to}, or of its answers, is lost");
             let why = "etcd and every connection on this way stall for a moment each time; what was lost in the last \
                        minutes counts";
-            let mend = vec![format!("on {from}: mtr -u {to}   # which hop loses")];
+            let mend = vec![format!("on {from}: mtr -u {at}   # which hop loses")];
             out.found(Severity::Warning, "masters", "loss", from, Words { what, why, mend });
         }
     }

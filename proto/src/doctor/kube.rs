@@ -297,7 +297,7 @@ fn point_to_proxy(host: &Host, client: &Client) -> Vec<String> {
             ],
         ),
         who => {
-            let edit = format!("sed -i 's|server: {url}|server: {to}|' {path}");
+            let edit = format!("sed -i 's|{url}|{to}|' {path}");
             match who == "kubelet" {
                 false => lines(host, [&edit]),
                 true => lines(

@@ -267,7 +267,7 @@ const HOST: &[Planted<Host>] = &[
         "past-the-proxy",
         Severity::Warning,
         "m2 alone",
-        "sed -i 's|server: https://m2:6443|server: https://127.0.0.1:16443|' /etc/kubernetes/x.conf",
+        "sed -i 's|https://m2:6443|https://127.0.0.1:16443|' /etc/kubernetes/x.conf",
     ),
     (
         |h| h.kubernetes.clients = vec![client("kubelet", "https://10.0.0.1:6443", "10.0.0.1:6443")],
@@ -521,6 +521,7 @@ fn what_members_do_not_have_in_common_is_told() {
     let pair = |from: &str, to: &str, rtt, loss| Pair {
         from: from.to_owned(),
         to: to.to_owned(),
+        at: "10.0.0.2".to_owned(),
         rtt_ms: Some(rtt),
         loss_permille: loss,
     };
@@ -537,7 +538,14 @@ fn what_members_do_not_have_in_common_is_told() {
     only(&found, 1, "slow-etcd", Severity::Warning, "80 ms from m1 to m2", "election-timeout");
 
     let lossy = [pair("m1", "m2", 2.0, 120)];
-    only(&cluster::examine("m1", &same, &lossy), 2, "loss", Severity::Warning, "12 %", "mtr");
+    only(
+        &cluster::examine("m1", &same, &lossy),
+        2,
+        "loss",
+        Severity::Warning,
+        "12 %",
+        "on m1: mtr -u 10.0.0.2",
+    );
 }
 
 #[test]
