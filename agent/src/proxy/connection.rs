@@ -27,7 +27,7 @@ pub(super) fn serve(client: TcpStream, open: Open, shared: Arc<Shared>) -> Serve
 
 /// One client's whole life. By hand, since a connection is found in milliseconds and held for hours: what
 /// finding takes is in a box, and gone when it has ended.
-#[allow(clippy::large_enum_variant)] // the large one is what it is for hours
+#[allow(clippy::large_enum_variant)] // nearly all are in the large one
 pub(super) enum Serve {
     Finding(Pin<Box<dyn Future<Output = Option<Carried>> + Send>>),
     Carrying(Carried),
