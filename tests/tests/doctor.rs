@@ -265,6 +265,20 @@ fn what_is_set_wrong_on_a_node_is_named_from_any_node() -> Result<()> {
 }
 
 #[test]
+fn a_mesh_of_wireguard_is_well_on_either_family() -> Result<()> {
+    for lab in [Lab::wireguard(2), Lab::wireguard_v6(2)] {
+        with_agents(lab, |lab, agents| {
+            let _masters = serve(lab, agents, 1)?;
+            agents.iter().try_for_each(well)?;
+            let text = screen(&agents[1], &[], 0)?;
+            ensure!(text.contains("to 1 member, all by wg0"), "{text}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_machine_that_knows_no_agent_is_told_how_to_begin() -> Result<()> {
     with_agents(Lab::bridge(1), |_, agents| {
         let began = std::time::Instant::now();

@@ -264,8 +264,8 @@ mod tests {
         assert!(screen.lines().all(|line| line.chars().count() <= 80), "{screen}");
         assert!(screen.contains("  error    ports        1 finding: udp-blocked\n"), "{screen}");
         assert!(screen.contains("error: m2: x x"), "{screen}");
-        let first = screen.split("  mend  ").nth(1).unwrap();
-        let whole = first.split("        a   # b\n").next().unwrap().replace(" \\\n          ", " ");
+        let printed = screen.split("  mend  ").nth(1).unwrap();
+        let whole = printed.split("        a   # b\n").next().unwrap().replace(" \\\n          ", " ");
         assert_eq!(whole.trim(), format!("kubectl {}", "get nodes ".repeat(12)).trim());
         assert!(screen.ends_with("\n1 thing to mend\n"));
 
