@@ -56,6 +56,36 @@ fn check_tells_every_mistake_of_a_file_with_its_place() -> Result<()> {
 }
 
 #[test]
+fn what_migrate_writes_is_a_configuration_and_problems_go_to_stderr() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    std::fs::write(
+        dir.path().join("haproxy.cfg"),
+        "listen api\n bind *:8443\n frobnicate\n server m1 10.0.0.1:6443 check\n",
+    )?;
+    std::fs::write(
+        dir.path().join("keepalived.conf"),
+        "vrrp_instance V {\n priority 101\n authentication {\n auth_pass geheim\n }\n \
+         virtual_ipaddress {\n 10.0.0.50\n }\n}\n",
+    )?;
+    let (haproxy, keepalived) = (path("haproxy.cfg"), path("keepalived.conf"));
+    let (code, out, err) = agent(&["migrate", &haproxy, &keepalived, "--node", "m1"])?;
+    ensure!(code == 0 && err.lines().count() == 1 && err.contains("frobnicate"), "{code} {err}");
+    ensure!(out.contains("agent set vip.10.0.0.50.priority.m1=101") && !out.contains("geheim"), "{out}");
+    std::fs::write(dir.path().join("agent.toml"), &out)?;
+    let (code, out, err) = agent(&["check", &path("agent.toml")])?;
+    ensure!(code == 0 && out.contains("0.0.0.0:8443"), "{code} {out} {err}");
+    for (bytes, expected) in [(None, 66), (Some(&b"\xff\x00{{{"[..]), 65), (Some(b""), 65)] {
+        if let Some(bytes) = bytes {
+            std::fs::write(dir.path().join("other"), bytes)?;
+        }
+        let (code, out, err) = agent(&["migrate", &path("other")])?;
+        ensure!(code == expected && out.is_empty() && err.contains("other"), "{code} {out} {err}");
+    }
+    Ok(())
+}
+
+#[test]
 fn what_is_wrong_on_the_command_line_is_named() -> Result<()> {
     for (args, word) in [
         (&["frobnicate"][..], "frobnicate"),

@@ -242,6 +242,86 @@ fn compare(worker: &Node) -> Result<()> {
     Ok(())
 }
 
+/// Virtual IPs as the page, the metrics and status of one look have them.
+fn compare_vips(node: &Node, wanted: &[&str]) -> Result<Vec<String>> {
+    let [page, csv, metrics, status] = one_look(node)?;
+    let status: Value = serde_json::from_str(&status)?;
+    let vips = status["vips"].as_array().context("no vips")?;
+    let mut owners = Vec::new();
+    for vip in vips {
+        let text = |key: &str| vip[key].as_str().with_context(|| format!("no {key} in {vip}"));
+        let (address, state, owner) = (text("address")?, text("state")?, text("owner")?);
+        let epoch = vip["epoch"].as_u64().context("no epoch")?;
+        let candidates = vip["candidates"].as_array().context("no candidates")?;
+        let eligible = candidates.iter().filter(|one| one["eligible"] == true).count();
+        let since = vip["since_unix_ms"].as_f64().context("no since")? / 1e3;
+        let of = format!("vip=\"{address}\"");
+        for (name, said) in [
+            ("agent_vip_owned_here", f64::from(u8::from(state == "owned-here"))),
+            ("agent_vip_owned", 1.0),
+            ("agent_vip_epoch", epoch as f64),
+            ("agent_vip_last_change_time_seconds", since),
+            ("agent_vip_candidates", eligible as f64),
+        ] {
+            let measured = metric(&metrics, name, &of)?;
+            ensure!(measured == said, "{name} of {address}: {measured}, {said} in status");
+        }
+        ensure!(metric(&metrics, "agent_vip_owner", &format!("{of},owner=\"{owner}\""))? == 1.0);
+        for cause in ["vacant", "silent", "handed", "released"] {
+            let measured = metric(&metrics, "agent_vip_gained_total", &format!("{of},cause=\"{cause}\""))?;
+            let said = vip["gains"][cause].as_f64().with_context(|| format!("no {cause} in {vip}"))?;
+            ensure!(measured == said, "{cause} of {address}: {measured}, {said} in status");
+        }
+        let row = page.split("<th role=\"rowheader\" scope=\"row\">").find(|row| row.starts_with(address));
+        let row = row.with_context(|| format!("no {address} on the page"))?;
+        for cell in [format!("data-l=\"owner\">{owner}<"), format!("data-l=\"epoch\" class=\"n\">{epoch}<")] {
+            ensure!(row.contains(&cell), "no {cell} in {row}");
+        }
+        ensure!(row.contains(state), "no {state} in {row}");
+        for one in candidates {
+            let name = one["node"].as_str().context("no name")?;
+            ensure!(row.contains(name), "no candidate {name} in {row}");
+        }
+        // haproxy's columns have no place for them.
+        ensure!(!csv.contains(address), "{csv}");
+        owners.push(format!("{address} {owner} {epoch}"));
+    }
+    let all: Vec<&str> = vips.iter().filter_map(|vip| vip["address"].as_str()).collect();
+    ensure!(all == wanted, "{all:?}");
+    Ok(owners)
+}
+
+#[test]
+fn virtual_ips_are_the_same_on_page_metrics_and_status_of_every_node() -> Result<()> {
+    with_agents(Lab::bridge(4), |lab, agents| {
+        let _masters = (0..3).map(|i| lab.nginx_master(i)).collect::<Result<Vec<_>>>()?;
+        for agent in agents.iter_mut() {
+            agent.options = vec!["--iface".to_owned(), agent.node().interface.to_owned()];
+        }
+        form(agents)?;
+        let wanted = ["10.91.0.240", "10.91.0.241"];
+        agents[0].cli(&["set", &format!("vip={}", wanted.join(","))])?.ok()?;
+        let agree = || {
+            eventually("all nodes tell the same of them", GOSSIP, || {
+                let all = agents.iter().map(|agent| compare_vips(agent.node(), &wanted));
+                let all = all.collect::<Result<Vec<_>>>()?;
+                ensure!(all.iter().all(|one| *one == all[0]), "{all:?}");
+                Ok(all[0].clone())
+            })
+        };
+        let (before, _) = agree()?;
+        let owner = before[0].split(' ').nth(1).context("no owner")?;
+        let next = ["n0", "n1", "n2"].into_iter().find(|name| *name != owner).context("nobody else")?;
+        agents[3].cli(&["vip", "move", wanted[0], next])?.ok()?;
+        eventually("the move is seen everywhere", GOSSIP, || {
+            let (after, _) = agree()?;
+            ensure!(after[0].contains(&format!(" {next} ")), "{after:?}");
+            Ok(())
+        })?;
+        Ok(())
+    })
+}
+
 /// The time of a connection through the proxy, the worst of many.
 fn slowest(agent: &Agent<'_>, count: usize) -> Result<Duration> {
     let times = (0..count).map(|_| {

@@ -130,18 +130,13 @@ impl Writer<'_> {
             );
         }
         let members = members(&haproxy.services);
-        let first = "agent init".to_owned();
-        match members.split_first() {
-            None => step("On one of the masters:", &[first]),
-            Some((one, [])) => step(&format!("On {one}:"), &[first]),
-            Some((one, others)) => {
-                step(&format!("On {one}:"), &[first]);
-                step(
-                    &format!("On {}, and every other node, the line that init prints:", others.join(", ")),
-                    &["agent join agent1...".to_owned()],
-                );
-            }
-        }
+        let (first, rest) = match members.split_first() {
+            None => ("one of the masters", "every other node".to_owned()),
+            Some((one, [])) => (one.as_str(), "every other node".to_owned()),
+            Some((one, others)) => (one.as_str(), format!("{}, and every other node", others.join(", "))),
+        };
+        step(&format!("On {first}:"), &["agent init".to_owned()]);
+        step(&format!("On {rest}, the line that init prints:"), &["agent join agent1...".to_owned()]);
         let mut held = Vec::new();
         if !self.haproxy_file.is_empty() && !haproxy.services.is_empty() {
             held.push("haproxy");
@@ -150,8 +145,9 @@ impl Writer<'_> {
             held.push("keepalived");
         }
         if !held.is_empty() {
+            let ports = if held[0] == "haproxy" { "; the agent takes the ports within a second" } else { "" };
             step(
-                "When \"agent status\" shows the masters, on every node; the agent takes the ports within a second:",
+                &format!("When \"agent status\" shows the masters, on every node{ports}:"),
                 &[format!("systemctl disable --now {}", held.join(" "))],
             );
         }

@@ -83,6 +83,7 @@ fn what_reads_http_or_ends_tls_is_not_done_and_the_rest_is() {
     let config = parsed(&made);
     let names: Vec<_> = config.services.iter().map(|one| one.name.as_str()).collect();
     assert_eq!(names, ["kube-api", "ingress-https"]);
+    assert_eq!(config.services[0].listen.len(), 3, "two listeners before the same masters are one service");
     assert!(made.text.contains("agent set weight.m1=50 ") && made.text.contains("agent drain w2 "));
 }
 
@@ -104,6 +105,7 @@ fn a_messy_file_is_told_line_by_line() {
         "from 0 to 256",
         "keepalived.conf:39: wrong: }",
         "what is written",
+        "other masters than those of kube-api",
     ] {
         assert!(all.contains(words), "{words} is not in:\n{all}");
     }

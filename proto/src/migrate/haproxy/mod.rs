@@ -4,7 +4,7 @@
 //! reading HTTP or ending TLS, is told at the head of its section; a service that would be something else
 //! than it was is not written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::notes::Verdict::{Automatic, Kept, NotDone, Unknown, Wrong};
@@ -13,6 +13,7 @@ use super::words::{Line, lines};
 use crate::service::KUBE_API;
 
 mod bind;
+mod check;
 mod known;
 mod page;
 mod proxy;
@@ -333,7 +334,21 @@ fn services(
             account.add(section.head.number, &section.head.shown(), Wrong, reason);
             continue;
         };
-        let is_api = head.is_some_and(is_api) && !found.services.iter().any(|one| one.name == KUBE_API);
+        let before_api = head.is_some_and(is_api);
+        let known = found.services.iter().position(|one| before_api && one.name == KUBE_API);
+        if let Some(known) = known {
+            // The usual one: a second listener before the same masters.
+            let hosts = |all: &[Server]| all.iter().map(|one| one.host.clone()).collect::<BTreeSet<_>>();
+            if hosts(&found.services[known].servers) == hosts(&back.servers) {
+                made.insert(behind, known);
+                found.services[known].listen.extend(front.listen.iter().copied());
+                continue;
+            }
+            let reason = "other masters than those of kube-api: only kube-api's check finds credentials by \
+                          itself, so the check of this one is tcp";
+            account.add(section.head.number, &section.head.shown(), NotDone, reason);
+        }
+        let is_api = before_api && known.is_none();
         let name = if is_api { KUBE_API.to_owned() } else { name(behind, &found.services) };
         let mut keys = back.keys.clone();
         // These two are a frontend's.
@@ -341,7 +356,7 @@ fn services(
             keys.remove(key);
             keys.extend(front.keys.get_key_value(key).map(|(key, value)| (*key, value.clone())));
         }
-        let check = match (is_api, back.asks) {
+        let check = match (is_api, back.asks && !before_api) {
             (true, _) => None,
             (false, false) => Some("tcp"),
             (false, true) if back.asks_tls => Some("https"),

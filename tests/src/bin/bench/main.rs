@@ -14,6 +14,7 @@ mod simulation;
 mod traffic;
 mod usage;
 mod vip;
+mod web;
 
 use std::process::ExitCode;
 
@@ -41,6 +42,7 @@ const BENCHES: &[(&str, &str, Bench)] = &[
         "what pulses cost a master, and how soon it is missed; [--seconds S] [--cuts N] [SIZE…]",
         pulse::pulse,
     ),
+    ("web", "what page and metrics cost, and how soon they answer; [--seconds S] [--pause MS]", web::web),
     ("etcd", "a watch and puts while members fail, beside haproxy; [--after S]", etcd::etcd),
 ];
 
