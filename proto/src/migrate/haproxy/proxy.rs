@@ -11,6 +11,9 @@ use super::known::{PROXY, PROXY_CODE, SERVER};
 use super::{bind, check};
 use crate::config::{nearest, quoted};
 
+/// Time between two checks where none is configured, in ms.
+const CHECKED_MS: u64 = 1_000;
+
 /// A server, as haproxy names it.
 #[derive(Debug, Clone)]
 pub(in super::super) struct Server {
@@ -311,6 +314,12 @@ fn params(
             ("disabled", Some(server)) => {
                 server.disabled = true;
                 1
+            }
+            // Among many balancers a rare check spares the masters; here each asks only its own.
+            ("inter", _) if milliseconds(line.word(at + 1)).is_some_and(|ms| ms >= CHECKED_MS) => {
+                let shown = format!("inter {}", line.word(at + 1));
+                account.add(line.number, &shown, Automatic, "a master asks its own service once a second");
+                2
             }
             ("inter", _) => {
                 put_duration(line, at, "check.interval", 100..=300_000, proxy, account);
