@@ -1,5 +1,6 @@
 //! The ways to the other members: ports, packet size, clocks.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use super::{Examined, Severity, Words, on};
@@ -124,6 +125,7 @@ pub fn examine(mesh: &Mesh) -> Examined {
     for peer in &mesh.peers {
         packets(mesh, peer, &mut out);
     }
+    sizes(mesh, &mut out);
     out.looked(
         "packets",
         match mesh.mtu {
@@ -248,20 +250,36 @@ fn packets(mesh: &Mesh, peer: &Peer, out: &mut Examined) {
                    with ICMP filtered it hangs";
         let mend = lower(path);
         out.found(Severity::Warning, "packets", "mtu-path", &mesh.node, Words { what, why, mend });
-        return;
     }
-    if let (Some(theirs), Some(own)) = (peer.back.as_ref().and_then(|back| back.mtu), *mtu)
-        && theirs != own
-    {
-        let what = format!("the mesh has an MTU of {own} here and of {theirs} on {name}");
+}
+
+/// Sizes that differ, each once with all who have it: one node that is set otherwise differs from many.
+fn sizes(mesh: &Mesh, out: &mut Examined) {
+    let (node, interface) = (&mesh.node, &mesh.interface);
+    let Some(own) = mesh.mtu else { return };
+    let mut others: BTreeMap<u32, Vec<&str>> = BTreeMap::new();
+    // Where packets don't pass anyway, or the kernel knows of less, that has been told.
+    let passes = |peer: &&Peer| peer.talk == Talk::Whole && peer.path_mtu.is_none_or(|path| path >= own);
+    for peer in mesh.peers.iter().filter(passes) {
+        if let Some(theirs) = peer.back.as_ref().and_then(|back| back.mtu).filter(|theirs| *theirs != own) {
+            others.entry(theirs).or_default().push(&peer.name);
+        }
+    }
+    for (theirs, names) in others {
+        let list = match names.as_slice() {
+            [a, b, c, _, ..] => format!("{a}, {b}, {c} and {} more", names.len() - 3),
+            few => few.join(", "),
+        };
+        let what = format!("the mesh has an MTU of {own} here and of {theirs} on {list}");
         let why = "what the larger side sends in one piece the smaller one may drop: large UDP packets, and \
                    pods' traffic in tunnels";
-        let (node, interface_there) =
-            if theirs < own { (&mesh.node, "") } else { (name, " (its mesh interface)") };
-        let to = theirs.min(own);
-        let mend =
-            vec![on(node, &mesh.node, &format!("ip link set dev {interface} mtu {to}{interface_there}"))];
-        out.found(Severity::Warning, "packets", "mtu-differs", &mesh.node, Words { what, why, mend });
+        let mend = vec![match theirs < own {
+            true => format!("ip link set dev {interface} mtu {theirs}"),
+            false => {
+                format!("on {list}: ip link set dev {interface} mtu {own}   # their interface in the mesh")
+            }
+        }];
+        out.found(Severity::Warning, "packets", "mtu-differs", node, Words { what, why, mend });
     }
 }
 

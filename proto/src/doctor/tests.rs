@@ -492,6 +492,21 @@ fn each_fault_of_a_way_is_told_once_with_what_mends_it() {
 }
 
 #[test]
+fn one_node_that_is_set_otherwise_is_told_once() {
+    let mut mesh = mesh();
+    mesh.mtu = Some(1280);
+    let found = mesh::examine(&mesh);
+    only(
+        &found,
+        0,
+        "mtu-differs",
+        Severity::Warning,
+        "1280 here and of 1420 on m2, w1",
+        "on m2, w1: ip link",
+    );
+}
+
+#[test]
 fn who_stopped_on_purpose_is_no_finding() {
     let mut mesh = mesh();
     mesh.peers[0] = Peer { name: "m2".to_owned(), left: true, ..Peer::default() };
