@@ -112,6 +112,20 @@ fn a_messy_file_is_told_line_by_line() {
 }
 
 #[test]
+fn what_a_shell_would_run_is_in_no_command() {
+    for entry in
+        ["10.0.0.50 dev $(id) label $(id):0", "10.0.0.50 dev eth0 label eth0;id", "10.0.0.50 dev a;id"]
+    {
+        let text = format!("vrrp_instance x {{\n virtual_ipaddress {{\n {entry}\n }}\n}}\n");
+        let made = migrate(&[Source { name: "x", bytes: text.as_bytes() }], None).unwrap();
+        let commands: Vec<&str> =
+            made.text.lines().filter(|line| line.starts_with("#   agent set")).collect();
+        assert!(!commands.is_empty() && !commands.iter().any(|line| line.contains("id")), "{commands:?}");
+        assert!(!made.problems.is_empty());
+    }
+}
+
+#[test]
 fn a_file_of_neither_is_refused_and_so_are_two_of_one() {
     let one = |bytes: &[u8]| migrate(&[Source { name: "x", bytes }], None);
     assert!(one(b"").unwrap_err().contains("x is a file of neither"));

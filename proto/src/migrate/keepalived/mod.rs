@@ -343,18 +343,20 @@ fn vip(node: &Node, of_instance: Option<&str>, account: &mut Account) -> Option<
     };
     let label = node.after("label").map(str::to_owned);
     let mut interface = node.after("dev").or(of_instance.filter(|_| label.is_some())).map(str::to_owned);
+    if let Some(Err(reason)) = interface.as_deref().map(is_interface) {
+        account.add(node.line, &node.shown(), Wrong, reason);
+        interface = None;
+    }
     let label = label.filter(|label| {
-        let good = address.is_ipv4() && interface.as_deref().is_some_and(|name| label.starts_with(name));
+        let good = is_word(label)
+            && address.is_ipv4()
+            && interface.as_deref().is_some_and(|name| label.starts_with(name));
         if !good {
             let reason = "a label is of IPv4, and begins with its interface, as wg0:0";
             account.add(node.line, &format!("label {label}"), NotDone, reason);
         }
         good
     });
-    if let Some(Err(reason)) = interface.as_deref().map(crate::config::check_interface) {
-        account.add(node.line, &node.shown(), Wrong, reason);
-        interface = None;
-    }
     let mut reason = "vip".to_owned();
     for (what, is_there) in [("interface", interface.is_some()), ("label", label.is_some())] {
         if is_there {
@@ -363,6 +365,20 @@ fn vip(node: &Node, of_instance: Option<&str>, account: &mut Account) -> Option<
     }
     account.add(node.line, &node.shown(), Set, reason);
     Some(Vip { address, interface, label, priority: None, preempt: None, line: node.line })
+}
+
+/// Whether a text can stand in a command as it is, whatever the shell.
+fn is_word(text: &str) -> bool {
+    text.len() <= 15 && text.chars().all(|c| c.is_ascii_alphanumeric() || "._:@-".contains(c))
+}
+
+fn is_interface(text: &str) -> Result<(), String> {
+    crate::config::check_interface(text)?;
+    if is_word(text) {
+        Ok(())
+    } else {
+        Err("a name of an interface that a shell would not leave as it is".to_owned())
+    }
 }
 
 /// `notify "/path/program"`, with no arguments of its own.
