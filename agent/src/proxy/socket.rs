@@ -181,6 +181,9 @@ mod tests {
         let listener = tokio::net::TcpListener::from_std(listeners.pop().unwrap()).unwrap();
         let dialled = Connecting::begin(listener.local_addr().unwrap()).unwrap().finish().await.unwrap();
         let (mut accepted, _) = listener.accept().await.unwrap();
+        // A short read first: what follows is then waited for, and has been told of once.
+        assert_eq!(write_now(&dialled, b"0").unwrap(), 1);
+        assert_eq!(accepted.read(&mut [0; 8]).await.unwrap(), 1);
         assert_eq!(write_now(&dialled, b"12345678").unwrap(), 8);
         accepted.readable().await.unwrap();
         let mut four = [0; 4];
