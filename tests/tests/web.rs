@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tests::browser::Browser;
-use tests::lab::{Lab, Master, Node};
+use tests::lab::{Lab, Master, Node, Signal};
 use tests::mesh::{Agent, GOSSIP, LISTENER, form, with_agents};
 use tests::peers::require;
 use tests::wait::eventually;
@@ -651,6 +651,42 @@ fn others_see_nothing_without_the_password_and_act_only_from_the_page_itself() -
             ensure!(ask(&["-u", "ops:guess"], "/")?.0 == "401", "guessed");
         }
         ensure!(ask(&login, "/")?.0 == "429", "guesses cost nothing");
+        Ok(())
+    })
+}
+
+#[test]
+fn sighup_moves_the_page_and_a_bad_address_changes_nothing() -> Result<()> {
+    with_agents(Lab::wireguard(1), |lab, agents| {
+        let file = lab.node(0).dir().join("agent.toml");
+        agents[0].options = vec!["--config".to_owned(), file.to_string_lossy().into_owned()];
+        std::fs::write(&file, "")?;
+        agents[0].init()?;
+        let node = lab.node(0);
+        let answers = |port: u16| -> Result<bool> {
+            let url = format!("http://127.0.0.1:{port}/healthz");
+            Ok(node.exec(&["curl", "-sS", "-f", "-m", "5", &url])?.code == Some(0))
+        };
+        ensure!(answers(1936)?);
+        let told = |agent: &Agent<'_>| agent.cli(&["events", "--json", "--since", "1h"])?.ok();
+
+        std::fs::write(&file, "[web]\nlisten = \"127.0.0.1:1937\"\n")?;
+        agents[0].process()?.signal(Signal::HUP)?;
+        eventually("the page has moved", GOSSIP, || {
+            ensure!(answers(1937)? && !answers(1936)?);
+            Ok(())
+        })?;
+
+        // An address that others have: what was there goes on.
+        let _taken = node.inside(|| Ok(TcpListener::bind("127.0.0.1:1938")?))?;
+        std::fs::write(&file, "[web]\nlisten = \"127.0.0.1:1938\"\n")?;
+        agents[0].process()?.signal(Signal::HUP)?;
+        eventually("the refusal is told", GOSSIP, || {
+            let events = told(&agents[0])?;
+            ensure!(events.contains("refused") && events.contains("1938"), "{events}");
+            Ok(())
+        })?;
+        ensure!(answers(1937)?, "a refused address took the page away");
         Ok(())
     })
 }
