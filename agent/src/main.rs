@@ -25,6 +25,7 @@ mod state;
 #[cfg(test)]
 mod testing;
 mod times;
+mod tone;
 mod verdict;
 mod vip;
 mod watchdog;

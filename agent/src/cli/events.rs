@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use proto::control::{Request, Response};
-use proto::event::{Ask, Event, Level};
+use proto::event::{Ask, Event};
 use proto::time::UnixMs;
 
 use super::table::{Tone, wrap};
@@ -192,11 +192,7 @@ fn lines(text: &mut String, event: &Event, now: UnixMs, node: bool, columns: usi
         head.push_str(&format!("{:<8} ", super::table::tame(&event.node)));
     }
     let indent = head.chars().count();
-    let tone = match event.level {
-        Level::Info => Tone::Plain,
-        Level::Warning => Tone::Doubt,
-        Level::Error => Tone::Bad,
-    };
+    let tone = Tone::from(event.level);
     for (i, line) in wrap(&event.sentence(), columns.saturating_sub(indent)).iter().enumerate() {
         let head = if i == 0 { head.as_str() } else { &" ".repeat(indent) };
         text.push_str(&format!("{}{}\n", Tone::Dim.paint(head, colours), tone.paint(line, colours)));

@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-use proto::control::{MemberState, MemberStatus};
+use proto::control::MemberStatus;
 use proto::time::UnixMs;
 
-use super::table::{Cell, Column, Table, Tone};
+use super::table::{Cell, Column, Table};
 use super::{Settings, ask, out, time};
 
 /// List the members: who is a master, who is up, and since when
@@ -51,7 +51,7 @@ pub(super) fn table(members: &[&MemberStatus], now: UnixMs, ids: bool, indent: u
         }
         cells.extend([
             Cell::plain(member.role.to_string()),
-            Cell::toned(member.state.word(), tone(member.state)),
+            Cell::toned(member.state.word(), member.state.into()),
             Cell::plain(time::age(member.since_unix_ms, now)),
             Cell::plain(known(&member.address)),
             Cell::plain(rtt(member.rtt_ms)),
@@ -60,15 +60,6 @@ pub(super) fn table(members: &[&MemberStatus], now: UnixMs, ids: bool, indent: u
         table.row(cells);
     }
     table
-}
-
-fn tone(state: MemberState) -> Tone {
-    match state {
-        MemberState::Up => Tone::Good,
-        MemberState::Suspect => Tone::Doubt,
-        MemberState::Down => Tone::Bad,
-        MemberState::Left => Tone::Dim,
-    }
 }
 
 fn known(text: &str) -> &str {

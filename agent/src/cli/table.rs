@@ -1,19 +1,6 @@
 //! Tables that fit: columns give way in a fixed order when the terminal is narrow.
 
-/// What a text means, beside its words: never the only carrier of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Tone {
-    /// Nothing special.
-    Plain,
-    /// As it should be.
-    Good,
-    /// Worth a look.
-    Doubt,
-    /// Broken.
-    Bad,
-    /// Background.
-    Dim,
-}
+pub(super) use crate::tone::Tone;
 
 impl Tone {
     /// The text in this tone, where colours are wanted.

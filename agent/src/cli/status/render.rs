@@ -7,7 +7,7 @@ use proto::time::UnixMs;
 use super::table::{Cell, Column, Table, cut, tame, wrap};
 use super::time::{age, at, until};
 use super::verdict::Verdict;
-use super::{Tone, members, vips};
+use super::{members, vips};
 
 /// Members shown one by one; of a larger cluster only those that are not up, and no more than these.
 const MAX_MEMBERS: usize = 16;
@@ -107,7 +107,7 @@ fn show_service(text: &mut String, service: &ServiceStatus, now: UnixMs, columns
         table.row(vec![
             Cell::plain(backend.node.as_str()),
             Cell::plain(&backend.address),
-            Cell::toned(backend.state.word(), tone(backend.state)),
+            Cell::toned(backend.state.word(), backend.state.into()),
             Cell::plain(age(backend.since_unix_ms, now)),
             Cell::plain(members::rtt(backend.rtt_ms)),
             Cell::plain(backend.connections.to_string()),
@@ -135,14 +135,6 @@ fn note(backend: &BackendStatus, now: UnixMs) -> Option<String> {
         parts.push("weight 0: nothing new while another is good".to_owned());
     }
     (!parts.is_empty()).then(|| parts.join(", "))
-}
-
-fn tone(state: State) -> Tone {
-    match state {
-        State::Ready => Tone::Good,
-        State::Alive | State::Draining | State::Unknown | State::Suspect => Tone::Doubt,
-        State::NotReady | State::Down => Tone::Bad,
-    }
 }
 
 fn show_members(text: &mut String, status: &Status, now: UnixMs, columns: usize, colours: bool) {

@@ -20,10 +20,10 @@ pub(super) struct Verdict {
 /// Judges a status.
 pub(super) fn judge(status: &Status, now: UnixMs) -> Verdict {
     let verdict::Verdict { level, text } = verdict::judge(status, now);
-    let (code, tone) = match level {
-        Level::Fine => (0, Tone::Good),
-        Level::Degraded => (exit::DEGRADED, Tone::Doubt),
-        Level::NoMaster => (exit::NO_MASTER, Tone::Bad),
+    let code = match level {
+        Level::Fine => 0,
+        Level::Degraded => exit::DEGRADED,
+        Level::NoMaster => exit::NO_MASTER,
     };
-    Verdict { code, text, tone }
+    Verdict { code, text, tone: level.into() }
 }

@@ -1,9 +1,9 @@
 //! The timeline.
 
-use proto::event::{Event, Level, Ring};
+use proto::event::{Event, Ring};
 use proto::time::UnixMs;
 
-use super::html::{Html, Tone};
+use super::html::Html;
 use crate::times::{age, at};
 
 /// Events that are shown: what fits two screens. The API has them all.
@@ -28,13 +28,8 @@ pub(super) fn timeline(html: &mut Html, ring: &Ring, now: UnixMs) {
 }
 
 fn one(html: &mut Html, event: &Event, now: UnixMs) {
-    let tone = match event.level {
-        Level::Info => Tone::Dim,
-        Level::Warning => Tone::Doubt,
-        Level::Error => Tone::Bad,
-    };
     html.raw("<li><span class=\"when\"><time>").text(&at(event.time_unix_ms, now));
     html.raw("</time> <span class=\"q\">").text(&age(event.time_unix_ms, now)).raw("</span></span> ");
-    html.state(tone, event.level.word());
+    html.state(event.level.into(), event.level.word());
     html.raw(" <span>").text(&event.sentence()).raw("</span></li>");
 }

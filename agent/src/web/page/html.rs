@@ -6,15 +6,7 @@ use std::time::Duration;
 use proto::time::UnixMs;
 
 use crate::times::{age, at};
-
-/// What a state means beside its word: a shape and a colour, never the colour alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Tone {
-    Good,
-    Doubt,
-    Bad,
-    Dim,
-}
+use crate::tone::Tone;
 
 impl Tone {
     /// Its class, and the id of its shape.
@@ -23,7 +15,8 @@ impl Tone {
             Tone::Good => "good",
             Tone::Doubt => "doubt",
             Tone::Bad => "bad",
-            Tone::Dim => "dim",
+            // Nothing stands on the page without a shape.
+            Tone::Plain | Tone::Dim => "dim",
         }
     }
 }

@@ -15,9 +15,10 @@ use proto::event::Ring;
 use proto::time::UnixMs;
 
 use crate::times::at;
+use crate::tone::Tone;
 use crate::verdict::{Level, judge};
 
-use html::{Html, Tone};
+use html::Html;
 
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("live.js");
@@ -81,14 +82,6 @@ fn head(html: &mut Html, title: &str) {
     html.text(title).raw("</title><style>").raw(STYLE).raw("</style></head><body>").raw(SHAPES);
 }
 
-fn tone(level: Level) -> Tone {
-    match level {
-        Level::Fine => Tone::Good,
-        Level::Degraded => Tone::Doubt,
-        Level::NoMaster => Tone::Bad,
-    }
-}
-
 fn word(level: Level) -> &'static str {
     match level {
         Level::Fine => "ok",
@@ -123,7 +116,7 @@ fn body(html: &mut Html, status: &Status, ring: &Ring, acts: bool) {
 /// How it is, in words, and the four numbers that people ask for.
 fn verdict(html: &mut Html, status: &Status, now: UnixMs) {
     let verdict = judge(status, now);
-    let tone = tone(verdict.level);
+    let tone = Tone::from(verdict.level);
     html.raw("<section id=\"verdict\" class=\"verdict ")
         .raw(tone.word())
         .raw("\" aria-label=\"Verdict\"><h1>");

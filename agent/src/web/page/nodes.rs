@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use proto::control::{MemberState, MemberStatus, SeenStatus, Status};
 use proto::node::Role;
 
-use super::html::{Html, Tone, bytes, loss, milliseconds};
+use super::html::{Html, bytes, loss, milliseconds};
 use crate::times::age;
+use crate::tone::Tone;
 
 /// Members that are shown; of a larger cluster those that are not up come first. A table of thousands helps
 /// nobody, and the page is fetched every other second.
@@ -15,15 +16,6 @@ const MAX_MEMBERS: usize = 64;
 /// Rows and columns of the matrix at most.
 const MAX_ROWS: usize = 32;
 const MAX_COLUMNS: usize = 9;
-
-fn tone(state: MemberState) -> Tone {
-    match state {
-        MemberState::Up => Tone::Good,
-        MemberState::Suspect => Tone::Doubt,
-        MemberState::Down => Tone::Bad,
-        MemberState::Left => Tone::Dim,
-    }
-}
 
 /// Those worth showing, most important first: what is wrong, then masters, then names.
 fn ordered(status: &Status, most: usize) -> Vec<&MemberStatus> {
@@ -57,7 +49,7 @@ pub(super) fn members(html: &mut Html, status: &Status) {
         if one.id == status.node.id {
             html.raw(" <span class=\"q\">this node</span>");
         }
-        html.raw("</td>").cell("state").state(tone(one.state), one.state.word()).raw("</td>");
+        html.raw("</td>").cell("state").state(one.state.into(), one.state.word()).raw("</td>");
         html.cell("address").raw("<code>").text(or_dash(&one.address)).raw("</code></td>");
         html.ms("!rtt", one.rtt_ms);
         let lost = one.loss_permille.map(|permille| format!("{}.{} %", permille / 10, permille % 10));

@@ -4,7 +4,8 @@ use proto::backends::State;
 use proto::control::{BackendStatus, ServiceSource, ServiceStatus, Status, VipState, VipStatus};
 use proto::time::UnixMs;
 
-use super::html::{Html, Tone, bytes, lasted};
+use super::html::{Html, bytes, lasted};
+use crate::tone::Tone;
 
 const COLUMNS: &[&str] = &[
     "node",
@@ -22,14 +23,6 @@ const COLUMNS: &[&str] = &[
     "last change",
     "!downtime",
 ];
-
-fn tone(state: State) -> Tone {
-    match state {
-        State::Ready => Tone::Good,
-        State::Alive | State::Draining | State::Unknown | State::Suspect => Tone::Doubt,
-        State::NotReady | State::Down => Tone::Bad,
-    }
-}
 
 /// One service.
 pub(super) fn service(html: &mut Html, service: &ServiceStatus, status: &Status, acts: bool) {
@@ -82,7 +75,7 @@ pub(super) fn service(html: &mut Html, service: &ServiceStatus, status: &Status,
 fn row(html: &mut Html, one: &BackendStatus, status: &Status, acts: bool) {
     let (counted, now) = (&one.counted, status.taken_unix_ms);
     html.row(one.node.as_str());
-    html.cell("state").state(tone(one.state), one.state.word());
+    html.cell("state").state(one.state.into(), one.state.word());
     html.raw(" <span class=\"q\">").text(&one.address);
     if one.weight != 100 {
         html.raw(", weight ").show(&one.weight);
