@@ -39,6 +39,17 @@ pub enum State {
 }
 
 impl State {
+    /// All of them, best first.
+    pub const ALL: [State; 7] = [
+        State::Ready,
+        State::Alive,
+        State::Draining,
+        State::Unknown,
+        State::Suspect,
+        State::NotReady,
+        State::Down,
+    ];
+
     /// The word that status uses.
     pub fn word(self) -> &'static str {
         match self {
@@ -777,15 +788,7 @@ mod tests {
     }
 
     fn any_state() -> impl Strategy<Value = State> {
-        proptest::sample::select(vec![
-            State::Ready,
-            State::Alive,
-            State::Draining,
-            State::Unknown,
-            State::Suspect,
-            State::NotReady,
-            State::Down,
-        ])
+        proptest::sample::select(State::ALL.to_vec())
     }
 
     proptest! {
