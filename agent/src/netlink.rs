@@ -35,6 +35,15 @@ pub(crate) const NEW_ROUTE: u16 = 24;
 pub(crate) const GET_ROUTE: u16 = 26;
 pub(crate) const NEW_NEIGHBOUR: u16 = 28;
 pub(crate) const GET_NEIGHBOUR: u16 = 30;
+
+// Flags of an interface (`linux/if.h`).
+pub(crate) const IFF_UP: u32 = 0x1;
+pub(crate) const IFF_BROADCAST: u32 = 0x2;
+pub(crate) const IFF_LOOPBACK: u32 = 0x8;
+pub(crate) const IFF_POINTOPOINT: u32 = 0x10;
+pub(crate) const IFF_RUNNING: u32 = 0x40;
+pub(crate) const IFF_NOARP: u32 = 0x80;
+
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 

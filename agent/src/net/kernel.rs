@@ -8,17 +8,10 @@ use rustix::io::Errno;
 
 use super::{Address, Interface, NetError, fallback};
 use crate::netlink::{
-    GET_ADDRESS, GET_LINK, GET_ROUTE, NEW_ADDRESS, NEW_LINK, NEW_ROUTE, Netlink, ROUTE, address, attribute,
-    attributes, errno, family, link_body, number, octets, put, text,
+    GET_ADDRESS, GET_LINK, GET_ROUTE, IFF_BROADCAST, IFF_LOOPBACK, IFF_NOARP, IFF_POINTOPOINT, IFF_RUNNING,
+    IFF_UP, NEW_ADDRESS, NEW_LINK, NEW_ROUTE, Netlink, ROUTE, address, attribute, attributes, errno, family,
+    link_body, number, octets, put, text,
 };
-
-// IFF_ flags of an interface (`linux/if.h`).
-const UP: u32 = 0x1;
-const BROADCAST: u32 = 0x2;
-const LOOPBACK: u32 = 0x8;
-const POINT_TO_POINT: u32 = 0x10;
-const RUNNING: u32 = 0x40;
-const NO_ARP: u32 = 0x80;
 
 // IFA_F_ flags of an address (`linux/if_addr.h`). The bit that says secondary for IPv4 says temporary for
 // IPv6.
@@ -63,7 +56,7 @@ pub(crate) fn interfaces() -> Result<Vec<Interface>, NetError> {
 }
 
 /// One interface; None when there is none of this name.
-pub(super) fn interface(name: &str) -> Result<Option<Interface>, NetError> {
+pub(crate) fn interface(name: &str) -> Result<Option<Interface>, NetError> {
     let mut kernel = open()?;
     let mut body = link_body(0);
     put(&mut body, 3, &[name.as_bytes(), &[0]].concat());
@@ -151,11 +144,11 @@ fn interface_of(kind: u16, body: &[u8]) -> Option<Interface> {
         name: name.unwrap_or_else(|| format!("#{index}")),
         index,
         kind,
-        up: flags & UP != 0 && flags & RUNNING != 0,
-        loopback: flags & LOOPBACK != 0,
-        point_to_point: flags & POINT_TO_POINT != 0,
-        broadcast: flags & BROADCAST != 0,
-        no_arp: flags & NO_ARP != 0,
+        up: flags & IFF_UP != 0 && flags & IFF_RUNNING != 0,
+        loopback: flags & IFF_LOOPBACK != 0,
+        point_to_point: flags & IFF_POINTOPOINT != 0,
+        broadcast: flags & IFF_BROADCAST != 0,
+        no_arp: flags & IFF_NOARP != 0,
         mtu,
         addresses: Vec::new(),
     })
@@ -333,7 +326,8 @@ mod tests {
 
     #[test]
     fn an_interface_without_a_name_goes_by_its_number() {
-        let head = [[0; 4], 7u32.to_ne_bytes(), (UP | RUNNING | NO_ARP).to_ne_bytes(), [0; 4]].concat();
+        let head =
+            [[0; 4], 7u32.to_ne_bytes(), (IFF_UP | IFF_RUNNING | IFF_NOARP).to_ne_bytes(), [0; 4]].concat();
         let bare = interface_of(NEW_LINK, &body(&head, &[])).unwrap();
         assert_eq!((bare.name.as_str(), bare.kind, bare.up, bare.no_arp), ("#7", None, true, true));
         let named = body(&head, &[(3, b"wg0\0"), (18, &body(&[], &[(1, b"wireguard\0")]))]);

@@ -16,12 +16,8 @@ use proto::node::NodeId;
 use proto::time::Moment;
 
 use super::kernel::{Held, Interface};
+use crate::netlink::{IFF_BROADCAST, IFF_NOARP, IFF_POINTOPOINT, IFF_RUNNING, IFF_UP};
 
-const IFF_UP: u32 = 0x1;
-const IFF_BROADCAST: u32 = 0x2;
-const IFF_POINTOPOINT: u32 = 0x10;
-const IFF_RUNNING: u32 = 0x40;
-const IFF_NOARP: u32 = 0x80;
 const ETHERNET: u16 = 1;
 
 /// Where a virtual IP would be set.
