@@ -88,15 +88,15 @@ pub(super) fn save_epochs(
                 changed = report.changed() => if changed.is_err() { return },
                 () = over.cancelled() => return,
             }
-            let mut known = report.borrow_and_update().epochs.clone();
-            for (address, epoch) in &mut known {
-                *epoch = saved.get(address).copied().unwrap_or(0).max(*epoch);
-            }
+            let now = Arc::clone(&report.borrow_and_update());
             // One that is no setting any more may come back: what was known of it stays.
-            let mut all = saved.clone();
-            all.extend(known);
-            if all != saved {
-                saved = all;
+            let mut grown = false;
+            for (address, epoch) in &now.epochs {
+                let known = saved.entry(*address).or_default();
+                grown |= epoch > known;
+                *known = (*known).max(*epoch);
+            }
+            if grown {
                 disk.save_epochs(&saved);
             }
         }
