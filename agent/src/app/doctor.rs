@@ -75,10 +75,7 @@ pub(crate) async fn own(
     let files = tokio::task::spawn_blocking(move || places.read()).await.unwrap_or_default();
     let node = status.map_or("this node", |status| status.node.name.as_str()).to_owned();
     let agent = status.map(|status| agent(status, asked_by));
-    let routes = match status {
-        Some(status) => routes(status).await,
-        None => Vec::new(),
-    };
+    let routes = status.map(routes).unwrap_or_default();
     let interfaces = net::interfaces().unwrap_or_default();
     let host = Host {
         here: here.unwrap_or(&node).to_owned(),
@@ -139,7 +136,7 @@ fn interface(one: &net::Interface, root: &Path) -> Interface {
     }
 }
 
-async fn routes(status: &Status) -> Vec<Route> {
+fn routes(status: &Status) -> Vec<Route> {
     let mut routes = Vec::new();
     let others = status.members.iter().filter(|member| member.id != status.node.id);
     for member in others.filter(|member| member.state != MemberState::Left).take(MOST_ROUTES) {
@@ -278,16 +275,15 @@ async fn facts(running: &Running, peers: Vec<Peer>) -> Mesh {
         node: running.node.name.to_string(),
         address: address.map_or_else(|| "no address".to_owned(), |ip| SocketAddr::new(ip, port).to_string()),
         interface: running.node.interface.clone(),
-        mtu: mtu(&running.node.interface).await,
+        mtu: mtu(&running.node.interface),
         port,
         firewall,
         peers,
     }
 }
 
-async fn mtu(interface: &str) -> Option<u32> {
-    let all = net::interfaces().ok()?;
-    all.iter().find(|one| one.name == interface).map(|one| one.mtu)
+fn mtu(interface: &str) -> Option<u32> {
+    Some(net::interface(interface).ok()??.mtu)
 }
 
 /// Speaks with one member, and returns what came of it and what it found of itself.
@@ -385,7 +381,7 @@ pub(super) fn be_examined(running: &Arc<Running>, slots: &Arc<Semaphore>, incomi
                 true => Vec::new(),
                 false => itself(&running, &here).await,
             };
-            let mtu = mtu(&running.node.interface).await;
+            let mtu = mtu(&running.node.interface);
             let answer = Answer { received, sent: wall(), mtu, tcp, udp, findings };
             let _ = reply.send(ToMember::Examined(Box::new(answer), padding));
         };

@@ -14,7 +14,7 @@ mod resolve;
 use std::io;
 use std::net::IpAddr;
 
-pub(crate) use kernel::{Route, interfaces, route_to};
+pub(crate) use kernel::{Route, interface, interfaces, route_to};
 pub(crate) use own::watch_own;
 pub(crate) use path_mtu::path_mtu;
 pub(crate) use pick::{Picked, pick_for_init, pick_for_seed};
