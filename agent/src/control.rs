@@ -203,12 +203,12 @@ where
     F: Fn(Request) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Response> + Send + 'static,
 {
-    let accepting = life.clone();
-    life.spawn(async move {
-        tokio::select! {
-            () = accepting.over.cancelled() => {}
-            () = accept(&listener, Arc::new(handler), &accepting) => {}
-        }
+    let (accepting, handler) = (life.clone(), Arc::new(handler));
+    life.supervise("control", listener, move |listener| {
+        let (accepting, handler) = (accepting.clone(), handler.clone());
+        Box::pin(async move {
+            accepting.over.run_until_cancelled(accept(listener, handler, &accepting)).await;
+        })
     });
 }
 

@@ -22,6 +22,7 @@ mod pulse;
 mod reach;
 mod screen;
 mod state;
+mod supervisor;
 #[cfg(test)]
 mod testing;
 mod times;

@@ -46,27 +46,29 @@ pub(crate) fn spawn(
 ) {
     tell(link.clone(), word, life);
     let task = Pulses { peers: BTreeMap::new(), link, view, answers, ears, life: life.clone() };
-    life.spawn(task.run());
+    life.supervise("pulse", task, |task| Box::pin(task.run()));
 }
 
 /// Keeps what the link answers in step with what this node says by gossip.
-fn tell(link: Arc<Link>, mut word: watch::Receiver<Word>, life: &Life) {
-    let life = life.clone();
-    life.clone().spawn(async move {
-        let mut said = None;
-        loop {
-            let saying = saying_of(&word.borrow_and_update());
-            // Much of a word is not said here, and whoever has pulsed this node is told at once.
-            if said.as_ref() != Some(&saying) {
-                link.say(&saying, life.now());
-                said = Some(saying);
-            }
-            tokio::select! {
-                changed = word.changed() => if changed.is_err() { return },
-                () = life.over.cancelled() => return,
-            }
+fn tell(link: Arc<Link>, word: watch::Receiver<Word>, life: &Life) {
+    let own = life.clone();
+    life.supervise("pulse", word, move |word| Box::pin(publish_status(link.clone(), word, own.clone())));
+}
+
+async fn publish_status(link: Arc<Link>, word: &mut watch::Receiver<Word>, life: Life) {
+    let mut said = None;
+    loop {
+        let saying = saying_of(&word.borrow_and_update());
+        // Much of a word is not said here, and whoever has pulsed this node is told at once.
+        if said.as_ref() != Some(&saying) {
+            link.say(&saying, life.now());
+            said = Some(saying);
         }
-    });
+        tokio::select! {
+            changed = word.changed() => if changed.is_err() { return },
+            () = life.over.cancelled() => return,
+        }
+    }
 }
 
 fn saying_of(word: &Word) -> Saying {
@@ -95,7 +97,10 @@ struct Pulses {
 }
 
 impl Pulses {
-    async fn run(mut self) {
+    async fn run(&mut self) {
+        // What an earlier run heard, which has failed, is heard again.
+        self.peers.clear();
+        self.view.mark_changed();
         let mut wanted = self.life.now();
         loop {
             let now = self.life.now();

@@ -51,7 +51,7 @@ pub(crate) fn spawn(
 ) {
     let reach =
         Keeper { paths: BTreeMap::new(), said: Said::default(), inputs, table, serving, life: life.clone() };
-    life.spawn(reach.run());
+    life.supervise("reachability", reach, |reach| Box::pin(reach.run()));
 }
 
 /// The table that the last good list alone gives: what is dialled in the first milliseconds.
@@ -139,7 +139,10 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn run(mut self) {
+    async fn run(&mut self) {
+        // What an earlier run believed, which has failed, is learnt again.
+        (self.paths, self.said) = Default::default();
+        self.inputs.view.mark_changed();
         self.settle();
         loop {
             let deadline = self.paths.values().filter_map(Path::next_probe).min();

@@ -42,7 +42,7 @@ use crate::proxy::{Listeners, Proxy};
 use crate::vip::{Order, Report};
 use settled::Settled;
 
-use crate::{check, control, gossip, net, proxy, pulse, reach, watchdog};
+use crate::{check, control, gossip, net, proxy, pulse, reach, supervisor, watchdog};
 
 /// Longest time that open connections get to finish at a stop. Kubernetes' watches never do, and their
 /// clients reconnect through the same listener as soon as the agent is back.
@@ -108,6 +108,7 @@ pub(crate) async fn run(
     reload: impl Fn() -> anyhow::Result<Config> + Send + 'static,
     started: impl FnOnce(Arc<Running>, &Life),
 ) -> anyhow::Result<()> {
+    supervisor::watch_panics();
     let life = Life::new();
     let result = start(config, disk, member, &life).await;
     let (running, configured) = match result {
@@ -226,7 +227,7 @@ async fn start(
         lobby: Default::default(),
         waiting: Default::default(),
     };
-    life.spawn(keeper.run(commands));
+    life.supervise("membership", (keeper, commands), |(keeper, commands)| Box::pin(keeper.run(commands)));
     let crate::link::Inbox { gossip, members, joining, proven, unknown_key, answers, vips: arrivals } = inbox;
     pulse::spawn(link.clone(), view.clone(), word.clone(), answers, ears_in, life);
     let (orders, orders_out) = mpsc::channel(ORDERS);
@@ -323,33 +324,39 @@ fn start_gossip(
 }
 
 /// Tells the keeper of keys that are not held.
-fn hurry(mut from: mpsc::Receiver<NodeId>, to: mpsc::Sender<Command>, life: &Life) {
+fn hurry(from: mpsc::Receiver<NodeId>, to: mpsc::Sender<Command>, life: &Life) {
     let stopping = life.stopping.clone();
-    life.spawn(async move {
-        loop {
-            let one = tokio::select! {
-                one = from.recv() => one,
-                () = stopping.cancelled() => return,
-            };
-            if one.is_none() || to.send(Command::UnknownKey).await.is_err() {
-                return;
+    life.supervise("membership", from, move |from| {
+        let (to, stopping) = (to.clone(), stopping.clone());
+        Box::pin(async move {
+            loop {
+                let one = tokio::select! {
+                    one = from.recv() => one,
+                    () = stopping.cancelled() => return,
+                };
+                if one.is_none() || to.send(Command::UnknownKey).await.is_err() {
+                    return;
+                }
             }
-        }
+        })
     });
 }
 
 /// Writes the last good list whenever it changes.
-fn save_serving(disk: Arc<Disk>, mut serving: watch::Receiver<Arc<Serving>>, life: &Life) {
-    let over = life.over.clone();
-    life.spawn(async move {
-        loop {
-            tokio::select! {
-                changed = serving.changed() => if changed.is_err() { return },
-                () = over.cancelled() => return,
+fn save_serving(disk: Arc<Disk>, serving: watch::Receiver<Arc<Serving>>, life: &Life) {
+    let own = life.over.clone();
+    life.supervise("reachability", serving, move |serving| {
+        let (disk, over) = (disk.clone(), own.clone());
+        Box::pin(async move {
+            loop {
+                tokio::select! {
+                    changed = serving.changed() => if changed.is_err() { return },
+                    () = over.cancelled() => return,
+                }
+                let list = serving.borrow_and_update().clone();
+                disk.save_serving(&list);
             }
-            let list = serving.borrow_and_update().clone();
-            disk.save_serving(&list);
-        }
+        })
     });
 }
 

@@ -124,17 +124,23 @@ pub(super) fn spawn(running: &Arc<Running>, config: watch::Receiver<Arc<Config>>
         tell: running.tell.clone(),
     };
     web::spawn(inputs, life);
-    let (over, following) = (life.over.clone(), follow(running.clone(), changes, life.clone()));
-    life.spawn(async move {
-        over.run_until_cancelled(following).await;
+    let (own, followed) = (life.clone(), running.clone());
+    life.supervise("status", changes, move |changes| {
+        let (over, following) = (own.over.clone(), follow(followed.clone(), changes, own.clone()));
+        Box::pin(async move {
+            over.run_until_cancelled(following).await;
+        })
     });
-    let (over, measuring) = (life.over.clone(), measure(running.clone()));
-    life.spawn(async move {
-        over.run_until_cancelled(measuring).await;
+    let (over, measured) = (life.over.clone(), running.clone());
+    life.supervise_each("status", move || {
+        let (over, measuring) = (over.clone(), measure(measured.clone()));
+        async move {
+            over.run_until_cancelled(measuring).await;
+        }
     });
 }
 
-async fn follow(running: Arc<Running>, changes: watch::Sender<u64>, life: Life) {
+async fn follow(running: Arc<Running>, changes: &watch::Sender<u64>, life: Life) {
     let (mut table, mut ears) = (running.table.clone(), running.ears.clone());
     let (mut view, mut trust) = (running.view.clone(), running.membership.trust.clone());
     let (mut settled, mut own) = (running.settled.clone(), running.own_address.clone());

@@ -95,38 +95,44 @@ pub(super) struct Inputs {
 
 /// Starts the task. `services`, `settings` and `settled` are written here alone.
 pub(super) fn spawn(
-    mut inputs: Inputs,
+    inputs: Inputs,
     services: watch::Sender<Arc<Vec<Service>>>,
     settings: watch::Sender<Arc<Settings>>,
     settled: watch::Sender<Arc<Settled>>,
     life: &Life,
 ) {
     let stopping = life.stopping.clone();
-    life.spawn(async move {
-        tell(&settled.borrow().mistakes, &[]);
-        loop {
-            tokio::select! {
-                Ok(()) = inputs.config.changed() => {}
-                Ok(()) = inputs.trust.changed() => {}
-                () = stopping.cancelled() => return,
+    tell(&settled.borrow().mistakes, &[]);
+    let outputs = (services, settings, settled);
+    life.supervise("settings", (inputs, outputs), move |(inputs, outputs)| {
+        let (stopping, (services, settings, settled)) = (stopping.clone(), &*outputs);
+        // An earlier run, which has failed, may not have carried out what it had read.
+        inputs.trust.mark_changed();
+        Box::pin(async move {
+            loop {
+                tokio::select! {
+                    Ok(()) = inputs.config.changed() => {}
+                    Ok(()) = inputs.trust.changed() => {}
+                    () = stopping.cancelled() => return,
+                }
+                let config = inputs.config.borrow_and_update().clone();
+                let document = inputs.trust.borrow_and_update().document.clone();
+                let now = Arc::new(Settled::of(&config, &document));
+                let before = settled.borrow().clone();
+                if *before == *now {
+                    continue;
+                }
+                tell(&now.mistakes, &before.mistakes);
+                if before.services != now.services {
+                    inputs.proxy.reload(&now.services);
+                    services.send_replace(Arc::new(now.services.clone()));
+                }
+                if before.settings != now.settings {
+                    settings.send_replace(Arc::new(now.settings.clone()));
+                }
+                settled.send_replace(now);
             }
-            let config = inputs.config.borrow_and_update().clone();
-            let document = inputs.trust.borrow_and_update().document.clone();
-            let now = Arc::new(Settled::of(&config, &document));
-            let before = settled.borrow().clone();
-            if *before == *now {
-                continue;
-            }
-            tell(&now.mistakes, &before.mistakes);
-            if before.services != now.services {
-                inputs.proxy.reload(&now.services);
-                services.send_replace(Arc::new(now.services.clone()));
-            }
-            if before.settings != now.settings {
-                settings.send_replace(Arc::new(now.settings.clone()));
-            }
-            settled.send_replace(now);
-        }
+        })
     });
 }
 

@@ -18,6 +18,7 @@ use super::Running;
 use crate::lifecycle::wall;
 use crate::link::Counters;
 use crate::proxy::{BackendStats, ServiceStats};
+use crate::supervisor;
 
 fn milliseconds(rtt: std::time::Duration) -> f64 {
     // Three digits after the point: clocks do not carry more.
@@ -235,6 +236,7 @@ pub(super) fn problems(running: &Running) -> Vec<String> {
     let document = running.membership.trust.borrow().document.clone();
     let settled = running.settled.borrow().clone();
     let mut problems = running.disk.problems();
+    problems.extend(supervisor::problems());
     if document.member(&running.link.own()).is_none() {
         problems.push(
             "this node was removed from the cluster and serves from its last good list; \

@@ -11,6 +11,7 @@ use proto::exchange::{FromMember, ToMember};
 use proto::keys::Offer;
 use proto::service::ServiceName;
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::{Running, doctor, status};
 use crate::events::{self, Counted, Looked, Outlets, Resolve, Troubles};
@@ -74,16 +75,19 @@ pub(super) fn spawn(
 /// Virtual IPs as status shows them, without what else their report holds.
 fn vips(running: &Running, life: &Life) -> watch::Receiver<Vec<VipStatus>> {
     let (sender, receiver) = watch::channel(Vec::new());
-    let (mut reports, over) = (running.vips.clone(), life.over.clone());
-    life.spawn(async move {
-        loop {
-            tokio::select! {
-                changed = reports.changed() => if changed.is_err() { return },
-                () = over.cancelled() => return,
+    let own = life.over.clone();
+    life.supervise("vip", (running.vips.clone(), sender), move |(reports, sender)| {
+        let over = own.clone();
+        Box::pin(async move {
+            loop {
+                tokio::select! {
+                    changed = reports.changed() => if changed.is_err() { return },
+                    () = over.cancelled() => return,
+                }
+                let report = reports.borrow_and_update().clone();
+                sender.send_replace(report.vips.clone());
             }
-            let report = reports.borrow_and_update().clone();
-            sender.send_replace(report.vips.clone());
-        }
+        })
     });
     receiver
 }
@@ -124,25 +128,33 @@ pub(super) fn reloaded(running: &Running, good: bool) {
 }
 
 /// Hands requests of members to the keeper, and answers those for events and findings.
-pub(super) fn members(running: &Arc<Running>, mut from: mpsc::Receiver<Incoming>, life: &Life) {
+pub(super) fn members(running: &Arc<Running>, from: mpsc::Receiver<Incoming>, life: &Life) {
     let (running, stopping) = (running.clone(), life.stopping.clone());
-    let examinations = doctor::examinations();
-    life.spawn(async move {
-        loop {
-            let one = tokio::select! {
-                one = from.recv() => one,
-                () = stopping.cancelled() => return,
-            };
-            let Some(incoming) = one else { return };
-            if let FromMember::Events { since, after, most } = incoming.request {
-                let ring = running.ring.borrow().clone();
-                let ask = Ask { since, most, ..Ask::default() };
-                let _ = incoming.reply.send(ToMember::Events(events::own(&ring, &ask, after)));
-            } else if let FromMember::Examine(_) = incoming.request {
-                doctor::be_examined(&running, &examinations, incoming);
-            } else if running.membership.commands.send(Command::Incoming(incoming)).await.is_err() {
-                return;
-            }
-        }
+    life.supervise("membership", from, move |from| {
+        Box::pin(answer_members(from, running.clone(), stopping.clone()))
     });
+}
+
+async fn answer_members(
+    from: &mut mpsc::Receiver<Incoming>,
+    running: Arc<Running>,
+    stopping: CancellationToken,
+) {
+    let examinations = doctor::examinations();
+    loop {
+        let one = tokio::select! {
+            one = from.recv() => one,
+            () = stopping.cancelled() => return,
+        };
+        let Some(incoming) = one else { return };
+        if let FromMember::Events { since, after, most } = incoming.request {
+            let ring = running.ring.borrow().clone();
+            let ask = Ask { since, most, ..Ask::default() };
+            let _ = incoming.reply.send(ToMember::Events(events::own(&ring, &ask, after)));
+        } else if let FromMember::Examine(_) = incoming.request {
+            doctor::be_examined(&running, &examinations, incoming);
+        } else if running.membership.commands.send(Command::Incoming(incoming)).await.is_err() {
+            return;
+        }
+    }
 }

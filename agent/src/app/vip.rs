@@ -38,68 +38,70 @@ pub(super) struct Inputs {
 }
 
 /// Starts the task that writes the watch.
-pub(super) fn spawn(mut inputs: Inputs, life: &Life) -> watch::Receiver<Arc<Fit>> {
+pub(super) fn spawn(inputs: Inputs, life: &Life) -> watch::Receiver<Arc<Fit>> {
     let (sender, receiver) = watch::channel(Arc::default());
-    let over = life.over.clone();
-    life.spawn(async move {
-        let mut fit = Fit::default();
-        let mut doubts = 0;
-        loop {
-            // Without any virtual IP nobody asks.
-            let settings = inputs.settings.borrow_and_update().clone();
-            if settings.vips.is_empty() {
+    let own = life.over.clone();
+    life.supervise("vip-fitness", (inputs, sender), move |(inputs, sender)| {
+        let over = own.clone();
+        Box::pin(async move {
+            let mut fit = Fit::default();
+            let mut doubts = 0;
+            loop {
+                // Without any virtual IP nobody asks.
+                let settings = inputs.settings.borrow_and_update().clone();
+                if settings.vips.is_empty() {
+                    tokio::select! {
+                        Ok(()) = inputs.settings.changed() => continue,
+                        () = over.cancelled() => return,
+                    }
+                }
+                let services = inputs.look();
+                let bad = services
+                    .iter()
+                    .any(|(name, now)| now.is_err() && fit.services.get(name) == Some(&Ok(())));
+                doubts = if bad { DOUBTS } else { doubts };
+                let draining = settings.drains.contains_key(&inputs.own);
+                fit = Fit { masters: inputs.masters(), services, checks: fit.checks + 1, draining };
+                sender.send_replace(Arc::new(fit.clone()));
+                let wait = if doubts > 0 { HURRY } else { EVERY };
+                doubts = doubts.saturating_sub(1);
                 tokio::select! {
-                    Ok(()) = inputs.settings.changed() => continue,
+                    () = tokio::time::sleep(wait) => {}
+                    Ok(()) = inputs.health.changed(), if doubts == 0 => {}
+                    Ok(()) = inputs.settings.changed() => {}
                     () = over.cancelled() => return,
                 }
             }
-            let services = inputs.look();
-            let bad =
-                services.iter().any(|(name, now)| now.is_err() && fit.services.get(name) == Some(&Ok(())));
-            doubts = if bad { DOUBTS } else { doubts };
-            let draining = settings.drains.contains_key(&inputs.own);
-            fit = Fit { masters: inputs.masters(), services, checks: fit.checks + 1, draining };
-            sender.send_replace(Arc::new(fit.clone()));
-            let wait = if doubts > 0 { HURRY } else { EVERY };
-            doubts = doubts.saturating_sub(1);
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                Ok(()) = inputs.health.changed(), if doubts == 0 => {}
-                Ok(()) = inputs.settings.changed() => {}
-                () = over.cancelled() => return,
-            }
-        }
+        })
     });
     receiver
 }
 
 /// Writes the epochs of virtual IPs whenever one has grown: without them they would begin anew when all
 /// agents are started at once.
-pub(super) fn save_epochs(
-    disk: Arc<Disk>,
-    mut saved: Epochs,
-    mut report: watch::Receiver<Arc<Report>>,
-    life: &Life,
-) {
-    let over = life.over.clone();
-    life.spawn(async move {
-        loop {
-            tokio::select! {
-                changed = report.changed() => if changed.is_err() { return },
-                () = over.cancelled() => return,
+pub(super) fn save_epochs(disk: Arc<Disk>, saved: Epochs, report: watch::Receiver<Arc<Report>>, life: &Life) {
+    let own = life.over.clone();
+    life.supervise("vip", (saved, report), move |(saved, report)| {
+        let (disk, over) = (disk.clone(), own.clone());
+        Box::pin(async move {
+            loop {
+                tokio::select! {
+                    changed = report.changed() => if changed.is_err() { return },
+                    () = over.cancelled() => return,
+                }
+                let now = Arc::clone(&report.borrow_and_update());
+                // One that is no setting any more may come back: what was known of it stays.
+                let mut grown = false;
+                for (address, epoch) in &now.epochs {
+                    let known = saved.entry(*address).or_default();
+                    grown |= epoch > known;
+                    *known = (*known).max(*epoch);
+                }
+                if grown {
+                    disk.save_epochs(saved);
+                }
             }
-            let now = Arc::clone(&report.borrow_and_update());
-            // One that is no setting any more may come back: what was known of it stays.
-            let mut grown = false;
-            for (address, epoch) in &now.epochs {
-                let known = saved.entry(*address).or_default();
-                grown |= epoch > known;
-                *known = (*known).max(*epoch);
-            }
-            if grown {
-                disk.save_epochs(&saved);
-            }
-        }
+        })
     });
 }
 

@@ -103,35 +103,39 @@ fn two_digits(number: u32) -> u32 {
 /// Starts the task that keeps the word up to date; it alone writes it.
 pub(super) fn spawn(mut inputs: Inputs, life: &Life) -> watch::Receiver<Word> {
     let (sender, receiver) = watch::channel(inputs.word(false));
-    let life = life.clone();
-    life.clone().spawn(async move {
-        let mut again = tokio::time::interval(AGAIN);
-        again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            let stopping = tokio::select! {
-                Ok(()) = inputs.own_address.changed() => false,
-                Ok(()) = inputs.health.changed() => false,
-                Ok(()) = inputs.trust.changed() => false,
-                Ok(()) = inputs.ears.changed() => false,
-                _ = again.tick() => false,
-                Ok(()) = inputs.settings.changed() => false,
-                Ok(()) = inputs.vips.changed() => false,
-                () = life.stopping.cancelled() => true,
-            };
-            let word = inputs.word(stopping);
-            sender.send_if_modified(|old| {
-                let changed = *old != word;
-                *old = word;
-                changed
-            });
-            if stopping {
-                // The last word stands until the end.
-                life.over.cancelled().await;
-                return;
-            }
-        }
+    let own = life.clone();
+    life.supervise("record", (inputs, sender), move |(inputs, sender)| {
+        Box::pin(follow(inputs, sender, own.clone()))
     });
     receiver
+}
+
+async fn follow(inputs: &mut Inputs, sender: &watch::Sender<Word>, life: Life) {
+    let mut again = tokio::time::interval(AGAIN);
+    again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let stopping = tokio::select! {
+            Ok(()) = inputs.own_address.changed() => false,
+            Ok(()) = inputs.health.changed() => false,
+            Ok(()) = inputs.trust.changed() => false,
+            Ok(()) = inputs.ears.changed() => false,
+            _ = again.tick() => false,
+            Ok(()) = inputs.settings.changed() => false,
+            Ok(()) = inputs.vips.changed() => false,
+            () = life.stopping.cancelled() => true,
+        };
+        let word = inputs.word(stopping);
+        sender.send_if_modified(|old| {
+            let changed = *old != word;
+            *old = word;
+            changed
+        });
+        if stopping {
+            // The last word stands until the end.
+            life.over.cancelled().await;
+            return;
+        }
+    }
 }
 
 #[cfg(test)]

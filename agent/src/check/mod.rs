@@ -70,7 +70,7 @@ fn spawn_at(
         running: BTreeMap::new(),
         generation: 0,
     };
-    life.spawn(owner.run(inbox));
+    life.supervise("check", (owner, inbox), |(owner, inbox)| Box::pin(owner.run(inbox)));
 }
 
 /// What a service's checker says; `offer` is none while there is no instance here.
@@ -101,8 +101,12 @@ struct Owner {
 }
 
 impl Owner {
-    async fn run(mut self, mut inbox: mpsc::Receiver<Report>) {
+    async fn run(&mut self, inbox: &mut mpsc::Receiver<Report>) {
         let over = self.life.over.clone();
+        // Checkers of an earlier run, which has failed, are replaced; what they said stands until then.
+        for (_, running) in std::mem::take(&mut self.running) {
+            running.stop.cancel();
+        }
         self.reconcile();
         loop {
             tokio::select! {
@@ -140,7 +144,8 @@ impl Owner {
         let watcher = Watcher {
             service: service.clone(),
             listeners: Arc::clone(listeners),
-            probes: watcher::probes(&service.check, &self.root),
+            probes: Vec::new(),
+            root: self.root.clone(),
             checker: Checker::new(service.check.rise, service.check.fall),
             own: self.own.clone(),
             life: self.life.clone(),
@@ -151,11 +156,11 @@ impl Owner {
             check_ms: None,
         };
         let until = stop.clone();
-        self.life.spawn(async move {
-            tokio::select! {
-                () = until.cancelled() => {}
-                () = watcher.run() => {}
-            }
+        self.life.supervise("check", watcher, move |watcher| {
+            let until = until.clone();
+            Box::pin(async move {
+                until.run_until_cancelled(watcher.run()).await;
+            })
         });
         let running = Running {
             service: service.clone(),

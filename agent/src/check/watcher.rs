@@ -1,7 +1,7 @@
 //! The task that checks one service.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +42,8 @@ pub(super) struct Watcher {
     pub(super) listeners: Arc<[SocketAddr]>,
     /// Those that are free: as many as can be needed at once, see [`probes`].
     pub(super) probes: Vec<Probe>,
+    /// Kubernetes' files are below it.
+    pub(super) root: PathBuf,
     pub(super) checker: Checker,
     pub(super) own: watch::Receiver<Option<IpAddr>>,
     pub(super) life: Life,
@@ -71,7 +73,9 @@ impl Watcher {
     ///
     /// A check that waits does not keep the next one waiting: an instance that hangs is known after one
     /// time-out and a few intervals, not after several time-outs one behind the other.
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(&mut self) {
+        // Those of an earlier run, which has failed, went with its checks.
+        self.probes = probes(&self.service.check, &self.root);
         let mut ticks = tokio::time::interval(self.service.check.interval.max(MIN_INTERVAL));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut flying: FuturesUnordered<Flight> = FuturesUnordered::new();

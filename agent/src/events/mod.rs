@@ -108,19 +108,22 @@ impl Troubles {
 
 /// Starts the keeper. The ring is written here alone.
 pub(crate) fn spawn(inputs: Inputs, ring: watch::Sender<Arc<Ring>>, life: &Life) {
-    let life = life.clone();
-    life.clone().spawn(async move {
-        if let Some(keeper) = Keeper::begin(inputs, ring, &life).await {
-            keeper.run(&life).await;
-        }
+    let own = life.clone();
+    life.supervise("events", (inputs, ring), move |(inputs, ring)| {
+        let life = own.clone();
+        Box::pin(async move {
+            if let Some(keeper) = Keeper::begin(inputs, ring, &life).await {
+                keeper.run(&life).await;
+            }
+        })
     });
 }
 
-struct Keeper {
-    inputs: Inputs,
+struct Keeper<'a> {
+    inputs: &'a mut Inputs,
     seen: Seen,
     ring: Ring,
-    published: watch::Sender<Arc<Ring>>,
+    published: &'a watch::Sender<Arc<Ring>>,
     disk: Option<mpsc::Sender<Vec<Arc<Event>>>>,
     hooks: Vec<hooks::Hook>,
     webhook: Option<webhook::Sender>,
@@ -129,9 +132,13 @@ struct Keeper {
     torn: Option<String>,
 }
 
-impl Keeper {
+impl<'a> Keeper<'a> {
     /// Reads what earlier runs kept, and starts those that events are handed to.
-    async fn begin(inputs: Inputs, published: watch::Sender<Arc<Ring>>, life: &Life) -> Option<Keeper> {
+    async fn begin(
+        inputs: &'a mut Inputs,
+        published: &'a watch::Sender<Arc<Ring>>,
+        life: &Life,
+    ) -> Option<Keeper<'a>> {
         let (dir, troubles) = (inputs.outlets.dir.clone(), inputs.outlets.troubles.clone());
         let read = tokio::task::spawn_blocking(move || (disk::load(&dir), disk::Log::open(&dir)));
         let ((ring, torn), log) = tokio::select! {
@@ -139,6 +146,9 @@ impl Keeper {
             // A disk that hangs.
             () = life.over.cancelled() => return None,
         };
+        // After a failure of this part numbers go on where they were, whatever the disk has got of it.
+        let before = published.borrow().clone();
+        let ring = if before.newest() == 0 { ring } else { Ring::clone(&before) };
         let disk = match log {
             Ok(log) => Some(disk::spawn(log, troubles.clone(), life)),
             Err(error) => {
@@ -174,13 +184,15 @@ impl Keeper {
     }
 
     async fn run(mut self, life: &Life) {
-        let first = started(&self.ring, &self.inputs);
+        // Not again when only this part has begun anew.
+        let is_start = self.published.borrow().newest() == 0;
+        let first = is_start.then(|| started(&self.ring, self.inputs));
         // It mends itself with the next events, so it is no problem that lasts.
         let torn = self.torn.take().map(|torn| {
             let event = Event::new(Kind::Problem, wall(), "this-node", "mended");
             event.cause(torn).level(Level::Warning)
         });
-        self.take(torn.into_iter().chain([first]).collect());
+        self.take(torn.into_iter().chain(first).collect());
         let (mut ticks, mut next, mut stopping) = (0_u32, Instant::now() + TICK, false);
         // What a watch held before anyone looked counts as changed.
         self.inputs.table.mark_changed();
@@ -189,7 +201,7 @@ impl Keeper {
         self.inputs.health.mark_changed();
         loop {
             let mut new = Vec::new();
-            let inputs = &mut self.inputs;
+            let inputs = &mut *self.inputs;
             tokio::select! {
                 () = life.over.cancelled() => break,
                 Ok(()) = inputs.outlets.config.changed() => self.follow(life),

@@ -51,7 +51,11 @@ pub(crate) struct Keeper {
 
 impl Keeper {
     /// Runs until the process stops.
-    pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+    pub(crate) async fn run(&mut self, commands: &mut mpsc::Receiver<Command>) {
+        // Whoever waits for an earlier run, which has failed, asks again; the document and the keys are only
+        // ever replaced whole.
+        self.waiting.clear();
+        self.lobby = Lobby::default();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut spread = Spread::new(self.life.now());

@@ -31,9 +31,12 @@ pub(crate) fn watch_own(
 ) {
     let stopping = life.stopping.clone();
     let own = Own { iface, wanted, pinned, out, degraded: false };
-    life.spawn(async move {
+    life.supervise("net", own, move |own| {
+        let stopping = stopping.clone();
         // What is being left at the end has no address to follow any more.
-        stopping.run_until_cancelled_owned(own.follow()).await;
+        Box::pin(async move {
+            stopping.run_until_cancelled(own.follow()).await;
+        })
     });
 }
 
@@ -46,7 +49,7 @@ struct Own {
 }
 
 impl Own {
-    async fn follow(mut self) {
+    async fn follow(&mut self) {
         loop {
             // Subscribed before the read, so that what changes in between is seen.
             let mut changes = Changes::subscribe().ok();

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::pool::Pool;
 use super::{Shared, connection, socket, workers};
+use crate::supervisor::supervised;
 
 /// The first new attempt comes soon: after a reload the address may only have changed hands.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
@@ -151,7 +152,14 @@ async fn accept_until(
     let _open = shared.open.token();
     match TcpListener::from_std(socket) {
         Ok(listener) => {
-            let _ = stop.run_until_cancelled(accept_all(&listener, &pool, &shared)).await;
+            let over = shared.life.over.clone();
+            let accepting = supervised("proxy", (&listener, &pool, &shared, &stop), over, |all| {
+                let (listener, pool, shared, stop) = *all;
+                Box::pin(async move {
+                    stop.run_until_cancelled(accept_all(listener, pool, shared)).await;
+                })
+            });
+            accepting.await;
             last_accepts(listener, &pool, &shared);
         }
         // Dropped, it leaves its clients to the address's other sockets.

@@ -150,7 +150,8 @@ impl Proxy {
             }
         }
         drop(services);
-        life.spawn(follow(proxy.clone()));
+        let followed = proxy.clone();
+        life.supervise_each("proxy", move || follow(followed.clone()));
         proxy
     }
 

@@ -137,7 +137,8 @@ impl Driver {
     }
 
     /// Runs until the process stops and every election has said goodbye.
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(&mut self) {
+        self.begin();
         let stopping = self.life.stopping.clone();
         let mut stopped = false;
         self.follow();
@@ -160,6 +161,16 @@ impl Driver {
                 turn => self.take(turn),
             }
         }
+    }
+
+    /// Forgets what an earlier run, which has failed, left behind, and begins as after a start of the agent:
+    /// at no address, with the epochs that were known.
+    fn begin(&mut self) {
+        self.inputs.epochs.extend(self.report.borrow().epochs.clone());
+        (self.kernel, self.changes, self.problem, self.closed) = (None, None, None, None);
+        (self.vips, self.grounds) = (BTreeMap::new(), Grounds::default());
+        (self.interfaces, self.addresses, self.moves) = (Vec::new(), Vec::new(), Vec::new());
+        (self.look, self.tick, self.checks, self.dirty) = (Moment::ZERO, Moment::ZERO, 0, true);
     }
 
     async fn turn(

@@ -35,6 +35,7 @@ use tracing::error;
 
 use crate::lifecycle::Life;
 use crate::link::{Link, Trust};
+use crate::supervisor::supervised;
 
 pub(crate) use caps::lay_down;
 
@@ -96,7 +97,11 @@ pub(crate) fn spawn(inputs: Inputs, report: watch::Sender<Arc<Report>>, life: &L
     let own = life.clone();
     let thread = std::thread::Builder::new().name("vip".to_owned()).spawn(move || {
         match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime.block_on(driver::Driver::new(inputs, report, own).run()),
+            Ok(runtime) => {
+                let over = own.over.clone();
+                let driver = driver::Driver::new(inputs, report, own);
+                runtime.block_on(supervised("vip", driver, over, |driver| Box::pin(driver.run())));
+            }
             Err(error) => error!("virtual IPs are not served here: {error}"),
         }
         let _ = ended.send(());

@@ -37,14 +37,14 @@ struct Place {
 /// Listens where the configuration says. A change that can't be had as a whole is refused and told, and what
 /// was goes on.
 pub(super) async fn follow(
-    mut config: watch::Receiver<Arc<Config>>,
+    config: &mut watch::Receiver<Arc<Config>>,
     all: Arc<Shared>,
     tell: mpsc::Sender<Event>,
 ) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut now = config.borrow_and_update().web.clone();
     let mut open: Vec<Place> = now.listen.iter().map(|address| first(*address)).collect();
-    let mut site = Site::new(&now, &all);
+    let mut site = Current(Site::new(&now, &all));
     open.iter().for_each(|place| accept(place, &site, &places));
     while config.changed().await.is_ok() {
         let wanted = config.borrow_and_update().web.clone();
@@ -61,9 +61,26 @@ pub(super) async fn follow(
             Err(why) => refuse(&why, &tell),
         }
         if site.ended.is_cancelled() {
-            site = Site::new(&now, &all);
+            site = Current(Site::new(&now, &all));
             open.iter().for_each(|place| accept(place, &site, &places));
         }
+    }
+}
+
+/// The site that is served; its connections and sockets do not outlive whoever follows the configuration.
+struct Current(Arc<Site>);
+
+impl std::ops::Deref for Current {
+    type Target = Arc<Site>;
+
+    fn deref(&self) -> &Arc<Site> {
+        &self.0
+    }
+}
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        self.0.ended.cancel();
     }
 }
 
@@ -163,10 +180,13 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Starts the task of an address.
 fn accept(place: &Place, site: &Arc<Site>, places: &Arc<Semaphore>) {
-    let (over, ended) = (site.life.over.clone(), site.ended.clone());
-    let work = run(place.address, place.listener.clone(), site.clone(), places.clone());
-    site.life.spawn(async move {
-        ended.run_until_cancelled(over.run_until_cancelled(work)).await;
+    let inputs = (place.address, place.listener.clone(), site.clone(), places.clone());
+    site.life.supervise("web", inputs, |(address, listener, site, places)| {
+        let (over, ended) = (site.life.over.clone(), site.ended.clone());
+        let work = run(*address, listener.clone(), site.clone(), places.clone());
+        Box::pin(async move {
+            ended.run_until_cancelled(over.run_until_cancelled(work)).await;
+        })
     });
 }
 
@@ -271,10 +291,10 @@ mod tests {
         let (config_in, config) = watch::channel(web(&[one], false));
         let (tell, mut told) = mpsc::channel(8);
         let life = Life::new();
-        let following = follow(config, shared(&life), tell);
-        let over = life.over.clone();
+        let (over, all) = (life.over.clone(), shared(&life));
+        let mut config = config;
         life.spawn(async move {
-            over.run_until_cancelled(following).await;
+            over.run_until_cancelled(follow(&mut config, all, tell)).await;
         });
         until_answered(one, "HTTP/1.1 200", "/healthz").await;
 

@@ -100,8 +100,11 @@ pub(crate) fn spawn(inputs: Inputs, life: &Life) {
         streams: stream::places(),
         life: life.clone(),
     });
-    let (over, following) = (life.over.clone(), listen::follow(config, all, tell));
-    life.spawn(async move {
-        over.run_until_cancelled(following).await;
+    let over = life.over.clone();
+    life.supervise("web", config, move |config| {
+        let (over, all, tell) = (over.clone(), all.clone(), tell.clone());
+        Box::pin(async move {
+            over.run_until_cancelled(listen::follow(config, all, tell)).await;
+        })
     });
 }

@@ -1,0 +1,257 @@
+//! What happens when a part of the agent panics: it is caught, logged, counted, and started again.
+//!
+//! No part takes the process down with it, on purpose. An exit would close every held connection, and a panic
+//! that some input provokes would then be a switch by which that input's sender closes them. So each part is
+//! written to begin anew: it keeps its channels, and rebuilds the rest from watches, disk and peers, as after
+//! a start of the agent:
+//!
+//! | part | what it begins with again |
+//! | --- | --- |
+//! | reachability, pulse, net, check | nothing: the next pulses, dials and checks say it all within a second |
+//! | record, settings, vip-fitness | nothing: derived from watches |
+//! | membership | the document, keys and invites that it holds; joins under way are given up |
+//! | events | the ring as it was published, and the configuration |
+//! | web, control | their sockets, bound again; connections under way end |
+//! | vip | epochs as last reported; the addresses that it held have ended by themselves meanwhile (2 s) |
+//! | proxy | its listening sockets; held connections are tasks of their own and go on |
+//!
+//! A part that hangs instead is what the watchdog is for. Tasks that serve one connection or one request are
+//! not started again: they end alone, and are counted here all the same.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, PanicHookInfo};
+use std::sync::{Mutex, Once, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use proto::time::{UnixMs, human};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::lifecycle::{Life, wall};
+
+/// Wait before a part is started again: the first, doubled each time, up to the last. Short enough that a
+/// single failure is a hiccup, long enough that one which repeats costs nothing.
+const PAUSES: (Duration, Duration) =
+    (Duration::from_millis(if cfg!(test) { 10 } else { 1_000 }), Duration::from_secs(60));
+
+/// A part that ran this long has got over what it failed of.
+const RECOVERED: Duration = Duration::from_secs(120);
+
+/// How long a failure stays in status after it last happened: long enough for whoever looks once a day after
+/// an alert to find it in the events, short enough that status is not red for ever.
+const SHOWN: Duration = Duration::from_secs(3600);
+
+/// Places in the code that are remembered. There are no more than it has panics.
+const MAX_PLACES: usize = 64;
+
+/// What has failed, by the place in the code. Of the process, since panics of every thread come here.
+static FAILURES: Mutex<BTreeMap<String, Failure>> = Mutex::new(BTreeMap::new());
+
+thread_local! {
+    /// Where this thread panicked last, for whoever catches it.
+    static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// A place in the code that has panicked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// The part that was started again; none: a task that ended alone.
+    pub(crate) part: Option<&'static str>,
+    /// How often.
+    pub(crate) count: u64,
+    /// The first time.
+    pub(crate) since: UnixMs,
+    /// The last time.
+    pub(crate) last: UnixMs,
+}
+
+/// Logs and counts every panic of this process from now on.
+pub(crate) fn watch_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            panicked(info);
+            // A test that fails says so by this hook.
+            if cfg!(test) {
+                before(info);
+            }
+        }));
+    });
+}
+
+fn panicked(info: &PanicHookInfo<'_>) {
+    let place = info.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+    let text = info.payload_as_str().unwrap_or("no message");
+    tracing::error!("panicked at {place}: {text}");
+    count(&place);
+    PLACE.set(Some(place));
+}
+
+fn count(place: &str) {
+    // A panic under this lock would come here again.
+    let Ok(mut failures) = FAILURES.try_lock() else { return };
+    let now = wall();
+    if failures.len() >= MAX_PLACES && !failures.contains_key(place) {
+        return;
+    }
+    let new = Failure { part: None, count: 0, since: now, last: now };
+    let failure = failures.entry(place.to_owned()).or_insert(new);
+    failure.count += 1;
+    failure.last = now;
+}
+
+/// What has failed lately, by the place in the code.
+pub(crate) fn failures() -> BTreeMap<String, Failure> {
+    let mut all = FAILURES.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let oldest = wall().0.saturating_sub(u64::try_from(SHOWN.as_millis()).unwrap_or(u64::MAX));
+    all.retain(|_, failure| failure.last.0 >= oldest);
+    all
+}
+
+/// The same in sentences, for status.
+pub(crate) fn problems() -> Vec<String> {
+    let ago = |at: UnixMs| human(Duration::from_millis(wall().0.saturating_sub(at.0)));
+    let sentence = |(place, failure): (String, Failure)| {
+        let Failure { part, count, since, .. } = failure;
+        let times = if count == 1 { "once".to_owned() } else { format!("{count} times") };
+        let what = match part {
+            Some(part) => format!("the part \"{part}\" failed {times} and was restarted"),
+            None => format!("a task failed {times}"),
+        };
+        let since = ago(since);
+        format!(
+            "{what}, first {since} ago at {place}; this is a bug: report it with journalctl -u agent -p err"
+        )
+    };
+    failures().into_iter().map(sentence).collect()
+}
+
+/// Runs a part to its end. When it panics it is run again, with the same inputs, after a pause; not once
+/// `over` is cancelled.
+pub(crate) async fn supervised<I, F>(part: &'static str, mut inputs: I, over: CancellationToken, run: F)
+where
+    I: Send,
+    F: for<'a> Fn(&'a mut I) -> BoxFuture<'a, ()> + Send,
+{
+    let mut pause = PAUSES.0;
+    loop {
+        let began = Instant::now();
+        // What the panic left half-done is what `run` resets first; see the table above.
+        if AssertUnwindSafe(run(&mut inputs)).catch_unwind().await.is_ok() {
+            return;
+        }
+        name(part);
+        if began.elapsed() >= RECOVERED {
+            pause = PAUSES.0;
+        }
+        tracing::error!("the part {part} failed and is restarted in {}", human(pause));
+        if over.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+            return;
+        }
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+/// Says whose panic the last one of this thread was.
+fn name(part: &'static str) {
+    let place = PLACE.take().unwrap_or_else(|| {
+        let place = format!("an unknown place in {part}");
+        count(&place);
+        place
+    });
+    let mut failures = FAILURES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(failure) = failures.get_mut(&place) {
+        failure.part = Some(part);
+    }
+}
+
+impl Life {
+    /// Spawns a part that lasts as long as the agent, and is started again when it panics. `run` is handed
+    /// the same inputs each time and has to reset what of them an earlier run may have left half-done.
+    pub(crate) fn supervise<I, F>(&self, part: &'static str, inputs: I, run: F)
+    where
+        I: Send + 'static,
+        F: for<'a> Fn(&'a mut I) -> BoxFuture<'a, ()> + Send + 'static,
+    {
+        self.spawn(supervised(part, inputs, self.over.clone(), run));
+    }
+
+    /// The same for a part whose run is a whole future by itself, made anew each time.
+    pub(crate) fn supervise_each<F, Fut>(&self, part: &'static str, run: F)
+    where
+        F: Fn() -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        self.supervise(part, (), move |()| Box::pin(run()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    fn of(part: &str) -> Option<Failure> {
+        failures().into_values().find(|failure| failure.part == Some(part))
+    }
+
+    #[tokio::test]
+    async fn a_part_that_panics_is_started_again_with_its_queue_and_named() {
+        watch_panics();
+        let life = Life::new();
+        let (sender, queue) = mpsc::channel::<u32>(4);
+        let (out, mut done) = mpsc::channel::<u32>(4);
+        life.supervise("test-part", queue, move |queue| {
+            let out = out.clone();
+            Box::pin(async move {
+                while let Some(number) = queue.recv().await {
+                    assert!(number != 2, "two is not understood");
+                    let _ = out.send(number).await;
+                }
+            })
+        });
+        for number in [1, 2, 3] {
+            sender.send(number).await.unwrap();
+        }
+        assert_eq!((done.recv().await, done.recv().await), (Some(1), Some(3)), "what waited is not lost");
+        let failure = of("test-part").unwrap();
+        assert_eq!(failure.count, 1);
+        let said = problems().into_iter().find(|text| text.contains("\"test-part\"")).unwrap();
+        assert!(said.contains("failed once and was restarted") && said.contains("supervisor.rs:"), "{said}");
+        // It is over when it says so itself.
+        drop(sender);
+        life.finished().await;
+    }
+
+    #[tokio::test]
+    async fn one_that_fails_again_and_again_waits_longer_and_ends_with_the_life() {
+        watch_panics();
+        let life = Life::new();
+        let began = Instant::now();
+        life.supervise_each("test-loop", || async { panic!("again") });
+        let count = || of("test-loop").map_or(0, |failure| failure.count);
+        while count() < 5 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(began.elapsed() >= PAUSES.0 * 15, "1 + 2 + 4 + 8 pauses: {:?}", began.elapsed());
+        life.over.cancel();
+        life.finished().await;
+        assert_eq!(count(), 5);
+    }
+
+    #[tokio::test]
+    async fn a_task_that_ends_alone_is_counted_too() {
+        watch_panics();
+        let life = Life::new();
+        life.spawn(async { panic!("alone") });
+        life.finished().await;
+        let said = problems().join("\n");
+        assert!(said.contains("a task failed once, first"), "{said}");
+    }
+}
