@@ -51,7 +51,7 @@ pub struct Copy {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum FromMember {
     /// A gossip message that is too large for a datagram. Not answered.
-    Gossip(#[serde(with = "bytes")] Vec<u8>),
+    Gossip(#[serde(with = "crate::bytes")] Vec<u8>),
     /// "Here is my copy of what all must know; give me yours."
     Sync(Box<Copy>),
     /// "Someone has answered a node that waits at one of us."
@@ -76,7 +76,7 @@ pub enum FromMember {
     },
     /// "Look at yourself, and at the way back to me." The answer brings as many bytes back, which fill
     /// packets to their full size; without any it is short, and leaves out what was found.
-    Examine(#[serde(with = "bytes")] Vec<u8>),
+    Examine(#[serde(with = "crate::bytes")] Vec<u8>),
 }
 
 /// To a member.
@@ -93,7 +93,7 @@ pub enum ToMember {
     /// What has happened here, oldest first.
     Events(Vec<Event>),
     /// What was found, and the bytes that came.
-    Examined(Box<Answer>, #[serde(with = "bytes")] Vec<u8>),
+    Examined(Box<Answer>, #[serde(with = "crate::bytes")] Vec<u8>),
     /// The request can't be served, and why.
     Failed(String),
 }
@@ -156,32 +156,6 @@ pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
 /// What is wrong with it.
 pub fn decode<T: DeserializeOwned>(frame: &[u8]) -> Result<T, String> {
     rmp_serde::from_slice(frame).map_err(|error| error.to_string())
-}
-
-/// A byte string as MessagePack's own kind, not as a list of numbers.
-mod bytes {
-    use serde::{Deserializer, Serializer, de::Visitor};
-
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(bytes)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
-        struct Bytes;
-        impl Visitor<'_> for Bytes {
-            type Value = Vec<u8>;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("bytes")
-            }
-            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
-                Ok(bytes.to_vec())
-            }
-            fn visit_byte_buf<E>(self, bytes: Vec<u8>) -> Result<Vec<u8>, E> {
-                Ok(bytes)
-            }
-        }
-        deserializer.deserialize_byte_buf(Bytes)
-    }
 }
 
 #[cfg(test)]

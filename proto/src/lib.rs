@@ -8,6 +8,8 @@
 
 #![forbid(unsafe_code)]
 
+mod bytes;
+
 pub mod time;
 
 pub mod node;
@@ -25,6 +27,10 @@ pub mod path;
 pub mod arp;
 
 pub mod ndp;
+
+pub mod signed_record;
+
+pub mod record_store;
 
 pub mod keys;
 

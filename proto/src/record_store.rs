@@ -1,0 +1,276 @@
+//! The latest valid record of every member: what a [`crate::view::View`] is made of.
+//!
+//! It stands beside gossip and not in it, so that gossip's own versions, deletions and failure detector can
+//! neither take a record away nor hold it back. Bounded by the members of the cluster document: one record
+//! for each, and for each of them as a sender one budget of signatures to verify.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::node::{NodeId, PublicKey};
+use crate::signed_record::{RecordVersion, SignedRecord};
+use crate::time::{Moment, UnixMs};
+
+/// A start that is further ahead than this can't be right, unless this node's own clock is wrong.
+const AHEAD: Duration = Duration::from_secs(24 * 3600);
+
+/// Signatures that are verified for one sender in a second, once its burst is used up: a verification takes
+/// about 60 us, so a sender of garbage costs a tenth of a percent of a core.
+const PER_SECOND: u32 = 20;
+
+/// Signatures that are verified for one sender at once, above one for each member: whoever joins gets the
+/// records of all from one sender.
+const BURST: u32 = 64;
+
+/// What became of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offered {
+    /// It is the latest of its node, and was taken.
+    Taken,
+    /// It is the one that is held.
+    Held,
+    /// A later one is held.
+    Older,
+    /// Its node is not a member, here.
+    NotMember,
+    /// Its signature is not that of its node.
+    Forged,
+    /// Its sender has used up its signatures for now; it comes again.
+    Later,
+}
+
+/// Signatures that may still be verified for one sender.
+#[derive(Debug, Clone, Copy)]
+struct Budget {
+    left: u32,
+    at: Moment,
+}
+
+/// The latest record of every member.
+#[derive(Debug, Clone, Default)]
+pub struct RecordStore {
+    cluster: String,
+    members: BTreeMap<NodeId, PublicKey>,
+    held: BTreeMap<NodeId, SignedRecord>,
+    budgets: BTreeMap<NodeId, Budget>,
+}
+
+/// Where a record stands among those of its node. What lies further ahead than [`AHEAD`] comes after all
+/// that does not: whoever once signed with a clock that was years ahead is not locked out by it. Nothing is
+/// refused for its time, since it may be this node's own clock that is wrong.
+fn standing(version: RecordVersion, wall: UnixMs) -> (bool, RecordVersion) {
+    (version.generation <= wall.after(AHEAD).0 / 1000, version)
+}
+
+impl RecordStore {
+    /// Follows the cluster document: whoever is not among `members` is forgotten.
+    pub fn set_members(&mut self, cluster: &str, members: BTreeMap<NodeId, PublicKey>) {
+        cluster.clone_into(&mut self.cluster);
+        self.held.retain(|id, _| members.contains_key(id));
+        self.budgets.retain(|id, _| members.contains_key(id));
+        self.members = members;
+    }
+
+    /// The record of a member.
+    pub fn get(&self, id: &NodeId) -> Option<&SignedRecord> {
+        self.held.get(id)
+    }
+
+    /// All records.
+    pub fn iter(&self) -> impl Iterator<Item = &SignedRecord> {
+        self.held.values()
+    }
+
+    /// The version that is held of a member; the lowest when none is.
+    pub fn version(&self, id: &NodeId) -> RecordVersion {
+        self.held.get(id).map_or_else(RecordVersion::default, |record| record.version)
+    }
+
+    /// Whether this is a member here.
+    pub fn is_member(&self, id: &NodeId) -> bool {
+        self.members.contains_key(id)
+    }
+
+    /// Whether a record of this version would replace the one that is held, were its signature right.
+    pub fn is_newer(&self, id: &NodeId, version: RecordVersion, wall: UnixMs) -> bool {
+        self.held.get(id).is_none_or(|held| standing(held.version, wall) < standing(version, wall))
+    }
+
+    /// Takes a record that `sender` has brought, if it is a later one and its node has signed it.
+    pub fn offer(&mut self, record: SignedRecord, sender: &NodeId, now: Moment, wall: UnixMs) -> Offered {
+        let id = record.node;
+        if !self.members.contains_key(&id) {
+            return Offered::NotMember;
+        }
+        if !self.is_newer(&id, record.version, wall) {
+            return if self.held.get(&id) == Some(&record) { Offered::Held } else { Offered::Older };
+        }
+        match self.verify(&record, sender, now) {
+            Offered::Taken => {
+                self.held.insert(id, record);
+                Offered::Taken
+            }
+            refused => refused,
+        }
+    }
+
+    /// Verifies a record that is not to be kept: [`Offered::Taken`] says that its signature is right.
+    pub fn verify(&mut self, record: &SignedRecord, sender: &NodeId, now: Moment) -> Offered {
+        let Some(key) = self.members.get(&record.node).copied() else { return Offered::NotMember };
+        if !self.spend(sender, now) {
+            return Offered::Later;
+        }
+        if record.verify(&self.cluster, &key) { Offered::Taken } else { Offered::Forged }
+    }
+
+    /// Takes this node's own record, which it has just signed.
+    pub fn publish(&mut self, record: SignedRecord) {
+        self.held.insert(record.node, record);
+    }
+
+    /// What is held of all, for a peer that is asked for what is newer.
+    pub fn versions(&self) -> Vec<(NodeId, RecordVersion)> {
+        self.held.iter().map(|(id, record)| (*id, record.version)).collect()
+    }
+
+    /// Records that a peer lacks, up to `most` bytes of them: those that are newer than it says and, when
+    /// `all`, those that it does not name.
+    pub fn newer_than(&self, known: &[(NodeId, RecordVersion)], all: bool, most: usize) -> Vec<SignedRecord> {
+        let known: BTreeMap<NodeId, RecordVersion> = known.iter().copied().collect();
+        let mut left = most;
+        self.held
+            .values()
+            .filter(|record| known.get(&record.node).map_or(all, |version| *version < record.version))
+            .take_while(|record| {
+                let size = record.body().len() + 128;
+                let fits = size <= left;
+                left = left.saturating_sub(size);
+                fits
+            })
+            .cloned()
+            .collect()
+    }
+
+    fn spend(&mut self, sender: &NodeId, now: Moment) -> bool {
+        if !self.members.contains_key(sender) {
+            return false;
+        }
+        let most = BURST.saturating_add(u32::try_from(self.members.len()).unwrap_or(u32::MAX));
+        let budget = self.budgets.entry(*sender).or_insert(Budget { left: most, at: now });
+        let earned = now.since(budget.at).as_millis() * u128::from(PER_SECOND) / 1000;
+        if earned > 0 {
+            budget.left = budget.left.saturating_add(u32::try_from(earned).unwrap_or(u32::MAX)).min(most);
+            budget.at = now;
+        }
+        let enough = budget.left > 0;
+        budget.left = budget.left.saturating_sub(1);
+        enough
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::signed_record::tests::{CLUSTER, pair, signed};
+
+    const WALL: UnixMs = UnixMs(1_700_000_000_000);
+    const NOW: Moment = Moment::from_millis(5);
+
+    fn id(n: u8) -> NodeId {
+        pair(n).1.id()
+    }
+
+    fn store(members: u8) -> RecordStore {
+        let mut store = RecordStore::default();
+        store.set_members(CLUSTER, (1..=members).map(|n| (id(n), pair(n).1)).collect());
+        store
+    }
+
+    /// The record with other words on its envelope.
+    fn as_if(node: NodeId, generation: u64, mut record: SignedRecord) -> SignedRecord {
+        record.node = node;
+        record.version.generation = generation;
+        record
+    }
+
+    #[test]
+    fn the_highest_valid_record_counts_whoever_brings_it_and_in_any_order() {
+        let mut store = store(3);
+        let mut offer = |record, from| store.offer(record, &id(from), NOW, WALL);
+        assert_eq!(offer(signed(1, 9, 2, b"b"), 3), Offered::Taken);
+        assert_eq!(offer(signed(1, 9, 2, b"b"), 2), Offered::Held);
+        assert_eq!(offer(signed(1, 9, 1, b"a"), 1), Offered::Older);
+        assert_eq!(offer(signed(1, 8, 7, b"z"), 1), Offered::Older);
+        assert_eq!(offer(signed(1, 10, 1, b"c"), 2), Offered::Taken);
+        assert_eq!(offer(signed(4, 10, 1, b"c"), 2), Offered::NotMember);
+        // Signed by another member, or by its node for another version.
+        let forged = as_if(id(1), 11, signed(2, 11, 1, b"mine"));
+        assert_eq!(offer(forged, 2), Offered::Forged);
+        let lifted = as_if(id(1), 12, signed(1, 10, 1, b"c"));
+        assert_eq!(offer(lifted, 2), Offered::Forged);
+        assert_eq!(store.get(&id(1)).unwrap().body(), b"c");
+    }
+
+    #[test]
+    fn a_clock_that_was_years_ahead_locks_nobody_out() {
+        let mut store = store(2);
+        let seconds = WALL.0 / 1000;
+        let far = seconds + 10 * 365 * 86_400;
+        assert_eq!(store.offer(signed(1, far, 1, b"2033"), &id(1), NOW, WALL), Offered::Taken);
+        assert_eq!(store.offer(signed(1, far + 1, 1, b"2033"), &id(1), NOW, WALL), Offered::Taken);
+        assert_eq!(store.offer(signed(1, seconds, 1, b"now"), &id(1), NOW, WALL), Offered::Taken);
+        assert_eq!(store.offer(signed(1, far + 2, 1, b"again"), &id(1), NOW, WALL), Offered::Older);
+        // And with a clock of its own that has never been set, a node still takes what the others say.
+        let unset = UnixMs(0);
+        assert_eq!(store.offer(signed(2, seconds, 1, b"a"), &id(1), NOW, unset), Offered::Taken);
+        assert_eq!(store.offer(signed(2, seconds, 2, b"b"), &id(1), NOW, unset), Offered::Taken);
+        assert_eq!(store.offer(signed(2, seconds, 1, b"a"), &id(1), NOW, unset), Offered::Older);
+    }
+
+    #[test]
+    fn a_sender_gets_so_many_signatures_verified_and_takes_none_from_others() {
+        let mut store = store(3);
+        let garbage = as_if(id(1), 11, signed(2, 11, 1, b"mine"));
+        let count = |store: &mut RecordStore, now| {
+            (0..1000).filter(|_| store.offer(garbage.clone(), &id(2), now, WALL) == Offered::Forged).count()
+        };
+        assert_eq!(count(&mut store, NOW), 64 + 3);
+        assert_eq!(count(&mut store, NOW.after(Duration::from_secs(1))), 20);
+        assert_eq!(count(&mut store, NOW.after(Duration::from_millis(1_020))), 0, "none for parts of a turn");
+        assert_eq!(store.offer(signed(1, 9, 2, b"b"), &id(2), NOW, WALL), Offered::Later);
+        assert_eq!(store.offer(signed(1, 9, 2, b"b"), &id(3), NOW, WALL), Offered::Taken);
+    }
+
+    #[test]
+    fn a_removed_node_is_forgotten_and_a_peer_gets_what_it_lacks() {
+        let mut store = store(3);
+        for n in 1..=3 {
+            assert_eq!(store.offer(signed(n, 9, 2, &[n; 300]), &id(1), NOW, WALL), Offered::Taken);
+        }
+        let known =
+            [(id(1), RecordVersion { generation: 9, sequence: 2 }), (id(2), RecordVersion::default())];
+        let nodes = |records: Vec<SignedRecord>| {
+            records.iter().map(|record| record.node).collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(nodes(store.newer_than(&known, false, 10_000)), [id(2)].into());
+        assert_eq!(nodes(store.newer_than(&known, true, 10_000)), [id(2), id(3)].into());
+        assert_eq!(store.newer_than(&[], true, 900).len(), 2, "the rest comes with the next question");
+        store.set_members(CLUSTER, [(id(2), pair(2).1)].into());
+        assert_eq!(nodes(store.iter().cloned().collect()), [id(2)].into());
+        assert_eq!(store.offer(signed(1, 10, 1, b"back"), &id(2), NOW, WALL), Offered::NotMember);
+    }
+
+    proptest! {
+        #[test]
+        fn any_order_ends_with_the_same_record(order in proptest::collection::vec((1u64..4, 1u64..4), 1..12)) {
+            let mut store = store(2);
+            for (generation, sequence) in &order {
+                store.offer(signed(1, *generation, *sequence, b"x"), &id(2), NOW, WALL);
+            }
+            let highest = order.iter().map(|(generation, sequence)| RecordVersion { generation: *generation, sequence: *sequence }).max();
+            prop_assert_eq!(Some(store.version(&id(1))), highest);
+        }
+    }
+}

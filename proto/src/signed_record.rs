@@ -1,0 +1,187 @@
+//! What a node says of itself, under its own signature.
+//!
+//! A record counts by its signature alone, whoever passes it on: gossip, pulses and TLS all carry it, and
+//! none of them can change it, hold it back for long, or take it away. Of two records of one node the
+//! higher `(generation, sequence)` counts.
+
+use ring::signature::{ED25519, Ed25519KeyPair, UnparsedPublicKey};
+use serde::{Deserialize, Serialize};
+
+use crate::node::{NodeId, PublicKey};
+
+/// Length in bytes of an ed25519 signature.
+pub const SIGNATURE_LEN: usize = 64;
+
+/// Largest body: 64 services with a reason each, and as many virtual IPs, stay below it. Gossip's own
+/// messages are cut at 65,507 bytes, so a few records of this size must fit into one.
+pub const MAX_BODY: usize = 12 * 1024;
+
+/// Separates these signatures from everything else that the same key signs.
+const DOMAIN: &[u8] = b"agent node record, version 1\0";
+
+/// Which record of a node: its number, above all that count less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct RecordVersion {
+    /// Number of the node's start: seconds since 1970, or more when the clock went back.
+    pub generation: u64,
+    /// Counts the records of that start, from 1.
+    pub sequence: u64,
+}
+
+/// A record of one node, as every node passes it on.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedRecord {
+    /// Whose it is.
+    pub node: NodeId,
+    /// Which one it is.
+    pub version: RecordVersion,
+    #[serde(with = "crate::bytes")]
+    body: Vec<u8>,
+    #[serde(with = "crate::bytes")]
+    signature: Vec<u8>,
+}
+
+impl std::fmt::Debug for SignedRecord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let RecordVersion { generation, sequence } = self.version;
+        write!(f, "SignedRecord({} {generation}.{sequence}, {} bytes)", self.node, self.body.len())
+    }
+}
+
+impl SignedRecord {
+    /// Signs a body with the key of the node that says it.
+    pub fn sign(
+        pair: &Ed25519KeyPair,
+        cluster: &str,
+        node: NodeId,
+        version: RecordVersion,
+        body: Vec<u8>,
+    ) -> SignedRecord {
+        let signature = pair.sign(&signed_bytes(cluster, &node, version, &body)).as_ref().to_vec();
+        SignedRecord { node, version, body, signature }
+    }
+
+    /// The record that gossip carries as a value: [`SignedRecord::to_value`] of the node and version that
+    /// gossip names. None when it can't be one.
+    pub fn from_value(node: NodeId, version: RecordVersion, value: &str) -> Option<SignedRecord> {
+        if value.len() > (SIGNATURE_LEN + MAX_BODY) * 4 / 3 + 4 {
+            return None;
+        }
+        let bytes = data_encoding::BASE64_NOPAD.decode(value.as_bytes()).ok()?;
+        let (signature, body) = bytes.split_at_checked(SIGNATURE_LEN)?;
+        Some(SignedRecord { node, version, body: body.to_vec(), signature: signature.to_vec() })
+    }
+
+    /// Signature and body as the text that gossip carries; node and version stand beside it there.
+    pub fn to_value(&self) -> String {
+        data_encoding::BASE64_NOPAD.encode(&[self.signature.as_slice(), &self.body].concat())
+    }
+
+    /// What the node says: see [`crate::record`].
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// Whether the node with this key has signed it for this cluster.
+    pub fn verify(&self, cluster: &str, key: &PublicKey) -> bool {
+        self.body.len() <= MAX_BODY
+            && self.signature.len() == SIGNATURE_LEN
+            && self.node == key.id()
+            && UnparsedPublicKey::new(&ED25519, &key.0)
+                .verify(&signed_bytes(cluster, &self.node, self.version, &self.body), &self.signature)
+                .is_ok()
+    }
+
+    /// Four bytes that differ for any two records, but for one chance in four billion: what a pulse carries,
+    /// so that a node notices that it holds an older one.
+    pub fn fingerprint(&self) -> u32 {
+        let digest = ring::digest::digest(&ring::digest::SHA256, &self.signature);
+        digest.as_ref().iter().take(4).fold(0, |all, byte| all << 8 | u32::from(*byte))
+    }
+}
+
+/// What is signed. Every part has a fixed length or stands behind its length, so that no two records have
+/// the same bytes.
+fn signed_bytes(cluster: &str, node: &NodeId, version: RecordVersion, body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(DOMAIN.len() + cluster.len() + body.len() + 36);
+    bytes.extend_from_slice(DOMAIN);
+    bytes.extend_from_slice(&(cluster.len() as u64).to_be_bytes());
+    bytes.extend_from_slice(cluster.as_bytes());
+    bytes.extend_from_slice(&node.0);
+    bytes.extend_from_slice(&version.generation.to_be_bytes());
+    bytes.extend_from_slice(&version.sequence.to_be_bytes());
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+    use ring::signature::KeyPair;
+
+    use super::*;
+
+    pub(crate) const CLUSTER: &str = "0123456789abcdef0123456789abcdef";
+
+    pub(crate) fn pair(n: u8) -> (Ed25519KeyPair, PublicKey) {
+        let pair = Ed25519KeyPair::from_seed_unchecked(&[n; 32]).unwrap();
+        let key = PublicKey(pair.public_key().as_ref().try_into().unwrap());
+        (pair, key)
+    }
+
+    pub(crate) fn signed(n: u8, generation: u64, sequence: u64, body: &[u8]) -> SignedRecord {
+        let (pair, key) = pair(n);
+        let version = RecordVersion { generation, sequence };
+        SignedRecord::sign(&pair, CLUSTER, key.id(), version, body.to_vec())
+    }
+
+    #[test]
+    fn a_record_verifies_only_as_it_was_signed() {
+        let record = signed(1, 7, 3, b"hello");
+        let key = pair(1).1;
+        assert!(record.verify(CLUSTER, &key));
+        assert!(!record.verify("another cluster", &key));
+        assert!(!record.verify(CLUSTER, &pair(2).1));
+        for change in [
+            SignedRecord { version: RecordVersion { generation: 8, ..record.version }, ..record.clone() },
+            SignedRecord { version: RecordVersion { sequence: 4, ..record.version }, ..record.clone() },
+            SignedRecord { body: b"hellp".to_vec(), ..record.clone() },
+            SignedRecord { body: Vec::new(), ..record.clone() },
+            SignedRecord { node: pair(2).1.id(), ..record.clone() },
+            SignedRecord { signature: vec![0; 63], ..record.clone() },
+        ] {
+            assert!(!change.verify(CLUSTER, &key), "{change:?}");
+        }
+    }
+
+    #[test]
+    fn a_record_reads_back_as_gossip_carries_it() {
+        let record = signed(1, 7, 3, b"hello");
+        let value = record.to_value();
+        assert!(value.is_ascii());
+        assert_eq!(SignedRecord::from_value(record.node, record.version, &value), Some(record.clone()));
+        let later = RecordVersion { sequence: 9, ..record.version };
+        let moved = SignedRecord::from_value(record.node, later, &value).unwrap();
+        assert!(!moved.verify(CLUSTER, &pair(1).1), "gossip's own version can't lift it");
+        assert_eq!(SignedRecord::from_value(record.node, later, "AAAA"), None);
+        assert_eq!(SignedRecord::from_value(record.node, later, &"A".repeat(20_000)), None);
+    }
+
+    #[test]
+    fn golden_bytes() {
+        // Changing these breaks clusters that run two versions.
+        let record = signed(1, 1_700_000_000, 3, b"hello");
+        assert_eq!(
+            record.to_value(),
+            "jMghLvdJb4EtIZoL27zR0s5YQgLvGIzjG/xvSD6a5qi4MUXo6LYC2p157zJwBp8193icSrdVC+wUcDLn0OKxCmhlbGxv"
+        );
+        assert_eq!(record.fingerprint(), 1_618_521_631);
+    }
+
+    proptest! {
+        #[test]
+        fn no_value_makes_it_panic(value in ".{0,200}") {
+            let _ = SignedRecord::from_value(NodeId([1; 10]), RecordVersion::default(), &value);
+        }
+    }
+}
