@@ -2,8 +2,8 @@
 //! it can be repeated at any time, and says on a line what it found or did.
 
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -69,8 +69,17 @@ pub(crate) fn install(settings: &Settings, start: bool, say: &mut dyn FnMut(&str
         return Err(Failure::error(exit::UNAVAILABLE, message));
     }
     must_be_root("install the service")?;
-    let binary = std::env::current_exe().context("find this binary")?;
+    let binary = running_program()?;
     Host { root: PathBuf::from("/"), systemctl: &systemctl }.install(&binary, settings, start, say)
+}
+
+/// The program that runs, byte for byte. By /proc/self/exe, which is the very file that was started: at the
+/// path that it was started from anyone who may write there can have put another by now.
+fn running_program() -> anyhow::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    let mut file = fs::File::open("/proc/self/exe").context("open the program that runs")?;
+    file.read_to_end(&mut content).context("read the program that runs")?;
+    Ok(content)
 }
 
 /// Stops the service where it is installed and runs; nothing elsewhere.
@@ -134,7 +143,7 @@ struct Host<'a> {
 impl Host<'_> {
     fn install(
         &self,
-        binary: &Path,
+        binary: &[u8],
         settings: &Settings,
         start: bool,
         say: &mut dyn FnMut(&str),
@@ -173,15 +182,16 @@ impl Host<'_> {
         Ok(())
     }
 
-    /// Copies the running binary to its place, unless it is there.
-    fn put_binary(&self, binary: &Path, say: &mut dyn FnMut(&str)) -> anyhow::Result<bool> {
+    /// Puts the program in its place, unless it is there.
+    fn put_binary(&self, content: &[u8], say: &mut dyn FnMut(&str)) -> anyhow::Result<bool> {
         let target = self.root.join(BINARY_PATH);
-        let content = fs::read(binary).with_context(|| format!("read {}", binary.display()))?;
-        if fs::read(&target).is_ok_and(|installed| installed == content) {
+        let placed =
+            fs::symlink_metadata(&target).is_ok_and(|about| about.is_file() && is_ours(&about, 0o755));
+        if placed && fs::read(&target).is_ok_and(|installed| installed == content) {
             say(&format!("{} is up to date", target.display()));
             return Ok(false);
         }
-        write(&target, &content, 0o755).map_err(|error| unable("write", &target, &error))?;
+        write(&target, content, 0o755).map_err(|error| unable("write", &target, &error))?;
         say(&format!("wrote {}", target.display()));
         Ok(true)
     }
@@ -223,20 +233,31 @@ fn unable(act: &str, path: &Path, error: &io::Error) -> anyhow::Error {
     Failure::error(code, format!("can't {act} {}: {}", path.display(), settings::plain(error)))
 }
 
-/// Writes a file as a whole or not at all, also when it is a binary that runs.
+/// Whether a file belongs to whoever installs and has this mode.
+fn is_ours(about: &fs::Metadata, mode: u32) -> bool {
+    about.uid() == rustix::process::geteuid().as_raw() && about.mode() & 0o7777 == mode
+}
+
+/// Writes a file as a whole or not at all, also when it is a binary that runs. It belongs to whoever installs,
+/// root outside of tests, with that one's group: some directories would give it theirs.
 fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(dir)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let fresh = dir.join(format!(".{name}.{}", std::process::id()));
+    // Left by one that was killed, or a trap: never written through.
+    let _ = fs::remove_file(&fresh);
     let written = (|| {
-        let mut file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&fresh)?;
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
         file.write_all(content)?;
+        let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+        std::os::unix::fs::fchown(&file, Some(user.as_raw()), Some(group.as_raw()))?;
         // The umask may have taken bits away.
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.sync_all()?;
-        fs::rename(&fresh, path)
+        fs::rename(&fresh, path)?;
+        // Else a power cut may bring the old name back, or none.
+        fs::File::open(dir)?.sync_all()
     })();
     if written.is_err() {
         let _ = fs::remove_file(&fresh);

@@ -29,7 +29,7 @@ impl Machine {
     }
 
     fn install(&self, settings: &Settings, start: bool) -> Vec<String> {
-        let binary = self.dir.path().join("download");
+        let binary = fs::read(self.dir.path().join("download")).unwrap();
         self.with(|host, say| host.install(&binary, settings, start, say))
     }
 
@@ -85,6 +85,53 @@ fn a_newer_binary_replaces_the_older_and_restarts_it() {
     machine.install(&settings(), true);
     assert_eq!(machine.calls().last().unwrap(), "restart agent.service");
     assert_eq!(fs::read_to_string(machine.path(BINARY_PATH)).unwrap(), "version 2");
+}
+
+#[test]
+fn what_stands_in_the_way_of_the_new_file_is_not_written_through() {
+    let machine = Machine::new();
+    let (bin, other) = (machine.path("usr/local/bin"), machine.dir.path().join("other"));
+    fs::create_dir_all(&bin).unwrap();
+    fs::write(&other, "not yours").unwrap();
+    let trap = bin.join(format!(".agent.{}", std::process::id()));
+    std::os::unix::fs::symlink(&other, trap).unwrap();
+    std::os::unix::fs::symlink(&other, bin.join("agent")).unwrap();
+    machine.install(&settings(), false);
+    assert_eq!(fs::read_to_string(&other).unwrap(), "not yours");
+    let about = fs::symlink_metadata(machine.path(BINARY_PATH)).unwrap();
+    assert!(about.is_file() && is_ours(&about, 0o755));
+}
+
+#[test]
+fn one_that_others_may_write_is_replaced_though_it_holds_the_same() {
+    let machine = Machine::new();
+    machine.install(&settings(), false);
+    let binary = machine.path(BINARY_PATH);
+    fs::set_permissions(&binary, fs::Permissions::from_mode(0o777)).unwrap();
+    assert_eq!(machine.install(&settings(), false)[0], "wrote /usr/local/bin/agent");
+    assert!(is_ours(&fs::metadata(&binary).unwrap(), 0o755));
+}
+
+/// Set in the process that has its own binary swapped.
+const SWAPPED: &str = "AGENT_TEST_SWAPPED";
+
+#[test]
+fn the_program_that_runs_is_installed_and_not_what_lies_where_it_was() {
+    let name = "cli::install::tests::the_program_that_runs_is_installed_and_not_what_lies_where_it_was";
+    let own = std::env::current_exe().unwrap();
+    if let Some(original) = std::env::var_os(SWAPPED) {
+        let evil = own.with_extension("evil");
+        fs::write(&evil, "evil").unwrap();
+        fs::rename(&evil, &own).unwrap();
+        assert!(running_program().unwrap() == fs::read(original).unwrap());
+        return;
+    }
+    let dir = crate::testing::trusted_dir();
+    let copy = dir.path().join("copy");
+    fs::copy(&own, &copy).unwrap();
+    let run = std::process::Command::new(&copy).args(["--exact", name]).env(SWAPPED, &own).output().unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stdout));
+    assert_eq!(fs::read_to_string(&copy).unwrap(), "evil", "it was not swapped");
 }
 
 #[test]
