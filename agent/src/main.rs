@@ -27,6 +27,7 @@ mod supervisor;
 mod testing;
 mod times;
 mod tone;
+mod trusted;
 mod verdict;
 mod vip;
 mod watchdog;

@@ -30,3 +30,13 @@ pub(crate) fn in_namespaces(test: &str, flags: &[&str], setup: &str) -> Option<P
     );
     None
 }
+
+/// A directory of which all that is above it belongs to root or whoever runs the tests: beside the tests'
+/// own binary, since everyone may write the usual place.
+pub(crate) fn trusted_dir() -> tempfile::TempDir {
+    let binary = std::env::current_exe().unwrap();
+    let dir = tempfile::tempdir_in(binary.parent().unwrap()).unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), open).unwrap();
+    dir
+}

@@ -32,14 +32,14 @@ fn is_down(event: &Event) -> bool {
     event.kind == Kind::Backend && event.subject == "kube-api/n0" && event.to == "down"
 }
 
-/// A directory with one program, which writes down what it is told.
-fn hook(dir: &Path) -> Result<String> {
-    let (programs, told) = (dir.join("notify.d"), dir.join("told"));
-    std::fs::create_dir(&programs)?;
-    let path = programs.join("10-write");
+/// A directory with one program, which writes down what it is told. Not below /tmp, where everyone may write,
+/// so that it would not be run.
+fn hook(dir: &Path) -> Result<tempfile::TempDir> {
+    let (programs, told) = (tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?, dir.join("told"));
+    let path = programs.path().join("10-write");
     std::fs::write(&path, format!("#!/bin/sh\n{{ cat; echo; }} >> {}\n", told.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
-    Ok(programs.display().to_string())
+    Ok(programs)
 }
 
 /// Takes requests and keeps their bodies. The first is refused, so that it has to come again.
@@ -78,7 +78,10 @@ fn a_dead_master_is_told_on_a_worker_to_its_hook_and_webhook_merged_and_after_a_
         let config = dir.join("agent.toml");
         std::fs::write(
             &config,
-            format!("notify = [\"{hook}\"]\nwebhook = \"http://127.0.0.1:{port}/SECRET\"\n"),
+            format!(
+                "notify = [\"{}\"]\nwebhook = \"http://127.0.0.1:{port}/SECRET\"\n",
+                hook.path().display()
+            ),
         )?;
         agents[2].options = vec!["--config".to_owned(), config.display().to_string()];
         form(agents)?;

@@ -28,6 +28,9 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<ExitCode> {
         mistakes.extend(found.iter().map(|mistake| format!("{source}:{mistake}")));
         Config::default()
     });
+    for doubt in settings::doubts(named, &config) {
+        out::remark(&format!("warning: {doubt}"));
+    }
     // A file that was named is checked for itself: it may be meant for another machine.
     let config = if args.file.is_some() {
         config

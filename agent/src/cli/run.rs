@@ -17,6 +17,7 @@ pub(crate) struct Args {}
 /// Runs the command.
 pub(crate) async fn run(_args: Args, settings: Settings) -> anyhow::Result<ExitCode> {
     log::init(settings.config.log_format, settings.config.log_level);
+    settings.warn(&settings.config);
     let disk = enter::open(&settings.config)?;
     let member = disk.member().map_err(|error| match error {
         // The unit does not restart on this code: nothing would change by itself.

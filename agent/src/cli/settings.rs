@@ -7,6 +7,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use proto::config::{self, Config, LogFormat, LogLevel, Mistake};
 
 use super::exit::{self, Failure};
+use crate::trusted::{self, Untrusted};
 
 /// The configuration file that is read when none is named; it need not exist.
 pub(crate) const DEFAULT_FILE: &str = "/etc/agent/agent.toml";
@@ -69,7 +70,16 @@ impl Settings {
 
     /// Reads everything again, as SIGHUP asks. What is in use stays as it is when something is wrong.
     pub(crate) fn reload(&self) -> anyhow::Result<Config> {
-        read(&self.global)
+        let config = read(&self.global)?;
+        self.warn(&config);
+        Ok(config)
+    }
+
+    /// Logs what is wrong with the permissions of the file.
+    pub(crate) fn warn(&self, config: &Config) {
+        for doubt in doubts(self.global.config.as_deref(), config) {
+            tracing::warn!("{doubt}");
+        }
     }
 
     /// Where the control socket is.
@@ -139,6 +149,25 @@ pub(super) fn read_file(named: Option<&Path>) -> anyhow::Result<(String, Result<
     }
 }
 
+/// What is wrong with the permissions of the configuration file: who may write it decides what this agent
+/// does, and who may read it knows its passwords. It is used all the same: an agent that does not start
+/// because of a mode helps nobody but whoever changed it.
+pub(super) fn doubts(named: Option<&Path>, config: &Config) -> Vec<String> {
+    let Ok(path) = std::path::absolute(named.unwrap_or(Path::new(DEFAULT_FILE))) else { return Vec::new() };
+    let mut doubts = Vec::new();
+    match trusted::check(&path) {
+        Ok(_) | Err(Untrusted::Unreadable { .. }) => {}
+        Err(why) => doubts.push(format!("{}: {why}", path.display())),
+    }
+    if (config.web.login.is_some() || config.web.token.is_some()) && trusted::is_public(&path) {
+        let path = path.display();
+        doubts.push(format!(
+            "{path} holds a password or token and everyone may read it; run: chmod 600 {path}"
+        ));
+    }
+    doubts
+}
+
 fn read_text(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
@@ -159,5 +188,30 @@ pub(crate) fn plain(error: &io::Error) -> String {
     match text.split_once(" (os error") {
         Some((words, _)) => words.to_lowercase(),
         None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_others_may_write_or_that_shows_a_password_is_told_of() {
+        let dir = crate::testing::trusted_dir();
+        let file = dir.path().join("agent.toml");
+        std::fs::write(&file, "").unwrap();
+        let mode = |mode| std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+        let told = |config: &Config| doubts(Some(&file), config).join("\n");
+        let mut secret = Config::default();
+        secret.web.token = Some(config::Secret("0123456789".to_owned()));
+        mode(0o644);
+        assert_eq!(told(&Config::default()), "");
+        assert!(told(&secret).contains("everyone may read it; run: chmod 600 "));
+        mode(0o600);
+        assert_eq!(told(&secret), "");
+        mode(0o622);
+        assert!(told(&Config::default()).contains("run: chmod go-w "));
     }
 }

@@ -1,5 +1,10 @@
 //! Hooks: executables that are run with each event, as JSON on their standard input.
 //!
+//! They run with the agent's rights, so they and every directory above them must be such that nobody but root
+//! and the agent's user can change them ([`trusted`]): looked at when they are configured, and again right
+//! before each run. Everything on the way there is then out of the reach of others, so none of them can put
+//! something else there between that look and the run.
+//!
 //! One task for each path that is configured; it runs one program at a time, and kills one with all that it
 //! started when it takes too long. A queue stands before it: who is slow loses events, and is told of.
 
@@ -18,6 +23,7 @@ use tokio::sync::mpsc;
 
 use super::Troubles;
 use crate::lifecycle::Life;
+use crate::trusted::{self, Untrusted};
 
 /// Events that wait for one path: some minutes of a bad day; what is older is of no use to a program.
 const QUEUE: usize = 64;
@@ -43,6 +49,10 @@ impl Hook {
         let (path_buf, over, said) = (PathBuf::from(path), life.over.clone(), troubles.clone());
         life.spawn(async move {
             let work = async {
+                // What is wrong is known when it is configured, not only when it is needed.
+                if let Some(Err(why)) = look(&path_buf).await {
+                    said.set(&path_buf.display().to_string(), Some(why));
+                }
                 while let Some(event) = queue.recv().await {
                     run_all(&path_buf, &event, &said).await;
                 }
@@ -73,31 +83,31 @@ impl Hook {
 /// Runs every program of a path, in the order of their names.
 async fn run_all(path: &Path, event: &Event, troubles: &Troubles) {
     let name = path.display().to_string();
-    let found = {
-        let path = path.to_owned();
-        tokio::task::spawn_blocking(move || programs(&path)).await
-    };
-    let (programs, mut problem) = match found {
-        Ok(Ok(found)) => found,
-        Ok(Err(why)) => return troubles.set(&name, Some(why)),
-        Err(_) => return,
+    let (programs, mut problem) = match look(path).await {
+        Some(Ok(found)) => found,
+        Some(Err(why)) => return troubles.set(&name, Some(why)),
+        None => return,
     };
     for program in programs {
-        if let Err(why) = run(&program, event).await {
-            problem = Some(format!("notify: {} {why}", program.display()));
+        if let Err(why) = run_trusted(program, event).await {
+            problem = Some(why);
         }
     }
     troubles.set(&name, problem);
 }
 
+/// [`programs`] where a thread may wait; none: the process is ending.
+async fn look(path: &Path) -> Option<Result<(Vec<PathBuf>, Option<String>), String>> {
+    let path = path.to_owned();
+    tokio::task::spawn_blocking(move || programs(&path)).await.ok()
+}
+
 /// The programs of a path: itself, or what can be run in it, and what is wrong with one that is left out.
 fn programs(path: &Path) -> Result<(Vec<PathBuf>, Option<String>), String> {
     let failed = |error: io::Error| format!("notify: {} can't be read: {error}", path.display());
-    let about = std::fs::metadata(path).map_err(failed)?;
-    if !about.is_dir() {
-        return runnable(path, &about).map(|()| (vec![path.to_owned()], None));
+    if !trusted(path)?.is_dir {
+        return runnable(path).map(|()| (vec![path.to_owned()], None));
     }
-    closed(path, &about)?;
     let (mut found, mut problem) = (Vec::new(), None);
     for entry in std::fs::read_dir(path).map_err(failed)? {
         let entry = entry.map_err(failed)?.path();
@@ -110,7 +120,7 @@ fn programs(path: &Path) -> Result<(Vec<PathBuf>, Option<String>), String> {
         if about.is_dir() || about.mode() & 0o111 == 0 {
             continue;
         }
-        match runnable(&entry, &about) {
+        match runnable(&entry) {
             Ok(()) => found.push(entry),
             Err(why) => problem = Some(why),
         }
@@ -119,21 +129,31 @@ fn programs(path: &Path) -> Result<(Vec<PathBuf>, Option<String>), String> {
     Ok((found, problem))
 }
 
-fn runnable(path: &Path, about: &std::fs::Metadata) -> Result<(), String> {
-    if !about.is_file() || about.mode() & 0o111 == 0 {
+/// Refuses what cannot be run, and what others may change: it would be run with this agent's rights.
+fn runnable(path: &Path) -> Result<(), String> {
+    if !trusted(path)?.is_program {
         let path = path.display();
         return Err(format!("notify: {path} can't be run; make it executable: chmod 755 {path}"));
     }
-    closed(path, about)
+    Ok(())
 }
 
-/// Refuses what anyone may write: it would be run with this agent's rights.
-fn closed(path: &Path, about: &std::fs::Metadata) -> Result<(), String> {
-    let path = path.display();
-    if about.mode() & 0o002 != 0 {
-        return Err(format!("notify: {path} is not run, since anyone may write it; run: chmod o-w {path}"));
+fn trusted(path: &Path) -> Result<trusted::Found, String> {
+    trusted::check(path).map_err(|why| match why {
+        Untrusted::Unreadable { .. } => format!("notify: {why}"),
+        why => format!("notify: {} is not run: {why}", path.display()),
+    })
+}
+
+/// Runs one program with one event, if it can still be trusted: those before it may have taken their time.
+async fn run_trusted(program: PathBuf, event: &Event) -> Result<(), String> {
+    let path = program.clone();
+    match tokio::task::spawn_blocking(move || runnable(&path)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(why)) => return Err(why),
+        Err(_) => return Ok(()), // the process is ending
     }
-    Ok(())
+    run(&program, event).await.map_err(|why| format!("notify: {} {why}", program.display()))
 }
 
 /// Runs one program with one event. An error is the end of a sentence that begins with the program.
@@ -204,6 +224,7 @@ mod tests {
     use proto::time::UnixMs;
 
     use super::*;
+    use crate::testing::trusted_dir;
 
     fn script(dir: &Path, name: &str, mode: u32, text: &str) -> PathBuf {
         let path = dir.join(name);
@@ -220,7 +241,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_gets_the_event_its_arguments_and_a_clean_environment() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = trusted_dir();
         let out = dir.path().join("out");
         let text = format!("{{ cat; echo; echo \"$@\"; env | sort; }} > {}", out.display());
         run(&script(dir.path(), "hook", 0o755, &text), &vip()).await.unwrap();
@@ -235,7 +256,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_that_hangs_is_killed_with_what_it_started() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = trusted_dir();
         let out = dir.path().join("pid");
         let text = format!("sleep 60 & echo $! > {}; wait", out.display());
         let why = run(&script(dir.path(), "hook", 0o755, &text), &vip()).await.unwrap_err();
@@ -257,7 +278,7 @@ mod tests {
 
     #[test]
     fn only_programs_are_run_and_none_that_anyone_may_write() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = trusted_dir();
         for (name, mode) in
             [("20-b", 0o755), ("10-a", 0o700), ("readme", 0o644), (".x", 0o755), ("c~", 0o755)]
         {
@@ -269,17 +290,49 @@ mod tests {
         assert_eq!(names, ["10-a", "20-b"]);
         script(dir.path(), "open", 0o777, "");
         let (found, problem) = programs(dir.path()).unwrap();
-        assert!(found.len() == 2 && problem.unwrap().contains("chmod o-w"), "only that one is left out");
+        assert!(found.len() == 2 && problem.unwrap().contains("chmod go-w"), "only that one is left out");
         assert!(programs(&dir.path().join("open")).is_err());
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(programs(dir.path()).unwrap_err().contains("chmod o-w"), "anyone could put one there");
+        assert!(programs(dir.path()).unwrap_err().contains("chmod go-w"), "anyone could put one there");
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         assert!(programs(&dir.path().join("readme")).unwrap_err().contains("chmod 755"));
         assert!(programs(&dir.path().join("none")).unwrap_err().contains("can't be read"));
     }
 
     #[tokio::test]
+    async fn one_that_others_could_change_meanwhile_is_not_run() {
+        let dir = trusted_dir();
+        let out = dir.path().join("out");
+        let inner = dir.path().join("notify.d");
+        std::fs::create_dir(&inner).unwrap();
+        // The first opens the directory for all.
+        script(&inner, "10-first", 0o755, &format!("chmod 777 {}", inner.display()));
+        script(&inner, "20-second", 0o755, &format!("touch {}", out.display()));
+        let troubles = Troubles::default();
+        run_all(&inner, &vip(), &troubles).await;
+        let said = troubles.list().join("\n");
+        assert!(said.contains("20-second is not run: ") && said.contains("run: chmod go-w "), "{said}");
+        assert!(!out.exists());
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_is_said_before_there_is_an_event() {
+        let dir = trusted_dir();
+        let path = script(dir.path(), "hook", 0o777, "");
+        let (troubles, life) = (Troubles::default(), Life::new());
+        let _hook = Hook::spawn(&path.display().to_string(), troubles.clone(), &life);
+        for _ in 0..500 {
+            if troubles.list().iter().any(|text| text.contains("chmod go-w")) {
+                return life.over.cancel();
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{:?}", troubles.list());
+    }
+
+    #[tokio::test]
     async fn what_fails_and_what_is_dropped_is_said() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = trusted_dir();
         let path = script(dir.path(), "hook", 0o755, "exit 3");
         let troubles = Troubles::default();
         run_all(&path, &vip(), &troubles).await;

@@ -101,7 +101,7 @@ async fn what_is_told_is_numbered_published_and_kept_over_a_restart() {
 async fn programs_and_the_webhook_are_those_of_the_configuration_as_it_is() {
     use std::os::unix::fs::PermissionsExt;
 
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::testing::trusted_dir();
     let program = dir.path().join("hook");
     let out = dir.path().join("out");
     std::fs::write(&program, format!("#!/bin/sh\ncat >> {0}\necho >> {0}\n", out.display())).unwrap();

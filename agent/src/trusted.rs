@@ -1,0 +1,288 @@
+//! Whether what lies at a path was put there by root or this agent's own user, and can be changed by nobody
+//! else: the rule for what is run with the agent's rights.
+//!
+//! The path is walked from `/`, each directory by a descriptor of its own, and symbolic links by hand. Every
+//! directory on the way counts, those of links too: who can write one can put another file in its place. A
+//! sticky directory such as /tmp counts as writable, since whatever is missing in it can be made by anyone.
+//! Where all of it is good, nobody who is not trusted can change the answer between the look and the use.
+
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
+
+/// Most symbolic links on the way, as the kernel has it (path_resolution(7)).
+const MAX_LINKS: usize = 40;
+
+/// Where an access list lies; with one, the bits of the group are those of everyone in it (acl(5)).
+const ACL: &str = "system.posix_acl_access";
+
+/// Why a path is not trusted, and what to run.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Untrusted {
+    /// It could not be looked at.
+    #[error("{} can't be read: {source}", path.display())]
+    Unreadable {
+        /// What.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Somebody else owns it.
+    #[error("{} belongs to user {owner}, who may change it; run: chown root {}", path.display(), quoted(path))]
+    Owner {
+        /// What.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
+    /// Somebody else may write it.
+    #[error(
+        "{} can be written by others (mode {mode:04o}, group {group}); run: {}chmod go-w {}",
+        path.display(),
+        if *acl { format!("setfacl -b {} && ", quoted(path)) } else { String::new() },
+        quoted(path)
+    )]
+    Writable {
+        /// What.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+        /// Its group.
+        group: u32,
+        /// Whether an access list adds to them.
+        acl: bool,
+    },
+}
+
+/// A path as an argument in a shell.
+fn quoted(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,".contains(c);
+    if text.chars().all(plain) { text.into_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+/// What was found at the end of the path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// A directory.
+    pub(crate) is_dir: bool,
+    /// A file that somebody may run.
+    pub(crate) is_program: bool,
+}
+
+/// Looks at an absolute path, at every directory above it, and at those of all symbolic links on the way.
+pub(crate) fn check(path: &Path) -> Result<Found, Untrusted> {
+    let unreadable = |source: rustix::io::Errno| Untrusted::Unreadable {
+        path: path.to_owned(),
+        source: io::Error::from_raw_os_error(source.raw_os_error()),
+    };
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let root = || rustix::fs::openat(CWD, "/", flags, Mode::empty());
+    let (mut here, mut shown) = (root().map_err(unreadable)?, PathBuf::from("/"));
+    let mut about = rustix::fs::fstat(&here).map_err(unreadable)?;
+    judge(&here, &about, &shown)?;
+    let (mut todo, mut links) = (VecDeque::new(), 0);
+    prepend(&mut todo, path);
+    while let Some(name) = todo.pop_front() {
+        let next = rustix::fs::openat(&here, &name, flags, Mode::empty()).map_err(unreadable)?;
+        about = rustix::fs::fstat(&next).map_err(unreadable)?;
+        if FileType::from_raw_mode(about.st_mode) == FileType::Symlink {
+            links += 1;
+            if links > MAX_LINKS {
+                return Err(unreadable(rustix::io::Errno::LOOP));
+            }
+            // Of the very link that was opened; who may replace it may write its directory, which was judged.
+            let target = rustix::fs::readlinkat(&next, "", Vec::new()).map_err(unreadable)?;
+            let target = PathBuf::from(OsStr::from_bytes(target.as_bytes()));
+            if target.is_absolute() {
+                (here, shown) = (root().map_err(unreadable)?, PathBuf::from("/"));
+            }
+            prepend(&mut todo, &target);
+            continue;
+        }
+        if name == ".." {
+            shown.pop();
+        } else {
+            shown.push(&name);
+        }
+        judge(&next, &about, &shown)?;
+        here = next;
+    }
+    let kind = FileType::from_raw_mode(about.st_mode);
+    Ok(Found {
+        is_dir: kind == FileType::Directory,
+        is_program: kind == FileType::RegularFile && about.st_mode & 0o111 != 0,
+    })
+}
+
+/// Puts the parts of a path before those that are still to go.
+fn prepend(todo: &mut VecDeque<OsString>, path: &Path) {
+    for part in path.components().rev() {
+        match part {
+            Component::Normal(name) => todo.push_front(name.to_owned()),
+            Component::ParentDir => todo.push_front("..".into()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+}
+
+/// Whether only root and this agent's user may change one file or directory.
+fn judge(file: &OwnedFd, about: &Stat, shown: &Path) -> Result<(), Untrusted> {
+    let (user, own_group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let (owner, group, mode) = (about.st_uid, about.st_gid, about.st_mode & 0o7777);
+    if owner != 0 && owner != user {
+        return Err(Untrusted::Owner { path: shown.to_owned(), owner });
+    }
+    let by_group = mode & 0o020 != 0;
+    let acl = by_group && has_acl(file);
+    if mode & 0o002 != 0 || acl || (by_group && group != 0 && group != own_group) {
+        return Err(Untrusted::Writable { path: shown.to_owned(), mode, group, acl });
+    }
+    Ok(())
+}
+
+/// Whether it has an access list. A descriptor that is only a place answers by its name in /proc.
+fn has_acl(file: &OwnedFd) -> bool {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    // One that is longer than this is one too.
+    match rustix::fs::getxattr(path, ACL, &mut [0_u8; 256]) {
+        Ok(length) => length > 0,
+        Err(error) => error == rustix::io::Errno::RANGE,
+    }
+}
+
+/// Whether others than the owner and the group may read a file.
+pub(crate) fn is_public(path: &Path) -> bool {
+    let about = rustix::fs::statat(CWD, path, AtFlags::empty());
+    about.is_ok_and(|about| about.st_mode & 0o004 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+    use super::*;
+    use crate::testing::trusted_dir;
+
+    fn mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    /// `a/b/program`, all of it good.
+    fn tree() -> (tempfile::TempDir, PathBuf, PathBuf) {
+        let dir = trusted_dir();
+        let inner = dir.path().join("a/b");
+        fs::create_dir_all(&inner).unwrap();
+        mode(&dir.path().join("a"), 0o755);
+        mode(&inner, 0o755);
+        let program = inner.join("program");
+        fs::write(&program, "").unwrap();
+        mode(&program, 0o755);
+        (dir, inner, program)
+    }
+
+    fn why(path: &Path) -> String {
+        check(path).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_only_its_owner_can_change_is_trusted() {
+        let (_dir, inner, program) = tree();
+        assert_eq!(check(&program).unwrap(), Found { is_dir: false, is_program: true });
+        assert_eq!(check(&inner).unwrap(), Found { is_dir: true, is_program: false });
+        assert_eq!(check(&inner.join("../b/./program")).unwrap(), check(&program).unwrap());
+        mode(&program, 0o644);
+        assert!(!check(&program).unwrap().is_program);
+        assert!(why(&inner.join("none")).contains("none can't be read"));
+        assert!(check(&program.join("x")).is_err(), "a file is no directory");
+    }
+
+    #[test]
+    fn a_file_or_directory_that_others_may_write_is_named_with_what_to_run() {
+        let (dir, inner, program) = tree();
+        for path in [&program, &inner, &dir.path().join("a")] {
+            for bits in [0o757, 0o777, 0o1777] {
+                mode(path, bits);
+                let said = why(&program);
+                assert!(said.starts_with(&format!("{} can be written by others", path.display())), "{said}");
+                assert!(said.ends_with(&format!("run: chmod go-w {}", path.display())), "{said}");
+            }
+            mode(path, 0o755);
+        }
+        check(&program).unwrap();
+        // One's own group may.
+        mode(&inner, 0o775);
+        check(&program).unwrap();
+    }
+
+    #[test]
+    fn what_belongs_to_someone_else_or_another_group_writes_is_refused() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("needs root: skipped");
+            return;
+        }
+        let (_dir, inner, program) = tree();
+        for path in [&program, &inner] {
+            chown(path, Some(1234), None).unwrap();
+            let said = why(&program);
+            assert!(said.contains("belongs to user 1234") && said.contains("run: chown root /"), "{said}");
+            chown(path, Some(0), Some(1234)).unwrap();
+            check(&program).unwrap();
+            mode(path, 0o775);
+            assert!(why(&program).contains("(mode 0775, group 1234)"));
+            mode(path, 0o755);
+        }
+        // A user in an access list, of whom the mode shows only a bit of the group.
+        chown(&inner, Some(0), Some(0)).unwrap();
+        let list: Vec<u8> = [
+            vec![2, 0, 0, 0],
+            entry(1, 7, u32::MAX),
+            entry(2, 7, 1234),
+            entry(4, 5, u32::MAX),
+            entry(16, 7, u32::MAX),
+            entry(32, 5, u32::MAX),
+        ]
+        .concat();
+        match rustix::fs::setxattr(&inner, ACL, &list, rustix::fs::XattrFlags::empty()) {
+            Ok(()) => assert!(why(&program).contains("run: setfacl -b ")),
+            Err(rustix::io::Errno::OPNOTSUPP) => eprintln!("this file system has no access lists"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// One entry of an access list, as the kernel keeps it (linux/posix_acl_xattr.h).
+    fn entry(tag: u16, bits: u16, id: u32) -> Vec<u8> {
+        [&tag.to_le_bytes()[..], &bits.to_le_bytes(), &id.to_le_bytes()].concat()
+    }
+
+    #[test]
+    fn of_a_link_both_its_own_directories_and_those_of_its_target_count() {
+        let (dir, inner, program) = tree();
+        let links = dir.path().join("links");
+        fs::create_dir(&links).unwrap();
+        mode(&links, 0o755);
+        symlink("../a/b/program", links.join("relative")).unwrap();
+        symlink(&program, links.join("absolute")).unwrap();
+        symlink(&inner, links.join("dir")).unwrap();
+        let ways = [links.join("relative"), links.join("absolute"), links.join("dir/program")];
+        ways.iter().for_each(|way| assert!(check(way).unwrap().is_program));
+        mode(&links, 0o777);
+        ways.iter().for_each(|way| assert!(why(way).starts_with(&links.display().to_string())));
+        mode(&links, 0o755);
+        mode(&inner, 0o777);
+        ways.iter().for_each(|way| assert!(why(way).starts_with(&inner.display().to_string())));
+        symlink("loop", links.join("loop")).unwrap();
+        assert!(check(&links.join("loop")).is_err());
+        // A name that a shell would take apart.
+        let odd = links.join("it's odd");
+        fs::write(&odd, "").unwrap();
+        mode(&odd, 0o777);
+        assert!(why(&odd).ends_with(r"it'\''s odd'"), "{}", why(&odd));
+    }
+}
