@@ -31,9 +31,9 @@ async fn a_request_gets_its_answer_and_the_socket_goes_with_the_agent() {
     serve(bind(dir.path()).unwrap(), echo, &life);
     let request = Request::Remove { node: "m3".to_owned() };
     let answer = call(dir.path(), &request).await.unwrap();
-    assert_eq!(answer, Response::Done("removed m3".to_owned()));
+    assert!(matches!(&answer, Response::Done(text) if text == "removed m3"), "{answer:?}");
     let answer = call(dir.path(), &Request::Rotate).await.unwrap();
-    assert_eq!(answer, Response::Failed("not now".to_owned()));
+    assert!(matches!(&answer, Response::Failed(text) if text == "not now"), "{answer:?}");
     end(&life).await;
     assert!(!dir.path().join(SOCKET).exists());
 }
@@ -132,6 +132,6 @@ async fn those_who_connect_and_say_nothing_do_not_keep_others_out() {
     }
     // Their time is over long before the caller's.
     let answer = call(dir.path(), &Request::Remove { node: "x".to_owned() }).await.unwrap();
-    assert_eq!(answer, Response::Done("removed x".to_owned()));
+    assert!(matches!(&answer, Response::Done(text) if text == "removed x"), "{answer:?}");
     end(&life).await;
 }

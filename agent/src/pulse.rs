@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::keys::Word;
+use proto::keys::{Offer, Word};
 use proto::node::NodeId;
 use proto::pulse::{Ear, Ears, Hearing, Pulse, Saying, interval};
 use proto::time::Moment;
@@ -72,13 +72,11 @@ async fn publish_status(link: Arc<Link>, word: &mut watch::Receiver<Word>, life:
 }
 
 fn saying_of(word: &Word) -> Saying {
-    let services = word.services.iter();
-    let closed = services.clone().filter(|(_, offer)| offer.health.is_refused());
+    let said = |offer: &Offer| (offer.health.readiness, offer.health.cause);
     Saying {
         draining: word.draining.is_some(),
         leaving: word.left,
-        closed: closed.map(|(name, _)| name.clone()).collect(),
-        services: services.map(|(name, offer)| (name.clone(), offer.health.readiness)).collect(),
+        services: word.services.iter().map(|(name, offer)| (name.clone(), said(offer))).collect(),
     }
 }
 

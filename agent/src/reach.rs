@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proto::backends::{Backend, LastGood, Serving, Table, backends};
-use proto::health::{Health, REFUSED, Readiness};
+use proto::cause::Detail;
+use proto::health::{Health, Readiness};
 use proto::node::{Name, NodeId};
 use proto::path::{Evidence, Path, Report};
 use proto::pulse::{Ears, Hearing};
@@ -105,19 +106,21 @@ impl Said {
             let since = member.word.draining.unwrap_or_else(wall);
             member.word.draining = saying.draining.then_some(since);
             for (name, offer) in &mut member.word.services {
-                let Some(said) = saying.services.get(name).filter(|said| **said != offer.health.readiness)
+                let health = &offer.health;
+                let by_gossip = (health.readiness, health.cause);
+                let Some(&(said, cause)) = saying.services.get(name).filter(|said| **said != by_gossip)
                 else {
                     continue;
                 };
                 let key = (member.id, name.clone());
                 let since = match self.ahead.get(&key) {
-                    Some((known, since)) if known == said => *since,
+                    _ if health.readiness == said => health.since,
+                    Some((known, since)) if *known == said => *since,
                     _ => wall(),
                 };
-                ahead.insert(key, (*said, since));
-                // Why takes gossip's time, but for what decides over what is held there.
-                let reason = if saying.closed.contains(name) { REFUSED } else { "it says so itself" };
-                offer.health = Health { readiness: *said, reason: reason.to_owned(), since };
+                ahead.insert(key, (said, since));
+                // What is known beyond the cause takes gossip's time.
+                offer.health = Health { readiness: said, cause, detail: Detail::default(), since };
             }
         }
         for member in view.members.values_mut() {
@@ -279,6 +282,7 @@ async fn probe(address: SocketAddr, within: Duration) -> Evidence {
 #[cfg(test)]
 mod tests {
     use proto::backends::{Fate, State, fate};
+    use proto::cause::Cause;
     use proto::keys::{Offer, Word};
     use proto::pulse::{Ear, Saying};
     use proto::view::Member;
@@ -286,7 +290,12 @@ mod tests {
     use super::*;
 
     fn member(n: u8) -> Member {
-        let health = Health { readiness: Readiness::Ready, reason: "200".to_owned(), since: UnixMs(1) };
+        let health = Health {
+            readiness: Readiness::Ready,
+            cause: Cause::Http(200),
+            detail: Detail::default(),
+            since: UnixMs(1),
+        };
         let offer =
             Offer { address: SocketAddr::from(([10, 0, 0, n], 6443)), weight: 100, health, check_ms: None };
         let word = Word {
@@ -308,15 +317,14 @@ mod tests {
     }
 
     /// What becomes of what is held to a master that says by pulse that it is down, and gossip not yet.
-    fn held(closed: bool) -> (State, Fate) {
+    fn held(cause: Cause) -> (State, Fate) {
         let view = View {
             members: [member(1), member(2)].map(|member| (member.id, member)).into(),
             problems: BTreeMap::new(),
         };
         let name = ServiceName::kube_api();
         let saying = Saying {
-            services: BTreeMap::from([(name.clone(), Readiness::Down)]),
-            closed: closed.then(|| name.clone()).into_iter().collect(),
+            services: BTreeMap::from([(name.clone(), (Readiness::Down, cause))]),
             ..Saying::default()
         };
         let down = NodeId([1; NodeId::LEN]);
@@ -330,7 +338,9 @@ mod tests {
 
     #[test]
     fn a_pulse_tells_a_closed_port_from_an_apiserver_that_hangs() {
-        assert_eq!(held(true), (State::Down, Fate::Leave), "it may be stopping in peace");
-        assert_eq!(held(false), (State::Down, Fate::Reset));
+        assert_eq!(held(Cause::PortClosed), (State::Down, Fate::Leave), "it may be stopping in peace");
+        assert_eq!(held(Cause::TimedOut), (State::Down, Fate::Reset));
+        let later = Cause::from_wire(60_000, 0);
+        assert_eq!(held(later), (State::Down, Fate::Reset), "down for a cause of a later version");
     }
 }

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::health::{REFUSED, Readiness};
+use crate::cause::{Cause, Detail, Reason};
+use crate::health::Readiness;
 use crate::keys::Offer;
 use crate::node::{Name, NodeId};
 use crate::path::{Path, Reach};
@@ -82,8 +83,10 @@ pub struct Backend {
     pub weight: u16,
     /// What it is.
     pub state: State,
-    /// Why, in a few words.
-    pub reason: String,
+    /// Why; none: nothing is known of it but that.
+    pub cause: Option<Cause>,
+    /// What its node says beyond the cause, for people.
+    pub detail: Detail,
     /// Since when `state` has been so.
     pub since: UnixMs,
     /// Round-trip time, when known.
@@ -91,6 +94,13 @@ pub struct Backend {
     /// Its agent is not heard, and that its port is open is all that is known: a kernel accepts connections
     /// also for processes that are frozen.
     pub direct: bool,
+}
+
+impl Backend {
+    /// Why it is what it is, for people; may be empty.
+    pub fn reason(&self) -> Reason {
+        self.cause.map_or_else(Reason::default, |cause| cause.with(&self.detail))
+    }
 }
 
 /// The backends of every service: what the proxy follows.
@@ -129,22 +139,23 @@ pub fn backends(
         }
         let path = paths.get(&(old.node, service.clone()));
         let reach = path.map_or(Reach::Up, Path::reach);
-        let (state, reason) = match reach {
-            Reach::Up => (State::Unknown, "from the last good list, not heard yet"),
-            Reach::Suspect => (State::Suspect, path.map_or("", Path::reason)),
-            Reach::Down => (State::Down, path.map_or("", Path::reason)),
+        let (state, cause) = match reach {
+            Reach::Up => (State::Unknown, Some(Cause::LastKnownGood)),
+            Reach::Suspect => (State::Suspect, path.and_then(Path::cause)),
+            Reach::Down => (State::Down, path.and_then(Path::cause)),
         };
         let LastGood { node, name, address, weight } = old.clone();
         let since = path.map_or(UnixMs(0), Path::since);
         let rtt = path.and_then(Path::rtt);
-        let reason = reason.to_owned();
-        found.insert(node, Backend { node, name, address, weight, state, reason, since, rtt, direct: false });
+        let detail = Detail::default();
+        let one = Backend { node, name, address, weight, state, cause, detail, since, rtt, direct: false };
+        found.insert(node, one);
     }
     for member in view.members.values() {
         let Some(offer) = member.word.services.get(service) else { continue };
         let path = paths.get(&(member.id, service.clone()));
         let draining = member.word.draining.or(member.word.left.then_some(member.since));
-        let (state, reason, since) = judge(offer, draining, member.word.left, path);
+        let (state, cause, detail, since) = judge(offer, draining, member.word.left, path);
         found.insert(
             member.id,
             Backend {
@@ -153,7 +164,8 @@ pub fn backends(
                 address: offer.address,
                 weight: offer.weight,
                 state,
-                reason,
+                cause,
+                detail,
                 since,
                 rtt: path.and_then(Path::rtt),
                 direct: path.is_some_and(Path::is_direct),
@@ -163,32 +175,31 @@ pub fn backends(
     found.into_values().collect()
 }
 
-/// The reason of a backend that is draining only since its agent was stopped.
-const AGENT_STOPPED: &str = "its agent was stopped";
-
 fn judge(
     offer: &Offer,
     draining: Option<UnixMs>,
     left: bool,
     path: Option<&Path>,
-) -> (State, String, UnixMs) {
+) -> (State, Option<Cause>, Detail, UnixMs) {
     let health = &offer.health;
-    let of_path = |state, path: &Path| (state, path.reason().to_owned(), path.since());
+    let of_health = |state| (state, Some(health.cause), health.detail.clone(), health.since);
+    let of_path = |state, path: &Path| (state, path.cause(), Detail::default(), path.since());
     match (path.map(|path| (path.reach(), path)), health.readiness, draining) {
         (Some((Reach::Down, path)), ..) => of_path(State::Down, path),
-        (_, Readiness::Down, _) => (State::Down, health.reason.clone(), health.since),
+        (_, Readiness::Down, _) => of_health(State::Down),
         (Some((Reach::Suspect, path)), ..) => of_path(State::Suspect, path),
-        (_, Readiness::NotReady, _) => (State::NotReady, health.reason.clone(), health.since),
+        (_, Readiness::NotReady, _) => of_health(State::NotReady),
         (_, _, Some(since)) => {
-            let reason = if left { AGENT_STOPPED } else { "draining" };
+            let cause = if left { Cause::AgentStopped } else { Cause::Draining };
             // The agent alone was stopped: its apiserver serves on, and others may still be used first.
-            (State::Draining, reason.to_owned(), since)
+            (State::Draining, Some(cause), Detail::default(), since)
         }
         (path, readiness, None) => {
             let state = if readiness == Readiness::Ready { State::Ready } else { State::Alive };
-            let direct = path.map_or("", |(_, path)| path.reason());
-            let reason = if direct.is_empty() { health.reason.clone() } else { direct.to_owned() };
-            (state, reason, health.since)
+            match path.and_then(|(_, path)| path.cause()) {
+                Some(direct) => (state, Some(direct), Detail::default(), health.since),
+                None => of_health(state),
+            }
         }
     }
 }
@@ -407,10 +418,10 @@ pub fn fate(node: &NodeId, backends: &[Backend]) -> Fate {
     match one.state {
         // The port is closed, so the machine lives: its kernel ends what a dead process held, and an apiserver
         // that stops in peace closes its port first and answers what is under way for up to a minute.
-        State::Down if better && one.reason.contains(REFUSED) => Fate::Leave,
+        State::Down if better && one.cause.is_some_and(Cause::is_port_closed) => Fate::Leave,
         State::Down if better => Fate::Reset,
         State::NotReady if better => Fate::Leave,
-        State::Draining if better && one.reason != AGENT_STOPPED => Fate::Leave,
+        State::Draining if better && one.cause != Some(Cause::AgentStopped) => Fate::Leave,
         _ => Fate::Stay,
     }
 }
@@ -463,7 +474,8 @@ mod tests {
             address: SocketAddr::from(([10, 0, 0, n], 6443)),
             weight,
             state,
-            reason: String::new(),
+            cause: None,
+            detail: Detail::default(),
             since: UnixMs(0),
             rtt: None,
             direct: false,
@@ -474,7 +486,12 @@ mod tests {
         let offer = |readiness| Offer {
             address: SocketAddr::from(([10, 0, 0, n], 6443)),
             weight: 100,
-            health: Health { readiness, reason: "said".into(), since: UnixMs(7) },
+            health: Health {
+                readiness,
+                cause: Cause::Connected,
+                detail: Detail::default(),
+                since: UnixMs(7),
+            },
             check_ms: None,
         };
         let services = readiness.map(|readiness| (ServiceName::kube_api(), offer(readiness)));
@@ -770,10 +787,12 @@ mod tests {
             let backends: Vec<Backend> = own.chain(others).collect();
             assert_eq!(fate(&id(1), &backends), *verdict, "{backends:?}");
         }
-        let refused = Backend { reason: "connection refused".to_owned(), ..backend(1, Down, 100) };
-        let verdict = fate(&id(1), &[refused, backend(2, Ready, 100)]);
-        assert_eq!(verdict, Fate::Leave, "it may only have closed its port, and answer what it holds");
-        let stopped = Backend { reason: AGENT_STOPPED.to_owned(), ..backend(1, Draining, 100) };
+        for closed in [Cause::PortClosed, Cause::LoopbackOnly] {
+            let closed = Backend { cause: Some(closed), ..backend(1, Down, 100) };
+            let verdict = fate(&id(1), &[closed, backend(2, Ready, 100)]);
+            assert_eq!(verdict, Fate::Leave, "it may only have closed its port, and answer what it holds");
+        }
+        let stopped = Backend { cause: Some(Cause::AgentStopped), ..backend(1, Draining, 100) };
         assert_eq!(fate(&id(1), &[stopped, backend(2, Ready, 100)]), Fate::Stay, "its apiserver serves on");
     }
 

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::backends::State;
+use crate::cause::{Cause, Reason};
 use crate::doctor::Examined;
 use crate::event::{Ask, Event};
 use crate::invite::Waiting;
@@ -88,7 +89,7 @@ pub enum Request {
 }
 
 /// What the running agent answers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Response {
     /// How everything is.
     Status(Box<Status>),
@@ -123,7 +124,7 @@ pub enum Response {
 }
 
 /// Everything that a person asks of a node.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {
     /// Version of this shape: 1.
     pub schema: u32,
@@ -332,7 +333,7 @@ pub enum ServiceSource {
 }
 
 /// One service, as this node's proxy sees it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ServiceStatus {
     /// Its name.
     pub name: ServiceName,
@@ -367,7 +368,7 @@ pub struct ServiceCounts {
 }
 
 /// One backend, as this node sees it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct BackendStatus {
     /// Name of its node.
     pub node: Name,
@@ -375,8 +376,11 @@ pub struct BackendStatus {
     pub address: String,
     /// What it is.
     pub state: State,
-    /// Why.
-    pub reason: String,
+    /// Why, as its stable label; none: nothing more is known.
+    #[serde(default)]
+    pub cause: Option<Cause>,
+    /// Why, for people.
+    pub reason: Reason,
     /// Since when.
     pub since_unix_ms: UnixMs,
     /// Round-trip time, when known.
@@ -396,10 +400,9 @@ pub struct BackendStatus {
 }
 
 impl BackendStatus {
-    /// The status code that its check got, where it was answered by HTTP: reasons begin with it.
+    /// The status code that its check got, where it was answered by HTTP.
     pub fn check_code(&self) -> Option<u16> {
-        let (code, _) = self.reason.split_once(' ')?;
-        code.parse().ok().filter(|code| (100..600).contains(code))
+        self.cause.and_then(Cause::http_status)
     }
 }
 

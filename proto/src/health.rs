@@ -19,18 +19,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cause::{Cause, Detail, Reason};
 use crate::time::{Moment, UnixMs};
 
 /// After this long without any answer an instance counts as taken away: its node stops offering it.
 /// Longer than a restart of an apiserver, which should show as down and not as gone.
 pub const FORGET_AFTER: Duration = Duration::from_secs(60);
-
-/// Longest reason that is kept, in bytes of ASCII.
-pub const MAX_REASON: usize = 80;
-
-/// The reason of what is down because its port is closed. Others go by it: the machine lives, so what is
-/// still held there is its kernel's to end (see [`crate::backends::fate`]).
-pub const REFUSED: &str = "connection refused";
 
 /// What a node says of its own instance of a service. The order is from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -71,19 +65,43 @@ impl fmt::Display for Readiness {
     }
 }
 
-/// What one check found. The texts are short ASCII sentences for people.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+/// What one check came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
     /// It said that it is ready.
-    Good(String),
+    Good,
     /// It is there, but readiness is unknown.
-    Alive(String),
+    Alive,
     /// It said that it is not ready, or answered what was not expected.
-    NotReady(String),
+    NotReady,
     /// The port is closed: nothing runs there.
-    Refused(String),
+    Refused,
     /// Nothing came back in time, or the connection broke.
-    Silent(String),
+    Silent,
+}
+
+/// What one check found, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// What it came to.
+    pub answer: Answer,
+    /// Why.
+    pub cause: Cause,
+    /// What else is known, in a few words for people; may be empty.
+    pub detail: String,
+}
+
+impl Outcome {
+    /// An outcome of which no more is known than its cause.
+    pub fn new(answer: Answer, cause: Cause) -> Outcome {
+        Outcome { answer, cause, detail: String::new() }
+    }
+
+    /// With what else is known.
+    #[must_use]
+    pub fn with(self, detail: impl Into<String>) -> Outcome {
+        Outcome { detail: detail.into(), ..self }
+    }
 }
 
 /// What a node says of one of its services, and since when.
@@ -91,16 +109,19 @@ pub enum Outcome {
 pub struct Health {
     /// How it is.
     pub readiness: Readiness,
-    /// Why, in a few words.
-    pub reason: String,
+    /// Why. Others go by it: where the port of what is down is closed, the machine lives, and what is still
+    /// held there is its kernel's to end (see [`crate::backends::fate`]).
+    pub cause: Cause,
+    /// What else is known, for people.
+    pub detail: Detail,
     /// Since when `readiness` has been so.
     pub since: UnixMs,
 }
 
 impl Health {
-    /// It is down, and its port is closed.
-    pub fn is_refused(&self) -> bool {
-        self.readiness == Readiness::Down && self.reason.contains(REFUSED)
+    /// Why, for people.
+    pub fn reason(&self) -> Reason {
+        self.cause.with(&self.detail)
     }
 }
 
@@ -115,6 +136,9 @@ pub struct Checker {
     silent_in_a_row: u32,
     last_answer: Option<Moment>,
     health: Option<Health>,
+    /// What was last said beyond the cause, and its number.
+    detail: String,
+    revision: u16,
 }
 
 impl Checker {
@@ -128,6 +152,8 @@ impl Checker {
             silent_in_a_row: 0,
             last_answer: None,
             health: None,
+            detail: String::new(),
+            revision: 0,
         }
     }
 
@@ -136,57 +162,60 @@ impl Checker {
         self.health.as_ref()
     }
 
-    /// Takes one outcome in; true when what is said changed (a new reason alone is no change of state,
-    /// but is said too).
+    /// Takes one outcome in; true when what is said changed (a new cause alone is no change of state, but is
+    /// said too).
     pub fn observe(&mut self, now: Moment, wall: UnixMs, outcome: Outcome) -> bool {
         let first = self.last_answer.is_none();
         let next = |count: u32, goes_on: bool| if goes_on { count.saturating_add(1) } else { 0 };
-        let good = matches!(outcome, Outcome::Good(_));
+        let Outcome { answer, cause, detail } = outcome;
+        let good = answer == Answer::Good;
         self.good_in_a_row = next(self.good_in_a_row, good);
-        self.alive_in_a_row = next(self.alive_in_a_row, good || matches!(outcome, Outcome::Alive(_)));
-        match outcome {
-            Outcome::Good(reason) => {
+        self.alive_in_a_row = next(self.alive_in_a_row, good || answer == Answer::Alive);
+        match answer {
+            Answer::Good => {
                 self.answered(now);
                 // The very first answer is believed at once: a node that starts beside a healthy
                 // apiserver should serve within one check.
                 if first || self.good_in_a_row >= self.rise || self.is(Readiness::Ready) {
-                    return self.say(wall, Readiness::Ready, reason);
+                    return self.say(wall, Readiness::Ready, cause, detail);
                 }
-                self.not_yet(wall, &reason, self.good_in_a_row, "good checks")
+                self.not_yet(wall, cause, &detail, self.good_in_a_row)
             }
-            Outcome::Alive(reason) => {
+            Answer::Alive => {
                 self.answered(now);
                 let worse = self.is(Readiness::Ready) || self.is(Readiness::Alive);
                 if first || worse || self.alive_in_a_row >= self.rise {
-                    return self.say(wall, Readiness::Alive, reason);
+                    return self.say(wall, Readiness::Alive, cause, detail);
                 }
-                self.not_yet(wall, &reason, self.alive_in_a_row, "checks")
+                self.not_yet(wall, cause, &detail, self.alive_in_a_row)
             }
-            Outcome::NotReady(reason) => {
+            Answer::NotReady => {
                 self.answered(now);
-                self.say(wall, Readiness::NotReady, reason)
+                self.say(wall, Readiness::NotReady, cause, detail)
             }
-            Outcome::Refused(reason) => {
+            Answer::Refused => {
                 self.silent_in_a_row = self.silent_in_a_row.saturating_add(1);
-                self.no_answer(now, wall, reason)
+                self.no_answer(now, wall, cause, detail)
             }
-            Outcome::Silent(reason) => {
+            Answer::Silent => {
                 self.silent_in_a_row = self.silent_in_a_row.saturating_add(1);
                 if self.silent_in_a_row < self.fall && !self.is(Readiness::Down) {
                     return false;
                 }
-                self.no_answer(now, wall, reason)
+                self.no_answer(now, wall, cause, detail)
             }
         }
     }
 
     /// It is better than what is said, and not believed yet.
-    fn not_yet(&mut self, wall: UnixMs, reason: &str, seen: u32, what: &str) -> bool {
-        let reason = format!("{reason}, {seen} of {} {what}", self.rise);
+    fn not_yet(&mut self, wall: UnixMs, cause: Cause, detail: &str, seen: u32) -> bool {
+        let byte = |count: u32| u8::try_from(count).unwrap_or(u8::MAX);
+        let recovering = Cause::Recovering { seen: byte(seen), of: byte(self.rise) };
+        let detail = if detail.is_empty() { cause.to_string() } else { format!("{cause}: {detail}") };
         let readiness = self.health.as_ref().map(|health| health.readiness);
         // It answers, so it is not down any more.
         let readiness = readiness.filter(|one| *one != Readiness::Down).unwrap_or(Readiness::NotReady);
-        self.say(wall, readiness, reason)
+        self.say(wall, readiness, recovering, detail)
     }
 
     fn answered(&mut self, now: Moment) {
@@ -194,14 +223,14 @@ impl Checker {
         self.silent_in_a_row = 0;
     }
 
-    fn no_answer(&mut self, now: Moment, wall: UnixMs, reason: String) -> bool {
+    fn no_answer(&mut self, now: Moment, wall: UnixMs, cause: Cause, detail: String) -> bool {
         match self.last_answer {
             None => false,
             Some(answer) if now.since(answer) >= FORGET_AFTER => {
                 self.last_answer = None;
                 self.health.take().is_some()
             }
-            Some(_) => self.say(wall, Readiness::Down, reason),
+            Some(_) => self.say(wall, Readiness::Down, cause, detail),
         }
     }
 
@@ -209,35 +238,23 @@ impl Checker {
         self.health.as_ref().is_some_and(|health| health.readiness == readiness)
     }
 
-    fn say(&mut self, wall: UnixMs, readiness: Readiness, reason: String) -> bool {
-        let reason = short_reason(&reason);
+    fn say(&mut self, wall: UnixMs, readiness: Readiness, cause: Cause, detail: String) -> bool {
+        // The author's own words, before they are a detail: whoever reads them goes by the number.
+        if detail != self.detail {
+            self.revision = self.revision.wrapping_add(1);
+            self.detail = detail;
+        }
         let since = match &self.health {
             Some(health) if health.readiness == readiness => health.since,
             _ => wall,
         };
-        let health = Health { readiness, reason, since };
+        let health = Health { readiness, cause, detail: Detail::new(self.revision, &self.detail), since };
         if self.health.as_ref() == Some(&health) {
             return false;
         }
         self.health = Some(health);
         true
     }
-}
-
-/// A reason as it may be gossiped: printable ASCII, at most [`MAX_REASON`] bytes. What is longer ends with a
-/// whole word and dots.
-pub fn short_reason(text: &str) -> String {
-    const DOTS: &str = "...";
-    let plain = |c: char| if c.is_ascii_graphic() || c == ' ' { c } else { '?' };
-    let mut short: String = text.chars().map(plain).take(MAX_REASON + 1).collect();
-    if short.len() > MAX_REASON {
-        short.truncate(MAX_REASON - DOTS.len());
-        // A text without spaces is cut where it has to be.
-        let end = short.rfind(' ').filter(|end| *end > MAX_REASON / 2).unwrap_or(short.len());
-        short.truncate(end);
-        short += DOTS;
-    }
-    short
 }
 
 #[cfg(test)]
@@ -256,13 +273,19 @@ mod tests {
     }
 
     fn good() -> Outcome {
-        Outcome::Good("200".into())
+        Outcome::new(Answer::Good, Cause::Http(200))
     }
     fn silent() -> Outcome {
-        Outcome::Silent("no answer".into())
+        Outcome::new(Answer::Silent, Cause::TimedOut)
     }
     fn refused() -> Outcome {
-        Outcome::Refused("refused".into())
+        Outcome::new(Answer::Refused, Cause::PortClosed)
+    }
+    fn not_ready() -> Outcome {
+        Outcome::new(Answer::NotReady, Cause::Http(500))
+    }
+    fn alive() -> Outcome {
+        Outcome::new(Answer::Alive, Cause::Http(403))
     }
 
     #[test]
@@ -274,13 +297,10 @@ mod tests {
         assert_eq!(run(&[(0, good())]), [Some(Ready)]);
         // A bad answer is believed at once, a good one after it only twice in a row.
         assert_eq!(
-            run(&[(0, good()), (1, Outcome::NotReady("500".into())), (2, good()), (3, good())]),
+            run(&[(0, good()), (1, not_ready()), (2, good()), (3, good())]),
             [Some(Ready), Some(NotReady), Some(NotReady), Some(Ready)]
         );
-        assert_eq!(
-            run(&[(0, Outcome::Alive("401".into())), (1, good()), (2, good())]),
-            [Some(Alive), Some(Alive), Some(Ready)]
-        );
+        assert_eq!(run(&[(0, alive()), (1, good()), (2, good())]), [Some(Alive), Some(Alive), Some(Ready)]);
         // Silence is believed after `fall`, a closed port at once.
         assert_eq!(
             run(&[(0, good()), (1, silent()), (2, silent()), (3, silent())]),
@@ -302,7 +322,6 @@ mod tests {
     #[test]
     fn a_starting_apiserver_that_refuses_everyone_for_a_second_gets_no_clients_for_it() {
         use Readiness::{Alive, Down, NotReady, Ready};
-        let alive = || Outcome::Alive("403".into());
         // It restarts: one 403 before it knows who may do what, then it is ready.
         assert_eq!(
             run(&[(0, good()), (1, refused()), (2, alive()), (3, good()), (4, good())]),
@@ -314,7 +333,7 @@ mod tests {
             [Some(Alive), Some(Down), Some(NotReady), Some(Alive), Some(Alive)]
         );
         assert_eq!(
-            run(&[(0, Outcome::NotReady("500".into())), (1, alive()), (2, silent()), (3, alive())]),
+            run(&[(0, not_ready()), (1, alive()), (2, silent()), (3, alive())]),
             [Some(NotReady), Some(NotReady), Some(NotReady), Some(NotReady)]
         );
         // Where it is worse than what was known it is believed at once.
@@ -322,21 +341,34 @@ mod tests {
     }
 
     #[test]
-    fn a_long_reason_ends_with_a_whole_word_and_says_so() {
-        let short = short_reason(&"word ".repeat(30));
-        assert!(short.ends_with("word...") && short.len() <= MAX_REASON, "{short}");
-        assert_eq!(short_reason(&"x".repeat(200)).len(), MAX_REASON);
-        assert_eq!(short_reason("as \u{1b}[31m it is"), "as ?[31m it is");
-        let whole = "y".repeat(MAX_REASON);
-        assert_eq!(short_reason(&whole), whole);
-    }
-
-    #[test]
     fn since_moves_only_with_the_state() {
         let mut checker = Checker::new(1, 1);
         checker.observe(Moment::ZERO, UnixMs(5), good());
-        assert!(checker.observe(Moment::ZERO, UnixMs(9), Outcome::Good("204".into())));
+        assert!(checker.observe(Moment::ZERO, UnixMs(9), Outcome::new(Answer::Good, Cause::Http(204))));
         assert_eq!(checker.health().map(|health| health.since), Some(UnixMs(5)));
-        assert!(!checker.observe(Moment::ZERO, UnixMs(10), Outcome::Good("204".into())));
+        assert!(!checker.observe(Moment::ZERO, UnixMs(10), Outcome::new(Answer::Good, Cause::Http(204))));
+    }
+
+    #[test]
+    fn a_new_detail_is_said_and_an_old_one_is_not_said_again() {
+        let mut checker = Checker::new(1, 1);
+        let mut step = |detail: &str| {
+            let changed = checker.observe(Moment::ZERO, UnixMs(5), not_ready().with(detail));
+            (changed, checker.health().map(|health| health.reason().to_string()).unwrap_or_default())
+        };
+        assert_eq!(step("etcd failed"), (true, "HTTP 500: etcd failed".to_owned()));
+        assert!(!step("etcd failed").0);
+        assert_eq!(step("ping failed"), (true, "HTTP 500: ping failed".to_owned()));
+    }
+
+    #[test]
+    fn what_recovers_says_how_far_it_is() {
+        let mut checker = Checker::new(3, 1);
+        for outcome in [good(), refused(), good(), good()] {
+            checker.observe(Moment::ZERO, UnixMs(5), outcome);
+        }
+        let health = checker.health().unwrap();
+        assert_eq!(health.cause, Cause::Recovering { seen: 2, of: 3 });
+        assert_eq!(health.reason().to_string(), "recovering, 2 of 3 checks: HTTP 200");
     }
 }

@@ -1,14 +1,16 @@
 //! What a node says of itself by gossip: the only place where gossip key names stand.
 //!
 //! Values are short plain ASCII, so that a person can read them in a dump. A service's value is
-//! `readiness since address weight reason…`, space-separated, the reason last. Whom a node hears is
+//! `readiness since address weight cause revision detail…`, space-separated: the cause as code and argument,
+//! `2:500`, and the detail, which is only shown, last. Whom a node hears is
 //! `id heard rtt loss` for each, comma-separated: `+` or `-`, microseconds or nothing, thousandths.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::arp::Mac;
-use crate::health::{Health, Readiness, short_reason};
+use crate::cause::{Cause, Detail, short_text};
+use crate::health::{Health, Readiness};
 use crate::node::{Name, NodeId};
 use crate::service::{MAX_WEIGHT, ServiceName};
 use crate::time::UnixMs;
@@ -134,10 +136,10 @@ impl Word {
         let mut keys = BTreeMap::new();
         let mut say = |key: &str, value: String| keys.insert(key.to_owned(), value);
         say(NAME, self.name.to_string());
-        say(VERSION, short_reason(&self.version));
+        say(VERSION, short_text(&self.version));
         let addresses: Vec<String> = self.addresses.iter().map(SocketAddr::to_string).collect();
         say(ADDRESSES, addresses.join(","));
-        say(INTERFACE, short_reason(&self.interface));
+        say(INTERFACE, short_text(&self.interface));
         say(STARTED, self.started.0.to_string());
         say(DOCUMENT, self.document.clone());
         if let Some(since) = self.draining {
@@ -147,11 +149,14 @@ impl Word {
             say(LEFT, "1".to_owned());
         }
         for (name, offer) in &self.services {
-            let Offer { address, weight, health: Health { readiness, reason, since }, check_ms } = offer;
+            let Offer { address, weight, health, check_ms } = offer;
+            let Health { readiness, cause, detail, since } = health;
             if let Some(ms) = check_ms {
                 say(&format!("{CHECK}{name}"), ms.to_string());
             }
-            let value = format!("{readiness} {} {address} {weight} {}", since.0, short_reason(reason));
+            let ((code, argument), revision) = (cause.to_wire(), detail.revision());
+            let value =
+                format!("{readiness} {} {address} {weight} {code}:{argument} {revision} {detail}", since.0);
             say(&format!("{SERVICE}{name}"), value);
         }
         if !self.hears.is_empty() {
@@ -171,7 +176,7 @@ impl Word {
             say(&format!("{VIP}{address}"), format!("{} {}", claim.epoch, claim.since.0));
         }
         for (address, reason) in &self.unfit {
-            say(&format!("{UNFIT}{address}"), short_reason(reason));
+            say(&format!("{UNFIT}{address}"), short_text(reason));
         }
         keys
     }
@@ -211,7 +216,7 @@ impl Word {
                     word.name = value.parse().map_err(|_| bad("not a name"))?;
                     named = true;
                 }
-                VERSION => word.version = short_reason(value),
+                VERSION => word.version = short_text(value),
                 ADDRESSES => {
                     let parts = value.split(',').filter(|part| !part.is_empty());
                     word.addresses = parts
@@ -219,9 +224,9 @@ impl Word {
                         .map(|part| part.parse().map_err(|_| bad("not addresses with ports")))
                         .collect::<Result<_, _>>()?;
                 }
-                INTERFACE => word.interface = short_reason(value),
+                INTERFACE => word.interface = short_text(value),
                 STARTED => word.started = time()?,
-                DOCUMENT => word.document = short_reason(value),
+                DOCUMENT => word.document = short_text(value),
                 DRAINING => word.draining = Some(time()?),
                 LEFT => word.left = true,
                 // Only shown, so what has no meaning is passed over.
@@ -244,13 +249,13 @@ impl Word {
                     if word.unfit.len() >= MAX_VIPS {
                         return Err(bad("more virtual IPs than a node may tell of"));
                     }
-                    word.unfit.insert(address, short_reason(value));
+                    word.unfit.insert(address, short_text(value));
                 }
                 _ => {
                     let Some(name) = key.strip_prefix(SERVICE) else { continue };
                     let name = name.parse().map_err(|_| bad("not a service name"))?;
                     let offer = parse_offer(value)
-                        .ok_or_else(|| bad("not \"readiness since address weight reason\""))?;
+                        .ok_or_else(|| bad("not \"readiness since address weight cause revision detail\""))?;
                     if word.services.len() >= MAX_SERVICES {
                         return Err(bad("more services than a node may offer"));
                     }
@@ -274,13 +279,13 @@ impl Word {
 
 fn say_foot(foot: &Foot) -> String {
     // What stands between the parts can't be part of one.
-    let interface = short_reason(&foot.interface).replace([' ', ','], "?");
+    let interface = short_text(&foot.interface).replace([' ', ','], "?");
     format!("{interface} {} {}/{}", foot.mac, foot.address, foot.prefix)
 }
 
 fn parse_foot(value: &str) -> Option<Foot> {
     let mut parts = value.splitn(3, ' ');
-    let interface = short_reason(parts.next()?);
+    let interface = short_text(parts.next()?);
     let mac = parts.next()?.parse().ok()?;
     let (address, prefix) = parts.next()?.split_once('/')?;
     let address: IpAddr = address.parse().ok()?;
@@ -296,13 +301,16 @@ fn parse_claim(key: &str, value: &str) -> Option<(IpAddr, Claim)> {
 }
 
 fn parse_offer(value: &str) -> Option<Offer> {
-    let mut parts = value.splitn(5, ' ');
+    let mut parts = value.splitn(7, ' ');
     let readiness = Readiness::from_word(parts.next()?)?;
     let since = UnixMs(parts.next()?.parse().ok()?);
     let address = parts.next()?.parse().ok()?;
     let weight = parts.next()?.parse().ok().filter(|weight| *weight <= MAX_WEIGHT)?;
-    let reason = short_reason(parts.next().unwrap_or(""));
-    Some(Offer { address, weight, health: Health { readiness, reason, since }, check_ms: None })
+    let (code, argument) = parts.next()?.split_once(':')?;
+    let cause = Cause::from_wire(code.parse().ok()?, argument.parse().ok()?);
+    let revision = parts.next()?.parse().ok()?;
+    let detail = Detail::new(revision, parts.next().unwrap_or(""));
+    Some(Offer { address, weight, health: Health { readiness, cause, detail, since }, check_ms: None })
 }
 
 fn parse_hears(text: &str) -> Option<(NodeId, Hears)> {
@@ -337,7 +345,8 @@ mod tests {
                     weight: 100,
                     health: Health {
                         readiness: Readiness::NotReady,
-                        reason: "500 from /readyz".into(),
+                        cause: Cause::Http(500),
+                        detail: Detail::new(3, "etcd failed"),
                         since: UnixMs(9),
                     },
                     check_ms: Some(20),
@@ -375,7 +384,9 @@ mod tests {
 
     #[test]
     fn a_word_reads_back_as_said() {
-        assert_eq!(read(&word().to_keys()).unwrap(), word());
+        let back = read(&word().to_keys()).unwrap();
+        assert_eq!(back, word());
+        assert_eq!(back.services[&ServiceName::kube_api()].health.detail.to_string(), "etcd failed");
         assert!(word().to_keys().values().all(|value| value.is_ascii()));
     }
 

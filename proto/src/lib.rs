@@ -18,6 +18,8 @@ pub mod event;
 
 pub mod service;
 
+pub mod cause;
+
 pub mod health;
 
 pub mod pulse;

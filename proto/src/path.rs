@@ -20,7 +20,7 @@
 
 use std::time::Duration;
 
-use crate::health::REFUSED;
+use crate::cause::Cause;
 use crate::node::NodeId;
 use crate::pulse::Hearing;
 use crate::service::ServiceName;
@@ -85,7 +85,7 @@ pub struct Report {
 #[derive(Debug, Clone)]
 pub struct Path {
     reach: Reach,
-    reason: &'static str,
+    cause: Option<Cause>,
     since: UnixMs,
     hearing: Hearing,
     /// A connect has succeeded since the node was last heard.
@@ -101,7 +101,7 @@ impl Path {
     pub fn new(wall: UnixMs) -> Path {
         Path {
             reach: Reach::Up,
-            reason: "",
+            cause: None,
             since: wall,
             hearing: Hearing::Unknown,
             answered_since: false,
@@ -117,9 +117,9 @@ impl Path {
         self.reach
     }
 
-    /// Why it is not plainly up; empty when it is.
-    pub fn reason(&self) -> &'static str {
-        self.reason
+    /// Why it is not plainly up; none when it is.
+    pub fn cause(&self) -> Option<Cause> {
+        self.cause
     }
 
     /// Up by TCP connects alone: the agent beside it is not heard.
@@ -152,7 +152,7 @@ impl Path {
         self.next_probe = Some(now.after(self.probe_timeout() + PROBE_INTERVAL));
     }
 
-    /// Weighs one piece of evidence; true when the verdict or its reason changed.
+    /// Weighs one piece of evidence; true when the verdict or its cause changed.
     pub fn observe(&mut self, now: Moment, wall: UnixMs, evidence: Evidence) -> bool {
         match evidence {
             Evidence::Hearing(hearing) => self.hear(hearing),
@@ -190,43 +190,43 @@ impl Path {
         self.hearing = hearing;
     }
 
-    fn verdict(&self) -> (Reach, &'static str) {
+    fn verdict(&self) -> (Reach, Option<Cause>) {
         if self.refused >= REFUSALS {
-            return (Reach::Down, REFUSED);
+            return (Reach::Down, Some(Cause::PortClosed));
         }
         match self.hearing {
             Hearing::Heard | Hearing::Unknown if self.unanswered >= UNANSWERED_WHILE_HEARD => {
-                (Reach::Down, "no answer to connect")
+                (Reach::Down, Some(Cause::ConnectUnanswered))
             }
-            _ if self.refused > 0 => (Reach::Suspect, REFUSED),
+            _ if self.refused > 0 => (Reach::Suspect, Some(Cause::PortClosed)),
             Hearing::Heard | Hearing::Unknown if self.unanswered > 0 => {
-                (Reach::Suspect, "no answer to connect")
+                (Reach::Suspect, Some(Cause::ConnectUnanswered))
             }
-            Hearing::Heard | Hearing::Unknown => (Reach::Up, ""),
-            _ if self.answered_since => (Reach::Up, "agent not heard, checked directly"),
+            Hearing::Heard | Hearing::Unknown => (Reach::Up, None),
+            _ if self.answered_since => (Reach::Up, Some(Cause::CheckedDirectly)),
             Hearing::Lost if self.unanswered >= UNANSWERED_WHILE_LOST => {
-                (Reach::Down, "node not heard, no answer to connect")
+                (Reach::Down, Some(Cause::NodeUnreachable))
             }
-            Hearing::Late | Hearing::Lost => (Reach::Suspect, "node not heard"),
+            Hearing::Late | Hearing::Lost => (Reach::Suspect, Some(Cause::NotHeard)),
         }
     }
 
     fn judge(&mut self, now: Moment, wall: UnixMs, evidence: Evidence) -> bool {
-        let (reach, reason) = self.verdict();
-        let before = (self.reach, self.reason);
+        let (reach, cause) = self.verdict();
+        let before = (self.reach, self.cause);
         if self.reach != reach {
             self.since = wall;
         }
-        (self.reach, self.reason) = (reach, reason);
-        let news = !matches!(evidence, Evidence::Hearing(_)) || before != (reach, reason);
+        (self.reach, self.cause) = (reach, cause);
+        let news = !matches!(evidence, Evidence::Hearing(_)) || before != (reach, cause);
         self.next_probe = match reach {
             // Plainly up: nothing to find out.
-            Reach::Up if reason.is_empty() => None,
+            Reach::Up if cause.is_none() => None,
             Reach::Suspect if news => Some(now),
             Reach::Up | Reach::Down if news => Some(now.after(PROBE_INTERVAL)),
             _ => self.next_probe,
         };
-        before != (reach, reason)
+        before != (reach, cause)
     }
 }
 
@@ -303,6 +303,6 @@ mod tests {
     #[test]
     fn a_silent_agent_beside_a_serving_apiserver_stays_up_and_says_so() {
         let path = after(&[LATE, CONNECTED]);
-        assert_eq!((path.reach(), path.reason()), (Reach::Up, "agent not heard, checked directly"));
+        assert_eq!((path.reach(), path.cause()), (Reach::Up, Some(Cause::CheckedDirectly)));
     }
 }

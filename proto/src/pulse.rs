@@ -20,9 +20,10 @@
 //! At 10 % loss each way a round trip is lost one time in five. Late takes five losses in a row, which
 //! happens every few minutes and costs nothing; Lost takes nineteen.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use crate::cause::Cause;
 use crate::health::Readiness;
 use crate::node::NodeId;
 use crate::service::ServiceName;
@@ -51,6 +52,9 @@ const REMEMBERED: usize = 32;
 
 /// Most services in a saying, and so in a pulse's answer.
 const MAX_SERVICES: usize = 32;
+
+/// Most bytes of a saying: with seal and header it must fit into one datagram.
+const MAX_SAYING: usize = 1088;
 
 /// Time between two pulses to one master in a cluster of this many nodes.
 pub fn interval(nodes: usize) -> Duration {
@@ -237,55 +241,64 @@ pub struct Saying {
     pub draining: bool,
     /// It is stopping.
     pub leaving: bool,
-    /// What it offers.
-    pub services: BTreeMap<ServiceName, Readiness>,
-    /// Those of them that are down with their port closed: what they hold may go on.
-    pub closed: BTreeSet<ServiceName>,
+    /// What it offers, how that is, and why.
+    pub services: BTreeMap<ServiceName, (Readiness, Cause)>,
 }
 
 impl Saying {
-    /// The saying as bytes: flags, then for each service the length of its name, the name, its readiness.
+    /// The saying as bytes: flags, then an entry for each service, with its length in front: length of the
+    /// name, the name, readiness, code and argument of the cause. What a later version adds to an entry's end is
+    /// passed over.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![u8::from(self.draining) | u8::from(self.leaving) << 1];
-        for (full, readiness) in self.services.iter().take(MAX_SERVICES) {
-            let name = full.as_str().as_bytes();
+        for (name, (readiness, cause)) in self.services.iter().take(MAX_SERVICES) {
+            let name = name.as_str().as_bytes();
+            let (code, argument) = cause.to_wire();
+            let mut entry = Vec::with_capacity(1 + name.len() + 5);
             // A service name has at most 32 bytes.
-            bytes.push(u8::try_from(name.len()).unwrap_or(0));
-            bytes.extend_from_slice(name);
-            bytes.push(match readiness {
-                Readiness::Down if self.closed.contains(full) => 4,
+            entry.push(u8::try_from(name.len()).unwrap_or(0));
+            entry.extend_from_slice(name);
+            entry.push(match readiness {
                 Readiness::Ready => 0,
                 Readiness::Alive => 1,
                 Readiness::NotReady => 2,
                 Readiness::Down => 3,
             });
+            entry.extend_from_slice(&code.to_be_bytes());
+            entry.extend_from_slice(&argument.to_be_bytes());
+            if bytes.len() + 1 + entry.len() > MAX_SAYING {
+                break;
+            }
+            bytes.push(u8::try_from(entry.len()).unwrap_or(0));
+            bytes.extend_from_slice(&entry);
         }
         bytes
     }
 
-    /// Reads a saying; none when it is garbled.
+    /// Reads a saying; none when it is garbled. A service whose readiness this version does not know is left
+    /// out.
     pub fn from_bytes(bytes: &[u8]) -> Option<Saying> {
         let (flags, mut rest) = bytes.split_first()?;
         let mut saying = Saying { draining: flags & 1 != 0, leaving: flags & 2 != 0, ..Saying::default() };
         while let Some((length, more)) = rest.split_first() {
-            let (name, more) = more.split_at_checked(usize::from(*length))?;
-            let (readiness, more) = more.split_first()?;
+            let (entry, more) = more.split_at_checked(usize::from(*length))?;
+            rest = more;
+            let (length, entry) = entry.split_first()?;
+            let (name, entry) = entry.split_at_checked(usize::from(*length))?;
+            let (&[readiness, c1, c2, a1, a2], _) = entry.split_first_chunk()?;
             let name: ServiceName = std::str::from_utf8(name).ok()?.parse().ok()?;
-            if *readiness == 4 {
-                saying.closed.insert(name.clone());
-            }
             let readiness = match readiness {
                 0 => Readiness::Ready,
                 1 => Readiness::Alive,
                 2 => Readiness::NotReady,
-                3 | 4 => Readiness::Down,
-                _ => return None,
+                3 => Readiness::Down,
+                _ => continue,
             };
-            saying.services.insert(name, readiness);
+            let cause = Cause::from_wire(u16::from_be_bytes([c1, c2]), u16::from_be_bytes([a1, a2]));
+            saying.services.insert(name, (readiness, cause));
             if saying.services.len() > MAX_SERVICES {
                 return None;
             }
-            rest = more;
         }
         Some(saying)
     }
@@ -399,13 +412,35 @@ mod tests {
         assert_eq!(interval(5_000), Duration::from_secs(1));
     }
 
+    #[test]
+    fn what_a_later_version_adds_to_a_service_is_passed_over() {
+        let entry = |readiness: u8, name: &[u8], extra: &[u8]| {
+            let parts = [&[name.len() as u8], name, &[readiness, 0, 5, 0, 0], extra].concat();
+            [&[parts.len() as u8], parts.as_slice()].concat()
+        };
+        let bytes = [vec![1], entry(3, b"kube-api", b"more"), entry(9, b"web", b"")].concat();
+        let saying = Saying::from_bytes(&bytes).unwrap();
+        assert_eq!(saying.services, [(ServiceName::kube_api(), (Readiness::Down, Cause::PortClosed))].into());
+    }
+
+    #[test]
+    fn the_largest_saying_fits_into_a_datagram() {
+        let name = |n: usize| format!("{n:02}{}", "x".repeat(30)).parse().unwrap();
+        let services = (10..10 + MAX_SERVICES).map(|n| (name(n), (Readiness::Ready, Cause::Connected)));
+        let saying = Saying { services: services.collect(), ..Saying::default() };
+        let bytes = saying.to_bytes();
+        assert!(bytes.len() <= MAX_SAYING && bytes.len() > MAX_SAYING - 40, "{}", bytes.len());
+        assert!(Saying::from_bytes(&bytes).is_some());
+    }
+
     proptest! {
         #[test]
-        fn a_saying_reads_back_as_said(draining: bool, leaving: bool, names in proptest::collection::btree_map("[a-z][a-z0-9-]{0,30}[a-z0-9]", 0usize..5, 0..5)) {
+        fn a_saying_reads_back_as_said(draining: bool, leaving: bool, services in proptest::collection::btree_map("[a-z][a-z0-9-]{0,30}[a-z0-9]", (0usize..4, any::<(u16, u16)>()), 0..5)) {
             let all = [Readiness::Ready, Readiness::Alive, Readiness::NotReady, Readiness::Down];
-            let closed = names.iter().filter(|(_, i)| **i > 3).map(|(name, _)| name.parse().unwrap()).collect();
-            let services = names.into_iter().map(|(name, i)| (name.parse().unwrap(), all[i.min(3)])).collect();
-            let saying = Saying { draining, leaving, services, closed };
+            let one = |(name, (i, (code, argument))): (String, (usize, (u16, u16)))| {
+                (name.parse().unwrap(), (all[i], Cause::from_wire(code, argument)))
+            };
+            let saying = Saying { draining, leaving, services: services.into_iter().map(one).collect() };
             prop_assert_eq!(Saying::from_bytes(&saying.to_bytes()), Some(saying));
         }
 

@@ -143,7 +143,8 @@ fn service_status(
                     node: backend.name.clone(),
                     address: backend.address.to_string(),
                     state: backend.state,
-                    reason: backend.reason.clone(),
+                    cause: backend.cause,
+                    reason: backend.reason(),
                     since_unix_ms: backend.since,
                     rtt_ms: backend
                         .rtt

@@ -146,7 +146,7 @@ impl Inputs {
 fn own(name: &ServiceName, offer: &Offer) -> Result<(), String> {
     match offer.health.readiness {
         Readiness::Ready | Readiness::Alive => Ok(()),
-        readiness => Err(format!("its {name} is {}: {}", readiness.word(), offer.health.reason)),
+        readiness => Err(format!("its {name} is {}: {}", readiness.word(), offer.health.reason())),
     }
 }
 
@@ -165,6 +165,7 @@ fn balancer(service: &Service, backends: &[Backend]) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use proto::cause::{Cause, Detail};
     use proto::health::Health;
     use proto::time::UnixMs;
 
@@ -175,13 +176,18 @@ mod tests {
         let offer = |readiness| Offer {
             address: ([10, 0, 0, 1], 6443).into(),
             weight: 100,
-            health: Health { readiness, reason: "500 from /readyz".to_owned(), since: UnixMs(0) },
+            health: Health {
+                readiness,
+                cause: Cause::Http(500),
+                detail: Detail::default(),
+                since: UnixMs(0),
+            },
             check_ms: None,
         };
         let name = ServiceName::kube_api();
         assert!(own(&name, &offer(Readiness::Ready)).is_ok() && own(&name, &offer(Readiness::Alive)).is_ok());
         let why = own(&name, &offer(Readiness::NotReady)).unwrap_err();
-        assert_eq!(why, "its kube-api is not-ready: 500 from /readyz");
+        assert_eq!(why, "its kube-api is not-ready: HTTP 500");
         let mut service = Service::kube_api();
         assert!(balancer(&service, &[]).unwrap_err().contains("listens for nobody else"));
         service.listen = vec![([0, 0, 0, 0], 6443).into()];

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use proto::control::{CheckCounts, Histogram};
-use proto::health::Outcome;
+use proto::health::{Answer, Outcome};
 use proto::service::ServiceName;
 
 use crate::meter::Meter;
@@ -20,12 +20,12 @@ impl Counts {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (counts, meter) = all.entry(service.clone()).or_default();
         let [good, alive, not_ready, refused, silent] = counts;
-        *match outcome {
-            Outcome::Good(_) => good,
-            Outcome::Alive(_) => alive,
-            Outcome::NotReady(_) => not_ready,
-            Outcome::Refused(_) => refused,
-            Outcome::Silent(_) => silent,
+        *match outcome.answer {
+            Answer::Good => good,
+            Answer::Alive => alive,
+            Answer::NotReady => not_ready,
+            Answer::Refused => refused,
+            Answer::Silent => silent,
         } += 1;
         meter.took(took);
     }

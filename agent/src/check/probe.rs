@@ -9,9 +9,11 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response, header};
 use hyper_util::rt::TokioIo;
-use proto::health::{Outcome, REFUSED};
+use proto::cause::Cause;
+use proto::health::{Answer as Found, Outcome};
 use proto::service::{Check, CheckKind, HttpCheck};
 use proto::time::human;
+use rustix::io::Errno;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -51,7 +53,7 @@ impl Probe {
         let timeout = self.timeout;
         match tokio::time::timeout(timeout, self.attempt(target)).await {
             Ok(outcome) => outcome,
-            Err(_) => Outcome::Silent(format!("no answer in {}", human(timeout))),
+            Err(_) => Outcome::new(Found::Silent, Cause::TimedOut).with(human(timeout)),
         }
     }
 
@@ -61,7 +63,7 @@ impl Probe {
             Err(error) => return not_connected(&error),
         };
         match &mut self.kind {
-            Kind::Tcp => Outcome::Good("accepts connections".into()),
+            Kind::Tcp => Outcome::new(Found::Good, Cause::Connected),
             Kind::Http(http) => match exchange(stream, http, &target.to_string()).await {
                 Ok(answer) => judge(http, &answer, None),
                 Err(failure) => failure.outcome(),
@@ -88,22 +90,30 @@ async fn connect(target: SocketAddr) -> io::Result<TcpStream> {
 
 fn not_connected(error: &io::Error) -> Outcome {
     match error.kind() {
-        io::ErrorKind::ConnectionRefused => Outcome::Refused(REFUSED.into()),
+        io::ErrorKind::ConnectionRefused => Outcome::new(Found::Refused, Cause::PortClosed),
         _ => broken(error),
     }
 }
 
 fn broken(error: &io::Error) -> Outcome {
-    Outcome::Silent(match error.kind() {
-        io::ErrorKind::UnexpectedEof => "connection closed without an answer".into(),
-        kind => kind.to_string(),
-    })
+    let silent = |cause| Outcome::new(Found::Silent, cause);
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => silent(Cause::ClosedEarly),
+        io::ErrorKind::TimedOut => silent(Cause::TimedOut),
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => silent(Cause::Unreachable),
+        _ if out_of_descriptors(error) => silent(Cause::NoDescriptors),
+        kind => silent(Cause::ConnectionBroken).with(kind.to_string()),
+    }
+}
+
+fn out_of_descriptors(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
 async fn https(stream: TcpStream, http: &HttpCheck, tls: &mut Tls, target: SocketAddr) -> Outcome {
     let (ready, name) = match (tls.current().await, tls.server_name(target.ip())) {
         (Ok(ready), Ok(name)) => (ready, name),
-        (Err(why), _) | (_, Err(why)) => return Outcome::NotReady(why),
+        (Err(unusable), _) | (_, Err(unusable)) => return unusable.outcome(),
     };
     let connector = TlsConnector::from(ready.config.clone());
     let stream = match connector.connect(name.clone(), stream).await {
@@ -142,16 +152,16 @@ impl Failure {
 
     fn outcome(&self) -> Outcome {
         match self {
-            Failure::BadPath => Outcome::NotReady("the check's path is none that can be asked for".into()),
+            Failure::BadPath => {
+                Outcome::new(Found::NotReady, Cause::BadCheck).with("no path that can be asked for")
+            }
             Failure::Hyper(error) if error.is_incomplete_message() || error.is_canceled() => {
                 broken(&io::ErrorKind::UnexpectedEof.into())
             }
-            Failure::Hyper(error) if error.is_parse() => {
-                Outcome::NotReady("the answer is not HTTP/1.1".into())
-            }
+            Failure::Hyper(error) if error.is_parse() => Outcome::new(Found::NotReady, Cause::NotHttp),
             Failure::Hyper(error) => match self.io() {
                 Some(io) => broken(io),
-                None => Outcome::Silent(error.to_string()),
+                None => Outcome::new(Found::Silent, Cause::ConnectionBroken).with(error.to_string()),
             },
         }
     }
@@ -197,21 +207,21 @@ async fn read(response: Response<Incoming>) -> Answer {
 /// What an answer means.
 fn judge(http: &HttpCheck, answer: &Answer, tls: Option<&Ready>) -> Outcome {
     let Answer { status, body } = answer;
-    let said = format!("{status} from {}", http.path);
+    let found = |found| Outcome::new(found, Cause::Http(*status));
     if http.expect.holds(*status) {
-        return Outcome::Good(said);
+        return found(Found::Good);
     }
     match status {
-        401 | 403 => Outcome::Alive(match tls {
-            None => said,
-            Some(Ready { client: true, .. }) => format!("{said}: credentials not accepted"),
-            Some(Ready { problem: Some(problem), .. }) => format!("{said}: {problem}"),
-            Some(_) => format!("{said}: no credentials found"),
+        401 | 403 => found(Found::Alive).with(match tls {
+            None => "",
+            Some(Ready { client: true, .. }) => "credentials not accepted",
+            Some(Ready { problem: Some(problem), .. }) => problem,
+            Some(_) => "no credentials found",
         }),
-        _ => Outcome::NotReady(match first_failed(body) {
-            Some(name) => format!("{said}: {name} failed"),
-            None => said,
-        }),
+        _ => match first_failed(body) {
+            Some(name) => found(Found::NotReady).with(format!("{name} failed")),
+            None => found(Found::NotReady),
+        },
     }
 }
 

@@ -6,10 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::health::Outcome;
+use proto::cause::{Cause, TlsFault};
+use proto::health::{Answer, Outcome};
 use proto::service::TlsCheck;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::client::{Resumption, VerifierBuilderError, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::SingleCertAndKey;
@@ -38,7 +39,43 @@ pub(super) struct Ready {
 }
 
 /// The newest state of the files, or why there can be no TLS with them.
-pub(super) type Current = Result<Arc<Ready>, String>;
+pub(super) type Current = Result<Arc<Ready>, Unusable>;
+
+/// Why a check can't begin TLS.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(super) enum Unusable {
+    /// The name that the server should prove is none.
+    #[error("server-name \"{0}\" is neither a host name nor an address; write one of them")]
+    ServerName(String),
+    /// The CA that configuration names can't be read.
+    #[error("{}", .0.as_deref().unwrap_or("the CA that configuration names cannot be read"))]
+    NoCa(Option<String>),
+    /// The CA file holds nothing to verify with.
+    #[error("{file}: {source}")]
+    Verifier {
+        /// The end of its path.
+        file: String,
+        /// What rustls says.
+        source: Arc<VerifierBuilderError>,
+    },
+    /// rustls does not take its own settings.
+    #[error("TLS: {0}")]
+    Settings(#[from] rustls::Error),
+    /// The files have never been read.
+    #[error("the disk does not answer")]
+    Disk,
+}
+
+impl Unusable {
+    /// What it says of the service.
+    pub(super) fn outcome(&self) -> Outcome {
+        let cause = match self {
+            Unusable::ServerName(_) => Cause::BadCheck,
+            _ => Cause::NoCredentials,
+        };
+        Outcome::new(Answer::NotReady, cause).with(self.to_string())
+    }
+}
 
 /// Keeps TLS ready, and follows the files that it is made of. They are looked at on tokio's blocking
 /// threads: a disk that hangs must not hold up a thread that also carries the proxy.
@@ -65,12 +102,13 @@ impl Tls {
     }
 
     /// The name that the server has to prove.
-    pub(super) fn server_name(&self, target: IpAddr) -> Result<ServerName<'static>, String> {
+    pub(super) fn server_name(&self, target: IpAddr) -> Result<ServerName<'static>, Unusable> {
+        let named = |name: &str| {
+            ServerName::try_from(name.to_owned()).map_err(|_| Unusable::ServerName(name.to_owned()))
+        };
         match &self.server_name {
-            Some(name) => ServerName::try_from(name.clone()).map_err(|_| {
-                format!("server-name \"{name}\" is neither a host name nor an address; write one of them")
-            }),
-            None if self.discover => ServerName::try_from(KUBERNETES).map_err(|error| error.to_string()),
+            Some(name) => named(name),
+            None if self.discover => named(KUBERNETES),
             None => Ok(ServerName::from(target)),
         }
     }
@@ -101,9 +139,7 @@ impl Tls {
             }
             Err(_) => tracing::debug!("the files of a check's credentials cannot be read at the moment"),
         }
-        self.current
-            .clone()
-            .unwrap_or_else(|| Err("credentials cannot be read: the disk does not answer".into()))
+        self.current.clone().unwrap_or(Err(Unusable::Disk))
     }
 }
 
@@ -143,20 +179,19 @@ impl Loader {
 fn build(found: Found, needs_ca: bool) -> Current {
     let problem = found.problems.into_iter().next();
     if needs_ca && found.ca.is_none() {
-        return Err(problem.unwrap_or_else(|| "the CA that configuration names cannot be read".into()));
+        return Err(Unusable::NoCa(problem));
     }
     let provider = Arc::new(ring::default_provider());
     let ca = found.ca.as_ref().map(|ca| tail(&ca.file));
     let verifier: Arc<dyn ServerCertVerifier> = match found.ca {
         Some(ca) => WebPkiServerVerifier::builder_with_provider(ca.roots, Arc::clone(&provider))
             .build()
-            .map_err(|error| format!("{}: {error}", tail(&ca.file)))?,
+            .map_err(|error| Unusable::Verifier { file: tail(&ca.file), source: Arc::new(error) })?,
         None => Arc::new(Unverified(Arc::clone(&provider))),
     };
     let builder = ClientConfig::builder_with_provider(provider)
         // Kubernetes' own minimum is 1.2.
-        .with_protocol_versions(&[&TLS13, &TLS12])
-        .map_err(|error| format!("TLS: {error}"))?
+        .with_protocol_versions(&[&TLS13, &TLS12])?
         .dangerous()
         .with_custom_certificate_verifier(verifier);
     let client = found.client.is_some();
@@ -214,11 +249,15 @@ impl ServerCertVerifier for Unverified {
 pub(super) fn outcome_of(error: &io::Error, ready: &Ready, name: &ServerName<'_>) -> Option<Outcome> {
     let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
     Some(match error {
-        rustls::Error::InvalidCertificate(why) => Outcome::NotReady(certificate(why, ready, name)),
-        rustls::Error::InvalidMessage(_) => Outcome::NotReady("TLS: the answer is not TLS".into()),
+        rustls::Error::InvalidCertificate(why) => certificate(why, ready, name),
+        rustls::Error::InvalidMessage(_) => failed(TlsFault::NotTls),
         rustls::Error::AlertReceived(alert) => refused(*alert, ready),
-        other => Outcome::NotReady(format!("TLS: {other}")),
+        other => failed(TlsFault::Failed).with(other.to_string()),
     })
+}
+
+fn failed(fault: TlsFault) -> Outcome {
+    Outcome::new(Answer::NotReady, Cause::Tls(fault))
 }
 
 /// A server that sends an alert is there. When it is about the client's certificate, that is TLS' 401.
@@ -235,34 +274,33 @@ fn refused(alert: AlertDescription, ready: &Ready) -> Outcome {
         | A::UnsupportedCertificate
             if ready.client =>
         {
-            Outcome::Alive("TLS: client certificate not accepted".into())
+            Outcome::new(Answer::Alive, Cause::Tls(TlsFault::ClientCertificateRejected))
         }
         // The last two are how servers said it before TLS 1.3 had a word for it.
         A::CertificateRequired | A::BadCertificate | A::HandshakeFailure if !ready.client => {
-            let why = ready.problem.as_deref().unwrap_or("none found");
-            Outcome::Alive(format!("TLS: asks for a client certificate: {why}"))
+            Outcome::new(Answer::Alive, Cause::Tls(TlsFault::ClientCertificateRequired))
+                .with(ready.problem.as_deref().unwrap_or("none found"))
         }
-        _ => Outcome::NotReady(format!("TLS: refused by the server: {alert:?}")),
+        _ => failed(TlsFault::Refused).with(format!("{alert:?}")),
     }
 }
 
-fn certificate(why: &CertificateError, ready: &Ready, name: &ServerName<'_>) -> String {
-    let text = match why {
+fn certificate(why: &CertificateError, ready: &Ready, name: &ServerName<'_>) -> Outcome {
+    match why {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            format!("is not for {}", name.to_str())
+            failed(TlsFault::NameMismatch).with(format!("not for {}", name.to_str()))
         }
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => "has expired".into(),
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => failed(TlsFault::Expired),
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-            "is not valid yet".into()
+            failed(TlsFault::NotYetValid)
         }
         // kubeadm gives every CA the same name, so another cluster's shows as a wrong signature.
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-            format!("is not signed by {}", ready.ca.as_deref().unwrap_or("a known CA"))
+            failed(TlsFault::UnknownCa).with(ready.ca.as_deref().unwrap_or_default())
         }
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
-            "is not one of a server".into()
+            failed(TlsFault::NotForServers)
         }
-        other => format!("cannot be verified: {other}"),
-    };
-    format!("TLS: certificate {text}")
+        other => failed(TlsFault::Unverifiable).with(other.to_string()),
+    }
 }

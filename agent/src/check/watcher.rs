@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use proto::health::{Checker, Outcome, Readiness};
+use proto::cause::Cause;
+use proto::health::{Answer, Checker, Outcome, Readiness};
 use proto::keys::Offer;
 use proto::service::{Check, Service};
 use tokio::sync::{mpsc, watch};
@@ -50,7 +51,7 @@ pub(super) struct Watcher {
     pub(super) generation: u64,
     pub(super) reports: mpsc::Sender<Report>,
     /// What was last logged about an instance that is not offered.
-    pub(super) hint: Option<String>,
+    pub(super) hint: Option<Cause>,
     pub(super) counts: Arc<Counts>,
     /// What a check takes, roughly.
     pub(super) check_ms: Option<u32>,
@@ -62,8 +63,6 @@ struct Checked {
     target: SocketAddr,
     outcome: Outcome,
     took: Duration,
-    /// The service answers on loopback instead.
-    elsewhere: Option<String>,
 }
 
 type Flight = Pin<Box<dyn Future<Output = Checked> + Send>>;
@@ -105,40 +104,39 @@ impl Watcher {
         let target = target(&self.service, own);
         if let Some(listener) = self.listeners.iter().find(|listener| covers(**listener, target)) {
             // Our own proxy would answer, with the health of somebody else.
-            self.hint(format!("{target} is not checked, this agent's own proxy listens on {listener}"));
+            self.hint(Cause::OwnListener, &format!("{listener} covers {target}"));
             return Some(None);
         }
         let mut probe = self.probes.pop()?;
         let listeners = self.listeners.clone();
         flying.push(Box::pin(async move {
-            let mut elsewhere = None;
             let began = tokio::time::Instant::now();
             let outcome = probe.check(target).await;
             let took = began.elapsed();
-            let outcome = match outcome {
-                Outcome::Refused(reason) => {
-                    elsewhere = on_loopback(&listeners, target).await;
-                    Outcome::Refused(elsewhere.clone().unwrap_or(reason))
-                }
-                outcome => outcome,
+            let outcome = match outcome.answer {
+                Answer::Refused => on_loopback(&listeners, target).await.unwrap_or(outcome),
+                _ => outcome,
             };
-            Checked { probe, target, outcome, took, elsewhere }
+            Checked { probe, target, outcome, took }
         }));
         None
     }
 
     /// What follows from a check.
     fn end(&mut self, checked: Checked) -> Option<Offer> {
-        let Checked { probe, target, outcome, took, elsewhere } = checked;
+        let Checked { probe, target, outcome, took } = checked;
         self.counts.add(&self.service.name, &outcome, took);
         self.check_ms = Some(roughly(self.check_ms, took));
         self.probes.push(probe);
         let own = *self.own.borrow();
         let before = self.checker.health().map(|health| health.readiness);
+        let elsewhere = (outcome.cause == Cause::LoopbackOnly).then(|| outcome.detail.clone());
         self.checker.observe(self.life.now(), wall(), outcome);
         self.log(before, target);
         match elsewhere {
-            Some(elsewhere) if self.checker.health().is_none() => self.hint(elsewhere),
+            Some(where_not) if self.checker.health().is_none() => {
+                self.hint(Cause::LoopbackOnly, &where_not);
+            }
             _ => self.hint = None,
         }
         let health = self.checker.health()?.clone();
@@ -155,7 +153,7 @@ impl Watcher {
         let name = &self.service.name;
         match self.checker.health() {
             Some(health) if before != Some(health.readiness) => {
-                let (state, reason) = (health.readiness, &health.reason);
+                let (state, reason) = (health.readiness, health.reason());
                 tracing::info!(service = %name, %state, "{name} at {target} is {state}: {reason}");
             }
             None if before.is_some() => {
@@ -169,11 +167,11 @@ impl Watcher {
     }
 
     /// Says once why an instance is not offered, since nothing else would show it.
-    fn hint(&mut self, text: String) {
-        if self.hint.as_ref() != Some(&text) {
+    fn hint(&mut self, cause: Cause, detail: &str) {
+        if self.hint != Some(cause) {
             let name = &self.service.name;
-            tracing::warn!(service = %name, "{name} is not offered to others: {text}");
-            self.hint = Some(text);
+            tracing::warn!(service = %name, cause = cause.label(), "{name} is not offered: {cause}: {detail}");
+            self.hint = Some(cause);
         }
     }
 }
@@ -187,7 +185,7 @@ fn roughly(said: Option<u32>, took: Duration) -> u32 {
 
 /// A closed port at the mesh address and an open one on loopback: the service is bound to the wrong
 /// address, which nobody guesses from "refused".
-async fn on_loopback(listeners: &[SocketAddr], target: SocketAddr) -> Option<String> {
+async fn on_loopback(listeners: &[SocketAddr], target: SocketAddr) -> Option<Outcome> {
     let loopback = match target.ip() {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
@@ -197,7 +195,8 @@ async fn on_loopback(listeners: &[SocketAddr], target: SocketAddr) -> Option<Str
     if target == beside || ours || !probe::accepts(beside, LOOPBACK_WITHIN).await {
         return None;
     }
-    Some(format!("listens on {loopback} only, not on {}", target.ip()))
+    let detail = format!("{loopback}, not {}", target.ip());
+    Some(Outcome::new(Answer::Refused, Cause::LoopbackOnly).with(detail))
 }
 
 /// The address that is checked.

@@ -57,7 +57,7 @@ fn masters(status: Status) -> Vec<Seen> {
         .map(|backend| Seen {
             node: backend.node.to_string(),
             state: backend.state,
-            reason: backend.reason,
+            reason: backend.reason.to_string(),
             connections: backend.connections,
         })
         .collect()

@@ -111,7 +111,7 @@ impl Seen {
             // closely, and that is all.
             let was_good = gone.get(&key).is_some_and(|(state, ..)| state.is_good());
             let told = Event::new(Kind::Backend, now, subject, backend.state.word())
-                .cause(backend.reason.as_str())
+                .cause(backend.reason().to_string())
                 .level(match backend.state {
                     State::Ready | State::Alive | State::Draining | State::Unknown => Level::Info,
                     State::Suspect if was_good => Level::Warning,
@@ -230,7 +230,7 @@ impl Seen {
         for (service, offer) in health {
             let found = offer.health.readiness;
             let event = Event::new(Kind::Check, now, service.as_str(), found.word())
-                .cause(offer.health.reason.as_str())
+                .cause(offer.health.reason().to_string())
                 .level(if found <= Readiness::Alive { Level::Info } else { Level::Error });
             let since = match gone.remove(service) {
                 Some((was, since)) if was == found => since,

@@ -1,5 +1,6 @@
 //! What has changed, found out of two looks.
 
+use proto::cause::{Cause, Detail};
 use proto::cluster::{Admitted, ClusterId, KeyId, Removed};
 use proto::control::VipCandidate;
 use proto::health::Health;
@@ -35,14 +36,15 @@ fn seen() -> Seen {
     Seen::new(key(0).id(), UnixMs(0), Arc::new(document()))
 }
 
-fn table(state: State, reason: &str) -> Table {
+fn table(state: State, cause: Cause) -> Table {
     let backend = proto::backends::Backend {
         node: key(1).id(),
         name: name(1),
         address: "10.0.0.1:6443".parse().unwrap(),
         weight: 100,
         state,
-        reason: reason.to_owned(),
+        cause: Some(cause),
+        detail: Detail::default(),
         since: UnixMs(MINUTE),
         rtt: None,
         direct: false,
@@ -85,16 +87,16 @@ fn said(act: impl FnOnce(&mut Vec<Event>)) -> Vec<String> {
 #[test]
 fn a_backend_tells_from_to_why_and_how_long() {
     let mut seen = seen();
-    let mut step = |state, reason, at| said(|out| seen.table(&table(state, reason), UnixMs(at), out));
-    assert!(step(State::Unknown, "from the last good list", 0).is_empty(), "the last good list is no news");
+    let mut step = |state, cause, at| said(|out| seen.table(&table(state, cause), UnixMs(at), out));
+    assert!(step(State::Unknown, Cause::LastKnownGood, 0).is_empty(), "the last good list is no news");
     assert_eq!(
-        step(State::Ready, "200 from /readyz", 2 * MINUTE),
-        ["backend kube-api/m1: unknown -> ready after 60s: 200 from /readyz"]
+        step(State::Ready, Cause::Http(200), 2 * MINUTE),
+        ["backend kube-api/m1: unknown -> ready after 60s: HTTP 200"]
     );
-    assert!(step(State::Ready, "another reason", 3 * MINUTE).is_empty());
+    assert!(step(State::Ready, Cause::Connected, 3 * MINUTE).is_empty());
     assert_eq!(
-        step(State::Down, "refused", 5 * MINUTE),
-        ["backend kube-api/m1: ready -> down after 3m: refused"]
+        step(State::Down, Cause::PortClosed, 5 * MINUTE),
+        ["backend kube-api/m1: ready -> down after 3m: connection refused"]
     );
     let gone = said(|out| seen.table(&Table::new(), UnixMs(6 * MINUTE), out));
     assert_eq!(gone, ["backend kube-api/m1: down -> gone after 60s"]);
@@ -104,7 +106,7 @@ fn a_backend_tells_from_to_why_and_how_long() {
 #[test]
 fn members_are_told_as_status_judges_them() {
     let mut seen = seen();
-    let (ready, none) = (table(State::Ready, ""), Table::new());
+    let (ready, none) = (table(State::Ready, Cause::Connected), Table::new());
     let mut step = |view: &View, ears: &Ears, table: &Table, at| {
         said(|out| seen.members(view, ears, table, UnixMs(at), out))
     };
@@ -162,17 +164,22 @@ fn own_checks_are_told() {
     let offer = |readiness| Offer {
         address: "10.0.0.1:6443".parse().unwrap(),
         weight: 100,
-        health: Health { readiness, reason: "500 from /readyz".to_owned(), since: UnixMs(0) },
+        health: Health {
+            readiness,
+            cause: Cause::Http(500),
+            detail: Detail::new(1, "etcd failed"),
+            since: UnixMs(0),
+        },
         check_ms: None,
     };
     let of = |readiness| BTreeMap::from([(ServiceName::kube_api(), offer(readiness))]);
     let mut step = |health: &BTreeMap<ServiceName, Offer>, at| {
         said(|out| seen.checks(health, UnixMs(1 + at * MINUTE), out))
     };
-    assert_eq!(step(&of(Readiness::Ready), 0), ["check kube-api: ready: 500 from /readyz"]);
+    assert_eq!(step(&of(Readiness::Ready), 0), ["check kube-api: ready: HTTP 500: etcd failed"]);
     assert_eq!(
         step(&of(Readiness::NotReady), 5),
-        ["check kube-api: ready -> not-ready after 5m: 500 from /readyz"]
+        ["check kube-api: ready -> not-ready after 5m: HTTP 500: etcd failed"]
     );
     assert_eq!(
         step(&BTreeMap::new(), 7),
@@ -303,7 +310,7 @@ fn a_doubt_is_a_warning_only_about_what_was_good() {
     let level = |states: &[State]| {
         let (mut seen, mut out) = (seen(), Vec::new());
         for (at, state) in states.iter().enumerate() {
-            seen.table(&table(*state, ""), UnixMs(MINUTE + at as u64), &mut out);
+            seen.table(&table(*state, Cause::Connected), UnixMs(MINUTE + at as u64), &mut out);
         }
         out.last().map(|event| event.level)
     };

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use proto::backends::{Backend, Balancer, Fate, Usage, fate};
+use proto::cause::Cause;
 use proto::dial::{Budget, FirstByte};
 use proto::node::NodeId;
 use proto::service::{Balance, Service, ServiceName};
@@ -235,7 +236,7 @@ impl Pool {
             let fate = fate(node, backends);
             let before = std::mem::replace(&mut kept.condemned, fate == Fate::Reset);
             let backend = backends.iter().find(|one| one.node == *node);
-            let why = backend.map_or("no longer a backend", |one| one.reason.as_str());
+            let why = backend.map_or_else(|| Cause::NotOffered.into(), Backend::reason);
             let held = &kept.held;
             if kept.condemned && !before {
                 let count = held.reset_all();

@@ -4,6 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use proto::backends::{Backend, State};
+use proto::cause::Detail;
 use proto::path::Evidence;
 use proto::service::Balance;
 use proto::time::UnixMs;
@@ -31,7 +32,8 @@ pub(super) fn backend(n: u8, address: SocketAddr, state: State) -> Backend {
         address,
         weight: 100,
         state,
-        reason: "said so".to_owned(),
+        cause: None,
+        detail: Detail::default(),
         since: UnixMs(0),
         rtt: None,
         direct: false,

@@ -169,7 +169,7 @@ fn hearsay(member: &Member, vip: &VipSettings, wall: UnixMs, young: bool) -> Opt
         _ if !member.heard => Some("it is not heard".to_owned()),
         _ if word.draining.is_some() => Some("it drains".to_owned()),
         _ if word.unfit.contains_key(&address) => word.unfit.get(&address).cloned(),
-        Some(bad) => Some(format!("its {service} is {}: {}", bad.readiness, bad.reason)),
+        Some(bad) => Some(format!("its {service} is {}: {}", bad.readiness, bad.reason())),
         // Of an address that has just been set nobody has said anything yet, nor has one that has just been
         // heard; and who is waited for must not be given up for that.
         None if young => None,
@@ -182,6 +182,7 @@ fn hearsay(member: &Member, vip: &VipSettings, wall: UnixMs, young: bool) -> Opt
 #[cfg(test)]
 mod tests {
     use proto::arp::Mac;
+    use proto::cause::{Cause, Detail};
     use proto::health::Health;
     use proto::keys::{Foot, Offer, Word};
     use proto::view::View;
@@ -191,7 +192,12 @@ mod tests {
     const WALL: UnixMs = UnixMs(100_000);
 
     fn member(change: impl FnOnce(&mut Member)) -> Member {
-        let health = Health { readiness: Readiness::Ready, reason: String::new(), since: UnixMs(0) };
+        let health = Health {
+            readiness: Readiness::Ready,
+            cause: Cause::Connected,
+            detail: Detail::default(),
+            since: UnixMs(0),
+        };
         let offer = Offer { address: ([10, 9, 0, 2], 6443).into(), weight: 100, health, check_ms: None };
         let foot = Foot {
             interface: "eth0".into(),

@@ -2,6 +2,7 @@
 //! has not is empty, as haproxy leaves what does not apply.
 
 use proto::backends::State;
+use proto::cause::Cause;
 use proto::control::{BackendStatus, ServiceStatus, Status};
 
 /// The first line, exactly as haproxy writes it.
@@ -96,7 +97,7 @@ fn server(
         (State::Draining, _) => ("DRAIN", "L4OK"),
         (State::NotReady, _) => ("NOLB", "L7STS"),
         (State::Suspect, _) => ("DOWN", "L4TOUT"),
-        (State::Down, _) if one.reason.contains("refused") => ("DOWN", "L4CON"),
+        (State::Down, _) if one.cause.is_some_and(Cause::is_port_closed) => ("DOWN", "L4CON"),
         (State::Down, _) => ("DOWN", "L4TOUT"),
     };
     let counted = &one.counted;
@@ -120,7 +121,8 @@ fn server(
         ("chkdown", counted.changes),
         ("downtime", counted.downtime_ms / 1000),
     ]);
-    let mut line = line.text("status", word).text("check_status", check).text("last_chk", &one.reason);
+    let mut line =
+        line.text("status", word).text("check_status", check).text("last_chk", &one.reason.to_string());
     line = line.text("check_desc", one.state.word()).text("addr", &one.address);
     if one.since_unix_ms.0 > 0 {
         line = line.number("lastchg", status.taken_unix_ms.0.saturating_sub(one.since_unix_ms.0) / 1000);

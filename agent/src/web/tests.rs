@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use proto::backends::State;
+use proto::cause::{Cause, Reason};
 use proto::control::{
     BackendStatus, ClusterStatus, MemberState, MemberStatus, NodeStatus, SeenStatus, ServiceStatus, Status,
     VipCandidate, VipState, VipStatus,
@@ -28,7 +29,8 @@ fn backend(node: &str, state: State) -> BackendStatus {
         node: name(node),
         address: "10.0.0.1:6443".to_owned(),
         state,
-        reason: HOSTILE.to_owned(),
+        cause: Some(Cause::Http(200)),
+        reason: Reason::new(HOSTILE),
         since_unix_ms: UnixMs(NOW.0 - 5_000),
         rtt_ms: Some(0.5),
         connections: 3,

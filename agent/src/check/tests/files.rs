@@ -48,7 +48,7 @@ impl Machine {
 }
 
 fn ready() -> Outcome {
-    Outcome::Good("200 from /readyz".into())
+    Outcome::new(Answer::Good, Cause::Http(200))
 }
 
 #[tokio::test]
@@ -87,7 +87,7 @@ async fn the_ca_that_is_found_verifies() {
     machine.write(&format!("{K3S}/server/tls/server-ca.crt"), &Pki::new().pem);
     assert_eq!(
         machine.probe().check(machine.server.address).await,
-        Outcome::NotReady("TLS: certificate is not signed by tls/server-ca.crt".into())
+        Outcome::new(Answer::NotReady, Cause::Tls(TlsFault::UnknownCa)).with("tls/server-ca.crt")
     );
     // What a removed k3s left behind is not mixed with the kubeadm that is in use.
     machine.write("etc/kubernetes/pki/ca.crt", &machine.pki.pem);
@@ -125,13 +125,16 @@ async fn the_reason_names_the_file_and_why() {
         machine.write(&format!("{stem}.crt"), cert);
         machine.write(&format!("{stem}.key"), key);
         let outcome = machine.probe().check(machine.server.address).await;
-        assert_eq!(outcome, Outcome::Alive(format!("401 from /readyz: {why}")));
+        assert_eq!(outcome, Outcome::new(Answer::Alive, Cause::Http(401)).with(why));
     }
     let path = machine.dir.path().join(format!("{stem}.crt"));
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
     let outcome = machine.probe().check(machine.server.address).await;
-    assert_eq!(outcome, Outcome::Alive("401 from /readyz: tls/client-admin.crt: is a directory".into()));
+    assert_eq!(
+        outcome,
+        Outcome::new(Answer::Alive, Cause::Http(401)).with("tls/client-admin.crt: is a directory")
+    );
 }
 
 #[tokio::test]
@@ -147,7 +150,7 @@ async fn a_ca_that_configuration_names_is_never_done_without() {
     ] {
         let check = https(TlsCheck { ca_file: Some(file), ..discover() });
         let outcome = Probe::new(&check, machine.dir.path()).check(machine.server.address).await;
-        assert_eq!(outcome, Outcome::NotReady(why.into()));
+        assert_eq!(outcome, Outcome::new(Answer::NotReady, Cause::NoCredentials).with(why));
     }
 }
 
@@ -169,7 +172,7 @@ async fn rotated_files_are_followed() {
     assert_eq!(machine.check(&mut probe).await, (ready(), Some(next.der())));
     // The CA too.
     machine.write(&ca, &Pki::new().pem);
-    assert!(matches!(probe.check(machine.server.address).await, Outcome::NotReady(_)));
+    assert_eq!(probe.check(machine.server.address).await.answer, Answer::NotReady);
     machine.write(&ca, &machine.pki.pem);
     assert_eq!(machine.check(&mut probe).await.0, ready());
 }
@@ -183,7 +186,7 @@ async fn keys_may_be_of_every_kind_that_kubernetes_writes() {
     machine.server.say(401, "");
     // Loaded and shown: this server does not know its issuer.
     let outcome = Probe::new(&check, Path::new("/nonexistent")).check(machine.server.address).await;
-    assert_eq!(outcome, Outcome::Alive("TLS: client certificate not accepted".into()));
+    assert_eq!(outcome, Outcome::new(Answer::Alive, Cause::Tls(TlsFault::ClientCertificateRejected)));
 
     let pair = machine.pki.client();
     let cert = machine.write("sec1.crt", &pair.cert);

@@ -70,10 +70,7 @@ async fn a_service_is_offered_by_its_first_answer_and_follows_it() {
     let mut node = Node::start(vec![service.clone()], Some("127.0.0.1"));
     let offer = node.until(|offer| offer.is_some()).await.unwrap();
     assert_eq!((offer.address, offer.weight), (server.address, 100));
-    assert_eq!(
-        (offer.health.readiness, offer.health.reason.as_str()),
-        (Readiness::Ready, "200 from /readyz")
-    );
+    assert_eq!((offer.health.readiness, offer.health.cause), (Readiness::Ready, Cause::Http(200)));
 
     // A new configuration counts at once.
     service.weight = 7;
@@ -82,12 +79,12 @@ async fn a_service_is_offered_by_its_first_answer_and_follows_it() {
     node.until(|offer| offer.is_some_and(|offer| offer.weight == 7)).await;
     server.say(500, "[-]etcd failed: reason withheld");
     let offer = node.until(|offer| is(offer, Readiness::NotReady)).await.unwrap();
-    assert_eq!(offer.health.reason, "500 from /readyz: etcd failed");
+    assert_eq!(offer.health.reason().to_string(), "HTTP 500: etcd failed");
     server.say(200, "ok");
     node.until(|offer| is(offer, Readiness::Ready)).await;
     drop(server);
     let offer = node.until(|offer| is(offer, Readiness::Down)).await.unwrap();
-    assert_eq!(offer.health.reason, "connection refused");
+    assert_eq!(offer.health.cause, Cause::PortClosed);
     node.services.send_replace(Arc::default());
     node.until(|offer| offer.is_none()).await;
     node.life.over.cancel();
@@ -135,8 +132,10 @@ async fn an_apiserver_bound_to_loopback_says_so() {
     drop(server);
     node.until(|offer| is(offer, Readiness::Down)).await;
     let _server = Server::at(&format!("127.0.0.1:{port}"), None, 200, "ok", Duration::ZERO).await;
-    let said = "listens on 127.0.0.1 only, not on 127.0.0.2";
-    node.until(|offer| offer.is_some_and(|offer| offer.health.reason == said)).await;
+    let offer =
+        node.until(|one| one.is_some_and(|one| one.health.cause == Cause::LoopbackOnly)).await.unwrap();
+    let said = "listens on loopback only: 127.0.0.1, not 127.0.0.2";
+    assert_eq!(offer.health.reason().to_string(), said);
 }
 
 #[tokio::test]

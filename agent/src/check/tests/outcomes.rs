@@ -6,17 +6,17 @@ use tokio::io::AsyncWriteExt;
 
 use super::*;
 
-fn good(text: &str) -> Outcome {
-    Outcome::Good(text.into())
+fn good(cause: Cause) -> Outcome {
+    Outcome::new(Answer::Good, cause)
 }
-fn alive(text: &str) -> Outcome {
-    Outcome::Alive(text.into())
+fn alive(cause: Cause) -> Outcome {
+    Outcome::new(Answer::Alive, cause)
 }
-fn not_ready(text: &str) -> Outcome {
-    Outcome::NotReady(text.into())
+fn not_ready(cause: Cause) -> Outcome {
+    Outcome::new(Answer::NotReady, cause)
 }
-fn silent(text: &str) -> Outcome {
-    Outcome::Silent(text.into())
+fn silent(cause: Cause) -> Outcome {
+    Outcome::new(Answer::Silent, cause)
 }
 
 const FAILED: &str =
@@ -28,15 +28,15 @@ async fn a_status_says_what_it_means() {
     let server = Server::start(Some(pki.server(&["kubernetes"]).tls(Clients::Ignored)), 200, "ok").await;
     let check = https(TlsCheck::default());
     for (status, text, outcome) in [
-        (200, "ok", good("200 from /readyz")),
-        (401, "", alive("401 from /readyz: no credentials found")),
-        (403, "", alive("403 from /readyz: no credentials found")),
-        (500, FAILED, not_ready("500 from /readyz: etcd failed")),
-        (500, "oops", not_ready("500 from /readyz")),
-        (503, "", not_ready("503 from /readyz")),
-        (404, "", not_ready("404 from /readyz")),
-        (204, "", not_ready("204 from /readyz")),
-        (302, "", not_ready("302 from /readyz")),
+        (200, "ok", good(Cause::Http(200))),
+        (401, "", alive(Cause::Http(401)).with("no credentials found")),
+        (403, "", alive(Cause::Http(403)).with("no credentials found")),
+        (500, FAILED, not_ready(Cause::Http(500)).with("etcd failed")),
+        (500, "oops", not_ready(Cause::Http(500))),
+        (503, "", not_ready(Cause::Http(503))),
+        (404, "", not_ready(Cause::Http(404))),
+        (204, "", not_ready(Cause::Http(204))),
+        (302, "", not_ready(Cause::Http(302))),
     ] {
         server.say(status, text);
         assert_eq!(once(&check, server.address).await, outcome);
@@ -50,17 +50,17 @@ async fn an_expected_401_is_good() {
     let server = Server::start(None, 401, "").await;
     let http = HttpCheck { path: "/healthz".into(), expect: "200-299,401".parse().unwrap() };
     let check = Check { kind: CheckKind::Http(http), ..Check::default() };
-    assert_eq!(once(&check, server.address).await, good("401 from /healthz"));
+    assert_eq!(once(&check, server.address).await, good(Cause::Http(401)));
     server.say(403, "");
-    assert_eq!(once(&check, server.address).await, alive("403 from /healthz"));
+    assert_eq!(once(&check, server.address).await, alive(Cause::Http(403)));
     server.say(204, "");
-    assert_eq!(once(&check, server.address).await, good("204 from /healthz"));
+    assert_eq!(once(&check, server.address).await, good(Cause::Http(204)));
 }
 
 #[tokio::test]
 async fn a_closed_port_is_refused_whatever_is_asked() {
     let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let refused = Outcome::Refused("connection refused".into());
+    let refused = Outcome::new(Answer::Refused, Cause::PortClosed);
     // Also where the credentials are wrong: a node without the service must not offer it.
     let tls = TlsCheck { ca_file: Some("/nonexistent/ca.crt".into()), ..TlsCheck::default() };
     for check in [Check::default(), https(TlsCheck::default()), https(tls)] {
@@ -77,15 +77,15 @@ async fn a_hung_server_is_silent_after_the_timeout_and_not_later() {
     for kind in [CheckKind::Http(readyz()), CheckKind::Https(readyz(), TlsCheck::default())] {
         let check = Check { kind, timeout, ..Check::default() };
         let begun = Instant::now();
-        assert_eq!(once(&check, address).await, silent("no answer in 150ms"));
+        assert_eq!(once(&check, address).await, silent(Cause::TimedOut).with("150ms"));
         assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     }
     // One that sends its headers and hangs in the body is as dead.
     let half = serve_bytes(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n", true).await;
     let check = Check { kind: CheckKind::Http(readyz()), timeout, ..Check::default() };
-    assert_eq!(once(&check, half).await, silent("no answer in 150ms"));
+    assert_eq!(once(&check, half).await, silent(Cause::TimedOut).with("150ms"));
     // A TCP check is content with it, and documented so.
-    assert_eq!(once(&Check::default(), address).await, good("accepts connections"));
+    assert_eq!(once(&Check::default(), address).await, good(Cause::Connected));
 }
 
 /// Sends the same bytes to everyone, and closes or waits for ever.
@@ -113,7 +113,7 @@ async fn serve_bytes(bytes: &'static [u8], wait: bool) -> SocketAddr {
 async fn two_seconds_are_slow_and_not_down() {
     let server = Server::at("127.0.0.1:0", None, 200, "ok", Duration::from_secs(2)).await;
     let check = Check { kind: CheckKind::Http(readyz()), ..Check::default() };
-    assert_eq!(once(&check, server.address).await, good("200 from /readyz"));
+    assert_eq!(once(&check, server.address).await, good(Cause::Http(200)));
 }
 
 #[tokio::test]
@@ -121,11 +121,11 @@ async fn what_closes_or_talks_nonsense_is_told_apart() {
     let http = Check { kind: CheckKind::Http(readyz()), ..Check::default() };
     let https = https(TlsCheck::default());
     let closes = serve_bytes(b"", false).await;
-    assert_eq!(once(&http, closes).await, silent("connection closed without an answer"));
-    assert_eq!(once(&https, closes).await, silent("connection closed without an answer"));
+    assert_eq!(once(&http, closes).await, silent(Cause::ClosedEarly));
+    assert_eq!(once(&https, closes).await, silent(Cause::ClosedEarly));
     let ssh = serve_bytes(b"SSH-2.0-OpenSSH_9.2\r\n", false).await;
-    assert_eq!(once(&http, ssh).await, not_ready("the answer is not HTTP/1.1"));
-    assert_eq!(once(&https, ssh).await, not_ready("TLS: the answer is not TLS"));
+    assert_eq!(once(&http, ssh).await, not_ready(Cause::NotHttp));
+    assert_eq!(once(&https, ssh).await, not_ready(Cause::Tls(TlsFault::NotTls)));
 }
 
 #[tokio::test]
@@ -140,7 +140,7 @@ async fn a_reset_is_silence() {
         }
     });
     let check = Check { kind: CheckKind::Http(readyz()), ..Check::default() };
-    assert_eq!(once(&check, address).await, silent("connection reset"));
+    assert_eq!(once(&check, address).await, silent(Cause::ConnectionBroken).with("connection reset"));
 }
 
 #[tokio::test]
@@ -158,30 +158,31 @@ async fn the_certificate_is_verified_where_a_ca_is_known() {
         })
     };
     let kube = Server::start(Some(pki.server(&["kubernetes"]).tls(Clients::Ignored)), 200, "ok").await;
-    let ready = good("200 from /readyz");
+    let ready = good(Cause::Http(200));
     assert_eq!(once(&with(&ca, None, true), kube.address).await, ready);
     assert_eq!(once(&with(&ca, Some("kubernetes"), false), kube.address).await, ready);
     assert_eq!(kube.last().host, "kubernetes");
     assert_eq!(
         once(&with(&wrong, None, true), kube.address).await,
-        not_ready("TLS: certificate is not signed by pki/other.crt")
+        not_ready(Cause::Tls(TlsFault::UnknownCa)).with("pki/other.crt")
     );
     // Another service is called by its address unless it has a name.
     assert_eq!(
         once(&with(&ca, None, false), kube.address).await,
-        not_ready("TLS: certificate is not for 127.0.0.1")
+        not_ready(Cause::Tls(TlsFault::NameMismatch)).with("not for 127.0.0.1")
     );
     let etcd = Server::start(Some(pki.server(&["127.0.0.1"]).tls(Clients::Ignored)), 200, "ok").await;
     assert_eq!(once(&with(&ca, None, false), etcd.address).await, ready);
     assert_eq!(once(&with(&ca, Some("127.0.0.1"), true), etcd.address).await, ready);
     assert_eq!(
         once(&with(&ca, None, true), etcd.address).await,
-        not_ready("TLS: certificate is not for kubernetes")
+        not_ready(Cause::Tls(TlsFault::NameMismatch)).with("not for kubernetes")
     );
     let odd = once(&with(&ca, Some("not a name"), true), etcd.address).await;
     assert_eq!(
         odd,
-        not_ready("server-name \"not a name\" is neither a host name nor an address; write one of them")
+        not_ready(Cause::BadCheck)
+            .with("server-name \"not a name\" is neither a host name nor an address; write one of them")
     );
     // Without a CA any certificate does.
     assert_eq!(once(&https(TlsCheck::default()), etcd.address).await, ready);
@@ -195,7 +196,7 @@ async fn an_expired_certificate_is_seen() {
     let old = pki.issue(&["kubernetes"], |params| params.not_after = rcgen::date_time_ymd(2020, 1, 1));
     let server = Server::start(Some(old.tls(Clients::Ignored)), 200, "ok").await;
     let check = https(TlsCheck { ca_file: Some(ca), discover: true, ..TlsCheck::default() });
-    assert_eq!(once(&check, server.address).await, not_ready("TLS: certificate has expired"));
+    assert_eq!(once(&check, server.address).await, not_ready(Cause::Tls(TlsFault::Expired)));
 }
 
 #[tokio::test]
@@ -212,19 +213,19 @@ async fn a_server_may_want_a_client_certificate() {
         let (cert_file, key_file) = files.unzip();
         https(TlsCheck { cert_file, key_file, ..TlsCheck::default() })
     };
-    assert_eq!(once(&show(Some(pki.client()), "right"), server.address).await, good("200 from /readyz"));
+    assert_eq!(once(&show(Some(pki.client()), "right"), server.address).await, good(Cause::Http(200)));
     assert_eq!(
         once(&show(None, "none"), server.address).await,
-        alive("TLS: asks for a client certificate: none found")
+        alive(Cause::Tls(TlsFault::ClientCertificateRequired)).with("none found")
     );
     assert_eq!(
         once(&show(Some(other.client()), "wrong"), server.address).await,
-        alive("TLS: client certificate not accepted")
+        alive(Cause::Tls(TlsFault::ClientCertificateRejected))
     );
     // As an apiserver does it: the handshake succeeds, the answer is 401.
     let asking = Server::start(Some(pki.server(&["kubernetes"]).tls(Clients::Asked(&pki))), 401, "").await;
     assert_eq!(
         once(&show(Some(pki.client()), "right"), asking.address).await,
-        alive("401 from /readyz: credentials not accepted")
+        alive(Cause::Http(401)).with("credentials not accepted")
     );
 }

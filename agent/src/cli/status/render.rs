@@ -125,7 +125,7 @@ fn note(backend: &BackendStatus, now: UnixMs) -> Option<String> {
     let mut parts = Vec::new();
     if backend.state != State::Ready {
         if !backend.reason.is_empty() {
-            parts.push(backend.reason.clone());
+            parts.push(backend.reason.to_string());
         }
         if backend.since_unix_ms != UnixMs(0) {
             parts.push(format!("since {}", at(backend.since_unix_ms, now)));

@@ -1,6 +1,7 @@
 //! Tests of the verdict and of the screen.
 
 use proto::backends::State;
+use proto::cause::Reason;
 use proto::control::{
     BackendStatus, ClusterStatus, MemberState, MemberStatus, NodeStatus, ServiceSource, ServiceStatus,
     Status, VipCandidate, VipState, VipStatus,
@@ -28,7 +29,8 @@ fn backend(number: u8, state: State, reason: &str) -> BackendStatus {
         node: name(&format!("m{number}")),
         address: format!("10.0.0.{number}:6443"),
         state,
-        reason: reason.to_owned(),
+        cause: None,
+        reason: Reason::new(reason),
         since_unix_ms: ago(if state == State::Ready { 3 * 86_400 } else { 120 }),
         rtt_ms: (state == State::Ready).then_some(0.42 * f64::from(number)),
         connections: u64::from(number),
@@ -174,7 +176,7 @@ fn the_verdict_is_said_in_words_and_in_a_code() {
             with(|status| {
                 status.services[0].backends.truncate(1);
                 status.services[0].backends[0].state = State::Unknown;
-                status.services[0].backends[0].reason = String::new();
+                status.services[0].backends[0].reason = Reason::default();
                 status.services[0].backends[0].since_unix_ms = UnixMs(0);
             }),
             11,
@@ -281,7 +283,7 @@ fn nothing_is_wider_than_the_terminal() {
         one.node = name(&format!("a-very-long-name-of-a-node.in.a.zone-{i}"));
         one.address = format!("[fd12:3456:789a:bcde:f012:3456:789a:{i:04x}]:6443");
         one.state = State::NotReady;
-        one.reason = "etcd failed: reason withheld ".repeat(4);
+        one.reason = Reason::new("etcd failed: reason withheld ".repeat(4));
     }
     for one in &mut status.members {
         one.address = "fd12:3456:789a:bcde:f012:3456:789a:bcde".to_owned();
@@ -313,7 +315,7 @@ fn of_a_large_cluster_only_those_in_trouble_are_listed() {
 fn colours_carry_nothing_alone_and_foreign_text_commands_nothing() {
     let mut status = fine();
     status.services[0].backends[0].state = State::Down;
-    status.services[0].backends[0].reason = "\x1b[2J\x07gone".to_owned();
+    status.services[0].backends[0].reason = Reason::new("\x1b[2J\x07gone");
     status.problems.push("\x1b]0;x\x07".to_owned());
     let verdict = judge(&status, NOW);
     let plain = render(&status, &verdict, NOW, 80, false);

@@ -81,7 +81,12 @@ fn row(html: &mut Html, one: &BackendStatus, status: &Status, acts: bool) {
         html.raw(", weight ").show(&one.weight);
     }
     html.raw("</span></td>");
-    html.cell("last check").text(if one.reason.is_empty() { "–" } else { &one.reason });
+    html.cell("last check");
+    if one.reason.is_empty() {
+        html.text("–");
+    } else {
+        html.show(&one.reason);
+    }
     // Of one that is not heard the reason is not its check's.
     if let Some(ms) = one.check_ms.filter(|_| one.check_code().is_some()) {
         html.raw(" <span class=\"q\">in ").show(&ms).raw(" ms</span>");

@@ -1,0 +1,517 @@
+//! Why something is as it is: one type that decides, travels and is counted, and texts that are only shown.
+//!
+//! A [`Cause`] has a stable wire code, a stable label for JSON and metrics, and one text for people. Code
+//! branches on it, and never on a text: [`Reason`] and [`Detail`] can be displayed and nothing else. They
+//! can't be compared, searched or taken apart, so that rewording one changes nothing that any node does.
+//!
+//! On the wire a cause is a code and an argument, 16 bits each. A reader that does not know the code keeps
+//! both as [`Cause::Other`], so it can pass them on and show them.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Longest detail that nodes send each other, in bytes of ASCII.
+pub const MAX_DETAIL: usize = 80;
+
+/// Longest reason, in bytes: a sentence or two.
+pub const MAX_REASON: usize = 512;
+
+const HTTP: u16 = 2;
+const TLS: u16 = 3;
+const RECOVERING: u16 = 4;
+
+/// Causes without an argument: each with its wire code, its label and its text.
+macro_rules! causes {
+    ($($(#[doc = $doc:literal])+ $cause:ident $code:literal $label:literal $text:literal,)+) => {
+        /// Why a check, a backend, a member or a listener is as it is.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Cause {
+            /// It answered by HTTP with this status.
+            Http(u16),
+            /// TLS failed.
+            Tls(TlsFault),
+            /// It answers well again, and not often enough in a row yet.
+            Recovering {
+                /// Good answers in a row.
+                seen: u8,
+                /// As many as are needed.
+                of: u8,
+            },
+            $($(#[doc = $doc])+ $cause,)+
+            /// A cause of a later version.
+            Other {
+                /// Its wire code.
+                code: u16,
+                /// Its argument.
+                argument: u16,
+            },
+        }
+
+        impl Cause {
+            /// Every cause that this version knows, one for each label: those with an argument with an example.
+            pub const ALL: &[Cause] = &[
+                Cause::Http(200),
+                Cause::Recovering { seen: 1, of: 2 },
+                $(Cause::$cause,)+
+                Cause::Tls(TlsFault::NameMismatch),
+                Cause::Tls(TlsFault::UnknownCa),
+                Cause::Tls(TlsFault::Expired),
+                Cause::Tls(TlsFault::NotYetValid),
+                Cause::Tls(TlsFault::NotForServers),
+                Cause::Tls(TlsFault::Unverifiable),
+                Cause::Tls(TlsFault::NotTls),
+                Cause::Tls(TlsFault::ClientCertificateRequired),
+                Cause::Tls(TlsFault::ClientCertificateRejected),
+                Cause::Tls(TlsFault::Refused),
+                Cause::Tls(TlsFault::Failed),
+            ];
+
+            /// Wire code and argument.
+            pub fn to_wire(self) -> (u16, u16) {
+                match self {
+                    Cause::Http(status) => (HTTP, status),
+                    Cause::Tls(fault) => (TLS, fault.code()),
+                    Cause::Recovering { seen, of } => (RECOVERING, u16::from_be_bytes([seen, of])),
+                    $(Cause::$cause => ($code, 0),)+
+                    Cause::Other { code, argument } => (code, argument),
+                }
+            }
+
+            /// The cause of a wire code and its argument. What this version does not know becomes
+            /// [`Cause::Other`].
+            pub fn from_wire(code: u16, argument: u16) -> Cause {
+                match (code, argument) {
+                    (HTTP, status) => Cause::Http(status),
+                    (TLS, fault) => Cause::Tls(TlsFault::from_code(fault)),
+                    (RECOVERING, both) => {
+                        let [seen, of] = both.to_be_bytes();
+                        Cause::Recovering { seen, of }
+                    }
+                    $(($code, 0) => Cause::$cause,)+
+                    _ => Cause::Other { code, argument },
+                }
+            }
+
+            /// The stable label that JSON and metrics have for it. There is a small, fixed number of them:
+            /// arguments are no part of it.
+            pub fn label(self) -> &'static str {
+                match self {
+                    Cause::Http(_) => "http-status",
+                    Cause::Tls(fault) => fault.label(),
+                    Cause::Recovering { .. } => "recovering",
+                    $(Cause::$cause => $label,)+
+                    Cause::Other { .. } => "other",
+                }
+            }
+        }
+
+        impl fmt::Display for Cause {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self {
+                    Cause::Http(status) => write!(f, "HTTP {status}"),
+                    Cause::Tls(fault) => write!(f, "TLS: {fault}"),
+                    Cause::Recovering { seen, of } => write!(f, "recovering, {seen} of {of} checks"),
+                    $(Cause::$cause => f.write_str($text),)+
+                    Cause::Other { code, .. } => write!(f, "cause {code} of a later version"),
+                }
+            }
+        }
+    };
+}
+
+causes! {
+    /// It accepts connections, and nothing else was asked.
+    Connected 1 "connected" "accepts connections",
+    /// Its port is closed: nothing listens there, and the machine lives.
+    PortClosed 5 "port-closed" "connection refused",
+    /// It listens on loopback and not on the address that others dial: for them its port is closed.
+    LoopbackOnly 6 "loopback-only" "listens on loopback only",
+    /// It did not answer in time.
+    TimedOut 7 "timed-out" "no answer in time",
+    /// It closed the connection without an answer.
+    ClosedEarly 8 "closed-early" "connection closed without an answer",
+    /// The connection broke.
+    ConnectionBroken 9 "connection-broken" "connection broken",
+    /// There is no way to it.
+    Unreachable 10 "unreachable" "host or network unreachable",
+    /// The answer is not HTTP/1.1.
+    NotHttp 11 "not-http" "the answer is not HTTP/1.1",
+    /// It can't be checked as it is configured.
+    BadCheck 12 "bad-check" "the check can't be made as configured",
+    /// The files of the check's credentials can't be read.
+    NoCredentials 13 "no-credentials" "the check's credentials can't be used",
+    /// This agent's own proxy listens at the address to check.
+    OwnListener 14 "own-listener" "this agent's own proxy listens there",
+    /// There is no instance any more.
+    NoInstance 15 "no-instance" "no instance here any more",
+    /// Its node offers it no more, or was removed.
+    NotOffered 16 "not-offered" "no longer a backend",
+    /// TCP connects to it get no answer.
+    ConnectUnanswered 20 "connect-unanswered" "no answer to connect",
+    /// Its node is not heard.
+    NotHeard 21 "not-heard" "node not heard",
+    /// Its node is not heard, and TCP connects get no answer.
+    NodeUnreachable 22 "node-unreachable" "node not heard, no answer to connect",
+    /// Its agent is not heard, and TCP connects are answered.
+    CheckedDirectly 23 "checked-directly" "agent not heard, checked directly",
+    /// Its node answers late.
+    AnswersLate 24 "answers-late" "its answers are late",
+    /// Known from the last good list alone.
+    LastKnownGood 25 "last-known-good" "from the last good list, not heard yet",
+    /// It takes no new connections, as someone has asked for.
+    Draining 30 "draining" "draining",
+    /// Its agent was stopped.
+    AgentStopped 31 "agent-stopped" "its agent was stopped",
+    /// Someone has asked for it.
+    Requested 32 "requested" "requested",
+    /// Something else listens at the address.
+    AddressInUse 40 "address-in-use" "address in use",
+    /// The address is on none of this node's interfaces.
+    AddressUnavailable 41 "address-unavailable" "address not on this node",
+    /// The kernel does not permit it.
+    NotPermitted 42 "not-permitted" "not permitted",
+    /// The process has as many descriptors as it may have.
+    NoDescriptors 43 "no-descriptors" "out of file descriptors",
+    /// There are as many connections as there may be.
+    ConnectionLimit 44 "connection-limit" "connection limit reached",
+    /// The budget for further dials is used up.
+    RetryBudget 45 "retry-budget" "many dials are slow at once",
+}
+
+impl Cause {
+    /// Nothing listens at the address, and the kernel of the machine says so. What a dead process held is
+    /// then its kernel's to end.
+    pub fn is_port_closed(self) -> bool {
+        matches!(self, Cause::PortClosed | Cause::LoopbackOnly)
+    }
+
+    /// The status code, where it was answered by HTTP.
+    pub fn http_status(self) -> Option<u16> {
+        match self {
+            Cause::Http(status) => Some(status),
+            _ => None,
+        }
+    }
+
+    /// The text for people, with what else is known.
+    pub fn with(self, detail: &Detail) -> Reason {
+        if detail.is_empty() { Reason::new(self) } else { Reason::new(format_args!("{self}: {detail}")) }
+    }
+}
+
+impl From<Cause> for Reason {
+    fn from(cause: Cause) -> Reason {
+        Reason::new(cause)
+    }
+}
+
+/// People and programs that read JSON get the label, agents code and argument.
+impl Serialize for Cause {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            serializer.serialize_str(self.label())
+        } else {
+            self.to_wire().serialize(serializer)
+        }
+    }
+}
+
+/// From a label only what the label says: arguments are lost in JSON.
+impl<'de> Deserialize<'de> for Cause {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Cause, D::Error> {
+        if deserializer.is_human_readable() {
+            let label = String::deserialize(deserializer)?;
+            let known = Cause::ALL.iter().copied().find(|cause| cause.label() == label);
+            Ok(known.unwrap_or(Cause::Other { code: 0, argument: 0 }))
+        } else {
+            let (code, argument) = Deserialize::deserialize(deserializer)?;
+            Ok(Cause::from_wire(code, argument))
+        }
+    }
+}
+
+/// How TLS failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsFault {
+    /// The certificate is for another name.
+    NameMismatch,
+    /// The certificate is not signed by the CA that it is verified against.
+    UnknownCa,
+    /// The certificate has expired.
+    Expired,
+    /// The certificate is not valid yet.
+    NotYetValid,
+    /// The certificate is not one of a server.
+    NotForServers,
+    /// The certificate can't be verified.
+    Unverifiable,
+    /// The answer is not TLS.
+    NotTls,
+    /// The server asks for a client certificate, and there is none.
+    ClientCertificateRequired,
+    /// The server does not accept the client certificate.
+    ClientCertificateRejected,
+    /// The server ended the handshake.
+    Refused,
+    /// The handshake failed.
+    Failed,
+    /// A fault of a later version, by its code.
+    Other(u16),
+}
+
+impl TlsFault {
+    /// The stable code, which is the argument of [`Cause::Tls`] on the wire.
+    pub fn code(self) -> u16 {
+        match self {
+            TlsFault::Failed => 0,
+            TlsFault::NameMismatch => 1,
+            TlsFault::UnknownCa => 2,
+            TlsFault::Expired => 3,
+            TlsFault::NotYetValid => 4,
+            TlsFault::NotForServers => 5,
+            TlsFault::Unverifiable => 6,
+            TlsFault::NotTls => 7,
+            TlsFault::ClientCertificateRequired => 8,
+            TlsFault::ClientCertificateRejected => 9,
+            TlsFault::Refused => 10,
+            TlsFault::Other(code) => code,
+        }
+    }
+
+    /// The fault of this code.
+    pub fn from_code(code: u16) -> TlsFault {
+        match code {
+            0 => TlsFault::Failed,
+            1 => TlsFault::NameMismatch,
+            2 => TlsFault::UnknownCa,
+            3 => TlsFault::Expired,
+            4 => TlsFault::NotYetValid,
+            5 => TlsFault::NotForServers,
+            6 => TlsFault::Unverifiable,
+            7 => TlsFault::NotTls,
+            8 => TlsFault::ClientCertificateRequired,
+            9 => TlsFault::ClientCertificateRejected,
+            10 => TlsFault::Refused,
+            other => TlsFault::Other(other),
+        }
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            TlsFault::NameMismatch => "tls-name-mismatch",
+            TlsFault::UnknownCa => "tls-unknown-ca",
+            TlsFault::Expired => "tls-expired",
+            TlsFault::NotYetValid => "tls-not-yet-valid",
+            TlsFault::NotForServers => "tls-not-for-servers",
+            TlsFault::Unverifiable => "tls-unverifiable",
+            TlsFault::NotTls => "tls-not-tls",
+            TlsFault::ClientCertificateRequired => "tls-client-certificate-required",
+            TlsFault::ClientCertificateRejected => "tls-client-certificate-rejected",
+            TlsFault::Refused => "tls-refused",
+            TlsFault::Failed => "tls-failed",
+            TlsFault::Other(_) => "tls-other",
+        }
+    }
+}
+
+impl fmt::Display for TlsFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TlsFault::NameMismatch => "certificate for another name",
+            TlsFault::UnknownCa => "certificate not signed by the CA",
+            TlsFault::Expired => "certificate has expired",
+            TlsFault::NotYetValid => "certificate not valid yet",
+            TlsFault::NotForServers => "certificate not for servers",
+            TlsFault::Unverifiable => "certificate can't be verified",
+            TlsFault::NotTls => "the answer is not TLS",
+            TlsFault::ClientCertificateRequired => "client certificate required",
+            TlsFault::ClientCertificateRejected => "client certificate not accepted",
+            TlsFault::Refused => "refused by the server",
+            TlsFault::Failed => "handshake failed",
+            TlsFault::Other(code) => return write!(f, "fault {code} of a later version"),
+        })
+    }
+}
+
+/// A text for people: it displays, and nothing else. It has no comparison and no access as text, so that
+/// nothing can branch on it.
+#[derive(Clone, Default)]
+pub struct Reason(Box<str>);
+
+impl Reason {
+    /// A reason of this text: cut at [`MAX_REASON`] bytes, without control characters, which could command a
+    /// terminal or begin a new line in a log.
+    pub fn new(text: impl fmt::Display) -> Reason {
+        let mut text = text.to_string();
+        text.truncate(text.floor_char_boundary(MAX_REASON));
+        if text.contains(char::is_control) {
+            text = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        }
+        Reason(text.into())
+    }
+
+    /// There is nothing to show.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Debug for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl Serialize for Reason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Reason {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Reason, D::Error> {
+        String::deserialize(deserializer).map(Reason::new)
+    }
+}
+
+/// What is known beyond a cause, in a few words, with a number that its author raises when the words change:
+/// two details are equal when their numbers are, so that a change is noticed without comparing texts.
+#[derive(Debug, Clone, Default)]
+pub struct Detail {
+    revision: u16,
+    text: Reason,
+}
+
+impl Detail {
+    /// A detail of this text: at most [`MAX_DETAIL`] bytes of printable ASCII.
+    pub fn new(revision: u16, text: &str) -> Detail {
+        Detail { revision, text: Reason(short_text(text).into()) }
+    }
+
+    /// Its number.
+    pub fn revision(&self) -> u16 {
+        self.revision
+    }
+
+    /// There is nothing to show.
+    pub fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+}
+
+impl PartialEq for Detail {
+    fn eq(&self, other: &Detail) -> bool {
+        self.revision == other.revision
+    }
+}
+
+impl Eq for Detail {}
+
+impl fmt::Display for Detail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.text.fmt(f)
+    }
+}
+
+/// A text as nodes may send it to each other: printable ASCII, at most [`MAX_DETAIL`] bytes. What is longer
+/// ends with a whole word and dots.
+pub fn short_text(text: &str) -> String {
+    const DOTS: &str = "...";
+    let plain = |c: char| if c.is_ascii_graphic() || c == ' ' { c } else { '?' };
+    let mut short: String = text.chars().map(plain).take(MAX_DETAIL + 1).collect();
+    if short.len() > MAX_DETAIL {
+        short.truncate(MAX_DETAIL - DOTS.len());
+        // A text without spaces is cut where it has to be.
+        let end = short.rfind(' ').filter(|end| *end > MAX_DETAIL / 2).unwrap_or(short.len());
+        short.truncate(end);
+        short += DOTS;
+    }
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn every_cause_reads_back_and_has_a_code_label_and_text_of_its_own() {
+        let (mut codes, mut labels, mut texts) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        for cause in Cause::ALL {
+            let (code, argument) = cause.to_wire();
+            assert_eq!(Cause::from_wire(code, argument), *cause);
+            let code = if matches!(cause, Cause::Tls(_)) { (code, argument) } else { (code, 0) };
+            assert!(codes.insert(code), "{cause:?} has the code of another");
+            assert!(labels.insert(cause.label()), "{cause:?} has the label of another");
+            assert!(texts.insert(cause.to_string()), "{cause:?} has the text of another");
+            let kebab = |c: char| c.is_ascii_lowercase() || c == '-';
+            assert!(cause.label().chars().all(kebab), "{}", cause.label());
+        }
+    }
+
+    /// Codes of versions that are out never change: what stands here is only added to.
+    #[test]
+    fn codes_and_labels_stay_what_they_are() {
+        let table: Vec<String> = Cause::ALL
+            .iter()
+            .map(|cause| {
+                let (code, argument) = cause.to_wire();
+                format!("{code} {argument} {}", cause.label())
+            })
+            .collect();
+        assert_eq!(table.join("\n"), include_str!("../tests/golden/causes.txt").trim_end());
+    }
+
+    #[test]
+    fn json_has_the_label_and_the_wire_the_code_with_its_argument() {
+        let cause = Cause::Http(503);
+        assert_eq!(serde_json::to_string(&cause).unwrap(), "\"http-status\"");
+        assert_eq!(serde_json::from_str::<Cause>("\"port-closed\"").unwrap(), Cause::PortClosed);
+        let bytes = rmp_serde::to_vec_named(&cause).unwrap();
+        assert_eq!(rmp_serde::from_slice::<Cause>(&bytes).unwrap(), cause);
+    }
+
+    #[test]
+    fn a_detail_is_compared_by_its_number_alone() {
+        assert_eq!(Detail::new(3, "etcd failed"), Detail::new(3, "reworded"));
+        assert_ne!(Detail::new(3, "etcd failed"), Detail::new(4, "etcd failed"));
+        let reason = Cause::Http(500).with(&Detail::new(1, "etcd failed"));
+        assert_eq!(reason.to_string(), "HTTP 500: etcd failed");
+        assert_eq!(Cause::Draining.with(&Detail::default()).to_string(), "draining");
+    }
+
+    #[test]
+    fn a_long_detail_ends_with_a_whole_word_and_says_so() {
+        let short = short_text(&"word ".repeat(30));
+        assert!(short.ends_with("word...") && short.len() <= MAX_DETAIL, "{short}");
+        assert_eq!(short_text(&"x".repeat(200)).len(), MAX_DETAIL);
+        assert_eq!(short_text("as \u{1b}[31m it is"), "as ?[31m it is");
+        let whole = "y".repeat(MAX_DETAIL);
+        assert_eq!(short_text(&whole), whole);
+    }
+
+    #[test]
+    fn a_reason_can_not_command_a_terminal_and_has_a_bound() {
+        assert_eq!(Reason::new("\x1b[2J\ngone").to_string(), " [2J gone");
+        assert!(Reason::new("ü".repeat(MAX_REASON)).to_string().len() <= MAX_REASON);
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_later_version_says_is_kept_and_passed_on(code: u16, argument: u16) {
+            let cause = Cause::from_wire(code, argument);
+            prop_assert_eq!(cause.to_wire(), (code, argument));
+            prop_assert!(!cause.to_string().is_empty() && !cause.label().is_empty());
+        }
+    }
+}
