@@ -21,6 +21,7 @@ mod proxy;
 mod pulse;
 mod reach;
 mod screen;
+mod source;
 mod state;
 mod supervisor;
 #[cfg(test)]

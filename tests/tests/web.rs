@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -651,6 +651,38 @@ fn others_see_nothing_without_the_password_and_act_only_from_the_page_itself() -
             ensure!(ask(&["-u", "ops:guess"], "/")?.0 == "401", "guessed");
         }
         ensure!(ask(&login, "/")?.0 == "429", "guesses cost nothing");
+        Ok(())
+    })
+}
+
+#[test]
+fn idle_connections_from_one_machine_keep_the_page_from_no_other() -> Result<()> {
+    with_agents(Lab::wireguard(3), |lab, agents| {
+        let file = lab.node(0).dir().join("agent.toml");
+        agents[0].options = vec!["--config".to_owned(), file.to_string_lossy().into_owned()];
+        std::fs::write(&file, "[web]\nlisten = \"0.0.0.0:1936\"\ntoken = \"0123456789\"\n")?;
+        agents[0].init()?;
+        let url = format!("http://{}:1936/metrics", lab.node(0).mesh_ip());
+        let ask = |from: usize, url: &str| -> Result<bool> {
+            let header = "authorization: Bearer 0123456789";
+            let answer = lab.node(from).exec(&["curl", "-sS", "-f", "-m", "1", "-H", header, url])?;
+            Ok(answer.code == Some(0))
+        };
+        ensure!(ask(1, &url)? && ask(2, &url)?, "it does not answer at all");
+        let address = SocketAddr::new(lab.node(0).mesh_ip(), 1936);
+        let idle = lab.node(1).inside(|| {
+            let connect = |_| Ok(TcpStream::connect_timeout(&address, Duration::from_secs(1))?);
+            (0..140).map(connect).collect::<Result<Vec<_>>>()
+        })?;
+        ensure!(!ask(1, &url)?, "one machine has more than its share");
+        ensure!(ask(2, &url)?, "another machine is kept out");
+        ensure!(ask(0, "http://127.0.0.1:1936/healthz")?, "this machine is kept out");
+        // They are left, not kept.
+        eventually("the machine itself is let in again", Duration::from_secs(7), || {
+            ensure!(ask(1, &url)?, "not yet");
+            Ok(())
+        })?;
+        drop(idle);
         Ok(())
     })
 }

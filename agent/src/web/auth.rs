@@ -15,14 +15,19 @@ use proto::time::Moment;
 use ring::hmac;
 
 use crate::link::random;
+use crate::source::Source;
 
-/// Wrong credentials from one address before it has to wait, and for how long: ten guesses a minute.
+/// Wrong credentials from one client before it has to wait, and for how long: ten guesses a minute.
 const FAILURES: u32 = 10;
 const WAIT: Duration = Duration::from_secs(60);
 
-/// Addresses that are remembered for it. When there are more, all are forgotten: whoever has so many guesses
-/// ten times a minute from each anyway.
-const MAX_ADDRESSES: usize = 256;
+/// Clients that are remembered for it. When there are more, those with the fewest guesses are forgotten, so
+/// that pushing a client out takes as many guesses from each of so many others as it would give back. Those
+/// that have to wait are never forgotten: with nothing but these, whoever is new waits, too.
+const MAX_CLIENTS: usize = 1024;
+
+/// Clients that have logged in and are remembered for it, the latest: they are not new.
+const MAX_KNOWN: usize = 64;
 
 /// What a request may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +58,61 @@ pub(super) struct Guard {
     key: hmac::Key,
     login: Option<Sealed>,
     token: Option<Sealed>,
-    failures: Mutex<BTreeMap<IpAddr, (u32, Moment)>>,
+    clients: Mutex<Clients>,
+}
+
+/// What clients have done.
+#[derive(Default)]
+struct Clients {
+    /// Wrong credentials, and when the first of them came.
+    failures: BTreeMap<Source, (u32, Moment)>,
+    /// When they have logged in.
+    known: BTreeMap<Source, Moment>,
+}
+
+impl Clients {
+    fn must_wait(&mut self, client: Source, now: Moment) -> bool {
+        match self.failures.get(&client) {
+            Some((count, since)) if now.since(*since) < WAIT => *count >= FAILURES,
+            _ => !self.has_place(client, now),
+        }
+    }
+
+    /// Whether what it does wrong could be remembered. This machine and who has logged in have places of
+    /// their own.
+    fn has_place(&mut self, client: Source, now: Moment) -> bool {
+        if client == Source::Loopback
+            || self.known.contains_key(&client)
+            || self.failures.contains_key(&client)
+            || self.failures.len() < MAX_CLIENTS
+        {
+            return true;
+        }
+        self.failures.retain(|_, (_, since)| now.since(*since) < WAIT);
+        self.failures.values().any(|(count, _)| *count < FAILURES) || self.failures.len() < MAX_CLIENTS
+    }
+
+    fn failed(&mut self, client: Source, now: Moment) {
+        if self.failures.len() >= MAX_CLIENTS && !self.failures.contains_key(&client) {
+            let bearable = self.failures.iter().filter(|(_, (count, _))| *count < FAILURES);
+            let least = bearable.min_by_key(|(_, one)| **one).map(|(least, _)| *least);
+            least.map(|least| self.failures.remove(&least));
+        }
+        let failure = self.failures.entry(client).or_insert((0, now));
+        if now.since(failure.1) >= WAIT {
+            *failure = (0, now);
+        }
+        failure.0 += 1;
+    }
+
+    /// Logging in does not take back what went wrong: of those behind one address others may be guessing.
+    fn logged_in(&mut self, client: Source, now: Moment) {
+        self.known.insert(client, now);
+        if self.known.len() > MAX_KNOWN {
+            let oldest = self.known.iter().min_by_key(|(_, at)| **at).map(|(oldest, _)| *oldest);
+            oldest.map(|oldest| self.known.remove(&oldest));
+        }
+    }
 }
 
 impl Guard {
@@ -62,7 +121,7 @@ impl Guard {
         let seal = |text: &str| Sealed(hmac::sign(&key, text.as_bytes()));
         let login = config.login.as_ref().map(|(user, password)| seal(&format!("{user}:{}", password.0)));
         let token = config.token.as_ref().map(|token| seal(&token.0));
-        Guard { key, login, token, failures: Mutex::default() }
+        Guard { key, login, token, clients: Mutex::default() }
     }
 
     /// Whether anyone may act here, once he has logged in.
@@ -76,20 +135,17 @@ impl Guard {
             // A name that is not ours: a page of someone else that calls us by a name of his own (rebinding).
             return if is_literal(text(headers, HOST)) { Ok(Leave::See) } else { Err(Refusal::Foreign) };
         }
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        failures.retain(|_, (_, since)| now.since(*since) < WAIT);
-        if failures.get(&from).is_some_and(|(count, _)| *count >= FAILURES) {
+        let client = Source::of(from);
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if clients.must_wait(client, now) {
             return Err(Refusal::Wait);
         }
         let Some(shown) = text(headers, AUTHORIZATION) else { return Err(Refusal::LogIn) };
         if let Some(leave) = self.judge(shown) {
-            failures.remove(&from);
+            clients.logged_in(client, now);
             return Ok(leave);
         }
-        if failures.len() >= MAX_ADDRESSES {
-            failures.clear();
-        }
-        failures.entry(from).or_insert((0, now)).0 += 1;
+        clients.failed(client, now);
         Err(Refusal::LogIn)
     }
 
@@ -183,11 +239,67 @@ mod tests {
         assert_eq!(guard.check(&right, ME, at(100)), Err(Refusal::Wait), "or guesses would cost nothing");
         assert_eq!(guard.check(&right, "10.0.0.1".parse().unwrap(), at(100)), Ok(Leave::Act));
         assert_eq!(guard.check(&right, ME, at(60_100)), Ok(Leave::Act));
-        for i in 0..2000u16 {
-            let [a, b] = i.to_be_bytes();
-            let _ = guard.check(&wrong, IpAddr::from([10, 0, a, b]), at(60_200));
+        let wrong_again = guard.check(&wrong, ME, at(60_200));
+        assert_eq!(wrong_again, Err(Refusal::LogIn), "the next minute begins anew");
+    }
+
+    #[test]
+    fn nobody_else_clears_what_a_client_has_guessed() {
+        let guard = guard();
+        let at = Moment::from_millis(1);
+        let right = headers(&[("authorization", &basic("ops:correct horse"))]);
+        let wrong = headers(&[("authorization", &basic("ops:guess"))]);
+        let check = |headers: &HeaderMap, from: &str| guard.check(headers, from.parse().unwrap(), at);
+        // Of an IPv6 client, all addresses of its /64 together.
+        for i in 0..FAILURES {
+            assert_eq!(check(&wrong, &format!("2001:db8:0:1::{i:x}")), Err(Refusal::LogIn));
         }
-        assert!(guard.failures.lock().unwrap().len() <= MAX_ADDRESSES);
+        assert_eq!(check(&right, "2001:db8:0:1:ffff::"), Err(Refusal::Wait));
+        assert_eq!(check(&right, "2001:db8:0:2::"), Ok(Leave::Act), "logging in elsewhere");
+        // One guess less, and logging in from the same address.
+        for _ in 1..FAILURES {
+            assert_eq!(check(&wrong, "192.0.2.1"), Err(Refusal::LogIn));
+        }
+        assert_eq!(check(&right, "192.0.2.1"), Ok(Leave::Act));
+        // A flood of others.
+        for i in 0..3 * MAX_CLIENTS as u32 {
+            let _ = guard.check(&wrong, std::net::Ipv4Addr::from(0x0a00_0000 + i).into(), at);
+        }
+        assert_eq!(check(&right, "2001:db8:0:1::"), Err(Refusal::Wait));
+        assert_eq!(check(&wrong, "192.0.2.1"), Err(Refusal::LogIn));
+        assert_eq!(check(&right, "192.0.2.1"), Err(Refusal::Wait), "that was the tenth");
+        assert!(guard.clients.lock().unwrap().failures.len() <= MAX_CLIENTS);
+    }
+
+    #[test]
+    fn with_too_many_who_guess_only_new_clients_wait() {
+        let guard = guard();
+        let at = Moment::from_millis(1);
+        let right = headers(&[("authorization", &basic("ops:correct horse"))]);
+        let wrong = headers(&[("authorization", &basic("ops:guess"))]);
+        let known = "192.0.2.1".parse().unwrap();
+        assert_eq!(guard.check(&right, known, at), Ok(Leave::Act));
+        for i in 0..2 * MAX_CLIENTS as u32 {
+            for _ in 0..FAILURES {
+                let _ = guard.check(&wrong, std::net::Ipv4Addr::from(0x0a00_0000 + i).into(), at);
+            }
+        }
+        let new = "198.51.100.1".parse().unwrap();
+        assert_eq!(
+            guard.check(&right, new, at),
+            Err(Refusal::Wait),
+            "or each new address had ten guesses more"
+        );
+        assert_eq!(guard.check(&right, known, at), Ok(Leave::Act));
+        assert_eq!(guard.check(&right, ME, at), Ok(Leave::Act));
+        assert_eq!(guard.check(&wrong, ME, at), Err(Refusal::LogIn));
+        assert!(guard.clients.lock().unwrap().failures.len() <= MAX_CLIENTS + 2);
+        let later = Moment::from_millis(61_000);
+        assert_eq!(guard.check(&right, new, later), Ok(Leave::Act));
+        for i in 0..u32::from(u16::MAX) {
+            let _ = guard.check(&right, std::net::Ipv4Addr::from(0x0b00_0000 + i).into(), later);
+        }
+        assert!(guard.clients.lock().unwrap().known.len() <= MAX_KNOWN);
     }
 
     #[test]

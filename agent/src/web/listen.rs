@@ -8,15 +8,17 @@ use std::time::Duration;
 use proto::config::Config;
 use proto::event::{Event, Kind, Level};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 
+use super::places::Places;
 use super::{Shared, Site, route};
 use crate::http;
 use crate::lifecycle::wall;
 
-/// Connections at once, over all addresses: a hundred collectors and the people who look. More wait in the
-/// kernel's queue. At 16 kB each, 2 MB.
-const MAX_CONNECTIONS: usize = 128;
+/// Longest wait for the first byte of a connection: a round trip to the other end of the world takes a tenth of
+/// it, and who has nothing to ask takes a place from others. The tests have less of it.
+const FIRST_BYTE: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 5_000 });
 
 /// Connections that the kernel queues.
 const BACKLOG: u32 = 256;
@@ -28,7 +30,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 const LEAVING: (u32, Duration) = (50, Duration::from_millis(10));
 
 /// An address, and what listens there.
-struct Place {
+struct Listening {
     address: SocketAddr,
     /// None while it is taken by someone else.
     listener: Option<Arc<TcpListener>>,
@@ -41,9 +43,9 @@ pub(super) async fn follow(
     all: Arc<Shared>,
     tell: mpsc::Sender<Event>,
 ) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Arc::new(Places::default());
     let mut now = config.borrow_and_update().web.clone();
-    let mut open: Vec<Place> = now.listen.iter().map(|address| first(*address)).collect();
+    let mut open: Vec<Listening> = now.listen.iter().map(|address| first(*address)).collect();
     let mut site = Current(Site::new(&now, &all));
     open.iter().for_each(|place| accept(place, &site, &places));
     while config.changed().await.is_ok() {
@@ -93,7 +95,7 @@ fn refuse(why: &str, tell: &mpsc::Sender<Event>) {
 }
 
 /// An address at the start: when it is taken it is tried again and again.
-fn first(address: SocketAddr) -> Place {
+fn first(address: SocketAddr) -> Listening {
     let listener = match bind(address) {
         Ok(listener) => Some(Arc::new(listener)),
         Err(error) => {
@@ -104,11 +106,11 @@ fn first(address: SocketAddr) -> Place {
             None
         }
     };
-    Place { address, listener }
+    Listening { address, listener }
 }
 
 /// Listens at these addresses and no others; on an error, where it did. Those that stay keep their sockets.
-async fn change(open: &mut Vec<Place>, wanted: &[SocketAddr], site: &Site) -> Result<(), String> {
+async fn change(open: &mut Vec<Listening>, wanted: &[SocketAddr], site: &Site) -> Result<(), String> {
     let mut new = Vec::new();
     for address in wanted {
         let kept = open.iter().find(|place| place.address == *address).map(|place| place.listener.clone());
@@ -127,7 +129,7 @@ async fn change(open: &mut Vec<Place>, wanted: &[SocketAddr], site: &Site) -> Re
                 }
             },
         };
-        new.push(Place { address: *address, listener });
+        new.push(Listening { address: *address, listener });
     }
     *open = new;
     Ok(())
@@ -135,7 +137,7 @@ async fn change(open: &mut Vec<Place>, wanted: &[SocketAddr], site: &Site) -> Re
 
 /// Binds an address. All addresses and one of them do not go together, so what is no longer wanted goes first.
 async fn instead(
-    open: &mut [Place],
+    open: &mut [Listening],
     wanted: &[SocketAddr],
     address: SocketAddr,
     site: &Site,
@@ -144,10 +146,10 @@ async fn instead(
         Ok(listener) => return Ok(Arc::new(listener)),
         Err(error) => error,
     };
-    let goes = |place: &&mut Place| {
+    let goes = |place: &&mut Listening| {
         place.address.port() == address.port() && !wanted.contains(&place.address) && place.listener.is_some()
     };
-    let going: Vec<&mut Place> = open.iter_mut().filter(goes).collect();
+    let going: Vec<&mut Listening> = open.iter_mut().filter(goes).collect();
     if going.is_empty() || error.kind() != io::ErrorKind::AddrInUse {
         return Err(error);
     }
@@ -179,7 +181,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Starts the task of an address.
-fn accept(place: &Place, site: &Arc<Site>, places: &Arc<Semaphore>) {
+fn accept(place: &Listening, site: &Arc<Site>, places: &Arc<Places>) {
     let inputs = (place.address, place.listener.clone(), site.clone(), places.clone());
     site.life.supervise("web", inputs, |(address, listener, site, places)| {
         let (over, ended) = (site.life.over.clone(), site.ended.clone());
@@ -190,12 +192,7 @@ fn accept(place: &Place, site: &Arc<Site>, places: &Arc<Semaphore>) {
     });
 }
 
-async fn run(
-    address: SocketAddr,
-    listener: Option<Arc<TcpListener>>,
-    site: Arc<Site>,
-    places: Arc<Semaphore>,
-) {
+async fn run(address: SocketAddr, listener: Option<Arc<TcpListener>>, site: Arc<Site>, places: Arc<Places>) {
     let listener = match listener {
         Some(listener) => listener,
         None => loop {
@@ -207,8 +204,6 @@ async fn run(
     };
     tracing::info!("status page and metrics on http://{address}");
     loop {
-        // The semaphore is never closed, so there is no error to speak of.
-        let Ok(place) = places.clone().acquire_owned().await else { return };
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(_) => {
@@ -217,6 +212,9 @@ async fn run(
                 continue;
             }
         };
+        // Without a place it is closed at once: one that waited would be in the way of those behind it, which
+        // may be of a client that has places left.
+        let Some(place) = places.take(from.ip()) else { continue };
         let (over, ended) = (site.life.over.clone(), site.ended.clone());
         let work = serve(stream, from, site.clone());
         site.life.spawn(async move {
@@ -227,6 +225,10 @@ async fn run(
 }
 
 async fn serve(stream: TcpStream, from: SocketAddr, site: Arc<Site>) {
+    // Before it costs any memory.
+    if !matches!(timeout(FIRST_BYTE, stream.peek(&mut [0])).await, Ok(Ok(1..))) {
+        return;
+    }
     // Answers are written in one go, and a stream's events should not wait for each other.
     let _ = stream.set_nodelay(true);
     let handler: http::Handler =
@@ -239,6 +241,7 @@ mod tests {
     use proto::config::Web;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+    use super::super::places::OWN;
     use super::super::{Snapshots, stream};
     use super::*;
     use crate::lifecycle::Life;
@@ -274,6 +277,39 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!("{address}{path} does not answer {begin}");
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_is_left_and_who_is_in_the_way_of_others_is_closed() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        let config = Config {
+            web: Web { listen: vec![address], by_default: false, ..Web::default() },
+            ..Config::default()
+        };
+        let (_config_in, mut config) = watch::channel(Arc::new(config));
+        let life = Life::new();
+        let (over, all) = (life.over.clone(), shared(&life));
+        life.spawn(async move {
+            over.run_until_cancelled(follow(&mut config, all, mpsc::channel(8).0)).await;
+        });
+        until_answered(address, "HTTP/1.1 200", "/healthz").await;
+        let began = tokio::time::Instant::now();
+        let mut idle = Vec::new();
+        for _ in 0..OWN {
+            idle.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut late = TcpStream::connect(address).await.unwrap();
+        let closed = timeout(FIRST_BYTE / 2, late.read(&mut [0; 8])).await;
+        assert_eq!(closed.unwrap().unwrap_or(0), 0, "one too many is not kept waiting");
+        until_answered(address, "HTTP/1.1 200", "/healthz").await;
+        assert!(began.elapsed() < FIRST_BYTE * 3, "the idle ones were not left in time");
+        for mut one in idle {
+            assert_eq!(one.read(&mut [0; 8]).await.unwrap_or(0), 0);
+        }
+        life.over.cancel();
+        life.finished().await;
     }
 
     #[tokio::test]

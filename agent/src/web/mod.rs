@@ -13,6 +13,7 @@ mod csv;
 mod listen;
 mod metrics;
 mod page;
+mod places;
 mod route;
 mod snapshot;
 mod stream;

@@ -124,6 +124,13 @@ fn ready(site: &Site) -> Response {
 }
 
 fn refused(refusal: Refusal) -> Response {
+    let mut response = refusal_of(refusal);
+    // Else who is refused could keep its place.
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+fn refusal_of(refusal: Refusal) -> Response {
     match refusal {
         Refusal::LogIn => {
             let mut response = text(401, PLAIN, "log in with web.user and web.password, or show web.token\n");
