@@ -306,6 +306,9 @@ pub struct LinkStatus {
     pub refused_replay: u64,
     /// Datagrams refused: the sender had not proven its start yet.
     pub refused_unproven: u64,
+    /// What members sent beyond what one may: left out.
+    #[serde(default)]
+    pub refused_flood: u64,
     /// Bytes of gossip sent, of those above.
     #[serde(default)]
     pub sent_gossip_bytes: u64,

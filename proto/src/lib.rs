@@ -12,6 +12,8 @@ mod bytes;
 
 pub mod time;
 
+pub mod limit;
+
 pub mod node;
 
 pub mod event;
@@ -53,6 +55,10 @@ pub mod cluster;
 pub mod invite;
 
 pub mod link;
+
+pub mod seal;
+
+pub mod session;
 
 pub mod election;
 

@@ -377,13 +377,14 @@ pub struct Link {
     pub refused_seal: u64,
     pub refused_replay: u64,
     pub refused_unproven: u64,
+    pub refused_flood: u64,
 }
 
 impl Link {
     /// Datagrams refused, whatever for.
     pub fn refused(&self) -> u64 {
         let of_no_member = self.refused_stranger + self.refused_key + self.refused_seal;
-        of_no_member + self.refused_replay + self.refused_unproven
+        of_no_member + self.refused_replay + self.refused_unproven + self.refused_flood
     }
 }
 

@@ -1,11 +1,16 @@
-//! Datagrams as they cross an interface.
+//! Datagrams as they cross an interface, and a member that is only a few lines and speaks them.
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result, anyhow};
+use proto::link::{Frame, HEADER_LEN, Header, KeyHint, TAG_LEN};
+use proto::node::{NodeId, PublicKey};
+use proto::seal::{DatagramKey, PairSecret};
+use ring::signature::{Ed25519KeyPair, KeyPair};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::lab::Node;
@@ -74,6 +79,101 @@ fn parse(packet: &[u8]) -> Option<Datagram> {
         to_port: port(2)?,
         payload: rest.get(8..length)?.to_vec(),
     })
+}
+
+/// The ed25519 key that belongs to a seed.
+///
+/// # Errors
+/// None that an input can cause.
+pub fn public_key(seed: &[u8; 32]) -> Result<PublicKey> {
+    let pair = Ed25519KeyPair::from_seed_unchecked(seed).map_err(|_| anyhow!("a key from a seed"))?;
+    Ok(PublicKey(pair.public_key().as_ref().try_into()?))
+}
+
+/// One who seals as the link does, with whatever identity, gossip key and boot it is given.
+pub struct Speaker {
+    /// Who it is, or says that it is.
+    pub id: NodeId,
+    /// Which start of it.
+    pub boot: u64,
+    /// The last sequence that was used.
+    pub sequence: u64,
+    seed: [u8; 32],
+    gossip_key: [u8; 32],
+    hint: KeyHint,
+    pairs: BTreeMap<NodeId, Pair>,
+}
+
+/// What is shared with one peer.
+struct Pair {
+    secret: PairSecret,
+    to: DatagramKey,
+    /// From the peer, in its boot.
+    from: Option<(u64, DatagramKey)>,
+}
+
+impl Speaker {
+    /// The node with this seed, in this boot.
+    ///
+    /// # Errors
+    /// None that an input can cause.
+    pub fn new(seed: [u8; 32], gossip_key: [u8; 32], boot: u64) -> Result<Speaker> {
+        let hint = KeyHint::of(proto::cluster::KeyId::of_key(&gossip_key));
+        let id = public_key(&seed)?.id();
+        Ok(Speaker { id, boot, sequence: 0, seed, gossip_key, hint, pairs: BTreeMap::new() })
+    }
+
+    /// Seals frames for a peer.
+    ///
+    /// # Errors
+    /// The peer's key is none to seal with.
+    pub fn seal(&mut self, peer: &PublicKey, frames: &[Frame<'_>]) -> Result<Vec<u8>> {
+        let mut plaintext = Vec::new();
+        for frame in frames {
+            frame.put(&mut plaintext);
+        }
+        self.seal_bytes(peer, &plaintext)
+    }
+
+    /// Seals whatever bytes for a peer.
+    ///
+    /// # Errors
+    /// The peer's key is none to seal with.
+    pub fn seal_bytes(&mut self, peer: &PublicKey, plaintext: &[u8]) -> Result<Vec<u8>> {
+        self.sequence += 1;
+        let (id, boot, sequence) = (self.id, self.boot, self.sequence);
+        let header = Header { version: 1, key: self.hint, sender: id, boot, sequence };
+        self.pair(peer)?.to.seal(&header, plaintext).context("it can't be sealed")
+    }
+
+    /// The frames of a datagram that this peer has sealed for this speaker, as bytes; none when it has not.
+    ///
+    /// # Errors
+    /// The peer's key is none to seal with.
+    pub fn open(&mut self, peer: &PublicKey, datagram: &[u8]) -> Result<Option<Vec<u8>>> {
+        let Some((header, ciphertext)) = Header::parse(datagram) else { return Ok(None) };
+        let (own, gossip_key) = (self.id, self.gossip_key);
+        let Pair { secret, from, .. } = self.pair(peer)?;
+        if from.as_ref().is_none_or(|(boot, _)| *boot != header.boot) {
+            let key = secret.key(&gossip_key, &peer.id(), &own, header.boot);
+            *from = Some((header.boot, key.context("a key can't be derived")?));
+        }
+        let mut body = ciphertext.to_vec();
+        let opened = from.as_ref().is_some_and(|(_, key)| key.open(&header, &mut body).is_some());
+        body.truncate(datagram.len() - HEADER_LEN - TAG_LEN);
+        Ok(opened.then_some(body))
+    }
+
+    fn pair(&mut self, peer: &PublicKey) -> Result<&mut Pair> {
+        let id = peer.id();
+        if !self.pairs.contains_key(&id) {
+            let secret = PairSecret::new(&self.seed, peer).context("a key that nothing is sealed with")?;
+            let to = secret.key(&self.gossip_key, &self.id, &id, self.boot);
+            let to = to.context("a key can't be derived")?;
+            self.pairs.insert(id, Pair { secret, to, from: None });
+        }
+        self.pairs.get_mut(&id).context("no pair")
+    }
 }
 
 #[cfg(test)]

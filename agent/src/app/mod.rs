@@ -228,7 +228,8 @@ async fn start(
         waiting: Default::default(),
     };
     life.supervise("membership", (keeper, commands), |(keeper, commands)| Box::pin(keeper.run(commands)));
-    let crate::link::Inbox { gossip, members, joining, proven, unknown_key, answers, vips: arrivals } = inbox;
+    let crate::link::Inbox { gossip, members, joining, proven, unknown_key, answers, vips: arrivals, .. } =
+        inbox;
     pulse::spawn(link.clone(), view.clone(), word.clone(), answers, ears_in, life);
     let (orders, orders_out) = mpsc::channel(ORDERS);
     let inputs = crate::vip::Inputs {

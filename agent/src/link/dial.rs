@@ -84,7 +84,8 @@ impl Link {
         request: &FromMember,
     ) -> io::Result<ToMember> {
         let config = self.identity.client(key).map_err(io::Error::other)?;
-        let (stream, _) = connect(addresses, config).await?;
+        let (stream, at) = connect(addresses, config).await?;
+        self.book.proven(key.id(), at);
         let mut stream = frames::framed(stream, MAX_FRAME);
         frames::send(&mut stream, request).await?;
         frames::receive(&mut stream, ANSWER).await
@@ -99,12 +100,14 @@ impl Link {
     ) -> (Option<String>, Option<String>) {
         let tcp = async {
             let config = self.identity.client(key).map_err(|error| error.to_string())?;
-            connect(&[address], config).await.map(drop).map_err(|error| error.to_string())
+            connect(&[address], config).await.map_err(|error| error.to_string())?;
+            self.book.proven(key.id(), address);
+            Ok(())
         };
         let udp = async {
             // The new node answers a challenge only when it holds the cluster's key.
             for _ in 0..KNOCKS {
-                let echo = self.knock(address);
+                let echo = self.knock(key.id(), address);
                 if tokio::time::timeout(KNOCK, echo).await.is_ok_and(|heard| heard.is_ok()) {
                     return Ok(());
                 }
@@ -154,7 +157,8 @@ impl Link {
         let key = self.trust.borrow().document.member(&to).map(|admitted| admitted.key);
         let Some(key) = key else { return Ok(()) };
         let config = self.identity.client(key).map_err(io::Error::other)?;
-        let (stream, _) = connect(&self.book.all(&to), config).await?;
+        let (stream, at) = connect(&self.book.all(&to), config).await?;
+        self.book.proven(to, at);
         let mut stream = frames::framed(stream, MAX_FRAME);
         while let Ok(Some(message)) = tokio::time::timeout(IDLE, queue.recv()).await {
             count(&self.counters.sent_bytes, message.len());

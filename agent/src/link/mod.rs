@@ -2,7 +2,8 @@
 //!
 //! Tasks: [`udp`] reads datagrams and answers challenges; [`tcp`] accepts connections and gives each a task
 //! of its own; [`dial`] makes connections and keeps one to each peer that large gossip messages go to. All
-//! belong to the `Life`; none holds state that outlives it, so stopping them anywhere is safe.
+//! belong to the `Life`; none holds state that outlives it, so stopping them anywhere is safe. Beside them stand
+//! [`pairs`], the keys shared with each member, and [`book`], where members are and what of that is proven.
 //!
 //! The link knows nothing of why anyone is trusted: it reads the current [`Trust`], which membership alone
 //! writes. What arrives is handed on by bounded queues ([`Inbox`]).
@@ -10,8 +11,8 @@
 pub(crate) mod book;
 pub(crate) mod dial;
 pub(crate) mod frames;
+mod pairs;
 mod refused;
-pub(crate) mod seal;
 pub(crate) mod tcp;
 pub(crate) mod tls;
 pub(crate) mod udp;
@@ -21,15 +22,17 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use proto::cluster::Document;
 use proto::exchange::{FromMember, ToMember};
-use proto::link::{KeyRing, Sessions};
+use proto::link::KeyRing;
 use proto::node::{NodeId, PublicKey};
 use proto::pulse::Saying;
+use proto::session::Sessions;
 use proto::time::Moment;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -74,6 +77,9 @@ pub(crate) struct Inbox {
     pub(crate) answers: mpsc::Receiver<Answer>,
     /// What members say of virtual IPs.
     pub(crate) vips: mpsc::Receiver<(NodeId, Vec<u8>)>,
+    /// Fingerprints of members' current records: whoever has another record of one pulls it.
+    #[allow(dead_code)]
+    pub(crate) fingerprints: mpsc::Receiver<(NodeId, u32)>,
 }
 
 /// What came of a pulse.
@@ -98,6 +104,22 @@ struct Outlets {
     unknown_key: mpsc::Sender<NodeId>,
     answers: mpsc::Sender<Answer>,
     vips: mpsc::Sender<(NodeId, Vec<u8>)>,
+    fingerprints: mpsc::Sender<(NodeId, u32)>,
+}
+
+/// A number that waits to be repeated from where it was sent.
+struct Knock {
+    peer: NodeId,
+    to: SocketAddr,
+    heard: oneshot::Sender<()>,
+}
+
+/// Who has pulsed this node.
+struct Asker {
+    from: SocketAddr,
+    at: Moment,
+    /// When it was last sent the fingerprint of this node's record.
+    fingerprint: Option<Moment>,
 }
 
 /// What was counted on the link since the start, for logs and tests.
@@ -112,6 +134,7 @@ pub(crate) struct Counters {
     pub(crate) refused_seal: AtomicU64,
     pub(crate) refused_replay: AtomicU64,
     pub(crate) refused_unproven: AtomicU64,
+    pub(crate) refused_flood: AtomicU64,
     pub(crate) sent_gossip_bytes: AtomicU64,
     pub(crate) sent_pulses: AtomicU64,
     pub(crate) received_answers: AtomicU64,
@@ -130,11 +153,11 @@ pub(crate) struct Link {
     pub(crate) counters: Counters,
     boot: u64,
     sequence: AtomicU64,
-    sealer: Mutex<Option<seal::Sealer>>,
+    pairs: pairs::Pairs,
     sessions: Mutex<Sessions>,
-    /// One for each sender that has proven its boot, so no more than there are members.
-    openers: Mutex<BTreeMap<NodeId, seal::Opener>>,
-    knocks: Mutex<BTreeMap<u64, oneshot::Sender<()>>>,
+    knocks: Mutex<BTreeMap<u64, Knock>>,
+    /// The versions of datagrams that each peer says it speaks.
+    versions: Mutex<BTreeMap<NodeId, RangeInclusive<u8>>>,
     /// When the last fresh datagram of each peer came.
     heard: Mutex<BTreeMap<NodeId, Moment>>,
     udp: UdpSocket,
@@ -144,7 +167,9 @@ pub(crate) struct Link {
     /// What this node says in every answer to a pulse, as bytes.
     saying: Mutex<Vec<u8>>,
     /// Who has pulsed this node, from where and when: they are told of changes at once.
-    askers: Mutex<BTreeMap<NodeId, (SocketAddr, Moment)>>,
+    askers: Mutex<BTreeMap<NodeId, Asker>>,
+    /// Of this node's current record; it goes to each asker once a second.
+    fingerprint: Mutex<Option<u32>>,
     large: dial::LargeSenders,
 }
 
@@ -193,23 +218,27 @@ impl Link {
         let (answers, answers_in) = mpsc::channel(1024);
         // A second of beats of seven candidates and their witnesses; they repeat themselves.
         let (vips, vips_in) = mpsc::channel(256);
+        // Each master says it once a second; what does not fit is said again.
+        let (fingerprints, fingerprints_in) = mpsc::channel(256);
+        let boot = u64::from_be_bytes(random());
         let link = Link {
+            pairs: pairs::Pairs::new(identity.clone(), boot),
             identity,
+            book: AddressBook::new(trust.clone()),
             trust,
-            book: AddressBook::default(),
             counters: Counters::default(),
-            boot: u64::from_be_bytes(random()),
+            boot,
             sequence: AtomicU64::new(0),
-            sealer: Mutex::new(None),
             sessions: Mutex::new(Sessions::default()),
-            openers: Mutex::new(BTreeMap::new()),
             knocks: Mutex::new(BTreeMap::new()),
+            versions: Mutex::new(BTreeMap::new()),
             heard: Mutex::new(BTreeMap::new()),
             udp,
             v6,
-            outlets: Outlets { gossip, members, joining, proven, unknown_key, answers, vips },
+            outlets: Outlets { gossip, members, joining, proven, unknown_key, answers, vips, fingerprints },
             saying: Mutex::new(Vec::new()),
             askers: Mutex::new(BTreeMap::new()),
+            fingerprint: Mutex::new(None),
             large: dial::LargeSenders::default(),
         };
         let inbox = Inbox {
@@ -220,6 +249,7 @@ impl Link {
             unknown_key: unknown_key_in,
             answers: answers_in,
             vips: vips_in,
+            fingerprints: fingerprints_in,
         };
         (Arc::new(link), inbox, tcp)
     }
@@ -229,27 +259,47 @@ impl Link {
         self.identity.id
     }
 
-    fn sessions(&self) -> std::sync::MutexGuard<'_, Sessions> {
-        // A panic while it was held can't leave it half-written: every method ends in one assignment.
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether this node has proven that it is at this address, since it is a member.
+    #[allow(dead_code)]
+    pub(crate) fn proven_at(&self, id: &NodeId, ip: IpAddr) -> bool {
+        self.book.is_proven(id, ip)
     }
 
-    fn heard(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, Moment>> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Changes with every address that a member has proven for the first time.
+    #[allow(dead_code)]
+    pub(crate) fn proven_changes(&self) -> watch::Receiver<u64> {
+        self.book.changes()
+    }
+
+    /// Which versions of datagrams a peer says it speaks.
+    #[allow(dead_code)]
+    pub(crate) fn speaks(&self, id: NodeId, versions: RangeInclusive<u8>) {
+        if self.trust.borrow().document.member(&id).is_some() {
+            lock(&self.versions).insert(id, versions);
+        }
+    }
+
+    /// The fingerprint of this node's current record, which goes with an answer a second.
+    #[allow(dead_code)]
+    pub(crate) fn set_record_fingerprint(&self, fingerprint: u32) {
+        *lock(&self.fingerprint) = Some(fingerprint);
     }
 
     /// When this peer was last heard itself, by a fresh datagram.
     pub(crate) fn last_heard(&self, peer: &NodeId) -> Option<Moment> {
-        self.heard().get(peer).copied()
+        lock(&self.heard).get(peer).copied()
     }
 
     /// Forgets what is known of nodes that are not members any more.
     pub(crate) fn forget_strangers(&self) {
         let document = self.trust.borrow().document.clone();
-        self.sessions().retain(|id| document.member(id).is_some());
-        self.book.retain(|id| document.member(id).is_some());
-        self.heard().retain(|id, _| document.member(id).is_some());
-        lock(&self.openers).retain(|id, _| document.member(id).is_some());
+        let member = |id: &NodeId| document.member(id).is_some();
+        lock(&self.sessions).retain(member);
+        self.book.retain(member);
+        self.pairs.retain(member);
+        lock(&self.heard).retain(|id, _| member(id));
+        lock(&self.versions).retain(|id, _| member(id));
+        lock(&self.askers).retain(|id, _| member(id));
     }
 }
 

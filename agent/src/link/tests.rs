@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proto::cluster::{Admitted, ClusterId, KeyId, Removed};
 use proto::exchange::FromMember;
-use proto::link::GossipKey;
+use proto::link::{Frame, GossipKey, Header, KeyHint};
 use proto::node::Name;
 use proto::time::UnixMs;
 
@@ -26,7 +26,7 @@ impl Drop for End {
     }
 }
 
-fn identity(n: u8) -> Arc<Identity> {
+pub(super) fn identity(n: u8) -> Arc<Identity> {
     Arc::new(Identity::from_seed(&[n; 32]).unwrap())
 }
 
@@ -35,7 +35,7 @@ fn key(n: u8) -> GossipKey {
     GossipKey { epoch: u64::from(n), id: KeyId::of_key(&secret), secret, until: None }
 }
 
-fn trust_of(nodes: &[u8], keys: &[u8]) -> Trust {
+pub(super) fn trust_of(nodes: &[u8], keys: &[u8]) -> Trust {
     let admitted = |n: u8| Admitted {
         at: UnixMs(1),
         name: Name::nearest(&format!("n{n}")),
@@ -77,8 +77,17 @@ fn end(n: u8, trust: &Trust) -> End {
 }
 
 fn introduce(a: &End, b: &End) {
-    a.link.book.seen(b.link.own(), b.at);
-    b.link.book.seen(a.link.own(), a.at);
+    a.link.book.heard(b.link.own(), &[b.at], false);
+    b.link.book.heard(a.link.own(), &[a.at], false);
+}
+
+/// A datagram of node `from` to node 2 in this boot of it, sealed as it would with the gossip key `gossip`.
+fn sealed(from: u8, gossip: u8, boot: u64, sequence: u64, frame: Frame<'_>) -> Vec<u8> {
+    let (sender, receiver) = (identity(from), identity(2));
+    let header = Header { version: 1, key: KeyHint::of(key(1).id), sender: sender.id, boot, sequence };
+    let pair = sender.pair_secret(&receiver.key).unwrap();
+    let key = pair.key(&key(gossip).secret, &sender.id, &receiver.id, boot).unwrap();
+    key.seal(&header, &frame.to_bytes()).unwrap()
 }
 
 const SOON: Duration = Duration::from_secs(5);
@@ -115,32 +124,32 @@ async fn a_small_message_goes_by_datagram_and_a_large_one_by_tls() {
 
 #[tokio::test]
 async fn strangers_and_wrong_keys_get_no_answer() {
-    let mut b = end(2, &trust_of(&[1, 2], &[1]));
+    let mut b = end(2, &trust_of(&[1, 2, 3], &[1]));
     let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let mut stranger = vec![1];
     stranger.extend_from_slice(&[0xaa; 200]);
-    let header = proto::link::Header { key: key(1).id, sender: identity(1).id, boot: 5, sequence: 1 };
-    let forged = seal::Sealer::new(&key(9), &identity(1).id, 5).unwrap().seal(&header, b"\0hello").unwrap();
-    for datagram in [b"".as_slice(), b"x", &stranger, &forged, &[1; 1400]] {
+    let forged = sealed(1, 9, 5, 1, Frame::Gossip(b"hello"));
+    // Node 3 is a member and holds the gossip key, and says that it is node 1.
+    let mut imposed = sealed(3, 1, 5, 1, Frame::Gossip(b"hello"));
+    imposed[5..15].copy_from_slice(&identity(1).id.0);
+    for datagram in [b"".as_slice(), b"x", &stranger, &forged, &imposed, &[1; 1400]] {
         socket.send_to(datagram, b.at).await.unwrap();
     }
     let mut buffer = [0; 2000];
     assert!(tokio::time::timeout(NEVER, socket.recv_from(&mut buffer)).await.is_err());
     assert!(b.inbox.gossip.try_recv().is_err());
-    assert_eq!(b.link.counters.refused_seal.load(Ordering::Relaxed), 1);
+    assert_eq!(b.link.counters.refused_seal.load(Ordering::Relaxed), 2);
 }
 
 #[tokio::test]
 async fn a_recording_is_refused_at_once_and_after_the_receiver_has_restarted() {
     let trust = trust_of(&[1, 2], &[1]);
-    let (a, mut b) = (end(1, &trust), end(2, &trust));
+    let (mut a, mut b) = (end(1, &trust), end(2, &trust));
     introduce(&a, &b);
     gets_through(&a, &mut b, b"first").await;
     // What an eavesdropper has: a datagram of a's current boot.
-    let sealer = seal::Sealer::new(&key(1), &a.link.own(), a.link.boot).unwrap();
     let sequence = a.link.sequence.fetch_add(1, Ordering::Relaxed) + 1;
-    let header = proto::link::Header { key: key(1).id, sender: a.link.own(), boot: a.link.boot, sequence };
-    let recorded = sealer.seal(&header, &proto::link::Payload::Gossip(b"recorded").to_bytes()).unwrap();
+    let recorded = sealed(1, 1, a.link.boot, sequence, Frame::Gossip(b"recorded"));
     let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket.send_to(&recorded, b.at).await.unwrap();
     let got = tokio::time::timeout(SOON, b.inbox.gossip.recv()).await.unwrap();
@@ -155,6 +164,7 @@ async fn a_recording_is_refused_at_once_and_after_the_receiver_has_restarted() {
     }
     // What came back to the eavesdropper is a challenge that it can't read or answer.
     introduce(&a, &b);
+    gets_through(&b, &mut a, b"here now").await;
     gets_through(&a, &mut b, b"alive").await;
 }
 
@@ -200,10 +210,10 @@ async fn a_member_is_served_by_tls_and_only_under_its_own_key() {
 async fn a_knock_is_answered_by_who_holds_the_key_and_by_nobody_else() {
     let trust = trust_of(&[1, 2], &[1]);
     let (a, b) = (end(1, &trust), end(2, &trust));
-    let echo = a.link.knock(b.at);
+    let echo = a.link.knock(b.link.own(), b.at);
     assert!(tokio::time::timeout(SOON, echo).await.unwrap().is_ok());
     let other = end(3, &trust_of(&[3, 1], &[2]));
-    let echo = a.link.knock(other.at);
+    let echo = a.link.knock(other.link.own(), other.at);
     assert!(tokio::time::timeout(NEVER, echo).await.is_err());
 }
 
@@ -227,7 +237,7 @@ async fn a_datagram_to_a_machine_without_an_agent_comes_back_as_a_hint_and_costs
     gets_through(&a, &mut b, b"first").await;
     let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let gone = identity(3).id;
-    a.link.book.seen(gone, free);
+    a.link.book.heard(gone, &[free], false);
     for number in 1..20 {
         a.link.pulse(gone, number);
         // The kernel hands the refusal to whatever is sent next.
@@ -249,8 +259,13 @@ async fn a_datagram_to_a_machine_without_an_agent_comes_back_as_a_hint_and_costs
 async fn only_what_was_really_sent_can_be_refused() {
     let a = end(1, &trust_of(&[1, 2], &[1]));
     a.link.sequence.store(20_000, Ordering::Relaxed);
-    let header =
-        |n, boot, sequence| proto::link::Header { key: key(1).id, sender: identity(n).id, boot, sequence };
+    let header = |n, boot, sequence| Header {
+        version: 1,
+        key: KeyHint::of(key(1).id),
+        sender: identity(n).id,
+        boot,
+        sequence,
+    };
     assert!(refused::sent(&a.link, &header(1, a.link.boot, 19_990)));
     assert!(!refused::sent(&a.link, &header(1, a.link.boot, 20_001)), "not sent yet");
     assert!(!refused::sent(&a.link, &header(1, a.link.boot, 9_000)), "long ago");
@@ -264,22 +279,76 @@ async fn a_derived_key_is_kept_of_proven_senders_only() {
     let (a, mut b) = (end(1, &trust), end(2, &trust));
     introduce(&a, &b);
     // Sealed with the right key, of a boot that is not there any more.
-    let header = proto::link::Header { key: key(1).id, sender: a.link.own(), boot: 5, sequence: 1 };
-    let old = seal::Sealer::new(&key(1), &a.link.own(), 5).unwrap().seal(&header, b"\0old").unwrap();
+    let old = sealed(1, 1, 5, 1, Frame::Gossip(b"old"));
     let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket.send_to(&old, b.at).await.unwrap();
     let mut challenge = [0; 200];
     tokio::time::timeout(SOON, socket.recv_from(&mut challenge)).await.unwrap().unwrap();
-    assert!(lock(&b.link.openers).is_empty());
+    assert!(!b.link.pairs.keeps(&a.link.own(), 5));
     gets_through(&a, &mut b, b"live").await;
-    assert_eq!(lock(&b.link.openers).len(), 1);
+    gets_through(&a, &mut b, b"and again").await;
+    assert!(b.link.pairs.keeps(&a.link.own(), a.link.boot));
     socket.send_to(&old, b.at).await.unwrap();
     gets_through(&a, &mut b, b"still").await;
-    assert!(
-        lock(&b.link.openers)[&a.link.own()]
-            .fits(&key(1), &proto::link::Header { boot: a.link.boot, ..header })
-    );
+    assert!(b.link.pairs.keeps(&a.link.own(), a.link.boot));
     b.trust.send_replace(Arc::new(trust_of(&[2], &[1])));
     b.link.forget_strangers();
-    assert!(lock(&b.link.openers).is_empty());
+    assert_eq!(b.link.pairs.len(), 0);
+}
+
+#[tokio::test]
+async fn an_address_is_proven_by_an_echo_or_a_handshake_and_not_by_what_comes_from_there() {
+    let trust = trust_of(&[1, 2], &[1]);
+    let (a, mut b) = (end(1, &trust), end(2, &trust));
+    introduce(&a, &b);
+    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    assert!(!b.link.proven_at(&a.link.own(), loopback));
+    let mut changes = b.link.proven_changes();
+    changes.mark_unchanged();
+    gets_through(&a, &mut b, b"by its echo").await;
+    assert!(b.link.proven_at(&a.link.own(), loopback) && changes.has_changed().unwrap());
+    assert!(!b.link.proven_at(&a.link.own(), "127.0.0.2".parse().unwrap()));
+    // Someone passes a fresh datagram of a on from another address, and can't answer what is asked there.
+    let elsewhere = tokio::net::UdpSocket::bind("127.0.0.3:0").await.unwrap();
+    let sequence = a.link.sequence.fetch_add(1, Ordering::Relaxed) + 1;
+    let passed_on = sealed(1, 1, a.link.boot, sequence, Frame::Gossip(b"passed on"));
+    elsewhere.send_to(&passed_on, b.at).await.unwrap();
+    let got = tokio::time::timeout(SOON, b.inbox.gossip.recv()).await.unwrap();
+    assert_eq!(got, Some((a.link.own(), b"passed on".to_vec())));
+    let mut asked = [0; 200];
+    tokio::time::timeout(SOON, elsewhere.recv_from(&mut asked)).await.unwrap().unwrap();
+    assert_eq!(b.link.book.best(&a.link.own()), Some(a.at), "answers go on to where it is");
+    assert!(!b.link.proven_at(&a.link.own(), "127.0.0.3".parse().unwrap()));
+    // A handshake proves where it was dialled.
+    let (tcp, _) = a.link.dial_back(b.link.identity.key, b.at).await;
+    assert!(tcp.is_none() && a.link.proven_at(&b.link.own(), loopback));
+}
+
+#[tokio::test]
+async fn an_address_that_someone_names_is_asked() {
+    let trust = trust_of(&[1, 2], &[1]);
+    let (a, b) = (end(1, &trust), end(2, &trust));
+    let mut changes = a.link.proven_changes();
+    a.link.prove(b.link.own(), b.at, &a.life);
+    tokio::time::timeout(SOON, changes.changed()).await.unwrap().unwrap();
+    assert!(a.link.proven_at(&b.link.own(), b.at.ip()));
+    assert_eq!(a.link.book.best(&b.link.own()), Some(b.at));
+}
+
+#[tokio::test]
+async fn a_fingerprint_goes_with_one_answer_a_second() {
+    let trust = trust_of(&[1, 2], &[1]);
+    let (mut a, mut b) = (end(1, &trust), end(2, &trust));
+    introduce(&a, &b);
+    gets_through(&a, &mut b, b"known").await;
+    gets_through(&b, &mut a, b"both ways").await;
+    b.link.say(&Saying::default(), b.life.now());
+    b.link.set_record_fingerprint(0xfeed);
+    for number in 1..=5 {
+        a.link.pulse(b.link.own(), number);
+        let answer = tokio::time::timeout(SOON, a.inbox.answers.recv()).await.unwrap();
+        assert!(matches!(answer, Some(Answer::Said { number: got, .. }) if got == number));
+    }
+    assert_eq!(a.inbox.fingerprints.try_recv().unwrap(), (b.link.own(), 0xfeed));
+    assert!(a.inbox.fingerprints.try_recv().is_err());
 }

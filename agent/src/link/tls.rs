@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use proto::exchange::{ALPN_JOIN, ALPN_MEMBER, EXPORTER_LABEL};
 use proto::node::{NodeId, PUBLIC_KEY_LEN, PublicKey};
+use proto::seal::PairSecret;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use rustls::client::AlwaysResolvesClientRawPublicKeys;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -17,6 +18,7 @@ use rustls::{
     SignatureScheme,
 };
 use tokio::sync::watch;
+use zeroize::Zeroizing;
 
 use super::Trust;
 
@@ -30,6 +32,8 @@ const PKCS8_PREFIX: [u8; 16] =
 pub(crate) struct Identity {
     pub(crate) id: NodeId,
     pub(crate) key: PublicKey,
+    /// What the keys of datagrams are made of.
+    seed: Zeroizing<[u8; 32]>,
     certified: Arc<CertifiedKey>,
     provider: Arc<CryptoProvider>,
 }
@@ -48,9 +52,15 @@ impl Identity {
         Ok(Identity {
             id: key.id(),
             key,
+            seed: Zeroizing::new(*seed),
             certified: Arc::new(CertifiedKey::new(vec![spki], signing)),
             provider: Arc::new(rustls::crypto::ring::default_provider()),
         })
+    }
+
+    /// What this node and the one with this key share; none for a key that nothing may be sealed with.
+    pub(crate) fn pair_secret(&self, peer: &PublicKey) -> Option<PairSecret> {
+        PairSecret::new(&self.seed, peer)
     }
 
     /// How this node speaks to members: the peer must have exactly this key.

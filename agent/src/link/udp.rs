@@ -3,26 +3,30 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use proto::link::{Header, MAX_DATAGRAM, MAX_PAYLOAD, Payload, Verdict};
+use proto::link::{Frame, HEADER_LEN, Header, KeyHint, MAX_BODY, MAX_DATAGRAM, TAG_LEN, version_for};
 use proto::node::NodeId;
 use proto::pulse::Saying;
+use proto::session::Verdict;
 use proto::time::Moment;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
 
 use super::book::{for_socket, plain};
-use super::{Answer, Link, count, lock, random, refused, seal};
+use super::{Answer, Asker, Knock, Link, count, lock, random, refused};
 use crate::lifecycle::{Life, wall};
 
 /// Receive buffer asked of the kernel: a second of datagrams at 5,000 a second.
 const RECEIVE_BUFFER: usize = 1 << 20;
 
 /// Who has not pulsed for this long has gone, and is not told of changes any more.
-const ASKER: std::time::Duration = std::time::Duration::from_secs(5);
+const ASKER: Duration = Duration::from_secs(5);
+
+/// Time between two fingerprints of this node's record to one asker.
+const FINGERPRINT: Duration = Duration::from_secs(1);
 
 /// A socket of either family; both families where no address is given and the kernel has IPv6.
 pub(super) fn socket(
@@ -94,99 +98,146 @@ impl Link {
             return count(&self.counters.refused_stranger, 1);
         };
         let trust = self.trust.borrow().clone();
-        if header.sender == self.own() || trust.document.member(&header.sender).is_none() {
+        let peer = trust.document.member(&header.sender).map(|admitted| admitted.key);
+        let Some(peer) = peer.filter(|_| header.sender != self.own()) else {
             return count(&self.counters.refused_stranger, 1);
+        };
+        let Some(ciphertext) = datagram.get_mut(HEADER_LEN..) else { return };
+        let (mut held, mut opened) = (false, None);
+        for gossip in trust.ring.hinted(header.key, wall()) {
+            held = true;
+            let key = self.pairs.from(&header, &peer, gossip);
+            if let Some(key) = key.filter(|key| key.open(&header, ciphertext).is_some()) {
+                opened = Some((gossip, key));
+                break;
+            }
         }
-        let Some(key) = trust.ring.get(header.key, wall()) else {
+        if !held {
             count(&self.counters.refused_key, 1);
             // Not believed, only a hint to look for new keys, and that by TLS.
             let _ = self.outlets.unknown_key.try_send(header.sender);
             return;
-        };
-        let Some(ciphertext) = datagram.get_mut(proto::link::HEADER_LEN..) else { return };
-        let openers = lock(&self.openers);
-        let kept = openers.get(&header.sender).filter(|opener| opener.fits(key, &header));
-        let made = if kept.is_none() { seal::Opener::new(key, &header) } else { None };
-        let plain = kept.or(made.as_ref()).and_then(|opener| opener.open(&header, ciphertext));
-        drop(openers);
-        let Some(plain) = plain else {
+        }
+        let Some((gossip, key)) = opened else {
             return count(&self.counters.refused_seal, 1);
         };
-        let Some(payload) = Payload::parse(plain) else { return };
-        let proven = self.judge(&header, &payload, from, life);
-        if let Some(opener) = made.filter(|_| proven) {
-            lock(&self.openers).insert(header.sender, opener);
+        let plaintext = ciphertext.get(..ciphertext.len() - TAG_LEN).unwrap_or_default();
+        if self.judge(&header, plaintext, from, life) == Verdict::Fresh {
+            self.pairs.keep(&header, gossip, key);
         }
     }
 
-    /// Takes what an authentic datagram brings. True when it is new, of a boot that is proven.
-    fn judge(&self, header: &Header, payload: &Payload<'_>, from: SocketAddr, life: &Life) -> bool {
-        let payload = match payload {
-            Payload::Challenge(number) => {
-                self.send_payload(from, &Payload::Echo(*number));
-                return false;
-            }
-            Payload::Echo(number) => {
-                let knock = self.knocks.lock().unwrap_or_else(PoisonError::into_inner).remove(number);
-                if let Some(heard) = knock {
-                    let _ = heard.send(());
-                }
-                if self.sessions().echoed(header, *number) {
-                    self.book.seen(header.sender, from);
-                    self.heard().insert(header.sender, life.now());
-                    let _ = self.outlets.proven.try_send(header.sender);
-                }
-                return false;
-            }
-            other => other,
-        };
-        let verdict = self.sessions().judge(header, life.now(), || u64::from_be_bytes(random()));
+    /// Takes what an authentic datagram brings.
+    fn judge(&self, header: &Header, plaintext: &[u8], from: SocketAddr, life: &Life) -> Verdict {
+        let (sender, now) = (header.sender, life.now());
+        let is_proof = |frame: Frame<'_>| matches!(frame, Frame::Challenge(_) | Frame::Echo(_));
+        let proof_only = Frame::all(plaintext).all(is_proof);
+        let verdict = lock(&self.sessions).judge(header, from, proof_only, now, number);
         match verdict {
-            Verdict::Fresh => {
-                self.book.seen(header.sender, from);
-                self.heard().insert(header.sender, life.now());
-                self.fresh(header.sender, payload, from, life);
+            Verdict::Replayed => {
+                count(&self.counters.refused_replay, 1);
+                return verdict;
             }
+            Verdict::Unproven if !proof_only => count(&self.counters.refused_unproven, 1),
             Verdict::Challenge(number) => {
                 count(&self.counters.refused_unproven, 1);
-                self.send_payload(from, &Payload::Challenge(number));
+                self.send(sender, from, &Frame::Challenge(number).to_bytes());
             }
-            Verdict::Unproven => count(&self.counters.refused_unproven, 1),
-            Verdict::Replayed => count(&self.counters.refused_replay, 1),
+            Verdict::Unproven => {}
+            Verdict::Fresh => {
+                lock(&self.heard).insert(sender, now);
+                if !self.book.seen(sender, from) {
+                    // It may have moved, or someone passes its datagrams on.
+                    self.prove_at(sender, from, now);
+                }
+            }
         }
-        verdict == Verdict::Fresh
+        for frame in Frame::all(plaintext) {
+            match frame {
+                Frame::Challenge(number) => {
+                    if lock(&self.sessions).answers(header, from, now) {
+                        self.send(sender, from, &Frame::Echo(number).to_bytes());
+                    } else {
+                        count(&self.counters.refused_flood, 1);
+                    }
+                }
+                Frame::Echo(number) => self.echoed(header, number, now),
+                frame if verdict == Verdict::Fresh => self.fresh(sender, frame, from, now),
+                _ => {}
+            }
+        }
+        verdict
+    }
+
+    /// Takes an authentic echo.
+    fn echoed(&self, header: &Header, number: u64, now: Moment) {
+        let sender = header.sender;
+        let mut knocks = lock(&self.knocks);
+        let knock = match knocks.get(&number) {
+            Some(knock) if knock.peer == sender => knocks.remove(&number),
+            _ => None,
+        };
+        drop(knocks);
+        if let Some(knock) = knock {
+            self.book.proven(sender, knock.to);
+            let _ = knock.heard.send(());
+        }
+        let proven = lock(&self.sessions).echoed(header, number, now);
+        if let Some(proven) = proven {
+            self.book.proven(sender, proven.address);
+            if proven.boot {
+                self.book.seen(sender, proven.address);
+                lock(&self.heard).insert(sender, now);
+                let _ = self.outlets.proven.try_send(sender);
+            }
+        }
     }
 
     /// Takes what has proven to be new.
-    fn fresh(&self, sender: NodeId, payload: &Payload<'_>, from: SocketAddr, life: &Life) {
-        match payload {
-            Payload::Gossip(message) => {
+    fn fresh(&self, sender: NodeId, frame: Frame<'_>, from: SocketAddr, now: Moment) {
+        match frame {
+            Frame::Gossip(message) => {
                 let _ = self.outlets.gossip.try_send((sender, message.to_vec()));
             }
-            Payload::Pulse(number) => {
-                // Answered here, before anything else is waited for: the round trip is what is measured.
-                let saying = lock(&self.saying).clone();
-                self.send_payload(from, &Payload::Answer(*number, &saying));
-                lock(&self.askers).insert(sender, (from, life.now()));
-            }
-            Payload::Answer(number, saying) => {
+            Frame::Pulse(number) => self.answer(sender, number, from, now),
+            Frame::Answer(number, saying) => {
                 count(&self.counters.received_answers, 1);
                 if let Some(saying) = Saying::from_bytes(saying) {
-                    let answer = Answer::Said { from: sender, number: *number, saying };
+                    let answer = Answer::Said { from: sender, number, saying };
                     let _ = self.outlets.answers.try_send(answer);
                 }
             }
-            Payload::Vip(message) => {
+            Frame::Vip(message) => {
                 let _ = self.outlets.vips.try_send((sender, message.to_vec()));
             }
-            Payload::Challenge(_) | Payload::Echo(_) => {}
+            Frame::RecordFingerprint(fingerprint) => {
+                let _ = self.outlets.fingerprints.try_send((sender, fingerprint));
+            }
+            Frame::Challenge(_) | Frame::Echo(_) => {}
         }
+    }
+
+    /// Answers a pulse here, before anything else is waited for: the round trip is what is measured.
+    fn answer(&self, to: NodeId, number: u64, from: SocketAddr, now: Moment) {
+        let mut plaintext = Frame::Answer(number, &lock(&self.saying)).to_bytes();
+        let fingerprint = *lock(&self.fingerprint);
+        let mut askers = lock(&self.askers);
+        let asker = askers.entry(to).or_insert(Asker { from, at: now, fingerprint: None });
+        (asker.from, asker.at) = (from, now);
+        if let Some(fingerprint) = fingerprint
+            && asker.fingerprint.is_none_or(|at| now.since(at) >= FINGERPRINT)
+            && Frame::RecordFingerprint(fingerprint).put(&mut plaintext)
+        {
+            asker.fingerprint = Some(now);
+        }
+        drop(askers);
+        self.send(to, from, &plaintext);
     }
 
     /// Sends a message of virtual IPs to a peer, straight from the calling thread.
     pub(crate) fn send_vip(&self, to: NodeId, message: &[u8]) {
         if let Some(address) = self.book.best(&to) {
-            self.send_payload(address, &Payload::Vip(message));
+            self.send(to, address, &Frame::Vip(message).to_bytes());
         }
     }
 
@@ -194,7 +245,7 @@ impl Link {
     pub(crate) fn pulse(&self, to: NodeId, number: u64) {
         if let Some(address) = self.book.best(&to) {
             count(&self.counters.sent_pulses, 1);
-            self.send_payload(address, &Payload::Pulse(number));
+            self.send(to, address, &Frame::Pulse(number).to_bytes());
         }
     }
 
@@ -203,11 +254,13 @@ impl Link {
         let bytes = saying.to_bytes();
         *lock(&self.saying) = bytes.clone();
         let mut askers = lock(&self.askers);
-        askers.retain(|_, (_, at)| now.since(*at) < ASKER);
-        let addresses: Vec<SocketAddr> = askers.values().map(|(address, _)| *address).collect();
+        askers.retain(|_, asker| now.since(asker.at) < ASKER);
+        let addresses: Vec<(NodeId, SocketAddr)> =
+            askers.iter().map(|(id, asker)| (*id, asker.from)).collect();
         drop(askers);
-        for address in addresses {
-            self.send_payload(address, &Payload::Answer(0, &bytes));
+        let plaintext = Frame::Answer(0, &bytes).to_bytes();
+        for (id, address) in addresses {
+            self.send(id, address, &plaintext);
         }
     }
 
@@ -215,39 +268,58 @@ impl Link {
     /// sent is dropped, since gossip repeats itself.
     pub(crate) fn send_gossip(self: &std::sync::Arc<Link>, to: NodeId, message: &[u8], life: &Life) {
         count(&self.counters.sent_gossip_bytes, message.len());
-        if message.len() > MAX_PAYLOAD {
+        if message.len() > MAX_BODY {
             return self.send_large(to, message.to_vec(), life);
         }
         if let Some(address) = self.book.best(&to) {
-            self.send_payload(address, &Payload::Gossip(message));
+            self.send(to, address, &Frame::Gossip(message).to_bytes());
         }
     }
 
-    /// Asks whoever listens at `address` to repeat a number. What is returned resolves when it does, under
-    /// the seal.
-    pub(crate) fn knock(&self, address: SocketAddr) -> oneshot::Receiver<()> {
+    /// Asks a member that is said to be at `at` to repeat a number that is sent there; what came of it shows
+    /// in [`Link::proven_at`]. At most a few a second for each member, however many addresses it names.
+    #[allow(dead_code)]
+    pub(crate) fn prove(&self, id: NodeId, at: SocketAddr, life: &Life) {
+        self.prove_at(id, at, life.now());
+    }
+
+    fn prove_at(&self, id: NodeId, at: SocketAddr, now: Moment) {
+        if self.trust.borrow().document.member(&id).is_none() {
+            return;
+        }
+        let asked = lock(&self.sessions).ask(id, at, now, number);
+        if let Some(number) = asked {
+            self.send(id, at, &Frame::Challenge(number).to_bytes());
+        }
+    }
+
+    /// Asks the peer, which should be at `address`, to repeat a number. What is returned resolves when it
+    /// does, under the seal.
+    pub(crate) fn knock(&self, peer: NodeId, address: SocketAddr) -> oneshot::Receiver<()> {
         let (heard, echo) = oneshot::channel();
-        let number = u64::from_be_bytes(random());
-        let mut knocks = self.knocks.lock().unwrap_or_else(PoisonError::into_inner);
-        knocks.retain(|_, heard| !heard.is_closed());
-        knocks.insert(number, heard);
+        let number = number();
+        let mut knocks = lock(&self.knocks);
+        knocks.retain(|_, knock| !knock.heard.is_closed());
+        knocks.insert(number, Knock { peer, to: address, heard });
         drop(knocks);
-        self.send_payload(address, &Payload::Challenge(number));
+        self.send(peer, address, &Frame::Challenge(number).to_bytes());
         echo
     }
 
-    fn send_payload(&self, to: SocketAddr, payload: &Payload<'_>) {
+    /// Seals frames for a peer and sends them. Whoever is no member is sent nothing.
+    fn send(&self, peer: NodeId, to: SocketAddr, plaintext: &[u8]) {
         let trust = self.trust.borrow().clone();
-        let Some(key) = trust.ring.sealing(&trust.document) else { return };
-        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
-        let header = Header { key: key.id, sender: self.own(), boot: self.boot, sequence };
-        let mut sealer = self.sealer.lock().unwrap_or_else(PoisonError::into_inner);
-        if sealer.as_ref().is_none_or(|sealer| sealer.id() != key.id) {
-            *sealer = seal::Sealer::new(key, &self.own(), self.boot);
-        }
-        let sealed = sealer.as_ref().and_then(|sealer| sealer.seal(&header, &payload.to_bytes()));
-        drop(sealer);
-        let Some(datagram) = sealed else { return };
+        let Some(admitted) = trust.document.member(&peer) else { return };
+        let Some(gossip) = trust.ring.sealing(&trust.document) else { return };
+        let Some(key) = self.pairs.to(peer, &admitted.key, gossip) else { return };
+        let header = Header {
+            version: version_for(lock(&self.versions).get(&peer).cloned()),
+            key: KeyHint::of(gossip.id),
+            sender: self.own(),
+            boot: self.boot,
+            sequence: self.sequence.fetch_add(1, Ordering::Relaxed) + 1,
+        };
+        let Some(datagram) = key.seal(&header, plaintext) else { return };
         // Straight to the kernel: tokio would refuse the first datagram, since it has not been told yet that
         // the socket can be written to.
         let to = for_socket(to, self.v6);
@@ -259,4 +331,9 @@ impl Link {
             count(&self.counters.sent_bytes, datagram.len());
         }
     }
+}
+
+/// A number that nobody can guess.
+fn number() -> u64 {
+    u64::from_be_bytes(random())
 }

@@ -345,8 +345,8 @@ impl Keeper {
             });
             info!(node = %applicant.name, %id, from = %applicant.from, "node admitted");
         }
-        self.link.book.heard(id, &applicant.addresses, false);
         self.publish();
+        self.link.book.heard(id, &applicant.addresses, false);
         // All must know it before it speaks to them; gossip alone would take seconds.
         drop(self.push());
         let serving = self.serving.borrow().as_ref().clone();

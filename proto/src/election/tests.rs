@@ -629,7 +629,7 @@ proptest! {
     ) {
         let datagrams = pack(&messages);
         prop_assert!(datagrams.iter().all(|datagram| datagram.len() <= MAX_BYTES));
-        prop_assert!(MAX_BYTES <= crate::link::MAX_PAYLOAD);
+        prop_assert!(MAX_BYTES <= crate::link::MAX_BODY);
         let read: Option<Vec<Vec<Message>>> = datagrams.iter().map(|datagram| unpack(datagram)).collect();
         prop_assert_eq!(read.map(|read| read.concat()), Some(messages));
     }

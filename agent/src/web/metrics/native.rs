@@ -192,6 +192,7 @@ fn link(text: &mut Text, link: &LinkStatus) {
         ("seal", link.refused_seal),
         ("replay", link.refused_replay),
         ("unproven", link.refused_unproven),
+        ("flood", link.refused_flood),
     ] {
         text.sample(name, &[("reason", reason)], count as f64);
     }

@@ -172,6 +172,7 @@ pub(super) fn own(html: &mut Html, status: &Status) {
         link.refused_seal,
         link.refused_replay,
         link.refused_unproven,
+        link.refused_flood,
     ];
     html.section("own", "This node");
     html.raw("<dl class=\"facts\">");

@@ -4,21 +4,19 @@
 //! keys of the cluster, seal as the link does and answer its challenges. They gossip nothing, so the cost is
 //! that of pulses alone. Detection is simulated with the code that decides it, and measured with ten agents.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use proto::cluster::{Admitted, ClusterId, Document, KeyId};
-use proto::link::{GossipKey, HEADER_LEN, Header, KeyRing, MAX_DATAGRAM, Payload};
-use proto::node::{Name, NodeId, PublicKey};
+use proto::link::{Frame, GossipKey, KeyRing, MAX_DATAGRAM};
+use proto::node::{Name, PublicKey};
 use proto::time::UnixMs;
-use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
-use ring::hkdf::{HKDF_SHA256, KeyType, Salt};
-use ring::signature::{Ed25519KeyPair, KeyPair};
 use tests::lab::{Lab, Node};
 use tests::mesh::{Agent, GOSSIP, all_up, with_agents};
+use tests::wire::{Speaker, public_key};
 
 use super::idle::{received, sent};
 use super::simulation;
@@ -120,16 +118,17 @@ impl Cost {
     }
 }
 
+/// The seed of a member: the real node is the first.
+fn seed(i: usize) -> [u8; 32] {
+    let mut seed = SEED;
+    seed[..8].copy_from_slice(&(i as u64).to_be_bytes());
+    if i == 0 { SEED } else { seed }
+}
+
 /// The members: the real node first, then those that are made up.
 fn members(size: usize) -> Result<Vec<Admitted>> {
-    let pair = Ed25519KeyPair::from_seed_unchecked(&SEED).map_err(|_| anyhow!("a key from a seed"))?;
-    let mut keys = vec![PublicKey(pair.public_key().as_ref().try_into()?)];
-    for i in 1..size {
-        let mut key = [1; 32];
-        key[..8].copy_from_slice(&u64::try_from(i)?.to_be_bytes());
-        keys.push(PublicKey(key));
-    }
-    let by = keys[0].id();
+    let keys: Vec<PublicKey> = (0..size).map(|i| public_key(&seed(i))).collect::<Result<_>>()?;
+    let by = keys.first().context("no members")?.id();
     let admitted = |(i, key)| Admitted { at: UnixMs(1), name: Name::nearest(&format!("m{i}")), key, by };
     Ok(keys.into_iter().enumerate().map(admitted).collect())
 }
@@ -165,38 +164,14 @@ fn write_state(dir: &Path, node: &Node, members: &[Admitted]) -> Result<()> {
     Ok(())
 }
 
-/// The seal of one sender, as the link has it: written again from its description.
-fn seal_of(sender: &NodeId, boot: u64) -> Result<LessSafeKey> {
-    struct Length;
-    impl KeyType for Length {
-        fn len(&self) -> usize {
-            32
-        }
-    }
-    let boot = boot.to_be_bytes();
-    let info = [sender.0.as_slice(), boot.as_slice()];
-    let mut key = [0; 32];
-    let salt = Salt::new(HKDF_SHA256, b"agent link 1");
-    let derived =
-        salt.extract(&SECRET).expand(&info, Length).and_then(|okm| okm.fill(&mut key).map(|()| key));
-    let key = derived.and_then(|key| UnboundKey::new(&CHACHA20_POLY1305, &key));
-    key.map(LessSafeKey::new).map_err(|_| anyhow!("a key can't be derived"))
-}
-
-struct Sender {
-    id: NodeId,
-    boot: u64,
-    sequence: u64,
-    seal: LessSafeKey,
-}
-
 /// All the others, behind one socket.
 struct Senders {
     socket: UdpSocket,
     to: SocketAddr,
-    nodes: Vec<Sender>,
-    /// Opens what the master of this boot has sealed.
-    master: Option<(u64, LessSafeKey)>,
+    master: PublicKey,
+    nodes: Vec<Speaker>,
+    /// Whose pulses have no answer yet, oldest first: a datagram does not say to whom it goes.
+    waiting: VecDeque<usize>,
     interval: Duration,
     number: u64,
     pulses: u64,
@@ -211,16 +186,13 @@ impl Senders {
         let socket = from.inside(|| Ok(UdpSocket::bind(bind)?))?;
         // Best effort: a second of answers.
         let _ = socket2::SockRef::from(&socket).set_recv_buffer_size(4 << 20);
-        let of = |(member, boot): (&Admitted, u64)| -> Result<Sender> {
-            let id = member.key.id();
-            Ok(Sender { id, boot, sequence: 0, seal: seal_of(&id, boot)? })
-        };
-        let nodes = members.iter().skip(1).zip(1_000..).map(of).collect::<Result<_>>()?;
+        let nodes = (1..members.len()).zip(1_000..).map(|(i, boot)| Speaker::new(seed(i), SECRET, boot));
         Ok(Senders {
             socket,
             to: SocketAddr::new(to.mesh_ip(), proto::link::PORT),
-            nodes,
-            master: None,
+            master: members.first().context("no master")?.key,
+            nodes: nodes.collect::<Result<_>>()?,
+            waiting: VecDeque::new(),
             interval: proto::pulse::interval(members.len()),
             number: 0,
             pulses: 0,
@@ -230,41 +202,17 @@ impl Senders {
         })
     }
 
-    fn send(&mut self, sender: usize, payload: &Payload<'_>) -> Result<()> {
+    fn send(&mut self, sender: usize, frame: Frame<'_>) -> Result<()> {
         let node = self.nodes.get_mut(sender).context("no such sender")?;
-        node.sequence += 1;
-        let key = KeyId::of_key(&SECRET);
-        let header = Header { key, sender: node.id, boot: node.boot, sequence: node.sequence };
-        let (head, mut body) = (header.to_bytes(), payload.to_bytes());
-        let nonce = Nonce::assume_unique_for_key(header.nonce());
-        node.seal
-            .seal_in_place_append_tag(nonce, Aad::from(head), &mut body)
-            .map_err(|_| anyhow!("it can't be sealed"))?;
-        let datagram = [head.as_slice(), &body].concat();
+        let datagram = node.seal(&self.master, &[frame])?;
         // What does not fit into the socket is lost, as anywhere.
         let _ = self.socket.send_to(&datagram, self.to);
         self.bytes_in += datagram.len() as u64;
         Ok(())
     }
 
-    /// The next datagram of the master, opened; none when there is none now, or it is not one.
-    fn receive(&mut self, buffer: &mut [u8]) -> Result<Option<(usize, Vec<u8>)>> {
-        let Ok((length, _)) = self.socket.recv_from(buffer) else { return Ok(None) };
-        let datagram = &buffer[..length];
-        let (header, body) = Header::parse(datagram).context("a datagram of nobody")?;
-        if self.master.as_ref().is_none_or(|(boot, _)| *boot != header.boot) {
-            self.master = Some((header.boot, seal_of(&header.sender, header.boot)?));
-        }
-        let (_, seal) = self.master.as_ref().context("no key")?;
-        let nonce = Nonce::assume_unique_for_key(header.nonce());
-        let mut body = body.to_vec();
-        let head = Aad::from(<[u8; HEADER_LEN]>::try_from(&datagram[..HEADER_LEN])?);
-        let plain = seal.open_in_place(nonce, head, &mut body).map_err(|_| anyhow!("it does not open"))?;
-        Ok(Some((length, plain.to_vec())))
-    }
-
-    /// Each sender pulses until it is challenged, and repeats the number. One after the other: a challenge
-    /// does not say to whom.
+    /// Each sender pulses until it is challenged, and repeats the number. One after the other, since a
+    /// challenge does not say to whom.
     fn prove_all(&mut self) -> Result<()> {
         self.socket.set_read_timeout(Some(Duration::from_millis(50)))?;
         let mut buffer = [0; MAX_DATAGRAM];
@@ -272,14 +220,16 @@ impl Senders {
         for sender in 0..self.nodes.len() {
             let number = 'asked: loop {
                 ensure!(began.elapsed() < GOSSIP, "sender {sender} was not challenged");
-                self.send(sender, &Payload::Pulse(1))?;
-                while let Some((_, plain)) = self.receive(&mut buffer)? {
-                    if let Some(Payload::Challenge(number)) = Payload::parse(&plain) {
+                self.send(sender, Frame::Pulse(1))?;
+                while let Ok((length, _)) = self.socket.recv_from(&mut buffer) {
+                    let opened = self.nodes[sender].open(&self.master, &buffer[..length])?;
+                    let challenge = opened.as_deref().and_then(|plain| Frame::all(plain).next());
+                    if let Some(Frame::Challenge(number)) = challenge {
                         break 'asked number;
                     }
                 }
             };
-            self.send(sender, &Payload::Echo(number))?;
+            self.send(sender, Frame::Echo(number))?;
         }
         self.socket.set_nonblocking(true)?;
         Ok(())
@@ -300,12 +250,13 @@ impl Senders {
             while gap * sent < began.elapsed().min(span) {
                 self.number += 1;
                 let sender = usize::try_from(sent)? % self.nodes.len();
-                self.send(sender, &Payload::Pulse(self.number))?;
+                self.send(sender, Frame::Pulse(self.number))?;
+                self.waiting.push_back(sender);
                 self.pulses += 1;
                 sent += 1;
             }
-            while let Some((length, plain)) = self.receive(&mut buffer)? {
-                if let Some(Payload::Answer(1.., _)) = Payload::parse(&plain) {
+            while let Ok((length, _)) = self.socket.recv_from(&mut buffer) {
+                if self.answered(&buffer[..length])? {
                     self.answers += 1;
                     self.bytes_out += length as u64;
                 }
@@ -313,6 +264,17 @@ impl Senders {
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
+    }
+
+    /// Whether this is the answer to one of the pulses that wait. Answers come in the order of pulses; those
+    /// before it were lost.
+    fn answered(&mut self, datagram: &[u8]) -> Result<bool> {
+        for at in 0..self.waiting.len().min(16) {
+            let Some(plain) = self.nodes[self.waiting[at]].open(&self.master, datagram)? else { continue };
+            self.waiting.drain(..=at);
+            return Ok(matches!(Frame::all(&plain).next(), Some(Frame::Answer(1.., _))));
+        }
+        Ok(false)
     }
 }
 

@@ -1,0 +1,114 @@
+//! How often something may happen: token buckets, and a bounded table of them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::time::Moment;
+
+/// A rate: one each `every`, and up to `burst` at once after a pause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// Time between two in the long run.
+    pub every: Duration,
+    /// How many may come at once.
+    pub burst: u32,
+}
+
+impl Rate {
+    /// So many a second, and as many at once.
+    pub const fn per_second(count: u32) -> Rate {
+        Rate { every: Duration::from_millis(1000 / count as u64), burst: count }
+    }
+}
+
+/// One bucket, as the generic cell rate algorithm keeps it: the moment at which it will be full again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Bucket {
+    full: Moment,
+}
+
+impl Bucket {
+    /// Whether one more fits within the rate; takes it then.
+    pub fn take(&mut self, rate: Rate, now: Moment) -> bool {
+        let next = self.full.max(now).after(rate.every);
+        let fits = next.since(now) <= rate.every.saturating_mul(rate.burst);
+        if fits {
+            self.full = next;
+        }
+        fits
+    }
+
+    /// Whether nothing was taken of it lately: it need not be kept.
+    pub fn is_full(&self, now: Moment) -> bool {
+        self.full <= now
+    }
+}
+
+/// A bucket for each of many, none for those that have not come lately. Beyond `most` all are forgotten, so
+/// whoever can make up that many keys gains a burst for each and takes nothing from others.
+#[derive(Debug, Clone)]
+pub struct Limiter<K> {
+    rate: Rate,
+    most: usize,
+    buckets: BTreeMap<K, Bucket>,
+}
+
+impl<K: Ord> Limiter<K> {
+    /// A limiter of this rate for each, which remembers up to `most`.
+    pub fn new(rate: Rate, most: usize) -> Limiter<K> {
+        Limiter { rate, most, buckets: BTreeMap::new() }
+    }
+
+    /// Whether one more of this one fits within its rate; takes it then.
+    pub fn take(&mut self, key: K, now: Moment) -> bool {
+        if self.buckets.len() >= self.most && !self.buckets.contains_key(&key) {
+            self.buckets.retain(|_, bucket| !bucket.is_full(now));
+            if self.buckets.len() >= self.most {
+                self.buckets.clear();
+            }
+        }
+        self.buckets.entry(key).or_default().take(self.rate, now)
+    }
+
+    /// How many are remembered.
+    pub fn len(&self) -> usize {
+        self.buckets.len()
+    }
+
+    /// Whether none is remembered.
+    pub fn is_empty(&self) -> bool {
+        self.buckets.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> Moment {
+        Moment::from_millis(ms)
+    }
+
+    #[test]
+    fn a_burst_fits_and_then_the_rate() {
+        let rate = Rate { every: Duration::from_millis(100), burst: 3 };
+        let mut bucket = Bucket::default();
+        let taken = |bucket: &mut Bucket, ms| (0..10).filter(|_| bucket.take(rate, at(ms))).count();
+        assert_eq!(taken(&mut bucket, 0), 3);
+        assert_eq!(taken(&mut bucket, 99), 0);
+        assert_eq!(taken(&mut bucket, 100), 1);
+        assert_eq!(taken(&mut bucket, 1_000), 3, "a pause saves no more than a burst");
+        assert!(!bucket.is_full(at(1_000)) && bucket.is_full(at(1_300)));
+    }
+
+    #[test]
+    fn one_that_floods_takes_nothing_from_another_and_the_table_stays_small() {
+        let mut limiter = Limiter::new(Rate::per_second(10), 4);
+        assert_eq!((0..100).filter(|_| limiter.take(1, at(0))).count(), 10);
+        assert!(limiter.take(2, at(0)));
+        for key in 0..1_000 {
+            assert!(limiter.take(key + 10, at(1)));
+            assert!(limiter.len() <= 4);
+        }
+    }
+}
