@@ -147,6 +147,8 @@ causes! {
     NoInstance 15 "no-instance" "no instance here any more",
     /// Its node offers it no more, or was removed.
     NotOffered 16 "not-offered" "no longer a backend",
+    /// It was there before its agent started, and the first check has not ended.
+    NotCheckedYet 17 "not-checked-yet" "not checked yet since its agent started",
     /// TCP connects to it get no answer.
     ConnectUnanswered 20 "connect-unanswered" "no answer to connect",
     /// Its node is not heard.

@@ -13,6 +13,11 @@
 //! 401 and 403 as well: an apiserver that starts answers 403 to everyone until it has loaded who may do
 //! what, about a second. Silence is believed only after
 //! `fall` of them, since a machine under load is slow before it is dead (k3s#10240, talos#8112).
+//!
+//! That there is no instance is a statement of its own, after which others reset what they hold to it. So a
+//! checker that takes the place of another begins with what that one said ([`Checker::resume`]), and one that
+//! starts with its agent begins with [`Health::not_checked_yet`] where there was an instance before: neither
+//! may say that there is none before it has looked.
 
 use std::fmt;
 use std::time::Duration;
@@ -119,6 +124,13 @@ pub struct Health {
 }
 
 impl Health {
+    /// Of an instance that was there when its agent stopped and has not been checked since. As far as others
+    /// know it serves: they keep what they hold to it, and prefer those that say that they are ready.
+    pub fn not_checked_yet(since: UnixMs) -> Health {
+        let detail = Detail::default();
+        Health { readiness: Readiness::Alive, cause: Cause::NotCheckedYet, detail, since }
+    }
+
     /// Why, for people.
     pub fn reason(&self) -> Reason {
         self.cause.with(&self.detail)
@@ -134,6 +146,9 @@ pub struct Checker {
     /// Answers in a row that are good or of unknown readiness.
     alive_in_a_row: u32,
     silent_in_a_row: u32,
+    /// It has had no answer yet, or none since the instance was taken away.
+    unanswered: bool,
+    /// From here on [`FORGET_AFTER`] counts; none where nothing is said.
     last_answer: Option<Moment>,
     health: Option<Health>,
     /// What was last said beyond the cause, and its number.
@@ -150,11 +165,20 @@ impl Checker {
             good_in_a_row: 0,
             alive_in_a_row: 0,
             silent_in_a_row: 0,
+            unanswered: true,
             last_answer: None,
             health: None,
             detail: String::new(),
             revision: 0,
         }
+    }
+
+    /// A checker that goes on from what was said before it: its first answer is believed at once as any first
+    /// one, and silence is that of an instance that is there.
+    pub fn resume(rise: u32, fall: u32, health: Health, now: Moment) -> Checker {
+        // Its own words are others than those of before, and so is their number.
+        let revision = health.detail.revision().wrapping_add(1);
+        Checker { last_answer: Some(now), health: Some(health), revision, ..Checker::new(rise, fall) }
     }
 
     /// What is currently said.
@@ -165,7 +189,7 @@ impl Checker {
     /// Takes one outcome in; true when what is said changed (a new cause alone is no change of state, but is
     /// said too).
     pub fn observe(&mut self, now: Moment, wall: UnixMs, outcome: Outcome) -> bool {
-        let first = self.last_answer.is_none();
+        let first = self.unanswered;
         let next = |count: u32, goes_on: bool| if goes_on { count.saturating_add(1) } else { 0 };
         let Outcome { answer, cause, detail } = outcome;
         let good = answer == Answer::Good;
@@ -219,6 +243,7 @@ impl Checker {
     }
 
     fn answered(&mut self, now: Moment) {
+        self.unanswered = false;
         self.last_answer = Some(now);
         self.silent_in_a_row = 0;
     }
@@ -228,6 +253,7 @@ impl Checker {
             None => false,
             Some(answer) if now.since(answer) >= FORGET_AFTER => {
                 self.last_answer = None;
+                self.unanswered = true;
                 self.health.take().is_some()
             }
             Some(_) => self.say(wall, Readiness::Down, cause, detail),
@@ -262,7 +288,10 @@ mod tests {
     use super::*;
 
     fn run(outcomes: &[(u64, Outcome)]) -> Vec<Option<Readiness>> {
-        let mut checker = Checker::new(2, 3);
+        run_with(Checker::new(2, 3), outcomes)
+    }
+
+    fn run_with(mut checker: Checker, outcomes: &[(u64, Outcome)]) -> Vec<Option<Readiness>> {
         outcomes
             .iter()
             .map(|(at, outcome)| {
@@ -316,6 +345,34 @@ mod tests {
         assert_eq!(
             run(&[(0, good()), (1, refused()), (60_000, refused()), (60_001, good())]),
             [Some(Ready), Some(Down), None, Some(Ready)]
+        );
+    }
+
+    #[test]
+    fn what_was_there_before_the_checker_is_there_until_it_has_not_answered_for_a_minute() {
+        use Readiness::{Alive, Down, NotReady, Ready};
+        let resumed = |outcomes: &[(u64, Outcome)]| {
+            let checker = Checker::resume(2, 3, Health::not_checked_yet(UnixMs(0)), Moment::ZERO);
+            assert_eq!(checker.health().map(|health| health.readiness), Some(Alive));
+            run_with(checker, outcomes)
+        };
+        // One under load does not answer in time, as under any other checker.
+        assert_eq!(
+            resumed(&[(0, silent()), (1, silent()), (2, silent())]),
+            [Some(Alive), Some(Alive), Some(Down)]
+        );
+        // The first answer is believed at once, however long it takes.
+        assert_eq!(
+            resumed(&[(0, silent()), (1, silent()), (2, good())]),
+            [Some(Alive), Some(Alive), Some(Ready)]
+        );
+        assert_eq!(resumed(&[(0, not_ready())]), [Some(NotReady)]);
+        // It restarts with the agent: it is down with its port closed, and not gone.
+        assert_eq!(resumed(&[(0, refused()), (1, good())]), [Some(Down), Some(Ready)]);
+        // It was taken away while the agent was stopped.
+        assert_eq!(
+            resumed(&[(0, refused()), (59_999, refused()), (60_000, refused())]),
+            [Some(Down), Some(Down), None]
         );
     }
 

@@ -23,6 +23,10 @@ const ROLL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(
 /// How long all masters are dead before one returns.
 const ALL_DEAD: Duration = Duration::from_secs(3);
 
+/// How long an apiserver does not answer the first check of an agent: longer than that check waits (2.5 s), and
+/// less than the second one does, which starts a second later and would call it down.
+const UNANSWERED: Duration = Duration::from_millis(3_200);
+
 /// At least this long is watched after the last step of a fault that takes many.
 const LAST: Duration = Duration::from_secs(2);
 
@@ -45,6 +49,8 @@ pub enum Fault {
     AgentKilled,
     AgentFrozen,
     AgentRestarted,
+    /// The same while the apiserver does not answer, until after the first check of the new agent.
+    AgentRestartedUnanswered,
     Drained,
     Loss,
     Rolling,
@@ -54,7 +60,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every row, in the order of the table.
-    pub const ALL: [Fault; 15] = [
+    pub const ALL: [Fault; 16] = [
         Fault::PowerCut,
         Fault::Kill,
         Fault::Hang,
@@ -65,6 +71,7 @@ impl Fault {
         Fault::AgentKilled,
         Fault::AgentFrozen,
         Fault::AgentRestarted,
+        Fault::AgentRestartedUnanswered,
         Fault::Drained,
         Fault::Loss,
         Fault::Rolling,
@@ -94,6 +101,7 @@ impl Fault {
             Fault::AgentKilled => ("agent-killed", "its agent killed"),
             Fault::AgentFrozen => ("agent-frozen", "its agent frozen"),
             Fault::AgentRestarted => ("agent-restarted", "its agent restarts"),
+            Fault::AgentRestartedUnanswered => ("agent-restarted-unanswered", "the same, 3 s hung"),
             Fault::Drained => ("drained", "drained"),
             Fault::Loss => ("loss", "10 % loss"),
             Fault::Rolling => ("rolling", "rolling restart"),
@@ -198,6 +206,14 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
                 }
                 self.agents[victim].run()?;
             }
+            Fault::AgentRestartedUnanswered => {
+                self.agents[victim].stop()?;
+                std::thread::sleep(LAST);
+                self.masters[victim].hang()?;
+                self.agents[victim].run()?;
+                std::thread::sleep(UNANSWERED);
+                self.masters[victim].go_on()?;
+            }
             Fault::Drained => drop(self.agents[victim].cli(&["drain"])?.ok()?),
             // On the worker: no master is better than another, and none may be given up.
             Fault::Loss => {
@@ -250,7 +266,7 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
             Fault::Drained => drop(self.agents[victim].cli(&["undrain"])?.ok()?),
             Fault::Loss => worker.no_loss()?,
             Fault::AgentRestarted if Master::can_be_slow() => self.masters[victim].set_slow(false)?,
-            Fault::Rolling | Fault::AgentRestarted => {}
+            Fault::Rolling | Fault::AgentRestarted | Fault::AgentRestartedUnanswered => {}
             Fault::AllDead => {
                 for i in (0..MASTERS).filter(|i| *i != victim) {
                     self.masters[i].start_again(self.lab.node(i))?;

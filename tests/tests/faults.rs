@@ -116,7 +116,10 @@ fn a_machine_that_freezes_gets_no_new_connection_and_an_apiserver_that_stops_kee
 
 #[test]
 fn an_agent_that_restarts_on_a_master_costs_nobody_what_is_held_there() -> Result<()> {
-    rows(&[(Fault::AgentRestarted, Bounds { watched: seconds(8), ..NOTHING })])
+    rows(&[
+        (Fault::AgentRestarted, Bounds { watched: seconds(8), ..NOTHING }),
+        (Fault::AgentRestartedUnanswered, Bounds { watched: seconds(10), silence: seconds(6), ..NOTHING }),
+    ])
 }
 
 #[test]

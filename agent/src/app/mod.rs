@@ -51,9 +51,6 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// Time for "this node stops" to reach a few peers.
 const GOODBYE: Duration = Duration::from_millis(200);
 
-/// Longest wait of a former master for its first check: that check's own time-out, and a little.
-const FIRST_CHECK: Duration = Duration::from_secs(3);
-
 /// Time between two lines for `systemctl status`.
 const STATUS_PAUSE: Duration = Duration::from_secs(1);
 
@@ -162,11 +159,12 @@ async fn start(
     let (own_address_in, own_address) = watch::channel(None);
     let node = member.node.clone();
     net::watch_own(node.interface.clone(), node.address, node.pinned, own_address_in, life);
-    let (health_in, health) = watch::channel(Arc::default());
+    let until_checked = check::until_checked(&services.borrow(), &member.serving, &own);
+    let (health_in, health) = watch::channel(Arc::new(until_checked));
     let checks = Arc::default();
     check::spawn(services.clone(), own_address.clone(), health_in, Arc::clone(&checks), life);
     let (view_in, view) = watch::channel(Arc::new(View::default()));
-    let (first_health, own_health) = (health.clone(), health.clone());
+    let own_health = health.clone();
     let (ears_in, ears) = watch::channel(Arc::default());
     let (report_in, vips) = watch::channel(Arc::default());
     let fitness = vip::Inputs {
@@ -256,8 +254,7 @@ async fn start(
         word,
         generation,
     };
-    let was_master = member.serving.iter().any(|(_, list)| list.iter().any(|backend| backend.node == own));
-    start_gossip(inputs, view_in, was_master, first_health, life);
+    gossip::spawn(inputs, view_in, life);
 
     let membership = Membership { commands: commands_in, trust, open_until };
     let running = Arc::new(Running {
@@ -300,28 +297,6 @@ fn held_to(proxy: &Proxy) -> Box<dyn Fn(&NodeId) -> u64 + Send> {
         let stats = proxy.stats();
         stats.values().filter_map(|service| service.backends.get(node)).map(|one| one.connections).sum()
     })
-}
-
-/// Starts gossip. A node that was a master when it stopped waits for its first check: a word without its
-/// apiserver would tell all others that there is none any more, and end what they hold to it.
-fn start_gossip(
-    inputs: gossip::Inputs,
-    view: watch::Sender<Arc<View>>,
-    was_master: bool,
-    mut health: watch::Receiver<Arc<check::OwnHealth>>,
-    life: &Life,
-) {
-    let life = life.clone();
-    life.clone().spawn(async move {
-        if was_master {
-            let offered = health.wait_for(|health| !health.is_empty());
-            tokio::select! {
-                _ = tokio::time::timeout(FIRST_CHECK, offered) => {}
-                () = life.stopping.cancelled() => {}
-            }
-        }
-        gossip::spawn(inputs, view, &life);
-    });
 }
 
 /// Tells the keeper of keys that are not held.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::backends::{Backend, Table};
+use proto::cause::Cause;
 use proto::control::Response;
 use proto::health::Readiness;
 use proto::keys::Offer;
@@ -145,6 +146,9 @@ impl Inputs {
 /// This node's own instance.
 fn own(name: &ServiceName, offer: &Offer) -> Result<(), String> {
     match offer.health.readiness {
+        Readiness::Alive if offer.health.cause == Cause::NotCheckedYet => {
+            Err(format!("its {name} is {}", offer.health.reason()))
+        }
         Readiness::Ready | Readiness::Alive => Ok(()),
         readiness => Err(format!("its {name} is {}: {}", readiness.word(), offer.health.reason())),
     }
@@ -165,7 +169,7 @@ fn balancer(service: &Service, backends: &[Backend]) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use proto::cause::{Cause, Detail};
+    use proto::cause::Detail;
     use proto::health::Health;
     use proto::time::UnixMs;
 
@@ -188,6 +192,8 @@ mod tests {
         assert!(own(&name, &offer(Readiness::Ready)).is_ok() && own(&name, &offer(Readiness::Alive)).is_ok());
         let why = own(&name, &offer(Readiness::NotReady)).unwrap_err();
         assert_eq!(why, "its kube-api is not-ready: HTTP 500");
+        let after_a_restart = Offer { health: Health::not_checked_yet(UnixMs(0)), ..offer(Readiness::Alive) };
+        assert!(own(&name, &after_a_restart).is_err(), "an address is claimed for what is known to serve");
         let mut service = Service::kube_api();
         assert!(balancer(&service, &[]).unwrap_err().contains("listens for nobody else"));
         service.listen = vec![([0, 0, 0, 0], 6443).into()];

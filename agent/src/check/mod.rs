@@ -19,13 +19,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use proto::health::Checker;
+use proto::backends::Serving;
+use proto::health::{Checker, Health};
 use proto::keys::Offer;
+use proto::node::NodeId;
 use proto::service::{Service, ServiceName};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::lifecycle::Life;
+use crate::lifecycle::{Life, wall};
 pub(crate) use counts::Counts;
 pub(crate) use look::look;
 use watcher::Watcher;
@@ -37,7 +39,22 @@ pub(crate) type OwnHealth = BTreeMap<ServiceName, Offer>;
 /// same moment.
 const REPORTS: usize = 64;
 
-/// Checks this node's services, as they are configured, until the life is over. `own` is this node's mesh
+/// What this node says of its services until they are checked: those that `serving`, the last good list, has
+/// of this node itself are still there. Others reset what they hold to a master that says that it is none, so
+/// nothing but a check may say that.
+pub(crate) fn until_checked(services: &[Service], serving: &Serving, own: &NodeId) -> OwnHealth {
+    let before = |service: &Service| {
+        let (_, list) = serving.iter().find(|(name, _)| *name == service.name)?;
+        let address = list.iter().find(|one| one.node == *own)?.address;
+        let address = watcher::offered(service, Some(address.ip()))?;
+        let health = Health::not_checked_yet(wall());
+        Some((service.name.clone(), Offer { address, weight: service.weight, health, check_ms: None }))
+    };
+    services.iter().filter_map(before).collect()
+}
+
+/// Checks this node's services, as they are configured, until the life is over. What `out` holds is said until
+/// a check says otherwise, see [`until_checked`]. `own` is this node's mesh
 /// address. Checks go on while the node drains: its apiserver serves others as long as it serves.
 pub(crate) fn spawn(
     services: watch::Receiver<Arc<Vec<Service>>>,
@@ -140,13 +157,19 @@ impl Owner {
 
     fn start(&mut self, service: &Service, listeners: &Arc<[SocketAddr]>) {
         self.generation += 1;
+        let (rise, fall) = (service.check.rise, service.check.fall);
+        let said = self.out.borrow().get(&service.name).map(|offer| offer.health.clone());
+        let checker = match said {
+            Some(health) => Checker::resume(rise, fall, health, self.life.now()),
+            None => Checker::new(rise, fall),
+        };
         let stop = self.life.over.child_token();
         let watcher = Watcher {
             service: service.clone(),
             listeners: Arc::clone(listeners),
             probes: Vec::new(),
             root: self.root.clone(),
-            checker: Checker::new(service.check.rise, service.check.fall),
+            checker,
             own: self.own.clone(),
             life: self.life.clone(),
             generation: self.generation,

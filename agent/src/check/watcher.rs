@@ -84,7 +84,7 @@ impl Watcher {
                 _ = ticks.tick() => self.begin(&mut flying),
                 // A new address is checked and said at once.
                 Ok(()) = self.own.changed() => self.begin(&mut flying),
-                Some(checked) = flying.next() => Some(self.end(checked)),
+                Some(checked) = flying.next() => self.end(checked),
             };
             let Some(offer) = offer else { continue };
             if reported.as_ref() != Some(&offer) {
@@ -122,13 +122,17 @@ impl Watcher {
         None
     }
 
-    /// What follows from a check.
-    fn end(&mut self, checked: Checked) -> Option<Offer> {
+    /// What is to be said after a check; none when that is what was said before.
+    fn end(&mut self, checked: Checked) -> Option<Option<Offer>> {
         let Checked { probe, target, outcome, took } = checked;
         self.counts.add(&self.service.name, &outcome, took);
         self.check_ms = Some(roughly(self.check_ms, took));
         self.probes.push(probe);
         let own = *self.own.borrow();
+        if target != self::target(&self.service, own) {
+            // This node's address has changed meanwhile, and another check is on its way.
+            return None;
+        }
         let before = self.checker.health().map(|health| health.readiness);
         let elsewhere = (outcome.cause == Cause::LoopbackOnly).then(|| outcome.detail.clone());
         self.checker.observe(self.life.now(), wall(), outcome);
@@ -139,13 +143,12 @@ impl Watcher {
             }
             _ => self.hint = None,
         }
-        let health = self.checker.health()?.clone();
-        Some(Offer {
-            address: offered(&self.service, own)?,
-            weight: self.service.weight,
-            health,
-            check_ms: self.check_ms,
-        })
+        let Some(health) = self.checker.health() else { return Some(None) };
+        // Without an address nobody reaches it, and once the address is back it is where it was: that it is
+        // gone is nothing to say.
+        let address = offered(&self.service, own)?;
+        let (weight, health) = (self.service.weight, health.clone());
+        Some(Some(Offer { address, weight, health, check_ms: self.check_ms }))
     }
 
     /// One line for each change of state.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::backends::{State, Table};
+use proto::cause::Cause;
 use proto::cluster::Document;
 use proto::control::{MemberState, VipState, VipStatus};
 use proto::event::{Event, Kind, Level};
@@ -227,7 +228,9 @@ impl Seen {
         out: &mut Vec<Event>,
     ) {
         let mut gone = std::mem::take(&mut self.checks);
-        for (service, offer) in health {
+        // What is said until the first check is no news.
+        let checked = |offer: &Offer| offer.health.cause != Cause::NotCheckedYet;
+        for (service, offer) in health.iter().filter(|(_, offer)| checked(offer)) {
             let found = offer.health.readiness;
             let event = Event::new(Kind::Check, now, service.as_str(), found.word())
                 .cause(offer.health.reason().to_string())

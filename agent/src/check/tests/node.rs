@@ -2,12 +2,14 @@
 
 use std::net::IpAddr;
 
+use proto::backends::{LastGood, Serving};
 use proto::health::Readiness;
 use proto::keys::Offer;
-use proto::service::Service;
+use proto::node::NodeId;
+use proto::service::{Service, ServiceName};
 use tokio::sync::watch;
 
-use super::super::{OwnHealth, spawn_at};
+use super::super::{OwnHealth, spawn_at, until_checked};
 use super::*;
 use crate::lifecycle::Life;
 
@@ -27,11 +29,16 @@ impl Drop for Node {
 
 impl Node {
     fn start(services: Vec<Service>, own: Option<&str>) -> Node {
+        Node::start_after(OwnHealth::new(), services, own)
+    }
+
+    /// Starts where this was said before.
+    fn start_after(before: OwnHealth, services: Vec<Service>, own: Option<&str>) -> Node {
         let dir = tempfile::tempdir().unwrap();
         let life = Life::new();
         let (services, services_in) = watch::channel(Arc::new(services));
         let (own, own_in) = watch::channel(own.map(|own| own.parse().unwrap()));
-        let (out, health) = watch::channel(Arc::new(OwnHealth::new()));
+        let (out, health) = watch::channel(Arc::new(before));
         spawn_at(services_in, own_in, out, Arc::default(), &life, dir.path());
         Node { services, own, health, life, _dir: dir }
     }
@@ -116,11 +123,57 @@ async fn nothing_is_offered_without_an_address_to_offer() {
     node.own.send_replace(Some("127.0.0.2".parse().unwrap()));
     let offer = node.until(|offer| offer.is_some()).await.unwrap();
     assert_eq!(offer.address, SocketAddr::from(([127, 0, 0, 2], port)));
-    // The address moves, and what is offered with it; it goes, and nothing is.
+    // The address moves, and what is offered with it; it goes for a while, and nobody is told that there is
+    // nothing any more.
     node.own.send_replace(Some("127.0.0.3".parse().unwrap()));
     node.until(|offer| offer.is_some_and(|offer| offer.address.ip() == IpAddr::from([127, 0, 0, 3]))).await;
+    let checks = || server.seen.lock().unwrap().len();
     node.own.send_replace(None);
-    node.until(|offer| offer.is_none()).await;
+    let before = checks();
+    while checks() < before + 3 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(is(node.health.borrow().values().next(), Readiness::Ready));
+}
+
+/// The last good list of a node that has the service at this port of this address.
+fn served(node: NodeId, address: SocketAddr) -> Serving {
+    let name = "m1".parse().unwrap();
+    vec![(ServiceName::kube_api(), vec![LastGood { node, name, address, weight: 100 }])]
+}
+
+#[tokio::test]
+async fn an_agent_that_restarts_never_says_that_its_apiserver_is_gone() {
+    let own = NodeId([1; NodeId::LEN]);
+    // It accepts and does not answer, as under load; then it does.
+    let server = Server::at("127.0.0.1:0", None, 200, "ok", Duration::from_millis(400)).await;
+    let mut service = http(server.address.port());
+    service.check.timeout = Duration::from_millis(150);
+    service.check.fall = 3;
+    let before = until_checked(std::slice::from_ref(&service), &served(own, server.address), &own);
+    assert_eq!(before[&service.name].health.cause, Cause::NotCheckedYet);
+    assert_eq!(before[&service.name].address, server.address);
+    let others = served(NodeId([2; NodeId::LEN]), server.address);
+    assert_eq!(until_checked(std::slice::from_ref(&service), &others, &own), OwnHealth::new());
+
+    let mut node = Node::start_after(before, vec![service.clone()], None);
+    let mut seen = node.health.clone();
+    let watcher = tokio::spawn(async move {
+        while seen.changed().await.is_ok() {
+            assert!(!seen.borrow_and_update().is_empty(), "it said that there is none");
+        }
+    });
+    // Its address is known only after a moment, too.
+    node.own.send_replace(Some("127.0.0.1".parse().unwrap()));
+    node.until(|offer| is(offer, Readiness::Down)).await;
+    // The checker is another one after a change of the configuration, and begins with silence as well.
+    service.weight = 7;
+    node.services.send_replace(Arc::new(vec![service.clone()]));
+    node.until(|offer| offer.is_some_and(|offer| offer.weight == 7)).await;
+    service.check.timeout = Duration::from_secs(2);
+    node.services.send_replace(Arc::new(vec![service]));
+    node.until(|offer| is(offer, Readiness::Ready)).await;
+    assert!(!watcher.is_finished(), "it said that there is none");
 }
 
 #[tokio::test]
