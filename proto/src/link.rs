@@ -313,17 +313,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::cluster::{Admitted, ClusterId};
-    use crate::node::{Name, PublicKey};
+    use crate::cluster::Admitted;
+    use crate::node::{Name, PublicKey, Role};
 
     fn document() -> Document {
-        let first = Admitted {
-            at: UnixMs(1),
-            name: Name::nearest("a"),
-            key: PublicKey([0; 32]),
-            by: NodeId([0; 10]),
-        };
-        Document::new(ClusterId::from_random([0; 16]), Name::nearest("c"), first, key(1).id)
+        let own = PublicKey([0; 32]);
+        let first = Admitted::new(Name::nearest("a"), own, Role::Master, own.id(), UnixMs(1));
+        Document::new([0; 16], Name::nearest("c"), first, key(1).id)
     }
 
     fn key(n: u8) -> GossipKey {
@@ -338,14 +334,14 @@ mod tests {
         let mut ring = KeyRing::default();
         assert!(ring.add(key(1)) && !ring.add(key(1)));
         ring.follow(&document, UnixMs(0));
-        document.turn_key(key(2).id, by, UnixMs(0), false);
+        document.turn_key(key(2).id, by, UnixMs(0), false).unwrap();
         assert_eq!(ring.sealing(&document).map(|key| key.epoch), Some(1), "the new one is not here yet");
         ring.add(key(2));
         ring.follow(&document, UnixMs(0));
         assert_eq!(ring.sealing(&document).map(|key| key.epoch), Some(2));
         assert!(ring.get(key(1).id, UnixMs(599_999)).is_some());
         assert!(ring.get(key(1).id, UnixMs(600_000)).is_none());
-        document.turn_key(key(3).id, by, UnixMs(0), true);
+        document.turn_key(key(3).id, by, UnixMs(0), true).unwrap();
         ring.add(key(3));
         ring.follow(&document, UnixMs(1));
         assert_eq!(ring.keys().len(), 1);

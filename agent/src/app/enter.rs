@@ -137,7 +137,7 @@ fn set_vips(disk: &Disk, member: &mut Member, vips: &[IpAddr], report: Report<'_
     })?;
     for change in changes {
         report("setting", true, &format!("{} = {}", change.key, change.new.as_deref().unwrap_or("not set")));
-        member.document.set(&change.key, change.new, member.identity.id, wall());
+        member.document.set(&change.key, change.new, member.identity.id, wall())?;
     }
     anyhow::ensure!(disk.save_document(&member.document), "{}", disk.problems().join("; "));
     Ok(())

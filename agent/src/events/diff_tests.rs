@@ -1,11 +1,11 @@
 //! What has changed, found out of two looks.
 
 use proto::cause::{Cause, Detail};
-use proto::cluster::{Admitted, ClusterId, KeyId, Removed};
+use proto::cluster::{Admitted, KeyId};
 use proto::control::VipCandidate;
 use proto::health::Health;
 use proto::keys::Word;
-use proto::node::PublicKey;
+use proto::node::{PublicKey, Role};
 use proto::pulse::Ear;
 use proto::view::Member;
 
@@ -22,12 +22,11 @@ fn name(n: u8) -> Name {
 }
 
 fn admitted(n: u8) -> Admitted {
-    Admitted { at: UnixMs(1), name: name(n), key: key(n), by: key(0).id() }
+    Admitted::new(name(n), key(n), Role::Master, key(0).id(), UnixMs(1))
 }
 
 fn document() -> Document {
-    let mut document =
-        Document::new(ClusterId::from_random([1; 16]), "c".parse().unwrap(), admitted(0), KeyId([0; 4]));
+    let mut document = Document::new([1; 16], "c".parse().unwrap(), admitted(0), KeyId([0; 16]));
     document.admit(admitted(1));
     document
 }
@@ -221,7 +220,7 @@ fn the_own_part_in_a_vip_is_told_in_words_of_keepalived() {
 fn a_drain_is_told_once_and_with_who_asked_for_it() {
     let mut seen = seen();
     let mut now = document();
-    now.set("drain.m1", Some("5".to_owned()), key(0).id(), UnixMs(2));
+    now.set("drain.m1", Some("5".to_owned()), key(0).id(), UnixMs(2)).unwrap();
     assert!(said(|out| seen.document(&Arc::new(now), UnixMs(2), out)).is_empty());
     let draining = view(true, |word| word.draining = Some(UnixMs(1)));
     let told = said(|out| seen.members(&draining, &Ears::new(), &Table::new(), UnixMs(3), out));
@@ -236,15 +235,15 @@ fn the_document_tells_of_members_settings_and_keys() {
     assert!(step(&now).is_empty());
     now.admit(admitted(2));
     assert_eq!(step(&now), ["member-joined m2: member: by m0"]);
-    now.set("balance", Some("first".to_owned()), key(2).id(), UnixMs(2));
-    now.set("web.password", Some("hunter2".to_owned()), key(2).id(), UnixMs(2));
+    now.set("balance", Some("first".to_owned()), key(2).id(), UnixMs(2)).unwrap();
+    now.set("web.password", Some("hunter2".to_owned()), key(2).id(), UnixMs(2)).unwrap();
     assert_eq!(
         step(&now),
         ["setting balance: unset -> first: by m2", "setting web.password: unset -> (not shown): by m2"]
     );
-    now.set("balance", None, key(2).id(), UnixMs(2));
-    now.remove(key(1).id(), Removed { at: UnixMs(2), name: name(1), by: key(2).id() });
-    now.turn_key(KeyId([2; 4]), key(2).id(), UnixMs(2), true);
+    now.set("balance", None, key(2).id(), UnixMs(2)).unwrap();
+    now.remove(key(1).id(), key(2).id(), UnixMs(2));
+    now.turn_key(KeyId([2; 16]), key(2).id(), UnixMs(2), true).unwrap();
     assert_eq!(
         step(&now),
         [
@@ -253,7 +252,7 @@ fn the_document_tells_of_members_settings_and_keys() {
             "key-rotated gossip-key: 1 -> 2 after 1ms: by m2, a node was removed",
         ]
     );
-    now.remove(key(2).id(), Removed { at: UnixMs(2), name: name(2), by: key(2).id() });
+    now.remove(key(2).id(), key(2).id(), UnixMs(2));
     assert_eq!(step(&now), ["member-removed m2: member -> removed after 1ms: it left"]);
 }
 

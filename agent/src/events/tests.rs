@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use proto::cluster::{Admitted, ClusterId, Document, KeyId};
+use proto::cluster::{Admitted, Document, KeyId};
 use proto::link::KeyRing;
-use proto::node::PublicKey;
+use proto::node::{PublicKey, Role};
 
 use super::*;
 
@@ -21,8 +21,8 @@ struct Stage {
 fn stage(dir: &Path) -> Stage {
     let key = PublicKey([1; 32]);
     let node: Name = "m1".parse().unwrap();
-    let admitted = Admitted { at: UnixMs(1), name: node.clone(), key, by: key.id() };
-    let document = Document::new(ClusterId::from_random([1; 16]), node.clone(), admitted, KeyId([0; 4]));
+    let admitted = Admitted::new(node.clone(), key, Role::Master, key.id(), UnixMs(1));
+    let document = Document::new([1; 16], node.clone(), admitted, KeyId([0; 16]));
     let trust = Trust { document: Arc::new(document), ring: Arc::new(KeyRing::default()) };
     let (tell, told) = mpsc::channel(QUEUE);
     let (ring_in, ring) = watch::channel(Arc::default());

@@ -3,10 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use proto::cluster::{Admitted, ClusterId, KeyId, Removed};
+use proto::cluster::{Admitted, KeyId};
 use proto::exchange::FromMember;
 use proto::link::{Frame, GossipKey, Header, KeyHint};
-use proto::node::Name;
+use proto::node::{Name, Role};
 use proto::time::UnixMs;
 
 use super::*;
@@ -36,19 +36,12 @@ fn key(n: u8) -> GossipKey {
 }
 
 pub(super) fn trust_of(nodes: &[u8], keys: &[u8]) -> Trust {
-    let admitted = |n: u8| Admitted {
-        at: UnixMs(1),
-        name: Name::nearest(&format!("n{n}")),
-        key: identity(n).key,
-        by: identity(1).id,
+    let admitted = |n: u8| {
+        let name = Name::nearest(&format!("n{n}"));
+        Admitted::new(name, identity(n).key, Role::Master, identity(1).id, UnixMs(1))
     };
     let current = keys.last().copied().unwrap_or(1);
-    let mut document = Document::new(
-        ClusterId::from_random([7; 16]),
-        Name::nearest("c"),
-        admitted(nodes[0]),
-        key(current).id,
-    );
+    let mut document = Document::new([7; 16], Name::nearest("c"), admitted(nodes[0]), key(current).id);
     for n in nodes {
         document.admit(admitted(*n));
     }
@@ -175,7 +168,7 @@ async fn a_removed_node_is_refused_by_datagram_and_by_tls() {
     introduce(&a, &b);
     gets_through(&a, &mut b, b"member").await;
     let mut document = trust.document.as_ref().clone();
-    document.remove(a.link.own(), Removed { at: UnixMs(2), name: Name::nearest("n1"), by: b.link.own() });
+    document.remove(a.link.own(), b.link.own(), UnixMs(2));
     b.trust.send_replace(Arc::new(Trust { document: Arc::new(document), ring: trust.ring.clone() }));
     for _ in 0..3 {
         a.link.send_gossip(b.link.own(), b"removed", &a.life);

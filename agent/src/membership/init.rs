@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use proto::cluster::{Admitted, ClusterId, Document, KeyId};
+use proto::cluster::{Admitted, Document, KeyId};
 use proto::invite::{Book, Invite};
 use proto::link::{GossipKey, KeyRing};
-use proto::node::Name;
+use proto::node::{Name, Role};
 
 use super::disk::{Disk, Member, NodeFile};
 use super::keeper::issue;
@@ -27,8 +27,8 @@ pub(crate) fn create(
 ) -> Result<(Member, Invite), String> {
     let secret: [u8; 32] = random();
     let id = KeyId::of_key(&secret);
-    let first = Admitted { at: wall(), name: node.name.clone(), key: identity.key, by: identity.id };
-    let document = Document::new(ClusterId::from_random(random()), cluster, first, id);
+    let first = Admitted::new(node.name.clone(), identity.key, Role::Master, identity.id, wall());
+    let document = Document::new(random(), cluster, first, id);
     let mut ring = KeyRing::default();
     ring.add(GossipKey { epoch: document.key.epoch, id, secret, until: None });
     let mut invites = Book::default();

@@ -9,7 +9,7 @@ use proto::cluster::{Admitted, Document};
 use proto::exchange::{Copy, FromMember, ToMember, Welcome};
 use proto::invite::{APPROVAL_TTL, Book, Invite, Issued, Lobby, Refusal, Secret, Waiting, code_of, pin_of};
 use proto::link::{GossipKey, KeyRing};
-use proto::node::NodeId;
+use proto::node::{NodeId, Role};
 use proto::time::UnixMs;
 use proto::view::View;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -143,7 +143,7 @@ impl Keeper {
     fn merge(&mut self, copy: &Copy) {
         let was_member = self.document.member(&self.link.own()).is_some();
         let before = self.document.clone();
-        match self.document.merge(&copy.document) {
+        match copy.document.check().and_then(|()| self.document.merge(&copy.document)) {
             Err(error) => return warn!("a peer's cluster document was refused: {error}"),
             Ok(changed) => {
                 let mut new_key = false;
@@ -337,12 +337,8 @@ impl Keeper {
         let id = applicant.key.id();
         let by = self.link.own();
         if self.document.member(&id).is_none() {
-            self.document.admit(Admitted {
-                at: wall(),
-                name: applicant.name.clone(),
-                key: applicant.key,
-                by,
-            });
+            let name = applicant.name.clone();
+            self.document.admit(Admitted::new(name, applicant.key, Role::Master, by, wall()));
             info!(node = %applicant.name, %id, from = %applicant.from, "node admitted");
         }
         self.publish();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proto::cluster::{KeyId, Removed};
+use proto::cluster::KeyId;
 use proto::control::{Request, Response};
 use proto::exchange::{FromMember, ToMember};
 use proto::invite::Waiting;
@@ -84,7 +84,9 @@ impl Keeper {
     fn new_key(&mut self, by_removal: bool) {
         let secret: [u8; 32] = random();
         let id = KeyId::of_key(&secret);
-        self.document.turn_key(id, self.link.own(), wall(), by_removal);
+        if self.document.turn_key(id, self.link.own(), wall(), by_removal).is_err() {
+            return;
+        }
         self.ring.add(GossipKey { epoch: self.document.key.epoch, id, secret, until: None });
     }
 
@@ -121,7 +123,7 @@ impl Keeper {
             }
         };
         let addresses = self.link.book.all(&id);
-        self.document.remove(id, Removed { at: wall(), name: admitted.name.clone(), by: self.link.own() });
+        self.document.remove(id, self.link.own(), wall());
         self.forget_settings(&admitted.name);
         self.new_key(true);
         warn!(node = %admitted.name, %id, "node removed");
@@ -150,7 +152,7 @@ impl Keeper {
             return;
         };
         let alone = self.document.members().count() == 1;
-        self.document.remove(own, Removed { at: wall(), name: admitted.name.clone(), by: own });
+        self.document.remove(own, own, wall());
         self.forget_settings(&admitted.name);
         // The others make a new key themselves when they remove a node; one that leaves is not an enemy.
         let mut told = self.push();

@@ -38,8 +38,7 @@ impl Keeper {
         for Change { key, old, new } in changes.iter().filter(|change| change.old != change.new) {
             let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "not set".to_owned());
             info!("setting {key} is now {}, it was {}", shown(new), shown(old));
-            self.document.set(key, new.clone(), by, wall());
-            changed = true;
+            changed |= self.document.set(key, new.clone(), by, wall()).is_ok();
         }
         if changed {
             self.publish();
@@ -52,7 +51,7 @@ impl Keeper {
         let by = self.link.own();
         for key in settings::of_node(name) {
             if self.document.settings.get(&key).is_some_and(|setting| setting.value.is_some()) {
-                self.document.set(&key, None, by, wall());
+                let _ = self.document.set(&key, None, by, wall());
             }
         }
     }

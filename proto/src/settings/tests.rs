@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::cluster::{Admitted, ClusterId, KeyId};
-use crate::node::{NodeId, PublicKey};
+use crate::cluster::{Admitted, KeyId};
+use crate::node::{NodeId, PublicKey, Role};
 use crate::service::{Balance, CheckKind};
 
 fn key(n: u8) -> PublicKey {
@@ -12,14 +12,9 @@ fn key(n: u8) -> PublicKey {
 }
 
 fn document() -> Document {
-    let admitted = |n: u8| Admitted {
-        at: UnixMs(1),
-        name: format!("m{n}").parse().unwrap(),
-        key: key(n),
-        by: key(1).id(),
-    };
-    let id = ClusterId::from_random([1; 16]);
-    let mut document = Document::new(id, "c".parse().unwrap(), admitted(1), KeyId([0; 4]));
+    let admitted =
+        |n: u8| Admitted::new(format!("m{n}").parse().unwrap(), key(n), Role::Master, key(1).id(), UnixMs(1));
+    let mut document = Document::new([1; 16], "c".parse().unwrap(), admitted(1), KeyId([0; 16]));
     document.admit(admitted(2));
     document.admit(admitted(3));
     document
@@ -46,7 +41,7 @@ fn planned(document: &Document, texts: &[&str]) -> Result<Vec<Change>, Vec<Strin
 fn with(texts: &[&str]) -> Document {
     let mut document = document();
     for change in planned(&document, texts).unwrap_or_else(|mistakes| panic!("{mistakes:?}")) {
-        document.set(&change.key, change.new, by(), UnixMs(1));
+        document.set(&change.key, change.new, by(), UnixMs(1)).unwrap();
     }
     document
 }
@@ -228,19 +223,16 @@ fn what_belongs_together_goes_together() {
 #[test]
 fn what_a_later_version_wrote_is_reported_and_hinders_nobody() {
     let mut document = with(&["vip=10.0.0.1"]);
-    document.set("vip.10.0.0.1.shared", Some("yes".into()), by(), UnixMs(1));
-    document.set("teleport", Some("on".into()), by(), UnixMs(1));
-    document.set("weight.m1", Some("heavy".into()), by(), UnixMs(1));
+    document.set("vip.10.0.0.1.shared", Some("yes".into()), by(), UnixMs(1)).unwrap();
+    document.set("teleport", Some("on".into()), by(), UnixMs(1)).unwrap();
+    document.set("weight.m1", Some("heavy".into()), by(), UnixMs(1)).unwrap();
     let (settings, mistakes) = Settings::of(&document);
     assert_eq!((settings.vips.len(), settings.weights.len(), mistakes.len()), (1, 0, 3), "{mistakes:?}");
     assert!(planned(&document, &["balance=first"]).is_ok());
     assert_eq!(planned(&document, &["teleport"]).unwrap().len(), 1, "it can be unset");
     // A node that was removed keeps nothing that could not be taken away.
-    document.remove(
-        key(2).id(),
-        crate::cluster::Removed { at: UnixMs(2), name: "m2".parse().unwrap(), by: by() },
-    );
-    document.set("drain.m2", Some("5".into()), by(), UnixMs(1));
+    document.remove(key(2).id(), by(), UnixMs(2));
+    document.set("drain.m2", Some("5".into()), by(), UnixMs(1)).unwrap();
     assert!(planned(&document, &["drain.m2=6"]).is_err());
     assert_eq!(planned(&document, &["drain.m2"]).unwrap().len(), 1);
 }
@@ -268,7 +260,7 @@ proptest! {
     ) {
         let mut document = document();
         for (key, value) in &pairs {
-            document.set(key, Some(value.clone()), by(), UnixMs(1));
+            document.set(key, Some(value.clone()), by(), UnixMs(1)).unwrap();
         }
         let _ = Settings::of(&document);
         let set: Vec<_> = pairs.into_iter().map(|(key, value)| (key, Some(value))).collect();

@@ -10,9 +10,9 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use proto::cluster::{Admitted, ClusterId, Document, KeyId};
+use proto::cluster::{Admitted, Document, KeyId};
 use proto::link::{Frame, GossipKey, KeyRing, MAX_DATAGRAM};
-use proto::node::{Name, PublicKey};
+use proto::node::{Name, PublicKey, Role};
 use proto::time::UnixMs;
 use tests::lab::{Lab, Node};
 use tests::mesh::{Agent, GOSSIP, all_up, with_agents};
@@ -129,7 +129,8 @@ fn seed(i: usize) -> [u8; 32] {
 fn members(size: usize) -> Result<Vec<Admitted>> {
     let keys: Vec<PublicKey> = (0..size).map(|i| public_key(&seed(i))).collect::<Result<_>>()?;
     let by = keys.first().context("no members")?.id();
-    let admitted = |(i, key)| Admitted { at: UnixMs(1), name: Name::nearest(&format!("m{i}")), key, by };
+    let admitted =
+        |(i, key)| Admitted::new(Name::nearest(&format!("m{i}")), key, Role::Master, by, UnixMs(1));
     Ok(keys.into_iter().enumerate().map(admitted).collect())
 }
 
@@ -137,8 +138,7 @@ fn members(size: usize) -> Result<Vec<Admitted>> {
 fn write_state(dir: &Path, node: &Node, members: &[Admitted]) -> Result<()> {
     let key = KeyId::of_key(&SECRET);
     let first = members.first().context("no members")?;
-    let id = ClusterId::from_random([3; 16]);
-    let mut document = Document::new(id, Name::nearest("bench"), first.clone(), key);
+    let mut document = Document::new([3; 16], Name::nearest("bench"), first.clone(), key);
     for member in members {
         document.admit(member.clone());
     }
