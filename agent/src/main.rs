@@ -9,6 +9,7 @@ mod demo;
 mod doctor;
 mod events;
 mod gossip;
+mod hardening;
 mod http;
 mod lifecycle;
 mod link;
@@ -43,6 +44,7 @@ compile_error!("a static glibc binary needs `--cfg getrandom_backend=\"linux_get
 static ALLOCATOR: blocks::Blocks = blocks::Blocks;
 
 fn main() -> std::process::ExitCode {
+    hardening::no_core_dumps();
     demo::die_with_parent();
     cli::main(std::env::args_os())
 }

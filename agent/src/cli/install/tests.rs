@@ -163,7 +163,8 @@ fn uninstalling_removes_what_was_installed_and_can_be_repeated() {
 /// The directives of systemd 252 that the unit may use: a misspelt one would be passed over in silence.
 const KNOWN: &str = "
     After Before Description StartLimitIntervalSec
-    CapabilityBoundingSet DevicePolicy ExecReload ExecStart KeyringMode KillMode LimitNOFILE LockPersonality
+    CapabilityBoundingSet DevicePolicy ExecReload ExecStart InaccessiblePaths KeyringMode KillMode LimitCORE
+    LimitNOFILE LockPersonality MemoryMax
     MemoryDenyWriteExecute NoNewPrivileges NotifyAccess OOMScoreAdjust PrivateDevices PrivateMounts PrivateTmp
     ProcSubset ProtectClock ProtectControlGroups ProtectHome ProtectHostname ProtectKernelLogs
     ProtectKernelModules ProtectKernelTunables ProtectProc ProtectSystem RemoveIPC Restart
@@ -186,6 +187,49 @@ fn the_unit_is_made_of_directives_that_systemd_252_knows() {
         assert!(!value.trim().is_empty(), "{key} is empty");
     }
     assert_eq!(sections, ["[Unit]", "[Service]", "[Install]"]);
+}
+
+#[test]
+fn the_clusters_own_keys_are_hidden_and_what_the_agent_reads_is_not() {
+    let lines = UNIT.lines().filter_map(|line| line.strip_prefix("InaccessiblePaths="));
+    let hidden: Vec<&str> = lines.flat_map(str::split_whitespace).collect();
+    // One that is missing must not keep the agent from starting.
+    let hidden: Vec<&str> = hidden.iter().map(|path| path.strip_prefix('-').expect(path)).collect();
+    let is_hidden = |path: &str| hidden.iter().any(|hidden| Path::new(path).starts_with(hidden));
+    let mut keys: Vec<String> = ["ca.key", "etcd/ca.key", "front-proxy-ca.key", "sa.key"]
+        .map(|key| format!("/etc/kubernetes/pki/{key}"))
+        .to_vec();
+    for server in ["/var/lib/rancher/k3s/server", "/var/lib/rancher/rke2/server"] {
+        let names =
+            ["client-ca.key", "server-ca.key", "request-header-ca.key", "service.key", "etcd/peer-ca.key"];
+        keys.extend(names.map(|key| format!("{server}/tls/{key}")));
+        keys.push(format!("{server}/db/state.db"));
+    }
+    for key in keys {
+        assert!(is_hidden(&key), "{key} is not hidden");
+    }
+    let rancher = [
+        "agent/client-kubelet.crt",
+        "agent/client-kubelet.key",
+        "agent/server-ca.crt",
+        "agent/kubelet.kubeconfig",
+        "server/tls/client-admin.crt",
+        "server/tls/client-admin.key",
+        "server/tls/server-ca.crt",
+        "server/cred/admin.kubeconfig",
+    ];
+    let of = |name: &str| rancher.map(|file| format!("/var/lib/rancher/{name}/{file}"));
+    let kubeadm = [
+        "/var/lib/kubelet/pki/kubelet-client-current.pem",
+        "/etc/kubernetes/pki/ca.crt",
+        "/etc/kubernetes/pki/apiserver-kubelet-client.crt",
+        "/etc/kubernetes/pki/apiserver-kubelet-client.key",
+        "/etc/kubernetes/kubelet.conf",
+        "/etc/kubernetes/manifests/kube-apiserver.yaml",
+    ];
+    for file in of("k3s").iter().chain(&of("rke2")).map(String::as_str).chain(kubeadm) {
+        assert!(!is_hidden(file), "{file} is needed");
+    }
 }
 
 #[test]
