@@ -8,6 +8,7 @@ mod control;
 mod demo;
 mod doctor;
 mod events;
+mod faults;
 mod gossip;
 mod hardening;
 mod http;

@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use proto::problem::{Problem, ProblemCode};
 use proto::time::{UnixMs, human};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -113,8 +114,8 @@ pub(crate) fn failures() -> BTreeMap<String, Failure> {
     all
 }
 
-/// The same in sentences, for status.
-pub(crate) fn problems() -> Vec<String> {
+/// The same for status.
+pub(crate) fn problems() -> Vec<Problem> {
     let ago = |at: UnixMs| human(Duration::from_millis(wall().0.saturating_sub(at.0)));
     let sentence = |(place, failure): (String, Failure)| {
         let Failure { part, count, since, .. } = failure;
@@ -124,9 +125,9 @@ pub(crate) fn problems() -> Vec<String> {
             None => format!("a task failed {times}"),
         };
         let since = ago(since);
-        format!(
-            "{what}, first {since} ago at {place}; this is a bug: report it with journalctl -u agent -p err"
-        )
+        let fix = "this is a bug: report it with journalctl -u agent -p err";
+        let detail = format!("{what}, first {since} ago at {place}");
+        Problem::new(ProblemCode::PartFailed, detail).about(place).fix(fix)
     };
     failures().into_iter().map(sentence).collect()
 }
@@ -222,7 +223,8 @@ mod tests {
         assert_eq!((done.recv().await, done.recv().await), (Some(1), Some(3)), "what waited is not lost");
         let failure = of("test-part").unwrap();
         assert_eq!(failure.count, 1);
-        let said = problems().into_iter().find(|text| text.contains("\"test-part\"")).unwrap();
+        let said =
+            problems().iter().map(Problem::to_string).find(|text| text.contains("\"test-part\"")).unwrap();
         assert!(said.contains("failed once and was restarted") && said.contains("supervisor.rs:"), "{said}");
         // It is over when it says so itself.
         drop(sender);
@@ -251,7 +253,7 @@ mod tests {
         let life = Life::new();
         life.spawn(async { panic!("alone") });
         life.finished().await;
-        let said = problems().join("\n");
+        let said = problems().iter().map(Problem::to_string).collect::<Vec<_>>().join("\n");
         assert!(said.contains("a task failed once, first"), "{said}");
     }
 }

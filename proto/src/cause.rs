@@ -422,6 +422,43 @@ impl fmt::Display for Detail {
     }
 }
 
+/// Why something failed: what decides, and what else is known for people. Two are equal when their causes are.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Fault {
+    /// Why.
+    pub cause: Cause,
+    /// What else is known; may be empty.
+    pub detail: Reason,
+}
+
+impl Fault {
+    /// A fault with what else is known of it.
+    pub fn new(cause: Cause, detail: impl fmt::Display) -> Fault {
+        Fault { cause, detail: Reason::new(detail) }
+    }
+}
+
+impl From<Cause> for Fault {
+    fn from(cause: Cause) -> Fault {
+        Fault { cause, detail: Reason::default() }
+    }
+}
+
+impl PartialEq for Fault {
+    fn eq(&self, other: &Fault) -> bool {
+        self.cause == other.cause
+    }
+}
+
+impl Eq for Fault {}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Fault { cause, detail } = self;
+        if detail.is_empty() { write!(f, "{cause}") } else { write!(f, "{cause}: {detail}") }
+    }
+}
+
 /// A text as nodes may send it to each other: printable ASCII, at most [`MAX_DETAIL`] bytes. What is longer
 /// ends with a whole word and dots.
 pub fn short_text(text: &str) -> String {

@@ -5,16 +5,18 @@
 //! renamed or taken away, and `schema` counts the exceptions.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
 use crate::backends::State;
-use crate::cause::{Cause, Reason};
+use crate::cause::{Cause, Fault, Reason};
 use crate::doctor::Examined;
 use crate::event::{Ask, Event};
 use crate::invite::Waiting;
 use crate::node::{Name, NodeId, Role};
+use crate::problem::Problem;
 use crate::pulse::Hearing;
 use crate::service::{Balance, ServiceName};
 use crate::settings::Change;
@@ -138,8 +140,8 @@ pub struct Status {
     pub members: Vec<MemberStatus>,
     /// Virtual IPs.
     pub vips: Vec<VipStatus>,
-    /// What is wrong with this node itself, in sentences; empty when nothing is.
-    pub problems: Vec<String>,
+    /// What is wrong with this node itself; empty when nothing is.
+    pub problems: Vec<Problem>,
     /// When this was put together.
     #[serde(default)]
     pub taken_unix_ms: UnixMs,
@@ -157,7 +159,7 @@ impl Status {
                 let names: Vec<&str> = good.map(|backend| backend.node.as_str()).collect();
                 serves |= !names.is_empty();
                 let names = if names.is_empty() { "no master yet".to_owned() } else { names.join(", ") };
-                format!("{} -> {names}", service.listen.join(", "))
+                format!("{} -> {names}", service.listeners())
             })
             .collect();
         (serves, lines.join("; "))
@@ -340,8 +342,8 @@ pub enum ServiceSource {
 pub struct ServiceStatus {
     /// Its name.
     pub name: ServiceName,
-    /// Where the proxy listens; with the reason appended where it could not.
-    pub listen: Vec<String>,
+    /// Where the proxy listens, or should.
+    pub listen: Vec<ListenerStatus>,
     /// Where it is described.
     pub source: ServiceSource,
     /// How connections are spread.
@@ -357,6 +359,67 @@ pub struct ServiceStatus {
     /// What else was counted.
     #[serde(default)]
     pub counted: ServiceCounts,
+}
+
+impl ServiceStatus {
+    /// Every listener is bound.
+    pub fn is_listening(&self) -> bool {
+        self.listen.iter().all(|one| one.state == ListenerState::Listening)
+    }
+
+    /// Its listeners in words, separated by commas.
+    pub fn listeners(&self) -> String {
+        let all: Vec<String> = self.listen.iter().map(ToString::to_string).collect();
+        all.join(", ")
+    }
+}
+
+/// How a listener is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ListenerState {
+    /// It takes clients.
+    Listening,
+    /// It could not be bound, and is tried again.
+    Failed,
+    /// A state of a later version.
+    #[serde(other)]
+    Other,
+}
+
+/// An address that the proxy listens on, or should.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ListenerStatus {
+    /// Which.
+    pub address: SocketAddr,
+    /// How it is.
+    pub state: ListenerState,
+    /// Why it failed, as its stable label; none: it did not.
+    pub cause: Option<Cause>,
+    /// Why, for people; empty: it did not fail.
+    pub reason: Reason,
+}
+
+impl ListenerStatus {
+    /// A listener that is bound, or could not be.
+    pub fn new(address: SocketAddr, fault: Option<&Fault>) -> ListenerStatus {
+        ListenerStatus {
+            address,
+            state: if fault.is_none() { ListenerState::Listening } else { ListenerState::Failed },
+            cause: fault.map(|fault| fault.cause),
+            reason: fault.map(Reason::new).unwrap_or_default(),
+        }
+    }
+}
+
+impl fmt::Display for ListenerStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ListenerStatus { address, state, reason, .. } = self;
+        match state {
+            ListenerState::Listening => write!(f, "{address}"),
+            ListenerState::Failed | ListenerState::Other => write!(f, "{address} ({reason})"),
+        }
+    }
 }
 
 /// What this node's proxy counted of a service since the start.

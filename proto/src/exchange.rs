@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::backends::Serving;
+use crate::cause::Fault;
 use crate::cluster::Document;
 use crate::doctor::Answer;
 use crate::event::Event;
@@ -129,9 +130,9 @@ pub enum ToJoining {
     /// What came of dialling back; none: reached.
     Reached {
         /// By TCP.
-        tcp: Option<String>,
+        tcp: Option<Fault>,
         /// By UDP.
-        udp: Option<String>,
+        udp: Option<Fault>,
     },
 }
 

@@ -16,11 +16,13 @@ pub mod limit;
 
 pub mod node;
 
+pub mod cause;
+
+pub mod problem;
+
 pub mod event;
 
 pub mod service;
-
-pub mod cause;
 
 pub mod health;
 

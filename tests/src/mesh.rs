@@ -364,7 +364,25 @@ pub struct Status {
     pub services: Vec<Service>,
     pub members: Vec<Member>,
     pub vips: Vec<serde_json::Value>,
-    pub problems: Vec<String>,
+    pub problems: Vec<Problem>,
+}
+
+#[derive(Debug, Deserialize)]
+#[allow(missing_docs)]
+pub struct Problem {
+    pub code: String,
+    pub subject: String,
+    pub detail: String,
+    pub fix: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[allow(missing_docs)]
+pub struct Listener {
+    pub address: String,
+    pub state: String,
+    pub cause: Option<String>,
+    pub reason: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -416,7 +434,7 @@ pub struct Own {
 #[allow(missing_docs)]
 pub struct Service {
     pub name: String,
-    pub listen: Vec<String>,
+    pub listen: Vec<Listener>,
     pub balance: String,
     pub backends: Vec<Backend>,
 }
@@ -427,6 +445,7 @@ pub struct Backend {
     pub node: String,
     pub address: String,
     pub state: String,
+    pub cause: Option<String>,
     pub reason: String,
     pub since_unix_ms: u64,
     pub rtt_ms: Option<f64>,

@@ -86,7 +86,11 @@ fn status_is_whole(lab: &Lab, agent: &Agent<'_>, status: &Status) -> Result<()> 
     let role = if node.index < 3 { "master" } else { "worker" };
     ensure!(status.node.role == role && !status.node.removed, why("the node's role"));
     let [service] = status.services.as_slice() else { anyhow::bail!(why("one service")) };
-    ensure!(service.name == "kube-api" && service.listen == [LISTENER], why("the service"));
+    ensure!(
+        service.name == "kube-api"
+            && service.listen.iter().all(|one| one.address == LISTENER && one.state == "listening"),
+        why("the service")
+    );
     ensure!(service.balance == "least-connections" && service.backends.len() == 3, why("its backends"));
     for backend in &service.backends {
         let of = lab

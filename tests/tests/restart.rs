@@ -135,7 +135,10 @@ fn a_garbled_state_file_is_set_aside_and_the_previous_one_used() -> Result<()> {
         ensure!(status.node.id == id, "it has another identity");
         for name in &garbled {
             ensure!(
-                status.problems.iter().any(|problem| problem.contains(name)),
+                status
+                    .problems
+                    .iter()
+                    .any(|problem| problem.code == "state-file" && problem.subject.contains(name)),
                 "status does not tell of {name}: {:?}",
                 status.problems
             );
@@ -162,7 +165,7 @@ fn a_full_or_read_only_state_directory_stops_no_proxy() -> Result<()> {
         agents[0].cli(&["rotate"])?.ok()?;
         eventually("status says that nothing can be saved", GOSSIP, || {
             let problems = agents[1].status()?.problems;
-            ensure!(problems.iter().any(|problem| problem.contains("full")), "{problems:?}");
+            ensure!(problems.iter().any(|problem| problem.detail.contains("full")), "{problems:?}");
             Ok(())
         })?;
         always("the proxy serves with a full disk", Duration::from_secs(2), || {
@@ -178,7 +181,7 @@ fn a_full_or_read_only_state_directory_stops_no_proxy() -> Result<()> {
         ensure!(agents[1].who_serves()? == "n0", "the proxy serves from a read-only directory");
         all_up(agents)?;
         let problems = agents[1].status()?.problems;
-        ensure!(problems.iter().any(|problem| problem.contains("read-only")), "{problems:?}");
+        ensure!(problems.iter().any(|problem| problem.detail.contains("read-only")), "{problems:?}");
         Ok(())
     })
 }

@@ -14,13 +14,14 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use proto::backends::State;
 use proto::cluster::{Admitted, Document};
-use proto::control::{BackendStatus, MemberState, Response, ServiceStatus, Status};
+use proto::control::{BackendStatus, ListenerState, MemberState, Response, ServiceStatus, Status};
 use proto::doctor::host::{Agent, Away, Host, Interface, Route};
 use proto::doctor::kube::{Apiserver, Kubernetes};
 use proto::doctor::mesh::{Back, Mesh, Peer, Talk};
 use proto::doctor::{Answer, Examined, Finding, MOST_FINDINGS, host, mesh, x509};
 use proto::exchange::{FromMember, ToMember};
 use proto::node::NodeId;
+use proto::problem::ProblemCode;
 use proto::service::{Check, CheckKind, KUBE_API, Service};
 use tokio::sync::Semaphore;
 
@@ -96,7 +97,7 @@ pub(crate) async fn own(
 fn agent(status: &Status, asked_by: Option<&str>) -> Agent {
     let services = || status.services.iter();
     let closed = services().flat_map(|service| {
-        let closed = service.listen.iter().filter(|at| at.parse::<SocketAddr>().is_err());
+        let closed = service.listen.iter().filter(|one| one.state == ListenerState::Failed);
         closed.map(|at| format!("{} on {at}", service.name))
     });
     let away = services().flat_map(|service| {
@@ -111,7 +112,7 @@ fn agent(status: &Status, asked_by: Option<&str>) -> Agent {
         !service.listen.is_empty() && !service.backends.iter().any(|backend| backend.state.is_good())
     };
     // What is told with its own finding is not told twice.
-    let problems = status.problems.iter().filter(|problem| !problem.contains("LimitNOFILE"));
+    let problems = status.problems.iter().filter(|problem| problem.code != ProblemCode::FewDescriptors);
     Agent {
         version: status.node.version.clone(),
         asked_by: asked_by.map(str::to_owned),
@@ -191,7 +192,7 @@ fn listeners(status: Option<&Status>, services: &[Service], of: impl Fn(&str) ->
     match status {
         Some(status) => {
             let services = status.services.iter().filter(|service| of(service.name.as_str()));
-            services.flat_map(|service| service.listen.iter().filter_map(|at| at.parse().ok())).collect()
+            services.flat_map(|service| service.listen.iter().map(|one| one.address)).collect()
         }
         None => {
             let services = services.iter().filter(|service| of(service.name.as_str()));

@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use proto::backends::{Backend, State};
 use proto::cluster::{Admitted, Document};
 use proto::control::{
-    BackendCounts, BackendStatus, ClusterStatus, LinkStatus, MemberState, MemberStatus, NodeStatus,
-    SeenStatus, ServiceCounts, ServiceSource, ServiceStatus, Status,
+    BackendCounts, BackendStatus, ClusterStatus, LinkStatus, ListenerStatus, MemberState, MemberStatus,
+    NodeStatus, SeenStatus, ServiceCounts, ServiceSource, ServiceStatus, Status,
 };
 use proto::keys::{Hears, Word};
 use proto::node::{NodeId, Role};
+use proto::problem::{Problem, ProblemCode};
 use proto::pulse::{Ears, Hearing};
 use proto::service::{Service, ServiceName};
 use proto::view::View;
@@ -123,10 +124,7 @@ fn service_status(
     backends: &[Backend],
     stats: ServiceStats,
 ) -> ServiceStatus {
-    let listen = stats.listens.iter().map(|(address, error)| match error {
-        None => address.to_string(),
-        Some(error) => format!("{address} ({error})"),
-    });
+    let listen = stats.listens.iter().map(|(address, fault)| ListenerStatus::new(*address, fault.as_ref()));
     ServiceStatus {
         name: service.name.clone(),
         listen: listen.collect(),
@@ -233,39 +231,38 @@ fn sees(document: &Document, word: &Word) -> Vec<SeenStatus> {
 }
 
 /// What is wrong with this node, except with telling of it.
-pub(super) fn problems(running: &Running) -> Vec<String> {
+pub(super) fn problems(running: &Running) -> Vec<Problem> {
     let view = running.view.borrow().clone();
     let document = running.membership.trust.borrow().document.clone();
     let settled = running.settled.borrow().clone();
-    let mut problems = running.disk.problems();
+    let mut problems = running.disk.found();
     problems.extend(supervisor::problems());
     if document.member(&running.link.own()).is_none() {
-        problems.push(
-            "this node was removed from the cluster and serves from its last good list; \
-             run: agent leave --force"
-                .to_owned(),
-        );
+        let detail = "this node was removed from the cluster and serves from its last good list";
+        problems.push(Problem::new(ProblemCode::Removed, detail).fix("run: agent leave --force"));
     }
     if running.own_address.borrow().is_none() {
-        problems.push(format!(
-            "{} has no usable address, so this node can't be reached by the others; bring it up",
-            running.node.interface
-        ));
+        let interface = &running.node.interface;
+        let detail =
+            format!("{interface} has no usable address, so this node can't be reached by the others");
+        problems.push(Problem::new(ProblemCode::NoAddress, detail).about(interface).fix("bring it up"));
     }
     if let Some(problem) = &running.vips.borrow().problem {
-        problems.push(format!("this node can't own virtual IPs: {problem}"));
+        let detail = format!("this node can't own virtual IPs: {problem}");
+        problems.push(Problem::new(ProblemCode::VipUnable, detail));
     }
     for (id, problem) in &view.problems {
-        problems.push(format!("what {id} says is not understood, so it is left out: {problem}"));
+        let detail = format!("what {id} says is not understood, so it is left out: {problem}");
+        problems.push(Problem::new(ProblemCode::RecordNotUnderstood, detail).about(id.to_string()));
     }
     for mistake in &settled.mistakes {
-        problems.push(format!("a setting of the cluster is passed over: {mistake}"));
+        let detail = format!("a setting of the cluster is passed over: {mistake}");
+        problems.push(Problem::new(ProblemCode::SettingIgnored, detail).about(&mistake.key));
     }
     if running.descriptors < 4096 {
-        problems.push(format!(
-            "only {} files can be open at once; raise LimitNOFILE to serve more connections",
-            running.descriptors
-        ));
+        let detail = format!("only {} files can be open at once", running.descriptors);
+        let fix = "raise LimitNOFILE to serve more connections";
+        problems.push(Problem::new(ProblemCode::FewDescriptors, detail).fix(fix));
     }
     problems
 }

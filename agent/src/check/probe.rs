@@ -13,13 +13,13 @@ use proto::cause::Cause;
 use proto::health::{Answer as Found, Outcome};
 use proto::service::{Check, CheckKind, HttpCheck};
 use proto::time::human;
-use rustix::io::Errno;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::tls::{self, Ready, Tls};
+use crate::faults;
 
 /// As much of an answer as is read. An apiserver's whole list of failed checks has a few kilobytes.
 const MAX_BODY: usize = 64 * 1024;
@@ -97,17 +97,10 @@ fn not_connected(error: &io::Error) -> Outcome {
 
 fn broken(error: &io::Error) -> Outcome {
     let silent = |cause| Outcome::new(Found::Silent, cause);
-    match error.kind() {
-        io::ErrorKind::UnexpectedEof => silent(Cause::ClosedEarly),
-        io::ErrorKind::TimedOut => silent(Cause::TimedOut),
-        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => silent(Cause::Unreachable),
-        _ if out_of_descriptors(error) => silent(Cause::NoDescriptors),
-        kind => silent(Cause::ConnectionBroken).with(kind.to_string()),
+    match faults::cause(error) {
+        Some(cause) => silent(cause),
+        None => silent(Cause::ConnectionBroken).with(error.kind().to_string()),
     }
-}
-
-fn out_of_descriptors(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
 async fn https(stream: TcpStream, http: &HttpCheck, tls: &mut Tls, target: SocketAddr) -> Outcome {

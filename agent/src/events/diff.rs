@@ -9,15 +9,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::backends::{State, Table};
-use proto::cause::Cause;
+use proto::cause::{Cause, Fault};
 use proto::cluster::Document;
 use proto::control::{MemberState, VipState, VipStatus};
 use proto::event::{Event, Kind, Level};
 use proto::health::Readiness;
 use proto::keys::Offer;
 use proto::node::{Name, NodeId};
+use proto::problem::{Problem, ProblemCode};
 use proto::pulse::{Ears, Hearing};
 use proto::service::ServiceName;
+use proto::settings::{Secrecy, secrecy};
 use proto::time::UnixMs;
 use proto::view::View;
 
@@ -38,15 +40,15 @@ const QUIET: Duration = Duration::from_secs(5);
 pub(crate) struct Looked {
     /// Of each service.
     pub(crate) services: BTreeMap<ServiceName, Counted>,
-    /// What is wrong with this node itself, in sentences.
-    pub(crate) problems: Vec<String>,
+    /// What is wrong with this node itself.
+    pub(crate) problems: Vec<Problem>,
 }
 
 /// What the proxy counted of a service.
 #[derive(Debug, Default)]
 pub(crate) struct Counted {
     /// Its addresses, and why it does not listen when it does not.
-    pub(crate) listens: Vec<(SocketAddr, Option<String>)>,
+    pub(crate) listens: Vec<(SocketAddr, Option<Fault>)>,
     /// Connections refused since the start because there were too many.
     pub(crate) refused: u64,
     /// Most connections at once.
@@ -69,7 +71,7 @@ pub(super) struct Seen {
     differing: BTreeMap<NodeId, (UnixMs, bool)>,
     failed: BTreeMap<(ServiceName, SocketAddr), UnixMs>,
     limits: BTreeMap<(Kind, ServiceName), Limit>,
-    problems: BTreeMap<String, (String, UnixMs)>,
+    problems: BTreeMap<(ProblemCode, String), (Problem, UnixMs)>,
     vips: BTreeMap<IpAddr, (&'static str, UnixMs)>,
 }
 
@@ -376,7 +378,7 @@ impl Seen {
     fn listeners(
         &mut self,
         service: &ServiceName,
-        listens: &[(SocketAddr, Option<String>)],
+        listens: &[(SocketAddr, Option<Fault>)],
         now: UnixMs,
         out: &mut Vec<Event>,
     ) {
@@ -386,7 +388,7 @@ impl Seen {
             match (error, self.failed.get(&key).copied()) {
                 (Some(error), None) => {
                     self.failed.insert(key, now);
-                    out.push(event("failed").cause(error.as_str()).level(Level::Error));
+                    out.push(event("failed").cause(error.to_string()).level(Level::Error));
                 }
                 (None, Some(since)) => {
                     self.failed.remove(&key);
@@ -424,21 +426,20 @@ impl Seen {
         }
     }
 
-    fn problems(&mut self, problems: &[String], now: UnixMs, out: &mut Vec<Event>) {
-        // A count in a sentence is no new problem.
-        let key = |text: &String| text.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
+    fn problems(&mut self, problems: &[Problem], now: UnixMs, out: &mut Vec<Event>) {
         let mut gone = std::mem::take(&mut self.problems);
-        for text in problems {
-            let since = gone.remove(&key(text)).map_or(now, |(_, since)| since);
-            if since == now {
-                let event = Event::new(Kind::Problem, now, "this-node", "found");
-                out.push(event.cause(text.as_str()).level(Level::Error));
+        for problem in problems {
+            let key = (problem.code, problem.subject.clone());
+            let known = gone.remove(&key).map(|(_, since)| since);
+            if known.is_none() {
+                let event = Event::new(Kind::Problem, now, problem.name(), "found");
+                out.push(event.cause(problem.to_string()).level(Level::Error));
             }
-            self.problems.insert(key(text), (text.clone(), since));
+            self.problems.insert(key, (problem.clone(), known.unwrap_or(now)));
         }
-        for (text, since) in gone.into_values() {
-            let event = Event::new(Kind::Problem, now, "this-node", "mended").since("found", since);
-            out.push(event.cause(text));
+        for (problem, since) in gone.into_values() {
+            let event = Event::new(Kind::Problem, now, problem.name(), "mended").since("found", since);
+            out.push(event.cause(problem.to_string()));
         }
     }
 }
@@ -450,11 +451,10 @@ fn named(document: &Document, id: &NodeId) -> String {
 
 /// A setting's value as all may read it.
 fn shown(key: &str, value: Option<&String>) -> String {
-    let secret = ["password", "secret", "token", "key"].iter().any(|word| key.contains(word));
-    match value {
-        None => "unset".to_owned(),
-        Some(_) if secret => "(not shown)".to_owned(),
-        Some(value) => value.clone(),
+    match (value, secrecy(key)) {
+        (None, _) => "unset".to_owned(),
+        (Some(_), Secrecy::Secret) => "(not shown)".to_owned(),
+        (Some(value), Secrecy::Public) => value.clone(),
     }
 }
 

@@ -241,6 +241,8 @@ fn the_document_tells_of_members_settings_and_keys() {
         step(&now),
         ["setting balance: unset -> first: by m2", "setting web.password: unset -> (not shown): by m2"]
     );
+    now.set("service.keycloak.listen", Some("127.0.0.1:8443".to_owned()), key(2).id(), UnixMs(2)).unwrap();
+    assert_eq!(step(&now), ["setting service.keycloak.listen: unset -> 127.0.0.1:8443: by m2"], "no secret");
     now.set("balance", None, key(2).id(), UnixMs(2)).unwrap();
     now.remove(key(1).id(), key(2).id(), UnixMs(2));
     now.turn_key(KeyId([2; 16]), key(2).id(), UnixMs(2), true).unwrap();
@@ -259,29 +261,30 @@ fn the_document_tells_of_members_settings_and_keys() {
 #[test]
 fn listeners_limits_and_problems_begin_and_end() {
     let mut seen = seen();
-    let mut step = |error: Option<&str>, refused, denied, problems: &[&str], at| {
-        let listens = vec![("127.0.0.1:16443".parse().unwrap(), error.map(str::to_owned))];
+    let mut step = |error: Option<Cause>, refused, denied, problems: &[&str], at| {
+        let listens = vec![("127.0.0.1:16443".parse().unwrap(), error.map(Fault::from))];
         let counted = Counted { listens, refused, denied, maxconn: 10 };
-        let problems = problems.iter().map(|text| (*text).to_owned()).collect();
+        let found = |text: &&str| Problem::new(ProblemCode::StateFile, text).about("events");
+        let problems = problems.iter().map(found).collect();
         let looked = Looked { services: BTreeMap::from([(ServiceName::kube_api(), counted)]), problems };
         said(|out| seen.look(&looked, &View::default(), UnixMs(at), out))
     };
     assert!(step(None, 0, 0, &[], 1_000).is_empty());
     assert_eq!(
-        step(Some("in use"), 3, 0, &["7 torn"], 2_000),
+        step(Some(Cause::AddressInUse), 3, 0, &["7 torn"], 2_000),
         [
-            "listener kube-api/127.0.0.1:16443: failed: in use",
+            "listener kube-api/127.0.0.1:16443: failed: address in use",
             "limit kube-api: below -> reached: maxconn is 10",
-            "problem this-node: found: 7 torn",
+            "problem state-file/events: found: 7 torn",
         ]
     );
-    assert!(step(Some("in use"), 9, 0, &["9 torn"], 3_000).is_empty(), "nothing new");
+    assert!(step(Some(Cause::AddressInUse), 9, 0, &["9 torn"], 3_000).is_empty(), "nothing new");
     assert_eq!(
         step(None, 9, 1, &[], 7_000),
         [
             "listener kube-api/127.0.0.1:16443: failed -> listening after 5s",
             "budget kube-api: available -> used-up: many dials are slow at once",
-            "problem this-node: found -> mended after 5s: 9 torn",
+            "problem state-file/events: found -> mended after 5s: 9 torn",
         ]
     );
     assert_eq!(step(None, 9, 1, &[], 9_000), ["limit kube-api: reached -> below after 7s"]);

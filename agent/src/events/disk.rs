@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use proto::event::{Event, Ring};
+use proto::problem::{Problem, ProblemCode};
 use tokio::sync::mpsc;
 
 use super::Troubles;
@@ -80,24 +81,29 @@ fn options() -> OpenOptions {
 }
 
 /// Reads what earlier runs kept. The second value says what was wrong with it.
-pub(super) fn load(dir: &Path) -> (Ring, Option<String>) {
+pub(super) fn load(dir: &Path) -> (Ring, Option<Problem>) {
     let (mut ring, mut bad) = (Ring::default(), 0_u32);
     let mut problem = None;
     for name in [EVENTS_OLD, EVENTS] {
         match File::open(dir.join(name)) {
             Ok(file) => {
                 if let Err(error) = read(file, &mut ring, &mut bad) {
-                    problem = Some(format!("the events of earlier runs can't be read: {error}"));
+                    problem = Some(unread(&error));
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => problem = Some(format!("the events of earlier runs can't be read: {error}")),
+            Err(error) => problem = Some(unread(&error)),
         }
     }
     if bad > 0 {
-        problem = Some(format!("{bad} events of earlier runs were torn and are skipped"));
+        let detail = format!("{bad} events of earlier runs were torn and are skipped");
+        problem = Some(Problem::new(ProblemCode::EventsDisk, detail));
     }
     (ring, problem)
+}
+
+fn unread(error: &io::Error) -> Problem {
+    Problem::new(ProblemCode::EventsDisk, format!("the events of earlier runs can't be read: {error}"))
 }
 
 fn read(file: File, ring: &mut Ring, bad: &mut u32) -> io::Result<()> {
@@ -132,8 +138,13 @@ pub(super) fn spawn(mut log: Log, troubles: Troubles, life: &Life) -> mpsc::Send
             };
             let Ok((back, done)) = tokio::task::spawn_blocking(work).await else { return };
             log = back;
-            let problem = done.err().map(|error| format!("events can't be kept on disk: {error}"));
-            troubles.set("disk", problem);
+            match done {
+                Ok(()) => troubles.mended(ProblemCode::EventsDisk, ""),
+                Err(error) => {
+                    let detail = format!("events can't be kept on disk: {error}");
+                    troubles.found(Problem::new(ProblemCode::EventsDisk, detail));
+                }
+            }
         }
     });
     sender
@@ -158,7 +169,7 @@ mod tests {
         let mut log = Log::open(dir.path()).unwrap();
         log.append(&events(&mut ring, 3)).unwrap();
         let (mut again, problem) = load(dir.path());
-        assert_eq!((again.newest(), problem), (3, None));
+        assert!(again.newest() == 3 && problem.is_none());
         assert_eq!(again.all().collect::<Vec<_>>(), ring.all().collect::<Vec<_>>());
         Log::open(dir.path()).unwrap().append(&events(&mut again, 1)).unwrap();
         assert_eq!(load(dir.path()).0.newest(), 4);
@@ -174,10 +185,11 @@ mod tests {
         options().open(&path).unwrap().set_len(len - 20).unwrap();
         let (mut again, problem) = load(dir.path());
         assert_eq!(again.newest(), 2);
-        assert!(problem.unwrap().contains("1 events of earlier runs were torn"));
+        assert!(problem.unwrap().to_string().contains("1 events of earlier runs were torn"));
         Log::open(dir.path()).unwrap().append(&events(&mut again, 1)).unwrap();
         let (again, problem) = load(dir.path());
-        assert_eq!((again.newest(), again.all().len(), problem), (3, 3, None), "said once");
+        assert_eq!((again.newest(), again.all().len()), (3, 3));
+        assert!(problem.is_none(), "said once");
     }
 
     #[test]
@@ -191,7 +203,8 @@ mod tests {
         let size = |name| fs::metadata(dir.path().join(name)).unwrap().len();
         assert!(size(EVENTS) < MAX_FILE + 50_000 && size(EVENTS_OLD) < MAX_FILE + 50_000);
         let (again, problem) = load(dir.path());
-        assert_eq!((again.newest(), again.all().len(), problem), (8000, proto::event::KEPT, None));
+        assert_eq!((again.newest(), again.all().len()), (8000, proto::event::KEPT));
+        assert!(problem.is_none());
     }
 
     #[test]

@@ -11,11 +11,13 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use proto::event::Event;
+use proto::problem::{Problem, ProblemCode};
+use proto::time::human;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, Command};
@@ -50,16 +52,16 @@ impl Hook {
         life.spawn(async move {
             let work = async {
                 // What is wrong is known when it is configured, not only when it is needed.
+                let name = path_buf.display().to_string();
                 if let Some(Err(why)) = look(&path_buf).await {
-                    said.set(&path_buf.display().to_string(), Some(why));
+                    said.found(why.problem(&name));
                 }
                 while let Some(event) = queue.recv().await {
                     run_all(&path_buf, &event, &said).await;
                 }
                 // It is no longer asked for, and so no trouble.
-                let name = path_buf.display().to_string();
-                said.set(&format!("{name}, dropped"), None);
-                said.set(&name, None);
+                said.mended(ProblemCode::EventsDropped, &name);
+                said.mended(ProblemCode::Hook, &name);
             };
             let limit = async {
                 over.cancelled().await;
@@ -74,8 +76,72 @@ impl Hook {
     pub(super) fn tell(&mut self, event: &Arc<Event>) {
         if self.queue.try_send(event.clone()).is_err() {
             self.dropped += 1;
-            let text = format!("{} is too slow: {} events were not handed to it", self.name, self.dropped);
-            self.troubles.set(&format!("{}, dropped", self.name), Some(text));
+            let detail = format!("{} is too slow: {} events were not handed to it", self.name, self.dropped);
+            self.troubles.found(Problem::new(ProblemCode::EventsDropped, detail).about(&self.name));
+        }
+    }
+}
+
+/// Why a program is not run, or was run in vain.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HookError {
+    /// It could not be looked at.
+    #[error("notify: {} can't be read: {source}", path.display())]
+    Unreadable {
+        /// What.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Others may change it.
+    #[error("notify: {} is not run: {source}", path.display())]
+    Untrusted {
+        /// Which program or directory.
+        path: PathBuf,
+        /// Who may.
+        source: Untrusted,
+    },
+    /// It is no program.
+    #[error("notify: {} can't be run", .0.display())]
+    NotExecutable(PathBuf),
+    /// The kernel does not run it.
+    #[error("notify: {} can't be run: {source}", path.display())]
+    Spawn {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It says that it failed.
+    #[error("notify: {} ended with {status}", path.display())]
+    Ended {
+        /// Which.
+        path: PathBuf,
+        /// What it says.
+        status: ExitStatus,
+    },
+    /// Its end is not known.
+    #[error("notify: {} was lost: {source}", path.display())]
+    Lost {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It did not end in time.
+    #[error("notify: {} was killed: it ran for more than {}", .0.display(), human(PATIENCE))]
+    TooSlow(PathBuf),
+}
+
+impl HookError {
+    /// For status; `name` is the path that configuration gives.
+    fn problem(&self, name: &str) -> Problem {
+        let problem = Problem::new(ProblemCode::Hook, self).about(name);
+        match self {
+            HookError::NotExecutable(path) => {
+                problem.fix(format!("make it executable: chmod 755 {}", path.display()))
+            }
+            _ => problem,
         }
     }
 }
@@ -85,7 +151,7 @@ async fn run_all(path: &Path, event: &Event, troubles: &Troubles) {
     let name = path.display().to_string();
     let (programs, mut problem) = match look(path).await {
         Some(Ok(found)) => found,
-        Some(Err(why)) => return troubles.set(&name, Some(why)),
+        Some(Err(why)) => return troubles.found(why.problem(&name)),
         None => return,
     };
     for program in programs {
@@ -93,18 +159,21 @@ async fn run_all(path: &Path, event: &Event, troubles: &Troubles) {
             problem = Some(why);
         }
     }
-    troubles.set(&name, problem);
+    match problem {
+        Some(why) => troubles.found(why.problem(&name)),
+        None => troubles.mended(ProblemCode::Hook, &name),
+    }
 }
 
 /// [`programs`] where a thread may wait; none: the process is ending.
-async fn look(path: &Path) -> Option<Result<(Vec<PathBuf>, Option<String>), String>> {
+async fn look(path: &Path) -> Option<Result<(Vec<PathBuf>, Option<HookError>), HookError>> {
     let path = path.to_owned();
     tokio::task::spawn_blocking(move || programs(&path)).await.ok()
 }
 
 /// The programs of a path: itself, or what can be run in it, and what is wrong with one that is left out.
-fn programs(path: &Path) -> Result<(Vec<PathBuf>, Option<String>), String> {
-    let failed = |error: io::Error| format!("notify: {} can't be read: {error}", path.display());
+fn programs(path: &Path) -> Result<(Vec<PathBuf>, Option<HookError>), HookError> {
+    let failed = |source: io::Error| HookError::Unreadable { path: path.to_owned(), source };
     if !trusted(path)?.is_dir {
         return runnable(path).map(|()| (vec![path.to_owned()], None));
     }
@@ -130,34 +199,31 @@ fn programs(path: &Path) -> Result<(Vec<PathBuf>, Option<String>), String> {
 }
 
 /// Refuses what cannot be run, and what others may change: it would be run with this agent's rights.
-fn runnable(path: &Path) -> Result<(), String> {
-    if !trusted(path)?.is_program {
-        let path = path.display();
-        return Err(format!("notify: {path} can't be run; make it executable: chmod 755 {path}"));
-    }
-    Ok(())
+fn runnable(path: &Path) -> Result<(), HookError> {
+    if trusted(path)?.is_program { Ok(()) } else { Err(HookError::NotExecutable(path.to_owned())) }
 }
 
-fn trusted(path: &Path) -> Result<trusted::Found, String> {
+fn trusted(path: &Path) -> Result<trusted::Found, HookError> {
     trusted::check(path).map_err(|why| match why {
-        Untrusted::Unreadable { .. } => format!("notify: {why}"),
-        why => format!("notify: {} is not run: {why}", path.display()),
+        Untrusted::Unreadable { path, source } => HookError::Unreadable { path, source },
+        source => HookError::Untrusted { path: path.to_owned(), source },
     })
 }
 
 /// Runs one program with one event, if it can still be trusted: those before it may have taken their time.
-async fn run_trusted(program: PathBuf, event: &Event) -> Result<(), String> {
+async fn run_trusted(program: PathBuf, event: &Event) -> Result<(), HookError> {
     let path = program.clone();
     match tokio::task::spawn_blocking(move || runnable(&path)).await {
         Ok(Ok(())) => {}
         Ok(Err(why)) => return Err(why),
         Err(_) => return Ok(()), // the process is ending
     }
-    run(&program, event).await.map_err(|why| format!("notify: {} {why}", program.display()))
+    run(&program, event).await
 }
 
-/// Runs one program with one event. An error is the end of a sentence that begins with the program.
-async fn run(program: &Path, event: &Event) -> Result<(), String> {
+/// Runs one program with one event.
+async fn run(program: &Path, event: &Event) -> Result<(), HookError> {
+    let failed = |source| HookError::Spawn { path: program.to_owned(), source };
     let json = serde_json::to_vec(event).unwrap_or_default();
     let mut command = Command::new(program);
     command
@@ -172,7 +238,7 @@ async fn run(program: &Path, event: &Event) -> Result<(), String> {
         .stderr(Stdio::inherit())
         .process_group(0)
         .kill_on_drop(true);
-    let mut child = command.spawn().map_err(|error| format!("can't be run: {error}"))?;
+    let mut child = command.spawn().map_err(failed)?;
     let group = Group(child.id());
     let stdin = child.stdin.take();
     let work = async {
@@ -180,7 +246,7 @@ async fn run(program: &Path, event: &Event) -> Result<(), String> {
             // Whoever does not read it does not want it.
             let _ = stdin.write_all(&json).await;
         }
-        ended(&mut child).await
+        ended(program, &mut child).await
     };
     match tokio::time::timeout(PATIENCE, work).await {
         Ok(result) => {
@@ -191,16 +257,16 @@ async fn run(program: &Path, event: &Event) -> Result<(), String> {
         Err(_) => {
             drop(group);
             let _ = child.wait().await;
-            Err(format!("was killed: it ran for more than {}", proto::time::human(PATIENCE)))
+            Err(HookError::TooSlow(program.to_owned()))
         }
     }
 }
 
-async fn ended(child: &mut Child) -> Result<(), String> {
+async fn ended(program: &Path, child: &mut Child) -> Result<(), HookError> {
     match child.wait().await {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("ended with {status}")),
-        Err(error) => Err(format!("was lost: {error}")),
+        Ok(status) => Err(HookError::Ended { path: program.to_owned(), status }),
+        Err(source) => Err(HookError::Lost { path: program.to_owned(), source }),
     }
 }
 
@@ -233,6 +299,10 @@ mod tests {
         path
     }
 
+    fn is_open(why: &HookError) -> bool {
+        matches!(why, HookError::Untrusted { source: Untrusted::Writable { .. }, .. })
+    }
+
     fn vip() -> Event {
         let mut event = Event::new(Kind::VipState, UnixMs(7), "10.0.0.9", "master");
         event.priority = Some(99);
@@ -260,7 +330,7 @@ mod tests {
         let out = dir.path().join("pid");
         let text = format!("sleep 60 & echo $! > {}; wait", out.display());
         let why = run(&script(dir.path(), "hook", 0o755, &text), &vip()).await.unwrap_err();
-        assert!(why.contains("was killed"), "{why}");
+        assert!(matches!(why, HookError::TooSlow(_)), "{why}");
         let pid: i32 = std::fs::read_to_string(out).unwrap().trim().parse().unwrap();
         let dead = || {
             // Nobody may have reaped it here, and a zombie is dead.
@@ -285,18 +355,21 @@ mod tests {
             script(dir.path(), name, mode, "");
         }
         let (found, problem) = programs(dir.path()).unwrap();
-        assert_eq!(problem, None);
+        assert!(problem.is_none());
         let names: Vec<_> = found.iter().map(|path| path.file_name().unwrap().to_string_lossy()).collect();
         assert_eq!(names, ["10-a", "20-b"]);
         script(dir.path(), "open", 0o777, "");
         let (found, problem) = programs(dir.path()).unwrap();
-        assert!(found.len() == 2 && problem.unwrap().contains("chmod go-w"), "only that one is left out");
+        assert!(found.len() == 2 && is_open(&problem.unwrap()), "only that one is left out");
         assert!(programs(&dir.path().join("open")).is_err());
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(programs(dir.path()).unwrap_err().contains("chmod go-w"), "anyone could put one there");
+        assert!(is_open(&programs(dir.path()).unwrap_err()), "anyone could put one there");
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        assert!(programs(&dir.path().join("readme")).unwrap_err().contains("chmod 755"));
-        assert!(programs(&dir.path().join("none")).unwrap_err().contains("can't be read"));
+        let readme = programs(&dir.path().join("readme")).unwrap_err();
+        assert!(matches!(readme, HookError::NotExecutable(_)), "{readme}");
+        assert!(readme.problem("x").to_string().contains("; make it executable: chmod 755 "));
+        let none = programs(&dir.path().join("none")).unwrap_err();
+        assert!(matches!(none, HookError::Unreadable { .. }), "{none}");
     }
 
     #[tokio::test]
@@ -310,7 +383,7 @@ mod tests {
         script(&inner, "20-second", 0o755, &format!("touch {}", out.display()));
         let troubles = Troubles::default();
         run_all(&inner, &vip(), &troubles).await;
-        let said = troubles.list().join("\n");
+        let said: String = troubles.list().iter().map(Problem::to_string).collect();
         assert!(said.contains("20-second is not run: ") && said.contains("run: chmod go-w "), "{said}");
         assert!(!out.exists());
     }
@@ -322,7 +395,7 @@ mod tests {
         let (troubles, life) = (Troubles::default(), Life::new());
         let _hook = Hook::spawn(&path.display().to_string(), troubles.clone(), &life);
         for _ in 0..500 {
-            if troubles.list().iter().any(|text| text.contains("chmod go-w")) {
+            if troubles.list().iter().any(|problem| problem.code == ProblemCode::Hook) {
                 return life.over.cancel();
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -336,14 +409,15 @@ mod tests {
         let path = script(dir.path(), "hook", 0o755, "exit 3");
         let troubles = Troubles::default();
         run_all(&path, &vip(), &troubles).await;
-        assert!(troubles.list()[0].contains("exit status: 3"), "{:?}", troubles.list());
+        assert!(troubles.list()[0].to_string().contains("exit status: 3"), "{:?}", troubles.list());
         let life = Life::new();
         let mut hook = Hook::spawn(&path.display().to_string(), troubles.clone(), &life);
         // This runtime has one thread, so the hook's task has not run yet.
         for _ in 0..QUEUE + 5 {
             hook.tell(&Arc::new(vip()));
         }
-        assert!(troubles.list().iter().any(|text| text.contains("5 events")), "{:?}", troubles.list());
+        let dropped = troubles.list().into_iter().find(|problem| problem.code == ProblemCode::EventsDropped);
+        assert!(dropped.unwrap().to_string().contains("5 events"), "{:?}", troubles.list());
         drop(hook);
         life.over.cancel();
         life.finished().await;

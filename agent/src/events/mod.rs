@@ -23,6 +23,7 @@ use proto::control::VipStatus;
 use proto::event::{Event, Kind, Level, Ring};
 use proto::keys::Offer;
 use proto::node::{Name, NodeId};
+use proto::problem::{Problem, ProblemCode};
 use proto::pulse::Ears;
 use proto::service::ServiceName;
 use proto::time::UnixMs;
@@ -79,30 +80,30 @@ pub(crate) struct Outlets {
     pub(crate) troubles: Troubles,
 }
 
-/// What is wrong with telling of events, for status: a sentence for each part.
+/// What is wrong with telling of events, for status.
 #[derive(Clone, Default)]
-pub(crate) struct Troubles(Arc<Mutex<BTreeMap<String, String>>>);
+pub(crate) struct Troubles(Arc<Mutex<BTreeMap<(ProblemCode, String), Problem>>>);
 
 impl Troubles {
-    /// The sentences.
-    pub(crate) fn list(&self) -> Vec<String> {
+    /// All of them.
+    pub(crate) fn list(&self) -> Vec<Problem> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// Says, once, what is wrong with a part, or that nothing is any more.
-    fn set(&self, part: &str, problem: Option<String>) {
+    /// Takes note of a problem, and logs it once.
+    fn found(&self, problem: Problem) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match problem {
-            Some(text) => {
-                if !all.contains_key(part) {
-                    tracing::warn!("{text}");
-                }
-                all.insert(part.to_owned(), text);
-            }
-            None => {
-                all.remove(part);
-            }
+        let key = (problem.code, problem.subject.clone());
+        if !all.contains_key(&key) {
+            tracing::warn!("{problem}");
         }
+        all.insert(key, problem);
+    }
+
+    /// Nothing of that kind is wrong with `subject` any more.
+    fn mended(&self, code: ProblemCode, subject: &str) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.remove(&(code, subject.to_owned()));
     }
 }
 
@@ -129,7 +130,7 @@ struct Keeper<'a> {
     webhook: Option<webhook::Sender>,
     troubles: Troubles,
     /// What was wrong with what earlier runs kept.
-    torn: Option<String>,
+    torn: Option<Problem>,
 }
 
 impl<'a> Keeper<'a> {
@@ -152,7 +153,8 @@ impl<'a> Keeper<'a> {
         let disk = match log {
             Ok(log) => Some(disk::spawn(log, troubles.clone(), life)),
             Err(error) => {
-                troubles.set("disk", Some(format!("events can't be kept on disk: {error}")));
+                let detail = format!("events can't be kept on disk: {error}");
+                troubles.found(Problem::new(ProblemCode::EventsDisk, detail));
                 None
             }
         };
@@ -189,8 +191,8 @@ impl<'a> Keeper<'a> {
         let first = is_start.then(|| started(&self.ring, self.inputs));
         // It mends itself with the next events, so it is no problem that lasts.
         let torn = self.torn.take().map(|torn| {
-            let event = Event::new(Kind::Problem, wall(), "this-node", "mended");
-            event.cause(torn).level(Level::Warning)
+            let event = Event::new(Kind::Problem, wall(), torn.name(), "mended");
+            event.cause(torn.to_string()).level(Level::Warning)
         });
         self.take(torn.into_iter().chain(first).collect());
         let (mut ticks, mut next, mut stopping) = (0_u32, Instant::now() + TICK, false);
@@ -276,7 +278,8 @@ impl<'a> Keeper<'a> {
         if let Some(disk) = &self.disk
             && disk.try_send(events).is_err()
         {
-            self.troubles.set("disk", Some("events can't be kept on disk: it does not answer".to_owned()));
+            let detail = "events can't be kept on disk: it does not answer";
+            self.troubles.found(Problem::new(ProblemCode::EventsDisk, detail));
         }
     }
 }

@@ -123,7 +123,7 @@ async fn programs_and_the_webhook_are_those_of_the_configuration_as_it_is() {
         said = std::fs::read_to_string(&out).unwrap_or_default();
     }
     let troubles = stage.troubles.clone();
-    let list = move || troubles.list().join("\n");
+    let list = move || troubles.list().iter().map(Problem::to_string).collect::<String>();
     let until = |good: Box<dyn Fn(&str) -> bool>| {
         let list = list.clone();
         async move {

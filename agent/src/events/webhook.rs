@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use proto::config::Webhook;
 use proto::event::Event;
+use proto::problem::{Problem, ProblemCode};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -22,6 +23,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Troubles;
 use crate::lifecycle::{Life, wall};
+
+/// How problems name it.
+const WEBHOOK: &str = "webhook";
 
 /// Events that wait while the server is away; later ones are dropped.
 const QUEUE: usize = 64;
@@ -79,8 +83,8 @@ impl Sender {
                 () = over.cancelled() => return,
             }
             // It is no longer asked for, and so no trouble.
-            said.set("webhook, dropped", None);
-            said.set("webhook", None);
+            said.mended(ProblemCode::EventsDropped, WEBHOOK);
+            said.mended(ProblemCode::Webhook, "");
         });
         Sender { webhook, queue, dropped: 0, troubles, _gone: gone.drop_guard() }
     }
@@ -89,8 +93,8 @@ impl Sender {
     pub(super) fn tell(&mut self, event: &Arc<Event>) {
         if self.queue.try_send(event.clone()).is_err() {
             self.dropped += 1;
-            let text = format!("the webhook does not keep up: {} events were not sent", self.dropped);
-            self.troubles.set("webhook, dropped", Some(text));
+            let detail = format!("the webhook does not keep up: {} events were not sent", self.dropped);
+            self.troubles.found(Problem::new(ProblemCode::EventsDropped, detail).about(WEBHOOK));
         }
     }
 }
@@ -110,11 +114,12 @@ async fn deliver(webhook: &Webhook, resolve: &Resolve, event: &Event, troubles: 
         let late = || format!("no answer in {}", proto::time::human(PATIENCE));
         let failure = attempt.unwrap_or_else(|_| Err(Failure::Later(late())));
         let (why, again) = match failure {
-            Ok(()) => return troubles.set("webhook", None),
+            Ok(()) => return troubles.mended(ProblemCode::Webhook, ""),
             Err(Failure::Never(why)) => (why, false),
             Err(Failure::Later(why)) => (why, true),
         };
-        troubles.set("webhook", Some(format!("the webhook {} failed: {why}", webhook.shown())));
+        let detail = format!("the webhook {} failed: {why}", webhook.shown());
+        troubles.found(Problem::new(ProblemCode::Webhook, detail));
         let age = Duration::from_millis(wall().0.saturating_sub(event.time_unix_ms.0));
         if !again || age > STALE {
             return;

@@ -65,7 +65,7 @@ async fn what_the_server_does_not_want_is_not_sent_again() {
     let troubles = Troubles::default();
     deliver(&webhook, &plain(), &event(), &troubles).await;
     assert_eq!(asked.await.unwrap().len(), 1);
-    let said = troubles.list().join("\n");
+    let said: String = troubles.list().iter().map(Problem::to_string).collect();
     assert!(said.contains("404") && !said.contains("key=1"), "{said}");
 }
 
@@ -77,7 +77,7 @@ async fn one_that_is_too_old_is_given_up() {
     let old = Event::new(Kind::Member, UnixMs(1), "m1", "down");
     let troubles = Troubles::default();
     deliver(&webhook, &plain(), &old, &troubles).await;
-    assert!(troubles.list()[0].contains("refused"), "{:?}", troubles.list());
+    assert_eq!(troubles.list()[0].key(), (ProblemCode::Webhook, ""));
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use proto::cause::{Cause, Fault, TlsFault};
 use proto::exchange::{FromMember, MAX_FRAME, ToMember};
 use proto::node::{NodeId, PublicKey};
 use rustls::ClientConfig;
@@ -17,6 +18,7 @@ use tokio_rustls::client::TlsStream;
 use tracing::debug;
 
 use super::{Link, count, frames};
+use crate::faults;
 use crate::lifecycle::Life;
 
 /// Time for one address to connect and shake hands; then the next is tried.
@@ -97,10 +99,11 @@ impl Link {
         &self,
         key: PublicKey,
         address: SocketAddr,
-    ) -> (Option<String>, Option<String>) {
+    ) -> (Option<Fault>, Option<Fault>) {
         let tcp = async {
-            let config = self.identity.client(key).map_err(|error| error.to_string())?;
-            connect(&[address], config).await.map_err(|error| error.to_string())?;
+            let config = self.identity.client(key);
+            let config = config.map_err(|error| Fault::new(Cause::Tls(TlsFault::Failed), error))?;
+            connect(&[address], config).await.map_err(|error| faults::fault(&error))?;
             self.book.proven(key.id(), address);
             Ok(())
         };
@@ -112,7 +115,8 @@ impl Link {
                     return Ok(());
                 }
             }
-            Err(format!("nothing came back from {address} within {}s", (KNOCK * KNOCKS).as_secs()))
+            let detail = format!("nothing came back from {address} within {}s", (KNOCK * KNOCKS).as_secs());
+            Err(Fault::new(Cause::TimedOut, detail))
         };
         let (tcp, udp) = tokio::join!(tcp, udp);
         (tcp.err(), udp.err())

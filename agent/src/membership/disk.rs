@@ -10,6 +10,7 @@ use proto::exchange::Addresses;
 use proto::invite::Book;
 use proto::link::KeyRing;
 use proto::node::Name;
+use proto::problem::{Problem, ProblemCode};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::{error, info, warn};
 
@@ -108,6 +109,13 @@ impl Disk {
     /// What is wrong with what is kept, in sentences.
     pub(crate) fn problems(&self) -> Vec<String> {
         self.problems.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// The same by their codes, each about its file.
+    pub(crate) fn found(&self) -> Vec<Problem> {
+        let all = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        let one = |(file, text): (&String, &String)| Problem::new(ProblemCode::StateFile, text).about(file);
+        all.iter().map(one).collect()
     }
 
     fn problem(&self, file: &str, problem: Option<String>) {

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use proto::cause::Fault;
 use proto::exchange::{FromJoining, MAX_FRAME, ToJoining, Welcome};
 use proto::invite::{Invite, Proof, Refusal, code_of};
 use proto::node::{Name, PublicKey};
@@ -127,7 +128,7 @@ impl Reached {
     }
 
     /// Asks to be dialled back; none where it was reached, else why not: by TCP, by UDP.
-    pub(crate) async fn dialled_back(&mut self) -> Result<(Option<String>, Option<String>), JoinError> {
+    pub(crate) async fn dialled_back(&mut self) -> Result<(Option<Fault>, Option<Fault>), JoinError> {
         frames::send(&mut self.stream, &FromJoining::Listening).await.map_err(JoinError::Broken)?;
         match self.receive(ANSWER).await? {
             ToJoining::Reached { tcp, udp } => Ok((tcp, udp)),

@@ -1,11 +1,11 @@
 //! Listening sockets: bound at once, bound again while that fails, and accepted from.
 
-use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use proto::cause::{Cause, Fault};
 use proto::service::ServiceName;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::pool::Pool;
 use super::{Shared, connection, socket, workers};
+use crate::faults;
 use crate::supervisor::supervised;
 
 /// The first new attempt comes soon: after a reload the address may only have changed hands.
@@ -34,12 +35,12 @@ pub(super) enum Bound {
     /// Here; the port is known even when 0 was asked for.
     At(SocketAddr),
     /// Not yet.
-    Failed(String),
+    Failed(Fault),
 }
 
 impl Bound {
     /// For [`super::ServiceStats::listens`].
-    pub(super) fn shown(&self, configured: SocketAddr) -> (SocketAddr, Option<String>) {
+    pub(super) fn shown(&self, configured: SocketAddr) -> (SocketAddr, Option<Fault>) {
         match self {
             Bound::At(address) => (*address, None),
             Bound::Failed(error) => (configured, Some(error.clone())),
@@ -50,7 +51,7 @@ impl Bound {
 /// An address and the attempt to bind it, with a socket for each thread.
 pub(super) struct Socket {
     pub(super) address: SocketAddr,
-    sockets: Result<Vec<std::net::TcpListener>, String>,
+    sockets: Result<Vec<std::net::TcpListener>, Fault>,
 }
 
 impl Socket {
@@ -71,7 +72,7 @@ impl Socket {
     }
 }
 
-fn listen(address: SocketAddr) -> Result<Vec<std::net::TcpListener>, String> {
+fn listen(address: SocketAddr) -> Result<Vec<std::net::TcpListener>, Fault> {
     socket::listen(address, workers::count()).map_err(|error| explain(&error))
 }
 
@@ -80,16 +81,17 @@ fn at(sockets: &[std::net::TcpListener], configured: SocketAddr) -> Bound {
 }
 
 /// Why binding failed, and what would help.
-fn explain(error: &io::Error) -> String {
-    let mut text = error.to_string();
-    let help = match error.kind() {
-        io::ErrorKind::AddrInUse => "stop what listens there, or configure another address",
-        io::ErrorKind::AddrNotAvailable => "no interface has this address yet",
-        io::ErrorKind::PermissionDenied => "ports below 1024 need root or CAP_NET_BIND_SERVICE",
-        _ => return text,
-    };
-    let _ = write!(text, "; {help}");
-    text
+fn explain(error: &io::Error) -> Fault {
+    match faults::cause(error) {
+        Some(cause @ Cause::AddressInUse) => {
+            Fault::new(cause, "stop what listens there, or configure another address")
+        }
+        Some(cause @ Cause::AddressUnavailable) => Fault::new(cause, "no interface has this address yet"),
+        Some(cause @ Cause::NotPermitted) => {
+            Fault::new(cause, "ports below 1024 need root or CAP_NET_BIND_SERVICE")
+        }
+        _ => faults::fault(error),
+    }
 }
 
 /// Serves one address until `stop`.
@@ -132,8 +134,9 @@ async fn bound(first: Socket, pool: &Pool, say: &watch::Sender<Bound>) -> Vec<st
             Err(error) => Bound::Failed(error),
         };
         if *say.borrow() != bound {
-            let (_, error) = bound.shown(address);
-            tracing::warn!(%service, "cannot listen on {address}: {}", error.unwrap_or_default());
+            if let Bound::Failed(fault) = &bound {
+                tracing::warn!(%service, "cannot listen on {address}: {fault}");
+            }
             say.send_replace(bound);
         }
         tokio::time::sleep(wait).await;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use proto::cause::Fault;
 use proto::control::Histogram;
 use proto::node::NodeId;
 
@@ -10,7 +11,7 @@ use proto::node::NodeId;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct ServiceStats {
     /// Each listener's address, and why it does not listen when it does not.
-    pub(crate) listens: Vec<(SocketAddr, Option<String>)>,
+    pub(crate) listens: Vec<(SocketAddr, Option<Fault>)>,
     /// Clients held now.
     pub(crate) connections: u32,
     /// Most clients held at once since start, and all that were taken.

@@ -4,7 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use proto::backends::{Backend, State};
-use proto::cause::Detail;
+use proto::cause::{Cause, Detail};
 use proto::path::Evidence;
 use proto::service::Balance;
 use proto::time::UnixMs;

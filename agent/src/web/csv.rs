@@ -66,7 +66,7 @@ fn sum(service: &ServiceStatus, of: impl Fn(&BackendStatus) -> u64) -> u64 {
 }
 
 fn frontend(text: &mut String, service: &ServiceStatus, number: u64) {
-    let open = !service.listen.iter().any(|one| one.contains('('));
+    let open = service.is_listening();
     let line =
         Line::new(service, "FRONTEND", 0, number, 0).text("status", if open { "OPEN" } else { "STOP" });
     let line = line.numbers([

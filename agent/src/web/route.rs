@@ -1,5 +1,6 @@
 //! From a request to its answer.
 
+use proto::control::ListenerState;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -115,7 +116,7 @@ fn ready(site: &Site) -> Response {
         "it is stopping".to_owned()
     } else if snapshot.status.node.removed {
         "this node was removed from the cluster".to_owned()
-    } else if let Some(broken) = listens.find(|listen| listen.contains('(')) {
+    } else if let Some(broken) = listens.find(|listen| listen.state == ListenerState::Failed) {
         format!("it can't listen on {broken}")
     } else {
         return text(200, PLAIN, "ok\n");

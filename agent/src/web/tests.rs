@@ -4,13 +4,15 @@
 use std::collections::BTreeSet;
 
 use proto::backends::State;
-use proto::cause::{Cause, Reason};
+use proto::cause::{Cause, Fault, Reason};
+use proto::control::ListenerStatus;
 use proto::control::{
     BackendStatus, ClusterStatus, MemberState, MemberStatus, NodeStatus, SeenStatus, ServiceStatus, Status,
     VipCandidate, VipState, VipStatus,
 };
 use proto::event::{Event, Kind, Ring};
 use proto::node::{Name, NodeId, Role};
+use proto::problem::{Problem, ProblemCode};
 use proto::time::UnixMs;
 
 use super::{csv, metrics, page};
@@ -90,7 +92,10 @@ fn status(members: u16) -> Status {
         },
         services: vec![ServiceStatus {
             name: "kube-api".parse().unwrap(),
-            listen: vec![format!("127.0.0.1:16443 ({HOSTILE})")],
+            listen: vec![ListenerStatus::new(
+                "127.0.0.1:16443".parse().unwrap(),
+                Some(&Fault::new(Cause::AddressInUse, HOSTILE)),
+            )],
             source: Default::default(),
             balance: Default::default(),
             backends: vec![backend("m1", State::Ready), backend("m0", State::Down)],
@@ -116,7 +121,7 @@ fn status(members: u16) -> Status {
             }],
             gains: Default::default(),
         }],
-        problems: vec![HOSTILE.to_owned()],
+        problems: vec![Problem::new(ProblemCode::Other, HOSTILE).about(HOSTILE).fix(HOSTILE)],
         taken_unix_ms: NOW,
     }
 }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::kube::Kubernetes;
 use super::{Examined, Severity, Words, kube, on};
+use crate::problem::Problem;
 use crate::time::UnixMs;
 
 /// What was read on a node. Whatever could not be looked at is none or empty, and is not judged.
@@ -48,8 +49,8 @@ pub struct Agent {
     pub maxconn: u64,
     /// Virtual IPs that it knows of.
     pub vips: Vec<IpAddr>,
-    /// What it finds wrong with itself, in sentences.
-    pub problems: Vec<String>,
+    /// What it finds wrong with itself.
+    pub problems: Vec<Problem>,
     /// Listeners that it could not open, with why: `kube-api on 127.0.0.1:16443 (address in use)`.
     pub closed: Vec<String>,
     /// Backends that it gives no connections though nobody drains them.
@@ -142,10 +143,11 @@ fn agent(host: &Host, out: &mut Examined) {
         return;
     };
     for problem in &agent.problems {
-        let (what, mend) = problem.split_once("; ").unwrap_or((problem, "agent status"));
+        let Problem { code, detail, fix, .. } = problem;
         let why = "the agent says so of itself, in agent status too";
-        let words = Words { what: what.to_owned(), why, mend: vec![mend.to_owned()] };
-        out.found(Severity::Warning, "agent", "problem", node, words);
+        let mend = if fix.is_empty() { run("agent status") } else { fix.to_string() };
+        let words = Words { what: detail.to_string(), why, mend: vec![mend] };
+        out.found(Severity::Warning, "agent", code.label(), node, words);
     }
     for listener in &agent.closed {
         let what = format!("the proxy can't listen: {listener}");

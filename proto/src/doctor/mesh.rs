@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use super::{Examined, Severity, Words, on};
+use crate::cause::{Cause, Fault};
 
 /// What takes care of packets on the asking node, as far as it is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,9 +45,9 @@ pub struct Peer {
     /// It said that it stops.
     pub left: bool,
     /// Why a connection was not made; none: it was.
-    pub tcp: Option<String>,
+    pub tcp: Option<Fault>,
     /// Why no datagram came back; none: one did.
-    pub udp: Option<String>,
+    pub udp: Option<Fault>,
     /// It answered a question, and a question and an answer of many packets.
     pub talk: Talk,
     /// Largest packet on the way there that the kernel knows of.
@@ -73,9 +74,9 @@ pub enum Talk {
 #[derive(Debug, Clone, Default)]
 pub struct Back {
     /// Why it can't connect; none: it can.
-    pub tcp: Option<String>,
+    pub tcp: Option<Fault>,
     /// Why no datagram comes back to it; none: one does.
-    pub udp: Option<String>,
+    pub udp: Option<Fault>,
     /// Largest packet of its interface.
     pub mtu: Option<u32>,
     /// How far its clock is ahead of this node's, in milliseconds.
@@ -162,7 +163,7 @@ fn ports(mesh: &Mesh, peer: &Peer, out: &mut Examined) {
         vec![format!("on both nodes, and in the cloud's rules: {rule}")]
     };
     match (&peer.tcp, &peer.udp) {
-        (Some(tcp), Some(_)) if tcp.contains("refused") => {
+        (Some(tcp), Some(_)) if tcp.cause == Cause::PortClosed => {
             let what = format!("no agent listens at {name} ({address}); the machine answers");
             let why = "its proxy takes no part, and of its apiserver only the open port is known";
             error("agent-away", what, why, vec![format!("on {name}: systemctl start agent")]);

@@ -12,6 +12,7 @@ pub mod x509;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cause::Fault;
 use crate::time::UnixMs;
 
 /// How bad something is; the worst decides the exit code.
@@ -154,9 +155,9 @@ pub struct Answer {
     /// Largest packet of the interface that carries its mesh; none: not known.
     pub mtu: Option<u32>,
     /// Why it can't reach the asker by TCP; none: it can.
-    pub tcp: Option<String>,
+    pub tcp: Option<Fault>,
     /// Why nothing comes back from the asker by UDP; none: it does.
-    pub udp: Option<String>,
+    pub udp: Option<Fault>,
     /// What it found of itself.
     pub findings: Vec<Finding>,
 }

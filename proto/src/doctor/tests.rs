@@ -8,6 +8,8 @@ use super::kube::{Apiserver, Client, Distribution, Kubernetes};
 use super::mesh::{Back, Firewall, Mesh, Peer, Talk};
 use super::x509::Certificate;
 use super::*;
+use crate::cause::{Cause, Fault};
+use crate::problem::{Problem, ProblemCode};
 
 const DAY_MS: u64 = 86_400_000;
 
@@ -124,8 +126,8 @@ const HOST: &[Planted<Host>] = &[
         "agent join",
     ),
     (
-        |h| agent(h).problems = vec!["wg0 is down; bring it up".to_owned()],
-        "problem",
+        |h| agent(h).problems = vec![Problem::new(ProblemCode::NoAddress, "wg0 is down").fix("bring it up")],
+        "no-address",
         Severity::Warning,
         "wg0 is down",
         "bring it up",
@@ -375,13 +377,11 @@ fn back(mesh: &mut Mesh) -> &mut Back {
     mesh.peers[0].back.as_mut().unwrap()
 }
 
-fn why(text: &str) -> Option<String> {
-    Some(text.to_owned())
-}
+const SILENT: Option<Cause> = Some(Cause::TimedOut);
 
-fn away(mesh: &mut Mesh, tcp: Option<&str>, udp: Option<&str>) {
+fn away(mesh: &mut Mesh, tcp: Option<Cause>, udp: Option<Cause>) {
     let peer = &mut mesh.peers[0];
-    (peer.tcp, peer.udp) = (tcp.map(str::to_owned), udp.map(str::to_owned));
+    (peer.tcp, peer.udp) = (tcp.map(Fault::from), udp.map(Fault::from));
     if tcp.is_some() {
         (peer.talk, peer.back) = (Talk::None, None);
     }
@@ -396,49 +396,43 @@ const MESH: &[Planted<Mesh>] = &[
         "agent remove m2",
     ),
     (
-        |m| away(m, Some("connection refused"), Some("nothing")),
+        |m| away(m, Some(Cause::PortClosed), SILENT),
         "agent-away",
         Severity::Error,
         "m2 (10.0.0.2:7646)",
         "on m2: systemctl start agent",
     ),
+    (|m| away(m, SILENT, SILENT), "unreachable", Severity::Error, "m2", "ping -c 3 10.0.0.2"),
     (
-        |m| away(m, Some("no answer"), Some("nothing")),
-        "unreachable",
-        Severity::Error,
-        "m2",
-        "ping -c 3 10.0.0.2",
-    ),
-    (
-        |m| away(m, None, Some("nothing")),
+        |m| away(m, None, SILENT),
         "udp-blocked",
         Severity::Error,
         "UDP does not pass to m2 and back, port 7646",
         "nft insert rule inet filter input iifname wg0 udp dport 7646 accept",
     ),
     (
-        |m| (away(m, None, Some("nothing")), m.firewall = Firewall::Ufw).0,
+        |m| (away(m, None, SILENT), m.firewall = Firewall::Ufw).0,
         "udp-blocked",
         Severity::Error,
         "UDP",
         "ufw allow in on wg0 to any port 7646 proto udp",
     ),
     (
-        |m| (away(m, Some("no answer"), None), m.firewall = Firewall::Firewalld).0,
+        |m| (away(m, SILENT, None), m.firewall = Firewall::Firewalld).0,
         "tcp-blocked",
         Severity::Error,
         "TCP does not pass to m2",
         "firewall-cmd --permanent --add-port=7646/tcp",
     ),
     (
-        |m| back(m).tcp = why("timed out"),
+        |m| back(m).tcp = SILENT.map(Fault::from),
         "tcp-blocked-back",
         Severity::Error,
         "m2 can't connect to this node by TCP, 10.0.0.1:7646",
         "tcp dport 7646",
     ),
     (
-        |m| back(m).udp = why("nothing"),
+        |m| back(m).udp = SILENT.map(Fault::from),
         "udp-blocked-back",
         Severity::Error,
         "m2 gets no answer from this node",

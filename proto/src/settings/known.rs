@@ -16,10 +16,28 @@ pub struct Known {
     pub what: &'static str,
     /// What holds while it is not set.
     pub default: &'static str,
+    /// Who may see its value.
+    pub secrecy: Secrecy,
+}
+
+/// Who may see the value of a setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Secrecy {
+    /// Everyone.
+    Public,
+    /// Nobody: it is a password or the like.
+    Secret,
+}
+
+/// Who may see the value under this key. What this version does not understand may be a secret of a later
+/// one.
+pub fn secrecy(key: &str) -> Secrecy {
+    about(key).map_or(Secrecy::Secret, |(_, known)| known.secrecy)
 }
 
 const fn known(key: &'static str, what: &'static str, default: &'static str) -> Known {
-    Known { key, what, default }
+    // None is secret so far: what is lies in each node's own file, as config::Secret.
+    Known { key, what, default, secrecy: Secrecy::Public }
 }
 
 /// Every setting, in the order in which they are shown.

@@ -19,7 +19,7 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-pub use known::{KNOWN, Known, about};
+pub use known::{KNOWN, Known, Secrecy, about, secrecy};
 pub use plan::{Change, member, plan};
 
 use known::{Key, OfVip, shown};

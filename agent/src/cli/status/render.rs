@@ -34,7 +34,7 @@ pub(super) fn render(
     if !status.problems.is_empty() {
         text.push_str("\nproblems\n");
         for problem in &status.problems {
-            paragraph(&mut text, "  - ", problem, columns);
+            paragraph(&mut text, "  - ", &problem.to_string(), columns);
         }
     }
     text
@@ -76,7 +76,7 @@ fn show_service(text: &mut String, service: &ServiceStatus, now: UnixMs, columns
     let listen = if service.listen.is_empty() {
         "not served here".to_owned()
     } else {
-        format!("on {}", service.listen.join(", "))
+        format!("on {}", service.listeners())
     };
     let mut line =
         format!("{listen}, {}, {} of {} connections", service.balance, service.connections, service.maxconn);

@@ -2,11 +2,13 @@
 
 use proto::backends::State;
 use proto::cause::Reason;
+use proto::control::ListenerStatus;
 use proto::control::{
     BackendStatus, ClusterStatus, MemberState, MemberStatus, NodeStatus, ServiceSource, ServiceStatus,
     Status, VipCandidate, VipState, VipStatus,
 };
 use proto::node::{Name, NodeId, Role};
+use proto::problem::{Problem, ProblemCode};
 use proto::service::Balance;
 use proto::time::UnixMs;
 
@@ -41,10 +43,14 @@ fn backend(number: u8, state: State, reason: &str) -> BackendStatus {
     }
 }
 
+fn listener(address: &str) -> ListenerStatus {
+    ListenerStatus::new(address.parse().unwrap(), None)
+}
+
 fn service(service: &str, backends: Vec<BackendStatus>) -> ServiceStatus {
     ServiceStatus {
         name: service.parse().unwrap(),
-        listen: vec!["127.0.0.1:16443".to_owned()],
+        listen: vec![listener("127.0.0.1:16443")],
         source: ServiceSource::Default,
         balance: Balance::LeastConnections,
         connections: backends.iter().map(|one| one.connections).sum(),
@@ -193,7 +199,7 @@ fn the_verdict_is_said_in_words_and_in_a_code() {
             "degraded: 3 of 3 masters serve; web: 1 of 2 serve",
         ),
         (
-            with(|status| status.problems.push("the disk is full".to_owned())),
+            with(|status| status.problems.push(Problem::new(ProblemCode::StateFile, "the disk is full"))),
             10,
             "degraded: 3 of 3 masters serve; 1 problem, see below",
         ),
@@ -233,8 +239,11 @@ fn one_screen_says_it_all() {
         status.cluster.open_until_unix_ms = Some(UnixMs(NOW.0 + 600_000));
     });
     status.problems = vec![
-        "the state file /var/lib/agent/cluster could not be read and was set aside; the previous copy is used"
-            .to_owned(),
+        Problem::new(
+            ProblemCode::StateFile,
+            "the state file /var/lib/agent/cluster could not be read and was set aside",
+        )
+        .fix("the previous copy is used"),
     ];
     let expected = "\
 degraded: 2 of 3 masters serve; m2 down: connection refused since 14:03:11Z (2m…
@@ -289,7 +298,7 @@ fn nothing_is_wider_than_the_terminal() {
         one.address = "fd12:3456:789a:bcde:f012:3456:789a:bcde".to_owned();
         one.name = name("a-very-long-name-of-a-node.in.a.zone");
     }
-    status.services[0].listen = vec!["[fd12:3456:789a:bcde:f012:3456:789a:bcde]:16443".to_owned(); 3];
+    status.services[0].listen = vec![listener("[fd12:3456:789a:bcde:f012:3456:789a:bcde]:16443"); 3];
     for columns in [80, 100, 160] {
         for line in screen(&status, columns).lines() {
             assert!(line.chars().count() <= columns, "{} columns: {line}", line.chars().count());
@@ -316,7 +325,7 @@ fn colours_carry_nothing_alone_and_foreign_text_commands_nothing() {
     let mut status = fine();
     status.services[0].backends[0].state = State::Down;
     status.services[0].backends[0].reason = Reason::new("\x1b[2J\x07gone");
-    status.problems.push("\x1b]0;x\x07".to_owned());
+    status.problems.push(Problem::new(ProblemCode::Other, "\x1b]0;x\x07"));
     let verdict = judge(&status, NOW);
     let plain = render(&status, &verdict, NOW, 80, false);
     assert!(!plain.contains('\x1b') && !plain.contains('\x07'));

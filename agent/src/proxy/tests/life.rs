@@ -62,7 +62,8 @@ async fn an_address_that_is_taken_is_said_and_tried_again() {
         vec![backend(1, master(1).await, State::Ready)],
     );
     let error = rig.stats().listens[0].1.clone().unwrap();
-    assert!(error.contains("in use") && error.contains("another address"), "{error}");
+    assert_eq!(error.cause, Cause::AddressInUse);
+    assert!(!error.detail.is_empty(), "it says what would help");
     drop(squatter);
     rig.until(|stats| stats.listens == [(address, None)]).await;
     assert_eq!(rig.reach().await.1, 1);

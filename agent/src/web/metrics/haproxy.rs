@@ -139,10 +139,7 @@ pub(super) fn write(text: &mut Text, status: &Status) {
     text.table(FRONTEND, &services);
     text.table(BACKEND, &services);
     for (name, up) in [
-        (
-            "haproxy_frontend_status",
-            (|s| !s.listen.iter().any(|l| l.contains('('))) as fn(&ServiceStatus) -> bool,
-        ),
+        ("haproxy_frontend_status", ServiceStatus::is_listening as fn(&ServiceStatus) -> bool),
         ("haproxy_backend_status", |s| s.backends.iter().any(|b| b.state.is_good())),
     ] {
         text.family(name, Gauge, "Current status of the service, per state label value.");

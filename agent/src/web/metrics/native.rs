@@ -80,7 +80,7 @@ const SERVICE: &[Family<ServiceStatus>] = &[
     }),
     ("agent_service_connections_total", Counter, "Clients taken.", |s| Some(s.counted.total as f64)),
     ("agent_service_listening", Gauge, "1 while all its listeners are bound.", |s| {
-        Some(flag(!s.listen.iter().any(|one| one.contains('('))))
+        Some(flag(s.is_listening()))
     }),
 ];
 

@@ -127,7 +127,7 @@ fn verdict(html: &mut Html, status: &Status, now: UnixMs) {
     if !status.problems.is_empty() {
         html.raw("<ul>");
         for problem in &status.problems {
-            html.raw("<li>").text(problem).raw("</li>");
+            html.raw("<li>").show(problem).raw("</li>");
         }
         html.raw("</ul>");
     }

@@ -32,7 +32,7 @@ pub(super) fn service(html: &mut Html, service: &ServiceStatus, status: &Status,
     if service.listen.is_empty() {
         html.raw("not served here");
     } else {
-        html.raw("on <code>").text(&service.listen.join(", ")).raw("</code>");
+        html.raw("on <code>").text(&service.listeners()).raw("</code>");
     }
     html.raw(", ").show(&service.balance).raw(", ").show(&service.connections).raw(" of ");
     html.show(&service.maxconn).raw(" connections, at most ").show(&service.counted.most).raw(" at once, ");
