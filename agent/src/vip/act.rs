@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proto::control::Response;
 use proto::election::wire::{Message, Purpose, pack};
-use proto::election::{Action, Cause, Event, Fact, Loss, MoveError, Standing};
+use proto::election::{Action, Cause, Event, Fact, Loss, MoveError, CandidateState};
 use proto::event::{Event as Told, Kind, Level};
 use proto::node::NodeId;
 use proto::settings;
@@ -197,8 +197,8 @@ impl Driver {
 
     /// Tells an owner what a person wishes. It may come twice: who does not own it passes over it.
     pub(super) fn wish(&self, address: IpAddr, owner: NodeId, to: NodeId) {
-        let (purpose, standing) = (Purpose::Move(to), Standing::Witness);
-        let message = Message { vip: address, purpose, known: None, heard: None, standing };
+        let (purpose, state) = (Purpose::Move(to), CandidateState::Witness);
+        let message = Message { vip: address, purpose, known: None, heard: None, state };
         for datagram in pack(&[message]) {
             self.inputs.link.send_vip(owner, &datagram);
         }
@@ -222,23 +222,23 @@ impl Driver {
                 let why = match cause {
                     Cause::Vacant => "nobody had it".to_owned(),
                     Cause::Silent { quiet } => format!("nobody has heard its owner for {}", human(quiet)),
-                    Cause::Handed(why) => format!("handed over: {}", why.words()),
-                    Cause::Released(why) => format!("let go: {}", why.words()),
+                    Cause::Handed(why) => format!("handed over: {why}"),
+                    Cause::Released(why) => format!("let go: {why}"),
                 };
                 moved(named(from), name(self.own), why)
             }
             Event::Lost { to, cause, .. } => {
                 let why = match cause {
-                    Loss::Released(why) => why.words(),
-                    Loss::Higher => "another owner with a higher claim was heard",
+                    Loss::Released(why) => why.to_string(),
+                    Loss::Higher => "another owner with a higher claim was heard".to_owned(),
                 };
-                moved(name(self.own), named(to), why.to_owned())
+                moved(name(self.own), named(to), why)
             }
             // That this node has lost it is told already.
             Event::Moved { from, .. } if from == Some(self.own) => return,
             Event::Moved { from, to, cause, .. } => {
                 let silent = if from.is_some() { "its owner fell silent" } else { "nobody had it" };
-                moved(named(from), name(to), cause.map_or(silent, |why| why.words()).to_owned())
+                moved(named(from), name(to), cause.map_or(silent.to_owned(), |why| why.to_string()))
             }
             Event::Contested { by, .. } => {
                 wrong("doubled", format!("{} has it too, whose claim is lower", name(by)))

@@ -11,13 +11,13 @@ use std::time::Duration;
 use proto::arp::Mac;
 use proto::control::Response;
 use proto::election::wire::unpack;
-use proto::election::{Election, Fact, Rules};
+use proto::election::{Election, Fact, Intake, Rules};
 use proto::node::NodeId;
 use proto::settings::VipSettings;
 use proto::time::Moment;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::ground::{self, Grounds};
 use super::kernel::{Change, Changes, Held, Interface, Kernel};
@@ -81,6 +81,8 @@ pub(super) struct Driver {
     pub(super) look: Moment,
     tick: Moment,
     pub(super) checks: u64,
+    /// How much each member may say.
+    pub(super) intake: Intake,
     pub(super) dirty: bool,
     /// Wishes that wait for their end: which, to whom, until when.
     pub(super) moves: Vec<(IpAddr, NodeId, Moment, oneshot::Sender<Response>)>,
@@ -129,6 +131,7 @@ impl Driver {
             look: Moment::ZERO,
             tick: Moment::ZERO,
             checks: 0,
+            intake: Intake::default(),
             dirty: true,
             moves: Vec::new(),
             knocks,
@@ -240,7 +243,15 @@ impl Driver {
     }
 
     fn hear(&mut self, now: Moment, from: NodeId, message: &[u8]) {
-        for message in unpack(message).unwrap_or_default() {
+        let messages = unpack(message).unwrap_or_else(|error| {
+            debug!(%from, "messages about virtual IPs: {error}");
+            Vec::new()
+        });
+        // What can't be read counts too: it has cost something.
+        if !self.intake.admit(now, from, messages.len().max(1)) {
+            return;
+        }
+        for message in messages {
             if let Some(vip) = self.vips.get_mut(&message.vip) {
                 vip.election.receive(now, from, &message);
             }
@@ -400,7 +411,9 @@ impl Vip {
     /// `epoch`: the highest that is known from before.
     pub(super) fn new(own: NodeId, settings: VipSettings, epoch: u64, now: Moment) -> Vip {
         let mut election = Election::new(own, settings.address, now);
-        election.raise_floor(epoch);
+        if !election.raise_floor(epoch) {
+            warn!(vip = %settings.address, "the stored epoch {epoch} can't be and is ignored");
+        }
         Vip {
             election,
             settings,

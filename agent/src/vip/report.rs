@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use proto::cluster::Document;
 use proto::control::{Response, VipCandidate, VipGains, VipState, VipStatus};
-use proto::election::{self, Cause, Standing, State};
+use proto::election::{self, Cause, CandidateState, State};
 use proto::keys::Claim;
 use proto::node::{Name, NodeId};
 use proto::time::{Moment, UnixMs};
@@ -158,7 +158,7 @@ fn shown(
 fn unfit(status: &election::Status, own: NodeId) -> Option<String> {
     let place = status.candidates.iter().find(|place| place.node == own)?;
     match &place.standing {
-        Some(Standing::Unfit(why)) => Some(why.clone()),
+        Some(CandidateState::Unfit(why)) => Some(why.clone()),
         // A stranger has it.
         _ if status.state == State::Unavailable && place.reason.is_none() => status.reason.clone(),
         _ => None,

@@ -54,6 +54,7 @@ impl Driver {
                 }
             }
         }
+        self.intake.set_vips(self.vips.len());
         self.equip();
         self.set_rules(now);
         let view = self.inputs.view.borrow().clone();
@@ -108,7 +109,8 @@ impl Driver {
                 Candidates::Names(names) => document.member(id).is_some_and(|one| names.contains(&one.name)),
             };
             let young = now.since(vip.made) < GOSSIPED;
-            let mut rules = Rules { preempt: vip.settings.preempt, turn, ..Rules::default() };
+            let masters = fit.masters.iter().copied().collect();
+            let mut rules = Rules { preempt: vip.settings.preempt, turn, masters, ..Rules::default() };
             for (id, admitted) in document.members() {
                 let member = view.members.get(id);
                 // Who has just joined is in the document, and heard by the link, seconds before gossip has told
@@ -130,13 +132,16 @@ impl Driver {
                 let rtt = ears.get(id).and_then(|ear| ear.rtt).unwrap_or_default();
                 rules.rtt = rules.rtt.max(Duration::from_millis(rtt.as_millis() as u64));
             }
-            for claim in view.members.values().filter_map(|member| member.word.vips.get(address)) {
-                vip.election.raise_floor(claim.epoch);
-            }
             if rules != vip.rules {
                 vip.rules = rules.clone();
                 vip.election.set_rules(now, rules);
                 self.look = self.look.min(now.after(SETTLE));
+            }
+            // By the rules of now: who is no candidate says nothing of epochs.
+            for (id, member) in &view.members {
+                if let Some(claim) = member.word.vips.get(address) {
+                    vip.election.gossiped(now, id, claim.epoch);
+                }
             }
         }
     }

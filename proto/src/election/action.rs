@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::rank::Standing;
-use super::wire::{Message, Why};
+use super::rank::CandidateState;
+use super::wire::{Message, ReleaseReason};
 use crate::node::NodeId;
 use crate::time::Moment;
 
@@ -60,16 +60,16 @@ pub enum Cause {
         quiet: Duration,
     },
     /// The owner let it go, and named this node.
-    Handed(Why),
+    Handed(ReleaseReason),
     /// The owner let it go, and nobody it named has taken it.
-    Released(Why),
+    Released(ReleaseReason),
 }
 
 /// Why a node is owner no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
     /// It let the address go.
-    Released(Why),
+    Released(ReleaseReason),
     /// Another owner with a higher claim was heard of.
     Higher,
 }
@@ -104,7 +104,7 @@ pub enum Event {
         /// The owner now.
         to: NodeId,
         /// What is known of the reason; none: the old owner had not released it.
-        cause: Option<Why>,
+        cause: Option<ReleaseReason>,
     },
     /// Another owner with a lower claim was heard: it deletes, this node has announced again.
     Contested {
@@ -179,7 +179,7 @@ pub struct Place {
     /// Its configured priority.
     pub priority: u8,
     /// How it stands; none: it has not been heard lately.
-    pub standing: Option<Standing>,
+    pub standing: Option<CandidateState>,
     /// Why it can't own the VIP; none: it can.
     pub reason: Option<String>,
 }

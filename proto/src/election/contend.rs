@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::action::{Action, Cause, Event};
 use super::doubt::{ALONE, COMPANY, DOUBT, Doubt, LEFTOVER, WINDOW, patience};
 use super::hear::Far;
-use super::rank::{Candidate, Standing};
+use super::rank::{Candidate, CandidateState};
 use super::tenure::{LIFETIME, Tenure};
 use super::wire::{Claim, Holding, Known, Purpose};
 use super::{
@@ -27,7 +27,7 @@ impl Election {
         let best = self.successor(now)?;
         let peer = self.peers.get(&best)?;
         let better = self.rules.candidate(&best)?.priority > own;
-        let long = peer.standing == Standing::Fit && peer.fit_since.is_some_and(|at| now.since(at) >= wait);
+        let long = peer.standing == CandidateState::Fit && peer.fit_since.is_some_and(|at| now.since(at) >= wait);
         (better && long && restless < 3).then_some(best)
     }
 
@@ -81,7 +81,7 @@ impl Election {
         let (due, cause) = match known.holding {
             Holding::Held => {
                 let heard = self.direct.unwrap_or(self.changed);
-                let quiet = now.since(self.alive);
+                let quiet = now.since(self.heard_at_all());
                 (heard.after(DOUBT + self.rules.rtt), Cause::Silent { quiet })
             }
             Holding::Released { why, .. } if self.handed => return Some(Cause::Handed(why)),
@@ -107,13 +107,13 @@ impl Election {
         if let Some((_, last)) = self.stranger {
             at = at.max(last.after(STRANGER));
         }
+        // With nobody to ask, a member's kernel that answers may have a live agent behind it.
+        if let Some(last) = doubt.leftover.filter(|_| !self.refused && !self.would_be_told(now, doubt.since)) {
+            at = at.max(last.after(LEFTOVER));
+        }
         let asked = |heard: Moment| heard >= doubt.since;
         let company = self.company.is_some_and(|last| asked(last) && now.since(last) < COMPANY);
         if !company {
-            // With nobody to ask, a member's kernel that answers may have a live agent behind it.
-            if let Some(last) = doubt.leftover.filter(|_| !self.refused) {
-                at = at.max(last.after(LEFTOVER));
-            }
             if self.expects_company(now) {
                 let last = self.company.unwrap_or(self.began).max(self.alive);
                 at = at.max(last.after(ALONE));
@@ -128,15 +128,15 @@ impl Election {
         if cause == Cause::Vacant {
             // Nodes that start together: the better one comes in a moment, and would not take it back.
             let coming = |(node, peer): (&NodeId, &Peer)| {
-                peer.standing == Standing::Listening
+                peer.standing == CandidateState::Listening
                     && now.since(peer.heard) < LIVE
-                    && self.rules.rank(node, &Standing::Fit) < self.rules.rank(&self.own, &Standing::Fit)
+                    && self.rules.rank(node, &CandidateState::Fit) < self.rules.rank(&self.own, &CandidateState::Fit)
             };
             if self.peers.iter().any(coming) {
                 at = at.max(doubt.since.after(LISTEN));
             }
         }
-        Some((at, ahead))
+        Some((self.vetoed(at), ahead))
     }
 
     /// Whether somebody other than the holder should answer: a candidate that was there a moment ago, or a
@@ -151,8 +151,9 @@ impl Election {
 
     fn claim(&mut self, now: Moment, cause: Cause) {
         let Some(priority) = self.rules.candidate(&self.own).map(|one| one.priority) else { return };
+        let Some(epoch) = self.next_epoch() else { return };
         let from = self.known.map(|known| known.claim.owner).filter(|owner| *owner != self.own);
-        let claim = Claim::new(self.address, self.next_epoch(), priority, self.own);
+        let claim = Claim::new(self.address, epoch, priority, self.own);
         self.actions.push(Action::Add { lifetime: LIFETIME });
         let mut tenure = Tenure::new(now);
         let next = tenure.poll(now, &mut self.actions);

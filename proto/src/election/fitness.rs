@@ -17,7 +17,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::rank::Standing;
+use super::rank::CandidateState;
 use crate::time::Moment;
 
 /// Bad checks in a row that make a node unfit.
@@ -129,11 +129,11 @@ impl Fitness {
     }
 
     /// How it stands, apart from what only the election knows.
-    pub(super) fn standing(&self, now: Moment) -> Standing {
+    pub(super) fn standing(&self, now: Moment) -> CandidateState {
         match (self.wrong.values().next(), &self.unhealthy) {
-            (Some(reason), _) | (None, Some(reason)) => Standing::Unfit(reason.clone()),
-            (None, None) if self.good < RISE || now < self.held_until => Standing::Recovering,
-            (None, None) => Standing::Fit,
+            (Some(reason), _) | (None, Some(reason)) => CandidateState::Unfit(reason.clone()),
+            (None, None) if self.good < RISE || now < self.held_until => CandidateState::Recovering,
+            (None, None) => CandidateState::Fit,
         }
     }
 

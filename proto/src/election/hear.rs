@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::action::{Action, Event, Loss};
-use super::rank::{NEAR_WITNESSES, Standing};
-use super::wire::{Claim, Holding, Known, Message, Purpose, Why};
+use super::authority::Speaker;
+use super::rank::{NEAR_WITNESSES, CandidateState};
+use super::wire::{Claim, Holding, Known, Message, Purpose, ReleaseReason};
 use super::{Audience, BACKUP_BEAT, BEAT, Election, FAR_BEAT, Fact, LIVE, NEAR_BEAT, Peer, RECENT, REPEATS};
 use crate::node::NodeId;
 use crate::time::Moment;
@@ -24,11 +25,27 @@ impl Election {
             return;
         }
         self.next = now;
-        self.meet(now, from, &message.standing);
+        self.meet(now, from, &message.state);
+        let speaker = self.speaker(now, &from);
         if self.holder() != Some(from) {
             self.company = Some(now);
+            if speaker != Speaker::Worker {
+                self.trusted_company = Some(now);
+            }
         }
-        if let Some(theirs) = message.known {
+        let believed = match speaker {
+            Speaker::Candidate | Speaker::Master => {
+                message.known.filter(|theirs| self.is_plausible(theirs.claim.epoch))
+            }
+            Speaker::Worker => {
+                // Its own claim can be of the time when it was a candidate: that it gives it up is good news.
+                let own = |theirs: &Known| self.is_release_of_holder(from, theirs);
+                let own = message.known.filter(own);
+                let seconded = self.witness(now, from, message.known, message.heard);
+                own.or(message.known.filter(|_| seconded))
+            }
+        };
+        if let Some(theirs) = believed {
             self.learn(now, from, theirs, message.heard);
             let outdated =
                 theirs.holder() == Some(from) && self.known.is_some_and(|known| known.claim > theirs.claim);
@@ -39,20 +56,29 @@ impl Election {
         match message.purpose {
             Purpose::Ask => self.send(now, vec![from], Purpose::Answer),
             Purpose::Move(to)
-                if self.tenure.is_some() && self.rank_of(now, &to).is_some() && to != self.own =>
+                if self.tenure.is_some()
+                    && self.rules.is_master(&from)
+                    && self.rank_of(now, &to).is_some()
+                    && to != self.own =>
             {
-                self.release(now, Why::Move, Some(to));
+                self.release(now, ReleaseReason::Move, Some(to));
             }
-            Purpose::Beat | Purpose::Answer | Purpose::Move(_) => {}
+            Purpose::Beat | Purpose::Answer | Purpose::Move(_) | Purpose::Other(_) => {}
         }
     }
 
+    fn is_release_of_holder(&self, from: NodeId, theirs: &Known) -> bool {
+        theirs.holding != Holding::Held
+            && self.holder() == Some(from)
+            && self.known.is_some_and(|mine| mine.claim == theirs.claim)
+    }
+
     /// Remembers how a candidate stands.
-    fn meet(&mut self, now: Moment, from: NodeId, standing: &Standing) {
+    fn meet(&mut self, now: Moment, from: NodeId, standing: &CandidateState) {
         if self.rules.candidate(&from).is_none() {
             return;
         }
-        let fit = *standing == Standing::Fit;
+        let fit = *standing == CandidateState::Fit;
         let before = self.peers.get(&from).filter(|peer| now.since(peer.heard) < LIVE);
         if before.is_none()
             && let Some(tenure) = &mut self.tenure
@@ -105,11 +131,8 @@ impl Election {
         if let Some(mine) = self.known.filter(|_| self.tenure.is_some()) {
             if !stands {
                 // Its holder is gone or has released it: the address is here, only the number is too low.
-                self.raise_floor(theirs.claim.epoch);
-                let claim =
-                    Claim::new(self.address, self.next_epoch(), mine.claim.priority, mine.claim.owner);
-                self.adopt(now, Known { claim, holding: Holding::Held });
-                return self.announce_news(now, Audience::Everyone);
+                self.floor = self.floor.max(theirs.claim.epoch);
+                return self.renumber(now, mine);
             }
             self.tenure = None;
             self.actions.push(Action::Delete);
@@ -120,7 +143,7 @@ impl Election {
         if theirs.claim.owner == self.own {
             // Said of an earlier start of this agent, which has left nothing.
             let holding = match theirs.holding {
-                Holding::Held => Holding::Released { why: Why::Restart, successor: None },
+                Holding::Held => Holding::Released { why: ReleaseReason::Restart, successor: None },
                 released => released,
             };
             self.adopt(now, Known { claim: theirs.claim, holding });
@@ -269,7 +292,7 @@ impl Election {
             purpose,
             known: self.known,
             heard: heard.filter(|age| *age < Duration::from_secs(60)),
-            standing: self.standing(now),
+            state: self.standing(now),
         };
         self.actions.push(Action::Send { to, message });
     }
@@ -280,6 +303,6 @@ fn before(now: Moment, age: Option<Duration>) -> Moment {
     age.map_or(Moment::ZERO, |age| Moment::from_millis(now.as_millis().saturating_sub(millis(age))))
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -27,16 +27,18 @@
 //! What nodes tell each other only grows ([`Known`]): a higher claim replaces a lower one, a release ends a
 //! claim for ever. So messages may be lost, doubled or late. Any two owners that hear each other, or one
 //! witness in common, agree at once who stays: the higher claim. An owner is never taken over while
-//! anybody whom the candidate hears has heard it lately. A kernel removes the address by itself when it is
+//! anybody whom the candidate hears has heard it lately; what a worker says counts for less (`authority`). A kernel removes the address by itself when it is
 //! not renewed. What can't be promised: sides of a partition that no member bridges have an owner each,
 //! since there is no quorum; and a machine whose clock stood still with its kernel (a paused VM) may answer
 //! until its first message after waking.
 
 mod action;
+mod authority;
 mod contend;
 mod doubt;
 mod fitness;
 mod hear;
+mod intake;
 mod rank;
 mod status;
 mod tenure;
@@ -47,15 +49,18 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 pub use self::action::{Action, Cause, Event, Loss, Mac, MoveError, Place, State, Status};
+pub use self::authority::{CEILING, SOLO, STEP};
 pub use self::doubt::BEAT;
+use self::authority::Workers;
 use self::doubt::{Doubt, WINDOW};
 use self::fitness::Fitness;
 pub use self::fitness::{FALL, Fact, RISE};
+pub use self::intake::{Intake, RATE};
 use self::rank::Rank;
-pub use self::rank::{Candidate, DEFAULT_PRIORITY, MAX_CANDIDATES, NEAR_WITNESSES, Rules, Standing};
+pub use self::rank::{Candidate, DEFAULT_PRIORITY, MAX_CANDIDATES, NEAR_WITNESSES, Rules, CandidateState};
 pub use self::tenure::LIFETIME;
 use self::tenure::{Stand, Tenure};
-pub use self::wire::{Claim, Holding, Known, Message, Purpose, Why};
+pub use self::wire::{Claim, Holding, Known, Message, Purpose, ReleaseReason};
 use crate::node::NodeId;
 use crate::time::Moment;
 
@@ -111,7 +116,7 @@ const MOVING: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 struct Peer {
     heard: Moment,
-    standing: Standing,
+    standing: CandidateState,
     fit_since: Option<Moment>,
 }
 
@@ -131,6 +136,9 @@ pub struct Election {
     rules: Rules,
     fitness: Fitness,
     floor: u64,
+    /// What workers say of higher epochs: the next claim is above it.
+    lifted: u64,
+    lift_at: Option<Moment>,
     known: Option<Known>,
     /// Since when it listens without a gap.
     began: Moment,
@@ -145,6 +153,11 @@ pub struct Election {
     peers: BTreeMap<NodeId, Peer>,
     /// When a node other than the holder was heard last.
     company: Option<Moment>,
+    /// The same of one whose word counts alone.
+    trusted_company: Option<Moment>,
+    workers: Workers,
+    /// The owner is no candidate any more, and is heard until then.
+    lapses: Option<Moment>,
     listen: Option<Listen>,
     tenure: Option<Tenure>,
     doubt: Option<Doubt>,
@@ -158,7 +171,7 @@ pub struct Election {
     moves: VecDeque<Moment>,
     moving: Option<(NodeId, Moment)>,
     stopping: Option<Moment>,
-    said: Standing,
+    said: CandidateState,
     beat: Moment,
     /// What is left of saying news, to whom and when next.
     news: Option<(Audience, usize, Moment)>,
@@ -185,6 +198,8 @@ impl Election {
             rules: Rules::default(),
             fitness: Fitness::new(),
             floor: 0,
+            lifted: 0,
+            lift_at: None,
             known: None,
             began: now,
             changed: now,
@@ -193,6 +208,9 @@ impl Election {
             alive: now,
             peers: BTreeMap::new(),
             company: None,
+            trusted_company: None,
+            workers: Workers::default(),
+            lapses: None,
             listen: None,
             tenure: None,
             doubt: None,
@@ -203,7 +221,7 @@ impl Election {
             moves: VecDeque::new(),
             moving: None,
             stopping: None,
-            said: Standing::Witness,
+            said: CandidateState::Witness,
             beat: now,
             news: None,
             actions: vec![Action::Delete],
@@ -218,17 +236,12 @@ impl Election {
         self.rules = rules.settled(self.own);
         let Election { peers, rules, .. } = self;
         peers.retain(|node, _| rules.candidate(node).is_some());
+        self.lapse(now);
         if !was && self.rules.candidate(&self.own).is_some() {
             // As a witness it has listened already.
             self.listen = Some(Listen { from: self.began, full: true });
         }
         self.next = now;
-    }
-
-    /// An epoch that was known before this agent started, from disk or from what members gossip of this
-    /// VIP: the next claim is higher.
-    pub fn raise_floor(&mut self, epoch: u64) {
-        self.floor = self.floor.max(epoch);
     }
 
     /// What must hold apart from health; the reason is for people, in a few ASCII words.
@@ -285,7 +298,7 @@ impl Election {
                 Stand::Defend => self.tell(Event::Stranger { mac, defended: true }),
                 Stand::Yield => {
                     self.tell(Event::Stranger { mac, defended: false });
-                    self.release(now, Why::Stranger, None);
+                    self.release(now, ReleaseReason::Stranger, None);
                 }
             },
         }
@@ -313,13 +326,13 @@ impl Election {
             return Err(MoveError::NotCandidate);
         }
         match self.standing_of(now, &to).ok_or(MoveError::NotHeard)? {
-            Standing::Unfit(reason) => return Err(MoveError::Unfit(reason)),
-            Standing::Listening => return Err(MoveError::Unfit("it has just started".to_owned())),
+            CandidateState::Unfit(reason) => return Err(MoveError::Unfit(reason)),
+            CandidateState::Listening => return Err(MoveError::Unfit("it has just started".to_owned())),
             _ => {}
         }
         self.next = now;
         if self.tenure.is_some() {
-            self.release(now, Why::Move, Some(to));
+            self.release(now, ReleaseReason::Move, Some(to));
         } else {
             self.moving = Some((to, now.after(MOVING)));
             self.send(now, vec![holder], Purpose::Move(to));
@@ -334,7 +347,7 @@ impl Election {
         }
         self.stopping = Some(if self.tenure.is_some() { now.after(FAREWELL) } else { now });
         if self.tenure.is_some() {
-            self.release(now, Why::Stop, self.successor(now));
+            self.release(now, ReleaseReason::Stop, self.successor(now));
         }
         self.next = now;
     }
@@ -372,7 +385,7 @@ impl Election {
     pub fn late(&mut self, now: Moment, by: Duration) {
         self.next = now;
         if by >= STALL && self.tenure.is_some() {
-            self.release(now, Why::Stall, None);
+            self.release(now, ReleaseReason::Stall, None);
         }
         if by >= LATE {
             self.began = now;
@@ -394,19 +407,19 @@ impl Election {
             return;
         }
         let why = match self.standing(now) {
-            Standing::Witness => Some(Why::Rules),
-            Standing::Unfit(_) if !self.fitness.holds(Fact::Draining) => Some(Why::Drain),
-            Standing::Unfit(_) => Some(Why::Unfit),
+            CandidateState::Witness => Some(ReleaseReason::Rules),
+            CandidateState::Unfit(_) if !self.fitness.holds(Fact::Draining) => Some(ReleaseReason::Drain),
+            CandidateState::Unfit(_) => Some(ReleaseReason::Unfit),
             _ => None,
         };
         if let Some(why) = why {
-            if why == Why::Unfit {
+            if why == ReleaseReason::Unfit {
                 self.fitness.lost(now);
             }
             return self.release(now, why, self.successor(now));
         }
         if let Some(better) = self.preferred(now) {
-            return self.release(now, Why::Preempt, Some(better));
+            return self.release(now, ReleaseReason::Preempt, Some(better));
         }
         if let Some(tenure) = &mut self.tenure {
             let next = tenure.poll(now, &mut self.actions);
@@ -415,7 +428,7 @@ impl Election {
     }
 
     /// Lets the address go: it is deleted before anyone hears of it.
-    fn release(&mut self, now: Moment, why: Why, successor: Option<NodeId>) {
+    fn release(&mut self, now: Moment, why: ReleaseReason, successor: Option<NodeId>) {
         let Some(known) = self.known.filter(|_| self.tenure.is_some()) else { return };
         self.tenure = None;
         self.actions.push(Action::Delete);
@@ -425,8 +438,12 @@ impl Election {
         self.announce_news(now, Audience::Everyone);
     }
 
-    fn next_epoch(&self) -> u64 {
-        self.known.map_or(0, |known| known.claim.epoch).max(self.floor).saturating_add(1)
+    /// An owner claims what it has anew, above an epoch whose owner is gone: the address stays.
+    fn renumber(&mut self, now: Moment, mine: Known) {
+        let Some(epoch) = self.next_epoch() else { return };
+        let claim = Claim::new(self.address, epoch, mine.claim.priority, mine.claim.owner);
+        self.adopt(now, Known { claim, holding: Holding::Held });
+        self.announce_news(now, Audience::Everyone);
     }
 
     /// Takes this as what is known.
@@ -441,6 +458,8 @@ impl Election {
         self.doubt = None;
         self.handed = false;
         self.refused = false;
+        self.lapses = None;
+        self.lapse(now);
     }
 
     fn note_move(&mut self, now: Moment) {
@@ -463,11 +482,11 @@ impl Election {
 
     /// The rank of a candidate that is alive and eligible.
     fn rank_of(&self, now: Moment, node: &NodeId) -> Option<Rank> {
-        let standing = self.standing_of(now, node).filter(Standing::is_eligible)?;
+        let standing = self.standing_of(now, node).filter(CandidateState::is_eligible)?;
         self.rules.rank(node, &standing)
     }
 
-    fn standing_of(&self, now: Moment, node: &NodeId) -> Option<Standing> {
+    fn standing_of(&self, now: Moment, node: &NodeId) -> Option<CandidateState> {
         if *node == self.own {
             return Some(self.standing(now));
         }
@@ -475,16 +494,16 @@ impl Election {
     }
 
     /// How this node stands.
-    fn standing(&self, now: Moment) -> Standing {
+    fn standing(&self, now: Moment) -> CandidateState {
         if self.rules.candidate(&self.own).is_none() {
-            return Standing::Witness;
+            return CandidateState::Witness;
         }
         if self.stopping.is_some() {
-            return Standing::Unfit("its agent stops".to_owned());
+            return CandidateState::Unfit("its agent stops".to_owned());
         }
         match self.fitness.standing(now) {
-            Standing::Fit | Standing::Recovering if self.listen.is_some() && self.tenure.is_none() => {
-                Standing::Listening
+            CandidateState::Fit | CandidateState::Recovering if self.listen.is_some() && self.tenure.is_none() => {
+                CandidateState::Listening
             }
             standing => standing,
         }
@@ -500,4 +519,8 @@ impl Election {
 }
 
 #[cfg(test)]
+mod authority_tests;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wire_tests;

@@ -18,7 +18,7 @@ pub const DEFAULT_PRIORITY: u8 = 100;
 
 /// Whether a node could own the VIP, as it says itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
+pub enum CandidateState {
     /// It is no candidate: it only bears witness.
     Witness,
     /// It could.
@@ -29,12 +29,14 @@ pub enum Standing {
     Listening,
     /// It could not, and why.
     Unfit(String),
+    /// What a later version says, by its code. It is not handed the VIP.
+    Other(u8),
 }
 
-impl Standing {
+impl CandidateState {
     /// Whether it may claim or be named as successor.
     pub fn is_eligible(&self) -> bool {
-        matches!(self, Standing::Fit | Standing::Recovering)
+        matches!(self, CandidateState::Fit | CandidateState::Recovering)
     }
 }
 
@@ -58,6 +60,9 @@ pub struct Rules {
     /// Every other member that is thought to be alive (candidates and this node may be among them, and are
     /// left out). A dead one that is listed while no other is alive costs a second and a half at a takeover.
     pub witnesses: Vec<NodeId>,
+    /// The masters of the cluster, candidates or not: what they say of others is believed, and they may have
+    /// the VIP moved.
+    pub masters: Vec<NodeId>,
     /// Give it to a node of higher priority that has been fit for this long; none: never.
     pub preempt: Option<Duration>,
     /// This VIP's place among all configured ones: with equal priorities each VIP prefers another node, so
@@ -81,10 +86,17 @@ impl Rules {
         self.witnesses.extend(beyond.iter().map(|one| one.node));
         self.witnesses.sort();
         self.witnesses.dedup();
+        self.masters.sort();
+        self.masters.dedup();
         let Rules { candidates, witnesses, .. } = &mut self;
         witnesses.retain(|node| *node != own && !candidates.iter().any(|one| one.node == *node));
         self.rtt = self.rtt.min(Duration::from_millis(500));
         self
+    }
+
+    /// Whether this node is a master of the cluster.
+    pub(super) fn is_master(&self, node: &NodeId) -> bool {
+        self.masters.binary_search(node).is_ok()
     }
 
     /// This candidate.
@@ -93,13 +105,13 @@ impl Rules {
     }
 
     /// The place of a candidate in the order of claims; none when it is none or can't claim.
-    pub(super) fn rank(&self, node: &NodeId, standing: &Standing) -> Option<Rank> {
+    pub(super) fn rank(&self, node: &NodeId, standing: &CandidateState) -> Option<Rank> {
         let place = self.candidates.iter().position(|one| one.node == *node)?;
         let tier = match standing {
-            Standing::Fit => Tier::Fit,
-            Standing::Recovering => Tier::Recovering,
-            Standing::Listening => Tier::Listening,
-            Standing::Unfit(_) | Standing::Witness => return None,
+            CandidateState::Fit => Tier::Fit,
+            CandidateState::Recovering => Tier::Recovering,
+            CandidateState::Listening => Tier::Listening,
+            CandidateState::Unfit(_) | CandidateState::Witness | CandidateState::Other(_) => return None,
         };
         let count = self.candidates.len();
         let priority = Reverse(self.candidates.get(place)?.priority);

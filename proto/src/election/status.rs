@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::action::{Mac, Place, State, Status};
-use super::rank::{Candidate, Standing};
+use super::rank::{Candidate, CandidateState};
 use super::{Election, STRANGER};
 use crate::time::Moment;
 
@@ -13,7 +13,7 @@ const FORGOTTEN: Duration = Duration::from_secs(5);
 impl Election {
     /// All there is to show.
     pub fn status(&self, now: Moment) -> Status {
-        let heard = self.alive.max(self.direct.unwrap_or_default());
+        let heard = self.heard_at_all().max(self.direct.unwrap_or_default());
         let owner = self.holder().filter(|_| self.owns() || now.since(heard) < FORGOTTEN);
         let mut candidates: Vec<Place> =
             self.rules.candidates.iter().map(|one| self.place(now, one)).collect();
@@ -52,10 +52,13 @@ impl Election {
     fn place(&self, now: Moment, one: &Candidate) -> Place {
         let standing = self.standing_of(now, &one.node);
         let reason = match &standing {
-            Some(Standing::Unfit(reason)) => Some(reason.clone()),
-            Some(Standing::Listening) => Some("it has just started".to_owned()),
-            Some(Standing::Witness) => Some("it does not know yet that it is a candidate".to_owned()),
-            Some(Standing::Fit | Standing::Recovering) => None,
+            Some(CandidateState::Unfit(reason)) => Some(reason.clone()),
+            Some(CandidateState::Listening) => Some("it has just started".to_owned()),
+            Some(CandidateState::Witness) => Some("it does not know yet that it is a candidate".to_owned()),
+            Some(CandidateState::Other(code)) => {
+                Some(format!("its agent is newer and in a state that this one does not know ({code})"))
+            }
+            Some(CandidateState::Fit | CandidateState::Recovering) => None,
             None => Some(one.unfit.clone().unwrap_or_else(|| "it is not heard".to_owned())),
         };
         Place { node: one.node, priority: one.priority, standing, reason }
@@ -63,7 +66,7 @@ impl Election {
 
     /// Why this node is only recovering; none: it is not.
     pub fn recovery(&self, now: Moment) -> Option<String> {
-        (self.standing(now) == Standing::Recovering).then(|| self.fitness.recovery(now))
+        (self.standing(now) == CandidateState::Recovering).then(|| self.fitness.recovery(now))
     }
 
     /// The highest epoch that is known, for the disk and gossip, and for [`Election::raise_floor`] later.

@@ -1,39 +1,59 @@
 //! What nodes tell each other of a VIP: one small message, in three uses.
 //!
 //! ```text
-//!   datagram:  version 1 | message …
-//!   message:   family 1 | address 4 or 16 | purpose 1 (| node 10) | known | heard 2 | standing 1 (| reason)
-//!   known:     0  or  1 held, 2 released, 3 released with successor | epoch 8 | priority 1 | owner 10
-//!              (| why 1) (| successor 10)
+//!   datagram:  version 1 | oldest version that can read it 1 | (length 2 | message) …
+//!   message:   (field 1 | length 1 | value) …
+//!
+//!   1 address   4 or 16 bytes
+//!   2 purpose   code 1 (| node 10)
+//!   3 claim     epoch 8 | priority 1 | owner 10        absent: none is known
+//!   4 release   reason 1 (| successor 10)              absent: the claim is held
+//!   5 heard     milliseconds 2                         absent: never, or long ago
+//!   6 state     code 1
+//!   7 reason    ASCII, why the state is "unfit"
 //! ```
 //!
-//! Numbers are big-endian. It travels sealed, so who says it is certain and nothing is taken twice. Every
-//! message carries all that its sender knows, so none depends on another and any may be lost.
+//! Numbers are big-endian. It travels sealed for a pair of nodes, so who says it is certain and nothing is
+//! taken twice. Every message carries all that its sender knows, so none depends on another and any may be
+//! lost.
+//!
+//! A later version may add fields, lengthen a field at its end, and use further codes: a reader skips what
+//! it does not know and keeps a code as it came. Only what changes the meaning of what stands here raises
+//! the oldest version. A message without an address, a purpose or a state, or with a field that is too
+//! short, is left out alone.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
-use super::rank::Standing;
+use super::rank::CandidateState;
 use crate::node::NodeId;
 
-const VERSION: u8 = 1;
+/// The version that is written.
+pub const VERSION: u8 = 1;
+
+/// The oldest version that is understood, and whose readers understand what is written here.
+pub const OLDEST: u8 = 1;
 
 /// Most bytes of one datagram of messages: the link's payload with some room.
 pub const MAX_BYTES: usize = 1_100;
+
+/// Most messages that are read from one datagram: more than one of [`MAX_BYTES`] can hold of sensible ones.
+pub const MAX_MESSAGES: usize = 48;
 
 /// Longest reason, in bytes of ASCII.
 pub const MAX_REASON: usize = 80;
 
 /// An ownership. The order is the rule of conflict: the higher stays, the lower deletes. A later epoch
-/// wins; in one epoch (two claimed at once) the priority that each had, then a lot that everybody draws the
-/// same. All of it travels, so that two nodes whose configuration differs for a moment still agree.
+/// wins; in one epoch (two claimed at once) the priority that each had, then a hash that is the
+/// same everywhere. All of it travels, so that two nodes whose configuration differs for a moment agree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Claim {
     /// Grows with every change of owner.
     pub epoch: u64,
     /// The owner's priority when it claimed.
     pub priority: u8,
-    lot: u32,
+    tiebreak: u32,
     /// The owner.
     pub owner: NodeId,
 }
@@ -41,12 +61,12 @@ pub struct Claim {
 impl Claim {
     /// The claim of this node to this address.
     pub fn new(address: IpAddr, epoch: u64, priority: u8, owner: NodeId) -> Claim {
-        Claim { epoch, priority, lot: lot(address, owner), owner }
+        Claim { epoch, priority, tiebreak: tiebreak(address, owner), owner }
     }
 }
 
 /// FNV-1a with a finish that spreads the last bytes: the same at every node, by chance between nodes.
-fn lot(address: IpAddr, node: NodeId) -> u32 {
+fn tiebreak(address: IpAddr, node: NodeId) -> u32 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut eat = |bytes: &[u8]| {
         for byte in bytes {
@@ -61,9 +81,9 @@ fn lot(address: IpAddr, node: NodeId) -> u32 {
     ((hash ^ (hash >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 32) as u32
 }
 
-/// Why an owner let the address go.
+/// Why an owner released the address. Codes decide, words are for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Why {
+pub enum ReleaseReason {
     /// Its agent stops.
     Stop,
     /// It drains.
@@ -82,33 +102,45 @@ pub enum Why {
     Stall,
     /// Its agent was started again and remembers nothing.
     Restart,
+    /// One that a later version gives, by its code: still a release.
+    Other(u8),
 }
 
-impl Why {
-    const ALL: [(Why, &str); 9] = [
-        (Why::Stop, "its agent stops"),
-        (Why::Drain, "it drains"),
-        (Why::Unfit, "it can't serve"),
-        (Why::Move, "moved by a person"),
-        (Why::Preempt, "a preferred node is fit again"),
-        (Why::Stranger, "a stranger answers for the address"),
-        (Why::Rules, "it is no candidate any more"),
-        (Why::Stall, "its agent stood still"),
-        (Why::Restart, "its agent was restarted"),
+impl ReleaseReason {
+    /// Every reason that this version gives, with its code on the wire and its words.
+    pub const ALL: [(ReleaseReason, u8, &str); 9] = [
+        (ReleaseReason::Stop, 0, "its agent stops"),
+        (ReleaseReason::Drain, 1, "it drains"),
+        (ReleaseReason::Unfit, 2, "it can't serve"),
+        (ReleaseReason::Move, 3, "moved by a person"),
+        (ReleaseReason::Preempt, 4, "a preferred node is fit again"),
+        (ReleaseReason::Stranger, 5, "a stranger answers for the address"),
+        (ReleaseReason::Rules, 6, "it is no candidate any more"),
+        (ReleaseReason::Stall, 7, "its agent stood still"),
+        (ReleaseReason::Restart, 8, "its agent was restarted"),
     ];
 
-    /// In words of a person.
-    pub fn words(self) -> &'static str {
-        Why::ALL.iter().find(|(why, _)| *why == self).map_or("", |(_, words)| words)
+    /// Its code on the wire.
+    pub fn code(self) -> u8 {
+        match self {
+            ReleaseReason::Other(code) => code,
+            known => ReleaseReason::ALL.iter().find(|(one, ..)| *one == known).map_or(0, |(_, code, _)| *code),
+        }
     }
 
-    fn code(self) -> u8 {
-        self as u8
+    /// The reason of a code.
+    pub fn from_code(code: u8) -> ReleaseReason {
+        let known = ReleaseReason::ALL.iter().find(|(_, one, _)| *one == code);
+        known.map_or(ReleaseReason::Other(code), |(reason, ..)| *reason)
     }
+}
 
-    /// One that a later version says is still a release.
-    fn from_code(code: u8) -> Why {
-        Why::ALL.get(usize::from(code)).map_or(Why::Unfit, |(why, _)| *why)
+impl fmt::Display for ReleaseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match ReleaseReason::ALL.iter().find(|(one, ..)| one == self) {
+            Some((.., words)) => f.write_str(words),
+            None => write!(f, "a newer agent released it (reason {})", self.code()),
+        }
     }
 }
 
@@ -120,8 +152,8 @@ pub enum Holding {
     Held,
     /// The owner has deleted the address.
     Released {
-        /// Why.
-        why: Why,
+        /// The reason, as its owner gave it.
+        why: ReleaseReason,
         /// Who shall claim at once.
         successor: Option<NodeId>,
     },
@@ -154,6 +186,8 @@ pub enum Purpose {
     Answer,
     /// To the owner: hand over to this node, a person wants it.
     Move(NodeId),
+    /// What a later version has, by its code: what the message tells counts like that of a beat.
+    Other(u8),
 }
 
 /// One message.
@@ -169,157 +203,196 @@ pub struct Message {
     /// over a minute ago. Never from hearsay, which would keep a dead owner alive from mouth to mouth.
     pub heard: Option<Duration>,
     /// Whether the sender could own it.
-    pub standing: Standing,
+    pub state: CandidateState,
 }
 
 /// Packs messages for one receiver into as few datagrams as it takes.
 pub fn pack(messages: &[Message]) -> Vec<Vec<u8>> {
-    let mut datagrams: Vec<Vec<u8>> = Vec::new();
+    let mut datagrams: Vec<(Vec<u8>, usize)> = Vec::new();
     for message in messages {
         let bytes = message.to_bytes();
+        let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes();
         match datagrams.last_mut() {
-            Some(last) if last.len() + bytes.len() <= MAX_BYTES => last.extend(bytes),
-            _ => datagrams.push([&[VERSION], bytes.as_slice()].concat()),
+            Some((last, count))
+                if last.len() + length.len() + bytes.len() <= MAX_BYTES && *count < MAX_MESSAGES =>
+            {
+                last.extend(length);
+                last.extend(bytes);
+                *count += 1;
+            }
+            _ => datagrams.push(([&[VERSION, OLDEST], length.as_slice(), bytes.as_slice()].concat(), 1)),
         }
     }
-    datagrams
+    datagrams.into_iter().map(|(datagram, _)| datagram).collect()
 }
 
-/// The messages of one datagram; none when it is of another version or damaged.
-pub fn unpack(datagram: &[u8]) -> Option<Vec<Message>> {
-    let (version, mut rest) = datagram.split_first()?;
-    if *version != VERSION {
-        return None;
+/// The messages of one datagram that are understood, [`MAX_MESSAGES`] at most. A message that is not
+/// understood is left out alone, and what is cut off ends the list.
+///
+/// # Errors
+/// The versions of the sender, when there is none in common.
+pub fn unpack(datagram: &[u8]) -> Result<Vec<Message>, VersionError> {
+    let [version, oldest, rest @ ..] = datagram else { return Ok(Vec::new()) };
+    if *version < OLDEST || *oldest > VERSION {
+        return Err(VersionError { version: *version, oldest: *oldest });
     }
+    let mut rest = rest;
     let mut messages = Vec::new();
-    while !rest.is_empty() {
-        messages.push(Message::read(&mut rest)?);
+    for _ in 0..MAX_MESSAGES {
+        let Some((length, after)) = rest.split_first_chunk::<2>() else { break };
+        let Some((message, after)) = after.split_at_checked(usize::from(u16::from_be_bytes(*length))) else {
+            break;
+        };
+        messages.extend(Message::read(message));
+        rest = after;
     }
-    Some(messages)
+    Ok(messages)
 }
+
+/// The sender speaks no version that this agent knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("its messages are of version {version}, readable from version {oldest}; this agent reads {OLDEST} to {VERSION}")]
+pub struct VersionError {
+    /// What it has written.
+    pub version: u8,
+    /// The oldest version that can read it.
+    pub oldest: u8,
+}
+
+/// The fields of a message.
+mod field {
+    pub(super) const ADDRESS: u8 = 1;
+    pub(super) const PURPOSE: u8 = 2;
+    pub(super) const CLAIM: u8 = 3;
+    pub(super) const RELEASE: u8 = 4;
+    pub(super) const HEARD: u8 = 5;
+    pub(super) const STATE: u8 = 6;
+    pub(super) const REASON: u8 = 7;
+}
+
+/// The state whose reason is told: the only code that is not its own.
+const UNFIT: u8 = 4;
+
+/// The purpose that names a node.
+const MOVE: u8 = 3;
 
 impl Message {
     fn to_bytes(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(48);
+        let mut out = Vec::with_capacity(64);
+        let mut put = |field: u8, value: &[u8]| {
+            // Every value is shorter than a hundred bytes.
+            out.extend([field, u8::try_from(value.len()).unwrap_or(u8::MAX)]);
+            out.extend(value);
+        };
         match self.vip {
-            IpAddr::V4(ip) => {
-                out.push(4);
-                out.extend(ip.octets());
-            }
-            IpAddr::V6(ip) => {
-                out.push(6);
-                out.extend(ip.octets());
-            }
+            IpAddr::V4(ip) => put(field::ADDRESS, &ip.octets()),
+            IpAddr::V6(ip) => put(field::ADDRESS, &ip.octets()),
         }
         match self.purpose {
-            Purpose::Beat => out.push(0),
-            Purpose::Ask => out.push(1),
-            Purpose::Answer => out.push(2),
-            Purpose::Move(node) => {
-                out.push(3);
-                out.extend(node.0);
+            Purpose::Beat => put(field::PURPOSE, &[0]),
+            Purpose::Ask => put(field::PURPOSE, &[1]),
+            Purpose::Answer => put(field::PURPOSE, &[2]),
+            Purpose::Move(node) => put(field::PURPOSE, &[&[MOVE], node.0.as_slice()].concat()),
+            Purpose::Other(code) => put(field::PURPOSE, &[code]),
+        }
+        if let Some(Known { claim, holding }) = self.known {
+            let epoch = claim.epoch.to_be_bytes();
+            put(field::CLAIM, &[epoch.as_slice(), &[claim.priority], &claim.owner.0].concat());
+            if let Holding::Released { why, successor } = holding {
+                let successor = successor.as_ref().map_or(&[][..], |node| &node.0);
+                put(field::RELEASE, &[&[why.code()], successor].concat());
             }
         }
-        match self.known {
-            None => out.push(0),
-            Some(Known { claim, holding }) => {
-                let tag = match holding {
-                    Holding::Held => 1,
-                    Holding::Released { successor: None, .. } => 2,
-                    Holding::Released { successor: Some(_), .. } => 3,
-                };
-                out.push(tag);
-                out.extend(claim.epoch.to_be_bytes());
-                out.push(claim.priority);
-                out.extend(claim.owner.0);
-                if let Holding::Released { why, successor } = holding {
-                    out.push(why.code());
-                    out.extend(successor.iter().flat_map(|node| node.0));
-                }
-            }
+        if let Some(age) = self.heard.and_then(|age| u16::try_from(age.as_millis()).ok()) {
+            put(field::HEARD, &age.to_be_bytes());
         }
-        let heard = self.heard.and_then(|age| u16::try_from(age.as_millis()).ok()).unwrap_or(NEVER);
-        out.extend(heard.to_be_bytes());
-        match &self.standing {
-            Standing::Witness => out.push(0),
-            Standing::Fit => out.push(1),
-            Standing::Recovering => out.push(2),
-            Standing::Listening => out.push(3),
-            Standing::Unfit(reason) => {
-                let reason: Vec<u8> =
-                    reason.bytes().filter(|b| matches!(b, b' '..=b'~')).take(MAX_REASON).collect();
-                out.push(4);
-                out.push(reason.len() as u8);
-                out.extend(reason);
+        match &self.state {
+            CandidateState::Witness => put(field::STATE, &[0]),
+            CandidateState::Fit => put(field::STATE, &[1]),
+            CandidateState::Recovering => put(field::STATE, &[2]),
+            CandidateState::Listening => put(field::STATE, &[3]),
+            CandidateState::Unfit(reason) => {
+                put(field::STATE, &[UNFIT]);
+                put(field::REASON, &printable(reason.as_bytes()));
             }
+            CandidateState::Other(code) => put(field::STATE, &[*code]),
         }
         out
     }
 
-    fn read(from: &mut &[u8]) -> Option<Message> {
-        let vip = match byte(from)? {
-            4 => IpAddr::V4(Ipv4Addr::from(take::<4>(from)?)),
-            6 => IpAddr::V6(Ipv6Addr::from(take::<16>(from)?)),
-            _ => return None,
+    fn read(bytes: &[u8]) -> Option<Message> {
+        let fields = Fields(bytes);
+        let vip = match fields.get(field::ADDRESS)? {
+            bytes if bytes.len() == 4 => IpAddr::from(*bytes.first_chunk::<4>()?),
+            bytes => IpAddr::from(*bytes.first_chunk::<16>()?),
         };
-        let purpose = match byte(from)? {
-            0 => Purpose::Beat,
-            1 => Purpose::Ask,
-            2 => Purpose::Answer,
-            3 => Purpose::Move(NodeId(take(from)?)),
-            _ => return None,
+        let purpose = match fields.get(field::PURPOSE)?.split_first()? {
+            (0, _) => Purpose::Beat,
+            (1, _) => Purpose::Ask,
+            (2, _) => Purpose::Answer,
+            (&MOVE, node) => Purpose::Move(NodeId(*node.first_chunk()?)),
+            (code, _) => Purpose::Other(*code),
         };
-        let known = match byte(from)? {
-            0 => None,
-            tag @ 1..=3 => {
-                let epoch = u64::from_be_bytes(take(from)?);
-                let claim = Claim::new(vip, epoch, byte(from)?, NodeId(take(from)?));
-                let holding = if tag == 1 {
-                    Holding::Held
-                } else {
-                    let why = Why::from_code(byte(from)?);
-                    let successor = if tag == 3 { Some(NodeId(take(from)?)) } else { None };
-                    Holding::Released { why, successor }
-                };
-                Some(Known { claim, holding })
+        let known = match fields.get(field::CLAIM) {
+            None => None,
+            Some(value) => {
+                let (epoch, value) = value.split_first_chunk()?;
+                let (priority, owner) = value.split_first()?;
+                let owner = NodeId(*owner.first_chunk()?);
+                let claim = Claim::new(vip, u64::from_be_bytes(*epoch), *priority, owner);
+                Some(Known { claim, holding: fields.holding()? })
             }
-            _ => return None,
         };
-        let heard = match u16::from_be_bytes(take(from)?) {
-            NEVER => None,
-            ms => Some(Duration::from_millis(u64::from(ms))),
-        };
-        let standing = match byte(from)? {
-            0 => Standing::Witness,
-            1 => Standing::Fit,
-            2 => Standing::Recovering,
-            3 => Standing::Listening,
-            4 => {
-                let len = usize::from(byte(from)?);
-                let (reason, rest) = from.split_at_checked(len)?;
-                *from = rest;
-                if len > MAX_REASON || !reason.iter().all(|b| matches!(b, b' '..=b'~')) {
-                    return None;
-                }
-                Standing::Unfit(String::from_utf8_lossy(reason).into_owned())
+        let heard = match fields.get(field::HEARD) {
+            None => None,
+            Some(value) => {
+                let ms = u16::from_be_bytes(*value.first_chunk()?);
+                Some(Duration::from_millis(u64::from(ms)))
             }
-            _ => return None,
         };
-        Some(Message { vip, purpose, known, heard, standing })
+        let state = match fields.get(field::STATE)?.first()? {
+            0 => CandidateState::Witness,
+            1 => CandidateState::Fit,
+            2 => CandidateState::Recovering,
+            3 => CandidateState::Listening,
+            &UNFIT => {
+                let reason = printable(fields.get(field::REASON).unwrap_or_default());
+                CandidateState::Unfit(String::from_utf8_lossy(&reason).into_owned())
+            }
+            code => CandidateState::Other(*code),
+        };
+        Some(Message { vip, purpose, known, heard, state })
     }
 }
 
-/// An age that is none.
-const NEVER: u16 = u16::MAX;
-
-fn byte(from: &mut &[u8]) -> Option<u8> {
-    let (first, rest) = from.split_first()?;
-    *from = rest;
-    Some(*first)
+/// What of a text is shown: the terminal of a person prints it.
+fn printable(text: &[u8]) -> Vec<u8> {
+    text.iter().copied().filter(|b| matches!(b, b' '..=b'~')).take(MAX_REASON).collect()
 }
 
-fn take<const N: usize>(from: &mut &[u8]) -> Option<[u8; N]> {
-    let (first, rest) = from.split_first_chunk::<N>()?;
-    *from = rest;
-    Some(*first)
+/// The fields of one message. Of a field that comes twice the first counts; what is cut off is not there.
+#[derive(Clone, Copy)]
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn get(self, wanted: u8) -> Option<&'a [u8]> {
+        let mut rest = self.0;
+        loop {
+            let (field, after) = rest.split_first()?;
+            let (length, after) = after.split_first()?;
+            let (value, after) = after.split_at_checked(usize::from(*length))?;
+            if *field == wanted {
+                return Some(value);
+            }
+            rest = after;
+        }
+    }
+
+    /// None: what says that the claim is released can't be read.
+    fn holding(self) -> Option<Holding> {
+        let Some(value) = self.get(field::RELEASE) else { return Some(Holding::Held) };
+        let (why, successor) = value.split_first()?;
+        let successor = if successor.is_empty() { None } else { Some(NodeId(*successor.first_chunk()?)) };
+        Some(Holding::Released { why: ReleaseReason::from_code(*why), successor })
+    }
 }

@@ -1,6 +1,6 @@
 //! What goes wrong, and what people do.
 
-use proto::election::{Fact, Why};
+use proto::election::{Fact, ReleaseReason};
 
 use super::{Dice, Input, World};
 
@@ -44,6 +44,8 @@ pub(crate) enum Act {
 pub(crate) struct Script {
     pub(crate) candidates: usize,
     pub(crate) witnesses: usize,
+    /// The candidates are masters; else workers that the setting names.
+    pub(crate) masters: bool,
     pub(crate) priorities: bool,
     pub(crate) preempt: bool,
     pub(crate) skew: u64,
@@ -62,6 +64,7 @@ impl Script {
         Script {
             candidates,
             witnesses,
+            masters: true,
             priorities: false,
             preempt: false,
             skew: 10,
@@ -82,6 +85,7 @@ impl Script {
         let mut script = Script {
             candidates,
             witnesses,
+            masters: dice.percent(75),
             priorities: dice.percent(40),
             preempt: dice.percent(20),
             skew: [0, 1, 10, 50][dice.next() as usize % 4],
@@ -215,13 +219,13 @@ impl World {
                     self.nodes[a].froze = now;
                     self.nodes[a].woke = None;
                     self.nodes[a].froze_epoch = self.nodes[a].owns().then_some(self.nodes[a].epoch);
-                    self.nodes[a].excuses.insert(Why::Stall);
+                    self.nodes[a].excuses.insert(ReleaseReason::Stall);
                 }
             }
             Act::Wake => self.thaw(a),
             Act::Stop => {
                 let local = self.nodes[a].local(now);
-                self.nodes[a].excuses.insert(Why::Stop);
+                self.nodes[a].excuses.insert(ReleaseReason::Stop);
                 if self.nodes[a].runs()
                     && let Some(agent) = &mut self.nodes[a].agent
                 {
@@ -230,7 +234,7 @@ impl World {
             }
             Act::LinkDown | Act::LinkUp => {
                 self.nodes[a].carrier = act == Act::LinkUp;
-                self.nodes[a].excuses.insert(Why::Unfit);
+                self.nodes[a].excuses.insert(ReleaseReason::Unfit);
                 let holds = if act == Act::LinkUp { Ok(()) } else { Err("no carrier".to_owned()) };
                 self.fact(a, Fact::Link, holds);
             }
@@ -242,7 +246,7 @@ impl World {
             }
             Act::Drain | Act::Resume => {
                 self.nodes[a].draining = act == Act::Drain;
-                self.nodes[a].excuses.insert(Why::Drain);
+                self.nodes[a].excuses.insert(ReleaseReason::Drain);
                 let holds = if act == Act::Resume { Ok(()) } else { Err("draining".to_owned()) };
                 self.fact(a, Fact::Draining, holds);
             }
@@ -292,13 +296,13 @@ impl World {
             Act::Stranger => {
                 self.stranger = true;
                 for node in &mut self.nodes {
-                    node.excuses.insert(Why::Stranger);
+                    node.excuses.insert(ReleaseReason::Stranger);
                 }
             }
             Act::Demote | Act::Promote => {
                 if act == Act::Demote {
                     self.nodes[a].priority = None;
-                    self.nodes[a].excuses.insert(Why::Rules);
+                    self.nodes[a].excuses.insert(ReleaseReason::Rules);
                 } else if a < self.candidates {
                     self.nodes[a].priority = Some(if self.dice.percent(50) { 100 } else { 200 });
                 }
@@ -313,7 +317,7 @@ impl World {
             }
             Act::Move => {
                 for node in &mut self.nodes {
-                    node.excuses.insert(Why::Move);
+                    node.excuses.insert(ReleaseReason::Move);
                 }
                 let (local, to) = (self.nodes[a].local(now), self.nodes[b].id);
                 if self.nodes[a].runs()

@@ -202,7 +202,7 @@ impl World {
         match cause {
             Cause::Handed(why) | Cause::Released(why) => {
                 let who = before.unwrap_or(n);
-                let preempted = self.preempt && why == proto::election::Why::Preempt;
+                let preempted = self.preempt && why == proto::election::ReleaseReason::Preempt;
                 if !preempted && !self.nodes[who].excuses.contains(&why) {
                     self.breaks(format!("node {n} says that {who} released it: {why:?}, which is not so"));
                 }

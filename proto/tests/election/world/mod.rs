@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use faults::{Act, Script};
 use proto::election::wire::{pack, unpack};
-use proto::election::{Action, Candidate, Election, Event, Fact, Loss, Message, Rules, Why};
+use proto::election::{Action, Candidate, Election, Event, Fact, Loss, Message, Rules, ReleaseReason};
 use proto::node::NodeId;
 use proto::time::Moment;
 
@@ -50,6 +50,8 @@ enum Input {
 pub(crate) struct Node {
     id: NodeId,
     priority: Option<u8>,
+    /// What its role in the cluster is.
+    master: bool,
     powered: bool,
     agent: Option<Election>,
     frozen: bool,
@@ -76,7 +78,7 @@ pub(crate) struct Node {
     owned_since: Option<u64>,
     /// When something was last done to it.
     touched: u64,
-    excuses: BTreeSet<Why>,
+    excuses: BTreeSet<ReleaseReason>,
     epoch: u64,
     disk: u64,
     neighbour: Option<NodeId>,
@@ -144,6 +146,7 @@ impl World {
             id: id(n),
             priority: (n < script.candidates)
                 .then(|| if script.priorities { [50, 100, 100, 200][dice.next() as usize % 4] } else { 100 }),
+            master: if n < script.candidates { script.masters } else { dice.percent(20) },
             powered: true,
             agent: None,
             frozen: false,
@@ -223,7 +226,7 @@ impl World {
         node.bad_checks = 0;
         node.epoch = 0;
         node.neighbour = None;
-        node.excuses.insert(Why::Restart);
+        node.excuses.insert(ReleaseReason::Restart);
         node.touched = self.now;
         node.next_check = self.now + 20;
         self.changed = self.now;
@@ -252,6 +255,7 @@ impl World {
         Rules {
             candidates: candidates.collect(),
             witnesses: self.nodes.iter().filter(|node| node.powered).map(|node| node.id).collect(),
+            masters: self.nodes.iter().filter(|node| node.master).map(|node| node.id).collect(),
             preempt: self.preempt.then_some(Duration::from_secs(2)),
             turn: 1,
             rtt: Duration::from_millis(if self.jitter > 10 { self.jitter * 2 } else { 0 }),
@@ -327,7 +331,7 @@ impl World {
             agent.checked(local, if good { Ok(()) } else { Err("it does not answer") });
         }
         if node.bad_checks >= 3 {
-            node.excuses.insert(Why::Unfit);
+            node.excuses.insert(ReleaseReason::Unfit);
         }
     }
 
@@ -379,7 +383,7 @@ impl World {
             Action::Send { to, message } => {
                 let wire = pack(std::slice::from_ref(&message));
                 let read = unpack(&wire.concat());
-                assert_eq!(read.as_deref(), Some(std::slice::from_ref(&message)));
+                assert_eq!(read.as_deref(), Ok(std::slice::from_ref(&message)));
                 let message = Rc::new(message);
                 let from = self.nodes[n].id;
                 for to in to {
@@ -419,7 +423,7 @@ impl World {
                 if !matches!(event, Event::Moved { .. }) {
                     self.note(format!("node {n}: {event:?}"));
                 }
-                if let Event::Lost { cause: Loss::Released(Why::Preempt), .. } = event {
+                if let Event::Lost { cause: Loss::Released(ReleaseReason::Preempt), .. } = event {
                     self.changed = now;
                 }
                 if let Event::Gained { epoch, from, cause } = event {
