@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proto::control::Response;
 use proto::election::wire::{Message, Purpose, pack};
-use proto::election::{Action, Cause, Event, Fact, Loss, MoveError, CandidateState};
+use proto::election::{Action, CandidateState, Cause, Event, Fact, Loss, MoveError};
 use proto::event::{Event as Told, Kind, Level};
 use proto::node::NodeId;
 use proto::settings;

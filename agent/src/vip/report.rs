@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use proto::cluster::Document;
 use proto::control::{Response, VipCandidate, VipGains, VipState, VipStatus};
-use proto::election::{self, Cause, CandidateState, State};
+use proto::election::{self, CandidateState, Cause, State};
 use proto::keys::Claim;
 use proto::node::{Name, NodeId};
 use proto::time::{Moment, UnixMs};

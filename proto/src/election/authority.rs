@@ -98,8 +98,13 @@ impl Workers {
 
     /// When the holder of a claim that is not below this was heard: by one, and by a second one.
     fn sightings(&self, least: impl Fn(&Claim) -> bool) -> [Option<Moment>; 2] {
-        let mut times: Vec<Moment> =
-            self.0.values().filter_map(|word| word.heard).filter(|(claim, _)| least(claim)).map(|(_, at)| at).collect();
+        let mut times: Vec<Moment> = self
+            .0
+            .values()
+            .filter_map(|word| word.heard)
+            .filter(|(claim, _)| least(claim))
+            .map(|(_, at)| at)
+            .collect();
         times.sort_unstable();
         [times.pop(), times.pop()]
     }
@@ -152,7 +157,8 @@ impl Election {
     fn base(&self) -> u64 {
         let known = self.known.map_or(0, |known| known.claim.epoch);
         // What an earlier agent wrote is not believed against what all others say.
-        let floor = if self.known.is_some() && self.floor.saturating_sub(known) > STEP { 0 } else { self.floor };
+        let floor =
+            if self.known.is_some() && self.floor.saturating_sub(known) > STEP { 0 } else { self.floor };
         known.max(floor)
     }
 
@@ -181,14 +187,23 @@ impl Election {
 
     /// A worker has said something. Returns whether what it knows is to be believed like the word of a
     /// candidate: another worker has heard the same.
-    pub(super) fn witness(&mut self, now: Moment, from: NodeId, known: Option<Known>, heard: Option<Duration>) -> bool {
+    pub(super) fn witness(
+        &mut self,
+        now: Moment,
+        from: NodeId,
+        known: Option<Known>,
+        heard: Option<Duration>,
+    ) -> bool {
         // Who holds it can't be a worker, and who is no candidate bears no witness of itself.
         let known = known.filter(|known| known.claim.owner != from && self.is_plausible(known.claim.epoch));
         let heard = heard.filter(|age| *age < Duration::from_secs(60));
         self.workers.note(now, from, known, heard);
         let Some(theirs) = known else { return false };
         let higher = self.known.is_none_or(|mine| theirs.claim > mine.claim);
-        if theirs.holding == Holding::Held && theirs.claim.owner != self.own && self.workers.agree(now, &theirs.claim) {
+        if theirs.holding == Holding::Held
+            && theirs.claim.owner != self.own
+            && self.workers.agree(now, &theirs.claim)
+        {
             return higher;
         }
         // Of an owner that is heard now this node learns when a second one says so, or from itself.

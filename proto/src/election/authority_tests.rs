@@ -60,7 +60,14 @@ fn nothing_that_one_worker_says_changes_what_is_known() {
 #[test]
 fn nothing_that_one_worker_says_takes_it_from_its_owner_or_moves_it() {
     for purpose in [Purpose::Beat, Purpose::Ask, Purpose::Answer, Purpose::Move(id(2)), Purpose::Other(9)] {
-        for known in [None, held(2, WORKER), held(2, 2), held(u64::MAX, 2), released(1, 1, Some(2)), released(9, 2, None)] {
+        for known in [
+            None,
+            held(2, WORKER),
+            held(2, 2),
+            held(u64::MAX, 2),
+            released(1, 1, Some(2)),
+            released(9, 2, None),
+        ] {
             let mut one = node(1, &[100, 100]);
             run(&mut one, 0, 2_100);
             assert!(one.owns());
@@ -100,7 +107,9 @@ fn one_worker_vetoes_for_three_seconds_two_for_as_long_as_they_say_and_a_master_
     };
     let most = plain + SOLO.as_millis() as u64;
     // What else it may say of it: the very claim, a higher one, its own, one that can't be.
-    for (known, bound) in [(held(5, 2), most), (held(99, 3), most), (held(6, WORKER), plain), (held(u64::MAX, 3), plain)] {
+    for (known, bound) in
+        [(held(5, 2), most), (held(99, 3), most), (held(6, WORKER), plain), (held(u64::MAX, 3), plain)]
+    {
         let claimed = hears(&[WORKER], known).unwrap();
         assert!(claimed <= bound, "{known:?}: {claimed} and not {bound}");
     }
@@ -202,7 +211,9 @@ fn what_workers_say_of_higher_numbers_lifts_the_next_claim_by_a_bounded_step() {
 
 #[test]
 fn gossip_raises_the_number_only_from_those_who_may_own_it() {
-    for (from, epoch, next) in [(WORKER, 40, 6), (2, 40, 41), (MASTER, 40, 41), (2, u64::MAX, 6), (3, CEILING - 1, 6)] {
+    for (from, epoch, next) in
+        [(WORKER, 40, 6), (2, 40, 41), (MASTER, 40, 41), (2, u64::MAX, 6), (3, CEILING - 1, 6)]
+    {
         let mut one = backup(1_000);
         one.gossiped(at(1_000), &id(from), epoch);
         assert_eq!(one.next_epoch(), Some(next), "{from} {epoch}");

@@ -27,7 +27,8 @@ impl Election {
         let best = self.successor(now)?;
         let peer = self.peers.get(&best)?;
         let better = self.rules.candidate(&best)?.priority > own;
-        let long = peer.standing == CandidateState::Fit && peer.fit_since.is_some_and(|at| now.since(at) >= wait);
+        let long =
+            peer.standing == CandidateState::Fit && peer.fit_since.is_some_and(|at| now.since(at) >= wait);
         (better && long && restless < 3).then_some(best)
     }
 
@@ -108,7 +109,8 @@ impl Election {
             at = at.max(last.after(STRANGER));
         }
         // With nobody to ask, a member's kernel that answers may have a live agent behind it.
-        if let Some(last) = doubt.leftover.filter(|_| !self.refused && !self.would_be_told(now, doubt.since)) {
+        if let Some(last) = doubt.leftover.filter(|_| !self.refused && !self.would_be_told(now, doubt.since))
+        {
             at = at.max(last.after(LEFTOVER));
         }
         let asked = |heard: Moment| heard >= doubt.since;
@@ -130,7 +132,8 @@ impl Election {
             let coming = |(node, peer): (&NodeId, &Peer)| {
                 peer.standing == CandidateState::Listening
                     && now.since(peer.heard) < LIVE
-                    && self.rules.rank(node, &CandidateState::Fit) < self.rules.rank(&self.own, &CandidateState::Fit)
+                    && self.rules.rank(node, &CandidateState::Fit)
+                        < self.rules.rank(&self.own, &CandidateState::Fit)
             };
             if self.peers.iter().any(coming) {
                 at = at.max(doubt.since.after(LISTEN));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::action::{Action, Event, Loss};
 use super::authority::Speaker;
-use super::rank::{NEAR_WITNESSES, CandidateState};
+use super::rank::{CandidateState, NEAR_WITNESSES};
 use super::wire::{Claim, Holding, Known, Message, Purpose, ReleaseReason};
 use super::{Audience, BACKUP_BEAT, BEAT, Election, FAR_BEAT, Fact, LIVE, NEAR_BEAT, Peer, RECENT, REPEATS};
 use crate::node::NodeId;

@@ -49,15 +49,15 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 pub use self::action::{Action, Cause, Event, Loss, Mac, MoveError, Place, State, Status};
+use self::authority::Workers;
 pub use self::authority::{CEILING, SOLO, STEP};
 pub use self::doubt::BEAT;
-use self::authority::Workers;
 use self::doubt::{Doubt, WINDOW};
 use self::fitness::Fitness;
 pub use self::fitness::{FALL, Fact, RISE};
 pub use self::intake::{Intake, RATE};
 use self::rank::Rank;
-pub use self::rank::{Candidate, DEFAULT_PRIORITY, MAX_CANDIDATES, NEAR_WITNESSES, Rules, CandidateState};
+pub use self::rank::{Candidate, CandidateState, DEFAULT_PRIORITY, MAX_CANDIDATES, NEAR_WITNESSES, Rules};
 pub use self::tenure::LIFETIME;
 use self::tenure::{Stand, Tenure};
 pub use self::wire::{Claim, Holding, Known, Message, Purpose, ReleaseReason};
@@ -502,7 +502,9 @@ impl Election {
             return CandidateState::Unfit("its agent stops".to_owned());
         }
         match self.fitness.standing(now) {
-            CandidateState::Fit | CandidateState::Recovering if self.listen.is_some() && self.tenure.is_none() => {
+            CandidateState::Fit | CandidateState::Recovering
+                if self.listen.is_some() && self.tenure.is_none() =>
+            {
                 CandidateState::Listening
             }
             standing => standing,

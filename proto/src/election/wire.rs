@@ -124,7 +124,9 @@ impl ReleaseReason {
     pub fn code(self) -> u8 {
         match self {
             ReleaseReason::Other(code) => code,
-            known => ReleaseReason::ALL.iter().find(|(one, ..)| *one == known).map_or(0, |(_, code, _)| *code),
+            known => {
+                ReleaseReason::ALL.iter().find(|(one, ..)| *one == known).map_or(0, |(_, code, _)| *code)
+            }
         }
     }
 
@@ -251,7 +253,9 @@ pub fn unpack(datagram: &[u8]) -> Result<Vec<Message>, VersionError> {
 
 /// The sender speaks no version that this agent knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("its messages are of version {version}, readable from version {oldest}; this agent reads {OLDEST} to {VERSION}")]
+#[error(
+    "its messages are of version {version}, readable from version {oldest}; this agent reads {OLDEST} to {VERSION}"
+)]
 pub struct VersionError {
     /// What it has written.
     pub version: u8,

@@ -27,7 +27,13 @@ fn golden() -> Vec<(String, Message)> {
         ("ask".to_owned(), Message { purpose: Purpose::Ask, known: held, heard, ..beat() }),
         (
             "answer-of-a-witness".to_owned(),
-            Message { purpose: Purpose::Answer, known: held, heard, state: CandidateState::Witness, ..beat() },
+            Message {
+                purpose: Purpose::Answer,
+                known: held,
+                heard,
+                state: CandidateState::Witness,
+                ..beat()
+            },
         ),
         ("move".to_owned(), Message { purpose: Purpose::Move(id(3)), ..beat() }),
     ];
@@ -108,7 +114,16 @@ fn what_is_not_understood_is_left_out_alone() {
         [&(body.len() as u16).to_be_bytes(), body.as_slice()].concat()
     };
     let mut bad: Vec<Vec<u8>> = (0..3)
-        .map(|gone| framed(&fields.iter().enumerate().filter(|(n, _)| *n != gone).map(|(_, f)| f.clone()).collect::<Vec<_>>()))
+        .map(|gone| {
+            framed(
+                &fields
+                    .iter()
+                    .enumerate()
+                    .filter(|(n, _)| *n != gone)
+                    .map(|(_, f)| f.clone())
+                    .collect::<Vec<_>>(),
+            )
+        })
         .collect();
     bad.push(framed(&[fields.to_vec(), vec![vec![3, 5, 0, 0, 0, 0, 0]]].concat()));
     bad.push(framed(&[vec![1, 5, 10, 91, 91, 50, 0], fields[1].clone(), fields[2].clone()]));

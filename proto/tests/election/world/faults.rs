@@ -2,6 +2,7 @@
 
 use proto::election::{Fact, ReleaseReason};
 
+use super::liar::Liar;
 use super::{Dice, Input, World};
 
 /// One thing that happens to a node, or between two.
@@ -46,6 +47,7 @@ pub(crate) struct Script {
     pub(crate) witnesses: usize,
     /// The candidates are masters; else workers that the setting names.
     pub(crate) masters: bool,
+    pub(crate) liar: Option<Liar>,
     pub(crate) priorities: bool,
     pub(crate) preempt: bool,
     pub(crate) skew: u64,
@@ -65,6 +67,7 @@ impl Script {
             candidates,
             witnesses,
             masters: true,
+            liar: None,
             priorities: false,
             preempt: false,
             skew: 10,
@@ -86,6 +89,7 @@ impl Script {
             candidates,
             witnesses,
             masters: dice.percent(75),
+            liar: (witnesses > 0 && dice.percent(40)).then(|| Liar::new(count - 1, None, dice.percent(50))),
             priorities: dice.percent(40),
             preempt: dice.percent(20),
             skew: [0, 1, 10, 50][dice.next() as usize % 4],
@@ -103,7 +107,7 @@ impl Script {
         }
         let last = script.acts.iter().map(|(at, ..)| *at).max().unwrap_or(0);
         script.acts.sort_by_key(|(at, ..)| *at);
-        script.length = last.max(2_500) + 5_000;
+        script.length = last.max(2_500) + if script.liar.is_some() { 8_500 } else { 5_000 };
         script
     }
 

@@ -8,6 +8,12 @@ use super::{Node, World};
 /// Quiet after which all must be settled.
 const QUIET: u64 = 3_000;
 
+/// The same while a worker lies, which may hold up a takeover for so much longer.
+const QUIET_AND_LIED_TO: u64 = QUIET + 3_300;
+
+/// How long the word of one worker alone holds up a claim.
+const SOLO: u64 = 3_000;
+
 #[derive(Default)]
 pub(super) struct Memory {
     /// Since when something has been wrong that a lost packet may make wrong for a moment.
@@ -34,13 +40,18 @@ impl World {
         if self.now.is_multiple_of(5) {
             self.judge_doubled();
         }
-        let settled = self.now >= self.changed + QUIET;
+        let quiet = if self.liar.is_some() { QUIET_AND_LIED_TO } else { QUIET };
+        let settled = self.now >= self.changed + quiet;
         if settled && !self.now.is_multiple_of(5) {
             return;
         }
         if settled && let Some(text) = self.judge_sides() {
             let since = *self.judged.wrong_since.get_or_insert(self.now);
-            let patience = if self.ever_lossy == 0 || self.ever_lossy + QUIET < self.now { 0 } else { 600 };
+            let patience = if self.ever_lossy == 0 || self.ever_lossy.saturating_add(QUIET) < self.now {
+                0
+            } else {
+                600
+            };
             if self.now - since >= patience {
                 self.breaks(text);
             }
@@ -51,6 +62,16 @@ impl World {
 
     fn lossless(&self) -> bool {
         self.ever_lossy == 0 || self.ever_lossy.saturating_add(2_000) < self.now
+    }
+
+    /// Whether what these say together is believed: a candidate, a master, or two honest workers.
+    fn trusted(&self, witnesses: impl Iterator<Item = usize>) -> bool {
+        let mut workers = 0;
+        for n in witnesses.filter(|n| !self.lies(*n)) {
+            let node = &self.nodes[n];
+            workers += if node.master || node.priority.is_some() { 2 } else { 1 };
+        }
+        workers >= 2
     }
 
     /// Two owners that one witness hears, and that hear it, become one at once, though they may not hear
@@ -64,10 +85,10 @@ impl World {
         };
         let bridged = |a: usize, b: usize| {
             let hears = |w: &usize| self.nodes[*w].runs() && steady(*w, a) && steady(*w, b);
-            (0..self.nodes.len()).filter(|w| *w != a && *w != b).find(hears)
+            self.trusted((0..self.nodes.len()).filter(|w| *w != a && *w != b).filter(hears))
         };
         let doubled = owners.iter().flat_map(|a| owners.iter().map(move |b| (*a, *b)));
-        let doubled = doubled.filter(|(a, b)| a < b).find(|(a, b)| bridged(*a, *b).is_some());
+        let doubled = doubled.filter(|(a, b)| a < b).find(|(a, b)| bridged(*a, *b));
         let Some((a, b)) = doubled.filter(|_| self.lossless()) else {
             self.judged.doubled_since = None;
             return;
@@ -114,6 +135,7 @@ impl World {
             if epoch < node.epoch {
                 return Some(format!("went back from epoch {} to {epoch}", node.epoch));
             }
+            node.stepped = if epoch == node.epoch { node.stepped } else { now };
             node.epoch = epoch;
             node.disk = node.disk.max(epoch);
         }
@@ -176,7 +198,9 @@ impl World {
             if node.neighbour != Some(id) {
                 return Some(format!("node {n} has the neighbour entry of {:?}", node.neighbour));
             }
-            if status.epoch != self.nodes[owner].epoch {
+            // A higher number for the same owner, which a worker has asked for, is under way.
+            let news = self.nodes[owner].stepped + 100 > self.now;
+            if status.epoch != self.nodes[owner].epoch && !news {
                 return Some(format!("node {n} knows the epoch {}", status.epoch));
             }
         }
@@ -234,12 +258,17 @@ impl World {
             if self.hears(owner, n, 1_000) && age > self.jitter + 2 {
                 return self.breaks(format!("node {n} claims, though it hears the owner {owner}"));
             }
-            let witness = (0..self.nodes.len()).find(|w| {
+            let witnesses = (0..self.nodes.len()).filter(|w| {
                 let asked = self.hears(n, *w, 1_000) && self.hears(*w, n, 1_000);
-                *w != n && *w != owner && asked && self.hears(owner, *w, 1_000)
+                *w != n && *w != owner && asked && self.hears(owner, *w, 1_000) && !self.lies(*w)
             });
-            if let Some(witness) = witness.filter(|_| age > 100 + 3 * self.jitter) {
-                return self.breaks(format!("node {n} claims, though {witness} hears the owner {owner}"));
+            let witnesses: Vec<usize> = witnesses.collect();
+            // The word of one worker alone holds it up for a while.
+            let way = self.ways[owner][n];
+            let solo = !witnesses.is_empty() && way.changed > 0 && self.now < way.changed + SOLO;
+            let vetoed = solo || self.trusted(witnesses.iter().copied());
+            if vetoed && age > 100 + 3 * self.jitter {
+                return self.breaks(format!("node {n} claims, though {witnesses:?} hear the owner {owner}"));
             }
         }
     }

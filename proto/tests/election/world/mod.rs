@@ -2,6 +2,7 @@
 
 pub(crate) mod faults;
 mod judge;
+pub(crate) mod liar;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
@@ -9,8 +10,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use faults::{Act, Script};
+use liar::{Liar, Lie};
 use proto::election::wire::{pack, unpack};
-use proto::election::{Action, Candidate, Election, Event, Fact, Loss, Message, Rules, ReleaseReason};
+use proto::election::{Action, Candidate, Election, Event, Fact, Loss, Message, ReleaseReason, Rules};
 use proto::node::NodeId;
 use proto::time::Moment;
 
@@ -80,6 +82,8 @@ pub(crate) struct Node {
     touched: u64,
     excuses: BTreeSet<ReleaseReason>,
     epoch: u64,
+    /// When that changed last.
+    stepped: u64,
     disk: u64,
     neighbour: Option<NodeId>,
 }
@@ -120,6 +124,8 @@ pub(crate) struct World {
     ever_lossy: u64,
     jitter: u64,
     stranger: bool,
+    /// A worker that lies.
+    pub(crate) liar: Option<Liar>,
     preempt: bool,
     /// What is under way, by the moment of arrival: no delay is longer than the round.
     flying: Vec<Vec<(usize, Input)>>,
@@ -146,7 +152,10 @@ impl World {
             id: id(n),
             priority: (n < script.candidates)
                 .then(|| if script.priorities { [50, 100, 100, 200][dice.next() as usize % 4] } else { 100 }),
-            master: if n < script.candidates { script.masters } else { dice.percent(20) },
+            master: match n {
+                n if n < script.candidates => script.masters,
+                n => dice.percent(20) && script.liar.is_none_or(|liar| liar.node != n),
+            },
             powered: true,
             agent: None,
             frozen: false,
@@ -170,6 +179,7 @@ impl World {
             touched: 0,
             excuses: BTreeSet::new(),
             epoch: 0,
+            stepped: 0,
             disk: 0,
             neighbour: None,
         };
@@ -183,6 +193,7 @@ impl World {
             ever_lossy: if script.loss_permille > 0 { u64::MAX } else { 0 },
             jitter: script.jitter,
             stranger: false,
+            liar: script.liar,
             preempt: script.preempt,
             flying: (0..ROUND).map(|_| Vec::new()).collect(),
             changed: 0,
@@ -299,6 +310,7 @@ impl World {
                 self.check(n);
             }
         }
+        self.lie();
         for (to, input) in std::mem::take(&mut self.flying[(self.now % ROUND) as usize]) {
             self.give(to, input);
         }
@@ -384,6 +396,9 @@ impl World {
                 let wire = pack(std::slice::from_ref(&message));
                 let read = unpack(&wire.concat());
                 assert_eq!(read.as_deref(), Ok(std::slice::from_ref(&message)));
+                if self.liar.is_some_and(|liar| liar.node == n && liar.silent) {
+                    return;
+                }
                 let message = Rc::new(message);
                 let from = self.nodes[n].id;
                 for to in to {
@@ -448,9 +463,15 @@ impl World {
 
     /// A quiet small cluster, one fault of its owner at a random moment, and how long until another node
     /// has the address.
-    pub(crate) fn takeover(seed: u64, act: Act, lossy: bool) -> u64 {
+    pub(crate) fn takeover(seed: u64, act: Act, lossy: bool, lie: Option<Lie>) -> u64 {
         let mut dice = Dice(seed ^ 0x5eed);
-        let script = Script::quiet(&mut dice, if lossy { 10 } else { 0 });
+        let mut script = Script::quiet(&mut dice, if lossy { 10 } else { 0 });
+        if lie.is_some() {
+            script.witnesses = script.witnesses.max(1);
+            script.starts = vec![0; script.candidates + script.witnesses];
+            script.liar = Some(Liar::new(script.starts.len() - 1, lie, true));
+            script.length += 4_000;
+        }
         let mut world = World::new(dice, &script);
         let begin = script.length + world.dice.between(0, 300);
         world.run(Script { length: begin, ..script });
