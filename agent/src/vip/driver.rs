@@ -360,7 +360,8 @@ impl Driver {
         }
         self.closed = self.grounds.keep(now, wanted);
         let view = self.inputs.view.borrow().clone();
-        self.grounds.follow(now, self.own, &view);
+        let trusted = self.trusted();
+        self.grounds.follow(now, self.own, &view, &trusted);
         self.dirty = true;
     }
 
@@ -372,6 +373,7 @@ impl Driver {
         let (link, life) = (self.inputs.link.clone(), self.life.clone());
         let heard = |id: &NodeId| link.last_heard(id).is_some_and(|at| life.now().since(at) < HEARD);
         let name = |id: &NodeId| document.member(id).map_or("?".to_owned(), |one| one.name.to_string());
+        let trusted = self.trusted();
         for (address, vip) in &mut self.vips {
             vip.refused.take_if(|(at, _)| now.since(*at) >= RETRY);
             let refused = vip.refused.as_ref().map(|(_, why)| why);
@@ -383,7 +385,10 @@ impl Driver {
                 Err(Nowhere::Own(why)) => (Err(why.clone()), Ok(())),
                 Err(Nowhere::Segment(why)) => (Ok(()), Err(why.clone())),
             };
-            let taken = ground::node_at(&view, *address).map(|node| {
+            // A worker's word counts where its datagrams come from that very address.
+            let lives = |id: &NodeId| link.book.best(id).is_some_and(|at| at.ip() == *address);
+            let taken = ground::node_at(&view, *address, |id| trusted.contains(id) || lives(id));
+            let taken = taken.map(|node| {
                 Err(format!("{address} is the own address of {}; choose a free one", name(&node)))
             });
             vip.fact(now, Fact::Address, taken.unwrap_or(own));

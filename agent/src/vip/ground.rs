@@ -1,6 +1,6 @@
 //! The segments that this node's virtual IPs live on: a packet socket and a test for each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::task::{Context, Poll};
@@ -79,9 +79,10 @@ impl Grounds {
     }
 
     /// Tells the tests who says to be on their segment.
-    pub(super) fn follow(&mut self, now: Moment, own: NodeId, view: &View) {
+    pub(super) fn follow(&mut self, now: Moment, own: NodeId, view: &View, trusted: &BTreeSet<NodeId>) {
         for ground in self.0.values_mut() {
-            ground.test.follow(now, own, &feet(view, own, &ground.place));
+            let trusted = |id: &NodeId| trusted.contains(id);
+            ground.test.follow(now, own, &feet(view, own, &ground.place), trusted);
         }
     }
 
@@ -130,13 +131,14 @@ pub(super) fn foot_in(word: &Word, vip: IpAddr) -> Option<&Foot> {
     word.feet.iter().find(|foot| same_network(foot.address, vip, foot.prefix))
 }
 
-/// The member whose own address this is: taking it over would cut that node off.
-pub(super) fn node_at(view: &View, address: IpAddr) -> Option<NodeId> {
+/// The member whose own address this is: taking it over would cut that node off. `believed`: whether what
+/// it says of its addresses is believed; else a worker could take any virtual IP from its owner with a word.
+pub(super) fn node_at(view: &View, address: IpAddr, believed: impl Fn(&NodeId) -> bool) -> Option<NodeId> {
     let at = |word: &Word| {
         word.addresses.iter().any(|one| one.ip() == address)
             || word.feet.iter().any(|foot| foot.address == address)
     };
-    view.members.iter().find(|(_, member)| at(&member.word)).map(|(id, _)| *id)
+    view.members.iter().find(|(id, member)| at(&member.word) && believed(id)).map(|(id, _)| *id)
 }
 
 /// The member that an Ethernet address belongs to.

@@ -169,6 +169,8 @@ const ALONE: Duration = Duration::from_secs(4);
 #[derive(Debug, Clone)]
 struct Peer {
     node: NodeId,
+    /// It may own virtual IPs, or is a master: what speaks against the segment counts of it alone.
+    trusted: bool,
     mac: Mac,
     unanswered: u32,
     proven: bool,
@@ -191,11 +193,19 @@ impl Adjacency {
         Adjacency { since: now, peers: BTreeMap::new(), proven: false }
     }
 
-    /// Follows what peers gossip: those that say to be on this segment. The nearest after this node in the
-    /// order of ids are asked, so that everybody is asked by a few.
-    pub(super) fn follow(&mut self, now: Moment, own: NodeId, feet: &[(NodeId, Foot)]) {
+    /// Follows what peers gossip: those that say to be on this segment. Trusted ones first: a worker that
+    /// lies must not push them out. Of those the nearest after this node in the order of ids are asked, so
+    /// that everybody is asked by a few.
+    pub(super) fn follow(
+        &mut self,
+        now: Moment,
+        own: NodeId,
+        feet: &[(NodeId, Foot)],
+        trusted: impl Fn(&NodeId) -> bool,
+    ) {
         let mut order: Vec<&(NodeId, Foot)> = feet.iter().collect();
-        order.sort_by_key(|(node, foot)| (*node < own, *node, foot.address));
+        order.sort_by_key(|(node, foot)| (!trusted(node), *node < own, *node, foot.address));
+        order.dedup_by_key(|(node, _)| *node);
         order.truncate(ASKED);
         self.peers.retain(|address, peer| {
             order
@@ -203,8 +213,10 @@ impl Adjacency {
                 .any(|(node, foot)| *node == peer.node && foot.address == *address && foot.mac == peer.mac)
         });
         for (node, foot) in order {
-            self.peers.entry(foot.address).or_insert(Peer {
+            let trusted = trusted(node);
+            self.peers.entry(foot.address).and_modify(|peer| peer.trusted = trusted).or_insert(Peer {
                 node: *node,
+                trusted,
                 mac: foot.mac,
                 unanswered: 0,
                 proven: false,
@@ -255,28 +267,29 @@ impl Adjacency {
         heard: impl Fn(&NodeId) -> bool,
         name: impl Fn(&NodeId) -> String,
     ) -> Result<(), String> {
-        let mut peers = self.peers.iter();
-        if peers.clone().any(|(_, peer)| peer.proven) {
+        if self.peers.values().any(|peer| peer.proven) {
             return Ok(());
         }
-        if let Some((address, wrong)) = peers.find_map(|(address, peer)| Some((address, peer.wrong?))) {
+        let speaks = |peer: &Peer| peer.wrong.is_some() || peer.unanswered > ENOUGH && heard(&peer.node);
+        let against = self.peers.iter().filter(|(_, peer)| speaks(peer));
+        // One worker may only say that it is here.
+        let believed = against.clone().any(|(_, peer)| peer.trusted) || against.clone().count() >= 2;
+        let peers = against.filter(|_| believed);
+        if let Some((address, wrong)) = peers.clone().find_map(|(address, peer)| Some((address, peer.wrong?)))
+        {
             self.proven = false;
             return Err(format!(
                 "no L2 on {interface}: {address} answers from {wrong}, which is not its node's address"
             ));
         }
-        let silent: Vec<String> = self
-            .peers
-            .iter()
-            .filter(|(_, peer)| peer.unanswered > ENOUGH && heard(&peer.node))
-            .map(|(address, peer)| format!("{} ({address})", name(&peer.node)))
-            .collect();
+        let silent: Vec<String> =
+            peers.map(|(address, peer)| format!("{} ({address})", name(&peer.node))).collect();
         if !silent.is_empty() {
             self.proven = false;
             return Err(format!("no L2 on {interface}: no answer to ARP from {}", silent.join(", ")));
         }
         // Nobody to ask, or all of them are down: neither speaks against what was known.
-        let nobody = self.peers.values().all(|peer| !heard(&peer.node));
+        let nobody = self.peers.values().all(|peer| !heard(&peer.node) || speaks(peer));
         if self.proven || nobody && now.since(self.since) >= ALONE {
             self.proven = true;
             return Ok(());

@@ -114,7 +114,7 @@ fn at(ms: u64) -> Moment {
 /// Runs a test of the segment with peers that answer from these addresses; the verdict at the end.
 fn run(peers: &[u8], answer: impl Fn(u8) -> Option<Mac>, heard: bool, until: u64) -> Result<(), String> {
     let mut test = Adjacency::new(at(0));
-    test.follow(at(0), OWN, &feet(peers));
+    test.follow(at(0), OWN, &feet(peers), |id| id.0[0] < 100);
     let verdict =
         |test: &mut Adjacency, ms| test.verdict(at(ms), "eth0", |_| heard, |id| format!("m{}", id.0[0]));
     for ms in (0..until).step_by(10) {
@@ -141,6 +141,23 @@ fn the_very_address_must_come_back() {
 }
 
 #[test]
+fn one_worker_speaks_for_the_segment_and_not_against_it() {
+    assert_eq!(run(&[101], |n| Some(mac(n)), true, 20), Ok(()), "it answers");
+    assert_eq!(run(&[101], |_| None, true, 5_000), Ok(()), "as if nobody were there");
+    assert_eq!(run(&[101], |_| Some(mac(9)), true, 5_000), Ok(()));
+    assert!(run(&[101, 102], |_| None, true, 5_000).is_err(), "two say the same");
+    assert!(run(&[1, 101], |_| None, true, 5_000).is_err());
+    // Neither many workers nor many addresses of one push out whom to believe.
+    let many: Vec<u8> = (101..=120).chain([1]).collect();
+    assert_eq!(run(&many, |n| (n == 1).then(|| mac(1)), true, 5_000), Ok(()));
+    let mut test = Adjacency::new(at(0));
+    let crowd: Vec<(NodeId, Foot)> =
+        feet(&(10..90).collect::<Vec<u8>>()).into_iter().map(|(_, foot)| (NodeId([101; 10]), foot)).collect();
+    test.follow(at(0), OWN, &crowd, |_| false);
+    assert_eq!(test.due(at(0)).len(), 1);
+}
+
+#[test]
 fn who_is_alone_may_serve_after_a_while_and_who_is_silent_everywhere_says_nothing() {
     assert!(run(&[], |_| None, true, 3_000).is_err());
     assert_eq!(run(&[], |_| None, true, 4_000), Ok(()));
@@ -151,7 +168,7 @@ fn who_is_alone_may_serve_after_a_while_and_who_is_silent_everywhere_says_nothin
 #[test]
 fn a_proof_outlives_the_peers_and_ends_when_they_are_heard_and_silent() {
     let mut test = Adjacency::new(at(0));
-    test.follow(at(0), OWN, &feet(&[1]));
+    test.follow(at(0), OWN, &feet(&[1]), |_| true);
     test.due(at(0));
     test.answered(at(1), ip("10.9.0.1"), mac(1));
     let verdict =
@@ -162,7 +179,7 @@ fn a_proof_outlives_the_peers_and_ends_when_they_are_heard_and_silent() {
         assert_eq!(verdict(&mut test, ms, false), Ok(()), "it is down");
     }
     assert!(verdict(&mut test, 70_000, true).is_err(), "it is heard, only not here");
-    test.follow(at(70_000), OWN, &[]);
+    test.follow(at(70_000), OWN, &[], |_| true);
     assert_eq!(verdict(&mut test, 80_000, true), Ok(()));
 }
 
@@ -173,7 +190,7 @@ fn in_a_large_segment_everybody_is_asked_by_a_few() {
     for own in &all {
         let mut test = Adjacency::new(at(0));
         let others: Vec<u8> = all.iter().copied().filter(|n| n != own).collect();
-        test.follow(at(0), NodeId([*own; 10]), &feet(&others));
+        test.follow(at(0), NodeId([*own; 10]), &feet(&others), |_| true);
         for address in test.due(at(0)) {
             *asked.entry(address).or_insert(0) += 1;
         }

@@ -1,5 +1,6 @@
 //! What is wanted: settings, members and health, handed on to the elections.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use proto::election::{Candidate, Rules};
@@ -58,7 +59,8 @@ impl Driver {
         self.equip();
         self.set_rules(now);
         let view = self.inputs.view.borrow().clone();
-        self.grounds.follow(now, self.own, &view);
+        let trusted = self.trusted();
+        self.grounds.follow(now, self.own, &view, &trusted);
         self.check(now);
         self.judge(now);
     }
@@ -144,6 +146,13 @@ impl Driver {
                 }
             }
         }
+    }
+
+    /// Whose word about others and about segments counts: masters and candidates.
+    pub(super) fn trusted(&self) -> BTreeSet<NodeId> {
+        let mut trusted = self.inputs.fit.borrow().masters.clone();
+        trusted.extend(self.vips.values().flat_map(|vip| vip.rules.candidates.iter().map(|one| one.node)));
+        trusted
     }
 
     /// Hands the last check of the services on.
@@ -253,9 +262,10 @@ mod tests {
         let one = member(|_| ());
         let view = View { members: [(one.id, one)].into(), ..View::default() };
         for own in [[10, 9, 0, 2], [10, 8, 0, 2]] {
-            assert_eq!(ground::node_at(&view, own.into()), Some(NodeId([2; 10])), "{own:?}");
+            assert_eq!(ground::node_at(&view, own.into(), |_| true), Some(NodeId([2; 10])), "{own:?}");
         }
-        assert_eq!(ground::node_at(&view, [10, 9, 0, 50].into()), None);
+        assert_eq!(ground::node_at(&view, [10, 9, 0, 2].into(), |_| false), None, "a worker says so");
+        assert_eq!(ground::node_at(&view, [10, 9, 0, 50].into(), |_| true), None);
         assert_eq!(ground::member_with(&view, Mac([2, 0, 0, 0, 0, 2])), Some(NodeId([2; 10])));
         assert_eq!(ground::member_with(&view, Mac([2, 0, 0, 0, 0, 9])), None);
     }

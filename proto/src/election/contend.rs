@@ -115,11 +115,9 @@ impl Election {
         }
         let asked = |heard: Moment| heard >= doubt.since;
         let company = self.company.is_some_and(|last| asked(last) && now.since(last) < COMPANY);
-        if !company {
-            if self.expects_company(now) {
-                let last = self.company.unwrap_or(self.began).max(self.alive);
-                at = at.max(last.after(ALONE));
-            }
+        if !company && self.expects_company(now) {
+            let last = self.company.unwrap_or(self.began).max(self.alive);
+            at = at.max(last.after(ALONE));
         }
         let own = self.rank_of(now, &self.own)?;
         // The silent owner itself is heard of lately enough to look alive.
