@@ -135,6 +135,7 @@ fn fields(event: &Event) -> String {
         ("FROM", &event.from),
         ("TO", &event.to),
         ("CAUSE", &event.cause),
+        ("REASON", &event.reason),
         ("NODE", &event.node),
         ("SEQ", &event.seq.to_string()),
         ("DURATION_MS", &event.duration_ms.map_or(String::new(), |ms| ms.to_string())),
@@ -186,17 +187,21 @@ mod tests {
         let journal = UnixDatagram::bind(&path).unwrap();
         let told =
             proto::event::Event::new(proto::event::Kind::Member, proto::time::UnixMs(9_000), "m1", "down");
-        let told = told.since("up", proto::time::UnixMs(2_000)).cause("not heard").level(super::Level::Error);
+        let told = told
+            .since("up", proto::time::UnixMs(2_000))
+            .because(proto::cause::Cause::NotHeard)
+            .level(super::Level::Error);
         journal_socket(&path).unwrap().send(fields(&told).as_bytes()).unwrap();
         let mut bytes = [0; 1000];
         let len = journal.recv(&mut bytes).unwrap();
         let text = String::from_utf8_lossy(&bytes[..len]).into_owned();
         for field in [
-            "MESSAGE=member m1: up -> down after 7s: not heard",
+            "MESSAGE=member m1: up -> down after 7s: node not heard",
             "MESSAGE_ID=6073eb1aa88b4c6593729c0379b918ac",
             "PRIORITY=3",
             "SYSLOG_IDENTIFIER=agent",
             "AGENT_EVENT=member",
+            "AGENT_CAUSE=not-heard",
             "AGENT_FROM=up",
             "AGENT_TO=down",
             "AGENT_DURATION_MS=7000",

@@ -511,6 +511,19 @@ mod tests {
         assert_eq!(table.join("\n"), include_str!("../tests/golden/causes.txt").trim_end());
     }
 
+    /// What people and dashboards are promised.
+    #[test]
+    fn the_readme_lists_every_cause() {
+        let readme = include_str!("../../README.md");
+        for cause in Cause::ALL {
+            let row = match cause {
+                Cause::Http(_) | Cause::Recovering { .. } => format!("| `{}` | ", cause.label()),
+                _ => format!("| `{}` | {cause} |", cause.label()),
+            };
+            assert!(readme.contains(&row), "{row}");
+        }
+    }
+
     #[test]
     fn json_has_the_label_and_the_wire_the_code_with_its_argument() {
         let cause = Cause::Http(503);

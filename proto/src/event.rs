@@ -10,16 +10,17 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::cause::Cause;
 use crate::time::{UnixMs, human};
 
 /// Most events that a [`Ring`] keeps: a bad day of a large cluster, in a few hundred kilobytes.
 pub const KEPT: usize = 1024;
 
-/// Longest subject and state that are kept, in bytes.
+/// Longest subject, state and label that are kept, in bytes.
 const MAX_WORD: usize = 128;
 
-/// Longest cause that is kept, in bytes.
-const MAX_CAUSE: usize = 256;
+/// Longest reason that is kept, in bytes.
+const MAX_REASON: usize = 256;
 
 /// Kinds, each with its stable name, its stable MESSAGE_ID of journald, and what its subject is.
 macro_rules! kinds {
@@ -186,8 +187,12 @@ pub struct Event {
     pub from: String,
     /// The state now.
     pub to: String,
-    /// Why, in a few words; may be empty.
+    /// Why, as the stable label of a [`Cause`]; empty: for none of those.
+    #[serde(default)]
     pub cause: String,
+    /// Why, in a few words for people; may be empty.
+    #[serde(default)]
+    pub reason: String,
     /// How long the state before lasted, in milliseconds; none: not known.
     pub duration_ms: Option<u64>,
     /// The priority of this node for a virtual IP; none for all other kinds.
@@ -208,6 +213,7 @@ impl Event {
             from: String::new(),
             to: to.into(),
             cause: String::new(),
+            reason: String::new(),
             duration_ms: None,
             priority: None,
         }
@@ -229,11 +235,28 @@ impl Event {
         self.from(from, known.map(|since| Duration::from_millis(now.0.saturating_sub(since.0))))
     }
 
-    /// With why.
+    /// With why. Without a [`Event::reason`] of its own it gets the cause's text.
     #[must_use]
-    pub fn cause(mut self, cause: impl Into<String>) -> Event {
-        self.cause = cause.into();
+    pub fn because(mut self, cause: Cause) -> Event {
+        cause.label().clone_into(&mut self.cause);
+        if self.reason.is_empty() {
+            self.reason = cause.to_string();
+        }
         self
+    }
+
+    /// With why, for people.
+    #[must_use]
+    pub fn reason(mut self, reason: impl fmt::Display) -> Event {
+        self.reason = reason.to_string();
+        self
+    }
+
+    /// Someone has asked for it: `by` says who; may be empty.
+    #[must_use]
+    pub fn requested(mut self, by: impl fmt::Display) -> Event {
+        Cause::Requested.label().clone_into(&mut self.cause);
+        self.reason(by)
     }
 
     /// With how much it asks for attention.
@@ -253,8 +276,8 @@ impl Event {
         if let Some(ms) = self.duration_ms {
             let _ = write!(text, " after {}", human(Duration::from_millis(ms)));
         }
-        if !self.cause.is_empty() {
-            let _ = write!(text, ": {}", self.cause);
+        if !self.reason.is_empty() {
+            let _ = write!(text, ": {}", self.reason);
         }
         text
     }
@@ -326,7 +349,8 @@ impl Ring {
             (&mut event.subject, MAX_WORD),
             (&mut event.from, MAX_WORD),
             (&mut event.to, MAX_WORD),
-            (&mut event.cause, MAX_CAUSE),
+            (&mut event.cause, MAX_WORD),
+            (&mut event.reason, MAX_REASON),
         ] {
             trim(text, most);
         }
@@ -411,13 +435,14 @@ mod tests {
     fn texts_are_cut_and_can_not_command_a_terminal() {
         let mut ring = Ring::default();
         let long = "ü".repeat(500);
-        let taken = ring.push("w1", event(1).cause(format!("\x1b[2J\n{long}")));
-        assert!(taken.cause.len() <= MAX_CAUSE && taken.cause.starts_with(" [2J ü"), "{}", taken.cause);
+        let taken = ring.push("w1", event(1).reason(format!("\x1b[2J\n{long}")));
+        assert!(taken.reason.len() <= MAX_REASON && taken.reason.starts_with(" [2J ü"), "{}", taken.reason);
     }
 
     #[test]
     fn sentences_say_what_is_known() {
-        let whole = event(10_000).since("ready", UnixMs(4_000)).cause("connection refused");
+        let whole = event(10_000).since("ready", UnixMs(4_000)).because(Cause::PortClosed);
+        assert_eq!(whole.cause, "port-closed");
         assert_eq!(whole.sentence(), "backend kube-api/m1: ready -> down after 6s: connection refused");
         assert_eq!(event(1).sentence(), "backend kube-api/m1: down");
         assert_eq!(event(1).since("ready", UnixMs(0)).duration_ms, None);

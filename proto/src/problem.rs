@@ -149,6 +149,13 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_lists_every_code() {
+        let readme = include_str!("../../README.md");
+        let missing = ProblemCode::ALL.iter().find(|code| !readme.contains(&format!("`{code}`")));
+        assert_eq!(missing, None);
+    }
+
+    #[test]
     fn a_problem_shows_what_is_wrong_and_what_mends_it() {
         let problem =
             Problem::new(ProblemCode::Hook, "it is not run").about("/etc/x").fix("chmod 755 /etc/x");

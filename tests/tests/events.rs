@@ -95,7 +95,10 @@ fn a_dead_master_is_told_on_a_worker_to_its_hook_and_webhook_merged_and_after_a_
             eventually("the worker tells of it", SOON, || find(&events(&agents[2], &[])?, is_down))?;
         println!("told after {took:?}: {}", down.sentence());
         ensure!(down.from == "ready" || down.from == "suspect", "{down:?}");
-        ensure!(!down.cause.is_empty() && down.duration_ms.is_some_and(|ms| ms > 0), "{down:?}");
+        ensure!(
+            !down.cause.is_empty() && !down.reason.is_empty() && down.duration_ms.is_some_and(|ms| ms > 0),
+            "{down:?}"
+        );
         ensure!(down.node == "n2" && down.seq > 0, "{down:?}");
 
         let same = |event: &Event| *event == down;

@@ -204,6 +204,87 @@ fn guards_in_literals(source: &Source) -> Vec<Breach> {
     .collect()
 }
 
+/// A reason is shown and nothing else: nothing may be decided by its words. Its type has no comparison and
+/// no access as text, so what is left is to make a text of it and look into that.
+fn reasons_decide_nothing(source: &Source) -> Vec<Breach> {
+    if source.path.ends_with("proto/src/cause.rs") {
+        return Vec::new();
+    }
+    const TEXTS: [&str; 4] = ["reason", "reason()", "detail", "fix"];
+    const LOOKS: [&str; 12] = [
+        "contains(",
+        "starts_with(",
+        "ends_with(",
+        "find(",
+        "rfind(",
+        "split(",
+        "split_once(",
+        "strip_prefix(",
+        "strip_suffix(",
+        "eq(",
+        "matches(",
+        "parse",
+    ];
+    // Chains are broken over lines, so that a statement is looked at as a whole.
+    let mut statement = (0, String::new());
+    let mut breaches = Vec::new();
+    for (line, code) in source.shipped() {
+        if statement.1.is_empty() {
+            statement.0 = line;
+        }
+        statement.1.push_str(code.trim());
+        if !code.trim_end().ends_with([';', '{', '}', ',']) {
+            continue;
+        }
+        let (begins, text) = std::mem::take(&mut statement);
+        let looked_into = TEXTS.iter().any(|name| {
+            let call = format!("{name}.to_string()");
+            text.match_indices(&call).any(|(at, found)| {
+                let rest = text[at + found.len()..].trim_start();
+                let compared = rest.starts_with("==") || rest.starts_with("!=");
+                compared || LOOKS.iter().any(|look| rest.starts_with(&format!(".{look}")))
+            })
+        });
+        let matched = text.starts_with("match ") && text.contains("reason") && text.contains(".to_string()");
+        if looked_into || matched {
+            breaches.push(source.breach(begins, "a reason is only shown: decide by its cause".to_owned()));
+        }
+    }
+    breaches
+}
+
+/// The types of texts that are only shown stay without comparison and access: these lines would undo it.
+fn reasons_stay_closed(source: &Source) -> Vec<Breach> {
+    if !source.path.ends_with("proto/src/cause.rs") {
+        return Vec::new();
+    }
+    let mut breaches = words(
+        source,
+        &[
+            ("PartialEq for Reason", "a reason has no comparison"),
+            ("Ord for Reason", "a reason has no order"),
+            ("Hash for Reason", "a reason has no hash"),
+            ("AsRef<str>", "a reason has no access as text"),
+            ("Deref for", "a reason has no access as text"),
+            ("Borrow<str>", "a reason has no access as text"),
+            ("fn as_str", "a reason has no access as text"),
+        ],
+    );
+    let mut derives = String::new();
+    for (line, code) in source.shipped() {
+        if code.trim_start().starts_with("#[derive") {
+            derives = code.to_owned();
+        } else if code.contains("struct Reason") {
+            if derives.contains("Eq") || derives.contains("Ord") || derives.contains("Hash") {
+                breaches.push(source.breach(line, "a reason has no comparison".to_owned()));
+            }
+        } else if !code.trim().is_empty() {
+            derives.clear();
+        }
+    }
+    breaches
+}
+
 /// The shipped lines that hold one of these, each with its rule.
 fn words(source: &Source, rules: &[(&str, &str)]) -> Vec<Breach> {
     let mut breaches = Vec::new();
@@ -327,10 +408,9 @@ fn repository() -> Result<(Vec<Source>, Vec<Source>)> {
 /// The modules of proto, in the order of lib.rs.
 fn order(sources: &[Source]) -> Result<Vec<String>> {
     let lib = sources.iter().find(|source| source.path == Path::new("proto/src/lib.rs"));
-    let names = lib
-        .context("proto/src/lib.rs")?
-        .code()
-        .filter_map(|(_, line)| Some(line.trim().strip_prefix("pub mod ")?.strip_suffix(';')?.to_owned()));
+    let names = lib.context("proto/src/lib.rs")?.code().filter_map(|(_, line)| {
+        Some(line.trim().trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';')?.to_owned())
+    });
     Ok(names.collect())
 }
 
@@ -349,6 +429,8 @@ fn the_rules_of_the_house_are_kept() -> Result<()> {
         breaches.extend(guards_in_literals(source));
         breaches.extend(order_of_proto(source, &order));
         breaches.extend(purity_of_proto(source));
+        breaches.extend(reasons_decide_nothing(source));
+        breaches.extend(reasons_stay_closed(source));
     }
     for source in &other {
         if source.path == Path::new("proto/Cargo.toml") {
@@ -410,6 +492,27 @@ fn locks_that_are_held_through_a_literal_are_told() {
     for fine in ["let address = *own.borrow();", "is_member: Arc::new(move |id| trust.borrow().has(id)),"] {
         assert!(of(fine).is_empty(), "{fine}");
     }
+}
+
+#[test]
+fn what_decides_by_the_words_of_a_reason_is_told() {
+    let of = |text| said("agent/src/x.rs", text, reasons_decide_nothing);
+    for bad in [
+        "if one.reason.to_string() == \"refused\" {",
+        "let x = one.reason().to_string().contains(\"refused\");",
+        "let x = health\n    .reason()\n    .to_string()\n    .starts_with('5');",
+        "match one.reason.to_string().as_str() {",
+        "let (a, b) = problem.detail.to_string().split_once(\"; \");",
+    ] {
+        assert_eq!(of(bad), ["agent/src/x.rs:1"], "{bad}");
+    }
+    for fine in ["html.text(&one.reason.to_string());", "let x = one.cause == Some(Cause::PortClosed);"] {
+        assert!(of(fine).is_empty(), "{fine}");
+    }
+    let closed = |text| said("proto/src/cause.rs", text, reasons_stay_closed);
+    assert_eq!(closed("impl PartialEq for Reason {"), ["proto/src/cause.rs:1"]);
+    assert_eq!(closed("#[derive(Clone, PartialEq)]\npub struct Reason(Box<str>);"), ["proto/src/cause.rs:2"]);
+    assert!(closed("#[derive(Clone, Default)]\npub struct Reason(Box<str>);").is_empty());
 }
 
 #[test]

@@ -211,6 +211,7 @@ fn a_master_that_dies_leaves_and_one_that_returns_serves_again() -> Result<()> {
             let status = worker.status()?;
             let reason = &status.backend("n1")?.reason;
             ensure!(reason.contains("500"), "it is: {reason}");
+            ensure!(status.backend("n1")?.cause.as_deref() == Some("http-status"), "no cause: {reason}");
             Ok(())
         })?;
         ensure!(!answers(worker, 9)?.contains("n1"), "a master that is not ready gets connections");

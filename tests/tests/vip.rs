@@ -247,7 +247,7 @@ fn a_node_that_drains_gives_it_away() -> Result<()> {
             ensure!(lost.keepalived().is_some_and(|words| words[2] == "BACKUP"), "{lost:?}");
             let gave = |event: &&Event| event.kind == Kind::VipOwner && event.from == format!("n{old}");
             let gave = events.iter().find(gave).with_context(|| format!("not told to whom:\n{text}"))?;
-            ensure!(gave.to != gave.from && !gave.cause.is_empty(), "{gave:?}");
+            ensure!(gave.to != gave.from && !gave.reason.is_empty(), "{gave:?}");
             Ok(())
         })?;
         let seen = stage.contender.seen()?;

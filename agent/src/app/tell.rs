@@ -121,7 +121,7 @@ pub(super) fn reloaded(running: &Running, good: bool) {
         Event::new(Kind::Reload, wall(), "configuration", if good { "taken-over" } else { "refused" });
     let event = match good {
         true => event,
-        false => event.cause("see the log, or run: agent check").level(Level::Error),
+        false => event.reason("see the log, or run: agent check").level(Level::Error),
     };
     // Full of events, it says enough.
     let _ = running.tell.try_send(event);

@@ -241,7 +241,7 @@ mod tests {
     fn lines_fit_80_columns_and_hang_below_their_sentence() {
         let mut event = Event::new(Kind::Backend, UnixMs(50_591_000), "kube-api/m1", "down");
         event.node = "w1".to_owned();
-        let event = event.since("ready", UnixMs(39_791_000)).cause("no answer to pulses, ".repeat(5));
+        let event = event.since("ready", UnixMs(39_791_000)).reason("no answer to pulses, ".repeat(5));
         let mut text = String::new();
         lines(&mut text, &event, UnixMs(50_600_000), true, 80, false);
         assert!(

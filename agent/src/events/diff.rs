@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::backends::{State, Table};
-use proto::cause::{Cause, Fault};
+use proto::cause::{Cause, Fault, Reason};
 use proto::cluster::Document;
 use proto::control::{MemberState, VipState, VipStatus};
 use proto::event::{Event, Kind, Level};
@@ -114,13 +114,17 @@ impl Seen {
             // closely, and that is all.
             let was_good = gone.get(&key).is_some_and(|(state, ..)| state.is_good());
             let told = Event::new(Kind::Backend, now, subject, backend.state.word())
-                .cause(backend.reason().to_string())
+                .reason(backend.reason())
                 .level(match backend.state {
                     State::Ready | State::Alive | State::Draining | State::Unknown => Level::Info,
                     State::Suspect if was_good => Level::Warning,
                     State::Suspect => Level::Info,
                     State::NotReady | State::Down => Level::Error,
                 });
+            let told = match backend.cause {
+                Some(cause) => told.because(cause),
+                None => told,
+            };
             let since = match gone.remove(&key) {
                 Some((state, since, _)) if state == backend.state => since,
                 Some((state, since, _)) => {
@@ -174,16 +178,18 @@ impl Seen {
                 continue;
             }
             let (level, cause) = match state {
-                MemberState::Up => (Level::Info, ""),
-                MemberState::Suspect if serves => {
-                    (Level::Warning, "its agent is silent, its apiserver answers")
-                }
-                MemberState::Suspect => (Level::Warning, "its answers are late"),
-                MemberState::Down => (Level::Error, "not heard"),
-                MemberState::Left => (Level::Info, "its agent was stopped"),
+                MemberState::Up => (Level::Info, None),
+                MemberState::Suspect if serves => (Level::Warning, Some(Cause::CheckedDirectly)),
+                MemberState::Suspect => (Level::Warning, Some(Cause::AnswersLate)),
+                MemberState::Down => (Level::Error, Some(Cause::NotHeard)),
+                MemberState::Left => (Level::Info, Some(Cause::AgentStopped)),
             };
             let event = Event::new(Kind::Member, now, admitted.name.as_str(), state.word());
-            let event = event.cause(cause).level(level);
+            let event = event.level(level);
+            let event = match cause {
+                Some(cause) => event.because(cause),
+                None => event,
+            };
             out.push(match known {
                 Some((was, since)) => event.since(was.word(), since),
                 None => event,
@@ -210,13 +216,13 @@ impl Seen {
             (true, None) => {
                 self.draining.insert(id, now);
                 let event = Event::new(Kind::Drain, now, name.as_str(), "draining").from("serving", None);
-                out.push(event.cause(by));
+                out.push(event.requested(by));
             }
             (false, Some(since)) => {
                 self.draining.remove(&id);
                 let to = if left { "stopped" } else { "serving" };
                 let event = Event::new(Kind::Drain, now, name.as_str(), to).since("draining", since);
-                out.push(if left { event } else { event.cause(by) });
+                out.push(if left { event.because(Cause::AgentStopped) } else { event.requested(by) });
             }
             _ => {}
         }
@@ -235,7 +241,8 @@ impl Seen {
         for (service, offer) in health.iter().filter(|(_, offer)| checked(offer)) {
             let found = offer.health.readiness;
             let event = Event::new(Kind::Check, now, service.as_str(), found.word())
-                .cause(offer.health.reason().to_string())
+                .reason(offer.health.reason())
+                .because(offer.health.cause)
                 .level(if found <= Readiness::Alive { Level::Info } else { Level::Error });
             let since = match gone.remove(service) {
                 Some((was, since)) if was == found => since,
@@ -252,7 +259,7 @@ impl Seen {
         }
         for (service, (was, since)) in gone {
             let event = Event::new(Kind::Check, now, service.as_str(), "gone").since(was.word(), since);
-            out.push(event.cause("no instance here any more").level(Level::Warning));
+            out.push(event.because(Cause::NoInstance).level(Level::Warning));
         }
     }
 
@@ -266,12 +273,13 @@ impl Seen {
         let name = |id: &NodeId| named(document, id);
         for (id, node) in document.members().filter(|(id, _)| !before.nodes.contains_key(id)) {
             let by = if node.by == *id { String::new() } else { format!("by {}", name(&node.by)) };
-            out.push(Event::new(Kind::MemberJoined, now, node.name.as_str(), "member").cause(by));
+            out.push(Event::new(Kind::MemberJoined, now, node.name.as_str(), "member").requested(by));
         }
         for (id, removed) in document.removed.iter().filter(|(id, _)| !before.removed.contains_key(id)) {
             let left = removed.by == *id;
             let cause = if left { "it left".to_owned() } else { format!("by {}", name(&removed.by)) };
-            let event = Event::new(Kind::MemberRemoved, now, removed.name.as_str(), "removed").cause(cause);
+            let event =
+                Event::new(Kind::MemberRemoved, now, removed.name.as_str(), "removed").requested(cause);
             let since = before.nodes.get(id).map_or(UnixMs(0), |node| node.at);
             let level = if left { Level::Info } else { Level::Warning };
             out.push(event.since("member", since).level(level));
@@ -286,13 +294,13 @@ impl Seen {
             let to = value(setting.value.as_ref());
             let from = value(was.and_then(|was| was.value.as_ref()));
             let by = format!("by {}", name(&setting.by));
-            out.push(Event::new(Kind::Setting, now, key.as_str(), to).from(from, None).cause(by));
+            out.push(Event::new(Kind::Setting, now, key.as_str(), to).from(from, None).requested(by));
         }
         if document.key != before.key {
             let removal = if document.key.by_removal { ", a node was removed" } else { "" };
             let event = Event::new(Kind::KeyRotated, now, "gossip-key", document.key.epoch.to_string());
             let event = event.since(before.key.epoch.to_string(), before.key.at);
-            out.push(event.cause(format!("by {}{removal}", name(&document.key.by))));
+            out.push(event.requested(format!("by {}{removal}", name(&document.key.by))));
         }
     }
 
@@ -309,7 +317,7 @@ impl Seen {
             };
             let known = gone.remove(&vip.address);
             let mut event = Event::new(Kind::VipState, now, vip.address.to_string(), word);
-            event = event.cause(vip.reason.as_str()).level(level);
+            event = event.reason(&vip.reason).level(level);
             let rank = vip.candidates.iter().find(|one| one.node.as_str() == own).map(|one| one.rank);
             event.priority =
                 Some(rank.and_then(|rank| u8::try_from(256_u32.saturating_sub(rank)).ok()).unwrap_or(0));
@@ -336,9 +344,10 @@ impl Seen {
         self.copies(view, now, out);
         for (service, counted) in &looked.services {
             self.listeners(service, &counted.listens, now, out);
-            let most = format!("maxconn is {}", counted.maxconn);
-            self.limit((Kind::Limit, service), counted.refused, ["below", "reached"], &most, now, out);
-            let why = "many dials are slow at once";
+            let most = Reason::new(format_args!("maxconn is {}", counted.maxconn));
+            let most = (Cause::ConnectionLimit, most);
+            self.limit((Kind::Limit, service), counted.refused, ["below", "reached"], most, now, out);
+            let why = (Cause::RetryBudget, Cause::RetryBudget.into());
             self.limit((Kind::Budget, service), counted.denied, ["available", "used-up"], why, now, out);
         }
         self.failed.retain(|(service, address), _| {
@@ -361,7 +370,7 @@ impl Seen {
                 Some((since, told)) if differs && !*told && now.0.saturating_sub(since.0) >= settle => {
                     *told = true;
                     let cause = format!("it holds {}, this node {}", member.word.document, self.hash);
-                    out.push(event("differs").from("same", None).cause(cause).level(Level::Warning));
+                    out.push(event("differs").from("same", None).reason(cause).level(Level::Warning));
                 }
                 Some((since, told)) if !differs => {
                     if *told {
@@ -388,7 +397,8 @@ impl Seen {
             match (error, self.failed.get(&key).copied()) {
                 (Some(error), None) => {
                     self.failed.insert(key, now);
-                    out.push(event("failed").cause(error.to_string()).level(Level::Error));
+                    let event = event("failed").reason(error).because(error.cause);
+                    out.push(event.level(Level::Error));
                 }
                 (None, Some(since)) => {
                     self.failed.remove(&key);
@@ -404,7 +414,7 @@ impl Seen {
         (kind, service): (Kind, &ServiceName),
         count: u64,
         [free, met]: [&str; 2],
-        why: &str,
+        (cause, reason): (Cause, Reason),
         now: UnixMs,
         out: &mut Vec<Event>,
     ) {
@@ -416,7 +426,7 @@ impl Seen {
             (Some((_, last)), true) => *last = now,
             (at @ None, true) => {
                 *at = Some((now, now));
-                out.push(event(met).from(free, None).cause(why).level(Level::Warning));
+                out.push(event(met).from(free, None).reason(reason).because(cause).level(Level::Warning));
             }
             (Some((since, last)), false) if now.0.saturating_sub(last.0) >= QUIET.as_millis() as u64 => {
                 out.push(event(free).since(met, *since));
@@ -433,13 +443,13 @@ impl Seen {
             let known = gone.remove(&key).map(|(_, since)| since);
             if known.is_none() {
                 let event = Event::new(Kind::Problem, now, problem.name(), "found");
-                out.push(event.cause(problem.to_string()).level(Level::Error));
+                out.push(event.reason(problem).level(Level::Error));
             }
             self.problems.insert(key, (problem.clone(), known.unwrap_or(now)));
         }
         for (problem, since) in gone.into_values() {
             let event = Event::new(Kind::Problem, now, problem.name(), "mended").since("found", since);
-            out.push(event.cause(problem.to_string()));
+            out.push(event.reason(problem));
         }
     }
 }

@@ -118,11 +118,11 @@ fn members_are_told_as_status_judges_them() {
     );
     assert_eq!(
         step(&view(false, |_| ()), &ears(Hearing::Lost), &none, 63_000),
-        ["member m1: suspect -> down after 1s: not heard"]
+        ["member m1: suspect -> down after 1s: node not heard"]
     );
     assert_eq!(
         step(&view(false, |_| ()), &ears(Hearing::Lost), &ready, 64_000),
-        ["member m1: down -> suspect after 1s: its agent is silent, its apiserver answers"]
+        ["member m1: down -> suspect after 1s: agent not heard, checked directly"]
     );
     assert_eq!(
         step(&view(true, |word| word.left = true), &Ears::new(), &ready, 65_000),
@@ -136,7 +136,7 @@ fn a_member_that_is_never_heard_is_told_once_gossip_had_its_time() {
     let mut step =
         |at| said(|out| seen.members(&View::default(), &Ears::new(), &Table::new(), UnixMs(at), out));
     assert!(step(14_000).is_empty());
-    assert_eq!(step(16_000), ["member m1: down: not heard"]);
+    assert_eq!(step(16_000), ["member m1: down: node not heard"]);
     assert!(step(17_000).is_empty());
 }
 

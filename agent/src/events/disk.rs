@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     fn events(ring: &mut Ring, count: u64) -> Vec<Arc<Event>> {
-        let event = |n| Event::new(Kind::Member, UnixMs(n), "m1", "up").cause("x".repeat(100));
+        let event = |n| Event::new(Kind::Member, UnixMs(n), "m1", "up").reason("x".repeat(100));
         (0..count).map(|n| ring.push("w1", event(n))).collect()
     }
 

@@ -192,7 +192,7 @@ impl<'a> Keeper<'a> {
         // It mends itself with the next events, so it is no problem that lasts.
         let torn = self.torn.take().map(|torn| {
             let event = Event::new(Kind::Problem, wall(), torn.name(), "mended");
-            event.cause(torn.to_string()).level(Level::Warning)
+            event.reason(torn.to_string()).level(Level::Warning)
         });
         self.take(torn.into_iter().chain(first).collect());
         let (mut ticks, mut next, mut stopping) = (0_u32, Instant::now() + TICK, false);
@@ -288,21 +288,21 @@ impl<'a> Keeper<'a> {
 fn started(ring: &Ring, inputs: &Inputs) -> Event {
     let version = concat!("version ", env!("CARGO_PKG_VERSION"));
     let event = Event::new(Kind::AgentStarted, inputs.began, inputs.node.as_str(), "running");
-    let Some(last) = ring.all().next_back() else { return event.cause(version) };
+    let Some(last) = ring.all().next_back() else { return event.reason(version) };
     // What is told while it stops comes after its word of that.
     let was = ring.all().rev().find(|event| matches!(event.kind, Kind::AgentStopping | Kind::AgentStarted));
     if was.is_some_and(|event| event.kind == Kind::AgentStopping) {
-        return event.since("stopped", last.time_unix_ms).cause(version);
+        return event.since("stopped", last.time_unix_ms).reason(version);
     }
     let cause = format!("{version}; the last run ended without stopping: killed, crashed or no power");
-    event.since("lost", last.time_unix_ms).cause(cause).level(Level::Warning)
+    event.since("lost", last.time_unix_ms).reason(cause).level(Level::Warning)
 }
 
 /// Whether a tick that came so late means that nothing ran.
 fn stalled(node: &str, late: Duration) -> Option<Event> {
     (late >= STALL).then(|| {
         let event = Event::new(Kind::Stall, wall(), node, "running").from("stalled", Some(late));
-        event.cause("no task ran: the machine was busy, asleep or stopped").level(Level::Warning)
+        event.reason("no task ran: the machine was busy, asleep or stopped").level(Level::Warning)
     })
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use proto::cause::Cause;
 use proto::event::Kind;
 use proto::time::UnixMs;
 use tokio::net::TcpListener;
@@ -17,7 +18,7 @@ fn plain() -> Resolve {
 }
 
 fn event() -> Event {
-    Event::new(Kind::Member, wall(), "m1", "down").cause("not heard")
+    Event::new(Kind::Member, wall(), "m1", "down").because(Cause::NotHeard)
 }
 
 /// Answers one request after the other with these lines; returns what was asked.

@@ -211,11 +211,11 @@ impl Driver {
         let named = |id: Option<NodeId>| id.map_or("nobody".to_owned(), name);
         let since = self.vips.get(&address).map_or(UnixMs(0), |vip| vip.seen.since);
         let moved = |from: String, to: String, why: String| {
-            Told::new(Kind::VipOwner, wall(), address.to_string(), to).since(from, since).cause(why)
+            Told::new(Kind::VipOwner, wall(), address.to_string(), to).since(from, since).reason(why)
         };
         let wrong = |what: &str, why: String| {
             let told = Told::new(Kind::VipProblem, wall(), address.to_string(), what);
-            told.cause(why).level(Level::Warning)
+            told.reason(why).level(Level::Warning)
         };
         let told = match event {
             Event::Gained { from, cause, .. } => {

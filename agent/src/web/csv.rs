@@ -95,10 +95,8 @@ fn server(
         (State::Ready | State::Alive | State::Unknown, None) => ("UP", "L4OK"),
         (State::Unknown, Some(_)) => ("UP", "UNK"),
         (State::Draining, _) => ("DRAIN", "L4OK"),
-        (State::NotReady, _) => ("NOLB", "L7STS"),
-        (State::Suspect, _) => ("DOWN", "L4TOUT"),
-        (State::Down, _) if one.cause.is_some_and(Cause::is_port_closed) => ("DOWN", "L4CON"),
-        (State::Down, _) => ("DOWN", "L4TOUT"),
+        (State::NotReady, _) => ("NOLB", failed_check(one.cause).unwrap_or("L7STS")),
+        (State::Suspect | State::Down, _) => ("DOWN", failed_check(one.cause).unwrap_or("L4TOUT")),
     };
     let counted = &one.counted;
     let line = Line::new(service, one.node.as_str(), 2, number, place).numbers([
@@ -134,6 +132,20 @@ fn server(
         line = line.number("check_duration", ms.into());
     }
     line.end(text);
+}
+
+/// haproxy's word for a check that failed; none: nothing that it has a word for.
+fn failed_check(cause: Option<Cause>) -> Option<&'static str> {
+    Some(match cause? {
+        Cause::PortClosed | Cause::LoopbackOnly | Cause::Unreachable => "L4CON",
+        Cause::ConnectUnanswered | Cause::NodeUnreachable | Cause::NotHeard => "L4TOUT",
+        Cause::Tls(_) | Cause::NoCredentials => "L6RSP",
+        Cause::Http(_) => "L7STS",
+        Cause::TimedOut => "L7TOUT",
+        Cause::NotHttp | Cause::ClosedEarly | Cause::ConnectionBroken => "L7RSP",
+        Cause::NoDescriptors => "SOCKERR",
+        _ => return None,
+    })
 }
 
 fn backend(text: &mut String, status: &Status, service: &ServiceStatus, number: u64) {

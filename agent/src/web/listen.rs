@@ -91,7 +91,7 @@ fn refuse(why: &str, tell: &mpsc::Sender<Event>) {
     tracing::error!("[web] was not taken over, the old one stays: {why}");
     let event = Event::new(Kind::Reload, wall(), "web", "refused");
     // Full of events, it says enough.
-    let _ = tell.try_send(event.cause(why).level(Level::Error));
+    let _ = tell.try_send(event.reason(why).level(Level::Error));
 }
 
 /// An address at the start: when it is taken it is tried again and again.
@@ -342,7 +342,7 @@ mod tests {
         // All of it is refused: the good address too.
         config_in.send_replace(web(&[any, taken.local_addr().unwrap()], false));
         let event = told.recv().await.unwrap();
-        assert!(event.to == "refused" && event.cause.contains("can't listen on"), "{event:?}");
+        assert!(event.to == "refused" && event.reason.contains("can't listen on"), "{event:?}");
         until_answered(one, "HTTP/1.1 200", "/healthz").await;
         until_answered(other, "HTTP/1.1 200", "/healthz").await;
 

@@ -129,7 +129,7 @@ fn status(members: u16) -> Status {
 fn ring() -> Ring {
     let mut ring = Ring::default();
     for _ in 0..100 {
-        ring.push("w1", Event::new(Kind::Backend, NOW, HOSTILE, HOSTILE).cause(HOSTILE));
+        ring.push("w1", Event::new(Kind::Backend, NOW, HOSTILE, HOSTILE).reason(HOSTILE));
     }
     ring
 }

@@ -8,6 +8,7 @@ use proto::control::{
     VipStatus,
 };
 use proto::node::Role;
+use proto::problem::ProblemCode;
 
 use super::Type::{Counter, Gauge, Histogram};
 use super::{Family, Text, flag};
@@ -155,6 +156,11 @@ pub(super) fn write(text: &mut Text, status: &Status) {
     for (kind, count) in &status.node.events {
         text.sample("agent_events_total", &[("kind", kind)], *count as f64);
     }
+    text.family("agent_problem", Gauge, "Problems of this node by their code.");
+    for code in ProblemCode::ALL.iter().chain([&ProblemCode::Other]) {
+        let found = status.problems.iter().filter(|problem| problem.code == *code).count();
+        text.sample("agent_problem", &[("code", code.label())], found as f64);
+    }
     members(text, status);
     link(text, &status.node.link);
     services(text, status);
@@ -233,6 +239,18 @@ fn backends(text: &mut Text, status: &Status) {
             let mut labels = labels.clone();
             labels.push(("state", state.word()));
             text.sample("agent_backend_state", &labels, flag(backend.state == state));
+        }
+    }
+    text.family(
+        "agent_backend_cause",
+        Gauge,
+        "Why it is in its state, as the label that JSON has; always 1.",
+    );
+    for (labels, backend) in &all {
+        if let Some(cause) = backend.cause {
+            let mut labels = labels.clone();
+            labels.push(("cause", cause.label()));
+            text.sample("agent_backend_cause", &labels, 1.0);
         }
     }
     let name = "agent_backend_resets_total";

@@ -1,6 +1,7 @@
 //! Services with their backends, and virtual IPs.
 
 use proto::backends::State;
+use proto::cause::Cause;
 use proto::control::{BackendStatus, ServiceSource, ServiceStatus, Status, VipState, VipStatus};
 use proto::time::UnixMs;
 
@@ -85,7 +86,8 @@ fn row(html: &mut Html, one: &BackendStatus, status: &Status, acts: bool) {
     if one.reason.is_empty() {
         html.text("–");
     } else {
-        html.show(&one.reason);
+        let label = one.cause.map_or("", Cause::label);
+        html.raw("<span title=\"").text(label).raw("\">").show(&one.reason).raw("</span>");
     }
     // Of one that is not heard the reason is not its check's.
     if let Some(ms) = one.check_ms.filter(|_| one.check_code().is_some()) {
