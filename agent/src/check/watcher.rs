@@ -82,8 +82,12 @@ impl Watcher {
         loop {
             let offer = tokio::select! {
                 _ = ticks.tick() => self.begin(&mut flying),
-                // A new address is checked and said at once.
-                Ok(()) = self.own.changed() => self.begin(&mut flying),
+                // A new address is checked and said at once; the next check comes an interval later, since two at
+                // the same moment would count as two.
+                Ok(()) = self.own.changed() => {
+                    ticks.reset();
+                    self.begin(&mut flying)
+                }
                 Some(checked) = flying.next() => self.end(checked),
             };
             let Some(offer) = offer else { continue };

@@ -136,6 +136,21 @@ async fn nothing_is_offered_without_an_address_to_offer() {
     assert!(is(node.health.borrow().values().next(), Readiness::Ready));
 }
 
+#[tokio::test]
+async fn an_address_that_comes_with_the_first_check_is_not_checked_twice() {
+    // Two checks at the same moment are one look: `fall` of them would be no reason to call it down.
+    for _ in 0..20 {
+        let server = Server::start(None, 200, "ok").await;
+        let mut service = http(server.address.port());
+        service.check.interval = Duration::from_secs(3600);
+        let mut node = Node::start(vec![service], Some("127.0.0.2"));
+        node.own.send_replace(Some("127.0.0.1".parse().unwrap()));
+        node.until(|offer| is(offer, Readiness::Ready)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(server.seen.lock().unwrap().len(), 1);
+    }
+}
+
 /// The last good list of a node that has the service at this port of this address.
 fn served(node: NodeId, address: SocketAddr) -> Serving {
     let name = "m1".parse().unwrap();
