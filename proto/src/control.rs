@@ -311,6 +311,9 @@ pub struct LinkStatus {
     /// What members sent beyond what one may: left out.
     #[serde(default)]
     pub refused_flood: u64,
+    /// Connections that had to go for others.
+    #[serde(default)]
+    pub refused_connections: u64,
     /// Bytes of gossip sent, of those above.
     #[serde(default)]
     pub sent_gossip_bytes: u64,

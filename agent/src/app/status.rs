@@ -111,6 +111,7 @@ fn link_status(counters: &Counters) -> LinkStatus {
         refused_replay: get(&counters.refused_replay),
         refused_unproven: get(&counters.refused_unproven),
         refused_flood: get(&counters.refused_flood),
+        refused_connections: get(&counters.refused_connections),
         sent_gossip_bytes: get(&counters.sent_gossip_bytes),
         sent_pulses: get(&counters.sent_pulses),
         received_answers: get(&counters.received_answers),

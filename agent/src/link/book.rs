@@ -4,7 +4,7 @@
 //! handshake there: nobody else could. What is only said is a hint. It is tried, but it displaces nothing
 //! that was proven, and counts for nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
@@ -74,6 +74,17 @@ impl AddressBook {
     #[allow(dead_code)]
     pub(crate) fn is_proven(&self, id: &NodeId, ip: IpAddr) -> bool {
         lock(&self.peers).get(id).is_some_and(|peer| peer.proven.contains(&ip.to_canonical()))
+    }
+
+    /// All addresses of members, those that are only hints too.
+    pub(super) fn ips(&self) -> BTreeSet<IpAddr> {
+        let peers = lock(&self.peers);
+        peers
+            .values()
+            .flat_map(|peer| {
+                peer.addresses.iter().map(|at| at.ip().to_canonical()).chain(peer.proven.clone())
+            })
+            .collect()
     }
 
     /// Changes with every address that is proven for the first time.

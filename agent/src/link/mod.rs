@@ -12,6 +12,7 @@ pub(crate) mod book;
 pub(crate) mod dial;
 pub(crate) mod frames;
 mod pairs;
+pub(crate) mod places;
 mod refused;
 pub(crate) mod tcp;
 pub(crate) mod tls;
@@ -26,9 +27,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use proto::cluster::Document;
 use proto::exchange::{FromMember, ToMember};
+use proto::limit::{Bucket, Rate};
 use proto::link::KeyRing;
 use proto::node::{NodeId, PublicKey};
 use proto::pulse::Saying;
@@ -61,6 +64,9 @@ pub(crate) struct Joining {
     /// The TLS session's exported value, which proofs and codes are bound to.
     pub(crate) session: [u8; 32],
     pub(crate) stream: frames::Framed,
+    /// Held as long as the conversation lasts, since there are so many at once.
+    #[allow(dead_code)]
+    place: places::Place<IpAddr>,
 }
 
 /// Where arrivals go. The queues are small: gossip repeats itself, and members and joining nodes wait for
@@ -107,6 +113,34 @@ struct Outlets {
     fingerprints: mpsc::Sender<(NodeId, u32)>,
 }
 
+/// What members send unasked, each at a rate of its own for each member: the queues are shared, and one that
+/// floods must not crowd out others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Flow {
+    /// chitchat sends a member some three messages a second, of which each is answered.
+    Gossip,
+    /// Ten pulses a second, twenty in a burst.
+    Pulse,
+    /// As many, and a few that were not asked for.
+    Answer,
+    /// Twenty beats a second for each of up to sixteen virtual IPs.
+    Vip,
+    /// One a second.
+    Fingerprint,
+}
+
+impl Flow {
+    fn rate(self) -> Rate {
+        match self {
+            Flow::Gossip => Rate { every: Duration::from_millis(20), burst: 50 },
+            Flow::Pulse => Rate { every: Duration::from_millis(15), burst: 30 },
+            Flow::Answer => Rate { every: Duration::from_millis(10), burst: 50 },
+            Flow::Vip => Rate { every: Duration::from_millis(2), burst: 100 },
+            Flow::Fingerprint => Rate { every: Duration::from_millis(250), burst: 4 },
+        }
+    }
+}
+
 /// A number that waits to be repeated from where it was sent.
 struct Knock {
     peer: NodeId,
@@ -135,6 +169,7 @@ pub(crate) struct Counters {
     pub(crate) refused_replay: AtomicU64,
     pub(crate) refused_unproven: AtomicU64,
     pub(crate) refused_flood: AtomicU64,
+    pub(crate) refused_connections: AtomicU64,
     pub(crate) sent_gossip_bytes: AtomicU64,
     pub(crate) sent_pulses: AtomicU64,
     pub(crate) received_answers: AtomicU64,
@@ -154,6 +189,10 @@ pub(crate) struct Link {
     boot: u64,
     sequence: AtomicU64,
     pairs: pairs::Pairs,
+    flows: Mutex<BTreeMap<(NodeId, Flow), Bucket>>,
+    /// What requests of members may hold, and what answers of members may.
+    requests: Arc<frames::Budget>,
+    answers: Arc<frames::Budget>,
     sessions: Mutex<Sessions>,
     knocks: Mutex<BTreeMap<u64, Knock>>,
     /// The versions of datagrams that each peer says it speaks.
@@ -223,6 +262,9 @@ impl Link {
         let boot = u64::from_be_bytes(random());
         let link = Link {
             pairs: pairs::Pairs::new(identity.clone(), boot),
+            flows: Mutex::new(BTreeMap::new()),
+            requests: frames::Budget::new(frames::BUDGET, frames::BUDGET_EACH),
+            answers: frames::Budget::new(frames::BUDGET, frames::BUDGET_EACH),
             identity,
             book: AddressBook::new(trust.clone()),
             trust,
@@ -257,6 +299,15 @@ impl Link {
     /// This node.
     pub(crate) fn own(&self) -> NodeId {
         self.identity.id
+    }
+
+    /// Whether one more of this kind is taken from a member now.
+    fn fits(&self, flow: Flow, from: NodeId, now: Moment) -> bool {
+        let fits = lock(&self.flows).entry((from, flow)).or_default().take(flow.rate(), now);
+        if !fits {
+            count(&self.counters.refused_flood, 1);
+        }
+        fits
     }
 
     /// Whether this node has proven that it is at this address, since it is a member.
@@ -298,6 +349,7 @@ impl Link {
         self.book.retain(member);
         self.pairs.retain(member);
         lock(&self.heard).retain(|id, _| member(id));
+        lock(&self.flows).retain(|(id, _), _| member(id));
         lock(&self.versions).retain(|id, _| member(id));
         lock(&self.askers).retain(|id, _| member(id));
     }

@@ -1,31 +1,68 @@
 //! The TCP port: a handshake within a few seconds, then members or joining nodes, told apart by ALPN.
+//!
+//! Until the handshake is over a connection is anybody's. Those that come from addresses of members have
+//! places of their own, so that strangers, however many, never keep a member out; a stranger that says nothing
+//! goes for one who comes later. Members' connections are counted for each member.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::exchange::{ALPN_JOIN, ALPN_MEMBER, FromMember, MAX_FRAME, MAX_JOIN_FRAME, ToMember};
-use proto::node::PublicKey;
+use proto::exchange::{ALPN_JOIN, ALPN_MEMBER, FromMember, MAX_JOIN_FRAME, ToMember};
+use proto::node::{NodeId, PublicKey};
+use proto::session::source;
+use proto::time::Moment;
 use rustls::ServerConfig;
 use socket2::{Protocol, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
 use super::book::plain;
-use super::{Incoming, Joining, Link, frames, tls};
+use super::places::{Place, Places};
+use super::{Flow, Incoming, Joining, Link, count, frames, tls};
 use crate::lifecycle::Life;
 
 /// Time for a handshake: three round trips of the slowest mesh, with room for loss.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 
-/// Handshakes at once. Nobody has proven anything yet, so this bounds what a stranger can make us spend.
-const HANDSHAKES: usize = 64;
+/// The same for a stranger while half of the strangers' places are taken: one slow round trip.
+const HANDSHAKE_BUSY: Duration = Duration::from_secs(2);
+
+/// Handshakes at once of strangers, which a node that joins is too. Nobody has proven anything yet, so this
+/// bounds what they can make us spend: 64 kB each at most, that of rustls for a handshake.
+const STRANGERS: usize = 64;
+
+/// Those of one source. Where more nodes than this join at once through one NAT, some try again.
+const STRANGERS_EACH: usize = 8;
+
+/// Handshakes at once from addresses of members, kept for them; a second of those of a thousand nodes that
+/// start together.
+const KNOWN: usize = 128;
+
+/// Those of one source, behind which there may be several members.
+const KNOWN_EACH: usize = 32;
 
 /// Connections of members at once: each member keeps one for large gossip and opens one for a request.
 const MEMBERS: usize = 1024;
+
+/// Those of one member: large gossip, and a few requests at once.
+const MEMBERS_EACH: usize = 8;
+
+/// Requests of one member that are being served at once; the queue has room for eight members that ask all
+/// that they may.
+const REQUESTS_EACH: usize = 4;
+
+/// Nodes that want to join, at once, after their handshakes, and those of one source.
+const JOINING: usize = 256;
+const JOINING_EACH: usize = 64;
+
+/// How old the list of members' addresses may be. It is made anew for a connection, not for a change.
+const ADDRESSES: Duration = Duration::from_secs(1);
 
 /// A member's connection that says nothing for this long is closed; it opens a new one when it has to.
 const IDLE: Duration = Duration::from_secs(90);
@@ -63,9 +100,9 @@ impl Link {
             joining: Arc::new(self.identity.joining_server()?),
         });
         let (link, life) = (self.clone(), life.clone());
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-        let members = Arc::new(Semaphore::new(MEMBERS));
+        let doors = Arc::new(Doors::new());
         life.clone().spawn(async move {
+            let mut known = (Moment::ZERO, BTreeSet::new());
             loop {
                 let accepted = tokio::select! {
                     accepted = listener.accept() => accepted,
@@ -76,75 +113,146 @@ impl Link {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 };
-                let Ok(handshake) = handshakes.clone().try_acquire_owned() else { continue };
-                let Ok(member) = members.clone().try_acquire_owned() else { continue };
-                let (link, configs, over) = (link.clone(), configs.clone(), life.over.clone());
-                life.spawn(async move {
+                let (from, now) = (plain(from), life.now());
+                if known.1.is_empty() || now.since(known.0) >= ADDRESSES {
+                    known = (now, link.book.ips());
+                }
+                let (place, patience) = doors.handshake(from.ip(), known.1.contains(&from.ip()), now);
+                let (link, configs, doors) = (link.clone(), configs.clone(), doors.clone());
+                let (life, over) = (life.clone(), life.over.clone());
+                life.clone().spawn(async move {
                     let work = async {
-                        let shaken = tokio::time::timeout(HANDSHAKE, shake(&link, stream, &configs)).await;
-                        drop(handshake);
+                        let shaken = shake(&link, stream, &configs, || place.shows(true, life.now()));
+                        let shaken = tokio::select! {
+                            shaken = tokio::time::timeout(patience, shaken) => shaken,
+                            () = place.gone.cancelled() => return count(&link.counters.refused_connections, 1),
+                        };
+                        drop(place);
                         match shaken {
-                            Ok(Ok(shaken)) => link.serve_connection(shaken, plain(from)).await,
+                            Ok(Ok(shaken)) => link.serve_connection(shaken, from, &doors, &life).await,
                             Ok(Err(error)) => debug!(%from, %error, "handshake refused"),
                             Err(_) => debug!(%from, "handshake took too long"),
                         }
                     };
                     tokio::select! { () = work => {}, () = over.cancelled() => {} }
-                    drop(member);
                 });
             }
         });
         Ok(())
     }
 
-    async fn serve_connection(&self, shaken: Shaken, from: SocketAddr) {
+    async fn serve_connection(&self, shaken: Shaken, from: SocketAddr, doors: &Doors, life: &Life) {
         match shaken {
-            Shaken::Member(key, mut stream) => {
-                if let Err(error) = self.serve_member(&key, &mut stream).await {
-                    debug!(peer = %key.id(), %error, "connection ended");
+            Shaken::Member(key, stream) => {
+                let id = key.id();
+                let place = doors.members.take(id, life.now());
+                let mut stream = frames::requests(stream, id, &self.requests);
+                let served = self.serve_member(&key, &mut stream, &place, doors, life);
+                let ended = tokio::select! {
+                    ended = served => ended,
+                    () = place.gone.cancelled() => {
+                        count(&self.counters.refused_connections, 1);
+                        Err(io::Error::other("too many connections"))
+                    }
+                };
+                if let Err(error) = ended {
+                    debug!(peer = %id, %error, "connection ended");
                 }
             }
             Shaken::Joining(key, session, stream) => {
+                let Some(place) = doors.joining.take_free(source(from.ip()), life.now()) else {
+                    return count(&self.counters.refused_connections, 1);
+                };
+                let stream = frames::framed(stream, MAX_JOIN_FRAME);
                 // A full queue closes the connection: the joining node says so and tries again.
-                let _ = self.outlets.joining.try_send(Joining { key, from, session, stream });
+                let _ = self.outlets.joining.try_send(Joining { key, from, session, stream, place });
             }
         }
     }
 
-    async fn serve_member(&self, key: &PublicKey, stream: &mut frames::Framed) -> io::Result<()> {
+    async fn serve_member(
+        &self,
+        key: &PublicKey,
+        stream: &mut frames::Framed,
+        place: &Place<NodeId>,
+        doors: &Doors,
+        life: &Life,
+    ) -> io::Result<()> {
+        let id = key.id();
         loop {
+            place.shows(false, life.now());
             let request: FromMember = frames::receive(stream, IDLE).await?;
+            place.shows(true, life.now());
             // Trust may have ended since the handshake.
-            if self.trust.borrow().document.member(&key.id()).is_none() {
+            if self.trust.borrow().document.member(&id).is_none() {
                 return Err(io::Error::new(io::ErrorKind::PermissionDenied, "not a member any more"));
             }
             let request = match request {
                 FromMember::Gossip(message) => {
-                    super::count(&self.counters.received_bytes, message.len());
-                    let _ = self.outlets.gossip.try_send((key.id(), message));
+                    count(&self.counters.received_bytes, message.len());
+                    if self.fits(Flow::Gossip, id, life.now()) {
+                        let _ = self.outlets.gossip.try_send((id, message));
+                    }
                     continue;
                 }
                 request => request,
             };
-            let (reply, answer) = oneshot::channel();
-            let incoming = Incoming { from: key.id(), request, reply };
             let busy = || ToMember::Failed("this node is busy; try again".to_owned());
-            let answer = match self.outlets.members.try_send(incoming) {
-                Ok(()) => answer.await.unwrap_or_else(|_| busy()),
-                Err(_) => busy(),
+            let turn = doors.requests.take_free(id, life.now());
+            let (reply, answer) = oneshot::channel();
+            let incoming = Incoming { from: id, request, reply };
+            let answer = match turn.is_some() && self.outlets.members.try_send(incoming).is_ok() {
+                true => answer.await.unwrap_or_else(|_| busy()),
+                false => busy(),
             };
+            drop(turn);
             frames::send(stream, &answer).await?;
         }
     }
 }
 
-enum Shaken {
-    Member(PublicKey, frames::Framed),
-    Joining(PublicKey, [u8; 32], frames::Framed),
+/// Places of all kinds of connections.
+struct Doors {
+    strangers: Arc<Places<IpAddr>>,
+    known: Arc<Places<IpAddr>>,
+    joining: Arc<Places<IpAddr>>,
+    members: Arc<Places<NodeId>>,
+    requests: Arc<Places<NodeId>>,
 }
 
-async fn shake(link: &Link, stream: TcpStream, configs: &Configs) -> io::Result<Shaken> {
+impl Doors {
+    fn new() -> Doors {
+        Doors {
+            strangers: Places::new(STRANGERS, STRANGERS_EACH),
+            known: Places::new(KNOWN, KNOWN_EACH),
+            joining: Places::new(JOINING, JOINING_EACH),
+            members: Places::new(MEMBERS, MEMBERS_EACH),
+            requests: Places::new(MEMBERS, REQUESTS_EACH),
+        }
+    }
+
+    /// A place for a handshake, and how long that may take.
+    fn handshake(&self, from: IpAddr, known: bool, now: Moment) -> (Place<IpAddr>, Duration) {
+        let places = if known { &self.known } else { &self.strangers };
+        let busy = !known && places.is_busy();
+        (places.take(source(from), now), if busy { HANDSHAKE_BUSY } else { HANDSHAKE })
+    }
+}
+
+enum Shaken {
+    Member(PublicKey, TlsStream<TcpStream>),
+    Joining(PublicKey, [u8; 32], TlsStream<TcpStream>),
+}
+
+async fn shake(
+    link: &Link,
+    stream: TcpStream,
+    configs: &Configs,
+    talks: impl FnOnce(),
+) -> io::Result<Shaken> {
     stream.set_nodelay(true)?;
+    stream.readable().await?;
+    talks();
     let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
     let offers = |alpn: &[u8]| {
         let hello = start.client_hello();
@@ -166,8 +274,8 @@ async fn shake(link: &Link, stream: TcpStream, configs: &Configs) -> io::Result<
         return Err(refused("this node itself"));
     }
     if !joining {
-        return Ok(Shaken::Member(key, frames::framed(stream, MAX_FRAME)));
+        return Ok(Shaken::Member(key, stream));
     }
     let session = tls::exported_server(connection).map_err(io::Error::other)?;
-    Ok(Shaken::Joining(key, session, frames::framed(stream, MAX_JOIN_FRAME)))
+    Ok(Shaken::Joining(key, session, stream))
 }

@@ -16,7 +16,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
 
 use super::book::{for_socket, plain};
-use super::{Answer, Asker, Knock, Link, count, lock, random, refused};
+use super::{Answer, Asker, Flow, Knock, Link, count, lock, random, refused};
 use crate::lifecycle::{Life, wall};
 
 /// Receive buffer asked of the kernel: a second of datagrams at 5,000 a second.
@@ -193,27 +193,29 @@ impl Link {
         }
     }
 
-    /// Takes what has proven to be new.
+    /// Takes what has proven to be new, as much of it as a member may send.
     fn fresh(&self, sender: NodeId, frame: Frame<'_>, from: SocketAddr, now: Moment) {
+        let fits = |flow| self.fits(flow, sender, now);
         match frame {
-            Frame::Gossip(message) => {
+            Frame::Gossip(message) if fits(Flow::Gossip) => {
                 let _ = self.outlets.gossip.try_send((sender, message.to_vec()));
             }
-            Frame::Pulse(number) => self.answer(sender, number, from, now),
-            Frame::Answer(number, saying) => {
+            Frame::Pulse(number) if fits(Flow::Pulse) => self.answer(sender, number, from, now),
+            Frame::Answer(number, saying) if fits(Flow::Answer) => {
                 count(&self.counters.received_answers, 1);
                 if let Some(saying) = Saying::from_bytes(saying) {
                     let answer = Answer::Said { from: sender, number, saying };
                     let _ = self.outlets.answers.try_send(answer);
                 }
             }
-            Frame::Vip(message) => {
+            Frame::Vip(message) if fits(Flow::Vip) => {
                 let _ = self.outlets.vips.try_send((sender, message.to_vec()));
             }
-            Frame::RecordFingerprint(fingerprint) => {
+            Frame::RecordFingerprint(fingerprint) if fits(Flow::Fingerprint) => {
                 let _ = self.outlets.fingerprints.try_send((sender, fingerprint));
             }
-            Frame::Challenge(_) | Frame::Echo(_) => {}
+            // Above what one may send, or taken before.
+            _ => {}
         }
     }
 

@@ -48,7 +48,8 @@ pub(crate) fn serve(
 }
 
 async fn converse(link: &Link, joining: Joining, commands: &mpsc::Sender<Command>) -> std::io::Result<()> {
-    let Joining { key, from, session, mut stream } = joining;
+    // Its place is held until the end.
+    let Joining { key, from, session, mut stream, .. } = joining;
     let FromJoining::Join { name, proof, addresses } = frames::receive(&mut stream, PATIENCE).await? else {
         return Err(std::io::Error::other("it did not say what it wants"));
     };
