@@ -341,7 +341,7 @@ async fn ask(
         Ok(Ok(ToMember::Examined(answer, _))) => *answer,
         Ok(Ok(ToMember::Failed(why))) => return Err(Asked::Refused(why)),
         Ok(Ok(_)) => return Err(Asked::Refused("it answered something else".to_owned())),
-        Ok(Err(error)) if error.kind() == std::io::ErrorKind::TimedOut => return Err(Asked::Silent),
+        Ok(Err(error)) if error.is_silence() => return Err(Asked::Silent),
         Ok(Err(error)) => return Err(Asked::Refused(error.to_string())),
     };
     // As NTP has it (RFC 5905, section 8): its clock against ours, at the question and at the answer.

@@ -57,25 +57,61 @@ pub(crate) async fn connect(
             stream.set_nodelay(true)?;
             connector.connect(ServerName::from(address.ip()), stream).await
         };
-        last = match tokio::time::timeout(CONNECT, attempt).await {
+        let error = match tokio::time::timeout(CONNECT, attempt).await {
             Ok(Ok(stream)) => return Ok((stream, *address)),
-            // The right machine with the wrong key: another address would not make it better.
-            Ok(Err(error)) if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => {
-                return Err(error);
-            }
             Ok(Err(error)) => error,
             Err(_) => io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {address}")),
         };
+        // An address may be a hint of someone who wants to be asked instead, so the next is tried too; that
+        // another key answered says more than that nobody did.
+        if !is_tls(&last) {
+            last = error;
+        }
     }
     Err(last)
 }
 
+fn is_tls(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>())
+}
+
+/// A request to a member has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    /// It is no member, or not any more.
+    #[error("not a member")]
+    NotMember,
+    /// TLS can't be set up, which no input can cause.
+    #[error("TLS can't be set up: {0}")]
+    Setup(#[source] rustls::Error),
+    /// It was not reached at any of its addresses, and the request was not sent.
+    #[error("{0}")]
+    Connect(#[source] io::Error),
+    /// The request may have been taken in part.
+    #[error("the request was not taken: {0}")]
+    Send(#[source] io::Error),
+    /// The request was taken, and what came of it is not known.
+    #[error("{0}")]
+    Answer(#[source] io::Error),
+}
+
+impl CallError {
+    /// Nothing came back in time.
+    pub(crate) fn is_silence(&self) -> bool {
+        match self {
+            CallError::Connect(error) | CallError::Send(error) | CallError::Answer(error) => {
+                error.kind() == io::ErrorKind::TimedOut
+            }
+            CallError::NotMember | CallError::Setup(_) => false,
+        }
+    }
+}
+
 impl Link {
     /// Sends one request to a member and waits for its answer.
-    pub(crate) async fn call(&self, to: NodeId, request: &FromMember) -> io::Result<ToMember> {
+    pub(crate) async fn call(&self, to: NodeId, request: &FromMember) -> Result<ToMember, CallError> {
         let key = self.trust.borrow().document.member(&to).map(|admitted| admitted.key);
-        let key = key.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "not a member"))?;
-        self.call_at(&self.book.all(&to), key, request).await
+        self.call_at(&self.book.all(&to), key.ok_or(CallError::NotMember)?, request).await
     }
 
     /// The same, to whoever has this key at these addresses.
@@ -84,13 +120,13 @@ impl Link {
         addresses: &[SocketAddr],
         key: PublicKey,
         request: &FromMember,
-    ) -> io::Result<ToMember> {
-        let config = self.identity.client(key).map_err(io::Error::other)?;
-        let (stream, at) = connect(addresses, config).await?;
+    ) -> Result<ToMember, CallError> {
+        let config = self.identity.client(key).map_err(CallError::Setup)?;
+        let (stream, at) = connect(addresses, config).await.map_err(CallError::Connect)?;
         self.book.proven(key.id(), at);
-        let mut stream = frames::framed(stream, MAX_FRAME);
-        frames::send(&mut stream, request).await?;
-        frames::receive(&mut stream, ANSWER).await
+        let mut stream = frames::answers(stream, key.id(), &self.answers);
+        frames::send(&mut stream, request).await.map_err(CallError::Send)?;
+        frames::receive(&mut stream, ANSWER).await.map_err(CallError::Answer)
     }
 
     /// Whether this node can be reached at these addresses, by TCP and by UDP. Each answer is none when it

@@ -241,9 +241,9 @@ async fn receive_whole<T: DeserializeOwned>(
             return Err(too_slow());
         }
         // The first bytes may come meanwhile; reading goes on where it was.
-        match tokio::time::timeout_at(late.min(now + whole / 8), stream.next()).await {
-            Ok(next) => break next,
-            Err(_) => {}
+        let step = late.min(now + whole / 8);
+        if let Ok(next) = tokio::time::timeout_at(step, stream.next()).await {
+            break next;
         }
     };
     match frame {

@@ -9,6 +9,7 @@ use proto::link::{Frame, GossipKey, Header, KeyHint};
 use proto::node::{Name, Role};
 use proto::time::UnixMs;
 
+use super::dial::CallError;
 use super::*;
 use crate::lifecycle::Life;
 
@@ -193,6 +194,7 @@ async fn a_member_is_served_by_tls_and_only_under_its_own_key() {
     assert_eq!(from, a.link.own());
     // b's address with another key pinned: the handshake must fail.
     let error = a.link.call_at(&[b.at], identity(3).key, &FromMember::Waiting).await.unwrap_err();
+    let CallError::Connect(error) = error else { panic!("{error}") };
     assert!(error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()), "{error}");
     // A stranger's key is refused by b.
     let stranger = end(3, &trust_of(&[3, 2], &[1]));
@@ -344,4 +346,130 @@ async fn a_fingerprint_goes_with_one_answer_a_second() {
     }
     assert_eq!(a.inbox.fingerprints.try_recv().unwrap(), (b.link.own(), 0xfeed));
     assert!(a.inbox.fingerprints.try_recv().is_err());
+}
+
+/// Connections from `from` that say nothing.
+async fn silent(from: &str, to: SocketAddr, count: usize) -> Vec<tokio::net::TcpStream> {
+    let mut all = Vec::new();
+    for _ in 0..count {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(from.parse().unwrap(), 0)).unwrap();
+        all.push(socket.connect(to).await.unwrap());
+    }
+    all
+}
+
+#[tokio::test]
+async fn silent_strangers_keep_neither_members_nor_other_strangers_out() {
+    let trust = trust_of(&[1, 2], &[1]);
+    let (a, mut b) = (end(1, &trust), end(2, &trust));
+    introduce(&a, &b);
+    let mut strangers = Vec::new();
+    for n in 2..40 {
+        strangers.extend(silent(&format!("127.0.1.{n}"), b.at, 10).await);
+    }
+    let answer = tokio::spawn(async move {
+        let Incoming { reply, .. } = b.inbox.members.recv().await.unwrap();
+        reply.send(ToMember::Waiting(Vec::new())).unwrap();
+        b
+    });
+    let began = std::time::Instant::now();
+    a.link.call(identity(2).id, &FromMember::Waiting).await.unwrap();
+    let mut b = answer.await.unwrap();
+    // A node that wants to join comes from nowhere that is known.
+    let config = identity(3).joining_client(None).unwrap();
+    let stream = silent("127.0.2.1", b.at, 1).await.remove(0);
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let name = rustls::pki_types::ServerName::from(b.at.ip());
+    let _stream = tokio::time::timeout(SOON, connector.connect(name, stream)).await.unwrap().unwrap();
+    assert_eq!(b.inbox.joining.recv().await.unwrap().key, identity(3).key);
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    assert!(b.link.counters.refused_connections.load(Ordering::Relaxed) >= 300);
+}
+
+/// A connection of a member, after its handshake.
+async fn connection(of: u8, to: SocketAddr) -> frames::Framed {
+    let config = identity(of).client(identity(2).key).unwrap();
+    frames::framed(dial::connect(&[to], config).await.unwrap().0, usize::MAX)
+}
+
+#[tokio::test]
+async fn idle_connections_of_one_member_shut_nobody_out() {
+    let trust = trust_of(&[1, 2, 3], &[1]);
+    let (a, mut b) = (end(1, &trust), end(2, &trust));
+    introduce(&a, &b);
+    let mut idle = Vec::new();
+    for _ in 0..100 {
+        idle.push(connection(3, b.at).await);
+    }
+    let answer = tokio::spawn(async move {
+        let Incoming { reply, .. } = b.inbox.members.recv().await.unwrap();
+        reply.send(ToMember::Waiting(Vec::new())).unwrap();
+        b
+    });
+    a.link.call(identity(2).id, &FromMember::Waiting).await.unwrap();
+    let b = answer.await.unwrap();
+    assert_eq!(b.link.counters.refused_connections.load(Ordering::Relaxed), 92, "eight are kept");
+}
+
+#[tokio::test]
+async fn large_frames_of_members_share_a_budget() {
+    use tokio::io::AsyncWriteExt;
+    let nodes = [1, 2, 3, 4, 5, 6, 7];
+    let b = end(2, &trust_of(&nodes, &[1]));
+    let mut senders = Vec::new();
+    for of in nodes.into_iter().filter(|of| *of != 2) {
+        for _ in 0..8 {
+            let mut stream = connection(of, b.at).await;
+            senders.push(tokio::spawn(async move {
+                let io = stream.get_mut();
+                let mut start = 8_000_000u32.to_be_bytes().to_vec();
+                start.extend_from_slice(b"\x81\xa4Sync");
+                // All but the end, so that what was sent is held.
+                let _ = io.write_all(&start).await;
+                for _ in 0..100 {
+                    if io.write_all(&[0; 70_000]).await.is_err() {
+                        return;
+                    }
+                }
+                let _ = io.flush().await;
+                tokio::time::sleep(SOON).await;
+            }));
+        }
+    }
+    let mut most = 0;
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        most = most.max(b.link.requests.used());
+    }
+    senders.iter().for_each(tokio::task::JoinHandle::abort);
+    assert!(most <= frames::BUDGET && most > frames::BUDGET / 4, "{most} bytes of {} sent", 48 * 8_000_000);
+}
+
+#[tokio::test]
+async fn one_member_that_floods_does_not_crowd_out_others() {
+    let trust = trust_of(&[1, 2, 3], &[1]);
+    let (a, mut b, c) = (end(1, &trust), end(2, &trust), end(3, &trust));
+    introduce(&a, &b);
+    introduce(&c, &b);
+    gets_through(&a, &mut b, b"a").await;
+    gets_through(&c, &mut b, b"c").await;
+    for _ in 0..20 {
+        for n in 0..200u8 {
+            c.link.send_gossip(b.link.own(), &[n; 30], &c.life);
+        }
+        tokio::task::yield_now().await;
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    a.link.send_gossip(b.link.own(), b"heard all the same", &a.life);
+    let heard = async {
+        loop {
+            let (from, message) = b.inbox.gossip.recv().await.unwrap();
+            if from == a.link.own() && message == b"heard all the same" {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(SOON, heard).await.unwrap();
+    assert!(b.link.counters.refused_flood.load(Ordering::Relaxed) > 1_000);
 }
