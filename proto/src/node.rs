@@ -97,16 +97,21 @@ impl fmt::Debug for PublicKey {
     }
 }
 
-impl FromStr for PublicKey {
-    type Err = String;
+/// A text that is not a public key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a public key: it has 52 characters, a to z and 2 to 7")]
+pub struct BadPublicKey;
 
-    fn from_str(text: &str) -> Result<PublicKey, String> {
+impl FromStr for PublicKey {
+    type Err = BadPublicKey;
+
+    fn from_str(text: &str) -> Result<PublicKey, BadPublicKey> {
         BASE32_NOPAD
             .decode(text.to_ascii_uppercase().as_bytes())
             .ok()
             .and_then(|bytes| bytes.try_into().ok())
             .map(PublicKey)
-            .ok_or_else(|| "not a public key: it has 52 characters, a to z and 2 to 7".to_owned())
+            .ok_or(BadPublicKey)
     }
 }
 

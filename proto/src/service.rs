@@ -32,10 +32,15 @@ impl fmt::Display for ServiceName {
     }
 }
 
-impl FromStr for ServiceName {
-    type Err = String;
+/// A text that is not a service name; cut.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("\"{0}\" is not a service name: 1 to 32 characters, a to z, 0 to 9 and -")]
+pub struct BadServiceName(pub String);
 
-    fn from_str(text: &str) -> Result<ServiceName, String> {
+impl FromStr for ServiceName {
+    type Err = BadServiceName;
+
+    fn from_str(text: &str) -> Result<ServiceName, BadServiceName> {
         let edge = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
         let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
         let good = text.len() <= 32
@@ -45,8 +50,7 @@ impl FromStr for ServiceName {
         if good {
             Ok(ServiceName(text.to_owned()))
         } else {
-            let text: String = text.chars().take(40).collect();
-            Err(format!("\"{text}\" is not a service name: 1 to 32 characters, a to z, 0 to 9 and -"))
+            Err(BadServiceName(text.chars().take(40).collect()))
         }
     }
 }
@@ -127,17 +131,22 @@ impl fmt::Display for Expect {
     }
 }
 
-impl FromStr for Expect {
-    type Err = String;
+/// A text that is not a list of HTTP status codes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("\"{0}\" is not a list of HTTP status codes, as 200 or 200-299,401")]
+pub struct BadExpect(pub String);
 
-    fn from_str(text: &str) -> Result<Expect, String> {
+impl FromStr for Expect {
+    type Err = BadExpect;
+
+    fn from_str(text: &str) -> Result<Expect, BadExpect> {
         let code = |part: &str| part.trim().parse::<u16>().ok().filter(|code| (100..=599).contains(code));
         text.split(',')
             .map(|part| {
                 let (low, high) = part.split_once('-').unwrap_or((part, part));
                 match (code(low), code(high)) {
                     (Some(low), Some(high)) if low <= high => Ok((low, high)),
-                    _ => Err(format!("\"{text}\" is not a list of HTTP status codes, as 200 or 200-299,401")),
+                    _ => Err(BadExpect(text.to_owned())),
                 }
             })
             .collect::<Result<Vec<_>, _>>()

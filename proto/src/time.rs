@@ -79,11 +79,22 @@ pub fn human(duration: Duration) -> String {
     }
 }
 
+/// Why a text is not a duration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadDuration {
+    /// It is written otherwise.
+    #[error("\"{0}\" is not a duration: write a number and ms, s, m, h or d, as 15m")]
+    NotOne(String),
+    /// It is longer than a year.
+    #[error("\"{0}\" is longer than a year, the longest duration")]
+    TooLong(String),
+}
+
 /// Reads a duration as people write it: a whole number and one of `ms`, `s`, `m`, `h`, `d`.
 ///
 /// # Errors
-/// A sentence that says what is wrong and what would be right.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
+/// It is none, or too long.
+pub fn parse_duration(text: &str) -> Result<Duration, BadDuration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let ms_each: u64 = match unit {
@@ -93,17 +104,15 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         "h" => 3_600_000,
         "d" => 86_400_000,
         _ => {
-            return Err(format!("\"{text}\" is not a duration: write a number and ms, s, m, h or d, as 15m"));
+            return Err(BadDuration::NotOne(text.to_owned()));
         }
     };
-    let number: u64 = number
-        .parse()
-        .map_err(|_| format!("\"{text}\" is not a duration: write a number and ms, s, m, h or d, as 15m"))?;
+    let number: u64 = number.parse().map_err(|_| BadDuration::NotOne(text.to_owned()))?;
     number
         .checked_mul(ms_each)
         .filter(|ms| *ms <= 366 * 86_400_000)
         .map(Duration::from_millis)
-        .ok_or_else(|| format!("\"{text}\" is longer than a year, the longest duration"))
+        .ok_or_else(|| BadDuration::TooLong(text.to_owned()))
 }
 
 #[cfg(test)]

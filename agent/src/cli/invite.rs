@@ -31,7 +31,7 @@ pub(crate) struct Args {
 }
 
 fn ttl(text: &str) -> Result<Duration, String> {
-    let ttl = parse_duration(text)?;
+    let ttl = parse_duration(text).map_err(|error| error.to_string())?;
     if ttl < Duration::from_secs(1) {
         return Err("an invite has to last for a second at least".to_owned());
     }

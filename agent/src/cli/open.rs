@@ -30,7 +30,7 @@ fn how_long(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }
-    let time = parse_duration(text)?;
+    let time = parse_duration(text).map_err(|error| error.to_string())?;
     if time > MAX_OPEN {
         return Err(format!("a cluster may stand open for {} at most", human(MAX_OPEN)));
     }

@@ -36,11 +36,11 @@ pub(crate) struct Global {
     pub(crate) log_level: Option<LogLevel>,
 }
 
-fn absolute(text: &str) -> Result<String, String> {
+fn absolute(text: &str) -> Result<String, config::BadValue> {
     config::check_path(text)
 }
 
-fn short(text: &str) -> Result<String, String> {
+fn short(text: &str) -> Result<String, config::BadValue> {
     config::check_runtime_dir(text)
 }
 

@@ -101,7 +101,8 @@ impl std::str::FromStr for Script {
             let (at, command) = step
                 .split_once(char::is_whitespace)
                 .ok_or_else(|| format!("\"{step}\" is no step: write a time and a command, as 5s kill m2"))?;
-            steps.push((parse_duration(at)?, parse(command)?));
+            let at = parse_duration(at).map_err(|error| error.to_string())?;
+            steps.push((at, parse(command)?));
         }
         steps.sort_by_key(|(at, _)| *at);
         Ok(Script(steps))

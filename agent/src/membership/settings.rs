@@ -134,7 +134,8 @@ impl Keeper {
         let own = self.link.own();
         let name = match (text, self.document.member(&own)) {
             (None, Some(admitted)) => return Ok((own, admitted.name.clone())),
-            (text, _) => settings::member(&self.document, text.unwrap_or_default())?,
+            (text, _) => settings::member(&self.document, text.unwrap_or_default())
+                .map_err(|error| error.to_string())?,
         };
         let found = self.document.members().find(|(_, admitted)| admitted.name == name);
         found.map(|(id, _)| (*id, name)).ok_or_else(|| "no such member".to_owned())

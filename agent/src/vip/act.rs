@@ -174,7 +174,7 @@ impl Driver {
         };
         let name = match settings::member(&document, &node) {
             Ok(name) => name,
-            Err(text) => return refuse(reply, text),
+            Err(error) => return refuse(reply, error.to_string()),
         };
         let Some((id, _)) = document.members().find(|(_, one)| one.name == name) else { return };
         let owner = vip.election.status(now).owner;

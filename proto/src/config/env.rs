@@ -1,5 +1,6 @@
 //! The environment: `AGENT_*` variables over the file.
 
+use super::error::BadValue;
 use super::mistake::{Mistake, nearest};
 use super::{Config, fields};
 
@@ -31,17 +32,17 @@ pub fn apply_env(
     let mut mistakes = Vec::new();
     let ours = |key: &str| key.starts_with("AGENT_") && key != FOREIGN;
     for (key, value) in variables.filter(|(key, value)| ours(key) && !value.is_empty()) {
-        if let Err(message) = apply(&mut config, &key, &value) {
-            mistakes.push(Mistake { line: 0, column: 0, key, message });
+        if let Err(error) = apply(&mut config, &key, &value) {
+            mistakes.push(Mistake { line: 0, column: 0, key, message: error.to_string() });
         }
     }
     mistakes.sort_by(|a, b| a.key.cmp(&b.key));
     if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
 }
 
-fn apply(config: &mut Config, key: &str, value: &str) -> Result<(), String> {
+fn apply(config: &mut Config, key: &str, value: &str) -> Result<(), BadValue> {
     match key {
-        "AGENT_NAME" => config.name = Some(value.parse().map_err(|error| format!("{error}"))?),
+        "AGENT_NAME" => config.name = Some(value.parse()?),
         "AGENT_ADDRESS" => config.address = Some(fields::reachable(value)?),
         "AGENT_INTERFACE" => config.interface = Some(fields::interface(value)?),
         "AGENT_PORT" => config.port = fields::port(value)?,
@@ -51,9 +52,7 @@ fn apply(config: &mut Config, key: &str, value: &str) -> Result<(), String> {
         "AGENT_LOG_FORMAT" => config.log_format = value.parse()?,
         "AGENT_LOG_LEVEL" => config.log_level = value.parse()?,
         _ => {
-            let hint = nearest(key, VARIABLES)
-                .map_or_else(|| ";".to_owned(), |near| format!(", did you mean {near}?"));
-            return Err(format!("unknown variable{hint} there are {}", VARIABLES.join(", ")));
+            return Err(BadValue::UnknownVariable { nearest: nearest(key, VARIABLES), known: VARIABLES });
         }
     }
     Ok(())

@@ -13,6 +13,7 @@ use crate::node::Name;
 use crate::service::{Service, ServiceName};
 
 mod env;
+mod error;
 mod fields;
 mod file;
 mod mistake;
@@ -25,6 +26,7 @@ mod walk;
 mod web;
 
 pub use env::apply_env;
+pub use error::BadValue;
 pub use file::parse;
 pub use mistake::Mistake;
 pub use notify::Webhook;
@@ -70,9 +72,9 @@ impl fmt::Display for LogFormat {
 }
 
 impl FromStr for LogFormat {
-    type Err = String;
+    type Err = BadValue;
 
-    fn from_str(text: &str) -> Result<LogFormat, String> {
+    fn from_str(text: &str) -> Result<LogFormat, BadValue> {
         fields::one_of(text, "a log format", LogFormat::ALL.map(|format| (format.word(), format)))
     }
 }
@@ -113,9 +115,9 @@ impl fmt::Display for LogLevel {
 }
 
 impl FromStr for LogLevel {
-    type Err = String;
+    type Err = BadValue;
 
-    fn from_str(text: &str) -> Result<LogLevel, String> {
+    fn from_str(text: &str) -> Result<LogLevel, BadValue> {
         fields::one_of(text, "a log level", LogLevel::ALL.map(|level| (level.word(), level)))
     }
 }
@@ -178,7 +180,7 @@ impl Default for Config {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check_path(text: &str) -> Result<String, String> {
+pub fn check_path(text: &str) -> Result<String, BadValue> {
     fields::path(text)
 }
 
@@ -186,7 +188,7 @@ pub fn check_path(text: &str) -> Result<String, String> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check_runtime_dir(text: &str) -> Result<String, String> {
+pub fn check_runtime_dir(text: &str) -> Result<String, BadValue> {
     fields::runtime_dir(text)
 }
 
@@ -194,7 +196,7 @@ pub fn check_runtime_dir(text: &str) -> Result<String, String> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check_interface(text: &str) -> Result<String, String> {
+pub fn check_interface(text: &str) -> Result<String, BadValue> {
     fields::interface(text)
 }
 
@@ -202,7 +204,7 @@ pub fn check_interface(text: &str) -> Result<String, String> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check_duration(text: &str, bounds: RangeInclusive<Duration>) -> Result<Duration, String> {
+pub fn check_duration(text: &str, bounds: RangeInclusive<Duration>) -> Result<Duration, BadValue> {
     fields::duration(text, bounds)
 }
 
@@ -210,6 +212,6 @@ pub fn check_duration(text: &str, bounds: RangeInclusive<Duration>) -> Result<Du
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check_address(text: &str) -> Result<IpAddr, String> {
+pub fn check_address(text: &str) -> Result<IpAddr, BadValue> {
     fields::reachable(text)
 }

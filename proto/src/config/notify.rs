@@ -1,5 +1,6 @@
 //! Who is told of events: programs, and one web address.
 
+use super::error::BadValue;
 use super::fields;
 use super::walk::{Mistakes, Section};
 
@@ -41,8 +42,8 @@ impl Webhook {
     ///
     /// # Errors
     /// What is wrong and what would be right.
-    pub fn parse(text: &str) -> Result<Webhook, String> {
-        let bad = |why: &str| Err(format!("{why}: write it as http://host:8080/path or https://host/path"));
+    pub fn parse(text: &str) -> Result<Webhook, BadValue> {
+        let bad = |why| Err(BadValue::Webhook(why));
         let (tls, rest) = match text.split_once("://") {
             Some(("http", rest)) => (false, rest),
             Some(("https", rest)) => (true, rest),

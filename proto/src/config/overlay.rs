@@ -2,6 +2,7 @@
 
 use toml::de::DeTable;
 
+use super::error::BadValue;
 use super::mistake::Mistake;
 use super::services::{self, MAX_SERVICES, link_address, meet};
 use super::walk::{Mistakes, Section};
@@ -65,7 +66,10 @@ pub fn shared_service<'a>(
                 None if key == "check" => check.push_str(&format!("kind = {value}\n")),
                 None => top.push_str(&format!("{key} = {value}\n")),
             },
-            Err(message) => wrong.push(Mistake { line: 0, column: 0, key: here(key), message }),
+            Err(error) => {
+                let message = error.to_string();
+                wrong.push(Mistake { line: 0, column: 0, key: here(key), message });
+            }
         }
     }
     let table = if check.is_empty() { "" } else { "[service.check]\n" };
@@ -87,7 +91,7 @@ pub fn shared_service<'a>(
 }
 
 /// A value as TOML.
-fn write(kind: Kind, value: &str) -> Result<String, String> {
+fn write(kind: Kind, value: &str) -> Result<String, BadValue> {
     let value = value.trim();
     match kind {
         Kind::Text => Ok(quoted(value)),
@@ -96,19 +100,15 @@ fn write(kind: Kind, value: &str) -> Result<String, String> {
                 value.len() <= 9 && !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
             let number = value.trim_start_matches('0');
             let number = if number.is_empty() { "0" } else { number };
-            if is_number { Ok(number.to_owned()) } else { Err(not(value, "a whole number")) }
+            if is_number { Ok(number.to_owned()) } else { Err(BadValue::Number(fields::shown(value))) }
         }
         Kind::Flag if value == "true" || value == "false" => Ok(value.to_owned()),
-        Kind::Flag => Err(not(value, "true or false")),
+        Kind::Flag => Err(BadValue::Flag(fields::shown(value))),
         Kind::List => {
             let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
             Ok(format!("[{}]", parts.map(quoted).collect::<Vec<_>>().join(", ")))
         }
     }
-}
-
-fn not(value: &str, what: &str) -> String {
-    format!("\"{}\" is not {what}", fields::shown(value))
 }
 
 /// A basic string of TOML.

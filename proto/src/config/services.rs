@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
+use super::error::BadValue;
 use super::walk::{Field, Mistakes, Section, integer, kind};
 use super::{Config, fields};
 use crate::service::{
@@ -237,7 +238,7 @@ fn check(field: &Field<'_, '_>, check: &mut Check, is_default: bool, mistakes: &
 }
 
 /// The kind that a word means, with what is already known when it is the same.
-fn kind_of(word: &str, is_default: bool, now: &CheckKind) -> Result<CheckKind, String> {
+fn kind_of(word: &str, is_default: bool, now: &CheckKind) -> Result<CheckKind, BadValue> {
     let http = match now {
         CheckKind::Http(http) | CheckKind::Https(http, _) => http.clone(),
         CheckKind::Tcp => HttpCheck { path: "/".to_owned(), expect: Expect::default() },

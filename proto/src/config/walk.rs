@@ -1,5 +1,7 @@
 //! Walks a parsed TOML text and collects mistakes with their places, instead of stopping at the first.
 
+use std::fmt;
+
 use std::ops::RangeInclusive;
 
 use toml::Spanned;
@@ -21,14 +23,14 @@ impl<'t> Mistakes<'t> {
     }
 
     /// Reports a mistake at a byte offset.
-    pub(super) fn add(&mut self, offset: usize, key: &str, message: impl Into<String>) {
+    pub(super) fn add(&mut self, offset: usize, key: &str, message: impl fmt::Display) {
         let (line, column) = place(self.text, offset);
-        let mistake = Mistake { line, column, key: key.to_owned(), message: message.into() };
+        let mistake = Mistake { line, column, key: key.to_owned(), message: message.to_string() };
         self.found.push((offset, mistake));
     }
 
     /// Reports something that is not there, unless it may only have been lost.
-    pub(super) fn missing(&mut self, offset: usize, key: &str, message: impl Into<String>) {
+    pub(super) fn missing(&mut self, offset: usize, key: &str, message: impl fmt::Display) {
         if !self.broken {
             self.add(offset, key, message);
         }

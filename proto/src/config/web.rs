@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use super::error::BadValue;
 use super::fields;
 use super::walk::{Mistakes, Section};
 
@@ -98,18 +99,18 @@ pub(super) fn read(top: &Section<'_, '_>, config: &mut super::Config, mistakes: 
     }
 }
 
-fn user(text: &str) -> Result<String, String> {
+fn user(text: &str) -> Result<String, BadValue> {
     // RFC 7617, 2: the colon ends the user's name.
     if text.is_empty() || text.len() > 64 || text.contains(|c: char| c.is_control() || c == ':') {
-        return Err("not a user: 1 to 64 characters without a colon".to_owned());
+        return Err(BadValue::User);
     }
     Ok(text.to_owned())
 }
 
 /// The message never shows what was written.
-fn secret(text: &str) -> Result<Secret, String> {
+fn secret(text: &str) -> Result<Secret, BadValue> {
     if !(MIN_SECRET..=MAX_SECRET).contains(&text.len()) || text.contains(char::is_control) {
-        return Err(format!("not long enough, or too long: write {MIN_SECRET} to {MAX_SECRET} characters"));
+        return Err(BadValue::Secret { least: MIN_SECRET, most: MAX_SECRET });
     }
     Ok(Secret(text.to_owned()))
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use super::error::BadSetting;
 use crate::config::{SHARED_KEYS, check_address, nearest};
 use crate::node::Name;
 use crate::service::ServiceName;
@@ -74,7 +75,7 @@ pub const KNOWN: [Known; 26] = [
 ///
 /// # Errors
 /// There is no such setting, and what was probably meant.
-pub fn about(text: &str) -> Result<(String, &'static Known), String> {
+pub fn about(text: &str) -> Result<(String, &'static Known), BadSetting> {
     let key = Key::parse(text)?;
     let pattern = match &key {
         Key::Vip | Key::HaproxyMetrics => key.to_string(),
@@ -89,7 +90,7 @@ pub fn about(text: &str) -> Result<(String, &'static Known), String> {
         _ => pattern,
     };
     let known = KNOWN.iter().find(|known| known.key == pattern);
-    Ok((key.to_string(), known.ok_or_else(|| format!("there is no setting \"{}\"", shown(text)))?))
+    Ok((key.to_string(), known.ok_or_else(|| BadSetting::NoSuch(shown(text)))?))
 }
 
 /// What a key of a VIP is about.
@@ -145,9 +146,9 @@ impl fmt::Display for Key {
 
 impl Key {
     /// Reads a key as people write it.
-    pub(super) fn parse(text: &str) -> Result<Key, String> {
+    pub(super) fn parse(text: &str) -> Result<Key, BadSetting> {
         let (head, rest) = text.split_once('.').unwrap_or((text, ""));
-        let needs = |what: &str, example: &str| format!("{what} is missing: write it as {example}");
+        let needs = |what, example: &str| BadSetting::Missing { what, example: example.to_owned() };
         match (head, rest) {
             ("vip", "") => Ok(Key::Vip),
             ("vip", rest) => of_vip(rest),
@@ -163,8 +164,8 @@ impl Key {
     }
 }
 
-fn name(text: &str) -> Result<Name, String> {
-    text.parse().map_err(|error: crate::node::BadName| error.to_string())
+fn name(text: &str) -> Result<Name, BadSetting> {
+    Ok(text.parse()?)
 }
 
 /// Cuts a text that is shown in a message.
@@ -172,17 +173,18 @@ pub(super) fn shown(text: &str) -> String {
     text.chars().take(60).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
-fn unknown(what: &str, typed: &str, known: &[&str]) -> String {
-    let near = nearest(typed, known).map_or_else(|| ";".to_owned(), |near| format!(", did you mean {near}?"));
-    format!("there is no {what} \"{}\"{near} there are {}", shown(typed), known.join(", "))
+fn unknown(what: &'static str, typed: &str, known: &'static [&'static str]) -> BadSetting {
+    let nearest = nearest(typed, known).map(str::to_owned);
+    BadSetting::Unknown { what, text: shown(typed), nearest, known }
 }
 
 /// `10.0.0.50.interface`: addresses have points of their own, so the longest beginning that is one counts.
-fn of_vip(rest: &str) -> Result<Key, String> {
+fn of_vip(rest: &str) -> Result<Key, BadSetting> {
     let ends = rest.match_indices('.').map(|(at, _)| at).chain([rest.len()]);
     let found = ends.filter_map(|at| Some((at, rest[..at].parse::<IpAddr>().ok()?))).next_back();
     let Some((at, address)) = found else {
-        return Err("no address in it: write it as vip.10.0.0.50.interface".to_owned());
+        let example = "vip.10.0.0.50.interface".to_owned();
+        return Err(BadSetting::Missing { what: "the address", example });
     };
     let word = rest[at..].trim_start_matches('.');
     let of = match word.split_once('.') {
@@ -191,7 +193,9 @@ fn of_vip(rest: &str) -> Result<Key, String> {
             "interface" => OfVip::Interface,
             "label" => OfVip::Label,
             "candidates" => OfVip::Candidates,
-            "priority" => return Err(format!("the node is missing: write it as vip.{rest}.NODE")),
+            "priority" => {
+                return Err(BadSetting::Missing { what: "the node", example: format!("vip.{rest}.NODE") });
+            }
             "preempt" => OfVip::Preempt,
             "service" => OfVip::Service,
             other => return Err(unknown("setting of a VIP", other, &OF_VIP)),
@@ -203,28 +207,26 @@ fn of_vip(rest: &str) -> Result<Key, String> {
 /// Keys that a node's own file has, and that mean nothing for all nodes at once.
 const OWN: [&str; 4] = ["check.address", "check.ca-file", "check.cert-file", "check.key-file"];
 
-fn of_service(rest: &str) -> Result<Key, String> {
+fn of_service(rest: &str) -> Result<Key, BadSetting> {
     let (service, key) = rest.split_once('.').unwrap_or((rest, ""));
     let service: ServiceName = service.parse()?;
     let key = if key == "check.kind" { "check" } else { key };
     match SHARED_KEYS.iter().find(|known| **known == key) {
         Some(key) => Ok(Key::Service(service, key)),
-        None if key == "weight" => Err("weights belong to nodes: write weight.NODE".to_owned()),
-        None if OWN.contains(&key) => {
-            Err("it differs from node to node: write it into each node's agent.toml".to_owned())
-        }
+        None if key == "weight" => Err(BadSetting::WeightOfService),
+        None if OWN.contains(&key) => Err(BadSetting::OwnFile),
         None => Err(unknown("setting of a service", key, &SHARED_KEYS)),
     }
 }
 
 /// A VIP as people write it: an address, or one with a prefix that is left out.
-pub(super) fn vip(text: &str) -> Result<IpAddr, String> {
+pub(super) fn vip(text: &str) -> Result<IpAddr, BadSetting> {
     let bare = match text.split_once('/') {
         Some((bare, length)) => {
             let most = if bare.contains(':') { 128 } else { 32 };
             let good = length.parse::<u8>().is_ok_and(|length| length <= most);
             if !good {
-                return Err(format!("\"{}\" has no prefix length after its /", shown(text)));
+                return Err(BadSetting::Prefix(shown(text)));
             }
             bare
         }
@@ -236,9 +238,7 @@ pub(super) fn vip(text: &str) -> Result<IpAddr, String> {
         IpAddr::V6(v6) => v6.is_loopback() || v6.is_unicast_link_local(),
     };
     if local {
-        return Err(format!(
-            "{address} is never shared between nodes: write a free address of their network"
-        ));
+        return Err(BadSetting::NotShared(address));
     }
     Ok(address)
 }

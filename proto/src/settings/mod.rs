@@ -5,20 +5,23 @@
 //! later version may have written it, and two nodes may have changed what belongs together at once.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::cluster::Document;
-use crate::config::{self, Config, Mistake};
+use crate::config::{self, BadValue, Config, Mistake};
 use crate::node::Name;
 use crate::service::{MAX_WEIGHT, Service, ServiceName};
 use crate::time::UnixMs;
 
+mod error;
 mod known;
 mod plan;
 #[cfg(test)]
 mod tests;
 
+pub use error::BadSetting;
 pub use known::{KNOWN, Known, Secrecy, about, secrecy};
 pub use plan::{Change, member, plan};
 
@@ -101,7 +104,7 @@ pub struct Settings {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check_vip(text: &str) -> Result<IpAddr, String> {
+pub fn check_vip(text: &str) -> Result<IpAddr, BadSetting> {
     known::vip(text)
 }
 
@@ -114,9 +117,9 @@ pub fn of_node(name: &Name) -> [String; 2] {
 struct Found(Vec<Mistake>);
 
 impl Found {
-    fn add(&mut self, key: impl ToString, message: impl Into<String>) {
+    fn add(&mut self, key: impl ToString, message: impl fmt::Display) {
         // Parts of it may be what another node wrote, and it goes to logs and terminals.
-        let message = message.into().replace(char::is_control, "?");
+        let message = message.to_string().replace(char::is_control, "?");
         self.0.push(Mistake { line: 0, column: 0, key: key.to_string(), message });
     }
 }
@@ -147,7 +150,7 @@ impl Settings {
                     .map(|all| vips.extend(all.into_iter().map(|one| (one, VipSettings::new(one))))),
                 Key::OfVip(address, of) => match vips.get_mut(address) {
                     Some(vip) => vip.take(of, value),
-                    None => Err(format!("{address} is not among the addresses of vip: set that too")),
+                    None => Err(BadSetting::NotAVip(*address)),
                 },
                 Key::Service(name, key) => {
                     services.entry(name.clone()).or_default().push((key, value));
@@ -161,15 +164,13 @@ impl Settings {
                     .map(|ms| {
                         settings.drains.insert(node.clone(), UnixMs(ms));
                     })
-                    .map_err(|_| {
-                        "it holds a time in milliseconds since 1970; run: agent drain NODE".to_owned()
-                    }),
+                    .map_err(|_| BadSetting::NotATime),
                 Key::HaproxyMetrics => match value {
                     "true" | "false" => {
                         settings.haproxy_metrics = value == "true";
                         Ok(())
                     }
-                    _ => Err(format!("\"{}\" is not true or false", shown(value))),
+                    _ => Err(BadValue::Flag(shown(value)).into()),
                 },
             };
             if let Err(message) = result {
@@ -203,23 +204,23 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|word| !word.is_empty())
 }
 
-fn addresses(text: &str) -> Result<BTreeSet<IpAddr>, String> {
-    let all = words(text).map(known::vip).collect::<Result<BTreeSet<IpAddr>, String>>()?;
+fn addresses(text: &str) -> Result<BTreeSet<IpAddr>, BadSetting> {
+    let all = words(text).map(known::vip).collect::<Result<BTreeSet<IpAddr>, BadSetting>>()?;
     match all.len() {
-        0 => Err("no address: write one as 10.0.0.50, or unset it".to_owned()),
+        0 => Err(BadSetting::NoAddress),
         1..=MAX_VIPS => Ok(all),
-        many => Err(format!("{many} addresses: {MAX_VIPS} is the most")),
+        many => Err(BadSetting::TooManyAddresses(many)),
     }
 }
 
-fn number(text: &str, least: u16, most: u16) -> Result<u16, String> {
-    let wrong = || format!("\"{}\" is not a whole number from {least} to {most}", shown(text));
+fn number(text: &str, least: u16, most: u16) -> Result<u16, BadSetting> {
+    let wrong = || BadSetting::Number { text: shown(text), least, most };
     let good = text.bytes().all(|b| b.is_ascii_digit());
     text.parse().ok().filter(|number| good && (least..=most).contains(number)).ok_or_else(wrong)
 }
 
 impl VipSettings {
-    fn take(&mut self, of: &OfVip, value: &str) -> Result<(), String> {
+    fn take(&mut self, of: &OfVip, value: &str) -> Result<(), BadSetting> {
         match of {
             OfVip::Interface => self.interface = Some(config::check_interface(value)?),
             OfVip::Label => self.label = Some(label(value)?),
@@ -237,7 +238,7 @@ impl VipSettings {
             OfVip::Preempt if value == "off" => self.preempt = None,
             OfVip::Preempt => {
                 let wait = config::check_duration(value, Duration::ZERO..=MAX_PREEMPT);
-                self.preempt = Some(wait.map_err(|message| format!("{message}, or off"))?);
+                self.preempt = Some(wait.map_err(BadSetting::Preempt)?);
             }
             OfVip::Service => self.service = value.parse()?,
         }
@@ -258,16 +259,15 @@ impl VipSettings {
     }
 }
 
-fn names(value: &str) -> Result<BTreeSet<Name>, String> {
-    let all: BTreeSet<Name> = words(value)
-        .map(|word| word.parse().map_err(|error: crate::node::BadName| error.to_string()))
-        .collect::<Result<_, _>>()?;
-    if all.is_empty() { Err("nobody: write masters, all, or names of nodes".to_owned()) } else { Ok(all) }
+fn names(value: &str) -> Result<BTreeSet<Name>, BadSetting> {
+    let all: BTreeSet<Name> =
+        words(value).map(|word| word.parse().map_err(BadSetting::Name)).collect::<Result<_, _>>()?;
+    if all.is_empty() { Err(BadSetting::Nobody) } else { Ok(all) }
 }
 
 /// A label of an address: the kernel takes 15 bytes (IFNAMSIZ).
-fn label(value: &str) -> Result<String, String> {
+fn label(value: &str) -> Result<String, BadSetting> {
     let good = (1..=15).contains(&value.len()) && value.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
-    let wrong = || format!("\"{}\" is not a label: 1 to 15 characters, as wg0:0", shown(value));
+    let wrong = || BadSetting::Label(shown(value));
     if good { Ok(value.to_owned()) } else { Err(wrong()) }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use super::error::BadSetting;
 use super::known::{HEADS, Key, OfVip, shown};
 use super::{Found, MAX_VALUE, Settings, addresses, names, values, words};
 use crate::cluster::Document;
@@ -71,9 +72,9 @@ pub fn plan(document: &Document, wishes: &[(String, Option<String>)]) -> Result<
 }
 
 /// A key and a value as the document has them.
-fn set(document: &Document, text: &str, value: &str) -> Result<(String, String), String> {
+fn set(document: &Document, text: &str, value: &str) -> Result<(String, String), BadSetting> {
     if value.len() > MAX_VALUE {
-        return Err(format!("its value has {} bytes: {MAX_VALUE} is the most", value.len()));
+        return Err(BadSetting::TooLong(value.len()));
     }
     let key = with_member(document, Key::parse(text)?)?;
     let value = match &key {
@@ -83,7 +84,7 @@ fn set(document: &Document, text: &str, value: &str) -> Result<(String, String),
         }
         Key::OfVip(_, OfVip::Candidates) if value != "masters" && value != "all" => {
             let named = words(value).map(|word| member(document, word).map(|name| name.to_string()));
-            let named = named.collect::<Result<BTreeSet<String>, String>>()?;
+            let named = named.collect::<Result<BTreeSet<String>, BadSetting>>()?;
             names(value)?;
             named.into_iter().collect::<Vec<_>>().join(",")
         }
@@ -93,7 +94,7 @@ fn set(document: &Document, text: &str, value: &str) -> Result<(String, String),
 }
 
 /// The key with its node as the document calls it.
-fn with_member(document: &Document, key: Key) -> Result<Key, String> {
+fn with_member(document: &Document, key: Key) -> Result<Key, BadSetting> {
     Ok(match key {
         Key::Weight(node) => Key::Weight(member(document, node.as_str())?),
         Key::Drain(node) => Key::Drain(member(document, node.as_str())?),
@@ -108,28 +109,33 @@ fn with_member(document: &Document, key: Key) -> Result<Key, String> {
 ///
 /// # Errors
 /// None or several are called so.
-pub fn member(document: &Document, text: &str) -> Result<Name, String> {
+pub fn member(document: &Document, text: &str) -> Result<Name, BadSetting> {
     match document.find(text).as_slice() {
         [(_, admitted)] => Ok(admitted.name.clone()),
         [] => {
             let mut names: Vec<&str> = document.members().map(|(_, one)| one.name.as_str()).collect();
             names.sort_unstable();
-            let near = nearest(text, &names)
-                .map_or_else(|| ";".to_owned(), |near| format!(", did you mean {near}?"));
-            // A line has room for so many.
-            let more = if names.len() > 12 { ", and more" } else { "" };
-            let some = names.iter().take(12).copied().collect::<Vec<_>>().join(", ");
-            Err(format!("no member is called \"{}\"{near} there are {some}{more}", shown(text)))
+            Err(BadSetting::NoMember {
+                text: shown(text),
+                nearest: nearest(text, &names).map(str::to_owned),
+                // A line has room for so many.
+                some: names.iter().take(12).map(|name| (*name).to_owned()).collect(),
+                more: names.len() > 12,
+            })
         }
         several => {
             let ids: Vec<String> = several.iter().map(|(id, _)| id.to_string()).collect();
-            Err(format!("\"{}\" names several members; use an id: {}", shown(text), ids.join(", ")))
+            Err(BadSetting::SeveralMembers { text: shown(text), ids })
         }
     }
 }
 
 /// The keys that a text unsets: its own, and all below it.
-fn unset(document: &Document, text: &str, before: &BTreeMap<String, String>) -> Result<Vec<String>, String> {
+fn unset(
+    document: &Document,
+    text: &str,
+    before: &BTreeMap<String, String>,
+) -> Result<Vec<String>, BadSetting> {
     // A node that was removed, and a key of a later version, are taken as they are written.
     let parsed = Key::parse(text);
     let wanted = match parsed.clone().map(|key| with_member(document, key.clone()).unwrap_or(key)) {
@@ -149,8 +155,7 @@ fn unset(document: &Document, text: &str, before: &BTreeMap<String, String>) -> 
         return Err(message);
     }
     let set: Vec<&str> = before.keys().map(String::as_str).collect();
-    let hint = nearest(&wanted, &set).map_or(String::new(), |near| format!(", did you mean {near}?"));
-    Err(format!("not set{hint}"))
+    Err(BadSetting::NotSet { nearest: nearest(&wanted, &set).map(str::to_owned) })
 }
 
 /// Takes out what belongs to VIPs that were there and are not any more.

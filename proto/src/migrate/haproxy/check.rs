@@ -63,7 +63,7 @@ pub(super) fn read(line: &Line, place: &Place<'_>, proxy: &mut Proxy, account: &
     } else if let Some(codes) = expect {
         match codes.parse::<Expect>() {
             Ok(_) => put(line, &shown, "check.expect", quoted(&codes), "", proxy, account),
-            Err(reason) => account.add(line.number, &shown, Wrong, reason),
+            Err(error) => account.add(line.number, &shown, Wrong, error.to_string()),
         }
     } else if let Some(path) = path {
         let good = path.starts_with('/') && path.len() <= 1024 && path.bytes().all(|b| b.is_ascii_graphic());

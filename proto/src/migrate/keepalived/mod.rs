@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use super::notes::Verdict::{Automatic, Kept, Needless, NotDone, Set, Unknown, Wrong};
 use super::notes::{Account, Row, row};
 use super::words::{duration, milliseconds};
+use crate::config::{BadValue, check_interface};
 use crate::settings::check_vip;
 
 mod tree;
@@ -337,14 +338,14 @@ fn vip(node: &Node, of_instance: Option<&str>, account: &mut Account) -> Option<
     let address = match check_vip(node.word(0)) {
         Ok(address) => address,
         Err(reason) => {
-            account.add(node.line, &node.shown(), Wrong, reason);
+            account.add(node.line, &node.shown(), Wrong, reason.to_string());
             return None;
         }
     };
     let label = node.after("label").map(str::to_owned);
     let mut interface = node.after("dev").or(of_instance.filter(|_| label.is_some())).map(str::to_owned);
     if let Some(Err(reason)) = interface.as_deref().map(is_interface) {
-        account.add(node.line, &node.shown(), Wrong, reason);
+        account.add(node.line, &node.shown(), Wrong, reason.to_string());
         interface = None;
     }
     let label = label.filter(|label| {
@@ -372,13 +373,20 @@ fn is_word(text: &str) -> bool {
     text.len() <= 15 && text.chars().all(|c| c.is_ascii_alphanumeric() || "._:@-".contains(c))
 }
 
-fn is_interface(text: &str) -> Result<(), String> {
-    crate::config::check_interface(text)?;
-    if is_word(text) {
-        Ok(())
-    } else {
-        Err("a name of an interface that a shell would not leave as it is".to_owned())
-    }
+/// Why a name of an interface is not taken over.
+#[derive(Debug, thiserror::Error)]
+enum BadInterface {
+    /// It is none.
+    #[error(transparent)]
+    Value(#[from] BadValue),
+    /// It can't stand in a command as it is.
+    #[error("a name of an interface that a shell would not leave as it is")]
+    Odd,
+}
+
+fn is_interface(text: &str) -> Result<(), BadInterface> {
+    check_interface(text)?;
+    if is_word(text) { Ok(()) } else { Err(BadInterface::Odd) }
 }
 
 /// `notify "/path/program"`, with no arguments of its own.

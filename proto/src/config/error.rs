@@ -1,0 +1,112 @@
+//! Why a single value of the configuration is none.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::fields::MAX_RUNTIME_DIR;
+use crate::node::BadName;
+use crate::time::human;
+
+/// Why a value is not what it should be, and what would be right. Values in it are cut, and secrets are never
+/// part of it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadValue {
+    /// It is none of a few words.
+    #[error(
+        "\"{text}\" is not {what}{}: write one of {}",
+        nearest.map_or_else(String::new, |word| format!(" (did you mean {word}?)")),
+        known.join(", ")
+    )]
+    NotOneOf {
+        /// What was written.
+        text: String,
+        /// What it should be.
+        what: &'static str,
+        /// The word that was probably meant.
+        nearest: Option<&'static str>,
+        /// All that there are.
+        known: Vec<&'static str>,
+    },
+    /// There is no such environment variable.
+    #[error(
+        "unknown variable{} there are {}",
+        nearest.map_or_else(|| ";".to_owned(), |near| format!(", did you mean {near}?")),
+        known.join(", ")
+    )]
+    UnknownVariable {
+        /// The one that was probably meant.
+        nearest: Option<&'static str>,
+        /// All that there are.
+        known: &'static [&'static str],
+    },
+    /// It is no name of a node.
+    #[error(transparent)]
+    Name(#[from] BadName),
+    /// Others can't reach this node at it.
+    #[error("{0} can't be reached by others: write this node's own address on the mesh")]
+    Unreachable(IpAddr),
+    /// It is no IP address.
+    #[error("\"{0}\" is not an IP address: write one as 10.0.0.1 or fd00::1, without a port")]
+    Ip(String),
+    /// It is no address with a port.
+    #[error("\"{0}\" is not an address and a port: write it as 127.0.0.1:16443 or [::1]:16443")]
+    Socket(String),
+    /// It is no name of an interface.
+    #[error("\"{0}\" is not the name of an interface: 1 to 15 characters, as wg0")]
+    Interface(String),
+    /// It is no absolute path.
+    #[error("\"{0}\" is not an absolute path: begin it with /")]
+    Path(String),
+    /// A socket in that directory would have too long a path; the directory's bytes.
+    #[error("it has {0} bytes: a directory for sockets may have at most {MAX_RUNTIME_DIR}")]
+    RuntimeDir(usize),
+    /// It is no port.
+    #[error("\"{0}\" is not a port: write a number from 1 to 65535")]
+    Port(String),
+    /// It is no path that can be asked for.
+    #[error("\"{0}\" is not a path to ask for: begin it with /, without spaces, as /readyz")]
+    HttpPath(String),
+    /// No certificate carries such a name.
+    #[error("\"{0}\" is not a name that a certificate can carry, as kubernetes")]
+    ServerName(String),
+    /// It is no duration.
+    #[error("\"{0}\" is not a duration: write a number and ms, s, m, h or d, as 500ms")]
+    Duration(String),
+    /// It is too short or too long.
+    #[error(
+        "{text} is {}: write something from {} to {}",
+        if found < least { "too short" } else { "too long" },
+        human(*least),
+        human(*most)
+    )]
+    OutOfBounds {
+        /// What was written.
+        text: String,
+        /// The same.
+        found: Duration,
+        /// The shortest.
+        least: Duration,
+        /// The longest.
+        most: Duration,
+    },
+    /// It is no number.
+    #[error("\"{0}\" is not a whole number")]
+    Number(String),
+    /// It is neither true nor false.
+    #[error("\"{0}\" is not true or false")]
+    Flag(String),
+    /// It is no user of the status page.
+    #[error("not a user: 1 to 64 characters without a colon")]
+    User,
+    /// It is no password; it is never shown.
+    #[error("not long enough, or too long: write {least} to {most} characters")]
+    Secret {
+        /// The shortest.
+        least: usize,
+        /// The longest.
+        most: usize,
+    },
+    /// It is no URL of a webhook; it is never shown, since it may hold a secret.
+    #[error("{0}: write it as http://host:8080/path or https://host/path")]
+    Webhook(&'static str),
+}

@@ -1,0 +1,126 @@
+//! Why a setting can't be what someone wants it to be.
+
+use std::net::IpAddr;
+
+use super::{MAX_VALUE, MAX_VIPS};
+use crate::config::BadValue;
+use crate::node::BadName;
+use crate::service::BadServiceName;
+
+/// Why a key or a value of a setting is none, and what would be right. Texts in it are cut.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadSetting {
+    /// It is no value of its kind.
+    #[error(transparent)]
+    Value(#[from] BadValue),
+    /// It is no name of a node.
+    #[error(transparent)]
+    Name(#[from] BadName),
+    /// It is no name of a service.
+    #[error(transparent)]
+    Service(#[from] BadServiceName),
+    /// There is nothing of that kind.
+    #[error("there is no {what} \"{text}\"{} there are {}", meant(nearest.as_deref()), known.join(", "))]
+    Unknown {
+        /// Of which kind.
+        what: &'static str,
+        /// What was written.
+        text: String,
+        /// What was probably meant.
+        nearest: Option<String>,
+        /// What there is.
+        known: &'static [&'static str],
+    },
+    /// The key is understood, and this version has no such setting.
+    #[error("there is no setting \"{0}\"")]
+    NoSuch(String),
+    /// The key ends too early.
+    #[error("{what} is missing: write it as {example}")]
+    Missing {
+        /// What is missing.
+        what: &'static str,
+        /// How to write it.
+        example: String,
+    },
+    /// Weights belong to nodes.
+    #[error("weights belong to nodes: write weight.NODE")]
+    WeightOfService,
+    /// It differs from node to node.
+    #[error("it differs from node to node: write it into each node's agent.toml")]
+    OwnFile,
+    /// What follows a VIP's `/` is no length.
+    #[error("\"{0}\" has no prefix length after its /")]
+    Prefix(String),
+    /// It is an address that each node has for itself.
+    #[error("{0} is never shared between nodes: write a free address of their network")]
+    NotShared(IpAddr),
+    /// A list of VIPs is empty.
+    #[error("no address: write one as 10.0.0.50, or unset it")]
+    NoAddress,
+    /// There are more VIPs than there may be; how many.
+    #[error("{0} addresses: {MAX_VIPS} is the most")]
+    TooManyAddresses(usize),
+    /// It is of an address that is none of the VIPs.
+    #[error("{0} is not among the addresses of vip: set that too")]
+    NotAVip(IpAddr),
+    /// It is not since when a node drains.
+    #[error("it holds a time in milliseconds since 1970; run: agent drain NODE")]
+    NotATime,
+    /// It is no number within bounds.
+    #[error("\"{text}\" is not a whole number from {least} to {most}")]
+    Number {
+        /// What was written.
+        text: String,
+        /// The least.
+        least: u16,
+        /// The most.
+        most: u16,
+    },
+    /// It is no time for preempt, which may be off too.
+    #[error("{0}, or off")]
+    Preempt(BadValue),
+    /// A list of candidates is empty.
+    #[error("nobody: write masters, all, or names of nodes")]
+    Nobody,
+    /// It is no label of an address.
+    #[error("\"{0}\" is not a label: 1 to 15 characters, as wg0:0")]
+    Label(String),
+    /// The value is too long; its bytes.
+    #[error("its value has {0} bytes: {MAX_VALUE} is the most")]
+    TooLong(usize),
+    /// No member is called so.
+    #[error(
+        "no member is called \"{text}\"{} there are {}{}",
+        meant(nearest.as_deref()),
+        some.join(", "),
+        if *more { ", and more" } else { "" }
+    )]
+    NoMember {
+        /// What was written.
+        text: String,
+        /// Who was probably meant.
+        nearest: Option<String>,
+        /// As many names as fit in a line.
+        some: Vec<String>,
+        /// There are more.
+        more: bool,
+    },
+    /// Several members are called so.
+    #[error("\"{text}\" names several members; use an id: {}", ids.join(", "))]
+    SeveralMembers {
+        /// What was written.
+        text: String,
+        /// Theirs.
+        ids: Vec<String>,
+    },
+    /// What should be unset is not set.
+    #[error("not set{}", nearest.as_ref().map_or(String::new(), |near| format!(", did you mean {near}?")))]
+    NotSet {
+        /// What was probably meant.
+        nearest: Option<String>,
+    },
+}
+
+fn meant(nearest: Option<&str>) -> String {
+    nearest.map_or_else(|| ";".to_owned(), |near| format!(", did you mean {near}?"))
+}
