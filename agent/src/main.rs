@@ -22,6 +22,7 @@ mod netlink;
 mod proxy;
 mod pulse;
 mod reach;
+mod records;
 mod screen;
 mod source;
 mod state;

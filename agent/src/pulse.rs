@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::keys::{Offer, Word};
 use proto::node::NodeId;
 use proto::pulse::{Ear, Ears, Hearing, Pulse, Saying, interval};
+use proto::record::{NodeRecord, Offer};
 use proto::time::Moment;
 use proto::view::View;
 use tokio::sync::{mpsc, watch};
@@ -39,7 +39,7 @@ const LOOK: Duration = Duration::from_millis(25);
 pub(crate) fn spawn(
     link: Arc<Link>,
     view: watch::Receiver<Arc<View>>,
-    word: watch::Receiver<Word>,
+    word: watch::Receiver<NodeRecord>,
     answers: mpsc::Receiver<Answer>,
     ears: watch::Sender<Arc<Ears>>,
     life: &Life,
@@ -50,12 +50,12 @@ pub(crate) fn spawn(
 }
 
 /// Keeps what the link answers in step with what this node says by gossip.
-fn tell(link: Arc<Link>, word: watch::Receiver<Word>, life: &Life) {
+fn tell(link: Arc<Link>, word: watch::Receiver<NodeRecord>, life: &Life) {
     let own = life.clone();
     life.supervise("pulse", word, move |word| Box::pin(publish_status(link.clone(), word, own.clone())));
 }
 
-async fn publish_status(link: Arc<Link>, word: &mut watch::Receiver<Word>, life: Life) {
+async fn publish_status(link: Arc<Link>, word: &mut watch::Receiver<NodeRecord>, life: Life) {
     let mut said = None;
     loop {
         let saying = saying_of(&word.borrow_and_update());
@@ -71,7 +71,7 @@ async fn publish_status(link: Arc<Link>, word: &mut watch::Receiver<Word>, life:
     }
 }
 
-fn saying_of(word: &Word) -> Saying {
+fn saying_of(word: &NodeRecord) -> Saying {
     let said = |offer: &Offer| (offer.health.readiness, offer.health.cause);
     Saying {
         draining: word.draining.is_some(),

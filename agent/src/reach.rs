@@ -283,8 +283,8 @@ async fn probe(address: SocketAddr, within: Duration) -> Evidence {
 mod tests {
     use proto::backends::{Fate, State, fate};
     use proto::cause::Cause;
-    use proto::keys::{Offer, Word};
     use proto::pulse::{Ear, Saying};
+    use proto::record::{NodeRecord, Offer};
     use proto::view::Member;
 
     use super::*;
@@ -298,21 +298,8 @@ mod tests {
         };
         let offer =
             Offer { address: SocketAddr::from(([10, 0, 0, n], 6443)), weight: 100, health, check_ms: None };
-        let word = Word {
-            name: Name::nearest(&format!("m{n}")),
-            version: String::new(),
-            addresses: Vec::new(),
-            interface: String::new(),
-            started: UnixMs(0),
-            document: String::new(),
-            draining: None,
-            left: false,
-            services: BTreeMap::from([(ServiceName::kube_api(), offer)]),
-            feet: Vec::new(),
-            vips: BTreeMap::new(),
-            hears: BTreeMap::new(),
-            unfit: BTreeMap::new(),
-        };
+        let services = BTreeMap::from([(ServiceName::kube_api(), offer)]);
+        let word = NodeRecord { services, ..NodeRecord::new(Name::nearest(&format!("m{n}"))) };
         Member { id: NodeId([n; NodeId::LEN]), word, heard: true, since: UnixMs(0) }
     }
 
@@ -320,7 +307,7 @@ mod tests {
     fn held(cause: Cause) -> (State, Fate) {
         let view = View {
             members: [member(1), member(2)].map(|member| (member.id, member)).into(),
-            problems: BTreeMap::new(),
+            not_counted: Vec::new(),
         };
         let name = ServiceName::kube_api();
         let saying = Saying {

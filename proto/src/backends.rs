@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::cause::{Cause, Detail, Reason};
 use crate::health::Readiness;
-use crate::keys::Offer;
 use crate::node::{Name, NodeId};
 use crate::path::{Path, Reach};
+use crate::record::Offer;
 use crate::service::{Balance, ServiceName};
 use crate::time::{Moment, UnixMs};
 use crate::view::View;
@@ -189,6 +189,7 @@ fn judge(
         (_, Readiness::Down, _) => of_health(State::Down),
         (Some((Reach::Suspect, path)), ..) => of_path(State::Suspect, path),
         (_, Readiness::NotReady, _) => of_health(State::NotReady),
+        (_, Readiness::Other, _) => of_health(State::Suspect),
         (_, _, Some(since)) => {
             let cause = if left { Cause::AgentStopped } else { Cause::Draining };
             // The agent alone was stopped: its apiserver serves on, and others may still be used first.
@@ -458,9 +459,9 @@ mod tests {
 
     use super::*;
     use crate::health::Health;
-    use crate::keys::Word;
     use crate::path::Evidence;
     use crate::pulse::Hearing;
+    use crate::record::NodeRecord;
     use crate::view::Member;
 
     fn id(n: u8) -> NodeId {
@@ -495,28 +496,15 @@ mod tests {
             check_ms: None,
         };
         let services = readiness.map(|readiness| (ServiceName::kube_api(), offer(readiness)));
-        let word = Word {
-            name: format!("m{n}").parse().unwrap(),
-            version: String::new(),
-            addresses: vec![],
-            interface: String::new(),
-            started: UnixMs(0),
-            document: String::new(),
-            draining: None,
-            left: false,
-            services: services.into_iter().collect(),
-            hears: BTreeMap::new(),
-            feet: Vec::new(),
-            vips: BTreeMap::new(),
-            unfit: BTreeMap::new(),
-        };
+        let services = services.into_iter().collect();
+        let word = NodeRecord { services, ..NodeRecord::new(format!("m{n}").parse().unwrap()) };
         Member { id: id(n), word, heard, since: UnixMs(0) }
     }
 
     fn states(members: &[Member], paths: &[(u8, &[Evidence])], last_good: &[u8]) -> BTreeMap<u8, State> {
         let view = View {
             members: members.iter().map(|member| (member.id, member.clone())).collect(),
-            problems: BTreeMap::new(),
+            not_counted: Vec::new(),
         };
         let paths = paths
             .iter()
@@ -689,7 +677,7 @@ mod tests {
         let found = |evidence: &[Evidence]| {
             let view = View {
                 members: BTreeMap::from([(id(1), member(1, false, Some(Readiness::Ready)))]),
-                problems: BTreeMap::new(),
+                not_counted: Vec::new(),
             };
             let mut path = Path::new(UnixMs(0));
             for one in evidence {

@@ -17,6 +17,7 @@ use crate::event::Event;
 use crate::invite::{Proof, Refusal};
 use crate::link::GossipKey;
 use crate::node::{Name, NodeId};
+use crate::signed_record::SignedRecord;
 use crate::time::UnixMs;
 
 /// ALPN of members (RFC 7301).
@@ -78,6 +79,13 @@ pub enum FromMember {
     /// "Look at yourself, and at the way back to me." The answer brings as many bytes back, which fill
     /// packets to their full size; without any it is short, and leaves out what was found.
     Examine(#[serde(with = "crate::bytes")] Vec<u8>),
+    /// "Which records do you hold that are newer than mine?"
+    Records {
+        /// What is held, by node: generation and sequence.
+        known: Vec<(NodeId, u64, u64)>,
+        /// Those of nodes that are not named too.
+        all: bool,
+    },
 }
 
 /// To a member.
@@ -95,6 +103,8 @@ pub enum ToMember {
     Events(Vec<Event>),
     /// What was found, and the bytes that came.
     Examined(Box<Answer>, #[serde(with = "crate::bytes")] Vec<u8>),
+    /// Records that are newer, or as many of them as fit.
+    Records(Vec<SignedRecord>),
     /// The request can't be served, and why.
     Failed(String),
 }

@@ -39,6 +39,8 @@ pub enum Readiness {
     Ready,
     /// It answers, but would not say whether it is ready (401, 403).
     Alive,
+    /// It says something that only a later version understands.
+    Other,
     /// It answers that it is not ready.
     NotReady,
     /// It does not answer.
@@ -46,11 +48,34 @@ pub enum Readiness {
 }
 
 impl Readiness {
+    /// The code that stands for it in pulses and records.
+    pub fn code(self) -> u8 {
+        match self {
+            Readiness::Ready => 0,
+            Readiness::Alive => 1,
+            Readiness::NotReady => 2,
+            Readiness::Down => 3,
+            Readiness::Other => u8::MAX,
+        }
+    }
+
+    /// The readiness that a code stands for.
+    pub fn of_code(code: u64) -> Readiness {
+        match code {
+            0 => Readiness::Ready,
+            1 => Readiness::Alive,
+            2 => Readiness::NotReady,
+            3 => Readiness::Down,
+            _ => Readiness::Other,
+        }
+    }
+
     /// The word that gossip and status use.
     pub fn word(self) -> &'static str {
         match self {
             Readiness::Ready => "ready",
             Readiness::Alive => "alive",
+            Readiness::Other => "other",
             Readiness::NotReady => "not-ready",
             Readiness::Down => "down",
         }
@@ -58,7 +83,7 @@ impl Readiness {
 
     /// The readiness that a word stands for.
     pub fn from_word(word: &str) -> Option<Readiness> {
-        [Readiness::Ready, Readiness::Alive, Readiness::NotReady, Readiness::Down]
+        [Readiness::Ready, Readiness::Alive, Readiness::Other, Readiness::NotReady, Readiness::Down]
             .into_iter()
             .find(|readiness| readiness.word() == word)
     }

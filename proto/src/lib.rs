@@ -8,7 +8,9 @@
 
 #![forbid(unsafe_code)]
 
-mod bytes;
+pub mod bytes;
+
+pub mod tlv;
 
 pub mod time;
 
@@ -38,7 +40,7 @@ pub mod signed_record;
 
 pub mod record_store;
 
-pub mod keys;
+pub mod record;
 
 pub mod view;
 

@@ -45,6 +45,16 @@ codes! {
     StateFile "state-file",
     /// What a member says of itself is not understood; about its id.
     RecordNotUnderstood "record-not-understood",
+    /// A member says what is not its to say; about its name and what that is.
+    NotAuthorized "not-authorized",
+    /// A member offers a service at an address that is not proven to be its own; about its name and service.
+    AddressUnproven "address-unproven",
+    /// Gossip failed and was started again.
+    GossipFailed "gossip-failed",
+    /// Gossip of a member was refused; about its name.
+    GossipRefused "gossip-refused",
+    /// Another machine speaks with this node's identity.
+    IdentityInUse "identity-in-use",
     /// A setting of the cluster does not count here; about its key.
     SettingIgnored "setting-ignored",
     /// The process may have too few files and connections open.

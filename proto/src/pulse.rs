@@ -258,12 +258,7 @@ impl Saying {
             // A service name has at most 32 bytes.
             entry.push(u8::try_from(name.len()).unwrap_or(0));
             entry.extend_from_slice(name);
-            entry.push(match readiness {
-                Readiness::Ready => 0,
-                Readiness::Alive => 1,
-                Readiness::NotReady => 2,
-                Readiness::Down => 3,
-            });
+            entry.push(readiness.code());
             entry.extend_from_slice(&code.to_be_bytes());
             entry.extend_from_slice(&argument.to_be_bytes());
             if bytes.len() + 1 + entry.len() > MAX_SAYING {
@@ -275,8 +270,7 @@ impl Saying {
         bytes
     }
 
-    /// Reads a saying; none when it is garbled. A service whose readiness this version does not know is left
-    /// out.
+    /// Reads a saying; none when it is garbled.
     pub fn from_bytes(bytes: &[u8]) -> Option<Saying> {
         let (flags, mut rest) = bytes.split_first()?;
         let mut saying = Saying { draining: flags & 1 != 0, leaving: flags & 2 != 0, ..Saying::default() };
@@ -287,13 +281,7 @@ impl Saying {
             let (name, entry) = entry.split_at_checked(usize::from(*length))?;
             let (&[readiness, c1, c2, a1, a2], _) = entry.split_first_chunk()?;
             let name: ServiceName = std::str::from_utf8(name).ok()?.parse().ok()?;
-            let readiness = match readiness {
-                0 => Readiness::Ready,
-                1 => Readiness::Alive,
-                2 => Readiness::NotReady,
-                3 => Readiness::Down,
-                _ => continue,
-            };
+            let readiness = Readiness::of_code(readiness.into());
             let cause = Cause::from_wire(u16::from_be_bytes([c1, c2]), u16::from_be_bytes([a1, a2]));
             saying.services.insert(name, (readiness, cause));
             if saying.services.len() > MAX_SERVICES {
@@ -420,7 +408,9 @@ mod tests {
         };
         let bytes = [vec![1], entry(3, b"kube-api", b"more"), entry(9, b"web", b"")].concat();
         let saying = Saying::from_bytes(&bytes).unwrap();
-        assert_eq!(saying.services, [(ServiceName::kube_api(), (Readiness::Down, Cause::PortClosed))].into());
+        let web = ("web".parse().unwrap(), (Readiness::Other, Cause::PortClosed));
+        let kube_api = (ServiceName::kube_api(), (Readiness::Down, Cause::PortClosed));
+        assert_eq!(saying.services, [kube_api, web].into());
     }
 
     #[test]

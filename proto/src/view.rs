@@ -1,20 +1,30 @@
-//! Gossiped keys, turned into what this node knows of all others.
+//! What this node knows of all members: their records, as far as they count.
+//!
+//! A record proves who says something, and not that it is theirs to say. So a view leaves out what its node
+//! has no authority for, each thing alone, and names it in [`View::not_counted`]: an apiserver of a node that was
+//! admitted as a worker, a service that the settings let others offer, an offer at an address that its node
+//! has not proven to be its own, a virtual IP that it is no candidate for.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use crate::keys::{BadKey, Word};
-use crate::node::{NodeId, Role};
+use crate::node::{Name, NodeId, Role};
+use crate::problem::{Problem, ProblemCode};
+use crate::record::{Field, NodeRecord};
 use crate::service::ServiceName;
 use crate::time::UnixMs;
 
-/// One member as gossip shows it.
+/// Highest epoch of a virtual IP that anyone believes: an epoch a second for a century. One that is near the
+/// end of its range could not be followed by another.
+pub const MAX_EPOCH: u64 = u32::MAX as u64;
+
+/// One member, as far as its record counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
     /// Its id.
     pub id: NodeId,
     /// What it says of itself.
-    pub word: Word,
+    pub word: NodeRecord,
     /// Gossip hears it.
     pub heard: bool,
     /// Since when `heard` has been so, on this node's wall clock.
@@ -33,17 +43,105 @@ impl Member {
     }
 }
 
-/// What one node's gossip says, before it is understood.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Heard<'a> {
-    /// Who says it.
+/// A member's record, and what was not understood of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published<'a> {
+    /// Whose it is.
     pub id: NodeId,
-    /// Number of the sayer's start; of two, the higher counts.
-    pub generation: u64,
-    /// Whether gossip's failure detector counts it as alive.
+    /// What it says.
+    pub record: &'a NodeRecord,
+    /// What of it was left out.
+    pub left_out: &'a [Field],
+    /// Whether it is heard.
     pub alive: bool,
-    /// Its keys and values.
-    pub keys: Vec<(&'a str, &'a str)>,
+}
+
+/// Who may say what.
+pub struct Authority<'a> {
+    /// The role that a member was admitted with, or was given since; none: it is no member.
+    pub role: &'a dyn Fn(&NodeId) -> Option<Role>,
+    /// Whether the settings let a node of this name and role offer a service.
+    pub may_offer: &'a dyn Fn(&ServiceName, &Name, Role) -> bool,
+    /// Whether the settings let a node of this name and role own a virtual IP.
+    pub may_own: &'a dyn Fn(IpAddr, &Name, Role) -> bool,
+    /// Whether a node has proven that it has an address.
+    pub proven: &'a dyn Fn(&NodeId, IpAddr) -> bool,
+}
+
+/// Something that a member says and that does not count here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotCounted {
+    /// Who says it.
+    pub node: NodeId,
+    /// That node's name.
+    pub name: Name,
+    /// What.
+    pub what: Ignored,
+    /// Since when it has been ignored.
+    pub since: UnixMs,
+}
+
+/// What is ignored of a record, and why.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ignored {
+    /// A field that is not understood, or one of more than there may be.
+    NotUnderstood(Field),
+    /// An apiserver on a node that was admitted as a worker.
+    NotMaster,
+    /// A service that the settings let others offer.
+    NotNamed(ServiceName),
+    /// An offer at an address that is not proven to be the node's own.
+    Unproven(ServiceName, IpAddr),
+    /// A virtual IP that the node is no candidate for.
+    NotCandidate(IpAddr),
+    /// A virtual IP in an epoch that can't be.
+    Epoch(IpAddr),
+}
+
+impl NotCounted {
+    /// The same as status shows it, with what mends it.
+    pub fn problem(&self) -> Problem {
+        let name = &self.name;
+        let (code, about, detail, fix) = match &self.what {
+            Ignored::NotUnderstood(field) => (
+                ProblemCode::RecordNotUnderstood,
+                field.to_string(),
+                format!("{name} publishes {field} that is not understood here; ignored"),
+                "if it runs a newer agent, upgrade this node".to_owned(),
+            ),
+            Ignored::NotMaster => (
+                ProblemCode::NotAuthorized,
+                "kube-api".to_owned(),
+                format!("{name} offers kube-api but was admitted as a worker; ignored"),
+                format!("if it is a master: agent promote {name}"),
+            ),
+            Ignored::NotNamed(service) => (
+                ProblemCode::NotAuthorized,
+                service.to_string(),
+                format!("{name} offers {service}, which the settings do not let it; ignored"),
+                format!("if it should: agent set service.{service}.offer=all, or names of nodes"),
+            ),
+            Ignored::Unproven(service, ip) => (
+                ProblemCode::AddressUnproven,
+                service.to_string(),
+                format!("{name} offers {service} at {ip}, which is not proven to be its address; ignored"),
+                format!("its agent must be reached there: agent doctor {name}"),
+            ),
+            Ignored::NotCandidate(vip) => (
+                ProblemCode::NotAuthorized,
+                vip.to_string(),
+                format!("{name} claims to own {vip} and is no candidate for it; ignored"),
+                String::new(),
+            ),
+            Ignored::Epoch(vip) => (
+                ProblemCode::NotAuthorized,
+                vip.to_string(),
+                format!("{name} claims to own {vip} in an impossible epoch; ignored"),
+                String::new(),
+            ),
+        };
+        Problem::new(code, detail).about(format!("{name}/{about}")).fix(fix)
+    }
 }
 
 /// Everything that this node knows of all members, itself included.
@@ -51,90 +149,182 @@ pub struct Heard<'a> {
 pub struct View {
     /// The members, by id.
     pub members: BTreeMap<NodeId, Member>,
-    /// Members whose word was not understood, and why; they are left out of `members`.
-    pub problems: BTreeMap<NodeId, BadKey>,
+    /// What they say and has no effect.
+    pub not_counted: Vec<NotCounted>,
 }
 
 impl View {
-    /// Makes a view of what was heard. `previous` tells since when; what `admitted` refuses is passed over,
+    /// Makes a view of the members' records. `previous` tells since when. Whoever is no member is left out,
     /// so that a removed node is gone from every list at once.
-    pub fn from_keys<'a>(
-        heard: impl IntoIterator<Item = Heard<'a>>,
+    pub fn new<'a>(
+        published: impl IntoIterator<Item = Published<'a>>,
         previous: &View,
         wall: UnixMs,
-        admitted: impl Fn(&NodeId) -> bool,
+        authority: &Authority<'_>,
     ) -> View {
-        let mut latest: BTreeMap<NodeId, Heard<'a>> = BTreeMap::new();
-        for one in heard.into_iter().filter(|one| admitted(&one.id)) {
-            // Old generations of a node can look alive for a while (FIELD: chitchat): the highest counts.
-            let newer = latest.get(&one.id).is_none_or(|known| known.generation < one.generation);
-            if newer {
-                latest.insert(one.id, one);
-            }
-        }
         let mut view = View::default();
-        for (id, one) in latest {
-            match Word::from_keys(one.keys.iter().copied()) {
-                Ok(word) => {
-                    let since = match previous.members.get(&id) {
-                        Some(member) if member.heard == one.alive => member.since,
-                        _ => wall,
-                    };
-                    view.members.insert(id, Member { id, word, heard: one.alive, since });
-                }
-                // A node that has only just been heard of has no keys yet: no problem worth a report.
-                Err(_) if one.keys.is_empty() => {}
-                Err(error) => {
-                    view.problems.insert(id, error);
-                }
+        for one in published {
+            let Some(role) = (authority.role)(&one.id) else { continue };
+            let since = match previous.members.get(&one.id) {
+                Some(member) if member.heard == one.alive => member.since,
+                _ => wall,
+            };
+            let (word, ignored) = counts(&one, role, authority);
+            for what in ignored {
+                let known =
+                    previous.not_counted.iter().find(|known| known.node == one.id && known.what == what);
+                let since = known.map_or(wall, |known| known.since);
+                view.not_counted.push(NotCounted { node: one.id, name: word.name.clone(), what, since });
             }
+            view.members.insert(one.id, Member { id: one.id, word, heard: one.alive, since });
         }
         view
     }
 }
 
+/// What of a record counts, and what does not.
+fn counts(one: &Published<'_>, role: Role, authority: &Authority<'_>) -> (NodeRecord, Vec<Ignored>) {
+    let mut record = one.record.clone();
+    let mut ignored: Vec<Ignored> = one.left_out.iter().copied().map(Ignored::NotUnderstood).collect();
+    let name = record.name.clone();
+    record.services.retain(|service, offer| {
+        let ip = offer.address.ip();
+        let why = if *service == ServiceName::kube_api() {
+            (role != Role::Master).then_some(Ignored::NotMaster)
+        } else {
+            let may = (authority.may_offer)(service, &name, role);
+            (!may).then(|| Ignored::NotNamed(service.clone()))
+        };
+        let unproven = || (!(authority.proven)(&one.id, ip)).then(|| Ignored::Unproven(service.clone(), ip));
+        let why = why.or_else(unproven);
+        let good = why.is_none();
+        ignored.extend(why);
+        good
+    });
+    record.vips.retain(|vip, claim| {
+        let why = if !(authority.may_own)(*vip, &name, role) {
+            Some(Ignored::NotCandidate(*vip))
+        } else {
+            (claim.epoch > MAX_EPOCH).then_some(Ignored::Epoch(*vip))
+        };
+        let good = why.is_none();
+        ignored.extend(why);
+        good
+    });
+    (record, ignored)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cause::{Cause, Detail};
+    use crate::health::{Health, Readiness};
+    use crate::record::{Claim, Offer};
 
     fn id(n: u8) -> NodeId {
         NodeId([n; 10])
     }
 
-    fn heard(n: u8, generation: u64, alive: bool, name: &'static str) -> Heard<'static> {
-        Heard { id: id(n), generation, alive, keys: vec![("n", name)] }
+    /// A node at 10.0.0.n that offers kube-api and a service "web", and owns a VIP.
+    fn record(n: u8) -> NodeRecord {
+        let health = Health {
+            readiness: Readiness::Ready,
+            cause: Cause::Connected,
+            detail: Detail::default(),
+            since: UnixMs(1),
+        };
+        let offer = |port| Offer {
+            address: SocketAddr::from(([10, 0, 0, n], port)),
+            weight: 100,
+            health: health.clone(),
+            check_ms: None,
+        };
+        NodeRecord {
+            services: BTreeMap::from([
+                (ServiceName::kube_api(), offer(6443)),
+                ("web".parse().unwrap(), offer(80)),
+            ]),
+            vips: BTreeMap::from([(vip(), Claim { epoch: 1, since: UnixMs(1) })]),
+            ..NodeRecord::new(Name::nearest(&format!("n{n}")))
+        }
+    }
+
+    fn vip() -> IpAddr {
+        IpAddr::from([10, 0, 0, 50])
+    }
+
+    /// Node 1 is a master, node 2 a worker, all others are no members; "web" is for workers, VIPs for
+    /// masters, and nobody has an address beyond 10.0.0.9.
+    fn authority() -> Authority<'static> {
+        Authority {
+            role: &|who| match *who {
+                NodeId([1, ..]) => Some(Role::Master),
+                NodeId([2, ..]) => Some(Role::Worker),
+                _ => None,
+            },
+            may_offer: &|_, _, role| role == Role::Worker,
+            may_own: &|_, _, role| role == Role::Master,
+            proven: &|_, ip| ip < IpAddr::from([10, 0, 0, 10]),
+        }
+    }
+
+    fn view(all: &[(u8, &NodeRecord, bool)], previous: &View, wall: u64) -> View {
+        let published = all.iter().map(|(n, record, alive)| Published {
+            id: id(*n),
+            record,
+            left_out: &[],
+            alive: *alive,
+        });
+        View::new(published, previous, UnixMs(wall), &authority())
     }
 
     #[test]
-    fn the_highest_generation_counts_and_strangers_do_not() {
-        let view = View::from_keys(
-            [heard(1, 5, false, "old"), heard(1, 7, true, "new"), heard(2, 1, true, "removed")],
-            &View::default(),
-            UnixMs(3),
-            |who| *who != id(2),
+    fn each_member_counts_for_what_is_its_to_say_and_strangers_for_nothing() {
+        let (master, worker) = (record(1), record(2));
+        let view =
+            view(&[(1, &master, true), (2, &worker, true), (3, &record(3), true)], &View::default(), 3);
+        assert_eq!(view.members.keys().collect::<Vec<_>>(), [&id(1), &id(2)]);
+        let offers =
+            |n| view.members[&id(n)].word.services.keys().map(ServiceName::as_str).collect::<Vec<_>>();
+        assert_eq!((offers(1), offers(2)), (vec!["kube-api"], vec!["web"]));
+        assert_eq!(view.members[&id(1)].word.vips.len() + view.members[&id(2)].word.vips.len(), 1);
+        let web: ServiceName = "web".parse().unwrap();
+        let what: Vec<(NodeId, Ignored)> =
+            view.not_counted.iter().map(|problem| (problem.node, problem.what.clone())).collect();
+        assert_eq!(
+            what,
+            [
+                (id(1), Ignored::NotNamed(web)),
+                (id(2), Ignored::NotMaster),
+                (id(2), Ignored::NotCandidate(vip())),
+            ]
         );
-        assert_eq!(view.members.len(), 1);
-        assert_eq!(view.members[&id(1)].word.name.as_str(), "new");
+        let text = view.not_counted[1].problem().to_string();
+        assert!(text.ends_with("; if it is a master: agent promote n2"), "{text}");
     }
 
     #[test]
-    fn a_bad_member_is_left_out_and_reported() {
-        let view = View::from_keys(
-            [heard(1, 1, true, "UPPER"), heard(2, 1, true, "fine")],
-            &View::default(),
-            UnixMs(0),
-            |_| true,
-        );
-        assert_eq!(view.members.keys().collect::<Vec<_>>(), [&id(2)]);
-        assert!(view.problems.contains_key(&id(1)));
+    fn an_offer_counts_only_at_a_proven_address_and_a_claim_only_in_a_possible_epoch() {
+        let mut master = record(1);
+        let name = ServiceName::kube_api();
+        master.services.get_mut(&name).unwrap().address = "10.0.0.77:6443".parse().unwrap();
+        master.services.remove(&"web".parse().unwrap());
+        master.vips.get_mut(&vip()).unwrap().epoch = u64::MAX;
+        let first = view(&[(1, &master, true)], &View::default(), 3);
+        assert!(first.members[&id(1)].word.services.is_empty());
+        assert!(first.members[&id(1)].word.vips.is_empty());
+        let what = [Ignored::Unproven(name, IpAddr::from([10, 0, 0, 77])), Ignored::Epoch(vip())];
+        assert_eq!(first.not_counted.iter().map(|one| one.what.clone()).collect::<Vec<_>>(), what);
+        let second = view(&[(1, &master, true)], &first, 9);
+        assert!(second.not_counted.iter().all(|problem| problem.since == UnixMs(3)), "as long as it lasts");
     }
 
     #[test]
     fn since_moves_when_hearing_does() {
-        let all = |_: &NodeId| true;
-        let first = View::from_keys([heard(1, 1, true, "a")], &View::default(), UnixMs(1), all);
-        let second = View::from_keys([heard(1, 1, true, "a")], &first, UnixMs(2), all);
-        let third = View::from_keys([heard(1, 1, false, "a")], &second, UnixMs(3), all);
+        let record = record(1);
+        let first = view(&[(1, &record, true)], &View::default(), 1);
+        let second = view(&[(1, &record, true)], &first, 2);
+        let third = view(&[(1, &record, false)], &second, 3);
         assert_eq!(second.members[&id(1)].since, UnixMs(1));
         assert_eq!(third.members[&id(1)].since, UnixMs(3));
     }

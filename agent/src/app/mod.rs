@@ -39,6 +39,7 @@ use crate::membership::disk::{Disk, Member};
 use crate::membership::keeper::Keeper;
 use crate::membership::{Command, Membership, admit};
 use crate::proxy::{Listeners, Proxy};
+use crate::records::Records;
 use crate::vip::{Order, Report};
 use settled::Settled;
 
@@ -69,6 +70,10 @@ pub(crate) struct Running {
     pub(crate) started: UnixMs,
     pub(crate) membership: Membership,
     pub(crate) view: watch::Receiver<Arc<View>>,
+    /// The signed records that the view is made of.
+    pub(crate) records: Arc<Records>,
+    /// What went wrong with gossip.
+    pub(crate) gossip: watch::Receiver<gossip::Report>,
     pub(crate) ears: watch::Receiver<Arc<Ears>>,
     pub(crate) table: watch::Receiver<Arc<Table>>,
     pub(crate) services: watch::Receiver<Arc<Vec<Service>>>,
@@ -205,6 +210,8 @@ async fn start(
     save_serving(disk.clone(), serving.clone(), life);
     vip::save_epochs(disk.clone(), member.epochs.clone(), vips.clone(), life);
 
+    let serving_out = serving.clone();
+    let records = Arc::new(Records::default());
     let (commands_in, commands) = mpsc::channel(COMMANDS);
     let (open_until_in, open_until) = watch::channel(UnixMs(0));
     let keeper = Keeper {
@@ -226,8 +233,16 @@ async fn start(
         waiting: Default::default(),
     };
     life.supervise("membership", (keeper, commands), |(keeper, commands)| Box::pin(keeper.run(commands)));
-    let crate::link::Inbox { gossip, members, joining, proven, unknown_key, answers, vips: arrivals, .. } =
-        inbox;
+    let crate::link::Inbox {
+        gossip,
+        members,
+        joining,
+        proven,
+        unknown_key,
+        answers,
+        vips: arrivals,
+        fingerprints,
+    } = inbox;
     pulse::spawn(link.clone(), view.clone(), word.clone(), answers, ears_in, life);
     let (orders, orders_out) = mpsc::channel(ORDERS);
     let inputs = crate::vip::Inputs {
@@ -235,7 +250,7 @@ async fn start(
         trust: trust.clone(),
         view: view.clone(),
         ears: ears.clone(),
-        settings,
+        settings: settings.clone(),
         fit: vip::spawn(fitness, life),
         arrivals,
         orders: orders_out,
@@ -245,16 +260,21 @@ async fn start(
     crate::vip::spawn(inputs, report_in, life);
     admit::serve(link.clone(), joining, commands_in.clone(), life);
     hurry(unknown_key, commands_in.clone(), life);
-    let generation = disk.next_generation();
+    let generations = disk.clone();
     let inputs = gossip::Inputs {
         link: link.clone(),
         trust: trust.clone(),
+        settings,
+        serving: serving_out,
         arrivals: gossip,
         proven,
-        word,
-        generation,
+        fingerprints,
+        record: word,
+        records: records.clone(),
+        next_generation: Box::new(move |above| generations.next_generation(above)),
     };
-    gossip::spawn(inputs, view_in, life);
+    let (gossip_in, gossip_report) = watch::channel(gossip::Report::default());
+    gossip::spawn(inputs, view_in, gossip_in, life);
 
     let membership = Membership { commands: commands_in, trust, open_until };
     let running = Arc::new(Running {
@@ -265,6 +285,8 @@ async fn start(
         started: began,
         membership,
         view,
+        records,
+        gossip: gossip_report,
         ears,
         table,
         services,

@@ -8,18 +8,21 @@ use proto::control::{
     BackendCounts, BackendStatus, ClusterStatus, LinkStatus, ListenerStatus, MemberState, MemberStatus,
     NodeStatus, SeenStatus, ServiceCounts, ServiceSource, ServiceStatus, Status,
 };
-use proto::keys::{Hears, Word};
 use proto::node::{NodeId, Role};
 use proto::problem::{Problem, ProblemCode};
 use proto::pulse::{Ears, Hearing};
+use proto::record::{Hears, NodeRecord};
 use proto::service::{Service, ServiceName};
-use proto::view::View;
+use proto::view::{Ignored, NotCounted, View};
 
 use super::Running;
 use crate::lifecycle::wall;
 use crate::link::Counters;
 use crate::proxy::{BackendStats, ServiceStats};
 use crate::supervisor;
+
+/// Milliseconds that a node is given to prove an address before status says that it has not.
+const PROVING: u64 = 5_000;
 
 fn milliseconds(rtt: std::time::Duration) -> f64 {
     // Three digits after the point: clocks do not carry more.
@@ -219,7 +222,7 @@ fn member_status(
 }
 
 /// Whom a member hears, by name.
-fn sees(document: &Document, word: &Word) -> Vec<SeenStatus> {
+fn sees(document: &Document, word: &NodeRecord) -> Vec<SeenStatus> {
     let named = |(id, hears): (&NodeId, &Hears)| {
         Some(SeenStatus {
             node: document.member(id)?.name.clone(),
@@ -236,6 +239,7 @@ pub(super) fn problems(running: &Running) -> Vec<Problem> {
     let view = running.view.borrow().clone();
     let document = running.membership.trust.borrow().document.clone();
     let settled = running.settled.borrow().clone();
+    let now = wall();
     let mut problems = running.disk.found();
     problems.extend(supervisor::problems());
     if document.member(&running.link.own()).is_none() {
@@ -252,10 +256,13 @@ pub(super) fn problems(running: &Running) -> Vec<Problem> {
         let detail = format!("this node can't own virtual IPs: {problem}");
         problems.push(Problem::new(ProblemCode::VipUnable, detail));
     }
-    for (id, problem) in &view.problems {
-        let detail = format!("what {id} says is not understood, so it is left out: {problem}");
-        problems.push(Problem::new(ProblemCode::RecordNotUnderstood, detail).about(id.to_string()));
-    }
+    problems.extend(running.gossip.borrow().problems(&document, now));
+    // Where a node is, is proven within milliseconds of its record: only what lasts is a problem.
+    let lasting = |one: &&NotCounted| match one.what {
+        Ignored::Unproven(..) => now.0.saturating_sub(one.since.0) >= PROVING,
+        _ => true,
+    };
+    problems.extend(view.not_counted.iter().filter(lasting).map(NotCounted::problem));
     for mistake in &settled.mistakes {
         let detail = format!("a setting of the cluster is passed over: {mistake}");
         problems.push(Problem::new(ProblemCode::SettingIgnored, detail).about(&mistake.key));

@@ -8,13 +8,14 @@ use proto::config::Config;
 use proto::control::{Response, VipStatus};
 use proto::event::{Ask, Event, Kind, Level, Ring};
 use proto::exchange::{FromMember, ToMember};
-use proto::keys::Offer;
+use proto::record::Offer;
 use proto::service::ServiceName;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Running, doctor, status};
 use crate::events::{self, Counted, Looked, Outlets, Resolve, Troubles};
+use crate::gossip;
 use crate::lifecycle::{Life, wall};
 use crate::link::Incoming;
 use crate::membership::Command;
@@ -151,6 +152,8 @@ async fn answer_members(
             let ring = running.ring.borrow().clone();
             let ask = Ask { since, most, ..Ask::default() };
             let _ = incoming.reply.send(ToMember::Events(events::own(&ring, &ask, after)));
+        } else if let FromMember::Records { known, all } = incoming.request {
+            let _ = incoming.reply.send(gossip::newer(&running.records, known, all));
         } else if let FromMember::Examine(_) = incoming.request {
             doctor::be_examined(&running, &examinations, incoming);
         } else if running.membership.commands.send(Command::Incoming(incoming)).await.is_err() {

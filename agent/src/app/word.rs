@@ -5,9 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::keys::{Hears, Word};
+use proto::link::VERSIONS;
 use proto::node::NodeId;
 use proto::pulse::{Ear, Ears, Hearing};
+use proto::record::{Hears, NodeRecord};
 use proto::settings::Settings;
 use proto::time::UnixMs;
 use tokio::sync::watch;
@@ -35,7 +36,7 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    fn word(&mut self, stopping: bool) -> Word {
+    fn word(&mut self, stopping: bool) -> NodeRecord {
         let address = *self.own_address.borrow_and_update();
         let health = self.health.borrow_and_update().clone();
         let document = self.trust.borrow_and_update().document.clone();
@@ -49,9 +50,10 @@ impl Inputs {
         if let Some(weight) = settings.weights.get(&self.node.name) {
             services.values_mut().for_each(|offer| offer.weight = *weight);
         }
-        Word {
+        NodeRecord {
             name: self.node.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            speaks: (*VERSIONS.start(), *VERSIONS.end()),
             addresses: address.map(|ip| SocketAddr::new(ip, self.node.port)).into_iter().collect(),
             interface: self.node.interface.clone(),
             started: self.began,
@@ -101,7 +103,7 @@ fn two_digits(number: u32) -> u32 {
 }
 
 /// Starts the task that keeps the word up to date; it alone writes it.
-pub(super) fn spawn(mut inputs: Inputs, life: &Life) -> watch::Receiver<Word> {
+pub(super) fn spawn(mut inputs: Inputs, life: &Life) -> watch::Receiver<NodeRecord> {
     let (sender, receiver) = watch::channel(inputs.word(false));
     let own = life.clone();
     life.supervise("record", (inputs, sender), move |(inputs, sender)| {
@@ -110,7 +112,7 @@ pub(super) fn spawn(mut inputs: Inputs, life: &Life) -> watch::Receiver<Word> {
     receiver
 }
 
-async fn follow(inputs: &mut Inputs, sender: &watch::Sender<Word>, life: Life) {
+async fn follow(inputs: &mut Inputs, sender: &watch::Sender<NodeRecord>, life: Life) {
     let mut again = tokio::time::interval(AGAIN);
     again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

@@ -21,8 +21,8 @@ use std::sync::Arc;
 
 use proto::backends::Serving;
 use proto::health::{Checker, Health};
-use proto::keys::Offer;
 use proto::node::NodeId;
+use proto::record::Offer;
 use proto::service::{Service, ServiceName};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;

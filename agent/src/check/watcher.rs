@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use proto::cause::Cause;
 use proto::health::{Answer, Checker, Outcome, Readiness};
-use proto::keys::Offer;
+use proto::record::Offer;
 use proto::service::{Check, Service};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;

@@ -4,9 +4,9 @@ use proto::cause::{Cause, Detail};
 use proto::cluster::{Admitted, KeyId};
 use proto::control::VipCandidate;
 use proto::health::Health;
-use proto::keys::Word;
 use proto::node::{PublicKey, Role};
 use proto::pulse::Ear;
+use proto::record::NodeRecord;
 use proto::view::Member;
 
 use super::*;
@@ -51,22 +51,8 @@ fn table(state: State, cause: Cause) -> Table {
     Table::from([(ServiceName::kube_api(), vec![backend])])
 }
 
-fn view(heard: bool, change: impl FnOnce(&mut Word)) -> View {
-    let mut word = Word {
-        name: name(1),
-        version: String::new(),
-        addresses: Vec::new(),
-        interface: String::new(),
-        started: UnixMs(0),
-        document: document().hash(),
-        draining: None,
-        left: false,
-        services: BTreeMap::new(),
-        feet: Vec::new(),
-        vips: BTreeMap::new(),
-        unfit: BTreeMap::new(),
-        hears: BTreeMap::new(),
-    };
+fn view(heard: bool, change: impl FnOnce(&mut NodeRecord)) -> View {
+    let mut word = NodeRecord { document: document().hash(), ..NodeRecord::new(name(1)) };
     change(&mut word);
     let id = key(1).id();
     View { members: BTreeMap::from([(id, Member { id, word, heard, since: UnixMs(0) })]), ..View::default() }
@@ -149,11 +135,11 @@ fn draining_begins_and_ends_and_is_not_what_a_stop_does() {
         let drains = out.iter().filter(|event| event.kind == Kind::Drain);
         drains.map(Event::sentence).collect::<Vec<_>>()
     };
-    let draining = |word: &mut Word| word.draining = Some(UnixMs(1));
+    let draining = |word: &mut NodeRecord| word.draining = Some(UnixMs(1));
     assert_eq!(step(&view(true, draining), 1_000), ["drain m1: serving -> draining"]);
     assert!(step(&view(true, draining), 2_000).is_empty());
     assert_eq!(step(&view(true, |_| ()), 61_000), ["drain m1: draining -> serving after 60s"]);
-    let stopping = |word: &mut Word| (word.draining, word.left) = (Some(UnixMs(1)), true);
+    let stopping = |word: &mut NodeRecord| (word.draining, word.left) = (Some(UnixMs(1)), true);
     assert!(step(&view(true, stopping), 62_000).is_empty());
 }
 

@@ -30,13 +30,20 @@ const DECODE: std::time::Duration = std::time::Duration::from_millis(100);
 /// Sends a gossip message to a node. Must not wait: chitchat's only task calls it.
 pub(super) type Send = Arc<dyn Fn(NodeId, &[u8]) + std::marker::Send + Sync>;
 
-/// Gossip messages as they come from the link. Shared, since every start of chitchat goes on with the same.
-pub(super) type Arrivals = Arc<Mutex<mpsc::Receiver<(NodeId, Vec<u8>)>>>;
+/// What of a member's message may reach chitchat.
+pub(super) type Pass = Box<dyn Fn(NodeId, &[u8]) -> Option<Vec<u8>> + std::marker::Send + Sync>;
+
+/// Gossip messages as they come from the link, through the guard. Shared, since every start of chitchat goes
+/// on with the same.
+pub(super) struct Arrivals {
+    pub(super) queue: Mutex<mpsc::Receiver<(NodeId, Vec<u8>)>>,
+    pub(super) pass: Pass,
+}
 
 /// chitchat's way to the link. Made anew for every start of chitchat; the queue of arrivals outlives it.
 pub(super) struct Mesh {
     pub(super) send: Send,
-    pub(super) arrivals: Arrivals,
+    pub(super) arrivals: Arc<Arrivals>,
     pub(super) names: Arc<dyn Names>,
 }
 
@@ -116,7 +123,7 @@ struct MeshSocket {
     ours_at: SocketAddr,
     buffer: Vec<u8>,
     send: Send,
-    arrivals: Arrivals,
+    arrivals: Arc<Arrivals>,
     names: Arc<dyn Names>,
 }
 
@@ -141,11 +148,12 @@ impl Socket for MeshSocket {
     async fn recv(&mut self) -> anyhow::Result<RecvOutcome> {
         loop {
             if let Passing::Nothing = self.passing {
-                let arrived = self.arrivals.lock().await.recv().await;
+                let arrived = self.arrivals.queue.lock().await.recv().await;
                 let Some((from, message)) = arrived else {
                     // The link has ended; so does this process, and until then nothing arrives.
                     return std::future::pending().await;
                 };
+                let Some(message) = (self.arrivals.pass)(from, &message) else { continue };
                 self.passing = Passing::Arrived(from, message);
             }
             if let Passing::Arrived(from, message) = &self.passing {

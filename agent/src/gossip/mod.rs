@@ -1,33 +1,51 @@
-//! Gossip: what this node says of itself to all, and the [`View`] of what all others say.
+//! Gossip: spreads this node's record to all, and makes the [`View`] of what all others publish.
 //!
-//! chitchat runs behind the link's seal and nothing reaches it that a member has not sent. It is the slow
-//! and sure path: it decides who exists, not who is alive at this moment. One task owns it and starts it
-//! anew, with a higher generation, should it ever end; stopping anywhere is safe, since its whole state is
-//! what the members say again.
+//! chitchat runs behind the link's seal and behind the [`guard`], and carries one key for each node: its
+//! record, signed. It is the slow and sure path: it decides who exists, not who is alive at this moment. The
+//! records themselves are kept beside it ([`crate::records`]), and pulled over TLS where gossip does not
+//! bring them ([`pull`]). One task owns it all and starts chitchat anew, with a higher generation, should it
+//! ever end; stopping anywhere is safe, since its whole state is what the members say again.
 //!
-//! This module is the sole publisher of this node's keys.
+//! This module is the sole publisher of this node's record.
 
 mod codec;
+mod guard;
+mod pull;
+mod report;
+mod view;
+mod wire;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use chitchat::{
-    Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, ProtocolVersion,
-    spawn_chitchat,
+    ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, ProtocolVersion, spawn_chitchat,
 };
+use proto::backends::Serving;
 use proto::cluster::Document;
-use proto::keys::Word;
 use proto::node::NodeId;
-use proto::view::{Heard, View};
-use tokio::sync::{Mutex, mpsc, watch};
+use proto::record::NodeRecord;
+use proto::settings::Settings;
+use proto::signed_record::{RecordVersion, SignedRecord};
+use proto::time::Moment;
+use proto::view::View;
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use self::codec::{Arrivals, Mesh, Names};
+use self::guard::Guard;
+use self::pull::Pulls;
+pub(crate) use self::pull::newer;
+pub(crate) use self::report::Report;
+use self::view::Seen;
 use crate::lifecycle::{Life, wall};
 use crate::link::{Link, Trust};
+use crate::records::Records;
+
+/// The one key that gossip has for each node: its record.
+const KEY: &str = "r";
 
 /// Shortest time between two rounds of gossip. At a second, ten nodes send 2.3 kB/s each, more than is
 /// promised; and who is alive at this moment is for pulses to say.
@@ -50,32 +68,75 @@ const DIRECT: Duration = Duration::from_secs(3);
 /// joined should not wait for that. For each member a millisecond more, so that a look never costs much.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// Time between two starts of gossip because of a later record of this node than its own: each makes every
+/// node learn this one anew, and another machine with the same identity would answer in kind.
+const OVERTAKEN: Duration = Duration::from_secs(30);
+
+/// A run of gossip that lasted this long has got over what the one before failed of.
+const RECOVERED: Duration = Duration::from_secs(120);
+
 /// What gossip works with.
 pub(crate) struct Inputs {
     pub(crate) link: Arc<Link>,
     pub(crate) trust: watch::Receiver<Arc<Trust>>,
+    pub(crate) settings: watch::Receiver<Arc<Settings>>,
+    /// Who serves, as last known: where those nodes are was proven before.
+    pub(crate) serving: watch::Receiver<Arc<Serving>>,
     pub(crate) arrivals: mpsc::Receiver<(NodeId, Vec<u8>)>,
     pub(crate) proven: mpsc::Receiver<NodeId>,
-    pub(crate) word: watch::Receiver<Word>,
-    /// Number of this start, above all earlier ones.
-    pub(crate) generation: u64,
+    /// Of members' latest records, as their pulses say.
+    pub(crate) fingerprints: mpsc::Receiver<(NodeId, u32)>,
+    pub(crate) record: watch::Receiver<NodeRecord>,
+    pub(crate) records: Arc<Records>,
+    /// Number of the next start, above all earlier ones and the one that is given.
+    pub(crate) next_generation: Box<dyn Fn(u64) -> u64 + Send>,
 }
 
-/// Starts gossip. The view is written here alone.
-pub(crate) fn spawn(inputs: Inputs, view: watch::Sender<Arc<View>>, life: &Life) {
+/// Starts gossip. The view and the report are written here alone.
+pub(crate) fn spawn(
+    inputs: Inputs,
+    view: watch::Sender<Arc<View>>,
+    report: watch::Sender<Report>,
+    life: &Life,
+) {
+    let guard = Arc::new(Mutex::new(Guard::new(inputs.link.own())));
+    let (passing, records, clock) = (guard.clone(), inputs.records.clone(), life.clone());
+    let pass = move |from: NodeId, message: &[u8]| {
+        let passed = lock(&passing).pass(from, message, &mut records.lock(), clock.now(), wall());
+        if passed.news {
+            records.tell();
+        }
+        passed.message
+    };
+    let arrivals = Arrivals { queue: tokio::sync::Mutex::new(inputs.arrivals), pass: Box::new(pass) };
     let task = Gossip {
         names: Arc::new(Registry::default()),
-        arrivals: Arc::new(Mutex::new(inputs.arrivals)),
+        arrivals: Arc::new(arrivals),
+        guard,
         link: inputs.link,
         trust: inputs.trust,
+        settings: inputs.settings,
+        serving: inputs.serving,
         proven: inputs.proven,
-        word: inputs.word,
-        generation: inputs.generation,
-        said: BTreeMap::new(),
+        fingerprints: inputs.fingerprints,
+        record: inputs.record,
+        records: inputs.records,
+        next_generation: inputs.next_generation,
+        version: RecordVersion::default(),
+        body: Vec::new(),
+        overtaken: Moment::ZERO,
+        seen: Seen::default(),
+        pulls: Pulls::default(),
         view,
+        report,
         life: life.clone(),
     };
-    life.spawn(task.supervise());
+    life.supervise("gossip", task, |task| Box::pin(task.supervise()));
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The guard's methods take one decision each: what a panic leaves is at worst one message's worth.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The name and address that chitchat knows a node by, both made of its id: short, since they travel in
@@ -113,14 +174,25 @@ impl Names for Registry {
 struct Gossip {
     link: Arc<Link>,
     names: Arc<Registry>,
-    arrivals: Arrivals,
+    arrivals: Arc<Arrivals>,
+    guard: Arc<Mutex<Guard>>,
     trust: watch::Receiver<Arc<Trust>>,
+    settings: watch::Receiver<Arc<Settings>>,
+    serving: watch::Receiver<Arc<Serving>>,
     proven: mpsc::Receiver<NodeId>,
-    word: watch::Receiver<Word>,
-    generation: u64,
-    /// Keys as they were last handed to chitchat.
-    said: BTreeMap<String, String>,
+    fingerprints: mpsc::Receiver<(NodeId, u32)>,
+    record: watch::Receiver<NodeRecord>,
+    records: Arc<Records>,
+    next_generation: Box<dyn Fn(u64) -> u64 + Send>,
+    /// This node's record as it was last signed, and what it says.
+    version: RecordVersion,
+    body: Vec<u8>,
+    /// When gossip was last started because of a later record of this node.
+    overtaken: Moment,
+    seen: Seen,
+    pulls: Pulls,
     view: watch::Sender<Arc<View>>,
+    report: watch::Sender<Report>,
     life: Life,
 }
 
@@ -130,6 +202,8 @@ enum Ended {
     Stopping,
     /// The cluster has grown or shrunk so much that the interval should change.
     Resized,
+    /// There is a record of this node, signed by its key, that is later than its own.
+    Overtaken(RecordVersion),
     /// It ended by itself, which it never should.
     Failed(String),
 }
@@ -140,18 +214,31 @@ fn interval(members: usize) -> Duration {
 }
 
 impl Gossip {
-    async fn supervise(mut self) {
+    async fn supervise(&mut self) {
         let mut pause = Duration::from_secs(1);
+        let mut above = 0;
         loop {
-            let ended = match self.run().await {
+            let began = self.life.now();
+            let ended = match self.run(above).await {
                 Ok(ended) => ended,
                 Err(error) => Ended::Failed(error.to_string()),
             };
             match ended {
                 Ended::Stopping => return,
                 Ended::Resized => info!("gossip starts anew with an interval for the cluster's new size"),
+                Ended::Overtaken(by) => {
+                    self.overtaken = self.life.now();
+                    above = by.generation;
+                    warn!("a later record of this node is about than its own; gossip starts anew above it");
+                    self.report.send_modify(|report| report.overtaken(wall()));
+                }
                 Ended::Failed(error) => {
-                    warn!(again_in = ?pause, "gossip ended and is started anew: {error}");
+                    let culprit = lock(&self.guard).blame_last(self.life.now());
+                    warn!(again_in = ?pause, last_message_of = ?culprit, "gossip ended and is started anew: {error}");
+                    self.report.send_modify(|report| report.failed(error, culprit, wall()));
+                    if self.life.now().since(began) >= RECOVERED {
+                        pause = Duration::from_secs(1);
+                    }
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
                         () = self.life.over.cancelled() => return,
@@ -160,17 +247,20 @@ impl Gossip {
                     pause = (pause * 2).min(Duration::from_secs(30));
                 }
             }
-            self.generation += 1;
         }
     }
 
-    async fn run(&mut self) -> anyhow::Result<Ended> {
+    async fn run(&mut self, above: u64) -> anyhow::Result<Ended> {
         let (document, own) = (self.trust.borrow_and_update().document.clone(), self.link.own());
-        self.names.learn(&document);
+        self.follow_document(&document);
         let interval = interval(document.members().count());
-        self.said = self.word.borrow_and_update().to_keys();
+        let generation = (self.next_generation)(above);
+        lock(&self.guard).set_generation(generation);
+        self.version = RecordVersion { generation, sequence: 0 };
+        self.body = self.record.borrow_and_update().to_body();
+        let value = self.sign(&document).to_value();
         let config = ChitchatConfig {
-            chitchat_id: ChitchatId::new(chitchat_name(&own), self.generation, chitchat_address(&own)),
+            chitchat_id: ChitchatId::new(chitchat_name(&own), generation, chitchat_address(&own)),
             cluster_id: document.id.to_string(),
             gossip_interval: interval,
             listen_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
@@ -194,18 +284,28 @@ impl Gossip {
             arrivals: self.arrivals.clone(),
             names: self.names.clone(),
         };
-        let keys = self.said.clone().into_iter().collect();
-        let handle = spawn_chitchat(config, keys, &mesh).await?;
+        // chitchat numbers the first value of a start with 1, as this record.
+        let handle = spawn_chitchat(config, vec![(KEY.to_owned(), value)], &mesh).await?;
         let ended = self.follow(&handle, document.members().count()).await;
         let _ = handle.initiate_shutdown();
         handle.abort();
         Ok(ended)
     }
 
+    fn follow_document(&mut self, document: &Document) {
+        self.names.learn(document);
+        self.records.set_members(document);
+        lock(&self.guard).set_members(&document.id.to_string(), document.members().map(|(id, _)| *id));
+        self.seen.forget();
+    }
+
     async fn follow(&mut self, handle: &ChitchatHandle, started_with: usize) -> Ended {
         let mut live = handle.with_chitchat(|chitchat| chitchat.live_nodes_watcher()).await;
         let members = u32::try_from(started_with).unwrap_or(u32::MAX);
         let mut look = tokio::time::interval(LOOK + Duration::from_millis(1).saturating_mul(members));
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let records = self.records.clone();
+        let mut proofs = self.link.proven_changes();
         let failed = handle.termination_watcher();
         tokio::pin!(failed);
         loop {
@@ -214,14 +314,28 @@ impl Gossip {
                     return Ended::Failed(result.err().map_or("no reason".to_owned(), |error| error.to_string()));
                 }
                 () = self.life.over.cancelled() => return Ended::Stopping,
-                _ = look.tick() => {}
+                _ = look.tick() => {
+                    self.pull();
+                    if let Some(ended) = self.look_after() {
+                        return ended;
+                    }
+                }
+                () = records.news() => {}
+                Ok(()) = proofs.changed() => {}
+                Some((node, fingerprint)) = self.fingerprints.recv() => {
+                    self.pulls.says(node, fingerprint, self.life.now());
+                    continue;
+                }
                 changed = live.changed() => if changed.is_err() {
                     return Ended::Failed("its watch was closed".to_owned());
                 },
-                Ok(()) = self.word.changed() => self.say(handle).await,
+                Ok(()) = self.record.changed() => if let Some(ended) = self.publish(handle).await {
+                    return ended;
+                },
+                Ok(()) = self.settings.changed() => { self.settings.borrow_and_update(); }
                 Ok(()) = self.trust.changed() => {
                     let document = self.trust.borrow_and_update().document.clone();
-                    self.names.learn(&document);
+                    self.follow_document(&document);
                     let members = document.members().count();
                     let (now, then) = (interval(members), interval(started_with));
                     // Gossip works with any interval; a start anew costs a moment, so only for much.
@@ -239,72 +353,49 @@ impl Gossip {
         }
     }
 
-    /// Hands chitchat what has changed in this node's own word.
-    async fn say(&mut self, handle: &ChitchatHandle) {
-        let keys = self.word.borrow_and_update().to_keys();
-        let said = std::mem::replace(&mut self.said, keys);
-        handle
+    /// Signs what this node says now as its next record, and keeps it.
+    fn sign(&mut self, document: &Document) -> SignedRecord {
+        self.version.sequence += 1;
+        let identity = &self.link.identity;
+        let cluster = document.id.to_string();
+        let body = self.body.clone();
+        let record = SignedRecord::sign(identity.pair(), &cluster, identity.id, self.version, body);
+        self.records.lock().publish(record.clone());
+        self.link.set_record_fingerprint(record.fingerprint());
+        record
+    }
+
+    /// Hands chitchat what has changed in this node's own record.
+    async fn publish(&mut self, handle: &ChitchatHandle) -> Option<Ended> {
+        let body = self.record.borrow_and_update().to_body();
+        if body == self.body {
+            return None;
+        }
+        self.body = body;
+        let document = self.trust.borrow().document.clone();
+        let record = self.sign(&document);
+        let (value, sequence) = (record.to_value(), record.version.sequence);
+        let published = handle
             .with_chitchat(|chitchat| {
                 let state = chitchat.self_node_state();
-                for (key, value) in &self.said {
-                    if said.get(key) != Some(value) {
-                        state.set(key, value);
-                    }
-                }
-                for key in said.keys().filter(|key| !self.said.contains_key(*key)) {
-                    state.delete(key);
-                }
+                state.set(KEY, &value);
+                state.max_version()
             })
             .await;
+        // Others take a value only under the number that was signed.
+        (published != sequence).then(|| Ended::Failed(format!("it numbers {sequence} as {published}")))
     }
 
-    /// Makes a new view of chitchat's state, and publishes it when it differs.
-    async fn look(&mut self, handle: &ChitchatHandle) {
-        let document = self.trust.borrow().document.clone();
-        let previous = self.view.borrow().clone();
-        let names: BTreeMap<String, NodeId> =
-            document.members().map(|(id, _)| (chitchat_name(id), *id)).collect();
-        let own = self.link.own();
-        // chitchat needs several rounds before it calls a newcomer alive; a datagram of its own says so at once.
+    /// Publishes whose gossip was refused. Why gossip has to start anew, if it has.
+    fn look_after(&mut self) -> Option<Ended> {
         let now = self.life.now();
-        let direct =
-            |id: &NodeId| *id == own || self.link.last_heard(id).is_some_and(|at| now.since(at) < DIRECT);
-        let view = handle.with_chitchat(|chitchat| make_view(chitchat, &names, &direct, &previous)).await;
-        for member in view.members.values() {
-            if member.id != own {
-                self.link.book.heard(member.id, member.addresses(), member.heard);
-            }
-        }
-        for (id, problem) in &view.problems {
-            if !previous.problems.contains_key(id) {
-                warn!(node = %id, "what a member says is not understood, so it is left out: {problem}");
-            }
-        }
-        if *previous != view {
-            self.view.send_replace(Arc::new(view));
-        }
+        let (offenders, overtaken) = {
+            let guard = lock(&self.guard);
+            (guard.offenders(now), guard.overtaken())
+        };
+        self.report.send_if_modified(|report| report.set_offenders(offenders));
+        let by = overtaken?;
+        let rested = self.overtaken == Moment::ZERO || now.since(self.overtaken) >= OVERTAKEN;
+        rested.then_some(Ended::Overtaken(by))
     }
-}
-
-fn make_view(
-    chitchat: &mut Chitchat,
-    names: &BTreeMap<String, NodeId>,
-    direct: &dyn Fn(&NodeId) -> bool,
-    previous: &View,
-) -> View {
-    let alive: std::collections::BTreeSet<ChitchatId> = chitchat.live_nodes().cloned().collect();
-    let heard: Vec<Heard<'_>> = chitchat
-        .node_states()
-        .iter()
-        .filter_map(|(chitchat_id, state)| {
-            let id = *names.get(&*chitchat_id.node_id)?;
-            Some(Heard {
-                id,
-                generation: chitchat_id.generation_id,
-                alive: alive.contains(chitchat_id) || direct(&id),
-                keys: state.key_values().collect(),
-            })
-        })
-        .collect();
-    View::from_keys(heard, previous, wall(), |_| true)
 }

@@ -71,7 +71,6 @@ impl AddressBook {
     }
 
     /// Whether this node has proven that it is at this address.
-    #[allow(dead_code)]
     pub(crate) fn is_proven(&self, id: &NodeId, ip: IpAddr) -> bool {
         lock(&self.peers).get(id).is_some_and(|peer| peer.proven.contains(&ip.to_canonical()))
     }
@@ -88,7 +87,6 @@ impl AddressBook {
     }
 
     /// Changes with every address that is proven for the first time.
-    #[allow(dead_code)]
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }

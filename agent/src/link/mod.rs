@@ -84,7 +84,6 @@ pub(crate) struct Inbox {
     /// What members say of virtual IPs.
     pub(crate) vips: mpsc::Receiver<(NodeId, Vec<u8>)>,
     /// Fingerprints of members' current records: whoever has another record of one pulls it.
-    #[allow(dead_code)]
     pub(crate) fingerprints: mpsc::Receiver<(NodeId, u32)>,
 }
 
@@ -311,19 +310,16 @@ impl Link {
     }
 
     /// Whether this node has proven that it is at this address, since it is a member.
-    #[allow(dead_code)]
     pub(crate) fn proven_at(&self, id: &NodeId, ip: IpAddr) -> bool {
         self.book.is_proven(id, ip)
     }
 
     /// Changes with every address that a member has proven for the first time.
-    #[allow(dead_code)]
     pub(crate) fn proven_changes(&self) -> watch::Receiver<u64> {
         self.book.changes()
     }
 
     /// Which versions of datagrams a peer says it speaks.
-    #[allow(dead_code)]
     pub(crate) fn speaks(&self, id: NodeId, versions: RangeInclusive<u8>) {
         if self.trust.borrow().document.member(&id).is_some() {
             lock(&self.versions).insert(id, versions);
@@ -331,7 +327,6 @@ impl Link {
     }
 
     /// The fingerprint of this node's current record, which goes with an answer a second.
-    #[allow(dead_code)]
     pub(crate) fn set_record_fingerprint(&self, fingerprint: u32) {
         *lock(&self.fingerprint) = Some(fingerprint);
     }

@@ -34,6 +34,7 @@ pub(crate) struct Identity {
     pub(crate) key: PublicKey,
     /// What the keys of datagrams are made of.
     seed: Zeroizing<[u8; 32]>,
+    pair: Ed25519KeyPair,
     certified: Arc<CertifiedKey>,
     provider: Arc<CryptoProvider>,
 }
@@ -53,6 +54,7 @@ impl Identity {
             id: key.id(),
             key,
             seed: Zeroizing::new(*seed),
+            pair,
             certified: Arc::new(CertifiedKey::new(vec![spki], signing)),
             provider: Arc::new(rustls::crypto::ring::default_provider()),
         })
@@ -61,6 +63,11 @@ impl Identity {
     /// What this node and the one with this key share; none for a key that nothing may be sealed with.
     pub(crate) fn pair_secret(&self, peer: &PublicKey) -> Option<PairSecret> {
         PairSecret::new(&self.seed, peer)
+    }
+
+    /// What this node signs with.
+    pub(crate) fn pair(&self) -> &Ed25519KeyPair {
+        &self.pair
     }
 
     /// How this node speaks to members: the peer must have exactly this key.

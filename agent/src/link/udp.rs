@@ -280,7 +280,6 @@ impl Link {
 
     /// Asks a member that is said to be at `at` to repeat a number that is sent there; what came of it shows
     /// in [`Link::proven_at`]. At most a few a second for each member, however many addresses it names.
-    #[allow(dead_code)]
     pub(crate) fn prove(&self, id: NodeId, at: SocketAddr, life: &Life) {
         self.prove_at(id, at, life.now());
     }

@@ -205,10 +205,15 @@ impl Disk {
         })
     }
 
-    /// Number of this start for gossip: above every earlier one, also when the clock went back.
-    pub(crate) fn next_generation(&self) -> u64 {
+    /// Number of the next start of gossip: above every earlier one, also when the clock went back, and above
+    /// the one that is given. Only what lies a day ahead is passed over: such a number comes from a clock that
+    /// was wrong, and all others rank it behind those that are possible (`proto::record_store`).
+    pub(crate) fn next_generation(&self, above: u64) -> u64 {
+        let now = crate::lifecycle::wall().0 / 1000;
         let previous = self.read::<u64>(GENERATION).ok().flatten().unwrap_or(0);
-        let next = (crate::lifecycle::wall().0 / 1000).max(previous + 1);
+        let possible = |number: &u64| *number <= now + 24 * 3600;
+        let last = [previous, above].into_iter().filter(possible).max().unwrap_or(0);
+        let next = now.max(last + 1);
         self.write(GENERATION, &next);
         next
     }

@@ -268,7 +268,7 @@ impl Keeper {
             FromMember::Answer { code, approve } => ToMember::Answered(self.answer(&code, approve)),
             FromMember::Waiting => ToMember::Waiting(self.lobby.waiting(wall()).cloned().collect()),
             FromMember::Held(node) => ToMember::Held((self.held)(&node)),
-            FromMember::Events { .. } | FromMember::Examine(_) => {
+            FromMember::Events { .. } | FromMember::Examine(_) | FromMember::Records { .. } => {
                 ToMember::Failed("that is not the keeper's to answer".to_owned())
             }
         };

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::task::{Context, Poll};
 
 use proto::arp::Mac;
-use proto::keys::{Foot, Word};
 use proto::node::NodeId;
+use proto::record::{Foot, NodeRecord};
 use proto::time::Moment;
 use proto::view::View;
 
@@ -127,14 +127,14 @@ pub(super) fn foot_of<'a>(view: &'a View, node: &NodeId, vip: IpAddr) -> Option<
 }
 
 /// The same in its own words.
-pub(super) fn foot_in(word: &Word, vip: IpAddr) -> Option<&Foot> {
+pub(super) fn foot_in(word: &NodeRecord, vip: IpAddr) -> Option<&Foot> {
     word.feet.iter().find(|foot| same_network(foot.address, vip, foot.prefix))
 }
 
 /// The member whose own address this is: taking it over would cut that node off. `believed`: whether what
 /// it says of its addresses is believed; else a worker could take any virtual IP from its owner with a word.
 pub(super) fn node_at(view: &View, address: IpAddr, believed: impl Fn(&NodeId) -> bool) -> Option<NodeId> {
-    let at = |word: &Word| {
+    let at = |word: &NodeRecord| {
         word.addresses.iter().any(|one| one.ip() == address)
             || word.feet.iter().any(|foot| foot.address == address)
     };

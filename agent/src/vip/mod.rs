@@ -24,9 +24,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use proto::control::{Response, VipStatus};
-use proto::keys::{Claim, Foot};
 use proto::node::NodeId;
 use proto::pulse::Ears;
+use proto::record::{Claim, Foot};
 use proto::service::ServiceName;
 use proto::settings::Settings;
 use proto::view::View;

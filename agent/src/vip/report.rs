@@ -7,8 +7,8 @@ use std::sync::Arc;
 use proto::cluster::Document;
 use proto::control::{Response, VipCandidate, VipGains, VipState, VipStatus};
 use proto::election::{self, CandidateState, Cause, State};
-use proto::keys::Claim;
 use proto::node::{Name, NodeId};
+use proto::record::Claim;
 use proto::time::{Moment, UnixMs};
 
 use super::Report;

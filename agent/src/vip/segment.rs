@@ -11,8 +11,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use proto::arp::Mac;
-use proto::keys::Foot;
 use proto::node::NodeId;
+use proto::record::Foot;
 use proto::time::Moment;
 
 use super::kernel::{Held, Interface};

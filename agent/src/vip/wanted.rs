@@ -198,7 +198,7 @@ mod tests {
     use proto::arp::Mac;
     use proto::cause::{Cause, Detail};
     use proto::health::Health;
-    use proto::keys::{Foot, Offer, Word};
+    use proto::record::{Foot, NodeRecord, Offer};
     use proto::view::View;
 
     use super::*;
@@ -219,7 +219,8 @@ mod tests {
             address: [10, 9, 0, 2].into(),
             prefix: 24,
         };
-        let mut word = Word::from_keys([("n", "m2"), ("a", "10.8.0.2:7646")]).unwrap();
+        let mut word = NodeRecord::new("m2".parse().unwrap());
+        word.addresses.push("10.8.0.2:7646".parse().unwrap());
         word.services.insert(proto::service::ServiceName::kube_api(), offer);
         word.feet.push(foot);
         let mut member = Member { id: NodeId([2; 10]), word, heard: true, since: UnixMs(0) };

@@ -45,6 +45,9 @@ pub enum BadSetting {
     /// Weights belong to nodes.
     #[error("weights belong to nodes: write weight.NODE")]
     WeightOfService,
+    /// kube-api is no service that anyone else may offer.
+    #[error("kube-api is offered by masters alone: see agent promote")]
+    KubeApiOffer,
     /// It differs from node to node.
     #[error("it differs from node to node: write it into each node's agent.toml")]
     OwnFile,

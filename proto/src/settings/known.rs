@@ -42,7 +42,7 @@ const fn known(key: &'static str, what: &'static str, default: &'static str) -> 
 }
 
 /// Every setting, in the order in which they are shown.
-pub const KNOWN: [Known; 26] = [
+pub const KNOWN: [Known; 27] = [
     known("vip", "virtual IPs, separated by commas", "none"),
     known("vip.ADDRESS.interface", "interface that carries it", "the one whose prefix covers it"),
     known("vip.ADDRESS.label", "label of the address, as wg0:0", "none"),
@@ -53,6 +53,7 @@ pub const KNOWN: [Known; 26] = [
     known("balance", "short for service.kube-api.balance", "least-connections"),
     known("service.NAME.listen", "where every node's proxy listens, separated by commas", "nowhere"),
     known("service.NAME.port", "port of the backends", "none; 6443 for kube-api"),
+    known("service.NAME.offer", "who may offer it: masters, workers, all, or names", "masters"),
     known("service.NAME.balance", "least-connections, round-robin, nearest or first", "least-connections"),
     known("service.NAME.maxconn", "most connections of a node's listener", "10000"),
     known("service.NAME.backend-maxconn", "a node's connections past which others go first", "0: no limit"),
@@ -204,18 +205,38 @@ fn of_vip(rest: &str) -> Result<Key, BadSetting> {
     Ok(Key::OfVip(address.to_canonical(), of))
 }
 
+/// The key of who may offer a service, which is no node's own to say.
+pub(super) const OFFER: &str = "offer";
+
+/// The keys of a service.
+const OF_SERVICE: [&str; SHARED_KEYS.len() + 1] = {
+    let mut keys = [OFFER; SHARED_KEYS.len() + 1];
+    let mut i = 0;
+    while i < SHARED_KEYS.len() {
+        keys[i] = SHARED_KEYS[i];
+        i += 1;
+    }
+    keys
+};
+
 /// Keys that a node's own file has, and that mean nothing for all nodes at once.
 const OWN: [&str; 4] = ["check.address", "check.ca-file", "check.cert-file", "check.key-file"];
 
 fn of_service(rest: &str) -> Result<Key, BadSetting> {
     let (service, key) = rest.split_once('.').unwrap_or((rest, ""));
     let service: ServiceName = service.parse()?;
+    if key == OFFER {
+        if service == ServiceName::kube_api() {
+            return Err(BadSetting::KubeApiOffer);
+        }
+        return Ok(Key::Service(service, OFFER));
+    }
     let key = if key == "check.kind" { "check" } else { key };
     match SHARED_KEYS.iter().find(|known| **known == key) {
         Some(key) => Ok(Key::Service(service, key)),
         None if key == "weight" => Err(BadSetting::WeightOfService),
         None if OWN.contains(&key) => Err(BadSetting::OwnFile),
-        None => Err(unknown("setting of a service", key, &SHARED_KEYS)),
+        None => Err(unknown("setting of a service", key, &OF_SERVICE)),
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::cluster::Document;
 use crate::config::{self, BadValue, Config, Mistake};
-use crate::node::Name;
+use crate::node::{Name, Role};
 use crate::service::{MAX_WEIGHT, Service, ServiceName};
 use crate::time::UnixMs;
 
@@ -44,6 +44,20 @@ const MAX_VALUE: usize = 8 * 1024;
 pub enum Candidates {
     /// Every node with an apiserver.
     Masters,
+    /// Every node.
+    All,
+    /// These.
+    Names(BTreeSet<Name>),
+}
+
+/// Who may offer a service.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Offerers {
+    /// Nodes that were admitted as masters.
+    #[default]
+    Masters,
+    /// Nodes that were admitted as workers.
+    Workers,
     /// Every node.
     All,
     /// These.
@@ -92,6 +106,8 @@ pub struct Settings {
     pub vips: Vec<VipSettings>,
     /// Services of the whole cluster; [`config::overlay`] lays them under a node's own.
     pub services: Vec<Service>,
+    /// Who may offer which service; of one that is not in it, masters may.
+    pub offerers: BTreeMap<ServiceName, Offerers>,
     /// Shares of nodes, which count more than what their files say.
     pub weights: BTreeMap<Name, u16>,
     /// Nodes that take no new connections, and since when.
@@ -152,6 +168,9 @@ impl Settings {
                     Some(vip) => vip.take(of, value),
                     None => Err(BadSetting::NotAVip(*address)),
                 },
+                Key::Service(name, known::OFFER) => offerers(value).map(|who| {
+                    settings.offerers.insert(name.clone(), who);
+                }),
                 Key::Service(name, key) => {
                     services.entry(name.clone()).or_default().push((key, value));
                     Ok(())
@@ -189,6 +208,30 @@ impl Settings {
         // What no node could do, as far as it does not depend on the node.
         found.0.extend(config::overlay(&Config::default(), &settings.services).1);
         (settings, found.0)
+    }
+}
+
+impl Settings {
+    /// Whether a node of this name and role may offer a service; kube-api is for masters to offer, whatever
+    /// anyone has set.
+    pub fn may_offer(&self, service: &ServiceName, name: &Name, role: Role) -> bool {
+        match self.offerers.get(service) {
+            None | Some(Offerers::Masters) => role == Role::Master,
+            Some(Offerers::Workers) => role == Role::Worker,
+            Some(Offerers::All) => true,
+            Some(Offerers::Names(names)) => names.contains(name),
+        }
+    }
+
+    /// Whether a node of this name and role may own a virtual IP. Of an address that is none, nobody goes by
+    /// what is said.
+    pub fn may_own(&self, address: IpAddr, name: &Name, role: Role) -> bool {
+        let vip = self.vips.iter().find(|vip| vip.address == address);
+        vip.is_none_or(|vip| match &vip.candidates {
+            Candidates::Masters => role == Role::Master,
+            Candidates::All => true,
+            Candidates::Names(names) => names.contains(name),
+        })
     }
 }
 
@@ -257,6 +300,15 @@ impl VipSettings {
             found.add(&key, format!("a label begins with its interface: write it as {interface}:0"));
         }
     }
+}
+
+fn offerers(value: &str) -> Result<Offerers, BadSetting> {
+    Ok(match value {
+        "masters" => Offerers::Masters,
+        "workers" => Offerers::Workers,
+        "all" => Offerers::All,
+        _ => Offerers::Names(names(value)?),
+    })
 }
 
 fn names(value: &str) -> Result<BTreeSet<Name>, BadSetting> {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::error::BadSetting;
-use super::known::{HEADS, Key, OfVip, shown};
+use super::known::{HEADS, Key, OFFER, OfVip, shown};
 use super::{Found, MAX_VALUE, Settings, addresses, names, values, words};
 use crate::cluster::Document;
 use crate::config::{Mistake, nearest};
@@ -82,15 +82,19 @@ fn set(document: &Document, text: &str, value: &str) -> Result<(String, String),
             let all = addresses(value)?;
             all.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",")
         }
-        Key::OfVip(_, OfVip::Candidates) if value != "masters" && value != "all" => {
-            let named = words(value).map(|word| member(document, word).map(|name| name.to_string()));
-            let named = named.collect::<Result<BTreeSet<String>, BadSetting>>()?;
-            names(value)?;
-            named.into_iter().collect::<Vec<_>>().join(",")
-        }
+        Key::OfVip(_, OfVip::Candidates) if value != "masters" && value != "all" => named(document, value)?,
+        Key::Service(_, OFFER) if !matches!(value, "masters" | "workers" | "all") => named(document, value)?,
         _ => value.to_owned(),
     };
     Ok((key.to_string(), value))
+}
+
+/// A list of members, as the document calls them.
+fn named(document: &Document, value: &str) -> Result<String, BadSetting> {
+    names(value)?;
+    let named = words(value).map(|word| member(document, word).map(|name| name.to_string()));
+    let named = named.collect::<Result<BTreeSet<String>, BadSetting>>()?;
+    Ok(named.into_iter().collect::<Vec<_>>().join(","))
 }
 
 /// The key with its node as the document calls it.

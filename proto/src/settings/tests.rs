@@ -248,7 +248,44 @@ fn every_setting_that_is_told_of_is_one() {
         assert!(known.key.len() + known.what.len() < 76, "{} does not fit a line", known.key);
     }
     let told = KNOWN.iter().filter(|known| known.key.starts_with("service.")).count();
-    assert_eq!(told, crate::config::SHARED_KEYS.len());
+    assert_eq!(told, crate::config::SHARED_KEYS.len() + 1, "and who may offer it");
+}
+
+#[test]
+fn who_may_offer_a_service_and_own_a_vip_is_the_settings_to_say() {
+    let settings = |changes: &[&str]| {
+        let mut document = document();
+        for change in planned(&document, changes).unwrap() {
+            document.set(&change.key, change.new, by(), UnixMs(1)).unwrap();
+        }
+        Settings::of(&document).0
+    };
+    let web: ServiceName = "web".parse().unwrap();
+    let m1: Name = "m1".parse().unwrap();
+    let may = |value: Option<&str>, role| {
+        let change: Vec<String> =
+            value.map(|value| format!("service.web.offer={value}")).into_iter().collect();
+        let changes: Vec<&str> = change.iter().map(String::as_str).collect();
+        settings(&changes).may_offer(&web, &m1, role)
+    };
+    for (value, master, worker) in [
+        (None, true, false),
+        (Some("masters"), true, false),
+        (Some("workers"), false, true),
+        (Some("all"), true, true),
+        (Some("m1,m2"), true, true),
+        (Some("m2"), false, false),
+    ] {
+        assert_eq!((may(value, Role::Master), may(value, Role::Worker)), (master, worker), "{value:?}");
+    }
+    assert!(planned(&document(), &["service.web.offer=nobody"]).is_err(), "no member is called so");
+    assert!(planned(&document(), &["service.kube-api.offer=all"]).is_err(), "never anyone but masters");
+    assert!(!Settings::default().may_offer(&ServiceName::kube_api(), &m1, Role::Worker));
+    let vip: IpAddr = "10.0.0.50".parse().unwrap();
+    let own = |changes: &[&str], role| settings(changes).may_own(vip, &m1, role);
+    assert!(own(&["vip=10.0.0.50"], Role::Master) && !own(&["vip=10.0.0.50"], Role::Worker));
+    assert!(own(&["vip=10.0.0.50", "vip.10.0.0.50.candidates=m1"], Role::Worker));
+    assert!(!own(&["vip=10.0.0.50", "vip.10.0.0.50.candidates=m2"], Role::Master));
 }
 
 proptest! {

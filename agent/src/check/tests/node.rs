@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use proto::backends::{LastGood, Serving};
 use proto::health::Readiness;
-use proto::keys::Offer;
 use proto::node::NodeId;
+use proto::record::Offer;
 use proto::service::{Service, ServiceName};
 use tokio::sync::watch;
 

@@ -1,0 +1,504 @@
+//! What of a member's gossip reaches chitchat.
+//!
+//! The seal proves who sent a message; chitchat believes all that is in it, about everybody. So every message
+//! is read within bounds, and written anew from what can be proven:
+//!
+//! - A value is a record that its node has signed. What is held already, or is later, replaces what came.
+//! - A start of a node (chitchat's "generation") is known by a record signed for it, or from the node itself.
+//!   What is said of any other start or of no member is left out: members may differ for a moment in whom
+//!   they know, and chitchat's memory of starts, and so every digest, stays as small as the cluster.
+//! - A heartbeat that the node itself has not sent needs a second witness: one member alone could say a
+//!   number that is never reached, and the node would look dead for ever.
+//! - This node's own start is its own: nobody else changes it.
+//!
+//! What honest members never send refuses the whole message and is held against its sender, whose gossip is
+//! ignored for a while after a few of them. Honest members delete nothing, since there is one key and it is
+//! only ever written; so chitchat's deletions, and versions without a value, are not for them to send.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use proto::node::NodeId;
+use proto::record_store::{Offered, RecordStore};
+use proto::signed_record::{RecordVersion, SignedRecord};
+use proto::time::{Moment, UnixMs};
+
+use super::wire::{Known, Message, Named, Step, Unpacker, Unreadable};
+use super::{KEY, chitchat_address, chitchat_name};
+
+/// What a message may unpack to: chitchat's largest, and for each member what a digest says of it, a few
+/// starts of each.
+const MOST_BYTES: (usize, usize) = (65_536, 200);
+
+/// Refused messages within [`REMEMBERED`] after which a sender's gossip is ignored: more than one, since a
+/// machine with bad memory may garble one.
+const STRIKES: u32 = 4;
+
+/// How long a refusal counts against its sender, and stands in status.
+const REMEMBERED: Duration = Duration::from_secs(600);
+
+/// How long a sender is ignored; what its node says still comes by others and by TLS.
+const IGNORED: Duration = Duration::from_secs(60);
+
+/// Messages of one sender: at once, and the time that each further one takes. An honest one sends about two
+/// in a round of more than a second, and one more to whoever has just been proven.
+const RATE: (u32, Duration) = (60, Duration::from_millis(83));
+
+/// Starts of one member: at once, and the time that each further one takes. A node that restarts for ever
+/// then takes as much of chitchat's memory as one that restarts twice a minute.
+const STARTS: (u32, Duration) = (6, Duration::from_secs(30));
+
+/// Starts of one member that are known at a time: chitchat shares those of the last seven minutes.
+const KNOWN_STARTS: usize = 8;
+
+/// Why a message was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// It can't be read.
+    Unreadable(Unreadable),
+    /// It is of another cluster, or says that this node is.
+    OtherCluster,
+    /// It gives a member an address that gossip does not know it by.
+    WrongAddress,
+    /// It has a value under a key that nothing is said under.
+    OtherKey,
+    /// It deletes, or counts on without a value.
+    Deletion,
+    /// It has a value that is no record.
+    NoRecord,
+    /// It has a record that its node has not signed.
+    Forged,
+    /// Gossip failed while it was handled.
+    Crash,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Refusal::Unreadable(what) => return what.fmt(f),
+            Refusal::OtherCluster => "gossip of another cluster",
+            Refusal::WrongAddress => "a member under an address that is not its own",
+            Refusal::OtherKey => "a key that gossip does not have",
+            Refusal::Deletion => "a deletion of what a member publishes",
+            Refusal::NoRecord => "a value that is not a record",
+            Refusal::Forged => "a record with an invalid signature",
+            Refusal::Crash => "a message that gossip failed on",
+        })
+    }
+}
+
+/// A member whose gossip was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Offender {
+    pub(crate) node: NodeId,
+    /// What it sent last.
+    pub(crate) refusal: Refusal,
+    /// How many of its messages were refused or ignored.
+    pub(crate) count: u64,
+    /// Its gossip is ignored now.
+    pub(crate) ignored: bool,
+}
+
+/// What comes of a message.
+#[derive(Debug, Default)]
+pub(super) struct Passed {
+    /// What is left of it for chitchat.
+    pub(super) message: Option<Vec<u8>>,
+    /// It brought records that are newer than those that were held.
+    pub(super) news: bool,
+}
+
+/// A count that refills with time.
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    left: u32,
+    at: Moment,
+}
+
+impl Bucket {
+    /// Takes one, of at most `most`; one more comes with every `each`.
+    fn take(&mut self, most: u32, each: Duration, now: Moment) -> bool {
+        let each = each.as_millis().max(1);
+        let earned = u32::try_from(now.since(self.at).as_millis() / each).unwrap_or(u32::MAX);
+        if earned > 0 {
+            self.left = self.left.saturating_add(earned).min(most);
+            self.at = now;
+        }
+        let enough = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        enough
+    }
+}
+
+/// What is held against a sender.
+#[derive(Debug)]
+struct Sender {
+    rate: Bucket,
+    strikes: u32,
+    last: Option<(Refusal, Moment)>,
+    count: u64,
+    ignored_until: Moment,
+}
+
+/// What is known of a member's starts.
+#[derive(Debug)]
+struct Starts {
+    known: Vec<u64>,
+    new: Bucket,
+    /// Of the latest start: the heartbeat that was let through, and the two highest that other members
+    /// have sent, with who did.
+    latest: u64,
+    passed: u64,
+    witnesses: [Option<(NodeId, u64)>; 2],
+}
+
+impl Starts {
+    fn new(now: Moment) -> Starts {
+        let new = Bucket { left: STARTS.0, at: now };
+        Starts { known: Vec::new(), new, latest: 0, passed: 0, witnesses: [None, None] }
+    }
+
+    /// Takes a start as known; false when there were too many lately.
+    fn admit(&mut self, generation: u64, now: Moment) -> bool {
+        if self.known.contains(&generation) {
+            return true;
+        }
+        if !self.new.take(STARTS.0, STARTS.1, now) {
+            return false;
+        }
+        if self.known.len() >= KNOWN_STARTS {
+            self.known.sort_unstable();
+            self.known.remove(0);
+        }
+        self.known.push(generation);
+        if generation > self.latest {
+            (self.latest, self.passed, self.witnesses) = (generation, 0, [None, None]);
+        }
+        true
+    }
+
+    /// The heartbeat to let through. `alone`: there is nobody who could be a second witness.
+    fn heartbeat(&mut self, generation: u64, of: NodeId, sender: NodeId, value: u64, alone: bool) -> u64 {
+        if generation != self.latest {
+            return value;
+        }
+        if sender == of || alone {
+            self.passed = self.passed.max(value);
+            return self.passed;
+        }
+        let known = self.witnesses.iter().position(|one| one.is_some_and(|(who, _)| who == sender));
+        let lowest = usize::from(self.witnesses[1].map(|(_, at)| at) < self.witnesses[0].map(|(_, at)| at));
+        let place = &mut self.witnesses[known.unwrap_or(lowest)];
+        if place.is_none_or(|(_, at)| at < value) {
+            *place = Some((sender, value));
+        }
+        if let [Some((_, a)), Some((_, b))] = self.witnesses {
+            self.passed = self.passed.max(a.min(b));
+        }
+        self.passed
+    }
+}
+
+/// Reads, judges and writes messages.
+pub(super) struct Guard {
+    unpacker: Unpacker,
+    judge: Judge,
+}
+
+struct Judge {
+    own: NodeId,
+    /// This node's own start, which nobody else speaks for.
+    generation: u64,
+    cluster: String,
+    names: BTreeMap<String, NodeId>,
+    /// Time that a message of one sender takes: [`RATE`].
+    each: Duration,
+    starts: BTreeMap<NodeId, Starts>,
+    senders: BTreeMap<NodeId, Sender>,
+    /// Whose message chitchat handles.
+    last: Option<NodeId>,
+    /// A later record of this node than it has signed itself.
+    overtaken: Option<RecordVersion>,
+}
+
+impl Guard {
+    pub(super) fn new(own: NodeId) -> Guard {
+        let judge = Judge {
+            own,
+            generation: 0,
+            cluster: String::new(),
+            names: BTreeMap::new(),
+            each: RATE.1,
+            starts: BTreeMap::new(),
+            senders: BTreeMap::new(),
+            last: None,
+            overtaken: None,
+        };
+        Guard { unpacker: Unpacker::new(), judge }
+    }
+
+    /// Follows the cluster document.
+    pub(super) fn set_members(&mut self, cluster: &str, members: impl Iterator<Item = NodeId>) {
+        let members: BTreeSet<NodeId> = members.collect();
+        let judge = &mut self.judge;
+        cluster.clone_into(&mut judge.cluster);
+        judge.names = members.iter().map(|id| (chitchat_name(id), *id)).collect();
+        judge.starts.retain(|id, _| members.contains(id));
+        judge.senders.retain(|id, _| members.contains(id));
+    }
+
+    /// This node starts gossip with this number.
+    pub(super) fn set_generation(&mut self, generation: u64) {
+        self.judge.generation = generation;
+        self.judge.overtaken = None;
+        self.judge.last = None;
+    }
+
+    /// A record of this node that is later than its own, and signed by its key: this machine was resumed
+    /// from a snapshot, or another one has its identity.
+    pub(super) fn overtaken(&self) -> Option<RecordVersion> {
+        self.judge.overtaken
+    }
+
+    /// The member whose message was handled last failed gossip with it, and is not listened to for a while.
+    pub(super) fn blame_last(&mut self, now: Moment) -> Option<NodeId> {
+        let node = self.judge.last.take()?;
+        let sender = self.judge.sender(node, now);
+        sender.refused(Refusal::Crash, now);
+        sender.ignored_until = now.after(IGNORED);
+        Some(node)
+    }
+
+    /// Whose gossip was refused lately.
+    pub(super) fn offenders(&self, now: Moment) -> Vec<Offender> {
+        let one = |(node, sender): (&NodeId, &Sender)| {
+            let (refusal, at) = sender.last.filter(|(_, at)| now.since(*at) < REMEMBERED)?;
+            let _ = at;
+            Some(Offender { node: *node, refusal, count: sender.count, ignored: now < sender.ignored_until })
+        };
+        self.judge.senders.iter().filter_map(one).collect()
+    }
+
+    /// What of a message reaches chitchat.
+    pub(super) fn pass(
+        &mut self,
+        sender: NodeId,
+        message: &[u8],
+        store: &mut RecordStore,
+        now: Moment,
+        wall: UnixMs,
+    ) -> Passed {
+        let Guard { unpacker, judge } = self;
+        if !store.is_member(&sender) {
+            return Passed::default();
+        }
+        let each = judge.each;
+        let state = judge.sender(sender, now);
+        if now < state.ignored_until || !state.rate.take(RATE.0, each, now) {
+            state.count += 1;
+            return Passed::default();
+        }
+        let most = MOST_BYTES.0 + MOST_BYTES.1 * judge.names.len();
+        let mut news = false;
+        let mut scene = Scene { sender, store, now, wall, news: &mut news };
+        let screened = unpacker
+            .read(message, most)
+            .map_err(Refusal::Unreadable)
+            .and_then(|read| judge.screen(read, &mut scene));
+        match screened {
+            Ok(message) => {
+                judge.last = Some(sender);
+                Passed { message: Some(message), news }
+            }
+            Err(refusal) => {
+                let state = judge.sender(sender, now);
+                state.refused(refusal, now);
+                tracing::warn!(node = %sender, "gossip refused: {refusal}");
+                Passed { message: None, news }
+            }
+        }
+    }
+}
+
+impl Sender {
+    fn refused(&mut self, refusal: Refusal, now: Moment) {
+        if self.last.is_none_or(|(_, at)| now.since(at) >= REMEMBERED) {
+            self.strikes = 0;
+        }
+        self.count += 1;
+        self.strikes += 1;
+        self.last = Some((refusal, now));
+        if self.strikes >= STRIKES {
+            self.ignored_until = now.after(IGNORED);
+        }
+    }
+}
+
+/// One message, and what it is judged with.
+struct Scene<'s> {
+    sender: NodeId,
+    store: &'s mut RecordStore,
+    now: Moment,
+    wall: UnixMs,
+    news: &'s mut bool,
+}
+
+impl Judge {
+    fn sender(&mut self, id: NodeId, now: Moment) -> &mut Sender {
+        self.senders.entry(id).or_insert_with(|| Sender {
+            rate: Bucket { left: RATE.0, at: now },
+            strikes: 0,
+            last: None,
+            count: 0,
+            ignored_until: Moment::ZERO,
+        })
+    }
+
+    fn screen(&mut self, message: Message<'_>, scene: &mut Scene<'_>) -> Result<Vec<u8>, Refusal> {
+        let left = match message {
+            Message::Syn { cluster, .. } if cluster != self.cluster => return Err(Refusal::OtherCluster),
+            Message::BadCluster => return Err(Refusal::OtherCluster),
+            Message::Syn { cluster, digest } => {
+                Message::Syn { cluster, digest: self.screen_digest(digest, scene)? }
+            }
+            Message::SynAck { digest, delta } => {
+                // The records first: they prove the starts that the digest names.
+                let delta = self.screen_delta(delta, scene)?;
+                Message::SynAck { digest: self.screen_digest(digest, scene)?, delta }
+            }
+            Message::Ack { delta } => Message::Ack { delta: self.screen_delta(delta, scene)? },
+        };
+        Ok(left.write())
+    }
+
+    /// The member that is meant; none when it is not known here.
+    fn member(&self, node: &Named<'_>) -> Result<Option<NodeId>, Refusal> {
+        let Some(id) = self.names.get(node.name).copied() else { return Ok(None) };
+        if node.address == chitchat_address(&id) { Ok(Some(id)) } else { Err(Refusal::WrongAddress) }
+    }
+
+    fn is_own_start(&self, id: NodeId, generation: u64) -> bool {
+        id == self.own && generation >= self.generation
+    }
+
+    fn screen_digest<'a>(
+        &mut self,
+        digest: Vec<Known<'a>>,
+        scene: &mut Scene<'_>,
+    ) -> Result<Vec<Known<'a>>, Refusal> {
+        let alone = self.names.len() <= 3;
+        let mut left = Vec::with_capacity(digest.len());
+        for known in digest {
+            if known.last_gc != 0 {
+                return Err(Refusal::Deletion);
+            }
+            let Some(id) = self.member(&known.node)? else { continue };
+            let generation = known.node.generation;
+            if self.is_own_start(id, generation) {
+                // Of what this node says, nobody can hold more than it has said.
+                let said = scene.store.version(&id);
+                if generation == self.generation {
+                    left.push(Known { version: known.version.min(said.sequence), ..known });
+                }
+                continue;
+            }
+            let starts = self.starts.entry(id).or_insert_with(|| Starts::new(scene.now));
+            let itself = id == scene.sender;
+            let proven = starts.known.contains(&generation);
+            let proven = proven || itself && starts.admit(generation, scene.now);
+            if !proven {
+                continue;
+            }
+            let heartbeat = starts.heartbeat(generation, id, scene.sender, known.heartbeat, alone);
+            left.push(Known { heartbeat, ..known });
+        }
+        Ok(left)
+    }
+
+    fn screen_delta<'a>(
+        &mut self,
+        delta: Vec<Step<'a>>,
+        scene: &mut Scene<'_>,
+    ) -> Result<Vec<Step<'a>>, Refusal> {
+        let mut left = Vec::with_capacity(delta.len());
+        // Whose value comes next, and from which version on; none: of no member.
+        let mut current: Option<Option<(NodeId, Named<'a>, u64)>> = None;
+        for step in delta {
+            match step {
+                Step::Node { node, last_gc, from } => {
+                    if last_gc != 0 {
+                        return Err(Refusal::Deletion);
+                    }
+                    current = Some(self.member(&node)?.map(|id| (id, node, from)));
+                }
+                Step::SetVersion(_) => return Err(Refusal::Deletion),
+                Step::Value { status, .. } if status != 0 => return Err(Refusal::Deletion),
+                Step::Value { key, .. } if key != KEY => return Err(Refusal::OtherKey),
+                Step::Value { value, version, .. } => {
+                    // One key, so one value for each node.
+                    let Some(of) = current.take() else { return Err(Refusal::OtherKey) };
+                    let Some((id, node, from)) = of else { continue };
+                    let version = RecordVersion { generation: node.generation, sequence: version };
+                    if let Some((value, version)) = self.record(id, version, value, scene)? {
+                        left.push(Step::Node { node, last_gc: 0, from });
+                        left.push(Step::Value { key: KEY, value, version, status: 0 });
+                    }
+                }
+            }
+        }
+        Ok(left)
+    }
+
+    /// The value to let through for a record that came, and its version.
+    fn record<'a>(
+        &mut self,
+        id: NodeId,
+        version: RecordVersion,
+        value: Cow<'a, str>,
+        scene: &mut Scene<'_>,
+    ) -> Result<Option<(Cow<'a, str>, u64)>, Refusal> {
+        let record = SignedRecord::from_value(id, version, &value).ok_or(Refusal::NoRecord)?;
+        let Scene { sender, store, now, wall, news } = scene;
+        if self.is_own_start(id, version.generation) {
+            if store.is_newer(&id, version, *wall) {
+                match store.verify(&record, sender, *now) {
+                    Offered::Taken => self.overtaken = self.overtaken.max(Some(version)),
+                    Offered::Forged => return Err(Refusal::Forged),
+                    _ => {}
+                }
+            }
+            return Ok(None);
+        }
+        let held = store.get(&id).filter(|held| held.version.generation == version.generation);
+        if let Some(held) = held.filter(|held| held.version >= version) {
+            // The very one, or an older one in whose place the latest does as well.
+            let (value, sequence) = (held.to_value(), held.version.sequence);
+            return Ok(self.known_start(id, version.generation, *now).then_some((value.into(), sequence)));
+        }
+        let came = if store.is_newer(&id, version, *wall) {
+            let came = store.offer(record, sender, *now, *wall);
+            **news |= came == Offered::Taken;
+            came
+        } else {
+            // Of an earlier start, which chitchat keeps for a while beside the latest.
+            store.verify(&record, sender, *now)
+        };
+        match came {
+            Offered::Taken if self.known_start(id, version.generation, *now) => {
+                Ok(Some((value, version.sequence)))
+            }
+            Offered::Forged => Err(Refusal::Forged),
+            _ => Ok(None),
+        }
+    }
+
+    fn known_start(&mut self, id: NodeId, generation: u64, now: Moment) -> bool {
+        self.starts.entry(id).or_insert_with(|| Starts::new(now)).admit(generation, now)
+    }
+}
+
+#[cfg(test)]
+#[path = "guard_tests.rs"]
+mod tests;

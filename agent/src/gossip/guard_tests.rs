@@ -1,0 +1,456 @@
+use std::sync::{Arc, Mutex};
+
+use chitchat::{
+    ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, ProtocolVersion, spawn_chitchat,
+};
+use proto::node::PublicKey;
+use ring::signature::{Ed25519KeyPair, KeyPair};
+use tokio::sync::mpsc;
+
+use super::super::codec::{Arrivals, Mesh, Names};
+use super::*;
+
+const CLUSTER: &str = "0123456789abcdef0123456789abcdef";
+const WALL: UnixMs = UnixMs(1_700_000_000_000);
+const NOW: Moment = Moment::from_millis(1_000);
+/// The start of each node in tests without chitchat.
+const START: u64 = 1_700_000_000;
+
+fn pair(n: u8) -> (Ed25519KeyPair, PublicKey) {
+    let pair = Ed25519KeyPair::from_seed_unchecked(&[n; 32]).unwrap();
+    let key = PublicKey(pair.public_key().as_ref().try_into().unwrap());
+    (pair, key)
+}
+
+fn id(n: u8) -> NodeId {
+    pair(n).1.id()
+}
+
+fn signed(n: u8, generation: u64, sequence: u64, body: &[u8]) -> SignedRecord {
+    let version = RecordVersion { generation, sequence };
+    SignedRecord::sign(&pair(n).0, CLUSTER, id(n), version, body.to_vec())
+}
+
+/// A guard of node 1 in a cluster of five, and its store.
+fn guard() -> (Guard, RecordStore) {
+    let mut guard = Guard::new(id(1));
+    guard.set_members(CLUSTER, (1..=5).map(id));
+    guard.set_generation(START);
+    let mut store = RecordStore::default();
+    store.set_members(CLUSTER, (1..=5).map(|n| (id(n), pair(n).1)).collect());
+    store.publish(signed(1, START, 3, b"own"));
+    (guard, store)
+}
+
+/// Names of nodes must outlive the messages that they stand in.
+fn name(n: u8) -> &'static str {
+    chitchat_name(&id(n)).leak()
+}
+
+fn named(n: u8, generation: u64) -> Named<'static> {
+    Named { name: name(n), generation, address: chitchat_address(&id(n)) }
+}
+
+fn known(n: u8, heartbeat: u64, version: u64) -> Known<'static> {
+    Known { node: named(n, START), heartbeat, last_gc: 0, version }
+}
+
+fn syn(digest: Vec<Known<'_>>) -> Vec<u8> {
+    Message::Syn { cluster: CLUSTER, digest }.write()
+}
+
+fn delta(record: &SignedRecord) -> Vec<Step<'static>> {
+    let n = (1..=9).find(|n| id(*n) == record.node).unwrap();
+    vec![
+        Step::Node { node: named(n, record.version.generation), last_gc: 0, from: 0 },
+        Step::Value {
+            key: KEY,
+            value: record.to_value().into(),
+            version: record.version.sequence,
+            status: 0,
+        },
+    ]
+}
+
+fn ack(delta: Vec<Step<'_>>) -> Vec<u8> {
+    Message::Ack { delta }.write()
+}
+
+/// What the guard of node 1 makes of messages of node 2.
+fn pass(guard: &mut Guard, store: &mut RecordStore, message: &[u8]) -> Option<Vec<u8>> {
+    guard.pass(id(2), message, store, NOW, WALL).message
+}
+
+/// The digest that is left of a message.
+fn digest_of(message: Option<Vec<u8>>) -> Vec<(String, u64, u64)> {
+    let message = message.unwrap();
+    let mut unpacker = Unpacker::new();
+    let digest = match unpacker.read(&message, 1 << 20).unwrap() {
+        Message::Syn { digest, .. } | Message::SynAck { digest, .. } => digest,
+        other => panic!("{other:?}"),
+    };
+    digest.iter().map(|known| (known.node.name.to_owned(), known.heartbeat, known.version)).collect()
+}
+
+#[test]
+fn what_honest_members_never_send_is_refused_and_held_against_its_sender() {
+    let mut forged = delta(&signed(3, START, 1, b"x"));
+    if let Step::Value { version, .. } = &mut forged[1] {
+        *version = 9;
+    }
+    let mut other = delta(&signed(3, START, 1, b"x"));
+    if let Step::Node { node, .. } = &mut other[0] {
+        *node = named(4, START);
+    }
+    let value = |key, value: &str, status| {
+        let value = Cow::Owned(value.to_owned());
+        vec![delta(&signed(3, START, 1, b"x"))[0].clone(), Step::Value { key, value, version: 1, status }]
+    };
+    let good = signed(3, START, 1, b"x").to_value();
+    let mut moved = known(3, 1, 1);
+    moved.node.address = "10.0.0.1:1".parse().unwrap();
+    let collected = Known { last_gc: u64::MAX, ..known(3, 1, 1) };
+    let to = named(3, START);
+    for (message, refusal) in [
+        (b"gossip".to_vec(), Refusal::Unreadable(Unreadable::NotV1)),
+        (Message::BadCluster.write(), Refusal::OtherCluster),
+        (Message::Syn { cluster: "other", digest: vec![] }.write(), Refusal::OtherCluster),
+        (syn(vec![moved]), Refusal::WrongAddress),
+        (syn(vec![collected]), Refusal::Deletion),
+        (ack(vec![Step::Node { node: to, last_gc: 7, from: 0 }]), Refusal::Deletion),
+        (ack(vec![Step::Node { node: to, last_gc: 0, from: 0 }, Step::SetVersion(9)]), Refusal::Deletion),
+        (ack(value(KEY, &good, 1)), Refusal::Deletion),
+        (ack(value(KEY, &good, 2)), Refusal::Deletion),
+        (ack(value("n", "m1", 0)), Refusal::OtherKey),
+        (ack(value(KEY, "short", 0)), Refusal::NoRecord),
+        (ack(forged), Refusal::Forged),
+        (ack(other), Refusal::Forged),
+        // This node's own start, changed by another: 65 bytes that ended chitchat.
+        (ack(delta(&SignedRecordOf::own(9))), Refusal::Forged),
+    ] {
+        let (mut guard, mut store) = guard();
+        assert_eq!(pass(&mut guard, &mut store, &message), None, "{refusal}");
+        let offenders = guard.offenders(NOW);
+        assert_eq!(offenders, [Offender { node: id(2), refusal, count: 1, ignored: false }]);
+        assert!(store.get(&id(3)).is_none() && store.version(&id(1)).sequence == 3);
+    }
+}
+
+/// A record of node 1 that another has signed.
+struct SignedRecordOf;
+
+impl SignedRecordOf {
+    fn own(sequence: u64) -> SignedRecord {
+        let mut record = signed(2, START, sequence, b"I am m1");
+        record.node = id(1);
+        record
+    }
+}
+
+#[test]
+fn after_a_few_a_sender_is_ignored_for_a_minute_and_others_are_heard() {
+    let (mut guard, mut store) = guard();
+    for _ in 0..STRIKES {
+        assert_eq!(pass(&mut guard, &mut store, b"x"), None);
+    }
+    let good = syn(vec![known(2, 1, 0)]);
+    assert_eq!(pass(&mut guard, &mut store, &good), None);
+    assert!(guard.offenders(NOW)[0].ignored);
+    assert!(guard.pass(id(3), &syn(vec![known(3, 1, 0)]), &mut store, NOW, WALL).message.is_some());
+    let later = NOW.after(IGNORED);
+    assert!(guard.pass(id(2), &good, &mut store, later, WALL).message.is_some());
+    assert!(!guard.offenders(later)[0].ignored);
+    assert!(guard.offenders(later.after(REMEMBERED)).is_empty());
+    // Whoever is no member is nobody's to name.
+    assert!(guard.pass(id(9), &good, &mut store, NOW, WALL).message.is_none());
+}
+
+#[test]
+fn a_flood_of_messages_is_cut_to_a_few_a_second() {
+    let (mut guard, mut store) = guard();
+    let good = syn(vec![known(2, 1, 0)]);
+    let passed = (0..10_000u64)
+        .filter(|n| {
+            let now = NOW.after(Duration::from_millis(*n));
+            guard.pass(id(2), &good, &mut store, now, WALL).message.is_some()
+        })
+        .count();
+    assert!((60..=60 + 10 * 13).contains(&passed), "{passed}");
+}
+
+#[test]
+fn nodes_and_starts_that_nobody_has_proven_are_left_out() {
+    let (mut guard, mut store) = guard();
+    // Ten thousand invented nodes, and invented starts of a member.
+    let names: Vec<String> = (0..1_200).map(|n| format!("{n:010}")).collect();
+    let mut digest: Vec<Known<'_>> = names
+        .iter()
+        .map(|name| Known { node: Named { name, ..named(2, START) }, ..known(2, 1, 1) })
+        .collect();
+    digest.extend((0..50).map(|n| Known { node: named(3, START + n), ..known(3, 1, 1) }));
+    digest.push(known(2, 7, 1));
+    assert_eq!(digest_of(pass(&mut guard, &mut store, &syn(digest))), [(name(2).to_owned(), 7, 1)]);
+    assert!(guard.offenders(NOW).is_empty(), "members may know others for a moment");
+    // A record proves its start.
+    let record = signed(3, START, 4, b"x");
+    let message = Message::SynAck { digest: vec![known(3, 5, 4)], delta: delta(&record) }.write();
+    let left = pass(&mut guard, &mut store, &message).unwrap();
+    assert_eq!(left, Message::SynAck { digest: vec![known(3, 0, 4)], delta: delta(&record) }.write());
+    assert_eq!(store.get(&id(3)), Some(&record));
+}
+
+#[test]
+fn a_node_that_restarts_for_ever_takes_little_room() {
+    let (mut guard, mut store) = guard();
+    let mut passed = 0;
+    for n in 0..900 {
+        let now = NOW.after(Duration::from_secs(n));
+        let record = signed(2, START + n, 1, b"x");
+        let message = guard.pass(id(2), &ack(delta(&record)), &mut store, now, WALL).message.unwrap();
+        passed += usize::from(message.len() > 6);
+        assert_eq!(store.get(&id(2)), Some(&record), "its latest record counts all the same");
+    }
+    assert!(passed <= 6 + 30, "{passed} starts in a quarter of an hour");
+}
+
+#[test]
+fn what_is_held_replaces_what_comes_late() {
+    let (mut guard, mut store) = guard();
+    let (old, new) = (signed(3, START, 4, b"old"), signed(3, START, 6, b"new"));
+    assert!(pass(&mut guard, &mut store, &ack(delta(&new))).is_some());
+    assert_eq!(pass(&mut guard, &mut store, &ack(delta(&old))), Some(ack(delta(&new))));
+    assert_eq!(store.get(&id(3)), Some(&new));
+}
+
+#[test]
+fn one_member_alone_makes_nobody_look_dead_or_alive() {
+    let (mut guard, mut store) = guard();
+    assert!(pass(&mut guard, &mut store, &ack(delta(&signed(3, START, 1, b"x")))).is_some());
+    let mut heartbeat = |of: u8, value| {
+        let message = guard.pass(id(of), &syn(vec![known(3, value, 1)]), &mut store, NOW, WALL).message;
+        digest_of(message)[0].1
+    };
+    assert_eq!(heartbeat(2, u64::MAX), 0, "nobody else has said anything");
+    assert_eq!(heartbeat(4, 10), 10, "the second witness counts");
+    assert_eq!(heartbeat(5, 12), 12);
+    assert_eq!(heartbeat(2, u64::MAX), 12);
+    assert_eq!(heartbeat(3, 20), 20, "and what the node says itself");
+    assert_eq!(heartbeat(4, 19), 20);
+}
+
+#[test]
+fn a_later_record_of_this_node_shows_and_nobody_can_make_one_up() {
+    let (mut guard, mut store) = guard();
+    // What this node has said, and less, may come back.
+    for record in [signed(1, START, 3, b"own"), signed(1, START, 1, b"older")] {
+        assert_eq!(pass(&mut guard, &mut store, &ack(delta(&record))), Some(ack(vec![])));
+    }
+    assert_eq!(guard.overtaken(), None);
+    // A machine that was resumed from a snapshot.
+    let later = signed(1, START, 9, b"forgotten");
+    assert_eq!(pass(&mut guard, &mut store, &ack(delta(&later))), Some(ack(vec![])));
+    assert_eq!(guard.overtaken(), Some(later.version));
+    // A digest proves nothing, and shows chitchat no more than was said.
+    let claim = known(1, 5, u64::MAX);
+    assert_eq!(digest_of(pass(&mut guard, &mut store, &syn(vec![claim]))), [(name(1).to_owned(), 5, 3)]);
+    assert!(guard.offenders(NOW).is_empty());
+    guard.set_generation(START + 1);
+    assert_eq!(guard.overtaken(), None);
+}
+
+#[test]
+fn whose_message_ended_gossip_is_named() {
+    let (mut guard, mut store) = guard();
+    assert_eq!(guard.blame_last(NOW), None);
+    assert!(pass(&mut guard, &mut store, &syn(vec![])).is_some());
+    assert_eq!(guard.blame_last(NOW), Some(id(2)));
+    assert_eq!(guard.offenders(NOW)[0].refusal, Refusal::Crash);
+    assert_eq!(pass(&mut guard, &mut store, &syn(vec![])), None, "not listened to for a while");
+}
+
+// ---- with chitchat itself
+
+const INTERVAL: Duration = Duration::from_millis(40);
+const GRACE: Duration = Duration::from_millis(1_600);
+
+struct TestNames;
+
+impl Names for TestNames {
+    fn node(&self, address: std::net::SocketAddr) -> Option<NodeId> {
+        (1..=6).map(id).find(|id| chitchat_address(id) == address)
+    }
+    fn address(&self, node: &NodeId) -> std::net::SocketAddr {
+        chitchat_address(node)
+    }
+}
+
+type Inboxes = Arc<Mutex<BTreeMap<NodeId, mpsc::Sender<(NodeId, Vec<u8>)>>>>;
+
+/// A node with chitchat behind its guard; the others are reached by queues.
+struct Node {
+    n: u8,
+    generation: u64,
+    sequence: u64,
+    guard: Arc<Mutex<Guard>>,
+    store: Arc<Mutex<RecordStore>>,
+    chitchat: ChitchatHandle,
+}
+
+impl Node {
+    async fn start(n: u8, generation: u64, inboxes: &Inboxes, began: std::time::Instant) -> Node {
+        let mut guard = Guard::new(id(n));
+        guard.set_members(CLUSTER, (1..=6).map(id));
+        guard.set_generation(generation);
+        // Rounds are thirty times as fast as they are.
+        guard.judge.each = Duration::from_millis(2);
+        let mut store = RecordStore::default();
+        store.set_members(CLUSTER, (1..=6).map(|n| (id(n), pair(n).1)).collect());
+        let record = signed(n, generation, 1, &[0]);
+        store.publish(record.clone());
+        let (guard, store) = (Arc::new(Mutex::new(guard)), Arc::new(Mutex::new(store)));
+        let (sender, queue) = mpsc::channel(256);
+        inboxes.lock().unwrap().insert(id(n), sender);
+        let (passing, records) = (guard.clone(), store.clone());
+        let pass = move |from: NodeId, message: &[u8]| {
+            let now = Moment::from_millis(began.elapsed().as_millis() as u64);
+            passing.lock().unwrap().pass(from, message, &mut records.lock().unwrap(), now, WALL).message
+        };
+        let arrivals = Arrivals { queue: tokio::sync::Mutex::new(queue), pass: Box::new(pass) };
+        let to = inboxes.clone();
+        let mesh = Mesh {
+            send: Arc::new(move |peer, message: &[u8]| {
+                if let Some(inbox) = to.lock().unwrap().get(&peer) {
+                    let _ = inbox.try_send((id(n), message.to_vec()));
+                }
+            }),
+            arrivals: Arc::new(arrivals),
+            names: Arc::new(TestNames),
+        };
+        let config = ChitchatConfig {
+            chitchat_id: ChitchatId::new(chitchat_name(&id(n)), generation, chitchat_address(&id(n))),
+            cluster_id: CLUSTER.to_owned(),
+            gossip_interval: INTERVAL,
+            listen_addr: "127.0.0.1:0".parse().unwrap(),
+            seed_nodes: (1..=6).map(|n| chitchat_address(&id(n)).to_string()).collect(),
+            failure_detector_config: FailureDetectorConfig {
+                phi_threshold: 8.0,
+                sampling_window_size: 100,
+                max_interval: INTERVAL * 5,
+                initial_interval: INTERVAL,
+                dead_node_grace_period: GRACE,
+            },
+            marked_for_deletion_grace_period: GRACE,
+            catchup_callback: None,
+            extra_liveness_predicate: None,
+            protocol_version: ProtocolVersion::V1,
+        };
+        let keys = vec![(KEY.to_owned(), record.to_value())];
+        let chitchat = spawn_chitchat(config, keys, &mesh).await.unwrap();
+        Node { n, generation, sequence: 1, guard, store, chitchat }
+    }
+
+    /// Publishes another record, and checks that chitchat gives it the number that was signed.
+    async fn publish(&mut self) {
+        self.sequence += 1;
+        let record = signed(self.n, self.generation, self.sequence, &[self.sequence as u8; 40]);
+        self.store.lock().unwrap().publish(record.clone());
+        let version = self
+            .chitchat
+            .with_chitchat(|chitchat| {
+                let state = chitchat.self_node_state();
+                state.set(KEY, record.to_value());
+                state.max_version()
+            })
+            .await;
+        assert_eq!(version, self.sequence);
+    }
+
+    fn stop(self, inboxes: &Inboxes) {
+        inboxes.lock().unwrap().remove(&id(self.n));
+        self.chitchat.abort();
+    }
+
+    /// Nodes that chitchat calls alive, by name and start.
+    async fn alive(&self) -> BTreeSet<(String, u64)> {
+        self.chitchat
+            .with_chitchat(|chitchat| {
+                chitchat.live_nodes().map(|id| (id.node_id.to_string(), id.generation_id)).collect()
+            })
+            .await
+    }
+}
+
+/// Waits until all hold the latest record of all, and chitchat calls all alive.
+async fn all_know_all(nodes: &[Node]) {
+    let versions: Vec<_> = nodes
+        .iter()
+        .map(|node| (id(node.n), RecordVersion { generation: node.generation, sequence: node.sequence }))
+        .collect();
+    let alive: BTreeSet<_> = nodes.iter().map(|node| (chitchat_name(&id(node.n)), node.generation)).collect();
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    for node in nodes {
+        loop {
+            let held = {
+                let store = node.store.lock().unwrap();
+                versions.iter().filter(|(id, version)| store.version(id) != *version).count()
+            };
+            let seen = node.alive().await;
+            if held == 0 && alive.is_subset(&seen) {
+                break;
+            }
+            assert!(
+                std::time::Instant::now() < deadline,
+                "node {}: {held} records are not the latest; alive {seen:?} of {alive:?}",
+                node.n
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_that_honest_members_send_is_refused_through_changes_restarts_and_deaths() {
+    let inboxes = Inboxes::default();
+    let began = std::time::Instant::now();
+    let mut nodes = Vec::new();
+    for n in 1..=6 {
+        nodes.push(Node::start(n, START, &inboxes, began).await);
+    }
+    all_know_all(&nodes).await;
+    for round in 0..6u64 {
+        for _ in 0..5 {
+            for node in &mut nodes {
+                node.publish().await;
+            }
+            tokio::time::sleep(INTERVAL).await;
+        }
+        // One restarts with a new number, with and without a pause.
+        let old = nodes.remove(round as usize % nodes.len());
+        let (n, generation) = (old.n, old.generation);
+        old.stop(&inboxes);
+        if round % 2 == 1 {
+            tokio::time::sleep(INTERVAL * 10).await;
+        }
+        nodes.push(Node::start(n, generation + 1 + round, &inboxes, began).await);
+        all_know_all(&nodes).await;
+    }
+    // One stays away until the others have forgotten it, and comes back.
+    let gone = nodes.remove(0);
+    let (n, generation) = (gone.n, gone.generation);
+    gone.stop(&inboxes);
+    tokio::time::sleep(GRACE * 2).await;
+    for node in &mut nodes {
+        node.publish().await;
+    }
+    all_know_all(&nodes).await;
+    let remembered = nodes[0].store.lock().unwrap().version(&id(n)).generation;
+    assert_eq!(remembered, generation, "chitchat has forgotten it, and its record is still there");
+    nodes.push(Node::start(n, generation + 1, &inboxes, began).await);
+    all_know_all(&nodes).await;
+    for node in &nodes {
+        let guard = node.guard.lock().unwrap();
+        assert_eq!(guard.offenders(Moment::from_millis(began.elapsed().as_millis() as u64)), []);
+        assert!(guard.judge.senders.values().all(|sender| sender.count == 0), "node {}", node.n);
+        assert_eq!(guard.overtaken(), None);
+    }
+}

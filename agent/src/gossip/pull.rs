@@ -1,0 +1,123 @@
+//! Records over TLS, where gossip does not bring them or not in time.
+//!
+//! - Soon after the start, from one member, so that a node knows all before the first round of gossip.
+//! - While nobody is heard, from one member after the other: gossip can't work while keys differ.
+//! - From a master whose pulses say for longer than a moment that it has another record than is held.
+//! - Every minute or so, from one member at random: what gossip holds back for some reason then comes by
+//!   another way.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proto::exchange::{FromMember, ToMember};
+use proto::node::NodeId;
+use proto::signed_record::{RecordVersion, SignedRecord};
+use proto::time::Moment;
+
+use super::Gossip;
+use crate::link::random;
+use crate::records::MOST_BYTES;
+
+/// Time between two questions while nobody is heard.
+const ALONE: Duration = Duration::from_secs(2);
+
+/// Time between two questions while all is well, in a cluster of up to [`FEW`] members; larger ones ask as
+/// much more rarely, since a question names all members.
+const USUAL: Duration = Duration::from_secs(60);
+const FEW: u32 = 100;
+
+/// How long gossip is given to bring a record that a pulse has told of.
+const PATIENCE: Duration = Duration::from_millis(1_500);
+
+/// Longest wait for an answer.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// When records were asked for.
+#[derive(Debug, Default)]
+pub(super) struct Pulls {
+    next: Option<Moment>,
+    /// Fingerprints that differ from what is held, and since when, or since the last question.
+    differ: BTreeMap<NodeId, (u32, Moment)>,
+}
+
+impl Pulls {
+    /// A member's pulse says which record is its latest.
+    pub(super) fn says(&mut self, node: NodeId, fingerprint: u32, now: Moment) {
+        let since = self.differ.get(&node).map_or(now, |(_, since)| *since);
+        self.differ.insert(node, (fingerprint, since));
+    }
+}
+
+impl Gossip {
+    /// Asks for what the moment calls for.
+    pub(super) fn pull(&mut self) {
+        let now = self.life.now();
+        for (node, version) in self.overdue(now) {
+            self.ask(node, vec![(node, version)], false);
+        }
+        let own = self.link.own();
+        let view = self.view.borrow().clone();
+        if self.pulls.next.is_some_and(|at| now < at) {
+            return;
+        }
+        let document = self.trust.borrow().document.clone();
+        let members: Vec<NodeId> = document.members().map(|(id, _)| *id).filter(|id| *id != own).collect();
+        let heard = |id: &&NodeId| view.members.get(id).is_some_and(|member| member.heard);
+        let anyone = members.iter().any(|id| heard(&id));
+        let dice = u64::from_be_bytes(random());
+        // Of those that are heard, if any are: the others would not answer.
+        let asked: Vec<NodeId> = members.iter().filter(|id| !anyone || heard(id)).copied().collect();
+        let peer = asked.get((dice % asked.len().max(1) as u64) as usize).copied();
+        let share = u32::try_from(members.len()).unwrap_or(u32::MAX).div_ceil(FEW).max(1);
+        let wait = if anyone { USUAL.saturating_mul(share) } else { ALONE };
+        let wait = wait + wait.mul_f64((dice >> 32) as f64 / f64::from(u32::MAX) / 2.0);
+        self.pulls.next = Some(now.after(wait));
+        if let Some(peer) = peer {
+            let known = self.records.lock().versions();
+            self.ask(peer, known, true);
+        }
+    }
+
+    /// Members that have had another record than is held for too long, and what is held of them.
+    fn overdue(&mut self, now: Moment) -> Vec<(NodeId, RecordVersion)> {
+        let store = self.records.lock();
+        let held = |id: &NodeId| store.get(id).map(SignedRecord::fingerprint);
+        self.pulls.differ.retain(|id, (says, _)| store.is_member(id) && held(id) != Some(*says));
+        let mut overdue = Vec::new();
+        for (id, (_, since)) in &mut self.pulls.differ {
+            if now.since(*since) >= PATIENCE {
+                *since = now;
+                overdue.push((*id, store.version(id)));
+            }
+        }
+        overdue
+    }
+
+    /// Asks one member for what it has that is newer.
+    fn ask(&self, peer: NodeId, known: Vec<(NodeId, RecordVersion)>, all: bool) {
+        let known = known.into_iter().map(|(id, at)| (id, at.generation, at.sequence)).collect();
+        let (link, records, life) = (self.link.clone(), self.records.clone(), self.life.clone());
+        self.life.spawn(async move {
+            let request = FromMember::Records { known, all };
+            let work = tokio::time::timeout(ANSWER, link.call(peer, &request));
+            let answer = tokio::select! {
+                answer = work => answer,
+                () = life.over.cancelled() => return,
+            };
+            if let Ok(Ok(ToMember::Records(found))) = answer {
+                records.offer(found, &peer, life.now());
+            }
+        });
+    }
+}
+
+/// What is newer than a peer knows.
+pub(crate) fn newer(
+    records: &crate::records::Records,
+    known: Vec<(NodeId, u64, u64)>,
+    all: bool,
+) -> ToMember {
+    let version = |(id, generation, sequence)| (id, RecordVersion { generation, sequence });
+    let known: Vec<_> = known.into_iter().map(version).collect();
+    ToMember::Records(records.lock().newer_than(&known, all, MOST_BYTES))
+}

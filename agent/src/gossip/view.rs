@@ -1,0 +1,159 @@
+//! From records, settings and what is heard to the [`View`] that everyone else works with.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use chitchat::ChitchatHandle;
+use proto::cluster::Document;
+use proto::node::NodeId;
+use proto::record::{Field, NodeRecord};
+use proto::signed_record::RecordVersion;
+use proto::view::{Authority, Ignored, NotCounted, Published, View};
+use tracing::warn;
+
+use super::{DIRECT, Gossip, chitchat_name};
+use crate::lifecycle::wall;
+
+/// A record that was read.
+struct Read {
+    version: RecordVersion,
+    record: NodeRecord,
+    left_out: Vec<Field>,
+}
+
+/// What was made of records so far.
+#[derive(Default)]
+pub(super) struct Seen {
+    read: BTreeMap<NodeId, Read>,
+    /// Addresses that members have proven to be theirs, of those that their records name.
+    proven: BTreeSet<(NodeId, IpAddr)>,
+}
+
+impl Seen {
+    /// Names may have changed: everything is read anew.
+    pub(super) fn forget(&mut self) {
+        self.read.clear();
+    }
+
+    /// Reads what has changed, and says whose it is. Whoever has no record any more is no member.
+    fn follow(&mut self, records: &crate::records::Records, document: &Document) -> Vec<NodeId> {
+        let mut fresh = Vec::new();
+        let store = records.lock();
+        self.read.retain(|id, _| store.get(id).is_some());
+        for signed in store.iter() {
+            if self.read.get(&signed.node).is_some_and(|read| read.version == signed.version) {
+                continue;
+            }
+            let name = document.shown_name(&signed.node);
+            let (record, left_out) = NodeRecord::from_body(name, signed.body());
+            self.read.insert(signed.node, Read { version: signed.version, record, left_out });
+            fresh.push(signed.node);
+        }
+        fresh
+    }
+}
+
+impl Gossip {
+    /// Makes a new view of the records and of chitchat's state, and publishes it when it differs.
+    pub(super) async fn look(&mut self, handle: &ChitchatHandle) {
+        let document = self.trust.borrow().document.clone();
+        let previous = self.view.borrow().clone();
+        let fresh = self.seen.follow(&self.records, &document);
+        self.speak(&fresh);
+        let own = self.link.own();
+        let now = self.life.now();
+        // The start that is alive must be that of the record: an earlier one can look alive for a while.
+        let alive: BTreeSet<(String, u64)> = handle
+            .with_chitchat(|chitchat| {
+                chitchat.live_nodes().map(|id| (id.node_id.to_string(), id.generation_id)).collect()
+            })
+            .await;
+        // chitchat needs several rounds before it calls a newcomer alive; a datagram of its own says so at once.
+        let heard = |id: &NodeId, version: RecordVersion| {
+            *id == own
+                || self.link.last_heard(id).is_some_and(|at| now.since(at) < DIRECT)
+                || alive.contains(&(chitchat_name(id), version.generation))
+        };
+        let view = {
+            let published = self.seen.read.iter().map(|(id, read)| Published {
+                id: *id,
+                record: &read.record,
+                left_out: &read.left_out,
+                alive: heard(id, read.version),
+            });
+            let settings = self.settings.borrow().clone();
+            let authority = Authority {
+                role: &|id| document.role(id),
+                may_offer: &|service, name, role| settings.may_offer(service, name, role),
+                may_own: &|vip, name, role| settings.may_own(vip, name, role),
+                proven: &|id, ip| self.is_proven(id, ip),
+            };
+            View::new(published, &previous, wall(), &authority)
+        };
+        self.keep_proofs(&view);
+        self.ask_for_proofs(&view);
+        for member in view.members.values() {
+            if member.id != own {
+                self.link.book.heard(member.id, member.addresses(), member.heard);
+            }
+        }
+        for one in &view.not_counted {
+            let known = |known: &NotCounted| known.node == one.node && known.what == one.what;
+            if !previous.not_counted.iter().any(known) {
+                warn!("{}", one.problem());
+            }
+        }
+        if *previous != view {
+            self.view.send_replace(Arc::new(view));
+        }
+    }
+
+    /// Whether a member has proven that it has an address. What stood in the last good list was proven to
+    /// this node in an earlier run, or to the member that has welcomed it.
+    fn is_proven(&self, id: &NodeId, ip: IpAddr) -> bool {
+        let served = || {
+            let serving = self.serving.borrow();
+            serving.iter().any(|(_, all)| all.iter().any(|one| one.node == *id && one.address.ip() == ip))
+        };
+        *id == self.link.own()
+            || self.link.proven_at(id, ip)
+            || self.seen.proven.contains(&(*id, ip))
+            || served()
+    }
+
+    /// Keeps proofs for as long as the address is named, so that a moment without the link's does not take a
+    /// backend away.
+    fn keep_proofs(&mut self, view: &View) {
+        let offered = view
+            .members
+            .values()
+            .flat_map(|member| member.word.services.values().map(|offer| (member.id, offer.address.ip())));
+        self.seen.proven = offered.collect();
+    }
+}
+
+impl Gossip {
+    /// Asks members to prove the addresses that they offer services at: it takes a round trip, and how often
+    /// each is asked is the link's to bound.
+    fn ask_for_proofs(&self, view: &View) {
+        for one in &view.not_counted {
+            let Ignored::Unproven(_, ip) = &one.what else { continue };
+            let Some(member) = view.members.get(&one.node) else { continue };
+            let port = member.word.addresses.first().map_or(proto::link::PORT, SocketAddr::port);
+            self.link.prove(one.node, SocketAddr::new(*ip, port), &self.life);
+        }
+    }
+
+    /// Hands on which versions of the link's protocol members speak.
+    fn speak(&self, read: &[NodeId]) {
+        for id in read {
+            let speaks = self.seen.read.get(id).map(|read| read.record.speaks);
+            if let Some((lowest, highest)) =
+                speaks.filter(|(lowest, highest)| lowest <= highest && *highest > 0)
+            {
+                self.link.speaks(*id, lowest..=highest);
+            }
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The records of all members, shared by those who bring them (gossip, pulses, TLS) and who need them.
+//!
+//! Nobody keeps the lock for longer than a look or the verification of one message's signatures.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use proto::cluster::Document;
+use proto::node::NodeId;
+use proto::record_store::{Offered, RecordStore};
+use proto::signed_record::SignedRecord;
+use proto::time::Moment;
+use tokio::sync::Notify;
+
+use crate::lifecycle::wall;
+
+/// Most bytes of records in one answer over TLS; the rest comes with the next question.
+pub(crate) const MOST_BYTES: usize = 1 << 20;
+
+/// The records of all members.
+#[derive(Debug, Default)]
+pub(crate) struct Records {
+    store: Mutex<RecordStore>,
+    news: Notify,
+}
+
+impl Records {
+    /// The store, locked.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, RecordStore> {
+        // Every method of the store ends in one assignment: a panic leaves nothing half-written.
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Follows the cluster document.
+    pub(crate) fn set_members(&self, document: &Document) {
+        let members: BTreeMap<_, _> = document.members().map(|(id, one)| (*id, one.key)).collect();
+        self.lock().set_members(&document.id.to_string(), members);
+    }
+
+    /// Takes records that a member has brought.
+    pub(crate) fn offer(&self, records: Vec<SignedRecord>, sender: &NodeId, now: Moment) {
+        let mut news = false;
+        for record in records {
+            let node = record.node;
+            // Locked for each anew: thousands of signatures take a while.
+            let came = self.lock().offer(record, sender, now, wall());
+            news |= came == Offered::Taken;
+            if came == Offered::Forged {
+                tracing::warn!(%sender, %node, "a record with an invalid signature was refused");
+            }
+        }
+        if news {
+            self.tell();
+        }
+    }
+
+    /// Wakes who waits for news.
+    pub(crate) fn tell(&self) {
+        self.news.notify_one();
+    }
+
+    /// Resolves when a record has come that was not held before.
+    pub(crate) async fn news(&self) {
+        self.news.notified().await;
+    }
+}

@@ -1,0 +1,435 @@
+//! What a node publishes of itself, and its encoding: the body of a [`crate::signed_record::SignedRecord`].
+//!
+//! A record is a list of fields that grows: a reader skips the fields that it does not know, and leaves out
+//! alone what it does not understand of those that it does, so that a member of a later version, or one with
+//! a single odd value, is never missing as a whole. A field that stands for one of several (an address, an
+//! offer) is repeated. Records are passed on as their node has signed them, so nothing is lost on the way.
+//!
+//! A node's name is no part of it: that is the cluster document's to say.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use crate::arp::Mac;
+use crate::cause::{Cause, Detail, short_text};
+use crate::health::{Health, Readiness};
+use crate::node::{Name, NodeId};
+use crate::service::{MAX_WEIGHT, ServiceName};
+use crate::time::UnixMs;
+use crate::tlv::{Reader, Writer, number};
+
+/// Format of the records that this version writes. It is raised only when what a field means has changed;
+/// new fields need no new format.
+pub const FORMAT: u8 = 1;
+
+/// Most addresses that a node may publish; more are a mistake or an attack on memory.
+const MAX_ADDRESSES: usize = 8;
+/// Most services that a node may offer.
+const MAX_SERVICES: usize = 64;
+/// Most nodes that a node says it hears: only masters are pulsed, and few clusters have more than nine.
+const MAX_HEARS: usize = 16;
+/// Most segments that a node may name: one for each virtual IP at most.
+const MAX_SEGMENTS: usize = 16;
+/// Most virtual IPs that a node may own, or give a reason for not owning.
+const MAX_VIPS: usize = 64;
+
+/// A backend that a node offers for one service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// Where it is reached.
+    pub address: SocketAddr,
+    /// Share among equals.
+    pub weight: u16,
+    /// What the node's own checks say.
+    pub health: Health,
+    /// What the last of them took, in milliseconds, roughly.
+    pub check_ms: Option<u32>,
+}
+
+/// How well a node hears another, roughly: what is said of it changes seldom, so that gossip stays quiet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hears {
+    /// It answers.
+    pub heard: bool,
+    /// Round-trip time in microseconds, when known.
+    pub rtt_us: Option<u32>,
+    /// Share of pulses without an answer, in thousandths.
+    pub loss_permille: u16,
+}
+
+/// How a node stands on the segment of a virtual IP, so that others can test whether it is theirs too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Foot {
+    /// Its interface there.
+    pub interface: String,
+    /// That interface's Ethernet address.
+    pub mac: Mac,
+    /// Its own address there.
+    pub address: IpAddr,
+    /// Length of that address's prefix.
+    pub prefix: u8,
+}
+
+/// A virtual IP that a node owns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
+    /// The epoch that it owns it in.
+    pub epoch: u64,
+    /// Since when.
+    pub since: UnixMs,
+}
+
+/// Everything that a node publishes of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeRecord {
+    /// Its name, which the cluster document says.
+    pub name: Name,
+    /// Version of its agent.
+    pub version: String,
+    /// The versions of the link's protocol that it speaks, lowest and highest; 0 and 0: it does not say.
+    pub speaks: (u8, u8),
+    /// Where its link port is reached; empty while its network is away.
+    pub addresses: Vec<SocketAddr>,
+    /// Interface that carries the mesh; may be empty.
+    pub interface: String,
+    /// When its agent started.
+    pub started: UnixMs,
+    /// Hash of the cluster document that it holds.
+    pub document: String,
+    /// Since when it takes no new connections.
+    pub draining: Option<UnixMs>,
+    /// It has stopped on purpose.
+    pub left: bool,
+    /// What it offers.
+    pub services: BTreeMap<ServiceName, Offer>,
+    /// Whom it hears.
+    pub hears: BTreeMap<NodeId, Hears>,
+    /// Where it stands on the segments of virtual IPs.
+    pub feet: Vec<Foot>,
+    /// The virtual IPs that it owns.
+    pub vips: BTreeMap<IpAddr, Claim>,
+    /// Why it can't own a virtual IP that it is a candidate for.
+    pub unfit: BTreeMap<IpAddr, String>,
+}
+
+/// The fields of a record, by their tags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Field {
+    /// The format, a number.
+    Format = 1,
+    /// The agent's version.
+    Version = 2,
+    /// The versions of the link's protocol: two bytes.
+    Speaks = 3,
+    /// One address, 6 or 18 bytes.
+    Address = 4,
+    /// The mesh's interface.
+    Interface = 5,
+    /// When the agent started.
+    Started = 6,
+    /// The document's hash.
+    Document = 7,
+    /// Since when it drains.
+    Draining = 8,
+    /// It has stopped: empty.
+    Left = 9,
+    /// One offer: fields.
+    Offer = 10,
+    /// One node that it hears: id, a byte that is 1 when it answers, loss in two bytes, rtt in four.
+    Hears = 11,
+    /// One segment: fields.
+    Segment = 12,
+    /// One virtual IP that it owns: fields.
+    Vip = 13,
+    /// One that it can't own: fields.
+    Unfit = 14,
+}
+
+impl Field {
+    const ALL: [Field; 14] = [
+        Field::Format,
+        Field::Version,
+        Field::Speaks,
+        Field::Address,
+        Field::Interface,
+        Field::Started,
+        Field::Document,
+        Field::Draining,
+        Field::Left,
+        Field::Offer,
+        Field::Hears,
+        Field::Segment,
+        Field::Vip,
+        Field::Unfit,
+    ];
+
+    fn of_tag(tag: u8) -> Option<Field> {
+        Field::ALL.into_iter().find(|field| *field as u8 == tag)
+    }
+}
+
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Field::Format => "its format",
+            Field::Version => "its version",
+            Field::Speaks => "its protocol versions",
+            Field::Address => "an address",
+            Field::Interface => "its interface",
+            Field::Started => "its start",
+            Field::Document => "its document",
+            Field::Draining => "its drain",
+            Field::Left => "its end",
+            Field::Offer => "an offer",
+            Field::Hears => "whom it hears",
+            Field::Segment => "a segment",
+            Field::Vip => "a virtual IP that it owns",
+            Field::Unfit => "a virtual IP that it can't own",
+        })
+    }
+}
+
+// The fields of an offer.
+const NAME: u8 = 1;
+const ADDRESS: u8 = 2;
+const WEIGHT: u8 = 3;
+const READINESS: u8 = 4;
+const SINCE: u8 = 5;
+const CAUSE: u8 = 6;
+const DETAIL: u8 = 7;
+const CHECK_MS: u8 = 8;
+// Those of a segment.
+const INTERFACE: u8 = 1;
+const MAC: u8 = 2;
+const IP: u8 = 3;
+const PREFIX: u8 = 4;
+// Those of a virtual IP.
+const VIP: u8 = 1;
+const EPOCH: u8 = 2;
+const OWNED_SINCE: u8 = 3;
+const WHY: u8 = 2;
+
+impl NodeRecord {
+    /// A record that says nothing yet.
+    pub fn new(name: Name) -> NodeRecord {
+        NodeRecord {
+            name,
+            version: String::new(),
+            speaks: (0, 0),
+            addresses: Vec::new(),
+            interface: String::new(),
+            started: UnixMs(0),
+            document: String::new(),
+            draining: None,
+            left: false,
+            services: BTreeMap::new(),
+            hears: BTreeMap::new(),
+            feet: Vec::new(),
+            vips: BTreeMap::new(),
+            unfit: BTreeMap::new(),
+        }
+    }
+
+    /// The record as the body that is signed.
+    pub fn to_body(&self) -> Vec<u8> {
+        let mut out = Writer::default();
+        out.number(Field::Format as u8, FORMAT.into());
+        out.bytes(Field::Version as u8, short_text(&self.version).as_bytes());
+        out.bytes(Field::Speaks as u8, &[self.speaks.0, self.speaks.1]);
+        for address in self.addresses.iter().take(MAX_ADDRESSES) {
+            out.bytes(Field::Address as u8, &write_socket(*address));
+        }
+        out.bytes(Field::Interface as u8, short_text(&self.interface).as_bytes());
+        out.number(Field::Started as u8, self.started.0);
+        out.bytes(Field::Document as u8, short_text(&self.document).as_bytes());
+        if let Some(since) = self.draining {
+            out.number(Field::Draining as u8, since.0);
+        }
+        if self.left {
+            out.bytes(Field::Left as u8, &[]);
+        }
+        for (name, offer) in self.services.iter().take(MAX_SERVICES) {
+            out.fields(Field::Offer as u8, |out| write_offer(out, name, offer));
+        }
+        for (id, hears) in self.hears.iter().take(MAX_HEARS) {
+            let mut bytes = id.0.to_vec();
+            bytes.push(hears.heard.into());
+            bytes.extend_from_slice(&hears.loss_permille.to_be_bytes());
+            bytes.extend_from_slice(&hears.rtt_us.unwrap_or(u32::MAX).to_be_bytes());
+            out.bytes(Field::Hears as u8, &bytes);
+        }
+        for foot in self.feet.iter().take(MAX_SEGMENTS) {
+            out.fields(Field::Segment as u8, |out| {
+                out.bytes(INTERFACE, short_text(&foot.interface).as_bytes());
+                out.bytes(MAC, &foot.mac.0);
+                out.bytes(IP, &write_ip(foot.address));
+                out.number(PREFIX, foot.prefix.into());
+            });
+        }
+        for (address, claim) in self.vips.iter().take(MAX_VIPS) {
+            out.fields(Field::Vip as u8, |out| {
+                out.bytes(VIP, &write_ip(*address));
+                out.number(EPOCH, claim.epoch);
+                out.number(OWNED_SINCE, claim.since.0);
+            });
+        }
+        for (address, why) in self.unfit.iter().take(MAX_VIPS) {
+            out.fields(Field::Unfit as u8, |out| {
+                out.bytes(VIP, &write_ip(*address));
+                out.bytes(WHY, short_text(why).as_bytes());
+            });
+        }
+        out.finish()
+    }
+
+    /// Reads a body. What of it is not understood, or is more than there may be, is left out and named.
+    pub fn from_body(name: Name, body: &[u8]) -> (NodeRecord, Vec<Field>) {
+        let mut record = NodeRecord::new(name);
+        let mut left_out = Vec::new();
+        for (tag, value) in Reader::new(body) {
+            let Some(field) = Field::of_tag(tag) else { continue };
+            if record.read(field, value).is_none() && !left_out.contains(&field) {
+                left_out.push(field);
+            }
+        }
+        (record, left_out)
+    }
+
+    fn read(&mut self, field: Field, value: &[u8]) -> Option<()> {
+        match field {
+            Field::Format => {
+                number(value)?;
+            }
+            Field::Version => self.version = read_text(value)?,
+            Field::Speaks => self.speaks = (*value.first()?, *value.get(1)?),
+            Field::Address => push(&mut self.addresses, MAX_ADDRESSES, read_socket(value)?)?,
+            Field::Interface => self.interface = read_text(value)?,
+            Field::Started => self.started = UnixMs(number(value)?),
+            Field::Document => self.document = read_text(value)?,
+            Field::Draining => self.draining = Some(UnixMs(number(value)?)),
+            Field::Left => self.left = true,
+            Field::Offer => insert(&mut self.services, MAX_SERVICES, read_offer(value)?)?,
+            Field::Hears => insert(&mut self.hears, MAX_HEARS, read_hears(value)?)?,
+            Field::Segment => push(&mut self.feet, MAX_SEGMENTS, read_segment(value)?)?,
+            Field::Vip => insert(&mut self.vips, MAX_VIPS, read_claim(value)?)?,
+            Field::Unfit => insert(&mut self.unfit, MAX_VIPS, read_unfit(value)?)?,
+        }
+        Some(())
+    }
+}
+
+fn push<T>(list: &mut Vec<T>, most: usize, value: T) -> Option<()> {
+    (list.len() < most).then(|| list.push(value))
+}
+
+fn insert<K: Ord, V>(map: &mut BTreeMap<K, V>, most: usize, (key, value): (K, V)) -> Option<()> {
+    (map.len() < most && !map.contains_key(&key)).then(|| map.insert(key, value)).map(drop)
+}
+
+/// The value of one field among others.
+fn field(value: &[u8], tag: u8) -> Option<&[u8]> {
+    Reader::new(value).find(|(one, _)| *one == tag).map(|(_, value)| value)
+}
+
+fn read_text(value: &[u8]) -> Option<String> {
+    Some(short_text(std::str::from_utf8(value).ok()?))
+}
+
+fn write_ip(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+fn read_ip(value: &[u8]) -> Option<IpAddr> {
+    let four = <[u8; 4]>::try_from(value).map(IpAddr::from);
+    four.or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok()
+}
+
+fn write_socket(address: SocketAddr) -> Vec<u8> {
+    [write_ip(address.ip()).as_slice(), &address.port().to_be_bytes()].concat()
+}
+
+fn read_socket(value: &[u8]) -> Option<SocketAddr> {
+    let (ip, port) = value.split_last_chunk::<2>()?;
+    Some(SocketAddr::new(read_ip(ip)?, u16::from_be_bytes(*port)))
+}
+
+fn write_offer(out: &mut Writer, name: &ServiceName, offer: &Offer) {
+    let Offer { address, weight, health, check_ms } = offer;
+    let Health { readiness, cause, detail, since } = health;
+    out.bytes(NAME, name.as_str().as_bytes());
+    out.bytes(ADDRESS, &write_socket(*address));
+    out.number(WEIGHT, (*weight).into());
+    out.number(READINESS, readiness.code().into());
+    out.number(SINCE, since.0);
+    let (code, argument) = cause.to_wire();
+    out.bytes(CAUSE, &[code.to_be_bytes(), argument.to_be_bytes()].concat());
+    if !detail.is_empty() || detail.revision() != 0 {
+        let revision = detail.revision().to_be_bytes();
+        out.bytes(DETAIL, &[revision.as_slice(), detail.to_string().as_bytes()].concat());
+    }
+    if let Some(ms) = check_ms {
+        out.number(CHECK_MS, (*ms).into());
+    }
+}
+
+fn read_offer(value: &[u8]) -> Option<(ServiceName, Offer)> {
+    let name = std::str::from_utf8(field(value, NAME)?).ok()?.parse().ok()?;
+    let address = read_socket(field(value, ADDRESS)?)?;
+    let weight = u16::try_from(number(field(value, WEIGHT)?)?).ok().filter(|weight| *weight <= MAX_WEIGHT)?;
+    let readiness = Readiness::of_code(number(field(value, READINESS)?)?);
+    let since = UnixMs(field(value, SINCE).and_then(number).unwrap_or(0));
+    let cause = field(value, CAUSE)
+        .and_then(<[u8]>::first_chunk::<4>)
+        .map_or(Cause::Other { code: 0, argument: 0 }, |[a, b, c, d]| {
+            Cause::from_wire(u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d]))
+        });
+    let detail = field(value, DETAIL).and_then(|value| {
+        let (revision, text) = value.split_first_chunk::<2>()?;
+        Some(Detail::new(u16::from_be_bytes(*revision), std::str::from_utf8(text).ok()?))
+    });
+    let health = Health { readiness, cause, detail: detail.unwrap_or_default(), since };
+    let check_ms = field(value, CHECK_MS).and_then(number).and_then(|ms| u32::try_from(ms).ok());
+    Some((name, Offer { address, weight, health, check_ms }))
+}
+
+fn read_hears(value: &[u8]) -> Option<(NodeId, Hears)> {
+    let (id, rest) = value.split_first_chunk::<{ NodeId::LEN }>()?;
+    let ([heard], rest) = rest.split_first_chunk::<1>()?;
+    let (loss, rest) = rest.split_first_chunk::<2>()?;
+    let loss_permille = u16::from_be_bytes(*loss);
+    let rtt_us = u32::from_be_bytes(*rest.first_chunk::<4>()?);
+    if loss_permille > 1000 {
+        return None;
+    }
+    let rtt_us = (rtt_us != u32::MAX).then_some(rtt_us);
+    Some((NodeId(*id), Hears { heard: *heard == 1, rtt_us, loss_permille }))
+}
+
+fn read_segment(value: &[u8]) -> Option<Foot> {
+    let address = read_ip(field(value, IP)?)?;
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    Some(Foot {
+        interface: read_text(field(value, INTERFACE)?)?,
+        mac: Mac(field(value, MAC)?.try_into().ok()?),
+        address,
+        prefix: u8::try_from(number(field(value, PREFIX)?)?).ok().filter(|prefix| *prefix <= most)?,
+    })
+}
+
+fn read_claim(value: &[u8]) -> Option<(IpAddr, Claim)> {
+    let since = UnixMs(field(value, OWNED_SINCE).and_then(number).unwrap_or(0));
+    Some((read_ip(field(value, VIP)?)?, Claim { epoch: number(field(value, EPOCH)?)?, since }))
+}
+
+fn read_unfit(value: &[u8]) -> Option<(IpAddr, String)> {
+    Some((read_ip(field(value, VIP)?)?, read_text(field(value, WHY)?)?))
+}
+
+#[cfg(test)]
+#[path = "record_tests.rs"]
+mod tests;
