@@ -10,10 +10,12 @@ use proto::config::{LogFormat, LogLevel};
 use proto::event::{Event, Level};
 use tracing::level_filters::LevelFilter;
 use tracing_journald::{Priority, PriorityMappings};
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{FilterExt, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry};
+
+use crate::log_limit::Limit;
 
 /// Where journald listens (systemd, "Native Journal Protocol").
 const JOURNAL: &str = "/run/systemd/journal/socket";
@@ -39,7 +41,9 @@ pub(crate) fn init(format: LogFormat, level: LogLevel) {
         LogFormat::Text | LogFormat::Auto => (text(), None),
     };
     // Only fails where a log was started before, which then stays.
-    let _ = tracing_subscriber::registry().with(layer.with_filter(filter(level))).try_init();
+    let _ = tracing_subscriber::registry()
+        .with(layer.with_filter(filter(level).and(Limit::default())))
+        .try_init();
     if let Some(error) = failed {
         tracing::warn!(%error, "journald does not answer, the log goes to stderr");
     }

@@ -15,6 +15,7 @@ mod http;
 mod lifecycle;
 mod link;
 mod log;
+mod log_limit;
 mod membership;
 mod meter;
 mod net;

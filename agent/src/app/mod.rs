@@ -112,6 +112,7 @@ pub(crate) async fn run(
 ) -> anyhow::Result<()> {
     supervisor::watch_panics();
     let life = Life::new();
+    crate::log_limit::report(&life);
     let result = start(config, disk, member, &life).await;
     let (running, configured) = match result {
         Ok(running) => running,

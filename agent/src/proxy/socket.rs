@@ -19,7 +19,10 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// How long data sent to a backend may stay unacknowledged. Keepalive does not run while data is under way,
 /// and retransmission gives up after 15 minutes, for which clients hang (k8s#41916). Only on the backend's
 /// leg: it also ends connections whose peer keeps its window shut, which a paused client may do.
-const USER_TIMEOUT: Duration = Duration::from_secs(20);
+///
+/// As long as the idle time and all probes together: of an idle connection the kernel counts from what was
+/// heard last, so with less a single lost probe would end it, and with many thousand of them some always are.
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Clients that may wait to be accepted; the kernel lowers it to net.core.somaxconn.
 const BACKLOG: i32 = 4096;

@@ -1,0 +1,122 @@
+//! So many lines of each kind and no more: whoever can make the agent log by what he sends, a datagram or a
+//! connection at a time, must not be able to fill the journal, or to push out of it what happened before.
+//!
+//! A kind is a place in the code, so there are as many as there are such places, and one that is provoked
+//! takes nothing from the others. Lines that were left out are counted and told of once the flood is over.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::callsite::Identifier;
+use tracing::{Event, Metadata, Subscriber};
+use tracing_subscriber::layer::{Context, Filter};
+
+use crate::lifecycle::Life;
+
+/// Lines of one kind in one [`WINDOW`]: a cluster of a hundred nodes that all change at once says as much.
+const MOST: u32 = 200;
+
+/// What they are counted in.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// Lines that are asked for one by one, and bounded by whoever asks: the access log.
+const EXEMPT: &str = "access";
+
+/// Lines that were left out and not told of yet.
+static LEFT_OUT: AtomicU64 = AtomicU64::new(0);
+
+/// Counts lines.
+#[derive(Default)]
+pub(crate) struct Limit {
+    /// By place in the code: when the window began, and lines in it.
+    kinds: Mutex<HashMap<Identifier, (Instant, u32)>>,
+}
+
+impl Limit {
+    fn allows(&self, about: &Metadata<'_>, now: Instant) -> bool {
+        if about.target() == EXEMPT {
+            return true;
+        }
+        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, count) = kinds.entry(about.callsite()).or_insert((now, 0));
+        if now.duration_since(*since) >= WINDOW {
+            (*since, *count) = (now, 0);
+        }
+        *count = count.saturating_add(1);
+        *count <= MOST
+    }
+}
+
+impl<S: Subscriber> Filter<S> for Limit {
+    fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        true
+    }
+
+    fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
+        let allowed = self.allows(event.metadata(), Instant::now());
+        if !allowed {
+            LEFT_OUT.fetch_add(1, Ordering::Relaxed);
+        }
+        allowed
+    }
+}
+
+/// Tells of lines that were left out, after each window in which there were any.
+pub(crate) fn report(life: &Life) {
+    let over = life.over.clone();
+    life.supervise_each("log", move || {
+        let over = over.clone();
+        async move {
+            while over.run_until_cancelled(tokio::time::sleep(WINDOW)).await.is_some() {
+                let count = LEFT_OUT.swap(0, Ordering::Relaxed);
+                if count > 0 {
+                    let window = proto::time::human(WINDOW);
+                    tracing::warn!(
+                        "{count} lines were left out of the log: too many of one kind in {window}"
+                    );
+                }
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+    use tracing_subscriber::layer::SubscriberExt;
+    use tracing_subscriber::{Layer, Registry};
+
+    use super::*;
+
+    /// Counts what reaches the log.
+    #[derive(Clone, Default)]
+    struct Counter(std::sync::Arc<Mutex<Vec<Level>>>);
+
+    impl<S: Subscriber> Layer<S> for Counter {
+        fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+            self.0.lock().unwrap().push(*event.metadata().level());
+        }
+    }
+
+    #[test]
+    fn a_flood_of_one_kind_is_cut_and_others_are_not() {
+        let counter = Counter::default();
+        let log = Registry::default().with(counter.clone().with_filter(Limit::default()));
+        tracing::subscriber::with_default(log, || {
+            for i in 0..10 * MOST {
+                tracing::warn!("provoked {i}");
+            }
+            tracing::error!("of another kind");
+            for i in 0..2 * MOST {
+                tracing::info!(target: "access", "asked for {i}");
+            }
+        });
+        let count = |level| counter.0.lock().unwrap().iter().filter(|one| **one == level).count();
+        assert_eq!(count(Level::WARN), MOST as usize);
+        assert_eq!(count(Level::ERROR), 1);
+        assert_eq!(count(Level::INFO), 2 * MOST as usize);
+        assert!(LEFT_OUT.load(Ordering::Relaxed) >= u64::from(9 * MOST));
+    }
+}
