@@ -6,6 +6,7 @@
 mod etcd;
 mod faults;
 mod idle;
+mod memory;
 mod proxy;
 mod pulse;
 mod serving;
@@ -36,6 +37,11 @@ const BENCHES: &[(&str, &str, Bench)] = &[
         faults::faults,
     ),
     ("proxy", "the data path, beside haproxy and nginx; [--rounds N] [--seconds S] [--held N]", proxy::proxy),
+    (
+        "memory",
+        "what held connections and slow readers charge a cgroup; [--held N] [--slow N] [--seconds S] [--limit-mb M]",
+        memory::memory,
+    ),
     ("vip", "the owner of an address fails, beside keepalived; [--runs N] [--labs N] [WORD…]", vip::vip),
     (
         "pulse",

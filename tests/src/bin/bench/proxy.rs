@@ -227,7 +227,7 @@ fn line(name: &str, values: &[f64], more_is_better: bool) -> String {
 
 /// How many connections can be held here: each process that takes part needs two descriptors for each, and
 /// only root of the whole machine may raise the hard limit.
-fn most_held() -> Result<u64> {
+pub(crate) fn most_held() -> Result<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let wanted = HELD * 2 + SPARE;
     let now = getrlimit(Resource::Nofile);

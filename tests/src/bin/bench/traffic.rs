@@ -8,9 +8,12 @@ use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use socket2::SockRef;
 
 /// The server sends until the client leaves.
 const SOURCE: u8 = b'S';
+/// The same, and the server's own buffer is small.
+const SLOW: u8 = b'L';
 /// The server sends back what comes, [`SMALL`] bytes at a time.
 const ECHO: u8 = b'E';
 /// The server answers once and closes.
@@ -23,6 +26,9 @@ const SMALL: usize = 100;
 
 /// What bulk is read and written by.
 const CHUNK: usize = 256 * 1024;
+
+/// The buffer of an end that shall cost little.
+const SMALL_BUFFER: usize = 64 * 1024;
 
 /// Longest that anything small may take: what hangs must not look like what is slow.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -48,8 +54,11 @@ fn serve_one(mut stream: TcpStream, kept: &Kept) -> Option<()> {
     stream.set_nodelay(true).ok()?;
     let (mut kind, mut small) = ([0], [0; SMALL]);
     stream.read_exact(&mut kind).ok()?;
+    if kind[0] == SLOW {
+        SockRef::from(&stream).set_send_buffer_size(SMALL_BUFFER).ok()?;
+    }
     match kind[0] {
-        SOURCE => {
+        SOURCE | SLOW => {
             let chunk = vec![7; CHUNK];
             while stream.write_all(&chunk).is_ok() {}
         }
@@ -160,6 +169,19 @@ pub(crate) fn hold(address: SocketAddr, count: u64) -> Result<Vec<TcpStream>> {
         held.push(one().with_context(|| format!("connection {i} of {count}"))?);
     }
     Ok(held)
+}
+
+/// Opens `count` connections whose other side sends as much as it can; nothing of it is read yet, and a read
+/// does not wait.
+pub(crate) fn sources(address: SocketAddr, count: u64) -> Result<Vec<TcpStream>> {
+    let one = |_| {
+        let stream = open(address, SLOW)?;
+        // The buffers of the two ends are not what is measured, and one machine has all three.
+        SockRef::from(&stream).set_recv_buffer_size(SMALL_BUFFER)?;
+        stream.set_nonblocking(true)?;
+        Ok(stream)
+    };
+    (0..count).map(one).collect()
 }
 
 /// How many of these the other side has ended.
