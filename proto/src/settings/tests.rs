@@ -137,7 +137,7 @@ fn what_is_wrong_is_refused_with_what_would_be_right() {
         ),
         (&["vip=10.0.0.9", "vip.10.0.0.9.intreface=wg0"], "did you mean interface?"),
         (&["vip=10.0.0.9", "vip.10.0.0.9=wg0"], "there is no setting of a VIP \"\"; there are interface"),
-        (&["vip.wg0=1"], "vip.wg0: no address in it: write it as vip.10.0.0.50.interface"),
+        (&["vip.wg0=1"], "vip.wg0: the address is missing: write it as vip.10.0.0.50.interface"),
         (&["vip=10.0.0.9", "vip.10.0.0.9.interface=a/b"], "is not the name of an interface"),
         (&["vip=10.0.0.9", "vip.10.0.0.9.label=wg0:0123456789ab"], "is not a label"),
         (&["vip=10.0.0.9", "vip.10.0.0.9.label=b:0", "vip.10.0.0.9.interface=wg0"], "write it as wg0:0"),
