@@ -117,7 +117,10 @@ async fn garbage_is_answered_or_dropped_and_the_next_one_is_served() {
         let _ = stream.read_to_end(&mut reply).await;
         assert!(reply.is_empty());
     }
-    let answer = call(dir.path(), &Request::Invite { seconds: 5, uses: None }).await.unwrap();
+    let answer =
+        call(dir.path(), &Request::Invite { seconds: 5, uses: None, role: proto::node::Role::Worker })
+            .await
+            .unwrap();
     assert!(matches!(answer, Response::Invite { expires: UnixMs(5), .. }));
     end(&life).await;
 }

@@ -37,6 +37,8 @@ pub enum Request {
         seconds: u64,
         /// Uses; none: any number.
         uses: Option<u32>,
+        /// The role of who comes in by it.
+        role: Role,
     },
     /// Who waits for approval, anywhere in the cluster?
     Waiting,
@@ -44,8 +46,17 @@ pub enum Request {
     Answer {
         /// Its code.
         code: String,
-        /// Let it in.
-        approve: bool,
+        /// Let it in with this role; none: turn it away.
+        role: Option<Role>,
+    },
+    /// Give a member another role.
+    SetRole {
+        /// Its name, or its id.
+        node: String,
+        /// The role.
+        role: Role,
+        /// Even if no master is left then.
+        force: bool,
     },
     /// Let in whoever comes to this node, for a while; 0 closes.
     Open {
@@ -231,7 +242,7 @@ pub struct NodeStatus {
     pub address: Option<String>,
     /// Interface that carries the mesh.
     pub interface: String,
-    /// What it is.
+    /// Its role, as the cluster document has it.
     pub role: Role,
     /// Version of its agent.
     pub version: String,
@@ -556,7 +567,7 @@ pub struct MemberStatus {
     pub name: Name,
     /// Where it is reached; empty when unknown.
     pub address: String,
-    /// What it is to the cluster; a node that was never heard counts as a worker.
+    /// Its role, as the cluster document has it.
     pub role: Role,
     /// How it is.
     pub state: MemberState,

@@ -7,16 +7,17 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::de::{self, DeserializeOwned, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::backends::Serving;
 use crate::cause::Fault;
-use crate::cluster::Document;
+use crate::cluster::{ClusterId, DocumentHash, KeyId, SealedDocument};
 use crate::doctor::Answer;
 use crate::event::Event;
-use crate::invite::{Proof, Refusal};
+use crate::invite::{Approval, Proof, Refusal};
 use crate::link::GossipKey;
-use crate::node::{Name, NodeId};
+use crate::node::{Name, NodeId, Role};
 use crate::signed_record::SignedRecord;
 use crate::time::UnixMs;
 
@@ -39,15 +40,70 @@ pub const MAX_JOIN_FRAME: usize = 4 * 1024;
 /// Where nodes were last reached.
 pub type Addresses = BTreeMap<NodeId, Vec<SocketAddr>>;
 
-/// One node's copy of what all must know.
+/// Most addresses of one node that are taken from another; they are hints, since TLS proves who answers.
+pub const MAX_ADDRESSES: usize = 8;
+
+/// What a node holds of what all must know, by names.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Copy {
-    /// The document.
-    pub document: Document,
-    /// The gossip keys; none for a node that was removed.
+pub struct Known {
+    /// Its document.
+    pub document: DocumentHash,
+    /// Its gossip keys.
+    pub keys: Vec<KeyId>,
+}
+
+/// What all must know, or as much of it as another node lacks.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The document; none: the other has it, or this one is not sealed yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document: Option<SealedDocument>,
+    /// Gossip keys; none for a node that was removed.
+    #[serde(default)]
     pub keys: Vec<GossipKey>,
     /// Where nodes were last reached.
+    #[serde(default)]
     pub addresses: Addresses,
+}
+
+/// Why a request was not served. The code decides, the text is for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "u16", into = "u16")]
+pub enum FailCode {
+    /// Too much to do; try again.
+    Busy,
+    /// The kind of request is not known: a later version has it.
+    Unsupported,
+    /// Only masters may ask this.
+    NotAllowed,
+    /// Only a master could do it, and this node is none.
+    NotMaster,
+    /// Something else, or a code of a later version.
+    Other(u16),
+}
+
+impl From<u16> for FailCode {
+    fn from(code: u16) -> FailCode {
+        match code {
+            1 => FailCode::Busy,
+            2 => FailCode::Unsupported,
+            3 => FailCode::NotAllowed,
+            4 => FailCode::NotMaster,
+            code => FailCode::Other(code),
+        }
+    }
+}
+
+impl From<FailCode> for u16 {
+    fn from(code: FailCode) -> u16 {
+        match code {
+            FailCode::Busy => 1,
+            FailCode::Unsupported => 2,
+            FailCode::NotAllowed => 3,
+            FailCode::NotMaster => 4,
+            FailCode::Other(code) => code,
+        }
+    }
 }
 
 /// From a member.
@@ -55,15 +111,19 @@ pub struct Copy {
 pub enum FromMember {
     /// A gossip message that is too large for a datagram. Not answered.
     Gossip(#[serde(with = "crate::bytes")] Vec<u8>),
-    /// "Here is my copy of what all must know; give me yours."
-    Sync(Box<Copy>),
-    /// "Someone has answered a node that waits at one of us."
+    /// "This is what I hold; give me what I lack."
+    Compare(Known),
+    /// "Something has changed: this is what all must know now."
+    Sync(Box<Snapshot>),
+    /// "Someone has answered a node that waits at one of us." Taken from masters only.
     Answer {
         /// The code that it shows.
         code: String,
-        /// Let in, or turned away.
-        approve: bool,
+        /// Let in with this role; none: turned away.
+        role: Option<Role>,
     },
+    /// "I leave the cluster for good: remove me." Taken by masters only.
+    Leave,
     /// "Who waits at you?"
     Waiting,
     /// "How many connections do you hold to this node?"
@@ -92,10 +152,14 @@ pub enum FromMember {
 /// To a member.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum ToMember {
-    /// What all must know, both copies merged.
-    Synced(Box<Copy>),
-    /// The name of the node that was answered; none: no one with that code waits here.
-    Answered(Option<Name>),
+    /// What this node holds, and what the other lacks of it.
+    Compared(DocumentHash, Box<Snapshot>),
+    /// The document that this node holds after the change.
+    Synced(DocumentHash),
+    /// What came of an answer to a waiting node.
+    Answered(Approval),
+    /// The node that asked was removed.
+    Left,
     /// Who waits.
     Waiting(Vec<crate::invite::Waiting>),
     /// So many.
@@ -106,8 +170,20 @@ pub enum ToMember {
     Examined(Box<Answer>, #[serde(with = "crate::bytes")] Vec<u8>),
     /// Records that are newer, or as many of them as fit.
     Records(Vec<SignedRecord>),
-    /// The request can't be served, and why.
-    Failed(String),
+    /// The request can't be served.
+    Failed {
+        /// Why, for the program.
+        code: FailCode,
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+impl ToMember {
+    /// A refusal.
+    pub fn failed(code: FailCode, reason: impl Into<String>) -> ToMember {
+        ToMember::Failed { code, reason: reason.into() }
+    }
 }
 
 /// From a node that wants to join.
@@ -121,7 +197,15 @@ pub enum FromJoining {
         proof: Option<Proof>,
         /// Where its link port will be reached.
         addresses: Vec<SocketAddr>,
+        /// It knows the key of the node that it asks, so that nobody has to confirm that to it.
+        #[serde(default)]
+        confirmed: bool,
+        /// The cluster that it belongs to already.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cluster: Option<ClusterId>,
     },
+    /// "The code that an administrator was given has been typed here: this is the right cluster."
+    Confirmed,
     /// "I listen now: can you reach me?"
     Listening,
 }
@@ -134,6 +218,15 @@ pub enum ToJoining {
         /// How long it may take, in seconds.
         seconds: u64,
     },
+    /// Approved; the other side has to say that it is the one that was meant.
+    Approved {
+        /// How long that may take, in seconds.
+        seconds: u64,
+    },
+    /// Only masters admit: these are some.
+    Redirect(Vec<SocketAddr>),
+    /// Too many join at once: try again in a moment.
+    Busy,
     /// Admitted.
     Welcome(Box<Welcome>),
     /// Not admitted.
@@ -151,9 +244,129 @@ pub enum ToJoining {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Welcome {
     /// What all must know, with the new node in it.
-    pub copy: Copy,
+    pub snapshot: Snapshot,
     /// Who serves now, so that the new node can dial before it has heard anyone.
     pub serving: Serving,
+}
+
+/// A message whose kind this version may not know. The kinds of messages are the variants of an enum, each a
+/// text or a map of one entry, so that what a later version says can be told from what is broken.
+#[derive(Debug)]
+pub enum Received<T> {
+    /// A message.
+    Known(T),
+    /// One of a kind of a later version, by name.
+    Unknown(String),
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Received<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Received<T>, D::Error> {
+        struct Kinds<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Kinds<T> {
+            type Value = Received<T>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a kind of message")
+            }
+            fn visit_str<E: de::Error>(self, kind: &str) -> Result<Received<T>, E> {
+                // A kind without content is known or not, there is nothing else to go wrong.
+                let known = T::deserialize(de::value::StrDeserializer::<E>::new(kind));
+                Ok(known.map_or_else(|_| Received::Unknown(name(kind)), Received::Known))
+            }
+            fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Received<T>, A::Error> {
+                let kind: String =
+                    map.next_key()?.ok_or_else(|| de::Error::custom("a message without a kind"))?;
+                let unknown = std::cell::Cell::new(false);
+                let tagged = Tagged { kind: &kind, map: &mut map, unknown: &unknown };
+                match T::deserialize(tagged) {
+                    Ok(message) => Ok(Received::Known(message)),
+                    Err(_) if unknown.get() => {
+                        map.next_value::<de::IgnoredAny>()?;
+                        Ok(Received::Unknown(name(&kind)))
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+        }
+        deserializer.deserialize_any(Kinds(std::marker::PhantomData))
+    }
+}
+
+/// A name that another node has sent, short enough to be logged.
+fn name(kind: &str) -> String {
+    kind.chars().filter(char::is_ascii_alphanumeric).take(40).collect()
+}
+
+/// An enum whose kind has been read already.
+struct Tagged<'a, A> {
+    kind: &'a str,
+    map: &'a mut A,
+    unknown: &'a std::cell::Cell<bool>,
+}
+
+impl<'de, A: de::MapAccess<'de>> Deserializer<'de> for Tagged<'_, A> {
+    type Error = A::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, A::Error> {
+        visitor.visit_enum(self)
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf option unit unit_struct
+        newtype_struct seq tuple tuple_struct map struct enum identifier ignored_any
+    }
+}
+
+impl<'de, A: de::MapAccess<'de>> de::EnumAccess<'de> for Tagged<'_, A> {
+    type Error = A::Error;
+    type Variant = Self;
+
+    fn variant_seed<V: de::DeserializeSeed<'de>>(self, seed: V) -> Result<(V::Value, Self), A::Error> {
+        let kind = seed.deserialize(de::value::StrDeserializer::<A::Error>::new(self.kind));
+        let kind = kind.inspect_err(|_| self.unknown.set(true))?;
+        Ok((kind, self))
+    }
+}
+
+impl<'de, A: de::MapAccess<'de>> de::VariantAccess<'de> for Tagged<'_, A> {
+    type Error = A::Error;
+
+    fn unit_variant(self) -> Result<(), A::Error> {
+        // A later version may have given it content.
+        self.map.next_value::<de::IgnoredAny>().map(drop)
+    }
+
+    fn newtype_variant_seed<T: de::DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, A::Error> {
+        self.map.next_value_seed(seed)
+    }
+
+    fn tuple_variant<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, A::Error> {
+        self.map.next_value_seed(Content { length: Some(length), visitor })
+    }
+
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, A::Error> {
+        self.map.next_value_seed(Content { length: None, visitor })
+    }
+}
+
+/// The content of a variant: so many values, or named fields.
+struct Content<V> {
+    length: Option<usize>,
+    visitor: V,
+}
+
+impl<'de, V: Visitor<'de>> de::DeserializeSeed<'de> for Content<V> {
+    type Value = V::Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<V::Value, D::Error> {
+        match self.length {
+            Some(length) => deserializer.deserialize_tuple(length, self.visitor),
+            None => deserializer.deserialize_map(self.visitor),
+        }
+    }
 }
 
 /// Encodes a message for a frame.
@@ -183,10 +396,43 @@ mod tests {
         assert!(matches!(decode(&frame), Ok(FromMember::Gossip(message)) if message.len() == 5000));
     }
 
+    #[test]
+    fn what_a_later_version_asks_is_told_from_what_is_broken() {
+        #[derive(Serialize)]
+        enum Later {
+            Teleport { to: String },
+            Nap,
+            Held(NodeId, u32),
+        }
+        let read = |frame: &[u8]| decode::<Received<FromMember>>(frame);
+        let unknown = |later: &Later| matches!(read(&encode(later)), Ok(Received::Unknown(_)));
+        assert!(unknown(&Later::Teleport { to: "there".to_owned() }) && unknown(&Later::Nap));
+        let node = NodeId([1; 10]);
+        assert!(read(&encode(&Later::Held(node, 1))).is_err(), "a known kind with other content");
+        for known in [
+            FromMember::Waiting,
+            FromMember::Leave,
+            FromMember::Held(node),
+            FromMember::Gossip(vec![1; 300]),
+            FromMember::Examine(vec![0; 9]),
+            FromMember::Answer { code: "k7qm-2xpd".to_owned(), role: Some(Role::Master) },
+            FromMember::Events { since: UnixMs(1), after: 2, most: 3 },
+            FromMember::Compare(Known { document: DocumentHash([1; 16]), keys: vec![KeyId([2; 16])] }),
+            FromMember::Sync(Box::default()),
+        ] {
+            let Ok(Received::Known(back)) = read(&encode(&known)) else { panic!("{known:?}") };
+            assert_eq!(encode(&back), encode(&known));
+        }
+        let failed = ToMember::failed(FailCode::Other(900), "later");
+        let Ok(ToMember::Failed { code, .. }) = decode(&encode(&failed)) else { panic!("a code is lost") };
+        assert_eq!(code, FailCode::Other(900));
+    }
+
     proptest! {
         #[test]
         fn no_frame_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = decode::<FromMember>(&bytes);
+            let _ = decode::<Received<FromMember>>(&bytes);
             let _ = decode::<ToMember>(&bytes);
             let _ = decode::<FromJoining>(&bytes);
             let _ = decode::<ToJoining>(&bytes);

@@ -13,7 +13,7 @@ use std::time::Duration;
 use data_encoding::BASE32_NOPAD;
 use serde::{Deserialize, Serialize};
 
-use crate::node::{Name, NodeId, PublicKey};
+use crate::node::{Name, NodeId, PublicKey, Role};
 use crate::time::UnixMs;
 
 /// What every invite begins with.
@@ -31,6 +31,39 @@ pub const APPROVAL_TTL: Duration = Duration::from_secs(15 * 60);
 /// Most nodes that wait for approval at once: what a person can compare, and no room for a flood.
 pub const MAX_WAITING: usize = 16;
 
+/// Most of those from one address, so that one machine can't take all places.
+const MAX_WAITING_EACH: usize = 4;
+
+/// What counts as one address: an IPv6 host has a whole /64 to choose from (RFC 4291).
+fn place_of(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.into(),
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & (!0 << 64)).into(),
+    }
+}
+
+/// Uses of the invite for masters that `agent init` prints: as many as an etcd cluster has members at most,
+/// and one to spare.
+pub const MASTER_USES: u32 = 8;
+
+/// Uses of the invite for workers that `agent init` prints.
+pub const WORKER_USES: u32 = 1000;
+
+/// A key hash as people copy it: `agent join HOST --key PIN`.
+pub fn pin_text(pin: &Pin) -> String {
+    BASE32_NOPAD.encode(pin).to_ascii_lowercase()
+}
+
+/// Reads what [`pin_text`] wrote.
+///
+/// # Errors
+/// It is no key hash.
+pub fn parse_pin(text: &str) -> Result<Pin, String> {
+    let bytes = BASE32_NOPAD.decode(text.trim().to_ascii_uppercase().as_bytes()).ok();
+    let pin = bytes.and_then(|bytes| Pin::try_from(bytes).ok());
+    pin.ok_or_else(|| "it is no key: it has 26 letters and digits, as \"agent open\" prints it".to_owned())
+}
+
 /// Most invites that a node remembers; the oldest ended ones go first.
 const MAX_INVITES: usize = 256;
 
@@ -38,7 +71,7 @@ const MAX_INVITES: usize = 256;
 const PIN_LEN: usize = 16;
 const CHECKSUM_LEN: usize = 4;
 
-/// Names an invite in its issuer's book.
+/// Names an invite in its issuer's ledger.
 pub type InviteId = [u8; 4];
 
 /// The secret of an invite.
@@ -218,6 +251,12 @@ pub enum Refusal {
          run: agent leave --force, then join again with a new identity"
     )]
     Removed,
+    /// It belongs to a cluster that this one does not succeed.
+    #[error("this node is a member of another cluster; to change over, first run: agent leave --force")]
+    OtherCluster,
+    /// The document can't take it.
+    #[error("the cluster can't admit it: {0}")]
+    NotAdmitted(String),
     /// Another node has the name.
     #[error("the name {0} is taken by another node; use --name, or first run there: agent remove {0}")]
     NameTaken(Name),
@@ -236,6 +275,8 @@ impl Refusal {
             Refusal::TooManyWaiting => 27,
             Refusal::Removed => 28,
             Refusal::NameTaken(_) => 29,
+            Refusal::OtherCluster => 30,
+            Refusal::NotAdmitted(_) => 31,
         }
     }
 }
@@ -252,15 +293,17 @@ pub struct Issued {
     pub expires: UnixMs,
     /// Uses that are left; none: any number.
     pub uses_left: Option<u32>,
+    /// The role of who comes in by it.
+    pub role: Role,
 }
 
 /// The invites that this node has issued.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Book {
+pub struct InviteLedger {
     invites: BTreeMap<String, Issued>,
 }
 
-impl Book {
+impl InviteLedger {
     /// Enters a new invite.
     pub fn issue(&mut self, id: InviteId, issued: Issued) {
         while self.invites.len() >= MAX_INVITES {
@@ -283,7 +326,7 @@ impl Book {
         session: &[u8; 32],
         joining: &PublicKey,
         now: UnixMs,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Role, Refusal> {
         let id = data_encoding::HEXLOWER.encode(&proof.id);
         let issued = self.invites.get_mut(&id).ok_or(Refusal::Unknown)?;
         if !proof.holds(&issued.secret, session, joining) {
@@ -296,9 +339,9 @@ impl Book {
             Some(0) => Err(Refusal::UsedUp),
             Some(left) => {
                 *left -= 1;
-                Ok(())
+                Ok(issued.role)
             }
-            None => Ok(()),
+            None => Ok(issued.role),
         }
     }
 }
@@ -309,7 +352,17 @@ const CODE: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 /// The short code that both sides of a session show: 40 bits of its exported value, as `k7qm-2xpd`. An
 /// attacker in between has two sessions and so two codes.
 pub fn code_of(session: &[u8; 32]) -> String {
-    let digest = ring::digest::digest(&ring::digest::SHA256, &[b"agent code 1".as_slice(), session].concat());
+    code(b"agent code 1", session)
+}
+
+/// The second code of a session, which confirms the cluster to the node that joins: `agent approve` prints
+/// it, and it is typed there. Who stands in between would have to find two sessions that agree in both.
+pub fn confirmation_of(session: &[u8; 32]) -> String {
+    code(b"agent confirmation 1", session)
+}
+
+fn code(label: &[u8], session: &[u8; 32]) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, &[label, session].concat());
     let mut code = String::with_capacity(9);
     for (i, byte) in digest.as_ref().iter().take(8).enumerate() {
         if i == 4 {
@@ -351,23 +404,30 @@ pub struct Waiting {
     pub until: UnixMs,
 }
 
-/// What was said about a waiting node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
-    /// Let it in.
-    Approve,
-    /// Turn it away.
-    Reject,
+/// What came of an answer to a waiting node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Approval {
+    /// No node with this code waits here.
+    Unknown,
+    /// One did, and its connection is gone: nobody was admitted.
+    Gone(Name),
+    /// It was told.
+    Done {
+        /// Its name.
+        name: Name,
+        /// The code that has to be typed there; none: it knows the cluster already, or was turned away.
+        confirmation: Option<String>,
+    },
 }
 
 /// The nodes that wait for approval here, and the window in which none has to.
 #[derive(Debug, Clone, Default)]
-pub struct Lobby {
+pub struct PendingJoins {
     waiting: BTreeMap<String, Waiting>,
     open_until: UnixMs,
 }
 
-impl Lobby {
+impl PendingJoins {
     /// Opens the cluster to everyone who can reach this node, until then.
     pub fn open(&mut self, until: UnixMs) {
         self.open_until = until;
@@ -384,14 +444,21 @@ impl Lobby {
     /// Too many wait.
     pub fn ask(&mut self, waiting: Waiting, now: UnixMs) -> Result<(), Refusal> {
         self.waiting.retain(|_, one| one.until > now && one.key != waiting.key);
-        if self.waiting.len() >= MAX_WAITING {
+        let place = place_of(waiting.from.ip());
+        let here = self.waiting.values().filter(|one| place_of(one.from.ip()) == place).count();
+        if self.waiting.len() >= MAX_WAITING || here >= MAX_WAITING_EACH {
             return Err(Refusal::TooManyWaiting);
         }
         self.waiting.insert(waiting.code.clone(), waiting);
         Ok(())
     }
 
-    /// Takes the node with this code out of the lobby.
+    /// Frees the places of those that are gone.
+    pub fn retain(&mut self, waits: impl Fn(&str) -> bool) {
+        self.waiting.retain(|code, _| waits(code));
+    }
+
+    /// Takes the node with this code out.
     pub fn take(&mut self, code: &str, now: UnixMs) -> Option<Waiting> {
         self.waiting.remove(&tidy_code(code)).filter(|one| one.until > now)
     }
@@ -431,10 +498,10 @@ mod tests {
         PublicKey([8; 32])
     }
 
-    fn book(uses_left: Option<u32>) -> Book {
-        let mut book = Book::default();
+    fn book(uses_left: Option<u32>) -> InviteLedger {
+        let mut book = InviteLedger::default();
         let Invite { id, secret, .. } = invite();
-        book.issue(id, Issued { secret, expires: UnixMs(1000), uses_left });
+        book.issue(id, Issued { secret, expires: UnixMs(1000), uses_left, role: Role::Worker });
         book
     }
 
@@ -444,12 +511,13 @@ mod tests {
 
     #[test]
     fn each_refusal_has_its_own_reason_and_exit_code() {
-        let redeem =
-            |mut book: Book, proof: &Proof, now| book.redeem(proof, &SESSION, &joining(), UnixMs(now));
-        assert_eq!(redeem(book(None), &proof(), 999), Ok(()));
+        let redeem = |mut book: InviteLedger, proof: &Proof, now| {
+            book.redeem(proof, &SESSION, &joining(), UnixMs(now))
+        };
+        assert_eq!(redeem(book(None), &proof(), 999), Ok(Role::Worker));
         assert_eq!(redeem(book(None), &proof(), 1000), Err(Refusal::Expired));
         assert_eq!(redeem(book(Some(0)), &proof(), 1), Err(Refusal::UsedUp));
-        assert_eq!(redeem(Book::default(), &proof(), 1), Err(Refusal::Unknown));
+        assert_eq!(redeem(InviteLedger::default(), &proof(), 1), Err(Refusal::Unknown));
         let wrong = Proof::make([1, 2, 3, 4], &Secret([6; 16]), &SESSION, &joining());
         assert_eq!(redeem(book(None), &wrong, 1), Err(Refusal::WrongSecret));
         // Who has no secret does not even learn that the invite has expired.
@@ -501,13 +569,13 @@ mod tests {
     }
 
     #[test]
-    fn the_lobby_is_bounded_and_forgets() {
-        let mut lobby = Lobby::default();
+    fn pending_joins_are_bounded_in_all_and_for_each_address() {
+        let mut lobby = PendingJoins::default();
         let guest = |n: u8, until| Waiting {
             code: tidy_code(&format!("code{n:04}")),
             key: PublicKey([n; 32]),
             name: Name::nearest("guest"),
-            from: "10.0.0.9:1".parse().unwrap(),
+            from: SocketAddr::new(Ipv4Addr::new(10, 0, 0, n / 4).into(), 1),
             until: UnixMs(until),
         };
         for n in 0..16 {
@@ -515,8 +583,24 @@ mod tests {
         }
         assert_eq!(lobby.ask(guest(99, 100), UnixMs(1)), Err(Refusal::TooManyWaiting));
         assert!(lobby.ask(guest(3, 100), UnixMs(1)).is_ok(), "asking again takes its own place");
+        lobby.retain(|code| code != guest(15, 0).code);
+        assert!(lobby.ask(guest(15, 100), UnixMs(1)).is_ok(), "who hangs up frees its place");
         assert!(lobby.ask(guest(99, 200), UnixMs(100)).is_ok(), "those whose time is over make room");
-        assert!(lobby.take(&guest(99, 0).code, UnixMs(200)).is_none());
+        for n in 96..99 {
+            lobby.ask(guest(n, 300), UnixMs(200)).unwrap();
+        }
+        let neighbour = Waiting { from: guest(96, 0).from, ..guest(7, 300) };
+        assert!(lobby.ask(neighbour.clone(), UnixMs(200)).is_ok());
+        let fifth = Waiting { from: neighbour.from, ..guest(8, 300) };
+        assert_eq!(
+            lobby.ask(fifth, UnixMs(200)),
+            Err(Refusal::TooManyWaiting),
+            "one address has four places"
+        );
+        let v6 = |text: &str| place_of(text.parse().unwrap());
+        assert_eq!(v6("fd00::1"), v6("fd00::ffff:1"));
+        assert_ne!(v6("fd00::1"), v6("fd00:0:0:1::1"));
+        assert!(lobby.take(&guest(99, 0).code, UnixMs(300)).is_none());
     }
 
     proptest! {

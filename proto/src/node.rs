@@ -189,13 +189,13 @@ impl<'de> Deserialize<'de> for Name {
     }
 }
 
-/// What a node is to the cluster. Never configured: a node is a master while an apiserver answers on it.
+/// What a node may do in the cluster: bound in its admission, and changed by masters only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
-    /// An apiserver runs here.
+    /// It may change the cluster document, and an apiserver on it counts.
     Master,
-    /// None does.
+    /// It changes nothing, and an apiserver on it does not count.
     Worker,
 }
 

@@ -41,6 +41,10 @@ codes! {
     VipUnable "vip-unable",
     /// A part of the agent failed and was started again; about the place in the code.
     PartFailed "part-failed",
+    /// An apiserver runs on a node that was admitted as a worker; about its name.
+    MasterNotPromoted "master-not-promoted",
+    /// Two members have one name; about the id of one of them.
+    NameTwice "name-twice",
     /// A state file can't be read or written; about the file.
     StateFile "state-file",
     /// What a member says of itself is not understood; about its id.

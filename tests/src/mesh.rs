@@ -323,16 +323,31 @@ pub fn code_in(text: &str) -> Option<String> {
     words.find(whole).map(str::to_owned)
 }
 
-/// Forms a cluster of all agents: init on the first, join on the others with the invite that it printed.
-/// Returns the invite once everyone sees everyone.
+/// The last invite in a text: of those that init prints, that for workers.
+pub fn last_invite_in(text: &str) -> Option<String> {
+    let mut words = text.split(|c: char| !c.is_ascii_alphanumeric());
+    words.rfind(|word| word.parse::<Invite>().is_ok()).map(str::to_owned)
+}
+
+/// Forms a cluster of all agents: init on the first, join on the others with the invite for masters that it
+/// printed. Returns that invite once everyone sees everyone.
 ///
 /// # Errors
 /// They do not come together.
 pub fn form(agents: &mut [Agent<'_>]) -> Result<String> {
+    form_with(agents, usize::MAX)
+}
+
+/// The same with so many masters; the others join as workers.
+///
+/// # Errors
+/// As [`form`].
+pub fn form_with(agents: &mut [Agent<'_>], masters: usize) -> Result<String> {
     let Some((first, others)) = agents.split_first_mut() else { bail!("no agents") };
     let invite = first.init()?;
-    for other in others.iter_mut() {
-        other.begin_join(&invite)?;
+    let workers = last_invite_in(&first.log()?).context("no invite for workers is printed")?;
+    for (i, other) in others.iter_mut().enumerate() {
+        other.begin_join(if i + 1 < masters { &invite } else { &workers })?;
     }
     for other in others.iter_mut() {
         other.wait_until_asked()?;

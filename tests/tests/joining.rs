@@ -61,9 +61,18 @@ fn every_bad_invite_is_refused_in_its_own_words() -> Result<()> {
         joining.wait_for_up(&["n0", "n1"], GOSSIP)?;
         ensure!(issuer.status()?.cluster.members == 2);
 
-        // Any member can invite.
-        let second = new_invite(joining, &[])?;
+        // Masters invite, workers do not; but a worker can become one.
+        ensure!(issuer.status()?.member("n1")?.role == "worker");
+        let said = joining.cli(&["invite"])?.fails_with(69)?;
+        ensure!(said.contains("this node is a worker; run it on a master: n0"), "{said}");
+        issuer.cli(&["promote", "n1"])?.ok()?;
+        eventually("n1 knows that it is a master", SOON, || {
+            ensure!(joining.status()?.node.role == "master");
+            Ok(())
+        })?;
+        let second = new_invite(joining, &["--master"])?;
         other.join(&second)?;
+        ensure!(other.status()?.node.role == "master");
         all_up(agents)
     })
 }
@@ -85,8 +94,14 @@ fn a_bare_address_waits_for_approval_by_its_code() -> Result<()> {
         })?;
         let wrong = member.cli(&["approve", "0000-0000"])?;
         ensure!(wrong.code != Some(0), "a code that nobody shows is approved: {wrong}");
-        member.cli(&["approve", &code.to_uppercase()])?.ok()?;
+        let said = member.cli(&["approve", &code.to_uppercase()])?.ok()?;
+        let second = code_in(&said).context("no second code is printed")?;
+        ensure!(second != code, "one code for both directions");
+        ensure!(seed.status()?.cluster.members == 2, "it was let in before it was sure of the cluster");
+        third.process()?.types("0000-0000")?;
+        third.process()?.types(&second)?;
         third.wait_until_asked()?;
+        ensure!(third.status()?.node.role == "worker");
         for one in [&*seed, &*member, &*third] {
             one.wait_for_up(&["n0", "n1", "n2"], GOSSIP)?;
         }
@@ -100,11 +115,35 @@ fn a_bare_address_waits_for_approval_by_its_code() -> Result<()> {
         );
         ensure!(seed.status()?.cluster.members == 3);
 
-        // An open cluster asks nobody, for as long as it is open.
-        seed.cli(&["open", "--for", "1m"])?.ok()?;
+        // Who has gone is not admitted by an approval that comes too late, and it is said.
+        let code = knock(fourth, &address)?;
+        fourth.kill()?;
+        eventually("the approval comes too late", SOON, || {
+            let said = seed.cli(&["approve", &code])?.fails_with(69)?;
+            ensure!(said.contains("nobody was admitted") || said.contains("no node with the code"), "{said}");
+            Ok(())
+        })?;
+        ensure!(seed.status()?.cluster.members == 3);
+
+        // A cluster that is open asks nobody for as long as that, but its key has to be known.
+        let said = seed.cli(&["open", "--for", "1m"])?.ok()?;
+        let key = said.split_once("--key ").and_then(|(_, rest)| rest.split_whitespace().next());
+        let key = key.context("no key is printed")?.to_owned();
+        let code = knock(fourth, &address)?;
+        fourth.kill()?;
+        ensure!(!code.is_empty() && seed.status()?.cluster.members == 3, "it came in without the key");
+        let wrong = format!("a{}", &key[1..]);
+        let wrong = if wrong == key { format!("b{}", &key[1..]) } else { wrong };
+        fourth.options = vec!["--key".to_owned(), wrong];
+        let said = fourth.join_refused(&address)?;
+        ensure!(said.code == Some(i32::from(EXIT_WRONG_PIN)), "{said}");
+        fourth.options = vec!["--key".to_owned(), key];
         fourth.join(&format!("{address}:7646"))?;
+        fourth.options.clear();
+        ensure!(fourth.status()?.node.role == "worker");
         all_up(agents)?;
         agents[0].cli(&["open", "--for", "0"])?.ok()?;
+        // A worker leaves by asking a master.
         agents[3].cli(&["leave"])?.ok()?;
         agents[0].wait_for_up(&["n0", "n1", "n2"], GOSSIP)?;
         Ok(())
@@ -219,5 +258,79 @@ fn a_port_that_is_taken_is_said_before_an_invite_is_used_up() -> Result<()> {
         drop(other);
         joining.join(&once)?;
         all_up(agents)
+    })
+}
+
+/// Every command that changes the cluster, on a worker.
+#[test]
+fn a_worker_changes_nothing_and_says_where_to_go() -> Result<()> {
+    with_agents(Lab::bridge(3), |lab, agents| {
+        let _apiserver = lab.nginx_master(2)?;
+        let [first, second, worker] = agents else { anyhow::bail!("three agents") };
+        let masters = first.init()?;
+        let workers = new_invite(first, &[])?;
+        second.join(&masters)?;
+        // By a file that others can read: not taken.
+        let file = lab.dir().join("invite");
+        std::fs::write(&file, format!("agent join {workers}\n"))?;
+        let file = file.to_string_lossy().into_owned();
+        let said = worker.cli(&["join", "--invite-file", &file])?.fails_with(65)?;
+        ensure!(said.contains("chmod 600"), "{said}");
+        worker.begin_join("-")?;
+        worker.process()?.types(&workers)?;
+        worker.wait_until_asked()?;
+        for command in [
+            &["set", "balance=first"][..],
+            &["drain", "n0"],
+            &["undrain", "n0"],
+            &["remove", "n1"],
+            &["rotate"],
+            &["invite"],
+            &["open", "--for", "1m"],
+            &["approve", "0000-0000"],
+            &["promote", "n2"],
+            &["demote", "n0"],
+        ] {
+            let said = worker.cli(command)?.fails_with(69)?;
+            ensure!(said.contains("this node is a worker; run it on a master: "), "{command:?}: {said}");
+            ensure!(said.contains("n0") && said.contains("n1"), "{command:?}: {said}");
+        }
+        // Its apiserver is named, with the command that makes it count.
+        eventually("the apiserver on a worker is named", GOSSIP, || {
+            let problems = first.status()?.problems;
+            ensure!(format!("{problems:?}").contains("agent promote n2"), "{problems:?}");
+            Ok(())
+        })?;
+        let said = first.cli(&["demote", "n1"])?.ok()?;
+        ensure!(said.contains("n1 is a worker now"), "{said}");
+        let said = first.cli(&["demote", "n0"])?.fails_with(69)?;
+        ensure!(said.contains("last master"), "{said}");
+        let said = first.cli(&["leave"])?.fails_with(69)?;
+        ensure!(said.contains("last master"), "{said}");
+        Ok(())
+    })
+}
+
+#[test]
+fn when_all_masters_are_lost_a_worker_starts_a_successor_and_others_move_over() -> Result<()> {
+    with_agents(Lab::bridge(3), |_, agents| {
+        let [first, survivor, other] = agents else { anyhow::bail!("three agents") };
+        first.init_with(&["--vip", "10.91.0.200"])?;
+        let workers = new_invite(first, &[])?;
+        survivor.join(&workers)?;
+        other.join(&workers)?;
+        let old = first.status()?.cluster.id;
+        first.kill()?;
+        survivor.stop()?;
+        let invite = survivor.init_with(&["--successor"])?;
+        let now = survivor.status()?;
+        ensure!(now.cluster.id != old && now.node.role == "master", "{} {}", now.cluster.id, now.node.role);
+        let said = survivor.cli(&["get", "vip"])?.ok()?;
+        ensure!(said.contains("10.91.0.200"), "{said}");
+        other.stop()?;
+        other.join(&invite)?;
+        survivor.wait_for_up(&["n1", "n2"], GOSSIP)?;
+        ensure!(other.status()?.cluster.id == now.cluster.id);
+        Ok(())
     })
 }

@@ -19,7 +19,7 @@ use proto::doctor::host::{Agent, Away, Host, Interface, Route};
 use proto::doctor::kube::{Apiserver, Kubernetes};
 use proto::doctor::mesh::{Back, Mesh, Peer, Talk};
 use proto::doctor::{Answer, Examined, Finding, MOST_FINDINGS, host, mesh, x509};
-use proto::exchange::{FromMember, ToMember};
+use proto::exchange::{FailCode, FromMember, ToMember};
 use proto::node::NodeId;
 use proto::problem::ProblemCode;
 use proto::service::{Check, CheckKind, KUBE_API, Service};
@@ -339,7 +339,7 @@ async fn ask(
     let answer = match answer {
         Err(_) => return Err(Asked::Silent),
         Ok(Ok(ToMember::Examined(answer, _))) => *answer,
-        Ok(Ok(ToMember::Failed(why))) => return Err(Asked::Refused(why)),
+        Ok(Ok(ToMember::Failed { reason, .. })) => return Err(Asked::Refused(reason)),
         Ok(Ok(_)) => return Err(Asked::Refused("it answered something else".to_owned())),
         Ok(Err(error)) if error.is_silence() => return Err(Asked::Silent),
         Ok(Err(error)) => return Err(Asked::Refused(error.to_string())),
@@ -365,7 +365,7 @@ pub(super) fn be_examined(running: &Arc<Running>, slots: &Arc<Semaphore>, incomi
     let Incoming { from, request: FromMember::Examine(mut padding), reply } = incoming else { return };
     padding.truncate(FULL);
     let Ok(slot) = slots.clone().try_acquire_owned() else {
-        let _ = reply.send(ToMember::Failed("it is being examined by others; try again".to_owned()));
+        let _ = reply.send(ToMember::failed(FailCode::Busy, "it is being examined by others; try again"));
         return;
     };
     let (running, over) = (running.clone(), running.life.over.clone());

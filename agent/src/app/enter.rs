@@ -8,21 +8,32 @@ use std::time::Duration;
 
 use anyhow::Context;
 use proto::backends::Table;
+use proto::cluster::{ClusterId, Replica};
 use proto::config::Config;
-use proto::invite::{self, Invite};
+use proto::exchange::Welcome;
+use proto::invite::{self, Invite, Pin};
 use proto::link::KeyRing;
 use proto::node::Name;
 use proto::settings::plan;
 use tokio::sync::watch;
 
 use super::Running;
+use crate::cli::exit::{self, Failure};
 use crate::lifecycle::{Life, wall};
+use crate::link::tls::Identity;
 use crate::link::{Link, Ports, Trust};
 use crate::membership::disk::{Disk, LoadError, Member, NodeFile};
-use crate::membership::join::{JoinError, Reached, reach};
-use crate::membership::{init, keeper};
+use crate::membership::init::{self, FirstInvites};
+use crate::membership::join::{Credential, JoinError, Progress, Reached, reach};
+use crate::membership::orders::not_a_master;
 use crate::net;
 use crate::state::Store;
+
+/// How long a node tries again that finds too many others joining.
+const BUSY: Duration = Duration::from_secs(60);
+
+/// How often a code may be typed: a slip or two of the finger, no guessing.
+const TYPED: usize = 3;
 
 /// What was asked for on the command line or in the configuration.
 pub(crate) struct Wish {
@@ -39,8 +50,8 @@ pub(crate) type Report<'a> = &'a mut (dyn FnMut(&str, bool, &str) + Send);
 pub(crate) struct Entered {
     pub(crate) disk: Arc<Disk>,
     pub(crate) member: Member,
-    /// The line for other nodes, after `init`.
-    pub(crate) invite: Option<Invite>,
+    /// The lines for other nodes, after `init`.
+    pub(crate) invites: Option<FirstInvites>,
 }
 
 impl Wish {
@@ -79,7 +90,7 @@ pub(crate) fn open(config: &Config) -> anyhow::Result<Arc<Disk>> {
     Ok(Arc::new(Disk::new(Store::open(Path::new(&config.state_dir))?)))
 }
 
-/// Makes a cluster with this node; or, where it is in one already, only a new invite.
+/// Makes a cluster with this node; or, where it is in one already, only new invites.
 pub(crate) fn init(
     wish: &Wish,
     cluster: Option<Name>,
@@ -89,13 +100,17 @@ pub(crate) fn init(
     let disk = open(&wish.config)?;
     match disk.member() {
         Ok(mut member) => {
-            report("cluster", true, &format!("already a member of \"{}\"", member.document.name));
+            report("cluster", true, &format!("already a member of \"{}\"", member.document().name));
+            let own = member.identity.id;
+            if !member.document().is_master(&own) {
+                return Err(Failure::error(exit::UNAVAILABLE, not_a_master(member.document())));
+            }
             let address = SocketAddr::new(member.node.address, member.node.port);
-            let key = &member.identity.key;
-            let (invite, _) = keeper::issue(&mut member.invites, key, address, invite::DEFAULT_TTL, None);
+            let key = member.identity.key;
+            let invites = FirstInvites::issue(&mut member.invites, &key, address);
             disk.save_invites(&member.invites);
             set_vips(&disk, &mut member, vips, report)?;
-            return Ok(Entered { disk, member, invite: Some(invite) });
+            return Ok(Entered { disk, member, invites: Some(invites) });
         }
         Err(LoadError::NotMember) => {}
         Err(error) => return Err(error.into()),
@@ -112,12 +127,24 @@ pub(crate) fn init(
     drop(Ports::bind(wish.config.bind, wish.config.port)?);
     let node = wish.node(address, interface);
     let cluster = cluster.unwrap_or_else(|| Name::nearest("cluster"));
-    let (mut member, invite) =
-        init::create(&disk, identity, node, cluster, invite::DEFAULT_TTL).map_err(anyhow::Error::msg)?;
-    let what = format!("\"{}\", this node is \"{}\"", member.document.name, member.node.name);
+    let (mut member, invites) = init::create(&disk, identity, node, cluster).map_err(anyhow::Error::msg)?;
+    let what = format!("\"{}\", this node is \"{}\"", member.document().name, member.node.name);
     report("cluster", true, &what);
     set_vips(&disk, &mut member, vips, report)?;
-    Ok(Entered { disk, member, invite: Some(invite) })
+    Ok(Entered { disk, member, invites: Some(invites) })
+}
+
+/// Starts a cluster that takes the place of this node's, which has no master left. The agent must not run.
+pub(crate) fn succeed(wish: &Wish, report: Report<'_>) -> anyhow::Result<Entered> {
+    let disk = open(&wish.config)?;
+    let member = disk.member()?;
+    let (old, masters) = (member.document().id.clone(), member.document().master_names());
+    report("cluster", true, &format!("takes the place of {old}, whose masters were: {masters}"));
+    let (member, invites) = init::succeed(&disk, member).map_err(anyhow::Error::msg)?;
+    let what =
+        format!("\"{}\" is now {}, this node its master", member.document().name, member.document().id);
+    report("cluster", true, &what);
+    Ok(Entered { disk, member, invites: Some(invites) })
 }
 
 /// The value of the setting `vip`.
@@ -131,37 +158,56 @@ fn set_vips(disk: &Disk, member: &mut Member, vips: &[IpAddr], report: Report<'_
         return Ok(());
     }
     let wish = ("vip".to_owned(), Some(vip_setting(vips)));
-    let changes = plan(&member.document, &[wish]).map_err(|mistakes| {
+    let changes = plan(member.document(), &[wish]).map_err(|mistakes| {
         let words: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
-        crate::cli::exit::Failure::error(crate::cli::exit::DATA, words.join("; "))
+        Failure::error(exit::DATA, words.join("; "))
+    })?;
+    let identity = member.identity.clone();
+    member.replica.change(identity.id, identity.pair(), |document| {
+        for change in &changes {
+            document.set(&change.key, change.new.clone(), identity.id, wall())?;
+        }
+        Ok(())
     })?;
     for change in changes {
         report("setting", true, &format!("{} = {}", change.key, change.new.as_deref().unwrap_or("not set")));
-        member.document.set(&change.key, change.new, member.identity.id, wall())?;
     }
-    anyhow::ensure!(disk.save_document(&member.document), "{}", disk.problems().join("; "));
+    anyhow::ensure!(disk.save_replica(&member.replica), "{}", disk.problems().join("; "));
     Ok(())
 }
 
-/// Joins the cluster of a seed: an invite, or the address of any member.
-pub(crate) async fn join(wish: &Wish, seed: &str, report: Report<'_>) -> anyhow::Result<Entered> {
-    let invite = if seed.trim().starts_with(invite::PREFIX) {
-        Some(seed.parse::<Invite>().map_err(|error| {
-            crate::cli::exit::Failure::error(
-                crate::cli::exit::DATA,
-                format!("this invite can't be used: {error}"),
-            )
-        })?)
-    } else {
-        None
+/// How this node asks to be let in.
+pub(crate) struct Seed<'a> {
+    /// An invite, or the address of a master.
+    pub(crate) text: &'a str,
+    /// The key that has to answer, when no invite names it.
+    pub(crate) key: Option<Pin>,
+    /// Reads a line that someone types; none: nobody is there.
+    pub(crate) typed: &'a (dyn Fn() -> Option<String> + Send + Sync),
+}
+
+/// Joins the cluster of a seed: an invite, or the address of any master.
+pub(crate) async fn join(wish: &Wish, seed: &Seed<'_>, report: Report<'_>) -> anyhow::Result<Entered> {
+    let text = seed.text.trim();
+    let invite = match text.starts_with(invite::PREFIX) {
+        true => Some(
+            text.parse::<Invite>()
+                .map_err(|error| Failure::error(exit::DATA, format!("this invite can't be used: {error}")))?,
+        ),
+        false => None,
+    };
+    let credential = match (&invite, seed.key) {
+        (Some(invite), _) => Credential::Invite(invite),
+        (None, Some(pin)) => Credential::Pin(pin),
+        (None, None) => Credential::None,
     };
     let addresses = match &invite {
         Some(invite) => invite.addresses.clone(),
-        None => net::resolve(seed, wish.config.port).await?,
+        None => net::resolve(text, wish.config.port).await?,
     };
     let disk = open(&wish.config)?;
     match disk.member() {
-        Ok(member) => return rejoin(disk, member, invite.as_ref(), &addresses, report).await,
+        Ok(member) => return rejoin(disk, member, credential, &addresses, report).await,
         Err(LoadError::NotMember) => {}
         // An invite is all that it takes to get the rest back, as long as the key is there.
         Err(LoadError::Lost(problem)) => report("state", false, &problem),
@@ -177,95 +223,227 @@ pub(crate) async fn join(wish: &Wish, seed: &str, report: Report<'_>) -> anyhow:
     }
     // Taken before anything is asked for: an invite that is used up by a node that then can't run is lost.
     let ports = Ports::bind(wish.config.bind, wish.config.port)?;
-    let mut member = reach(&identity, &addresses, invite.as_ref()).await?;
-    report_reached(&member, invite.is_some(), report);
     let node = wish.node(picked.address, picked.interface);
     let own = SocketAddr::new(node.address, node.port);
     let name = node.name.clone();
-    let welcome = member
-        .ask(name.clone(), invite.as_ref(), vec![own], |code, time| {
-            let minutes = time.as_secs() / 60;
-            let text = format!("waiting {minutes} minutes for a member to run: agent approve {code}");
-            report("approval", true, &text);
-        })
-        .await?;
+    let (mut peer, welcome) =
+        let_in(&identity, &addresses, credential, (&name, own, None), seed.typed, report).await?;
+    let sealed = welcome.snapshot.document.as_ref().context("it gave no cluster document")?;
+    let replica = Replica::join(sealed, &peer.key).map_err(JoinError::NotSealed)?;
+    let entered = entered(identity, node, replica, &welcome, &peer);
+    init::save(&disk, &entered).map_err(anyhow::Error::msg)?;
+    let document = entered.document();
+    let role = document.role(&entered.identity.id).map_or(String::new(), |role| format!(" ({role})"));
+    let members = document.members().count();
+    report("admitted", true, &format!("to \"{}\" as \"{name}\"{role}, {members} members", document.name));
+    dialled_back(ports, &entered, &mut peer, report).await;
+    Ok(Entered { disk, member: entered, invites: None })
+}
+
+/// What a node starts from that was let in.
+fn entered(
+    identity: Arc<Identity>,
+    node: NodeFile,
+    replica: Replica,
+    welcome: &Welcome,
+    peer: &Reached,
+) -> Member {
     let mut ring = KeyRing::default();
-    for key in &welcome.copy.keys {
+    for key in &welcome.snapshot.keys {
         ring.add(key.clone());
     }
-    let mut peers = welcome.copy.addresses.clone();
-    peers.entry(member.key.id()).or_default().insert(0, member.at);
-    let entered = Member {
+    let mut peers = welcome.snapshot.addresses.clone();
+    peers.entry(peer.key.id()).or_default().insert(0, peer.at);
+    Member {
         identity,
         node,
-        document: welcome.copy.document.clone(),
+        replica,
         ring,
         invites: Default::default(),
         peers,
         serving: welcome.serving.clone(),
         epochs: Default::default(),
-    };
-    init::save(&disk, &entered).map_err(anyhow::Error::msg)?;
-    let members = entered.document.members().count();
-    report("admitted", true, &format!("to \"{}\" as \"{name}\", {members} members", entered.document.name));
-    dialled_back(ports, &entered, &mut member, report).await;
-    Ok(Entered { disk, member: entered, invite: None })
+    }
 }
 
-fn report_reached(member: &Reached, invited: bool, report: Report<'_>) {
-    let key = if invited { "its key is the invite's" } else { "its key is not known yet: compare the code" };
+/// Asks until this node is let in: follows a worker to a master, waits for an approval, and tries again for a
+/// minute when too many join at once.
+async fn let_in(
+    identity: &Identity,
+    addresses: &[SocketAddr],
+    mut credential: Credential<'_>,
+    (name, own, cluster): (&Name, SocketAddr, Option<ClusterId>),
+    typed: &(dyn Fn() -> Option<String> + Send + Sync),
+    report: Report<'_>,
+) -> anyhow::Result<(Reached, Box<Welcome>)> {
+    let mut addresses = addresses.to_vec();
+    let mut redirected = false;
+    let until = tokio::time::Instant::now() + BUSY;
+    loop {
+        let mut peer = match reach(identity, &addresses, credential).await {
+            Ok(peer) => peer,
+            // The port closes connections that it has no place for.
+            Err(error) if error.is_closed() && tokio::time::Instant::now() < until => {
+                tokio::time::sleep(jitter()).await;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        report_reached(&peer, credential, report);
+        let mut waits = |code: &str, time: Duration| {
+            let minutes = time.as_secs() / 60;
+            let text = format!("waiting {minutes} minutes for this on a master: agent approve {code}");
+            report("approval", true, &text);
+        };
+        let asked = peer.ask(name.clone(), credential, vec![own], cluster.clone(), &mut waits).await;
+        match asked {
+            Ok(Progress::Welcome(welcome)) => return Ok((peer, welcome)),
+            Ok(Progress::Approved { code }) => {
+                report("approval", true, "approved; type the code that agent approve has printed:");
+                confirmed(&code, typed)?;
+                let welcome = peer.confirm().await?;
+                return Ok((peer, welcome));
+            }
+            // Its word alone: the codes are compared with the master, and a pinned key is its own.
+            Err(JoinError::Redirected(masters)) if !redirected && !masters.is_empty() => {
+                report("seed", true, &format!("{} is a worker; asking a master", peer.at));
+                (addresses, redirected) = (masters, true);
+                if let Credential::Pin(_) = credential {
+                    credential = Credential::None;
+                }
+            }
+            Err(JoinError::Busy) if tokio::time::Instant::now() < until => {
+                tokio::time::sleep(jitter()).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Wait before trying again, by chance, so that those who come at once do not come back at once.
+fn jitter() -> Duration {
+    Duration::from_millis(300 + u64::from(u16::from_be_bytes(crate::link::random())) % 1000)
+}
+
+/// Has the code typed that `agent approve` has printed; a slip of the finger may be mended.
+fn confirmed(code: &str, typed: &(dyn Fn() -> Option<String> + Send + Sync)) -> Result<(), JoinError> {
+    for _ in 0..TYPED {
+        let Some(line) = typed() else {
+            let text = "nobody typed the code that agent approve has printed; where nobody can, use an invite \
+                        or --key";
+            return Err(JoinError::NotConfirmed(text.to_owned()));
+        };
+        if invite::tidy_code(&line) == code {
+            return Ok(());
+        }
+    }
+    let text = "the code that was typed is not this session's: it was mistyped, or someone is in between";
+    Err(JoinError::NotConfirmed(text.to_owned()))
+}
+
+fn report_reached(member: &Reached, credential: Credential<'_>, report: Report<'_>) {
+    let key = match credential {
+        Credential::Invite(_) => "its key is the invite's",
+        Credential::Pin(_) => "its key is the one that was given",
+        Credential::None => "its key is not known yet: compare the codes",
+    };
     let took = member.took.as_secs_f64() * 1e3;
     report("seed", true, &format!("{} answered in {took:.0} ms, {key}", member.at));
 }
 
 /// Joining again: asks the seed whether this node still belongs, and goes on without it when it can't be
-/// reached.
+/// reached. Nothing is taken from a key that is not a member's; where an invite names the key, also the
+/// cluster that succeeds this node's.
 async fn rejoin(
     disk: Arc<Disk>,
     mut member: Member,
-    invite: Option<&Invite>,
+    credential: Credential<'_>,
     addresses: &[SocketAddr],
     report: Report<'_>,
 ) -> anyhow::Result<Entered> {
-    let known = |pin| member.document.nodes.values().any(|node| invite::pin_of(&node.key) == pin);
-    if let Some(invite) = invite
-        && !known(invite.issuer)
-    {
-        anyhow::bail!(
-            "this node is a member of the cluster \"{}\", and the invite is of another one; \
-             to change over, first run: agent leave",
-            member.document.name
-        );
-    }
-    report("cluster", true, &format!("already a member of \"{}\"", member.document.name));
+    let cluster = member.document().name.clone();
+    report("cluster", true, &format!("already a member of \"{cluster}\""));
+    let own = SocketAddr::new(member.node.address, member.node.port);
     let asked = async {
-        let mut peer = reach(&member.identity, addresses, invite).await?;
-        let own = vec![SocketAddr::new(member.node.address, member.node.port)];
-        // A member is welcomed at once; whoever has to wait here belongs to another cluster.
-        let wait = |_: &str, _: Duration| {};
-        let ask = peer.ask(member.node.name.clone(), invite, own, wait);
-        tokio::time::timeout(Duration::from_secs(10), ask).await.unwrap_or_else(|_| {
+        let mut peer = reach(&member.identity, addresses, credential).await?;
+        let known = member.document().member(&peer.key.id()).is_some();
+        if !known && !matches!(credential, Credential::Invite(_)) {
+            let text = "its key is not that of a member that this node knows";
+            return Err(JoinError::NotConfirmed(text.to_owned()));
+        }
+        // Whoever has to wait here belongs to another cluster.
+        let (name, id) = (member.node.name.clone(), member.document().id.clone());
+        let mut waits = |_: &str, _: Duration| {};
+        // The key was looked at: it answers as a confirmed one would.
+        let pin = Credential::Pin(invite::pin_of(&peer.key));
+        let credential = if let Credential::Invite(_) = credential { credential } else { pin };
+        let ask = peer.ask(name, credential, vec![own], Some(id), &mut waits);
+        let progress = tokio::time::timeout(Duration::from_secs(10), ask).await.unwrap_or_else(|_| {
             Err(JoinError::Broken(std::io::Error::other("it is no member of this cluster")))
-        })
+        })?;
+        match progress {
+            Progress::Welcome(welcome) => Ok((peer, welcome)),
+            Progress::Approved { .. } => {
+                Err(JoinError::Broken(std::io::Error::other("it had to be approved")))
+            }
+        }
     };
     match asked.await {
-        Ok(welcome) => match member.document.merge(&welcome.copy.document) {
-            Ok(_) => {
-                for key in welcome.copy.keys {
-                    member.ring.add(key);
-                }
-                for (id, known) in welcome.copy.addresses {
-                    member.peers.insert(id, known);
-                }
-                init::save(&disk, &member).map_err(anyhow::Error::msg)?;
-                report("seed", true, "it knows this node; its copy of the cluster document was merged");
-            }
-            Err(error) => report("seed", false, &format!("its cluster document was refused: {error}")),
-        },
+        Ok((peer, welcome)) => {
+            let text = take_welcome(&mut member, credential, &welcome, &peer)?;
+            init::save(&disk, &member).map_err(anyhow::Error::msg)?;
+            report("seed", true, &text);
+        }
         Err(error @ (JoinError::Refused(_) | JoinError::WrongPin(_))) => return Err(error.into()),
         Err(error) => report("seed", false, &format!("not asked: {error}")),
     }
-    Ok(Entered { disk, member, invite: None })
+    Ok(Entered { disk, member, invites: None })
+}
+
+/// Takes over what a confirmed node gave, and says what that was.
+fn take_welcome(
+    member: &mut Member,
+    credential: Credential<'_>,
+    welcome: &Welcome,
+    peer: &Reached,
+) -> anyhow::Result<String> {
+    let sealed = welcome.snapshot.document.as_ref().context("it gave no cluster document")?;
+    let ours = member.document().id.clone();
+    let invited = matches!(credential, Credential::Invite(_));
+    let text = match member.replica.follow(sealed, &member.identity.id, wall()) {
+        Ok(_) => "it knows this node; its copy of the cluster document was adopted".to_owned(),
+        Err(error) if invited => {
+            let replica = Replica::join(sealed, &peer.key).map_err(JoinError::NotSealed)?;
+            let document = replica.document();
+            if document.id != ours && document.genesis.succeeds.as_ref() != Some(&ours) {
+                return Err(error.into());
+            }
+            let moved = document.id != ours;
+            let node = member.node.clone();
+            let (identity, epochs) = (member.identity.clone(), std::mem::take(&mut member.epochs));
+            *member = entered(identity, node, replica, welcome, peer);
+            member.epochs = epochs;
+            match moved {
+                true => format!(
+                    "moved over to \"{}\", which succeeds this node's cluster",
+                    member.document().name
+                ),
+                false => {
+                    "its copy of the cluster document was taken over: none of the masters that this node \
+                          knew is left"
+                        .to_owned()
+                }
+            }
+        }
+        Err(error) => return Err(error.into()),
+    };
+    for key in &welcome.snapshot.keys {
+        member.ring.add(key.clone());
+    }
+    for (id, known) in &welcome.snapshot.addresses {
+        member.peers.insert(*id, known.clone());
+    }
+    Ok(text)
 }
 
 /// Listens for a moment and has the member dial back, so that a firewall shows now and not later.
@@ -300,7 +478,7 @@ async fn dialled_back(ports: Ports, member: &Member, peer: &mut Reached, report:
 }
 
 fn listen(ports: Ports, member: &Member, life: &Life) -> Result<Arc<Link>, rustls::Error> {
-    let trust = Trust { document: Arc::new(member.document.clone()), ring: Arc::new(member.ring.clone()) };
+    let trust = Trust { document: Arc::new(member.document().clone()), ring: Arc::new(member.ring.clone()) };
     // The sender may go: readers keep its last value.
     let (_, trust) = watch::channel(Arc::new(trust));
     let (link, _, tcp) = Link::new(ports, member.identity.clone(), trust);

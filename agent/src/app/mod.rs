@@ -37,6 +37,7 @@ use crate::lifecycle::{Life, wall};
 use crate::link::{Link, Ports, Trust};
 use crate::membership::disk::{Disk, Member};
 use crate::membership::keeper::Keeper;
+use crate::membership::orders::not_a_master;
 use crate::membership::{Command, Membership, admit};
 use crate::proxy::{Listeners, Proxy};
 use crate::records::Records;
@@ -140,7 +141,7 @@ async fn start(
     let troubles = outlets.troubles.clone();
     // Clients first: everything else can wait for milliseconds.
     let descriptors = proxy::raise_descriptor_limit();
-    let first = Settled::of(&config, &member.document);
+    let first = Settled::of(&config, member.document());
     let listeners = Listeners::bind(&first.services);
     let (table_in, table) = watch::channel(Arc::new(reach::first_table(&first.services, &member.serving)));
     let (reports_in, reports) = mpsc::channel(reach::REPORTS);
@@ -150,7 +151,7 @@ async fn start(
     let (services_in, services) = watch::channel(Arc::new(first.services.clone()));
     let (settings_in, settings) = watch::channel(Arc::new(first.settings.clone()));
     let (settled_in, settled) = watch::channel(Arc::new(first));
-    let trust = Trust { document: Arc::new(member.document.clone()), ring: Arc::new(member.ring.clone()) };
+    let trust = Trust { document: Arc::new(member.document().clone()), ring: Arc::new(member.ring.clone()) };
     let (trust_in, trust) = watch::channel(Arc::new(trust));
     let inputs = settled::Inputs { config: configured.clone(), trust: trust.clone(), proxy: proxy.clone() };
     settled::spawn(inputs, services_in, settings_in, settled_in, life);
@@ -218,7 +219,7 @@ async fn start(
     let keeper = Keeper {
         link: link.clone(),
         disk: disk.clone(),
-        document: member.document,
+        replica: member.replica,
         ring: member.ring,
         invites: member.invites,
         trust: trust_in,
@@ -230,8 +231,9 @@ async fn start(
         held: held_to(&proxy),
         commands: commands_in.clone(),
         life: life.clone(),
-        lobby: Default::default(),
+        pending: Default::default(),
         waiting: Default::default(),
+        push_is_due: false,
     };
     life.supervise("membership", (keeper, commands), |(keeper, commands)| Box::pin(keeper.run(commands)));
     let crate::link::Inbox {
@@ -382,6 +384,10 @@ fn serve_control(listener: control::Listener, running: Arc<Running>, life: &Life
     control::serve(listener, handler(running), life);
 }
 
+fn is_master(running: &Running) -> bool {
+    running.membership.trust.borrow().document.is_master(&running.link.own())
+}
+
 /// Does what a person asks for, by the control socket or on the page.
 fn handler(running: Arc<Running>) -> impl Fn(Request) -> Later<Response> {
     move |request: Request| {
@@ -389,6 +395,10 @@ fn handler(running: Arc<Running>) -> impl Fn(Request) -> Later<Response> {
         Box::pin(async move {
             match request {
                 Request::Status => Response::Status(Box::new(status::of(&running))),
+                Request::VipMove { .. } if !is_master(&running) => {
+                    let document = running.membership.trust.borrow().document.clone();
+                    Response::Failed(not_a_master(&document))
+                }
                 Request::VipMove { address, node } => vip::move_to(&running.orders, address, node).await,
                 Request::Settings => {
                     let document = running.membership.trust.borrow().document.clone();

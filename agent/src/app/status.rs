@@ -42,13 +42,7 @@ pub(super) fn of(running: &Running) -> Status {
     let mut stats = running.proxy.stats();
     let kube_api = table.get(&ServiceName::kube_api()).map_or(&[][..], Vec::as_slice);
     let own = running.link.own();
-    let role = |id: &NodeId| {
-        let master = match view.members.get(id) {
-            Some(member) => member.role() == Role::Master,
-            None => kube_api.iter().any(|backend| backend.node == *id),
-        };
-        if master { Role::Master } else { Role::Worker }
-    };
+    let role = |id: &NodeId| document.role(id).unwrap_or(Role::Worker);
     let open_until = *running.membership.open_until.borrow();
     // Taken out at once: a borrow held while the same watch is borrowed again waits for ever once a writer
     // stands between them.
@@ -245,6 +239,22 @@ pub(super) fn problems(running: &Running) -> Vec<Problem> {
     if document.member(&running.link.own()).is_none() {
         let detail = "this node was removed from the cluster and serves from its last good list";
         problems.push(Problem::new(ProblemCode::Removed, detail).fix("run: agent leave --force"));
+    }
+    let shared = document.shared_names();
+    for (id, admitted) in document.members() {
+        let offers =
+            view.members.get(id).is_some_and(|one| one.word.services.contains_key(&ServiceName::kube_api()));
+        if offers && !document.is_master(id) {
+            let name = document.shown_name(id);
+            let detail = format!("an apiserver runs on {name}, which is a worker, so it does not count");
+            let fix = format!("if it is meant to, run on a master: agent promote {name}");
+            problems.push(Problem::new(ProblemCode::MasterNotPromoted, detail).about(name.as_str()).fix(fix));
+        }
+        if shared.contains(&admitted.name) {
+            let detail = format!("two members are called {}, {id} is one of them", admitted.name);
+            let fix = "name them by their ids, or remove one of them";
+            problems.push(Problem::new(ProblemCode::NameTwice, detail).about(id.to_string()).fix(fix));
+        }
     }
     if running.own_address.borrow().is_none() {
         let interface = &running.node.interface;

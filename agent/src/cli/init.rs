@@ -4,26 +4,32 @@ use std::net::IpAddr;
 use std::process::ExitCode;
 
 use proto::config;
-use proto::control::{Request, Response};
+use proto::control::{MemberState, MemberStatus, Request, Response};
 use proto::invite;
-use proto::node::Name;
+use proto::node::{Name, Role};
 use proto::settings;
 
-use super::Settings;
+use super::exit::{self, Failure};
 use super::steps::{self, Steps};
+use super::{Settings, ask, install};
 use crate::app::enter::{self, Wish};
+use crate::control;
 
-/// Create a cluster on its first node, and print the line that lets the others join
+/// Create a cluster on its first node, and print the lines that let masters and workers join
 ///
 /// Picks the address and the interface by itself where one interface looks like a VPN; otherwise it lists
 /// what it found and asks for --iface. Under systemd and as root it installs and starts the service;
-/// elsewhere it stays in the foreground. Running it again changes nothing and prints a new invite.
+/// elsewhere it stays in the foreground. Running it again changes nothing and prints new invites.
+///
+/// With --successor, a node whose cluster has lost all its masters for good starts one that takes its place:
+/// same name and settings, this node its master. Other nodes move over by "agent join" with its invites.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   agent init
   agent init --name m1 --iface wg0
-  agent init --vip 10.91.91.50")]
+  agent init --vip 10.91.91.50
+  agent init --successor    when all masters are lost")]
 pub(crate) struct Args {
     /// Name of this node [default: its host name]
     #[arg(long, value_name = "NODE_NAME")]
@@ -40,6 +46,9 @@ pub(crate) struct Args {
     /// Virtual IP of the cluster; may be given several times
     #[arg(long, value_name = "IP", value_parser = settings::check_vip)]
     pub(crate) vip: Vec<IpAddr>,
+    /// Take the place of this node's cluster, whose masters are all lost
+    #[arg(long, conflicts_with_all = ["name", "cluster", "addr", "iface", "vip"])]
+    pub(crate) successor: bool,
     /// Print one JSON object a line
     #[arg(long)]
     pub(crate) json: bool,
@@ -53,21 +62,58 @@ pub(crate) async fn run(args: Args, settings: Settings) -> anyhow::Result<ExitCo
     let wish =
         Wish { config: settings.config.clone(), name: args.name, address: args.addr, interface: args.iface };
     let steps = Steps::new(args.json);
+    if args.successor {
+        return succeed(&wish, settings, steps, args.foreground).await;
+    }
     if let Some(running) = steps::already_runs(&settings).await? {
         steps.step("cluster", true, &format!("already a member of \"{}\"", running.cluster.name));
         if !args.vip.is_empty() {
             let request = Request::Change(vec![("vip".to_owned(), Some(enter::vip_setting(&args.vip)))]);
-            if let Response::Changed(changes, _) = super::ask::ask(&settings, &request).await? {
+            if let Response::Changed(changes, _) = ask::ask(&settings, &request).await? {
                 changes.iter().for_each(|change| steps.step("setting", true, &super::set::line(change)));
             }
         }
-        let request = Request::Invite { seconds: invite::DEFAULT_TTL.as_secs(), uses: None };
-        if let Response::Invite { line, .. } = super::ask::ask(&settings, &request).await? {
-            steps.invite(&line);
-        }
+        let masters = new_invite(&settings, Role::Master, invite::MASTER_USES).await?;
+        let workers = new_invite(&settings, Role::Worker, invite::WORKER_USES).await?;
+        steps.invites(&masters, &workers);
         return Ok(ExitCode::SUCCESS);
     }
     let entered =
         enter::init(&wish, args.cluster, &args.vip, &mut |step, ok, detail| steps.step(step, ok, detail))?;
     steps::go_on(entered, settings, steps, args.foreground).await
+}
+
+async fn new_invite(settings: &Settings, role: Role, uses: u32) -> anyhow::Result<String> {
+    let seconds = invite::DEFAULT_TTL.as_secs();
+    match ask::ask(settings, &Request::Invite { seconds, uses: Some(uses), role }).await? {
+        Response::Invite { line, .. } => Ok(line),
+        other => Err(ask::unexpected(&other)),
+    }
+}
+
+/// Starts the successor of a cluster without masters.
+async fn succeed(
+    wish: &Wish,
+    settings: Settings,
+    steps: Steps,
+    foreground: bool,
+) -> anyhow::Result<ExitCode> {
+    if let Some(running) = steps::already_runs(&settings).await? {
+        let lives = |one: &&MemberStatus| {
+            one.role == Role::Master && one.name != running.node.name && one.state == MemberState::Up
+        };
+        if let Some(master) = running.members.iter().find(lives) {
+            let text =
+                format!("{} is a master of this cluster and up: nothing has to be succeeded", master.name);
+            return Err(Failure::error(exit::UNAVAILABLE, text));
+        }
+        // The state directory has to be free.
+        install::stop(&mut |line| steps.step("service", true, line))?;
+        if control::is_running(settings.runtime_dir()) {
+            let text = "an agent still runs here, in the foreground; stop it, then repeat this command";
+            return Err(Failure::error(exit::UNAVAILABLE, text));
+        }
+    }
+    let entered = enter::succeed(wish, &mut |step, ok, detail| steps.step(step, ok, detail))?;
+    steps::go_on(entered, settings, steps, foreground).await
 }

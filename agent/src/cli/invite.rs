@@ -5,18 +5,21 @@ use std::time::Duration;
 
 use proto::control::{Request, Response};
 use proto::invite::PREFIX;
+use proto::node::Role;
 use proto::time::parse_duration;
 
 use super::{Settings, ask, out};
 
-/// Make an invite: one line to run on the nodes that shall join
+/// Make an invite: one line to run on the nodes that are to join
 ///
-/// This node redeems it, so it has to be up when they join. The line goes to stdout, what it is good for to
+/// They come in as workers, or with --master as masters, which may change the cluster and whose apiservers
+/// count. This node redeems the invite, so it has to be up when they join. The line goes to stdout, what it is good for to
 /// stderr.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   agent invite
+  agent invite --master --uses 2
   agent invite --for 15m --uses 2")]
 pub(crate) struct Args {
     /// How long it is good for, as 90s, 15m, 2h or 7d
@@ -25,6 +28,9 @@ pub(crate) struct Args {
     /// How many nodes may use it [default: any number]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     uses: Option<u32>,
+    /// For masters
+    #[arg(long)]
+    master: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -40,7 +46,8 @@ fn ttl(text: &str) -> Result<Duration, String> {
 
 /// Runs the command.
 pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let request = Request::Invite { seconds: args.ttl.as_secs(), uses: args.uses };
+    let role = if args.master { Role::Master } else { Role::Worker };
+    let request = Request::Invite { seconds: args.ttl.as_secs(), uses: args.uses, role };
     let (line, expires) = match ask::ask(settings, &request).await? {
         Response::Invite { line, expires } => (line, expires),
         other => return Err(ask::unexpected(&other)),
@@ -53,6 +60,7 @@ pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<Exit
             "schema": 1,
             "invite": invite,
             "command": command,
+            "role": role,
             "uses": args.uses,
             "expires_unix_ms": expires,
         }))?;
@@ -64,9 +72,9 @@ pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<Exit
         super::time::at(expires, crate::lifecycle::wall()),
         super::time::until(expires, crate::lifecycle::wall()),
         match args.uses {
-            None => "any number of nodes".to_owned(),
-            Some(1) => "one node".to_owned(),
-            Some(uses) => format!("{uses} nodes"),
+            None => format!("any number of {role}s"),
+            Some(1) => format!("one {role}"),
+            Some(uses) => format!("{uses} {role}s"),
         }
     ));
     Ok(ExitCode::SUCCESS)

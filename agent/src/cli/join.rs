@@ -1,36 +1,52 @@
 //! `agent join`: every other node.
 
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use proto::config;
-use proto::invite::{EXIT_WRONG_PIN, Refusal};
+use proto::invite::{self, EXIT_WRONG_PIN, Pin, Refusal};
 use proto::node::Name;
 
 use super::Settings;
 use super::exit::{self, Failure};
 use super::steps::{self, Steps};
-use crate::app::enter::{self, Wish};
+use crate::app::enter::{self, Seed, Wish};
 use crate::membership::join::JoinError;
 
 /// Join a cluster, and say what serves
 ///
-/// SEED is the invite that `agent init` or `agent invite` printed. With the bare address of any member
-/// instead, this node shows a short code and waits until someone runs `agent approve CODE` on a member.
-/// Each fact is reported on a line as it is checked. Running it again is safe.
+/// SEED is the invite that `agent init` or `agent invite` printed; `-` reads it from stdin, so that it does
+/// not stand in the list of processes. With the bare address of a master instead, this node shows a short
+/// code, waits until someone runs `agent approve CODE` on a master, and asks for the second code that this
+/// prints. With --key it knows the master by its key, as `agent open` prints it. Each fact is reported on a
+/// line as it is checked. Running it again is safe.
 ///
 /// Ends with 20 when the invite is not known, 21 expired, 22 used up, 23 its secret is wrong, 24 someone
 /// else answered, 25 rejected, 26 nobody approved, 27 too many wait, 28 this node was removed, 29 the name
-/// is taken.
+/// is taken, 30 this node belongs to another cluster, 31 the cluster can't take it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   agent join agent1qk3v…
   agent join 10.0.0.1
+  agent join --invite-file /run/secrets/invite
   agent join m1.example:7646 --name w1")]
 pub(crate) struct Args {
-    #[arg(value_name = "SEED", help = "An invite, or HOST[:PORT] of a member")]
-    pub(crate) seed: String,
+    #[arg(
+        value_name = "SEED",
+        help = "An invite, - to read one from stdin, or HOST[:PORT] of a master",
+        required_unless_present = "invite_file"
+    )]
+    pub(crate) seed: Option<String>,
+    /// Read the invite from a file that only its owner can read
+    #[arg(long, value_name = "FILE", conflicts_with = "seed")]
+    pub(crate) invite_file: Option<PathBuf>,
+    /// The master's key, where no invite names it
+    #[arg(long, value_name = "KEY", value_parser = invite::parse_pin)]
+    pub(crate) key: Option<Pin>,
     /// Name of this node [default: its host name]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<Name>,
@@ -66,14 +82,53 @@ pub(crate) async fn run(args: Args, settings: Settings) -> anyhow::Result<ExitCo
         steps.step("serves", ok, &text);
         return Ok(ExitCode::SUCCESS);
     }
-    let joined = enter::join(&wish, &args.seed, &mut |step, ok, detail| steps.step(step, ok, detail)).await;
+    let text = seed(args.seed, args.invite_file.as_deref())?;
+    let seed = Seed { text: &text, key: args.key, typed: &typed };
+    let joined = enter::join(&wish, &seed, &mut |step, ok, detail| steps.step(step, ok, detail)).await;
     let entered = joined.map_err(|error| match error.downcast_ref::<JoinError>() {
         Some(JoinError::Refused(refusal)) => Failure::error(refusal.exit_code(), error.to_string()),
         Some(JoinError::WrongPin(_)) => Failure::error(EXIT_WRONG_PIN, error.to_string()),
-        Some(JoinError::Unreachable { .. } | JoinError::Broken(_)) => {
-            Failure::error(exit::UNAVAILABLE, error.to_string())
-        }
+        Some(_) => Failure::error(exit::UNAVAILABLE, error.to_string()),
         None => error,
     })?;
     steps::go_on(entered, settings, steps, args.foreground).await
+}
+
+/// A line from stdin; none at its end.
+fn typed() -> Option<String> {
+    let mut line = String::new();
+    match std::io::stdin().read_line(&mut line) {
+        Ok(0) | Err(_) => None,
+        Ok(_) => Some(line),
+    }
+}
+
+/// The invite or address, from where it stands.
+fn seed(argument: Option<String>, file: Option<&Path>) -> anyhow::Result<String> {
+    if let Some(file) = file {
+        let about = std::fs::metadata(file).with_context(|| file.display().to_string())?;
+        let own = rustix::process::geteuid().as_raw();
+        if about.mode() & 0o077 != 0 || ![0, own].contains(&about.uid()) {
+            let text = format!(
+                "{} must belong to root or to this user, and nobody else may read it: chmod 600 {0}",
+                file.display()
+            );
+            return Err(Failure::error(exit::DATA, text));
+        }
+        let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        return Ok(first_word(&text));
+    }
+    match argument.as_deref() {
+        Some("-") => match typed() {
+            Some(line) => Ok(first_word(&line)),
+            None => Err(Failure::error(exit::DATA, "stdin has no invite")),
+        },
+        _ => Ok(argument.unwrap_or_default()),
+    }
+}
+
+/// The invite in a line: alone, or the whole command as `agent init` prints it.
+fn first_word(text: &str) -> String {
+    let invite = text.split_whitespace().find(|word| word.starts_with(invite::PREFIX));
+    invite.unwrap_or(text.trim()).to_owned()
 }

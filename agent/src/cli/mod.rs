@@ -24,6 +24,7 @@ mod members;
 mod migrate;
 mod open;
 pub(crate) mod out;
+mod promote;
 mod remove;
 mod rotate;
 mod run;
@@ -54,7 +55,7 @@ struct Cli {
 
 const AFTER_HELP: &str = "\
 Examples:
-  agent init                   on the first node; prints the line for the others
+  agent init                   on the first node; prints the lines for the others
   agent join agent1qk3v…       on every other node
   agent status                 is it fine, who serves, and why not the others";
 
@@ -73,6 +74,8 @@ enum Command {
     Approve(waiting::ApproveArgs),
     Reject(waiting::RejectArgs),
     Open(open::Args),
+    Promote(promote::PromoteArgs),
+    Demote(promote::DemoteArgs),
     Remove(remove::Args),
     Leave(leave::Args),
     Rotate(rotate::Args),
@@ -156,6 +159,8 @@ async fn command(command: Command, settings: Settings) -> anyhow::Result<ExitCod
         Command::Approve(args) => waiting::approve(&args, &settings).await,
         Command::Reject(args) => waiting::reject(&args, &settings).await,
         Command::Open(args) => open::run(&args, &settings).await,
+        Command::Promote(args) => promote::promote(args, &settings).await,
+        Command::Demote(args) => promote::demote(args, &settings).await,
         Command::Remove(args) => remove::run(args, &settings).await,
         Command::Leave(args) => leave::run(&args, &settings).await,
         Command::Rotate(args) => rotate::run(&args, &settings).await,

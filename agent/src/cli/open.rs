@@ -11,10 +11,10 @@ use super::{Settings, ask};
 /// Longest that a cluster may stand open: a day is a rollout, more is a door forgotten.
 const MAX_OPEN: Duration = Duration::from_secs(24 * 3600);
 
-/// Let in whoever comes to this node, for a while
+/// Let in workers without an invite, for a while
 ///
-/// Meanwhile "agent join HOST" needs neither an invite nor an approval: anyone who reaches this node's port
-/// is admitted. For automated rollouts on a network that you trust.
+/// Prints the command for them, with this node's key: anyone who reaches its port and knows the key is
+/// admitted as a worker, without an approval. For automated rollouts on a network that you trust.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -19,7 +19,7 @@ pub(crate) async fn run(_args: Args, settings: Settings) -> anyhow::Result<ExitC
     log::init(settings.config.log_format, settings.config.log_level);
     settings.warn(&settings.config);
     let disk = enter::open(&settings.config)?;
-    let member = disk.member().map_err(|error| match error {
+    let member = disk.member_or_degraded().map_err(|error| match error {
         // The unit does not restart on this code: nothing would change by itself.
         LoadError::NotMember | LoadError::Identity(_) | LoadError::Lost(_) => {
             Failure::error(exit::CONFIG, error.to_string())

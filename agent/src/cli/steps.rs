@@ -42,14 +42,16 @@ impl Steps {
         drop(printed);
     }
 
-    /// The line for other nodes.
-    pub(super) fn invite(&self, line: &str) {
-        let command = format!("agent join {line}");
+    /// The lines for other nodes: masters, then workers.
+    pub(super) fn invites(&self, masters: &str, workers: &str) {
         if self.json {
-            return self.step("invite", true, &command);
+            self.step("invite", true, &format!("agent join {masters}"));
+            return self.step("invite-workers", true, &format!("agent join {workers}"));
         }
-        let text = "\nOn each other node, within the hour, run:\n\n";
-        let _ = out::line(&format!("{text}  {command}\n"));
+        let _ = out::line(&format!(
+            "\nWithin the hour, on each other node with an apiserver, run:\n\n  agent join {masters}\n\n\
+             On every other node:\n\n  agent join {workers}\n"
+        ));
     }
 }
 
@@ -69,8 +71,8 @@ pub(super) async fn go_on(
     steps: Steps,
     foreground: bool,
 ) -> anyhow::Result<ExitCode> {
-    let Entered { disk, member, invite } = entered;
-    let invite = invite.map(|invite| invite.to_string());
+    let Entered { disk, member, invites } = entered;
+    let invites = invites.map(|both| (both.masters.to_string(), both.workers.to_string()));
     if !foreground && install::is_possible() {
         // The service takes the state directory over.
         drop((disk, member));
@@ -80,8 +82,8 @@ pub(super) async fn go_on(
         let status = wait_for(&settings).await?;
         let (ok, text) = status.serving();
         steps.step("serves", ok, &text);
-        if let Some(invite) = invite {
-            steps.invite(&invite);
+        if let Some((masters, workers)) = invites {
+            steps.invites(&masters, &workers);
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -93,11 +95,11 @@ pub(super) async fn go_on(
     app::run(settings.config, disk, member, reload, |running, life| {
         life.spawn(async move {
             // A first node is often without an apiserver, and someone waits for the invite.
-            let within = if invite.is_some() { Duration::from_secs(1) } else { SERVES };
+            let within = if invites.is_some() { Duration::from_secs(1) } else { SERVES };
             let (ok, text) = what_serves(&running, within).await;
             steps.step("serves", ok, &text);
-            if let Some(invite) = invite {
-                steps.invite(&invite);
+            if let Some((masters, workers)) = invites {
+                steps.invites(&masters, &workers);
             }
             steps.step("running", true, "in the foreground; stop it with Ctrl-C");
         });

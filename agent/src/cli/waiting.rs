@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use proto::control::{Request, Response};
 use proto::invite::{Waiting, tidy_code};
+use proto::node::Role;
 use proto::time::UnixMs;
 
 use super::exit::{self, Failure};
@@ -12,13 +13,17 @@ use super::{Settings, ask, out, time};
 
 /// Let a waiting node in; without CODE, list who waits
 ///
-/// Compare the code with the one that the node itself shows: an attacker in between has another.
+/// Compare the code with the one that the node itself shows: an attacker in between has another. Then type
+/// the second code, which this prints, on the node: so it is sure of this cluster, too.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  agent approve k7qm-2xpd")]
+#[command(after_help = "Examples:\n  agent approve k7qm-2xpd\n  agent approve k7qm-2xpd --master")]
 pub(crate) struct ApproveArgs {
     /// The code that the waiting node shows
     #[arg(value_name = "CODE")]
     code: Option<String>,
+    /// Let it in as a master
+    #[arg(long, requires = "code")]
+    master: bool,
 }
 
 /// Turn a waiting node away; without CODE, list who waits
@@ -32,15 +37,16 @@ pub(crate) struct RejectArgs {
 
 /// Runs `agent approve`.
 pub(super) async fn approve(args: &ApproveArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
-    answer(args.code.as_deref(), true, settings).await
+    let role = if args.master { Role::Master } else { Role::Worker };
+    answer(args.code.as_deref(), Some(role), settings).await
 }
 
 /// Runs `agent reject`.
 pub(super) async fn reject(args: &RejectArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
-    answer(args.code.as_deref(), false, settings).await
+    answer(args.code.as_deref(), None, settings).await
 }
 
-async fn answer(code: Option<&str>, approve: bool, settings: &Settings) -> anyhow::Result<ExitCode> {
+async fn answer(code: Option<&str>, role: Option<Role>, settings: &Settings) -> anyhow::Result<ExitCode> {
     let Some(typed) = code else {
         return list(settings).await;
     };
@@ -50,7 +56,7 @@ async fn answer(code: Option<&str>, approve: bool, settings: &Settings) -> anyho
         let message = format!("\"{typed}\" is not a code: it has 8 letters and digits, as k7qm-2xpd");
         return Err(Failure::error(exit::DATA, message));
     }
-    ask::tell(settings, &Request::Answer { code, approve }).await
+    ask::tell(settings, &Request::Answer { code, role }).await
 }
 
 async fn list(settings: &Settings) -> anyhow::Result<ExitCode> {

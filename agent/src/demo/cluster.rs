@@ -103,10 +103,11 @@ impl Cluster {
         }
         let Some((first, others)) = self.nodes.split_first_mut() else { return Ok(()) };
         first.start_agent(&["init", "--cluster", "demo", "--foreground"])?;
-        let invite = first.invite().await?;
+        let (masters, workers) = first.invites().await?;
         say(format!("{}: agent init", first.name));
-        for node in others {
-            node.start_agent(&["join", &invite, "--foreground"])?;
+        for (i, node) in others.iter_mut().enumerate() {
+            let invite = if i + 1 < MASTERS { &masters } else { &workers };
+            node.start_agent(&["join", invite, "--foreground"])?;
             say(format!("{}: agent join {}…", node.name, &invite[..PREFIX.len() + 6]));
         }
         if let Some(node) = self.nodes.get(THROUGH) {
@@ -220,13 +221,13 @@ impl Node {
         Ok(())
     }
 
-    /// Waits for the invite that `agent init` prints.
-    async fn invite(&mut self) -> anyhow::Result<String> {
+    /// Waits for the invites that `agent init` prints: for masters, and for workers.
+    async fn invites(&mut self) -> anyhow::Result<(String, String)> {
         let until = Instant::now() + STEP_WITHIN;
         loop {
             let printed = std::fs::read_to_string(&self.log).unwrap_or_default();
-            if let Some(invite) = find_invite(&printed) {
-                return Ok(invite.to_owned());
+            if let [masters, workers] = find_invites(&printed)[..] {
+                return Ok((masters.to_owned(), workers.to_owned()));
             }
             self.still_starting(until, "agent init printed no invite")?;
             sleep(LOOK_EVERY).await;
@@ -267,14 +268,15 @@ impl Node {
     }
 }
 
-/// The first whole invite in what was printed; a line that has not ended yet may hold half of one.
-fn find_invite(printed: &str) -> Option<&str> {
-    let whole = &printed[..printed.rfind('\n')?];
-    whole.split_whitespace().find(|word| {
+/// The whole invites in what was printed; a line that has not ended yet may hold half of one.
+fn find_invites(printed: &str) -> Vec<&str> {
+    let whole = &printed[..printed.rfind('\n').unwrap_or(0)];
+    let is_invite = |word: &&str| {
         word.strip_prefix(PREFIX).is_some_and(|rest| {
             rest.len() > 20 && rest.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
         })
-    })
+    };
+    whole.split_whitespace().filter(is_invite).collect()
 }
 
 /// The configuration of one node: everything on its own address, so that all can have the same ports.
@@ -315,9 +317,10 @@ mod tests {
     fn an_invite_is_found_once_it_is_whole() {
         let invite = format!("{PREFIX}{}", "abcdefghij234567".repeat(3));
         let text = format!("cluster demo\n  agent join {invite}\n");
-        assert_eq!(find_invite(&text), Some(invite.as_str()));
-        assert_eq!(find_invite(text.trim_end()), None, "the line may go on");
-        assert_eq!(find_invite("agent join agent1…\nagent1short\n"), None);
-        assert_eq!(find_invite(""), None);
+        let none: [&str; 0] = [];
+        assert_eq!(find_invites(&text), [invite.as_str()]);
+        assert_eq!(find_invites(text.trim_end()), none, "the line may go on");
+        assert_eq!(find_invites("agent join agent1…\nagent1short\n"), none);
+        assert_eq!(find_invites(""), none);
     }
 }

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::exchange::{ALPN_JOIN, ALPN_MEMBER, FromMember, MAX_JOIN_FRAME, ToMember};
+use proto::exchange::{ALPN_JOIN, ALPN_MEMBER, FailCode, FromMember, MAX_JOIN_FRAME, Received, ToMember};
 use proto::node::{NodeId, PublicKey};
 use proto::session::source;
 use proto::time::Moment;
@@ -181,12 +181,20 @@ impl Link {
         let id = key.id();
         loop {
             place.shows(false, life.now());
-            let request: FromMember = frames::receive(stream, IDLE).await?;
+            let request: Received<FromMember> = frames::receive(stream, IDLE).await?;
             place.shows(true, life.now());
             // Trust may have ended since the handshake.
             if self.trust.borrow().document.member(&id).is_none() {
                 return Err(io::Error::new(io::ErrorKind::PermissionDenied, "not a member any more"));
             }
+            let request = match request {
+                Received::Known(request) => request,
+                Received::Unknown(kind) => {
+                    let reason = format!("this node does not know the request \"{kind}\": it is older");
+                    frames::send(stream, &ToMember::failed(FailCode::Unsupported, reason)).await?;
+                    continue;
+                }
+            };
             let request = match request {
                 FromMember::Gossip(message) => {
                     count(&self.counters.received_bytes, message.len());
@@ -197,7 +205,7 @@ impl Link {
                 }
                 request => request,
             };
-            let busy = || ToMember::Failed("this node is busy; try again".to_owned());
+            let busy = || ToMember::failed(FailCode::Busy, "this node is busy; try again");
             let turn = doors.requests.take_free(id, life.now());
             let (reply, answer) = oneshot::channel();
             let incoming = Incoming { from: id, request, reply };

@@ -1,22 +1,29 @@
 //! The conversation with a node that wants to join, on the side that lets it in.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proto::exchange::{FromJoining, MAX_FRAME, ToJoining};
 use proto::invite::{APPROVAL_TTL, Refusal};
-use tokio::sync::{mpsc, oneshot};
+use proto::node::Role;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tracing::{debug, info};
 
 use super::{Admission, Applicant, Command};
 use crate::lifecycle::Life;
-use crate::link::{Joining, Link, frames};
+use crate::link::frames::{self, Framed};
+use crate::link::{Joining, Link};
 
 /// Time for each message of the joining node.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Gives every joining node a task of its own. The link bounds how many there are.
+/// Conversations with joining nodes at once, those that wait for approval aside: each costs a TLS connection
+/// and, at its end, a copy of the document. Whoever finds no place tries again by itself.
+const CONVERSATIONS: usize = 16;
+
+/// Gives every joining node a task of its own.
 pub(crate) fn serve(
     link: Arc<Link>,
     mut joining: mpsc::Receiver<Joining>,
@@ -24,6 +31,7 @@ pub(crate) fn serve(
     life: &Life,
 ) {
     let life = life.clone();
+    let slots = Arc::new(Semaphore::new(CONVERSATIONS));
     life.clone().spawn(async move {
         loop {
             let one = tokio::select! {
@@ -32,10 +40,11 @@ pub(crate) fn serve(
             };
             let Some(one) = one else { return };
             let (link, commands, over) = (link.clone(), commands.clone(), life.stopping.clone());
+            let slots = slots.clone();
             life.spawn(async move {
                 let from = one.from;
                 tokio::select! {
-                    result = converse(&link, one, &commands) => {
+                    result = converse(&link, one, &commands, &slots) => {
                         if let Err(error) = result {
                             debug!(%from, %error, "joining ended");
                         }
@@ -47,31 +56,37 @@ pub(crate) fn serve(
     });
 }
 
-async fn converse(link: &Link, joining: Joining, commands: &mpsc::Sender<Command>) -> std::io::Result<()> {
+async fn converse(
+    link: &Link,
+    joining: Joining,
+    commands: &mpsc::Sender<Command>,
+    slots: &Arc<Semaphore>,
+) -> io::Result<()> {
     // Its place is held until the end.
     let Joining { key, from, session, mut stream, .. } = joining;
-    let FromJoining::Join { name, proof, addresses } = frames::receive(&mut stream, PATIENCE).await? else {
-        return Err(std::io::Error::other("it did not say what it wants"));
+    let Ok(mut slot) = slots.clone().try_acquire_owned() else {
+        return frames::send(&mut stream, &ToJoining::Busy).await;
+    };
+    let FromJoining::Join { name, proof, addresses, confirmed, cluster } =
+        frames::receive(&mut stream, PATIENCE).await?
+    else {
+        return Err(io::Error::other("it did not say what it wants"));
     };
     let dial_back = dial_back_address(from, &addresses);
-    let applicant = Applicant { key, name: name.clone(), proof, session, from, addresses };
-    let (reply, admission) = oneshot::channel();
-    let stopping = || std::io::Error::other("this node is stopping");
-    commands.send(Command::Join(applicant, reply)).await.map_err(|_| stopping())?;
-    let mut admission = admission.await.map_err(|_| stopping())?;
+    let applicant =
+        Applicant { key, name: name.clone(), proof, session, from, addresses, confirmed, cluster };
+    let mut admission = ask(commands, |reply| Command::Join(applicant.clone(), reply)).await?;
     if let Admission::Wait(answer) = admission {
+        // Bounded by the places of those who wait.
+        drop(slot);
         frames::send(&mut stream, &ToJoining::Wait { seconds: APPROVAL_TTL.as_secs() }).await?;
-        admission = tokio::select! {
-            answer = tokio::time::timeout(APPROVAL_TTL, answer) => match answer {
-                Ok(Ok(answer)) => answer,
-                Ok(Err(_)) | Err(_) => Admission::Refused(Refusal::TimedOut),
-            },
-            // It has nothing to say while it waits: whatever comes means that it is gone.
-            gone = frames::receive::<FromJoining>(&mut stream, APPROVAL_TTL) => {
-                gone?;
-                return Ok(());
-            }
+        let role = match approved(&mut stream, answer).await? {
+            Ok(role) => role,
+            Err(refusal) => return frames::send(&mut stream, &ToJoining::Refused(refusal)).await,
         };
+        let stopping = |_| io::Error::other("this node is stopping");
+        slot = slots.clone().acquire_owned().await.map_err(stopping)?;
+        admission = ask(commands, |reply| Command::Admit(applicant, role, reply)).await?;
     }
     let welcome = match admission {
         Admission::Welcome(welcome) => welcome,
@@ -79,16 +94,55 @@ async fn converse(link: &Link, joining: Joining, commands: &mpsc::Sender<Command
             info!(%from, %name, "a node was refused: {refusal}");
             return frames::send(&mut stream, &ToJoining::Refused(refusal)).await;
         }
+        Admission::Redirect(masters) => {
+            return frames::send(&mut stream, &ToJoining::Redirect(masters)).await;
+        }
         Admission::Wait(_) => return Ok(()),
     };
     // It is a member now, and its copy of the document may be large.
     stream.codec_mut().set_max_frame_length(MAX_FRAME);
     frames::send(&mut stream, &ToJoining::Welcome(welcome)).await?;
+    drop(slot);
     while let Ok(FromJoining::Listening) = frames::receive(&mut stream, PATIENCE).await {
         let (tcp, udp) = link.dial_back(key, dial_back).await;
         frames::send(&mut stream, &ToJoining::Reached { tcp, udp }).await?;
     }
     Ok(())
+}
+
+/// Asks the keeper.
+async fn ask(
+    commands: &mpsc::Sender<Command>,
+    command: impl FnOnce(oneshot::Sender<Admission>) -> Command,
+) -> io::Result<Admission> {
+    let stopping = || io::Error::other("this node is stopping");
+    let (reply, answer) = oneshot::channel();
+    commands.send(command(reply)).await.map_err(|_| stopping())?;
+    answer.await.map_err(|_| stopping())
+}
+
+/// Waits until someone has approved the node and it has confirmed the cluster. An error: it is gone.
+async fn approved(
+    stream: &mut Framed,
+    answer: oneshot::Receiver<Option<Role>>,
+) -> io::Result<Result<Role, Refusal>> {
+    let role = tokio::select! {
+        answer = tokio::time::timeout(APPROVAL_TTL, answer) => match answer {
+            Ok(Ok(Some(role))) => role,
+            Ok(Ok(None)) => return Ok(Err(Refusal::Rejected)),
+            Ok(Err(_)) | Err(_) => return Ok(Err(Refusal::TimedOut)),
+        },
+        // It has nothing to say while it waits: whatever comes means that it is gone.
+        gone = frames::receive::<FromJoining>(stream, APPROVAL_TTL) => {
+            gone?;
+            return Err(io::Error::other("it spoke out of turn"));
+        }
+    };
+    frames::send(stream, &ToJoining::Approved { seconds: APPROVAL_TTL.as_secs() }).await?;
+    match frames::receive(stream, APPROVAL_TTL).await? {
+        FromJoining::Confirmed => Ok(Ok(role)),
+        _ => Err(io::Error::other("it did not confirm the cluster")),
+    }
 }
 
 /// Where a joining node is dialled back: at the address that it will advertise, since that is what all

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use proto::backends::Serving;
-use proto::cluster::Document;
+use proto::cluster::{Admitted, Document, KeyId, Replica};
 use proto::exchange::Addresses;
-use proto::invite::Book;
+use proto::invite::InviteLedger;
 use proto::link::KeyRing;
-use proto::node::Name;
+use proto::node::{Name, Role};
 use proto::problem::{Problem, ProblemCode};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::{error, info, warn};
@@ -53,18 +54,27 @@ pub(crate) struct Disk {
     store: Store,
     /// By file, so that a problem ends when that file is written again.
     problems: Mutex<BTreeMap<String, String>>,
+    /// The cluster file could not be used: what was put in its place is not written.
+    degraded: AtomicBool,
 }
 
 /// Everything that a member starts from.
 pub(crate) struct Member {
     pub(crate) identity: Arc<Identity>,
     pub(crate) node: NodeFile,
-    pub(crate) document: Document,
+    pub(crate) replica: Replica,
     pub(crate) ring: KeyRing,
-    pub(crate) invites: Book,
+    pub(crate) invites: InviteLedger,
     pub(crate) peers: Addresses,
     pub(crate) serving: Serving,
     pub(crate) epochs: Epochs,
+}
+
+impl Member {
+    /// The cluster document.
+    pub(crate) fn document(&self) -> &Document {
+        self.replica.document()
+    }
 }
 
 /// The highest epoch that was known of each virtual IP.
@@ -103,7 +113,7 @@ fn blocking<T>(work: impl FnOnce() -> T) -> T {
 impl Disk {
     /// Takes the directory over.
     pub(crate) fn new(store: Store) -> Disk {
-        Disk { store, problems: Mutex::new(BTreeMap::new()) }
+        Disk { store, problems: Mutex::new(BTreeMap::new()), degraded: AtomicBool::new(false) }
     }
 
     /// What is wrong with what is kept, in sentences.
@@ -118,7 +128,8 @@ impl Disk {
         all.iter().map(one).collect()
     }
 
-    fn problem(&self, file: &str, problem: Option<String>) {
+    /// Notes a problem under a name, or that it is over.
+    pub(crate) fn problem(&self, file: &str, problem: Option<String>) {
         let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = problems.get(file) != problem.as_ref();
         match problem {
@@ -128,7 +139,7 @@ impl Disk {
                 }
                 problems.insert(file.to_owned(), problem);
             }
-            None if problems.remove(file).is_some() => info!(file, "the state file is whole again"),
+            None if problems.remove(file).is_some() => info!(file, "resolved"),
             None => {}
         }
     }
@@ -178,9 +189,34 @@ impl Disk {
         Identity::from_seed(&seed).map(Arc::new).map_err(LoadError::Identity)
     }
 
-    /// The cluster document, where there is one.
-    pub(crate) fn document(&self) -> Result<Option<Document>, StateError> {
-        self.read(CLUSTER)
+    /// Everything that the agent starts from. A node whose cluster file can't be used is still one that
+    /// clients need: it serves from its last good list, says so, and is a member of nothing until it joins
+    /// again.
+    pub(crate) fn member_or_degraded(&self) -> Result<Member, LoadError> {
+        let lost = match self.member() {
+            Err(LoadError::Lost(problem)) => problem,
+            other => return other,
+        };
+        let node: NodeFile = self.read(NODE)?.ok_or_else(|| LoadError::Lost(lost.clone()))?;
+        let identity = self.identity()?;
+        self.degraded.store(true, Ordering::Relaxed);
+        let text = "this node takes part in no cluster and serves from its last good list: its cluster \
+                    file can't be used; run agent join with an invite of its cluster";
+        self.problem("degraded", Some(format!("{text} ({lost})")));
+        let own = identity.id;
+        let now = crate::lifecycle::wall();
+        let first = Admitted::new(node.name.clone(), identity.key, Role::Master, own, now);
+        let document = Document::new(random(), Name::nearest("lost"), first, KeyId([0; KeyId::LEN]));
+        Ok(Member {
+            replica: Replica::new(document, own, identity.pair()),
+            identity,
+            node,
+            ring: KeyRing::default(),
+            invites: InviteLedger::default(),
+            peers: Addresses::default(),
+            serving: self.read(SERVING)?.unwrap_or_default(),
+            epochs: self.read(EPOCHS)?.unwrap_or_default(),
+        })
     }
 
     /// Everything that a member starts from.
@@ -189,14 +225,16 @@ impl Disk {
             let problem = self.problems().first().cloned();
             LoadError::Lost(problem.unwrap_or_else(|| format!("the {what} file is missing")))
         };
-        let Some(document) = self.document()? else {
+        let Some(replica) = self.read::<Replica>(CLUSTER)? else {
             return if self.problems().is_empty() { Err(LoadError::NotMember) } else { Err(lost(CLUSTER)) };
         };
-        document.check().map_err(|error| LoadError::Lost(format!("the cluster file is bad: {error}")))?;
+        // It was adopted once. What is odd about it now is no reason to leave clients without masters.
+        let odd = replica.document().check().err();
+        self.problem("odd", odd.map(|error| format!("the cluster file is used as it is, and odd: {error}")));
         Ok(Member {
             identity: self.identity()?,
             node: self.read(NODE)?.ok_or_else(|| lost(NODE))?,
-            document,
+            replica,
             ring: self.read(KEYS)?.unwrap_or_default(),
             invites: self.read(INVITES)?.unwrap_or_default(),
             peers: self.read(PEERS)?.unwrap_or_default(),
@@ -219,17 +257,17 @@ impl Disk {
     }
 
     /// Keeps the document.
-    pub(crate) fn save_document(&self, document: &Document) -> bool {
-        self.write(CLUSTER, document)
+    pub(crate) fn save_replica(&self, replica: &Replica) -> bool {
+        self.degraded.load(Ordering::Relaxed) || self.write(CLUSTER, replica)
     }
 
     /// Keeps the gossip keys.
     pub(crate) fn save_keys(&self, ring: &KeyRing) -> bool {
-        self.write(KEYS, ring)
+        self.degraded.load(Ordering::Relaxed) || self.write(KEYS, ring)
     }
 
     /// Keeps the invites.
-    pub(crate) fn save_invites(&self, invites: &Book) -> bool {
+    pub(crate) fn save_invites(&self, invites: &InviteLedger) -> bool {
         self.write(INVITES, invites)
     }
 

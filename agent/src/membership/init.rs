@@ -1,43 +1,80 @@
 //! The first node of a new cluster.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::Arc;
 
-use proto::cluster::{Admitted, Document, KeyId};
-use proto::invite::{Book, Invite};
+use proto::cluster::{Admitted, Document, KeyId, Replica};
+use proto::invite::{DEFAULT_TTL, Invite, InviteLedger, MASTER_USES, WORKER_USES};
 use proto::link::{GossipKey, KeyRing};
-use proto::node::{Name, Role};
+use proto::node::{Name, PublicKey, Role};
 
+use super::admissions::issue;
 use super::disk::{Disk, Member, NodeFile};
-use super::keeper::issue;
 use crate::lifecycle::wall;
 use crate::link::random;
 use crate::link::tls::Identity;
 
-/// Makes a cluster whose only member is this node, and an invite for the others.
+/// The invites that `agent init` prints.
+pub(crate) struct FirstInvites {
+    pub(crate) masters: Invite,
+    pub(crate) workers: Invite,
+}
+
+impl FirstInvites {
+    /// Issues both.
+    pub(crate) fn issue(ledger: &mut InviteLedger, key: &PublicKey, address: SocketAddr) -> FirstInvites {
+        let mut one = |uses, role| issue(ledger, key, address, DEFAULT_TTL, Some(uses), role).0;
+        FirstInvites { masters: one(MASTER_USES, Role::Master), workers: one(WORKER_USES, Role::Worker) }
+    }
+}
+
+/// Makes a cluster whose only member is this node, a master, and invites for the others.
 ///
 /// # Errors
 /// What could not be written: a cluster that does not outlive its first node is none.
 pub(crate) fn create(
     disk: &Disk,
-    identity: std::sync::Arc<Identity>,
+    identity: Arc<Identity>,
     node: NodeFile,
     cluster: Name,
-    ttl: Duration,
-) -> Result<(Member, Invite), String> {
+) -> Result<(Member, FirstInvites), String> {
     let secret: [u8; 32] = random();
-    let id = KeyId::of_key(&secret);
     let first = Admitted::new(node.name.clone(), identity.key, Role::Master, identity.id, wall());
-    let document = Document::new(random(), cluster, first, id);
+    let document = Document::new(random(), cluster, first, KeyId::of_key(&secret));
+    found(disk, identity, node, document, secret)
+}
+
+/// Makes a cluster that takes the place of the one that this node is a member of.
+///
+/// # Errors
+/// What could not be written.
+pub(crate) fn succeed(disk: &Disk, old: Member) -> Result<(Member, FirstInvites), String> {
+    let secret: [u8; 32] = random();
+    let Member { identity, node, replica, epochs, serving, .. } = old;
+    let first = Admitted::new(node.name.clone(), identity.key, Role::Master, identity.id, wall());
+    let document = replica.document().successor(random(), first, KeyId::of_key(&secret));
+    let (mut member, invites) = found(disk, identity, node, document, secret)?;
+    // Clients are served meanwhile by who served before, and epochs of virtual IPs go on.
+    (member.epochs, member.serving) = (epochs, serving);
+    save(disk, &member)?;
+    Ok((member, invites))
+}
+
+fn found(
+    disk: &Disk,
+    identity: Arc<Identity>,
+    node: NodeFile,
+    document: Document,
+    secret: [u8; 32],
+) -> Result<(Member, FirstInvites), String> {
     let mut ring = KeyRing::default();
-    ring.add(GossipKey { epoch: document.key.epoch, id, secret, until: None });
-    let mut invites = Book::default();
-    let address = SocketAddr::new(node.address, node.port);
-    let (invite, _) = issue(&mut invites, &identity.key, address, ttl, None);
+    ring.add(GossipKey { epoch: document.key.epoch, id: document.key.id, secret, until: None });
+    let mut invites = InviteLedger::default();
+    let first = FirstInvites::issue(&mut invites, &identity.key, SocketAddr::new(node.address, node.port));
     let member = Member {
+        replica: Replica::new(document, identity.id, identity.pair()),
         identity,
         node,
-        document,
         ring,
         invites,
         peers: Default::default(),
@@ -45,7 +82,7 @@ pub(crate) fn create(
         epochs: Default::default(),
     };
     save(disk, &member)?;
-    Ok((member, invite))
+    Ok((member, first))
 }
 
 /// Writes everything that a new member starts from; the document last, since it is what makes a member.
@@ -58,6 +95,6 @@ pub(crate) fn save(disk: &Disk, member: &Member) -> Result<(), String> {
         && disk.save_invites(&member.invites)
         && disk.save_peers(&member.peers)
         && disk.save_serving(&member.serving)
-        && disk.save_document(&member.document);
+        && disk.save_replica(&member.replica);
     if whole { Ok(()) } else { Err(disk.problems().join("; ")) }
 }

@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use proto::cause::Fault;
+use proto::cluster::ClusterId;
 use proto::exchange::{FromJoining, MAX_FRAME, ToJoining, Welcome};
-use proto::invite::{Invite, Proof, Refusal, code_of};
+use proto::invite::{Invite, Pin, Proof, Refusal, code_of, confirmation_of};
 use proto::node::{Name, PublicKey};
 
 use crate::link::dial::connect;
@@ -35,9 +36,34 @@ pub(crate) enum JoinError {
     /// The member said no.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// Only masters let nodes in, and this one is none.
+    #[error("it is a worker, and sent this node to a master: {}", list(.0))]
+    Redirected(Vec<SocketAddr>),
+    /// Too many join at once.
+    #[error("too many nodes join at once; run agent join again")]
+    Busy,
+    /// Nobody has confirmed that this is the right cluster.
+    #[error("{0}; nothing was taken over")]
+    NotConfirmed(String),
+    /// What it gave is not sealed by a master of its cluster.
+    #[error("what it gave can't be trusted: {0}; nothing was taken over")]
+    NotSealed(proto::cluster::AdoptError),
     /// The conversation broke.
     #[error("the member ended the conversation{}; run agent join again", why(.0))]
     Broken(io::Error),
+}
+
+impl JoinError {
+    /// The connection was closed before anything was said.
+    pub(crate) fn is_closed(&self) -> bool {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        match self {
+            JoinError::Unreachable { source, .. } => {
+                [BrokenPipe, ConnectionReset, UnexpectedEof].contains(&source.kind())
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Why a conversation broke, where there is more to say than that.
@@ -50,6 +76,38 @@ fn why(error: &io::Error) -> String {
 
 fn list(addresses: &[SocketAddr]) -> String {
     addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// What this node knows of the cluster that it wants to join.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Credential<'a> {
+    /// An invite: it proves itself, and names the key that has to answer.
+    Invite(&'a Invite),
+    /// The key that has to answer.
+    Pin(Pin),
+    /// Nothing: people compare codes on both sides.
+    None,
+}
+
+impl Credential<'_> {
+    fn pin(&self) -> Option<Pin> {
+        match self {
+            Credential::Invite(invite) => Some(invite.issuer),
+            Credential::Pin(pin) => Some(*pin),
+            Credential::None => None,
+        }
+    }
+}
+
+/// How far a request to join has come.
+pub(crate) enum Progress {
+    /// Admitted.
+    Welcome(Box<Welcome>),
+    /// Approved: the code has to be typed here, and then [`Reached::confirm`].
+    Approved {
+        /// What has to be typed.
+        code: String,
+    },
 }
 
 /// A member that has been reached.
@@ -69,11 +127,11 @@ pub(crate) struct Reached {
 pub(crate) async fn reach(
     identity: &Identity,
     addresses: &[SocketAddr],
-    invite: Option<&Invite>,
+    credential: Credential<'_>,
 ) -> Result<Reached, JoinError> {
     let started = Instant::now();
     let config = identity
-        .joining_client(invite.map(|invite| invite.issuer))
+        .joining_client(credential.pin())
         .map_err(|error| JoinError::Broken(io::Error::other(error)))?;
     let connected = loop {
         match connect(addresses, config.clone()).await {
@@ -107,12 +165,19 @@ impl Reached {
     pub(crate) async fn ask(
         &mut self,
         name: Name,
-        invite: Option<&Invite>,
+        credential: Credential<'_>,
         addresses: Vec<SocketAddr>,
-        waits: impl FnOnce(&str, Duration),
-    ) -> Result<Box<Welcome>, JoinError> {
-        let proof = invite.map(|invite| Proof::make(invite.id, &invite.secret, &self.session, &self.own));
-        let join = FromJoining::Join { name, proof, addresses };
+        cluster: Option<ClusterId>,
+        waits: &mut (dyn FnMut(&str, Duration) + Send),
+    ) -> Result<Progress, JoinError> {
+        let proof = match credential {
+            Credential::Invite(invite) => {
+                Some(Proof::make(invite.id, &invite.secret, &self.session, &self.own))
+            }
+            Credential::Pin(_) | Credential::None => None,
+        };
+        let confirmed = credential.pin().is_some();
+        let join = FromJoining::Join { name, proof, addresses, confirmed, cluster };
         frames::send(&mut self.stream, &join).await.map_err(JoinError::Broken)?;
         let mut answer = self.receive(ANSWER).await?;
         if let ToJoining::Wait { seconds } = answer {
@@ -121,10 +186,19 @@ impl Reached {
             answer = self.receive(time + ANSWER).await?;
         }
         match answer {
-            ToJoining::Welcome(welcome) => Ok(welcome),
-            ToJoining::Refused(refusal) => Err(refusal.into()),
-            ToJoining::Wait { .. } | ToJoining::Reached { .. } => Err(unexpected()),
+            ToJoining::Approved { .. } if confirmed => self.confirm().await.map(Progress::Welcome),
+            ToJoining::Approved { .. } => Ok(Progress::Approved { code: confirmation_of(&self.session) }),
+            ToJoining::Welcome(_) if !confirmed => Err(JoinError::NotConfirmed(
+                "it would let this node in without anyone having compared codes".to_owned(),
+            )),
+            answer => welcome(answer).map(Progress::Welcome),
         }
+    }
+
+    /// Says that this is the right cluster.
+    pub(crate) async fn confirm(&mut self) -> Result<Box<Welcome>, JoinError> {
+        frames::send(&mut self.stream, &FromJoining::Confirmed).await.map_err(JoinError::Broken)?;
+        welcome(self.receive(ANSWER).await?)
     }
 
     /// Asks to be dialled back; none where it was reached, else why not: by TCP, by UDP.
@@ -138,6 +212,16 @@ impl Reached {
 
     async fn receive(&mut self, within: Duration) -> Result<ToJoining, JoinError> {
         frames::receive(&mut self.stream, within).await.map_err(JoinError::Broken)
+    }
+}
+
+fn welcome(answer: ToJoining) -> Result<Box<Welcome>, JoinError> {
+    match answer {
+        ToJoining::Welcome(welcome) => Ok(welcome),
+        ToJoining::Refused(refusal) => Err(refusal.into()),
+        ToJoining::Redirect(masters) => Err(JoinError::Redirected(masters)),
+        ToJoining::Busy => Err(JoinError::Busy),
+        ToJoining::Wait { .. } | ToJoining::Approved { .. } | ToJoining::Reached { .. } => Err(unexpected()),
     }
 }
 

@@ -1,14 +1,15 @@
-//! The one task that owns the cluster document, the gossip keys, the invites and the lobby.
+//! The one task that owns the cluster document, the gossip keys, the invites and the pending joins.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proto::backends::Serving;
-use proto::cluster::{Admitted, Document};
-use proto::exchange::{Copy, FromMember, ToMember, Welcome};
-use proto::invite::{APPROVAL_TTL, Book, Invite, Issued, Lobby, Refusal, Secret, Waiting, code_of, pin_of};
-use proto::link::{GossipKey, KeyRing};
+use proto::cluster::{AdoptError, Adoption, ChangeError, Document, KeyId, Replica};
+use proto::exchange::{Addresses, FailCode, FromMember, Known, MAX_ADDRESSES, Snapshot, ToMember};
+use proto::invite::{InviteLedger, PendingJoins};
+use proto::link::{GossipKey, KeyRing, OLD_KEY_TTL};
 use proto::node::{NodeId, Role};
 use proto::time::UnixMs;
 use proto::view::View;
@@ -18,7 +19,7 @@ use tracing::{info, warn};
 
 use super::disk::Disk;
 use super::spread::Spread;
-use super::{Admission, Applicant, Command};
+use super::{Applicant, Command};
 use crate::lifecycle::{Life, wall};
 use crate::link::{Incoming, Link, Trust, random};
 
@@ -28,13 +29,20 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often the addresses of peers are written to disk when they changed.
 const SAVE_PEERS: Duration = Duration::from_secs(30);
 
+/// How long admissions are gathered before peers are told: a hundred that come at once are told in a few
+/// rounds. No longer, since nobody answers the newcomer before it is known.
+const GATHER: Duration = Duration::from_millis(100);
+
+/// Most gossip keys that are looked at in what a peer sends: the one that counts and the one before.
+const MOST_KEYS: usize = 8;
+
 /// What the keeper works with.
 pub(crate) struct Keeper {
     pub(crate) link: Arc<Link>,
     pub(crate) disk: Arc<Disk>,
-    pub(crate) document: Document,
+    pub(crate) replica: Replica,
     pub(crate) ring: KeyRing,
-    pub(crate) invites: Book,
+    pub(crate) invites: InviteLedger,
     pub(crate) trust: watch::Sender<Arc<Trust>>,
     pub(crate) open_until: watch::Sender<UnixMs>,
     pub(crate) view: watch::Receiver<Arc<View>>,
@@ -45,8 +53,10 @@ pub(crate) struct Keeper {
     pub(crate) held: Box<dyn Fn(&NodeId) -> u64 + Send>,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) life: Life,
-    pub(crate) lobby: Lobby,
-    pub(crate) waiting: BTreeMap<String, (Applicant, oneshot::Sender<Admission>)>,
+    pub(crate) pending: PendingJoins,
+    pub(crate) waiting: BTreeMap<String, (Applicant, oneshot::Sender<Option<Role>>)>,
+    /// Peers are told of changes in a moment.
+    pub(crate) push_is_due: bool,
 }
 
 impl Keeper {
@@ -55,7 +65,8 @@ impl Keeper {
         // Whoever waits for an earlier run, which has failed, asks again; the document and the keys are only
         // ever replaced whole.
         self.waiting.clear();
-        self.lobby = Lobby::default();
+        self.pending = PendingJoins::default();
+        self.push_is_due = false;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut spread = Spread::new(self.life.now());
@@ -96,43 +107,97 @@ impl Keeper {
                 let admission = self.judge(applicant);
                 let _ = reply.send(admission);
             }
-            Command::Merge(copy) => self.merge(&copy),
+            Command::Admit(applicant, role, reply) => {
+                let admission = self.admit(&applicant, role);
+                let _ = reply.send(admission);
+            }
+            Command::Compared(from, theirs, snapshot) => {
+                self.take(&from, &snapshot);
+                if self.document().state() != theirs {
+                    self.hand(from);
+                }
+            }
+            Command::Push => {
+                self.push_is_due = false;
+                drop(self.push());
+            }
             Command::Exchanged | Command::UnknownKey => {}
         }
     }
 
     // ---- the document and the keys
 
+    pub(super) fn document(&self) -> &Document {
+        self.replica.document()
+    }
+
+    pub(super) fn is_master(&self) -> bool {
+        self.document().is_master(&self.link.own())
+    }
+
+    /// Changes the document and publishes it; nobody else is told yet.
+    pub(super) fn change<T>(
+        &mut self,
+        change: impl FnOnce(&mut Document) -> Result<T, ChangeError>,
+    ) -> Result<T, ChangeError> {
+        let identity = self.link.identity.clone();
+        let result = self.replica.change(identity.id, identity.pair(), change)?;
+        self.publish();
+        Ok(result)
+    }
+
+    /// Makes another gossip key the one that counts, after `change`.
+    pub(super) fn change_with_key(
+        &mut self,
+        by_removal: bool,
+        change: impl FnOnce(&mut Document) -> Result<(), ChangeError>,
+    ) -> Result<(), ChangeError> {
+        let secret: [u8; 32] = random();
+        let id = KeyId::of_key(&secret);
+        let identity = self.link.identity.clone();
+        let epoch = self.replica.change(identity.id, identity.pair(), |document| {
+            change(document)?;
+            document.turn_key(id, identity.id, wall(), by_removal)?;
+            Ok(document.key.epoch)
+        })?;
+        self.ring.add(GossipKey { epoch, id, secret, until: None });
+        info!(epoch, "gossip key changed");
+        self.publish();
+        Ok(())
+    }
+
     /// Publishes and writes what has changed.
     pub(super) fn publish(&mut self) {
-        self.ring.follow(&self.document, wall());
-        let trust = Trust { document: Arc::new(self.document.clone()), ring: Arc::new(self.ring.clone()) };
+        self.ring.follow(self.replica.document(), wall());
+        let trust = Trust { document: Arc::new(self.document().clone()), ring: Arc::new(self.ring.clone()) };
         self.trust.send_replace(Arc::new(trust));
         self.disk.save_keys(&self.ring);
-        self.disk.save_document(&self.document);
+        self.disk.save_replica(&self.replica);
         self.link.forget_strangers();
     }
 
     fn retire_keys(&mut self) {
-        if self.ring.follow(&self.document, wall()) {
+        if self.ring.follow(self.replica.document(), wall()) {
             self.publish();
         }
     }
 
-    /// This node's copy of what all must know.
-    fn copy(&self) -> Copy {
-        Copy { document: self.document.clone(), keys: self.ring.keys().to_vec(), addresses: self.addresses() }
-    }
-
-    /// The copy that a node may have: one that was removed, or has just left, sees the document and no key.
-    pub(super) fn copy_for(&self, peer: &NodeId) -> Copy {
-        if self.document.member(peer).is_some() {
-            return self.copy();
+    /// What a node with this id may have of what all must know: one that was removed, or has just left, sees
+    /// the document and no key.
+    pub(super) fn snapshot_for(&self, peer: &NodeId, known: Option<&Known>) -> Snapshot {
+        let document = match known {
+            Some(known) if known.document == self.document().state() => None,
+            _ => self.replica.sealed(),
+        };
+        if self.document().member(peer).is_none() {
+            return Snapshot { document, ..Snapshot::default() };
         }
-        Copy { document: self.document.clone(), keys: Vec::new(), addresses: BTreeMap::new() }
+        let lacks = |key: &&GossipKey| known.is_none_or(|known| !known.keys.contains(&key.id));
+        let keys = self.ring.keys().iter().filter(lacks).cloned().collect();
+        Snapshot { document, keys, addresses: self.addresses() }
     }
 
-    fn addresses(&self) -> proto::exchange::Addresses {
+    fn addresses(&self) -> Addresses {
         let mut addresses = self.link.book.snapshot();
         if let Some(ip) = *self.own_address.borrow() {
             addresses.insert(self.link.own(), vec![(ip, self.port).into()]);
@@ -140,71 +205,122 @@ impl Keeper {
         addresses
     }
 
-    fn merge(&mut self, copy: &Copy) {
-        let was_member = self.document.member(&self.link.own()).is_some();
-        let before = self.document.clone();
-        match copy.document.check().and_then(|()| self.document.merge(&copy.document)) {
-            Err(error) => return warn!("a peer's cluster document was refused: {error}"),
-            Ok(changed) => {
-                let mut new_key = false;
-                for key in &copy.keys {
-                    // Keys of epochs that a removal has ended are not taken back.
-                    if key.epoch >= self.document.key_floor {
-                        let until = None;
-                        new_key |= self.ring.add(GossipKey { until, ..key.clone() });
+    /// Takes over what a peer has sent, as far as it counts.
+    fn take(&mut self, from: &NodeId, snapshot: &Snapshot) {
+        let own = self.link.own();
+        let was_member = self.document().member(&own).is_some();
+        let mut changed = false;
+        if let Some(sealed) = &snapshot.document {
+            let before = self.document().clone();
+            match self.adopt(sealed) {
+                Err(error) => {
+                    warn!(peer = %from, "a cluster document was not adopted: {error}");
+                    // Whoever was removed goes on sealing what nobody takes: nothing to be done about it here.
+                    if !matches!(error, AdoptError::RemovedSealer(_) | AdoptError::WorkerSealer(_)) {
+                        let name = self.document().shown_name(from);
+                        let text = format!("the cluster document of {name} was not adopted: {error}");
+                        self.disk.problem("refused document", Some(text));
                     }
                 }
-                for (id, addresses) in &copy.addresses {
-                    if *id != self.link.own() && self.document.member(id).is_some() {
-                        self.link.book.heard(*id, addresses, false);
-                    }
-                }
-                if changed {
+                Ok(Adoption::Nothing) => self.disk.problem("refused document", None),
+                Ok(_) => {
+                    self.disk.problem("refused document", None);
                     self.log_difference(&before);
-                }
-                if changed || new_key {
-                    self.publish();
+                    changed = true;
                 }
             }
         }
-        if was_member && self.document.member(&self.link.own()).is_none() {
+        changed |= self.take_keys(&snapshot.keys);
+        if changed {
+            self.publish();
+        }
+        for (id, addresses) in &snapshot.addresses {
+            if *id != own && self.document().member(id).is_some() {
+                let some: Vec<SocketAddr> = addresses.iter().take(MAX_ADDRESSES).copied().collect();
+                self.link.book.heard(*id, &some, false);
+            }
+        }
+        if was_member && self.document().member(&own).is_none() {
             warn!("this node was removed from the cluster; it serves from its last good list");
         }
     }
 
-    fn log_difference(&self, before: &Document) {
-        for (id, admitted) in self.document.members() {
-            if before.member(id).is_none() {
-                info!(node = %admitted.name, %id, "node admitted");
+    /// Adopts a copy: a master merges and seals, a worker follows the masters.
+    fn adopt(&mut self, sealed: &proto::cluster::SealedDocument) -> Result<Adoption, AdoptError> {
+        let identity = self.link.identity.clone();
+        let adoption = self.replica.follow(sealed, &identity.id, wall())?;
+        self.replica.seal(identity.id, identity.pair());
+        if self.is_master() && adoption == (Adoption::Merged { key_is_known_to_removed: true }) {
+            // Two masters changed the key and removed a node without knowing of each other.
+            if let Err(error) = self.change_with_key(true, |_| Ok(())) {
+                warn!("the gossip key could not be changed: {error}");
             }
         }
-        for (id, removed) in &self.document.removed {
+        Ok(adoption)
+    }
+
+    /// Takes gossip keys that the document names: the one that counts, and the one before for its ten minutes.
+    /// Whoever sends them has no say in which these are.
+    fn take_keys(&mut self, keys: &[GossipKey]) -> bool {
+        let current = self.document().key.clone();
+        let floor = self.document().key_floor;
+        let mut new = false;
+        for key in keys.iter().take(MOST_KEYS) {
+            let epoch = if key.id == current.id {
+                current.epoch
+            } else if Some(key.id) == current.previous
+                && wall() < current.at.after(OLD_KEY_TTL)
+                && current.epoch > floor
+            {
+                current.epoch - 1
+            } else {
+                continue;
+            };
+            new |= self.ring.add(GossipKey { epoch, until: None, ..key.clone() });
+        }
+        new
+    }
+
+    fn log_difference(&self, before: &Document) {
+        let document = self.document();
+        for (id, admitted) in document.members() {
+            if before.member(id).is_none() {
+                info!(node = %admitted.name, %id, "node admitted");
+            } else if before.role(id) != document.role(id) {
+                let role = document.role(id).map_or(String::new(), |role| role.to_string());
+                info!(node = %admitted.name, %id, role, "role changed");
+            }
+        }
+        for (id, removed) in &document.removed {
             if !before.removed.contains_key(id) {
                 info!(node = %removed.name, %id, "node removed");
             }
         }
-        for (key, setting) in &self.document.settings {
+        for (key, setting) in &document.settings {
             if before.settings.get(key).map(|known| &known.value) != Some(&setting.value) {
                 info!("setting {key:?} is now {:?}", setting.value.as_deref().unwrap_or("not set"));
             }
         }
-        if self.document.key != before.key {
-            info!(epoch = self.document.key.epoch, "gossip key changed");
+        if document.key != before.key {
+            info!(epoch = document.key.epoch, "gossip key changed");
         }
     }
 
     // ---- exchange with peers
 
+    pub(super) fn others(&self) -> Vec<NodeId> {
+        let own = self.link.own();
+        self.document().members().map(|(id, _)| *id).filter(|id| *id != own).collect()
+    }
+
     /// Starts what the moment asks for: see [`Spread`].
     fn exchange(&mut self, spread: &mut Spread) {
-        let own = self.link.own();
-        if self.document.member(&own).is_none() {
+        if self.document().member(&self.link.own()).is_none() {
             return;
         }
         let view = self.view.borrow().clone();
-        let members: Vec<NodeId> =
-            self.document.members().map(|(id, _)| *id).filter(|id| *id != own).collect();
-        let hash = self.document.hash();
+        let members = self.others();
+        let hash = self.document().hash();
         let heard =
             |id: &NodeId| view.members.get(id).is_some_and(|member| member.heard && !member.word.left);
         let differ: Vec<NodeId> = members
@@ -219,14 +335,18 @@ impl Keeper {
         }
     }
 
+    /// Asks a peer for what this node lacks. The document goes over the line only where the two differ.
     fn start_exchange(&self, peer: NodeId) {
-        let (link, commands, copy) = (self.link.clone(), self.commands.clone(), self.copy());
+        let keys = self.ring.keys().iter().map(|key| key.id).collect();
+        let known = Known { document: self.document().state(), keys };
+        let (link, commands) = (self.link.clone(), self.commands.clone());
         let over = self.life.stopping.clone();
         self.life.spawn(async move {
             let work = async {
-                let request = FromMember::Sync(Box::new(copy));
-                if let Ok(ToMember::Synced(copy)) = link.call(peer, &request).await {
-                    let _ = commands.send(Command::Merge(copy)).await;
+                if let Ok(ToMember::Compared(hash, snapshot)) =
+                    link.call(peer, &FromMember::Compare(known)).await
+                {
+                    let _ = commands.send(Command::Compared(peer, hash, snapshot)).await;
                 }
                 let _ = commands.send(Command::Exchanged).await;
             };
@@ -234,11 +354,43 @@ impl Keeper {
         });
     }
 
+    /// Hands this node's document to a peer that holds another.
+    fn hand(&self, peer: NodeId) {
+        let snapshot = self.snapshot_for(&peer, None);
+        if snapshot.document.is_none() {
+            return;
+        }
+        let (link, over) = (self.link.clone(), self.life.stopping.clone());
+        self.life.spawn(async move {
+            let request = FromMember::Sync(Box::new(snapshot));
+            let call = tokio::time::timeout(Duration::from_secs(3), link.call(peer, &request));
+            tokio::select! { _ = call => {}, () = over.cancelled() => {} }
+        });
+    }
+
+    /// Has peers told of changes in a moment, together with what else changes until then.
+    pub(super) fn push_soon(&mut self) {
+        if std::mem::replace(&mut self.push_is_due, true) {
+            return;
+        }
+        let (commands, stopping) = (self.commands.clone(), self.life.stopping.clone());
+        self.life.spawn(async move {
+            tokio::select! {
+                () = tokio::time::sleep(GATHER) => {}
+                () = stopping.cancelled() => {}
+            }
+            let _ = commands.send(Command::Push).await;
+        });
+    }
+
     /// Hands the changed document to peers at once; what comes of it is counted by the receiver.
     pub(super) fn push(&self) -> mpsc::Receiver<bool> {
-        let own = self.link.own();
-        let mut peers: Vec<NodeId> =
-            self.document.members().map(|(id, _)| *id).filter(|id| *id != own).collect();
+        self.push_replica(&self.replica)
+    }
+
+    /// The same with another state of the document.
+    pub(super) fn push_replica(&self, replica: &Replica) -> mpsc::Receiver<bool> {
+        let mut peers = self.others();
         if peers.len() > super::spread::PUSH {
             // Gossip of the document's hash tells the others within seconds.
             let from = u64::from_be_bytes(random()) as usize % peers.len();
@@ -246,10 +398,15 @@ impl Keeper {
             peers.truncate(super::spread::PUSH);
         }
         let (told, count) = mpsc::channel(super::spread::PUSH);
+        let document = replica.sealed();
+        let snapshot = Arc::new(FromMember::Sync(Box::new(Snapshot {
+            document,
+            keys: self.ring.keys().to_vec(),
+            addresses: Addresses::new(),
+        })));
         for peer in peers {
-            let (link, told, copy) = (self.link.clone(), told.clone(), self.copy());
+            let (link, told, request) = (self.link.clone(), told.clone(), snapshot.clone());
             self.life.spawn(async move {
-                let request = FromMember::Sync(Box::new(copy));
                 let answered = tokio::time::timeout(Duration::from_secs(3), link.call(peer, &request)).await;
                 let _ = told.send(matches!(answered, Ok(Ok(ToMember::Synced(_))))).await;
             });
@@ -261,118 +418,26 @@ impl Keeper {
         let Incoming { from, request, reply } = incoming;
         let answer = match request {
             FromMember::Gossip(_) => return,
-            FromMember::Sync(copy) => {
-                self.merge(&copy);
-                ToMember::Synced(Box::new(self.copy_for(&from)))
+            FromMember::Compare(known) => {
+                let snapshot = self.snapshot_for(&from, Some(&known));
+                ToMember::Compared(self.document().state(), Box::new(snapshot))
             }
-            FromMember::Answer { code, approve } => ToMember::Answered(self.answer(&code, approve)),
-            FromMember::Waiting => ToMember::Waiting(self.lobby.waiting(wall()).cloned().collect()),
+            FromMember::Sync(snapshot) => {
+                self.take(&from, &snapshot);
+                ToMember::Synced(self.document().state())
+            }
+            FromMember::Answer { .. } if !self.document().is_master(&from) => {
+                ToMember::failed(FailCode::NotAllowed, "only masters let nodes in")
+            }
+            FromMember::Answer { code, role } => ToMember::Answered(self.answer(&code, role)),
+            FromMember::Leave => self.let_leave(&from),
+            FromMember::Waiting => {
+                self.free_places();
+                ToMember::Waiting(self.pending.waiting(wall()).cloned().collect())
+            }
             FromMember::Held(node) => ToMember::Held((self.held)(&node)),
-            FromMember::Events { .. } | FromMember::Examine(_) | FromMember::Records { .. } => {
-                ToMember::Failed("that is not the keeper's to answer".to_owned())
-            }
+            _ => ToMember::failed(FailCode::Unsupported, "that is not answered here"),
         };
         let _ = reply.send(answer);
     }
-
-    // ---- letting nodes in
-
-    fn judge(&mut self, applicant: Applicant) -> Admission {
-        let id = applicant.key.id();
-        let now = wall();
-        if self.document.member(&self.link.own()).is_none() {
-            return Admission::Refused(Refusal::Rejected);
-        }
-        if self.document.removed.contains_key(&id) {
-            return Admission::Refused(Refusal::Removed);
-        }
-        if self.document.member(&id).is_some() {
-            // It has proven its key: joining again only asks for the document once more.
-            return self.welcome(&applicant);
-        }
-        if let Some(proof) = &applicant.proof {
-            let mut invites = self.invites.clone();
-            if let Err(refusal) = invites.redeem(proof, &applicant.session, &applicant.key, now) {
-                return Admission::Refused(refusal);
-            }
-            if let Some(refusal) = self.name_taken(&applicant) {
-                return Admission::Refused(refusal);
-            }
-            self.invites = invites;
-            self.disk.save_invites(&self.invites);
-            return self.welcome(&applicant);
-        }
-        if let Some(refusal) = self.name_taken(&applicant) {
-            return Admission::Refused(refusal);
-        }
-        if self.lobby.is_open(now) {
-            return self.welcome(&applicant);
-        }
-        let waiting = Waiting {
-            code: code_of(&applicant.session),
-            key: applicant.key,
-            name: applicant.name.clone(),
-            from: applicant.from,
-            until: now.after(APPROVAL_TTL),
-        };
-        let code = waiting.code.clone();
-        if let Err(refusal) = self.lobby.ask(waiting, now) {
-            return Admission::Refused(refusal);
-        }
-        info!(%code, node = %applicant.name, from = %applicant.from, "a node waits for approval");
-        let (sender, receiver) = oneshot::channel();
-        self.waiting.retain(|_, (_, sender)| !sender.is_closed());
-        self.waiting.insert(code, (applicant, sender));
-        Admission::Wait(receiver)
-    }
-
-    fn name_taken(&self, applicant: &Applicant) -> Option<Refusal> {
-        let id = applicant.key.id();
-        let taken =
-            self.document.members().any(|(other, admitted)| admitted.name == applicant.name && *other != id);
-        taken.then(|| Refusal::NameTaken(applicant.name.clone()))
-    }
-
-    fn welcome(&mut self, applicant: &Applicant) -> Admission {
-        let id = applicant.key.id();
-        let by = self.link.own();
-        if self.document.member(&id).is_none() {
-            let name = applicant.name.clone();
-            self.document.admit(Admitted::new(name, applicant.key, Role::Master, by, wall()));
-            info!(node = %applicant.name, %id, from = %applicant.from, "node admitted");
-        }
-        self.publish();
-        self.link.book.heard(id, &applicant.addresses, false);
-        // All must know it before it speaks to them; gossip alone would take seconds.
-        drop(self.push());
-        let serving = self.serving.borrow().as_ref().clone();
-        Admission::Welcome(Box::new(Welcome { copy: self.copy(), serving }))
-    }
-
-    /// Answers a waiting node; its name, or none when no one with this code waits here.
-    pub(super) fn answer(&mut self, code: &str, approve: bool) -> Option<proto::node::Name> {
-        let waiting = self.lobby.take(code, wall())?;
-        let (applicant, reply) = self.waiting.remove(&waiting.code)?;
-        let name = applicant.name.clone();
-        let admission = if approve {
-            self.name_taken(&applicant).map_or_else(|| self.welcome(&applicant), Admission::Refused)
-        } else {
-            Admission::Refused(Refusal::Rejected)
-        };
-        reply.send(admission).ok().map(|()| name)
-    }
-}
-
-/// Makes an invite and enters it into the book.
-pub(crate) fn issue(
-    book: &mut Book,
-    issuer: &proto::node::PublicKey,
-    address: std::net::SocketAddr,
-    ttl: Duration,
-    uses: Option<u32>,
-) -> (Invite, UnixMs) {
-    let (id, secret) = (random(), Secret(random()));
-    let expires = wall().after(ttl);
-    book.issue(id, Issued { secret: secret.clone(), expires, uses_left: uses });
-    (Invite { issuer: pin_of(issuer), id, secret, addresses: vec![address] }, expires)
 }

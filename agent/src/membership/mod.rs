@@ -1,26 +1,28 @@
 //! Who belongs: identity, cluster document, keys, invites, and their exchange.
 //!
-//! One task, the [`keeper`], owns the document, the keys, the invites and the lobby; it alone writes them
+//! One task, the [`keeper`], owns the document, the keys, the invites and the pending joins; it alone writes them
 //! to [`disk`] and publishes [`Trust`]. Everything else asks it by a bounded queue of [`Command`]s. A
 //! connection of a joining node has a task of its own ([`admit`]); so has every exchange with a peer. Any of
 //! them may be stopped anywhere: the document on disk is always a whole one, and merging again is harmless.
 
+pub(crate) mod admissions;
 pub(crate) mod admit;
 pub(crate) mod disk;
 pub(crate) mod init;
 pub(crate) mod join;
 pub(crate) mod keeper;
-mod orders;
+pub(crate) mod orders;
 mod settings;
 pub(crate) mod spread;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use proto::cluster::{ClusterId, DocumentHash};
 use proto::control::{Request, Response};
-use proto::exchange::{Copy, Welcome};
+use proto::exchange::{Snapshot, Welcome};
 use proto::invite::{Proof, Refusal};
-use proto::node::{Name, PublicKey};
+use proto::node::{Name, NodeId, PublicKey, Role};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::link::{Incoming, Trust};
@@ -33,15 +35,20 @@ pub(crate) enum Command {
     Incoming(Incoming),
     /// By a node that wants to join.
     Join(Applicant, oneshot::Sender<Admission>),
-    /// A peer's copy has come.
-    Merge(Box<Copy>),
+    /// By a node that was approved and has confirmed the cluster.
+    Admit(Applicant, Role, oneshot::Sender<Admission>),
+    /// What a peer holds has come.
+    Compared(NodeId, DocumentHash, Box<Snapshot>),
     /// An exchange has ended.
     Exchanged,
+    /// Peers are due to be told of changes.
+    Push,
     /// A peer seals with a key that is not held.
     UnknownKey,
 }
 
 /// A node that wants to join, as its connection shows it.
+#[derive(Clone)]
 pub(crate) struct Applicant {
     pub(crate) key: PublicKey,
     pub(crate) name: Name,
@@ -49,14 +56,20 @@ pub(crate) struct Applicant {
     pub(crate) session: [u8; 32],
     pub(crate) from: SocketAddr,
     pub(crate) addresses: Vec<SocketAddr>,
+    /// It knows this node's key.
+    pub(crate) confirmed: bool,
+    /// The cluster that it belongs to already.
+    pub(crate) cluster: Option<ClusterId>,
 }
 
 /// What became of it.
 pub(crate) enum Admission {
     Welcome(Box<Welcome>),
     Refused(Refusal),
-    /// It has to be approved; the second answer comes here.
-    Wait(oneshot::Receiver<Admission>),
+    /// This node is a worker; masters are there.
+    Redirect(Vec<SocketAddr>),
+    /// It has to be approved; the role comes here, or none when it is turned away.
+    Wait(oneshot::Receiver<Option<Role>>),
 }
 
 /// How the rest of the agent reaches the keeper.

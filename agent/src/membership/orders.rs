@@ -1,38 +1,50 @@
-//! What the command line asks of the keeper: invites, removals, rotations, approvals, leaving.
+//! What the command line asks of the keeper: invites, roles, removals, rotations, approvals, leaving.
 
+use std::net::SocketAddr;
+use std::pin::Pin;
 use std::time::Duration;
 
-use proto::cluster::KeyId;
+use proto::cluster::{Admitted, Document};
 use proto::control::{Request, Response};
-use proto::exchange::{FromMember, ToMember};
-use proto::invite::Waiting;
-use proto::link::GossipKey;
-use proto::node::NodeId;
+use proto::exchange::{FailCode, FromMember, ToMember};
+use proto::invite::{Approval, Waiting, pin_of, pin_text};
+use proto::node::{Name, NodeId, Role};
 use proto::time::{UnixMs, human};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
-use super::keeper::{Keeper, issue};
+use super::admissions::issue;
+use super::keeper::Keeper;
+use super::settings;
 use crate::lifecycle::wall;
-use crate::link::random;
+
+/// What a worker says to a request that only masters can carry out.
+pub(crate) fn not_a_master(document: &Document) -> String {
+    format!("this node is a worker; run it on a master: {}", document.master_names())
+}
 
 impl Keeper {
     pub(super) fn control(&mut self, request: Request, reply: oneshot::Sender<Response>) {
-        let removed = self.document.member(&self.link.own()).is_none();
-        if removed && request != Request::Leave {
+        let removed = self.document().member(&self.link.own()).is_none();
+        if removed && !matches!(request, Request::Leave) {
             let text = "this node was removed from the cluster; run: agent leave --force";
             let _ = reply.send(Response::Failed(text.to_owned()));
             return;
         }
+        if !self.is_master() && !matches!(request, Request::Leave | Request::Held { .. }) {
+            let _ = reply.send(Response::Failed(not_a_master(self.document())));
+            return;
+        }
         let response = match request {
-            Request::Invite { seconds, uses } => self.invite(seconds, uses),
+            Request::Invite { seconds, uses, role } => self.invite(seconds, uses, role),
             Request::Open { seconds } => self.open(seconds),
             Request::Rotate => return self.rotate(reply),
             Request::Remove { node } => return self.remove(&node, reply),
+            Request::SetRole { node, role, force } => return self.set_role(&node, role, force, reply),
             Request::Leave => return self.leave(reply),
             Request::Waiting => return self.who_waits(reply),
-            Request::Answer { code, approve } => return self.answer_anywhere(code, approve, reply),
-            Request::Change(wishes) => return self.change(&wishes, reply),
+            Request::Answer { code, role } => return self.answer_anywhere(code, role, reply),
+            Request::Change(wishes) => return self.change_settings(&wishes, reply),
             Request::Drain { on, node } => return self.drain(on, node, reply),
             Request::Held { node } => return self.who_holds(node, reply),
             Request::Status
@@ -44,7 +56,7 @@ impl Keeper {
         let _ = reply.send(response);
     }
 
-    fn invite(&mut self, seconds: u64, uses: Option<u32>) -> Response {
+    fn invite(&mut self, seconds: u64, uses: Option<u32>, role: Role) -> Response {
         let Some(ip) = *self.own_address.borrow() else {
             return Response::Failed(
                 "this node has no address in the mesh now, so nobody could use an invite; \
@@ -54,118 +66,175 @@ impl Keeper {
         };
         let address = (ip, self.port).into();
         let ttl = Duration::from_secs(seconds);
-        let (invite, expires) = issue(&mut self.invites, &self.link.identity.key, address, ttl, uses);
+        let key = self.link.identity.key;
+        let (invite, expires) = issue(&mut self.invites, &key, address, ttl, uses, role);
         if !self.disk.save_invites(&self.invites) {
             return Response::Failed(format!(
                 "the invite can't be kept: {}",
                 self.disk.problems().join("; ")
             ));
         }
-        info!(expires_in = human(ttl), ?uses, "invite made");
+        info!(expires_in = human(ttl), ?uses, %role, "invite made");
         Response::Invite { line: invite.to_string(), expires }
     }
 
     fn open(&mut self, seconds: u64) -> Response {
         let ttl = Duration::from_secs(seconds);
         let until = if seconds == 0 { UnixMs(0) } else { wall().after(ttl) };
-        self.lobby.open(until);
+        self.pending.open(until);
         self.open_until.send_replace(until);
         if seconds == 0 {
             info!("closed to nodes without an invite");
             return Response::Done("closed: nodes without an invite have to be approved".to_owned());
         }
         warn!(for_ = human(ttl), "open to nodes without an invite");
+        let address = self.own_address.borrow().map(|ip| SocketAddr::new(ip, self.port));
+        let host = address.map_or_else(|| "HOST".to_owned(), |address| address.to_string());
         Response::Done(format!(
-            "open for {}: whoever can reach this node may join it\nclose it with: agent open --for 0s",
-            human(ttl)
+            "open for {}: whoever can reach this node may join it as a worker, by\n\n  \
+             agent join {host} --key {}\n\nclose it with: agent open --for 0s",
+            human(ttl),
+            pin_text(&pin_of(&self.link.identity.key)),
         ))
     }
 
-    fn new_key(&mut self, by_removal: bool) {
-        let secret: [u8; 32] = random();
-        let id = KeyId::of_key(&secret);
-        if self.document.turn_key(id, self.link.own(), wall(), by_removal).is_err() {
-            return;
-        }
-        self.ring.add(GossipKey { epoch: self.document.key.epoch, id, secret, until: None });
-    }
-
     fn rotate(&mut self, reply: oneshot::Sender<Response>) {
-        self.new_key(false);
-        info!(epoch = self.document.key.epoch, "gossip key changed");
-        self.publish();
-        let what = format!("gossip key {} made", self.document.key.epoch);
+        if let Err(error) = self.change_with_key(false, |_| Ok(())) {
+            return drop(reply.send(Response::Failed(error.to_string())));
+        }
+        let what = format!("gossip key {} made", self.document().key.epoch);
         self.tell(what, "the old one is accepted for 10 minutes", reply);
     }
 
-    fn remove(&mut self, node: &str, reply: oneshot::Sender<Response>) {
-        let found = self.document.find(node);
-        let failed = |text: String| Response::Failed(text);
-        let (id, admitted) = match found.as_slice() {
-            [(id, _)] if *id == self.link.own() => {
-                let text = "that is this node itself; run here: agent leave".to_owned();
-                let _ = reply.send(failed(text));
-                return;
-            }
-            [(id, admitted)] => (*id, (*admitted).clone()),
+    /// The one other member that a text names.
+    fn other_member(&self, node: &str) -> Result<(NodeId, Admitted), String> {
+        let document = self.document();
+        match document.find(node).as_slice() {
+            [(id, admitted)] => Ok((*id, (*admitted).clone())),
             [] => {
-                let names: Vec<&str> =
-                    self.document.members().map(|(_, admitted)| admitted.name.as_str()).collect();
-                let text = format!("no member is called \"{node}\"; there are: {}", names.join(", "));
-                let _ = reply.send(failed(text));
-                return;
+                let names: Vec<String> =
+                    document.members().map(|(id, _)| document.shown_name(id).to_string()).collect();
+                Err(format!("no member is called \"{node}\"; there are: {}", names.join(", ")))
             }
             several => {
                 let ids: Vec<String> = several.iter().map(|(id, _)| id.to_string()).collect();
-                let text = format!("\"{node}\" names several members; use an id: {}", ids.join(", "));
-                let _ = reply.send(failed(text));
-                return;
+                Err(format!("\"{node}\" names several members; use an id: {}", ids.join(", ")))
             }
+        }
+    }
+
+    fn is_last_master(&self, id: &NodeId) -> bool {
+        let mut masters = self.document().masters().map(|(id, _)| id);
+        masters.next() == Some(id) && masters.next().is_none()
+    }
+
+    fn remove(&mut self, node: &str, reply: oneshot::Sender<Response>) {
+        let own = self.link.own();
+        let (id, admitted) = match self.other_member(node) {
+            Ok((id, _)) if id == own => {
+                let text = "that is this node itself; run here: agent leave".to_owned();
+                return drop(reply.send(Response::Failed(text)));
+            }
+            Ok(found) => found,
+            Err(text) => return drop(reply.send(Response::Failed(text))),
         };
         let addresses = self.link.book.all(&id);
-        self.document.remove(id, self.link.own(), wall());
-        self.forget_settings(&admitted.name);
-        self.new_key(true);
+        let changed = self.change_with_key(true, |document| {
+            document.remove(id, own, wall());
+            settings::forget(document, &admitted.name, own)
+        });
+        if let Err(error) = changed {
+            return drop(reply.send(Response::Failed(error.to_string())));
+        }
         warn!(node = %admitted.name, %id, "node removed");
-        self.publish();
         self.tell_removed(addresses, admitted.key);
         let what = format!("{} removed; its identity can't come back", admitted.name);
         self.tell(what, "the gossip key was changed", reply);
     }
 
+    fn set_role(&mut self, node: &str, role: Role, force: bool, reply: oneshot::Sender<Response>) {
+        let own = self.link.own();
+        let (id, admitted) = match self.other_member(node) {
+            Ok(found) => found,
+            Err(text) => return drop(reply.send(Response::Failed(text))),
+        };
+        let name = &admitted.name;
+        if self.document().role(&id) == Some(role) {
+            return drop(reply.send(Response::Done(format!("{name} is a {role} already"))));
+        }
+        if role == Role::Worker && self.is_last_master(&id) && !force {
+            let text = format!(
+                "{name} is the last master: nothing could be changed after that, only started anew with \
+                 agent init --successor; promote another first, or repeat it with --force"
+            );
+            return drop(reply.send(Response::Failed(text)));
+        }
+        let changed = self.change(|document| Ok(document.set_role(id, role, own, wall())?));
+        if let Err(error) = changed {
+            return drop(reply.send(Response::Failed(error.to_string())));
+        }
+        warn!(node = %name, %id, %role, "role changed");
+        let then = match role {
+            Role::Master => "its apiserver counts, and it may change the cluster",
+            Role::Worker => "its apiserver does not count, and it changes nothing any more",
+        };
+        self.tell(format!("{name} is a {role} now"), then, reply);
+    }
+
     /// Shows a removed node its tombstone, so that it stops by itself; it gets no key.
-    fn tell_removed(&self, addresses: Vec<std::net::SocketAddr>, key: proto::node::PublicKey) {
-        let copy = self.copy_for(&key.id());
+    fn tell_removed(&self, addresses: Vec<SocketAddr>, key: proto::node::PublicKey) {
+        let snapshot = self.snapshot_for(&key.id(), None);
         let link = self.link.clone();
         self.life.spawn(async move {
-            let request = FromMember::Sync(Box::new(copy));
+            let request = FromMember::Sync(Box::new(snapshot));
             let call = link.call_at(&addresses, key, &request);
             let _ = tokio::time::timeout(Duration::from_secs(3), call).await;
         });
     }
 
+    /// Removes a member that asks for it itself.
+    pub(super) fn let_leave(&mut self, from: &NodeId) -> ToMember {
+        if !self.is_master() {
+            return ToMember::failed(FailCode::NotMaster, not_a_master(self.document()));
+        }
+        let Some(name) = self.document().member(from).map(|admitted| admitted.name.clone()) else {
+            return ToMember::Left;
+        };
+        let from = *from;
+        let changed = self.change(|document| {
+            document.remove(from, from, wall());
+            settings::forget(document, &name, from)
+        });
+        match changed {
+            Ok(()) => {
+                info!(node = %name, id = %from, "node left");
+                self.push_soon();
+                ToMember::Left
+            }
+            Err(error) => ToMember::failed(FailCode::Other(0), error.to_string()),
+        }
+    }
+
     fn leave(&mut self, reply: oneshot::Sender<Response>) {
         let own = self.link.own();
-        let Some(admitted) = self.document.member(&own).cloned() else {
+        let Some(name) = self.document().member(&own).map(|admitted| admitted.name.clone()) else {
             self.forget_everything();
             let _ = reply.send(Response::Done("this node had been removed; its state is deleted".into()));
             return;
         };
-        let alone = self.document.members().count() == 1;
-        self.document.remove(own, own, wall());
-        self.forget_settings(&admitted.name);
-        // The others make a new key themselves when they remove a node; one that leaves is not an enemy.
-        let mut told = self.push();
-        let (disk, life) = (self.disk.clone(), self.life.clone());
+        let alone = self.others().is_empty();
+        if self.is_last_master(&own) && !alone {
+            let text = "this node is the last master: promote another first (agent promote NODE), or run: \
+                        agent leave --force";
+            return drop(reply.send(Response::Failed(text.to_owned())));
+        }
         info!("leaving the cluster");
+        let (disk, life) = (self.disk.clone(), self.life.clone());
+        let left = self.leaving(&name);
         self.life.spawn(async move {
-            let (mut reached, mut all) = (0, 0);
-            while let Some(answer) = told.recv().await {
-                all += 1;
-                reached += usize::from(answer);
-            }
+            let (reached, all) = left.await;
             if reached == 0 && !alone {
-                let text = "no other member could be told, so nothing was changed; \
+                let text = "no master could be told, so nothing was changed; \
                             bring the network up, or run: agent leave --force";
                 let _ = reply.send(Response::Failed(text.to_owned()));
                 return;
@@ -177,6 +246,38 @@ impl Keeper {
             tokio::time::sleep(Duration::from_millis(200)).await;
             life.stopping.cancel();
         });
+    }
+
+    /// Tells others that this node leaves: how many know, of how many. A master seals that itself; a worker
+    /// asks one master after the other, of which one is enough. Nothing changes here until it is done.
+    fn leaving(&self, name: &Name) -> Pin<Box<dyn Future<Output = (usize, usize)> + Send>> {
+        let own = self.link.own();
+        let (link, identity) = (self.link.clone(), self.link.identity.clone());
+        if self.is_master() {
+            let mut replica = self.replica.clone();
+            let changed = replica.change(own, identity.pair(), |document| {
+                document.remove(own, own, wall());
+                settings::forget(document, name, own)
+            });
+            let told = changed.is_ok().then(|| self.push_replica(&replica));
+            return Box::pin(async move {
+                match told {
+                    Some(told) => count(told).await,
+                    None => (0, 0),
+                }
+            });
+        }
+        let masters: Vec<NodeId> = self.document().masters().map(|(id, _)| *id).collect();
+        Box::pin(async move {
+            for master in &masters {
+                let call = link.call(*master, &FromMember::Leave);
+                let answer = tokio::time::timeout(Duration::from_secs(3), call).await;
+                if matches!(answer, Ok(Ok(ToMember::Left))) {
+                    return (1, masters.len());
+                }
+            }
+            (0, masters.len())
+        })
     }
 
     fn forget_everything(&self) {
@@ -198,20 +299,17 @@ impl Keeper {
 
     /// Pushes the document, and says who knows when all have been told or given up on.
     pub(super) fn told(&self) -> impl Future<Output = String> + Send + use<> {
-        let mut told = self.push();
+        let told = self.push();
         async move {
-            let (mut reached, mut all) = (0, 0);
-            while let Some(answer) = told.recv().await {
-                all += 1;
-                reached += usize::from(answer);
-            }
+            let (reached, all) = count(told).await;
             let rest = if reached == all { "" } else { "; the others learn it when they are back" };
             format!("{reached} of {all} other members know{rest}")
         }
     }
 
-    fn who_waits(&self, reply: oneshot::Sender<Response>) {
-        let mut waiting: Vec<Waiting> = self.lobby.waiting(wall()).cloned().collect();
+    fn who_waits(&mut self, reply: oneshot::Sender<Response>) {
+        self.free_places();
+        let mut waiting: Vec<Waiting> = self.pending.waiting(wall()).cloned().collect();
         let answers = self.ask_all(FromMember::Waiting);
         self.life.spawn(async move {
             for (_, answer) in answers.await {
@@ -223,28 +321,18 @@ impl Keeper {
         });
     }
 
-    fn answer_anywhere(&mut self, code: String, approve: bool, reply: oneshot::Sender<Response>) {
-        let done = move |name: &proto::node::Name| {
-            let what = if approve { "approved" } else { "rejected" };
-            Response::Done(format!("{name} {what}"))
-        };
-        if let Some(name) = self.answer(&code, approve) {
-            let _ = reply.send(done(&name));
-            return;
+    fn answer_anywhere(&mut self, code: String, role: Option<Role>, reply: oneshot::Sender<Response>) {
+        let here = self.answer(&code, role);
+        if here != Approval::Unknown {
+            return drop(reply.send(answered(here, &code, role)));
         }
-        let answers = self.ask_all(FromMember::Answer { code: code.clone(), approve });
+        let answers = self.ask_all(FromMember::Answer { code: code.clone(), role });
         self.life.spawn(async move {
-            let names = answers.await.into_iter().find_map(|(_, answer)| match answer {
-                Some(ToMember::Answered(name)) => name,
+            let found = answers.await.into_iter().find_map(|(_, answer)| match answer {
+                Some(ToMember::Answered(approval)) if approval != Approval::Unknown => Some(approval),
                 _ => None,
             });
-            let none = || {
-                Response::Failed(format!(
-                    "no node with the code \"{code}\" waits at any member; run agent approve without a code \
-                     to see who waits"
-                ))
-            };
-            let _ = reply.send(names.as_ref().map_or_else(none, done));
+            let _ = reply.send(answered(found.unwrap_or(Approval::Unknown), &code, role));
         });
     }
 
@@ -253,8 +341,7 @@ impl Keeper {
         &self,
         request: FromMember,
     ) -> impl Future<Output = Vec<(NodeId, Option<ToMember>)>> + Send + use<> {
-        let own = self.link.own();
-        let peers: Vec<NodeId> = self.document.members().map(|(id, _)| *id).filter(|id| *id != own).collect();
+        let peers = self.others();
         let link = self.link.clone();
         async move {
             let mut calls = tokio::task::JoinSet::new();
@@ -268,5 +355,35 @@ impl Keeper {
             }
             calls.join_all().await
         }
+    }
+}
+
+/// How many were reached, of how many.
+async fn count(mut told: mpsc::Receiver<bool>) -> (usize, usize) {
+    let (mut reached, mut all) = (0, 0);
+    while let Some(answer) = told.recv().await {
+        all += 1;
+        reached += usize::from(answer);
+    }
+    (reached, all)
+}
+
+/// What the command line is told of an answer to a waiting node.
+fn answered(approval: Approval, code: &str, role: Option<Role>) -> Response {
+    match (approval, role) {
+        (Approval::Done { name, .. }, None) => Response::Done(format!("{name} rejected")),
+        (Approval::Done { name, confirmation: None }, Some(role)) => {
+            Response::Done(format!("{name} approved as a {role}"))
+        }
+        (Approval::Done { name, confirmation: Some(code) }, Some(role)) => Response::Done(format!(
+            "{name} approved as a {role}, once it is sure of this cluster; type this there: {code}"
+        )),
+        (Approval::Gone(name), _) => Response::Failed(format!(
+            "{name} does not wait any more: nobody was admitted; run agent join there again"
+        )),
+        (Approval::Unknown, _) => Response::Failed(format!(
+            "no node with the code \"{code}\" waits at any member; run agent approve without a code to see \
+             who waits"
+        )),
     }
 }

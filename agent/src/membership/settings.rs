@@ -1,5 +1,6 @@
 //! What the command line asks of the keeper about settings of the whole cluster, drains among them.
 
+use proto::cluster::{ChangeError, Document};
 use proto::control::{HeldStatus, Response};
 use proto::exchange::{FromMember, ToMember};
 use proto::node::{Name, NodeId};
@@ -12,13 +13,20 @@ use crate::lifecycle::wall;
 
 impl Keeper {
     /// Changes settings: all that is asked for, or nothing.
-    pub(super) fn change(&mut self, wishes: &[(String, Option<String>)], reply: oneshot::Sender<Response>) {
-        match settings::plan(&self.document, wishes) {
+    pub(super) fn change_settings(
+        &mut self,
+        wishes: &[(String, Option<String>)],
+        reply: oneshot::Sender<Response>,
+    ) {
+        match settings::plan(self.document(), wishes) {
             Err(mistakes) => {
                 let _ = reply.send(Response::Failed(wrong(&mistakes)));
             }
             Ok(changes) => {
-                let changed = self.write(&changes);
+                let changed = match self.write(&changes) {
+                    Ok(changed) => changed,
+                    Err(error) => return drop(reply.send(Response::Failed(error))),
+                };
                 let told = changed.then(|| self.told());
                 self.life.spawn(async move {
                     let told = match told {
@@ -32,28 +40,28 @@ impl Keeper {
     }
 
     /// Writes changes into the document; true when there were any.
-    fn write(&mut self, changes: &[Change]) -> bool {
+    fn write(&mut self, changes: &[Change]) -> Result<bool, String> {
         let by = self.link.own();
-        let mut changed = false;
-        for Change { key, old, new } in changes.iter().filter(|change| change.old != change.new) {
+        let changes: Vec<&Change> = changes.iter().filter(|change| change.old != change.new).collect();
+        if changes.is_empty() {
+            return Ok(false);
+        }
+        self.change(|document| {
+            for Change { key, new, .. } in &changes {
+                document.set(key, new.clone(), by, wall())?;
+            }
+            Ok(())
+        })
+        .map_err(|error| error.to_string())?;
+        for Change { key, old, new } in changes {
+            let now = self.document().settings.get(key).and_then(|setting| setting.value.as_ref());
+            if now != new.as_ref() {
+                return Err(format!("{key} could not be changed: another value counts"));
+            }
             let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "not set".to_owned());
             info!("setting {key} is now {}, it was {}", shown(new), shown(old));
-            changed |= self.document.set(key, new.clone(), by, wall()).is_ok();
         }
-        if changed {
-            self.publish();
-        }
-        changed
-    }
-
-    /// What was set for a node alone goes with it: another machine may get its name.
-    pub(super) fn forget_settings(&mut self, name: &Name) {
-        let by = self.link.own();
-        for key in settings::of_node(name) {
-            if self.document.settings.get(&key).is_some_and(|setting| setting.value.is_some()) {
-                let _ = self.document.set(&key, None, by, wall());
-            }
-        }
+        Ok(true)
     }
 
     /// Drains a node, or takes it back. Doing it again changes nothing, the time since included.
@@ -63,7 +71,7 @@ impl Keeper {
             Err(message) => return drop(reply.send(Response::Failed(message))),
         };
         let key = format!("drain.{name}");
-        let since = self.document.settings.get(&key).and_then(|setting| setting.value.clone());
+        let since = self.document().settings.get(&key).and_then(|setting| setting.value.clone());
         let value = match (on, since) {
             (false, None) => {
                 return drop(reply.send(Response::Done(format!("{name} takes new connections"))));
@@ -72,14 +80,15 @@ impl Keeper {
             (true, Some(since)) => Some(since),
             (true, None) => Some(wall().0.to_string()),
         };
-        match settings::plan(&self.document, &[(key, value)]) {
+        match settings::plan(self.document(), &[(key, value)]) {
             Err(mistakes) => drop(reply.send(Response::Failed(wrong(&mistakes)))),
             Ok(changes) => {
+                if let Err(error) = self.write(&changes) {
+                    return drop(reply.send(Response::Failed(error)));
+                }
                 let what = if on {
-                    self.write(&changes);
                     format!("{name} drains: no node sends new connections there")
                 } else {
-                    self.write(&changes);
                     format!("{name} takes new connections again")
                 };
                 let back = "take them again with: agent undrain";
@@ -102,11 +111,11 @@ impl Keeper {
             Ok(found) => found,
             Err(message) => return drop(reply.send(Response::Failed(message))),
         };
-        let called = |id: &NodeId| self.document.member(id).map(|admitted| admitted.name.clone());
+        let called = |id: &NodeId| self.document().member(id).map(|admitted| admitted.name.clone());
         let names: Vec<(NodeId, Name, bool)> = {
             let view = self.view.borrow();
             let heard = |id: &NodeId| view.members.get(id).is_some_and(|one| one.heard && !one.word.left);
-            self.document.members().map(|(id, one)| (*id, one.name.clone(), heard(id))).collect()
+            self.document().members().map(|(id, one)| (*id, one.name.clone(), heard(id))).collect()
         };
         let mut by: Vec<(Name, u64)> =
             called(&self.link.own()).map(|own| (own, (self.held)(&id))).into_iter().collect();
@@ -132,12 +141,12 @@ impl Keeper {
     /// The member that a text names; none: this node.
     fn one_member(&self, text: Option<&str>) -> Result<(NodeId, Name), String> {
         let own = self.link.own();
-        let name = match (text, self.document.member(&own)) {
+        let name = match (text, self.document().member(&own)) {
             (None, Some(admitted)) => return Ok((own, admitted.name.clone())),
-            (text, _) => settings::member(&self.document, text.unwrap_or_default())
+            (text, _) => settings::member(self.document(), text.unwrap_or_default())
                 .map_err(|error| error.to_string())?,
         };
-        let found = self.document.members().find(|(_, admitted)| admitted.name == name);
+        let found = self.document().members().find(|(_, admitted)| admitted.name == name);
         found.map(|(id, _)| (*id, name)).ok_or_else(|| "no such member".to_owned())
     }
 }
@@ -150,4 +159,14 @@ fn wrong(mistakes: &[proto::config::Mistake]) -> String {
         text.push_str(&mistake.to_string());
     }
     text
+}
+
+/// Unsets what was set for a node alone, which goes with it: another machine may get its name.
+pub(super) fn forget(document: &mut Document, name: &Name, by: NodeId) -> Result<(), ChangeError> {
+    for key in settings::of_node(name) {
+        if document.settings.get(&key).is_some_and(|setting| setting.value.is_some()) {
+            document.set(&key, None, by, wall())?;
+        }
+    }
+    Ok(())
 }

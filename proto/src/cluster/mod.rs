@@ -8,7 +8,7 @@
 //! Fields that this version does not know, at every level, are kept, hashed and merged ([`Value`]), so that
 //! a rewrite by an older node loses nothing and both have the same hash.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::OnceLock;
 
@@ -270,6 +270,12 @@ impl Document {
         let Some(admitted) = self.member(id) else { return as_id };
         let shared = self.members().any(|(other, one)| other != id && one.name == admitted.name);
         if shared { as_id } else { admitted.name.clone() }
+    }
+
+    /// Names that several members have.
+    pub fn shared_names(&self) -> BTreeSet<&Name> {
+        let mut seen = BTreeSet::new();
+        self.members().map(|(_, admitted)| &admitted.name).filter(|name| !seen.insert(*name)).collect()
     }
 
     /// The members that a text names: by name, or by id or its beginning (at least 4 characters).

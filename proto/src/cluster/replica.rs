@@ -266,22 +266,39 @@ impl Replica {
         Ok(Adoption::Merged { key_is_known_to_removed })
     }
 
-    /// What a worker does with a copy of a master: it adopts it, and gives up what it has besides from nodes
-    /// that are masters no more, so that it ends with what the masters agree on.
+    /// Adopts a copy, and gives up what the node `own` has besides from nodes that are masters no more, so that
+    /// it ends with what the masters agree on. A worker gives up all of that; a master, when the node that
+    /// made it one was none any more for the others.
     ///
     /// # Errors
     /// As [`Replica::adopt`].
-    pub fn follow(&mut self, theirs: &SealedDocument, now: UnixMs) -> Result<Adoption, AdoptError> {
+    pub fn follow(
+        &mut self,
+        theirs: &SealedDocument,
+        own: &NodeId,
+        now: UnixMs,
+    ) -> Result<Adoption, AdoptError> {
         let adoption = self.adopt(theirs, now)?;
         if self.seal.is_some() {
             return Ok(adoption);
         }
         let document = theirs.open()?;
-        if self.from.iter().all(|by| document.is_master(by)) {
+        let gone = |by: &NodeId| !document.is_master(by);
+        let gives_up = if self.document.is_master(own) {
+            gone(own) && self.made_master_by(own).is_some_and(|by| gone(&by))
+        } else {
+            self.from.iter().any(gone)
+        };
+        if !gives_up {
             return Ok(adoption);
         }
         *self = Replica::under(document, theirs.seal.clone());
         Ok(Adoption::Taken)
+    }
+
+    fn made_master_by(&self, id: &NodeId) -> Option<NodeId> {
+        let changed = self.document.roles.get(id).map(|change| change.by);
+        changed.or_else(|| self.document.nodes.get(id).map(|admitted| admitted.by))
     }
 
     /// Changes the document as a master, and seals it. When anything fails, nothing has changed.

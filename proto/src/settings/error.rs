@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::{MAX_VALUE, MAX_VIPS};
 use crate::config::BadValue;
-use crate::node::BadName;
+use crate::node::{BadName, Name};
 use crate::service::BadServiceName;
 
 /// Why a key or a value of a setting is none, and what would be right. Texts in it are cut.
@@ -42,6 +42,12 @@ pub enum BadSetting {
         /// How to write it.
         example: String,
     },
+    /// What is set for a name would hold for each node that has it.
+    #[error(
+        "two members are called {0}, and what is set for a name would hold for both; remove one of them, and \
+         have it join again with another name"
+    )]
+    SharedName(Name),
     /// Weights belong to nodes.
     #[error("weights belong to nodes: write weight.NODE")]
     WeightOfService,

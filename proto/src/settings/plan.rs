@@ -115,7 +115,8 @@ fn with_member(document: &Document, key: Key) -> Result<Key, BadSetting> {
 /// None or several are called so.
 pub fn member(document: &Document, text: &str) -> Result<Name, BadSetting> {
     match document.find(text).as_slice() {
-        [(_, admitted)] => Ok(admitted.name.clone()),
+        [(id, admitted)] if document.shown_name(id) == admitted.name => Ok(admitted.name.clone()),
+        [(_, admitted)] => Err(BadSetting::SharedName(admitted.name.clone())),
         [] => {
             let mut names: Vec<&str> = document.members().map(|(_, one)| one.name.as_str()).collect();
             names.sort_unstable();

@@ -1,6 +1,7 @@
 //! Processes on a node.
 
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -84,13 +85,22 @@ impl Proc {
         use std::os::unix::process::CommandExt;
         let out = File::options().append(true).create(true).open(&log)?;
         let child = command
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(out.try_clone()?)
             .stderr(out)
             .process_group(0)
             .spawn()
             .with_context(|| format!("start {name}"))?;
         Ok(Proc { name: name.to_owned(), child, log })
+    }
+
+    /// Types a line into it.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn types(&mut self, line: &str) -> Result<()> {
+        let stdin = self.child.stdin.as_mut().context("it has no input")?;
+        writeln!(stdin, "{line}").with_context(|| format!("type into {}", self.name))
     }
 
     /// Its process id.

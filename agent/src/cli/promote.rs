@@ -1,0 +1,45 @@
+//! `agent promote` and `agent demote`: the role of a member.
+
+use std::process::ExitCode;
+
+use proto::control::Request;
+use proto::node::Role;
+
+use super::{Settings, ask};
+
+/// Make a worker a master
+///
+/// A master's apiserver counts, and it may change the cluster: admit, remove, set and rotate.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  agent promote m4")]
+pub(crate) struct PromoteArgs {
+    /// The node's name or id, as "agent members" shows them
+    #[arg(value_name = "NODE")]
+    node: String,
+}
+
+/// Make a master a worker
+///
+/// Its apiserver does not count any more, and it can change nothing in the cluster.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  agent demote m4")]
+pub(crate) struct DemoteArgs {
+    /// The node's name or id, as "agent members" shows them
+    #[arg(value_name = "NODE")]
+    node: String,
+    /// Also the last master, after which nothing can be changed
+    #[arg(long)]
+    force: bool,
+}
+
+/// Runs `agent promote`.
+pub(super) async fn promote(args: PromoteArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let request = Request::SetRole { node: args.node, role: Role::Master, force: false };
+    ask::tell(settings, &request).await
+}
+
+/// Runs `agent demote`.
+pub(super) async fn demote(args: DemoteArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let request = Request::SetRole { node: args.node, role: Role::Worker, force: args.force };
+    ask::tell(settings, &request).await
+}
