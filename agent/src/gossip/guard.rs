@@ -406,8 +406,10 @@ impl Judge {
             }
             let starts = self.starts.entry(id).or_insert_with(|| Starts::new(scene.now));
             let itself = id == scene.sender;
+            // A record that came by TLS proves it as well as one by gossip.
+            let signed = scene.store.version(&id).generation == generation;
             let proven = starts.known.contains(&generation);
-            let proven = proven || itself && starts.admit(generation, scene.now);
+            let proven = proven || (itself || signed) && starts.admit(generation, scene.now);
             if !proven {
                 continue;
             }

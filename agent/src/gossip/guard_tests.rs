@@ -197,6 +197,9 @@ fn nodes_and_starts_that_nobody_has_proven_are_left_out() {
     let left = pass(&mut guard, &mut store, &message).unwrap();
     assert_eq!(left, Message::SynAck { digest: vec![known(3, 0, 4)], delta: delta(&record) }.write());
     assert_eq!(store.get(&id(3)), Some(&record));
+    // Also one that did not come by gossip.
+    store.publish(signed(4, START, 1, b"by TLS"));
+    assert_eq!(digest_of(pass(&mut guard, &mut store, &syn(vec![known(4, 3, 1)]))).len(), 1);
 }
 
 #[test]
