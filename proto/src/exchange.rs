@@ -21,11 +21,12 @@ use crate::node::{Name, NodeId, Role};
 use crate::signed_record::SignedRecord;
 use crate::time::UnixMs;
 
-/// ALPN of members (RFC 7301).
-pub const ALPN_MEMBER: &[u8] = b"agent/1";
+/// ALPN of members (RFC 7301), one for each version of these messages that this build speaks, the highest
+/// first: the highest that both know is taken.
+pub const ALPN_MEMBER: &[&[u8]] = &[b"agent/1"];
 
-/// ALPN of nodes that want to join.
-pub const ALPN_JOIN: &[u8] = b"agent-join/1";
+/// ALPN of nodes that want to join, in the same way.
+pub const ALPN_JOIN: &[&[u8]] = &[b"agent-join/1"];
 
 /// Label of the TLS exporter (RFC 8446, 7.5) that proofs and codes are bound to.
 pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-agent-join-1";

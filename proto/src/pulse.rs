@@ -56,6 +56,10 @@ const MAX_SERVICES: usize = 32;
 /// Most bytes of a saying: with seal and header it must fit into one datagram.
 const MAX_SAYING: usize = 1088;
 
+/// Tags of a saying's fields.
+const FLAGS: u8 = 1;
+const SERVICE: u8 = 2;
+
 /// Time between two pulses to one master in a cluster of this many nodes.
 pub fn interval(nodes: usize) -> Duration {
     let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
@@ -246,11 +250,11 @@ pub struct Saying {
 }
 
 impl Saying {
-    /// The saying as bytes: flags, then an entry for each service, with its length in front: length of the
-    /// name, the name, readiness, code and argument of the cause. What a later version adds to an entry's end is
-    /// passed over.
+    /// The saying as fields, `tag | length | value`: one of flags, and one for each service, with the length of
+    /// the name, the name, readiness, code and argument of the cause. A reader skips fields that it does not
+    /// know and what a later version adds to a value's end.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![u8::from(self.draining) | u8::from(self.leaving) << 1];
+        let mut bytes = vec![FLAGS, 1, u8::from(self.draining) | u8::from(self.leaving) << 1];
         for (name, (readiness, cause)) in self.services.iter().take(MAX_SERVICES) {
             let name = name.as_str().as_bytes();
             let (code, argument) = cause.to_wire();
@@ -261,34 +265,46 @@ impl Saying {
             entry.push(readiness.code());
             entry.extend_from_slice(&code.to_be_bytes());
             entry.extend_from_slice(&argument.to_be_bytes());
-            if bytes.len() + 1 + entry.len() > MAX_SAYING {
+            if bytes.len() + 2 + entry.len() > MAX_SAYING {
                 break;
             }
+            bytes.push(SERVICE);
             bytes.push(u8::try_from(entry.len()).unwrap_or(0));
             bytes.extend_from_slice(&entry);
         }
         bytes
     }
 
-    /// Reads a saying; none when it is garbled.
+    /// Reads a saying; none when it is cut or not one. A service that this version does not understand is left
+    /// out alone.
     pub fn from_bytes(bytes: &[u8]) -> Option<Saying> {
-        let (flags, mut rest) = bytes.split_first()?;
-        let mut saying = Saying { draining: flags & 1 != 0, leaving: flags & 2 != 0, ..Saying::default() };
-        while let Some((length, more)) = rest.split_first() {
-            let (entry, more) = more.split_at_checked(usize::from(*length))?;
+        let (mut rest, mut saying, mut found) = (bytes, Saying::default(), false);
+        while let Some((tag, more)) = rest.split_first() {
+            let (length, more) = more.split_first()?;
+            let (value, more) = more.split_at_checked(usize::from(*length))?;
             rest = more;
-            let (length, entry) = entry.split_first()?;
-            let (name, entry) = entry.split_at_checked(usize::from(*length))?;
-            let (&[readiness, c1, c2, a1, a2], _) = entry.split_first_chunk()?;
-            let name: ServiceName = std::str::from_utf8(name).ok()?.parse().ok()?;
-            let readiness = Readiness::of_code(readiness.into());
-            let cause = Cause::from_wire(u16::from_be_bytes([c1, c2]), u16::from_be_bytes([a1, a2]));
-            saying.services.insert(name, (readiness, cause));
-            if saying.services.len() > MAX_SERVICES {
-                return None;
+            match (tag, value) {
+                (&FLAGS, [flags, ..]) => {
+                    (saying.draining, saying.leaving) = (flags & 1 != 0, flags & 2 != 0);
+                    found = true;
+                }
+                (&SERVICE, entry) if saying.services.len() < MAX_SERVICES => {
+                    saying.services.extend(Saying::service(entry));
+                }
+                _ => {}
             }
         }
-        Some(saying)
+        found.then_some(saying)
+    }
+
+    fn service(entry: &[u8]) -> Option<(ServiceName, (Readiness, Cause))> {
+        let (length, entry) = entry.split_first()?;
+        let (name, entry) = entry.split_at_checked(usize::from(*length))?;
+        let (&[readiness, c1, c2, a1, a2], _) = entry.split_first_chunk()?;
+        let name: ServiceName = std::str::from_utf8(name).ok()?.parse().ok()?;
+        let readiness = Readiness::of_code(readiness.into());
+        let cause = Cause::from_wire(u16::from_be_bytes([c1, c2]), u16::from_be_bytes([a1, a2]));
+        Some((name, (readiness, cause)))
     }
 }
 
@@ -404,9 +420,10 @@ mod tests {
     fn what_a_later_version_adds_to_a_service_is_passed_over() {
         let entry = |readiness: u8, name: &[u8], extra: &[u8]| {
             let parts = [&[name.len() as u8], name, &[readiness, 0, 5, 0, 0], extra].concat();
-            [&[parts.len() as u8], parts.as_slice()].concat()
+            [&[SERVICE, parts.len() as u8], parts.as_slice()].concat()
         };
-        let bytes = [vec![1], entry(3, b"kube-api", b"more"), entry(9, b"web", b"")].concat();
+        let fields = [vec![200, 2, 7, 7], vec![FLAGS, 2, 1, 9], entry(3, b"kube-api", b"more")];
+        let bytes = [fields.concat(), entry(9, b"web", b""), entry(0, b"No Name", b"")].concat();
         let saying = Saying::from_bytes(&bytes).unwrap();
         let web = ("web".parse().unwrap(), (Readiness::Other, Cause::PortClosed));
         let kube_api = (ServiceName::kube_api(), (Readiness::Down, Cause::PortClosed));

@@ -247,6 +247,32 @@ mod tests {
     }
 
     #[test]
+    fn golden_bytes() {
+        use crate::link::Frame;
+        let status = [1, 1, 2, 2, 14, 8, b'k', b'u', b'b', b'e', b'-', b'a', b'p', b'i', 0, 0, 1, 0, 0];
+        let frames = [
+            ("gossip", vec![Frame::Gossip(b"a message of gossip")]),
+            ("challenge", vec![Frame::Challenge(0x0102_0304_0506_0708)]),
+            ("echo", vec![Frame::Echo(0x0102_0304_0506_0708)]),
+            ("pulse", vec![Frame::Pulse(7)]),
+            ("answer", vec![Frame::Answer(7, &status)]),
+            ("answer-with-fingerprint", vec![Frame::Answer(7, &status), Frame::RecordFingerprint(0xfeed)]),
+            ("vip", vec![Frame::Vip(b"a message of virtual IPs")]),
+        ];
+        let stored =
+            include_str!("../tests/golden/datagrams.hex").lines().filter(|line| !line.starts_with('#'));
+        let written = frames.iter().map(|(name, frames)| {
+            let mut plaintext = Vec::new();
+            assert!(frames.iter().all(|frame| frame.put(&mut plaintext)));
+            assert_eq!(&Frame::all(&plaintext).collect::<Vec<_>>(), frames);
+            let datagram = key(7, 5).seal(&header(5, 9), &plaintext).unwrap();
+            let hex = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);
+            format!("{name} {} {}", hex(&plaintext), hex(&datagram))
+        });
+        assert_eq!(stored.collect::<Vec<_>>().join("\n"), written.collect::<Vec<_>>().join("\n"));
+    }
+
+    #[test]
     fn the_largest_plaintext_fills_the_largest_datagram() {
         assert_eq!(key(7, 5).seal(&header(5, 9), &[0; MAX_PLAINTEXT]).unwrap().len(), MAX_DATAGRAM);
     }

@@ -262,9 +262,9 @@ async fn shake(
     stream.readable().await?;
     talks();
     let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
-    let offers = |alpn: &[u8]| {
+    let offers = |known: &[&[u8]]| {
         let hello = start.client_hello();
-        hello.alpn().is_some_and(|mut offered| offered.any(|one| one == alpn))
+        hello.alpn().is_some_and(|mut offered| offered.any(|one| known.contains(&one)))
     };
     let refused = |why: &'static str| io::Error::new(io::ErrorKind::PermissionDenied, why);
     let (joining, config) = if offers(ALPN_MEMBER) {

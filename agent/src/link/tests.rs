@@ -473,3 +473,19 @@ async fn one_member_that_floods_does_not_crowd_out_others() {
     tokio::time::timeout(SOON, heard).await.unwrap();
     assert!(b.link.counters.refused_flood.load(Ordering::Relaxed) > 1_000);
 }
+
+#[tokio::test]
+async fn a_later_build_offers_its_own_protocol_and_speaks_this_one() {
+    let b = end(2, &trust_of(&[1, 2], &[1]));
+    for (offered, spoken) in [
+        (&[b"agent/2".as_slice(), b"agent/1"][..], Some(b"agent/1".as_slice())),
+        (&[b"agent/2"], None),
+        (&[b"h2", b"http/1.1"], None),
+    ] {
+        let mut config = identity(1).client(identity(2).key).unwrap();
+        config.alpn_protocols = offered.iter().map(|one| one.to_vec()).collect();
+        let stream = dial::connect(&[b.at], config).await.map(|(stream, _)| stream);
+        let got = stream.as_ref().ok().and_then(|stream| stream.get_ref().1.alpn_protocol());
+        assert_eq!(got, spoken, "{offered:?}");
+    }
+}

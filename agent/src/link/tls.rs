@@ -80,7 +80,7 @@ impl Identity {
         self.client_config(pin.map_or(Pinned::Any, Pinned::Pin), ALPN_JOIN)
     }
 
-    fn client_config(&self, pinned: Pinned, alpn: &[u8]) -> Result<ClientConfig, Error> {
+    fn client_config(&self, pinned: Pinned, alpn: &[&[u8]]) -> Result<ClientConfig, Error> {
         let verifier = Verifier { allow: pinned, provider: self.provider.clone() };
         let mut config = ClientConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -89,7 +89,7 @@ impl Identity {
             .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(
                 self.certified.clone(),
             )));
-        config.alpn_protocols = vec![alpn.to_vec()];
+        config.alpn_protocols = alpn.iter().map(|one| one.to_vec()).collect();
         // A resumed session would not prove the key again.
         config.resumption = rustls::client::Resumption::disabled();
         config.enable_sni = false;
@@ -106,13 +106,13 @@ impl Identity {
         self.server_config(Pinned::Any, ALPN_JOIN)
     }
 
-    fn server_config(&self, pinned: Pinned, alpn: &[u8]) -> Result<ServerConfig, Error> {
+    fn server_config(&self, pinned: Pinned, alpn: &[&[u8]]) -> Result<ServerConfig, Error> {
         let verifier = Verifier { allow: pinned, provider: self.provider.clone() };
         let mut config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(Arc::new(verifier))
             .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(self.certified.clone())));
-        config.alpn_protocols = vec![alpn.to_vec()];
+        config.alpn_protocols = alpn.iter().map(|one| one.to_vec()).collect();
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         Ok(config)
