@@ -110,10 +110,10 @@ impl NotCounted {
                 "if it runs a newer agent, upgrade this node".to_owned(),
             ),
             Ignored::NotMaster => (
-                ProblemCode::NotAuthorized,
+                ProblemCode::MasterNotPromoted,
                 "kube-api".to_owned(),
-                format!("{name} offers kube-api but was admitted as a worker; ignored"),
-                format!("if it is a master: agent promote {name}"),
+                format!("an apiserver runs on {name}, which is a worker, so it does not count"),
+                format!("if it is meant to, run on a master: agent promote {name}"),
             ),
             Ignored::NotNamed(service) => (
                 ProblemCode::NotAuthorized,
@@ -300,7 +300,7 @@ mod tests {
             ]
         );
         let text = view.not_counted[1].problem().to_string();
-        assert!(text.ends_with("; if it is a master: agent promote n2"), "{text}");
+        assert!(text.ends_with(": agent promote n2"), "{text}");
     }
 
     #[test]

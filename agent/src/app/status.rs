@@ -242,14 +242,6 @@ pub(super) fn problems(running: &Running) -> Vec<Problem> {
     }
     let shared = document.shared_names();
     for (id, admitted) in document.members() {
-        let offers =
-            view.members.get(id).is_some_and(|one| one.word.services.contains_key(&ServiceName::kube_api()));
-        if offers && !document.is_master(id) {
-            let name = document.shown_name(id);
-            let detail = format!("an apiserver runs on {name}, which is a worker, so it does not count");
-            let fix = format!("if it is meant to, run on a master: agent promote {name}");
-            problems.push(Problem::new(ProblemCode::MasterNotPromoted, detail).about(name.as_str()).fix(fix));
-        }
         if shared.contains(&admitted.name) {
             let detail = format!("two members are called {}, {id} is one of them", admitted.name);
             let fix = "name them by their ids, or remove one of them";
