@@ -74,7 +74,7 @@ pub struct Agent<'lab> {
 }
 
 impl<'lab> Agent<'lab> {
-    fn new(node: &'lab Node) -> Result<Agent<'lab>> {
+    pub(crate) fn new(node: &'lab Node) -> Result<Agent<'lab>> {
         let (state, runtime) = (node.dir().join("state"), node.dir().join("run"));
         std::fs::create_dir(&runtime)?;
         Ok(Agent { node, state, runtime, process: None, options: Vec::new(), through: Vec::new() })

@@ -1,0 +1,185 @@
+//! A worker that was admitted as any other, and has turned: all that its state directory gives it.
+
+use anyhow::{Context, Result};
+use proto::cluster::{Document, Replica};
+use proto::exchange::{ALPN_MEMBER, FromMember, ToMember};
+use proto::link::{Frame, KeyRing, MAX_BODY};
+use proto::node::NodeId;
+use proto::signed_record::{RecordVersion, SignedRecord};
+
+use super::cluster::{Cluster, HONEST};
+use super::datagram::{Line, Peer};
+use super::gossip::{self, Named, Step};
+use super::identity::{random, read_state};
+use super::tls::Connection;
+use super::{Identity, cluster};
+use crate::lab::Node;
+use crate::wire::Speaker;
+
+/// The one key that gossip has.
+pub const KEY: &str = "r";
+
+/// A member that does as it pleases.
+pub struct Hostile {
+    /// Who it is.
+    pub identity: Identity,
+    /// Its copy of the document.
+    pub document: Document,
+    /// Its gossip keys.
+    pub ring: KeyRing,
+    /// Where it sits.
+    pub node: &'static Node,
+    /// Its UDP port.
+    pub line: Line,
+    gossip_key: [u8; 32],
+    targets: Vec<Peer>,
+}
+
+impl Cluster {
+    /// The hostile worker, with what lies in its state directory; its agent does not run.
+    ///
+    /// # Errors
+    /// It can't be read, or the agent runs.
+    pub fn turn(&self) -> Result<Hostile> {
+        Hostile::of_node(self, self.hostile_node())
+    }
+
+    /// The hostile worker under an identity that nobody has anything against yet, believed to be who it is:
+    /// whoever was caught gossiping what is not so is ignored for a while, and a row must not pass by that.
+    ///
+    /// # Errors
+    /// It is not let in.
+    pub fn fresh(&mut self) -> Result<Hostile> {
+        self.readmit()?;
+        let hostile = self.turn()?;
+        hostile.prove()?;
+        Ok(hostile)
+    }
+
+    /// Whoever has joined from the stranger's node, in the same way.
+    ///
+    /// # Errors
+    /// As [`Cluster::turn`].
+    pub fn other(&self) -> Result<Hostile> {
+        Hostile::of_node(self, self.stranger_node())
+    }
+}
+
+impl Hostile {
+    fn of_node(cluster: &Cluster, node: &'static Node) -> Result<Hostile> {
+        let state = cluster.agents[node.index].state();
+        let identity = Identity::of_state(state)?;
+        let document: Document = read_state::<Replica>(state, "cluster")?.document().clone();
+        let ring: KeyRing = read_state(state, "keys")?;
+        let gossip_key = ring.sealing(&document).context("no gossip key")?.secret;
+        let mut targets = Vec::new();
+        for (i, agent) in cluster.honest().iter().enumerate() {
+            let [(_, admitted)] = document.find(agent.name())[..] else {
+                anyhow::bail!("{} is not in the document", agent.name());
+            };
+            targets.push(Peer { key: admitted.key, at: cluster.link_of(i) });
+        }
+        let line = Line::open(node, identity.seed, gossip_key, &targets)?;
+        Ok(Hostile { identity, document, ring, node, line, gossip_key, targets })
+    }
+
+    /// The id of an honest node, by its number.
+    pub fn id_of(&self, node: usize) -> NodeId {
+        self.targets[node].key.id()
+    }
+
+    /// Proves to all honest nodes that it is there, as any member does that has just started.
+    ///
+    /// # Errors
+    /// One of them takes it for nobody.
+    pub fn prove(&self) -> Result<()> {
+        self.targets.iter().try_for_each(|peer| self.line.prove(&peer.key.id()))
+    }
+
+    /// A connection to an honest node, as a member.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn dial(&self, node: usize) -> Result<Connection> {
+        self.identity.connect(self.node, self.targets[node].at, ALPN_MEMBER)
+    }
+
+    /// Sends a gossip message to all honest nodes, by datagram where it fits and else by TLS; returns the bytes
+    /// that it took. Whether anyone takes it is not told.
+    ///
+    /// # Errors
+    /// The socket refuses.
+    pub fn gossip(&self, message: &[u8]) -> Result<u64> {
+        let before = self.line.sent();
+        let mut sent = 0;
+        for node in 0..self.targets.len() {
+            if message.len() <= MAX_BODY {
+                self.line.send(&self.id_of(node), &[Frame::Gossip(message)])?;
+            }
+            // The same by the other way, where nothing is too large. It may be refused.
+            if let Ok(mut connection) = self.dial(node) {
+                let _ = connection.send(&FromMember::Gossip(message.to_vec()));
+                sent += connection.sent;
+            }
+        }
+        Ok(sent + self.line.sent() - before)
+    }
+
+    /// One who seals in another's name, with the only secrets that there are: this one's.
+    ///
+    /// # Errors
+    /// None that an input can cause.
+    pub fn as_if(&self, other: NodeId) -> Result<Speaker> {
+        let mut speaker = Speaker::new(self.identity.seed, self.gossip_key, u64::from_be_bytes(random()))?;
+        // Before anything is sealed: the name is a part of each key.
+        speaker.id = other;
+        Ok(speaker)
+    }
+
+    /// Sends frames to an honest node in that other's name.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn forge(&self, speaker: &mut Speaker, node: usize, frames: &[Frame<'_>]) -> Result<()> {
+        let peer = self.targets[node];
+        let datagram = speaker.seal(&peer.key, frames)?;
+        self.line.send_raw(peer.at, &datagram)
+    }
+
+    /// Asks an honest node something.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn ask(&self, node: usize, request: &FromMember) -> Result<(ToMember, u64)> {
+        let mut connection = self.dial(node)?;
+        connection.send(request)?;
+        Ok((connection.receive()?, connection.sent))
+    }
+
+    /// Signs a record, in whoever's name, with its own key.
+    pub fn sign(&self, node: NodeId, version: RecordVersion, body: Vec<u8>) -> SignedRecord {
+        SignedRecord::sign(&self.identity.pair, &self.document.id.to_string(), node, version, body)
+    }
+}
+
+/// The gossip message that brings a record, with chitchat's own version beside it.
+pub fn bring(record: &SignedRecord, version: u64) -> Vec<u8> {
+    let node = Named::of(&record.node, record.version.generation);
+    gossip::ack(&[
+        Step::Node { node, last_gc: 0, from: 0 },
+        Step::Set(KEY.to_owned(), record.to_value(), version),
+    ])
+}
+
+/// Every honest node, by number.
+pub fn everyone() -> std::ops::Range<usize> {
+    0..HONEST
+}
+
+/// The number of the start that an honest node's gossip is at: no secret, since every digest says it.
+///
+/// # Errors
+/// It can't be read.
+pub fn generation(cluster: &Cluster, node: usize) -> Result<u64> {
+    cluster::Cluster::state(cluster, node, "generation")
+}
