@@ -26,6 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Most bytes of a frame that is read.
 const MAX_FRAME: usize = 16 << 20;
 
+/// What is written at a time, so that it is known how much the other side took: a TLS record.
+const PIECE: usize = 16_384;
+
 /// Opens a TCP connection from a node.
 ///
 /// # Errors
@@ -111,9 +114,11 @@ impl Connection {
     /// # Errors
     /// The other side has closed.
     pub fn go_on(&mut self, part: &[u8]) -> Result<()> {
-        self.stream.write_all(part)?;
-        self.stream.flush()?;
-        self.sent += part.len() as u64;
+        for piece in part.chunks(PIECE) {
+            self.stream.write_all(piece)?;
+            self.stream.flush()?;
+            self.sent += piece.len() as u64;
+        }
         Ok(())
     }
 

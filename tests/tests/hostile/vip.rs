@@ -1,0 +1,94 @@
+//! What a worker says of a virtual IP that it is no candidate for.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use proto::election::{
+    CandidateState, Claim, Holding, Known, Message, Purpose, ReleaseReason, SOLO, STEP, wire::pack,
+};
+use proto::link::Frame;
+use tests::hostile::cluster::row;
+use tests::hostile::member::everyone;
+use tests::hostile::{Cluster, Hostile, Sent};
+use tests::mesh::SOON;
+use tests::vip::{ADDRESS, vip};
+use tests::wait::eventually;
+
+/// Everything that could take the address from its owner, or keep it with one that is dead.
+fn lies(cluster: &Cluster, hostile: &Hostile, owner: usize) -> Result<Vec<Message>> {
+    let address = IpAddr::V4(ADDRESS);
+    let own = hostile.identity.id;
+    let seen = vip(cluster.victim(), &ADDRESS.to_string())?;
+    let message = |purpose, claim, holding, state| Message {
+        vip: address,
+        purpose,
+        known: Some(Known { claim, holding }),
+        heard: Some(Duration::ZERO),
+        state,
+    };
+    let released = |why| Holding::Released { why, successor: Some(own) };
+    let mut all = Vec::new();
+    for epoch in [seen.epoch, seen.epoch + 1, 1 << 40, u64::MAX] {
+        let mine = Claim::new(address, epoch, 255, own);
+        let theirs = Claim::new(address, epoch, 100, hostile.id_of(owner));
+        for purpose in [Purpose::Beat, Purpose::Answer, Purpose::Move(own)] {
+            all.push(message(purpose, mine, Holding::Held, CandidateState::Fit));
+            all.push(message(purpose, theirs, released(ReleaseReason::Move), CandidateState::Fit));
+            all.push(message(purpose, theirs, Holding::Held, CandidateState::Witness));
+        }
+    }
+    Ok(all)
+}
+
+#[test]
+fn a_worker_can_neither_claim_an_address_nor_release_move_or_hold_it() -> Result<()> {
+    row("member: VIP claims, releases, moves, false heard", |cluster| {
+        let hostile = cluster.fresh()?;
+        let owner = cluster.vip_owner()?;
+        let number = cluster.honest().iter().position(|agent| agent.name() == owner).context("an owner")?;
+        let before = vip(cluster.victim(), &ADDRESS.to_string())?;
+        let lies = pack(&lies(cluster, &hostile, number)?);
+        let say = |hostile: &Hostile| -> Result<()> {
+            for node in everyone() {
+                for datagram in &lies {
+                    hostile.line.send(&hostile.id_of(node), &[Frame::Vip(datagram)])?;
+                }
+            }
+            Ok(())
+        };
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(3) {
+            say(&hostile)?;
+            std::thread::sleep(Duration::from_millis(50));
+            ensure!(cluster.vip_owner()? == owner, "it has moved");
+        }
+        let after = vip(cluster.victim(), &ADDRESS.to_string())?;
+        // An owner may be told of a higher epoch and then claims anew, a little above; never near the end.
+        ensure!(after.epoch < before.epoch + STEP, "its epoch is {}, and was {}", after.epoch, before.epoch);
+
+        // Now its owner dies, and the worker says that it hears it all the same. The dead node keeps what it
+        // has, so that only the others are asked.
+        cluster.lab.node(number).power_cut()?;
+        let cut = Instant::now();
+        let witness = &cluster.honest()[3];
+        let moved = eventually("it has another owner", SOON, || {
+            say(&hostile)?;
+            let seen = vip(witness, &ADDRESS.to_string())?;
+            let is = seen.owner.clone().context("none")?;
+            ensure!(is != owner, "it is {is} still");
+            Ok(is)
+        });
+        let took = cut.elapsed();
+        cluster.lab.node(number).power_on()?;
+        let (heir, _) = moved?;
+        ensure!(heir != "n4", "the worker owns it");
+        eventually("all agree again", SOON * 2, || cluster.vip_owner())?;
+        ensure!(took < SOLO + Duration::from_secs(2), "it took {took:?}");
+        for agent in cluster.honest() {
+            agent.wait_for_backend(&owner, &["ready"], SOON)?;
+        }
+        let note = format!("a dead owner was replaced after {} ms", took.as_millis());
+        Ok(Sent { bytes: hostile.line.sent(), note, ..Sent::default() })
+    })
+}
