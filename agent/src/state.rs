@@ -19,6 +19,7 @@ mod format;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -26,11 +27,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::lifecycle::wall;
 pub(crate) use error::StateError;
-use format::{Body, MARK};
+use format::{Body, MARK, Value};
 
 /// More than this many garbled copies of one file teach nothing new, and a failing disk would fill itself.
 const BAD_KEPT: usize = 3;
@@ -41,6 +42,21 @@ const LOCK: &str = "lock";
 pub(crate) const EVENTS: &str = "events";
 pub(crate) const EVENTS_OLD: &str = "events.1";
 
+/// A kind of state file: its name, and the highest version of what it holds that this agent reads, which is
+/// the one that it writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StateFile {
+    pub(crate) name: &'static str,
+    pub(crate) version: u32,
+}
+
+impl StateFile {
+    /// A file at its first version.
+    pub(crate) const fn first(name: &'static str) -> StateFile {
+        StateFile { name, version: 1 }
+    }
+}
+
 /// A state directory that this process alone uses.
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -48,7 +64,14 @@ pub(crate) struct Store {
     /// Keeps the lock for as long as the store lives. None where the file system has no locks.
     _lock: Option<File>,
     /// One write at a time: all writes of a name go through the same temporary file.
-    writing: Mutex<()>,
+    writing: Mutex<Writing>,
+}
+
+/// What writes have to know.
+#[derive(Debug, Default)]
+struct Writing {
+    /// By name, the copy that turned out to be another agent's. While it lies there, nothing is written.
+    kept: BTreeMap<&'static str, PathBuf>,
 }
 
 /// What was found under a name.
@@ -92,7 +115,7 @@ impl Store {
             DirBuilder::new().mode(0o700).create(dir).map_err(create)?;
         }
         let lock = lock(dir)?;
-        Ok(Store { dir: dir.into(), _lock: lock, writing: Mutex::new(()) })
+        Ok(Store { dir: dir.into(), _lock: lock, writing: Mutex::default() })
     }
 
     /// The directory.
@@ -101,14 +124,24 @@ impl Store {
         &self.dir
     }
 
-    /// Reads the newest whole copy of `name`. Nothing there at all is no problem; a problem without a value
-    /// means that there was something and none of it can be used.
-    pub(crate) fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Loaded<T>, StateError> {
-        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Reads the newest whole copy of `file`. Nothing there at all is no problem; a problem without a value
+    /// means that there was something and none of it can be used. What is another agent's is an error
+    /// ([`StateError::is_kept`]), stays where it is, and is not written over as long as it lies there.
+    pub(crate) fn read<T: DeserializeOwned>(&self, file: StateFile) -> Result<Loaded<T>, StateError> {
+        let mut writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.newest(file).inspect_err(|error| {
+            if let StateError::Newer { path, .. } | StateError::NotUnderstood { path, .. } = error {
+                writing.kept.insert(file.name, path.clone());
+            }
+        })
+    }
+
+    fn newest<T: DeserializeOwned>(&self, file: StateFile) -> Result<Loaded<T>, StateError> {
+        let name = file.name;
         let prev = format!("{name}.prev");
         let path = self.dir.join(name);
         let mut unreadable = None;
-        let found = match self.copy::<T>(name)? {
+        let found = match self.copy::<T>(file, name)? {
             Copy::Whole(value) => return Ok(Loaded { value: Some(value), problem: None }),
             Copy::Missing => None,
             Copy::Bad(why) => Some(format!("{why}{}", self.set_aside(name, name))),
@@ -120,7 +153,7 @@ impl Store {
         };
         let missing = found.is_none();
         let found = format!("state file {} {}", path.display(), found.as_deref().unwrap_or("is missing"));
-        let (value, end) = match self.copy::<T>(&prev)? {
+        let (value, end) = match self.copy::<T>(file, &prev)? {
             Copy::Whole(value) => (Some(value), format!("its previous copy {prev} is used")),
             Copy::Missing if missing => return Ok(Loaded { value: None, problem: None }),
             Copy::Unreadable(source) => return Err(StateError::Read { path: self.dir.join(prev), source }),
@@ -136,15 +169,38 @@ impl Store {
         }
     }
 
-    /// Replaces the value of `name`. When it fails, the old value is still there.
-    pub(crate) fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StateError> {
+    /// Replaces the value of `file`. When it fails, the old value is still there.
+    pub(crate) fn write<T: Serialize>(&self, file: StateFile, value: &T) -> Result<(), StateError> {
+        let name = file.name;
         let bytes =
-            format::encode(value).map_err(|source| StateError::Encode { name: name.into(), source })?;
-        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+            format::encode(file, value).map_err(|source| StateError::Encode { name: name.into(), source })?;
+        let mut writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check_kept(&mut writing, file)?;
         self.save(name, &bytes, &SAVE).inspect_err(|_| {
             // A half-written file on a full disk only makes it fuller. Its removal may fail as well.
             let _ = fs::remove_file(self.dir.join(format!("{name}.new")));
         })
+    }
+
+    /// It is another agent's and was not written over.
+    pub(crate) fn is_kept(&self, file: StateFile) -> bool {
+        let mut writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check_kept(&mut writing, file).is_err_and(|error| error.is_kept())
+    }
+
+    /// Refuses where a copy is another agent's: as it was read, or, of a file that was not read yet, by the
+    /// version of either copy.
+    fn check_kept(&self, writing: &mut Writing, file: StateFile) -> Result<(), StateError> {
+        if let Some(path) = writing.kept.get(file.name) {
+            if path.exists() {
+                return Err(StateError::Kept { path: path.clone() });
+            }
+            writing.kept.remove(file.name);
+        }
+        for copy in [file.name.to_owned(), format!("{}.prev", file.name)] {
+            self.copy::<IgnoredAny>(file, &copy)?;
+        }
+        Ok(())
     }
 
     /// Removes every file that a store wrote here, and nothing else. Returns what else lies there.
@@ -240,20 +296,25 @@ impl Store {
         synced.map_err(|source| self.failed("sync", &self.dir, source))
     }
 
-    fn copy<T: DeserializeOwned>(&self, file: &str) -> Result<Copy<T>, StateError> {
-        let path = self.dir.join(file);
+    fn copy<T: DeserializeOwned>(&self, file: StateFile, copy: &str) -> Result<Copy<T>, StateError> {
+        let path = self.dir.join(copy);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Copy::Missing),
             Err(error) => return Ok(Copy::Unreadable(error)),
         };
         match format::decode(&bytes) {
-            Body::Newer(version) => Err(StateError::Newer { path, version }),
+            Body::Newer(version) => {
+                Err(StateError::Newer { path, what: "format", version, highest: format::VERSION })
+            }
             Body::Bad(why) => Ok(Copy::Bad(why.to_owned())),
-            Body::Whole(body) => Ok(match serde_json::from_slice(body) {
-                Ok(value) => Copy::Whole(value),
-                Err(error) => Copy::Bad(format!("is whole but not understood ({error})")),
-            }),
+            Body::Whole(body) => match format::value(file, body) {
+                Value::Whole(value) => Ok(Copy::Whole(value)),
+                Value::Newer(version) => {
+                    Err(StateError::Newer { path, what: "version", version, highest: file.version })
+                }
+                Value::Odd(source) => Err(StateError::NotUnderstood { path, source }),
+            },
         }
     }
 

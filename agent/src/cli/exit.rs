@@ -3,6 +3,9 @@
 
 use std::fmt;
 use std::io;
+
+use crate::membership::disk::LoadError;
+use crate::state::StateError;
 use std::process::ExitCode;
 
 /// The command line is wrong (EX_USAGE).
@@ -70,6 +73,14 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(refusal) = cause.downcast_ref::<proto::invite::Refusal>() {
         return Some(refusal.exit_code());
     }
+    // LoadError shows its source as itself, so the source is not in the chain.
+    let state = match cause.downcast_ref::<LoadError>() {
+        Some(LoadError::Store(error)) => Some(error),
+        _ => cause.downcast_ref::<StateError>(),
+    };
+    if state.is_some_and(StateError::is_kept) {
+        return Some(CONFIG);
+    }
     match cause.downcast_ref::<io::Error>()?.kind() {
         io::ErrorKind::PermissionDenied => Some(NO_PERMISSION),
         io::ErrorKind::NotFound => Some(NO_INPUT),
@@ -102,5 +113,9 @@ mod tests {
         let denied = anyhow::Error::new(io::Error::from(io::ErrorKind::PermissionDenied)).context("read");
         assert_eq!(code_of(&denied), NO_PERMISSION);
         assert_eq!(code_of(&anyhow::anyhow!("whatever")), SOFTWARE);
+
+        let newer = || StateError::Kept { path: "/var/lib/agent/cluster".into() };
+        assert_eq!(code_of(&anyhow::Error::new(LoadError::Store(newer())).context("run")), CONFIG);
+        assert_eq!(code_of(&newer().into()), CONFIG);
     }
 }

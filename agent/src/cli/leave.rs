@@ -63,12 +63,13 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::state::StateFile;
 
     #[test]
     fn only_what_is_ours_is_deleted() {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
-        Store::open(&state).unwrap().write("identity", &"x").unwrap();
+        Store::open(&state).unwrap().write(StateFile::first("identity"), &"x").unwrap();
         fs::write(state.join("theirs"), "y").unwrap();
         assert!(wipe(&state).unwrap());
         assert!(!state.join("identity").exists());

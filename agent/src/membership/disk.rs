@@ -17,17 +17,18 @@ use tracing::{error, info, warn};
 
 use crate::link::random;
 use crate::link::tls::Identity;
-use crate::state::{StateError, Store};
+use crate::state::{StateError, StateFile, Store};
 
-const IDENTITY: &str = "identity";
-const NODE: &str = "node";
-const CLUSTER: &str = "cluster";
-const KEYS: &str = "keys";
-const INVITES: &str = "invites";
-const PEERS: &str = "peers";
-const SERVING: &str = "serving";
-const EPOCHS: &str = "epochs";
-const GENERATION: &str = "generation";
+// A version is raised when an older agent must not use the file: a field more is no reason, it is ignored.
+const IDENTITY: StateFile = StateFile::first("identity");
+const NODE: StateFile = StateFile::first("node");
+const CLUSTER: StateFile = StateFile::first("cluster");
+const KEYS: StateFile = StateFile::first("keys");
+const INVITES: StateFile = StateFile::first("invites");
+const PEERS: StateFile = StateFile::first("peers");
+const SERVING: StateFile = StateFile::first("serving");
+const EPOCHS: StateFile = StateFile::first("epochs");
+const GENERATION: StateFile = StateFile::first("generation");
 
 #[derive(Serialize, Deserialize)]
 struct Seed {
@@ -110,6 +111,11 @@ fn blocking<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
+/// The name of what was found in a file at this start, which stays true when the file is written anew.
+fn as_found(file: StateFile) -> String {
+    format!("{}, as found", file.name)
+}
+
 impl Disk {
     /// Takes the directory over.
     pub(crate) fn new(store: Store) -> Disk {
@@ -144,24 +150,44 @@ impl Disk {
         }
     }
 
-    fn read<T: DeserializeOwned>(&self, file: &str) -> Result<Option<T>, StateError> {
+    fn read<T: DeserializeOwned>(&self, file: StateFile) -> Result<Option<T>, StateError> {
         let loaded = blocking(|| self.store.read(file))?;
         if let Some(problem) = loaded.problem {
-            // Under a name of its own: what was found at this start stays true when the file is written anew.
-            self.problem(&format!("{file}, as found"), Some(problem));
+            self.problem(&as_found(file), Some(problem));
         }
         Ok(loaded.value)
     }
 
+    /// Reads a file that the node can do without. Where it is another agent's, the node goes on without and
+    /// says so.
+    fn read_or_default<T: DeserializeOwned + Default>(&self, file: StateFile) -> Result<T, StateError> {
+        match self.read(file) {
+            Err(error) if error.is_kept() => {
+                self.problem(&as_found(file), Some(format!("{error}; this node goes on without it")));
+                Ok(T::default())
+            }
+            other => Ok(other?.unwrap_or_default()),
+        }
+    }
+
     /// Writes one file. What can't be written is a problem that status shows, not a reason to stop.
-    fn write<T: Serialize>(&self, file: &str, value: &T) -> bool {
+    fn write<T: Serialize>(&self, file: StateFile, value: &T) -> bool {
         match blocking(|| self.store.write(file, value)) {
             Ok(()) => {
-                self.problem(file, None);
+                self.problem(file.name, None);
                 true
             }
+            Err(error) if error.is_kept() => {
+                // Said already, and more exactly, if it was read.
+                let name = as_found(file);
+                let said = self.problems.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&name);
+                if !said {
+                    self.problem(&name, Some(error.to_string()));
+                }
+                false
+            }
             Err(error) => {
-                self.problem(file, Some(error.to_string()));
+                self.problem(file.name, Some(error.to_string()));
                 false
             }
         }
@@ -193,16 +219,21 @@ impl Disk {
     /// clients need: it serves from its last good list, says so, and is a member of nothing until it joins
     /// again.
     pub(crate) fn member_or_degraded(&self) -> Result<Member, LoadError> {
-        let lost = match self.member() {
-            Err(LoadError::Lost(problem)) => problem,
+        let (lost, kept) = match self.member() {
+            Err(LoadError::Lost(problem)) => (problem, false),
+            // Whoever wrote it, clients need what this node can still do; nothing is written over it.
+            Err(LoadError::Store(error @ StateError::NotUnderstood { .. })) if error.is_about(CLUSTER) => {
+                (error.to_string(), true)
+            }
             other => return other,
         };
         let node: NodeFile = self.read(NODE)?.ok_or_else(|| LoadError::Lost(lost.clone()))?;
         let identity = self.identity()?;
         self.degraded.store(true, Ordering::Relaxed);
+        let fix = if kept { "" } else { "; run agent join with an invite of its cluster" };
         let text = "this node takes part in no cluster and serves from its last good list: its cluster \
-                    file can't be used; run agent join with an invite of its cluster";
-        self.problem("degraded", Some(format!("{text} ({lost})")));
+                    file can't be used";
+        self.problem("degraded", Some(format!("{text}{fix} ({lost})")));
         let own = identity.id;
         let now = crate::lifecycle::wall();
         let first = Admitted::new(node.name.clone(), identity.key, Role::Master, own, now);
@@ -214,8 +245,8 @@ impl Disk {
             ring: KeyRing::default(),
             invites: InviteLedger::default(),
             peers: Addresses::default(),
-            serving: self.read(SERVING)?.unwrap_or_default(),
-            epochs: self.read(EPOCHS)?.unwrap_or_default(),
+            serving: self.read_or_default(SERVING)?,
+            epochs: self.read_or_default(EPOCHS)?,
         })
     }
 
@@ -226,21 +257,35 @@ impl Disk {
             LoadError::Lost(problem.unwrap_or_else(|| format!("the {what} file is missing")))
         };
         let Some(replica) = self.read::<Replica>(CLUSTER)? else {
-            return if self.problems().is_empty() { Err(LoadError::NotMember) } else { Err(lost(CLUSTER)) };
+            return if self.problems().is_empty() {
+                Err(LoadError::NotMember)
+            } else {
+                Err(lost(CLUSTER.name))
+            };
         };
         // It was adopted once. What is odd about it now is no reason to leave clients without masters.
         let odd = replica.document().check().err();
         self.problem("odd", odd.map(|error| format!("the cluster file is used as it is, and odd: {error}")));
         Ok(Member {
             identity: self.identity()?,
-            node: self.read(NODE)?.ok_or_else(|| lost(NODE))?,
+            node: self.read(NODE)?.ok_or_else(|| lost(NODE.name))?,
             replica,
-            ring: self.read(KEYS)?.unwrap_or_default(),
-            invites: self.read(INVITES)?.unwrap_or_default(),
-            peers: self.read(PEERS)?.unwrap_or_default(),
-            serving: self.read(SERVING)?.unwrap_or_default(),
-            epochs: self.read(EPOCHS)?.unwrap_or_default(),
+            ring: self.keys()?,
+            invites: self.read_or_default(INVITES)?,
+            peers: self.read_or_default(PEERS)?,
+            serving: self.read_or_default(SERVING)?,
+            epochs: self.read_or_default(EPOCHS)?,
         })
+    }
+
+    /// The gossip keys. Without them a node asks others, but those of a newer agent say that it is the wrong
+    /// agent that starts.
+    fn keys(&self) -> Result<KeyRing, StateError> {
+        match self.read(KEYS) {
+            Err(error @ StateError::Newer { .. }) => Err(error),
+            Err(error) if error.is_kept() => self.read_or_default(KEYS),
+            other => Ok(other?.unwrap_or_default()),
+        }
     }
 
     /// Number of the next start of gossip: above every earlier one, also when the clock went back, and above
@@ -248,7 +293,7 @@ impl Disk {
     /// was wrong, and all others rank it behind those that are possible (`proto::record_store`).
     pub(crate) fn next_generation(&self, above: u64) -> u64 {
         let now = crate::lifecycle::wall().0 / 1000;
-        let previous = self.read::<u64>(GENERATION).ok().flatten().unwrap_or(0);
+        let previous: u64 = self.read_or_default(GENERATION).unwrap_or(0);
         let possible = |number: &u64| *number <= now + 24 * 3600;
         let last = [previous, above].into_iter().filter(possible).max().unwrap_or(0);
         let next = now.max(last + 1);
@@ -264,6 +309,15 @@ impl Disk {
     /// Keeps the gossip keys.
     pub(crate) fn save_keys(&self, ring: &KeyRing) -> bool {
         self.degraded.load(Ordering::Relaxed) || self.write(KEYS, ring)
+    }
+
+    /// Keeps what a member can do without, and says whether that went well. What is another agent's stays as
+    /// it is, which is no reason not to be a member.
+    pub(crate) fn save_rest(&self, member: &Member) -> bool {
+        let done = |file, written: bool| written || self.store.is_kept(file);
+        done(INVITES, self.save_invites(&member.invites))
+            & done(PEERS, self.save_peers(&member.peers))
+            & done(SERVING, self.save_serving(&member.serving))
     }
 
     /// Keeps the invites.
@@ -300,3 +354,7 @@ impl Disk {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "disk_tests.rs"]
+mod tests;

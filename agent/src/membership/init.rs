@@ -92,9 +92,7 @@ fn found(
 pub(crate) fn save(disk: &Disk, member: &Member) -> Result<(), String> {
     let whole = disk.save_node(&member.node)
         && disk.save_keys(&member.ring)
-        && disk.save_invites(&member.invites)
-        && disk.save_peers(&member.peers)
-        && disk.save_serving(&member.serving)
+        && disk.save_rest(member)
         && disk.save_replica(&member.replica);
     if whole { Ok(()) } else { Err(disk.problems().join("; ")) }
 }

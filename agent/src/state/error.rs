@@ -4,6 +4,8 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 
+use super::{StateFile, stem};
+
 /// A failed act on the state directory.
 #[derive(Debug)]
 pub(crate) enum StateError {
@@ -15,12 +17,36 @@ pub(crate) enum StateError {
     Lock { path: PathBuf, source: io::Error },
     /// Neither copy could be read, by no fault of what they contain.
     Read { path: PathBuf, source: io::Error },
-    /// A whole file in a format that this agent does not know.
-    Newer { path: PathBuf, version: u32 },
+    /// A whole file of a later agent: its version, or its format, is higher than the highest that this one
+    /// reads. It stays as it is.
+    Newer { path: PathBuf, what: &'static str, version: u32, highest: u32 },
+    /// A whole file whose value is not what this agent expects. It stays as it is.
+    NotUnderstood { path: PathBuf, source: serde_json::Error },
+    /// A file that was one of the two above when it was read, and still lies there: it is not written over.
+    Kept { path: PathBuf },
     /// The value can't be put in JSON.
     Encode { name: String, source: serde_json::Error },
     /// Something could not be written. The state on disk is the old one.
     Write { act: &'static str, dir: PathBuf, path: PathBuf, source: io::Error },
+}
+
+impl StateError {
+    /// The file is another agent's, most likely a newer one's, and is left as it is.
+    pub(crate) fn is_kept(&self) -> bool {
+        use StateError::{Kept, Newer, NotUnderstood};
+        matches!(self, Newer { .. } | NotUnderstood { .. } | Kept { .. })
+    }
+
+    /// It is about a copy of this file.
+    pub(crate) fn is_about(&self, file: StateFile) -> bool {
+        use StateError::{Kept, Newer, NotUnderstood, Read};
+        match self {
+            Read { path, .. } | Newer { path, .. } | NotUnderstood { path, .. } | Kept { path } => {
+                path.file_name().and_then(|name| name.to_str()).is_some_and(|name| stem(name) == file.name)
+            }
+            _ => false,
+        }
+    }
 }
 
 impl fmt::Display for StateError {
@@ -51,9 +77,22 @@ impl fmt::Display for StateError {
                 "can't read {}: {source}; check who owns it, or run as the user that wrote it",
                 path.display()
             ),
-            StateError::Newer { path, version } => write!(
+            StateError::Newer { path, what, version, highest } => write!(
                 f,
-                "{} was written by a newer agent (format {version}, this one reads 1); install that agent",
+                "{} was written by a newer agent ({what} {version}; this agent reads up to {highest}); it is \
+                 kept as it is: install the newer agent again, or move the file away to do without it",
+                path.display()
+            ),
+            StateError::NotUnderstood { path, source } => write!(
+                f,
+                "{} is whole but not understood: written by a newer agent? ({source}); it is kept as it is: \
+                 install the agent that wrote it, or move the file away to do without it",
+                path.display()
+            ),
+            StateError::Kept { path } => write!(
+                f,
+                "{} is another agent's and is not written over: install the agent that wrote it, or move the \
+                 file away to do without it",
                 path.display()
             ),
             StateError::Encode { name, source } => write!(f, "can't save {name}: {source}"),
@@ -83,8 +122,8 @@ impl std::error::Error for StateError {
             | StateError::Lock { source, .. }
             | StateError::Read { source, .. }
             | StateError::Write { source, .. } => Some(source),
-            StateError::Encode { source, .. } => Some(source),
-            StateError::InUse { .. } | StateError::Newer { .. } => None,
+            StateError::Encode { source, .. } | StateError::NotUnderstood { source, .. } => Some(source),
+            StateError::InUse { .. } | StateError::Newer { .. } | StateError::Kept { .. } => None,
         }
     }
 }

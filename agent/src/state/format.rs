@@ -1,13 +1,36 @@
 //! A state file's bytes: `agent-state 1 <sha256 of the rest in hex>`, a line feed, and the rest: the value as
-//! JSON. So `tail -n +2 FILE | sha256sum` checks a file by hand.
+//! JSON, beside its version. So `tail -n +2 FILE | sha256sum` checks a file by hand.
 
 use data_encoding::HEXLOWER;
 use ring::digest::{Context, SHA256};
-use serde::Serialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Serialize};
+
+use super::StateFile;
 
 /// What every state file begins with.
 pub(super) const MARK: &str = "agent-state ";
-const VERSION: u32 = 1;
+/// The highest format that is read, and the one that is written.
+pub(super) const VERSION: u32 = 1;
+
+/// The body: the value, and the version of what this file holds. Within a version fields may be added, which
+/// older agents ignore; it is raised when an older agent must not use the file.
+#[derive(Serialize, Deserialize)]
+struct Versioned<T> {
+    version: u32,
+    value: T,
+}
+
+/// A value, or why there is none.
+#[derive(Debug)]
+pub(super) enum Value<T> {
+    /// It.
+    Whole(T),
+    /// The file is of a later agent: its version.
+    Newer(u32),
+    /// The JSON is not what this agent expects there.
+    Odd(serde_json::Error),
+}
 
 /// What a file's bytes turned out to be.
 #[derive(Debug, PartialEq)]
@@ -21,8 +44,8 @@ pub(super) enum Body<'a> {
 }
 
 /// The bytes of a file that holds `value`.
-pub(super) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, serde_json::Error> {
-    let mut body = serde_json::to_vec_pretty(value)?;
+pub(super) fn encode<T: Serialize>(file: StateFile, value: &T) -> Result<Vec<u8>, serde_json::Error> {
+    let mut body = serde_json::to_vec_pretty(&Versioned { version: file.version, value })?;
     body.push(b'\n');
     let mut bytes = format!("{MARK}{VERSION} {}\n", digest(VERSION, &body)).into_bytes();
     bytes.extend_from_slice(&body);
@@ -43,6 +66,18 @@ pub(super) fn decode(bytes: &[u8]) -> Body<'_> {
     match version {
         VERSION => Body::Whole(body),
         newer => Body::Newer(newer),
+    }
+}
+
+/// The value of a body. Its version is looked at first: a value of a later version need not be understood.
+pub(super) fn value<T: DeserializeOwned>(file: StateFile, body: &[u8]) -> Value<T> {
+    match serde_json::from_slice::<Versioned<IgnoredAny>>(body) {
+        Ok(found) if found.version > file.version => Value::Newer(found.version),
+        Ok(_) => match serde_json::from_slice::<Versioned<T>>(body) {
+            Ok(found) => Value::Whole(found.value),
+            Err(error) => Value::Odd(error),
+        },
+        Err(error) => Value::Odd(error),
     }
 }
 

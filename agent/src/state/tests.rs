@@ -6,6 +6,9 @@ use std::process::Command;
 use super::*;
 use crate::testing::in_namespaces;
 
+const CLUSTER: StateFile = StateFile::first("cluster");
+const PREV: StateFile = StateFile::first("cluster.prev");
+
 fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("state")).unwrap();
@@ -17,7 +20,7 @@ fn text(s: &str) -> String {
 }
 
 fn value(store: &Store) -> Option<String> {
-    let loaded: Loaded<String> = store.read("cluster").unwrap();
+    let loaded: Loaded<String> = store.read(CLUSTER).unwrap();
     assert_eq!(loaded.problem, None);
     loaded.value
 }
@@ -30,30 +33,30 @@ fn files(store: &Store) -> Vec<String> {
 fn what_was_written_is_read_and_the_one_before_is_kept() {
     let (_dir, store) = store();
     assert_eq!(value(&store), None);
-    store.write("cluster", &"one").unwrap();
+    store.write(CLUSTER, &"one").unwrap();
     assert_eq!(value(&store), Some(text("one")));
     assert_eq!(files(&store), ["cluster"]);
-    store.write("cluster", &"two").unwrap();
-    store.write("cluster", &"three").unwrap();
+    store.write(CLUSTER, &"two").unwrap();
+    store.write(CLUSTER, &"three").unwrap();
     assert_eq!(value(&store), Some(text("three")));
     assert_eq!(files(&store), ["cluster", "cluster.prev"]);
-    assert_eq!(store.read::<String>("cluster.prev").unwrap().value, Some(text("two")));
+    assert_eq!(store.read::<String>(PREV).unwrap().value, Some(text("two")));
 }
 
 #[test]
 fn a_file_can_be_checked_by_hand_with_sha256sum() {
     let (_dir, store) = store();
-    store.write("cluster", &"one").unwrap();
+    store.write(CLUSTER, &"one").unwrap();
     let file = fs::read_to_string(store.dir().join("cluster")).unwrap();
-    // printf '"one"\n' | sha256sum
-    let hash = "9b9150f062f17c62a85d839d86fb5253802c63079f6733832008d6e1e14db66e";
-    assert_eq!(file, format!("agent-state 1 {hash}\n\"one\"\n"));
+    // tail -n +2 FILE | sha256sum
+    let hash = "6637d344be2a58df0e71786fb74dbe017927841faea1e822ef84760e52f3a310";
+    assert_eq!(file, format!("agent-state 1 {hash}\n{{\n  \"version\": 1,\n  \"value\": \"one\"\n}}\n"));
 }
 
 #[test]
 fn only_the_owner_can_read() {
     let (_dir, store) = store();
-    store.write("cluster", &"one").unwrap();
+    store.write(CLUSTER, &"one").unwrap();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(store.dir()), 0o700);
     assert_eq!(mode(&store.dir().join("cluster")), 0o600);
@@ -76,15 +79,15 @@ fn two_agents_cannot_share_a_directory() {
 fn a_crash_after_any_operation_leaves_the_old_or_the_new_value() {
     for done in 0..=SAVE.len() {
         let (_dir, store) = store();
-        store.write("cluster", &"older").unwrap();
-        store.write("cluster", &"old").unwrap();
-        store.save("cluster", &format::encode(&"new").unwrap(), &SAVE[..done]).unwrap();
+        store.write(CLUSTER, &"older").unwrap();
+        store.write(CLUSTER, &"old").unwrap();
+        store.save("cluster", &format::encode(CLUSTER, &"new").unwrap(), &SAVE[..done]).unwrap();
         let changed = SAVE[..done].contains(&Step::Replace);
         assert_eq!(value(&store), Some(text(if changed { "new" } else { "old" })), "after {done}");
-        let prev = store.read::<String>("cluster.prev").unwrap().value.unwrap();
+        let prev = store.read::<String>(PREV).unwrap().value.unwrap();
         assert!(prev == "old" || prev == "older", "after {done}: {prev}");
         // And whatever lies there, the next save works and cleans up.
-        store.write("cluster", &"next").unwrap();
+        store.write(CLUSTER, &"next").unwrap();
         assert_eq!(value(&store), Some(text("next")));
         assert_eq!(files(&store), ["cluster", "cluster.prev"], "after {done}");
     }
@@ -96,9 +99,9 @@ fn names_that_reach_the_disk_in_any_order_leave_the_old_or_the_new_value() {
     let renames = [Step::LinkOld, Step::KeepOld, Step::Replace];
     for mask in 0..1 << renames.len() {
         let (_dir, store) = store();
-        store.write("cluster", &"older").unwrap();
-        store.write("cluster", &"old").unwrap();
-        let new = format::encode(&"new").unwrap();
+        store.write(CLUSTER, &"older").unwrap();
+        store.write(CLUSTER, &"old").unwrap();
+        let new = format::encode(CLUSTER, &"new").unwrap();
         store.save("cluster", &new, &[Step::Clear, Step::WriteNew]).unwrap();
         for (i, step) in renames.iter().enumerate().filter(|(i, _)| mask & (1 << i) != 0) {
             store.save("cluster", &new, &[*step]).unwrap_or_else(|e| panic!("{mask:b} {i}: {e}"));
@@ -112,9 +115,9 @@ fn names_that_reach_the_disk_in_any_order_leave_the_old_or_the_new_value() {
 fn a_crash_in_the_middle_of_the_first_save_leaves_nothing_and_says_nothing() {
     for done in 0..SAVE.len() - 2 {
         let (_dir, store) = store();
-        store.save("cluster", &format::encode(&"new").unwrap(), &SAVE[..done]).unwrap();
+        store.save("cluster", &format::encode(CLUSTER, &"new").unwrap(), &SAVE[..done]).unwrap();
         assert_eq!(value(&store), None, "after {done}");
-        store.write("cluster", &"next").unwrap();
+        store.write(CLUSTER, &"next").unwrap();
         assert_eq!(value(&store), Some(text("next")));
     }
 }
@@ -136,12 +139,12 @@ fn damaged(whole: &[u8]) -> Vec<Vec<u8>> {
 fn a_damaged_file_is_set_aside_and_the_previous_copy_used() {
     let (_dir, store) = store();
     let path = store.dir().join("cluster");
-    for bytes in damaged(&format::encode(&"new").unwrap()) {
+    for bytes in damaged(&format::encode(CLUSTER, &"new").unwrap()) {
         // Written without the store, which would wait for the disk some hundred times.
-        fs::write(store.dir().join("cluster.prev"), format::encode(&"old").unwrap()).unwrap();
+        fs::write(store.dir().join("cluster.prev"), format::encode(CLUSTER, &"old").unwrap()).unwrap();
         fs::write(&path, &bytes).unwrap();
         let shown = String::from_utf8_lossy(&bytes);
-        let loaded: Loaded<String> = store.read("cluster").unwrap_or_else(|e| panic!("{shown}: {e}"));
+        let loaded: Loaded<String> = store.read(CLUSTER).unwrap_or_else(|e| panic!("{shown}: {e}"));
         assert_eq!(loaded.value, Some(text("old")), "{shown}");
         let problem = loaded.problem.unwrap();
         let bad: Vec<String> = files(&store).into_iter().filter(|n| n.contains(".bad-")).collect();
@@ -158,7 +161,7 @@ fn when_both_copies_are_damaged_the_problem_names_both() {
     let (_dir, store) = store();
     fs::write(store.dir().join("cluster"), "agent-state 1 00\n{}\n").unwrap();
     fs::write(store.dir().join("cluster.prev"), "").unwrap();
-    let loaded: Loaded<String> = store.read("cluster").unwrap();
+    let loaded: Loaded<String> = store.read(CLUSTER).unwrap();
     assert_eq!(loaded.value, None);
     let problem = loaded.problem.unwrap();
     assert!(problem.contains("garbled (its checksum does not match) and was set aside"), "{problem}");
@@ -170,10 +173,10 @@ fn when_both_copies_are_damaged_the_problem_names_both() {
 #[test]
 fn a_missing_file_with_a_previous_copy_is_a_problem_but_no_loss() {
     let (_dir, store) = store();
-    store.write("cluster", &"old").unwrap();
-    store.write("cluster", &"new").unwrap();
+    store.write(CLUSTER, &"old").unwrap();
+    store.write(CLUSTER, &"new").unwrap();
     fs::remove_file(store.dir().join("cluster")).unwrap();
-    let loaded: Loaded<String> = store.read("cluster").unwrap();
+    let loaded: Loaded<String> = store.read(CLUSTER).unwrap();
     assert_eq!(loaded.value, Some(text("old")));
     assert!(loaded.problem.unwrap().ends_with("is missing; its previous copy cluster.prev is used"));
 }
@@ -183,50 +186,113 @@ fn a_file_out_of_reach_is_not_taken_for_a_new_node() {
     let (_dir, store) = store();
     // A directory is what not even root can read as a file.
     fs::create_dir(store.dir().join("cluster")).unwrap();
-    let error = store.read::<String>("cluster").unwrap_err().to_string();
+    let error = store.read::<String>(CLUSTER).unwrap_err().to_string();
     assert!(error.starts_with("can't read ") && error.contains("cluster: Is a directory"), "{error}");
-    fs::write(store.dir().join("cluster.prev"), format::encode(&"old").unwrap()).unwrap();
-    let loaded: Loaded<String> = store.read("cluster").unwrap();
+    fs::write(store.dir().join("cluster.prev"), format::encode(CLUSTER, &"old").unwrap()).unwrap();
+    let loaded: Loaded<String> = store.read(CLUSTER).unwrap();
     assert_eq!(loaded.value, Some(text("old")));
     assert!(loaded.problem.unwrap().contains("can't be read (Is a directory"));
 }
 
-#[test]
-fn a_whole_file_of_the_wrong_shape_is_not_lost() {
-    let (_dir, store) = store();
-    store.write("cluster", &7).unwrap();
-    let loaded: Loaded<String> = store.read("cluster").unwrap();
-    assert_eq!(loaded.value, None);
-    assert!(loaded.problem.unwrap().contains("is whole but not understood (invalid type: integer `7`"));
-    assert_eq!(files(&store).len(), 1);
+/// What lies in the directory, byte by byte.
+fn contents(store: &Store) -> Vec<(String, Vec<u8>)> {
+    files(store).into_iter().map(|n| (n.clone(), fs::read(store.dir().join(n)).unwrap())).collect()
 }
 
 #[test]
-fn the_file_of_a_newer_agent_stays_where_it_is() {
+fn a_whole_file_of_the_wrong_shape_stays_where_it_is_and_is_not_written_over() {
+    let (_dir, store) = store();
+    store.write(CLUSTER, &6).unwrap();
+    store.write(CLUSTER, &7).unwrap();
+    let before = contents(&store);
+    let error = store.read::<String>(CLUSTER).unwrap_err();
+    assert!(error.is_kept());
+    let error = error.to_string();
+    assert!(
+        error.contains("is whole but not understood: written by a newer agent? (invalid type"),
+        "{error}"
+    );
+    let error = store.write(CLUSTER, &"older").unwrap_err();
+    assert!(error.is_kept() && error.to_string().contains("not written over"), "{error}");
+    assert_eq!(contents(&store), before);
+    // Whoever moves it away has decided.
+    fs::rename(store.dir().join("cluster"), store.dir().join("mine")).unwrap();
+    store.write(CLUSTER, &"older").unwrap();
+    assert_eq!(value(&store), Some(text("older")));
+}
+
+#[test]
+fn the_file_of_a_newer_agent_stays_where_it_is_and_is_read_when_that_agent_comes_back() {
+    let newer = StateFile { version: 3, ..CLUSTER };
+    for read_first in [true, false] {
+        let (_dir, store) = store();
+        store.write(CLUSTER, &"one").unwrap();
+        store.write(newer, &["two"]).unwrap();
+        let before = contents(&store);
+        if read_first {
+            let error = store.read::<String>(CLUSTER).unwrap_err().to_string();
+            assert!(error.contains("by a newer agent (version 3; this agent reads up to 1)"), "{error}");
+        }
+        assert!(store.write(CLUSTER, &"older").unwrap_err().is_kept());
+        assert_eq!(contents(&store), before);
+        assert_eq!(store.read::<Vec<String>>(newer).unwrap().value, Some(vec![text("two")]));
+    }
+}
+
+#[test]
+fn the_previous_copy_of_a_newer_agent_is_kept_too() {
+    let (_dir, store) = store();
+    let newer = StateFile { version: 2, ..CLUSTER };
+    store.write(newer, &"one").unwrap();
+    store.write(newer, &"two").unwrap();
+    fs::write(store.dir().join("cluster"), "garbage").unwrap();
+    assert!(store.read::<String>(CLUSTER).unwrap_err().is_kept());
+    assert!(store.write(CLUSTER, &"older").unwrap_err().is_kept());
+    assert_eq!(store.read::<String>(newer).unwrap().value, Some(text("one")));
+}
+
+#[test]
+fn a_newer_agent_reads_what_an_older_one_wrote_and_the_older_one_ignores_unknown_fields() {
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct Old {
+        name: String,
+    }
+    let (_dir, store) = store();
+    store.write(CLUSTER, &serde_json::json!({ "name": "m1", "of_next_year": [1, { "x": null }] })).unwrap();
+    assert_eq!(store.read::<Old>(CLUSTER).unwrap().value.unwrap().name, "m1");
+    store.write(CLUSTER, &Old { name: text("m2") }).unwrap();
+    let newer = StateFile { version: 2, ..CLUSTER };
+    assert_eq!(store.read::<Old>(newer).unwrap().value.unwrap().name, "m2");
+}
+
+#[test]
+fn a_file_in_a_newer_format_stays_where_it_is() {
     let (_dir, store) = store();
     fs::write(store.dir().join("cluster"), format::newer_for_test(2, "\"x\"")).unwrap();
-    let error = store.read::<String>("cluster").unwrap_err().to_string();
-    assert!(error.contains("written by a newer agent (format 2, this one reads 1)"), "{error}");
-    assert_eq!(files(&store), ["cluster"]);
+    let before = contents(&store);
+    let error = store.read::<String>(CLUSTER).unwrap_err().to_string();
+    assert!(error.contains("by a newer agent (format 2; this agent reads up to 1)"), "{error}");
+    assert!(store.write(CLUSTER, &"older").unwrap_err().is_kept());
+    assert_eq!(contents(&store), before);
 }
 
 #[test]
 fn a_damaged_file_does_not_push_out_the_good_previous_copy() {
     let (_dir, store) = store();
-    store.write("cluster", &"old").unwrap();
-    store.write("cluster", &"new").unwrap();
+    store.write(CLUSTER, &"old").unwrap();
+    store.write(CLUSTER, &"new").unwrap();
     fs::write(store.dir().join("cluster"), "garbage").unwrap();
-    let bytes = format::encode(&"next").unwrap();
+    let bytes = format::encode(CLUSTER, &"next").unwrap();
     store.save("cluster", &bytes, &SAVE[..4]).unwrap();
-    assert_eq!(store.read::<String>("cluster").unwrap().value, Some(text("old")));
+    assert_eq!(store.read::<String>(CLUSTER).unwrap().value, Some(text("old")));
 }
 
 #[test]
 fn a_save_that_cannot_begin_keeps_the_old_value_and_leaves_nothing() {
     let (_dir, store) = store();
-    store.write("cluster", &"old").unwrap();
+    store.write(CLUSTER, &"old").unwrap();
     fs::create_dir(store.dir().join("cluster.prev.new")).unwrap();
-    let error = store.write("cluster", &"new").unwrap_err().to_string();
+    let error = store.write(CLUSTER, &"new").unwrap_err().to_string();
     assert!(error.contains("cluster.prev.new") && error.contains("goes on without saving"), "{error}");
     assert_eq!(value(&store), Some(text("old")));
     assert!(!store.dir().join("cluster.new").exists());
@@ -236,8 +302,8 @@ fn a_save_that_cannot_begin_keeps_the_old_value_and_leaves_nothing() {
 fn removing_all_leaves_foreign_files_alone() {
     let (_dir, store) = store();
     for v in ["one", "two"] {
-        store.write("cluster", &v).unwrap();
-        store.write("identity", &v).unwrap();
+        store.write(CLUSTER, &v).unwrap();
+        store.write(StateFile::first("identity"), &v).unwrap();
     }
     fs::write(store.dir().join("cluster"), "").unwrap();
     fs::write(store.dir().join("cluster.bad-1700"), "junk").unwrap();
@@ -251,7 +317,7 @@ fn removing_all_leaves_foreign_files_alone() {
 #[test]
 fn purging_removes_the_directory_too() {
     let (_dir, store) = store();
-    store.write("cluster", &"one").unwrap();
+    store.write(CLUSTER, &"one").unwrap();
     fs::write(store.dir().join(EVENTS), "{}\n").unwrap();
     fs::write(store.dir().join(EVENTS_OLD), "{}\n").unwrap();
     let dir = store.dir().to_owned();
@@ -277,14 +343,14 @@ fn small_disk(test: &str) -> Option<PathBuf> {
 fn a_full_disk_keeps_the_old_value_and_says_so() {
     let Some(dir) = small_disk("a_full_disk_keeps_the_old_value_and_says_so") else { return };
     let store = Store::open(&dir).unwrap();
-    store.write("cluster", &"old").unwrap();
-    let error = store.write("cluster", &"x".repeat(100_000)).unwrap_err().to_string();
+    store.write(CLUSTER, &"old").unwrap();
+    let error = store.write(CLUSTER, &"x".repeat(100_000)).unwrap_err().to_string();
     let said = format!("state directory {} is full: write ", dir.display());
     assert!(error.starts_with(&said), "{error}");
     assert!(error.ends_with("free space, the agent goes on without saving"), "{error}");
     assert_eq!(value(&store), Some(text("old")));
     assert_eq!(files(&store), ["cluster"], "the half-written file does not keep the disk full");
-    store.write("cluster", &"new").unwrap();
+    store.write(CLUSTER, &"new").unwrap();
     assert_eq!(value(&store), Some(text("new")));
 }
 
@@ -292,17 +358,17 @@ fn a_full_disk_keeps_the_old_value_and_says_so() {
 fn a_read_only_directory_is_read_and_locked_and_says_so() {
     let Some(dir) = small_disk("a_read_only_directory_is_read_and_locked_and_says_so") else { return };
     let store = Store::open(&dir).unwrap();
-    store.write("cluster", &"old").unwrap();
-    store.write("cluster", &"new").unwrap();
+    store.write(CLUSTER, &"old").unwrap();
+    store.write(CLUSTER, &"new").unwrap();
     fs::write(dir.join("cluster"), "garbage").unwrap();
     drop(store);
     let mount = Command::new("mount").args(["-o", "remount,ro"]).arg(&dir).status().unwrap();
     assert!(mount.success());
     let store = Store::open(&dir).unwrap();
     assert!(matches!(Store::open(&dir), Err(StateError::InUse { .. })));
-    let loaded: Loaded<String> = store.read("cluster").unwrap();
+    let loaded: Loaded<String> = store.read(CLUSTER).unwrap();
     assert_eq!(loaded.value, Some(text("old")));
     assert!(loaded.problem.unwrap().contains("and can't be set aside (Read-only file system"));
-    let error = store.write("cluster", &"next").unwrap_err().to_string();
+    let error = store.write(CLUSTER, &"next").unwrap_err().to_string();
     assert!(error.contains("is read-only: ") && error.contains("make it writable"), "{error}");
 }

@@ -10,10 +10,11 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use proto::cluster::{Admitted, Document, KeyId};
+use proto::cluster::{Admitted, Document, KeyId, Replica};
 use proto::link::{Frame, GossipKey, KeyRing, MAX_DATAGRAM};
 use proto::node::{Name, PublicKey, Role};
 use proto::time::UnixMs;
+use ring::signature::Ed25519KeyPair;
 use tests::lab::{Lab, Node};
 use tests::mesh::{Agent, GOSSIP, all_up, with_agents};
 use tests::wire::{Speaker, public_key};
@@ -142,6 +143,8 @@ fn write_state(dir: &Path, node: &Node, members: &[Admitted]) -> Result<()> {
     for member in members {
         document.admit(member.clone());
     }
+    let pair = Ed25519KeyPair::from_seed_unchecked(&SEED).map_err(|_| anyhow!("a key from a seed"))?;
+    let replica = Replica::new(document, first.key.id(), &pair);
     let mut keys = KeyRing::default();
     keys.add(GossipKey { epoch: 1, id: key, secret: SECRET, until: None });
     let own = serde_json::json!({
@@ -152,12 +155,12 @@ fn write_state(dir: &Path, node: &Node, members: &[Admitted]) -> Result<()> {
     let files = BTreeMap::from([
         ("identity", serde_json::json!({ "seed": hex(&SEED) })),
         ("node", own),
-        ("cluster", serde_json::to_value(&document)?),
+        ("cluster", serde_json::to_value(&replica)?),
         ("keys", serde_json::to_value(&keys)?),
     ]);
     std::fs::create_dir_all(dir)?;
     for (name, value) in files {
-        let body = format!("{value}\n");
+        let body = format!("{}\n", serde_json::json!({ "version": 1, "value": value }));
         let sum = hex(ring::digest::digest(&ring::digest::SHA256, body.as_bytes()).as_ref());
         std::fs::write(dir.join(name), format!("agent-state 1 {sum}\n{body}"))?;
     }
