@@ -79,7 +79,13 @@ impl Identity {
     }
 }
 
-/// The value of a file in an agent's state directory: one line in front, then JSON.
+/// A state file, after its first line.
+#[derive(serde::Deserialize)]
+struct Versioned<T> {
+    value: T,
+}
+
+/// The value of a file in an agent's state directory: one line in front, then JSON with a version.
 ///
 /// # Errors
 /// There is none, or it holds something else.
@@ -87,5 +93,6 @@ pub fn read_state<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<T> {
     let path = dir.join(name);
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let (_, body) = text.split_once('\n').context("a state file of one line")?;
-    serde_json::from_str(body).with_context(|| path.display().to_string())
+    let file: Versioned<T> = serde_json::from_str(body).with_context(|| path.display().to_string())?;
+    Ok(file.value)
 }
