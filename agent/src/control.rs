@@ -250,10 +250,10 @@ where
     let response = match timeout(PATIENCE, frames.next()).await {
         Ok(Some(Ok(frame))) => match decode::<Request>(&frame) {
             Ok(request) => handler(request).await,
-            Err(error) => Response::Failed(format!(
-                "the running agent does not understand this request ({error}): it is of another version; \
-                 restart it with: systemctl restart agent"
-            )),
+            Err(error) => {
+                tracing::debug!("a request on the control socket is not understood: {error}");
+                Response::Unsupported { version: env!("CARGO_PKG_VERSION").to_owned() }
+            }
         },
         // Gone, silent, or no frame: nobody there to tell.
         Ok(Some(Err(_)) | None) | Err(_) => return,

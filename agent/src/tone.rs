@@ -37,7 +37,7 @@ impl From<MemberState> for Tone {
             MemberState::Up => Tone::Good,
             MemberState::Suspect => Tone::Doubt,
             MemberState::Down => Tone::Bad,
-            MemberState::Left => Tone::Dim,
+            MemberState::Left | MemberState::Other(_) => Tone::Dim,
         }
     }
 }

@@ -115,6 +115,7 @@ fn fault(vip: &VipStatus) -> Option<String> {
         VipState::OwnedHere | VipState::Owned => None,
         VipState::Unowned => Some(format!("VIP {} is on no node{reason}", vip.address)),
         VipState::Unavailable => Some(format!("VIP {} is unavailable{reason}", vip.address)),
+        VipState::Other(state) => Some(format!("VIP {} is {}{reason}", vip.address, state.as_str())),
     }
 }
 

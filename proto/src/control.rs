@@ -22,6 +22,7 @@ use crate::service::{Balance, ServiceName};
 use crate::settings::Change;
 use crate::time::UnixMs;
 use crate::view;
+use crate::word::{OtherWord, open_words};
 
 /// Largest frame: the status of the largest cluster.
 pub const MAX_FRAME: usize = 16 * 1024 * 1024;
@@ -134,6 +135,12 @@ pub enum Response {
     Done(String),
     /// Not done; a sentence that says why and what would be right.
     Failed(String),
+    /// The running agent does not know the request: by its version, which the asking side names beside its
+    /// own.
+    Unsupported {
+        /// Version of the running agent.
+        version: String,
+    },
 }
 
 /// Everything that a person asks of a node.
@@ -337,8 +344,7 @@ pub struct LinkStatus {
 }
 
 /// Where a service is described.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ServiceSource {
     /// Nowhere: it is as it comes.
     #[default]
@@ -349,7 +355,16 @@ pub enum ServiceSource {
     Cluster,
     /// By both, and this node's own file counts here.
     FileOverCluster,
+    /// What a later version says.
+    Other(OtherWord),
 }
+
+open_words!(ServiceSource:
+    Default = "default",
+    File = "file",
+    Cluster = "cluster",
+    FileOverCluster = "file-over-cluster",
+);
 
 /// One service, as this node's proxy sees it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -518,8 +533,7 @@ pub struct BackendCounts {
 }
 
 /// What a member is. `Left` is who stopped on purpose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum MemberState {
     /// Heard.
     Up,
@@ -529,7 +543,11 @@ pub enum MemberState {
     Down,
     /// Stopped on purpose.
     Left,
+    /// What a later version says.
+    Other(OtherWord),
 }
+
+open_words!(MemberState: Up = "up", Suspect = "suspect", Down = "down", Left = "left");
 
 impl MemberState {
     /// What another member is: by its own word, by pulses, by gossip where there are none, and, when its
@@ -544,16 +562,6 @@ impl MemberState {
             // The machine lives.
             _ if serves => MemberState::Suspect,
             _ => MemberState::Down,
-        }
-    }
-
-    /// The word that status uses.
-    pub fn word(self) -> &'static str {
-        match self {
-            MemberState::Up => "up",
-            MemberState::Suspect => "suspect",
-            MemberState::Down => "down",
-            MemberState::Left => "left",
         }
     }
 }
@@ -602,8 +610,7 @@ pub struct SeenStatus {
 }
 
 /// How a virtual IP is, as this node sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VipState {
     /// This node has it.
     OwnedHere,
@@ -613,19 +620,16 @@ pub enum VipState {
     Unowned,
     /// It can't be had here, and this node knows of no owner; the reason says why.
     Unavailable,
+    /// What a later version says.
+    Other(OtherWord),
 }
 
-impl VipState {
-    /// The word that status uses.
-    pub fn word(self) -> &'static str {
-        match self {
-            VipState::OwnedHere => "owned-here",
-            VipState::Owned => "owned",
-            VipState::Unowned => "unowned",
-            VipState::Unavailable => "unavailable",
-        }
-    }
-}
+open_words!(VipState:
+    OwnedHere = "owned-here",
+    Owned = "owned",
+    Unowned = "unowned",
+    Unavailable = "unavailable",
+);
 
 /// A virtual IP, as this node sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -678,17 +682,5 @@ pub struct VipCandidate {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::exchange::decode;
-
-    proptest! {
-        #[test]
-        fn no_frame_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = decode::<Request>(&bytes);
-            let _ = decode::<Response>(&bytes);
-        }
-    }
-}
+#[path = "control_tests.rs"]
+mod tests;

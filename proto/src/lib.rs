@@ -14,6 +14,8 @@ pub mod tlv;
 
 pub mod time;
 
+pub mod word;
+
 pub mod limit;
 
 pub mod node;

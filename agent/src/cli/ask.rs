@@ -12,6 +12,14 @@ use crate::control::{self, CallError};
 pub(super) async fn ask(settings: &Settings, request: &Request) -> anyhow::Result<Response> {
     match control::call(settings.runtime_dir(), request).await {
         Ok(Response::Failed(message)) => Err(Failure::error(exit::UNAVAILABLE, message)),
+        Ok(Response::Unsupported { version }) => {
+            let message = format!(
+                "the running agent is of version {version} and does not know what this command of version \
+                 {} asks; restart it with: systemctl restart agent",
+                env!("CARGO_PKG_VERSION")
+            );
+            Err(Failure::error(exit::UNAVAILABLE, message))
+        }
         Ok(response) => Ok(response),
         Err(error) => {
             let code = match error {
@@ -53,7 +61,7 @@ pub(super) fn unexpected(response: &Response) -> anyhow::Error {
         }
         Response::Changed(..) => "a change",
         Response::Doctor(_) => "findings",
-        Response::Done(_) | Response::Failed(_) => "a sentence",
+        Response::Done(_) | Response::Failed(_) | Response::Unsupported { .. } => "a sentence",
     };
     let message = format!(
         "the running agent answered with {what}, which was not the question: it is of another \

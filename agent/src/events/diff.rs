@@ -183,6 +183,7 @@ impl Seen {
                 MemberState::Suspect => (Level::Warning, Some(Cause::AnswersLate)),
                 MemberState::Down => (Level::Error, Some(Cause::NotHeard)),
                 MemberState::Left => (Level::Info, Some(Cause::AgentStopped)),
+                MemberState::Other(_) => (Level::Info, None),
             };
             let event = Event::new(Kind::Member, now, admitted.name.as_str(), state.word());
             let event = event.level(level);
@@ -312,7 +313,7 @@ impl Seen {
         for vip in vips {
             let (word, level) = match vip.state {
                 VipState::OwnedHere => ("master", Level::Info),
-                VipState::Owned | VipState::Unowned => ("backup", Level::Info),
+                VipState::Owned | VipState::Unowned | VipState::Other(_) => ("backup", Level::Info),
                 VipState::Unavailable => ("fault", Level::Warning),
             };
             let known = gone.remove(&vip.address);

@@ -106,12 +106,12 @@ impl Driver {
         let (wall, heard_at, link) = (wall(), self.life.now(), self.inputs.link.clone());
         for (turn, (address, vip)) in self.vips.iter_mut().filter(|(_, vip)| !vip.leaving).enumerate() {
             let may = |id: &NodeId| match &vip.settings.candidates {
-                Candidates::Masters => fit.masters.contains(id),
+                Candidates::Masters => fit.masters.contains(id) && document.is_master(id),
                 Candidates::All => true,
                 Candidates::Names(names) => document.member(id).is_some_and(|one| names.contains(&one.name)),
             };
             let young = now.since(vip.made) < GOSSIPED;
-            let masters = fit.masters.iter().copied().collect();
+            let masters = document.masters().map(|(id, _)| *id).collect();
             let mut rules = Rules { preempt: vip.settings.preempt, turn, masters, ..Rules::default() };
             for (id, admitted) in document.members() {
                 let member = view.members.get(id);
@@ -150,7 +150,8 @@ impl Driver {
 
     /// Whose word about others and about segments counts: masters and candidates.
     pub(super) fn trusted(&self) -> BTreeSet<NodeId> {
-        let mut trusted = self.inputs.fit.borrow().masters.clone();
+        let document = self.inputs.trust.borrow().document.clone();
+        let mut trusted: BTreeSet<NodeId> = document.masters().map(|(id, _)| *id).collect();
         trusted.extend(self.vips.values().flat_map(|vip| vip.rules.candidates.iter().map(|one| one.node)));
         trusted
     }

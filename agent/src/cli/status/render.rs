@@ -81,7 +81,7 @@ fn show_service(text: &mut String, service: &ServiceStatus, now: UnixMs, columns
     let mut line =
         format!("{listen}, {}, {} of {} connections", service.balance, service.connections, service.maxconn);
     line.push_str(match service.source {
-        ServiceSource::Default | ServiceSource::File => "",
+        ServiceSource::Default | ServiceSource::File | ServiceSource::Other(_) => "",
         ServiceSource::Cluster => ", set for the whole cluster",
         ServiceSource::FileOverCluster => ", by this node's own file and not as set for the cluster",
     });

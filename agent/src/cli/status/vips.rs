@@ -23,6 +23,7 @@ fn one(text: &mut String, vip: &VipStatus, now: UnixMs, columns: usize, colours:
         (VipState::Owned, None) => "on another node".to_owned(),
         (VipState::Unowned, _) => "on no node".to_owned(),
         (VipState::Unavailable, _) => "unavailable".to_owned(),
+        (VipState::Other(state), _) => state.as_str().to_owned(),
     };
     let mut line = state;
     if vip.since_unix_ms != UnixMs(0) {

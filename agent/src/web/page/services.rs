@@ -46,7 +46,7 @@ pub(super) fn service(html: &mut Html, service: &ServiceStatus, status: &Status,
         }
     }
     match service.source {
-        ServiceSource::Default => {}
+        ServiceSource::Default | ServiceSource::Other(_) => {}
         ServiceSource::File => _ = html.raw(", described by this node's file"),
         ServiceSource::Cluster => _ = html.raw(", described by the cluster's settings"),
         ServiceSource::FileOverCluster => {
@@ -137,6 +137,7 @@ pub(super) fn vips(html: &mut Html, vips: &[VipStatus], now: UnixMs) {
         let tone = match vip.state {
             VipState::OwnedHere | VipState::Owned => Tone::Good,
             VipState::Unowned | VipState::Unavailable => Tone::Bad,
+            VipState::Other(_) => Tone::Doubt,
         };
         html.row(&vip.address.to_string()).cell("state").state(tone, vip.state.word());
         html.raw(" <span class=\"q\">").text(&vip.reason).raw("</span></td>");
