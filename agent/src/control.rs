@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use proto::control::{MAX_FRAME, Request, Response};
-use proto::exchange::{decode, encode};
+use proto::exchange::{Received, decode, encode};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -104,7 +104,13 @@ async fn exchange(stream: UnixStream, request: &Request) -> Result<Response, Str
     let mut frames = Framed::new(stream, codec(MAX_FRAME));
     frames.send(Bytes::from(encode(request))).await.map_err(|error| error.to_string())?;
     match frames.next().await {
-        Some(Ok(frame)) => decode(&frame),
+        Some(Ok(frame)) => match decode(&frame)? {
+            Received::Known(response) => Ok(response),
+            Received::Unknown(kind) => Err(format!(
+                "it answered with {kind}, which this command of version {} does not know",
+                env!("CARGO_PKG_VERSION")
+            )),
+        },
         Some(Err(error)) => Err(error.to_string()),
         None => Err("it closed the connection".to_owned()),
     }
@@ -248,12 +254,13 @@ where
 {
     let mut frames = Framed::new(stream, codec(MAX_REQUEST));
     let response = match timeout(PATIENCE, frames.next()).await {
-        Ok(Some(Ok(frame))) => match decode::<Request>(&frame) {
-            Ok(request) => handler(request).await,
-            Err(error) => {
-                tracing::debug!("a request on the control socket is not understood: {error}");
+        Ok(Some(Ok(frame))) => match decode::<Received<Request>>(&frame) {
+            Ok(Received::Known(request)) => handler(request).await,
+            Ok(Received::Unknown(kind)) => {
+                tracing::debug!("a request on the control socket is of the unknown kind {kind}");
                 Response::Unsupported { version: env!("CARGO_PKG_VERSION").to_owned() }
             }
+            Err(error) => Response::Failed(format!("the request is not understood: {error}")),
         },
         // Gone, silent, or no frame: nobody there to tell.
         Ok(Some(Err(_)) | None) | Err(_) => return,

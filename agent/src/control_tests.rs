@@ -101,12 +101,19 @@ async fn garbage_is_answered_or_dropped_and_the_next_one_is_served() {
     serve(bind(dir.path()).unwrap(), echo, &life);
     let socket = dir.path().join(SOCKET);
 
-    // A frame that is no request gets a sentence.
-    let mut stream = UnixStream::connect(&socket).await.unwrap();
-    stream.write_all(&[0, 0, 0, 3, 0xc1, 0xff, 0x00]).await.unwrap();
-    let mut reply = Vec::new();
-    stream.read_to_end(&mut reply).await.unwrap();
-    assert!(String::from_utf8_lossy(&reply).contains("Unsupported"));
+    // A frame that is no request gets a sentence, one of a later version both versions.
+    for (frame, said) in [
+        (vec![0xc1, 0xff, 0x00], "not understood"),
+        (encode(&"Thaw"), "Unsupported"),
+        (encode(&std::collections::BTreeMap::from([("Thaw", 7)])), "Unsupported"),
+        (encode(&std::collections::BTreeMap::from([("Remove", 7)])), "not understood"),
+    ] {
+        let mut stream = UnixStream::connect(&socket).await.unwrap();
+        stream.write_all(&[&[0, 0, 0, frame.len() as u8], &frame[..]].concat()).await.unwrap();
+        let mut reply = Vec::new();
+        stream.read_to_end(&mut reply).await.unwrap();
+        assert!(String::from_utf8_lossy(&reply).contains(said), "{}", String::from_utf8_lossy(&reply));
+    }
 
     // A length that nobody means, and half a frame: closed.
     for bytes in [&[0xff_u8; 64][..], &[0, 0, 0, 9, 1], &[]] {

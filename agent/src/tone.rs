@@ -25,7 +25,7 @@ impl From<State> for Tone {
     fn from(state: State) -> Tone {
         match state {
             State::Ready => Tone::Good,
-            State::Alive | State::Draining | State::Unknown | State::Suspect => Tone::Doubt,
+            State::Alive | State::Draining | State::Unknown | State::Suspect | State::Other(_) => Tone::Doubt,
             State::NotReady | State::Down => Tone::Bad,
         }
     }

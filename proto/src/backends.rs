@@ -17,11 +17,11 @@ use crate::record::Offer;
 use crate::service::{Balance, ServiceName};
 use crate::time::{Moment, UnixMs};
 use crate::view::View;
+use crate::word::{OtherWord, open_words};
 
 /// What a backend is, seen from this node. The order is the order in which they are tried: when nothing
 /// better is left, even what is down is tried once (k3s#10240).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
     /// It says that it is ready and can be reached.
     Ready,
@@ -37,32 +37,24 @@ pub enum State {
     NotReady,
     /// It does not answer.
     Down,
+    /// What the agent of a later version says; only in a status.
+    Other(OtherWord),
 }
 
-impl State {
-    /// All of them, best first.
-    pub const ALL: [State; 7] = [
-        State::Ready,
-        State::Alive,
-        State::Draining,
-        State::Unknown,
-        State::Suspect,
-        State::NotReady,
-        State::Down,
-    ];
+// Best first.
+open_words!(State:
+    Ready = "ready",
+    Alive = "alive",
+    Draining = "draining",
+    Unknown = "unknown",
+    Suspect = "suspect",
+    NotReady = "not-ready",
+    Down = "down",
+);
 
-    /// The word that status uses.
-    pub fn word(self) -> &'static str {
-        match self {
-            State::Ready => "ready",
-            State::Alive => "alive",
-            State::Draining => "draining",
-            State::Unknown => "unknown",
-            State::Suspect => "suspect",
-            State::NotReady => "not-ready",
-            State::Down => "down",
-        }
-    }
+impl State {
+    /// All that this version knows, best first.
+    pub const ALL: &[State] = State::KNOWN;
 
     /// Whether new connections should go there without a second thought.
     pub fn is_good(self) -> bool {

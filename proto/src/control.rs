@@ -22,7 +22,7 @@ use crate::service::{Balance, ServiceName};
 use crate::settings::Change;
 use crate::time::UnixMs;
 use crate::view;
-use crate::word::{OtherWord, open_words};
+use crate::word::{Open, OtherWord, open_words};
 
 /// Largest frame: the status of the largest cluster.
 pub const MAX_FRAME: usize = 16 * 1024 * 1024;
@@ -250,7 +250,7 @@ pub struct NodeStatus {
     /// Interface that carries the mesh.
     pub interface: String,
     /// Its role, as the cluster document has it.
-    pub role: Role,
+    pub role: Open<Role>,
     /// Version of its agent.
     pub version: String,
     /// When its agent started.
@@ -376,7 +376,7 @@ pub struct ServiceStatus {
     /// Where it is described.
     pub source: ServiceSource,
     /// How connections are spread.
-    pub balance: Balance,
+    pub balance: Open<Balance>,
     /// Who could serve.
     pub backends: Vec<BackendStatus>,
     /// Connections open now.
@@ -576,7 +576,7 @@ pub struct MemberStatus {
     /// Where it is reached; empty when unknown.
     pub address: String,
     /// Its role, as the cluster document has it.
-    pub role: Role,
+    pub role: Open<Role>,
     /// How it is.
     pub state: MemberState,
     /// Version of its agent; empty when unknown.

@@ -17,6 +17,8 @@ proptest! {
 fn requests() -> Vec<(&'static str, Request)> {
     let node = || "m2".to_owned();
     let settings = vec![("vip".to_owned(), Some("10.0.0.9".to_owned())), ("balance".to_owned(), None)];
+    let after = BTreeMap::from([(node(), 7)]);
+    let ask = Ask { since: UnixMs(5), after, most: 100, cluster: true };
     vec![
         ("status", Request::Status),
         ("invite", Request::Invite { seconds: 3_600, uses: Some(8), role: Role::Worker }),
@@ -32,8 +34,144 @@ fn requests() -> Vec<(&'static str, Request)> {
         ("held", Request::Held { node: Some(node()) }),
         ("settings", Request::Settings),
         ("change", Request::Change(settings)),
+        ("events", Request::Events(ask)),
         ("doctor", Request::Doctor(vec![node()])),
     ]
+}
+
+fn key(byte: u8) -> crate::node::PublicKey {
+    crate::node::PublicKey([byte; 32])
+}
+
+fn backend() -> BackendStatus {
+    BackendStatus {
+        node: Name::nearest("m2"),
+        address: "10.0.0.2:6443".to_owned(),
+        state: State::NotReady,
+        cause: Some(Cause::TimedOut),
+        reason: Reason::new("no answer"),
+        since_unix_ms: UnixMs(3),
+        rtt_ms: Some(0.5),
+        connections: 1,
+        total: 2,
+        weight: 100,
+        check_ms: Some(7),
+        counted: BackendCounts::default(),
+    }
+}
+
+fn service() -> ServiceStatus {
+    ServiceStatus {
+        name: "kube-api".parse().unwrap(),
+        listen: vec![ListenerStatus::new("127.0.0.1:6443".parse().unwrap(), None)],
+        source: ServiceSource::File,
+        balance: Balance::Nearest.into(),
+        backends: vec![backend()],
+        connections: 1,
+        maxconn: 1_000,
+        refused: 0,
+        counted: ServiceCounts::default(),
+    }
+}
+
+fn member() -> MemberStatus {
+    MemberStatus {
+        id: key(2).id(),
+        name: Name::nearest("m2"),
+        address: "10.0.0.2:6444".to_owned(),
+        role: Role::Worker.into(),
+        state: MemberState::Suspect,
+        version: "0.1.0".to_owned(),
+        since_unix_ms: UnixMs(3),
+        rtt_ms: None,
+        loss_permille: Some(9),
+        document: "ab".to_owned(),
+        sees: vec![SeenStatus { node: Name::nearest("m1"), heard: true, rtt_ms: None, loss_permille: 0 }],
+    }
+}
+
+fn vip() -> VipStatus {
+    let candidate =
+        VipCandidate { node: Name::nearest("m1"), rank: 1, eligible: true, reason: String::new() };
+    VipStatus {
+        address: [10, 0, 0, 9].into(),
+        state: VipState::Owned,
+        owner: Some(Name::nearest("m1")),
+        epoch: 4,
+        interface: Some("eth0".to_owned()),
+        since_unix_ms: UnixMs(3),
+        reason: String::new(),
+        candidates: vec![candidate],
+        gains: VipGains::default(),
+    }
+}
+
+/// A status with one of everything.
+fn status() -> Status {
+    use crate::problem::ProblemCode;
+    let checks = CheckCounts {
+        service: "kube-api".parse().unwrap(),
+        good: 1,
+        alive: 2,
+        not_ready: 3,
+        refused: 4,
+        silent: 5,
+        took: Histogram::default(),
+    };
+    Status {
+        schema: 1,
+        cluster: ClusterStatus {
+            id: "c1".to_owned(),
+            name: "home".to_owned(),
+            members: 2,
+            document: "ab".to_owned(),
+            key_epoch: 1,
+            open_until_unix_ms: None,
+        },
+        node: NodeStatus {
+            id: key(1).id(),
+            name: Name::nearest("m1"),
+            address: Some("10.0.0.1".to_owned()),
+            interface: "eth0".to_owned(),
+            role: Role::Master.into(),
+            version: "0.1.0".to_owned(),
+            started_unix_ms: UnixMs(1),
+            removed: false,
+            descriptors: 1_024,
+            link: LinkStatus::default(),
+            loop_lag: Histogram::default(),
+            checks: vec![checks],
+            events: BTreeMap::from([("member".to_owned(), 3)]),
+        },
+        services: vec![service()],
+        members: vec![member()],
+        vips: vec![vip()],
+        problems: vec![Problem::new(ProblemCode::StateFile, "peers is kept").about("peers").fix("move it")],
+        taken_unix_ms: UnixMs(9),
+    }
+}
+
+fn examined() -> Examined {
+    use crate::doctor::{Checked, Finding, Severity};
+    let text = |text: &str| text.to_owned();
+    Examined {
+        checked: vec![Checked { area: text("ports"), text: text("both ways") }],
+        findings: vec![Finding {
+            code: text("udp-blocked"),
+            severity: Severity::Error,
+            area: text("ports"),
+            node: text("m2"),
+            what: text("no answer"),
+            why: text("no gossip"),
+            mend: vec![text("open it")],
+        }],
+    }
+}
+
+fn event() -> Event {
+    use crate::event::{Kind, Level};
+    let event = Event::new(Kind::Member, UnixMs(5), "m2", "down").since("up", UnixMs(2));
+    Event { seq: 7, node: "m1".to_owned(), ..event.because(Cause::TimedOut).level(Level::Error) }
 }
 
 fn responses() -> Vec<(&'static str, Response)> {
@@ -48,12 +186,17 @@ fn responses() -> Vec<(&'static str, Response)> {
         clock: 4,
         remark: String::new(),
     };
+    let change = Change { key: "vip".to_owned(), old: None, new: Some("10.0.0.9".to_owned()) };
     vec![
         ("invite", Response::Invite { line: "agent join agent1x".to_owned(), expires: UnixMs(1) }),
         ("waiting", Response::Waiting(Vec::new())),
         ("held", Response::Held(held)),
         ("settings", Response::Settings(vec![setting])),
         ("events", Response::Events { events: Vec::new(), silent: vec!["m2".to_owned()] }),
+        ("events-one", Response::Events { events: vec![event()], silent: Vec::new() }),
+        ("status", Response::Status(Box::new(status()))),
+        ("doctor", Response::Doctor(Box::new(examined()))),
+        ("changed", Response::Changed(vec![change], "two nodes know".to_owned())),
         ("done", Response::Done("done".to_owned())),
         ("failed", Response::Failed("not done".to_owned())),
         ("unsupported", Response::Unsupported { version: "0.1.0".to_owned() }),
@@ -84,10 +227,74 @@ fn a_state_of_a_later_version_is_shown_as_it_came() {
         let state: VipState = decode(&encode(&word)).unwrap();
         assert_eq!((state.word(), encode(&state)), (word, encode(&word)));
     }
+    for word in State::ALL.iter().map(State::word).chain(["thawing"]) {
+        let state: State = decode(&encode(&word)).unwrap();
+        assert_eq!((state.word(), encode(&state)), (word, encode(&word)));
+    }
+    for word in ["master", "worker", "witness"] {
+        let role: Open<Role> = decode(&encode(&word)).unwrap();
+        assert_eq!((role.to_string().as_str(), encode(&role)), (word, encode(&word)));
+    }
     for word in ["default", "file", "cluster", "file-over-cluster", "kubernetes"] {
         let source: ServiceSource = decode(&encode(&word)).unwrap();
         assert_eq!((source.word(), encode(&source)), (word, encode(&word)));
     }
+}
+
+/// Gives every field of one of these names a word that no version has, and every map one field more.
+fn of_next_year(value: &mut serde_json::Value) {
+    const WORDS: [&str; 9] =
+        ["state", "role", "balance", "source", "cause", "code", "kind", "level", "severity"];
+    match value {
+        serde_json::Value::Object(fields) => {
+            for (name, field) in fields.iter_mut() {
+                match WORDS.contains(&name.as_str()) && field.is_string() {
+                    true => *field = "of-next-year".into(),
+                    false => of_next_year(field),
+                }
+            }
+            // Maps that are keyed by names of nodes or kinds hold numbers only.
+            fields.insert("of_next_year".to_owned(), 7.into());
+        }
+        serde_json::Value::Array(items) => items.iter_mut().for_each(of_next_year),
+        _ => {}
+    }
+}
+
+#[test]
+fn words_and_fields_of_a_later_version_leave_every_answer_readable() {
+    use crate::exchange::Received;
+    let mut kinds = Vec::new();
+    for (name, response) in responses() {
+        let mut later = serde_json::to_value(&response).unwrap();
+        let serde_json::Value::Object(kind) = &mut later else { panic!("{name}") };
+        kind.values_mut().for_each(of_next_year);
+        // As JSON: MessagePack has addresses as bytes, which a value can't tell.
+        let Ok(Received::Known(read)) = serde_json::from_value(later) else { panic!("{name}") };
+        let shown = serde_json::to_string(&read).unwrap();
+        match read {
+            Response::Status(status) => {
+                assert_eq!(status.node.role.to_string(), "of-next-year");
+                assert_eq!(status.services[0].balance.to_string(), "of-next-year");
+                assert_eq!(status.services[0].backends[0].state.word(), "of-next-year");
+                assert!(!status.services[0].backends[0].state.is_good());
+                assert_eq!(status.members[0].state.word(), "of-next-year");
+                assert_eq!(status.members[0].role.to_string(), "of-next-year");
+                assert_eq!(status.vips[0].state.word(), "of-next-year");
+                kinds.push(name);
+            }
+            Response::Doctor(examined) => {
+                assert_eq!(examined.findings[0].severity, crate::doctor::Severity::Warning);
+                kinds.push(name);
+            }
+            Response::Events { events, .. } if !events.is_empty() => {
+                assert_eq!(events[0].level, crate::event::Level::Warning);
+                kinds.push(name);
+            }
+            _ => assert!(!shown.is_empty()),
+        }
+    }
+    assert_eq!(kinds, ["events-one", "status", "doctor"]);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::cause::Cause;
 use crate::time::{UnixMs, human};
+use crate::word;
 
 /// Most events that a [`Ring`] keeps: a bad day of a large cluster, in a few hundred kilobytes.
 pub const KEPT: usize = 1024;
@@ -168,6 +169,10 @@ impl Level {
     }
 }
 
+fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Level, D::Error> {
+    word::or(deserializer, Level::Warning)
+}
+
 /// One change of state, as one node saw it. Node and number together name it in the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
@@ -179,7 +184,8 @@ pub struct Event {
     pub node: String,
     /// What it tells of.
     pub kind: Kind,
-    /// How much it asks for attention.
+    /// How much it asks for attention; what a later version says instead is worth a look.
+    #[serde(deserialize_with = "level")]
     pub level: Level,
     /// Whom or what it concerns; [`Kind::subject`] says what that is.
     pub subject: String,

@@ -230,7 +230,7 @@ pub enum ToJoining {
     /// Admitted.
     Welcome(Box<Welcome>),
     /// Not admitted.
-    Refused(Refusal),
+    Refused(#[serde(deserialize_with = "refusal")] Refusal),
     /// What came of dialling back; none: reached.
     Reached {
         /// By TCP.
@@ -238,6 +238,14 @@ pub enum ToJoining {
         /// By UDP.
         udp: Option<Fault>,
     },
+}
+
+/// A refusal of a later version is one all the same.
+fn refusal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Refusal, D::Error> {
+    Ok(match Received::deserialize(deserializer)? {
+        Received::Known(refusal) => refusal,
+        Received::Unknown(kind) => Refusal::NotAdmitted(format!("{kind}, which this version does not know")),
+    })
 }
 
 /// What an admitted node gets.

@@ -22,8 +22,6 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use crate::cause::{Cause, Detail, Reason};
 use crate::time::{Moment, UnixMs};
 
@@ -32,8 +30,7 @@ use crate::time::{Moment, UnixMs};
 pub const FORGET_AFTER: Duration = Duration::from_secs(60);
 
 /// What a node says of its own instance of a service. The order is from best to worst.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Readiness {
     /// It serves.
     Ready,

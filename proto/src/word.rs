@@ -3,6 +3,10 @@
 
 use std::fmt;
 
+use serde::de::value::{Error as WordError, StrDeserializer};
+use serde::de::{DeserializeOwned, IntoDeserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 /// Longest word that is kept whole, in bytes of ASCII.
 const MAX: usize = 23;
 
@@ -37,6 +41,67 @@ impl fmt::Debug for OtherWord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self.as_str(), f)
     }
+}
+
+/// A value that is written as a word, or the word of a later version that stands in its place: for messages
+/// that only show what decides elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Open<T> {
+    /// A value that this version knows.
+    Known(T),
+    /// What a later version says.
+    Other(OtherWord),
+}
+
+impl<T> From<T> for Open<T> {
+    fn from(value: T) -> Open<T> {
+        Open::Known(value)
+    }
+}
+
+impl<T: PartialEq> PartialEq<T> for Open<T> {
+    fn eq(&self, other: &T) -> bool {
+        matches!(self, Open::Known(value) if value == other)
+    }
+}
+
+impl<T: fmt::Display> fmt::Display for Open<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Open::Known(value) => value.fmt(f),
+            Open::Other(word) => f.pad(word.as_str()),
+        }
+    }
+}
+
+impl<T: Serialize> Serialize for Open<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Open::Known(value) => value.serialize(serializer),
+            Open::Other(word) => serializer.serialize_str(word.as_str()),
+        }
+    }
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Open<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Open<T>, D::Error> {
+        let word = String::deserialize(deserializer)?;
+        let known: StrDeserializer<'_, WordError> = word.as_str().into_deserializer();
+        Ok(T::deserialize(known).map_or_else(|_| Open::Other(OtherWord::new(&word)), Open::Known))
+    }
+}
+
+/// Reads a word that decides how something is shown; one of a later version is `unknown`, so that it is not
+/// lost with everything around it.
+pub(crate) fn or<'de, T, D>(deserializer: D, unknown: T) -> Result<T, D::Error>
+where
+    T: DeserializeOwned,
+    D: Deserializer<'de>,
+{
+    Ok(match Open::deserialize(deserializer)? {
+        Open::Known(value) => value,
+        Open::Other(_) => unknown,
+    })
 }
 
 /// Gives an enum with a variant `Other(OtherWord)` its words, and serde by them.
@@ -82,6 +147,26 @@ pub(crate) use open_words;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_known_word_is_its_value_and_another_is_kept() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        enum Role {
+            Master,
+            Worker,
+        }
+        impl fmt::Display for Role {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(if *self == Role::Master { "master" } else { "worker" })
+            }
+        }
+        let open: Vec<Open<Role>> = serde_json::from_str(r#"["master","witness"]"#).unwrap();
+        assert!(open[0] == Role::Master && open[1] != Role::Worker);
+        assert_eq!(format!("{} {:>8}", open[0], open[1]), "master  witness");
+        assert_eq!(serde_json::to_string(&open).unwrap(), r#"["master","witness"]"#);
+        assert!(serde_json::from_str::<Open<Role>>("7").is_err());
+    }
 
     #[test]
     fn a_word_is_kept_as_far_as_it_can_be_shown() {

@@ -63,7 +63,7 @@ pub(super) fn of(running: &Running) -> Status {
             name: running.node.name.clone(),
             address: address.map(|ip| ip.to_string()),
             interface: running.node.interface.clone(),
-            role: role(&own),
+            role: role(&own).into(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_unix_ms: running.started,
             removed: document.member(&own).is_none(),
@@ -127,7 +127,7 @@ fn service_status(
         name: service.name.clone(),
         listen: listen.collect(),
         source,
-        balance: service.balance,
+        balance: service.balance.into(),
         backends: backends
             .iter()
             .map(|backend| {
@@ -203,7 +203,7 @@ fn member_status(
         id,
         name: admitted.name.clone(),
         address: address.unwrap_or_default(),
-        role,
+        role: role.into(),
         state,
         version: member.map_or(String::new(), |member| member.word.version.clone()),
         since_unix_ms: member.map_or(running.started, |member| member.since),

@@ -181,7 +181,7 @@ impl Board {
         for Seen { node, state: now_is, reason, .. } in &after {
             let was = state(&before, node);
             if was != Some(*now_is) {
-                let was = was.map_or("nothing", State::word);
+                let was = was.as_ref().map_or("nothing", State::word);
                 self.say(now, format!("{who} sees {node}: {was} -> {}, {reason}", now_is.word()));
             }
         }

@@ -118,7 +118,7 @@ impl Seen {
                 .level(match backend.state {
                     State::Ready | State::Alive | State::Draining | State::Unknown => Level::Info,
                     State::Suspect if was_good => Level::Warning,
-                    State::Suspect => Level::Info,
+                    State::Suspect | State::Other(_) => Level::Info,
                     State::NotReady | State::Down => Level::Error,
                 });
             let told = match backend.cause {

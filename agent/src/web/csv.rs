@@ -93,7 +93,7 @@ fn server(
     let (word, check) = match (one.state, one.check_code()) {
         (State::Ready | State::Alive, Some(_)) => ("UP", "L7OK"),
         (State::Ready | State::Alive | State::Unknown, None) => ("UP", "L4OK"),
-        (State::Unknown, Some(_)) => ("UP", "UNK"),
+        (State::Unknown, Some(_)) | (State::Other(_), _) => ("UP", "UNK"),
         (State::Draining, _) => ("DRAIN", "L4OK"),
         (State::NotReady, _) => ("NOLB", failed_check(one.cause).unwrap_or("L7STS")),
         (State::Suspect | State::Down, _) => ("DOWN", failed_check(one.cause).unwrap_or("L4TOUT")),
@@ -176,10 +176,12 @@ fn backend(text: &mut String, status: &Status, service: &ServiceStatus, number: 
 /// haproxy's word for how connections are spread.
 fn balance(service: &ServiceStatus) -> &'static str {
     use proto::service::Balance;
+    use proto::word::Open;
     match service.balance {
-        Balance::LeastConnections => "leastconn",
-        Balance::RoundRobin => "roundrobin",
-        Balance::First => "first",
-        Balance::Nearest => "nearest",
+        Open::Known(Balance::LeastConnections) => "leastconn",
+        Open::Known(Balance::RoundRobin) => "roundrobin",
+        Open::Known(Balance::First) => "first",
+        Open::Known(Balance::Nearest) => "nearest",
+        Open::Other(_) => "unknown",
     }
 }

@@ -10,10 +10,11 @@ pub mod kube;
 pub mod mesh;
 pub mod x509;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::cause::Fault;
 use crate::time::UnixMs;
+use crate::word;
 
 /// How bad something is; the worst decides the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -41,12 +42,17 @@ impl Severity {
     }
 }
 
+fn severity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Severity, D::Error> {
+    word::or(deserializer, Severity::Warning)
+}
+
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// Its name for scripts, as `udp-blocked`; never changes.
     pub code: String,
-    /// How bad it is.
+    /// How bad it is; what a later version says instead is a warning.
+    #[serde(deserialize_with = "severity")]
     pub severity: Severity,
     /// What it is about, as [`Checked::area`].
     pub area: String,

@@ -109,7 +109,7 @@ fn sum(service: &ServiceStatus, of: impl Fn(&BackendStatus) -> u64) -> f64 {
 /// haproxy's word for a state.
 fn word(state: State) -> &'static str {
     match state {
-        State::Ready | State::Alive | State::Unknown => "UP",
+        State::Ready | State::Alive | State::Unknown | State::Other(_) => "UP",
         State::Draining => "DRAIN",
         State::NotReady => "NOLB",
         State::Suspect | State::Down => "DOWN",

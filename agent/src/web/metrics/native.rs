@@ -216,7 +216,7 @@ fn services(text: &mut Text, status: &Status) {
     }
     text.family("agent_backends", Gauge, "Backends of each service by state.");
     for one in &status.services {
-        for state in State::ALL {
+        for &state in State::ALL {
             let found = one.backends.iter().filter(|backend| backend.state == state).count();
             let labels = [("service", one.name.as_str()), ("state", state.word())];
             text.sample("agent_backends", &labels, found as f64);
@@ -235,7 +235,7 @@ fn backends(text: &mut Text, status: &Status) {
     text.table(BACKEND, &all);
     text.family("agent_backend_state", Gauge, "1 for the state that it is in, 0 for the others.");
     for (labels, backend) in &all {
-        for state in State::ALL {
+        for &state in State::ALL {
             let mut labels = labels.clone();
             labels.push(("state", state.word()));
             text.sample("agent_backend_state", &labels, flag(backend.state == state));
