@@ -238,6 +238,13 @@ pub enum ToJoining {
         /// By UDP.
         udp: Option<Fault>,
     },
+    /// What was asked can't be done.
+    Failed {
+        /// Why, for the program.
+        code: FailCode,
+        /// Why, for people.
+        reason: String,
+    },
 }
 
 /// A refusal of a later version is one all the same.
@@ -390,6 +397,10 @@ pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
 pub fn decode<T: DeserializeOwned>(frame: &[u8]) -> Result<T, String> {
     rmp_serde::from_slice(frame).map_err(|error| error.to_string())
 }
+
+#[cfg(test)]
+#[path = "exchange_tests.rs"]
+mod golden;
 
 #[cfg(test)]
 mod tests {

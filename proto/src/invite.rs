@@ -559,6 +559,15 @@ mod tests {
     }
 
     #[test]
+    fn golden_line() {
+        // Invites outlive the agent that made them, and other versions read them.
+        assert_eq!(
+            invite().to_string(),
+            "agent1beeqscijbeeqscijbeeqscijbeaqeayeaucqkbifaucqkbifaucqkbifaucauaaaaeo54bx5aaaaaaaaaaaaaaaaaaaaaaabdxpkvplfja"
+        );
+    }
+
+    #[test]
     fn codes_survive_how_people_type_them() {
         let code = code_of(&SESSION);
         assert_eq!(code.len(), 9);

@@ -290,6 +290,8 @@ fn a_worker_changes_nothing_and_says_where_to_go() -> Result<()> {
             &["approve", "0000-0000"],
             &["promote", "n2"],
             &["demote", "n0"],
+            &["weight", "n0", "50"],
+            &["vip", "move", "10.91.0.240", "n0"],
         ] {
             let said = worker.cli(command)?.fails_with(69)?;
             ensure!(said.contains("this node is a worker; run it on a master: "), "{command:?}: {said}");
@@ -301,6 +303,8 @@ fn a_worker_changes_nothing_and_says_where_to_go() -> Result<()> {
             ensure!(format!("{problems:?}").contains("agent promote n2"), "{problems:?}");
             Ok(())
         })?;
+        let found = first.cli(&["doctor", "--json"])?;
+        ensure!(found.out.contains("agent promote n2"), "{found}");
         let said = first.cli(&["demote", "n1"])?.ok()?;
         ensure!(said.contains("n1 is a worker now"), "{said}");
         let said = first.cli(&["demote", "n0"])?.fails_with(69)?;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use proto::cause::{Cause, Fault, TlsFault};
-use proto::exchange::{FromMember, MAX_FRAME, ToMember};
+use proto::exchange::{FromMember, MAX_FRAME, Received, ToMember};
 use proto::node::{NodeId, PublicKey};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -93,6 +93,9 @@ pub(crate) enum CallError {
     /// The request was taken, and what came of it is not known.
     #[error("{0}")]
     Answer(#[source] io::Error),
+    /// It was answered with a kind of message of a later version: the caller does without.
+    #[error("it answered \"{0}\", which this agent does not know: upgrade this node")]
+    UnknownAnswer(String),
 }
 
 impl CallError {
@@ -102,7 +105,7 @@ impl CallError {
             CallError::Connect(error) | CallError::Send(error) | CallError::Answer(error) => {
                 error.kind() == io::ErrorKind::TimedOut
             }
-            CallError::NotMember | CallError::Setup(_) => false,
+            CallError::NotMember | CallError::Setup(_) | CallError::UnknownAnswer(_) => false,
         }
     }
 }
@@ -126,7 +129,10 @@ impl Link {
         self.book.proven(key.id(), at);
         let mut stream = frames::answers(stream, key.id(), &self.answers);
         frames::send(&mut stream, request).await.map_err(CallError::Send)?;
-        frames::receive(&mut stream, ANSWER).await.map_err(CallError::Answer)
+        match frames::receive(&mut stream, ANSWER).await.map_err(CallError::Answer)? {
+            Received::Known(answer) => Ok(answer),
+            Received::Unknown(kind) => Err(CallError::UnknownAnswer(kind)),
+        }
     }
 
     /// Whether this node can be reached at these addresses, by TCP and by UDP. Each answer is none when it

@@ -489,3 +489,74 @@ async fn a_later_build_offers_its_own_protocol_and_speaks_this_one() {
         assert_eq!(got, spoken, "{offered:?}");
     }
 }
+
+#[tokio::test]
+async fn versions_are_negotiated_with_nodes_that_join_in_the_same_way() {
+    use rustls::pki_types::ServerName;
+    let (one, two, three): (&[u8], &[u8], &[u8]) = (b"agent-join/1", b"agent-join/2", b"agent-join/3");
+    let list = |all: &[&[u8]]| all.iter().map(|one| one.to_vec()).collect::<Vec<_>>();
+    // By the port itself.
+    let b = end(2, &trust_of(&[1, 2], &[1]));
+    for (offered, spoken) in [(&[two, one][..], Some(one)), (&[two], None)] {
+        let mut config = identity(9).joining_client(None).unwrap();
+        config.alpn_protocols = list(offered);
+        let stream = dial::connect(&[b.at], config).await.map(|(stream, _)| stream);
+        let got = stream.as_ref().ok().and_then(|stream| stream.get_ref().1.alpn_protocol());
+        assert_eq!(got, spoken, "{offered:?}");
+    }
+    // By builds that speak several: the highest that both know.
+    for (client, server, spoken) in [
+        (&[three, two, one][..], &[two, one][..], Some(two)),
+        (&[one], &[two, one], Some(one)),
+        (&[three], &[two, one], None),
+    ] {
+        let mut ours = identity(9).joining_client(None).unwrap();
+        ours.alpn_protocols = list(client);
+        let mut theirs = identity(2).joining_server().unwrap();
+        theirs.alpn_protocols = list(server);
+        let (a, b) = tokio::io::duplex(64 * 1024);
+        let name = ServerName::from(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let accepts = tokio_rustls::TlsAcceptor::from(Arc::new(theirs)).accept(b);
+        let (connected, _accepted) =
+            tokio::join!(tokio_rustls::TlsConnector::from(Arc::new(ours)).connect(name, a), accepts);
+        let got = connected.as_ref().ok().and_then(|stream| stream.get_ref().1.alpn_protocol());
+        assert_eq!(got, spoken, "{client:?} {server:?}");
+    }
+}
+
+/// Answers one connection of a member with this message.
+async fn answer_once(listener: tokio::net::TcpListener, trust: &Trust, message: &impl serde::Serialize) {
+    let (_keep, trust) = watch::channel(Arc::new(trust.clone()));
+    let config = identity(2).member_server(trust).unwrap();
+    let (stream, _) = listener.accept().await.unwrap();
+    let stream = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await.unwrap();
+    let mut stream = frames::framed(stream, 1 << 20);
+    let _: FromMember = frames::receive(&mut stream, SOON).await.unwrap();
+    frames::send(&mut stream, message).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_of_a_later_version_is_told_from_a_broken_one() {
+    #[derive(serde::Serialize)]
+    enum Later {
+        Napping { minutes: u32 },
+        Held(String),
+    }
+    let trust = trust_of(&[1, 2], &[1]);
+    let a = end(1, &trust);
+    for later in [Later::Napping { minutes: 5 }, Later::Held("many".to_owned())] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = [listener.local_addr().unwrap()];
+        let (got, ()) = tokio::join!(
+            a.link.call_at(&at, identity(2).key, &FromMember::Waiting),
+            answer_once(listener, &trust, &later)
+        );
+        let error = got.unwrap_err();
+        match later {
+            Later::Napping { .. } => {
+                assert!(matches!(&error, CallError::UnknownAnswer(kind) if kind == "Napping"), "{error}");
+            }
+            Later::Held(_) => assert!(matches!(error, CallError::Answer(_)), "{error}"),
+        }
+    }
+}

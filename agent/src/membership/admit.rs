@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::exchange::{FromJoining, MAX_FRAME, ToJoining};
+use proto::exchange::{FailCode, FromJoining, MAX_FRAME, Received, ToJoining};
 use proto::invite::{APPROVAL_TTL, Refusal};
 use proto::node::Role;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -22,6 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Conversations with joining nodes at once, those that wait for approval aside: each costs a TLS connection
 /// and, at its end, a copy of the document. Whoever finds no place tries again by itself.
 const CONVERSATIONS: usize = 16;
+
+/// Messages of kinds that this version does not know that are answered in a row: a later version may ask for
+/// a few things and do without them, and nobody keeps a place by asking for more.
+const MOST_UNKNOWN: usize = 4;
 
 /// Gives every joining node a task of its own.
 pub(crate) fn serve(
@@ -68,7 +72,7 @@ async fn converse(
         return frames::send(&mut stream, &ToJoining::Busy).await;
     };
     let FromJoining::Join { name, proof, addresses, confirmed, cluster } =
-        frames::receive(&mut stream, PATIENCE).await?
+        next(&mut stream, PATIENCE).await?
     else {
         return Err(io::Error::other("it did not say what it wants"));
     };
@@ -103,11 +107,24 @@ async fn converse(
     stream.codec_mut().set_max_frame_length(MAX_FRAME);
     frames::send(&mut stream, &ToJoining::Welcome(welcome)).await?;
     drop(slot);
-    while let Ok(FromJoining::Listening) = frames::receive(&mut stream, PATIENCE).await {
+    while let Ok(FromJoining::Listening) = next(&mut stream, PATIENCE).await {
         let (tcp, udp) = link.dial_back(key, dial_back).await;
         frames::send(&mut stream, &ToJoining::Reached { tcp, udp }).await?;
     }
     Ok(())
+}
+
+/// The next message of a kind that is known; the node is told of others that they are not, and goes on.
+async fn next(stream: &mut Framed, within: Duration) -> io::Result<FromJoining> {
+    for _ in 0..MOST_UNKNOWN {
+        let kind = match frames::receive(stream, within).await? {
+            Received::Known(message) => return Ok(message),
+            Received::Unknown(kind) => kind,
+        };
+        let reason = format!("the member does not know the request \"{kind}\": it is older");
+        frames::send(stream, &ToJoining::Failed { code: FailCode::Unsupported, reason }).await?;
+    }
+    Err(io::Error::other("it says nothing that is known here"))
 }
 
 /// Asks the keeper.
@@ -133,13 +150,13 @@ async fn approved(
             Ok(Err(_)) | Err(_) => return Ok(Err(Refusal::TimedOut)),
         },
         // It has nothing to say while it waits: whatever comes means that it is gone.
-        gone = frames::receive::<FromJoining>(stream, APPROVAL_TTL) => {
+        gone = frames::receive::<Received<FromJoining>>(stream, APPROVAL_TTL) => {
             gone?;
             return Err(io::Error::other("it spoke out of turn"));
         }
     };
     frames::send(stream, &ToJoining::Approved { seconds: APPROVAL_TTL.as_secs() }).await?;
-    match frames::receive(stream, APPROVAL_TTL).await? {
+    match next(stream, APPROVAL_TTL).await? {
         FromJoining::Confirmed => Ok(Ok(role)),
         _ => Err(io::Error::other("it did not confirm the cluster")),
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use proto::cause::Fault;
 use proto::cluster::ClusterId;
-use proto::exchange::{FromJoining, MAX_FRAME, ToJoining, Welcome};
+use proto::exchange::{FromJoining, MAX_FRAME, Received, ToJoining, Welcome};
 use proto::invite::{Invite, Pin, Proof, Refusal, code_of, confirmation_of};
 use proto::node::{Name, PublicKey};
 
@@ -48,6 +48,12 @@ pub(crate) enum JoinError {
     /// What it gave is not sealed by a master of its cluster.
     #[error("what it gave can't be trusted: {0}; nothing was taken over")]
     NotSealed(proto::cluster::AdoptError),
+    /// The member can't do what was asked.
+    #[error("{0}")]
+    Failed(String),
+    /// The member answered with a kind of message of a later version.
+    #[error("the member answered \"{0}\", which this agent does not know: upgrade this node")]
+    UnknownAnswer(String),
     /// The conversation broke.
     #[error("the member ended the conversation{}; run agent join again", why(.0))]
     Broken(io::Error),
@@ -206,12 +212,16 @@ impl Reached {
         frames::send(&mut self.stream, &FromJoining::Listening).await.map_err(JoinError::Broken)?;
         match self.receive(ANSWER).await? {
             ToJoining::Reached { tcp, udp } => Ok((tcp, udp)),
+            ToJoining::Failed { reason, .. } => Err(JoinError::Failed(reason)),
             _ => Err(unexpected()),
         }
     }
 
     async fn receive(&mut self, within: Duration) -> Result<ToJoining, JoinError> {
-        frames::receive(&mut self.stream, within).await.map_err(JoinError::Broken)
+        match frames::receive(&mut self.stream, within).await.map_err(JoinError::Broken)? {
+            Received::Known(answer) => Ok(answer),
+            Received::Unknown(kind) => Err(JoinError::UnknownAnswer(kind)),
+        }
     }
 }
 
@@ -221,6 +231,7 @@ fn welcome(answer: ToJoining) -> Result<Box<Welcome>, JoinError> {
         ToJoining::Refused(refusal) => Err(refusal.into()),
         ToJoining::Redirect(masters) => Err(JoinError::Redirected(masters)),
         ToJoining::Busy => Err(JoinError::Busy),
+        ToJoining::Failed { reason, .. } => Err(JoinError::Failed(reason)),
         ToJoining::Wait { .. } | ToJoining::Approved { .. } | ToJoining::Reached { .. } => Err(unexpected()),
     }
 }
