@@ -416,6 +416,13 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_of_a_later_version_is_a_refusal() {
+        let later = BTreeMap::from([("Refused", BTreeMap::from([("Frozen", 7)]))]);
+        let ToJoining::Refused(refusal) = decode(&encode(&later)).unwrap() else { panic!("no refusal") };
+        assert!(refusal.to_string().contains("Frozen, which this version does not know"), "{refusal}");
+    }
+
+    #[test]
     fn what_a_later_version_asks_is_told_from_what_is_broken() {
         #[derive(Serialize)]
         enum Later {
