@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use proto::control::{MAX_FRAME, Request, Response};
-use proto::exchange::{Received, decode, encode};
+use proto::exchange::{BadFrame, Received, decode, encode};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -71,8 +71,26 @@ pub(crate) enum CallError {
     #[error("the agent's answer could not be read: {why}; see: journalctl -u agent")]
     Broken {
         /// What happened.
-        why: String,
+        #[from]
+        why: BrokenCall,
     },
+}
+
+/// What happened to a call that has broken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BrokenCall {
+    /// The socket.
+    #[error(transparent)]
+    Socket(#[from] io::Error),
+    /// What came is no frame of ours.
+    #[error(transparent)]
+    Frame(#[from] BadFrame),
+    /// The agent is newer, or older.
+    #[error("it answered with {kind}, which this command of version {} does not know", env!("CARGO_PKG_VERSION"))]
+    Unknown { kind: String },
+    /// It ended before there was an answer.
+    #[error("it closed the connection")]
+    Closed,
 }
 
 fn codec(max_frame: usize) -> LengthDelimitedCodec {
@@ -90,29 +108,26 @@ pub(crate) async fn call(runtime_dir: &Path, request: &Request) -> Result<Respon
                     CallError::NotRunning { socket }
                 }
                 io::ErrorKind::PermissionDenied => CallError::NotAllowed { socket },
-                _ => CallError::Broken { why: error.to_string() },
+                _ => BrokenCall::Socket(error).into(),
             });
         }
     };
     match timeout(ANSWER, exchange(stream, request)).await {
-        Ok(answer) => answer.map_err(|why| CallError::Broken { why }),
+        Ok(answer) => Ok(answer?),
         Err(_) => Err(CallError::TimedOut { waited: ANSWER }),
     }
 }
 
-async fn exchange(stream: UnixStream, request: &Request) -> Result<Response, String> {
+async fn exchange(stream: UnixStream, request: &Request) -> Result<Response, BrokenCall> {
     let mut frames = Framed::new(stream, codec(MAX_FRAME));
-    frames.send(Bytes::from(encode(request))).await.map_err(|error| error.to_string())?;
+    frames.send(Bytes::from(encode(request))).await?;
     match frames.next().await {
         Some(Ok(frame)) => match decode(&frame)? {
             Received::Known(response) => Ok(response),
-            Received::Unknown(kind) => Err(format!(
-                "it answered with {kind}, which this command of version {} does not know",
-                env!("CARGO_PKG_VERSION")
-            )),
+            Received::Unknown(kind) => Err(BrokenCall::Unknown { kind: kind.to_string() }),
         },
-        Some(Err(error)) => Err(error.to_string()),
-        None => Err("it closed the connection".to_owned()),
+        Some(Err(error)) => Err(error.into()),
+        None => Err(BrokenCall::Closed),
     }
 }
 

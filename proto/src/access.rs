@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use crate::time::UnixMs;
 
-/// What ended a connection: the first of haproxy's two letters.
+/// What ended a connection: the first of the two letters of haproxy's termination state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Cause {
+pub enum Termination {
     /// Both sides closed.
     #[default]
     Normal,
@@ -57,7 +57,7 @@ pub struct Access<'a> {
     /// Bytes from the backend to the client.
     pub bytes: u64,
     /// What ended it.
-    pub cause: Cause,
+    pub cause: Termination,
     /// When.
     pub phase: Phase,
     /// Connections of this agent, of the service's listener, to all backends of the service, and to this
@@ -88,7 +88,7 @@ impl fmt::Display for Access<'_> {
 impl Access<'_> {
     /// The two letters.
     fn code(&self) -> &'static str {
-        use Cause::{Client, ClientTimeout, Down, Killed, Normal, Resources, Server, ServerTimeout};
+        use Termination::{Client, ClientTimeout, Down, Killed, Normal, Resources, Server, ServerTimeout};
         match (self.cause, self.phase) {
             (Normal, _) => "--",
             (Client, Phase::Connect) => "CC",
@@ -125,7 +125,7 @@ mod tests {
             connect: Some(Duration::ZERO),
             total: Duration::from_millis(5007),
             bytes: 212,
-            cause: Cause::Normal,
+            cause: Termination::Normal,
             phase: Phase::Data,
             held: [0; 4],
             retries: 3,
@@ -139,14 +139,14 @@ mod tests {
         let line = "10.0.1.2:33313 [06/Feb/2009:12:12:51.443] fnt fnt/srv1 0/0/5007 212 -- 0/0/0/0/3 0/0";
         assert_eq!(sample().to_string(), line);
         let moved =
-            Access { held: [7, 3, 2, 1], redispatched: true, cause: Cause::ServerTimeout, ..sample() };
+            Access { held: [7, 3, 2, 1], redispatched: true, cause: Termination::ServerTimeout, ..sample() };
         let line = "10.0.1.2:33313 [06/Feb/2009:12:12:51.443] fnt fnt/srv1 0/0/5007 212 sD 7/3/2/1/+3 0/0";
         assert_eq!(moved.to_string(), line);
         let none = Access {
             client: "[::1]:5".parse().unwrap(),
             server: None,
             connect: None,
-            cause: Cause::Server,
+            cause: Termination::Server,
             phase: Phase::Connect,
             bytes: 0,
             retries: 0,
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn every_cause_has_its_letters() {
-        use Cause::{Client, ClientTimeout, Down, Killed, Normal, Resources, Server, ServerTimeout};
+        use Termination::{Client, ClientTimeout, Down, Killed, Normal, Resources, Server, ServerTimeout};
         let table = [
             (Normal, Phase::Data, "--"),
             (Client, Phase::Data, "CD"),

@@ -305,9 +305,7 @@ fn fields_of_a_later_version_are_passed_over() {
         Open { seconds: u64, why: &'static str },
         Thaw,
     }
-    assert_eq!(
-        decode::<Request>(&encode(&Later::Open { seconds: 5, why: "x" })),
-        Ok(Request::Open { seconds: 5 })
-    );
+    let read: Request = decode(&encode(&Later::Open { seconds: 5, why: "x" })).unwrap();
+    assert_eq!(read, Request::Open { seconds: 5 });
     assert!(decode::<Request>(&encode(&Later::Thaw)).is_err(), "it is answered by Unsupported");
 }

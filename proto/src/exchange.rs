@@ -390,12 +390,17 @@ pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
     rmp_serde::to_vec_named(message).unwrap_or_default()
 }
 
+/// A frame that does not hold what it should.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct BadFrame(#[from] rmp_serde::decode::Error);
+
 /// Decodes a frame.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn decode<T: DeserializeOwned>(frame: &[u8]) -> Result<T, String> {
-    rmp_serde::from_slice(frame).map_err(|error| error.to_string())
+pub fn decode<T: DeserializeOwned>(frame: &[u8]) -> Result<T, BadFrame> {
+    Ok(rmp_serde::from_slice(frame)?)
 }
 
 #[cfg(test)]

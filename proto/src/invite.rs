@@ -54,14 +54,19 @@ pub fn pin_text(pin: &Pin) -> String {
     BASE32_NOPAD.encode(pin).to_ascii_lowercase()
 }
 
+/// A text that is no key hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it is no key: it has 26 letters and digits, as \"agent open\" prints it")]
+pub struct BadPin;
+
 /// Reads what [`pin_text`] wrote.
 ///
 /// # Errors
 /// It is no key hash.
-pub fn parse_pin(text: &str) -> Result<Pin, String> {
+pub fn parse_pin(text: &str) -> Result<Pin, BadPin> {
     let bytes = BASE32_NOPAD.decode(text.trim().to_ascii_uppercase().as_bytes()).ok();
     let pin = bytes.and_then(|bytes| Pin::try_from(bytes).ok());
-    pin.ok_or_else(|| "it is no key: it has 26 letters and digits, as \"agent open\" prints it".to_owned())
+    pin.ok_or(BadPin)
 }
 
 /// Most invites that a node remembers; the oldest ended ones go first.

@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use proto::backends::State;
+use proto::cause::Reason;
 use proto::cluster::{Admitted, Document};
 use proto::control::{BackendStatus, ListenerState, MemberState, Response, ServiceStatus, Status};
 use proto::doctor::host::{Agent, Away, Host, Interface, Route};
@@ -142,7 +143,7 @@ fn routes(status: &Status) -> Vec<Route> {
     let others = status.members.iter().filter(|member| member.id != status.node.id);
     for member in others.filter(|member| member.state != MemberState::Left).take(MOST_ROUTES) {
         let Ok(to) = member.address.parse() else { continue };
-        let by = net::route_to(to).map(|route| route.interface).map_err(|error| error.to_string());
+        let by = net::route_to(to).map(|route| route.interface).map_err(Reason::new);
         routes.push(Route { name: member.name.to_string(), to, by });
     }
     routes

@@ -127,7 +127,7 @@ pub(crate) fn init(
     drop(Ports::bind(wish.config.bind, wish.config.port)?);
     let node = wish.node(address, interface);
     let cluster = cluster.unwrap_or_else(|| Name::nearest("cluster"));
-    let (mut member, invites) = init::create(&disk, identity, node, cluster).map_err(anyhow::Error::msg)?;
+    let (mut member, invites) = init::create(&disk, identity, node, cluster)?;
     let what = format!("\"{}\", this node is \"{}\"", member.document().name, member.node.name);
     report("cluster", true, &what);
     set_vips(&disk, &mut member, vips, report)?;
@@ -140,7 +140,7 @@ pub(crate) fn succeed(wish: &Wish, report: Report<'_>) -> anyhow::Result<Entered
     let member = disk.member()?;
     let (old, masters) = (member.document().id.clone(), member.document().master_names());
     report("cluster", true, &format!("takes the place of {old}, whose masters were: {masters}"));
-    let (member, invites) = init::succeed(&disk, member).map_err(anyhow::Error::msg)?;
+    let (member, invites) = init::succeed(&disk, member)?;
     let what =
         format!("\"{}\" is now {}, this node its master", member.document().name, member.document().id);
     report("cluster", true, &what);
@@ -172,7 +172,7 @@ fn set_vips(disk: &Disk, member: &mut Member, vips: &[IpAddr], report: Report<'_
     for change in changes {
         report("setting", true, &format!("{} = {}", change.key, change.new.as_deref().unwrap_or("not set")));
     }
-    anyhow::ensure!(disk.save_replica(&member.replica), "{}", disk.problems().join("; "));
+    anyhow::ensure!(disk.save_replica(&member.replica), disk.not_kept());
     Ok(())
 }
 
@@ -210,7 +210,7 @@ pub(crate) async fn join(wish: &Wish, seed: &Seed<'_>, report: Report<'_>) -> an
         Ok(member) => return rejoin(disk, member, credential, &addresses, report).await,
         Err(LoadError::NotMember) => {}
         // An invite is all that it takes to get the rest back, as long as the key is there.
-        Err(LoadError::Lost(problem)) => report("state", false, &problem),
+        Err(LoadError::Lost(lost)) => report("state", false, &lost.to_string()),
         Err(error) => return Err(error.into()),
     }
     let identity = disk.identity()?;
@@ -231,7 +231,7 @@ pub(crate) async fn join(wish: &Wish, seed: &Seed<'_>, report: Report<'_>) -> an
     let sealed = welcome.snapshot.document.as_ref().context("it gave no cluster document")?;
     let replica = Replica::join(sealed, &peer.key).map_err(JoinError::NotSealed)?;
     let entered = entered(identity, node, replica, &welcome, &peer);
-    init::save(&disk, &entered).map_err(anyhow::Error::msg)?;
+    init::save(&disk, &entered)?;
     let document = entered.document();
     let role = document.role(&entered.identity.id).map_or(String::new(), |role| format!(" ({role})"));
     let members = document.members().count();
@@ -391,7 +391,7 @@ async fn rejoin(
     match asked.await {
         Ok((peer, welcome)) => {
             let text = take_welcome(&mut member, credential, &welcome, &peer)?;
-            init::save(&disk, &member).map_err(anyhow::Error::msg)?;
+            init::save(&disk, &member)?;
             report("seed", true, &text);
         }
         Err(error @ (JoinError::Refused(_) | JoinError::WrongPin(_))) => return Err(error.into()),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use proto::cause::Reason;
 use proto::config::Config;
 use proto::control::{Response, VipStatus};
 use proto::event::{Ask, Event, Kind, Level, Ring};
@@ -41,9 +42,7 @@ impl Channels {
 }
 
 fn resolver() -> Resolve {
-    Arc::new(|at: String| {
-        Box::pin(async move { net::resolve(&at, 0).await.map_err(|error| error.to_string()) })
-    })
+    Arc::new(|at: String| Box::pin(async move { net::resolve(&at, 0).await.map_err(Reason::new) }))
 }
 
 /// Starts the events.

@@ -50,11 +50,16 @@ enum Since {
     TimeOfDay(Duration),
 }
 
-fn since(text: &str) -> Result<Since, String> {
+/// A text that is no time.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("\"{0}\" is no time: write 1h, 14:03, or \"2026-03-01 14:03\", in UTC")]
+struct BadSince(String);
+
+fn since(text: &str) -> Result<Since, BadSince> {
     if let Ok(ago) = proto::time::parse_duration(text) {
         return Ok(Since::Ago(ago));
     }
-    let wrong = || format!("\"{text}\" is no time: write 1h, 14:03, or \"2026-03-01 14:03\", in UTC");
+    let wrong = || BadSince(text.to_owned());
     let (date, clock) = match text.split_once([' ', 'T']) {
         Some((date, clock)) => (Some(date), Some(clock)),
         None if text.contains(':') => (None, Some(text)),

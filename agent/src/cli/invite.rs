@@ -6,7 +6,7 @@ use std::time::Duration;
 use proto::control::{Request, Response};
 use proto::invite::PREFIX;
 use proto::node::Role;
-use proto::time::parse_duration;
+use proto::time::{BadDuration, parse_duration};
 
 use super::{Settings, ask, out};
 
@@ -36,10 +36,19 @@ pub(crate) struct Args {
     json: bool,
 }
 
-fn ttl(text: &str) -> Result<Duration, String> {
-    let ttl = parse_duration(text).map_err(|error| error.to_string())?;
+/// Why the life of an invite is none.
+#[derive(Debug, PartialEq, thiserror::Error)]
+enum BadTtl {
+    #[error(transparent)]
+    Duration(#[from] BadDuration),
+    #[error("an invite has to last for a second at least")]
+    TooShort,
+}
+
+fn ttl(text: &str) -> Result<Duration, BadTtl> {
+    let ttl = parse_duration(text)?;
     if ttl < Duration::from_secs(1) {
-        return Err("an invite has to last for a second at least".to_owned());
+        return Err(BadTtl::TooShort);
     }
     Ok(ttl)
 }

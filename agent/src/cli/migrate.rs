@@ -40,8 +40,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         files.push((path.display().to_string(), read(path)?));
     }
     let sources: Vec<Source<'_>> = files.iter().map(|(name, bytes)| Source { name, bytes }).collect();
-    let made =
-        migrate(&sources, args.node.as_ref()).map_err(|message| Failure::error(exit::DATA, message))?;
+    let made = migrate(&sources, args.node.as_ref())
+        .map_err(|error| Failure::error(exit::DATA, error.to_string()))?;
     out::print(&made.text)?;
     for problem in &made.problems {
         out::remark(problem);

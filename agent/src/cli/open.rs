@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use proto::control::Request;
-use proto::time::{human, parse_duration};
+use proto::time::{BadDuration, human, parse_duration};
 
 use super::{Settings, ask};
 
@@ -26,13 +26,22 @@ pub(crate) struct Args {
     time: Duration,
 }
 
-fn how_long(text: &str) -> Result<Duration, String> {
+/// Why a time to stand open is none.
+#[derive(Debug, PartialEq, thiserror::Error)]
+enum BadTime {
+    #[error(transparent)]
+    Duration(#[from] BadDuration),
+    #[error("a cluster may stand open for {} at most", human(MAX_OPEN))]
+    TooLong,
+}
+
+fn how_long(text: &str) -> Result<Duration, BadTime> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }
-    let time = parse_duration(text).map_err(|error| error.to_string())?;
+    let time = parse_duration(text)?;
     if time > MAX_OPEN {
-        return Err(format!("a cluster may stand open for {} at most", human(MAX_OPEN)));
+        return Err(BadTime::TooLong);
     }
     // The request counts seconds, and 0 closes: half a second must not.
     Ok(if time.is_zero() { time } else { time.max(Duration::from_secs(1)) })

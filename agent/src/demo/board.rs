@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use proto::backends::State;
 
-use super::client::Told;
+use super::client::{RequestError, Told};
 use super::watch::Seen;
 
 /// Requests that are remembered: the ten seconds that "slowest" speaks of, and those still under way.
@@ -140,7 +140,7 @@ impl Board {
         }
     }
 
-    fn ended(&mut self, now: Instant, number: u64, took: Duration, result: Result<String, String>) {
+    fn ended(&mut self, now: Instant, number: u64, took: Duration, result: Result<String, RequestError>) {
         self.slowest = self.slowest.max(took);
         let fate = match result {
             Ok(name) => {
@@ -152,13 +152,13 @@ impl Board {
                 }
                 Fate::Served(name, took)
             }
-            Err(why) => {
+            Err(error) => {
                 self.failed += 1;
                 self.calm = 0;
                 self.trouble += 1;
                 // One line for a change of state, not one for each request.
                 if self.trouble == 1 {
-                    self.say(now, format!("a request failed: {why}"));
+                    self.say(now, format!("a request failed: {error}"));
                 }
                 Fate::Failed(took)
             }
@@ -234,23 +234,20 @@ mod tests {
         let t0 = Instant::now();
         let at = |ms| t0 + Duration::from_millis(ms);
         let mut board = Board::new(t0);
-        let end = |board: &mut Board, number: u64, took: u64, result: Result<&str, &str>| {
+        let end = |board: &mut Board, number: u64, took: u64, result: Result<&str, RequestError>| {
             board.asked(at(number * 100), number);
-            let result = result.map(str::to_owned).map_err(str::to_owned);
+            let result = result.map(str::to_owned);
             let took = Duration::from_millis(took);
             board.told(at(number * 100 + 50), Told::Request { number, took, result });
         };
         end(&mut board, 0, 40, Ok("m1"));
-        end(&mut board, 1, 2000, Err("refused"));
-        end(&mut board, 2, 30, Err("refused"));
+        end(&mut board, 1, 2000, Err(RequestError::Cut));
+        end(&mut board, 2, 30, Err(RequestError::Cut));
         for number in 3..13 {
             assert_eq!(board.events.len(), 1, "not calm yet");
             end(&mut board, number, 30, Ok("m2"));
         }
-        assert_eq!(
-            texts(&mut board),
-            ["a request failed: refused", "requests succeed again, after 2 failed"]
-        );
+        assert_eq!(texts(&mut board), ["a request failed: closed", "requests succeed again, after 2 failed"]);
         assert!(texts(&mut board).is_empty(), "news are told once");
         assert_eq!(board.summary(), "requests 13, failed 2, slowest 2000 ms, closed held connections 0");
         assert_eq!(board.slowest_lately(at(1300)), Duration::from_secs(2));

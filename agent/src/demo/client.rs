@@ -9,11 +9,11 @@ use anyhow::Context;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::{Request, header};
+use hyper::{Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -36,6 +36,27 @@ const MAX_BODY: usize = 1024;
 
 type Connection = http1::Connection<TokioIo<TlsStream<TcpStream>>, Empty<Bytes>>;
 
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RequestError {
+    #[error("{}", words(.0))]
+    Connection(#[from] io::Error),
+    #[error("no answer in {} s", TIMEOUT.as_secs())]
+    TimedOut,
+    #[error("closed")]
+    Cut,
+    #[error("status {0}")]
+    Status(StatusCode),
+    #[error(transparent)]
+    Name(#[from] InvalidDnsNameError),
+    #[error(transparent)]
+    Request(#[from] hyper::http::Error),
+    #[error(transparent)]
+    Http(#[from] hyper::Error),
+    #[error(transparent)]
+    Body(Box<dyn std::error::Error + Send + Sync>),
+}
+
 /// What the client tells.
 #[derive(Debug)]
 pub(super) enum Told {
@@ -46,7 +67,7 @@ pub(super) enum Told {
         /// How long it took.
         took: Duration,
         /// Who answered, or why it failed.
-        result: Result<String, String>,
+        result: Result<String, RequestError>,
     },
     /// The held connection is made, and to whom.
     Held(String),
@@ -93,7 +114,7 @@ impl Client {
         };
         let result = match tokio::time::timeout(TIMEOUT, once).await {
             Ok(result) => result,
-            Err(_) => Err(format!("no answer in {} s", TIMEOUT.as_secs())),
+            Err(_) => Err(RequestError::TimedOut),
         };
         let _ = self.told.send(Told::Request { number, took: begun.elapsed(), result }).await;
     }
@@ -112,38 +133,35 @@ impl Client {
         }
     }
 
-    async fn open(&self) -> Result<(SendRequest<Empty<Bytes>>, Connection, String), String> {
+    async fn open(&self) -> Result<(SendRequest<Empty<Bytes>>, Connection, String), RequestError> {
         let (mut sender, mut connection) = self.connect().await?;
         let name = tokio::select! {
             name = ask(&mut sender) => name?,
-            _ = &mut connection => return Err("closed".to_owned()),
+            _ = &mut connection => return Err(RequestError::Cut),
         };
         Ok((sender, connection, name))
     }
 
-    async fn connect(&self) -> Result<(SendRequest<Empty<Bytes>>, Connection), String> {
-        let stream = TcpStream::connect(self.proxy).await.map_err(|error| words(&error))?;
-        let name = ServerName::try_from(KUBERNETES).map_err(|error| error.to_string())?;
+    async fn connect(&self) -> Result<(SendRequest<Empty<Bytes>>, Connection), RequestError> {
+        let stream = TcpStream::connect(self.proxy).await?;
+        let name = ServerName::try_from(KUBERNETES)?;
         let connector = TlsConnector::from(Arc::clone(&self.tls));
-        let stream = connector.connect(name, stream).await.map_err(|error| words(&error))?;
-        http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())
+        let stream = connector.connect(name, stream).await?;
+        Ok(http1::handshake(TokioIo::new(stream)).await?)
     }
 }
 
 /// Asks for the name of whoever answers.
-async fn ask(sender: &mut SendRequest<Empty<Bytes>>) -> Result<String, String> {
-    let request = Request::get("/")
-        .header(header::HOST, KUBERNETES)
-        .body(Empty::new())
-        .map_err(|error| error.to_string())?;
-    let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+async fn ask(sender: &mut SendRequest<Empty<Bytes>>) -> Result<String, RequestError> {
+    let request = Request::get("/").header(header::HOST, KUBERNETES).body(Empty::new())?;
+    let response = sender.send_request(request).await?;
     let status = response.status();
     let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
-    let body = body.map_err(|error| error.to_string())?.to_bytes();
+    let body = body.map_err(RequestError::Body)?.to_bytes();
     if status.is_success() {
         Ok(String::from_utf8_lossy(&body).trim().to_owned())
     } else {
-        Err(format!("status {status}"))
+        Err(RequestError::Status(status))
     }
 }
 
@@ -177,7 +195,7 @@ mod tests {
         assert!(matches!(heard.recv().await, Some(Told::Held(name)) if name == "m7"));
         client.clone().request(3).await;
         let Some(Told::Request { number: 3, result, .. }) = heard.recv().await else { panic!("no request") };
-        assert_eq!(result.as_deref(), Ok("m7"));
+        assert_eq!(result.unwrap(), "m7");
         // Leaving, it still serves; gone, it ends what was held.
         phase.send_replace(Phase::Leaving);
         client.clone().request(4).await;
@@ -188,7 +206,8 @@ mod tests {
         server.await.unwrap();
         client.clone().request(5).await;
         let Some(Told::Request { result, .. }) = heard.recv().await else { panic!("no request") };
-        assert_eq!(result, Err("connection refused".to_owned()));
+        let refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+        assert!(matches!(&result, Err(RequestError::Connection(error)) if refused(error)), "{result:?}");
 
         // Another CA's server is no apiserver.
         let other = Client::new(address, &pki::make(&[]).unwrap().ca, client.told.clone()).unwrap();

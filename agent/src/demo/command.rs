@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proto::time::parse_duration;
+use proto::time::{BadDuration, parse_duration};
 
 /// How many masters a demo has.
 pub(super) const MASTERS: usize = 3;
@@ -63,10 +63,29 @@ impl Key {
     }
 }
 
+/// A line that is no command.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("\"{0}\" is no command: write {LINES}")]
+pub(crate) struct BadCommand(String);
+
+/// Why a script is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BadScript {
+    /// A step is not a time and a command.
+    #[error("\"{0}\" is no step: write a time and a command, as 5s kill m2")]
+    Step(String),
+    /// The time of a step.
+    #[error(transparent)]
+    Time(#[from] BadDuration),
+    /// The command of a step.
+    #[error(transparent)]
+    Command(#[from] BadCommand),
+}
+
 /// Reads one line.
-pub(super) fn parse(line: &str) -> Result<Command, String> {
+pub(super) fn parse(line: &str) -> Result<Command, BadCommand> {
     let words: Vec<&str> = line.split_whitespace().collect();
-    let wrong = || format!("\"{}\" is no command: write {LINES}", line.trim());
+    let wrong = || BadCommand(line.trim().to_owned());
     let act = match words.first().copied() {
         Some("status") if words.len() == 1 => return Ok(Command::Status),
         Some("quit" | "q") if words.len() == 1 => return Ok(Command::Quit),
@@ -92,16 +111,15 @@ pub(super) fn parse(line: &str) -> Result<Command, String> {
 pub(crate) struct Script(pub(super) Vec<(Duration, Command)>);
 
 impl std::str::FromStr for Script {
-    type Err = String;
+    type Err = BadScript;
 
     /// Reads `5s kill m2; 10s back m2`.
-    fn from_str(text: &str) -> Result<Script, String> {
+    fn from_str(text: &str) -> Result<Script, BadScript> {
         let mut steps = Vec::new();
         for step in text.split(';').map(str::trim).filter(|step| !step.is_empty()) {
-            let (at, command) = step
-                .split_once(char::is_whitespace)
-                .ok_or_else(|| format!("\"{step}\" is no step: write a time and a command, as 5s kill m2"))?;
-            let at = parse_duration(at).map_err(|error| error.to_string())?;
+            let (at, command) =
+                step.split_once(char::is_whitespace).ok_or_else(|| BadScript::Step(step.to_owned()))?;
+            let at = parse_duration(at)?;
             steps.push((at, parse(command)?));
         }
         steps.sort_by_key(|(at, _)| *at);
@@ -131,19 +149,13 @@ mod tests {
 
     #[test]
     fn what_is_no_command_is_told_apart() {
-        for wrong in [
-            "5s",
-            "kill m2",
-            "soon kill m2",
-            "5s kill",
-            "5s kill m4",
-            "5s kill m0",
-            "5s kill w1",
-            "5s eat m1",
-            "5s kill m1 m2",
-        ] {
-            let error = wrong.parse::<Script>().unwrap_err();
-            assert!(error.contains('"') && error.contains("write"), "{wrong}: {error}");
+        assert_eq!("5s".parse::<Script>(), Err(BadScript::Step("5s".to_owned())));
+        for wrong in ["kill m2", "soon kill m2"] {
+            assert!(matches!(wrong.parse::<Script>(), Err(BadScript::Time(_))), "{wrong}");
+        }
+        for wrong in ["kill", "kill m4", "kill m0", "kill w1", "eat m1", "kill m1 m2"] {
+            let script = format!("5s {wrong}").parse::<Script>();
+            assert_eq!(script, Err(BadScript::Command(BadCommand(wrong.to_owned()))));
         }
         assert!(parse("").is_err());
         assert_eq!(parse(" hang  m1 "), Ok(Command::Do(Act::Hang, 0)));

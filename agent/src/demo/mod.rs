@@ -30,7 +30,7 @@ use board::Board;
 use client::{Client, Told};
 use cluster::{Cluster, THROUGH};
 pub(crate) use command::Script;
-use command::{Command, Key, MASTERS};
+use command::{BadCommand, Command, Key, MASTERS};
 use process::State;
 pub(crate) use process::die_with_parent;
 use render::{Picture, Row};
@@ -140,7 +140,7 @@ async fn come_up(
 /// Something that the user typed.
 enum Input {
     Key(Key),
-    Line(Result<Command, String>),
+    Line(Result<Command, BadCommand>),
 }
 
 /// Reads keys or lines on a thread of its own, which nothing waits for: a read can't be called off.
@@ -243,8 +243,8 @@ impl Scene {
             Input::Key(Key::Do(act)) => self.obey(Command::Do(act, self.chosen)),
             Input::Key(Key::Quit) => true,
             Input::Line(Ok(command)) => self.obey(command),
-            Input::Line(Err(why)) => {
-                line(&why);
+            Input::Line(Err(error)) => {
+                line(&error.to_string());
                 false
             }
         };

@@ -225,7 +225,7 @@ pub(super) fn plain(lines: &[Line]) -> String {
 mod tests {
     use proto::backends::State;
 
-    use super::super::client::Told;
+    use super::super::client::{RequestError, Told};
     use super::*;
 
     fn draw(chosen: Option<usize>, columns: usize, height: usize) -> String {
@@ -250,7 +250,7 @@ mod tests {
         }
         for number in 0..89 {
             let result =
-                if number == 50 { Err("refused".into()) } else { Ok(format!("m{}", number % 3 + 1)) };
+                if number == 50 { Err(RequestError::Cut) } else { Ok(format!("m{}", number % 3 + 1)) };
             let took = Duration::from_millis(12);
             board.told(t0, Told::Request { number, took, result });
         }

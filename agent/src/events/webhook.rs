@@ -4,16 +4,17 @@
 //! is needed: one for requests with bodies would be larger than all of this module.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use proto::cause::Reason;
 use proto::config::Webhook;
 use proto::event::Event;
 use proto::problem::{Problem, ProblemCode};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -52,7 +53,7 @@ const SYSTEM_CAS: [&str; 4] = [
 
 /// Finds the addresses of a host and a port.
 pub(crate) type Resolve =
-    Arc<dyn Fn(String) -> BoxFuture<'static, Result<Vec<std::net::SocketAddr>, String>> + Send + Sync>;
+    Arc<dyn Fn(String) -> BoxFuture<'static, Result<Vec<std::net::SocketAddr>, Reason>> + Send + Sync>;
 
 /// The queue before the webhook. When it is dropped, what waits in it goes nowhere: its address was wrong,
 /// or is no one's business any more.
@@ -100,28 +101,59 @@ impl Sender {
 }
 
 /// Why an attempt failed.
+#[derive(Debug, thiserror::Error)]
 enum Failure {
-    /// It may succeed later.
-    Later(String),
-    /// It never will: the server has read it and does not want it.
-    Never(String),
+    #[error("no answer in {}", proto::time::human(PATIENCE))]
+    TimedOut,
+    #[error("{0}")]
+    Resolve(Reason),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Name(#[from] InvalidDnsNameError),
+    /// It may take it later.
+    #[error("it answered {0}")]
+    Busy(u16),
+    /// The server has read it and does not want it.
+    #[error("it answered {0}, so the event is dropped")]
+    Refused(u16),
+}
+
+impl Failure {
+    /// Whether it may succeed later.
+    fn may_pass(&self) -> bool {
+        !matches!(self, Failure::Refused(_) | Failure::Name(_))
+    }
+}
+
+/// Why TLS can't begin.
+#[derive(Debug, thiserror::Error)]
+enum TlsError {
+    #[error("this system has no list of CAs; name a file with webhook-ca-file")]
+    NoList,
+    #[error("the CA file {}: {source}", file.display())]
+    File { file: PathBuf, source: pem::Error },
+    #[error("the CA file {}: it holds no certificate", .0.display())]
+    Empty(PathBuf),
+    #[error("the CA file can't be read: {0}")]
+    Task(#[from] tokio::task::JoinError),
+    #[error(transparent)]
+    Rustls(#[from] rustls::Error),
 }
 
 async fn deliver(webhook: &Webhook, resolve: &Resolve, event: &Event, troubles: &Troubles) {
     let mut pause = PAUSES.0;
     loop {
         let attempt = tokio::time::timeout(PATIENCE, post(webhook, resolve, event)).await;
-        let late = || format!("no answer in {}", proto::time::human(PATIENCE));
-        let failure = attempt.unwrap_or_else(|_| Err(Failure::Later(late())));
-        let (why, again) = match failure {
-            Ok(()) => return troubles.mended(ProblemCode::Webhook, ""),
-            Err(Failure::Never(why)) => (why, false),
-            Err(Failure::Later(why)) => (why, true),
+        let Err(failure) = attempt.unwrap_or(Err(Failure::TimedOut)) else {
+            return troubles.mended(ProblemCode::Webhook, "");
         };
-        let detail = format!("the webhook {} failed: {why}", webhook.shown());
+        let detail = format!("the webhook {} failed: {failure}", webhook.shown());
         troubles.found(Problem::new(ProblemCode::Webhook, detail));
         let age = Duration::from_millis(wall().0.saturating_sub(event.time_unix_ms.0));
-        if !again || age > STALE {
+        if !failure.may_pass() || age > STALE {
             return;
         }
         tokio::time::sleep(pause).await;
@@ -130,9 +162,8 @@ async fn deliver(webhook: &Webhook, resolve: &Resolve, event: &Event, troubles: 
 }
 
 async fn post(webhook: &Webhook, resolve: &Resolve, event: &Event) -> Result<(), Failure> {
-    let later = |error: io::Error| Failure::Later(error.to_string());
     let at = format!("{}:{}", webhook.host, webhook.port);
-    let addresses = resolve(at).await.map_err(Failure::Later)?;
+    let addresses = resolve(at).await.map_err(Failure::Resolve)?;
     let mut stream = Err(io::Error::new(io::ErrorKind::NotFound, "its name has no address"));
     for address in addresses {
         stream = tokio::time::timeout(PATIENCE / 4, TcpStream::connect(address))
@@ -142,20 +173,20 @@ async fn post(webhook: &Webhook, resolve: &Resolve, event: &Event) -> Result<(),
             break;
         }
     }
-    let stream = stream.map_err(later)?;
+    let stream = stream?;
     let status = if webhook.tls {
-        let config = tls(webhook).await.map_err(Failure::Later)?;
+        let config = tls(webhook).await?;
         let bare = webhook.host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let name = ServerName::try_from(bare).map_err(|error| Failure::Never(error.to_string()))?;
-        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(later)?;
+        let name = ServerName::try_from(bare)?;
+        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
         exchange(stream, webhook, event).await
     } else {
         exchange(stream, webhook, event).await
     };
-    match status.map_err(later)? {
+    match status? {
         200..=299 => Ok(()),
-        status @ (408 | 429 | 500..) => Err(Failure::Later(format!("it answered {status}"))),
-        status => Err(Failure::Never(format!("it answered {status}, so the event is dropped"))),
+        status @ (408 | 429 | 500..) => Err(Failure::Busy(status)),
+        status => Err(Failure::Refused(status)),
     }
 }
 
@@ -189,28 +220,25 @@ where
 }
 
 /// TLS with the CAs as the file has them now: an event is rare, and CAs change below a running agent.
-async fn tls(webhook: &Webhook) -> Result<ClientConfig, String> {
+async fn tls(webhook: &Webhook) -> Result<ClientConfig, TlsError> {
     let named = webhook.ca_file.clone();
     let read = tokio::task::spawn_blocking(move || {
         let file = match &named {
             Some(file) => Path::new(file),
-            None => SYSTEM_CAS.iter().map(Path::new).find(|path| path.is_file()).ok_or_else(|| {
-                "this system has no list of CAs; name a file with webhook-ca-file".to_owned()
-            })?,
+            None => SYSTEM_CAS.iter().map(Path::new).find(|path| path.is_file()).ok_or(TlsError::NoList)?,
         };
-        let bad = |error: &dyn std::fmt::Display| format!("the CA file {}: {error}", file.display());
+        let bad = |source| TlsError::File { file: file.to_owned(), source };
         let mut roots = RootCertStore::empty();
-        for one in CertificateDer::pem_file_iter(file).map_err(|error| bad(&error))? {
+        for one in CertificateDer::pem_file_iter(file).map_err(bad)? {
             // One of a hundred that is not understood is no reason to refuse the others.
-            let _ = roots.add(one.map_err(|error| bad(&error))?);
+            let _ = roots.add(one.map_err(bad)?);
         }
-        if roots.is_empty() { Err(bad(&"it holds no certificate")) } else { Ok(roots) }
+        if roots.is_empty() { Err(TlsError::Empty(file.to_owned())) } else { Ok(roots) }
     });
-    let roots = read.await.map_err(|error| error.to_string())??;
+    let roots = read.await??;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let builder = versions.map_err(|error| error.to_string())?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+    Ok(versions?.with_root_certificates(roots).with_no_client_auth())
 }
 
 #[cfg(test)]

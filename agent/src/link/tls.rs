@@ -28,6 +28,20 @@ const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0
 const PKCS8_PREFIX: [u8; 16] =
     [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 
+/// Why a seed makes no identity.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum IdentityError {
+    /// No key can be made of it.
+    #[error("its seed makes no key: {0}")]
+    Seed(#[from] ring::error::KeyRejected),
+    /// The key is of another kind.
+    #[error("not an ed25519 key")]
+    NotEd25519,
+    /// TLS does not take it.
+    #[error("TLS does not take the key: {0}")]
+    Tls(#[from] Error),
+}
+
 /// This node's key, and who that makes it.
 pub(crate) struct Identity {
     pub(crate) id: NodeId,
@@ -41,14 +55,13 @@ pub(crate) struct Identity {
 
 impl Identity {
     /// The identity that belongs to a secret seed.
-    pub(crate) fn from_seed(seed: &[u8; 32]) -> Result<Identity, String> {
-        let pair = Ed25519KeyPair::from_seed_unchecked(seed).map_err(|error| error.to_string())?;
+    pub(crate) fn from_seed(seed: &[u8; 32]) -> Result<Identity, IdentityError> {
+        let pair = Ed25519KeyPair::from_seed_unchecked(seed)?;
         let public: [u8; PUBLIC_KEY_LEN] =
-            pair.public_key().as_ref().try_into().map_err(|_| "not an ed25519 key".to_owned())?;
+            pair.public_key().as_ref().try_into().map_err(|_| IdentityError::NotEd25519)?;
         let key = PublicKey(public);
         let pkcs8 = PrivatePkcs8KeyDer::from([PKCS8_PREFIX.as_slice(), seed].concat());
-        let signing =
-            rustls::crypto::ring::sign::any_eddsa_type(&pkcs8).map_err(|error| error.to_string())?;
+        let signing = rustls::crypto::ring::sign::any_eddsa_type(&pkcs8)?;
         let spki = CertificateDer::from([SPKI_PREFIX.as_slice(), &public].concat());
         Ok(Identity {
             id: key.id(),

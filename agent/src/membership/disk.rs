@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use proto::backends::Serving;
+use proto::cause::Reason;
 use proto::cluster::{Admitted, Document, KeyId, Replica};
 use proto::exchange::Addresses;
 use proto::invite::InviteLedger;
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::{error, info, warn};
 
 use crate::link::random;
-use crate::link::tls::Identity;
+use crate::link::tls::{Identity, IdentityError};
 use crate::state::{StateError, StateFile, Store};
 
 // A version is raised when an older agent must not use the file: a field more is no reason, it is ignored.
@@ -54,7 +55,7 @@ pub(crate) struct NodeFile {
 pub(crate) struct Disk {
     store: Store,
     /// By file, so that a problem ends when that file is written again.
-    problems: Mutex<BTreeMap<String, String>>,
+    problems: Mutex<BTreeMap<String, Problem>>,
     /// The cluster file could not be used: what was put in its place is not written.
     degraded: AtomicBool,
 }
@@ -81,6 +82,36 @@ impl Member {
 /// The highest epoch that was known of each virtual IP.
 pub(crate) type Epochs = BTreeMap<IpAddr, u64>;
 
+/// What could not be written; what is wrong with each file is in it.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.iter().map(Problem::to_string).collect::<Vec<_>>().join("; "))]
+pub(crate) struct NotKept(Vec<Problem>);
+
+/// Why this node has no identity any more.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LostKey {
+    /// The file is whole, and holds something else.
+    #[error("the identity file holds no key")]
+    NoKey,
+    /// What it holds is no key that can be used.
+    #[error(transparent)]
+    Unusable(#[from] IdentityError),
+    /// Its file is away, and something is wrong with the others.
+    #[error("{0}")]
+    File(Problem),
+}
+
+/// Why this node is a member of nothing any more.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum Lost {
+    /// A file is away, and nothing else is wrong.
+    #[error("the {0} file is missing")]
+    Missing(&'static str),
+    /// A file can't be read.
+    #[error("{0}")]
+    File(Problem),
+}
+
 /// Why there is nothing to start from.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LoadError {
@@ -92,10 +123,10 @@ pub(crate) enum LoadError {
     NotMember,
     /// The identity can't be used.
     #[error("{0}; this node has lost its key: run agent leave --force, then agent join again")]
-    Identity(String),
+    Identity(LostKey),
     /// Something else that can't be done without.
     #[error("{0}; run agent join again with an invite of the same cluster")]
-    Lost(String),
+    Lost(Lost),
     /// The directory itself.
     #[error(transparent)]
     Store(#[from] StateError),
@@ -122,25 +153,24 @@ impl Disk {
         Disk { store, problems: Mutex::new(BTreeMap::new()), degraded: AtomicBool::new(false) }
     }
 
-    /// What is wrong with what is kept, in sentences.
-    pub(crate) fn problems(&self) -> Vec<String> {
+    /// What is wrong with what is kept, each about its file.
+    pub(crate) fn found(&self) -> Vec<Problem> {
         self.problems.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// The same by their codes, each about its file.
-    pub(crate) fn found(&self) -> Vec<Problem> {
-        let all = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
-        let one = |(file, text): (&String, &String)| Problem::new(ProblemCode::StateFile, text).about(file);
-        all.iter().map(one).collect()
+    /// The same where something could not be written.
+    pub(crate) fn not_kept(&self) -> NotKept {
+        NotKept(self.found())
     }
 
     /// Notes a problem under a name, or that it is over.
-    pub(crate) fn problem(&self, file: &str, problem: Option<String>) {
+    pub(crate) fn problem(&self, file: &str, problem: Option<Reason>) {
         let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = problems.get(file) != problem.as_ref();
         match problem {
             Some(problem) => {
-                if changed {
+                let problem = Problem::new(ProblemCode::StateFile, problem).about(file);
+                // Said once: what is tried again and again would fill the log.
+                if !problems.contains_key(file) {
                     error!(file, "{problem}");
                 }
                 problems.insert(file.to_owned(), problem);
@@ -153,7 +183,7 @@ impl Disk {
     fn read<T: DeserializeOwned>(&self, file: StateFile) -> Result<Option<T>, StateError> {
         let loaded = blocking(|| self.store.read(file))?;
         if let Some(problem) = loaded.problem {
-            self.problem(&as_found(file), Some(problem));
+            self.problem(&as_found(file), Some(Reason::new(problem)));
         }
         Ok(loaded.value)
     }
@@ -163,7 +193,10 @@ impl Disk {
     fn read_or_default<T: DeserializeOwned + Default>(&self, file: StateFile) -> Result<T, StateError> {
         match self.read(file) {
             Err(error) if error.is_kept() => {
-                self.problem(&as_found(file), Some(format!("{error}; this node goes on without it")));
+                self.problem(
+                    &as_found(file),
+                    Some(Reason::new(format_args!("{error}; this node goes on without it"))),
+                );
                 Ok(T::default())
             }
             other => Ok(other?.unwrap_or_default()),
@@ -182,12 +215,12 @@ impl Disk {
                 let name = as_found(file);
                 let said = self.problems.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&name);
                 if !said {
-                    self.problem(&name, Some(error.to_string()));
+                    self.problem(&name, Some(Reason::new(error)));
                 }
                 false
             }
             Err(error) => {
-                self.problem(file.name, Some(error.to_string()));
+                self.problem(file.name, Some(Reason::new(error)));
                 false
             }
         }
@@ -200,10 +233,10 @@ impl Disk {
                 .decode(seed.as_bytes())
                 .ok()
                 .and_then(|seed| seed.try_into().ok())
-                .ok_or_else(|| LoadError::Identity("the identity file holds no key".to_owned()))?,
+                .ok_or(LoadError::Identity(LostKey::NoKey))?,
             None => {
-                if let Some(problem) = self.problems().first() {
-                    return Err(LoadError::Identity(problem.clone()));
+                if let Some(problem) = self.found().into_iter().next() {
+                    return Err(LoadError::Identity(LostKey::File(problem)));
                 }
                 let seed: [u8; 32] = random();
                 let text = Seed { seed: data_encoding::HEXLOWER.encode(&seed) };
@@ -212,7 +245,7 @@ impl Disk {
                 seed
             }
         };
-        Identity::from_seed(&seed).map(Arc::new).map_err(LoadError::Identity)
+        Identity::from_seed(&seed).map(Arc::new).map_err(|error| LoadError::Identity(error.into()))
     }
 
     /// Everything that the agent starts from. A node whose cluster file can't be used is still one that
@@ -223,7 +256,8 @@ impl Disk {
             Err(LoadError::Lost(problem)) => (problem, false),
             // Whoever wrote it, clients need what this node can still do; nothing is written over it.
             Err(LoadError::Store(error @ StateError::NotUnderstood { .. })) if error.is_about(CLUSTER) => {
-                (error.to_string(), true)
+                let problem = Problem::new(ProblemCode::StateFile, error);
+                (Lost::File(problem.about(CLUSTER.name)), true)
             }
             other => return other,
         };
@@ -233,7 +267,7 @@ impl Disk {
         let fix = if kept { "" } else { "; run agent join with an invite of its cluster" };
         let text = "this node takes part in no cluster and serves from its last good list: its cluster \
                     file can't be used";
-        self.problem("degraded", Some(format!("{text}{fix} ({lost})")));
+        self.problem("degraded", Some(Reason::new(format_args!("{text}{fix} ({lost})"))));
         let own = identity.id;
         let now = crate::lifecycle::wall();
         let first = Admitted::new(node.name.clone(), identity.key, Role::Master, own, now);
@@ -252,20 +286,19 @@ impl Disk {
 
     /// Everything that a member starts from.
     pub(crate) fn member(&self) -> Result<Member, LoadError> {
-        let lost = |what: &str| {
-            let problem = self.problems().first().cloned();
-            LoadError::Lost(problem.unwrap_or_else(|| format!("the {what} file is missing")))
+        let lost = |what: &'static str| {
+            let problem = self.found().into_iter().next();
+            LoadError::Lost(problem.map_or(Lost::Missing(what), Lost::File))
         };
         let Some(replica) = self.read::<Replica>(CLUSTER)? else {
-            return if self.problems().is_empty() {
-                Err(LoadError::NotMember)
-            } else {
-                Err(lost(CLUSTER.name))
-            };
+            return if self.found().is_empty() { Err(LoadError::NotMember) } else { Err(lost(CLUSTER.name)) };
         };
         // It was adopted once. What is odd about it now is no reason to leave clients without masters.
         let odd = replica.document().check().err();
-        self.problem("odd", odd.map(|error| format!("the cluster file is used as it is, and odd: {error}")));
+        self.problem(
+            "odd",
+            odd.map(|error| Reason::new(format_args!("the cluster file is used as it is, and odd: {error}"))),
+        );
         Ok(Member {
             identity: self.identity()?,
             node: self.read(NODE)?.ok_or_else(|| lost(NODE.name))?,

@@ -127,7 +127,7 @@ fn what_was_released_is_read() {
     let (_dir, state) = written();
     let disk = disk(&state);
     let (found, member) = (disk.member().unwrap(), sample());
-    assert_eq!(disk.problems(), Vec::<String>::new());
+    assert!(disk.found().is_empty(), "{:?}", disk.found());
     assert_eq!(found.identity.id, member.identity.id);
     assert_eq!((found.node, found.replica, found.ring), (member.node, member.replica, member.ring));
     assert_eq!((found.invites, found.peers), (member.invites, member.peers));
@@ -177,7 +177,7 @@ fn without_another_file_of_a_newer_agent_the_older_one_goes_on_and_never_writes_
         save_all(&older, &member);
         assert!(older.save_rest(&member), "it is no reason not to become a member again");
         assert_eq!(copies(&state, file), before, "{}", file.name);
-        assert_eq!(older.found().len(), 1, "{:?}", older.problems());
+        assert_eq!(older.found().len(), 1, "{:?}", older.found());
         drop(older);
         assert_eq!(value(&state, StateFile { version: 2, ..file }), new);
     }
@@ -198,7 +198,7 @@ fn a_whole_file_that_is_not_understood_is_kept() {
                 assert!(error.to_string().contains("whole but not understood"), "{error}");
             }
             Ok(_) => {
-                let said = older.problems().join("; ");
+                let said = older.not_kept().to_string();
                 assert!(said.contains("whole but not understood: written by a newer agent?"), "{said}");
             }
         }
@@ -218,7 +218,7 @@ fn garbage_is_set_aside_and_the_copy_before_it_used() {
         let member = older.member_or_degraded().unwrap();
         older.next_generation(0);
         assert_eq!(member.node, sample().node);
-        let said = older.problems().join("; ");
+        let said = older.not_kept().to_string();
         assert!(said.contains("was set aside as") && said.contains(".prev is used"), "{said}");
     }
 }
@@ -232,6 +232,6 @@ fn a_field_of_a_newer_agent_is_ignored() {
         put(&state, file, 1, &whole);
         let disk = disk(&state);
         assert_eq!(disk.member().unwrap().node, sample().node);
-        assert_eq!(disk.problems(), Vec::<String>::new(), "{}", file.name);
+        assert!(disk.found().is_empty(), "{}: {:?}", file.name, disk.found());
     }
 }

@@ -9,7 +9,7 @@ use proto::link::{GossipKey, KeyRing};
 use proto::node::{Name, PublicKey, Role};
 
 use super::admissions::issue;
-use super::disk::{Disk, Member, NodeFile};
+use super::disk::{Disk, Member, NodeFile, NotKept};
 use crate::lifecycle::wall;
 use crate::link::random;
 use crate::link::tls::Identity;
@@ -37,7 +37,7 @@ pub(crate) fn create(
     identity: Arc<Identity>,
     node: NodeFile,
     cluster: Name,
-) -> Result<(Member, FirstInvites), String> {
+) -> Result<(Member, FirstInvites), NotKept> {
     let secret: [u8; 32] = random();
     let first = Admitted::new(node.name.clone(), identity.key, Role::Master, identity.id, wall());
     let document = Document::new(random(), cluster, first, KeyId::of_key(&secret));
@@ -48,7 +48,7 @@ pub(crate) fn create(
 ///
 /// # Errors
 /// What could not be written.
-pub(crate) fn succeed(disk: &Disk, old: Member) -> Result<(Member, FirstInvites), String> {
+pub(crate) fn succeed(disk: &Disk, old: Member) -> Result<(Member, FirstInvites), NotKept> {
     let secret: [u8; 32] = random();
     let Member { identity, node, replica, epochs, serving, .. } = old;
     let first = Admitted::new(node.name.clone(), identity.key, Role::Master, identity.id, wall());
@@ -66,7 +66,7 @@ fn found(
     node: NodeFile,
     document: Document,
     secret: [u8; 32],
-) -> Result<(Member, FirstInvites), String> {
+) -> Result<(Member, FirstInvites), NotKept> {
     let mut ring = KeyRing::default();
     ring.add(GossipKey { epoch: document.key.epoch, id: document.key.id, secret, until: None });
     let mut invites = InviteLedger::default();
@@ -89,10 +89,10 @@ fn found(
 ///
 /// # Errors
 /// What could not be written.
-pub(crate) fn save(disk: &Disk, member: &Member) -> Result<(), String> {
+pub(crate) fn save(disk: &Disk, member: &Member) -> Result<(), NotKept> {
     let whole = disk.save_node(&member.node)
         && disk.save_keys(&member.ring)
         && disk.save_rest(member)
         && disk.save_replica(&member.replica);
-    if whole { Ok(()) } else { Err(disk.problems().join("; ")) }
+    if whole { Ok(()) } else { Err(disk.not_kept()) }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::backends::Serving;
+use proto::cause::Reason;
 use proto::cluster::{AdoptError, Adoption, ChangeError, Document, KeyId, Replica};
 use proto::exchange::{Addresses, FailCode, FromMember, Known, MAX_ADDRESSES, Snapshot, ToMember};
 use proto::invite::{InviteLedger, PendingJoins};
@@ -218,8 +219,8 @@ impl Keeper {
                     // Whoever was removed goes on sealing what nobody takes: nothing to be done about it here.
                     if !matches!(error, AdoptError::RemovedSealer(_) | AdoptError::WorkerSealer(_)) {
                         let name = self.document().shown_name(from);
-                        let text = format!("the cluster document of {name} was not adopted: {error}");
-                        self.disk.problem("refused document", Some(text));
+                        let text = format_args!("the cluster document of {name} was not adopted: {error}");
+                        self.disk.problem("refused document", Some(Reason::new(text)));
                     }
                 }
                 Ok(Adoption::Nothing) => self.disk.problem("refused document", None),

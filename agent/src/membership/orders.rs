@@ -23,6 +23,15 @@ pub(crate) fn not_a_master(document: &Document) -> String {
     format!("this node is a worker; run it on a master: {}", document.master_names())
 }
 
+/// Why a text names no one member.
+#[derive(Debug, thiserror::Error)]
+enum NoOther {
+    #[error("no member is called \"{text}\"; there are: {}", names.join(", "))]
+    None { text: String, names: Vec<String> },
+    #[error("\"{text}\" names several members; use an id: {}", ids.join(", "))]
+    Several { text: String, ids: Vec<String> },
+}
+
 impl Keeper {
     pub(super) fn control(&mut self, request: Request, reply: oneshot::Sender<Response>) {
         let removed = self.document().member(&self.link.own()).is_none();
@@ -69,10 +78,7 @@ impl Keeper {
         let key = self.link.identity.key;
         let (invite, expires) = issue(&mut self.invites, &key, address, ttl, uses, role);
         if !self.disk.save_invites(&self.invites) {
-            return Response::Failed(format!(
-                "the invite can't be kept: {}",
-                self.disk.problems().join("; ")
-            ));
+            return Response::Failed(format!("the invite can't be kept: {}", self.disk.not_kept()));
         }
         info!(expires_in = human(ttl), ?uses, %role, "invite made");
         Response::Invite { line: invite.to_string(), expires }
@@ -107,18 +113,18 @@ impl Keeper {
     }
 
     /// The one other member that a text names.
-    fn other_member(&self, node: &str) -> Result<(NodeId, Admitted), String> {
+    fn other_member(&self, node: &str) -> Result<(NodeId, Admitted), NoOther> {
         let document = self.document();
         match document.find(node).as_slice() {
             [(id, admitted)] => Ok((*id, (*admitted).clone())),
             [] => {
                 let names: Vec<String> =
                     document.members().map(|(id, _)| document.shown_name(id).to_string()).collect();
-                Err(format!("no member is called \"{node}\"; there are: {}", names.join(", ")))
+                Err(NoOther::None { text: node.to_owned(), names })
             }
             several => {
                 let ids: Vec<String> = several.iter().map(|(id, _)| id.to_string()).collect();
-                Err(format!("\"{node}\" names several members; use an id: {}", ids.join(", ")))
+                Err(NoOther::Several { text: node.to_owned(), ids })
             }
         }
     }
@@ -136,7 +142,7 @@ impl Keeper {
                 return drop(reply.send(Response::Failed(text)));
             }
             Ok(found) => found,
-            Err(text) => return drop(reply.send(Response::Failed(text))),
+            Err(error) => return drop(reply.send(Response::Failed(error.to_string()))),
         };
         let addresses = self.link.book.all(&id);
         let changed = self.change_with_key(true, |document| {
@@ -156,7 +162,7 @@ impl Keeper {
         let own = self.link.own();
         let (id, admitted) = match self.other_member(node) {
             Ok(found) => found,
-            Err(text) => return drop(reply.send(Response::Failed(text))),
+            Err(error) => return drop(reply.send(Response::Failed(error.to_string()))),
         };
         let name = &admitted.name;
         if self.document().role(&id) == Some(role) {

@@ -4,12 +4,34 @@ use proto::cluster::{ChangeError, Document};
 use proto::control::{HeldStatus, Response};
 use proto::exchange::{FromMember, ToMember};
 use proto::node::{Name, NodeId};
-use proto::settings::{self, Change};
+use proto::settings::{self, BadSetting, Change};
 use tokio::sync::oneshot;
 use tracing::info;
 
 use super::keeper::Keeper;
 use crate::lifecycle::wall;
+
+/// Why settings are not written.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WriteError {
+    /// The document was not changed.
+    #[error(transparent)]
+    Change(#[from] ChangeError),
+    /// Another value of this key is newer, by its author's clock.
+    #[error("{0} could not be changed: another value counts")]
+    Outvoted(String),
+}
+
+/// Why a text names no member.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoMember {
+    /// None or several are called so.
+    #[error(transparent)]
+    Named(#[from] BadSetting),
+    /// It was one a moment ago.
+    #[error("no such member")]
+    Gone,
+}
 
 impl Keeper {
     /// Changes settings: all that is asked for, or nothing.
@@ -25,7 +47,7 @@ impl Keeper {
             Ok(changes) => {
                 let changed = match self.write(&changes) {
                     Ok(changed) => changed,
-                    Err(error) => return drop(reply.send(Response::Failed(error))),
+                    Err(error) => return drop(reply.send(Response::Failed(error.to_string()))),
                 };
                 let told = changed.then(|| self.told());
                 self.life.spawn(async move {
@@ -40,7 +62,7 @@ impl Keeper {
     }
 
     /// Writes changes into the document; true when there were any.
-    fn write(&mut self, changes: &[Change]) -> Result<bool, String> {
+    fn write(&mut self, changes: &[Change]) -> Result<bool, WriteError> {
         let by = self.link.own();
         let changes: Vec<&Change> = changes.iter().filter(|change| change.old != change.new).collect();
         if changes.is_empty() {
@@ -51,12 +73,11 @@ impl Keeper {
                 document.set(key, new.clone(), by, wall())?;
             }
             Ok(())
-        })
-        .map_err(|error| error.to_string())?;
+        })?;
         for Change { key, old, new } in changes {
             let now = self.document().settings.get(key).and_then(|setting| setting.value.as_ref());
             if now != new.as_ref() {
-                return Err(format!("{key} could not be changed: another value counts"));
+                return Err(WriteError::Outvoted(key.clone()));
             }
             let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "not set".to_owned());
             info!("setting {key} is now {}, it was {}", shown(new), shown(old));
@@ -68,7 +89,7 @@ impl Keeper {
     pub(super) fn drain(&mut self, on: bool, node: Option<String>, reply: oneshot::Sender<Response>) {
         let name = match self.one_member(node.as_deref()) {
             Ok((_, name)) => name,
-            Err(message) => return drop(reply.send(Response::Failed(message))),
+            Err(error) => return drop(reply.send(Response::Failed(error.to_string()))),
         };
         let key = format!("drain.{name}");
         let since = self.document().settings.get(&key).and_then(|setting| setting.value.clone());
@@ -84,7 +105,7 @@ impl Keeper {
             Err(mistakes) => drop(reply.send(Response::Failed(wrong(&mistakes)))),
             Ok(changes) => {
                 if let Err(error) = self.write(&changes) {
-                    return drop(reply.send(Response::Failed(error)));
+                    return drop(reply.send(Response::Failed(error.to_string())));
                 }
                 let what = if on {
                     format!("{name} drains: no node sends new connections there")
@@ -109,7 +130,7 @@ impl Keeper {
     pub(super) fn who_holds(&self, node: Option<String>, reply: oneshot::Sender<Response>) {
         let (id, name) = match self.one_member(node.as_deref()) {
             Ok(found) => found,
-            Err(message) => return drop(reply.send(Response::Failed(message))),
+            Err(error) => return drop(reply.send(Response::Failed(error.to_string()))),
         };
         let called = |id: &NodeId| self.document().member(id).map(|admitted| admitted.name.clone());
         let names: Vec<(NodeId, Name, bool)> = {
@@ -139,15 +160,14 @@ impl Keeper {
     }
 
     /// The member that a text names; none: this node.
-    fn one_member(&self, text: Option<&str>) -> Result<(NodeId, Name), String> {
+    fn one_member(&self, text: Option<&str>) -> Result<(NodeId, Name), NoMember> {
         let own = self.link.own();
         let name = match (text, self.document().member(&own)) {
             (None, Some(admitted)) => return Ok((own, admitted.name.clone())),
-            (text, _) => settings::member(self.document(), text.unwrap_or_default())
-                .map_err(|error| error.to_string())?,
+            (text, _) => settings::member(self.document(), text.unwrap_or_default())?,
         };
         let found = self.document().members().find(|(_, admitted)| admitted.name == name);
-        found.map(|(id, _)| (*id, name)).ok_or_else(|| "no such member".to_owned())
+        found.map(|(id, _)| (*id, name)).ok_or(NoMember::Gone)
     }
 }
 

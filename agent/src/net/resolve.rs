@@ -5,7 +5,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
@@ -46,18 +46,13 @@ async fn ask(name: String) -> Result<Vec<IpAddr>, ResolveError> {
         let found = (asked.as_str(), 0).to_socket_addrs();
         let _ = answer.send(found.map(|found| found.map(|at| at.ip()).collect::<Vec<_>>()));
     });
-    let failed = |why: String| ResolveError::Failed { name: name.clone(), why };
-    thread.map_err(|error| failed(error.to_string()))?;
+    let failed = |why| ResolveError::Failed { name: name.clone(), why };
+    thread.map_err(|error| failed(LookupError::Thread(error)))?;
     match tokio::time::timeout(PATIENCE, answered).await {
         Ok(Ok(Ok(ips))) if !ips.is_empty() => Ok(ips),
-        Ok(Ok(Ok(_))) => Err(failed("it is a name without an address".to_owned())),
-        Ok(Ok(Err(error))) => {
-            let words = error.to_string();
-            // std's words before libc's own say nothing more.
-            let words = words.strip_prefix("failed to lookup address information: ").unwrap_or(&words);
-            Err(failed(words.to_owned()))
-        }
-        Ok(Err(_)) | Err(_) => Err(failed("no name server answered".to_owned())),
+        Ok(Ok(Ok(_))) => Err(failed(LookupError::None)),
+        Ok(Ok(Err(error))) => Err(failed(LookupError::Refused(error))),
+        Ok(Err(_)) | Err(_) => Err(failed(LookupError::TimedOut)),
     }
 }
 
@@ -67,30 +62,25 @@ enum Host {
     Name(String),
 }
 
-/// Splits what was typed. An error is the end of a sentence that begins with it.
-fn parse(given: &str, default_port: u16) -> Result<(Host, u16), String> {
+/// Splits what was typed.
+fn parse(given: &str, default_port: u16) -> Result<(Host, u16), BadHost> {
     if given.is_empty() {
-        return Err("is empty; give a name or an address, like node1 or 10.0.0.1:7646".to_owned());
+        return Err(BadHost::Empty);
     }
     if let Some((scheme, rest)) = given.split_once("://") {
         let host = rest.split('/').next().unwrap_or_default();
-        return Err(format!("begins with {scheme}://; give only {host}"));
+        return Err(BadHost::Url { scheme: scheme.to_owned(), host: host.to_owned() });
     }
     if let Some(bad) = given.chars().find(|c| c.is_whitespace() || c.is_control() || "/@?#%,;".contains(*c)) {
-        return Err(match bad {
-            '%' => "has a zone; an address of one link only can't be used here".to_owned(),
-            bad => format!("contains {bad:?}, which no name and no address has"),
-        });
+        return Err(if bad == '%' { BadHost::Zone } else { BadHost::Odd(bad) });
     }
     if let Some(rest) = given.strip_prefix('[') {
-        let (inside, after) = rest.split_once(']').ok_or("has a [ without its ]")?;
-        let ip: Ipv6Addr = inside
-            .parse()
-            .map_err(|_| format!("has {inside:?} in brackets, which is not an IPv6 address"))?;
+        let (inside, after) = rest.split_once(']').ok_or(BadHost::OpenBracket)?;
+        let ip: Ipv6Addr = inside.parse().map_err(|_| BadHost::InBrackets(inside.to_owned()))?;
         let port = match after.strip_prefix(':') {
             Some(port) => parse_port(port)?,
             None if after.is_empty() => default_port,
-            None => return Err(format!("has {after:?} after the ]; only :PORT can stand there")),
+            None => return Err(BadHost::AfterBracket(after.to_owned())),
         };
         return Ok((Host::Ip(ip.into()), port));
     }
@@ -100,7 +90,7 @@ fn parse(given: &str, default_port: u16) -> Result<(Host, u16), String> {
     let (host, port) = match given.split_once(':') {
         None => (given, default_port),
         Some((_, rest)) if rest.contains(':') => {
-            return Err("is not an IPv6 address; one with a port is written [fd00::1]:7646".to_owned());
+            return Err(BadHost::NotIpv6);
         }
         Some((host, port)) => (host, parse_port(port)?),
     };
@@ -110,64 +100,110 @@ fn parse(given: &str, default_port: u16) -> Result<(Host, u16), String> {
     }
 }
 
-fn parse_port(port: &str) -> Result<u16, String> {
+fn parse_port(port: &str) -> Result<u16, BadHost> {
     // Digits alone: `+1` parses as a number too.
     let digits = port.bytes().all(|b| b.is_ascii_digit());
     port.parse()
         .ok()
         .filter(|&number: &u16| digits && number > 0)
-        .ok_or_else(|| format!("has the port {port:?}, which is not a number from 1 to 65535"))
+        .ok_or_else(|| BadHost::Port(port.to_owned()))
 }
 
-fn parse_name(host: &str) -> Result<String, String> {
+fn parse_name(host: &str) -> Result<String, BadHost> {
     if !host.is_ascii() {
-        return Err("is not in ASCII; give the form of the name that begins with xn--".to_owned());
+        return Err(BadHost::NotAscii);
     }
     if host.len() > LONGEST.0 {
-        return Err(format!("is {} bytes long; {} is the most of a name", host.len(), LONGEST.0));
+        return Err(BadHost::LongName { length: host.len() });
     }
     let labels: Vec<&str> = host.strip_suffix('.').unwrap_or(host).split('.').collect();
     if labels.last().is_some_and(|last| !last.is_empty() && last.bytes().all(|b| b.is_ascii_digit())) {
-        return Err("is not an IPv4 address, and no name ends in a number".to_owned());
+        return Err(BadHost::NotIpv4);
     }
     for label in labels {
         if label.is_empty() {
-            return Err("has no name before the port, or two dots in a row".to_owned());
+            return Err(BadHost::EmptyPart);
         }
         let odd = |c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '_');
         if let Some(odd) = label.chars().find(|c| odd(*c)) {
-            return Err(format!("contains {odd:?}, which no name has"));
+            return Err(BadHost::OddInName(odd));
         }
         if label.len() > LONGEST.1 {
-            return Err(format!("has a part of {} bytes; {} is the most", label.len(), LONGEST.1));
+            return Err(BadHost::LongPart { length: label.len() });
         }
         if label.starts_with('-') || label.ends_with('-') {
-            return Err(format!("has the part {label:?}, which begins or ends with a hyphen"));
+            return Err(BadHost::Hyphen(label.to_owned()));
         }
     }
     Ok(host.to_ascii_lowercase())
 }
 
+/// Why what was typed is neither a name nor an address: the end of a sentence that begins with it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BadHost {
+    #[error("is empty; give a name or an address, like node1 or 10.0.0.1:7646")]
+    Empty,
+    #[error("begins with {scheme}://; give only {host}")]
+    Url { scheme: String, host: String },
+    #[error("has a zone; an address of one link only can't be used here")]
+    Zone,
+    #[error("contains {0:?}, which no name and no address has")]
+    Odd(char),
+    #[error("contains {0:?}, which no name has")]
+    OddInName(char),
+    #[error("has a [ without its ]")]
+    OpenBracket,
+    #[error("has {0:?} in brackets, which is not an IPv6 address")]
+    InBrackets(String),
+    #[error("has {0:?} after the ]; only :PORT can stand there")]
+    AfterBracket(String),
+    #[error("is not an IPv6 address; one with a port is written [fd00::1]:7646")]
+    NotIpv6,
+    #[error("is not an IPv4 address, and no name ends in a number")]
+    NotIpv4,
+    #[error("has the port {0:?}, which is not a number from 1 to 65535")]
+    Port(String),
+    #[error("is not in ASCII; give the form of the name that begins with xn--")]
+    NotAscii,
+    #[error("is {length} bytes long; {} is the most of a name", LONGEST.0)]
+    LongName { length: usize },
+    #[error("has no name before the port, or two dots in a row")]
+    EmptyPart,
+    #[error("has a part of {length} bytes; {} is the most", LONGEST.1)]
+    LongPart { length: usize },
+    #[error("has the part {0:?}, which begins or ends with a hyphen")]
+    Hyphen(String),
+}
+
+/// Why a name has no address.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LookupError {
+    #[error("it is a name without an address")]
+    None,
+    #[error("no name server answered")]
+    TimedOut,
+    // std's words before libc's own say nothing more.
+    #[error("{}", shown(.0))]
+    Refused(io::Error),
+    #[error("no thread for it: {0}")]
+    Thread(io::Error),
+}
+
+/// libc's words alone.
+fn shown(error: &io::Error) -> String {
+    let words = error.to_string();
+    words.strip_prefix("failed to lookup address information: ").unwrap_or(&words).to_owned()
+}
+
 /// Why there are no addresses.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum ResolveError {
     /// What was typed is neither a name nor an address.
-    Syntax { given: String, why: String },
+    #[error("{given:?} {why}")]
+    Syntax { given: String, why: BadHost },
     /// The name has none, or nobody said so in time.
-    Failed { name: String, why: String },
+    #[error(
+        "can't resolve {name}: {why}; check the spelling, /etc/hosts and /etc/resolv.conf, or give an address"
+    )]
+    Failed { name: String, why: LookupError },
 }
-
-impl fmt::Display for ResolveError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ResolveError::Syntax { given, why } => write!(f, "{given:?} {why}"),
-            ResolveError::Failed { name, why } => write!(
-                f,
-                "can't resolve {name}: {why}; check the spelling, /etc/hosts and /etc/resolv.conf, \
-                 or give an address"
-            ),
-        }
-    }
-}
-
-impl std::error::Error for ResolveError {}

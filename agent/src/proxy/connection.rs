@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use proto::access::{Access, Cause, Phase};
+use proto::access::{Access, Phase, Termination};
 use proto::time::UnixMs;
 use tokio::net::TcpStream;
 
@@ -66,7 +66,7 @@ impl Carried {
             false => Some(ready!(Pin::new(&mut self.copy).poll(cx))),
         };
         let cause = cause(&ended, &self.shared);
-        if cause != Cause::Normal {
+        if cause != Termination::Normal {
             self.copy.reset();
         }
         let (bytes, sent) = (self.copy.received(), self.copy.sent());
@@ -84,7 +84,7 @@ async fn prepare(mut client: TcpStream, open: Open, shared: Arc<Shared>) -> Opti
     let mut story = open.pool.access_log.load(Relaxed).then(|| Story::begin(&client)).flatten();
     let over = &shared.life.over;
     let found = over.run_until_cancelled(find(&client, &open, &shared, &mut story)).await;
-    let mut leg = match found.unwrap_or(Err(Cause::Killed)) {
+    let mut leg = match found.unwrap_or(Err(Termination::Killed)) {
         Ok(leg) => leg,
         Err(cause) => {
             socket::reset_on_drop(&client);
@@ -99,7 +99,7 @@ async fn prepare(mut client: TcpStream, open: Open, shared: Arc<Shared>) -> Opti
     let unsent = match leash.run(first(&mut client, &mut leg.stream)).await {
         Some(Ok(flight)) if flight.is_hello => {
             let answered = Box::pin(over.run_until_cancelled(hear(&client, leg, flight, &open, &shared)));
-            match answered.await.unwrap_or(Err(Cause::Killed)) {
+            match answered.await.unwrap_or(Err(Termination::Killed)) {
                 Ok(answered) => {
                     leg = answered.leg;
                     note(&mut story, answered.replays);
@@ -137,7 +137,7 @@ async fn find(
     open: &Open,
     shared: &Arc<Shared>,
     story: &mut Option<Box<Story>>,
-) -> Result<Leg, Cause> {
+) -> Result<Leg, Termination> {
     let Dialled { leg, tries, moved } = dial(&open.pool, shared).await;
     if let Some(story) = story {
         story.retries = tries.saturating_sub(1);
@@ -145,7 +145,7 @@ async fn find(
         story.connect = leg.is_ok().then(|| story.began.elapsed());
     }
     let leg = leg?;
-    if socket::write_at_once(&leg.stream, &header(client, open)) { Ok(leg) } else { Err(Cause::Server) }
+    if socket::write_at_once(&leg.stream, &header(client, open)) { Ok(leg) } else { Err(Termination::Server) }
 }
 
 /// What tells a backend who the client is; empty when it is not to be told.
@@ -166,20 +166,20 @@ async fn hear(
     flight: First,
     open: &Open,
     shared: &Arc<Shared>,
-) -> Result<Answered, Cause> {
+) -> Result<Answered, Termination> {
     answer(client, leg, flight, &header(client, open), &open.pool, shared).await
 }
 
 /// What ended a connection; none is its leash.
-fn cause<T>(ended: &Option<Result<T, Broken>>, shared: &Shared) -> Cause {
+fn cause<T>(ended: &Option<Result<T, Broken>>, shared: &Shared) -> Termination {
     match ended {
-        Some(Ok(_)) => Cause::Normal,
+        Some(Ok(_)) => Termination::Normal,
         Some(Err(broken)) => {
             tracing::trace!("a connection broke: {}", broken.error);
             broken.cause
         }
-        None if shared.life.over.is_cancelled() => Cause::Killed,
-        None => Cause::Down,
+        None if shared.life.over.is_cancelled() => Termination::Killed,
+        None => Termination::Down,
     }
 }
 
@@ -214,7 +214,7 @@ fn tell(
     story: Option<Box<Story>>,
     open: &Open,
     ticket: Option<&Ticket>,
-    cause: Cause,
+    cause: Termination,
     bytes: u64,
     shared: &Shared,
 ) {

@@ -20,7 +20,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use proto::access::Cause;
+use proto::access::Termination;
 use rustix::pipe::{SpliceFlags, splice};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -65,7 +65,7 @@ pub(super) fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
 /// What broke a connection, and on whose side.
 #[derive(Debug)]
 pub(super) struct Broken {
-    pub(super) cause: Cause,
+    pub(super) cause: Termination,
     pub(super) error: io::Error,
 }
 
@@ -118,7 +118,7 @@ impl CopyBoth {
             if *seen == moved {
                 // The side that has not ended is the one that is waited for.
                 let up_ended = self.up.stage == Stage::Ended;
-                let cause = if up_ended { Cause::ServerTimeout } else { Cause::ClientTimeout };
+                let cause = if up_ended { Termination::ServerTimeout } else { Termination::ClientTimeout };
                 return Poll::Ready(Broken { cause, error: io::ErrorKind::TimedOut.into() });
             }
             *seen = moved;
@@ -139,8 +139,8 @@ impl Future for CopyBoth {
             let last = this.up.stage == Stage::Ended;
             let down = this.down.poll(cx, &mut this.master, &mut this.client, scratch, last);
             // Both have moved what they could: what one peer said before it broke still gets through.
-            let up = up.map_err(|fault| fault.of(Cause::Client, Cause::Server))?;
-            let down = down.map_err(|fault| fault.of(Cause::Server, Cause::Client))?;
+            let up = up.map_err(|fault| fault.of(Termination::Client, Termination::Server))?;
+            let down = down.map_err(|fault| fault.of(Termination::Server, Termination::Client))?;
             Result::<_, Broken>::Ok((up, down))
         })?;
         match (up, down) {
@@ -203,7 +203,7 @@ enum Fault {
 }
 
 impl Fault {
-    fn of(self, from: Cause, to: Cause) -> Broken {
+    fn of(self, from: Termination, to: Termination) -> Broken {
         match self {
             Fault::From(error) => Broken { cause: from, error },
             Fault::To(error) => Broken { cause: to, error },

@@ -262,14 +262,14 @@ async fn after_bulk_small_messages_are_copied_again() {
 
 #[tokio::test]
 async fn what_broke_and_on_whose_side_is_told() {
-    for (client_breaks, cause) in [(true, Cause::Client), (false, Cause::Server)] {
+    for (client_breaks, cause) in [(true, Termination::Client), (false, Termination::Server)] {
         let (client, master, copy) = joined(LONG).await;
         let (broken, _other) = if client_breaks { (client, master) } else { (master, client) };
         super::super::socket::reset_on_drop(&broken);
         drop(broken);
         assert_eq!(timeout(LONG, copy).await.unwrap().unwrap().unwrap_err().cause, cause);
     }
-    for (client_ends, cause) in [(true, Cause::ServerTimeout), (false, Cause::ClientTimeout)] {
+    for (client_ends, cause) in [(true, Termination::ServerTimeout), (false, Termination::ClientTimeout)] {
         let (mut client, mut master, copy) = joined(Duration::from_millis(20)).await;
         if client_ends { &mut client } else { &mut master }.shutdown().await.unwrap();
         assert_eq!(timeout(LONG, copy).await.unwrap().unwrap().unwrap_err().cause, cause);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use proto::access::Cause;
+use proto::access::Termination;
 use proto::dial::{Plan, Step};
 use proto::node::NodeId;
 use proto::path::{Evidence, Report};
@@ -32,7 +32,7 @@ pub(super) struct Leg {
 /// How a client's dial went.
 pub(super) struct Dialled {
     /// The first backend to answer, or why none did in time.
-    pub(super) leg: Result<Leg, Cause>,
+    pub(super) leg: Result<Leg, Termination>,
     /// Dials that were begun.
     pub(super) tries: u32,
     /// The one that answered was not the first to be tried.
@@ -90,7 +90,7 @@ pub(super) async fn dial(pool: &Arc<Pool>, shared: &Arc<Shared>) -> Dialled {
             },
             Step::GiveUp => {
                 pool.not_served(backends.len(), shared);
-                let silent = if trials.is_empty() { Cause::Server } else { Cause::ServerTimeout };
+                let silent = if trials.is_empty() { Termination::Server } else { Termination::ServerTimeout };
                 return Dialled { leg: Err(cause.unwrap_or(silent)), tries, moved: false };
             }
         }
@@ -101,7 +101,7 @@ pub(super) async fn dial(pool: &Arc<Pool>, shared: &Arc<Shared>) -> Dialled {
 /// loses every race, and without its verdict each client would wait for the hedge again.
 fn see_out<F>(mut trials: FuturesUnordered<F>, pool: &Arc<Pool>, shared: &Arc<Shared>)
 where
-    F: Future<Output = Result<Leg, Cause>> + Send + 'static,
+    F: Future<Output = Result<Leg, Termination>> + Send + 'static,
 {
     if trials.is_empty() || pool.seeing_out.swap(true, Relaxed) {
         return;
@@ -157,14 +157,14 @@ impl Trial {
         }
     }
 
-    pub(super) async fn run(mut self) -> Result<Leg, Cause> {
+    pub(super) async fn run(mut self) -> Result<Leg, Termination> {
         let result = match self.connecting.take() {
             Some(Ok(connecting)) => connecting.finish().await,
             Some(Err(error)) => Err(error),
-            None => return Err(Cause::Server),
+            None => return Err(Termination::Server),
         };
         match result {
-            Ok(stream) => self.connected(stream).ok_or(Cause::Server),
+            Ok(stream) => self.connected(stream).ok_or(Termination::Server),
             Err(error) => Err(self.failed(&error)),
         }
     }
@@ -180,18 +180,18 @@ impl Trial {
         Some(Leg { stream, ticket })
     }
 
-    fn failed(&mut self, error: &io::Error) -> Cause {
+    fn failed(&mut self, error: &io::Error) -> Termination {
         self.ended = true;
         match evidence_of(error) {
             Some(evidence) => {
                 self.count(|counts| &counts.errors);
                 self.accuse(evidence);
                 let refused = evidence == Evidence::Refused;
-                if refused { Cause::Server } else { Cause::ServerTimeout }
+                if refused { Termination::Server } else { Termination::ServerTimeout }
             }
             None => {
                 self.shared.failed_locally(error);
-                Cause::Resources
+                Termination::Resources
             }
         }
     }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use proto::access::Cause;
+use proto::access::Termination;
 use proto::hello::{Flight, MAX_HELLO, inspect};
 use proto::node::NodeId;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -58,10 +58,10 @@ impl First {
     fn at_once(&mut self, client: &TcpStream, master: &TcpStream) -> Result<bool, Broken> {
         with_scratch(|scratch| {
             let most = scratch.len().min(MAX_HELLO);
-            let found = socket::read_now(client, &mut scratch[..most]).map_err(by(Cause::Client))?;
+            let found = socket::read_now(client, &mut scratch[..most]).map_err(by(Termination::Client))?;
             if let Some(n @ 1..) = found {
                 self.bytes = scratch[..n].to_vec();
-                self.sent = socket::write_now(master, &self.bytes).map_err(by(Cause::Server))?;
+                self.sent = socket::write_now(master, &self.bytes).map_err(by(Termination::Server))?;
             }
             Ok(found.is_some() && self.is_whole(0))
         })
@@ -83,12 +83,12 @@ impl First {
         loop {
             // The beginning of a hello may be the whole of something else: nothing is held back.
             while let Some(rest @ [_, ..]) = self.bytes.get(self.sent..) {
-                match Pin::new(&mut *master).poll_write(cx, rest).map_err(by(Cause::Server))? {
+                match Pin::new(&mut *master).poll_write(cx, rest).map_err(by(Termination::Server))? {
                     Poll::Ready(n) => self.sent += n,
                     Poll::Pending => break,
                 }
             }
-            if master.poll_read_ready(cx).map_err(by(Cause::Server))?.is_ready() {
+            if master.poll_read_ready(cx).map_err(by(Termination::Server))?.is_ready() {
                 return Poll::Ready(Ok(()));
             }
             let before = self.bytes.len();
@@ -99,7 +99,7 @@ impl First {
                 self.bytes.extend_from_slice(buffer.filled());
                 read
             }))
-            .map_err(by(Cause::Client))?;
+            .map_err(by(Termination::Client))?;
             if self.is_whole(before) {
                 return Poll::Ready(Ok(()));
             }
@@ -113,7 +113,7 @@ impl First {
     }
 }
 
-fn by(cause: Cause) -> impl Fn(io::Error) -> Broken {
+fn by(cause: Termination) -> impl Fn(io::Error) -> Broken {
     move |error| Broken { cause, error }
 }
 
@@ -155,7 +155,7 @@ pub(super) async fn answer(
     header: &[u8],
     pool: &Arc<Pool>,
     shared: &Arc<Shared>,
-) -> Result<Answered, Cause> {
+) -> Result<Answered, Termination> {
     let sender = Sender { hello: &first.bytes, header, too_long: pool.too_long(), pool, shared };
     let mut tried = vec![leg.ticket.held.node];
     let (run, leash) = connected(leg, first.sent);
@@ -177,13 +177,13 @@ pub(super) async fn answer(
                 Some(Outcome::Failed) | None => {}
             },
             more = client.peek(&mut more), if only_hello => {
-                let more = more.map_err(|_| Cause::Client)?;
+                let more = more.map_err(|_| Termination::Client)?;
                 // From here on there is more than a hello, so nobody new gets it.
                 only_hello = false;
                 match original.upgrade() {
                     Some(original) if replays == 0 => break Some(original),
                     // Several have it, and the client leaves: nobody needs an answer.
-                    _ if more == 0 => return Err(Cause::Client),
+                    _ if more == 0 => return Err(Termination::Client),
                     _ => {}
                 }
             }
@@ -203,7 +203,7 @@ pub(super) async fn answer(
     };
     // Those that lost, and with them all that also held the winner.
     drop((race, closed));
-    let Run { leg, sent } = winner.and_then(Arc::into_inner).ok_or(Cause::Server)?;
+    let Run { leg, sent } = winner.and_then(Arc::into_inner).ok_or(Termination::Server)?;
     let unsent = first.bytes.get(sent.into_inner()..).unwrap_or_default().to_vec();
     Ok(Answered { leg, unsent, replays })
 }

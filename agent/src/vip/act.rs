@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proto::control::Response;
 use proto::election::wire::{Message, Purpose, pack};
-use proto::election::{Action, CandidateState, Cause, Event, Fact, Loss, MoveError};
+use proto::election::{Action, CandidateState, Event, Fact, Gain, Loss, MoveError};
 use proto::event::{Event as Told, Kind, Level};
 use proto::node::NodeId;
 use proto::settings;
@@ -220,10 +220,10 @@ impl Driver {
         let told = match event {
             Event::Gained { from, cause, .. } => {
                 let why = match cause {
-                    Cause::Vacant => "nobody had it".to_owned(),
-                    Cause::Silent { quiet } => format!("nobody has heard its owner for {}", human(quiet)),
-                    Cause::Handed(why) => format!("handed over: {why}"),
-                    Cause::Released(why) => format!("let go: {why}"),
+                    Gain::Vacant => "nobody had it".to_owned(),
+                    Gain::Silent { quiet } => format!("nobody has heard its owner for {}", human(quiet)),
+                    Gain::Handed(why) => format!("handed over: {why}"),
+                    Gain::Released(why) => format!("let go: {why}"),
                 };
                 moved(named(from), name(self.own), why)
             }

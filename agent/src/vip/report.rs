@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use proto::cluster::Document;
 use proto::control::{Response, VipCandidate, VipGains, VipState, VipStatus};
-use proto::election::{self, CandidateState, Cause, State};
+use proto::election::{self, CandidateState, Gain, State};
 use proto::node::{Name, NodeId};
 use proto::record::Claim;
 use proto::time::{Moment, UnixMs};
@@ -26,13 +26,13 @@ pub(super) struct Seen {
 
 impl Seen {
     /// This node has become the owner.
-    pub(super) fn gained(&mut self, cause: &Cause) {
+    pub(super) fn gained(&mut self, cause: &Gain) {
         let gains = &mut self.gains;
         *match cause {
-            Cause::Vacant => &mut gains.vacant,
-            Cause::Silent { .. } => &mut gains.silent,
-            Cause::Handed(_) => &mut gains.handed,
-            Cause::Released(_) => &mut gains.released,
+            Gain::Vacant => &mut gains.vacant,
+            Gain::Silent { .. } => &mut gains.silent,
+            Gain::Handed(_) => &mut gains.handed,
+            Gain::Released(_) => &mut gains.released,
         } += 1;
     }
 }

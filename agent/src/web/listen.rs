@@ -60,7 +60,7 @@ pub(super) async fn follow(
                 // What was ends before anything else begins: it may have asked for less.
                 site.ended.cancel();
             }
-            Err(why) => refuse(&why, &tell),
+            Err(error) => refuse(&error, &tell),
         }
         if site.ended.is_cancelled() {
             site = Current(Site::new(&now, &all));
@@ -86,12 +86,20 @@ impl Drop for Current {
     }
 }
 
+/// Why a change of the addresses is not taken over.
+#[derive(Debug, thiserror::Error)]
+#[error("it can't listen on {address}: {source}")]
+struct ListenError {
+    address: SocketAddr,
+    source: io::Error,
+}
+
 /// Says that the old addresses and credentials stay.
-fn refuse(why: &str, tell: &mpsc::Sender<Event>) {
-    tracing::error!("[web] was not taken over, the old one stays: {why}");
+fn refuse(error: &ListenError, tell: &mpsc::Sender<Event>) {
+    tracing::error!("[web] was not taken over, the old one stays: {error}");
     let event = Event::new(Kind::Reload, wall(), "web", "refused");
     // Full of events, it says enough.
-    let _ = tell.try_send(event.reason(why).level(Level::Error));
+    let _ = tell.try_send(event.reason(error.to_string()).level(Level::Error));
 }
 
 /// An address at the start: when it is taken it is tried again and again.
@@ -110,7 +118,7 @@ fn first(address: SocketAddr) -> Listening {
 }
 
 /// Listens at these addresses and no others; on an error, where it did. Those that stay keep their sockets.
-async fn change(open: &mut Vec<Listening>, wanted: &[SocketAddr], site: &Site) -> Result<(), String> {
+async fn change(open: &mut Vec<Listening>, wanted: &[SocketAddr], site: &Site) -> Result<(), ListenError> {
     let mut new = Vec::new();
     for address in wanted {
         let kept = open.iter().find(|place| place.address == *address).map(|place| place.listener.clone());
@@ -118,14 +126,14 @@ async fn change(open: &mut Vec<Listening>, wanted: &[SocketAddr], site: &Site) -
             Some(listener) => listener,
             None => match instead(open, wanted, *address, site).await {
                 Ok(listener) => Some(listener),
-                Err(error) => {
+                Err(source) => {
                     // What was left for it is taken again, and what was new is left.
                     drop(new);
                     let left = open.iter_mut().filter(|place| place.listener.is_none());
                     for place in left.filter(|_| site.ended.is_cancelled()) {
                         place.listener = again(place.address).await.ok();
                     }
-                    return Err(format!("it can't listen on {address}: {error}"));
+                    return Err(ListenError { address: *address, source });
                 }
             },
         };

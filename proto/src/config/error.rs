@@ -7,6 +7,25 @@ use super::fields::MAX_RUNTIME_DIR;
 use crate::node::BadName;
 use crate::time::human;
 
+/// Where a value is written, and so how to write another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// In a node's file.
+    InFile,
+    /// As a setting of the whole cluster.
+    AsSetting,
+}
+
+impl Written {
+    /// How the kind of a check is written there.
+    fn check_kind(self) -> &'static str {
+        match self {
+            Written::InFile => "write kind = ",
+            Written::AsSetting => "set check to ",
+        }
+    }
+}
+
 /// Why a value is not what it should be, and what would be right. Values in it are cut, and secrets are never
 /// part of it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -92,6 +111,18 @@ pub enum BadValue {
     /// It is no number.
     #[error("\"{0}\" is not a whole number")]
     Number(String),
+    /// A check of this kind has no such key.
+    #[error("a check of kind \"{kind}\" has no {key}: {}{right}", written.check_kind())]
+    NotOfKind {
+        /// The kind of the check.
+        kind: &'static str,
+        /// The key.
+        key: &'static str,
+        /// The kinds that have it.
+        right: &'static str,
+        /// Where the kind is written.
+        written: Written,
+    },
     /// It is neither true nor false.
     #[error("\"{0}\" is not true or false")]
     Flag(String),

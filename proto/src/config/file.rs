@@ -2,6 +2,7 @@
 
 use toml::de::DeTable;
 
+use super::error::Written;
 use super::mistake::Mistake;
 use super::walk::{Mistakes, Section};
 use super::{Config, fields, notify, services, web};
@@ -31,7 +32,7 @@ const LOG_KEYS: &[&str] = &["format", "level"];
 /// # Errors
 /// Every mistake in it, in the order of the text.
 pub fn parse(text: &str) -> Result<Config, Vec<Mistake>> {
-    let mut mistakes = Mistakes::new(text);
+    let mut mistakes = Mistakes::new(text, Written::InFile);
     let (root, errors) = DeTable::parse_recoverable(text);
     for error in errors {
         let offset = error.span().map_or(text.len(), |span| span.start);

@@ -26,7 +26,7 @@ mod walk;
 mod web;
 
 pub use env::apply_env;
-pub use error::BadValue;
+pub use error::{BadValue, Written};
 pub use file::parse;
 pub use mistake::Mistake;
 pub use notify::Webhook;

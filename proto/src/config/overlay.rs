@@ -2,7 +2,7 @@
 
 use toml::de::DeTable;
 
-use super::error::BadValue;
+use super::error::{BadValue, Written};
 use super::mistake::Mistake;
 use super::services::{self, MAX_SERVICES, link_address, meet};
 use super::walk::{Mistakes, Section};
@@ -74,7 +74,7 @@ pub fn shared_service<'a>(
     }
     let table = if check.is_empty() { "" } else { "[service.check]\n" };
     let text = format!("[[service]]\nname = \"{name}\"\n{top}{table}{check}");
-    let mut mistakes = Mistakes::new(&text);
+    let mut mistakes = Mistakes::new(&text, Written::AsSetting);
     // What was wrong already is not missing as well.
     mistakes.broken = !wrong.is_empty();
     let (root, _) = DeTable::parse_recoverable(&text);
@@ -83,8 +83,7 @@ pub fn shared_service<'a>(
     wrong.extend(mistakes.into_vec().into_iter().map(|mistake| {
         let key = mistake.key.strip_prefix("service.").unwrap_or(&mistake.key);
         let key = if key == "check.kind" { "check" } else { key };
-        let message = mistake.message.replace("write kind = ", "set check to ");
-        Mistake { line: 0, column: 0, key: here(key), message }
+        Mistake { line: 0, column: 0, key: here(key), message: mistake.message }
     }));
     let usable = wrong.is_empty() || name.as_str() == KUBE_API;
     (service.filter(|_| usable), wrong)

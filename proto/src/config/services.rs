@@ -262,11 +262,12 @@ fn misplaced(section: &Section<'_, '_>, kind: &CheckKind, mistakes: &mut Mistake
         CheckKind::Http(_) => &[TLS_KEYS],
         CheckKind::Https(..) => &[],
     };
-    for key in useless.iter().copied().flatten() {
+    for &key in useless.iter().copied().flatten() {
         if let Some(offset) = section.offset_of(key) {
-            let right = if TLS_KEYS.contains(key) { "\"https\"" } else { "\"http\" or \"https\"" };
-            let message = format!("a check of kind \"{}\" has no {key}: write kind = {right}", kind.word());
-            mistakes.add(offset, &section.dotted(key), message);
+            let right = if TLS_KEYS.contains(&key) { "\"https\"" } else { "\"http\" or \"https\"" };
+            let (kind, written) = (kind.word(), mistakes.written);
+            let why = BadValue::NotOfKind { kind, key, right, written };
+            mistakes.add(offset, &section.dotted(key), why);
         }
     }
 }

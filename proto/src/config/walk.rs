@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::error::Written;
 use super::mistake::{Mistake, nearest, place};
 
 /// What was found so far.
@@ -15,11 +16,13 @@ pub(super) struct Mistakes<'t> {
     found: Vec<(usize, Mistake)>,
     /// The text has syntax errors: what is missing may only be on a line that could not be read.
     pub(super) broken: bool,
+    /// Where the values come from.
+    pub(super) written: Written,
 }
 
 impl<'t> Mistakes<'t> {
-    pub(super) fn new(text: &'t str) -> Mistakes<'t> {
-        Mistakes { text, found: Vec::new(), broken: false }
+    pub(super) fn new(text: &'t str, written: Written) -> Mistakes<'t> {
+        Mistakes { text, found: Vec::new(), broken: false, written }
     }
 
     /// Reports a mistake at a byte offset.

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::kube::Kubernetes;
 use super::{Examined, Severity, Words, kube, on};
+use crate::cause::Reason;
 use crate::problem::Problem;
 use crate::time::UnixMs;
 
@@ -104,7 +105,7 @@ pub struct Route {
     /// Its address.
     pub to: IpAddr,
     /// The interface that packets leave by, or why there is none.
-    pub by: Result<String, String>,
+    pub by: Result<String, Reason>,
 }
 
 /// Fewest descriptors beside those of connections: state, gossip, the page, pipes of bulk.

@@ -8,7 +8,7 @@ use super::kube::{Apiserver, Client, Distribution, Kubernetes};
 use super::mesh::{Back, Firewall, Mesh, Peer, Talk};
 use super::x509::Certificate;
 use super::*;
-use crate::cause::{Cause, Fault};
+use crate::cause::{Cause, Fault, Reason};
 use crate::problem::{Problem, ProblemCode};
 
 const DAY_MS: u64 = 86_400_000;
@@ -195,7 +195,7 @@ const HOST: &[Planted<Host>] = &[
         "ip route replace 10.0.0.2 dev wg0",
     ),
     (
-        |h| h.routes[0].by = Err("unreachable".to_owned()),
+        |h| h.routes[0].by = Err(Reason::new("unreachable")),
         "route",
         Severity::Warning,
         "no route to m2",

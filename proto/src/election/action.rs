@@ -51,7 +51,7 @@ pub enum Action {
 
 /// Why a node became owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
+pub enum Gain {
     /// Nobody is known to have owned it.
     Vacant,
     /// Nobody has heard the owner for so long.
@@ -84,7 +84,7 @@ pub enum Event {
         /// Who owned it before.
         from: Option<NodeId>,
         /// Why.
-        cause: Cause,
+        cause: Gain,
     },
     /// This node owns it no more.
     Lost {

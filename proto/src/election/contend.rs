@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::action::{Action, Cause, Event};
+use super::action::{Action, Event, Gain};
 use super::doubt::{ALONE, COMPANY, DOUBT, Doubt, LEFTOVER, WINDOW, patience};
 use super::hear::Far;
 use super::rank::{Candidate, CandidateState};
@@ -38,7 +38,7 @@ impl Election {
             self.doubt = None;
             return;
         };
-        if matches!(cause, Cause::Handed(_)) {
+        if matches!(cause, Gain::Handed(_)) {
             return self.claim(now, cause);
         }
         let stranger = self.stranger.is_some_and(|(_, last)| now.since(last) < STRANGER);
@@ -63,7 +63,7 @@ impl Election {
     }
 
     /// Why this node might claim; none: it may not, or need not now.
-    fn opening(&mut self, now: Moment) -> Option<Cause> {
+    fn opening(&mut self, now: Moment) -> Option<Gain> {
         if let Some(listen) = self.listen {
             let over = self.listened(listen);
             if now < over {
@@ -78,17 +78,17 @@ impl Election {
             }
             return None;
         }
-        let Some(known) = self.known else { return Some(Cause::Vacant) };
+        let Some(known) = self.known else { return Some(Gain::Vacant) };
         let (due, cause) = match known.holding {
             Holding::Held => {
                 let heard = self.direct.unwrap_or(self.changed);
                 let quiet = now.since(self.heard_at_all());
-                (heard.after(DOUBT + self.rules.rtt), Cause::Silent { quiet })
+                (heard.after(DOUBT + self.rules.rtt), Gain::Silent { quiet })
             }
-            Holding::Released { why, .. } if self.handed => return Some(Cause::Handed(why)),
+            Holding::Released { why, .. } if self.handed => return Some(Gain::Handed(why)),
             Holding::Released { why, successor } => {
                 let wait = if successor.is_some() { HANDOVER } else { Duration::ZERO };
-                (self.changed.after(wait), Cause::Released(why))
+                (self.changed.after(wait), Gain::Released(why))
             }
         };
         if now < due {
@@ -99,10 +99,10 @@ impl Election {
     }
 
     /// From when on candidates may claim, by what is known now, and how many of them come before this one.
-    fn turn(&self, now: Moment, doubt: &Doubt, cause: Cause) -> Option<(Moment, u32)> {
+    fn turn(&self, now: Moment, doubt: &Doubt, cause: Gain) -> Option<(Moment, u32)> {
         let rtt = self.rules.rtt;
         let mut at = doubt.since.after(WINDOW + rtt).max(doubt.not_before);
-        if matches!(cause, Cause::Silent { .. }) {
+        if matches!(cause, Gain::Silent { .. }) {
             at = at.max(self.alive.after(patience(self.direct, self.alive) + rtt));
         }
         if let Some((_, last)) = self.stranger {
@@ -125,7 +125,7 @@ impl Election {
         let better =
             |node: &&NodeId| Some(**node) != holder && self.rank_of(now, node).is_some_and(|rank| rank < own);
         let ahead = u32::try_from(self.peers.keys().filter(better).count()).unwrap_or(u32::MAX);
-        if cause == Cause::Vacant {
+        if cause == Gain::Vacant {
             // Nodes that start together: the better one comes in a moment, and would not take it back.
             let coming = |(node, peer): (&NodeId, &Peer)| {
                 peer.standing == CandidateState::Listening
@@ -150,7 +150,7 @@ impl Election {
         !self.rules.witnesses.is_empty() || self.peers.iter().any(lately)
     }
 
-    fn claim(&mut self, now: Moment, cause: Cause) {
+    fn claim(&mut self, now: Moment, cause: Gain) {
         let Some(priority) = self.rules.candidate(&self.own).map(|one| one.priority) else { return };
         let Some(epoch) = self.next_epoch() else { return };
         let from = self.known.map(|known| known.claim.owner).filter(|owner| *owner != self.own);

@@ -48,7 +48,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-pub use self::action::{Action, Cause, Event, Loss, Mac, MoveError, Place, State, Status};
+pub use self::action::{Action, Event, Gain, Loss, Mac, MoveError, Place, State, Status};
 use self::authority::Workers;
 pub use self::authority::{CEILING, SOLO, STEP};
 pub use self::doubt::BEAT;

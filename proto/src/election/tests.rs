@@ -117,7 +117,7 @@ fn the_only_candidate_cleans_up_listens_and_claims() {
     assert!(renewed.windows(2).all(|pair| pair[1] - pair[0] == 500) && renewed.len() == 8, "{renewed:?}");
     assert_eq!(
         events(&done),
-        [(550, Event::Gained { epoch: 1, from: None, cause: Cause::Vacant })],
+        [(550, Event::Gained { epoch: 1, from: None, cause: Gain::Vacant })],
         "one claim, with its cause"
     );
     let refresh = times(&run(&mut one, 5_001, 70_000), &Action::Announce);
@@ -154,7 +154,7 @@ fn a_silent_owner_is_asked_for_at_110_ms_and_followed_at_160() {
     let gained = Event::Gained {
         epoch: 6,
         from: Some(id(2)),
-        cause: Cause::Silent { quiet: Duration::from_millis(160) },
+        cause: Gain::Silent { quiet: Duration::from_millis(160) },
     };
     assert_eq!(events(&done), [(1_160, gained)]);
 }

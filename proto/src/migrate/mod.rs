@@ -37,6 +37,30 @@ pub struct Migration {
     pub problems: Vec<String>,
 }
 
+/// Why files become no configuration. Names in it are on one line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MigrateError {
+    /// It is a file of another program.
+    #[error(
+        "{file} is a file of neither haproxy nor keepalived: it has no section as frontend, backend or listen, \
+         and no vrrp_instance"
+    )]
+    NeitherKind {
+        /// Its name.
+        file: String,
+    },
+    /// Two are of one program.
+    #[error("{first} and {second} are both of {program}: give one, with the lines of both")]
+    SameKind {
+        /// The name of the first.
+        first: String,
+        /// The name of the other.
+        second: String,
+        /// Whose they are.
+        program: &'static str,
+    },
+}
+
 /// What a file is.
 enum Kind {
     Haproxy,
@@ -48,24 +72,20 @@ enum Kind {
 ///
 /// # Errors
 /// A file is neither, or two are the same.
-pub fn migrate(sources: &[Source<'_>], node: Option<&Name>) -> Result<Migration, String> {
+pub fn migrate(sources: &[Source<'_>], node: Option<&Name>) -> Result<Migration, MigrateError> {
     let texts: Vec<(String, String)> =
         sources.iter().map(|one| (tame(one.name), String::from_utf8_lossy(one.bytes).into_owned())).collect();
     let mut haproxy: Option<(&str, &str)> = None;
     let mut keepalived: Option<(&str, &str)> = None;
     for (name, text) in &texts {
-        let (place, what) = match kind(text) {
+        let (place, program) = match kind(text) {
             Some(Kind::Haproxy) => (&mut haproxy, "haproxy"),
             Some(Kind::Keepalived) => (&mut keepalived, "keepalived"),
-            None => {
-                return Err(format!(
-                    "{name} is a file of neither haproxy nor keepalived: it has no section as frontend, \
-                     backend or listen, and no vrrp_instance"
-                ));
-            }
+            None => return Err(MigrateError::NeitherKind { file: name.clone() }),
         };
         if let Some((other, _)) = place.replace((name, text)) {
-            return Err(format!("{other} and {name} are both of {what}: give one, with the lines of both"));
+            let (first, second) = (other.to_owned(), name.clone());
+            return Err(MigrateError::SameKind { first, second, program });
         }
     }
     let mut accounts = Vec::new();

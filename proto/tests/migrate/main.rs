@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use proto::config::{self, Config};
-use proto::migrate::{Migration, Source, migrate};
+use proto::migrate::{MigrateError, Migration, Source, migrate};
 
 fn dir(sample: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/migrate").join(sample)
@@ -128,10 +128,11 @@ fn what_a_shell_would_run_is_in_no_command() {
 #[test]
 fn a_file_of_neither_is_refused_and_so_are_two_of_one() {
     let one = |bytes: &[u8]| migrate(&[Source { name: "x", bytes }], None);
-    assert!(one(b"").unwrap_err().contains("x is a file of neither"));
+    assert_eq!(one(b""), Err(MigrateError::NeitherKind { file: "x".to_owned() }));
     assert!(one(b"name = \"m1\"\n").is_err());
     let twice = [Source { name: "a", bytes: b"global\n" }, Source { name: "b", bytes: b"defaults\n" }];
-    assert!(migrate(&twice, None).unwrap_err().contains("a and b are both of haproxy"));
+    let [first, second] = ["a", "b"].map(str::to_owned);
+    assert_eq!(migrate(&twice, None), Err(MigrateError::SameKind { first, second, program: "haproxy" }));
 }
 
 /// Words of both files, and others.

@@ -1,6 +1,6 @@
 //! What must hold, judged from outside with all that the nodes can't know.
 
-use proto::election::{Cause, State};
+use proto::election::{Gain, State};
 use proto::node::NodeId;
 
 use super::{Node, World};
@@ -218,20 +218,20 @@ impl World {
     }
 
     /// A claim has just been made.
-    pub(super) fn judge_claim(&mut self, n: usize, epoch: u64, from: Option<NodeId>, cause: Cause) {
+    pub(super) fn judge_claim(&mut self, n: usize, epoch: u64, from: Option<NodeId>, cause: Gain) {
         if epoch <= self.nodes[n].epoch {
             self.breaks(format!("node {n} claims epoch {epoch} after {}", self.nodes[n].epoch));
         }
         let before = from.map(|id| self.index(id));
         match cause {
-            Cause::Handed(why) | Cause::Released(why) => {
+            Gain::Handed(why) | Gain::Released(why) => {
                 let who = before.unwrap_or(n);
                 let preempted = self.preempt && why == proto::election::ReleaseReason::Preempt;
                 if !preempted && !self.nodes[who].excuses.contains(&why) {
                     self.breaks(format!("node {n} says that {who} released it: {why:?}, which is not so"));
                 }
             }
-            Cause::Silent { .. } | Cause::Vacant => {}
+            Gain::Silent { .. } | Gain::Vacant => {}
         }
         // A backup wakes every 200 ms, and what is later than that by less than 150 ms is no sleep: the
         // window of questions alone must do for it.
@@ -244,7 +244,7 @@ impl World {
         if !self.lossless() {
             return;
         }
-        if let (Cause::Silent { .. }, Some(owner)) = (cause, before)
+        if let (Gain::Silent { .. }, Some(owner)) = (cause, before)
             && self.hears(owner, n, 1_000)
         {
             self.breaks(format!("node {n} says that {owner} is silent, which is not so"));
