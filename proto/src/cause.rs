@@ -179,6 +179,38 @@ causes! {
     ConnectionLimit 44 "connection-limit" "connection limit reached",
     /// The budget for further dials is used up.
     RetryBudget 45 "retry-budget" "many dials are slow at once",
+    /// Whether others are on its segment is not known yet.
+    SegmentUntested 50 "segment-untested" "the segment is not tested yet",
+    /// No interface of the node is in the network of the address.
+    NoInterface 51 "no-interface" "no interface in its network",
+    /// Several interfaces are, and none is chosen.
+    SeveralInterfaces 52 "several-interfaces" "in networks of several interfaces",
+    /// The interface is no segment, or others on it do not answer.
+    NoSegment 53 "no-segment" "no L2 on its interface",
+    /// The kernel is set to answer nobody who asks for the address.
+    ArpIgnored 54 "arp-ignored" "ARP for it is not answered",
+    /// A node has the address for itself.
+    OwnAddress 55 "own-address" "a node has the address for itself",
+    /// The interface is down or has no carrier.
+    LinkDown 56 "link-down" "its interface is down",
+    /// The kernel does not take the address.
+    KernelRefused 57 "kernel-refused" "the kernel does not take the address",
+    /// What the address fronts is not served here.
+    NotServed 58 "not-served" "its service is not served here",
+    /// Nobody serves what the address fronts.
+    NoBackend 59 "no-backend" "no backend of its service is good",
+    /// The agent has just started and hears what is going on first.
+    Starting 60 "starting" "its agent has just started",
+    /// The node is no candidate, or does not know yet that it is.
+    NotCandidate 61 "not-candidate" "not a candidate",
+    /// Nobody is a candidate.
+    NoCandidates 62 "no-candidates" "no node is a candidate",
+    /// It was lost too often, and others go first for a while.
+    HeldBack 63 "held-back" "held back after repeated failures",
+    /// A hardware address of no member answers for the address.
+    Stranger 64 "stranger" "an address of no member answers for it",
+    /// The node is in a state that a later version has.
+    UnknownState 65 "unknown-state" "in a state of a later version",
 }
 
 impl Cause {

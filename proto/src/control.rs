@@ -632,7 +632,7 @@ open_words!(VipState:
 );
 
 /// A virtual IP, as this node sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VipStatus {
     /// Which.
     pub address: IpAddr,
@@ -646,8 +646,11 @@ pub struct VipStatus {
     pub interface: Option<String>,
     /// Since when `state` and `owner` have been so.
     pub since_unix_ms: UnixMs,
-    /// Why it is so, or what is in the way here; may be empty.
-    pub reason: String,
+    /// Why it is so, or what is in the way here, as its stable label; none: it is as it should be, or not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Cause>,
+    /// The same for people; may be empty.
+    pub reason: Reason,
     /// Who may have it, the first in line first.
     pub candidates: Vec<VipCandidate>,
     /// How often it came to this node since the start, by why.
@@ -669,7 +672,7 @@ pub struct VipGains {
 }
 
 /// A node that may have a virtual IP.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VipCandidate {
     /// Its name.
     pub node: Name,
@@ -677,8 +680,11 @@ pub struct VipCandidate {
     pub rank: u32,
     /// It could have it now.
     pub eligible: bool,
-    /// Why it could not; empty when it could.
-    pub reason: String,
+    /// Why it could not, as its stable label; none: it could, or it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Cause>,
+    /// The same for people; empty when it could.
+    pub reason: Reason,
 }
 
 #[cfg(test)]

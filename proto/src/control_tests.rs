@@ -91,8 +91,13 @@ fn member() -> MemberStatus {
 }
 
 fn vip() -> VipStatus {
-    let candidate =
-        VipCandidate { node: Name::nearest("m1"), rank: 1, eligible: true, reason: String::new() };
+    let candidate = VipCandidate {
+        node: Name::nearest("m1"),
+        rank: 1,
+        eligible: true,
+        cause: None,
+        reason: Reason::default(),
+    };
     VipStatus {
         address: [10, 0, 0, 9].into(),
         state: VipState::Owned,
@@ -100,7 +105,8 @@ fn vip() -> VipStatus {
         epoch: 4,
         interface: Some("eth0".to_owned()),
         since_unix_ms: UnixMs(3),
-        reason: String::new(),
+        cause: None,
+        reason: Reason::default(),
         candidates: vec![candidate],
         gains: VipGains::default(),
     }

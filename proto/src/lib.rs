@@ -22,6 +22,8 @@ pub mod node;
 
 pub mod cause;
 
+pub mod unfit;
+
 pub mod problem;
 
 pub mod event;

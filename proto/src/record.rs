@@ -18,6 +18,7 @@ use crate::node::{Name, NodeId};
 use crate::service::{MAX_WEIGHT, ServiceName};
 use crate::time::UnixMs;
 use crate::tlv::{Reader, Writer, number};
+use crate::unfit::Unfit;
 
 /// Format of the records that this version writes. It is raised only when what a field means has changed;
 /// new fields need no new format.
@@ -110,7 +111,7 @@ pub struct NodeRecord {
     /// The virtual IPs that it owns.
     pub vips: BTreeMap<IpAddr, Claim>,
     /// Why it can't own a virtual IP that it is a candidate for.
-    pub unfit: BTreeMap<IpAddr, String>,
+    pub unfit: BTreeMap<IpAddr, Unfit>,
 }
 
 /// The fields of a record, by their tags.
@@ -210,6 +211,7 @@ const VIP: u8 = 1;
 const EPOCH: u8 = 2;
 const OWNED_SINCE: u8 = 3;
 const WHY: u8 = 2;
+const WHY_CAUSE: u8 = 3;
 
 impl NodeRecord {
     /// A record that says nothing yet.
@@ -278,7 +280,10 @@ impl NodeRecord {
         for (address, why) in self.unfit.iter().take(MAX_VIPS) {
             out.fields(Field::Unfit as u8, |out| {
                 out.bytes(VIP, &write_ip(*address));
-                out.bytes(WHY, short_text(why).as_bytes());
+                out.bytes(WHY, short_text(&why.to_string()).as_bytes());
+                if let Some(cause) = why.cause_bytes() {
+                    out.bytes(WHY_CAUSE, &cause);
+                }
             });
         }
         out.finish()
@@ -426,8 +431,9 @@ fn read_claim(value: &[u8]) -> Option<(IpAddr, Claim)> {
     Some((read_ip(field(value, VIP)?)?, Claim { epoch: number(field(value, EPOCH)?)?, since }))
 }
 
-fn read_unfit(value: &[u8]) -> Option<(IpAddr, String)> {
-    Some((read_ip(field(value, VIP)?)?, read_text(field(value, WHY)?)?))
+fn read_unfit(value: &[u8]) -> Option<(IpAddr, Unfit)> {
+    let cause = Unfit::cause_of(field(value, WHY_CAUSE).and_then(|bytes| bytes.first_chunk()).copied());
+    Some((read_ip(field(value, VIP)?)?, Unfit::new(cause, read_text(field(value, WHY)?)?)))
 }
 
 #[cfg(test)]

@@ -45,7 +45,10 @@ fn master() -> NodeRecord {
             ("10.91.91.50".parse().unwrap(), Claim { epoch: 3, since: UnixMs(1_700_000_000_007) }),
             ("fd91::50".parse().unwrap(), Claim { epoch: 4, since: UnixMs(1_700_000_000_008) }),
         ]),
-        unfit: BTreeMap::from([("10.91.91.51".parse().unwrap(), "no L2 on wg0 (point-to-point)".into())]),
+        unfit: BTreeMap::from([(
+            "10.91.91.51".parse().unwrap(),
+            Unfit::new(Unfit::cause_of(None), "no L2 on wg0 (point-to-point)"),
+        )]),
         ..worker()
     }
 }
@@ -63,6 +66,18 @@ fn a_record_reads_back_as_written() {
     }
     let (back, _) = read(&master().to_body());
     assert_eq!(back.services[&ServiceName::kube_api()].health.detail.to_string(), "etcd failed");
+}
+
+#[test]
+fn why_a_virtual_ip_can_not_be_owned_has_its_cause_beside_it() {
+    let mut record = master();
+    let vip = *record.unfit.keys().next().unwrap();
+    record.unfit.insert(vip, Unfit::new(Cause::NoSegment, "no L2 on wg0 (point-to-point)"));
+    let read = read(&record.to_body()).0.unfit.remove(&vip).unwrap();
+    assert_eq!(read.cause, Cause::NoSegment);
+    assert_eq!(read.to_string(), "no L2 on wg0 (point-to-point)");
+    // What an earlier version writes, whose bytes are below.
+    assert_eq!(self::read(&master().to_body()).0.unfit[&vip].said_cause(), None);
 }
 
 #[test]

@@ -147,7 +147,7 @@ fn a_stranger_with_the_same_address_is_told_yielded_to_and_outlived() -> Result<
             let seen = stage.contender.seen()?;
             let shown = stage.contender.agent(WORKER).cli(&["status"])?.out;
             ensure!(seen.owner.is_none(), "{seen:?}");
-            ensure!(seen.reason.contains(&mac), "{seen:?}");
+            ensure!(seen.cause.as_deref() == Some("stranger") && seen.reason.contains(&mac), "{seen:?}");
             ensure!(shown.contains(&mac), "{shown}");
             Ok(())
         })?;
@@ -252,7 +252,7 @@ fn a_node_that_drains_gives_it_away() -> Result<()> {
         })?;
         let seen = stage.contender.seen()?;
         let one = seen.candidates.iter().find(|one| one.node == format!("n{old}")).context("not listed")?;
-        ensure!(!one.eligible && one.reason.contains("drain"), "{one:?}");
+        ensure!(!one.eligible && one.cause.as_deref() == Some("draining"), "{one:?}");
         stage.contender.agent(old).cli(&["undrain"])?.ok()?;
         stage.settle()?;
         Ok(())
@@ -492,9 +492,8 @@ fn a_mesh_of_tunnels_has_no_place_for_it_and_is_left_alone() -> Result<()> {
         eventually("everyone says why not", GOSSIP, || {
             for agent in agents.iter() {
                 let seen = vip(agent, &address)?;
-                let reason = &seen.reason;
                 ensure!(seen.state == "unavailable", "{}: {seen:?}", agent.name());
-                ensure!(reason.contains("no L2 on wg0 (point-to-point)"), "{}: {reason}", agent.name());
+                ensure!(seen.cause.as_deref() == Some("no-segment"), "{}: {seen:?}", agent.name());
             }
             Ok(())
         })?;

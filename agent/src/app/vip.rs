@@ -13,6 +13,7 @@ use proto::node::{Name, NodeId, Role};
 use proto::record::Offer;
 use proto::service::{Service, ServiceName};
 use proto::settings::Settings;
+use proto::unfit::Unfit;
 use proto::view::View;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -127,7 +128,7 @@ impl Inputs {
         known.chain(listed.filter(|id| !view.members.contains_key(id))).collect()
     }
 
-    fn look(&mut self) -> BTreeMap<ServiceName, Result<(), String>> {
+    fn look(&mut self) -> BTreeMap<ServiceName, Result<(), Unfit>> {
         let services = self.services.borrow_and_update().clone();
         let health = self.health.borrow_and_update().clone();
         let table = self.table.borrow().clone();
@@ -144,26 +145,31 @@ impl Inputs {
 }
 
 /// This node's own instance.
-fn own(name: &ServiceName, offer: &Offer) -> Result<(), String> {
+fn own(name: &ServiceName, offer: &Offer) -> Result<(), Unfit> {
+    let cause = offer.health.cause;
     match offer.health.readiness {
-        Readiness::Alive if offer.health.cause == Cause::NotCheckedYet => {
-            Err(format!("its {name} is {}", offer.health.reason()))
+        Readiness::Alive if cause == Cause::NotCheckedYet => {
+            Err(Unfit::new(cause, format_args!("its {name} is {}", offer.health.reason())))
         }
         Readiness::Ready | Readiness::Alive => Ok(()),
-        readiness => Err(format!("its {name} is {}: {}", readiness.word(), offer.health.reason())),
+        readiness => {
+            let reason = format_args!("its {name} is {}: {}", readiness.word(), offer.health.reason());
+            Err(Unfit::new(cause, reason))
+        }
     }
 }
 
 /// A node without an instance of its own, whose proxy listens for others and has someone to hand them to.
-fn balancer(service: &Service, backends: &[Backend]) -> Result<(), String> {
+fn balancer(service: &Service, backends: &[Backend]) -> Result<(), Unfit> {
     let name = &service.name;
     if !service.listen.iter().any(|at| at.ip().is_unspecified()) {
-        return Err(format!("it has no {name}, and its proxy listens for nobody else"));
+        let reason = format_args!("it has no {name}, and its proxy listens for nobody else");
+        return Err(Unfit::new(Cause::NotServed, reason));
     }
     if backends.iter().any(|backend| backend.state.is_good()) {
         Ok(())
     } else {
-        Err(format!("no {name} serves"))
+        Err(Unfit::new(Cause::NoBackend, format_args!("no {name} serves")))
     }
 }
 
@@ -191,12 +197,13 @@ mod tests {
         let name = ServiceName::kube_api();
         assert!(own(&name, &offer(Readiness::Ready)).is_ok() && own(&name, &offer(Readiness::Alive)).is_ok());
         let why = own(&name, &offer(Readiness::NotReady)).unwrap_err();
-        assert_eq!(why, "its kube-api is not-ready: HTTP 500");
+        assert_eq!(why.cause, Cause::Http(500));
+        assert_eq!(why.to_string(), "its kube-api is not-ready: HTTP 500");
         let after_a_restart = Offer { health: Health::not_checked_yet(UnixMs(0)), ..offer(Readiness::Alive) };
         assert!(own(&name, &after_a_restart).is_err(), "an address is claimed for what is known to serve");
         let mut service = Service::kube_api();
-        assert!(balancer(&service, &[]).unwrap_err().contains("listens for nobody else"));
+        assert_eq!(balancer(&service, &[]), Err(Cause::NotServed.into()));
         service.listen = vec![([0, 0, 0, 0], 6443).into()];
-        assert_eq!(balancer(&service, &[]), Err("no kube-api serves".to_owned()));
+        assert_eq!(balancer(&service, &[]), Err(Cause::NoBackend.into()));
     }
 }

@@ -128,7 +128,8 @@ async fn follow(inputs: &mut Inputs, sender: &watch::Sender<NodeRecord>, life: L
         };
         let word = inputs.word(stopping);
         sender.send_if_modified(|old| {
-            let changed = *old != word;
+            // By what the others would read: a text may be news where nothing else is.
+            let changed = old.to_body() != word.to_body();
             *old = word;
             changed
         });

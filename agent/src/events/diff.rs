@@ -319,6 +319,9 @@ impl Seen {
             let known = gone.remove(&vip.address);
             let mut event = Event::new(Kind::VipState, now, vip.address.to_string(), word);
             event = event.reason(&vip.reason).level(level);
+            if let Some(cause) = vip.cause {
+                event = event.because(cause);
+            }
             let rank = vip.candidates.iter().find(|one| one.node.as_str() == own).map(|one| one.rank);
             event.priority =
                 Some(rank.and_then(|rank| u8::try_from(256_u32.saturating_sub(rank)).ok()).unwrap_or(0));

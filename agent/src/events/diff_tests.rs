@@ -182,10 +182,11 @@ fn the_own_part_in_a_vip_is_told_in_words_of_keepalived() {
         epoch: 1,
         interface: None,
         since_unix_ms: UnixMs(1),
-        reason: reason.to_owned(),
+        cause: None,
+        reason: Reason::new(reason),
         candidates: vec![
-            VipCandidate { node: name(1), rank: 1, eligible: true, reason: String::new() },
-            VipCandidate { node: name(0), rank: 2, eligible: true, reason: String::new() },
+            VipCandidate { node: name(1), rank: 1, eligible: true, cause: None, reason: Reason::default() },
+            VipCandidate { node: name(0), rank: 2, eligible: true, cause: None, reason: Reason::default() },
         ],
         gains: Default::default(),
     };

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use proto::cause::Cause;
 use proto::control::Response;
 use proto::election::wire::{Message, Purpose, pack};
 use proto::election::{Action, CandidateState, Event, Fact, Gain, Loss, MoveError};
@@ -11,6 +12,7 @@ use proto::event::{Event as Told, Kind, Level};
 use proto::node::NodeId;
 use proto::settings;
 use proto::time::{Moment, UnixMs, human};
+use proto::unfit::Unfit;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -121,8 +123,8 @@ impl Driver {
                 vip.refused = None;
             }
             Err(error) => {
-                let (at, why) =
-                    (now(), format!("the kernel does not take {address} on {}: {error}", place.name));
+                let reason = format_args!("the kernel does not take {address} on {}: {error}", place.name);
+                let (at, why) = (now(), Unfit::new(Cause::KernelRefused, reason));
                 if vip.refused.replace((at, why.clone())).is_none() {
                     warn!("{why}");
                 }
@@ -189,7 +191,8 @@ impl Driver {
                 self.moves.push((address, *id, now.after(MOVE), reply));
             }
             (Err(error), _) => {
-                let why = unfit.filter(|_| error == MoveError::NotHeard).unwrap_or_else(|| error.to_string());
+                let unfit = unfit.filter(|_| error == MoveError::NotHeard);
+                let why = unfit.map_or_else(|| error.to_string(), |unfit| unfit.to_string());
                 refuse(reply, format!("{address} can't be moved to {name}: {why}"));
             }
         }

@@ -5,6 +5,14 @@ use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 const NEEDED: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_RAW);
 
+/// Capabilities that this process may not take up.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{} missing: add it to CapabilityBoundingSet= of the unit, or run the agent as root",
+    .0.join(" and ")
+)]
+pub(super) struct MissingCapabilities(Vec<&'static str>);
+
 /// Puts them out of effect for this thread and those that it starts. They stay permitted, so that a virtual
 /// IP that is set later needs no restart.
 pub(crate) fn lay_down() {
@@ -14,18 +22,17 @@ pub(crate) fn lay_down() {
 /// Puts them into effect for this thread.
 ///
 /// # Errors
-/// What is missing, and where to allow it.
-pub(super) fn take_up() -> Result<(), String> {
+/// What is missing.
+pub(super) fn take_up() -> Result<(), MissingCapabilities> {
     let permitted = change(|effective, permitted| effective.union(NEEDED.intersection(permitted)));
     let missing = NEEDED.difference(permitted);
     let names = [(CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"), (CapabilitySet::NET_RAW, "CAP_NET_RAW")];
-    let names: Vec<&str> =
+    let names: Vec<&'static str> =
         names.into_iter().filter(|(one, _)| missing.contains(*one)).map(|(_, name)| name).collect();
     if names.is_empty() {
         return Ok(());
     }
-    let names = names.join(" and ");
-    Err(format!("{names} missing: add it to CapabilityBoundingSet= of the unit, or run the agent as root"))
+    Err(MissingCapabilities(names))
 }
 
 /// Changes what is in effect; returns what is permitted.

@@ -9,12 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::arp::Mac;
+use proto::cause::Cause;
 use proto::control::Response;
 use proto::election::wire::unpack;
 use proto::election::{Election, Fact, Intake, Rules};
 use proto::node::NodeId;
 use proto::settings::VipSettings;
 use proto::time::Moment;
+use proto::unfit::Unfit;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, warn};
@@ -52,14 +54,13 @@ pub(super) struct Vip {
     /// The interface that it was set on, while it is.
     pub(super) held: Option<u32>,
     /// The kernel has refused it, and when.
-    pub(super) refused: Option<(Moment, String)>,
+    pub(super) refused: Option<(Moment, Unfit)>,
     /// It is no setting any more and only says goodbye.
     pub(super) leaving: bool,
     pub(super) made: Moment,
     /// When the owner was last asked whether its agent is there.
     pub(super) knocked: Moment,
     pub(super) seen: super::report::Seen,
-    facts: BTreeMap<Fact, Result<(), String>>,
 }
 
 /// Everything, in one task.
@@ -75,9 +76,9 @@ pub(super) struct Driver {
     pub(super) interfaces: Vec<Interface>,
     pub(super) addresses: Vec<Held>,
     /// Why this node can't take part.
-    pub(super) problem: Option<String>,
+    pub(super) problem: Option<Unfit>,
     /// Why a segment can't be opened.
-    pub(super) closed: Option<String>,
+    pub(super) closed: Option<Unfit>,
     pub(super) look: Moment,
     tick: Moment,
     pub(super) checks: u64,
@@ -379,7 +380,8 @@ impl Driver {
             let refused = vip.refused.as_ref().map(|(_, why)| why);
             let blocked = self.problem.as_ref().or(self.closed.as_ref()).or(refused).cloned();
             vip.fact(now, Fact::Capability, blocked.map_or(Ok(()), Err));
-            vip.fact(now, Fact::Draining, if draining { Err("it drains".to_owned()) } else { Ok(()) });
+            let drains = || Err(Unfit::new(Cause::Draining, "it drains"));
+            vip.fact(now, Fact::Draining, if draining { drains() } else { Ok(()) });
             let (own, segment) = match &vip.place {
                 Ok(_) => (Ok(()), Ok(())),
                 Err(Nowhere::Own(why)) => (Err(why.clone()), Ok(())),
@@ -389,14 +391,16 @@ impl Driver {
             let lives = |id: &NodeId| link.book.best(id).is_some_and(|at| at.ip() == *address);
             let taken = ground::node_at(&view, *address, |id| trusted.contains(id) || lives(id));
             let taken = taken.map(|node| {
-                Err(format!("{address} is the own address of {}; choose a free one", name(&node)))
+                let name = name(&node);
+                let reason = format_args!("{address} is the own address of {name}; choose a free one");
+                Err(Unfit::new(Cause::OwnAddress, reason))
             });
             vip.fact(now, Fact::Address, taken.unwrap_or(own));
             let Ok(place) = vip.place.clone() else {
                 vip.fact(now, Fact::Segment, segment);
                 continue;
             };
-            let down = || Err(format!("{} is down", place.name));
+            let down = || Err(Unfit::new(Cause::LinkDown, format_args!("{} is down", place.name)));
             vip.fact(now, Fact::Link, if place.up { Ok(()) } else { down() });
             let interface = self.interfaces.iter().find(|one| one.index == place.index);
             let segment = match (
@@ -405,7 +409,10 @@ impl Driver {
             ) {
                 (Some(advice), _) => Err(advice),
                 (None, Some(ground)) => ground.test.verdict(now, &place.name, heard, name),
-                (None, None) => Err(format!("{} is not open yet", place.name)),
+                (None, None) => {
+                    let reason = format_args!("{} is not open yet", place.name);
+                    Err(Unfit::new(Cause::SegmentUntested, reason))
+                }
             };
             vip.fact(now, Fact::Segment, segment);
         }
@@ -423,14 +430,13 @@ impl Vip {
             election,
             settings,
             rules: Rules::default(),
-            place: Err(Nowhere::Segment("not looked for yet".to_owned())),
+            place: Err(Nowhere::Segment(Unfit::new(Cause::SegmentUntested, "not looked for yet"))),
             held: None,
             refused: None,
             leaving: false,
             made: now,
             knocked: Moment::ZERO,
             seen: super::report::Seen::default(),
-            facts: BTreeMap::new(),
         }
     }
 
@@ -439,10 +445,8 @@ impl Vip {
         self.election.stop(now());
     }
 
-    pub(super) fn fact(&mut self, now: Moment, fact: Fact, holds: Result<(), String>) {
-        if self.facts.get(&fact) != Some(&holds) {
-            self.facts.insert(fact, holds.clone());
-            self.election.set_fact(now, fact, holds);
-        }
+    /// Said each time, though it is seldom news: what is shown of it may be.
+    pub(super) fn fact(&mut self, now: Moment, fact: Fact, holds: Result<(), Unfit>) {
+        self.election.set_fact(now, fact, holds);
     }
 }

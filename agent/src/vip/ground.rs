@@ -6,9 +6,11 @@ use std::net::IpAddr;
 use std::task::{Context, Poll};
 
 use proto::arp::Mac;
+use proto::cause::Cause;
 use proto::node::NodeId;
 use proto::record::{Foot, NodeRecord};
 use proto::time::Moment;
+use proto::unfit::Unfit;
 use proto::view::View;
 
 use super::packet::{Claim, Wire};
@@ -36,11 +38,7 @@ pub(super) struct Grounds(BTreeMap<Key, Ground>);
 
 impl Grounds {
     /// Keeps exactly those that these virtual IPs need; returns why one can't be had.
-    pub(super) fn keep(
-        &mut self,
-        now: Moment,
-        wanted: BTreeMap<Key, (Place, Vec<IpAddr>)>,
-    ) -> Option<String> {
+    pub(super) fn keep(&mut self, now: Moment, wanted: BTreeMap<Key, (Place, Vec<IpAddr>)>) -> Option<Unfit> {
         self.0.retain(|key, ground| {
             wanted.get(key).is_some_and(|(place, vips)| {
                 // Whether it is up changes nothing: the socket outlives it.
@@ -60,10 +58,11 @@ impl Grounds {
                 }
                 Err(error) => {
                     let on = &place.name;
-                    problem = Some(format!(
+                    let reason = format_args!(
                         "no packet socket on {on}: {error}; it takes CAP_NET_RAW, and AF_PACKET in \
                          RestrictAddressFamilies= of the unit"
-                    ));
+                    );
+                    problem = Some(Unfit::new(Cause::NotPermitted, reason));
                 }
             }
         }

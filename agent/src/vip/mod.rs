@@ -29,6 +29,7 @@ use proto::pulse::Ears;
 use proto::record::{Claim, Foot};
 use proto::service::ServiceName;
 use proto::settings::Settings;
+use proto::unfit::Unfit;
 use proto::view::View;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::error;
@@ -61,7 +62,7 @@ pub(crate) struct Inputs {
 pub(crate) struct Fit {
     pub(crate) masters: BTreeSet<NodeId>,
     /// For each service whether it is served here, or why not.
-    pub(crate) services: BTreeMap<ServiceName, Result<(), String>>,
+    pub(crate) services: BTreeMap<ServiceName, Result<(), Unfit>>,
     /// Counts the checks that `services` comes from.
     pub(crate) checks: u64,
     pub(crate) draining: bool,
@@ -75,7 +76,7 @@ pub(crate) struct Order {
 }
 
 /// What is known of virtual IPs here.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Report {
     /// For people.
     pub(crate) vips: Vec<VipStatus>,
@@ -84,9 +85,9 @@ pub(crate) struct Report {
     /// For gossip: those that this node owns.
     pub(crate) claims: BTreeMap<IpAddr, Claim>,
     /// For gossip: those that it may and can't own, and why.
-    pub(crate) unfit: BTreeMap<IpAddr, String>,
+    pub(crate) unfit: BTreeMap<IpAddr, Unfit>,
     /// What keeps this node from taking part at all, for people.
-    pub(crate) problem: Option<String>,
+    pub(crate) problem: Option<Unfit>,
     /// For the next start: the highest epoch that is known of each.
     pub(crate) epochs: BTreeMap<IpAddr, u64>,
 }

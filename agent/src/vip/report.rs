@@ -10,6 +10,7 @@ use proto::election::{self, CandidateState, Gain, State};
 use proto::node::{Name, NodeId};
 use proto::record::Claim;
 use proto::time::{Moment, UnixMs};
+use proto::unfit::Unfit;
 
 use super::Report;
 use super::driver::{Driver, GOSSIPED, Vip};
@@ -68,13 +69,7 @@ impl Driver {
             report.epochs.insert(*address, status.epoch);
             report.vips.push(shown);
         }
-        self.report.send_if_modified(|old| {
-            let changed = **old != report;
-            if changed {
-                *old = Arc::new(report);
-            }
-            changed
-        });
+        self.report.send_replace(Arc::new(report));
         self.end_moves(now, &owners, &document);
     }
 
@@ -124,16 +119,17 @@ fn shown(
     let witness = status.candidates.iter().all(|place| place.node != own);
     let mut told = vip.rules.candidates.iter().filter_map(|one| one.unfit.clone());
     let gossiped = if witness && status.owner.is_none() { told.next() } else { None };
-    let reason = here.or(gossiped).or_else(|| status.reason.clone()).or_else(|| vip.election.recovery(now));
+    let why = here.or(gossiped).or_else(|| status.reason.clone()).or_else(|| vip.election.recovery(now));
     let candidates = status.candidates.iter().zip(1..).map(|(place, rank)| {
         let told = vip.rules.candidates.iter().find(|one| one.node == place.node);
         let unheard = witness && place.standing.is_none();
-        let reason = if unheard { told.and_then(|one| one.unfit.clone()) } else { place.reason.clone() };
+        let why = if unheard { told.and_then(|one| one.unfit.clone()) } else { place.reason.clone() };
         VipCandidate {
             node: name(document, &place.node),
             rank,
-            eligible: reason.is_none(),
-            reason: reason.unwrap_or_default(),
+            eligible: why.is_none(),
+            cause: why.as_ref().and_then(Unfit::said_cause),
+            reason: why.map(|why| why.reason).unwrap_or_default(),
         }
     });
     VipStatus {
@@ -148,14 +144,15 @@ fn shown(
         epoch: status.epoch,
         interface: vip.place.as_ref().ok().map(|place| place.name.clone()),
         since_unix_ms: vip.seen.since,
-        reason: reason.unwrap_or_default(),
+        cause: why.as_ref().and_then(Unfit::said_cause),
+        reason: why.map(|why| why.reason).unwrap_or_default(),
         candidates: candidates.collect(),
         gains: vip.seen.gains,
     }
 }
 
 /// What keeps this node, or all of them, from owning it: what a node that only looks on can't know.
-fn unfit(status: &election::Status, own: NodeId) -> Option<String> {
+fn unfit(status: &election::Status, own: NodeId) -> Option<Unfit> {
     let place = status.candidates.iter().find(|place| place.node == own)?;
     match &place.standing {
         Some(CandidateState::Unfit(why)) => Some(why.clone()),

@@ -11,9 +11,11 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use proto::arp::Mac;
+use proto::cause::Cause;
 use proto::node::NodeId;
 use proto::record::Foot;
 use proto::time::Moment;
+use proto::unfit::Unfit;
 
 use super::kernel::{Held, Interface};
 use crate::netlink::{IFF_BROADCAST, IFF_NOARP, IFF_POINTOPOINT, IFF_RUNNING, IFF_UP};
@@ -49,9 +51,9 @@ impl Place {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Nowhere {
     /// It is an address that this node has for itself.
-    Own(String),
+    Own(Unfit),
     /// There is no segment.
-    Segment(String),
+    Segment(Unfit),
 }
 
 /// Finds the place of a virtual IP: the one interface, or the named one, of whose network it is.
@@ -66,9 +68,10 @@ pub(super) fn place(
     // What an agent sets ends by itself.
     if let Some(own) = addresses.iter().find(|held| held.ip == vip && !(held.ends && held.prefix == lone)) {
         let (on, prefix) = (name(own.index), own.prefix);
-        return Err(Nowhere::Own(format!(
+        let reason = format_args!(
             "{vip}/{prefix} is an own address of this node, on {on}; choose a free one, or remove it there"
-        )));
+        );
+        return Err(Nowhere::Own(Unfit::new(Cause::OwnAddress, reason)));
     }
     let networks = addresses.iter().filter(|held| held.prefix < lone && held.ip.is_ipv4() == vip.is_ipv4());
     let mut covering: Vec<&Held> =
@@ -80,7 +83,8 @@ pub(super) fn place(
     };
     if let Some(wanted) = wanted {
         let Some(interface) = interfaces.iter().find(|one| one.name == wanted) else {
-            return Err(Nowhere::Segment(format!("there is no interface {wanted} on this node")));
+            let reason = format_args!("there is no interface {wanted} on this node");
+            return Err(Nowhere::Segment(Unfit::new(Cause::NoInterface, reason)));
         };
         covering.retain(|held| held.index == interface.index);
     }
@@ -90,43 +94,61 @@ pub(super) fn place(
         let others: Vec<&Held> = networks.filter(|held| !held.ip.is_loopback()).take(8).collect();
         let there = if others.is_empty() { "none".to_owned() } else { list(&others) };
         let where_ = wanted.map_or("this node".to_owned(), str::to_owned);
-        return Err(Nowhere::Segment(format!("{vip} is in no network of {where_}; there is: {there}")));
+        let reason = format_args!("{vip} is in no network of {where_}; there is: {there}");
+        return Err(Nowhere::Segment(Unfit::new(Cause::NoInterface, reason)));
     };
     if covering.iter().any(|held| held.index != first.index) {
-        return Err(Nowhere::Segment(format!(
+        let reason = format_args!(
             "{vip} is in networks of several interfaces ({}); say which: agent set vip.{vip}.interface=NAME",
             list(&covering)
-        )));
+        );
+        return Err(Nowhere::Segment(Unfit::new(Cause::SeveralInterfaces, reason)));
     }
     let interface = interfaces.iter().find(|one| one.index == first.index);
-    let interface = interface.ok_or_else(|| Nowhere::Segment("its interface has just gone".to_owned()))?;
-    let none = |why: &str| Nowhere::Segment(format!("no L2 on {} ({why})", interface.name));
+    let interface = interface
+        .ok_or_else(|| Nowhere::Segment(Unfit::new(Cause::NoInterface, "its interface has just gone")))?;
+    let none = |why: NoL2<'_>| {
+        Nowhere::Segment(Unfit::new(Cause::NoSegment, format_args!("no L2 on {} ({why})", interface.name)))
+    };
     let mac = l2(interface).map_err(none)?;
     let up = interface.flags & IFF_UP != 0 && interface.flags & IFF_RUNNING != 0;
     let (index, name) = (interface.index, interface.name.clone());
     Ok(Place { index, name, mac, source: first.ip, prefix: first.prefix, up })
 }
 
+/// Why an interface has no segment, by what it says of itself.
+#[derive(Debug, thiserror::Error)]
+enum NoL2<'a> {
+    #[error("point-to-point")]
+    PointToPoint,
+    #[error("{}", if kind.is_empty() { "it knows no ARP" } else { *kind })]
+    NoArp { kind: &'a str },
+    #[error("it can't broadcast")]
+    NoBroadcast,
+    #[error("it is no Ethernet")]
+    NoEthernet,
+}
+
 /// The interface's Ethernet address, or why it has no segment.
-fn l2(interface: &Interface) -> Result<Mac, &str> {
+fn l2(interface: &Interface) -> Result<Mac, NoL2<'_>> {
     let flags = interface.flags;
     if flags & IFF_POINTOPOINT != 0 {
-        return Err("point-to-point");
+        return Err(NoL2::PointToPoint);
     }
     if flags & IFF_NOARP != 0 {
-        return Err(if interface.kind.is_empty() { "it knows no ARP" } else { &interface.kind });
+        return Err(NoL2::NoArp { kind: &interface.kind });
     }
     if flags & IFF_BROADCAST == 0 {
-        return Err("it can't broadcast");
+        return Err(NoL2::NoBroadcast);
     }
     match interface.mac {
         Some(mac) if interface.hardware == ETHERNET => Ok(mac),
-        _ => Err("it is no Ethernet"),
+        _ => Err(NoL2::NoEthernet),
     }
 }
 
 /// What settings of the kernel would keep others from finding the address, and the remedy.
-pub(super) fn advice(vip: IpAddr, interface: &Interface) -> Option<String> {
+pub(super) fn advice(vip: IpAddr, interface: &Interface) -> Option<Unfit> {
     // 2 answers only who is in the network of the address, and the network of a /32 is it alone; 8 answers
     // nobody. The larger of the interface's and of all interfaces' counts.
     let all = std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/arp_ignore").ok();
@@ -135,9 +157,10 @@ pub(super) fn advice(vip: IpAddr, interface: &Interface) -> Option<String> {
     let breaks = vip.is_ipv4() && (value == 2 || value == 8);
     let which = if all == value { "all" } else { &interface.name };
     breaks.then(|| {
-        format!(
+        let reason = format_args!(
             "arp_ignore is {value}, so nobody would find it; run: sysctl net.ipv4.conf.{which}.arp_ignore=1"
-        )
+        );
+        Unfit::new(Cause::ArpIgnored, reason)
     })
 }
 
@@ -266,7 +289,7 @@ impl Adjacency {
         interface: &str,
         heard: impl Fn(&NodeId) -> bool,
         name: impl Fn(&NodeId) -> String,
-    ) -> Result<(), String> {
+    ) -> Result<(), Unfit> {
         if self.peers.values().any(|peer| peer.proven) {
             return Ok(());
         }
@@ -278,15 +301,18 @@ impl Adjacency {
         if let Some((address, wrong)) = peers.clone().find_map(|(address, peer)| Some((address, peer.wrong?)))
         {
             self.proven = false;
-            return Err(format!(
+            let reason = format_args!(
                 "no L2 on {interface}: {address} answers from {wrong}, which is not its node's address"
-            ));
+            );
+            return Err(Unfit::new(Cause::NoSegment, reason));
         }
         let silent: Vec<String> =
             peers.map(|(address, peer)| format!("{} ({address})", name(&peer.node))).collect();
         if !silent.is_empty() {
             self.proven = false;
-            return Err(format!("no L2 on {interface}: no answer to ARP from {}", silent.join(", ")));
+            let silent = silent.join(", ");
+            let reason = format_args!("no L2 on {interface}: no answer to ARP from {silent}");
+            return Err(Unfit::new(Cause::NoSegment, reason));
         }
         // Nobody to ask, or all of them are down: neither speaks against what was known.
         let nobody = self.peers.values().all(|peer| !heard(&peer.node) || speaks(peer));
@@ -294,7 +320,8 @@ impl Adjacency {
             self.proven = true;
             return Ok(());
         }
-        Err(format!("the segment on {interface} is being tested"))
+        let reason = format_args!("the segment on {interface} is being tested");
+        Err(Unfit::new(Cause::SegmentUntested, reason))
     }
 }
 

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use proto::cause::Cause;
 use proto::election::{Candidate, Rules};
 use proto::health::Readiness;
 use proto::node::NodeId;
 use proto::settings::{Candidates, PRIORITY, VipSettings};
 use proto::time::{Moment, UnixMs};
+use proto::unfit::Unfit;
 use proto::view::Member;
 use tracing::{info, warn};
 
@@ -77,10 +79,13 @@ impl Driver {
             return;
         }
         if self.kernel.is_none() {
-            self.problem = caps::take_up().err();
+            self.problem = caps::take_up().err().map(|error| Unfit::new(Cause::NotPermitted, error));
             match Kernel::open() {
                 Ok(kernel) => self.kernel = Some(kernel),
-                Err(error) => self.problem = Some(format!("the kernel can't be asked (netlink): {error}")),
+                Err(error) => {
+                    let reason = format_args!("the kernel can't be asked (netlink): {error}");
+                    self.problem = Some(Unfit::new(Cause::NotPermitted, reason));
+                }
             }
             if let Some(problem) = &self.problem {
                 warn!("this node can't own virtual IPs: {problem}");
@@ -135,10 +140,11 @@ impl Driver {
                 rules.rtt = rules.rtt.max(Duration::from_millis(rtt.as_millis() as u64));
             }
             if rules != vip.rules {
-                vip.rules = rules.clone();
-                vip.election.set_rules(now, rules);
                 self.look = self.look.min(now.after(SETTLE));
             }
+            // Also when they are the same: what is shown of them may be news.
+            vip.rules = rules.clone();
+            vip.election.set_rules(now, rules);
             // By the rules of now: who is no candidate says nothing of epochs.
             for (id, member) in &view.members {
                 if let Some(claim) = member.word.vips.get(address) {
@@ -163,41 +169,44 @@ impl Driver {
             return;
         }
         for vip in self.vips.values_mut() {
-            let absent = || format!("{} is not served here", vip.settings.service);
-            match fit.services.get(&vip.settings.service) {
-                Some(Ok(())) => vip.election.checked(now, Ok(())),
-                Some(Err(why)) => vip.election.checked(now, Err(why)),
-                None => vip.election.checked(now, Err(&absent())),
-            }
+            let service = &vip.settings.service;
+            let absent = || Err(Unfit::new(Cause::NotServed, format_args!("{service} is not served here")));
+            vip.election.checked(now, fit.services.get(service).cloned().unwrap_or_else(absent));
         }
     }
 }
 
 /// Why another node can't own it, by what it gossips: slower than its beats, for those that send none.
-fn hearsay(member: &Member, vip: &VipSettings, wall: UnixMs, young: bool) -> Option<String> {
+fn hearsay(member: &Member, vip: &VipSettings, wall: UnixMs, young: bool) -> Option<Unfit> {
     let word = &member.word;
     let served = word.services.get(&vip.service).map(|offer| &offer.health);
     let bad = served.filter(|health| !matches!(health.readiness, Readiness::Ready | Readiness::Alive));
     let (address, service) = (vip.address, &vip.service);
     match bad {
-        _ if word.left => Some("its agent has stopped".to_owned()),
-        _ if !member.heard => Some("it is not heard".to_owned()),
-        _ if word.draining.is_some() => Some("it drains".to_owned()),
+        _ if word.left => Some(Unfit::new(Cause::AgentStopped, "its agent has stopped")),
+        _ if !member.heard => Some(Unfit::new(Cause::NotHeard, "it is not heard")),
+        _ if word.draining.is_some() => Some(Unfit::new(Cause::Draining, "it drains")),
         _ if word.unfit.contains_key(&address) => word.unfit.get(&address).cloned(),
-        Some(bad) => Some(format!("its {service} is {}: {}", bad.readiness, bad.reason())),
+        Some(bad) => {
+            let reason = format_args!("its {service} is {}: {}", bad.readiness, bad.reason());
+            Some(Unfit::new(bad.cause, reason))
+        }
         // Of an address that has just been set nobody has said anything yet, nor has one that has just been
         // heard; and who is waited for must not be given up for that.
         None if young => None,
         None if wall.0.saturating_sub(member.since.0) < SETTLED_MS => None,
         None if ground::foot_in(word, address).is_some() => None,
-        None => Some(format!("it has no interface in the network of {address}")),
+        None => {
+            let reason = format_args!("it has no interface in the network of {address}");
+            Some(Unfit::new(Cause::NoInterface, reason))
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use proto::arp::Mac;
-    use proto::cause::{Cause, Detail};
+    use proto::cause::Detail;
     use proto::health::Health;
     use proto::record::{Foot, NodeRecord, Offer};
     use proto::view::View;
@@ -229,28 +238,28 @@ mod tests {
         member
     }
 
-    fn told(young: bool, change: impl FnOnce(&mut Member)) -> Option<String> {
-        hearsay(&member(change), &VipSettings::new([10, 9, 0, 50].into()), WALL, young)
+    fn told(young: bool, change: impl FnOnce(&mut Member)) -> Option<Cause> {
+        let settings = VipSettings::new([10, 9, 0, 50].into());
+        hearsay(&member(change), &settings, WALL, young).map(|unfit| unfit.cause)
     }
 
-    fn said(change: impl FnOnce(&mut Member)) -> Option<String> {
+    fn said(change: impl FnOnce(&mut Member)) -> Option<Cause> {
         told(false, change)
     }
 
     #[test]
     fn gossip_tells_why_another_node_can_not_own_it() {
         assert_eq!(said(|_| ()), None);
-        assert_eq!(said(|one| one.word.left = true).unwrap(), "its agent has stopped");
-        assert_eq!(said(|one| one.heard = false).unwrap(), "it is not heard");
-        assert_eq!(said(|one| one.word.draining = Some(WALL)).unwrap(), "it drains");
-        let no_l2 = ([10, 9, 0, 50].into(), "no L2 on wg0 (point-to-point)".to_owned());
-        assert_eq!(said(|one| one.word.unfit.extend([no_l2])).unwrap(), "no L2 on wg0 (point-to-point)");
+        assert_eq!(said(|one| one.word.left = true), Some(Cause::AgentStopped));
+        assert_eq!(said(|one| one.heard = false), Some(Cause::NotHeard));
+        assert_eq!(said(|one| one.word.draining = Some(WALL)), Some(Cause::Draining));
+        let no_l2 = ([10, 9, 0, 50].into(), Unfit::from(Cause::NoSegment));
+        assert_eq!(said(|one| one.word.unfit.extend([no_l2])), Some(Cause::NoSegment));
         let down = |one: &mut Member| {
             one.word.services.values_mut().for_each(|offer| offer.health.readiness = Readiness::Down);
         };
-        assert!(said(down).unwrap().starts_with("its kube-api is down"));
-        let elsewhere = said(|one| one.word.feet.clear()).unwrap();
-        assert_eq!(elsewhere, "it has no interface in the network of 10.9.0.50");
+        assert_eq!(said(down), Some(Cause::Connected), "what its check found");
+        assert_eq!(said(|one| one.word.feet.clear()), Some(Cause::NoInterface));
         assert_eq!(told(true, |one| one.word.feet.clear()), None, "the address has just been set");
         let fresh = |one: &mut Member| {
             one.word.feet.clear();

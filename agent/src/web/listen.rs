@@ -99,7 +99,7 @@ fn refuse(error: &ListenError, tell: &mpsc::Sender<Event>) {
     tracing::error!("[web] was not taken over, the old one stays: {error}");
     let event = Event::new(Kind::Reload, wall(), "web", "refused");
     // Full of events, it says enough.
-    let _ = tell.try_send(event.reason(error.to_string()).level(Level::Error));
+    let _ = tell.try_send(event.reason(error).level(Level::Error));
 }
 
 /// An address at the start: when it is taken it is tried again and again.

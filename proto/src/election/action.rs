@@ -6,6 +6,7 @@ use super::rank::CandidateState;
 use super::wire::{Message, ReleaseReason};
 use crate::node::NodeId;
 use crate::time::Moment;
+use crate::unfit::Unfit;
 
 /// A hardware address.
 pub type Mac = [u8; 6];
@@ -140,7 +141,7 @@ pub enum MoveError {
     NotHeard,
     /// It can't.
     #[error("it can't own the VIP: {0}")]
-    Unfit(String),
+    Unfit(Unfit),
     /// There is nobody to hand it over.
     #[error("nobody owns the VIP now, so that nobody can hand it over")]
     NoOwner,
@@ -181,7 +182,7 @@ pub struct Place {
     /// How it stands; none: it has not been heard lately.
     pub standing: Option<CandidateState>,
     /// Why it can't own the VIP; none: it can.
-    pub reason: Option<String>,
+    pub reason: Option<Unfit>,
 }
 
 /// All there is to show of a VIP.
@@ -196,7 +197,7 @@ pub struct Status {
     /// Since when this node knows of this owner.
     pub since: Option<Moment>,
     /// Why nobody owns it, or what is wrong though somebody does.
-    pub reason: Option<String>,
+    pub reason: Option<Unfit>,
     /// The candidates, in the order in which they would take it; the owner first.
     pub candidates: Vec<Place>,
 }

@@ -230,7 +230,11 @@ fn an_owner_that_is_no_candidate_any_more_is_heard_for_a_while() {
     for ms in 1_001..10_000 {
         if ms % 20 == 0 {
             one.receive(at(ms), id(2), &owner_beat(5, 2));
-            one.receive(at(ms), id(3), &said(held(5, 2), None, CandidateState::Unfit(String::new())));
+            one.receive(
+                at(ms),
+                id(3),
+                &said(held(5, 2), None, CandidateState::Unfit(Cause::Draining.into())),
+            );
         }
         run(&mut one, ms, ms);
         if one.owns() {

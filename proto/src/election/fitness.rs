@@ -18,7 +18,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::rank::CandidateState;
+use crate::cause::Cause;
 use crate::time::Moment;
+use crate::unfit::Unfit;
 
 /// Bad checks in a row that make a node unfit.
 pub const FALL: u32 = 3;
@@ -57,11 +59,11 @@ pub enum Fact {
 /// What this node knows of its own fitness.
 #[derive(Debug, Clone)]
 pub(super) struct Fitness {
-    wrong: BTreeMap<Fact, String>,
+    wrong: BTreeMap<Fact, Unfit>,
     good: u32,
     bad: u32,
     /// None: healthy, or recovering.
-    unhealthy: Option<String>,
+    unhealthy: Option<Unfit>,
     losses: VecDeque<Moment>,
     hold: Duration,
     pub(super) held_until: Moment,
@@ -70,17 +72,17 @@ pub(super) struct Fitness {
 impl Fitness {
     pub(super) fn new() -> Fitness {
         Fitness {
-            wrong: BTreeMap::from([(Fact::Segment, "the segment is not tested yet".to_owned())]),
+            wrong: BTreeMap::from([(Fact::Segment, Cause::SegmentUntested.into())]),
             good: 0,
             bad: 0,
-            unhealthy: Some("the service is not checked yet".to_owned()),
+            unhealthy: Some(Unfit::new(Cause::NotCheckedYet, "the service is not checked yet")),
             losses: VecDeque::new(),
             hold: Duration::ZERO,
             held_until: Moment::ZERO,
         }
     }
 
-    pub(super) fn set(&mut self, fact: Fact, holds: Result<(), String>) {
+    pub(super) fn set(&mut self, fact: Fact, holds: Result<(), Unfit>) {
         match holds {
             Ok(()) => self.wrong.remove(&fact),
             Err(reason) => self.wrong.insert(fact, reason),
@@ -92,7 +94,7 @@ impl Fitness {
     }
 
     /// Takes in one check of the service.
-    pub(super) fn checked(&mut self, outcome: Result<(), &str>) {
+    pub(super) fn checked(&mut self, outcome: Result<(), Unfit>) {
         let first = self.good == 0 && self.bad == 0;
         match outcome {
             Ok(()) => {
@@ -107,7 +109,7 @@ impl Fitness {
                 }
                 if self.bad >= FALL || self.unhealthy.is_some() {
                     self.good = 0;
-                    self.unhealthy = Some(reason.to_owned());
+                    self.unhealthy = Some(reason);
                 }
             }
         }
@@ -138,12 +140,15 @@ impl Fitness {
     }
 
     /// Why it is only recovering.
-    pub(super) fn recovery(&self, now: Moment) -> String {
+    pub(super) fn recovery(&self, now: Moment) -> Unfit {
         if now < self.held_until {
             let left = self.held_until.since(now).as_secs() + 1;
-            return format!("held back for {left}s: unhealthy {TOLERATED} times in 5 minutes");
+            let reason = format_args!("held back for {left}s: unhealthy {TOLERATED} times in 5 minutes");
+            return Unfit::new(Cause::HeldBack, reason);
         }
-        format!("recovering: {} of {RISE} good checks", self.good)
+        let seen = u8::try_from(self.good).unwrap_or(u8::MAX);
+        let cause = Cause::Recovering { seen, of: RISE as u8 };
+        Unfit::new(cause, format_args!("recovering: {seen} of {RISE} good checks"))
     }
 
     /// When its standing changes by itself.

@@ -61,8 +61,10 @@ pub use self::rank::{Candidate, CandidateState, DEFAULT_PRIORITY, MAX_CANDIDATES
 pub use self::tenure::LIFETIME;
 use self::tenure::{Stand, Tenure};
 pub use self::wire::{Claim, Holding, Known, Message, Purpose, ReleaseReason};
+use crate::cause::Cause;
 use crate::node::NodeId;
 use crate::time::Moment;
+use crate::unfit::Unfit;
 
 /// Time between two beats of a candidate that is not the owner: they only tell how it stands.
 const BACKUP_BEAT: Duration = Duration::from_millis(200);
@@ -244,15 +246,15 @@ impl Election {
         self.next = now;
     }
 
-    /// What must hold apart from health; the reason is for people, in a few ASCII words.
-    pub fn set_fact(&mut self, now: Moment, fact: Fact, holds: Result<(), String>) {
+    /// What must hold apart from health; others are told the reason in a few ASCII words.
+    pub fn set_fact(&mut self, now: Moment, fact: Fact, holds: Result<(), Unfit>) {
         self.fitness.set(fact, holds);
         self.next = now;
     }
 
     /// One check of the service that the VIP fronts, repeated every 250 to 500 ms: [`FALL`] bad ones in a
     /// row make this node unfit, after [`RISE`] good ones it is as good as any. The first is believed.
-    pub fn checked(&mut self, now: Moment, outcome: Result<(), &str>) {
+    pub fn checked(&mut self, now: Moment, outcome: Result<(), Unfit>) {
         self.fitness.checked(outcome);
         self.next = now;
     }
@@ -327,7 +329,7 @@ impl Election {
         }
         match self.standing_of(now, &to).ok_or(MoveError::NotHeard)? {
             CandidateState::Unfit(reason) => return Err(MoveError::Unfit(reason)),
-            CandidateState::Listening => return Err(MoveError::Unfit("it has just started".to_owned())),
+            CandidateState::Listening => return Err(MoveError::Unfit(status::starting())),
             _ => {}
         }
         self.next = now;
@@ -499,7 +501,7 @@ impl Election {
             return CandidateState::Witness;
         }
         if self.stopping.is_some() {
-            return CandidateState::Unfit("its agent stops".to_owned());
+            return CandidateState::Unfit(Unfit::new(Cause::AgentStopped, "its agent stops"));
         }
         match self.fitness.standing(now) {
             CandidateState::Fit | CandidateState::Recovering

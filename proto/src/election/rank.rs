@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use crate::node::NodeId;
+use crate::unfit::Unfit;
 
 /// Most candidates that take part: each beats to each. Of more, those of the highest priority take part and
 /// the others are witnesses.
@@ -28,7 +29,7 @@ pub enum CandidateState {
     /// It has just started or woken and must hear what is going on first.
     Listening,
     /// It could not, and why.
-    Unfit(String),
+    Unfit(Unfit),
     /// What a later version says, by its code. It is not handed the VIP.
     Other(u8),
 }
@@ -49,7 +50,7 @@ pub struct Candidate {
     pub priority: u8,
     /// Why it can't own it, as gossip says: for those that are not heard by beats, such as one without a
     /// segment, which sends none. Only for show, and so that nobody waits to hear from it.
-    pub unfit: Option<String>,
+    pub unfit: Option<Unfit>,
 }
 
 /// What is configured for one VIP, and whom the cluster has.

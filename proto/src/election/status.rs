@@ -5,7 +5,9 @@ use std::time::Duration;
 use super::action::{Mac, Place, State, Status};
 use super::rank::{Candidate, CandidateState};
 use super::{Election, STRANGER};
+use crate::cause::Cause;
 use crate::time::Moment;
+use crate::unfit::Unfit;
 
 /// An owner that nobody here has heard for so long is not called one: far witnesses hear it once a second.
 const FORGOTTEN: Duration = Duration::from_secs(5);
@@ -29,7 +31,9 @@ impl Election {
         let (state, reason) = match owner {
             Some(owner) if owner == self.own => (State::OwnedHere, None),
             Some(_) => (State::Owned, None),
-            None if candidates.is_empty() => (State::Unavailable, Some("it has no candidates".to_owned())),
+            None if candidates.is_empty() => {
+                (State::Unavailable, Some(Unfit::new(Cause::NoCandidates, "it has no candidates")))
+            }
             None if able => (State::Unowned, None),
             None => {
                 (State::Unavailable, refusal.or_else(|| candidates.iter().find_map(|one| one.reason.clone())))
@@ -37,7 +41,9 @@ impl Election {
         };
         let answers = stranger.map(|(mac, _)| {
             let asked = if self.address.is_ipv4() { "ARP" } else { "neighbour discovery" };
-            format!("{} answers {asked} from {}, which is no member's", self.address, mac_text(mac))
+            let (address, mac) = (self.address, mac_text(mac));
+            let reason = format_args!("{address} answers {asked} from {mac}, which is no member's");
+            Unfit::new(Cause::Stranger, reason)
         });
         Status {
             state: if stranger.is_some() && owner.is_none() { State::Unavailable } else { state },
@@ -53,19 +59,23 @@ impl Election {
         let standing = self.standing_of(now, &one.node);
         let reason = match &standing {
             Some(CandidateState::Unfit(reason)) => Some(reason.clone()),
-            Some(CandidateState::Listening) => Some("it has just started".to_owned()),
-            Some(CandidateState::Witness) => Some("it does not know yet that it is a candidate".to_owned()),
+            Some(CandidateState::Listening) => Some(starting()),
+            Some(CandidateState::Witness) => {
+                Some(Unfit::new(Cause::NotCandidate, "it does not know yet that it is a candidate"))
+            }
             Some(CandidateState::Other(code)) => {
-                Some(format!("its agent is newer and in a state that this one does not know ({code})"))
+                let reason =
+                    format_args!("its agent is newer and in a state that this one does not know ({code})");
+                Some(Unfit::new(Cause::UnknownState, reason))
             }
             Some(CandidateState::Fit | CandidateState::Recovering) => None,
-            None => Some(one.unfit.clone().unwrap_or_else(|| "it is not heard".to_owned())),
+            None => Some(one.unfit.clone().unwrap_or_else(|| Unfit::new(Cause::NotHeard, "it is not heard"))),
         };
         Place { node: one.node, priority: one.priority, standing, reason }
     }
 
     /// Why this node is only recovering; none: it is not.
-    pub fn recovery(&self, now: Moment) -> Option<String> {
+    pub fn recovery(&self, now: Moment) -> Option<Unfit> {
         (self.standing(now) == CandidateState::Recovering).then(|| self.fitness.recovery(now))
     }
 
@@ -73,6 +83,11 @@ impl Election {
     pub fn epoch(&self) -> u64 {
         self.known.map_or(0, |known| known.claim.epoch).max(self.floor)
     }
+}
+
+/// Why a node is passed over that is still listening.
+pub(super) fn starting() -> Unfit {
+    Unfit::new(Cause::Starting, "it has just started")
 }
 
 fn mac_text(mac: Mac) -> String {

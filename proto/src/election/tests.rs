@@ -130,7 +130,7 @@ fn who_does_not_hear_all_candidates_listens_for_two_seconds() {
     let done = run(&mut one, 0, 3_000);
     assert_eq!(events(&done).first().map(|(ms, _)| *ms), Some(2_050));
     let mut one = node(1, &[100, 100]);
-    one.rules.candidates[1].unfit = Some("no L2 on wg0".to_owned());
+    one.rules.candidates[1].unfit = Some(Cause::NoSegment.into());
     let done = run(&mut one, 0, 3_000);
     assert_eq!(events(&done).first().map(|(ms, _)| *ms), Some(550), "nobody waits for who can't");
 }
@@ -230,9 +230,10 @@ fn a_stranger_is_named_in_status_and_gone_when_two_questions_went_unanswered() {
     let status = one.status(at(600));
     assert_eq!(status.state, State::Unavailable);
     assert_eq!(
-        status.reason.as_deref(),
+        status.reason.clone().map(|why| why.to_string()).as_deref(),
         Some("10.91.91.50 answers ARP from aa:bb:cc:00:00:01, which is no member's")
     );
+    assert_eq!(status.reason, Some(Cause::Stranger.into()));
     done.extend(run(&mut one, 601, 4_000));
     let told = events(&done);
     assert_eq!(told[0], (516, Event::Stranger { mac: MAC, defended: false }));
@@ -319,7 +320,11 @@ fn a_named_successor_claims_at_once_and_others_wait_for_it() {
         let mut one = backup(990);
         let holding = Holding::Released { why: ReleaseReason::Stop, successor };
         let released = Some(Known { claim: claim(5, 2), holding });
-        one.receive(at(1_000), id(2), &said(released, None, CandidateState::Unfit("it stops".to_owned())));
+        one.receive(
+            at(1_000),
+            id(2),
+            &said(released, None, CandidateState::Unfit(Cause::AgentStopped.into())),
+        );
         let mut done = Vec::new();
         for ms in 1_000..1_400 {
             if ms % 20 == 10 {
@@ -353,9 +358,11 @@ fn an_owner_names_the_best_that_is_alive_and_deletes_before_it_speaks() {
 fn reasons_to_let_go() {
     type Input = fn(&mut Election, Moment);
     let table: [(ReleaseReason, Input); 6] = [
-        (ReleaseReason::Drain, |one, now| one.set_fact(now, Fact::Draining, Err("draining".to_owned()))),
-        (ReleaseReason::Unfit, |one, now| one.set_fact(now, Fact::Link, Err("no carrier".to_owned()))),
-        (ReleaseReason::Unfit, |one, now| (0..FALL).for_each(|_| one.checked(now, Err("refused")))),
+        (ReleaseReason::Drain, |one, now| one.set_fact(now, Fact::Draining, Err(Cause::Draining.into()))),
+        (ReleaseReason::Unfit, |one, now| one.set_fact(now, Fact::Link, Err(Cause::LinkDown.into()))),
+        (ReleaseReason::Unfit, |one, now| {
+            (0..FALL).for_each(|_| one.checked(now, Err(Cause::PortClosed.into())))
+        }),
         (ReleaseReason::Rules, |one, now| one.set_rules(now, Rules::default())),
         (ReleaseReason::Stop, |one, now| one.stop(now)),
         (ReleaseReason::Stall, |one, now| one.late(now, Duration::from_millis(1_500))),
@@ -392,7 +399,7 @@ fn checks_are_damped() {
     fitness.set(Fact::Segment, Ok(()));
     let mut check = |outcome: &str| -> Vec<char> {
         let step = |good: char| {
-            fitness.checked(if good == '+' { Ok(()) } else { Err("no") });
+            fitness.checked(if good == '+' { Ok(()) } else { Err(Cause::TimedOut.into()) });
             match fitness.standing(at(0)) {
                 CandidateState::Fit => 'F',
                 CandidateState::Recovering => 'R',
@@ -454,12 +461,12 @@ fn a_move_is_refused_with_the_reason_or_handed_over() {
     one.listen = None;
     run(&mut one, 0, 2_100);
     assert!(one.owns());
-    one.receive(at(2_100), id(2), &said(None, None, CandidateState::Unfit("draining".to_owned())));
+    one.receive(at(2_100), id(2), &said(None, None, CandidateState::Unfit(Cause::Draining.into())));
     for (to, wrong) in [
         (1, MoveError::Already),
         (9, MoveError::NotCandidate),
         (3, MoveError::NotHeard),
-        (2, MoveError::Unfit("draining".to_owned())),
+        (2, MoveError::Unfit(Cause::Draining.into())),
     ] {
         assert_eq!(one.move_to(at(2_100), id(to)), Err(wrong));
     }
@@ -509,7 +516,7 @@ fn claims_are_staggered_by_rank() {
         ],
         "health excludes, then priority, then turn"
     );
-    assert_eq!(rank(1, CandidateState::Unfit(String::new())), None);
+    assert_eq!(rank(1, CandidateState::Unfit(Cause::Draining.into())), None);
     // Among equals every VIP prefers another.
     let best = |turn: usize| {
         let equal = Rules { turn, ..super::tests::rules(&[100, 100, 100]) };
@@ -548,12 +555,12 @@ fn without_a_segment_nothing_is_said_but_questions_are_answered() {
     let mut one = Election::new(id(1), VIP, at(0));
     one.set_rules(at(0), rules(&[100, 100]));
     one.checked(at(0), Ok(()));
-    one.set_fact(at(0), Fact::Segment, Err("no L2 on wg0 (point-to-point)".to_owned()));
+    one.set_fact(at(0), Fact::Segment, Err(Cause::NoSegment.into()));
     let done = run(&mut one, 0, 10_000);
     assert_eq!(done, [(0, Action::Delete)]);
     let status = one.status(at(10_000));
     assert_eq!(status.state, State::Unavailable);
-    assert_eq!(status.reason.as_deref(), Some("no L2 on wg0 (point-to-point)"));
+    assert_eq!(status.reason, Some(Cause::NoSegment.into()));
     let ask = Message { purpose: Purpose::Ask, ..owner_beat(3, 2) };
     one.receive(at(10_000), id(2), &ask);
     assert_eq!(sent(&run(&mut one, 10_000, 10_000), 2), 1);
@@ -562,12 +569,11 @@ fn without_a_segment_nothing_is_said_but_questions_are_answered() {
 #[test]
 fn status_shows_the_owner_first_and_why_others_can_not() {
     let mut one = backup(1_000);
-    one.receive(at(1_005), id(3), &said(held(5, 2), Some(0), CandidateState::Unfit("draining".to_owned())));
+    one.receive(at(1_005), id(3), &said(held(5, 2), Some(0), CandidateState::Unfit(Cause::Draining.into())));
     let status = one.status(at(1_010));
     assert_eq!((status.state, status.owner, status.epoch), (State::Owned, Some(id(2)), 5));
-    let places: Vec<_> =
-        status.candidates.iter().map(|place| (place.node, place.reason.as_deref())).collect();
-    assert_eq!(places, [(id(2), None), (id(1), None), (id(3), Some("draining"))]);
+    let places: Vec<_> = status.candidates.iter().map(|place| (place.node, place.reason.clone())).collect();
+    assert_eq!(places, [(id(2), None), (id(1), None), (id(3), Some(Cause::Draining.into()))]);
     let later = one.status(at(7_000));
     assert_eq!((later.state, later.owner), (State::Unowned, None));
 }
@@ -593,7 +599,9 @@ pub(super) fn any_message() -> impl Strategy<Value = Message> {
         Just(CandidateState::Fit),
         Just(CandidateState::Recovering),
         Just(CandidateState::Listening),
-        "[ -~]{0,80}".prop_map(CandidateState::Unfit),
+        ("[ -~]{0,80}", any::<(u16, u16)>()).prop_map(|(reason, (code, argument))| {
+            CandidateState::Unfit(Unfit::new(Cause::from_wire(code, argument), reason))
+        }),
         (5..=255_u8).prop_map(CandidateState::Other),
     ];
     let purpose = prop_oneof![

@@ -11,6 +11,7 @@
 //!   5 heard     milliseconds 2                         absent: never, or long ago
 //!   6 state     code 1
 //!   7 reason    ASCII, why the state is "unfit"
+//!   8 cause     code 2 | argument 2, of the same       absent: not said
 //! ```
 //!
 //! Numbers are big-endian. It travels sealed for a pair of nodes, so who says it is certain and nothing is
@@ -28,6 +29,7 @@ use std::time::Duration;
 
 use super::rank::CandidateState;
 use crate::node::NodeId;
+use crate::unfit::Unfit;
 
 /// The version that is written.
 pub const VERSION: u8 = 1;
@@ -272,6 +274,7 @@ mod field {
     pub(super) const HEARD: u8 = 5;
     pub(super) const STATE: u8 = 6;
     pub(super) const REASON: u8 = 7;
+    pub(super) const CAUSE: u8 = 8;
 }
 
 /// The state whose reason is told: the only code that is not its own.
@@ -315,9 +318,12 @@ impl Message {
             CandidateState::Fit => put(field::STATE, &[1]),
             CandidateState::Recovering => put(field::STATE, &[2]),
             CandidateState::Listening => put(field::STATE, &[3]),
-            CandidateState::Unfit(reason) => {
+            CandidateState::Unfit(unfit) => {
                 put(field::STATE, &[UNFIT]);
-                put(field::REASON, &printable(reason.as_bytes()));
+                put(field::REASON, &printable(unfit.to_string().as_bytes()));
+                if let Some(cause) = unfit.cause_bytes() {
+                    put(field::CAUSE, &cause);
+                }
             }
             CandidateState::Other(code) => put(field::STATE, &[*code]),
         }
@@ -361,7 +367,12 @@ impl Message {
             3 => CandidateState::Listening,
             &UNFIT => {
                 let reason = printable(fields.get(field::REASON).unwrap_or_default());
-                CandidateState::Unfit(String::from_utf8_lossy(&reason).into_owned())
+                let cause = match fields.get(field::CAUSE) {
+                    None => None,
+                    Some(value) => Some(*value.first_chunk()?),
+                };
+                let reason = String::from_utf8_lossy(&reason);
+                CandidateState::Unfit(Unfit::new(Unfit::cause_of(cause), reason))
             }
             code => CandidateState::Other(*code),
         };

@@ -40,7 +40,8 @@ fn golden() -> Vec<(String, Message)> {
     for (name, state) in [
         ("recovering", CandidateState::Recovering),
         ("listening", CandidateState::Listening),
-        ("unfit", CandidateState::Unfit("no L2 on wg0 (point-to-point)".to_owned())),
+        ("unfit", CandidateState::Unfit(Unfit::new(Unfit::cause_of(None), "no L2 on wg0 (point-to-point)"))),
+        ("unfit-with-its-cause", CandidateState::Unfit(Cause::NoSegment.into())),
     ] {
         all.push((format!("state-{name}"), Message { state, ..beat() }));
     }
@@ -176,7 +177,7 @@ proptest! {
     #[test]
     fn a_message_with_more_in_it_reads_the_same(
         message in any_message(),
-        extra in proptest::collection::vec((8_u8..=255, proptest::collection::vec(any::<u8>(), 0..255)), 0..8),
+        extra in proptest::collection::vec((9_u8..=255, proptest::collection::vec(any::<u8>(), 0..255)), 0..8),
         longer in proptest::collection::vec(any::<u8>(), 0..9),
         version in VERSION..=255,
     ) {

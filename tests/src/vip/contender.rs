@@ -49,6 +49,8 @@ pub struct Vip {
     pub epoch: u64,
     pub interface: Option<String>,
     pub since_unix_ms: u64,
+    #[serde(default)]
+    pub cause: Option<String>,
     pub reason: String,
     pub candidates: Vec<Candidate>,
 }
@@ -60,6 +62,8 @@ pub struct Candidate {
     pub node: String,
     pub rank: u64,
     pub eligible: bool,
+    #[serde(default)]
+    pub cause: Option<String>,
     pub reason: String,
 }
 

@@ -120,7 +120,8 @@ fn vip(state: VipState, owner: Option<&str>, reason: &str) -> VipStatus {
         node: name(node),
         rank,
         eligible: reason.is_empty(),
-        reason: reason.to_owned(),
+        cause: None,
+        reason: Reason::new(reason),
     };
     VipStatus {
         address: "10.91.91.50".parse().unwrap(),
@@ -129,7 +130,8 @@ fn vip(state: VipState, owner: Option<&str>, reason: &str) -> VipStatus {
         epoch: 4,
         interface: Some("eth0".to_owned()),
         since_unix_ms: ago(90),
-        reason: reason.to_owned(),
+        cause: None,
+        reason: Reason::new(reason),
         candidates: vec![
             candidate("m1", 1, ""),
             candidate("m2", 2, ""),

@@ -36,7 +36,7 @@ fn one(text: &mut String, vip: &VipStatus, now: UnixMs, columns: usize, colours:
         line.push_str(&format!(", {interface} here"));
     }
     paragraph(text, &format!("vip {}  ", vip.address), &line, columns);
-    for line in wrap(&vip.reason, columns.saturating_sub(2)) {
+    for line in wrap(&vip.reason.to_string(), columns.saturating_sub(2)) {
         text.push_str(&format!("  {line}\n"));
     }
     if vip.candidates.is_empty() {
@@ -57,7 +57,7 @@ fn one(text: &mut String, vip: &VipStatus, now: UnixMs, columns: usize, colours:
             Cell::toned(word, tone),
         ]);
         if !candidate.reason.is_empty() {
-            table.note(candidate.reason.clone());
+            table.note(candidate.reason.to_string());
         }
     }
     text.push_str(&table.render(columns, colours));

@@ -306,6 +306,12 @@ fn vips(text: &mut Text, vips: &[VipStatus]) {
             text.sample(name, &[("vip", address), ("cause", cause)], count as f64);
         }
     }
+    text.family("agent_vip_cause", Gauge, "Why the virtual IP is as it is, or what is in the way; always 1.");
+    for (name, vip) in &named {
+        if let Some(cause) = vip.cause {
+            text.sample("agent_vip_cause", &[("vip", name), ("cause", cause.label())], 1.0);
+        }
+    }
     text.family(
         "agent_vip_owner",
         Gauge,

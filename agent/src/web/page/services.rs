@@ -140,17 +140,20 @@ pub(super) fn vips(html: &mut Html, vips: &[VipStatus], now: UnixMs) {
             VipState::Other(_) => Tone::Doubt,
         };
         html.row(&vip.address.to_string()).cell("state").state(tone, vip.state.word());
-        html.raw(" <span class=\"q\">").text(&vip.reason).raw("</span></td>");
+        let label = vip.cause.map_or("", Cause::label);
+        html.raw(" <span class=\"q\" title=\"").raw(label).raw("\">").show(&vip.reason).raw("</span></td>");
         html.cell("owner").text(vip.owner.as_ref().map_or("nobody", |owner| owner.as_str())).raw("</td>");
         html.since("since", vip.since_unix_ms, now).number("epoch", vip.epoch);
         html.cell("interface").text(vip.interface.as_deref().unwrap_or("–")).raw("</td>");
         html.cell("candidates").raw("<ol class=\"flat\">");
         for one in &vip.candidates {
             let tone = if one.eligible { Tone::Good } else { Tone::Dim };
-            html.raw("<li>").state(tone, one.node.as_str()).raw(" <span class=\"q\">");
+            let label = one.cause.map_or("", Cause::label);
+            html.raw("<li>").state(tone, one.node.as_str());
+            html.raw(" <span class=\"q\" title=\"").raw(label).raw("\">");
             html.raw(if one.eligible { "can" } else { "can't" });
             if !one.reason.is_empty() {
-                html.raw(": ").text(&one.reason);
+                html.raw(": ").show(&one.reason);
             }
             html.raw("</span></li>");
         }

@@ -1,6 +1,8 @@
 //! What goes wrong, and what people do.
 
+use proto::cause::Cause;
 use proto::election::{Fact, ReleaseReason};
+use proto::unfit::Unfit;
 
 use super::liar::Liar;
 use super::{Dice, Input, World};
@@ -239,7 +241,7 @@ impl World {
             Act::LinkDown | Act::LinkUp => {
                 self.nodes[a].carrier = act == Act::LinkUp;
                 self.nodes[a].excuses.insert(ReleaseReason::Unfit);
-                let holds = if act == Act::LinkUp { Ok(()) } else { Err("no carrier".to_owned()) };
+                let holds = if act == Act::LinkUp { Ok(()) } else { Err(Cause::LinkDown.into()) };
                 self.fact(a, Fact::Link, holds);
             }
             Act::Sick => self.nodes[a].sick = true,
@@ -251,7 +253,7 @@ impl World {
             Act::Drain | Act::Resume => {
                 self.nodes[a].draining = act == Act::Drain;
                 self.nodes[a].excuses.insert(ReleaseReason::Drain);
-                let holds = if act == Act::Resume { Ok(()) } else { Err("draining".to_owned()) };
+                let holds = if act == Act::Resume { Ok(()) } else { Err(Cause::Draining.into()) };
                 self.fact(a, Fact::Draining, holds);
             }
             Act::Cut | Act::CutPackets if a != b => {
@@ -334,7 +336,7 @@ impl World {
         }
     }
 
-    fn fact(&mut self, n: usize, fact: Fact, holds: Result<(), String>) {
+    fn fact(&mut self, n: usize, fact: Fact, holds: Result<(), Unfit>) {
         let local = self.nodes[n].local(self.now);
         if let Some(agent) = &mut self.nodes[n].agent {
             agent.set_fact(local, fact, holds);

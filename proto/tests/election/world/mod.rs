@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use faults::{Act, Script};
 use liar::{Liar, Lie};
+use proto::cause::Cause;
 use proto::election::wire::{pack, unpack};
 use proto::election::{Action, Candidate, Election, Event, Fact, Loss, Message, ReleaseReason, Rules};
 use proto::node::NodeId;
@@ -229,8 +230,8 @@ impl World {
         agent.set_rules(now, self.rules());
         agent.set_fact(now, Fact::Segment, Ok(()));
         let node = &mut self.nodes[n];
-        let _ = (!node.carrier).then(|| agent.set_fact(now, Fact::Link, Err("no carrier".to_owned())));
-        let _ = node.draining.then(|| agent.set_fact(now, Fact::Draining, Err("draining".to_owned())));
+        let _ = (!node.carrier).then(|| agent.set_fact(now, Fact::Link, Err(Cause::LinkDown.into())));
+        let _ = node.draining.then(|| agent.set_fact(now, Fact::Draining, Err(Cause::Draining.into())));
         node.agent = Some(agent);
         node.inbox.clear();
         node.frozen = false;
@@ -340,7 +341,7 @@ impl World {
         }
         let node = &mut self.nodes[n];
         if let Some(agent) = &mut node.agent {
-            agent.checked(local, if good { Ok(()) } else { Err("it does not answer") });
+            agent.checked(local, if good { Ok(()) } else { Err(Cause::TimedOut.into()) });
         }
         if node.bad_checks >= 3 {
             node.excuses.insert(ReleaseReason::Unfit);
