@@ -253,6 +253,50 @@ fn reasons_decide_nothing(source: &Source) -> Vec<Breach> {
     breaches
 }
 
+/// An act that can fail says why by a type of its own: a text can only be shown, or taken apart.
+fn errors_are_types(source: &Source) -> Vec<Breach> {
+    if source.module("proto/src").or_else(|| source.module("agent/src")).is_none() {
+        return Vec::new();
+    }
+    // Types are broken over lines, so that all of it is looked at as a whole.
+    let mut begins = Vec::new();
+    let mut whole = String::new();
+    for (line, code) in source.shipped() {
+        begins.push((whole.len(), line));
+        whole.push_str(code);
+        whole.push('\n');
+    }
+    let mut breaches = Vec::new();
+    for (at, opening) in whole.match_indices("Result<") {
+        let error = second_of(&whole[at + opening.len()..]);
+        if error.is_some_and(|error| error == "String" || (error.starts_with('&') && error.ends_with("str")))
+        {
+            let line = begins.iter().rev().find(|(begin, _)| *begin <= at).map_or(1, |(_, line)| *line);
+            breaches.push(source.breach(line, "an error is a type of its act, and not a text"));
+        }
+    }
+    breaches
+}
+
+/// The last of two arguments of a type, of a text that begins after its `<`.
+fn second_of(text: &str) -> Option<&str> {
+    let (mut depth, mut comma, mut before) = (0_usize, None, ' ');
+    for (at, c) in text.char_indices() {
+        match c {
+            '<' | '(' | '[' => depth += 1,
+            // An arrow closes nothing.
+            '>' if before == '-' => {}
+            '>' if depth == 0 => return text.get(comma? + 1..at).map(|last| last.trim().trim_matches(',')),
+            '>' | ')' | ']' => depth = depth.saturating_sub(1),
+            ',' if depth == 0 && comma.is_none() => comma = Some(at),
+            ';' | '{' if depth == 0 => return None,
+            _ => {}
+        }
+        before = c;
+    }
+    None
+}
+
 /// The types of texts that are only shown stay without comparison and access: these lines would undo it.
 fn reasons_stay_closed(source: &Source) -> Vec<Breach> {
     if !source.path.ends_with("proto/src/cause.rs") {
@@ -431,6 +475,7 @@ fn the_rules_of_the_house_are_kept() -> Result<()> {
         breaches.extend(purity_of_proto(source));
         breaches.extend(reasons_decide_nothing(source));
         breaches.extend(reasons_stay_closed(source));
+        breaches.extend(errors_are_types(source));
     }
     for source in &other {
         if source.path == Path::new("proto/Cargo.toml") {
@@ -513,6 +558,31 @@ fn what_decides_by_the_words_of_a_reason_is_told() {
     assert_eq!(closed("impl PartialEq for Reason {"), ["proto/src/cause.rs:1"]);
     assert_eq!(closed("#[derive(Clone, PartialEq)]\npub struct Reason(Box<str>);"), ["proto/src/cause.rs:2"]);
     assert!(closed("#[derive(Clone, Default)]\npub struct Reason(Box<str>);").is_empty());
+}
+
+#[test]
+fn errors_that_are_texts_are_told() {
+    let of = |text| said("agent/src/x.rs", text, errors_are_types);
+    assert_eq!(of("fn a() {}\nfn x() -> Result<(), String> {"), ["agent/src/x.rs:2"]);
+    for bad in [
+        "by: Result<Vec<(NodeId, &'a Admitted)>, String>,",
+        "let all: BTreeMap<Fact, Result<(), String>>;",
+        "fn x(\n) -> Result<\n    Map<String, fn() -> u8>,\n    String,\n> {",
+        "fn l2() -> Result<Mac, &'static str> {",
+        "fn l2() -> Result<Mac, &str> {",
+    ] {
+        assert_eq!(of(bad).len(), 1, "{bad}");
+    }
+    for fine in [
+        "fn x() -> Result<String, BadFrame> {",
+        "fn x() -> Result<String> {",
+        "fn x() -> Result<(String, String), Vec<String>> {",
+        "// Result<(), String>",
+        "#[cfg(test)]\nfn x() -> Result<(), String> {",
+    ] {
+        assert!(of(fine).is_empty(), "{fine}");
+    }
+    assert!(said("agent/src/x_tests.rs", "fn x() -> Result<(), String> {", errors_are_types).is_empty());
 }
 
 #[test]

@@ -202,18 +202,26 @@ fn listeners(status: Option<&Status>, services: &[Service], of: impl Fn(&str) ->
     }
 }
 
-/// The members that are named by names or ids, or all, without this node; or a sentence that says who is none.
+/// Nobody is called so.
+#[derive(Debug, thiserror::Error)]
+#[error("no member is called \"{text}\"; there are: {}", names.join(", "))]
+struct NoMember {
+    text: String,
+    names: Vec<String>,
+}
+
+/// The members that are named by names or ids, or all, without this node.
 fn chosen<'a>(
     document: &'a Document,
     nodes: &[String],
     own: NodeId,
-) -> Result<Vec<(NodeId, &'a Admitted)>, String> {
+) -> Result<Vec<(NodeId, &'a Admitted)>, NoMember> {
     let mut chosen: Vec<(NodeId, &Admitted)> = Vec::new();
     for node in nodes {
         let found = document.find(node);
         if found.is_empty() {
-            let names: Vec<&str> = document.members().map(|(_, admitted)| admitted.name.as_str()).collect();
-            return Err(format!("no member is called \"{node}\"; there are: {}", names.join(", ")));
+            let names = document.members().map(|(_, admitted)| admitted.name.to_string()).collect();
+            return Err(NoMember { text: node.clone(), names });
         }
         chosen.extend(found);
     }
@@ -231,7 +239,7 @@ pub(super) async fn answer(running: &Arc<Running>, nodes: &[String]) -> Response
     let document = running.membership.trust.borrow().document.clone();
     let wanted = match chosen(&document, nodes, running.link.own()) {
         Ok(wanted) => wanted,
-        Err(sentence) => return Response::Failed(sentence),
+        Err(error) => return Response::Failed(error.to_string()),
     };
     let view = running.view.borrow().clone();
     let left = |id: &NodeId| view.members.get(id).is_some_and(|member| member.word.left);
