@@ -139,7 +139,7 @@ fn fields(event: &Event) -> String {
         ("FROM", &event.from),
         ("TO", &event.to),
         ("CAUSE", &event.cause),
-        ("REASON", &event.reason),
+        ("REASON", &event.reason.to_string()),
         ("NODE", &event.node),
         ("SEQ", &event.seq.to_string()),
         ("DURATION_MS", &event.duration_ms.map_or(String::new(), |ms| ms.to_string())),

@@ -385,6 +385,14 @@ impl Reason {
         Reason(text.into())
     }
 
+    /// The same, cut at so many bytes.
+    #[must_use]
+    pub fn at_most(self, bytes: usize) -> Reason {
+        let mut text = String::from(self.0);
+        text.truncate(text.floor_char_boundary(bytes));
+        Reason(text.into())
+    }
+
     /// There is nothing to show.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::cause::Cause;
+use crate::cause::{Cause, Reason};
 use crate::time::{UnixMs, human};
 use crate::word;
 
@@ -174,7 +174,7 @@ fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Level, D::Error> 
 }
 
 /// One change of state, as one node saw it. Node and number together name it in the cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Event {
     /// Its number on its node, from 1, also over restarts; 0 until the ring has taken it.
     pub seq: u64,
@@ -198,7 +198,7 @@ pub struct Event {
     pub cause: String,
     /// Why, in a few words for people; may be empty.
     #[serde(default)]
-    pub reason: String,
+    pub reason: Reason,
     /// How long the state before lasted, in milliseconds; none: not known.
     pub duration_ms: Option<u64>,
     /// The priority of this node for a virtual IP; none for all other kinds.
@@ -219,7 +219,7 @@ impl Event {
             from: String::new(),
             to: to.into(),
             cause: String::new(),
-            reason: String::new(),
+            reason: Reason::default(),
             duration_ms: None,
             priority: None,
         }
@@ -246,7 +246,7 @@ impl Event {
     pub fn because(mut self, cause: Cause) -> Event {
         cause.label().clone_into(&mut self.cause);
         if self.reason.is_empty() {
-            self.reason = cause.to_string();
+            self.reason = cause.into();
         }
         self
     }
@@ -254,7 +254,7 @@ impl Event {
     /// With why, for people.
     #[must_use]
     pub fn reason(mut self, reason: impl fmt::Display) -> Event {
-        self.reason = reason.to_string();
+        self.reason = Reason::new(reason);
         self
     }
 
@@ -356,10 +356,10 @@ impl Ring {
             (&mut event.from, MAX_WORD),
             (&mut event.to, MAX_WORD),
             (&mut event.cause, MAX_WORD),
-            (&mut event.reason, MAX_REASON),
         ] {
             trim(text, most);
         }
+        event.reason = std::mem::take(&mut event.reason).at_most(MAX_REASON);
         self.newest = self.newest.max(event.seq);
         let event = Arc::new(event);
         if self.events.len() >= KEPT {
@@ -442,7 +442,8 @@ mod tests {
         let mut ring = Ring::default();
         let long = "ü".repeat(500);
         let taken = ring.push("w1", event(1).reason(format!("\x1b[2J\n{long}")));
-        assert!(taken.reason.len() <= MAX_REASON && taken.reason.starts_with(" [2J ü"), "{}", taken.reason);
+        let shown = taken.reason.to_string();
+        assert!(shown.len() <= MAX_REASON && shown.starts_with(" [2J ü"), "{shown}");
     }
 
     #[test]

@@ -152,7 +152,8 @@ async fn a_torn_line_is_said_once() {
     std::fs::write(dir.path().join(crate::state::EVENTS), b"{\"seq\":1,\"time_un").unwrap();
     let mut stage = stage(dir.path());
     assert_eq!(stage.kinds(2).await, [Kind::Problem, Kind::AgentStarted]);
-    assert!(stage.ring.borrow().all().next().unwrap().reason.contains("torn"));
+    let torn = stage.ring.borrow().all().next().unwrap().clone();
+    assert_eq!((torn.to.as_str(), torn.level), ("mended", Level::Warning), "{torn:?}");
     stage.end(true).await;
     let mut again = self::stage(dir.path());
     let kinds = again.kinds(4).await;

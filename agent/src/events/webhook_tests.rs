@@ -55,7 +55,7 @@ async fn an_event_is_posted_as_json_and_again_until_it_is_taken() {
     let (head, body) = asked[2].split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("POST /hook?key=1 HTTP/1.1\r\nHost: 127.0.0.1:"), "{head}");
     assert!(head.contains(&format!("Content-Length: {}", body.len())));
-    assert_eq!(serde_json::from_str::<Event>(body).unwrap(), event);
+    assert_eq!(body, serde_json::to_string(&event).unwrap());
     assert!(troubles.list().is_empty(), "{:?}", troubles.list());
 }
 
