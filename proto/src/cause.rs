@@ -553,14 +553,14 @@ mod tests {
 
     /// What people and dashboards are promised.
     #[test]
-    fn the_readme_lists_every_cause() {
-        let readme = include_str!("../../README.md");
+    fn the_reference_lists_every_cause() {
+        let reference = include_str!("../../agent/REFERENCE.md");
         for cause in Cause::ALL {
             let row = match cause {
                 Cause::Http(_) | Cause::Recovering { .. } => format!("| `{}` | ", cause.label()),
                 _ => format!("| `{}` | {cause} |", cause.label()),
             };
-            assert!(readme.contains(&row), "{row}");
+            assert!(reference.contains(&row), "{row}");
         }
     }
 

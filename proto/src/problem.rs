@@ -163,9 +163,9 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_lists_every_code() {
-        let readme = include_str!("../../README.md");
-        let missing = ProblemCode::ALL.iter().find(|code| !readme.contains(&format!("`{code}`")));
+    fn the_reference_lists_every_code() {
+        let reference = include_str!("../../agent/REFERENCE.md");
+        let missing = ProblemCode::ALL.iter().find(|code| !reference.contains(&format!("`{code}`")));
         assert_eq!(missing, None);
     }
 

@@ -175,10 +175,10 @@ fn merged(agents: &mut [Agent<'_>]) -> Result<()> {
 #[test]
 fn the_handbook_names_every_kind_with_its_message_id() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the root of the repository")?;
-    let text = std::fs::read_to_string(root.join("README.md"))?;
+    let text = std::fs::read_to_string(root.join("agent/REFERENCE.md"))?;
     for kind in Kind::ALL {
         let row = format!("| `{}` | {} | `{}` |", kind.name(), kind.subject(), kind.message_id());
-        ensure!(text.contains(&row), "README.md lacks: {row}");
+        ensure!(text.contains(&row), "agent/REFERENCE.md lacks: {row}");
     }
     Ok(())
 }
