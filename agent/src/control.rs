@@ -100,6 +100,8 @@ fn codec(max_frame: usize) -> LengthDelimitedCodec {
 /// Asks the agent that runs with this runtime directory.
 pub(crate) async fn call(runtime_dir: &Path, request: &Request) -> Result<Response, CallError> {
     let socket = runtime_dir.join(SOCKET);
+    #[cfg(feature = "next-wire")]
+    ask_next(&socket).await;
     let stream = match UnixStream::connect(&socket).await {
         Ok(stream) => stream,
         Err(error) => {
@@ -115,6 +117,17 @@ pub(crate) async fn call(runtime_dir: &Path, request: &Request) -> Result<Respon
     match timeout(ANSWER, exchange(stream, request)).await {
         Ok(answer) => Ok(answer?),
         Err(_) => Err(CallError::TimedOut { waited: ANSWER }),
+    }
+}
+
+/// Asks what only the next version knows. An older agent says that it does not, and the command goes on.
+#[cfg(feature = "next-wire")]
+async fn ask_next(socket: &Path) {
+    let Ok(stream) = UnixStream::connect(socket).await else { return };
+    let answer = timeout(ANSWER, exchange(stream, &Request::Next)).await;
+    match answer {
+        Ok(Ok(Response::Unsupported { .. } | Response::Done(_))) => {}
+        other => eprintln!("next-wire: another answer: {other:?}"),
     }
 }
 

@@ -55,6 +55,11 @@ impl StateFile {
     pub(crate) const fn first(name: &'static str) -> StateFile {
         StateFile { name, version: 1 }
     }
+
+    /// The same, of which the next version has another.
+    pub(crate) const fn raised_next(name: &'static str) -> StateFile {
+        StateFile { name, version: 1 + proto::next_wire::RAISE as u32 }
+    }
 }
 
 /// A state directory that this process alone uses.

@@ -100,6 +100,9 @@ pub enum Request {
     Events(Ask),
     /// How are the ways to these members, by names or ids, and they themselves? None named: all.
     Doctor(Vec<String>),
+    /// What only the next version asks.
+    #[cfg(feature = "next-wire")]
+    Next,
 }
 
 /// What the running agent answers.

@@ -214,6 +214,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[test]
+#[cfg_attr(feature = "next-wire", ignore = "golden bytes are those of builds without it")]
 fn every_message_has_the_bytes_that_it_was_released_with() {
     let asked = requests().into_iter().map(|(name, one)| format!("request-{name} {}", hex(&encode(&one))));
     let told = responses().into_iter().map(|(name, one)| format!("response-{name} {}", hex(&encode(&one))));

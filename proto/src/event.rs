@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::cause::{Cause, Reason};
+use crate::next_wire;
 use crate::time::{UnixMs, human};
 use crate::word;
 
@@ -127,13 +128,13 @@ impl fmt::Display for Kind {
 
 impl Serialize for Kind {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name())
+        serializer.serialize_str(next_wire::say(self.name()))
     }
 }
 
 impl<'de> Deserialize<'de> for Kind {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Kind, D::Error> {
-        Ok(Kind::from_name(&String::deserialize(deserializer)?))
+        Ok(Kind::from_name(next_wire::hear(&String::deserialize(deserializer)?)))
     }
 }
 

@@ -17,16 +17,18 @@ use crate::doctor::Answer;
 use crate::event::Event;
 use crate::invite::{Approval, Proof, Refusal};
 use crate::link::GossipKey;
+use crate::next_wire;
 use crate::node::{Name, NodeId, Role};
 use crate::signed_record::SignedRecord;
 use crate::time::UnixMs;
 
 /// ALPN of members (RFC 7301), one for each version of these messages that this build speaks, the highest
 /// first: the highest that both know is taken.
-pub const ALPN_MEMBER: &[&[u8]] = &[b"agent/1"];
+pub const ALPN_MEMBER: &[&[u8]] = if next_wire::ON { &[b"agent/2", b"agent/1"] } else { &[b"agent/1"] };
 
 /// ALPN of nodes that want to join, in the same way.
-pub const ALPN_JOIN: &[&[u8]] = &[b"agent-join/1"];
+pub const ALPN_JOIN: &[&[u8]] =
+    if next_wire::ON { &[b"agent-join/2", b"agent-join/1"] } else { &[b"agent-join/1"] };
 
 /// Label of the TLS exporter (RFC 8446, 7.5) that proofs and codes are bound to.
 pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-agent-join-1";
@@ -147,6 +149,12 @@ pub enum FromMember {
         /// Those of nodes that are not named too.
         all: bool,
     },
+    /// What only the next version asks.
+    #[cfg(feature = "next-wire")]
+    Next {
+        /// Anything.
+        text: String,
+    },
 }
 
 /// To a member.
@@ -170,6 +178,9 @@ pub enum ToMember {
     Examined(Box<Answer>, #[serde(with = "crate::bytes")] Vec<u8>),
     /// Records that are newer, or as many of them as fit.
     Records(Vec<SignedRecord>),
+    /// What only the next version answers.
+    #[cfg(feature = "next-wire")]
+    Next(String),
     /// The request can't be served.
     Failed {
         /// Why, for the program.
@@ -387,7 +398,7 @@ impl<'de, V: Visitor<'de>> de::DeserializeSeed<'de> for Content<V> {
 /// Encodes a message for a frame.
 pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
     // Plain values into memory: there is nothing that could fail.
-    rmp_serde::to_vec_named(message).unwrap_or_default()
+    rmp_serde::to_vec_named(&next_wire::grown(message)).unwrap_or_default()
 }
 
 /// A frame that does not hold what it should.

@@ -22,6 +22,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{Document, KeyId};
+use crate::next_wire;
 use crate::node::NodeId;
 use crate::time::UnixMs;
 
@@ -47,7 +48,7 @@ pub const FRAME_HEAD: usize = 1 + 2;
 pub const MAX_BODY: usize = MAX_PLAINTEXT - FRAME_HEAD;
 
 /// The versions of the datagrams that this build speaks, lowest and highest.
-pub const VERSIONS: RangeInclusive<u8> = 1..=1;
+pub const VERSIONS: RangeInclusive<u8> = 1..=1 + next_wire::RAISE;
 
 /// The version to send to a node that speaks `theirs`: the highest that both know, else this node's lowest.
 pub fn version_for(theirs: Option<RangeInclusive<u8>>) -> u8 {
@@ -175,12 +176,14 @@ impl<'a> Frame<'a> {
         };
         match self {
             Frame::Gossip(message) => put(Frame::GOSSIP, [message, &[]]),
-            Frame::Challenge(number) => put(Frame::CHALLENGE, [&number.to_be_bytes(), &[]]),
-            Frame::Echo(number) => put(Frame::ECHO, [&number.to_be_bytes(), &[]]),
-            Frame::Pulse(number) => put(Frame::PULSE, [&number.to_be_bytes(), &[]]),
+            Frame::Challenge(number) => put(Frame::CHALLENGE, [&number.to_be_bytes(), next_wire::TAIL]),
+            Frame::Echo(number) => put(Frame::ECHO, [&number.to_be_bytes(), next_wire::TAIL]),
+            Frame::Pulse(number) => put(Frame::PULSE, [&number.to_be_bytes(), next_wire::TAIL]),
             Frame::Answer(number, status) => put(Frame::ANSWER, [&number.to_be_bytes(), status]),
             Frame::Vip(message) => put(Frame::VIP, [message, &[]]),
-            Frame::RecordFingerprint(print) => put(Frame::RECORD_FINGERPRINT, [&print.to_be_bytes(), &[]]),
+            Frame::RecordFingerprint(print) => {
+                put(Frame::RECORD_FINGERPRINT, [&print.to_be_bytes(), next_wire::TAIL])
+            }
         }
     }
 

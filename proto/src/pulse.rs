@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use crate::cause::Cause;
 use crate::health::Readiness;
+use crate::next_wire;
 use crate::node::NodeId;
 use crate::service::ServiceName;
 use crate::time::Moment;
@@ -272,6 +273,7 @@ impl Saying {
             bytes.push(u8::try_from(entry.len()).unwrap_or(0));
             bytes.extend_from_slice(&entry);
         }
+        next_wire::pulse(&mut bytes, SERVICE, MAX_SAYING);
         bytes
     }
 

@@ -14,6 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use crate::arp::Mac;
 use crate::cause::{Cause, Detail, short_text};
 use crate::health::{Health, Readiness};
+use crate::next_wire::{self, RecordTags};
 use crate::node::{Name, NodeId};
 use crate::service::{MAX_WEIGHT, ServiceName};
 use crate::time::UnixMs;
@@ -201,6 +202,8 @@ const SINCE: u8 = 5;
 const CAUSE: u8 = 6;
 const DETAIL: u8 = 7;
 const CHECK_MS: u8 = 8;
+const TAGS: RecordTags =
+    RecordTags { offer: Field::Offer as u8, of_offer: [NAME, ADDRESS, WEIGHT, READINESS, CAUSE] };
 // Those of a segment.
 const INTERFACE: u8 = 1;
 const MAC: u8 = 2;
@@ -286,6 +289,8 @@ impl NodeRecord {
                 }
             });
         }
+        let address = self.addresses.first().map(|address| write_socket(*address));
+        next_wire::record(&mut out, &TAGS, address.as_deref());
         out.finish()
     }
 
@@ -385,7 +390,9 @@ fn write_offer(out: &mut Writer, name: &ServiceName, offer: &Offer) {
 fn read_offer(value: &[u8]) -> Option<(ServiceName, Offer)> {
     let name = std::str::from_utf8(field(value, NAME)?).ok()?.parse().ok()?;
     let address = read_socket(field(value, ADDRESS)?)?;
-    let weight = u16::try_from(number(field(value, WEIGHT)?)?).ok().filter(|weight| *weight <= MAX_WEIGHT)?;
+    let weight = u16::try_from(number(field(value, WEIGHT)?)?)
+        .ok()
+        .filter(|weight| *weight <= MAX_WEIGHT + next_wire::MORE_WEIGHT)?;
     let readiness = Readiness::of_code(number(field(value, READINESS)?)?);
     let since = UnixMs(field(value, SINCE).and_then(number).unwrap_or(0));
     let cause = field(value, CAUSE)

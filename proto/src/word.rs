@@ -130,13 +130,13 @@ macro_rules! open_words {
 
         impl serde::Serialize for $type {
             fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(self.word())
+                serializer.serialize_str($crate::next_wire::say(self.word()))
             }
         }
 
         impl<'de> serde::Deserialize<'de> for $type {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<$type, D::Error> {
-                Ok($type::from_word(&String::deserialize(deserializer)?))
+                Ok($type::from_word($crate::next_wire::hear(&String::deserialize(deserializer)?)))
             }
         }
     };

@@ -69,6 +69,8 @@ pub struct Agent<'lab> {
     process: Option<Proc>,
     /// More options for every start.
     pub options: Vec<String>,
+    /// The agent that is started, and whose commands ask it: [`binary`] unless told otherwise.
+    pub binary: PathBuf,
     /// What starts the agent, as `setpriv` with its options; nothing: it is started as it is.
     pub through: Vec<String>,
 }
@@ -77,7 +79,9 @@ impl<'lab> Agent<'lab> {
     pub(crate) fn new(node: &'lab Node) -> Result<Agent<'lab>> {
         let (state, runtime) = (node.dir().join("state"), node.dir().join("run"));
         std::fs::create_dir(&runtime)?;
-        Ok(Agent { node, state, runtime, process: None, options: Vec::new(), through: Vec::new() })
+        let binary = binary()?;
+        let (options, through) = (Vec::new(), Vec::new());
+        Ok(Agent { node, state, runtime, process: None, options, binary, through })
     }
 
     /// Its node.
@@ -156,14 +160,13 @@ impl<'lab> Agent<'lab> {
 
     fn start(&mut self, command: &[&str]) -> Result<()> {
         ensure!(!self.is_running(), "the agent of {} runs already", self.name());
-        let arguments = self.arguments(command, &self.options)?;
+        let arguments = self.arguments(&self.binary, command, &self.options);
         let arguments: Vec<&str> = self.through.iter().chain(&arguments).map(String::as_str).collect();
         self.process = Some(self.node.spawn("agent", &arguments)?);
         Ok(())
     }
 
-    fn arguments(&self, command: &[&str], options: &[String]) -> Result<Vec<String>> {
-        let binary = binary()?;
+    fn arguments(&self, binary: &Path, command: &[&str], options: &[String]) -> Vec<String> {
         let mut all = vec![binary.to_string_lossy().into_owned()];
         all.extend(command.iter().map(|word| (*word).to_owned()));
         for (flag, dir) in [("--state-dir", &self.state), ("--runtime-dir", &self.runtime)] {
@@ -171,7 +174,7 @@ impl<'lab> Agent<'lab> {
             all.push(dir.to_string_lossy().into_owned());
         }
         all.extend(options.iter().cloned());
-        Ok(all)
+        all
     }
 
     /// Runs a command of the agent to its end.
@@ -179,7 +182,15 @@ impl<'lab> Agent<'lab> {
     /// # Errors
     /// It can't be started.
     pub fn cli(&self, command: &[&str]) -> Result<Ran> {
-        let arguments = self.arguments(command, &[])?;
+        self.cli_of(&self.binary, command)
+    }
+
+    /// The same by another binary than the one that runs.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn cli_of(&self, binary: &Path, command: &[&str]) -> Result<Ran> {
+        let arguments = self.arguments(binary, command, &[]);
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         self.node.exec(&arguments)
     }

@@ -6,11 +6,15 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tests::lab::Lab;
+use tests::lab::{Lab, VARIABLES};
 use tests::mesh::{binary, with_agents};
 
 fn agent(args: &[&str]) -> Result<(i32, String, String)> {
-    let Output { status, stdout, stderr } = Command::new(binary()?).args(args).output()?;
+    let mut command = Command::new(binary()?);
+    for name in VARIABLES {
+        command.env_remove(name);
+    }
+    let Output { status, stdout, stderr } = command.args(args).output()?;
     let code = status.code().with_context(|| format!("{args:?} ended by a signal"))?;
     Ok((code, String::from_utf8(stdout)?, String::from_utf8(stderr)?))
 }

@@ -407,6 +407,8 @@ fn handler(running: Arc<Running>) -> impl Fn(Request) -> Later<Response> {
                 }
                 Request::Events(ask) => tell::answer(&running, ask).await,
                 Request::Doctor(nodes) => doctor::answer(&running, &nodes).await,
+                #[cfg(feature = "next-wire")]
+                Request::Next => Response::Done("next".to_owned()),
                 request => running.membership.control(request).await,
             }
         })

@@ -166,7 +166,7 @@ mod tests {
     fn shells_are_offered_every_key() {
         for keys in [Assignment.possible_values(), Key.possible_values()] {
             let keys: Vec<String> = keys.unwrap().map(|key| key.get_name().to_owned()).collect();
-            assert_eq!(keys, KNOWN.map(|known| known.key));
+            assert_eq!(keys, KNOWN.iter().map(|known| known.key).collect::<Vec<_>>());
         }
     }
 

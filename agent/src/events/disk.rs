@@ -64,7 +64,7 @@ impl Log {
         }
         let mut bytes = if std::mem::replace(&mut self.torn, true) { vec![b'\n'] } else { Vec::new() };
         for event in events {
-            serde_json::to_writer(&mut bytes, event)?;
+            serde_json::to_writer(&mut bytes, &proto::next_wire::grown(event))?;
             bytes.push(b'\n');
         }
         self.file.write_all(&bytes)?;

@@ -110,6 +110,21 @@ impl CallError {
     }
 }
 
+/// Asks what only the next version knows, before anything else: an older member says that it does not know it,
+/// and the connection is as good as before.
+#[cfg(feature = "next-wire")]
+async fn ask_next(stream: &mut frames::Framed, peer: NodeId, alpn: Vec<u8>) -> io::Result<()> {
+    let alpn = String::from_utf8_lossy(&alpn).into_owned();
+    frames::send(stream, &FromMember::Next { text: "next".to_owned() }).await?;
+    let answer = match frames::receive(stream, ANSWER).await? {
+        Received::Known(ToMember::Next(text)) if text == "next" => "next".to_owned(),
+        Received::Known(ToMember::Failed { code, .. }) => format!("{code:?}"),
+        other => return Err(io::Error::other(format!("another answer: {other:?}"))),
+    };
+    tracing::info!(%peer, alpn, answer, "asked what only the next version knows");
+    Ok(())
+}
+
 impl Link {
     /// Sends one request to a member and waits for its answer.
     pub(crate) async fn call(&self, to: NodeId, request: &FromMember) -> Result<ToMember, CallError> {
@@ -127,7 +142,11 @@ impl Link {
         let config = self.identity.client(key).map_err(CallError::Setup)?;
         let (stream, at) = connect(addresses, config).await.map_err(CallError::Connect)?;
         self.book.proven(key.id(), at);
+        #[cfg(feature = "next-wire")]
+        let alpn = stream.get_ref().1.alpn_protocol().unwrap_or_default().to_vec();
         let mut stream = frames::answers(stream, key.id(), &self.answers);
+        #[cfg(feature = "next-wire")]
+        ask_next(&mut stream, key.id(), alpn).await.map_err(CallError::Answer)?;
         frames::send(&mut stream, request).await.map_err(CallError::Send)?;
         match frames::receive(&mut stream, ANSWER).await.map_err(CallError::Answer)? {
             Received::Known(answer) => Ok(answer),

@@ -6,7 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use proto::link::{Frame, HEADER_LEN, Header, KeyHint, MAX_BODY, MAX_DATAGRAM, TAG_LEN, version_for};
+use proto::link::{
+    Frame, HEADER_LEN, Header, KeyHint, MAX_BODY, MAX_DATAGRAM, MAX_PLAINTEXT, TAG_LEN, version_for,
+};
+use proto::next_wire;
 use proto::node::NodeId;
 use proto::pulse::Saying;
 use proto::session::Verdict;
@@ -320,7 +323,8 @@ impl Link {
             boot: self.boot,
             sequence: self.sequence.fetch_add(1, Ordering::Relaxed) + 1,
         };
-        let Some(datagram) = key.seal(&header, plaintext) else { return };
+        let plaintext = next_wire::frames(plaintext, MAX_PLAINTEXT);
+        let Some(datagram) = key.seal(&header, &plaintext) else { return };
         // Straight to the kernel: tokio would refuse the first datagram, since it has not been told yet that
         // the socket can be written to.
         let to = for_socket(to, self.v6);

@@ -28,7 +28,7 @@ const KEYS: StateFile = StateFile::first("keys");
 const INVITES: StateFile = StateFile::first("invites");
 const PEERS: StateFile = StateFile::first("peers");
 const SERVING: StateFile = StateFile::first("serving");
-const EPOCHS: StateFile = StateFile::first("epochs");
+const EPOCHS: StateFile = StateFile::raised_next("epochs");
 const GENERATION: StateFile = StateFile::first("generation");
 
 #[derive(Serialize, Deserialize)]

@@ -437,6 +437,8 @@ impl Keeper {
                 ToMember::Waiting(self.pending.waiting(wall()).cloned().collect())
             }
             FromMember::Held(node) => ToMember::Held((self.held)(&node)),
+            #[cfg(feature = "next-wire")]
+            FromMember::Next { text } => ToMember::Next(text),
             _ => ToMember::failed(FailCode::Unsupported, "that is not answered here"),
         };
         let _ = reply.send(answer);

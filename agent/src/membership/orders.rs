@@ -56,6 +56,8 @@ impl Keeper {
             Request::Change(wishes) => return self.change_settings(&wishes, reply),
             Request::Drain { on, node } => return self.drain(on, node, reply),
             Request::Held { node } => return self.who_holds(node, reply),
+            #[cfg(feature = "next-wire")]
+            Request::Next => Response::Failed("that is not the keeper's to answer".to_owned()),
             Request::Status
             | Request::Settings
             | Request::VipMove { .. }

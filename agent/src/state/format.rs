@@ -2,6 +2,7 @@
 //! JSON, beside its version. So `tail -n +2 FILE | sha256sum` checks a file by hand.
 
 use data_encoding::HEXLOWER;
+use proto::next_wire;
 use ring::digest::{Context, SHA256};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
@@ -45,7 +46,7 @@ pub(super) enum Body<'a> {
 
 /// The bytes of a file that holds `value`.
 pub(super) fn encode<T: Serialize>(file: StateFile, value: &T) -> Result<Vec<u8>, serde_json::Error> {
-    let mut body = serde_json::to_vec_pretty(&Versioned { version: file.version, value })?;
+    let mut body = serde_json::to_vec_pretty(&next_wire::grown(&Versioned { version: file.version, value }))?;
     body.push(b'\n');
     let mut bytes = format!("{MARK}{VERSION} {}\n", digest(VERSION, &body)).into_bytes();
     bytes.extend_from_slice(&body);

@@ -7,6 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::Extra;
+use crate::next_wire;
 use crate::node::{Name, NodeId, PublicKey, Role};
 use crate::time::UnixMs;
 
@@ -133,7 +134,7 @@ pub struct Admitted {
 impl Admitted {
     /// An admission.
     pub fn new(name: Name, key: PublicKey, role: Role, by: NodeId, at: UnixMs) -> Admitted {
-        Admitted { at, name, key, role: role.into(), by, extra: Extra::new() }
+        Admitted { at, name, key, role: role.into(), by, extra: next_wire::extra() }
     }
 }
 

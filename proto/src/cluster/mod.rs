@@ -14,6 +14,7 @@ use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
+use crate::next_wire;
 use crate::node::{Name, NodeId, PublicKey, Role};
 use crate::time::UnixMs;
 
@@ -190,7 +191,7 @@ impl Document {
         let node = first.key.id();
         let at = first.at;
         let random = data_encoding::HEXLOWER.encode(&random);
-        let genesis = Genesis { random, key: first.key, succeeds, extra: Extra::new() };
+        let genesis = Genesis { random, key: first.key, succeeds, extra: next_wire::extra() };
         let key = KeyEpoch {
             epoch: 1,
             by_removal: false,
@@ -198,7 +199,7 @@ impl Document {
             previous: None,
             by: node,
             at,
-            extra: Extra::new(),
+            extra: next_wire::extra(),
         };
         Document {
             version: VERSION,
@@ -211,7 +212,7 @@ impl Document {
             settings: BTreeMap::new(),
             key,
             key_floor: 0,
-            extra: Extra::new(),
+            extra: next_wire::extra(),
             digest: Digest::default(),
         }
     }
@@ -225,7 +226,7 @@ impl Document {
         new.settings = set
             .map(|(key, setting)| {
                 let value = setting.value.clone();
-                (key.clone(), Setting { clock: 1, by, at, value, extra: Extra::new() })
+                (key.clone(), Setting { clock: 1, by, at, value, extra: next_wire::extra() })
             })
             .collect();
         new
@@ -374,18 +375,24 @@ impl Document {
         Ok(document)
     }
 
+    /// To be called after every change but a merge.
+    fn changed(&mut self) {
+        self.extra.extend(next_wire::extra());
+        self.digest = Digest::default();
+    }
+
     /// Admits a node. Admitting it again changes nothing.
     pub fn admit(&mut self, admitted: Admitted) {
         self.nodes.entry(admitted.key.id()).or_insert(admitted);
-        self.digest = Digest::default();
+        self.changed();
     }
 
     /// Removes a node for ever. Removing it again, or one that was never admitted, changes nothing.
     pub fn remove(&mut self, id: NodeId, by: NodeId, at: UnixMs) {
         let Some(name) = self.member(&id).map(|admitted| admitted.name.clone()) else { return };
         let seen = self.state();
-        self.removed.insert(id, Removed { at, name, by, seen, extra: Extra::new() });
-        self.digest = Digest::default();
+        self.removed.insert(id, Removed { at, name, by, seen, extra: next_wire::extra() });
+        self.changed();
     }
 
     /// Gives a member another role.
@@ -399,8 +406,9 @@ impl Document {
         let clock = self.roles.get(&id).map_or(0, |change| change.clock);
         let clock = limits::next(clock).ok_or(Exhausted("role changes"))?;
         let seen = self.state();
-        self.roles.insert(id, RoleChange { clock, role: role.into(), at, by, seen, extra: Extra::new() });
-        self.digest = Digest::default();
+        self.roles
+            .insert(id, RoleChange { clock, role: role.into(), at, by, seen, extra: next_wire::extra() });
+        self.changed();
         Ok(())
     }
 
@@ -411,11 +419,11 @@ impl Document {
     pub fn turn_key(&mut self, id: KeyId, by: NodeId, at: UnixMs, by_removal: bool) -> Result<(), Exhausted> {
         let epoch = limits::next(self.key.epoch).ok_or(Exhausted("gossip keys"))?;
         let previous = (!by_removal).then_some(self.key.id);
-        self.key = KeyEpoch { epoch, by_removal, id, previous, by, at, extra: Extra::new() };
+        self.key = KeyEpoch { epoch, by_removal, id, previous, by, at, extra: next_wire::extra() };
         if by_removal {
             self.key_floor = epoch;
         }
-        self.digest = Digest::default();
+        self.changed();
         Ok(())
     }
 
@@ -426,8 +434,8 @@ impl Document {
     pub fn set(&mut self, key: &str, value: Option<String>, by: NodeId, at: UnixMs) -> Result<(), Exhausted> {
         let highest = self.settings.values().map(|setting| setting.clock).max().unwrap_or(0);
         let clock = limits::next(highest).ok_or(Exhausted("settings"))?;
-        self.settings.insert(key.to_owned(), Setting { clock, by, at, value, extra: Extra::new() });
-        self.digest = Digest::default();
+        self.settings.insert(key.to_owned(), Setting { clock, by, at, value, extra: next_wire::extra() });
+        self.changed();
         Ok(())
     }
 }

@@ -35,6 +35,18 @@ pub enum Value {
 /// Fields that this version does not know, by name.
 pub type Extra = BTreeMap<String, Value>;
 
+impl From<&str> for Value {
+    fn from(text: &str) -> Value {
+        Value::Text(text.to_owned())
+    }
+}
+
+impl FromIterator<(String, Value)> for Value {
+    fn from_iter<I: IntoIterator<Item = (String, Value)>>(fields: I) -> Value {
+        Value::Map(fields.into_iter().collect())
+    }
+}
+
 impl Value {
     /// Which of two values counts: entries with a `clock` by that first, then the greater one.
     fn order(&self) -> (u64, &Value) {

@@ -28,11 +28,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::rank::CandidateState;
+use crate::next_wire;
 use crate::node::NodeId;
 use crate::unfit::Unfit;
 
 /// The version that is written.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 1 + next_wire::RAISE;
 
 /// The oldest version that is understood, and whose readers understand what is written here.
 pub const OLDEST: u8 = 1;
@@ -213,7 +214,10 @@ pub struct Message {
 /// Packs messages for one receiver into as few datagrams as it takes.
 pub fn pack(messages: &[Message]) -> Vec<Vec<u8>> {
     let mut datagrams: Vec<(Vec<u8>, usize)> = Vec::new();
-    for message in messages {
+    // None but in a build for tests.
+    let later = next_wire::vip_purpose().zip(messages.first());
+    let later = later.map(|(code, first)| Message { purpose: Purpose::Other(code), ..first.clone() });
+    for message in messages.iter().chain(&later) {
         let bytes = message.to_bytes();
         let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes();
         match datagrams.last_mut() {
@@ -314,7 +318,7 @@ impl Message {
             put(field::HEARD, &age.to_be_bytes());
         }
         match &self.state {
-            CandidateState::Witness => put(field::STATE, &[0]),
+            CandidateState::Witness => put(field::STATE, &[next_wire::say_state(0)]),
             CandidateState::Fit => put(field::STATE, &[1]),
             CandidateState::Recovering => put(field::STATE, &[2]),
             CandidateState::Listening => put(field::STATE, &[3]),
@@ -326,6 +330,9 @@ impl Message {
                 }
             }
             CandidateState::Other(code) => put(field::STATE, &[*code]),
+        }
+        if let Some((field, value)) = next_wire::vip_field() {
+            put(field, value);
         }
         out
     }
@@ -360,7 +367,7 @@ impl Message {
                 Some(Duration::from_millis(u64::from(ms)))
             }
         };
-        let state = match fields.get(field::STATE)?.first()? {
+        let state = match &next_wire::hear_state(*fields.get(field::STATE)?.first()?) {
             0 => CandidateState::Witness,
             1 => CandidateState::Fit,
             2 => CandidateState::Recovering,

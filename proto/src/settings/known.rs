@@ -42,7 +42,7 @@ const fn known(key: &'static str, what: &'static str, default: &'static str) -> 
 }
 
 /// Every setting, in the order in which they are shown.
-pub const KNOWN: [Known; 27] = [
+pub const KNOWN: &[Known] = &[
     known("vip", "virtual IPs, separated by commas", "none"),
     known("vip.ADDRESS.interface", "interface that carries it", "the one whose prefix covers it"),
     known("vip.ADDRESS.label", "label of the address, as wg0:0", "none"),
@@ -70,6 +70,8 @@ pub const KNOWN: [Known; 27] = [
     known("weight.NODE", "share of a node among equals, 0 to 256", "as its file says, else 100"),
     known("drain.NODE", "since when it takes no new connections; see: agent drain", "not draining"),
     known("haproxy-metrics", "true: /metrics has the haproxy exporter's names too", "false"),
+    #[cfg(feature = "next-wire")]
+    known("next.example", "what only the next version has", "nothing"),
 ];
 
 /// A key as the document has it, and what is known of it.
@@ -80,6 +82,8 @@ pub fn about(text: &str) -> Result<(String, &'static Known), BadSetting> {
     let key = Key::parse(text)?;
     let pattern = match &key {
         Key::Vip | Key::HaproxyMetrics => key.to_string(),
+        #[cfg(feature = "next-wire")]
+        Key::Next => key.to_string(),
         Key::OfVip(address, OfVip::Priority(_)) => format!("vip.{address}.priority.NODE"),
         Key::Service(_, key) => format!("service.NAME.{key}"),
         Key::Weight(_) => "weight.NODE".to_owned(),
@@ -114,6 +118,8 @@ pub(super) enum Key {
     Weight(Name),
     Drain(Name),
     HaproxyMetrics,
+    #[cfg(feature = "next-wire")]
+    Next,
 }
 
 /// The last parts of a VIP's keys.
@@ -141,6 +147,8 @@ impl fmt::Display for Key {
             Key::Weight(node) => write!(f, "weight.{node}"),
             Key::Drain(node) => write!(f, "drain.{node}"),
             Key::HaproxyMetrics => f.write_str("haproxy-metrics"),
+            #[cfg(feature = "next-wire")]
+            Key::Next => f.write_str("next.example"),
         }
     }
 }
@@ -155,6 +163,8 @@ impl Key {
             ("vip", rest) => of_vip(rest),
             ("balance", "") => Ok(Key::Service(ServiceName::kube_api(), "balance")),
             ("haproxy-metrics", "") => Ok(Key::HaproxyMetrics),
+            #[cfg(feature = "next-wire")]
+            ("next", "example") => Ok(Key::Next),
             ("service", "") => Err(needs("the service", "service.ingress.port")),
             ("service", rest) => of_service(rest),
             ("weight" | "drain", "") => Err(needs("the node", &format!("{head}.NODE"))),

@@ -184,6 +184,8 @@ impl Settings {
                         settings.drains.insert(node.clone(), UnixMs(ms));
                     })
                     .map_err(|_| BadSetting::NotATime),
+                #[cfg(feature = "next-wire")]
+                Key::Next => Ok(()),
                 Key::HaproxyMetrics => match value {
                     "true" | "false" => {
                         settings.haproxy_metrics = value == "true";

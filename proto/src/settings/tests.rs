@@ -244,7 +244,7 @@ fn every_setting_that_is_told_of_is_one() {
         let parsed = Key::parse(&key).unwrap_or_else(|error| panic!("{key}: {error}"));
         assert!(parsed.to_string() == key || key == "balance", "{key} reads as {parsed}");
         let (_, told) = about(&key).unwrap_or_else(|error| panic!("{key}: {error}"));
-        assert!(*told == known || key == "balance", "{key} is told of as {}", told.key);
+        assert!(*told == *known || key == "balance", "{key} is told of as {}", told.key);
         assert!(known.key.len() + known.what.len() < 76, "{} does not fit a line", known.key);
     }
     let told = KNOWN.iter().filter(|known| known.key.starts_with("service.")).count();

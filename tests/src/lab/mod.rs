@@ -53,6 +53,9 @@ const TOOLS: [(&str, &str); 9] = [
     ("find", "findutils"),
 ];
 
+/// Variables of the tests, which agents must not see: they refuse those of their own prefix that they do not know.
+pub const VARIABLES: [&str; 3] = ["AGENT_LAB_KEEP", "AGENT_BIN_NEXT", "AGENT_BIN_OLD"];
+
 /// What carries the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {

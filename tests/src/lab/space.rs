@@ -61,8 +61,9 @@ impl Space {
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.pid().to_string(), "--net", "--mount", "--uts", "--", program]);
-        // The agent refuses variables of its own prefix that it does not know, and this one is the lab's.
-        command.env_remove("AGENT_LAB_KEEP");
+        for name in super::VARIABLES {
+            command.env_remove(name);
+        }
         command
     }
 
