@@ -20,7 +20,7 @@ use crate::time::Moment;
 pub const BUDGET: Duration = Duration::from_secs(3);
 
 /// The shortest patience: a scheduler's hiccup on a busy node must not look like silence.
-pub const MIN_PATIENCE: Duration = Duration::from_millis(50);
+const MIN_PATIENCE: Duration = Duration::from_millis(50);
 
 /// The longest patience, and that with a backend of unknown round-trip time. Above the round-trip time of
 /// any mesh that etcd could live on, below what a person notices.

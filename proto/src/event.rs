@@ -113,11 +113,6 @@ impl Kind {
     pub fn from_name(name: &str) -> Kind {
         Kind::ALL.iter().copied().find(|kind| kind.name() == name).unwrap_or(Kind::Other)
     }
-
-    /// Hooks get keepalived's arguments for it.
-    pub fn is_vip(self) -> bool {
-        matches!(self, Kind::VipState | Kind::VipOwner | Kind::VipProblem)
-    }
 }
 
 impl fmt::Display for Kind {

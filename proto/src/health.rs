@@ -27,7 +27,7 @@ use crate::time::{Moment, UnixMs};
 
 /// After this long without any answer an instance counts as taken away: its node stops offering it.
 /// Longer than a restart of an apiserver, which should show as down and not as gone.
-pub const FORGET_AFTER: Duration = Duration::from_secs(60);
+const FORGET_AFTER: Duration = Duration::from_secs(60);
 
 /// What a node says of its own instance of a service. The order is from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -29,7 +29,7 @@ pub const DEFAULT_TTL: Duration = Duration::from_secs(3600);
 pub const APPROVAL_TTL: Duration = Duration::from_secs(15 * 60);
 
 /// Most nodes that wait for approval at once: what a person can compare, and no room for a flood.
-pub const MAX_WAITING: usize = 16;
+const MAX_WAITING: usize = 16;
 
 /// Most of those from one address, so that one machine can't take all places.
 const MAX_WAITING_EACH: usize = 4;

@@ -42,7 +42,7 @@ pub const TAG_LEN: usize = 16;
 pub const MAX_PLAINTEXT: usize = MAX_DATAGRAM - HEADER_LEN - TAG_LEN;
 
 /// Kind and length before each frame's body.
-pub const FRAME_HEAD: usize = 1 + 2;
+const FRAME_HEAD: usize = 1 + 2;
 
 /// Most bytes that the body of a single frame may have.
 pub const MAX_BODY: usize = MAX_PLAINTEXT - FRAME_HEAD;

@@ -27,10 +27,10 @@ use crate::service::ServiceName;
 use crate::time::{Moment, UnixMs};
 
 /// Time between two probes of a backend that is down, or that is checked directly.
-pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Longest time that one probe (a TCP connect) may take where the round trip is short or unknown.
-pub const PROBE_TIMEOUT: Duration = Duration::from_millis(400);
+const PROBE_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// Connects that must fail in a row while the node itself is heard, before silence counts as down. Three
 /// seconds of them: at 20 % loss each way one connect in three fails, and the node has just said that it

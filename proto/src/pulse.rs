@@ -40,7 +40,7 @@ pub const BURST: Duration = Duration::from_millis(50);
 const BURST_FACTOR: u32 = 8;
 
 /// Most pulses a second that one master should get from all others together.
-pub const PER_MASTER: u32 = 5_000;
+const PER_MASTER: u32 = 5_000;
 
 /// Silence beyond one interval after which a peer is late: time for four pulses of a burst.
 const LATE: Duration = Duration::from_millis(200);
@@ -444,7 +444,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_saying_reads_back_as_said(draining: bool, leaving: bool, services in proptest::collection::btree_map("[a-z][a-z0-9-]{0,30}[a-z0-9]", (0usize..4, any::<(u16, u16)>()), 0..5)) {
+        fn a_saying_reads_back_as_said(
+            draining: bool,
+            leaving: bool,
+            services in proptest::collection::btree_map(
+                "[a-z][a-z0-9-]{0,30}[a-z0-9]",
+                (0usize..4, any::<(u16, u16)>()),
+                0..5,
+            ),
+        ) {
             let all = [Readiness::Ready, Readiness::Alive, Readiness::NotReady, Readiness::Down];
             let one = |(name, (i, (code, argument))): (String, (usize, (u16, u16)))| {
                 (name.parse().unwrap(), (all[i], Cause::from_wire(code, argument)))

@@ -269,7 +269,8 @@ mod tests {
             for (generation, sequence) in &order {
                 store.offer(signed(1, *generation, *sequence, b"x"), &id(2), NOW, WALL);
             }
-            let highest = order.iter().map(|(generation, sequence)| RecordVersion { generation: *generation, sequence: *sequence }).max();
+            let version = |&(generation, sequence)| RecordVersion { generation, sequence };
+            let highest = order.iter().map(version).max();
             prop_assert_eq!(Some(store.version(&id(1))), highest);
         }
     }

@@ -97,7 +97,7 @@ pub struct Proven {
 pub const RETRY: Duration = Duration::from_millis(200);
 
 /// How long a number may take to come back: a satellite link under load.
-pub const NUMBER_TTL: Duration = Duration::from_secs(2);
+const NUMBER_TTL: Duration = Duration::from_secs(2);
 
 /// Numbers that are remembered of one sender: with sixteen recorded boots that someone replays from made-up
 /// addresses, eighty a second are asked, so that each is remembered for most of a second.
@@ -261,11 +261,6 @@ impl Sessions {
             session.asked.iter_mut().for_each(|asked| asked.proves_boot = false);
         }
         Some(Proven { address: asked.to, boot })
-    }
-
-    /// Whether this sender's boot is proven.
-    pub fn is_proven(&self, sender: &NodeId) -> bool {
-        self.sessions.get(sender).is_some_and(|session| session.known.is_some())
     }
 
     /// Forgets everyone who is not a member any more.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::node::{NodeId, PublicKey};
 
 /// Length in bytes of an ed25519 signature.
-pub const SIGNATURE_LEN: usize = 64;
+const SIGNATURE_LEN: usize = 64;
 
 /// Largest body: 64 services with a reason each, and as many virtual IPs, stay below it. Gossip's own
 /// messages are cut at 65,507 bytes, so a few records of this size must fit into one.

@@ -16,7 +16,7 @@ use crate::time::UnixMs;
 
 /// Highest epoch of a virtual IP that anyone believes: an epoch a second for a century. One that is near the
 /// end of its range could not be followed by another.
-pub const MAX_EPOCH: u64 = u32::MAX as u64;
+const MAX_EPOCH: u64 = u32::MAX as u64;
 
 /// One member, as far as its record counts.
 #[derive(Debug, Clone, PartialEq, Eq)]

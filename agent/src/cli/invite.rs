@@ -13,8 +13,8 @@ use super::{Settings, ask, out};
 /// Make an invite: one line to run on the nodes that are to join
 ///
 /// They come in as workers, or with --master as masters, which may change the cluster and whose apiservers
-/// count. This node redeems the invite, so it has to be up when they join. The line goes to stdout, what it is good for to
-/// stderr.
+/// count. This node redeems the invite, so it has to be up when they join. The line goes to stdout, what it is
+/// good for to stderr.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -10,7 +10,7 @@ use super::exit::{self, Failure};
 use crate::trusted::{self, Untrusted};
 
 /// The configuration file that is read when none is named; it need not exist.
-pub(crate) const DEFAULT_FILE: &str = "/etc/agent/agent.toml";
+const DEFAULT_FILE: &str = "/etc/agent/agent.toml";
 
 /// Largest configuration file: hundreds of times what a person writes.
 const MAX_FILE: u64 = 64 * 1024;

@@ -13,7 +13,7 @@ use super::lock;
 
 /// What a connection has shown; a smaller one goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Worth {
+struct Worth {
     /// It is in use: it has sent something, or waits for an answer.
     busy: bool,
     /// Since when.

@@ -13,7 +13,7 @@ use crate::lifecycle::wall;
 
 /// Why settings are not written.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum WriteError {
+enum WriteError {
     /// The document was not changed.
     #[error(transparent)]
     Change(#[from] ChangeError),

@@ -71,8 +71,8 @@ impl Snapshots {
         Snapshots { status, changes, ring, last: Mutex::new(None), life: life.clone() }
     }
 
-    /// The status now; who was told of a change finds it in here. Others wait while it is put together, so that it is not done twice; it takes a fraction
-    /// of a millisecond.
+    /// The status now; who was told of a change finds it in here. Others wait while it is put together, so
+    /// that it is not done twice; it takes a fraction of a millisecond.
     pub(super) fn now(&self) -> Arc<Snapshot> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let (now, changes) = (self.life.now(), *self.changes.borrow());

@@ -167,7 +167,7 @@ impl Election {
     }
 
     /// When a time of listening is over.
-    pub(super) fn listened(&self, listen: Listen) -> Moment {
+    fn listened(&self, listen: Listen) -> Moment {
         let awaited = |one: &Candidate| {
             let heard = self.peers.get(&one.node).is_some_and(|peer| peer.heard >= listen.from);
             one.node != self.own && one.unfit.is_none() && !heard

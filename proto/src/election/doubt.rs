@@ -21,7 +21,7 @@ pub const BEAT: Duration = Duration::from_millis(50);
 pub(super) const DOUBT: Duration = Duration::from_millis(110);
 
 /// Silence after which it is gone: three are missing.
-pub(super) const SILENCE: Duration = Duration::from_millis(160);
+const SILENCE: Duration = Duration::from_millis(160);
 
 /// The same where others have heard it later than this node, so that the way may be cut: three and five
 /// beats of those that witnesses get.

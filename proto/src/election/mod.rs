@@ -27,10 +27,10 @@
 //! What nodes tell each other only grows ([`Known`]): a higher claim replaces a lower one, a release ends a
 //! claim for ever. So messages may be lost, doubled or late. Any two owners that hear each other, or one
 //! witness in common, agree at once who stays: the higher claim. An owner is never taken over while
-//! anybody whom the candidate hears has heard it lately; what a worker says counts for less (`authority`). A kernel removes the address by itself when it is
-//! not renewed. What can't be promised: sides of a partition that no member bridges have an owner each,
-//! since there is no quorum; and a machine whose clock stood still with its kernel (a paused VM) may answer
-//! until its first message after waking.
+//! anybody whom the candidate hears has heard it lately; what a worker says counts for less (`authority`). A
+//! kernel removes the address by itself when it is not renewed. What can't be promised: sides of a partition
+//! that no member bridges have an owner each, since there is no quorum; and a machine whose clock stood still
+//! with its kernel (a paused VM) may answer until its first message after waking.
 
 mod action;
 mod authority;

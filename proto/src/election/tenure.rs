@@ -10,7 +10,7 @@ use crate::time::Moment;
 pub const LIFETIME: Duration = Duration::from_secs(2);
 
 /// Time between two renewals: four in a row must fail before the kernel takes the address from a live owner.
-pub(super) const RENEWAL: Duration = Duration::from_millis(500);
+const RENEWAL: Duration = Duration::from_millis(500);
 
 /// When it is announced, counted from the claim: switches throttle or lose announcements, and Linux may pass
 /// over a second one inside a second.

@@ -2,9 +2,9 @@
 //! and say what no agent would.
 //!
 //! [`identity`] is who one is, by the keys of a state directory or by fresh ones, and [`member`] all that
-//! a member has; [`tls`] speaks on the TCP port, [`datagram`] on the UDP port; [`gossip`] writes gossip's own messages, right and wrong; [`victim`]
-//! counts what an attack costs whom it is made on; [`cluster`] is the lab that they all work in, and the
-//! check that ends every attack.
+//! a member has; [`tls`] speaks on the TCP port, [`datagram`] on the UDP port; [`gossip`] writes gossip's own
+//! messages, right and wrong; [`victim`] counts what an attack costs whom it is made on; [`cluster`] is the lab
+//! that they all work in, and the check that ends every attack.
 //!
 //! Nothing here is limited, checked or polite, so nothing of it is shared with the agent but the formats.
 

@@ -102,8 +102,8 @@ impl Drop for Space {
     }
 }
 
-/// A process beside the test that ends all that runs in a lab's namespaces and removes its files, once its input is closed: by
-/// [`Guard::close`], or by the kernel when the test process is gone, however it went.
+/// A process beside the test that ends all that runs in a lab's namespaces and removes its files, once its
+/// input is closed: by [`Guard::close`], or by the kernel when the test process is gone, however it went.
 pub(crate) struct Guard {
     process: Child,
     input: Option<ChildStdin>,

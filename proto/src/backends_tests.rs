@@ -1,0 +1,354 @@
+//! Tests of the ranking.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::health::Health;
+use crate::path::Evidence;
+use crate::pulse::Hearing;
+use crate::record::NodeRecord;
+use crate::view::Member;
+
+fn id(n: u8) -> NodeId {
+    NodeId([n; 10])
+}
+
+fn backend(n: u8, state: State, weight: u16) -> Backend {
+    Backend {
+        node: id(n),
+        name: format!("m{n}").parse().unwrap(),
+        address: SocketAddr::from(([10, 0, 0, n], 6443)),
+        weight,
+        state,
+        cause: None,
+        detail: Detail::default(),
+        since: UnixMs(0),
+        rtt: None,
+        direct: false,
+    }
+}
+
+fn member(n: u8, heard: bool, readiness: Option<Readiness>) -> Member {
+    let offer = |readiness| Offer {
+        address: SocketAddr::from(([10, 0, 0, n], 6443)),
+        weight: 100,
+        health: Health { readiness, cause: Cause::Connected, detail: Detail::default(), since: UnixMs(7) },
+        check_ms: None,
+    };
+    let services = readiness.map(|readiness| (ServiceName::kube_api(), offer(readiness)));
+    let services = services.into_iter().collect();
+    let word = NodeRecord { services, ..NodeRecord::new(format!("m{n}").parse().unwrap()) };
+    Member { id: id(n), word, heard, since: UnixMs(0) }
+}
+
+fn states(members: &[Member], paths: &[(u8, &[Evidence])], last_good: &[u8]) -> BTreeMap<u8, State> {
+    let view = View {
+        members: members.iter().map(|member| (member.id, member.clone())).collect(),
+        not_counted: Vec::new(),
+    };
+    let paths = paths
+        .iter()
+        .map(|(n, evidence)| {
+            let mut path = Path::new(UnixMs(0));
+            for one in *evidence {
+                path.observe(Moment::ZERO, UnixMs(0), *one);
+            }
+            ((id(*n), ServiceName::kube_api()), path)
+        })
+        .collect();
+    let last_good: Vec<LastGood> = last_good
+        .iter()
+        .map(|n| LastGood {
+            node: id(*n),
+            name: format!("m{n}").parse().unwrap(),
+            address: SocketAddr::from(([10, 0, 0, *n], 6443)),
+            weight: 100,
+        })
+        .collect();
+    backends(&ServiceName::kube_api(), &view, &paths, &last_good, |who| *who != id(9))
+        .into_iter()
+        .map(|one| (one.node.0[0], one.state))
+        .collect()
+}
+
+#[test]
+fn what_is_known_decides_the_state() {
+    use Evidence::Unanswered;
+    const LOST: Evidence = Evidence::Hearing(Hearing::Lost);
+    let ready = Some(Readiness::Ready);
+    let table = [
+        (states(&[member(1, true, ready)], &[], &[]), Some(State::Ready)),
+        (states(&[member(1, true, Some(Readiness::Alive))], &[], &[]), Some(State::Alive)),
+        (states(&[member(1, true, Some(Readiness::NotReady))], &[], &[]), Some(State::NotReady)),
+        (states(&[member(1, true, Some(Readiness::Down))], &[], &[]), Some(State::Down)),
+        (states(&[member(1, false, ready)], &[(1, &[LOST])], &[]), Some(State::Suspect)),
+        (states(&[member(1, false, ready)], &[(1, &[LOST, Unanswered, Unanswered])], &[]), Some(State::Down)),
+        // Nobody heard yet: the last good list serves.
+        (states(&[], &[], &[1]), Some(State::Unknown)),
+        // A member that is heard and offers nothing is no backend, whatever the old list says.
+        (states(&[member(1, true, None)], &[], &[1]), None),
+        // A removed node is no backend.
+        (states(&[], &[], &[9]), None),
+    ];
+    for (i, (states, expected)) in table.into_iter().enumerate() {
+        assert_eq!(states.values().next().copied(), expected, "row {i}");
+    }
+}
+
+#[test]
+fn better_states_come_first_and_the_own_instance_before_its_equals() {
+    let backends = [
+        backend(1, State::Down, 100),
+        backend(2, State::Ready, 100),
+        backend(3, State::Ready, 100),
+        backend(4, State::Alive, 100),
+        backend(5, State::Ready, 0),
+    ];
+    let order = Balancer::new(1).rank(Balance::LeastConnections, &backends, Some(id(3)), Moment::ZERO, idle);
+    assert_eq!(order, [2, 1, 4, 3, 0]);
+}
+
+fn idle(_: &NodeId) -> Usage {
+    Usage::default()
+}
+
+fn shares(balance: Balance, weights: &[u16], rounds: usize) -> Vec<usize> {
+    let backends: Vec<Backend> =
+        weights.iter().enumerate().map(|(i, w)| backend(i as u8 + 1, State::Ready, *w)).collect();
+    let mut balancer = Balancer::new(42);
+    let mut counts = vec![0; weights.len()];
+    for _ in 0..rounds {
+        let usage = |node: &NodeId| Usage {
+            connections: counts[usize::from(node.0[0]) - 1] as u64,
+            ..Usage::default()
+        };
+        let first = balancer.rank(balance, &backends, None, Moment::ZERO, usage)[0];
+        balancer.took(&backends, first, Moment::ZERO);
+        counts[first] += 1;
+    }
+    counts
+}
+
+#[test]
+fn balances_share_by_weight() {
+    for balance in [Balance::LeastConnections, Balance::RoundRobin, Balance::Nearest] {
+        let equal = shares(balance, &[100, 100, 100], 300);
+        assert!(equal.iter().all(|count| (99..=101).contains(count)), "{balance}: {equal:?}");
+        let shared = shares(balance, &[200, 100], 300);
+        assert!((199..=201).contains(&shared[0]), "{balance}: {shared:?}");
+    }
+}
+
+#[test]
+fn a_newcomer_to_round_robin_gets_its_share_and_no_herd() {
+    let old = [backend(1, State::Ready, 100), backend(2, State::Ready, 100)];
+    let all = [old[0].clone(), old[1].clone(), backend(3, State::Ready, 100)];
+    let mut balancer = Balancer::new(7);
+    for _ in 0..1000 {
+        let first = balancer.rank(Balance::RoundRobin, &old, None, Moment::ZERO, idle)[0];
+        balancer.took(&old, first, Moment::ZERO);
+    }
+    let mut counts = [0; 3];
+    for _ in 0..30 {
+        let first = balancer.rank(Balance::RoundRobin, &all, None, Moment::ZERO, idle)[0];
+        balancer.took(&all, first, Moment::ZERO);
+        counts[first] += 1;
+    }
+    assert!(counts.iter().all(|count| (9..=11).contains(count)), "{counts:?}");
+}
+
+#[test]
+fn the_nearest_comes_first_by_coarse_steps_and_load_decides_within_one() {
+    let ms = |rtt| Some(Duration::from_millis(rtt));
+    let at = |n, rtt| Backend { rtt, ..backend(n, State::Ready, 100) };
+    let backends = [at(1, None), at(2, ms(12)), at(3, ms(19)), at(4, ms(1)), at(5, ms(700)), at(6, ms(90))];
+    let usage = |node: &NodeId| Usage { connections: u64::from(*node == id(2)), ..Usage::default() };
+    let order = Balancer::new(1).rank(Balance::Nearest, &backends, Some(id(6)), Moment::ZERO, usage);
+    assert_eq!(order, [5, 3, 2, 1, 4, 0]);
+}
+
+#[test]
+fn the_first_by_name_gets_all_until_it_is_full() {
+    let backends = [1, 2, 3].map(|n| backend(n, State::Ready, 100));
+    let first = |usage: &dyn Fn(&NodeId) -> Usage| {
+        Balancer::new(9).rank(Balance::First, &backends, None, Moment::ZERO, usage)
+    };
+    assert_eq!(first(&|_| Usage { connections: 5, ..Usage::default() }), [0, 1, 2]);
+    assert_eq!(first(&|node| Usage { full: *node == id(1), ..Usage::default() }), [1, 2, 0]);
+}
+
+#[test]
+fn what_is_full_or_mute_comes_after_what_is_good_and_before_what_is_not() {
+    let backends = [(1, State::Ready), (2, State::Suspect), (3, State::Alive), (4, State::Ready)]
+        .map(|(n, state)| backend(n, state, 100));
+    let usage = |node: &NodeId| Usage { full: *node == id(1), mute: *node == id(4), ..Usage::default() };
+    let order = Balancer::new(1).rank(Balance::LeastConnections, &backends, None, Moment::ZERO, usage);
+    assert_eq!((order[0], order[3]), (2, 1));
+}
+
+#[test]
+fn what_is_only_known_by_its_open_port_comes_after_what_is_heard_and_before_what_is_not_good() {
+    let all = |heard| {
+        [(1, State::Ready), (2, State::Alive), (3, State::Draining)]
+            .map(|(n, state)| Backend { direct: n == 1, ..backend(n, state, 100) })
+            .map(|one| Backend {
+                state: if one.direct || heard { one.state } else { State::NotReady },
+                ..one
+            })
+    };
+    let order = |backends: &[Backend], own| {
+        Balancer::new(1).rank(Balance::LeastConnections, backends, own, Moment::ZERO, idle)
+    };
+    assert_eq!(order(&all(true), None), [1, 0, 2]);
+    assert_eq!(order(&all(false), None)[0], 0, "nobody better: it is used all the same");
+    let usage = |node: &NodeId| Usage { full: *node == id(2), ..Usage::default() };
+    let full = Balancer::new(1).rank(Balance::LeastConnections, &all(true), None, Moment::ZERO, usage);
+    assert_eq!(full, [0, 1, 2]);
+    assert_eq!(fate(&id(1), &all(true)), Fate::Stay, "what is held there is not given up for that");
+}
+
+#[test]
+fn a_silent_agent_beside_an_open_port_makes_a_backend_direct() {
+    let found = |evidence: &[Evidence]| {
+        let view = View {
+            members: BTreeMap::from([(id(1), member(1, false, Some(Readiness::Ready)))]),
+            not_counted: Vec::new(),
+        };
+        let mut path = Path::new(UnixMs(0));
+        for one in evidence {
+            path.observe(Moment::ZERO, UnixMs(0), *one);
+        }
+        let paths = BTreeMap::from([((id(1), ServiceName::kube_api()), path)]);
+        let one = backends(&ServiceName::kube_api(), &view, &paths, &[], |_| true).remove(0);
+        (one.state, one.direct)
+    };
+    let (lost, heard) = (Evidence::Hearing(Hearing::Lost), Evidence::Hearing(Hearing::Heard));
+    let connected = Evidence::Connected { took: Duration::from_millis(1) };
+    assert_eq!(found(&[heard, connected]), (State::Ready, false));
+    assert_eq!(found(&[lost, connected]), (State::Ready, true));
+    assert_eq!(found(&[lost, connected, heard]), (State::Ready, false));
+}
+
+/// How many of 100 new connections the first backend gets, which came back `after` this long, when both
+/// it and the other had `before` before.
+fn caught_up(balance: Balance, after: u64, before: u64) -> u64 {
+    let at = |s: u64| Moment::ZERO.after(Duration::from_secs(s));
+    let table = |state| [backend(1, state, 100), backend(2, State::Ready, 100)];
+    let mut balancer = Balancer::new(3);
+    balancer.follow(&table(State::Ready), at(0));
+    balancer.follow(&table(State::Down), at(100));
+    let mut counts = [0, before];
+    for _ in 0..before {
+        balancer.took(&table(State::Down), 1, at(100));
+    }
+    balancer.follow(&table(State::Ready), at(200));
+    for _ in 0..100 {
+        let now = at(200 + after);
+        let usage =
+            |node: &NodeId| Usage { connections: counts[usize::from(node.0[0]) - 1], ..Usage::default() };
+        let first = balancer.rank(balance, &table(State::Ready), None, now, usage)[0];
+        balancer.took(&table(State::Ready), first, now);
+        counts[first] += 1;
+    }
+    counts[0]
+}
+
+#[test]
+fn what_comes_back_is_not_run_over() {
+    for balance in [Balance::LeastConnections, Balance::RoundRobin] {
+        assert!(caught_up(balance, 0, 1000) <= 25, "{balance}: {}", caught_up(balance, 0, 1000));
+        let half = caught_up(balance, 15, 0);
+        assert!((30..=36).contains(&half), "{balance}: half the weight is a third: {half}");
+    }
+    assert_eq!(caught_up(Balance::RoundRobin, 31, 1000), 50);
+    assert_eq!(caught_up(Balance::LeastConnections, 31, 1000), 100, "in the end they are level again");
+}
+
+#[test]
+fn doubt_and_the_first_tables_are_no_return() {
+    let at = |s: u64| Moment::ZERO.after(Duration::from_secs(s));
+    let table = |states: &[State]| -> Vec<Backend> {
+        states.iter().zip(1..).map(|(state, n)| backend(n, *state, 100)).collect()
+    };
+    let mut balancer = Balancer::new(3);
+    let weight = |balancer: &Balancer, n, now| balancer.weight(&backend(n, State::Ready, 100), now);
+    balancer.follow(&table(&[State::Unknown]), at(0));
+    balancer.follow(&table(&[State::Ready, State::Ready]), at(1));
+    assert_eq!((weight(&balancer, 1, at(1)), weight(&balancer, 2, at(1))), (100_000, 100_000));
+    balancer.follow(&table(&[State::Suspect, State::Ready]), at(40));
+    balancer.follow(&table(&[State::Ready; 3]), at(41));
+    assert_eq!(weight(&balancer, 1, at(41)), 100_000);
+    assert_eq!(weight(&balancer, 3, at(41)), 2_000, "a newcomer");
+    assert_eq!(weight(&balancer, 3, at(56)), 50_000);
+    assert_eq!(weight(&balancer, 3, at(71)), 100_000);
+}
+
+#[test]
+fn what_is_held_leaves_when_there_is_somewhere_better_to_go() {
+    use State::{Alive, Down, Draining, NotReady, Ready, Suspect, Unknown};
+    // The state of the backend that holds (none: it is gone), of the others, and the verdict.
+    let table: &[(Option<State>, &[State], Fate)] = &[
+        (Some(Down), &[Ready], Fate::Reset),
+        (Some(Down), &[Down, Alive], Fate::Reset),
+        (Some(Down), &[], Fate::Stay),
+        (Some(Down), &[Down], Fate::Stay),
+        (Some(Down), &[Suspect, NotReady, Draining, Unknown], Fate::Stay),
+        (Some(Suspect), &[Ready], Fate::Stay),
+        (Some(NotReady), &[Ready], Fate::Leave),
+        (Some(NotReady), &[NotReady], Fate::Stay),
+        (Some(Draining), &[Alive], Fate::Leave),
+        (Some(Draining), &[Suspect], Fate::Stay),
+        (Some(Unknown), &[Ready], Fate::Stay),
+        (Some(Ready), &[Ready], Fate::Stay),
+        (None, &[Ready], Fate::Reset),
+        (None, &[Down], Fate::Reset),
+        (None, &[], Fate::Reset),
+    ];
+    for (own, others, verdict) in table {
+        let own = own.iter().map(|state| backend(1, *state, 100));
+        let others = others.iter().zip(2..).map(|(state, n)| backend(n, *state, 100));
+        let backends: Vec<Backend> = own.chain(others).collect();
+        assert_eq!(fate(&id(1), &backends), *verdict, "{backends:?}");
+    }
+    for closed in [Cause::PortClosed, Cause::LoopbackOnly] {
+        let closed = Backend { cause: Some(closed), ..backend(1, Down, 100) };
+        let verdict = fate(&id(1), &[closed, backend(2, Ready, 100)]);
+        assert_eq!(verdict, Fate::Leave, "it may only have closed its port, and answer what it holds");
+    }
+    let stopped = Backend { cause: Some(Cause::AgentStopped), ..backend(1, Draining, 100) };
+    assert_eq!(fate(&id(1), &[stopped, backend(2, Ready, 100)]), Fate::Stay, "its apiserver serves on");
+}
+
+#[test]
+fn leaves_are_spread() {
+    let mut tenths = [0; 10];
+    for (seed, number) in (0..100).flat_map(|seed| (0..10).map(move |number| (seed, number))) {
+        let after = leaves_after(seed, number) - GRACE;
+        tenths[(after.as_millis() * 10 / SPREAD.as_millis()) as usize] += 1;
+    }
+    assert!(tenths.iter().all(|count| (60..=140).contains(count)), "{tenths:?}");
+}
+
+fn any_state() -> impl Strategy<Value = State> {
+    proptest::sample::select(State::ALL.to_vec())
+}
+
+proptest! {
+    #[test]
+    fn ranking_keeps_everyone_and_never_puts_worse_before_better(
+        states in proptest::collection::vec((any_state(), 0u16..=256), 0..12),
+        seed: u64,
+        balance in proptest::sample::select(Balance::ALL.to_vec()),
+    ) {
+        let backends: Vec<Backend> = states
+            .iter()
+            .enumerate()
+            .map(|(i, (state, weight))| backend(i as u8, *state, *weight))
+            .collect();
+        let order = Balancer::new(seed).rank(balance, &backends, None, Moment::ZERO, idle);
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        prop_assert_eq!(sorted, (0..backends.len()).collect::<Vec<_>>());
+        prop_assert!(order.windows(2).all(|pair| backends[pair[0]].state <= backends[pair[1]].state));
+    }
+}
