@@ -161,20 +161,6 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
         Ok(())
     }
 
-    /// Why this fault can't be made here, for people; none when it can.
-    ///
-    /// # Errors
-    /// The agent can't be asked.
-    pub fn lacks(&self, fault: Fault) -> Result<Option<&'static str>> {
-        if fault == Fault::Drained && self.worker().cli(&["drain", "--help"])?.code != Some(0) {
-            return Ok(Some("this agent has no `drain` yet"));
-        }
-        if fault == Fault::SlowReady && !Master::can_be_slow() {
-            return Ok(Some("it needs nginx's echo module: apt-get install libnginx-mod-http-echo"));
-        }
-        Ok(None)
-    }
-
     /// Does it to a master; returns when the whole fault is made, and leaves it in force.
     ///
     /// # Errors
@@ -200,10 +186,8 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
                 self.agents[victim].stop()?;
                 // As long as a service manager takes, and longer than it takes to be missed.
                 std::thread::sleep(LAST);
-                if Master::can_be_slow() {
-                    // Its first check takes time, in which it must not say that there is nothing to offer.
-                    self.masters[victim].set_slow(true)?;
-                }
+                // Its first check takes time, in which it must not say that there is nothing to offer.
+                self.masters[victim].set_slow(true)?;
                 self.agents[victim].run()?;
             }
             Fault::AgentRestartedUnanswered => {
@@ -265,8 +249,8 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
             Fault::AgentFrozen => self.agents[victim].process()?.signal(Signal::CONT)?,
             Fault::Drained => drop(self.agents[victim].cli(&["undrain"])?.ok()?),
             Fault::Loss => worker.no_loss()?,
-            Fault::AgentRestarted if Master::can_be_slow() => self.masters[victim].set_slow(false)?,
-            Fault::Rolling | Fault::AgentRestarted | Fault::AgentRestartedUnanswered => {}
+            Fault::AgentRestarted => self.masters[victim].set_slow(false)?,
+            Fault::Rolling | Fault::AgentRestartedUnanswered => {}
             Fault::AllDead => {
                 for i in (0..MASTERS).filter(|i| *i != victim) {
                     self.masters[i].start_again(self.lab.node(i))?;

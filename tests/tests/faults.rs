@@ -90,10 +90,6 @@ fn rows(rows: &[(Fault, Bounds)]) -> Result<()> {
         let plan = Plan { targets: vec![LISTENER.parse()?], per_second, held, patience: PATIENCE };
         eprintln!("{:<19}{}", "", Noticed::HEAD);
         for (fault, bounds) in rows {
-            if let Some(why) = stage.lacks(*fault)? {
-                eprintln!("{}: skipped: {why}", fault.title());
-                continue;
-            }
             let (noticed, victim) = stage.row(*fault, &plan, BEFORE, bounds.watched)?;
             holds(*fault, &noticed[0], bounds)?;
             let began = Instant::now();

@@ -43,10 +43,7 @@ impl Master {
         let not_ready = dir.join("not-ready");
         let slow = dir.join("slow");
         let config = dir.join("nginx.conf");
-        let (load, wait) = match Master::can_be_slow() {
-            true => (format!("load_module {ECHO};"), "location = /slow { echo_sleep 2; echo ok; }"),
-            false => (String::new(), ""),
-        };
+        ensure!(Path::new(ECHO).exists(), "{ECHO} is missing: apt-get install libnginx-mod-http-echo");
         let anonymous = match clients {
             Clients::Anyone => "",
             Clients::WithCertificate => {
@@ -55,7 +52,7 @@ impl Master {
         };
         let text = format!(
             r#"
-{load}
+load_module {ECHO};
 daemon off;
 user root;
 worker_processes 1;
@@ -83,7 +80,7 @@ http {{
             if (-f {slow}) {{ rewrite ^ /slow last; }}
             return 200 'ok';
         }}
-        {wait}
+        location = /slow {{ echo_sleep 2; echo ok; }}
         location / {{ return 200 '{name}\n'; }}
     }}
 }}
@@ -152,17 +149,11 @@ http {{
         mark(&self.not_ready, !ready)
     }
 
-    /// Whether this machine's nginx has what [`Master::set_slow`] needs.
-    pub fn can_be_slow() -> bool {
-        Path::new(ECHO).exists()
-    }
-
     /// Makes `/readyz` take two seconds, as on an apiserver under load, or no time again.
     ///
     /// # Errors
-    /// The mark can't be written, or nginx lacks its module.
+    /// The mark can't be written.
     pub fn set_slow(&self, slow: bool) -> Result<()> {
-        ensure!(Master::can_be_slow(), "{ECHO} is missing: apt-get install libnginx-mod-http-echo");
         mark(&self.slow, slow)
     }
 }
