@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proto::backends::Serving;
 use proto::cause::Reason;
-use proto::cluster::{AdoptError, Adoption, ChangeError, Document, KeyId, Replica};
+use proto::cluster::{AdoptError, Adoption, ChangeError, Document, KeyId, Replica, SealedDocument};
 use proto::exchange::{Addresses, FailCode, FromMember, Known, MAX_ADDRESSES, Snapshot, ToMember};
 use proto::invite::{InviteLedger, PendingJoins};
 use proto::link::{GossipKey, KeyRing, OLD_KEY_TTL};
@@ -235,6 +235,11 @@ impl Keeper {
         if changed {
             self.publish();
         }
+        let proof = |sealed: &SealedDocument| Some((sealed.by(), self.replica.proof_for(sealed, &own)?));
+        if let Some((master, proof)) = snapshot.document.as_ref().and_then(proof) {
+            // It may never hear from anyone else what made this node a master.
+            self.sync(master, Snapshot { document: Some(proof), ..Snapshot::default() });
+        }
         for (id, addresses) in &snapshot.addresses {
             if *id != own && self.document().member(id).is_some() {
                 let some: Vec<SocketAddr> = addresses.iter().take(MAX_ADDRESSES).copied().collect();
@@ -247,7 +252,7 @@ impl Keeper {
     }
 
     /// Adopts a copy: a master merges and seals, a worker follows the masters.
-    fn adopt(&mut self, sealed: &proto::cluster::SealedDocument) -> Result<Adoption, AdoptError> {
+    fn adopt(&mut self, sealed: &SealedDocument) -> Result<Adoption, AdoptError> {
         let identity = self.link.identity.clone();
         let adoption = self.replica.follow(sealed, &identity.id, wall())?;
         self.replica.seal(identity.id, identity.pair());
@@ -358,9 +363,12 @@ impl Keeper {
     /// Hands this node's document to a peer that holds another.
     fn hand(&self, peer: NodeId) {
         let snapshot = self.snapshot_for(&peer, None);
-        if snapshot.document.is_none() {
-            return;
+        if snapshot.document.is_some() {
+            self.sync(peer, snapshot);
         }
+    }
+
+    fn sync(&self, peer: NodeId, snapshot: Snapshot) {
         let (link, over) = (self.link.clone(), self.life.stopping.clone());
         self.life.spawn(async move {
             let request = FromMember::Sync(Box::new(snapshot));

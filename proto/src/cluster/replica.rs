@@ -21,6 +21,10 @@
 //! the other from then on; two that have heard different ones meet, and both are out. A worker
 //! follows: when part of what it holds came from a node that the copy of a standing master has removed or
 //! demoted, it takes that copy as it is. What other masters know besides comes again with their copies.
+//!
+//! A promotion may be forgotten by its own author, which was removed or demoted for a while and then followed
+//! others. So whoever was promoted keeps the sealed copy that says so. It meets a master that has it as a worker
+//! either with that proof, which counts there while its sealer is a master, or as a worker again.
 
 use std::collections::BTreeSet;
 
@@ -191,12 +195,29 @@ pub struct Replica {
     /// are masters at a time.
     #[serde(default)]
     from: BTreeSet<NodeId>,
+    /// What made this node a master, as it came: the proof for masters that have not heard of it. None on a
+    /// worker, and on a master that was admitted as one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    promotion: Option<Promotion>,
+}
+
+/// The copy that made a node a master.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Promotion {
+    document: Document,
+    seal: Seal,
 }
 
 impl Replica {
     fn under(document: Document, seal: Seal) -> Replica {
         let from = BTreeSet::from([seal.by]);
-        Replica { document, seal: Some(seal), from }
+        Replica { document, seal: Some(seal), from, promotion: None }
+    }
+
+    /// Takes another state of the document. The promotion is left alone: see [`Replica::follow`].
+    fn replace(&mut self, document: Document, seal: Seal) {
+        let promotion = self.promotion.take();
+        *self = Replica { promotion, ..Replica::under(document, seal) };
     }
 
     /// The replica of a node that founds a cluster.
@@ -249,12 +270,12 @@ impl Replica {
         merged.merge(&theirs)?;
         if merged == *ours {
             if self.seal.is_none() && merged == theirs {
-                *self = Replica::under(theirs, seal.clone());
+                self.replace(theirs, seal.clone());
             }
             return Ok(Adoption::Nothing);
         }
         if merged == theirs {
-            *self = Replica::under(theirs, seal.clone());
+            self.replace(theirs, seal.clone());
             return Ok(Adoption::Taken);
         }
         merged.check()?;
@@ -262,13 +283,16 @@ impl Replica {
         let key_is_known_to_removed = merged.removed.keys().any(|id| !winner.removed.contains_key(id));
         let mut from = std::mem::take(&mut self.from);
         from.insert(seal.by);
-        *self = Replica { document: merged, seal: None, from };
+        (self.document, self.seal, self.from) = (merged, None, from);
         Ok(Adoption::Merged { key_is_known_to_removed })
     }
 
     /// Adopts a copy, and gives up what the node `own` has besides from nodes that are masters no more, so that
-    /// it ends with what the masters agree on. A worker gives up all of that; a master, when the node that
-    /// made it one was none any more for the others.
+    /// it ends with what the masters agree on. A worker gives up all of that; a master, when whoever sealed its
+    /// promotion is no master any more for the others.
+    ///
+    /// Of a master that `theirs` has as a worker, either is true: the sealer of its promotion is no master there,
+    /// and it gives up; or it is one, and who sealed `theirs` adopts the promotion: see [`Replica::proof_for`].
     ///
     /// # Errors
     /// As [`Replica::adopt`].
@@ -278,27 +302,44 @@ impl Replica {
         own: &NodeId,
         now: UnixMs,
     ) -> Result<Adoption, AdoptError> {
-        let adoption = self.adopt(theirs, now)?;
-        if self.seal.is_some() {
-            return Ok(adoption);
+        let was_master = self.document.is_master(own);
+        let mut adoption = self.adopt(theirs, now)?;
+        if self.seal.is_none() {
+            let document = theirs.open()?;
+            let gone = |by: &NodeId| !document.is_master(by);
+            let gives_up = if self.document.is_master(own) {
+                gone(own) && self.made_master_by(own).is_some_and(|by| gone(&by))
+            } else {
+                self.from.iter().any(gone)
+            };
+            if gives_up {
+                self.replace(document, theirs.seal.clone());
+                adoption = Adoption::Taken;
+            }
         }
-        let document = theirs.open()?;
-        let gone = |by: &NodeId| !document.is_master(by);
-        let gives_up = if self.document.is_master(own) {
-            gone(own) && self.made_master_by(own).is_some_and(|by| gone(&by))
-        } else {
-            self.from.iter().any(gone)
-        };
-        if !gives_up {
-            return Ok(adoption);
+        if !self.document.is_master(own) {
+            self.promotion = None;
+        } else if !was_master {
+            let document = theirs.open()?;
+            self.promotion = Some(Promotion { document, seal: theirs.seal.clone() });
         }
-        *self = Replica::under(document, theirs.seal.clone());
-        Ok(Adoption::Taken)
+        Ok(adoption)
     }
 
+    /// Whose seal made this node a master; where that is not known, who says so in the document.
     fn made_master_by(&self, id: &NodeId) -> Option<NodeId> {
-        let changed = self.document.roles.get(id).map(|change| change.by);
-        changed.or_else(|| self.document.nodes.get(id).map(|admitted| admitted.by))
+        let sealed = self.promotion.as_ref().map(|promotion| promotion.seal.by);
+        let changed = || self.document.roles.get(id).map(|change| change.by);
+        sealed.or_else(changed).or_else(|| self.document.nodes.get(id).map(|admitted| admitted.by))
+    }
+
+    /// What shows the sealer of `theirs` that the node `own` is a master, when it has that node as a worker: it
+    /// adopts nothing that the node seals itself, but the promotion under the seal of a master that it knows.
+    pub fn proof_for(&self, theirs: &SealedDocument, own: &NodeId) -> Option<SealedDocument> {
+        let Promotion { document, seal } = self.promotion.as_ref()?;
+        let judge = theirs.open().ok()?;
+        let wanted = judge.role(own) == Some(Role::Worker) && judge.is_master(&seal.by);
+        wanted.then(|| SealedDocument { document: document.to_bytes(), seal: seal.clone() })
     }
 
     /// Changes the document as a master, and seals it. When anything fails, nothing has changed.
@@ -320,7 +361,7 @@ impl Replica {
         let result = change(&mut document)?;
         document.check()?;
         let seal = Seal::new(&document, own, pair);
-        *self = Replica::under(document, seal);
+        self.replace(document, seal);
         Ok(result)
     }
 
