@@ -9,6 +9,7 @@ use proto::exchange::{FailCode, FromJoining, MAX_FRAME, Received, ToJoining};
 use proto::invite::{APPROVAL_TTL, Refusal};
 use proto::node::Role;
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 use tracing::{debug, info};
 
 use super::{Admission, Applicant, Command};
@@ -121,10 +122,14 @@ async fn next(stream: &mut Framed, within: Duration) -> io::Result<FromJoining> 
             Received::Known(message) => return Ok(message),
             Received::Unknown(kind) => kind,
         };
-        let reason = format!("the member does not know the request \"{kind}\": it is older");
-        frames::send(stream, &ToJoining::Failed { code: FailCode::Unsupported, reason }).await?;
+        frames::send(stream, &not_known(&kind)).await?;
     }
     Err(io::Error::other("it says nothing that is known here"))
+}
+
+fn not_known(kind: &str) -> ToJoining {
+    let reason = format!("the member does not know the request \"{kind}\": it is older");
+    ToJoining::Failed { code: FailCode::Unsupported, reason }
 }
 
 /// Asks the keeper.
@@ -141,18 +146,26 @@ async fn ask(
 /// Waits until someone has approved the node and it has confirmed the cluster. An error: it is gone.
 async fn approved(
     stream: &mut Framed,
-    answer: oneshot::Receiver<Option<Role>>,
+    mut answer: oneshot::Receiver<Option<Role>>,
 ) -> io::Result<Result<Role, Refusal>> {
-    let role = tokio::select! {
-        answer = tokio::time::timeout(APPROVAL_TTL, answer) => match answer {
-            Ok(Ok(Some(role))) => role,
-            Ok(Ok(None)) => return Ok(Err(Refusal::Rejected)),
-            Ok(Err(_)) | Err(_) => return Ok(Err(Refusal::TimedOut)),
-        },
-        // It has nothing to say while it waits: whatever comes means that it is gone.
-        gone = frames::receive::<Received<FromJoining>>(stream, APPROVAL_TTL) => {
-            gone?;
-            return Err(io::Error::other("it spoke out of turn"));
+    let until = Instant::now() + APPROVAL_TTL;
+    let mut unknown = 0;
+    let role = loop {
+        let said = tokio::select! {
+            answer = tokio::time::timeout_at(until, &mut answer) => match answer {
+                Ok(Ok(Some(role))) => break role,
+                Ok(Ok(None)) => return Ok(Err(Refusal::Rejected)),
+                Ok(Err(_)) | Err(_) => return Ok(Err(Refusal::TimedOut)),
+            },
+            said = frames::receive(stream, APPROVAL_TTL) => said?,
+        };
+        // It has nothing to say while it waits; only a later version may ask for more, and does without it.
+        match said {
+            Received::<FromJoining>::Unknown(kind) if unknown < MOST_UNKNOWN => {
+                unknown += 1;
+                frames::send(stream, &not_known(&kind)).await?;
+            }
+            _ => return Err(io::Error::other("it spoke out of turn")),
         }
     };
     frames::send(stream, &ToJoining::Approved { seconds: APPROVAL_TTL.as_secs() }).await?;
@@ -168,4 +181,57 @@ fn dial_back_address(from: SocketAddr, named: &[SocketAddr]) -> SocketAddr {
     let same_family = named.iter().find(|address| address.is_ipv4() == from.is_ipv4());
     let fallback = SocketAddr::new(from.ip(), proto::link::PORT);
     same_family.or(named.first()).copied().unwrap_or(fallback)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::DuplexStream;
+
+    use super::*;
+
+    /// A node that waits, and what it asks of a kind that nobody knows.
+    async fn asks(other: &mut Framed, count: usize) -> Vec<ToJoining> {
+        let mut answers = Vec::new();
+        for _ in 0..count {
+            let unknown = std::collections::BTreeMap::from([("Tomorrow", 1)]);
+            frames::send(other, &unknown).await.unwrap();
+            match frames::receive(other, PATIENCE).await {
+                Ok(Received::Known(answer)) => answers.push(answer),
+                _ => break,
+            }
+        }
+        answers
+    }
+
+    fn framed(stream: DuplexStream) -> Framed {
+        frames::framed(stream, MAX_FRAME)
+    }
+
+    #[tokio::test]
+    async fn a_wait_outlives_a_few_requests_of_a_later_version_and_no_more() {
+        let (ours, theirs) = tokio::io::duplex(4096);
+        let (mut ours, mut theirs) = (framed(ours), framed(theirs));
+        let (approve, answer) = oneshot::channel();
+        let waiting = tokio::spawn(async move { approved(&mut ours, answer).await });
+        let answers = asks(&mut theirs, MOST_UNKNOWN).await;
+        assert_eq!(answers.len(), MOST_UNKNOWN);
+        assert!(
+            answers
+                .iter()
+                .all(|answer| matches!(answer, ToJoining::Failed { code: FailCode::Unsupported, .. })),
+            "{answers:?}"
+        );
+        approve.send(Some(Role::Worker)).unwrap();
+        let told = frames::receive(&mut theirs, PATIENCE).await.unwrap();
+        assert!(matches!(told, Received::Known(ToJoining::Approved { .. })));
+        frames::send(&mut theirs, &FromJoining::Confirmed).await.unwrap();
+        assert_eq!(waiting.await.unwrap().unwrap(), Ok(Role::Worker));
+
+        let (ours, theirs) = tokio::io::duplex(4096);
+        let (mut ours, mut theirs) = (framed(ours), framed(theirs));
+        let (_approve, answer) = oneshot::channel();
+        let waiting = tokio::spawn(async move { approved(&mut ours, answer).await });
+        assert_eq!(asks(&mut theirs, MOST_UNKNOWN + 1).await.len(), MOST_UNKNOWN);
+        assert!(waiting.await.unwrap().is_err());
+    }
 }
