@@ -88,6 +88,7 @@ pub(crate) async fn own(
         kubernetes: kubernetes(&files, status, services, &root).await,
         service: files.service,
         loose: files.loose,
+        open_config: files.open_config,
         unreadable: files.unreadable,
         interfaces: interfaces.iter().map(|one| interface(one, &root)).collect(),
         routes,

@@ -51,6 +51,7 @@ pub(crate) struct Files {
     pub(crate) is_member: bool,
     pub(crate) service: Option<Service>,
     pub(crate) loose: Vec<(String, u32)>,
+    pub(crate) open_config: Option<(String, u32)>,
     pub(crate) unreadable: Vec<String>,
     pub(crate) distribution: Option<Distribution>,
     /// Where they point is not resolved yet.
@@ -95,14 +96,13 @@ impl Places {
     /// Files that others than their owner may use: of the state those that they may read, of everything
     /// those that they may write.
     fn modes(&self, files: &mut Files) {
-        let mut look = |path: &Path, bits: u32| {
-            if let Ok(about) = fs::symlink_metadata(path)
-                && !about.file_type().is_symlink()
-                && about.mode() & bits != 0
-            {
-                files.loose.push((path.display().to_string(), about.mode() & 0o7777));
-            }
+        let open = |path: &Path, bits: u32| {
+            let about = fs::symlink_metadata(path).ok()?;
+            let is_open = !about.file_type().is_symlink() && about.mode() & bits != 0;
+            is_open.then(|| (path.display().to_string(), about.mode() & 0o7777))
         };
+        files.open_config = open(&self.root.join("etc/agent/agent.toml"), 0o022);
+        let mut look = |path: &Path, bits: u32| files.loose.extend(open(path, bits));
         look(&self.state_dir, 0o022);
         for file in names(&self.state_dir) {
             look(&file, 0o077);

@@ -84,6 +84,17 @@ fn files_that_others_may_read_are_told() {
 }
 
 #[test]
+fn a_configuration_that_others_may_write_is_told() {
+    let (dir, _) = read(&[("etc/agent/agent.toml", "")]);
+    for (mode, open) in [(0o644, false), (0o640, false), (0o664, true), (0o646, true)] {
+        let path = dir.path().join("etc/agent/agent.toml");
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let found = places(dir.path()).read().open_config;
+        assert_eq!(found.map(|(_, mode)| mode), open.then_some(mode));
+    }
+}
+
+#[test]
 fn kubeadm_tells_each_of_its_parts_where_to_go() {
     let config = "clusters:\n- cluster:\n    server: https://10.0.0.2:6443\n  name: kubernetes\n";
     let quoted = "- cluster: {}\n  server: \"https://m2:6443\" # old\n";

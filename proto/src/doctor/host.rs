@@ -25,6 +25,8 @@ pub struct Host {
     pub service: Option<Service>,
     /// Files and directories that more than their owner may use, with their modes.
     pub loose: Vec<(String, u32)>,
+    /// The configuration file with its mode, where others than its owner may write it.
+    pub open_config: Option<(String, u32)>,
     /// What can't be read by whoever looked.
     pub unreadable: Vec<String>,
     /// Its interfaces.
@@ -239,6 +241,12 @@ fn files(host: &Host, out: &mut Examined) {
         let why = "the node's key and the gossip key lie there: who reads them is this node";
         let words = Words { what, why, mend: vec![run(&format!("chmod go= {path}"))] };
         out.found(Severity::Error, "files", "loose-mode", &host.node, words);
+    }
+    if let Some((path, mode)) = &host.open_config {
+        let what = format!("{path} can be written by others (mode {mode:04o})");
+        let why = "it says which programs and services the agent runs with its own rights";
+        let words = Words { what, why, mend: vec![run(&format!("chmod go-w {path}"))] };
+        out.found(Severity::Error, "files", "open-config", &host.node, words);
     }
     if !host.unreadable.is_empty() {
         let what = format!("not readable for this user: {}", host.unreadable.join(", "));

@@ -50,6 +50,7 @@ fn host() -> Host {
             drop_ins: Vec::new(),
         }),
         loose: Vec::new(),
+        open_config: None,
         unreadable: Vec::new(),
         interfaces: vec![card("wg0", false, "10.0.0.1", 24), card("eth0", true, "192.168.0.2", 24)],
         routes: vec![Route { name: "m2".to_owned(), to: ip("10.0.0.2"), by: Ok("wg0".to_owned()) }],
@@ -185,6 +186,13 @@ const HOST: &[Planted<Host>] = &[
         Severity::Error,
         "644",
         "chmod go= /s/node",
+    ),
+    (
+        |h| h.open_config = Some(("/etc/agent/agent.toml".to_owned(), 0o666)),
+        "open-config",
+        Severity::Error,
+        "can be written by others (mode 0666)",
+        "chmod go-w /etc/agent/agent.toml",
     ),
     (|h| h.unreadable = vec!["/x".to_owned()], "unreadable", Severity::Note, "/x", "sudo agent doctor"),
     (
