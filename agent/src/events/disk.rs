@@ -1,5 +1,6 @@
 //! Events on disk: a line of JSON for each, appended and not synced; two files, so that the older can be
-//! dropped whole.
+//! dropped whole. The first line of each says its version. As with the other state files, fields and kinds may
+//! be added within one; a file of a later version is neither read nor written to.
 //!
 //! A power cut may take the last lines or tear one; what can't be read is skipped and said. The file stays
 //! open, so that a node that has left its cluster does not write into the directory that it has emptied.
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use proto::event::{Event, Ring};
 use proto::problem::{Problem, ProblemCode};
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::Troubles;
@@ -24,8 +26,43 @@ const MAX_FILE: u64 = 512 * 1024;
 /// Longest line that is read: several times the longest event.
 const MAX_LINE: u64 = 8 * 1024;
 
+/// The version that is written, and the highest that is read.
+const VERSION: u32 = 1;
+
 /// Batches on their way to the disk. One that hangs costs the events that do not fit, and nothing else.
 const QUEUE: usize = 64;
+
+/// The first line of a file.
+#[derive(Debug, Serialize, Deserialize)]
+struct Header {
+    version: u32,
+}
+
+/// A file that a newer agent wrote.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{} was written by a newer agent (version {found}; this agent reads up to {VERSION}) and stays as it is; \
+     to go on with it, install the newer agent again",
+    path.display()
+)]
+struct Newer {
+    path: PathBuf,
+    found: u32,
+}
+
+impl Newer {
+    /// Refuses a file by its first line, if that is whole.
+    fn check(path: &Path, file: &File) -> io::Result<()> {
+        let mut line = Vec::new();
+        BufReader::new(file).take(MAX_LINE).read_until(b'\n', &mut line)?;
+        match serde_json::from_slice::<Header>(&line) {
+            Ok(Header { version: found }) if found > VERSION => {
+                Err(io::Error::other(Newer { path: path.to_owned(), found }))
+            }
+            _ => Ok(()),
+        }
+    }
+}
 
 /// The file that is written.
 #[derive(Debug)]
@@ -39,8 +76,18 @@ pub(super) struct Log {
 
 impl Log {
     /// Opens the file for appending; a torn last line, which [`load`] has told of, is cut off.
+    ///
+    /// Neither file may be of a newer agent: the older one would be replaced.
     pub(super) fn open(dir: &Path) -> io::Result<Log> {
-        let mut file = options().open(dir.join(EVENTS))?;
+        let old = dir.join(EVENTS_OLD);
+        match File::open(&old) {
+            Ok(file) => Newer::check(&old, &file)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let path = dir.join(EVENTS);
+        let mut file = options().open(&path)?;
+        Newer::check(&path, &file)?;
         let mut len = file.seek(SeekFrom::End(0))?;
         let mut end = Vec::new();
         file.seek(SeekFrom::Start(len.saturating_sub(MAX_LINE)))?;
@@ -63,6 +110,10 @@ impl Log {
             self.len = 0;
         }
         let mut bytes = if std::mem::replace(&mut self.torn, true) { vec![b'\n'] } else { Vec::new() };
+        if self.len == 0 {
+            serde_json::to_writer(&mut bytes, &Header { version: VERSION })?;
+            bytes.push(b'\n');
+        }
         for event in events {
             serde_json::to_writer(&mut bytes, &proto::next_wire::grown(event))?;
             bytes.push(b'\n');
@@ -85,9 +136,10 @@ pub(super) fn load(dir: &Path) -> (Ring, Option<Problem>) {
     let (mut ring, mut bad) = (Ring::default(), 0_u32);
     let mut problem = None;
     for name in [EVENTS_OLD, EVENTS] {
-        match File::open(dir.join(name)) {
+        let path = dir.join(name);
+        match File::open(&path) {
             Ok(file) => {
-                if let Err(error) = read(file, &mut ring, &mut bad) {
+                if let Err(error) = read(&path, file, &mut ring, &mut bad) {
                     problem = Some(unread(&error));
                 }
             }
@@ -106,13 +158,19 @@ fn unread(error: &io::Error) -> Problem {
     Problem::new(ProblemCode::EventsDisk, format!("the events of earlier runs can't be read: {error}"))
 }
 
-fn read(file: File, ring: &mut Ring, bad: &mut u32) -> io::Result<()> {
+fn read(path: &Path, mut file: File, ring: &mut Ring, bad: &mut u32) -> io::Result<()> {
+    Newer::check(path, &file)?;
+    file.rewind()?;
+    let mut first = true;
     let mut lines = BufReader::new(file);
     let mut line = Vec::new();
     loop {
         line.clear();
         if lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
             return Ok(());
+        }
+        if std::mem::take(&mut first) && serde_json::from_slice::<Header>(&line).is_ok() {
+            continue;
         }
         match serde_json::from_slice::<Event>(&line) {
             // Numbers go up; what does not was put there by someone else, or by a disk.
@@ -207,6 +265,55 @@ mod tests {
         let (again, problem) = load(dir.path());
         assert_eq!((again.newest(), again.all().len()), (8000, proto::event::KEPT));
         assert!(problem.is_none());
+    }
+
+    /// The bytes of the file, as the first version with this form wrote them.
+    fn golden() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/state/events")
+    }
+
+    #[test]
+    fn the_file_has_the_bytes_that_it_was_released_with_and_they_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ring = Ring::default();
+        let mut vip = Event::new(Kind::VipState, UnixMs(1_700_000_000_000), "10.0.0.9", "master");
+        (vip.priority, vip.duration_ms) = (Some(99), Some(1500));
+        let member = Event::new(Kind::Member, UnixMs(1_700_000_001_000), "m2", "down").reason("it is silent");
+        let events: Vec<_> = [vip, member].into_iter().map(|event| ring.push("m1", event)).collect();
+        Log::open(dir.path()).unwrap().append(&events).unwrap();
+        let written = fs::read_to_string(dir.path().join(EVENTS)).unwrap();
+        if std::env::var_os("WRITE_GOLDEN").is_some() {
+            fs::write(golden(), &written).unwrap();
+        }
+        assert_eq!(written, fs::read_to_string(golden()).unwrap());
+        fs::copy(golden(), dir.path().join(EVENTS)).unwrap();
+        let (read, problem) = load(dir.path());
+        assert!(problem.is_none(), "{problem:?}");
+        let lines: Vec<String> = read.all().map(|one| serde_json::to_string(one).unwrap()).collect();
+        assert!(written.lines().skip(1).eq(lines), "{written}");
+    }
+
+    #[test]
+    fn a_file_of_a_newer_agent_is_named_and_stays_and_a_newer_field_is_ignored() {
+        for name in [EVENTS, EVENTS_OLD] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join(name);
+            let newer = fs::read_to_string(golden()).unwrap().replacen(":1", ":2", 1);
+            fs::write(&path, &newer).unwrap();
+            let (ring, problem) = load(dir.path());
+            assert_eq!(ring.newest(), 0);
+            let text = problem.unwrap().to_string();
+            assert!(text.contains("version 2; this agent reads up to 1"), "{text}");
+            assert!(text.contains(&path.display().to_string()), "{text}");
+            assert!(Log::open(dir.path()).is_err());
+            assert_eq!(fs::read_to_string(&path).unwrap(), newer);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let text = fs::read_to_string(golden()).unwrap();
+        let later = text.replace('{', "{\"of_next_year\":[1],").replace("\"member\"", "\"next year's\"");
+        fs::write(dir.path().join(EVENTS), later).unwrap();
+        let (ring, problem) = load(dir.path());
+        assert!(ring.newest() == 2 && problem.is_none(), "{problem:?}");
     }
 
     #[test]
