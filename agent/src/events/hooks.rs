@@ -1,7 +1,7 @@
 //! Hooks: executables that are run with each event, as JSON on their standard input.
 //!
 //! They run with the agent's rights, so they and every directory above them must be such that nobody but root
-//! and the agent's user can change them ([`trusted`]): looked at when they are configured, and again right
+//! and the agent's user can change them ([`trusted()`]): looked at when they are configured, and again right
 //! before each run. Everything on the way there is then out of the reach of others, so none of them can put
 //! something else there between that look and the run.
 //!
