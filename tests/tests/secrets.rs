@@ -11,10 +11,11 @@ const PASSWORD: &str = "correct-horse-battery";
 const TOKEN: &str = "token-of-the-collector";
 const HOOK: &str = "webhook-path-with-a-key";
 
-/// A file of the state directory, after its line with the checksum.
+/// The value of a file of the state directory: after the line with its checksum, beside its version.
 fn state(dir: &Path, name: &str) -> Result<Value> {
     let text = std::fs::read_to_string(dir.join(name))?;
-    Ok(serde_json::from_str(text.split_once('\n').context("no checksum")?.1)?)
+    let file: Value = serde_json::from_str(text.split_once('\n').context("no checksum")?.1)?;
+    file.get("value").cloned().with_context(|| format!("{name} has no value"))
 }
 
 /// All that is called `secret`, in the forms that a program would print bytes in.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   n0 n1 n2   candidates, each with an nginx as its apiserver      n4   the client: [`Prober`]
-//!   n3         a worker: an agent that owns nothing                 n5   a stranger, silent until it is not
+//!   n3         a master without an apiserver: it owns nothing       n5   a stranger, silent until it is not
 //! ```
 //!
 //! [`Scenario`] is what happens to the owner, [`Stage`] makes it happen and sums up what the client saw;
@@ -31,7 +31,8 @@ pub const NODES: usize = 6;
 /// Those that can own the address.
 pub const CANDIDATES: usize = 3;
 
-/// The worker.
+/// Neither a candidate nor the client: a master without an apiserver. What a worker says of an owner counts for
+/// three seconds, and it may not order a move.
 pub const WORKER: usize = 3;
 
 /// The client.
