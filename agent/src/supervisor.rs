@@ -10,7 +10,11 @@
 //! | reachability, pulse, net, check | nothing: the next pulses, dials and checks say it all within a second |
 //! | record, settings, vip-fitness | nothing: derived from watches |
 //! | membership | the document, keys and invites that it holds; joins under way are given up |
+//! | link-udp, link-tcp | the port, the sessions and the address book; connections under way go on |
+//! | joining | nodes that wait to be let in; conversations under way go on |
 //! | events | the ring as it was published, and the configuration |
+//! | hooks, webhook | what waits in their queues; the event that was being handed over is lost |
+//! | systemd | nothing: it is told again at once |
 //! | web, control | their sockets, bound again; connections under way end |
 //! | vip | epochs as last reported; the addresses that it held have ended by themselves meanwhile (2 s) |
 //! | proxy | its listening sockets; held connections are tasks of their own and go on |
@@ -143,7 +147,10 @@ where
     loop {
         let began = Instant::now();
         // What the panic left half-done is what `run` resets first; see the table above.
-        if AssertUnwindSafe(run(&mut inputs)).catch_unwind().await.is_ok() {
+        let running = run(&mut inputs);
+        #[cfg(test)]
+        let running = tests::sabotaged(part, running);
+        if AssertUnwindSafe(running).catch_unwind().await.is_ok() {
             return;
         }
         name(part);
@@ -193,10 +200,40 @@ impl Life {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::cell::Cell;
+    use std::future::poll_fn;
+
     use tokio::sync::mpsc;
 
     use super::*;
+
+    thread_local! {
+        /// The part of this thread that panics when it is next polled.
+        static FAILS: Cell<Option<&'static str>> = const { Cell::new(None) };
+    }
+
+    /// Makes a part of this thread panic once, when something next happens to it.
+    pub(crate) fn fail_once(part: &'static str) {
+        FAILS.set(Some(part));
+    }
+
+    /// A part that does so when told.
+    pub(super) async fn sabotaged(part: &'static str, mut run: BoxFuture<'_, ()>) {
+        let poll = |context: &mut std::task::Context<'_>| {
+            if FAILS.get() == Some(part) {
+                FAILS.set(None);
+                panic!("told to fail");
+            }
+            run.as_mut().poll(context)
+        };
+        poll_fn(poll).await;
+    }
+
+    /// Whether it has.
+    pub(crate) fn has_failed() -> bool {
+        FAILS.get().is_none()
+    }
 
     fn of(part: &str) -> Option<Failure> {
         failures().into_values().find(|failure| failure.part == Some(part))

@@ -44,27 +44,31 @@ pub(crate) fn spawn_watchdog(life: &Life) {
 }
 
 fn spawn_pings(life: &Life, socket: Option<OsString>, period: Duration) {
-    let over = life.over.clone();
     let tasks = life.clone();
-    let ping = async move {
-        let mut ticks = interval(period / 2);
-        // After a stall one ping is the truth; a row of them would only make up for what was not so.
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            // That a timer fires is not all: a task made now has to get its turn, too.
-            let (turn, had_turn) = tokio::sync::oneshot::channel();
-            tasks.spawn(async move {
-                let _ = turn.send(());
-            });
-            if had_turn.await.is_ok() {
-                report(send(socket.as_deref(), &[NotifyState::Watchdog], PATIENCE));
-            }
+    life.supervise_each("systemd", move || {
+        let (tasks, socket) = (tasks.clone(), socket.clone());
+        async move {
+            let over = tasks.over.clone();
+            over.run_until_cancelled(ping(&tasks, socket.as_deref(), period)).await;
         }
-    };
-    life.spawn(async move {
-        over.run_until_cancelled_owned(ping).await;
     });
+}
+
+async fn ping(tasks: &Life, socket: Option<&OsStr>, period: Duration) {
+    let mut ticks = interval(period / 2);
+    // After a stall one ping is the truth; a row of them would only make up for what was not so.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        // That a timer fires is not all: a task made now has to get its turn, too.
+        let (turn, had_turn) = tokio::sync::oneshot::channel();
+        tasks.spawn(async move {
+            let _ = turn.send(());
+        });
+        if had_turn.await.is_ok() {
+            report(send(socket, &[NotifyState::Watchdog], PATIENCE));
+        }
+    }
 }
 
 fn socket() -> Option<OsString> {
@@ -151,6 +155,11 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(heard(&manager).await, "WATCHDOG=1\n");
         }
+        crate::supervisor::tests::fail_once("systemd");
+        while !crate::supervisor::tests::has_failed() {
+            heard(&manager).await;
+        }
+        assert_eq!(heard(&manager).await, "WATCHDOG=1\n", "it goes on after a panic");
         // Finishing what is under way can take longer than the watchdog's period.
         life.stopping.cancel();
         assert_eq!(heard(&manager).await, "WATCHDOG=1\n");

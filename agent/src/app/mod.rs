@@ -365,18 +365,20 @@ fn save_serving(disk: Arc<Disk>, serving: watch::Receiver<Arc<Serving>>, life: &
 /// status costs more than many connections.
 fn tell_systemd(running: Arc<Running>, life: &Life) {
     let over = life.over.clone();
-    life.spawn(async move {
-        let mut table = running.table.clone();
-        loop {
-            watchdog::status(&status::of(&running).serving().1);
-            let changed = async {
-                tokio::time::sleep(STATUS_PAUSE).await;
-                table.changed().await
-            };
-            if !matches!(over.run_until_cancelled(changed).await, Some(Ok(()))) {
-                return;
+    life.supervise("systemd", running.table.clone(), move |table| {
+        let (running, over) = (running.clone(), over.clone());
+        Box::pin(async move {
+            loop {
+                watchdog::status(&status::of(&running).serving().1);
+                let changed = async {
+                    tokio::time::sleep(STATUS_PAUSE).await;
+                    table.changed().await
+                };
+                if !matches!(over.run_until_cancelled(changed).await, Some(Ok(()))) {
+                    return;
+                }
             }
-        }
+        })
     });
 }
 

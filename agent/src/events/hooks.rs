@@ -47,10 +47,11 @@ pub(super) struct Hook {
 impl Hook {
     /// Starts the task of a path: a program, or a directory of programs.
     pub(super) fn spawn(path: &str, troubles: Troubles, life: &Life) -> Hook {
-        let (sender, mut queue) = mpsc::channel::<Arc<Event>>(QUEUE);
+        let (sender, queue) = mpsc::channel::<Arc<Event>>(QUEUE);
         let (path_buf, over, said) = (PathBuf::from(path), life.over.clone(), troubles.clone());
-        life.spawn(async move {
-            let work = async {
+        life.supervise("hooks", queue, move |queue| {
+            let (path_buf, over, said) = (path_buf.clone(), over.clone(), said.clone());
+            let work = async move {
                 // What is wrong is known when it is configured, not only when it is needed.
                 let name = path_buf.display().to_string();
                 if let Some(Err(why)) = look(&path_buf).await {
@@ -63,11 +64,13 @@ impl Hook {
                 said.mended(ProblemCode::EventsDropped, &name);
                 said.mended(ProblemCode::Hook, &name);
             };
-            let limit = async {
+            let limit = async move {
                 over.cancelled().await;
                 tokio::time::sleep(LAST).await;
             };
-            tokio::select! { () = work => {}, () = limit => {} }
+            Box::pin(async move {
+                tokio::select! { () = work => {}, () = limit => {} }
+            })
         });
         Hook { name: path.to_owned(), queue: sender, dropped: 0, troubles }
     }
@@ -401,6 +404,21 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!("{:?}", troubles.list());
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_handed_over_after_a_panic_too() {
+        let dir = trusted_dir();
+        let out = dir.path().join("out");
+        let path = script(dir.path(), "hook", 0o755, &format!("touch {}", out.display()));
+        let life = Life::new();
+        crate::supervisor::tests::fail_once("hooks");
+        let mut hook = Hook::spawn(&path.display().to_string(), Troubles::default(), &life);
+        hook.tell(&Arc::new(vip()));
+        // What waits in a queue is handed over when nobody can add to it.
+        drop(hook);
+        life.finished().await;
+        assert!(crate::supervisor::tests::has_failed() && out.exists());
     }
 
     #[tokio::test]

@@ -68,24 +68,27 @@ pub(super) struct Sender {
 impl Sender {
     /// Starts the task.
     pub(super) fn spawn(webhook: Webhook, resolve: Resolve, troubles: Troubles, life: &Life) -> Sender {
-        let (queue, mut events) = mpsc::channel::<Arc<Event>>(QUEUE);
+        let (queue, events) = mpsc::channel::<Arc<Event>>(QUEUE);
         let (over, said, to) = (life.over.clone(), troubles.clone(), webhook.clone());
         let gone = CancellationToken::new();
         let ended = gone.clone();
-        life.spawn(async move {
-            let work = async {
-                while let Some(event) = events.recv().await {
-                    deliver(&to, &resolve, &event, &said).await;
+        life.supervise("webhook", (events, resolve), move |(events, resolve)| {
+            let (over, said, to, ended) = (over.clone(), said.clone(), to.clone(), ended.clone());
+            Box::pin(async move {
+                let work = async {
+                    while let Some(event) = events.recv().await {
+                        deliver(&to, resolve, &event, &said).await;
+                    }
+                };
+                tokio::select! {
+                    () = work => {}
+                    () = ended.cancelled() => {}
+                    () = over.cancelled() => return,
                 }
-            };
-            tokio::select! {
-                () = work => {}
-                () = ended.cancelled() => {}
-                () = over.cancelled() => return,
-            }
-            // It is no longer asked for, and so no trouble.
-            said.mended(ProblemCode::EventsDropped, WEBHOOK);
-            said.mended(ProblemCode::Webhook, "");
+                // It is no longer asked for, and so no trouble.
+                said.mended(ProblemCode::EventsDropped, WEBHOOK);
+                said.mended(ProblemCode::Webhook, "");
+            })
         });
         Sender { webhook, queue, dropped: 0, troubles, _gone: gone.drop_guard() }
     }

@@ -99,46 +99,55 @@ impl Link {
             member: Arc::new(self.identity.member_server(self.trust.clone())?),
             joining: Arc::new(self.identity.joining_server()?),
         });
-        let (link, life) = (self.clone(), life.clone());
+        let (link, own) = (self.clone(), life.clone());
         let doors = Arc::new(Doors::new());
-        life.clone().spawn(async move {
-            let mut known = (Moment::ZERO, BTreeSet::new());
-            loop {
-                let accepted = tokio::select! {
-                    accepted = listener.accept() => accepted,
-                    () = life.over.cancelled() => return,
-                };
-                let Ok((stream, from)) = accepted else {
-                    // Out of descriptors, most likely: breathe instead of spinning.
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                };
-                let (from, now) = (plain(from), life.now());
-                if known.1.is_empty() || now.since(known.0) >= ADDRESSES {
-                    known = (now, link.book.ips());
-                }
-                let (place, patience) = doors.handshake(from.ip(), known.1.contains(&from.ip()), now);
-                let (link, configs, doors) = (link.clone(), configs.clone(), doors.clone());
-                let (life, over) = (life.clone(), life.over.clone());
-                life.clone().spawn(async move {
-                    let work = async {
-                        let shaken = shake(&link, stream, &configs, || place.shows(true, life.now()));
-                        let shaken = tokio::select! {
-                            shaken = tokio::time::timeout(patience, shaken) => shaken,
-                            () = place.gone.cancelled() => return count(&link.counters.refused_connections, 1),
-                        };
-                        drop(place);
-                        match shaken {
-                            Ok(Ok(shaken)) => link.serve_connection(shaken, from, &doors, &life).await,
-                            Ok(Err(error)) => debug!(%from, %error, "handshake refused"),
-                            Err(_) => debug!(%from, "handshake took too long"),
-                        }
-                    };
-                    tokio::select! { () = work => {}, () = over.cancelled() => {} }
-                });
-            }
+        life.supervise("link-tcp", listener, move |listener| {
+            let (link, configs, doors, life) = (link.clone(), configs.clone(), doors.clone(), own.clone());
+            Box::pin(async move {
+                life.over.run_until_cancelled(link.accept(listener, &configs, &doors, &life)).await;
+            })
         });
         Ok(())
+    }
+
+    async fn accept(
+        self: &Arc<Link>,
+        listener: &TcpListener,
+        configs: &Arc<Configs>,
+        doors: &Arc<Doors>,
+        life: &Life,
+    ) {
+        let mut known = (Moment::ZERO, BTreeSet::new());
+        loop {
+            let Ok((stream, from)) = listener.accept().await else {
+                // Out of descriptors, most likely: breathe instead of spinning.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
+            let (from, now) = (plain(from), life.now());
+            if known.1.is_empty() || now.since(known.0) >= ADDRESSES {
+                known = (now, self.book.ips());
+            }
+            let (place, patience) = doors.handshake(from.ip(), known.1.contains(&from.ip()), now);
+            let (link, configs, doors) = (self.clone(), configs.clone(), doors.clone());
+            let (own, over) = (life.clone(), life.over.clone());
+            life.spawn(async move {
+                let work = async {
+                    let shaken = shake(&link, stream, &configs, || place.shows(true, own.now()));
+                    let shaken = tokio::select! {
+                        shaken = tokio::time::timeout(patience, shaken) => shaken,
+                        () = place.gone.cancelled() => return count(&link.counters.refused_connections, 1),
+                    };
+                    drop(place);
+                    match shaken {
+                        Ok(Ok(shaken)) => link.serve_connection(shaken, from, &doors, &own).await,
+                        Ok(Err(error)) => debug!(%from, %error, "handshake refused"),
+                        Err(_) => debug!(%from, "handshake took too long"),
+                    }
+                };
+                tokio::select! { () = work => {}, () = over.cancelled() => {} }
+            });
+        }
     }
 
     async fn serve_connection(&self, shaken: Shaken, from: SocketAddr, doors: &Doors, life: &Life) {

@@ -12,6 +12,7 @@ use proto::time::UnixMs;
 use super::dial::CallError;
 use super::*;
 use crate::lifecycle::Life;
+use crate::supervisor;
 
 struct End {
     link: Arc<Link>,
@@ -114,6 +115,21 @@ async fn a_small_message_goes_by_datagram_and_a_large_one_by_tls() {
     gets_through(&a, &mut b, &vec![7; 5000]).await;
     assert_eq!(a.link.counters.sent_datagrams.load(Ordering::Relaxed), before, "no datagram was used");
     assert_eq!(b.inbox.proven.recv().await, Some(a.link.own()));
+}
+
+#[tokio::test]
+async fn a_panic_in_what_reads_the_port_leaves_the_port_open() {
+    supervisor::watch_panics();
+    let trust = trust_of(&[1, 2], &[1]);
+    let (a, mut b) = (end(1, &trust), end(2, &trust));
+    introduce(&a, &b);
+    gets_through(&a, &mut b, b"small").await;
+    supervisor::tests::fail_once("link-udp");
+    gets_through(&a, &mut b, b"small").await;
+    assert!(supervisor::tests::has_failed());
+    supervisor::tests::fail_once("link-tcp");
+    gets_through(&a, &mut b, &vec![7; 5000]).await;
+    assert!(supervisor::tests::has_failed());
 }
 
 #[tokio::test]

@@ -72,26 +72,32 @@ pub(super) fn bind(address: Option<IpAddr>, port: u16) -> io::Result<UdpSocket> 
 impl Link {
     /// Reads datagrams until the life is over.
     pub(crate) fn serve_udp(self: &std::sync::Arc<Link>, life: &Life) {
-        let (link, life) = (self.clone(), life.clone());
-        life.clone().spawn(async move {
-            let mut buffer = vec![0; MAX_DATAGRAM + 1];
-            loop {
-                let received = tokio::select! {
-                    received = link.udp.recv_from(&mut buffer) => received,
-                    at = refused::next(&link) => {
-                        link.refused_at(at);
-                        continue;
-                    }
-                    () = life.over.cancelled() => return,
-                };
-                // Errors here are about earlier sends (ICMP): nothing to do with what comes next.
-                if let Ok((length, from)) = received
-                    && let Some(datagram) = buffer.get_mut(..length)
-                {
-                    link.received(datagram, plain(from), &life);
-                }
+        let (link, own) = (self.clone(), life.clone());
+        life.supervise_each("link-udp", move || {
+            let (link, life) = (link.clone(), own.clone());
+            async move {
+                life.over.run_until_cancelled(link.read_datagrams(&life)).await;
             }
         });
+    }
+
+    async fn read_datagrams(&self, life: &Life) {
+        let mut buffer = vec![0; MAX_DATAGRAM + 1];
+        loop {
+            let received = tokio::select! {
+                received = self.udp.recv_from(&mut buffer) => received,
+                at = refused::next(self) => {
+                    self.refused_at(at);
+                    continue;
+                }
+            };
+            // Errors here are about earlier sends (ICMP): nothing to do with what comes next.
+            if let Ok((length, from)) = received
+                && let Some(datagram) = buffer.get_mut(..length)
+            {
+                self.received(datagram, plain(from), life);
+            }
+        }
     }
 
     fn received(&self, datagram: &mut [u8], from: SocketAddr, life: &Life) {

@@ -31,33 +31,27 @@ const MOST_UNKNOWN: usize = 4;
 /// Gives every joining node a task of its own.
 pub(crate) fn serve(
     link: Arc<Link>,
-    mut joining: mpsc::Receiver<Joining>,
+    joining: mpsc::Receiver<Joining>,
     commands: mpsc::Sender<Command>,
     life: &Life,
 ) {
-    let life = life.clone();
+    let own = life.clone();
     let slots = Arc::new(Semaphore::new(CONVERSATIONS));
-    life.clone().spawn(async move {
-        loop {
-            let one = tokio::select! {
-                one = joining.recv() => one,
-                () = life.stopping.cancelled() => return,
-            };
-            let Some(one) = one else { return };
-            let (link, commands, over) = (link.clone(), commands.clone(), life.stopping.clone());
-            let slots = slots.clone();
-            life.spawn(async move {
-                let from = one.from;
-                tokio::select! {
-                    result = converse(&link, one, &commands, &slots) => {
-                        if let Err(error) = result {
-                            debug!(%from, %error, "joining ended");
-                        }
+    life.supervise("joining", joining, move |joining| {
+        let (link, commands, slots, life) = (link.clone(), commands.clone(), slots.clone(), own.clone());
+        Box::pin(async move {
+            while let Some(Some(one)) = life.stopping.run_until_cancelled(joining.recv()).await {
+                let (link, commands, slots) = (link.clone(), commands.clone(), slots.clone());
+                let stopping = life.stopping.clone();
+                life.spawn(async move {
+                    let from = one.from;
+                    let talk = converse(&link, one, &commands, &slots);
+                    if let Some(Err(error)) = stopping.run_until_cancelled(talk).await {
+                        debug!(%from, %error, "joining ended");
                     }
-                    () = over.cancelled() => {}
-                }
-            });
-        }
+                });
+            }
+        })
     });
 }
 

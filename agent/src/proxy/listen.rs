@@ -100,11 +100,11 @@ pub(super) async fn run(
     pool: Arc<Pool>,
     shared: Arc<Shared>,
     stop: CancellationToken,
-    say: watch::Sender<Bound>,
+    say: &watch::Sender<Bound>,
 ) {
     let _open = shared.open.token();
     let address = first.address;
-    let Some(sockets) = stop.run_until_cancelled(bound(first, &pool, &say)).await else { return };
+    let Some(sockets) = stop.run_until_cancelled(bound(first, &pool, say)).await else { return };
     let accept = |socket| {
         let accepting = accept_until(stop.clone(), socket, Arc::clone(&pool), Arc::clone(&shared));
         shared.life.spawn_on(accepting, shared.workers.next())

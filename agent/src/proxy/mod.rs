@@ -225,8 +225,13 @@ impl Proxy {
     fn listen(&self, pool: &Arc<Pool>, socket: listen::Socket) -> Listening {
         let stop = self.shared.life.stopping.child_token();
         let (say, bound) = watch::channel(socket.bound());
-        let task = listen::run(socket, Arc::clone(pool), Arc::clone(&self.shared), stop.clone(), say);
-        self.shared.life.spawn(task);
+        let (address, end) = (socket.address, stop.clone());
+        let (pool, shared) = (Arc::clone(pool), Arc::clone(&self.shared));
+        self.shared.life.supervise("proxy", (Some(socket), say), move |(socket, say)| {
+            let (pool, shared, end) = (Arc::clone(&pool), Arc::clone(&shared), end.clone());
+            let socket = socket.take().unwrap_or_else(|| listen::Socket::bind(&pool.service, address));
+            Box::pin(listen::run(socket, pool, shared, end, say))
+        });
         Listening { stop, bound }
     }
 }
