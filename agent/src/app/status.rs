@@ -1,14 +1,14 @@
 //! Everything that a person asks of a node, from one look at every part.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use proto::backends::{Backend, State};
-use proto::cluster::{Admitted, Document};
 use proto::control::{
     BackendCounts, BackendStatus, ClusterStatus, LinkStatus, ListenerStatus, MemberState, MemberStatus,
     NodeStatus, SeenStatus, ServiceCounts, ServiceSource, ServiceStatus, Status,
 };
-use proto::node::{NodeId, Role};
+use proto::node::{Name, NodeId, Role};
 use proto::problem::{Problem, ProblemCode};
 use proto::pulse::{Ears, Hearing};
 use proto::record::{Hears, NodeRecord};
@@ -43,6 +43,7 @@ pub(super) fn of(running: &Running) -> Status {
     let kube_api = table.get(&ServiceName::kube_api()).map_or(&[][..], Vec::as_slice);
     let own = running.link.own();
     let role = |id: &NodeId| document.role(id).unwrap_or(Role::Worker);
+    let names = document.shown_names();
     let open_until = *running.membership.open_until.borrow();
     // Taken out at once: a borrow held while the same watch is borrowed again waits for ever once a writer
     // stands between them.
@@ -84,9 +85,9 @@ pub(super) fn of(running: &Running) -> Status {
             .collect(),
         members: document
             .members()
-            .map(|(id, admitted)| {
+            .map(|(id, _)| {
                 let backend = kube_api.iter().find(|backend| backend.node == *id);
-                member_status(running, &view, *id, admitted, role(id), backend)
+                member_status(running, (&view, &names), *id, role(id), backend)
             })
             .collect(),
         vips: vips.vips.clone(),
@@ -180,9 +181,8 @@ fn counted(stats: BackendStats) -> BackendCounts {
 
 fn member_status(
     running: &Running,
-    view: &View,
+    (view, names): (&View, &BTreeMap<NodeId, Name>),
     id: NodeId,
-    admitted: &Admitted,
     role: Role,
     backend: Option<&Backend>,
 ) -> MemberStatus {
@@ -201,7 +201,7 @@ fn member_status(
     };
     MemberStatus {
         id,
-        name: admitted.name.clone(),
+        name: names.get(&id).cloned().unwrap_or_else(|| Name::nearest(&id.to_string())),
         address: address.unwrap_or_default(),
         role: role.into(),
         state,
@@ -210,16 +210,15 @@ fn member_status(
         rtt_ms: ear.and_then(|ear| ear.rtt).or(backend.and_then(|backend| backend.rtt)).map(milliseconds),
         loss_permille: ear.map(|ear| ear.loss_permille),
         document: member.map_or(String::new(), |member| member.word.document.clone()),
-        sees: member
-            .map_or(Vec::new(), |member| sees(&running.membership.trust.borrow().document, &member.word)),
+        sees: member.map_or(Vec::new(), |member| sees(names, &member.word)),
     }
 }
 
 /// Whom a member hears, by name.
-fn sees(document: &Document, word: &NodeRecord) -> Vec<SeenStatus> {
+fn sees(names: &BTreeMap<NodeId, Name>, word: &NodeRecord) -> Vec<SeenStatus> {
     let named = |(id, hears): (&NodeId, &Hears)| {
         Some(SeenStatus {
-            node: document.member(id)?.name.clone(),
+            node: names.get(id)?.clone(),
             heard: hears.heard,
             rtt_ms: hears.rtt_us.map(|us| f64::from(us) / 1e3),
             loss_permille: hears.loss_permille,

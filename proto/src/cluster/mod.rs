@@ -273,6 +273,16 @@ impl Document {
         if shared { as_id } else { admitted.name.clone() }
     }
 
+    /// The same of every member at once, in one pass: status of thousands is made ten times a second.
+    pub fn shown_names(&self) -> BTreeMap<NodeId, Name> {
+        let shared = self.shared_names();
+        let shown = |(id, admitted): (&NodeId, &Admitted)| {
+            let is_shared = shared.contains(&admitted.name);
+            (*id, if is_shared { Name::nearest(&id.to_string()) } else { admitted.name.clone() })
+        };
+        self.members().map(shown).collect()
+    }
+
     /// Names that several members have.
     pub fn shared_names(&self) -> BTreeSet<&Name> {
         let mut seen = BTreeSet::new();

@@ -211,6 +211,16 @@ fn a_role_is_bound_in_the_admission_until_it_is_changed() {
     assert_eq!(document.role(&second), None);
 }
 
+fn all_shown_alike(document: &Document) {
+    let all = document.shown_names();
+    assert_eq!(all.len(), document.members().count());
+    for (id, name) in all {
+        assert_eq!(name, document.shown_name(&id));
+        let found: Vec<NodeId> = document.find(name.as_str()).into_iter().map(|(id, _)| id).collect();
+        assert_eq!(found, [id], "a command takes what is shown");
+    }
+}
+
 #[test]
 fn a_node_is_found_by_name_id_or_its_beginning_and_never_the_wrong_one() {
     let mut document = new();
@@ -227,8 +237,10 @@ fn a_node_is_found_by_name_id_or_its_beginning_and_never_the_wrong_one() {
         assert_eq!(document.find("n1").len(), 2);
         assert_eq!(document.shown_name(&key(1).id()).as_str(), id);
         assert_eq!(document.shown_name(&key(2).id()).as_str(), key(2).id().to_string());
+        all_shown_alike(&document);
     }
     assert_eq!(document.shown_name(&key(1).id()).as_str(), "n1");
+    all_shown_alike(&document);
 }
 
 #[test]
