@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use proto::control::{MAX_FRAME, Request, Response};
-use proto::exchange::{BadFrame, Received, decode, encode};
+use proto::exchange::{BadFrame, BadMessage, Received, decode, encode};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -82,6 +82,9 @@ pub(crate) enum BrokenCall {
     /// The socket.
     #[error(transparent)]
     Socket(#[from] io::Error),
+    /// The request can't be put into a frame.
+    #[error(transparent)]
+    Message(#[from] BadMessage),
     /// What came is no frame of ours.
     #[error(transparent)]
     Frame(#[from] BadFrame),
@@ -133,7 +136,7 @@ async fn ask_next(socket: &Path) {
 
 async fn exchange(stream: UnixStream, request: &Request) -> Result<Response, BrokenCall> {
     let mut frames = Framed::new(stream, codec(MAX_FRAME));
-    frames.send(Bytes::from(encode(request))).await?;
+    frames.send(Bytes::from(encode(request)?)).await?;
     match frames.next().await {
         Some(Ok(frame)) => match decode(&frame)? {
             Received::Known(response) => Ok(response),
@@ -293,10 +296,15 @@ where
         // Gone, silent, or no frame: nobody there to tell.
         Ok(Some(Err(_)) | None) | Err(_) => return,
     };
-    let mut bytes = encode(&response);
-    if bytes.len() > MAX_FRAME {
-        bytes = encode(&Response::Failed(format!("the answer is larger than {MAX_FRAME} bytes")));
-    }
+    let answer = match encode(&response) {
+        Ok(bytes) if bytes.len() > MAX_FRAME => {
+            encode(&Response::Failed(format!("the answer is larger than {MAX_FRAME} bytes")))
+        }
+        Err(error) => encode(&Response::Failed(error.to_string())),
+        answer => answer,
+    };
+    // Who gets no answer finds the connection closed.
+    let Ok(bytes) = answer else { return };
     frames.codec_mut().set_max_frame_length(MAX_FRAME);
     // Whoever asked may be gone by now; that is theirs to know.
     let _ = timeout(PATIENCE, frames.send(Bytes::from(bytes))).await;

@@ -104,9 +104,9 @@ async fn garbage_is_answered_or_dropped_and_the_next_one_is_served() {
     // A frame that is no request gets a sentence, one of a later version both versions.
     for (frame, said) in [
         (vec![0xc1, 0xff, 0x00], "not understood"),
-        (encode(&"Thaw"), "Unsupported"),
-        (encode(&std::collections::BTreeMap::from([("Thaw", 7)])), "Unsupported"),
-        (encode(&std::collections::BTreeMap::from([("Remove", 7)])), "not understood"),
+        (encode(&"Thaw").unwrap(), "Unsupported"),
+        (encode(&std::collections::BTreeMap::from([("Thaw", 7)])).unwrap(), "Unsupported"),
+        (encode(&std::collections::BTreeMap::from([("Remove", 7)])).unwrap(), "not understood"),
     ] {
         let mut stream = UnixStream::connect(&socket).await.unwrap();
         stream.write_all(&[&[0, 0, 0, frame.len() as u8], &frame[..]].concat()).await.unwrap();

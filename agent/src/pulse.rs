@@ -50,25 +50,18 @@ pub(crate) fn spawn(
 }
 
 /// Keeps what the link answers in step with what this node says by gossip.
-fn tell(link: Arc<Link>, word: watch::Receiver<NodeRecord>, life: &Life) {
+fn tell(link: Arc<Link>, mut word: watch::Receiver<NodeRecord>, life: &Life) {
+    // What it holds already is said too.
+    word.mark_changed();
     let own = life.clone();
-    life.supervise("pulse", word, move |word| Box::pin(publish_status(link.clone(), word, own.clone())));
-}
-
-async fn publish_status(link: Arc<Link>, word: &mut watch::Receiver<NodeRecord>, life: Life) {
-    let mut said = None;
-    loop {
-        let saying = saying_of(&word.borrow_and_update());
+    life.follow("pulse", word, (link, None), move |(link, said), word| {
+        let saying = saying_of(&word);
         // Much of a word is not said here, and whoever has pulsed this node is told at once.
         if said.as_ref() != Some(&saying) {
-            link.say(&saying, life.now());
-            said = Some(saying);
+            link.say(&saying, own.now());
+            *said = Some(saying);
         }
-        tokio::select! {
-            changed = word.changed() => if changed.is_err() { return },
-            () = life.over.cancelled() => return,
-        }
-    }
+    });
 }
 
 fn saying_of(word: &NodeRecord) -> Saying {

@@ -26,13 +26,14 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, PanicHookInfo};
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use proto::problem::{Problem, ProblemCode};
 use proto::time::{UnixMs, human};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -189,7 +190,32 @@ impl Life {
         self.spawn(supervised(part, inputs, self.over.clone(), run));
     }
 
-    /// The same for a part whose run is a whole future by itself, made anew each time.
+    /// Handles each new value of a watch until the life is over or nobody writes it any more. After a panic
+    /// the latest value is handled again.
+    pub(crate) fn follow<T, S, F>(&self, part: &'static str, watched: watch::Receiver<T>, state: S, each: F)
+    where
+        T: Clone + Send + Sync + 'static,
+        S: Send + 'static,
+        F: Fn(&mut S, T) + Send + Sync + 'static,
+    {
+        let (over, each) = (self.over.clone(), Arc::new(each));
+        self.supervise(part, (watched, state, false), move |(watched, state, under_way)| {
+            let (over, each) = (over.clone(), each.clone());
+            Box::pin(async move {
+                if *under_way {
+                    watched.mark_changed();
+                }
+                while let Some(Ok(())) = over.run_until_cancelled(watched.changed()).await {
+                    let now = watched.borrow_and_update().clone();
+                    *under_way = true;
+                    each(state, now);
+                    *under_way = false;
+                }
+            })
+        });
+    }
+
+    /// The same as [`Life::supervise`] for a part whose run is a whole future by itself, made anew each time.
     pub(crate) fn supervise_each<F, Fut>(&self, part: &'static str, run: F)
     where
         F: Fn() -> Fut + Send + 'static,
@@ -264,6 +290,26 @@ pub(crate) mod tests {
             problems().iter().map(Problem::to_string).find(|text| text.contains("\"test-part\"")).unwrap();
         assert!(said.contains("failed once and was restarted") && said.contains("supervisor.rs:"), "{said}");
         // It is over when it says so itself.
+        drop(sender);
+        life.finished().await;
+    }
+
+    #[tokio::test]
+    async fn what_is_followed_arrives_and_a_value_that_a_panic_took_comes_again() {
+        watch_panics();
+        let life = Life::new();
+        let (sender, watched) = watch::channel(0);
+        let (out, mut done) = mpsc::channel::<u32>(4);
+        life.follow("test-follow", watched, (out, 0), |(out, tries), number| {
+            *tries += 1;
+            assert!(*tries != 2, "the second value takes two tries");
+            let _ = out.try_send(number);
+        });
+        for number in [1, 2, 3] {
+            sender.send(number).unwrap();
+            assert_eq!(done.recv().await, Some(number));
+        }
+        assert_eq!(of("test-follow").unwrap().count, 1);
         drop(sender);
         life.finished().await;
     }

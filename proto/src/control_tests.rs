@@ -1,10 +1,14 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::exchange::{decode, encode};
+use crate::exchange::{self, decode};
 
 /// One message a line: its name and its bytes. Neighbouring versions read each other's.
 const GOLDEN: &str = include_str!("../tests/golden/control.hex");
+
+fn encode<T: Serialize>(message: &T) -> Vec<u8> {
+    exchange::encode(message).unwrap()
+}
 
 proptest! {
     #[test]

@@ -82,7 +82,7 @@ kinds! {
     /// What a member says or holds of the cluster is not understood or differs.
     Document "document" "944dd36a5b464b30aed63fa9149f9d21" "NODE",
     /// Something is wrong with this node's own state directory or network.
-    Problem "problem" "e567cdf7194746edaddd50b0628b2f86" "the problem's name",
+    Problem "problem" "e567cdf7194746edaddd50b0628b2f86" "CODE or CODE/SUBJECT",
     /// The process stood still: no task of it ran.
     Stall "stall" "2df5e6a8daf64f54b83bb53580d539cc" "the node",
     /// This node's part in a virtual IP; `to` is `master`, `backup` or `fault`, as keepalived's.

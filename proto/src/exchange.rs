@@ -395,10 +395,17 @@ impl<'de, V: Visitor<'de>> de::DeserializeSeed<'de> for Content<V> {
     }
 }
 
+/// A message that can't be put into a frame. None of ours is like that; an empty frame would hide it.
+#[derive(Debug, thiserror::Error)]
+#[error("a message can't be encoded: {0}")]
+pub struct BadMessage(#[from] rmp_serde::encode::Error);
+
 /// Encodes a message for a frame.
-pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
-    // Plain values into memory: there is nothing that could fail.
-    rmp_serde::to_vec_named(&next_wire::grown(message)).unwrap_or_default()
+///
+/// # Errors
+/// What of it MessagePack has no form for.
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, BadMessage> {
+    Ok(rmp_serde::to_vec_named(&next_wire::grown(message))?)
 }
 
 /// A frame that does not hold what it should.
@@ -423,6 +430,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn encode<T: Serialize>(message: &T) -> Vec<u8> {
+        super::encode(message).unwrap()
+    }
+
+    #[test]
+    fn a_message_without_a_form_is_an_error_and_no_empty_frame() {
+        struct Nothing;
+        impl Serialize for Nothing {
+            fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+                Err(serde::ser::Error::custom("it has no form"))
+            }
+        }
+        assert!(super::encode(&Nothing).is_err_and(|error| error.to_string().contains("no form")));
+    }
 
     #[test]
     fn a_gossip_message_costs_its_own_length() {

@@ -10,6 +10,10 @@ use crate::signed_record::RecordVersion;
 
 const GOLDEN: &str = include_str!("../tests/golden/exchange.hex");
 
+fn encode<T: Serialize>(message: &T) -> Vec<u8> {
+    super::encode(message).unwrap()
+}
+
 fn pair() -> (Ed25519KeyPair, PublicKey) {
     let pair = Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap();
     let key = PublicKey(pair.public_key().as_ref().try_into().unwrap());

@@ -345,19 +345,8 @@ fn hurry(from: mpsc::Receiver<NodeId>, to: mpsc::Sender<Command>, life: &Life) {
 
 /// Writes the last good list whenever it changes.
 fn save_serving(disk: Arc<Disk>, serving: watch::Receiver<Arc<Serving>>, life: &Life) {
-    let own = life.over.clone();
-    life.supervise("reachability", serving, move |serving| {
-        let (disk, over) = (disk.clone(), own.clone());
-        Box::pin(async move {
-            loop {
-                tokio::select! {
-                    changed = serving.changed() => if changed.is_err() { return },
-                    () = over.cancelled() => return,
-                }
-                let list = serving.borrow_and_update().clone();
-                disk.save_serving(&list);
-            }
-        })
+    life.follow("reachability", serving, disk, |disk, list| {
+        disk.save_serving(&list);
     });
 }
 

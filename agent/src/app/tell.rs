@@ -75,19 +75,8 @@ pub(super) fn spawn(
 /// Virtual IPs as status shows them, without what else their report holds.
 fn vips(running: &Running, life: &Life) -> watch::Receiver<Vec<VipStatus>> {
     let (sender, receiver) = watch::channel(Vec::new());
-    let own = life.over.clone();
-    life.supervise("vip", (running.vips.clone(), sender), move |(reports, sender)| {
-        let over = own.clone();
-        Box::pin(async move {
-            loop {
-                tokio::select! {
-                    changed = reports.changed() => if changed.is_err() { return },
-                    () = over.cancelled() => return,
-                }
-                let report = reports.borrow_and_update().clone();
-                sender.send_replace(report.vips.clone());
-            }
-        })
+    life.follow("vip", running.vips.clone(), sender, |sender, report| {
+        sender.send_replace(report.vips.clone());
     });
     receiver
 }

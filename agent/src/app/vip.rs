@@ -82,28 +82,17 @@ pub(super) fn spawn(inputs: Inputs, life: &Life) -> watch::Receiver<Arc<Fit>> {
 /// Writes the epochs of virtual IPs whenever one has grown: without them they would begin anew when all
 /// agents are started at once.
 pub(super) fn save_epochs(disk: Arc<Disk>, saved: Epochs, report: watch::Receiver<Arc<Report>>, life: &Life) {
-    let own = life.over.clone();
-    life.supervise("vip", (saved, report), move |(saved, report)| {
-        let (disk, over) = (disk.clone(), own.clone());
-        Box::pin(async move {
-            loop {
-                tokio::select! {
-                    changed = report.changed() => if changed.is_err() { return },
-                    () = over.cancelled() => return,
-                }
-                let now = Arc::clone(&report.borrow_and_update());
-                // One that is no setting any more may come back: what was known of it stays.
-                let mut grown = false;
-                for (address, epoch) in &now.epochs {
-                    let known = saved.entry(*address).or_default();
-                    grown |= epoch > known;
-                    *known = (*known).max(*epoch);
-                }
-                if grown {
-                    disk.save_epochs(saved);
-                }
-            }
-        })
+    life.follow("vip", report, (disk, saved), |(disk, saved), now| {
+        // One that is no setting any more may come back: what was known of it stays.
+        let mut grown = false;
+        for (address, epoch) in &now.epochs {
+            let known = saved.entry(*address).or_default();
+            grown |= epoch > known;
+            *known = (*known).max(*epoch);
+        }
+        if grown {
+            disk.save_epochs(saved);
+        }
     });
 }
 

@@ -141,29 +141,31 @@ fn render(node: &str, examined: &Examined, columns: usize, colours: bool) -> Str
             areas.push((&finding.area, ""));
         }
     }
+    let groups = grouped(&examined.findings);
     for (area, well) in areas {
-        let of_it = || examined.findings.iter().filter(|finding| finding.area == area);
-        let worst = of_it().map(|finding| finding.severity).max().unwrap_or(Severity::Ok);
+        let of_it = || groups.iter().filter(|group| group.finding.area == area);
+        let worst = of_it().map(|group| group.finding.severity).max().unwrap_or(Severity::Ok);
         let words = if worst == Severity::Ok { well.to_owned() } else { summary(of_it()) };
         let mark = tone(worst).paint(&format!("{:<8}", worst.word()), colours);
         hanging(&mut text, &format!("  {mark} {area:<12} "), 24, &words, columns);
     }
-    for finding in &examined.findings {
+    for Group { finding, nodes, mend } in &groups {
         text.push('\n');
         let label = format!("{}: ", finding.severity.word());
         let painted = tone(finding.severity).paint(&label, colours);
         let what = match examined.findings.iter().any(|other| other.node != node) {
+            true if nodes.len() > 1 => format!("nodes {}: {}", nodes.join(", "), finding.what),
             true => format!("{}: {}", finding.node, finding.what),
             false => finding.what.clone(),
         };
         hanging(&mut text, &painted, label.len(), &what, columns);
         hanging(&mut text, "  why   ", 8, &finding.why, columns);
-        for (i, line) in finding.mend.iter().enumerate() {
+        for (i, line) in mend.iter().enumerate() {
             let before = if i == 0 { "  mend  " } else { "        " };
             command(&mut text, before, line, columns);
         }
     }
-    let serious = examined.findings.iter().filter(|finding| finding.severity > Severity::Note).count();
+    let serious = groups.iter().filter(|group| group.finding.severity > Severity::Note).count();
     text.push('\n');
     text.push_str(&match serious {
         0 => Tone::Good.paint("nothing to mend", colours),
@@ -174,9 +176,52 @@ fn render(node: &str, examined: &Examined, columns: usize, colours: bool) -> Str
     text
 }
 
+/// What several nodes have, found once.
+struct Group<'a> {
+    /// The first of them.
+    finding: &'a Finding,
+    /// All that have it.
+    nodes: Vec<&'a str>,
+    /// What mends it on each.
+    mend: Vec<String>,
+}
+
+/// Findings that say the same but for their node, in the order of the first of each.
+fn grouped(findings: &[Finding]) -> Vec<Group<'_>> {
+    let mut groups: Vec<(Group<'_>, Vec<&str>)> = Vec::new();
+    for finding in findings {
+        // A command for another node says so in front.
+        let on = format!("on {}: ", finding.node);
+        let bare: Vec<&str> =
+            finding.mend.iter().map(|line| line.strip_prefix(&on).unwrap_or(line)).collect();
+        let same = groups.iter_mut().find(|(group, mend)| {
+            let Finding { code, severity, area, what, why, .. } = group.finding;
+            (code, severity, area, what, why)
+                == (&finding.code, &finding.severity, &finding.area, &finding.what, &finding.why)
+                && *mend == bare
+        });
+        match same {
+            Some((group, mend)) => {
+                group.nodes.push(&finding.node);
+                group.mend = mend.iter().map(|line| on_each(line)).collect();
+            }
+            None => {
+                let (nodes, mend) = (vec![finding.node.as_str()], finding.mend.clone());
+                groups.push((Group { finding, nodes, mend }, bare));
+            }
+        }
+    }
+    groups.into_iter().map(|(group, _)| group).collect()
+}
+
+/// A command for several nodes, unless it names one of its own.
+fn on_each(line: &str) -> String {
+    if line.starts_with("on ") { line.to_owned() } else { format!("on each: {line}") }
+}
+
 /// `2 findings: n1, n2`.
-fn summary<'a>(of_it: impl Iterator<Item = &'a Finding>) -> String {
-    let all: Vec<&Finding> = of_it.collect();
+fn summary<'a>(of_it: impl Iterator<Item = &'a Group<'a>>) -> String {
+    let all: Vec<&Finding> = of_it.map(|group| group.finding).collect();
     let s = if all.len() == 1 { "" } else { "s" };
     let mut codes: Vec<&str> = all.iter().map(|finding| finding.code.as_str()).collect();
     codes.sort_unstable();
@@ -272,6 +317,27 @@ mod tests {
         let mut text = String::new();
         command(&mut text, "  mend  ", &format!("{}  # {}", "ls /x/y ".repeat(8), "why ".repeat(8)), 80);
         assert!(!text.contains('\\') && text.lines().count() == 2, "a remark that is continued: {text}");
+    }
+
+    #[test]
+    fn what_several_nodes_have_is_said_once_with_their_names() {
+        let mut examined = Examined::default();
+        let words = |mend: &str| Words { what: "asleep".to_owned(), why: "why", mend: vec![mend.to_owned()] };
+        examined.found(Severity::Error, "agent", "not-running", "m1", words("systemctl start agent"));
+        for node in ["m2", "m3"] {
+            let mend = format!("on {node}: systemctl start agent");
+            examined.found(Severity::Error, "agent", "not-running", node, words(&mend));
+        }
+        // Another command, and so another finding.
+        examined.found(Severity::Error, "agent", "not-running", "m4", words("on m4: reboot"));
+        let screen = render("m1", &examined, 80, false);
+        let once = "error: nodes m1, m2, m3: asleep\n  why   why\n  mend  on each: systemctl start agent\n";
+        assert!(screen.contains(once), "{screen}");
+        assert!(screen.contains("error: m4: asleep\n  why   why\n  mend  on m4: reboot\n"), "{screen}");
+        assert!(
+            screen.contains("2 findings: not-running") && screen.ends_with("2 things to mend\n"),
+            "{screen}"
+        );
     }
 
     #[test]

@@ -42,7 +42,7 @@ async fn ask(runtime_dir: &Path) -> Option<Vec<Seen>> {
     let stream = UnixStream::connect(runtime_dir.join("agent.sock")).await.ok()?;
     let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME).new_codec();
     let mut frames = Framed::new(stream, codec);
-    frames.send(Bytes::from(encode(&Request::Status))).await.ok()?;
+    frames.send(Bytes::from(encode(&Request::Status).ok()?)).await.ok()?;
     match decode(&frames.next().await?.ok()?) {
         Ok(Response::Status(status)) => Some(masters(*status)),
         _ => None,

@@ -148,7 +148,12 @@ pub(super) fn load(dir: &Path) -> (Ring, Option<Problem>) {
         }
     }
     if bad > 0 {
-        let detail = format!("{bad} events of earlier runs were torn and are skipped");
+        let were = if bad == 1 {
+            "event of an earlier run was torn and is"
+        } else {
+            "events of earlier runs were torn and are"
+        };
+        let detail = format!("{bad} {were} skipped");
         problem = Some(Problem::new(ProblemCode::EventsDisk, detail));
     }
     (ring, problem)
@@ -245,7 +250,7 @@ mod tests {
         options().open(&path).unwrap().set_len(len - 20).unwrap();
         let (mut again, problem) = load(dir.path());
         assert_eq!(again.newest(), 2);
-        assert!(problem.unwrap().to_string().contains("1 events of earlier runs were torn"));
+        assert!(problem.unwrap().to_string().contains("1 event of an earlier run was torn and is skipped"));
         Log::open(dir.path()).unwrap().append(&events(&mut again, 1)).unwrap();
         let (again, problem) = load(dir.path());
         assert_eq!((again.newest(), again.all().len()), (3, 3));

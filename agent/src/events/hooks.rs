@@ -107,6 +107,9 @@ pub(super) enum HookError {
     /// It is no program.
     #[error("notify: {} can't be run", .0.display())]
     NotExecutable(PathBuf),
+    /// The event can't be written as JSON.
+    #[error("notify: the event can't be written as JSON: {0}")]
+    Event(serde_json::Error),
     /// The kernel does not run it.
     #[error("notify: {} can't be run: {source}", path.display())]
     Spawn {
@@ -227,7 +230,7 @@ async fn run_trusted(program: PathBuf, event: &Event) -> Result<(), HookError> {
 /// Runs one program with one event.
 async fn run(program: &Path, event: &Event) -> Result<(), HookError> {
     let failed = |source| HookError::Spawn { path: program.to_owned(), source };
-    let json = serde_json::to_vec(event).unwrap_or_default();
+    let json = serde_json::to_vec(event).map_err(HookError::Event)?;
     let mut command = Command::new(program);
     command
         .args(event.keepalived().into_iter().flatten())

@@ -203,7 +203,7 @@ fn too_slow() -> io::Error {
 
 /// Sends one message. What it holds until the other side has taken it counts too.
 pub(crate) async fn send<T: Serialize>(stream: &mut Framed, message: &T) -> io::Result<()> {
-    let bytes = encode(message);
+    let bytes = encode(message).map_err(io::Error::other)?;
     let held = stream.codec().share.as_ref().map_or(0, |share| share.bytes);
     stream.codec_mut().hold(held.saturating_add(bytes.len()))?;
     let length = u32::try_from(bytes.len()).map_err(io::Error::other)?.to_be_bytes();
@@ -302,7 +302,7 @@ mod tests {
             assert_eq!(taken.is_ok(), fits, "{kind} {length}");
         }
         for message in [FromMember::Gossip(vec![0; 65_507]), FromMember::Waiting] {
-            let (bytes, mut codec) = (encode(&message), codec(&budget, 1));
+            let (bytes, mut codec) = (encode(&message).unwrap(), codec(&budget, 1));
             let mut frame = BytesMut::from(&u32::try_from(bytes.len()).unwrap().to_be_bytes()[..]);
             frame.extend_from_slice(&bytes);
             let taken = codec.decode(&mut frame).unwrap().unwrap();

@@ -250,7 +250,7 @@ impl Driver {
             Event::Cleaned => wrong("cleaned", "someone had set the address here".to_owned()),
             Event::Stranger { mac, defended } => {
                 let what = if defended { "defended" } else { "yielded" };
-                wrong(what, format!("a stranger has the address: {}", proto::arp::Mac(mac)))
+                wrong(what, format!("a stranger has the address: {mac}"))
             }
         };
         let _ = self.inputs.tell.try_send(told);

@@ -273,7 +273,7 @@ impl Driver {
             // Members that have started together may not have said which cards are theirs: between owners
             // beats decide. Who does not own it takes everyone unknown for a stranger, and waits.
             if member.is_some() || !vip.election.owns() || now.since(vip.made) >= GOSSIPED {
-                vip.election.seen(now, claim.mac.0, member);
+                vip.election.seen(now, claim.mac, member);
             }
         }
         self.judge(now);

@@ -4,12 +4,10 @@ use std::time::Duration;
 
 use super::rank::CandidateState;
 use super::wire::{Message, ReleaseReason};
+use crate::arp::Mac;
 use crate::node::NodeId;
 use crate::time::Moment;
 use crate::unfit::Unfit;
-
-/// A hardware address.
-pub type Mac = [u8; 6];
 
 /// Something to carry out, in the order in which it stands. None of it may block the loop for long; what
 /// failed for good is told by [`super::Election::set_fact`].

@@ -48,7 +48,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-pub use self::action::{Action, Event, Gain, Loss, Mac, MoveError, Place, State, Status};
+pub use self::action::{Action, Event, Gain, Loss, MoveError, Place, State, Status};
 use self::authority::Workers;
 pub use self::authority::{CEILING, SOLO, STEP};
 pub use self::doubt::BEAT;
@@ -61,6 +61,7 @@ pub use self::rank::{Candidate, CandidateState, DEFAULT_PRIORITY, MAX_CANDIDATES
 pub use self::tenure::LIFETIME;
 use self::tenure::{Stand, Tenure};
 pub use self::wire::{Claim, Holding, Known, Message, Purpose, ReleaseReason};
+use crate::arp::Mac;
 use crate::cause::Cause;
 use crate::node::NodeId;
 use crate::time::Moment;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::action::{Mac, Place, State, Status};
+use super::action::{Place, State, Status};
 use super::rank::{Candidate, CandidateState};
 use super::{Election, STRANGER};
 use crate::cause::Cause;
@@ -41,7 +41,7 @@ impl Election {
         };
         let answers = stranger.map(|(mac, _)| {
             let asked = if self.address.is_ipv4() { "ARP" } else { "neighbour discovery" };
-            let (address, mac) = (self.address, mac_text(mac));
+            let address = self.address;
             let reason = format_args!("{address} answers {asked} from {mac}, which is no member's");
             Unfit::new(Cause::Stranger, reason)
         });
@@ -88,9 +88,4 @@ impl Election {
 /// Why a node is passed over that is still listening.
 pub(super) fn starting() -> Unfit {
     Unfit::new(Cause::Starting, "it has just started")
-}
-
-fn mac_text(mac: Mac) -> String {
-    let [a, b, c, d, e, f] = mac;
-    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
 }

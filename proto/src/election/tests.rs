@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 
 pub(super) const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 91, 91, 50));
-const MAC: Mac = [0xaa, 0xbb, 0xcc, 0, 0, 1];
+const MAC: Mac = Mac([0xaa, 0xbb, 0xcc, 0, 0, 1]);
 
 pub(super) fn id(n: u8) -> NodeId {
     NodeId([n; 10])

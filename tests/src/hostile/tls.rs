@@ -87,7 +87,7 @@ impl Connection {
     /// # Errors
     /// The other side has closed.
     pub fn send<T: Serialize>(&mut self, message: &T) -> Result<()> {
-        self.send_frame(&encode(message))
+        self.send_frame(&encode(message)?)
     }
 
     /// Sends bytes as a frame.

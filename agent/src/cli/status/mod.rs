@@ -21,7 +21,7 @@ Examples:
   agent status --watch
   agent status --exit-code > /dev/null || alert")]
 pub(crate) struct Args {
-    /// Print JSON; its shape is stable and counted by \"schema\"
+    /// Print JSON; its shape is stable and counted by "schema"
     #[arg(long)]
     json: bool,
     /// End with 10 when something is wrong, with 11 when no master serves

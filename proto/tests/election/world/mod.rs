@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use faults::{Act, Script};
 use liar::{Liar, Lie};
+use proto::arp::Mac;
 use proto::cause::Cause;
 use proto::election::wire::{pack, unpack};
 use proto::election::{Action, Candidate, Election, Event, Fact, Loss, Message, ReleaseReason, Rules};
@@ -19,7 +20,7 @@ use proto::time::Moment;
 
 pub(crate) const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 91, 91, 50));
 const ROUND: u64 = 64;
-const STRANGER: [u8; 6] = [0xde, 0xad, 0xbe, 0xef, 0, 1];
+const STRANGER: Mac = Mac([0xde, 0xad, 0xbe, 0xef, 0, 1]);
 
 /// SplitMix64: small, seeded, good enough to lose packets by.
 pub(crate) struct Dice(pub u64);
@@ -367,7 +368,7 @@ impl World {
         match input {
             Input::Message(from, message) => agent.receive(local, from, &message),
             Input::Seen(who) => {
-                let mac = who.map_or(STRANGER, |id| [2, 0, 0, 0, 0, id.0[9]]);
+                let mac = who.map_or(STRANGER, |id| Mac([2, 0, 0, 0, 0, id.0[9]]));
                 agent.seen(local, mac, who);
             }
             // The shell looks again before it tells.
