@@ -1,8 +1,9 @@
-//! HTTP/1.1 for whoever serves it here: the status page, and the demo's stand-in. One instance of hyper for
-//! both, since it is large; hence the boxes.
+//! HTTP/1.1 for whoever serves it here, the status page and the demo's stand-in, and for whoever asks by it,
+//! the checks and the webhook. One instance of hyper's server and one of its client, since they are large;
+//! hence the boxes.
 //!
-//! A connection costs its buffers and no more: headers are short and have to come in time, and a reader that
-//! does not take what it asked for is left.
+//! A connection that is served costs its buffers and no more: headers are short and have to come in time, and
+//! a reader that does not take what it asked for is left.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming, SizeHint};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::http1;
@@ -44,6 +46,9 @@ const BUFFER: usize = 16 * 1024;
 
 /// Most headers of a request.
 const HEADERS: usize = 64;
+
+/// Most bytes of the head of an answer to a question of ours. The least that hyper takes is an eighth of it.
+const ANSWER_HEAD: usize = 64 * 1024;
 
 /// A connection.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -104,6 +109,45 @@ pub(crate) async fn serve(stream: Box<dyn Stream>, handler: Handler, mut leaving
             connection.as_mut().graceful_shutdown();
             let _ = connection.await;
         }
+    }
+}
+
+/// Asks one question on a fresh connection. Returns the answer's status, and its body where that arrives
+/// whole and is no longer than `most`; nothing of it is read where that is 0.
+///
+/// # Errors
+/// What breaks the connection, and what comes that is not HTTP.
+pub(crate) async fn ask(
+    stream: Box<dyn Stream>,
+    question: hyper::Request<Full<Bytes>>,
+    most: usize,
+) -> Result<(u16, Bytes), hyper::Error> {
+    let mut client = hyper::client::conn::http1::Builder::new();
+    client.max_buf_size(ANSWER_HEAD).title_case_headers(true);
+    let (mut sender, connection) = client.handshake(TokioIo::new(stream)).await?;
+    let asking = async {
+        let answer = sender.send_request(question).await?;
+        let status = answer.status().as_u16();
+        let body = match most {
+            0 => Bytes::new(),
+            most => Limited::new(answer.into_body(), most)
+                .collect()
+                .await
+                .map(|body| body.to_bytes())
+                .unwrap_or_default(),
+        };
+        Ok((status, body))
+    };
+    tokio::pin!(asking, connection);
+    // The connection moves the bytes of the exchange; when it ends first, all that will come has come. Its
+    // error tells more than the exchange's, which only knows that the connection is gone.
+    tokio::select! {
+        biased;
+        answer = &mut asking => answer,
+        ended = &mut connection => match (asking.await, ended) {
+            (Err(_), Err(error)) => Err(error),
+            (answer, _) => answer,
+        },
     }
 }
 

@@ -5,21 +5,20 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::{Bytes, Incoming};
-use hyper::{Request, Response, header};
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::{Request, header};
 use proto::cause::Cause;
 use proto::health::{Answer as Found, Outcome};
 use proto::service::{Check, CheckKind, HttpCheck};
 use proto::time::human;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::tls::{self, Ready, Tls};
 use crate::faults;
+use crate::http::{self, Stream};
 
 /// As much of an answer as is read. An apiserver's whole list of failed checks has a few kilobytes.
 const MAX_BODY: usize = 64 * 1024;
@@ -64,7 +63,7 @@ impl Probe {
         };
         match &mut self.kind {
             Kind::Tcp => Outcome::new(Found::Good, Cause::Connected),
-            Kind::Http(http) => match exchange(stream, http, &target.to_string()).await {
+            Kind::Http(http) => match exchange(Box::new(stream), http, &target.to_string()).await {
                 Ok(answer) => judge(http, &answer, None),
                 Err(failure) => failure.outcome(),
             },
@@ -114,7 +113,7 @@ async fn https(stream: TcpStream, http: &HttpCheck, tls: &mut Tls, target: Socke
         Err(error) => return tls::outcome_of(&error, &ready, &name).unwrap_or_else(|| broken(&error)),
     };
     let host = tls.configured_name().map_or_else(|| target.to_string(), str::to_owned);
-    match exchange(stream, http, &host).await {
+    match exchange(Box::new(stream), http, &host).await {
         Ok(answer) => judge(http, &answer, Some(&ready)),
         // With TLS 1.3 a server refuses a client certificate only after the handshake.
         Err(failure) => failure.tls(&ready, &name).unwrap_or_else(|| failure.outcome()),
@@ -160,41 +159,16 @@ impl Failure {
     }
 }
 
-/// One GET on a fresh connection.
-async fn exchange<S>(stream: S, http: &HttpCheck, host: &str) -> Result<Answer, Failure>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+/// One GET on a fresh connection. The body tells what failed; the status alone decides.
+async fn exchange(stream: Box<dyn Stream>, http: &HttpCheck, host: &str) -> Result<Answer, Failure> {
     let request = Request::get(http.path.as_str())
         .header(header::HOST, host)
         .header(header::USER_AGENT, concat!("agent/", env!("CARGO_PKG_VERSION")))
         .header(header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
+        .body(Full::default())
         .map_err(|_| Failure::BadPath)?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(Failure::Hyper)?;
-    let ask = async {
-        let response = sender.send_request(request).await.map_err(Failure::Hyper)?;
-        Ok(read(response).await)
-    };
-    tokio::pin!(ask, connection);
-    // The connection moves the bytes of the exchange; when it ends first, all that will come has come. Its
-    // error tells more than the exchange's, which only knows that the connection is gone.
-    tokio::select! {
-        biased;
-        answer = &mut ask => answer,
-        ended = &mut connection => match (ask.await, ended) {
-            (Err(_), Err(error)) => Err(Failure::Hyper(error)),
-            (answer, _) => answer,
-        },
-    }
-}
-
-/// The answer's status, and of its body what arrives whole and is not too long: the status alone decides.
-async fn read(response: Response<Incoming>) -> Answer {
-    let status = response.status().as_u16();
-    let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
-    Answer { status, body: body.map(|body| body.to_bytes()).unwrap_or_default() }
+    let (status, body) = http::ask(stream, request, MAX_BODY).await.map_err(Failure::Hyper)?;
+    Ok(Answer { status, body })
 }
 
 /// What an answer means.

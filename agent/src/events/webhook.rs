@@ -1,7 +1,7 @@
 //! The webhook: each event as the body of a POST, again and again until it is taken or too old.
 //!
-//! One task and a queue before it. A request is four lines and its answer is one number, so no HTTP client
-//! is needed: one for requests with bodies would be larger than all of this module.
+//! One task and a queue before it. Each attempt is a connection of its own: events are rare, and a server
+//! that was restarted meanwhile is found again.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::{Request, header};
 use proto::cause::Reason;
 use proto::config::Webhook;
 use proto::event::Event;
@@ -16,13 +19,13 @@ use proto::problem::{Problem, ProblemCode};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Troubles;
+use crate::http::{self, Stream};
 use crate::lifecycle::{Life, wall};
 
 /// How problems name it.
@@ -39,9 +42,6 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 
 /// An event that could not be delivered for this long is of no use to anyone.
 const STALE: Duration = Duration::from_secs(15 * 60);
-
-/// As much of an answer as is read: its first line.
-const MAX_ANSWER: usize = 256;
 
 /// Where Linux distributions keep the CAs that the system trusts.
 const SYSTEM_CAS: [&str; 4] = [
@@ -116,6 +116,15 @@ enum Failure {
     Tls(#[from] TlsError),
     #[error(transparent)]
     Name(#[from] InvalidDnsNameError),
+    #[error("the event can't be written as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// Of the configuration, which has been checked.
+    #[error("no request can be made of its address: {0}")]
+    Address(#[from] hyper::http::Error),
+    #[error("its answer is not HTTP: {0}")]
+    NotHttp(hyper::Error),
+    #[error("the connection broke: {}", cause(.0))]
+    Broken(hyper::Error),
     /// It may take it later.
     #[error("it answered {0}")]
     Busy(u16),
@@ -124,10 +133,21 @@ enum Failure {
     Refused(u16),
 }
 
+impl From<hyper::Error> for Failure {
+    fn from(error: hyper::Error) -> Failure {
+        if error.is_parse() { Failure::NotHttp(error) } else { Failure::Broken(error) }
+    }
+}
+
+/// What the socket says, where it was the socket.
+fn cause(error: &hyper::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
 impl Failure {
     /// Whether it may succeed later.
     fn may_pass(&self) -> bool {
-        !matches!(self, Failure::Refused(_) | Failure::Name(_))
+        !matches!(self, Failure::Refused(_) | Failure::Name(_) | Failure::Json(_) | Failure::Address(_))
     }
 }
 
@@ -177,49 +197,35 @@ async fn post(webhook: &Webhook, resolve: &Resolve, event: &Event) -> Result<(),
         }
     }
     let stream = stream?;
-    let status = if webhook.tls {
+    let request = request(webhook, event)?;
+    let stream: Box<dyn Stream> = if webhook.tls {
         let config = tls(webhook).await?;
         let bare = webhook.host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let name = ServerName::try_from(bare)?;
-        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
-        exchange(stream, webhook, event).await
+        Box::new(TlsConnector::from(Arc::new(config)).connect(name, stream).await?)
     } else {
-        exchange(stream, webhook, event).await
+        Box::new(stream)
     };
-    match status? {
+    // What it says beside the status is of no use here.
+    match http::ask(stream, request, 0).await?.0 {
         200..=299 => Ok(()),
         status @ (408 | 429 | 500..) => Err(Failure::Busy(status)),
         status => Err(Failure::Refused(status)),
     }
 }
 
-/// Sends the request and returns the status of the answer.
-async fn exchange<S>(mut stream: S, webhook: &Webhook, event: &Event) -> io::Result<u16>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let body = serde_json::to_string(event)?;
+fn request(webhook: &Webhook, event: &Event) -> Result<Request<Full<Bytes>>, Failure> {
     let Webhook { host, port, path, .. } = webhook;
-    let request = format!(
-        "POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nUser-Agent: agent/{}\r\n\
-         Content-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        env!("CARGO_PKG_VERSION"),
-        body.len(),
-    );
-    stream.write_all(request.as_bytes()).await?;
-    stream.flush().await?;
-    let mut answer = Vec::new();
-    while !answer.contains(&b'\n') && answer.len() < MAX_ANSWER {
-        let mut some = [0; MAX_ANSWER];
-        match stream.read(&mut some).await? {
-            0 => break,
-            read => answer.extend_from_slice(&some[..read]),
-        }
-    }
-    // HTTP/1.1 200 OK
-    let line = String::from_utf8_lossy(&answer);
-    let status = line.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)?.parse().ok());
-    status.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "its answer is not HTTP"))
+    // What people paste and no address may hold (RFC 3986, 2).
+    let path = [('"', "%22"), ('<', "%3C"), ('>', "%3E"), ('`', "%60")]
+        .iter()
+        .fold(path.clone(), |path, (held, written)| path.replace(*held, written));
+    let request = Request::post(path)
+        .header(header::HOST, format!("{host}:{port}"))
+        .header(header::USER_AGENT, concat!("agent/", env!("CARGO_PKG_VERSION")))
+        .header(header::CONTENT_TYPE, "application/json")
+        .header(header::CONNECTION, "close");
+    Ok(request.body(Full::from(serde_json::to_vec(event)?))?)
 }
 
 /// TLS with the CAs as the file has them now: an event is rare, and CAs change below a running agent.

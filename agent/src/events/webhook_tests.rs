@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use proto::cause::Cause;
 use proto::event::Kind;
 use proto::time::UnixMs;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
@@ -57,6 +58,16 @@ async fn an_event_is_posted_as_json_and_again_until_it_is_taken() {
     assert!(head.contains(&format!("Content-Length: {}", body.len())));
     assert_eq!(body, serde_json::to_string(&event).unwrap());
     assert!(troubles.list().is_empty(), "{:?}", troubles.list());
+}
+
+#[test]
+fn whatever_path_the_configuration_takes_can_be_asked_for() {
+    for byte in (b'!'..=b'~').filter(|byte| *byte != b'#') {
+        for path in [format!("/{}", char::from(byte)), format!("/?{}", char::from(byte))] {
+            let webhook = Webhook::parse(&format!("http://h{path}")).unwrap();
+            assert!(request(&webhook, &event()).is_ok(), "{path}");
+        }
+    }
 }
 
 #[tokio::test]
