@@ -1,8 +1,10 @@
-//! Writes HTML. Whatever came from a file or another node goes through [`Html::text`].
+//! What pieces of the page have in common. Markup is made by maud, which closes what it opens and escapes
+//! whatever is text; [`tame`] takes from texts what is left of their power.
 
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
+use maud::{Markup, html};
 use proto::time::UnixMs;
 
 use crate::times::{age, at};
@@ -21,103 +23,117 @@ impl Tone {
     }
 }
 
-/// A piece of a page.
-pub(super) struct Html(pub(super) String);
-
-impl Html {
-    /// Our own markup, as it stands.
-    pub(super) fn raw(&mut self, markup: &str) -> &mut Html {
-        self.0.push_str(markup);
-        self
+/// Markup of which no text may change the direction of what stands around it, or begin a line. Our own has
+/// no lines.
+pub(super) fn tame(markup: Markup) -> String {
+    let mut text = markup.into_string();
+    let bidi = |c| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if text.contains(|c: char| bidi(c) || c.is_control()) {
+        text = text
+            .chars()
+            .map(|c| {
+                if bidi(c) {
+                    '?'
+                } else if c.is_control() {
+                    ' '
+                } else {
+                    c
+                }
+            })
+            .collect();
     }
+    text
+}
 
-    /// A text of anyone.
-    pub(super) fn text(&mut self, text: &str) -> &mut Html {
-        for c in text.chars() {
-            match c {
-                '&' => self.0.push_str("&amp;"),
-                '<' => self.0.push_str("&lt;"),
-                '>' => self.0.push_str("&gt;"),
-                '"' => self.0.push_str("&quot;"),
-                '\'' => self.0.push_str("&#39;"),
-                // Nor may a text change the direction of what stands around it.
-                '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => self.0.push('?'),
-                c if c.is_control() => self.0.push(' '),
-                c => self.0.push(c),
+/// A state: its shape, its word.
+pub(super) fn state(tone: Tone, word: &str) -> Markup {
+    html! { span class={ "s " (tone.word()) } { (shape(tone)) (word) } }
+}
+
+/// A shape alone, for eyes only: a word stands beside it.
+pub(super) fn shape(tone: Tone) -> Markup {
+    html! { svg.i aria-hidden="true" { use href={ "#" (tone.word()) } {} } }
+}
+
+/// A section with its heading.
+pub(super) fn section(id: &str, heading: &str, content: &Markup) -> Markup {
+    html! {
+        section id=(id) aria-labelledby={ "h-" (id) } {
+            h2 id={ "h-" (id) } { (heading) }
+            (content)
+        }
+    }
+}
+
+/// A table with its columns. Roles are written out, since on narrow screens rows are shown as cards and
+/// browsers take the roles of a table away with its form. A column named `!x` holds numbers.
+pub(super) fn table(caption: &str, columns: &[&str], rows: &Markup) -> Markup {
+    html! {
+        table role="table" {
+            caption { (caption) }
+            thead role="rowgroup" {
+                tr role="row" {
+                    @for (name, class) in columns.iter().map(|column| labelled(column)) {
+                        th role="columnheader" scope="col" class=[class] { (name) }
+                    }
+                }
             }
+            tbody role="rowgroup" { (rows) }
         }
-        self
     }
+}
 
-    /// Something that shows itself, as a text of anyone.
-    pub(super) fn show(&mut self, what: &dyn Display) -> &mut Html {
-        self.text(&what.to_string())
+/// A row with its name.
+pub(super) fn row(name: impl Display, cells: &Markup) -> Markup {
+    html! { tr role="row" { th role="rowheader" scope="row" { (name) } (cells) } }
+}
+
+/// A cell; `label` is its column's name, for narrow screens, `!x` one of a number.
+pub(super) fn cell(label: &str, content: impl Display) -> Markup {
+    let (name, class) = labelled(label);
+    html! { td role="cell" data-l=(name) class=[class] { (content) } }
+}
+
+/// A cell of other markup than a text.
+pub(super) fn cell_of(label: &str, content: &Markup) -> Markup {
+    let (name, class) = labelled(label);
+    html! { td role="cell" data-l=(name) class=[class] { (content) } }
+}
+
+/// The name of a column, and its class.
+fn labelled(label: &str) -> (&str, Option<&'static str>) {
+    match label.strip_prefix('!') {
+        Some(name) => (name, Some("n")),
+        None => (label, None),
     }
+}
 
-    /// A state: its shape, its word.
-    pub(super) fn state(&mut self, tone: Tone, word: &str) -> &mut Html {
-        self.raw("<span class=\"s ").raw(tone.word()).raw("\">");
-        self.shape(tone).text(word).raw("</span>")
+/// What is said beside something, quietly.
+pub(super) fn quiet(what: impl Display) -> Markup {
+    html! { span.q { (what) } }
+}
+
+/// A cell with when, and how long ago.
+pub(super) fn since(label: &str, then: UnixMs, now: UnixMs) -> Markup {
+    match then {
+        UnixMs(0) => cell_of(label, &quiet("not known")),
+        then => cell_of(label, &html! { (age(then, now)) " " (quiet(at(then, now))) }),
     }
+}
 
-    /// A shape alone, for eyes only: a word stands beside it.
-    pub(super) fn shape(&mut self, tone: Tone) -> &mut Html {
-        self.raw("<svg class=\"i\" aria-hidden=\"true\"><use href=\"#").raw(tone.word()).raw("\"/></svg>")
+/// A cell with a time, short.
+pub(super) fn ms(label: &str, ms: Option<f64>) -> Markup {
+    match ms {
+        Some(ms) => cell(label, milliseconds(ms)),
+        None => cell_of(label, &quiet("–")),
     }
+}
 
-    /// Begins a section with its heading.
-    pub(super) fn section(&mut self, id: &str, heading: &str) -> &mut Html {
-        self.raw("<section id=\"").raw(id).raw("\" aria-labelledby=\"h-").raw(id);
-        self.raw("\"><h2 id=\"h-").raw(id).raw("\">").text(heading).raw("</h2>")
-    }
-
-    /// Begins a table with its columns. Roles are written out, since on narrow screens rows are shown as cards
-    /// and browsers take the roles of a table away with its form. A column named `!x` holds numbers.
-    pub(super) fn table(&mut self, caption: &str, columns: &[&str]) -> &mut Html {
-        self.raw("<table role=\"table\"><caption>").text(caption);
-        self.raw("</caption><thead role=\"rowgroup\"><tr role=\"row\">");
-        for column in columns {
-            let number = column.strip_prefix('!');
-            self.raw("<th role=\"columnheader\" scope=\"col\"");
-            self.raw(if number.is_some() { " class=\"n\">" } else { ">" });
-            self.text(number.unwrap_or(column)).raw("</th>");
-        }
-        self.raw("</tr></thead><tbody role=\"rowgroup\">")
-    }
-
-    /// Begins a row with its name.
-    pub(super) fn row(&mut self, name: &str) -> &mut Html {
-        self.raw("<tr role=\"row\"><th role=\"rowheader\" scope=\"row\">").text(name).raw("</th>")
-    }
-
-    /// Begins a cell; `label` is its column's name, for narrow screens, `!x` one of a number.
-    pub(super) fn cell(&mut self, label: &str) -> &mut Html {
-        let number = label.strip_prefix('!');
-        self.raw("<td role=\"cell\" data-l=\"").text(number.unwrap_or(label));
-        self.raw(if number.is_some() { "\" class=\"n\">" } else { "\">" })
-    }
-
-    /// A cell with a number.
-    pub(super) fn number(&mut self, label: &str, number: u64) -> &mut Html {
-        self.raw("<td role=\"cell\" data-l=\"").text(label).raw("\" class=\"n\">");
-        self.show(&number).raw("</td>")
-    }
-
-    /// A cell with when, and how long ago.
-    pub(super) fn since(&mut self, label: &str, then: UnixMs, now: UnixMs) -> &mut Html {
-        self.cell(label);
-        if then == UnixMs(0) {
-            return self.raw("<span class=\"q\">not known</span></td>");
-        }
-        self.text(&age(then, now)).raw(" <span class=\"q\">").text(&at(then, now)).raw("</span></td>")
-    }
-
-    /// A cell with a time, short.
-    pub(super) fn ms(&mut self, label: &str, ms: Option<f64>) -> &mut Html {
-        self.cell(label);
-        match ms {
-            Some(ms) => self.text(&milliseconds(ms)).raw("</td>"),
-            None => self.raw("<span class=\"q\">–</span></td>"),
+/// Names with their values.
+pub(super) fn pairs<V: Display>(pairs: impl IntoIterator<Item = (&'static str, V)>) -> Markup {
+    html! {
+        @for (name, value) in pairs {
+            div { dt { (name) } dd { (value) } }
         }
     }
 }
@@ -164,9 +180,10 @@ mod tests {
 
     #[test]
     fn nothing_that_others_say_becomes_markup() {
-        let mut html = Html(String::new());
-        html.text("<script>alert(1)</script>\"'&\u{202e}\n");
-        assert_eq!(html.0, "&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#39;&amp;? ");
+        let text = "<script>alert(1)</script>\"'&\u{202e}\n";
+        let escaped = "&lt;script&gt;alert(1)&lt;/script&gt;&quot;'&amp;? ";
+        let made = tame(html! { p title=(text) { (text) } });
+        assert_eq!(made, format!("<p title=\"{escaped}\">{escaped}</p>"));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod services;
 
 use std::sync::OnceLock;
 
+use maud::{DOCTYPE, Markup, PreEscaped, html};
 use proto::control::{MemberState, Status};
 use proto::event::Ring;
 use proto::time::UnixMs;
@@ -18,7 +19,7 @@ use crate::times::at;
 use crate::tone::Tone;
 use crate::verdict::{Level, judge};
 
-use html::Html;
+use html::{milliseconds, pairs, shape, tame};
 
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("live.js");
@@ -43,43 +44,62 @@ pub(super) fn policy() -> &'static str {
 
 /// The whole page.
 pub(super) fn whole(status: &Status, ring: &Ring, acts: bool) -> Vec<u8> {
-    let mut html = Html(String::with_capacity(64 * 1024));
-    head(&mut html, &title(status));
-    html.raw("<header><p class=\"brand\">agent</p><dl><div><dt>cluster</dt><dd>");
-    html.text(&status.cluster.name).raw("</dd></div><div><dt>seen from</dt><dd>").show(&status.node.name);
-    html.raw("</dd></div></dl><p id=\"live\" class=\"dim\">as of <time>");
-    html.text(&at(status.taken_unix_ms, status.taken_unix_ms)).raw("</time>, reload for news</p></header>");
-    html.raw("<main id=\"main\">");
-    body(&mut html, status, ring, acts);
-    html.raw("</main><footer><p>The same in other forms: <a href=\"/api/v1/status\">JSON</a>, ");
-    html.raw("<a href=\"/api/v1/events?list\">events</a>, <a href=\"/metrics\">metrics</a>, ");
-    html.raw("<a href=\"/stats;csv\">haproxy's CSV</a>. Times are UTC.</p></footer><script>");
-    html.raw(SCRIPT).raw("</script></body></html>\n");
-    html.0.into_bytes()
+    let now = at(status.taken_unix_ms, status.taken_unix_ms);
+    let content = html! {
+        header {
+            p.brand { "agent" }
+            dl { (pairs([("cluster", status.cluster.name.as_str()), ("seen from", status.node.name.as_str())])) }
+            p #live .dim { "as of " time { (now) } ", reload for news" }
+        }
+        main #main { (body(status, ring, acts)) }
+        footer {
+            p {
+                "The same in other forms: " a href="/api/v1/status" { "JSON" } ", "
+                a href="/api/v1/events?list" { "events" } ", " a href="/metrics" { "metrics" } ", "
+                a href="/stats;csv" { "haproxy's CSV" } ". Times are UTC."
+            }
+        }
+    };
+    document(&title(status), content, Some(SCRIPT))
 }
 
 /// What of the page changes.
 pub(super) fn main(status: &Status, ring: &Ring, acts: bool) -> Vec<u8> {
-    let mut html = Html(String::with_capacity(32 * 1024));
-    html.raw("<!doctype html><title>").text(&title(status)).raw("</title>");
-    body(&mut html, status, ring, acts);
-    html.0.into_bytes()
+    let content = html! { (DOCTYPE) title { (title(status)) } (body(status, ring, acts)) };
+    tame(content).into_bytes()
 }
 
 /// A page that says one sentence, after something was done.
 pub(super) fn said(sentence: &str) -> Vec<u8> {
-    let mut html = Html(String::new());
-    head(&mut html, "agent");
-    html.raw("<main><section><p>").text(sentence).raw("</p><p><a href=\"/\">Back to the status</a></p>");
-    html.raw("</section></main></body></html>\n");
-    html.0.into_bytes()
+    let content = html! {
+        main { section { p { (sentence) } p { a href="/" { "Back to the status" } } } }
+    };
+    document("agent", content, None)
 }
 
-fn head(html: &mut Html, title: &str) {
-    html.raw("<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">");
-    html.raw("<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">");
-    html.raw("<meta name=\"color-scheme\" content=\"light dark\"><link rel=\"icon\" href=\"data:,\"><title>");
-    html.text(title).raw("</title><style>").raw(STYLE).raw("</style></head><body>").raw(SHAPES);
+/// A whole document. What is ours and has lines is put in as it is: the policy has the hashes of that.
+fn document(title: &str, content: Markup, script: Option<&str>) -> Vec<u8> {
+    let title = PreEscaped(tame(html! { (title) }));
+    let content = PreEscaped(tame(content));
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width,initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                link rel="icon" href="data:,";
+                title { (title) }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                (PreEscaped(SHAPES))
+                (content)
+                @if let Some(script) = script { script { (PreEscaped(script)) } }
+            }
+        }
+    };
+    format!("{}\n", page.into_string()).into_bytes()
 }
 
 fn word(level: Level) -> &'static str {
@@ -96,45 +116,39 @@ fn title(status: &Status) -> String {
     format!("{} · {} · agent on {}", word(level), status.cluster.name, status.node.name)
 }
 
-fn body(html: &mut Html, status: &Status, ring: &Ring, acts: bool) {
+fn body(status: &Status, ring: &Ring, acts: bool) -> Markup {
     let now = status.taken_unix_ms;
-    verdict(html, status, now);
-    for service in &status.services {
-        services::service(html, service, status, acts);
+    html! {
+        (verdict(status, now))
+        (numbers(status))
+        @for service in &status.services { (services::service(service, status, acts)) }
+        (services::vips(&status.vips, now))
+        div #beside .beside {
+            (events::timeline(ring, now))
+            div { (nodes::matrix(status)) (nodes::differences(status)) }
+        }
+        (nodes::members(status))
+        (nodes::own(status))
     }
-    services::vips(html, &status.vips, now);
-    html.raw("<div id=\"beside\" class=\"beside\">");
-    events::timeline(html, ring, now);
-    html.raw("<div>");
-    nodes::matrix(html, status);
-    nodes::differences(html, status);
-    html.raw("</div></div>");
-    nodes::members(html, status);
-    nodes::own(html, status);
 }
 
-/// How it is, in words, and the four numbers that people ask for.
-fn verdict(html: &mut Html, status: &Status, now: UnixMs) {
+/// How it is, in words.
+fn verdict(status: &Status, now: UnixMs) -> Markup {
     let verdict = judge(status, now);
-    let tone = Tone::from(verdict.level);
-    html.raw("<section id=\"verdict\" class=\"verdict ")
-        .raw(tone.word())
-        .raw("\" aria-label=\"Verdict\"><h1>");
+    let (tone, word) = (Tone::from(verdict.level), word(verdict.level));
     // The judgement begins with its own word; here that stands as a heading.
-    let text = verdict.text.strip_prefix(word(verdict.level)).unwrap_or(&verdict.text);
-    let text = text.trim_start_matches([':', ';', ' ']);
-    html.shape(tone).raw(word(verdict.level)).raw("</h1><p>").text(text).raw("</p>");
-    if !status.problems.is_empty() {
-        html.raw("<ul>");
-        for problem in &status.problems {
-            html.raw("<li>").show(problem).raw("</li>");
+    let text = verdict.text.strip_prefix(word).unwrap_or(&verdict.text);
+    html! {
+        section #verdict class={ "verdict " (tone.word()) } aria-label="Verdict" {
+            h1 { (shape(tone)) (word) }
+            p { (text.trim_start_matches([':', ';', ' '])) }
+            @if !status.problems.is_empty() {
+                ul { @for problem in &status.problems { li { (problem) } } }
+            }
+            // Read out when it changes, and so without ages, which change all the time.
+            p.ear role="status" { (word) ": " (spoken(status)) }
         }
-        html.raw("</ul>");
     }
-    // Read out when it changes, and so without ages, which change all the time.
-    html.raw("<p class=\"ear\" role=\"status\">").raw(word(verdict.level)).raw(": ");
-    html.text(&spoken(status)).raw("</p></section>");
-    numbers(html, status);
 }
 
 /// The verdict without times.
@@ -149,22 +163,20 @@ fn spoken(status: &Status) -> String {
     format!("{good} of {} masters serve{bad}", all.len())
 }
 
-fn numbers(html: &mut Html, status: &Status) {
+/// The four numbers that people ask for.
+fn numbers(status: &Status) -> Markup {
     let up = status.members.iter().filter(|one| one.state == MemberState::Up).count();
     let backends = status.services.iter().flat_map(|service| &service.backends);
     let slowest = backends.clone().filter(|one| one.state.is_good()).filter_map(|one| one.rtt_ms);
-    let slowest = slowest.reduce(f64::max).map_or_else(|| "–".to_owned(), html::milliseconds);
+    let slowest = slowest.reduce(f64::max).map_or_else(|| "–".to_owned(), milliseconds);
     let errors: u64 = backends.map(|one| one.counted.connect_errors + one.counted.silences).sum();
     let unserved: u64 = status.services.iter().map(|service| service.counted.unserved).sum();
     let connections: u64 = status.services.iter().map(|service| service.connections).sum();
-    html.raw("<dl id=\"numbers\" class=\"numbers\">");
-    for (name, value) in [
+    let four = [
         ("members up", format!("{up} of {}", status.members.len())),
         ("connections here", connections.to_string()),
         ("slowest master", slowest),
         ("errors since start", (errors + unserved).to_string()),
-    ] {
-        html.raw("<div><dt>").raw(name).raw("</dt><dd>").text(&value).raw("</dd></div>");
-    }
-    html.raw("</dl>");
+    ];
+    html! { dl #numbers .numbers { (pairs(four)) } }
 }

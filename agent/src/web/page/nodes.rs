@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use maud::{Markup, html};
 use proto::control::{MemberState, MemberStatus, SeenStatus, Status};
 use proto::node::Role;
 
-use super::html::{Html, bytes, loss, milliseconds};
+use super::html::{
+    bytes, cell, cell_of, loss, milliseconds, ms, pairs, quiet, row, section, since, state, table,
+};
 use crate::times::age;
 use crate::tone::Tone;
 
@@ -29,38 +32,47 @@ fn ordered(status: &Status, most: usize) -> Vec<&MemberStatus> {
     all
 }
 
-fn more(html: &mut Html, all: usize, shown: usize, what: &str) {
-    if all > shown {
-        html.raw("<p class=\"about\">").show(&(all - shown)).raw(" more ").raw(what).raw(" are not shown; ");
-        html.raw("<a href=\"/api/v1/status\">the JSON</a> has them all.</p>");
+fn more(all: usize, shown: usize, what: &str) -> Markup {
+    html! {
+        @if all > shown {
+            p.about {
+                (all - shown) " more " (what) " are not shown; "
+                a href="/api/v1/status" { "the JSON" } " has them all."
+            }
+        }
     }
 }
 
 /// Everyone.
-pub(super) fn members(html: &mut Html, status: &Status) {
-    html.section("members", "Members");
-    html.table(
-        "Members of the cluster, as this node hears them",
-        &["node", "role", "state", "address", "!rtt", "!loss", "agent", "document", "since"],
-    );
+pub(super) fn members(status: &Status) -> Markup {
+    let columns = ["node", "role", "state", "address", "!rtt", "!loss", "agent", "document", "since"];
     let shown = ordered(status, MAX_MEMBERS);
-    for one in &shown {
-        html.row(one.name.as_str()).cell("role").show(&one.role);
-        if one.id == status.node.id {
-            html.raw(" <span class=\"q\">this node</span>");
-        }
-        html.raw("</td>").cell("state").state(one.state.into(), one.state.word()).raw("</td>");
-        html.cell("address").raw("<code>").text(or_dash(&one.address)).raw("</code></td>");
-        html.ms("!rtt", one.rtt_ms);
-        let lost = one.loss_permille.map(|permille| format!("{}.{} %", permille / 10, permille % 10));
-        html.cell("!loss").text(lost.as_deref().unwrap_or("–")).raw("</td>");
-        html.cell("agent").text(or_dash(&one.version)).raw("</td>");
-        html.cell("document").raw("<code>").text(or_dash(short(&one.document))).raw("</code></td>");
-        html.since("since", one.since_unix_ms, status.taken_unix_ms).raw("</tr>");
-    }
-    html.raw("</tbody></table>");
-    more(html, status.members.len(), shown.len(), "members");
-    html.raw("</section>");
+    let rows = html! { @for one in &shown { (member(one, status)) } };
+    let content = html! {
+        (table("Members of the cluster, as this node hears them", &columns, &rows))
+        (more(status.members.len(), shown.len(), "members"))
+    };
+    section("members", "Members", &content)
+}
+
+fn member(one: &MemberStatus, status: &Status) -> Markup {
+    let lost = one.loss_permille.map(|permille| format!("{}.{} %", permille / 10, permille % 10));
+    let code = |text| html! { code { (or_dash(text)) } };
+    let role = html! {
+        (one.role)
+        @if one.id == status.node.id { " " (quiet("this node")) }
+    };
+    let cells = html! {
+        (cell_of("role", &role))
+        (cell_of("state", &state(one.state.into(), one.state.word())))
+        (cell_of("address", &code(&one.address)))
+        (ms("!rtt", one.rtt_ms))
+        (cell("!loss", lost.as_deref().unwrap_or("–")))
+        (cell("agent", or_dash(&one.version)))
+        (cell_of("document", &code(short(&one.document))))
+        (since("since", one.since_unix_ms, status.taken_unix_ms))
+    };
+    row(&one.name, &cells)
 }
 
 fn or_dash(text: &str) -> &str {
@@ -72,79 +84,81 @@ fn short(hash: &str) -> &str {
 }
 
 /// Who hears whom: a row is what one node says of the masters.
-pub(super) fn matrix(html: &mut Html, status: &Status) {
+pub(super) fn matrix(status: &Status) -> Markup {
     let mut masters: Vec<&MemberStatus> =
         status.members.iter().filter(|one| one.role == Role::Master).collect();
     masters.sort_by_key(|one| &one.name);
     masters.truncate(MAX_COLUMNS);
     if masters.is_empty() || status.members.len() < 2 {
-        return;
+        return html! {};
     }
-    html.section("matrix", "Who hears whom");
-    html.raw("<p class=\"about\">Round trips and losses of pulses, as each node says of itself. Rows hear ");
-    html.raw("columns.</p><div class=\"wide\" tabindex=\"0\" role=\"region\" aria-labelledby=\"h-matrix\">");
-    html.raw("<table class=\"matrix\"><caption class=\"ear\">Each row is a node, each column a master that it hears");
-    html.raw("</caption><thead><tr><td></td>");
-    for master in &masters {
-        html.raw("<th scope=\"col\">").show(&master.name).raw("</th>");
-    }
-    html.raw("</tr></thead><tbody>");
     let shown = ordered(status, MAX_ROWS);
-    for one in &shown {
-        html.raw("<tr><th scope=\"row\">").show(&one.name).raw("</th>");
-        for master in &masters {
-            html.raw("<td>");
-            let seen = one.sees.iter().find(|seen| seen.node == master.name);
-            hears(html, one, master, seen);
-            html.raw("</td>");
+    let content = html! {
+        p.about { "Round trips and losses of pulses, as each node says of itself. Rows hear columns." }
+        div.wide tabindex="0" role="region" aria-labelledby="h-matrix" {
+            table.matrix {
+                caption.ear { "Each row is a node, each column a master that it hears" }
+                thead {
+                    tr {
+                        td {}
+                        @for master in &masters { th scope="col" { (master.name) } }
+                    }
+                }
+                tbody {
+                    @for one in &shown {
+                        tr {
+                            th scope="row" { (one.name) }
+                            @for master in &masters { td { (hears(one, master)) } }
+                        }
+                    }
+                }
+            }
         }
-        html.raw("</tr>");
-    }
-    html.raw("</tbody></table></div>");
-    more(html, status.members.len(), shown.len(), "rows");
-    html.raw("</section>");
+        (more(status.members.len(), shown.len(), "rows"))
+    };
+    section("matrix", "Who hears whom", &content)
 }
 
-fn hears(html: &mut Html, one: &MemberStatus, other: &MemberStatus, seen: Option<&SeenStatus>) {
+fn hears(one: &MemberStatus, other: &MemberStatus) -> Markup {
+    let seen = one.sees.iter().find(|seen| seen.node == other.name);
     match seen {
-        _ if one.id == other.id => html.raw("<span class=\"q\">itself</span>"),
-        None => html.raw("<span class=\"q\">not said</span>"),
+        _ if one.id == other.id => quiet("itself"),
+        None => quiet("not said"),
         // What it said last is old news.
-        Some(_) if one.state == MemberState::Down => html.raw("<span class=\"q\">not heard itself</span>"),
-        Some(seen) if !seen.heard => html.state(Tone::Bad, "not heard"),
-        Some(seen) => {
-            let word = seen.rtt_ms.map_or_else(|| "heard".to_owned(), milliseconds);
-            let tone = if seen.loss_permille >= 50 { Tone::Doubt } else { Tone::Good };
-            html.state(tone, &word);
-            if seen.loss_permille > 0 {
-                html.raw(" <span class=\"q\">").text(&loss(seen.loss_permille)).raw("</span>");
+        Some(_) if one.state == MemberState::Down => quiet("not heard itself"),
+        Some(seen) if !seen.heard => state(Tone::Bad, "not heard"),
+        Some(SeenStatus { rtt_ms, loss_permille, .. }) => {
+            let word = rtt_ms.map_or_else(|| "heard".to_owned(), milliseconds);
+            let tone = if *loss_permille >= 50 { Tone::Doubt } else { Tone::Good };
+            html! {
+                (state(tone, &word))
+                @if *loss_permille > 0 { " " (quiet(loss(*loss_permille))) }
             }
-            html
         }
-    };
+    }
 }
 
 /// Versions and documents, where they are not all the same.
-pub(super) fn differences(html: &mut Html, status: &Status) {
-    html.section("differences", "Versions and settings");
+pub(super) fn differences(status: &Status) -> Markup {
     let versions = groups(status, |one| &one.version);
     let documents = groups(status, |one| short(&one.document));
-    if versions.len() <= 1 && documents.len() <= 1 {
-        html.state(Tone::Good, "no difference").raw(" <span class=\"q\">");
-        let version = versions.keys().next().copied().unwrap_or("–");
-        html.raw("all that are heard run ").text(version).raw(" and hold document ");
-        html.text(documents.keys().next().copied().unwrap_or("–")).raw("</span></section>");
-        return;
-    }
-    html.table("What differs between the members that are heard", &["what", "value", "nodes"]);
-    for (what, groups) in [("version of agent", versions), ("cluster document", documents)] {
-        let tone = if groups.len() > 1 { Tone::Doubt } else { Tone::Good };
-        for (value, names) in groups {
-            html.row(what).cell("value").state(tone, value).raw("</td>");
-            html.cell("nodes").text(&names).raw("</td></tr>");
-        }
-    }
-    html.raw("</tbody></table></section>");
+    let content = if versions.len() <= 1 && documents.len() <= 1 {
+        let first = |groups: &BTreeMap<&str, String>| groups.keys().next().map_or("–", |key| key).to_owned();
+        let (version, document) = (first(&versions), first(&documents));
+        let text = format!("all that are heard run {version} and hold document {document}");
+        html! { (state(Tone::Good, "no difference")) " " (quiet(text)) }
+    } else {
+        let rows = html! {
+            @for (what, groups) in [("version of agent", versions), ("cluster document", documents)] {
+                @let tone = if groups.len() > 1 { Tone::Doubt } else { Tone::Good };
+                @for (value, names) in groups {
+                    (row(what, &html! { (cell_of("value", &state(tone, value))) (cell("nodes", names)) }))
+                }
+            }
+        };
+        table("What differs between the members that are heard", &["what", "value", "nodes"], &rows)
+    };
+    section("differences", "Versions and settings", &content)
 }
 
 /// Names by value, a few of each.
@@ -164,7 +178,7 @@ fn groups<'a>(status: &'a Status, of: impl Fn(&'a MemberStatus) -> &'a str) -> B
 }
 
 /// This node itself.
-pub(super) fn own(html: &mut Html, status: &Status) {
+pub(super) fn own(status: &Status) -> Markup {
     let (node, cluster, link) = (&status.node, &status.cluster, &status.node.link);
     let refused = [
         link.refused_stranger,
@@ -174,9 +188,7 @@ pub(super) fn own(html: &mut Html, status: &Status) {
         link.refused_unproven,
         link.refused_flood,
     ];
-    html.section("own", "This node");
-    html.raw("<dl class=\"facts\">");
-    for (name, value) in [
+    let facts = [
         ("name", node.name.to_string()),
         ("role", node.role.to_string()),
         ("address", node.address.clone().unwrap_or_else(|| "none".to_owned())),
@@ -189,8 +201,6 @@ pub(super) fn own(html: &mut Html, status: &Status) {
         ("received", bytes(link.received_bytes)),
         ("datagrams refused", refused.iter().sum::<u64>().to_string()),
         ("open files, at most", node.descriptors.to_string()),
-    ] {
-        html.raw("<div><dt>").raw(name).raw("</dt><dd>").text(&value).raw("</dd></div>");
-    }
-    html.raw("</dl></section>");
+    ];
+    section("own", "This node", &html! { dl.facts { (pairs(facts)) } })
 }

@@ -1,11 +1,12 @@
 //! Services with their backends, and virtual IPs.
 
+use maud::{Markup, html};
 use proto::backends::State;
 use proto::cause::Cause;
 use proto::control::{BackendStatus, ServiceSource, ServiceStatus, Status, VipState, VipStatus};
 use proto::time::UnixMs;
 
-use super::html::{Html, bytes, lasted};
+use super::html::{bytes, cell, cell_of, lasted, ms, row, section, since, state, table};
 use crate::tone::Tone;
 
 const COLUMNS: &[&str] = &[
@@ -26,138 +27,145 @@ const COLUMNS: &[&str] = &[
 ];
 
 /// One service.
-pub(super) fn service(html: &mut Html, service: &ServiceStatus, status: &Status, acts: bool) {
+pub(super) fn service(service: &ServiceStatus, status: &Status, acts: bool) -> Markup {
     let name = service.name.as_str();
-    html.section(&format!("service-{name}"), name);
-    html.raw("<p class=\"about\">");
-    if service.listen.is_empty() {
-        html.raw("not served here");
-    } else {
-        html.raw("on <code>").text(&service.listeners()).raw("</code>");
-    }
-    html.raw(", ").show(&service.balance).raw(", ").show(&service.connections).raw(" of ");
-    html.show(&service.maxconn).raw(" connections, at most ").show(&service.counted.most).raw(" at once, ");
-    html.show(&service.counted.total).raw(" since the start");
-    for (count, what) in
-        [(service.refused, " refused at the limit"), (service.counted.unserved, " found no master")]
-    {
-        if count > 0 {
-            html.raw(", <strong>").show(&count).raw(what).raw("</strong>");
-        }
-    }
-    match service.source {
-        ServiceSource::Default | ServiceSource::Other(_) => {}
-        ServiceSource::File => _ = html.raw(", described by this node's file"),
-        ServiceSource::Cluster => _ = html.raw(", described by the cluster's settings"),
-        ServiceSource::FileOverCluster => {
-            html.raw(
-                ", <strong>this node's file differs from the cluster's settings and counts here</strong>",
-            );
-        }
-    }
-    html.raw("</p>");
-    if service.backends.is_empty() {
-        html.raw("<p>Nobody offers it yet.</p></section>");
-        return;
-    }
-    let mut columns = COLUMNS.to_vec();
-    if acts {
-        columns.push("act");
-    }
-    html.table(&format!("Backends of {name}, as this node sees them"), &columns);
     let mut backends: Vec<&BackendStatus> = service.backends.iter().collect();
     backends.sort_by(|a, b| a.node.cmp(&b.node));
-    for backend in backends {
-        row(html, backend, status, acts);
-    }
-    html.raw("</tbody></table></section>");
+    let columns: Vec<&str> = COLUMNS.iter().copied().chain(acts.then_some("act")).collect();
+    let content = html! {
+        p.about { (about(service)) }
+        @if backends.is_empty() {
+            p { "Nobody offers it yet." }
+        } @else {
+            @let rows = html! { @for one in backends { (backend(one, status, acts)) } };
+            (table(&format!("Backends of {name}, as this node sees them"), &columns, &rows))
+        }
+    };
+    section(&format!("service-{name}"), name, &content)
 }
 
-fn row(html: &mut Html, one: &BackendStatus, status: &Status, acts: bool) {
-    let (counted, now) = (&one.counted, status.taken_unix_ms);
-    html.row(one.node.as_str());
-    html.cell("state").state(one.state.into(), one.state.word());
-    html.raw(" <span class=\"q\">").text(&one.address);
-    if one.weight != 100 {
-        html.raw(", weight ").show(&one.weight);
+/// Where it is served, how, how much, and who says so.
+fn about(service: &ServiceStatus) -> Markup {
+    let ServiceStatus { balance, connections, maxconn, counted, .. } = service;
+    let bad = [(service.refused, " refused at the limit"), (counted.unserved, " found no master")];
+    html! {
+        @if service.listen.is_empty() { "not served here" } @else { "on " code { (service.listeners()) } }
+        ", " (balance) ", " (connections) " of " (maxconn) " connections, at most " (counted.most)
+        " at once, " (counted.total) " since the start"
+        @for (count, what) in bad {
+            @if count > 0 { ", " strong { (count) (what) } }
+        }
+        @match service.source {
+            ServiceSource::Default | ServiceSource::Other(_) => {}
+            ServiceSource::File => { ", described by this node's file" }
+            ServiceSource::Cluster => { ", described by the cluster's settings" }
+            ServiceSource::FileOverCluster => {
+                ", " strong { "this node's file differs from the cluster's settings and counts here" }
+            }
+        }
     }
-    html.raw("</span></td>");
-    html.cell("last check");
-    if one.reason.is_empty() {
-        html.text("–");
-    } else {
-        let label = one.cause.map_or("", Cause::label);
-        html.raw("<span title=\"").text(label).raw("\">").show(&one.reason).raw("</span>");
-    }
-    // Of one that is not heard the reason is not its check's.
-    if let Some(ms) = one.check_ms.filter(|_| one.check_code().is_some()) {
-        html.raw(" <span class=\"q\">in ").show(&ms).raw(" ms</span>");
-    }
-    html.raw("</td>").ms("!rtt", one.rtt_ms).number("now", one.connections).number("most", counted.most);
-    html.number("total", one.total);
-    html.cell("!in").text(&bytes(counted.bytes_in)).raw("</td>");
-    html.cell("!out").text(&bytes(counted.bytes_out)).raw("</td>");
-    html.number("errors", counted.connect_errors + counted.silences);
-    html.number("races", counted.races).number("replays", counted.replays);
-    html.since("last change", one.since_unix_ms, now);
-    html.cell("!downtime").text(&lasted(counted.downtime_ms)).raw("</td>");
-    if acts {
-        act(html, one);
-    }
-    html.raw("</tr>");
+}
+
+fn backend(one: &BackendStatus, status: &Status, acts: bool) -> Markup {
+    let counted = &one.counted;
+    let address = html! {
+        (state(one.state.into(), one.state.word())) " "
+        span.q {
+            (one.address)
+            @if one.weight != 100 { ", weight " (one.weight) }
+        }
+    };
+    let check = html! {
+        @if one.reason.is_empty() {
+            "–"
+        } @else {
+            span title=(one.cause.map_or("", Cause::label)) { (one.reason) }
+        }
+        // Of one that is not heard the reason is not its check's.
+        @if let Some(ms) = one.check_ms.filter(|_| one.check_code().is_some()) {
+            " " span.q { "in " (ms) " ms" }
+        }
+    };
+    let cells = html! {
+        (cell_of("state", &address))
+        (cell_of("last check", &check))
+        (ms("!rtt", one.rtt_ms))
+        (cell("!now", one.connections))
+        (cell("!most", counted.most))
+        (cell("!total", one.total))
+        (cell("!in", bytes(counted.bytes_in)))
+        (cell("!out", bytes(counted.bytes_out)))
+        (cell("!errors", counted.connect_errors + counted.silences))
+        (cell("!races", counted.races))
+        (cell("!replays", counted.replays))
+        (since("last change", one.since_unix_ms, status.taken_unix_ms))
+        (cell("!downtime", lasted(counted.downtime_ms)))
+        @if acts { (cell_of("act", &act(one))) }
+    };
+    row(&one.node, &cells)
 }
 
 /// What may be done with its node. The settings that it changes hold for the whole cluster.
-fn act(html: &mut Html, one: &BackendStatus) {
+fn act(one: &BackendStatus) -> Markup {
     let drains = one.state == State::Draining;
     let (verb, word) = if drains { ("undrain", "Take connections") } else { ("drain", "Drain") };
-    html.cell("act")
-        .raw("<form method=\"post\" action=\"/act\"><input type=\"hidden\" name=\"node\" value=\"");
-    html.show(&one.node).raw("\"><button name=\"verb\" value=\"").raw(verb).raw("\">").raw(word);
-    html.raw(" <span class=\"ear\">").show(&one.node).raw("</span></button> <label>weight ");
-    html.raw("<span class=\"ear\">of ")
-        .show(&one.node)
-        .raw("</span> <input type=\"number\" name=\"weight\" min=\"0\" ");
-    html.raw("max=\"256\" value=\"").show(&one.weight).raw("\"></label> ");
-    html.raw("<button name=\"verb\" value=\"weigh\">Set <span class=\"ear\">weight of ").show(&one.node);
-    html.raw("</span></button></form></td>");
+    html! {
+        form method="post" action="/act" {
+            input type="hidden" name="node" value=(one.node);
+            button name="verb" value=(verb) { (word) " " span.ear { (one.node) } }
+            " "
+            label {
+                "weight " span.ear { "of " (one.node) } " "
+                input type="number" name="weight" min="0" max="256" value=(one.weight);
+            }
+            " "
+            button name="verb" value="weigh" { "Set " span.ear { "weight of " (one.node) } }
+        }
+    }
 }
 
 /// The virtual IPs with who could have them.
-pub(super) fn vips(html: &mut Html, vips: &[VipStatus], now: UnixMs) {
+pub(super) fn vips(vips: &[VipStatus], now: UnixMs) -> Markup {
     if vips.is_empty() {
-        return;
+        return html! {};
     }
-    html.section("vips", "Virtual IPs");
-    html.table(
-        "Virtual IPs and the nodes that could have them, best first",
-        &["address", "state", "owner", "since", "!epoch", "interface", "candidates"],
-    );
-    for vip in vips {
-        let tone = match vip.state {
-            VipState::OwnedHere | VipState::Owned => Tone::Good,
-            VipState::Unowned | VipState::Unavailable => Tone::Bad,
-            VipState::Other(_) => Tone::Doubt,
-        };
-        html.row(&vip.address.to_string()).cell("state").state(tone, vip.state.word());
-        let label = vip.cause.map_or("", Cause::label);
-        html.raw(" <span class=\"q\" title=\"").raw(label).raw("\">").show(&vip.reason).raw("</span></td>");
-        html.cell("owner").text(vip.owner.as_ref().map_or("nobody", |owner| owner.as_str())).raw("</td>");
-        html.since("since", vip.since_unix_ms, now).number("epoch", vip.epoch);
-        html.cell("interface").text(vip.interface.as_deref().unwrap_or("–")).raw("</td>");
-        html.cell("candidates").raw("<ol class=\"flat\">");
-        for one in &vip.candidates {
-            let tone = if one.eligible { Tone::Good } else { Tone::Dim };
-            let label = one.cause.map_or("", Cause::label);
-            html.raw("<li>").state(tone, one.node.as_str());
-            html.raw(" <span class=\"q\" title=\"").raw(label).raw("\">");
-            html.raw(if one.eligible { "can" } else { "can't" });
-            if !one.reason.is_empty() {
-                html.raw(": ").show(&one.reason);
+    let columns = ["address", "state", "owner", "since", "!epoch", "interface", "candidates"];
+    let rows = html! { @for one in vips { (vip(one, now)) } };
+    let caption = "Virtual IPs and the nodes that could have them, best first";
+    section("vips", "Virtual IPs", &table(caption, &columns, &rows))
+}
+
+fn vip(vip: &VipStatus, now: UnixMs) -> Markup {
+    let tone = match vip.state {
+        VipState::OwnedHere | VipState::Owned => Tone::Good,
+        VipState::Unowned | VipState::Unavailable => Tone::Bad,
+        VipState::Other(_) => Tone::Doubt,
+    };
+    let label = |cause: Option<Cause>| cause.map_or("", Cause::label);
+    let said = html! {
+        (state(tone, vip.state.word())) " " span.q title=(label(vip.cause)) { (vip.reason) }
+    };
+    let candidates = html! {
+        ol.flat {
+            @for one in &vip.candidates {
+                li {
+                    (state(if one.eligible { Tone::Good } else { Tone::Dim }, one.node.as_str()))
+                    " "
+                    span.q title=(label(one.cause)) {
+                        @if one.eligible { "can" } @else { "can't" }
+                        @if !one.reason.is_empty() { ": " (one.reason) }
+                    }
+                }
             }
-            html.raw("</span></li>");
         }
-        html.raw("</ol></td></tr>");
-    }
-    html.raw("</tbody></table></section>");
+    };
+    let cells = html! {
+        (cell_of("state", &said))
+        (cell("owner", vip.owner.as_ref().map_or("nobody", |owner| owner.as_str())))
+        (since("since", vip.since_unix_ms, now))
+        (cell("!epoch", vip.epoch))
+        (cell("interface", vip.interface.as_deref().unwrap_or("–")))
+        (cell_of("candidates", &candidates))
+    };
+    row(vip.address, &cells)
 }
