@@ -1,8 +1,11 @@
-//! Netlink by hand: a request is one system call and its answer another, so that taking an address away
-//! waits for no task, queue or allocation of a library. Only what `net` and `vip` need is here; a library
-//! would make the binary 0.4 MB larger.
+//! Netlink by hand: the socket here, the messages in [`route`]. A request is one system call and its answer
+//! another, so that taking an address away waits for no task, queue or allocation of a library. Only what
+//! `net` and `vip` need is here; netlink-packet-route would make the binary 0.4 MB larger and take no interface
+//! for one of whose attributes it has no form.
 //!
 //! The kernel answers within the call that asks, so to ask is no waiting; only changes are waited for.
+
+pub(crate) mod route;
 
 use std::fmt;
 use std::io;
@@ -23,26 +26,6 @@ pub(crate) type Protocol = Option<rustix::net::Protocol>;
 pub(crate) const ROUTE: Protocol = None;
 /// Sockets.
 pub(crate) const DIAG: Protocol = Some(netlink::SOCK_DIAG);
-
-// Kinds of messages (`linux/rtnetlink.h`).
-pub(crate) const NEW_LINK: u16 = 16;
-pub(crate) const DEL_LINK: u16 = 17;
-pub(crate) const GET_LINK: u16 = 18;
-pub(crate) const NEW_ADDRESS: u16 = 20;
-pub(crate) const DEL_ADDRESS: u16 = 21;
-pub(crate) const GET_ADDRESS: u16 = 22;
-pub(crate) const NEW_ROUTE: u16 = 24;
-pub(crate) const GET_ROUTE: u16 = 26;
-pub(crate) const NEW_NEIGHBOUR: u16 = 28;
-pub(crate) const GET_NEIGHBOUR: u16 = 30;
-
-// Flags of an interface (`linux/if.h`).
-pub(crate) const IFF_UP: u32 = 0x1;
-pub(crate) const IFF_BROADCAST: u32 = 0x2;
-pub(crate) const IFF_LOOPBACK: u32 = 0x8;
-pub(crate) const IFF_POINTOPOINT: u32 = 0x10;
-pub(crate) const IFF_RUNNING: u32 = 0x40;
-pub(crate) const IFF_NOARP: u32 = 0x80;
 
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
@@ -361,16 +344,6 @@ pub(crate) fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
 
-/// Asks for interfaces without their counters, which are the larger part (RTEXT_FILTER_SKIP_STATS); for the
-/// one of this index, unless it is 0.
-pub(crate) fn link_body(index: u32) -> Vec<u8> {
-    let mut body = vec![0; 4];
-    body.extend_from_slice(&index.to_ne_bytes());
-    body.resize(16, 0);
-    put(&mut body, 29, &8u32.to_ne_bytes());
-    body
-}
-
 /// The family's number.
 pub(crate) fn family(ip: IpAddr) -> u8 {
     if ip.is_ipv4() { 2 } else { 10 }
@@ -394,6 +367,7 @@ pub(crate) fn address(bytes: &[u8]) -> Option<IpAddr> {
 mod tests {
     use std::os::unix::net::UnixDatagram;
 
+    use nix::libc::{RTM_GETLINK, RTM_GETROUTE, RTM_NEWADDR, RTM_NEWLINK};
     use proptest::prelude::*;
 
     use super::*;
@@ -417,9 +391,12 @@ mod tests {
         // No such kind of message, and no such interface.
         let error = netlink.request(0x3ff, 0, &[0; 16]).unwrap_err();
         assert_eq!(errno(&error), Some(Errno::OPNOTSUPP), "{error}");
-        let error = netlink.get(GET_LINK, &link_body(u32::MAX >> 1), |_, _| Some(())).unwrap_err();
+        let error = netlink
+            .get(RTM_GETLINK, &route::LinkMessage::ask(Some(u32::MAX >> 1), None), |_, _| Some(()))
+            .unwrap_err();
         assert_eq!(errno(&error), Some(Errno::NODEV), "{error}");
-        let seen = netlink.dump(GET_LINK, &[0; 16], |kind, _| (kind == NEW_LINK).then_some(())).unwrap();
+        let seen =
+            netlink.dump(RTM_GETLINK, &[0; 16], |kind, _| (kind == RTM_NEWLINK).then_some(())).unwrap();
         assert!(!seen.is_empty(), "there is a loopback at least");
     }
 
@@ -429,7 +406,7 @@ mod tests {
         // An interface's number (RTA_OIF) has four bytes.
         let mut body = vec![2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         put(&mut body, 4, &[1, 2]);
-        let error = netlink.get(GET_ROUTE, &body, |_, _| Some(())).unwrap_err();
+        let error = netlink.get(RTM_GETROUTE, &body, |_, _| Some(())).unwrap_err();
         let number = errno(&error).unwrap();
         let words = error.to_string();
         assert!(words.contains(&format!("(os error {}): ", number.raw_os_error())), "{words}");
@@ -443,7 +420,7 @@ mod tests {
             put(&mut body, 1, b"no\0");
             Message { kind, flags, sequence: 1, body: &body }.verdict().unwrap_err().to_string()
         };
-        let request = message(GET_LINK, 0, 1, &[7; 8]);
+        let request = message(RTM_GETLINK, 0, 1, &[7; 8]);
         let said = "Invalid argument (os error 22): no";
         assert_eq!(words(ERROR, WORDS, &request), said);
         assert_eq!(words(ERROR, WORDS | CAPPED, &request[..HEADER]), said);
@@ -461,15 +438,15 @@ mod tests {
                 asked += 1;
                 let flags = if asked <= interrupted { INTERRUPTED } else { 0 };
                 let sequence = number(&request, 8).unwrap();
-                let stale = message(NEW_LINK, 0, sequence.wrapping_sub(1), &[99]);
-                let one = message(NEW_LINK, 0, sequence, &[asked as u8, 0, 0, 0]);
+                let stale = message(RTM_NEWLINK, 0, sequence.wrapping_sub(1), &[99]);
+                let one = message(RTM_NEWLINK, 0, sequence, &[asked as u8, 0, 0, 0]);
                 kernel.send(&[stale, vec![0; 3], one].concat()).unwrap();
-                let two = message(NEW_LINK, flags, sequence, &[asked as u8 + 100, 0, 0, 0]);
+                let two = message(RTM_NEWLINK, flags, sequence, &[asked as u8 + 100, 0, 0, 0]);
                 kernel.send(&[two, message(DONE, 0, sequence, &[0; 4])].concat()).unwrap();
             }
             asked
         });
-        let all = netlink.dump(GET_LINK, &[], |_, body| body.first().copied()).unwrap();
+        let all = netlink.dump(RTM_GETLINK, &[], |_, body| body.first().copied()).unwrap();
         rustix::net::send(&netlink.socket, &[], SendFlags::empty()).unwrap();
         (all, answering.join().unwrap())
     }
@@ -488,12 +465,12 @@ mod tests {
         let mut said = |answer: &[u8]| {
             kernel.send(answer).unwrap();
             // Its number is the next.
-            errno(&netlink.dump(GET_LINK, &[], |_, body| Some(body.to_vec())).unwrap_err())
+            errno(&netlink.dump(RTM_GETLINK, &[], |_, body| Some(body.to_vec())).unwrap_err())
         };
         let busy = (-16i32).to_ne_bytes();
-        let found = message(NEW_LINK, 0, 1, &[0; 4]);
+        let found = message(RTM_NEWLINK, 0, 1, &[0; 4]);
         assert_eq!(said(&[found, message(DONE, 0, 1, &busy)].concat()), Some(Errno::BUSY));
-        assert_eq!(said(&message(NEW_LINK, 0, 2, &[0; BUFFER])), Some(Errno::MSGSIZE));
+        assert_eq!(said(&message(RTM_NEWLINK, 0, 2, &[0; BUFFER])), Some(Errno::MSGSIZE));
     }
 
     #[test]
@@ -506,7 +483,7 @@ mod tests {
         let mut add = |last: u8| {
             let mut body = vec![2, 32, 0, 0, 1, 0, 0, 0];
             put(&mut body, 2, &[10, 9, 0, last]);
-            netlink.request(NEW_ADDRESS, CREATE, &body).unwrap();
+            netlink.request(RTM_NEWADDR, CREATE, &body).unwrap();
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
@@ -522,7 +499,7 @@ mod tests {
             add(200);
             let next = changes.next().await.unwrap().unwrap();
             let message = messages(next).next().unwrap();
-            assert_eq!(message.kind, NEW_ADDRESS);
+            assert_eq!(message.kind, RTM_NEWADDR);
             assert_eq!(attribute(&message.body[8..], 2), Some(&[10, 9, 0, 200][..]));
         });
     }

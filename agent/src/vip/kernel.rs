@@ -4,18 +4,18 @@
 use std::io;
 use std::net::IpAddr;
 
+use nix::libc::{
+    IFA_F_NODAD, IFA_F_NOPREFIXROUTE, RTM_DELADDR, RTM_DELLINK, RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH,
+    RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH,
+};
 use proto::arp::Mac;
 use rustix::io::Errno;
 
-use crate::netlink::{
-    self, CREATE, DEL_ADDRESS, DEL_LINK, GET_ADDRESS, GET_LINK, GET_NEIGHBOUR, NEW_ADDRESS, NEW_LINK,
-    NEW_NEIGHBOUR, Netlink, REPLACE, ROUTE, address, attribute, attributes, errno, family, link_body,
-    messages, number, octets, put, text,
-};
+use crate::netlink::route::{AddressMessage, EVERY_ADDRESS, EVERY_NEIGHBOUR, LinkMessage, NeighbourMessage};
+use crate::netlink::{self, CREATE, Netlink, REPLACE, ROUTE, errno, messages};
 
-/// IFA_F_NODAD | IFA_F_NOPREFIXROUTE: nobody is asked about it for a second, and nothing is routed by it.
-const V6_FLAGS: u32 = 0x02 | 0x200;
-const FOR_EVER: u32 = u32::MAX;
+/// Nobody is asked about it for a second, and nothing is routed by it.
+const V6_FLAGS: u32 = IFA_F_NODAD | IFA_F_NOPREFIXROUTE;
 
 /// An interface, as far as a virtual IP cares.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -60,24 +60,18 @@ impl Kernel {
         label: Option<&str>,
         seconds: u32,
     ) -> io::Result<()> {
-        let mut body = address_body(ip, index);
-        if let (Some(label), true) = (label, ip.is_ipv4()) {
-            put(&mut body, 3, &[label.as_bytes(), &[0]].concat());
-        }
         // Preferred for 0 seconds: IPv6 would else choose it as source of this node's own connections,
         // which would break when it moves. IPv4 prefers an address of the network anyway.
-        let preferred = if ip.is_ipv4() { seconds } else { 0 };
-        let times = [preferred.to_ne_bytes(), seconds.to_ne_bytes(), [0; 4], [0; 4]].concat();
-        put(&mut body, 6, &times);
-        if ip.is_ipv6() {
-            put(&mut body, 8, &V6_FLAGS.to_ne_bytes());
-        }
-        self.0.request(NEW_ADDRESS, CREATE | REPLACE, &body)
+        let body = match ip {
+            IpAddr::V4(_) => AddressMessage::make(ip, index, label, (seconds, seconds), 0),
+            IpAddr::V6(_) => AddressMessage::make(ip, index, None, (0, seconds), V6_FLAGS),
+        };
+        self.0.request(RTM_NEWADDR, CREATE | REPLACE, &body)
     }
 
     /// Takes an address away; true when it was there.
     pub(super) fn drop(&mut self, ip: IpAddr, index: u32) -> io::Result<bool> {
-        match self.0.request(DEL_ADDRESS, 0, &address_body(ip, index)) {
+        match self.0.request(RTM_DELADDR, 0, &AddressMessage::name(ip, index)) {
             Ok(()) => Ok(true),
             Err(error) if absent(&error) => Ok(false),
             Err(error) => Err(error),
@@ -86,53 +80,31 @@ impl Kernel {
 
     /// All addresses of this node.
     pub(super) fn addresses(&mut self) -> io::Result<Vec<Held>> {
-        self.0.dump(GET_ADDRESS, &[0; 8], held)
+        self.0
+            .dump(RTM_GETADDR, &EVERY_ADDRESS, |kind, body| AddressMessage::read(kind, body).map(Held::from))
     }
 
     /// All interfaces of this node.
     pub(super) fn interfaces(&mut self) -> io::Result<Vec<Interface>> {
-        self.0.dump(GET_LINK, &link_body(0), interface)
+        let ask = LinkMessage::ask(None, None);
+        self.0.dump(RTM_GETLINK, &ask, |kind, body| LinkMessage::read(kind, body).map(Interface::from))
     }
 
     /// The addresses that the kernel has found at this Ethernet address.
     pub(super) fn neighbours_at(&mut self, mac: Mac) -> io::Result<Vec<IpAddr>> {
-        self.0.dump(GET_NEIGHBOUR, &[0; 12], |kind, body| {
-            let (mut ip, mut there) = (None, false);
-            for (kind, value) in attributes(body.get(12..)?) {
-                match kind {
-                    1 => ip = address(value),
-                    2 => there = value == mac.0,
-                    _ => {}
-                }
-            }
-            ip.filter(|_| there && kind == NEW_NEIGHBOUR)
+        self.0.dump(RTM_GETNEIGH, &EVERY_NEIGHBOUR, |kind, body| {
+            let neighbour = NeighbourMessage::read(kind, body)?;
+            (neighbour.mac == Some(mac)).then_some(neighbour.ip)
         })
     }
 
     /// Says where a neighbour is now, if it is known at all. The entry ages as any other.
     pub(super) fn move_neighbour(&mut self, ip: IpAddr, index: u32, mac: Mac) -> io::Result<()> {
-        const REACHABLE: u16 = 2;
-        let mut body = vec![family(ip), 0, 0, 0];
-        body.extend_from_slice(&index.to_ne_bytes());
-        body.extend_from_slice(&REACHABLE.to_ne_bytes());
-        body.extend_from_slice(&[0, 0]);
-        put(&mut body, 1, &octets(ip));
-        put(&mut body, 2, &mac.0);
-        match self.0.request(NEW_NEIGHBOUR, REPLACE, &body) {
+        match self.0.request(RTM_NEWNEIGH, REPLACE, &NeighbourMessage::found(ip, index, mac)) {
             Err(error) if !absent(&error) => Err(error),
             _ => Ok(()),
         }
     }
-}
-
-/// Address, prefix, interface: the three together name what is meant, and nothing else is touched.
-fn address_body(ip: IpAddr, index: u32) -> Vec<u8> {
-    let prefix = if ip.is_ipv4() { 32 } else { 128 };
-    let mut body = vec![family(ip), prefix, 0, 0];
-    body.extend_from_slice(&index.to_ne_bytes());
-    put(&mut body, 2, &octets(ip));
-    put(&mut body, 1, &octets(ip));
-    body
 }
 
 /// No such address, neighbour or interface.
@@ -140,50 +112,25 @@ fn absent(error: &io::Error) -> bool {
     [Some(Errno::ADDRNOTAVAIL), Some(Errno::NOENT), Some(Errno::NODEV)].contains(&errno(error))
 }
 
-fn held(kind: u16, body: &[u8]) -> Option<Held> {
-    if kind != NEW_ADDRESS && kind != DEL_ADDRESS {
-        return None;
+impl From<AddressMessage> for Held {
+    fn from(said: AddressMessage) -> Held {
+        let AddressMessage { index, ip, prefix, valid_seconds, .. } = said;
+        Held { index, ip, prefix, ends: valid_seconds.is_some() }
     }
-    let (head, rest) = body.split_first_chunk::<8>()?;
-    let (mut local, mut other, mut ends) = (None, None, false);
-    for (kind, value) in attributes(rest) {
-        match kind {
-            1 => other = address(value),
-            2 => local = address(value),
-            6 => ends = number(value, 4).is_some_and(|valid| valid != FOR_EVER),
-            _ => {}
-        }
-    }
-    // On a point-to-point interface IFA_ADDRESS is the peer's.
-    Some(Held { index: number(head, 4)?, ip: local.or(other)?, prefix: head[1], ends })
 }
 
-fn interface(kind: u16, body: &[u8]) -> Option<Interface> {
-    if kind != NEW_LINK {
-        return None;
-    }
-    let (head, rest) = body.split_first_chunk::<16>()?;
-    let mut found = Interface {
-        index: number(head, 4)?,
-        flags: number(head, 8)?,
-        hardware: u16::from_ne_bytes([head[2], head[3]]),
-        ..Interface::default()
-    };
-    for (kind, value) in attributes(rest) {
-        match kind {
-            1 => found.mac = <[u8; 6]>::try_from(value).map(Mac).ok().filter(|mac| mac.is_unicast()),
-            3 => found.name = text(value),
-            // IFLA_LINKINFO, IFLA_INFO_KIND
-            18 => found.kind = attribute(value, 1).map(text).unwrap_or_default(),
-            // IFLA_AF_SPEC, AF_INET, IFLA_INET_CONF: a number for each setting, arp_ignore is the 19th.
-            26 => {
-                let settings = attribute(value, 2).and_then(|inet| attribute(inet, 1));
-                found.arp_ignore = settings.and_then(|all| number(all, 18 * 4)).unwrap_or(0);
-            }
-            _ => {}
+impl From<LinkMessage> for Interface {
+    fn from(said: LinkMessage) -> Interface {
+        Interface {
+            index: said.index,
+            name: said.name.unwrap_or_default(),
+            mac: said.mac.filter(|mac| mac.is_unicast()),
+            kind: said.kind.unwrap_or_default(),
+            flags: said.flags,
+            hardware: said.hardware,
+            arp_ignore: said.arp_ignore.unwrap_or(0),
         }
     }
-    Some(found)
 }
 
 /// What has changed.
@@ -221,11 +168,11 @@ impl Changes {
 fn changes(bytes: &[u8]) -> Vec<Change> {
     let mut changes = Vec::new();
     for message in messages(bytes) {
-        let change = match (message.kind, held(message.kind, message.body)) {
-            (DEL_ADDRESS, Some(gone)) => Change::Gone(gone.ip, gone.index),
+        let change = match (message.kind, AddressMessage::read(message.kind, message.body)) {
+            (_, Some(gone)) if gone.gone => Change::Gone(gone.ip, gone.index),
             // Every renewal of ours says so too.
-            (NEW_ADDRESS, Some(held)) if held.ends => continue,
-            (NEW_LINK | DEL_LINK | NEW_ADDRESS, _) => Change::Something,
+            (_, Some(held)) if held.valid_seconds.is_some() => continue,
+            (RTM_NEWLINK | RTM_DELLINK | RTM_NEWADDR, _) => Change::Something,
             _ => continue,
         };
         if !changes.contains(&change) {
@@ -358,14 +305,12 @@ mod tests {
     proptest! {
         #[test]
         fn no_answer_makes_it_panic(
-            mut bytes in proptest::collection::vec(any::<u8>(), 20..200), kind in NEW_LINK..=DEL_ADDRESS,
+            mut bytes in proptest::collection::vec(any::<u8>(), 20..200), kind in RTM_NEWLINK..=RTM_DELADDR,
         ) {
             let length = bytes.len() as u32;
             bytes[..4].copy_from_slice(&length.to_ne_bytes());
             bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
             let _ = changes(&bytes);
-            let _ = held(NEW_ADDRESS, &bytes);
-            let _ = interface(NEW_LINK, &bytes);
         }
     }
 }

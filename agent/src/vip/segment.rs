@@ -18,7 +18,7 @@ use proto::time::Moment;
 use proto::unfit::Unfit;
 
 use super::kernel::{Held, Interface};
-use crate::netlink::{IFF_BROADCAST, IFF_NOARP, IFF_POINTOPOINT, IFF_RUNNING, IFF_UP};
+use crate::netlink::route::{IFF_BROADCAST, IFF_NOARP, IFF_POINTOPOINT, IFF_RUNNING, IFF_UP};
 
 const ETHERNET: u16 = 1;
 
