@@ -30,6 +30,8 @@ pub mod problem;
 
 pub mod event;
 
+pub mod timeline;
+
 pub mod service;
 
 pub mod health;

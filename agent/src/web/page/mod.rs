@@ -3,6 +3,7 @@
 //! [`main`] is what changes. The script asks for it again whenever the stream of events says so, and puts in
 //! what differs, so that focus and scrolling stay.
 
+mod day;
 mod events;
 mod html;
 mod nodes;
@@ -123,6 +124,7 @@ fn body(status: &Status, ring: &Ring, acts: bool) -> Markup {
         (numbers(status))
         @for service in &status.services { (services::service(service, status, acts)) }
         (services::vips(&status.vips, now))
+        (day::day(status, ring))
         div #beside .beside {
             (events::timeline(ring, now))
             div { (nodes::matrix(status)) (nodes::differences(status)) }

@@ -1,0 +1,201 @@
+//! The last day as a picture: a strip for each backend and each virtual IP, and the same in words for who
+//! does not see it.
+//!
+//! A height and a colour for each state, so that neither has to be told from others alone. Positions are
+//! percents in whole minutes: they stretch with the window and change once a minute.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use maud::{Markup, html};
+use proto::backends::State;
+use proto::control::Status;
+use proto::event::{Kind, Ring};
+use proto::time::{UnixMs, human};
+use proto::timeline::{Followed, Span, spans};
+
+use super::html::{section, state};
+use crate::times::at;
+use crate::tone::Tone;
+
+const MINUTE: u64 = 60_000;
+const DAY: u64 = 24 * 60 * MINUTE;
+
+/// Changes that are drawn and said of one thing, the latest: a strip on a telephone has few more points.
+const MAX_DRAWN: usize = 200;
+const MAX_SAID: usize = 20;
+
+/// Least width that is drawn, in minutes, so that a short outage is seen on a telephone too.
+const THIN: u64 = 6;
+
+/// Least width of a part that has its text in it, in minutes.
+const WIDE: u64 = 150;
+
+/// All strips.
+pub(super) fn day(status: &Status, ring: &Ring) -> Markup {
+    let end = UnixMs(status.taken_unix_ms.0.div_ceil(MINUTE) * MINUTE);
+    let within = UnixMs(end.0.saturating_sub(DAY))..end;
+    let backends = status.services.iter().flat_map(|service| {
+        service.backends.iter().map(move |one| (format!("{}/{}", service.name, one.node), one))
+    });
+    let backends = backends.map(|(subject, one)| {
+        let (state, since) = (one.state.word(), one.since_unix_ms);
+        strip(ring, Kind::Backend, &subject, (state, since), &within, reachable)
+    });
+    let vips = status.vips.iter().map(|vip| {
+        let owner = vip.owner.as_ref().map_or(NOBODY, |owner| owner.as_str());
+        strip(ring, Kind::VipOwner, &vip.address.to_string(), (owner, vip.since_unix_ms), &within, owned)
+    });
+    let strips: Vec<Markup> = backends.chain(vips).collect();
+    if strips.is_empty() {
+        return html! {};
+    }
+    let content = html! {
+        p.about {
+            "As this node saw it: " (state(Tone::Good, "serves or is owned")) " "
+            (state(Tone::Doubt, "in doubt or draining")) " " (state(Tone::Bad, "down or nobody's")) " "
+            (state(Tone::Dim, "not known"))
+        }
+        ul.day { @for strip in strips { li { (strip) } } }
+        p.axis aria-hidden="true" {
+            @for quarter in (0..=4).rev() {
+                span { (hour(UnixMs(end.0.saturating_sub(quarter * DAY / 4)))) }
+            }
+        }
+    };
+    section("day", "The last 24 hours", &content)
+}
+
+/// As an event names that a virtual IP has no owner.
+const NOBODY: &str = "nobody";
+
+fn reachable(state: &str) -> Tone {
+    State::ALL.iter().find(|known| known.word() == state).map_or(Tone::Doubt, |state| Tone::from(*state))
+}
+
+fn owned(owner: &str) -> Tone {
+    if owner == NOBODY { Tone::Bad } else { Tone::Good }
+}
+
+fn strip(
+    ring: &Ring,
+    kind: Kind,
+    subject: &str,
+    (state, since): (&str, UnixMs),
+    within: &Range<UnixMs>,
+    tone: fn(&str) -> Tone,
+) -> Markup {
+    let followed = Followed { kind, subject, state, since };
+    let spans = spans(ring.all().map(|event| &**event), followed, within.clone());
+    let drawn = spans.get(spans.len().saturating_sub(MAX_DRAWN)..).unwrap_or_default();
+    // What is short is drawn last, and so over what is long.
+    let mut order: Vec<&Span<'_>> = drawn.iter().collect();
+    order.sort_by_key(|span| std::cmp::Reverse(span.ms()));
+    let named = kind == Kind::VipOwner;
+    html! {
+        span.name { (subject) }
+        svg.strip aria-hidden="true" {
+            @for span in order {
+                @if let Some(state) = span.state {
+                    (part(span, state, tone(state), named, within))
+                }
+            }
+        }
+        ol.ear {
+            @let said = spans.get(spans.len().saturating_sub(MAX_SAID)..).unwrap_or_default();
+            @for span in said.iter().rev() { li { (words(span, within.end)) } }
+            @if said.len() < spans.len() { li { (spans.len() - said.len()) " changes before" } }
+        }
+    }
+}
+
+/// One part of a strip.
+fn part(span: &Span<'_>, state: &str, tone: Tone, named: bool, within: &Range<UnixMs>) -> Markup {
+    let minute = |at: UnixMs| at.0.saturating_sub(within.start.0) / MINUTE;
+    let whole = DAY / MINUTE;
+    let width = minute(span.until).saturating_sub(minute(span.from)).max(THIN);
+    let begin = minute(span.from).min(whole - THIN);
+    let percent = |minutes: u64| format!("{}.{:02}%", minutes * 100 / whole, minutes * 10_000 / whole % 100);
+    let top = match tone {
+        Tone::Good => "0",
+        Tone::Doubt => "35%",
+        Tone::Bad | Tone::Plain | Tone::Dim => "70%",
+    };
+    html! {
+        svg x=(percent(begin)) width=(percent(width)) {
+            rect class=(tone.word()) y=(top) width="100%" height="100%" {}
+            // Two owners in a row look the same.
+            @if named { rect.edge width="2" height="100%" {} }
+            // On the lower parts there would be no ground for it.
+            @if named && tone == Tone::Good && width >= WIDE { text x="5" y="16" { (state) } }
+        }
+    }
+}
+
+/// As `down from 14:03:11Z to 14:05:00Z, for 2m`.
+fn words(span: &Span<'_>, now: UnixMs) -> String {
+    let state = span.state.unwrap_or("not known");
+    let lasted = human(Duration::from_secs(span.ms() / 1000)).replace("0ms", "0s");
+    match span.until == now {
+        true => format!("{state} since {}, for {lasted}", at(span.from, now)),
+        false => format!("{state} from {} to {}, for {lasted}", at(span.from, now), at(span.until, now)),
+    }
+}
+
+/// As `14:03`.
+fn hour(at: UnixMs) -> String {
+    let minutes = at.0 / MINUTE;
+    format!("{:02}:{:02}", minutes / 60 % 24, minutes % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::event::Event;
+
+    use super::*;
+
+    /// 20 days after 1970, so that a day before is none of the first.
+    const END: UnixMs = UnixMs(20 * DAY);
+
+    fn ago(hours: u64) -> UnixMs {
+        UnixMs(END.0 - hours * 60 * MINUTE)
+    }
+
+    #[test]
+    fn a_short_outage_is_drawn_over_the_long_time_around_it_and_said() {
+        let mut ring = Ring::default();
+        let down = Event::new(Kind::Backend, ago(6), "kube-api/m1", "down").since("ready", ago(40));
+        ring.push("w1", down);
+        let back = UnixMs(ago(6).0 + MINUTE);
+        ring.push("w1", Event::new(Kind::Backend, back, "kube-api/m1", "ready").since("down", ago(6)));
+        let within = ago(24)..END;
+        let made = strip(&ring, Kind::Backend, "kube-api/m1", ("ready", back), &within, reachable);
+        let made = made.into_string();
+        let parts: Vec<&str> = made.split("<svg x=").skip(1).collect();
+        assert_eq!(parts.len(), 3, "{made}");
+        assert!(parts[0].starts_with("\"0.00%\" width=\"75.00%\"><rect class=\"good\" y=\"0\""), "{made}");
+        assert!(parts[2].starts_with("\"75.00%\" width=\"0.41%\"><rect class=\"bad\" y=\"70%\""), "{made}");
+        let said: Vec<&str> = made.split("<li>").skip(1).map(|one| one.split('<').next().unwrap()).collect();
+        let expected = [
+            "ready since 18:01:00Z, for 5h",
+            "down from 18:00:00Z to 18:01:00Z, for 60s",
+            "ready from 1970-01-20 00:00Z to 18:00:00Z, for 18h",
+        ];
+        assert_eq!(said, expected, "{made}");
+    }
+
+    #[test]
+    fn owners_stand_in_their_parts_and_who_flaps_costs_no_more_than_so_much() {
+        let mut ring = Ring::default();
+        for i in 0..1000 {
+            let (from, to) = if i % 2 == 0 { ("m1", "m2") } else { ("m2", NOBODY) };
+            let at = UnixMs(ago(12).0 + i * 1000);
+            ring.push("w1", Event::new(Kind::VipOwner, at, "10.0.0.9", to).since(from, UnixMs(at.0 - 1000)));
+        }
+        let within = ago(24)..END;
+        let made = strip(&ring, Kind::VipOwner, "10.0.0.9", ("m1", ago(11)), &within, owned).into_string();
+        assert!(made.contains("<text x=\"5\" y=\"16\">m1</text>"), "{made}");
+        assert_eq!(made.matches("<rect class=\"edge\"").count(), MAX_DRAWN);
+        assert!(made.contains("changes before") && made.len() < 40_000, "{}", made.len());
+    }
+}
