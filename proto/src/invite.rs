@@ -262,6 +262,12 @@ pub enum Refusal {
     /// The document can't take it.
     #[error("the cluster can't admit it: {0}")]
     NotAdmitted(String),
+    /// The node that was asked belongs to no cluster any more.
+    #[error(
+        "the node that was asked was removed from its cluster, so its invites are worth nothing; make a new \
+         one on a master with: agent invite"
+    )]
+    SeedRemoved,
     /// Another node has the name.
     #[error("the name {0} is taken by another node; use --name, or first run there: agent remove {0}")]
     NameTaken(Name),
@@ -282,12 +288,16 @@ impl Refusal {
             Refusal::NameTaken(_) => 29,
             Refusal::OtherCluster => 30,
             Refusal::NotAdmitted(_) => 31,
+            Refusal::SeedRemoved => 33,
         }
     }
 }
 
 /// Exit code of `agent join` when the key that answered is not the one that the invite names.
 pub const EXIT_WRONG_PIN: u8 = 24;
+
+/// Exit code of `agent join` when the issuer of the invite is a worker now.
+pub const EXIT_ISSUER_DEMOTED: u8 = 32;
 
 /// An invite as its issuer remembers it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

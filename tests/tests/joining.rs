@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use proto::invite::{EXIT_WRONG_PIN, Invite, Refusal, Secret};
+use proto::invite::{EXIT_ISSUER_DEMOTED, EXIT_WRONG_PIN, Invite, Refusal, Secret};
 use tests::lab::Lab;
 use tests::mesh::{Agent, GOSSIP, SOON, all_up, code_in, form, invite_in, with_agents};
 use tests::wait::eventually;
@@ -146,6 +146,43 @@ fn a_bare_address_waits_for_approval_by_its_code() -> Result<()> {
         // A worker leaves by asking a master.
         agents[3].cli(&["leave"])?.ok()?;
         agents[0].wait_for_up(&["n0", "n1", "n2"], GOSSIP)?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_worker_sends_a_joining_node_to_a_master_and_an_old_invite_says_what_became_of_its_issuer() -> Result<()>
+{
+    with_agents(Lab::bridge(4), |_, agents| {
+        let [first, second, joining, other] = agents else { anyhow::bail!("four agents") };
+        let masters = first.init()?;
+        second.join(&masters)?;
+        let invite = new_invite(second, &[])?;
+        first.cli(&["demote", "n1"])?.ok()?;
+        eventually("n1 knows that it is a worker", SOON, || {
+            ensure!(second.status()?.node.role == "worker");
+            Ok(())
+        })?;
+        // An invite counts at its issuer alone, and that one lets nobody in any more.
+        let said = joining.join_refused(&invite)?.fails_with(i32::from(EXIT_ISSUER_DEMOTED))?;
+        let (worker, master) = (second.node().mesh_ip(), first.node().mesh_ip());
+        ensure!(said.contains(&format!("was made by {worker}:7646, which is a worker now")), "{said}");
+        ensure!(said.contains(&format!("on a master ({master}:7646) with: agent invite")), "{said}");
+        // Without an invite, the master that the worker names lets it in, by the codes of that master.
+        let code = knock(joining, &worker.to_string())?;
+        let said = first.cli(&["approve", &code])?.ok()?;
+        joining.process()?.types(&code_in(&said).context("no second code is printed")?)?;
+        joining.wait_until_asked()?;
+        ensure!(joining.log()?.contains("is a worker; asking a master"), "{}", joining.log()?);
+        first.wait_for_up(&["n0", "n1", "n2"], GOSSIP)?;
+        // Of a removed issuer it is said that it was removed.
+        first.cli(&["remove", "n1"])?.ok()?;
+        eventually("n1 knows that it was removed", SOON, || {
+            ensure!(second.status()?.node.removed);
+            Ok(())
+        })?;
+        refused(other, &invite, &Refusal::SeedRemoved)?;
+        ensure!(first.status()?.cluster.members == 2);
         Ok(())
     })
 }

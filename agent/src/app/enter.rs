@@ -11,7 +11,7 @@ use proto::backends::Table;
 use proto::cluster::{ClusterId, Replica};
 use proto::config::Config;
 use proto::exchange::Welcome;
-use proto::invite::{self, Invite, Pin};
+use proto::invite::{self, Invite, Pin, Refusal};
 use proto::link::KeyRing;
 use proto::node::Name;
 use proto::settings::plan;
@@ -304,6 +304,10 @@ async fn let_in(
                 let welcome = peer.confirm().await?;
                 return Ok((peer, welcome));
             }
+            // An invite counts at its issuer alone: no other master has its secret, or its key.
+            Err(JoinError::Redirected(masters)) if matches!(credential, Credential::Invite(_)) => {
+                return Err(JoinError::IssuerDemoted { at: peer.at, masters }.into());
+            }
             // Its word alone: the codes are compared with the master, and a pinned key is its own.
             Err(JoinError::Redirected(masters)) if !redirected && !masters.is_empty() => {
                 report("seed", true, &format!("{} is a worker; asking a master", peer.at));
@@ -393,6 +397,10 @@ async fn rejoin(
             let text = take_welcome(&mut member, credential, &welcome, &peer)?;
             init::save(&disk, &member)?;
             report("seed", true, &text);
+        }
+        // It says nothing of this node: it has no cluster itself.
+        Err(error @ JoinError::Refused(Refusal::SeedRemoved)) => {
+            report("seed", false, &format!("not asked: {error}"));
         }
         Err(error @ (JoinError::Refused(_) | JoinError::WrongPin(_))) => return Err(error.into()),
         Err(error) => report("seed", false, &format!("not asked: {error}")),

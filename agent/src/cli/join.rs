@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use proto::config;
-use proto::invite::{self, EXIT_WRONG_PIN, Pin, Refusal};
+use proto::invite::{self, EXIT_ISSUER_DEMOTED, EXIT_WRONG_PIN, Pin, Refusal};
 use proto::node::Name;
 
 use super::Settings;
@@ -26,7 +26,8 @@ use crate::membership::join::JoinError;
 ///
 /// Ends with 20 when the invite is not known, 21 expired, 22 used up, 23 its secret is wrong, 24 someone
 /// else answered, 25 rejected, 26 nobody approved, 27 too many wait, 28 this node was removed, 29 the name
-/// is taken, 30 this node belongs to another cluster, 31 the cluster can't take it.
+/// is taken, 30 this node belongs to another cluster, 31 the cluster can't take it, 32 the invite's issuer is
+/// a worker now, 33 the node that was asked was removed from its cluster.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -87,6 +88,7 @@ pub(crate) async fn run(args: Args, settings: Settings) -> anyhow::Result<ExitCo
     let joined = enter::join(&wish, &seed, &mut |step, ok, detail| steps.step(step, ok, detail)).await;
     let entered = joined.map_err(|error| match error.downcast_ref::<JoinError>() {
         Some(JoinError::Refused(refusal)) => Failure::error(refusal.exit_code(), error.to_string()),
+        Some(JoinError::IssuerDemoted { .. }) => Failure::error(EXIT_ISSUER_DEMOTED, error.to_string()),
         Some(JoinError::WrongPin(_)) => Failure::error(EXIT_WRONG_PIN, error.to_string()),
         Some(_) => Failure::error(exit::UNAVAILABLE, error.to_string()),
         None => error,

@@ -29,7 +29,7 @@ impl Keeper {
         let now = wall();
         let document = self.document();
         if document.member(&self.link.own()).is_none() {
-            return Admission::Refused(Refusal::Rejected);
+            return Admission::Refused(Refusal::SeedRemoved);
         }
         if document.removed.contains_key(&id) {
             return Admission::Refused(Refusal::Removed);

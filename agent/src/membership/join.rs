@@ -39,6 +39,13 @@ pub(crate) enum JoinError {
     /// Only masters let nodes in, and this one is none.
     #[error("it is a worker, and sent this node to a master: {}", list(.0))]
     Redirected(Vec<SocketAddr>),
+    /// The invite can't be redeemed where it was made, nor anywhere else.
+    #[error(
+        "the invite was made by {at}, which is a worker now, and only masters let nodes in; make a new one \
+         on a master ({}) with: agent invite",
+        if masters.is_empty() { "agent status there names them".to_owned() } else { list(masters) }
+    )]
+    IssuerDemoted { at: SocketAddr, masters: Vec<SocketAddr> },
     /// Too many join at once.
     #[error("too many nodes join at once; run agent join again")]
     Busy,
