@@ -48,7 +48,7 @@ const GROUP: &str = "agent";
 pub(crate) enum CallError {
     /// Nobody listens.
     #[error(
-        "the agent is not running on this node (nobody listens at {}); start it with: systemctl start agent",
+        "the agent is not running on this node (no listener at {}); start it with: systemctl start agent",
         socket.display()
     )]
     NotRunning {
@@ -56,7 +56,7 @@ pub(crate) enum CallError {
         socket: PathBuf,
     },
     /// Not for this user.
-    #[error("not allowed to use {}; run it as root or as a member of group agent", socket.display())]
+    #[error("permission denied for {}; run this as root or as a member of the group agent", socket.display())]
     NotAllowed {
         /// The socket.
         socket: PathBuf,
@@ -68,7 +68,7 @@ pub(crate) enum CallError {
         waited: Duration,
     },
     /// The connection broke, or what came is no answer.
-    #[error("the agent's answer could not be read: {why}; see: journalctl -u agent")]
+    #[error("cannot read the agent's answer: {why}; see: journalctl -u agent")]
     Broken {
         /// What happened.
         #[from]
@@ -163,7 +163,7 @@ pub(crate) fn bind(runtime_dir: &Path) -> io::Result<Listener> {
     let path = runtime_dir.join(SOCKET);
     if let Some(other) = listening(&path) {
         let message = format!(
-            "another agent{other} already runs here (it listens at {}); stop it, or give this one its own \
+            "another agent{other} is already running here (listening at {}); stop it, or give this one its own \
              --state-dir and --runtime-dir",
             path.display()
         );
@@ -207,7 +207,7 @@ fn restrict(path: &Path) -> io::Result<()> {
     let mode = match group.map(|gid| std::os::unix::fs::chown(path, None, Some(gid))) {
         Some(Ok(())) => 0o660,
         Some(Err(error)) => {
-            tracing::warn!(%error, "the control socket stays closed to the group {GROUP}");
+            tracing::warn!(%error, "cannot open the control socket to the group {GROUP}");
             0o600
         }
         None => 0o600,
@@ -261,7 +261,7 @@ where
         let stream = match listener.inner.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::warn!(%error, "the control socket can't accept");
+                tracing::warn!(%error, "cannot accept on the control socket");
                 // Out of descriptors, most likely: trying at once would only spin.
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 continue;
@@ -291,7 +291,7 @@ where
                 tracing::debug!("a request on the control socket is of the unknown kind {kind}");
                 Response::Unsupported { version: env!("CARGO_PKG_VERSION").to_owned() }
             }
-            Err(error) => Response::Failed(format!("the request is not understood: {error}")),
+            Err(error) => Response::Failed(format!("invalid request: {error}")),
         },
         // Gone, silent, or no frame: nobody there to tell.
         Ok(Some(Err(_)) | None) | Err(_) => return,

@@ -58,7 +58,7 @@ async fn what_a_killed_agent_left_is_replaced_and_a_running_one_is_not() {
     let refused = bind(dir.path()).err().unwrap();
     assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
     let pid = std::process::id();
-    assert!(refused.to_string().contains(&format!("another agent (pid {pid}) already runs")), "{refused}");
+    assert!(refused.to_string().contains(&format!("another agent (pid {pid}) is already running")), "{refused}");
     drop(first);
     assert!(bind(dir.path()).is_ok());
     let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
@@ -103,7 +103,7 @@ async fn garbage_is_answered_or_dropped_and_the_next_one_is_served() {
 
     // A frame that is no request gets a sentence, one of a later version both versions.
     for (frame, said) in [
-        (vec![0xc1, 0xff, 0x00], "not understood"),
+        (vec![0xc1, 0xff, 0x00], "invalid request"),
         (encode(&"Thaw").unwrap(), "Unsupported"),
         (encode(&std::collections::BTreeMap::from([("Thaw", 7)])).unwrap(), "Unsupported"),
         (encode(&std::collections::BTreeMap::from([("Remove", 7)])).unwrap(), "not understood"),

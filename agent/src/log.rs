@@ -45,7 +45,7 @@ pub(crate) fn init(format: LogFormat, level: LogLevel) {
         .with(layer.with_filter(filter(level).and(Limit::default())))
         .try_init();
     if let Some(error) = failed {
-        tracing::warn!(%error, "journald does not answer, the log goes to stderr");
+        tracing::warn!(%error, "journald does not respond; logging to stderr");
     }
 }
 
@@ -200,7 +200,7 @@ mod tests {
         let len = journal.recv(&mut bytes).unwrap();
         let text = String::from_utf8_lossy(&bytes[..len]).into_owned();
         for field in [
-            "MESSAGE=member m1: up -> down after 7s: node not heard",
+            "MESSAGE=member m1: up -> down after 7s: no answer from the node",
             "MESSAGE_ID=6073eb1aa88b4c6593729c0379b918ac",
             "PRIORITY=3",
             "SYSLOG_IDENTIFIER=agent",

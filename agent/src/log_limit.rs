@@ -74,7 +74,7 @@ pub(crate) fn report(life: &Life) {
                 if count > 0 {
                     let window = proto::time::human(WINDOW);
                     tracing::warn!(
-                        "{count} lines were left out of the log: too many of one kind in {window}"
+                        "suppressed {count} log lines: too many of one kind in {window}"
                     );
                 }
             }

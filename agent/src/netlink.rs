@@ -164,7 +164,7 @@ impl Netlink {
             let length = match received {
                 Err(Errno::INTR) => continue,
                 Err(Errno::AGAIN) => {
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel does not answer"));
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel does not respond"));
                 }
                 received => received?.1,
             };

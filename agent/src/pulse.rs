@@ -101,7 +101,7 @@ impl Pulses {
             let next = if self.anyone_silent() { due.unwrap_or(look).min(look) } else { due.unwrap_or(idle) };
             let late = now.since(wanted);
             if late >= LATE_LOOP {
-                warn!(by = ?late, "this node was held up, so it accuses nobody of silence");
+                warn!(by = ?late, "event loop stalled; ignoring missed pulses");
                 for peer in self.peers.values_mut() {
                     peer.pulse.excuse(now);
                 }

@@ -159,7 +159,7 @@ impl Store {
         let missing = found.is_none();
         let found = format!("state file {} {}", path.display(), found.as_deref().unwrap_or("is missing"));
         let (value, end) = match self.copy::<T>(file, &prev)? {
-            Copy::Whole(value) => (Some(value), format!("its previous copy {prev} is used")),
+            Copy::Whole(value) => (Some(value), format!("using its previous copy {prev}")),
             Copy::Missing if missing => return Ok(Loaded { value: None, problem: None }),
             Copy::Unreadable(source) => return Err(StateError::Read { path: self.dir.join(prev), source }),
             Copy::Missing => (None, "there is no previous copy".to_owned()),
@@ -337,13 +337,13 @@ impl Store {
         let at = bad.last().map_or(0, |(at, _)| at.saturating_add(1)).max(wall().0);
         let aside = format!("{name}.bad-{at}");
         if let Err(error) = fs::rename(self.dir.join(file), self.dir.join(&aside)) {
-            return format!(" and can't be set aside ({error})");
+            return format!(" and cannot be moved aside ({error})");
         }
         for (_, old) in bad.iter().rev().skip(BAD_KEPT - 1) {
             // If it stays, the next time removes it.
             let _ = fs::remove_file(self.dir.join(old));
         }
-        format!(" and was set aside as {aside}")
+        format!(" and was moved to {aside}")
     }
 
     fn names(&self) -> Result<Vec<String>, StateError> {
@@ -424,7 +424,7 @@ fn lock(dir: &Path) -> Result<Option<File>, StateError> {
         }
         Err(TryLockError::Error(source)) if source.kind() == ErrorKind::Unsupported => {
             tracing::warn!(
-                "{} is on a file system without locks: make sure that only one agent uses it",
+                "{} is on a file system without locks; make sure that only one agent uses it",
                 dir.display()
             );
             Ok(None)

@@ -126,7 +126,7 @@ pub(crate) fn problems() -> Vec<Problem> {
         let Failure { part, count, since, .. } = failure;
         let times = if count == 1 { "once".to_owned() } else { format!("{count} times") };
         let what = match part {
-            Some(part) => format!("the part \"{part}\" failed {times} and was restarted"),
+            Some(part) => format!("\"{part}\" failed {times} and was restarted"),
             None => format!("a task failed {times}"),
         };
         let since = ago(since);
@@ -158,7 +158,7 @@ where
         if began.elapsed() >= RECOVERED {
             pause = PAUSES.0;
         }
-        tracing::error!("the part {part} failed and is restarted in {}", human(pause));
+        tracing::error!("{part} failed and restarts in {}", human(pause));
         if over.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
             return;
         }

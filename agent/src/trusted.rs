@@ -33,7 +33,7 @@ pub(crate) enum Untrusted {
         source: io::Error,
     },
     /// Somebody else owns it.
-    #[error("{} belongs to user {owner}, who may change it; run: chown root {}", path.display(), quoted(path))]
+    #[error("{} belongs to user {owner}, who can change it; run: chown root {}", path.display(), quoted(path))]
     Owner {
         /// What.
         path: PathBuf,

@@ -45,13 +45,13 @@ pub(crate) fn judge(status: &Status, now: UnixMs) -> Verdict {
     }
     let ready = backends.iter().any(|backend| backend.state == State::Ready);
     if let Some(alive) = backends.iter().find(|backend| backend.state.is_good()).filter(|_| !ready) {
-        faults.push(format!("none says that it is ready: {}", alive.reason));
+        faults.push(format!("none reports ready: {}", alive.reason));
     }
     let others = status.services.iter().filter(|service| service.name.as_str() != KUBE_API);
     faults.extend(others.filter_map(shortage));
     faults.extend(status.vips.iter().filter_map(fault));
     if status.node.address.is_none() {
-        faults.push(format!("this node's network {} is away", status.node.interface));
+        faults.push(format!("this node's network {} is down", status.node.interface));
     }
     match status.problems.len() {
         0 => {}
@@ -90,7 +90,7 @@ fn shortage(service: &ServiceStatus) -> Option<String> {
     let total = service.backends.len();
     let good = service.backends.iter().filter(|backend| backend.state.is_good()).count();
     match (good, total) {
-        (_, 0) => Some(format!("nobody offers {}", service.name)),
+        (_, 0) => Some(format!("no node offers {}", service.name)),
         (good, total) if good == total => None,
         (good, total) => Some(format!("{}: {good} of {total} serve", service.name)),
     }
@@ -103,8 +103,8 @@ fn absent(status: &Status) -> String {
         status.members.iter().filter(|one| down(one.state)).map(|one| one.name.as_str()).collect();
     match away[..] {
         [] => String::new(),
-        [one] => format!("; {one} can't be heard"),
-        _ => format!("; {} of {} members can't be heard", away.len(), status.members.len()),
+        [one] => format!("; {one} does not answer"),
+        _ => format!("; {} of {} members do not answer", away.len(), status.members.len()),
     }
 }
 
@@ -113,7 +113,7 @@ fn fault(vip: &VipStatus) -> Option<String> {
     let reason = if vip.reason.is_empty() { String::new() } else { format!(": {}", vip.reason) };
     match vip.state {
         VipState::OwnedHere | VipState::Owned => None,
-        VipState::Unowned => Some(format!("VIP {} is on no node{reason}", vip.address)),
+        VipState::Unowned => Some(format!("VIP {} has no owner{reason}", vip.address)),
         VipState::Unavailable => Some(format!("VIP {} is unavailable{reason}", vip.address)),
         VipState::Other(state) => Some(format!("VIP {} is {}{reason}", vip.address, state.as_str())),
     }

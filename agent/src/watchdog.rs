@@ -77,7 +77,7 @@ fn socket() -> Option<OsString> {
 
 fn report(sent: io::Result<()>) {
     if let Err(error) = sent {
-        tracing::debug!("systemd was not told: {error}");
+        tracing::debug!("cannot notify systemd: {error}");
     }
 }
 

@@ -138,33 +138,33 @@ causes! {
     /// The answer is not HTTP/1.1.
     NotHttp 11 "not-http" "the answer is not HTTP/1.1",
     /// It can't be checked as it is configured.
-    BadCheck 12 "bad-check" "the check can't be made as configured",
+    BadCheck 12 "bad-check" "the check is misconfigured",
     /// The files of the check's credentials can't be read.
-    NoCredentials 13 "no-credentials" "the check's credentials can't be used",
+    NoCredentials 13 "no-credentials" "unusable check credentials",
     /// This agent's own proxy listens at the address to check.
-    OwnListener 14 "own-listener" "this agent's own proxy listens there",
+    OwnListener 14 "own-listener" "the agent's own proxy listens there",
     /// There is no instance any more.
-    NoInstance 15 "no-instance" "no instance here any more",
+    NoInstance 15 "no-instance" "no longer on this node",
     /// Its node offers it no more, or was removed.
     NotOffered 16 "not-offered" "no longer a backend",
     /// It was there before its agent started, and the first check has not ended.
-    NotCheckedYet 17 "not-checked-yet" "not checked yet since its agent started",
+    NotCheckedYet 17 "not-checked-yet" "not checked since its agent started",
     /// TCP connects to it get no answer.
-    ConnectUnanswered 20 "connect-unanswered" "no answer to connect",
+    ConnectUnanswered 20 "connect-unanswered" "connect timed out",
     /// Its node is not heard.
-    NotHeard 21 "not-heard" "node not heard",
+    NotHeard 21 "not-heard" "no answer from the node",
     /// Its node is not heard, and TCP connects get no answer.
-    NodeUnreachable 22 "node-unreachable" "node not heard, no answer to connect",
+    NodeUnreachable 22 "node-unreachable" "no answer from the node, connect timed out",
     /// Its agent is not heard, and TCP connects are answered.
-    CheckedDirectly 23 "checked-directly" "agent not heard, checked directly",
+    CheckedDirectly 23 "checked-directly" "no answer from its agent, checked directly",
     /// Its node answers late.
-    AnswersLate 24 "answers-late" "its answers are late",
+    AnswersLate 24 "answers-late" "answers late",
     /// Known from the last good list alone.
-    LastKnownGood 25 "last-known-good" "from the last good list, not heard yet",
+    LastKnownGood 25 "last-known-good" "from the last known good list, no answer yet",
     /// It takes no new connections, as someone has asked for.
     Draining 30 "draining" "draining",
     /// Its agent was stopped.
-    AgentStopped 31 "agent-stopped" "its agent was stopped",
+    AgentStopped 31 "agent-stopped" "agent stopped",
     /// Someone has asked for it.
     Requested 32 "requested" "requested",
     /// Something else listens at the address.
@@ -178,39 +178,39 @@ causes! {
     /// There are as many connections as there may be.
     ConnectionLimit 44 "connection-limit" "connection limit reached",
     /// The budget for further dials is used up.
-    RetryBudget 45 "retry-budget" "many dials are slow at once",
+    RetryBudget 45 "retry-budget" "too many slow connects at once",
     /// Whether others are on its segment is not known yet.
-    SegmentUntested 50 "segment-untested" "the segment is not tested yet",
+    SegmentUntested 50 "segment-untested" "segment not tested yet",
     /// No interface of the node is in the network of the address.
     NoInterface 51 "no-interface" "no interface in its network",
     /// Several interfaces are, and none is chosen.
-    SeveralInterfaces 52 "several-interfaces" "in networks of several interfaces",
+    SeveralInterfaces 52 "several-interfaces" "several interfaces in its network",
     /// The interface is no segment, or others on it do not answer.
     NoSegment 53 "no-segment" "no L2 on its interface",
     /// The kernel is set to answer nobody who asks for the address.
-    ArpIgnored 54 "arp-ignored" "ARP for it is not answered",
+    ArpIgnored 54 "arp-ignored" "ARP ignored for the address",
     /// A node has the address for itself.
-    OwnAddress 55 "own-address" "a node has the address for itself",
+    OwnAddress 55 "own-address" "own address of a node",
     /// The interface is down or has no carrier.
-    LinkDown 56 "link-down" "its interface is down",
+    LinkDown 56 "link-down" "interface down",
     /// The kernel does not take the address.
-    KernelRefused 57 "kernel-refused" "the kernel does not take the address",
+    KernelRefused 57 "kernel-refused" "address rejected by the kernel",
     /// What the address fronts is not served here.
-    NotServed 58 "not-served" "its service is not served here",
+    NotServed 58 "not-served" "service not served on this node",
     /// Nobody serves what the address fronts.
-    NoBackend 59 "no-backend" "no backend of its service is good",
+    NoBackend 59 "no-backend" "no healthy backend",
     /// The agent has just started and hears what is going on first.
-    Starting 60 "starting" "its agent has just started",
+    Starting 60 "starting" "agent just started",
     /// The node is no candidate, or does not know yet that it is.
     NotCandidate 61 "not-candidate" "not a candidate",
     /// Nobody is a candidate.
-    NoCandidates 62 "no-candidates" "no node is a candidate",
+    NoCandidates 62 "no-candidates" "no candidates",
     /// It was lost too often, and others go first for a while.
     HeldBack 63 "held-back" "held back after repeated failures",
     /// A hardware address of no member answers for the address.
-    Stranger 64 "stranger" "an address of no member answers for it",
+    Stranger 64 "stranger" "used by a machine outside of the cluster",
     /// The node is in a state that a later version has.
-    UnknownState 65 "unknown-state" "in a state of a later version",
+    UnknownState 65 "unknown-state" "state of a later version",
 }
 
 impl Cause {
@@ -356,7 +356,7 @@ impl fmt::Display for TlsFault {
             TlsFault::UnknownCa => "certificate not signed by the CA",
             TlsFault::Expired => "certificate has expired",
             TlsFault::NotYetValid => "certificate not valid yet",
-            TlsFault::NotForServers => "certificate not for servers",
+            TlsFault::NotForServers => "not a server certificate",
             TlsFault::Unverifiable => "certificate can't be verified",
             TlsFault::NotTls => "the answer is not TLS",
             TlsFault::ClientCertificateRequired => "client certificate required",

@@ -43,7 +43,7 @@ macro_rules! kinds {
             const fn about(self) -> (&'static str, &'static str, &'static str) {
                 match self {
                     $(Kind::$kind => ($name, $id, $subject),)+
-                    Kind::Other => ("other", "d1358644271b4fe795079f1e401c9ef5", "whatever it names"),
+                    Kind::Other => ("other", "d1358644271b4fe795079f1e401c9ef5", "depends on the kind"),
                 }
             }
         }

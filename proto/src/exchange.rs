@@ -262,7 +262,7 @@ pub enum ToJoining {
 fn refusal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Refusal, D::Error> {
     Ok(match Received::deserialize(deserializer)? {
         Received::Known(refusal) => refusal,
-        Received::Unknown(kind) => Refusal::NotAdmitted(format!("{kind}, which this version does not know")),
+        Received::Unknown(kind) => Refusal::NotAdmitted(format!("{kind}, which is unknown to this version")),
     })
 }
 
@@ -457,7 +457,7 @@ mod tests {
     fn a_refusal_of_a_later_version_is_a_refusal() {
         let later = BTreeMap::from([("Refused", BTreeMap::from([("Frozen", 7)]))]);
         let ToJoining::Refused(refusal) = decode(&encode(&later)).unwrap() else { panic!("no refusal") };
-        assert!(refusal.to_string().contains("Frozen, which this version does not know"), "{refusal}");
+        assert!(refusal.to_string().contains("Frozen, which is unknown to this version"), "{refusal}");
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub fn pin_text(pin: &Pin) -> String {
 
 /// A text that is no key hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("it is no key: it has 26 letters and digits, as \"agent open\" prints it")]
+#[error("not a key; \"agent open\" prints one of 26 letters and digits")]
 pub struct BadPin;
 
 /// Reads what [`pin_text`] wrote.
@@ -119,10 +119,10 @@ pub enum BadInvite {
     #[error("it does not begin with {PREFIX}")]
     Prefix,
     /// A character was lost or changed.
-    #[error("it was not copied whole: its checksum does not match")]
+    #[error("it is incomplete: its checksum does not match")]
     Checksum,
     /// The checksum is right and the content is not: a later version wrote it.
-    #[error("it was made by a later version of agent: upgrade this node")]
+    #[error("it was created by a later version; upgrade this node")]
     Content,
 }
 
@@ -230,37 +230,37 @@ impl Proof {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
     /// Not in the issuer's book.
-    #[error("the issuer does not know this invite: it was reset since; make a new one with: agent invite")]
+    #[error("the issuer does not know this invite, since it was reset; create a new one with: agent invite")]
     Unknown,
     /// Its time is over.
-    #[error("this invite has expired; make a new one with: agent invite")]
+    #[error("this invite has expired; create a new one with: agent invite")]
     Expired,
     /// All its uses are used.
-    #[error("this invite has been used up; make a new one with: agent invite")]
+    #[error("this invite has been used up; create a new one with: agent invite")]
     UsedUp,
     /// The secret does not match.
-    #[error("this invite's secret is wrong: it is not one that the issuer made")]
+    #[error("the secret of this invite is wrong")]
     WrongSecret,
     /// Someone said no.
     #[error("the request was rejected by a member")]
     Rejected,
     /// Nobody said anything.
-    #[error("nobody approved the request in time; run agent join again")]
+    #[error("the request was not approved in time; run agent join again")]
     TimedOut,
     /// Too many wait.
-    #[error("too many nodes wait for approval; approve or reject them first, or use an invite")]
+    #[error("too many nodes are waiting for approval; approve or reject them first, or use an invite")]
     TooManyWaiting,
     /// This identity was removed.
     #[error(
-        "this node was removed from the cluster and its identity can't come back; \
+        "this node was removed from the cluster and its identity cannot rejoin; \
          run: agent leave --force, then join again with a new identity"
     )]
     Removed,
     /// It belongs to a cluster that this one does not succeed.
-    #[error("this node is a member of another cluster; to change over, first run: agent leave --force")]
+    #[error("this node is a member of another cluster; to move it, first run: agent leave --force")]
     OtherCluster,
     /// The document can't take it.
-    #[error("the cluster can't admit it: {0}")]
+    #[error("the cluster cannot admit it: {0}")]
     NotAdmitted(String),
     /// The node that was asked belongs to no cluster any more.
     #[error(
@@ -269,7 +269,7 @@ pub enum Refusal {
     )]
     SeedRemoved,
     /// Another node has the name.
-    #[error("the name {0} is taken by another node; use --name, or first run there: agent remove {0}")]
+    #[error("the name {0} is used by another node; use --name, or first run on a master: agent remove {0}")]
     NameTaken(Name),
 }
 

@@ -42,7 +42,7 @@ impl fmt::Debug for NodeId {
 
 /// A text that is no node id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("\"{0}\" is not a node id: it has 16 characters, a to z and 2 to 7")]
+#[error("\"{0}\" is not a node id of 16 characters, a to z and 2 to 7")]
 pub struct BadNodeId(String);
 
 impl FromStr for NodeId {
@@ -99,7 +99,7 @@ impl fmt::Debug for PublicKey {
 
 /// A text that is not a public key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a public key: it has 52 characters, a to z and 2 to 7")]
+#[error("not a public key of 52 characters, a to z and 2 to 7")]
 pub struct BadPublicKey;
 
 impl FromStr for PublicKey {

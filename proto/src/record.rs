@@ -180,15 +180,15 @@ impl fmt::Display for Field {
             Field::Speaks => "its protocol versions",
             Field::Address => "an address",
             Field::Interface => "its interface",
-            Field::Started => "its start",
+            Field::Started => "its start time",
             Field::Document => "its document",
-            Field::Draining => "its drain",
-            Field::Left => "its end",
+            Field::Draining => "its drain state",
+            Field::Left => "that it stopped",
             Field::Offer => "an offer",
-            Field::Hears => "whom it hears",
+            Field::Hears => "a peer link",
             Field::Segment => "a segment",
             Field::Vip => "a virtual IP that it owns",
-            Field::Unfit => "a virtual IP that it can't own",
+            Field::Unfit => "a virtual IP that it cannot own",
         })
     }
 }

@@ -83,7 +83,7 @@ pub fn human(duration: Duration) -> String {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadDuration {
     /// It is written otherwise.
-    #[error("\"{0}\" is not a duration: write a number and ms, s, m, h or d, as 15m")]
+    #[error("\"{0}\" is not a duration; write a number and ms, s, m, h or d, such as 15m")]
     NotOne(String),
     /// It is longer than a year.
     #[error("\"{0}\" is longer than a year, the longest duration")]

@@ -147,7 +147,7 @@ fn what_the_network_does_is_named() -> Result<()> {
 
         well(first)?;
         let text = screen(first, &[], 0)?;
-        ensure!(text.ends_with("\nnothing to mend\n"), "{text}");
+        ensure!(text.ends_with("\nnothing to fix\n"), "{text}");
         let healthy = report(first, &["n1"])?;
         ensure!(healthy.node == "n0" && healthy.findings.is_empty());
         for area in ["agent", "files", "routes", "ports", "packets", "clocks", "masters", "versions"] {
@@ -161,7 +161,7 @@ fn what_the_network_does_is_named() -> Result<()> {
             "nft 'add table inet t; add chain inet t i { type filter hook input priority 0; };
                    add rule inet t i udp dport 7646 ip saddr 10.91.0.1 drop'",
         )?;
-        finds(first, ("udp-blocked", "n0"), "error", "to n1 and back, port 7646", "udp dport 7646 accept")?;
+        finds(first, ("udp-blocked", "n0"), "error", "to or from n1, port 7646", "udp dport 7646 accept")?;
         let text = screen(first, &["n1"], 11)?;
         ensure!(text.contains("error    ports") && text.contains("10.91.0.2"), "{text}");
         ensure!(report(first, &["n2"])?.worst == "ok", "n2 has nothing to do with it");
@@ -182,7 +182,7 @@ fn what_the_network_does_is_named() -> Result<()> {
             sh(node, "ip link set eth0 gso_max_segs 1")?;
         }
         there.largest_packet(1300)?;
-        finds(first, ("mtu-black-hole", "n0"), "error", "full size do not reach n1", "mtu 1280")?;
+        finds(first, ("mtu-black-hole", "n0"), "error", "full size do not pass to or from n1", "mtu 1280")?;
         there.largest_packet(1500)?;
         well(first)?;
 
@@ -283,7 +283,7 @@ fn a_machine_that_knows_no_agent_is_told_how_to_begin() -> Result<()> {
     with_agents(Lab::bridge(1), |_, agents| {
         let began = std::time::Instant::now();
         let text = screen(&agents[0], &[], 11)?;
-        ensure!(text.contains("agent join") && text.contains("1 thing to mend"), "{text}");
+        ensure!(text.contains("agent join") && text.contains("1 thing to fix"), "{text}");
         ensure!(began.elapsed() < Duration::from_secs(5));
         Ok(())
     })

@@ -182,7 +182,7 @@ impl<'lab> Mix<'_, 'lab> {
             let bad: Vec<_> = status.problems.iter().filter(|one| bad.contains(&one.code.as_str())).collect();
             ensure!(bad.is_empty(), "{}: {bad:?}", agent.name());
             let log = agent.log()?;
-            let odd = ["was not adopted", "panicked", "another answer", "request is not understood"];
+            let odd = ["cluster document rejected", "panicked", "another answer", "invalid request"];
             let odd: Vec<&str> =
                 log.lines().filter(|line| odd.iter().any(|odd| line.contains(odd))).collect();
             ensure!(odd.is_empty(), "{} says {odd:#?}", agent.name());

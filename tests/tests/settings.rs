@@ -41,7 +41,7 @@ fn what_is_set_on_one_node_holds_on_all_and_outlives_restarts() -> Result<()> {
         let said = agents[2].cli(&[&["set"], &all[..]].concat())?.ok()?;
         ensure!(said.contains("service.kube-api.balance: (least-connections) -> first"), "{said}");
         ensure!(said.contains("service.web.port: (none; 6443 for kube-api) -> 6443"), "{said}");
-        ensure!(said.contains("2 of 2 other members know"), "{said}");
+        ensure!(said.contains("2 of 2 other members were updated"), "{said}");
         for agent in agents.iter() {
             balance(agent, "first")?;
             web_answers(agent)?;
@@ -98,7 +98,7 @@ fn own_file_counts_more(lab: &Lab, agent: &mut Agent<'_>) -> Result<()> {
     balance(agent, "round-robin")?;
     web_answers(agent)?;
     let said = agent.cli(&["get"])?.ok()?;
-    ensure!(said.contains("not on this node: its own file describes kube-api"), "{said}");
+    ensure!(said.contains("overridden on this node, whose own file describes kube-api"), "{said}");
     let said = agent.cli(&["status"])?.ok()?.replace('\n', " ");
     ensure!(said.contains("own file"), "{said}");
     // What the file no longer says is the cluster's again, without a restart.
@@ -154,7 +154,7 @@ fn any_node_can_be_drained_and_weighed_from_any_other() -> Result<()> {
         sees(&[&agents[0], &agents[1], &agents[2]], "n1", "draining")?;
         drop(held);
         let said = agents[0].cli(&["drain", "n1", "--wait", "30s"])?.ok()?;
-        ensure!(said.contains("no node holds a connection to n1"), "{said}");
+        ensure!(said.contains("no open connections to n1"), "{said}");
         let who = (0..10).map(|_| agents[2].who_serves()).collect::<Result<BTreeSet<_>>>()?;
         ensure!(who.iter().eq(["n0"]), "{who:?} serve while n1 drains");
 
@@ -211,7 +211,7 @@ fn live_screen(agent: &Agent<'_>) -> Result<()> {
     // Typed again and again: what is typed before the screen is taken is thrown away.
     let typed = format!("while sleep 0.2; do printf q || exit; done | script -qec '{watch}' /dev/null");
     let said = agent.node().exec(&["timeout", "20", "sh", "-c", &typed])?.ok()?;
-    for part in ["\x1b[?1049h", "kube-api", "q leaves", "\x1b[?1049l"] {
+    for part in ["\x1b[?1049h", "kube-api", "q quits", "\x1b[?1049l"] {
         ensure!(said.contains(part), "{part:?} is missing: {said:?}");
     }
     ensure!(said.trim_end().ends_with("\x1b[?1049l"), "something follows: {said:?}");

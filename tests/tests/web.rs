@@ -86,7 +86,7 @@ fn the_page_is_for_everyone_and_changes_within_a_second_of_a_masters_death() -> 
         browser.scripts(true)?;
         let text = browser.eval("document.body.innerText")?;
         let text = text.as_str().context("no text")?;
-        ensure!(text.contains("3 of 3 masters serve") && text.contains("reload for news"), "{text}");
+        ensure!(text.contains("3 of 3 masters serve") && text.contains("reload to update"), "{text}");
 
         browser.look(1440, 900, "light")?;
         browser.open(PAGE)?;

@@ -205,7 +205,7 @@ fn listeners(status: Option<&Status>, services: &[Service], of: impl Fn(&str) ->
 
 /// Nobody is called so.
 #[derive(Debug, thiserror::Error)]
-#[error("no member is called \"{text}\"; there are: {}", names.join(", "))]
+#[error("there is no member \"{text}\"; the members are: {}", names.join(", "))]
 struct NoMember {
     text: String,
     names: Vec<String>,
@@ -265,12 +265,12 @@ pub(super) async fn answer(running: &Arc<Running>, nodes: &[String]) -> Response
     let asked = peers.iter().filter(|peer| peer.talk == Talk::Whole).count();
     let mut examined = mesh::examine(&facts(running, peers).await);
     if asked > 0 {
-        let (have, whom) = if asked == 1 { (" has", "itself") } else { ("s have", "themselves") };
+        let (have, whom) = if asked == 1 { ("", "itself") } else { ("s", "themselves") };
         let more = match skipped {
             0 => String::new(),
-            _ => format!("; no time for {skipped} more: name them"),
+            _ => format!("; {skipped} skipped for lack of time; to check them, name them"),
         };
-        examined.looked("others", format!("{asked} member{have} looked at {whom} the same way{more}"));
+        examined.looked("others", format!("{asked} member{have} checked {whom} in the same way{more}"));
     }
     findings.sort_by(|a, b| a.node.cmp(&b.node));
     examined.findings.extend(findings);
@@ -350,7 +350,7 @@ async fn ask(
         Err(_) => return Err(Asked::Silent),
         Ok(Ok(ToMember::Examined(answer, _))) => *answer,
         Ok(Ok(ToMember::Failed { reason, .. })) => return Err(Asked::Refused(reason)),
-        Ok(Ok(_)) => return Err(Asked::Refused("it answered something else".to_owned())),
+        Ok(Ok(_)) => return Err(Asked::Refused("unexpected answer".to_owned())),
         Ok(Err(error)) if error.is_silence() => return Err(Asked::Silent),
         Ok(Err(error)) => return Err(Asked::Refused(error.to_string())),
     };
@@ -375,7 +375,7 @@ pub(super) fn be_examined(running: &Arc<Running>, slots: &Arc<Semaphore>, incomi
     let Incoming { from, request: FromMember::Examine(mut padding), reply } = incoming else { return };
     padding.truncate(FULL);
     let Ok(slot) = slots.clone().try_acquire_owned() else {
-        let _ = reply.send(ToMember::failed(FailCode::Busy, "it is being examined by others; try again"));
+        let _ = reply.send(ToMember::failed(FailCode::Busy, "it is busy with other checks; try again"));
         return;
     };
     let (running, over) = (running.clone(), running.life.over.clone());

@@ -139,10 +139,10 @@ pub(crate) fn succeed(wish: &Wish, report: Report<'_>) -> anyhow::Result<Entered
     let disk = open(&wish.config)?;
     let member = disk.member()?;
     let (old, masters) = (member.document().id.clone(), member.document().master_names());
-    report("cluster", true, &format!("takes the place of {old}, whose masters were: {masters}"));
+    report("cluster", true, &format!("replaces {old}, whose masters were: {masters}"));
     let (member, invites) = init::succeed(&disk, member)?;
     let what =
-        format!("\"{}\" is now {}, this node its master", member.document().name, member.document().id);
+        format!("\"{}\" is now {}, with this node as its master", member.document().name, member.document().id);
     report("cluster", true, &what);
     Ok(Entered { disk, member, invites: Some(invites) })
 }
@@ -192,7 +192,7 @@ pub(crate) async fn join(wish: &Wish, seed: &Seed<'_>, report: Report<'_>) -> an
     let invite = match text.starts_with(invite::PREFIX) {
         true => Some(
             text.parse::<Invite>()
-                .map_err(|error| Failure::error(exit::DATA, format!("this invite can't be used: {error}")))?,
+                .map_err(|error| Failure::error(exit::DATA, format!("invalid invite: {error}")))?,
         ),
         false => None,
     };
@@ -299,7 +299,7 @@ async fn let_in(
         match asked {
             Ok(Progress::Welcome(welcome)) => return Ok((peer, welcome)),
             Ok(Progress::Approved { code }) => {
-                report("approval", true, "approved; type the code that agent approve has printed:");
+                report("approval", true, "approved; type the code that agent approve printed:");
                 confirmed(&code, typed)?;
                 let welcome = peer.confirm().await?;
                 return Ok((peer, welcome));
@@ -333,7 +333,7 @@ fn jitter() -> Duration {
 fn confirmed(code: &str, typed: &(dyn Fn() -> Option<String> + Send + Sync)) -> Result<(), JoinError> {
     for _ in 0..TYPED {
         let Some(line) = typed() else {
-            let text = "nobody typed the code that agent approve has printed; where nobody can, use an invite \
+            let text = "the code that agent approve printed was not typed; if nobody can type it, use an invite \
                         or --key";
             return Err(JoinError::NotConfirmed(text.to_owned()));
         };
@@ -341,15 +341,15 @@ fn confirmed(code: &str, typed: &(dyn Fn() -> Option<String> + Send + Sync)) -> 
             return Ok(());
         }
     }
-    let text = "the code that was typed is not this session's: it was mistyped, or someone is in between";
+    let text = "the typed code does not belong to this session: it was mistyped, or there is a man in the middle";
     Err(JoinError::NotConfirmed(text.to_owned()))
 }
 
 fn report_reached(member: &Reached, credential: Credential<'_>, report: Report<'_>) {
     let key = match credential {
-        Credential::Invite(_) => "its key is the invite's",
-        Credential::Pin(_) => "its key is the one that was given",
-        Credential::None => "its key is not known yet: compare the codes",
+        Credential::Invite(_) => "its key matches the invite",
+        Credential::Pin(_) => "its key matches --key",
+        Credential::None => "its key is not known yet; compare the codes",
     };
     let took = member.took.as_secs_f64() * 1e3;
     report("seed", true, &format!("{} answered in {took:.0} ms, {key}", member.at));
@@ -372,7 +372,7 @@ async fn rejoin(
         let mut peer = reach(&member.identity, addresses, credential).await?;
         let known = member.document().member(&peer.key.id()).is_some();
         if !known && !matches!(credential, Credential::Invite(_)) {
-            let text = "its key is not that of a member that this node knows";
+            let text = "its key does not belong to a known member";
             return Err(JoinError::NotConfirmed(text.to_owned()));
         }
         // Whoever has to wait here belongs to another cluster.
@@ -383,12 +383,12 @@ async fn rejoin(
         let credential = if let Credential::Invite(_) = credential { credential } else { pin };
         let ask = peer.ask(name, credential, vec![own], Some(id), &mut waits);
         let progress = tokio::time::timeout(Duration::from_secs(10), ask).await.unwrap_or_else(|_| {
-            Err(JoinError::Broken(std::io::Error::other("it is no member of this cluster")))
+            Err(JoinError::Broken(std::io::Error::other("it is not a member of this cluster")))
         })?;
         match progress {
             Progress::Welcome(welcome) => Ok((peer, welcome)),
             Progress::Approved { .. } => {
-                Err(JoinError::Broken(std::io::Error::other("it had to be approved")))
+                Err(JoinError::Broken(std::io::Error::other("it required an approval")))
             }
         }
     };
@@ -419,7 +419,7 @@ fn take_welcome(
     let ours = member.document().id.clone();
     let invited = matches!(credential, Credential::Invite(_));
     let text = match member.replica.follow(sealed, &member.identity.id, wall()) {
-        Ok(_) => "it knows this node; its copy of the cluster document was adopted".to_owned(),
+        Ok(_) => "it knows this node; its cluster document was adopted".to_owned(),
         Err(error) if invited => {
             let replica = Replica::join(sealed, &peer.key).map_err(JoinError::NotSealed)?;
             let document = replica.document();
@@ -433,11 +433,11 @@ fn take_welcome(
             member.epochs = epochs;
             match moved {
                 true => format!(
-                    "moved over to \"{}\", which succeeds this node's cluster",
+                    "moved to \"{}\", the successor of this node's cluster",
                     member.document().name
                 ),
                 false => {
-                    "its copy of the cluster document was taken over: none of the masters that this node \
+                    "its cluster document was adopted as it is: none of the masters that this node \
                           knew is left"
                         .to_owned()
                 }
@@ -459,18 +459,18 @@ async fn dialled_back(ports: Ports, member: &Member, peer: &mut Reached, report:
     let life = Life::new();
     let port = member.node.port;
     match listen(ports, member, &life) {
-        Err(error) => report("port", false, &format!("{port} can't be listened on: {error}")),
+        Err(error) => report("port", false, &format!("can't listen on {port}: {error}")),
         Ok(_link) => match peer.dialled_back().await {
             Err(error) => report("port", false, &format!("not tested: {error}")),
             Ok((tcp, udp)) => {
                 for (protocol, problem) in [("tcp", tcp), ("udp", udp)] {
                     match problem {
                         None => {
-                            report(protocol, true, &format!("port {port} is reached from {}", peer.at.ip()))
+                            report(protocol, true, &format!("port {port} is reachable from {}", peer.at.ip()))
                         }
                         Some(problem) => {
                             let text = format!(
-                                "port {port} is not reached from {}: {problem}; open it in the firewall for {protocol}",
+                                "port {port} is not reachable from {}: {problem}; open it for {protocol} in the firewall",
                                 peer.at.ip()
                             );
                             report(protocol, false, &text);

@@ -311,7 +311,7 @@ async fn start(
     seen::spawn(&running, configured, life);
     serve_control(listener, running.clone(), life);
     tell_systemd(running.clone(), life);
-    info!(node = %running.node.name, cluster = %running.membership.trust.borrow().document.name, "agent runs");
+    info!(node = %running.node.name, cluster = %running.membership.trust.borrow().document.name, "agent started");
     Ok((running, config_in))
 }
 
@@ -426,11 +426,11 @@ async fn live(
             _ = hang_up.recv() => match reload() {
                 Ok(config) => {
                     configured.send_replace(Arc::new(config));
-                    info!("configuration read again; services, page and who is told follow it, all else at the next start");
+                    info!("configuration reloaded; services, [web], notify and webhook apply now, everything else at the next start");
                     tell::reloaded(running, true);
                 }
                 Err(error) => {
-                    error!("the configuration was not taken over, the old one stays: {error:#}");
+                    error!("configuration not reloaded, the old one stays in use: {error:#}");
                     tell::reloaded(running, false);
                 }
             },
@@ -452,7 +452,7 @@ async fn stop(running: &Running, life: &Life) {
         }
     };
     if tokio::time::timeout(DRAIN, drained).await.is_err() {
-        warn!("connections that did not finish in {DRAIN:?} are closed");
+        warn!("closing connections that did not finish within {DRAIN:?}");
     }
     life.over.cancel();
     if tokio::time::timeout(Duration::from_secs(5), life.finished()).await.is_err() {

@@ -75,11 +75,11 @@ impl Settled {
     /// Why a setting does not count here; empty when it does.
     fn remark(&self, key: &str) -> String {
         if let Some(mistake) = self.mistakes.iter().find(|mistake| mistake.key == key) {
-            return format!("passed over: {}", mistake.message);
+            return format!("ignored: {}", mistake.message);
         }
         let service = key.strip_prefix("service.").and_then(|rest| rest.split('.').next());
         match self.named.iter().find(|name| Some(name.as_str()) == service) {
-            Some(name) => format!("not on this node: its own file describes {name}"),
+            Some(name) => format!("overridden on this node, whose own file describes {name}"),
             None => String::new(),
         }
     }
@@ -139,6 +139,6 @@ pub(super) fn spawn(
 /// Logs what is new among the mistakes.
 fn tell(now: &[Mistake], before: &[Mistake]) {
     for mistake in now.iter().filter(|mistake| !before.contains(mistake)) {
-        warn!("a setting of the cluster is passed over: {mistake}");
+        warn!("cluster-wide setting ignored: {mistake}");
     }
 }

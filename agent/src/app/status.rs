@@ -236,21 +236,21 @@ pub(super) fn problems(running: &Running) -> Vec<Problem> {
     let mut problems = running.disk.found();
     problems.extend(supervisor::problems());
     if document.member(&running.link.own()).is_none() {
-        let detail = "this node was removed from the cluster and serves from its last good list";
+        let detail = "this node was removed from the cluster and serves from its last known good list";
         problems.push(Problem::new(ProblemCode::Removed, detail).fix("run: agent leave --force"));
     }
     let shared = document.shared_names();
     for (id, admitted) in document.members() {
         if shared.contains(&admitted.name) {
-            let detail = format!("two members are called {}, {id} is one of them", admitted.name);
-            let fix = "name them by their ids, or remove one of them";
+            let detail = format!("two members have the name {}; {id} is one of them", admitted.name);
+            let fix = "use their ids, or remove one of them";
             problems.push(Problem::new(ProblemCode::NameTwice, detail).about(id.to_string()).fix(fix));
         }
     }
     if running.own_address.borrow().is_none() {
         let interface = &running.node.interface;
         let detail =
-            format!("{interface} has no usable address, so this node can't be reached by the others");
+            format!("{interface} has no usable address, so other nodes cannot reach this one");
         problems.push(Problem::new(ProblemCode::NoAddress, detail).about(interface).fix("bring it up"));
     }
     if let Some(problem) = &running.vips.borrow().problem {
@@ -265,11 +265,11 @@ pub(super) fn problems(running: &Running) -> Vec<Problem> {
     };
     problems.extend(view.not_counted.iter().filter(lasting).map(NotCounted::problem));
     for mistake in &settled.mistakes {
-        let detail = format!("a setting of the cluster is passed over: {mistake}");
+        let detail = format!("cluster-wide setting ignored: {mistake}");
         problems.push(Problem::new(ProblemCode::SettingIgnored, detail).about(&mistake.key));
     }
     if running.descriptors < 4096 {
-        let detail = format!("only {} files can be open at once", running.descriptors);
+        let detail = format!("the open file limit is only {}", running.descriptors);
         let fix = "raise LimitNOFILE to serve more connections";
         problems.push(Problem::new(ProblemCode::FewDescriptors, detail).fix(fix));
     }

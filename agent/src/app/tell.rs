@@ -107,7 +107,7 @@ pub(super) async fn answer(running: &Running, ask: Ask) -> Response {
 /// what is no other node's business.
 pub(super) fn reloaded(running: &Running, good: bool) {
     let event =
-        Event::new(Kind::Reload, wall(), "configuration", if good { "taken-over" } else { "refused" });
+        Event::new(Kind::Reload, wall(), "configuration", if good { "applied" } else { "refused" });
     let event = match good {
         true => event,
         false => event.reason("see the log, or run: agent check").level(Level::Error),

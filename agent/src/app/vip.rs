@@ -152,7 +152,7 @@ fn own(name: &ServiceName, offer: &Offer) -> Result<(), Unfit> {
 fn balancer(service: &Service, backends: &[Backend]) -> Result<(), Unfit> {
     let name = &service.name;
     if !service.listen.iter().any(|at| at.ip().is_unspecified()) {
-        let reason = format_args!("it has no {name}, and its proxy listens for nobody else");
+        let reason = format_args!("it has no {name}, and its proxy does not listen for other nodes");
         return Err(Unfit::new(Cause::NotServed, reason));
     }
     if backends.iter().any(|backend| backend.state.is_good()) {

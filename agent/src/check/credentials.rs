@@ -169,9 +169,9 @@ fn read_client((cert, key): &(PathBuf, PathBuf)) -> Result<Arc<CertifiedKey>, Tr
     let certified = CertifiedKey::from_der(chain, private_key(key)?, &provider).map_err(|error| {
         Trouble::Bad(match error {
             rustls::Error::InconsistentKeys(_) => {
-                format!("{}: not the key of the certificate in {}", tail(key), tail(cert))
+                format!("{} is not the key of the certificate in {}", tail(key), tail(cert))
             }
-            _ => format!("{}: not a certificate and key that can be used", tail(cert)),
+            _ => format!("{} is not a usable certificate and key", tail(cert)),
         })
     })?;
     Ok(Arc::new(certified))
@@ -180,7 +180,7 @@ fn read_client((cert, key): &(PathBuf, PathBuf)) -> Result<Arc<CertifiedKey>, Tr
 fn read_ca(file: &Path) -> Result<Ca, Trouble> {
     let mut roots = RootCertStore::empty();
     if roots.add_parsable_certificates(certificates(file)?).0 == 0 {
-        return Err(Trouble::Bad(format!("{}: holds no CA that can be used", tail(file))));
+        return Err(Trouble::Bad(format!("{} contains no usable CA", tail(file))));
     }
     Ok(Ca { file: file.to_owned(), roots: Arc::new(roots) })
 }
@@ -217,9 +217,9 @@ fn bytes(file: &Path) -> Result<Vec<u8>, Trouble> {
     let failed = |error: std::io::Error| {
         let file = tail(file);
         match error.kind() {
-            std::io::ErrorKind::NotFound => Trouble::Absent(format!("there is no {file}; correct its path")),
+            std::io::ErrorKind::NotFound => Trouble::Absent(format!("{file} does not exist; correct the path")),
             std::io::ErrorKind::PermissionDenied => {
-                Trouble::Bad(format!("{file} can't be read; let the agent's user read it"))
+                Trouble::Bad(format!("cannot read {file}; make it readable for the agent's user"))
             }
             kind => Trouble::Bad(format!("{file}: {kind}")),
         }
@@ -234,13 +234,13 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Trouble> {
     let found: Vec<_> = CertificateDer::pem_slice_iter(&bytes(file)?)
         .collect::<Result<_, _>>()
         .map_err(|_| bad("not a PEM file"))?;
-    if found.is_empty() { Err(bad("holds no certificate")) } else { Ok(found) }
+    if found.is_empty() { Err(bad("contains no certificate")) } else { Ok(found) }
 }
 
 fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, Trouble> {
     PrivateKeyDer::from_pem_slice(&bytes(file)?).map_err(|error| {
         let why = match error {
-            pem::Error::NoItemsFound => "holds no private key",
+            pem::Error::NoItemsFound => "contains no private key",
             _ => "not a PEM file",
         };
         Trouble::Bad(format!("{}: {why}", tail(file)))

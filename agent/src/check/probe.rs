@@ -145,7 +145,7 @@ impl Failure {
     fn outcome(&self) -> Outcome {
         match self {
             Failure::BadPath => {
-                Outcome::new(Found::NotReady, Cause::BadCheck).with("no path that can be asked for")
+                Outcome::new(Found::NotReady, Cause::BadCheck).with("invalid path")
             }
             Failure::Hyper(error) if error.is_incomplete_message() || error.is_canceled() => {
                 broken(&io::ErrorKind::UnexpectedEof.into())

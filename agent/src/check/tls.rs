@@ -45,10 +45,10 @@ pub(super) type Current = Result<Arc<Ready>, Unusable>;
 #[derive(Debug, Clone, thiserror::Error)]
 pub(super) enum Unusable {
     /// The name that the server should prove is none.
-    #[error("server-name \"{0}\" is neither a host name nor an address; write one of them")]
+    #[error("server-name \"{0}\" must be a host name or an address")]
     ServerName(String),
     /// The CA that configuration names can't be read.
-    #[error("{}", .0.as_deref().unwrap_or("the CA that configuration names cannot be read"))]
+    #[error("{}", .0.as_deref().unwrap_or("cannot read the configured CA file"))]
     NoCa(Option<String>),
     /// The CA file holds nothing to verify with.
     #[error("{file}: {source}")]
@@ -62,7 +62,7 @@ pub(super) enum Unusable {
     #[error("TLS: {0}")]
     Settings(#[from] rustls::Error),
     /// The files have never been read.
-    #[error("the disk does not answer")]
+    #[error("the disk does not respond")]
     Disk,
 }
 
@@ -137,7 +137,7 @@ impl Tls {
                     self.loader = Some(loader);
                 }
             }
-            Err(_) => tracing::debug!("the files of a check's credentials cannot be read at the moment"),
+            Err(_) => tracing::debug!("cannot read the credentials of a check at the moment"),
         }
         self.current.clone().unwrap_or(Err(Unusable::Disk))
     }
@@ -164,7 +164,7 @@ impl Loader {
         self.stamps = stamps;
         let found = self.places.read();
         for problem in &found.problems {
-            tracing::warn!("credentials of a check cannot be used: {problem}");
+            tracing::warn!("unusable credentials of a check: {problem}");
         }
         let half_written = !found.problems.is_empty();
         if half_written && matches!(&self.current, Some(Ok(ready)) if ready.problem.is_none()) {

@@ -166,7 +166,7 @@ impl Watcher {
             None if before.is_some() => {
                 tracing::info!(
                     service = %name, state = "gone",
-                    "{name} is gone from this node: nothing has answered at {target} for a while"
+                    "{name} is no longer on this node: nothing has answered at {target} for a while"
                 );
             }
             _ => {}

@@ -14,8 +14,8 @@ pub(super) async fn ask(settings: &Settings, request: &Request) -> anyhow::Resul
         Ok(Response::Failed(message)) => Err(Failure::error(exit::UNAVAILABLE, message)),
         Ok(Response::Unsupported { version }) => {
             let message = format!(
-                "the running agent is of version {version} and does not know what this command of version \
-                 {} asks; restart it with: systemctl restart agent",
+                "the running agent has version {version} and does not know this request of version \
+                 {}; restart it with: systemctl restart agent",
                 env!("CARGO_PKG_VERSION")
             );
             Err(Failure::error(exit::UNAVAILABLE, message))
@@ -64,7 +64,7 @@ pub(super) fn unexpected(response: &Response) -> anyhow::Error {
         Response::Done(_) | Response::Failed(_) | Response::Unsupported { .. } => "a sentence",
     };
     let message = format!(
-        "the running agent answered with {what}, which was not the question: it is of another \
+        "the running agent answered with {what}, which does not match the request: it has another \
          version; restart it with: systemctl restart agent"
     );
     Failure::error(exit::SOFTWARE, message)

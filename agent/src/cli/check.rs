@@ -7,10 +7,10 @@ use proto::config::{self, Config};
 
 use super::{Global, exit, out, settings};
 
-/// Check the configuration and print every mistake, with its line and column
+/// Check the configuration and print every mistake with its line and column
 ///
-/// Without FILE it checks what the agent would use: --config or /etc/agent/agent.toml, and the AGENT_*
-/// variables. Nothing is changed.
+/// Without FILE, it checks what the agent would use: --config or /etc/agent/agent.toml, and the AGENT_*
+/// variables. Changes nothing.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  agent check ./agent.toml")]
 pub(crate) struct Args {

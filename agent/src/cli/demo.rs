@@ -8,22 +8,22 @@ use std::time::Duration;
 use crate::demo::standin::{self, Standin};
 use crate::demo::{self, Options, Script};
 
-/// Show it at work: three masters and two workers on this machine, to break as you like
+/// Run a demo cluster on this machine: three masters and two workers
 ///
-/// Needs no root and no Kubernetes: five agents on loopback addresses, stand-ins for apiservers on the
-/// masters, and a client that connects through a worker's proxy ten times a second. Keys on the screen kill,
-/// hang, stop and bring back. Without a terminal it reads commands from its input, a line each, as "kill
-/// m2". Ctrl-C ends it and leaves nothing behind.
+/// Needs neither root nor Kubernetes: five agents on loopback addresses, stand-ins for apiservers on the
+/// masters, and a client that connects through a worker's proxy ten times a second. Press a key to kill,
+/// hang, stop or restart a master. Without a terminal, it reads commands from stdin, one per line, such as "kill
+/// m2". Ctrl-C stops it and removes everything.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   agent demo
   agent demo --for 20s --script \"5s kill m2; 10s back m2\"")]
 pub(crate) struct Args {
-    /// End by itself after this time, as 20s
+    /// Stop after this time, such as 20s
     #[arg(long = "for", value_name = "TIME", value_parser = proto::time::parse_duration)]
     time: Option<Duration>,
-    /// What to do when: a time, then kill, hang, stop, back or kill-node and a master; steps end in ;
+    /// Timed steps separated by ";": a time, then kill, hang, stop, back or kill-node, then a master
     #[arg(long, value_name = "STEPS", default_value = "", hide_default_value = true)]
     script: Script,
 }

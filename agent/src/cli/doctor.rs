@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use proto::control::{MemberState, Request, Response, Status};
 use proto::doctor::cluster::{self, Member, Pair};
-use proto::doctor::{Examined, Finding, Severity};
+use proto::doctor::{Examined, Finding, Severity as FindingSeverity};
 use proto::node::Role;
 
 use super::exit::{self, Failure};
@@ -16,23 +16,23 @@ use crate::control::{self, CallError};
 /// Version of the shape of `--json`.
 const SCHEMA: u32 = 1;
 
-/// Look for what is wrong or will be, here and on the way to the others, and say what mends it
+/// Diagnose current and upcoming problems on this node, its peers and the paths between them, and print the fix
 ///
-/// Looks at this node's agent, service, files, routes, apiserver and its clients, asks the other members to
-/// look at themselves, and tries the ways to them and back: ports by TCP and UDP, packets of full size,
-/// clocks. Nothing is changed. Ends with 0 when there is nothing to mend, with 10 when the worst is a
-/// warning, with 11 when it is an error.
+/// Checks this node's agent, service, files, routes, apiserver and its clients, asks the other members to
+/// check themselves, and tests the paths in both directions: ports by TCP and UDP, packets of full size,
+/// clocks. Changes nothing. Exits with 0 if there is nothing to fix, with 10 if the worst finding is a
+/// warning, and with 11 if it is an error.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   agent doctor
-  agent doctor m2              this node, m2, and the way between them
+  agent doctor m2              this node, m2, and the path between them
   agent doctor --json | jq -r '.findings[] | .code + \" \" + .node'")]
 pub(crate) struct Args {
-    /// Print JSON; its shape is stable and counted by "schema"
+    /// Print JSON; its format is stable and versioned by "schema"
     #[arg(long)]
     json: bool,
-    /// The members to speak with, by names or ids [default: all]
+    /// Names or ids of the members to check [default: all]
     #[arg(value_name = "NODE")]
     nodes: Vec<String>,
 }
@@ -75,9 +75,9 @@ pub(super) async fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitC
         out::print(&render(node, &examined, out::columns(), out::colours()))?;
     }
     Ok(match examined.worst() {
-        Severity::Ok | Severity::Note => ExitCode::SUCCESS,
-        Severity::Warning => ExitCode::from(exit::DEGRADED),
-        Severity::Error => ExitCode::from(exit::FAULTY),
+        FindingSeverity::Ok | FindingSeverity::Note => ExitCode::SUCCESS,
+        FindingSeverity::Warning => ExitCode::from(exit::DEGRADED),
+        FindingSeverity::Error => ExitCode::from(exit::FAULTY),
     })
 }
 
@@ -122,18 +122,18 @@ fn together(status: &Status) -> Examined {
     cluster::examine(status.node.name.as_str(), &members, &pairs)
 }
 
-fn tone(severity: Severity) -> Tone {
+fn tone(severity: FindingSeverity) -> Tone {
     match severity {
-        Severity::Ok => Tone::Good,
-        Severity::Note => Tone::Plain,
-        Severity::Warning => Tone::Doubt,
-        Severity::Error => Tone::Bad,
+        FindingSeverity::Ok => Tone::Good,
+        FindingSeverity::Note => Tone::Plain,
+        FindingSeverity::Warning => Tone::Doubt,
+        FindingSeverity::Error => Tone::Bad,
     }
 }
 
 /// The screen: a line for each thing that was looked at, then what was found, the worst first.
 fn render(node: &str, examined: &Examined, columns: usize, colours: bool) -> String {
-    let mut text = format!("what was looked at from {node}\n");
+    let mut text = format!("checked from {node}\n");
     let mut areas: Vec<(&str, &str)> =
         examined.checked.iter().map(|one| (one.area.as_str(), one.text.as_str())).collect();
     for finding in &examined.findings {
@@ -144,8 +144,8 @@ fn render(node: &str, examined: &Examined, columns: usize, colours: bool) -> Str
     let groups = grouped(&examined.findings);
     for (area, well) in areas {
         let of_it = || groups.iter().filter(|group| group.finding.area == area);
-        let worst = of_it().map(|group| group.finding.severity).max().unwrap_or(Severity::Ok);
-        let words = if worst == Severity::Ok { well.to_owned() } else { summary(of_it()) };
+        let worst = of_it().map(|group| group.finding.severity).max().unwrap_or(FindingSeverity::Ok);
+        let words = if worst == FindingSeverity::Ok { well.to_owned() } else { summary(of_it()) };
         let mark = tone(worst).paint(&format!("{:<8}", worst.word()), colours);
         hanging(&mut text, &format!("  {mark} {area:<12} "), 24, &words, columns);
     }
@@ -161,16 +161,16 @@ fn render(node: &str, examined: &Examined, columns: usize, colours: bool) -> Str
         hanging(&mut text, &painted, label.len(), &what, columns);
         hanging(&mut text, "  why   ", 8, &finding.why, columns);
         for (i, line) in mend.iter().enumerate() {
-            let before = if i == 0 { "  mend  " } else { "        " };
+            let before = if i == 0 { "  fix   " } else { "        " };
             command(&mut text, before, line, columns);
         }
     }
-    let serious = groups.iter().filter(|group| group.finding.severity > Severity::Note).count();
+    let serious = groups.iter().filter(|group| group.finding.severity > FindingSeverity::Note).count();
     text.push('\n');
     text.push_str(&match serious {
-        0 => Tone::Good.paint("nothing to mend", colours),
-        1 => "1 thing to mend".to_owned(),
-        many => format!("{many} things to mend"),
+        0 => Tone::Good.paint("nothing to fix", colours),
+        1 => "1 thing to fix".to_owned(),
+        many => format!("{many} things to fix"),
     });
     text.push('\n');
     text
@@ -293,8 +293,8 @@ mod tests {
         let screen = render("m1", &examined, 80, false);
         assert_eq!(
             screen,
-            "what was looked at from m1\n  ok       ports        2 other members, each by TCP and UDP on 7646, \
-             both ways\n\nnothing to mend\n"
+            "checked from m1\n  ok       ports        2 other members, each by TCP and UDP on 7646, \
+             both ways\n\nnothing to fix\n"
         );
     }
 
@@ -304,18 +304,18 @@ mod tests {
         examined.looked("ports", "well");
         let mend = vec![format!("kubectl {}", "get nodes ".repeat(12)), "a   # b".to_owned()];
         let words = Words { what: "x ".repeat(60), why: "y", mend };
-        examined.found(Severity::Error, "ports", "udp-blocked", "m2", words);
+        examined.found(FindingSeverity::Error, "ports", "udp-blocked", "m2", words);
         let screen = render("m1", &examined, 80, false);
         assert!(screen.lines().all(|line| line.chars().count() <= 80), "{screen}");
         assert!(screen.contains("  error    ports        1 finding: udp-blocked\n"), "{screen}");
         assert!(screen.contains("error: m2: x x"), "{screen}");
-        let printed = screen.split("  mend  ").nth(1).unwrap();
+        let printed = screen.split("  fix   ").nth(1).unwrap();
         let whole = printed.split("        a   # b\n").next().unwrap().replace(" \\\n          ", " ");
         assert_eq!(whole.trim(), format!("kubectl {}", "get nodes ".repeat(12)).trim());
-        assert!(screen.ends_with("\n1 thing to mend\n"));
+        assert!(screen.ends_with("\n1 thing to fix\n"));
 
         let mut text = String::new();
-        command(&mut text, "  mend  ", &format!("{}  # {}", "ls /x/y ".repeat(8), "why ".repeat(8)), 80);
+        command(&mut text, "  fix   ", &format!("{}  # {}", "ls /x/y ".repeat(8), "why ".repeat(8)), 80);
         assert!(!text.contains('\\') && text.lines().count() == 2, "a remark that is continued: {text}");
     }
 
@@ -323,13 +323,13 @@ mod tests {
     fn what_several_nodes_have_is_said_once_with_their_names() {
         let mut examined = Examined::default();
         let words = |mend: &str| Words { what: "asleep".to_owned(), why: "why", mend: vec![mend.to_owned()] };
-        examined.found(Severity::Error, "agent", "not-running", "m1", words("systemctl start agent"));
+        examined.found(FindingSeverity::Error, "agent", "not-running", "m1", words("systemctl start agent"));
         for node in ["m2", "m3"] {
             let mend = format!("on {node}: systemctl start agent");
-            examined.found(Severity::Error, "agent", "not-running", node, words(&mend));
+            examined.found(FindingSeverity::Error, "agent", "not-running", node, words(&mend));
         }
         // Another command, and so another finding.
-        examined.found(Severity::Error, "agent", "not-running", "m4", words("on m4: reboot"));
+        examined.found(FindingSeverity::Error, "agent", "not-running", "m4", words("on m4: reboot"));
         let screen = render("m1", &examined, 80, false);
         let once = "error: nodes m1, m2, m3: asleep\n  why   why\n  mend  on each: systemctl start agent\n";
         assert!(screen.contains(once), "{screen}");

@@ -14,10 +14,10 @@ use super::{Settings, ask, out};
 /// Time between two questions: each asks every node.
 const ASK: Duration = Duration::from_secs(2);
 
-/// Send no new connections to a node's apiserver, from any node
+/// Stop sending new connections to a node's apiserver
 ///
-/// Held connections have a minute to finish, and are then closed one by one, as long as another master is
-/// good. It lasts until "agent undrain", over restarts too.
+/// Open connections have a minute to finish and are then closed one by one, as long as another master is
+/// healthy. The drain lasts until "agent undrain", even across restarts.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -27,7 +27,7 @@ pub(crate) struct DrainArgs {
     /// The node's name or id [default: this node]
     #[arg(value_name = "NODE")]
     node: Option<String>,
-    /// Wait until no node holds a connection to it, for so long at most
+    /// Wait until no node has an open connection to it, at most for TIME
     #[arg(long, value_name = "TIME", num_args = 0..=1, value_parser = parse_duration)]
     wait: Option<Option<Duration>>,
 }
@@ -77,7 +77,7 @@ async fn wait(
         if let Some(limit) = limit.filter(|limit| next > begun + *limit) {
             tokio::time::sleep_until(begun + limit).await;
             progress.end();
-            let message = format!("not done after {}: {}; it stays drained", human(limit), left(&held));
+            let message = format!("not finished after {}: {}; the node stays drained", human(limit), left(&held));
             return Err(Failure::error(exit::UNAVAILABLE, message));
         }
         tokio::time::sleep_until(next).await;
@@ -86,9 +86,9 @@ async fn wait(
 
 fn done(held: &HeldStatus, took: Duration) -> String {
     let took = human(Duration::from_secs(took.as_secs())).replace("0ms", "0s");
-    let mut text = format!("no node holds a connection to {}, after {took}", held.node);
+    let mut text = format!("no open connections to {} after {took}", held.node);
     if !held.away.is_empty() {
-        text.push_str(&format!("; not asked, since they are away: {}", names(&held.away)));
+        text.push_str(&format!("; not asked because they are down: {}", names(&held.away)));
     }
     text
 }
@@ -162,6 +162,6 @@ mod tests {
         held.silent.clear();
         assert_eq!(left(&held), "m2: 1 connection (w1 1)");
         let text = done(&held, Duration::from_millis(400));
-        assert_eq!(text, "no node holds a connection to m2, after 0s; not asked, since they are away: w4");
+        assert_eq!(text, "no open connections to m2 after 0s; not asked because they are down: w4");
     }
 }

@@ -23,20 +23,20 @@ const LATEST_OF_FOLLOWED: u32 = 10;
 const AGAIN: Duration = Duration::from_millis(500);
 const AGAIN_ALL: Duration = Duration::from_secs(2);
 
-/// List what has changed: backends, members, checks, settings, the agent
+/// List events: changes of backends, members, checks, settings and agents
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Times are UTC. What each node saw is kept over restarts, about a thousand events.")]
+#[command(after_help = "Times are UTC. Each node keeps about a thousand events, even across restarts.")]
 pub(crate) struct Args {
-    /// Wait for more, until Ctrl-C
+    /// Keep running and print new events
     #[arg(short, long)]
     follow: bool,
-    /// Print JSON, a line for each event
+    /// Print JSON, one line per event
     #[arg(long)]
     json: bool,
-    /// From when on: 1h, 14:03, "2026-03-01 14:03" [default: the latest]
+    /// Start at this time: 1h, 14:03, "2026-03-01 14:03" [default: the latest events]
     #[arg(long, value_name = "TIME", value_parser = since)]
     since: Option<Since>,
-    /// What all members saw
+    /// Include the events of all members
     #[arg(long)]
     cluster: bool,
 }
@@ -52,7 +52,7 @@ enum Since {
 
 /// A text that is no time.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("\"{0}\" is no time: write 1h, 14:03, or \"2026-03-01 14:03\", in UTC")]
+#[error("\"{0}\" is not a time; use 1h, 14:03 or \"2026-03-01 14:03\", in UTC")]
 struct BadSince(String);
 
 fn since(text: &str) -> Result<Since, BadSince> {
@@ -131,7 +131,7 @@ pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<Exit
     show(&events[skip..], args)?;
     say_missed(&missed);
     if events.is_empty() && !args.follow && !args.json {
-        out::remark("nothing has happened in this time");
+        out::remark("no events in this time");
     }
     if !args.follow {
         return Ok(ExitCode::SUCCESS);
@@ -171,7 +171,7 @@ async fn asked(ask: &Ask, settings: &Settings) -> anyhow::Result<(Vec<Event>, Ve
 
 fn say_missed(silent: &[String]) {
     if !silent.is_empty() {
-        out::remark(&format!("no answer from {}: what they saw is missing here", silent.join(", ")));
+        out::remark(&format!("no answer from {}; their events are missing", silent.join(", ")));
     }
 }
 

@@ -10,9 +10,9 @@ use super::exit::{self, Failure};
 use super::table::{Cell, Column, Table};
 use super::{Settings, ask, out, time};
 
-/// Show what is set for the whole cluster, by whom and when
+/// Show cluster-wide settings, who set them and when
 ///
-/// Without a key: everything that is set. "agent set --help" lists what can be set.
+/// Without a key, shows all of them. "agent set --help" lists what can be set.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -20,7 +20,7 @@ Examples:
   agent get balance
   agent get service.ingress --json")]
 pub(crate) struct Args {
-    /// One setting, or all that begin with this
+    /// A setting, or a prefix of settings
     #[arg(value_name = "KEY", value_parser = super::set::Key, hide_possible_values = true)]
     key: Option<String>,
     /// Print JSON
@@ -76,7 +76,7 @@ fn value(one: &SettingStatus, now: UnixMs) -> String {
 
 fn render(all: &[SettingStatus], now: UnixMs, columns: usize, colours: bool) -> String {
     if all.is_empty() {
-        return "nothing is set; what can be set: agent set --help\n".to_owned();
+        return "nothing is set; see: agent set --help\n".to_owned();
     }
     let mut table = Table::new(vec![
         Column::left("KEY"),
@@ -119,7 +119,7 @@ mod tests {
             setting(
                 "service.kube-api.balance",
                 "nearest",
-                "not on this node: its own file describes kube-api",
+                "overridden on this node, whose own file describes kube-api",
             ),
             setting("vip", "10.0.0.50", ""),
             setting("drain.m1", "61000", ""),
@@ -127,7 +127,7 @@ mod tests {
         let text = render(&all, UnixMs(121_000), 80, false);
         let expected = "KEY                       VALUE            SET BY  SINCE\n\
                         service.kube-api.balance  nearest          m1      2m\n    \
-                        not on this node: its own file describes kube-api\n\
+                        overridden on this node, whose own file describes kube-api\n\
                         vip                       10.0.0.50        m1      2m\n\
                         drain.m1                  since 00:01:01Z  m1      2m\n";
         assert_eq!(text, expected);

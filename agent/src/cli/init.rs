@@ -15,41 +15,41 @@ use super::{Settings, ask, install};
 use crate::app::enter::{self, Wish};
 use crate::control;
 
-/// Create a cluster on its first node, and print the lines that let masters and workers join
+/// Create a cluster on its first node and print the commands for the others
 ///
-/// Picks the address and the interface by itself where one interface looks like a VPN; otherwise it lists
-/// what it found and asks for --iface. Under systemd and as root it installs and starts the service;
-/// elsewhere it stays in the foreground. Running it again changes nothing and prints new invites.
+/// Picks the address and the interface if exactly one interface looks like a VPN; otherwise it lists
+/// what it found and asks for --iface. As root under systemd, it installs and starts the service;
+/// otherwise it stays in the foreground. Running it again changes nothing and prints new invites.
 ///
-/// With --successor, a node whose cluster has lost all its masters for good starts one that takes its place:
-/// same name and settings, this node its master. Other nodes move over by "agent join" with its invites.
+/// With --successor, a node whose cluster has lost all its masters for good starts a new one with the
+/// same name and settings and this node as its master. Other nodes join it with its invites.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   agent init
   agent init --name m1 --iface wg0
   agent init --vip 10.91.91.50
-  agent init --successor    when all masters are lost")]
+  agent init --successor    after losing all masters")]
 pub(crate) struct Args {
     /// Name of this node [default: its host name]
     #[arg(long, value_name = "NODE_NAME")]
     pub(crate) name: Option<Name>,
-    /// Name of the cluster, for people [default: made from this node's name]
+    /// Name of the cluster [default: derived from this node's name]
     #[arg(long, value_name = "NAME")]
     pub(crate) cluster: Option<Name>,
-    /// Address that the others reach this node at
+    /// Address at which the others reach this node
     #[arg(long, value_name = "IP", value_parser = config::check_address)]
     pub(crate) addr: Option<IpAddr>,
-    /// Interface that carries the mesh
+    /// Interface of the mesh
     #[arg(long, value_name = "IF", value_parser = config::check_interface)]
     pub(crate) iface: Option<String>,
-    /// Virtual IP of the cluster; may be given several times
+    /// Virtual IP of the cluster; may be repeated
     #[arg(long, value_name = "IP", value_parser = settings::check_vip)]
     pub(crate) vip: Vec<IpAddr>,
-    /// Take the place of this node's cluster, whose masters are all lost
+    /// Replace this node's cluster, which has lost all its masters
     #[arg(long, conflicts_with_all = ["name", "cluster", "addr", "iface", "vip"])]
     pub(crate) successor: bool,
-    /// Print one JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     pub(crate) json: bool,
     /// Stay in the foreground instead of installing a service
@@ -104,13 +104,13 @@ async fn succeed(
         };
         if let Some(master) = running.members.iter().find(lives) {
             let text =
-                format!("{} is a master of this cluster and up: nothing has to be succeeded", master.name);
+                format!("{} is a master of this cluster and up, so no successor is needed", master.name);
             return Err(Failure::error(exit::UNAVAILABLE, text));
         }
         // The state directory has to be free.
         install::stop(&mut |line| steps.step("service", true, line))?;
         if control::is_running(settings.runtime_dir()) {
-            let text = "an agent still runs here, in the foreground; stop it, then repeat this command";
+            let text = "an agent is still running here in the foreground; stop it and repeat this command";
             return Err(Failure::error(exit::UNAVAILABLE, text));
         }
     }

@@ -10,11 +10,11 @@ use proto::time::{BadDuration, parse_duration};
 
 use super::{Settings, ask, out};
 
-/// Make an invite: one line to run on the nodes that are to join
+/// Create an invite: one command to run on the nodes that join
 ///
-/// They come in as workers, or with --master as masters, which may change the cluster and whose apiservers
-/// count. This node redeems the invite, so it has to be up when they join. The line goes to stdout, what it is
-/// good for to stderr.
+/// They join as workers or, with --master, as masters, which may change the cluster and whose apiservers
+/// are used. This node redeems the invite, so it has to be up when they join. The command goes to stdout, its
+/// limits to stderr.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -22,13 +22,13 @@ Examples:
   agent invite --master --uses 2
   agent invite --for 15m --uses 2")]
 pub(crate) struct Args {
-    /// How long it is good for, as 90s, 15m, 2h or 7d
+    /// How long the invite is valid, such as 90s, 15m, 2h or 7d
     #[arg(long = "for", value_name = "TIME", default_value = "1h", value_parser = ttl)]
     ttl: Duration,
     /// How many nodes may use it [default: any number]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     uses: Option<u32>,
-    /// For masters
+    /// Invite masters
     #[arg(long)]
     master: bool,
     /// Print JSON
@@ -41,7 +41,7 @@ pub(crate) struct Args {
 enum BadTtl {
     #[error(transparent)]
     Duration(#[from] BadDuration),
-    #[error("an invite has to last for a second at least")]
+    #[error("an invite must be valid for at least one second")]
     TooShort,
 }
 
@@ -77,7 +77,7 @@ pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<Exit
     }
     out::line(&command)?;
     out::remark(&format!(
-        "good until {} ({}), for {}",
+        "valid until {} ({}), for {}",
         super::time::at(expires, crate::lifecycle::wall()),
         super::time::until(expires, crate::lifecycle::wall()),
         match args.uses {

@@ -16,16 +16,16 @@ use super::steps::{self, Steps};
 use crate::app::enter::{self, Seed, Wish};
 use crate::membership::join::JoinError;
 
-/// Join a cluster, and say what serves
+/// Join a cluster
 ///
-/// SEED is the invite that `agent init` or `agent invite` printed; `-` reads it from stdin, so that it does
-/// not stand in the list of processes. With the bare address of a master instead, this node shows a short
-/// code, waits until someone runs `agent approve CODE` on a master, and asks for the second code that this
-/// prints. With --key it knows the master by its key, as `agent open` prints it. Each fact is reported on a
-/// line as it is checked. Running it again is safe.
+/// SEED is the invite that `agent init` or `agent invite` printed; `-` reads it from stdin, so it does not
+/// show in the process list. With just the address of a master, this node shows a short
+/// code, waits until someone runs `agent approve CODE` on a master, and asks for the second code that
+/// approve prints. With --key, the master is known by its key, which `agent open` prints. Each step is
+/// reported on a line. Running it again is safe.
 ///
-/// Ends with 20 when the invite is not known, 21 expired, 22 used up, 23 its secret is wrong, 24 someone
-/// else answered, 25 rejected, 26 nobody approved, 27 too many wait, 28 this node was removed, 29 the name
+/// Exit codes: 20 unknown invite, 21 invite expired, 22 used up, 23 wrong secret, 24 another key
+/// answered, 25 rejected, 26 not approved in time, 27 too many nodes wait, 28 this node was removed,
 /// is taken, 30 this node belongs to another cluster, 31 the cluster can't take it, 32 the invite's issuer is
 /// a worker now, 33 the node that was asked was removed from its cluster.
 #[derive(Debug, clap::Args)]
@@ -42,22 +42,22 @@ pub(crate) struct Args {
         required_unless_present = "invite_file"
     )]
     pub(crate) seed: Option<String>,
-    /// Read the invite from a file that only its owner can read
+    /// Read the invite from a file with mode 0600
     #[arg(long, value_name = "FILE", conflicts_with = "seed")]
     pub(crate) invite_file: Option<PathBuf>,
-    /// The master's key, where no invite names it
+    /// Key of the master, if there is no invite
     #[arg(long, value_name = "KEY", value_parser = invite::parse_pin)]
     pub(crate) key: Option<Pin>,
     /// Name of this node [default: its host name]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<Name>,
-    /// Address that the others reach this node at [default: that of the route to the seed]
+    /// Address at which the others reach this node [default: source of the route to the seed]
     #[arg(long, value_name = "IP", value_parser = config::check_address)]
     pub(crate) addr: Option<IpAddr>,
-    /// Interface that carries the mesh [default: that of the route to the seed]
+    /// Interface of the mesh [default: that of the route to the seed]
     #[arg(long, value_name = "IF", value_parser = config::check_interface)]
     pub(crate) iface: Option<String>,
-    /// Print one JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     pub(crate) json: bool,
     /// Stay in the foreground instead of installing a service
@@ -77,7 +77,7 @@ pub(crate) async fn run(args: Args, settings: Settings) -> anyhow::Result<ExitCo
         steps.step(
             "cluster",
             true,
-            &format!("already a member of \"{}\", and running", running.cluster.name),
+            &format!("already a member of \"{}\" and running", running.cluster.name),
         );
         let (ok, text) = running.serving();
         steps.step("serves", ok, &text);
@@ -112,7 +112,7 @@ fn seed(argument: Option<String>, file: Option<&Path>) -> anyhow::Result<String>
         let own = rustix::process::geteuid().as_raw();
         if about.mode() & 0o077 != 0 || ![0, own].contains(&about.uid()) {
             let text = format!(
-                "{} must belong to root or to this user, and nobody else may read it: chmod 600 {0}",
+                "{} must belong to root or this user and be readable by nobody else; run: chmod 600 {0}",
                 file.display()
             );
             return Err(Failure::error(exit::DATA, text));
@@ -123,7 +123,7 @@ fn seed(argument: Option<String>, file: Option<&Path>) -> anyhow::Result<String>
     match argument.as_deref() {
         Some("-") => match typed() {
             Some(line) => Ok(first_word(&line)),
-            None => Err(Failure::error(exit::DATA, "stdin has no invite")),
+            None => Err(Failure::error(exit::DATA, "no invite on stdin")),
         },
         _ => Ok(argument.unwrap_or_default()),
     }

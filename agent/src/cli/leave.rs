@@ -10,14 +10,14 @@ use super::{Settings, ask, install, out};
 use crate::control;
 use crate::state::Store;
 
-/// Take this node out of the cluster for good
+/// Remove this node from the cluster for good
 ///
-/// A stop or a restart is not a leave: a node that is only off stays a member. With --force it also
-/// forgets the cluster and its own identity, even when no agent runs here or no other node answers; after
-/// that it can join again as a new node.
+/// Stopping or restarting the agent does not do this: a node that is off stays a member. With --force,
+/// the node also deletes its state and identity, even if no agent runs here or no other node answers;
+/// after that it can join again as a new node.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Also delete this node's identity and state, whatever the others say
+    /// Also delete this node's identity and state, even if no other node answers
     #[arg(long)]
     force: bool,
 }
@@ -26,7 +26,7 @@ pub(crate) struct Args {
 pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<ExitCode> {
     match ask::tell(settings, &Request::Leave).await {
         Err(error) if !args.force => return Err(error),
-        Err(error) => out::remark(&format!("the others were not told: {error:#}")),
+        Err(error) => out::remark(&format!("the other members were not notified: {error:#}")),
         Ok(_) => {}
     }
     // A service would only come back to say that there is no cluster.
@@ -35,13 +35,13 @@ pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<Exit
         return Ok(ExitCode::SUCCESS);
     }
     if control::is_running(settings.runtime_dir()) {
-        let message = "an agent still runs here, in the foreground; stop it, then repeat this command";
+        let message = "an agent is still running here in the foreground; stop it and repeat this command";
         return Err(Failure::error(exit::UNAVAILABLE, message));
     }
     let dir = settings.state_dir();
     out::line(&match wipe(dir)? {
         false => format!("there was no state in {}", dir.display()),
-        true => format!("forgot the cluster and this node's identity ({})", dir.display()),
+        true => format!("deleted the state and the identity of this node ({})", dir.display()),
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -53,7 +53,7 @@ pub(super) fn wipe(dir: &Path) -> anyhow::Result<bool> {
         return Ok(false);
     }
     for foreign in Store::open(dir)?.purge()? {
-        out::remark(&format!("{} is not the agent's and was left", foreign.display()));
+        out::remark(&format!("{} does not belong to the agent and was kept", foreign.display()));
     }
     Ok(true)
 }

@@ -8,7 +8,7 @@ use anyhow::Context;
 use super::exit::{self, Failure};
 use super::{out, settings};
 
-/// Print the manual page, or write the pages of all commands to a directory
+/// Print the manual page, or write those of all commands to a directory
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -43,7 +43,7 @@ fn write_all(definition: clap::Command, dir: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(dir).map_err(unable)?;
     clap_mangen::generate_to(definition, dir).map_err(unable)?;
     let pages = std::fs::read_dir(dir).context("count the pages")?.count();
-    out::line(&format!("{pages} pages in {}", dir.display()))?;
+    out::line(&format!("wrote {pages} pages to {}", dir.display()))?;
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use proto::time::UnixMs;
 use super::table::{Cell, Column, Table};
 use super::{Settings, ask, out, time};
 
-/// List the members: who is a master, who is up, and since when
+/// List the members with their role and state
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Print JSON

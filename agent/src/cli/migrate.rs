@@ -13,11 +13,11 @@ use super::{out, settings};
 /// Largest file that is read: a thousand times what people write.
 const MAX_FILE: u64 = 1024 * 1024;
 
-/// Turn haproxy.cfg and keepalived.conf into agent.toml
+/// Convert haproxy.cfg and keepalived.conf to agent.toml
 ///
-/// Prints a configuration that does the same, with what is to be done on which node and what became of every
-/// line as comments: kept, set for the whole cluster, automatic now, needless, not done, or not understood.
-/// What has to be looked at also goes to stderr. Nothing is changed, and no agent is needed.
+/// Prints an equivalent configuration. Its comments list the steps for each node and what became of every
+/// line: kept, set cluster-wide, automatic, not needed, not supported, or not understood.
+/// Lines that need attention also go to stderr. Changes nothing and needs no running agent.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -25,10 +25,10 @@ Examples:
   agent migrate haproxy.cfg keepalived.conf --node m1 > agent.toml
   agent check agent.toml")]
 pub(crate) struct Args {
-    /// haproxy.cfg, keepalived.conf, or both; they are told apart by what stands in them
+    /// haproxy.cfg, keepalived.conf, or both, in any order
     #[arg(value_name = "FILE", required = true, num_args = 1..=2)]
     files: Vec<PathBuf>,
-    /// The node that they are of, for its priority [default: NODE, to be filled in]
+    /// Name of the node that the files are from, for its priority [default: the placeholder NODE]
     #[arg(long, value_name = "NAME")]
     node: Option<Name>,
 }
@@ -61,7 +61,7 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
         return Err(Failure::error(code, format!("can't read {shown}: {}", settings::plain(&error))));
     }
     if bytes.len() as u64 > MAX_FILE {
-        let message = format!("{shown} is larger than {} kB: no configuration is", MAX_FILE / 1024);
+        let message = format!("{shown} is larger than {} kB, too large for a configuration", MAX_FILE / 1024);
         return Err(Failure::error(exit::DATA, message));
     }
     Ok(bytes)

@@ -42,8 +42,8 @@ pub(crate) use settings::{Global, Settings};
 
 use crate::times as time;
 
-/// Highly available Kubernetes masters without a load balancer: the agents find the healthy masters, and
-/// each serves them on 127.0.0.1:16443.
+/// Highly available Kubernetes masters without a load balancer. The agents find the healthy masters, and
+/// each node serves them on 127.0.0.1:16443.
 #[derive(Debug, Parser)]
 #[command(name = "agent", version, max_term_width = 80, after_help = AFTER_HELP)]
 struct Cli {
@@ -55,9 +55,9 @@ struct Cli {
 
 const AFTER_HELP: &str = "\
 Examples:
-  agent init                   on the first node; prints the lines for the others
+  agent init                   on the first node; prints the commands for the others
   agent join agent1qk3v…       on every other node
-  agent status                 is it fine, who serves, and why not the others";
+  agent status                 cluster health: which masters serve, and why others do not";
 
 #[derive(Debug, Subcommand)]
 enum Command {

@@ -11,17 +11,17 @@ use super::{Settings, ask};
 /// Longest that a cluster may stand open: a day is a rollout, more is a door forgotten.
 const MAX_OPEN: Duration = Duration::from_secs(24 * 3600);
 
-/// Let in workers without an invite, for a while
+/// Admit workers without an invite, for a limited time
 ///
-/// Prints the command for them, with this node's key: anyone who reaches its port and knows the key is
-/// admitted as a worker, without an approval. For automated rollouts on a network that you trust.
+/// Prints the command to run on them, with this node's key. Anyone who reaches its port and knows the key is
+/// admitted as a worker without approval. Meant for automated rollouts on a trusted network.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   agent open --for 15m
-  agent open --for 0       closes it again")]
+  agent open --for 0       closes the cluster again")]
 pub(crate) struct Args {
-    /// How long, as 90s, 15m or 2h; 0 closes
+    /// How long, such as 90s, 15m or 2h; 0 closes the cluster
     #[arg(long = "for", value_name = "TIME", value_parser = how_long)]
     time: Duration,
 }
@@ -31,7 +31,7 @@ pub(crate) struct Args {
 enum BadTime {
     #[error(transparent)]
     Duration(#[from] BadDuration),
-    #[error("a cluster may stand open for {} at most", human(MAX_OPEN))]
+    #[error("a cluster may be open for at most {}", human(MAX_OPEN))]
     TooLong,
 }
 

@@ -9,7 +9,7 @@ use super::{Settings, ask};
 
 /// Make a worker a master
 ///
-/// A master's apiserver counts, and it may change the cluster: admit, remove, set and rotate.
+/// A master's apiserver is used, and it may change the cluster: admit, remove, set and rotate.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  agent promote m4")]
 pub(crate) struct PromoteArgs {
@@ -20,14 +20,14 @@ pub(crate) struct PromoteArgs {
 
 /// Make a master a worker
 ///
-/// Its apiserver does not count any more, and it can change nothing in the cluster.
+/// Its apiserver is no longer used, and it can no longer change the cluster.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  agent demote m4")]
 pub(crate) struct DemoteArgs {
     /// The node's name or id, as "agent members" shows them
     #[arg(value_name = "NODE")]
     node: String,
-    /// Also the last master, after which nothing can be changed
+    /// Demote even the last master; the cluster can then no longer be changed
     #[arg(long)]
     force: bool,
 }

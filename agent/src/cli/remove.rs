@@ -6,7 +6,7 @@ use proto::control::Request;
 
 use super::{Settings, ask};
 
-/// Remove a node from the cluster for ever, and change the gossip key
+/// Remove a node from the cluster for good and change the gossip key
 ///
 /// Its identity is never admitted again. To bring the machine back, run "agent leave --force" there, then
 /// "agent join".

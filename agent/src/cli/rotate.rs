@@ -8,8 +8,8 @@ use super::{Settings, ask};
 
 /// Change the gossip key
 ///
-/// Every node fetches the new one by itself; the old one is accepted for 10 minutes. A node that is off
-/// meanwhile catches up when it returns.
+/// Every node fetches the new key; the old one is accepted for 10 minutes. A node that is off
+/// in the meantime catches up when it returns.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {}
 

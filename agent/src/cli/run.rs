@@ -8,9 +8,9 @@ use crate::app::{self, enter};
 use crate::log;
 use crate::membership::disk::LoadError;
 
-/// Run the agent in the foreground, from its state directory; the service does this
+/// Run the agent in the foreground; this is what the service runs
 ///
-/// SIGTERM stops it, SIGHUP reads the configuration again.
+/// SIGTERM stops it, SIGHUP reloads the configuration.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {}
 

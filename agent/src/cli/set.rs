@@ -14,28 +14,28 @@ Examples:
   agent set balance=nearest
   agent set service.ingress.listen=127.0.0.1:8443 service.ingress.port=443";
 
-/// Set what holds for the whole cluster: services, balance, virtual IPs, weights
+/// Change cluster-wide settings: services, balance, virtual IPs, weights
 ///
-/// All that is given is checked as a whole; when anything is wrong, nothing is changed. A service that a
-/// node's own agent.toml describes stays there as that file says.
+/// All settings are checked together; if one is wrong, nothing changes. A service that a
+/// node's own agent.toml describes follows that file on that node.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES, after_long_help = handbook())]
 pub(crate) struct SetArgs {
-    /// What to set
+    /// Settings to change
     #[arg(value_name = "KEY=VALUE", required = true, value_parser = Assignment, hide_possible_values = true)]
     pairs: Vec<(String, String)>,
 }
 
-/// Take settings of the whole cluster back
+/// Remove cluster-wide settings
 ///
-/// A key without its end takes all that stands below it: "agent unset service.ingress".
+/// A key prefix removes everything below it: "agent unset service.ingress".
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   agent unset vip
   agent unset service.ingress weight.m2")]
 pub(crate) struct UnsetArgs {
-    /// What to take back
+    /// Settings to remove
     #[arg(value_name = "KEY", required = true, value_parser = Key, hide_possible_values = true)]
     keys: Vec<String>,
 }
@@ -55,7 +55,7 @@ impl TypedValueParser for Assignment {
     ) -> Result<Self::Value, clap::Error> {
         let split = |text: String| match text.split_once('=') {
             Some((key, value)) => Ok((key.trim().to_owned(), value.trim().to_owned())),
-            None => Err(format!("write it as KEY=VALUE; to take it back: agent unset {text}")),
+            None => Err(format!("write it as KEY=VALUE; to remove it, run: agent unset {text}")),
         };
         StringValueParser::new().try_map(split).parse_ref(command, arg, value)
     }
@@ -94,11 +94,11 @@ fn keys<'a>() -> Option<Box<dyn Iterator<Item = PossibleValue> + 'a>> {
 
 /// Everything that can be set, and what holds without it.
 fn handbook() -> String {
-    let mut text = format!("{EXAMPLES}\n\nSettings, and what holds without them:\n");
+    let mut text = format!("{EXAMPLES}\n\nSettings and their defaults:\n");
     for known in KNOWN {
         text.push_str(&format!("  {}  [{}]\n      {}\n", known.key, known.default, known.what));
     }
-    text.push_str("\nAddresses and nodes are written as they are: vip.10.0.0.50.priority.m1=200");
+    text.push_str("\nAddresses and node names are part of the key: vip.10.0.0.50.priority.m1=200");
     text
 }
 
@@ -141,7 +141,7 @@ pub(super) fn line(change: &Change) -> String {
         },
     };
     if old == new {
-        return format!("{key}: {}, as it was", shown(new));
+        return format!("{key}: {}, unchanged", shown(new));
     }
     format!("{key}: {} -> {}", shown(old), shown(new))
 }
@@ -159,7 +159,7 @@ mod tests {
         let key = "service.kube-api.balance";
         assert_eq!(change(None, Some("first")), format!("{key}: (least-connections) -> first"));
         assert_eq!(change(Some("first"), None), format!("{key}: first -> (least-connections)"));
-        assert_eq!(change(Some("a"), Some("a")), format!("{key}: a, as it was"));
+        assert_eq!(change(Some("a"), Some("a")), format!("{key}: a, unchanged"));
     }
 
     #[test]

@@ -17,21 +17,21 @@ const MAX_FILE: u64 = 64 * 1024;
 
 /// Options that every command takes.
 #[derive(Debug, Clone, Default, clap::Args)]
-#[command(next_help_heading = "Options of every command")]
+#[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// Configuration file [default: /etc/agent/agent.toml, if it exists]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Where state is kept [default: /var/lib/agent]
+    /// State directory [default: /var/lib/agent]
     #[arg(long, global = true, value_name = "DIR", value_parser = absolute)]
     pub(crate) state_dir: Option<String>,
-    /// Where the control socket is [default: /run/agent]
+    /// Directory of the control socket [default: /run/agent]
     #[arg(long, global = true, value_name = "DIR", value_parser = short)]
     pub(crate) runtime_dir: Option<String>,
-    /// How the log is written; auto: journald under systemd, else text
+    /// Log format; auto means journald under systemd, else text
     #[arg(long, global = true, value_name = "FORMAT", value_parser = log_format())]
     pub(crate) log: Option<LogFormat>,
-    /// How much is logged
+    /// Log level
     #[arg(long, global = true, value_name = "LEVEL", value_parser = log_level())]
     pub(crate) log_level: Option<LogLevel>,
 }
@@ -121,7 +121,7 @@ pub(super) fn environment() -> impl Iterator<Item = (String, String)> {
 
 /// One error out of many mistakes, a line for each.
 fn wrong(source: &str, mistakes: &[Mistake]) -> anyhow::Error {
-    let mut message = format!("{source} is wrong, nothing was done:");
+    let mut message = format!("mistakes in {source}; nothing was changed:");
     for mistake in mistakes {
         message.push_str(&format!("\n  {mistake}"));
     }
@@ -162,7 +162,7 @@ pub(super) fn doubts(named: Option<&Path>, config: &Config) -> Vec<String> {
     if (config.web.login.is_some() || config.web.token.is_some()) && trusted::is_public(&path) {
         let path = path.display();
         doubts.push(format!(
-            "{path} holds a password or token and everyone may read it; run: chmod 600 {path}"
+            "{path} contains a password or token and is readable by everyone; run: chmod 600 {path}"
         ));
     }
     doubts
@@ -172,13 +172,13 @@ fn read_text(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_FILE {
-        let message = format!("it is larger than {} kB: no configuration is", MAX_FILE / 1024);
+        let message = format!("it is larger than {} kB, too large for a configuration", MAX_FILE / 1024);
         return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
     String::from_utf8(bytes).map_err(|error| {
         let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
-        io::Error::new(io::ErrorKind::InvalidData, format!("line {line} is not UTF-8 text"))
+        io::Error::new(io::ErrorKind::InvalidData, format!("line {line} is not valid UTF-8"))
     })
 }
 
@@ -208,7 +208,7 @@ mod tests {
         secret.web.token = Some(config::Secret("0123456789".to_owned()));
         mode(0o644);
         assert_eq!(told(&Config::default()), "");
-        assert!(told(&secret).contains("everyone may read it; run: chmod 600 "));
+        assert!(told(&secret).contains("is readable by everyone; run: chmod 600 "));
         mode(0o600);
         assert_eq!(told(&secret), "");
         mode(0o622);

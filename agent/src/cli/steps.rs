@@ -49,8 +49,8 @@ impl Steps {
             return self.step("invite-workers", true, &format!("agent join {workers}"));
         }
         let _ = out::line(&format!(
-            "\nWithin the hour, on each other node with an apiserver, run:\n\n  agent join {masters}\n\n\
-             On every other node:\n\n  agent join {workers}\n"
+            "\nWithin an hour, run this on the other masters:\n\n  agent join {masters}\n\n\
+             and this on the workers:\n\n  agent join {workers}\n"
         ));
     }
 }
@@ -101,7 +101,7 @@ pub(super) async fn go_on(
             if let Some((masters, workers)) = invites {
                 steps.invites(&masters, &workers);
             }
-            steps.step("running", true, "in the foreground; stop it with Ctrl-C");
+            steps.step("running", true, "in the foreground; press Ctrl-C to stop");
         });
     })
     .await?;
@@ -117,7 +117,7 @@ async fn wait_for(settings: &Settings) -> anyhow::Result<Status> {
         match asked {
             Ok(Response::Status(status)) if late || status.serving().0 => return Ok(*status),
             Err(error) if late => {
-                let text = format!("the service was started and does not answer: {error}");
+                let text = format!("the service was started but does not answer: {error}");
                 return Err(exit::Failure::error(
                     exit::UNAVAILABLE,
                     format!("{text}; see: journalctl -u agent"),

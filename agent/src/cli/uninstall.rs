@@ -4,10 +4,10 @@ use std::process::ExitCode;
 
 use super::{Settings, install, out};
 
-/// Stop and remove the service and the installed binary; the state stays unless --purge is given
+/// Stop and remove the service and the installed binary
 ///
-/// The node stays a member of its cluster: "agent leave" before, or "agent remove NODE" elsewhere, ends that.
-/// The configuration in /etc/agent is left alone.
+/// The node remains a member: run "agent leave" first, or "agent remove NODE" on a master. Its state is kept
+/// unless --purge is given. The configuration in /etc/agent is kept.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Also delete this node's identity and state

@@ -7,9 +7,9 @@ use proto::control::Request;
 
 use super::{Settings, ask};
 
-/// Virtual IPs: hand one to another node
+/// Hand a virtual IP to another node
 ///
-/// Which there are, who has them and why: agent status. To add one: agent set vip=ADDRESS.
+/// "agent status" shows the virtual IPs and their owners; "agent set vip=ADDRESS" adds one.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -18,16 +18,16 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Hand a virtual IP to a node that could have it
+    /// Hand a virtual IP to another eligible node
     ///
-    /// Its owner takes it away and names that node, so clients notice nothing but a reset. Without
-    /// "preempt" it then stays there until that node fails.
+    /// The owner removes it and names that node as its successor, so clients only see a reset. Without
+    /// "preempt", it stays there until that node fails.
     #[command(after_help = "Example:\n  agent vip move 10.91.91.50 m2")]
     Move {
         /// The virtual IP
         #[arg(value_name = "ADDRESS", value_parser = proto::settings::check_vip)]
         address: IpAddr,
-        /// The node: its name, or its id
+        /// Name or id of the node
         #[arg(value_name = "NODE")]
         node: String,
     },

@@ -11,22 +11,22 @@ use super::exit::{self, Failure};
 use super::table::{Cell, Column, Table};
 use super::{Settings, ask, out, time};
 
-/// Let a waiting node in; without CODE, list who waits
+/// Approve a waiting node; without CODE, list the waiting nodes
 ///
-/// Compare the code with the one that the node itself shows: an attacker in between has another. Then type
-/// the second code, which this prints, on the node: so it is sure of this cluster, too.
+/// Compare the code with the one shown on the node itself: a man in the middle would show another. Then type
+/// the second code, which this command prints, on the node, so that it can trust this cluster too.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  agent approve k7qm-2xpd\n  agent approve k7qm-2xpd --master")]
 pub(crate) struct ApproveArgs {
     /// The code that the waiting node shows
     #[arg(value_name = "CODE")]
     code: Option<String>,
-    /// Let it in as a master
+    /// Admit it as a master
     #[arg(long, requires = "code")]
     master: bool,
 }
 
-/// Turn a waiting node away; without CODE, list who waits
+/// Reject a waiting node; without CODE, list the waiting nodes
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  agent reject k7qm-2xpd")]
 pub(crate) struct RejectArgs {
@@ -53,7 +53,7 @@ async fn answer(code: Option<&str>, role: Option<Role>, settings: &Settings) -> 
     let code = tidy_code(typed);
     if code.len() != 9 {
         let typed: String = typed.chars().take(40).collect();
-        let message = format!("\"{typed}\" is not a code: it has 8 letters and digits, as k7qm-2xpd");
+        let message = format!("\"{typed}\" is not a code; a code has 8 letters and digits, such as k7qm-2xpd");
         return Err(Failure::error(exit::DATA, message));
     }
     ask::tell(settings, &Request::Answer { code, role }).await
@@ -70,14 +70,14 @@ async fn list(settings: &Settings) -> anyhow::Result<ExitCode> {
 
 fn render(waiting: &[Waiting], now: UnixMs, columns: usize) -> String {
     if waiting.is_empty() {
-        return "nobody waits\n".to_owned();
+        return "no node is waiting\n".to_owned();
     }
     let mut table = Table::new(vec![
         Column::left("CODE"),
         Column::left("NAME"),
         Column::left("FROM"),
         Column::left("ID").optional(1),
-        Column::left("GIVES UP"),
+        Column::left("EXPIRES"),
     ]);
     for one in waiting {
         table.row(vec![
@@ -89,7 +89,7 @@ fn render(waiting: &[Waiting], now: UnixMs, columns: usize) -> String {
         ]);
     }
     let mut text = table.render(columns, false);
-    text.push_str("compare the codes, then: agent approve CODE, or agent reject CODE\n");
+    text.push_str("compare the codes, then run: agent approve CODE, or agent reject CODE\n");
     text
 }
 
@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn the_list_says_what_to_do_next() {
-        assert_eq!(render(&[], UnixMs(0), 80), "nobody waits\n");
+        assert_eq!(render(&[], UnixMs(0), 80), "no node is waiting\n");
         let one = Waiting {
             code: "k7qm-2xpd".to_owned(),
             key: PublicKey([1; 32]),

@@ -8,8 +8,8 @@ use super::{Settings, set};
 
 /// Change a node's share of new connections, on every node
 ///
-/// 100 is the usual share; 0 sends nothing new there while another is good. It outlives restarts, and
-/// counts more than what the node's own file says. Take it back with: agent unset weight.NODE
+/// The default is 100; with 0 it gets no new connections while another is healthy. It survives restarts and
+/// overrides the node's own file. To undo it, run: agent unset weight.NODE
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  agent weight m3 50")]
 pub(crate) struct Args {

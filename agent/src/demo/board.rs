@@ -128,14 +128,14 @@ impl Board {
             Told::Request { number, took, result } => self.ended(now, number, took, result),
             Told::Held(name) => {
                 if self.held.as_ref() != Some(&name) {
-                    self.say(now, format!("the held connection is on {name}"));
+                    self.say(now, format!("the long-lived connection is on {name}"));
                 }
                 self.held = Some(name);
             }
             Told::Lost => {
                 self.resets += 1;
                 let name = self.held.take().unwrap_or_default();
-                self.say(now, format!("the held connection to {name} was closed, the client connects again"));
+                self.say(now, format!("the long-lived connection to {name} was closed; the client reconnects"));
             }
         }
     }
@@ -148,7 +148,7 @@ impl Board {
                 self.calm += 1;
                 if self.trouble > 0 && self.calm >= CALM {
                     let failed = std::mem::take(&mut self.trouble);
-                    self.say(now, format!("requests succeed again, after {failed} failed"));
+                    self.say(now, format!("requests succeed again after {failed} failures"));
                 }
                 Fate::Served(name, took)
             }
@@ -208,7 +208,7 @@ impl Board {
     /// The whole run in one line.
     pub(super) fn summary(&self) -> String {
         format!(
-            "requests {}, failed {}, slowest {} ms, closed held connections {}",
+            "requests {}, failed {}, slowest {} ms, closed long-lived connections {}",
             self.ok + self.failed,
             self.failed,
             self.slowest.as_millis(),
@@ -247,9 +247,9 @@ mod tests {
             assert_eq!(board.events.len(), 1, "not calm yet");
             end(&mut board, number, 30, Ok("m2"));
         }
-        assert_eq!(texts(&mut board), ["a request failed: closed", "requests succeed again, after 2 failed"]);
+        assert_eq!(texts(&mut board), ["a request failed: closed", "requests succeed again after 2 failures"]);
         assert!(texts(&mut board).is_empty(), "news are told once");
-        assert_eq!(board.summary(), "requests 13, failed 2, slowest 2000 ms, closed held connections 0");
+        assert_eq!(board.summary(), "requests 13, failed 2, slowest 2000 ms, closed long-lived connections 0");
         assert_eq!(board.slowest_lately(at(1300)), Duration::from_secs(2));
         assert_eq!(board.slowest_lately(at(10_250)), Duration::from_millis(30));
         board.asked(at(11_000), 13);

@@ -169,20 +169,20 @@ impl Node {
         let alive = |state: Option<State>| state.is_some_and(State::is_alive);
         let Some(process) = self.apiserver.as_mut() else { return Ok("has no apiserver") };
         Ok(match act {
-            Act::Kill if !alive(apiserver) => "its apiserver does not run",
+            Act::Kill if !alive(apiserver) => "its apiserver is not running",
             Act::Kill => {
                 process.kill();
                 "its apiserver is killed"
             }
-            Act::Hang if apiserver != Some(State::Running) => "its apiserver does not run",
+            Act::Hang if apiserver != Some(State::Running) => "its apiserver is not running",
             Act::Hang => {
                 process.hang();
-                "its apiserver hangs: it accepts, and never answers"
+                "its apiserver hangs: it accepts connections but never answers"
             }
-            Act::Stop if !alive(apiserver) => "its apiserver does not run",
+            Act::Stop if !alive(apiserver) => "its apiserver is not running",
             Act::Stop => {
                 process.stop();
-                "its apiserver is stopped: not ready at once, gone in 3 s"
+                "its apiserver is stopping: not ready now, gone in 3 s"
             }
             Act::KillNode => {
                 process.kill();
@@ -191,7 +191,7 @@ impl Node {
                 }
                 "its apiserver and its agent are killed"
             }
-            Act::Back if apiserver == Some(State::Running) && alive(agent) => "it runs already",
+            Act::Back if apiserver == Some(State::Running) && alive(agent) => "it is already running",
             Act::Back => {
                 match apiserver {
                     Some(State::Running) => {}

@@ -65,14 +65,14 @@ impl Key {
 
 /// A line that is no command.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("\"{0}\" is no command: write {LINES}")]
+#[error("\"{0}\" is not a command; use {LINES}")]
 pub(crate) struct BadCommand(String);
 
 /// Why a script is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadScript {
     /// A step is not a time and a command.
-    #[error("\"{0}\" is no step: write a time and a command, as 5s kill m2")]
+    #[error("\"{0}\" is not a step; write a time and a command, such as 5s kill m2")]
     Step(String),
     /// The time of a step.
     #[error(transparent)]

@@ -131,7 +131,7 @@ async fn come_up(
             Ok(())
         }
         _ => {
-            let trouble = cluster.trouble().unwrap_or_else(|| "every process runs; this is a bug".to_owned());
+            let trouble = cluster.trouble().unwrap_or_else(|| "every process is running; this is a bug".to_owned());
             bail!("{worker} did not see {MASTERS} masters within {} s\n{trouble}", READY_WITHIN.as_secs());
         }
     }
@@ -193,7 +193,7 @@ impl Scene {
         let mut frames = interval(FRAME);
         frames.set_missed_tick_behavior(MissedTickBehavior::Skip);
         if self.screen.is_none() {
-            line(&format!("commands, a line each: {}", command::LINES));
+            line(&format!("commands, one per line: {}", command::LINES));
         }
         self.board.seen = self.seen.borrow_and_update().clone();
         loop {
@@ -290,7 +290,7 @@ impl Scene {
             if failed && !std::mem::replace(&mut node.failure_told, true) {
                 let words = node.last_words();
                 let last = words.lines().last().unwrap_or_default();
-                self.board.say(Instant::now(), format!("{}: a process has ended by itself{last}", node.name));
+                self.board.say(Instant::now(), format!("{}: a process exited unexpectedly{last}", node.name));
             }
             if let (Some(agent), Some(apiserver)) = (agent, apiserver) {
                 rows.push(Row { name: node.name, apiserver, agent });

@@ -74,7 +74,7 @@ impl Directory {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => {
                     return Err(error).with_context(|| {
-                        format!("can't make {}: set TMPDIR to a directory to write in", path.display())
+                        format!("cannot create {}; set TMPDIR to a writable directory", path.display())
                     });
                 }
             }

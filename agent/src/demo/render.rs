@@ -91,13 +91,13 @@ impl Picture<'_> {
                 (Style::Bold, "s".into()),
                 (Style::Plain, " stop  ".into()),
                 (Style::Bold, "b".into()),
-                (Style::Plain, " bring back".into()),
+                (Style::Plain, " restart".into()),
             ]);
             lines.push(vec![
                 (Style::Bold, "  K".into()),
-                (Style::Plain, " kill the whole node, its agent too          ".into()),
+                (Style::Plain, " kill the whole node with its agent          ".into()),
                 (Style::Bold, "q".into()),
-                (Style::Plain, " quit, nothing is left behind".into()),
+                (Style::Plain, " quit and remove everything".into()),
             ]);
             lines.push(Line::new());
         }
@@ -186,7 +186,7 @@ impl Picture<'_> {
 
     fn held(&self) -> Line {
         let on = self.board.held.as_deref().unwrap_or("nobody");
-        let text = format!("  held connection: on {on}; closed so far: {}", self.board.resets);
+        let text = format!("  long-lived connection: on {on}; closed so far: {}", self.board.resets);
         vec![(Style::Plain, text)]
     }
 }

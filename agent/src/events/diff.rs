@@ -278,7 +278,7 @@ impl Seen {
         }
         for (id, removed) in document.removed.iter().filter(|(id, _)| !before.removed.contains_key(id)) {
             let left = removed.by == *id;
-            let cause = if left { "it left".to_owned() } else { format!("by {}", name(&removed.by)) };
+            let cause = if left { "it left by itself".to_owned() } else { format!("by {}", name(&removed.by)) };
             let event =
                 Event::new(Kind::MemberRemoved, now, removed.name.as_str(), "removed").requested(cause);
             let since = before.nodes.get(id).map_or(UnixMs(0), |node| node.at);
@@ -373,7 +373,7 @@ impl Seen {
                 }
                 Some((since, told)) if differs && !*told && now.0.saturating_sub(since.0) >= settle => {
                     *told = true;
-                    let cause = format!("it holds {}, this node {}", member.word.document, self.hash);
+                    let cause = format!("it has {}, this node has {}", member.word.document, self.hash);
                     out.push(event("differs").from("same", None).reason(cause).level(Level::Warning));
                 }
                 Some((since, told)) if !differs => {
@@ -452,7 +452,7 @@ impl Seen {
             self.problems.insert(key, (problem.clone(), known.unwrap_or(now)));
         }
         for (problem, since) in gone.into_values() {
-            let event = Event::new(Kind::Problem, now, problem.name(), "mended").since("found", since);
+            let event = Event::new(Kind::Problem, now, problem.name(), "resolved").since("found", since);
             out.push(event.reason(problem));
         }
     }

@@ -73,7 +73,7 @@ fn said(act: impl FnOnce(&mut Vec<Event>)) -> Vec<String> {
 fn a_backend_tells_from_to_why_and_how_long() {
     let mut seen = seen();
     let mut step = |state, cause, at| said(|out| seen.table(&table(state, cause), UnixMs(at), out));
-    assert!(step(State::Unknown, Cause::LastKnownGood, 0).is_empty(), "the last good list is no news");
+    assert!(step(State::Unknown, Cause::LastKnownGood, 0).is_empty(), "the last known good list is no news");
     assert_eq!(
         step(State::Ready, Cause::Http(200), 2 * MINUTE),
         ["backend kube-api/m1: unknown -> ready after 60s: HTTP 200"]
@@ -100,19 +100,19 @@ fn members_are_told_as_status_judges_them() {
     assert!(step(&view(true, |_| ()), &ears(Hearing::Heard), &none, 3_000).is_empty());
     assert_eq!(
         step(&view(true, |_| ()), &ears(Hearing::Late), &none, 62_000),
-        ["member m1: up -> suspect after 60s: its answers are late"]
+        ["member m1: up -> suspect after 60s: answers late"]
     );
     assert_eq!(
         step(&view(false, |_| ()), &ears(Hearing::Lost), &none, 63_000),
-        ["member m1: suspect -> down after 1s: node not heard"]
+        ["member m1: suspect -> down after 1s: no answer from the node"]
     );
     assert_eq!(
         step(&view(false, |_| ()), &ears(Hearing::Lost), &ready, 64_000),
-        ["member m1: down -> suspect after 1s: agent not heard, checked directly"]
+        ["member m1: down -> suspect after 1s: no answer from its agent, checked directly"]
     );
     assert_eq!(
         step(&view(true, |word| word.left = true), &Ears::new(), &ready, 65_000),
-        ["member m1: suspect -> left after 1s: its agent was stopped"]
+        ["member m1: suspect -> left after 1s: agent stopped"]
     );
 }
 
@@ -122,7 +122,7 @@ fn a_member_that_is_never_heard_is_told_once_gossip_had_its_time() {
     let mut step =
         |at| said(|out| seen.members(&View::default(), &Ears::new(), &Table::new(), UnixMs(at), out));
     assert!(step(14_000).is_empty());
-    assert_eq!(step(16_000), ["member m1: down: node not heard"]);
+    assert_eq!(step(16_000), ["member m1: down: no answer from the node"]);
     assert!(step(17_000).is_empty());
 }
 
@@ -168,7 +168,7 @@ fn own_checks_are_told() {
     );
     assert_eq!(
         step(&BTreeMap::new(), 7),
-        ["check kube-api: not-ready -> gone after 2m: no instance here any more"]
+        ["check kube-api: not-ready -> gone after 2m: no longer on this node"]
     );
 }
 
@@ -242,7 +242,7 @@ fn the_document_tells_of_members_settings_and_keys() {
         ]
     );
     now.remove(key(2).id(), key(2).id(), UnixMs(2));
-    assert_eq!(step(&now), ["member-removed m2: member -> removed after 1ms: it left"]);
+    assert_eq!(step(&now), ["member-removed m2: member -> removed after 1ms: it left by itself"]);
 }
 
 #[test]
@@ -270,8 +270,8 @@ fn listeners_limits_and_problems_begin_and_end() {
         step(None, 9, 1, &[], 7_000),
         [
             "listener kube-api/127.0.0.1:16443: failed -> listening after 5s",
-            "budget kube-api: available -> used-up: many dials are slow at once",
-            "problem state-file/events: found -> mended after 5s: 9 torn",
+            "budget kube-api: available -> used-up: too many slow connects at once",
+            "problem state-file/events: found -> resolved after 5s: 9 torn",
         ]
     );
     assert_eq!(step(None, 9, 1, &[], 9_000), ["limit kube-api: reached -> below after 7s"]);
@@ -287,7 +287,7 @@ fn a_copy_of_the_document_that_stays_another_is_told_once() {
     assert!(step(&other, 60_000).is_empty());
     let told = step(&other, 61_000);
     assert!(
-        told.len() == 1 && told[0].starts_with("document m1: same -> differs: it holds 0123"),
+        told.len() == 1 && told[0].starts_with("document m1: same -> differs: it has 0123"),
         "{told:?}"
     );
     assert!(step(&other, 62_000).is_empty());

@@ -160,7 +160,7 @@ pub(super) fn load(dir: &Path) -> (Ring, Option<Problem>) {
 }
 
 fn unread(error: &io::Error) -> Problem {
-    Problem::new(ProblemCode::EventsDisk, format!("the events of earlier runs can't be read: {error}"))
+    Problem::new(ProblemCode::EventsDisk, format!("cannot read the events of earlier runs: {error}"))
 }
 
 fn read(path: &Path, mut file: File, ring: &mut Ring, bad: &mut u32) -> io::Result<()> {
@@ -204,7 +204,7 @@ pub(super) fn spawn(mut log: Log, troubles: Troubles, life: &Life) -> mpsc::Send
             match done {
                 Ok(()) => troubles.mended(ProblemCode::EventsDisk, ""),
                 Err(error) => {
-                    let detail = format!("events can't be kept on disk: {error}");
+                    let detail = format!("cannot write events to disk: {error}");
                     troubles.found(Problem::new(ProblemCode::EventsDisk, detail));
                 }
             }

@@ -79,7 +79,7 @@ impl Hook {
     pub(super) fn tell(&mut self, event: &Arc<Event>) {
         if self.queue.try_send(event.clone()).is_err() {
             self.dropped += 1;
-            let detail = format!("{} is too slow: {} events were not handed to it", self.name, self.dropped);
+            let detail = format!("{} is too slow: {} events were dropped", self.name, self.dropped);
             self.troubles.found(Problem::new(ProblemCode::EventsDropped, detail).about(&self.name));
         }
     }
@@ -97,7 +97,7 @@ pub(super) enum HookError {
         source: io::Error,
     },
     /// Others may change it.
-    #[error("notify: {} is not run: {source}", path.display())]
+    #[error("notify: {} was not run: {source}", path.display())]
     Untrusted {
         /// Which program or directory.
         path: PathBuf,
@@ -105,7 +105,7 @@ pub(super) enum HookError {
         source: Untrusted,
     },
     /// It is no program.
-    #[error("notify: {} can't be run", .0.display())]
+    #[error("notify: {} is not executable", .0.display())]
     NotExecutable(PathBuf),
     /// The event can't be written as JSON.
     #[error("notify: the event can't be written as JSON: {0}")]
@@ -127,7 +127,7 @@ pub(super) enum HookError {
         status: ExitStatus,
     },
     /// Its end is not known.
-    #[error("notify: {} was lost: {source}", path.display())]
+    #[error("notify: lost track of {}: {source}", path.display())]
     Lost {
         /// Which.
         path: PathBuf,
@@ -135,7 +135,7 @@ pub(super) enum HookError {
         source: io::Error,
     },
     /// It did not end in time.
-    #[error("notify: {} was killed: it ran for more than {}", .0.display(), human(PATIENCE))]
+    #[error("notify: {} was killed because it ran for more than {}", .0.display(), human(PATIENCE))]
     TooSlow(PathBuf),
 }
 
@@ -390,7 +390,7 @@ mod tests {
         let troubles = Troubles::default();
         run_all(&inner, &vip(), &troubles).await;
         let said: String = troubles.list().iter().map(Problem::to_string).collect();
-        assert!(said.contains("20-second is not run: ") && said.contains("run: chmod go-w "), "{said}");
+        assert!(said.contains("20-second was not run: ") && said.contains("run: chmod go-w "), "{said}");
         assert!(!out.exists());
     }
 

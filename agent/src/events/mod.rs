@@ -153,7 +153,7 @@ impl<'a> Keeper<'a> {
         let disk = match log {
             Ok(log) => Some(disk::spawn(log, troubles.clone(), life)),
             Err(error) => {
-                let detail = format!("events can't be kept on disk: {error}");
+                let detail = format!("cannot write events to disk: {error}");
                 troubles.found(Problem::new(ProblemCode::EventsDisk, detail));
                 None
             }
@@ -191,7 +191,7 @@ impl<'a> Keeper<'a> {
         let first = is_start.then(|| started(&self.ring, self.inputs));
         // It mends itself with the next events, so it is no problem that lasts.
         let torn = self.torn.take().map(|torn| {
-            let event = Event::new(Kind::Problem, wall(), torn.name(), "mended");
+            let event = Event::new(Kind::Problem, wall(), torn.name(), "resolved");
             event.reason(torn.to_string()).level(Level::Warning)
         });
         self.take(torn.into_iter().chain(first).collect());
@@ -278,7 +278,7 @@ impl<'a> Keeper<'a> {
         if let Some(disk) = &self.disk
             && disk.try_send(events).is_err()
         {
-            let detail = "events can't be kept on disk: it does not answer";
+            let detail = "cannot write events to disk: the disk does not respond";
             self.troubles.found(Problem::new(ProblemCode::EventsDisk, detail));
         }
     }
@@ -294,7 +294,7 @@ fn started(ring: &Ring, inputs: &Inputs) -> Event {
     if was.is_some_and(|event| event.kind == Kind::AgentStopping) {
         return event.since("stopped", last.time_unix_ms).reason(version);
     }
-    let cause = format!("{version}; the last run ended without stopping: killed, crashed or no power");
+    let cause = format!("{version}; the last run did not stop cleanly: killed, crashed or power lost");
     event.since("lost", last.time_unix_ms).reason(cause).level(Level::Warning)
 }
 
@@ -302,7 +302,7 @@ fn started(ring: &Ring, inputs: &Inputs) -> Event {
 fn stalled(node: &str, late: Duration) -> Option<Event> {
     (late >= STALL).then(|| {
         let event = Event::new(Kind::Stall, wall(), node, "running").from("stalled", Some(late));
-        event.reason("no task ran: the machine was busy, asleep or stopped").level(Level::Warning)
+        event.reason("no task ran: the machine was overloaded, suspended or stopped").level(Level::Warning)
     })
 }
 

@@ -153,7 +153,7 @@ async fn a_torn_line_is_said_once() {
     let mut stage = stage(dir.path());
     assert_eq!(stage.kinds(2).await, [Kind::Problem, Kind::AgentStarted]);
     let torn = stage.ring.borrow().all().next().unwrap().clone();
-    assert_eq!((torn.to.as_str(), torn.level), ("mended", Level::Warning), "{torn:?}");
+    assert_eq!((torn.to.as_str(), torn.level), ("resolved", Level::Warning), "{torn:?}");
     stage.end(true).await;
     let mut again = self::stage(dir.path());
     let kinds = again.kinds(4).await;
@@ -166,7 +166,7 @@ async fn a_directory_that_can_not_be_written_costs_the_file_and_nothing_else() {
     let mut stage = stage(Path::new("/proc/self/no-such-directory"));
     assert_eq!(stage.kinds(1).await, [Kind::AgentStarted]);
     stage.table.send_replace(Arc::new(Table::new()));
-    stage.tell.try_send(Event::new(Kind::Reload, wall(), "configuration", "taken-over")).unwrap();
+    stage.tell.try_send(Event::new(Kind::Reload, wall(), "configuration", "applied")).unwrap();
     assert_eq!(stage.kinds(2).await, [Kind::AgentStarted, Kind::Reload]);
     stage.end(true).await;
 }

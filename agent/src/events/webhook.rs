@@ -97,7 +97,7 @@ impl Sender {
     pub(super) fn tell(&mut self, event: &Arc<Event>) {
         if self.queue.try_send(event.clone()).is_err() {
             self.dropped += 1;
-            let detail = format!("the webhook does not keep up: {} events were not sent", self.dropped);
+            let detail = format!("the webhook is too slow: {} events were dropped", self.dropped);
             self.troubles.found(Problem::new(ProblemCode::EventsDropped, detail).about(WEBHOOK));
         }
     }
@@ -121,7 +121,7 @@ enum Failure {
     /// Of the configuration, which has been checked.
     #[error("no request can be made of its address: {0}")]
     Address(#[from] hyper::http::Error),
-    #[error("its answer is not HTTP: {0}")]
+    #[error("the response is not HTTP: {0}")]
     NotHttp(hyper::Error),
     #[error("the connection broke: {}", cause(.0))]
     Broken(hyper::Error),
@@ -129,7 +129,7 @@ enum Failure {
     #[error("it answered {0}")]
     Busy(u16),
     /// The server has read it and does not want it.
-    #[error("it answered {0}, so the event is dropped")]
+    #[error("it answered {0}; the event is dropped")]
     Refused(u16),
 }
 
@@ -154,11 +154,11 @@ impl Failure {
 /// Why TLS can't begin.
 #[derive(Debug, thiserror::Error)]
 enum TlsError {
-    #[error("this system has no list of CAs; name a file with webhook-ca-file")]
+    #[error("this system has no CA bundle; set webhook-ca-file")]
     NoList,
     #[error("the CA file {}: {source}", file.display())]
     File { file: PathBuf, source: pem::Error },
-    #[error("the CA file {}: it holds no certificate", .0.display())]
+    #[error("the CA file {} contains no certificate", .0.display())]
     Empty(PathBuf),
     #[error("the CA file can't be read: {0}")]
     Task(#[from] tokio::task::JoinError),
@@ -187,7 +187,7 @@ async fn deliver(webhook: &Webhook, resolve: &Resolve, event: &Event, troubles: 
 async fn post(webhook: &Webhook, resolve: &Resolve, event: &Event) -> Result<(), Failure> {
     let at = format!("{}:{}", webhook.host, webhook.port);
     let addresses = resolve(at).await.map_err(Failure::Resolve)?;
-    let mut stream = Err(io::Error::new(io::ErrorKind::NotFound, "its name has no address"));
+    let mut stream = Err(io::Error::new(io::ErrorKind::NotFound, "its name does not resolve to an address"));
     for address in addresses {
         stream = tokio::time::timeout(PATIENCE / 4, TcpStream::connect(address))
             .await

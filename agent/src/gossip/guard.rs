@@ -78,13 +78,13 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Refusal::Unreadable(what) => return what.fmt(f),
-            Refusal::OtherCluster => "gossip of another cluster",
-            Refusal::WrongAddress => "a member under an address that is not its own",
-            Refusal::OtherKey => "a key that gossip does not have",
-            Refusal::Deletion => "a deletion of what a member publishes",
+            Refusal::OtherCluster => "a message for another cluster",
+            Refusal::WrongAddress => "a member with someone else's address",
+            Refusal::OtherKey => "an unknown key",
+            Refusal::Deletion => "a deletion of a member's record",
             Refusal::NoRecord => "a value that is not a record",
             Refusal::Forged => "a record with an invalid signature",
-            Refusal::Crash => "a message that gossip failed on",
+            Refusal::Crash => "a message that made gossip fail",
         })
     }
 }

@@ -225,16 +225,16 @@ impl Gossip {
             };
             match ended {
                 Ended::Stopping => return,
-                Ended::Resized => info!("gossip starts anew with an interval for the cluster's new size"),
+                Ended::Resized => info!("gossip restarts with an interval for the new cluster size"),
                 Ended::Overtaken(by) => {
                     self.overtaken = self.life.now();
                     above = by.generation;
-                    warn!("a later record of this node is about than its own; gossip starts anew above it");
+                    warn!("a newer record of this node exists than its own; gossip restarts with a higher generation");
                     self.report.send_modify(|report| report.overtaken(wall()));
                 }
                 Ended::Failed(error) => {
                     let culprit = lock(&self.guard).blame_last(self.life.now());
-                    warn!(again_in = ?pause, last_message_of = ?culprit, "gossip ended and is started anew: {error}");
+                    warn!(again_in = ?pause, last_message_of = ?culprit, "gossip failed and restarts: {error}");
                     self.report.send_modify(|report| report.failed(error, culprit, wall()));
                     if self.life.now().since(began) >= RECOVERED {
                         pause = Duration::from_secs(1);
@@ -327,7 +327,7 @@ impl Gossip {
                     continue;
                 }
                 changed = live.changed() => if changed.is_err() {
-                    return Ended::Failed("its watch was closed".to_owned());
+                    return Ended::Failed("a watch was closed".to_owned());
                 },
                 Ok(()) = self.record.changed() => if let Some(ended) = self.publish(handle).await {
                     return ended;

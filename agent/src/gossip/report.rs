@@ -53,23 +53,23 @@ impl Report {
             let after =
                 culprit.as_ref().map_or(String::new(), |id| format!(" after a message of {}", name(id)));
             let last = human(ago(*at));
-            let detail = format!("gossip failed {times}, last {last} ago{after}, and was restarted: {error}");
+            let detail = format!("gossip failed {times}, most recently {last} ago{after}, and was restarted: {error}");
             let fix = "this is a bug: report it with journalctl -u agent -p warning";
             problems.push(Problem::new(ProblemCode::GossipFailed, detail).fix(fix));
         }
         if let Some(at) = self.overtaken.filter(|at| ago(*at) < SHOWN) {
             let detail = format!(
-                "another machine speaks with this node's identity, or this one was resumed from a snapshot, {} ago",
+                "another machine used this node's identity, or this machine was resumed from a snapshot, {} ago",
                 human(ago(at))
             );
-            let fix = "if this machine was cloned, run on the copy: agent leave --force";
+            let fix = "if this machine was cloned, run this on the clone: agent leave --force";
             problems.push(Problem::new(ProblemCode::IdentityInUse, detail).fix(fix));
         }
         for Offender { node, refusal, count, ignored } in &self.offenders {
             let name = name(node);
-            let state = if *ignored { "its gossip is ignored for a minute" } else { "refused" };
-            let detail = format!("{name} sent by gossip {refusal}; {state} ({count} messages)");
-            let fix = format!("its agent is broken or hostile: look after it, or run: agent remove {name}");
+            let state = if *ignored { "ignoring its gossip for a minute" } else { "refused" };
+            let detail = format!("{name} gossiped {refusal}; {state} ({count} messages)");
+            let fix = format!("its agent is broken or hostile; check it, or run: agent remove {name}");
             problems.push(Problem::new(ProblemCode::GossipRefused, detail).about(name.to_string()).fix(fix));
         }
         problems

@@ -46,9 +46,9 @@ pub(crate) enum Unreadable {
 impl fmt::Display for Unreadable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Unreadable::NotV1 => "a message that is not of gossip's protocol version 1",
-            Unreadable::Garbled => "a message that can't be read",
-            Unreadable::TooLarge => "a message that unpacks to more than there can be",
+            Unreadable::NotV1 => "a message of another gossip protocol version",
+            Unreadable::Garbled => "an unreadable message",
+            Unreadable::TooLarge => "a message that is too large when unpacked",
         })
     }
 }

@@ -88,13 +88,13 @@ pub(crate) enum CallError {
     #[error("{0}")]
     Connect(#[source] io::Error),
     /// The request may have been taken in part.
-    #[error("the request was not taken: {0}")]
+    #[error("request refused: {0}")]
     Send(#[source] io::Error),
     /// The request was taken, and what came of it is not known.
     #[error("{0}")]
     Answer(#[source] io::Error),
     /// It was answered with a kind of message of a later version: the caller does without.
-    #[error("it answered \"{0}\", which this agent does not know: upgrade this node")]
+    #[error("it answered \"{0}\", which this version does not know; upgrade this node")]
     UnknownAnswer(String),
 }
 
@@ -176,7 +176,7 @@ impl Link {
                     return Ok(());
                 }
             }
-            let detail = format!("nothing came back from {address} within {}s", (KNOCK * KNOCKS).as_secs());
+            let detail = format!("no answer from {address} within {}s", (KNOCK * KNOCKS).as_secs());
             Err(Fault::new(Cause::TimedOut, detail))
         };
         let (tcp, udp) = tokio::join!(tcp, udp);

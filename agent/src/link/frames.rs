@@ -158,7 +158,7 @@ impl Decoder for Codec {
         let kind = bytes.get(4..4 + PEEK.min(length)).filter(|_| self.requests);
         let max = self.max.min(kind.map_or(MAX_FRAME, most_of));
         if length > max {
-            let why = format!("a frame of {length} bytes; at most {max} are taken");
+            let why = format!("a frame of {length} bytes; the limit is {max}");
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
         self.hold(come.min(length))?;
@@ -247,7 +247,7 @@ async fn receive_whole<T: DeserializeOwned>(
         }
     };
     match frame {
-        None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed")),
+        None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "connection closed")),
         Some(Err(error)) => Err(error),
         Some(Ok(frame)) => decode(&frame).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error)),
     }

@@ -221,7 +221,7 @@ pub(crate) struct Ports {
 
 /// The port can't be had.
 #[derive(Debug, thiserror::Error)]
-#[error("port {port} can't be bound: {why}; is another agent running? see: ss -lnptu 'sport = {port}'")]
+#[error("cannot bind port {port}: {why}; to see who uses it, run: ss -lnptu 'sport = {port}'")]
 pub(crate) struct PortError {
     port: u16,
     why: io::Error,

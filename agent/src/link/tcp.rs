@@ -194,12 +194,12 @@ impl Link {
             place.shows(true, life.now());
             // Trust may have ended since the handshake.
             if self.trust.borrow().document.member(&id).is_none() {
-                return Err(io::Error::new(io::ErrorKind::PermissionDenied, "not a member any more"));
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, "no longer a member"));
             }
             let request = match request {
                 Received::Known(request) => request,
                 Received::Unknown(kind) => {
-                    let reason = format!("this node does not know the request \"{kind}\": it is older");
+                    let reason = format!("this node is older and does not know the request \"{kind}\"");
                     frames::send(stream, &ToMember::failed(FailCode::Unsupported, reason)).await?;
                     continue;
                 }

@@ -32,13 +32,13 @@ const PKCS8_PREFIX: [u8; 16] =
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IdentityError {
     /// No key can be made of it.
-    #[error("its seed makes no key: {0}")]
+    #[error("its seed is invalid: {0}")]
     Seed(#[from] ring::error::KeyRejected),
     /// The key is of another kind.
     #[error("not an ed25519 key")]
     NotEd25519,
     /// TLS does not take it.
-    #[error("TLS does not take the key: {0}")]
+    #[error("TLS rejects the key: {0}")]
     Tls(#[from] Error),
 }
 
@@ -205,7 +205,7 @@ impl Verifier {
 
 /// TLS 1.2 is never negotiated: the configurations name 1.3 alone.
 fn no_tls12() -> Error {
-    Error::General("TLS 1.2 is not spoken here".to_owned())
+    Error::General("TLS 1.2 is not supported".to_owned())
 }
 
 impl ServerCertVerifier for Verifier {

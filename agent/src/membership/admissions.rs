@@ -84,7 +84,7 @@ impl Keeper {
         if let Err(refusal) = self.pending.ask(waiting, now) {
             return Admission::Refused(refusal);
         }
-        info!(%code, node = %applicant.name, from = %applicant.from, "a node waits for approval");
+        info!(%code, node = %applicant.name, from = %applicant.from, "node waits for approval");
         let (sender, receiver) = oneshot::channel();
         self.waiting.insert(code, (applicant, sender));
         Admission::Wait(receiver)

@@ -69,7 +69,7 @@ async fn converse(
     let FromJoining::Join { name, proof, addresses, confirmed, cluster } =
         next(&mut stream, PATIENCE).await?
     else {
-        return Err(io::Error::other("it did not say what it wants"));
+        return Err(io::Error::other("it sent no request"));
     };
     let dial_back = dial_back_address(from, &addresses);
     let applicant =
@@ -90,7 +90,7 @@ async fn converse(
     let welcome = match admission {
         Admission::Welcome(welcome) => welcome,
         Admission::Refused(refusal) => {
-            info!(%from, %name, "a node was refused: {refusal}");
+            info!(%from, %name, "node refused: {refusal}");
             return frames::send(&mut stream, &ToJoining::Refused(refusal)).await;
         }
         Admission::Redirect(masters) => {
@@ -118,11 +118,11 @@ async fn next(stream: &mut Framed, within: Duration) -> io::Result<FromJoining> 
         };
         frames::send(stream, &not_known(&kind)).await?;
     }
-    Err(io::Error::other("it says nothing that is known here"))
+    Err(io::Error::other("it sent only unknown requests"))
 }
 
 fn not_known(kind: &str) -> ToJoining {
-    let reason = format!("the member does not know the request \"{kind}\": it is older");
+    let reason = format!("this member is older and does not know the request \"{kind}\"");
     ToJoining::Failed { code: FailCode::Unsupported, reason }
 }
 
@@ -159,7 +159,7 @@ async fn approved(
                 unknown += 1;
                 frames::send(stream, &not_known(&kind)).await?;
             }
-            _ => return Err(io::Error::other("it spoke out of turn")),
+            _ => return Err(io::Error::other("unexpected message")),
         }
     };
     frames::send(stream, &ToJoining::Approved { seconds: APPROVAL_TTL.as_secs() }).await?;

@@ -91,7 +91,7 @@ pub(crate) struct NotKept(Vec<Problem>);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LostKey {
     /// The file is whole, and holds something else.
-    #[error("the identity file holds no key")]
+    #[error("the identity file contains no key")]
     NoKey,
     /// What it holds is no key that can be used.
     #[error(transparent)]
@@ -117,15 +117,15 @@ pub(crate) enum Lost {
 pub(crate) enum LoadError {
     /// Nothing is there.
     #[error(
-        "this node is not a member of a cluster yet; run: agent init (on the first node), \
+        "this node is not a member of a cluster yet; run: agent init (on the first node) \
          or: agent join SEED"
     )]
     NotMember,
     /// The identity can't be used.
-    #[error("{0}; this node has lost its key: run agent leave --force, then agent join again")]
+    #[error("{0}; this node has lost its key; run: agent leave --force, then join again")]
     Identity(LostKey),
     /// Something else that can't be done without.
-    #[error("{0}; run agent join again with an invite of the same cluster")]
+    #[error("{0}; join again with an invite of the same cluster")]
     Lost(Lost),
     /// The directory itself.
     #[error(transparent)]
@@ -195,7 +195,7 @@ impl Disk {
             Err(error) if error.is_kept() => {
                 self.problem(
                     &as_found(file),
-                    Some(Reason::new(format_args!("{error}; this node goes on without it"))),
+                    Some(Reason::new(format_args!("{error}; continuing without it"))),
                 );
                 Ok(T::default())
             }
@@ -248,7 +248,7 @@ impl Disk {
         Identity::from_seed(&seed).map(Arc::new).map_err(|error| LoadError::Identity(error.into()))
     }
 
-    /// Everything that the agent starts from. A node whose cluster file can't be used is still one that
+    /// Everything that the agent starts from. A node whose cluster file is unusable is still one that
     /// clients need: it serves from its last good list, says so, and is a member of nothing until it joins
     /// again.
     pub(crate) fn member_or_degraded(&self) -> Result<Member, LoadError> {
@@ -264,9 +264,9 @@ impl Disk {
         let node: NodeFile = self.read(NODE)?.ok_or_else(|| LoadError::Lost(lost.clone()))?;
         let identity = self.identity()?;
         self.degraded.store(true, Ordering::Relaxed);
-        let fix = if kept { "" } else { "; run agent join with an invite of its cluster" };
-        let text = "this node takes part in no cluster and serves from its last good list: its cluster \
-                    file can't be used";
+        let fix = if kept { "" } else { "; join again with an invite of its cluster" };
+        let text = "this node serves from its last known good list, outside of any cluster: its cluster \
+                    file is unusable";
         self.problem("degraded", Some(Reason::new(format_args!("{text}{fix} ({lost})"))));
         let own = identity.id;
         let now = crate::lifecycle::wall();
@@ -297,7 +297,7 @@ impl Disk {
         let odd = replica.document().check().err();
         self.problem(
             "odd",
-            odd.map(|error| Reason::new(format_args!("the cluster file is used as it is, and odd: {error}"))),
+            odd.map(|error| Reason::new(format_args!("the cluster file is used although it is inconsistent: {error}"))),
         );
         Ok(Member {
             identity: self.identity()?,
@@ -382,8 +382,8 @@ impl Disk {
     pub(crate) fn wipe(&self) {
         match self.store.remove_all() {
             Ok(left) if left.is_empty() => {}
-            Ok(left) => warn!(?left, "files in the state directory that are not the agent's were left"),
-            Err(error) => error!("the state could not be deleted: {error}"),
+            Ok(left) => warn!(?left, "kept files in the state directory that do not belong to the agent"),
+            Err(error) => error!("cannot delete the state: {error}"),
         }
     }
 }

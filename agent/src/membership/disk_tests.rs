@@ -174,7 +174,7 @@ fn without_another_file_of_a_newer_agent_the_older_one_goes_on_and_never_writes_
         assert!(problem.subject.starts_with(file.name), "{problem:?}");
         let text = problem.to_string();
         assert!(text.contains("(version 2; this agent reads up to 1)"), "{text}");
-        assert!(text.contains("goes on without it"), "{text}");
+        assert!(text.contains("continuing without it"), "{text}");
         save_all(&older, &member);
         assert!(older.save_rest(&member), "it is no reason not to become a member again");
         assert_eq!(copies(&state, file), before, "{}", file.name);
@@ -196,11 +196,11 @@ fn a_whole_file_that_is_not_understood_is_kept() {
         match &started {
             Err(error) => {
                 assert!([IDENTITY, NODE].contains(&file), "{}: {error}", file.name);
-                assert!(error.to_string().contains("whole but not understood"), "{error}");
+                assert!(error.to_string().contains("intact but not understood"), "{error}");
             }
             Ok(_) => {
                 let said = older.not_kept().to_string();
-                assert!(said.contains("whole but not understood: written by a newer agent?"), "{said}");
+                assert!(said.contains("intact but not understood, perhaps written by a newer agent"), "{said}");
             }
         }
         save_all(&older, &started.unwrap_or_else(|_| sample()));
@@ -220,7 +220,7 @@ fn garbage_is_set_aside_and_the_copy_before_it_used() {
         older.next_generation(0);
         assert_eq!(member.node, sample().node);
         let said = older.not_kept().to_string();
-        assert!(said.contains("was set aside as") && said.contains(".prev is used"), "{said}");
+        assert!(said.contains("was moved to") && said.contains(".prev"), "{said}");
     }
 }
 

@@ -26,18 +26,18 @@ const PATIENCE: Duration = Duration::from_secs(8);
 pub(crate) enum JoinError {
     /// Nobody answered.
     #[error(
-        "no answer from {}: {source}; is the agent running there, and is port {port} open for TCP?",
+        "no answer from {}: {source}; check that the agent runs there and TCP port {port} is open",
         list(addresses)
     )]
     Unreachable { addresses: Vec<SocketAddr>, port: u16, source: io::Error },
     /// Someone else answered.
-    #[error("the node at {} has another key than the invite names: it was set up anew, or someone is in between; make a new invite on a member that you trust", list(.0))]
+    #[error("the node at {} does not have the key in the invite: it was reinstalled, or there is a man in the middle; create a new invite on a member that you trust", list(.0))]
     WrongPin(Vec<SocketAddr>),
     /// The member said no.
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// Only masters let nodes in, and this one is none.
-    #[error("it is a worker, and sent this node to a master: {}", list(.0))]
+    #[error("it is a worker; redirected to a master: {}", list(.0))]
     Redirected(Vec<SocketAddr>),
     /// The invite can't be redeemed where it was made, nor anywhere else.
     #[error(
@@ -47,22 +47,22 @@ pub(crate) enum JoinError {
     )]
     IssuerDemoted { at: SocketAddr, masters: Vec<SocketAddr> },
     /// Too many join at once.
-    #[error("too many nodes join at once; run agent join again")]
+    #[error("too many nodes are joining at once; try again")]
     Busy,
     /// Nobody has confirmed that this is the right cluster.
-    #[error("{0}; nothing was taken over")]
+    #[error("{0}; nothing was changed")]
     NotConfirmed(String),
     /// What it gave is not sealed by a master of its cluster.
-    #[error("what it gave can't be trusted: {0}; nothing was taken over")]
+    #[error("its cluster document can't be trusted: {0}; nothing was changed")]
     NotSealed(proto::cluster::AdoptError),
     /// The member can't do what was asked.
     #[error("{0}")]
     Failed(String),
     /// The member answered with a kind of message of a later version.
-    #[error("the member answered \"{0}\", which this agent does not know: upgrade this node")]
+    #[error("the member answered \"{0}\", which this version does not know; upgrade this node")]
     UnknownAnswer(String),
     /// The conversation broke.
-    #[error("the member ended the conversation{}; run agent join again", why(.0))]
+    #[error("the member closed the connection{}; try again", why(.0))]
     Broken(io::Error),
 }
 
@@ -166,7 +166,7 @@ pub(crate) async fn reach(
     let certificate = connection.peer_certificates().and_then(<[_]>::first);
     let key = certificate
         .and_then(tls::key_of)
-        .ok_or_else(|| JoinError::Broken(io::Error::other("it has no raw public key")))?;
+        .ok_or_else(|| JoinError::Broken(io::Error::other("it did not present a raw public key")))?;
     let session =
         tls::exported_client(connection).map_err(|error| JoinError::Broken(io::Error::other(error)))?;
     let stream = frames::framed(stream, MAX_FRAME);
@@ -202,7 +202,7 @@ impl Reached {
             ToJoining::Approved { .. } if confirmed => self.confirm().await.map(Progress::Welcome),
             ToJoining::Approved { .. } => Ok(Progress::Approved { code: confirmation_of(&self.session) }),
             ToJoining::Welcome(_) if !confirmed => Err(JoinError::NotConfirmed(
-                "it would let this node in without anyone having compared codes".to_owned(),
+                "it admits this node although nobody has compared codes".to_owned(),
             )),
             answer => welcome(answer).map(Progress::Welcome),
         }
@@ -244,5 +244,5 @@ fn welcome(answer: ToJoining) -> Result<Box<Welcome>, JoinError> {
 }
 
 fn unexpected() -> JoinError {
-    JoinError::Broken(io::Error::other("it answered what was not asked"))
+    JoinError::Broken(io::Error::other("unexpected answer"))
 }

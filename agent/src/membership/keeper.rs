@@ -215,11 +215,11 @@ impl Keeper {
             let before = self.document().clone();
             match self.adopt(sealed) {
                 Err(error) => {
-                    warn!(peer = %from, "a cluster document was not adopted: {error}");
+                    warn!(peer = %from, "cluster document rejected: {error}");
                     // Whoever was removed goes on sealing what nobody takes: nothing to be done about it here.
                     if !matches!(error, AdoptError::RemovedSealer(_) | AdoptError::WorkerSealer(_)) {
                         let name = self.document().shown_name(from);
-                        let text = format_args!("the cluster document of {name} was not adopted: {error}");
+                        let text = format_args!("rejected the cluster document of {name}: {error}");
                         self.disk.problem("refused document", Some(Reason::new(text)));
                     }
                 }
@@ -247,7 +247,7 @@ impl Keeper {
             }
         }
         if was_member && self.document().member(&own).is_none() {
-            warn!("this node was removed from the cluster; it serves from its last good list");
+            warn!("this node was removed from the cluster; serving from the last known good list");
         }
     }
 
@@ -259,7 +259,7 @@ impl Keeper {
         if self.is_master() && adoption == (Adoption::Merged { key_is_known_to_removed: true }) {
             // Two masters changed the key and removed a node without knowing of each other.
             if let Err(error) = self.change_with_key(true, |_| Ok(())) {
-                warn!("the gossip key could not be changed: {error}");
+                warn!("cannot change the gossip key: {error}");
             }
         }
         Ok(adoption)
@@ -436,7 +436,7 @@ impl Keeper {
                 ToMember::Synced(self.document().state())
             }
             FromMember::Answer { .. } if !self.document().is_master(&from) => {
-                ToMember::failed(FailCode::NotAllowed, "only masters let nodes in")
+                ToMember::failed(FailCode::NotAllowed, "only masters admit nodes")
             }
             FromMember::Answer { code, role } => ToMember::Answered(self.answer(&code, role)),
             FromMember::Leave => self.let_leave(&from),
@@ -447,7 +447,7 @@ impl Keeper {
             FromMember::Held(node) => ToMember::Held((self.held)(&node)),
             #[cfg(feature = "next-wire")]
             FromMember::Next { text } => ToMember::Next(text),
-            _ => ToMember::failed(FailCode::Unsupported, "that is not answered here"),
+            _ => ToMember::failed(FailCode::Unsupported, "unsupported request"),
         };
         let _ = reply.send(answer);
     }

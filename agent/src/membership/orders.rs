@@ -20,15 +20,15 @@ use crate::lifecycle::wall;
 
 /// What a worker says to a request that only masters can carry out.
 pub(crate) fn not_a_master(document: &Document) -> String {
-    format!("this node is a worker; run it on a master: {}", document.master_names())
+    format!("this node is a worker; run this on a master: {}", document.master_names())
 }
 
 /// Why a text names no one member.
 #[derive(Debug, thiserror::Error)]
 enum NoOther {
-    #[error("no member is called \"{text}\"; there are: {}", names.join(", "))]
+    #[error("there is no member \"{text}\"; the members are: {}", names.join(", "))]
     None { text: String, names: Vec<String> },
-    #[error("\"{text}\" names several members; use an id: {}", ids.join(", "))]
+    #[error("several members are called \"{text}\"; use an id: {}", ids.join(", "))]
     Several { text: String, ids: Vec<String> },
 }
 
@@ -57,12 +57,12 @@ impl Keeper {
             Request::Drain { on, node } => return self.drain(on, node, reply),
             Request::Held { node } => return self.who_holds(node, reply),
             #[cfg(feature = "next-wire")]
-            Request::Next => Response::Failed("that is not the keeper's to answer".to_owned()),
+            Request::Next => Response::Failed("unsupported request".to_owned()),
             Request::Status
             | Request::Settings
             | Request::VipMove { .. }
             | Request::Events(_)
-            | Request::Doctor(_) => Response::Failed("that is not the keeper's to answer".to_owned()),
+            | Request::Doctor(_) => Response::Failed("unsupported request".to_owned()),
         };
         let _ = reply.send(response);
     }
@@ -70,7 +70,7 @@ impl Keeper {
     fn invite(&mut self, seconds: u64, uses: Option<u32>, role: Role) -> Response {
         let Some(ip) = *self.own_address.borrow() else {
             return Response::Failed(
-                "this node has no address in the mesh now, so nobody could use an invite; \
+                "this node has no address on the mesh, so nobody could use an invite; \
                  bring its network up first"
                     .to_owned(),
             );
@@ -80,9 +80,9 @@ impl Keeper {
         let key = self.link.identity.key;
         let (invite, expires) = issue(&mut self.invites, &key, address, ttl, uses, role);
         if !self.disk.save_invites(&self.invites) {
-            return Response::Failed(format!("the invite can't be kept: {}", self.disk.not_kept()));
+            return Response::Failed(format!("cannot save the invite: {}", self.disk.not_kept()));
         }
-        info!(expires_in = human(ttl), ?uses, %role, "invite made");
+        info!(expires_in = human(ttl), ?uses, %role, "invite created");
         Response::Invite { line: invite.to_string(), expires }
     }
 
@@ -92,15 +92,15 @@ impl Keeper {
         self.pending.open(until);
         self.open_until.send_replace(until);
         if seconds == 0 {
-            info!("closed to nodes without an invite");
-            return Response::Done("closed: nodes without an invite have to be approved".to_owned());
+            info!("cluster closed to nodes without an invite");
+            return Response::Done("closed: nodes without an invite need an approval".to_owned());
         }
-        warn!(for_ = human(ttl), "open to nodes without an invite");
+        warn!(for_ = human(ttl), "cluster open to workers without an invite");
         let address = self.own_address.borrow().map(|ip| SocketAddr::new(ip, self.port));
         let host = address.map_or_else(|| "HOST".to_owned(), |address| address.to_string());
         Response::Done(format!(
-            "open for {}: whoever can reach this node may join it as a worker, by\n\n  \
-             agent join {host} --key {}\n\nclose it with: agent open --for 0s",
+            "open for {}: anyone who can reach this node may join as a worker with\n\n  \
+             agent join {host} --key {}\n\nto close it, run: agent open --for 0",
             human(ttl),
             pin_text(&pin_of(&self.link.identity.key)),
         ))
@@ -110,8 +110,8 @@ impl Keeper {
         if let Err(error) = self.change_with_key(false, |_| Ok(())) {
             return drop(reply.send(Response::Failed(error.to_string())));
         }
-        let what = format!("gossip key {} made", self.document().key.epoch);
-        self.tell(what, "the old one is accepted for 10 minutes", reply);
+        let what = format!("new gossip key {}", self.document().key.epoch);
+        self.tell(what, "the old key is accepted for 10 minutes", reply);
     }
 
     /// The one other member that a text names.
@@ -140,7 +140,7 @@ impl Keeper {
         let own = self.link.own();
         let (id, admitted) = match self.other_member(node) {
             Ok((id, _)) if id == own => {
-                let text = "that is this node itself; run here: agent leave".to_owned();
+                let text = "that is this node; run: agent leave".to_owned();
                 return drop(reply.send(Response::Failed(text)));
             }
             Ok(found) => found,
@@ -156,7 +156,7 @@ impl Keeper {
         }
         warn!(node = %admitted.name, %id, "node removed");
         self.tell_removed(addresses, admitted.key);
-        let what = format!("{} removed; its identity can't come back", admitted.name);
+        let what = format!("{} removed; its identity can never rejoin", admitted.name);
         self.tell(what, "the gossip key was changed", reply);
     }
 
@@ -168,12 +168,12 @@ impl Keeper {
         };
         let name = &admitted.name;
         if self.document().role(&id) == Some(role) {
-            return drop(reply.send(Response::Done(format!("{name} is a {role} already"))));
+            return drop(reply.send(Response::Done(format!("{name} is already a {role}"))));
         }
         if role == Role::Worker && self.is_last_master(&id) && !force {
             let text = format!(
-                "{name} is the last master: nothing could be changed after that, only started anew with \
-                 agent init --successor; promote another first, or repeat it with --force"
+                "{name} is the last master: without it, the cluster can only be replaced with \
+                 agent init --successor; promote another node first, or use --force"
             );
             return drop(reply.send(Response::Failed(text)));
         }
@@ -183,10 +183,10 @@ impl Keeper {
         }
         warn!(node = %name, %id, %role, "role changed");
         let then = match role {
-            Role::Master => "its apiserver counts, and it may change the cluster",
-            Role::Worker => "its apiserver does not count, and it changes nothing any more",
+            Role::Master => "its apiserver is used, and it may change the cluster",
+            Role::Worker => "its apiserver is not used, and it can no longer change the cluster",
         };
-        self.tell(format!("{name} is a {role} now"), then, reply);
+        self.tell(format!("{name} is now a {role}"), then, reply);
     }
 
     /// Shows a removed node its tombstone, so that it stops by itself; it gets no key.
@@ -227,12 +227,12 @@ impl Keeper {
         let own = self.link.own();
         let Some(name) = self.document().member(&own).map(|admitted| admitted.name.clone()) else {
             self.forget_everything();
-            let _ = reply.send(Response::Done("this node had been removed; its state is deleted".into()));
+            let _ = reply.send(Response::Done("this node had been removed; its state was deleted".into()));
             return;
         };
         let alone = self.others().is_empty();
         if self.is_last_master(&own) && !alone {
-            let text = "this node is the last master: promote another first (agent promote NODE), or run: \
+            let text = "this node is the last master; promote another node first (agent promote NODE), or run: \
                         agent leave --force";
             return drop(reply.send(Response::Failed(text.to_owned())));
         }
@@ -242,13 +242,13 @@ impl Keeper {
         self.life.spawn(async move {
             let (reached, all) = left.await;
             if reached == 0 && !alone {
-                let text = "no master could be told, so nothing was changed; \
+                let text = "no master could be reached, so nothing was changed; \
                             bring the network up, or run: agent leave --force";
                 let _ = reply.send(Response::Failed(text.to_owned()));
                 return;
             }
             disk.wipe();
-            let text = format!("left the cluster; {reached} of {all} members were told");
+            let text = format!("left the cluster; {reached} of {all} members were notified");
             let _ = reply.send(Response::Done(text));
             // The answer must reach the command line before the socket goes.
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -310,8 +310,8 @@ impl Keeper {
         let told = self.push();
         async move {
             let (reached, all) = count(told).await;
-            let rest = if reached == all { "" } else { "; the others learn it when they are back" };
-            format!("{reached} of {all} other members know{rest}")
+            let rest = if reached == all { "" } else { "; the others are updated when they are back" };
+            format!("{reached} of {all} other members were updated{rest}")
         }
     }
 
@@ -384,14 +384,14 @@ fn answered(approval: Approval, code: &str, role: Option<Role>) -> Response {
             Response::Done(format!("{name} approved as a {role}"))
         }
         (Approval::Done { name, confirmation: Some(code) }, Some(role)) => Response::Done(format!(
-            "{name} approved as a {role}, once it is sure of this cluster; type this there: {code}"
+            "{name} approved as a {role}; to finish, type this code on it: {code}"
         )),
         (Approval::Gone(name), _) => Response::Failed(format!(
-            "{name} does not wait any more: nobody was admitted; run agent join there again"
+            "{name} is no longer waiting and was not admitted; run agent join there again"
         )),
         (Approval::Unknown, _) => Response::Failed(format!(
-            "no node with the code \"{code}\" waits at any member; run agent approve without a code to see \
-             who waits"
+            "no node with the code \"{code}\" is waiting; run agent approve without a code to list \
+             the waiting nodes"
         )),
     }
 }

@@ -18,7 +18,7 @@ enum WriteError {
     #[error(transparent)]
     Change(#[from] ChangeError),
     /// Another value of this key is newer, by its author's clock.
-    #[error("{0} could not be changed: another value counts")]
+    #[error("cannot change {0}: another value takes precedence")]
     Outvoted(String),
 }
 
@@ -53,7 +53,7 @@ impl Keeper {
                 self.life.spawn(async move {
                     let told = match told {
                         Some(told) => told.await,
-                        None => "nothing has changed".to_owned(),
+                        None => "nothing changed".to_owned(),
                     };
                     let _ = reply.send(Response::Changed(changes, told));
                 });
@@ -80,7 +80,7 @@ impl Keeper {
                 return Err(WriteError::Outvoted(key.clone()));
             }
             let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "not set".to_owned());
-            info!("setting {key} is now {}, it was {}", shown(new), shown(old));
+            info!("setting {key} changed to {} from {}", shown(new), shown(old));
         }
         Ok(true)
     }
@@ -95,7 +95,7 @@ impl Keeper {
         let since = self.document().settings.get(&key).and_then(|setting| setting.value.clone());
         let value = match (on, since) {
             (false, None) => {
-                return drop(reply.send(Response::Done(format!("{name} takes new connections"))));
+                return drop(reply.send(Response::Done(format!("{name} is not draining"))));
             }
             (false, Some(_)) => None,
             (true, Some(since)) => Some(since),
@@ -108,11 +108,11 @@ impl Keeper {
                     return drop(reply.send(Response::Failed(error.to_string())));
                 }
                 let what = if on {
-                    format!("{name} drains: no node sends new connections there")
+                    format!("{name} is draining: it gets no new connections")
                 } else {
-                    format!("{name} takes new connections again")
+                    format!("{name} is no longer draining")
                 };
-                let back = "take them again with: agent undrain";
+                let back = "to undo it, run: agent undrain";
                 let then = match (on, node) {
                     (false, _) => String::new(),
                     (true, None) => format!("; {back}"),

@@ -160,7 +160,7 @@ fn reachable(ip: IpAddr) -> bool {
 pub(crate) enum NetError {
     /// There is no asking at all.
     #[error(
-        "the kernel does not let this process ask about interfaces and routes (netlink: {source}); allow \
+        "this process may not query interfaces and routes (netlink: {source}); allow \
          AF_NETLINK (RestrictAddressFamilies= of a unit, the seccomp profile of a container)"
     )]
     NotPermitted { source: io::Error },
@@ -173,7 +173,7 @@ pub(crate) enum NetError {
     /// It knows no way.
     #[error(
         "no route to {to} ({why}): is the VPN up? `ip route get {to}` shows what the kernel does; --addr and \
-         --iface say which address to use instead"
+         --iface choose another address"
     )]
     NoRoute { to: IpAddr, why: String },
 }

@@ -78,10 +78,10 @@ impl Own {
             Err(error) => {
                 if !self.degraded {
                     self.degraded = true;
-                    tracing::warn!("{error}; this node only sees whether {} is there", self.wanted);
+                    tracing::warn!("{error}; can only check whether {} exists", self.wanted);
                 }
                 let here = fallback::is_here(self.wanted);
-                (here.then_some(self.wanted), "the address is gone")
+                (here.then_some(self.wanted), "the address was removed")
             }
         };
         self.tell(now);
@@ -103,9 +103,9 @@ impl Own {
         }
         let iface = &self.iface;
         match (before, now) {
-            (Some(old), Some(new)) => tracing::info!("address changed on {iface}: {old} is now {new}"),
-            (None, Some(new)) => tracing::info!("address {new} is there on {iface}"),
-            (Some(old), None) => tracing::warn!("address {old} is not advertised any more: {iface}: {why}"),
+            (Some(old), Some(new)) => tracing::info!("address on {iface} changed from {old} to {new}"),
+            (None, Some(new)) => tracing::info!("address {new} appeared on {iface}"),
+            (Some(old), None) => tracing::warn!("address {old} is no longer advertised: {iface}: {why}"),
             (None, None) => {}
         }
     }
@@ -128,7 +128,7 @@ fn own_address(
     current: Option<IpAddr>,
     pinned: bool,
 ) -> (Option<IpAddr>, &'static str) {
-    let Some(interface) = interface else { return (None, "the interface is gone") };
+    let Some(interface) = interface else { return (None, "the interface was removed") };
     if !interface.up {
         return (None, "the interface is down");
     }
@@ -136,14 +136,14 @@ fn own_address(
         return (Some(wanted), "");
     }
     if pinned || !reachable(wanted) {
-        return (None, "the address is gone");
+        return (None, "the address was removed");
     }
     // Having changed once, it does not change again while that address lasts.
     if let Some(current) = current.filter(|ip| reachable(*ip) && interface.holds(*ip)) {
         return (Some(current), "");
     }
     let other = interface.best(|ip| ip.is_ipv4() == wanted.is_ipv4());
-    (other, "it has no address that other nodes could reach")
+    (other, "it has no address that other nodes can reach")
 }
 
 #[cfg(test)]

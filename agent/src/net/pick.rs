@@ -150,14 +150,14 @@ fn doubt(seed: IpAddr, picked: &Picked, interfaces: &[Interface]) -> Option<Stri
     }
     if let Some(vpn) = interfaces.iter().find(|i| i.vpn_like() && !i.up) {
         return Some(format!(
-            "the way to {seed} leads through {name} ({address}), while {} looks like the VPN and is down; if \
-             the nodes meet there, bring it up and join again",
+            "the route to {seed} uses {name} ({address}), but {} looks like the VPN and is down; if \
+             the mesh is on it, bring it up and join again",
             vpn.name
         ));
     }
     (!private(address)).then(|| {
         format!(
-            "{seed} is a private address and would be reached from the public {address} on {name}; is the VPN \
+            "{seed} is a private address, but the route uses the public address {address} on {name}; is the VPN \
              up?"
         )
     })
@@ -207,26 +207,26 @@ impl fmt::Display for PickError {
         match self {
             PickError::Several { found } => write!(
                 f,
-                "more than one interface could be the one that the nodes share:\n{found}say which by --iface NAME"
+                "more than one interface may be the mesh:\n{found}choose one with --iface NAME"
             ),
             PickError::None { found } => write!(
                 f,
-                "no interface has an address that other nodes could reach:\n{found}bring up the VPN or the \
-                 network first, or say which by --iface NAME"
+                "no interface has an address that other nodes can reach:\n{found}bring up the VPN or the \
+                 network first, or choose one with --iface NAME"
             ),
             PickError::VpnDown { vpn, others } => write!(
                 f,
-                "{vpn} looks like the VPN and is down; bring it up first, or say which of these by --iface \
+                "{vpn} looks like the VPN and is down; bring it up first, or choose one of these with --iface \
                  NAME:\n{}",
                 others.trim_end()
             ),
             PickError::NoInterface { name, found } => {
-                write!(f, "there is no interface {name}; there are:\n{}", found.trim_end())
+                write!(f, "there is no interface {name}; the interfaces are:\n{}", found.trim_end())
             }
             PickError::NoAddress { name } => write!(
                 f,
-                "{name} has no address that other nodes could reach; give it one (`ip addr show {name}` lists \
-                 what it has), or say another by --iface"
+                "{name} has no address that other nodes can reach; assign one (`ip addr show {name}` lists \
+                 its addresses), or choose another with --iface"
             ),
             PickError::Down { name } => write!(f, "{name} is down; bring it up (`ip link set {name} up`)"),
             PickError::NotHere { address, found } => {
@@ -238,7 +238,7 @@ impl fmt::Display for PickError {
             PickError::Useless { address } => write!(
                 f,
                 "{address} can't be this node's address for others: it is unspecified, multicast or of one link \
-                 only; say one by --addr that every node can reach"
+                 only; choose one with --addr that every node can reach"
             ),
             PickError::Net(error) => error.fmt(f),
         }

@@ -141,37 +141,37 @@ fn parse_name(host: &str) -> Result<String, BadHost> {
 /// Why what was typed is neither a name nor an address: the end of a sentence that begins with it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadHost {
-    #[error("is empty; give a name or an address, like node1 or 10.0.0.1:7646")]
+    #[error("is empty; use a name or an address, such as node1 or 10.0.0.1:7646")]
     Empty,
-    #[error("begins with {scheme}://; give only {host}")]
+    #[error("begins with {scheme}://; use only {host}")]
     Url { scheme: String, host: String },
-    #[error("has a zone; an address of one link only can't be used here")]
+    #[error("has a zone; link-local addresses cannot be used here")]
     Zone,
-    #[error("contains {0:?}, which no name and no address has")]
+    #[error("contains {0:?}, which is not allowed in a name or an address")]
     Odd(char),
-    #[error("contains {0:?}, which no name has")]
+    #[error("contains {0:?}, which is not allowed in a name")]
     OddInName(char),
     #[error("has a [ without its ]")]
     OpenBracket,
     #[error("has {0:?} in brackets, which is not an IPv6 address")]
     InBrackets(String),
-    #[error("has {0:?} after the ]; only :PORT can stand there")]
+    #[error("has {0:?} after the ]; only :PORT may follow")]
     AfterBracket(String),
-    #[error("is not an IPv6 address; one with a port is written [fd00::1]:7646")]
+    #[error("is not an IPv6 address; with a port, write [fd00::1]:7646")]
     NotIpv6,
     #[error("is not an IPv4 address, and no name ends in a number")]
     NotIpv4,
     #[error("has the port {0:?}, which is not a number from 1 to 65535")]
     Port(String),
-    #[error("is not in ASCII; give the form of the name that begins with xn--")]
+    #[error("is not ASCII; use the form that begins with xn--")]
     NotAscii,
-    #[error("is {length} bytes long; {} is the most of a name", LONGEST.0)]
+    #[error("is {length} bytes long; a name may have at most {}", LONGEST.0)]
     LongName { length: usize },
     #[error("has no name before the port, or two dots in a row")]
     EmptyPart,
-    #[error("has a part of {length} bytes; {} is the most", LONGEST.1)]
+    #[error("has a label of {length} bytes; the limit is {}", LONGEST.1)]
     LongPart { length: usize },
-    #[error("has the part {0:?}, which begins or ends with a hyphen")]
+    #[error("has the label {0:?}, which begins or ends with a hyphen")]
     Hyphen(String),
 }
 
@@ -203,7 +203,7 @@ pub(crate) enum ResolveError {
     Syntax { given: String, why: BadHost },
     /// The name has none, or nobody said so in time.
     #[error(
-        "can't resolve {name}: {why}; check the spelling, /etc/hosts and /etc/resolv.conf, or give an address"
+        "cannot resolve {name}: {why}; check the spelling, /etc/hosts and /etc/resolv.conf, or use an address"
     )]
     Failed { name: String, why: LookupError },
 }

@@ -242,7 +242,7 @@ impl Shared {
         if socket::is_starved(error) {
             if self.starved.raise(self.life.now()) {
                 tracing::warn!(
-                    "out of file descriptors: new connections wait or are reset, held ones go on; \
+                    "out of file descriptors: new connections wait or are reset, open ones continue; \
                      raise LimitNOFILE or lower maxconn"
                 );
             }

@@ -14,11 +14,11 @@ pub(crate) fn raise_descriptor_limit() -> u64 {
     }
     match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         Ok(()) => {
-            tracing::info!("open files: at most {most}, raised from {before}");
+            tracing::info!("raised the open file limit from {before} to {most}");
             most
         }
         Err(error) => {
-            tracing::warn!("open files stay limited to {before}, raising to {most} failed: {error}");
+            tracing::warn!("cannot raise the open file limit from {before} to {most}: {error}");
             before
         }
     }

@@ -58,7 +58,7 @@ impl Socket {
     pub(super) fn bind(service: &ServiceName, address: SocketAddr) -> Socket {
         let sockets = listen(address);
         match &sockets {
-            Ok(_) => tracing::info!(%service, "listens on {address}"),
+            Ok(_) => tracing::info!(%service, "listening on {address}"),
             Err(error) => tracing::warn!(%service, "cannot listen on {address}: {error}"),
         }
         Socket { address, sockets }
@@ -84,7 +84,7 @@ fn at(sockets: &[std::net::TcpListener], configured: SocketAddr) -> Bound {
 fn explain(error: &io::Error) -> Fault {
     match faults::cause(error) {
         Some(cause @ Cause::AddressInUse) => {
-            Fault::new(cause, "stop what listens there, or configure another address")
+            Fault::new(cause, "stop the process that listens there, or configure another address")
         }
         Some(cause @ Cause::AddressUnavailable) => Fault::new(cause, "no interface has this address yet"),
         Some(cause @ Cause::NotPermitted) => {
@@ -127,7 +127,7 @@ async fn bound(first: Socket, pool: &Pool, say: &watch::Sender<Bound>) -> Vec<st
             Ok(sockets) => {
                 let bound = at(&sockets, address);
                 if say.send_replace(bound.clone()) != bound {
-                    tracing::info!(%service, "listens on {address}");
+                    tracing::info!(%service, "listening on {address}");
                 }
                 return sockets;
             }
@@ -166,7 +166,7 @@ async fn accept_until(
             last_accepts(listener, &pool, &shared);
         }
         // Dropped, it leaves its clients to the address's other sockets.
-        Err(error) => tracing::warn!(service = %pool.service, "a thread cannot serve clients: {error}"),
+        Err(error) => tracing::warn!(service = %pool.service, "one thread cannot serve clients: {error}"),
     }
 }
 
@@ -176,7 +176,7 @@ async fn accept_all(listener: &TcpListener, pool: &Arc<Pool>, shared: &Arc<Share
         match listener.accept().await {
             Ok((client, _)) => {
                 if shared.starved.relieve(now) {
-                    tracing::info!("file descriptors are free again");
+                    tracing::info!("file descriptors are available again");
                 }
                 admit(client, pool, shared);
             }

@@ -116,8 +116,8 @@ impl Pool {
             if self.full.raise(now()) {
                 tracing::warn!(
                     service = %self.service,
-                    "maxconn reached: holds {maxconn} connections and resets new ones; \
-                     raise maxconn or find who opens them"
+                    "maxconn reached: resetting new connections beyond {maxconn}; \
+                     raise maxconn or find the client that opens them"
                 );
             }
             return None;
@@ -126,7 +126,7 @@ impl Pool {
         self.total.fetch_add(1, Relaxed);
         lock(&self.budget).connection(now());
         if self.full.relieve(now) {
-            tracing::info!(service = %self.service, "below maxconn again, which is {maxconn}");
+            tracing::info!(service = %self.service, "connections are below maxconn ({maxconn}) again");
         }
         shared.clients.fetch_add(1, Relaxed);
         let clients = Arc::clone(&shared.clients);
@@ -158,7 +158,7 @@ impl Pool {
     pub(super) fn answered(&self, held: &Held, took: Duration) {
         lock(&self.first_byte).observe(took);
         if held.answered() {
-            tracing::info!(service = %self.service, "{} answers clients again", held.name);
+            tracing::info!(service = %self.service, "{} responds to clients again", held.name);
         }
     }
 
@@ -167,7 +167,7 @@ impl Pool {
         if held.silent(now) {
             tracing::warn!(
                 service = %self.service,
-                "{} accepts clients and does not answer them: they go to others first; look at its process",
+                "{} accepts connections but does not respond; deprioritized; check its process",
                 held.name
             );
         }
@@ -220,7 +220,7 @@ impl Pool {
     pub(super) fn not_served(&self, tried: usize, shared: &Shared) {
         self.unserved.fetch_add(1, Relaxed);
         if self.alone.raise(shared.life.now()) {
-            tracing::warn!(service = %self.service, "none of {tried} backends answers, new connections are reset");
+            tracing::warn!(service = %self.service, "none of {tried} backends responds; new connections are reset");
         }
     }
 
@@ -241,7 +241,7 @@ impl Pool {
             if kept.condemned && !before {
                 let count = held.reset_all();
                 if count > 0 {
-                    tracing::warn!(service = %self.service, "{count} connections to {} reset: {why}", held.name);
+                    tracing::warn!(service = %self.service, "reset {count} connections to {}: {why}", held.name);
                 }
             }
             if fate == Fate::Leave {
@@ -250,7 +250,7 @@ impl Pool {
                 let tell = |count| {
                     tracing::warn!(
                         service = %self.service,
-                        "{count} connections to {} are closed one by one over {spread}: {why}", held.name
+                        "closing {count} connections to {} one by one over {spread}: {why}", held.name
                     );
                 };
                 let next = held.go_on_leaving(leave, self.seed, now, tell);

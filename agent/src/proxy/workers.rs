@@ -61,7 +61,7 @@ impl Workers {
         for _ in 0..count() {
             match start() {
                 Ok(handle) => handles.push(handle),
-                Err(error) => tracing::warn!("one thread less serves clients: {error}"),
+                Err(error) => tracing::warn!("cannot start a proxy thread: {error}"),
             }
         }
         if handles.is_empty() {

@@ -54,7 +54,7 @@ impl fmt::Display for StateError {
         match self {
             StateError::Create { dir, source } => write!(
                 f,
-                "can't create the state directory {}: {source}; create it, or choose another by --state-dir",
+                "cannot create the state directory {}: {source}; create it, or choose another with --state-dir",
                 dir.display()
             ),
             StateError::InUse { dir, pid } => {
@@ -65,16 +65,16 @@ impl fmt::Display for StateError {
                 write!(
                     f,
                     " uses the state directory {}; stop it first (systemctl stop agent), or give this one \
-                     its own directory by --state-dir",
+                     its own directory with --state-dir",
                     dir.display()
                 )
             }
             StateError::Lock { path, source } => {
-                write!(f, "can't lock {}: {source}; check who may use this directory", path.display())
+                write!(f, "cannot lock {}: {source}; check the permissions of the directory", path.display())
             }
             StateError::Read { path, source } => write!(
                 f,
-                "can't read {}: {source}; check who owns it, or run as the user that wrote it",
+                "cannot read {}: {source}; check its owner, or run as the user that wrote it",
                 path.display()
             ),
             StateError::Newer { path, what, version, highest } => write!(
@@ -85,13 +85,13 @@ impl fmt::Display for StateError {
             ),
             StateError::NotUnderstood { path, source } => write!(
                 f,
-                "{} is whole but not understood: written by a newer agent? ({source}); it is kept as it is: \
+                "{} is intact but not understood, perhaps written by a newer agent ({source}); it is kept: \
                  install the agent that wrote it, or move the file away to do without it",
                 path.display()
             ),
             StateError::Kept { path } => write!(
                 f,
-                "{} is another agent's and is not written over: install the agent that wrote it, or move the \
+                "{} belongs to a newer agent and is not overwritten; install the agent that wrote it, or move the \
                  file away to do without it",
                 path.display()
             ),
@@ -100,13 +100,13 @@ impl fmt::Display for StateError {
                 let (what, next) = match source.kind() {
                     ErrorKind::StorageFull | ErrorKind::QuotaExceeded => ("is full", "free space"),
                     ErrorKind::ReadOnlyFilesystem => ("is read-only", "make it writable"),
-                    ErrorKind::PermissionDenied => ("may not be written", "check who owns it"),
-                    ErrorKind::NotFound => ("is gone", "put it back"),
+                    ErrorKind::PermissionDenied => ("is not writable", "check its owner"),
+                    ErrorKind::NotFound => ("is gone", "restore it"),
                     _ => ("can't be written", "check the disk"),
                 };
                 write!(
                     f,
-                    "state directory {} {what}: {act} {}: {source}; {next}, the agent goes on without saving",
+                    "state directory {} {what}: {act} {}: {source}; {next}; the agent continues without saving",
                     dir.display(),
                     path.display()
                 )

@@ -59,10 +59,10 @@ pub(super) fn decode(bytes: &[u8]) -> Body<'_> {
         return Body::Bad("is empty");
     }
     let Some((version, hash, body)) = split(bytes) else {
-        return Body::Bad("is garbled (its first line is not that of a state file)");
+        return Body::Bad("is damaged (its first line is not that of a state file)");
     };
     if hash != digest(version, body) {
-        return Body::Bad("is truncated or garbled (its checksum does not match)");
+        return Body::Bad("is truncated or damaged (its checksum does not match)");
     }
     match version {
         VERSION => Body::Whole(body),

@@ -151,7 +151,7 @@ fn a_damaged_file_is_set_aside_and_the_previous_copy_used() {
         let newest = bad.last().unwrap();
         assert!(bad.len() <= BAD_KEPT);
         assert!(problem.contains(path.to_str().unwrap()), "{problem}");
-        assert!(problem.contains(newest) && problem.contains("cluster.prev is used"), "{problem}");
+        assert!(problem.contains(newest) && problem.contains("using its previous copy cluster.prev"), "{problem}");
         assert_eq!(fs::read(store.dir().join(newest)).unwrap(), bytes, "it is kept as it was");
     }
 }
@@ -164,8 +164,8 @@ fn when_both_copies_are_damaged_the_problem_names_both() {
     let loaded: Loaded<String> = store.read(CLUSTER).unwrap();
     assert_eq!(loaded.value, None);
     let problem = loaded.problem.unwrap();
-    assert!(problem.contains("garbled (its checksum does not match) and was set aside"), "{problem}");
-    assert!(problem.contains("previous copy cluster.prev is empty and was set aside as"), "{problem}");
+    assert!(problem.contains("damaged (its checksum does not match) and was moved to"), "{problem}");
+    assert!(problem.contains("previous copy cluster.prev is empty and was moved to"), "{problem}");
     assert_eq!(files(&store).len(), 2);
     assert_eq!(value(&store), None, "what was set aside is not a problem for ever");
 }
@@ -178,7 +178,7 @@ fn a_missing_file_with_a_previous_copy_is_a_problem_but_no_loss() {
     fs::remove_file(store.dir().join("cluster")).unwrap();
     let loaded: Loaded<String> = store.read(CLUSTER).unwrap();
     assert_eq!(loaded.value, Some(text("old")));
-    assert!(loaded.problem.unwrap().ends_with("is missing; its previous copy cluster.prev is used"));
+    assert!(loaded.problem.unwrap().ends_with("is missing; using its previous copy cluster.prev"));
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn a_file_out_of_reach_is_not_taken_for_a_new_node() {
     // A directory is what not even root can read as a file.
     fs::create_dir(store.dir().join("cluster")).unwrap();
     let error = store.read::<String>(CLUSTER).unwrap_err().to_string();
-    assert!(error.starts_with("can't read ") && error.contains("cluster: Is a directory"), "{error}");
+    assert!(error.starts_with("cannot read ") && error.contains("cluster: Is a directory"), "{error}");
     fs::write(store.dir().join("cluster.prev"), format::encode(CLUSTER, &"old").unwrap()).unwrap();
     let loaded: Loaded<String> = store.read(CLUSTER).unwrap();
     assert_eq!(loaded.value, Some(text("old")));
@@ -209,11 +209,11 @@ fn a_whole_file_of_the_wrong_shape_stays_where_it_is_and_is_not_written_over() {
     assert!(error.is_kept());
     let error = error.to_string();
     assert!(
-        error.contains("is whole but not understood: written by a newer agent? (invalid type"),
+        error.contains("is intact but not understood, perhaps written by a newer agent (invalid type"),
         "{error}"
     );
     let error = store.write(CLUSTER, &"older").unwrap_err();
-    assert!(error.is_kept() && error.to_string().contains("not written over"), "{error}");
+    assert!(error.is_kept() && error.to_string().contains("not overwritten"), "{error}");
     assert_eq!(contents(&store), before);
     // Whoever moves it away has decided.
     fs::rename(store.dir().join("cluster"), store.dir().join("mine")).unwrap();
@@ -293,7 +293,7 @@ fn a_save_that_cannot_begin_keeps_the_old_value_and_leaves_nothing() {
     store.write(CLUSTER, &"old").unwrap();
     fs::create_dir(store.dir().join("cluster.prev.new")).unwrap();
     let error = store.write(CLUSTER, &"new").unwrap_err().to_string();
-    assert!(error.contains("cluster.prev.new") && error.contains("goes on without saving"), "{error}");
+    assert!(error.contains("cluster.prev.new") && error.contains("continues without saving"), "{error}");
     assert_eq!(value(&store), Some(text("old")));
     assert!(!store.dir().join("cluster.new").exists());
 }
@@ -330,7 +330,7 @@ fn a_directory_that_cannot_be_made_says_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
     let error = Store::open(&dir.path().join("file/state")).unwrap_err().to_string();
-    assert!(error.contains("file/state: ") && error.ends_with("choose another by --state-dir"), "{error}");
+    assert!(error.contains("file/state: ") && error.ends_with("choose another with --state-dir"), "{error}");
 }
 
 /// A file system of its own for one test: 64 kB.
@@ -347,7 +347,7 @@ fn a_full_disk_keeps_the_old_value_and_says_so() {
     let error = store.write(CLUSTER, &"x".repeat(100_000)).unwrap_err().to_string();
     let said = format!("state directory {} is full: write ", dir.display());
     assert!(error.starts_with(&said), "{error}");
-    assert!(error.ends_with("free space, the agent goes on without saving"), "{error}");
+    assert!(error.ends_with("free space; the agent continues without saving"), "{error}");
     assert_eq!(value(&store), Some(text("old")));
     assert_eq!(files(&store), ["cluster"], "the half-written file does not keep the disk full");
     store.write(CLUSTER, &"new").unwrap();
@@ -368,7 +368,7 @@ fn a_read_only_directory_is_read_and_locked_and_says_so() {
     assert!(matches!(Store::open(&dir), Err(StateError::InUse { .. })));
     let loaded: Loaded<String> = store.read(CLUSTER).unwrap();
     assert_eq!(loaded.value, Some(text("old")));
-    assert!(loaded.problem.unwrap().contains("and can't be set aside (Read-only file system"));
+    assert!(loaded.problem.unwrap().contains("and cannot be moved aside (Read-only file system"));
     let error = store.write(CLUSTER, &"next").unwrap_err().to_string();
     assert!(error.contains("is read-only: ") && error.contains("make it writable"), "{error}");
 }

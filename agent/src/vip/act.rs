@@ -97,7 +97,7 @@ impl Driver {
                 let foot = foot_of(&view, &owner, address).filter(|foot| place.shares(foot));
                 let Some(foot) = foot else { return };
                 if let Err(error) = kernel.move_neighbour(address, place.index, foot.mac) {
-                    warn!("this node finds {address} by ARP alone: {error}");
+                    warn!("cannot set the neighbour entry of {address}, relying on ARP: {error}");
                 }
                 self.dirty = true;
             }
@@ -123,7 +123,7 @@ impl Driver {
                 vip.refused = None;
             }
             Err(error) => {
-                let reason = format_args!("the kernel does not take {address} on {}: {error}", place.name);
+                let reason = format_args!("the kernel rejects {address} on {}: {error}", place.name);
                 let (at, why) = (now(), Unfit::new(Cause::KernelRefused, reason));
                 if vip.refused.replace((at, why.clone())).is_none() {
                     warn!("{why}");
@@ -152,10 +152,10 @@ impl Driver {
         let ended = sever(address);
         for index in places {
             if let Err(error) = kernel.drop(address, index) {
-                warn!("{address} can't be taken away and ends by itself: {error}");
+                warn!("cannot remove {address}, which will expire: {error}");
             }
         }
-        info!(vip = %address, connections = ended, "address taken away");
+        info!(vip = %address, connections = ended, "address removed");
     }
 
     /// Begins what a person wishes.
@@ -172,7 +172,7 @@ impl Driver {
             } else {
                 all.join(", ")
             };
-            return refuse(reply, format!("{address} is no virtual IP of this cluster; there is: {all}"));
+            return refuse(reply, format!("{address} is not a virtual IP of this cluster; the virtual IPs are: {all}"));
         };
         let name = match settings::member(&document, &node) {
             Ok(name) => name,
@@ -193,7 +193,7 @@ impl Driver {
             (Err(error), _) => {
                 let unfit = unfit.filter(|_| error == MoveError::NotHeard);
                 let why = unfit.map_or_else(|| error.to_string(), |unfit| unfit.to_string());
-                refuse(reply, format!("{address} can't be moved to {name}: {why}"));
+                refuse(reply, format!("cannot move {address} to {name}: {why}"));
             }
         }
     }
@@ -223,31 +223,31 @@ impl Driver {
         let told = match event {
             Event::Gained { from, cause, .. } => {
                 let why = match cause {
-                    Gain::Vacant => "nobody had it".to_owned(),
-                    Gain::Silent { quiet } => format!("nobody has heard its owner for {}", human(quiet)),
+                    Gain::Vacant => "it had no owner".to_owned(),
+                    Gain::Silent { quiet } => format!("its owner has been silent for {}", human(quiet)),
                     Gain::Handed(why) => format!("handed over: {why}"),
-                    Gain::Released(why) => format!("let go: {why}"),
+                    Gain::Released(why) => format!("released: {why}"),
                 };
                 moved(named(from), name(self.own), why)
             }
             Event::Lost { to, cause, .. } => {
                 let why = match cause {
                     Loss::Released(why) => why.to_string(),
-                    Loss::Higher => "another owner with a higher claim was heard".to_owned(),
+                    Loss::Higher => "another owner has a higher claim".to_owned(),
                 };
                 moved(name(self.own), named(to), why)
             }
             // That this node has lost it is told already.
             Event::Moved { from, .. } if from == Some(self.own) => return,
             Event::Moved { from, to, cause, .. } => {
-                let silent = if from.is_some() { "its owner fell silent" } else { "nobody had it" };
+                let silent = if from.is_some() { "its owner fell silent" } else { "it had no owner" };
                 moved(named(from), name(to), cause.map_or(silent.to_owned(), |why| why.to_string()))
             }
             Event::Contested { by, .. } => {
-                wrong("doubled", format!("{} has it too, whose claim is lower", name(by)))
+                wrong("doubled", format!("{} owns it too, with a lower claim", name(by)))
             }
-            Event::PutBack => wrong("put-back", "someone had removed the address".to_owned()),
-            Event::Cleaned => wrong("cleaned", "someone had set the address here".to_owned()),
+            Event::PutBack => wrong("put-back", "the address had been removed by someone else".to_owned()),
+            Event::Cleaned => wrong("cleaned", "the address had been added by someone else".to_owned()),
             Event::Stranger { mac, defended } => {
                 let what = if defended { "defended" } else { "yielded" };
                 wrong(what, format!("a stranger has the address: {mac}"))

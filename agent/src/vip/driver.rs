@@ -230,7 +230,7 @@ impl Driver {
                 }
             }
             Turn::Changed(Err(error)) => {
-                warn!("changes of interfaces are not heard and looked for: {error}");
+                warn!("no notifications of interface changes, polling instead: {error}");
                 self.changes = None;
             }
             Turn::Inputs => self.follow(),
@@ -245,7 +245,7 @@ impl Driver {
 
     fn hear(&mut self, now: Moment, from: NodeId, message: &[u8]) {
         let messages = unpack(message).unwrap_or_else(|error| {
-            debug!(%from, "messages about virtual IPs: {error}");
+            debug!(%from, "unreadable VIP messages: {error}");
             Vec::new()
         });
         // What can't be read counts too: it has cost something.
@@ -334,7 +334,7 @@ impl Driver {
         match (kernel.interfaces(), kernel.addresses()) {
             (Ok(interfaces), Ok(addresses)) => (self.interfaces, self.addresses) = (interfaces, addresses),
             (Err(error), _) | (_, Err(error)) => {
-                warn!("interfaces and addresses can't be listed: {error}");
+                warn!("cannot list interfaces and addresses: {error}");
                 return;
             }
         }
@@ -380,7 +380,7 @@ impl Driver {
             let refused = vip.refused.as_ref().map(|(_, why)| why);
             let blocked = self.problem.as_ref().or(self.closed.as_ref()).or(refused).cloned();
             vip.fact(now, Fact::Capability, blocked.map_or(Ok(()), Err));
-            let drains = || Err(Unfit::new(Cause::Draining, "it drains"));
+            let drains = || Err(Unfit::new(Cause::Draining, "it is draining"));
             vip.fact(now, Fact::Draining, if draining { drains() } else { Ok(()) });
             let (own, segment) = match &vip.place {
                 Ok(_) => (Ok(()), Ok(())),
@@ -392,7 +392,7 @@ impl Driver {
             let taken = ground::node_at(&view, *address, |id| trusted.contains(id) || lives(id));
             let taken = taken.map(|node| {
                 let name = name(&node);
-                let reason = format_args!("{address} is the own address of {name}; choose a free one");
+                let reason = format_args!("{address} is the own address of {name}; choose an unused one");
                 Err(Unfit::new(Cause::OwnAddress, reason))
             });
             vip.fact(now, Fact::Address, taken.unwrap_or(own));
@@ -424,13 +424,13 @@ impl Vip {
     pub(super) fn new(own: NodeId, settings: VipSettings, epoch: u64, now: Moment) -> Vip {
         let mut election = Election::new(own, settings.address, now);
         if !election.raise_floor(epoch) {
-            warn!(vip = %settings.address, "the stored epoch {epoch} can't be and is ignored");
+            warn!(vip = %settings.address, "ignoring the impossible stored epoch {epoch}");
         }
         Vip {
             election,
             settings,
             rules: Rules::default(),
-            place: Err(Nowhere::Segment(Unfit::new(Cause::SegmentUntested, "not looked for yet"))),
+            place: Err(Nowhere::Segment(Unfit::new(Cause::SegmentUntested, "not tested yet"))),
             held: None,
             refused: None,
             leaving: false,

@@ -59,7 +59,7 @@ impl Grounds {
                 Err(error) => {
                     let on = &place.name;
                     let reason = format_args!(
-                        "no packet socket on {on}: {error}; it takes CAP_NET_RAW, and AF_PACKET in \
+                        "cannot open a packet socket on {on}: {error}; it needs CAP_NET_RAW, and AF_PACKET in \
                          RestrictAddressFamilies= of the unit"
                     );
                     problem = Some(Unfit::new(Cause::NotPermitted, reason));

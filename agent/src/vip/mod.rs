@@ -103,16 +103,16 @@ pub(crate) fn spawn(inputs: Inputs, report: watch::Sender<Arc<Report>>, life: &L
                 let driver = driver::Driver::new(inputs, report, own);
                 runtime.block_on(supervised("vip", driver, over, |driver| Box::pin(driver.run())));
             }
-            Err(error) => error!("virtual IPs are not served here: {error}"),
+            Err(error) => error!("virtual IPs are disabled on this node: {error}"),
         }
         let _ = ended.send(());
     });
     if let Err(error) = thread {
-        error!("virtual IPs are not served here: no thread for them: {error}");
+        error!("virtual IPs are disabled on this node: cannot start their thread: {error}");
     }
     life.spawn(async move {
         if end.await.is_err() {
-            error!("the thread of the virtual IPs has failed; what it held is gone within 2 s");
+            error!("the VIP thread failed; its addresses expire within 2 s");
         }
     });
 }

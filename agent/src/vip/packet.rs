@@ -108,7 +108,7 @@ impl Wire {
     /// What can't be sent now is as good as lost on the way; whoever waits for an answer asks again.
     fn send(&self, frame: &[u8]) {
         if let Err(error) = self.socket.get_ref().send(frame) {
-            tracing::debug!("a frame was not sent: {error}");
+            tracing::debug!("cannot send a frame: {error}");
         }
     }
 

@@ -79,9 +79,9 @@ impl Driver {
             let name = name(document, &to);
             let owner = owners.get(&address).copied().flatten();
             if owner == Some(to) {
-                let _ = reply.send(Response::Done(format!("{address} is on {name} now")));
+                let _ = reply.send(Response::Done(format!("{address} is now on {name}")));
             } else if now >= until {
-                let text = format!("{address} did not get to {name} in time; see: agent status");
+                let text = format!("{address} did not move to {name} in time; see: agent status");
                 let _ = reply.send(Response::Failed(text));
             } else {
                 // Again: the wish may have been lost on the way.

@@ -69,7 +69,7 @@ pub(super) fn place(
     if let Some(own) = addresses.iter().find(|held| held.ip == vip && !(held.ends && held.prefix == lone)) {
         let (on, prefix) = (name(own.index), own.prefix);
         let reason = format_args!(
-            "{vip}/{prefix} is an own address of this node, on {on}; choose a free one, or remove it there"
+            "{vip}/{prefix} is this node's own address on {on}; choose an unused one, or remove it there"
         );
         return Err(Nowhere::Own(Unfit::new(Cause::OwnAddress, reason)));
     }
@@ -94,19 +94,19 @@ pub(super) fn place(
         let others: Vec<&Held> = networks.filter(|held| !held.ip.is_loopback()).take(8).collect();
         let there = if others.is_empty() { "none".to_owned() } else { list(&others) };
         let where_ = wanted.map_or("this node".to_owned(), str::to_owned);
-        let reason = format_args!("{vip} is in no network of {where_}; there is: {there}");
+        let reason = format_args!("{vip} is in no network of {where_}; the networks are: {there}");
         return Err(Nowhere::Segment(Unfit::new(Cause::NoInterface, reason)));
     };
     if covering.iter().any(|held| held.index != first.index) {
         let reason = format_args!(
-            "{vip} is in networks of several interfaces ({}); say which: agent set vip.{vip}.interface=NAME",
+            "several interfaces are in the network of {vip} ({}); choose one: agent set vip.{vip}.interface=NAME",
             list(&covering)
         );
         return Err(Nowhere::Segment(Unfit::new(Cause::SeveralInterfaces, reason)));
     }
     let interface = interfaces.iter().find(|one| one.index == first.index);
     let interface = interface
-        .ok_or_else(|| Nowhere::Segment(Unfit::new(Cause::NoInterface, "its interface has just gone")))?;
+        .ok_or_else(|| Nowhere::Segment(Unfit::new(Cause::NoInterface, "its interface was just removed")))?;
     let none = |why: NoL2<'_>| {
         Nowhere::Segment(Unfit::new(Cause::NoSegment, format_args!("no L2 on {} ({why})", interface.name)))
     };
@@ -121,11 +121,11 @@ pub(super) fn place(
 enum NoL2<'a> {
     #[error("point-to-point")]
     PointToPoint,
-    #[error("{}", if kind.is_empty() { "it knows no ARP" } else { *kind })]
+    #[error("{}", if kind.is_empty() { "no ARP" } else { *kind })]
     NoArp { kind: &'a str },
-    #[error("it can't broadcast")]
+    #[error("no broadcast")]
     NoBroadcast,
-    #[error("it is no Ethernet")]
+    #[error("not Ethernet")]
     NoEthernet,
 }
 
@@ -158,7 +158,7 @@ pub(super) fn advice(vip: IpAddr, interface: &Interface) -> Option<Unfit> {
     let which = if all == value { "all" } else { &interface.name };
     breaks.then(|| {
         let reason = format_args!(
-            "arp_ignore is {value}, so nobody would find it; run: sysctl net.ipv4.conf.{which}.arp_ignore=1"
+            "arp_ignore is {value}, so ARP for it goes unanswered; run: sysctl net.ipv4.conf.{which}.arp_ignore=1"
         );
         Unfit::new(Cause::ArpIgnored, reason)
     })
@@ -302,7 +302,7 @@ impl Adjacency {
         {
             self.proven = false;
             let reason = format_args!(
-                "no L2 on {interface}: {address} answers from {wrong}, which is not its node's address"
+                "no L2 on {interface}: {address} answers from MAC {wrong}, which is not its node's"
             );
             return Err(Unfit::new(Cause::NoSegment, reason));
         }

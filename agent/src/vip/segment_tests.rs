@@ -46,8 +46,8 @@ fn the_one_network_that_covers_the_address_is_its_place() {
     assert_eq!(several.cause, Cause::SeveralInterfaces);
     assert_eq!(
         several.to_string(),
-        "10.8.0.50 is in networks of several interfaces (eth1 10.8.0.1/24, eth0 10.0.0.1/8); \
-         say which: agent set vip.10.8.0.50.interface=NAME"
+        "several interfaces are in the network of 10.8.0.50 (eth1 10.8.0.1/24, eth0 10.0.0.1/8); \
+         choose one: agent set vip.10.8.0.50.interface=NAME"
     );
     assert_eq!(place(ip("10.8.0.50"), Some("eth1"), &all, &addresses).unwrap().name, "eth1");
     let nowhere = refusal(place(ip("192.168.1.50"), None, &all, &addresses));
@@ -55,7 +55,7 @@ fn the_one_network_that_covers_the_address_is_its_place() {
     assert_eq!(
         nowhere.to_string(),
         "192.168.1.50 is in no network of this node; \
-         there is: eth0 10.9.0.1/24, eth0 10.0.0.1/8, eth1 10.8.0.1/24"
+         the networks are: eth0 10.9.0.1/24, eth0 10.0.0.1/8, eth1 10.8.0.1/24"
     );
     let missing = refusal(place(ip("10.8.0.50"), Some("eth7"), &all, &addresses));
     assert_eq!(missing.cause, Cause::NoInterface);
@@ -81,8 +81,8 @@ fn an_interface_without_l2_says_why() {
             "no L2 on wg0 (point-to-point)",
         ),
         (Interface { flags: 0xc1, kind: "dummy".into(), ..eth(1, "d0") }, "no L2 on d0 (dummy)"),
-        (Interface { flags: 0x41, ..eth(1, "x0") }, "no L2 on x0 (it can't broadcast)"),
-        (Interface { hardware: 32, ..eth(1, "ib0") }, "no L2 on ib0 (it is no Ethernet)"),
+        (Interface { flags: 0x41, ..eth(1, "x0") }, "no L2 on x0 (no broadcast)"),
+        (Interface { hardware: 32, ..eth(1, "ib0") }, "no L2 on ib0 (not Ethernet)"),
     ];
     for (interface, why) in cases {
         let refused = refusal(place(ip("10.9.0.50"), None, &[interface], &[held(1, "10.9.0.1/24")]));

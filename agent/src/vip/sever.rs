@@ -31,7 +31,7 @@ pub(super) fn sever(ip: IpAddr) -> usize {
             (kind == BY_FAMILY).then_some(*id)
         });
         let found = found.unwrap_or_else(|error| {
-            tracing::debug!("connections of {ip} are not known: {error}");
+            tracing::debug!("cannot list the connections of {ip}: {error}");
             Vec::new()
         });
         for id in found {
@@ -41,7 +41,7 @@ pub(super) fn sever(ip: IpAddr) -> usize {
             match netlink.request(DESTROY, 0, &self::question(family, &id, None)) {
                 Ok(()) => ended += 1,
                 // It has ended by itself meanwhile, or this kernel can't.
-                Err(error) => tracing::debug!("a connection of {ip} is left: {error}"),
+                Err(error) => tracing::debug!("cannot reset a connection of {ip}: {error}"),
             }
         }
     }

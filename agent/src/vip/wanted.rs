@@ -83,7 +83,7 @@ impl Driver {
             match Kernel::open() {
                 Ok(kernel) => self.kernel = Some(kernel),
                 Err(error) => {
-                    let reason = format_args!("the kernel can't be asked (netlink): {error}");
+                    let reason = format_args!("cannot query the kernel (netlink): {error}");
                     self.problem = Some(Unfit::new(Cause::NotPermitted, reason));
                 }
             }
@@ -184,8 +184,8 @@ fn hearsay(member: &Member, vip: &VipSettings, wall: UnixMs, young: bool) -> Opt
     let (address, service) = (vip.address, &vip.service);
     match bad {
         _ if word.left => Some(Unfit::new(Cause::AgentStopped, "its agent has stopped")),
-        _ if !member.heard => Some(Unfit::new(Cause::NotHeard, "it is not heard")),
-        _ if word.draining.is_some() => Some(Unfit::new(Cause::Draining, "it drains")),
+        _ if !member.heard => Some(Unfit::new(Cause::NotHeard, "no answer from it")),
+        _ if word.draining.is_some() => Some(Unfit::new(Cause::Draining, "it is draining")),
         _ if word.unfit.contains_key(&address) => word.unfit.get(&address).cloned(),
         Some(bad) => {
             let reason = format_args!("its {service} is {}: {}", bad.readiness, bad.reason());

@@ -56,7 +56,7 @@ pub(super) async fn follow(
         match change(&mut open, &wanted.listen, &site).await {
             Ok(()) => {
                 now = wanted;
-                tracing::info!("[web] was taken over");
+                tracing::info!("[web] reloaded");
                 // What was ends before anything else begins: it may have asked for less.
                 site.ended.cancel();
             }
@@ -88,7 +88,7 @@ impl Drop for Current {
 
 /// Why a change of the addresses is not taken over.
 #[derive(Debug, thiserror::Error)]
-#[error("it can't listen on {address}: {source}")]
+#[error("cannot listen on {address}: {source}")]
 struct ListenError {
     address: SocketAddr,
     source: io::Error,
@@ -96,7 +96,7 @@ struct ListenError {
 
 /// Says that the old addresses and credentials stay.
 fn refuse(error: &ListenError, tell: &mpsc::Sender<Event>) {
-    tracing::error!("[web] was not taken over, the old one stays: {error}");
+    tracing::error!("[web] not reloaded, the old one stays in use: {error}");
     let event = Event::new(Kind::Reload, wall(), "web", "refused");
     // Full of events, it says enough.
     let _ = tell.try_send(event.reason(error).level(Level::Error));
@@ -108,7 +108,7 @@ fn first(address: SocketAddr) -> Listening {
         Ok(listener) => Some(Arc::new(listener)),
         Err(error) => {
             tracing::warn!(
-                "the status page can't listen on {address}: {error}; it is tried again, or set web.listen to \
+                "the status page cannot listen on {address}: {error}; retrying; or set web.listen to \
                  another address"
             );
             None

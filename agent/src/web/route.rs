@@ -73,7 +73,7 @@ async fn route(request: Request, from: IpAddr, site: &Arc<Site>) -> Response {
         },
         (&Method::GET | &Method::HEAD, _) => see(&path, leave, site),
         _ => {
-            let mut response = text(405, PLAIN, "this can only be read\n");
+            let mut response = text(405, PLAIN, "read-only\n");
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
             response
         }
@@ -94,7 +94,7 @@ fn see(path: &str, leave: Leave, site: &Arc<Site>) -> Response {
             (METRICS, snapshot.get(Kind::Metrics, |all| metrics::write(&all.status, site.haproxy_metrics)))
         }
         "/stats;csv" | "/stats" => (PLAIN, snapshot.get(Kind::Csv, |all| csv::write(&all.status))),
-        _ => return text(404, PLAIN, "there is nothing here: / is the page, /metrics are the metrics\n"),
+        _ => return text(404, PLAIN, "not found: the page is at /, the metrics at /metrics\n"),
     };
     let mut response = text(200, kind, body);
     // What has the same number agrees.
@@ -117,7 +117,7 @@ fn ready(site: &Site) -> Response {
     } else if snapshot.status.node.removed {
         "this node was removed from the cluster".to_owned()
     } else if let Some(broken) = listens.find(|listen| listen.state == ListenerState::Failed) {
-        format!("it can't listen on {broken}")
+        format!("it cannot listen on {broken}")
     } else {
         return text(200, PLAIN, "ok\n");
     };
@@ -134,7 +134,7 @@ fn refused(refusal: Refusal) -> Response {
 fn refusal_of(refusal: Refusal) -> Response {
     match refusal {
         Refusal::LogIn => {
-            let mut response = text(401, PLAIN, "log in with web.user and web.password, or show web.token\n");
+            let mut response = text(401, PLAIN, "log in with web.user and web.password, or send web.token\n");
             let ask = HeaderValue::from_static("Basic realm=\"agent\", charset=\"UTF-8\"");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, ask);
             response
@@ -145,7 +145,7 @@ fn refusal_of(refusal: Refusal) -> Response {
             response
         }
         Refusal::Foreign => {
-            text(421, PLAIN, "ask by address or as localhost; a name needs web.user and web.password\n")
+            text(421, PLAIN, "use an address or localhost; host names need web.user and web.password\n")
         }
     }
 }
@@ -156,12 +156,12 @@ async fn act(request: Request, leave: Leave, site: &Site) -> Response {
         return text(403, PLAIN, "read-only: set web.user and web.password, or use the command line\n");
     }
     if leave != Leave::Act || !auth::is_own(request.headers()) {
-        return text(403, PLAIN, "refused: this can only be done from this node's own page, logged in\n");
+        return text(403, PLAIN, "refused: only possible from this node's own page, logged in\n");
     }
     let body = Limited::new(request.into_body(), MAX_FORM).collect();
     let form: Bytes = match tokio::time::timeout(FORM, body).await {
         Ok(Ok(form)) => form.to_bytes(),
-        _ => return text(400, PLAIN, "the form did not arrive whole\n"),
+        _ => return text(400, PLAIN, "incomplete form\n"),
     };
     let form = String::from_utf8_lossy(&form);
     let field = |key| form.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
@@ -173,7 +173,7 @@ async fn act(request: Request, leave: Leave, site: &Site) -> Response {
         (Some("weigh"), Some(weight)) => {
             control::Request::Change(vec![(format!("weight.{node}"), Some(weight.to_owned()))])
         }
-        _ => return text(400, PLAIN, "there is no such verb\n"),
+        _ => return text(400, PLAIN, "unknown action\n"),
     };
     match (site.act)(ask).await {
         control::Response::Done(said) => text(200, HTML, page::said(&said)),

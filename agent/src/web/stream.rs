@@ -38,7 +38,7 @@ pub(super) fn places() -> Arc<Semaphore> {
 /// Begins a stream, where there is a place for one. A browser that comes again says what it has seen.
 pub(super) fn open(request: &Request, site: &Arc<Site>) -> Response {
     let Ok(place) = site.streams.clone().try_acquire_owned() else {
-        let mut response = http::text(503, "text/plain", "as many watch as there may: try again later\n");
+        let mut response = http::text(503, "text/plain", "too many streams: try again later\n");
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("10"));
         return response;
     };

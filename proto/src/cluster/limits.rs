@@ -49,7 +49,7 @@ pub struct Jump {
 
 impl fmt::Display for Jump {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is at {}, written by {}; at most {} is taken", self.what, self.at, self.by, self.most)
+        write!(f, "{} is at {}, written by {}; the limit is {}", self.what, self.at, self.by, self.most)
     }
 }
 

@@ -136,7 +136,7 @@ impl Eq for Digest {}
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadDocument {
     /// It is of another cluster.
-    #[error("it belongs to cluster {theirs}, this node to {ours}")]
+    #[error("it belongs to cluster {theirs}, but this node to {ours}")]
     OtherCluster {
         /// The document's.
         theirs: ClusterId,
@@ -144,13 +144,13 @@ pub enum BadDocument {
         ours: ClusterId,
     },
     /// A later agent wrote it.
-    #[error("it has format {0}, this agent knows {VERSION}: upgrade this node")]
+    #[error("it has format {0}, this version knows {VERSION}; upgrade this node")]
     Version(u8),
     /// The id is not that of the genesis.
-    #[error("its cluster id does not belong to its name and first node")]
+    #[error("its cluster id does not match its name and first node")]
     Genesis,
     /// More than a document may hold.
-    #[error("it holds {found} {what}; {most} is the most")]
+    #[error("it has {found} {what}; the limit is {most}")]
     TooLarge {
         /// Of what.
         what: &'static str,
@@ -160,10 +160,10 @@ pub enum BadDocument {
         most: usize,
     },
     /// An id that is not its key's.
-    #[error("node {0} does not have the key that its id was made of")]
+    #[error("the key of node {0} does not match its id")]
     WrongKey(NodeId),
     /// A counter that no cluster reaches by itself.
-    #[error("a counter has run away: {0}")]
+    #[error("a counter is too high: {0}")]
     Counter(Jump),
     /// It can't be read.
     #[error("it can't be read: {0}")]
@@ -172,7 +172,7 @@ pub enum BadDocument {
 
 /// A counter is at its end, so nothing can be written over what it stands on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the counter of {0} is at its end; start a successor cluster with: agent init --successor")]
+#[error("the counter of {0} is exhausted; start a successor cluster with: agent init --successor")]
 pub struct Exhausted(pub &'static str);
 
 impl Document {

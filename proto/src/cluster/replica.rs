@@ -124,7 +124,7 @@ pub enum AdoptError {
     Bad(#[from] BadDocument),
     /// The node that sealed it is not known.
     #[error(
-        "it was sealed by {0}, which this node does not know; if all masters that it knew are gone, run \
+        "it was sealed by {0}, which is unknown to this node; if all masters it knew are gone, run \
          agent join with a new invite"
     )]
     UnknownSealer(NodeId),
@@ -142,8 +142,8 @@ pub enum AdoptError {
     Jump(Jump),
     /// A time lies in the future.
     #[error(
-        "it has an entry of {by} from {}, which lies in the future: the clock of {by} is ahead, or this \
-         node's is behind; set them right",
+        "it has an entry of {by} from {}, which is in the future: the clock of {by} is ahead, or this \
+         node's is behind; correct them",
         at.log_date()
     )]
     Future {
@@ -172,7 +172,7 @@ pub enum Adoption {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
     /// This node is a worker.
-    #[error("this node is a worker and can't change the cluster; run it on a master: {0}")]
+    #[error("this node is a worker and cannot change the cluster; run this on a master: {0}")]
     Worker(String),
     /// This node was removed.
     #[error("this node was removed from the cluster; run: agent leave --force")]
@@ -181,7 +181,7 @@ pub enum ChangeError {
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
     /// The document would become too large.
-    #[error("the cluster document can't hold it: {0}")]
+    #[error("it does not fit into the cluster document: {0}")]
     Bad(#[from] BadDocument),
 }
 

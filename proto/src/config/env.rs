@@ -105,17 +105,17 @@ mod tests {
     fn every_wrong_variable_is_named() {
         for (key, value, words) in [
             ("AGENT_NAME", "M 1", "is not a name"),
-            ("AGENT_ADDRESS", "0.0.0.0", "can't be reached"),
-            ("AGENT_INTERFACE", "a/b", "is not the name of an interface"),
+            ("AGENT_ADDRESS", "0.0.0.0", "is not reachable"),
+            ("AGENT_INTERFACE", "a/b", "is not an interface name"),
             ("AGENT_PORT", "0", "from 1 to 65535"),
             ("AGENT_PORT", "http", "from 1 to 65535"),
             ("AGENT_BIND", "any", "is not an IP address"),
-            ("AGENT_STATE_DIR", "x", "begin it with /"),
-            ("AGENT_RUNTIME_DIR", "x", "begin it with /"),
+            ("AGENT_STATE_DIR", "x", "must begin with /"),
+            ("AGENT_RUNTIME_DIR", "x", "must begin with /"),
             ("AGENT_LOG_FORMAT", "xml", "auto, text, json, journald"),
             ("AGENT_LOG_LEVEL", "inof", "did you mean info?"),
             ("AGENT_NAEM", "m1", "did you mean AGENT_NAME?"),
-            ("AGENT_VIP", "x", "there are AGENT_NAME, AGENT_ADDRESS"),
+            ("AGENT_VIP", "x", "the variables are AGENT_NAME, AGENT_ADDRESS"),
         ] {
             let mistakes = env(&[(key, value)]).unwrap_err();
             assert_eq!((mistakes.len(), mistakes[0].key.as_str()), (1, key));

@@ -48,7 +48,7 @@ pub enum BadValue {
     },
     /// There is no such environment variable.
     #[error(
-        "unknown variable{} there are {}",
+        "unknown variable{} the variables are {}",
         nearest.map_or_else(|| ";".to_owned(), |near| format!(", did you mean {near}?")),
         known.join(", ")
     )]
@@ -62,38 +62,38 @@ pub enum BadValue {
     #[error(transparent)]
     Name(#[from] BadName),
     /// Others can't reach this node at it.
-    #[error("{0} can't be reached by others: write this node's own address on the mesh")]
+    #[error("{0} is not reachable for others; use this node's own address on the mesh")]
     Unreachable(IpAddr),
     /// It is no IP address.
-    #[error("\"{0}\" is not an IP address: write one as 10.0.0.1 or fd00::1, without a port")]
+    #[error("\"{0}\" is not an IP address; write it as 10.0.0.1 or fd00::1, without a port")]
     Ip(String),
     /// It is no address with a port.
-    #[error("\"{0}\" is not an address and a port: write it as 127.0.0.1:16443 or [::1]:16443")]
+    #[error("\"{0}\" is not an address with a port; write it as 127.0.0.1:16443 or [::1]:16443")]
     Socket(String),
     /// It is no name of an interface.
-    #[error("\"{0}\" is not the name of an interface: 1 to 15 characters, as wg0")]
+    #[error("\"{0}\" is not an interface name of 1 to 15 characters, such as wg0")]
     Interface(String),
     /// It is no absolute path.
-    #[error("\"{0}\" is not an absolute path: begin it with /")]
+    #[error("\"{0}\" is not an absolute path; it must begin with /")]
     Path(String),
     /// A socket in that directory would have too long a path; the directory's bytes.
-    #[error("it has {0} bytes: a directory for sockets may have at most {MAX_RUNTIME_DIR}")]
+    #[error("it has {0} bytes; a directory for sockets may have at most {MAX_RUNTIME_DIR}")]
     RuntimeDir(usize),
     /// It is no port.
-    #[error("\"{0}\" is not a port: write a number from 1 to 65535")]
+    #[error("\"{0}\" is not a port from 1 to 65535")]
     Port(String),
     /// It is no path that can be asked for.
-    #[error("\"{0}\" is not a path to ask for: begin it with /, without spaces, as /readyz")]
+    #[error("\"{0}\" is not an HTTP path; it must begin with / and have no spaces, such as /readyz")]
     HttpPath(String),
     /// No certificate carries such a name.
-    #[error("\"{0}\" is not a name that a certificate can carry, as kubernetes")]
+    #[error("\"{0}\" is not a valid certificate name, such as kubernetes")]
     ServerName(String),
     /// It is no duration.
-    #[error("\"{0}\" is not a duration: write a number and ms, s, m, h or d, as 500ms")]
+    #[error("\"{0}\" is not a duration; write a number and ms, s, m, h or d, such as 500ms")]
     Duration(String),
     /// It is too short or too long.
     #[error(
-        "{text} is {}: write something from {} to {}",
+        "{text} is {}; allowed are {} to {}",
         if found < least { "too short" } else { "too long" },
         human(*least),
         human(*most)
@@ -130,7 +130,7 @@ pub enum BadValue {
     #[error("not a user: 1 to 64 characters without a colon")]
     User,
     /// It is no password; it is never shown.
-    #[error("not long enough, or too long: write {least} to {most} characters")]
+    #[error("must have {least} to {most} characters")]
     Secret {
         /// The shortest.
         least: usize,
@@ -138,6 +138,6 @@ pub enum BadValue {
         most: usize,
     },
     /// It is no URL of a webhook; it is never shown, since it may hold a secret.
-    #[error("{0}: write it as http://host:8080/path or https://host/path")]
+    #[error("{0}; write it as http://host:8080/path or https://host/path")]
     Webhook(&'static str),
 }

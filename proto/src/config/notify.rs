@@ -47,15 +47,15 @@ impl Webhook {
         let (tls, rest) = match text.split_once("://") {
             Some(("http", rest)) => (false, rest),
             Some(("https", rest)) => (true, rest),
-            _ => return bad("it begins with neither http:// nor https://"),
+            _ => return bad("it does not begin with http:// or https://"),
         };
         let (server, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         if server.contains('@') {
-            return bad("it has a user or a password before the host, which is not sent");
+            return bad("it has a user or password, which is not supported");
         }
         let graphic = |text: &str| text.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
         if text.len() > MAX_URL || !graphic(path) {
-            return bad("it is too long, or has spaces, # or letters that are not ASCII");
+            return bad("it is too long, or has spaces, # or non-ASCII characters");
         }
         let usual = if tls { 443 } else { 80 };
         let (host, port) = match server.rsplit_once(':') {
@@ -79,7 +79,7 @@ impl Webhook {
 pub(super) fn read(top: &Section<'_, '_>, config: &mut super::Config, mistakes: &mut Mistakes<'_>) {
     if let Some(paths) = top.texts("notify", mistakes, fields::path) {
         if let Some((offset, _)) = paths.get(MAX_HOOKS) {
-            mistakes.add(*offset, "notify", format!("more than {MAX_HOOKS} paths: name their directory"));
+            mistakes.add(*offset, "notify", format!("more than {MAX_HOOKS} paths; use a directory"));
         }
         config.notify = paths.into_iter().map(|(_, path)| path).collect();
     }
@@ -88,12 +88,12 @@ pub(super) fn read(top: &Section<'_, '_>, config: &mut super::Config, mistakes: 
     match (&mut config.webhook, ca_file) {
         (Some(webhook), Some(_)) if !webhook.tls => {
             let at = top.offset_of("webhook-ca-file").unwrap_or(0);
-            mistakes.add(at, "webhook-ca-file", "the webhook is not https: write https:// or take this out");
+            mistakes.add(at, "webhook-ca-file", "the webhook is not https; use https:// or remove this");
         }
         (Some(webhook), ca_file) => webhook.ca_file = ca_file,
         (None, Some(_)) if top.field("webhook").is_none() => {
             let at = top.offset_of("webhook-ca-file").unwrap_or(0);
-            mistakes.add(at, "webhook-ca-file", "there is no webhook: write webhook = \"https://…\" too");
+            mistakes.add(at, "webhook-ca-file", "there is no webhook; set webhook = \"https://…\" too");
         }
         (None, _) => {}
     }
@@ -151,10 +151,10 @@ mod tests {
         assert_eq!(config.notify, ["/etc/agent/notify.d"]);
         assert_eq!(config.webhook.unwrap().ca_file.as_deref(), Some("/ca"));
         for (text, words) in [
-            ("notify = \"hook\"", "begin it with /"),
+            ("notify = \"hook\"", "must begin with /"),
             (
                 "notify = [\"/1\",\"/2\",\"/3\",\"/4\",\"/5\",\"/6\",\"/7\",\"/8\",\"/9\"]",
-                "name their directory",
+                "use a directory",
             ),
             ("webhook-ca-file = \"/ca\"", "there is no webhook"),
             ("webhook = \"http://h/\"\nwebhook-ca-file = \"/ca\"", "not https"),

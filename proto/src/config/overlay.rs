@@ -141,13 +141,13 @@ pub fn overlay(config: &Config, shared: &[Service]) -> (Vec<Service>, Vec<Mistak
         let mut service = service.clone();
         service.listen.retain(|address| {
             if meet(*address, link_address(config, *address)) {
-                add(&service.name, ".listen", format!("{address} is the agents' own port: choose another"));
+                add(&service.name, ".listen", format!("{address} is the agent's own port; choose another"));
                 return false;
             }
             let others = services.iter().filter(|other| other.name != service.name);
             let mut taken = others.filter(|other| other.listen.iter().any(|one| meet(*one, *address)));
             let Some(other) = taken.next() else { return true };
-            let message = format!("{address} is taken by service {}: choose another port", other.name);
+            let message = format!("{address} is used by service {}; choose another port", other.name);
             add(&service.name, ".listen", message);
             false
         });
@@ -155,7 +155,7 @@ pub fn overlay(config: &Config, shared: &[Service]) -> (Vec<Service>, Vec<Mistak
         match services.iter_mut().find(|other| other.name == service.name) {
             Some(known) => *known = service,
             None if full => {
-                add(&service.name, "", format!("more than {MAX_SERVICES} services: leave some out"))
+                add(&service.name, "", format!("more than {MAX_SERVICES} services"))
             }
             None => services.push(service),
         }
@@ -204,7 +204,7 @@ mod tests {
             (
                 "port",
                 "70000",
-                "service.web.port: 70000 is out of bounds: write a whole number from 1 to 65535",
+                "service.web.port: 70000 is out of range; use a whole number from 1 to 65535",
             ),
             (
                 "balance",
@@ -214,7 +214,7 @@ mod tests {
             ("send-proxy", "yes", "service.web.send-proxy: \"yes\" is not true or false"),
             ("check", "icmp", "service.web.check: \"icmp\" is not a kind of check"),
             ("check.path", "/x", "service.web.check.path: a check of kind \"tcp\" has no path: set check to"),
-            ("listen", "8443", "service.web.listen: \"8443\" is not an address and a port"),
+            ("listen", "8443", "service.web.listen: \"8443\" is not an address with a port"),
             ("balance", "a\"\nport = 1\\", "service.web.balance: \"a\"?port = 1\\\" is not a way"),
         ] {
             let mut values = vec![("listen", "127.0.0.1:8443"), ("port", "443")];
@@ -257,8 +257,8 @@ mod tests {
         assert_eq!(
             mistakes,
             [
-                "service.a.listen: 127.0.0.1:16443 is taken by service kube-api: choose another port",
-                "service.z.listen: 0.0.0.0:8443 is taken by service web: choose another port"
+                "service.a.listen: 127.0.0.1:16443 is used by service kube-api; choose another port",
+                "service.z.listen: 0.0.0.0:8443 is used by service web; choose another port"
             ]
         );
         let moved = shared("kube-api", "127.0.0.1:6444");

@@ -76,7 +76,7 @@ pub(super) fn read(top: &Section<'_, '_>, config: &mut Config, mistakes: &mut Mi
         return check_listeners(&default_listeners(config), config, mistakes);
     };
     let DeValue::Array(list) = field.value.get_ref() else {
-        let message = format!("{} where a list belongs: write [[service]]", kind(field.value.get_ref()));
+        let message = format!("expected a list, found {}; write [[service]]", kind(field.value.get_ref()));
         return mistakes.add(field.offset(), &field.key, message);
     };
     let mut listeners = Vec::new();
@@ -98,7 +98,7 @@ pub(super) fn read(top: &Section<'_, '_>, config: &mut Config, mistakes: &mut Mi
             None => config.services.push(service),
         }
         if config.services.len() == MAX_SERVICES + 1 {
-            mistakes.add(offset, &field.key, format!("more than {MAX_SERVICES} services: leave some out"));
+            mistakes.add(offset, &field.key, format!("more than {MAX_SERVICES} services"));
         }
     }
     if !named.iter().any(|name| name.as_str() == KUBE_API) {
@@ -114,12 +114,12 @@ fn name(
     mistakes: &mut Mistakes<'_>,
 ) -> Option<ServiceName> {
     let Some(field) = section.field("name") else {
-        mistakes.missing(section.offset, "service.name", "missing: give the service a name, as ingress");
+        mistakes.missing(section.offset, "service.name", "missing: give the service a name, such as ingress");
         return None;
     };
     let name: ServiceName = section.text("name", mistakes, str::parse)?;
     if named.contains(&name) {
-        let message = format!("a second service called {name}: give it another name");
+        let message = format!("duplicate service {name}; use another name");
         mistakes.add(field.offset(), &field.key, message);
         return None;
     }
@@ -146,8 +146,8 @@ fn one(section: &Section<'_, '_>, name: ServiceName, mistakes: &mut Mistakes<'_>
     let mut service = if is_default { Service::kube_api() } else { plain(name.clone()) };
     if !is_default {
         for (key, right) in [
-            ("listen", "missing: write where the proxy listens, as \"127.0.0.1:8443\", or [] for nowhere"),
-            ("port", "missing: write the port of the backends, as 8443"),
+            ("listen", "missing: where the proxy listens, such as \"127.0.0.1:8443\", or [] for nowhere"),
+            ("port", "missing: the port of the backends, such as 8443"),
         ] {
             if section.field(key).is_none() {
                 mistakes.missing(section.offset, &section.dotted(key), right);
@@ -294,7 +294,7 @@ fn expect(field: &Field<'_, '_>, mistakes: &mut Mistakes<'_>) -> Option<Expect> 
             (_, Some(Some(code))) => code.to_string(),
             (other, _) => {
                 let message = format!(
-                    "{} is no HTTP status code: write 200, \"200-299,401\" or a list of such",
+                    "{} is not an HTTP status code; use 200, \"200-299,401\" or a list of them",
                     kind(other)
                 );
                 mistakes.add(value.span().start, &field.key, message);
@@ -321,7 +321,7 @@ fn read_tls(section: &Section<'_, '_>, tls: Option<&mut TlsCheck>, mistakes: &mu
     if let Some(offset) = section.offset_of("key-file")
         && section.field("cert-file").is_none()
     {
-        let message = "a key without its certificate: write cert-file too";
+        let message = "a key without a certificate; set cert-file too";
         mistakes.missing(offset, "service.check.key-file", message);
     }
     tls.server_name = server_name;
@@ -375,7 +375,7 @@ fn check_listeners(listeners: &[Listen], config: &Config, mistakes: &mut Mistake
         if let Some(offset) = listen.offset
             && meet(listen.address, link_address(config, listen.address))
         {
-            let message = format!("{} is the agents' own port: choose another", listen.address);
+            let message = format!("{} is the agent's own port; choose another", listen.address);
             mistakes.add(offset, "service.listen", message);
         }
         for other in &listeners[..i] {
@@ -385,7 +385,7 @@ fn check_listeners(listeners: &[Listen], config: &Config, mistakes: &mut Mistake
                 let (here, there) =
                     if listen.offset == Some(offset) { (listen, other) } else { (other, listen) };
                 let message = format!(
-                    "{} is taken by {} of service {}: choose another port",
+                    "{} conflicts with {} of service {}; choose another port",
                     here.address, there.address, there.service
                 );
                 mistakes.add(offset, "service.listen", message);

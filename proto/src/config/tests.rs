@@ -130,21 +130,21 @@ fn every_wrong_value_is_named_with_its_place() {
     let https = |line: &str| format!("{service}[service.check]\nkind = \"https\"\n{line}");
     for (text, place, key, words) in [
         ("name = \"M_1\"".to_owned(), (1, 8), "name", "is not a name"),
-        ("name = 3".to_owned(), (1, 8), "name", "a whole number where a text in quotes belongs"),
+        ("name = 3".to_owned(), (1, 8), "name", "expected a string in quotes, found a whole number"),
         ("address = \"10.0.0.1:80\"".to_owned(), (1, 11), "address", "without a port"),
-        ("address = \"0.0.0.0\"".to_owned(), (1, 11), "address", "can't be reached by others"),
-        ("address = \"ff02::1\"".to_owned(), (1, 11), "address", "can't be reached by others"),
-        ("interface = \"\"".to_owned(), (1, 13), "interface", "is not the name of an interface"),
+        ("address = \"0.0.0.0\"".to_owned(), (1, 11), "address", "not reachable for others"),
+        ("address = \"ff02::1\"".to_owned(), (1, 11), "address", "not reachable for others"),
+        ("interface = \"\"".to_owned(), (1, 13), "interface", "is not an interface name"),
         ("interface = \"much-too-long-name\"".to_owned(), (1, 13), "interface", "1 to 15 characters"),
         ("port = 0".to_owned(), (1, 8), "port", "from 1 to 65535"),
         ("port = 65536".to_owned(), (1, 8), "port", "from 1 to 65535"),
         ("port = -1".to_owned(), (1, 8), "port", "from 1 to 65535"),
         ("port = 99999999999999999999".to_owned(), (1, 8), "port", "from 1 to 65535"),
-        ("port = 1.5".to_owned(), (1, 8), "port", "a number with a point where a number belongs"),
-        ("port = \"80\"".to_owned(), (1, 8), "port", "a text where a number belongs"),
+        ("port = 1.5".to_owned(), (1, 8), "port", "expected a number, found a decimal number"),
+        ("port = \"80\"".to_owned(), (1, 8), "port", "expected a number, found a string"),
         ("bind = \"wg0\"".to_owned(), (1, 8), "bind", "is not an IP address"),
-        ("state-dir = \"state\"".to_owned(), (1, 13), "state-dir", "begin it with /"),
-        ("runtime-dir = \"\"".to_owned(), (1, 15), "runtime-dir", "begin it with /"),
+        ("state-dir = \"state\"".to_owned(), (1, 13), "state-dir", "must begin with /"),
+        ("runtime-dir = \"\"".to_owned(), (1, 15), "runtime-dir", "must begin with /"),
         (format!("runtime-dir = \"/{}\"", "x".repeat(90)), (1, 15), "runtime-dir", "at most 80"),
         ("log = \"json\"".to_owned(), (1, 7), "log", "write [log]"),
         ("[log]\nformat = \"jsn\"".to_owned(), (2, 10), "log.format", "did you mean json?"),
@@ -152,15 +152,15 @@ fn every_wrong_value_is_named_with_its_place() {
         ("[log]\nlevle = \"info\"".to_owned(), (2, 1), "log.levle", "did you mean level?"),
         ("nmae = \"m1\"".to_owned(), (1, 1), "nmae", "did you mean name?"),
         ("\n\n  state_dir = \"/x\"".to_owned(), (3, 3), "state_dir", "did you mean state-dir?"),
-        ("vip = \"10.0.0.9\"".to_owned(), (1, 1), "vip", "the keys here are name, address"),
+        ("vip = \"10.0.0.9\"".to_owned(), (1, 1), "vip", "the known keys are name, address"),
         ("service = 1".to_owned(), (1, 11), "service", "write [[service]]"),
         ("[service]\nname = \"web\"".to_owned(), (1, 1), "service", "write [[service]]"),
-        ("service = [1]".to_owned(), (1, 12), "service", "a whole number where a table belongs"),
+        ("service = [1]".to_owned(), (1, 12), "service", "expected a table, found a whole number"),
         ("[[service]]\nport = 1".to_owned(), (1, 1), "service.name", "missing"),
         ("[[service]]\nname = \"web\"\nport = 1".to_owned(), (1, 1), "service.listen", "missing"),
         ("[[service]]\nname = \"web\"\nlisten = []".to_owned(), (1, 1), "service.port", "missing"),
         ("[[service]]\nname = \"W\"".to_owned(), (2, 8), "service.name", "is not a service name"),
-        (after("[[service]]\nname = \"web\"\nlisten = []\nport = 1"), (6, 8), "service.name", "a second"),
+        (after("[[service]]\nname = \"web\"\nlisten = []\nport = 1"), (6, 8), "service.name", "duplicate service"),
         (after("wieght = 3"), (5, 1), "service.wieght", "did you mean weight?"),
         (after("weight = 257"), (5, 10), "service.weight", "from 0 to 256"),
         (after("backend-maxconn = -1"), (5, 19), "service.backend-maxconn", "from 0 to"),
@@ -174,29 +174,29 @@ fn every_wrong_value_is_named_with_its_place() {
             "least-connections, round-robin, nearest, first",
         ),
         (after("check = \"htps\""), (5, 9), "service.check", "did you mean https?"),
-        (after("check = 5"), (5, 9), "service.check", "where a table belongs"),
+        (after("check = 5"), (5, 9), "service.check", "expected a table"),
         (check("kind = \"icmp\""), (6, 8), "service.check.kind", "tcp, http, https"),
         (check("path = \"/x\""), (6, 1), "service.check.path", "write kind = \"http\" or \"https\""),
         (check("timout = \"1s\""), (6, 1), "service.check.timout", "did you mean timeout?"),
         (check("interval = \"10ms\""), (6, 12), "service.check.interval", "too short"),
-        (check("interval = 5"), (6, 12), "service.check.interval", "a text in quotes"),
+        (check("interval = 5"), (6, 12), "service.check.interval", "a string in quotes"),
         (check("timeout = \"2m\""), (6, 11), "service.check.timeout", "too long"),
         (check("timeout = \"soon\""), (6, 11), "service.check.timeout", "is not a duration"),
         (check("rise = 0"), (6, 8), "service.check.rise", "from 1 to 100"),
         (check("fall = 101"), (6, 8), "service.check.fall", "from 1 to 100"),
-        (check("address = \"0.0.0.0:1\""), (6, 11), "service.check.address", "can't be reached"),
-        (check("address = \"10.0.0.1\""), (6, 11), "service.check.address", "an address and a port"),
-        (http("path = \"x\""), (7, 8), "service.check.path", "begin it with /"),
-        (http("path = \"/x y\""), (7, 8), "service.check.path", "without spaces"),
+        (check("address = \"0.0.0.0:1\""), (6, 11), "service.check.address", "is not reachable"),
+        (check("address = \"10.0.0.1\""), (6, 11), "service.check.address", "an address with a port"),
+        (http("path = \"x\""), (7, 8), "service.check.path", "must begin with /"),
+        (http("path = \"/x y\""), (7, 8), "service.check.path", "no spaces"),
         (http("expect = 99"), (7, 10), "service.check.expect", "HTTP status codes"),
-        (http("expect = true"), (7, 10), "service.check.expect", "true or false is no HTTP status code"),
-        (http("expect = []"), (7, 10), "service.check.expect", "a list is no HTTP status code"),
+        (http("expect = true"), (7, 10), "service.check.expect", "true or false is not an HTTP status code"),
+        (http("expect = []"), (7, 10), "service.check.expect", "a list is not an HTTP status code"),
         (http("expect = [200, \"x\"]"), (7, 16), "service.check.expect", "HTTP status codes"),
         (http("ca-file = \"/ca\""), (7, 1), "service.check.ca-file", "write kind = \"https\""),
-        (https("server-name = \"a b\""), (7, 15), "service.check.server-name", "a certificate can carry"),
-        (https("ca-file = \"ca\""), (7, 11), "service.check.ca-file", "begin it with /"),
-        (https("cert-file = \"c\""), (7, 13), "service.check.cert-file", "begin it with /"),
-        (https("key-file = \"/k\""), (7, 1), "service.check.key-file", "write cert-file too"),
+        (https("server-name = \"a b\""), (7, 15), "service.check.server-name", "a valid certificate name"),
+        (https("ca-file = \"ca\""), (7, 11), "service.check.ca-file", "must begin with /"),
+        (https("cert-file = \"c\""), (7, 13), "service.check.cert-file", "must begin with /"),
+        (https("key-file = \"/k\""), (7, 1), "service.check.key-file", "set cert-file too"),
     ] {
         let found = mistake(&text);
         assert_eq!(((found.line, found.column), found.key.as_str()), (place, key), "{found} in:\n{text}");
@@ -227,12 +227,12 @@ fn two_listeners_can_not_share_a_place() {
     let service =
         |name: &str, listen: &str| format!("[[service]]\nname = \"{name}\"\nlisten = {listen}\nport = 1\n");
     for (text, line, words) in [
-        (service("a", "\"127.0.0.1:16443\""), 3, "taken by 127.0.0.1:16443 of service kube-api"),
-        (service("a", "\"0.0.0.0:16443\""), 3, "taken by 127.0.0.1:16443 of service kube-api"),
-        (service("a", "[\"10.0.0.1:9\", \"10.0.0.1:9\"]"), 3, "taken by 10.0.0.1:9 of service a"),
+        (service("a", "\"127.0.0.1:16443\""), 3, "conflicts with 127.0.0.1:16443 of service kube-api"),
+        (service("a", "\"0.0.0.0:16443\""), 3, "conflicts with 127.0.0.1:16443 of service kube-api"),
+        (service("a", "[\"10.0.0.1:9\", \"10.0.0.1:9\"]"), 3, "conflicts with 10.0.0.1:9 of service a"),
         (service("a", "\"10.0.0.1:9\"") + &service("b", "\"0.0.0.0:9\""), 7, "of service a"),
         (service("a", "\"10.0.0.1:9\"") + &service("kube-api", "\"10.0.0.1:9\""), 7, "of service a"),
-        (service("a", "\"10.0.0.1:7646\""), 3, "the agents' own port"),
+        (service("a", "\"10.0.0.1:7646\""), 3, "the agent's own port"),
         (format!("bind = \"10.0.0.1\"\nport = 9\n{}", service("a", "\"0.0.0.0:9\"")), 5, "own port"),
     ] {
         let found = mistake(&text);
@@ -257,9 +257,9 @@ fn services_have_an_end() {
 fn a_mistake_reads_as_editors_expect() {
     assert_eq!(
         mistake("\n  port = 0").to_string(),
-        "2:10: port: 0 is out of bounds: write a whole number from 1 to 65535"
+        "2:10: port: 0 is out of range; use a whole number from 1 to 65535"
     );
-    assert!(mistake("port = 70_000").message.starts_with("70000 is out of bounds"));
+    assert!(mistake("port = 70_000").message.starts_with("70000 is out of range"));
     assert!(mistake(&format!("port = 1{}", "0".repeat(90))).message.len() < 100);
     let apart = Mistake { line: 0, column: 0, key: "AGENT_PORT".to_owned(), message: "bad".to_owned() };
     assert_eq!(apart.to_string(), "AGENT_PORT: bad");

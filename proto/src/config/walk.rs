@@ -83,7 +83,7 @@ impl<'v, 'i> Section<'v, 'i> {
                 nearest(name, known).map_or_else(String::new, |near| format!(", did you mean {near}?"));
             let name: String = name.chars().take(60).filter(|c| !c.is_control()).collect();
             let colon = if hint.is_empty() { ";" } else { "" };
-            let message = format!("unknown key{hint}{colon} the keys here are {}", known.join(", "));
+            let message = format!("unknown key{hint}{colon} the known keys are {}", known.join(", "));
             mistakes.add(key.span().start, &section.dotted(&name), message);
         }
         section
@@ -130,7 +130,7 @@ impl<'v, 'i> Section<'v, 'i> {
             DeValue::Array(list) => list.iter().collect(),
             DeValue::String(_) => vec![field.value],
             other => {
-                let message = format!("{} where a text or a list of texts belongs", kind(other));
+                let message = format!("expected a string or a list of strings, found {}", kind(other));
                 mistakes.add(field.offset(), &field.key, message);
                 return None;
             }
@@ -147,7 +147,7 @@ impl<'v, 'i> Section<'v, 'i> {
         match field.value.get_ref() {
             DeValue::Boolean(flag) => Some(*flag),
             other => {
-                let message = format!("{} where true or false belongs: write it without quotes", kind(other));
+                let message = format!("expected true or false without quotes, found {}", kind(other));
                 mistakes.add(field.offset(), &field.key, message);
                 None
             }
@@ -166,11 +166,11 @@ impl<'v, 'i> Section<'v, 'i> {
             Some(Some(number)) if bounds.contains(&number) => Some(number),
             found => {
                 let what = match found {
-                    Some(_) => format!("{} is out of bounds", field.digits()),
-                    None => format!("{} where a number belongs", kind(field.value.get_ref())),
+                    Some(_) => format!("{} is out of range", field.digits()),
+                    None => format!("expected a number, found {}", kind(field.value.get_ref())),
                 };
                 let message =
-                    format!("{what}: write a whole number from {} to {}", bounds.start(), bounds.end());
+                    format!("{what}; use a whole number from {} to {}", bounds.start(), bounds.end());
                 mistakes.add(field.offset(), &field.key, message);
                 None
             }
@@ -197,7 +197,7 @@ impl<'v, 'i> Field<'v, 'i> {
         match self.value.get_ref() {
             DeValue::Table(table) => Some(table),
             other => {
-                let message = format!("{} where a table belongs: write [{}]", kind(other), self.key);
+                let message = format!("expected a table, found {}; write [{}]", kind(other), self.key);
                 mistakes.add(self.offset(), &self.key, message);
                 None
             }
@@ -237,7 +237,7 @@ fn read_text<T, E: ToString>(
 ) -> Option<T> {
     let result = match value.get_ref() {
         DeValue::String(text) => read(text).map_err(|error| error.to_string()),
-        other => Err(format!("{} where a text in quotes belongs", kind(other))),
+        other => Err(format!("expected a string in quotes, found {}", kind(other))),
     };
     result.map_err(|message| mistakes.add(value.span().start, key, message)).ok()
 }
@@ -245,9 +245,9 @@ fn read_text<T, E: ToString>(
 /// What a value is, in words.
 pub(super) fn kind(value: &DeValue<'_>) -> &'static str {
     match value {
-        DeValue::String(_) => "a text",
+        DeValue::String(_) => "a string",
         DeValue::Integer(_) => "a whole number",
-        DeValue::Float(_) => "a number with a point",
+        DeValue::Float(_) => "a decimal number",
         DeValue::Boolean(_) => "true or false",
         DeValue::Datetime(_) => "a date",
         DeValue::Array(_) => "a list",

@@ -75,7 +75,7 @@ pub(super) fn read(top: &Section<'_, '_>, config: &mut super::Config, mistakes: 
         _ => {
             let missing = if has("user") { "password" } else { "user" };
             let key = section.dotted(missing);
-            mistakes.missing(section.offset, &key, "missing: a user and a password are set together");
+            mistakes.missing(section.offset, &key, "missing: user and password must be set together");
         }
     }
     if let Some(list) = section.texts("listen", mistakes, fields::socket) {
@@ -83,7 +83,7 @@ pub(super) fn read(top: &Section<'_, '_>, config: &mut super::Config, mistakes: 
         let closed = !(has("user") || has("token"));
         for (offset, address) in list.iter().filter(|(_, address)| closed && !address.ip().is_loopback()) {
             let message = format!(
-                "{address} can be reached by others, and nobody would have to log in: set web.user and \
+                "{address} is reachable for others without a login; set web.user and \
                  web.password, or web.token, or listen on 127.0.0.1:{PORT}"
             );
             mistakes.add(*offset, &section.dotted("listen"), message);
@@ -92,7 +92,7 @@ pub(super) fn read(top: &Section<'_, '_>, config: &mut super::Config, mistakes: 
             mistakes.add(
                 *offset,
                 &section.dotted("listen"),
-                format!("more than {MAX_LISTEN} addresses: write fewer"),
+                format!("more than {MAX_LISTEN} addresses"),
             );
         }
         web.listen = list.into_iter().map(|(_, address)| address).collect();

@@ -45,11 +45,11 @@ pub fn examine(node: &str, members: &[Member], masters: &[Pair]) -> Examined {
             if from > to && masters.iter().any(twin) {
                 continue;
             }
-            let what = format!("{rtt:.0} ms from {from} to {to} and back, both masters");
-            let why = "each write of etcd waits for it, and its defaults (100 ms heartbeat, 1 s election) \
-                       are made for one building: leaders change for no reason";
+            let what = format!("{rtt:.0} ms round trip between the masters {from} and {to}");
+            let why = "every write to etcd waits for it, and etcd's defaults (100 ms heartbeat, 1 s election) \
+                       are meant for a local network: leaders change without need";
             let mend = vec![
-                "on every master: etcd --heartbeat-interval about one round trip, --election-timeout ten"
+                "on every master: etcd --heartbeat-interval at about one round trip, --election-timeout at ten"
                     .to_owned(),
                 "k3s and RKE2, in config.yaml: etcd-arg: [heartbeat-interval=300, election-timeout=3000]"
                     .to_owned(),
@@ -59,9 +59,9 @@ pub fn examine(node: &str, members: &[Member], masters: &[Pair]) -> Examined {
         }
         if *loss_permille > LOSSY {
             let share = loss_permille / 10;
-            let what = format!("{share} % of what {from} sends to {to}, or of its answers, is lost");
-            let why = "etcd and every connection on this way stall for a moment each time; what was lost in the last \
-                       minutes counts";
+            let what = format!("{share} % packet loss between {from} and {to}");
+            let why = "etcd and all connections on this path stall with each loss; measured over the last \
+                       minutes";
             let mend = vec![format!("on {from}: mtr -u {at}   # which hop loses")];
             out.found(Severity::Warning, "masters", "loss", from, Words { what, why, mend });
         }
@@ -71,7 +71,7 @@ pub fn examine(node: &str, members: &[Member], masters: &[Pair]) -> Examined {
         .filter_map(|pair| pair.rtt_ms)
         .fold(None, |most: Option<f64>, rtt| Some(most.map_or(rtt, |most| most.max(rtt))));
     if let Some(slowest) = slowest {
-        out.looked("masters", format!("{slowest:.1} ms between them at most"));
+        out.looked("masters", format!("at most {slowest:.1} ms between them"));
     }
     out
 }
@@ -90,12 +90,12 @@ fn versions(node: &str, members: &[Member], out: &mut Examined) {
                 few => format!("{version} on {}", few.join(", ")),
             }
         });
-        let what = format!("the agents differ in version: {}", each.collect::<Vec<_>>().join("; "));
-        let why = "they understand each other; what only the newer ones know is missing on the others";
+        let what = format!("the agents have different versions: {}", each.collect::<Vec<_>>().join("; "));
+        let why = "they work together, but the older ones lack the newer features";
         let mend = vec!["on the older ones: ./agent install   # with the newer binary".to_owned()];
         out.found(Severity::Note, "versions", "versions-differ", node, Words { what, why, mend });
     }
     if let Some(first) = known.first() {
-        out.looked("versions", format!("{first} on all that are known"));
+        out.looked("versions", format!("{first} on all members"));
     }
 }

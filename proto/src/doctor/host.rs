@@ -135,42 +135,42 @@ fn agent(host: &Host, out: &mut Examined) {
                 "",
             ),
             false => {
-                (vec![run("agent join INVITE   # or, on the first node: agent init")], ", nor is it a member")
+                (vec![run("agent join INVITE   # or, on the first node: agent init")], ", which is not a member")
             }
         };
-        let what = format!("the agent does not run on this node{more}");
-        let why = "nothing listens on 127.0.0.1:16443, and the others do not see this node; what only a \
-                   running agent knows was not checked";
+        let what = format!("the agent is not running on this node{more}");
+        let why = "nothing listens on 127.0.0.1:16443, and the other nodes do not see this one; checks that need a \
+                   running agent were skipped";
         out.looked("agent", "");
         out.found(Severity::Error, "agent", "agent-not-running", node, Words { what, why, mend });
         return;
     };
     for problem in &agent.problems {
         let Problem { code, detail, fix, .. } = problem;
-        let why = "the agent says so of itself, in agent status too";
+        let why = "reported by the agent itself; also in agent status";
         let mend = if fix.is_empty() { run("agent status") } else { fix.to_string() };
         let words = Words { what: detail.to_string(), why, mend: vec![mend] };
         out.found(Severity::Warning, "agent", code.label(), node, words);
     }
     for listener in &agent.closed {
-        let what = format!("the proxy can't listen: {listener}");
-        let why = "whoever is pointed there finds someone else, or nobody";
-        let words = Words { what, why, mend: vec![run("ss -ltnp   # who has the port"), run("agent check")] };
+        let what = format!("the proxy cannot listen: {listener}");
+        let why = "clients that connect there reach another process, or nothing";
+        let words = Words { what, why, mend: vec![run("ss -ltnp   # who uses the port"), run("agent check")] };
         out.found(Severity::Error, "agent", "not-listening", node, words);
     }
     if let Some(asker) = agent.asked_by.as_ref().filter(|asker| **asker != agent.version) {
-        let what = format!("the running agent is of version {}, this command of {asker}", agent.version);
-        let why = "the binary was replaced and the old one still runs";
-        let mend = vec![run("systemctl restart agent   # connections move to the new one")];
+        let what = format!("the running agent has version {}, this command has {asker}", agent.version);
+        let why = "the binary was replaced, but the old one is still running";
+        let mend = vec![run("systemctl restart agent   # clients reconnect")];
         out.found(Severity::Warning, "agent", "old-agent-runs", node, Words { what, why, mend });
     }
     let needed = agent.maxconn.saturating_mul(2).saturating_add(OTHER_DESCRIPTORS);
     if agent.descriptors < needed {
         let what = format!(
-            "the agent may have {} files open, and maxconn of its listeners ({}) needs {needed}",
+            "the open file limit is {}, but maxconn of the listeners ({}) needs {needed}",
             agent.descriptors, agent.maxconn
         );
-        let why = "each connection takes two: past the limit new ones are refused, before maxconn is reached";
+        let why = "each connection needs two; beyond the limit, new ones are refused before maxconn is reached";
         let mend = vec![
             run("systemctl edit agent   # [Service] LimitNOFILE=1048576"),
             run("systemctl restart agent"),
@@ -178,7 +178,7 @@ fn agent(host: &Host, out: &mut Examined) {
         out.found(Severity::Warning, "agent", "few-descriptors", node, Words { what, why, mend });
     }
     let files = agent.descriptors;
-    out.looked("agent", format!("{} runs, {files} files for {} connections", agent.version, agent.maxconn));
+    out.looked("agent", format!("{} is running, {files} files for {} connections", agent.version, agent.maxconn));
     backends(host, agent, out);
 }
 
@@ -188,7 +188,7 @@ fn backends(host: &Host, agent: &Agent, out: &mut Examined) {
         return;
     }
     for service in &agent.unserved {
-        let what = format!("nobody serves {service}");
+        let what = format!("no node serves {service}");
         let why = "every connection to its listener is reset";
         let mend = vec![
             "agent status".to_owned(),
@@ -198,11 +198,11 @@ fn backends(host: &Host, agent: &Agent, out: &mut Examined) {
     }
     for Away { service, node, how } in &agent.away {
         let what = format!("{service} on {node} gets no connections: {how}");
-        let why = "the others carry its share; with few of them left the next failure is an outage";
+        let why = "the others carry its load; the fewer are left, the closer is an outage";
         let mend = vec![on(node, &host.here, "agent doctor"), "agent events".to_owned()];
         out.found(Severity::Warning, "backends", "backend-away", node, Words { what, why, mend });
     }
-    out.looked("backends", "each service has one, and none is away");
+    out.looked("backends", "every service has one, and none is down");
 }
 
 fn service(host: &Host, out: &mut Examined) {
@@ -210,35 +210,35 @@ fn service(host: &Host, out: &mut Examined) {
     let node = &host.node;
     let Some(service) = &host.service else { return };
     let Some(unit) = &service.unit else {
-        let what = "systemd has no service for the agent".to_owned();
-        let why = "after the next boot nothing starts it, and no kubelet finds its way";
+        let what = "there is no systemd unit for the agent".to_owned();
+        let why = "nothing starts the agent at the next boot, and kubelets then reach no apiserver";
         let words = Words { what, why, mend: vec![run("agent install")] };
         return out.found(Severity::Warning, "service", "no-unit", node, words);
     };
     if !service.as_shipped {
-        let what = format!("{unit} is not the unit that this version brings");
-        let why = "it was edited or is of an older version: limits, capabilities or the order of start may be \
+        let what = format!("{unit} differs from the unit of this version");
+        let why = "it was edited or belongs to an older version: limits, capabilities or start order may be \
                    wrong";
         let mend = vec![
-            run("agent install   # puts it right"),
-            run("systemctl edit agent   # for what is meant to differ, in a file of its own"),
+            run("agent install   # restores it"),
+            run("systemctl edit agent   # for intended changes, in a drop-in"),
         ];
         out.found(Severity::Warning, "service", "unit-edited", node, Words { what, why, mend });
     }
     if !service.drop_ins.is_empty() {
         let what = format!("the unit is changed by {}", service.drop_ins.join(", "));
-        let why = "what it says goes before the unit, also after an upgrade";
+        let why = "it overrides the unit, even after an upgrade";
         let words = Words { what, why, mend: vec![run("systemctl cat agent")] };
         out.found(Severity::Note, "service", "unit-drop-in", node, words);
     }
-    out.looked("service", format!("{unit}, as this version brings it"));
+    out.looked("service", format!("{unit}, unchanged"));
 }
 
 fn files(host: &Host, out: &mut Examined) {
     let run = |command: &str| on(&host.node, &host.here, command);
     for (path, mode) in &host.loose {
-        let what = format!("{path} has mode {mode:o}: others than its owner may use it");
-        let why = "the node's key and the gossip key lie there: who reads them is this node";
+        let what = format!("{path} has mode {mode:o} and is accessible to others");
+        let why = "it holds the keys of this node; anyone who reads them can impersonate it";
         let words = Words { what, why, mend: vec![run(&format!("chmod go= {path}"))] };
         out.found(Severity::Error, "files", "loose-mode", &host.node, words);
     }
@@ -250,11 +250,11 @@ fn files(host: &Host, out: &mut Examined) {
     }
     if !host.unreadable.is_empty() {
         let what = format!("not readable for this user: {}", host.unreadable.join(", "));
-        let words = Words { what, why: "so they were not checked", mend: vec![run("sudo agent doctor")] };
+        let words = Words { what, why: "they were not checked", mend: vec![run("sudo agent doctor")] };
         out.found(Severity::Note, "files", "unreadable", &host.node, words);
     }
     if host.is_member {
-        out.looked("files", "the state is its owner's alone");
+        out.looked("files", "the state is accessible only to its owner");
     }
 }
 
@@ -266,23 +266,23 @@ fn routes(host: &Host, out: &mut Examined) {
     for Route { name, to, by } in &host.routes {
         let what = match by {
             Ok(interface) if interface == mesh => continue,
-            Ok(interface) => format!("packets to {name} ({to}) leave by {interface}; the mesh is on {mesh}"),
+            Ok(interface) => format!("packets to {name} ({to}) leave through {interface}, but the mesh is on {mesh}"),
             Err(why) => format!("there is no route to {name} ({to}): {why}"),
         };
         astray = true;
-        let why = "the VPN does not know this address, so packets go to a gateway that does not either, or \
-                   go past the VPN";
+        let why = "the VPN does not route this address, so packets go to a gateway that cannot deliver them, or \
+                   bypass the VPN";
         let mend = vec![
             run(&format!("ip route get {to}")),
             run(&format!("ip route replace {to} dev {mesh}")),
-            run(&format!("to keep it: {to} in AllowedIPs of that peer, for WireGuard, then wg show {mesh}")),
+            run(&format!("to keep it with WireGuard: add {to} to AllowedIPs of that peer; check with wg show {mesh}")),
         ];
         out.found(Severity::Warning, "routes", "route", node, Words { what, why, mend });
     }
     let own = host.interfaces.iter().find(|interface| interface.name == *mesh);
     if astray && own.and_then(|own| own.rp_filter) == Some(1) {
-        let what = format!("rp_filter is strict on {mesh}, and the way back to some members is another");
-        let why = "the kernel drops what they send, without a word";
+        let what = format!("rp_filter is strict on {mesh}, but the return path to some members is asymmetric");
+        let why = "the kernel silently drops their packets";
         let mend = vec![
             run(&format!("sysctl -w net.ipv4.conf.{mesh}.rp_filter=2")),
             run(&format!("echo net.ipv4.conf.{mesh}.rp_filter=2 > /etc/sysctl.d/90-agent.conf")),
@@ -292,7 +292,7 @@ fn routes(host: &Host, out: &mut Examined) {
     let count = host.routes.len();
     if count > 0 {
         let s = if count == 1 { "" } else { "s" };
-        out.looked("routes", format!("to {count} member{s}, all by {mesh}"));
+        out.looked("routes", format!("to {count} member{s}, all through {mesh}"));
     }
 }
 
@@ -309,21 +309,21 @@ fn arp(host: &Host, out: &mut Examined) {
         };
         let names: Vec<&str> = cards.iter().map(|card| card.name.as_str()).collect();
         let what = format!(
-            "{} are in the network of {vip}, and {} answers ARP for all",
+            "{} are in the network of {vip}, and {} answers ARP for all of them",
             names.join(" and "),
             loose.name
         );
-        let why = "clients learn the wrong card's address for the virtual IP, and lose it when it moves";
+        let why = "clients learn the wrong MAC for the virtual IP and lose it when it moves";
         let mend = vec![
             run("sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2"),
-            run("the same two lines in /etc/sysctl.d/90-agent.conf keep it"),
+            run("to keep it: put these two settings into /etc/sysctl.d/90-agent.conf"),
         ];
         out.found(Severity::Warning, "virtual IPs", "arp-flux", &host.node, Words { what, why, mend });
     }
     let s = if agent.vips.len() == 1 { "" } else { "s" };
     out.looked(
         "virtual IPs",
-        format!("{} address{}, one card answers", agent.vips.len(), s.replace('s', "es")),
+        format!("{} address{}, one MAC answers", agent.vips.len(), s.replace('s', "es")),
     );
 }
 

@@ -103,7 +103,7 @@ pub fn examine(host: &Host, out: &mut Examined) {
 
 fn about(host: &Host, apiserver: &Apiserver) -> String {
     let days = apiserver.certificate.as_ref().map(|one| one.until.0.saturating_sub(host.now.0) / DAY_MS);
-    let days = days.map_or_else(String::new, |days| format!("certificate for the proxy, {days} days left; "));
+    let days = days.map_or_else(String::new, |days| format!("certificate covers the proxy, {days} days left; "));
     let shown = match host.kubernetes.credentials {
         true => "checked with credentials",
         false => "checked without credentials",
@@ -123,9 +123,9 @@ fn certificate(host: &Host, apiserver: &Apiserver, out: &mut Examined) {
     if !missing.is_empty() {
         let list: Vec<String> = missing.iter().map(IpAddr::to_string).collect();
         let list = list.join(", ");
-        let what = format!("the apiserver's certificate is not for {list}");
-        let why = "whoever comes through the proxy or the virtual IP dials that address, and refuses a \
-                   certificate that is for others";
+        let what = format!("the apiserver's certificate does not cover {list}");
+        let why = "clients of the proxy or the virtual IP connect to that address and reject a \
+                   certificate without it";
         let words = Words { what, why, mend: add_names(host, &list) };
         out.found(Severity::Warning, "apiserver", "certificate-names", &host.node, words);
     }
@@ -133,9 +133,9 @@ fn certificate(host: &Host, apiserver: &Apiserver, out: &mut Examined) {
     if left < RENEW_DAYS {
         let (severity, what) = match certificate.until <= host.now {
             true => (Severity::Error, "the apiserver's certificate has expired".to_owned()),
-            false => (Severity::Warning, format!("the apiserver's certificate ends in {left} days")),
+            false => (Severity::Warning, format!("the apiserver's certificate expires in {left} days")),
         };
-        let why = "then no client gets in, this node's own check neither";
+        let why = "all clients and this node's own check fail after that";
         let mend = renew(host);
         out.found(severity, "apiserver", "certificate-ends", &host.node, Words { what, why, mend });
     }
@@ -190,7 +190,7 @@ fn renew(host: &Host) -> Vec<String> {
 fn readyz(host: &Host, apiserver: &Apiserver, out: &mut Examined) {
     let (Some(code @ (401 | 403)), false) = (apiserver.readyz, host.kubernetes.credentials) else { return };
     let what = format!("the apiserver answers /readyz with {code}, and no credentials were found");
-    let why = "the check can't tell ready from merely alive, so this master ranks below those that are ready";
+    let why = "the check cannot tell ready from alive, so this master ranks below ready ones";
     let mend = lines(
         host,
         [
@@ -210,8 +210,8 @@ fn own_balancer(host: &Host, out: &mut Examined) {
             ("k3s", Severity::Warning, lines(host, [write, "systemctl restart k3s-agent"]))
         }
     };
-    let what = format!("{name}'s agent has a balancer of its own between the kubelet and the proxy");
-    let why = "it learns the masters by itself and then leaves the proxy out: one server at a time, and \
+    let what = format!("{name}'s agent has its own load balancer between the kubelet and the proxy");
+    let why = "it discovers the masters itself and then bypasses the proxy: one server at a time, and \
                connections to a dead one hang";
     out.found(severity, "clients", "own-balancer", &host.node, Words { what, why, mend });
 }
@@ -256,21 +256,21 @@ fn bypass(host: &Host, client: &Client, out: &mut Examined) {
         Way::OwnApiserver => (
             Severity::Note,
             "this node's own apiserver".to_owned(),
-            "while that is down, this node counts as not ready though other masters serve",
+            "if that is down, this node becomes not ready although other masters serve",
         ),
         Way::Member(name) => (
             if *who == "kubectl" { Severity::Note } else { Severity::Warning },
             format!("{name} alone"),
-            "it goes past the proxy: when that one is down, so is this",
+            "it bypasses the proxy: if that master is down, so is this client",
         ),
         Way::Elsewhere => (
             Severity::Note,
             "neither the proxy nor a member".to_owned(),
-            "perhaps a balancer that the proxy was to replace",
+            "perhaps a load balancer that the proxy should replace",
         ),
     };
     let mend = point_to_proxy(host, client);
-    let what = format!("{who} goes to {url}, which is {end} ({path})");
+    let what = format!("{who} connects to {url}, which is {end} ({path})");
     out.found(severity, "clients", "past-the-proxy", &host.node, Words { what, why, mend });
 }
 

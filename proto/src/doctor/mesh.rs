@@ -115,14 +115,14 @@ pub fn examine(mesh: &Mesh) -> Examined {
     let mut out = Examined::default();
     let all = mesh.peers.len();
     if all == 0 {
-        out.looked("ports", "this node is the only member that was asked");
+        out.looked("ports", "no other members were checked");
         return out;
     }
     for peer in &mesh.peers {
         ports(mesh, peer, &mut out);
     }
     let s = if all == 1 { "" } else { "s" };
-    out.looked("ports", format!("{all} other member{s}, each by TCP and UDP on {}, both ways", mesh.port));
+    out.looked("ports", format!("{all} other member{s}, TCP and UDP on {}, in both directions", mesh.port));
     for peer in &mesh.peers {
         packets(mesh, peer, &mut out);
     }
@@ -130,8 +130,8 @@ pub fn examine(mesh: &Mesh) -> Examined {
     out.looked(
         "packets",
         match mesh.mtu {
-            Some(mtu) => format!("those of full size pass, {mtu} bytes on {}", mesh.interface),
-            None => "those of full size pass".to_owned(),
+            Some(mtu) => format!("packets of full size pass, {mtu} bytes on {}", mesh.interface),
+            None => "packets of full size pass".to_owned(),
         },
     );
     clocks(mesh, &mut out);
@@ -147,47 +147,47 @@ fn ports(mesh: &Mesh, peer: &Peer, out: &mut Examined) {
         return;
     }
     let Some(address) = peer.address else {
-        let what = format!("nobody knows where {name} is");
-        let why = "it was admitted and has not been heard since, so nothing can be sent to it";
+        let what = format!("the address of {name} is unknown");
+        let why = "it was admitted but has never been heard, so nothing can be sent to it";
         let start = format!("on {name}: systemctl restart agent");
         return error(
             "address-unknown",
             what,
             why,
-            vec![start, format!("agent remove {name}   # if it is gone")],
+            vec![start, format!("agent remove {name}   # if it no longer exists")],
         );
     };
     let (ip, port) = (address.ip(), address.port());
     let opens = |protocol: &str| {
         let rule = mesh.firewall.opens(&mesh.interface, mesh.port, protocol);
-        vec![format!("on both nodes, and in the cloud's rules: {rule}")]
+        vec![format!("on both nodes, and in the cloud's firewall: {rule}")]
     };
     match (&peer.tcp, &peer.udp) {
         (Some(tcp), Some(_)) if tcp.cause == Cause::PortClosed => {
             let what = format!("no agent listens at {name} ({address}); the machine answers");
-            let why = "its proxy takes no part, and of its apiserver only the open port is known";
+            let why = "its proxy is not running, and of its apiserver only the open port is known";
             error("agent-away", what, why, vec![format!("on {name}: systemctl start agent")]);
         }
         (Some(tcp), Some(_)) => {
-            let what = format!("{name} answers on {ip} neither by TCP nor by UDP, port {port} ({tcp})");
+            let what = format!("{name} answers neither TCP nor UDP on {ip}, port {port} ({tcp})");
             let why = "the machine, its network or its agent is down, or a firewall drops both";
             let mend = vec![
                 format!("ping -c 3 {ip}"),
                 format!("on {name}: systemctl status agent"),
-                format!("if those are well, {}", opens("udp")[0]),
+                format!("if those look fine, {}", opens("udp")[0]),
                 format!("{}   # the same for TCP", opens("tcp")[0]),
             ];
             error("unreachable", what, why, mend);
         }
         (None, Some(_)) => {
-            let what = format!("UDP does not pass to {name} and back, port {port} on {ip}; TCP does");
-            let why = "pulses and gossip go by UDP: without it a dead master is noticed late, and a good one \
+            let what = format!("UDP is blocked to or from {name}, port {port} on {ip}; TCP works");
+            let why = "pulses and gossip use UDP: without it, a dead master is noticed late, and a healthy one \
                        may look dead";
             error("udp-blocked", what, why, opens("udp"));
         }
         (Some(tcp), None) => {
-            let what = format!("TCP does not pass to {name}, port {port} on {ip} ({tcp}); UDP does");
-            let why = "admissions, removals, settings and new keys go by TCP: this node would miss them";
+            let what = format!("TCP is blocked to {name}, port {port} on {ip} ({tcp}); UDP works");
+            let why = "admissions, removals, settings and new keys use TCP: this node would miss them";
             error("tcp-blocked", what, why, opens("tcp"));
         }
         (None, None) => {}
@@ -204,19 +204,19 @@ fn way_back(mesh: &Mesh, peer: &Peer, opens: &dyn Fn(&str) -> Vec<String>, out: 
     if let Some(back) = &peer.back {
         // Datagrams that come back here passed both ways already.
         if let Some(why_not) = &back.tcp {
-            let what = format!("{name} can't connect to this node by TCP, {} ({why_not})", mesh.address);
-            let why = "what it has to tell reaches this node late, by others, or not at all";
+            let what = format!("{name} cannot connect to this node by TCP, {} ({why_not})", mesh.address);
+            let why = "its changes reach this node late, through others, or not at all";
             error("tcp-blocked-back", what, why, opens("tcp"));
         }
         if let (Some(why_not), None) = (&back.udp, &peer.udp) {
             let what = format!("{name} gets no answer from this node by UDP, {} ({why_not})", mesh.address);
-            let why = "it may take this node for dead";
+            let why = "it may consider this node dead";
             error("udp-blocked-back", what, why, opens("udp"));
         }
     }
     if let Talk::Nothing(why_not) = &peer.talk {
-        let what = format!("{name} did not answer when it was asked to look at itself: {why_not}");
-        let why = "it may be of an older version or busy; what it would find is not in this list";
+        let what = format!("{name} did not answer when it was asked to check itself: {why_not}");
+        let why = "it may have an older version or be busy; its own findings are missing";
         let mend = vec![format!("on {name}: agent doctor")];
         out.found(Severity::Warning, "ports", "no-answer", &mesh.node, Words { what, why, mend });
     }
@@ -229,15 +229,15 @@ fn packets(mesh: &Mesh, peer: &Peer, out: &mut Examined) {
         vec![
             format!("ip link set dev {interface} mtu {to}"),
             format!(
-                "to keep it: MTU = {to} in the [Interface] part of WireGuard's file, or your VPN's own option"
+                "to keep it: MTU = {to} in the [Interface] section of WireGuard's file, or the option of your VPN"
             ),
         ]
     };
     if peer.talk == Talk::SmallOnly {
         let size = mtu.map_or_else(String::new, |mtu| format!(" ({mtu} bytes on {interface})"));
-        let what = format!("packets of full size do not reach {name} or come back{size}, small ones do");
-        let why = "connections are made and then hang at the first certificate or list: something on the way \
-                   carries less, and no ICMP says so";
+        let what = format!("packets of full size do not pass to or from {name}{size}; small ones do");
+        let why = "connections open and then hang at the first certificate or list: a hop on the path \
+                   has a smaller MTU and sends no ICMP";
         let mut mend = lower(1280);
         mend[0].insert_str(0, "on every node: ");
         out.found(Severity::Error, "packets", "mtu-black-hole", &mesh.node, Words { what, why, mend });
@@ -246,8 +246,8 @@ fn packets(mesh: &Mesh, peer: &Peer, out: &mut Examined) {
     if let (Some(path), Some(own)) = (peer.path_mtu, *mtu)
         && path < own
     {
-        let what = format!("the way to {name} carries packets of {path} bytes; {interface} is set to {own}");
-        let why = "each new connection loses its first large packets until the kernel has learned it, and \
+        let what = format!("the path to {name} carries packets of {path} bytes; {interface} is set to {own}");
+        let why = "each new connection loses its first large packets until the kernel learns the MTU, and \
                    with ICMP filtered it hangs";
         let mend = lower(path);
         out.found(Severity::Warning, "packets", "mtu-path", &mesh.node, Words { what, why, mend });
@@ -272,8 +272,8 @@ fn sizes(mesh: &Mesh, out: &mut Examined) {
             few => few.join(", "),
         };
         let what = format!("the mesh has an MTU of {own} here and of {theirs} on {list}");
-        let why = "what the larger side sends in one piece the smaller one may drop: large UDP packets, and \
-                   pods' traffic in tunnels";
+        let why = "the smaller side may drop what the larger side sends unfragmented: large UDP packets and \
+                   tunnelled pod traffic";
         let mend = vec![match theirs < own {
             true => format!("ip link set dev {interface} mtu {theirs}"),
             false => {
@@ -306,14 +306,14 @@ fn clocks(mesh: &Mesh, out: &mut Examined) {
         let others = if all.len() == 2 { "the other's" } else { "the others'" };
         let seconds = (off.abs() + 500) / 1000;
         let what = format!("the clock of {name} is {seconds} s {way} {others}");
-        let why = "certificates and tokens count as expired or not yet valid, etcd warns, and times in logs \
-                   do not compare";
+        let why = "certificates and tokens appear expired or not yet valid, etcd warns, and log times \
+                   do not match";
         let severity = if off.abs() > CLOCKS_BREAK_MS { Severity::Error } else { Severity::Warning };
         let mend = vec![
             on(name, &mesh.node, "timedatectl set-ntp true"),
-            on(name, &mesh.node, "chronyc makestep   # where chrony keeps the time"),
+            on(name, &mesh.node, "chronyc makestep   # if chrony is used"),
         ];
         out.found(severity, "clocks", "clock", name, Words { what, why, mend });
     }
-    out.looked("clocks", format!("{most} ms apart at most"));
+    out.looked("clocks", format!("at most {most} ms apart"));
 }

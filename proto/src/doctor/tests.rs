@@ -118,12 +118,12 @@ fn where_nothing_is_wrong_nothing_is_found() {
 type Planted<T> = (fn(&mut T), &'static str, Severity, &'static str, &'static str);
 
 const HOST: &[Planted<Host>] = &[
-    (|h| h.agent = None, "agent-not-running", Severity::Error, "does not run", "systemctl start agent"),
+    (|h| h.agent = None, "agent-not-running", Severity::Error, "is not running", "systemctl start agent"),
     (
         |h| (h.agent, h.is_member) = (None, false),
         "agent-not-running",
         Severity::Error,
-        "nor is it a member",
+        "which is not a member",
         "agent join",
     ),
     (
@@ -137,7 +137,7 @@ const HOST: &[Planted<Host>] = &[
         |h| agent(h).asked_by = Some("1.1.0".to_owned()),
         "old-agent-runs",
         Severity::Warning,
-        "1.0.0, this command of 1.1.0",
+        "1.0.0, this command has 1.1.0",
         "systemctl restart agent",
     ),
     (
@@ -151,7 +151,7 @@ const HOST: &[Planted<Host>] = &[
         |h| agent(h).unserved = vec!["kube-api".to_owned()],
         "nobody-serves",
         Severity::Error,
-        "nobody serves kube-api",
+        "no node serves kube-api",
         "agent status",
     ),
     (
@@ -168,7 +168,7 @@ const HOST: &[Planted<Host>] = &[
         |h| agent(h).descriptors = 4096,
         "few-descriptors",
         Severity::Warning,
-        "4096 files",
+        "limit is 4096",
         "LimitNOFILE=1048576",
     ),
     (|h| service(h).unit = None, "no-unit", Severity::Warning, "no service", "agent install"),
@@ -199,7 +199,7 @@ const HOST: &[Planted<Host>] = &[
         |h| h.routes[0].by = Ok("eth0".to_owned()),
         "route",
         Severity::Warning,
-        "to m2 (10.0.0.2) leave by eth0; the mesh is on wg0",
+        "to m2 (10.0.0.2) leave through eth0, but the mesh is on wg0",
         "ip route replace 10.0.0.2 dev wg0",
     ),
     (
@@ -220,7 +220,7 @@ const HOST: &[Planted<Host>] = &[
         |h| certificate(h).ips = vec![ip("192.168.0.50")],
         "certificate-names",
         Severity::Warning,
-        "not for 127.0.0.1",
+        "does not cover 127.0.0.1",
         "kubeadm init phase certs apiserver",
     ),
     (
@@ -241,7 +241,7 @@ const HOST: &[Planted<Host>] = &[
         |h| certificate(h).until = UnixMs(1010 * DAY_MS),
         "certificate-ends",
         Severity::Warning,
-        "in 10 days",
+        "expires in 10 days",
         "kubeadm certs renew",
     ),
     (
@@ -262,7 +262,7 @@ const HOST: &[Planted<Host>] = &[
         |h| (h.kubernetes.own_balancer, h.kubernetes.distribution) = (true, Some(Distribution::K3s)),
         "own-balancer",
         Severity::Warning,
-        "balancer of its own",
+        "its own load balancer",
         "disable-apiserver-lb: true",
     ),
     (
@@ -400,7 +400,7 @@ const MESH: &[Planted<Mesh>] = &[
         |m| m.peers[0] = Peer { name: "m2".to_owned(), ..Peer::default() },
         "address-unknown",
         Severity::Error,
-        "where m2 is",
+        "address of m2",
         "agent remove m2",
     ),
     (
@@ -415,7 +415,7 @@ const MESH: &[Planted<Mesh>] = &[
         |m| away(m, None, SILENT),
         "udp-blocked",
         Severity::Error,
-        "UDP does not pass to m2 and back, port 7646",
+        "UDP is blocked to or from m2, port 7646",
         "nft insert rule inet filter input iifname wg0 udp dport 7646 accept",
     ),
     (
@@ -429,14 +429,14 @@ const MESH: &[Planted<Mesh>] = &[
         |m| (away(m, SILENT, None), m.firewall = Firewall::Firewalld).0,
         "tcp-blocked",
         Severity::Error,
-        "TCP does not pass to m2",
+        "TCP is blocked to m2",
         "firewall-cmd --permanent --add-port=7646/tcp",
     ),
     (
         |m| back(m).tcp = SILENT.map(Fault::from),
         "tcp-blocked-back",
         Severity::Error,
-        "m2 can't connect to this node by TCP, 10.0.0.1:7646",
+        "m2 cannot connect to this node by TCP, 10.0.0.1:7646",
         "tcp dport 7646",
     ),
     (
@@ -457,14 +457,14 @@ const MESH: &[Planted<Mesh>] = &[
         |m| m.peers[0].talk = Talk::SmallOnly,
         "mtu-black-hole",
         Severity::Error,
-        "full size do not reach m2",
+        "full size do not pass to or from m2",
         "ip link set dev wg0 mtu 1280",
     ),
     (
         |m| m.peers[0].path_mtu = Some(1300),
         "mtu-path",
         Severity::Warning,
-        "the way to m2 carries packets of 1300 bytes; wg0 is set to 1420",
+        "the path to m2 carries packets of 1300 bytes; wg0 is set to 1420",
         "ip link set dev wg0 mtu 1300",
     ),
     (
@@ -552,7 +552,7 @@ fn what_members_do_not_have_in_common_is_told() {
 
     let far = [pair("m1", "m2", 80.0, 0), pair("m2", "m1", 81.0, 0)];
     let found = cluster::examine("m1", &same, &far);
-    only(&found, 1, "slow-etcd", Severity::Warning, "80 ms from m1 to m2", "election-timeout");
+    only(&found, 1, "slow-etcd", Severity::Warning, "80 ms round trip between the masters m1 and m2", "election-timeout");
 
     let lossy = [pair("m1", "m2", 2.0, 120)];
     only(

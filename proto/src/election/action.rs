@@ -129,19 +129,19 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MoveError {
     /// It owns it.
-    #[error("it owns the VIP already")]
+    #[error("it already owns the VIP")]
     Already,
     /// It is no candidate.
-    #[error("it is not among the candidates of this VIP")]
+    #[error("it is not a candidate for this VIP")]
     NotCandidate,
     /// It is not heard.
-    #[error("its agent is not heard from here")]
+    #[error("its agent does not answer this node")]
     NotHeard,
     /// It can't.
-    #[error("it can't own the VIP: {0}")]
+    #[error("it is not eligible: {0}")]
     Unfit(Unfit),
     /// There is nobody to hand it over.
-    #[error("nobody owns the VIP now, so that nobody can hand it over")]
+    #[error("the VIP has no owner that could hand it over")]
     NoOwner,
 }
 

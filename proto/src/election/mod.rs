@@ -502,7 +502,7 @@ impl Election {
             return CandidateState::Witness;
         }
         if self.stopping.is_some() {
-            return CandidateState::Unfit(Unfit::new(Cause::AgentStopped, "its agent stops"));
+            return CandidateState::Unfit(Unfit::new(Cause::AgentStopped, "its agent is stopping"));
         }
         match self.fitness.standing(now) {
             CandidateState::Fit | CandidateState::Recovering

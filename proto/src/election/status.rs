@@ -42,7 +42,7 @@ impl Election {
         let answers = stranger.map(|(mac, _)| {
             let asked = if self.address.is_ipv4() { "ARP" } else { "neighbour discovery" };
             let address = self.address;
-            let reason = format_args!("{address} answers {asked} from {mac}, which is no member's");
+            let reason = format_args!("{address} answers {asked} from MAC {mac}, which belongs to no member");
             Unfit::new(Cause::Stranger, reason)
         });
         Status {
@@ -61,15 +61,15 @@ impl Election {
             Some(CandidateState::Unfit(reason)) => Some(reason.clone()),
             Some(CandidateState::Listening) => Some(starting()),
             Some(CandidateState::Witness) => {
-                Some(Unfit::new(Cause::NotCandidate, "it does not know yet that it is a candidate"))
+                Some(Unfit::new(Cause::NotCandidate, "it has not learned yet that it is a candidate"))
             }
             Some(CandidateState::Other(code)) => {
                 let reason =
-                    format_args!("its agent is newer and in a state that this one does not know ({code})");
+                    format_args!("its agent is newer and reports an unknown state ({code})");
                 Some(Unfit::new(Cause::UnknownState, reason))
             }
             Some(CandidateState::Fit | CandidateState::Recovering) => None,
-            None => Some(one.unfit.clone().unwrap_or_else(|| Unfit::new(Cause::NotHeard, "it is not heard"))),
+            None => Some(one.unfit.clone().unwrap_or_else(|| Unfit::new(Cause::NotHeard, "no answer from it"))),
         };
         Place { node: one.node, priority: one.priority, standing, reason }
     }

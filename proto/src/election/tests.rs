@@ -231,7 +231,7 @@ fn a_stranger_is_named_in_status_and_gone_when_two_questions_went_unanswered() {
     assert_eq!(status.state, State::Unavailable);
     assert_eq!(
         status.reason.clone().map(|why| why.to_string()).as_deref(),
-        Some("10.91.91.50 answers ARP from aa:bb:cc:00:00:01, which is no member's")
+        Some("10.91.91.50 answers ARP from MAC aa:bb:cc:00:00:01, which belongs to no member")
     );
     assert_eq!(status.reason, Some(Cause::Stranger.into()));
     done.extend(run(&mut one, 601, 4_000));

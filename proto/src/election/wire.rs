@@ -112,14 +112,14 @@ pub enum ReleaseReason {
 impl ReleaseReason {
     /// Every reason that this version gives, with its code on the wire and its words.
     pub const ALL: [(ReleaseReason, u8, &str); 9] = [
-        (ReleaseReason::Stop, 0, "its agent stops"),
-        (ReleaseReason::Drain, 1, "it drains"),
-        (ReleaseReason::Unfit, 2, "it can't serve"),
-        (ReleaseReason::Move, 3, "moved by a person"),
-        (ReleaseReason::Preempt, 4, "a preferred node is fit again"),
-        (ReleaseReason::Stranger, 5, "a stranger answers for the address"),
-        (ReleaseReason::Rules, 6, "it is no candidate any more"),
-        (ReleaseReason::Stall, 7, "its agent stood still"),
+        (ReleaseReason::Stop, 0, "its agent is stopping"),
+        (ReleaseReason::Drain, 1, "it is draining"),
+        (ReleaseReason::Unfit, 2, "it cannot serve"),
+        (ReleaseReason::Move, 3, "moved by an operator"),
+        (ReleaseReason::Preempt, 4, "a preferred node is eligible again"),
+        (ReleaseReason::Stranger, 5, "a machine outside of the cluster answers for the address"),
+        (ReleaseReason::Rules, 6, "it is no longer a candidate"),
+        (ReleaseReason::Stall, 7, "its agent stalled"),
         (ReleaseReason::Restart, 8, "its agent was restarted"),
     ];
 
@@ -260,7 +260,7 @@ pub fn unpack(datagram: &[u8]) -> Result<Vec<Message>, VersionError> {
 /// The sender speaks no version that this agent knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "its messages are of version {version}, readable from version {oldest}; this agent reads {OLDEST} to {VERSION}"
+    "its messages have version {version}, readable from version {oldest}; this agent reads {OLDEST} to {VERSION}"
 )]
 pub struct VersionError {
     /// What it has written.

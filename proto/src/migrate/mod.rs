@@ -42,7 +42,7 @@ pub struct Migration {
 pub enum MigrateError {
     /// It is a file of another program.
     #[error(
-        "{file} is a file of neither haproxy nor keepalived: it has no section as frontend, backend or listen, \
+        "{file} belongs to neither haproxy nor keepalived: it has no frontend, backend, listen, \
          and no vrrp_instance"
     )]
     NeitherKind {
@@ -50,7 +50,7 @@ pub enum MigrateError {
         file: String,
     },
     /// Two are of one program.
-    #[error("{first} and {second} are both of {program}: give one, with the lines of both")]
+    #[error("{first} and {second} both belong to {program}; merge them into one")]
     SameKind {
         /// The name of the first.
         first: String,
@@ -122,7 +122,7 @@ fn finish(
     let writer = write::Writer { haproxy_file, keepalived_file, node };
     let text = writer.write(haproxy, keepalived, accounts);
     if let Err(mistakes) = config::parse(&text) {
-        problems.extend(mistakes.iter().map(|mistake| format!("what is written, {mistake}")));
+        problems.extend(mistakes.iter().map(|mistake| format!("in the result, {mistake}")));
     }
     Migration { text, problems }
 }

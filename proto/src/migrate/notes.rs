@@ -37,8 +37,8 @@ impl Verdict {
             Verdict::Kept => "kept",
             Verdict::Set => "set",
             Verdict::Automatic => "automatic",
-            Verdict::Needless => "needless",
-            Verdict::NotDone => "not done",
+            Verdict::Needless => "not needed",
+            Verdict::NotDone => "not supported",
             Verdict::Unknown => "unknown",
             Verdict::Wrong => "wrong",
         }

@@ -40,7 +40,7 @@ impl Writer<'_> {
         let mut text = String::new();
         head(accounts, &mut text);
         if settings.is_empty() {
-            let what = "Nothing to configure: this file may be left out. The members are found by gossip, \
+            let what = "Nothing to configure: this file may be omitted. The members are found by gossip, \
                         and each node serves them on 127.0.0.1:16443.";
             text.push_str("#\n");
             wrap(&mut text, "# ", what);
@@ -120,10 +120,10 @@ impl Writer<'_> {
         };
         if !empty {
             let hide = haproxy.page.as_ref().is_some_and(|page| page.login.is_some());
-            let mode = if hide { ", at mode 0600 since it holds a password" } else { "" };
+            let mode = if hide { ", with mode 0600 because it contains a password" } else { "" };
             step(
                 &format!(
-                    "Put this file to /etc/agent/agent.toml on each node like this one{mode}. What should \
+                    "Copy this file to /etc/agent/agent.toml on each node like this one{mode}. What should \
                 be the same everywhere can be set once instead: agent set service.NAME.KEY=VALUE."
                 ),
                 &[],
@@ -136,7 +136,7 @@ impl Writer<'_> {
             Some((one, others)) => (one.as_str(), format!("{}, and every other node", others.join(", "))),
         };
         step(&format!("On {first}:"), &["agent init".to_owned()]);
-        step(&format!("On {rest}, the line that init prints:"), &["agent join agent1...".to_owned()]);
+        step(&format!("On {rest}, the command that init prints:"), &["agent join agent1...".to_owned()]);
         let mut held = Vec::new();
         if !self.haproxy_file.is_empty() && !haproxy.services.is_empty() {
             held.push("haproxy");
@@ -145,9 +145,9 @@ impl Writer<'_> {
             held.push("keepalived");
         }
         if !held.is_empty() {
-            let ports = if held[0] == "haproxy" { "; the agent takes the ports within a second" } else { "" };
+            let ports = if held[0] == "haproxy" { "; the agent binds the ports within a second" } else { "" };
             step(
-                &format!("When \"agent status\" shows the masters, on every node{ports}:"),
+                &format!("Once \"agent status\" shows the masters, on every node{ports}:"),
                 &[format!("systemctl disable --now {}", held.join(" "))],
             );
         }
@@ -162,22 +162,22 @@ impl Writer<'_> {
         }
         let when = if keepalived.vips.is_empty() { "" } else { "; keepalived must be stopped everywhere" };
         let name = if commands.iter().any(|(command, _)| command.contains("NODE")) {
-            ". NODE is the name of the node that it is about: see agent members"
+            ". NODE is the name of the node; see agent members"
         } else {
             ""
         };
         let commands: Vec<String> =
             commands.iter().map(|(command, from)| format!("{command:<REMARK$}  # {from}")).collect();
-        step(&format!("Once, on any node, for the whole cluster{when}{name}:"), &commands);
+        step(&format!("Once, on a master, for the whole cluster{when}{name}:"), &commands);
         if keepalived.vips.iter().any(|vip| vip.priority.is_some()) {
             let what = format!(
-                "The priority in {} is this node's alone: take that of the others from their files.",
+                "The priority in {} is for this node only; take those of the others from their files.",
                 self.keepalived_file
             );
             step(&what, &[]);
         }
         if keepalived.vips.iter().any(|vip| vip.preempt.is_some()) {
-            let what = "Without preempt an address stays where it is until its owner fails, which costs \
+            let what = "Without preempt, an address stays where it is until its owner fails, which costs \
                         clients one reset less.";
             step(what, &[]);
         }
@@ -224,14 +224,14 @@ fn is_balancer(service: &Wished) -> bool {
 /// What it is, and how the lines went.
 fn head(accounts: &[Account], text: &mut String) {
     let files: Vec<&str> = accounts.iter().map(|account| account.file.as_str()).collect();
-    wrap(text, "# ", &format!("agent.toml, written by \"agent migrate\" out of {}.", files.join(" and ")));
+    wrap(text, "# ", &format!("agent.toml, written by \"agent migrate\" from {}.", files.join(" and ")));
     let counts: Vec<String> = Verdict::ALL
         .iter()
         .map(|verdict| (verdict, accounts.iter().map(|account| account.count(*verdict)).sum::<usize>()))
         .filter(|(_, count)| *count > 0)
         .map(|(verdict, count)| format!("{count} {}", verdict.word()))
         .collect();
-    wrap(text, "# ", &format!("What became of each line stands below: {}.", counts.join(", ")));
+    wrap(text, "# ", &format!("What became of each line is below: {}.", counts.join(", ")));
 }
 
 fn web(page: &Page, text: &mut String) {

@@ -35,7 +35,7 @@ pub enum BadSetting {
     #[error("there is no setting \"{0}\"")]
     NoSuch(String),
     /// The key ends too early.
-    #[error("{what} is missing: write it as {example}")]
+    #[error("{what} is missing; write {example}")]
     Missing {
         /// What is missing.
         what: &'static str,
@@ -44,36 +44,36 @@ pub enum BadSetting {
     },
     /// What is set for a name would hold for each node that has it.
     #[error(
-        "two members are called {0}, and what is set for a name would hold for both; remove one of them, and \
-         have it join again with another name"
+        "two members are called {0}, so the setting would apply to both; remove one of them and \
+         let it join again with another name"
     )]
     SharedName(Name),
     /// Weights belong to nodes.
-    #[error("weights belong to nodes: write weight.NODE")]
+    #[error("weights are set per node; use weight.NODE")]
     WeightOfService,
     /// kube-api is no service that anyone else may offer.
-    #[error("kube-api is offered by masters alone: see agent promote")]
+    #[error("only masters offer kube-api; see: agent promote")]
     KubeApiOffer,
     /// It differs from node to node.
-    #[error("it differs from node to node: write it into each node's agent.toml")]
+    #[error("it differs between nodes; set it in each node's agent.toml")]
     OwnFile,
     /// What follows a VIP's `/` is no length.
     #[error("\"{0}\" has no prefix length after its /")]
     Prefix(String),
     /// It is an address that each node has for itself.
-    #[error("{0} is never shared between nodes: write a free address of their network")]
+    #[error("{0} cannot be shared between nodes; use an unused address of their network")]
     NotShared(IpAddr),
     /// A list of VIPs is empty.
-    #[error("no address: write one as 10.0.0.50, or unset it")]
+    #[error("no address; write one such as 10.0.0.50, or unset it")]
     NoAddress,
     /// There are more VIPs than there may be; how many.
-    #[error("{0} addresses: {MAX_VIPS} is the most")]
+    #[error("{0} addresses; the limit is {MAX_VIPS}")]
     TooManyAddresses(usize),
     /// It is of an address that is none of the VIPs.
-    #[error("{0} is not among the addresses of vip: set that too")]
+    #[error("{0} is not among the addresses of vip; add it there")]
     NotAVip(IpAddr),
     /// It is not since when a node drains.
-    #[error("it holds a time in milliseconds since 1970; run: agent drain NODE")]
+    #[error("not a time in milliseconds since 1970; run: agent drain NODE")]
     NotATime,
     /// It is no number within bounds.
     #[error("\"{text}\" is not a whole number from {least} to {most}")]
@@ -89,20 +89,20 @@ pub enum BadSetting {
     #[error("{0}, or off")]
     Preempt(BadValue),
     /// A list of candidates is empty.
-    #[error("nobody: write masters, all, or names of nodes")]
+    #[error("empty; use masters, all, or node names")]
     Nobody,
     /// It is no label of an address.
-    #[error("\"{0}\" is not a label: 1 to 15 characters, as wg0:0")]
+    #[error("\"{0}\" is not a label of 1 to 15 characters, such as wg0:0")]
     Label(String),
     /// The value is too long; its bytes.
-    #[error("its value has {0} bytes: {MAX_VALUE} is the most")]
+    #[error("the value has {0} bytes; the limit is {MAX_VALUE}")]
     TooLong(usize),
     /// No member is called so.
     #[error(
-        "no member is called \"{text}\"{} there are {}{}",
+        "there is no member \"{text}\"{} the members are {}{}",
         meant(nearest.as_deref()),
         some.join(", "),
-        if *more { ", and more" } else { "" }
+        if *more { "and more" } else { "" }
     )]
     NoMember {
         /// What was written.
@@ -115,7 +115,7 @@ pub enum BadSetting {
         more: bool,
     },
     /// Several members are called so.
-    #[error("\"{text}\" names several members; use an id: {}", ids.join(", "))]
+    #[error("several members are called \"{text}\"; use an id: {}", ids.join(", "))]
     SeveralMembers {
         /// What was written.
         text: String,

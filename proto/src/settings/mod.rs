@@ -295,11 +295,11 @@ impl VipSettings {
         let Some(label) = &self.label else { return };
         let key = Key::OfVip(self.address, OfVip::Label);
         if self.address.is_ipv6() {
-            found.add(&key, "addresses of IPv6 have no labels: unset it");
+            found.add(&key, "IPv6 addresses have no labels; unset it");
         } else if let Some(interface) = &self.interface
             && !label.starts_with(interface.as_str())
         {
-            found.add(&key, format!("a label begins with its interface: write it as {interface}:0"));
+            found.add(&key, format!("a label must begin with its interface, such as {interface}:0"));
         }
     }
 }

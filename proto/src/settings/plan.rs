@@ -46,7 +46,7 @@ pub fn plan(document: &Document, wishes: &[(String, Option<String>)]) -> Result<
             Ok(keys) => {
                 for key in keys {
                     if !touched.insert(key.clone()) {
-                        found.add(&key, "given twice");
+                        found.add(&key, "set twice");
                     }
                 }
             }

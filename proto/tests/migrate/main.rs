@@ -101,10 +101,10 @@ fn a_messy_file_is_told_line_by_line() {
         "haproxy.cfg:1: unknown: stray",
         "a range of ports",
         "there is no backend \"nowhere\"",
-        "a quote is not closed",
+        "unterminated quote",
         "from 0 to 256",
         "keepalived.conf:39: wrong: }",
-        "what is written",
+        "in the result",
         "other masters than those of kube-api",
     ] {
         assert!(all.contains(words), "{words} is not in:\n{all}");

@@ -112,13 +112,13 @@ async fn the_reason_names_the_file_and_why() {
     machine.server.say(401, "");
     let stem = format!("{K3S}/{ADMIN}");
     let cases = [
-        ("no PEM", "", "tls/client-admin.crt: holds no certificate"),
+        ("no PEM", "", "tls/client-admin.crt: contains no certificate"),
         ("-----BEGIN CERTIFICATE-----\nAAAA", "", "tls/client-admin.crt: not a PEM file"),
-        (&machine.pki.client().cert, "", "tls/client-admin.key: holds no private key"),
+        (&machine.pki.client().cert, "", "tls/client-admin.key: contains no private key"),
         (
             &machine.pki.client().cert,
             &machine.pki.client().key,
-            "tls/client-admin.key: not the key of the certificate in tls/client-admin.crt",
+            "tls/client-admin.key is not the key of the certificate in tls/client-admin.crt",
         ),
     ];
     for (cert, key, why) in cases {
@@ -145,8 +145,8 @@ async fn a_ca_that_configuration_names_is_never_done_without() {
     let garbled =
         machine.write("bad/ca.crt", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
     for (file, why) in [
-        (missing, "there is no pki/ca.crt; correct its path"),
-        (garbled, "bad/ca.crt: holds no CA that can be used"),
+        (missing, "pki/ca.crt does not exist; correct the path"),
+        (garbled, "bad/ca.crt contains no usable CA"),
     ] {
         let check = https(TlsCheck { ca_file: Some(file), ..discover() });
         let outcome = Probe::new(&check, machine.dir.path()).check(machine.server.address).await;

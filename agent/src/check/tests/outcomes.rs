@@ -182,7 +182,7 @@ async fn the_certificate_is_verified_where_a_ca_is_known() {
     assert_eq!(
         odd,
         not_ready(Cause::BadCheck)
-            .with("server-name \"not a name\" is neither a host name nor an address; write one of them")
+            .with("server-name \"not a name\" must be a host name or an address")
     );
     // Without a CA any certificate does.
     assert_eq!(once(&https(TlsCheck::default()), etcd.address).await, ready);

@@ -61,7 +61,7 @@ pub(super) fn text(
 fn quote(value: &str) -> anyhow::Result<String> {
     if value.chars().any(char::is_control) {
         let shown: String = value.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-        let message = format!("\"{shown}\" holds a control character, which a unit file can't: leave it out");
+        let message = format!("\"{shown}\" contains a control character, which a unit file cannot have; remove it");
         return Err(Failure::error(exit::CONFIG, message));
     }
     Ok(format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%")))

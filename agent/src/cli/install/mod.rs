@@ -24,18 +24,18 @@ const UNIT_PATH: &str = "etc/systemd/system/agent.service";
 const DROP_IN_PATH: &str = "etc/systemd/system/agent.service.d/10-install.conf";
 const BINARY_PATH: &str = "usr/local/bin/agent";
 
-/// Install and start the service: this binary, its systemd unit, enabled
+/// Install this binary and its systemd unit, and start the service
 ///
-/// Repeating it is safe, and is how a newer binary replaces an older one. --config, --state-dir,
-/// --runtime-dir, the log options and AGENT_* variables that this command sees are written into the
-/// service too.
+/// Running it again is safe; running it from a newer binary upgrades the installed one. --config, --state-dir,
+/// --runtime-dir, the log options and AGENT_* variables of this command are written into the
+/// unit too.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   agent install
-  ./agent-new install        replaces the installed one and restarts it")]
+  ./agent-new install        upgrades the installed binary and restarts the service")]
 pub(crate) struct Args {
-    /// Do not start it now, only at the next boot
+    /// Do not start the service until the next boot
     #[arg(long)]
     no_start: bool,
 }
@@ -64,8 +64,8 @@ fn systemd_runs() -> bool {
 /// Each step is handed to `say` as a line of words.
 pub(crate) fn install(settings: &Settings, start: bool, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
     if !systemd_runs() {
-        let message = "systemd does not run here, so there is no service to install; have your init \
-                       system keep this running as root: agent run";
+        let message = "systemd is not running, so no service can be installed; have your init \
+                       system run this as root: agent run";
         return Err(Failure::error(exit::UNAVAILABLE, message));
     }
     must_be_root("install the service")?;
@@ -77,8 +77,8 @@ pub(crate) fn install(settings: &Settings, start: bool, say: &mut dyn FnMut(&str
 /// path that it was started from anyone who may write there can have put another by now.
 fn running_program() -> anyhow::Result<Vec<u8>> {
     let mut content = Vec::new();
-    let mut file = fs::File::open("/proc/self/exe").context("open the program that runs")?;
-    file.read_to_end(&mut content).context("read the program that runs")?;
+    let mut file = fs::File::open("/proc/self/exe").context("open the running program")?;
+    file.read_to_end(&mut content).context("read the running program")?;
     Ok(content)
 }
 
@@ -116,7 +116,7 @@ fn must_be_root(what: &str) -> anyhow::Result<()> {
     if rustix::process::geteuid().is_root() {
         return Ok(());
     }
-    Err(Failure::error(exit::NO_PERMISSION, format!("only root may {what}; repeat it with sudo")))
+    Err(Failure::error(exit::NO_PERMISSION, format!("only root can {what}; repeat it with sudo")))
 }
 
 /// Runs systemctl and turns its failure into words.
@@ -129,7 +129,7 @@ fn systemctl(args: &[&str]) -> anyhow::Result<()> {
     let message = format!(
         "systemctl {} failed: {}; see: journalctl -u agent -n 20",
         args.join(" "),
-        said.lines().next().unwrap_or("it did not say why")
+        said.lines().next().unwrap_or("no reason given")
     );
     Err(Failure::error(exit::UNAVAILABLE, message))
 }
@@ -160,7 +160,7 @@ impl Host<'_> {
         if start {
             // A running agent keeps its old binary until it is restarted; an unchanged one is left alone.
             (self.systemctl)(&[if changed { "restart" } else { "start" }, SERVICE])?;
-            say("running");
+            say("started");
         }
         Ok(())
     }

@@ -56,7 +56,7 @@ fn a_first_installation_writes_enables_and_starts() {
             "wrote /usr/local/bin/agent",
             "wrote /etc/systemd/system/agent.service",
             "enabled at boot",
-            "running"
+            "started"
         ]
     );
     assert_eq!(machine.calls(), ["daemon-reload", "enable --quiet agent.service", "restart agent.service"]);

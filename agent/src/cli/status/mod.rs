@@ -12,7 +12,7 @@ mod verdict;
 mod vips;
 mod watch;
 
-/// Is it fine? Who serves, since when, and why not the others
+/// Show cluster health: which masters serve, since when, and why others do not
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -24,10 +24,10 @@ pub(crate) struct Args {
     /// Print JSON; its shape is stable and counted by "schema"
     #[arg(long)]
     json: bool,
-    /// End with 10 when something is wrong, with 11 when no master serves
+    /// Exit with 10 if something is wrong, and with 11 if no master serves
     #[arg(long)]
     exit_code: bool,
-    /// Stay, and show every change; q leaves
+    /// Keep running and show every change; q quits
     #[arg(long, conflicts_with_all = ["json", "exit_code"])]
     watch: bool,
 }

@@ -58,7 +58,7 @@ fn about(text: &mut String, status: &Status, now: UnixMs, columns: usize) {
     );
     paragraph(text, "cluster  ", &line, columns);
     if let Some(end) = cluster.open_until_unix_ms {
-        let line = format!("to anyone who comes here until {} ({})", at(end, now), until(end, now));
+        let line = format!("joins without an invite are accepted here until {} ({})", at(end, now), until(end, now));
         paragraph(text, "open     ", &line, columns);
     }
 }
@@ -82,15 +82,15 @@ fn show_service(text: &mut String, service: &ServiceStatus, now: UnixMs, columns
         format!("{listen}, {}, {} of {} connections", service.balance, service.connections, service.maxconn);
     line.push_str(match service.source {
         ServiceSource::Default | ServiceSource::File | ServiceSource::Other(_) => "",
-        ServiceSource::Cluster => ", set for the whole cluster",
-        ServiceSource::FileOverCluster => ", by this node's own file and not as set for the cluster",
+        ServiceSource::Cluster => ", set cluster-wide",
+        ServiceSource::FileOverCluster => ", set by this node's own file, which overrides the cluster-wide setting",
     });
     if service.refused > 0 {
         line.push_str(&format!(", {} refused at the limit", service.refused));
     }
     paragraph(text, &format!("{}  ", service.name), &line, columns);
     if service.backends.is_empty() {
-        text.push_str("  nobody offers it yet\n");
+        text.push_str("  no node offers it yet\n");
         return;
     }
     let mut table = Table::new(vec![
@@ -132,7 +132,7 @@ fn note(backend: &BackendStatus, now: UnixMs) -> Option<String> {
         }
     }
     if backend.weight == 0 {
-        parts.push("weight 0: nothing new while another is good".to_owned());
+        parts.push("weight 0: no new connections while another is healthy".to_owned());
     }
     (!parts.is_empty()).then(|| parts.join(", "))
 }
@@ -149,7 +149,7 @@ fn show_members(text: &mut String, status: &Status, now: UnixMs, columns: usize,
         text.push_str(&members::table(&shown, now, false, 2).render(columns, colours));
     }
     if shown.len() < all.len() {
-        text.push_str("  all of them: agent members\n");
+        text.push_str("  for all, run: agent members\n");
     }
 }
 

@@ -160,7 +160,7 @@ fn the_verdict_is_said_in_words_and_in_a_code() {
         (
             status(vec![backend(1, State::Alive, "401 from /readyz"), backend(2, State::Alive, "401")]),
             10,
-            "degraded: 2 of 2 masters serve; none says that it is ready: 401 from /readyz",
+            "degraded: 2 of 2 masters serve; none reports ready: 401 from /readyz",
         ),
         (
             status(vec![backend(1, State::Alive, "401"), backend(2, State::Ready, "200")]),
@@ -193,7 +193,7 @@ fn the_verdict_is_said_in_words_and_in_a_code() {
         (
             with(|status| status.services.push(service("web", vec![]))),
             10,
-            "degraded: 3 of 3 masters serve; nobody offers web",
+            "degraded: 3 of 3 masters serve; no node offers web",
         ),
         (
             with(|status| status.services.push(service("web", vec![down(), backend(1, State::Ready, "")]))),
@@ -208,7 +208,7 @@ fn the_verdict_is_said_in_words_and_in_a_code() {
         (
             with(|status| status.node.address = None),
             10,
-            "degraded: 3 of 3 masters serve; this node's network wg0 is away",
+            "degraded: 3 of 3 masters serve; this node's network wg0 is down",
         ),
         (
             with(|status| status.node.removed = true),
@@ -218,7 +218,7 @@ fn the_verdict_is_said_in_words_and_in_a_code() {
         (
             with(|status| status.members[2].state = MemberState::Down),
             0,
-            "ok: 3 of 3 masters serve; w1 can't be heard",
+            "ok: 3 of 3 masters serve; w1 does not answer",
         ),
         (with(|status| status.members[2].state = MemberState::Left), 0, "ok: 3 of 3 masters serve"),
     ] {
@@ -252,7 +252,7 @@ degraded: 2 of 3 masters serve; m2 down: connection refused since 14:03:11Z (2mâ
 
 node     w1, worker, 10.0.0.9 on wg0, agent 0.1.0, up 2h
 cluster  prod, 3 members, document ab12cd34ef56, key 3
-open     to anyone who comes here until 14:15:11Z (in 10m)
+open     joins without an invite are accepted here until 14:15:11Z (in 10m)
 
 kube-api  on 127.0.0.1:16443, least-connections, 6 of 10000 connections, 4
           refused at the limit
@@ -261,7 +261,7 @@ kube-api  on 127.0.0.1:16443, least-connections, 6 of 10000 connections, 4
   m2    10.0.0.2:6443  down   2m         -      2    310
       connection refused, since 14:03:11Z
   m3    10.0.0.3:6443  ready  3d     1.3ms      3    310
-      weight 0: nothing new while another is good
+      weight 0: no new connections while another is healthy
 
 members  2 up, 1 suspect
   NAME  ROLE    STATE    SINCE  ADDRESS     RTT  VERSION
@@ -284,7 +284,7 @@ fn a_node_that_knows_nobody_yet_has_a_screen_too() {
     let text = screen(&status, 80);
     assert!(text.starts_with("no master serves; no apiserver is known yet\n\n"), "{text}");
     assert!(text.contains("kube-api  not served here"), "{text}");
-    assert!(text.contains("  nobody offers it yet\n"), "{text}");
+    assert!(text.contains("  no node offers it yet\n"), "{text}");
 }
 
 #[test]
@@ -318,7 +318,7 @@ fn of_a_large_cluster_only_those_in_trouble_are_listed() {
     let text = screen(&status, 80);
     assert!(text.contains("members  199 up, 1 down\n"), "{text}");
     assert!(text.contains("\n  n77 ") && !text.contains("\n  n78 "), "{text}");
-    assert!(text.contains("all of them: agent members"), "{text}");
+    assert!(text.contains("for all, run: agent members"), "{text}");
     assert!(text.lines().count() < 24, "{text}");
 }
 
@@ -354,7 +354,7 @@ fn a_virtual_ip_is_shown_with_its_owner_and_those_in_line() {
         "(90s), epoch 4, eth0 here\n",
         "  1  m1         owner\n",
         "  2  m2         ready\n",
-        "  3  m3         not now\n",
+        "  3  m3         ineligible\n",
         "its kube-api is down: connection refused",
     ] {
         assert!(text.contains(part), "{part}: {text}");

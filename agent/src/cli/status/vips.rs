@@ -21,7 +21,7 @@ fn one(text: &mut String, vip: &VipStatus, now: UnixMs, columns: usize, colours:
         (VipState::OwnedHere, _) => "on this node".to_owned(),
         (VipState::Owned, Some(owner)) => format!("on {owner}"),
         (VipState::Owned, None) => "on another node".to_owned(),
-        (VipState::Unowned, _) => "on no node".to_owned(),
+        (VipState::Unowned, _) => "no owner".to_owned(),
         (VipState::Unavailable, _) => "unavailable".to_owned(),
         (VipState::Other(state), _) => state.as_str().to_owned(),
     };
@@ -49,7 +49,7 @@ fn one(text: &mut String, vip: &VipStatus, now: UnixMs, columns: usize, colours:
         let (word, tone) = match (owner, candidate.eligible) {
             (true, _) => ("owner", Tone::Good),
             (false, true) => ("ready", Tone::Plain),
-            (false, false) => ("not now", Tone::Doubt),
+            (false, false) => ("ineligible", Tone::Doubt),
         };
         table.row(vec![
             Cell::plain(candidate.rank.to_string()),

@@ -25,7 +25,7 @@ const NARROWEST: usize = 40;
 pub(super) async fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     let mut picture = Picture { status: ask::status(settings).await?, trouble: None, scrolled: 0 };
     let Some(screen) = Screen::take()? else {
-        let message = "--watch needs a terminal; elsewhere ask again and again: agent status --json";
+        let message = "--watch needs a terminal; without one, poll: agent status --json";
         return Err(Failure::error(exit::USAGE, message));
     };
     let mut keys = read_keys();
@@ -86,8 +86,8 @@ impl Picture {
         let rest = lines.len() - last;
         let foot = match (&self.trouble, rest + from) {
             (Some(trouble), _) => super::table::tame(trouble),
-            (None, 0) => format!("{}  q leaves", time::at(now, now)),
-            (None, _) => format!("{}  {rest} more lines below: j and k move, q leaves", time::at(now, now)),
+            (None, 0) => format!("{}  q quits", time::at(now, now)),
+            (None, _) => format!("{}  {rest} more lines: j and k scroll, q quits", time::at(now, now)),
         };
         let foot = super::Tone::Dim.paint(&super::table::cut(&foot, columns), screen.colours());
         let blank = (rows.saturating_sub(1)).saturating_sub(last - from);

@@ -135,16 +135,16 @@ fn what_is_not_clear_is_asked_with_a_list() {
     let error = |interfaces: &[Interface]| pick_for_init(interfaces, None, None).unwrap_err().to_string();
     assert_eq!(
         error(&[lo(), eth0(), wg0(), iface("tailscale0", "tun", &["100.64.0.9/32"])]),
-        "more than one interface could be the one that the nodes share:\n\
+        "more than one interface may be the mesh:\n\
          \x20 wg0         wireguard  10.0.0.9 fd00::9\n\
          \x20 tailscale0  tun        100.64.0.9\n\
          \x20 eth0        ethernet   203.0.113.9 fe80::9\n\
-         say which by --iface NAME"
+         choose one with --iface NAME"
     );
     let two = error(&[lo(), eth0(), eth1()]);
     assert!(two.contains("  eth0  ethernet  203.0.113.9 fe80::9\n  eth1  ethernet  192.168.7.9\n"), "{two}");
     let none = error(&[lo(), down(eth0())]);
-    assert!(none.starts_with("no interface has an address that other nodes could reach:\n  lo "), "{none}");
+    assert!(none.starts_with("no interface has an address that other nodes can reach:\n  lo "), "{none}");
     assert!(none.contains("  eth0  ethernet  203.0.113.9 fe80::9 (down)\n"), "{none}");
     let empty = error(&[]);
     assert!(empty.starts_with("no interface has an address"), "{empty}");
@@ -176,10 +176,10 @@ fn what_was_asked_for_is_taken_or_refused_with_a_reason() {
         assert_eq!(picked, Picked::new(ip(expected), on), "{name:?} {address:?}");
     }
     let refused = [
-        (Some("wg1"), None, "there is no interface wg1; there are:\n  lo "),
+        (Some("wg1"), None, "there is no interface wg1; the interfaces are:\n  lo "),
         (Some("eth1"), None, "eth1 is down; bring it up (`ip link set eth1 up`)"),
         (None, Some("192.168.7.9"), "eth1 is down"),
-        (Some("tun0"), None, "tun0 has no address that other nodes could reach"),
+        (Some("tun0"), None, "tun0 has no address that other nodes can reach"),
         (None, Some("10.0.0.8"), "10.0.0.8 is not an address of this node; it has:\n  lo "),
         (Some("eth0"), Some("10.0.0.9"), "10.0.0.9 is on wg0, not on eth0"),
         (None, Some("fe80::9"), "fe80::9 can't be this node's address for others"),
@@ -208,7 +208,7 @@ fn a_route_around_a_vpn_that_is_down_raises_a_doubt() {
     let vpn_down = [lo(), eth0(), eth1(), down(wg0())];
     let around = doubt_of("10.0.0.1", "203.0.113.9", "eth0", &vpn_down).unwrap();
     assert!(
-        around.contains("through eth0 (203.0.113.9), while wg0 looks like the VPN and is down"),
+        around.contains("uses eth0 (203.0.113.9), but wg0 looks like the VPN and is down"),
         "{around}"
     );
     let no_vpn = doubt_of("10.0.0.1", "203.0.113.9", "eth0", &[lo(), eth0()]).unwrap();

@@ -78,6 +78,6 @@ async fn localhost_is_this_host_and_ipv4_comes_first() {
 #[tokio::test]
 async fn a_name_that_nobody_knows_is_named_with_what_to_check() {
     let error = resolve("no-such-host.invalid:80", 7646).await.unwrap_err().to_string();
-    assert!(error.starts_with("can't resolve no-such-host.invalid: "), "{error}");
+    assert!(error.starts_with("cannot resolve no-such-host.invalid: "), "{error}");
     assert!(error.contains("/etc/resolv.conf"), "{error}");
 }

@@ -14,7 +14,7 @@ const FRONTEND: &[Family<ServiceStatus>] = &[
     ("haproxy_frontend_max_sessions", Gauge, "Highest number of sessions at once since the start.", |s| {
         Some(s.counted.most as f64)
     }),
-    ("haproxy_frontend_limit_sessions", Gauge, "Most sessions at once.", |s| Some(f64::from(s.maxconn))),
+    ("haproxy_frontend_limit_sessions", Gauge, "Limit of concurrent sessions.", |s| Some(f64::from(s.maxconn))),
     ("haproxy_frontend_sessions_total", Counter, "Sessions since the start.", |s| {
         Some(s.counted.total as f64)
     }),
@@ -40,20 +40,20 @@ const BACKEND: &[Family<ServiceStatus>] = &[
         Some(s.counted.most as f64)
     }),
     ("haproxy_backend_sessions_total", Counter, "Sessions since the start.", |s| Some(sum(s, |b| b.total))),
-    ("haproxy_backend_current_queue", Gauge, "Connections that wait; there is no queue.", |_| Some(0.0)),
+    ("haproxy_backend_current_queue", Gauge, "Queued connections; always 0.", |_| Some(0.0)),
     ("haproxy_backend_bytes_in_total", Counter, "Bytes to servers.", |s| {
         Some(sum(s, |b| b.counted.bytes_in))
     }),
     ("haproxy_backend_bytes_out_total", Counter, "Bytes from servers.", |s| {
         Some(sum(s, |b| b.counted.bytes_out))
     }),
-    ("haproxy_backend_connection_errors_total", Counter, "Clients that no server answered.", |s| {
+    ("haproxy_backend_connection_errors_total", Counter, "Clients for which no server answered.", |s| {
         Some(s.counted.unserved as f64)
     }),
-    ("haproxy_backend_retry_warnings_total", Counter, "Dials that were made again.", |s| {
+    ("haproxy_backend_retry_warnings_total", Counter, "Connection attempts that failed and were retried.", |s| {
         Some(sum(s, |b| b.counted.connect_errors))
     }),
-    ("haproxy_backend_redispatch_warnings_total", Counter, "Dials that went to another server.", |s| {
+    ("haproxy_backend_redispatch_warnings_total", Counter, "Connection attempts sent to another server.", |s| {
         Some(sum(s, |b| b.counted.races + b.counted.replays))
     }),
     ("haproxy_backend_active_servers", Gauge, "Servers that are up.", |s| {
@@ -63,7 +63,7 @@ const BACKEND: &[Family<ServiceStatus>] = &[
         let up = s.backends.iter().filter(|b| b.state.is_good());
         Some(up.map(|b| f64::from(b.weight)).sum())
     }),
-    ("haproxy_backend_loadbalanced_total", Counter, "Sessions given to a server.", |s| {
+    ("haproxy_backend_loadbalanced_total", Counter, "Sessions assigned to a server.", |s| {
         Some(sum(s, |b| b.total))
     }),
 ];
@@ -74,7 +74,7 @@ const SERVER: &[Family<BackendStatus>] = &[
         Some(b.counted.most as f64)
     }),
     ("haproxy_server_sessions_total", Counter, "Sessions since the start.", |b| Some(b.total as f64)),
-    ("haproxy_server_current_queue", Gauge, "Connections that wait; there is no queue.", |_| Some(0.0)),
+    ("haproxy_server_current_queue", Gauge, "Queued connections; always 0.", |_| Some(0.0)),
     ("haproxy_server_bytes_in_total", Counter, "Bytes to the server.", |b| Some(b.counted.bytes_in as f64)),
     ("haproxy_server_bytes_out_total", Counter, "Bytes from the server.", |b| {
         Some(b.counted.bytes_out as f64)

@@ -15,148 +15,148 @@ use super::{Family, Text, flag};
 
 /// Of the node and the cluster, as this node knows it.
 const NODE: &[Family<Status>] = &[
-    ("agent_start_time_seconds", Gauge, "When the agent started, in seconds since 1970.", |s| {
+    ("agent_start_time_seconds", Gauge, "Start time of the agent, in seconds since 1970.", |s| {
         Some(s.node.started_unix_ms.0 as f64 / 1e3)
     }),
-    ("agent_open_files_limit", Gauge, "Files and connections that may be open at once.", |s| {
+    ("agent_open_files_limit", Gauge, "Open file limit of the process.", |s| {
         Some(s.node.descriptors as f64)
     }),
-    ("agent_problems", Gauge, "Things wrong with this node itself; the status page says which.", |s| {
+    ("agent_problems", Gauge, "Number of problems of this node; the status page lists them.", |s| {
         Some(s.problems.len() as f64)
     }),
-    ("agent_removed", Gauge, "1 when this node was removed from the cluster.", |s| {
+    ("agent_removed", Gauge, "1 if this node was removed from the cluster.", |s| {
         Some(flag(s.node.removed))
     }),
-    ("agent_network_up", Gauge, "1 while this node has an address on the mesh.", |s| {
+    ("agent_network_up", Gauge, "1 if this node has an address on the mesh.", |s| {
         Some(flag(s.node.address.is_some()))
     }),
-    ("agent_key_epoch", Gauge, "Epoch of the gossip key that counts.", |s| Some(s.cluster.key_epoch as f64)),
-    ("agent_member_versions", Gauge, "Different versions of the agent among the members that are up.", |s| {
+    ("agent_key_epoch", Gauge, "Epoch of the current gossip key.", |s| Some(s.cluster.key_epoch as f64)),
+    ("agent_member_versions", Gauge, "Number of different agent versions among the members that are up.", |s| {
         Some(different(s, |one| &one.version))
     }),
-    ("agent_member_documents", Gauge, "Different cluster documents among the members that are up.", |s| {
+    ("agent_member_documents", Gauge, "Number of different cluster documents among the members that are up.", |s| {
         Some(different(s, |one| &one.document))
     }),
 ];
 
 /// Of the link.
 const LINK: &[Family<LinkStatus>] = &[
-    ("agent_link_sent_bytes_total", Counter, "Bytes sent on the link, UDP payload and TLS.", |l| {
+    ("agent_link_sent_bytes_total", Counter, "Bytes sent on port 7646, UDP payload and TLS.", |l| {
         Some(l.sent_bytes as f64)
     }),
-    ("agent_link_received_bytes_total", Counter, "Bytes received on the link.", |l| {
+    ("agent_link_received_bytes_total", Counter, "Bytes received on port 7646, UDP payload and TLS.", |l| {
         Some(l.received_bytes as f64)
     }),
     ("agent_link_sent_datagrams_total", Counter, "Datagrams sent.", |l| Some(l.sent_datagrams as f64)),
-    ("agent_link_received_datagrams_total", Counter, "Datagrams received, those refused included.", |l| {
+    ("agent_link_received_datagrams_total", Counter, "Datagrams received, including refused ones.", |l| {
         Some(l.received_datagrams as f64)
     }),
-    ("agent_gossip_sent_bytes_total", Counter, "Bytes of gossip sent, of those on the link.", |l| {
+    ("agent_gossip_sent_bytes_total", Counter, "Bytes of gossip sent, included in agent_link_sent_bytes_total.", |l| {
         Some(l.sent_gossip_bytes as f64)
     }),
     ("agent_pulses_sent_total", Counter, "Pulses sent.", |l| Some(l.sent_pulses as f64)),
-    ("agent_pulse_answers_received_total", Counter, "Answers to pulses received.", |l| {
+    ("agent_pulse_answers_received_total", Counter, "Pulse answers received.", |l| {
         Some(l.received_answers as f64)
     }),
 ];
 
 /// Of the members that this node pulses: the masters.
 const PEER: &[Family<MemberStatus>] = &[
-    ("agent_peer_up", Gauge, "1 while the peer is heard.", |m| Some(flag(m.state == MemberState::Up))),
-    ("agent_peer_rtt_seconds", Gauge, "Round-trip time of pulses, smoothed.", |m| {
+    ("agent_peer_up", Gauge, "1 if the peer answers.", |m| Some(flag(m.state == MemberState::Up))),
+    ("agent_peer_rtt_seconds", Gauge, "Smoothed round-trip time of pulses.", |m| {
         m.rtt_ms.map(|ms| ms / 1e3)
     }),
-    ("agent_peer_loss_ratio", Gauge, "Share of pulses without an answer, smoothed.", |m| {
+    ("agent_peer_loss_ratio", Gauge, "Smoothed share of unanswered pulses.", |m| {
         m.loss_permille.map(|loss| f64::from(loss) / 1e3)
     }),
 ];
 
 const SERVICE: &[Family<ServiceStatus>] = &[
-    ("agent_service_connections", Gauge, "Clients held now.", |s| Some(s.connections as f64)),
-    ("agent_service_connections_max", Gauge, "Most clients held at once since the start.", |s| {
+    ("agent_service_connections", Gauge, "Current client connections.", |s| Some(s.connections as f64)),
+    ("agent_service_connections_max", Gauge, "Highest number of concurrent client connections since start.", |s| {
         Some(s.counted.most as f64)
     }),
-    ("agent_service_connections_limit", Gauge, "Most clients that may be held at once.", |s| {
+    ("agent_service_connections_limit", Gauge, "Limit of concurrent client connections (maxconn).", |s| {
         Some(f64::from(s.maxconn))
     }),
-    ("agent_service_connections_total", Counter, "Clients taken.", |s| Some(s.counted.total as f64)),
-    ("agent_service_listening", Gauge, "1 while all its listeners are bound.", |s| {
+    ("agent_service_connections_total", Counter, "Client connections accepted.", |s| Some(s.counted.total as f64)),
+    ("agent_service_listening", Gauge, "1 if all listeners of the service are bound.", |s| {
         Some(flag(s.is_listening()))
     }),
 ];
 
 const BACKEND: &[Family<BackendStatus>] = &[
-    ("agent_backend_up", Gauge, "1 while new connections go there.", |b| Some(flag(b.state.is_good()))),
-    ("agent_backend_weight", Gauge, "Share among equals.", |b| Some(f64::from(b.weight))),
-    ("agent_backend_rtt_seconds", Gauge, "Round-trip time, smoothed.", |b| b.rtt_ms.map(|ms| ms / 1e3)),
-    ("agent_backend_last_change_time_seconds", Gauge, "When its state last changed, since 1970.", |b| {
+    ("agent_backend_up", Gauge, "1 if the backend gets new connections.", |b| Some(flag(b.state.is_good()))),
+    ("agent_backend_weight", Gauge, "Weight of the backend.", |b| Some(f64::from(b.weight))),
+    ("agent_backend_rtt_seconds", Gauge, "Smoothed round-trip time to the backend.", |b| b.rtt_ms.map(|ms| ms / 1e3)),
+    ("agent_backend_last_change_time_seconds", Gauge, "Time of the last state change, in seconds since 1970.", |b| {
         Some(b.since_unix_ms.0 as f64 / 1e3)
     }),
-    ("agent_backend_check_duration_seconds", Gauge, "What its node's own last check took, roughly.", |b| {
+    ("agent_backend_check_duration_seconds", Gauge, "Approximate duration of the latest health check on the backend's node.", |b| {
         b.check_ms.map(|ms| f64::from(ms) / 1e3)
     }),
-    ("agent_backend_connections", Gauge, "Connections open from here.", |b| Some(b.connections as f64)),
-    ("agent_backend_connections_max", Gauge, "Most connections open at once since the start.", |b| {
+    ("agent_backend_connections", Gauge, "Current connections from this node to the backend.", |b| Some(b.connections as f64)),
+    ("agent_backend_connections_max", Gauge, "Highest number of concurrent connections since start.", |b| {
         Some(b.counted.most as f64)
     }),
-    ("agent_backend_connections_total", Counter, "Clients given to it.", |b| Some(b.total as f64)),
-    ("agent_backend_received_bytes_total", Counter, "Bytes from clients to it, of ended connections.", |b| {
+    ("agent_backend_connections_total", Counter, "Client connections assigned to the backend.", |b| Some(b.total as f64)),
+    ("agent_backend_received_bytes_total", Counter, "Bytes from clients to the backend, counted when a connection ends.", |b| {
         Some(b.counted.bytes_in as f64)
     }),
-    ("agent_backend_sent_bytes_total", Counter, "Bytes from it to clients, of ended connections.", |b| {
+    ("agent_backend_sent_bytes_total", Counter, "Bytes from the backend to clients, counted when a connection ends.", |b| {
         Some(b.counted.bytes_out as f64)
     }),
-    ("agent_backend_connect_errors_total", Counter, "Dials that failed.", |b| {
+    ("agent_backend_connect_errors_total", Counter, "Failed connection attempts.", |b| {
         Some(b.counted.connect_errors as f64)
     }),
-    ("agent_backend_races_total", Counter, "Dials to it that began beside another that was late.", |b| {
+    ("agent_backend_races_total", Counter, "Connection attempts started while another backend was slow to answer.", |b| {
         Some(b.counted.races as f64)
     }),
-    ("agent_backend_replays_total", Counter, "TLS hellos sent to it that another left unanswered.", |b| {
+    ("agent_backend_replays_total", Counter, "TLS hellos resent to this backend after another one left them unanswered.", |b| {
         Some(b.counted.replays as f64)
     }),
-    ("agent_backend_silences_total", Counter, "TLS hellos that it left unanswered.", |b| {
+    ("agent_backend_silences_total", Counter, "TLS hellos that the backend left unanswered.", |b| {
         Some(b.counted.silences as f64)
     }),
-    ("agent_backend_changes_total", Counter, "Changes of its state.", |b| Some(b.counted.changes as f64)),
-    ("agent_backend_false_alarms_total", Counter, "Doubts about it that passed unconfirmed.", |b| {
+    ("agent_backend_changes_total", Counter, "State changes.", |b| Some(b.counted.changes as f64)),
+    ("agent_backend_false_alarms_total", Counter, "Suspicions that were not confirmed.", |b| {
         Some(b.counted.false_alarms as f64)
     }),
-    ("agent_backend_downtime_seconds_total", Counter, "Time in which it was neither ready nor alive.", |b| {
+    ("agent_backend_downtime_seconds_total", Counter, "Total time in which the backend was neither ready nor alive.", |b| {
         Some(b.counted.downtime_ms as f64 / 1e3)
     }),
 ];
 
 const VIP: &[Family<VipStatus>] = &[
-    ("agent_vip_owned_here", Gauge, "1 while this node has the virtual IP.", |v| {
+    ("agent_vip_owned_here", Gauge, "1 if this node owns the virtual IP.", |v| {
         Some(flag(v.state == VipState::OwnedHere))
     }),
-    ("agent_vip_owned", Gauge, "1 while any node has the virtual IP, as this node knows it.", |v| {
+    ("agent_vip_owned", Gauge, "1 if any node owns the virtual IP, as far as this node knows.", |v| {
         Some(flag(matches!(v.state, VipState::OwnedHere | VipState::Owned)))
     }),
-    ("agent_vip_epoch", Gauge, "Grows with each new owner of the virtual IP.", |v| Some(v.epoch as f64)),
-    ("agent_vip_last_change_time_seconds", Gauge, "When its state last changed, since 1970.", |v| {
+    ("agent_vip_epoch", Gauge, "Epoch of the virtual IP; increases with each new owner.", |v| Some(v.epoch as f64)),
+    ("agent_vip_last_change_time_seconds", Gauge, "Time of the last state change, in seconds since 1970.", |v| {
         Some(v.since_unix_ms.0 as f64 / 1e3)
     }),
-    ("agent_vip_candidates", Gauge, "Nodes that could have it now.", |v| {
+    ("agent_vip_candidates", Gauge, "Number of nodes that are eligible to own the virtual IP now.", |v| {
         Some(v.candidates.iter().filter(|one| one.eligible).count() as f64)
     }),
 ];
 
 pub(super) fn write(text: &mut Text, status: &Status) {
-    text.family("agent_build_info", Gauge, "The version that runs; always 1.");
+    text.family("agent_build_info", Gauge, "Version of the running agent; always 1.");
     text.sample("agent_build_info", &[("version", &status.node.version)], 1.0);
-    text.family("agent_cluster_info", Gauge, "The cluster, and the document that this node holds; always 1.");
+    text.family("agent_cluster_info", Gauge, "Name of the cluster and hash of the document on this node; always 1.");
     let about = [("cluster", status.cluster.name.as_str()), ("document", &status.cluster.document)];
     text.sample("agent_cluster_info", &about, 1.0);
     text.table(NODE, &[(Vec::new(), status)]);
-    text.family("agent_event_loop_lag_seconds", Histogram, "How late the event loop was.");
+    text.family("agent_event_loop_lag_seconds", Histogram, "Lag of the event loop.");
     text.histogram("agent_event_loop_lag_seconds", &[], &status.node.loop_lag);
-    text.family("agent_events_total", Counter, "Events by kind; the status page has the latest.");
+    text.family("agent_events_total", Counter, "Events, by kind.");
     for (kind, count) in &status.node.events {
         text.sample("agent_events_total", &[("kind", kind)], *count as f64);
     }
-    text.family("agent_problem", Gauge, "Problems of this node by their code.");
+    text.family("agent_problem", Gauge, "Number of problems of this node, by code.");
     for code in ProblemCode::ALL.iter().chain([&ProblemCode::Other]) {
         let found = status.problems.iter().filter(|problem| problem.code == *code).count();
         text.sample("agent_problem", &[("code", code.label())], found as f64);
@@ -176,7 +176,7 @@ fn different<'a>(status: &'a Status, of: impl Fn(&'a MemberStatus) -> &'a String
 }
 
 fn members(text: &mut Text, status: &Status) {
-    text.family("agent_members", Gauge, "Members by what they are and how they are.");
+    text.family("agent_members", Gauge, "Number of members, by role and state.");
     for (role, word) in [(Role::Master, "master"), (Role::Worker, "worker")] {
         for state in [MemberState::Up, MemberState::Suspect, MemberState::Down, MemberState::Left] {
             let found = status.members.iter().filter(|one| one.role == role && one.state == state).count();
@@ -191,7 +191,7 @@ fn members(text: &mut Text, status: &Status) {
 fn link(text: &mut Text, link: &LinkStatus) {
     text.table(LINK, &[(Vec::new(), link)]);
     let name = "agent_link_refused_datagrams_total";
-    text.family(name, Counter, "Datagrams refused.");
+    text.family(name, Counter, "Datagrams refused, by reason.");
     for (reason, count) in [
         ("stranger", link.refused_stranger),
         ("key", link.refused_key),
@@ -208,13 +208,13 @@ fn services(text: &mut Text, status: &Status) {
     let all: Vec<_> = status.services.iter().map(|one| (vec![("service", one.name.as_str())], one)).collect();
     text.table(SERVICE, &all);
     let name = "agent_service_refused_total";
-    text.family(name, Counter, "Clients reset before they had a backend.");
+    text.family(name, Counter, "Client connections refused before a backend was assigned, by reason.");
     for one in &status.services {
         for (reason, count) in [("limit", one.refused), ("no-backend", one.counted.unserved)] {
             text.sample(name, &[("service", one.name.as_str()), ("reason", reason)], count as f64);
         }
     }
-    text.family("agent_backends", Gauge, "Backends of each service by state.");
+    text.family("agent_backends", Gauge, "Number of backends, by state.");
     for one in &status.services {
         for &state in State::ALL {
             let found = one.backends.iter().filter(|backend| backend.state == state).count();
@@ -233,7 +233,7 @@ fn backends(text: &mut Text, status: &Status) {
         }
     }
     text.table(BACKEND, &all);
-    text.family("agent_backend_state", Gauge, "1 for the state that it is in, 0 for the others.");
+    text.family("agent_backend_state", Gauge, "1 for the current state, 0 for all others.");
     for (labels, backend) in &all {
         for &state in State::ALL {
             let mut labels = labels.clone();
@@ -244,7 +244,7 @@ fn backends(text: &mut Text, status: &Status) {
     text.family(
         "agent_backend_cause",
         Gauge,
-        "Why it is in its state, as the label that JSON has; always 1.",
+        "Cause of the current state; always 1.",
     );
     for (labels, backend) in &all {
         if let Some(cause) = backend.cause {
@@ -254,7 +254,7 @@ fn backends(text: &mut Text, status: &Status) {
         }
     }
     let name = "agent_backend_resets_total";
-    text.family(name, Counter, "Held connections that were ended.");
+    text.family(name, Counter, "Open connections closed by the proxy, by reason.");
     for (labels, backend) in &all {
         for (reason, count) in
             [("down", backend.counted.resets_down), ("leave", backend.counted.resets_leave)]
@@ -264,14 +264,14 @@ fn backends(text: &mut Text, status: &Status) {
             text.sample(name, &labels, count as f64);
         }
     }
-    text.family("agent_backend_dial_seconds", Histogram, "How long dials that were answered took.");
+    text.family("agent_backend_dial_seconds", Histogram, "Duration of successful connection attempts.");
     for (labels, backend) in &all {
         text.histogram("agent_backend_dial_seconds", labels, &backend.counted.dials);
     }
 }
 
 fn checks(text: &mut Text, checks: &[CheckCounts]) {
-    text.family("agent_checks_total", Counter, "Checks of this node's own services by what they found.");
+    text.family("agent_checks_total", Counter, "Health checks of this node's own services, by result.");
     for one in checks {
         for (result, count) in [
             ("good", one.good),
@@ -284,7 +284,7 @@ fn checks(text: &mut Text, checks: &[CheckCounts]) {
             text.sample("agent_checks_total", &labels, count as f64);
         }
     }
-    text.family("agent_check_seconds", Histogram, "How long checks of this node's own services took.");
+    text.family("agent_check_seconds", Histogram, "Duration of the health checks of this node's own services.");
     for one in checks {
         text.histogram("agent_check_seconds", &[("service", one.service.as_str())], &one.took);
     }
@@ -295,7 +295,7 @@ fn vips(text: &mut Text, vips: &[VipStatus]) {
     let all: Vec<_> = named.iter().map(|(name, vip)| (vec![("vip", name.as_str())], *vip)).collect();
     text.table(VIP, &all);
     let name = "agent_vip_gained_total";
-    text.family(name, Counter, "How often the virtual IP came to this node; over all nodes, its moves.");
+    text.family(name, Counter, "Times that this node became the owner of the virtual IP, by cause.");
     for (address, vip) in &named {
         for (cause, count) in [
             ("vacant", vip.gains.vacant),
@@ -306,7 +306,7 @@ fn vips(text: &mut Text, vips: &[VipStatus]) {
             text.sample(name, &[("vip", address), ("cause", cause)], count as f64);
         }
     }
-    text.family("agent_vip_cause", Gauge, "Why the virtual IP is as it is, or what is in the way; always 1.");
+    text.family("agent_vip_cause", Gauge, "Cause of the current state of the virtual IP; always 1.");
     for (name, vip) in &named {
         if let Some(cause) = vip.cause {
             text.sample("agent_vip_cause", &[("vip", name), ("cause", cause.label())], 1.0);
@@ -315,7 +315,7 @@ fn vips(text: &mut Text, vips: &[VipStatus]) {
     text.family(
         "agent_vip_owner",
         Gauge,
-        "The node that has the virtual IP, as this node knows it; always 1.",
+        "Owner of the virtual IP, as far as this node knows; always 1.",
     );
     for (name, vip) in &named {
         if let Some(owner) = &vip.owner {

@@ -36,7 +36,7 @@ fn more(all: usize, shown: usize, what: &str) -> Markup {
     html! {
         @if all > shown {
             p.about {
-                (all - shown) " more " (what) " are not shown; "
+                (all - shown) " more " (what) " not shown; "
                 a href="/api/v1/status" { "the JSON" } " has them all."
             }
         }
@@ -49,7 +49,7 @@ pub(super) fn members(status: &Status) -> Markup {
     let shown = ordered(status, MAX_MEMBERS);
     let rows = html! { @for one in &shown { (member(one, status)) } };
     let content = html! {
-        (table("Members of the cluster, as this node hears them", &columns, &rows))
+        (table("Members of the cluster, as seen from this node", &columns, &rows))
         (more(status.members.len(), shown.len(), "members"))
     };
     section("members", "Members", &content)
@@ -94,10 +94,10 @@ pub(super) fn matrix(status: &Status) -> Markup {
     }
     let shown = ordered(status, MAX_ROWS);
     let content = html! {
-        p.about { "Round trips and losses of pulses, as each node says of itself. Rows hear columns." }
+        p.about { "Round trips and pulse loss, as reported by each row's node for the master in the columns." }
         div.wide tabindex="0" role="region" aria-labelledby="h-matrix" {
             table.matrix {
-                caption.ear { "Each row is a node, each column a master that it hears" }
+                caption.ear { "Each row is a node, each column a master that it pulses" }
                 thead {
                     tr {
                         td {}
@@ -116,7 +116,7 @@ pub(super) fn matrix(status: &Status) -> Markup {
         }
         (more(status.members.len(), shown.len(), "rows"))
     };
-    section("matrix", "Who hears whom", &content)
+    section("matrix", "Connectivity", &content)
 }
 
 fn hears(one: &MemberStatus, other: &MemberStatus) -> Markup {
@@ -145,20 +145,20 @@ pub(super) fn differences(status: &Status) -> Markup {
     let content = if versions.len() <= 1 && documents.len() <= 1 {
         let first = |groups: &BTreeMap<&str, String>| groups.keys().next().map_or("–", |key| key).to_owned();
         let (version, document) = (first(&versions), first(&documents));
-        let text = format!("all that are heard run {version} and hold document {document}");
+        let text = format!("all members that are up run {version} and have document {document}");
         html! { (state(Tone::Good, "no difference")) " " (quiet(text)) }
     } else {
         let rows = html! {
-            @for (what, groups) in [("version of agent", versions), ("cluster document", documents)] {
+            @for (what, groups) in [("agent version", versions), ("cluster document", documents)] {
                 @let tone = if groups.len() > 1 { Tone::Doubt } else { Tone::Good };
                 @for (value, names) in groups {
                     (row(what, &html! { (cell_of("value", &state(tone, value))) (cell("nodes", names)) }))
                 }
             }
         };
-        table("What differs between the members that are heard", &["what", "value", "nodes"], &rows)
+        table("Differences between the members that are up", &["what", "value", "nodes"], &rows)
     };
-    section("differences", "Versions and settings", &content)
+    section("differences", "Differences", &content)
 }
 
 /// Names by value, a few of each.
@@ -200,7 +200,7 @@ pub(super) fn own(status: &Status) -> Markup {
         ("sent", bytes(link.sent_bytes)),
         ("received", bytes(link.received_bytes)),
         ("datagrams refused", refused.iter().sum::<u64>().to_string()),
-        ("open files, at most", node.descriptors.to_string()),
+        ("open file limit", node.descriptors.to_string()),
     ];
     section("own", "This node", &html! { dl.facts { (pairs(facts)) } })
 }

@@ -38,7 +38,7 @@ pub(super) fn service(service: &ServiceStatus, status: &Status, acts: bool) -> M
             p { "Nobody offers it yet." }
         } @else {
             @let rows = html! { @for one in backends { (backend(one, status, acts)) } };
-            (table(&format!("Backends of {name}, as this node sees them"), &columns, &rows))
+            (table(&format!("Backends of {name}, as seen from this node"), &columns, &rows))
         }
     };
     section(&format!("service-{name}"), name, &content)
@@ -50,17 +50,17 @@ fn about(service: &ServiceStatus) -> Markup {
     let bad = [(service.refused, " refused at the limit"), (counted.unserved, " found no master")];
     html! {
         @if service.listen.is_empty() { "not served here" } @else { "on " code { (service.listeners()) } }
-        ", " (balance) ", " (connections) " of " (maxconn) " connections, at most " (counted.most)
-        " at once, " (counted.total) " since the start"
+        ", " (balance) ", " (connections) " of " (maxconn) " connections, maximum " (counted.most)
+        " concurrent, " (counted.total) " since start"
         @for (count, what) in bad {
             @if count > 0 { ", " strong { (count) (what) } }
         }
         @match service.source {
             ServiceSource::Default | ServiceSource::Other(_) => {}
-            ServiceSource::File => { ", described by this node's file" }
-            ServiceSource::Cluster => { ", described by the cluster's settings" }
+            ServiceSource::File => { ", defined by this node's file" }
+            ServiceSource::Cluster => { ", defined by cluster-wide settings" }
             ServiceSource::FileOverCluster => {
-                ", " strong { "this node's file differs from the cluster's settings and counts here" }
+                ", " strong { "this node's file overrides the cluster-wide settings" }
             }
         }
     }
@@ -108,7 +108,7 @@ fn backend(one: &BackendStatus, status: &Status, acts: bool) -> Markup {
 /// What may be done with its node. The settings that it changes hold for the whole cluster.
 fn act(one: &BackendStatus) -> Markup {
     let drains = one.state == State::Draining;
-    let (verb, word) = if drains { ("undrain", "Take connections") } else { ("drain", "Drain") };
+    let (verb, word) = if drains { ("undrain", "Undrain") } else { ("drain", "Drain") };
     html! {
         form method="post" action="/act" {
             input type="hidden" name="node" value=(one.node);
@@ -131,7 +131,7 @@ pub(super) fn vips(vips: &[VipStatus], now: UnixMs) -> Markup {
     }
     let columns = ["address", "state", "owner", "since", "!epoch", "interface", "candidates"];
     let rows = html! { @for one in vips { (vip(one, now)) } };
-    let caption = "Virtual IPs and the nodes that could have them, best first";
+    let caption = "Virtual IPs and their candidates, best first";
     section("vips", "Virtual IPs", &table(caption, &columns, &rows))
 }
 

@@ -8,7 +8,7 @@ use super::super::words::Line;
 use super::known::BIND;
 use super::proxy::{Proxy, param, put_number};
 
-const NO_VARIABLES: &str = "variables are not put in: write the value, and run this again";
+const NO_VARIABLES: &str = "variables are not expanded; write the value and run this again";
 
 /// Reads a line of `bind` into a proxy. `vips` are the addresses that keepalived moves.
 pub(super) fn read(line: &Line, proxy: &mut Proxy, vips: &[IpAddr], account: &mut Account) {
@@ -24,7 +24,7 @@ pub(super) fn read(line: &Line, proxy: &mut Proxy, vips: &[IpAddr], account: &mu
         }
     }
     if line.word(1).is_empty() {
-        account.add(line.number, &line.shown(), Wrong, "no address: write bind 127.0.0.1:16443");
+        account.add(line.number, &line.shown(), Wrong, "no address; write bind 127.0.0.1:16443");
     }
     let mut at = 2;
     while at < line.words.len() {
@@ -48,7 +48,7 @@ fn listen(
 ) {
     let shown = format!("bind {address}");
     let mut places = vec![address];
-    let mut reason = format!("it listens at {address}");
+    let mut reason = format!("listens on {address}");
     if vips.contains(&address.ip()) {
         // The address comes and goes, and a listener on all addresses is what a candidate needs.
         let any =
@@ -60,7 +60,7 @@ fn listen(
         reason = "for both families".to_owned();
     }
     if places.iter().any(|place| place.port() == 6443 && place.ip().is_unspecified()) {
-        reason.push_str("; only on nodes without an apiserver of their own, which holds 6443 itself");
+        reason.push_str("; only on nodes without an apiserver, which uses 6443 itself");
     }
     account.add(line.number, &shown, Kept, reason);
     for place in places {
@@ -82,12 +82,12 @@ pub(super) fn place(text: &str) -> Result<Vec<SocketAddr>, (super::super::notes:
     {
         return Err((NotDone, "the agent listens on TCP ports only".to_owned()));
     }
-    let wrong = || (Wrong, "not an address and a port: write it as 127.0.0.1:16443".to_owned());
+    let wrong = || (Wrong, "not an address with a port; write it as 127.0.0.1:16443".to_owned());
     let text = text.strip_prefix("ipv4@").or_else(|| text.strip_prefix("tcp@")).unwrap_or(text);
     let (text, six) = text.strip_prefix("ipv6@").map_or((text, false), |text| (text, true));
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
     if port.contains('-') {
-        return Err((NotDone, "a range of ports: write a service for each port".to_owned()));
+        return Err((NotDone, "a range of ports; write a service for each port".to_owned()));
     }
     let port: u16 = port.parse().ok().filter(|port| *port != 0).ok_or_else(wrong)?;
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
@@ -100,7 +100,7 @@ pub(super) fn place(text: &str) -> Result<Vec<SocketAddr>, (super::super::notes:
             let name = host.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '.');
             let numbers = host.chars().all(|c| c.is_ascii_digit() || c == '.');
             if name && !numbers {
-                (NotDone, "a name: write the address that it has on this node".to_owned())
+                (NotDone, "a name; write its address on this node".to_owned())
             } else {
                 wrong()
             }
@@ -128,7 +128,7 @@ pub(super) fn page(line: &Line, account: &mut Account) -> Vec<SocketAddr> {
             line.number,
             "ssl",
             NotDone,
-            "the page is plain HTTP: reach it through the mesh, or ssh -L",
+            "the page is plain HTTP; reach it through the mesh or ssh -L",
         );
     }
     if all.is_empty() {

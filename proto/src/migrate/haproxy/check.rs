@@ -8,7 +8,7 @@ use crate::config::quoted;
 use crate::service::Expect;
 
 const OWN_CHECK: &str =
-    "each master asks its own apiserver GET /readyz with credentials that are there; 401 is alive, not ready";
+    "each master checks GET /readyz of its own apiserver with credentials it finds; 401 means alive, not ready";
 
 /// Whether a line is about checks.
 pub(super) fn is_check(line: &Line) -> bool {
@@ -44,14 +44,14 @@ pub(super) fn read(line: &Line, place: &Place<'_>, proxy: &mut Proxy, account: &
         ("http-check", "send") => {
             path = after("uri");
             if ["hdr", "body"].iter().any(|word| after(word).is_some()) {
-                told = Some((NotDone, "a check sends GET, Host and nothing more".to_owned()));
+                told = Some((NotDone, "a check sends only GET and Host".to_owned()));
             }
         }
         ("http-check", "expect") => match line.words.get(2).map(String::as_str) {
             Some("status") => expect = line.words.get(3).cloned(),
-            _ => told = Some((NotDone, "a check looks at the status alone: check.expect".to_owned())),
+            _ => told = Some((NotDone, "a check evaluates only the status; see check.expect".to_owned())),
         },
-        _ => told = Some((NotDone, "a check is tcp, http or https, and no script".to_owned())),
+        _ => told = Some((NotDone, "a check is tcp, http or https, not a script".to_owned())),
     }
     let is_check_of_http = proxy.asks || line.word(0) == "http-check";
     let shown = line.shown();
@@ -68,9 +68,9 @@ pub(super) fn read(line: &Line, place: &Place<'_>, proxy: &mut Proxy, account: &
     } else if let Some(path) = path {
         let good = path.starts_with('/') && path.len() <= 1024 && path.bytes().all(|b| b.is_ascii_graphic());
         if good {
-            put(line, &shown, "check.path", quoted(&path), ", asked by GET", proxy, account);
+            put(line, &shown, "check.path", quoted(&path), ", requested by GET", proxy, account);
         } else {
-            account.add(line.number, &shown, NotDone, "not a path that can be asked for: check.path");
+            account.add(line.number, &shown, NotDone, "not a valid check.path");
         }
     } else {
         let kind = if is_check_of_http { "check.kind is http or https" } else { "check.kind is tcp" };
@@ -81,7 +81,7 @@ pub(super) fn read(line: &Line, place: &Place<'_>, proxy: &mut Proxy, account: &
 pub(super) fn verify(line: &Line, at: usize, place: &Place<'_>, account: &mut Account) {
     let shown = format!("verify {}", line.word(at + 1));
     if place.api && line.word(0) != "server" {
-        let reason = "a master's check verifies its certificate, where the cluster's CA is found";
+        let reason = "a master's check verifies the certificate if it finds the cluster's CA";
         account.add(line.number, &shown, Automatic, reason);
     }
 }
@@ -101,13 +101,13 @@ pub(super) fn tls(
     match word {
         _ if place.api && line.word(0) == "server" => {}
         _ if place.api => {
-            let reason = "the CA and a certificate of k3s, RKE2 or kubeadm are found by themselves";
+            let reason = "the CA and a certificate of k3s, RKE2 or kubeadm are found automatically";
             account.add(line.number, &shown, Automatic, reason);
         }
         "ca-file" if absolute => put(line, &shown, "check.ca-file", quoted(value), "", proxy, account),
         "crt" if absolute => put(line, &shown, "check.cert-file", quoted(value), "", proxy, account),
         "ca-file" | "crt" => {
-            account.add(line.number, &shown, NotDone, "not an absolute path: begin it with /")
+            account.add(line.number, &shown, NotDone, "not an absolute path; it must begin with /")
         }
         _ => put(line, &shown, "check.server-name", quoted(value), "", proxy, account),
     }

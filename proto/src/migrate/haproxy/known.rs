@@ -26,30 +26,30 @@ pub(super) const SECTIONS: [&str; 19] = [
     "acme",
 ];
 
-const OWN_PROCESS: &str = "about haproxy's own process; the agent's is in its systemd unit";
-const HTTP_ONLY: &str = "about HTTP, which the agent does not read: what passes is not changed";
-const NO_HTTP: &str = "the agent forwards bytes: it neither reads nor changes HTTP";
-const NO_RULES: &str = "there are no rules on connections: a firewall can say who may come";
-const NO_TABLES: &str = "there are no tables: every connection is placed on its own";
-const LOGS: &str = "the agent logs to journald, else to stderr: [log] in agent.toml";
-const ACCESS: &str = "the access log has the fields of tcplog, in their order; no others";
-const IDLE: &str = "no idle connection is ever cut; those to a dead master are, after 1.2 s";
-const RESENT: &str = "another master is raced, and a hello without answer is sent to another";
-const MAIL: &str = "nothing is mailed: notify programs, or a webhook, are told of events";
-const KEEPALIVE: &str = "the master's leg always has keepalive and TCP_USER_TIMEOUT";
-const TUNING: &str = "tuning of haproxy's own";
-const NO_TLS: &str = "no TLS is ended here: it passes through, and so do its certificates";
-const NO_QUEUE: &str = "nobody waits in a queue: a full master comes last, a full listener resets";
-const GOSSIP: &str = "members and their addresses are found by gossip, none by name";
-const KEPT_LIST: &str = "the last good list is kept on disk, and dialled first after a start";
-const HEALTHZ: &str = "/healthz and /readyz on http://127.0.0.1:1936 are of the agent itself";
-const SOURCE: &str = "the kernel's routes choose the source address";
+const OWN_PROCESS: &str = "about haproxy's process; the systemd unit has the agent's";
+const HTTP_ONLY: &str = "about HTTP, which the agent does not parse; traffic passes unchanged";
+const NO_HTTP: &str = "the agent forwards bytes; it neither parses nor changes HTTP";
+const NO_RULES: &str = "there are no connection rules; use a firewall to restrict clients";
+const NO_TABLES: &str = "there are no stick tables; every connection is balanced on its own";
+const LOGS: &str = "the agent logs to journald or stderr; see [log] in agent.toml";
+const ACCESS: &str = "the access log has exactly the fields of tcplog";
+const IDLE: &str = "idle connections are never closed; those to a dead master are reset after 1.2 s";
+const RESENT: &str = "slow connects race another master, and unanswered TLS hellos are resent to one";
+const MAIL: &str = "there is no mail; events go to notify programs or a webhook";
+const KEEPALIVE: &str = "connections to masters always have keepalive and TCP_USER_TIMEOUT";
+const TUNING: &str = "haproxy-specific tuning";
+const NO_TLS: &str = "the agent does not terminate TLS; it passes TLS through";
+const NO_QUEUE: &str = "there is no queue; a full master ranks last, a full listener resets";
+const GOSSIP: &str = "members and their addresses are found by gossip, not by name";
+const KEPT_LIST: &str = "the last known good list is on disk and dialled first after a start";
+const HEALTHZ: &str = "the agent has its own /healthz and /readyz on http://127.0.0.1:1936";
+const SOURCE: &str = "the kernel's routing chooses the source address";
 
 /// Of `global`.
 pub(super) const GLOBAL: &[Row] = &[
     ("log", Automatic, LOGS),
     ("log-*", Automatic, LOGS),
-    ("stats", Automatic, "root and the group agent command the agent by its own socket"),
+    ("stats", Automatic, "the agent has its own control socket, for root and the group agent"),
     ("chroot", Needless, OWN_PROCESS),
     ("user", Needless, OWN_PROCESS),
     ("group", Needless, OWN_PROCESS),
@@ -86,12 +86,12 @@ pub(super) const GLOBAL: &[Row] = &[
     ("tune.*", Needless, TUNING),
     ("max*", Needless, TUNING),
     ("profiling.*", Needless, TUNING),
-    ("ulimit-n", Automatic, "the bound of descriptors is raised at start"),
-    ("fd-hard-limit", Automatic, "the bound of descriptors is raised at start"),
-    ("hard-stop-after", Automatic, "at a stop connections may finish, up to a deadline"),
-    ("grace", Automatic, "at a stop connections may finish, up to a deadline"),
-    ("close-spread-time", Automatic, "held connections are closed one by one, with jitter"),
-    ("spread-checks", Automatic, "each node checks only itself, at a time of its own"),
+    ("ulimit-n", Automatic, "the open file limit is raised at start"),
+    ("fd-hard-limit", Automatic, "the open file limit is raised at start"),
+    ("hard-stop-after", Automatic, "on stop, connections may finish until a deadline"),
+    ("grace", Automatic, "on stop, connections may finish until a deadline"),
+    ("close-spread-time", Automatic, "open connections are closed one by one, with jitter"),
+    ("spread-checks", Automatic, "each node checks only itself, at its own time"),
     ("ssl-*", Needless, NO_TLS),
     ("ca-base", Needless, NO_TLS),
     ("crt-base", Needless, NO_TLS),
@@ -100,10 +100,10 @@ pub(super) const GLOBAL: &[Row] = &[
     ("h1-*", Needless, HTTP_ONLY),
     ("h2-*", Needless, HTTP_ONLY),
     ("server-state-*", Automatic, KEPT_LIST),
-    ("external-check", NotDone, "no programs are run as checks: check.kind is tcp, http or https"),
-    ("lua-*", NotDone, "no programs run inside the agent"),
-    ("presetenv", NotDone, "variables are not put in: where one is used, write its value"),
-    ("setenv", NotDone, "variables are not put in: where one is used, write its value"),
+    ("external-check", NotDone, "checks run no programs; check.kind is tcp, http or https"),
+    ("lua-*", NotDone, "the agent runs no scripts"),
+    ("presetenv", NotDone, "variables are not expanded; write their values"),
+    ("setenv", NotDone, "variables are not expanded; write their values"),
     ("email-alert", NotDone, MAIL),
     ("51degrees*", NotDone, NO_HTTP),
     ("deviceatlas*", NotDone, NO_HTTP),
@@ -112,7 +112,7 @@ pub(super) const GLOBAL: &[Row] = &[
 
 /// Of `defaults`, `frontend`, `backend` and `listen`, what has no code of its own.
 pub(super) const PROXY: &[Row] = &[
-    ("timeout connect", Automatic, "a dial has 3 s in all; after 50 to 300 ms another master is raced"),
+    ("timeout connect", Automatic, "a connect has 3 s in total; after 50 to 300 ms, another master is raced"),
     ("timeout client", Automatic, IDLE),
     ("timeout server", Automatic, IDLE),
     ("timeout tunnel", Automatic, IDLE),
@@ -126,17 +126,17 @@ pub(super) const PROXY: &[Row] = &[
     ("option tcpka", Automatic, KEEPALIVE),
     ("option clitcpka", Automatic, KEEPALIVE),
     ("option srvtcpka", Automatic, KEEPALIVE),
-    ("option log-health-checks", Automatic, "each change is an event: agent events"),
+    ("option log-health-checks", Automatic, "each change is an event; see: agent events"),
     ("option splice-auto", Automatic, "bulk is spliced, small messages are copied"),
     ("option splice-request", Automatic, "bulk is spliced, small messages are copied"),
     ("option splice-response", Automatic, "bulk is spliced, small messages are copied"),
     ("option contstats", Automatic, "counters are kept as bytes pass"),
-    ("option allbackups", Automatic, "nodes of weight 0 are all used when no other is good"),
-    ("option persist", Automatic, "when all masters are down each is tried once"),
+    ("option allbackups", Automatic, "nodes of weight 0 are all used if no other is healthy"),
+    ("option persist", Automatic, "if all masters are down, each is tried once"),
     ("option dontlognull", Needless, ACCESS),
-    ("option dontlog-normal", NotDone, "the access log has all connections, or none"),
-    ("option log-separate-errors", NotDone, "the access log has all connections, or none"),
-    ("option logasap", NotDone, "a connection is logged at its end"),
+    ("option dontlog-normal", NotDone, "the access log has all connections or none"),
+    ("option log-separate-errors", NotDone, "the access log has all connections or none"),
+    ("option logasap", NotDone, "connections are logged when they end"),
     ("option httplog", Needless, "about HTTP; for a service over TCP: access-log = true"),
     ("option httpslog", Needless, "about HTTP; for a service over TCP: access-log = true"),
     ("option abortonclose", Needless, NO_QUEUE),
@@ -146,16 +146,16 @@ pub(super) const PROXY: &[Row] = &[
     ("option socket-stats", Needless, TUNING),
     ("option independent-streams", Needless, TUNING),
     ("option idle-close-on-response", Needless, HTTP_ONLY),
-    ("option forwardfor", Needless, "about HTTP; to tell masters who the client is: send-proxy = true"),
+    ("option forwardfor", Needless, "about HTTP; to send masters the client's address: send-proxy = true"),
     ("option originalto", Needless, HTTP_ONLY),
     ("option forceclose", Needless, HTTP_ONLY),
     ("option httpclose", Needless, HTTP_ONLY),
     ("option http-*", Needless, HTTP_ONLY),
     ("option accept-*", Needless, HTTP_ONLY),
-    ("option external-check", NotDone, "no programs are run as checks: check.kind is tcp, http or https"),
-    ("option transparent", NotDone, "the agent goes only to members"),
-    ("transparent", NotDone, "the agent goes only to members"),
-    ("external-check", NotDone, "no programs are run as checks: check.kind is tcp, http or https"),
+    ("option external-check", NotDone, "checks run no programs; check.kind is tcp, http or https"),
+    ("option transparent", NotDone, "the agent connects only to members"),
+    ("transparent", NotDone, "the agent connects only to members"),
+    ("external-check", NotDone, "checks run no programs; check.kind is tcp, http or https"),
     ("log", Automatic, LOGS),
     ("log-tag", Automatic, LOGS),
     ("log-format*", NotDone, ACCESS),
@@ -169,18 +169,18 @@ pub(super) const PROXY: &[Row] = &[
     ("monitor-uri", Automatic, HEALTHZ),
     ("monitor-net", Automatic, HEALTHZ),
     ("monitor", Automatic, HEALTHZ),
-    ("stats", Automatic, "the page is on http://127.0.0.1:1936: [web] in agent.toml"),
-    ("hash-*", NotDone, "no connection is bound to a master by a hash"),
+    ("stats", Automatic, "the page is at http://127.0.0.1:1936; see [web] in agent.toml"),
+    ("hash-*", NotDone, "there is no hash balancing"),
     ("fullconn", Needless, TUNING),
     ("backlog", Needless, TUNING),
     ("bind-process", Needless, TUNING),
     ("max-keep-alive-queue", Needless, TUNING),
     ("clitcpka-*", Needless, TUNING),
     ("srvtcpka-*", Needless, TUNING),
-    ("description", Needless, "a name for people"),
-    ("id", Needless, "a name for people"),
-    ("guid", Needless, "a name for people"),
-    ("enabled", Needless, "a service that is described is there"),
+    ("description", Needless, "a display name"),
+    ("id", Needless, "a display name"),
+    ("guid", Needless, "a display name"),
+    ("enabled", Needless, "a configured service is enabled"),
     ("errorfile*", Needless, HTTP_ONLY),
     ("errorloc*", Needless, HTTP_ONLY),
     ("http-reuse", Needless, HTTP_ONLY),
@@ -210,8 +210,8 @@ pub(super) const PROXY: &[Row] = &[
     ("persist", NotDone, NO_TABLES),
     ("email-alert", NotDone, MAIL),
     ("source", NotDone, SOURCE),
-    ("dispatch", NotDone, "the agent goes only to members"),
-    ("disabled", NotDone, "it is off: to have it off here too, take it out of what is written above"),
+    ("dispatch", NotDone, "the agent connects only to members"),
+    ("disabled", NotDone, "it is disabled; to disable it here too, remove it from the configuration above"),
 ];
 
 /// What haproxy knows and has code here, for guesses at what was meant.
@@ -235,18 +235,18 @@ pub(super) const PROXY_CODE: [&str; 13] = [
 pub(super) const BIND: &[(usize, Row)] = &[
     (0, ("v4v6", Automatic, "")),
     (0, ("v6only", Automatic, "")),
-    (0, ("transparent", NotDone, "the agent listens at addresses that the node has")),
-    (0, ("accept-proxy", NotDone, "a PROXY header before the agent is not read: clients come directly")),
-    (1, ("accept-netscaler-cip", NotDone, "a header before the agent is not read")),
-    (1, ("interface", NotDone, "a listener is not bound to an interface: write an address of it")),
-    (1, ("namespace", NotDone, "a listener is in the agent's own namespace")),
+    (0, ("transparent", NotDone, "the agent listens only on addresses of the node")),
+    (0, ("accept-proxy", NotDone, "the agent does not accept PROXY headers; clients connect directly")),
+    (1, ("accept-netscaler-cip", NotDone, "the agent does not accept this header")),
+    (1, ("interface", NotDone, "listeners are not bound to interfaces; use an address of the interface")),
+    (1, ("namespace", NotDone, "listeners are in the agent's own namespace")),
     (0, ("tfo", Needless, TUNING)),
     (0, ("defer-accept", Needless, TUNING)),
     (1, ("backlog", Needless, TUNING)),
     (1, ("mss", Needless, TUNING)),
     (1, ("tcp-ut", Automatic, KEEPALIVE)),
-    (1, ("name", Needless, "a name for people")),
-    (1, ("id", Needless, "a name for people")),
+    (1, ("name", Needless, "a display name")),
+    (1, ("id", Needless, "a display name")),
     (1, ("process", Needless, TUNING)),
     (1, ("thread", Needless, TUNING)),
     (1, ("shards", Needless, TUNING)),
@@ -258,19 +258,19 @@ pub(super) const BIND: &[(usize, Row)] = &[
 
 /// Parameters of `server` and `default-server`, with how many words follow each.
 pub(super) const SERVER: &[(usize, Row)] = &[
-    (0, ("check", Automatic, "each node checks its own, and all are told within a pulse")),
-    (0, ("no-check", NotDone, "every node checks its own: a service has a check of kind tcp at least")),
-    (0, ("enabled", Automatic, "a node takes connections unless it drains")),
-    (1, ("slowstart", Automatic, "a master that has come back gets its share step by step")),
-    (1, ("fastinter", Automatic, "doubt brings more checks by itself")),
-    (1, ("downinter", Automatic, "one that is down is told at once when it is back")),
+    (0, ("check", Automatic, "each node checks its own service, and all nodes know within a pulse")),
+    (0, ("no-check", NotDone, "every node checks its own service, at least with a tcp check")),
+    (0, ("enabled", Automatic, "a node gets connections unless it is drained")),
+    (1, ("slowstart", Automatic, "a master that returns gets its share gradually")),
+    (1, ("fastinter", Automatic, "suspicion triggers more checks")),
+    (1, ("downinter", Automatic, "a recovery is announced at once")),
     (1, ("on-marked-down", Automatic, "connections to a dead master are always reset")),
-    (1, ("on-marked-up", NotDone, "connections stay where they are when a master is back")),
-    (1, ("on-error", Automatic, "what connections meet counts as evidence beside checks")),
-    (1, ("observe", Automatic, "what connections meet counts as evidence beside checks")),
-    (1, ("error-limit", Automatic, "what connections meet counts as evidence beside checks")),
+    (1, ("on-marked-up", NotDone, "existing connections stay where they are when a master returns")),
+    (1, ("on-error", Automatic, "results of connections count as evidence beside checks")),
+    (1, ("observe", Automatic, "results of connections count as evidence beside checks")),
+    (1, ("error-limit", Automatic, "results of connections count as evidence beside checks")),
     (1, ("maxqueue", NotDone, NO_QUEUE)),
-    (1, ("minconn", NotDone, "backend-maxconn is one number")),
+    (1, ("minconn", NotDone, "backend-maxconn is a single number")),
     (1, ("resolvers", Automatic, GOSSIP)),
     (1, ("resolve-prefer", Automatic, GOSSIP)),
     (1, ("resolve-net", Automatic, GOSSIP)),
@@ -283,17 +283,17 @@ pub(super) const SERVER: &[(usize, Row)] = &[
     (1, ("agent-inter", Automatic, "every node has an agent: agent weight, agent drain")),
     (1, ("agent-addr", Automatic, "every node has an agent: agent weight, agent drain")),
     (1, ("agent-send", Automatic, "every node has an agent: agent weight, agent drain")),
-    (1, ("port", NotDone, "what is checked is what clients are sent to: check.address on that node")),
-    (1, ("addr", NotDone, "what is checked is what clients are sent to: check.address on that node")),
+    (1, ("port", NotDone, "the check uses the address that clients use; set check.address on that node")),
+    (1, ("addr", NotDone, "the check uses the address that clients use; set check.address on that node")),
     (1, ("source", NotDone, SOURCE)),
     (1, ("interface", NotDone, SOURCE)),
-    (1, ("namespace", NotDone, "a node dials from the agent's own namespace")),
+    (1, ("namespace", NotDone, "connections are made from the agent's own namespace")),
     (1, ("cookie", NotDone, NO_HTTP)),
     (1, ("redir", NotDone, NO_HTTP)),
-    (1, ("socks4", NotDone, "masters are dialled directly")),
+    (1, ("socks4", NotDone, "masters are connected to directly")),
     (1, ("tcp-ut", Automatic, KEEPALIVE)),
-    (1, ("id", Needless, "a name for people")),
-    (1, ("guid", Needless, "a name for people")),
+    (1, ("id", Needless, "a display name")),
+    (1, ("guid", Needless, "a display name")),
     (1, ("proto", Needless, HTTP_ONLY)),
     (1, ("check-proto", Needless, HTTP_ONLY)),
     (1, ("check-alpn", Needless, HTTP_ONLY)),
@@ -301,7 +301,7 @@ pub(super) const SERVER: &[(usize, Row)] = &[
     (1, ("pool-low-conn", Needless, HTTP_ONLY)),
     (1, ("pool-purge-delay", Needless, HTTP_ONLY)),
     (1, ("max-reuse", Needless, HTTP_ONLY)),
-    (0, ("check-send-proxy", Needless, "a node's check of its own goes straight to it")),
+    (0, ("check-send-proxy", Needless, "a node checks its own service directly")),
     (0, ("non-stick", Needless, NO_TABLES)),
     (0, ("tfo", Needless, TUNING)),
     (0, ("no-tfo", Needless, TUNING)),
@@ -313,5 +313,5 @@ pub(super) const SERVER: &[(usize, Row)] = &[
     (1, ("alpn", Needless, NO_TLS)),
     (1, ("npn", Needless, NO_TLS)),
     (1, ("sni", Needless, NO_TLS)),
-    (1, ("crl-file", NotDone, "a check does not read lists of revoked certificates")),
+    (1, ("crl-file", NotDone, "checks do not read certificate revocation lists")),
 ];

@@ -128,7 +128,7 @@ pub(super) fn read(text: &str, vips: &[IpAddr], account: &mut Account) -> Haprox
             }
             None if section.kind() == "global" => global(section, account),
             None if section.kind() == "defaults" => {
-                account.add(head.number, &head.shown(), Automatic, "it holds for the sections below");
+                account.add(head.number, &head.shown(), Automatic, "applies to the sections below");
             }
             None if page::is_page(section) => {
                 page::read(section, found.page.get_or_insert_default(), account);
@@ -165,7 +165,7 @@ fn sections(text: &str, account: &mut Account) -> Vec<Section> {
                 line.number,
                 &line.shown(),
                 Wrong,
-                "a quote is not closed: close it on the same line",
+                "unterminated quote; close it on the same line",
             );
         }
         if line.word(0).starts_with('.') {
@@ -173,7 +173,7 @@ fn sections(text: &str, account: &mut Account) -> Vec<Section> {
                 line.number,
                 &line.shown(),
                 NotDone,
-                "conditions are not looked at: all lines are read",
+                "conditions are ignored; all lines are read",
             );
         } else if SECTIONS.contains(&line.word(0)) {
             sections.push(Section { head: line, lines: Vec::new() });
@@ -197,7 +197,7 @@ fn outcomes(sections: &[Section], of: &[Proxy]) -> Vec<Option<String>> {
         let Some(target) = section.target().filter(|_| section.leads() && outcomes[at].is_none()) else {
             let lost = section.kind() == "frontend" && outcomes[at].is_none() && !page::is_page(section);
             if lost {
-                outcomes[at] = Some("it has no default_backend, so all depends on rules".to_owned());
+                outcomes[at] = Some("it has no default_backend, only rules".to_owned());
             }
             continue;
         };
@@ -205,7 +205,7 @@ fn outcomes(sections: &[Section], of: &[Proxy]) -> Vec<Option<String>> {
         match backend(name) {
             None => outcomes[at] = Some(format!("there is no backend \"{}\"", plain(name))),
             Some(to) if outcomes[to].is_some() => {
-                outcomes[at] = Some(format!("its backend {} is not done", plain(name)));
+                outcomes[at] = Some(format!("its backend {} is not supported", plain(name)));
             }
             Some(_) => {}
         }
@@ -218,11 +218,11 @@ fn outcomes(sections: &[Section], of: &[Proxy]) -> Vec<Option<String>> {
         let led = |from: &(usize, &Section)| from.1.target().is_some_and(|(name, _)| name == section.name());
         let mut all = sections.iter().enumerate().filter(|(_, one)| one.leads()).filter(led).peekable();
         outcomes[at] = match all.peek() {
-            None => Some("no frontend leads to it without a rule".to_owned()),
+            None => Some("only rules lead to it".to_owned()),
             Some((_, from)) => {
                 let name = plain(from.name());
                 let done = all.any(|(from, _)| outcomes[from].is_none());
-                (!done).then(|| format!("only {name} leads to it, which is not done"))
+                (!done).then(|| format!("only {name} leads to it, which is not supported"))
             }
         };
     }
@@ -237,34 +237,34 @@ fn blocked(section: &Section, template: &Proxy) -> Option<String> {
         "frontend" | "backend" | "listen" if page::is_page(section) => return None,
         "frontend" | "backend" | "listen" => {}
         "peers" => {
-            return Some("there are no tables to share: the agents tell each other what they see".to_owned());
+            return Some("there are no stick tables to share; the agents exchange what they see".to_owned());
         }
-        "resolvers" => return Some("members are found by gossip, none by name".to_owned()),
+        "resolvers" => return Some("members are found by gossip, not by name".to_owned()),
         "mailers" => {
-            return Some("nothing is mailed: notify programs, or a webhook, are told of events".to_owned());
+            return Some("there is no mail; events go to notify programs or a webhook".to_owned());
         }
-        "userlist" => return Some("the page has one user: web.user and web.password".to_owned()),
-        _ => return Some("there is nothing like it".to_owned()),
+        "userlist" => return Some("the page has a single user: web.user and web.password".to_owned()),
+        _ => return Some("there is no equivalent".to_owned()),
     }
     if section.name().is_empty() {
-        return Some("it has no name: haproxy refuses it too".to_owned());
+        return Some("it has no name; haproxy refuses it too".to_owned());
     }
     let mode = section.lines.iter().rev().find(|line| line.word(0) == "mode");
     let http = mode.map_or(template.http, |line| line.word(1) == "http");
     if http {
-        let reason = "mode http: the agent forwards bytes and reads no HTTP. If it does no more than pass \
+        let reason = "mode http: the agent forwards bytes and does not parse HTTP. If it only passes \
                       them on, write mode tcp and run this again";
         return Some(reason.to_owned());
     }
     if mode.is_some_and(|line| !["tcp", "http"].contains(&line.word(1))) {
-        return Some("the agent forwards TCP: write mode tcp".to_owned());
+        return Some("the agent forwards TCP; write mode tcp".to_owned());
     }
     let ends = |line: &&Line| line.word(0) == "bind" && bind::ends_tls(line);
     let begins = |line: &&Line| {
         ["server", "default-server"].contains(&line.word(0)) && line.words.iter().any(|word| word == "ssl")
     };
     if section.lines.iter().any(|line| ends(&line) || begins(&line)) {
-        let reason = "TLS begins or ends in it: the agent passes TLS through, from the client to the master";
+        let reason = "it terminates or starts TLS; the agent passes TLS through, from the client to the master";
         return Some(reason.to_owned());
     }
     if has("disabled") {
@@ -293,12 +293,12 @@ fn is_api(section: &Section) -> bool {
 }
 
 fn global(section: &Section, account: &mut Account) {
-    account.add(section.head.number, &section.head.shown(), Automatic, "each line for itself");
+    account.add(section.head.number, &section.head.shown(), Automatic, "see each line");
     for line in &section.lines {
         let mut note = |verdict, reason: &str| account.add(line.number, &line.shown(), verdict, reason);
         match row(GLOBAL, &line.words) {
             _ if line.word(0) == "maxconn" => {
-                note(Automatic, "each service has a maxconn of its own, 10000 where none is written");
+                note(Automatic, "each service has its own maxconn, 10000 by default");
             }
             Some((_, verdict, reason)) => note(*verdict, reason),
             None => {
@@ -330,7 +330,7 @@ fn services(
             continue;
         }
         let Some(port) = port(front, back, account) else {
-            let reason = "no server says its port: write it as 10.0.0.1:6443";
+            let reason = "no server has a port; write it as 10.0.0.1:6443";
             account.add(section.head.number, &section.head.shown(), Wrong, reason);
             continue;
         };
@@ -344,7 +344,7 @@ fn services(
                 found.services[known].listen.extend(front.listen.iter().copied());
                 continue;
             }
-            let reason = "other masters than those of kube-api: only kube-api's check finds credentials by \
+            let reason = "other masters than those of kube-api; only kube-api's check finds credentials by \
                           itself, so the check of this one is tcp";
             account.add(section.head.number, &section.head.shown(), NotDone, reason);
         }
@@ -376,7 +376,7 @@ fn port(front: &Proxy, back: &Proxy, account: &mut Account) -> Option<u16> {
     for (server, port) in ports.filter(|(_, port)| port.is_some() && *port != first) {
         let (port, first) = (port.unwrap_or_default(), first.unwrap_or_default());
         let reason = format!(
-            "a service has one port, here {first}: on that node write check.address = \"{}:{port}\"",
+            "a service has one port, here {first}; on that node write check.address = \"{}:{port}\"",
             plain(&server.host)
         );
         account.add(server.line, &format!("{}:{port}", server.host), NotDone, reason);

@@ -46,19 +46,19 @@ pub(super) fn read(section: &Section, page: &mut Page, account: &mut Account) {
         match (line.word(0), line.word(1)) {
             ("bind", _) => listen.extend(bind::page(line, account).into_iter().map(|one| (one, line.number))),
             ("stats", "auth") => login(line, page, account),
-            ("stats", "admin") => note(Automatic, "with a user and a password the page has buttons"),
+            ("stats", "admin") => note(Automatic, "with a user and a password, the page has buttons"),
             ("stats", "refresh") => note(Automatic, "the page is live, within a second of a change"),
             ("stats", "uri") => note(Automatic, "the page is at /, haproxy's CSV at /stats;csv"),
-            ("stats", _) => note(Automatic, "the page is always there, and any node's shows all"),
+            ("stats", _) => note(Automatic, "the page is always on, and every node's shows the whole cluster"),
             _ if is_exporter(line) => {
                 page.exporter = true;
-                note(Kept, "/metrics, with haproxy's names too: web.haproxy-metrics = true");
+                note(Kept, "/metrics, also with haproxy's names: web.haproxy-metrics = true");
             }
             ("mode" | "timeout" | "log" | "option" | "maxconn" | "no" | "monitor-uri", _) => {
-                note(Needless, "the page answers, with bounds of its own");
+                note(Needless, "the page has its own limits");
             }
             _ => {
-                note(NotDone, "the page has no rules: a user and a password, or a token, say who may see it")
+                note(NotDone, "the page has no rules; a user and a password, or a token, restrict it")
             }
         }
     }
@@ -66,12 +66,12 @@ pub(super) fn read(section: &Section, page: &mut Page, account: &mut Account) {
     for (address, line) in listen {
         let shown = format!("bind {address}");
         if page.login.is_some() || address.ip().is_loopback() {
-            account.add(line, &shown, Kept, format!("web.listen has {address}"));
+            account.add(line, &shown, Kept, format!("web.listen = {address}"));
             page.listen.push(address);
         } else {
             let here = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), address.port());
             let reason = format!(
-                "others could see it without a login: it is on {here} until web.user and web.password, \
+                "it would be visible without a login: it stays on {here} until web.user and web.password, \
                  or web.token, are set"
             );
             account.add(line, &shown, NotDone, reason);
@@ -86,15 +86,15 @@ pub(super) fn read(section: &Section, page: &mut Page, account: &mut Account) {
 fn login(line: &Line, page: &mut Page, account: &mut Account) {
     let shown = line.shown();
     let (verdict, reason) = match line.word(2).split_once(':') {
-        _ if page.login.is_some() => (NotDone, "the page has one user: web.user, and a token to look"),
-        None => (Wrong, "not a user and a password: write stats auth USER:PASSWORD"),
+        _ if page.login.is_some() => (NotDone, "the page has one user, web.user, and a read-only token"),
+        None => (Wrong, "not a user and a password; write stats auth USER:PASSWORD"),
         Some((user, _)) if user.is_empty() || user.len() > 64 || user.contains(char::is_control) => {
-            (Wrong, "not a user and a password: write stats auth USER:PASSWORD")
+            (Wrong, "not a user and a password; write stats auth USER:PASSWORD")
         }
         Some((_, password))
             if password.contains(char::is_control) || !(8..=200).contains(&password.len()) =>
         {
-            (NotDone, "web.password has 8 characters at least: choose a longer one")
+            (NotDone, "web.password needs at least 8 characters; choose a longer one")
         }
         Some((user, password)) => {
             page.login = Some((user.to_owned(), password.to_owned()));

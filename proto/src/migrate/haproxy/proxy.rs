@@ -70,7 +70,7 @@ pub(in super::super) fn default_of(key: &str) -> &'static str {
     }
 }
 
-pub(super) const LOOKED_AT: &str = "looked at in each section that it holds for";
+pub(super) const LOOKED_AT: &str = "evaluated in each section it applies to";
 
 /// Puts a key, and notes it unless an earlier line said the same.
 pub(super) fn put(
@@ -85,7 +85,7 @@ pub(super) fn put(
     let known = proxy.keys.get(key).is_some_and(|(known, from)| *known == value && *from != line.number);
     if !(known && line.word(0) == "server") {
         let is_default = value == default_of(key);
-        let what = if is_default { "as it is by default".to_owned() } else { format!("{key} = {value}") };
+        let what = if is_default { "the default".to_owned() } else { format!("{key} = {value}") };
         account.add(line.number, shown, Kept, format!("{what}{hint}"));
     }
     proxy.keys.insert(key, (value, line.number));
@@ -103,7 +103,7 @@ pub(super) fn put_number(
     let shown = format!("{} {}", line.word(at), line.word(at + 1));
     match line.word(at + 1).parse::<u32>() {
         Ok(number) if bounds.contains(&number) => {
-            let hint = if key == "backend-maxconn" { ": past it others go first, nobody waits" } else { "" };
+            let hint = if key == "backend-maxconn" { "; beyond it, others are preferred; there is no queue" } else { "" };
             put(line, &shown, key, number.to_string(), hint, proxy, account);
         }
         _ => {
@@ -136,7 +136,7 @@ fn put_duration(
             let (least, most) = (duration(*bounds.start()), duration(*bounds.end()));
             account.add(line.number, &shown, NotDone, format!("{key} is from {least} to {most}"));
         }
-        None => account.add(line.number, &shown, Wrong, "not a duration: write it as 2s, or 500 for 500 ms"),
+        None => account.add(line.number, &shown, Wrong, "not a duration; write it as 2s, or 500 for 500 ms"),
     }
 }
 
@@ -164,7 +164,7 @@ pub(super) fn param(
 pub(in super::super) fn unknown(word: &str, known: &[&str]) -> String {
     let near = nearest(word, known).filter(|near| *near != word && !near.contains('*'));
     let hint = near.map_or_else(String::new, |near| format!(", was {near} meant?"));
-    format!("not understood here, and left out{hint}")
+    format!("not understood and left out{hint}")
 }
 
 /// Reads one line.
@@ -195,7 +195,7 @@ pub(super) fn read(line: &Line, place: &Place<'_>, proxy: &mut Proxy, account: &
             note(Kept, "the service that it leads to");
         }
         ("use_backend", _) => {
-            note(NotDone, "there are no rules on connections: a service has one kind of backend")
+            note(NotDone, "there are no connection rules; a service has one set of backends")
         }
         _ if check::is_check(line) => check::read(line, place, proxy, account),
         (first, second) => match row(PROXY, &line.words) {
@@ -219,7 +219,7 @@ fn no(line: &Line, proxy: &mut Proxy, account: &mut Account) {
         return put(line, &line.shown(), "access-log", "false".to_owned(), "", proxy, account);
     }
     match row(PROXY, line.words.get(1..).unwrap_or_default()) {
-        Some(_) => account.add(line.number, &line.shown(), Needless, "it is off, or not there"),
+        Some(_) => account.add(line.number, &line.shown(), Needless, "disabled"),
         None => account.add(line.number, &line.shown(), Unknown, unknown(line.word(1), &[])),
     }
 }
@@ -232,10 +232,10 @@ fn balance(line: &Line, proxy: &mut Proxy, account: &mut Account) {
     match line.word(1).split('(').next().unwrap_or_default() {
         "roundrobin" | "static-rr" => keep("round-robin", "", account),
         "leastconn" => keep("least-connections", "", account),
-        "random" => keep("least-connections", ", what random comes near to", account),
+        "random" => keep("least-connections", ", which is close to random", account),
         "first" => keep("first", ": the first by name", account),
         "source" | "uri" | "url_param" | "hdr" | "hash" | "rdp-cookie" | "sticky" => {
-            let reason = "no client is bound to a master; it is least-connections instead";
+            let reason = "clients are not bound to a master; least-connections instead";
             account.add(line.number, &shown, NotDone, reason);
         }
         word => {
@@ -253,18 +253,18 @@ fn server(line: &Line, place: &Place<'_>, proxy: &mut Proxy, account: &mut Accou
             line.number,
             &line.shown(),
             Wrong,
-            "no address: write server m1 10.0.0.1:6443 check",
+            "no address; write server m1 10.0.0.1:6443 check",
         );
     }
     if address.contains('$') || address.starts_with('/') || address.starts_with("unix@") {
-        let reason = "neither an address nor a name: run agent join on that node";
+        let reason = "neither an address nor a name; run agent join on that node";
         return account.add(line.number, &line.shown(), NotDone, reason);
     }
     let (host, port) = host_and_port(address);
     let reason = if place.api {
-        "a member, found by gossip: run agent init, or agent join, there"
+        "a member, found by gossip; run agent init or agent join there"
     } else {
-        "found by gossip: every node whose own check is good, once agent join was run there"
+        "found by gossip once agent join was run there and its own check passes"
     };
     account.add(line.number, &line.shown(), Automatic, reason);
     let (name, host) = (line.word(1).to_owned(), host.to_owned());
@@ -318,7 +318,7 @@ fn params(
             // Among many balancers a rare check spares the masters; here each asks only its own.
             ("inter", _) if milliseconds(line.word(at + 1)).is_some_and(|ms| ms >= CHECKED_MS) => {
                 let shown = format!("inter {}", line.word(at + 1));
-                account.add(line.number, &shown, Automatic, "a master asks its own service once a second");
+                account.add(line.number, &shown, Automatic, "a master checks its own service once a second");
                 2
             }
             ("inter", _) => {
@@ -367,7 +367,7 @@ fn weight(line: &Line, at: usize, into: &mut Option<u16>, account: &mut Account)
     if into.is_none() {
         account.add(line.number, &shown, Wrong, "not a whole number from 0 to 256");
     } else if line.word(0) != "server" {
-        account.add(line.number, &shown, Needless, "a weight that all have is no difference between them");
+        account.add(line.number, &shown, Needless, "equal weights have no effect");
     }
 }
 

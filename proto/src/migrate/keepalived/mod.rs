@@ -12,22 +12,22 @@ mod tree;
 
 use tree::Node;
 
-const MAIL: &str = "nothing is mailed: notify programs, or a webhook, are told of events";
+const MAIL: &str = "there is no mail; events go to notify programs or a webhook";
 const GARP: &str = "announced at 0, 5, 50, 200 ms, 1.1 s, 3 s, then every 30 s";
-const GOSSIP: &str = "the agents know each other by gossip";
-const KEYS: &str = "all that agents say is sealed with the cluster's key";
-const SCRIPTS: &str = "programs run with the rights of the agent's unit; none that anyone may write";
-const NO_LVS: &str = "nothing is balanced by the kernel: the agent's own proxy does it";
-const NO_ROUTES: &str = "the agent sets addresses, no routes and no rules";
-const HEALTH: &str = "only a node whose apiserver, or proxy, serves may have the address";
-const OWN: &str = "keepalived's own";
+const GOSSIP: &str = "the agents find each other by gossip";
+const KEYS: &str = "all messages between agents are encrypted and authenticated";
+const SCRIPTS: &str = "programs run with the rights of the agent's unit, and only if nobody else can change them";
+const NO_LVS: &str = "the agent's own proxy balances, not the kernel";
+const NO_ROUTES: &str = "the agent sets addresses only, no routes or rules";
+const HEALTH: &str = "only a node whose apiserver or proxy serves may own the address";
+const OWN: &str = "keepalived-specific";
 
 /// What begins a block at the top, or stands there alone.
 const TOP: &[Row] = &[
-    ("vrrp_sync_group", NotDone, "each virtual IP has an owner of its own: agent vip move hands one over"),
+    ("vrrp_sync_group", NotDone, "each virtual IP has its own owner; agent vip move hands one over"),
     ("vrrp_track_process", Automatic, HEALTH),
-    ("vrrp_track_file", NotDone, "no file weighs: agent drain takes a node out"),
-    ("track_file", NotDone, "no file weighs: agent drain takes a node out"),
+    ("vrrp_track_file", NotDone, "there are no weight files; use agent drain to take a node out"),
+    ("track_file", NotDone, "there are no weight files; use agent drain to take a node out"),
     ("virtual_server", NotDone, NO_LVS),
     ("virtual_server_group", NotDone, NO_LVS),
     ("SSL", NotDone, NO_LVS),
@@ -36,13 +36,13 @@ const TOP: &[Row] = &[
     ("bfd_instance", Automatic, "the agents pulse each other ten times a second"),
     ("linkbeat_*", Automatic, HEALTH),
     ("interface_up_down_delays", Needless, OWN),
-    ("net_namespace*", NotDone, "the agent runs in the namespace that it is started in"),
+    ("net_namespace*", NotDone, "the agent runs in the namespace where it is started"),
     ("namespace_with_ipsets", Needless, OWN),
     ("use_pid_dir", Needless, OWN),
     ("instance", Needless, OWN),
-    ("include*", NotDone, "other files are not read: give this command the lines of that one too"),
+    ("include*", NotDone, "included files are not read; add their lines to this file"),
     ("config_save_dir", Needless, OWN),
-    ("reload_*", Automatic, "settings of the cluster hold at once, on all nodes"),
+    ("reload_*", Automatic, "cluster-wide settings apply at once on all nodes"),
 ];
 
 /// Of `global_defs`.
@@ -50,7 +50,7 @@ const GLOBAL: &[Row] = &[
     ("notification_email*", NotDone, MAIL),
     ("smtp_*", NotDone, MAIL),
     ("email_*", NotDone, MAIL),
-    ("router_id", Automatic, "a node is known by its key, and called by its host name"),
+    ("router_id", Automatic, "a node is identified by its key and named by its host name"),
     ("enable_script_security", Automatic, SCRIPTS),
     ("script_user", Automatic, SCRIPTS),
     ("max_auto_priority", Needless, OWN),
@@ -58,7 +58,7 @@ const GLOBAL: &[Row] = &[
     ("vrrp_garp*", Automatic, GARP),
     ("vrrp_gna*", Automatic, GARP),
     ("vrrp_notify*", NotDone, "events go to notify, to a webhook, and to agent events -f"),
-    ("vrrp_*", Needless, "VRRP is not spoken: the agents have a way of their own"),
+    ("vrrp_*", Needless, "the agents do not use VRRP"),
     ("lvs_*", NotDone, NO_LVS),
     ("checker_*", NotDone, NO_LVS),
     ("notify_fifo*", NotDone, "events go to notify, to a webhook, and to agent events -f"),
@@ -66,20 +66,20 @@ const GLOBAL: &[Row] = &[
     ("process_*", Needless, OWN),
     ("dynamic_interfaces", Automatic, "interfaces may come and go"),
     ("use_symlink_paths", Needless, OWN),
-    ("snmp_*", NotDone, "there is no SNMP: /metrics is for Prometheus"),
-    ("enable_snmp_*", NotDone, "there is no SNMP: /metrics is for Prometheus"),
-    ("enable_dbus", NotDone, "there is no D-Bus: agent status --json, or the page"),
-    ("dbus_*", NotDone, "there is no D-Bus: agent status --json, or the page"),
+    ("snmp_*", NotDone, "there is no SNMP; /metrics is for Prometheus"),
+    ("enable_snmp_*", NotDone, "there is no SNMP; /metrics is for Prometheus"),
+    ("enable_dbus", NotDone, "there is no D-Bus; use agent status --json or the page"),
+    ("dbus_*", NotDone, "there is no D-Bus; use agent status --json or the page"),
     ("nftables*", Needless, OWN),
-    ("default_interface", Automatic, "an address is put on the interface whose network it belongs to"),
+    ("default_interface", Automatic, "an address is set on the interface of its network"),
 ];
 
 /// Of `vrrp_instance`, what has no code of its own.
 const INSTANCE: &[Row] = &[
-    ("state", Automatic, "who is owner is found out: whoever has it keeps it"),
-    ("virtual_router_id", Automatic, "agents and addresses are told apart by the cluster's key"),
-    ("interface", Automatic, "an address is put on the interface whose network it belongs to"),
-    ("advert_int", Automatic, "the owner is heard every 50 ms; a dead one is replaced in about 0.2 s"),
+    ("state", Automatic, "the owner is elected and keeps the address"),
+    ("virtual_router_id", Automatic, "clusters are separated by their keys"),
+    ("interface", Automatic, "an address is set on the interface of its network"),
+    ("advert_int", Automatic, "the owner sends a beat every 50 ms; a dead one is replaced in about 0.2 s"),
     ("authentication", Automatic, KEYS),
     ("auth_*", Automatic, KEYS),
     ("unicast_src_ip", Automatic, GOSSIP),
@@ -91,25 +91,25 @@ const INSTANCE: &[Row] = &[
     ("track_interface", Automatic, HEALTH),
     ("track_process", Automatic, HEALTH),
     ("track_bfd", Automatic, HEALTH),
-    ("track_file", NotDone, "no file weighs: agent drain takes a node out"),
+    ("track_file", NotDone, "there are no weight files; use agent drain to take a node out"),
     ("dont_track_primary", Needless, HEALTH),
     ("garp_*", Automatic, GARP),
     ("gna_*", Automatic, GARP),
-    ("promote_secondaries", Automatic, "the address is a /32, which none goes with"),
+    ("promote_secondaries", Automatic, "the address is a /32, without secondaries"),
     ("virtual_routes", NotDone, NO_ROUTES),
     ("virtual_rules", NotDone, NO_ROUTES),
-    ("use_vmac*", NotDone, "the address comes with the interface's own MAC, announced anew"),
-    ("vmac_*", NotDone, "the address comes with the interface's own MAC, announced anew"),
-    ("use_ipvlan", NotDone, "the address comes with the interface's own MAC, announced anew"),
-    ("version", Needless, "VRRP is not spoken: the agents have a way of their own"),
-    ("native_ipv6", Needless, "VRRP is not spoken: the agents have a way of their own"),
-    ("strict_mode", Needless, "VRRP is not spoken: the agents have a way of their own"),
-    ("skip_check_adv_addr", Needless, "VRRP is not spoken: the agents have a way of their own"),
-    ("lower_prio_no_advert", Needless, "VRRP is not spoken: the agents have a way of their own"),
-    ("higher_prio_send_advert", Needless, "VRRP is not spoken: the agents have a way of their own"),
+    ("use_vmac*", NotDone, "the address uses the interface's own MAC and is announced again"),
+    ("vmac_*", NotDone, "the address uses the interface's own MAC and is announced again"),
+    ("use_ipvlan", NotDone, "the address uses the interface's own MAC and is announced again"),
+    ("version", Needless, "the agents do not use VRRP"),
+    ("native_ipv6", Needless, "the agents do not use VRRP"),
+    ("strict_mode", Needless, "the agents do not use VRRP"),
+    ("skip_check_adv_addr", Needless, "the agents do not use VRRP"),
+    ("lower_prio_no_advert", Needless, "the agents do not use VRRP"),
+    ("higher_prio_send_advert", Needless, "the agents do not use VRRP"),
     ("thread_timer_expired", Needless, OWN),
-    ("accept", Needless, "the owner takes what is sent to the address"),
-    ("no_accept", NotDone, "the owner takes what is sent to the address"),
+    ("accept", Needless, "the owner accepts traffic to the address"),
+    ("no_accept", NotDone, "the owner accepts traffic to the address"),
     ("smtp_alert", NotDone, MAIL),
     ("lvs_sync_daemon*", NotDone, NO_LVS),
     ("debug", Needless, "[log] level = \"debug\""),
@@ -118,11 +118,11 @@ const INSTANCE: &[Row] = &[
     (
         "down_timer_adverts",
         Automatic,
-        "the owner is heard every 50 ms; a dead one is replaced in about 0.2 s",
+        "the owner sends a beat every 50 ms; a dead one is replaced in about 0.2 s",
     ),
     ("fault_init_exit_delay", Automatic, HEALTH),
     ("notify_priority_changes", Needless, OWN),
-    ("include*", NotDone, "other files are not read: give this command the lines of that one too"),
+    ("include*", NotDone, "included files are not read; add their lines to this file"),
 ];
 
 /// Its words that have code here, for guesses at what was meant.
@@ -181,7 +181,7 @@ pub(super) fn read(text: &str, account: &mut Account) -> Keepalived {
             "vrrp_script" if strange.contains(&node.word(1)) => {
                 note(
                     NotDone,
-                    "no scripts decide: the agent checks the apiserver, or another service, itself",
+                    "no scripts decide; the agent checks the apiserver or another service itself",
                 );
             }
             "vrrp_script" => note(Automatic, HEALTH),
@@ -189,7 +189,7 @@ pub(super) fn read(text: &str, account: &mut Account) -> Keepalived {
             word => match row(TOP, &node.words) {
                 Some((_, verdict, reason)) => note(*verdict, reason),
                 None if word.starts_with(['$', '@', '~']) => {
-                    note(NotDone, "variables and conditions are not put in: write the values");
+                    note(NotDone, "variables and conditions are not expanded; write the values");
                 }
                 None => {
                     let known: Vec<&str> = TOP
@@ -207,7 +207,7 @@ pub(super) fn read(text: &str, account: &mut Account) -> Keepalived {
 
 /// The head of a block whose lines are told one by one.
 fn note_head(node: &Node, account: &mut Account) {
-    account.add(node.line, &node.shown(), Automatic, "each line for itself");
+    account.add(node.line, &node.shown(), Automatic, "see each line");
 }
 
 /// Whether a script looks whether the apiserver, or what stands before it, is there.
@@ -247,7 +247,7 @@ fn each(node: &Node, table: &[Row], code: &[&str], account: &mut Account) {
 }
 
 fn instance(node: &Node, strange: &[&str], found: &mut Keepalived, account: &mut Account) {
-    account.add(node.line, &node.shown(), Kept, "its addresses become settings of the cluster");
+    account.add(node.line, &node.shown(), Kept, "its addresses become cluster-wide settings");
     let mut own = Vec::new();
     let (mut priority, mut delay, mut stays) = (None, None, false);
     let interface = node.block.iter().find(|line| line.word(0) == "interface").map(|line| line.word(1));
@@ -258,7 +258,7 @@ fn instance(node: &Node, strange: &[&str], found: &mut Keepalived, account: &mut
             "priority" => match line.word(1).parse::<u8>().ok().filter(|number| *number > 0) {
                 Some(number) => {
                     priority = Some(number);
-                    note(Set, "vip.ADDRESS.priority.NODE, of this node alone; others have 100 until set");
+                    note(Set, "vip.ADDRESS.priority.NODE, for this node only; others have 100 until set");
                 }
                 None => note(Wrong, "not a whole number from 1 to 255"),
             },
@@ -275,14 +275,14 @@ fn instance(node: &Node, strange: &[&str], found: &mut Keepalived, account: &mut
                 None => note(Wrong, "not a number of seconds from 0 to 3600"),
             },
             "virtual_ipaddress" | "virtual_ipaddress_excluded" => {
-                note(Set, "vip = its addresses, each as a /32 or /128 with an owner of its own");
+                note(Set, "vip = its addresses, each a /32 or /128 with its own owner");
                 for address in &line.block {
                     own.extend(vip(address, interface, account));
                 }
             }
             "track_script" => {
                 let bad = line.block.iter().any(|one| strange.contains(&one.word(0)));
-                let reason = "health excludes a node, it takes nothing from its priority";
+                let reason = "health excludes a node; it does not lower its priority";
                 note(if bad { NotDone } else { Automatic }, reason);
             }
             "notify" => notify(line, found, account),
@@ -294,7 +294,7 @@ fn instance(node: &Node, strange: &[&str], found: &mut Keepalived, account: &mut
             | "notify_master_rx_lower_pri" => {
                 note(
                     NotDone,
-                    "notify programs get all events: let one look at its third argument, MASTER, BACKUP or FAULT",
+                    "notify programs get all events; check the third argument, MASTER, BACKUP or FAULT",
                 );
             }
             _ => match row(INSTANCE, &line.words) {
@@ -307,7 +307,7 @@ fn instance(node: &Node, strange: &[&str], found: &mut Keepalived, account: &mut
         }
     }
     if own.is_empty() {
-        let reason = "it has no virtual_ipaddress: write virtual_ipaddress { 10.0.0.50 }";
+        let reason = "it has no virtual_ipaddress; write virtual_ipaddress { 10.0.0.50 }";
         account.add(node.line, &node.shown(), Wrong, reason);
     }
     for vip in &mut own {
@@ -318,7 +318,7 @@ fn instance(node: &Node, strange: &[&str], found: &mut Keepalived, account: &mut
     }
     for vip in own {
         if found.vips.iter().any(|known| known.address == vip.address) {
-            account.add(vip.line, &vip.address.to_string(), Wrong, "it stands in another block already");
+            account.add(vip.line, &vip.address.to_string(), Wrong, "it is already in another block");
         } else {
             found.vips.push(vip);
         }
@@ -353,7 +353,7 @@ fn vip(node: &Node, of_instance: Option<&str>, account: &mut Account) -> Option<
             && address.is_ipv4()
             && interface.as_deref().is_some_and(|name| label.starts_with(name));
         if !good {
-            let reason = "a label is of IPv4, and begins with its interface, as wg0:0";
+            let reason = "labels are for IPv4 and begin with the interface, such as wg0:0";
             account.add(node.line, &format!("label {label}"), NotDone, reason);
         }
         good
@@ -380,7 +380,7 @@ enum BadInterface {
     #[error(transparent)]
     Value(#[from] BadValue),
     /// It can't stand in a command as it is.
-    #[error("a name of an interface that a shell would not leave as it is")]
+    #[error("an interface name that a shell would interpret")]
     Odd,
 }
 
@@ -396,10 +396,10 @@ fn notify(line: &Node, found: &mut Keepalived, account: &mut Account) {
         account.add(line.line, &line.shown_rest(2), Automatic, SCRIPTS);
     }
     if !path.starts_with('/') || path.contains(char::is_whitespace) || path.contains(char::is_control) {
-        let reason = "a program by its absolute path, without arguments: write one that calls this";
+        let reason = "a program needs an absolute path and no arguments; write a wrapper for this";
         return account.add(line.line, &line.shown(), NotDone, reason);
     }
-    let reason = "notify: with the same arguments for virtual IPs; it gets all other events too";
+    let reason = "notify, with the same arguments for virtual IPs; it also gets all other events";
     account.add(line.line, &line.shown(), Kept, reason);
     if !found.notify.iter().any(|(known, _)| known == path) && found.notify.len() < 8 {
         found.notify.push((path.to_owned(), line.line));

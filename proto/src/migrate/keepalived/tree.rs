@@ -60,7 +60,7 @@ pub(super) fn read(text: &str, account: &mut Account) -> Vec<Node> {
             node.line,
             &node.shown(),
             Wrong,
-            "its { is not closed: write } after its last line",
+            "unclosed {; write } after its last line",
         );
         reader.put(node);
     }
@@ -75,7 +75,7 @@ impl Reader<'_> {
                 number,
                 &line.shown(),
                 Wrong,
-                "a quote is not closed: close it on the same line",
+                "unterminated quote; close it on the same line",
             );
         }
         let mut words = Vec::new();
@@ -123,9 +123,9 @@ impl Reader<'_> {
             head => {
                 self.deeper += 1;
                 let why = if head.is_some() {
-                    "too deep: keepalived has no such blocks"
+                    "nested too deeply; keepalived has no such blocks"
                 } else {
-                    "it opens nothing"
+                    "unexpected {"
                 };
                 self.account.add(line, "{", Wrong, why);
                 self.siblings().extend(head);
@@ -140,7 +140,7 @@ impl Reader<'_> {
             node.last = line;
             self.put(node);
         } else {
-            self.account.add(line, "}", Wrong, "it closes nothing: take it out");
+            self.account.add(line, "}", Wrong, "unexpected }; remove it");
         }
     }
 }
