@@ -14,14 +14,14 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use proto::control::{MAX_FRAME, Request, Response};
-use proto::exchange::{BadFrame, BadMessage, Received, decode, encode};
+use proto::rpc::{BadFrame, BadMessage, Received, decode, encode};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::bytes::Bytes;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
-use crate::lifecycle::Life;
+use crate::lifecycle::Lifecycle;
 
 /// The socket's name in the runtime directory.
 pub(crate) const SOCKET: &str = "agent.sock";
@@ -148,7 +148,7 @@ async fn exchange(stream: UnixStream, request: &Request) -> Result<Response, Bro
 }
 
 /// The socket of a running agent.
-pub(crate) struct Listener {
+pub(crate) struct ControlSocket {
     inner: UnixListener,
     path: PathBuf,
     /// Device and inode: by the end another agent may have put its own in this place.
@@ -158,7 +158,7 @@ pub(crate) struct Listener {
 /// Takes the control socket of a runtime directory. Needs a tokio runtime.
 ///
 /// What a killed agent left behind is replaced; an agent that still listens is an error.
-pub(crate) fn bind(runtime_dir: &Path) -> io::Result<Listener> {
+pub(crate) fn bind(runtime_dir: &Path) -> io::Result<ControlSocket> {
     std::fs::create_dir_all(runtime_dir)?;
     let path = runtime_dir.join(SOCKET);
     if let Some(other) = listening(&path) {
@@ -180,7 +180,7 @@ pub(crate) fn bind(runtime_dir: &Path) -> io::Result<Listener> {
         Ok((about.dev(), about.ino()))
     });
     match placed {
-        Ok(file) => Ok(Listener { inner, path, file }),
+        Ok(file) => Ok(ControlSocket { inner, path, file }),
         Err(error) => {
             let _ = std::fs::remove_file(&fresh);
             Err(error)
@@ -225,7 +225,7 @@ fn gid_of(text: &str, group: &str) -> Option<u32> {
     })
 }
 
-impl Drop for Listener {
+impl Drop for ControlSocket {
     fn drop(&mut self) {
         let ours = std::fs::metadata(&self.path).is_ok_and(|about| (about.dev(), about.ino()) == self.file);
         if ours {
@@ -235,7 +235,7 @@ impl Drop for Listener {
 }
 
 /// Answers requests with `handler` until the life is over. While it is stopping, status still answers.
-pub(crate) fn serve<F, Fut>(listener: Listener, handler: F, life: &Life)
+pub(crate) fn serve<F, Fut>(listener: ControlSocket, handler: F, life: &Lifecycle)
 where
     F: Fn(Request) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Response> + Send + 'static,
@@ -244,12 +244,12 @@ where
     life.supervise("control", listener, move |listener| {
         let (accepting, handler) = (accepting.clone(), handler.clone());
         Box::pin(async move {
-            accepting.over.run_until_cancelled(accept(listener, handler, &accepting)).await;
+            accepting.shutdown.run_until_cancelled(accept(listener, handler, &accepting)).await;
         })
     });
 }
 
-async fn accept<F, Fut>(listener: &Listener, handler: Arc<F>, life: &Life)
+async fn accept<F, Fut>(listener: &ControlSocket, handler: Arc<F>, life: &Lifecycle)
 where
     F: Fn(Request) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Response> + Send + 'static,
@@ -267,7 +267,7 @@ where
                 continue;
             }
         };
-        let (handler, over) = (handler.clone(), life.over.clone());
+        let (handler, over) = (handler.clone(), life.shutdown.clone());
         life.spawn(async move {
             tokio::select! {
                 () = over.cancelled() => {}

@@ -19,15 +19,15 @@ fn dir() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
 
-async fn end(life: &Life) {
-    life.stopping.cancel();
-    life.over.cancel();
+async fn end(life: &Lifecycle) {
+    life.draining.cancel();
+    life.shutdown.cancel();
     life.finished().await;
 }
 
 #[tokio::test]
 async fn a_request_gets_its_answer_and_the_socket_goes_with_the_agent() {
-    let (dir, life) = (dir(), Life::new());
+    let (dir, life) = (dir(), Lifecycle::new());
     serve(bind(dir.path()).unwrap(), echo, &life);
     let request = Request::Remove { node: "m3".to_owned() };
     let answer = call(dir.path(), &request).await.unwrap();
@@ -58,7 +58,10 @@ async fn what_a_killed_agent_left_is_replaced_and_a_running_one_is_not() {
     let refused = bind(dir.path()).err().unwrap();
     assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
     let pid = std::process::id();
-    assert!(refused.to_string().contains(&format!("another agent (pid {pid}) is already running")), "{refused}");
+    assert!(
+        refused.to_string().contains(&format!("another agent (pid {pid}) is already running")),
+        "{refused}"
+    );
     drop(first);
     assert!(bind(dir.path()).is_ok());
     let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
@@ -97,7 +100,7 @@ fn the_group_is_found_in_its_file() {
 
 #[tokio::test]
 async fn garbage_is_answered_or_dropped_and_the_next_one_is_served() {
-    let (dir, life) = (dir(), Life::new());
+    let (dir, life) = (dir(), Lifecycle::new());
     serve(bind(dir.path()).unwrap(), echo, &life);
     let socket = dir.path().join(SOCKET);
 
@@ -106,7 +109,7 @@ async fn garbage_is_answered_or_dropped_and_the_next_one_is_served() {
         (vec![0xc1, 0xff, 0x00], "invalid request"),
         (encode(&"Thaw").unwrap(), "Unsupported"),
         (encode(&std::collections::BTreeMap::from([("Thaw", 7)])).unwrap(), "Unsupported"),
-        (encode(&std::collections::BTreeMap::from([("Remove", 7)])).unwrap(), "not understood"),
+        (encode(&std::collections::BTreeMap::from([("Remove", 7)])).unwrap(), "invalid request"),
     ] {
         let mut stream = UnixStream::connect(&socket).await.unwrap();
         stream.write_all(&[&[0, 0, 0, frame.len() as u8], &frame[..]].concat()).await.unwrap();
@@ -134,7 +137,7 @@ async fn garbage_is_answered_or_dropped_and_the_next_one_is_served() {
 
 #[tokio::test]
 async fn those_who_connect_and_say_nothing_do_not_keep_others_out() {
-    let (dir, life) = (dir(), Life::new());
+    let (dir, life) = (dir(), Lifecycle::new());
     serve(bind(dir.path()).unwrap(), echo, &life);
     let mut silent = Vec::new();
     for _ in 0..MAX_CONNECTIONS + 4 {

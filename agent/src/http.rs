@@ -30,10 +30,10 @@ pub(crate) type Request = hyper::Request<Incoming>;
 pub(crate) type Response = hyper::Response<Body>;
 
 /// Something that will be there.
-pub(crate) type Later<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Answers requests.
-pub(crate) type Handler = Arc<dyn Fn(Request) -> Later<Response> + Send + Sync>;
+pub(crate) type Handler = Arc<dyn Fn(Request) -> BoxFuture<Response> + Send + Sync>;
 
 /// Longest wait for the whole head of a request, and so for the next one on a connection that is kept.
 const HEAD: Duration = Duration::from_secs(20);
@@ -51,8 +51,8 @@ const HEADERS: usize = 64;
 const ANSWER_HEAD: usize = 64 * 1024;
 
 /// A connection.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+pub(crate) trait HttpStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> HttpStream for S {}
 
 /// What is sent.
 pub(crate) enum Body {
@@ -90,12 +90,12 @@ impl HttpBody for Body {
 }
 
 /// Serves one connection until its end. Once `leaving` is over, it ends after the request under way.
-pub(crate) async fn serve(stream: Box<dyn Stream>, handler: Handler, mut leaving: Later<()>) {
+pub(crate) async fn serve(stream: Box<dyn HttpStream>, handler: Handler, mut leaving: BoxFuture<()>) {
     let service = service_fn(move |request| {
         let answer = handler(request);
         async move { Ok::<_, Infallible>(answer.await) }
     });
-    let io = Guarded { inner: TokioIo::new(stream), stuck: None };
+    let io = StallGuard { inner: TokioIo::new(stream), stuck: None };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
@@ -118,7 +118,7 @@ pub(crate) async fn serve(stream: Box<dyn Stream>, handler: Handler, mut leaving
 /// # Errors
 /// What breaks the connection, and what comes that is not HTTP.
 pub(crate) async fn ask(
-    stream: Box<dyn Stream>,
+    stream: Box<dyn HttpStream>,
     question: hyper::Request<Full<Bytes>>,
     most: usize,
 ) -> Result<(u16, Bytes), hyper::Error> {
@@ -152,13 +152,13 @@ pub(crate) async fn ask(
 }
 
 /// Breaks a connection whose peer does not read.
-struct Guarded {
-    inner: TokioIo<Box<dyn Stream>>,
+struct StallGuard {
+    inner: TokioIo<Box<dyn HttpStream>>,
     /// Set while something waits to be written.
     stuck: Option<Pin<Box<Sleep>>>,
 }
 
-impl Guarded {
+impl StallGuard {
     /// Whether what was written is all of it; the timer goes on where it is not, so that a byte now and then
     /// is not enough.
     fn guard(&mut self, cx: &mut Context<'_>, whole: bool) -> io::Result<()> {
@@ -174,13 +174,13 @@ impl Guarded {
     }
 }
 
-impl Read for Guarded {
+impl Read for StallGuard {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().inner).poll_read(cx, buf)
     }
 }
 
-impl Write for Guarded {
+impl Write for StallGuard {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }

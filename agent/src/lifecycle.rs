@@ -11,22 +11,22 @@ use tokio_util::task::TaskTracker;
 
 /// Handed to every task. Cloning is cheap; all clones are the same life.
 #[derive(Clone)]
-pub(crate) struct Life {
+pub(crate) struct Lifecycle {
     tasks: TaskTracker,
     /// Cancelled when the process begins to end: take nothing new, finish what is under way.
-    pub(crate) stopping: CancellationToken,
+    pub(crate) draining: CancellationToken,
     /// Cancelled when the time for finishing is over: drop everything.
-    pub(crate) over: CancellationToken,
+    pub(crate) shutdown: CancellationToken,
     origin: Instant,
 }
 
-impl Life {
+impl Lifecycle {
     /// A life that begins now.
-    pub(crate) fn new() -> Life {
-        Life {
+    pub(crate) fn new() -> Lifecycle {
+        Lifecycle {
             tasks: TaskTracker::new(),
-            stopping: CancellationToken::new(),
-            over: CancellationToken::new(),
+            draining: CancellationToken::new(),
+            shutdown: CancellationToken::new(),
             origin: Instant::now(),
         }
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use proto::config::{LogFormat, LogLevel};
-use proto::event::{Event, Level};
+use proto::event::{Event, EventLevel};
 use tracing::level_filters::LevelFilter;
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::{FilterExt, Targets};
@@ -15,7 +15,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry};
 
-use crate::log_limit::Limit;
+use crate::log_limit::LineLimit;
 
 /// Where journald listens (systemd, "Native Journal Protocol").
 const JOURNAL: &str = "/run/systemd/journal/socket";
@@ -42,7 +42,7 @@ pub(crate) fn init(format: LogFormat, level: LogLevel) {
     };
     // Only fails where a log was started before, which then stays.
     let _ = tracing_subscriber::registry()
-        .with(layer.with_filter(filter(level).and(Limit::default())))
+        .with(layer.with_filter(filter(level).and(LineLimit::default())))
         .try_init();
     if let Some(error) = failed {
         tracing::warn!(%error, "journald does not respond; logging to stderr");
@@ -112,16 +112,16 @@ fn journal_socket(path: &Path) -> io::Result<UnixDatagram> {
 /// Logs an event: a sentence, and under journald its fields and MESSAGE_ID.
 pub(crate) fn event(event: &Event) {
     let enabled = match event.level {
-        Level::Info => tracing::enabled!(target: "event", tracing::Level::INFO),
-        Level::Warning | Level::Error => tracing::enabled!(target: "event", tracing::Level::WARN),
+        EventLevel::Info => tracing::enabled!(target: "event", tracing::Level::INFO),
+        EventLevel::Warning | EventLevel::Error => tracing::enabled!(target: "event", tracing::Level::WARN),
     };
     if enabled && DIRECT.get().is_some_and(|socket| socket.send(fields(event).as_bytes()).is_ok()) {
         return;
     }
     let sentence = event.sentence();
     match event.level {
-        Level::Info => tracing::info!(target: "event", "{sentence}"),
-        Level::Warning | Level::Error => tracing::warn!(target: "event", "{sentence}"),
+        EventLevel::Info => tracing::info!(target: "event", "{sentence}"),
+        EventLevel::Warning | EventLevel::Error => tracing::warn!(target: "event", "{sentence}"),
     }
 }
 
@@ -189,12 +189,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let journal = UnixDatagram::bind(&path).unwrap();
-        let told =
-            proto::event::Event::new(proto::event::Kind::Member, proto::time::UnixMs(9_000), "m1", "down");
+        let told = proto::event::Event::new(
+            proto::event::EventKind::Member,
+            proto::time::UnixMs(9_000),
+            "m1",
+            "down",
+        );
         let told = told
             .since("up", proto::time::UnixMs(2_000))
             .because(proto::cause::Cause::NotHeard)
-            .level(super::Level::Error);
+            .level(super::EventLevel::Error);
         journal_socket(&path).unwrap().send(fields(&told).as_bytes()).unwrap();
         let mut bytes = [0; 1000];
         let len = journal.recv(&mut bytes).unwrap();

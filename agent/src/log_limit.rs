@@ -13,7 +13,7 @@ use tracing::callsite::Identifier;
 use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Filter};
 
-use crate::lifecycle::Life;
+use crate::lifecycle::Lifecycle;
 
 /// Lines of one kind in one [`WINDOW`]: a cluster of a hundred nodes that all change at once says as much.
 const MOST: u32 = 200;
@@ -29,12 +29,12 @@ static LEFT_OUT: AtomicU64 = AtomicU64::new(0);
 
 /// Counts lines.
 #[derive(Default)]
-pub(crate) struct Limit {
+pub(crate) struct LineLimit {
     /// By place in the code: when the window began, and lines in it.
     kinds: Mutex<HashMap<Identifier, (Instant, u32)>>,
 }
 
-impl Limit {
+impl LineLimit {
     fn allows(&self, about: &Metadata<'_>, now: Instant) -> bool {
         if about.target() == EXEMPT {
             return true;
@@ -49,7 +49,7 @@ impl Limit {
     }
 }
 
-impl<S: Subscriber> Filter<S> for Limit {
+impl<S: Subscriber> Filter<S> for LineLimit {
     fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
         true
     }
@@ -64,8 +64,8 @@ impl<S: Subscriber> Filter<S> for Limit {
 }
 
 /// Tells of lines that were left out, after each window in which there were any.
-pub(crate) fn report(life: &Life) {
-    let over = life.over.clone();
+pub(crate) fn report(life: &Lifecycle) {
+    let over = life.shutdown.clone();
     life.supervise_each("log", move || {
         let over = over.clone();
         async move {
@@ -73,9 +73,7 @@ pub(crate) fn report(life: &Life) {
                 let count = LEFT_OUT.swap(0, Ordering::Relaxed);
                 if count > 0 {
                     let window = proto::time::human(WINDOW);
-                    tracing::warn!(
-                        "suppressed {count} log lines: too many of one kind in {window}"
-                    );
+                    tracing::warn!("suppressed {count} log lines: too many of one kind in {window}");
                 }
             }
         }
@@ -92,9 +90,9 @@ mod tests {
 
     /// Counts what reaches the log.
     #[derive(Clone, Default)]
-    struct Counter(std::sync::Arc<Mutex<Vec<Level>>>);
+    struct LineCounter(std::sync::Arc<Mutex<Vec<Level>>>);
 
-    impl<S: Subscriber> Layer<S> for Counter {
+    impl<S: Subscriber> Layer<S> for LineCounter {
         fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
             self.0.lock().unwrap().push(*event.metadata().level());
         }
@@ -102,8 +100,8 @@ mod tests {
 
     #[test]
     fn a_flood_of_one_kind_is_cut_and_others_are_not() {
-        let counter = Counter::default();
-        let log = Registry::default().with(counter.clone().with_filter(Limit::default()));
+        let counter = LineCounter::default();
+        let log = Registry::default().with(counter.clone().with_filter(LineLimit::default()));
         tracing::subscriber::with_default(log, || {
             for i in 0..10 * MOST {
                 tracing::warn!("provoked {i}");

@@ -1,7 +1,7 @@
 //! `agent`: highly available Kubernetes masters without a load balancer.
 
+mod alloc;
 mod app;
-mod blocks;
 mod check;
 mod cli;
 mod control;
@@ -11,27 +11,27 @@ mod events;
 mod faults;
 mod gossip;
 mod hardening;
+mod histogram;
 mod http;
 mod lifecycle;
-mod link;
 mod log;
 mod log_limit;
 mod membership;
-mod meter;
 mod net;
 mod netlink;
 mod proxy;
 mod pulse;
-mod reach;
+mod reachability;
 mod records;
 mod screen;
+mod severity;
 mod source;
 mod state;
 mod supervisor;
 #[cfg(test)]
 mod testing;
 mod times;
-mod tone;
+mod transport;
 mod trusted;
 mod verdict;
 mod vip;
@@ -44,7 +44,7 @@ mod web;
 compile_error!("a static glibc binary needs `--cfg getrandom_backend=\"linux_getrandom\"`: use deploy/build");
 
 #[global_allocator]
-static ALLOCATOR: blocks::Blocks = blocks::Blocks;
+static ALLOCATOR: alloc::Blocks = alloc::Blocks;
 
 fn main() -> std::process::ExitCode {
     hardening::no_core_dumps();

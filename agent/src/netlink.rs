@@ -67,8 +67,8 @@ pub(crate) struct Netlink {
 }
 
 #[derive(Clone)]
-struct Explained;
-setsockopt_impl!(Explained, libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, bool, SetBool);
+struct ExplainedError;
+setsockopt_impl!(ExplainedError, libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, bool, SetBool);
 
 /// Opens a netlink socket that hears these groups (a bit each).
 fn open(protocol: Protocol, groups: u32, flags: SocketFlags) -> io::Result<OwnedFd> {
@@ -95,7 +95,7 @@ impl Netlink {
         // To the kernel, and so from nobody else.
         rustix::net::connect(&socket, &SocketAddrNetlink::new(0, 0))?;
         // A kernel before 4.12 has numbers only.
-        let _ = setsockopt(&socket, Explained, &true);
+        let _ = setsockopt(&socket, ExplainedError, &true);
         Ok(Netlink::over(socket))
     }
 
@@ -186,19 +186,19 @@ impl Netlink {
 }
 
 /// Word of the kernel about addresses and interfaces.
-pub(crate) struct Changes {
+pub(crate) struct KernelChanges {
     socket: AsyncFd<OwnedFd>,
     buffer: Vec<u8>,
 }
 
-impl Changes {
+impl KernelChanges {
     /// From now on.
     ///
     /// # Errors
     /// There may be no such socket.
-    pub(crate) fn subscribe() -> io::Result<Changes> {
+    pub(crate) fn subscribe() -> io::Result<KernelChanges> {
         let socket = open(ROUTE, CHANGES, SocketFlags::NONBLOCK)?;
-        Ok(Changes { socket: watched(socket)?, buffer: vec![0; BUFFER / 2] })
+        Ok(KernelChanges { socket: watched(socket)?, buffer: vec![0; BUFFER / 2] })
     }
 
     /// Waits for a datagram of changes; None when some were lost, so that everything has to be looked at.
@@ -224,14 +224,14 @@ impl Changes {
 }
 
 /// One message of what was received.
-pub(crate) struct Message<'a> {
+pub(crate) struct NetlinkMessage<'a> {
     pub(crate) kind: u16,
     flags: u16,
     sequence: u32,
     pub(crate) body: &'a [u8],
 }
 
-impl Message<'_> {
+impl NetlinkMessage<'_> {
     /// What the message at the end of an answer says of it.
     fn verdict(&self) -> io::Result<()> {
         let code = number(self.body, 0).map_or(0, u32::cast_signed);
@@ -240,7 +240,7 @@ impl Message<'_> {
         }
         let error = io::Error::from_raw_os_error(code.saturating_neg());
         Err(match self.words() {
-            Some(words) => io::Error::new(error.kind(), Refused { error, words }),
+            Some(words) => io::Error::new(error.kind(), NetlinkError { error, words }),
             None => error,
         })
     }
@@ -263,22 +263,22 @@ impl Message<'_> {
 
 /// A refusal that the kernel explains.
 #[derive(Debug)]
-struct Refused {
+struct NetlinkError {
     error: io::Error,
     words: String,
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for NetlinkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.error, self.words)
     }
 }
 
-impl std::error::Error for Refused {}
+impl std::error::Error for NetlinkError {}
 
 /// The kernel's number for an error, explained or not; None when it is not the kernel's.
 pub(crate) fn errno(error: &io::Error) -> Option<Errno> {
-    let refused = error.get_ref().and_then(|inner| inner.downcast_ref::<Refused>());
+    let refused = error.get_ref().and_then(|inner| inner.downcast_ref::<NetlinkError>());
     Errno::from_io_error(refused.map_or(error, |refused| &refused.error))
 }
 
@@ -296,14 +296,14 @@ fn message(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
 }
 
 /// The messages of a datagram.
-pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
+pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = NetlinkMessage<'_>> {
     std::iter::from_fn(move || {
         let header = bytes.first_chunk::<HEADER>()?;
         let length = number(header, 0)? as usize;
         let body = bytes.get(HEADER..length)?;
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         let short = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);
-        Some(Message { kind: short(4), flags: short(6), sequence: number(header, 8)?, body })
+        Some(NetlinkMessage { kind: short(4), flags: short(6), sequence: number(header, 8)?, body })
     })
 }
 
@@ -418,7 +418,7 @@ mod tests {
             let mut body = (-22i32).to_ne_bytes().to_vec();
             body.extend_from_slice(request);
             put(&mut body, 1, b"no\0");
-            Message { kind, flags, sequence: 1, body: &body }.verdict().unwrap_err().to_string()
+            NetlinkMessage { kind, flags, sequence: 1, body: &body }.verdict().unwrap_err().to_string()
         };
         let request = message(RTM_GETLINK, 0, 1, &[7; 8]);
         let said = "Invalid argument (os error 22): no";
@@ -487,7 +487,7 @@ mod tests {
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let mut changes = Changes::subscribe().unwrap();
+            let mut changes = KernelChanges::subscribe().unwrap();
             sockopt::set_socket_recv_buffer_size(changes.socket.get_ref(), 1).unwrap();
             (1..200).for_each(&mut add);
             assert!(changes.next().await.unwrap().is_none());
@@ -517,7 +517,7 @@ mod tests {
                 attributes(message.body).take(100).for_each(drop);
             }
             for kind in [ERROR, DONE] {
-                let _ = Message { kind, flags, sequence: 0, body: &bytes }.verdict();
+                let _ = NetlinkMessage { kind, flags, sequence: 0, body: &bytes }.verdict();
             }
         }
     }

@@ -11,15 +11,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::node::NodeId;
-use proto::pulse::{Ear, Ears, Hearing, Pulse, Saying, interval};
-use proto::record::{NodeRecord, Offer};
+use proto::pulse::{Liveness, PeerLiveness, PeerLivenessMap, PeerPulse, PulseStatus, interval};
+use proto::record::{NodeRecord, ServiceOffer};
 use proto::time::Moment;
-use proto::view::View;
+use proto::view::ClusterView;
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
-use crate::lifecycle::Life;
-use crate::link::{Answer, Link, random};
+use crate::lifecycle::Lifecycle;
+use crate::transport::{Link, PulseAnswer, random};
 
 /// A loop that comes this much later than it wanted to has been asleep: nothing that it did not hear
 /// meanwhile says anything about others.
@@ -38,56 +38,56 @@ const LOOK: Duration = Duration::from_millis(25);
 /// Starts both tasks. `ears` is written here alone.
 pub(crate) fn spawn(
     link: Arc<Link>,
-    view: watch::Receiver<Arc<View>>,
+    view: watch::Receiver<Arc<ClusterView>>,
     word: watch::Receiver<NodeRecord>,
-    answers: mpsc::Receiver<Answer>,
-    ears: watch::Sender<Arc<Ears>>,
-    life: &Life,
+    answers: mpsc::Receiver<PulseAnswer>,
+    liveness: watch::Sender<Arc<PeerLivenessMap>>,
+    life: &Lifecycle,
 ) {
-    tell(link.clone(), word, life);
-    let task = Pulses { peers: BTreeMap::new(), link, view, answers, ears, life: life.clone() };
+    publish_link_status(link.clone(), word, life);
+    let task = PulseSender { peers: BTreeMap::new(), link, view, answers, liveness, life: life.clone() };
     life.supervise("pulse", task, |task| Box::pin(task.run()));
 }
 
 /// Keeps what the link answers in step with what this node says by gossip.
-fn tell(link: Arc<Link>, mut word: watch::Receiver<NodeRecord>, life: &Life) {
+fn publish_link_status(link: Arc<Link>, mut word: watch::Receiver<NodeRecord>, life: &Lifecycle) {
     // What it holds already is said too.
     word.mark_changed();
     let own = life.clone();
     life.follow("pulse", word, (link, None), move |(link, said), word| {
-        let saying = saying_of(&word);
+        let pulse_status = status_of(&word);
         // Much of a word is not said here, and whoever has pulsed this node is told at once.
-        if said.as_ref() != Some(&saying) {
-            link.say(&saying, own.now());
-            *said = Some(saying);
+        if said.as_ref() != Some(&pulse_status) {
+            link.set_status(&pulse_status, own.now());
+            *said = Some(pulse_status);
         }
     });
 }
 
-fn saying_of(word: &NodeRecord) -> Saying {
-    let said = |offer: &Offer| (offer.health.readiness, offer.health.cause);
-    Saying {
+fn status_of(word: &NodeRecord) -> PulseStatus {
+    let said = |offer: &ServiceOffer| (offer.health.readiness, offer.health.cause);
+    PulseStatus {
         draining: word.draining.is_some(),
         leaving: word.left,
         services: word.services.iter().map(|(name, offer)| (name.clone(), said(offer))).collect(),
     }
 }
 
-struct Peer {
-    pulse: Pulse,
-    saying: Option<Saying>,
+struct PulsedPeer {
+    pulse: PeerPulse,
+    pulse_status: Option<PulseStatus>,
 }
 
-struct Pulses {
-    peers: BTreeMap<NodeId, Peer>,
+struct PulseSender {
+    peers: BTreeMap<NodeId, PulsedPeer>,
     link: Arc<Link>,
-    view: watch::Receiver<Arc<View>>,
-    answers: mpsc::Receiver<Answer>,
-    ears: watch::Sender<Arc<Ears>>,
-    life: Life,
+    view: watch::Receiver<Arc<ClusterView>>,
+    answers: mpsc::Receiver<PulseAnswer>,
+    liveness: watch::Sender<Arc<PeerLivenessMap>>,
+    life: Lifecycle,
 }
 
-impl Pulses {
+impl PulseSender {
     async fn run(&mut self) {
         // What an earlier run heard, which has failed, is heard again.
         self.peers.clear();
@@ -103,20 +103,20 @@ impl Pulses {
             if late >= LATE_LOOP {
                 warn!(by = ?late, "event loop stalled; ignoring missed pulses");
                 for peer in self.peers.values_mut() {
-                    peer.pulse.excuse(now);
+                    peer.pulse.forgive_silence(now);
                 }
             }
             wanted = next;
             tokio::select! {
-                () = self.life.over.cancelled() => return,
+                () = self.life.shutdown.cancelled() => return,
                 () = tokio::time::sleep_until(self.life.instant(next)) => {}
                 Some(answer) = self.answers.recv() => {
-                    self.hear(answer);
+                    self.handle_answer(answer);
                     while let Ok(answer) = self.answers.try_recv() {
-                        self.hear(answer);
+                        self.handle_answer(answer);
                     }
                 }
-                Ok(()) = self.view.changed() => self.follow(),
+                Ok(()) = self.view.changed() => self.watch_members(),
             }
             self.send();
             self.publish();
@@ -124,7 +124,7 @@ impl Pulses {
     }
 
     /// Pulses go to every member that offers something, except this node itself.
-    fn follow(&mut self) {
+    fn watch_members(&mut self) {
         let view = self.view.borrow_and_update().clone();
         let own = self.link.own();
         let wants = |id: &NodeId| {
@@ -134,24 +134,24 @@ impl Pulses {
         let interval = interval(view.members.len());
         let now = self.life.now();
         for id in view.members.keys().filter(|id| wants(id)) {
-            let peer = self.peers.entry(*id).or_insert_with(|| Peer {
-                pulse: Pulse::new(now, interval, u64::from_be_bytes(random()) | 1),
-                saying: None,
+            let peer = self.peers.entry(*id).or_insert_with(|| PulsedPeer {
+                pulse: PeerPulse::new(now, interval, u64::from_be_bytes(random()) | 1),
+                pulse_status: None,
             });
             peer.pulse.set_interval(interval);
         }
     }
 
-    fn hear(&mut self, answer: Answer) {
+    fn handle_answer(&mut self, answer: PulseAnswer) {
         let now = self.life.now();
         match answer {
-            Answer::Said { from, number, saying } => {
+            PulseAnswer::Said { from, number, pulse_status } => {
                 let Some(peer) = self.peers.get_mut(&from) else { return };
                 if number == 0 || peer.pulse.answered(number, now).is_some() {
-                    peer.saying = Some(saying);
+                    peer.pulse_status = Some(pulse_status);
                 }
             }
-            Answer::NoAgent(at) => {
+            PulseAnswer::NoAgent(at) => {
                 if let Some(peer) = self.peers.get_mut(&at) {
                     peer.pulse.refused();
                 }
@@ -181,15 +181,18 @@ impl Pulses {
 
     fn publish(&self) {
         let now = self.life.now();
-        let ears = ears(&self.peers, now, || self.hears_anyone(now));
-        self.ears.send_if_modified(|old| {
+        let liveness = liveness_map(&self.peers, now, || self.hears_anyone(now));
+        self.liveness.send_if_modified(|old| {
             // Times and losses change with every answer and are read when someone asks; only what is heard
             // and said is news.
-            let news = |ears: &Ears| -> Vec<(NodeId, Hearing, Option<Saying>)> {
-                ears.iter().map(|(id, ear)| (*id, ear.hearing, ear.saying.clone())).collect()
+            let news = |liveness: &PeerLivenessMap| -> Vec<(NodeId, Liveness, Option<PulseStatus>)> {
+                liveness
+                    .iter()
+                    .map(|(id, peer_liveness)| (*id, peer_liveness.liveness, peer_liveness.status.clone()))
+                    .collect()
             };
-            let changed = news(old) != news(&ears);
-            *old = Arc::new(ears);
+            let changed = news(old) != news(&liveness);
+            *old = Arc::new(liveness);
             changed
         });
     }
@@ -197,24 +200,29 @@ impl Pulses {
 
 /// What is heard of all, with the benefit of the doubt: who hears nobody at all, masters by pulse or others
 /// by gossip, has lost its own network, and calls nobody lost.
-fn ears(peers: &BTreeMap<NodeId, Peer>, now: Moment, hears_others: impl FnOnce() -> bool) -> Ears {
-    let mut known = peers.values().map(|peer| peer.pulse.hearing(now)).filter(|one| *one != Hearing::Unknown);
+fn liveness_map(
+    peers: &BTreeMap<NodeId, PulsedPeer>,
+    now: Moment,
+    hears_others: impl FnOnce() -> bool,
+) -> PeerLivenessMap {
+    let mut known =
+        peers.values().map(|peer| peer.pulse.liveness(now)).filter(|one| *one != Liveness::Unknown);
     let several = known.clone().count() > 1;
-    let nobody = several && known.all(|hearing| hearing != Hearing::Heard) && !hears_others();
+    let nobody = several && known.all(|liveness| liveness != Liveness::Alive) && !hears_others();
     peers
         .iter()
         .map(|(id, peer)| {
-            let hearing = match peer.pulse.hearing(now) {
-                Hearing::Lost if nobody => Hearing::Late,
-                hearing => hearing,
+            let liveness = match peer.pulse.liveness(now) {
+                Liveness::Silent if nobody => Liveness::Late,
+                liveness => liveness,
             };
-            let ear = Ear {
-                hearing,
-                saying: peer.saying.clone(),
+            let peer_liveness = PeerLiveness {
+                liveness,
+                status: peer.pulse_status.clone(),
                 rtt: peer.pulse.rtt(),
                 loss_permille: (peer.pulse.loss() * 1000.0).round() as u16,
             };
-            (*id, ear)
+            (*id, peer_liveness)
         })
         .collect()
 }
@@ -224,32 +232,35 @@ mod tests {
     use super::*;
 
     /// A peer that answered once, at 10 ms, and not since.
-    fn silent() -> Peer {
-        let mut pulse = Pulse::new(Moment::ZERO, Duration::from_millis(100), 1);
+    fn silent() -> PulsedPeer {
+        let mut pulse = PeerPulse::new(Moment::ZERO, Duration::from_millis(100), 1);
         let number = pulse.poll(Moment::ZERO).unwrap();
         pulse.answered(number, Moment::from_millis(10)).unwrap();
-        Peer { pulse, saying: None }
+        PulsedPeer { pulse, pulse_status: None }
     }
 
-    fn unknown() -> Peer {
-        Peer { pulse: Pulse::new(Moment::ZERO, Duration::from_millis(100), 1), saying: None }
+    fn unknown() -> PulsedPeer {
+        PulsedPeer { pulse: PeerPulse::new(Moment::ZERO, Duration::from_millis(100), 1), pulse_status: None }
     }
 
-    fn hearings(peers: Vec<Peer>, hears_others: bool) -> Vec<Hearing> {
-        let peers: BTreeMap<NodeId, Peer> =
+    fn hearings(peers: Vec<PulsedPeer>, hears_others: bool) -> Vec<Liveness> {
+        let peers: BTreeMap<NodeId, PulsedPeer> =
             peers.into_iter().enumerate().map(|(i, peer)| (NodeId([i as u8; 10]), peer)).collect();
         let now = Moment::from_millis(5_000);
-        ears(&peers, now, || hears_others).into_values().map(|ear| ear.hearing).collect()
+        liveness_map(&peers, now, || hears_others)
+            .into_values()
+            .map(|peer_liveness| peer_liveness.liveness)
+            .collect()
     }
 
     #[test]
     fn who_hears_nobody_calls_nobody_lost() {
-        use Hearing::{Late, Lost, Unknown};
+        use Liveness::{Late, Silent, Unknown};
         assert_eq!(hearings(vec![silent(), silent()], false), [Late, Late]);
         assert_eq!(hearings(vec![silent(), silent(), unknown()], false), [Late, Late, Unknown]);
         // Others are heard by gossip, so the silence is theirs.
-        assert_eq!(hearings(vec![silent(), silent()], true), [Lost, Lost]);
+        assert_eq!(hearings(vec![silent(), silent()], true), [Silent, Silent]);
         // Of a single peer nothing can be compared with.
-        assert_eq!(hearings(vec![silent()], false), [Lost]);
+        assert_eq!(hearings(vec![silent()], false), [Silent]);
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use proto::cluster::Document;
 use proto::node::NodeId;
-use proto::record_store::{Offered, RecordStore};
+use proto::record_store::{OfferOutcome, RecordStore};
 use proto::signed_record::SignedRecord;
 use proto::time::Moment;
 use tokio::sync::Notify;
@@ -19,12 +19,12 @@ pub(crate) const MOST_BYTES: usize = 1 << 20;
 
 /// The records of all members.
 #[derive(Debug, Default)]
-pub(crate) struct Records {
+pub(crate) struct SharedRecords {
     store: Mutex<RecordStore>,
     news: Notify,
 }
 
-impl Records {
+impl SharedRecords {
     /// The store, locked.
     pub(crate) fn lock(&self) -> MutexGuard<'_, RecordStore> {
         // Every method of the store ends in one assignment: a panic leaves nothing half-written.
@@ -44,23 +44,23 @@ impl Records {
             let node = record.node;
             // Locked for each anew: thousands of signatures take a while.
             let came = self.lock().offer(record, sender, now, wall());
-            news |= came == Offered::Taken;
-            if came == Offered::Forged {
+            news |= came == OfferOutcome::Taken;
+            if came == OfferOutcome::Forged {
                 tracing::warn!(%sender, %node, "a record with an invalid signature was refused");
             }
         }
         if news {
-            self.tell();
+            self.wake_waiters();
         }
     }
 
     /// Wakes who waits for news.
-    pub(crate) fn tell(&self) {
+    pub(crate) fn wake_waiters(&self) {
         self.news.notify_one();
     }
 
     /// Resolves when a record has come that was not held before.
-    pub(crate) async fn news(&self) {
+    pub(crate) async fn changed(&self) {
         self.news.notified().await;
     }
 }

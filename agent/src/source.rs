@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 /// One client, as far as addresses tell: an IPv4 address, or all of an IPv6 /64, since whoever has one address
 /// of it has 2^64 (RFC 6177 gives a site more of them still). This machine itself is one of its own kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Source {
+pub(crate) enum ClientSource {
     /// This machine.
     Loopback,
     /// An IPv4 address.
@@ -14,14 +14,14 @@ pub(crate) enum Source {
     V6(u64),
 }
 
-impl Source {
+impl ClientSource {
     /// Whom an address belongs to.
-    pub(crate) fn of(address: IpAddr) -> Source {
+    pub(crate) fn of(address: IpAddr) -> ClientSource {
         // An IPv4 client of a socket that takes both (RFC 4291, 2.5.5.2).
         match address.to_canonical() {
-            address if address.is_loopback() => Source::Loopback,
-            IpAddr::V4(address) => Source::V4(address),
-            IpAddr::V6(address) => Source::V6((u128::from(address) >> 64) as u64),
+            address if address.is_loopback() => ClientSource::Loopback,
+            IpAddr::V4(address) => ClientSource::V4(address),
+            IpAddr::V6(address) => ClientSource::V6((u128::from(address) >> 64) as u64),
         }
     }
 }
@@ -32,13 +32,13 @@ mod tests {
 
     #[test]
     fn an_ipv6_client_is_its_64_and_this_machine_is_one() {
-        let of = |text: &str| Source::of(text.parse().unwrap());
+        let of = |text: &str| ClientSource::of(text.parse().unwrap());
         assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
         assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
         assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
         assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
         for own in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
-            assert_eq!(of(own), Source::Loopback, "{own}");
+            assert_eq!(of(own), ClientSource::Loopback, "{own}");
         }
     }
 }

@@ -31,7 +31,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::lifecycle::wall;
 pub(crate) use error::StateError;
-use format::{Body, MARK, Value};
+use format::{FileContent, FileValue, MARK};
 
 /// More than this many garbled copies of one file teach nothing new, and a failing disk would fill itself.
 const BAD_KEPT: usize = 3;
@@ -64,24 +64,24 @@ impl StateFile {
 
 /// A state directory that this process alone uses.
 #[derive(Debug)]
-pub(crate) struct Store {
+pub(crate) struct StateDir {
     dir: PathBuf,
     /// Keeps the lock for as long as the store lives. None where the file system has no locks.
     _lock: Option<File>,
     /// One write at a time: all writes of a name go through the same temporary file.
-    writing: Mutex<Writing>,
+    writing: Mutex<WriteState>,
 }
 
 /// What writes have to know.
 #[derive(Debug, Default)]
-struct Writing {
+struct WriteState {
     /// By name, the copy that turned out to be another agent's. While it lies there, nothing is written.
     kept: BTreeMap<&'static str, PathBuf>,
 }
 
 /// What was found under a name.
 #[derive(Debug)]
-pub(crate) struct Loaded<T> {
+pub(crate) struct LoadedFile<T> {
     /// The newest copy that is whole; None when there is none.
     pub(crate) value: Option<T>,
     /// One sentence for a person when something was wrong with what lay there.
@@ -90,7 +90,7 @@ pub(crate) struct Loaded<T> {
 
 /// The operations of one save, in order. A list, so that a test can stop after each of them.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Step {
+enum SaveStep {
     /// Removes what an interrupted save left.
     Clear,
     /// Writes the new value beside the old one and has the disk confirm it.
@@ -105,13 +105,19 @@ enum Step {
     SyncDir,
 }
 
-const SAVE: [Step; 6] =
-    [Step::Clear, Step::WriteNew, Step::LinkOld, Step::KeepOld, Step::Replace, Step::SyncDir];
+const SAVE: [SaveStep; 6] = [
+    SaveStep::Clear,
+    SaveStep::WriteNew,
+    SaveStep::LinkOld,
+    SaveStep::KeepOld,
+    SaveStep::Replace,
+    SaveStep::SyncDir,
+];
 
-impl Store {
+impl StateDir {
     /// Opens the directory, makes it when it is missing, and locks it. A directory that can be read but
     /// not written opens too: the agent then serves from what it knows and says that it can't save.
-    pub(crate) fn open(dir: &Path) -> Result<Store, StateError> {
+    pub(crate) fn open(dir: &Path) -> Result<StateDir, StateError> {
         let create = |source| StateError::Create { dir: dir.into(), source };
         if !dir.is_dir() {
             if let Some(parent) = dir.parent() {
@@ -120,7 +126,7 @@ impl Store {
             DirBuilder::new().mode(0o700).create(dir).map_err(create)?;
         }
         let lock = lock(dir)?;
-        Ok(Store { dir: dir.into(), _lock: lock, writing: Mutex::default() })
+        Ok(StateDir { dir: dir.into(), _lock: lock, writing: Mutex::default() })
     }
 
     /// The directory.
@@ -132,7 +138,7 @@ impl Store {
     /// Reads the newest whole copy of `file`. Nothing there at all is no problem; a problem without a value
     /// means that there was something and none of it can be used. What is another agent's is an error
     /// ([`StateError::is_kept`]), stays where it is, and is not written over as long as it lies there.
-    pub(crate) fn read<T: DeserializeOwned>(&self, file: StateFile) -> Result<Loaded<T>, StateError> {
+    pub(crate) fn read<T: DeserializeOwned>(&self, file: StateFile) -> Result<LoadedFile<T>, StateError> {
         let mut writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.newest(file).inspect_err(|error| {
             if let StateError::Newer { path, .. } | StateError::NotUnderstood { path, .. } = error {
@@ -141,16 +147,16 @@ impl Store {
         })
     }
 
-    fn newest<T: DeserializeOwned>(&self, file: StateFile) -> Result<Loaded<T>, StateError> {
+    fn newest<T: DeserializeOwned>(&self, file: StateFile) -> Result<LoadedFile<T>, StateError> {
         let name = file.name;
         let prev = format!("{name}.prev");
         let path = self.dir.join(name);
         let mut unreadable = None;
         let found = match self.copy::<T>(file, name)? {
-            Copy::Whole(value) => return Ok(Loaded { value: Some(value), problem: None }),
-            Copy::Missing => None,
-            Copy::Bad(why) => Some(format!("{why}{}", self.set_aside(name, name))),
-            Copy::Unreadable(error) => {
+            StoredCopy::Whole(value) => return Ok(LoadedFile { value: Some(value), problem: None }),
+            StoredCopy::Missing => None,
+            StoredCopy::Bad(why) => Some(format!("{why}{}", self.set_aside(name, name))),
+            StoredCopy::Unreadable(error) => {
                 let why = format!("can't be read ({error})");
                 unreadable = Some(error);
                 Some(why)
@@ -159,18 +165,20 @@ impl Store {
         let missing = found.is_none();
         let found = format!("state file {} {}", path.display(), found.as_deref().unwrap_or("is missing"));
         let (value, end) = match self.copy::<T>(file, &prev)? {
-            Copy::Whole(value) => (Some(value), format!("using its previous copy {prev}")),
-            Copy::Missing if missing => return Ok(Loaded { value: None, problem: None }),
-            Copy::Unreadable(source) => return Err(StateError::Read { path: self.dir.join(prev), source }),
-            Copy::Missing => (None, "there is no previous copy".to_owned()),
-            Copy::Bad(why) => {
+            StoredCopy::Whole(value) => (Some(value), format!("using its previous copy {prev}")),
+            StoredCopy::Missing if missing => return Ok(LoadedFile { value: None, problem: None }),
+            StoredCopy::Unreadable(source) => {
+                return Err(StateError::Read { path: self.dir.join(prev), source });
+            }
+            StoredCopy::Missing => (None, "there is no previous copy".to_owned()),
+            StoredCopy::Bad(why) => {
                 (None, format!("its previous copy {prev} {why}{}", self.set_aside(&prev, name)))
             }
         };
         match (value, unreadable) {
             // Nobody may take this for a new node: what it remembers is there, out of reach.
             (None, Some(source)) => Err(StateError::Read { path, source }),
-            (value, _) => Ok(Loaded { value, problem: Some(format!("{found}; {end}")) }),
+            (value, _) => Ok(LoadedFile { value, problem: Some(format!("{found}; {end}")) }),
         }
     }
 
@@ -195,7 +203,7 @@ impl Store {
 
     /// Refuses where a copy is another agent's: as it was read, or, of a file that was not read yet, by the
     /// version of either copy.
-    fn check_kept(&self, writing: &mut Writing, file: StateFile) -> Result<(), StateError> {
+    fn check_kept(&self, writing: &mut WriteState, file: StateFile) -> Result<(), StateError> {
         if let Some(path) = writing.kept.get(file.name) {
             if path.exists() {
                 return Err(StateError::Kept { path: path.clone() });
@@ -249,32 +257,32 @@ impl Store {
         Ok(left)
     }
 
-    fn save(&self, name: &str, bytes: &[u8], steps: &[Step]) -> Result<(), StateError> {
+    fn save(&self, name: &str, bytes: &[u8], steps: &[SaveStep]) -> Result<(), StateError> {
         let current = self.dir.join(name);
         let prev = self.dir.join(format!("{name}.prev"));
         let new = self.dir.join(format!("{name}.new"));
         let link = self.dir.join(format!("{name}.prev.new"));
         for step in steps {
             match step {
-                Step::Clear => {
+                SaveStep::Clear => {
                     for leftover in [&new, &link] {
                         self.ok_if_missing("remove", leftover, fs::remove_file(leftover))?;
                     }
                 }
-                Step::WriteNew => {
+                SaveStep::WriteNew => {
                     write_synced(&new, bytes).map_err(|source| self.failed("write", &new, source))?;
                 }
-                Step::LinkOld => self.link_old(name, &current, &link)?,
+                SaveStep::LinkOld => self.link_old(name, &current, &link)?,
                 // There is no old value before the first save.
-                Step::KeepOld => {
+                SaveStep::KeepOld => {
                     self.ok_if_missing("rename", &prev, fs::rename(&link, &prev))?;
                     // Two names of one file, as an interrupted save leaves them, rename(2) leaves in place.
                     self.ok_if_missing("remove", &link, fs::remove_file(&link))?;
                 }
-                Step::Replace => {
+                SaveStep::Replace => {
                     fs::rename(&new, &current).map_err(|source| self.failed("rename", &current, source))?;
                 }
-                Step::SyncDir => self.sync_dir()?,
+                SaveStep::SyncDir => self.sync_dir()?,
             }
         }
         Ok(())
@@ -283,7 +291,7 @@ impl Store {
     fn link_old(&self, name: &str, current: &Path, link: &Path) -> Result<(), StateError> {
         // What is missing or can't be read can't become the previous copy; the new value makes good for it.
         let Ok(old) = fs::read(current) else { return Ok(()) };
-        if !matches!(format::decode(&old), Body::Whole(_)) {
+        if !matches!(format::decode(&old), FileContent::Whole(_)) {
             // A garbled file must not push out the good copy that it was made good by.
             self.set_aside(name, name);
             return Ok(());
@@ -301,24 +309,24 @@ impl Store {
         synced.map_err(|source| self.failed("sync", &self.dir, source))
     }
 
-    fn copy<T: DeserializeOwned>(&self, file: StateFile, copy: &str) -> Result<Copy<T>, StateError> {
+    fn copy<T: DeserializeOwned>(&self, file: StateFile, copy: &str) -> Result<StoredCopy<T>, StateError> {
         let path = self.dir.join(copy);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Copy::Missing),
-            Err(error) => return Ok(Copy::Unreadable(error)),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(StoredCopy::Missing),
+            Err(error) => return Ok(StoredCopy::Unreadable(error)),
         };
         match format::decode(&bytes) {
-            Body::Newer(version) => {
+            FileContent::Newer(version) => {
                 Err(StateError::Newer { path, what: "format", version, highest: format::VERSION })
             }
-            Body::Bad(why) => Ok(Copy::Bad(why.to_owned())),
-            Body::Whole(body) => match format::value(file, body) {
-                Value::Whole(value) => Ok(Copy::Whole(value)),
-                Value::Newer(version) => {
+            FileContent::Bad(why) => Ok(StoredCopy::Bad(why.to_owned())),
+            FileContent::Whole(body) => match format::value(file, body) {
+                FileValue::Whole(value) => Ok(StoredCopy::Whole(value)),
+                FileValue::Newer(version) => {
                     Err(StateError::Newer { path, what: "version", version, highest: file.version })
                 }
-                Value::Odd(source) => Err(StateError::NotUnderstood { path, source }),
+                FileValue::Odd(source) => Err(StateError::NotUnderstood { path, source }),
             },
         }
     }
@@ -368,7 +376,7 @@ impl Store {
     }
 }
 
-enum Copy<T> {
+enum StoredCopy<T> {
     Whole(T),
     Missing,
     /// Why, as the end of a sentence that begins with the file.

@@ -37,7 +37,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::lifecycle::{Life, wall};
+use crate::lifecycle::{Lifecycle, wall};
 
 /// Wait before a part is started again: the first, doubled each time, up to the last. Short enough that a
 /// single failure is a hiccup, long enough that one which repeats costs nothing.
@@ -55,7 +55,7 @@ const SHOWN: Duration = Duration::from_secs(3600);
 const MAX_PLACES: usize = 64;
 
 /// What has failed, by the place in the code. Of the process, since panics of every thread come here.
-static FAILURES: Mutex<BTreeMap<String, Failure>> = Mutex::new(BTreeMap::new());
+static FAILURES: Mutex<BTreeMap<String, PanicLocation>> = Mutex::new(BTreeMap::new());
 
 thread_local! {
     /// Where this thread panicked last, for whoever catches it.
@@ -64,7 +64,7 @@ thread_local! {
 
 /// A place in the code that has panicked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Failure {
+pub(crate) struct PanicLocation {
     /// The part that was started again; none: a task that ended alone.
     pub(crate) part: Option<&'static str>,
     /// How often.
@@ -105,14 +105,14 @@ fn count(place: &str) {
     if failures.len() >= MAX_PLACES && !failures.contains_key(place) {
         return;
     }
-    let new = Failure { part: None, count: 0, since: now, last: now };
+    let new = PanicLocation { part: None, count: 0, since: now, last: now };
     let failure = failures.entry(place.to_owned()).or_insert(new);
     failure.count += 1;
     failure.last = now;
 }
 
 /// What has failed lately, by the place in the code.
-pub(crate) fn failures() -> BTreeMap<String, Failure> {
+pub(crate) fn failures() -> BTreeMap<String, PanicLocation> {
     let mut all = FAILURES.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let oldest = wall().0.saturating_sub(u64::try_from(SHOWN.as_millis()).unwrap_or(u64::MAX));
     all.retain(|_, failure| failure.last.0 >= oldest);
@@ -122,8 +122,8 @@ pub(crate) fn failures() -> BTreeMap<String, Failure> {
 /// The same for status.
 pub(crate) fn problems() -> Vec<Problem> {
     let ago = |at: UnixMs| human(Duration::from_millis(wall().0.saturating_sub(at.0)));
-    let sentence = |(place, failure): (String, Failure)| {
-        let Failure { part, count, since, .. } = failure;
+    let sentence = |(place, failure): (String, PanicLocation)| {
+        let PanicLocation { part, count, since, .. } = failure;
         let times = if count == 1 { "once".to_owned() } else { format!("{count} times") };
         let what = match part {
             Some(part) => format!("\"{part}\" failed {times} and was restarted"),
@@ -179,7 +179,7 @@ fn name(part: &'static str) {
     }
 }
 
-impl Life {
+impl Lifecycle {
     /// Spawns a part that lasts as long as the agent, and is started again when it panics. `run` is handed
     /// the same inputs each time and has to reset what of them an earlier run may have left half-done.
     pub(crate) fn supervise<I, F>(&self, part: &'static str, inputs: I, run: F)
@@ -187,7 +187,7 @@ impl Life {
         I: Send + 'static,
         F: for<'a> Fn(&'a mut I) -> BoxFuture<'a, ()> + Send + 'static,
     {
-        self.spawn(supervised(part, inputs, self.over.clone(), run));
+        self.spawn(supervised(part, inputs, self.shutdown.clone(), run));
     }
 
     /// Handles each new value of a watch until the life is over or nobody writes it any more. After a panic
@@ -198,7 +198,7 @@ impl Life {
         S: Send + 'static,
         F: Fn(&mut S, T) + Send + Sync + 'static,
     {
-        let (over, each) = (self.over.clone(), Arc::new(each));
+        let (over, each) = (self.shutdown.clone(), Arc::new(each));
         self.supervise(part, (watched, state, false), move |(watched, state, under_way)| {
             let (over, each) = (over.clone(), each.clone());
             Box::pin(async move {
@@ -215,7 +215,7 @@ impl Life {
         });
     }
 
-    /// The same as [`Life::supervise`] for a part whose run is a whole future by itself, made anew each time.
+    /// The same as [`Lifecycle::supervise`] for a part whose run is a whole future by itself, made anew each time.
     pub(crate) fn supervise_each<F, Fut>(&self, part: &'static str, run: F)
     where
         F: Fn() -> Fut + Send + 'static,
@@ -261,14 +261,14 @@ pub(crate) mod tests {
         FAILS.get().is_none()
     }
 
-    fn of(part: &str) -> Option<Failure> {
+    fn of(part: &str) -> Option<PanicLocation> {
         failures().into_values().find(|failure| failure.part == Some(part))
     }
 
     #[tokio::test]
     async fn a_part_that_panics_is_started_again_with_its_queue_and_named() {
         watch_panics();
-        let life = Life::new();
+        let life = Lifecycle::new();
         let (sender, queue) = mpsc::channel::<u32>(4);
         let (out, mut done) = mpsc::channel::<u32>(4);
         life.supervise("test-part", queue, move |queue| {
@@ -297,7 +297,7 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn what_is_followed_arrives_and_a_value_that_a_panic_took_comes_again() {
         watch_panics();
-        let life = Life::new();
+        let life = Lifecycle::new();
         let (sender, watched) = watch::channel(0);
         let (out, mut done) = mpsc::channel::<u32>(4);
         life.follow("test-follow", watched, (out, 0), |(out, tries), number| {
@@ -317,7 +317,7 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn one_that_fails_again_and_again_waits_longer_and_ends_with_the_life() {
         watch_panics();
-        let life = Life::new();
+        let life = Lifecycle::new();
         let began = Instant::now();
         life.supervise_each("test-loop", || async { panic!("again") });
         let count = || of("test-loop").map_or(0, |failure| failure.count);
@@ -325,7 +325,7 @@ pub(crate) mod tests {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         assert!(began.elapsed() >= PAUSES.0 * 15, "1 + 2 + 4 + 8 pauses: {:?}", began.elapsed());
-        life.over.cancel();
+        life.shutdown.cancel();
         life.finished().await;
         assert_eq!(count(), 5);
     }
@@ -333,7 +333,7 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn a_task_that_ends_alone_is_counted_too() {
         watch_panics();
-        let life = Life::new();
+        let life = Lifecycle::new();
         life.spawn(async { panic!("alone") });
         life.finished().await;
         let said = problems().iter().map(Problem::to_string).collect::<Vec<_>>().join("\n");

@@ -23,7 +23,7 @@ const ACL: &str = "system.posix_acl_access";
 
 /// Why a path is not trusted, and what to run.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Untrusted {
+pub(crate) enum TrustError {
     /// It could not be looked at.
     #[error("{} can't be read: {source}", path.display())]
     Unreadable {
@@ -68,7 +68,7 @@ fn quoted(path: &Path) -> String {
 
 /// What was found at the end of the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Found {
+pub(crate) struct CheckedFile {
     /// A directory.
     pub(crate) is_dir: bool,
     /// A file that somebody may run.
@@ -76,8 +76,8 @@ pub(crate) struct Found {
 }
 
 /// Looks at an absolute path, at every directory above it, and at those of all symbolic links on the way.
-pub(crate) fn check(path: &Path) -> Result<Found, Untrusted> {
-    let unreadable = |source: rustix::io::Errno| Untrusted::Unreadable {
+pub(crate) fn check(path: &Path) -> Result<CheckedFile, TrustError> {
+    let unreadable = |source: rustix::io::Errno| TrustError::Unreadable {
         path: path.to_owned(),
         source: io::Error::from_raw_os_error(source.raw_os_error()),
     };
@@ -85,7 +85,7 @@ pub(crate) fn check(path: &Path) -> Result<Found, Untrusted> {
     let root = || rustix::fs::openat(CWD, "/", flags, Mode::empty());
     let (mut here, mut shown) = (root().map_err(unreadable)?, PathBuf::from("/"));
     let mut about = rustix::fs::fstat(&here).map_err(unreadable)?;
-    judge(&here, &about, &shown)?;
+    check_one(&here, &about, &shown)?;
     let (mut todo, mut links) = (VecDeque::new(), 0);
     prepend(&mut todo, path);
     while let Some(name) = todo.pop_front() {
@@ -110,11 +110,11 @@ pub(crate) fn check(path: &Path) -> Result<Found, Untrusted> {
         } else {
             shown.push(&name);
         }
-        judge(&next, &about, &shown)?;
+        check_one(&next, &about, &shown)?;
         here = next;
     }
     let kind = FileType::from_raw_mode(about.st_mode);
-    Ok(Found {
+    Ok(CheckedFile {
         is_dir: kind == FileType::Directory,
         is_program: kind == FileType::RegularFile && about.st_mode & 0o111 != 0,
     })
@@ -132,16 +132,16 @@ fn prepend(todo: &mut VecDeque<OsString>, path: &Path) {
 }
 
 /// Whether only root and this agent's user may change one file or directory.
-fn judge(file: &OwnedFd, about: &Stat, shown: &Path) -> Result<(), Untrusted> {
+fn check_one(file: &OwnedFd, about: &Stat, shown: &Path) -> Result<(), TrustError> {
     let (user, own_group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let (owner, group, mode) = (about.st_uid, about.st_gid, about.st_mode & 0o7777);
     if owner != 0 && owner != user {
-        return Err(Untrusted::Owner { path: shown.to_owned(), owner });
+        return Err(TrustError::Owner { path: shown.to_owned(), owner });
     }
     let by_group = mode & 0o020 != 0;
     let acl = by_group && has_acl(file);
     if mode & 0o002 != 0 || acl || (by_group && group != 0 && group != own_group) {
-        return Err(Untrusted::Writable { path: shown.to_owned(), mode, group, acl });
+        return Err(TrustError::Writable { path: shown.to_owned(), mode, group, acl });
     }
     Ok(())
 }
@@ -194,8 +194,8 @@ mod tests {
     #[test]
     fn what_only_its_owner_can_change_is_trusted() {
         let (_dir, inner, program) = tree();
-        assert_eq!(check(&program).unwrap(), Found { is_dir: false, is_program: true });
-        assert_eq!(check(&inner).unwrap(), Found { is_dir: true, is_program: false });
+        assert_eq!(check(&program).unwrap(), CheckedFile { is_dir: false, is_program: true });
+        assert_eq!(check(&inner).unwrap(), CheckedFile { is_dir: true, is_program: false });
         assert_eq!(check(&inner.join("../b/./program")).unwrap(), check(&program).unwrap());
         mode(&program, 0o644);
         assert!(!check(&program).unwrap().is_program);

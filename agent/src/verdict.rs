@@ -1,6 +1,6 @@
 //! How it is, all in all, in words: the first line of status, and of the page.
 
-use proto::backends::State;
+use proto::backends::BackendState;
 use proto::control::{BackendStatus, MemberState, ServiceStatus, Status, VipState, VipStatus};
 use proto::service::KUBE_API;
 use proto::time::UnixMs;
@@ -9,7 +9,7 @@ use crate::times::{age, at};
 
 /// How it is, all in all. The order is from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Level {
+pub(crate) enum HealthLevel {
     /// As it should be.
     Fine,
     /// Something is wrong, and masters serve.
@@ -19,15 +19,15 @@ pub(crate) enum Level {
 }
 
 /// The judgement of a status.
-pub(crate) struct Verdict {
+pub(crate) struct HealthVerdict {
     /// How it is.
-    pub(crate) level: Level,
+    pub(crate) level: HealthLevel,
     /// The line.
     pub(crate) text: String,
 }
 
 /// Judges a status.
-pub(crate) fn judge(status: &Status, now: UnixMs) -> Verdict {
+pub(crate) fn evaluate(status: &Status, now: UnixMs) -> HealthVerdict {
     let masters = status.services.iter().find(|service| service.name.as_str() == KUBE_API);
     let backends = masters.map_or(&[] as &[BackendStatus], |service| &service.backends);
     let good = backends.iter().filter(|backend| backend.state.is_good()).count();
@@ -41,9 +41,9 @@ pub(crate) fn judge(status: &Status, now: UnixMs) -> Verdict {
             faults.push("no apiserver is known yet".to_owned());
         }
         let text = format!("no master serves; {}", faults.join("; "));
-        return Verdict { level: Level::NoMaster, text };
+        return HealthVerdict { level: HealthLevel::NoMaster, text };
     }
-    let ready = backends.iter().any(|backend| backend.state == State::Ready);
+    let ready = backends.iter().any(|backend| backend.state == BackendState::Ready);
     if let Some(alive) = backends.iter().find(|backend| backend.state.is_good()).filter(|_| !ready) {
         faults.push(format!("none reports ready: {}", alive.reason));
     }
@@ -65,18 +65,18 @@ pub(crate) fn judge(status: &Status, now: UnixMs) -> Verdict {
         v = if good == 1 { "s" } else { "" },
     );
     if faults.is_empty() {
-        return Verdict {
-            level: Level::Fine,
+        return HealthVerdict {
+            level: HealthLevel::Fine,
             text: format!("ok: {serve}{}{}", absent(status), owned(status, now)),
         };
     }
     let text = format!("degraded: {serve}; {}{}", faults.join("; "), owned(status, now));
-    Verdict { level: Level::Degraded, text }
+    HealthVerdict { level: HealthLevel::Degraded, text }
 }
 
 /// Why a master does not serve, and since when.
 fn why(backend: &BackendStatus, now: UnixMs) -> String {
-    let (node, state) = (&backend.node, backend.state.word());
+    let (node, state) = (&backend.node, backend.state.as_str());
     let reason = if backend.reason.is_empty() { String::new() } else { format!(": {}", backend.reason) };
     if backend.since_unix_ms == UnixMs(0) {
         return format!("{node} {state}{reason}");

@@ -12,7 +12,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::lifecycle::Life;
+use crate::lifecycle::Lifecycle;
 
 /// systemd waits for this one, so it is worth waiting for a manager that is busy.
 const READY_PATIENCE: Duration = Duration::from_secs(2);
@@ -37,24 +37,24 @@ pub(crate) fn status(line: &str) {
 
 /// Tells systemd's watchdog, twice in each of its periods and to the end, that tasks of this runtime still
 /// run: a task that could not run could not say so.
-pub(crate) fn spawn_watchdog(life: &Life) {
+pub(crate) fn spawn_watchdog(life: &Lifecycle) {
     if let Some(period) = sd_notify::watchdog_enabled() {
         spawn_pings(life, socket(), period);
     }
 }
 
-fn spawn_pings(life: &Life, socket: Option<OsString>, period: Duration) {
+fn spawn_pings(life: &Lifecycle, socket: Option<OsString>, period: Duration) {
     let tasks = life.clone();
     life.supervise_each("systemd", move || {
         let (tasks, socket) = (tasks.clone(), socket.clone());
         async move {
-            let over = tasks.over.clone();
+            let over = tasks.shutdown.clone();
             over.run_until_cancelled(ping(&tasks, socket.as_deref(), period)).await;
         }
     });
 }
 
-async fn ping(tasks: &Life, socket: Option<&OsStr>, period: Duration) {
+async fn ping(tasks: &Lifecycle, socket: Option<&OsStr>, period: Duration) {
     let mut ticks = interval(period / 2);
     // After a stall one ping is the truth; a row of them would only make up for what was not so.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -150,7 +150,7 @@ mod tests {
     #[tokio::test]
     async fn the_watchdog_is_fed_until_the_end() {
         let (_dir, path, manager) = manager();
-        let life = Life::new();
+        let life = Lifecycle::new();
         spawn_pings(&life, Some(path), Duration::from_millis(20));
         for _ in 0..3 {
             assert_eq!(heard(&manager).await, "WATCHDOG=1\n");
@@ -161,16 +161,16 @@ mod tests {
         }
         assert_eq!(heard(&manager).await, "WATCHDOG=1\n", "it goes on after a panic");
         // Finishing what is under way can take longer than the watchdog's period.
-        life.stopping.cancel();
+        life.draining.cancel();
         assert_eq!(heard(&manager).await, "WATCHDOG=1\n");
-        life.over.cancel();
+        life.shutdown.cancel();
         life.finished().await;
     }
 
     #[tokio::test]
     async fn the_watchdog_starves_when_the_runtime_hangs() {
         let (_dir, path, manager) = manager();
-        let life = Life::new();
+        let life = Lifecycle::new();
         spawn_pings(&life, Some(path), Duration::from_millis(20));
         assert_eq!(heard(&manager).await, "WATCHDOG=1\n");
         // This runtime has one thread, and it is busy here.
@@ -180,7 +180,7 @@ mod tests {
             queued += 1;
         }
         assert_eq!(queued, 0);
-        life.over.cancel();
+        life.shutdown.cancel();
         life.finished().await;
     }
 }

@@ -50,7 +50,7 @@ impl FromStr for Mac {
 
 /// What an ARP packet wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
+pub enum ArpOperation {
     /// "Who has the target's address?"
     Request,
     /// "The sender has the sender's address."
@@ -59,9 +59,9 @@ pub enum Operation {
 
 /// An ARP packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Arp {
+pub struct ArpPacket {
     /// What it wants.
-    pub operation: Operation,
+    pub operation: ArpOperation,
     /// Who sends.
     pub sender_mac: Mac,
     /// The address that the sender claims; 0.0.0.0 in a probe, which claims none.
@@ -72,27 +72,39 @@ pub struct Arp {
     pub target: Ipv4Addr,
 }
 
-impl Arp {
+impl ArpPacket {
     /// "Does anyone have this address?", without a word about an own one (RFC 5227, 2.1.1).
-    pub fn probe(own: Mac, address: Ipv4Addr) -> Arp {
-        Arp::request(own, Ipv4Addr::UNSPECIFIED, address)
+    pub fn probe(own: Mac, address: Ipv4Addr) -> ArpPacket {
+        ArpPacket::request(own, Ipv4Addr::UNSPECIFIED, address)
     }
 
     /// "Who has this address? Tell `sender`."
-    pub fn request(own: Mac, sender: Ipv4Addr, target: Ipv4Addr) -> Arp {
-        Arp { operation: Operation::Request, sender_mac: own, sender, target_mac: Mac::default(), target }
+    pub fn request(own: Mac, sender: Ipv4Addr, target: Ipv4Addr) -> ArpPacket {
+        ArpPacket {
+            operation: ArpOperation::Request,
+            sender_mac: own,
+            sender,
+            target_mac: Mac::default(),
+            target,
+        }
     }
 
     /// "This address is here", to all: some listeners learn only from requests, others only from replies
     /// (RFC 5227, section 3; RFC 5944, section 4.6).
-    pub fn announcement(own: Mac, address: Ipv4Addr, operation: Operation) -> Arp {
-        let target_mac = if operation == Operation::Reply { own } else { Mac::default() };
-        Arp { operation, sender_mac: own, sender: address, target_mac, target: address }
+    pub fn announcement(own: Mac, address: Ipv4Addr, operation: ArpOperation) -> ArpPacket {
+        let target_mac = if operation == ArpOperation::Reply { own } else { Mac::default() };
+        ArpPacket { operation, sender_mac: own, sender: address, target_mac, target: address }
     }
 
     /// "This address is here", to one: some switches keep what is said to all from it.
-    pub fn tell(own: Mac, address: Ipv4Addr, to: Mac, at: Ipv4Addr) -> Arp {
-        Arp { operation: Operation::Reply, sender_mac: own, sender: address, target_mac: to, target: at }
+    pub fn unicast_announcement(own: Mac, address: Ipv4Addr, to: Mac, at: Ipv4Addr) -> ArpPacket {
+        ArpPacket {
+            operation: ArpOperation::Reply,
+            sender_mac: own,
+            sender: address,
+            target_mac: to,
+            target: at,
+        }
     }
 
     /// The Ethernet frame that carries it.
@@ -103,7 +115,7 @@ impl Arp {
         frame[12..14].copy_from_slice(&[0x08, 0x06]);
         // Ethernet, IPv4, lengths of their addresses.
         frame[14..20].copy_from_slice(&[0, 1, 0x08, 0x00, 6, 4]);
-        frame[21] = if self.operation == Operation::Request { 1 } else { 2 };
+        frame[21] = if self.operation == ArpOperation::Request { 1 } else { 2 };
         frame[22..28].copy_from_slice(&self.sender_mac.0);
         frame[28..32].copy_from_slice(&self.sender.octets());
         frame[32..38].copy_from_slice(&self.target_mac.0);
@@ -112,14 +124,14 @@ impl Arp {
     }
 
     /// Reads a frame; none when it carries no ARP between Ethernet and IPv4.
-    pub fn parse(frame: &[u8]) -> Option<Arp> {
+    pub fn parse(frame: &[u8]) -> Option<ArpPacket> {
         let (frame, _padding) = frame.split_first_chunk::<FRAME_LEN>()?;
         if frame[12..20] != [0x08, 0x06, 0, 1, 0x08, 0x00, 6, 4] {
             return None;
         }
         let operation = match frame[20..22] {
-            [0, 1] => Operation::Request,
-            [0, 2] => Operation::Reply,
+            [0, 1] => ArpOperation::Request,
+            [0, 2] => ArpOperation::Reply,
             _ => return None,
         };
         let mac = |from: usize| {
@@ -132,7 +144,13 @@ impl Arp {
             ip.copy_from_slice(&frame[from..from + 4]);
             Ipv4Addr::from(ip)
         };
-        Some(Arp { operation, sender_mac: mac(22), sender: ip(28), target_mac: mac(32), target: ip(38) })
+        Some(ArpPacket {
+            operation,
+            sender_mac: mac(22),
+            sender: ip(28),
+            target_mac: mac(32),
+            target: ip(38),
+        })
     }
 
     /// Who has which address, by what this packet says; none when it claims nothing.
@@ -158,22 +176,22 @@ mod tests {
         let hex = |frame: &[u8]| data_encoding::HEXLOWER.encode(frame);
         let table = [
             (
-                Arp::probe(OWN, VIP).to_frame(Mac::BROADCAST),
+                ArpPacket::probe(OWN, VIP).to_frame(Mac::BROADCAST),
                 "ffffffffffff0200000000010806000108000604000102000000000100000000000000000000",
             ),
             (
-                Arp::announcement(OWN, VIP, Operation::Request).to_frame(Mac::BROADCAST),
+                ArpPacket::announcement(OWN, VIP, ArpOperation::Request).to_frame(Mac::BROADCAST),
                 "ffffffffffff020000000001080600010800060400010200000000010a5b5b32000000000000",
             ),
             (
-                Arp::announcement(OWN, VIP, Operation::Reply).to_frame(Mac::BROADCAST),
+                ArpPacket::announcement(OWN, VIP, ArpOperation::Reply).to_frame(Mac::BROADCAST),
                 "ffffffffffff020000000001080600010800060400020200000000010a5b5b32020000000001",
             ),
         ];
         for (frame, expected) in table {
             assert_eq!(hex(&frame), format!("{expected}0a5b5b32"));
         }
-        let told = Arp::tell(OWN, VIP, OTHER, AT).to_frame(OTHER);
+        let told = ArpPacket::unicast_announcement(OWN, VIP, OTHER, AT).to_frame(OTHER);
         assert_eq!(
             hex(&told),
             "020000000002020000000001080600010800060400020200000000010a5b5b320200000000020a5b5b02"
@@ -182,11 +200,11 @@ mod tests {
 
     #[test]
     fn a_probe_claims_nothing_and_an_announcement_does() {
-        assert_eq!(Arp::probe(OWN, VIP).claim(), None);
-        for operation in [Operation::Request, Operation::Reply] {
-            assert_eq!(Arp::announcement(OWN, VIP, operation).claim(), Some((VIP, OWN)));
+        assert_eq!(ArpPacket::probe(OWN, VIP).claim(), None);
+        for operation in [ArpOperation::Request, ArpOperation::Reply] {
+            assert_eq!(ArpPacket::announcement(OWN, VIP, operation).claim(), Some((VIP, OWN)));
         }
-        assert_eq!(Arp::request(Mac::BROADCAST, VIP, AT).claim(), None, "nobody has that address");
+        assert_eq!(ArpPacket::request(Mac::BROADCAST, VIP, AT).claim(), None, "nobody has that address");
     }
 
     #[test]
@@ -207,19 +225,19 @@ mod tests {
     proptest! {
         #[test]
         fn a_packet_reads_back_as_sent(reply: bool, macs: [[u8; 6]; 3], ips: [[u8; 4]; 2], padding in 0usize..30) {
-            let operation = if reply { Operation::Reply } else { Operation::Request };
+            let operation = if reply { ArpOperation::Reply } else { ArpOperation::Request };
             let [sender_mac, target_mac, to] = macs.map(Mac);
             let [sender, target] = ips.map(Ipv4Addr::from);
-            let arp = Arp { operation, sender_mac, sender, target_mac, target };
+            let arp = ArpPacket { operation, sender_mac, sender, target_mac, target };
             let mut frame = arp.to_frame(to).to_vec();
             frame.resize(FRAME_LEN + padding, 0);
-            prop_assert_eq!(Arp::parse(&frame), Some(arp));
+            prop_assert_eq!(ArpPacket::parse(&frame), Some(arp));
             prop_assert_eq!(sender_mac.to_string().parse::<Mac>(), Ok(sender_mac));
         }
 
         #[test]
         fn no_frame_makes_it_panic(frame in proptest::collection::vec(any::<u8>(), 0..80)) {
-            let _ = Arp::parse(&frame);
+            let _ = ArpPacket::parse(&frame);
         }
     }
 }

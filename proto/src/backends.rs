@@ -1,6 +1,6 @@
 //! From what is known to whom to dial: ranked candidates for one service.
 //!
-//! [`Rank`] derives `Ord`, and the order of its fields is the policy: hindrance before state before tier
+//! `BackendRank` derives `Ord`, and the order of its fields is the policy: penalty before state before tier
 //! before load before chance. Only the best rank gets new connections while it lasts; the rest are what is
 //! tried after it.
 
@@ -13,17 +13,17 @@ use serde::{Deserialize, Serialize};
 use crate::cause::{Cause, Detail, Reason};
 use crate::health::Readiness;
 use crate::node::{Name, NodeId};
-use crate::path::{Path, Reach};
-use crate::record::Offer;
+use crate::open_enum::{UnknownWord, open_enum_names};
+use crate::path::{BackendPath, Reachability};
+use crate::record::ServiceOffer;
 use crate::service::{Balance, ServiceName};
 use crate::time::{Moment, UnixMs};
-use crate::view::View;
-use crate::word::{OtherWord, open_words};
+use crate::view::ClusterView;
 
 /// What a backend is, seen from this node. The order is the order in which they are tried: when nothing
 /// better is left, even what is down is tried once (k3s#10240).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum State {
+pub enum BackendState {
     /// It says that it is ready and can be reached.
     Ready,
     /// It answers, but its readiness is not known (401, 403).
@@ -39,11 +39,11 @@ pub enum State {
     /// It does not answer.
     Down,
     /// What the agent of a later version says; only in a status.
-    Other(OtherWord),
+    Other(UnknownWord),
 }
 
 // Best first.
-open_words!(State:
+open_enum_names!(BackendState:
     Ready = "ready",
     Alive = "alive",
     Draining = "draining",
@@ -53,13 +53,13 @@ open_words!(State:
     Down = "down",
 );
 
-impl State {
+impl BackendState {
     /// All that this version knows, best first.
-    pub const ALL: &[State] = State::KNOWN;
+    pub const ALL: &[BackendState] = BackendState::KNOWN;
 
     /// Whether new connections should go there without a second thought.
     pub fn is_good(self) -> bool {
-        matches!(self, State::Ready | State::Alive)
+        matches!(self, BackendState::Ready | BackendState::Alive)
     }
 }
 
@@ -75,7 +75,7 @@ pub struct Backend {
     /// Share among equals; 0: nothing new while another is good.
     pub weight: u16,
     /// What it is.
-    pub state: State,
+    pub state: BackendState,
     /// Why; none: nothing is known of it but that.
     pub cause: Option<Cause>,
     /// What its node says beyond the cause, for people.
@@ -86,7 +86,7 @@ pub struct Backend {
     pub rtt: Option<Duration>,
     /// Its agent is not heard, and that its port is open is all that is known: a kernel accepts connections
     /// also for processes that are frozen.
-    pub direct: bool,
+    pub probe_only: bool,
 }
 
 impl Backend {
@@ -97,11 +97,11 @@ impl Backend {
 }
 
 /// The backends of every service: what the proxy follows.
-pub type Table = BTreeMap<ServiceName, Vec<Backend>>;
+pub type BackendTable = BTreeMap<ServiceName, Vec<Backend>>;
 
 /// An entry of the last good list: what a node dials after a restart before it has heard anyone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LastGood {
+pub struct KnownBackend {
     /// Whose it is.
     pub node: NodeId,
     /// That node's name.
@@ -113,15 +113,15 @@ pub struct LastGood {
 }
 
 /// Who serves, as last known, by service.
-pub type Serving = Vec<(ServiceName, Vec<LastGood>)>;
+pub type LastKnownGood = Vec<(ServiceName, Vec<KnownBackend>)>;
 
 /// The backends of `service`: what gossip knows, joined with the last good list, so that an empty view
 /// never empties the list (k3s#11349). `still_member` drops entries of nodes that were removed.
 pub fn backends(
     service: &ServiceName,
-    view: &View,
-    paths: &BTreeMap<(NodeId, ServiceName), Path>,
-    last_good: &[LastGood],
+    view: &ClusterView,
+    paths: &BTreeMap<(NodeId, ServiceName), BackendPath>,
+    last_good: &[KnownBackend],
     still_member: impl Fn(&NodeId) -> bool,
 ) -> Vec<Backend> {
     let mut found: BTreeMap<NodeId, Backend> = BTreeMap::new();
@@ -131,24 +131,25 @@ pub fn backends(
             continue;
         }
         let path = paths.get(&(old.node, service.clone()));
-        let reach = path.map_or(Reach::Up, Path::reach);
+        let reach = path.map_or(Reachability::Up, BackendPath::reach);
         let (state, cause) = match reach {
-            Reach::Up => (State::Unknown, Some(Cause::LastKnownGood)),
-            Reach::Suspect => (State::Suspect, path.and_then(Path::cause)),
-            Reach::Down => (State::Down, path.and_then(Path::cause)),
+            Reachability::Up => (BackendState::Unknown, Some(Cause::LastKnownGood)),
+            Reachability::Suspect => (BackendState::Suspect, path.and_then(BackendPath::cause)),
+            Reachability::Down => (BackendState::Down, path.and_then(BackendPath::cause)),
         };
-        let LastGood { node, name, address, weight } = old.clone();
-        let since = path.map_or(UnixMs(0), Path::since);
-        let rtt = path.and_then(Path::rtt);
+        let KnownBackend { node, name, address, weight } = old.clone();
+        let since = path.map_or(UnixMs(0), BackendPath::since);
+        let rtt = path.and_then(BackendPath::rtt);
         let detail = Detail::default();
-        let one = Backend { node, name, address, weight, state, cause, detail, since, rtt, direct: false };
+        let one =
+            Backend { node, name, address, weight, state, cause, detail, since, rtt, probe_only: false };
         found.insert(node, one);
     }
     for member in view.members.values() {
         let Some(offer) = member.word.services.get(service) else { continue };
         let path = paths.get(&(member.id, service.clone()));
         let draining = member.word.draining.or(member.word.left.then_some(member.since));
-        let (state, cause, detail, since) = judge(offer, draining, member.word.left, path);
+        let (state, cause, detail, since) = evaluate(offer, draining, member.word.left, path);
         found.insert(
             member.id,
             Backend {
@@ -160,36 +161,36 @@ pub fn backends(
                 cause,
                 detail,
                 since,
-                rtt: path.and_then(Path::rtt),
-                direct: path.is_some_and(Path::is_direct),
+                rtt: path.and_then(BackendPath::rtt),
+                probe_only: path.is_some_and(BackendPath::is_probe_only),
             },
         );
     }
     found.into_values().collect()
 }
 
-fn judge(
-    offer: &Offer,
+fn evaluate(
+    offer: &ServiceOffer,
     draining: Option<UnixMs>,
     left: bool,
-    path: Option<&Path>,
-) -> (State, Option<Cause>, Detail, UnixMs) {
+    path: Option<&BackendPath>,
+) -> (BackendState, Option<Cause>, Detail, UnixMs) {
     let health = &offer.health;
     let of_health = |state| (state, Some(health.cause), health.detail.clone(), health.since);
-    let of_path = |state, path: &Path| (state, path.cause(), Detail::default(), path.since());
+    let of_path = |state, path: &BackendPath| (state, path.cause(), Detail::default(), path.since());
     match (path.map(|path| (path.reach(), path)), health.readiness, draining) {
-        (Some((Reach::Down, path)), ..) => of_path(State::Down, path),
-        (_, Readiness::Down, _) => of_health(State::Down),
-        (Some((Reach::Suspect, path)), ..) => of_path(State::Suspect, path),
-        (_, Readiness::NotReady, _) => of_health(State::NotReady),
-        (_, Readiness::Other, _) => of_health(State::Suspect),
+        (Some((Reachability::Down, path)), ..) => of_path(BackendState::Down, path),
+        (_, Readiness::Down, _) => of_health(BackendState::Down),
+        (Some((Reachability::Suspect, path)), ..) => of_path(BackendState::Suspect, path),
+        (_, Readiness::NotReady, _) => of_health(BackendState::NotReady),
+        (_, Readiness::Other, _) => of_health(BackendState::Suspect),
         (_, _, Some(since)) => {
             let cause = if left { Cause::AgentStopped } else { Cause::Draining };
             // The agent alone was stopped: its apiserver serves on, and others may still be used first.
-            (State::Draining, Some(cause), Detail::default(), since)
+            (BackendState::Draining, Some(cause), Detail::default(), since)
         }
         (path, readiness, None) => {
-            let state = if readiness == Readiness::Ready { State::Ready } else { State::Alive };
+            let state = if readiness == Readiness::Ready { BackendState::Ready } else { BackendState::Alive };
             match path.and_then(|(_, path)| path.cause()) {
                 Some(direct) => (state, Some(direct), Detail::default(), health.since),
                 None => of_health(state),
@@ -200,31 +201,31 @@ fn judge(
 
 /// Where a backend stands among the others; lower is better. The order of the fields is the policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Rank {
-    /// 0: good. 1: good as far as its open port tells, see [`Backend::direct`]. 2: good, but it has all the
+struct BackendRank {
+    /// 0: good. 1: good as far as its open port tells, see [`Backend::probe_only`]. 2: good, but it has all the
     /// connections it may have, or does not answer them. 3: not good.
-    pub hindrance: u8,
+    penalty: u8,
     /// What it is.
-    pub state: State,
+    state: BackendState,
     /// Weight 0 asks for nothing new while another is as good.
-    pub unwanted: bool,
+    zero_weight: bool,
     /// Nearness: 0 for this node's own instance, more for others.
-    pub tier: u8,
+    tier: u8,
     /// How busy it is for its weight, or how long ago its turn was.
-    pub load: u64,
+    load: u64,
     /// Equal until here: by chance, so that not all nodes prefer the same one.
-    pub chance: u64,
+    chance: u64,
 }
 
 /// What this node's own connections say of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Usage {
+pub struct BackendLoad {
     /// How many it has from here.
     pub connections: u64,
     /// It has as many as it may have from here.
     pub full: bool,
     /// It takes connections and does not answer on them.
-    pub mute: bool,
+    pub unresponsive: bool,
 }
 
 /// Remembers whose turn it is and who has just returned, and ranks. One for each service, owned by its
@@ -236,14 +237,14 @@ pub struct Balancer {
     /// When the first table came; those of the first [`SLOW_START`] are no newcomers.
     begun: Option<Moment>,
     /// Who is not there, and since when those are back that were not.
-    returns: BTreeMap<NodeId, Return>,
+    returns: BTreeMap<NodeId, Comeback>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Return {
-    Away,
-    Back(Moment),
-    Settled,
+enum Comeback {
+    Absent,
+    Ramping(Moment),
+    Full,
 }
 
 /// Scale of the loads, so that a division by the weight keeps its precision.
@@ -287,19 +288,21 @@ impl Balancer {
     /// By what this node saw and its own clock, and not by [`Backend::since`]: that is another node's wall
     /// clock, and does not change when only the way to it was cut. Doubt alone is no absence, or one late
     /// packet would cost a backend half a minute of its share.
-    pub fn follow(&mut self, backends: &[Backend], now: Moment) {
+    pub fn update(&mut self, backends: &[Backend], now: Moment) {
         if self.begun.is_none() && backends.is_empty() {
             return;
         }
         let begun = *self.begun.get_or_insert(now);
-        let newcomer = if now.since(begun) < SLOW_START { Return::Settled } else { Return::Away };
+        let newcomer = if now.since(begun) < SLOW_START { Comeback::Full } else { Comeback::Absent };
         let mut returned = Vec::new();
         for backend in backends {
             let of = self.returns.entry(backend.node).or_insert(newcomer);
             match (backend.state, *of) {
-                (State::Down | State::NotReady | State::Draining, _) => *of = Return::Away,
-                (State::Ready | State::Alive, Return::Away) => {
-                    *of = Return::Back(now);
+                (BackendState::Down | BackendState::NotReady | BackendState::Draining, _) => {
+                    *of = Comeback::Absent
+                }
+                (BackendState::Ready | BackendState::Alive, Comeback::Absent) => {
+                    *of = Comeback::Ramping(now);
                     returned.push(backend.node);
                 }
                 _ => {}
@@ -307,9 +310,9 @@ impl Balancer {
         }
         self.returns.retain(|node, _| backends.iter().any(|one| one.node == *node));
         // An absence earns no credit in round-robin either.
-        let settled = |one: &&Backend| one.state.is_good() && !returned.contains(&one.node);
+        let effective = |one: &&Backend| one.state.is_good() && !returned.contains(&one.node);
         let level =
-            backends.iter().filter(settled).filter_map(|one| self.turns.get(&one.node)).min().copied();
+            backends.iter().filter(effective).filter_map(|one| self.turns.get(&one.node)).min().copied();
         for (node, level) in returned.iter().zip(std::iter::repeat(level.unwrap_or(0))) {
             let turn = self.turns.entry(*node).or_insert(level);
             *turn = (*turn).max(level);
@@ -319,7 +322,7 @@ impl Balancer {
     /// The weight that counts now, in thousandths.
     fn weight(&self, backend: &Backend, now: Moment) -> u64 {
         let share = match self.returns.get(&backend.node) {
-            Some(Return::Back(since)) => share(now.since(*since)),
+            Some(Comeback::Ramping(since)) => share(now.since(*since)),
             _ => 1000,
         };
         u64::from(backend.weight.max(1)) * share
@@ -333,14 +336,14 @@ impl Balancer {
         backends: &[Backend],
         own: Option<NodeId>,
         now: Moment,
-        usage: impl Fn(&NodeId) -> Usage,
+        usage: impl Fn(&NodeId) -> BackendLoad,
     ) -> Vec<usize> {
         // A backend that is new to round-robin starts level with the others: no herd on a newcomer.
         let level = backends.iter().filter_map(|one| self.turns.get(&one.node)).min().copied();
         let before = |one: &Backend| {
             backends.iter().filter(|other| (&other.name, other.node) < (&one.name, one.node)).count() as u64
         };
-        let mut ranked: Vec<(Rank, usize)> = backends
+        let mut ranked: Vec<(BackendRank, usize)> = backends
             .iter()
             .enumerate()
             .map(|(i, backend)| {
@@ -355,15 +358,15 @@ impl Balancer {
                     Balance::First => before(backend),
                 };
                 let far = if balance == Balance::Nearest { distance(backend.rtt) } else { 0 };
-                let hindrance = match backend.state.is_good() {
-                    true if usage.full || usage.mute => 2,
-                    true => u8::from(backend.direct),
+                let penalty = match backend.state.is_good() {
+                    true if usage.full || usage.unresponsive => 2,
+                    true => u8::from(backend.probe_only),
                     false => 3,
                 };
-                let rank = Rank {
-                    hindrance,
+                let rank = BackendRank {
+                    penalty,
                     state: backend.state,
-                    unwanted: backend.weight == 0,
+                    zero_weight: backend.weight == 0,
                     tier: if own == Some(backend.node) { 0 } else { 1 + far },
                     load,
                     chance: mix(self.seed, &backend.node),
@@ -376,7 +379,7 @@ impl Balancer {
     }
 
     /// A connection went to `backends[chosen]`: its next turn comes after a time that its weight gives.
-    pub fn took(&mut self, backends: &[Backend], chosen: usize, now: Moment) {
+    pub fn connection_assigned(&mut self, backends: &[Backend], chosen: usize, now: Moment) {
         let Some(backend) = backends.get(chosen) else { return };
         let level = backends.iter().filter_map(|one| self.turns.get(&one.node)).min().copied().unwrap_or(0);
         let step = 1000 * SCALE / self.weight(backend, now);
@@ -393,11 +396,11 @@ impl Balancer {
 
 /// What becomes of the connections held to a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
+pub enum HeldAction {
     /// They stay.
-    Stay,
+    Keep,
     /// They should end in a while, not all at once.
-    Leave,
+    Drain,
     /// They are reset at once.
     Reset,
 }
@@ -406,17 +409,17 @@ pub enum Fate {
 /// stopped being one. One that is down, not ready or draining keeps its connections while no other is good:
 /// there is nowhere better to go, and under load a live one may look down (k3s#10240). One whose agent alone
 /// was stopped serves on, and keeps them as well.
-pub fn fate(node: &NodeId, backends: &[Backend]) -> Fate {
-    let Some(one) = backends.iter().find(|one| one.node == *node) else { return Fate::Reset };
+pub fn held_action(node: &NodeId, backends: &[Backend]) -> HeldAction {
+    let Some(one) = backends.iter().find(|one| one.node == *node) else { return HeldAction::Reset };
     let better = backends.iter().any(|other| other.node != *node && other.state.is_good());
     match one.state {
         // The port is closed, so the machine lives: its kernel ends what a dead process held, and an apiserver
         // that stops in peace closes its port first and answers what is under way for up to a minute.
-        State::Down if better && one.cause.is_some_and(Cause::is_port_closed) => Fate::Leave,
-        State::Down if better => Fate::Reset,
-        State::NotReady if better => Fate::Leave,
-        State::Draining if better && one.cause != Some(Cause::AgentStopped) => Fate::Leave,
-        _ => Fate::Stay,
+        BackendState::Down if better && one.cause.is_some_and(Cause::is_port_closed) => HeldAction::Drain,
+        BackendState::Down if better => HeldAction::Reset,
+        BackendState::NotReady if better => HeldAction::Drain,
+        BackendState::Draining if better && one.cause != Some(Cause::AgentStopped) => HeldAction::Drain,
+        _ => HeldAction::Keep,
     }
 }
 

@@ -3,17 +3,17 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::health::Health;
+use crate::health::ServiceHealth;
 use crate::path::Evidence;
-use crate::pulse::Hearing;
+use crate::pulse::Liveness;
 use crate::record::NodeRecord;
-use crate::view::Member;
+use crate::view::MemberView;
 
 fn id(n: u8) -> NodeId {
     NodeId([n; 10])
 }
 
-fn backend(n: u8, state: State, weight: u16) -> Backend {
+fn backend(n: u8, state: BackendState, weight: u16) -> Backend {
     Backend {
         node: id(n),
         name: format!("m{n}").parse().unwrap(),
@@ -24,41 +24,50 @@ fn backend(n: u8, state: State, weight: u16) -> Backend {
         detail: Detail::default(),
         since: UnixMs(0),
         rtt: None,
-        direct: false,
+        probe_only: false,
     }
 }
 
-fn member(n: u8, heard: bool, readiness: Option<Readiness>) -> Member {
-    let offer = |readiness| Offer {
+fn member(n: u8, heard: bool, readiness: Option<Readiness>) -> MemberView {
+    let offer = |readiness| ServiceOffer {
         address: SocketAddr::from(([10, 0, 0, n], 6443)),
         weight: 100,
-        health: Health { readiness, cause: Cause::Connected, detail: Detail::default(), since: UnixMs(7) },
+        health: ServiceHealth {
+            readiness,
+            cause: Cause::Connected,
+            detail: Detail::default(),
+            since: UnixMs(7),
+        },
         check_ms: None,
     };
     let services = readiness.map(|readiness| (ServiceName::kube_api(), offer(readiness)));
     let services = services.into_iter().collect();
     let word = NodeRecord { services, ..NodeRecord::new(format!("m{n}").parse().unwrap()) };
-    Member { id: id(n), word, heard, since: UnixMs(0) }
+    MemberView { id: id(n), word, heard, since: UnixMs(0) }
 }
 
-fn states(members: &[Member], paths: &[(u8, &[Evidence])], last_good: &[u8]) -> BTreeMap<u8, State> {
-    let view = View {
+fn states(
+    members: &[MemberView],
+    paths: &[(u8, &[Evidence])],
+    last_good: &[u8],
+) -> BTreeMap<u8, BackendState> {
+    let view = ClusterView {
         members: members.iter().map(|member| (member.id, member.clone())).collect(),
         not_counted: Vec::new(),
     };
     let paths = paths
         .iter()
         .map(|(n, evidence)| {
-            let mut path = Path::new(UnixMs(0));
+            let mut path = BackendPath::new(UnixMs(0));
             for one in *evidence {
                 path.observe(Moment::ZERO, UnixMs(0), *one);
             }
             ((id(*n), ServiceName::kube_api()), path)
         })
         .collect();
-    let last_good: Vec<LastGood> = last_good
+    let last_good: Vec<KnownBackend> = last_good
         .iter()
-        .map(|n| LastGood {
+        .map(|n| KnownBackend {
             node: id(*n),
             name: format!("m{n}").parse().unwrap(),
             address: SocketAddr::from(([10, 0, 0, *n], 6443)),
@@ -74,17 +83,20 @@ fn states(members: &[Member], paths: &[(u8, &[Evidence])], last_good: &[u8]) -> 
 #[test]
 fn what_is_known_decides_the_state() {
     use Evidence::Unanswered;
-    const LOST: Evidence = Evidence::Hearing(Hearing::Lost);
+    const LOST: Evidence = Evidence::Hearing(Liveness::Silent);
     let ready = Some(Readiness::Ready);
     let table = [
-        (states(&[member(1, true, ready)], &[], &[]), Some(State::Ready)),
-        (states(&[member(1, true, Some(Readiness::Alive))], &[], &[]), Some(State::Alive)),
-        (states(&[member(1, true, Some(Readiness::NotReady))], &[], &[]), Some(State::NotReady)),
-        (states(&[member(1, true, Some(Readiness::Down))], &[], &[]), Some(State::Down)),
-        (states(&[member(1, false, ready)], &[(1, &[LOST])], &[]), Some(State::Suspect)),
-        (states(&[member(1, false, ready)], &[(1, &[LOST, Unanswered, Unanswered])], &[]), Some(State::Down)),
+        (states(&[member(1, true, ready)], &[], &[]), Some(BackendState::Ready)),
+        (states(&[member(1, true, Some(Readiness::Alive))], &[], &[]), Some(BackendState::Alive)),
+        (states(&[member(1, true, Some(Readiness::NotReady))], &[], &[]), Some(BackendState::NotReady)),
+        (states(&[member(1, true, Some(Readiness::Down))], &[], &[]), Some(BackendState::Down)),
+        (states(&[member(1, false, ready)], &[(1, &[LOST])], &[]), Some(BackendState::Suspect)),
+        (
+            states(&[member(1, false, ready)], &[(1, &[LOST, Unanswered, Unanswered])], &[]),
+            Some(BackendState::Down),
+        ),
         // Nobody heard yet: the last good list serves.
-        (states(&[], &[], &[1]), Some(State::Unknown)),
+        (states(&[], &[], &[1]), Some(BackendState::Unknown)),
         // A member that is heard and offers nothing is no backend, whatever the old list says.
         (states(&[member(1, true, None)], &[], &[1]), None),
         // A removed node is no backend.
@@ -98,32 +110,32 @@ fn what_is_known_decides_the_state() {
 #[test]
 fn better_states_come_first_and_the_own_instance_before_its_equals() {
     let backends = [
-        backend(1, State::Down, 100),
-        backend(2, State::Ready, 100),
-        backend(3, State::Ready, 100),
-        backend(4, State::Alive, 100),
-        backend(5, State::Ready, 0),
+        backend(1, BackendState::Down, 100),
+        backend(2, BackendState::Ready, 100),
+        backend(3, BackendState::Ready, 100),
+        backend(4, BackendState::Alive, 100),
+        backend(5, BackendState::Ready, 0),
     ];
     let order = Balancer::new(1).rank(Balance::LeastConnections, &backends, Some(id(3)), Moment::ZERO, idle);
     assert_eq!(order, [2, 1, 4, 3, 0]);
 }
 
-fn idle(_: &NodeId) -> Usage {
-    Usage::default()
+fn idle(_: &NodeId) -> BackendLoad {
+    BackendLoad::default()
 }
 
 fn shares(balance: Balance, weights: &[u16], rounds: usize) -> Vec<usize> {
     let backends: Vec<Backend> =
-        weights.iter().enumerate().map(|(i, w)| backend(i as u8 + 1, State::Ready, *w)).collect();
+        weights.iter().enumerate().map(|(i, w)| backend(i as u8 + 1, BackendState::Ready, *w)).collect();
     let mut balancer = Balancer::new(42);
     let mut counts = vec![0; weights.len()];
     for _ in 0..rounds {
-        let usage = |node: &NodeId| Usage {
+        let usage = |node: &NodeId| BackendLoad {
             connections: counts[usize::from(node.0[0]) - 1] as u64,
-            ..Usage::default()
+            ..BackendLoad::default()
         };
         let first = balancer.rank(balance, &backends, None, Moment::ZERO, usage)[0];
-        balancer.took(&backends, first, Moment::ZERO);
+        balancer.connection_assigned(&backends, first, Moment::ZERO);
         counts[first] += 1;
     }
     counts
@@ -141,17 +153,17 @@ fn balances_share_by_weight() {
 
 #[test]
 fn a_newcomer_to_round_robin_gets_its_share_and_no_herd() {
-    let old = [backend(1, State::Ready, 100), backend(2, State::Ready, 100)];
-    let all = [old[0].clone(), old[1].clone(), backend(3, State::Ready, 100)];
+    let old = [backend(1, BackendState::Ready, 100), backend(2, BackendState::Ready, 100)];
+    let all = [old[0].clone(), old[1].clone(), backend(3, BackendState::Ready, 100)];
     let mut balancer = Balancer::new(7);
     for _ in 0..1000 {
         let first = balancer.rank(Balance::RoundRobin, &old, None, Moment::ZERO, idle)[0];
-        balancer.took(&old, first, Moment::ZERO);
+        balancer.connection_assigned(&old, first, Moment::ZERO);
     }
     let mut counts = [0; 3];
     for _ in 0..30 {
         let first = balancer.rank(Balance::RoundRobin, &all, None, Moment::ZERO, idle)[0];
-        balancer.took(&all, first, Moment::ZERO);
+        balancer.connection_assigned(&all, first, Moment::ZERO);
         counts[first] += 1;
     }
     assert!(counts.iter().all(|count| (9..=11).contains(count)), "{counts:?}");
@@ -160,28 +172,38 @@ fn a_newcomer_to_round_robin_gets_its_share_and_no_herd() {
 #[test]
 fn the_nearest_comes_first_by_coarse_steps_and_load_decides_within_one() {
     let ms = |rtt| Some(Duration::from_millis(rtt));
-    let at = |n, rtt| Backend { rtt, ..backend(n, State::Ready, 100) };
+    let at = |n, rtt| Backend { rtt, ..backend(n, BackendState::Ready, 100) };
     let backends = [at(1, None), at(2, ms(12)), at(3, ms(19)), at(4, ms(1)), at(5, ms(700)), at(6, ms(90))];
-    let usage = |node: &NodeId| Usage { connections: u64::from(*node == id(2)), ..Usage::default() };
+    let usage =
+        |node: &NodeId| BackendLoad { connections: u64::from(*node == id(2)), ..BackendLoad::default() };
     let order = Balancer::new(1).rank(Balance::Nearest, &backends, Some(id(6)), Moment::ZERO, usage);
     assert_eq!(order, [5, 3, 2, 1, 4, 0]);
 }
 
 #[test]
 fn the_first_by_name_gets_all_until_it_is_full() {
-    let backends = [1, 2, 3].map(|n| backend(n, State::Ready, 100));
-    let first = |usage: &dyn Fn(&NodeId) -> Usage| {
+    let backends = [1, 2, 3].map(|n| backend(n, BackendState::Ready, 100));
+    let first = |usage: &dyn Fn(&NodeId) -> BackendLoad| {
         Balancer::new(9).rank(Balance::First, &backends, None, Moment::ZERO, usage)
     };
-    assert_eq!(first(&|_| Usage { connections: 5, ..Usage::default() }), [0, 1, 2]);
-    assert_eq!(first(&|node| Usage { full: *node == id(1), ..Usage::default() }), [1, 2, 0]);
+    assert_eq!(first(&|_| BackendLoad { connections: 5, ..BackendLoad::default() }), [0, 1, 2]);
+    assert_eq!(first(&|node| BackendLoad { full: *node == id(1), ..BackendLoad::default() }), [1, 2, 0]);
 }
 
 #[test]
 fn what_is_full_or_mute_comes_after_what_is_good_and_before_what_is_not() {
-    let backends = [(1, State::Ready), (2, State::Suspect), (3, State::Alive), (4, State::Ready)]
-        .map(|(n, state)| backend(n, state, 100));
-    let usage = |node: &NodeId| Usage { full: *node == id(1), mute: *node == id(4), ..Usage::default() };
+    let backends = [
+        (1, BackendState::Ready),
+        (2, BackendState::Suspect),
+        (3, BackendState::Alive),
+        (4, BackendState::Ready),
+    ]
+    .map(|(n, state)| backend(n, state, 100));
+    let usage = |node: &NodeId| BackendLoad {
+        full: *node == id(1),
+        unresponsive: *node == id(4),
+        ..BackendLoad::default()
+    };
     let order = Balancer::new(1).rank(Balance::LeastConnections, &backends, None, Moment::ZERO, usage);
     assert_eq!((order[0], order[3]), (2, 1));
 }
@@ -189,10 +211,10 @@ fn what_is_full_or_mute_comes_after_what_is_good_and_before_what_is_not() {
 #[test]
 fn what_is_only_known_by_its_open_port_comes_after_what_is_heard_and_before_what_is_not_good() {
     let all = |heard| {
-        [(1, State::Ready), (2, State::Alive), (3, State::Draining)]
-            .map(|(n, state)| Backend { direct: n == 1, ..backend(n, state, 100) })
+        [(1, BackendState::Ready), (2, BackendState::Alive), (3, BackendState::Draining)]
+            .map(|(n, state)| Backend { probe_only: n == 1, ..backend(n, state, 100) })
             .map(|one| Backend {
-                state: if one.direct || heard { one.state } else { State::NotReady },
+                state: if one.probe_only || heard { one.state } else { BackendState::NotReady },
                 ..one
             })
     };
@@ -201,53 +223,59 @@ fn what_is_only_known_by_its_open_port_comes_after_what_is_heard_and_before_what
     };
     assert_eq!(order(&all(true), None), [1, 0, 2]);
     assert_eq!(order(&all(false), None)[0], 0, "nobody better: it is used all the same");
-    let usage = |node: &NodeId| Usage { full: *node == id(2), ..Usage::default() };
+    let usage = |node: &NodeId| BackendLoad { full: *node == id(2), ..BackendLoad::default() };
     let full = Balancer::new(1).rank(Balance::LeastConnections, &all(true), None, Moment::ZERO, usage);
     assert_eq!(full, [0, 1, 2]);
-    assert_eq!(fate(&id(1), &all(true)), Fate::Stay, "what is held there is not given up for that");
+    assert_eq!(
+        held_action(&id(1), &all(true)),
+        HeldAction::Keep,
+        "what is held there is not given up for that"
+    );
 }
 
 #[test]
 fn a_silent_agent_beside_an_open_port_makes_a_backend_direct() {
     let found = |evidence: &[Evidence]| {
-        let view = View {
+        let view = ClusterView {
             members: BTreeMap::from([(id(1), member(1, false, Some(Readiness::Ready)))]),
             not_counted: Vec::new(),
         };
-        let mut path = Path::new(UnixMs(0));
+        let mut path = BackendPath::new(UnixMs(0));
         for one in evidence {
             path.observe(Moment::ZERO, UnixMs(0), *one);
         }
         let paths = BTreeMap::from([((id(1), ServiceName::kube_api()), path)]);
         let one = backends(&ServiceName::kube_api(), &view, &paths, &[], |_| true).remove(0);
-        (one.state, one.direct)
+        (one.state, one.probe_only)
     };
-    let (lost, heard) = (Evidence::Hearing(Hearing::Lost), Evidence::Hearing(Hearing::Heard));
+    let (lost, heard) = (Evidence::Hearing(Liveness::Silent), Evidence::Hearing(Liveness::Alive));
     let connected = Evidence::Connected { took: Duration::from_millis(1) };
-    assert_eq!(found(&[heard, connected]), (State::Ready, false));
-    assert_eq!(found(&[lost, connected]), (State::Ready, true));
-    assert_eq!(found(&[lost, connected, heard]), (State::Ready, false));
+    assert_eq!(found(&[heard, connected]), (BackendState::Ready, false));
+    assert_eq!(found(&[lost, connected]), (BackendState::Ready, true));
+    assert_eq!(found(&[lost, connected, heard]), (BackendState::Ready, false));
 }
 
 /// How many of 100 new connections the first backend gets, which came back `after` this long, when both
 /// it and the other had `before` before.
 fn caught_up(balance: Balance, after: u64, before: u64) -> u64 {
     let at = |s: u64| Moment::ZERO.after(Duration::from_secs(s));
-    let table = |state| [backend(1, state, 100), backend(2, State::Ready, 100)];
+    let table = |state| [backend(1, state, 100), backend(2, BackendState::Ready, 100)];
     let mut balancer = Balancer::new(3);
-    balancer.follow(&table(State::Ready), at(0));
-    balancer.follow(&table(State::Down), at(100));
+    balancer.update(&table(BackendState::Ready), at(0));
+    balancer.update(&table(BackendState::Down), at(100));
     let mut counts = [0, before];
     for _ in 0..before {
-        balancer.took(&table(State::Down), 1, at(100));
+        balancer.connection_assigned(&table(BackendState::Down), 1, at(100));
     }
-    balancer.follow(&table(State::Ready), at(200));
+    balancer.update(&table(BackendState::Ready), at(200));
     for _ in 0..100 {
         let now = at(200 + after);
-        let usage =
-            |node: &NodeId| Usage { connections: counts[usize::from(node.0[0]) - 1], ..Usage::default() };
-        let first = balancer.rank(balance, &table(State::Ready), None, now, usage)[0];
-        balancer.took(&table(State::Ready), first, now);
+        let usage = |node: &NodeId| BackendLoad {
+            connections: counts[usize::from(node.0[0]) - 1],
+            ..BackendLoad::default()
+        };
+        let first = balancer.rank(balance, &table(BackendState::Ready), None, now, usage)[0];
+        balancer.connection_assigned(&table(BackendState::Ready), first, now);
         counts[first] += 1;
     }
     counts[0]
@@ -267,16 +295,16 @@ fn what_comes_back_is_not_run_over() {
 #[test]
 fn doubt_and_the_first_tables_are_no_return() {
     let at = |s: u64| Moment::ZERO.after(Duration::from_secs(s));
-    let table = |states: &[State]| -> Vec<Backend> {
+    let table = |states: &[BackendState]| -> Vec<Backend> {
         states.iter().zip(1..).map(|(state, n)| backend(n, *state, 100)).collect()
     };
     let mut balancer = Balancer::new(3);
-    let weight = |balancer: &Balancer, n, now| balancer.weight(&backend(n, State::Ready, 100), now);
-    balancer.follow(&table(&[State::Unknown]), at(0));
-    balancer.follow(&table(&[State::Ready, State::Ready]), at(1));
+    let weight = |balancer: &Balancer, n, now| balancer.weight(&backend(n, BackendState::Ready, 100), now);
+    balancer.update(&table(&[BackendState::Unknown]), at(0));
+    balancer.update(&table(&[BackendState::Ready, BackendState::Ready]), at(1));
     assert_eq!((weight(&balancer, 1, at(1)), weight(&balancer, 2, at(1))), (100_000, 100_000));
-    balancer.follow(&table(&[State::Suspect, State::Ready]), at(40));
-    balancer.follow(&table(&[State::Ready; 3]), at(41));
+    balancer.update(&table(&[BackendState::Suspect, BackendState::Ready]), at(40));
+    balancer.update(&table(&[BackendState::Ready; 3]), at(41));
     assert_eq!(weight(&balancer, 1, at(41)), 100_000);
     assert_eq!(weight(&balancer, 3, at(41)), 2_000, "a newcomer");
     assert_eq!(weight(&balancer, 3, at(56)), 50_000);
@@ -285,38 +313,42 @@ fn doubt_and_the_first_tables_are_no_return() {
 
 #[test]
 fn what_is_held_leaves_when_there_is_somewhere_better_to_go() {
-    use State::{Alive, Down, Draining, NotReady, Ready, Suspect, Unknown};
+    use BackendState::{Alive, Down, Draining, NotReady, Ready, Suspect, Unknown};
     // The state of the backend that holds (none: it is gone), of the others, and the verdict.
-    let table: &[(Option<State>, &[State], Fate)] = &[
-        (Some(Down), &[Ready], Fate::Reset),
-        (Some(Down), &[Down, Alive], Fate::Reset),
-        (Some(Down), &[], Fate::Stay),
-        (Some(Down), &[Down], Fate::Stay),
-        (Some(Down), &[Suspect, NotReady, Draining, Unknown], Fate::Stay),
-        (Some(Suspect), &[Ready], Fate::Stay),
-        (Some(NotReady), &[Ready], Fate::Leave),
-        (Some(NotReady), &[NotReady], Fate::Stay),
-        (Some(Draining), &[Alive], Fate::Leave),
-        (Some(Draining), &[Suspect], Fate::Stay),
-        (Some(Unknown), &[Ready], Fate::Stay),
-        (Some(Ready), &[Ready], Fate::Stay),
-        (None, &[Ready], Fate::Reset),
-        (None, &[Down], Fate::Reset),
-        (None, &[], Fate::Reset),
+    let table: &[(Option<BackendState>, &[BackendState], HeldAction)] = &[
+        (Some(Down), &[Ready], HeldAction::Reset),
+        (Some(Down), &[Down, Alive], HeldAction::Reset),
+        (Some(Down), &[], HeldAction::Keep),
+        (Some(Down), &[Down], HeldAction::Keep),
+        (Some(Down), &[Suspect, NotReady, Draining, Unknown], HeldAction::Keep),
+        (Some(Suspect), &[Ready], HeldAction::Keep),
+        (Some(NotReady), &[Ready], HeldAction::Drain),
+        (Some(NotReady), &[NotReady], HeldAction::Keep),
+        (Some(Draining), &[Alive], HeldAction::Drain),
+        (Some(Draining), &[Suspect], HeldAction::Keep),
+        (Some(Unknown), &[Ready], HeldAction::Keep),
+        (Some(Ready), &[Ready], HeldAction::Keep),
+        (None, &[Ready], HeldAction::Reset),
+        (None, &[Down], HeldAction::Reset),
+        (None, &[], HeldAction::Reset),
     ];
     for (own, others, verdict) in table {
         let own = own.iter().map(|state| backend(1, *state, 100));
         let others = others.iter().zip(2..).map(|(state, n)| backend(n, *state, 100));
         let backends: Vec<Backend> = own.chain(others).collect();
-        assert_eq!(fate(&id(1), &backends), *verdict, "{backends:?}");
+        assert_eq!(held_action(&id(1), &backends), *verdict, "{backends:?}");
     }
     for closed in [Cause::PortClosed, Cause::LoopbackOnly] {
         let closed = Backend { cause: Some(closed), ..backend(1, Down, 100) };
-        let verdict = fate(&id(1), &[closed, backend(2, Ready, 100)]);
-        assert_eq!(verdict, Fate::Leave, "it may only have closed its port, and answer what it holds");
+        let verdict = held_action(&id(1), &[closed, backend(2, Ready, 100)]);
+        assert_eq!(verdict, HeldAction::Drain, "it may only have closed its port, and answer what it holds");
     }
     let stopped = Backend { cause: Some(Cause::AgentStopped), ..backend(1, Draining, 100) };
-    assert_eq!(fate(&id(1), &[stopped, backend(2, Ready, 100)]), Fate::Stay, "its apiserver serves on");
+    assert_eq!(
+        held_action(&id(1), &[stopped, backend(2, Ready, 100)]),
+        HeldAction::Keep,
+        "its apiserver serves on"
+    );
 }
 
 #[test]
@@ -329,8 +361,8 @@ fn leaves_are_spread() {
     assert!(tenths.iter().all(|count| (60..=140).contains(count)), "{tenths:?}");
 }
 
-fn any_state() -> impl Strategy<Value = State> {
-    proptest::sample::select(State::ALL.to_vec())
+fn any_state() -> impl Strategy<Value = BackendState> {
+    proptest::sample::select(BackendState::ALL.to_vec())
 }
 
 proptest! {

@@ -10,19 +10,19 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::backends::State;
+use crate::backends::BackendState;
 use crate::cause::{Cause, Fault, Reason};
-use crate::doctor::Examined;
-use crate::event::{Ask, Event};
-use crate::invite::Waiting;
+use crate::doctor::Examination;
+use crate::event::{Event, EventQuery};
+use crate::invite::PendingJoin;
 use crate::node::{Name, NodeId, Role};
+use crate::open_enum::{OpenEnum, UnknownWord, open_enum_names};
 use crate::problem::Problem;
-use crate::pulse::Hearing;
+use crate::pulse::Liveness;
 use crate::service::{Balance, ServiceName};
-use crate::settings::Change;
+use crate::settings::SettingChange;
 use crate::time::UnixMs;
 use crate::view;
-use crate::word::{Open, OtherWord, open_words};
 
 /// Largest frame: the status of the largest cluster.
 pub const MAX_FRAME: usize = 16 * 1024 * 1024;
@@ -97,7 +97,7 @@ pub enum Request {
     /// Change some of them, all or none: keys with their values; without one: unset.
     Change(Vec<(String, Option<String>)>),
     /// What has happened?
-    Events(Ask),
+    Events(EventQuery),
     /// How are the ways to these members, by names or ids, and they themselves? None named: all.
     Doctor(Vec<String>),
     /// What only the next version asks.
@@ -118,13 +118,13 @@ pub enum Response {
         expires: UnixMs,
     },
     /// Who waits.
-    Waiting(Vec<Waiting>),
+    Waiting(Vec<PendingJoin>),
     /// Who holds connections.
     Held(HeldStatus),
     /// What is set for the whole cluster.
     Settings(Vec<SettingStatus>),
     /// What was changed, and a sentence that says who knows.
-    Changed(Vec<Change>, String),
+    Changed(Vec<SettingChange>, String),
     /// What has happened, oldest first.
     Events {
         /// The events.
@@ -133,7 +133,7 @@ pub enum Response {
         silent: Vec<String>,
     },
     /// What was looked at and found beyond this node.
-    Doctor(Box<Examined>),
+    Doctor(Box<Examination>),
     /// Done; a sentence that says what.
     Done(String),
     /// Not done; a sentence that says why and what would be right.
@@ -253,7 +253,7 @@ pub struct NodeStatus {
     /// Interface that carries the mesh.
     pub interface: String,
     /// Its role, as the cluster document has it.
-    pub role: Open<Role>,
+    pub role: OpenEnum<Role>,
     /// Version of its agent.
     pub version: String,
     /// When its agent started.
@@ -359,10 +359,10 @@ pub enum ServiceSource {
     /// By both, and this node's own file counts here.
     FileOverCluster,
     /// What a later version says.
-    Other(OtherWord),
+    Other(UnknownWord),
 }
 
-open_words!(ServiceSource:
+open_enum_names!(ServiceSource:
     Default = "default",
     File = "file",
     Cluster = "cluster",
@@ -379,7 +379,7 @@ pub struct ServiceStatus {
     /// Where it is described.
     pub source: ServiceSource,
     /// How connections are spread.
-    pub balance: Open<Balance>,
+    pub balance: OpenEnum<Balance>,
     /// Who could serve.
     pub backends: Vec<BackendStatus>,
     /// Connections open now.
@@ -473,7 +473,7 @@ pub struct BackendStatus {
     /// Where it is dialled.
     pub address: String,
     /// What it is.
-    pub state: State,
+    pub state: BackendState,
     /// Why, as its stable label; none: nothing more is known.
     #[serde(default)]
     pub cause: Option<Cause>,
@@ -547,21 +547,21 @@ pub enum MemberState {
     /// Stopped on purpose.
     Left,
     /// What a later version says.
-    Other(OtherWord),
+    Other(UnknownWord),
 }
 
-open_words!(MemberState: Up = "up", Suspect = "suspect", Down = "down", Left = "left");
+open_enum_names!(MemberState: Up = "up", Suspect = "suspect", Down = "down", Left = "left");
 
 impl MemberState {
     /// What another member is: by its own word, by pulses, by gossip where there are none, and, when its
     /// agent is silent, by whether its apiserver answers.
-    pub fn of(member: Option<&view::Member>, hearing: Option<Hearing>, serves: bool) -> MemberState {
-        let hearing = hearing.filter(|hearing| *hearing != Hearing::Unknown);
+    pub fn of(member: Option<&view::MemberView>, liveness: Option<Liveness>, serves: bool) -> MemberState {
+        let liveness = liveness.filter(|liveness| *liveness != Liveness::Unknown);
         match member {
             Some(member) if member.word.left => MemberState::Left,
-            _ if hearing == Some(Hearing::Late) => MemberState::Suspect,
-            _ if hearing == Some(Hearing::Heard) => MemberState::Up,
-            Some(member) if member.heard && hearing.is_none() => MemberState::Up,
+            _ if liveness == Some(Liveness::Late) => MemberState::Suspect,
+            _ if liveness == Some(Liveness::Alive) => MemberState::Up,
+            Some(member) if member.heard && liveness.is_none() => MemberState::Up,
             // The machine lives.
             _ if serves => MemberState::Suspect,
             _ => MemberState::Down,
@@ -579,7 +579,7 @@ pub struct MemberStatus {
     /// Where it is reached; empty when unknown.
     pub address: String,
     /// Its role, as the cluster document has it.
-    pub role: Open<Role>,
+    pub role: OpenEnum<Role>,
     /// How it is.
     pub state: MemberState,
     /// Version of its agent; empty when unknown.
@@ -596,16 +596,16 @@ pub struct MemberStatus {
     pub document: String,
     /// Whom it hears, as it says.
     #[serde(default)]
-    pub sees: Vec<SeenStatus>,
+    pub sees: Vec<PeerLinkStatus>,
 }
 
 /// How one member hears another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct SeenStatus {
+pub struct PeerLinkStatus {
     /// Name of the one that is heard.
     pub node: Name,
     /// Whether it is.
-    pub heard: bool,
+    pub alive: bool,
     /// Round-trip time, when known.
     pub rtt_ms: Option<f64>,
     /// Share of pulses without an answer, in thousandths.
@@ -624,10 +624,10 @@ pub enum VipState {
     /// It can't be had here, and this node knows of no owner; the reason says why.
     Unavailable,
     /// What a later version says.
-    Other(OtherWord),
+    Other(UnknownWord),
 }
 
-open_words!(VipState:
+open_enum_names!(VipState:
     OwnedHere = "owned-here",
     Owned = "owned",
     Unowned = "unowned",
@@ -658,12 +658,12 @@ pub struct VipStatus {
     pub candidates: Vec<VipCandidate>,
     /// How often it came to this node since the start, by why.
     #[serde(default)]
-    pub gains: VipGains,
+    pub gains: VipTakeovers,
 }
 
 /// How often a virtual IP came to a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct VipGains {
+pub struct VipTakeovers {
     /// Nobody had it.
     pub vacant: u64,
     /// Nobody had heard its owner for a while.

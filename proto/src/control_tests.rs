@@ -1,13 +1,13 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::exchange::{self, decode};
+use crate::rpc::{self, decode};
 
 /// One message a line: its name and its bytes. Neighbouring versions read each other's.
 const GOLDEN: &str = include_str!("../tests/golden/control.hex");
 
 fn encode<T: Serialize>(message: &T) -> Vec<u8> {
-    exchange::encode(message).unwrap()
+    rpc::encode(message).unwrap()
 }
 
 proptest! {
@@ -22,7 +22,7 @@ fn requests() -> Vec<(&'static str, Request)> {
     let node = || "m2".to_owned();
     let settings = vec![("vip".to_owned(), Some("10.0.0.9".to_owned())), ("balance".to_owned(), None)];
     let after = BTreeMap::from([(node(), 7)]);
-    let ask = Ask { since: UnixMs(5), after, most: 100, cluster: true };
+    let ask = EventQuery { since: UnixMs(5), after, most: 100, cluster: true };
     vec![
         ("status", Request::Status),
         ("invite", Request::Invite { seconds: 3_600, uses: Some(8), role: Role::Worker }),
@@ -51,7 +51,7 @@ fn backend() -> BackendStatus {
     BackendStatus {
         node: Name::nearest("m2"),
         address: "10.0.0.2:6443".to_owned(),
-        state: State::NotReady,
+        state: BackendState::NotReady,
         cause: Some(Cause::TimedOut),
         reason: Reason::new("no answer"),
         since_unix_ms: UnixMs(3),
@@ -90,7 +90,7 @@ fn member() -> MemberStatus {
         rtt_ms: None,
         loss_permille: Some(9),
         document: "ab".to_owned(),
-        sees: vec![SeenStatus { node: Name::nearest("m1"), heard: true, rtt_ms: None, loss_permille: 0 }],
+        sees: vec![PeerLinkStatus { node: Name::nearest("m1"), alive: true, rtt_ms: None, loss_permille: 0 }],
     }
 }
 
@@ -112,7 +112,7 @@ fn vip() -> VipStatus {
         cause: None,
         reason: Reason::default(),
         candidates: vec![candidate],
-        gains: VipGains::default(),
+        gains: VipTakeovers::default(),
     }
 }
 
@@ -161,11 +161,11 @@ fn status() -> Status {
     }
 }
 
-fn examined() -> Examined {
-    use crate::doctor::{Checked, Finding, Severity};
+fn examined() -> Examination {
+    use crate::doctor::{CheckedItem, Finding, Severity};
     let text = |text: &str| text.to_owned();
-    Examined {
-        checked: vec![Checked { area: text("ports"), text: text("both ways") }],
+    Examination {
+        checked: vec![CheckedItem { area: text("ports"), text: text("both ways") }],
         findings: vec![Finding {
             code: text("udp-blocked"),
             severity: Severity::Error,
@@ -179,9 +179,9 @@ fn examined() -> Examined {
 }
 
 fn event() -> Event {
-    use crate::event::{Kind, Level};
-    let event = Event::new(Kind::Member, UnixMs(5), "m2", "down").since("up", UnixMs(2));
-    Event { seq: 7, node: "m1".to_owned(), ..event.because(Cause::TimedOut).level(Level::Error) }
+    use crate::event::{EventKind, EventLevel};
+    let event = Event::new(EventKind::Member, UnixMs(5), "m2", "down").since("up", UnixMs(2));
+    Event { seq: 7, node: "m1".to_owned(), ..event.because(Cause::TimedOut).level(EventLevel::Error) }
 }
 
 fn responses() -> Vec<(&'static str, Response)> {
@@ -196,7 +196,7 @@ fn responses() -> Vec<(&'static str, Response)> {
         clock: 4,
         remark: String::new(),
     };
-    let change = Change { key: "vip".to_owned(), old: None, new: Some("10.0.0.9".to_owned()) };
+    let change = SettingChange { key: "vip".to_owned(), old: None, new: Some("10.0.0.9".to_owned()) };
     vec![
         ("invite", Response::Invite { line: "agent join agent1x".to_owned(), expires: UnixMs(1) }),
         ("waiting", Response::Waiting(Vec::new())),
@@ -231,24 +231,24 @@ fn every_message_has_the_bytes_that_it_was_released_with() {
 fn a_state_of_a_later_version_is_shown_as_it_came() {
     for word in ["up", "suspect", "down", "left", "thawing"] {
         let state: MemberState = decode(&encode(&word)).unwrap();
-        assert_eq!((state.word(), encode(&state)), (word, encode(&word)));
+        assert_eq!((state.as_str(), encode(&state)), (word, encode(&word)));
     }
     assert!(matches!(MemberState::from_word("thawing"), MemberState::Other(_)));
     for word in ["owned-here", "owned", "unowned", "unavailable", "shared"] {
         let state: VipState = decode(&encode(&word)).unwrap();
-        assert_eq!((state.word(), encode(&state)), (word, encode(&word)));
+        assert_eq!((state.as_str(), encode(&state)), (word, encode(&word)));
     }
-    for word in State::ALL.iter().map(State::word).chain(["thawing"]) {
-        let state: State = decode(&encode(&word)).unwrap();
-        assert_eq!((state.word(), encode(&state)), (word, encode(&word)));
+    for word in BackendState::ALL.iter().map(BackendState::as_str).chain(["thawing"]) {
+        let state: BackendState = decode(&encode(&word)).unwrap();
+        assert_eq!((state.as_str(), encode(&state)), (word, encode(&word)));
     }
     for word in ["master", "worker", "witness"] {
-        let role: Open<Role> = decode(&encode(&word)).unwrap();
+        let role: OpenEnum<Role> = decode(&encode(&word)).unwrap();
         assert_eq!((role.to_string().as_str(), encode(&role)), (word, encode(&word)));
     }
     for word in ["default", "file", "cluster", "file-over-cluster", "kubernetes"] {
         let source: ServiceSource = decode(&encode(&word)).unwrap();
-        assert_eq!((source.word(), encode(&source)), (word, encode(&word)));
+        assert_eq!((source.as_str(), encode(&source)), (word, encode(&word)));
     }
 }
 
@@ -274,7 +274,7 @@ fn of_next_year(value: &mut serde_json::Value) {
 
 #[test]
 fn words_and_fields_of_a_later_version_leave_every_answer_readable() {
-    use crate::exchange::Received;
+    use crate::rpc::Received;
     let mut kinds = Vec::new();
     for (name, response) in responses() {
         let mut later = serde_json::to_value(&response).unwrap();
@@ -287,11 +287,11 @@ fn words_and_fields_of_a_later_version_leave_every_answer_readable() {
             Response::Status(status) => {
                 assert_eq!(status.node.role.to_string(), "of-next-year");
                 assert_eq!(status.services[0].balance.to_string(), "of-next-year");
-                assert_eq!(status.services[0].backends[0].state.word(), "of-next-year");
+                assert_eq!(status.services[0].backends[0].state.as_str(), "of-next-year");
                 assert!(!status.services[0].backends[0].state.is_good());
-                assert_eq!(status.members[0].state.word(), "of-next-year");
+                assert_eq!(status.members[0].state.as_str(), "of-next-year");
                 assert_eq!(status.members[0].role.to_string(), "of-next-year");
-                assert_eq!(status.vips[0].state.word(), "of-next-year");
+                assert_eq!(status.vips[0].state.as_str(), "of-next-year");
                 kinds.push(name);
             }
             Response::Doctor(examined) => {
@@ -299,7 +299,7 @@ fn words_and_fields_of_a_later_version_leave_every_answer_readable() {
                 kinds.push(name);
             }
             Response::Events { events, .. } if !events.is_empty() => {
-                assert_eq!(events[0].level, crate::event::Level::Warning);
+                assert_eq!(events[0].level, crate::event::EventLevel::Warning);
                 kinds.push(name);
             }
             _ => assert!(!shown.is_empty()),

@@ -1,6 +1,6 @@
 //! Which candidate to dial when, for one new connection.
 //!
-//! A plan owns no socket: the shell starts what [`Plan::next`] says, reports how it went, and waits until
+//! A plan owns no socket: the shell starts what [`DialPlan::next`] says, reports how it went, and waits until
 //! the deadline that it was given.
 //!
 //! ```text
@@ -8,7 +8,7 @@
 //!                          first to connect wins, the others are closed         give up
 //! ```
 //!
-//! A second attempt beside a first is extra load, and most wanted when everybody is slow. So [`Budget`]
+//! A second attempt beside a first is extra load, and most wanted when everybody is slow. So [`RaceBudget`]
 //! bounds such extras, and when it is used up patience wins.
 
 use std::time::Duration;
@@ -28,13 +28,13 @@ pub const MAX_PATIENCE: Duration = Duration::from_millis(300);
 
 /// How long a backend may take to connect before it gets company: three round trips, since one is needed
 /// and a path that is that late has most likely lost a packet.
-pub fn patience(rtt: Option<Duration>) -> Duration {
+pub fn connect_patience(rtt: Option<Duration>) -> Duration {
     rtt.map_or(MAX_PATIENCE, |rtt| rtt.saturating_mul(3).clamp(MIN_PATIENCE, MAX_PATIENCE))
 }
 
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum DialStep {
     /// Start dialling the candidate with this index.
     Dial(usize),
     /// Wait for an attempt to end, or until this moment.
@@ -45,7 +45,7 @@ pub enum Step {
 
 /// The plan for one new connection over candidates in the order of their rank.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct DialPlan {
     patience: Vec<Duration>,
     started: usize,
     under_way: usize,
@@ -53,31 +53,31 @@ pub struct Plan {
     deadline: Moment,
 }
 
-impl Plan {
-    /// A plan over candidates with these [`patience`]s, beginning now.
-    pub fn new(patience: Vec<Duration>, now: Moment) -> Plan {
-        Plan { patience, started: 0, under_way: 0, hedge_at: now, deadline: now.after(BUDGET) }
+impl DialPlan {
+    /// A plan over candidates with these [`connect_patience`]s, beginning now.
+    pub fn new(patience: Vec<Duration>, now: Moment) -> DialPlan {
+        DialPlan { patience, started: 0, under_way: 0, hedge_at: now, deadline: now.after(BUDGET) }
     }
 
     /// What to do now. `may_race` is asked, and so charged, when a candidate would be started beside one
     /// that is still under way; when it says no the question comes again after as much patience.
-    pub fn next(&mut self, now: Moment, may_race: impl FnOnce() -> bool) -> Step {
+    pub fn next(&mut self, now: Moment, may_race: impl FnOnce() -> bool) -> DialStep {
         if now >= self.deadline {
-            return Step::GiveUp;
+            return DialStep::GiveUp;
         }
         match self.patience.get(self.started).copied() {
             Some(patience) if self.under_way == 0 || now >= self.hedge_at => {
                 self.hedge_at = now.after(patience);
                 if self.under_way > 0 && !may_race() {
-                    return Step::Wait(self.hedge_at.min(self.deadline));
+                    return DialStep::Wait(self.hedge_at.min(self.deadline));
                 }
                 self.started += 1;
                 self.under_way += 1;
-                Step::Dial(self.started - 1)
+                DialStep::Dial(self.started - 1)
             }
-            Some(_) => Step::Wait(self.hedge_at.min(self.deadline)),
-            None if self.under_way == 0 => Step::GiveUp,
-            None => Step::Wait(self.deadline),
+            Some(_) => DialStep::Wait(self.hedge_at.min(self.deadline)),
+            None if self.under_way == 0 => DialStep::GiveUp,
+            None => DialStep::Wait(self.deadline),
         }
     }
 
@@ -87,7 +87,7 @@ impl Plan {
     }
 }
 
-/// Seconds that [`Budget`] remembers.
+/// Seconds that [`RaceBudget`] remembers.
 const WINDOW_S: usize = 10;
 
 /// Extras that are always allowed in a window: a service with few clients has no other history.
@@ -102,14 +102,14 @@ const SHARE: u32 = 5;
 /// Exact rather than a bucket of tokens: within the window there are never more extras than the larger of
 /// the floor and the share of the connections that began in it.
 #[derive(Debug, Clone, Default)]
-pub struct Budget {
+pub struct RaceBudget {
     /// By second, modulo the window: connections and extras.
     slots: [(u32, u32); WINDOW_S],
     /// The second of the newest slot.
     second: u64,
 }
 
-impl Budget {
+impl RaceBudget {
     /// A client came.
     pub fn connection(&mut self, now: Moment) {
         let slot = self.turn(now);
@@ -148,13 +148,13 @@ const MAX_SILENCE: Duration = Duration::from_secs(1);
 /// How long a service's backends take from the first flight to their first byte, and from that how long a
 /// silence is too long.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct FirstByte {
+pub struct FirstByteLatency {
     /// Near the slowest of a hundred, in microseconds: it rises by a quarter of what a sample exceeds it
     /// by and falls by a 256th of what one stays below it.
     slow_us: Option<u64>,
 }
 
-impl FirstByte {
+impl FirstByteLatency {
     /// A backend's first byte came after `took`.
     pub fn observe(&mut self, took: Duration) {
         // What is slower than the longest patience can't lengthen it.
@@ -185,8 +185,8 @@ mod tests {
         Moment::from_millis(ms)
     }
 
-    fn plan(candidates: usize) -> Plan {
-        Plan::new(vec![MAX_PATIENCE; candidates], at(0))
+    fn plan(candidates: usize) -> DialPlan {
+        DialPlan::new(vec![MAX_PATIENCE; candidates], at(0))
     }
 
     #[test]
@@ -195,7 +195,7 @@ mod tests {
         let table =
             [(None, 300), (Some(1), 50), (Some(16), 50), (Some(20), 60), (Some(99), 297), (Some(500), 300)];
         for (rtt, expected) in table {
-            assert_eq!(patience(rtt.map(ms)), ms(expected), "{rtt:?}");
+            assert_eq!(connect_patience(rtt.map(ms)), ms(expected), "{rtt:?}");
         }
     }
 
@@ -203,52 +203,52 @@ mod tests {
     fn a_refusal_moves_on_at_once_and_is_no_race() {
         let mut plan = plan(2);
         let no = || unreachable!("a lone attempt needs no leave");
-        assert_eq!(plan.next(at(0), no), Step::Dial(0));
+        assert_eq!(plan.next(at(0), no), DialStep::Dial(0));
         plan.failed();
-        assert_eq!(plan.next(at(1), no), Step::Dial(1));
+        assert_eq!(plan.next(at(1), no), DialStep::Dial(1));
         plan.failed();
-        assert_eq!(plan.next(at(2), no), Step::GiveUp);
+        assert_eq!(plan.next(at(2), no), DialStep::GiveUp);
     }
 
     #[test]
     fn silence_gets_company_and_then_the_budget_ends_it() {
         let mut plan = plan(2);
-        assert_eq!(plan.next(at(0), || true), Step::Dial(0));
-        assert_eq!(plan.next(at(10), || true), Step::Wait(at(300)));
-        assert_eq!(plan.next(at(300), || true), Step::Dial(1));
-        assert_eq!(plan.next(at(301), || true), Step::Wait(at(3000)));
-        assert_eq!(plan.next(at(3000), || true), Step::GiveUp);
+        assert_eq!(plan.next(at(0), || true), DialStep::Dial(0));
+        assert_eq!(plan.next(at(10), || true), DialStep::Wait(at(300)));
+        assert_eq!(plan.next(at(300), || true), DialStep::Dial(1));
+        assert_eq!(plan.next(at(301), || true), DialStep::Wait(at(3000)));
+        assert_eq!(plan.next(at(3000), || true), DialStep::GiveUp);
     }
 
     #[test]
     fn each_backend_gets_its_own_patience() {
         let ms = Duration::from_millis;
-        let mut plan = Plan::new(vec![ms(50), ms(120), ms(300)], at(0));
-        assert_eq!(plan.next(at(0), || true), Step::Dial(0));
-        assert_eq!(plan.next(at(1), || true), Step::Wait(at(50)));
-        assert_eq!(plan.next(at(50), || true), Step::Dial(1));
-        assert_eq!(plan.next(at(51), || true), Step::Wait(at(170)));
+        let mut plan = DialPlan::new(vec![ms(50), ms(120), ms(300)], at(0));
+        assert_eq!(plan.next(at(0), || true), DialStep::Dial(0));
+        assert_eq!(plan.next(at(1), || true), DialStep::Wait(at(50)));
+        assert_eq!(plan.next(at(50), || true), DialStep::Dial(1));
+        assert_eq!(plan.next(at(51), || true), DialStep::Wait(at(170)));
     }
 
     #[test]
     fn without_leave_patience_wins_until_there_is_some() {
         let mut plan = plan(2);
-        assert_eq!(plan.next(at(0), || false), Step::Dial(0));
-        assert_eq!(plan.next(at(300), || false), Step::Wait(at(600)));
-        assert_eq!(plan.next(at(600), || true), Step::Dial(1));
+        assert_eq!(plan.next(at(0), || false), DialStep::Dial(0));
+        assert_eq!(plan.next(at(300), || false), DialStep::Wait(at(600)));
+        assert_eq!(plan.next(at(600), || true), DialStep::Dial(1));
     }
 
     #[test]
     fn no_candidate_is_given_up_at_once() {
-        assert_eq!(plan(0).next(at(0), || true), Step::GiveUp);
+        assert_eq!(plan(0).next(at(0), || true), DialStep::GiveUp);
     }
 
     #[test]
     fn a_slow_cluster_gets_a_fifth_more_to_do_and_a_quiet_one_ten() {
-        let mut quiet = Budget::default();
+        let mut quiet = RaceBudget::default();
         assert_eq!((0..100).filter(|_| quiet.extra(at(500))).count(), 10);
         assert!(!quiet.extra(at(9_999)) && quiet.extra(at(10_000)), "they are forgotten after the window");
-        let mut busy = Budget::default();
+        let mut busy = RaceBudget::default();
         let mut extras = 0;
         for ms in (0..60_000).step_by(20) {
             busy.connection(at(ms));
@@ -263,7 +263,7 @@ mod tests {
         fn no_window_has_more_extras_than_it_may(
             steps in proptest::collection::vec((0u64..400, any::<bool>()), 0..400)
         ) {
-            let (mut budget, mut now) = (Budget::default(), 0);
+            let (mut budget, mut now) = (RaceBudget::default(), 0);
             let (mut came, mut extras) = (Vec::new(), Vec::new());
             for (wait, asks) in steps {
                 now += wait;
@@ -284,7 +284,7 @@ mod tests {
     fn what_is_too_long_follows_the_service() {
         let ms = Duration::from_millis;
         let after = |samples: &[u64]| {
-            let mut first = FirstByte::default();
+            let mut first = FirstByteLatency::default();
             samples.iter().for_each(|sample| first.observe(ms(*sample)));
             first.too_long()
         };

@@ -12,10 +12,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::cause::{Cause, Reason};
 use crate::next_wire;
+use crate::open_enum;
 use crate::time::{UnixMs, human};
-use crate::word;
 
-/// Most events that a [`Ring`] keeps: a bad day of a large cluster, in a few hundred kilobytes.
+/// Most events that a [`EventRing`] keeps: a bad day of a large cluster, in a few hundred kilobytes.
 pub const KEPT: usize = 1024;
 
 /// Longest subject, state and label that are kept, in bytes.
@@ -29,21 +29,21 @@ macro_rules! kinds {
     ($($(#[doc = $doc:literal])+ $kind:ident $name:literal $id:literal $subject:literal,)+) => {
         /// What an event tells of.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-        pub enum Kind {
+        pub enum EventKind {
             $($(#[doc = $doc])+ $kind,)+
             /// A kind of a later version.
             Other,
         }
 
-        impl Kind {
+        impl EventKind {
             /// Every kind that this version makes.
-            pub const ALL: &[Kind] = &[$(Kind::$kind),+];
+            pub const ALL: &[EventKind] = &[$(EventKind::$kind),+];
 
             /// Name, MESSAGE_ID, subject.
             const fn about(self) -> (&'static str, &'static str, &'static str) {
                 match self {
-                    $(Kind::$kind => ($name, $id, $subject),)+
-                    Kind::Other => ("other", "d1358644271b4fe795079f1e401c9ef5", "depends on the kind"),
+                    $(EventKind::$kind => ($name, $id, $subject),)+
+                    EventKind::Other => ("other", "d1358644271b4fe795079f1e401c9ef5", "depends on the kind"),
                 }
             }
         }
@@ -93,7 +93,7 @@ kinds! {
     VipProblem "vip-problem" "4160a4505f634cb58a749018c35dd792" "the VIP",
 }
 
-impl Kind {
+impl EventKind {
     /// The stable name, as JSON and `--json` have it.
     pub fn name(self) -> &'static str {
         self.about().0
@@ -109,34 +109,34 @@ impl Kind {
         self.about().2
     }
 
-    /// The kind of this name; [`Kind::Other`] for those of later versions.
-    pub fn from_name(name: &str) -> Kind {
-        Kind::ALL.iter().copied().find(|kind| kind.name() == name).unwrap_or(Kind::Other)
+    /// The kind of this name; [`EventKind::Other`] for those of later versions.
+    pub fn from_name(name: &str) -> EventKind {
+        EventKind::ALL.iter().copied().find(|kind| kind.name() == name).unwrap_or(EventKind::Other)
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for EventKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
 }
 
-impl Serialize for Kind {
+impl Serialize for EventKind {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(next_wire::say(self.name()))
     }
 }
 
-impl<'de> Deserialize<'de> for Kind {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Kind, D::Error> {
-        Ok(Kind::from_name(next_wire::hear(&String::deserialize(deserializer)?)))
+impl<'de> Deserialize<'de> for EventKind {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<EventKind, D::Error> {
+        Ok(EventKind::from_name(next_wire::hear(&String::deserialize(deserializer)?)))
     }
 }
 
 /// How much an event asks for attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Level {
+pub enum EventLevel {
     /// As it should be, or asked for.
     Info,
     /// Worth a look.
@@ -145,28 +145,28 @@ pub enum Level {
     Error,
 }
 
-impl Level {
+impl EventLevel {
     /// The word that JSON has for it.
-    pub fn word(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
-            Level::Info => "info",
-            Level::Warning => "warning",
-            Level::Error => "error",
+            EventLevel::Info => "info",
+            EventLevel::Warning => "warning",
+            EventLevel::Error => "error",
         }
     }
 
     /// The number that syslog(3) and journald have for it.
     pub fn syslog(self) -> u8 {
         match self {
-            Level::Info => 6,
-            Level::Warning => 4,
-            Level::Error => 3,
+            EventLevel::Info => 6,
+            EventLevel::Warning => 4,
+            EventLevel::Error => 3,
         }
     }
 }
 
-fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Level, D::Error> {
-    word::or(deserializer, Level::Warning)
+fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<EventLevel, D::Error> {
+    open_enum::or(deserializer, EventLevel::Warning)
 }
 
 /// One change of state, as one node saw it. Node and number together name it in the cluster.
@@ -179,11 +179,11 @@ pub struct Event {
     /// The node that saw it; empty until the ring has taken it.
     pub node: String,
     /// What it tells of.
-    pub kind: Kind,
+    pub kind: EventKind,
     /// How much it asks for attention; what a later version says instead is worth a look.
     #[serde(deserialize_with = "level")]
-    pub level: Level,
-    /// Whom or what it concerns; [`Kind::subject`] says what that is.
+    pub level: EventLevel,
+    /// Whom or what it concerns; [`EventKind::subject`] says what that is.
     pub subject: String,
     /// The state before; empty: there was none.
     pub from: String,
@@ -204,13 +204,13 @@ pub struct Event {
 
 impl Event {
     /// An event without anything else, for information.
-    pub fn new(kind: Kind, time: UnixMs, subject: impl Into<String>, to: impl Into<String>) -> Event {
+    pub fn new(kind: EventKind, time: UnixMs, subject: impl Into<String>, to: impl Into<String>) -> Event {
         Event {
             seq: 0,
             time_unix_ms: time,
             node: String::new(),
             kind,
-            level: Level::Info,
+            level: EventLevel::Info,
             subject: subject.into(),
             from: String::new(),
             to: to.into(),
@@ -263,7 +263,7 @@ impl Event {
 
     /// With how much it asks for attention.
     #[must_use]
-    pub fn level(mut self, level: Level) -> Event {
+    pub fn level(mut self, level: EventLevel) -> Event {
         self.level = level;
         self
     }
@@ -288,9 +288,9 @@ impl Event {
     /// other events, and for those of a VIP that are not about this node's own part in it.
     pub fn keepalived(&self) -> Option<[String; 4]> {
         let state = match (self.kind, self.to.as_str()) {
-            (Kind::VipState, "master") => "MASTER",
-            (Kind::VipState, "backup") => "BACKUP",
-            (Kind::VipState, _) => "FAULT",
+            (EventKind::VipState, "master") => "MASTER",
+            (EventKind::VipState, "backup") => "BACKUP",
+            (EventKind::VipState, _) => "FAULT",
             _ => return None,
         };
         let priority = self.priority.unwrap_or(0).to_string();
@@ -300,7 +300,7 @@ impl Event {
 
 /// Which events someone wants to see.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Ask {
+pub struct EventQuery {
     /// Not those before this time.
     pub since: UnixMs,
     /// By node, the newest number that was seen; nothing up to it.
@@ -328,15 +328,15 @@ fn trim(text: &mut String, most: usize) {
 
 /// The latest events of a node, in the order of their numbers, without gaps.
 ///
-/// The one task that writes it publishes it by a watch. To follow it, remember [`Ring::newest`] and ask for
-/// what came [`Ring::after`] it whenever the watch has changed: who is slow misses what was pushed out.
+/// The one task that writes it publishes it by a watch. To follow it, remember [`EventRing::newest`] and ask for
+/// what came [`EventRing::after`] it whenever the watch has changed: who is slow misses what was pushed out.
 #[derive(Debug, Clone, Default)]
-pub struct Ring {
+pub struct EventRing {
     events: VecDeque<Arc<Event>>,
     newest: u64,
 }
 
-impl Ring {
+impl EventRing {
     /// Takes an event in, as this node's next; returns it with its number.
     pub fn push(&mut self, node: &str, mut event: Event) -> Arc<Event> {
         event.seq = self.newest + 1;
@@ -395,24 +395,24 @@ mod tests {
     use super::*;
 
     fn event(n: u64) -> Event {
-        Event::new(Kind::Backend, UnixMs(n), "kube-api/m1", "down")
+        Event::new(EventKind::Backend, UnixMs(n), "kube-api/m1", "down")
     }
 
     #[test]
     fn names_and_ids_are_unique_and_stand_for_their_kind() {
-        let ids: BTreeSet<&str> = Kind::ALL.iter().map(|kind| kind.message_id()).collect();
-        assert_eq!(ids.len(), Kind::ALL.len());
-        for kind in Kind::ALL {
-            assert_eq!(Kind::from_name(kind.name()), *kind);
+        let ids: BTreeSet<&str> = EventKind::ALL.iter().map(|kind| kind.message_id()).collect();
+        assert_eq!(ids.len(), EventKind::ALL.len());
+        for kind in EventKind::ALL {
+            assert_eq!(EventKind::from_name(kind.name()), *kind);
             let id = kind.message_id();
             assert!(id.len() == 32 && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)));
         }
-        assert_eq!(Kind::from_name("of-next-year"), Kind::Other);
+        assert_eq!(EventKind::from_name("of-next-year"), EventKind::Other);
     }
 
     #[test]
     fn the_ring_keeps_the_latest_and_numbers_go_on() {
-        let mut ring = Ring::default();
+        let mut ring = EventRing::default();
         for n in 1..=KEPT as u64 + 10 {
             assert_eq!(ring.push("w1", event(n)).seq, n);
         }
@@ -428,14 +428,14 @@ mod tests {
 
     #[test]
     fn a_ring_goes_on_where_the_disk_ended() {
-        let mut ring = Ring::default();
+        let mut ring = EventRing::default();
         ring.restore(Event { seq: 41, ..event(1) });
         assert_eq!(ring.push("w1", event(2)).seq, 42);
     }
 
     #[test]
     fn texts_are_cut_and_can_not_command_a_terminal() {
-        let mut ring = Ring::default();
+        let mut ring = EventRing::default();
         let long = "ü".repeat(500);
         let taken = ring.push("w1", event(1).reason(format!("\x1b[2J\n{long}")));
         let shown = taken.reason.to_string();
@@ -453,9 +453,9 @@ mod tests {
 
     #[test]
     fn hooks_get_keepalived_arguments_for_the_own_part_in_a_vip() {
-        let mut vip = Event::new(Kind::VipState, UnixMs(1), "10.0.0.9", "master");
+        let mut vip = Event::new(EventKind::VipState, UnixMs(1), "10.0.0.9", "master");
         vip.priority = Some(150);
         assert_eq!(vip.keepalived().unwrap().join(" "), "INSTANCE 10.0.0.9 MASTER 150");
-        assert!(Event::new(Kind::VipOwner, UnixMs(1), "10.0.0.9", "m1").keepalived().is_none());
+        assert!(Event::new(EventKind::VipOwner, UnixMs(1), "10.0.0.9", "m1").keepalived().is_none());
     }
 }

@@ -15,8 +15,8 @@
 //! `fall` of them, since a machine under load is slow before it is dead (k3s#10240, talos#8112).
 //!
 //! That there is no instance is a statement of its own, after which others reset what they hold to it. So a
-//! checker that takes the place of another begins with what that one said ([`Checker::resume`]), and one that
-//! starts with its agent begins with [`Health::not_checked_yet`] where there was an instance before: neither
+//! checker that takes the place of another begins with what that one said ([`HealthTracker::resume`]), and one that
+//! starts with its agent begins with [`ServiceHealth::not_checked_yet`] where there was an instance before: neither
 //! may say that there is none before it has looked.
 
 use std::fmt;
@@ -68,7 +68,7 @@ impl Readiness {
     }
 
     /// The word that gossip and status use.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Readiness::Ready => "ready",
             Readiness::Alive => "alive",
@@ -82,19 +82,19 @@ impl Readiness {
     pub fn from_word(word: &str) -> Option<Readiness> {
         [Readiness::Ready, Readiness::Alive, Readiness::Other, Readiness::NotReady, Readiness::Down]
             .into_iter()
-            .find(|readiness| readiness.word() == word)
+            .find(|readiness| readiness.as_str() == word)
     }
 }
 
 impl fmt::Display for Readiness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.word())
+        f.pad(self.as_str())
     }
 }
 
 /// What one check came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
+pub enum CheckAnswer {
     /// It said that it is ready.
     Good,
     /// It is there, but readiness is unknown.
@@ -109,35 +109,35 @@ pub enum Answer {
 
 /// What one check found, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outcome {
+pub struct CheckOutcome {
     /// What it came to.
-    pub answer: Answer,
+    pub answer: CheckAnswer,
     /// Why.
     pub cause: Cause,
     /// What else is known, in a few words for people; may be empty.
     pub detail: String,
 }
 
-impl Outcome {
+impl CheckOutcome {
     /// An outcome of which no more is known than its cause.
-    pub fn new(answer: Answer, cause: Cause) -> Outcome {
-        Outcome { answer, cause, detail: String::new() }
+    pub fn new(answer: CheckAnswer, cause: Cause) -> CheckOutcome {
+        CheckOutcome { answer, cause, detail: String::new() }
     }
 
     /// With what else is known.
     #[must_use]
-    pub fn with(self, detail: impl Into<String>) -> Outcome {
-        Outcome { detail: detail.into(), ..self }
+    pub fn with(self, detail: impl Into<String>) -> CheckOutcome {
+        CheckOutcome { detail: detail.into(), ..self }
     }
 }
 
 /// What a node says of one of its services, and since when.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Health {
+pub struct ServiceHealth {
     /// How it is.
     pub readiness: Readiness,
     /// Why. Others go by it: where the port of what is down is closed, the machine lives, and what is still
-    /// held there is its kernel's to end (see [`crate::backends::fate`]).
+    /// held there is its kernel's to end (see [`crate::backends::held_action`]).
     pub cause: Cause,
     /// What else is known, for people.
     pub detail: Detail,
@@ -145,12 +145,12 @@ pub struct Health {
     pub since: UnixMs,
 }
 
-impl Health {
+impl ServiceHealth {
     /// Of an instance that was there when its agent stopped and has not been checked since. As far as others
     /// know it serves: they keep what they hold to it, and prefer those that say that they are ready.
-    pub fn not_checked_yet(since: UnixMs) -> Health {
+    pub fn not_checked_yet(since: UnixMs) -> ServiceHealth {
         let detail = Detail::default();
-        Health { readiness: Readiness::Alive, cause: Cause::NotCheckedYet, detail, since }
+        ServiceHealth { readiness: Readiness::Alive, cause: Cause::NotCheckedYet, detail, since }
     }
 
     /// Why, for people.
@@ -159,9 +159,9 @@ impl Health {
     }
 }
 
-/// Turns outcomes of checks into [`Health`]. `None` means that there is no such service here.
+/// Turns outcomes of checks into [`ServiceHealth`]. `None` means that there is no such service here.
 #[derive(Debug, Clone)]
-pub struct Checker {
+pub struct HealthTracker {
     rise: u32,
     fall: u32,
     good_in_a_row: u32,
@@ -172,16 +172,16 @@ pub struct Checker {
     unanswered: bool,
     /// From here on [`FORGET_AFTER`] counts; none where nothing is said.
     last_answer: Option<Moment>,
-    health: Option<Health>,
+    health: Option<ServiceHealth>,
     /// What was last said beyond the cause, and its number.
     detail: String,
     revision: u16,
 }
 
-impl Checker {
+impl HealthTracker {
     /// A checker that has seen nothing yet.
-    pub fn new(rise: u32, fall: u32) -> Checker {
-        Checker {
+    pub fn new(rise: u32, fall: u32) -> HealthTracker {
+        HealthTracker {
             rise: rise.max(1),
             fall: fall.max(1),
             good_in_a_row: 0,
@@ -197,53 +197,58 @@ impl Checker {
 
     /// A checker that goes on from what was said before it: its first answer is believed at once as any first
     /// one, and silence is that of an instance that is there.
-    pub fn resume(rise: u32, fall: u32, health: Health, now: Moment) -> Checker {
+    pub fn resume(rise: u32, fall: u32, health: ServiceHealth, now: Moment) -> HealthTracker {
         // Its own words are others than those of before, and so is their number.
         let revision = health.detail.revision().wrapping_add(1);
-        Checker { last_answer: Some(now), health: Some(health), revision, ..Checker::new(rise, fall) }
+        HealthTracker {
+            last_answer: Some(now),
+            health: Some(health),
+            revision,
+            ..HealthTracker::new(rise, fall)
+        }
     }
 
     /// What is currently said.
-    pub fn health(&self) -> Option<&Health> {
+    pub fn health(&self) -> Option<&ServiceHealth> {
         self.health.as_ref()
     }
 
     /// Takes one outcome in; true when what is said changed (a new cause alone is no change of state, but is
     /// said too).
-    pub fn observe(&mut self, now: Moment, wall: UnixMs, outcome: Outcome) -> bool {
+    pub fn observe(&mut self, now: Moment, wall: UnixMs, outcome: CheckOutcome) -> bool {
         let first = self.unanswered;
         let next = |count: u32, goes_on: bool| if goes_on { count.saturating_add(1) } else { 0 };
-        let Outcome { answer, cause, detail } = outcome;
-        let good = answer == Answer::Good;
+        let CheckOutcome { answer, cause, detail } = outcome;
+        let good = answer == CheckAnswer::Good;
         self.good_in_a_row = next(self.good_in_a_row, good);
-        self.alive_in_a_row = next(self.alive_in_a_row, good || answer == Answer::Alive);
+        self.alive_in_a_row = next(self.alive_in_a_row, good || answer == CheckAnswer::Alive);
         match answer {
-            Answer::Good => {
+            CheckAnswer::Good => {
                 self.answered(now);
                 // The very first answer is believed at once: a node that starts beside a healthy
                 // apiserver should serve within one check.
                 if first || self.good_in_a_row >= self.rise || self.is(Readiness::Ready) {
-                    return self.say(wall, Readiness::Ready, cause, detail);
+                    return self.publish(wall, Readiness::Ready, cause, detail);
                 }
                 self.not_yet(wall, cause, &detail, self.good_in_a_row)
             }
-            Answer::Alive => {
+            CheckAnswer::Alive => {
                 self.answered(now);
                 let worse = self.is(Readiness::Ready) || self.is(Readiness::Alive);
                 if first || worse || self.alive_in_a_row >= self.rise {
-                    return self.say(wall, Readiness::Alive, cause, detail);
+                    return self.publish(wall, Readiness::Alive, cause, detail);
                 }
                 self.not_yet(wall, cause, &detail, self.alive_in_a_row)
             }
-            Answer::NotReady => {
+            CheckAnswer::NotReady => {
                 self.answered(now);
-                self.say(wall, Readiness::NotReady, cause, detail)
+                self.publish(wall, Readiness::NotReady, cause, detail)
             }
-            Answer::Refused => {
+            CheckAnswer::Refused => {
                 self.silent_in_a_row = self.silent_in_a_row.saturating_add(1);
                 self.no_answer(now, wall, cause, detail)
             }
-            Answer::Silent => {
+            CheckAnswer::Silent => {
                 self.silent_in_a_row = self.silent_in_a_row.saturating_add(1);
                 if self.silent_in_a_row < self.fall && !self.is(Readiness::Down) {
                     return false;
@@ -261,7 +266,7 @@ impl Checker {
         let readiness = self.health.as_ref().map(|health| health.readiness);
         // It answers, so it is not down any more.
         let readiness = readiness.filter(|one| *one != Readiness::Down).unwrap_or(Readiness::NotReady);
-        self.say(wall, readiness, recovering, detail)
+        self.publish(wall, readiness, recovering, detail)
     }
 
     fn answered(&mut self, now: Moment) {
@@ -278,7 +283,7 @@ impl Checker {
                 self.unanswered = true;
                 self.health.take().is_some()
             }
-            Some(_) => self.say(wall, Readiness::Down, cause, detail),
+            Some(_) => self.publish(wall, Readiness::Down, cause, detail),
         }
     }
 
@@ -286,7 +291,7 @@ impl Checker {
         self.health.as_ref().is_some_and(|health| health.readiness == readiness)
     }
 
-    fn say(&mut self, wall: UnixMs, readiness: Readiness, cause: Cause, detail: String) -> bool {
+    fn publish(&mut self, wall: UnixMs, readiness: Readiness, cause: Cause, detail: String) -> bool {
         // The author's own words, before they are a detail: whoever reads them goes by the number.
         if detail != self.detail {
             self.revision = self.revision.wrapping_add(1);
@@ -296,7 +301,8 @@ impl Checker {
             Some(health) if health.readiness == readiness => health.since,
             _ => wall,
         };
-        let health = Health { readiness, cause, detail: Detail::new(self.revision, &self.detail), since };
+        let health =
+            ServiceHealth { readiness, cause, detail: Detail::new(self.revision, &self.detail), since };
         if self.health.as_ref() == Some(&health) {
             return false;
         }
@@ -309,11 +315,11 @@ impl Checker {
 mod tests {
     use super::*;
 
-    fn run(outcomes: &[(u64, Outcome)]) -> Vec<Option<Readiness>> {
-        run_with(Checker::new(2, 3), outcomes)
+    fn run(outcomes: &[(u64, CheckOutcome)]) -> Vec<Option<Readiness>> {
+        run_with(HealthTracker::new(2, 3), outcomes)
     }
 
-    fn run_with(mut checker: Checker, outcomes: &[(u64, Outcome)]) -> Vec<Option<Readiness>> {
+    fn run_with(mut checker: HealthTracker, outcomes: &[(u64, CheckOutcome)]) -> Vec<Option<Readiness>> {
         outcomes
             .iter()
             .map(|(at, outcome)| {
@@ -323,20 +329,20 @@ mod tests {
             .collect()
     }
 
-    fn good() -> Outcome {
-        Outcome::new(Answer::Good, Cause::Http(200))
+    fn good() -> CheckOutcome {
+        CheckOutcome::new(CheckAnswer::Good, Cause::Http(200))
     }
-    fn silent() -> Outcome {
-        Outcome::new(Answer::Silent, Cause::TimedOut)
+    fn silent() -> CheckOutcome {
+        CheckOutcome::new(CheckAnswer::Silent, Cause::TimedOut)
     }
-    fn refused() -> Outcome {
-        Outcome::new(Answer::Refused, Cause::PortClosed)
+    fn refused() -> CheckOutcome {
+        CheckOutcome::new(CheckAnswer::Refused, Cause::PortClosed)
     }
-    fn not_ready() -> Outcome {
-        Outcome::new(Answer::NotReady, Cause::Http(500))
+    fn not_ready() -> CheckOutcome {
+        CheckOutcome::new(CheckAnswer::NotReady, Cause::Http(500))
     }
-    fn alive() -> Outcome {
-        Outcome::new(Answer::Alive, Cause::Http(403))
+    fn alive() -> CheckOutcome {
+        CheckOutcome::new(CheckAnswer::Alive, Cause::Http(403))
     }
 
     #[test]
@@ -373,8 +379,9 @@ mod tests {
     #[test]
     fn what_was_there_before_the_checker_is_there_until_it_has_not_answered_for_a_minute() {
         use Readiness::{Alive, Down, NotReady, Ready};
-        let resumed = |outcomes: &[(u64, Outcome)]| {
-            let checker = Checker::resume(2, 3, Health::not_checked_yet(UnixMs(0)), Moment::ZERO);
+        let resumed = |outcomes: &[(u64, CheckOutcome)]| {
+            let checker =
+                HealthTracker::resume(2, 3, ServiceHealth::not_checked_yet(UnixMs(0)), Moment::ZERO);
             assert_eq!(checker.health().map(|health| health.readiness), Some(Alive));
             run_with(checker, outcomes)
         };
@@ -421,16 +428,24 @@ mod tests {
 
     #[test]
     fn since_moves_only_with_the_state() {
-        let mut checker = Checker::new(1, 1);
+        let mut checker = HealthTracker::new(1, 1);
         checker.observe(Moment::ZERO, UnixMs(5), good());
-        assert!(checker.observe(Moment::ZERO, UnixMs(9), Outcome::new(Answer::Good, Cause::Http(204))));
+        assert!(checker.observe(
+            Moment::ZERO,
+            UnixMs(9),
+            CheckOutcome::new(CheckAnswer::Good, Cause::Http(204))
+        ));
         assert_eq!(checker.health().map(|health| health.since), Some(UnixMs(5)));
-        assert!(!checker.observe(Moment::ZERO, UnixMs(10), Outcome::new(Answer::Good, Cause::Http(204))));
+        assert!(!checker.observe(
+            Moment::ZERO,
+            UnixMs(10),
+            CheckOutcome::new(CheckAnswer::Good, Cause::Http(204))
+        ));
     }
 
     #[test]
     fn a_new_detail_is_said_and_an_old_one_is_not_said_again() {
-        let mut checker = Checker::new(1, 1);
+        let mut checker = HealthTracker::new(1, 1);
         let mut step = |detail: &str| {
             let changed = checker.observe(Moment::ZERO, UnixMs(5), not_ready().with(detail));
             (changed, checker.health().map(|health| health.reason().to_string()).unwrap_or_default())
@@ -442,7 +457,7 @@ mod tests {
 
     #[test]
     fn what_recovers_says_how_far_it_is() {
-        let mut checker = Checker::new(3, 1);
+        let mut checker = HealthTracker::new(3, 1);
         for outcome in [good(), refused(), good(), good()] {
             checker.observe(Moment::ZERO, UnixMs(5), outcome);
         }

@@ -50,7 +50,7 @@ pub const MASTER_USES: u32 = 8;
 pub const WORKER_USES: u32 = 1000;
 
 /// A key hash as people copy it: `agent join HOST --key PIN`.
-pub fn pin_text(pin: &Pin) -> String {
+pub fn pin_text(pin: &IssuerPin) -> String {
     BASE32_NOPAD.encode(pin).to_ascii_lowercase()
 }
 
@@ -63,9 +63,9 @@ pub struct BadPin;
 ///
 /// # Errors
 /// It is no key hash.
-pub fn parse_pin(text: &str) -> Result<Pin, BadPin> {
+pub fn parse_pin(text: &str) -> Result<IssuerPin, BadPin> {
     let bytes = BASE32_NOPAD.decode(text.trim().to_ascii_uppercase().as_bytes()).ok();
-    let pin = bytes.and_then(|bytes| Pin::try_from(bytes).ok());
+    let pin = bytes.and_then(|bytes| IssuerPin::try_from(bytes).ok());
     pin.ok_or(BadPin)
 }
 
@@ -81,19 +81,19 @@ pub type InviteId = [u8; 4];
 
 /// The secret of an invite.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Secret(pub [u8; 16]);
+pub struct InviteSecret(pub [u8; 16]);
 
-impl fmt::Debug for Secret {
+impl fmt::Debug for InviteSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(…)")
     }
 }
 
 /// The half of the issuer's key hash that an invite carries.
-pub type Pin = [u8; PIN_LEN];
+pub type IssuerPin = [u8; PIN_LEN];
 
 /// The pin of a key.
-pub fn pin_of(key: &PublicKey) -> Pin {
+pub fn pin_of(key: &PublicKey) -> IssuerPin {
     let mut pin = [0; PIN_LEN];
     pin.copy_from_slice(&key.hash()[..PIN_LEN]);
     pin
@@ -103,11 +103,11 @@ pub fn pin_of(key: &PublicKey) -> Pin {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invite {
     /// Whose key must answer.
-    pub issuer: Pin,
+    pub issuer: IssuerPin,
     /// Which invite of the issuer's book.
     pub id: InviteId,
     /// What proves that the line was received.
-    pub secret: Secret,
+    pub secret: InviteSecret,
     /// Where the issuer is reached, best first.
     pub addresses: Vec<SocketAddr>,
 }
@@ -178,7 +178,7 @@ impl FromStr for Invite {
         }
         let issuer = take(&mut bytes)?;
         let id = take(&mut bytes)?;
-        let secret = Secret(take(&mut bytes)?);
+        let secret = InviteSecret(take(&mut bytes)?);
         let mut addresses = Vec::new();
         while !bytes.is_empty() {
             let ip = match take::<1>(&mut bytes)? {
@@ -198,7 +198,7 @@ impl FromStr for Invite {
 /// What a joining node shows to prove that it holds an invite, bound to one TLS session: worth nothing in
 /// any other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Proof {
+pub struct InviteProof {
     /// Which invite.
     pub id: InviteId,
     /// HMAC-SHA256 with the secret over the session's exported value and the joining key.
@@ -209,17 +209,17 @@ fn proven(id: &InviteId, session: &[u8; 32], joining: &PublicKey) -> Vec<u8> {
     [b"agent join 1".as_slice(), id, session, &joining.0].concat()
 }
 
-impl Proof {
+impl InviteProof {
     /// Proves that `secret` is known, to the peer of the TLS session whose exported value is `session`.
-    pub fn make(id: InviteId, secret: &Secret, session: &[u8; 32], joining: &PublicKey) -> Proof {
+    pub fn make(id: InviteId, secret: &InviteSecret, session: &[u8; 32], joining: &PublicKey) -> InviteProof {
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &secret.0);
         let tag = ring::hmac::sign(&key, &proven(&id, session, joining));
         let mut mac = [0; 32];
         mac.copy_from_slice(tag.as_ref());
-        Proof { id, mac }
+        InviteProof { id, mac }
     }
 
-    fn holds(&self, secret: &Secret, session: &[u8; 32], joining: &PublicKey) -> bool {
+    fn holds(&self, secret: &InviteSecret, session: &[u8; 32], joining: &PublicKey) -> bool {
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &secret.0);
         // Constant time, by ring.
         ring::hmac::verify(&key, &proven(&self.id, session, joining), &self.mac).is_ok()
@@ -228,7 +228,7 @@ impl Proof {
 
 /// Why a node was not let in. Every one has its own exit code, so that scripts can tell them apart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-pub enum Refusal {
+pub enum JoinRefusal {
     /// Not in the issuer's book.
     #[error("the issuer does not know this invite, since it was reset; create a new one with: agent invite")]
     Unknown,
@@ -273,22 +273,22 @@ pub enum Refusal {
     NameTaken(Name),
 }
 
-impl Refusal {
+impl JoinRefusal {
     /// The exit code of `agent join`.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Refusal::Unknown => 20,
-            Refusal::Expired => 21,
-            Refusal::UsedUp => 22,
-            Refusal::WrongSecret => 23,
-            Refusal::Rejected => 25,
-            Refusal::TimedOut => 26,
-            Refusal::TooManyWaiting => 27,
-            Refusal::Removed => 28,
-            Refusal::NameTaken(_) => 29,
-            Refusal::OtherCluster => 30,
-            Refusal::NotAdmitted(_) => 31,
-            Refusal::SeedRemoved => 33,
+            JoinRefusal::Unknown => 20,
+            JoinRefusal::Expired => 21,
+            JoinRefusal::UsedUp => 22,
+            JoinRefusal::WrongSecret => 23,
+            JoinRefusal::Rejected => 25,
+            JoinRefusal::TimedOut => 26,
+            JoinRefusal::TooManyWaiting => 27,
+            JoinRefusal::Removed => 28,
+            JoinRefusal::NameTaken(_) => 29,
+            JoinRefusal::OtherCluster => 30,
+            JoinRefusal::NotAdmitted(_) => 31,
+            JoinRefusal::SeedRemoved => 33,
         }
     }
 }
@@ -301,9 +301,9 @@ pub const EXIT_ISSUER_DEMOTED: u8 = 32;
 
 /// An invite as its issuer remembers it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Issued {
+pub struct IssuedInvite {
     /// What proves it.
-    pub secret: Secret,
+    pub secret: InviteSecret,
     /// When it ends.
     pub expires: UnixMs,
     /// Uses that are left; none: any number.
@@ -315,12 +315,12 @@ pub struct Issued {
 /// The invites that this node has issued.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct InviteLedger {
-    invites: BTreeMap<String, Issued>,
+    invites: BTreeMap<String, IssuedInvite>,
 }
 
 impl InviteLedger {
     /// Enters a new invite.
-    pub fn issue(&mut self, id: InviteId, issued: Issued) {
+    pub fn issue(&mut self, id: InviteId, issued: IssuedInvite) {
         while self.invites.len() >= MAX_INVITES {
             let oldest =
                 self.invites.iter().min_by_key(|(_, issued)| issued.expires).map(|(id, _)| id.clone());
@@ -337,21 +337,21 @@ impl InviteLedger {
     /// Why not.
     pub fn redeem(
         &mut self,
-        proof: &Proof,
+        proof: &InviteProof,
         session: &[u8; 32],
         joining: &PublicKey,
         now: UnixMs,
-    ) -> Result<Role, Refusal> {
+    ) -> Result<Role, JoinRefusal> {
         let id = data_encoding::HEXLOWER.encode(&proof.id);
-        let issued = self.invites.get_mut(&id).ok_or(Refusal::Unknown)?;
+        let issued = self.invites.get_mut(&id).ok_or(JoinRefusal::Unknown)?;
         if !proof.holds(&issued.secret, session, joining) {
-            return Err(Refusal::WrongSecret);
+            return Err(JoinRefusal::WrongSecret);
         }
         if now >= issued.expires {
-            return Err(Refusal::Expired);
+            return Err(JoinRefusal::Expired);
         }
         match &mut issued.uses_left {
-            Some(0) => Err(Refusal::UsedUp),
+            Some(0) => Err(JoinRefusal::UsedUp),
             Some(left) => {
                 *left -= 1;
                 Ok(issued.role)
@@ -389,7 +389,7 @@ fn code(label: &[u8], session: &[u8; 32]) -> String {
 }
 
 /// A code as someone may type it: upper case, without the dash, o for 0, i or l for 1.
-pub fn tidy_code(typed: &str) -> String {
+pub fn normalize_code(typed: &str) -> String {
     let mut code = String::with_capacity(9);
     for c in typed.chars().filter(char::is_ascii_alphanumeric).take(8) {
         if code.len() == 4 {
@@ -406,7 +406,7 @@ pub fn tidy_code(typed: &str) -> String {
 
 /// A node that waits for approval.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Waiting {
+pub struct PendingJoin {
     /// The code that it shows.
     pub code: String,
     /// Its key.
@@ -438,7 +438,7 @@ pub enum Approval {
 /// The nodes that wait for approval here, and the window in which none has to.
 #[derive(Debug, Clone, Default)]
 pub struct PendingJoins {
-    waiting: BTreeMap<String, Waiting>,
+    waiting: BTreeMap<String, PendingJoin>,
     open_until: UnixMs,
 }
 
@@ -457,12 +457,12 @@ impl PendingJoins {
     ///
     /// # Errors
     /// Too many wait.
-    pub fn ask(&mut self, waiting: Waiting, now: UnixMs) -> Result<(), Refusal> {
+    pub fn request(&mut self, waiting: PendingJoin, now: UnixMs) -> Result<(), JoinRefusal> {
         self.waiting.retain(|_, one| one.until > now && one.key != waiting.key);
         let place = place_of(waiting.from.ip());
         let here = self.waiting.values().filter(|one| place_of(one.from.ip()) == place).count();
         if self.waiting.len() >= MAX_WAITING || here >= MAX_WAITING_EACH {
-            return Err(Refusal::TooManyWaiting);
+            return Err(JoinRefusal::TooManyWaiting);
         }
         self.waiting.insert(waiting.code.clone(), waiting);
         Ok(())
@@ -474,18 +474,18 @@ impl PendingJoins {
     }
 
     /// Takes the node with this code out.
-    pub fn take(&mut self, code: &str, now: UnixMs) -> Option<Waiting> {
-        self.waiting.remove(&tidy_code(code)).filter(|one| one.until > now)
+    pub fn take(&mut self, code: &str, now: UnixMs) -> Option<PendingJoin> {
+        self.waiting.remove(&normalize_code(code)).filter(|one| one.until > now)
     }
 
     /// Whoever waits now.
-    pub fn waiting(&self, now: UnixMs) -> impl Iterator<Item = &Waiting> {
+    pub fn waiting(&self, now: UnixMs) -> impl Iterator<Item = &PendingJoin> {
         self.waiting.values().filter(move |one| one.until > now)
     }
 }
 
-/// The id that [`Waiting::key`] has.
-impl Waiting {
+/// The id that [`PendingJoin::key`] has.
+impl PendingJoin {
     /// The id of the waiting node.
     pub fn id(&self) -> NodeId {
         self.key.id()
@@ -504,7 +504,7 @@ mod tests {
         Invite {
             issuer: [9; PIN_LEN],
             id: [1, 2, 3, 4],
-            secret: Secret([5; 16]),
+            secret: InviteSecret([5; 16]),
             addresses: vec!["10.0.0.1:7646".parse().unwrap(), "[fd00::1]:7646".parse().unwrap()],
         }
     }
@@ -516,39 +516,39 @@ mod tests {
     fn book(uses_left: Option<u32>) -> InviteLedger {
         let mut book = InviteLedger::default();
         let Invite { id, secret, .. } = invite();
-        book.issue(id, Issued { secret, expires: UnixMs(1000), uses_left, role: Role::Worker });
+        book.issue(id, IssuedInvite { secret, expires: UnixMs(1000), uses_left, role: Role::Worker });
         book
     }
 
-    fn proof() -> Proof {
-        Proof::make([1, 2, 3, 4], &Secret([5; 16]), &SESSION, &joining())
+    fn proof() -> InviteProof {
+        InviteProof::make([1, 2, 3, 4], &InviteSecret([5; 16]), &SESSION, &joining())
     }
 
     #[test]
     fn each_refusal_has_its_own_reason_and_exit_code() {
-        let redeem = |mut book: InviteLedger, proof: &Proof, now| {
+        let redeem = |mut book: InviteLedger, proof: &InviteProof, now| {
             book.redeem(proof, &SESSION, &joining(), UnixMs(now))
         };
         assert_eq!(redeem(book(None), &proof(), 999), Ok(Role::Worker));
-        assert_eq!(redeem(book(None), &proof(), 1000), Err(Refusal::Expired));
-        assert_eq!(redeem(book(Some(0)), &proof(), 1), Err(Refusal::UsedUp));
-        assert_eq!(redeem(InviteLedger::default(), &proof(), 1), Err(Refusal::Unknown));
-        let wrong = Proof::make([1, 2, 3, 4], &Secret([6; 16]), &SESSION, &joining());
-        assert_eq!(redeem(book(None), &wrong, 1), Err(Refusal::WrongSecret));
+        assert_eq!(redeem(book(None), &proof(), 1000), Err(JoinRefusal::Expired));
+        assert_eq!(redeem(book(Some(0)), &proof(), 1), Err(JoinRefusal::UsedUp));
+        assert_eq!(redeem(InviteLedger::default(), &proof(), 1), Err(JoinRefusal::Unknown));
+        let wrong = InviteProof::make([1, 2, 3, 4], &InviteSecret([6; 16]), &SESSION, &joining());
+        assert_eq!(redeem(book(None), &wrong, 1), Err(JoinRefusal::WrongSecret));
         // Who has no secret does not even learn that the invite has expired.
-        assert_eq!(redeem(book(None), &wrong, 2000), Err(Refusal::WrongSecret));
+        assert_eq!(redeem(book(None), &wrong, 2000), Err(JoinRefusal::WrongSecret));
         let all = [
-            Refusal::Unknown,
-            Refusal::Expired,
-            Refusal::UsedUp,
-            Refusal::WrongSecret,
-            Refusal::Rejected,
-            Refusal::TimedOut,
-            Refusal::TooManyWaiting,
-            Refusal::Removed,
-            Refusal::NameTaken(Name::nearest("x")),
+            JoinRefusal::Unknown,
+            JoinRefusal::Expired,
+            JoinRefusal::UsedUp,
+            JoinRefusal::WrongSecret,
+            JoinRefusal::Rejected,
+            JoinRefusal::TimedOut,
+            JoinRefusal::TooManyWaiting,
+            JoinRefusal::Removed,
+            JoinRefusal::NameTaken(Name::nearest("x")),
         ];
-        let mut codes: Vec<u8> = all.iter().map(Refusal::exit_code).collect();
+        let mut codes: Vec<u8> = all.iter().map(JoinRefusal::exit_code).collect();
         codes.push(EXIT_WRONG_PIN);
         codes.sort_unstable();
         codes.dedup();
@@ -559,8 +559,8 @@ mod tests {
     fn a_proof_is_worth_nothing_in_another_session_or_for_another_key() {
         let mut book = book(None);
         let now = UnixMs(1);
-        assert_eq!(book.redeem(&proof(), &[4; 32], &joining(), now), Err(Refusal::WrongSecret));
-        assert_eq!(book.redeem(&proof(), &SESSION, &PublicKey([1; 32]), now), Err(Refusal::WrongSecret));
+        assert_eq!(book.redeem(&proof(), &[4; 32], &joining(), now), Err(JoinRefusal::WrongSecret));
+        assert_eq!(book.redeem(&proof(), &SESSION, &PublicKey([1; 32]), now), Err(JoinRefusal::WrongSecret));
     }
 
     #[test]
@@ -586,45 +586,48 @@ mod tests {
     fn codes_survive_how_people_type_them() {
         let code = code_of(&SESSION);
         assert_eq!(code.len(), 9);
-        assert_eq!(tidy_code(&code.to_uppercase()), code);
-        assert_eq!(tidy_code(&code.replace('-', " ")), code);
-        assert_eq!(tidy_code(&code.replace('0', "o").replace('1', "l")), code);
+        assert_eq!(normalize_code(&code.to_uppercase()), code);
+        assert_eq!(normalize_code(&code.replace('-', " ")), code);
+        assert_eq!(normalize_code(&code.replace('0', "o").replace('1', "l")), code);
         assert_ne!(code, code_of(&[4; 32]));
     }
 
     #[test]
     fn pending_joins_are_bounded_in_all_and_for_each_address() {
-        let mut lobby = PendingJoins::default();
-        let guest = |n: u8, until| Waiting {
-            code: tidy_code(&format!("code{n:04}")),
+        let mut pending_joins = PendingJoins::default();
+        let guest = |n: u8, until| PendingJoin {
+            code: normalize_code(&format!("code{n:04}")),
             key: PublicKey([n; 32]),
             name: Name::nearest("guest"),
             from: SocketAddr::new(Ipv4Addr::new(10, 0, 0, n / 4).into(), 1),
             until: UnixMs(until),
         };
         for n in 0..16 {
-            lobby.ask(guest(n, 100), UnixMs(1)).unwrap();
+            pending_joins.request(guest(n, 100), UnixMs(1)).unwrap();
         }
-        assert_eq!(lobby.ask(guest(99, 100), UnixMs(1)), Err(Refusal::TooManyWaiting));
-        assert!(lobby.ask(guest(3, 100), UnixMs(1)).is_ok(), "asking again takes its own place");
-        lobby.retain(|code| code != guest(15, 0).code);
-        assert!(lobby.ask(guest(15, 100), UnixMs(1)).is_ok(), "who hangs up frees its place");
-        assert!(lobby.ask(guest(99, 200), UnixMs(100)).is_ok(), "those whose time is over make room");
+        assert_eq!(pending_joins.request(guest(99, 100), UnixMs(1)), Err(JoinRefusal::TooManyWaiting));
+        assert!(pending_joins.request(guest(3, 100), UnixMs(1)).is_ok(), "asking again takes its own place");
+        pending_joins.retain(|code| code != guest(15, 0).code);
+        assert!(pending_joins.request(guest(15, 100), UnixMs(1)).is_ok(), "who hangs up frees its place");
+        assert!(
+            pending_joins.request(guest(99, 200), UnixMs(100)).is_ok(),
+            "those whose time is over make room"
+        );
         for n in 96..99 {
-            lobby.ask(guest(n, 300), UnixMs(200)).unwrap();
+            pending_joins.request(guest(n, 300), UnixMs(200)).unwrap();
         }
-        let neighbour = Waiting { from: guest(96, 0).from, ..guest(7, 300) };
-        assert!(lobby.ask(neighbour.clone(), UnixMs(200)).is_ok());
-        let fifth = Waiting { from: neighbour.from, ..guest(8, 300) };
+        let neighbour = PendingJoin { from: guest(96, 0).from, ..guest(7, 300) };
+        assert!(pending_joins.request(neighbour.clone(), UnixMs(200)).is_ok());
+        let fifth = PendingJoin { from: neighbour.from, ..guest(8, 300) };
         assert_eq!(
-            lobby.ask(fifth, UnixMs(200)),
-            Err(Refusal::TooManyWaiting),
+            pending_joins.request(fifth, UnixMs(200)),
+            Err(JoinRefusal::TooManyWaiting),
             "one address has four places"
         );
         let v6 = |text: &str| place_of(text.parse().unwrap());
         assert_eq!(v6("fd00::1"), v6("fd00::ffff:1"));
         assert_ne!(v6("fd00::1"), v6("fd00:0:0:1::1"));
-        assert!(lobby.take(&guest(99, 0).code, UnixMs(300)).is_none());
+        assert!(pending_joins.take(&guest(99, 0).code, UnixMs(300)).is_none());
     }
 
     proptest! {
@@ -635,14 +638,14 @@ mod tests {
         ) {
             // Scope and flow of IPv6 socket addresses mean nothing on another machine and are not carried.
             let addresses = addresses.into_iter().map(|a| SocketAddr::new(a.ip(), a.port())).collect();
-            let invite = Invite { issuer, id, secret: Secret(secret), addresses };
+            let invite = Invite { issuer, id, secret: InviteSecret(secret), addresses };
             prop_assert_eq!(invite.to_string().parse::<Invite>(), Ok(invite));
         }
 
         #[test]
         fn no_text_makes_the_decoder_panic(text in "agent1[a-z2-7]{0,120}|.{0,40}") {
             let _ = text.parse::<Invite>();
-            let _ = tidy_code(&text);
+            let _ = normalize_code(&text);
         }
 
         #[test]

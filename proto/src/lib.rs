@@ -16,7 +16,7 @@ pub mod next_wire;
 
 pub mod time;
 
-pub mod word;
+pub mod open_enum;
 
 pub mod limit;
 
@@ -56,7 +56,7 @@ pub mod backends;
 
 pub mod dial;
 
-pub mod hello;
+pub mod client_hello;
 
 pub mod access;
 
@@ -66,7 +66,7 @@ pub mod cluster;
 
 pub mod invite;
 
-pub mod link;
+pub mod transport;
 
 pub mod seal;
 
@@ -76,7 +76,7 @@ pub mod election;
 
 pub mod doctor;
 
-pub mod exchange;
+pub mod rpc;
 
 pub mod config;
 

@@ -23,11 +23,11 @@ impl Rate {
 
 /// One bucket, as the generic cell rate algorithm keeps it: the moment at which it will be full again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Bucket {
+pub struct RateBucket {
     full: Moment,
 }
 
-impl Bucket {
+impl RateBucket {
     /// Whether one more fits within the rate; takes it then.
     pub fn take(&mut self, rate: Rate, now: Moment) -> bool {
         let next = self.full.max(now).after(rate.every);
@@ -47,16 +47,16 @@ impl Bucket {
 /// A bucket for each of many, none for those that have not come lately. Beyond `most` all are forgotten, so
 /// whoever can make up that many keys gains a burst for each and takes nothing from others.
 #[derive(Debug, Clone)]
-pub struct Limiter<K> {
+pub struct RateLimiter<K> {
     rate: Rate,
     most: usize,
-    buckets: BTreeMap<K, Bucket>,
+    buckets: BTreeMap<K, RateBucket>,
 }
 
-impl<K: Ord> Limiter<K> {
+impl<K: Ord> RateLimiter<K> {
     /// A limiter of this rate for each, which remembers up to `most`.
-    pub fn new(rate: Rate, most: usize) -> Limiter<K> {
-        Limiter { rate, most, buckets: BTreeMap::new() }
+    pub fn new(rate: Rate, most: usize) -> RateLimiter<K> {
+        RateLimiter { rate, most, buckets: BTreeMap::new() }
     }
 
     /// Whether one more of this one fits within its rate; takes it then.
@@ -92,8 +92,8 @@ mod tests {
     #[test]
     fn a_burst_fits_and_then_the_rate() {
         let rate = Rate { every: Duration::from_millis(100), burst: 3 };
-        let mut bucket = Bucket::default();
-        let taken = |bucket: &mut Bucket, ms| (0..10).filter(|_| bucket.take(rate, at(ms))).count();
+        let mut bucket = RateBucket::default();
+        let taken = |bucket: &mut RateBucket, ms| (0..10).filter(|_| bucket.take(rate, at(ms))).count();
         assert_eq!(taken(&mut bucket, 0), 3);
         assert_eq!(taken(&mut bucket, 99), 0);
         assert_eq!(taken(&mut bucket, 100), 1);
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn one_that_floods_takes_nothing_from_another_and_the_table_stays_small() {
-        let mut limiter = Limiter::new(Rate::per_second(10), 4);
+        let mut limiter = RateLimiter::new(Rate::per_second(10), 4);
         assert_eq!((0..100).filter(|_| limiter.take(1, at(0))).count(), 10);
         assert!(limiter.take(2, at(0)));
         for key in 0..1_000 {

@@ -51,7 +51,7 @@ pub fn announcement(own: Mac, address: Ipv6Addr) -> Vec<u8> {
 }
 
 /// The same to one.
-pub fn tell(own: Mac, address: Ipv6Addr, to: Mac, at: Ipv6Addr) -> Vec<u8> {
+pub fn unicast_advertisement(own: Mac, address: Ipv6Addr, to: Mac, at: Ipv6Addr) -> Vec<u8> {
     frame(own, address, Dest { ip: at, mac: to }, ADVERTISEMENT, OVERRIDE, address, Some((TARGET_MAC, own)))
 }
 
@@ -181,7 +181,7 @@ mod tests {
         let all = announcement(OWN, VIP);
         assert_eq!(all[..6], [0x33, 0x33, 0, 0, 0, 1]);
         assert_eq!(parse(&all), Some(Advertisement { target: VIP, mac: OWN, solicited: false }));
-        let one = tell(OWN, VIP, OTHER, AT);
+        let one = unicast_advertisement(OWN, VIP, OTHER, AT);
         assert_eq!(one[..6], OTHER.0);
         assert_eq!(parse(&one), Some(Advertisement { target: VIP, mac: OWN, solicited: false }));
         assert_eq!(parse(&probe), None, "a question claims nothing");

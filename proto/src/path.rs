@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use crate::cause::Cause;
 use crate::node::NodeId;
-use crate::pulse::Hearing;
+use crate::pulse::Liveness;
 use crate::service::ServiceName;
 use crate::time::{Moment, UnixMs};
 
@@ -45,7 +45,7 @@ const REFUSALS: u32 = 2;
 
 /// Whether a backend can be reached from here. The order is from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Reach {
+pub enum Reachability {
     /// Yes, as far as is known.
     Up,
     /// In doubt: no new connections while another is good.
@@ -58,7 +58,7 @@ pub enum Reach {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Evidence {
     /// How well the node is heard now.
-    Hearing(Hearing),
+    Hearing(Liveness),
     /// A TCP connect succeeded, by a client's dial or by a probe, and took this long.
     Connected {
         /// Time from SYN to SYN-ACK: one round trip.
@@ -72,7 +72,7 @@ pub enum Evidence {
 
 /// Evidence about a named backend, on its way to whoever weighs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
+pub struct EvidenceReport {
     /// Whose backend it is.
     pub node: NodeId,
     /// Of which service.
@@ -83,11 +83,11 @@ pub struct Report {
 
 /// What is known of the way to one backend.
 #[derive(Debug, Clone)]
-pub struct Path {
-    reach: Reach,
+pub struct BackendPath {
+    reach: Reachability,
     cause: Option<Cause>,
     since: UnixMs,
-    hearing: Hearing,
+    liveness: Liveness,
     /// A connect has succeeded since the node was last heard.
     answered_since: bool,
     unanswered: u32,
@@ -96,14 +96,14 @@ pub struct Path {
     next_probe: Option<Moment>,
 }
 
-impl Path {
+impl BackendPath {
     /// A path that nothing is known of: up until shown otherwise, so that a fresh node serves at once.
-    pub fn new(wall: UnixMs) -> Path {
-        Path {
-            reach: Reach::Up,
+    pub fn new(wall: UnixMs) -> BackendPath {
+        BackendPath {
+            reach: Reachability::Up,
             cause: None,
             since: wall,
-            hearing: Hearing::Unknown,
+            liveness: Liveness::Unknown,
             answered_since: false,
             unanswered: 0,
             refused: 0,
@@ -113,7 +113,7 @@ impl Path {
     }
 
     /// The verdict.
-    pub fn reach(&self) -> Reach {
+    pub fn reach(&self) -> Reachability {
         self.reach
     }
 
@@ -123,8 +123,8 @@ impl Path {
     }
 
     /// Up by TCP connects alone: the agent beside it is not heard.
-    pub fn is_direct(&self) -> bool {
-        self.reach == Reach::Up && matches!(self.hearing, Hearing::Late | Hearing::Lost)
+    pub fn is_probe_only(&self) -> bool {
+        self.reach == Reachability::Up && matches!(self.liveness, Liveness::Late | Liveness::Silent)
     }
 
     /// Since when the verdict holds.
@@ -147,7 +147,7 @@ impl Path {
         self.rtt.map_or(PROBE_TIMEOUT, |rtt| PROBE_TIMEOUT.max(rtt * 3))
     }
 
-    /// The shell has started the probe that [`Path::next_probe`] asked for.
+    /// The shell has started the probe that [`BackendPath::next_probe`] asked for.
     pub fn probe_started(&mut self, now: Moment) {
         self.next_probe = Some(now.after(self.probe_timeout() + PROBE_INTERVAL));
     }
@@ -155,7 +155,7 @@ impl Path {
     /// Weighs one piece of evidence; true when the verdict or its cause changed.
     pub fn observe(&mut self, now: Moment, wall: UnixMs, evidence: Evidence) -> bool {
         match evidence {
-            Evidence::Hearing(hearing) => self.hear(hearing),
+            Evidence::Hearing(liveness) => self.peer_liveness(liveness),
             Evidence::Connected { took } => {
                 self.unanswered = 0;
                 self.refused = 0;
@@ -172,12 +172,12 @@ impl Path {
                 self.answered_since = self.answered_since && self.unanswered < UNANSWERED_WHILE_LOST;
             }
         }
-        self.judge(now, wall, evidence)
+        self.evaluate(now, wall, evidence)
     }
 
-    fn hear(&mut self, hearing: Hearing) {
-        let heard = |hearing| matches!(hearing, Hearing::Heard | Hearing::Unknown);
-        match (heard(self.hearing), heard(hearing)) {
+    fn peer_liveness(&mut self, liveness: Liveness) {
+        let heard = |liveness| matches!(liveness, Liveness::Alive | Liveness::Unknown);
+        match (heard(self.liveness), heard(liveness)) {
             // It has just fallen silent: what came before says nothing of now.
             (true, false) => {
                 self.answered_since = false;
@@ -187,31 +187,31 @@ impl Path {
             (false, true) => self.unanswered = 0,
             _ => {}
         }
-        self.hearing = hearing;
+        self.liveness = liveness;
     }
 
-    fn verdict(&self) -> (Reach, Option<Cause>) {
+    fn verdict(&self) -> (Reachability, Option<Cause>) {
         if self.refused >= REFUSALS {
-            return (Reach::Down, Some(Cause::PortClosed));
+            return (Reachability::Down, Some(Cause::PortClosed));
         }
-        match self.hearing {
-            Hearing::Heard | Hearing::Unknown if self.unanswered >= UNANSWERED_WHILE_HEARD => {
-                (Reach::Down, Some(Cause::ConnectUnanswered))
+        match self.liveness {
+            Liveness::Alive | Liveness::Unknown if self.unanswered >= UNANSWERED_WHILE_HEARD => {
+                (Reachability::Down, Some(Cause::ConnectUnanswered))
             }
-            _ if self.refused > 0 => (Reach::Suspect, Some(Cause::PortClosed)),
-            Hearing::Heard | Hearing::Unknown if self.unanswered > 0 => {
-                (Reach::Suspect, Some(Cause::ConnectUnanswered))
+            _ if self.refused > 0 => (Reachability::Suspect, Some(Cause::PortClosed)),
+            Liveness::Alive | Liveness::Unknown if self.unanswered > 0 => {
+                (Reachability::Suspect, Some(Cause::ConnectUnanswered))
             }
-            Hearing::Heard | Hearing::Unknown => (Reach::Up, None),
-            _ if self.answered_since => (Reach::Up, Some(Cause::CheckedDirectly)),
-            Hearing::Lost if self.unanswered >= UNANSWERED_WHILE_LOST => {
-                (Reach::Down, Some(Cause::NodeUnreachable))
+            Liveness::Alive | Liveness::Unknown => (Reachability::Up, None),
+            _ if self.answered_since => (Reachability::Up, Some(Cause::CheckedDirectly)),
+            Liveness::Silent if self.unanswered >= UNANSWERED_WHILE_LOST => {
+                (Reachability::Down, Some(Cause::NodeUnreachable))
             }
-            Hearing::Late | Hearing::Lost => (Reach::Suspect, Some(Cause::NotHeard)),
+            Liveness::Late | Liveness::Silent => (Reachability::Suspect, Some(Cause::NotHeard)),
         }
     }
 
-    fn judge(&mut self, now: Moment, wall: UnixMs, evidence: Evidence) -> bool {
+    fn evaluate(&mut self, now: Moment, wall: UnixMs, evidence: Evidence) -> bool {
         let (reach, cause) = self.verdict();
         let before = (self.reach, self.cause);
         if self.reach != reach {
@@ -221,9 +221,9 @@ impl Path {
         let news = !matches!(evidence, Evidence::Hearing(_)) || before != (reach, cause);
         self.next_probe = match reach {
             // Plainly up: nothing to find out.
-            Reach::Up if cause.is_none() => None,
-            Reach::Suspect if news => Some(now),
-            Reach::Up | Reach::Down if news => Some(now.after(PROBE_INTERVAL)),
+            Reachability::Up if cause.is_none() => None,
+            Reachability::Suspect if news => Some(now),
+            Reachability::Up | Reachability::Down if news => Some(now.after(PROBE_INTERVAL)),
             _ => self.next_probe,
         };
         before != (reach, cause)
@@ -234,8 +234,8 @@ impl Path {
 mod tests {
     use super::*;
 
-    fn after(evidence: &[Evidence]) -> Path {
-        let mut path = Path::new(UnixMs(0));
+    fn after(evidence: &[Evidence]) -> BackendPath {
+        let mut path = BackendPath::new(UnixMs(0));
         for (i, evidence) in evidence.iter().enumerate() {
             let at = 1 + i as u64;
             path.observe(Moment::from_millis(at), UnixMs(at), *evidence);
@@ -244,45 +244,45 @@ mod tests {
     }
 
     const CONNECTED: Evidence = Evidence::Connected { took: Duration::from_millis(8) };
-    const HEARD: Evidence = Evidence::Hearing(Hearing::Heard);
-    const LATE: Evidence = Evidence::Hearing(Hearing::Late);
-    const LOST: Evidence = Evidence::Hearing(Hearing::Lost);
+    const HEARD: Evidence = Evidence::Hearing(Liveness::Alive);
+    const LATE: Evidence = Evidence::Hearing(Liveness::Late);
+    const LOST: Evidence = Evidence::Hearing(Liveness::Silent);
     use Evidence::{Refused, Unanswered};
 
     #[test]
     fn every_row_of_the_table() {
-        let table: &[(&[Evidence], Reach)] = &[
-            (&[], Reach::Up),
-            (&[HEARD], Reach::Up),
-            (&[LATE], Reach::Suspect),
-            (&[LATE, Unanswered], Reach::Suspect),
-            (&[LATE, Unanswered, Unanswered], Reach::Suspect),
-            (&[LATE, LOST], Reach::Suspect),
-            (&[LATE, Unanswered, LOST], Reach::Suspect),
-            (&[LATE, Unanswered, LOST, Unanswered], Reach::Down),
-            (&[LATE, Unanswered, Unanswered, LOST], Reach::Down),
-            (&[LATE, Unanswered, Unanswered, LOST, HEARD], Reach::Up),
-            (&[LATE, CONNECTED], Reach::Up),
-            (&[LATE, CONNECTED, LOST], Reach::Up),
-            (&[LATE, CONNECTED, LOST, Unanswered], Reach::Up),
-            (&[LATE, CONNECTED, LOST, Unanswered, Unanswered], Reach::Down),
-            (&[CONNECTED, LATE], Reach::Suspect),
-            (&[Refused], Reach::Suspect),
-            (&[Refused, Refused], Reach::Down),
-            (&[Refused, CONNECTED], Reach::Up),
-            (&[HEARD, Unanswered], Reach::Suspect),
-            (&[HEARD, Unanswered, Unanswered], Reach::Suspect),
-            (&[HEARD, Unanswered, Unanswered, Unanswered], Reach::Suspect),
-            (&[Unanswered; 8], Reach::Down),
-            (&[HEARD, Unanswered, CONNECTED, Unanswered], Reach::Suspect),
+        let table: &[(&[Evidence], Reachability)] = &[
+            (&[], Reachability::Up),
+            (&[HEARD], Reachability::Up),
+            (&[LATE], Reachability::Suspect),
+            (&[LATE, Unanswered], Reachability::Suspect),
+            (&[LATE, Unanswered, Unanswered], Reachability::Suspect),
+            (&[LATE, LOST], Reachability::Suspect),
+            (&[LATE, Unanswered, LOST], Reachability::Suspect),
+            (&[LATE, Unanswered, LOST, Unanswered], Reachability::Down),
+            (&[LATE, Unanswered, Unanswered, LOST], Reachability::Down),
+            (&[LATE, Unanswered, Unanswered, LOST, HEARD], Reachability::Up),
+            (&[LATE, CONNECTED], Reachability::Up),
+            (&[LATE, CONNECTED, LOST], Reachability::Up),
+            (&[LATE, CONNECTED, LOST, Unanswered], Reachability::Up),
+            (&[LATE, CONNECTED, LOST, Unanswered, Unanswered], Reachability::Down),
+            (&[CONNECTED, LATE], Reachability::Suspect),
+            (&[Refused], Reachability::Suspect),
+            (&[Refused, Refused], Reachability::Down),
+            (&[Refused, CONNECTED], Reachability::Up),
+            (&[HEARD, Unanswered], Reachability::Suspect),
+            (&[HEARD, Unanswered, Unanswered], Reachability::Suspect),
+            (&[HEARD, Unanswered, Unanswered, Unanswered], Reachability::Suspect),
+            (&[Unanswered; 8], Reachability::Down),
+            (&[HEARD, Unanswered, CONNECTED, Unanswered], Reachability::Suspect),
             (
                 &[
                     Unanswered, Unanswered, Unanswered, Unanswered, Unanswered, Unanswered, Unanswered,
                     Unanswered, CONNECTED,
                 ],
-                Reach::Up,
+                Reachability::Up,
             ),
-            (&[HEARD, Refused, Refused, HEARD], Reach::Down),
+            (&[HEARD, Refused, Refused, HEARD], Reachability::Down),
         ];
         for (evidence, reach) in table {
             assert_eq!(after(evidence).reach(), *reach, "{evidence:?}");
@@ -303,6 +303,6 @@ mod tests {
     #[test]
     fn a_silent_agent_beside_a_serving_apiserver_stays_up_and_says_so() {
         let path = after(&[LATE, CONNECTED]);
-        assert_eq!((path.reach(), path.cause()), (Reach::Up, Some(Cause::CheckedDirectly)));
+        assert_eq!((path.reach(), path.cause()), (Reachability::Up, Some(Cause::CheckedDirectly)));
     }
 }

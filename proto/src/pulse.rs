@@ -14,7 +14,7 @@
 //! "Refused" is the peer's machine saying that no agent runs there (ICMP). It is late at once then, so that
 //! its services are checked directly; only silence makes it lost, since nobody has signed that message.
 //!
-//! The peer's answer also carries its [`Saying`]: what it offers and how that is, so that a change travels
+//! The peer's answer also carries its [`PulseStatus`]: what it offers and how that is, so that a change travels
 //! in one pulse. Round-trip time and loss are by-products.
 //!
 //! At 10 % loss each way a round trip is lost one time in five. Late takes five losses in a row, which
@@ -69,24 +69,24 @@ pub fn interval(nodes: usize) -> Duration {
 
 /// How well a peer is heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Hearing {
+pub enum Liveness {
     /// It has never answered a pulse.
     Unknown,
     /// It answers.
-    Heard,
+    Alive,
     /// It has not answered for a moment.
     Late,
     /// It has not answered for so long that loss does not explain it.
-    Lost,
+    Silent,
 }
 
 /// What is heard of one peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ear {
+pub struct PeerLiveness {
     /// How well.
-    pub hearing: Hearing,
+    pub liveness: Liveness,
     /// What it says of itself; none before its first answer.
-    pub saying: Option<Saying>,
+    pub status: Option<PulseStatus>,
     /// Smoothed round-trip time.
     pub rtt: Option<Duration>,
     /// Share of pulses without an answer, in thousandths.
@@ -94,11 +94,11 @@ pub struct Ear {
 }
 
 /// Everyone whom this node pulses.
-pub type Ears = BTreeMap<NodeId, Ear>;
+pub type PeerLivenessMap = BTreeMap<NodeId, PeerLiveness>;
 
 /// The pulses to one peer.
 #[derive(Debug, Clone)]
-pub struct Pulse {
+pub struct PeerPulse {
     interval: Duration,
     /// When the next pulse goes out if all is well.
     next: Moment,
@@ -115,11 +115,11 @@ pub struct Pulse {
     loss: f64,
 }
 
-impl Pulse {
+impl PeerPulse {
     /// The first pulse goes out now. `number` begins the count: random, so that answers to an earlier
     /// start are not taken for answers to this one.
-    pub fn new(now: Moment, interval: Duration, number: u64) -> Pulse {
-        Pulse {
+    pub fn new(now: Moment, interval: Duration, number: u64) -> PeerPulse {
+        PeerPulse {
             interval,
             next: now,
             number,
@@ -138,11 +138,11 @@ impl Pulse {
         self.interval = interval;
     }
 
-    /// When [`Pulse::poll`] has something to do next.
+    /// When [`PeerPulse::poll`] has something to do next.
     pub fn deadline(&self) -> Moment {
         // The last one has no answer yet, or it would not be remembered.
         match self.sent.back() {
-            Some((_, sent)) if self.may_burst(*sent) => self.next.min(sent.after(self.patience())),
+            Some((_, sent)) if self.may_burst(*sent) => self.next.min(sent.after(self.answer_timeout())),
             _ => self.next,
         }
     }
@@ -165,11 +165,11 @@ impl Pulse {
 
     /// Whether more than the usual pulses would tell anything: it has answered, and is not lost yet.
     fn may_burst(&self, now: Moment) -> bool {
-        !matches!(self.hearing(now), Hearing::Unknown | Hearing::Lost)
+        !matches!(self.liveness(now), Liveness::Unknown | Liveness::Silent)
     }
 
     /// Time that an answer may take before it counts as missed; within a burst, time until the next pulse.
-    fn patience(&self) -> Duration {
+    fn answer_timeout(&self) -> Duration {
         let pace = BURST.max(self.interval / BURST_FACTOR);
         let usual = self.rtt.map_or(pace, |rtt| rtt * 2).max(pace);
         if self.bursting { pace } else { usual }.min(self.interval)
@@ -201,7 +201,7 @@ impl Pulse {
 
     /// Silence until now was this node's own fault: its loop was late, or it hears nobody. It accuses
     /// nobody of it.
-    pub fn excuse(&mut self, now: Moment) {
+    pub fn forgive_silence(&mut self, now: Moment) {
         if self.heard.is_some() {
             self.heard = Some(now);
         }
@@ -213,17 +213,17 @@ impl Pulse {
     }
 
     /// How well the peer is heard.
-    pub fn hearing(&self, now: Moment) -> Hearing {
-        let Some(heard) = self.heard.filter(|_| self.answered_once) else { return Hearing::Unknown };
+    pub fn liveness(&self, now: Moment) -> Liveness {
+        let Some(heard) = self.heard.filter(|_| self.answered_once) else { return Liveness::Unknown };
         let silence = now.since(heard);
         // A slow path is not a silent one.
         let slack = self.interval + self.rtt.unwrap_or_default();
         if silence >= slack + LOST {
-            Hearing::Lost
+            Liveness::Silent
         } else if silence >= slack + LATE || self.refused {
-            Hearing::Late
+            Liveness::Late
         } else {
-            Hearing::Heard
+            Liveness::Alive
         }
     }
 
@@ -241,7 +241,7 @@ impl Pulse {
 /// What a node says of itself in every answer: readiness of what it offers, and whether it takes new
 /// connections.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Saying {
+pub struct PulseStatus {
     /// It takes no new connections.
     pub draining: bool,
     /// It is stopping.
@@ -250,7 +250,7 @@ pub struct Saying {
     pub services: BTreeMap<ServiceName, (Readiness, Cause)>,
 }
 
-impl Saying {
+impl PulseStatus {
     /// The saying as fields, `tag | length | value`: one of flags, and one for each service, with the length of
     /// the name, the name, readiness, code and argument of the cause. A reader skips fields that it does not
     /// know and what a later version adds to a value's end.
@@ -279,24 +279,24 @@ impl Saying {
 
     /// Reads a saying; none when it is cut or not one. A service that this version does not understand is left
     /// out alone.
-    pub fn from_bytes(bytes: &[u8]) -> Option<Saying> {
-        let (mut rest, mut saying, mut found) = (bytes, Saying::default(), false);
+    pub fn from_bytes(bytes: &[u8]) -> Option<PulseStatus> {
+        let (mut rest, mut pulse_status, mut found) = (bytes, PulseStatus::default(), false);
         while let Some((tag, more)) = rest.split_first() {
             let (length, more) = more.split_first()?;
             let (value, more) = more.split_at_checked(usize::from(*length))?;
             rest = more;
             match (tag, value) {
                 (&FLAGS, [flags, ..]) => {
-                    (saying.draining, saying.leaving) = (flags & 1 != 0, flags & 2 != 0);
+                    (pulse_status.draining, pulse_status.leaving) = (flags & 1 != 0, flags & 2 != 0);
                     found = true;
                 }
-                (&SERVICE, entry) if saying.services.len() < MAX_SERVICES => {
-                    saying.services.extend(Saying::service(entry));
+                (&SERVICE, entry) if pulse_status.services.len() < MAX_SERVICES => {
+                    pulse_status.services.extend(PulseStatus::service(entry));
                 }
                 _ => {}
             }
         }
-        found.then_some(saying)
+        found.then_some(pulse_status)
     }
 
     fn service(entry: &[u8]) -> Option<(ServiceName, (Readiness, Cause))> {
@@ -321,8 +321,8 @@ mod tests {
     }
 
     /// Answers every pulse within 10 ms until `silent_from`, then none.
-    fn run(silent_from: u64, until: u64) -> (Pulse, Vec<u64>) {
-        let mut pulse = Pulse::new(at(0), INTERVAL, 7);
+    fn run(silent_from: u64, until: u64) -> (PeerPulse, Vec<u64>) {
+        let mut pulse = PeerPulse::new(at(0), INTERVAL, 7);
         let mut sent = Vec::new();
         let mut answers: VecDeque<(u64, u64)> = VecDeque::new();
         for ms in 0..=until {
@@ -345,7 +345,7 @@ mod tests {
     fn a_peer_that_answers_is_pulsed_ten_times_a_second() {
         let (pulse, sent) = run(u64::MAX, 1_000);
         assert_eq!(sent.len(), 11);
-        assert_eq!(pulse.hearing(at(1_000)), Hearing::Heard);
+        assert_eq!(pulse.liveness(at(1_000)), Liveness::Alive);
         assert_eq!(pulse.rtt(), Some(Duration::from_millis(10)));
         assert_eq!(pulse.loss(), 0.0);
     }
@@ -354,17 +354,17 @@ mod tests {
     fn silence_starts_a_burst_and_is_late_after_a_third_of_a_second_and_lost_after_one() {
         let (pulse, sent) = run(1_000, 2_100);
         // The last answer came at 910.
-        assert_eq!(pulse.hearing(at(1_210)), Hearing::Heard);
-        assert_eq!(pulse.hearing(at(1_220)), Hearing::Late);
-        assert_eq!(pulse.hearing(at(1_910)), Hearing::Late);
-        assert_eq!(pulse.hearing(at(1_920)), Hearing::Lost);
+        assert_eq!(pulse.liveness(at(1_210)), Liveness::Alive);
+        assert_eq!(pulse.liveness(at(1_220)), Liveness::Late);
+        assert_eq!(pulse.liveness(at(1_910)), Liveness::Late);
+        assert_eq!(pulse.liveness(at(1_920)), Liveness::Silent);
         let burst = sent.iter().filter(|ms| (1_200..2_000).contains(*ms)).count();
         assert_eq!(burst, 16, "{sent:?}");
     }
 
     #[test]
     fn in_a_large_cluster_a_burst_is_slower_and_ends_with_the_loss_of_the_peer() {
-        let mut pulse = Pulse::new(at(0), interval(5_000), 7);
+        let mut pulse = PeerPulse::new(at(0), interval(5_000), 7);
         let first = pulse.poll(at(0)).unwrap();
         pulse.answered(first, at(40));
         let mut sent = Vec::new();
@@ -382,28 +382,28 @@ mod tests {
     fn a_refusal_makes_a_peer_late_at_once_and_never_lost() {
         let (mut pulse, _) = run(u64::MAX, 1_000);
         pulse.refused();
-        assert_eq!(pulse.hearing(at(1_000)), Hearing::Late);
+        assert_eq!(pulse.liveness(at(1_000)), Liveness::Late);
         let number = pulse.poll(at(1_100)).unwrap();
         pulse.answered(number, at(1_110));
-        assert_eq!(pulse.hearing(at(1_110)), Hearing::Heard, "an answer is worth more");
-        let mut unknown = Pulse::new(at(0), INTERVAL, 7);
+        assert_eq!(pulse.liveness(at(1_110)), Liveness::Alive, "an answer is worth more");
+        let mut unknown = PeerPulse::new(at(0), INTERVAL, 7);
         unknown.refused();
-        assert_eq!(unknown.hearing(at(5)), Hearing::Unknown);
+        assert_eq!(unknown.liveness(at(5)), Liveness::Unknown);
     }
 
     #[test]
     fn who_never_answered_is_unknown_and_who_is_excused_is_heard() {
         let (pulse, _) = run(0, 3_000);
-        assert_eq!(pulse.hearing(at(3_000)), Hearing::Unknown);
+        assert_eq!(pulse.liveness(at(3_000)), Liveness::Unknown);
         let (mut pulse, _) = run(1_000, 3_000);
-        assert_eq!(pulse.hearing(at(3_000)), Hearing::Lost);
-        pulse.excuse(at(3_000));
-        assert_eq!(pulse.hearing(at(3_000)), Hearing::Heard);
+        assert_eq!(pulse.liveness(at(3_000)), Liveness::Silent);
+        pulse.forgive_silence(at(3_000));
+        assert_eq!(pulse.liveness(at(3_000)), Liveness::Alive);
     }
 
     #[test]
     fn an_answer_to_what_was_not_asked_is_no_answer() {
-        let mut pulse = Pulse::new(at(0), INTERVAL, 7);
+        let mut pulse = PeerPulse::new(at(0), INTERVAL, 7);
         assert_eq!(pulse.answered(7, at(0)), None);
         let number = pulse.poll(at(0)).unwrap();
         assert!(pulse.answered(number, at(3)).is_some());
@@ -426,20 +426,20 @@ mod tests {
         };
         let fields = [vec![200, 2, 7, 7], vec![FLAGS, 2, 1, 9], entry(3, b"kube-api", b"more")];
         let bytes = [fields.concat(), entry(9, b"web", b""), entry(0, b"No Name", b"")].concat();
-        let saying = Saying::from_bytes(&bytes).unwrap();
+        let pulse_status = PulseStatus::from_bytes(&bytes).unwrap();
         let web = ("web".parse().unwrap(), (Readiness::Other, Cause::PortClosed));
         let kube_api = (ServiceName::kube_api(), (Readiness::Down, Cause::PortClosed));
-        assert_eq!(saying.services, [kube_api, web].into());
+        assert_eq!(pulse_status.services, [kube_api, web].into());
     }
 
     #[test]
     fn the_largest_saying_fits_into_a_datagram() {
         let name = |n: usize| format!("{n:02}{}", "x".repeat(30)).parse().unwrap();
         let services = (10..10 + MAX_SERVICES).map(|n| (name(n), (Readiness::Ready, Cause::Connected)));
-        let saying = Saying { services: services.collect(), ..Saying::default() };
-        let bytes = saying.to_bytes();
+        let pulse_status = PulseStatus { services: services.collect(), ..PulseStatus::default() };
+        let bytes = pulse_status.to_bytes();
         assert!(bytes.len() <= MAX_SAYING && bytes.len() > MAX_SAYING - 40, "{}", bytes.len());
-        assert!(Saying::from_bytes(&bytes).is_some());
+        assert!(PulseStatus::from_bytes(&bytes).is_some());
     }
 
     proptest! {
@@ -457,13 +457,13 @@ mod tests {
             let one = |(name, (i, (code, argument))): (String, (usize, (u16, u16)))| {
                 (name.parse().unwrap(), (all[i], Cause::from_wire(code, argument)))
             };
-            let saying = Saying { draining, leaving, services: services.into_iter().map(one).collect() };
-            prop_assert_eq!(Saying::from_bytes(&saying.to_bytes()), Some(saying));
+            let pulse_status = PulseStatus { draining, leaving, services: services.into_iter().map(one).collect() };
+            prop_assert_eq!(PulseStatus::from_bytes(&pulse_status.to_bytes()), Some(pulse_status));
         }
 
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
-            let _ = Saying::from_bytes(&bytes);
+            let _ = PulseStatus::from_bytes(&bytes);
         }
     }
 }

@@ -13,12 +13,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::arp::Mac;
 use crate::cause::{Cause, Detail, short_text};
-use crate::health::{Health, Readiness};
+use crate::health::{Readiness, ServiceHealth};
 use crate::next_wire::{self, RecordTags};
 use crate::node::{Name, NodeId};
 use crate::service::{MAX_WEIGHT, ServiceName};
 use crate::time::UnixMs;
-use crate::tlv::{Reader, Writer, number};
+use crate::tlv::{TlvReader, TlvWriter, number};
 use crate::unfit::Unfit;
 
 /// Format of the records that this version writes. It is raised only when what a field means has changed;
@@ -38,22 +38,22 @@ const MAX_VIPS: usize = 64;
 
 /// A backend that a node offers for one service.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Offer {
+pub struct ServiceOffer {
     /// Where it is reached.
     pub address: SocketAddr,
     /// Share among equals.
     pub weight: u16,
     /// What the node's own checks say.
-    pub health: Health,
+    pub health: ServiceHealth,
     /// What the last of them took, in milliseconds, roughly.
     pub check_ms: Option<u32>,
 }
 
 /// How well a node hears another, roughly: what is said of it changes seldom, so that gossip stays quiet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hears {
+pub struct PeerLink {
     /// It answers.
-    pub heard: bool,
+    pub alive: bool,
     /// Round-trip time in microseconds, when known.
     pub rtt_us: Option<u32>,
     /// Share of pulses without an answer, in thousandths.
@@ -62,7 +62,7 @@ pub struct Hears {
 
 /// How a node stands on the segment of a virtual IP, so that others can test whether it is theirs too.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Foot {
+pub struct L2Endpoint {
     /// Its interface there.
     pub interface: String,
     /// That interface's Ethernet address.
@@ -75,7 +75,7 @@ pub struct Foot {
 
 /// A virtual IP that a node owns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Claim {
+pub struct VipOwnership {
     /// The epoch that it owns it in.
     pub epoch: u64,
     /// Since when.
@@ -90,7 +90,7 @@ pub struct NodeRecord {
     /// Version of its agent.
     pub version: String,
     /// The versions of the link's protocol that it speaks, lowest and highest; 0 and 0: it does not say.
-    pub speaks: (u8, u8),
+    pub link_versions: (u8, u8),
     /// Where its link port is reached; empty while its network is away.
     pub addresses: Vec<SocketAddr>,
     /// Interface that carries the mesh; may be empty.
@@ -104,13 +104,13 @@ pub struct NodeRecord {
     /// It has stopped on purpose.
     pub left: bool,
     /// What it offers.
-    pub services: BTreeMap<ServiceName, Offer>,
+    pub services: BTreeMap<ServiceName, ServiceOffer>,
     /// Whom it hears.
-    pub hears: BTreeMap<NodeId, Hears>,
+    pub links: BTreeMap<NodeId, PeerLink>,
     /// Where it stands on the segments of virtual IPs.
-    pub feet: Vec<Foot>,
+    pub l2_endpoints: Vec<L2Endpoint>,
     /// The virtual IPs that it owns.
-    pub vips: BTreeMap<IpAddr, Claim>,
+    pub vips: BTreeMap<IpAddr, VipOwnership>,
     /// Why it can't own a virtual IP that it is a candidate for.
     pub unfit: BTreeMap<IpAddr, Unfit>,
 }
@@ -118,7 +118,7 @@ pub struct NodeRecord {
 /// The fields of a record, by their tags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
-pub enum Field {
+pub enum RecordField {
     /// The format, a number.
     Format = 1,
     /// The agent's version.
@@ -149,46 +149,46 @@ pub enum Field {
     Unfit = 14,
 }
 
-impl Field {
-    const ALL: [Field; 14] = [
-        Field::Format,
-        Field::Version,
-        Field::Speaks,
-        Field::Address,
-        Field::Interface,
-        Field::Started,
-        Field::Document,
-        Field::Draining,
-        Field::Left,
-        Field::Offer,
-        Field::Hears,
-        Field::Segment,
-        Field::Vip,
-        Field::Unfit,
+impl RecordField {
+    const ALL: [RecordField; 14] = [
+        RecordField::Format,
+        RecordField::Version,
+        RecordField::Speaks,
+        RecordField::Address,
+        RecordField::Interface,
+        RecordField::Started,
+        RecordField::Document,
+        RecordField::Draining,
+        RecordField::Left,
+        RecordField::Offer,
+        RecordField::Hears,
+        RecordField::Segment,
+        RecordField::Vip,
+        RecordField::Unfit,
     ];
 
-    fn of_tag(tag: u8) -> Option<Field> {
-        Field::ALL.into_iter().find(|field| *field as u8 == tag)
+    fn of_tag(tag: u8) -> Option<RecordField> {
+        RecordField::ALL.into_iter().find(|field| *field as u8 == tag)
     }
 }
 
-impl fmt::Display for Field {
+impl fmt::Display for RecordField {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Field::Format => "its format",
-            Field::Version => "its version",
-            Field::Speaks => "its protocol versions",
-            Field::Address => "an address",
-            Field::Interface => "its interface",
-            Field::Started => "its start time",
-            Field::Document => "its document",
-            Field::Draining => "its drain state",
-            Field::Left => "that it stopped",
-            Field::Offer => "an offer",
-            Field::Hears => "a peer link",
-            Field::Segment => "a segment",
-            Field::Vip => "a virtual IP that it owns",
-            Field::Unfit => "a virtual IP that it cannot own",
+            RecordField::Format => "its format",
+            RecordField::Version => "its version",
+            RecordField::Speaks => "its protocol versions",
+            RecordField::Address => "an address",
+            RecordField::Interface => "its interface",
+            RecordField::Started => "its start time",
+            RecordField::Document => "its document",
+            RecordField::Draining => "its drain state",
+            RecordField::Left => "that it stopped",
+            RecordField::Offer => "an offer",
+            RecordField::Hears => "a peer link",
+            RecordField::Segment => "a segment",
+            RecordField::Vip => "a virtual IP that it owns",
+            RecordField::Unfit => "a virtual IP that it cannot own",
         })
     }
 }
@@ -203,7 +203,7 @@ const CAUSE: u8 = 6;
 const DETAIL: u8 = 7;
 const CHECK_MS: u8 = 8;
 const TAGS: RecordTags =
-    RecordTags { offer: Field::Offer as u8, of_offer: [NAME, ADDRESS, WEIGHT, READINESS, CAUSE] };
+    RecordTags { offer: RecordField::Offer as u8, of_offer: [NAME, ADDRESS, WEIGHT, READINESS, CAUSE] };
 // Those of a segment.
 const INTERFACE: u8 = 1;
 const MAC: u8 = 2;
@@ -222,7 +222,7 @@ impl NodeRecord {
         NodeRecord {
             name,
             version: String::new(),
-            speaks: (0, 0),
+            link_versions: (0, 0),
             addresses: Vec::new(),
             interface: String::new(),
             started: UnixMs(0),
@@ -230,8 +230,8 @@ impl NodeRecord {
             draining: None,
             left: false,
             services: BTreeMap::new(),
-            hears: BTreeMap::new(),
-            feet: Vec::new(),
+            links: BTreeMap::new(),
+            l2_endpoints: Vec::new(),
             vips: BTreeMap::new(),
             unfit: BTreeMap::new(),
         }
@@ -239,49 +239,49 @@ impl NodeRecord {
 
     /// The record as the body that is signed.
     pub fn to_body(&self) -> Vec<u8> {
-        let mut out = Writer::default();
-        out.number(Field::Format as u8, FORMAT.into());
-        out.bytes(Field::Version as u8, short_text(&self.version).as_bytes());
-        out.bytes(Field::Speaks as u8, &[self.speaks.0, self.speaks.1]);
+        let mut out = TlvWriter::default();
+        out.number(RecordField::Format as u8, FORMAT.into());
+        out.bytes(RecordField::Version as u8, short_text(&self.version).as_bytes());
+        out.bytes(RecordField::Speaks as u8, &[self.link_versions.0, self.link_versions.1]);
         for address in self.addresses.iter().take(MAX_ADDRESSES) {
-            out.bytes(Field::Address as u8, &write_socket(*address));
+            out.bytes(RecordField::Address as u8, &write_socket(*address));
         }
-        out.bytes(Field::Interface as u8, short_text(&self.interface).as_bytes());
-        out.number(Field::Started as u8, self.started.0);
-        out.bytes(Field::Document as u8, short_text(&self.document).as_bytes());
+        out.bytes(RecordField::Interface as u8, short_text(&self.interface).as_bytes());
+        out.number(RecordField::Started as u8, self.started.0);
+        out.bytes(RecordField::Document as u8, short_text(&self.document).as_bytes());
         if let Some(since) = self.draining {
-            out.number(Field::Draining as u8, since.0);
+            out.number(RecordField::Draining as u8, since.0);
         }
         if self.left {
-            out.bytes(Field::Left as u8, &[]);
+            out.bytes(RecordField::Left as u8, &[]);
         }
         for (name, offer) in self.services.iter().take(MAX_SERVICES) {
-            out.fields(Field::Offer as u8, |out| write_offer(out, name, offer));
+            out.fields(RecordField::Offer as u8, |out| write_offer(out, name, offer));
         }
-        for (id, hears) in self.hears.iter().take(MAX_HEARS) {
+        for (id, peer_link) in self.links.iter().take(MAX_HEARS) {
             let mut bytes = id.0.to_vec();
-            bytes.push(hears.heard.into());
-            bytes.extend_from_slice(&hears.loss_permille.to_be_bytes());
-            bytes.extend_from_slice(&hears.rtt_us.unwrap_or(u32::MAX).to_be_bytes());
-            out.bytes(Field::Hears as u8, &bytes);
+            bytes.push(peer_link.alive.into());
+            bytes.extend_from_slice(&peer_link.loss_permille.to_be_bytes());
+            bytes.extend_from_slice(&peer_link.rtt_us.unwrap_or(u32::MAX).to_be_bytes());
+            out.bytes(RecordField::Hears as u8, &bytes);
         }
-        for foot in self.feet.iter().take(MAX_SEGMENTS) {
-            out.fields(Field::Segment as u8, |out| {
-                out.bytes(INTERFACE, short_text(&foot.interface).as_bytes());
-                out.bytes(MAC, &foot.mac.0);
-                out.bytes(IP, &write_ip(foot.address));
-                out.number(PREFIX, foot.prefix.into());
+        for endpoint in self.l2_endpoints.iter().take(MAX_SEGMENTS) {
+            out.fields(RecordField::Segment as u8, |out| {
+                out.bytes(INTERFACE, short_text(&endpoint.interface).as_bytes());
+                out.bytes(MAC, &endpoint.mac.0);
+                out.bytes(IP, &write_ip(endpoint.address));
+                out.number(PREFIX, endpoint.prefix.into());
             });
         }
         for (address, claim) in self.vips.iter().take(MAX_VIPS) {
-            out.fields(Field::Vip as u8, |out| {
+            out.fields(RecordField::Vip as u8, |out| {
                 out.bytes(VIP, &write_ip(*address));
                 out.number(EPOCH, claim.epoch);
                 out.number(OWNED_SINCE, claim.since.0);
             });
         }
         for (address, why) in self.unfit.iter().take(MAX_VIPS) {
-            out.fields(Field::Unfit as u8, |out| {
+            out.fields(RecordField::Unfit as u8, |out| {
                 out.bytes(VIP, &write_ip(*address));
                 out.bytes(WHY, short_text(&why.to_string()).as_bytes());
                 if let Some(cause) = why.cause_bytes() {
@@ -295,11 +295,11 @@ impl NodeRecord {
     }
 
     /// Reads a body. What of it is not understood, or is more than there may be, is left out and named.
-    pub fn from_body(name: Name, body: &[u8]) -> (NodeRecord, Vec<Field>) {
+    pub fn from_body(name: Name, body: &[u8]) -> (NodeRecord, Vec<RecordField>) {
         let mut record = NodeRecord::new(name);
         let mut left_out = Vec::new();
-        for (tag, value) in Reader::new(body) {
-            let Some(field) = Field::of_tag(tag) else { continue };
+        for (tag, value) in TlvReader::new(body) {
+            let Some(field) = RecordField::of_tag(tag) else { continue };
             if record.read(field, value).is_none() && !left_out.contains(&field) {
                 left_out.push(field);
             }
@@ -307,24 +307,24 @@ impl NodeRecord {
         (record, left_out)
     }
 
-    fn read(&mut self, field: Field, value: &[u8]) -> Option<()> {
+    fn read(&mut self, field: RecordField, value: &[u8]) -> Option<()> {
         match field {
-            Field::Format => {
+            RecordField::Format => {
                 number(value)?;
             }
-            Field::Version => self.version = read_text(value)?,
-            Field::Speaks => self.speaks = (*value.first()?, *value.get(1)?),
-            Field::Address => push(&mut self.addresses, MAX_ADDRESSES, read_socket(value)?)?,
-            Field::Interface => self.interface = read_text(value)?,
-            Field::Started => self.started = UnixMs(number(value)?),
-            Field::Document => self.document = read_text(value)?,
-            Field::Draining => self.draining = Some(UnixMs(number(value)?)),
-            Field::Left => self.left = true,
-            Field::Offer => insert(&mut self.services, MAX_SERVICES, read_offer(value)?)?,
-            Field::Hears => insert(&mut self.hears, MAX_HEARS, read_hears(value)?)?,
-            Field::Segment => push(&mut self.feet, MAX_SEGMENTS, read_segment(value)?)?,
-            Field::Vip => insert(&mut self.vips, MAX_VIPS, read_claim(value)?)?,
-            Field::Unfit => insert(&mut self.unfit, MAX_VIPS, read_unfit(value)?)?,
+            RecordField::Version => self.version = read_text(value)?,
+            RecordField::Speaks => self.link_versions = (*value.first()?, *value.get(1)?),
+            RecordField::Address => push(&mut self.addresses, MAX_ADDRESSES, read_socket(value)?)?,
+            RecordField::Interface => self.interface = read_text(value)?,
+            RecordField::Started => self.started = UnixMs(number(value)?),
+            RecordField::Document => self.document = read_text(value)?,
+            RecordField::Draining => self.draining = Some(UnixMs(number(value)?)),
+            RecordField::Left => self.left = true,
+            RecordField::Offer => insert(&mut self.services, MAX_SERVICES, read_offer(value)?)?,
+            RecordField::Hears => insert(&mut self.links, MAX_HEARS, read_link(value)?)?,
+            RecordField::Segment => push(&mut self.l2_endpoints, MAX_SEGMENTS, read_segment(value)?)?,
+            RecordField::Vip => insert(&mut self.vips, MAX_VIPS, read_claim(value)?)?,
+            RecordField::Unfit => insert(&mut self.unfit, MAX_VIPS, read_unfit(value)?)?,
         }
         Some(())
     }
@@ -340,7 +340,7 @@ fn insert<K: Ord, V>(map: &mut BTreeMap<K, V>, most: usize, (key, value): (K, V)
 
 /// The value of one field among others.
 fn field(value: &[u8], tag: u8) -> Option<&[u8]> {
-    Reader::new(value).find(|(one, _)| *one == tag).map(|(_, value)| value)
+    TlvReader::new(value).find(|(one, _)| *one == tag).map(|(_, value)| value)
 }
 
 fn read_text(value: &[u8]) -> Option<String> {
@@ -368,9 +368,9 @@ fn read_socket(value: &[u8]) -> Option<SocketAddr> {
     Some(SocketAddr::new(read_ip(ip)?, u16::from_be_bytes(*port)))
 }
 
-fn write_offer(out: &mut Writer, name: &ServiceName, offer: &Offer) {
-    let Offer { address, weight, health, check_ms } = offer;
-    let Health { readiness, cause, detail, since } = health;
+fn write_offer(out: &mut TlvWriter, name: &ServiceName, offer: &ServiceOffer) {
+    let ServiceOffer { address, weight, health, check_ms } = offer;
+    let ServiceHealth { readiness, cause, detail, since } = health;
     out.bytes(NAME, name.as_str().as_bytes());
     out.bytes(ADDRESS, &write_socket(*address));
     out.number(WEIGHT, (*weight).into());
@@ -387,7 +387,7 @@ fn write_offer(out: &mut Writer, name: &ServiceName, offer: &Offer) {
     }
 }
 
-fn read_offer(value: &[u8]) -> Option<(ServiceName, Offer)> {
+fn read_offer(value: &[u8]) -> Option<(ServiceName, ServiceOffer)> {
     let name = std::str::from_utf8(field(value, NAME)?).ok()?.parse().ok()?;
     let address = read_socket(field(value, ADDRESS)?)?;
     let weight = u16::try_from(number(field(value, WEIGHT)?)?)
@@ -404,12 +404,12 @@ fn read_offer(value: &[u8]) -> Option<(ServiceName, Offer)> {
         let (revision, text) = value.split_first_chunk::<2>()?;
         Some(Detail::new(u16::from_be_bytes(*revision), std::str::from_utf8(text).ok()?))
     });
-    let health = Health { readiness, cause, detail: detail.unwrap_or_default(), since };
+    let health = ServiceHealth { readiness, cause, detail: detail.unwrap_or_default(), since };
     let check_ms = field(value, CHECK_MS).and_then(number).and_then(|ms| u32::try_from(ms).ok());
-    Some((name, Offer { address, weight, health, check_ms }))
+    Some((name, ServiceOffer { address, weight, health, check_ms }))
 }
 
-fn read_hears(value: &[u8]) -> Option<(NodeId, Hears)> {
+fn read_link(value: &[u8]) -> Option<(NodeId, PeerLink)> {
     let (id, rest) = value.split_first_chunk::<{ NodeId::LEN }>()?;
     let ([heard], rest) = rest.split_first_chunk::<1>()?;
     let (loss, rest) = rest.split_first_chunk::<2>()?;
@@ -419,13 +419,13 @@ fn read_hears(value: &[u8]) -> Option<(NodeId, Hears)> {
         return None;
     }
     let rtt_us = (rtt_us != u32::MAX).then_some(rtt_us);
-    Some((NodeId(*id), Hears { heard: *heard == 1, rtt_us, loss_permille }))
+    Some((NodeId(*id), PeerLink { alive: *heard == 1, rtt_us, loss_permille }))
 }
 
-fn read_segment(value: &[u8]) -> Option<Foot> {
+fn read_segment(value: &[u8]) -> Option<L2Endpoint> {
     let address = read_ip(field(value, IP)?)?;
     let most = if address.is_ipv4() { 32 } else { 128 };
-    Some(Foot {
+    Some(L2Endpoint {
         interface: read_text(field(value, INTERFACE)?)?,
         mac: Mac(field(value, MAC)?.try_into().ok()?),
         address,
@@ -433,9 +433,9 @@ fn read_segment(value: &[u8]) -> Option<Foot> {
     })
 }
 
-fn read_claim(value: &[u8]) -> Option<(IpAddr, Claim)> {
+fn read_claim(value: &[u8]) -> Option<(IpAddr, VipOwnership)> {
     let since = UnixMs(field(value, OWNED_SINCE).and_then(number).unwrap_or(0));
-    Some((read_ip(field(value, VIP)?)?, Claim { epoch: number(field(value, EPOCH)?)?, since }))
+    Some((read_ip(field(value, VIP)?)?, VipOwnership { epoch: number(field(value, EPOCH)?)?, since }))
 }
 
 fn read_unfit(value: &[u8]) -> Option<(IpAddr, Unfit)> {

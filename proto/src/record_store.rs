@@ -1,4 +1,4 @@
-//! The latest valid record of every member: what a [`crate::view::View`] is made of.
+//! The latest valid record of every member: what a [`crate::view::ClusterView`] is made of.
 //!
 //! It stands beside gossip and not in it, so that gossip's own versions, deletions and failure detector can
 //! neither take a record away nor hold it back. Bounded by the members of the cluster document: one record
@@ -24,7 +24,7 @@ const BURST: u32 = 64;
 
 /// What became of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Offered {
+pub enum OfferOutcome {
     /// It is the latest of its node, and was taken.
     Taken,
     /// It is the one that is held.
@@ -41,7 +41,7 @@ pub enum Offered {
 
 /// Signatures that may still be verified for one sender.
 #[derive(Debug, Clone, Copy)]
-struct Budget {
+struct VerifyBudget {
     left: u32,
     at: Moment,
 }
@@ -52,7 +52,7 @@ pub struct RecordStore {
     cluster: String,
     members: BTreeMap<NodeId, PublicKey>,
     held: BTreeMap<NodeId, SignedRecord>,
-    budgets: BTreeMap<NodeId, Budget>,
+    budgets: BTreeMap<NodeId, VerifyBudget>,
 }
 
 /// Where a record stands among those of its node. What lies further ahead than [`AHEAD`] comes after all
@@ -97,30 +97,40 @@ impl RecordStore {
     }
 
     /// Takes a record that `sender` has brought, if it is a later one and its node has signed it.
-    pub fn offer(&mut self, record: SignedRecord, sender: &NodeId, now: Moment, wall: UnixMs) -> Offered {
+    pub fn offer(
+        &mut self,
+        record: SignedRecord,
+        sender: &NodeId,
+        now: Moment,
+        wall: UnixMs,
+    ) -> OfferOutcome {
         let id = record.node;
         if !self.members.contains_key(&id) {
-            return Offered::NotMember;
+            return OfferOutcome::NotMember;
         }
         if !self.is_newer(&id, record.version, wall) {
-            return if self.held.get(&id) == Some(&record) { Offered::Held } else { Offered::Older };
+            return if self.held.get(&id) == Some(&record) {
+                OfferOutcome::Held
+            } else {
+                OfferOutcome::Older
+            };
         }
         match self.verify(&record, sender, now) {
-            Offered::Taken => {
+            OfferOutcome::Taken => {
                 self.held.insert(id, record);
-                Offered::Taken
+                OfferOutcome::Taken
             }
             refused => refused,
         }
     }
 
-    /// Verifies a record that is not to be kept: [`Offered::Taken`] says that its signature is right.
-    pub fn verify(&mut self, record: &SignedRecord, sender: &NodeId, now: Moment) -> Offered {
-        let Some(key) = self.members.get(&record.node).copied() else { return Offered::NotMember };
+    /// Verifies a record that is not to be kept: [`OfferOutcome::Taken`] says that its signature is right.
+    pub fn verify(&mut self, record: &SignedRecord, sender: &NodeId, now: Moment) -> OfferOutcome {
+        let Some(key) = self.members.get(&record.node).copied() else { return OfferOutcome::NotMember };
         if !self.spend(sender, now) {
-            return Offered::Later;
+            return OfferOutcome::Later;
         }
-        if record.verify(&self.cluster, &key) { Offered::Taken } else { Offered::Forged }
+        if record.verify(&self.cluster, &key) { OfferOutcome::Taken } else { OfferOutcome::Forged }
     }
 
     /// Takes this node's own record, which it has just signed.
@@ -156,7 +166,7 @@ impl RecordStore {
             return false;
         }
         let most = BURST.saturating_add(u32::try_from(self.members.len()).unwrap_or(u32::MAX));
-        let budget = self.budgets.entry(*sender).or_insert(Budget { left: most, at: now });
+        let budget = self.budgets.entry(*sender).or_insert(VerifyBudget { left: most, at: now });
         let earned = now.since(budget.at).as_millis() * u128::from(PER_SECOND) / 1000;
         if earned > 0 {
             budget.left = budget.left.saturating_add(u32::try_from(earned).unwrap_or(u32::MAX)).min(most);
@@ -199,17 +209,17 @@ mod tests {
     fn the_highest_valid_record_counts_whoever_brings_it_and_in_any_order() {
         let mut store = store(3);
         let mut offer = |record, from| store.offer(record, &id(from), NOW, WALL);
-        assert_eq!(offer(signed(1, 9, 2, b"b"), 3), Offered::Taken);
-        assert_eq!(offer(signed(1, 9, 2, b"b"), 2), Offered::Held);
-        assert_eq!(offer(signed(1, 9, 1, b"a"), 1), Offered::Older);
-        assert_eq!(offer(signed(1, 8, 7, b"z"), 1), Offered::Older);
-        assert_eq!(offer(signed(1, 10, 1, b"c"), 2), Offered::Taken);
-        assert_eq!(offer(signed(4, 10, 1, b"c"), 2), Offered::NotMember);
+        assert_eq!(offer(signed(1, 9, 2, b"b"), 3), OfferOutcome::Taken);
+        assert_eq!(offer(signed(1, 9, 2, b"b"), 2), OfferOutcome::Held);
+        assert_eq!(offer(signed(1, 9, 1, b"a"), 1), OfferOutcome::Older);
+        assert_eq!(offer(signed(1, 8, 7, b"z"), 1), OfferOutcome::Older);
+        assert_eq!(offer(signed(1, 10, 1, b"c"), 2), OfferOutcome::Taken);
+        assert_eq!(offer(signed(4, 10, 1, b"c"), 2), OfferOutcome::NotMember);
         // Signed by another member, or by its node for another version.
         let forged = as_if(id(1), 11, signed(2, 11, 1, b"mine"));
-        assert_eq!(offer(forged, 2), Offered::Forged);
+        assert_eq!(offer(forged, 2), OfferOutcome::Forged);
         let lifted = as_if(id(1), 12, signed(1, 10, 1, b"c"));
-        assert_eq!(offer(lifted, 2), Offered::Forged);
+        assert_eq!(offer(lifted, 2), OfferOutcome::Forged);
         assert_eq!(store.get(&id(1)).unwrap().body(), b"c");
     }
 
@@ -218,15 +228,15 @@ mod tests {
         let mut store = store(2);
         let seconds = WALL.0 / 1000;
         let far = seconds + 10 * 365 * 86_400;
-        assert_eq!(store.offer(signed(1, far, 1, b"2033"), &id(1), NOW, WALL), Offered::Taken);
-        assert_eq!(store.offer(signed(1, far + 1, 1, b"2033"), &id(1), NOW, WALL), Offered::Taken);
-        assert_eq!(store.offer(signed(1, seconds, 1, b"now"), &id(1), NOW, WALL), Offered::Taken);
-        assert_eq!(store.offer(signed(1, far + 2, 1, b"again"), &id(1), NOW, WALL), Offered::Older);
+        assert_eq!(store.offer(signed(1, far, 1, b"2033"), &id(1), NOW, WALL), OfferOutcome::Taken);
+        assert_eq!(store.offer(signed(1, far + 1, 1, b"2033"), &id(1), NOW, WALL), OfferOutcome::Taken);
+        assert_eq!(store.offer(signed(1, seconds, 1, b"now"), &id(1), NOW, WALL), OfferOutcome::Taken);
+        assert_eq!(store.offer(signed(1, far + 2, 1, b"again"), &id(1), NOW, WALL), OfferOutcome::Older);
         // And with a clock of its own that has never been set, a node still takes what the others say.
         let unset = UnixMs(0);
-        assert_eq!(store.offer(signed(2, seconds, 1, b"a"), &id(1), NOW, unset), Offered::Taken);
-        assert_eq!(store.offer(signed(2, seconds, 2, b"b"), &id(1), NOW, unset), Offered::Taken);
-        assert_eq!(store.offer(signed(2, seconds, 1, b"a"), &id(1), NOW, unset), Offered::Older);
+        assert_eq!(store.offer(signed(2, seconds, 1, b"a"), &id(1), NOW, unset), OfferOutcome::Taken);
+        assert_eq!(store.offer(signed(2, seconds, 2, b"b"), &id(1), NOW, unset), OfferOutcome::Taken);
+        assert_eq!(store.offer(signed(2, seconds, 1, b"a"), &id(1), NOW, unset), OfferOutcome::Older);
     }
 
     #[test]
@@ -234,20 +244,22 @@ mod tests {
         let mut store = store(3);
         let garbage = as_if(id(1), 11, signed(2, 11, 1, b"mine"));
         let count = |store: &mut RecordStore, now| {
-            (0..1000).filter(|_| store.offer(garbage.clone(), &id(2), now, WALL) == Offered::Forged).count()
+            (0..1000)
+                .filter(|_| store.offer(garbage.clone(), &id(2), now, WALL) == OfferOutcome::Forged)
+                .count()
         };
         assert_eq!(count(&mut store, NOW), 64 + 3);
         assert_eq!(count(&mut store, NOW.after(Duration::from_secs(1))), 20);
         assert_eq!(count(&mut store, NOW.after(Duration::from_millis(1_020))), 0, "none for parts of a turn");
-        assert_eq!(store.offer(signed(1, 9, 2, b"b"), &id(2), NOW, WALL), Offered::Later);
-        assert_eq!(store.offer(signed(1, 9, 2, b"b"), &id(3), NOW, WALL), Offered::Taken);
+        assert_eq!(store.offer(signed(1, 9, 2, b"b"), &id(2), NOW, WALL), OfferOutcome::Later);
+        assert_eq!(store.offer(signed(1, 9, 2, b"b"), &id(3), NOW, WALL), OfferOutcome::Taken);
     }
 
     #[test]
     fn a_removed_node_is_forgotten_and_a_peer_gets_what_it_lacks() {
         let mut store = store(3);
         for n in 1..=3 {
-            assert_eq!(store.offer(signed(n, 9, 2, &[n; 300]), &id(1), NOW, WALL), Offered::Taken);
+            assert_eq!(store.offer(signed(n, 9, 2, &[n; 300]), &id(1), NOW, WALL), OfferOutcome::Taken);
         }
         let known =
             [(id(1), RecordVersion { generation: 9, sequence: 2 }), (id(2), RecordVersion::default())];
@@ -259,7 +271,7 @@ mod tests {
         assert_eq!(store.newer_than(&[], true, 900).len(), 2, "the rest comes with the next question");
         store.set_members(CLUSTER, [(id(2), pair(2).1)].into());
         assert_eq!(nodes(store.iter().cloned().collect()), [id(2)].into());
-        assert_eq!(store.offer(signed(1, 10, 1, b"back"), &id(2), NOW, WALL), Offered::NotMember);
+        assert_eq!(store.offer(signed(1, 10, 1, b"back"), &id(2), NOW, WALL), OfferOutcome::NotMember);
     }
 
     proptest! {

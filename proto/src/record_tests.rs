@@ -2,11 +2,11 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn offer() -> Offer {
-    Offer {
+fn offer() -> ServiceOffer {
+    ServiceOffer {
         address: "10.0.0.1:6443".parse().unwrap(),
         weight: 100,
-        health: Health {
+        health: ServiceHealth {
             readiness: Readiness::NotReady,
             cause: Cause::Http(500),
             detail: Detail::new(3, "etcd failed"),
@@ -19,13 +19,13 @@ fn offer() -> Offer {
 fn worker() -> NodeRecord {
     NodeRecord {
         version: "0.1.0".into(),
-        speaks: (1, 2),
+        link_versions: (1, 2),
         addresses: vec!["10.0.0.1:7646".parse().unwrap()],
         interface: "wg0".into(),
         started: UnixMs(1_700_000_000_000),
         document: "abcd12345678".into(),
-        hears: (1..=3)
-            .map(|n| (NodeId([n; 10]), Hears { heard: true, rtt_us: Some(420), loss_permille: 5 }))
+        links: (1..=3)
+            .map(|n| (NodeId([n; 10]), PeerLink { alive: true, rtt_us: Some(420), loss_permille: 5 }))
             .collect(),
         ..NodeRecord::new("w1".parse().unwrap())
     }
@@ -37,13 +37,13 @@ fn master() -> NodeRecord {
         draining: Some(UnixMs(5)),
         left: true,
         services: BTreeMap::from([(ServiceName::kube_api(), offer())]),
-        feet: vec![
-            Foot { interface: "eth0".into(), mac, address: "10.91.91.1".parse().unwrap(), prefix: 24 },
-            Foot { interface: "eth0".into(), mac, address: "fd91::1".parse().unwrap(), prefix: 64 },
+        l2_endpoints: vec![
+            L2Endpoint { interface: "eth0".into(), mac, address: "10.91.91.1".parse().unwrap(), prefix: 24 },
+            L2Endpoint { interface: "eth0".into(), mac, address: "fd91::1".parse().unwrap(), prefix: 64 },
         ],
         vips: BTreeMap::from([
-            ("10.91.91.50".parse().unwrap(), Claim { epoch: 3, since: UnixMs(1_700_000_000_007) }),
-            ("fd91::50".parse().unwrap(), Claim { epoch: 4, since: UnixMs(1_700_000_000_008) }),
+            ("10.91.91.50".parse().unwrap(), VipOwnership { epoch: 3, since: UnixMs(1_700_000_000_007) }),
+            ("fd91::50".parse().unwrap(), VipOwnership { epoch: 4, since: UnixMs(1_700_000_000_008) }),
         ]),
         unfit: BTreeMap::from([(
             "10.91.91.51".parse().unwrap(),
@@ -53,7 +53,7 @@ fn master() -> NodeRecord {
     }
 }
 
-fn read(body: &[u8]) -> (NodeRecord, Vec<Field>) {
+fn read(body: &[u8]) -> (NodeRecord, Vec<RecordField>) {
     NodeRecord::from_body("w1".parse().unwrap(), body)
 }
 
@@ -99,8 +99,8 @@ fn typical_sizes_stay_what_gossip_was_measured_with() {
 }
 
 /// A body with one field after those of a worker.
-fn with(tag: u8, write: impl FnOnce(&mut Writer)) -> Vec<u8> {
-    let mut out = Writer::default();
+fn with(tag: u8, write: impl FnOnce(&mut TlvWriter)) -> Vec<u8> {
+    let mut out = TlvWriter::default();
     out.fields(tag, write);
     [worker().to_body(), out.finish()].concat()
 }
@@ -110,16 +110,16 @@ fn what_a_later_version_adds_is_skipped() {
     assert_eq!(read(&with(200, |out| out.number(1, 7))), (worker(), vec![]));
     // A field in an offer, one more byte of what is heard, and a readiness that nobody knows here.
     let name = ServiceName::kube_api();
-    let body = with(Field::Offer as u8, |out| {
+    let body = with(RecordField::Offer as u8, |out| {
         out.number(99, 1);
         write_offer(out, &name, &offer());
     });
     assert_eq!(read(&body).0.services[&name], offer());
-    let mut longer = Writer::default();
-    longer.bytes(Field::Hears as u8, &[9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 1, 0, 5, 0, 0, 1, 164, 77]);
-    let hears = read(&longer.finish()).0.hears[&NodeId([9; 10])];
-    assert_eq!(hears, Hears { heard: true, rtt_us: Some(420), loss_permille: 5 });
-    let body = with(Field::Offer as u8, |out| {
+    let mut longer = TlvWriter::default();
+    longer.bytes(RecordField::Hears as u8, &[9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 1, 0, 5, 0, 0, 1, 164, 77]);
+    let peer_link = read(&longer.finish()).0.links[&NodeId([9; 10])];
+    assert_eq!(peer_link, PeerLink { alive: true, rtt_us: Some(420), loss_permille: 5 });
+    let body = with(RecordField::Offer as u8, |out| {
         out.bytes(NAME, b"kube-api");
         out.bytes(ADDRESS, &[10, 0, 0, 1, 25, 43]);
         out.number(WEIGHT, 100);
@@ -132,7 +132,7 @@ fn what_a_later_version_adds_is_skipped() {
 fn what_is_not_understood_is_left_out_alone() {
     let bad_offer = |weight, port: &[u8]| {
         let address = [&[10, 0, 0, 1], port].concat();
-        with(Field::Offer as u8, |out| {
+        with(RecordField::Offer as u8, |out| {
             out.bytes(NAME, b"kube-api");
             out.bytes(ADDRESS, &address);
             out.number(WEIGHT, weight);
@@ -140,15 +140,15 @@ fn what_is_not_understood_is_left_out_alone() {
         })
     };
     for (body, field) in [
-        (bad_offer(300, &[1, 1]), Field::Offer),
-        (bad_offer(100, &[1]), Field::Offer),
-        (with(Field::Address as u8, |_| {}), Field::Address),
-        (with(Field::Segment as u8, |out| out.number(PREFIX, 33)), Field::Segment),
-        (with(Field::Vip as u8, |out| out.bytes(VIP, &[10, 0, 0])), Field::Vip),
-        (with(Field::Started as u8, |out| out.bytes(255, &[255; 12])), Field::Unfit),
+        (bad_offer(300, &[1, 1]), RecordField::Offer),
+        (bad_offer(100, &[1]), RecordField::Offer),
+        (with(RecordField::Address as u8, |_| {}), RecordField::Address),
+        (with(RecordField::Segment as u8, |out| out.number(PREFIX, 33)), RecordField::Segment),
+        (with(RecordField::Vip as u8, |out| out.bytes(VIP, &[10, 0, 0])), RecordField::Vip),
+        (with(RecordField::Started as u8, |out| out.bytes(255, &[255; 12])), RecordField::Unfit),
     ] {
         let (record, left_out) = read(&body);
-        if field != Field::Unfit {
+        if field != RecordField::Unfit {
             assert_eq!((record, left_out), (worker(), vec![field]));
         }
     }
@@ -156,22 +156,22 @@ fn what_is_not_understood_is_left_out_alone() {
 
 #[test]
 fn lists_and_texts_are_bounded() {
-    let mut out = Writer::default();
+    let mut out = TlvWriter::default();
     for n in 0..200u8 {
-        out.bytes(Field::Address as u8, &[10, 0, 0, n, 1, 1]);
-        out.fields(Field::Offer as u8, |out| {
+        out.bytes(RecordField::Address as u8, &[10, 0, 0, n, 1, 1]);
+        out.fields(RecordField::Offer as u8, |out| {
             write_offer(out, &format!("service-{n}").parse().unwrap(), &offer())
         });
-        out.fields(Field::Vip as u8, |out| {
+        out.fields(RecordField::Vip as u8, |out| {
             out.bytes(VIP, &[10, 0, 0, n]);
             out.number(EPOCH, 1);
         });
-        out.bytes(Field::Interface as u8, &[b'x'; 5_000]);
+        out.bytes(RecordField::Interface as u8, &[b'x'; 5_000]);
     }
     let (record, left_out) = read(&out.finish());
     assert_eq!((record.addresses.len(), record.services.len(), record.vips.len()), (8, 64, 64));
     assert!(record.interface.len() <= 80);
-    assert_eq!(left_out, [Field::Address, Field::Offer, Field::Vip]);
+    assert_eq!(left_out, [RecordField::Address, RecordField::Offer, RecordField::Vip]);
 }
 
 proptest! {

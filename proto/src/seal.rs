@@ -23,8 +23,8 @@ use curve25519_dalek::edwards::CompressedEdwardsY;
 use ring::hkdf::{HKDF_SHA256, KeyType, Salt};
 use zeroize::Zeroize;
 
-use crate::link::{HEADER_LEN, Header, TAG_LEN};
 use crate::node::{NodeId, PublicKey};
+use crate::transport::{DatagramHeader, HEADER_LEN, TAG_LEN};
 
 /// What separates these keys from others that might be derived from the same secrets.
 const DOMAIN: &[u8] = b"agent datagram 1";
@@ -111,7 +111,7 @@ impl std::fmt::Debug for DatagramKey {
 impl DatagramKey {
     /// Seals frames into a datagram. Never called twice with one sequence. None beyond RFC 8452's limits,
     /// which no datagram reaches.
-    pub fn seal(&self, header: &Header, plaintext: &[u8]) -> Option<Vec<u8>> {
+    pub fn seal(&self, header: &DatagramHeader, plaintext: &[u8]) -> Option<Vec<u8>> {
         let head = header.to_bytes();
         let mut datagram = Vec::with_capacity(HEADER_LEN + plaintext.len() + TAG_LEN);
         datagram.extend_from_slice(&head);
@@ -124,7 +124,7 @@ impl DatagramKey {
     }
 
     /// Opens what follows the header, in place; none when the seal does not hold.
-    pub fn open<'a>(&self, header: &Header, ciphertext: &'a mut [u8]) -> Option<&'a [u8]> {
+    pub fn open<'a>(&self, header: &DatagramHeader, ciphertext: &'a mut [u8]) -> Option<&'a [u8]> {
         let (body, tag) = ciphertext.split_last_chunk_mut::<TAG_LEN>()?;
         let cipher = Aes256GcmSiv::new(&self.0.into());
         let (nonce, head) = (header.nonce().into(), header.to_bytes());
@@ -140,7 +140,7 @@ mod tests {
     use ring::signature::{Ed25519KeyPair, KeyPair};
 
     use super::*;
-    use crate::link::{KeyHint, MAX_DATAGRAM, MAX_PLAINTEXT};
+    use crate::transport::{KeyHint, MAX_DATAGRAM, MAX_PLAINTEXT};
 
     fn public(seed: u8) -> PublicKey {
         let pair = Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap();
@@ -156,8 +156,8 @@ mod tests {
         secret(1, 2).key(&[gossip; 32], &public(1).id(), &public(2).id(), boot).unwrap()
     }
 
-    fn header(boot: u64, sequence: u64) -> Header {
-        Header { version: 1, key: KeyHint([7; 4]), sender: public(1).id(), boot, sequence }
+    fn header(boot: u64, sequence: u64) -> DatagramHeader {
+        DatagramHeader { version: 1, key: KeyHint([7; 4]), sender: public(1).id(), boot, sequence }
     }
 
     #[test]
@@ -212,7 +212,7 @@ mod tests {
     fn what_was_sealed_opens_only_with_the_same_pair_direction_gossip_key_boot_and_bytes() {
         let datagram = key(7, 5).seal(&header(5, 9), b"hello").unwrap();
         let opened = |key: &DatagramKey, datagram: &[u8]| {
-            let (header, ciphertext) = Header::parse(datagram)?;
+            let (header, ciphertext) = DatagramHeader::parse(datagram)?;
             key.open(&header, &mut ciphertext.to_vec()).map(<[u8]>::to_vec)
         };
         assert_eq!(opened(&key(7, 5), &datagram).as_deref(), Some(b"hello".as_slice()));
@@ -249,23 +249,26 @@ mod tests {
     #[test]
     #[cfg_attr(feature = "next-wire", ignore = "golden bytes are those of builds without it")]
     fn golden_bytes() {
-        use crate::link::Frame;
+        use crate::transport::DatagramFrame;
         let status = [1, 1, 2, 2, 14, 8, b'k', b'u', b'b', b'e', b'-', b'a', b'p', b'i', 0, 0, 1, 0, 0];
         let frames = [
-            ("gossip", vec![Frame::Gossip(b"a message of gossip")]),
-            ("challenge", vec![Frame::Challenge(0x0102_0304_0506_0708)]),
-            ("echo", vec![Frame::Echo(0x0102_0304_0506_0708)]),
-            ("pulse", vec![Frame::Pulse(7)]),
-            ("answer", vec![Frame::Answer(7, &status)]),
-            ("answer-with-fingerprint", vec![Frame::Answer(7, &status), Frame::RecordFingerprint(0xfeed)]),
-            ("vip", vec![Frame::Vip(b"a message of virtual IPs")]),
+            ("gossip", vec![DatagramFrame::Gossip(b"a message of gossip")]),
+            ("challenge", vec![DatagramFrame::Challenge(0x0102_0304_0506_0708)]),
+            ("echo", vec![DatagramFrame::Echo(0x0102_0304_0506_0708)]),
+            ("pulse", vec![DatagramFrame::Pulse(7)]),
+            ("answer", vec![DatagramFrame::Answer(7, &status)]),
+            (
+                "answer-with-fingerprint",
+                vec![DatagramFrame::Answer(7, &status), DatagramFrame::RecordFingerprint(0xfeed)],
+            ),
+            ("vip", vec![DatagramFrame::Vip(b"a message of virtual IPs")]),
         ];
         let stored =
             include_str!("../tests/golden/datagrams.hex").lines().filter(|line| !line.starts_with('#'));
         let written = frames.iter().map(|(name, frames)| {
             let mut plaintext = Vec::new();
             assert!(frames.iter().all(|frame| frame.put(&mut plaintext)));
-            assert_eq!(&Frame::all(&plaintext).collect::<Vec<_>>(), frames);
+            assert_eq!(&DatagramFrame::all(&plaintext).collect::<Vec<_>>(), frames);
             let datagram = key(7, 5).seal(&header(5, 9), &plaintext).unwrap();
             let hex = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);
             format!("{name} {} {}", hex(&plaintext), hex(&datagram))

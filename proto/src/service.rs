@@ -88,7 +88,7 @@ impl Balance {
         [Balance::LeastConnections, Balance::RoundRobin, Balance::Nearest, Balance::First];
 
     /// The word that configuration uses for it.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Balance::LeastConnections => "least-connections",
             Balance::RoundRobin => "round-robin",
@@ -100,7 +100,7 @@ impl Balance {
 
 impl fmt::Display for Balance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.word())
+        f.pad(self.as_str())
     }
 }
 
@@ -167,7 +167,7 @@ pub enum CheckKind {
 
 impl CheckKind {
     /// The word that configuration uses for it.
-    pub fn word(&self) -> &'static str {
+    pub fn as_str(&self) -> &'static str {
         match self {
             CheckKind::Tcp => "tcp",
             CheckKind::Http(_) => "http",

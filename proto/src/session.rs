@@ -1,6 +1,6 @@
 //! Replay protection of the link: which datagrams are new, and which start of a sender is alive.
 //!
-//! Within a boot, a window over the sequence refuses what was seen ([`Window`]). A receiver that has just
+//! Within a boot, a window over the sequence refuses what was seen ([`ReplayWindow`]). A receiver that has just
 //! started has seen nothing, so a boot that it does not know proves nothing: it asks the sender, under the
 //! seal, to repeat a random number ([`Sessions`]). Only the live sender can, with its current boot; what was
 //! recorded before can't.
@@ -23,10 +23,10 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use crate::limit::{Bucket, Limiter, Rate};
-use crate::link::Header;
+use crate::limit::{Rate, RateBucket, RateLimiter};
 use crate::node::NodeId;
 use crate::time::Moment;
+use crate::transport::DatagramHeader;
 
 /// Words of the replay window.
 const WORDS: usize = 16;
@@ -34,21 +34,21 @@ const WORDS: usize = 16;
 /// A sliding window over sequence numbers (as RFC 6479): true once for each number, never for one that has
 /// fallen out behind.
 #[derive(Debug, Clone)]
-pub struct Window {
+pub struct ReplayWindow {
     highest: u64,
     seen: [u64; WORDS],
 }
 
-impl Window {
+impl ReplayWindow {
     /// How far behind the highest number one may come and still be taken.
     pub const SIZE: u64 = (WORDS as u64 - 1) * 64;
 
     /// A window that takes only what comes after `sequence`.
-    pub fn after(sequence: u64) -> Window {
+    pub fn after(sequence: u64) -> ReplayWindow {
         let mut seen = [u64::MAX; WORDS];
         // In the word of `sequence` itself, what comes after it is still free.
         seen[(sequence / 64) as usize % WORDS] = u64::MAX >> (63 - sequence % 64);
-        Window { highest: sequence, seen }
+        ReplayWindow { highest: sequence, seen }
     }
 
     /// Whether this number is new; remembers it.
@@ -61,7 +61,7 @@ impl Window {
                 self.seen[word(sequence - step * 64)] = 0;
             }
             self.highest = sequence;
-        } else if self.highest - sequence >= Window::SIZE {
+        } else if self.highest - sequence >= ReplayWindow::SIZE {
             return false;
         }
         let bit = 1 << (sequence % 64);
@@ -73,7 +73,7 @@ impl Window {
 
 /// What to do with an authentic datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum BootVerdict {
     /// It is new: use it.
     Fresh,
     /// It was seen, or lies too far behind: drop it.
@@ -86,7 +86,7 @@ pub enum Verdict {
 
 /// What a repeated number proves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Proven {
+pub struct ProvenBoot {
     /// The number was sent here, so the sender receives here.
     pub address: SocketAddr,
     /// The boot of the echo is the live one from now on, and was not before.
@@ -116,14 +116,14 @@ const SOURCE: Rate = Rate { every: Duration::from_millis(2), burst: 200 };
 /// Source addresses that are remembered; a member sends from a handful.
 const SOURCES: usize = 1024;
 
-/// Challenges that may be sent to one node because someone names addresses of it ([`Sessions::ask`]).
+/// Challenges that may be sent to one node because someone names addresses of it ([`Sessions::request`]).
 const ASKS: Rate = Rate { every: Duration::from_millis(500), burst: 16 };
 
 /// A number is not made anew for an address that was asked this lately.
 const SAME_NUMBER: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy)]
-struct Asked {
+struct PendingProof {
     number: u64,
     to: SocketAddr,
     at: Moment,
@@ -136,15 +136,15 @@ struct Boot {
     boot: u64,
     used: Moment,
     challenged: Option<Moment>,
-    echoes: Bucket,
+    echoes: RateBucket,
 }
 
 #[derive(Debug, Clone, Default)]
 struct Session {
-    known: Option<(u64, Window)>,
-    asked: Vec<Asked>,
+    known: Option<(u64, ReplayWindow)>,
+    asked: Vec<PendingProof>,
     boots: Vec<Boot>,
-    asks: Bucket,
+    asks: RateBucket,
 }
 
 impl Session {
@@ -155,7 +155,7 @@ impl Session {
             {
                 self.boots.swap_remove(oldest);
             }
-            self.boots.push(Boot { boot, used: now, challenged: None, echoes: Bucket::default() });
+            self.boots.push(Boot { boot, used: now, challenged: None, echoes: RateBucket::default() });
             Some(self.boots.len() - 1)
         })?;
         let boot = self.boots.get_mut(at)?;
@@ -167,7 +167,7 @@ impl Session {
     fn number_for(&mut self, to: SocketAddr, now: Moment, number: impl FnOnce() -> u64) -> u64 {
         self.asked.retain(|asked| now.since(asked.at) < NUMBER_TTL);
         let lately =
-            |asked: &&Asked| asked.to == to && asked.proves_boot && now.since(asked.at) < SAME_NUMBER;
+            |asked: &&PendingProof| asked.to == to && asked.proves_boot && now.since(asked.at) < SAME_NUMBER;
         if let Some(asked) = self.asked.iter().find(lately) {
             return asked.number;
         }
@@ -175,7 +175,7 @@ impl Session {
             self.asked.remove(0);
         }
         let number = number();
-        self.asked.push(Asked { number, to, at: now, proves_boot: true });
+        self.asked.push(PendingProof { number, to, at: now, proves_boot: true });
         number
     }
 }
@@ -184,12 +184,12 @@ impl Session {
 #[derive(Debug, Clone)]
 pub struct Sessions {
     sessions: BTreeMap<NodeId, Session>,
-    sources: Limiter<IpAddr>,
+    sources: RateLimiter<IpAddr>,
 }
 
 impl Default for Sessions {
     fn default() -> Sessions {
-        Sessions { sessions: BTreeMap::new(), sources: Limiter::new(SOURCE, SOURCES) }
+        Sessions { sessions: BTreeMap::new(), sources: RateLimiter::new(SOURCE, SOURCES) }
     }
 }
 
@@ -197,36 +197,36 @@ impl Sessions {
     /// Judges an authentic datagram. `proof_only` is one that holds nothing but challenges and echoes, which
     /// an unproven boot may send. `number` gives a random number; it is asked for only when a new one is
     /// needed, since randomness costs a system call.
-    pub fn judge(
+    pub fn evaluate(
         &mut self,
-        header: &Header,
+        header: &DatagramHeader,
         from: SocketAddr,
         proof_only: bool,
         now: Moment,
         number: impl FnOnce() -> u64,
-    ) -> Verdict {
+    ) -> BootVerdict {
         let session = self.sessions.entry(header.sender).or_default();
         if let Some((boot, window)) = &mut session.known
             && *boot == header.boot
         {
-            return if window.take(header.sequence) { Verdict::Fresh } else { Verdict::Replayed };
+            return if window.take(header.sequence) { BootVerdict::Fresh } else { BootVerdict::Replayed };
         }
         if proof_only {
-            return Verdict::Unproven;
+            return BootVerdict::Unproven;
         }
-        let Some(boot) = session.boot(header.boot, now) else { return Verdict::Unproven };
+        let Some(boot) = session.boot(header.boot, now) else { return BootVerdict::Unproven };
         if boot.challenged.is_some_and(|at| now.since(at) < RETRY)
             || !self.sources.take(source(from.ip()), now)
         {
-            return Verdict::Unproven;
+            return BootVerdict::Unproven;
         }
         boot.challenged = Some(now);
-        Verdict::Challenge(session.number_for(from, now, number))
+        BootVerdict::Challenge(session.number_for(from, now, number))
     }
 
     /// Whether to answer a challenge of an authentic datagram that was not replayed, so that none is answered
     /// at any rate.
-    pub fn answers(&mut self, header: &Header, from: SocketAddr, now: Moment) -> bool {
+    pub fn answers(&mut self, header: &DatagramHeader, from: SocketAddr, now: Moment) -> bool {
         let session = self.sessions.entry(header.sender).or_default();
         session.boot(header.boot, now).is_some_and(|boot| boot.echoes.take(ECHOES, now))
             && self.sources.take(source(from.ip()), now)
@@ -234,7 +234,7 @@ impl Sessions {
 
     /// The number to send to an address at which this node may be, to see whether it is there. None when it
     /// was asked a moment ago, or when too many addresses of it were.
-    pub fn ask(
+    pub fn probe_number(
         &mut self,
         node: NodeId,
         at: SocketAddr,
@@ -250,17 +250,17 @@ impl Sessions {
     }
 
     /// Judges an authentic echo: what it proves, if its number was asked.
-    pub fn echoed(&mut self, header: &Header, number: u64, now: Moment) -> Option<Proven> {
+    pub fn echoed(&mut self, header: &DatagramHeader, number: u64, now: Moment) -> Option<ProvenBoot> {
         let session = self.sessions.get_mut(&header.sender)?;
-        let fits = |asked: &Asked| asked.number == number && now.since(asked.at) < NUMBER_TTL;
+        let fits = |asked: &PendingProof| asked.number == number && now.since(asked.at) < NUMBER_TTL;
         let asked = session.asked.swap_remove(session.asked.iter().position(fits)?);
         let known = session.known.as_ref().is_some_and(|(boot, _)| *boot == header.boot);
         let boot = asked.proves_boot && !known;
         if boot {
-            session.known = Some((header.boot, Window::after(header.sequence)));
+            session.known = Some((header.boot, ReplayWindow::after(header.sequence)));
             session.asked.iter_mut().for_each(|asked| asked.proves_boot = false);
         }
-        Some(Proven { address: asked.to, boot })
+        Some(ProvenBoot { address: asked.to, boot })
     }
 
     /// Forgets everyone who is not a member any more.
@@ -282,10 +282,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::link::KeyHint;
+    use crate::transport::KeyHint;
 
-    fn header(boot: u64, sequence: u64) -> Header {
-        Header { version: 1, key: KeyHint([1; 4]), sender: NodeId([2; 10]), boot, sequence }
+    fn header(boot: u64, sequence: u64) -> DatagramHeader {
+        DatagramHeader { version: 1, key: KeyHint([1; 4]), sender: NodeId([2; 10]), boot, sequence }
     }
 
     fn at(ms: u64) -> Moment {
@@ -299,10 +299,13 @@ mod tests {
     /// Sessions in which this boot is proven.
     fn known(boot: u64) -> Sessions {
         let mut sessions = Sessions::default();
-        assert_eq!(sessions.judge(&header(boot, 1), from(1), false, at(0), || 1), Verdict::Challenge(1));
+        assert_eq!(
+            sessions.evaluate(&header(boot, 1), from(1), false, at(0), || 1),
+            BootVerdict::Challenge(1)
+        );
         assert_eq!(
             sessions.echoed(&header(boot, 2), 1, at(0)),
-            Some(Proven { address: from(1), boot: true })
+            Some(ProvenBoot { address: from(1), boot: true })
         );
         sessions
     }
@@ -310,16 +313,19 @@ mod tests {
     #[test]
     fn a_boot_is_believed_only_after_its_echo() {
         let mut sessions = Sessions::default();
-        assert_eq!(sessions.judge(&header(7, 10), from(1), false, at(0), || 99), Verdict::Challenge(99));
-        assert_eq!(sessions.judge(&header(7, 11), from(1), false, at(10), || 98), Verdict::Unproven);
+        assert_eq!(
+            sessions.evaluate(&header(7, 10), from(1), false, at(0), || 99),
+            BootVerdict::Challenge(99)
+        );
+        assert_eq!(sessions.evaluate(&header(7, 11), from(1), false, at(10), || 98), BootVerdict::Unproven);
         assert_eq!(sessions.echoed(&header(7, 12), 98, at(20)), None, "a number that was not asked");
         assert!(sessions.echoed(&header(7, 12), 99, at(20)).is_some_and(|proven| proven.boot));
         assert_eq!(sessions.echoed(&header(7, 12), 99, at(20)), None, "an echo counts once");
-        assert_eq!(sessions.judge(&header(7, 13), from(1), false, at(20), || 1), Verdict::Fresh);
-        assert_eq!(sessions.judge(&header(7, 13), from(1), false, at(20), || 1), Verdict::Replayed);
+        assert_eq!(sessions.evaluate(&header(7, 13), from(1), false, at(20), || 1), BootVerdict::Fresh);
+        assert_eq!(sessions.evaluate(&header(7, 13), from(1), false, at(20), || 1), BootVerdict::Replayed);
         assert_eq!(
-            sessions.judge(&header(7, 11), from(1), false, at(20), || 1),
-            Verdict::Replayed,
+            sessions.evaluate(&header(7, 11), from(1), false, at(20), || 1),
+            BootVerdict::Replayed,
             "sent before the echo"
         );
     }
@@ -327,7 +333,7 @@ mod tests {
     #[test]
     fn an_echo_that_comes_too_late_proves_nothing() {
         let mut sessions = Sessions::default();
-        sessions.judge(&header(7, 10), from(1), false, at(0), || 99);
+        sessions.evaluate(&header(7, 10), from(1), false, at(0), || 99);
         assert_eq!(sessions.echoed(&header(7, 12), 99, at(2_000)), None);
     }
 
@@ -336,35 +342,41 @@ mod tests {
         let mut sessions = Sessions::default();
         for sequence in 1..100 {
             let verdict =
-                sessions.judge(&header(7, sequence), from(1), false, at(sequence * 300), || sequence);
-            assert_ne!(verdict, Verdict::Fresh);
+                sessions.evaluate(&header(7, sequence), from(1), false, at(sequence * 300), || sequence);
+            assert_ne!(verdict, BootVerdict::Fresh);
         }
     }
 
     #[test]
     fn after_the_sender_restarts_its_old_boot_is_refused_and_can_not_displace_the_new() {
         let mut sessions = known(7);
-        assert_eq!(sessions.judge(&header(8, 1), from(1), false, at(3_000), || 2), Verdict::Challenge(2));
         assert_eq!(
-            sessions.judge(&header(7, 3), from(1), false, at(3_001), || 3),
-            Verdict::Fresh,
+            sessions.evaluate(&header(8, 1), from(1), false, at(3_000), || 2),
+            BootVerdict::Challenge(2)
+        );
+        assert_eq!(
+            sessions.evaluate(&header(7, 3), from(1), false, at(3_001), || 3),
+            BootVerdict::Fresh,
             "still proven"
         );
         assert!(sessions.echoed(&header(8, 2), 2, at(3_002)).is_some_and(|proven| proven.boot));
-        assert_eq!(sessions.judge(&header(7, 4), from(1), false, at(4_000), || 4), Verdict::Challenge(4));
-        assert_eq!(sessions.judge(&header(8, 3), from(1), false, at(4_001), || 5), Verdict::Fresh);
+        assert_eq!(
+            sessions.evaluate(&header(7, 4), from(1), false, at(4_000), || 4),
+            BootVerdict::Challenge(4)
+        );
+        assert_eq!(sessions.evaluate(&header(8, 3), from(1), false, at(4_001), || 5), BootVerdict::Fresh);
     }
 
     #[test]
     fn an_echo_that_was_held_back_does_not_bring_an_older_boot_back() {
         let mut sessions = Sessions::default();
-        sessions.judge(&header(7, 1), from(1), false, at(0), || 1);
+        sessions.evaluate(&header(7, 1), from(1), false, at(0), || 1);
         // The echo of boot 7 is held back, and the node starts again.
-        sessions.judge(&header(8, 1), from(2), false, at(500), || 2);
+        sessions.evaluate(&header(8, 1), from(2), false, at(500), || 2);
         assert!(sessions.echoed(&header(8, 2), 2, at(510)).is_some_and(|proven| proven.boot));
         let late = sessions.echoed(&header(7, 2), 1, at(520));
-        assert_eq!(late, Some(Proven { address: from(1), boot: false }), "it was there, a moment ago");
-        assert_eq!(sessions.judge(&header(8, 3), from(2), false, at(530), || 3), Verdict::Fresh);
+        assert_eq!(late, Some(ProvenBoot { address: from(1), boot: false }), "it was there, a moment ago");
+        assert_eq!(sessions.evaluate(&header(8, 3), from(2), false, at(530), || 3), BootVerdict::Fresh);
     }
 
     /// Recordings of `boots` old boots, each replayed every millisecond from the addresses that `source`
@@ -378,9 +390,9 @@ mod tests {
                 next
             };
             let mut send = |boot, sequence, from| {
-                let verdict = sessions.judge(&header(boot, sequence), from, false, at(ms), &mut number);
-                assert_ne!(verdict, Verdict::Fresh, "boot {boot}");
-                if let Verdict::Challenge(number) = verdict
+                let verdict = sessions.evaluate(&header(boot, sequence), from, false, at(ms), &mut number);
+                assert_ne!(verdict, BootVerdict::Fresh, "boot {boot}");
+                if let BootVerdict::Challenge(number) = verdict
                     && from == self::from(1)
                     && ms >= 1_000
                 {
@@ -425,9 +437,13 @@ mod tests {
     #[test]
     fn a_replayed_challenge_is_not_answered_and_others_not_at_any_rate() {
         let mut sessions = known(7);
-        assert_eq!(sessions.judge(&header(7, 5), from(1), true, at(0), || 0), Verdict::Fresh);
-        assert_eq!(sessions.judge(&header(7, 5), from(1), true, at(1), || 0), Verdict::Replayed);
-        assert_eq!(sessions.judge(&header(6, 5), from(1), true, at(1), || 0), Verdict::Unproven, "unasked");
+        assert_eq!(sessions.evaluate(&header(7, 5), from(1), true, at(0), || 0), BootVerdict::Fresh);
+        assert_eq!(sessions.evaluate(&header(7, 5), from(1), true, at(1), || 0), BootVerdict::Replayed);
+        assert_eq!(
+            sessions.evaluate(&header(6, 5), from(1), true, at(1), || 0),
+            BootVerdict::Unproven,
+            "unasked"
+        );
         // A recording of a boot that is gone can't be told from a node that has just started.
         let answered = (0..10_000).filter(|ms| sessions.answers(&header(6, 5), from(9), at(*ms))).count();
         assert!((200..=230).contains(&answered), "{answered} in ten seconds");
@@ -446,8 +462,8 @@ mod tests {
         let mut sent = 0;
         for ms in 0..10_000u64 {
             for boot in 0..100 {
-                let verdict = sessions.judge(&header(boot, 5), from(9), false, at(ms), || ms * 100 + boot);
-                sent += u64::from(matches!(verdict, Verdict::Challenge(_)));
+                let verdict = sessions.evaluate(&header(boot, 5), from(9), false, at(ms), || ms * 100 + boot);
+                sent += u64::from(matches!(verdict, BootVerdict::Challenge(_)));
             }
         }
         assert!(sent <= 5_300, "{sent} in ten seconds, of a million");
@@ -457,15 +473,16 @@ mod tests {
     fn an_address_is_proven_by_the_number_that_was_sent_there_and_no_other() {
         let mut sessions = known(7);
         let node = NodeId([2; 10]);
-        assert_eq!(sessions.ask(node, from(3), at(0), || 30), Some(30));
-        assert_eq!(sessions.ask(node, from(4), at(0), || 40), Some(40));
-        assert_eq!(sessions.ask(node, from(3), at(500), || 31), None, "asked a moment ago");
+        assert_eq!(sessions.probe_number(node, from(3), at(0), || 30), Some(30));
+        assert_eq!(sessions.probe_number(node, from(4), at(0), || 40), Some(40));
+        assert_eq!(sessions.probe_number(node, from(3), at(500), || 31), None, "asked a moment ago");
         // It answers what came to address 3, and claims to be at 4.
         let proven = sessions.echoed(&header(7, 9), 30, at(600));
-        assert_eq!(proven, Some(Proven { address: from(3), boot: false }));
+        assert_eq!(proven, Some(ProvenBoot { address: from(3), boot: false }));
         assert_eq!(sessions.echoed(&header(7, 10), 30, at(600)), None);
-        assert_eq!(sessions.ask(node, from(3), at(1_600), || 32), Some(32));
-        let asked = (0..200).filter(|n| sessions.ask(node, from(*n), at(1_600), || 50).is_some()).count();
+        assert_eq!(sessions.probe_number(node, from(3), at(1_600), || 32), Some(32));
+        let asked =
+            (0..200).filter(|n| sessions.probe_number(node, from(*n), at(1_600), || 50).is_some()).count();
         assert!(asked <= 16, "{asked} addresses that it named are asked at once");
     }
 
@@ -482,14 +499,14 @@ mod tests {
         fn the_window_takes_each_number_at_most_once_and_each_recent_one(
             numbers in proptest::collection::vec(1u64..3000, 0..400),
         ) {
-            let mut window = Window::after(0);
+            let mut window = ReplayWindow::after(0);
             let mut seen = std::collections::BTreeSet::new();
             let mut highest = 0;
             for number in numbers {
                 let taken = window.take(number);
                 highest = highest.max(number);
                 prop_assert!(!(taken && seen.contains(&number)), "{number} twice");
-                if highest - number < Window::SIZE {
+                if highest - number < ReplayWindow::SIZE {
                     prop_assert_eq!(taken, !seen.contains(&number), "{}", number);
                 }
                 seen.insert(number);

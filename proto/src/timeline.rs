@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::event::{Event, Kind};
+use crate::event::{Event, EventKind};
 use crate::time::UnixMs;
 
 /// Time that something was in one state.
@@ -27,7 +27,7 @@ impl Span<'_> {
 #[derive(Debug, Clone, Copy)]
 pub struct Followed<'a> {
     /// The kind of its events.
-    pub kind: Kind,
+    pub kind: EventKind,
     /// Their subject.
     pub subject: &'a str,
     /// Its state now.
@@ -48,9 +48,9 @@ pub fn spans<'a>(
     for event in events {
         let before = UnixMs(event.time_unix_ms.0.saturating_sub(event.duration_ms.unwrap_or(0)));
         match event.kind {
-            Kind::AgentStopping => line.blind(event.time_unix_ms, event.time_unix_ms),
+            EventKind::AgentStopping => line.blind(event.time_unix_ms, event.time_unix_ms),
             // It also says when the last run was over.
-            Kind::AgentStarted => line.blind(before, event.time_unix_ms),
+            EventKind::AgentStarted => line.blind(before, event.time_unix_ms),
             kind if kind == followed.kind && event.subject == followed.subject => {
                 if !event.from.is_empty() && event.duration_ms.is_some() {
                     line.is(before, &event.from);
@@ -117,16 +117,16 @@ mod tests {
     const DAY: Range<UnixMs> = UnixMs(1000)..UnixMs(2000);
 
     fn event(at: u64, from: (&str, u64), to: &str) -> Event {
-        let event = Event::new(Kind::Backend, UnixMs(at), "kube-api/m1", to);
+        let event = Event::new(EventKind::Backend, UnixMs(at), "kube-api/m1", to);
         if from.0.is_empty() { event } else { event.since(from.0, UnixMs(from.1)) }
     }
 
-    fn agent(kind: Kind, at: u64, since: u64) -> Event {
+    fn agent(kind: EventKind, at: u64, since: u64) -> Event {
         Event::new(kind, UnixMs(at), "m1", "running").since("stopped", UnixMs(since))
     }
 
     fn followed(state: &str, since: u64) -> Followed<'_> {
-        Followed { kind: Kind::Backend, subject: "kube-api/m1", state, since: UnixMs(since) }
+        Followed { kind: EventKind::Backend, subject: "kube-api/m1", state, since: UnixMs(since) }
     }
 
     /// As `1000 ready, 1500 down`; `?` for what is not known.
@@ -166,8 +166,8 @@ mod tests {
     #[test]
     fn while_the_agent_does_not_run_nothing_is_known() {
         let ready = event(1100, ("", 0), "ready");
-        let stopped = agent(Kind::AgentStopping, 1400, 1000);
-        let started = agent(Kind::AgentStarted, 1600, 1410);
+        let stopped = agent(EventKind::AgentStopping, 1400, 1000);
+        let started = agent(EventKind::AgentStarted, 1600, 1410);
         let all = [ready.clone(), stopped, started.clone()];
         // That it was ready all the time is what its node says, and not what was seen from here.
         assert_eq!(shown(&all, followed("ready", 200)), "1000 ?, 1100 ready, 1400 ?, 1600 ready");
@@ -194,8 +194,8 @@ mod tests {
             let states = ["ready", "down", "gone", ""];
             let events: Vec<Event> = events.into_iter().map(|(at, state, before, kind)| match kind {
                 0 => event(at, (states[3 - state], before), states[state]),
-                1 => agent(Kind::AgentStarted, at, before),
-                _ => agent(Kind::AgentStopping, at, before),
+                1 => agent(EventKind::AgentStarted, at, before),
+                _ => agent(EventKind::AgentStopping, at, before),
             }).collect();
             shown(&events, followed("ready", since));
         }

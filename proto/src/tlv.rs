@@ -5,9 +5,9 @@
 
 /// Appends fields to a list of bytes.
 #[derive(Debug, Default)]
-pub(crate) struct Writer(Vec<u8>);
+pub(crate) struct TlvWriter(Vec<u8>);
 
-impl Writer {
+impl TlvWriter {
     /// All of it.
     pub(crate) fn finish(self) -> Vec<u8> {
         self.0
@@ -22,14 +22,14 @@ impl Writer {
 
     /// A field of one number.
     pub(crate) fn number(&mut self, tag: u8, value: u64) {
-        let mut inner = Writer::default();
+        let mut inner = TlvWriter::default();
         inner.raw(value);
         self.bytes(tag, &inner.0);
     }
 
     /// A field of fields.
-    pub(crate) fn fields(&mut self, tag: u8, write: impl FnOnce(&mut Writer)) {
-        let mut inner = Writer::default();
+    pub(crate) fn fields(&mut self, tag: u8, write: impl FnOnce(&mut TlvWriter)) {
+        let mut inner = TlvWriter::default();
         write(&mut inner);
         self.bytes(tag, &inner.0);
     }
@@ -45,16 +45,16 @@ impl Writer {
 
 /// The fields of a list of bytes, as tag and value. Ends early where the bytes end within a field.
 #[derive(Debug, Clone)]
-pub(crate) struct Reader<'a>(&'a [u8]);
+pub(crate) struct TlvReader<'a>(&'a [u8]);
 
-impl<'a> Reader<'a> {
+impl<'a> TlvReader<'a> {
     /// A reader of these bytes.
-    pub(crate) fn new(bytes: &'a [u8]) -> Reader<'a> {
-        Reader(bytes)
+    pub(crate) fn new(bytes: &'a [u8]) -> TlvReader<'a> {
+        TlvReader(bytes)
     }
 }
 
-impl<'a> Iterator for Reader<'a> {
+impl<'a> Iterator for TlvReader<'a> {
     type Item = (u8, &'a [u8]);
 
     fn next(&mut self) -> Option<(u8, &'a [u8])> {
@@ -96,29 +96,30 @@ mod tests {
 
     #[test]
     fn a_reader_ends_where_a_field_is_cut() {
-        let mut writer = Writer::default();
+        let mut writer = TlvWriter::default();
         writer.bytes(1, b"abc");
         writer.number(2, 300);
         let bytes = writer.finish();
         assert_eq!(bytes, [1, 3, b'a', b'b', b'c', 2, 2, 0xac, 2]);
         for cut in 0..bytes.len() {
-            assert_eq!(Reader::new(&bytes[..cut]).count(), usize::from(cut >= 5), "{cut}");
+            assert_eq!(TlvReader::new(&bytes[..cut]).count(), usize::from(cut >= 5), "{cut}");
         }
     }
 
     proptest! {
         #[test]
         fn fields_read_back_as_written(fields in proptest::collection::vec((any::<u8>(), any::<u64>()), 0..8)) {
-            let mut writer = Writer::default();
+            let mut writer = TlvWriter::default();
             fields.iter().for_each(|(tag, value)| writer.number(*tag, *value));
             let bytes = writer.finish();
-            let read: Vec<(u8, u64)> = Reader::new(&bytes).map(|(tag, value)| (tag, number(value).unwrap())).collect();
+            let reader = TlvReader::new(&bytes);
+            let read: Vec<(u8, u64)> = reader.map(|(tag, value)| (tag, number(value).unwrap())).collect();
             prop_assert_eq!(read, fields);
         }
 
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
-            Reader::new(&bytes).for_each(|(_, value)| { number(value); });
+            TlvReader::new(&bytes).for_each(|(_, value)| { number(value); });
         }
     }
 }

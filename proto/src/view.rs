@@ -1,8 +1,8 @@
 //! What this node knows of all members: their records, as far as they count.
 //!
 //! A record proves who says something, and not that it is theirs to say. So a view leaves out what its node
-//! has no authority for, each thing alone, and names it in [`View::not_counted`]: an apiserver of a node that was
-//! admitted as a worker, a service that the settings let others offer, an offer at an address that its node
+//! has no authority for, each thing alone, and names it in [`ClusterView::not_counted`]: an apiserver of a node that
+//! was admitted as a worker, a service that the settings let others offer, an offer at an address that its node
 //! has not proven to be its own, a virtual IP that it is no candidate for.
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::node::{Name, NodeId, Role};
 use crate::problem::{Problem, ProblemCode};
-use crate::record::{Field, NodeRecord};
+use crate::record::{NodeRecord, RecordField};
 use crate::service::ServiceName;
 use crate::time::UnixMs;
 
@@ -20,7 +20,7 @@ const MAX_EPOCH: u64 = u32::MAX as u64;
 
 /// One member, as far as its record counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
+pub struct MemberView {
     /// Its id.
     pub id: NodeId,
     /// What it says of itself.
@@ -31,7 +31,7 @@ pub struct Member {
     pub since: UnixMs,
 }
 
-impl Member {
+impl MemberView {
     /// A master is who offers the default service.
     pub fn role(&self) -> Role {
         if self.word.services.contains_key(&ServiceName::kube_api()) { Role::Master } else { Role::Worker }
@@ -45,13 +45,13 @@ impl Member {
 
 /// A member's record, and what was not understood of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Published<'a> {
+pub struct PublishedRecord<'a> {
     /// Whose it is.
     pub id: NodeId,
     /// What it says.
     pub record: &'a NodeRecord,
     /// What of it was left out.
-    pub left_out: &'a [Field],
+    pub left_out: &'a [RecordField],
     /// Whether it is heard.
     pub alive: bool,
 }
@@ -70,7 +70,7 @@ pub struct Authority<'a> {
 
 /// Something that a member says and that does not count here.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NotCounted {
+pub struct IgnoredClaim {
     /// Who says it.
     pub node: NodeId,
     /// That node's name.
@@ -85,7 +85,7 @@ pub struct NotCounted {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ignored {
     /// A field that is not understood, or one of more than there may be.
-    NotUnderstood(Field),
+    NotUnderstood(RecordField),
     /// An apiserver on a node that was admitted as a worker.
     NotMaster,
     /// A service that the settings let others offer.
@@ -98,7 +98,7 @@ pub enum Ignored {
     Epoch(IpAddr),
 }
 
-impl NotCounted {
+impl IgnoredClaim {
     /// The same as status shows it, with what mends it.
     pub fn problem(&self) -> Problem {
         let name = &self.name;
@@ -124,7 +124,9 @@ impl NotCounted {
             Ignored::Unproven(service, ip) => (
                 ProblemCode::AddressUnproven,
                 service.to_string(),
-                format!("{name} offers {service} at {ip}, which it has not proven to be its address; ignored"),
+                format!(
+                    "{name} offers {service} at {ip}, which it has not proven to be its address; ignored"
+                ),
                 format!("its agent must be reachable there; run: agent doctor {name}"),
             ),
             Ignored::NotCandidate(vip) => (
@@ -146,23 +148,23 @@ impl NotCounted {
 
 /// Everything that this node knows of all members, itself included.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct View {
+pub struct ClusterView {
     /// The members, by id.
-    pub members: BTreeMap<NodeId, Member>,
+    pub members: BTreeMap<NodeId, MemberView>,
     /// What they say and has no effect.
-    pub not_counted: Vec<NotCounted>,
+    pub not_counted: Vec<IgnoredClaim>,
 }
 
-impl View {
+impl ClusterView {
     /// Makes a view of the members' records. `previous` tells since when. Whoever is no member is left out,
     /// so that a removed node is gone from every list at once.
     pub fn new<'a>(
-        published: impl IntoIterator<Item = Published<'a>>,
-        previous: &View,
+        published: impl IntoIterator<Item = PublishedRecord<'a>>,
+        previous: &ClusterView,
         wall: UnixMs,
         authority: &Authority<'_>,
-    ) -> View {
-        let mut view = View::default();
+    ) -> ClusterView {
+        let mut view = ClusterView::default();
         for one in published {
             let Some(role) = (authority.role)(&one.id) else { continue };
             let since = match previous.members.get(&one.id) {
@@ -174,16 +176,16 @@ impl View {
                 let known =
                     previous.not_counted.iter().find(|known| known.node == one.id && known.what == what);
                 let since = known.map_or(wall, |known| known.since);
-                view.not_counted.push(NotCounted { node: one.id, name: word.name.clone(), what, since });
+                view.not_counted.push(IgnoredClaim { node: one.id, name: word.name.clone(), what, since });
             }
-            view.members.insert(one.id, Member { id: one.id, word, heard: one.alive, since });
+            view.members.insert(one.id, MemberView { id: one.id, word, heard: one.alive, since });
         }
         view
     }
 }
 
 /// What of a record counts, and what does not.
-fn counts(one: &Published<'_>, role: Role, authority: &Authority<'_>) -> (NodeRecord, Vec<Ignored>) {
+fn counts(one: &PublishedRecord<'_>, role: Role, authority: &Authority<'_>) -> (NodeRecord, Vec<Ignored>) {
     let mut record = one.record.clone();
     let mut ignored: Vec<Ignored> = one.left_out.iter().copied().map(Ignored::NotUnderstood).collect();
     let name = record.name.clone();
@@ -218,8 +220,8 @@ fn counts(one: &Published<'_>, role: Role, authority: &Authority<'_>) -> (NodeRe
 mod tests {
     use super::*;
     use crate::cause::{Cause, Detail};
-    use crate::health::{Health, Readiness};
-    use crate::record::{Claim, Offer};
+    use crate::health::{Readiness, ServiceHealth};
+    use crate::record::{ServiceOffer, VipOwnership};
 
     fn id(n: u8) -> NodeId {
         NodeId([n; 10])
@@ -227,13 +229,13 @@ mod tests {
 
     /// A node at 10.0.0.n that offers kube-api and a service "web", and owns a VIP.
     fn record(n: u8) -> NodeRecord {
-        let health = Health {
+        let health = ServiceHealth {
             readiness: Readiness::Ready,
             cause: Cause::Connected,
             detail: Detail::default(),
             since: UnixMs(1),
         };
-        let offer = |port| Offer {
+        let offer = |port| ServiceOffer {
             address: SocketAddr::from(([10, 0, 0, n], port)),
             weight: 100,
             health: health.clone(),
@@ -244,7 +246,7 @@ mod tests {
                 (ServiceName::kube_api(), offer(6443)),
                 ("web".parse().unwrap(), offer(80)),
             ]),
-            vips: BTreeMap::from([(vip(), Claim { epoch: 1, since: UnixMs(1) })]),
+            vips: BTreeMap::from([(vip(), VipOwnership { epoch: 1, since: UnixMs(1) })]),
             ..NodeRecord::new(Name::nearest(&format!("n{n}")))
         }
     }
@@ -268,21 +270,24 @@ mod tests {
         }
     }
 
-    fn view(all: &[(u8, &NodeRecord, bool)], previous: &View, wall: u64) -> View {
-        let published = all.iter().map(|(n, record, alive)| Published {
+    fn view(all: &[(u8, &NodeRecord, bool)], previous: &ClusterView, wall: u64) -> ClusterView {
+        let published = all.iter().map(|(n, record, alive)| PublishedRecord {
             id: id(*n),
             record,
             left_out: &[],
             alive: *alive,
         });
-        View::new(published, previous, UnixMs(wall), &authority())
+        ClusterView::new(published, previous, UnixMs(wall), &authority())
     }
 
     #[test]
     fn each_member_counts_for_what_is_its_to_say_and_strangers_for_nothing() {
         let (master, worker) = (record(1), record(2));
-        let view =
-            view(&[(1, &master, true), (2, &worker, true), (3, &record(3), true)], &View::default(), 3);
+        let view = view(
+            &[(1, &master, true), (2, &worker, true), (3, &record(3), true)],
+            &ClusterView::default(),
+            3,
+        );
         assert_eq!(view.members.keys().collect::<Vec<_>>(), [&id(1), &id(2)]);
         let offers =
             |n| view.members[&id(n)].word.services.keys().map(ServiceName::as_str).collect::<Vec<_>>();
@@ -310,7 +315,7 @@ mod tests {
         master.services.get_mut(&name).unwrap().address = "10.0.0.77:6443".parse().unwrap();
         master.services.remove(&"web".parse().unwrap());
         master.vips.get_mut(&vip()).unwrap().epoch = u64::MAX;
-        let first = view(&[(1, &master, true)], &View::default(), 3);
+        let first = view(&[(1, &master, true)], &ClusterView::default(), 3);
         assert!(first.members[&id(1)].word.services.is_empty());
         assert!(first.members[&id(1)].word.vips.is_empty());
         let what = [Ignored::Unproven(name, IpAddr::from([10, 0, 0, 77])), Ignored::Epoch(vip())];
@@ -322,7 +327,7 @@ mod tests {
     #[test]
     fn since_moves_when_hearing_does() {
         let record = record(1);
-        let first = view(&[(1, &record, true)], &View::default(), 1);
+        let first = view(&[(1, &record, true)], &ClusterView::default(), 1);
         let second = view(&[(1, &record, true)], &first, 2);
         let third = view(&[(1, &record, false)], &second, 3);
         assert_eq!(second.members[&id(1)].since, UnixMs(1));

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use proto::link::{Frame, HEADER_LEN, Header, KeyHint, TAG_LEN};
 use proto::node::{NodeId, PublicKey};
 use proto::seal::{DatagramKey, PairSecret};
+use proto::transport::{DatagramFrame, DatagramHeader, HEADER_LEN, KeyHint, TAG_LEN};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -127,7 +127,7 @@ impl Speaker {
     ///
     /// # Errors
     /// The peer's key is none to seal with.
-    pub fn seal(&mut self, peer: &PublicKey, frames: &[Frame<'_>]) -> Result<Vec<u8>> {
+    pub fn seal(&mut self, peer: &PublicKey, frames: &[DatagramFrame<'_>]) -> Result<Vec<u8>> {
         let mut plaintext = Vec::new();
         for frame in frames {
             frame.put(&mut plaintext);
@@ -142,7 +142,7 @@ impl Speaker {
     pub fn seal_bytes(&mut self, peer: &PublicKey, plaintext: &[u8]) -> Result<Vec<u8>> {
         self.sequence += 1;
         let (id, boot, sequence) = (self.id, self.boot, self.sequence);
-        let header = Header { version: 1, key: self.hint, sender: id, boot, sequence };
+        let header = DatagramHeader { version: 1, key: self.hint, sender: id, boot, sequence };
         self.pair(peer)?.to.seal(&header, plaintext).context("it can't be sealed")
     }
 
@@ -151,7 +151,7 @@ impl Speaker {
     /// # Errors
     /// The peer's key is none to seal with.
     pub fn open(&mut self, peer: &PublicKey, datagram: &[u8]) -> Result<Option<Vec<u8>>> {
-        let Some((header, ciphertext)) = Header::parse(datagram) else { return Ok(None) };
+        let Some((header, ciphertext)) = DatagramHeader::parse(datagram) else { return Ok(None) };
         let (own, gossip_key) = (self.id, self.gossip_key);
         let Pair { secret, from, .. } = self.pair(peer)?;
         if from.as_ref().is_none_or(|(boot, _)| *boot != header.boot) {

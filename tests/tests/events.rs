@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
-use proto::event::{Event, Kind};
+use proto::event::{Event, EventKind};
 use tests::lab::Lab;
 use tests::mesh::{Agent, GOSSIP, SOON, binary, form, with_agents};
 use tests::wait::eventually;
@@ -29,7 +29,7 @@ fn find(events: &[Event], what: impl Fn(&Event) -> bool) -> Result<Event> {
 }
 
 fn is_down(event: &Event) -> bool {
-    event.kind == Kind::Backend && event.subject == "kube-api/n0" && event.to == "down"
+    event.kind == EventKind::Backend && event.subject == "kube-api/n0" && event.to == "down"
 }
 
 /// A directory with one program, which writes down what it is told. Not below /tmp, where everyone may write,
@@ -111,7 +111,7 @@ fn a_dead_master_is_told_on_a_worker_to_its_hook_and_webhook_merged_and_after_a_
             let events: Vec<Event> = read(&bodies.join("\n"))?;
             ensure!(events.iter().is_sorted_by_key(|event| event.seq), "in another order");
             ensure!(
-                events.first().is_some_and(|event| event.kind == Kind::AgentStarted),
+                events.first().is_some_and(|event| event.kind == EventKind::AgentStarted),
                 "the first is lost"
             );
             find(&events, same)
@@ -126,7 +126,7 @@ fn a_dead_master_is_told_on_a_worker_to_its_hook_and_webhook_merged_and_after_a_
         agents[2].wait_until_asked()?;
         let kept = events(&agents[2], &[])?;
         find(&kept, same)?;
-        let lost = |event: &Event| event.kind == Kind::AgentStarted && event.from == "lost";
+        let lost = |event: &Event| event.kind == EventKind::AgentStarted && event.from == "lost";
         let again = find(&kept, lost)?;
         ensure!(again.seq > down.seq && kept.is_sorted_by_key(|event| event.seq), "numbers go on: {again:?}");
 
@@ -160,11 +160,12 @@ fn merged(agents: &mut [Agent<'_>]) -> Result<()> {
         let all = events(&agents[1], &["--cluster"])?;
         ensure!(all.is_sorted_by_key(|event| event.time_unix_ms), "not in the order of time");
         for node in ["n0", "n1", "n2"] {
-            find(&all, |event| event.node == node && event.kind == Kind::AgentStarted)?;
-            let draining = |event: &Event| event.kind == Kind::Drain && event.to == "draining";
+            find(&all, |event| event.node == node && event.kind == EventKind::AgentStarted)?;
+            let draining = |event: &Event| event.kind == EventKind::Drain && event.to == "draining";
             find(&all, |event| event.node == node && event.subject == "n0" && draining(event))?;
         }
-        let check = |event: &Event| event.kind == Kind::Check && event.node == "n0" && event.to == "down";
+        let check =
+            |event: &Event| event.kind == EventKind::Check && event.node == "n0" && event.to == "down";
         find(&all, check)?;
         find(&all, |event| event.node == "n2" && is_down(event))?;
         find(&all, |event| event.node == "n1" && is_down(event))
@@ -176,7 +177,7 @@ fn merged(agents: &mut [Agent<'_>]) -> Result<()> {
 fn the_handbook_names_every_kind_with_its_message_id() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the root of the repository")?;
     let text = std::fs::read_to_string(root.join("agent/REFERENCE.md"))?;
-    for kind in Kind::ALL {
+    for kind in EventKind::ALL {
         let row = format!("| `{}` | {} | `{}` |", kind.name(), kind.subject(), kind.message_id());
         ensure!(text.contains(&row), "agent/REFERENCE.md lacks: {row}");
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use proto::invite::{EXIT_ISSUER_DEMOTED, EXIT_WRONG_PIN, Invite, Refusal, Secret};
+use proto::invite::{EXIT_ISSUER_DEMOTED, EXIT_WRONG_PIN, Invite, InviteSecret, JoinRefusal};
 use tests::lab::Lab;
 use tests::mesh::{Agent, GOSSIP, SOON, all_up, code_in, form, invite_in, with_agents};
 use tests::wait::eventually;
@@ -22,7 +22,7 @@ fn forged(line: &str, change: impl FnOnce(&mut Invite)) -> Result<String> {
 }
 
 /// Joining with this line ends with the refusal's own exit code and message.
-fn refused(agent: &mut Agent<'_>, line: &str, refusal: &Refusal) -> Result<()> {
+fn refused(agent: &mut Agent<'_>, line: &str, refusal: &JoinRefusal) -> Result<()> {
     let said = agent.join_refused(line)?.fails_with(i32::from(refusal.exit_code()))?;
     ensure!(said.contains(&refusal.to_string()), "expected \"{refusal}\" in: {said}");
     Ok(())
@@ -36,15 +36,15 @@ fn every_bad_invite_is_refused_in_its_own_words() -> Result<()> {
 
         let brief = new_invite(issuer, &["--for", "1s"])?;
         std::thread::sleep(Duration::from_millis(1100)); // its time has to pass
-        refused(joining, &brief, &Refusal::Expired)?;
+        refused(joining, &brief, &JoinRefusal::Expired)?;
         // Whoever does not hold the secret does not learn that the invite has expired.
-        let guessed = forged(&brief, |invite| invite.secret = Secret([7; 16]))?;
-        refused(joining, &guessed, &Refusal::WrongSecret)?;
+        let guessed = forged(&brief, |invite| invite.secret = InviteSecret([7; 16]))?;
+        refused(joining, &guessed, &JoinRefusal::WrongSecret)?;
 
         let wrong_secret = forged(&good, |invite| invite.secret.0[0] ^= 1)?;
-        refused(joining, &wrong_secret, &Refusal::WrongSecret)?;
+        refused(joining, &wrong_secret, &JoinRefusal::WrongSecret)?;
         let unknown = forged(&good, |invite| invite.id[0] ^= 1)?;
-        refused(joining, &unknown, &Refusal::Unknown)?;
+        refused(joining, &unknown, &JoinRefusal::Unknown)?;
 
         let wrong_pin = forged(&good, |invite| invite.issuer[0] ^= 1)?;
         let said = joining.join_refused(&wrong_pin)?.fails_with(i32::from(EXIT_WRONG_PIN))?;
@@ -57,7 +57,7 @@ fn every_bad_invite_is_refused_in_its_own_words() -> Result<()> {
         ensure!(issuer.status()?.cluster.members == 1);
         let once = new_invite(issuer, &["--uses", "1"])?;
         joining.join(&once)?;
-        refused(other, &once, &Refusal::UsedUp)?;
+        refused(other, &once, &JoinRefusal::UsedUp)?;
         joining.wait_for_up(&["n0", "n1"], GOSSIP)?;
         ensure!(issuer.status()?.cluster.members == 2);
 
@@ -110,7 +110,7 @@ fn a_bare_address_waits_for_approval_by_its_code() -> Result<()> {
         seed.cli(&["reject", &code])?.ok()?;
         let ended = fourth.process()?.ended(SOON)?;
         ensure!(
-            ended == Some(i32::from(Refusal::Rejected.exit_code())),
+            ended == Some(i32::from(JoinRefusal::Rejected.exit_code())),
             "a rejected node ends with {ended:?}"
         );
         ensure!(seed.status()?.cluster.members == 3);
@@ -181,7 +181,7 @@ fn a_worker_sends_a_joining_node_to_a_master_and_an_old_invite_says_what_became_
             ensure!(second.status()?.node.removed);
             Ok(())
         })?;
-        refused(other, &invite, &Refusal::SeedRemoved)?;
+        refused(other, &invite, &JoinRefusal::SeedRemoved)?;
         ensure!(first.status()?.cluster.members == 2);
         Ok(())
     })
@@ -249,7 +249,7 @@ fn a_removed_node_is_out_and_stays_out() -> Result<()> {
             agents[4].kill()?;
         }
         let invite = new_invite(&agents[0], &[])?;
-        refused(&mut agents[4], &invite, &Refusal::Removed)?;
+        refused(&mut agents[4], &invite, &JoinRefusal::Removed)?;
 
         // A new identity is a new node, also under the old name.
         agents[4].cli(&["leave", "--force"])?.ok()?;

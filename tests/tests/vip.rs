@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use proto::event::{Event, Kind};
+use proto::event::{Event, EventKind};
 use tests::lab::{Lab, Master, Signal};
 use tests::mesh::{Agent, GOSSIP, SOON, form, with_agents};
 use tests::vip::{
@@ -241,11 +241,11 @@ fn a_node_that_drains_gives_it_away() -> Result<()> {
         eventually("it is told", SOON, || {
             let text = stage.contender.agent(old).cli(&["events", "--json", "--since", "1h"])?.ok()?;
             let events: Vec<Event> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-            let lost = |event: &&Event| event.kind == Kind::VipState && event.from == "master";
+            let lost = |event: &&Event| event.kind == EventKind::VipState && event.from == "master";
             let lost = events.iter().find(lost).with_context(|| format!("not told:\n{text}"))?;
             ensure!(lost.to == "backup" && lost.duration_ms.is_some(), "{lost:?}");
             ensure!(lost.keepalived().is_some_and(|words| words[2] == "BACKUP"), "{lost:?}");
-            let gave = |event: &&Event| event.kind == Kind::VipOwner && event.from == format!("n{old}");
+            let gave = |event: &&Event| event.kind == EventKind::VipOwner && event.from == format!("n{old}");
             let gave = events.iter().find(gave).with_context(|| format!("not told to whom:\n{text}"))?;
             ensure!(gave.to != gave.from && !gave.reason.is_empty(), "{gave:?}");
             Ok(())
@@ -401,7 +401,7 @@ fn several_addresses_are_spread_and_keep_their_labels() -> Result<()> {
 fn times_owned(agent: &Agent<'_>) -> Result<usize> {
     let text = agent.cli(&["events", "--json", "--since", "1h"])?.ok()?;
     let events: Vec<Event> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-    Ok(events.iter().filter(|event| event.kind == Kind::VipState && event.to == "master").count())
+    Ok(events.iter().filter(|event| event.kind == EventKind::VipState && event.to == "master").count())
 }
 
 #[test]

@@ -12,25 +12,25 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use proto::backends::State;
+use proto::backends::BackendState;
 use proto::cause::Reason;
 use proto::cluster::{Admitted, Document};
 use proto::control::{BackendStatus, ListenerState, MemberState, Response, ServiceStatus, Status};
-use proto::doctor::host::{Agent, Away, Host, Interface, Route};
-use proto::doctor::kube::{Apiserver, Kubernetes};
-use proto::doctor::mesh::{Back, Mesh, Peer, Talk};
-use proto::doctor::{Answer, Examined, Finding, MOST_FINDINGS, host, mesh, x509};
-use proto::exchange::{FailCode, FromMember, ToMember};
+use proto::doctor::host::{AgentFacts, HostFacts, InterfaceFacts, RouteFacts, UnavailableBackend};
+use proto::doctor::kube::{ApiserverFacts, KubeFacts};
+use proto::doctor::mesh::{MeshFacts, PeerConversation, PeerFacts, ReturnPath};
+use proto::doctor::{DoctorAnswer, Examination, Finding, MOST_FINDINGS, host, mesh, x509};
 use proto::node::NodeId;
 use proto::problem::ProblemCode;
+use proto::rpc::{FailCode, FromMember, ToMember};
 use proto::service::{Check, CheckKind, KUBE_API, Service};
 use tokio::sync::Semaphore;
 
-use super::{Running, status};
+use super::{RunningAgent, status};
 use crate::check;
-use crate::doctor::{Files, Places, sysctl};
+use crate::doctor::{HostFiles, HostPaths, sysctl};
 use crate::lifecycle::wall;
-use crate::link::{Incoming, Link};
+use crate::transport::{Link, MemberRequest};
 use crate::{cli, control, net};
 
 /// Members that are spoken with at once; each costs a few handshakes.
@@ -55,8 +55,8 @@ const EXAMINATIONS: usize = 4;
 const MOST_ROUTES: usize = 64;
 
 /// Which files are read.
-pub(crate) fn places(state_dir: &str, runtime_dir: &str) -> Places {
-    Places {
+pub(crate) fn places(state_dir: &str, runtime_dir: &str) -> HostPaths {
+    HostPaths {
         root: PathBuf::from("/"),
         state_dir: PathBuf::from(state_dir),
         socket: Path::new(runtime_dir).join(control::SOCKET),
@@ -67,19 +67,19 @@ pub(crate) fn places(state_dir: &str, runtime_dir: &str) -> Places {
 /// This machine and its agent; `status` is none where no agent runs. `here` is the node where the findings
 /// are read, unless it is this one; `asked_by` the version of a command that is not the agent itself.
 pub(crate) async fn own(
-    places: Places,
+    places: HostPaths,
     status: Option<&Status>,
     services: &[Service],
     here: Option<&str>,
     asked_by: Option<&str>,
-) -> Examined {
+) -> Examination {
     let root = places.root.clone();
     let files = tokio::task::spawn_blocking(move || places.read()).await.unwrap_or_default();
     let node = status.map_or("this node", |status| status.node.name.as_str()).to_owned();
     let agent = status.map(|status| agent(status, asked_by));
     let routes = status.map(routes).unwrap_or_default();
     let interfaces = net::interfaces().unwrap_or_default();
-    let host = Host {
+    let host = HostFacts {
         here: here.unwrap_or(&node).to_owned(),
         node,
         now: wall(),
@@ -96,18 +96,20 @@ pub(crate) async fn own(
     host::examine(&host)
 }
 
-fn agent(status: &Status, asked_by: Option<&str>) -> Agent {
+fn agent(status: &Status, asked_by: Option<&str>) -> AgentFacts {
     let services = || status.services.iter();
     let closed = services().flat_map(|service| {
         let closed = service.listen.iter().filter(|one| one.state == ListenerState::Failed);
         closed.map(|at| format!("{} on {at}", service.name))
     });
     let away = services().flat_map(|service| {
-        let away = |one: &&BackendStatus| matches!(one.state, State::Suspect | State::NotReady | State::Down);
-        service.backends.iter().filter(away).map(|one| Away {
+        let away = |one: &&BackendStatus| {
+            matches!(one.state, BackendState::Suspect | BackendState::NotReady | BackendState::Down)
+        };
+        service.backends.iter().filter(away).map(|one| UnavailableBackend {
             service: service.name.to_string(),
             node: one.node.to_string(),
-            how: format!("{}, {}", one.state.word(), one.reason),
+            how: format!("{}, {}", one.state.as_str(), one.reason),
         })
     });
     let nobody = |service: &&ServiceStatus| {
@@ -115,7 +117,7 @@ fn agent(status: &Status, asked_by: Option<&str>) -> Agent {
     };
     // What is told with its own finding is not told twice.
     let problems = status.problems.iter().filter(|problem| problem.code != ProblemCode::FewDescriptors);
-    Agent {
+    AgentFacts {
         version: status.node.version.clone(),
         asked_by: asked_by.map(str::to_owned),
         interface: status.node.interface.clone(),
@@ -129,8 +131,8 @@ fn agent(status: &Status, asked_by: Option<&str>) -> Agent {
     }
 }
 
-fn interface(one: &net::Interface, root: &Path) -> Interface {
-    Interface {
+fn interface(one: &net::Interface, root: &Path) -> InterfaceFacts {
+    InterfaceFacts {
         name: one.name.clone(),
         speaks_arp: one.up && one.broadcast && !one.no_arp && !one.loopback && !one.point_to_point,
         addresses: one.addresses.iter().map(|address| (address.ip, address.prefix)).collect(),
@@ -139,18 +141,23 @@ fn interface(one: &net::Interface, root: &Path) -> Interface {
     }
 }
 
-fn routes(status: &Status) -> Vec<Route> {
+fn routes(status: &Status) -> Vec<RouteFacts> {
     let mut routes = Vec::new();
     let others = status.members.iter().filter(|member| member.id != status.node.id);
     for member in others.filter(|member| member.state != MemberState::Left).take(MOST_ROUTES) {
         let Ok(to) = member.address.parse() else { continue };
         let by = net::route_to(to).map(|route| route.interface).map_err(Reason::new);
-        routes.push(Route { name: member.name.to_string(), to, by });
+        routes.push(RouteFacts { name: member.name.to_string(), to, by });
     }
     routes
 }
 
-async fn kubernetes(files: &Files, status: Option<&Status>, services: &[Service], root: &Path) -> Kubernetes {
+async fn kubernetes(
+    files: &HostFiles,
+    status: Option<&Status>,
+    services: &[Service],
+    root: &Path,
+) -> KubeFacts {
     let mut clients = files.clients.clone();
     for client in &mut clients {
         let host = client.url.split("://").nth(1).unwrap_or_default();
@@ -164,7 +171,7 @@ async fn kubernetes(files: &Files, status: Option<&Status>, services: &[Service]
     });
     let (look, at) = match (api, own) {
         (Some(Service { check: Check { kind: CheckKind::Https(_, tls), .. }, .. }), Some(at)) => {
-            (check::look(at, tls, root).await, Some(at))
+            (check::inspect(at, tls, root).await, Some(at))
         }
         _ => (None, None),
     };
@@ -172,10 +179,10 @@ async fn kubernetes(files: &Files, status: Option<&Status>, services: &[Service]
         let known = status.members.iter().filter(|member| member.id != status.node.id);
         known.filter_map(|member| Some((member.name.to_string(), member.address.parse().ok()?))).collect()
     });
-    Kubernetes {
+    KubeFacts {
         distribution: files.distribution,
         credentials: look.as_ref().is_some_and(|look| look.credentials),
-        apiserver: look.zip(at).map(|(look, at)| Apiserver {
+        apiserver: look.zip(at).map(|(look, at)| ApiserverFacts {
             at,
             certificate: look.certificate.as_deref().and_then(x509::read),
             readyz: look.readyz,
@@ -236,7 +243,7 @@ fn chosen<'a>(
 }
 
 /// Answers the command line: the ways to the members that are named, or all, and what these say.
-pub(super) async fn answer(running: &Arc<Running>, nodes: &[String]) -> Response {
+pub(super) async fn answer(running: &Arc<RunningAgent>, nodes: &[String]) -> Response {
     let document = running.membership.trust.borrow().document.clone();
     let wanted = match chosen(&document, nodes, running.link.own()) {
         Ok(wanted) => wanted,
@@ -254,7 +261,7 @@ pub(super) async fn answer(running: &Arc<Running>, nodes: &[String]) -> Response
             && began.elapsed() < START
             && let Some((id, admitted)) = waiting.next()
         {
-            under_way.push(speak(&running.link, id, admitted, left(&id), until));
+            under_way.push(probe_member(&running.link, id, admitted, left(&id), until));
         }
         let Some((peer, theirs)) = under_way.next().await else { break };
         findings.extend(theirs.into_iter().take(MOST_FINDINGS).filter_map(|one| one.said_by(&peer.name)));
@@ -262,7 +269,7 @@ pub(super) async fn answer(running: &Arc<Running>, nodes: &[String]) -> Response
     }
     peers.sort_by(|a, b| a.name.cmp(&b.name));
     let skipped = waiting.count();
-    let asked = peers.iter().filter(|peer| peer.talk == Talk::Whole).count();
+    let asked = peers.iter().filter(|peer| peer.talk == PeerConversation::Whole).count();
     let mut examined = mesh::examine(&facts(running, peers).await);
     if asked > 0 {
         let (have, whom) = if asked == 1 { ("", "itself") } else { ("s", "themselves") };
@@ -270,19 +277,19 @@ pub(super) async fn answer(running: &Arc<Running>, nodes: &[String]) -> Response
             0 => String::new(),
             _ => format!("; {skipped} skipped for lack of time; to check them, name them"),
         };
-        examined.looked("others", format!("{asked} member{have} checked {whom} in the same way{more}"));
+        examined.checked("others", format!("{asked} member{have} checked {whom} in the same way{more}"));
     }
     findings.sort_by(|a, b| a.node.cmp(&b.node));
     examined.findings.extend(findings);
     Response::Doctor(Box::new(examined))
 }
 
-async fn facts(running: &Running, peers: Vec<Peer>) -> Mesh {
+async fn facts(running: &RunningAgent, peers: Vec<PeerFacts>) -> MeshFacts {
     let address = *running.own_address.borrow();
     let port = running.node.port;
     let places = running.places.clone();
     let firewall = tokio::task::spawn_blocking(move || places.firewall()).await.unwrap_or_default();
-    Mesh {
+    MeshFacts {
         node: running.node.name.to_string(),
         address: address.map_or_else(|| "no address".to_owned(), |ip| SocketAddr::new(ip, port).to_string()),
         interface: running.node.interface.clone(),
@@ -298,15 +305,15 @@ fn mtu(interface: &str) -> Option<u32> {
 }
 
 /// Speaks with one member, and returns what came of it and what it found of itself.
-async fn speak(
+async fn probe_member(
     link: &Link,
     id: NodeId,
     admitted: &Admitted,
     left: bool,
     until: tokio::time::Instant,
-) -> (Peer, Vec<Finding>) {
-    let address = link.book.best(&id);
-    let mut peer = Peer { name: admitted.name.to_string(), address, left, ..Peer::default() };
+) -> (PeerFacts, Vec<Finding>) {
+    let address = link.addresses.best(&id);
+    let mut peer = PeerFacts { name: admitted.name.to_string(), address, left, ..PeerFacts::default() };
     let Some(address) = address.filter(|_| !left) else { return (peer, Vec::new()) };
     (peer.tcp, peer.udp) = link.dial_back(admitted.key, address).await;
     let mut findings = Vec::new();
@@ -314,14 +321,14 @@ async fn speak(
         (peer.talk, peer.back) = match ask(link, id, FULL, until).await {
             Ok((back, theirs)) => {
                 findings = theirs;
-                (Talk::Whole, Some(back))
+                (PeerConversation::Whole, Some(back))
             }
-            Err(Asked::Refused(why)) => (Talk::Nothing(why), None),
+            Err(AskError::Refused(why)) => (PeerConversation::Nothing(why), None),
             // Small packets only: everything but what makes the answer long.
-            Err(Asked::Silent) => match ask(link, id, 0, until).await {
-                Ok((back, _)) => (Talk::SmallOnly, Some(back)),
-                Err(Asked::Refused(why)) => (Talk::Nothing(why), None),
-                Err(Asked::Silent) => (Talk::Nothing("no answer".to_owned()), None),
+            Err(AskError::Silent) => match ask(link, id, 0, until).await {
+                Ok((back, _)) => (PeerConversation::SmallOnly, Some(back)),
+                Err(AskError::Refused(why)) => (PeerConversation::Nothing(why), None),
+                Err(AskError::Silent) => (PeerConversation::Nothing("no answer".to_owned()), None),
             },
         };
         peer.path_mtu = net::path_mtu(address);
@@ -330,7 +337,7 @@ async fn speak(
 }
 
 /// Why a question was not answered.
-enum Asked {
+enum AskError {
     Silent,
     Refused(String),
 }
@@ -340,27 +347,32 @@ async fn ask(
     id: NodeId,
     bytes: usize,
     until: tokio::time::Instant,
-) -> Result<(Back, Vec<Finding>), Asked> {
+) -> Result<(ReturnPath, Vec<Finding>), AskError> {
     let began = wall();
     let request = FromMember::Examine(vec![0; bytes]);
     let until = until.min(tokio::time::Instant::now() + ANSWER);
     let answer = tokio::time::timeout_at(until, link.call(id, &request)).await;
     let ended = wall();
     let answer = match answer {
-        Err(_) => return Err(Asked::Silent),
+        Err(_) => return Err(AskError::Silent),
         Ok(Ok(ToMember::Examined(answer, _))) => *answer,
-        Ok(Ok(ToMember::Failed { reason, .. })) => return Err(Asked::Refused(reason)),
-        Ok(Ok(_)) => return Err(Asked::Refused("unexpected answer".to_owned())),
-        Ok(Err(error)) if error.is_silence() => return Err(Asked::Silent),
-        Ok(Err(error)) => return Err(Asked::Refused(error.to_string())),
+        Ok(Ok(ToMember::Failed { reason, .. })) => return Err(AskError::Refused(reason)),
+        Ok(Ok(_)) => return Err(AskError::Refused("unexpected answer".to_owned())),
+        Ok(Err(error)) if error.is_silence() => return Err(AskError::Silent),
+        Ok(Err(error)) => return Err(AskError::Refused(error.to_string())),
     };
     // As NTP has it (RFC 5905, section 8): its clock against ours, at the question and at the answer.
     let [t1, t2, t3, t4] =
         [began, answer.received, answer.sent, ended].map(|t| i64::try_from(t.0).unwrap_or(0));
     let ahead = t2.saturating_sub(t1).saturating_add(t3.saturating_sub(t4)) / 2;
     let slack = t4.saturating_sub(t1).saturating_sub(t3.saturating_sub(t2)) / 2;
-    let back =
-        Back { tcp: answer.tcp, udp: answer.udp, mtu: answer.mtu, ahead_ms: ahead, slack_ms: slack.max(0) };
+    let back = ReturnPath {
+        tcp: answer.tcp,
+        udp: answer.udp,
+        mtu: answer.mtu,
+        ahead_ms: ahead,
+        slack_ms: slack.max(0),
+    };
     Ok((back, answer.findings))
 }
 
@@ -370,30 +382,30 @@ pub(super) fn examinations() -> Arc<Semaphore> {
 }
 
 /// Answers a member that asks this node to look at itself, and back.
-pub(super) fn be_examined(running: &Arc<Running>, slots: &Arc<Semaphore>, incoming: Incoming) {
+pub(super) fn answer_member(running: &Arc<RunningAgent>, slots: &Arc<Semaphore>, incoming: MemberRequest) {
     let received = wall();
-    let Incoming { from, request: FromMember::Examine(mut padding), reply } = incoming else { return };
+    let MemberRequest { from, request: FromMember::Examine(mut padding), reply } = incoming else { return };
     padding.truncate(FULL);
     let Ok(slot) = slots.clone().try_acquire_owned() else {
         let _ = reply.send(ToMember::failed(FailCode::Busy, "it is busy with other checks; try again"));
         return;
     };
-    let (running, over) = (running.clone(), running.life.over.clone());
+    let (running, over) = (running.clone(), running.life.shutdown.clone());
     running.life.clone().spawn(async move {
         let work = async {
             let document = running.membership.trust.borrow().document.clone();
             let asker = document.member(&from);
-            let (tcp, udp) = match (asker, running.link.book.best(&from)) {
+            let (tcp, udp) = match (asker, running.link.addresses.best(&from)) {
                 (Some(asker), Some(address)) => running.link.dial_back(asker.key, address).await,
                 _ => (None, None),
             };
             let here = asker.map_or_else(String::new, |asker| asker.name.to_string());
             let findings = match padding.is_empty() {
                 true => Vec::new(),
-                false => itself(&running, &here).await,
+                false => agent_facts(&running, &here).await,
             };
             let mtu = mtu(&running.node.interface);
-            let answer = Answer { received, sent: wall(), mtu, tcp, udp, findings };
+            let answer = DoctorAnswer { received, sent: wall(), mtu, tcp, udp, findings };
             let _ = reply.send(ToMember::Examined(Box::new(answer), padding));
         };
         over.run_until_cancelled(work).await;
@@ -401,7 +413,7 @@ pub(super) fn be_examined(running: &Arc<Running>, slots: &Arc<Semaphore>, incomi
     });
 }
 
-async fn itself(running: &Running, here: &str) -> Vec<Finding> {
+async fn agent_facts(running: &RunningAgent, here: &str) -> Vec<Finding> {
     let services = running.services.borrow().clone();
     let status = status::of(running);
     own(running.places.clone(), Some(&status), &services, Some(here), None).await.findings

@@ -6,45 +6,45 @@
 //! finish for a while, end.
 
 pub(crate) mod doctor;
-pub(crate) mod enter;
-mod seen;
-pub(crate) mod settled;
+pub(crate) mod effective_config;
+mod event_wiring;
+mod history;
+mod record;
+pub(crate) mod setup;
 mod status;
-mod tell;
 mod vip;
-mod word;
 
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::backends::{Serving, Table};
+use proto::backends::{BackendTable, LastKnownGood};
 use proto::config::Config;
 use proto::control::{Request, Response};
-use proto::event::{Event, Ring};
+use proto::event::{Event, EventRing};
 use proto::node::NodeId;
-use proto::pulse::Ears;
+use proto::pulse::PeerLivenessMap;
 use proto::service::Service;
 use proto::time::UnixMs;
-use proto::view::View;
+use proto::view::ClusterView;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
-use crate::http::Later;
-use crate::lifecycle::{Life, wall};
-use crate::link::{Link, Ports, Trust};
-use crate::membership::disk::{Disk, Member};
-use crate::membership::keeper::Keeper;
-use crate::membership::orders::not_a_master;
-use crate::membership::{Command, Membership, admit};
+use crate::http::BoxFuture;
+use crate::lifecycle::{Lifecycle, wall};
+use crate::membership::commands::not_a_master;
+use crate::membership::disk::{MemberStore, StoredMember};
+use crate::membership::task::MembershipTask;
+use crate::membership::{MembershipCommand, MembershipHandle, admit};
 use crate::proxy::{Listeners, Proxy};
-use crate::records::Records;
-use crate::vip::{Order, Report};
-use settled::Settled;
+use crate::records::SharedRecords;
+use crate::transport::{BoundPorts, Link, TrustedKeys};
+use crate::vip::{VipCommand, VipReport};
+use effective_config::EffectiveConfig;
 
-use crate::{check, control, gossip, net, proxy, pulse, reach, supervisor, watchdog};
+use crate::{check, control, gossip, net, proxy, pulse, reachability, supervisor, watchdog};
 
 /// Longest time that open connections get to finish at a stop. Kubernetes' watches never do, and their
 /// clients reconnect through the same listener as soon as the agent is back.
@@ -63,40 +63,40 @@ const COMMANDS: usize = 64;
 const ORDERS: usize = 16;
 
 /// What runs, for status.
-pub(crate) struct Running {
+pub(crate) struct RunningAgent {
     pub(crate) link: Arc<Link>,
-    pub(crate) disk: Arc<Disk>,
+    pub(crate) disk: Arc<MemberStore>,
     pub(crate) proxy: Proxy,
     pub(crate) node: crate::membership::disk::NodeFile,
     pub(crate) started: UnixMs,
-    pub(crate) membership: Membership,
-    pub(crate) view: watch::Receiver<Arc<View>>,
+    pub(crate) membership: MembershipHandle,
+    pub(crate) view: watch::Receiver<Arc<ClusterView>>,
     /// The signed records that the view is made of.
-    pub(crate) records: Arc<Records>,
+    pub(crate) records: Arc<SharedRecords>,
     /// What went wrong with gossip.
-    pub(crate) gossip: watch::Receiver<gossip::Report>,
-    pub(crate) ears: watch::Receiver<Arc<Ears>>,
-    pub(crate) table: watch::Receiver<Arc<Table>>,
+    pub(crate) gossip: watch::Receiver<gossip::GossipProblems>,
+    pub(crate) liveness: watch::Receiver<Arc<PeerLivenessMap>>,
+    pub(crate) table: watch::Receiver<Arc<BackendTable>>,
     pub(crate) services: watch::Receiver<Arc<Vec<Service>>>,
     pub(crate) own_address: watch::Receiver<Option<IpAddr>>,
     pub(crate) descriptors: u64,
-    pub(crate) settled: watch::Receiver<Arc<Settled>>,
+    pub(crate) effective: watch::Receiver<Arc<EffectiveConfig>>,
     /// What is known of virtual IPs.
-    pub(crate) vips: watch::Receiver<Arc<Report>>,
-    orders: mpsc::Sender<Order>,
+    pub(crate) vips: watch::Receiver<Arc<VipReport>>,
+    orders: mpsc::Sender<VipCommand>,
     /// The latest events of this node.
-    pub(crate) ring: watch::Receiver<Arc<Ring>>,
+    pub(crate) ring: watch::Receiver<Arc<EventRing>>,
     /// Where parts tell what no watch shows. Never waited for: what does not fit is dropped.
     pub(crate) tell: mpsc::Sender<Event>,
     /// What is wrong with telling.
-    pub(crate) troubles: crate::events::Troubles,
-    pub(crate) life: Life,
+    pub(crate) sink_errors: crate::events::SinkErrors,
+    pub(crate) life: Lifecycle,
     /// What only time shows.
-    pub(crate) seen: seen::Seen,
+    pub(crate) seen: history::BackendHistory,
     /// Which files `agent doctor` reads.
-    places: crate::doctor::Places,
+    places: crate::doctor::HostPaths,
     /// What the checks of this node's own services came to.
-    pub(crate) checks: Arc<check::Counts>,
+    pub(crate) checks: Arc<check::CheckCounters>,
 }
 
 /// Runs the agent until it is told to stop. `reload` reads the configuration again; `started` is called
@@ -106,20 +106,20 @@ pub(crate) struct Running {
 /// What keeps it from starting: the port or the control socket is taken.
 pub(crate) async fn run(
     config: Config,
-    disk: Arc<Disk>,
-    member: Member,
+    disk: Arc<MemberStore>,
+    member: StoredMember,
     reload: impl Fn() -> anyhow::Result<Config> + Send + 'static,
-    started: impl FnOnce(Arc<Running>, &Life),
+    started: impl FnOnce(Arc<RunningAgent>, &Lifecycle),
 ) -> anyhow::Result<()> {
     supervisor::watch_panics();
-    let life = Life::new();
+    let life = Lifecycle::new();
     crate::log_limit::report(&life);
     let result = start(config, disk, member, &life).await;
     let (running, configured) = match result {
         Ok(running) => running,
         Err(error) => {
-            life.stopping.cancel();
-            life.over.cancel();
+            life.draining.cancel();
+            life.shutdown.cancel();
             return Err(error);
         }
     };
@@ -131,35 +131,42 @@ pub(crate) async fn run(
 
 async fn start(
     config: Config,
-    disk: Arc<Disk>,
-    member: Member,
-    life: &Life,
-) -> anyhow::Result<(Arc<Running>, watch::Sender<Arc<Config>>)> {
+    disk: Arc<MemberStore>,
+    member: StoredMember,
+    life: &Lifecycle,
+) -> anyhow::Result<(Arc<RunningAgent>, watch::Sender<Arc<Config>>)> {
     let began = wall();
     let (config_in, configured) = watch::channel(Arc::new(config.clone()));
-    let tell::Channels { tell, told, ring_in, ring, outlets } = tell::Channels::new(configured.clone());
-    let troubles = outlets.troubles.clone();
+    let event_wiring::EventChannels { tell, told, ring_in, ring, sinks } =
+        event_wiring::EventChannels::new(configured.clone());
+    let sink_errors = sinks.sink_errors.clone();
     // Clients first: everything else can wait for milliseconds.
     let descriptors = proxy::raise_descriptor_limit();
-    let first = Settled::of(&config, member.document());
+    let first = EffectiveConfig::of(&config, member.document());
     let listeners = Listeners::bind(&first.services);
-    let (table_in, table) = watch::channel(Arc::new(reach::first_table(&first.services, &member.serving)));
-    let (reports_in, reports) = mpsc::channel(reach::REPORTS);
+    let (table_in, table) =
+        watch::channel(Arc::new(reachability::first_table(&first.services, &member.serving)));
+    let (reports_in, reports) = mpsc::channel(reachability::REPORTS);
     let own = member.identity.id;
     let proxy = Proxy::start(listeners, own, table.clone(), reports_in.clone(), life);
 
     let (services_in, services) = watch::channel(Arc::new(first.services.clone()));
     let (settings_in, settings) = watch::channel(Arc::new(first.settings.clone()));
-    let (settled_in, settled) = watch::channel(Arc::new(first));
-    let trust = Trust { document: Arc::new(member.document().clone()), ring: Arc::new(member.ring.clone()) };
+    let (settled_in, effective) = watch::channel(Arc::new(first));
+    let trust =
+        TrustedKeys { document: Arc::new(member.document().clone()), ring: Arc::new(member.ring.clone()) };
     let (trust_in, trust) = watch::channel(Arc::new(trust));
-    let inputs = settled::Inputs { config: configured.clone(), trust: trust.clone(), proxy: proxy.clone() };
-    settled::spawn(inputs, services_in, settings_in, settled_in, life);
+    let inputs = effective_config::ConfigInputs {
+        config: configured.clone(),
+        trust: trust.clone(),
+        proxy: proxy.clone(),
+    };
+    effective_config::spawn(inputs, services_in, settings_in, settled_in, life);
     let port = member.node.port;
-    let ports = Ports::bind(config.bind, port)?;
+    let ports = BoundPorts::bind(config.bind, port)?;
     let (link, inbox, tcp) = Link::new(ports, member.identity.clone(), trust.clone());
     for (id, addresses) in &member.peers {
-        link.book.heard(*id, addresses, false);
+        link.addresses.add_hint(*id, addresses, false);
     }
     let listener = control::bind(Path::new(&config.runtime_dir))?;
 
@@ -170,11 +177,11 @@ async fn start(
     let (health_in, health) = watch::channel(Arc::new(until_checked));
     let checks = Arc::default();
     check::spawn(services.clone(), own_address.clone(), health_in, Arc::clone(&checks), life);
-    let (view_in, view) = watch::channel(Arc::new(View::default()));
+    let (view_in, view) = watch::channel(Arc::new(ClusterView::default()));
     let own_health = health.clone();
-    let (ears_in, ears) = watch::channel(Arc::default());
+    let (ears_in, liveness) = watch::channel(Arc::default());
     let (report_in, vips) = watch::channel(Arc::default());
-    let fitness = vip::Inputs {
+    let fitness = vip::EligibilityInputs {
         own: node.name.clone(),
         services: services.clone(),
         health: health.clone(),
@@ -182,9 +189,9 @@ async fn start(
         view: view.clone(),
         settings: settings.clone(),
     };
-    let words = word::Inputs {
-        ears: ears.clone(),
-        hears: Default::default(),
+    let words = record::RecordInputs {
+        liveness: liveness.clone(),
+        peer_link: Default::default(),
         settings: settings.clone(),
         vips: vips.clone(),
         node: node.clone(),
@@ -193,30 +200,30 @@ async fn start(
         health,
         trust: trust.clone(),
     };
-    let word = word::spawn(words, life);
+    let word = record::spawn(words, life);
     link.serve_udp(life);
     link.serve_tcp(tcp, life)?;
 
     let (serving_in, serving) = watch::channel(Arc::new(member.serving.clone()));
     let members = trust.clone();
-    let inputs = reach::Inputs {
+    let inputs = reachability::ReachabilityInputs {
         services: services.clone(),
         view: view.clone(),
-        ears: ears.clone(),
+        liveness: liveness.clone(),
         settings: settings.clone(),
         reports,
         probes: reports_in,
         is_member: Arc::new(move |id| members.borrow().document.member(id).is_some()),
     };
-    reach::spawn(inputs, table_in, serving_in, life);
+    reachability::spawn(inputs, table_in, serving_in, life);
     save_serving(disk.clone(), serving.clone(), life);
     vip::save_epochs(disk.clone(), member.epochs.clone(), vips.clone(), life);
 
     let serving_out = serving.clone();
-    let records = Arc::new(Records::default());
+    let records = Arc::new(SharedRecords::default());
     let (commands_in, commands) = mpsc::channel(COMMANDS);
     let (open_until_in, open_until) = watch::channel(UnixMs(0));
-    let keeper = Keeper {
+    let task = MembershipTask {
         link: link.clone(),
         disk: disk.clone(),
         replica: member.replica,
@@ -228,15 +235,15 @@ async fn start(
         serving,
         own_address: own_address.clone(),
         port,
-        held: held_to(&proxy),
+        held: connections_to(&proxy),
         commands: commands_in.clone(),
         life: life.clone(),
         pending: Default::default(),
         waiting: Default::default(),
         push_is_due: false,
     };
-    life.supervise("membership", (keeper, commands), |(keeper, commands)| Box::pin(keeper.run(commands)));
-    let crate::link::Inbox {
+    life.supervise("membership", (task, commands), |(task, commands)| Box::pin(task.run(commands)));
+    let crate::transport::Inbox {
         gossip,
         members,
         joining,
@@ -248,11 +255,11 @@ async fn start(
     } = inbox;
     pulse::spawn(link.clone(), view.clone(), word.clone(), answers, ears_in, life);
     let (orders, orders_out) = mpsc::channel(ORDERS);
-    let inputs = crate::vip::Inputs {
+    let inputs = crate::vip::VipInputs {
         link: link.clone(),
         trust: trust.clone(),
         view: view.clone(),
-        ears: ears.clone(),
+        liveness: liveness.clone(),
         settings: settings.clone(),
         fit: vip::spawn(fitness, life),
         arrivals,
@@ -262,9 +269,9 @@ async fn start(
     };
     crate::vip::spawn(inputs, report_in, life);
     admit::serve(link.clone(), joining, commands_in.clone(), life);
-    hurry(unknown_key, commands_in.clone(), life);
+    wake(unknown_key, commands_in.clone(), life);
     let generations = disk.clone();
-    let inputs = gossip::Inputs {
+    let inputs = gossip::GossipInputs {
         link: link.clone(),
         trust: trust.clone(),
         settings,
@@ -276,11 +283,11 @@ async fn start(
         records: records.clone(),
         next_generation: Box::new(move |above| generations.next_generation(above)),
     };
-    let (gossip_in, gossip_report) = watch::channel(gossip::Report::default());
+    let (gossip_in, gossip_report) = watch::channel(gossip::GossipProblems::default());
     gossip::spawn(inputs, view_in, gossip_in, life);
 
-    let membership = Membership { commands: commands_in, trust, open_until };
-    let running = Arc::new(Running {
+    let membership = MembershipHandle { commands: commands_in, trust, open_until };
+    let running = Arc::new(RunningAgent {
         link,
         disk,
         proxy,
@@ -290,25 +297,25 @@ async fn start(
         view,
         records,
         gossip: gossip_report,
-        ears,
+        liveness,
         table,
         services,
         own_address,
         descriptors,
-        settled,
+        effective,
         vips,
         orders,
         ring,
         tell,
-        troubles,
+        sink_errors,
         life: life.clone(),
         seen: Default::default(),
         places: doctor::places(&config.state_dir, &config.runtime_dir),
         checks,
     });
-    tell::members(&running, members, life);
-    tell::spawn(&running, told, ring_in, outlets, own_health, life);
-    seen::spawn(&running, configured, life);
+    event_wiring::members(&running, members, life);
+    event_wiring::spawn(&running, told, ring_in, sinks, own_health, life);
+    history::spawn(&running, configured, life);
     serve_control(listener, running.clone(), life);
     tell_systemd(running.clone(), life);
     info!(node = %running.node.name, cluster = %running.membership.trust.borrow().document.name, "agent started");
@@ -316,7 +323,7 @@ async fn start(
 }
 
 /// Counts the connections that the proxy holds to a node, for all services.
-fn held_to(proxy: &Proxy) -> Box<dyn Fn(&NodeId) -> u64 + Send> {
+fn connections_to(proxy: &Proxy) -> Box<dyn Fn(&NodeId) -> u64 + Send> {
     let proxy = proxy.clone();
     Box::new(move |node| {
         let stats = proxy.stats();
@@ -325,8 +332,8 @@ fn held_to(proxy: &Proxy) -> Box<dyn Fn(&NodeId) -> u64 + Send> {
 }
 
 /// Tells the keeper of keys that are not held.
-fn hurry(from: mpsc::Receiver<NodeId>, to: mpsc::Sender<Command>, life: &Life) {
-    let stopping = life.stopping.clone();
+fn wake(from: mpsc::Receiver<NodeId>, to: mpsc::Sender<MembershipCommand>, life: &Lifecycle) {
+    let stopping = life.draining.clone();
     life.supervise("membership", from, move |from| {
         let (to, stopping) = (to.clone(), stopping.clone());
         Box::pin(async move {
@@ -335,7 +342,7 @@ fn hurry(from: mpsc::Receiver<NodeId>, to: mpsc::Sender<Command>, life: &Life) {
                     one = from.recv() => one,
                     () = stopping.cancelled() => return,
                 };
-                if one.is_none() || to.send(Command::UnknownKey).await.is_err() {
+                if one.is_none() || to.send(MembershipCommand::UnknownKey).await.is_err() {
                     return;
                 }
             }
@@ -344,7 +351,7 @@ fn hurry(from: mpsc::Receiver<NodeId>, to: mpsc::Sender<Command>, life: &Life) {
 }
 
 /// Writes the last good list whenever it changes.
-fn save_serving(disk: Arc<Disk>, serving: watch::Receiver<Arc<Serving>>, life: &Life) {
+fn save_serving(disk: Arc<MemberStore>, serving: watch::Receiver<Arc<LastKnownGood>>, life: &Lifecycle) {
     life.follow("reachability", serving, disk, |disk, list| {
         disk.save_serving(&list);
     });
@@ -352,8 +359,8 @@ fn save_serving(disk: Arc<Disk>, serving: watch::Receiver<Arc<Serving>>, life: &
 
 /// Keeps `systemctl status` up to date with what serves. Not with each round-trip time that is measured: a
 /// status costs more than many connections.
-fn tell_systemd(running: Arc<Running>, life: &Life) {
-    let over = life.over.clone();
+fn tell_systemd(running: Arc<RunningAgent>, life: &Lifecycle) {
+    let over = life.shutdown.clone();
     life.supervise("systemd", running.table.clone(), move |table| {
         let (running, over) = (running.clone(), over.clone());
         Box::pin(async move {
@@ -371,16 +378,16 @@ fn tell_systemd(running: Arc<Running>, life: &Life) {
     });
 }
 
-fn serve_control(listener: control::Listener, running: Arc<Running>, life: &Life) {
+fn serve_control(listener: control::ControlSocket, running: Arc<RunningAgent>, life: &Lifecycle) {
     control::serve(listener, handler(running), life);
 }
 
-fn is_master(running: &Running) -> bool {
+fn is_master(running: &RunningAgent) -> bool {
     running.membership.trust.borrow().document.is_master(&running.link.own())
 }
 
 /// Does what a person asks for, by the control socket or on the page.
-fn handler(running: Arc<Running>) -> impl Fn(Request) -> Later<Response> {
+fn handler(running: Arc<RunningAgent>) -> impl Fn(Request) -> BoxFuture<Response> {
     move |request: Request| {
         let running = running.clone();
         Box::pin(async move {
@@ -393,10 +400,10 @@ fn handler(running: Arc<Running>) -> impl Fn(Request) -> Later<Response> {
                 Request::VipMove { address, node } => vip::move_to(&running.orders, address, node).await,
                 Request::Settings => {
                     let document = running.membership.trust.borrow().document.clone();
-                    let settled = running.settled.borrow().clone();
-                    Response::Settings(settled.list(&document))
+                    let effective = running.effective.borrow().clone();
+                    Response::Settings(effective.list(&document))
                 }
-                Request::Events(ask) => tell::answer(&running, ask).await,
+                Request::Events(ask) => event_wiring::answer(&running, ask).await,
                 Request::Doctor(nodes) => doctor::answer(&running, &nodes).await,
                 #[cfg(feature = "next-wire")]
                 Request::Next => Response::Done("next".to_owned()),
@@ -408,10 +415,10 @@ fn handler(running: Arc<Running>) -> impl Fn(Request) -> Later<Response> {
 
 /// Follows signals until one says stop.
 async fn live(
-    running: &Running,
+    running: &RunningAgent,
     configured: &watch::Sender<Arc<Config>>,
     reload: impl Fn() -> anyhow::Result<Config>,
-    life: &Life,
+    life: &Lifecycle,
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -422,27 +429,27 @@ async fn live(
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
-            () = life.stopping.cancelled() => return Ok(()),
+            () = life.draining.cancelled() => return Ok(()),
             _ = hang_up.recv() => match reload() {
                 Ok(config) => {
                     configured.send_replace(Arc::new(config));
                     info!("configuration reloaded; services, [web], notify and webhook apply now, everything else at the next start");
-                    tell::reloaded(running, true);
+                    event_wiring::reloaded(running, true);
                 }
                 Err(error) => {
                     error!("configuration not reloaded, the old one stays in use: {error:#}");
-                    tell::reloaded(running, false);
+                    event_wiring::reloaded(running, false);
                 }
             },
         }
     }
 }
 
-async fn stop(running: &Running, life: &Life) {
+async fn stop(running: &RunningAgent, life: &Lifecycle) {
     watchdog::stopping();
     info!("stopping");
     // Gossip says so first; the proxy stops accepting by the same token.
-    life.stopping.cancel();
+    life.draining.cancel();
     tokio::time::sleep(GOODBYE).await;
     let drained = async {
         let open =
@@ -454,7 +461,7 @@ async fn stop(running: &Running, life: &Life) {
     if tokio::time::timeout(DRAIN, drained).await.is_err() {
         warn!("closing connections that did not finish within {DRAIN:?}");
     }
-    life.over.cancel();
+    life.shutdown.cancel();
     if tokio::time::timeout(Duration::from_secs(5), life.finished()).await.is_err() {
         warn!("some tasks did not end in time");
     }

@@ -3,23 +3,23 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use proto::backends::{Backend, State};
+use proto::backends::{Backend, BackendState};
 use proto::control::{
     BackendCounts, BackendStatus, ClusterStatus, LinkStatus, ListenerStatus, MemberState, MemberStatus,
-    NodeStatus, SeenStatus, ServiceCounts, ServiceSource, ServiceStatus, Status,
+    NodeStatus, PeerLinkStatus, ServiceCounts, ServiceSource, ServiceStatus, Status,
 };
 use proto::node::{Name, NodeId, Role};
 use proto::problem::{Problem, ProblemCode};
-use proto::pulse::{Ears, Hearing};
-use proto::record::{Hears, NodeRecord};
+use proto::pulse::{Liveness, PeerLivenessMap};
+use proto::record::{NodeRecord, PeerLink};
 use proto::service::{Service, ServiceName};
-use proto::view::{Ignored, NotCounted, View};
+use proto::view::{ClusterView, Ignored, IgnoredClaim};
 
-use super::Running;
+use super::RunningAgent;
 use crate::lifecycle::wall;
-use crate::link::Counters;
 use crate::proxy::{BackendStats, ServiceStats};
 use crate::supervisor;
+use crate::transport::LinkCounters;
 
 /// Milliseconds that a node is given to prove an address before status says that it has not.
 const PROVING: u64 = 5_000;
@@ -30,15 +30,15 @@ fn milliseconds(rtt: std::time::Duration) -> f64 {
 }
 
 /// The status now.
-pub(super) fn of(running: &Running) -> Status {
+pub(super) fn of(running: &RunningAgent) -> Status {
     let trust = running.membership.trust.borrow().clone();
     let document = &trust.document;
     let view = running.view.borrow().clone();
     let table = running.table.borrow().clone();
     let services = running.services.borrow().clone();
-    let ears = running.ears.borrow().clone();
+    let liveness = running.liveness.borrow().clone();
     let ring = running.ring.borrow().clone();
-    let settled = running.settled.borrow().clone();
+    let effective = running.effective.borrow().clone();
     let mut stats = running.proxy.stats();
     let kube_api = table.get(&ServiceName::kube_api()).map_or(&[][..], Vec::as_slice);
     let own = running.link.own();
@@ -79,8 +79,8 @@ pub(super) fn of(running: &Running) -> Status {
             .map(|service| {
                 let backends = table.get(&service.name).map_or(&[][..], Vec::as_slice);
                 let stats = stats.remove(&service.name).unwrap_or_default();
-                let source = settled.source(&service.name);
-                service_status(running, (&view, &ears), (service, source), backends, stats)
+                let source = effective.source(&service.name);
+                service_status(running, (&view, &liveness), (service, source), backends, stats)
             })
             .collect(),
         members: document
@@ -91,12 +91,12 @@ pub(super) fn of(running: &Running) -> Status {
             })
             .collect(),
         vips: vips.vips.clone(),
-        problems: problems(running).into_iter().chain(running.troubles.list()).collect(),
+        problems: problems(running).into_iter().chain(running.sink_errors.list()).collect(),
         taken_unix_ms: wall(),
     }
 }
 
-fn link_status(counters: &Counters) -> LinkStatus {
+fn link_status(counters: &LinkCounters) -> LinkStatus {
     let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     LinkStatus {
         sent_bytes: get(&counters.sent_bytes),
@@ -117,8 +117,8 @@ fn link_status(counters: &Counters) -> LinkStatus {
 }
 
 fn service_status(
-    running: &Running,
-    (view, ears): (&View, &Ears),
+    running: &RunningAgent,
+    (view, liveness): (&ClusterView, &PeerLivenessMap),
     (service, source): (&Service, ServiceSource),
     backends: &[Backend],
     stats: ServiceStats,
@@ -146,7 +146,7 @@ fn service_status(
                     since_unix_ms: backend.since,
                     rtt_ms: backend
                         .rtt
-                        .or_else(|| ears.get(&backend.node).and_then(|ear| ear.rtt))
+                        .or_else(|| liveness.get(&backend.node).and_then(|peer_liveness| peer_liveness.rtt))
                         .map(milliseconds),
                     connections: stats.connections,
                     total: stats.total,
@@ -180,22 +180,22 @@ fn counted(stats: BackendStats) -> BackendCounts {
 }
 
 fn member_status(
-    running: &Running,
-    (view, names): (&View, &BTreeMap<NodeId, Name>),
+    running: &RunningAgent,
+    (view, names): (&ClusterView, &BTreeMap<NodeId, Name>),
     id: NodeId,
     role: Role,
     backend: Option<&Backend>,
 ) -> MemberStatus {
     let member = view.members.get(&id);
     let own = id == running.link.own();
-    let ears = running.ears.borrow().clone();
-    let ear = ears.get(&id).filter(|ear| ear.hearing != Hearing::Unknown);
-    let serves = backend.is_some_and(|backend| backend.state == State::Ready);
+    let liveness = running.liveness.borrow().clone();
+    let peer_liveness = liveness.get(&id).filter(|peer_liveness| peer_liveness.liveness != Liveness::Unknown);
+    let serves = backend.is_some_and(|backend| backend.state == BackendState::Ready);
     let state = match own {
         true => MemberState::Up,
-        false => MemberState::of(member, ear.map(|ear| ear.hearing), serves),
+        false => MemberState::of(member, peer_liveness.map(|peer_liveness| peer_liveness.liveness), serves),
     };
-    let address = match (own, running.link.book.best(&id)) {
+    let address = match (own, running.link.addresses.best(&id)) {
         (true, _) => running.own_address.borrow().map(|ip| ip.to_string()),
         (false, seen) => seen.map(|address| address.ip().to_string()),
     };
@@ -207,31 +207,34 @@ fn member_status(
         state,
         version: member.map_or(String::new(), |member| member.word.version.clone()),
         since_unix_ms: member.map_or(running.started, |member| member.since),
-        rtt_ms: ear.and_then(|ear| ear.rtt).or(backend.and_then(|backend| backend.rtt)).map(milliseconds),
-        loss_permille: ear.map(|ear| ear.loss_permille),
+        rtt_ms: peer_liveness
+            .and_then(|peer_liveness| peer_liveness.rtt)
+            .or(backend.and_then(|backend| backend.rtt))
+            .map(milliseconds),
+        loss_permille: peer_liveness.map(|peer_liveness| peer_liveness.loss_permille),
         document: member.map_or(String::new(), |member| member.word.document.clone()),
-        sees: member.map_or(Vec::new(), |member| sees(names, &member.word)),
+        sees: member.map_or(Vec::new(), |member| peer_links(names, &member.word)),
     }
 }
 
 /// Whom a member hears, by name.
-fn sees(names: &BTreeMap<NodeId, Name>, word: &NodeRecord) -> Vec<SeenStatus> {
-    let named = |(id, hears): (&NodeId, &Hears)| {
-        Some(SeenStatus {
+fn peer_links(names: &BTreeMap<NodeId, Name>, word: &NodeRecord) -> Vec<PeerLinkStatus> {
+    let named = |(id, peer_link): (&NodeId, &PeerLink)| {
+        Some(PeerLinkStatus {
             node: names.get(id)?.clone(),
-            heard: hears.heard,
-            rtt_ms: hears.rtt_us.map(|us| f64::from(us) / 1e3),
-            loss_permille: hears.loss_permille,
+            alive: peer_link.alive,
+            rtt_ms: peer_link.rtt_us.map(|us| f64::from(us) / 1e3),
+            loss_permille: peer_link.loss_permille,
         })
     };
-    word.hears.iter().filter_map(named).collect()
+    word.links.iter().filter_map(named).collect()
 }
 
 /// What is wrong with this node, except with telling of it.
-pub(super) fn problems(running: &Running) -> Vec<Problem> {
+pub(super) fn problems(running: &RunningAgent) -> Vec<Problem> {
     let view = running.view.borrow().clone();
     let document = running.membership.trust.borrow().document.clone();
-    let settled = running.settled.borrow().clone();
+    let effective = running.effective.borrow().clone();
     let now = wall();
     let mut problems = running.disk.found();
     problems.extend(supervisor::problems());
@@ -249,8 +252,7 @@ pub(super) fn problems(running: &Running) -> Vec<Problem> {
     }
     if running.own_address.borrow().is_none() {
         let interface = &running.node.interface;
-        let detail =
-            format!("{interface} has no usable address, so other nodes cannot reach this one");
+        let detail = format!("{interface} has no usable address, so other nodes cannot reach this one");
         problems.push(Problem::new(ProblemCode::NoAddress, detail).about(interface).fix("bring it up"));
     }
     if let Some(problem) = &running.vips.borrow().problem {
@@ -259,12 +261,12 @@ pub(super) fn problems(running: &Running) -> Vec<Problem> {
     }
     problems.extend(running.gossip.borrow().problems(&document, now));
     // Where a node is, is proven within milliseconds of its record: only what lasts is a problem.
-    let lasting = |one: &&NotCounted| match one.what {
+    let lasting = |one: &&IgnoredClaim| match one.what {
         Ignored::Unproven(..) => now.0.saturating_sub(one.since.0) >= PROVING,
         _ => true,
     };
-    problems.extend(view.not_counted.iter().filter(lasting).map(NotCounted::problem));
-    for mistake in &settled.mistakes {
+    problems.extend(view.not_counted.iter().filter(lasting).map(IgnoredClaim::problem));
+    for mistake in &effective.mistakes {
         let detail = format!("cluster-wide setting ignored: {mistake}");
         problems.push(Problem::new(ProblemCode::SettingIgnored, detail).about(&mistake.key));
     }

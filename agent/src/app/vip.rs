@@ -5,22 +5,22 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::backends::{Backend, Table};
+use proto::backends::{Backend, BackendTable};
 use proto::cause::Cause;
 use proto::control::Response;
 use proto::health::Readiness;
 use proto::node::{Name, NodeId, Role};
-use proto::record::Offer;
+use proto::record::ServiceOffer;
 use proto::service::{Service, ServiceName};
 use proto::settings::Settings;
 use proto::unfit::Unfit;
-use proto::view::View;
+use proto::view::ClusterView;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::check::OwnHealth;
-use crate::lifecycle::Life;
-use crate::membership::disk::{Disk, Epochs};
-use crate::vip::{Fit, Order, Report};
+use crate::lifecycle::Lifecycle;
+use crate::membership::disk::{MemberStore, VipEpochs};
+use crate::vip::{LocalEligibility, VipCommand, VipReport};
 
 /// Time between two looks at health.
 const EVERY: Duration = Duration::from_millis(500);
@@ -30,23 +30,23 @@ const HURRY: Duration = Duration::from_millis(100);
 const DOUBTS: u32 = 3;
 
 /// What is read.
-pub(super) struct Inputs {
+pub(super) struct EligibilityInputs {
     pub(super) own: Name,
     pub(super) services: watch::Receiver<Arc<Vec<Service>>>,
     pub(super) health: watch::Receiver<Arc<OwnHealth>>,
-    pub(super) table: watch::Receiver<Arc<Table>>,
-    pub(super) view: watch::Receiver<Arc<View>>,
+    pub(super) table: watch::Receiver<Arc<BackendTable>>,
+    pub(super) view: watch::Receiver<Arc<ClusterView>>,
     pub(super) settings: watch::Receiver<Arc<Settings>>,
 }
 
 /// Starts the task that writes the watch.
-pub(super) fn spawn(inputs: Inputs, life: &Life) -> watch::Receiver<Arc<Fit>> {
+pub(super) fn spawn(inputs: EligibilityInputs, life: &Lifecycle) -> watch::Receiver<Arc<LocalEligibility>> {
     let (sender, receiver) = watch::channel(Arc::default());
-    let own = life.over.clone();
+    let own = life.shutdown.clone();
     life.supervise("vip-fitness", (inputs, sender), move |(inputs, sender)| {
         let over = own.clone();
         Box::pin(async move {
-            let mut fit = Fit::default();
+            let mut fit = LocalEligibility::default();
             let mut doubts = 0;
             loop {
                 // Without any virtual IP nobody asks.
@@ -57,13 +57,18 @@ pub(super) fn spawn(inputs: Inputs, life: &Life) -> watch::Receiver<Arc<Fit>> {
                         () = over.cancelled() => return,
                     }
                 }
-                let services = inputs.look();
+                let services = inputs.evaluate();
                 let bad = services
                     .iter()
                     .any(|(name, now)| now.is_err() && fit.services.get(name) == Some(&Ok(())));
                 doubts = if bad { DOUBTS } else { doubts };
                 let draining = settings.drains.contains_key(&inputs.own);
-                fit = Fit { masters: inputs.masters(), services, checks: fit.checks + 1, draining };
+                fit = LocalEligibility {
+                    masters: inputs.masters(),
+                    services,
+                    checks: fit.checks + 1,
+                    draining,
+                };
                 sender.send_replace(Arc::new(fit.clone()));
                 let wait = if doubts > 0 { HURRY } else { EVERY };
                 doubts = doubts.saturating_sub(1);
@@ -81,7 +86,12 @@ pub(super) fn spawn(inputs: Inputs, life: &Life) -> watch::Receiver<Arc<Fit>> {
 
 /// Writes the epochs of virtual IPs whenever one has grown: without them they would begin anew when all
 /// agents are started at once.
-pub(super) fn save_epochs(disk: Arc<Disk>, saved: Epochs, report: watch::Receiver<Arc<Report>>, life: &Life) {
+pub(super) fn save_epochs(
+    disk: Arc<MemberStore>,
+    saved: VipEpochs,
+    report: watch::Receiver<Arc<VipReport>>,
+    life: &Lifecycle,
+) {
     life.follow("vip", report, (disk, saved), |(disk, saved), now| {
         // One that is no setting any more may come back: what was known of it stays.
         let mut grown = false;
@@ -97,16 +107,16 @@ pub(super) fn save_epochs(disk: Arc<Disk>, saved: Epochs, report: watch::Receive
 }
 
 /// Has a virtual IP moved, and waits until it is.
-pub(super) async fn move_to(orders: &mpsc::Sender<Order>, address: IpAddr, node: String) -> Response {
+pub(super) async fn move_to(orders: &mpsc::Sender<VipCommand>, address: IpAddr, node: String) -> Response {
     let (reply, answer) = oneshot::channel();
     let busy = || Response::Failed("the agent is busy or stopping; try again".to_owned());
-    if orders.try_send(Order { address, node, reply }).is_err() {
+    if orders.try_send(VipCommand { address, node, reply }).is_err() {
         return busy();
     }
     answer.await.unwrap_or_else(|_| busy())
 }
 
-impl Inputs {
+impl EligibilityInputs {
     /// Who has an apiserver. Who was not heard since this agent's start counts by the last good list.
     fn masters(&mut self) -> BTreeSet<NodeId> {
         let view = self.view.borrow_and_update().clone();
@@ -117,14 +127,14 @@ impl Inputs {
         known.chain(listed.filter(|id| !view.members.contains_key(id))).collect()
     }
 
-    fn look(&mut self) -> BTreeMap<ServiceName, Result<(), Unfit>> {
+    fn evaluate(&mut self) -> BTreeMap<ServiceName, Result<(), Unfit>> {
         let services = self.services.borrow_and_update().clone();
         let health = self.health.borrow_and_update().clone();
         let table = self.table.borrow().clone();
         let mut found = BTreeMap::new();
         for service in services.iter() {
             let outcome = match health.get(&service.name) {
-                Some(offer) => own(&service.name, offer),
+                Some(offer) => own_instance(&service.name, offer),
                 None => balancer(service, table.get(&service.name).map_or(&[][..], Vec::as_slice)),
             };
             found.insert(service.name.clone(), outcome);
@@ -134,7 +144,7 @@ impl Inputs {
 }
 
 /// This node's own instance.
-fn own(name: &ServiceName, offer: &Offer) -> Result<(), Unfit> {
+fn own_instance(name: &ServiceName, offer: &ServiceOffer) -> Result<(), Unfit> {
     let cause = offer.health.cause;
     match offer.health.readiness {
         Readiness::Alive if cause == Cause::NotCheckedYet => {
@@ -142,7 +152,7 @@ fn own(name: &ServiceName, offer: &Offer) -> Result<(), Unfit> {
         }
         Readiness::Ready | Readiness::Alive => Ok(()),
         readiness => {
-            let reason = format_args!("its {name} is {}: {}", readiness.word(), offer.health.reason());
+            let reason = format_args!("its {name} is {}: {}", readiness.as_str(), offer.health.reason());
             Err(Unfit::new(cause, reason))
         }
     }
@@ -165,17 +175,17 @@ fn balancer(service: &Service, backends: &[Backend]) -> Result<(), Unfit> {
 #[cfg(test)]
 mod tests {
     use proto::cause::Detail;
-    use proto::health::Health;
+    use proto::health::ServiceHealth;
     use proto::time::UnixMs;
 
     use super::*;
 
     #[test]
     fn a_master_serves_by_its_own_health_and_a_balancer_by_its_listener_and_backends() {
-        let offer = |readiness| Offer {
+        let offer = |readiness| ServiceOffer {
             address: ([10, 0, 0, 1], 6443).into(),
             weight: 100,
-            health: Health {
+            health: ServiceHealth {
                 readiness,
                 cause: Cause::Http(500),
                 detail: Detail::default(),
@@ -184,12 +194,19 @@ mod tests {
             check_ms: None,
         };
         let name = ServiceName::kube_api();
-        assert!(own(&name, &offer(Readiness::Ready)).is_ok() && own(&name, &offer(Readiness::Alive)).is_ok());
-        let why = own(&name, &offer(Readiness::NotReady)).unwrap_err();
+        assert!(
+            own_instance(&name, &offer(Readiness::Ready)).is_ok()
+                && own_instance(&name, &offer(Readiness::Alive)).is_ok()
+        );
+        let why = own_instance(&name, &offer(Readiness::NotReady)).unwrap_err();
         assert_eq!(why.cause, Cause::Http(500));
         assert_eq!(why.to_string(), "its kube-api is not-ready: HTTP 500");
-        let after_a_restart = Offer { health: Health::not_checked_yet(UnixMs(0)), ..offer(Readiness::Alive) };
-        assert!(own(&name, &after_a_restart).is_err(), "an address is claimed for what is known to serve");
+        let after_a_restart =
+            ServiceOffer { health: ServiceHealth::not_checked_yet(UnixMs(0)), ..offer(Readiness::Alive) };
+        assert!(
+            own_instance(&name, &after_a_restart).is_err(),
+            "an address is claimed for what is known to serve"
+        );
         let mut service = Service::kube_api();
         assert_eq!(balancer(&service, &[]), Err(Cause::NotServed.into()));
         service.listen = vec![([0, 0, 0, 0], 6443).into()];

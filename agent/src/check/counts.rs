@@ -5,35 +5,35 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use proto::control::{CheckCounts, Histogram};
-use proto::health::{Answer, Outcome};
+use proto::health::{CheckAnswer, CheckOutcome};
 use proto::service::ServiceName;
 
-use crate::meter::Meter;
+use crate::histogram::HistogramMeter;
 
 /// Since the start, by service. A lock is enough: there are a few checks a second.
 #[derive(Default)]
-pub(crate) struct Counts(Mutex<BTreeMap<ServiceName, ([u64; 5], Meter)>>);
+pub(crate) struct CheckCounters(Mutex<BTreeMap<ServiceName, ([u64; 5], HistogramMeter)>>);
 
-impl Counts {
+impl CheckCounters {
     /// A check has ended.
-    pub(super) fn add(&self, service: &ServiceName, outcome: &Outcome, took: Duration) {
+    pub(super) fn add(&self, service: &ServiceName, outcome: &CheckOutcome, took: Duration) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (counts, meter) = all.entry(service.clone()).or_default();
         let [good, alive, not_ready, refused, silent] = counts;
         *match outcome.answer {
-            Answer::Good => good,
-            Answer::Alive => alive,
-            Answer::NotReady => not_ready,
-            Answer::Refused => refused,
-            Answer::Silent => silent,
+            CheckAnswer::Good => good,
+            CheckAnswer::Alive => alive,
+            CheckAnswer::NotReady => not_ready,
+            CheckAnswer::Refused => refused,
+            CheckAnswer::Silent => silent,
         } += 1;
-        meter.took(took);
+        meter.record(took);
     }
 
     /// All of it.
     pub(crate) fn read(&self) -> Vec<CheckCounts> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let read = |(service, (counts, meter)): (&ServiceName, &([u64; 5], Meter))| {
+        let read = |(service, (counts, meter)): (&ServiceName, &([u64; 5], HistogramMeter))| {
             let [good, alive, not_ready, refused, silent] = *counts;
             let took: Histogram = meter.read();
             CheckCounts { service: service.clone(), good, alive, not_ready, refused, silent, took }

@@ -72,7 +72,7 @@ pub(super) struct Ca {
 
 /// What was found. `problems` are files that are there and could not be used, each with its why.
 #[derive(Default)]
-pub(super) struct Found {
+pub(super) struct FoundCredentials {
     pub(super) ca: Option<Ca>,
     /// A client certificate with its chain and key.
     pub(super) client: Option<Arc<CertifiedKey>>,
@@ -80,23 +80,23 @@ pub(super) struct Found {
 }
 
 /// The files that a check looks at.
-pub(super) struct Places {
+pub(super) struct CredentialPaths {
     /// What configuration names; these files have to be there.
-    named: Candidates,
+    named: CandidatePaths,
     /// What is looked for where nothing is named, each distribution in its order.
-    layouts: Vec<Candidates>,
+    layouts: Vec<CandidatePaths>,
 }
 
 /// Whole paths, best first.
 #[derive(Default)]
-struct Candidates {
+struct CandidatePaths {
     clients: Vec<(PathBuf, PathBuf)>,
     cas: Vec<PathBuf>,
 }
 
 /// What tells that a file has been replaced or rewritten.
 #[derive(PartialEq, Eq)]
-pub(super) struct Stamp {
+pub(super) struct FileStamp {
     device: u64,
     inode: u64,
     len: u64,
@@ -105,17 +105,17 @@ pub(super) struct Stamp {
     changed: (i64, i64),
 }
 
-impl Places {
+impl CredentialPaths {
     /// The files that `tls` names, and those that the distributions below `root` would have.
-    pub(super) fn new(tls: &TlsCheck, root: &Path) -> Places {
+    pub(super) fn new(tls: &TlsCheck, root: &Path) -> CredentialPaths {
         let mut named =
-            Candidates { clients: Vec::new(), cas: tls.ca_file.iter().map(PathBuf::from).collect() };
+            CandidatePaths { clients: Vec::new(), cas: tls.ca_file.iter().map(PathBuf::from).collect() };
         if let Some(cert) = &tls.cert_file {
             named.clients.push((cert.into(), tls.key_file.as_ref().unwrap_or(cert).into()));
         }
         let mut layouts = Vec::new();
         for layout in LAYOUTS.iter().filter(|_| tls.discover) {
-            let mut candidates = Candidates::default();
+            let mut candidates = CandidatePaths::default();
             if named.clients.is_empty() {
                 candidates.clients =
                     layout.clients.map(|(cert, key)| (root.join(cert), root.join(key))).into();
@@ -125,11 +125,11 @@ impl Places {
             }
             layouts.push(candidates);
         }
-        Places { named, layouts }
+        CredentialPaths { named, layouts }
     }
 
     /// The state of every file; when it differs, reading again is worth while.
-    pub(super) fn stamps(&self) -> Vec<Option<Stamp>> {
+    pub(super) fn stamps(&self) -> Vec<Option<FileStamp>> {
         let all = std::iter::once(&self.named).chain(&self.layouts);
         let files = all.flat_map(|c| c.clients.iter().flat_map(|(cert, key)| [cert, key]).chain(&c.cas));
         files.map(|file| stamp(file)).collect()
@@ -138,8 +138,8 @@ impl Places {
     /// Reads what is there. CA and client certificate are taken from one distribution, so that what an
     /// earlier one has left behind is not mixed with what is in use; one that has a client certificate
     /// goes before one that has only a CA.
-    pub(super) fn read(&self) -> Found {
-        let mut found = Found::default();
+    pub(super) fn read(&self) -> FoundCredentials {
+        let mut found = FoundCredentials::default();
         found.client = first(&self.named.clients, true, &mut found.problems, read_client);
         found.ca = first(&self.named.cas, true, &mut found.problems, |file| read_ca(file));
         let mut best = (None, None);
@@ -163,11 +163,11 @@ impl Places {
     }
 }
 
-fn read_client((cert, key): &(PathBuf, PathBuf)) -> Result<Arc<CertifiedKey>, Trouble> {
+fn read_client((cert, key): &(PathBuf, PathBuf)) -> Result<Arc<CertifiedKey>, CredentialError> {
     let chain = certificates(cert)?;
     let provider = rustls::crypto::ring::default_provider();
     let certified = CertifiedKey::from_der(chain, private_key(key)?, &provider).map_err(|error| {
-        Trouble::Bad(match error {
+        CredentialError::Bad(match error {
             rustls::Error::InconsistentKeys(_) => {
                 format!("{} is not the key of the certificate in {}", tail(key), tail(cert))
             }
@@ -177,10 +177,10 @@ fn read_client((cert, key): &(PathBuf, PathBuf)) -> Result<Arc<CertifiedKey>, Tr
     Ok(Arc::new(certified))
 }
 
-fn read_ca(file: &Path) -> Result<Ca, Trouble> {
+fn read_ca(file: &Path) -> Result<Ca, CredentialError> {
     let mut roots = RootCertStore::empty();
     if roots.add_parsable_certificates(certificates(file)?).0 == 0 {
-        return Err(Trouble::Bad(format!("{} contains no usable CA", tail(file))));
+        return Err(CredentialError::Bad(format!("{} contains no usable CA", tail(file))));
     }
     Ok(Ca { file: file.to_owned(), roots: Arc::new(roots) })
 }
@@ -190,19 +190,19 @@ fn first<C, T>(
     candidates: &[C],
     required: bool,
     problems: &mut Vec<String>,
-    read: impl Fn(&C) -> Result<T, Trouble>,
+    read: impl Fn(&C) -> Result<T, CredentialError>,
 ) -> Option<T> {
     for candidate in candidates {
         match read(candidate) {
             Ok(value) => return Some(value),
-            Err(Trouble::Absent(_)) if !required => {}
-            Err(Trouble::Absent(text) | Trouble::Bad(text)) => problems.push(text),
+            Err(CredentialError::Absent(_)) if !required => {}
+            Err(CredentialError::Absent(text) | CredentialError::Bad(text)) => problems.push(text),
         }
     }
     None
 }
 
-enum Trouble {
+enum CredentialError {
     Absent(String),
     Bad(String),
 }
@@ -213,15 +213,17 @@ pub(super) fn tail(file: &Path) -> String {
     parts[parts.len().saturating_sub(2)..].join("/").replace("//", "/")
 }
 
-fn bytes(file: &Path) -> Result<Vec<u8>, Trouble> {
+fn bytes(file: &Path) -> Result<Vec<u8>, CredentialError> {
     let failed = |error: std::io::Error| {
         let file = tail(file);
         match error.kind() {
-            std::io::ErrorKind::NotFound => Trouble::Absent(format!("{file} does not exist; correct the path")),
-            std::io::ErrorKind::PermissionDenied => {
-                Trouble::Bad(format!("cannot read {file}; make it readable for the agent's user"))
+            std::io::ErrorKind::NotFound => {
+                CredentialError::Absent(format!("{file} does not exist; correct the path"))
             }
-            kind => Trouble::Bad(format!("{file}: {kind}")),
+            std::io::ErrorKind::PermissionDenied => {
+                CredentialError::Bad(format!("cannot read {file}; make it readable for the agent's user"))
+            }
+            kind => CredentialError::Bad(format!("{file}: {kind}")),
         }
     };
     let mut text = Vec::new();
@@ -229,27 +231,27 @@ fn bytes(file: &Path) -> Result<Vec<u8>, Trouble> {
     Ok(text)
 }
 
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Trouble> {
-    let bad = |why: &str| Trouble::Bad(format!("{}: {why}", tail(file)));
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, CredentialError> {
+    let bad = |why: &str| CredentialError::Bad(format!("{}: {why}", tail(file)));
     let found: Vec<_> = CertificateDer::pem_slice_iter(&bytes(file)?)
         .collect::<Result<_, _>>()
         .map_err(|_| bad("not a PEM file"))?;
     if found.is_empty() { Err(bad("contains no certificate")) } else { Ok(found) }
 }
 
-fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, Trouble> {
+fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, CredentialError> {
     PrivateKeyDer::from_pem_slice(&bytes(file)?).map_err(|error| {
         let why = match error {
             pem::Error::NoItemsFound => "contains no private key",
             _ => "not a PEM file",
         };
-        Trouble::Bad(format!("{}: {why}", tail(file)))
+        CredentialError::Bad(format!("{}: {why}", tail(file)))
     })
 }
 
-fn stamp(file: &Path) -> Option<Stamp> {
+fn stamp(file: &Path) -> Option<FileStamp> {
     let meta = fs::metadata(file).ok()?;
-    Some(Stamp {
+    Some(FileStamp {
         device: meta.dev(),
         inode: meta.ino(),
         len: meta.len(),

@@ -1,13 +1,13 @@
 //! This node checks its own services, and says what it offers.
 //!
-//! Tasks: one for each service checks it and owns its [`Checker`]; one owner starts and stops them as the
+//! Tasks: one for each service checks it and owns its [`HealthTracker`]; one owner starts and stops them as the
 //! configuration changes, and is the only writer of [`OwnHealth`]. The checkers tell the owner by a bounded
 //! queue; each report carries a generation, so that a word of a checker that was replaced counts no more.
 //! Stopping anywhere is safe: a check changes nothing but what is said next.
 
 mod counts;
 mod credentials;
-mod look;
+mod inspect;
 mod probe;
 #[cfg(test)]
 mod tests;
@@ -19,21 +19,21 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use proto::backends::Serving;
-use proto::health::{Checker, Health};
+use proto::backends::LastKnownGood;
+use proto::health::{HealthTracker, ServiceHealth};
 use proto::node::NodeId;
-use proto::record::Offer;
+use proto::record::ServiceOffer;
 use proto::service::{Service, ServiceName};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::lifecycle::{Life, wall};
-pub(crate) use counts::Counts;
-pub(crate) use look::look;
-use watcher::Watcher;
+use crate::lifecycle::{Lifecycle, wall};
+pub(crate) use counts::CheckCounters;
+pub(crate) use inspect::inspect;
+use watcher::ServiceWatcher;
 
 /// What this node offers: only services that have, or had a moment ago, an instance here.
-pub(crate) type OwnHealth = BTreeMap<ServiceName, Offer>;
+pub(crate) type OwnHealth = BTreeMap<ServiceName, ServiceOffer>;
 
 /// Reports on their way to the owner. It takes them at once; this many cover every service reporting in the
 /// same moment.
@@ -42,13 +42,13 @@ const REPORTS: usize = 64;
 /// What this node says of its services until they are checked: those that `serving`, the last good list, has
 /// of this node itself are still there. Others reset what they hold to a master that says that it is none, so
 /// nothing but a check may say that.
-pub(crate) fn until_checked(services: &[Service], serving: &Serving, own: &NodeId) -> OwnHealth {
+pub(crate) fn until_checked(services: &[Service], serving: &LastKnownGood, own: &NodeId) -> OwnHealth {
     let before = |service: &Service| {
         let (_, list) = serving.iter().find(|(name, _)| *name == service.name)?;
         let address = list.iter().find(|one| one.node == *own)?.address;
-        let address = watcher::offered(service, Some(address.ip()))?;
-        let health = Health::not_checked_yet(wall());
-        Some((service.name.clone(), Offer { address, weight: service.weight, health, check_ms: None }))
+        let address = watcher::offered_address(service, Some(address.ip()))?;
+        let health = ServiceHealth::not_checked_yet(wall());
+        Some((service.name.clone(), ServiceOffer { address, weight: service.weight, health, check_ms: None }))
     };
     services.iter().filter_map(before).collect()
 }
@@ -60,8 +60,8 @@ pub(crate) fn spawn(
     services: watch::Receiver<Arc<Vec<Service>>>,
     own: watch::Receiver<Option<IpAddr>>,
     out: watch::Sender<Arc<OwnHealth>>,
-    counts: Arc<Counts>,
-    life: &Life,
+    counts: Arc<CheckCounters>,
+    life: &Lifecycle,
 ) {
     spawn_at(services, own, out, counts, life, Path::new("/"));
 }
@@ -71,12 +71,12 @@ fn spawn_at(
     services: watch::Receiver<Arc<Vec<Service>>>,
     own: watch::Receiver<Option<IpAddr>>,
     out: watch::Sender<Arc<OwnHealth>>,
-    counts: Arc<Counts>,
-    life: &Life,
+    counts: Arc<CheckCounters>,
+    life: &Lifecycle,
     root: &Path,
 ) {
     let (reports, inbox) = mpsc::channel(REPORTS);
-    let owner = Owner {
+    let owner = CheckerOwner {
         services,
         own,
         out,
@@ -91,35 +91,35 @@ fn spawn_at(
 }
 
 /// What a service's checker says; `offer` is none while there is no instance here.
-struct Report {
+struct CheckerReport {
     name: ServiceName,
     generation: u64,
-    offer: Option<Offer>,
+    offer: Option<ServiceOffer>,
 }
 
 /// A checker's task, as the owner knows it.
-struct Running {
+struct RunningChecker {
     service: Service,
     listeners: Arc<[SocketAddr]>,
     generation: u64,
     stop: CancellationToken,
 }
 
-struct Owner {
+struct CheckerOwner {
     services: watch::Receiver<Arc<Vec<Service>>>,
     own: watch::Receiver<Option<IpAddr>>,
     out: watch::Sender<Arc<OwnHealth>>,
-    life: Life,
+    life: Lifecycle,
     root: PathBuf,
-    reports: mpsc::Sender<Report>,
-    counts: Arc<Counts>,
-    running: BTreeMap<ServiceName, Running>,
+    reports: mpsc::Sender<CheckerReport>,
+    counts: Arc<CheckCounters>,
+    running: BTreeMap<ServiceName, RunningChecker>,
     generation: u64,
 }
 
-impl Owner {
-    async fn run(&mut self, inbox: &mut mpsc::Receiver<Report>) {
-        let over = self.life.over.clone();
+impl CheckerOwner {
+    async fn run(&mut self, inbox: &mut mpsc::Receiver<CheckerReport>) {
+        let over = self.life.shutdown.clone();
         // Checkers of an earlier run, which has failed, are replaced; what they said stands until then.
         for (_, running) in std::mem::take(&mut self.running) {
             running.stop.cancel();
@@ -160,11 +160,11 @@ impl Owner {
         let (rise, fall) = (service.check.rise, service.check.fall);
         let said = self.out.borrow().get(&service.name).map(|offer| offer.health.clone());
         let checker = match said {
-            Some(health) => Checker::resume(rise, fall, health, self.life.now()),
-            None => Checker::new(rise, fall),
+            Some(health) => HealthTracker::resume(rise, fall, health, self.life.now()),
+            None => HealthTracker::new(rise, fall),
         };
-        let stop = self.life.over.child_token();
-        let watcher = Watcher {
+        let stop = self.life.shutdown.child_token();
+        let watcher = ServiceWatcher {
             service: service.clone(),
             listeners: Arc::clone(listeners),
             probes: Vec::new(),
@@ -185,7 +185,7 @@ impl Owner {
                 until.run_until_cancelled(watcher.run()).await;
             })
         });
-        let running = Running {
+        let running = RunningChecker {
             service: service.clone(),
             listeners: Arc::clone(listeners),
             generation: self.generation,
@@ -194,7 +194,7 @@ impl Owner {
         self.running.insert(service.name.clone(), running);
     }
 
-    fn take(&mut self, report: Report) {
+    fn take(&mut self, report: CheckerReport) {
         if self.running.get(&report.name).is_none_or(|running| running.generation != report.generation) {
             return;
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::cause::{Cause, TlsFault};
-use proto::health::{Answer, Outcome};
+use proto::health::{CheckAnswer, CheckOutcome};
 use proto::service::TlsCheck;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, VerifierBuilderError, WebPkiServerVerifier};
@@ -18,7 +18,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::task::JoinHandle;
 
-use super::credentials::{Found, Places, Stamp, tail};
+use super::credentials::{CredentialPaths, FileStamp, FoundCredentials, tail};
 
 /// The name that every Kubernetes apiserver's certificate carries, whatever its address is.
 const KUBERNETES: &str = "kubernetes";
@@ -28,7 +28,7 @@ const KUBERNETES: &str = "kubernetes";
 const FILES_WITHIN: Duration = Duration::from_millis(250);
 
 /// TLS ready for use, as the files were when they were last read.
-pub(super) struct Ready {
+pub(super) struct ReadyTls {
     pub(super) config: Arc<ClientConfig>,
     /// End of the path of the CA that the server is verified against; none: it is not verified.
     pub(super) ca: Option<String>,
@@ -39,7 +39,7 @@ pub(super) struct Ready {
 }
 
 /// The newest state of the files, or why there can be no TLS with them.
-pub(super) type Current = Result<Arc<Ready>, Unusable>;
+pub(super) type CurrentTls = Result<Arc<ReadyTls>, Unusable>;
 
 /// Why a check can't begin TLS.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -68,35 +68,35 @@ pub(super) enum Unusable {
 
 impl Unusable {
     /// What it says of the service.
-    pub(super) fn outcome(&self) -> Outcome {
+    pub(super) fn outcome(&self) -> CheckOutcome {
         let cause = match self {
             Unusable::ServerName(_) => Cause::BadCheck,
             _ => Cause::NoCredentials,
         };
-        Outcome::new(Answer::NotReady, cause).with(self.to_string())
+        CheckOutcome::new(CheckAnswer::NotReady, cause).with(self.to_string())
     }
 }
 
 /// Keeps TLS ready, and follows the files that it is made of. They are looked at on tokio's blocking
 /// threads: a disk that hangs must not hold up a thread that also carries the proxy.
-pub(super) struct Tls {
+pub(super) struct TlsFiles {
     server_name: Option<String>,
     discover: bool,
-    job: Option<JoinHandle<Loader>>,
-    loader: Option<Loader>,
-    places: Arc<Places>,
-    current: Option<Current>,
+    job: Option<JoinHandle<TlsLoader>>,
+    loader: Option<TlsLoader>,
+    places: Arc<CredentialPaths>,
+    current: Option<CurrentTls>,
 }
 
-impl Tls {
+impl TlsFiles {
     /// TLS as `check` wants it; Kubernetes' files are looked for below `root`.
-    pub(super) fn new(check: &TlsCheck, root: &Path) -> Tls {
-        Tls {
+    pub(super) fn new(check: &TlsCheck, root: &Path) -> TlsFiles {
+        TlsFiles {
             server_name: check.server_name.clone(),
             discover: check.discover,
             job: None,
             loader: None,
-            places: Arc::new(Places::new(check, root)),
+            places: Arc::new(CredentialPaths::new(check, root)),
             current: None,
         }
     }
@@ -120,9 +120,9 @@ impl Tls {
 
     /// TLS made of the files as they are now. Stopping it anywhere is safe: a job that still runs is kept
     /// and asked again.
-    pub(super) async fn current(&mut self) -> Current {
+    pub(super) async fn current(&mut self) -> CurrentTls {
         let job = self.job.get_or_insert_with(|| {
-            let mut loader = self.loader.take().unwrap_or_else(|| Loader::new(Arc::clone(&self.places)));
+            let mut loader = self.loader.take().unwrap_or_else(|| TlsLoader::new(Arc::clone(&self.places)));
             tokio::task::spawn_blocking(move || {
                 loader.refresh();
                 loader
@@ -144,15 +144,15 @@ impl Tls {
 }
 
 /// Reads the files again when one of them has changed.
-struct Loader {
-    places: Arc<Places>,
-    stamps: Vec<Option<Stamp>>,
-    current: Option<Current>,
+struct TlsLoader {
+    places: Arc<CredentialPaths>,
+    stamps: Vec<Option<FileStamp>>,
+    current: Option<CurrentTls>,
 }
 
-impl Loader {
-    fn new(places: Arc<Places>) -> Loader {
-        Loader { places, stamps: Vec::new(), current: None }
+impl TlsLoader {
+    fn new(places: Arc<CredentialPaths>) -> TlsLoader {
+        TlsLoader { places, stamps: Vec::new(), current: None }
     }
 
     fn refresh(&mut self) {
@@ -176,7 +176,7 @@ impl Loader {
 }
 
 /// Makes TLS of what was found.
-fn build(found: Found, needs_ca: bool) -> Current {
+fn build(found: FoundCredentials, needs_ca: bool) -> CurrentTls {
     let problem = found.problems.into_iter().next();
     if needs_ca && found.ca.is_none() {
         return Err(Unusable::NoCa(problem));
@@ -202,7 +202,7 @@ fn build(found: Found, needs_ca: bool) -> Current {
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     // A resumed session shows no certificate: an expired one would go unnoticed here and fail every client.
     config.resumption = Resumption::disabled();
-    Ok(Arc::new(Ready { config: Arc::new(config), ca, client, problem }))
+    Ok(Arc::new(ReadyTls { config: Arc::new(config), ca, client, problem }))
 }
 
 /// Takes any certificate, for services whose CA nobody named. The connection is still encrypted, and the
@@ -246,7 +246,7 @@ impl ServerCertVerifier for Unverified {
 }
 
 /// What a failure says of the service, when it is one of TLS.
-pub(super) fn outcome_of(error: &io::Error, ready: &Ready, name: &ServerName<'_>) -> Option<Outcome> {
+pub(super) fn outcome_of(error: &io::Error, ready: &ReadyTls, name: &ServerName<'_>) -> Option<CheckOutcome> {
     let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
     Some(match error {
         rustls::Error::InvalidCertificate(why) => certificate(why, ready, name),
@@ -256,12 +256,12 @@ pub(super) fn outcome_of(error: &io::Error, ready: &Ready, name: &ServerName<'_>
     })
 }
 
-fn failed(fault: TlsFault) -> Outcome {
-    Outcome::new(Answer::NotReady, Cause::Tls(fault))
+fn failed(fault: TlsFault) -> CheckOutcome {
+    CheckOutcome::new(CheckAnswer::NotReady, Cause::Tls(fault))
 }
 
 /// A server that sends an alert is there. When it is about the client's certificate, that is TLS' 401.
-fn refused(alert: AlertDescription, ready: &Ready) -> Outcome {
+fn refused(alert: AlertDescription, ready: &ReadyTls) -> CheckOutcome {
     use AlertDescription as A;
     match alert {
         A::UnknownCA
@@ -274,18 +274,18 @@ fn refused(alert: AlertDescription, ready: &Ready) -> Outcome {
         | A::UnsupportedCertificate
             if ready.client =>
         {
-            Outcome::new(Answer::Alive, Cause::Tls(TlsFault::ClientCertificateRejected))
+            CheckOutcome::new(CheckAnswer::Alive, Cause::Tls(TlsFault::ClientCertificateRejected))
         }
         // The last two are how servers said it before TLS 1.3 had a word for it.
         A::CertificateRequired | A::BadCertificate | A::HandshakeFailure if !ready.client => {
-            Outcome::new(Answer::Alive, Cause::Tls(TlsFault::ClientCertificateRequired))
+            CheckOutcome::new(CheckAnswer::Alive, Cause::Tls(TlsFault::ClientCertificateRequired))
                 .with(ready.problem.as_deref().unwrap_or("none found"))
         }
         _ => failed(TlsFault::Refused).with(format!("{alert:?}")),
     }
 }
 
-fn certificate(why: &CertificateError, ready: &Ready, name: &ServerName<'_>) -> Outcome {
+fn certificate(why: &CertificateError, ready: &ReadyTls, name: &ServerName<'_>) -> CheckOutcome {
     match why {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             failed(TlsFault::NameMismatch).with(format!("not for {}", name.to_str()))

@@ -9,16 +9,16 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use proto::cause::Cause;
-use proto::health::{Answer, Checker, Outcome, Readiness};
-use proto::record::Offer;
+use proto::health::{CheckAnswer, CheckOutcome, HealthTracker, Readiness};
+use proto::record::ServiceOffer;
 use proto::service::{Check, Service};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-use super::Report;
-use super::counts::Counts;
+use super::CheckerReport;
+use super::counts::CheckCounters;
 use super::probe::{self, Probe};
-use crate::lifecycle::{Life, wall};
+use crate::lifecycle::{Lifecycle, wall};
 
 /// Longest wait for a listener on loopback, which answers at once or not at all.
 const LOOPBACK_WITHIN: Duration = Duration::from_millis(200);
@@ -37,7 +37,7 @@ pub(super) fn probes(check: &Check, root: &Path) -> Vec<Probe> {
 }
 
 /// Checks one service.
-pub(super) struct Watcher {
+pub(super) struct ServiceWatcher {
     pub(super) service: Service,
     /// Where this agent's own proxy listens.
     pub(super) listeners: Arc<[SocketAddr]>,
@@ -45,29 +45,29 @@ pub(super) struct Watcher {
     pub(super) probes: Vec<Probe>,
     /// Kubernetes' files are below it.
     pub(super) root: PathBuf,
-    pub(super) checker: Checker,
+    pub(super) checker: HealthTracker,
     pub(super) own: watch::Receiver<Option<IpAddr>>,
-    pub(super) life: Life,
+    pub(super) life: Lifecycle,
     pub(super) generation: u64,
-    pub(super) reports: mpsc::Sender<Report>,
+    pub(super) reports: mpsc::Sender<CheckerReport>,
     /// What was last logged about an instance that is not offered.
     pub(super) hint: Option<Cause>,
-    pub(super) counts: Arc<Counts>,
+    pub(super) counts: Arc<CheckCounters>,
     /// What a check takes, roughly.
     pub(super) check_ms: Option<u32>,
 }
 
 /// A check that has ended: its probe, to be used again, and what it found.
-struct Checked {
+struct FinishedCheck {
     probe: Probe,
     target: SocketAddr,
-    outcome: Outcome,
+    outcome: CheckOutcome,
     took: Duration,
 }
 
-type Flight = Pin<Box<dyn Future<Output = Checked> + Send>>;
+type RunningCheck = Pin<Box<dyn Future<Output = FinishedCheck> + Send>>;
 
-impl Watcher {
+impl ServiceWatcher {
     /// Checks until it is dropped, and reports what others should know.
     ///
     /// A check that waits does not keep the next one waiting: an instance that hangs is known after one
@@ -77,7 +77,7 @@ impl Watcher {
         self.probes = probes(&self.service.check, &self.root);
         let mut ticks = tokio::time::interval(self.service.check.interval.max(MIN_INTERVAL));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut flying: FuturesUnordered<Flight> = FuturesUnordered::new();
+        let mut flying: FuturesUnordered<RunningCheck> = FuturesUnordered::new();
         let mut reported = None;
         loop {
             let offer = tokio::select! {
@@ -93,7 +93,8 @@ impl Watcher {
             let Some(offer) = offer else { continue };
             if reported.as_ref() != Some(&offer) {
                 reported = Some(offer.clone());
-                let report = Report { name: self.service.name.clone(), generation: self.generation, offer };
+                let report =
+                    CheckerReport { name: self.service.name.clone(), generation: self.generation, offer };
                 if self.reports.send(report).await.is_err() {
                     return;
                 }
@@ -103,12 +104,12 @@ impl Watcher {
 
     /// Starts a check, where a probe is free. What is to be said is known at once only where there is
     /// nothing to check.
-    fn begin(&mut self, flying: &mut FuturesUnordered<Flight>) -> Option<Option<Offer>> {
+    fn begin(&mut self, flying: &mut FuturesUnordered<RunningCheck>) -> Option<Option<ServiceOffer>> {
         let own = *self.own.borrow_and_update();
         let target = target(&self.service, own);
         if let Some(listener) = self.listeners.iter().find(|listener| covers(**listener, target)) {
             // Our own proxy would answer, with the health of somebody else.
-            self.hint(Cause::OwnListener, &format!("{listener} covers {target}"));
+            self.log_missing_tls(Cause::OwnListener, &format!("{listener} covers {target}"));
             return Some(None);
         }
         let mut probe = self.probes.pop()?;
@@ -118,19 +119,19 @@ impl Watcher {
             let outcome = probe.check(target).await;
             let took = began.elapsed();
             let outcome = match outcome.answer {
-                Answer::Refused => on_loopback(&listeners, target).await.unwrap_or(outcome),
+                CheckAnswer::Refused => on_loopback(&listeners, target).await.unwrap_or(outcome),
                 _ => outcome,
             };
-            Checked { probe, target, outcome, took }
+            FinishedCheck { probe, target, outcome, took }
         }));
         None
     }
 
     /// What is to be said after a check; none when that is what was said before.
-    fn end(&mut self, checked: Checked) -> Option<Option<Offer>> {
-        let Checked { probe, target, outcome, took } = checked;
+    fn end(&mut self, checked: FinishedCheck) -> Option<Option<ServiceOffer>> {
+        let FinishedCheck { probe, target, outcome, took } = checked;
         self.counts.add(&self.service.name, &outcome, took);
-        self.check_ms = Some(roughly(self.check_ms, took));
+        self.check_ms = Some(rounded_ms(self.check_ms, took));
         self.probes.push(probe);
         let own = *self.own.borrow();
         if target != self::target(&self.service, own) {
@@ -143,16 +144,16 @@ impl Watcher {
         self.log(before, target);
         match elsewhere {
             Some(where_not) if self.checker.health().is_none() => {
-                self.hint(Cause::LoopbackOnly, &where_not);
+                self.log_missing_tls(Cause::LoopbackOnly, &where_not);
             }
             _ => self.hint = None,
         }
         let Some(health) = self.checker.health() else { return Some(None) };
         // Without an address nobody reaches it, and once the address is back it is where it was: that it is
         // gone is nothing to say.
-        let address = offered(&self.service, own)?;
+        let address = offered_address(&self.service, own)?;
         let (weight, health) = (self.service.weight, health.clone());
-        Some(Some(Offer { address, weight, health, check_ms: self.check_ms }))
+        Some(Some(ServiceOffer { address, weight, health, check_ms: self.check_ms }))
     }
 
     /// One line for each change of state.
@@ -174,7 +175,7 @@ impl Watcher {
     }
 
     /// Says once why an instance is not offered, since nothing else would show it.
-    fn hint(&mut self, cause: Cause, detail: &str) {
+    fn log_missing_tls(&mut self, cause: Cause, detail: &str) {
         if self.hint != Some(cause) {
             let name = &self.service.name;
             tracing::warn!(service = %name, cause = cause.label(), "{name} is not offered: {cause}: {detail}");
@@ -185,14 +186,14 @@ impl Watcher {
 
 /// Milliseconds as they are said to others: what was said stands until it is half or double, since others
 /// are told of every change.
-fn roughly(said: Option<u32>, took: Duration) -> u32 {
+fn rounded_ms(said: Option<u32>, took: Duration) -> u32 {
     let ms = u32::try_from(took.as_millis()).unwrap_or(u32::MAX).max(1);
     said.filter(|said| ms <= said.saturating_mul(2) && ms >= said / 2).unwrap_or(ms)
 }
 
 /// A closed port at the mesh address and an open one on loopback: the service is bound to the wrong
 /// address, which nobody guesses from "refused".
-async fn on_loopback(listeners: &[SocketAddr], target: SocketAddr) -> Option<Outcome> {
+async fn on_loopback(listeners: &[SocketAddr], target: SocketAddr) -> Option<CheckOutcome> {
     let loopback = match target.ip() {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
@@ -203,7 +204,7 @@ async fn on_loopback(listeners: &[SocketAddr], target: SocketAddr) -> Option<Out
         return None;
     }
     let detail = format!("{loopback}, not {}", target.ip());
-    Some(Outcome::new(Answer::Refused, Cause::LoopbackOnly).with(detail))
+    Some(CheckOutcome::new(CheckAnswer::Refused, Cause::LoopbackOnly).with(detail))
 }
 
 /// The address that is checked.
@@ -216,7 +217,7 @@ fn target(service: &Service, own: Option<IpAddr>) -> SocketAddr {
 
 /// The address that others dial: the checked one, unless it is loopback and the mesh is not, since there
 /// everybody would reach himself.
-pub(super) fn offered(service: &Service, own: Option<IpAddr>) -> Option<SocketAddr> {
+pub(super) fn offered_address(service: &Service, own: Option<IpAddr>) -> Option<SocketAddr> {
     let at_own = own.map(|own| SocketAddr::new(own, service.port));
     match service.check.address {
         Some(address) if !address.ip().is_loopback() => Some(address),

@@ -4,21 +4,21 @@ use std::process::ExitCode;
 
 use proto::control::{Request, Response, Status};
 
-use super::exit::{self, Failure};
-use super::{Settings, out};
+use super::exit::{self, ExitError};
+use super::{CommandSettings, out};
 use crate::control::{self, CallError};
 
 /// Sends one request. A refusal of the agent is an error.
-pub(super) async fn ask(settings: &Settings, request: &Request) -> anyhow::Result<Response> {
+pub(super) async fn ask(settings: &CommandSettings, request: &Request) -> anyhow::Result<Response> {
     match control::call(settings.runtime_dir(), request).await {
-        Ok(Response::Failed(message)) => Err(Failure::error(exit::UNAVAILABLE, message)),
+        Ok(Response::Failed(message)) => Err(ExitError::error(exit::UNAVAILABLE, message)),
         Ok(Response::Unsupported { version }) => {
             let message = format!(
                 "the running agent has version {version} and does not know this request of version \
                  {}; restart it with: systemctl restart agent",
                 env!("CARGO_PKG_VERSION")
             );
-            Err(Failure::error(exit::UNAVAILABLE, message))
+            Err(ExitError::error(exit::UNAVAILABLE, message))
         }
         Ok(response) => Ok(response),
         Err(error) => {
@@ -27,13 +27,13 @@ pub(super) async fn ask(settings: &Settings, request: &Request) -> anyhow::Resul
                 CallError::NotAllowed { .. } => exit::NO_PERMISSION,
                 CallError::Broken { .. } => exit::SOFTWARE,
             };
-            Err(Failure::error(code, error.to_string()))
+            Err(ExitError::error(code, error.to_string()))
         }
     }
 }
 
 /// Sends a request that is answered by a sentence, and prints it.
-pub(super) async fn tell(settings: &Settings, request: &Request) -> anyhow::Result<ExitCode> {
+pub(super) async fn run_and_print(settings: &CommandSettings, request: &Request) -> anyhow::Result<ExitCode> {
     match ask(settings, request).await? {
         Response::Done(message) => {
             out::line(&message)?;
@@ -44,7 +44,7 @@ pub(super) async fn tell(settings: &Settings, request: &Request) -> anyhow::Resu
 }
 
 /// Asks how everything is.
-pub(super) async fn status(settings: &Settings) -> anyhow::Result<Status> {
+pub(super) async fn status(settings: &CommandSettings) -> anyhow::Result<Status> {
     match ask(settings, &Request::Status).await? {
         Response::Status(status) => Ok(*status),
         other => Err(unexpected(&other)),
@@ -67,5 +67,5 @@ pub(super) fn unexpected(response: &Response) -> anyhow::Error {
         "the running agent answered with {what}, which does not match the request: it has another \
          version; restart it with: systemctl restart agent"
     );
-    Failure::error(exit::SOFTWARE, message)
+    ExitError::error(exit::SOFTWARE, message)
 }

@@ -28,8 +28,8 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<ExitCode> {
         mistakes.extend(found.iter().map(|mistake| format!("{source}:{mistake}")));
         Config::default()
     });
-    for doubt in settings::doubts(named, &config) {
-        out::remark(&format!("warning: {doubt}"));
+    for suspicion in settings::permission_warnings(named, &config) {
+        out::warn(&format!("warning: {suspicion}"));
     }
     // A file that was named is checked for itself: it may be meant for another machine.
     let config = if args.file.is_some() {
@@ -46,7 +46,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<ExitCode> {
     }
     out::line(&mistakes.join("\n"))?;
     let s = if mistakes.len() == 1 { "" } else { "s" };
-    out::remark(&format!("{} mistake{s}", mistakes.len()));
+    out::warn(&format!("{} mistake{s}", mistakes.len()));
     Ok(ExitCode::from(exit::CONFIG))
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::demo::standin::{self, Standin};
+use crate::demo::standin::{self, StandInOptions};
 use crate::demo::{self, Options, Script};
 
 /// Run a demo cluster on this machine: three masters and two workers
@@ -54,6 +54,6 @@ pub(crate) struct MasterArgs {
 /// Runs the hidden command `demo-master`.
 pub(crate) async fn master(args: MasterArgs) -> anyhow::Result<ExitCode> {
     let files = args.cert_file.zip(args.key_file);
-    standin::run(Standin { listen: args.listen, name: args.name, files }).await?;
+    standin::run(StandInOptions { listen: args.listen, name: args.name, files }).await?;
     Ok(ExitCode::SUCCESS)
 }

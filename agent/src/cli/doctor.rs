@@ -3,13 +3,13 @@
 use std::process::ExitCode;
 
 use proto::control::{MemberState, Request, Response, Status};
-use proto::doctor::cluster::{self, Member, Pair};
-use proto::doctor::{Examined, Finding, Severity as FindingSeverity};
+use proto::doctor::cluster::{self, MasterLink, MemberFacts};
+use proto::doctor::{Examination, Finding, Severity as FindingSeverity};
 use proto::node::Role;
 
-use super::exit::{self, Failure};
-use super::table::{Tone, tame, wrap};
-use super::{Settings, ask, out};
+use super::exit::{self, ExitError};
+use super::table::{Severity, sanitize, wrap};
+use super::{CommandSettings, ask, out};
 use crate::app::doctor;
 use crate::control::{self, CallError};
 
@@ -38,16 +38,16 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(super) async fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(args: Args, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
     let status = match control::call(settings.runtime_dir(), &Request::Status).await {
         Ok(Response::Status(status)) => Some(*status),
         Ok(other) => return Err(ask::unexpected(&other)),
         Err(CallError::NotRunning { .. }) => None,
         Err(CallError::NotAllowed { socket }) => {
             let error = CallError::NotAllowed { socket };
-            return Err(Failure::error(exit::NO_PERMISSION, error.to_string()));
+            return Err(ExitError::error(exit::NO_PERMISSION, error.to_string()));
         }
-        Err(error) => return Err(Failure::error(exit::UNAVAILABLE, error.to_string())),
+        Err(error) => return Err(ExitError::error(exit::UNAVAILABLE, error.to_string())),
     };
     let config = &settings.config;
     let places = doctor::places(&config.state_dir, &config.runtime_dir);
@@ -82,12 +82,12 @@ pub(super) async fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitC
 }
 
 /// What only all members together show.
-fn together(status: &Status) -> Examined {
-    let members: Vec<Member> = status
+fn together(status: &Status) -> Examination {
+    let members: Vec<MemberFacts> = status
         .members
         .iter()
         .filter(|member| member.state != MemberState::Left)
-        .map(|member| Member {
+        .map(|member| MemberFacts {
             name: member.name.to_string(),
             // A node does not hear itself.
             version: match member.id == status.node.id {
@@ -100,7 +100,7 @@ fn together(status: &Status) -> Examined {
     let mut pairs = Vec::new();
     for from in masters() {
         if from.id == status.node.id {
-            pairs.extend(masters().filter(|to| to.id != from.id).map(|to| Pair {
+            pairs.extend(masters().filter(|to| to.id != from.id).map(|to| MasterLink {
                 from: from.name.to_string(),
                 to: to.name.to_string(),
                 at: to.address.clone(),
@@ -109,8 +109,8 @@ fn together(status: &Status) -> Examined {
             }));
             continue;
         }
-        for seen in from.sees.iter().filter(|seen| seen.heard) {
-            pairs.extend(masters().find(|to| to.name == seen.node).map(|to| Pair {
+        for seen in from.sees.iter().filter(|seen| seen.alive) {
+            pairs.extend(masters().find(|to| to.name == seen.node).map(|to| MasterLink {
                 from: from.name.to_string(),
                 to: seen.node.to_string(),
                 at: to.address.clone(),
@@ -122,17 +122,17 @@ fn together(status: &Status) -> Examined {
     cluster::examine(status.node.name.as_str(), &members, &pairs)
 }
 
-fn tone(severity: FindingSeverity) -> Tone {
+fn severity(severity: FindingSeverity) -> Severity {
     match severity {
-        FindingSeverity::Ok => Tone::Good,
-        FindingSeverity::Note => Tone::Plain,
-        FindingSeverity::Warning => Tone::Doubt,
-        FindingSeverity::Error => Tone::Bad,
+        FindingSeverity::Ok => Severity::Good,
+        FindingSeverity::Note => Severity::Plain,
+        FindingSeverity::Warning => Severity::Doubt,
+        FindingSeverity::Error => Severity::Bad,
     }
 }
 
 /// The screen: a line for each thing that was looked at, then what was found, the worst first.
-fn render(node: &str, examined: &Examined, columns: usize, colours: bool) -> String {
+fn render(node: &str, examined: &Examination, columns: usize, colours: bool) -> String {
     let mut text = format!("checked from {node}\n");
     let mut areas: Vec<(&str, &str)> =
         examined.checked.iter().map(|one| (one.area.as_str(), one.text.as_str())).collect();
@@ -146,13 +146,13 @@ fn render(node: &str, examined: &Examined, columns: usize, colours: bool) -> Str
         let of_it = || groups.iter().filter(|group| group.finding.area == area);
         let worst = of_it().map(|group| group.finding.severity).max().unwrap_or(FindingSeverity::Ok);
         let words = if worst == FindingSeverity::Ok { well.to_owned() } else { summary(of_it()) };
-        let mark = tone(worst).paint(&format!("{:<8}", worst.word()), colours);
+        let mark = severity(worst).paint(&format!("{:<8}", worst.as_str()), colours);
         hanging(&mut text, &format!("  {mark} {area:<12} "), 24, &words, columns);
     }
     for Group { finding, nodes, mend } in &groups {
         text.push('\n');
-        let label = format!("{}: ", finding.severity.word());
-        let painted = tone(finding.severity).paint(&label, colours);
+        let label = format!("{}: ", finding.severity.as_str());
+        let painted = severity(finding.severity).paint(&label, colours);
         let what = match examined.findings.iter().any(|other| other.node != node) {
             true if nodes.len() > 1 => format!("nodes {}: {}", nodes.join(", "), finding.what),
             true => format!("{}: {}", finding.node, finding.what),
@@ -168,7 +168,7 @@ fn render(node: &str, examined: &Examined, columns: usize, colours: bool) -> Str
     let serious = groups.iter().filter(|group| group.finding.severity > FindingSeverity::Note).count();
     text.push('\n');
     text.push_str(&match serious {
-        0 => Tone::Good.paint("nothing to fix", colours),
+        0 => Severity::Good.paint("nothing to fix", colours),
         1 => "1 thing to fix".to_owned(),
         many => format!("{many} things to fix"),
     });
@@ -254,7 +254,7 @@ fn command(text: &mut String, before: &str, line: &str, columns: usize) {
     }
     if before.len() + line.chars().count() <= columns {
         // As it is, with the spaces before its remark.
-        return text.push_str(&format!("{before}{}\n", tame(line)));
+        return text.push_str(&format!("{before}{}\n", sanitize(line)));
     }
     if let Some((line, remark)) = line.split_once("   # ") {
         // A remark ends with its line, whatever stands at its end.
@@ -263,7 +263,7 @@ fn command(text: &mut String, before: &str, line: &str, columns: usize) {
     }
     // A word stays whole even where it is too long: broken, it would be another.
     let (mut lines, room) = (vec![String::new()], columns.saturating_sub(before.len() + 4));
-    for word in tame(line).split_whitespace() {
+    for word in sanitize(line).split_whitespace() {
         match lines.last_mut() {
             Some(last) if last.is_empty() => last.push_str(word),
             Some(last) if last.chars().count() + 1 + word.chars().count() <= room => {
@@ -282,14 +282,14 @@ fn command(text: &mut String, before: &str, line: &str, columns: usize) {
 
 #[cfg(test)]
 mod tests {
-    use proto::doctor::Words;
+    use proto::doctor::FindingText;
 
     use super::*;
 
     #[test]
     fn a_healthy_node_is_a_short_screen() {
-        let mut examined = Examined::default();
-        examined.looked("ports", "2 other members, each by TCP and UDP on 7646, both ways");
+        let mut examined = Examination::default();
+        examined.checked("ports", "2 other members, each by TCP and UDP on 7646, both ways");
         let screen = render("m1", &examined, 80, false);
         assert_eq!(
             screen,
@@ -300,10 +300,10 @@ mod tests {
 
     #[test]
     fn findings_fit_80_columns_and_long_commands_can_be_copied() {
-        let mut examined = Examined::default();
-        examined.looked("ports", "well");
+        let mut examined = Examination::default();
+        examined.checked("ports", "well");
         let mend = vec![format!("kubectl {}", "get nodes ".repeat(12)), "a   # b".to_owned()];
-        let words = Words { what: "x ".repeat(60), why: "y", mend };
+        let words = FindingText { what: "x ".repeat(60), why: "y", mend };
         examined.found(FindingSeverity::Error, "ports", "udp-blocked", "m2", words);
         let screen = render("m1", &examined, 80, false);
         assert!(screen.lines().all(|line| line.chars().count() <= 80), "{screen}");
@@ -321,8 +321,9 @@ mod tests {
 
     #[test]
     fn what_several_nodes_have_is_said_once_with_their_names() {
-        let mut examined = Examined::default();
-        let words = |mend: &str| Words { what: "asleep".to_owned(), why: "why", mend: vec![mend.to_owned()] };
+        let mut examined = Examination::default();
+        let words =
+            |mend: &str| FindingText { what: "asleep".to_owned(), why: "why", mend: vec![mend.to_owned()] };
         examined.found(FindingSeverity::Error, "agent", "not-running", "m1", words("systemctl start agent"));
         for node in ["m2", "m3"] {
             let mend = format!("on {node}: systemctl start agent");
@@ -331,11 +332,11 @@ mod tests {
         // Another command, and so another finding.
         examined.found(FindingSeverity::Error, "agent", "not-running", "m4", words("on m4: reboot"));
         let screen = render("m1", &examined, 80, false);
-        let once = "error: nodes m1, m2, m3: asleep\n  why   why\n  mend  on each: systemctl start agent\n";
+        let once = "error: nodes m1, m2, m3: asleep\n  why   why\n  fix   on each: systemctl start agent\n";
         assert!(screen.contains(once), "{screen}");
-        assert!(screen.contains("error: m4: asleep\n  why   why\n  mend  on m4: reboot\n"), "{screen}");
+        assert!(screen.contains("error: m4: asleep\n  why   why\n  fix   on m4: reboot\n"), "{screen}");
         assert!(
-            screen.contains("2 findings: not-running") && screen.ends_with("2 things to mend\n"),
+            screen.contains("2 findings: not-running") && screen.ends_with("2 things to fix\n"),
             "{screen}"
         );
     }

@@ -8,8 +8,8 @@ use proto::control::{HeldStatus, Request, Response};
 use proto::time::{human, parse_duration};
 use tokio::time::Instant;
 
-use super::exit::{self, Failure};
-use super::{Settings, ask, out};
+use super::exit::{self, ExitError};
+use super::{CommandSettings, ask, out};
 
 /// Time between two questions: each asks every node.
 const ASK: Duration = Duration::from_secs(2);
@@ -41,8 +41,8 @@ pub(crate) struct UndrainArgs {
 }
 
 /// Runs `agent drain`.
-pub(super) async fn drain(args: DrainArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let code = ask::tell(settings, &Request::Drain { on: true, node: args.node.clone() }).await?;
+pub(super) async fn drain(args: DrainArgs, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
+    let code = ask::run_and_print(settings, &Request::Drain { on: true, node: args.node.clone() }).await?;
     match args.wait {
         Some(limit) => wait(args.node, limit, settings).await,
         None => Ok(code),
@@ -50,15 +50,15 @@ pub(super) async fn drain(args: DrainArgs, settings: &Settings) -> anyhow::Resul
 }
 
 /// Runs `agent undrain`.
-pub(super) async fn undrain(args: UndrainArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
-    ask::tell(settings, &Request::Drain { on: false, node: args.node }).await
+pub(super) async fn undrain(args: UndrainArgs, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
+    ask::run_and_print(settings, &Request::Drain { on: false, node: args.node }).await
 }
 
 /// Waits until nobody holds anything, with a line that tells how far it is.
 async fn wait(
     node: Option<String>,
     limit: Option<Duration>,
-    settings: &Settings,
+    settings: &CommandSettings,
 ) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
     let mut progress = Progress::default();
@@ -77,8 +77,9 @@ async fn wait(
         if let Some(limit) = limit.filter(|limit| next > begun + *limit) {
             tokio::time::sleep_until(begun + limit).await;
             progress.end();
-            let message = format!("not finished after {}: {}; the node stays drained", human(limit), left(&held));
-            return Err(Failure::error(exit::UNAVAILABLE, message));
+            let message =
+                format!("not finished after {}: {}; the node stays drained", human(limit), left(&held));
+            return Err(ExitError::error(exit::UNAVAILABLE, message));
         }
         tokio::time::sleep_until(next).await;
     }

@@ -5,11 +5,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use proto::control::{Request, Response};
-use proto::event::{Ask, Event};
+use proto::event::{Event, EventQuery};
 use proto::time::UnixMs;
 
-use super::table::{Tone, wrap};
-use super::{Settings, ask, out, time};
+use super::table::{Severity, wrap};
+use super::{CommandSettings, ask, out, time};
 use crate::lifecycle::wall;
 
 /// Events that are shown when no time is given.
@@ -116,7 +116,7 @@ impl Since {
 }
 
 /// Runs the command.
-pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(args: &Args, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
     let now = wall();
     let most = match (args.since, args.follow) {
         (Some(_), _) => u32::MAX,
@@ -124,14 +124,14 @@ pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<Exit
         (None, false) => LATEST,
     };
     let since = args.since.map_or(UnixMs(0), |since| since.time(now));
-    let mut ask = Ask { since, after: BTreeMap::new(), most, cluster: args.cluster };
-    let (events, mut missed) = asked(&ask, settings).await?;
+    let mut ask = EventQuery { since, after: BTreeMap::new(), most, cluster: args.cluster };
+    let (events, mut missed) = query(&ask, settings).await?;
     // Of the whole cluster as many as of one node, too.
     let skip = if args.since.is_some() { 0 } else { events.len().saturating_sub(most as usize) };
     show(&events[skip..], args)?;
-    say_missed(&missed);
+    warn_missed(&missed);
     if events.is_empty() && !args.follow && !args.json {
-        out::remark("no events in this time");
+        out::warn("no events in this time");
     }
     if !args.follow {
         return Ok(ExitCode::SUCCESS);
@@ -147,10 +147,10 @@ pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<Exit
             ask.since = now;
         }
         tokio::time::sleep(if args.cluster { AGAIN_ALL } else { AGAIN }).await;
-        new = match asked(&ask, settings).await {
+        new = match query(&ask, settings).await {
             Ok((events, silent)) => {
                 if silent != missed {
-                    say_missed(&silent);
+                    warn_missed(&silent);
                     missed = silent;
                 }
                 events
@@ -162,16 +162,16 @@ pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<Exit
     }
 }
 
-async fn asked(ask: &Ask, settings: &Settings) -> anyhow::Result<(Vec<Event>, Vec<String>)> {
+async fn query(ask: &EventQuery, settings: &CommandSettings) -> anyhow::Result<(Vec<Event>, Vec<String>)> {
     match ask::ask(settings, &Request::Events(ask.clone())).await? {
         Response::Events { events, silent } => Ok((events, silent)),
         other => Err(ask::unexpected(&other)),
     }
 }
 
-fn say_missed(silent: &[String]) {
+fn warn_missed(silent: &[String]) {
     if !silent.is_empty() {
-        out::remark(&format!("no answer from {}; their events are missing", silent.join(", ")));
+        out::warn(&format!("no answer from {}; their events are missing", silent.join(", ")));
     }
 }
 
@@ -194,19 +194,19 @@ fn show(events: &[Event], args: &Args) -> anyhow::Result<()> {
 fn lines(text: &mut String, event: &Event, now: UnixMs, node: bool, columns: usize, colours: bool) {
     let mut head = format!("{}  ", time::at(event.time_unix_ms, now));
     if node {
-        head.push_str(&format!("{:<8} ", super::table::tame(&event.node)));
+        head.push_str(&format!("{:<8} ", super::table::sanitize(&event.node)));
     }
     let indent = head.chars().count();
-    let tone = Tone::from(event.level);
+    let severity = Severity::from(event.level);
     for (i, line) in wrap(&event.sentence(), columns.saturating_sub(indent)).iter().enumerate() {
         let head = if i == 0 { head.as_str() } else { &" ".repeat(indent) };
-        text.push_str(&format!("{}{}\n", Tone::Dim.paint(head, colours), tone.paint(line, colours)));
+        text.push_str(&format!("{}{}\n", Severity::Dim.paint(head, colours), severity.paint(line, colours)));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use proto::event::Kind;
+    use proto::event::EventKind;
 
     use super::*;
 
@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn lines_fit_80_columns_and_hang_below_their_sentence() {
-        let mut event = Event::new(Kind::Backend, UnixMs(50_591_000), "kube-api/m1", "down");
+        let mut event = Event::new(EventKind::Backend, UnixMs(50_591_000), "kube-api/m1", "down");
         event.node = "w1".to_owned();
         let event = event.since("ready", UnixMs(39_791_000)).reason("no answer to pulses, ".repeat(5));
         let mut text = String::new();

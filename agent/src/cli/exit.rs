@@ -35,42 +35,42 @@ pub(crate) const FAULTY: u8 = 11;
 /// An error that knows the code to end with. Wherever it stands in the chain of an [`anyhow::Error`], its
 /// code is used.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub(crate) struct ExitError {
     /// The code to end with.
     pub(crate) code: u8,
     /// What is wrong and what would be right.
     pub(crate) message: String,
 }
 
-impl Failure {
+impl ExitError {
     /// An error with its code.
     pub(crate) fn error(code: u8, message: impl Into<String>) -> anyhow::Error {
-        anyhow::Error::new(Failure { code, message: message.into() })
+        anyhow::Error::new(ExitError { code, message: message.into() })
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for ExitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
 }
 
-impl std::error::Error for Failure {}
+impl std::error::Error for ExitError {}
 
 /// The code of an error: that of the first in its chain that has one.
 pub(crate) fn code_of(error: &anyhow::Error) -> u8 {
     // A context that is a Failure is found by downcast only, its causes only by the chain.
-    if let Some(failure) = error.downcast_ref::<Failure>() {
+    if let Some(failure) = error.downcast_ref::<ExitError>() {
         return failure.code;
     }
     error.chain().find_map(code_of_cause).unwrap_or(SOFTWARE)
 }
 
 fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
-    if let Some(failure) = cause.downcast_ref::<Failure>() {
+    if let Some(failure) = cause.downcast_ref::<ExitError>() {
         return Some(failure.code);
     }
-    if let Some(refusal) = cause.downcast_ref::<proto::invite::Refusal>() {
+    if let Some(refusal) = cause.downcast_ref::<proto::invite::JoinRefusal>() {
         return Some(refusal.exit_code());
     }
     // LoadError shows its source as itself, so the source is not in the chain.
@@ -91,7 +91,7 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
 
 /// Says what is wrong on stderr and returns the code to end with.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
-    super::out::complain(&format!("{error:#}"));
+    super::out::error(&format!("{error:#}"));
     ExitCode::from(code_of(error))
 }
 
@@ -103,11 +103,11 @@ mod tests {
 
     #[test]
     fn the_code_survives_being_wrapped() {
-        let wrapped = Err::<(), _>(Failure::error(DATA, "no such node")).context("remove").unwrap_err();
+        let wrapped = Err::<(), _>(ExitError::error(DATA, "no such node")).context("remove").unwrap_err();
         assert_eq!(code_of(&wrapped), DATA);
         assert_eq!(format!("{wrapped:#}"), "remove: no such node");
 
-        let refused = anyhow::Error::new(proto::invite::Refusal::Expired).context("join");
+        let refused = anyhow::Error::new(proto::invite::JoinRefusal::Expired).context("join");
         assert_eq!(code_of(&refused), 21);
 
         let denied = anyhow::Error::new(io::Error::from(io::ErrorKind::PermissionDenied)).context("read");

@@ -6,9 +6,9 @@ use proto::control::{Request, Response, SettingStatus};
 use proto::settings::about;
 use proto::time::UnixMs;
 
-use super::exit::{self, Failure};
+use super::exit::{self, ExitError};
 use super::table::{Cell, Column, Table};
-use super::{Settings, ask, out, time};
+use super::{CommandSettings, ask, out, time};
 
 /// Show cluster-wide settings, who set them and when
 ///
@@ -29,7 +29,7 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(args: &Args, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
     let all = match ask::ask(settings, &Request::Settings).await? {
         Response::Settings(all) => all,
         other => return Err(ask::unexpected(&other)),
@@ -38,7 +38,7 @@ pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<Exit
     // A key that nobody could set is a mistake; one that nobody has set is a question with an answer.
     let known = match &args.key {
         Some(key) if chosen.is_empty() => {
-            Some(about(key).map_err(|error| Failure::error(exit::DATA, format!("{key}: {error}")))?)
+            Some(about(key).map_err(|error| ExitError::error(exit::DATA, format!("{key}: {error}")))?)
         }
         _ => None,
     };

@@ -9,10 +9,10 @@ use proto::invite;
 use proto::node::{Name, Role};
 use proto::settings;
 
-use super::exit::{self, Failure};
+use super::exit::{self, ExitError};
 use super::steps::{self, Steps};
-use super::{Settings, ask, install};
-use crate::app::enter::{self, Wish};
+use super::{CommandSettings, ask, install};
+use crate::app::setup::{self, SetupOptions};
 use crate::control;
 
 /// Create a cluster on its first node and print the commands for the others
@@ -58,17 +58,21 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(crate) async fn run(args: Args, settings: Settings) -> anyhow::Result<ExitCode> {
-    let wish =
-        Wish { config: settings.config.clone(), name: args.name, address: args.addr, interface: args.iface };
+pub(crate) async fn run(args: Args, settings: CommandSettings) -> anyhow::Result<ExitCode> {
+    let options = SetupOptions {
+        config: settings.config.clone(),
+        name: args.name,
+        address: args.addr,
+        interface: args.iface,
+    };
     let steps = Steps::new(args.json);
     if args.successor {
-        return succeed(&wish, settings, steps, args.foreground).await;
+        return succeed(&options, settings, steps, args.foreground).await;
     }
     if let Some(running) = steps::already_runs(&settings).await? {
         steps.step("cluster", true, &format!("already a member of \"{}\"", running.cluster.name));
         if !args.vip.is_empty() {
-            let request = Request::Change(vec![("vip".to_owned(), Some(enter::vip_setting(&args.vip)))]);
+            let request = Request::Change(vec![("vip".to_owned(), Some(setup::vip_setting(&args.vip)))]);
             if let Response::Changed(changes, _) = ask::ask(&settings, &request).await? {
                 changes.iter().for_each(|change| steps.step("setting", true, &super::set::line(change)));
             }
@@ -79,11 +83,11 @@ pub(crate) async fn run(args: Args, settings: Settings) -> anyhow::Result<ExitCo
         return Ok(ExitCode::SUCCESS);
     }
     let entered =
-        enter::init(&wish, args.cluster, &args.vip, &mut |step, ok, detail| steps.step(step, ok, detail))?;
+        setup::init(&options, args.cluster, &args.vip, &mut |step, ok, detail| steps.step(step, ok, detail))?;
     steps::go_on(entered, settings, steps, args.foreground).await
 }
 
-async fn new_invite(settings: &Settings, role: Role, uses: u32) -> anyhow::Result<String> {
+async fn new_invite(settings: &CommandSettings, role: Role, uses: u32) -> anyhow::Result<String> {
     let seconds = invite::DEFAULT_TTL.as_secs();
     match ask::ask(settings, &Request::Invite { seconds, uses: Some(uses), role }).await? {
         Response::Invite { line, .. } => Ok(line),
@@ -93,8 +97,8 @@ async fn new_invite(settings: &Settings, role: Role, uses: u32) -> anyhow::Resul
 
 /// Starts the successor of a cluster without masters.
 async fn succeed(
-    wish: &Wish,
-    settings: Settings,
+    options: &SetupOptions,
+    settings: CommandSettings,
     steps: Steps,
     foreground: bool,
 ) -> anyhow::Result<ExitCode> {
@@ -105,15 +109,15 @@ async fn succeed(
         if let Some(master) = running.members.iter().find(lives) {
             let text =
                 format!("{} is a master of this cluster and up, so no successor is needed", master.name);
-            return Err(Failure::error(exit::UNAVAILABLE, text));
+            return Err(ExitError::error(exit::UNAVAILABLE, text));
         }
         // The state directory has to be free.
         install::stop(&mut |line| steps.step("service", true, line))?;
         if control::is_running(settings.runtime_dir()) {
             let text = "an agent is still running here in the foreground; stop it and repeat this command";
-            return Err(Failure::error(exit::UNAVAILABLE, text));
+            return Err(ExitError::error(exit::UNAVAILABLE, text));
         }
     }
-    let entered = enter::succeed(wish, &mut |step, ok, detail| steps.step(step, ok, detail))?;
+    let entered = setup::succeed(options, &mut |step, ok, detail| steps.step(step, ok, detail))?;
     steps::go_on(entered, settings, steps, foreground).await
 }

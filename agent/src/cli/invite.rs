@@ -8,7 +8,7 @@ use proto::invite::PREFIX;
 use proto::node::Role;
 use proto::time::{BadDuration, parse_duration};
 
-use super::{Settings, ask, out};
+use super::{CommandSettings, ask, out};
 
 /// Create an invite: one command to run on the nodes that join
 ///
@@ -54,7 +54,7 @@ fn ttl(text: &str) -> Result<Duration, BadTtl> {
 }
 
 /// Runs the command.
-pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(args: &Args, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
     let role = if args.master { Role::Master } else { Role::Worker };
     let request = Request::Invite { seconds: args.ttl.as_secs(), uses: args.uses, role };
     let (line, expires) = match ask::ask(settings, &request).await? {
@@ -76,7 +76,7 @@ pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<Exit
         return Ok(ExitCode::SUCCESS);
     }
     out::line(&command)?;
-    out::remark(&format!(
+    out::warn(&format!(
         "valid until {} ({}), for {}",
         super::time::at(expires, crate::lifecycle::wall()),
         super::time::until(expires, crate::lifecycle::wall()),

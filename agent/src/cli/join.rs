@@ -7,13 +7,13 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use proto::config;
-use proto::invite::{self, EXIT_ISSUER_DEMOTED, EXIT_WRONG_PIN, Pin, Refusal};
+use proto::invite::{self, EXIT_ISSUER_DEMOTED, EXIT_WRONG_PIN, IssuerPin, JoinRefusal};
 use proto::node::Name;
 
-use super::Settings;
-use super::exit::{self, Failure};
+use super::CommandSettings;
+use super::exit::{self, ExitError};
 use super::steps::{self, Steps};
-use crate::app::enter::{self, Seed, Wish};
+use crate::app::setup::{self, JoinSeed, SetupOptions};
 use crate::membership::join::JoinError;
 
 /// Join a cluster
@@ -47,7 +47,7 @@ pub(crate) struct Args {
     pub(crate) invite_file: Option<PathBuf>,
     /// Key of the master, if there is no invite
     #[arg(long, value_name = "KEY", value_parser = invite::parse_pin)]
-    pub(crate) key: Option<Pin>,
+    pub(crate) key: Option<IssuerPin>,
     /// Name of this node [default: its host name]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<Name>,
@@ -66,31 +66,31 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(crate) async fn run(args: Args, settings: Settings) -> anyhow::Result<ExitCode> {
-    let wish =
-        Wish { config: settings.config.clone(), name: args.name, address: args.addr, interface: args.iface };
+pub(crate) async fn run(args: Args, settings: CommandSettings) -> anyhow::Result<ExitCode> {
+    let options = SetupOptions {
+        config: settings.config.clone(),
+        name: args.name,
+        address: args.addr,
+        interface: args.iface,
+    };
     let steps = Steps::new(args.json);
     if let Some(running) = steps::already_runs(&settings).await? {
         if running.node.removed {
-            return Err(Refusal::Removed.into());
+            return Err(JoinRefusal::Removed.into());
         }
-        steps.step(
-            "cluster",
-            true,
-            &format!("already a member of \"{}\" and running", running.cluster.name),
-        );
+        steps.step("cluster", true, &format!("already a member of \"{}\" and running", running.cluster.name));
         let (ok, text) = running.serving();
         steps.step("serves", ok, &text);
         return Ok(ExitCode::SUCCESS);
     }
     let text = seed(args.seed, args.invite_file.as_deref())?;
-    let seed = Seed { text: &text, key: args.key, typed: &typed };
-    let joined = enter::join(&wish, &seed, &mut |step, ok, detail| steps.step(step, ok, detail)).await;
+    let seed = JoinSeed { text: &text, key: args.key, typed: &typed };
+    let joined = setup::join(&options, &seed, &mut |step, ok, detail| steps.step(step, ok, detail)).await;
     let entered = joined.map_err(|error| match error.downcast_ref::<JoinError>() {
-        Some(JoinError::Refused(refusal)) => Failure::error(refusal.exit_code(), error.to_string()),
-        Some(JoinError::IssuerDemoted { .. }) => Failure::error(EXIT_ISSUER_DEMOTED, error.to_string()),
-        Some(JoinError::WrongPin(_)) => Failure::error(EXIT_WRONG_PIN, error.to_string()),
-        Some(_) => Failure::error(exit::UNAVAILABLE, error.to_string()),
+        Some(JoinError::Refused(refusal)) => ExitError::error(refusal.exit_code(), error.to_string()),
+        Some(JoinError::IssuerDemoted { .. }) => ExitError::error(EXIT_ISSUER_DEMOTED, error.to_string()),
+        Some(JoinError::WrongPin(_)) => ExitError::error(EXIT_WRONG_PIN, error.to_string()),
+        Some(_) => ExitError::error(exit::UNAVAILABLE, error.to_string()),
         None => error,
     })?;
     steps::go_on(entered, settings, steps, args.foreground).await
@@ -115,7 +115,7 @@ fn seed(argument: Option<String>, file: Option<&Path>) -> anyhow::Result<String>
                 "{} must belong to root or this user and be readable by nobody else; run: chmod 600 {0}",
                 file.display()
             );
-            return Err(Failure::error(exit::DATA, text));
+            return Err(ExitError::error(exit::DATA, text));
         }
         let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
         return Ok(first_word(&text));
@@ -123,7 +123,7 @@ fn seed(argument: Option<String>, file: Option<&Path>) -> anyhow::Result<String>
     match argument.as_deref() {
         Some("-") => match typed() {
             Some(line) => Ok(first_word(&line)),
-            None => Err(Failure::error(exit::DATA, "no invite on stdin")),
+            None => Err(ExitError::error(exit::DATA, "no invite on stdin")),
         },
         _ => Ok(argument.unwrap_or_default()),
     }

@@ -5,10 +5,10 @@ use std::process::ExitCode;
 
 use proto::control::Request;
 
-use super::exit::{self, Failure};
-use super::{Settings, ask, install, out};
+use super::exit::{self, ExitError};
+use super::{CommandSettings, ask, install, out};
 use crate::control;
-use crate::state::Store;
+use crate::state::StateDir;
 
 /// Remove this node from the cluster for good
 ///
@@ -23,20 +23,20 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<ExitCode> {
-    match ask::tell(settings, &Request::Leave).await {
+pub(super) async fn run(args: &Args, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
+    match ask::run_and_print(settings, &Request::Leave).await {
         Err(error) if !args.force => return Err(error),
-        Err(error) => out::remark(&format!("the other members were not notified: {error:#}")),
+        Err(error) => out::warn(&format!("the other members were not notified: {error:#}")),
         Ok(_) => {}
     }
     // A service would only come back to say that there is no cluster.
-    install::stop(&mut |line| out::remark(line))?;
+    install::stop(&mut |line| out::warn(line))?;
     if !args.force {
         return Ok(ExitCode::SUCCESS);
     }
     if control::is_running(settings.runtime_dir()) {
         let message = "an agent is still running here in the foreground; stop it and repeat this command";
-        return Err(Failure::error(exit::UNAVAILABLE, message));
+        return Err(ExitError::error(exit::UNAVAILABLE, message));
     }
     let dir = settings.state_dir();
     out::line(&match wipe(dir)? {
@@ -52,8 +52,8 @@ pub(super) fn wipe(dir: &Path) -> anyhow::Result<bool> {
     if !dir.is_dir() {
         return Ok(false);
     }
-    for foreign in Store::open(dir)?.purge()? {
-        out::remark(&format!("{} does not belong to the agent and was kept", foreign.display()));
+    for foreign in StateDir::open(dir)?.purge()? {
+        out::warn(&format!("{} does not belong to the agent and was kept", foreign.display()));
     }
     Ok(true)
 }
@@ -69,7 +69,7 @@ mod tests {
     fn only_what_is_ours_is_deleted() {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
-        Store::open(&state).unwrap().write(StateFile::first("identity"), &"x").unwrap();
+        StateDir::open(&state).unwrap().write(StateFile::first("identity"), &"x").unwrap();
         fs::write(state.join("theirs"), "y").unwrap();
         assert!(wipe(&state).unwrap());
         assert!(!state.join("identity").exists());

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
-use super::exit::{self, Failure};
+use super::exit::{self, ExitError};
 use super::{out, settings};
 
 /// Print the manual page, or write those of all commands to a directory
@@ -35,7 +35,7 @@ pub(super) fn run(args: &Args, definition: clap::Command) -> anyhow::Result<Exit
 
 fn write_all(definition: clap::Command, dir: &Path) -> anyhow::Result<()> {
     let unable = |error: std::io::Error| {
-        Failure::error(
+        ExitError::error(
             exit::CANT_CREATE,
             format!("can't write {}: {}", dir.display(), settings::plain(&error)),
         )

@@ -6,7 +6,7 @@ use proto::control::MemberStatus;
 use proto::time::UnixMs;
 
 use super::table::{Cell, Column, Table};
-use super::{Settings, ask, out, time};
+use super::{CommandSettings, ask, out, time};
 
 /// List the members with their role and state
 #[derive(Debug, clap::Args)]
@@ -17,7 +17,7 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(args: &Args, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
     let status = ask::status(settings).await?;
     if args.json {
         out::json(&serde_json::json!({ "schema": status.schema, "members": status.members }))?;
@@ -51,7 +51,7 @@ pub(super) fn table(members: &[&MemberStatus], now: UnixMs, ids: bool, indent: u
         }
         cells.extend([
             Cell::plain(member.role.to_string()),
-            Cell::toned(member.state.word(), member.state.into()),
+            Cell::toned(member.state.as_str(), member.state.into()),
             Cell::plain(time::age(member.since_unix_ms, now)),
             Cell::plain(known(&member.address)),
             Cell::plain(rtt(member.rtt_ms)),

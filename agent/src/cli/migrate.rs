@@ -4,10 +4,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use proto::migrate::{Source, migrate};
+use proto::migrate::{SourceFile, migrate};
 use proto::node::Name;
 
-use super::exit::{self, Failure};
+use super::exit::{self, ExitError};
 use super::{out, settings};
 
 /// Largest file that is read: a thousand times what people write.
@@ -39,12 +39,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     for path in &args.files {
         files.push((path.display().to_string(), read(path)?));
     }
-    let sources: Vec<Source<'_>> = files.iter().map(|(name, bytes)| Source { name, bytes }).collect();
+    let sources: Vec<SourceFile<'_>> = files.iter().map(|(name, bytes)| SourceFile { name, bytes }).collect();
     let made = migrate(&sources, args.node.as_ref())
-        .map_err(|error| Failure::error(exit::DATA, error.to_string()))?;
+        .map_err(|error| ExitError::error(exit::DATA, error.to_string()))?;
     out::print(&made.text)?;
     for problem in &made.problems {
-        out::remark(problem);
+        out::warn(problem);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -58,11 +58,11 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
             std::io::ErrorKind::PermissionDenied => exit::NO_PERMISSION,
             _ => exit::NO_INPUT,
         };
-        return Err(Failure::error(code, format!("can't read {shown}: {}", settings::plain(&error))));
+        return Err(ExitError::error(code, format!("can't read {shown}: {}", settings::plain(&error))));
     }
     if bytes.len() as u64 > MAX_FILE {
         let message = format!("{shown} is larger than {} kB, too large for a configuration", MAX_FILE / 1024);
-        return Err(Failure::error(exit::DATA, message));
+        return Err(ExitError::error(exit::DATA, message));
     }
     Ok(bytes)
 }

@@ -1,4 +1,4 @@
-//! The command line: a file a command. Raw arguments first, then one checked [`Settings`], then the command.
+//! The command line: a file a command. Raw arguments first, then one checked [`CommandSettings`], then the command.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -38,7 +38,7 @@ mod vip;
 mod waiting;
 mod weight;
 
-pub(crate) use settings::{Global, Settings};
+pub(crate) use settings::{CommandSettings, Global};
 
 use crate::times as time;
 
@@ -107,7 +107,7 @@ pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// Prints help, the version, or what is wrong with the arguments.
 fn usage(error: &clap::Error) -> ExitCode {
     if error.use_stderr() {
-        out::remark(error.to_string().trim_end());
+        out::warn(error.to_string().trim_end());
         return ExitCode::from(exit::USAGE);
     }
     match out::print(&error.to_string()) {
@@ -127,11 +127,11 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::DemoMaster(args) => return runtime(false)?.block_on(demo::master(args)),
         _ => {}
     }
-    let settings = Settings::load(cli.global)?;
+    let settings = CommandSettings::load(cli.global)?;
     let many_threads = matches!(cli.command, Command::Run(_) | Command::Init(_) | Command::Join(_));
     if many_threads {
         // Before there are threads: each begins with what its maker has.
-        crate::vip::lay_down();
+        crate::vip::drop_capabilities();
     }
     runtime(many_threads)?.block_on(command(cli.command, settings))
 }
@@ -146,7 +146,7 @@ fn runtime(many_threads: bool) -> std::io::Result<tokio::runtime::Runtime> {
     builder.enable_all().build()
 }
 
-async fn command(command: Command, settings: Settings) -> anyhow::Result<ExitCode> {
+async fn command(command: Command, settings: CommandSettings) -> anyhow::Result<ExitCode> {
     match command {
         Command::Init(args) => init::run(args, settings).await,
         Command::Join(args) => join::run(args, settings).await,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use proto::control::Request;
 use proto::time::{BadDuration, human, parse_duration};
 
-use super::{Settings, ask};
+use super::{CommandSettings, ask};
 
 /// Longest that a cluster may stand open: a day is a rollout, more is a door forgotten.
 const MAX_OPEN: Duration = Duration::from_secs(24 * 3600);
@@ -48,6 +48,6 @@ fn how_long(text: &str) -> Result<Duration, BadTime> {
 }
 
 /// Runs the command.
-pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<ExitCode> {
-    ask::tell(settings, &Request::Open { seconds: args.time.as_secs() }).await
+pub(super) async fn run(args: &Args, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
+    ask::run_and_print(settings, &Request::Open { seconds: args.time.as_secs() }).await
 }

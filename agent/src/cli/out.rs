@@ -22,14 +22,14 @@ pub(crate) fn json<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
 }
 
 /// Writes a remark to stderr, where it does not get between a command's result and whoever reads it.
-pub(crate) fn remark(text: &str) {
+pub(crate) fn warn(text: &str) {
     // When even stderr is gone there is nobody left to tell.
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
 /// Writes what went wrong to stderr.
-pub(crate) fn complain(text: &str) {
-    remark(&format!("agent: {text}"));
+pub(crate) fn error(text: &str) {
+    warn(&format!("agent: {text}"));
 }
 
 /// Whether stdout may be coloured: a terminal, and nobody said no (no-color.org).

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use proto::control::Request;
 use proto::node::Role;
 
-use super::{Settings, ask};
+use super::{CommandSettings, ask};
 
 /// Make a worker a master
 ///
@@ -33,13 +33,13 @@ pub(crate) struct DemoteArgs {
 }
 
 /// Runs `agent promote`.
-pub(super) async fn promote(args: PromoteArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn promote(args: PromoteArgs, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
     let request = Request::SetRole { node: args.node, role: Role::Master, force: false };
-    ask::tell(settings, &request).await
+    ask::run_and_print(settings, &request).await
 }
 
 /// Runs `agent demote`.
-pub(super) async fn demote(args: DemoteArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn demote(args: DemoteArgs, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
     let request = Request::SetRole { node: args.node, role: Role::Worker, force: args.force };
-    ask::tell(settings, &request).await
+    ask::run_and_print(settings, &request).await
 }

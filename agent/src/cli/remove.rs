@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use proto::control::Request;
 
-use super::{Settings, ask};
+use super::{CommandSettings, ask};
 
 /// Remove a node from the cluster for good and change the gossip key
 ///
@@ -19,6 +19,6 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(super) async fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
-    ask::tell(settings, &Request::Remove { node: args.node }).await
+pub(super) async fn run(args: Args, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
+    ask::run_and_print(settings, &Request::Remove { node: args.node }).await
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use proto::control::Request;
 
-use super::{Settings, ask};
+use super::{CommandSettings, ask};
 
 /// Change the gossip key
 ///
@@ -14,6 +14,6 @@ use super::{Settings, ask};
 pub(crate) struct Args {}
 
 /// Runs the command.
-pub(super) async fn run(_: &Args, settings: &Settings) -> anyhow::Result<ExitCode> {
-    ask::tell(settings, &Request::Rotate).await
+pub(super) async fn run(_: &Args, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
+    ask::run_and_print(settings, &Request::Rotate).await
 }

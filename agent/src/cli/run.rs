@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use super::Settings;
-use super::exit::{self, Failure};
-use crate::app::{self, enter};
+use super::CommandSettings;
+use super::exit::{self, ExitError};
+use crate::app::{self, setup};
 use crate::log;
 use crate::membership::disk::LoadError;
 
@@ -15,14 +15,14 @@ use crate::membership::disk::LoadError;
 pub(crate) struct Args {}
 
 /// Runs the command.
-pub(crate) async fn run(_args: Args, settings: Settings) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(_args: Args, settings: CommandSettings) -> anyhow::Result<ExitCode> {
     log::init(settings.config.log_format, settings.config.log_level);
     settings.warn(&settings.config);
-    let disk = enter::open(&settings.config)?;
+    let disk = setup::open(&settings.config)?;
     let member = disk.member_or_degraded().map_err(|error| match error {
         // The unit does not restart on this code: nothing would change by itself.
         LoadError::NotMember | LoadError::Identity(_) | LoadError::Lost(_) => {
-            Failure::error(exit::CONFIG, error.to_string())
+            ExitError::error(exit::CONFIG, error.to_string())
         }
         LoadError::Store(error) => error.into(),
     })?;

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use proto::control::{Request, Response};
-use proto::settings::{Change, KNOWN, about};
+use proto::settings::{KNOWN, SettingChange, about};
 
-use super::{Settings, ask, out};
+use super::{CommandSettings, ask, out};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -88,7 +88,7 @@ impl TypedValueParser for Key {
 
 /// The keys that there are, for shells.
 fn keys<'a>() -> Option<Box<dyn Iterator<Item = PossibleValue> + 'a>> {
-    let value = |known: &proto::settings::Known| PossibleValue::new(known.key).help(known.what);
+    let value = |known: &proto::settings::SettingInfo| PossibleValue::new(known.key).help(known.what);
     Some(Box::new(KNOWN.iter().map(value)))
 }
 
@@ -103,19 +103,19 @@ fn handbook() -> String {
 }
 
 /// Runs `agent set`.
-pub(super) async fn set(args: SetArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn set(args: SetArgs, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
     let wishes = args.pairs.into_iter().map(|(key, value)| (key, Some(value))).collect();
     change(settings, wishes).await
 }
 
 /// Runs `agent unset`.
-pub(super) async fn unset(args: UnsetArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn unset(args: UnsetArgs, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
     change(settings, args.keys.into_iter().map(|key| (key, None)).collect()).await
 }
 
 /// Asks for changes and prints what they were.
 pub(super) async fn change(
-    settings: &Settings,
+    settings: &CommandSettings,
     wishes: Vec<(String, Option<String>)>,
 ) -> anyhow::Result<ExitCode> {
     match ask::ask(settings, &Request::Change(wishes)).await? {
@@ -130,11 +130,11 @@ pub(super) async fn change(
 }
 
 /// `service.kube-api.balance: least-connections (default) -> nearest`.
-pub(super) fn line(change: &Change) -> String {
-    let Change { key, old, new } = change;
+pub(super) fn line(change: &SettingChange) -> String {
+    let SettingChange { key, old, new } = change;
     let shown = |value: &Option<String>| match value {
         Some(value) if value.is_empty() => "(empty)".to_owned(),
-        Some(value) => super::table::tame(value),
+        Some(value) => super::table::sanitize(value),
         None => match about(key) {
             Ok((_, known)) => format!("({})", known.default),
             Err(_) => "(not set)".to_owned(),
@@ -154,7 +154,7 @@ mod tests {
     fn a_change_is_told_with_what_was() {
         let change = |old: Option<&str>, new: Option<&str>| {
             let (old, new) = (old.map(str::to_owned), new.map(str::to_owned));
-            line(&Change { key: "service.kube-api.balance".to_owned(), old, new })
+            line(&SettingChange { key: "service.kube-api.balance".to_owned(), old, new })
         };
         let key = "service.kube-api.balance";
         assert_eq!(change(None, Some("first")), format!("{key}: (least-connections) -> first"));

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use proto::config::{self, Config, LogFormat, LogLevel, Mistake};
 
-use super::exit::{self, Failure};
-use crate::trusted::{self, Untrusted};
+use super::exit::{self, ExitError};
+use crate::trusted::{self, TrustError};
 
 /// The configuration file that is read when none is named; it need not exist.
 const DEFAULT_FILE: &str = "/etc/agent/agent.toml";
@@ -45,27 +45,27 @@ fn short(text: &str) -> Result<String, config::BadValue> {
 }
 
 fn log_format() -> impl TypedValueParser<Value = LogFormat> {
-    PossibleValuesParser::new(LogFormat::ALL.map(LogFormat::word)).try_map(|word| word.parse::<LogFormat>())
+    PossibleValuesParser::new(LogFormat::ALL.map(LogFormat::as_str)).try_map(|word| word.parse::<LogFormat>())
 }
 
 fn log_level() -> impl TypedValueParser<Value = LogLevel> {
-    PossibleValuesParser::new(LogLevel::ALL.map(LogLevel::word)).try_map(|word| word.parse::<LogLevel>())
+    PossibleValuesParser::new(LogLevel::ALL.map(LogLevel::as_str)).try_map(|word| word.parse::<LogLevel>())
 }
 
 /// What a command works with.
 #[derive(Debug, Clone)]
-pub(crate) struct Settings {
+pub(crate) struct CommandSettings {
     /// File, environment and flags, in this order, the later over the earlier.
     pub(crate) config: Config,
     /// The flags themselves, to read the file again.
     pub(crate) global: Global,
 }
 
-impl Settings {
+impl CommandSettings {
     /// Reads everything for the first time.
-    pub(crate) fn load(global: Global) -> anyhow::Result<Settings> {
+    pub(crate) fn load(global: Global) -> anyhow::Result<CommandSettings> {
         let config = read(&global)?;
-        Ok(Settings { config, global })
+        Ok(CommandSettings { config, global })
     }
 
     /// Reads everything again, as SIGHUP asks. What is in use stays as it is when something is wrong.
@@ -77,8 +77,8 @@ impl Settings {
 
     /// Logs what is wrong with the permissions of the file.
     pub(crate) fn warn(&self, config: &Config) {
-        for doubt in doubts(self.global.config.as_deref(), config) {
-            tracing::warn!("{doubt}");
+        for suspicion in permission_warnings(self.global.config.as_deref(), config) {
+            tracing::warn!("{suspicion}");
         }
     }
 
@@ -125,7 +125,7 @@ fn wrong(source: &str, mistakes: &[Mistake]) -> anyhow::Error {
     for mistake in mistakes {
         message.push_str(&format!("\n  {mistake}"));
     }
-    Failure::error(exit::CONFIG, message)
+    ExitError::error(exit::CONFIG, message)
 }
 
 /// Reads and parses the file that was named, or the default one, and says which it was. No default file is
@@ -144,7 +144,7 @@ pub(super) fn read_file(named: Option<&Path>) -> anyhow::Result<(String, Result<
                 io::ErrorKind::InvalidData => exit::CONFIG,
                 _ => exit::NO_INPUT,
             };
-            Err(Failure::error(code, format!("can't read {source}: {}", plain(&error))))
+            Err(ExitError::error(code, format!("can't read {source}: {}", plain(&error))))
         }
     }
 }
@@ -152,11 +152,11 @@ pub(super) fn read_file(named: Option<&Path>) -> anyhow::Result<(String, Result<
 /// What is wrong with the permissions of the configuration file: who may write it decides what this agent
 /// does, and who may read it knows its passwords. It is used all the same: an agent that does not start
 /// because of a mode helps nobody but whoever changed it.
-pub(super) fn doubts(named: Option<&Path>, config: &Config) -> Vec<String> {
+pub(super) fn permission_warnings(named: Option<&Path>, config: &Config) -> Vec<String> {
     let Ok(path) = std::path::absolute(named.unwrap_or(Path::new(DEFAULT_FILE))) else { return Vec::new() };
     let mut doubts = Vec::new();
     match trusted::check(&path) {
-        Ok(_) | Err(Untrusted::Unreadable { .. }) => {}
+        Ok(_) | Err(TrustError::Unreadable { .. }) => {}
         Err(why) => doubts.push(format!("{}: {why}", path.display())),
     }
     if (config.web.login.is_some() || config.web.token.is_some()) && trusted::is_public(&path) {
@@ -203,9 +203,9 @@ mod tests {
         let file = dir.path().join("agent.toml");
         std::fs::write(&file, "").unwrap();
         let mode = |mode| std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
-        let told = |config: &Config| doubts(Some(&file), config).join("\n");
+        let told = |config: &Config| permission_warnings(Some(&file), config).join("\n");
         let mut secret = Config::default();
-        secret.web.token = Some(config::Secret("0123456789".to_owned()));
+        secret.web.token = Some(config::HiddenText("0123456789".to_owned()));
         mode(0o644);
         assert_eq!(told(&Config::default()), "");
         assert!(told(&secret).contains("is readable by everyone; run: chmod 600 "));

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use proto::control::{Request, Response, Status};
 
-use super::{Settings, exit, install, out};
-use crate::app::enter::{Entered, what_serves};
+use super::{CommandSettings, exit, install, out};
+use crate::app::setup::{ReadyNode, what_serves};
 use crate::{app, control, log};
 
 /// Longest wait for something to serve before `join` says that nothing does yet: a few rounds of gossip.
@@ -56,22 +56,22 @@ impl Steps {
 }
 
 /// The status of the agent that runs here already, if one does.
-pub(super) async fn already_runs(settings: &Settings) -> anyhow::Result<Option<Status>> {
+pub(super) async fn already_runs(settings: &CommandSettings) -> anyhow::Result<Option<Status>> {
     match control::call(settings.runtime_dir(), &Request::Status).await {
         Ok(Response::Status(status)) => Ok(Some(*status)),
         Ok(_) | Err(control::CallError::NotRunning { .. }) => Ok(None),
-        Err(error) => Err(exit::Failure::error(exit::UNAVAILABLE, error.to_string())),
+        Err(error) => Err(exit::ExitError::error(exit::UNAVAILABLE, error.to_string())),
     }
 }
 
 /// Installs and starts the service, or runs in the foreground.
 pub(super) async fn go_on(
-    entered: Entered,
-    settings: Settings,
+    entered: ReadyNode,
+    settings: CommandSettings,
     steps: Steps,
     foreground: bool,
 ) -> anyhow::Result<ExitCode> {
-    let Entered { disk, member, invites } = entered;
+    let ReadyNode { disk, member, invites } = entered;
     let invites = invites.map(|both| (both.masters.to_string(), both.workers.to_string()));
     if !foreground && install::is_possible() {
         // The service takes the state directory over.
@@ -109,7 +109,7 @@ pub(super) async fn go_on(
 }
 
 /// Waits until the service answers and serves; a few seconds at most.
-async fn wait_for(settings: &Settings) -> anyhow::Result<Status> {
+async fn wait_for(settings: &CommandSettings) -> anyhow::Result<Status> {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     loop {
         let asked = control::call(settings.runtime_dir(), &Request::Status).await;
@@ -118,7 +118,7 @@ async fn wait_for(settings: &Settings) -> anyhow::Result<Status> {
             Ok(Response::Status(status)) if late || status.serving().0 => return Ok(*status),
             Err(error) if late => {
                 let text = format!("the service was started but does not answer: {error}");
-                return Err(exit::Failure::error(
+                return Err(exit::ExitError::error(
                     exit::UNAVAILABLE,
                     format!("{text}; see: journalctl -u agent"),
                 ));

@@ -1,23 +1,23 @@
 //! Tables that fit: columns give way in a fixed order when the terminal is narrow.
 
-pub(super) use crate::tone::Tone;
+pub(super) use crate::severity::Severity;
 
-impl Tone {
+impl Severity {
     /// The text in this tone, where colours are wanted.
     pub(super) fn paint(self, text: &str, colours: bool) -> String {
         let code = match self {
-            Tone::Good => "32",
-            Tone::Doubt => "33",
-            Tone::Bad => "31;1",
-            Tone::Dim => "2",
-            Tone::Plain => return text.to_owned(),
+            Severity::Good => "32",
+            Severity::Doubt => "33",
+            Severity::Bad => "31;1",
+            Severity::Dim => "2",
+            Severity::Plain => return text.to_owned(),
         };
         if colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 }
 
 /// Takes the power from text that came from another node: no control character reaches the terminal.
-pub(super) fn tame(text: &str) -> String {
+pub(super) fn sanitize(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
@@ -33,7 +33,7 @@ pub(super) fn cut(text: &str, columns: usize) -> String {
 pub(super) fn wrap(text: &str, columns: usize) -> Vec<String> {
     let columns = columns.max(10);
     let mut lines = vec![String::new()];
-    for word in tame(text).split_whitespace() {
+    for word in sanitize(text).split_whitespace() {
         for (i, piece) in word.chars().collect::<Vec<_>>().chunks(columns).enumerate() {
             let piece: String = piece.iter().collect();
             let Some(last) = lines.last_mut() else { continue };
@@ -53,18 +53,18 @@ pub(super) fn wrap(text: &str, columns: usize) -> Vec<String> {
 /// One field.
 pub(super) struct Cell {
     text: String,
-    tone: Tone,
+    severity: Severity,
 }
 
 impl Cell {
     /// A text without a tone.
     pub(super) fn plain(text: impl AsRef<str>) -> Cell {
-        Cell::toned(text, Tone::Plain)
+        Cell::toned(text, Severity::Plain)
     }
 
     /// A text with one.
-    pub(super) fn toned(text: impl AsRef<str>, tone: Tone) -> Cell {
-        Cell { text: tame(text.as_ref()), tone }
+    pub(super) fn toned(text: impl AsRef<str>, severity: Severity) -> Cell {
+        Cell { text: sanitize(text.as_ref()), severity }
     }
 }
 
@@ -135,7 +135,7 @@ impl Table {
         let (shown, widths) = self.fit(columns);
         let mut text = String::new();
         let heads: Vec<Cell> =
-            self.columns.iter().map(|column| Cell::toned(column.head, Tone::Dim)).collect();
+            self.columns.iter().map(|column| Cell::toned(column.head, Severity::Dim)).collect();
         self.line(&mut text, &heads, &shown, &widths, colours);
         for (cells, note) in &self.rows {
             self.line(&mut text, cells, &shown, &widths, colours);
@@ -180,7 +180,7 @@ impl Table {
             let Some(cell) = cells.get(i) else { continue };
             let word = cut(&cell.text, widths[i]);
             let pad = " ".repeat(widths[i].saturating_sub(word.chars().count()));
-            let word = cell.tone.paint(&word, colours);
+            let word = cell.severity.paint(&word, colours);
             let gap = if place == 0 { "" } else { &"  "[..GAP] };
             let (before, after) = if self.columns[i].right { (pad.as_str(), "") } else { ("", pad.as_str()) };
             line.push_str(&format!("{gap}{before}{word}{after}"));
@@ -206,7 +206,7 @@ mod tests {
             Cell::plain("a-long-name"),
             Cell::plain("1.5ms"),
             Cell::plain("7"),
-            Cell::toned("down", Tone::Bad),
+            Cell::toned("down", Severity::Bad),
         ]);
         table.note("connection refused");
         table

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{Settings, install, out};
+use super::{CommandSettings, install, out};
 
 /// Stop and remove the service and the installed binary
 ///
@@ -16,7 +16,7 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(super) fn run(args: &Args, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &Args, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
     install::uninstall(settings, args.purge, &mut |line| drop(out::line(line)))?;
     Ok(ExitCode::SUCCESS)
 }

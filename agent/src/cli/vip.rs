@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use proto::control::Request;
 
-use super::{Settings, ask};
+use super::{CommandSettings, ask};
 
 /// Hand a virtual IP to another node
 ///
@@ -34,7 +34,7 @@ enum Command {
 }
 
 /// Runs the command.
-pub(super) async fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(args: Args, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
     let Command::Move { address, node } = args.command;
-    ask::tell(settings, &Request::VipMove { address, node }).await
+    ask::run_and_print(settings, &Request::VipMove { address, node }).await
 }

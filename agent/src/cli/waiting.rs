@@ -3,13 +3,13 @@
 use std::process::ExitCode;
 
 use proto::control::{Request, Response};
-use proto::invite::{Waiting, tidy_code};
+use proto::invite::{PendingJoin, normalize_code};
 use proto::node::Role;
 use proto::time::UnixMs;
 
-use super::exit::{self, Failure};
+use super::exit::{self, ExitError};
 use super::table::{Cell, Column, Table};
-use super::{Settings, ask, out, time};
+use super::{CommandSettings, ask, out, time};
 
 /// Approve a waiting node; without CODE, list the waiting nodes
 ///
@@ -36,30 +36,35 @@ pub(crate) struct RejectArgs {
 }
 
 /// Runs `agent approve`.
-pub(super) async fn approve(args: &ApproveArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn approve(args: &ApproveArgs, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
     let role = if args.master { Role::Master } else { Role::Worker };
     answer(args.code.as_deref(), Some(role), settings).await
 }
 
 /// Runs `agent reject`.
-pub(super) async fn reject(args: &RejectArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn reject(args: &RejectArgs, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
     answer(args.code.as_deref(), None, settings).await
 }
 
-async fn answer(code: Option<&str>, role: Option<Role>, settings: &Settings) -> anyhow::Result<ExitCode> {
+async fn answer(
+    code: Option<&str>,
+    role: Option<Role>,
+    settings: &CommandSettings,
+) -> anyhow::Result<ExitCode> {
     let Some(typed) = code else {
         return list(settings).await;
     };
-    let code = tidy_code(typed);
+    let code = normalize_code(typed);
     if code.len() != 9 {
         let typed: String = typed.chars().take(40).collect();
-        let message = format!("\"{typed}\" is not a code; a code has 8 letters and digits, such as k7qm-2xpd");
-        return Err(Failure::error(exit::DATA, message));
+        let message =
+            format!("\"{typed}\" is not a code; a code has 8 letters and digits, such as k7qm-2xpd");
+        return Err(ExitError::error(exit::DATA, message));
     }
-    ask::tell(settings, &Request::Answer { code, role }).await
+    ask::run_and_print(settings, &Request::Answer { code, role }).await
 }
 
-async fn list(settings: &Settings) -> anyhow::Result<ExitCode> {
+async fn list(settings: &CommandSettings) -> anyhow::Result<ExitCode> {
     let waiting = match ask::ask(settings, &Request::Waiting).await? {
         Response::Waiting(waiting) => waiting,
         other => return Err(ask::unexpected(&other)),
@@ -68,7 +73,7 @@ async fn list(settings: &Settings) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn render(waiting: &[Waiting], now: UnixMs, columns: usize) -> String {
+fn render(waiting: &[PendingJoin], now: UnixMs, columns: usize) -> String {
     if waiting.is_empty() {
         return "no node is waiting\n".to_owned();
     }
@@ -102,7 +107,7 @@ mod tests {
     #[test]
     fn the_list_says_what_to_do_next() {
         assert_eq!(render(&[], UnixMs(0), 80), "no node is waiting\n");
-        let one = Waiting {
+        let one = PendingJoin {
             code: "k7qm-2xpd".to_owned(),
             key: PublicKey([1; 32]),
             name: "w3".parse().unwrap(),

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use proto::service::MAX_WEIGHT;
 
-use super::{Settings, set};
+use super::{CommandSettings, set};
 
 /// Change a node's share of new connections, on every node
 ///
@@ -22,6 +22,6 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(super) async fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(args: Args, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
     set::change(settings, vec![(format!("weight.{}", args.node), Some(args.weight.to_string()))]).await
 }

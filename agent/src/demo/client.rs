@@ -34,7 +34,7 @@ const AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// Longest answer: a name.
 const MAX_BODY: usize = 1024;
 
-type Connection = http1::Connection<TokioIo<TlsStream<TcpStream>>, Empty<Bytes>>;
+type ProxyConnection = http1::Connection<TokioIo<TlsStream<TcpStream>>, Empty<Bytes>>;
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +59,7 @@ pub(super) enum RequestError {
 
 /// What the client tells.
 #[derive(Debug)]
-pub(super) enum Told {
+pub(super) enum ClientReport {
     /// A request has ended.
     Request {
         /// Which.
@@ -80,12 +80,16 @@ pub(super) enum Told {
 pub(super) struct Client {
     proxy: SocketAddr,
     tls: Arc<ClientConfig>,
-    told: mpsc::Sender<Told>,
+    told: mpsc::Sender<ClientReport>,
 }
 
 impl Client {
     /// A client that trusts `ca` (PEM).
-    pub(super) fn new(proxy: SocketAddr, ca: &str, told: mpsc::Sender<Told>) -> anyhow::Result<Client> {
+    pub(super) fn new(
+        proxy: SocketAddr,
+        ca: &str,
+        told: mpsc::Sender<ClientReport>,
+    ) -> anyhow::Result<Client> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).context("the demo's own CA is not PEM")?)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -116,24 +120,24 @@ impl Client {
             Ok(result) => result,
             Err(_) => Err(RequestError::TimedOut),
         };
-        let _ = self.told.send(Told::Request { number, took: begun.elapsed(), result }).await;
+        let _ = self.told.send(ClientReport::Request { number, took: begun.elapsed(), result }).await;
     }
 
     /// One connection that is held, as a watch is, and made again whenever it ends.
     pub(super) async fn hold(self) {
         loop {
             if let Ok(Ok((sender, connection, name))) = tokio::time::timeout(TIMEOUT, self.open()).await {
-                let _ = self.told.send(Told::Held(name)).await;
+                let _ = self.told.send(ClientReport::Held(name)).await;
                 // Driven without a request, it ends when the other side ends it.
                 let _ = connection.await;
                 drop(sender);
-                let _ = self.told.send(Told::Lost).await;
+                let _ = self.told.send(ClientReport::Lost).await;
             }
             tokio::time::sleep(AGAIN_AFTER).await;
         }
     }
 
-    async fn open(&self) -> Result<(SendRequest<Empty<Bytes>>, Connection, String), RequestError> {
+    async fn open(&self) -> Result<(SendRequest<Empty<Bytes>>, ProxyConnection, String), RequestError> {
         let (mut sender, mut connection) = self.connect().await?;
         let name = tokio::select! {
             name = ask(&mut sender) => name?,
@@ -142,7 +146,7 @@ impl Client {
         Ok((sender, connection, name))
     }
 
-    async fn connect(&self) -> Result<(SendRequest<Empty<Bytes>>, Connection), RequestError> {
+    async fn connect(&self) -> Result<(SendRequest<Empty<Bytes>>, ProxyConnection), RequestError> {
         let stream = TcpStream::connect(self.proxy).await?;
         let name = ServerName::try_from(KUBERNETES)?;
         let connector = TlsConnector::from(Arc::clone(&self.tls));
@@ -174,7 +178,7 @@ fn words(error: &io::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::standin::{Phase, serve, server_config};
+    use super::super::standin::{DrainPhase, serve, server_config};
     use super::*;
     use crate::demo::pki;
     use tokio::net::TcpListener;
@@ -185,38 +189,40 @@ mod tests {
         let pki = pki::make(&[]).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (phase, seen) = watch::channel(Phase::Serving);
+        let (phase, seen) = watch::channel(DrainPhase::Serving);
         let tls = server_config(&pki.cert, &pki.key).unwrap();
         let server = tokio::spawn(serve(listener, tls, "m7".into(), seen));
         let (told, mut heard) = mpsc::channel(8);
         let client = Client::new(address, &pki.ca, told).unwrap();
 
         let holding = tokio::spawn(client.clone().hold());
-        assert!(matches!(heard.recv().await, Some(Told::Held(name)) if name == "m7"));
+        assert!(matches!(heard.recv().await, Some(ClientReport::Held(name)) if name == "m7"));
         client.clone().request(3).await;
-        let Some(Told::Request { number: 3, result, .. }) = heard.recv().await else { panic!("no request") };
+        let Some(ClientReport::Request { number: 3, result, .. }) = heard.recv().await else {
+            panic!("no request")
+        };
         assert_eq!(result.unwrap(), "m7");
         // Leaving, it still serves; gone, it ends what was held.
-        phase.send_replace(Phase::Leaving);
+        phase.send_replace(DrainPhase::Leaving);
         client.clone().request(4).await;
-        assert!(matches!(heard.recv().await, Some(Told::Request { result: Ok(_), .. })));
-        phase.send_replace(Phase::Gone);
-        assert!(matches!(heard.recv().await, Some(Told::Lost)));
+        assert!(matches!(heard.recv().await, Some(ClientReport::Request { result: Ok(_), .. })));
+        phase.send_replace(DrainPhase::Gone);
+        assert!(matches!(heard.recv().await, Some(ClientReport::Lost)));
         holding.abort();
         server.await.unwrap();
         client.clone().request(5).await;
-        let Some(Told::Request { result, .. }) = heard.recv().await else { panic!("no request") };
+        let Some(ClientReport::Request { result, .. }) = heard.recv().await else { panic!("no request") };
         let refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
         assert!(matches!(&result, Err(RequestError::Connection(error)) if refused(error)), "{result:?}");
 
         // Another CA's server is no apiserver.
         let other = Client::new(address, &pki::make(&[]).unwrap().ca, client.told.clone()).unwrap();
         let listener = TcpListener::bind(address).await.unwrap();
-        let (_phase, seen) = watch::channel(Phase::Serving);
+        let (_phase, seen) = watch::channel(DrainPhase::Serving);
         let tls = server_config(&pki.cert, &pki.key).unwrap();
         let server = tokio::spawn(serve(listener, tls, "m7".into(), seen));
         other.request(6).await;
-        assert!(matches!(heard.recv().await, Some(Told::Request { result: Err(_), .. })));
+        assert!(matches!(heard.recv().await, Some(ClientReport::Request { result: Err(_), .. })));
         server.abort();
     }
 
@@ -225,12 +231,12 @@ mod tests {
         let pki = pki::make(&[]).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (phase, seen) = watch::channel(Phase::Serving);
+        let (phase, seen) = watch::channel(DrainPhase::Serving);
         let tls = server_config(&pki.cert, &pki.key).unwrap();
         let server = tokio::spawn(serve(listener, tls, "m1".into(), seen));
         let (told, _heard) = mpsc::channel(8);
         let client = Client::new(address, &pki.ca, told).unwrap();
-        for (now, status) in [(Phase::Serving, 200), (Phase::Leaving, 500)] {
+        for (now, status) in [(DrainPhase::Serving, 200), (DrainPhase::Leaving, 500)] {
             phase.send_replace(now);
             let (mut sender, connection) = client.connect().await.unwrap();
             tokio::spawn(connection);

@@ -11,10 +11,10 @@ use proto::invite::PREFIX;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
-use super::command::{Act, MASTERS};
+use super::command::{MASTERS, MasterAction};
 use super::pki::{self, Pki};
-use super::place::{self, Directory, Ports};
-use super::process::{Process, State};
+use super::place::{self, DemoDirectory, DemoPorts};
+use super::process::{Process, ProcessState};
 
 const NAMES: [&str; 5] = ["m1", "m2", "m3", "w1", "w2"];
 
@@ -28,16 +28,16 @@ const STEP_WITHIN: Duration = Duration::from_secs(15);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// The whole cluster. Dropping it kills every process first and removes the directory last.
-pub(super) struct Cluster {
-    pub(super) nodes: Vec<Node>,
-    pub(super) ports: Ports,
+pub(super) struct DemoCluster {
+    pub(super) nodes: Vec<DemoNode>,
+    pub(super) ports: DemoPorts,
     /// PEM of the CA that signed the stand-ins' certificate.
     pub(super) ca: String,
-    _directory: Directory,
+    _directory: DemoDirectory,
 }
 
 /// One node.
-pub(super) struct Node {
+pub(super) struct DemoNode {
     pub(super) name: &'static str,
     pub(super) address: IpAddr,
     pub(super) runtime_dir: PathBuf,
@@ -52,12 +52,12 @@ pub(super) struct Node {
     standin: Vec<String>,
 }
 
-impl Cluster {
+impl DemoCluster {
     /// Finds a place for it and writes its files. Nothing runs yet.
-    pub(super) fn prepare(program: &Path) -> anyhow::Result<Cluster> {
+    pub(super) fn prepare(program: &Path) -> anyhow::Result<DemoCluster> {
         // The last byte of the addresses counts them, so there are few.
         let (addresses, ports) = place::find(u8::try_from(NAMES.len())?)?;
-        let directory = Directory::make()?;
+        let directory = DemoDirectory::make()?;
         let Pki { ca, cert, key } = pki::make(&addresses)?;
         let ca_file = directory.write("ca.crt", &ca)?;
         let files = [directory.write("apiserver.crt", &cert)?, directory.write("apiserver.key", &key)?];
@@ -75,7 +75,7 @@ impl Cluster {
             } else {
                 Vec::new()
             };
-            nodes.push(Node {
+            nodes.push(DemoNode {
                 name,
                 address,
                 runtime_dir: home.join("run"),
@@ -88,7 +88,7 @@ impl Cluster {
                 standin,
             });
         }
-        Ok(Cluster { nodes, ports, ca, _directory: directory })
+        Ok(DemoCluster { nodes, ports, ca, _directory: directory })
     }
 
     /// Starts everything, with a real invite; `say` is told each step.
@@ -121,8 +121,8 @@ impl Cluster {
     }
 
     /// Why the cluster does not come up: the first process that has ended, and its last words.
-    pub(super) fn trouble(&mut self) -> Option<String> {
-        self.nodes.iter_mut().find_map(Node::trouble)
+    pub(super) fn startup_failure(&mut self) -> Option<String> {
+        self.nodes.iter_mut().find_map(DemoNode::trouble)
     }
 
     /// Where the client goes.
@@ -131,7 +131,7 @@ impl Cluster {
     }
 
     /// Does something to a master; what was done, in words.
-    pub(super) fn act(&mut self, act: Act, master: usize) -> String {
+    pub(super) fn act(&mut self, act: MasterAction, master: usize) -> String {
         let Some(node) = self.nodes.get_mut(master) else { return String::new() };
         match node.act(act) {
             Ok(done) => format!("{}: {done}", node.name),
@@ -140,9 +140,9 @@ impl Cluster {
     }
 }
 
-impl Node {
+impl DemoNode {
     /// How its agent and its apiserver are.
-    pub(super) fn states(&mut self) -> (Option<State>, Option<State>) {
+    pub(super) fn states(&mut self) -> (Option<ProcessState>, Option<ProcessState>) {
         (self.agent.as_mut().map(Process::state), self.apiserver.as_mut().map(Process::state))
     }
 
@@ -164,38 +164,40 @@ impl Node {
             .with_context(|| format!("can't run {}", self.program.display()))
     }
 
-    fn act(&mut self, act: Act) -> anyhow::Result<&'static str> {
+    fn act(&mut self, act: MasterAction) -> anyhow::Result<&'static str> {
         let (agent, apiserver) = self.states();
-        let alive = |state: Option<State>| state.is_some_and(State::is_alive);
+        let alive = |state: Option<ProcessState>| state.is_some_and(ProcessState::is_alive);
         let Some(process) = self.apiserver.as_mut() else { return Ok("has no apiserver") };
         Ok(match act {
-            Act::Kill if !alive(apiserver) => "its apiserver is not running",
-            Act::Kill => {
+            MasterAction::Kill if !alive(apiserver) => "its apiserver is not running",
+            MasterAction::Kill => {
                 process.kill();
                 "its apiserver is killed"
             }
-            Act::Hang if apiserver != Some(State::Running) => "its apiserver is not running",
-            Act::Hang => {
+            MasterAction::Hang if apiserver != Some(ProcessState::Running) => "its apiserver is not running",
+            MasterAction::Hang => {
                 process.hang();
                 "its apiserver hangs: it accepts connections but never answers"
             }
-            Act::Stop if !alive(apiserver) => "its apiserver is not running",
-            Act::Stop => {
+            MasterAction::Stop if !alive(apiserver) => "its apiserver is not running",
+            MasterAction::Stop => {
                 process.stop();
                 "its apiserver is stopping: not ready now, gone in 3 s"
             }
-            Act::KillNode => {
+            MasterAction::KillNode => {
                 process.kill();
                 if let Some(agent) = &mut self.agent {
                     agent.kill();
                 }
                 "its apiserver and its agent are killed"
             }
-            Act::Back if apiserver == Some(State::Running) && alive(agent) => "it is already running",
-            Act::Back => {
+            MasterAction::Back if apiserver == Some(ProcessState::Running) && alive(agent) => {
+                "it is already running"
+            }
+            MasterAction::Back => {
                 match apiserver {
-                    Some(State::Running) => {}
-                    Some(State::Hung) => process.go_on(),
+                    Some(ProcessState::Running) => {}
+                    Some(ProcessState::Hung) => process.go_on(),
                     // Dropping the old one ends what is left of it.
                     _ => {
                         process.kill();
@@ -239,24 +241,24 @@ impl Node {
             bail!("{trouble}");
         }
         if Instant::now() > until {
-            bail!("{}: {what} within {} s\n{}", self.name, STEP_WITHIN.as_secs(), self.last_words());
+            bail!("{}: {what} within {} s\n{}", self.name, STEP_WITHIN.as_secs(), self.last_output());
         }
         Ok(())
     }
 
     fn trouble(&mut self) -> Option<String> {
         let (agent, apiserver) = self.states();
-        let ended = |state: Option<State>| state.is_some_and(|state| !state.is_alive());
+        let ended = |state: Option<ProcessState>| state.is_some_and(|state| !state.is_alive());
         let what = match (ended(agent), ended(apiserver)) {
             (true, _) => "agent",
             (_, true) => "apiserver",
             _ => return None,
         };
-        Some(format!("{}: its {what} has ended\n{}", self.name, self.last_words()))
+        Some(format!("{}: its {what} has ended\n{}", self.name, self.last_output()))
     }
 
     /// The end of what its processes have printed.
-    pub(super) fn last_words(&self) -> String {
+    pub(super) fn last_output(&self) -> String {
         let printed = std::fs::read(&self.log).unwrap_or_default();
         let printed = String::from_utf8_lossy(&printed);
         let lines: Vec<&str> = printed.lines().collect();
@@ -280,10 +282,10 @@ fn find_invites(printed: &str) -> Vec<&str> {
 }
 
 /// The configuration of one node: everything on its own address, so that all can have the same ports.
-fn config(name: &str, address: IpAddr, ports: Ports, home: &Path, ca: &Path) -> String {
+fn config(name: &str, address: IpAddr, ports: DemoPorts, home: &Path, ca: &Path) -> String {
     let path = |path: PathBuf| place::quoted(&path.display().to_string());
     let (state, run, ca) = (path(home.join("state")), path(home.join("run")), path(ca.to_owned()));
-    let Ports { api, proxy, link, web } = ports;
+    let DemoPorts { api, proxy, link, web } = ports;
     format!(
         r#"name = "{name}"
 address = "{address}"

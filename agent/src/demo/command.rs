@@ -9,7 +9,7 @@ pub(super) const MASTERS: usize = 3;
 
 /// What is done to a master.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Act {
+pub(super) enum MasterAction {
     /// SIGKILL to the apiserver.
     Kill,
     /// SIGSTOP to the apiserver.
@@ -24,9 +24,9 @@ pub(super) enum Act {
 
 /// A command, as it is typed or scripted. Masters are counted from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Command {
+pub(super) enum DemoCommand {
     /// Do this to that master.
-    Do(Act, usize),
+    Do(MasterAction, usize),
     /// Say how everything is.
     Status,
     /// End.
@@ -38,26 +38,26 @@ pub(super) const LINES: &str = "kill|hang|stop|back|kill-node m1|m2|m3, status, 
 
 /// A key that does something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Key {
+pub(super) enum DemoKey {
     /// Choose a master.
     Choose(usize),
     /// Do this to the chosen one.
-    Do(Act),
+    Do(MasterAction),
     /// End.
     Quit,
 }
 
-impl Key {
+impl DemoKey {
     /// The meaning of a byte that the terminal sent.
-    pub(super) fn from_byte(byte: u8) -> Option<Key> {
+    pub(super) fn from_byte(byte: u8) -> Option<DemoKey> {
         Some(match byte {
-            b'1'..=b'3' => Key::Choose(usize::from(byte - b'1')),
-            b'k' => Key::Do(Act::Kill),
-            b'h' => Key::Do(Act::Hang),
-            b's' => Key::Do(Act::Stop),
-            b'b' => Key::Do(Act::Back),
-            b'K' => Key::Do(Act::KillNode),
-            b'q' => Key::Quit,
+            b'1'..=b'3' => DemoKey::Choose(usize::from(byte - b'1')),
+            b'k' => DemoKey::Do(MasterAction::Kill),
+            b'h' => DemoKey::Do(MasterAction::Hang),
+            b's' => DemoKey::Do(MasterAction::Stop),
+            b'b' => DemoKey::Do(MasterAction::Back),
+            b'K' => DemoKey::Do(MasterAction::KillNode),
+            b'q' => DemoKey::Quit,
             _ => return None,
         })
     }
@@ -83,24 +83,24 @@ pub(crate) enum BadScript {
 }
 
 /// Reads one line.
-pub(super) fn parse(line: &str) -> Result<Command, BadCommand> {
+pub(super) fn parse(line: &str) -> Result<DemoCommand, BadCommand> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let wrong = || BadCommand(line.trim().to_owned());
     let act = match words.first().copied() {
-        Some("status") if words.len() == 1 => return Ok(Command::Status),
-        Some("quit" | "q") if words.len() == 1 => return Ok(Command::Quit),
-        Some("kill") => Act::Kill,
-        Some("hang") => Act::Hang,
-        Some("stop") => Act::Stop,
-        Some("back") => Act::Back,
-        Some("kill-node") => Act::KillNode,
+        Some("status") if words.len() == 1 => return Ok(DemoCommand::Status),
+        Some("quit" | "q") if words.len() == 1 => return Ok(DemoCommand::Quit),
+        Some("kill") => MasterAction::Kill,
+        Some("hang") => MasterAction::Hang,
+        Some("stop") => MasterAction::Stop,
+        Some("back") => MasterAction::Back,
+        Some("kill-node") => MasterAction::KillNode,
         _ => return Err(wrong()),
     };
     match words[1..] {
         [master] => {
             let number = master.strip_prefix('m').unwrap_or(master).parse::<usize>().ok();
             let number = number.filter(|number| (1..=MASTERS).contains(number)).ok_or_else(wrong)?;
-            Ok(Command::Do(act, number - 1))
+            Ok(DemoCommand::Do(act, number - 1))
         }
         _ => Err(wrong()),
     }
@@ -108,7 +108,7 @@ pub(super) fn parse(line: &str) -> Result<Command, BadCommand> {
 
 /// Commands with their times from the moment that the demo serves, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Script(pub(super) Vec<(Duration, Command)>);
+pub(crate) struct Script(pub(super) Vec<(Duration, DemoCommand)>);
 
 impl std::str::FromStr for Script {
     type Err = BadScript;
@@ -138,10 +138,10 @@ mod tests {
         assert_eq!(
             script.0,
             [
-                (Duration::from_millis(500), Command::Do(Act::KillNode, 2)),
-                (seconds(5), Command::Do(Act::Kill, 1)),
-                (seconds(10), Command::Do(Act::Back, 1)),
-                (seconds(12), Command::Status),
+                (Duration::from_millis(500), DemoCommand::Do(MasterAction::KillNode, 2)),
+                (seconds(5), DemoCommand::Do(MasterAction::Kill, 1)),
+                (seconds(10), DemoCommand::Do(MasterAction::Back, 1)),
+                (seconds(12), DemoCommand::Status),
             ]
         );
         assert_eq!("".parse::<Script>(), Ok(Script::default()));
@@ -158,7 +158,7 @@ mod tests {
             assert_eq!(script, Err(BadScript::Command(BadCommand(wrong.to_owned()))));
         }
         assert!(parse("").is_err());
-        assert_eq!(parse(" hang  m1 "), Ok(Command::Do(Act::Hang, 0)));
-        assert_eq!(parse("quit"), Ok(Command::Quit));
+        assert_eq!(parse(" hang  m1 "), Ok(DemoCommand::Do(MasterAction::Hang, 0)));
+        assert_eq!(parse("quit"), Ok(DemoCommand::Quit));
     }
 }

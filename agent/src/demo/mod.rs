@@ -27,13 +27,13 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use board::Board;
-use client::{Client, Told};
-use cluster::{Cluster, THROUGH};
+use client::{Client, ClientReport};
+use cluster::{DemoCluster, THROUGH};
 pub(crate) use command::Script;
-use command::{BadCommand, Command, Key, MASTERS};
-use process::State;
+use command::{BadCommand, DemoCommand, DemoKey, MASTERS};
+use process::ProcessState;
 pub(crate) use process::die_with_parent;
-use render::{Picture, Row};
+use render::{DemoScreen, MasterRow};
 
 use crate::screen::{self, Screen};
 
@@ -74,29 +74,29 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
             _ = hangup.recv() => {}
         }
     };
-    let summary = play(options, ended).await?;
+    let summary = run_demo(options, ended).await?;
     line(&summary);
     Ok(())
 }
 
 /// The whole demo; returns its summary.
-async fn play(options: Options, ended: impl Future<Output = ()>) -> anyhow::Result<String> {
+async fn run_demo(options: Options, ended: impl Future<Output = ()>) -> anyhow::Result<String> {
     tokio::pin!(ended);
     let program = std::env::current_exe().context("can't find this program's own file")?;
-    let mut cluster = Cluster::prepare(&program)?;
+    let mut cluster = DemoCluster::prepare(&program)?;
     let (seen_in, mut seen) = tokio::sync::watch::channel(None);
     let mut tasks = JoinSet::new();
-    tasks.spawn(watch::follow(cluster.nodes[THROUGH].runtime_dir.clone(), seen_in));
+    tasks.spawn(watch::watch_masters(cluster.nodes[THROUGH].runtime_dir.clone(), seen_in));
     tokio::select! {
         () = &mut ended => return Ok("ended before it served".to_owned()),
-        up = come_up(&mut cluster, &mut seen) => up?,
+        up = wait_until_ready(&mut cluster, &mut seen) => up?,
     }
     let (told_in, told) = mpsc::channel(TOLD);
     let client = Client::new(cluster.proxy(), &cluster.ca, told_in)?;
     tasks.spawn(client.clone().hold());
     let screen = Screen::take()?;
     let input = read_input(screen.is_some());
-    let scene = Scene {
+    let scene = DemoLoop {
         rows: Vec::new(),
         board: Board::new(Instant::now()),
         chosen: 0,
@@ -111,14 +111,15 @@ async fn play(options: Options, ended: impl Future<Output = ()>) -> anyhow::Resu
 }
 
 /// Starts the cluster and waits until the worker sees all its masters ready.
-async fn come_up(
-    cluster: &mut Cluster,
-    seen: &mut tokio::sync::watch::Receiver<Option<Vec<watch::Seen>>>,
+async fn wait_until_ready(
+    cluster: &mut DemoCluster,
+    seen: &mut tokio::sync::watch::Receiver<Option<Vec<watch::WatchedMaster>>>,
 ) -> anyhow::Result<()> {
     let begun = Instant::now();
     cluster.start(|text| line(&text)).await?;
     let all_ready = seen.wait_for(|seen| {
-        let ready = |seen: &Vec<watch::Seen>| seen.iter().filter(|seen| seen.state.is_good()).count();
+        let ready =
+            |seen: &Vec<watch::WatchedMaster>| seen.iter().filter(|seen| seen.state.is_good()).count();
         seen.as_ref().map(ready) == Some(MASTERS)
     });
     let worker = cluster.nodes[THROUGH].name;
@@ -131,34 +132,36 @@ async fn come_up(
             Ok(())
         }
         _ => {
-            let trouble = cluster.trouble().unwrap_or_else(|| "every process is running; this is a bug".to_owned());
+            let trouble = cluster
+                .startup_failure()
+                .unwrap_or_else(|| "every process is running; this is a bug".to_owned());
             bail!("{worker} did not see {MASTERS} masters within {} s\n{trouble}", READY_WITHIN.as_secs());
         }
     }
 }
 
 /// Something that the user typed.
-enum Input {
-    Key(Key),
-    Line(Result<Command, BadCommand>),
+enum UserInput {
+    Key(DemoKey),
+    Line(Result<DemoCommand, BadCommand>),
 }
 
 /// Reads keys or lines on a thread of its own, which nothing waits for: a read can't be called off.
-fn read_input(keys: bool) -> mpsc::Receiver<Input> {
+fn read_input(keys: bool) -> mpsc::Receiver<UserInput> {
     let (typed, input) = mpsc::channel(INPUT);
     std::thread::spawn(move || {
         if !keys {
             for line in
                 std::io::stdin().lock().lines().map_while(Result::ok).filter(|line| !line.trim().is_empty())
             {
-                if typed.blocking_send(Input::Line(command::parse(&line))).is_err() {
+                if typed.blocking_send(UserInput::Line(command::parse(&line))).is_err() {
                     return;
                 }
             }
             return;
         }
         screen::read_keys(|byte| {
-            Key::from_byte(byte).is_none_or(|key| typed.blocking_send(Input::Key(key)).is_ok())
+            DemoKey::from_byte(byte).is_none_or(|key| typed.blocking_send(UserInput::Key(key)).is_ok())
         });
     });
     input
@@ -166,24 +169,24 @@ fn read_input(keys: bool) -> mpsc::Receiver<Input> {
 
 /// The loop and all that it owns. The screen stands before the cluster, so that the terminal is given back
 /// first.
-struct Scene {
+struct DemoLoop {
     screen: Option<Screen>,
     tasks: JoinSet<()>,
-    cluster: Cluster,
+    cluster: DemoCluster,
     client: Client,
     board: Board,
-    seen: tokio::sync::watch::Receiver<Option<Vec<watch::Seen>>>,
-    rows: Vec<Row>,
+    seen: tokio::sync::watch::Receiver<Option<Vec<watch::WatchedMaster>>>,
+    rows: Vec<MasterRow>,
     chosen: usize,
     number: u64,
 }
 
-impl Scene {
+impl DemoLoop {
     async fn run(
         mut self,
         options: Options,
-        mut told: mpsc::Receiver<Told>,
-        mut input: mpsc::Receiver<Input>,
+        mut told: mpsc::Receiver<ClientReport>,
+        mut input: mpsc::Receiver<UserInput>,
         mut ended: std::pin::Pin<&mut impl Future<Output = ()>>,
     ) -> String {
         let begun = tokio::time::Instant::now();
@@ -202,16 +205,16 @@ impl Scene {
             let quit = tokio::select! {
                 () = &mut ended => true,
                 () = at(over_at) => true,
-                () = at(step_at) => steps.next().is_some_and(|(_, command)| self.obey(command)),
+                () = at(step_at) => steps.next().is_some_and(|(_, command)| self.run_command(command)),
                 _ = requests.tick() => { self.request(); false }
-                Some(told) = told.recv() => { self.board.told(Instant::now(), told); false }
+                Some(told) = told.recv() => { self.board.client_reported(Instant::now(), told); false }
                 Ok(()) = self.seen.changed() => { self.look(); false }
                 Some(input) = input.recv() => self.take(input),
                 // Finished requests are let go of; their word came by the queue.
                 Some(_) = self.tasks.join_next() => false,
                 _ = frames.tick() => { self.frame(); false }
             };
-            self.tell();
+            self.print_news();
             if quit {
                 return self.board.summary();
             }
@@ -222,7 +225,7 @@ impl Scene {
         if self.tasks.len() >= MAX_REQUESTS {
             return;
         }
-        self.board.asked(Instant::now(), self.number);
+        self.board.request_started(Instant::now(), self.number);
         self.tasks.spawn(self.client.clone().request(self.number));
         self.number += 1;
     }
@@ -230,20 +233,20 @@ impl Scene {
     fn look(&mut self) {
         let seen = self.seen.borrow_and_update().clone();
         let who = self.cluster.nodes[THROUGH].name;
-        self.board.sees(Instant::now(), who, seen);
+        self.board.agent_reported(Instant::now(), who, seen);
     }
 
     /// Takes a key or a line; true when it says that the demo ends.
-    fn take(&mut self, input: Input) -> bool {
+    fn take(&mut self, input: UserInput) -> bool {
         let quit = match input {
-            Input::Key(Key::Choose(master)) => {
+            UserInput::Key(DemoKey::Choose(master)) => {
                 self.chosen = master;
                 false
             }
-            Input::Key(Key::Do(act)) => self.obey(Command::Do(act, self.chosen)),
-            Input::Key(Key::Quit) => true,
-            Input::Line(Ok(command)) => self.obey(command),
-            Input::Line(Err(error)) => {
+            UserInput::Key(DemoKey::Do(act)) => self.run_command(DemoCommand::Do(act, self.chosen)),
+            UserInput::Key(DemoKey::Quit) => true,
+            UserInput::Line(Ok(command)) => self.run_command(command),
+            UserInput::Line(Err(error)) => {
                 line(&error.to_string());
                 false
             }
@@ -252,20 +255,20 @@ impl Scene {
         quit
     }
 
-    fn obey(&mut self, command: Command) -> bool {
+    fn run_command(&mut self, command: DemoCommand) -> bool {
         match command {
-            Command::Do(act, master) => {
+            DemoCommand::Do(act, master) => {
                 let done = self.cluster.act(act, master);
-                self.board.say(Instant::now(), done);
+                self.board.record(Instant::now(), done);
             }
-            Command::Status => {
+            DemoCommand::Status => {
                 self.reap();
                 // As high as it is, without its events: those were printed as they came.
                 let mut lines = self.picture().lines(80, usize::MAX);
                 lines.truncate(lines.len().saturating_sub(self.board.events.len()));
                 line(render::plain(&lines).trim_end());
             }
-            Command::Quit => return true,
+            DemoCommand::Quit => return true,
         }
         false
     }
@@ -286,21 +289,22 @@ impl Scene {
         let mut rows = Vec::new();
         for node in &mut self.cluster.nodes {
             let (agent, apiserver) = node.states();
-            let failed = [agent, apiserver].contains(&Some(State::Failed));
+            let failed = [agent, apiserver].contains(&Some(ProcessState::Failed));
             if failed && !std::mem::replace(&mut node.failure_told, true) {
-                let words = node.last_words();
+                let words = node.last_output();
                 let last = words.lines().last().unwrap_or_default();
-                self.board.say(Instant::now(), format!("{}: a process exited unexpectedly{last}", node.name));
+                self.board
+                    .record(Instant::now(), format!("{}: a process exited unexpectedly{last}", node.name));
             }
             if let (Some(agent), Some(apiserver)) = (agent, apiserver) {
-                rows.push(Row { name: node.name, apiserver, agent });
+                rows.push(MasterRow { name: node.name, apiserver, agent });
             }
         }
         self.rows = rows;
     }
 
-    fn picture(&self) -> Picture<'_> {
-        Picture {
+    fn picture(&self) -> DemoScreen<'_> {
+        DemoScreen {
             rows: &self.rows,
             chosen: self.screen.as_ref().map(|_| self.chosen),
             board: &self.board,
@@ -311,9 +315,9 @@ impl Scene {
     }
 
     /// Prints what is new where there is no screen.
-    fn tell(&mut self) {
+    fn print_news(&mut self) {
         if self.screen.is_none() {
-            for event in self.board.news() {
+            for event in self.board.new_events() {
                 line(&event.to_string());
             }
         }

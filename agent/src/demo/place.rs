@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 
 /// The ports of all nodes; each has addresses of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Ports {
+pub(super) struct DemoPorts {
     /// The apiservers'.
     pub(super) api: u16,
     /// The proxies'.
@@ -21,11 +21,11 @@ pub(super) struct Ports {
 }
 
 /// The usual ports, and others for machines where something listens on one of them on all addresses.
-const PORTS: [Ports; 4] = [
-    Ports { api: 6443, proxy: 16443, link: 7646, web: 1936 },
-    Ports { api: 6543, proxy: 16543, link: 7746, web: 1937 },
-    Ports { api: 26443, proxy: 26444, link: 27646, web: 21936 },
-    Ports { api: 28443, proxy: 28444, link: 28646, web: 21937 },
+const PORTS: [DemoPorts; 4] = [
+    DemoPorts { api: 6443, proxy: 16443, link: 7646, web: 1936 },
+    DemoPorts { api: 6543, proxy: 16543, link: 7746, web: 1937 },
+    DemoPorts { api: 26443, proxy: 26444, link: 27646, web: 21936 },
+    DemoPorts { api: 28443, proxy: 28444, link: 28646, web: 21937 },
 ];
 
 /// The networks that are tried in turn; a second demo on the same machine takes the next.
@@ -36,7 +36,7 @@ const NETWORKS: [[u8; 3]; 6] =
 const FIRST: u8 = 11;
 
 /// Finds addresses for `nodes` nodes, and ports that are free on all of them.
-pub(super) fn find(nodes: u8) -> anyhow::Result<(Vec<IpAddr>, Ports)> {
+pub(super) fn find(nodes: u8) -> anyhow::Result<(Vec<IpAddr>, DemoPorts)> {
     for ports in PORTS {
         for [a, b, c] in NETWORKS {
             let address = |i| IpAddr::V4(Ipv4Addr::new(a, b, c, FIRST + i));
@@ -53,24 +53,24 @@ pub(super) fn find(nodes: u8) -> anyhow::Result<(Vec<IpAddr>, Ports)> {
     );
 }
 
-fn is_free(address: IpAddr, ports: Ports) -> bool {
+fn is_free(address: IpAddr, ports: DemoPorts) -> bool {
     let tcp = [ports.api, ports.proxy, ports.link, ports.web];
     tcp.iter().all(|port| TcpListener::bind(SocketAddr::new(address, *port)).is_ok())
         && UdpSocket::bind(SocketAddr::new(address, ports.link)).is_ok()
 }
 
 /// A directory of this demo's own, removed when dropped.
-pub(super) struct Directory(PathBuf);
+pub(super) struct DemoDirectory(PathBuf);
 
-impl Directory {
+impl DemoDirectory {
     /// Makes it, for this user alone.
-    pub(super) fn make() -> anyhow::Result<Directory> {
+    pub(super) fn make() -> anyhow::Result<DemoDirectory> {
         let base = std::env::temp_dir();
         for attempt in 0..100 {
             // Short, since sockets lie below it and their paths may have 107 bytes.
             let path = base.join(format!("agent-demo-{}-{attempt}", std::process::id()));
             match std::fs::DirBuilder::new().mode(0o700).create(&path) {
-                Ok(()) => return Ok(Directory(path)),
+                Ok(()) => return Ok(DemoDirectory(path)),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => {
                     return Err(error).with_context(|| {
@@ -98,7 +98,7 @@ impl Directory {
     }
 }
 
-impl Drop for Directory {
+impl Drop for DemoDirectory {
     fn drop(&mut self) {
         // Its processes are gone by now, so nothing is made in it while it is removed.
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn the_directory_goes_with_all_that_is_in_it() {
-        let directory = Directory::make().unwrap();
+        let directory = DemoDirectory::make().unwrap();
         let file = directory.write("a", "text").unwrap();
         assert!(directory.write("a", "again").is_err(), "nothing is written over");
         let path = directory.path().to_owned();

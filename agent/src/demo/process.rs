@@ -32,7 +32,7 @@ pub(crate) fn die_with_parent() {
 
 /// How a process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum ProcessState {
     /// It runs.
     Running,
     /// It is stopped by SIGSTOP: everything is accepted, nothing is answered.
@@ -47,29 +47,29 @@ pub(super) enum State {
     Failed,
 }
 
-impl State {
+impl ProcessState {
     /// The word that the screen shows.
-    pub(super) fn word(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
-            State::Running => "running",
-            State::Hung => "hung",
-            State::Stopping => "stopping",
-            State::Stopped => "stopped",
-            State::Killed => "killed",
-            State::Failed => "failed",
+            ProcessState::Running => "running",
+            ProcessState::Hung => "hung",
+            ProcessState::Stopping => "stopping",
+            ProcessState::Stopped => "stopped",
+            ProcessState::Killed => "killed",
+            ProcessState::Failed => "failed",
         }
     }
 
     /// Whether there is a process.
     pub(super) fn is_alive(self) -> bool {
-        matches!(self, State::Running | State::Hung | State::Stopping)
+        matches!(self, ProcessState::Running | ProcessState::Hung | ProcessState::Stopping)
     }
 }
 
 /// A child process. It is killed when this is dropped.
 pub(super) struct Process {
     child: Child,
-    state: State,
+    state: ProcessState,
 }
 
 impl Process {
@@ -91,11 +91,11 @@ impl Process {
                 command.env_remove(key);
             }
         }
-        Ok(Process { child: command.spawn()?, state: State::Running })
+        Ok(Process { child: command.spawn()?, state: ProcessState::Running })
     }
 
     /// How it is now.
-    pub(super) fn state(&mut self) -> State {
+    pub(super) fn state(&mut self) -> ProcessState {
         if self.state.is_alive()
             && let Ok(Some(status)) = self.child.try_wait()
         {
@@ -104,11 +104,11 @@ impl Process {
         self.state
     }
 
-    fn ended(&self, status: ExitStatus) -> State {
+    fn ended(&self, status: ExitStatus) -> ProcessState {
         match (self.state, status.signal()) {
-            (_, Some(signal)) if signal == Signal::KILL.as_raw() => State::Killed,
-            (State::Stopping, _) => State::Stopped,
-            _ => State::Failed,
+            (_, Some(signal)) if signal == Signal::KILL.as_raw() => ProcessState::Killed,
+            (ProcessState::Stopping, _) => ProcessState::Stopped,
+            _ => ProcessState::Failed,
         }
     }
 
@@ -123,26 +123,26 @@ impl Process {
 
     /// Stops it in the middle of whatever it does.
     pub(super) fn hang(&mut self) {
-        if self.state() == State::Running {
+        if self.state() == ProcessState::Running {
             self.signal(Signal::STOP);
-            self.state = State::Hung;
+            self.state = ProcessState::Hung;
         }
     }
 
     /// Lets it go on where it was.
     pub(super) fn go_on(&mut self) {
-        if self.state() == State::Hung {
+        if self.state() == ProcessState::Hung {
             self.signal(Signal::CONT);
-            self.state = State::Running;
+            self.state = ProcessState::Running;
         }
     }
 
     /// Asks it to stop.
     pub(super) fn stop(&mut self) {
         self.go_on();
-        if self.state() == State::Running {
+        if self.state() == ProcessState::Running {
             self.signal(Signal::TERM);
-            self.state = State::Stopping;
+            self.state = ProcessState::Stopping;
         }
     }
 
@@ -184,7 +184,7 @@ mod tests {
         }
     }
 
-    async fn until(process: &mut Process, state: State) {
+    async fn until(process: &mut Process, state: ProcessState) {
         let begun = Instant::now();
         while process.state() != state {
             assert!(begun.elapsed() < Duration::from_secs(10), "{:?} is not {state:?}", process.state());
@@ -203,10 +203,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut process = start("trap 'exit 0' TERM; echo up; while :; do sleep 0.01; done", dir.path());
         printed(dir.path(), "up").await;
-        assert_eq!(process.state(), State::Running);
+        assert_eq!(process.state(), ProcessState::Running);
         let pid = process.child.id().unwrap();
         process.hang();
-        assert_eq!(process.state(), State::Hung);
+        assert_eq!(process.state(), ProcessState::Hung);
         let begun = Instant::now();
         while letter(pid) != Some('T') {
             assert!(begun.elapsed() < Duration::from_secs(10), "it goes on");
@@ -214,14 +214,14 @@ mod tests {
         }
         process.go_on();
         process.stop();
-        until(&mut process, State::Stopped).await;
+        until(&mut process, ProcessState::Stopped).await;
 
         let mut hung = start("while :; do sleep 0.01; done", dir.path());
         hung.hang();
         hung.kill();
-        assert_eq!(hung.state(), State::Killed);
+        assert_eq!(hung.state(), ProcessState::Killed);
         let mut failed = start("exit 3", dir.path());
-        until(&mut failed, State::Failed).await;
+        until(&mut failed, ProcessState::Failed).await;
 
         let dropped = start("while :; do sleep 0.01; done", dir.path());
         let pid = dropped.child.id().unwrap();

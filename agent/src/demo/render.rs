@@ -3,13 +3,13 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::board::{Board, Fate, LATELY};
-use super::process::State as Process;
-use super::watch::Seen;
+use super::board::{Board, LATELY, RequestOutcome};
+use super::process::ProcessState as Process;
+use super::watch::WatchedMaster;
 
 /// How a piece of text looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Style {
+pub(super) enum TextStyle {
     Plain,
     Dim,
     Bold,
@@ -19,10 +19,10 @@ pub(super) enum Style {
 }
 
 /// A line of pieces.
-pub(super) type Line = Vec<(Style, String)>;
+pub(super) type StyledLine = Vec<(TextStyle, String)>;
 
 /// A line as a terminal takes it.
-pub(super) fn painted(line: &Line, colours: bool) -> String {
+pub(super) fn painted(line: &StyledLine, colours: bool) -> String {
     let mut text = String::new();
     for (style, piece) in line {
         let code = if colours { code(*style) } else { "" };
@@ -35,14 +35,14 @@ pub(super) fn painted(line: &Line, colours: bool) -> String {
     text
 }
 
-fn code(style: Style) -> &'static str {
+fn code(style: TextStyle) -> &'static str {
     match style {
-        Style::Plain => "",
-        Style::Dim => "\x1b[2m",
-        Style::Bold => "\x1b[1m",
-        Style::Good => "\x1b[32m",
-        Style::Warn => "\x1b[33m",
-        Style::Bad => "\x1b[31m",
+        TextStyle::Plain => "",
+        TextStyle::Dim => "\x1b[2m",
+        TextStyle::Bold => "\x1b[1m",
+        TextStyle::Good => "\x1b[32m",
+        TextStyle::Warn => "\x1b[33m",
+        TextStyle::Bad => "\x1b[31m",
     }
 }
 
@@ -50,15 +50,15 @@ fn code(style: Style) -> &'static str {
 const SLOW: Duration = Duration::from_millis(500);
 
 /// A master's row of the table.
-pub(super) struct Row {
+pub(super) struct MasterRow {
     pub(super) name: &'static str,
     pub(super) apiserver: Process,
     pub(super) agent: Process,
 }
 
 /// All that is shown.
-pub(super) struct Picture<'a> {
-    pub(super) rows: &'a [Row],
+pub(super) struct DemoScreen<'a> {
+    pub(super) rows: &'a [MasterRow],
     /// The row that keys act on; none: there are no keys.
     pub(super) chosen: Option<usize>,
     pub(super) board: &'a Board,
@@ -67,44 +67,44 @@ pub(super) struct Picture<'a> {
     pub(super) now: Instant,
 }
 
-impl Picture<'_> {
+impl DemoScreen<'_> {
     /// The lines for a screen of this size.
-    pub(super) fn lines(&self, columns: usize, rows: usize) -> Vec<Line> {
-        let mut lines = vec![self.title(columns), Line::new(), self.head()];
+    pub(super) fn lines(&self, columns: usize, rows: usize) -> Vec<StyledLine> {
+        let mut lines = vec![self.title(columns), StyledLine::new(), self.head()];
         lines.extend(self.rows.iter().enumerate().map(|(i, row)| self.row(i, row)));
-        lines.push(Line::new());
+        lines.push(StyledLine::new());
         let what =
             format!("  client through {} ({}), a new TLS connection every 100 ms:", self.through, self.proxy);
-        lines.push(vec![(Style::Plain, what)]);
+        lines.push(vec![(TextStyle::Plain, what)]);
         lines.push(self.strip(columns));
         lines.push(self.counts());
         lines.push(self.held());
-        lines.push(Line::new());
+        lines.push(StyledLine::new());
         if self.chosen.is_some() {
             lines.push(vec![
-                (Style::Bold, "  1 2 3".into()),
-                (Style::Plain, " choose a master; its apiserver: ".into()),
-                (Style::Bold, "k".into()),
-                (Style::Plain, " kill  ".into()),
-                (Style::Bold, "h".into()),
-                (Style::Plain, " hang  ".into()),
-                (Style::Bold, "s".into()),
-                (Style::Plain, " stop  ".into()),
-                (Style::Bold, "b".into()),
-                (Style::Plain, " restart".into()),
+                (TextStyle::Bold, "  1 2 3".into()),
+                (TextStyle::Plain, " choose a master; its apiserver: ".into()),
+                (TextStyle::Bold, "k".into()),
+                (TextStyle::Plain, " kill  ".into()),
+                (TextStyle::Bold, "h".into()),
+                (TextStyle::Plain, " hang  ".into()),
+                (TextStyle::Bold, "s".into()),
+                (TextStyle::Plain, " stop  ".into()),
+                (TextStyle::Bold, "b".into()),
+                (TextStyle::Plain, " restart".into()),
             ]);
             lines.push(vec![
-                (Style::Bold, "  K".into()),
-                (Style::Plain, " kill the whole node with its agent          ".into()),
-                (Style::Bold, "q".into()),
-                (Style::Plain, " quit and remove everything".into()),
+                (TextStyle::Bold, "  K".into()),
+                (TextStyle::Plain, " kill the whole node with its agent          ".into()),
+                (TextStyle::Bold, "q".into()),
+                (TextStyle::Plain, " quit and remove everything".into()),
             ]);
-            lines.push(Line::new());
+            lines.push(StyledLine::new());
         }
         let room = rows.saturating_sub(lines.len());
         let events = &self.board.events;
         let last = events.iter().skip(events.len().saturating_sub(room));
-        lines.extend(last.map(|event| vec![(Style::Plain, event.to_string())]));
+        lines.extend(last.map(|event| vec![(TextStyle::Plain, event.to_string())]));
         lines.truncate(rows);
         for line in &mut lines {
             clip(line, columns);
@@ -112,54 +112,56 @@ impl Picture<'_> {
         lines
     }
 
-    fn title(&self, columns: usize) -> Line {
+    fn title(&self, columns: usize) -> StyledLine {
         let title = "  agent demo: three masters and two workers on this machine";
         let age = format!("{:.1} s ", self.board.age(self.now).as_secs_f64());
         let gap = columns.saturating_sub(title.len() + age.len());
-        vec![(Style::Bold, title.into()), (Style::Dim, format!("{}{age}", " ".repeat(gap)))]
+        vec![(TextStyle::Bold, title.into()), (TextStyle::Dim, format!("{}{age}", " ".repeat(gap)))]
     }
 
-    fn head(&self) -> Line {
+    fn head(&self) -> StyledLine {
         let seen = format!("{} sees it", self.through);
-        vec![(Style::Dim, format!("    master  apiserver  agent     {seen:<11}because{:>29}", "conns"))]
+        vec![(TextStyle::Dim, format!("    master  apiserver  agent     {seen:<11}because{:>29}", "conns"))]
     }
 
-    fn row(&self, index: usize, row: &Row) -> Line {
+    fn row(&self, index: usize, row: &MasterRow) -> StyledLine {
         let chosen = self.chosen == Some(index);
         let mark = if chosen { ">" } else { " " };
         let name = format!(" {mark}{} {:<7} ", index + 1, row.name);
         let mut line = vec![
-            (if chosen { Style::Bold } else { Style::Plain }, name),
-            (process(row.apiserver), format!("{:<10} ", row.apiserver.word())),
-            (process(row.agent), format!("{:<9} ", row.agent.word())),
+            (if chosen { TextStyle::Bold } else { TextStyle::Plain }, name),
+            (process(row.apiserver), format!("{:<10} ", row.apiserver.as_str())),
+            (process(row.agent), format!("{:<9} ", row.agent.as_str())),
         ];
         match self.board.seen_of(row.name) {
-            Some(Seen { state, reason, connections, .. }) => {
+            Some(WatchedMaster { state, reason, connections, .. }) => {
                 let style = match state {
-                    state if state.is_good() => Style::Good,
-                    proto::backends::State::Down | proto::backends::State::NotReady => Style::Bad,
-                    _ => Style::Warn,
+                    state if state.is_good() => TextStyle::Good,
+                    proto::backends::BackendState::Down | proto::backends::BackendState::NotReady => {
+                        TextStyle::Bad
+                    }
+                    _ => TextStyle::Warn,
                 };
                 let reason: String = reason.chars().take(29).collect();
-                line.push((style, format!("{:<10} ", state.word())));
-                line.push((Style::Plain, format!("{reason:<30} {connections:>5}")));
+                line.push((style, format!("{:<10} ", state.as_str())));
+                line.push((TextStyle::Plain, format!("{reason:<30} {connections:>5}")));
             }
-            None => line.push((Style::Dim, format!("{:<10} ", "-"))),
+            None => line.push((TextStyle::Dim, format!("{:<10} ", "-"))),
         }
         line
     }
 
     /// The last requests, oldest first: the number of who answered.
-    fn strip(&self, columns: usize) -> Line {
+    fn strip(&self, columns: usize) -> StyledLine {
         let slots = &self.board.slots;
         let room = columns.saturating_sub(4);
-        let mut line: Line = vec![(Style::Plain, "  ".into())];
+        let mut line: StyledLine = vec![(TextStyle::Plain, "  ".into())];
         for slot in slots.iter().skip(slots.len().saturating_sub(room)) {
-            let (style, mark) = match &slot.fate {
-                Fate::Pending => (Style::Dim, '.'),
-                Fate::Failed(_) => (Style::Bad, 'x'),
-                Fate::Served(name, took) => {
-                    let style = if *took >= SLOW { Style::Warn } else { Style::Good };
+            let (style, mark) = match &slot.outcome {
+                RequestOutcome::Pending => (TextStyle::Dim, '.'),
+                RequestOutcome::Failed(_) => (TextStyle::Bad, 'x'),
+                RequestOutcome::Served(name, took) => {
+                    let style = if *took >= SLOW { TextStyle::Warn } else { TextStyle::Good };
                     (style, name.chars().next_back().unwrap_or('?'))
                 }
             };
@@ -171,36 +173,36 @@ impl Picture<'_> {
         line
     }
 
-    fn counts(&self) -> Line {
+    fn counts(&self) -> StyledLine {
         let Board { ok, failed, .. } = self.board;
-        let slowest = self.board.slowest_lately(self.now);
+        let slowest = self.board.slowest_recent(self.now);
         vec![
-            (Style::Plain, format!("  ok {ok:<8}")),
-            (if *failed > 0 { Style::Bad } else { Style::Plain }, format!("failed {failed:<6}")),
+            (TextStyle::Plain, format!("  ok {ok:<8}")),
+            (if *failed > 0 { TextStyle::Bad } else { TextStyle::Plain }, format!("failed {failed:<6}")),
             (
-                if slowest >= SLOW { Style::Warn } else { Style::Plain },
+                if slowest >= SLOW { TextStyle::Warn } else { TextStyle::Plain },
                 format!("slowest of the last {} s: {} ms", LATELY.as_secs(), slowest.as_millis()),
             ),
         ]
     }
 
-    fn held(&self) -> Line {
+    fn held(&self) -> StyledLine {
         let on = self.board.held.as_deref().unwrap_or("nobody");
         let text = format!("  long-lived connection: on {on}; closed so far: {}", self.board.resets);
-        vec![(Style::Plain, text)]
+        vec![(TextStyle::Plain, text)]
     }
 }
 
-fn process(state: Process) -> Style {
+fn process(state: Process) -> TextStyle {
     match state {
-        Process::Running => Style::Good,
-        Process::Hung | Process::Stopping => Style::Warn,
-        Process::Stopped | Process::Killed | Process::Failed => Style::Bad,
+        Process::Running => TextStyle::Good,
+        Process::Hung | Process::Stopping => TextStyle::Warn,
+        Process::Stopped | Process::Killed | Process::Failed => TextStyle::Bad,
     }
 }
 
 /// Cuts a line to what fits.
-fn clip(line: &mut Line, columns: usize) {
+fn clip(line: &mut StyledLine, columns: usize) {
     let mut room = columns;
     for (_, text) in line.iter_mut() {
         if let Some((at, _)) = text.char_indices().nth(room) {
@@ -211,7 +213,7 @@ fn clip(line: &mut Line, columns: usize) {
 }
 
 /// The text of lines without their styles, for where there is no terminal.
-pub(super) fn plain(lines: &[Line]) -> String {
+pub(super) fn plain(lines: &[StyledLine]) -> String {
     let mut text = String::new();
     for line in lines {
         let whole: String = line.iter().map(|(_, piece)| piece.as_str()).collect();
@@ -223,42 +225,42 @@ pub(super) fn plain(lines: &[Line]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use proto::backends::State;
+    use proto::backends::BackendState;
 
-    use super::super::client::{RequestError, Told};
+    use super::super::client::{ClientReport, RequestError};
     use super::*;
 
     fn draw(chosen: Option<usize>, columns: usize, height: usize) -> String {
         let t0 = Instant::now();
         let mut board = Board::new(t0);
-        let seen = |node: &str, state, reason: &str, connections| Seen {
+        let seen = |node: &str, state, reason: &str, connections| WatchedMaster {
             node: node.into(),
             state,
             reason: reason.into(),
             connections,
         };
-        board.sees(
+        board.agent_reported(
             t0,
             "w1",
             Some(vec![
-                seen("m1", State::Ready, "200 from /readyz", 12),
-                seen("m2", State::Suspect, "a reason that is much longer than there is room for", 1),
+                seen("m1", BackendState::Ready, "200 from /readyz", 12),
+                seen("m2", BackendState::Suspect, "a reason that is much longer than there is room for", 1),
             ]),
         );
         for number in 0..90 {
-            board.asked(t0, number);
+            board.request_started(t0, number);
         }
         for number in 0..89 {
             let result =
                 if number == 50 { Err(RequestError::Cut) } else { Ok(format!("m{}", number % 3 + 1)) };
             let took = Duration::from_millis(12);
-            board.told(t0, Told::Request { number, took, result });
+            board.client_reported(t0, ClientReport::Request { number, took, result });
         }
-        board.told(t0, Told::Held("m1".into()));
+        board.client_reported(t0, ClientReport::Held("m1".into()));
         for i in 0..20 {
-            board.say(t0, format!("event {i}"));
+            board.record(t0, format!("event {i}"));
         }
-        let row = |name, apiserver, agent| Row { name, apiserver, agent };
+        let row = |name, apiserver, agent| MasterRow { name, apiserver, agent };
         let rows = [
             row("m1", Process::Running, Process::Running),
             row("m2", Process::Hung, Process::Running),
@@ -266,7 +268,7 @@ mod tests {
         ];
         let proxy = "127.0.0.14:16443".parse().unwrap();
         let now = t0 + Duration::from_secs(5);
-        let picture = Picture { rows: &rows, chosen, board: &board, through: "w1", proxy, now };
+        let picture = DemoScreen { rows: &rows, chosen, board: &board, through: "w1", proxy, now };
         plain(&picture.lines(columns, height))
     }
 

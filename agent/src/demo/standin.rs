@@ -35,7 +35,7 @@ const MAX_CONNECTIONS: usize = 1_000;
 
 /// What a stand-in is told.
 #[derive(Debug)]
-pub(crate) struct Standin {
+pub(crate) struct StandInOptions {
     /// Where it listens.
     pub(crate) listen: SocketAddr,
     /// What it calls itself.
@@ -45,20 +45,20 @@ pub(crate) struct Standin {
 }
 
 /// Serves until SIGTERM.
-pub(crate) async fn run(standin: Standin) -> anyhow::Result<()> {
+pub(crate) async fn run(standin: StandInOptions) -> anyhow::Result<()> {
     process::die_with_parent();
     let tls = tls(&standin)?;
     let listener = TcpListener::bind(standin.listen).await.with_context(|| {
         format!("can't listen on {}: choose an address and port that are free", standin.listen)
     })?;
     let mut term = signal(SignalKind::terminate())?;
-    let (phase, seen) = watch::channel(Phase::Serving);
+    let (phase, seen) = watch::channel(DrainPhase::Serving);
     let serving = serve(listener, tls, standin.name.into(), seen);
     let leaving = async {
         term.recv().await;
-        phase.send_replace(Phase::Leaving);
+        phase.send_replace(DrainPhase::Leaving);
         tokio::time::sleep(DELAY).await;
-        phase.send_replace(Phase::Gone);
+        phase.send_replace(DrainPhase::Gone);
         tokio::time::sleep(GRACE).await;
     };
     tokio::select! {
@@ -70,7 +70,7 @@ pub(crate) async fn run(standin: Standin) -> anyhow::Result<()> {
 
 /// How far a stand-in is with leaving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(super) enum DrainPhase {
     /// It serves.
     Serving,
     /// It serves, and says that it is not ready.
@@ -84,7 +84,7 @@ pub(super) async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     name: Arc<str>,
-    phase: watch::Receiver<Phase>,
+    phase: watch::Receiver<DrainPhase>,
 ) {
     let mut connections = JoinSet::new();
     let mut accepting = phase.clone();
@@ -108,30 +108,35 @@ pub(super) async fn serve(
 }
 
 /// Waits for the end; a sender that has gone means the same.
-async fn gone(phase: &mut watch::Receiver<Phase>) {
-    let _ = phase.wait_for(|phase| *phase == Phase::Gone).await;
+async fn gone(phase: &mut watch::Receiver<DrainPhase>) {
+    let _ = phase.wait_for(|phase| *phase == DrainPhase::Gone).await;
 }
 
-async fn connection(stream: TcpStream, tls: TlsAcceptor, name: Arc<str>, mut phase: watch::Receiver<Phase>) {
+async fn connection(
+    stream: TcpStream,
+    tls: TlsAcceptor,
+    name: Arc<str>,
+    mut phase: watch::Receiver<DrainPhase>,
+) {
     let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await else { return };
     let now = phase.clone();
     let handler = Arc::new(move |request: Request| {
         let answer = answer(&request, &name, *now.borrow());
-        Box::pin(async move { answer }) as http::Later<Response>
+        Box::pin(async move { answer }) as http::BoxFuture<Response>
     });
     http::serve(Box::new(stream), handler, Box::pin(async move { gone(&mut phase).await })).await;
 }
 
-fn answer(request: &Request, name: &str, phase: Phase) -> Response {
+fn answer(request: &Request, name: &str, phase: DrainPhase) -> Response {
     let (status, text) = match (request.uri().path(), phase) {
-        ("/readyz", Phase::Serving) => (200, "ok".to_owned()),
+        ("/readyz", DrainPhase::Serving) => (200, "ok".to_owned()),
         ("/readyz", _) => (500, "[+]ping ok\n[-]shutdown failed: reason withheld\n".to_owned()),
         _ => (200, format!("{name}\n")),
     };
     http::text(status, "text/plain", text)
 }
 
-fn tls(standin: &Standin) -> anyhow::Result<Arc<ServerConfig>> {
+fn tls(standin: &StandInOptions) -> anyhow::Result<Arc<ServerConfig>> {
     let (cert, key) = match &standin.files {
         Some((cert, key)) => {
             let read = |file: &PathBuf| {

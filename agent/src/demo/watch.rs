@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use hyper::body::Bytes;
-use proto::backends::State;
+use proto::backends::BackendState;
 use proto::control::{MAX_FRAME, Request, Response, Status};
-use proto::exchange::{decode, encode};
+use proto::rpc::{decode, encode};
 use proto::service::KUBE_API;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -22,15 +22,15 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// One master, as the agent sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Seen {
+pub(super) struct WatchedMaster {
     pub(super) node: String,
-    pub(super) state: State,
+    pub(super) state: BackendState,
     pub(super) reason: String,
     pub(super) connections: u64,
 }
 
 /// Asks again and again; none: the agent does not answer. Ends when nobody listens any more.
-pub(super) async fn follow(runtime_dir: PathBuf, out: watch::Sender<Option<Vec<Seen>>>) {
+pub(super) async fn watch_masters(runtime_dir: PathBuf, out: watch::Sender<Option<Vec<WatchedMaster>>>) {
     while !out.is_closed() {
         let seen = tokio::time::timeout(PATIENCE, ask(&runtime_dir)).await.ok().flatten();
         out.send_replace(seen);
@@ -38,7 +38,7 @@ pub(super) async fn follow(runtime_dir: PathBuf, out: watch::Sender<Option<Vec<S
     }
 }
 
-async fn ask(runtime_dir: &Path) -> Option<Vec<Seen>> {
+async fn ask(runtime_dir: &Path) -> Option<Vec<WatchedMaster>> {
     let stream = UnixStream::connect(runtime_dir.join("agent.sock")).await.ok()?;
     let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME).new_codec();
     let mut frames = Framed::new(stream, codec);
@@ -49,12 +49,12 @@ async fn ask(runtime_dir: &Path) -> Option<Vec<Seen>> {
     }
 }
 
-fn masters(status: Status) -> Vec<Seen> {
+fn masters(status: Status) -> Vec<WatchedMaster> {
     let service = status.services.into_iter().find(|service| service.name.as_str() == KUBE_API);
     let backends = service.map(|service| service.backends).unwrap_or_default();
     backends
         .into_iter()
-        .map(|backend| Seen {
+        .map(|backend| WatchedMaster {
             node: backend.node.to_string(),
             state: backend.state,
             reason: backend.reason.to_string(),

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use proto::doctor::kube::{Client, Distribution};
+use proto::doctor::kube::{Distribution, KubeClient};
 
-use super::{Files, names, text};
+use super::{HostFiles, names, text};
 
 /// What kubeadm writes, and who reads it.
 const KUBEADM: [(&str, &str); 4] = [
@@ -15,7 +15,7 @@ const KUBEADM: [(&str, &str); 4] = [
 ];
 
 /// k3s or RKE2, where they differ.
-struct Rancher {
+struct RancherLayout {
     distribution: Distribution,
     who: &'static str,
     state: &'static str,
@@ -25,8 +25,8 @@ struct Rancher {
     variable: &'static str,
 }
 
-const RANCHERS: [Rancher; 2] = [
-    Rancher {
+const RANCHERS: [RancherLayout; 2] = [
+    RancherLayout {
         distribution: Distribution::K3s,
         who: "k3s agent",
         state: "var/lib/rancher/k3s",
@@ -35,7 +35,7 @@ const RANCHERS: [Rancher; 2] = [
         env: "etc/systemd/system/k3s-agent.service.env",
         variable: "K3S_URL",
     },
-    Rancher {
+    RancherLayout {
         distribution: Distribution::Rke2,
         who: "RKE2",
         state: "var/lib/rancher/rke2",
@@ -47,7 +47,7 @@ const RANCHERS: [Rancher; 2] = [
 ];
 
 /// Reads all of it.
-pub(super) fn read(root: &Path, files: &mut Files) {
+pub(super) fn read(root: &Path, files: &mut HostFiles) {
     for rancher in &RANCHERS {
         let (state, config) = (root.join(rancher.state), root.join(rancher.config));
         if !state.is_dir() && !config.exists() {
@@ -75,7 +75,7 @@ pub(super) fn read(root: &Path, files: &mut Files) {
 
 /// The agent of k3s or RKE2: its file, the files beside it, its variables, its command line, the later over
 /// the earlier.
-fn agent(root: &Path, rancher: &Rancher, files: &mut Files) {
+fn agent(root: &Path, rancher: &RancherLayout, files: &mut HostFiles) {
     let config = root.join(rancher.config);
     let (mut server, mut balancer) = (None, true);
     let beside = names(&config.with_extension("yaml.d"));
@@ -110,12 +110,12 @@ fn agent(root: &Path, rancher: &Rancher, files: &mut Files) {
     files.clients.extend(server);
 }
 
-fn client(path: &Path, who: &'static str, url: String) -> Client {
-    Client { path: path.display().to_string(), who, url, at: Vec::new() }
+fn client(path: &Path, who: &'static str, url: String) -> KubeClient {
+    KubeClient { path: path.display().to_string(), who, url, at: Vec::new() }
 }
 
 /// A file's text. One that this user may not read is kept in mind.
-fn open(path: &Path, files: &mut Files) -> Option<String> {
+fn open(path: &Path, files: &mut HostFiles) -> Option<String> {
     text(path).unwrap_or_else(|_| {
         files.unreadable.push(path.display().to_string());
         None

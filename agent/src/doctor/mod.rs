@@ -11,8 +11,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use proto::doctor::host::Service;
-use proto::doctor::kube::{Client, Distribution};
+use proto::doctor::host::SystemdService;
+use proto::doctor::kube::{Distribution, KubeClient};
 use proto::doctor::mesh::Firewall;
 
 pub(crate) use kernel::sysctl;
@@ -34,7 +34,7 @@ const OWN_DROP_IN: &str = "10-install.conf";
 
 /// Where to look.
 #[derive(Debug, Clone)]
-pub(crate) struct Places {
+pub(crate) struct HostPaths {
     /// The root of the machine's files.
     pub(crate) root: PathBuf,
     /// The agent's state.
@@ -47,36 +47,36 @@ pub(crate) struct Places {
 
 /// What was read.
 #[derive(Debug, Default)]
-pub(crate) struct Files {
+pub(crate) struct HostFiles {
     pub(crate) is_member: bool,
-    pub(crate) service: Option<Service>,
+    pub(crate) service: Option<SystemdService>,
     pub(crate) loose: Vec<(String, u32)>,
     pub(crate) open_config: Option<(String, u32)>,
     pub(crate) unreadable: Vec<String>,
     pub(crate) distribution: Option<Distribution>,
     /// Where they point is not resolved yet.
-    pub(crate) clients: Vec<Client>,
+    pub(crate) clients: Vec<KubeClient>,
     pub(crate) own_balancer: bool,
 }
 
-impl Places {
+impl HostPaths {
     /// Reads everything.
-    pub(crate) fn read(&self) -> Files {
-        let mut files = Files {
+    pub(crate) fn read(&self) -> HostFiles {
+        let mut files = HostFiles {
             is_member: self.state_dir.join("node").exists(),
             service: self.service(),
-            ..Files::default()
+            ..HostFiles::default()
         };
         self.modes(&mut files);
         clients::read(&self.root, &mut files);
         files
     }
 
-    fn service(&self) -> Option<Service> {
+    fn service(&self) -> Option<SystemdService> {
         if !self.root.join("run/systemd/system").is_dir() {
             return None;
         }
-        let mut service = Service::default();
+        let mut service = SystemdService::default();
         for dir in UNIT_DIRS {
             let unit = self.root.join(dir).join("agent.service");
             if let (None, Ok(Some(text))) = (&service.unit, text(&unit)) {
@@ -95,7 +95,7 @@ impl Places {
 
     /// Files that others than their owner may use: of the state those that they may read, of everything
     /// those that they may write.
-    fn modes(&self, files: &mut Files) {
+    fn modes(&self, files: &mut HostFiles) {
         let open = |path: &Path, bits: u32| {
             let about = fs::symlink_metadata(path).ok()?;
             let is_open = !about.file_type().is_symlink() && about.mode() & bits != 0;

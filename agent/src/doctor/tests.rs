@@ -7,11 +7,11 @@ use std::path::Path;
 use proto::doctor::kube::Distribution;
 use proto::doctor::mesh::Firewall;
 
-use super::{Files, Places, sysctl};
+use super::{HostFiles, HostPaths, sysctl};
 
 const UNIT: &str = "[Unit]\nDescription=x\n";
 
-fn read(files: &[(&str, &str)]) -> (tempfile::TempDir, Files) {
+fn read(files: &[(&str, &str)]) -> (tempfile::TempDir, HostFiles) {
     let dir = tempfile::tempdir().unwrap();
     for (path, text) in files {
         let path = dir.path().join(path);
@@ -23,9 +23,9 @@ fn read(files: &[(&str, &str)]) -> (tempfile::TempDir, Files) {
     (dir, files)
 }
 
-fn places(root: &Path) -> Places {
+fn places(root: &Path) -> HostPaths {
     let (state_dir, socket) = (root.join("var/lib/agent"), root.join("run/agent/agent.sock"));
-    Places { root: root.to_owned(), state_dir, socket, unit: UNIT }
+    HostPaths { root: root.to_owned(), state_dir, socket, unit: UNIT }
 }
 
 /// Who is told what, and whether a balancer stands between.

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use proto::event::{Ask, Event, Ring};
-use proto::exchange::{FromMember, ToMember};
+use proto::event::{Event, EventQuery, EventRing};
 use proto::node::NodeId;
+use proto::rpc::{FromMember, ToMember};
 
-use crate::link::Link;
+use crate::transport::Link;
 
 /// Time for one member: it is asked by someone who waits.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -26,7 +26,7 @@ const MOST: usize = 8192;
 
 /// What this node's ring holds of what is asked for, the latest, oldest first. `after` is the number that
 /// the asker has seen of this node.
-pub(crate) fn own(ring: &Ring, ask: &Ask, after: u64) -> Vec<Event> {
+pub(crate) fn own(ring: &EventRing, ask: &EventQuery, after: u64) -> Vec<Event> {
     let most = usize::try_from(ask.most).unwrap_or(MOST).min(MOST);
     let all = ring.after(after).filter(|event| event.time_unix_ms >= ask.since);
     let mut events: Vec<Event> = all.rev().take(most).map(|event| Event::clone(event)).collect();
@@ -35,7 +35,7 @@ pub(crate) fn own(ring: &Ring, ask: &Ask, after: u64) -> Vec<Event> {
 }
 
 /// The events of all members, and the names of those that did not answer.
-pub(crate) async fn all(link: &Arc<Link>, ring: &Ring, ask: &Ask) -> (Vec<Event>, Vec<String>) {
+pub(crate) async fn all(link: &Arc<Link>, ring: &EventRing, ask: &EventQuery) -> (Vec<Event>, Vec<String>) {
     let document = link.trust.borrow().document.clone();
     let me = link.own();
     let mut names: BTreeMap<NodeId, String> =
@@ -45,7 +45,7 @@ pub(crate) async fn all(link: &Arc<Link>, ring: &Ring, ask: &Ask) -> (Vec<Event>
     // A share for each, so that the answer stays small in a large cluster.
     let share = (MOST / (names.len() + 1)).max(16);
     let most = ask.most.min(u32::try_from(share).unwrap_or(u32::MAX));
-    let mut events = own(ring, &Ask { most, ..ask.clone() }, seen(&own_name));
+    let mut events = own(ring, &EventQuery { most, ..ask.clone() }, seen(&own_name));
     let mut silent = Vec::new();
     let mut waiting = names.into_iter();
     let until = tokio::time::Instant::now() + ALL;

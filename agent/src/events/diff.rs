@@ -8,20 +8,20 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::backends::{State, Table};
+use proto::backends::{BackendState, BackendTable};
 use proto::cause::{Cause, Fault, Reason};
 use proto::cluster::Document;
 use proto::control::{MemberState, VipState, VipStatus};
-use proto::event::{Event, Kind, Level};
+use proto::event::{Event, EventKind, EventLevel};
 use proto::health::Readiness;
 use proto::node::{Name, NodeId};
 use proto::problem::{Problem, ProblemCode};
-use proto::pulse::{Ears, Hearing};
-use proto::record::Offer;
+use proto::pulse::{Liveness, PeerLivenessMap};
+use proto::record::ServiceOffer;
 use proto::service::ServiceName;
 use proto::settings::{Secrecy, secrecy};
 use proto::time::UnixMs;
-use proto::view::View;
+use proto::view::ClusterView;
 
 /// A member that was never heard is called down only this long after the start: gossip needs its time.
 const FIRST_WORDS: Duration = Duration::from_secs(15);
@@ -37,16 +37,16 @@ const QUIET: Duration = Duration::from_secs(5);
 
 /// What is looked at once a second, since no watch carries it.
 #[derive(Debug, Default)]
-pub(crate) struct Looked {
+pub(crate) struct PolledState {
     /// Of each service.
-    pub(crate) services: BTreeMap<ServiceName, Counted>,
+    pub(crate) services: BTreeMap<ServiceName, ProxyCounters>,
     /// What is wrong with this node itself.
     pub(crate) problems: Vec<Problem>,
 }
 
 /// What the proxy counted of a service.
 #[derive(Debug, Default)]
-pub(crate) struct Counted {
+pub(crate) struct ProxyCounters {
     /// Its addresses, and why it does not listen when it does not.
     pub(crate) listens: Vec<(SocketAddr, Option<Fault>)>,
     /// Connections refused since the start because there were too many.
@@ -58,10 +58,10 @@ pub(crate) struct Counted {
 }
 
 /// What was last seen, each with since when.
-pub(super) struct Seen {
+pub(super) struct PreviousState {
     own: NodeId,
     began: UnixMs,
-    backends: BTreeMap<(ServiceName, NodeId), (State, UnixMs, Name)>,
+    backends: BTreeMap<(ServiceName, NodeId), (BackendState, UnixMs, Name)>,
     members: BTreeMap<NodeId, (MemberState, UnixMs)>,
     draining: BTreeMap<NodeId, UnixMs>,
     checks: BTreeMap<ServiceName, (Readiness, UnixMs)>,
@@ -70,23 +70,23 @@ pub(super) struct Seen {
     /// Members that hold another document, since when, and whether that was told.
     differing: BTreeMap<NodeId, (UnixMs, bool)>,
     failed: BTreeMap<(ServiceName, SocketAddr), UnixMs>,
-    limits: BTreeMap<(Kind, ServiceName), Limit>,
+    limits: BTreeMap<(EventKind, ServiceName), LimitCounter>,
     problems: BTreeMap<(ProblemCode, String), (Problem, UnixMs)>,
     vips: BTreeMap<IpAddr, (&'static str, UnixMs)>,
 }
 
 /// A counter that grows while a limit is met.
 #[derive(Default)]
-struct Limit {
+struct LimitCounter {
     count: u64,
     /// Since when, and when it grew last.
     met: Option<(UnixMs, UnixMs)>,
 }
 
-impl Seen {
+impl PreviousState {
     /// Begins with the document as it was found on disk; all else begins with nothing.
-    pub(super) fn new(own: NodeId, began: UnixMs, document: Arc<Document>) -> Seen {
-        Seen {
+    pub(super) fn new(own: NodeId, began: UnixMs, document: Arc<Document>) -> PreviousState {
+        PreviousState {
             own,
             began,
             backends: BTreeMap::new(),
@@ -104,7 +104,7 @@ impl Seen {
     }
 
     /// The proxy's backends.
-    pub(super) fn table(&mut self, table: &Table, now: UnixMs, out: &mut Vec<Event>) {
+    pub(super) fn table(&mut self, table: &BackendTable, now: UnixMs, out: &mut Vec<Event>) {
         let mut gone = std::mem::take(&mut self.backends);
         for (service, backend) in table.iter().flat_map(|(name, all)| all.iter().map(move |one| (name, one)))
         {
@@ -113,13 +113,16 @@ impl Seen {
             // Doubt is a step back only from what was good: who is not heard yet, at a start, is looked at
             // closely, and that is all.
             let was_good = gone.get(&key).is_some_and(|(state, ..)| state.is_good());
-            let told = Event::new(Kind::Backend, now, subject, backend.state.word())
+            let told = Event::new(EventKind::Backend, now, subject, backend.state.as_str())
                 .reason(backend.reason())
                 .level(match backend.state {
-                    State::Ready | State::Alive | State::Draining | State::Unknown => Level::Info,
-                    State::Suspect if was_good => Level::Warning,
-                    State::Suspect | State::Other(_) => Level::Info,
-                    State::NotReady | State::Down => Level::Error,
+                    BackendState::Ready
+                    | BackendState::Alive
+                    | BackendState::Draining
+                    | BackendState::Unknown => EventLevel::Info,
+                    BackendState::Suspect if was_good => EventLevel::Warning,
+                    BackendState::Suspect | BackendState::Other(_) => EventLevel::Info,
+                    BackendState::NotReady | BackendState::Down => EventLevel::Error,
                 });
             let told = match backend.cause {
                 Some(cause) => told.because(cause),
@@ -128,11 +131,11 @@ impl Seen {
             let since = match gone.remove(&key) {
                 Some((state, since, _)) if state == backend.state => since,
                 Some((state, since, _)) => {
-                    out.push(told.since(state.word(), since));
+                    out.push(told.since(state.as_str(), since));
                     now
                 }
                 // The last good list is what was known before.
-                None if backend.state == State::Unknown => backend.since,
+                None if backend.state == BackendState::Unknown => backend.since,
                 None => {
                     out.push(told);
                     backend.since
@@ -141,35 +144,39 @@ impl Seen {
             self.backends.insert(key, (backend.state, since, backend.name.clone()));
         }
         for ((service, _), (state, since, name)) in gone {
-            let event = Event::new(Kind::Backend, now, format!("{service}/{name}"), "gone");
-            out.push(event.since(state.word(), since).level(Level::Warning));
+            let event = Event::new(EventKind::Backend, now, format!("{service}/{name}"), "gone");
+            out.push(event.since(state.as_str(), since).level(EventLevel::Warning));
         }
     }
 
     /// The members, by pulses and gossip, as status judges them.
     pub(super) fn members(
         &mut self,
-        view: &View,
-        ears: &Ears,
-        table: &Table,
+        view: &ClusterView,
+        liveness: &PeerLivenessMap,
+        table: &BackendTable,
         now: UnixMs,
         out: &mut Vec<Event>,
     ) {
         let document = self.document.clone();
         let serving = table.get(&ServiceName::kube_api()).map_or(&[][..], Vec::as_slice);
         for (id, admitted) in document.members() {
-            let (member, ear) = (view.members.get(id), ears.get(id));
-            let saying = ear.filter(|ear| ear.hearing != Hearing::Lost).and_then(|ear| ear.saying.as_ref());
+            let (member, peer_liveness) = (view.members.get(id), liveness.get(id));
+            let pulse_status = peer_liveness
+                .filter(|peer_liveness| peer_liveness.liveness != Liveness::Silent)
+                .and_then(|peer_liveness| peer_liveness.status.as_ref());
             if let Some(member) = member {
-                let draining = saying.map_or(member.word.draining.is_some(), |saying| saying.draining);
+                let draining =
+                    pulse_status.map_or(member.word.draining.is_some(), |pulse_status| pulse_status.draining);
                 let word = (draining, member.word.left);
                 self.drained(*id, &admitted.name, word, now, out);
             }
             if *id == self.own {
                 continue;
             }
-            let serves = serving.iter().any(|one| one.node == *id && one.state == State::Ready);
-            let state = MemberState::of(member, ear.map(|ear| ear.hearing), serves);
+            let serves = serving.iter().any(|one| one.node == *id && one.state == BackendState::Ready);
+            let state =
+                MemberState::of(member, peer_liveness.map(|peer_liveness| peer_liveness.liveness), serves);
             let known = self.members.get(id).copied();
             let early = now.0.saturating_sub(self.began.0) < FIRST_WORDS.as_millis() as u64;
             if known.is_some_and(|(was, _)| was == state)
@@ -178,21 +185,21 @@ impl Seen {
                 continue;
             }
             let (level, cause) = match state {
-                MemberState::Up => (Level::Info, None),
-                MemberState::Suspect if serves => (Level::Warning, Some(Cause::CheckedDirectly)),
-                MemberState::Suspect => (Level::Warning, Some(Cause::AnswersLate)),
-                MemberState::Down => (Level::Error, Some(Cause::NotHeard)),
-                MemberState::Left => (Level::Info, Some(Cause::AgentStopped)),
-                MemberState::Other(_) => (Level::Info, None),
+                MemberState::Up => (EventLevel::Info, None),
+                MemberState::Suspect if serves => (EventLevel::Warning, Some(Cause::CheckedDirectly)),
+                MemberState::Suspect => (EventLevel::Warning, Some(Cause::AnswersLate)),
+                MemberState::Down => (EventLevel::Error, Some(Cause::NotHeard)),
+                MemberState::Left => (EventLevel::Info, Some(Cause::AgentStopped)),
+                MemberState::Other(_) => (EventLevel::Info, None),
             };
-            let event = Event::new(Kind::Member, now, admitted.name.as_str(), state.word());
+            let event = Event::new(EventKind::Member, now, admitted.name.as_str(), state.as_str());
             let event = event.level(level);
             let event = match cause {
                 Some(cause) => event.because(cause),
                 None => event,
             };
             out.push(match known {
-                Some((was, since)) => event.since(was.word(), since),
+                Some((was, since)) => event.since(was.as_str(), since),
                 None => event,
             });
             self.members.insert(*id, (state, now));
@@ -216,13 +223,14 @@ impl Seen {
         match (draining && !left, self.draining.get(&id).copied()) {
             (true, None) => {
                 self.draining.insert(id, now);
-                let event = Event::new(Kind::Drain, now, name.as_str(), "draining").from("serving", None);
+                let event =
+                    Event::new(EventKind::Drain, now, name.as_str(), "draining").from("serving", None);
                 out.push(event.requested(by));
             }
             (false, Some(since)) => {
                 self.draining.remove(&id);
                 let to = if left { "stopped" } else { "serving" };
-                let event = Event::new(Kind::Drain, now, name.as_str(), to).since("draining", since);
+                let event = Event::new(EventKind::Drain, now, name.as_str(), to).since("draining", since);
                 out.push(if left { event.because(Cause::AgentStopped) } else { event.requested(by) });
             }
             _ => {}
@@ -232,23 +240,23 @@ impl Seen {
     /// This node's own checks.
     pub(super) fn checks(
         &mut self,
-        health: &BTreeMap<ServiceName, Offer>,
+        health: &BTreeMap<ServiceName, ServiceOffer>,
         now: UnixMs,
         out: &mut Vec<Event>,
     ) {
         let mut gone = std::mem::take(&mut self.checks);
         // What is said until the first check is no news.
-        let checked = |offer: &Offer| offer.health.cause != Cause::NotCheckedYet;
+        let checked = |offer: &ServiceOffer| offer.health.cause != Cause::NotCheckedYet;
         for (service, offer) in health.iter().filter(|(_, offer)| checked(offer)) {
             let found = offer.health.readiness;
-            let event = Event::new(Kind::Check, now, service.as_str(), found.word())
+            let event = Event::new(EventKind::Check, now, service.as_str(), found.as_str())
                 .reason(offer.health.reason())
                 .because(offer.health.cause)
-                .level(if found <= Readiness::Alive { Level::Info } else { Level::Error });
+                .level(if found <= Readiness::Alive { EventLevel::Info } else { EventLevel::Error });
             let since = match gone.remove(service) {
                 Some((was, since)) if was == found => since,
                 Some((was, since)) => {
-                    out.push(event.since(was.word(), since));
+                    out.push(event.since(was.as_str(), since));
                     now
                 }
                 None => {
@@ -259,8 +267,9 @@ impl Seen {
             self.checks.insert(service.clone(), (found, since));
         }
         for (service, (was, since)) in gone {
-            let event = Event::new(Kind::Check, now, service.as_str(), "gone").since(was.word(), since);
-            out.push(event.because(Cause::NoInstance).level(Level::Warning));
+            let event =
+                Event::new(EventKind::Check, now, service.as_str(), "gone").since(was.as_str(), since);
+            out.push(event.because(Cause::NoInstance).level(EventLevel::Warning));
         }
     }
 
@@ -274,15 +283,16 @@ impl Seen {
         let name = |id: &NodeId| named(document, id);
         for (id, node) in document.members().filter(|(id, _)| !before.nodes.contains_key(id)) {
             let by = if node.by == *id { String::new() } else { format!("by {}", name(&node.by)) };
-            out.push(Event::new(Kind::MemberJoined, now, node.name.as_str(), "member").requested(by));
+            out.push(Event::new(EventKind::MemberJoined, now, node.name.as_str(), "member").requested(by));
         }
         for (id, removed) in document.removed.iter().filter(|(id, _)| !before.removed.contains_key(id)) {
             let left = removed.by == *id;
-            let cause = if left { "it left by itself".to_owned() } else { format!("by {}", name(&removed.by)) };
+            let cause =
+                if left { "it left by itself".to_owned() } else { format!("by {}", name(&removed.by)) };
             let event =
-                Event::new(Kind::MemberRemoved, now, removed.name.as_str(), "removed").requested(cause);
+                Event::new(EventKind::MemberRemoved, now, removed.name.as_str(), "removed").requested(cause);
             let since = before.nodes.get(id).map_or(UnixMs(0), |node| node.at);
-            let level = if left { Level::Info } else { Level::Warning };
+            let level = if left { EventLevel::Info } else { EventLevel::Warning };
             out.push(event.since("member", since).level(level));
         }
         for (key, setting) in &document.settings {
@@ -295,11 +305,11 @@ impl Seen {
             let to = value(setting.value.as_ref());
             let from = value(was.and_then(|was| was.value.as_ref()));
             let by = format!("by {}", name(&setting.by));
-            out.push(Event::new(Kind::Setting, now, key.as_str(), to).from(from, None).requested(by));
+            out.push(Event::new(EventKind::Setting, now, key.as_str(), to).from(from, None).requested(by));
         }
         if document.key != before.key {
             let removal = if document.key.by_removal { ", a node was removed" } else { "" };
-            let event = Event::new(Kind::KeyRotated, now, "gossip-key", document.key.epoch.to_string());
+            let event = Event::new(EventKind::KeyRotated, now, "gossip-key", document.key.epoch.to_string());
             let event = event.since(before.key.epoch.to_string(), before.key.at);
             out.push(event.requested(format!("by {}{removal}", name(&document.key.by))));
         }
@@ -312,12 +322,12 @@ impl Seen {
         let mut gone = std::mem::take(&mut self.vips);
         for vip in vips {
             let (word, level) = match vip.state {
-                VipState::OwnedHere => ("master", Level::Info),
-                VipState::Owned | VipState::Unowned | VipState::Other(_) => ("backup", Level::Info),
-                VipState::Unavailable => ("fault", Level::Warning),
+                VipState::OwnedHere => ("master", EventLevel::Info),
+                VipState::Owned | VipState::Unowned | VipState::Other(_) => ("backup", EventLevel::Info),
+                VipState::Unavailable => ("fault", EventLevel::Warning),
             };
             let known = gone.remove(&vip.address);
-            let mut event = Event::new(Kind::VipState, now, vip.address.to_string(), word);
+            let mut event = Event::new(EventKind::VipState, now, vip.address.to_string(), word);
             event = event.reason(&vip.reason).level(level);
             if let Some(cause) = vip.cause {
                 event = event.because(cause);
@@ -339,20 +349,26 @@ impl Seen {
             self.vips.insert(vip.address, (word, since));
         }
         for (address, (was, since)) in gone {
-            out.push(Event::new(Kind::VipState, now, address.to_string(), "gone").since(was, since));
+            out.push(Event::new(EventKind::VipState, now, address.to_string(), "gone").since(was, since));
         }
     }
 
     /// What no watch tells of; to be called about once a second.
-    pub(super) fn look(&mut self, looked: &Looked, view: &View, now: UnixMs, out: &mut Vec<Event>) {
+    pub(super) fn poll_state(
+        &mut self,
+        looked: &PolledState,
+        view: &ClusterView,
+        now: UnixMs,
+        out: &mut Vec<Event>,
+    ) {
         self.copies(view, now, out);
         for (service, counted) in &looked.services {
             self.listeners(service, &counted.listens, now, out);
             let most = Reason::new(format_args!("maxconn is {}", counted.maxconn));
             let most = (Cause::ConnectionLimit, most);
-            self.limit((Kind::Limit, service), counted.refused, ["below", "reached"], most, now, out);
+            self.limit((EventKind::Limit, service), counted.refused, ["below", "reached"], most, now, out);
             let why = (Cause::RetryBudget, Cause::RetryBudget.into());
-            self.limit((Kind::Budget, service), counted.denied, ["available", "used-up"], why, now, out);
+            self.limit((EventKind::Budget, service), counted.denied, ["available", "used-up"], why, now, out);
         }
         self.failed.retain(|(service, address), _| {
             looked.services.get(service).is_some_and(|one| one.listens.iter().any(|(at, _)| at == address))
@@ -361,12 +377,12 @@ impl Seen {
     }
 
     /// Who holds another document, and for longer than an exchange takes.
-    fn copies(&mut self, view: &View, now: UnixMs, out: &mut Vec<Event>) {
+    fn copies(&mut self, view: &ClusterView, now: UnixMs, out: &mut Vec<Event>) {
         let (own, settle) = (self.own, SETTLE.as_millis() as u64);
         for member in view.members.values().filter(|member| member.id != own) {
             let differs = member.heard && !member.word.left && member.word.document != self.hash;
             let known = self.differing.get_mut(&member.id);
-            let event = |to| Event::new(Kind::Document, now, member.word.name.as_str(), to);
+            let event = |to| Event::new(EventKind::Document, now, member.word.name.as_str(), to);
             match known {
                 None if differs => {
                     self.differing.insert(member.id, (now, false));
@@ -374,7 +390,7 @@ impl Seen {
                 Some((since, told)) if differs && !*told && now.0.saturating_sub(since.0) >= settle => {
                     *told = true;
                     let cause = format!("it has {}, this node has {}", member.word.document, self.hash);
-                    out.push(event("differs").from("same", None).reason(cause).level(Level::Warning));
+                    out.push(event("differs").from("same", None).reason(cause).level(EventLevel::Warning));
                 }
                 Some((since, told)) if !differs => {
                     if *told {
@@ -397,12 +413,12 @@ impl Seen {
     ) {
         for (address, error) in listens {
             let key = (service.clone(), *address);
-            let event = |to| Event::new(Kind::Listener, now, format!("{service}/{address}"), to);
+            let event = |to| Event::new(EventKind::Listener, now, format!("{service}/{address}"), to);
             match (error, self.failed.get(&key).copied()) {
                 (Some(error), None) => {
                     self.failed.insert(key, now);
                     let event = event("failed").reason(error).because(error.cause);
-                    out.push(event.level(Level::Error));
+                    out.push(event.level(EventLevel::Error));
                 }
                 (None, Some(since)) => {
                     self.failed.remove(&key);
@@ -415,7 +431,7 @@ impl Seen {
 
     fn limit(
         &mut self,
-        (kind, service): (Kind, &ServiceName),
+        (kind, service): (EventKind, &ServiceName),
         count: u64,
         [free, met]: [&str; 2],
         (cause, reason): (Cause, Reason),
@@ -430,7 +446,9 @@ impl Seen {
             (Some((_, last)), true) => *last = now,
             (at @ None, true) => {
                 *at = Some((now, now));
-                out.push(event(met).from(free, None).reason(reason).because(cause).level(Level::Warning));
+                out.push(
+                    event(met).from(free, None).reason(reason).because(cause).level(EventLevel::Warning),
+                );
             }
             (Some((since, last)), false) if now.0.saturating_sub(last.0) >= QUIET.as_millis() as u64 => {
                 out.push(event(free).since(met, *since));
@@ -446,13 +464,13 @@ impl Seen {
             let key = (problem.code, problem.subject.clone());
             let known = gone.remove(&key).map(|(_, since)| since);
             if known.is_none() {
-                let event = Event::new(Kind::Problem, now, problem.name(), "found");
-                out.push(event.reason(problem).level(Level::Error));
+                let event = Event::new(EventKind::Problem, now, problem.name(), "found");
+                out.push(event.reason(problem).level(EventLevel::Error));
             }
             self.problems.insert(key, (problem.clone(), known.unwrap_or(now)));
         }
         for (problem, since) in gone.into_values() {
-            let event = Event::new(Kind::Problem, now, problem.name(), "resolved").since("found", since);
+            let event = Event::new(EventKind::Problem, now, problem.name(), "resolved").since("found", since);
             out.push(event.reason(problem));
         }
     }

@@ -3,11 +3,11 @@
 use proto::cause::{Cause, Detail};
 use proto::cluster::{Admitted, KeyId};
 use proto::control::VipCandidate;
-use proto::health::Health;
+use proto::health::ServiceHealth;
 use proto::node::{PublicKey, Role};
-use proto::pulse::Ear;
+use proto::pulse::PeerLiveness;
 use proto::record::NodeRecord;
-use proto::view::Member;
+use proto::view::MemberView;
 
 use super::*;
 
@@ -31,11 +31,11 @@ fn document() -> Document {
     document
 }
 
-fn seen() -> Seen {
-    Seen::new(key(0).id(), UnixMs(0), Arc::new(document()))
+fn seen() -> PreviousState {
+    PreviousState::new(key(0).id(), UnixMs(0), Arc::new(document()))
 }
 
-fn table(state: State, cause: Cause) -> Table {
+fn table(state: BackendState, cause: Cause) -> BackendTable {
     let backend = proto::backends::Backend {
         node: key(1).id(),
         name: name(1),
@@ -46,20 +46,26 @@ fn table(state: State, cause: Cause) -> Table {
         detail: Detail::default(),
         since: UnixMs(MINUTE),
         rtt: None,
-        direct: false,
+        probe_only: false,
     };
-    Table::from([(ServiceName::kube_api(), vec![backend])])
+    BackendTable::from([(ServiceName::kube_api(), vec![backend])])
 }
 
-fn view(heard: bool, change: impl FnOnce(&mut NodeRecord)) -> View {
+fn view(heard: bool, change: impl FnOnce(&mut NodeRecord)) -> ClusterView {
     let mut word = NodeRecord { document: document().hash(), ..NodeRecord::new(name(1)) };
     change(&mut word);
     let id = key(1).id();
-    View { members: BTreeMap::from([(id, Member { id, word, heard, since: UnixMs(0) })]), ..View::default() }
+    ClusterView {
+        members: BTreeMap::from([(id, MemberView { id, word, heard, since: UnixMs(0) })]),
+        ..ClusterView::default()
+    }
 }
 
-fn ears(hearing: Hearing) -> Ears {
-    Ears::from([(key(1).id(), Ear { hearing, saying: None, rtt: None, loss_permille: 0 })])
+fn liveness(liveness: Liveness) -> PeerLivenessMap {
+    PeerLivenessMap::from([(
+        key(1).id(),
+        PeerLiveness { liveness, status: None, rtt: None, loss_permille: 0 },
+    )])
 }
 
 /// The sentences of the events that `act` makes.
@@ -73,45 +79,51 @@ fn said(act: impl FnOnce(&mut Vec<Event>)) -> Vec<String> {
 fn a_backend_tells_from_to_why_and_how_long() {
     let mut seen = seen();
     let mut step = |state, cause, at| said(|out| seen.table(&table(state, cause), UnixMs(at), out));
-    assert!(step(State::Unknown, Cause::LastKnownGood, 0).is_empty(), "the last known good list is no news");
+    assert!(
+        step(BackendState::Unknown, Cause::LastKnownGood, 0).is_empty(),
+        "the last known good list is no news"
+    );
     assert_eq!(
-        step(State::Ready, Cause::Http(200), 2 * MINUTE),
+        step(BackendState::Ready, Cause::Http(200), 2 * MINUTE),
         ["backend kube-api/m1: unknown -> ready after 60s: HTTP 200"]
     );
-    assert!(step(State::Ready, Cause::Connected, 3 * MINUTE).is_empty());
+    assert!(step(BackendState::Ready, Cause::Connected, 3 * MINUTE).is_empty());
     assert_eq!(
-        step(State::Down, Cause::PortClosed, 5 * MINUTE),
+        step(BackendState::Down, Cause::PortClosed, 5 * MINUTE),
         ["backend kube-api/m1: ready -> down after 3m: connection refused"]
     );
-    let gone = said(|out| seen.table(&Table::new(), UnixMs(6 * MINUTE), out));
+    let gone = said(|out| seen.table(&BackendTable::new(), UnixMs(6 * MINUTE), out));
     assert_eq!(gone, ["backend kube-api/m1: down -> gone after 60s"]);
-    assert!(said(|out| seen.table(&Table::new(), UnixMs(7 * MINUTE), out)).is_empty());
+    assert!(said(|out| seen.table(&BackendTable::new(), UnixMs(7 * MINUTE), out)).is_empty());
 }
 
 #[test]
 fn members_are_told_as_status_judges_them() {
     let mut seen = seen();
-    let (ready, none) = (table(State::Ready, Cause::Connected), Table::new());
-    let mut step = |view: &View, ears: &Ears, table: &Table, at| {
-        said(|out| seen.members(view, ears, table, UnixMs(at), out))
+    let (ready, none) = (table(BackendState::Ready, Cause::Connected), BackendTable::new());
+    let mut step = |view: &ClusterView, liveness: &PeerLivenessMap, table: &BackendTable, at| {
+        said(|out| seen.members(view, liveness, table, UnixMs(at), out))
     };
-    assert!(step(&View::default(), &Ears::new(), &none, 1_000).is_empty(), "too early to miss anyone");
-    assert_eq!(step(&view(true, |_| ()), &Ears::new(), &none, 2_000), ["member m1: up"]);
-    assert!(step(&view(true, |_| ()), &ears(Hearing::Heard), &none, 3_000).is_empty());
+    assert!(
+        step(&ClusterView::default(), &PeerLivenessMap::new(), &none, 1_000).is_empty(),
+        "too early to miss anyone"
+    );
+    assert_eq!(step(&view(true, |_| ()), &PeerLivenessMap::new(), &none, 2_000), ["member m1: up"]);
+    assert!(step(&view(true, |_| ()), &liveness(Liveness::Alive), &none, 3_000).is_empty());
     assert_eq!(
-        step(&view(true, |_| ()), &ears(Hearing::Late), &none, 62_000),
+        step(&view(true, |_| ()), &liveness(Liveness::Late), &none, 62_000),
         ["member m1: up -> suspect after 60s: answers late"]
     );
     assert_eq!(
-        step(&view(false, |_| ()), &ears(Hearing::Lost), &none, 63_000),
+        step(&view(false, |_| ()), &liveness(Liveness::Silent), &none, 63_000),
         ["member m1: suspect -> down after 1s: no answer from the node"]
     );
     assert_eq!(
-        step(&view(false, |_| ()), &ears(Hearing::Lost), &ready, 64_000),
+        step(&view(false, |_| ()), &liveness(Liveness::Silent), &ready, 64_000),
         ["member m1: down -> suspect after 1s: no answer from its agent, checked directly"]
     );
     assert_eq!(
-        step(&view(true, |word| word.left = true), &Ears::new(), &ready, 65_000),
+        step(&view(true, |word| word.left = true), &PeerLivenessMap::new(), &ready, 65_000),
         ["member m1: suspect -> left after 1s: agent stopped"]
     );
 }
@@ -119,8 +131,17 @@ fn members_are_told_as_status_judges_them() {
 #[test]
 fn a_member_that_is_never_heard_is_told_once_gossip_had_its_time() {
     let mut seen = seen();
-    let mut step =
-        |at| said(|out| seen.members(&View::default(), &Ears::new(), &Table::new(), UnixMs(at), out));
+    let mut step = |at| {
+        said(|out| {
+            seen.members(
+                &ClusterView::default(),
+                &PeerLivenessMap::new(),
+                &BackendTable::new(),
+                UnixMs(at),
+                out,
+            )
+        })
+    };
     assert!(step(14_000).is_empty());
     assert_eq!(step(16_000), ["member m1: down: no answer from the node"]);
     assert!(step(17_000).is_empty());
@@ -129,10 +150,10 @@ fn a_member_that_is_never_heard_is_told_once_gossip_had_its_time() {
 #[test]
 fn draining_begins_and_ends_and_is_not_what_a_stop_does() {
     let mut seen = seen();
-    let mut step = |view: &View, at| {
+    let mut step = |view: &ClusterView, at| {
         let mut out = Vec::new();
-        seen.members(view, &Ears::new(), &Table::new(), UnixMs(at), &mut out);
-        let drains = out.iter().filter(|event| event.kind == Kind::Drain);
+        seen.members(view, &PeerLivenessMap::new(), &BackendTable::new(), UnixMs(at), &mut out);
+        let drains = out.iter().filter(|event| event.kind == EventKind::Drain);
         drains.map(Event::sentence).collect::<Vec<_>>()
     };
     let draining = |word: &mut NodeRecord| word.draining = Some(UnixMs(1));
@@ -146,10 +167,10 @@ fn draining_begins_and_ends_and_is_not_what_a_stop_does() {
 #[test]
 fn own_checks_are_told() {
     let mut seen = seen();
-    let offer = |readiness| Offer {
+    let offer = |readiness| ServiceOffer {
         address: "10.0.0.1:6443".parse().unwrap(),
         weight: 100,
-        health: Health {
+        health: ServiceHealth {
             readiness,
             cause: Cause::Http(500),
             detail: Detail::new(1, "etcd failed"),
@@ -158,7 +179,7 @@ fn own_checks_are_told() {
         check_ms: None,
     };
     let of = |readiness| BTreeMap::from([(ServiceName::kube_api(), offer(readiness))]);
-    let mut step = |health: &BTreeMap<ServiceName, Offer>, at| {
+    let mut step = |health: &BTreeMap<ServiceName, ServiceOffer>, at| {
         said(|out| seen.checks(health, UnixMs(1 + at * MINUTE), out))
     };
     assert_eq!(step(&of(Readiness::Ready), 0), ["check kube-api: ready: HTTP 500: etcd failed"]);
@@ -210,7 +231,8 @@ fn a_drain_is_told_once_and_with_who_asked_for_it() {
     now.set("drain.m1", Some("5".to_owned()), key(0).id(), UnixMs(2)).unwrap();
     assert!(said(|out| seen.document(&Arc::new(now), UnixMs(2), out)).is_empty());
     let draining = view(true, |word| word.draining = Some(UnixMs(1)));
-    let told = said(|out| seen.members(&draining, &Ears::new(), &Table::new(), UnixMs(3), out));
+    let told =
+        said(|out| seen.members(&draining, &PeerLivenessMap::new(), &BackendTable::new(), UnixMs(3), out));
     assert!(told.contains(&"drain m1: serving -> draining: by m0".to_owned()), "{told:?}");
 }
 
@@ -250,11 +272,11 @@ fn listeners_limits_and_problems_begin_and_end() {
     let mut seen = seen();
     let mut step = |error: Option<Cause>, refused, denied, problems: &[&str], at| {
         let listens = vec![("127.0.0.1:16443".parse().unwrap(), error.map(Fault::from))];
-        let counted = Counted { listens, refused, denied, maxconn: 10 };
+        let counted = ProxyCounters { listens, refused, denied, maxconn: 10 };
         let found = |text: &&str| Problem::new(ProblemCode::StateFile, text).about("events");
         let problems = problems.iter().map(found).collect();
-        let looked = Looked { services: BTreeMap::from([(ServiceName::kube_api(), counted)]), problems };
-        said(|out| seen.look(&looked, &View::default(), UnixMs(at), out))
+        let looked = PolledState { services: BTreeMap::from([(ServiceName::kube_api(), counted)]), problems };
+        said(|out| seen.poll_state(&looked, &ClusterView::default(), UnixMs(at), out))
     };
     assert!(step(None, 0, 0, &[], 1_000).is_empty());
     assert_eq!(
@@ -282,28 +304,26 @@ fn listeners_limits_and_problems_begin_and_end() {
 fn a_copy_of_the_document_that_stays_another_is_told_once() {
     let mut seen = seen();
     let other = view(true, |word| word.document = "0123".to_owned());
-    let mut step = |view: &View, at| said(|out| seen.look(&Looked::default(), view, UnixMs(at), out));
+    let mut step =
+        |view: &ClusterView, at| said(|out| seen.poll_state(&PolledState::default(), view, UnixMs(at), out));
     assert!(step(&other, 1_000).is_empty());
     assert!(step(&other, 60_000).is_empty());
     let told = step(&other, 61_000);
-    assert!(
-        told.len() == 1 && told[0].starts_with("document m1: same -> differs: it has 0123"),
-        "{told:?}"
-    );
+    assert!(told.len() == 1 && told[0].starts_with("document m1: same -> differs: it has 0123"), "{told:?}");
     assert!(step(&other, 62_000).is_empty());
     assert_eq!(step(&view(true, |_| ()), 121_000), ["document m1: differs -> same after 2m"]);
 }
 
 #[test]
 fn a_doubt_is_a_warning_only_about_what_was_good() {
-    let level = |states: &[State]| {
+    let level = |states: &[BackendState]| {
         let (mut seen, mut out) = (seen(), Vec::new());
         for (at, state) in states.iter().enumerate() {
             seen.table(&table(*state, Cause::Connected), UnixMs(MINUTE + at as u64), &mut out);
         }
         out.last().map(|event| event.level)
     };
-    assert_eq!(level(&[State::Suspect]), Some(Level::Info), "not heard yet");
-    assert_eq!(level(&[State::Unknown, State::Suspect]), Some(Level::Info));
-    assert_eq!(level(&[State::Ready, State::Suspect]), Some(Level::Warning));
+    assert_eq!(level(&[BackendState::Suspect]), Some(EventLevel::Info), "not heard yet");
+    assert_eq!(level(&[BackendState::Unknown, BackendState::Suspect]), Some(EventLevel::Info));
+    assert_eq!(level(&[BackendState::Ready, BackendState::Suspect]), Some(EventLevel::Warning));
 }

@@ -11,13 +11,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use proto::event::{Event, Ring};
+use proto::event::{Event, EventRing};
 use proto::problem::{Problem, ProblemCode};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::Troubles;
-use crate::lifecycle::Life;
+use super::SinkErrors;
+use crate::lifecycle::Lifecycle;
 use crate::state::{EVENTS, EVENTS_OLD};
 
 /// Largest file: holds more than [`proto::event::KEPT`] events of the usual size.
@@ -66,7 +66,7 @@ impl Newer {
 
 /// The file that is written.
 #[derive(Debug)]
-pub(super) struct Log {
+pub(super) struct EventLog {
     dir: PathBuf,
     file: File,
     len: u64,
@@ -74,11 +74,11 @@ pub(super) struct Log {
     torn: bool,
 }
 
-impl Log {
+impl EventLog {
     /// Opens the file for appending; a torn last line, which [`load`] has told of, is cut off.
     ///
     /// Neither file may be of a newer agent: the older one would be replaced.
-    pub(super) fn open(dir: &Path) -> io::Result<Log> {
+    pub(super) fn open(dir: &Path) -> io::Result<EventLog> {
         let old = dir.join(EVENTS_OLD);
         match File::open(&old) {
             Ok(file) => Newer::check(&old, &file)?,
@@ -99,7 +99,7 @@ impl Log {
             len -= torn as u64;
             file.set_len(len)?;
         }
-        Ok(Log { dir: dir.to_owned(), file, len, torn: whole.is_none() && len > 0 })
+        Ok(EventLog { dir: dir.to_owned(), file, len, torn: whole.is_none() && len > 0 })
     }
 
     /// Appends events in one write.
@@ -132,8 +132,8 @@ fn options() -> OpenOptions {
 }
 
 /// Reads what earlier runs kept. The second value says what was wrong with it.
-pub(super) fn load(dir: &Path) -> (Ring, Option<Problem>) {
-    let (mut ring, mut bad) = (Ring::default(), 0_u32);
+pub(super) fn load(dir: &Path) -> (EventRing, Option<Problem>) {
+    let (mut ring, mut bad) = (EventRing::default(), 0_u32);
     let mut problem = None;
     for name in [EVENTS_OLD, EVENTS] {
         let path = dir.join(name);
@@ -163,7 +163,7 @@ fn unread(error: &io::Error) -> Problem {
     Problem::new(ProblemCode::EventsDisk, format!("cannot read the events of earlier runs: {error}"))
 }
 
-fn read(path: &Path, mut file: File, ring: &mut Ring, bad: &mut u32) -> io::Result<()> {
+fn read(path: &Path, mut file: File, ring: &mut EventRing, bad: &mut u32) -> io::Result<()> {
     Newer::check(path, &file)?;
     file.rewind()?;
     let mut first = true;
@@ -188,7 +188,11 @@ fn read(path: &Path, mut file: File, ring: &mut Ring, bad: &mut u32) -> io::Resu
 }
 
 /// Starts the task that writes. It goes on until the sender is gone, so that the last events are kept too.
-pub(super) fn spawn(mut log: Log, troubles: Troubles, life: &Life) -> mpsc::Sender<Vec<Arc<Event>>> {
+pub(super) fn spawn(
+    mut log: EventLog,
+    sink_errors: SinkErrors,
+    life: &Lifecycle,
+) -> mpsc::Sender<Vec<Arc<Event>>> {
     let (sender, mut queue) = mpsc::channel::<Vec<Arc<Event>>>(QUEUE);
     life.spawn(async move {
         while let Some(mut batch) = queue.recv().await {
@@ -202,10 +206,10 @@ pub(super) fn spawn(mut log: Log, troubles: Troubles, life: &Life) -> mpsc::Send
             let Ok((back, done)) = tokio::task::spawn_blocking(work).await else { return };
             log = back;
             match done {
-                Ok(()) => troubles.mended(ProblemCode::EventsDisk, ""),
+                Ok(()) => sink_errors.resolved(ProblemCode::EventsDisk, ""),
                 Err(error) => {
                     let detail = format!("cannot write events to disk: {error}");
-                    troubles.found(Problem::new(ProblemCode::EventsDisk, detail));
+                    sink_errors.report_problem(Problem::new(ProblemCode::EventsDisk, detail));
                 }
             }
         }
@@ -215,43 +219,43 @@ pub(super) fn spawn(mut log: Log, troubles: Troubles, life: &Life) -> mpsc::Send
 
 #[cfg(test)]
 mod tests {
-    use proto::event::Kind;
+    use proto::event::EventKind;
     use proto::time::UnixMs;
 
     use super::*;
 
-    fn events(ring: &mut Ring, count: u64) -> Vec<Arc<Event>> {
-        let event = |n| Event::new(Kind::Member, UnixMs(n), "m1", "up").reason("x".repeat(100));
+    fn events(ring: &mut EventRing, count: u64) -> Vec<Arc<Event>> {
+        let event = |n| Event::new(EventKind::Member, UnixMs(n), "m1", "up").reason("x".repeat(100));
         (0..count).map(|n| ring.push("w1", event(n))).collect()
     }
 
     #[test]
     fn what_was_kept_is_read_and_numbers_go_on() {
         let dir = tempfile::tempdir().unwrap();
-        let mut ring = Ring::default();
-        let mut log = Log::open(dir.path()).unwrap();
+        let mut ring = EventRing::default();
+        let mut log = EventLog::open(dir.path()).unwrap();
         log.append(&events(&mut ring, 3)).unwrap();
         let (mut again, problem) = load(dir.path());
         assert!(again.newest() == 3 && problem.is_none());
         let written =
-            |ring: &Ring| ring.all().map(|one| serde_json::to_string(one).unwrap()).collect::<Vec<_>>();
+            |ring: &EventRing| ring.all().map(|one| serde_json::to_string(one).unwrap()).collect::<Vec<_>>();
         assert_eq!(written(&again), written(&ring));
-        Log::open(dir.path()).unwrap().append(&events(&mut again, 1)).unwrap();
+        EventLog::open(dir.path()).unwrap().append(&events(&mut again, 1)).unwrap();
         assert_eq!(load(dir.path()).0.newest(), 4);
     }
 
     #[test]
     fn a_torn_last_line_is_skipped_and_said_and_does_not_spoil_the_next() {
         let dir = tempfile::tempdir().unwrap();
-        let mut ring = Ring::default();
-        Log::open(dir.path()).unwrap().append(&events(&mut ring, 3)).unwrap();
+        let mut ring = EventRing::default();
+        EventLog::open(dir.path()).unwrap().append(&events(&mut ring, 3)).unwrap();
         let path = dir.path().join(EVENTS);
         let len = fs::metadata(&path).unwrap().len();
         options().open(&path).unwrap().set_len(len - 20).unwrap();
         let (mut again, problem) = load(dir.path());
         assert_eq!(again.newest(), 2);
         assert!(problem.unwrap().to_string().contains("1 event of an earlier run was torn and is skipped"));
-        Log::open(dir.path()).unwrap().append(&events(&mut again, 1)).unwrap();
+        EventLog::open(dir.path()).unwrap().append(&events(&mut again, 1)).unwrap();
         let (again, problem) = load(dir.path());
         assert_eq!((again.newest(), again.all().len()), (3, 3));
         assert!(problem.is_none(), "said once");
@@ -260,8 +264,8 @@ mod tests {
     #[test]
     fn files_are_bounded_and_the_ring_is_whole_after_a_rotation() {
         let dir = tempfile::tempdir().unwrap();
-        let mut ring = Ring::default();
-        let mut log = Log::open(dir.path()).unwrap();
+        let mut ring = EventRing::default();
+        let mut log = EventLog::open(dir.path()).unwrap();
         for _ in 0..80 {
             log.append(&events(&mut ring, 100)).unwrap();
         }
@@ -280,12 +284,13 @@ mod tests {
     #[test]
     fn the_file_has_the_bytes_that_it_was_released_with_and_they_are_read() {
         let dir = tempfile::tempdir().unwrap();
-        let mut ring = Ring::default();
-        let mut vip = Event::new(Kind::VipState, UnixMs(1_700_000_000_000), "10.0.0.9", "master");
+        let mut ring = EventRing::default();
+        let mut vip = Event::new(EventKind::VipState, UnixMs(1_700_000_000_000), "10.0.0.9", "master");
         (vip.priority, vip.duration_ms) = (Some(99), Some(1500));
-        let member = Event::new(Kind::Member, UnixMs(1_700_000_001_000), "m2", "down").reason("it is silent");
+        let member =
+            Event::new(EventKind::Member, UnixMs(1_700_000_001_000), "m2", "down").reason("it is silent");
         let events: Vec<_> = [vip, member].into_iter().map(|event| ring.push("m1", event)).collect();
-        Log::open(dir.path()).unwrap().append(&events).unwrap();
+        EventLog::open(dir.path()).unwrap().append(&events).unwrap();
         let written = fs::read_to_string(dir.path().join(EVENTS)).unwrap();
         if std::env::var_os("WRITE_GOLDEN").is_some() {
             fs::write(golden(), &written).unwrap();
@@ -310,7 +315,7 @@ mod tests {
             let text = problem.unwrap().to_string();
             assert!(text.contains("version 2; this agent reads up to 1"), "{text}");
             assert!(text.contains(&path.display().to_string()), "{text}");
-            assert!(Log::open(dir.path()).is_err());
+            assert!(EventLog::open(dir.path()).is_err());
             assert_eq!(fs::read_to_string(&path).unwrap(), newer);
         }
         let dir = tempfile::tempdir().unwrap();

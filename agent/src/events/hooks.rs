@@ -23,9 +23,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
-use super::Troubles;
-use crate::lifecycle::Life;
-use crate::trusted::{self, Untrusted};
+use super::SinkErrors;
+use crate::lifecycle::Lifecycle;
+use crate::trusted::{self, TrustError};
 
 /// Events that wait for one path: some minutes of a bad day; what is older is of no use to a program.
 const QUEUE: usize = 64;
@@ -41,28 +41,28 @@ pub(super) struct Hook {
     pub(super) name: String,
     queue: mpsc::Sender<Arc<Event>>,
     dropped: u64,
-    troubles: Troubles,
+    sink_errors: SinkErrors,
 }
 
 impl Hook {
     /// Starts the task of a path: a program, or a directory of programs.
-    pub(super) fn spawn(path: &str, troubles: Troubles, life: &Life) -> Hook {
+    pub(super) fn spawn(path: &str, sink_errors: SinkErrors, life: &Lifecycle) -> Hook {
         let (sender, queue) = mpsc::channel::<Arc<Event>>(QUEUE);
-        let (path_buf, over, said) = (PathBuf::from(path), life.over.clone(), troubles.clone());
+        let (path_buf, over, said) = (PathBuf::from(path), life.shutdown.clone(), sink_errors.clone());
         life.supervise("hooks", queue, move |queue| {
             let (path_buf, over, said) = (path_buf.clone(), over.clone(), said.clone());
             let work = async move {
                 // What is wrong is known when it is configured, not only when it is needed.
                 let name = path_buf.display().to_string();
-                if let Some(Err(why)) = look(&path_buf).await {
-                    said.found(why.problem(&name));
+                if let Some(Err(why)) = list_programs(&path_buf).await {
+                    said.report_problem(why.problem(&name));
                 }
                 while let Some(event) = queue.recv().await {
                     run_all(&path_buf, &event, &said).await;
                 }
                 // It is no longer asked for, and so no trouble.
-                said.mended(ProblemCode::EventsDropped, &name);
-                said.mended(ProblemCode::Hook, &name);
+                said.resolved(ProblemCode::EventsDropped, &name);
+                said.resolved(ProblemCode::Hook, &name);
             };
             let limit = async move {
                 over.cancelled().await;
@@ -72,15 +72,16 @@ impl Hook {
                 tokio::select! { () = work => {}, () = limit => {} }
             })
         });
-        Hook { name: path.to_owned(), queue: sender, dropped: 0, troubles }
+        Hook { name: path.to_owned(), queue: sender, dropped: 0, sink_errors }
     }
 
     /// Hands an event over, or counts it as dropped.
-    pub(super) fn tell(&mut self, event: &Arc<Event>) {
+    pub(super) fn enqueue(&mut self, event: &Arc<Event>) {
         if self.queue.try_send(event.clone()).is_err() {
             self.dropped += 1;
             let detail = format!("{} is too slow: {} events were dropped", self.name, self.dropped);
-            self.troubles.found(Problem::new(ProblemCode::EventsDropped, detail).about(&self.name));
+            self.sink_errors
+                .report_problem(Problem::new(ProblemCode::EventsDropped, detail).about(&self.name));
         }
     }
 }
@@ -102,7 +103,7 @@ pub(super) enum HookError {
         /// Which program or directory.
         path: PathBuf,
         /// Who may.
-        source: Untrusted,
+        source: TrustError,
     },
     /// It is no program.
     #[error("notify: {} is not executable", .0.display())]
@@ -153,11 +154,11 @@ impl HookError {
 }
 
 /// Runs every program of a path, in the order of their names.
-async fn run_all(path: &Path, event: &Event, troubles: &Troubles) {
+async fn run_all(path: &Path, event: &Event, sink_errors: &SinkErrors) {
     let name = path.display().to_string();
-    let (programs, mut problem) = match look(path).await {
+    let (programs, mut problem) = match list_programs(path).await {
         Some(Ok(found)) => found,
-        Some(Err(why)) => return troubles.found(why.problem(&name)),
+        Some(Err(why)) => return sink_errors.report_problem(why.problem(&name)),
         None => return,
     };
     for program in programs {
@@ -166,13 +167,13 @@ async fn run_all(path: &Path, event: &Event, troubles: &Troubles) {
         }
     }
     match problem {
-        Some(why) => troubles.found(why.problem(&name)),
-        None => troubles.mended(ProblemCode::Hook, &name),
+        Some(why) => sink_errors.report_problem(why.problem(&name)),
+        None => sink_errors.resolved(ProblemCode::Hook, &name),
     }
 }
 
 /// [`programs`] where a thread may wait; none: the process is ending.
-async fn look(path: &Path) -> Option<Result<(Vec<PathBuf>, Option<HookError>), HookError>> {
+async fn list_programs(path: &Path) -> Option<Result<(Vec<PathBuf>, Option<HookError>), HookError>> {
     let path = path.to_owned();
     tokio::task::spawn_blocking(move || programs(&path)).await.ok()
 }
@@ -209,9 +210,9 @@ fn runnable(path: &Path) -> Result<(), HookError> {
     if trusted(path)?.is_program { Ok(()) } else { Err(HookError::NotExecutable(path.to_owned())) }
 }
 
-fn trusted(path: &Path) -> Result<trusted::Found, HookError> {
+fn trusted(path: &Path) -> Result<trusted::CheckedFile, HookError> {
     trusted::check(path).map_err(|why| match why {
-        Untrusted::Unreadable { path, source } => HookError::Unreadable { path, source },
+        TrustError::Unreadable { path, source } => HookError::Unreadable { path, source },
         source => HookError::Untrusted { path: path.to_owned(), source },
     })
 }
@@ -245,7 +246,7 @@ async fn run(program: &Path, event: &Event) -> Result<(), HookError> {
         .process_group(0)
         .kill_on_drop(true);
     let mut child = command.spawn().map_err(failed)?;
-    let group = Group(child.id());
+    let group = ProcessGroup(child.id());
     let stdin = child.stdin.take();
     let work = async {
         if let Some(mut stdin) = stdin {
@@ -277,9 +278,9 @@ async fn ended(program: &Path, child: &mut Child) -> Result<(), HookError> {
 }
 
 /// Kills the program and all that it started, also when the task is dropped.
-struct Group(Option<u32>);
+struct ProcessGroup(Option<u32>);
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         let pid = self.0.and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         if let Some(pid) = pid {
@@ -292,7 +293,7 @@ impl Drop for Group {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use proto::event::Kind;
+    use proto::event::EventKind;
     use proto::time::UnixMs;
 
     use super::*;
@@ -306,11 +307,11 @@ mod tests {
     }
 
     fn is_open(why: &HookError) -> bool {
-        matches!(why, HookError::Untrusted { source: Untrusted::Writable { .. }, .. })
+        matches!(why, HookError::Untrusted { source: TrustError::Writable { .. }, .. })
     }
 
     fn vip() -> Event {
-        let mut event = Event::new(Kind::VipState, UnixMs(7), "10.0.0.9", "master");
+        let mut event = Event::new(EventKind::VipState, UnixMs(7), "10.0.0.9", "master");
         event.priority = Some(99);
         event
     }
@@ -387,9 +388,9 @@ mod tests {
         // The first opens the directory for all.
         script(&inner, "10-first", 0o755, &format!("chmod 777 {}", inner.display()));
         script(&inner, "20-second", 0o755, &format!("touch {}", out.display()));
-        let troubles = Troubles::default();
-        run_all(&inner, &vip(), &troubles).await;
-        let said: String = troubles.list().iter().map(Problem::to_string).collect();
+        let sink_errors = SinkErrors::default();
+        run_all(&inner, &vip(), &sink_errors).await;
+        let said: String = sink_errors.list().iter().map(Problem::to_string).collect();
         assert!(said.contains("20-second was not run: ") && said.contains("run: chmod go-w "), "{said}");
         assert!(!out.exists());
     }
@@ -398,15 +399,15 @@ mod tests {
     async fn what_is_wrong_is_said_before_there_is_an_event() {
         let dir = trusted_dir();
         let path = script(dir.path(), "hook", 0o777, "");
-        let (troubles, life) = (Troubles::default(), Life::new());
-        let _hook = Hook::spawn(&path.display().to_string(), troubles.clone(), &life);
+        let (sink_errors, life) = (SinkErrors::default(), Lifecycle::new());
+        let _hook = Hook::spawn(&path.display().to_string(), sink_errors.clone(), &life);
         for _ in 0..500 {
-            if troubles.list().iter().any(|problem| problem.code == ProblemCode::Hook) {
-                return life.over.cancel();
+            if sink_errors.list().iter().any(|problem| problem.code == ProblemCode::Hook) {
+                return life.shutdown.cancel();
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("{:?}", troubles.list());
+        panic!("{:?}", sink_errors.list());
     }
 
     #[tokio::test]
@@ -414,10 +415,10 @@ mod tests {
         let dir = trusted_dir();
         let out = dir.path().join("out");
         let path = script(dir.path(), "hook", 0o755, &format!("touch {}", out.display()));
-        let life = Life::new();
+        let life = Lifecycle::new();
         crate::supervisor::tests::fail_once("hooks");
-        let mut hook = Hook::spawn(&path.display().to_string(), Troubles::default(), &life);
-        hook.tell(&Arc::new(vip()));
+        let mut hook = Hook::spawn(&path.display().to_string(), SinkErrors::default(), &life);
+        hook.enqueue(&Arc::new(vip()));
         // What waits in a queue is handed over when nobody can add to it.
         drop(hook);
         life.finished().await;
@@ -428,19 +429,20 @@ mod tests {
     async fn what_fails_and_what_is_dropped_is_said() {
         let dir = trusted_dir();
         let path = script(dir.path(), "hook", 0o755, "exit 3");
-        let troubles = Troubles::default();
-        run_all(&path, &vip(), &troubles).await;
-        assert!(troubles.list()[0].to_string().contains("exit status: 3"), "{:?}", troubles.list());
-        let life = Life::new();
-        let mut hook = Hook::spawn(&path.display().to_string(), troubles.clone(), &life);
+        let sink_errors = SinkErrors::default();
+        run_all(&path, &vip(), &sink_errors).await;
+        assert!(sink_errors.list()[0].to_string().contains("exit status: 3"), "{:?}", sink_errors.list());
+        let life = Lifecycle::new();
+        let mut hook = Hook::spawn(&path.display().to_string(), sink_errors.clone(), &life);
         // This runtime has one thread, so the hook's task has not run yet.
         for _ in 0..QUEUE + 5 {
-            hook.tell(&Arc::new(vip()));
+            hook.enqueue(&Arc::new(vip()));
         }
-        let dropped = troubles.list().into_iter().find(|problem| problem.code == ProblemCode::EventsDropped);
-        assert!(dropped.unwrap().to_string().contains("5 events"), "{:?}", troubles.list());
+        let dropped =
+            sink_errors.list().into_iter().find(|problem| problem.code == ProblemCode::EventsDropped);
+        assert!(dropped.unwrap().to_string().contains("5 events"), "{:?}", sink_errors.list());
         drop(hook);
-        life.over.cancel();
+        life.shutdown.cancel();
         life.finished().await;
     }
 }

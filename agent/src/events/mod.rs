@@ -1,6 +1,6 @@
 //! Events: every change of state, told to whoever wants to know.
 //!
-//! One task, the keeper, owns the [`Ring`]: it reads every watch, finds what has changed ([`diff`]), takes
+//! One task, the keeper, owns the [`EventRing`]: it reads every watch, finds what has changed ([`diff`]), takes
 //! what other parts tell it by a bounded queue, and publishes the ring by a watch. It hands each event on,
 //! never waiting: to the log, to the task that writes the file ([`disk`]), to one task for each hook
 //! ([`hooks`]) and to that of the webhook ([`webhook`]). Stopping it anywhere is safe: what was not told yet
@@ -17,26 +17,26 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use proto::backends::Table;
+use proto::backends::BackendTable;
 use proto::config::Config;
 use proto::control::VipStatus;
-use proto::event::{Event, Kind, Level, Ring};
+use proto::event::{Event, EventKind, EventLevel, EventRing};
 use proto::node::{Name, NodeId};
 use proto::problem::{Problem, ProblemCode};
-use proto::pulse::Ears;
-use proto::record::Offer;
+use proto::pulse::PeerLivenessMap;
+use proto::record::ServiceOffer;
 use proto::service::ServiceName;
 use proto::time::UnixMs;
-use proto::view::View;
+use proto::view::ClusterView;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 pub(crate) use self::cluster::{all, own};
-use self::diff::Seen;
-pub(crate) use self::diff::{Counted, Looked};
+use self::diff::PreviousState;
+pub(crate) use self::diff::{PolledState, ProxyCounters};
 pub(crate) use self::webhook::Resolve;
-use crate::lifecycle::{Life, wall};
-use crate::link::Trust;
+use crate::lifecycle::{Lifecycle, wall};
+use crate::transport::TrustedKeys;
 
 /// Events on their way to the keeper, from parts that tell it themselves. It takes them at once; whoever
 /// finds it full drops the event, which is better than waiting.
@@ -52,46 +52,46 @@ const LOOK: u32 = 4;
 const STALL: Duration = Duration::from_millis(750);
 
 /// What the keeper works with.
-pub(crate) struct Inputs {
+pub(crate) struct EventInputs {
     pub(crate) own: NodeId,
     pub(crate) node: Name,
     /// When the agent started.
     pub(crate) began: UnixMs,
     /// What other parts tell.
     pub(crate) told: mpsc::Receiver<Event>,
-    pub(crate) table: watch::Receiver<Arc<Table>>,
-    pub(crate) view: watch::Receiver<Arc<View>>,
-    pub(crate) ears: watch::Receiver<Arc<Ears>>,
-    pub(crate) trust: watch::Receiver<Arc<Trust>>,
-    pub(crate) health: watch::Receiver<Arc<BTreeMap<ServiceName, Offer>>>,
+    pub(crate) table: watch::Receiver<Arc<BackendTable>>,
+    pub(crate) view: watch::Receiver<Arc<ClusterView>>,
+    pub(crate) liveness: watch::Receiver<Arc<PeerLivenessMap>>,
+    pub(crate) trust: watch::Receiver<Arc<TrustedKeys>>,
+    pub(crate) health: watch::Receiver<Arc<BTreeMap<ServiceName, ServiceOffer>>>,
     pub(crate) vips: watch::Receiver<Vec<VipStatus>>,
     /// What no watch carries.
-    pub(crate) look: Box<dyn Fn() -> Looked + Send>,
-    pub(crate) outlets: Outlets,
+    pub(crate) look: Box<dyn Fn() -> PolledState + Send>,
+    pub(crate) sinks: EventSinks,
 }
 
 /// Whom events are handed to, beside the ring.
-pub(crate) struct Outlets {
+pub(crate) struct EventSinks {
     /// The state directory.
     pub(crate) dir: PathBuf,
     /// The configuration: its programs, and its webhook.
     pub(crate) config: watch::Receiver<Arc<Config>>,
     pub(crate) resolve: Resolve,
-    pub(crate) troubles: Troubles,
+    pub(crate) sink_errors: SinkErrors,
 }
 
 /// What is wrong with telling of events, for status.
 #[derive(Clone, Default)]
-pub(crate) struct Troubles(Arc<Mutex<BTreeMap<(ProblemCode, String), Problem>>>);
+pub(crate) struct SinkErrors(Arc<Mutex<BTreeMap<(ProblemCode, String), Problem>>>);
 
-impl Troubles {
+impl SinkErrors {
     /// All of them.
     pub(crate) fn list(&self) -> Vec<Problem> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// Takes note of a problem, and logs it once.
-    fn found(&self, problem: Problem) {
+    fn report_problem(&self, problem: Problem) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (problem.code, problem.subject.clone());
         if !all.contains_key(&key) {
@@ -101,98 +101,101 @@ impl Troubles {
     }
 
     /// Nothing of that kind is wrong with `subject` any more.
-    fn mended(&self, code: ProblemCode, subject: &str) {
+    fn resolved(&self, code: ProblemCode, subject: &str) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.remove(&(code, subject.to_owned()));
     }
 }
 
 /// Starts the keeper. The ring is written here alone.
-pub(crate) fn spawn(inputs: Inputs, ring: watch::Sender<Arc<Ring>>, life: &Life) {
+pub(crate) fn spawn(inputs: EventInputs, ring: watch::Sender<Arc<EventRing>>, life: &Lifecycle) {
     let own = life.clone();
     life.supervise("events", (inputs, ring), move |(inputs, ring)| {
         let life = own.clone();
         Box::pin(async move {
-            if let Some(keeper) = Keeper::begin(inputs, ring, &life).await {
-                keeper.run(&life).await;
+            if let Some(task) = EventRecorder::begin(inputs, ring, &life).await {
+                task.run(&life).await;
             }
         })
     });
 }
 
-struct Keeper<'a> {
-    inputs: &'a mut Inputs,
-    seen: Seen,
-    ring: Ring,
-    published: &'a watch::Sender<Arc<Ring>>,
+struct EventRecorder<'a> {
+    inputs: &'a mut EventInputs,
+    seen: PreviousState,
+    ring: EventRing,
+    published: &'a watch::Sender<Arc<EventRing>>,
     disk: Option<mpsc::Sender<Vec<Arc<Event>>>>,
     hooks: Vec<hooks::Hook>,
-    webhook: Option<webhook::Sender>,
-    troubles: Troubles,
+    webhook: Option<webhook::WebhookSender>,
+    sink_errors: SinkErrors,
     /// What was wrong with what earlier runs kept.
     torn: Option<Problem>,
 }
 
-impl<'a> Keeper<'a> {
+impl<'a> EventRecorder<'a> {
     /// Reads what earlier runs kept, and starts those that events are handed to.
     async fn begin(
-        inputs: &'a mut Inputs,
-        published: &'a watch::Sender<Arc<Ring>>,
-        life: &Life,
-    ) -> Option<Keeper<'a>> {
-        let (dir, troubles) = (inputs.outlets.dir.clone(), inputs.outlets.troubles.clone());
-        let read = tokio::task::spawn_blocking(move || (disk::load(&dir), disk::Log::open(&dir)));
+        inputs: &'a mut EventInputs,
+        published: &'a watch::Sender<Arc<EventRing>>,
+        life: &Lifecycle,
+    ) -> Option<EventRecorder<'a>> {
+        let (dir, sink_errors) = (inputs.sinks.dir.clone(), inputs.sinks.sink_errors.clone());
+        let read = tokio::task::spawn_blocking(move || (disk::load(&dir), disk::EventLog::open(&dir)));
         let ((ring, torn), log) = tokio::select! {
             read = read => read.ok()?,
             // A disk that hangs.
-            () = life.over.cancelled() => return None,
+            () = life.shutdown.cancelled() => return None,
         };
         // After a failure of this part numbers go on where they were, whatever the disk has got of it.
         let before = published.borrow().clone();
-        let ring = if before.newest() == 0 { ring } else { Ring::clone(&before) };
+        let ring = if before.newest() == 0 { ring } else { EventRing::clone(&before) };
         let disk = match log {
-            Ok(log) => Some(disk::spawn(log, troubles.clone(), life)),
+            Ok(log) => Some(disk::spawn(log, sink_errors.clone(), life)),
             Err(error) => {
                 let detail = format!("cannot write events to disk: {error}");
-                troubles.found(Problem::new(ProblemCode::EventsDisk, detail));
+                sink_errors.report_problem(Problem::new(ProblemCode::EventsDisk, detail));
                 None
             }
         };
         let document = inputs.trust.borrow().document.clone();
-        let seen = Seen::new(inputs.own, inputs.began, document);
+        let seen = PreviousState::new(inputs.own, inputs.began, document);
         let (hooks, webhook) = (Vec::new(), None);
-        let mut keeper = Keeper { seen, ring, published, disk, hooks, webhook, troubles, torn, inputs };
-        keeper.follow(life);
-        Some(keeper)
+        let mut task =
+            EventRecorder { seen, ring, published, disk, hooks, webhook, sink_errors, torn, inputs };
+        task.apply_config(life);
+        Some(task)
     }
 
     /// Hands events to those that the configuration names, and to no others. Who stays is not disturbed.
-    fn follow(&mut self, life: &Life) {
-        let config = self.inputs.outlets.config.borrow_and_update().clone();
+    fn apply_config(&mut self, life: &Lifecycle) {
+        let config = self.inputs.sinks.config.borrow_and_update().clone();
         let mut before = std::mem::take(&mut self.hooks);
         for path in &config.notify {
             let hook = match before.iter().position(|hook| hook.name == *path) {
                 Some(at) => before.swap_remove(at),
-                None => hooks::Hook::spawn(path, self.troubles.clone(), life),
+                None => hooks::Hook::spawn(path, self.sink_errors.clone(), life),
             };
             self.hooks.push(hook);
         }
         if self.webhook.as_ref().map(|sender| &sender.webhook) == config.webhook.as_ref() {
             return;
         }
-        let (resolve, troubles) = (self.inputs.outlets.resolve.clone(), self.troubles.clone());
-        self.webhook =
-            config.webhook.clone().map(|webhook| webhook::Sender::spawn(webhook, resolve, troubles, life));
+        let (resolve, sink_errors) = (self.inputs.sinks.resolve.clone(), self.sink_errors.clone());
+        self.webhook = config
+            .webhook
+            .clone()
+            .map(|webhook| webhook::WebhookSender::spawn(webhook, resolve, sink_errors, life));
     }
 
-    async fn run(mut self, life: &Life) {
+    async fn run(mut self, life: &Lifecycle) {
         // Not again when only this part has begun anew.
         let is_start = self.published.borrow().newest() == 0;
         let first = is_start.then(|| started(&self.ring, self.inputs));
         // It mends itself with the next events, so it is no problem that lasts.
         let torn = self.torn.take().map(|torn| {
-            let event = Event::new(Kind::Problem, wall(), torn.name(), "resolved");
-            event.reason(torn.to_string()).level(Level::Warning)
+            let event = Event::new(EventKind::Problem, wall(), torn.name(), "resolved");
+            event.reason(torn.to_string()).level(EventLevel::Warning)
         });
         self.take(torn.into_iter().chain(first).collect());
         let (mut ticks, mut next, mut stopping) = (0_u32, Instant::now() + TICK, false);
@@ -205,11 +208,11 @@ impl<'a> Keeper<'a> {
             let mut new = Vec::new();
             let inputs = &mut *self.inputs;
             tokio::select! {
-                () = life.over.cancelled() => break,
-                Ok(()) = inputs.outlets.config.changed() => self.follow(life),
-                () = life.stopping.cancelled(), if !stopping => {
+                () = life.shutdown.cancelled() => break,
+                Ok(()) = inputs.sinks.config.changed() => self.apply_config(life),
+                () = life.draining.cancelled(), if !stopping => {
                     stopping = true;
-                    let event = Event::new(Kind::AgentStopping, wall(), inputs.node.as_str(), "stopping");
+                    let event = Event::new(EventKind::AgentStopping, wall(), inputs.node.as_str(), "stopping");
                     new.push(event.since("running", inputs.began));
                 }
                 () = tokio::time::sleep_until(next) => {
@@ -218,7 +221,7 @@ impl<'a> Keeper<'a> {
                     ticks = ticks.wrapping_add(1);
                     if ticks.is_multiple_of(LOOK) {
                         let view = inputs.view.borrow().clone();
-                        self.seen.look(&(inputs.look)(), &view, wall(), &mut new);
+                        self.seen.poll_state(&(inputs.look)(), &view, wall(), &mut new);
                         self.members(&mut new);
                     }
                 }
@@ -229,7 +232,7 @@ impl<'a> Keeper<'a> {
                     self.members(&mut new);
                 }
                 Ok(()) = inputs.view.changed() => self.members(&mut new),
-                Ok(()) = inputs.ears.changed() => self.members(&mut new),
+                Ok(()) = inputs.liveness.changed() => self.members(&mut new),
                 Ok(()) = inputs.trust.changed() => {
                     let document = inputs.trust.borrow_and_update().document.clone();
                     self.seen.document(&document, wall(), &mut new);
@@ -254,9 +257,9 @@ impl<'a> Keeper<'a> {
 
     fn members(&mut self, new: &mut Vec<Event>) {
         let view = self.inputs.view.borrow_and_update().clone();
-        let ears = self.inputs.ears.borrow_and_update().clone();
+        let liveness = self.inputs.liveness.borrow_and_update().clone();
         let table = self.inputs.table.borrow().clone();
-        self.seen.members(&view, &ears, &table, wall(), new);
+        self.seen.members(&view, &liveness, &table, wall(), new);
     }
 
     /// Numbers these events, publishes them and hands them on.
@@ -272,37 +275,42 @@ impl<'a> Keeper<'a> {
         self.published.send_replace(Arc::new(self.ring.clone()));
         for event in &events {
             crate::log::event(event);
-            self.hooks.iter_mut().for_each(|hook| hook.tell(event));
-            self.webhook.iter_mut().for_each(|webhook| webhook.tell(event));
+            self.hooks.iter_mut().for_each(|hook| hook.enqueue(event));
+            self.webhook.iter_mut().for_each(|webhook| webhook.enqueue(event));
         }
         if let Some(disk) = &self.disk
             && disk.try_send(events).is_err()
         {
             let detail = "cannot write events to disk: the disk does not respond";
-            self.troubles.found(Problem::new(ProblemCode::EventsDisk, detail));
+            self.sink_errors.report_problem(Problem::new(ProblemCode::EventsDisk, detail));
         }
     }
 }
 
 /// The first event of a run. The last one of the run before tells how that ended.
-fn started(ring: &Ring, inputs: &Inputs) -> Event {
+fn started(ring: &EventRing, inputs: &EventInputs) -> Event {
     let version = concat!("version ", env!("CARGO_PKG_VERSION"));
-    let event = Event::new(Kind::AgentStarted, inputs.began, inputs.node.as_str(), "running");
+    let event = Event::new(EventKind::AgentStarted, inputs.began, inputs.node.as_str(), "running");
     let Some(last) = ring.all().next_back() else { return event.reason(version) };
     // What is told while it stops comes after its word of that.
-    let was = ring.all().rev().find(|event| matches!(event.kind, Kind::AgentStopping | Kind::AgentStarted));
-    if was.is_some_and(|event| event.kind == Kind::AgentStopping) {
+    let was = ring
+        .all()
+        .rev()
+        .find(|event| matches!(event.kind, EventKind::AgentStopping | EventKind::AgentStarted));
+    if was.is_some_and(|event| event.kind == EventKind::AgentStopping) {
         return event.since("stopped", last.time_unix_ms).reason(version);
     }
     let cause = format!("{version}; the last run did not stop cleanly: killed, crashed or power lost");
-    event.since("lost", last.time_unix_ms).reason(cause).level(Level::Warning)
+    event.since("lost", last.time_unix_ms).reason(cause).level(EventLevel::Warning)
 }
 
 /// Whether a tick that came so late means that nothing ran.
 fn stalled(node: &str, late: Duration) -> Option<Event> {
     (late >= STALL).then(|| {
-        let event = Event::new(Kind::Stall, wall(), node, "running").from("stalled", Some(late));
-        event.reason("no task ran: the machine was overloaded, suspended or stopped").level(Level::Warning)
+        let event = Event::new(EventKind::Stall, wall(), node, "running").from("stalled", Some(late));
+        event
+            .reason("no task ran: the machine was overloaded, suspended or stopped")
+            .level(EventLevel::Warning)
     })
 }
 

@@ -3,19 +3,19 @@
 use std::path::Path;
 
 use proto::cluster::{Admitted, Document, KeyId};
-use proto::link::KeyRing;
 use proto::node::{PublicKey, Role};
+use proto::transport::KeyRing;
 
 use super::*;
 
 /// What stands in place of the features.
 struct Stage {
     tell: mpsc::Sender<Event>,
-    ring: watch::Receiver<Arc<Ring>>,
-    life: Life,
-    table: watch::Sender<Arc<Table>>,
+    ring: watch::Receiver<Arc<EventRing>>,
+    life: Lifecycle,
+    table: watch::Sender<Arc<BackendTable>>,
     config: watch::Sender<Arc<Config>>,
-    troubles: Troubles,
+    sink_errors: SinkErrors,
 }
 
 fn stage(dir: &Path) -> Stage {
@@ -23,37 +23,37 @@ fn stage(dir: &Path) -> Stage {
     let node: Name = "m1".parse().unwrap();
     let admitted = Admitted::new(node.clone(), key, Role::Master, key.id(), UnixMs(1));
     let document = Document::new([1; 16], node.clone(), admitted, KeyId([0; 16]));
-    let trust = Trust { document: Arc::new(document), ring: Arc::new(KeyRing::default()) };
+    let trust = TrustedKeys { document: Arc::new(document), ring: Arc::new(KeyRing::default()) };
     let (tell, told) = mpsc::channel(QUEUE);
     let (ring_in, ring) = watch::channel(Arc::default());
     let (table_in, table) = watch::channel(Arc::default());
     let (config_in, config) = watch::channel(Arc::default());
-    let (life, troubles) = (Life::new(), Troubles::default());
-    let inputs = Inputs {
+    let (life, sink_errors) = (Lifecycle::new(), SinkErrors::default());
+    let inputs = EventInputs {
         own: key.id(),
         node,
         began: wall(),
         told,
         table,
         view: watch::channel(Arc::default()).1,
-        ears: watch::channel(Arc::default()).1,
+        liveness: watch::channel(Arc::default()).1,
         trust: watch::channel(Arc::new(trust)).1,
         health: watch::channel(Arc::default()).1,
         vips: watch::channel(Vec::new()).1,
-        look: Box::new(Looked::default),
-        outlets: Outlets {
+        look: Box::new(PolledState::default),
+        sinks: EventSinks {
             dir: dir.to_owned(),
             config,
             resolve: Arc::new(|_| Box::pin(async { Ok(Vec::new()) })),
-            troubles: troubles.clone(),
+            sink_errors: sink_errors.clone(),
         },
     };
     spawn(inputs, ring_in, &life);
-    Stage { tell, ring, life, table: table_in, config: config_in, troubles }
+    Stage { tell, ring, life, table: table_in, config: config_in, sink_errors }
 }
 
 impl Stage {
-    async fn kinds(&mut self, count: usize) -> Vec<Kind> {
+    async fn kinds(&mut self, count: usize) -> Vec<EventKind> {
         let waited = self.ring.wait_for(|ring| ring.all().len() >= count);
         let within = tokio::time::timeout(Duration::from_secs(10), waited);
         within.await.unwrap().unwrap().all().map(|event| event.kind).collect()
@@ -62,11 +62,11 @@ impl Stage {
     async fn end(self, gently: bool) {
         if gently {
             let mut ring = self.ring.clone();
-            self.life.stopping.cancel();
-            let said = |ring: &Arc<Ring>| ring.all().any(|event| event.kind == Kind::AgentStopping);
+            self.life.draining.cancel();
+            let said = |ring: &Arc<EventRing>| ring.all().any(|event| event.kind == EventKind::AgentStopping);
             let _ = ring.wait_for(said).await;
         }
-        self.life.over.cancel();
+        self.life.shutdown.cancel();
         self.life.finished().await;
     }
 }
@@ -75,25 +75,28 @@ impl Stage {
 async fn what_is_told_is_numbered_published_and_kept_over_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let mut stage_ = stage(dir.path());
-    stage_.tell.try_send(Event::new(Kind::VipState, wall(), "10.0.0.9", "master")).unwrap();
-    assert_eq!(stage_.kinds(2).await, [Kind::AgentStarted, Kind::VipState]);
+    stage_.tell.try_send(Event::new(EventKind::VipState, wall(), "10.0.0.9", "master")).unwrap();
+    assert_eq!(stage_.kinds(2).await, [EventKind::AgentStarted, EventKind::VipState]);
     stage_.end(true).await;
 
     let mut again = stage(dir.path());
     let kinds = again.kinds(4).await;
-    assert_eq!(kinds, [Kind::AgentStarted, Kind::VipState, Kind::AgentStopping, Kind::AgentStarted]);
+    assert_eq!(
+        kinds,
+        [EventKind::AgentStarted, EventKind::VipState, EventKind::AgentStopping, EventKind::AgentStarted]
+    );
     let ring = again.ring.borrow().clone();
     let numbers: Vec<u64> = ring.all().map(|event| event.seq).collect();
     assert_eq!(numbers, [1, 2, 3, 4]);
     let last = ring.all().next_back().unwrap();
-    assert_eq!((last.from.as_str(), last.node.as_str(), last.level), ("stopped", "m1", Level::Info));
+    assert_eq!((last.from.as_str(), last.node.as_str(), last.level), ("stopped", "m1", EventLevel::Info));
     again.end(false).await;
 
     let mut crashed = stage(dir.path());
     crashed.kinds(5).await;
     let ring = crashed.ring.borrow().clone();
     let last = ring.all().next_back().unwrap();
-    assert!(last.from == "lost" && last.level == Level::Warning, "{last:?}");
+    assert!(last.from == "lost" && last.level == EventLevel::Warning, "{last:?}");
     crashed.end(false).await;
 }
 
@@ -109,10 +112,11 @@ async fn programs_and_the_webhook_are_those_of_the_configuration_as_it_is() {
     let mut stage = stage(dir.path());
     stage.kinds(1).await;
     let paths = [program.display().to_string(), dir.path().join("none").display().to_string()];
-    let webhook = proto::config::Webhook::parse("http://127.0.0.1:1/x").ok();
+    let webhook = proto::config::WebhookConfig::parse("http://127.0.0.1:1/x").ok();
     let config = proto::config::Config { notify: paths.to_vec(), webhook, ..Default::default() };
     stage.config.send_replace(Arc::new(config));
-    let tell = |subject| stage.tell.try_send(Event::new(Kind::VipState, wall(), subject, "master")).unwrap();
+    let tell =
+        |subject| stage.tell.try_send(Event::new(EventKind::VipState, wall(), subject, "master")).unwrap();
     // Configuration and events come by different ways: until it holds, events pass it by.
     let (mut sent, mut said) = (0, String::new());
     while !said.contains("10.0.0.9") {
@@ -122,8 +126,8 @@ async fn programs_and_the_webhook_are_those_of_the_configuration_as_it_is() {
         tokio::time::sleep(Duration::from_millis(20)).await;
         said = std::fs::read_to_string(&out).unwrap_or_default();
     }
-    let troubles = stage.troubles.clone();
-    let list = move || troubles.list().iter().map(Problem::to_string).collect::<String>();
+    let sink_errors = stage.sink_errors.clone();
+    let list = move || sink_errors.list().iter().map(Problem::to_string).collect::<String>();
     let until = |good: Box<dyn Fn(&str) -> bool>| {
         let list = list.clone();
         async move {
@@ -151,23 +155,23 @@ async fn a_torn_line_is_said_once() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join(crate::state::EVENTS), b"{\"seq\":1,\"time_un").unwrap();
     let mut stage = stage(dir.path());
-    assert_eq!(stage.kinds(2).await, [Kind::Problem, Kind::AgentStarted]);
+    assert_eq!(stage.kinds(2).await, [EventKind::Problem, EventKind::AgentStarted]);
     let torn = stage.ring.borrow().all().next().unwrap().clone();
-    assert_eq!((torn.to.as_str(), torn.level), ("resolved", Level::Warning), "{torn:?}");
+    assert_eq!((torn.to.as_str(), torn.level), ("resolved", EventLevel::Warning), "{torn:?}");
     stage.end(true).await;
     let mut again = self::stage(dir.path());
     let kinds = again.kinds(4).await;
-    assert_eq!(kinds[3], Kind::AgentStarted, "{kinds:?}");
+    assert_eq!(kinds[3], EventKind::AgentStarted, "{kinds:?}");
     again.end(true).await;
 }
 
 #[tokio::test]
 async fn a_directory_that_can_not_be_written_costs_the_file_and_nothing_else() {
     let mut stage = stage(Path::new("/proc/self/no-such-directory"));
-    assert_eq!(stage.kinds(1).await, [Kind::AgentStarted]);
-    stage.table.send_replace(Arc::new(Table::new()));
-    stage.tell.try_send(Event::new(Kind::Reload, wall(), "configuration", "applied")).unwrap();
-    assert_eq!(stage.kinds(2).await, [Kind::AgentStarted, Kind::Reload]);
+    assert_eq!(stage.kinds(1).await, [EventKind::AgentStarted]);
+    stage.table.send_replace(Arc::new(BackendTable::new()));
+    stage.tell.try_send(Event::new(EventKind::Reload, wall(), "configuration", "applied")).unwrap();
+    assert_eq!(stage.kinds(2).await, [EventKind::AgentStarted, EventKind::Reload]);
     stage.end(true).await;
 }
 
@@ -180,11 +184,11 @@ fn a_tick_that_comes_late_is_a_stall() {
 
 #[test]
 fn an_answer_holds_the_latest_that_was_asked_for() {
-    let mut ring = Ring::default();
+    let mut ring = EventRing::default();
     for n in 1..=9 {
-        ring.push("m1", Event::new(Kind::Member, UnixMs(n * 10), "m2", "up"));
+        ring.push("m1", Event::new(EventKind::Member, UnixMs(n * 10), "m2", "up"));
     }
-    let ask = |since, most| proto::event::Ask { since: UnixMs(since), most, ..Default::default() };
+    let ask = |since, most| proto::event::EventQuery { since: UnixMs(since), most, ..Default::default() };
     let numbers = |ask, after| own(&ring, &ask, after).iter().map(|event| event.seq).collect::<Vec<_>>();
     assert_eq!(numbers(ask(0, 3), 0), [7, 8, 9]);
     assert_eq!(numbers(ask(85, 3), 0), [9]);

@@ -13,7 +13,7 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::{Request, header};
 use proto::cause::Reason;
-use proto::config::Webhook;
+use proto::config::WebhookConfig;
 use proto::event::Event;
 use proto::problem::{Problem, ProblemCode};
 use rustls::pki_types::pem::{self, PemObject};
@@ -24,9 +24,9 @@ use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::Troubles;
-use crate::http::{self, Stream};
-use crate::lifecycle::{Life, wall};
+use super::SinkErrors;
+use crate::http::{self, HttpStream};
+use crate::lifecycle::{Lifecycle, wall};
 
 /// How problems name it.
 const WEBHOOK: &str = "webhook";
@@ -57,19 +57,24 @@ pub(crate) type Resolve =
 
 /// The queue before the webhook. When it is dropped, what waits in it goes nowhere: its address was wrong,
 /// or is no one's business any more.
-pub(super) struct Sender {
-    pub(super) webhook: Webhook,
+pub(super) struct WebhookSender {
+    pub(super) webhook: WebhookConfig,
     queue: mpsc::Sender<Arc<Event>>,
     dropped: u64,
-    troubles: Troubles,
+    sink_errors: SinkErrors,
     _gone: DropGuard,
 }
 
-impl Sender {
+impl WebhookSender {
     /// Starts the task.
-    pub(super) fn spawn(webhook: Webhook, resolve: Resolve, troubles: Troubles, life: &Life) -> Sender {
+    pub(super) fn spawn(
+        webhook: WebhookConfig,
+        resolve: Resolve,
+        sink_errors: SinkErrors,
+        life: &Lifecycle,
+    ) -> WebhookSender {
         let (queue, events) = mpsc::channel::<Arc<Event>>(QUEUE);
-        let (over, said, to) = (life.over.clone(), troubles.clone(), webhook.clone());
+        let (over, said, to) = (life.shutdown.clone(), sink_errors.clone(), webhook.clone());
         let gone = CancellationToken::new();
         let ended = gone.clone();
         life.supervise("webhook", (events, resolve), move |(events, resolve)| {
@@ -86,26 +91,26 @@ impl Sender {
                     () = over.cancelled() => return,
                 }
                 // It is no longer asked for, and so no trouble.
-                said.mended(ProblemCode::EventsDropped, WEBHOOK);
-                said.mended(ProblemCode::Webhook, "");
+                said.resolved(ProblemCode::EventsDropped, WEBHOOK);
+                said.resolved(ProblemCode::Webhook, "");
             })
         });
-        Sender { webhook, queue, dropped: 0, troubles, _gone: gone.drop_guard() }
+        WebhookSender { webhook, queue, dropped: 0, sink_errors, _gone: gone.drop_guard() }
     }
 
     /// Hands an event over, or counts it as dropped.
-    pub(super) fn tell(&mut self, event: &Arc<Event>) {
+    pub(super) fn enqueue(&mut self, event: &Arc<Event>) {
         if self.queue.try_send(event.clone()).is_err() {
             self.dropped += 1;
             let detail = format!("the webhook is too slow: {} events were dropped", self.dropped);
-            self.troubles.found(Problem::new(ProblemCode::EventsDropped, detail).about(WEBHOOK));
+            self.sink_errors.report_problem(Problem::new(ProblemCode::EventsDropped, detail).about(WEBHOOK));
         }
     }
 }
 
 /// Why an attempt failed.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
+enum DeliveryError {
     #[error("no answer in {}", proto::time::human(PATIENCE))]
     TimedOut,
     #[error("{0}")]
@@ -133,9 +138,9 @@ enum Failure {
     Refused(u16),
 }
 
-impl From<hyper::Error> for Failure {
-    fn from(error: hyper::Error) -> Failure {
-        if error.is_parse() { Failure::NotHttp(error) } else { Failure::Broken(error) }
+impl From<hyper::Error> for DeliveryError {
+    fn from(error: hyper::Error) -> DeliveryError {
+        if error.is_parse() { DeliveryError::NotHttp(error) } else { DeliveryError::Broken(error) }
     }
 }
 
@@ -144,10 +149,16 @@ fn cause(error: &hyper::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
-impl Failure {
+impl DeliveryError {
     /// Whether it may succeed later.
     fn may_pass(&self) -> bool {
-        !matches!(self, Failure::Refused(_) | Failure::Name(_) | Failure::Json(_) | Failure::Address(_))
+        !matches!(
+            self,
+            DeliveryError::Refused(_)
+                | DeliveryError::Name(_)
+                | DeliveryError::Json(_)
+                | DeliveryError::Address(_)
+        )
     }
 }
 
@@ -166,15 +177,15 @@ enum TlsError {
     Rustls(#[from] rustls::Error),
 }
 
-async fn deliver(webhook: &Webhook, resolve: &Resolve, event: &Event, troubles: &Troubles) {
+async fn deliver(webhook: &WebhookConfig, resolve: &Resolve, event: &Event, sink_errors: &SinkErrors) {
     let mut pause = PAUSES.0;
     loop {
         let attempt = tokio::time::timeout(PATIENCE, post(webhook, resolve, event)).await;
-        let Err(failure) = attempt.unwrap_or(Err(Failure::TimedOut)) else {
-            return troubles.mended(ProblemCode::Webhook, "");
+        let Err(failure) = attempt.unwrap_or(Err(DeliveryError::TimedOut)) else {
+            return sink_errors.resolved(ProblemCode::Webhook, "");
         };
         let detail = format!("the webhook {} failed: {failure}", webhook.shown());
-        troubles.found(Problem::new(ProblemCode::Webhook, detail));
+        sink_errors.report_problem(Problem::new(ProblemCode::Webhook, detail));
         let age = Duration::from_millis(wall().0.saturating_sub(event.time_unix_ms.0));
         if !failure.may_pass() || age > STALE {
             return;
@@ -184,9 +195,9 @@ async fn deliver(webhook: &Webhook, resolve: &Resolve, event: &Event, troubles: 
     }
 }
 
-async fn post(webhook: &Webhook, resolve: &Resolve, event: &Event) -> Result<(), Failure> {
+async fn post(webhook: &WebhookConfig, resolve: &Resolve, event: &Event) -> Result<(), DeliveryError> {
     let at = format!("{}:{}", webhook.host, webhook.port);
-    let addresses = resolve(at).await.map_err(Failure::Resolve)?;
+    let addresses = resolve(at).await.map_err(DeliveryError::Resolve)?;
     let mut stream = Err(io::Error::new(io::ErrorKind::NotFound, "its name does not resolve to an address"));
     for address in addresses {
         stream = tokio::time::timeout(PATIENCE / 4, TcpStream::connect(address))
@@ -198,7 +209,7 @@ async fn post(webhook: &Webhook, resolve: &Resolve, event: &Event) -> Result<(),
     }
     let stream = stream?;
     let request = request(webhook, event)?;
-    let stream: Box<dyn Stream> = if webhook.tls {
+    let stream: Box<dyn HttpStream> = if webhook.tls {
         let config = tls(webhook).await?;
         let bare = webhook.host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let name = ServerName::try_from(bare)?;
@@ -209,13 +220,13 @@ async fn post(webhook: &Webhook, resolve: &Resolve, event: &Event) -> Result<(),
     // What it says beside the status is of no use here.
     match http::ask(stream, request, 0).await?.0 {
         200..=299 => Ok(()),
-        status @ (408 | 429 | 500..) => Err(Failure::Busy(status)),
-        status => Err(Failure::Refused(status)),
+        status @ (408 | 429 | 500..) => Err(DeliveryError::Busy(status)),
+        status => Err(DeliveryError::Refused(status)),
     }
 }
 
-fn request(webhook: &Webhook, event: &Event) -> Result<Request<Full<Bytes>>, Failure> {
-    let Webhook { host, port, path, .. } = webhook;
+fn request(webhook: &WebhookConfig, event: &Event) -> Result<Request<Full<Bytes>>, DeliveryError> {
+    let WebhookConfig { host, port, path, .. } = webhook;
     // What people paste and no address may hold (RFC 3986, 2).
     let path = [('"', "%22"), ('<', "%3C"), ('>', "%3E"), ('`', "%60")]
         .iter()
@@ -229,7 +240,7 @@ fn request(webhook: &Webhook, event: &Event) -> Result<Request<Full<Bytes>>, Fai
 }
 
 /// TLS with the CAs as the file has them now: an event is rare, and CAs change below a running agent.
-async fn tls(webhook: &Webhook) -> Result<ClientConfig, TlsError> {
+async fn tls(webhook: &WebhookConfig) -> Result<ClientConfig, TlsError> {
     let named = webhook.ca_file.clone();
     let read = tokio::task::spawn_blocking(move || {
         let file = match &named {

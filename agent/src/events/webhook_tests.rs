@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use proto::cause::Cause;
-use proto::event::Kind;
+use proto::event::EventKind;
 use proto::time::UnixMs;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -18,11 +18,11 @@ fn plain() -> Resolve {
 }
 
 fn event() -> Event {
-    Event::new(Kind::Member, wall(), "m1", "down").because(Cause::NotHeard)
+    Event::new(EventKind::Member, wall(), "m1", "down").because(Cause::NotHeard)
 }
 
 /// Answers one request after the other with these lines; returns what was asked.
-async fn server(answers: Vec<&'static str>) -> (Webhook, tokio::task::JoinHandle<Vec<String>>) {
+async fn server(answers: Vec<&'static str>) -> (WebhookConfig, tokio::task::JoinHandle<Vec<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let asked = async move {
@@ -40,7 +40,7 @@ async fn server(answers: Vec<&'static str>) -> (Webhook, tokio::task::JoinHandle
         }
         asked
     };
-    let webhook = Webhook::parse(&format!("http://127.0.0.1:{port}/hook?key=1")).unwrap();
+    let webhook = WebhookConfig::parse(&format!("http://127.0.0.1:{port}/hook?key=1")).unwrap();
     (webhook, tokio::spawn(asked))
 }
 
@@ -48,23 +48,23 @@ async fn server(answers: Vec<&'static str>) -> (Webhook, tokio::task::JoinHandle
 async fn an_event_is_posted_as_json_and_again_until_it_is_taken() {
     let answers = vec!["HTTP/1.1 503 Busy\r\n\r\n", "garbage\r\n", "HTTP/1.1 204 No Content\r\n\r\n"];
     let (webhook, asked) = server(answers).await;
-    let troubles = Troubles::default();
+    let sink_errors = SinkErrors::default();
     let event = event();
-    deliver(&webhook, &plain(), &event, &troubles).await;
+    deliver(&webhook, &plain(), &event, &sink_errors).await;
     let asked = asked.await.unwrap();
     assert_eq!(asked.len(), 3);
     let (head, body) = asked[2].split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("POST /hook?key=1 HTTP/1.1\r\nHost: 127.0.0.1:"), "{head}");
     assert!(head.contains(&format!("Content-Length: {}", body.len())));
     assert_eq!(body, serde_json::to_string(&event).unwrap());
-    assert!(troubles.list().is_empty(), "{:?}", troubles.list());
+    assert!(sink_errors.list().is_empty(), "{:?}", sink_errors.list());
 }
 
 #[test]
 fn whatever_path_the_configuration_takes_can_be_asked_for() {
     for byte in (b'!'..=b'~').filter(|byte| *byte != b'#') {
         for path in [format!("/{}", char::from(byte)), format!("/?{}", char::from(byte))] {
-            let webhook = Webhook::parse(&format!("http://h{path}")).unwrap();
+            let webhook = WebhookConfig::parse(&format!("http://h{path}")).unwrap();
             assert!(request(&webhook, &event()).is_ok(), "{path}");
         }
     }
@@ -73,22 +73,22 @@ fn whatever_path_the_configuration_takes_can_be_asked_for() {
 #[tokio::test]
 async fn what_the_server_does_not_want_is_not_sent_again() {
     let (webhook, asked) = server(vec!["HTTP/1.1 404 Not Found\r\n\r\n"]).await;
-    let troubles = Troubles::default();
-    deliver(&webhook, &plain(), &event(), &troubles).await;
+    let sink_errors = SinkErrors::default();
+    deliver(&webhook, &plain(), &event(), &sink_errors).await;
     assert_eq!(asked.await.unwrap().len(), 1);
-    let said: String = troubles.list().iter().map(Problem::to_string).collect();
+    let said: String = sink_errors.list().iter().map(Problem::to_string).collect();
     assert!(said.contains("404") && !said.contains("key=1"), "{said}");
 }
 
 #[tokio::test]
 async fn one_that_is_too_old_is_given_up() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let webhook = Webhook::parse(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
+    let webhook = WebhookConfig::parse(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
     drop(listener);
-    let old = Event::new(Kind::Member, UnixMs(1), "m1", "down");
-    let troubles = Troubles::default();
-    deliver(&webhook, &plain(), &old, &troubles).await;
-    assert_eq!(troubles.list()[0].key(), (ProblemCode::Webhook, ""));
+    let old = Event::new(EventKind::Member, UnixMs(1), "m1", "down");
+    let sink_errors = SinkErrors::default();
+    deliver(&webhook, &plain(), &old, &sink_errors).await;
+    assert_eq!(sink_errors.list()[0].key(), (ProblemCode::Webhook, ""));
 }
 
 #[tokio::test]
@@ -106,7 +106,7 @@ async fn https_is_checked_against_the_ca_that_was_named() {
             .with_single_cert(vec![key.cert.der().clone()], der)
             .unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut webhook = Webhook::parse(&format!("https://{}/x", listener.local_addr().unwrap())).unwrap();
+    let mut webhook = WebhookConfig::parse(&format!("https://{}/x", listener.local_addr().unwrap())).unwrap();
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {

@@ -28,28 +28,28 @@ const MAX_MESSAGE: usize = 65_507;
 const DECODE: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// Sends a gossip message to a node. Must not wait: chitchat's only task calls it.
-pub(super) type Send = Arc<dyn Fn(NodeId, &[u8]) + std::marker::Send + Sync>;
+pub(super) type SendFn = Arc<dyn Fn(NodeId, &[u8]) + std::marker::Send + Sync>;
 
 /// What of a member's message may reach chitchat.
-pub(super) type Pass = Box<dyn Fn(NodeId, &[u8]) -> Option<Vec<u8>> + std::marker::Send + Sync>;
+pub(super) type GuardFn = Box<dyn Fn(NodeId, &[u8]) -> Option<Vec<u8>> + std::marker::Send + Sync>;
 
 /// Gossip messages as they come from the link, through the guard. Shared, since every start of chitchat goes
 /// on with the same.
-pub(super) struct Arrivals {
+pub(super) struct GossipInbox {
     pub(super) queue: Mutex<mpsc::Receiver<(NodeId, Vec<u8>)>>,
-    pub(super) pass: Pass,
+    pub(super) pass: GuardFn,
 }
 
 /// chitchat's way to the link. Made anew for every start of chitchat; the queue of arrivals outlives it.
-pub(super) struct Mesh {
-    pub(super) send: Send,
-    pub(super) arrivals: Arc<Arrivals>,
-    pub(super) names: Arc<dyn Names>,
+pub(super) struct GossipTransport {
+    pub(super) send: SendFn,
+    pub(super) arrivals: Arc<GossipInbox>,
+    pub(super) names: Arc<dyn NodeAddresses>,
 }
 
 /// Nodes as the socket addresses that chitchat knows them by. They are made of ids and mean nothing to any
 /// network: where a node really is, is the link's to know.
-pub(super) trait Names: std::marker::Send + Sync + 'static {
+pub(super) trait NodeAddresses: std::marker::Send + Sync + 'static {
     /// The node that chitchat means.
     fn node(&self, address: SocketAddr) -> Option<NodeId>;
     /// The address that chitchat knows it by.
@@ -57,7 +57,7 @@ pub(super) trait Names: std::marker::Send + Sync + 'static {
 }
 
 #[async_trait]
-impl Transport for Mesh {
+impl Transport for GossipTransport {
     async fn open(&self, _listen: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let codec = ChitchatSocket::open(loopback).await?;
@@ -65,8 +65,8 @@ impl Transport for Mesh {
         let (theirs_at, ours_at) = (codec.local_addr()?, ours.local_addr()?);
         ours.connect(theirs_at).await?;
         connect_hidden(theirs_at, ours_at)?;
-        Ok(Box::new(MeshSocket {
-            passing: Passing::Nothing,
+        Ok(Box::new(GossipSocket {
+            passing: LoopbackState::Nothing,
             codec,
             ours,
             ours_at,
@@ -110,25 +110,25 @@ fn is_bound_to(fd: impl AsFd, at: SocketAddr) -> bool {
 }
 
 /// Where an arrived message is on its way through the pair of sockets.
-enum Passing {
+enum LoopbackState {
     Nothing,
     Arrived(NodeId, Vec<u8>),
     Sent(NodeId),
 }
 
-struct MeshSocket {
-    passing: Passing,
+struct GossipSocket {
+    passing: LoopbackState,
     codec: ChitchatSocket,
     ours: UdpSocket,
     ours_at: SocketAddr,
     buffer: Vec<u8>,
-    send: Send,
-    arrivals: Arc<Arrivals>,
-    names: Arc<dyn Names>,
+    send: SendFn,
+    arrivals: Arc<GossipInbox>,
+    names: Arc<dyn NodeAddresses>,
 }
 
 #[async_trait]
-impl Socket for MeshSocket {
+impl Socket for GossipSocket {
     fn local_addr(&self) -> anyhow::Result<SocketAddr> {
         self.codec.local_addr()
     }
@@ -147,24 +147,24 @@ impl Socket for MeshSocket {
     /// so that the next call goes on from there and never takes one node's message for another's.
     async fn recv(&mut self) -> anyhow::Result<RecvOutcome> {
         loop {
-            if let Passing::Nothing = self.passing {
+            if let LoopbackState::Nothing = self.passing {
                 let arrived = self.arrivals.queue.lock().await.recv().await;
                 let Some((from, message)) = arrived else {
                     // The link has ended; so does this process, and until then nothing arrives.
                     return std::future::pending().await;
                 };
                 let Some(message) = (self.arrivals.pass)(from, &message) else { continue };
-                self.passing = Passing::Arrived(from, message);
+                self.passing = LoopbackState::Arrived(from, message);
             }
-            if let Passing::Arrived(from, message) = &self.passing {
+            if let LoopbackState::Arrived(from, message) = &self.passing {
                 self.ours.send(message).await?;
-                self.passing = Passing::Sent(*from);
+                self.passing = LoopbackState::Sent(*from);
             }
-            if let Passing::Sent(from) = self.passing {
+            if let LoopbackState::Sent(from) = self.passing {
                 // The datagram is there as soon as it was sent. When nothing comes, chitchat could not
                 // decode it, and has logged that.
                 let received = tokio::time::timeout(DECODE, self.codec.recv()).await;
-                self.passing = Passing::Nothing;
+                self.passing = LoopbackState::Nothing;
                 if let Ok(outcome) = received {
                     let RecvOutcome { envelope, num_bytes_received, .. } = outcome?;
                     let from_addr = self.names.address(&from);

@@ -21,11 +21,11 @@ use std::fmt;
 use std::time::Duration;
 
 use proto::node::NodeId;
-use proto::record_store::{Offered, RecordStore};
+use proto::record_store::{OfferOutcome, RecordStore};
 use proto::signed_record::{RecordVersion, SignedRecord};
 use proto::time::{Moment, UnixMs};
 
-use super::wire::{Known, Message, Named, Step, Unpacker, Unreadable};
+use super::wire::{DeltaStep, DigestEntry, GossipMessage, GossipNode, Unpacker, WireError};
 use super::{KEY, chitchat_address, chitchat_name};
 
 /// What a message may unpack to: chitchat's largest, and for each member what a digest says of it, a few
@@ -55,9 +55,9 @@ const KNOWN_STARTS: usize = 8;
 
 /// Why a message was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refusal {
+pub(crate) enum GossipRefusal {
     /// It can't be read.
-    Unreadable(Unreadable),
+    Unreadable(WireError),
     /// It is of another cluster, or says that this node is.
     OtherCluster,
     /// It gives a member an address that gossip does not know it by.
@@ -74,17 +74,17 @@ pub(crate) enum Refusal {
     Crash,
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for GossipRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Refusal::Unreadable(what) => return what.fmt(f),
-            Refusal::OtherCluster => "a message for another cluster",
-            Refusal::WrongAddress => "a member with someone else's address",
-            Refusal::OtherKey => "an unknown key",
-            Refusal::Deletion => "a deletion of a member's record",
-            Refusal::NoRecord => "a value that is not a record",
-            Refusal::Forged => "a record with an invalid signature",
-            Refusal::Crash => "a message that made gossip fail",
+            GossipRefusal::Unreadable(what) => return what.fmt(f),
+            GossipRefusal::OtherCluster => "a message for another cluster",
+            GossipRefusal::WrongAddress => "a member with someone else's address",
+            GossipRefusal::OtherKey => "an unknown key",
+            GossipRefusal::Deletion => "a deletion of a member's record",
+            GossipRefusal::NoRecord => "a value that is not a record",
+            GossipRefusal::Forged => "a record with an invalid signature",
+            GossipRefusal::Crash => "a message that made gossip fail",
         })
     }
 }
@@ -94,7 +94,7 @@ impl fmt::Display for Refusal {
 pub(crate) struct Offender {
     pub(crate) node: NodeId,
     /// What it sent last.
-    pub(crate) refusal: Refusal,
+    pub(crate) refusal: GossipRefusal,
     /// How many of its messages were refused or ignored.
     pub(crate) count: u64,
     /// Its gossip is ignored now.
@@ -103,7 +103,7 @@ pub(crate) struct Offender {
 
 /// What comes of a message.
 #[derive(Debug, Default)]
-pub(super) struct Passed {
+pub(super) struct GuardVerdict {
     /// What is left of it for chitchat.
     pub(super) message: Option<Vec<u8>>,
     /// It brought records that are newer than those that were held.
@@ -112,12 +112,12 @@ pub(super) struct Passed {
 
 /// A count that refills with time.
 #[derive(Debug, Clone, Copy)]
-struct Bucket {
+struct RefillBucket {
     left: u32,
     at: Moment,
 }
 
-impl Bucket {
+impl RefillBucket {
     /// Takes one, of at most `most`; one more comes with every `each`.
     fn take(&mut self, most: u32, each: Duration, now: Moment) -> bool {
         let each = each.as_millis().max(1);
@@ -134,19 +134,19 @@ impl Bucket {
 
 /// What is held against a sender.
 #[derive(Debug)]
-struct Sender {
-    rate: Bucket,
+struct SenderState {
+    rate: RefillBucket,
     strikes: u32,
-    last: Option<(Refusal, Moment)>,
+    last: Option<(GossipRefusal, Moment)>,
     count: u64,
     ignored_until: Moment,
 }
 
 /// What is known of a member's starts.
 #[derive(Debug)]
-struct Starts {
+struct StartHistory {
     known: Vec<u64>,
-    new: Bucket,
+    new: RefillBucket,
     /// Of the latest start: the heartbeat that was let through, and the two highest that other members
     /// have sent, with who did.
     latest: u64,
@@ -154,10 +154,10 @@ struct Starts {
     witnesses: [Option<(NodeId, u64)>; 2],
 }
 
-impl Starts {
-    fn new(now: Moment) -> Starts {
-        let new = Bucket { left: STARTS.0, at: now };
-        Starts { known: Vec::new(), new, latest: 0, passed: 0, witnesses: [None, None] }
+impl StartHistory {
+    fn new(now: Moment) -> StartHistory {
+        let new = RefillBucket { left: STARTS.0, at: now };
+        StartHistory { known: Vec::new(), new, latest: 0, passed: 0, witnesses: [None, None] }
     }
 
     /// Takes a start as known; false when there were too many lately.
@@ -202,12 +202,12 @@ impl Starts {
 }
 
 /// Reads, judges and writes messages.
-pub(super) struct Guard {
+pub(super) struct GossipGuard {
     unpacker: Unpacker,
-    judge: Judge,
+    judge: GuardState,
 }
 
-struct Judge {
+struct GuardState {
     own: NodeId,
     /// This node's own start, which nobody else speaks for.
     generation: u64,
@@ -215,17 +215,17 @@ struct Judge {
     names: BTreeMap<String, NodeId>,
     /// Time that a message of one sender takes: [`RATE`].
     each: Duration,
-    starts: BTreeMap<NodeId, Starts>,
-    senders: BTreeMap<NodeId, Sender>,
+    starts: BTreeMap<NodeId, StartHistory>,
+    senders: BTreeMap<NodeId, SenderState>,
     /// Whose message chitchat handles.
     last: Option<NodeId>,
     /// A later record of this node than it has signed itself.
     overtaken: Option<RecordVersion>,
 }
 
-impl Guard {
-    pub(super) fn new(own: NodeId) -> Guard {
-        let judge = Judge {
+impl GossipGuard {
+    pub(super) fn new(own: NodeId) -> GossipGuard {
+        let judge = GuardState {
             own,
             generation: 0,
             cluster: String::new(),
@@ -236,7 +236,7 @@ impl Guard {
             last: None,
             overtaken: None,
         };
-        Guard { unpacker: Unpacker::new(), judge }
+        GossipGuard { unpacker: Unpacker::new(), judge }
     }
 
     /// Follows the cluster document.
@@ -266,14 +266,14 @@ impl Guard {
     pub(super) fn blame_last(&mut self, now: Moment) -> Option<NodeId> {
         let node = self.judge.last.take()?;
         let sender = self.judge.sender(node, now);
-        sender.refused(Refusal::Crash, now);
+        sender.refused(GossipRefusal::Crash, now);
         sender.ignored_until = now.after(IGNORED);
         Some(node)
     }
 
     /// Whose gossip was refused lately.
     pub(super) fn offenders(&self, now: Moment) -> Vec<Offender> {
-        let one = |(node, sender): (&NodeId, &Sender)| {
+        let one = |(node, sender): (&NodeId, &SenderState)| {
             let (refusal, at) = sender.last.filter(|(_, at)| now.since(*at) < REMEMBERED)?;
             let _ = at;
             Some(Offender { node: *node, refusal, count: sender.count, ignored: now < sender.ignored_until })
@@ -289,41 +289,41 @@ impl Guard {
         store: &mut RecordStore,
         now: Moment,
         wall: UnixMs,
-    ) -> Passed {
-        let Guard { unpacker, judge } = self;
+    ) -> GuardVerdict {
+        let GossipGuard { unpacker, judge } = self;
         if !store.is_member(&sender) {
-            return Passed::default();
+            return GuardVerdict::default();
         }
         let each = judge.each;
         let state = judge.sender(sender, now);
         if now < state.ignored_until || !state.rate.take(RATE.0, each, now) {
             state.count += 1;
-            return Passed::default();
+            return GuardVerdict::default();
         }
         let most = MOST_BYTES.0 + MOST_BYTES.1 * judge.names.len();
         let mut news = false;
-        let mut scene = Scene { sender, store, now, wall, news: &mut news };
+        let mut scene = MessageScope { sender, store, now, wall, news: &mut news };
         let screened = unpacker
             .read(message, most)
-            .map_err(Refusal::Unreadable)
+            .map_err(GossipRefusal::Unreadable)
             .and_then(|read| judge.screen(read, &mut scene));
         match screened {
             Ok(message) => {
                 judge.last = Some(sender);
-                Passed { message: Some(message), news }
+                GuardVerdict { message: Some(message), news }
             }
             Err(refusal) => {
                 let state = judge.sender(sender, now);
                 state.refused(refusal, now);
                 tracing::warn!(node = %sender, "gossip refused: {refusal}");
-                Passed { message: None, news }
+                GuardVerdict { message: None, news }
             }
         }
     }
 }
 
-impl Sender {
-    fn refused(&mut self, refusal: Refusal, now: Moment) {
+impl SenderState {
+    fn refused(&mut self, refusal: GossipRefusal, now: Moment) {
         if self.last.is_none_or(|(_, at)| now.since(at) >= REMEMBERED) {
             self.strikes = 0;
         }
@@ -337,7 +337,7 @@ impl Sender {
 }
 
 /// One message, and what it is judged with.
-struct Scene<'s> {
+struct MessageScope<'s> {
     sender: NodeId,
     store: &'s mut RecordStore,
     now: Moment,
@@ -345,10 +345,10 @@ struct Scene<'s> {
     news: &'s mut bool,
 }
 
-impl Judge {
-    fn sender(&mut self, id: NodeId, now: Moment) -> &mut Sender {
-        self.senders.entry(id).or_insert_with(|| Sender {
-            rate: Bucket { left: RATE.0, at: now },
+impl GuardState {
+    fn sender(&mut self, id: NodeId, now: Moment) -> &mut SenderState {
+        self.senders.entry(id).or_insert_with(|| SenderState {
+            rate: RefillBucket { left: RATE.0, at: now },
             strikes: 0,
             last: None,
             count: 0,
@@ -356,27 +356,33 @@ impl Judge {
         })
     }
 
-    fn screen(&mut self, message: Message<'_>, scene: &mut Scene<'_>) -> Result<Vec<u8>, Refusal> {
+    fn screen(
+        &mut self,
+        message: GossipMessage<'_>,
+        scene: &mut MessageScope<'_>,
+    ) -> Result<Vec<u8>, GossipRefusal> {
         let left = match message {
-            Message::Syn { cluster, .. } if cluster != self.cluster => return Err(Refusal::OtherCluster),
-            Message::BadCluster => return Err(Refusal::OtherCluster),
-            Message::Syn { cluster, digest } => {
-                Message::Syn { cluster, digest: self.screen_digest(digest, scene)? }
+            GossipMessage::Syn { cluster, .. } if cluster != self.cluster => {
+                return Err(GossipRefusal::OtherCluster);
             }
-            Message::SynAck { digest, delta } => {
+            GossipMessage::BadCluster => return Err(GossipRefusal::OtherCluster),
+            GossipMessage::Syn { cluster, digest } => {
+                GossipMessage::Syn { cluster, digest: self.screen_digest(digest, scene)? }
+            }
+            GossipMessage::SynAck { digest, delta } => {
                 // The records first: they prove the starts that the digest names.
                 let delta = self.screen_delta(delta, scene)?;
-                Message::SynAck { digest: self.screen_digest(digest, scene)?, delta }
+                GossipMessage::SynAck { digest: self.screen_digest(digest, scene)?, delta }
             }
-            Message::Ack { delta } => Message::Ack { delta: self.screen_delta(delta, scene)? },
+            GossipMessage::Ack { delta } => GossipMessage::Ack { delta: self.screen_delta(delta, scene)? },
         };
         Ok(left.write())
     }
 
     /// The member that is meant; none when it is not known here.
-    fn member(&self, node: &Named<'_>) -> Result<Option<NodeId>, Refusal> {
+    fn member(&self, node: &GossipNode<'_>) -> Result<Option<NodeId>, GossipRefusal> {
         let Some(id) = self.names.get(node.name).copied() else { return Ok(None) };
-        if node.address == chitchat_address(&id) { Ok(Some(id)) } else { Err(Refusal::WrongAddress) }
+        if node.address == chitchat_address(&id) { Ok(Some(id)) } else { Err(GossipRefusal::WrongAddress) }
     }
 
     fn is_own_start(&self, id: NodeId, generation: u64) -> bool {
@@ -385,14 +391,14 @@ impl Judge {
 
     fn screen_digest<'a>(
         &mut self,
-        digest: Vec<Known<'a>>,
-        scene: &mut Scene<'_>,
-    ) -> Result<Vec<Known<'a>>, Refusal> {
+        digest: Vec<DigestEntry<'a>>,
+        scene: &mut MessageScope<'_>,
+    ) -> Result<Vec<DigestEntry<'a>>, GossipRefusal> {
         let alone = self.names.len() <= 3;
         let mut left = Vec::with_capacity(digest.len());
         for known in digest {
             if known.last_gc != 0 {
-                return Err(Refusal::Deletion);
+                return Err(GossipRefusal::Deletion);
             }
             let Some(id) = self.member(&known.node)? else { continue };
             let generation = known.node.generation;
@@ -400,11 +406,11 @@ impl Judge {
                 // Of what this node says, nobody can hold more than it has said.
                 let said = scene.store.version(&id);
                 if generation == self.generation {
-                    left.push(Known { version: known.version.min(said.sequence), ..known });
+                    left.push(DigestEntry { version: known.version.min(said.sequence), ..known });
                 }
                 continue;
             }
-            let starts = self.starts.entry(id).or_insert_with(|| Starts::new(scene.now));
+            let starts = self.starts.entry(id).or_insert_with(|| StartHistory::new(scene.now));
             let itself = id == scene.sender;
             // A record that came by TLS proves it as well as one by gossip.
             let signed = scene.store.version(&id).generation == generation;
@@ -414,38 +420,38 @@ impl Judge {
                 continue;
             }
             let heartbeat = starts.heartbeat(generation, id, scene.sender, known.heartbeat, alone);
-            left.push(Known { heartbeat, ..known });
+            left.push(DigestEntry { heartbeat, ..known });
         }
         Ok(left)
     }
 
     fn screen_delta<'a>(
         &mut self,
-        delta: Vec<Step<'a>>,
-        scene: &mut Scene<'_>,
-    ) -> Result<Vec<Step<'a>>, Refusal> {
+        delta: Vec<DeltaStep<'a>>,
+        scene: &mut MessageScope<'_>,
+    ) -> Result<Vec<DeltaStep<'a>>, GossipRefusal> {
         let mut left = Vec::with_capacity(delta.len());
         // Whose value comes next, and from which version on; none: of no member.
-        let mut current: Option<Option<(NodeId, Named<'a>, u64)>> = None;
+        let mut current: Option<Option<(NodeId, GossipNode<'a>, u64)>> = None;
         for step in delta {
             match step {
-                Step::Node { node, last_gc, from } => {
+                DeltaStep::Node { node, last_gc, from } => {
                     if last_gc != 0 {
-                        return Err(Refusal::Deletion);
+                        return Err(GossipRefusal::Deletion);
                     }
                     current = Some(self.member(&node)?.map(|id| (id, node, from)));
                 }
-                Step::SetVersion(_) => return Err(Refusal::Deletion),
-                Step::Value { status, .. } if status != 0 => return Err(Refusal::Deletion),
-                Step::Value { key, .. } if key != KEY => return Err(Refusal::OtherKey),
-                Step::Value { value, version, .. } => {
+                DeltaStep::SetVersion(_) => return Err(GossipRefusal::Deletion),
+                DeltaStep::Value { status, .. } if status != 0 => return Err(GossipRefusal::Deletion),
+                DeltaStep::Value { key, .. } if key != KEY => return Err(GossipRefusal::OtherKey),
+                DeltaStep::Value { value, version, .. } => {
                     // One key, so one value for each node.
-                    let Some(of) = current.take() else { return Err(Refusal::OtherKey) };
+                    let Some(of) = current.take() else { return Err(GossipRefusal::OtherKey) };
                     let Some((id, node, from)) = of else { continue };
                     let version = RecordVersion { generation: node.generation, sequence: version };
                     if let Some((value, version)) = self.record(id, version, value, scene)? {
-                        left.push(Step::Node { node, last_gc: 0, from });
-                        left.push(Step::Value { key: KEY, value, version, status: 0 });
+                        left.push(DeltaStep::Node { node, last_gc: 0, from });
+                        left.push(DeltaStep::Value { key: KEY, value, version, status: 0 });
                     }
                 }
             }
@@ -459,15 +465,15 @@ impl Judge {
         id: NodeId,
         version: RecordVersion,
         value: Cow<'a, str>,
-        scene: &mut Scene<'_>,
-    ) -> Result<Option<(Cow<'a, str>, u64)>, Refusal> {
-        let record = SignedRecord::from_value(id, version, &value).ok_or(Refusal::NoRecord)?;
-        let Scene { sender, store, now, wall, news } = scene;
+        scene: &mut MessageScope<'_>,
+    ) -> Result<Option<(Cow<'a, str>, u64)>, GossipRefusal> {
+        let record = SignedRecord::from_value(id, version, &value).ok_or(GossipRefusal::NoRecord)?;
+        let MessageScope { sender, store, now, wall, news } = scene;
         if self.is_own_start(id, version.generation) {
             if store.is_newer(&id, version, *wall) {
                 match store.verify(&record, sender, *now) {
-                    Offered::Taken => self.overtaken = self.overtaken.max(Some(version)),
-                    Offered::Forged => return Err(Refusal::Forged),
+                    OfferOutcome::Taken => self.overtaken = self.overtaken.max(Some(version)),
+                    OfferOutcome::Forged => return Err(GossipRefusal::Forged),
                     _ => {}
                 }
             }
@@ -481,23 +487,23 @@ impl Judge {
         }
         let came = if store.is_newer(&id, version, *wall) {
             let came = store.offer(record, sender, *now, *wall);
-            **news |= came == Offered::Taken;
+            **news |= came == OfferOutcome::Taken;
             came
         } else {
             // Of an earlier start, which chitchat keeps for a while beside the latest.
             store.verify(&record, sender, *now)
         };
         match came {
-            Offered::Taken if self.known_start(id, version.generation, *now) => {
+            OfferOutcome::Taken if self.known_start(id, version.generation, *now) => {
                 Ok(Some((value, version.sequence)))
             }
-            Offered::Forged => Err(Refusal::Forged),
+            OfferOutcome::Forged => Err(GossipRefusal::Forged),
             _ => Ok(None),
         }
     }
 
     fn known_start(&mut self, id: NodeId, generation: u64, now: Moment) -> bool {
-        self.starts.entry(id).or_insert_with(|| Starts::new(now)).admit(generation, now)
+        self.starts.entry(id).or_insert_with(|| StartHistory::new(now)).admit(generation, now)
     }
 }
 

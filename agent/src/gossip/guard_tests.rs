@@ -7,7 +7,7 @@ use proto::node::PublicKey;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use tokio::sync::mpsc;
 
-use super::super::codec::{Arrivals, Mesh, Names};
+use super::super::codec::{GossipInbox, GossipTransport, NodeAddresses};
 use super::*;
 
 const CLUSTER: &str = "0123456789abcdef0123456789abcdef";
@@ -32,8 +32,8 @@ fn signed(n: u8, generation: u64, sequence: u64, body: &[u8]) -> SignedRecord {
 }
 
 /// A guard of node 1 in a cluster of five, and its store.
-fn guard() -> (Guard, RecordStore) {
-    let mut guard = Guard::new(id(1));
+fn guard() -> (GossipGuard, RecordStore) {
+    let mut guard = GossipGuard::new(id(1));
     guard.set_members(CLUSTER, (1..=5).map(id));
     guard.set_generation(START);
     let mut store = RecordStore::default();
@@ -47,23 +47,23 @@ fn name(n: u8) -> &'static str {
     chitchat_name(&id(n)).leak()
 }
 
-fn named(n: u8, generation: u64) -> Named<'static> {
-    Named { name: name(n), generation, address: chitchat_address(&id(n)) }
+fn named(n: u8, generation: u64) -> GossipNode<'static> {
+    GossipNode { name: name(n), generation, address: chitchat_address(&id(n)) }
 }
 
-fn known(n: u8, heartbeat: u64, version: u64) -> Known<'static> {
-    Known { node: named(n, START), heartbeat, last_gc: 0, version }
+fn known(n: u8, heartbeat: u64, version: u64) -> DigestEntry<'static> {
+    DigestEntry { node: named(n, START), heartbeat, last_gc: 0, version }
 }
 
-fn syn(digest: Vec<Known<'_>>) -> Vec<u8> {
-    Message::Syn { cluster: CLUSTER, digest }.write()
+fn syn(digest: Vec<DigestEntry<'_>>) -> Vec<u8> {
+    GossipMessage::Syn { cluster: CLUSTER, digest }.write()
 }
 
-fn delta(record: &SignedRecord) -> Vec<Step<'static>> {
+fn delta(record: &SignedRecord) -> Vec<DeltaStep<'static>> {
     let n = (1..=9).find(|n| id(*n) == record.node).unwrap();
     vec![
-        Step::Node { node: named(n, record.version.generation), last_gc: 0, from: 0 },
-        Step::Value {
+        DeltaStep::Node { node: named(n, record.version.generation), last_gc: 0, from: 0 },
+        DeltaStep::Value {
             key: KEY,
             value: record.to_value().into(),
             version: record.version.sequence,
@@ -72,12 +72,12 @@ fn delta(record: &SignedRecord) -> Vec<Step<'static>> {
     ]
 }
 
-fn ack(delta: Vec<Step<'_>>) -> Vec<u8> {
-    Message::Ack { delta }.write()
+fn ack(delta: Vec<DeltaStep<'_>>) -> Vec<u8> {
+    GossipMessage::Ack { delta }.write()
 }
 
 /// What the guard of node 1 makes of messages of node 2.
-fn pass(guard: &mut Guard, store: &mut RecordStore, message: &[u8]) -> Option<Vec<u8>> {
+fn pass(guard: &mut GossipGuard, store: &mut RecordStore, message: &[u8]) -> Option<Vec<u8>> {
     guard.pass(id(2), message, store, NOW, WALL).message
 }
 
@@ -86,7 +86,7 @@ fn digest_of(message: Option<Vec<u8>>) -> Vec<(String, u64, u64)> {
     let message = message.unwrap();
     let mut unpacker = Unpacker::new();
     let digest = match unpacker.read(&message, 1 << 20).unwrap() {
-        Message::Syn { digest, .. } | Message::SynAck { digest, .. } => digest,
+        GossipMessage::Syn { digest, .. } | GossipMessage::SynAck { digest, .. } => digest,
         other => panic!("{other:?}"),
     };
     digest.iter().map(|known| (known.node.name.to_owned(), known.heartbeat, known.version)).collect()
@@ -95,38 +95,44 @@ fn digest_of(message: Option<Vec<u8>>) -> Vec<(String, u64, u64)> {
 #[test]
 fn what_honest_members_never_send_is_refused_and_held_against_its_sender() {
     let mut forged = delta(&signed(3, START, 1, b"x"));
-    if let Step::Value { version, .. } = &mut forged[1] {
+    if let DeltaStep::Value { version, .. } = &mut forged[1] {
         *version = 9;
     }
     let mut other = delta(&signed(3, START, 1, b"x"));
-    if let Step::Node { node, .. } = &mut other[0] {
+    if let DeltaStep::Node { node, .. } = &mut other[0] {
         *node = named(4, START);
     }
     let value = |key, value: &str, status| {
         let value = Cow::Owned(value.to_owned());
-        vec![delta(&signed(3, START, 1, b"x"))[0].clone(), Step::Value { key, value, version: 1, status }]
+        vec![
+            delta(&signed(3, START, 1, b"x"))[0].clone(),
+            DeltaStep::Value { key, value, version: 1, status },
+        ]
     };
     let good = signed(3, START, 1, b"x").to_value();
     let mut moved = known(3, 1, 1);
     moved.node.address = "10.0.0.1:1".parse().unwrap();
-    let collected = Known { last_gc: u64::MAX, ..known(3, 1, 1) };
+    let collected = DigestEntry { last_gc: u64::MAX, ..known(3, 1, 1) };
     let to = named(3, START);
     for (message, refusal) in [
-        (b"gossip".to_vec(), Refusal::Unreadable(Unreadable::NotV1)),
-        (Message::BadCluster.write(), Refusal::OtherCluster),
-        (Message::Syn { cluster: "other", digest: vec![] }.write(), Refusal::OtherCluster),
-        (syn(vec![moved]), Refusal::WrongAddress),
-        (syn(vec![collected]), Refusal::Deletion),
-        (ack(vec![Step::Node { node: to, last_gc: 7, from: 0 }]), Refusal::Deletion),
-        (ack(vec![Step::Node { node: to, last_gc: 0, from: 0 }, Step::SetVersion(9)]), Refusal::Deletion),
-        (ack(value(KEY, &good, 1)), Refusal::Deletion),
-        (ack(value(KEY, &good, 2)), Refusal::Deletion),
-        (ack(value("n", "m1", 0)), Refusal::OtherKey),
-        (ack(value(KEY, "short", 0)), Refusal::NoRecord),
-        (ack(forged), Refusal::Forged),
-        (ack(other), Refusal::Forged),
+        (b"gossip".to_vec(), GossipRefusal::Unreadable(WireError::NotV1)),
+        (GossipMessage::BadCluster.write(), GossipRefusal::OtherCluster),
+        (GossipMessage::Syn { cluster: "other", digest: vec![] }.write(), GossipRefusal::OtherCluster),
+        (syn(vec![moved]), GossipRefusal::WrongAddress),
+        (syn(vec![collected]), GossipRefusal::Deletion),
+        (ack(vec![DeltaStep::Node { node: to, last_gc: 7, from: 0 }]), GossipRefusal::Deletion),
+        (
+            ack(vec![DeltaStep::Node { node: to, last_gc: 0, from: 0 }, DeltaStep::SetVersion(9)]),
+            GossipRefusal::Deletion,
+        ),
+        (ack(value(KEY, &good, 1)), GossipRefusal::Deletion),
+        (ack(value(KEY, &good, 2)), GossipRefusal::Deletion),
+        (ack(value("n", "m1", 0)), GossipRefusal::OtherKey),
+        (ack(value(KEY, "short", 0)), GossipRefusal::NoRecord),
+        (ack(forged), GossipRefusal::Forged),
+        (ack(other), GossipRefusal::Forged),
         // This node's own start, changed by another: 65 bytes that ended chitchat.
-        (ack(delta(&SignedRecordOf::own(9))), Refusal::Forged),
+        (ack(delta(&SignedRecordOf::own(9))), GossipRefusal::Forged),
     ] {
         let (mut guard, mut store) = guard();
         assert_eq!(pass(&mut guard, &mut store, &message), None, "{refusal}");
@@ -183,19 +189,19 @@ fn nodes_and_starts_that_nobody_has_proven_are_left_out() {
     let (mut guard, mut store) = guard();
     // Ten thousand invented nodes, and invented starts of a member.
     let names: Vec<String> = (0..1_200).map(|n| format!("{n:010}")).collect();
-    let mut digest: Vec<Known<'_>> = names
+    let mut digest: Vec<DigestEntry<'_>> = names
         .iter()
-        .map(|name| Known { node: Named { name, ..named(2, START) }, ..known(2, 1, 1) })
+        .map(|name| DigestEntry { node: GossipNode { name, ..named(2, START) }, ..known(2, 1, 1) })
         .collect();
-    digest.extend((0..50).map(|n| Known { node: named(3, START + n), ..known(3, 1, 1) }));
+    digest.extend((0..50).map(|n| DigestEntry { node: named(3, START + n), ..known(3, 1, 1) }));
     digest.push(known(2, 7, 1));
     assert_eq!(digest_of(pass(&mut guard, &mut store, &syn(digest))), [(name(2).to_owned(), 7, 1)]);
     assert!(guard.offenders(NOW).is_empty(), "members may know others for a moment");
     // A record proves its start.
     let record = signed(3, START, 4, b"x");
-    let message = Message::SynAck { digest: vec![known(3, 5, 4)], delta: delta(&record) }.write();
+    let message = GossipMessage::SynAck { digest: vec![known(3, 5, 4)], delta: delta(&record) }.write();
     let left = pass(&mut guard, &mut store, &message).unwrap();
-    assert_eq!(left, Message::SynAck { digest: vec![known(3, 0, 4)], delta: delta(&record) }.write());
+    assert_eq!(left, GossipMessage::SynAck { digest: vec![known(3, 0, 4)], delta: delta(&record) }.write());
     assert_eq!(store.get(&id(3)), Some(&record));
     // Also one that did not come by gossip.
     store.publish(signed(4, START, 1, b"by TLS"));
@@ -267,7 +273,7 @@ fn whose_message_ended_gossip_is_named() {
     assert_eq!(guard.blame_last(NOW), None);
     assert!(pass(&mut guard, &mut store, &syn(vec![])).is_some());
     assert_eq!(guard.blame_last(NOW), Some(id(2)));
-    assert_eq!(guard.offenders(NOW)[0].refusal, Refusal::Crash);
+    assert_eq!(guard.offenders(NOW)[0].refusal, GossipRefusal::Crash);
     assert_eq!(pass(&mut guard, &mut store, &syn(vec![])), None, "not listened to for a while");
 }
 
@@ -278,7 +284,7 @@ const GRACE: Duration = Duration::from_millis(1_600);
 
 struct TestNames;
 
-impl Names for TestNames {
+impl NodeAddresses for TestNames {
     fn node(&self, address: std::net::SocketAddr) -> Option<NodeId> {
         (1..=6).map(id).find(|id| chitchat_address(id) == address)
     }
@@ -294,14 +300,14 @@ struct Node {
     n: u8,
     generation: u64,
     sequence: u64,
-    guard: Arc<Mutex<Guard>>,
+    guard: Arc<Mutex<GossipGuard>>,
     store: Arc<Mutex<RecordStore>>,
     chitchat: ChitchatHandle,
 }
 
 impl Node {
     async fn start(n: u8, generation: u64, inboxes: &Inboxes, began: std::time::Instant) -> Node {
-        let mut guard = Guard::new(id(n));
+        let mut guard = GossipGuard::new(id(n));
         guard.set_members(CLUSTER, (1..=6).map(id));
         guard.set_generation(generation);
         // Rounds are thirty times as fast as they are.
@@ -318,9 +324,9 @@ impl Node {
             let now = Moment::from_millis(began.elapsed().as_millis() as u64);
             passing.lock().unwrap().pass(from, message, &mut records.lock().unwrap(), now, WALL).message
         };
-        let arrivals = Arrivals { queue: tokio::sync::Mutex::new(queue), pass: Box::new(pass) };
+        let arrivals = GossipInbox { queue: tokio::sync::Mutex::new(queue), pass: Box::new(pass) };
         let to = inboxes.clone();
-        let mesh = Mesh {
+        let mesh = GossipTransport {
             send: Arc::new(move |peer, message: &[u8]| {
                 if let Some(inbox) = to.lock().unwrap().get(&peer) {
                     let _ = inbox.try_send((id(n), message.to_vec()));

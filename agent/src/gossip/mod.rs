@@ -1,4 +1,4 @@
-//! Gossip: spreads this node's record to all, and makes the [`View`] of what all others publish.
+//! Gossip: spreads this node's record to all, and makes the [`ClusterView`] of what all others publish.
 //!
 //! chitchat runs behind the link's seal and behind the [`guard`], and carries one key for each node: its
 //! record, signed. It is the slow and sure path: it decides who exists, not who is alive at this moment. The
@@ -10,8 +10,8 @@
 
 mod codec;
 mod guard;
+mod problems;
 mod pull;
-mod report;
 mod view;
 mod wire;
 
@@ -23,26 +23,26 @@ use std::time::Duration;
 use chitchat::{
     ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, ProtocolVersion, spawn_chitchat,
 };
-use proto::backends::Serving;
+use proto::backends::LastKnownGood;
 use proto::cluster::Document;
 use proto::node::NodeId;
 use proto::record::NodeRecord;
 use proto::settings::Settings;
 use proto::signed_record::{RecordVersion, SignedRecord};
 use proto::time::Moment;
-use proto::view::View;
+use proto::view::ClusterView;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-use self::codec::{Arrivals, Mesh, Names};
-use self::guard::Guard;
-use self::pull::Pulls;
+use self::codec::{GossipInbox, GossipTransport, NodeAddresses};
+use self::guard::GossipGuard;
+pub(crate) use self::problems::GossipProblems;
+use self::pull::RecordPulls;
 pub(crate) use self::pull::newer;
-pub(crate) use self::report::Report;
-use self::view::Seen;
-use crate::lifecycle::{Life, wall};
-use crate::link::{Link, Trust};
-use crate::records::Records;
+use self::view::RecordCache;
+use crate::lifecycle::{Lifecycle, wall};
+use crate::records::SharedRecords;
+use crate::transport::{Link, TrustedKeys};
 
 /// The one key that gossip has for each node: its record.
 const KEY: &str = "r";
@@ -76,39 +76,39 @@ const OVERTAKEN: Duration = Duration::from_secs(30);
 const RECOVERED: Duration = Duration::from_secs(120);
 
 /// What gossip works with.
-pub(crate) struct Inputs {
+pub(crate) struct GossipInputs {
     pub(crate) link: Arc<Link>,
-    pub(crate) trust: watch::Receiver<Arc<Trust>>,
+    pub(crate) trust: watch::Receiver<Arc<TrustedKeys>>,
     pub(crate) settings: watch::Receiver<Arc<Settings>>,
     /// Who serves, as last known: where those nodes are was proven before.
-    pub(crate) serving: watch::Receiver<Arc<Serving>>,
+    pub(crate) serving: watch::Receiver<Arc<LastKnownGood>>,
     pub(crate) arrivals: mpsc::Receiver<(NodeId, Vec<u8>)>,
     pub(crate) proven: mpsc::Receiver<NodeId>,
     /// Of members' latest records, as their pulses say.
     pub(crate) fingerprints: mpsc::Receiver<(NodeId, u32)>,
     pub(crate) record: watch::Receiver<NodeRecord>,
-    pub(crate) records: Arc<Records>,
+    pub(crate) records: Arc<SharedRecords>,
     /// Number of the next start, above all earlier ones and the one that is given.
     pub(crate) next_generation: Box<dyn Fn(u64) -> u64 + Send>,
 }
 
 /// Starts gossip. The view and the report are written here alone.
 pub(crate) fn spawn(
-    inputs: Inputs,
-    view: watch::Sender<Arc<View>>,
-    report: watch::Sender<Report>,
-    life: &Life,
+    inputs: GossipInputs,
+    view: watch::Sender<Arc<ClusterView>>,
+    report: watch::Sender<GossipProblems>,
+    life: &Lifecycle,
 ) {
-    let guard = Arc::new(Mutex::new(Guard::new(inputs.link.own())));
+    let guard = Arc::new(Mutex::new(GossipGuard::new(inputs.link.own())));
     let (passing, records, clock) = (guard.clone(), inputs.records.clone(), life.clone());
     let pass = move |from: NodeId, message: &[u8]| {
         let passed = lock(&passing).pass(from, message, &mut records.lock(), clock.now(), wall());
         if passed.news {
-            records.tell();
+            records.wake_waiters();
         }
         passed.message
     };
-    let arrivals = Arrivals { queue: tokio::sync::Mutex::new(inputs.arrivals), pass: Box::new(pass) };
+    let arrivals = GossipInbox { queue: tokio::sync::Mutex::new(inputs.arrivals), pass: Box::new(pass) };
     let task = Gossip {
         names: Arc::new(Registry::default()),
         arrivals: Arc::new(arrivals),
@@ -125,8 +125,8 @@ pub(crate) fn spawn(
         version: RecordVersion::default(),
         body: Vec::new(),
         overtaken: Moment::ZERO,
-        seen: Seen::default(),
-        pulls: Pulls::default(),
+        seen: RecordCache::default(),
+        pulls: RecordPulls::default(),
         view,
         report,
         life: life.clone(),
@@ -155,13 +155,13 @@ fn chitchat_address(id: &NodeId) -> SocketAddr {
 struct Registry(RwLock<BTreeMap<SocketAddr, NodeId>>);
 
 impl Registry {
-    fn learn(&self, document: &Document) {
+    fn learn_address(&self, document: &Document) {
         let names = document.members().map(|(id, _)| (chitchat_address(id), *id)).collect();
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = names;
     }
 }
 
-impl Names for Registry {
+impl NodeAddresses for Registry {
     fn node(&self, address: SocketAddr) -> Option<NodeId> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(&address).copied()
     }
@@ -174,30 +174,30 @@ impl Names for Registry {
 struct Gossip {
     link: Arc<Link>,
     names: Arc<Registry>,
-    arrivals: Arc<Arrivals>,
-    guard: Arc<Mutex<Guard>>,
-    trust: watch::Receiver<Arc<Trust>>,
+    arrivals: Arc<GossipInbox>,
+    guard: Arc<Mutex<GossipGuard>>,
+    trust: watch::Receiver<Arc<TrustedKeys>>,
     settings: watch::Receiver<Arc<Settings>>,
-    serving: watch::Receiver<Arc<Serving>>,
+    serving: watch::Receiver<Arc<LastKnownGood>>,
     proven: mpsc::Receiver<NodeId>,
     fingerprints: mpsc::Receiver<(NodeId, u32)>,
     record: watch::Receiver<NodeRecord>,
-    records: Arc<Records>,
+    records: Arc<SharedRecords>,
     next_generation: Box<dyn Fn(u64) -> u64 + Send>,
     /// This node's record as it was last signed, and what it says.
     version: RecordVersion,
     body: Vec<u8>,
     /// When gossip was last started because of a later record of this node.
     overtaken: Moment,
-    seen: Seen,
-    pulls: Pulls,
-    view: watch::Sender<Arc<View>>,
-    report: watch::Sender<Report>,
-    life: Life,
+    seen: RecordCache,
+    pulls: RecordPulls,
+    view: watch::Sender<Arc<ClusterView>>,
+    report: watch::Sender<GossipProblems>,
+    life: Lifecycle,
 }
 
 /// Why a run of chitchat ended.
-enum Ended {
+enum RunEnd {
     /// The process stops.
     Stopping,
     /// The cluster has grown or shrunk so much that the interval should change.
@@ -221,18 +221,20 @@ impl Gossip {
             let began = self.life.now();
             let ended = match self.run(above).await {
                 Ok(ended) => ended,
-                Err(error) => Ended::Failed(error.to_string()),
+                Err(error) => RunEnd::Failed(error.to_string()),
             };
             match ended {
-                Ended::Stopping => return,
-                Ended::Resized => info!("gossip restarts with an interval for the new cluster size"),
-                Ended::Overtaken(by) => {
+                RunEnd::Stopping => return,
+                RunEnd::Resized => info!("gossip restarts with an interval for the new cluster size"),
+                RunEnd::Overtaken(by) => {
                     self.overtaken = self.life.now();
                     above = by.generation;
-                    warn!("a newer record of this node exists than its own; gossip restarts with a higher generation");
+                    warn!(
+                        "a newer record of this node exists than its own; gossip restarts with a higher generation"
+                    );
                     self.report.send_modify(|report| report.overtaken(wall()));
                 }
-                Ended::Failed(error) => {
+                RunEnd::Failed(error) => {
                     let culprit = lock(&self.guard).blame_last(self.life.now());
                     warn!(again_in = ?pause, last_message_of = ?culprit, "gossip failed and restarts: {error}");
                     self.report.send_modify(|report| report.failed(error, culprit, wall()));
@@ -241,7 +243,7 @@ impl Gossip {
                     }
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
-                        () = self.life.over.cancelled() => return,
+                        () = self.life.shutdown.cancelled() => return,
                     }
                     // Doubling up to half a minute: enough to see it in a log, never a storm.
                     pause = (pause * 2).min(Duration::from_secs(30));
@@ -250,7 +252,7 @@ impl Gossip {
         }
     }
 
-    async fn run(&mut self, above: u64) -> anyhow::Result<Ended> {
+    async fn run(&mut self, above: u64) -> anyhow::Result<RunEnd> {
         let (document, own) = (self.trust.borrow_and_update().document.clone(), self.link.own());
         self.follow_document(&document);
         let interval = interval(document.members().count());
@@ -279,27 +281,27 @@ impl Gossip {
             protocol_version: ProtocolVersion::V1,
         };
         let (link, life) = (self.link.clone(), self.life.clone());
-        let mesh = Mesh {
+        let mesh = GossipTransport {
             send: Arc::new(move |to, message: &[u8]| link.send_gossip(to, message, &life)),
             arrivals: self.arrivals.clone(),
             names: self.names.clone(),
         };
         // chitchat numbers the first value of a start with 1, as this record.
         let handle = spawn_chitchat(config, vec![(KEY.to_owned(), value)], &mesh).await?;
-        let ended = self.follow(&handle, document.members().count()).await;
+        let ended = self.watch_record(&handle, document.members().count()).await;
         let _ = handle.initiate_shutdown();
         handle.abort();
         Ok(ended)
     }
 
     fn follow_document(&mut self, document: &Document) {
-        self.names.learn(document);
+        self.names.learn_address(document);
         self.records.set_members(document);
         lock(&self.guard).set_members(&document.id.to_string(), document.members().map(|(id, _)| *id));
         self.seen.forget();
     }
 
-    async fn follow(&mut self, handle: &ChitchatHandle, started_with: usize) -> Ended {
+    async fn watch_record(&mut self, handle: &ChitchatHandle, started_with: usize) -> RunEnd {
         let mut live = handle.with_chitchat(|chitchat| chitchat.live_nodes_watcher()).await;
         let members = u32::try_from(started_with).unwrap_or(u32::MAX);
         let mut look = tokio::time::interval(LOOK + Duration::from_millis(1).saturating_mul(members));
@@ -311,23 +313,23 @@ impl Gossip {
         loop {
             tokio::select! {
                 result = &mut failed => {
-                    return Ended::Failed(result.err().map_or("no reason".to_owned(), |error| error.to_string()));
+                    return RunEnd::Failed(result.err().map_or("no reason".to_owned(), |error| error.to_string()));
                 }
-                () = self.life.over.cancelled() => return Ended::Stopping,
+                () = self.life.shutdown.cancelled() => return RunEnd::Stopping,
                 _ = look.tick() => {
                     self.pull();
                     if let Some(ended) = self.look_after() {
                         return ended;
                     }
                 }
-                () = records.news() => {}
+                () = records.changed() => {}
                 Ok(()) = proofs.changed() => {}
                 Some((node, fingerprint)) = self.fingerprints.recv() => {
-                    self.pulls.says(node, fingerprint, self.life.now());
+                    self.pulls.announced(node, fingerprint, self.life.now());
                     continue;
                 }
                 changed = live.changed() => if changed.is_err() {
-                    return Ended::Failed("a watch was closed".to_owned());
+                    return RunEnd::Failed("a watch was closed".to_owned());
                 },
                 Ok(()) = self.record.changed() => if let Some(ended) = self.publish(handle).await {
                     return ended;
@@ -340,7 +342,7 @@ impl Gossip {
                     let (now, then) = (interval(members), interval(started_with));
                     // Gossip works with any interval; a start anew costs a moment, so only for much.
                     if now > then * 3 / 2 || now * 3 / 2 < then {
-                        return Ended::Resized;
+                        return RunEnd::Resized;
                     }
                 }
                 Some(peer) = self.proven.recv() => {
@@ -349,7 +351,7 @@ impl Gossip {
                     continue;
                 }
             }
-            self.look(handle).await;
+            self.publish_view(handle).await;
         }
     }
 
@@ -366,7 +368,7 @@ impl Gossip {
     }
 
     /// Hands chitchat what has changed in this node's own record.
-    async fn publish(&mut self, handle: &ChitchatHandle) -> Option<Ended> {
+    async fn publish(&mut self, handle: &ChitchatHandle) -> Option<RunEnd> {
         let body = self.record.borrow_and_update().to_body();
         if body == self.body {
             return None;
@@ -383,11 +385,11 @@ impl Gossip {
             })
             .await;
         // Others take a value only under the number that was signed.
-        (published != sequence).then(|| Ended::Failed(format!("it numbers {sequence} as {published}")))
+        (published != sequence).then(|| RunEnd::Failed(format!("it numbers {sequence} as {published}")))
     }
 
     /// Publishes whose gossip was refused. Why gossip has to start anew, if it has.
-    fn look_after(&mut self) -> Option<Ended> {
+    fn look_after(&mut self) -> Option<RunEnd> {
         let now = self.life.now();
         let (offenders, overtaken) = {
             let guard = lock(&self.guard);
@@ -396,6 +398,6 @@ impl Gossip {
         self.report.send_if_modified(|report| report.set_offenders(offenders));
         let by = overtaken?;
         let rested = self.overtaken == Moment::ZERO || now.since(self.overtaken) >= OVERTAKEN;
-        rested.then_some(Ended::Overtaken(by))
+        rested.then_some(RunEnd::Overtaken(by))
     }
 }

@@ -9,14 +9,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use proto::exchange::{FromMember, ToMember};
 use proto::node::NodeId;
+use proto::rpc::{FromMember, ToMember};
 use proto::signed_record::{RecordVersion, SignedRecord};
 use proto::time::Moment;
 
 use super::Gossip;
-use crate::link::random;
 use crate::records::MOST_BYTES;
+use crate::transport::random;
 
 /// Time between two questions while nobody is heard.
 const ALONE: Duration = Duration::from_secs(2);
@@ -34,15 +34,15 @@ const ANSWER: Duration = Duration::from_secs(5);
 
 /// When records were asked for.
 #[derive(Debug, Default)]
-pub(super) struct Pulls {
+pub(super) struct RecordPulls {
     next: Option<Moment>,
     /// Fingerprints that differ from what is held, and since when, or since the last question.
     differ: BTreeMap<NodeId, (u32, Moment)>,
 }
 
-impl Pulls {
+impl RecordPulls {
     /// A member's pulse says which record is its latest.
-    pub(super) fn says(&mut self, node: NodeId, fingerprint: u32, now: Moment) {
+    pub(super) fn announced(&mut self, node: NodeId, fingerprint: u32, now: Moment) {
         let since = self.differ.get(&node).map_or(now, |(_, since)| *since);
         self.differ.insert(node, (fingerprint, since));
     }
@@ -102,7 +102,7 @@ impl Gossip {
             let work = tokio::time::timeout(ANSWER, link.call(peer, &request));
             let answer = tokio::select! {
                 answer = work => answer,
-                () = life.over.cancelled() => return,
+                () = life.shutdown.cancelled() => return,
             };
             if let Ok(Ok(ToMember::Records(found))) = answer {
                 records.offer(found, &peer, life.now());
@@ -113,7 +113,7 @@ impl Gossip {
 
 /// What is newer than a peer knows.
 pub(crate) fn newer(
-    records: &crate::records::Records,
+    records: &crate::records::SharedRecords,
     known: Vec<(NodeId, u64, u64)>,
     all: bool,
 ) -> ToMember {

@@ -1,4 +1,4 @@
-//! From records, settings and what is heard to the [`View`] that everyone else works with.
+//! From records, settings and what is heard to the [`ClusterView`] that everyone else works with.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -7,37 +7,37 @@ use std::sync::Arc;
 use chitchat::ChitchatHandle;
 use proto::cluster::Document;
 use proto::node::NodeId;
-use proto::record::{Field, NodeRecord};
+use proto::record::{NodeRecord, RecordField};
 use proto::signed_record::RecordVersion;
-use proto::view::{Authority, Ignored, NotCounted, Published, View};
+use proto::view::{Authority, ClusterView, Ignored, IgnoredClaim, PublishedRecord};
 use tracing::warn;
 
 use super::{DIRECT, Gossip, chitchat_name};
 use crate::lifecycle::wall;
 
 /// A record that was read.
-struct Read {
+struct CachedRecord {
     version: RecordVersion,
     record: NodeRecord,
-    left_out: Vec<Field>,
+    left_out: Vec<RecordField>,
 }
 
 /// What was made of records so far.
 #[derive(Default)]
-pub(super) struct Seen {
-    read: BTreeMap<NodeId, Read>,
+pub(super) struct RecordCache {
+    read: BTreeMap<NodeId, CachedRecord>,
     /// Addresses that members have proven to be theirs, of those that their records name.
     proven: BTreeSet<(NodeId, IpAddr)>,
 }
 
-impl Seen {
+impl RecordCache {
     /// Names may have changed: everything is read anew.
     pub(super) fn forget(&mut self) {
         self.read.clear();
     }
 
     /// Reads what has changed, and says whose it is. Whoever has no record any more is no member.
-    fn follow(&mut self, records: &crate::records::Records, document: &Document) -> Vec<NodeId> {
+    fn read_changes(&mut self, records: &crate::records::SharedRecords, document: &Document) -> Vec<NodeId> {
         let mut fresh = Vec::new();
         let store = records.lock();
         self.read.retain(|id, _| store.get(id).is_some());
@@ -47,7 +47,7 @@ impl Seen {
             }
             let name = document.shown_name(&signed.node);
             let (record, left_out) = NodeRecord::from_body(name, signed.body());
-            self.read.insert(signed.node, Read { version: signed.version, record, left_out });
+            self.read.insert(signed.node, CachedRecord { version: signed.version, record, left_out });
             fresh.push(signed.node);
         }
         fresh
@@ -56,11 +56,11 @@ impl Seen {
 
 impl Gossip {
     /// Makes a new view of the records and of chitchat's state, and publishes it when it differs.
-    pub(super) async fn look(&mut self, handle: &ChitchatHandle) {
+    pub(super) async fn publish_view(&mut self, handle: &ChitchatHandle) {
         let document = self.trust.borrow().document.clone();
         let previous = self.view.borrow().clone();
-        let fresh = self.seen.follow(&self.records, &document);
-        self.speak(&fresh);
+        let fresh = self.seen.read_changes(&self.records, &document);
+        self.publish_link_versions(&fresh);
         let own = self.link.own();
         let now = self.life.now();
         // The start that is alive must be that of the record: an earlier one can look alive for a while.
@@ -76,7 +76,7 @@ impl Gossip {
                 || alive.contains(&(chitchat_name(id), version.generation))
         };
         let view = {
-            let published = self.seen.read.iter().map(|(id, read)| Published {
+            let published = self.seen.read.iter().map(|(id, read)| PublishedRecord {
                 id: *id,
                 record: &read.record,
                 left_out: &read.left_out,
@@ -89,17 +89,17 @@ impl Gossip {
                 may_own: &|vip, name, role| settings.may_own(vip, name, role),
                 proven: &|id, ip| self.is_proven(id, ip),
             };
-            View::new(published, &previous, wall(), &authority)
+            ClusterView::new(published, &previous, wall(), &authority)
         };
         self.keep_proofs(&view);
         self.ask_for_proofs(&view);
         for member in view.members.values() {
             if member.id != own {
-                self.link.book.heard(member.id, member.addresses(), member.heard);
+                self.link.addresses.add_hint(member.id, member.addresses(), member.heard);
             }
         }
         for one in &view.not_counted {
-            let known = |known: &NotCounted| known.node == one.node && known.what == one.what;
+            let known = |known: &IgnoredClaim| known.node == one.node && known.what == one.what;
             if !previous.not_counted.iter().any(known) {
                 warn!("{}", one.problem());
             }
@@ -124,7 +124,7 @@ impl Gossip {
 
     /// Keeps proofs for as long as the address is named, so that a moment without the link's does not take a
     /// backend away.
-    fn keep_proofs(&mut self, view: &View) {
+    fn keep_proofs(&mut self, view: &ClusterView) {
         let offered = view
             .members
             .values()
@@ -136,19 +136,19 @@ impl Gossip {
 impl Gossip {
     /// Asks members to prove the addresses that they offer services at: it takes a round trip, and how often
     /// each is asked is the link's to bound.
-    fn ask_for_proofs(&self, view: &View) {
+    fn ask_for_proofs(&self, view: &ClusterView) {
         for one in &view.not_counted {
             let Ignored::Unproven(_, ip) = &one.what else { continue };
             let Some(member) = view.members.get(&one.node) else { continue };
-            let port = member.word.addresses.first().map_or(proto::link::PORT, SocketAddr::port);
+            let port = member.word.addresses.first().map_or(proto::transport::PORT, SocketAddr::port);
             self.link.prove(one.node, SocketAddr::new(*ip, port), &self.life);
         }
     }
 
     /// Hands on which versions of the link's protocol members speak.
-    fn speak(&self, read: &[NodeId]) {
+    fn publish_link_versions(&self, read: &[NodeId]) {
         for id in read {
-            let speaks = self.seen.read.get(id).map(|read| read.record.speaks);
+            let speaks = self.seen.read.get(id).map(|read| read.record.link_versions);
             if let Some((lowest, highest)) =
                 speaks.filter(|(lowest, highest)| lowest <= highest && *highest > 0)
             {

@@ -34,7 +34,7 @@ const PACKED_BLOCK: usize = 16_384;
 
 /// A message that can't be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unreadable {
+pub(crate) enum WireError {
     /// It is not of protocol version 1.
     NotV1,
     /// It ends before it should, goes on after it should, or holds what the format does not have.
@@ -43,19 +43,19 @@ pub(crate) enum Unreadable {
     TooLarge,
 }
 
-impl fmt::Display for Unreadable {
+impl fmt::Display for WireError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Unreadable::NotV1 => "a message of another gossip protocol version",
-            Unreadable::Garbled => "an unreadable message",
-            Unreadable::TooLarge => "a message that is too large when unpacked",
+            WireError::NotV1 => "a message of another gossip protocol version",
+            WireError::Garbled => "an unreadable message",
+            WireError::TooLarge => "a message that is too large when unpacked",
         })
     }
 }
 
 /// A node as gossip names it: one start of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Named<'a> {
+pub(super) struct GossipNode<'a> {
     pub(super) name: &'a str,
     pub(super) generation: u64,
     pub(super) address: SocketAddr,
@@ -63,8 +63,8 @@ pub(super) struct Named<'a> {
 
 /// What a message says that its sender knows of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Known<'a> {
-    pub(super) node: Named<'a>,
+pub(super) struct DigestEntry<'a> {
+    pub(super) node: GossipNode<'a>,
     pub(super) heartbeat: u64,
     pub(super) last_gc: u64,
     pub(super) version: u64,
@@ -72,18 +72,18 @@ pub(super) struct Known<'a> {
 
 /// One step of a delta.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Step<'a> {
-    Node { node: Named<'a>, last_gc: u64, from: u64 },
+pub(super) enum DeltaStep<'a> {
+    Node { node: GossipNode<'a>, last_gc: u64, from: u64 },
     Value { key: &'a str, value: Cow<'a, str>, version: u64, status: u8 },
     SetVersion(u64),
 }
 
 /// A message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Message<'a> {
-    Syn { cluster: &'a str, digest: Vec<Known<'a>> },
-    SynAck { digest: Vec<Known<'a>>, delta: Vec<Step<'a>> },
-    Ack { delta: Vec<Step<'a>> },
+pub(super) enum GossipMessage<'a> {
+    Syn { cluster: &'a str, digest: Vec<DigestEntry<'a>> },
+    SynAck { digest: Vec<DigestEntry<'a>>, delta: Vec<DeltaStep<'a>> },
+    Ack { delta: Vec<DeltaStep<'a>> },
     BadCluster,
 }
 
@@ -100,9 +100,13 @@ impl Unpacker {
     }
 
     /// Reads a message whose streams unpack to at most `most` bytes together.
-    pub(super) fn read<'a>(&'a mut self, message: &'a [u8], most: usize) -> Result<Message<'a>, Unreadable> {
-        let rest = message.strip_prefix(&HEADER).ok_or(Unreadable::NotV1)?;
-        let (kind, mut rest) = rest.split_first().ok_or(Unreadable::Garbled)?;
+    pub(super) fn read<'a>(
+        &'a mut self,
+        message: &'a [u8],
+        most: usize,
+    ) -> Result<GossipMessage<'a>, WireError> {
+        let rest = message.strip_prefix(&HEADER).ok_or(WireError::NotV1)?;
+        let (kind, mut rest) = rest.split_first().ok_or(WireError::Garbled)?;
         let Unpacker { digest, delta, block } = self;
         digest.clear();
         delta.clear();
@@ -113,24 +117,24 @@ impl Unpacker {
             unpack(&mut rest, delta, block, most.saturating_sub(digest.len()))?;
         }
         let read = match kind {
-            0 => Message::Syn { cluster: text(&mut rest)?, digest: all(digest, known)? },
-            1 => Message::SynAck { digest: all(digest, known)?, delta: all(delta, step)? },
-            2 => Message::Ack { delta: all(delta, step)? },
-            3 => Message::BadCluster,
-            _ => return Err(Unreadable::Garbled),
+            0 => GossipMessage::Syn { cluster: text(&mut rest)?, digest: all(digest, known)? },
+            1 => GossipMessage::SynAck { digest: all(digest, known)?, delta: all(delta, step)? },
+            2 => GossipMessage::Ack { delta: all(delta, step)? },
+            3 => GossipMessage::BadCluster,
+            _ => return Err(WireError::Garbled),
         };
-        if rest.is_empty() { Ok(read) } else { Err(Unreadable::Garbled) }
+        if rest.is_empty() { Ok(read) } else { Err(WireError::Garbled) }
     }
 }
 
-fn unpack(rest: &mut &[u8], into: &mut Vec<u8>, scratch: &mut [u8], most: usize) -> Result<(), Unreadable> {
+fn unpack(rest: &mut &[u8], into: &mut Vec<u8>, scratch: &mut [u8], most: usize) -> Result<(), WireError> {
     loop {
         let [kind] = array(rest)?;
         if kind == 0 {
             return Ok(());
         }
         let length = usize::from(u16::from_le_bytes(array(rest)?));
-        let (block, after) = rest.split_at_checked(length).ok_or(Unreadable::Garbled)?;
+        let (block, after) = rest.split_at_checked(length).ok_or(WireError::Garbled)?;
         *rest = after;
         let plain = match kind {
             1 => {
@@ -138,14 +142,14 @@ fn unpack(rest: &mut &[u8], into: &mut Vec<u8>, scratch: &mut [u8], most: usize)
                 let room = scratch.len().min(most.saturating_sub(into.len()).saturating_add(1));
                 let room = scratch.get_mut(..room).unwrap_or_default();
                 let length =
-                    zstd::bulk::decompress_to_buffer(block, room).map_err(|_| Unreadable::TooLarge)?;
+                    zstd::bulk::decompress_to_buffer(block, room).map_err(|_| WireError::TooLarge)?;
                 room.get(..length).unwrap_or_default()
             }
             2 => block,
-            _ => return Err(Unreadable::Garbled),
+            _ => return Err(WireError::Garbled),
         };
         if into.len() + plain.len() > most {
-            return Err(Unreadable::TooLarge);
+            return Err(WireError::TooLarge);
         }
         into.extend_from_slice(plain);
     }
@@ -153,8 +157,8 @@ fn unpack(rest: &mut &[u8], into: &mut Vec<u8>, scratch: &mut [u8], most: usize)
 
 fn all<'a, T>(
     mut bytes: &'a [u8],
-    one: impl Fn(&mut &'a [u8]) -> Result<T, Unreadable>,
-) -> Result<Vec<T>, Unreadable> {
+    one: impl Fn(&mut &'a [u8]) -> Result<T, WireError>,
+) -> Result<Vec<T>, WireError> {
     let mut found = Vec::new();
     while !bytes.is_empty() {
         found.push(one(&mut bytes)?);
@@ -162,72 +166,72 @@ fn all<'a, T>(
     Ok(found)
 }
 
-fn array<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], Unreadable> {
-    let (first, after) = rest.split_first_chunk::<N>().ok_or(Unreadable::Garbled)?;
+fn array<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], WireError> {
+    let (first, after) = rest.split_first_chunk::<N>().ok_or(WireError::Garbled)?;
     *rest = after;
     Ok(*first)
 }
 
-fn number(rest: &mut &[u8]) -> Result<u64, Unreadable> {
+fn number(rest: &mut &[u8]) -> Result<u64, WireError> {
     array(rest).map(u64::from_le_bytes)
 }
 
-fn text<'a>(rest: &mut &'a [u8]) -> Result<&'a str, Unreadable> {
+fn text<'a>(rest: &mut &'a [u8]) -> Result<&'a str, WireError> {
     let length = usize::from(u16::from_le_bytes(array(rest)?));
-    let (bytes, after) = rest.split_at_checked(length).ok_or(Unreadable::Garbled)?;
+    let (bytes, after) = rest.split_at_checked(length).ok_or(WireError::Garbled)?;
     *rest = after;
-    std::str::from_utf8(bytes).map_err(|_| Unreadable::Garbled)
+    std::str::from_utf8(bytes).map_err(|_| WireError::Garbled)
 }
 
-fn named<'a>(rest: &mut &'a [u8]) -> Result<Named<'a>, Unreadable> {
+fn named<'a>(rest: &mut &'a [u8]) -> Result<GossipNode<'a>, WireError> {
     let (name, generation) = (text(rest)?, number(rest)?);
     let ip = match array(rest)? {
         [4] => IpAddr::from(Ipv4Addr::from(array::<4>(rest)?)),
         [6] => IpAddr::from(Ipv6Addr::from(array::<16>(rest)?)),
-        _ => return Err(Unreadable::Garbled),
+        _ => return Err(WireError::Garbled),
     };
     let port = u16::from_le_bytes(array(rest)?);
-    Ok(Named { name, generation, address: SocketAddr::new(ip, port) })
+    Ok(GossipNode { name, generation, address: SocketAddr::new(ip, port) })
 }
 
-fn known<'a>(rest: &mut &'a [u8]) -> Result<Known<'a>, Unreadable> {
+fn known<'a>(rest: &mut &'a [u8]) -> Result<DigestEntry<'a>, WireError> {
     let node = named(rest)?;
-    Ok(Known { node, heartbeat: number(rest)?, last_gc: number(rest)?, version: number(rest)? })
+    Ok(DigestEntry { node, heartbeat: number(rest)?, last_gc: number(rest)?, version: number(rest)? })
 }
 
-fn step<'a>(rest: &mut &'a [u8]) -> Result<Step<'a>, Unreadable> {
+fn step<'a>(rest: &mut &'a [u8]) -> Result<DeltaStep<'a>, WireError> {
     match array(rest)? {
-        [0] => Ok(Step::Node { node: named(rest)?, last_gc: number(rest)?, from: number(rest)? }),
+        [0] => Ok(DeltaStep::Node { node: named(rest)?, last_gc: number(rest)?, from: number(rest)? }),
         [1] => {
             let (key, value, version) = (text(rest)?, text(rest)?, number(rest)?);
             let [status] = array(rest)?;
-            Ok(Step::Value { key, value: Cow::Borrowed(value), version, status })
+            Ok(DeltaStep::Value { key, value: Cow::Borrowed(value), version, status })
         }
-        [2] => Ok(Step::SetVersion(number(rest)?)),
-        _ => Err(Unreadable::Garbled),
+        [2] => Ok(DeltaStep::SetVersion(number(rest)?)),
+        _ => Err(WireError::Garbled),
     }
 }
 
-impl Message<'_> {
+impl GossipMessage<'_> {
     /// The message as chitchat reads it.
     pub(super) fn write(&self) -> Vec<u8> {
         let mut out = HEADER.to_vec();
         match self {
-            Message::Syn { cluster, digest } => {
+            GossipMessage::Syn { cluster, digest } => {
                 out.push(0);
                 pack(&mut out, &written(digest, write_known));
                 write_text(&mut out, cluster);
             }
-            Message::SynAck { digest, delta } => {
+            GossipMessage::SynAck { digest, delta } => {
                 out.push(1);
                 pack(&mut out, &written(digest, write_known));
                 pack(&mut out, &written(delta, write_step));
             }
-            Message::Ack { delta } => {
+            GossipMessage::Ack { delta } => {
                 out.push(2);
                 pack(&mut out, &written(delta, write_step));
             }
-            Message::BadCluster => out.push(3),
+            GossipMessage::BadCluster => out.push(3),
         }
         out
     }
@@ -260,7 +264,7 @@ fn write_text(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(text.as_bytes());
 }
 
-fn write_named(out: &mut Vec<u8>, node: &Named<'_>) {
+fn write_named(out: &mut Vec<u8>, node: &GossipNode<'_>) {
     write_text(out, node.name);
     out.extend_from_slice(&node.generation.to_le_bytes());
     match node.address.ip() {
@@ -276,29 +280,29 @@ fn write_named(out: &mut Vec<u8>, node: &Named<'_>) {
     out.extend_from_slice(&node.address.port().to_le_bytes());
 }
 
-fn write_known(out: &mut Vec<u8>, known: &Known<'_>) {
+fn write_known(out: &mut Vec<u8>, known: &DigestEntry<'_>) {
     write_named(out, &known.node);
     for number in [known.heartbeat, known.last_gc, known.version] {
         out.extend_from_slice(&number.to_le_bytes());
     }
 }
 
-fn write_step(out: &mut Vec<u8>, step: &Step<'_>) {
+fn write_step(out: &mut Vec<u8>, step: &DeltaStep<'_>) {
     match step {
-        Step::Node { node, last_gc, from } => {
+        DeltaStep::Node { node, last_gc, from } => {
             out.push(0);
             write_named(out, node);
             out.extend_from_slice(&last_gc.to_le_bytes());
             out.extend_from_slice(&from.to_le_bytes());
         }
-        Step::Value { key, value, version, status } => {
+        DeltaStep::Value { key, value, version, status } => {
             out.push(1);
             write_text(out, key);
             write_text(out, value);
             out.extend_from_slice(&version.to_le_bytes());
             out.push(*status);
         }
-        Step::SetVersion(version) => {
+        DeltaStep::SetVersion(version) => {
             out.push(2);
             out.extend_from_slice(&version.to_le_bytes());
         }
@@ -311,27 +315,27 @@ mod tests {
 
     use super::*;
 
-    fn named(name: &str) -> Named<'_> {
-        Named { name, generation: 7, address: "10.0.0.1:9".parse().unwrap() }
+    fn named(name: &str) -> GossipNode<'_> {
+        GossipNode { name, generation: 7, address: "10.0.0.1:9".parse().unwrap() }
     }
 
-    fn digest(nodes: usize) -> Vec<Known<'static>> {
-        vec![Known { node: named("abcdefghij"), heartbeat: 5, last_gc: 0, version: 3 }; nodes]
+    fn digest(nodes: usize) -> Vec<DigestEntry<'static>> {
+        vec![DigestEntry { node: named("abcdefghij"), heartbeat: 5, last_gc: 0, version: 3 }; nodes]
     }
 
     #[test]
     fn a_message_reads_back_as_written_in_one_block_and_in_many() {
         for nodes in [0, 1, 3, 2_000] {
             let delta = vec![
-                Step::Node { node: named("abcdefghij"), last_gc: 1, from: 2 },
-                Step::Value { key: "r", value: "value".into(), version: 3, status: 2 },
-                Step::SetVersion(9),
+                DeltaStep::Node { node: named("abcdefghij"), last_gc: 1, from: 2 },
+                DeltaStep::Value { key: "r", value: "value".into(), version: 3, status: 2 },
+                DeltaStep::SetVersion(9),
             ];
             for message in [
-                Message::Syn { cluster: "c", digest: digest(nodes) },
-                Message::SynAck { digest: digest(nodes), delta: delta.clone() },
-                Message::Ack { delta },
-                Message::BadCluster,
+                GossipMessage::Syn { cluster: "c", digest: digest(nodes) },
+                GossipMessage::SynAck { digest: digest(nodes), delta: delta.clone() },
+                GossipMessage::Ack { delta },
+                GossipMessage::BadCluster,
             ] {
                 let bytes = message.write();
                 assert!(bytes.len() < 65_507, "{} bytes do not fit into a datagram", bytes.len());
@@ -352,7 +356,7 @@ mod tests {
         }
         bomb.push(0);
         let mut unpacker = Unpacker::new();
-        assert_eq!(unpacker.read(&bomb, 70_000), Err(Unreadable::TooLarge));
+        assert_eq!(unpacker.read(&bomb, 70_000), Err(WireError::TooLarge));
         assert!(unpacker.delta.capacity() < 200_000, "{}", unpacker.delta.capacity());
         // One block that unpacks to more than is allowed.
         let whole = zstd::bulk::compress(&[0; 60_000], 1).unwrap();
@@ -360,20 +364,20 @@ mod tests {
         one.extend_from_slice(&u16::try_from(whole.len()).unwrap().to_le_bytes());
         one.extend_from_slice(&whole);
         one.push(0);
-        assert_eq!(unpacker.read(&one, 59_999), Err(Unreadable::TooLarge));
+        assert_eq!(unpacker.read(&one, 59_999), Err(WireError::TooLarge));
     }
 
     #[test]
     fn what_is_not_of_version_1_or_goes_on_is_refused() {
         let mut unpacker = Unpacker::new();
-        let good = Message::Ack { delta: Vec::new() }.write();
+        let good = GossipMessage::Ack { delta: Vec::new() }.write();
         assert!(unpacker.read(&good, 100).is_ok());
         let mut v0 = good.clone();
         v0[2] = 0;
-        assert_eq!(unpacker.read(&v0, 100), Err(Unreadable::NotV1));
-        assert_eq!(unpacker.read(&[good.as_slice(), &[0]].concat(), 100), Err(Unreadable::Garbled));
-        assert_eq!(unpacker.read(&good[..4], 100), Err(Unreadable::Garbled));
-        assert_eq!(unpacker.read(&[], 100), Err(Unreadable::NotV1));
+        assert_eq!(unpacker.read(&v0, 100), Err(WireError::NotV1));
+        assert_eq!(unpacker.read(&[good.as_slice(), &[0]].concat(), 100), Err(WireError::Garbled));
+        assert_eq!(unpacker.read(&good[..4], 100), Err(WireError::Garbled));
+        assert_eq!(unpacker.read(&[], 100), Err(WireError::NotV1));
     }
 
     proptest! {

@@ -4,40 +4,40 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use proto::cluster::{Admitted, ClusterId};
-use proto::exchange::Welcome;
 use proto::invite::{
-    APPROVAL_TTL, Approval, Invite, InviteLedger, Issued, Refusal, Secret, Waiting, code_of, confirmation_of,
-    pin_of,
+    APPROVAL_TTL, Approval, Invite, InviteLedger, InviteSecret, IssuedInvite, JoinRefusal, PendingJoin,
+    code_of, confirmation_of, pin_of,
 };
 use proto::node::{PublicKey, Role};
+use proto::rpc::Welcome;
 use proto::time::UnixMs;
 use tokio::sync::oneshot;
 use tracing::info;
 
-use super::keeper::Keeper;
+use super::task::MembershipTask;
 use super::{Admission, Applicant};
 use crate::lifecycle::wall;
-use crate::link::random;
+use crate::transport::random;
 
 /// Most addresses of masters that a node is sent to.
 const MOST_MASTERS: usize = 8;
 
-impl Keeper {
+impl MembershipTask {
     /// What becomes of a node that wants to join.
-    pub(super) fn judge(&mut self, applicant: Applicant) -> Admission {
+    pub(super) fn decide(&mut self, applicant: Applicant) -> Admission {
         let id = applicant.key.id();
         let now = wall();
         let document = self.document();
         if document.member(&self.link.own()).is_none() {
-            return Admission::Refused(Refusal::SeedRemoved);
+            return Admission::Refused(JoinRefusal::SeedRemoved);
         }
         if document.removed.contains_key(&id) {
-            return Admission::Refused(Refusal::Removed);
+            return Admission::Refused(JoinRefusal::Removed);
         }
         let ours =
             |theirs: &ClusterId| *theirs == document.id || Some(theirs) == document.genesis.succeeds.as_ref();
         if !applicant.cluster.as_ref().is_none_or(ours) {
-            return Admission::Refused(Refusal::OtherCluster);
+            return Admission::Refused(JoinRefusal::OtherCluster);
         }
         if document.member(&id).is_some() {
             // It has proven its key: joining again only asks for the document once more.
@@ -72,7 +72,7 @@ impl Keeper {
     }
 
     fn wait(&mut self, applicant: Applicant, now: UnixMs) -> Admission {
-        let waiting = Waiting {
+        let waiting = PendingJoin {
             code: code_of(&applicant.session),
             key: applicant.key,
             name: applicant.name.clone(),
@@ -81,7 +81,7 @@ impl Keeper {
         };
         let code = waiting.code.clone();
         self.free_places();
-        if let Err(refusal) = self.pending.ask(waiting, now) {
+        if let Err(refusal) = self.pending.request(waiting, now) {
             return Admission::Refused(refusal);
         }
         info!(%code, node = %applicant.name, from = %applicant.from, "node waits for approval");
@@ -98,22 +98,22 @@ impl Keeper {
     }
 
     fn where_masters_are(&self) -> Vec<SocketAddr> {
-        let masters = self.document().masters().filter_map(|(id, _)| self.link.book.best(id));
+        let masters = self.document().masters().filter_map(|(id, _)| self.link.addresses.best(id));
         masters.take(MOST_MASTERS).collect()
     }
 
-    fn name_taken(&self, applicant: &Applicant) -> Option<Refusal> {
+    fn name_taken(&self, applicant: &Applicant) -> Option<JoinRefusal> {
         let id = applicant.key.id();
         let mut members = self.document().members();
         let taken = members.any(|(other, admitted)| admitted.name == applicant.name && *other != id);
-        taken.then(|| Refusal::NameTaken(applicant.name.clone()))
+        taken.then(|| JoinRefusal::NameTaken(applicant.name.clone()))
     }
 
     /// Lets a node in.
     pub(super) fn admit(&mut self, applicant: &Applicant, role: Role) -> Admission {
         let id = applicant.key.id();
         if self.document().removed.contains_key(&id) {
-            return Admission::Refused(Refusal::Removed);
+            return Admission::Refused(JoinRefusal::Removed);
         }
         if let Some(refusal) = self.name_taken(applicant) {
             return Admission::Refused(refusal);
@@ -126,7 +126,7 @@ impl Keeper {
                 Ok(())
             });
             if let Err(error) = changed {
-                return Admission::Refused(Refusal::NotAdmitted(error.to_string()));
+                return Admission::Refused(JoinRefusal::NotAdmitted(error.to_string()));
             }
             info!(node = %applicant.name, %id, %role, from = %applicant.from, "node admitted");
         }
@@ -135,7 +135,7 @@ impl Keeper {
 
     fn welcome(&mut self, applicant: &Applicant) -> Admission {
         let id = applicant.key.id();
-        self.link.book.heard(id, &applicant.addresses, false);
+        self.link.addresses.add_hint(id, &applicant.addresses, false);
         // All must know it before it speaks to them; gossip alone would take seconds.
         self.push_soon();
         let serving = self.serving.borrow().as_ref().clone();
@@ -166,8 +166,8 @@ pub(crate) fn issue(
     uses: Option<u32>,
     role: Role,
 ) -> (Invite, UnixMs) {
-    let (id, secret) = (random(), Secret(random()));
+    let (id, secret) = (random(), InviteSecret(random()));
     let expires = wall().after(ttl);
-    ledger.issue(id, Issued { secret: secret.clone(), expires, uses_left: uses, role });
+    ledger.issue(id, IssuedInvite { secret: secret.clone(), expires, uses_left: uses, role });
     (Invite { issuer: pin_of(issuer), id, secret, addresses: vec![address] }, expires)
 }

@@ -5,17 +5,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::exchange::{FailCode, FromJoining, MAX_FRAME, Received, ToJoining};
-use proto::invite::{APPROVAL_TTL, Refusal};
+use proto::invite::{APPROVAL_TTL, JoinRefusal};
 use proto::node::Role;
+use proto::rpc::{FailCode, FromJoining, MAX_FRAME, Received, ToJoining};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use super::{Admission, Applicant, Command};
-use crate::lifecycle::Life;
-use crate::link::frames::{self, Framed};
-use crate::link::{Joining, Link};
+use super::{Admission, Applicant, MembershipCommand};
+use crate::lifecycle::Lifecycle;
+use crate::transport::frames::{self, Framed};
+use crate::transport::{JoinConnection, Link};
 
 /// Time for each message of the joining node.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,18 +31,18 @@ const MOST_UNKNOWN: usize = 4;
 /// Gives every joining node a task of its own.
 pub(crate) fn serve(
     link: Arc<Link>,
-    joining: mpsc::Receiver<Joining>,
-    commands: mpsc::Sender<Command>,
-    life: &Life,
+    joining: mpsc::Receiver<JoinConnection>,
+    commands: mpsc::Sender<MembershipCommand>,
+    life: &Lifecycle,
 ) {
     let own = life.clone();
     let slots = Arc::new(Semaphore::new(CONVERSATIONS));
     life.supervise("joining", joining, move |joining| {
         let (link, commands, slots, life) = (link.clone(), commands.clone(), slots.clone(), own.clone());
         Box::pin(async move {
-            while let Some(Some(one)) = life.stopping.run_until_cancelled(joining.recv()).await {
+            while let Some(Some(one)) = life.draining.run_until_cancelled(joining.recv()).await {
                 let (link, commands, slots) = (link.clone(), commands.clone(), slots.clone());
-                let stopping = life.stopping.clone();
+                let stopping = life.draining.clone();
                 life.spawn(async move {
                     let from = one.from;
                     let talk = converse(&link, one, &commands, &slots);
@@ -57,12 +57,12 @@ pub(crate) fn serve(
 
 async fn converse(
     link: &Link,
-    joining: Joining,
-    commands: &mpsc::Sender<Command>,
+    joining: JoinConnection,
+    commands: &mpsc::Sender<MembershipCommand>,
     slots: &Arc<Semaphore>,
 ) -> io::Result<()> {
     // Its place is held until the end.
-    let Joining { key, from, session, mut stream, .. } = joining;
+    let JoinConnection { key, from, session, mut stream, .. } = joining;
     let Ok(mut slot) = slots.clone().try_acquire_owned() else {
         return frames::send(&mut stream, &ToJoining::Busy).await;
     };
@@ -74,7 +74,7 @@ async fn converse(
     let dial_back = dial_back_address(from, &addresses);
     let applicant =
         Applicant { key, name: name.clone(), proof, session, from, addresses, confirmed, cluster };
-    let mut admission = ask(commands, |reply| Command::Join(applicant.clone(), reply)).await?;
+    let mut admission = ask(commands, |reply| MembershipCommand::Join(applicant.clone(), reply)).await?;
     if let Admission::Wait(answer) = admission {
         // Bounded by the places of those who wait.
         drop(slot);
@@ -85,7 +85,7 @@ async fn converse(
         };
         let stopping = |_| io::Error::other("this node is stopping");
         slot = slots.clone().acquire_owned().await.map_err(stopping)?;
-        admission = ask(commands, |reply| Command::Admit(applicant, role, reply)).await?;
+        admission = ask(commands, |reply| MembershipCommand::Admit(applicant, role, reply)).await?;
     }
     let welcome = match admission {
         Admission::Welcome(welcome) => welcome,
@@ -128,8 +128,8 @@ fn not_known(kind: &str) -> ToJoining {
 
 /// Asks the keeper.
 async fn ask(
-    commands: &mpsc::Sender<Command>,
-    command: impl FnOnce(oneshot::Sender<Admission>) -> Command,
+    commands: &mpsc::Sender<MembershipCommand>,
+    command: impl FnOnce(oneshot::Sender<Admission>) -> MembershipCommand,
 ) -> io::Result<Admission> {
     let stopping = || io::Error::other("this node is stopping");
     let (reply, answer) = oneshot::channel();
@@ -141,15 +141,15 @@ async fn ask(
 async fn approved(
     stream: &mut Framed,
     mut answer: oneshot::Receiver<Option<Role>>,
-) -> io::Result<Result<Role, Refusal>> {
+) -> io::Result<Result<Role, JoinRefusal>> {
     let until = Instant::now() + APPROVAL_TTL;
     let mut unknown = 0;
     let role = loop {
         let said = tokio::select! {
             answer = tokio::time::timeout_at(until, &mut answer) => match answer {
                 Ok(Ok(Some(role))) => break role,
-                Ok(Ok(None)) => return Ok(Err(Refusal::Rejected)),
-                Ok(Err(_)) | Err(_) => return Ok(Err(Refusal::TimedOut)),
+                Ok(Ok(None)) => return Ok(Err(JoinRefusal::Rejected)),
+                Ok(Err(_)) | Err(_) => return Ok(Err(JoinRefusal::TimedOut)),
             },
             said = frames::receive(stream, APPROVAL_TTL) => said?,
         };
@@ -173,7 +173,7 @@ async fn approved(
 /// others will use; when it named none, where it came from with the usual port.
 fn dial_back_address(from: SocketAddr, named: &[SocketAddr]) -> SocketAddr {
     let same_family = named.iter().find(|address| address.is_ipv4() == from.is_ipv4());
-    let fallback = SocketAddr::new(from.ip(), proto::link::PORT);
+    let fallback = SocketAddr::new(from.ip(), proto::transport::PORT);
     same_family.or(named.first()).copied().unwrap_or(fallback)
 }
 

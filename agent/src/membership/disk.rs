@@ -5,20 +5,20 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use proto::backends::Serving;
+use proto::backends::LastKnownGood;
 use proto::cause::Reason;
 use proto::cluster::{Admitted, Document, KeyId, Replica};
-use proto::exchange::Addresses;
 use proto::invite::InviteLedger;
-use proto::link::KeyRing;
 use proto::node::{Name, Role};
 use proto::problem::{Problem, ProblemCode};
+use proto::rpc::Addresses;
+use proto::transport::KeyRing;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::{error, info, warn};
 
-use crate::link::random;
-use crate::link::tls::{Identity, IdentityError};
-use crate::state::{StateError, StateFile, Store};
+use crate::state::{StateDir, StateError, StateFile};
+use crate::transport::random;
+use crate::transport::tls::{Identity, IdentityError};
 
 // A version is raised when an older agent must not use the file: a field more is no reason, it is ignored.
 const IDENTITY: StateFile = StateFile::first("identity");
@@ -32,7 +32,7 @@ const EPOCHS: StateFile = StateFile::raised_next("epochs");
 const GENERATION: StateFile = StateFile::first("generation");
 
 #[derive(Serialize, Deserialize)]
-struct Seed {
+struct StoredSeed {
     seed: String,
 }
 
@@ -52,8 +52,8 @@ pub(crate) struct NodeFile {
 }
 
 /// The state directory, and what went wrong with it.
-pub(crate) struct Disk {
-    store: Store,
+pub(crate) struct MemberStore {
+    store: StateDir,
     /// By file, so that a problem ends when that file is written again.
     problems: Mutex<BTreeMap<String, Problem>>,
     /// The cluster file could not be used: what was put in its place is not written.
@@ -61,18 +61,18 @@ pub(crate) struct Disk {
 }
 
 /// Everything that a member starts from.
-pub(crate) struct Member {
+pub(crate) struct StoredMember {
     pub(crate) identity: Arc<Identity>,
     pub(crate) node: NodeFile,
     pub(crate) replica: Replica,
     pub(crate) ring: KeyRing,
     pub(crate) invites: InviteLedger,
     pub(crate) peers: Addresses,
-    pub(crate) serving: Serving,
-    pub(crate) epochs: Epochs,
+    pub(crate) serving: LastKnownGood,
+    pub(crate) epochs: VipEpochs,
 }
 
-impl Member {
+impl StoredMember {
     /// The cluster document.
     pub(crate) fn document(&self) -> &Document {
         self.replica.document()
@@ -80,7 +80,7 @@ impl Member {
 }
 
 /// The highest epoch that was known of each virtual IP.
-pub(crate) type Epochs = BTreeMap<IpAddr, u64>;
+pub(crate) type VipEpochs = BTreeMap<IpAddr, u64>;
 
 /// What could not be written; what is wrong with each file is in it.
 #[derive(Debug, thiserror::Error)]
@@ -147,10 +147,10 @@ fn as_found(file: StateFile) -> String {
     format!("{}, as found", file.name)
 }
 
-impl Disk {
+impl MemberStore {
     /// Takes the directory over.
-    pub(crate) fn new(store: Store) -> Disk {
-        Disk { store, problems: Mutex::new(BTreeMap::new()), degraded: AtomicBool::new(false) }
+    pub(crate) fn new(store: StateDir) -> MemberStore {
+        MemberStore { store, problems: Mutex::new(BTreeMap::new()), degraded: AtomicBool::new(false) }
     }
 
     /// What is wrong with what is kept, each about its file.
@@ -228,8 +228,8 @@ impl Disk {
 
     /// This node's identity; made where there is none yet.
     pub(crate) fn identity(&self) -> Result<Arc<Identity>, LoadError> {
-        let seed: [u8; 32] = match self.read::<Seed>(IDENTITY)? {
-            Some(Seed { seed }) => data_encoding::HEXLOWER
+        let seed: [u8; 32] = match self.read::<StoredSeed>(IDENTITY)? {
+            Some(StoredSeed { seed }) => data_encoding::HEXLOWER
                 .decode(seed.as_bytes())
                 .ok()
                 .and_then(|seed| seed.try_into().ok())
@@ -239,7 +239,7 @@ impl Disk {
                     return Err(LoadError::Identity(LostKey::File(problem)));
                 }
                 let seed: [u8; 32] = random();
-                let text = Seed { seed: data_encoding::HEXLOWER.encode(&seed) };
+                let text = StoredSeed { seed: data_encoding::HEXLOWER.encode(&seed) };
                 // Without it on disk the node would be another one after every start.
                 self.store.write(IDENTITY, &text)?;
                 seed
@@ -251,7 +251,7 @@ impl Disk {
     /// Everything that the agent starts from. A node whose cluster file is unusable is still one that
     /// clients need: it serves from its last good list, says so, and is a member of nothing until it joins
     /// again.
-    pub(crate) fn member_or_degraded(&self) -> Result<Member, LoadError> {
+    pub(crate) fn member_or_degraded(&self) -> Result<StoredMember, LoadError> {
         let (lost, kept) = match self.member() {
             Err(LoadError::Lost(problem)) => (problem, false),
             // Whoever wrote it, clients need what this node can still do; nothing is written over it.
@@ -272,7 +272,7 @@ impl Disk {
         let now = crate::lifecycle::wall();
         let first = Admitted::new(node.name.clone(), identity.key, Role::Master, own, now);
         let document = Document::new(random(), Name::nearest("lost"), first, KeyId([0; KeyId::LEN]));
-        Ok(Member {
+        Ok(StoredMember {
             replica: Replica::new(document, own, identity.pair()),
             identity,
             node,
@@ -285,7 +285,7 @@ impl Disk {
     }
 
     /// Everything that a member starts from.
-    pub(crate) fn member(&self) -> Result<Member, LoadError> {
+    pub(crate) fn member(&self) -> Result<StoredMember, LoadError> {
         let lost = |what: &'static str| {
             let problem = self.found().into_iter().next();
             LoadError::Lost(problem.map_or(Lost::Missing(what), Lost::File))
@@ -297,9 +297,11 @@ impl Disk {
         let odd = replica.document().check().err();
         self.problem(
             "odd",
-            odd.map(|error| Reason::new(format_args!("the cluster file is used although it is inconsistent: {error}"))),
+            odd.map(|error| {
+                Reason::new(format_args!("the cluster file is used although it is inconsistent: {error}"))
+            }),
         );
-        Ok(Member {
+        Ok(StoredMember {
             identity: self.identity()?,
             node: self.read(NODE)?.ok_or_else(|| lost(NODE.name))?,
             replica,
@@ -346,7 +348,7 @@ impl Disk {
 
     /// Keeps what a member can do without, and says whether that went well. What is another agent's stays as
     /// it is, which is no reason not to be a member.
-    pub(crate) fn save_rest(&self, member: &Member) -> bool {
+    pub(crate) fn save_rest(&self, member: &StoredMember) -> bool {
         let done = |file, written: bool| written || self.store.is_kept(file);
         done(INVITES, self.save_invites(&member.invites))
             & done(PEERS, self.save_peers(&member.peers))
@@ -369,12 +371,12 @@ impl Disk {
     }
 
     /// Keeps who serves.
-    pub(crate) fn save_serving(&self, serving: &Serving) -> bool {
+    pub(crate) fn save_serving(&self, serving: &LastKnownGood) -> bool {
         self.write(SERVING, serving)
     }
 
     /// Keeps the epochs of virtual IPs, so that they grow even when all agents start anew at once.
-    pub(crate) fn save_epochs(&self, epochs: &Epochs) -> bool {
+    pub(crate) fn save_epochs(&self, epochs: &VipEpochs) -> bool {
         self.write(EPOCHS, epochs)
     }
 

@@ -1,10 +1,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use proto::backends::LastGood;
-use proto::invite::{Issued, Secret};
-use proto::link::GossipKey;
+use proto::backends::KnownBackend;
+use proto::invite::{InviteSecret, IssuedInvite};
 use proto::time::UnixMs;
+use proto::transport::GossipKey;
 use serde_json::{Value, json};
 
 use super::*;
@@ -30,17 +30,17 @@ fn written() -> (tempfile::TempDir, PathBuf) {
     (dir, state)
 }
 
-fn disk(state: &Path) -> Disk {
-    Disk::new(Store::open(state).unwrap())
+fn disk(state: &Path) -> MemberStore {
+    MemberStore::new(StateDir::open(state).unwrap())
 }
 
 /// Puts a value there that an agent wrote which has this version of the file.
 fn put(state: &Path, file: StateFile, version: u32, value: &Value) {
-    Store::open(state).unwrap().write(StateFile { version, ..file }, value).unwrap();
+    StateDir::open(state).unwrap().write(StateFile { version, ..file }, value).unwrap();
 }
 
 fn value(state: &Path, file: StateFile) -> Value {
-    Store::open(state).unwrap().read(file).unwrap().value.unwrap()
+    StateDir::open(state).unwrap().read(file).unwrap().value.unwrap()
 }
 
 /// What lies there under the name of a file, its copies included.
@@ -56,7 +56,7 @@ fn copies(state: &Path, file: StateFile) -> Vec<(String, Vec<u8>)> {
 }
 
 /// Everything that a running agent writes.
-fn save_all(disk: &Disk, member: &Member) {
+fn save_all(disk: &MemberStore, member: &StoredMember) {
     disk.save_node(&member.node);
     disk.save_replica(&member.replica);
     disk.save_keys(&member.ring);
@@ -65,7 +65,7 @@ fn save_all(disk: &Disk, member: &Member) {
     disk.next_generation(0);
 }
 
-fn sample() -> Member {
+fn sample() -> StoredMember {
     let identity = Arc::new(Identity::from_seed(&[1; 32]).unwrap());
     let own = identity.id;
     let name = Name::nearest("m1");
@@ -78,12 +78,17 @@ fn sample() -> Member {
     ring.add(GossipKey { epoch: 0, id: KeyId::of_key(&[4; 32]), secret: [4; 32], until });
     let mut invites = InviteLedger::default();
     let expires = UnixMs(1_700_003_600_000);
-    let issued = Issued { secret: Secret([5; 16]), expires, uses_left: Some(8), role: Role::Worker };
+    let issued =
+        IssuedInvite { secret: InviteSecret([5; 16]), expires, uses_left: Some(8), role: Role::Worker };
     invites.issue([6; 4], issued);
     let peer = "10.0.0.2:6444".parse().unwrap();
-    let last =
-        LastGood { node: own, name: name.clone(), address: "10.0.0.1:6443".parse().unwrap(), weight: 100 };
-    Member {
+    let last = KnownBackend {
+        node: own,
+        name: name.clone(),
+        address: "10.0.0.1:6443".parse().unwrap(),
+        weight: 100,
+    };
+    StoredMember {
         replica: Replica::new(document, own, identity.pair()),
         node: NodeFile {
             name,
@@ -96,7 +101,7 @@ fn sample() -> Member {
         invites,
         peers: Addresses::from([(own, vec![peer])]),
         serving: vec![("kube-api".parse().unwrap(), vec![last])],
-        epochs: Epochs::from([("10.0.0.9".parse().unwrap(), 7)]),
+        epochs: VipEpochs::from([("10.0.0.9".parse().unwrap(), 7)]),
         identity,
     }
 }
@@ -106,7 +111,7 @@ fn sample() -> Member {
 fn every_file_has_the_bytes_that_it_was_released_with() {
     let dir = tempfile::tempdir().unwrap();
     let disk = disk(dir.path());
-    let seed = Seed { seed: data_encoding::HEXLOWER.encode(&[1; 32]) };
+    let seed = StoredSeed { seed: data_encoding::HEXLOWER.encode(&[1; 32]) };
     disk.store.write(IDENTITY, &seed).unwrap();
     disk.store.write(GENERATION, &1_700_000_000_u64).unwrap();
     let member = sample();
@@ -200,7 +205,10 @@ fn a_whole_file_that_is_not_understood_is_kept() {
             }
             Ok(_) => {
                 let said = older.not_kept().to_string();
-                assert!(said.contains("intact but not understood, perhaps written by a newer agent"), "{said}");
+                assert!(
+                    said.contains("intact but not understood, perhaps written by a newer agent"),
+                    "{said}"
+                );
             }
         }
         save_all(&older, &started.unwrap_or_else(|_| sample()));

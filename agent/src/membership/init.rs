@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use proto::cluster::{Admitted, Document, KeyId, Replica};
 use proto::invite::{DEFAULT_TTL, Invite, InviteLedger, MASTER_USES, WORKER_USES};
-use proto::link::{GossipKey, KeyRing};
 use proto::node::{Name, PublicKey, Role};
+use proto::transport::{GossipKey, KeyRing};
 
 use super::admissions::issue;
-use super::disk::{Disk, Member, NodeFile, NotKept};
+use super::disk::{MemberStore, NodeFile, NotKept, StoredMember};
 use crate::lifecycle::wall;
-use crate::link::random;
-use crate::link::tls::Identity;
+use crate::transport::random;
+use crate::transport::tls::Identity;
 
 /// The invites that `agent init` prints.
 pub(crate) struct FirstInvites {
@@ -33,11 +33,11 @@ impl FirstInvites {
 /// # Errors
 /// What could not be written: a cluster that does not outlive its first node is none.
 pub(crate) fn create(
-    disk: &Disk,
+    disk: &MemberStore,
     identity: Arc<Identity>,
     node: NodeFile,
     cluster: Name,
-) -> Result<(Member, FirstInvites), NotKept> {
+) -> Result<(StoredMember, FirstInvites), NotKept> {
     let secret: [u8; 32] = random();
     let first = Admitted::new(node.name.clone(), identity.key, Role::Master, identity.id, wall());
     let document = Document::new(random(), cluster, first, KeyId::of_key(&secret));
@@ -48,9 +48,12 @@ pub(crate) fn create(
 ///
 /// # Errors
 /// What could not be written.
-pub(crate) fn succeed(disk: &Disk, old: Member) -> Result<(Member, FirstInvites), NotKept> {
+pub(crate) fn succeed(
+    disk: &MemberStore,
+    old: StoredMember,
+) -> Result<(StoredMember, FirstInvites), NotKept> {
     let secret: [u8; 32] = random();
-    let Member { identity, node, replica, epochs, serving, .. } = old;
+    let StoredMember { identity, node, replica, epochs, serving, .. } = old;
     let first = Admitted::new(node.name.clone(), identity.key, Role::Master, identity.id, wall());
     let document = replica.document().successor(random(), first, KeyId::of_key(&secret));
     let (mut member, invites) = found(disk, identity, node, document, secret)?;
@@ -61,17 +64,17 @@ pub(crate) fn succeed(disk: &Disk, old: Member) -> Result<(Member, FirstInvites)
 }
 
 fn found(
-    disk: &Disk,
+    disk: &MemberStore,
     identity: Arc<Identity>,
     node: NodeFile,
     document: Document,
     secret: [u8; 32],
-) -> Result<(Member, FirstInvites), NotKept> {
+) -> Result<(StoredMember, FirstInvites), NotKept> {
     let mut ring = KeyRing::default();
     ring.add(GossipKey { epoch: document.key.epoch, id: document.key.id, secret, until: None });
     let mut invites = InviteLedger::default();
     let first = FirstInvites::issue(&mut invites, &identity.key, SocketAddr::new(node.address, node.port));
-    let member = Member {
+    let member = StoredMember {
         replica: Replica::new(document, identity.id, identity.pair()),
         identity,
         node,
@@ -89,7 +92,7 @@ fn found(
 ///
 /// # Errors
 /// What could not be written.
-pub(crate) fn save(disk: &Disk, member: &Member) -> Result<(), NotKept> {
+pub(crate) fn save(disk: &MemberStore, member: &StoredMember) -> Result<(), NotKept> {
     let whole = disk.save_node(&member.node)
         && disk.save_keys(&member.ring)
         && disk.save_rest(member)

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use proto::cause::Fault;
 use proto::cluster::ClusterId;
-use proto::exchange::{FromJoining, MAX_FRAME, Received, ToJoining, Welcome};
-use proto::invite::{Invite, Pin, Proof, Refusal, code_of, confirmation_of};
+use proto::invite::{Invite, InviteProof, IssuerPin, JoinRefusal, code_of, confirmation_of};
 use proto::node::{Name, PublicKey};
+use proto::rpc::{FromJoining, MAX_FRAME, Received, ToJoining, Welcome};
 
-use crate::link::dial::connect;
-use crate::link::frames::{self, Framed};
-use crate::link::tls::{self, Identity};
+use crate::transport::dial::connect;
+use crate::transport::frames::{self, Framed};
+use crate::transport::tls::{self, Identity};
 
 /// Time for a member's first answer: it writes to disk before it says welcome.
 const ANSWER: Duration = Duration::from_secs(15);
@@ -35,7 +35,7 @@ pub(crate) enum JoinError {
     WrongPin(Vec<SocketAddr>),
     /// The member said no.
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] JoinRefusal),
     /// Only masters let nodes in, and this one is none.
     #[error("it is a worker; redirected to a master: {}", list(.0))]
     Redirected(Vec<SocketAddr>),
@@ -93,30 +93,30 @@ fn list(addresses: &[SocketAddr]) -> String {
 
 /// What this node knows of the cluster that it wants to join.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Credential<'a> {
+pub(crate) enum JoinCredential<'a> {
     /// An invite: it proves itself, and names the key that has to answer.
     Invite(&'a Invite),
     /// The key that has to answer.
-    Pin(Pin),
+    Pin(IssuerPin),
     /// Nothing: people compare codes on both sides.
     None,
 }
 
-impl Credential<'_> {
-    fn pin(&self) -> Option<Pin> {
+impl JoinCredential<'_> {
+    fn pin(&self) -> Option<IssuerPin> {
         match self {
-            Credential::Invite(invite) => Some(invite.issuer),
-            Credential::Pin(pin) => Some(*pin),
-            Credential::None => None,
+            JoinCredential::Invite(invite) => Some(invite.issuer),
+            JoinCredential::Pin(pin) => Some(*pin),
+            JoinCredential::None => None,
         }
     }
 }
 
 /// How far a request to join has come.
-pub(crate) enum Progress {
+pub(crate) enum JoinProgress {
     /// Admitted.
     Welcome(Box<Welcome>),
-    /// Approved: the code has to be typed here, and then [`Reached::confirm`].
+    /// Approved: the code has to be typed here, and then [`SeedConnection::confirm`].
     Approved {
         /// What has to be typed.
         code: String,
@@ -124,7 +124,7 @@ pub(crate) enum Progress {
 }
 
 /// A member that has been reached.
-pub(crate) struct Reached {
+pub(crate) struct SeedConnection {
     stream: Framed,
     session: [u8; 32],
     own: PublicKey,
@@ -140,8 +140,8 @@ pub(crate) struct Reached {
 pub(crate) async fn reach(
     identity: &Identity,
     addresses: &[SocketAddr],
-    credential: Credential<'_>,
-) -> Result<Reached, JoinError> {
+    credential: JoinCredential<'_>,
+) -> Result<SeedConnection, JoinError> {
     let started = Instant::now();
     let config = identity
         .joining_client(credential.pin())
@@ -157,7 +157,7 @@ pub(crate) async fn reach(
         match wrong_key {
             Some(rustls::Error::InvalidCertificate(_)) => JoinError::WrongPin(addresses.to_vec()),
             _ => {
-                let port = addresses.first().map_or(proto::link::PORT, SocketAddr::port);
+                let port = addresses.first().map_or(proto::transport::PORT, SocketAddr::port);
                 JoinError::Unreachable { addresses: addresses.to_vec(), port, source }
             }
         }
@@ -170,24 +170,24 @@ pub(crate) async fn reach(
     let session =
         tls::exported_client(connection).map_err(|error| JoinError::Broken(io::Error::other(error)))?;
     let stream = frames::framed(stream, MAX_FRAME);
-    Ok(Reached { stream, session, own: identity.key, at, key, took: started.elapsed() })
+    Ok(SeedConnection { stream, session, own: identity.key, at, key, took: started.elapsed() })
 }
 
-impl Reached {
+impl SeedConnection {
     /// Asks to be let in. `waits` is told the code when someone has to approve it.
     pub(crate) async fn ask(
         &mut self,
         name: Name,
-        credential: Credential<'_>,
+        credential: JoinCredential<'_>,
         addresses: Vec<SocketAddr>,
         cluster: Option<ClusterId>,
         waits: &mut (dyn FnMut(&str, Duration) + Send),
-    ) -> Result<Progress, JoinError> {
+    ) -> Result<JoinProgress, JoinError> {
         let proof = match credential {
-            Credential::Invite(invite) => {
-                Some(Proof::make(invite.id, &invite.secret, &self.session, &self.own))
+            JoinCredential::Invite(invite) => {
+                Some(InviteProof::make(invite.id, &invite.secret, &self.session, &self.own))
             }
-            Credential::Pin(_) | Credential::None => None,
+            JoinCredential::Pin(_) | JoinCredential::None => None,
         };
         let confirmed = credential.pin().is_some();
         let join = FromJoining::Join { name, proof, addresses, confirmed, cluster };
@@ -199,12 +199,12 @@ impl Reached {
             answer = self.receive(time + ANSWER).await?;
         }
         match answer {
-            ToJoining::Approved { .. } if confirmed => self.confirm().await.map(Progress::Welcome),
-            ToJoining::Approved { .. } => Ok(Progress::Approved { code: confirmation_of(&self.session) }),
+            ToJoining::Approved { .. } if confirmed => self.confirm().await.map(JoinProgress::Welcome),
+            ToJoining::Approved { .. } => Ok(JoinProgress::Approved { code: confirmation_of(&self.session) }),
             ToJoining::Welcome(_) if !confirmed => Err(JoinError::NotConfirmed(
                 "it admits this node although nobody has compared codes".to_owned(),
             )),
-            answer => welcome(answer).map(Progress::Welcome),
+            answer => welcome(answer).map(JoinProgress::Welcome),
         }
     }
 

@@ -2,13 +2,13 @@
 
 use proto::cluster::{ChangeError, Document};
 use proto::control::{HeldStatus, Response};
-use proto::exchange::{FromMember, ToMember};
 use proto::node::{Name, NodeId};
-use proto::settings::{self, BadSetting, Change};
+use proto::rpc::{FromMember, ToMember};
+use proto::settings::{self, BadSetting, SettingChange};
 use tokio::sync::oneshot;
 use tracing::info;
 
-use super::keeper::Keeper;
+use super::task::MembershipTask;
 use crate::lifecycle::wall;
 
 /// Why settings are not written.
@@ -33,7 +33,7 @@ pub(super) enum NoMember {
     Gone,
 }
 
-impl Keeper {
+impl MembershipTask {
     /// Changes settings: all that is asked for, or nothing.
     pub(super) fn change_settings(
         &mut self,
@@ -49,7 +49,7 @@ impl Keeper {
                     Ok(changed) => changed,
                     Err(error) => return drop(reply.send(Response::Failed(error.to_string()))),
                 };
-                let told = changed.then(|| self.told());
+                let told = changed.then(|| self.spread_and_count());
                 self.life.spawn(async move {
                     let told = match told {
                         Some(told) => told.await,
@@ -62,19 +62,19 @@ impl Keeper {
     }
 
     /// Writes changes into the document; true when there were any.
-    fn write(&mut self, changes: &[Change]) -> Result<bool, WriteError> {
+    fn write(&mut self, changes: &[SettingChange]) -> Result<bool, WriteError> {
         let by = self.link.own();
-        let changes: Vec<&Change> = changes.iter().filter(|change| change.old != change.new).collect();
+        let changes: Vec<&SettingChange> = changes.iter().filter(|change| change.old != change.new).collect();
         if changes.is_empty() {
             return Ok(false);
         }
         self.change(|document| {
-            for Change { key, new, .. } in &changes {
+            for SettingChange { key, new, .. } in &changes {
                 document.set(key, new.clone(), by, wall())?;
             }
             Ok(())
         })?;
-        for Change { key, old, new } in changes {
+        for SettingChange { key, old, new } in changes {
             let now = self.document().settings.get(key).and_then(|setting| setting.value.as_ref());
             if now != new.as_ref() {
                 return Err(WriteError::Outvoted(key.clone()));
@@ -118,7 +118,7 @@ impl Keeper {
                     (true, None) => format!("; {back}"),
                     (true, Some(_)) => format!("; {back} {name}"),
                 };
-                let told = self.told();
+                let told = self.spread_and_count();
                 self.life.spawn(async move {
                     let _ = reply.send(Response::Done(format!("{what}{then}\n{}", told.await)));
                 });

@@ -10,7 +10,7 @@ use nix::libc::{
 };
 use rustix::io::Errno;
 
-use super::{Address, Interface, NetError, fallback};
+use super::{Interface, InterfaceAddress, NetError, fallback};
 use crate::netlink::route::{
     AddressMessage, EVERY_ADDRESS, IFF_BROADCAST, IFF_LOOPBACK, IFF_NOARP, IFF_POINTOPOINT, IFF_RUNNING,
     IFF_UP, LinkMessage, RouteMessage,
@@ -97,14 +97,14 @@ fn open() -> Result<Netlink, NetError> {
 }
 
 /// An address, and the index of the interface that has it.
-type Held = (u32, Address);
+type HeldAddress = (u32, InterfaceAddress);
 
-fn addresses(kernel: &mut Netlink) -> Result<Vec<Held>, NetError> {
+fn addresses(kernel: &mut Netlink) -> Result<Vec<HeldAddress>, NetError> {
     let failed = |source| NetError::Ask { act: "list the addresses", source };
     kernel.dump(RTM_GETADDR, &EVERY_ADDRESS, address_of).map_err(failed)
 }
 
-fn hand_out(interface: &mut Interface, all: &[Held]) {
+fn hand_out(interface: &mut Interface, all: &[HeldAddress]) {
     let own = all.iter().filter(|(index, _)| *index == interface.index);
     interface.addresses = own.map(|(_, address)| *address).collect();
 }
@@ -128,7 +128,7 @@ fn interface_of(kind: u16, body: &[u8]) -> Option<Interface> {
 }
 
 /// An address that can be used.
-fn address_of(kind: u16, body: &[u8]) -> Option<Held> {
+fn address_of(kind: u16, body: &[u8]) -> Option<HeldAddress> {
     let AddressMessage { index, ip, prefix, flags, .. } =
         AddressMessage::read(kind, body).filter(|found| !found.gone)?;
     let unproven = flags & IFA_F_TENTATIVE != 0 && flags & IFA_F_OPTIMISTIC == 0;
@@ -137,7 +137,7 @@ fn address_of(kind: u16, body: &[u8]) -> Option<Held> {
     }
     // The bit that says secondary for IPv4 says temporary for IPv6.
     let passing = flags & (IFA_F_DEPRECATED | IFA_F_SECONDARY) != 0;
-    Some((index, Address { ip, prefix, passing }))
+    Some((index, InterfaceAddress { ip, prefix, passing }))
 }
 
 fn links_failed(source: io::Error) -> NetError {

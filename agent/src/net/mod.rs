@@ -17,12 +17,12 @@ use std::net::IpAddr;
 pub(crate) use kernel::{Route, interface, interfaces, route_to};
 pub(crate) use own::watch_own;
 pub(crate) use path_mtu::path_mtu;
-pub(crate) use pick::{Picked, pick_for_init, pick_for_seed};
+pub(crate) use pick::{PickedAddress, pick_for_init, pick_for_seed};
 pub(crate) use resolve::resolve;
 
 /// An address on an interface, ready for use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Address {
+pub(crate) struct InterfaceAddress {
     /// The address.
     pub(crate) ip: IpAddr,
     /// Length of its network's prefix.
@@ -53,7 +53,7 @@ pub(crate) struct Interface {
     /// Largest packet.
     pub(crate) mtu: u32,
     /// Its addresses, without those that can't be used yet (duplicate detection is going on, or failed).
-    pub(crate) addresses: Vec<Address>,
+    pub(crate) addresses: Vec<InterfaceAddress>,
 }
 
 /// Interfaces of containers, virtual machines and cluster networks: no other node's agent is reached there.
@@ -130,7 +130,7 @@ impl Interface {
     }
 }
 
-impl Address {
+impl InterfaceAddress {
     fn lone(&self) -> bool {
         self.prefix == if self.ip.is_ipv4() { 32 } else { 128 }
     }

@@ -10,8 +10,8 @@ use tokio::time::{sleep, timeout};
 
 use super::kernel::interface;
 use super::{Interface, fallback, reachable};
-use crate::lifecycle::Life;
-use crate::netlink::Changes;
+use crate::lifecycle::Lifecycle;
+use crate::netlink::KernelChanges;
 
 /// An address that is replaced goes and comes in two events; who reads between them sees neither.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -27,20 +27,20 @@ pub(crate) fn watch_own(
     wanted: IpAddr,
     pinned: bool,
     out: watch::Sender<Option<IpAddr>>,
-    life: &Life,
+    life: &Lifecycle,
 ) {
-    let stopping = life.stopping.clone();
-    let own = Own { iface, wanted, pinned, out, degraded: false };
+    let stopping = life.draining.clone();
+    let own = OwnAddress { iface, wanted, pinned, out, degraded: false };
     life.supervise("net", own, move |own| {
         let stopping = stopping.clone();
         // What is being left at the end has no address to follow any more.
         Box::pin(async move {
-            stopping.run_until_cancelled(own.follow()).await;
+            stopping.run_until_cancelled(own.watch_address()).await;
         })
     });
 }
 
-struct Own {
+struct OwnAddress {
     iface: String,
     wanted: IpAddr,
     pinned: bool,
@@ -48,11 +48,11 @@ struct Own {
     degraded: bool,
 }
 
-impl Own {
-    async fn follow(&mut self) {
+impl OwnAddress {
+    async fn watch_address(&mut self) {
         loop {
             // Subscribed before the read, so that what changes in between is seen.
-            let mut changes = Changes::subscribe().ok();
+            let mut changes = KernelChanges::subscribe().ok();
             loop {
                 self.read();
                 let Some(changes) = &mut changes else {
@@ -61,7 +61,7 @@ impl Own {
                 };
                 match timeout(REREAD, changes.next()).await {
                     // What has changed does not matter: what is now is read, so no change has to be kept.
-                    Ok(Ok(_)) => settle(changes).await,
+                    Ok(Ok(_)) => debounce(changes).await,
                     Ok(Err(_)) => {
                         sleep(REREAD_BLIND).await;
                         break;
@@ -84,14 +84,14 @@ impl Own {
                 (here.then_some(self.wanted), "the address was removed")
             }
         };
-        self.tell(now);
+        self.publish_address(now);
     }
 
     fn decide(&self, interface: Option<&Interface>) -> (Option<IpAddr>, &'static str) {
         own_address(interface, self.wanted, *self.out.borrow(), self.pinned)
     }
 
-    fn tell(&self, (now, why): (Option<IpAddr>, &'static str)) {
+    fn publish_address(&self, (now, why): (Option<IpAddr>, &'static str)) {
         let mut before = None;
         let changed = self.out.send_if_modified(|held| {
             before = *held;
@@ -112,7 +112,7 @@ impl Own {
 }
 
 /// Lets a burst pass, but not for ever: on a busy node some interface always changes.
-async fn settle(changes: &mut Changes) {
+async fn debounce(changes: &mut KernelChanges) {
     let quiet = async {
         while changes.next().await.is_ok() {}
         // A socket that fails says so again at the next wait; here it must not cut the time short.
@@ -203,12 +203,12 @@ mod tests {
 
     #[tokio::test]
     async fn the_task_finds_a_loopback_address_and_ends_with_the_life() {
-        let life = Life::new();
+        let life = Lifecycle::new();
         let (out, mut seen) = watch::channel(None);
         watch_own("lo".to_owned(), ip("127.0.0.5"), false, out, &life);
         seen.wait_for(Option::is_some).await.unwrap();
         assert_eq!(*seen.borrow(), Some(ip("127.0.0.5")));
-        life.stopping.cancel();
+        life.draining.cancel();
         life.finished().await;
     }
 
@@ -226,7 +226,7 @@ mod tests {
         run_ip("link add w0 type veth peer name w1");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let life = Life::new();
+            let life = Lifecycle::new();
             let (out, mut seen) = watch::channel(None);
             watch_own("w0".to_owned(), ip("10.9.0.1"), false, out, &life);
             let steps: [(&[&str], Option<&str>); 7] = [
@@ -247,7 +247,7 @@ mod tests {
                     .unwrap_or_else(|_| panic!("{lines:?}"))
                     .unwrap();
             }
-            life.stopping.cancel();
+            life.draining.cancel();
             life.finished().await;
         });
     }

@@ -10,7 +10,7 @@ use super::{Interface, NetError, interfaces, reachable, route_to};
 
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Picked {
+pub(crate) struct PickedAddress {
     /// The address to advertise.
     pub(crate) address: IpAddr,
     /// The interface that has it.
@@ -19,9 +19,9 @@ pub(crate) struct Picked {
     pub(crate) warning: Option<String>,
 }
 
-impl Picked {
-    fn new(address: IpAddr, interface: &str) -> Picked {
-        Picked { address, interface: interface.to_owned(), warning: None }
+impl PickedAddress {
+    fn new(address: IpAddr, interface: &str) -> PickedAddress {
+        PickedAddress { address, interface: interface.to_owned(), warning: None }
     }
 }
 
@@ -31,7 +31,7 @@ pub(crate) fn pick_for_init(
     interfaces: &[Interface],
     wanted_iface: Option<&str>,
     wanted_addr: Option<IpAddr>,
-) -> Result<Picked, PickError> {
+) -> Result<PickedAddress, PickError> {
     if wanted_iface.is_some() || wanted_addr.is_some() {
         return pick_wanted(interfaces, wanted_iface, wanted_addr, |_| true);
     }
@@ -42,12 +42,12 @@ pub(crate) fn pick_for_init(
         .collect();
     let (vpn, other): (Vec<_>, Vec<_>) = usable.into_iter().partition(|(i, _)| i.vpn_like());
     match (vpn.as_slice(), other.as_slice()) {
-        ([(interface, address)], _) => Ok(Picked::new(*address, &interface.name)),
+        ([(interface, address)], _) => Ok(PickedAddress::new(*address, &interface.name)),
         ([], [_, ..]) if vpn_down(interfaces).is_some() => {
             let vpn = vpn_down(interfaces).map(|i| i.name.clone()).unwrap_or_default();
             Err(PickError::VpnDown { vpn, others: listed(other.iter().map(|(i, _)| *i)) })
         }
-        ([], [(interface, address)]) => Ok(Picked::new(*address, &interface.name)),
+        ([], [(interface, address)]) => Ok(PickedAddress::new(*address, &interface.name)),
         ([], []) => Err(PickError::None { found: listed(interfaces) }),
         _ => Err(PickError::Several { found: listed(vpn.iter().chain(&other).map(|(i, _)| *i)) }),
     }
@@ -58,7 +58,7 @@ pub(crate) fn pick_for_seed(
     seed: IpAddr,
     wanted_iface: Option<&str>,
     wanted_addr: Option<IpAddr>,
-) -> Result<Picked, PickError> {
+) -> Result<PickedAddress, PickError> {
     let interfaces = match interfaces() {
         Ok(interfaces) => interfaces,
         // Then the route has to do, and is known another way.
@@ -73,13 +73,13 @@ pub(crate) fn pick_for_seed(
     if !reachable(route.source) && !route.source.is_loopback() {
         return Err(PickError::Useless { address: route.source });
     }
-    let mut picked = Picked::new(route.source, &route.interface);
+    let mut picked = PickedAddress::new(route.source, &route.interface);
     // The way to an address of this very node leads over the loopback, which is not where it lives.
     let holder = interfaces.iter().find(|i| i.addresses.iter().any(|a| a.ip == picked.address));
     if let Some(holder) = holder {
         picked.interface.clone_from(&holder.name);
     }
-    picked.warning = doubt(seed, &picked, &interfaces);
+    picked.warning = vpn_down_hint(seed, &picked, &interfaces);
     Ok(picked)
 }
 
@@ -88,7 +88,7 @@ fn pick_wanted(
     wanted_iface: Option<&str>,
     wanted_addr: Option<IpAddr>,
     preferred: impl Fn(IpAddr) -> bool,
-) -> Result<Picked, PickError> {
+) -> Result<PickedAddress, PickError> {
     if let Some(address) = wanted_addr
         && !reachable(address)
         && !address.is_loopback()
@@ -131,7 +131,7 @@ fn pick_wanted(
     if !interface.up {
         return Err(PickError::Down { name: interface.name.clone() });
     }
-    Ok(Picked::new(address, &interface.name))
+    Ok(PickedAddress::new(address, &interface.name))
 }
 
 /// A VPN that is set up but not running: the address to choose may be the one that is missing now.
@@ -141,7 +141,7 @@ fn vpn_down(interfaces: &[Interface]) -> Option<&Interface> {
 }
 
 /// With the VPN down the default route takes its place, and any address has a route by that.
-fn doubt(seed: IpAddr, picked: &Picked, interfaces: &[Interface]) -> Option<String> {
+fn vpn_down_hint(seed: IpAddr, picked: &PickedAddress, interfaces: &[Interface]) -> Option<String> {
     let (address, name) = (picked.address, &picked.interface);
     let chosen = interfaces.iter().find(|i| i.name == *name)?;
     let neighbour = chosen.addresses.iter().any(|a| a.net_has(seed));
@@ -205,10 +205,9 @@ impl From<NetError> for PickError {
 impl fmt::Display for PickError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            PickError::Several { found } => write!(
-                f,
-                "more than one interface may be the mesh:\n{found}choose one with --iface NAME"
-            ),
+            PickError::Several { found } => {
+                write!(f, "more than one interface may be the mesh:\n{found}choose one with --iface NAME")
+            }
             PickError::None { found } => write!(
                 f,
                 "no interface has an address that other nodes can reach:\n{found}bring up the VPN or the \

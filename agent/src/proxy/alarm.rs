@@ -11,9 +11,9 @@ const QUIET: Duration = Duration::from_secs(5);
 
 /// Off, or when it was last met.
 #[derive(Debug, Default)]
-pub(super) struct Alarm(AtomicU64);
+pub(super) struct LimitAlarm(AtomicU64);
 
-impl Alarm {
+impl LimitAlarm {
     /// The condition is met now; true when that is news.
     pub(super) fn raise(&self, now: Moment) -> bool {
         self.0.swap(now.as_millis().saturating_add(1), Relaxed) == 0
@@ -34,7 +34,7 @@ mod tests {
 
     #[test]
     fn only_changes_are_news() {
-        let alarm = Alarm::default();
+        let alarm = LimitAlarm::default();
         let at = Moment::from_millis;
         assert!(!alarm.relieve(|| at(0)));
         assert!(alarm.raise(at(0)));

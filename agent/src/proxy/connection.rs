@@ -11,57 +11,57 @@ use proto::access::{Access, Phase, Termination};
 use proto::time::UnixMs;
 use tokio::net::TcpStream;
 
-use super::copy::{Broken, CopyBoth, LINGER};
-use super::dial::{Dialled, Leg, dial};
-use super::flight::{Answered, First, answer, first};
-use super::held::{Leash, Ticket};
-use super::pool::Open;
-use super::{Shared, socket};
+use super::client_hello::{AnsweredUpstream, ClientHelloBuffer, answer, first};
+use super::copy::{BrokenConnection, CopyBoth, LINGER};
+use super::dial::{DialResult, Upstream, dial};
+use super::held::{CancelHandle, ConnGuard};
+use super::pool::OpenClient;
+use super::{ProxyShared, socket};
 use crate::lifecycle::wall;
 
 /// Finds a backend for `client` and copies until both directions have ended. Whatever else ends it resets
 /// both legs, so that neither peer waits for the other.
-pub(super) fn serve(client: TcpStream, open: Open, shared: Arc<Shared>) -> Serve {
-    Serve::Finding(Box::pin(prepare(client, open, shared)))
+pub(super) fn serve(client: TcpStream, open: OpenClient, shared: Arc<ProxyShared>) -> ServeClient {
+    ServeClient::Finding(Box::pin(prepare(client, open, shared)))
 }
 
 /// One client's whole life. By hand, since a connection is found in milliseconds and held for hours: what
 /// finding takes is in a box, and gone when it has ended.
 #[allow(clippy::large_enum_variant)] // nearly all are in the large one
-pub(super) enum Serve {
-    Finding(Pin<Box<dyn Future<Output = Option<Carried>> + Send>>),
-    Carrying(Carried),
+pub(super) enum ServeClient {
+    Finding(Pin<Box<dyn Future<Output = Option<Tunnel>> + Send>>),
+    Carrying(Tunnel),
 }
 
-impl Future for Serve {
+impl Future for ServeClient {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             match &mut *self {
-                Serve::Finding(finding) => match ready!(finding.as_mut().poll(cx)) {
-                    Some(carried) => *self = Serve::Carrying(carried),
+                ServeClient::Finding(finding) => match ready!(finding.as_mut().poll(cx)) {
+                    Some(carried) => *self = ServeClient::Carrying(carried),
                     None => return Poll::Ready(()),
                 },
-                Serve::Carrying(carried) => return carried.poll(cx),
+                ServeClient::Carrying(carried) => return carried.poll(cx),
             }
         }
     }
 }
 
 /// A client and its backend, and what is counted while they are connected.
-pub(super) struct Carried {
+pub(super) struct Tunnel {
     copy: CopyBoth,
-    leash: Arc<Leash>,
-    ticket: Ticket,
-    open: Open,
-    shared: Arc<Shared>,
-    story: Option<Box<Story>>,
+    cancel: Arc<CancelHandle>,
+    conn_guard: ConnGuard,
+    open: OpenClient,
+    shared: Arc<ProxyShared>,
+    access_record: Option<Box<AccessRecord>>,
 }
 
-impl Carried {
+impl Tunnel {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let ended = match self.leash.poll_pulled(cx) {
+        let ended = match self.cancel.poll_pulled(cx) {
             true => None,
             false => Some(ready!(Pin::new(&mut self.copy).poll(cx))),
         };
@@ -70,44 +70,54 @@ impl Carried {
             self.copy.reset();
         }
         let (bytes, sent) = (self.copy.received(), self.copy.sent());
-        let counts = &self.ticket.held.counts;
+        let counts = &self.conn_guard.held.counts;
         counts.bytes_in.fetch_add(sent, Relaxed);
         counts.bytes_out.fetch_add(bytes, Relaxed);
-        tell(self.story.take(), &self.open, Some(&self.ticket), cause, bytes, &self.shared);
+        write_access_log(
+            self.access_record.take(),
+            &self.open,
+            Some(&self.conn_guard),
+            cause,
+            bytes,
+            &self.shared,
+        );
         Poll::Ready(())
     }
 }
 
 /// Finds a backend, and sees that it answers a first flight that can be sent again; none when the client
 /// was told that there is none.
-async fn prepare(mut client: TcpStream, open: Open, shared: Arc<Shared>) -> Option<Carried> {
-    let mut story = open.pool.access_log.load(Relaxed).then(|| Story::begin(&client)).flatten();
-    let over = &shared.life.over;
-    let found = over.run_until_cancelled(find(&client, &open, &shared, &mut story)).await;
-    let mut leg = match found.unwrap_or(Err(Termination::Killed)) {
-        Ok(leg) => leg,
+async fn prepare(mut client: TcpStream, open: OpenClient, shared: Arc<ProxyShared>) -> Option<Tunnel> {
+    let mut access_record =
+        open.pool.access_log.load(Relaxed).then(|| AccessRecord::begin(&client)).flatten();
+    let over = &shared.life.shutdown;
+    let found = over.run_until_cancelled(find(&client, &open, &shared, &mut access_record)).await;
+    let mut upstream = match found.unwrap_or(Err(Termination::Killed)) {
+        Ok(upstream) => upstream,
         Err(cause) => {
             socket::reset_on_drop(&client);
-            tell(story, &open, None, cause, 0, &shared);
+            write_access_log(access_record, &open, None, cause, 0, &shared);
             return None;
         }
     };
-    let leash = leg.ticket.leash();
+    let cancel = upstream.conn_guard.cancel_handle();
     if over.is_cancelled() {
-        leash.pull(); // nobody else does any more
+        cancel.pull(); // nobody else does any more
     }
-    let unsent = match leash.run(first(&mut client, &mut leg.stream)).await {
+    let unsent = match cancel.run(first(&mut client, &mut upstream.stream)).await {
         Some(Ok(flight)) if flight.is_hello => {
-            let answered = Box::pin(over.run_until_cancelled(hear(&client, leg, flight, &open, &shared)));
+            let answered = Box::pin(
+                over.run_until_cancelled(wait_first_flight(&client, upstream, flight, &open, &shared)),
+            );
             match answered.await.unwrap_or(Err(Termination::Killed)) {
                 Ok(answered) => {
-                    leg = answered.leg;
-                    note(&mut story, answered.replays);
+                    upstream = answered.upstream;
+                    note_replay(&mut access_record, answered.replays);
                     answered.unsent
                 }
                 Err(cause) => {
                     socket::reset_on_drop(&client);
-                    tell(story, &open, None, cause, 0, &shared);
+                    write_access_log(access_record, &open, None, cause, 0, &shared);
                     return None;
                 }
             }
@@ -115,41 +125,45 @@ async fn prepare(mut client: TcpStream, open: Open, shared: Arc<Shared>) -> Opti
         Some(Ok(flight)) => flight.unsent(),
         broken => {
             socket::reset_on_drop(&client);
-            socket::reset_on_drop(&leg.stream);
+            socket::reset_on_drop(&upstream.stream);
             let cause = cause(&broken, &shared);
-            tell(story, &open, Some(&leg.ticket), cause, 0, &shared);
+            write_access_log(access_record, &open, Some(&upstream.conn_guard), cause, 0, &shared);
             return None;
         }
     };
-    let Leg { stream, mut ticket } = leg;
-    ticket.given();
-    let leash = ticket.leash();
+    let Upstream { stream, mut conn_guard } = upstream;
+    conn_guard.client_assigned();
+    let cancel = conn_guard.cancel_handle();
     if over.is_cancelled() {
-        leash.pull();
+        cancel.pull();
     }
     let copy = CopyBoth::new(client, stream, LINGER).begin_with(unsent);
-    Some(Carried { copy, leash, ticket, open, shared, story })
+    Some(Tunnel { copy, cancel, conn_guard, open, shared, access_record })
 }
 
 /// Dials, and says who the client is where that is wanted.
 async fn find(
     client: &TcpStream,
-    open: &Open,
-    shared: &Arc<Shared>,
-    story: &mut Option<Box<Story>>,
-) -> Result<Leg, Termination> {
-    let Dialled { leg, tries, moved } = dial(&open.pool, shared).await;
-    if let Some(story) = story {
-        story.retries = tries.saturating_sub(1);
-        story.moved = moved;
-        story.connect = leg.is_ok().then(|| story.began.elapsed());
+    open: &OpenClient,
+    shared: &Arc<ProxyShared>,
+    access_record: &mut Option<Box<AccessRecord>>,
+) -> Result<Upstream, Termination> {
+    let DialResult { upstream, tries, moved } = dial(&open.pool, shared).await;
+    if let Some(access_record) = access_record {
+        access_record.retries = tries.saturating_sub(1);
+        access_record.moved = moved;
+        access_record.connect = upstream.is_ok().then(|| access_record.began.elapsed());
     }
-    let leg = leg?;
-    if socket::write_at_once(&leg.stream, &header(client, open)) { Ok(leg) } else { Err(Termination::Server) }
+    let upstream = upstream?;
+    if socket::write_at_once(&upstream.stream, &header(client, open)) {
+        Ok(upstream)
+    } else {
+        Err(Termination::Server)
+    }
 }
 
 /// What tells a backend who the client is; empty when it is not to be told.
-fn header(client: &TcpStream, open: &Open) -> Vec<u8> {
+fn header(client: &TcpStream, open: &OpenClient) -> Vec<u8> {
     if !open.pool.send_proxy.load(Relaxed) {
         return Vec::new();
     }
@@ -160,31 +174,31 @@ fn header(client: &TcpStream, open: &Open) -> Vec<u8> {
     }
 }
 
-async fn hear(
+async fn wait_first_flight(
     client: &TcpStream,
-    leg: Leg,
-    flight: First,
-    open: &Open,
-    shared: &Arc<Shared>,
-) -> Result<Answered, Termination> {
-    answer(client, leg, flight, &header(client, open), &open.pool, shared).await
+    upstream: Upstream,
+    flight: ClientHelloBuffer,
+    open: &OpenClient,
+    shared: &Arc<ProxyShared>,
+) -> Result<AnsweredUpstream, Termination> {
+    answer(client, upstream, flight, &header(client, open), &open.pool, shared).await
 }
 
 /// What ended a connection; none is its leash.
-fn cause<T>(ended: &Option<Result<T, Broken>>, shared: &Shared) -> Termination {
+fn cause<T>(ended: &Option<Result<T, BrokenConnection>>, shared: &ProxyShared) -> Termination {
     match ended {
         Some(Ok(_)) => Termination::Normal,
         Some(Err(broken)) => {
             tracing::trace!("a connection broke: {}", broken.error);
             broken.cause
         }
-        None if shared.life.over.is_cancelled() => Termination::Killed,
+        None if shared.life.shutdown.is_cancelled() => Termination::Killed,
         None => Termination::Down,
     }
 }
 
 /// What the access log wants to know and nobody else remembers.
-struct Story {
+struct AccessRecord {
     client: SocketAddr,
     came: UnixMs,
     began: Instant,
@@ -193,51 +207,51 @@ struct Story {
     moved: bool,
 }
 
-impl Story {
-    fn begin(client: &TcpStream) -> Option<Box<Story>> {
+impl AccessRecord {
+    fn begin(client: &TcpStream) -> Option<Box<AccessRecord>> {
         let client = client.peer_addr().ok()?;
         let (came, began) = (wall(), Instant::now());
-        Some(Box::new(Story { client, came, began, connect: None, retries: 0, moved: false }))
+        Some(Box::new(AccessRecord { client, came, began, connect: None, retries: 0, moved: false }))
     }
 }
 
 /// The first flight was sent again.
-fn note(story: &mut Option<Box<Story>>, replays: u32) {
-    if let Some(story) = story {
-        story.retries += replays;
-        story.moved |= replays > 0;
+fn note_replay(access_record: &mut Option<Box<AccessRecord>>, replays: u32) {
+    if let Some(access_record) = access_record {
+        access_record.retries += replays;
+        access_record.moved |= replays > 0;
     }
 }
 
 /// Writes the line of the access log.
-fn tell(
-    story: Option<Box<Story>>,
-    open: &Open,
-    ticket: Option<&Ticket>,
+fn write_access_log(
+    access_record: Option<Box<AccessRecord>>,
+    open: &OpenClient,
+    conn_guard: Option<&ConnGuard>,
     cause: Termination,
     bytes: u64,
-    shared: &Shared,
+    shared: &ProxyShared,
 ) {
-    let Some(story) = story else { return };
+    let Some(access_record) = access_record else { return };
     let (front, back) = open.pool.counts();
-    let server = ticket.map(|ticket| &*ticket.held);
+    let server = conn_guard.map(|conn_guard| &*conn_guard.held);
     let at_server = server.map_or(0, |held| held.connections.load(Relaxed));
     let own = u64::from(server.is_some());
     let held =
         [shared.clients.load(Relaxed).saturating_sub(1), front.saturating_sub(1), back.saturating_sub(own)];
     let access = Access {
-        client: story.client,
-        came: story.came,
+        client: access_record.client,
+        came: access_record.came,
         service: open.pool.service.as_str(),
         server: server.map(|held| held.name.as_str()),
-        connect: story.connect,
-        total: story.began.elapsed(),
+        connect: access_record.connect,
+        total: access_record.began.elapsed(),
         bytes,
         cause,
-        phase: if story.connect.is_some() { Phase::Data } else { Phase::Connect },
+        phase: if access_record.connect.is_some() { Phase::Data } else { Phase::Connect },
         held: [held[0], held[1], held[2], at_server.saturating_sub(own)],
-        retries: story.retries,
-        redispatched: story.moved,
+        retries: access_record.retries,
+        redispatched: access_record.moved,
     };
     tracing::info!(target: "access", "{access}");
 }

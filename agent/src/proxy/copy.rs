@@ -64,7 +64,7 @@ pub(super) fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
 
 /// What broke a connection, and on whose side.
 #[derive(Debug)]
-pub(super) struct Broken {
+pub(super) struct BrokenConnection {
     pub(super) cause: Termination,
     pub(super) error: io::Error,
 }
@@ -73,8 +73,8 @@ pub(super) struct Broken {
 pub(super) struct CopyBoth {
     client: TcpStream,
     master: TcpStream,
-    up: Flow,
-    down: Flow,
+    up: CopyDirection,
+    down: CopyDirection,
     linger: Duration,
     /// Set while one direction has ended: the timer, and how much the other had moved when it was set.
     lingering: Option<(Pin<Box<Sleep>>, u64)>,
@@ -82,7 +82,14 @@ pub(super) struct CopyBoth {
 
 impl CopyBoth {
     pub(super) fn new(client: TcpStream, master: TcpStream, linger: Duration) -> CopyBoth {
-        CopyBoth { client, master, up: Flow::default(), down: Flow::default(), linger, lingering: None }
+        CopyBoth {
+            client,
+            master,
+            up: CopyDirection::default(),
+            down: CopyDirection::default(),
+            linger,
+            lingering: None,
+        }
     }
 
     /// Sends what was read from the client before, and not written yet, ahead of what follows.
@@ -109,7 +116,7 @@ impl CopyBoth {
 
     /// Ready when half-closed and without progress for too long. Looks at the progress only when the timer
     /// rings, so that moving bytes costs nothing: "too long" is up to twice as long.
-    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<BrokenConnection> {
         let moved = self.up.moved.wrapping_add(self.down.moved);
         let linger = self.linger;
         let (timer, seen) =
@@ -117,9 +124,9 @@ impl CopyBoth {
         while timer.as_mut().poll(cx).is_ready() {
             if *seen == moved {
                 // The side that has not ended is the one that is waited for.
-                let up_ended = self.up.stage == Stage::Ended;
+                let up_ended = self.up.stage == CopyStage::Ended;
                 let cause = if up_ended { Termination::ServerTimeout } else { Termination::ClientTimeout };
-                return Poll::Ready(Broken { cause, error: io::ErrorKind::TimedOut.into() });
+                return Poll::Ready(BrokenConnection { cause, error: io::ErrorKind::TimedOut.into() });
             }
             *seen = moved;
             timer.as_mut().reset(Instant::now() + linger);
@@ -129,19 +136,19 @@ impl CopyBoth {
 }
 
 impl Future for CopyBoth {
-    type Output = Result<(), Broken>;
+    type Output = Result<(), BrokenConnection>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), BrokenConnection>> {
         let this = self.get_mut();
         let (up, down) = with_scratch(|scratch| {
-            let last = this.down.stage == Stage::Ended;
+            let last = this.down.stage == CopyStage::Ended;
             let up = this.up.poll(cx, &mut this.client, &mut this.master, scratch, last);
-            let last = this.up.stage == Stage::Ended;
+            let last = this.up.stage == CopyStage::Ended;
             let down = this.down.poll(cx, &mut this.master, &mut this.client, scratch, last);
             // Both have moved what they could: what one peer said before it broke still gets through.
             let up = up.map_err(|fault| fault.of(Termination::Client, Termination::Server))?;
             let down = down.map_err(|fault| fault.of(Termination::Server, Termination::Client))?;
-            Result::<_, Broken>::Ok((up, down))
+            Result::<_, BrokenConnection>::Ok((up, down))
         })?;
         match (up, down) {
             (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
@@ -153,25 +160,25 @@ impl Future for CopyBoth {
 
 /// One direction.
 #[derive(Default)]
-struct Flow {
+struct CopyDirection {
     /// What was read and could not be written yet. In a box, like the rest: most connections are idle.
-    left: Option<Box<Left>>,
+    left: Option<Box<PendingBytes>>,
     /// What was spliced and could not be written yet. Never both: each is empty before anything is read.
     pipe: Option<Pipe>,
     piped: usize,
     moved: u64,
-    stage: Stage,
-    mode: Mode,
+    stage: CopyStage,
+    mode: CopyMode,
 }
 
 /// Bytes to be written, from `written` on.
-struct Left {
+struct PendingBytes {
     bytes: Vec<u8>,
     written: usize,
 }
 
 #[derive(Default, PartialEq, Eq)]
-enum Stage {
+enum CopyStage {
     #[default]
     Open,
     /// FIN was read and is passed on once nothing is left.
@@ -181,7 +188,7 @@ enum Stage {
 
 /// How a direction moves its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
+enum CopyMode {
     /// Through the buffer, which was filled so many times in a row.
     Copy(u8),
     /// Through a pipe, where so many reads in a row were small.
@@ -190,28 +197,28 @@ enum Mode {
     CopyOnly,
 }
 
-impl Default for Mode {
-    fn default() -> Mode {
-        Mode::Copy(0)
+impl Default for CopyMode {
+    fn default() -> CopyMode {
+        CopyMode::Copy(0)
     }
 }
 
 /// Which socket of a direction broke.
-enum Fault {
+enum BrokenSocket {
     From(io::Error),
     To(io::Error),
 }
 
-impl Fault {
-    fn of(self, from: Termination, to: Termination) -> Broken {
+impl BrokenSocket {
+    fn of(self, from: Termination, to: Termination) -> BrokenConnection {
         match self {
-            Fault::From(error) => Broken { cause: from, error },
-            Fault::To(error) => Broken { cause: to, error },
+            BrokenSocket::From(error) => BrokenConnection { cause: from, error },
+            BrokenSocket::To(error) => BrokenConnection { cause: to, error },
         }
     }
 }
 
-impl Flow {
+impl CopyDirection {
     /// Moves what can be moved; ready when the direction has ended. After the `last` both sockets are
     /// closed, which passes FIN on as well.
     fn poll(
@@ -221,35 +228,35 @@ impl Flow {
         to: &mut TcpStream,
         scratch: &mut [u8],
         last: bool,
-    ) -> Poll<Result<(), Fault>> {
+    ) -> Poll<Result<(), BrokenSocket>> {
         let mut rounds = ROUNDS;
         while rounds > 0 {
-            ready!(self.poll_left(cx, to)).map_err(Fault::To)?;
-            ready!(self.poll_piped(cx, to)).map_err(Fault::To)?;
+            ready!(self.poll_left(cx, to)).map_err(BrokenSocket::To)?;
+            ready!(self.poll_piped(cx, to)).map_err(BrokenSocket::To)?;
             match self.stage {
-                Stage::Ended => return Poll::Ready(Ok(())),
-                Stage::Ending => {
+                CopyStage::Ended => return Poll::Ready(Ok(())),
+                CopyStage::Ending => {
                     if !last {
-                        SockRef::from(&*to).shutdown(Shutdown::Write).map_err(Fault::To)?;
+                        SockRef::from(&*to).shutdown(Shutdown::Write).map_err(BrokenSocket::To)?;
                     }
-                    self.stage = Stage::Ended;
+                    self.stage = CopyStage::Ended;
                     return Poll::Ready(Ok(()));
                 }
-                Stage::Open => {}
+                CopyStage::Open => {}
             }
-            if matches!(self.mode, Mode::Splice(_)) {
-                ready!(self.poll_splice(cx, from)).map_err(Fault::From)?;
+            if matches!(self.mode, CopyMode::Splice(_)) {
+                ready!(self.poll_splice(cx, from)).map_err(BrokenSocket::From)?;
                 rounds = rounds.saturating_sub(SPLICE_ROUNDS);
                 continue;
             }
             // A read that does not fill the buffer also tells tokio that the socket is empty, so that the
             // next round waits without asking the kernel.
             let mut buffer = ReadBuf::new(scratch);
-            ready!(Pin::new(&mut *from).poll_read(cx, &mut buffer)).map_err(Fault::From)?;
+            ready!(Pin::new(&mut *from).poll_read(cx, &mut buffer)).map_err(BrokenSocket::From)?;
             self.copied(buffer.filled().len(), buffer.remaining() == 0);
             match buffer.filled() {
-                [] => self.stage = Stage::Ending,
-                read => self.write(cx, to, read).map_err(Fault::To)?,
+                [] => self.stage = CopyStage::Ending,
+                read => self.write(cx, to, read).map_err(BrokenSocket::To)?,
             }
             rounds -= 1;
         }
@@ -259,17 +266,17 @@ impl Flow {
 
     /// A read through the buffer found so much: is it bulk?
     fn copied(&mut self, found: usize, is_full: bool) {
-        if let Mode::Copy(full) = self.mode {
+        if let CopyMode::Copy(full) = self.mode {
             let full = if is_full && found > 0 { full + 1 } else { 0 };
-            self.mode = if full >= BULK_AFTER { Mode::Splice(0) } else { Mode::Copy(full) };
+            self.mode = if full >= BULK_AFTER { CopyMode::Splice(0) } else { CopyMode::Copy(full) };
         }
     }
 
     /// A splice found so much: is it still bulk?
     fn spliced(&mut self, found: usize) {
-        if let Mode::Splice(small) = self.mode {
+        if let CopyMode::Splice(small) = self.mode {
             let small = if found < SMALL_BYTES { small + 1 } else { 0 };
-            self.mode = if small >= SMALL_AFTER { Mode::Copy(0) } else { Mode::Splice(small) };
+            self.mode = if small >= SMALL_AFTER { CopyMode::Copy(0) } else { CopyMode::Splice(small) };
         }
     }
 
@@ -286,14 +293,14 @@ impl Flow {
                 self.pipe = Pipe::take();
             }
             let Some((_, end, size)) = self.pipe.as_ref().and_then(Pipe::ends) else {
-                self.mode = Mode::Copy(0);
+                self.mode = CopyMode::Copy(0);
                 return Poll::Ready(Ok(()));
             };
             let fill = || Ok(splice(from, None, end, None, size, SpliceFlags::NONBLOCK | SpliceFlags::MOVE)?);
             match from.try_io(Interest::READABLE, fill) {
                 Ok(0) => {
                     self.give_back();
-                    self.stage = Stage::Ending;
+                    self.stage = CopyStage::Ending;
                 }
                 Ok(n) => {
                     self.piped = n;
@@ -302,7 +309,7 @@ impl Flow {
                 Err(error) if is_passing(&error) => continue,
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                     self.give_back();
-                    self.mode = Mode::CopyOnly;
+                    self.mode = CopyMode::CopyOnly;
                 }
                 Err(error) => return Poll::Ready(Err(error)),
             }
@@ -327,7 +334,7 @@ impl Flow {
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
-        if !matches!(self.mode, Mode::Splice(_)) {
+        if !matches!(self.mode, CopyMode::Splice(_)) {
             self.give_back();
         }
         Poll::Ready(Ok(()))
@@ -360,7 +367,7 @@ impl Flow {
 
     /// Keeps `bytes` until they can be written.
     fn keep(&mut self, bytes: Vec<u8>) {
-        self.left = (!bytes.is_empty()).then(|| Box::new(Left { bytes, written: 0 }));
+        self.left = (!bytes.is_empty()).then(|| Box::new(PendingBytes { bytes, written: 0 }));
     }
 
     /// Writes what was left; ready when nothing is.

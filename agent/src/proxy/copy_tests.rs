@@ -23,14 +23,16 @@ async fn pair() -> (TcpStream, TcpStream) {
 }
 
 /// A client and a master with a copy between them; the handle gives how the copy ended.
-async fn joined(linger: Duration) -> (TcpStream, TcpStream, tokio::task::JoinHandle<Result<(), Broken>>) {
-    joined_in(Mode::default(), linger).await
+async fn joined(
+    linger: Duration,
+) -> (TcpStream, TcpStream, tokio::task::JoinHandle<Result<(), BrokenConnection>>) {
+    joined_in(CopyMode::default(), linger).await
 }
 
 async fn joined_in(
-    mode: Mode,
+    mode: CopyMode,
     linger: Duration,
-) -> (TcpStream, TcpStream, tokio::task::JoinHandle<Result<(), Broken>>) {
+) -> (TcpStream, TcpStream, tokio::task::JoinHandle<Result<(), BrokenConnection>>) {
     let (client, left) = pair().await;
     let (right, master) = pair().await;
     let copy = tokio::spawn(async move {
@@ -58,7 +60,7 @@ fn any_op() -> impl Strategy<Value = Op> {
 
 /// Does `ops` on both ends and compares what arrives with what was sent. In the end both finish, or one side
 /// resets: then what arrives is the beginning of what was sent.
-async fn play(ops: Vec<Op>, mode: Mode, reset: Option<usize>) {
+async fn play(ops: Vec<Op>, mode: CopyMode, reset: Option<usize>) {
     let (client, master, copy) = joined_in(mode, LONG).await;
     let mut ends = [client, master];
     // By side: what it has sent and the other has not read, and whether it has sent FIN.
@@ -125,7 +127,7 @@ proptest! {
     fn what_goes_in_comes_out_in_both_directions(
         ops in proptest::collection::vec(any_op(), 0..24),
         // The first may switch either way; the second begins in a pipe; the third never has one.
-        mode in proptest::sample::select(vec![Mode::Copy(0), Mode::Splice(0), Mode::CopyOnly]),
+        mode in proptest::sample::select(vec![CopyMode::Copy(0), CopyMode::Splice(0), CopyMode::CopyOnly]),
         reset in proptest::option::weighted(0.3, 0..2usize),
     ) {
         tokio::runtime::Builder::new_current_thread()
@@ -201,7 +203,7 @@ async fn an_idle_connection_holds_no_buffer() {
         }
     })
     .await;
-    assert!(copy.up.piped > 0 && matches!(copy.up.mode, Mode::Splice(_)), "a flood is spliced");
+    assert!(copy.up.piped > 0 && matches!(copy.up.mode, CopyMode::Splice(_)), "a flood is spliced");
     assert!(copy.up.left.is_none());
     let mut received = vec![0; sent];
     tokio::select! {
@@ -220,7 +222,7 @@ async fn what_copying_could_not_write_is_kept_and_then_let_go() {
     let (mut client, left) = pair().await;
     let (right, mut master) = pair().await;
     let mut copy = Box::pin(CopyBoth::new(left, right, LONG));
-    copy.up.mode = Mode::CopyOnly;
+    copy.up.mode = CopyMode::CopyOnly;
     let mut sent = 0;
     let _ = timeout(Duration::from_millis(300), async {
         loop {
@@ -246,9 +248,9 @@ async fn after_bulk_small_messages_are_copied_again() {
     let (mut client, left) = pair().await;
     let (right, mut master) = pair().await;
     let mut copy = Box::pin(CopyBoth::new(left, right, LONG));
-    copy.up.mode = Mode::Splice(0);
+    copy.up.mode = CopyMode::Splice(0);
     for i in 0..SMALL_AFTER {
-        assert_eq!(copy.up.mode, Mode::Splice(i));
+        assert_eq!(copy.up.mode, CopyMode::Splice(i));
         client.write_all(b"small").await.unwrap();
         let mut received = [0; 5];
         tokio::select! {
@@ -256,7 +258,7 @@ async fn after_bulk_small_messages_are_copied_again() {
             _ = &mut copy => unreachable!("nobody has closed"),
         }
     }
-    assert_eq!((copy.up.mode, copy.up.moved), (Mode::Copy(0), 5 * u64::from(SMALL_AFTER)));
+    assert_eq!((copy.up.mode, copy.up.moved), (CopyMode::Copy(0), 5 * u64::from(SMALL_AFTER)));
     assert!(copy.up.pipe.is_none());
 }
 

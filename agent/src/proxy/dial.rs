@@ -1,4 +1,4 @@
-//! Carries out a [`Plan`]: who is dialled when for one client, and what each dial says about its backend.
+//! Carries out a [`DialPlan`]: who is dialled when for one client, and what each dial says about its backend.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,30 +9,30 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use proto::access::Termination;
-use proto::dial::{Plan, Step};
+use proto::dial::{DialPlan, DialStep};
 use proto::node::NodeId;
-use proto::path::{Evidence, Report};
+use proto::path::{Evidence, EvidenceReport};
 use tokio::net::TcpStream;
 
-use super::Shared;
-use super::held::{Counts, Ticket};
-use super::pool::Pool;
-use super::socket::{self, Connecting};
+use super::ProxyShared;
+use super::held::{ConnGuard, HeldCounts};
+use super::pool::ServicePool;
+use super::socket::{self, PendingConnect};
 
 /// A dial that got no answer for this long says something about its backend, also when it was not waited
 /// for: longer than the first retransmission of a SYN would need on any mesh.
 const VERDICT: Duration = Duration::from_secs(1);
 
 /// A connection to a backend.
-pub(super) struct Leg {
+pub(super) struct Upstream {
     pub(super) stream: TcpStream,
-    pub(super) ticket: Ticket,
+    pub(super) conn_guard: ConnGuard,
 }
 
 /// How a client's dial went.
-pub(super) struct Dialled {
+pub(super) struct DialResult {
     /// The first backend to answer, or why none did in time.
-    pub(super) leg: Result<Leg, Termination>,
+    pub(super) upstream: Result<Upstream, Termination>,
     /// Dials that were begun.
     pub(super) tries: u32,
     /// The one that answered was not the first to be tried.
@@ -40,46 +40,47 @@ pub(super) struct Dialled {
 }
 
 /// Dials until the first backend answers.
-pub(super) async fn dial(pool: &Arc<Pool>, shared: &Arc<Shared>) -> Dialled {
+pub(super) async fn dial(pool: &Arc<ServicePool>, shared: &Arc<ProxyShared>) -> DialResult {
     let life = &shared.life;
     let table = Arc::clone(&shared.table.borrow());
     let backends = table.get(&pool.service).map_or(&[][..], Vec::as_slice);
     let (order, first) = pool.rank(backends, shared.own, life.now());
-    let begin =
-        |(i, ticket): (usize, Ticket)| Some(Trial::begin(ticket, backends.get(i)?.address, pool, shared));
+    let begin = |(i, conn_guard): (usize, ConnGuard)| {
+        Some(DialAttempt::begin(conn_guard, backends.get(i)?.address, pool, shared))
+    };
     let mut first = order.first().copied().zip(first).and_then(begin);
-    if let Some(leg) = first.as_mut().and_then(Trial::at_once) {
+    if let Some(upstream) = first.as_mut().and_then(DialAttempt::at_once) {
         pool.served(shared);
-        return Dialled { leg: Ok(leg), tries: 1, moved: false };
+        return DialResult { upstream: Ok(upstream), tries: 1, moved: false };
     }
-    let best = first.as_ref().map(|trial| trial.node);
-    let patience = |i: &usize| proto::dial::patience(backends.get(*i).and_then(|one| one.rtt));
-    let mut plan = Plan::new(order.iter().map(patience).collect(), life.now());
-    let mut trials = FuturesUnordered::new();
+    let best = first.as_ref().map(|attempt| attempt.node);
+    let patience = |i: &usize| proto::dial::connect_patience(backends.get(*i).and_then(|one| one.rtt));
+    let mut plan = DialPlan::new(order.iter().map(patience).collect(), life.now());
+    let mut attempts = FuturesUnordered::new();
     let (mut tries, mut cause) = (0, None);
     loop {
         match plan.next(life.now(), || pool.may_race(life.now())) {
-            Step::Dial(nth) => {
-                let ticket = |i: usize| Some((i, pool.ticket(backends, i, life.now())?));
-                let next = || order.get(nth).copied().and_then(ticket).and_then(begin);
-                let Some(trial) = first.take().or_else(next) else {
+            DialStep::Dial(nth) => {
+                let conn_guard = |i: usize| Some((i, pool.conn_guard(backends, i, life.now())?));
+                let next = || order.get(nth).copied().and_then(conn_guard).and_then(begin);
+                let Some(attempt) = first.take().or_else(next) else {
                     plan.failed(); // no plan goes past its candidates
                     continue;
                 };
                 tries += 1;
-                if !trials.is_empty() {
-                    trial.count(|counts| &counts.races);
+                if !attempts.is_empty() {
+                    attempt.count(|counts| &counts.races);
                 }
-                trials.push(trial.run());
+                attempts.push(attempt.run());
             }
-            Step::Wait(until) => tokio::select! {
+            DialStep::Wait(until) => tokio::select! {
                 biased;
-                Some(found) = trials.next() => match found {
-                    Ok(leg) => {
+                Some(found) = attempts.next() => match found {
+                    Ok(upstream) => {
                         pool.served(shared);
-                        see_out(trials, pool, shared);
-                        let moved = Some(leg.ticket.held.node) != best;
-                        return Dialled { leg: Ok(leg), tries, moved };
+                        finish_losers(attempts, pool, shared);
+                        let moved = Some(upstream.conn_guard.held.node) != best;
+                        return DialResult { upstream: Ok(upstream), tries, moved };
                     }
                     Err(why) => {
                         cause = Some(why);
@@ -88,10 +89,11 @@ pub(super) async fn dial(pool: &Arc<Pool>, shared: &Arc<Shared>) -> Dialled {
                 },
                 () = tokio::time::sleep_until(life.instant(until)) => {}
             },
-            Step::GiveUp => {
+            DialStep::GiveUp => {
                 pool.not_served(backends.len(), shared);
-                let silent = if trials.is_empty() { Termination::Server } else { Termination::ServerTimeout };
-                return Dialled { leg: Err(cause.unwrap_or(silent)), tries, moved: false };
+                let silent =
+                    if attempts.is_empty() { Termination::Server } else { Termination::ServerTimeout };
+                return DialResult { upstream: Err(cause.unwrap_or(silent)), tries, moved: false };
             }
         }
     }
@@ -99,57 +101,57 @@ pub(super) async fn dial(pool: &Arc<Pool>, shared: &Arc<Shared>) -> Dialled {
 
 /// Lets the losers of a race run until their verdict, one race at a time: a backend whose packets vanish
 /// loses every race, and without its verdict each client would wait for the hedge again.
-fn see_out<F>(mut trials: FuturesUnordered<F>, pool: &Arc<Pool>, shared: &Arc<Shared>)
+fn finish_losers<F>(mut attempts: FuturesUnordered<F>, pool: &Arc<ServicePool>, shared: &Arc<ProxyShared>)
 where
-    F: Future<Output = Result<Leg, Termination>> + Send + 'static,
+    F: Future<Output = Result<Upstream, Termination>> + Send + 'static,
 {
-    if trials.is_empty() || pool.seeing_out.swap(true, Relaxed) {
+    if attempts.is_empty() || pool.seeing_out.swap(true, Relaxed) {
         return;
     }
     let pool = Arc::clone(pool);
-    let over = shared.life.over.clone();
+    let over = shared.life.shutdown.clone();
     shared.life.spawn(async move {
-        let all = async { while trials.next().await.is_some() {} };
+        let all = async { while attempts.next().await.is_some() {} };
         let _ = over.run_until_cancelled(tokio::time::timeout(VERDICT, all)).await;
-        drop(trials);
+        drop(attempts);
         pool.seeing_out.store(false, Relaxed);
     });
 }
 
 /// One dial. Dropped early it reports only a silence that was long enough to mean something.
-pub(super) struct Trial {
+pub(super) struct DialAttempt {
     node: NodeId,
-    ticket: Option<Ticket>,
-    pool: Arc<Pool>,
-    shared: Arc<Shared>,
+    conn_guard: Option<ConnGuard>,
+    pool: Arc<ServicePool>,
+    shared: Arc<ProxyShared>,
     started: Instant,
     /// Until somebody waits for it.
-    connecting: Option<io::Result<Connecting>>,
+    connecting: Option<io::Result<PendingConnect>>,
     ended: bool,
 }
 
-impl Trial {
+impl DialAttempt {
     pub(super) fn begin(
-        ticket: Ticket,
+        conn_guard: ConnGuard,
         address: SocketAddr,
-        pool: &Arc<Pool>,
-        shared: &Arc<Shared>,
-    ) -> Trial {
-        Trial {
-            node: ticket.held.node,
-            ticket: Some(ticket),
+        pool: &Arc<ServicePool>,
+        shared: &Arc<ProxyShared>,
+    ) -> DialAttempt {
+        DialAttempt {
+            node: conn_guard.held.node,
+            conn_guard: Some(conn_guard),
             pool: Arc::clone(pool),
             shared: Arc::clone(shared),
             started: Instant::now(),
-            connecting: Some(Connecting::begin(address)),
+            connecting: Some(PendingConnect::begin(address)),
             ended: false,
         }
     }
 
     /// The leg, when it is there without waiting: no timer has to be set then, and nobody be raced.
-    fn at_once(&mut self) -> Option<Leg> {
+    fn at_once(&mut self) -> Option<Upstream> {
         match self.connecting.take() {
-            Some(Ok(Connecting::Done(stream))) => self.connected(stream),
+            Some(Ok(PendingConnect::Done(stream))) => self.connected(stream),
             other => {
                 self.connecting = other;
                 None
@@ -157,7 +159,7 @@ impl Trial {
         }
     }
 
-    pub(super) async fn run(mut self) -> Result<Leg, Termination> {
+    pub(super) async fn run(mut self) -> Result<Upstream, Termination> {
         let result = match self.connecting.take() {
             Some(Ok(connecting)) => connecting.finish().await,
             Some(Err(error)) => Err(error),
@@ -169,15 +171,15 @@ impl Trial {
         }
     }
 
-    fn connected(&mut self, stream: TcpStream) -> Option<Leg> {
+    fn connected(&mut self, stream: TcpStream) -> Option<Upstream> {
         self.ended = true;
         let took = self.started.elapsed();
-        let ticket = self.ticket.take()?;
-        ticket.held.counts.dials.took(took);
-        if ticket.held.is_news(self.shared.life.now()) {
+        let conn_guard = self.conn_guard.take()?;
+        conn_guard.held.counts.dials.record(took);
+        if conn_guard.held.is_news(self.shared.life.now()) {
             self.report(Evidence::Connected { took });
         }
-        Some(Leg { stream, ticket })
+        Some(Upstream { stream, conn_guard })
     }
 
     fn failed(&mut self, error: &io::Error) -> Termination {
@@ -185,7 +187,7 @@ impl Trial {
         match evidence_of(error) {
             Some(evidence) => {
                 self.count(|counts| &counts.errors);
-                self.accuse(evidence);
+                self.report_failure(evidence);
                 let refused = evidence == Evidence::Refused;
                 if refused { Termination::Server } else { Termination::ServerTimeout }
             }
@@ -196,30 +198,30 @@ impl Trial {
         }
     }
 
-    fn count(&self, what: impl Fn(&Counts) -> &AtomicU64) {
-        if let Some(ticket) = &self.ticket {
-            what(&ticket.held.counts).fetch_add(1, Relaxed);
+    fn count(&self, what: impl Fn(&HeldCounts) -> &AtomicU64) {
+        if let Some(conn_guard) = &self.conn_guard {
+            what(&conn_guard.held.counts).fetch_add(1, Relaxed);
         }
     }
 
     /// Reports what speaks against the backend; the next success is news then.
-    fn accuse(&self, evidence: Evidence) {
-        if let Some(ticket) = &self.ticket {
-            ticket.held.accused();
+    fn report_failure(&self, evidence: Evidence) {
+        if let Some(conn_guard) = &self.conn_guard {
+            conn_guard.held.failure_reported();
         }
         self.report(evidence);
     }
 
     fn report(&self, evidence: Evidence) {
         let service = self.pool.service.clone();
-        let _ = self.shared.evidence.try_send(Report { node: self.node, service, evidence });
+        let _ = self.shared.evidence.try_send(EvidenceReport { node: self.node, service, evidence });
     }
 }
 
-impl Drop for Trial {
+impl Drop for DialAttempt {
     fn drop(&mut self) {
         if !self.ended && self.started.elapsed() >= VERDICT {
-            self.accuse(Evidence::Unanswered);
+            self.report_failure(Evidence::Unanswered);
         }
     }
 }
@@ -236,7 +238,7 @@ fn evidence_of(error: &io::Error) -> Option<Evidence> {
     }
 }
 
-impl Shared {
+impl ProxyShared {
     /// An accept or a dial failed through no fault of the peer.
     pub(super) fn failed_locally(&self, error: &io::Error) {
         if socket::is_starved(error) {

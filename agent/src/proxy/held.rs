@@ -11,12 +11,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
-use proto::backends::{GRACE, Usage, leaves_after};
+use proto::backends::{BackendLoad, GRACE, leaves_after};
 use proto::node::{Name, NodeId};
 use proto::time::Moment;
 
 use super::{BackendStats, lock};
-use crate::meter::Meter;
+use crate::histogram::HistogramMeter;
 
 /// First flights in a row that a backend left without an answer while they were waited for, before it is
 /// taken for mute: one may meet a pause, three in a row meet a process that hangs.
@@ -34,7 +34,7 @@ const NEWS: Duration = Duration::from_millis(100);
 const TICK: Duration = Duration::from_millis(100);
 
 /// The connections to one backend.
-pub(super) struct Held {
+pub(super) struct HeldConnections {
     pub(super) node: NodeId,
     pub(super) name: Name,
     pub(super) connections: AtomicU64,
@@ -46,13 +46,13 @@ pub(super) struct Held {
     again: AtomicU64,
     /// When its next success is news, in milliseconds.
     news: AtomicU64,
-    handles: Mutex<Handles>,
-    pub(super) counts: Counts,
+    handles: Mutex<HeldHandles>,
+    pub(super) counts: HeldCounts,
 }
 
 /// What is only counted.
 #[derive(Default)]
-pub(super) struct Counts {
+pub(super) struct HeldCounts {
     most: AtomicU64,
     pub(super) bytes_in: AtomicU64,
     pub(super) bytes_out: AtomicU64,
@@ -61,23 +61,23 @@ pub(super) struct Counts {
     pub(super) replays: AtomicU64,
     resets_down: AtomicU64,
     resets_leave: AtomicU64,
-    pub(super) dials: Meter,
+    pub(super) dials: HistogramMeter,
 }
 
 #[derive(Default)]
-struct Handles {
+struct HeldHandles {
     next: u64,
-    by_number: HashMap<u64, Arc<Leash>>,
+    by_number: HashMap<u64, Arc<CancelHandle>>,
 }
 
 /// Ends what one connection does from outside. No token: polling one takes a lock that all would share.
 #[derive(Default)]
-pub(super) struct Leash {
+pub(super) struct CancelHandle {
     pulled: AtomicBool,
     waker: AtomicWaker,
 }
 
-impl Leash {
+impl CancelHandle {
     pub(super) fn pull(&self) {
         self.pulled.store(true, Release);
         self.waker.wake();
@@ -106,16 +106,16 @@ impl Leash {
 
 /// Connections that are leaving: those with a number below, since a moment.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Leave {
+pub(super) struct DrainState {
     since: Moment,
     below: u64,
     /// That they are being closed was logged.
     told: bool,
 }
 
-impl Held {
-    pub(super) fn new(node: NodeId, name: Name) -> Held {
-        Held {
+impl HeldConnections {
+    pub(super) fn new(node: NodeId, name: Name) -> HeldConnections {
+        HeldConnections {
             node,
             name,
             connections: AtomicU64::new(0),
@@ -125,7 +125,7 @@ impl Held {
             again: AtomicU64::new(0),
             news: AtomicU64::new(0),
             handles: Mutex::default(),
-            counts: Counts::default(),
+            counts: HeldCounts::default(),
         }
     }
 
@@ -148,20 +148,21 @@ impl Held {
     }
 
     /// What the ranking wants to know; `limit` 0: none.
-    pub(super) fn usage(&self, limit: u32, now: Moment) -> Usage {
+    pub(super) fn usage(&self, limit: u32, now: Moment) -> BackendLoad {
         let connections = self.connections.load(Relaxed);
-        let mute = self.streak.load(Relaxed) >= MUTE_AFTER && now.as_millis() < self.again.load(Relaxed);
-        Usage { connections, full: limit > 0 && connections >= u64::from(limit), mute }
+        let unresponsive =
+            self.streak.load(Relaxed) >= MUTE_AFTER && now.as_millis() < self.again.load(Relaxed);
+        BackendLoad { connections, full: limit > 0 && connections >= u64::from(limit), unresponsive }
     }
 
     /// A dial begins. To a mute backend it is the one that tries it again, so the next is a while off.
-    pub(super) fn ticket(self: &Arc<Held>, now: Moment) -> Ticket {
+    pub(super) fn conn_guard(self: &Arc<HeldConnections>, now: Moment) -> ConnGuard {
         if self.streak.load(Relaxed) >= MUTE_AFTER {
             self.again.store(now.after(MUTE).as_millis(), Relaxed);
         }
         let now_held = self.connections.fetch_add(1, Relaxed) + 1;
         self.counts.most.fetch_max(now_held, Relaxed);
-        Ticket { held: Arc::clone(self), leash: None }
+        ConnGuard { held: Arc::clone(self), cancel: None }
     }
 
     /// It left a first flight without an answer for too long; true when that makes it mute.
@@ -189,27 +190,27 @@ impl Held {
     }
 
     /// Something that speaks against it is reported.
-    pub(super) fn accused(&self) {
+    pub(super) fn failure_reported(&self) {
         self.news.store(0, Relaxed);
     }
 
     pub(super) fn reset_all(&self) -> usize {
         let handles = lock(&self.handles);
-        handles.by_number.values().for_each(|leash| leash.pull());
+        handles.by_number.values().for_each(|cancel| cancel.pull());
         self.counts.resets_down.fetch_add(handles.by_number.len() as u64, Relaxed);
         handles.by_number.len()
     }
 
     /// All that are held now begin to leave.
-    pub(super) fn begin_leave(&self, now: Moment) -> Leave {
-        Leave { since: now, below: lock(&self.handles).next, told: false }
+    pub(super) fn begin_leave(&self, now: Moment) -> DrainState {
+        DrainState { since: now, below: lock(&self.handles).next, told: false }
     }
 
     /// Ends those whose time has come; when to look again, if any is left. `tell` is called once with their
     /// number, when the first are about to be closed.
     pub(super) fn go_on_leaving(
         &self,
-        leave: &mut Leave,
+        leave: &mut DrainState,
         seed: u64,
         now: Moment,
         tell: impl FnOnce(usize),
@@ -225,10 +226,10 @@ impl Held {
         if passed < GRACE {
             return Some(leave.since.after(GRACE));
         }
-        for (number, leash) in leaving() {
+        for (number, cancel) in leaving() {
             if passed >= leaves_after(seed, *number) {
                 self.counts.resets_leave.fetch_add(1, Relaxed);
-                leash.pull();
+                cancel.pull();
             }
         }
         drop(handles);
@@ -240,38 +241,38 @@ impl Held {
 }
 
 /// A dial or a connection that counts towards its backend's load.
-pub(super) struct Ticket {
-    pub(super) held: Arc<Held>,
-    leash: Option<(u64, Arc<Leash>)>,
+pub(super) struct ConnGuard {
+    pub(super) held: Arc<HeldConnections>,
+    cancel: Option<(u64, Arc<CancelHandle>)>,
 }
 
-impl Ticket {
+impl ConnGuard {
     /// What ends the connection that it stands for when the backend's connections are to end: from the
     /// first call on.
-    pub(super) fn leash(&mut self) -> Arc<Leash> {
-        if let Some((_, leash)) = &self.leash {
-            return Arc::clone(leash);
+    pub(super) fn cancel_handle(&mut self) -> Arc<CancelHandle> {
+        if let Some((_, cancel)) = &self.cancel {
+            return Arc::clone(cancel);
         }
-        let leash = Arc::<Leash>::default();
+        let cancel = Arc::<CancelHandle>::default();
         let mut handles = lock(&self.held.handles);
         let number = handles.next;
         handles.next += 1;
-        handles.by_number.insert(number, Arc::clone(&leash));
+        handles.by_number.insert(number, Arc::clone(&cancel));
         drop(handles);
-        self.leash = Some((number, Arc::clone(&leash)));
-        leash
+        self.cancel = Some((number, Arc::clone(&cancel)));
+        cancel
     }
 
     /// A client was given to it.
-    pub(super) fn given(&self) {
+    pub(super) fn client_assigned(&self) {
         self.held.total.fetch_add(1, Relaxed);
     }
 }
 
-impl Drop for Ticket {
+impl Drop for ConnGuard {
     fn drop(&mut self) {
         self.held.connections.fetch_sub(1, Relaxed);
-        if let Some((number, _)) = self.leash {
+        if let Some((number, _)) = self.cancel {
             lock(&self.held.handles).by_number.remove(&number);
         }
     }
@@ -288,21 +289,21 @@ mod tests {
         Moment::from_millis(ms)
     }
 
-    fn held() -> Arc<Held> {
-        Arc::new(Held::new(id(1), "m1".parse().unwrap()))
+    fn held() -> Arc<HeldConnections> {
+        Arc::new(HeldConnections::new(id(1), "m1".parse().unwrap()))
     }
 
     #[test]
     fn silence_makes_mute_and_one_client_tries_again() {
         let held = held();
-        let mute = |ms| held.usage(0, at(ms)).mute;
-        assert!(!held.silent(at(0)) && !held.silent(at(1)) && !mute(1));
-        assert!(held.silent(at(2)) && mute(3));
+        let unresponsive = |ms| held.usage(0, at(ms)).unresponsive;
+        assert!(!held.silent(at(0)) && !held.silent(at(1)) && !unresponsive(1));
+        assert!(held.silent(at(2)) && unresponsive(3));
         assert!(!held.silent(at(4)), "no news");
-        assert!(mute(5003) && !mute(5004));
-        let _trial = held.ticket(at(5010));
-        assert!(mute(5011), "one is enough");
-        assert!(held.answered() && !held.answered() && !mute(5012));
+        assert!(unresponsive(5003) && !unresponsive(5004));
+        let _trial = held.conn_guard(at(5010));
+        assert!(unresponsive(5011), "one is enough");
+        assert!(held.answered() && !held.answered() && !unresponsive(5012));
         assert_eq!(held.stats().silences, 4);
     }
 
@@ -311,35 +312,35 @@ mod tests {
         let held = held();
         assert!(held.is_news(at(0)) && !held.is_news(at(1)) && !held.is_news(at(99)));
         assert!(held.is_news(at(100)) && !held.is_news(at(101)));
-        held.accused();
+        held.failure_reported();
         assert!(held.is_news(at(102)) && !held.is_news(at(103)));
     }
 
     #[test]
     fn full_is_what_has_as_many_as_it_may() {
         let held = held();
-        let _ticket = held.ticket(at(0));
+        let _ticket = held.conn_guard(at(0));
         assert!(!held.usage(0, at(0)).full && held.usage(1, at(0)).full && !held.usage(2, at(0)).full);
     }
 
     #[test]
     fn connections_leave_after_the_grace_and_not_at_once() {
         let held = held();
-        let mut connections: Vec<(Ticket, Arc<Leash>)> = (0..100)
+        let mut connections: Vec<(ConnGuard, Arc<CancelHandle>)> = (0..100)
             .map(|_| {
-                let mut ticket = held.ticket(at(0));
-                let leash = ticket.leash();
-                (ticket, leash)
+                let mut conn_guard = held.conn_guard(at(0));
+                let cancel = conn_guard.cancel_handle();
+                (conn_guard, cancel)
             })
             .collect();
         let mut leave = held.begin_leave(at(1000));
-        let mut newer = held.ticket(at(1000));
-        let later = newer.leash();
+        let mut newer = held.conn_guard(at(1000));
+        let later = newer.cancel_handle();
         let mut told = 0;
         let (mut now, mut steps) = (at(1000), Vec::new());
         while let Some(next) = held.go_on_leaving(&mut leave, 7, now, |count| told += count) {
             let before = connections.len();
-            connections.retain(|(_, leash)| !leash.is_pulled());
+            connections.retain(|(_, cancel)| !cancel.is_pulled());
             steps.push(before - connections.len());
             assert!(next > now);
             now = next;
@@ -354,15 +355,15 @@ mod tests {
     #[tokio::test]
     async fn a_leash_ends_what_is_done_on_it_now_and_later() {
         let held = held();
-        let mut ticket = held.ticket(at(0));
-        let leash = ticket.leash();
-        assert_eq!(leash.run(std::future::ready(1)).await, Some(1));
-        let work = tokio::spawn(async move { leash.run(std::future::pending::<()>()).await });
+        let mut conn_guard = held.conn_guard(at(0));
+        let cancel = conn_guard.cancel_handle();
+        assert_eq!(cancel.run(std::future::ready(1)).await, Some(1));
+        let work = tokio::spawn(async move { cancel.run(std::future::pending::<()>()).await });
         tokio::task::yield_now().await;
         assert_eq!(held.reset_all(), 1);
         assert_eq!(work.await.unwrap(), None);
-        assert_eq!(ticket.leash().run(std::future::ready(1)).await, None, "it stays pulled");
-        drop(ticket);
+        assert_eq!(conn_guard.cancel_handle().run(std::future::ready(1)).await, None, "it stays pulled");
+        drop(conn_guard);
         assert_eq!(held.reset_all(), 0);
     }
 }

@@ -11,8 +11,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::pool::Pool;
-use super::{Shared, connection, socket, workers};
+use super::pool::ServicePool;
+use super::{ProxyShared, connection, socket, workers};
 use crate::faults;
 use crate::supervisor::supervised;
 
@@ -31,43 +31,43 @@ const LAST_ACCEPTS: usize = 1024;
 
 /// Where a listener listens, or why it does not.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Bound {
+pub(super) enum BindState {
     /// Here; the port is known even when 0 was asked for.
     At(SocketAddr),
     /// Not yet.
     Failed(Fault),
 }
 
-impl Bound {
+impl BindState {
     /// For [`super::ServiceStats::listens`].
     pub(super) fn shown(&self, configured: SocketAddr) -> (SocketAddr, Option<Fault>) {
         match self {
-            Bound::At(address) => (*address, None),
-            Bound::Failed(error) => (configured, Some(error.clone())),
+            BindState::At(address) => (*address, None),
+            BindState::Failed(error) => (configured, Some(error.clone())),
         }
     }
 }
 
 /// An address and the attempt to bind it, with a socket for each thread.
-pub(super) struct Socket {
+pub(super) struct ListenSocket {
     pub(super) address: SocketAddr,
     sockets: Result<Vec<std::net::TcpListener>, Fault>,
 }
 
-impl Socket {
-    pub(super) fn bind(service: &ServiceName, address: SocketAddr) -> Socket {
+impl ListenSocket {
+    pub(super) fn bind(service: &ServiceName, address: SocketAddr) -> ListenSocket {
         let sockets = listen(address);
         match &sockets {
             Ok(_) => tracing::info!(%service, "listening on {address}"),
             Err(error) => tracing::warn!(%service, "cannot listen on {address}: {error}"),
         }
-        Socket { address, sockets }
+        ListenSocket { address, sockets }
     }
 
-    pub(super) fn bound(&self) -> Bound {
+    pub(super) fn bound(&self) -> BindState {
         match &self.sockets {
             Ok(sockets) => at(sockets, self.address),
-            Err(error) => Bound::Failed(error.clone()),
+            Err(error) => BindState::Failed(error.clone()),
         }
     }
 }
@@ -76,8 +76,8 @@ fn listen(address: SocketAddr) -> Result<Vec<std::net::TcpListener>, Fault> {
     socket::listen(address, workers::count()).map_err(|error| explain(&error))
 }
 
-fn at(sockets: &[std::net::TcpListener], configured: SocketAddr) -> Bound {
-    Bound::At(sockets.first().and_then(|first| first.local_addr().ok()).unwrap_or(configured))
+fn at(sockets: &[std::net::TcpListener], configured: SocketAddr) -> BindState {
+    BindState::At(sockets.first().and_then(|first| first.local_addr().ok()).unwrap_or(configured))
 }
 
 /// Why binding failed, and what would help.
@@ -96,11 +96,11 @@ fn explain(error: &io::Error) -> Fault {
 
 /// Serves one address until `stop`.
 pub(super) async fn run(
-    first: Socket,
-    pool: Arc<Pool>,
-    shared: Arc<Shared>,
+    first: ListenSocket,
+    pool: Arc<ServicePool>,
+    shared: Arc<ProxyShared>,
     stop: CancellationToken,
-    say: &watch::Sender<Bound>,
+    say: &watch::Sender<BindState>,
 ) {
     let _open = shared.open.token();
     let address = first.address;
@@ -117,7 +117,11 @@ pub(super) async fn run(
 }
 
 /// Tries until the address is bound, with a line for each change.
-async fn bound(first: Socket, pool: &Pool, say: &watch::Sender<Bound>) -> Vec<std::net::TcpListener> {
+async fn bound(
+    first: ListenSocket,
+    pool: &ServicePool,
+    say: &watch::Sender<BindState>,
+) -> Vec<std::net::TcpListener> {
     let address = first.address;
     let service = &pool.service;
     let mut sockets = first.sockets;
@@ -131,10 +135,10 @@ async fn bound(first: Socket, pool: &Pool, say: &watch::Sender<Bound>) -> Vec<st
                 }
                 return sockets;
             }
-            Err(error) => Bound::Failed(error),
+            Err(error) => BindState::Failed(error),
         };
         if *say.borrow() != bound {
-            if let Bound::Failed(fault) = &bound {
+            if let BindState::Failed(fault) = &bound {
                 tracing::warn!(%service, "cannot listen on {address}: {fault}");
             }
             say.send_replace(bound);
@@ -149,13 +153,13 @@ async fn bound(first: Socket, pool: &Pool, say: &watch::Sender<Bound>) -> Vec<st
 async fn accept_until(
     stop: CancellationToken,
     socket: std::net::TcpListener,
-    pool: Arc<Pool>,
-    shared: Arc<Shared>,
+    pool: Arc<ServicePool>,
+    shared: Arc<ProxyShared>,
 ) {
     let _open = shared.open.token();
     match TcpListener::from_std(socket) {
         Ok(listener) => {
-            let over = shared.life.over.clone();
+            let over = shared.life.shutdown.clone();
             let accepting = supervised("proxy", (&listener, &pool, &shared, &stop), over, |all| {
                 let (listener, pool, shared, stop) = *all;
                 Box::pin(async move {
@@ -170,7 +174,7 @@ async fn accept_until(
     }
 }
 
-async fn accept_all(listener: &TcpListener, pool: &Arc<Pool>, shared: &Arc<Shared>) {
+async fn accept_all(listener: &TcpListener, pool: &Arc<ServicePool>, shared: &Arc<ProxyShared>) {
     let now = || shared.life.now();
     loop {
         match listener.accept().await {
@@ -192,7 +196,7 @@ async fn accept_all(listener: &TcpListener, pool: &Arc<Pool>, shared: &Arc<Share
 
 /// Takes those that the kernel has already greeted and would reset. Asks the kernel itself, since tokio may
 /// not have heard of them yet.
-fn last_accepts(listener: TcpListener, pool: &Arc<Pool>, shared: &Arc<Shared>) {
+fn last_accepts(listener: TcpListener, pool: &Arc<ServicePool>, shared: &Arc<ProxyShared>) {
     let Ok(listener) = listener.into_std() else { return };
     for _ in 0..LAST_ACCEPTS {
         let Ok((client, _)) = listener.accept() else { break };
@@ -204,7 +208,7 @@ fn last_accepts(listener: TcpListener, pool: &Arc<Pool>, shared: &Arc<Shared>) {
 }
 
 /// Gives the client a task of its own, or resets it when the service holds as many as it may.
-fn admit(client: TcpStream, pool: &Arc<Pool>, shared: &Arc<Shared>) {
+fn admit(client: TcpStream, pool: &Arc<ServicePool>, shared: &Arc<ProxyShared>) {
     match pool.admit(shared) {
         Some(open) => shared.life.spawn(connection::serve(client, open, Arc::clone(shared))),
         None => socket::reset_on_drop(&client),

@@ -10,17 +10,17 @@
 //! - `follow`: one. Reads the table, resets the connections held to backends that are down or gone, and lets
 //!   those go whose backends want no more.
 //!
-//! What they share is a [`pool::Pool`] for each service. Its locks are held for a few instructions, when a
+//! What they share is a [`pool::ServicePool`] for each service. Its locks are held for a few instructions, when a
 //! connection begins or ends, and never while bytes are copied. Each task may be stopped anywhere: sockets
 //! and counts belong to guards.
 //!
 //! On `stopping` the listeners close and held connections go on; on `over` those are reset.
 
 mod alarm;
+mod client_hello;
 mod connection;
 mod copy;
 mod dial;
-mod flight;
 mod held;
 mod limits;
 mod listen;
@@ -38,42 +38,42 @@ use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use proto::backends::Table;
+use proto::backends::BackendTable;
 use proto::node::NodeId;
-use proto::path::Report;
+use proto::path::EvidenceReport;
 use proto::service::{Service, ServiceName};
 use proto::time::Moment;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::lifecycle::Life;
+use crate::lifecycle::Lifecycle;
 
-use alarm::Alarm;
+use alarm::LimitAlarm;
 pub(crate) use limits::raise_descriptor_limit;
-use pool::Pool;
+use pool::ServicePool;
 pub(crate) use stats::{BackendStats, ServiceStats};
-use workers::Workers;
+use workers::WorkerRuntimes;
 
 /// What every task of the proxy may use.
-struct Shared {
+struct ProxyShared {
     /// This node, whose own instance is preferred.
     own: NodeId,
-    table: watch::Receiver<Arc<Table>>,
-    evidence: mpsc::Sender<Report>,
-    life: Life,
-    workers: Workers,
+    table: watch::Receiver<Arc<BackendTable>>,
+    evidence: mpsc::Sender<EvidenceReport>,
+    life: Lifecycle,
+    workers: WorkerRuntimes,
     /// Counts listeners and connections, so that `follow` knows when there is nothing left to look after.
     open: TaskTracker,
     /// Clients of all services.
     clients: Arc<AtomicU64>,
     /// Out of file descriptors.
-    starved: Alarm,
+    starved: LimitAlarm,
 }
 
 /// Sockets that are bound and queue their clients, before anyone serves them: binding comes first at start,
 /// so that clients wait for the table instead of being refused.
-pub(crate) struct Listeners(Vec<(Service, Vec<listen::Socket>)>);
+pub(crate) struct Listeners(Vec<(Service, Vec<listen::ListenSocket>)>);
 
 impl Listeners {
     /// Binds every address of `services`. One that fails is tried again once [`Proxy::start`] has been
@@ -81,7 +81,7 @@ impl Listeners {
     pub(crate) fn bind(services: &[Service]) -> Listeners {
         let bind = |service: &Service| {
             let addresses: BTreeSet<SocketAddr> = service.listen.iter().copied().collect();
-            addresses.into_iter().map(|address| listen::Socket::bind(&service.name, address)).collect()
+            addresses.into_iter().map(|address| listen::ListenSocket::bind(&service.name, address)).collect()
         };
         Listeners(services.iter().map(|service| (service.clone(), bind(service))).collect())
     }
@@ -90,21 +90,21 @@ impl Listeners {
 /// The running proxy. Cloning is cheap; all clones are the same proxy.
 #[derive(Clone)]
 pub(crate) struct Proxy {
-    shared: Arc<Shared>,
-    services: Arc<Mutex<BTreeMap<ServiceName, Running>>>,
+    shared: Arc<ProxyShared>,
+    services: Arc<Mutex<BTreeMap<ServiceName, RunningService>>>,
 }
 
 /// A service, and its listeners by the address that was configured.
-struct Running {
-    pool: Arc<Pool>,
-    listeners: BTreeMap<SocketAddr, Listening>,
+struct RunningService {
+    pool: Arc<ServicePool>,
+    listeners: BTreeMap<SocketAddr, ServiceListener>,
     /// Taken out of the configuration: kept until its last connection has ended.
     retired: bool,
 }
 
-struct Listening {
+struct ServiceListener {
     stop: CancellationToken,
-    bound: watch::Receiver<listen::Bound>,
+    bound: watch::Receiver<listen::BindState>,
 }
 
 impl Proxy {
@@ -113,25 +113,25 @@ impl Proxy {
     pub(crate) fn start(
         listeners: Listeners,
         own: NodeId,
-        table: watch::Receiver<Arc<Table>>,
-        evidence: mpsc::Sender<Report>,
-        life: &Life,
+        table: watch::Receiver<Arc<BackendTable>>,
+        evidence: mpsc::Sender<EvidenceReport>,
+        life: &Lifecycle,
     ) -> Proxy {
         let open = TaskTracker::new();
-        let workers = Workers::start(life, &open);
+        let workers = WorkerRuntimes::start(life, &open);
         Proxy::start_on(workers, open, listeners, own, table, evidence, life)
     }
 
     fn start_on(
-        workers: Workers,
+        workers: WorkerRuntimes,
         open: TaskTracker,
         listeners: Listeners,
         own: NodeId,
-        table: watch::Receiver<Arc<Table>>,
-        evidence: mpsc::Sender<Report>,
-        life: &Life,
+        table: watch::Receiver<Arc<BackendTable>>,
+        evidence: mpsc::Sender<EvidenceReport>,
+        life: &Lifecycle,
     ) -> Proxy {
-        let shared = Shared {
+        let shared = ProxyShared {
             own,
             table,
             evidence,
@@ -139,7 +139,7 @@ impl Proxy {
             workers,
             open,
             clients: Arc::default(),
-            starved: Alarm::default(),
+            starved: LimitAlarm::default(),
         };
         let proxy = Proxy { shared: Arc::new(shared), services: Arc::default() };
         let mut services = lock(&proxy.services);
@@ -151,7 +151,7 @@ impl Proxy {
         }
         drop(services);
         let followed = proxy.clone();
-        life.supervise_each("proxy", move || follow(followed.clone()));
+        life.supervise_each("proxy", move || drain_and_reset(followed.clone()));
         proxy
     }
 
@@ -175,7 +175,7 @@ impl Proxy {
             let new = self.running(&mut running, service);
             for address in &service.listen {
                 if !new.listeners.contains_key(address) {
-                    let socket = listen::Socket::bind(&service.name, *address);
+                    let socket = listen::ListenSocket::bind(&service.name, *address);
                     new.listeners.insert(*address, self.listen(&new.pool, socket));
                 }
             }
@@ -186,7 +186,7 @@ impl Proxy {
     /// What status and metrics show of each service.
     pub(crate) fn stats(&self) -> BTreeMap<ServiceName, ServiceStats> {
         let services = lock(&self.services);
-        let of = |running: &Running| {
+        let of = |running: &RunningService| {
             let mut stats = running.pool.stats();
             stats.listens =
                 running.listeners.iter().map(|(address, one)| one.bound.borrow().shown(*address)).collect();
@@ -196,11 +196,11 @@ impl Proxy {
     }
 
     /// Makes what is held agree with the table; when to do so again, if time alone will change something.
-    fn reconcile(&self, table: &Table) -> Option<Moment> {
+    fn reconcile(&self, table: &BackendTable) -> Option<Moment> {
         let now = self.shared.life.now();
         let mut services = lock(&self.services);
-        let follow = |(name, running): (&ServiceName, &Running)| {
-            running.pool.follow(table.get(name).map(Vec::as_slice), now)
+        let follow = |(name, running): (&ServiceName, &RunningService)| {
+            running.pool.apply_table(table.get(name).map(Vec::as_slice), now)
         };
         let again = services.iter().filter_map(follow).min();
         services.retain(|_, one| !one.is_over());
@@ -209,11 +209,11 @@ impl Proxy {
 
     fn running<'a>(
         &self,
-        services: &'a mut BTreeMap<ServiceName, Running>,
+        services: &'a mut BTreeMap<ServiceName, RunningService>,
         service: &Service,
-    ) -> &'a mut Running {
-        let new = || Running {
-            pool: Arc::new(Pool::new(service, self.shared.own)),
+    ) -> &'a mut RunningService {
+        let new = || RunningService {
+            pool: Arc::new(ServicePool::new(service, self.shared.own)),
             listeners: BTreeMap::new(),
             retired: false,
         };
@@ -222,32 +222,32 @@ impl Proxy {
         running
     }
 
-    fn listen(&self, pool: &Arc<Pool>, socket: listen::Socket) -> Listening {
-        let stop = self.shared.life.stopping.child_token();
+    fn listen(&self, pool: &Arc<ServicePool>, socket: listen::ListenSocket) -> ServiceListener {
+        let stop = self.shared.life.draining.child_token();
         let (say, bound) = watch::channel(socket.bound());
         let (address, end) = (socket.address, stop.clone());
         let (pool, shared) = (Arc::clone(pool), Arc::clone(&self.shared));
         self.shared.life.supervise("proxy", (Some(socket), say), move |(socket, say)| {
             let (pool, shared, end) = (Arc::clone(&pool), Arc::clone(&shared), end.clone());
-            let socket = socket.take().unwrap_or_else(|| listen::Socket::bind(&pool.service, address));
+            let socket = socket.take().unwrap_or_else(|| listen::ListenSocket::bind(&pool.service, address));
             Box::pin(listen::run(socket, pool, shared, end, say))
         });
-        Listening { stop, bound }
+        ServiceListener { stop, bound }
     }
 }
 
-impl Running {
+impl RunningService {
     fn is_over(&self) -> bool {
         self.retired && self.pool.is_idle()
     }
 }
 
 /// Ends what is held to backends that went down or want no more, for as long as there is anything to look after.
-async fn follow(proxy: Proxy) {
-    let Shared { life, open, .. } = &*proxy.shared;
+async fn drain_and_reset(proxy: Proxy) {
+    let ProxyShared { life, open, .. } = &*proxy.shared;
     let mut table = proxy.shared.table.clone();
     let mut finished = Box::pin(async {
-        life.stopping.cancelled().await;
+        life.draining.cancelled().await;
         open.close();
         open.wait().await;
     });
@@ -269,7 +269,7 @@ async fn follow(proxy: Proxy) {
             () = changed => {}
             () = due => {}
             () = &mut finished => return,
-            () = life.over.cancelled() => break,
+            () = life.shutdown.cancelled() => break,
         }
     }
     // A connection that is found only after this sees `over` by itself.

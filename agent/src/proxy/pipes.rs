@@ -26,17 +26,17 @@ static IN_USE: AtomicUsize = AtomicUsize::new(0);
 thread_local! {
     // In boxes as they are in use, where most connections have none and should be small.
     #[allow(clippy::vec_box)]
-    static EMPTY: RefCell<Vec<Box<Ends>>> = const { RefCell::new(Vec::new()) };
+    static EMPTY: RefCell<Vec<Box<PipeEnds>>> = const { RefCell::new(Vec::new()) };
 }
 
-struct Ends {
+struct PipeEnds {
     read: OwnedFd,
     write: OwnedFd,
     size: usize,
 }
 
 /// A pipe in use. Dropped with bytes in it, it is closed.
-pub(super) struct Pipe(Option<Box<Ends>>);
+pub(super) struct Pipe(Option<Box<PipeEnds>>);
 
 impl Pipe {
     /// An empty pipe; none when there are none to be had.
@@ -74,12 +74,12 @@ impl Drop for Pipe {
     }
 }
 
-fn make() -> Option<Box<Ends>> {
+fn make() -> Option<Box<PipeEnds>> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
     // Refused to users who have much already, who may still get the usual 64 KiB.
     let _ = fcntl_setpipe_size(&write, WANTED_BYTES);
     let size = fcntl_getpipe_size(&write).ok()?;
-    (size >= LEAST_BYTES).then(|| Box::new(Ends { read, write, size }))
+    (size >= LEAST_BYTES).then(|| Box::new(PipeEnds { read, write, size }))
 }
 
 #[cfg(test)]

@@ -5,21 +5,21 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use proto::backends::{Backend, Balancer, Fate, Usage, fate};
+use proto::backends::{Backend, BackendLoad, Balancer, HeldAction, held_action};
 use proto::cause::Cause;
-use proto::dial::{Budget, FirstByte};
+use proto::dial::{FirstByteLatency, RaceBudget};
 use proto::node::NodeId;
 use proto::service::{Balance, Service, ServiceName};
 use proto::time::{Moment, human};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::alarm::Alarm;
-use super::held::{Held, Leave, Ticket};
-use super::{ServiceStats, Shared, lock};
+use super::alarm::LimitAlarm;
+use super::held::{ConnGuard, DrainState, HeldConnections};
+use super::{ProxyShared, ServiceStats, lock};
 
 /// One service's shared state. The counters are relaxed: they steer and inform, nothing is published
 /// through them.
-pub(super) struct Pool {
+pub(super) struct ServicePool {
     pub(super) service: ServiceName,
     maxconn: AtomicU32,
     open: AtomicU32,
@@ -35,40 +35,40 @@ pub(super) struct Pool {
     pub(super) send_proxy: AtomicBool,
     pub(super) access_log: AtomicBool,
     /// `maxconn` is reached.
-    full: Alarm,
+    full: LimitAlarm,
     /// No backend answers.
-    alone: Alarm,
+    alone: LimitAlarm,
     /// The losers of a race are being seen out.
     pub(super) seeing_out: AtomicBool,
     /// What may be tried beside what is under way.
-    budget: Mutex<Budget>,
+    budget: Mutex<RaceBudget>,
     /// How long first bytes take.
-    first_byte: Mutex<FirstByte>,
+    first_byte: Mutex<FirstByteLatency>,
     seed: u64,
-    choice: Mutex<Choice>,
+    choice: Mutex<BackendChoice>,
 }
 
-struct Choice {
+struct BackendChoice {
     balance: Balance,
     balancer: Balancer,
     backend_maxconn: u32,
-    held: BTreeMap<NodeId, Kept>,
+    held: BTreeMap<NodeId, PooledBackend>,
 }
 
-struct Kept {
-    held: Arc<Held>,
+struct PooledBackend {
+    held: Arc<HeldConnections>,
     /// What was held at the last verdict has been reset. What connected since knows better than that
     /// verdict and is left alone until the next.
     condemned: bool,
     /// What was held when the backend asked for no more, and there was somewhere better to go.
-    leave: Option<Leave>,
+    leave: Option<DrainState>,
 }
 
-impl Pool {
-    pub(super) fn new(service: &Service, own: NodeId) -> Pool {
+impl ServicePool {
+    pub(super) fn new(service: &Service, own: NodeId) -> ServicePool {
         // Each node begins elsewhere, or all would prefer the same backend.
         let seed = own.0.iter().fold(0, |seed: u64, byte| seed.rotate_left(8) ^ u64::from(*byte));
-        Pool {
+        ServicePool {
             service: service.name.clone(),
             maxconn: AtomicU32::new(service.maxconn),
             open: AtomicU32::new(0),
@@ -81,13 +81,13 @@ impl Pool {
             denied: AtomicU64::new(0),
             send_proxy: AtomicBool::new(service.send_proxy),
             access_log: AtomicBool::new(service.access_log),
-            full: Alarm::default(),
-            alone: Alarm::default(),
+            full: LimitAlarm::default(),
+            alone: LimitAlarm::default(),
             seeing_out: AtomicBool::new(false),
             budget: Mutex::default(),
             first_byte: Mutex::default(),
             seed,
-            choice: Mutex::new(Choice {
+            choice: Mutex::new(BackendChoice {
                 balance: service.balance,
                 balancer: Balancer::new(seed),
                 backend_maxconn: service.backend_maxconn,
@@ -107,7 +107,7 @@ impl Pool {
     }
 
     /// Counts a client in; `None` when there are as many as there may be.
-    pub(super) fn admit(self: &Arc<Pool>, shared: &Shared) -> Option<Open> {
+    pub(super) fn admit(self: &Arc<ServicePool>, shared: &ProxyShared) -> Option<OpenClient> {
         let now = || shared.life.now();
         let maxconn = self.maxconn.load(Relaxed);
         if self.open.fetch_add(1, Relaxed) >= maxconn {
@@ -130,7 +130,7 @@ impl Pool {
         }
         shared.clients.fetch_add(1, Relaxed);
         let clients = Arc::clone(&shared.clients);
-        Some(Open { pool: Arc::clone(self), clients, _open: shared.open.token() })
+        Some(OpenClient { pool: Arc::clone(self), clients, _open: shared.open.token() })
     }
 
     /// Whether a dial may be made beside those under way; charges it.
@@ -155,7 +155,7 @@ impl Pool {
     }
 
     /// `held` answered a first flight after `took`.
-    pub(super) fn answered(&self, held: &Held, took: Duration) {
+    pub(super) fn answered(&self, held: &HeldConnections, took: Duration) {
         lock(&self.first_byte).observe(took);
         if held.answered() {
             tracing::info!(service = %self.service, "{} responds to clients again", held.name);
@@ -163,7 +163,7 @@ impl Pool {
     }
 
     /// `held` left a first flight without an answer for too long.
-    pub(super) fn silent(&self, held: &Held, now: Moment) {
+    pub(super) fn silent(&self, held: &HeldConnections, now: Moment) {
         if held.silent(now) {
             tracing::warn!(
                 service = %self.service,
@@ -180,10 +180,10 @@ impl Pool {
         backends: &[Backend],
         own: NodeId,
         now: Moment,
-    ) -> (Vec<usize>, Option<Ticket>) {
+    ) -> (Vec<usize>, Option<ConnGuard>) {
         let mut choice = lock(&self.choice);
         let order = choice.rank(backends, own, now);
-        let first = order.first().and_then(|first| choice.ticket(backends, *first, now));
+        let first = order.first().and_then(|first| choice.conn_guard(backends, *first, now));
         (order, first)
     }
 
@@ -194,30 +194,30 @@ impl Pool {
         own: NodeId,
         now: Moment,
         tried: &[NodeId],
-    ) -> Option<(usize, Ticket)> {
+    ) -> Option<(usize, ConnGuard)> {
         let mut choice = lock(&self.choice);
         let order = choice.rank(backends, own, now);
         let fit = |one: &&usize| {
             backends.get(**one).is_some_and(|one| one.state.is_good() && !tried.contains(&one.node))
         };
         let found = *order.iter().find(fit)?;
-        Some((found, choice.ticket(backends, found, now)?))
+        Some((found, choice.conn_guard(backends, found, now)?))
     }
 
     /// Counts a dial of `backends[chosen]`.
-    pub(super) fn ticket(&self, backends: &[Backend], chosen: usize, now: Moment) -> Option<Ticket> {
-        lock(&self.choice).ticket(backends, chosen, now)
+    pub(super) fn conn_guard(&self, backends: &[Backend], chosen: usize, now: Moment) -> Option<ConnGuard> {
+        lock(&self.choice).conn_guard(backends, chosen, now)
     }
 
     /// A client got its backend.
-    pub(super) fn served(&self, shared: &Shared) {
+    pub(super) fn served(&self, shared: &ProxyShared) {
         if self.alone.relieve(|| shared.life.now()) {
             tracing::info!(service = %self.service, "backends answer again");
         }
     }
 
     /// A client got none.
-    pub(super) fn not_served(&self, tried: usize, shared: &Shared) {
+    pub(super) fn not_served(&self, tried: usize, shared: &ProxyShared) {
         self.unserved.fetch_add(1, Relaxed);
         if self.alone.raise(shared.life.now()) {
             tracing::warn!(service = %self.service, "none of {tried} backends responds; new connections are reset");
@@ -227,14 +227,14 @@ impl Pool {
     /// Resets what is held to backends that went down or away, lets go what is held to those that want no
     /// more, and says when to look again. A table that does not know the service at all says nothing about
     /// its backends.
-    pub(super) fn follow(&self, backends: Option<&[Backend]>, now: Moment) -> Option<Moment> {
+    pub(super) fn apply_table(&self, backends: Option<&[Backend]>, now: Moment) -> Option<Moment> {
         let backends = backends?;
         let mut choice = lock(&self.choice);
-        choice.balancer.follow(backends, now);
+        choice.balancer.update(backends, now);
         let mut again = None;
         choice.held.retain(|node, kept| {
-            let fate = fate(node, backends);
-            let before = std::mem::replace(&mut kept.condemned, fate == Fate::Reset);
+            let held_action = held_action(node, backends);
+            let before = std::mem::replace(&mut kept.condemned, held_action == HeldAction::Reset);
             let backend = backends.iter().find(|one| one.node == *node);
             let why = backend.map_or_else(|| Cause::NotOffered.into(), Backend::reason);
             let held = &kept.held;
@@ -244,7 +244,7 @@ impl Pool {
                     tracing::warn!(service = %self.service, "reset {count} connections to {}: {why}", held.name);
                 }
             }
-            if fate == Fate::Leave {
+            if held_action == HeldAction::Drain {
                 let leave = kept.leave.get_or_insert_with(|| held.begin_leave(now));
                 let spread = human(proto::backends::SPREAD);
                 let tell = |count| {
@@ -299,34 +299,36 @@ impl Pool {
     }
 }
 
-impl Choice {
+impl BackendChoice {
     fn rank(&self, backends: &[Backend], own: NodeId, now: Moment) -> Vec<usize> {
         let usage = |node: &NodeId| {
-            self.held.get(node).map_or(Usage::default(), |kept| kept.held.usage(self.backend_maxconn, now))
+            self.held
+                .get(node)
+                .map_or(BackendLoad::default(), |kept| kept.held.usage(self.backend_maxconn, now))
         };
         self.balancer.rank(self.balance, backends, Some(own), now, usage)
     }
 
-    fn ticket(&mut self, backends: &[Backend], chosen: usize, now: Moment) -> Option<Ticket> {
-        self.balancer.took(backends, chosen, now);
+    fn conn_guard(&mut self, backends: &[Backend], chosen: usize, now: Moment) -> Option<ConnGuard> {
+        self.balancer.connection_assigned(backends, chosen, now);
         let backend = backends.get(chosen)?;
-        let new = || Kept {
-            held: Arc::new(Held::new(backend.node, backend.name.clone())),
-            condemned: fate(&backend.node, backends) == Fate::Reset,
+        let new = || PooledBackend {
+            held: Arc::new(HeldConnections::new(backend.node, backend.name.clone())),
+            condemned: held_action(&backend.node, backends) == HeldAction::Reset,
             leave: None,
         };
-        Some(self.held.entry(backend.node).or_insert_with(new).held.ticket(now))
+        Some(self.held.entry(backend.node).or_insert_with(new).held.conn_guard(now))
     }
 }
 
 /// A client that counts towards `maxconn`.
-pub(super) struct Open {
-    pub(super) pool: Arc<Pool>,
+pub(super) struct OpenClient {
+    pub(super) pool: Arc<ServicePool>,
     clients: Arc<AtomicU64>,
     _open: TaskTrackerToken,
 }
 
-impl Drop for Open {
+impl Drop for OpenClient {
     fn drop(&mut self) {
         self.pool.open.fetch_sub(1, Relaxed);
         self.clients.fetch_sub(1, Relaxed);

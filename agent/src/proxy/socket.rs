@@ -70,14 +70,14 @@ fn bound(address: SocketAddr, shared: bool) -> io::Result<Socket> {
 }
 
 /// A connect to a backend that has begun.
-pub(super) enum Connecting {
+pub(super) enum PendingConnect {
     /// It has ended already, as within one machine.
     Done(TcpStream),
     UnderWay(TcpStream),
 }
 
-impl Connecting {
-    pub(super) fn begin(address: SocketAddr) -> io::Result<Connecting> {
+impl PendingConnect {
+    pub(super) fn begin(address: SocketAddr) -> io::Result<PendingConnect> {
         let kind = Type::STREAM.nonblocking();
         let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
         let options = SockRef::from(&socket);
@@ -87,14 +87,14 @@ impl Connecting {
             // The first call never says so of a socket that does not block; the second does.
             || is_done(socket.connect(&address.into()), Errno::ALREADY)?;
         let stream = TcpStream::from_std(socket.into())?;
-        Ok(if is_done { Connecting::Done(stream) } else { Connecting::UnderWay(stream) })
+        Ok(if is_done { PendingConnect::Done(stream) } else { PendingConnect::UnderWay(stream) })
     }
 
     /// Waits until it has ended.
     pub(super) async fn finish(self) -> io::Result<TcpStream> {
         let stream = match self {
-            Connecting::Done(stream) => return Ok(stream),
-            Connecting::UnderWay(stream) => stream,
+            PendingConnect::Done(stream) => return Ok(stream),
+            PendingConnect::UnderWay(stream) => stream,
         };
         stream.writable().await?;
         match stream.take_error()? {
@@ -182,7 +182,7 @@ mod tests {
 
         let mut listeners = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 1).unwrap();
         let listener = tokio::net::TcpListener::from_std(listeners.pop().unwrap()).unwrap();
-        let dialled = Connecting::begin(listener.local_addr().unwrap()).unwrap().finish().await.unwrap();
+        let dialled = PendingConnect::begin(listener.local_addr().unwrap()).unwrap().finish().await.unwrap();
         let (mut accepted, _) = listener.accept().await.unwrap();
         // A short read first: what follows is then waited for, and has been told of once.
         assert_eq!(write_now(&dialled, b"0").unwrap(), 1);
@@ -200,7 +200,7 @@ mod tests {
     async fn both_legs_have_their_options() {
         let mut listeners = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 1).unwrap();
         let listener = tokio::net::TcpListener::from_std(listeners.pop().unwrap()).unwrap();
-        let dialled = Connecting::begin(listener.local_addr().unwrap()).unwrap().finish().await.unwrap();
+        let dialled = PendingConnect::begin(listener.local_addr().unwrap()).unwrap().finish().await.unwrap();
         let (accepted, _) = listener.accept().await.unwrap();
         for (stream, user_timeout) in [(&dialled, Some(USER_TIMEOUT)), (&accepted, None)] {
             let socket = SockRef::from(stream);

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use proto::backends::{Backend, State};
+use proto::backends::{Backend, BackendState};
 use proto::cause::{Cause, Detail};
 use proto::path::Evidence;
 use proto::service::Balance;
@@ -25,7 +25,7 @@ pub(super) fn id(n: u8) -> NodeId {
     NodeId([n; NodeId::LEN])
 }
 
-pub(super) fn backend(n: u8, address: SocketAddr, state: State) -> Backend {
+pub(super) fn backend(n: u8, address: SocketAddr, state: BackendState) -> Backend {
     Backend {
         node: id(n),
         name: format!("m{n}").parse().unwrap(),
@@ -36,7 +36,7 @@ pub(super) fn backend(n: u8, address: SocketAddr, state: State) -> Backend {
         detail: Detail::default(),
         since: UnixMs(0),
         rtt: None,
-        direct: false,
+        probe_only: false,
     }
 }
 
@@ -84,24 +84,24 @@ async fn black_hole() -> (TcpListener, Vec<TcpStream>, SocketAddr) {
 
 struct Rig {
     proxy: Proxy,
-    table: watch::Sender<Arc<Table>>,
-    reports: mpsc::Receiver<Report>,
-    life: Life,
+    table: watch::Sender<Arc<BackendTable>>,
+    reports: mpsc::Receiver<EvidenceReport>,
+    life: Lifecycle,
 }
 
 impl Rig {
     /// A proxy on node 100, which is no master. All of it in the runtime of the test, so that nothing of it
     /// happens while the test does not wait.
     fn new(service: &Service, backends: Vec<Backend>) -> Rig {
-        Rig::on(|_, _| Workers::here(), service, backends)
+        Rig::on(|_, _| WorkerRuntimes::here(), service, backends)
     }
 
     fn on(
-        workers: impl FnOnce(&Life, &TaskTracker) -> Workers,
+        workers: impl FnOnce(&Lifecycle, &TaskTracker) -> WorkerRuntimes,
         service: &Service,
         backends: Vec<Backend>,
     ) -> Rig {
-        let life = Life::new();
+        let life = Lifecycle::new();
         let open = TaskTracker::new();
         let (table, reader) = watch::channel(Arc::default());
         let (evidence, reports) = mpsc::channel(1000);
@@ -114,7 +114,7 @@ impl Rig {
     }
 
     fn set(&self, backends: Vec<Backend>) {
-        self.table.send_replace(Arc::new(Table::from([(ServiceName::kube_api(), backends)])));
+        self.table.send_replace(Arc::new(BackendTable::from([(ServiceName::kube_api(), backends)])));
     }
 
     fn stats(&self) -> ServiceStats {
@@ -166,7 +166,7 @@ async fn is_reset(client: &mut TcpStream) {
 
 #[tokio::test]
 async fn a_client_reaches_a_master_and_is_counted() {
-    let mut rig = Rig::new(&service(), vec![backend(1, master(1).await, State::Ready)]);
+    let mut rig = Rig::new(&service(), vec![backend(1, master(1).await, BackendState::Ready)]);
     let (mut client, n) = rig.reach().await;
     assert_eq!(n, 1);
     echoes(&mut client).await;
@@ -186,7 +186,7 @@ async fn a_refusal_leads_to_the_next_and_is_reported() {
     let (_socket, refusing) = refusing();
     let mut rig = Rig::new(
         &service(),
-        vec![backend(1, refusing, State::Ready), backend(2, master(2).await, State::Alive)],
+        vec![backend(1, refusing, BackendState::Ready), backend(2, master(2).await, BackendState::Alive)],
     );
     assert_eq!(rig.reach().await.1, 2);
     assert_eq!(rig.report().await, (1, Evidence::Refused));
@@ -198,7 +198,7 @@ async fn silence_is_hedged_and_reported_once_it_means_something() {
     let (_listener, _fill, silent) = black_hole().await;
     let mut rig = Rig::new(
         &service(),
-        vec![backend(1, silent, State::Ready), backend(2, master(2).await, State::Alive)],
+        vec![backend(1, silent, BackendState::Ready), backend(2, master(2).await, BackendState::Alive)],
     );
     let begin = Instant::now();
     assert_eq!(rig.reach().await.1, 2);
@@ -212,7 +212,7 @@ async fn silence_is_hedged_and_reported_once_it_means_something() {
 #[tokio::test]
 async fn silence_of_all_ends_in_a_reset_when_the_budget_is_over() {
     let (_listener, _fill, silent) = black_hole().await;
-    let mut rig = Rig::new(&service(), vec![backend(1, silent, State::Ready)]);
+    let mut rig = Rig::new(&service(), vec![backend(1, silent, BackendState::Ready)]);
     let begin = Instant::now();
     is_reset(&mut rig.connect().await).await;
     let took = begin.elapsed();
@@ -223,8 +223,10 @@ async fn silence_of_all_ends_in_a_reset_when_the_budget_is_over() {
 #[tokio::test]
 async fn when_nobody_answers_the_client_is_reset_at_once() {
     let (_socket, refusing) = refusing();
-    let rig =
-        Rig::new(&service(), vec![backend(1, refusing, State::Down), backend(2, refusing, State::Down)]);
+    let rig = Rig::new(
+        &service(),
+        vec![backend(1, refusing, BackendState::Down), backend(2, refusing, BackendState::Down)],
+    );
     let begin = Instant::now();
     is_reset(&mut rig.connect().await).await;
     rig.set(vec![]);
@@ -238,19 +240,19 @@ async fn what_is_believed_down_is_tried_when_nothing_else_is_left() {
     let (_socket, refusing) = refusing();
     let rig = Rig::new(
         &service(),
-        vec![backend(1, master(1).await, State::Down), backend(2, refusing, State::Ready)],
+        vec![backend(1, master(1).await, BackendState::Down), backend(2, refusing, BackendState::Ready)],
     );
     let (mut client, n) = rig.reach().await;
     assert_eq!(n, 1);
     // A newer table with the same verdict is no news for what connected in spite of it.
-    rig.set(vec![backend(1, master(1).await, State::Down), backend(2, refusing, State::Ready)]);
+    rig.set(vec![backend(1, master(1).await, BackendState::Down), backend(2, refusing, BackendState::Ready)]);
     echoes(&mut client).await;
 }
 
 #[tokio::test]
 async fn each_direction_ends_by_itself() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let rig = Rig::new(&service(), vec![backend(1, listener.local_addr().unwrap(), State::Ready)]);
+    let rig = Rig::new(&service(), vec![backend(1, listener.local_addr().unwrap(), BackendState::Ready)]);
     // The client closes first, then the master; each still sends after the other has closed.
     for client_first in [true, false] {
         let mut client = rig.connect().await;
@@ -273,7 +275,7 @@ async fn each_direction_ends_by_itself() {
 #[tokio::test]
 async fn a_reset_of_one_leg_resets_the_other() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let rig = Rig::new(&service(), vec![backend(1, listener.local_addr().unwrap(), State::Ready)]);
+    let rig = Rig::new(&service(), vec![backend(1, listener.local_addr().unwrap(), BackendState::Ready)]);
     for client_first in [true, false] {
         let client = rig.connect().await;
         let (master, _) = listener.accept().await.unwrap();
@@ -288,9 +290,9 @@ async fn a_reset_of_one_leg_resets_the_other() {
 async fn clients_are_shared_out_by_either_balance() {
     for balance in [Balance::LeastConnections, Balance::RoundRobin] {
         let backends = vec![
-            backend(1, master(1).await, State::Ready),
-            backend(2, master(2).await, State::Ready),
-            backend(3, master(3).await, State::Ready),
+            backend(1, master(1).await, BackendState::Ready),
+            backend(2, master(2).await, BackendState::Ready),
+            backend(3, master(3).await, BackendState::Ready),
         ];
         let rig = Rig::new(&Service { balance, ..service() }, backends);
         let mut clients = futures_util::future::join_all((0..30).map(|_| rig.reach())).await;
@@ -312,8 +314,8 @@ async fn clients_are_shared_out_by_either_balance() {
 
 #[tokio::test]
 async fn a_master_prefers_itself() {
-    let own = backend(100, master(100).await, State::Ready);
-    let rig = Rig::new(&service(), vec![backend(1, master(1).await, State::Ready), own]);
+    let own = backend(100, master(100).await, BackendState::Ready);
+    let rig = Rig::new(&service(), vec![backend(1, master(1).await, BackendState::Ready), own]);
     for _ in 0..3 {
         assert_eq!(rig.reach().await.1, 100);
     }
@@ -323,17 +325,17 @@ async fn a_master_prefers_itself() {
 async fn a_backend_that_goes_down_loses_its_connections_if_another_is_good() {
     let (first, second) = (master(1).await, master(2).await);
     let table = |one, two| vec![backend(1, first, one), backend(2, second, two)];
-    let rig = Rig::new(&service(), table(State::Ready, State::NotReady));
+    let rig = Rig::new(&service(), table(BackendState::Ready, BackendState::NotReady));
     let (mut client, n) = rig.reach().await;
     assert_eq!(n, 1);
     // Nowhere better to go.
-    rig.set(table(State::Down, State::NotReady));
+    rig.set(table(BackendState::Down, BackendState::NotReady));
     echoes(&mut client).await;
-    rig.set(table(State::Suspect, State::Ready));
+    rig.set(table(BackendState::Suspect, BackendState::Ready));
     let (mut other, n) = rig.reach().await;
     assert_eq!(n, 2);
     echoes(&mut client).await;
-    rig.set(table(State::Down, State::Ready));
+    rig.set(table(BackendState::Down, BackendState::Ready));
     is_reset(&mut client).await;
     echoes(&mut other).await;
     // The second is removed from the cluster, and there is no other at all.
@@ -344,7 +346,7 @@ async fn a_backend_that_goes_down_loses_its_connections_if_another_is_good() {
 
 #[tokio::test]
 async fn a_table_that_does_not_know_the_service_resets_nothing() {
-    let rig = Rig::new(&service(), vec![backend(1, master(1).await, State::Ready)]);
+    let rig = Rig::new(&service(), vec![backend(1, master(1).await, BackendState::Ready)]);
     let (mut client, _) = rig.reach().await;
     rig.table.send_replace(Arc::default());
     echoes(&mut client).await;

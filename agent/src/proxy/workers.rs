@@ -11,8 +11,8 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::task::TaskTracker;
 
-use crate::blocks;
-use crate::lifecycle::Life;
+use crate::alloc;
+use crate::lifecycle::Lifecycle;
 
 /// Most threads: each moves some ten thousand connections a second, or more bytes than a network card.
 const MOST: usize = 4;
@@ -27,19 +27,19 @@ pub(super) fn count() -> usize {
 }
 
 /// The threads' runtimes; never empty.
-pub(super) struct Workers {
+pub(super) struct WorkerRuntimes {
     handles: Vec<Handle>,
     next: AtomicUsize,
 }
 
-impl Workers {
+impl WorkerRuntimes {
     /// Starts the threads. They end when `life` is over and nothing is left in `open`. Where none can be
     /// started the caller's runtime serves.
-    pub(super) fn start(life: &Life, open: &TaskTracker) -> Workers {
+    pub(super) fn start(life: &Lifecycle, open: &TaskTracker) -> WorkerRuntimes {
         let start = || {
             let runtime = Builder::new_current_thread().enable_all().build()?;
             let handle = runtime.handle().clone();
-            let (over, open) = (life.over.clone(), open.clone());
+            let (over, open) = (life.shutdown.clone(), open.clone());
             let serve = async move {
                 let tick = async {
                     loop {
@@ -51,7 +51,7 @@ impl Workers {
                 open.wait().await;
             };
             let run = move || {
-                blocks::keep();
+                alloc::keep();
                 runtime.block_on(serve);
             };
             thread::Builder::new().name("proxy".to_owned()).spawn(run)?;
@@ -65,14 +65,14 @@ impl Workers {
             }
         }
         if handles.is_empty() {
-            return Workers::here();
+            return WorkerRuntimes::here();
         }
-        Workers { handles, next: AtomicUsize::new(0) }
+        WorkerRuntimes { handles, next: AtomicUsize::new(0) }
     }
 
     /// No threads: the caller's runtime serves.
-    pub(super) fn here() -> Workers {
-        Workers { handles: vec![Handle::current()], next: AtomicUsize::new(0) }
+    pub(super) fn here() -> WorkerRuntimes {
+        WorkerRuntimes { handles: vec![Handle::current()], next: AtomicUsize::new(0) }
     }
 
     /// The thread for the next listening socket.

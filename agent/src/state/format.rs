@@ -17,14 +17,14 @@ pub(super) const VERSION: u32 = 1;
 /// The body: the value, and the version of what this file holds. Within a version fields may be added, which
 /// older agents ignore; it is raised when an older agent must not use the file.
 #[derive(Serialize, Deserialize)]
-struct Versioned<T> {
+struct VersionedBody<T> {
     version: u32,
     value: T,
 }
 
 /// A value, or why there is none.
 #[derive(Debug)]
-pub(super) enum Value<T> {
+pub(super) enum FileValue<T> {
     /// It.
     Whole(T),
     /// The file is of a later agent: its version.
@@ -35,7 +35,7 @@ pub(super) enum Value<T> {
 
 /// What a file's bytes turned out to be.
 #[derive(Debug, PartialEq)]
-pub(super) enum Body<'a> {
+pub(super) enum FileContent<'a> {
     /// The JSON, exactly as written.
     Whole(&'a [u8]),
     /// Whole, in a format of a later agent.
@@ -46,7 +46,8 @@ pub(super) enum Body<'a> {
 
 /// The bytes of a file that holds `value`.
 pub(super) fn encode<T: Serialize>(file: StateFile, value: &T) -> Result<Vec<u8>, serde_json::Error> {
-    let mut body = serde_json::to_vec_pretty(&next_wire::grown(&Versioned { version: file.version, value }))?;
+    let mut body =
+        serde_json::to_vec_pretty(&next_wire::grown(&VersionedBody { version: file.version, value }))?;
     body.push(b'\n');
     let mut bytes = format!("{MARK}{VERSION} {}\n", digest(VERSION, &body)).into_bytes();
     bytes.extend_from_slice(&body);
@@ -54,31 +55,31 @@ pub(super) fn encode<T: Serialize>(file: StateFile, value: &T) -> Result<Vec<u8>
 }
 
 /// Checks a file's bytes against their own header.
-pub(super) fn decode(bytes: &[u8]) -> Body<'_> {
+pub(super) fn decode(bytes: &[u8]) -> FileContent<'_> {
     if bytes.is_empty() {
-        return Body::Bad("is empty");
+        return FileContent::Bad("is empty");
     }
     let Some((version, hash, body)) = split(bytes) else {
-        return Body::Bad("is damaged (its first line is not that of a state file)");
+        return FileContent::Bad("is damaged (its first line is not that of a state file)");
     };
     if hash != digest(version, body) {
-        return Body::Bad("is truncated or damaged (its checksum does not match)");
+        return FileContent::Bad("is truncated or damaged (its checksum does not match)");
     }
     match version {
-        VERSION => Body::Whole(body),
-        newer => Body::Newer(newer),
+        VERSION => FileContent::Whole(body),
+        newer => FileContent::Newer(newer),
     }
 }
 
 /// The value of a body. Its version is looked at first: a value of a later version need not be understood.
-pub(super) fn value<T: DeserializeOwned>(file: StateFile, body: &[u8]) -> Value<T> {
-    match serde_json::from_slice::<Versioned<IgnoredAny>>(body) {
-        Ok(found) if found.version > file.version => Value::Newer(found.version),
-        Ok(_) => match serde_json::from_slice::<Versioned<T>>(body) {
-            Ok(found) => Value::Whole(found.value),
-            Err(error) => Value::Odd(error),
+pub(super) fn value<T: DeserializeOwned>(file: StateFile, body: &[u8]) -> FileValue<T> {
+    match serde_json::from_slice::<VersionedBody<IgnoredAny>>(body) {
+        Ok(found) if found.version > file.version => FileValue::Newer(found.version),
+        Ok(_) => match serde_json::from_slice::<VersionedBody<T>>(body) {
+            Ok(found) => FileValue::Whole(found.value),
+            Err(error) => FileValue::Odd(error),
         },
-        Err(error) => Value::Odd(error),
+        Err(error) => FileValue::Odd(error),
     }
 }
 

@@ -9,9 +9,9 @@ use crate::testing::in_namespaces;
 const CLUSTER: StateFile = StateFile::first("cluster");
 const PREV: StateFile = StateFile::first("cluster.prev");
 
-fn store() -> (tempfile::TempDir, Store) {
+fn store() -> (tempfile::TempDir, StateDir) {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(&dir.path().join("state")).unwrap();
+    let store = StateDir::open(&dir.path().join("state")).unwrap();
     (dir, store)
 }
 
@@ -19,13 +19,13 @@ fn text(s: &str) -> String {
     s.to_owned()
 }
 
-fn value(store: &Store) -> Option<String> {
-    let loaded: Loaded<String> = store.read(CLUSTER).unwrap();
+fn value(store: &StateDir) -> Option<String> {
+    let loaded: LoadedFile<String> = store.read(CLUSTER).unwrap();
     assert_eq!(loaded.problem, None);
     loaded.value
 }
 
-fn files(store: &Store) -> Vec<String> {
+fn files(store: &StateDir) -> Vec<String> {
     store.names().unwrap().into_iter().filter(|n| n != LOCK).collect()
 }
 
@@ -66,13 +66,13 @@ fn only_the_owner_can_read() {
 #[test]
 fn two_agents_cannot_share_a_directory() {
     let (_dir, store) = store();
-    let error = Store::open(store.dir()).unwrap_err().to_string();
+    let error = StateDir::open(store.dir()).unwrap_err().to_string();
     let pid = std::process::id();
     assert!(error.contains(&format!("(process {pid})")), "{error}");
     assert!(error.contains(store.dir().to_str().unwrap()) && error.contains("--state-dir"), "{error}");
     let dir = store.dir().to_owned();
     drop(store);
-    Store::open(&dir).unwrap();
+    StateDir::open(&dir).unwrap();
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn a_crash_after_any_operation_leaves_the_old_or_the_new_value() {
         store.write(CLUSTER, &"older").unwrap();
         store.write(CLUSTER, &"old").unwrap();
         store.save("cluster", &format::encode(CLUSTER, &"new").unwrap(), &SAVE[..done]).unwrap();
-        let changed = SAVE[..done].contains(&Step::Replace);
+        let changed = SAVE[..done].contains(&SaveStep::Replace);
         assert_eq!(value(&store), Some(text(if changed { "new" } else { "old" })), "after {done}");
         let prev = store.read::<String>(PREV).unwrap().value.unwrap();
         assert!(prev == "old" || prev == "older", "after {done}: {prev}");
@@ -96,13 +96,13 @@ fn a_crash_after_any_operation_leaves_the_old_or_the_new_value() {
 #[test]
 fn names_that_reach_the_disk_in_any_order_leave_the_old_or_the_new_value() {
     // Before the directory is synced, a power cut may keep any of the renames and lose the others.
-    let renames = [Step::LinkOld, Step::KeepOld, Step::Replace];
+    let renames = [SaveStep::LinkOld, SaveStep::KeepOld, SaveStep::Replace];
     for mask in 0..1 << renames.len() {
         let (_dir, store) = store();
         store.write(CLUSTER, &"older").unwrap();
         store.write(CLUSTER, &"old").unwrap();
         let new = format::encode(CLUSTER, &"new").unwrap();
-        store.save("cluster", &new, &[Step::Clear, Step::WriteNew]).unwrap();
+        store.save("cluster", &new, &[SaveStep::Clear, SaveStep::WriteNew]).unwrap();
         for (i, step) in renames.iter().enumerate().filter(|(i, _)| mask & (1 << i) != 0) {
             store.save("cluster", &new, &[*step]).unwrap_or_else(|e| panic!("{mask:b} {i}: {e}"));
         }
@@ -144,14 +144,17 @@ fn a_damaged_file_is_set_aside_and_the_previous_copy_used() {
         fs::write(store.dir().join("cluster.prev"), format::encode(CLUSTER, &"old").unwrap()).unwrap();
         fs::write(&path, &bytes).unwrap();
         let shown = String::from_utf8_lossy(&bytes);
-        let loaded: Loaded<String> = store.read(CLUSTER).unwrap_or_else(|e| panic!("{shown}: {e}"));
+        let loaded: LoadedFile<String> = store.read(CLUSTER).unwrap_or_else(|e| panic!("{shown}: {e}"));
         assert_eq!(loaded.value, Some(text("old")), "{shown}");
         let problem = loaded.problem.unwrap();
         let bad: Vec<String> = files(&store).into_iter().filter(|n| n.contains(".bad-")).collect();
         let newest = bad.last().unwrap();
         assert!(bad.len() <= BAD_KEPT);
         assert!(problem.contains(path.to_str().unwrap()), "{problem}");
-        assert!(problem.contains(newest) && problem.contains("using its previous copy cluster.prev"), "{problem}");
+        assert!(
+            problem.contains(newest) && problem.contains("using its previous copy cluster.prev"),
+            "{problem}"
+        );
         assert_eq!(fs::read(store.dir().join(newest)).unwrap(), bytes, "it is kept as it was");
     }
 }
@@ -161,7 +164,7 @@ fn when_both_copies_are_damaged_the_problem_names_both() {
     let (_dir, store) = store();
     fs::write(store.dir().join("cluster"), "agent-state 1 00\n{}\n").unwrap();
     fs::write(store.dir().join("cluster.prev"), "").unwrap();
-    let loaded: Loaded<String> = store.read(CLUSTER).unwrap();
+    let loaded: LoadedFile<String> = store.read(CLUSTER).unwrap();
     assert_eq!(loaded.value, None);
     let problem = loaded.problem.unwrap();
     assert!(problem.contains("damaged (its checksum does not match) and was moved to"), "{problem}");
@@ -176,7 +179,7 @@ fn a_missing_file_with_a_previous_copy_is_a_problem_but_no_loss() {
     store.write(CLUSTER, &"old").unwrap();
     store.write(CLUSTER, &"new").unwrap();
     fs::remove_file(store.dir().join("cluster")).unwrap();
-    let loaded: Loaded<String> = store.read(CLUSTER).unwrap();
+    let loaded: LoadedFile<String> = store.read(CLUSTER).unwrap();
     assert_eq!(loaded.value, Some(text("old")));
     assert!(loaded.problem.unwrap().ends_with("is missing; using its previous copy cluster.prev"));
 }
@@ -189,13 +192,13 @@ fn a_file_out_of_reach_is_not_taken_for_a_new_node() {
     let error = store.read::<String>(CLUSTER).unwrap_err().to_string();
     assert!(error.starts_with("cannot read ") && error.contains("cluster: Is a directory"), "{error}");
     fs::write(store.dir().join("cluster.prev"), format::encode(CLUSTER, &"old").unwrap()).unwrap();
-    let loaded: Loaded<String> = store.read(CLUSTER).unwrap();
+    let loaded: LoadedFile<String> = store.read(CLUSTER).unwrap();
     assert_eq!(loaded.value, Some(text("old")));
     assert!(loaded.problem.unwrap().contains("can't be read (Is a directory"));
 }
 
 /// What lies in the directory, byte by byte.
-fn contents(store: &Store) -> Vec<(String, Vec<u8>)> {
+fn contents(store: &StateDir) -> Vec<(String, Vec<u8>)> {
     files(store).into_iter().map(|n| (n.clone(), fs::read(store.dir().join(n)).unwrap())).collect()
 }
 
@@ -329,7 +332,7 @@ fn purging_removes_the_directory_too() {
 fn a_directory_that_cannot_be_made_says_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
-    let error = Store::open(&dir.path().join("file/state")).unwrap_err().to_string();
+    let error = StateDir::open(&dir.path().join("file/state")).unwrap_err().to_string();
     assert!(error.contains("file/state: ") && error.ends_with("choose another with --state-dir"), "{error}");
 }
 
@@ -342,7 +345,7 @@ fn small_disk(test: &str) -> Option<PathBuf> {
 #[test]
 fn a_full_disk_keeps_the_old_value_and_says_so() {
     let Some(dir) = small_disk("a_full_disk_keeps_the_old_value_and_says_so") else { return };
-    let store = Store::open(&dir).unwrap();
+    let store = StateDir::open(&dir).unwrap();
     store.write(CLUSTER, &"old").unwrap();
     let error = store.write(CLUSTER, &"x".repeat(100_000)).unwrap_err().to_string();
     let said = format!("state directory {} is full: write ", dir.display());
@@ -357,16 +360,16 @@ fn a_full_disk_keeps_the_old_value_and_says_so() {
 #[test]
 fn a_read_only_directory_is_read_and_locked_and_says_so() {
     let Some(dir) = small_disk("a_read_only_directory_is_read_and_locked_and_says_so") else { return };
-    let store = Store::open(&dir).unwrap();
+    let store = StateDir::open(&dir).unwrap();
     store.write(CLUSTER, &"old").unwrap();
     store.write(CLUSTER, &"new").unwrap();
     fs::write(dir.join("cluster"), "garbage").unwrap();
     drop(store);
     let mount = Command::new("mount").args(["-o", "remount,ro"]).arg(&dir).status().unwrap();
     assert!(mount.success());
-    let store = Store::open(&dir).unwrap();
-    assert!(matches!(Store::open(&dir), Err(StateError::InUse { .. })));
-    let loaded: Loaded<String> = store.read(CLUSTER).unwrap();
+    let store = StateDir::open(&dir).unwrap();
+    assert!(matches!(StateDir::open(&dir), Err(StateError::InUse { .. })));
+    let loaded: LoadedFile<String> = store.read(CLUSTER).unwrap();
     assert_eq!(loaded.value, Some(text("old")));
     assert!(loaded.problem.unwrap().contains("and cannot be moved aside (Read-only file system"));
     let error = store.write(CLUSTER, &"next").unwrap_err().to_string();

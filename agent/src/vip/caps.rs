@@ -15,7 +15,7 @@ pub(super) struct MissingCapabilities(Vec<&'static str>);
 
 /// Puts them out of effect for this thread and those that it starts. They stay permitted, so that a virtual
 /// IP that is set later needs no restart.
-pub(crate) fn lay_down() {
+pub(crate) fn drop_capabilities() {
     change(|effective, _| effective.difference(NEEDED));
 }
 
@@ -23,7 +23,7 @@ pub(crate) fn lay_down() {
 ///
 /// # Errors
 /// What is missing.
-pub(super) fn take_up() -> Result<(), MissingCapabilities> {
+pub(super) fn raise_capabilities() -> Result<(), MissingCapabilities> {
     let permitted = change(|effective, permitted| effective.union(NEEDED.intersection(permitted)));
     let missing = NEEDED.difference(permitted);
     let names = [(CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"), (CapabilitySet::NET_RAW, "CAP_NET_RAW")];
@@ -56,12 +56,12 @@ mod tests {
         let effective = || capabilities(None).unwrap().effective.intersection(NEEDED);
         let before = effective();
         std::thread::spawn(move || {
-            lay_down();
+            drop_capabilities();
             assert_eq!(effective(), CapabilitySet::empty());
             std::thread::spawn(move || {
                 assert_eq!(effective(), CapabilitySet::empty(), "threads inherit it");
                 let permitted = capabilities(None).unwrap().permitted.contains(NEEDED);
-                assert_eq!(take_up().is_ok(), permitted);
+                assert_eq!(raise_capabilities().is_ok(), permitted);
                 assert_eq!(effective().contains(NEEDED), permitted);
             })
             .join()

@@ -12,7 +12,7 @@ use proto::arp::Mac;
 use proto::cause::Cause;
 use proto::control::Response;
 use proto::election::wire::unpack;
-use proto::election::{Election, Fact, Intake, Rules};
+use proto::election::{Election, EligibilityFact, MessageLimiter, VipRules};
 use proto::node::NodeId;
 use proto::settings::VipSettings;
 use proto::time::Moment;
@@ -21,12 +21,12 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, warn};
 
-use super::ground::{self, Grounds};
-use super::kernel::{Change, Changes, Held, Interface, Kernel};
-use super::packet::Claim;
-use super::segment::{Nowhere, Place, advice, place};
-use super::{Inputs, Order, Report};
-use crate::lifecycle::Life;
+use super::kernel::{HeldAddress, KernelChange, KernelWatch, LinkState, VipKernel};
+use super::packet::AddressSighting;
+use super::segment::{NoSegment, VipPlacement, advice, place};
+use super::segments::{self, L2Segments};
+use super::{VipCommand, VipInputs, VipReport};
+use crate::lifecycle::Lifecycle;
 
 /// Time between a change of interfaces or addresses and the look at them: they come in bursts.
 pub(super) const SETTLE: Duration = Duration::from_millis(20);
@@ -46,11 +46,11 @@ pub(super) const GOSSIPED: Duration = Duration::from_secs(5);
 const HEARD: Duration = Duration::from_secs(2);
 
 /// One virtual IP.
-pub(super) struct Vip {
+pub(super) struct DrivenVip {
     pub(super) settings: VipSettings,
     pub(super) election: Election,
-    pub(super) rules: Rules,
-    pub(super) place: Result<Place, Nowhere>,
+    pub(super) rules: VipRules,
+    pub(super) place: Result<VipPlacement, NoSegment>,
     /// The interface that it was set on, while it is.
     pub(super) held: Option<u32>,
     /// The kernel has refused it, and when.
@@ -60,21 +60,21 @@ pub(super) struct Vip {
     pub(super) made: Moment,
     /// When the owner was last asked whether its agent is there.
     pub(super) knocked: Moment,
-    pub(super) seen: super::report::Seen,
+    pub(super) seen: super::report::ReportedState,
 }
 
 /// Everything, in one task.
-pub(super) struct Driver {
-    pub(super) inputs: Inputs,
-    pub(super) report: watch::Sender<Arc<Report>>,
-    pub(super) life: Life,
+pub(super) struct VipDriver {
+    pub(super) inputs: VipInputs,
+    pub(super) report: watch::Sender<Arc<VipReport>>,
+    pub(super) life: Lifecycle,
     pub(super) own: NodeId,
-    pub(super) kernel: Option<Kernel>,
-    pub(super) changes: Option<Changes>,
-    pub(super) vips: BTreeMap<IpAddr, Vip>,
-    pub(super) grounds: Grounds,
-    pub(super) interfaces: Vec<Interface>,
-    pub(super) addresses: Vec<Held>,
+    pub(super) kernel: Option<VipKernel>,
+    pub(super) changes: Option<KernelWatch>,
+    pub(super) vips: BTreeMap<IpAddr, DrivenVip>,
+    pub(super) segments: L2Segments,
+    pub(super) interfaces: Vec<LinkState>,
+    pub(super) addresses: Vec<HeldAddress>,
     /// Why this node can't take part.
     pub(super) problem: Option<Unfit>,
     /// Why a segment can't be opened.
@@ -83,22 +83,22 @@ pub(super) struct Driver {
     tick: Moment,
     pub(super) checks: u64,
     /// How much each member may say.
-    pub(super) intake: Intake,
+    pub(super) intake: MessageLimiter,
     pub(super) dirty: bool,
     /// Wishes that wait for their end: which, to whom, until when.
     pub(super) moves: Vec<(IpAddr, NodeId, Moment, oneshot::Sender<Response>)>,
-    pub(super) knocks: mpsc::Sender<(IpAddr, NodeId)>,
+    pub(super) pending_probes: mpsc::Sender<(IpAddr, NodeId)>,
     knocked: mpsc::Receiver<(IpAddr, NodeId)>,
 }
 
 /// What the loop woke for.
-enum Turn {
+enum LoopEvent {
     Time,
     Heard(NodeId, Vec<u8>),
-    Claim(ground::Key, io::Result<Claim>),
-    Changed(io::Result<Vec<Change>>),
+    Claim(segments::SegmentKey, io::Result<AddressSighting>),
+    Changed(io::Result<Vec<KernelChange>>),
     Inputs,
-    Order(Order),
+    Order(VipCommand),
     /// Nobody listens where an owner's agent should.
     Refused(IpAddr, NodeId),
     Stop,
@@ -111,12 +111,16 @@ pub(super) fn now() -> Moment {
     Moment::from_millis(ms)
 }
 
-impl Driver {
-    pub(super) fn new(inputs: Inputs, report: watch::Sender<Arc<Report>>, life: Life) -> Driver {
+impl VipDriver {
+    pub(super) fn new(
+        inputs: VipInputs,
+        report: watch::Sender<Arc<VipReport>>,
+        life: Lifecycle,
+    ) -> VipDriver {
         let own = inputs.link.own();
         // One for each virtual IP and a few more: they come at most five times a second.
-        let (knocks, knocked) = mpsc::channel(16);
-        Driver {
+        let (pending_probes, knocked) = mpsc::channel(16);
+        VipDriver {
             inputs,
             report,
             life,
@@ -124,7 +128,7 @@ impl Driver {
             kernel: None,
             changes: None,
             vips: BTreeMap::new(),
-            grounds: Grounds::default(),
+            segments: L2Segments::default(),
             interfaces: Vec::new(),
             addresses: Vec::new(),
             problem: None,
@@ -132,10 +136,10 @@ impl Driver {
             look: Moment::ZERO,
             tick: Moment::ZERO,
             checks: 0,
-            intake: Intake::default(),
+            intake: MessageLimiter::default(),
             dirty: true,
             moves: Vec::new(),
-            knocks,
+            pending_probes,
             knocked,
         }
     }
@@ -143,25 +147,25 @@ impl Driver {
     /// Runs until the process stops and every election has said goodbye.
     pub(super) async fn run(&mut self) {
         self.begin();
-        let stopping = self.life.stopping.clone();
+        let stopping = self.life.draining.clone();
         let mut stopped = false;
-        self.follow();
+        self.apply_settings();
         loop {
             self.act();
             if stopped && self.vips.is_empty() {
                 return;
             }
             let next = self.deadline();
-            let turn = self.turn(next, stopped, &stopping).await;
+            let turn = self.run_once(next, stopped, &stopping).await;
             if now().since(next) >= LATE {
                 self.act();
             }
             match turn {
-                Turn::Stop => {
+                LoopEvent::Stop => {
                     stopped = true;
                     self.vips.values_mut().for_each(|vip| vip.leave());
                 }
-                Turn::Inputs if stopped => {}
+                LoopEvent::Inputs if stopped => {}
                 turn => self.take(turn),
             }
         }
@@ -172,18 +176,18 @@ impl Driver {
     fn begin(&mut self) {
         self.inputs.epochs.extend(self.report.borrow().epochs.clone());
         (self.kernel, self.changes, self.problem, self.closed) = (None, None, None, None);
-        (self.vips, self.grounds) = (BTreeMap::new(), Grounds::default());
+        (self.vips, self.segments) = (BTreeMap::new(), L2Segments::default());
         (self.interfaces, self.addresses, self.moves) = (Vec::new(), Vec::new(), Vec::new());
         (self.look, self.tick, self.checks, self.dirty) = (Moment::ZERO, Moment::ZERO, 0, true);
     }
 
-    async fn turn(
+    async fn run_once(
         &mut self,
         next: Moment,
         stopped: bool,
         stopping: &tokio_util::sync::CancellationToken,
-    ) -> Turn {
-        let Driver { inputs, changes, grounds, knocked, .. } = self;
+    ) -> LoopEvent {
+        let VipDriver { inputs, changes, segments, knocked, .. } = self;
         let change = async {
             match changes {
                 Some(changes) => changes.next().await,
@@ -191,51 +195,53 @@ impl Driver {
             }
         };
         tokio::select! {
-            () = tokio::time::sleep(next.since(now())) => Turn::Time,
-            Some((from, message)) = inputs.arrivals.recv() => Turn::Heard(from, message),
-            (key, claim) = poll_fn(|context| grounds.poll_claim(context)) => Turn::Claim(key, claim),
-            changed = change => Turn::Changed(changed),
-            Ok(()) = inputs.trust.changed() => Turn::Inputs,
-            Ok(()) = inputs.settings.changed() => Turn::Inputs,
-            Ok(()) = inputs.view.changed() => Turn::Inputs,
-            Ok(()) = inputs.fit.changed() => Turn::Inputs,
-            Some(order) = inputs.orders.recv() => Turn::Order(order),
-            Some((vip, node)) = knocked.recv() => Turn::Refused(vip, node),
-            () = stopping.cancelled(), if !stopped => Turn::Stop,
+            () = tokio::time::sleep(next.since(now())) => LoopEvent::Time,
+            Some((from, message)) = inputs.arrivals.recv() => LoopEvent::Heard(from, message),
+            (key, claim) = poll_fn(|context| segments.poll_claim(context)) => LoopEvent::Claim(key, claim),
+            changed = change => LoopEvent::Changed(changed),
+            Ok(()) = inputs.trust.changed() => LoopEvent::Inputs,
+            Ok(()) = inputs.settings.changed() => LoopEvent::Inputs,
+            Ok(()) = inputs.view.changed() => LoopEvent::Inputs,
+            Ok(()) = inputs.fit.changed() => LoopEvent::Inputs,
+            Some(order) = inputs.orders.recv() => LoopEvent::Order(order),
+            Some((vip, node)) = knocked.recv() => LoopEvent::Refused(vip, node),
+            () = stopping.cancelled(), if !stopped => LoopEvent::Stop,
         }
     }
 
-    fn take(&mut self, turn: Turn) {
+    fn take(&mut self, turn: LoopEvent) {
         let now = now();
         match turn {
-            Turn::Time | Turn::Stop => {}
-            Turn::Heard(from, message) => {
+            LoopEvent::Time | LoopEvent::Stop => {}
+            LoopEvent::Heard(from, message) => {
                 self.hear(now, from, &message);
                 for _ in 0..BATCH {
                     let Ok((from, message)) = self.inputs.arrivals.try_recv() else { break };
                     self.hear(now, from, &message);
                 }
             }
-            Turn::Claim(key, Ok(claim)) => self.claimed(now, key, claim),
+            LoopEvent::Claim(key, Ok(claim)) => self.claimed(now, key, claim),
             // The interface is down or gone; its change comes by netlink.
-            Turn::Claim(_, Err(_)) => {}
-            Turn::Changed(Ok(changes)) => {
-                let ours = |change: &Change| match change {
-                    Change::Gone(ip, index) => self.vips.get(ip).is_some_and(|vip| vip.held == Some(*index)),
-                    Change::Something => false,
+            LoopEvent::Claim(_, Err(_)) => {}
+            LoopEvent::Changed(Ok(changes)) => {
+                let ours = |change: &KernelChange| match change {
+                    KernelChange::Gone(ip, index) => {
+                        self.vips.get(ip).is_some_and(|vip| vip.held == Some(*index))
+                    }
+                    KernelChange::Something => false,
                 };
                 let wait = if changes.iter().any(ours) { Duration::ZERO } else { SETTLE };
-                if changes.contains(&Change::Something) || wait.is_zero() {
+                if changes.contains(&KernelChange::Something) || wait.is_zero() {
                     self.look = self.look.min(now.after(wait));
                 }
             }
-            Turn::Changed(Err(error)) => {
+            LoopEvent::Changed(Err(error)) => {
                 warn!("no notifications of interface changes, polling instead: {error}");
                 self.changes = None;
             }
-            Turn::Inputs => self.follow(),
-            Turn::Order(order) => self.order(now, order),
-            Turn::Refused(vip, node) => {
+            LoopEvent::Inputs => self.apply_settings(),
+            LoopEvent::Order(order) => self.start_move(now, order),
+            LoopEvent::Refused(vip, node) => {
                 if let Some(vip) = self.vips.get_mut(&vip) {
                     vip.election.refused(now, &node);
                 }
@@ -259,37 +265,37 @@ impl Driver {
         }
     }
 
-    fn claimed(&mut self, now: Moment, key: ground::Key, claim: Claim) {
+    fn claimed(&mut self, now: Moment, key: segments::SegmentKey, claim: AddressSighting) {
         // Another card of this node on the same segment answers for all of its addresses (arp_filter=0).
         if self.interfaces.iter().any(|one| one.mac == Some(claim.mac)) {
             return;
         }
-        if let Some(ground) = self.grounds.get_mut(&key) {
-            ground.test.answered(now, claim.ip, claim.mac);
+        if let Some(segment) = self.segments.get_mut(&key) {
+            segment.test.answered(now, claim.ip, claim.mac);
         }
         if self.vips.contains_key(&claim.ip) {
-            let member = self.whose(claim.ip, claim.mac);
+            let member = self.owner_of_mac(claim.ip, claim.mac);
             let Some(vip) = self.vips.get_mut(&claim.ip) else { return };
             // Members that have started together may not have said which cards are theirs: between owners
             // beats decide. Who does not own it takes everyone unknown for a stranger, and waits.
             if member.is_some() || !vip.election.owns() || now.since(vip.made) >= GOSSIPED {
-                vip.election.seen(now, claim.mac, member);
+                vip.election.address_sighted(now, claim.mac, member);
             }
         }
-        self.judge(now);
+        self.update_facts(now);
     }
 
     /// The member whose card this is: by what it gossips, or, sooner, by where the kernel finds the addresses
     /// that the link knows.
-    fn whose(&mut self, vip: IpAddr, mac: Mac) -> Option<NodeId> {
+    fn owner_of_mac(&mut self, vip: IpAddr, mac: Mac) -> Option<NodeId> {
         let view = self.inputs.view.borrow().clone();
-        if let Some(member) = ground::member_with(&view, mac) {
+        if let Some(member) = segments::member_with(&view, mac) {
             return Some(member);
         }
         let there =
             self.kernel.as_mut().and_then(|kernel| kernel.neighbours_at(mac).ok()).unwrap_or_default();
         let document = self.inputs.trust.borrow().document.clone();
-        let book = &self.inputs.link.book;
+        let book = &self.inputs.link.addresses;
         let lives = |id: &&NodeId| book.all(id).iter().any(|at| there.contains(&at.ip()) && at.ip() != vip);
         document.members().map(|(id, _)| id).find(lives).copied()
     }
@@ -301,12 +307,12 @@ impl Driver {
             return at.after(Duration::from_secs(3_600));
         }
         let elections = self.vips.values().map(|vip| vip.election.deadline());
-        let next = elections.chain(self.grounds.deadline()).chain([self.look, self.tick]).min();
+        let next = elections.chain(self.segments.deadline()).chain([self.look, self.tick]).min();
         next.unwrap_or(at)
     }
 
     /// What is due apart from the elections.
-    pub(super) fn look_around(&mut self, now: Moment) {
+    pub(super) fn run_due_tasks(&mut self, now: Moment) {
         if self.vips.is_empty() {
             return;
         }
@@ -317,15 +323,15 @@ impl Driver {
             if !self.listens() {
                 self.look = now;
             }
-            self.judge(now);
+            self.update_facts(now);
         }
         if now >= self.look {
             self.look = now.after(LOOK);
             self.look_at_kernel(now);
-            self.judge(now);
+            self.update_facts(now);
         }
-        if self.grounds.test(now) {
-            self.judge(now);
+        if self.segments.test(now) {
+            self.update_facts(now);
         }
     }
 
@@ -338,10 +344,11 @@ impl Driver {
                 return;
             }
         }
-        let mut wanted: BTreeMap<ground::Key, (Place, Vec<IpAddr>)> = BTreeMap::new();
+        let mut wanted: BTreeMap<segments::SegmentKey, (VipPlacement, Vec<IpAddr>)> = BTreeMap::new();
         for (address, vip) in &mut self.vips {
-            let ours = |held: &Held| held.ip == *address && vip.held == Some(held.index);
-            let others: Vec<Held> = self.addresses.iter().filter(|held| !ours(held)).cloned().collect();
+            let ours = |held: &HeldAddress| held.ip == *address && vip.held == Some(held.index);
+            let others: Vec<HeldAddress> =
+                self.addresses.iter().filter(|held| !ours(held)).cloned().collect();
             vip.place = place(*address, vip.settings.interface.as_deref(), &self.interfaces, &others);
             let Ok(place) = &vip.place else { continue };
             let on = vip.held.unwrap_or(place.index);
@@ -355,19 +362,19 @@ impl Driver {
             }
             let candidate = vip.rules.candidates.iter().any(|one| one.node == self.own);
             if candidate && !vip.leaving {
-                let entry = wanted.entry(ground::key(place)).or_insert_with(|| (place.clone(), Vec::new()));
+                let entry = wanted.entry(segments::key(place)).or_insert_with(|| (place.clone(), Vec::new()));
                 entry.1.push(*address);
             }
         }
-        self.closed = self.grounds.keep(now, wanted);
+        self.closed = self.segments.reconcile(now, wanted);
         let view = self.inputs.view.borrow().clone();
         let trusted = self.trusted();
-        self.grounds.follow(now, self.own, &view, &trusted);
+        self.segments.apply_records(now, self.own, &view, &trusted);
         self.dirty = true;
     }
 
     /// Tells the elections what holds and what does not.
-    pub(super) fn judge(&mut self, now: Moment) {
+    pub(super) fn update_facts(&mut self, now: Moment) {
         let draining = self.inputs.fit.borrow().draining;
         let document = self.inputs.trust.borrow().document.clone();
         let view = self.inputs.view.borrow().clone();
@@ -379,64 +386,64 @@ impl Driver {
             vip.refused.take_if(|(at, _)| now.since(*at) >= RETRY);
             let refused = vip.refused.as_ref().map(|(_, why)| why);
             let blocked = self.problem.as_ref().or(self.closed.as_ref()).or(refused).cloned();
-            vip.fact(now, Fact::Capability, blocked.map_or(Ok(()), Err));
+            vip.fact(now, EligibilityFact::Capability, blocked.map_or(Ok(()), Err));
             let drains = || Err(Unfit::new(Cause::Draining, "it is draining"));
-            vip.fact(now, Fact::Draining, if draining { drains() } else { Ok(()) });
+            vip.fact(now, EligibilityFact::Draining, if draining { drains() } else { Ok(()) });
             let (own, segment) = match &vip.place {
                 Ok(_) => (Ok(()), Ok(())),
-                Err(Nowhere::Own(why)) => (Err(why.clone()), Ok(())),
-                Err(Nowhere::Segment(why)) => (Ok(()), Err(why.clone())),
+                Err(NoSegment::Own(why)) => (Err(why.clone()), Ok(())),
+                Err(NoSegment::Segment(why)) => (Ok(()), Err(why.clone())),
             };
             // A worker's word counts where its datagrams come from that very address.
-            let lives = |id: &NodeId| link.book.best(id).is_some_and(|at| at.ip() == *address);
-            let taken = ground::node_at(&view, *address, |id| trusted.contains(id) || lives(id));
+            let lives = |id: &NodeId| link.addresses.best(id).is_some_and(|at| at.ip() == *address);
+            let taken = segments::node_at(&view, *address, |id| trusted.contains(id) || lives(id));
             let taken = taken.map(|node| {
                 let name = name(&node);
                 let reason = format_args!("{address} is the own address of {name}; choose an unused one");
                 Err(Unfit::new(Cause::OwnAddress, reason))
             });
-            vip.fact(now, Fact::Address, taken.unwrap_or(own));
+            vip.fact(now, EligibilityFact::Address, taken.unwrap_or(own));
             let Ok(place) = vip.place.clone() else {
-                vip.fact(now, Fact::Segment, segment);
+                vip.fact(now, EligibilityFact::Segment, segment);
                 continue;
             };
             let down = || Err(Unfit::new(Cause::LinkDown, format_args!("{} is down", place.name)));
-            vip.fact(now, Fact::Link, if place.up { Ok(()) } else { down() });
+            vip.fact(now, EligibilityFact::Link, if place.up { Ok(()) } else { down() });
             let interface = self.interfaces.iter().find(|one| one.index == place.index);
             let segment = match (
                 interface.and_then(|one| advice(*address, one)),
-                self.grounds.get_mut(&ground::key(&place)),
+                self.segments.get_mut(&segments::key(&place)),
             ) {
                 (Some(advice), _) => Err(advice),
-                (None, Some(ground)) => ground.test.verdict(now, &place.name, heard, name),
+                (None, Some(segment)) => segment.test.verdict(now, &place.name, heard, name),
                 (None, None) => {
                     let reason = format_args!("{} is not open yet", place.name);
                     Err(Unfit::new(Cause::SegmentUntested, reason))
                 }
             };
-            vip.fact(now, Fact::Segment, segment);
+            vip.fact(now, EligibilityFact::Segment, segment);
         }
     }
 }
 
-impl Vip {
+impl DrivenVip {
     /// `epoch`: the highest that is known from before.
-    pub(super) fn new(own: NodeId, settings: VipSettings, epoch: u64, now: Moment) -> Vip {
+    pub(super) fn new(own: NodeId, settings: VipSettings, epoch: u64, now: Moment) -> DrivenVip {
         let mut election = Election::new(own, settings.address, now);
-        if !election.raise_floor(epoch) {
+        if !election.set_minimum_epoch(epoch) {
             warn!(vip = %settings.address, "ignoring the impossible stored epoch {epoch}");
         }
-        Vip {
+        DrivenVip {
             election,
             settings,
-            rules: Rules::default(),
-            place: Err(Nowhere::Segment(Unfit::new(Cause::SegmentUntested, "not tested yet"))),
+            rules: VipRules::default(),
+            place: Err(NoSegment::Segment(Unfit::new(Cause::SegmentUntested, "not tested yet"))),
             held: None,
             refused: None,
             leaving: false,
             made: now,
             knocked: Moment::ZERO,
-            seen: super::report::Seen::default(),
+            seen: super::report::ReportedState::default(),
         }
     }
 
@@ -446,7 +453,7 @@ impl Vip {
     }
 
     /// Said each time, though it is seldom news: what is shown of it may be.
-    pub(super) fn fact(&mut self, now: Moment, fact: Fact, holds: Result<(), Unfit>) {
+    pub(super) fn fact(&mut self, now: Moment, fact: EligibilityFact, holds: Result<(), Unfit>) {
         self.election.set_fact(now, fact, holds);
     }
 }

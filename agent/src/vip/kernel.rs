@@ -19,7 +19,7 @@ const V6_FLAGS: u32 = IFA_F_NODAD | IFA_F_NOPREFIXROUTE;
 
 /// An interface, as far as a virtual IP cares.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Interface {
+pub(super) struct LinkState {
     pub(super) index: u32,
     pub(super) name: String,
     /// Its Ethernet address.
@@ -36,7 +36,7 @@ pub(super) struct Interface {
 
 /// An address on an interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Held {
+pub(super) struct HeldAddress {
     pub(super) index: u32,
     pub(super) ip: IpAddr,
     pub(super) prefix: u8,
@@ -45,11 +45,11 @@ pub(super) struct Held {
 }
 
 /// What to ask the kernel with.
-pub(super) struct Kernel(Netlink);
+pub(super) struct VipKernel(Netlink);
 
-impl Kernel {
-    pub(super) fn open() -> io::Result<Kernel> {
-        Ok(Kernel(Netlink::open(ROUTE)?))
+impl VipKernel {
+    pub(super) fn open() -> io::Result<VipKernel> {
+        Ok(VipKernel(Netlink::open(ROUTE)?))
     }
 
     /// Sets an address for so many seconds, or lengthens its time.
@@ -79,15 +79,16 @@ impl Kernel {
     }
 
     /// All addresses of this node.
-    pub(super) fn addresses(&mut self) -> io::Result<Vec<Held>> {
-        self.0
-            .dump(RTM_GETADDR, &EVERY_ADDRESS, |kind, body| AddressMessage::read(kind, body).map(Held::from))
+    pub(super) fn addresses(&mut self) -> io::Result<Vec<HeldAddress>> {
+        self.0.dump(RTM_GETADDR, &EVERY_ADDRESS, |kind, body| {
+            AddressMessage::read(kind, body).map(HeldAddress::from)
+        })
     }
 
     /// All interfaces of this node.
-    pub(super) fn interfaces(&mut self) -> io::Result<Vec<Interface>> {
+    pub(super) fn interfaces(&mut self) -> io::Result<Vec<LinkState>> {
         let ask = LinkMessage::ask(None, None);
-        self.0.dump(RTM_GETLINK, &ask, |kind, body| LinkMessage::read(kind, body).map(Interface::from))
+        self.0.dump(RTM_GETLINK, &ask, |kind, body| LinkMessage::read(kind, body).map(LinkState::from))
     }
 
     /// The addresses that the kernel has found at this Ethernet address.
@@ -112,16 +113,16 @@ fn absent(error: &io::Error) -> bool {
     [Some(Errno::ADDRNOTAVAIL), Some(Errno::NOENT), Some(Errno::NODEV)].contains(&errno(error))
 }
 
-impl From<AddressMessage> for Held {
-    fn from(said: AddressMessage) -> Held {
+impl From<AddressMessage> for HeldAddress {
+    fn from(said: AddressMessage) -> HeldAddress {
         let AddressMessage { index, ip, prefix, valid_seconds, .. } = said;
-        Held { index, ip, prefix, ends: valid_seconds.is_some() }
+        HeldAddress { index, ip, prefix, ends: valid_seconds.is_some() }
     }
 }
 
-impl From<LinkMessage> for Interface {
-    fn from(said: LinkMessage) -> Interface {
-        Interface {
+impl From<LinkMessage> for LinkState {
+    fn from(said: LinkMessage) -> LinkState {
+        LinkState {
             index: said.index,
             name: said.name.unwrap_or_default(),
             mac: said.mac.filter(|mac| mac.is_unicast()),
@@ -135,7 +136,7 @@ impl From<LinkMessage> for Interface {
 
 /// What has changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Change {
+pub(super) enum KernelChange {
     /// An interface, in whatever way, or addresses other than the one below.
     Something,
     /// An address is gone from an interface.
@@ -143,20 +144,20 @@ pub(super) enum Change {
 }
 
 /// Word of the kernel about addresses and interfaces.
-pub(super) struct Changes(netlink::Changes);
+pub(super) struct KernelWatch(netlink::KernelChanges);
 
-impl Changes {
-    pub(super) fn subscribe() -> io::Result<Changes> {
-        Ok(Changes(netlink::Changes::subscribe()?))
+impl KernelWatch {
+    pub(super) fn subscribe() -> io::Result<KernelWatch> {
+        Ok(KernelWatch(netlink::KernelChanges::subscribe()?))
     }
 
     /// Waits for changes. Nothing is lost by giving up waiting.
-    pub(super) async fn next(&mut self) -> io::Result<Vec<Change>> {
+    pub(super) async fn next(&mut self) -> io::Result<Vec<KernelChange>> {
         loop {
             let changes = match self.0.next().await? {
                 Some(bytes) => changes(bytes),
                 // Which are not known: look at everything.
-                None => vec![Change::Something],
+                None => vec![KernelChange::Something],
             };
             if !changes.is_empty() {
                 return Ok(changes);
@@ -165,14 +166,14 @@ impl Changes {
     }
 }
 
-fn changes(bytes: &[u8]) -> Vec<Change> {
+fn changes(bytes: &[u8]) -> Vec<KernelChange> {
     let mut changes = Vec::new();
     for message in messages(bytes) {
         let change = match (message.kind, AddressMessage::read(message.kind, message.body)) {
-            (_, Some(gone)) if gone.gone => Change::Gone(gone.ip, gone.index),
+            (_, Some(gone)) if gone.gone => KernelChange::Gone(gone.ip, gone.index),
             // Every renewal of ours says so too.
             (_, Some(held)) if held.valid_seconds.is_some() => continue,
-            (RTM_NEWLINK | RTM_DELLINK | RTM_NEWADDR, _) => Change::Something,
+            (RTM_NEWLINK | RTM_DELLINK | RTM_NEWADDR, _) => KernelChange::Something,
             _ => continue,
         };
         if !changes.contains(&change) {
@@ -210,7 +211,7 @@ mod tests {
         if in_namespaces(test, &["--net"], SETUP).is_none() {
             return;
         }
-        let mut kernel = Kernel::open().unwrap();
+        let mut kernel = VipKernel::open().unwrap();
         let all = kernel.interfaces().unwrap();
         let w0 = all.iter().find(|one| one.name == "w0").unwrap().clone();
         assert_eq!((w0.mac, w0.hardware, w0.kind.as_str()), ("02:00:00:00:00:01".parse().ok(), 1, "veth"));
@@ -227,9 +228,9 @@ mod tests {
             kernel.hold(vip, w0.index, Some("w0:vip"), 100).unwrap();
             std::thread::sleep(Duration::from_millis(2_500));
             let held =
-                |kernel: &mut Kernel| kernel.addresses().unwrap().into_iter().find(|one| one.ip == vip);
+                |kernel: &mut VipKernel| kernel.addresses().unwrap().into_iter().find(|one| one.ip == vip);
             let prefix = if vip.is_ipv4() { 32 } else { 128 };
-            let expected = Held { index: w0.index, ip: vip, prefix, ends: true };
+            let expected = HeldAddress { index: w0.index, ip: vip, prefix, ends: true };
             assert_eq!(held(&mut kernel), Some(expected), "renewed, so still there");
             assert!(kernel.drop(vip, w0.index).unwrap());
             assert_eq!(held(&mut kernel), None);
@@ -258,7 +259,7 @@ mod tests {
         if in_namespaces(test, &["--net"], SETUP).is_none() {
             return;
         }
-        let mut kernel = Kernel::open().unwrap();
+        let mut kernel = VipKernel::open().unwrap();
         let w0 = kernel.interfaces().unwrap().into_iter().find(|one| one.name == "w0").unwrap().index;
         let mac: Mac = "02:00:00:00:00:77".parse().unwrap();
         for vip in ["10.9.0.50", "fd09::50"] {
@@ -281,9 +282,9 @@ mod tests {
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let mut kernel = Kernel::open().unwrap();
+            let mut kernel = VipKernel::open().unwrap();
             let w0 = kernel.interfaces().unwrap().into_iter().find(|one| one.name == "w0").unwrap().index;
-            let mut changes = Changes::subscribe().unwrap();
+            let mut changes = KernelWatch::subscribe().unwrap();
             for vip in ["10.9.0.50", "fd09::50"] {
                 let gone: IpAddr = vip.parse().unwrap();
                 kernel.hold(gone, w0, None, 100).unwrap();
@@ -292,13 +293,13 @@ mod tests {
                 ip(&format!("addr del {vip}/{prefix} dev w0"));
                 // The interface may still be settling; the address itself is told of once.
                 let mut told = Vec::new();
-                while !told.contains(&Change::Gone(gone, w0)) {
+                while !told.contains(&KernelChange::Gone(gone, w0)) {
                     told.extend(changes.next().await.unwrap());
                 }
-                assert_eq!(told.iter().filter(|one| **one != Change::Something).count(), 1, "{told:?}");
+                assert_eq!(told.iter().filter(|one| **one != KernelChange::Something).count(), 1, "{told:?}");
             }
             ip("link set w0 down");
-            while !changes.next().await.unwrap().contains(&Change::Something) {}
+            while !changes.next().await.unwrap().contains(&KernelChange::Something) {}
         });
     }
 

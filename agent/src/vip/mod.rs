@@ -6,18 +6,18 @@
 //! while the cluster has virtual IPs. Without any it sleeps: no socket, no timer.
 //!
 //! Stopping it anywhere is safe: every address that it sets ends by itself two seconds after its last
-//! renewal. It alone writes the [`Report`].
+//! renewal. It alone writes the [`VipReport`].
 
-mod act;
+mod actions;
+mod apply;
 mod caps;
 mod driver;
-mod ground;
 mod kernel;
 mod packet;
 mod report;
+mod reset;
 mod segment;
-mod sever;
-mod wanted;
+mod segments;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -25,32 +25,32 @@ use std::sync::Arc;
 
 use proto::control::{Response, VipStatus};
 use proto::node::NodeId;
-use proto::pulse::Ears;
-use proto::record::{Claim, Foot};
+use proto::pulse::PeerLivenessMap;
+use proto::record::{L2Endpoint, VipOwnership};
 use proto::service::ServiceName;
 use proto::settings::Settings;
 use proto::unfit::Unfit;
-use proto::view::View;
+use proto::view::ClusterView;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::error;
 
-use crate::lifecycle::Life;
-use crate::link::{Link, Trust};
+use crate::lifecycle::Lifecycle;
 use crate::supervisor::supervised;
+use crate::transport::{Link, TrustedKeys};
 
-pub(crate) use caps::lay_down;
+pub(crate) use caps::drop_capabilities;
 
 /// What the thread works with.
-pub(crate) struct Inputs {
+pub(crate) struct VipInputs {
     pub(crate) link: Arc<Link>,
-    pub(crate) trust: watch::Receiver<Arc<Trust>>,
-    pub(crate) view: watch::Receiver<Arc<View>>,
-    pub(crate) ears: watch::Receiver<Arc<Ears>>,
+    pub(crate) trust: watch::Receiver<Arc<TrustedKeys>>,
+    pub(crate) view: watch::Receiver<Arc<ClusterView>>,
+    pub(crate) liveness: watch::Receiver<Arc<PeerLivenessMap>>,
     pub(crate) settings: watch::Receiver<Arc<Settings>>,
-    pub(crate) fit: watch::Receiver<Arc<Fit>>,
+    pub(crate) fit: watch::Receiver<Arc<LocalEligibility>>,
     /// What members say of virtual IPs.
     pub(crate) arrivals: mpsc::Receiver<(NodeId, Vec<u8>)>,
-    pub(crate) orders: mpsc::Receiver<Order>,
+    pub(crate) orders: mpsc::Receiver<VipCommand>,
     /// Where events are told.
     pub(crate) tell: mpsc::Sender<proto::event::Event>,
     /// The epochs that an earlier agent of this node knew.
@@ -59,7 +59,7 @@ pub(crate) struct Inputs {
 
 /// What this node could serve, and who is a master.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Fit {
+pub(crate) struct LocalEligibility {
     pub(crate) masters: BTreeSet<NodeId>,
     /// For each service whether it is served here, or why not.
     pub(crate) services: BTreeMap<ServiceName, Result<(), Unfit>>,
@@ -69,7 +69,7 @@ pub(crate) struct Fit {
 }
 
 /// A wish of the command line: this virtual IP to that node.
-pub(crate) struct Order {
+pub(crate) struct VipCommand {
     pub(crate) address: IpAddr,
     pub(crate) node: String,
     pub(crate) reply: oneshot::Sender<Response>,
@@ -77,13 +77,13 @@ pub(crate) struct Order {
 
 /// What is known of virtual IPs here.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Report {
+pub(crate) struct VipReport {
     /// For people.
     pub(crate) vips: Vec<VipStatus>,
     /// For gossip: where this node stands on their segments.
-    pub(crate) feet: Vec<Foot>,
+    pub(crate) l2_endpoints: Vec<L2Endpoint>,
     /// For gossip: those that this node owns.
-    pub(crate) claims: BTreeMap<IpAddr, Claim>,
+    pub(crate) ownerships: BTreeMap<IpAddr, VipOwnership>,
     /// For gossip: those that it may and can't own, and why.
     pub(crate) unfit: BTreeMap<IpAddr, Unfit>,
     /// What keeps this node from taking part at all, for people.
@@ -93,14 +93,14 @@ pub(crate) struct Report {
 }
 
 /// Starts the thread.
-pub(crate) fn spawn(inputs: Inputs, report: watch::Sender<Arc<Report>>, life: &Life) {
+pub(crate) fn spawn(inputs: VipInputs, report: watch::Sender<Arc<VipReport>>, life: &Lifecycle) {
     let (ended, end) = oneshot::channel::<()>();
     let own = life.clone();
     let thread = std::thread::Builder::new().name("vip".to_owned()).spawn(move || {
         match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => {
-                let over = own.over.clone();
-                let driver = driver::Driver::new(inputs, report, own);
+                let over = own.shutdown.clone();
+                let driver = driver::VipDriver::new(inputs, report, own);
                 runtime.block_on(supervised("vip", driver, over, |driver| Box::pin(driver.run())));
             }
             Err(error) => error!("virtual IPs are disabled on this node: {error}"),

@@ -7,7 +7,7 @@ use std::io;
 use std::net::IpAddr;
 use std::task::{Context, Poll};
 
-use proto::arp::{Arp, Mac, Operation};
+use proto::arp::{ArpOperation, ArpPacket, Mac};
 use proto::ndp;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
 use tokio::io::unix::AsyncFd;
@@ -32,25 +32,25 @@ struct LinkAddress {
 
 /// Says that someone has an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Claim {
+pub(super) struct AddressSighting {
     pub(super) ip: IpAddr,
     pub(super) mac: Mac,
 }
 
 /// Where frames go out and come in: one family on one interface.
-pub(super) struct Wire {
+pub(super) struct PacketSocket {
     socket: AsyncFd<Socket>,
     own: Mac,
     v4: bool,
 }
 
-impl Wire {
+impl PacketSocket {
     /// Opens it on the interface with this index and Ethernet address. `vips` are the addresses whose
     /// claims are wanted even from those who only ask; all of one family, at least one.
     ///
     /// # Errors
     /// CAP_NET_RAW is missing, or the interface is gone.
-    pub(super) fn open(index: u32, own: Mac, vips: &[IpAddr]) -> io::Result<Wire> {
+    pub(super) fn open(index: u32, own: Mac, vips: &[IpAddr]) -> io::Result<PacketSocket> {
         let v4 = vips.iter().any(IpAddr::is_ipv4);
         let ethertype = if v4 { ETHERTYPE_ARP } else { ETHERTYPE_IPV6 };
         // With protocol 0 nothing comes in before the filter stands.
@@ -58,22 +58,22 @@ impl Wire {
         socket.set_nonblocking(true)?;
         socket.attach_filter(&if v4 { arp_filter(vips) } else { advertisement_filter() })?;
         socket.bind(&link_address(index, ethertype))?;
-        Ok(Wire { socket: watched(socket)?, own, v4 })
+        Ok(PacketSocket { socket: watched(socket)?, own, v4 })
     }
 
     /// Asks who has an address, without claiming one.
     pub(super) fn probe(&self, address: IpAddr) {
         match address {
-            IpAddr::V4(ip) => self.send(&Arp::probe(self.own, ip).to_frame(Mac::BROADCAST)),
+            IpAddr::V4(ip) => self.send(&ArpPacket::probe(self.own, ip).to_frame(Mac::BROADCAST)),
             IpAddr::V6(ip) => self.send(&ndp::probe(self.own, ip)),
         }
     }
 
     /// Asks who has `target`, as the one who has `sender`.
-    pub(super) fn ask(&self, sender: IpAddr, target: IpAddr) {
+    pub(super) fn request(&self, sender: IpAddr, target: IpAddr) {
         match (sender, target) {
             (IpAddr::V4(sender), IpAddr::V4(target)) => {
-                self.send(&Arp::request(self.own, sender, target).to_frame(Mac::BROADCAST));
+                self.send(&ArpPacket::request(self.own, sender, target).to_frame(Mac::BROADCAST));
             }
             (IpAddr::V6(sender), IpAddr::V6(target)) => {
                 self.send(&ndp::solicitation(self.own, sender, target));
@@ -86,8 +86,8 @@ impl Wire {
     pub(super) fn announce(&self, address: IpAddr) {
         match address {
             IpAddr::V4(ip) => {
-                for operation in [Operation::Request, Operation::Reply] {
-                    self.send(&Arp::announcement(self.own, ip, operation).to_frame(Mac::BROADCAST));
+                for operation in [ArpOperation::Request, ArpOperation::Reply] {
+                    self.send(&ArpPacket::announcement(self.own, ip, operation).to_frame(Mac::BROADCAST));
                 }
             }
             IpAddr::V6(ip) => self.send(&ndp::announcement(self.own, ip)),
@@ -95,12 +95,12 @@ impl Wire {
     }
 
     /// Says to one that an address is here.
-    pub(super) fn tell(&self, address: IpAddr, to: Mac, at: IpAddr) {
+    pub(super) fn announce_to(&self, address: IpAddr, to: Mac, at: IpAddr) {
         match (address, at) {
             (IpAddr::V4(ip), IpAddr::V4(at)) => {
-                self.send(&Arp::tell(self.own, ip, to, at).to_frame(to));
+                self.send(&ArpPacket::unicast_announcement(self.own, ip, to, at).to_frame(to));
             }
-            (IpAddr::V6(ip), IpAddr::V6(at)) => self.send(&ndp::tell(self.own, ip, to, at)),
+            (IpAddr::V6(ip), IpAddr::V6(at)) => self.send(&ndp::unicast_advertisement(self.own, ip, to, at)),
             _ => {}
         }
     }
@@ -116,7 +116,7 @@ impl Wire {
     ///
     /// # Errors
     /// The interface went down or away.
-    pub(super) fn poll_claim(&self, context: &mut Context<'_>) -> Poll<io::Result<Claim>> {
+    pub(super) fn poll_claim(&self, context: &mut Context<'_>) -> Poll<io::Result<AddressSighting>> {
         // ARP, or an advertisement with a few options; the rest of anything longer is none of ours.
         let mut buffer = [0; 256];
         loop {
@@ -132,12 +132,12 @@ impl Wire {
         }
     }
 
-    fn read(&self, frame: &[u8]) -> Option<Claim> {
+    fn read(&self, frame: &[u8]) -> Option<AddressSighting> {
         if self.v4 {
-            let (ip, mac) = Arp::parse(frame)?.claim()?;
-            return Some(Claim { ip: ip.into(), mac });
+            let (ip, mac) = ArpPacket::parse(frame)?.claim()?;
+            return Some(AddressSighting { ip: ip.into(), mac });
         }
-        ndp::parse(frame).map(|said| Claim { ip: said.target.into(), mac: said.mac })
+        ndp::parse(frame).map(|said| AddressSighting { ip: said.target.into(), mac: said.mac })
     }
 }
 
@@ -217,7 +217,7 @@ mod tests {
 
     use super::*;
     use crate::testing::in_namespaces;
-    use crate::vip::kernel::Kernel;
+    use crate::vip::kernel::VipKernel;
 
     const OWN: Mac = Mac([2, 0, 0, 0, 0, 1]);
     const OTHER: Mac = Mac([2, 0, 0, 0, 0, 2]);
@@ -262,7 +262,7 @@ mod tests {
         ip link add w0 address 02:00:00:00:00:01 type veth peer name w1
         ip addr add 10.9.0.1/24 dev w0; ip addr add fd09::1/64 dev w0 nodad; ip link set w0 up";
 
-    async fn next(wire: &Wire) -> Option<Claim> {
+    async fn next(wire: &PacketSocket) -> Option<AddressSighting> {
         let claim = std::future::poll_fn(|context| wire.poll_claim(context));
         timeout(Duration::from_millis(500), claim).await.ok().and_then(Result::ok)
     }
@@ -275,20 +275,24 @@ mod tests {
             return;
         }
         let other = Other::new();
-        let index = Kernel::open().unwrap().interfaces().unwrap();
+        let index = VipKernel::open().unwrap().interfaces().unwrap();
         let index = index.into_iter().find(|one| one.name == "w0").unwrap().index;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             for (vip, own, at) in [("10.9.0.50", "10.9.0.1", "10.9.0.2"), ("fd09::50", "fd09::1", "fd09::2")]
             {
                 let [vip, own, at] = [vip, own, at].map(|text| text.parse::<IpAddr>().unwrap());
-                let wire = Wire::open(index, OWN, &[vip]).unwrap();
+                let wire = PacketSocket::open(index, OWN, &[vip]).unwrap();
                 wire.probe(vip);
                 assert_eq!(next(&wire).await, None, "nobody has {vip}");
-                wire.ask(own, at);
-                assert_eq!(next(&wire).await, Some(Claim { ip: at, mac: OTHER }));
+                wire.request(own, at);
+                assert_eq!(next(&wire).await, Some(AddressSighting { ip: at, mac: OTHER }));
                 wire.probe(at);
-                assert_eq!(next(&wire).await, Some(Claim { ip: at, mac: OTHER }), "a probe of what is there");
+                assert_eq!(
+                    next(&wire).await,
+                    Some(AddressSighting { ip: at, mac: OTHER }),
+                    "a probe of what is there"
+                );
                 // The other learns where the address is, and learns anew.
                 other.run(&format!("ip neigh add {vip} lladdr 02:00:00:00:00:99 nud stale dev w1"));
                 wire.announce(vip);
@@ -299,7 +303,7 @@ mod tests {
                 other.run(&format!("ip neigh replace {vip} lladdr 02:00:00:00:00:99 nud stale dev w1"));
                 // Linux takes a second change within a second only if it is forced to look (LOCKTIME).
                 tokio::time::sleep(Duration::from_millis(1_100)).await;
-                wire.tell(vip, OTHER, at);
+                wire.announce_to(vip, OTHER, at);
                 other.run(&format!(
                     "for i in 1 2 3 4 5 6 7 8 9; do {learnt} && exit 0; sleep 0.1; done; false"
                 ));
@@ -314,16 +318,16 @@ mod tests {
             return;
         }
         let other = Other::new();
-        let index = Kernel::open().unwrap().interfaces().unwrap();
+        let index = VipKernel::open().unwrap().interfaces().unwrap();
         let index = index.into_iter().find(|one| one.name == "w0").unwrap().index;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let vip: IpAddr = "10.9.0.50".parse().unwrap();
-            let wire = Wire::open(index, OWN, &[vip]).unwrap();
+            let wire = PacketSocket::open(index, OWN, &[vip]).unwrap();
             other.run("ping -c 1 -W 1 10.9.0.77 >/dev/null 2>&1; true");
             assert_eq!(next(&wire).await, None, "a question of someone else");
             other.run("ip addr add 10.9.0.50/32 dev w1; ping -c 1 -W 1 -I 10.9.0.50 10.9.0.78 >/dev/null 2>&1; true");
-            assert_eq!(next(&wire).await, Some(Claim { ip: vip, mac: OTHER }));
+            assert_eq!(next(&wire).await, Some(AddressSighting { ip: vip, mac: OTHER }));
         });
     }
 }

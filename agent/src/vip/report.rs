@@ -5,27 +5,27 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use proto::cluster::Document;
-use proto::control::{Response, VipCandidate, VipGains, VipState, VipStatus};
-use proto::election::{self, CandidateState, Gain, State};
+use proto::control::{Response, VipCandidate, VipState, VipStatus, VipTakeovers};
+use proto::election::{self, CandidateState, Gain, OwnershipState};
 use proto::node::{Name, NodeId};
-use proto::record::Claim;
+use proto::record::VipOwnership;
 use proto::time::{Moment, UnixMs};
 use proto::unfit::Unfit;
 
-use super::Report;
-use super::driver::{Driver, GOSSIPED, Vip};
-use super::segment::Nowhere;
+use super::VipReport;
+use super::driver::{DrivenVip, GOSSIPED, VipDriver};
+use super::segment::NoSegment;
 use crate::lifecycle::wall;
 
 /// What was last said of one, and since when.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Seen {
-    said: Option<(State, Option<NodeId>)>,
+pub(super) struct ReportedState {
+    said: Option<(OwnershipState, Option<NodeId>)>,
     pub(super) since: UnixMs,
-    gains: VipGains,
+    gains: VipTakeovers,
 }
 
-impl Seen {
+impl ReportedState {
     /// This node has become the owner.
     pub(super) fn gained(&mut self, cause: &Gain) {
         let gains = &mut self.gains;
@@ -38,7 +38,7 @@ impl Seen {
     }
 }
 
-impl Driver {
+impl VipDriver {
     /// Says anew what is known, and ends the wishes that have come true or have not in time.
     pub(super) fn publish(&mut self, now: Moment) {
         let document = self.inputs.trust.borrow().document.clone();
@@ -46,25 +46,27 @@ impl Driver {
         let mut candidates = self.vips.values().flat_map(|vip| &vip.rules.candidates);
         let takes_part = candidates.any(|one| one.node == own);
         let problem = self.problem.as_ref().or(self.closed.as_ref()).filter(|_| takes_part);
-        let mut report = Report { problem: problem.cloned(), ..Report::default() };
+        let mut report = VipReport { problem: problem.cloned(), ..VipReport::default() };
         let mut owners: BTreeMap<IpAddr, Option<NodeId>> = BTreeMap::new();
         for (address, vip) in self.vips.iter_mut().filter(|(_, vip)| !vip.leaving) {
             let status = vip.election.status(now);
             owners.insert(*address, status.owner);
             if let Ok(place) = &vip.place {
-                let foot = place.foot();
-                if !report.feet.contains(&foot) {
-                    report.feet.push(foot);
+                let endpoint = place.endpoint();
+                if !report.l2_endpoints.contains(&endpoint) {
+                    report.l2_endpoints.push(endpoint);
                 }
             }
             let shown = shown(vip, own, &status, now, &document);
             // At first everything is still being looked at, which is no reason not to wait for this node.
-            let settled = now.since(vip.made) >= GOSSIPED;
-            if let Some(why) = unfit(&status, own).filter(|_| settled) {
+            let effective = now.since(vip.made) >= GOSSIPED;
+            if let Some(why) = unfit(&status, own).filter(|_| effective) {
                 report.unfit.insert(*address, why);
             }
-            if status.state == State::OwnedHere {
-                report.claims.insert(*address, Claim { epoch: status.epoch, since: shown.since_unix_ms });
+            if status.state == OwnershipState::OwnedHere {
+                report
+                    .ownerships
+                    .insert(*address, VipOwnership { epoch: status.epoch, since: shown.since_unix_ms });
             }
             report.epochs.insert(*address, status.epoch);
             report.vips.push(shown);
@@ -86,9 +88,9 @@ impl Driver {
             } else {
                 // Again: the wish may have been lost on the way.
                 let own = self.own;
-                let looks_on = |vip: &Vip| vip.rules.candidates.iter().all(|one| one.node != own);
+                let looks_on = |vip: &DrivenVip| vip.rules.candidates.iter().all(|one| one.node != own);
                 if let (Some(owner), Some(true)) = (owner, self.vips.get(&address).map(looks_on)) {
-                    self.wish(address, owner, to);
+                    self.send_move_request(address, owner, to);
                 }
                 self.moves.push((address, to, until, reply));
             }
@@ -97,9 +99,9 @@ impl Driver {
 }
 
 fn shown(
-    vip: &mut Vip,
+    vip: &mut DrivenVip,
     own: NodeId,
-    status: &election::Status,
+    status: &election::ElectionStatus,
     now: Moment,
     document: &Document,
 ) -> VipStatus {
@@ -112,7 +114,7 @@ fn shown(
     }
     // Where nobody has it, what is in the way of this node says more than what others say of themselves.
     let here = match &vip.place {
-        Err(Nowhere::Own(why) | Nowhere::Segment(why)) if status.owner.is_none() => Some(why.clone()),
+        Err(NoSegment::Own(why) | NoSegment::Segment(why)) if status.owner.is_none() => Some(why.clone()),
         _ => None,
     };
     // A node that is none itself gets no beats of those in waiting, only what they gossip.
@@ -122,7 +124,7 @@ fn shown(
     let why = here.or(gossiped).or_else(|| status.reason.clone()).or_else(|| vip.election.recovery(now));
     let candidates = status.candidates.iter().zip(1..).map(|(place, rank)| {
         let told = vip.rules.candidates.iter().find(|one| one.node == place.node);
-        let unheard = witness && place.standing.is_none();
+        let unheard = witness && place.candidate_state.is_none();
         let why = if unheard { told.and_then(|one| one.unfit.clone()) } else { place.reason.clone() };
         VipCandidate {
             node: name(document, &place.node),
@@ -135,10 +137,10 @@ fn shown(
     VipStatus {
         address: vip.settings.address,
         state: match status.state {
-            State::OwnedHere => VipState::OwnedHere,
-            State::Owned => VipState::Owned,
-            State::Unowned => VipState::Unowned,
-            State::Unavailable => VipState::Unavailable,
+            OwnershipState::OwnedHere => VipState::OwnedHere,
+            OwnershipState::Owned => VipState::Owned,
+            OwnershipState::Unowned => VipState::Unowned,
+            OwnershipState::Unavailable => VipState::Unavailable,
         },
         owner: status.owner.map(|owner| name(document, &owner)),
         epoch: status.epoch,
@@ -152,12 +154,12 @@ fn shown(
 }
 
 /// What keeps this node, or all of them, from owning it: what a node that only looks on can't know.
-fn unfit(status: &election::Status, own: NodeId) -> Option<Unfit> {
+fn unfit(status: &election::ElectionStatus, own: NodeId) -> Option<Unfit> {
     let place = status.candidates.iter().find(|place| place.node == own)?;
-    match &place.standing {
+    match &place.candidate_state {
         Some(CandidateState::Unfit(why)) => Some(why.clone()),
         // A stranger has it.
-        _ if status.state == State::Unavailable && place.reason.is_none() => status.reason.clone(),
+        _ if status.state == OwnershipState::Unavailable && place.reason.is_none() => status.reason.clone(),
         _ => None,
     }
 }

@@ -13,18 +13,18 @@ use std::time::Duration;
 use proto::arp::Mac;
 use proto::cause::Cause;
 use proto::node::NodeId;
-use proto::record::Foot;
+use proto::record::L2Endpoint;
 use proto::time::Moment;
 use proto::unfit::Unfit;
 
-use super::kernel::{Held, Interface};
+use super::kernel::{HeldAddress, LinkState};
 use crate::netlink::route::{IFF_BROADCAST, IFF_NOARP, IFF_POINTOPOINT, IFF_RUNNING, IFF_UP};
 
 const ETHERNET: u16 = 1;
 
 /// Where a virtual IP would be set.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct VipPlacement {
     pub(super) index: u32,
     pub(super) name: String,
     pub(super) mac: Mac,
@@ -35,21 +35,21 @@ pub(super) struct Place {
     pub(super) up: bool,
 }
 
-impl Place {
+impl VipPlacement {
     /// As this node gossips it.
-    pub(super) fn foot(&self) -> Foot {
-        Foot { interface: self.name.clone(), mac: self.mac, address: self.source, prefix: self.prefix }
+    pub(super) fn endpoint(&self) -> L2Endpoint {
+        L2Endpoint { interface: self.name.clone(), mac: self.mac, address: self.source, prefix: self.prefix }
     }
 
     /// Whether a peer that says so is on this network.
-    pub(super) fn shares(&self, foot: &Foot) -> bool {
-        foot.address != self.source && same_network(self.source, foot.address, self.prefix)
+    pub(super) fn shares(&self, endpoint: &L2Endpoint) -> bool {
+        endpoint.address != self.source && same_network(self.source, endpoint.address, self.prefix)
     }
 }
 
 /// Why a virtual IP has no place here.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Nowhere {
+pub(super) enum NoSegment {
     /// It is an address that this node has for itself.
     Own(Unfit),
     /// There is no segment.
@@ -60,9 +60,9 @@ pub(super) enum Nowhere {
 pub(super) fn place(
     vip: IpAddr,
     wanted: Option<&str>,
-    interfaces: &[Interface],
-    addresses: &[Held],
-) -> Result<Place, Nowhere> {
+    interfaces: &[LinkState],
+    addresses: &[HeldAddress],
+) -> Result<VipPlacement, NoSegment> {
     let lone = if vip.is_ipv4() { 32 } else { 128 };
     let name = |index: u32| interfaces.iter().find(|one| one.index == index).map_or("?", |one| &one.name);
     // What an agent sets ends by itself.
@@ -71,12 +71,12 @@ pub(super) fn place(
         let reason = format_args!(
             "{vip}/{prefix} is this node's own address on {on}; choose an unused one, or remove it there"
         );
-        return Err(Nowhere::Own(Unfit::new(Cause::OwnAddress, reason)));
+        return Err(NoSegment::Own(Unfit::new(Cause::OwnAddress, reason)));
     }
     let networks = addresses.iter().filter(|held| held.prefix < lone && held.ip.is_ipv4() == vip.is_ipv4());
-    let mut covering: Vec<&Held> =
+    let mut covering: Vec<&HeldAddress> =
         networks.clone().filter(|held| same_network(held.ip, vip, held.prefix)).collect();
-    let list = |some: &[&Held]| {
+    let list = |some: &[&HeldAddress]| {
         let words: Vec<String> =
             some.iter().map(|held| format!("{} {}/{}", name(held.index), held.ip, held.prefix)).collect();
         words.join(", ")
@@ -84,36 +84,37 @@ pub(super) fn place(
     if let Some(wanted) = wanted {
         let Some(interface) = interfaces.iter().find(|one| one.name == wanted) else {
             let reason = format_args!("there is no interface {wanted} on this node");
-            return Err(Nowhere::Segment(Unfit::new(Cause::NoInterface, reason)));
+            return Err(NoSegment::Segment(Unfit::new(Cause::NoInterface, reason)));
         };
         covering.retain(|held| held.index == interface.index);
     }
     // Of several networks of one interface the narrowest.
     covering.sort_by_key(|held| std::cmp::Reverse(held.prefix));
     let Some(first) = covering.first() else {
-        let others: Vec<&Held> = networks.filter(|held| !held.ip.is_loopback()).take(8).collect();
+        let others: Vec<&HeldAddress> = networks.filter(|held| !held.ip.is_loopback()).take(8).collect();
         let there = if others.is_empty() { "none".to_owned() } else { list(&others) };
         let where_ = wanted.map_or("this node".to_owned(), str::to_owned);
         let reason = format_args!("{vip} is in no network of {where_}; the networks are: {there}");
-        return Err(Nowhere::Segment(Unfit::new(Cause::NoInterface, reason)));
+        return Err(NoSegment::Segment(Unfit::new(Cause::NoInterface, reason)));
     };
     if covering.iter().any(|held| held.index != first.index) {
         let reason = format_args!(
             "several interfaces are in the network of {vip} ({}); choose one: agent set vip.{vip}.interface=NAME",
             list(&covering)
         );
-        return Err(Nowhere::Segment(Unfit::new(Cause::SeveralInterfaces, reason)));
+        return Err(NoSegment::Segment(Unfit::new(Cause::SeveralInterfaces, reason)));
     }
     let interface = interfaces.iter().find(|one| one.index == first.index);
-    let interface = interface
-        .ok_or_else(|| Nowhere::Segment(Unfit::new(Cause::NoInterface, "its interface was just removed")))?;
+    let interface = interface.ok_or_else(|| {
+        NoSegment::Segment(Unfit::new(Cause::NoInterface, "its interface was just removed"))
+    })?;
     let none = |why: NoL2<'_>| {
-        Nowhere::Segment(Unfit::new(Cause::NoSegment, format_args!("no L2 on {} ({why})", interface.name)))
+        NoSegment::Segment(Unfit::new(Cause::NoSegment, format_args!("no L2 on {} ({why})", interface.name)))
     };
     let mac = l2(interface).map_err(none)?;
     let up = interface.flags & IFF_UP != 0 && interface.flags & IFF_RUNNING != 0;
     let (index, name) = (interface.index, interface.name.clone());
-    Ok(Place { index, name, mac, source: first.ip, prefix: first.prefix, up })
+    Ok(VipPlacement { index, name, mac, source: first.ip, prefix: first.prefix, up })
 }
 
 /// Why an interface has no segment, by what it says of itself.
@@ -130,7 +131,7 @@ enum NoL2<'a> {
 }
 
 /// The interface's Ethernet address, or why it has no segment.
-fn l2(interface: &Interface) -> Result<Mac, NoL2<'_>> {
+fn l2(interface: &LinkState) -> Result<Mac, NoL2<'_>> {
     let flags = interface.flags;
     if flags & IFF_POINTOPOINT != 0 {
         return Err(NoL2::PointToPoint);
@@ -148,7 +149,7 @@ fn l2(interface: &Interface) -> Result<Mac, NoL2<'_>> {
 }
 
 /// What settings of the kernel would keep others from finding the address, and the remedy.
-pub(super) fn advice(vip: IpAddr, interface: &Interface) -> Option<Unfit> {
+pub(super) fn advice(vip: IpAddr, interface: &LinkState) -> Option<Unfit> {
     // 2 answers only who is in the network of the address, and the network of a /32 is it alone; 8 answers
     // nobody. The larger of the interface's and of all interfaces' counts.
     let all = std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/arp_ignore").ok();
@@ -190,7 +191,7 @@ const ALONE: Duration = Duration::from_secs(4);
 
 /// A peer of the segment.
 #[derive(Debug, Clone)]
-struct Peer {
+struct SegmentPeer {
     node: NodeId,
     /// It may own virtual IPs, or is a master: what speaks against the segment counts of it alone.
     trusted: bool,
@@ -206,7 +207,7 @@ struct Peer {
 #[derive(Debug, Clone)]
 pub(super) struct Adjacency {
     since: Moment,
-    peers: BTreeMap<IpAddr, Peer>,
+    peers: BTreeMap<IpAddr, SegmentPeer>,
     /// The last proof; it holds while nothing speaks against it.
     proven: bool,
 }
@@ -219,33 +220,35 @@ impl Adjacency {
     /// Follows what peers gossip: those that say to be on this segment. Trusted ones first: a worker that
     /// lies must not push them out. Of those the nearest after this node in the order of ids are asked, so
     /// that everybody is asked by a few.
-    pub(super) fn follow(
+    pub(super) fn apply_endpoints(
         &mut self,
         now: Moment,
         own: NodeId,
-        feet: &[(NodeId, Foot)],
+        l2_endpoints: &[(NodeId, L2Endpoint)],
         trusted: impl Fn(&NodeId) -> bool,
     ) {
-        let mut order: Vec<&(NodeId, Foot)> = feet.iter().collect();
-        order.sort_by_key(|(node, foot)| (!trusted(node), *node < own, *node, foot.address));
+        let mut order: Vec<&(NodeId, L2Endpoint)> = l2_endpoints.iter().collect();
+        order.sort_by_key(|(node, endpoint)| (!trusted(node), *node < own, *node, endpoint.address));
         order.dedup_by_key(|(node, _)| *node);
         order.truncate(ASKED);
         self.peers.retain(|address, peer| {
-            order
-                .iter()
-                .any(|(node, foot)| *node == peer.node && foot.address == *address && foot.mac == peer.mac)
+            order.iter().any(|(node, endpoint)| {
+                *node == peer.node && endpoint.address == *address && endpoint.mac == peer.mac
+            })
         });
-        for (node, foot) in order {
+        for (node, endpoint) in order {
             let trusted = trusted(node);
-            self.peers.entry(foot.address).and_modify(|peer| peer.trusted = trusted).or_insert(Peer {
-                node: *node,
-                trusted,
-                mac: foot.mac,
-                unanswered: 0,
-                proven: false,
-                wrong: None,
-                next: now,
-            });
+            self.peers.entry(endpoint.address).and_modify(|peer| peer.trusted = trusted).or_insert(
+                SegmentPeer {
+                    node: *node,
+                    trusted,
+                    mac: endpoint.mac,
+                    unanswered: 0,
+                    proven: false,
+                    wrong: None,
+                    next: now,
+                },
+            );
         }
     }
 
@@ -277,7 +280,8 @@ impl Adjacency {
             peer.wrong = Some(mac);
             return;
         }
-        *peer = Peer { unanswered: 0, proven: true, wrong: None, next: now.after(AGAIN), ..peer.clone() };
+        *peer =
+            SegmentPeer { unanswered: 0, proven: true, wrong: None, next: now.after(AGAIN), ..peer.clone() };
         self.proven = true;
     }
 
@@ -293,7 +297,8 @@ impl Adjacency {
         if self.peers.values().any(|peer| peer.proven) {
             return Ok(());
         }
-        let speaks = |peer: &Peer| peer.wrong.is_some() || peer.unanswered > ENOUGH && heard(&peer.node);
+        let speaks =
+            |peer: &SegmentPeer| peer.wrong.is_some() || peer.unanswered > ENOUGH && heard(&peer.node);
         let against = self.peers.iter().filter(|(_, peer)| speaks(peer));
         // One worker may only say that it is here.
         let believed = against.clone().any(|(_, peer)| peer.trusted) || against.clone().count() >= 2;

@@ -4,14 +4,14 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-fn eth(index: u32, name: &str) -> Interface {
-    Interface {
+fn eth(index: u32, name: &str) -> LinkState {
+    LinkState {
         index,
         name: name.to_owned(),
         mac: Some(mac(index as u8)),
         flags: IFF_UP | IFF_RUNNING | IFF_BROADCAST,
         hardware: ETHERNET,
-        ..Interface::default()
+        ..LinkState::default()
     }
 }
 
@@ -19,14 +19,14 @@ fn mac(n: u8) -> Mac {
     Mac([2, 0, 0, 0, 0, n])
 }
 
-fn held(index: u32, text: &str) -> Held {
+fn held(index: u32, text: &str) -> HeldAddress {
     let (address, prefix) = text.split_once('/').unwrap();
-    Held { index, ip: ip(address), prefix: prefix.parse().unwrap(), ends: false }
+    HeldAddress { index, ip: ip(address), prefix: prefix.parse().unwrap(), ends: false }
 }
 
-fn refusal(result: Result<Place, Nowhere>) -> Unfit {
+fn refusal(result: Result<VipPlacement, NoSegment>) -> Unfit {
     match result.unwrap_err() {
-        Nowhere::Own(why) | Nowhere::Segment(why) => why,
+        NoSegment::Own(why) | NoSegment::Segment(why) => why,
     }
 }
 
@@ -66,23 +66,23 @@ fn an_own_address_is_refused_and_a_leftover_is_not() {
     let all = [eth(1, "eth0")];
     let own = [held(1, "10.9.0.1/24")];
     assert_eq!(refusal(place(ip("10.9.0.1"), None, &all, &own)).cause, Cause::OwnAddress);
-    let ended = Held { ends: true, ..held(1, "10.9.0.50/32") };
+    let ended = HeldAddress { ends: true, ..held(1, "10.9.0.50/32") };
     assert!(place(ip("10.9.0.50"), None, &all, &[own[0].clone(), ended.clone()]).is_ok());
-    let stuck = Held { ends: false, ..ended };
+    let stuck = HeldAddress { ends: false, ..ended };
     let refused = place(ip("10.9.0.50"), None, &all, &[own[0].clone(), stuck]);
-    assert!(matches!(refused, Err(Nowhere::Own(_))));
+    assert!(matches!(refused, Err(NoSegment::Own(_))));
 }
 
 #[test]
 fn an_interface_without_l2_says_why() {
     let cases = [
         (
-            Interface { flags: 0xd1, hardware: 0xfffe, kind: "wireguard".into(), ..eth(1, "wg0") },
+            LinkState { flags: 0xd1, hardware: 0xfffe, kind: "wireguard".into(), ..eth(1, "wg0") },
             "no L2 on wg0 (point-to-point)",
         ),
-        (Interface { flags: 0xc1, kind: "dummy".into(), ..eth(1, "d0") }, "no L2 on d0 (dummy)"),
-        (Interface { flags: 0x41, ..eth(1, "x0") }, "no L2 on x0 (no broadcast)"),
-        (Interface { hardware: 32, ..eth(1, "ib0") }, "no L2 on ib0 (not Ethernet)"),
+        (LinkState { flags: 0xc1, kind: "dummy".into(), ..eth(1, "d0") }, "no L2 on d0 (dummy)"),
+        (LinkState { flags: 0x41, ..eth(1, "x0") }, "no L2 on x0 (no broadcast)"),
+        (LinkState { hardware: 32, ..eth(1, "ib0") }, "no L2 on ib0 (not Ethernet)"),
     ];
     for (interface, why) in cases {
         let refused = refusal(place(ip("10.9.0.50"), None, &[interface], &[held(1, "10.9.0.1/24")]));
@@ -92,22 +92,22 @@ fn an_interface_without_l2_says_why() {
 
 #[test]
 fn settings_that_hide_the_address_are_told() {
-    let hidden = Interface { arp_ignore: 8, ..eth(1, "eth0") };
+    let hidden = LinkState { arp_ignore: 8, ..eth(1, "eth0") };
     assert_eq!(advice(ip("10.9.0.50"), &hidden).unwrap().cause, Cause::ArpIgnored);
     assert_eq!(advice(ip("fd09::50"), &hidden), None);
-    assert_eq!(advice(ip("10.9.0.50"), &Interface { arp_ignore: 1, ..hidden }), None);
+    assert_eq!(advice(ip("10.9.0.50"), &LinkState { arp_ignore: 1, ..hidden }), None);
 }
 
 const OWN: NodeId = NodeId([5; 10]);
 
-fn feet(nodes: &[u8]) -> Vec<(NodeId, Foot)> {
-    let foot = |n: u8| Foot {
+fn l2_endpoints(nodes: &[u8]) -> Vec<(NodeId, L2Endpoint)> {
+    let endpoint = |n: u8| L2Endpoint {
         interface: "eth0".into(),
         mac: mac(n),
         address: ip(&format!("10.9.0.{n}")),
         prefix: 24,
     };
-    nodes.iter().map(|n| (NodeId([*n; 10]), foot(*n))).collect()
+    nodes.iter().map(|n| (NodeId([*n; 10]), endpoint(*n))).collect()
 }
 
 fn at(ms: u64) -> Moment {
@@ -117,7 +117,7 @@ fn at(ms: u64) -> Moment {
 /// Runs a test of the segment with peers that answer from these addresses; the verdict at the end.
 fn run(peers: &[u8], answer: impl Fn(u8) -> Option<Mac>, heard: bool, until: u64) -> Result<(), Unfit> {
     let mut test = Adjacency::new(at(0));
-    test.follow(at(0), OWN, &feet(peers), |id| id.0[0] < 100);
+    test.apply_endpoints(at(0), OWN, &l2_endpoints(peers), |id| id.0[0] < 100);
     let verdict =
         |test: &mut Adjacency, ms| test.verdict(at(ms), "eth0", |_| heard, |id| format!("m{}", id.0[0]));
     for ms in (0..until).step_by(10) {
@@ -155,9 +155,11 @@ fn one_worker_speaks_for_the_segment_and_not_against_it() {
     let many: Vec<u8> = (101..=120).chain([1]).collect();
     assert_eq!(run(&many, |n| (n == 1).then(|| mac(1)), true, 5_000), Ok(()));
     let mut test = Adjacency::new(at(0));
-    let crowd: Vec<(NodeId, Foot)> =
-        feet(&(10..90).collect::<Vec<u8>>()).into_iter().map(|(_, foot)| (NodeId([101; 10]), foot)).collect();
-    test.follow(at(0), OWN, &crowd, |_| false);
+    let crowd: Vec<(NodeId, L2Endpoint)> = l2_endpoints(&(10..90).collect::<Vec<u8>>())
+        .into_iter()
+        .map(|(_, endpoint)| (NodeId([101; 10]), endpoint))
+        .collect();
+    test.apply_endpoints(at(0), OWN, &crowd, |_| false);
     assert_eq!(test.due(at(0)).len(), 1);
 }
 
@@ -172,7 +174,7 @@ fn who_is_alone_may_serve_after_a_while_and_who_is_silent_everywhere_says_nothin
 #[test]
 fn a_proof_outlives_the_peers_and_ends_when_they_are_heard_and_silent() {
     let mut test = Adjacency::new(at(0));
-    test.follow(at(0), OWN, &feet(&[1]), |_| true);
+    test.apply_endpoints(at(0), OWN, &l2_endpoints(&[1]), |_| true);
     test.due(at(0));
     test.answered(at(1), ip("10.9.0.1"), mac(1));
     let verdict =
@@ -183,7 +185,7 @@ fn a_proof_outlives_the_peers_and_ends_when_they_are_heard_and_silent() {
         assert_eq!(verdict(&mut test, ms, false), Ok(()), "it is down");
     }
     assert!(verdict(&mut test, 70_000, true).is_err(), "it is heard, only not here");
-    test.follow(at(70_000), OWN, &[], |_| true);
+    test.apply_endpoints(at(70_000), OWN, &[], |_| true);
     assert_eq!(verdict(&mut test, 80_000, true), Ok(()));
 }
 
@@ -194,7 +196,7 @@ fn in_a_large_segment_everybody_is_asked_by_a_few() {
     for own in &all {
         let mut test = Adjacency::new(at(0));
         let others: Vec<u8> = all.iter().copied().filter(|n| n != own).collect();
-        test.follow(at(0), NodeId([*own; 10]), &feet(&others), |_| true);
+        test.apply_endpoints(at(0), NodeId([*own; 10]), &l2_endpoints(&others), |_| true);
         for address in test.due(at(0)) {
             *asked.entry(address).or_insert(0) += 1;
         }

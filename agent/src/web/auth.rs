@@ -10,12 +10,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::header::{AUTHORIZATION, HOST, HeaderMap, ORIGIN};
-use proto::config::Web;
+use proto::config::WebConfig;
 use proto::time::Moment;
 use ring::hmac;
 
-use crate::link::random;
-use crate::source::Source;
+use crate::source::ClientSource;
+use crate::transport::random;
 
 /// Wrong credentials from one client before it has to wait, and for how long: ten guesses a minute.
 const FAILURES: u32 = 10;
@@ -31,7 +31,7 @@ const MAX_KNOWN: usize = 64;
 
 /// What a request may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Leave {
+pub(super) enum Permission {
     /// Look.
     See,
     /// Look, drain, set weights.
@@ -40,7 +40,7 @@ pub(super) enum Leave {
 
 /// Why it may not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum AuthRefusal {
     /// Show credentials.
     LogIn,
     /// Too many wrong ones.
@@ -51,27 +51,27 @@ pub(super) enum Refusal {
 
 /// A secret that is compared without saying by the time it takes how much was right: what is compared are
 /// tags under a random key.
-struct Sealed(hmac::Tag);
+struct SealedSecret(hmac::Tag);
 
 /// Keeps the credentials.
-pub(super) struct Guard {
+pub(super) struct WebAuth {
     key: hmac::Key,
-    login: Option<Sealed>,
-    token: Option<Sealed>,
-    clients: Mutex<Clients>,
+    login: Option<SealedSecret>,
+    token: Option<SealedSecret>,
+    clients: Mutex<ClientAttempts>,
 }
 
 /// What clients have done.
 #[derive(Default)]
-struct Clients {
+struct ClientAttempts {
     /// Wrong credentials, and when the first of them came.
-    failures: BTreeMap<Source, (u32, Moment)>,
+    failures: BTreeMap<ClientSource, (u32, Moment)>,
     /// When they have logged in.
-    known: BTreeMap<Source, Moment>,
+    known: BTreeMap<ClientSource, Moment>,
 }
 
-impl Clients {
-    fn must_wait(&mut self, client: Source, now: Moment) -> bool {
+impl ClientAttempts {
+    fn must_wait(&mut self, client: ClientSource, now: Moment) -> bool {
         match self.failures.get(&client) {
             Some((count, since)) if now.since(*since) < WAIT => *count >= FAILURES,
             _ => !self.has_place(client, now),
@@ -80,8 +80,8 @@ impl Clients {
 
     /// Whether what it does wrong could be remembered. This machine and who has logged in have places of
     /// their own.
-    fn has_place(&mut self, client: Source, now: Moment) -> bool {
-        if client == Source::Loopback
+    fn has_place(&mut self, client: ClientSource, now: Moment) -> bool {
+        if client == ClientSource::Loopback
             || self.known.contains_key(&client)
             || self.failures.contains_key(&client)
             || self.failures.len() < MAX_CLIENTS
@@ -92,7 +92,7 @@ impl Clients {
         self.failures.values().any(|(count, _)| *count < FAILURES) || self.failures.len() < MAX_CLIENTS
     }
 
-    fn failed(&mut self, client: Source, now: Moment) {
+    fn failed(&mut self, client: ClientSource, now: Moment) {
         if self.failures.len() >= MAX_CLIENTS && !self.failures.contains_key(&client) {
             let bearable = self.failures.iter().filter(|(_, (count, _))| *count < FAILURES);
             let least = bearable.min_by_key(|(_, one)| **one).map(|(least, _)| *least);
@@ -106,7 +106,7 @@ impl Clients {
     }
 
     /// Logging in does not take back what went wrong: of those behind one address others may be guessing.
-    fn logged_in(&mut self, client: Source, now: Moment) {
+    fn logged_in(&mut self, client: ClientSource, now: Moment) {
         self.known.insert(client, now);
         if self.known.len() > MAX_KNOWN {
             let oldest = self.known.iter().min_by_key(|(_, at)| **at).map(|(oldest, _)| *oldest);
@@ -115,13 +115,13 @@ impl Clients {
     }
 }
 
-impl Guard {
-    pub(super) fn new(config: &Web) -> Guard {
+impl WebAuth {
+    pub(super) fn new(config: &WebConfig) -> WebAuth {
         let key = hmac::Key::new(hmac::HMAC_SHA256, &random::<32>());
-        let seal = |text: &str| Sealed(hmac::sign(&key, text.as_bytes()));
+        let seal = |text: &str| SealedSecret(hmac::sign(&key, text.as_bytes()));
         let login = config.login.as_ref().map(|(user, password)| seal(&format!("{user}:{}", password.0)));
         let token = config.token.as_ref().map(|token| seal(&token.0));
-        Guard { key, login, token, clients: Mutex::default() }
+        WebAuth { key, login, token, clients: Mutex::default() }
     }
 
     /// Whether anyone may act here, once he has logged in.
@@ -130,36 +130,45 @@ impl Guard {
     }
 
     /// What this request may do.
-    pub(super) fn check(&self, headers: &HeaderMap, from: IpAddr, now: Moment) -> Result<Leave, Refusal> {
+    pub(super) fn check(
+        &self,
+        headers: &HeaderMap,
+        from: IpAddr,
+        now: Moment,
+    ) -> Result<Permission, AuthRefusal> {
         if self.login.is_none() && self.token.is_none() {
             // A name that is not ours: a page of someone else that calls us by a name of his own (rebinding).
-            return if is_literal(text(headers, HOST)) { Ok(Leave::See) } else { Err(Refusal::Foreign) };
+            return if is_literal(text(headers, HOST)) {
+                Ok(Permission::See)
+            } else {
+                Err(AuthRefusal::Foreign)
+            };
         }
-        let client = Source::of(from);
+        let client = ClientSource::of(from);
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if clients.must_wait(client, now) {
-            return Err(Refusal::Wait);
+            return Err(AuthRefusal::Wait);
         }
-        let Some(shown) = text(headers, AUTHORIZATION) else { return Err(Refusal::LogIn) };
-        if let Some(leave) = self.judge(shown) {
+        let Some(shown) = text(headers, AUTHORIZATION) else { return Err(AuthRefusal::LogIn) };
+        if let Some(leave) = self.authorize(shown) {
             clients.logged_in(client, now);
             return Ok(leave);
         }
         clients.failed(client, now);
-        Err(Refusal::LogIn)
+        Err(AuthRefusal::LogIn)
     }
 
-    fn judge(&self, shown: &str) -> Option<Leave> {
+    fn authorize(&self, shown: &str) -> Option<Permission> {
         let (scheme, rest) = shown.split_once(' ')?;
-        let holds = |kept: &Option<Sealed>, shown: &[u8]| {
+        let holds = |kept: &Option<SealedSecret>, shown: &[u8]| {
             kept.as_ref().is_some_and(|kept| hmac::verify(&self.key, shown, kept.0.as_ref()).is_ok())
         };
         if scheme.eq_ignore_ascii_case("basic") {
             let shown = data_encoding::BASE64.decode(rest.trim().as_bytes()).ok()?;
-            return holds(&self.login, &shown).then_some(Leave::Act);
+            return holds(&self.login, &shown).then_some(Permission::Act);
         }
         let bearer = scheme.eq_ignore_ascii_case("bearer");
-        (bearer && holds(&self.token, rest.trim().as_bytes())).then_some(Leave::See)
+        (bearer && holds(&self.token, rest.trim().as_bytes())).then_some(Permission::See)
     }
 }
 
@@ -182,8 +191,8 @@ fn is_literal(host: Option<&str>) -> bool {
 /// Whether a request that acts comes from this site's own page, or from no page at all: browsers tell
 /// (Fetch Metadata; RFC 6454, 7).
 pub(super) fn is_own(headers: &HeaderMap) -> bool {
-    if let Some(site) = headers.get("sec-fetch-site") {
-        return site == "same-origin";
+    if let Some(state) = headers.get("sec-fetch-site") {
+        return state == "same-origin";
     }
     let Some(origin) = headers.get(ORIGIN) else { return true };
     let host = text(headers, HOST).unwrap_or_default();
@@ -193,7 +202,7 @@ pub(super) fn is_own(headers: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use proto::config::Secret;
+    use proto::config::HiddenText;
 
     use super::*;
 
@@ -201,10 +210,10 @@ mod tests {
         pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
     }
 
-    fn guard() -> Guard {
-        let login = Some(("ops".to_owned(), Secret("correct horse".to_owned())));
-        let token = Some(Secret("0123456789".to_owned()));
-        Guard::new(&Web { login, token, ..Web::default() })
+    fn guard() -> WebAuth {
+        let login = Some(("ops".to_owned(), HiddenText("correct horse".to_owned())));
+        let token = Some(HiddenText("0123456789".to_owned()));
+        WebAuth::new(&WebConfig { login, token, ..WebConfig::default() })
     }
 
     fn basic(text: &str) -> String {
@@ -217,13 +226,13 @@ mod tests {
     fn only_the_right_credentials_are_taken() {
         let guard = guard();
         let check = |value: &str| guard.check(&headers(&[("authorization", value)]), ME, Moment::ZERO);
-        assert_eq!(check(&basic("ops:correct horse")), Ok(Leave::Act));
-        assert_eq!(check("bearer 0123456789"), Ok(Leave::See));
-        assert_eq!(guard.check(&headers(&[]), ME, Moment::ZERO), Err(Refusal::LogIn));
+        assert_eq!(check(&basic("ops:correct horse")), Ok(Permission::Act));
+        assert_eq!(check("bearer 0123456789"), Ok(Permission::See));
+        assert_eq!(guard.check(&headers(&[]), ME, Moment::ZERO), Err(AuthRefusal::LogIn));
         for wrong in
             ["Basic", "Basic !", "Bearer 0123456780", "Digest x", &basic("ops:"), &basic("ops:correct hors")]
         {
-            assert_eq!(check(wrong), Err(Refusal::LogIn), "{wrong}");
+            assert_eq!(check(wrong), Err(AuthRefusal::LogIn), "{wrong}");
         }
     }
 
@@ -234,13 +243,13 @@ mod tests {
         let right = headers(&[("authorization", &basic("ops:correct horse"))]);
         let wrong = headers(&[("authorization", &basic("ops:guess"))]);
         for i in 0..u64::from(FAILURES) {
-            assert_eq!(guard.check(&wrong, ME, at(i)), Err(Refusal::LogIn));
+            assert_eq!(guard.check(&wrong, ME, at(i)), Err(AuthRefusal::LogIn));
         }
-        assert_eq!(guard.check(&right, ME, at(100)), Err(Refusal::Wait), "or guesses would cost nothing");
-        assert_eq!(guard.check(&right, "10.0.0.1".parse().unwrap(), at(100)), Ok(Leave::Act));
-        assert_eq!(guard.check(&right, ME, at(60_100)), Ok(Leave::Act));
+        assert_eq!(guard.check(&right, ME, at(100)), Err(AuthRefusal::Wait), "or guesses would cost nothing");
+        assert_eq!(guard.check(&right, "10.0.0.1".parse().unwrap(), at(100)), Ok(Permission::Act));
+        assert_eq!(guard.check(&right, ME, at(60_100)), Ok(Permission::Act));
         let wrong_again = guard.check(&wrong, ME, at(60_200));
-        assert_eq!(wrong_again, Err(Refusal::LogIn), "the next minute begins anew");
+        assert_eq!(wrong_again, Err(AuthRefusal::LogIn), "the next minute begins anew");
     }
 
     #[test]
@@ -252,22 +261,22 @@ mod tests {
         let check = |headers: &HeaderMap, from: &str| guard.check(headers, from.parse().unwrap(), at);
         // Of an IPv6 client, all addresses of its /64 together.
         for i in 0..FAILURES {
-            assert_eq!(check(&wrong, &format!("2001:db8:0:1::{i:x}")), Err(Refusal::LogIn));
+            assert_eq!(check(&wrong, &format!("2001:db8:0:1::{i:x}")), Err(AuthRefusal::LogIn));
         }
-        assert_eq!(check(&right, "2001:db8:0:1:ffff::"), Err(Refusal::Wait));
-        assert_eq!(check(&right, "2001:db8:0:2::"), Ok(Leave::Act), "logging in elsewhere");
+        assert_eq!(check(&right, "2001:db8:0:1:ffff::"), Err(AuthRefusal::Wait));
+        assert_eq!(check(&right, "2001:db8:0:2::"), Ok(Permission::Act), "logging in elsewhere");
         // One guess less, and logging in from the same address.
         for _ in 1..FAILURES {
-            assert_eq!(check(&wrong, "192.0.2.1"), Err(Refusal::LogIn));
+            assert_eq!(check(&wrong, "192.0.2.1"), Err(AuthRefusal::LogIn));
         }
-        assert_eq!(check(&right, "192.0.2.1"), Ok(Leave::Act));
+        assert_eq!(check(&right, "192.0.2.1"), Ok(Permission::Act));
         // A flood of others.
         for i in 0..3 * MAX_CLIENTS as u32 {
             let _ = guard.check(&wrong, std::net::Ipv4Addr::from(0x0a00_0000 + i).into(), at);
         }
-        assert_eq!(check(&right, "2001:db8:0:1::"), Err(Refusal::Wait));
-        assert_eq!(check(&wrong, "192.0.2.1"), Err(Refusal::LogIn));
-        assert_eq!(check(&right, "192.0.2.1"), Err(Refusal::Wait), "that was the tenth");
+        assert_eq!(check(&right, "2001:db8:0:1::"), Err(AuthRefusal::Wait));
+        assert_eq!(check(&wrong, "192.0.2.1"), Err(AuthRefusal::LogIn));
+        assert_eq!(check(&right, "192.0.2.1"), Err(AuthRefusal::Wait), "that was the tenth");
         assert!(guard.clients.lock().unwrap().failures.len() <= MAX_CLIENTS);
     }
 
@@ -278,7 +287,7 @@ mod tests {
         let right = headers(&[("authorization", &basic("ops:correct horse"))]);
         let wrong = headers(&[("authorization", &basic("ops:guess"))]);
         let known = "192.0.2.1".parse().unwrap();
-        assert_eq!(guard.check(&right, known, at), Ok(Leave::Act));
+        assert_eq!(guard.check(&right, known, at), Ok(Permission::Act));
         for i in 0..2 * MAX_CLIENTS as u32 {
             for _ in 0..FAILURES {
                 let _ = guard.check(&wrong, std::net::Ipv4Addr::from(0x0a00_0000 + i).into(), at);
@@ -287,15 +296,15 @@ mod tests {
         let new = "198.51.100.1".parse().unwrap();
         assert_eq!(
             guard.check(&right, new, at),
-            Err(Refusal::Wait),
+            Err(AuthRefusal::Wait),
             "or each new address had ten guesses more"
         );
-        assert_eq!(guard.check(&right, known, at), Ok(Leave::Act));
-        assert_eq!(guard.check(&right, ME, at), Ok(Leave::Act));
-        assert_eq!(guard.check(&wrong, ME, at), Err(Refusal::LogIn));
+        assert_eq!(guard.check(&right, known, at), Ok(Permission::Act));
+        assert_eq!(guard.check(&right, ME, at), Ok(Permission::Act));
+        assert_eq!(guard.check(&wrong, ME, at), Err(AuthRefusal::LogIn));
         assert!(guard.clients.lock().unwrap().failures.len() <= MAX_CLIENTS + 2);
         let later = Moment::from_millis(61_000);
-        assert_eq!(guard.check(&right, new, later), Ok(Leave::Act));
+        assert_eq!(guard.check(&right, new, later), Ok(Permission::Act));
         for i in 0..u32::from(u16::MAX) {
             let _ = guard.check(&right, std::net::Ipv4Addr::from(0x0b00_0000 + i).into(), later);
         }
@@ -304,13 +313,13 @@ mod tests {
 
     #[test]
     fn pages_of_others_neither_see_nor_act() {
-        let open = Guard::new(&Web::default());
+        let open = WebAuth::new(&WebConfig::default());
         let seen = |host| open.check(&headers(&[("host", host)]), ME, Moment::ZERO);
         for own in ["127.0.0.1:1936", "[::1]:1936", "localhost", "LOCALHOST:1936", "10.0.0.1"] {
-            assert_eq!(seen(own), Ok(Leave::See), "{own}");
+            assert_eq!(seen(own), Ok(Permission::See), "{own}");
         }
-        assert_eq!(seen("evil.example:1936"), Err(Refusal::Foreign));
-        assert_eq!(open.check(&headers(&[]), ME, Moment::ZERO), Ok(Leave::See));
+        assert_eq!(seen("evil.example:1936"), Err(AuthRefusal::Foreign));
+        assert_eq!(open.check(&headers(&[]), ME, Moment::ZERO), Ok(Permission::See));
 
         let own = |pairs: &[(&'static str, &str)]| is_own(&headers(pairs));
         assert!(own(&[]) && own(&[("sec-fetch-site", "same-origin")]));

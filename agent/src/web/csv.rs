@@ -1,7 +1,7 @@
 //! `/stats;csv`: haproxy's columns, in haproxy 2.6's order, for what already reads them. What haproxy has and the agent
 //! has not is empty, as haproxy leaves what does not apply.
 
-use proto::backends::State;
+use proto::backends::BackendState;
 use proto::cause::Cause;
 use proto::control::{BackendStatus, ServiceStatus, Status};
 
@@ -9,16 +9,16 @@ use proto::control::{BackendStatus, ServiceStatus, Status};
 const HEADER: &str = include_str!("stats.csv");
 
 /// The columns of a line that are filled; the rest is empty.
-struct Line(Vec<(&'static str, String)>);
+struct CsvLine(Vec<(&'static str, String)>);
 
-impl Line {
-    fn new(service: &ServiceStatus, name: &str, kind: u8, number: u64, server: u64) -> Line {
-        let line = Line(Vec::new());
+impl CsvLine {
+    fn new(service: &ServiceStatus, name: &str, kind: u8, number: u64, server: u64) -> CsvLine {
+        let line = CsvLine(Vec::new());
         let line = line.text("pxname", service.name.as_str()).text("svname", name).text("mode", "tcp");
         line.number("type", kind.into()).number("pid", 1).number("iid", number).number("sid", server)
     }
 
-    fn text(mut self, column: &'static str, text: &str) -> Line {
+    fn text(mut self, column: &'static str, text: &str) -> CsvLine {
         // As RFC 4180 has it; control characters would break the line.
         let clean: String = text.chars().filter(|c| !c.is_control()).collect();
         let quoted = clean.contains([',', '"']);
@@ -26,12 +26,12 @@ impl Line {
         self
     }
 
-    fn number(mut self, column: &'static str, number: u64) -> Line {
+    fn number(mut self, column: &'static str, number: u64) -> CsvLine {
         self.0.push((column, number.to_string()));
         self
     }
 
-    fn numbers<const N: usize>(self, all: [(&'static str, u64); N]) -> Line {
+    fn numbers<const N: usize>(self, all: [(&'static str, u64); N]) -> CsvLine {
         all.into_iter().fold(self, |line, (column, number)| line.number(column, number))
     }
 
@@ -68,7 +68,7 @@ fn sum(service: &ServiceStatus, of: impl Fn(&BackendStatus) -> u64) -> u64 {
 fn frontend(text: &mut String, service: &ServiceStatus, number: u64) {
     let open = service.is_listening();
     let line =
-        Line::new(service, "FRONTEND", 0, number, 0).text("status", if open { "OPEN" } else { "STOP" });
+        CsvLine::new(service, "FRONTEND", 0, number, 0).text("status", if open { "OPEN" } else { "STOP" });
     let line = line.numbers([
         ("scur", service.connections),
         ("smax", service.counted.most),
@@ -91,15 +91,17 @@ fn server(
     place: u64,
 ) {
     let (word, check) = match (one.state, one.check_code()) {
-        (State::Ready | State::Alive, Some(_)) => ("UP", "L7OK"),
-        (State::Ready | State::Alive | State::Unknown, None) => ("UP", "L4OK"),
-        (State::Unknown, Some(_)) | (State::Other(_), _) => ("UP", "UNK"),
-        (State::Draining, _) => ("DRAIN", "L4OK"),
-        (State::NotReady, _) => ("NOLB", failed_check(one.cause).unwrap_or("L7STS")),
-        (State::Suspect | State::Down, _) => ("DOWN", failed_check(one.cause).unwrap_or("L4TOUT")),
+        (BackendState::Ready | BackendState::Alive, Some(_)) => ("UP", "L7OK"),
+        (BackendState::Ready | BackendState::Alive | BackendState::Unknown, None) => ("UP", "L4OK"),
+        (BackendState::Unknown, Some(_)) | (BackendState::Other(_), _) => ("UP", "UNK"),
+        (BackendState::Draining, _) => ("DRAIN", "L4OK"),
+        (BackendState::NotReady, _) => ("NOLB", failed_check(one.cause).unwrap_or("L7STS")),
+        (BackendState::Suspect | BackendState::Down, _) => {
+            ("DOWN", failed_check(one.cause).unwrap_or("L4TOUT"))
+        }
     };
     let counted = &one.counted;
-    let line = Line::new(service, one.node.as_str(), 2, number, place).numbers([
+    let line = CsvLine::new(service, one.node.as_str(), 2, number, place).numbers([
         ("qcur", 0),
         ("scur", one.connections),
         ("smax", counted.most),
@@ -121,7 +123,7 @@ fn server(
     ]);
     let mut line =
         line.text("status", word).text("check_status", check).text("last_chk", &one.reason.to_string());
-    line = line.text("check_desc", one.state.word()).text("addr", &one.address);
+    line = line.text("check_desc", one.state.as_str()).text("addr", &one.address);
     if one.since_unix_ms.0 > 0 {
         line = line.number("lastchg", status.taken_unix_ms.0.saturating_sub(one.since_unix_ms.0) / 1000);
     }
@@ -152,7 +154,7 @@ fn backend(text: &mut String, status: &Status, service: &ServiceStatus, number: 
     let up = || service.backends.iter().filter(|one| one.state.is_good());
     let word = if up().next().is_some() { "UP" } else { "DOWN" };
     let newest = service.backends.iter().map(|one| one.since_unix_ms.0).max().unwrap_or(0);
-    let line = Line::new(service, "BACKEND", 1, number, 0).text("status", word).numbers([
+    let line = CsvLine::new(service, "BACKEND", 1, number, 0).text("status", word).numbers([
         ("qcur", 0),
         ("scur", sum(service, |b| b.connections)),
         ("smax", service.counted.most),
@@ -175,13 +177,13 @@ fn backend(text: &mut String, status: &Status, service: &ServiceStatus, number: 
 
 /// haproxy's word for how connections are spread.
 fn balance(service: &ServiceStatus) -> &'static str {
+    use proto::open_enum::OpenEnum;
     use proto::service::Balance;
-    use proto::word::Open;
     match service.balance {
-        Open::Known(Balance::LeastConnections) => "leastconn",
-        Open::Known(Balance::RoundRobin) => "roundrobin",
-        Open::Known(Balance::First) => "first",
-        Open::Known(Balance::Nearest) => "nearest",
-        Open::Other(_) => "unknown",
+        OpenEnum::Known(Balance::LeastConnections) => "leastconn",
+        OpenEnum::Known(Balance::RoundRobin) => "roundrobin",
+        OpenEnum::Known(Balance::First) => "first",
+        OpenEnum::Known(Balance::Nearest) => "nearest",
+        OpenEnum::Other(_) => "unknown",
     }
 }

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::config::Config;
-use proto::event::{Event, Kind, Level};
+use proto::event::{Event, EventKind, EventLevel};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-use super::places::Places;
-use super::{Shared, Site, route};
+use super::slots::WebSlots;
+use super::{WebShared, WebState, route};
 use crate::http;
 use crate::lifecycle::wall;
 
@@ -30,7 +30,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 const LEAVING: (u32, Duration) = (50, Duration::from_millis(10));
 
 /// An address, and what listens there.
-struct Listening {
+struct WebListener {
     address: SocketAddr,
     /// None while it is taken by someone else.
     listener: Option<Arc<TcpListener>>,
@@ -38,49 +38,49 @@ struct Listening {
 
 /// Listens where the configuration says. A change that can't be had as a whole is refused and told, and what
 /// was goes on.
-pub(super) async fn follow(
+pub(super) async fn watch_config(
     config: &mut watch::Receiver<Arc<Config>>,
-    all: Arc<Shared>,
+    all: Arc<WebShared>,
     tell: mpsc::Sender<Event>,
 ) {
-    let places = Arc::new(Places::default());
+    let places = Arc::new(WebSlots::default());
     let mut now = config.borrow_and_update().web.clone();
-    let mut open: Vec<Listening> = now.listen.iter().map(|address| first(*address)).collect();
-    let mut site = Current(Site::new(&now, &all));
-    open.iter().for_each(|place| accept(place, &site, &places));
+    let mut open: Vec<WebListener> = now.listen.iter().map(|address| first(*address)).collect();
+    let mut state = CurrentSite(WebState::new(&now, &all));
+    open.iter().for_each(|place| accept(place, &state, &places));
     while config.changed().await.is_ok() {
         let wanted = config.borrow_and_update().web.clone();
         if wanted == now {
             continue;
         }
-        match change(&mut open, &wanted.listen, &site).await {
+        match change(&mut open, &wanted.listen, &state).await {
             Ok(()) => {
                 now = wanted;
                 tracing::info!("[web] reloaded");
                 // What was ends before anything else begins: it may have asked for less.
-                site.ended.cancel();
+                state.ended.cancel();
             }
             Err(error) => refuse(&error, &tell),
         }
-        if site.ended.is_cancelled() {
-            site = Current(Site::new(&now, &all));
-            open.iter().for_each(|place| accept(place, &site, &places));
+        if state.ended.is_cancelled() {
+            state = CurrentSite(WebState::new(&now, &all));
+            open.iter().for_each(|place| accept(place, &state, &places));
         }
     }
 }
 
 /// The site that is served; its connections and sockets do not outlive whoever follows the configuration.
-struct Current(Arc<Site>);
+struct CurrentSite(Arc<WebState>);
 
-impl std::ops::Deref for Current {
-    type Target = Arc<Site>;
+impl std::ops::Deref for CurrentSite {
+    type Target = Arc<WebState>;
 
-    fn deref(&self) -> &Arc<Site> {
+    fn deref(&self) -> &Arc<WebState> {
         &self.0
     }
 }
 
-impl Drop for Current {
+impl Drop for CurrentSite {
     fn drop(&mut self) {
         self.0.ended.cancel();
     }
@@ -97,13 +97,13 @@ struct ListenError {
 /// Says that the old addresses and credentials stay.
 fn refuse(error: &ListenError, tell: &mpsc::Sender<Event>) {
     tracing::error!("[web] not reloaded, the old one stays in use: {error}");
-    let event = Event::new(Kind::Reload, wall(), "web", "refused");
+    let event = Event::new(EventKind::Reload, wall(), "web", "refused");
     // Full of events, it says enough.
-    let _ = tell.try_send(event.reason(error).level(Level::Error));
+    let _ = tell.try_send(event.reason(error).level(EventLevel::Error));
 }
 
 /// An address at the start: when it is taken it is tried again and again.
-fn first(address: SocketAddr) -> Listening {
+fn first(address: SocketAddr) -> WebListener {
     let listener = match bind(address) {
         Ok(listener) => Some(Arc::new(listener)),
         Err(error) => {
@@ -114,30 +114,34 @@ fn first(address: SocketAddr) -> Listening {
             None
         }
     };
-    Listening { address, listener }
+    WebListener { address, listener }
 }
 
 /// Listens at these addresses and no others; on an error, where it did. Those that stay keep their sockets.
-async fn change(open: &mut Vec<Listening>, wanted: &[SocketAddr], site: &Site) -> Result<(), ListenError> {
+async fn change(
+    open: &mut Vec<WebListener>,
+    wanted: &[SocketAddr],
+    state: &WebState,
+) -> Result<(), ListenError> {
     let mut new = Vec::new();
     for address in wanted {
         let kept = open.iter().find(|place| place.address == *address).map(|place| place.listener.clone());
         let listener = match kept {
             Some(listener) => listener,
-            None => match instead(open, wanted, *address, site).await {
+            None => match instead(open, wanted, *address, state).await {
                 Ok(listener) => Some(listener),
                 Err(source) => {
                     // What was left for it is taken again, and what was new is left.
                     drop(new);
                     let left = open.iter_mut().filter(|place| place.listener.is_none());
-                    for place in left.filter(|_| site.ended.is_cancelled()) {
+                    for place in left.filter(|_| state.ended.is_cancelled()) {
                         place.listener = again(place.address).await.ok();
                     }
                     return Err(ListenError { address: *address, source });
                 }
             },
         };
-        new.push(Listening { address: *address, listener });
+        new.push(WebListener { address: *address, listener });
     }
     *open = new;
     Ok(())
@@ -145,24 +149,24 @@ async fn change(open: &mut Vec<Listening>, wanted: &[SocketAddr], site: &Site) -
 
 /// Binds an address. All addresses and one of them do not go together, so what is no longer wanted goes first.
 async fn instead(
-    open: &mut [Listening],
+    open: &mut [WebListener],
     wanted: &[SocketAddr],
     address: SocketAddr,
-    site: &Site,
+    state: &WebState,
 ) -> io::Result<Arc<TcpListener>> {
     let error = match bind(address) {
         Ok(listener) => return Ok(Arc::new(listener)),
         Err(error) => error,
     };
-    let goes = |place: &&mut Listening| {
+    let goes = |place: &&mut WebListener| {
         place.address.port() == address.port() && !wanted.contains(&place.address) && place.listener.is_some()
     };
-    let going: Vec<&mut Listening> = open.iter_mut().filter(goes).collect();
+    let going: Vec<&mut WebListener> = open.iter_mut().filter(goes).collect();
     if going.is_empty() || error.kind() != io::ErrorKind::AddrInUse {
         return Err(error);
     }
     going.into_iter().for_each(|place| place.listener = None);
-    site.ended.cancel();
+    state.ended.cancel();
     again(address).await
 }
 
@@ -189,18 +193,23 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Starts the task of an address.
-fn accept(place: &Listening, site: &Arc<Site>, places: &Arc<Places>) {
-    let inputs = (place.address, place.listener.clone(), site.clone(), places.clone());
-    site.life.supervise("web", inputs, |(address, listener, site, places)| {
-        let (over, ended) = (site.life.over.clone(), site.ended.clone());
-        let work = run(*address, listener.clone(), site.clone(), places.clone());
+fn accept(place: &WebListener, state: &Arc<WebState>, places: &Arc<WebSlots>) {
+    let inputs = (place.address, place.listener.clone(), state.clone(), places.clone());
+    state.life.supervise("web", inputs, |(address, listener, state, places)| {
+        let (over, ended) = (state.life.shutdown.clone(), state.ended.clone());
+        let work = run(*address, listener.clone(), state.clone(), places.clone());
         Box::pin(async move {
             ended.run_until_cancelled(over.run_until_cancelled(work)).await;
         })
     });
 }
 
-async fn run(address: SocketAddr, listener: Option<Arc<TcpListener>>, site: Arc<Site>, places: Arc<Places>) {
+async fn run(
+    address: SocketAddr,
+    listener: Option<Arc<TcpListener>>,
+    state: Arc<WebState>,
+    places: Arc<WebSlots>,
+) {
     let listener = match listener {
         Some(listener) => listener,
         None => loop {
@@ -223,16 +232,16 @@ async fn run(address: SocketAddr, listener: Option<Arc<TcpListener>>, site: Arc<
         // Without a place it is closed at once: one that waited would be in the way of those behind it, which
         // may be of a client that has places left.
         let Some(place) = places.take(from.ip()) else { continue };
-        let (over, ended) = (site.life.over.clone(), site.ended.clone());
-        let work = serve(stream, from, site.clone());
-        site.life.spawn(async move {
+        let (over, ended) = (state.life.shutdown.clone(), state.ended.clone());
+        let work = serve(stream, from, state.clone());
+        state.life.spawn(async move {
             ended.run_until_cancelled(over.run_until_cancelled(work)).await;
             drop(place);
         });
     }
 }
 
-async fn serve(stream: TcpStream, from: SocketAddr, site: Arc<Site>) {
+async fn serve(stream: TcpStream, from: SocketAddr, state: Arc<WebState>) {
     // Before it costs any memory.
     if !matches!(timeout(FIRST_BYTE, stream.peek(&mut [0])).await, Ok(Ok(1..))) {
         return;
@@ -240,25 +249,25 @@ async fn serve(stream: TcpStream, from: SocketAddr, site: Arc<Site>) {
     // Answers are written in one go, and a stream's events should not wait for each other.
     let _ = stream.set_nodelay(true);
     let handler: http::Handler =
-        Arc::new(move |request| Box::pin(route::answer(request, from.ip(), site.clone())));
+        Arc::new(move |request| Box::pin(route::answer(request, from.ip(), state.clone())));
     http::serve(Box::new(stream), handler, Box::pin(std::future::pending())).await;
 }
 
 #[cfg(test)]
 mod tests {
-    use proto::config::Web;
+    use proto::config::WebConfig;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    use super::super::places::OWN;
-    use super::super::{Snapshots, stream};
+    use super::super::slots::OWN;
+    use super::super::{SnapshotCache, stream};
     use super::*;
-    use crate::lifecycle::Life;
+    use crate::lifecycle::Lifecycle;
 
-    fn shared(life: &Life) -> Arc<Shared> {
+    fn shared(life: &Lifecycle) -> Arc<WebShared> {
         let (changes, ring) = (watch::channel(0).1, watch::channel(Arc::default()).1);
         let status = Box::new(|| unreachable!("/healthz asks for none"));
-        Arc::new(Shared {
-            snapshots: Snapshots::new(status, changes.clone(), ring.clone(), life),
+        Arc::new(WebShared {
+            snapshots: SnapshotCache::new(status, changes.clone(), ring.clone(), life),
             changes,
             ring,
             act: Box::new(|_| unreachable!("nobody acts")),
@@ -293,14 +302,14 @@ mod tests {
         let address = free.local_addr().unwrap();
         drop(free);
         let config = Config {
-            web: Web { listen: vec![address], by_default: false, ..Web::default() },
+            web: WebConfig { listen: vec![address], by_default: false, ..WebConfig::default() },
             ..Config::default()
         };
         let (_config_in, mut config) = watch::channel(Arc::new(config));
-        let life = Life::new();
-        let (over, all) = (life.over.clone(), shared(&life));
+        let life = Lifecycle::new();
+        let (over, all) = (life.shutdown.clone(), shared(&life));
         life.spawn(async move {
-            over.run_until_cancelled(follow(&mut config, all, mpsc::channel(8).0)).await;
+            over.run_until_cancelled(watch_config(&mut config, all, mpsc::channel(8).0)).await;
         });
         until_answered(address, "HTTP/1.1 200", "/healthz").await;
         let began = tokio::time::Instant::now();
@@ -316,7 +325,7 @@ mod tests {
         for mut one in idle {
             assert_eq!(one.read(&mut [0; 8]).await.unwrap_or(0), 0);
         }
-        life.over.cancel();
+        life.shutdown.cancel();
         life.finished().await;
     }
 
@@ -326,19 +335,19 @@ mod tests {
         let taken = free();
         let [one, other] = [free(), free()].map(|socket| socket.local_addr().unwrap());
         let any = SocketAddr::new([0, 0, 0, 0].into(), one.port());
-        let token = || Some(proto::config::Secret("0123456789".to_owned()));
+        let token = || Some(proto::config::HiddenText("0123456789".to_owned()));
         let web = |listen: &[SocketAddr], closed: bool| {
             let token = if closed { token() } else { None };
-            let web = Web { listen: listen.to_vec(), by_default: false, token, ..Web::default() };
+            let web = WebConfig { listen: listen.to_vec(), by_default: false, token, ..WebConfig::default() };
             Arc::new(Config { web, ..Config::default() })
         };
         let (config_in, config) = watch::channel(web(&[one], false));
         let (tell, mut told) = mpsc::channel(8);
-        let life = Life::new();
-        let (over, all) = (life.over.clone(), shared(&life));
+        let life = Lifecycle::new();
+        let (over, all) = (life.shutdown.clone(), shared(&life));
         let mut config = config;
         life.spawn(async move {
-            over.run_until_cancelled(follow(&mut config, all, tell)).await;
+            over.run_until_cancelled(watch_config(&mut config, all, tell)).await;
         });
         until_answered(one, "HTTP/1.1 200", "/healthz").await;
 
@@ -350,7 +359,7 @@ mod tests {
         // All of it is refused: the good address too.
         config_in.send_replace(web(&[any, taken.local_addr().unwrap()], false));
         let event = told.recv().await.unwrap();
-        assert!(event.kind == Kind::Reload && event.to == "refused", "{event:?}");
+        assert!(event.kind == EventKind::Reload && event.to == "refused", "{event:?}");
         until_answered(one, "HTTP/1.1 200", "/healthz").await;
         until_answered(other, "HTTP/1.1 200", "/healthz").await;
 
@@ -362,7 +371,7 @@ mod tests {
             "who came without a token has to come again"
         );
         assert!(ask(other, "/healthz").await.is_none(), "it is closed");
-        life.over.cancel();
+        life.shutdown.cancel();
         life.finished().await;
     }
 }

@@ -13,8 +13,8 @@ mod csv;
 mod listen;
 mod metrics;
 mod page;
-mod places;
 mod route;
+mod slots;
 mod snapshot;
 mod stream;
 #[cfg(test)]
@@ -22,20 +22,20 @@ mod tests;
 
 use std::sync::Arc;
 
-use proto::config::{Config, Web};
+use proto::config::{Config, WebConfig};
 use proto::control::{Request, Response, Status};
-use proto::event::{Event, Ring};
+use proto::event::{Event, EventRing};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::http::Later;
-use crate::lifecycle::Life;
+use crate::http::BoxFuture;
+use crate::lifecycle::Lifecycle;
 
-use auth::Guard;
-use snapshot::Snapshots;
+use auth::WebAuth;
+use snapshot::SnapshotCache;
 
 /// What the page works with.
-pub(crate) struct Inputs {
+pub(crate) struct WebInputs {
     /// The configuration as it is; of it `[web]` counts here.
     pub(crate) config: watch::Receiver<Arc<Config>>,
     /// How everything is.
@@ -43,69 +43,69 @@ pub(crate) struct Inputs {
     /// Counts changes that a person should see at once.
     pub(crate) changes: watch::Receiver<u64>,
     /// The latest events.
-    pub(crate) ring: watch::Receiver<Arc<Ring>>,
+    pub(crate) ring: watch::Receiver<Arc<EventRing>>,
     /// Carries out what a person asks for.
-    pub(crate) act: Box<dyn Fn(Request) -> Later<Response> + Send + Sync>,
+    pub(crate) act: Box<dyn Fn(Request) -> BoxFuture<Response> + Send + Sync>,
     /// Where it tells of an address that is refused.
     pub(crate) tell: mpsc::Sender<Event>,
 }
 
 /// What every connection may use. What the configuration says of it holds to its end: with other credentials
 /// there is another site.
-struct Site {
-    all: Arc<Shared>,
-    guard: Guard,
+struct WebState {
+    all: Arc<WebShared>,
+    guard: WebAuth,
     haproxy_metrics: bool,
     /// It is no longer what the configuration says, and its connections end.
     ended: CancellationToken,
 }
 
 /// What outlives a change of the configuration.
-struct Shared {
-    snapshots: Snapshots,
+struct WebShared {
+    snapshots: SnapshotCache,
     changes: watch::Receiver<u64>,
-    ring: watch::Receiver<Arc<Ring>>,
-    act: Box<dyn Fn(Request) -> Later<Response> + Send + Sync>,
+    ring: watch::Receiver<Arc<EventRing>>,
+    act: Box<dyn Fn(Request) -> BoxFuture<Response> + Send + Sync>,
     streams: Arc<tokio::sync::Semaphore>,
-    life: Life,
+    life: Lifecycle,
 }
 
-impl Site {
-    fn new(config: &Web, all: &Arc<Shared>) -> Arc<Site> {
-        Arc::new(Site {
+impl WebState {
+    fn new(config: &WebConfig, all: &Arc<WebShared>) -> Arc<WebState> {
+        Arc::new(WebState {
             all: all.clone(),
-            guard: Guard::new(config),
+            guard: WebAuth::new(config),
             haproxy_metrics: config.haproxy_metrics,
             ended: CancellationToken::new(),
         })
     }
 }
 
-impl std::ops::Deref for Site {
-    type Target = Shared;
+impl std::ops::Deref for WebState {
+    type Target = WebShared;
 
-    fn deref(&self) -> &Shared {
+    fn deref(&self) -> &WebShared {
         &self.all
     }
 }
 
 /// Serves until the life is over. An address that is taken is tried again; it never keeps the agent from
 /// starting.
-pub(crate) fn spawn(inputs: Inputs, life: &Life) {
-    let Inputs { config, status, changes, ring, act, tell } = inputs;
-    let all = Arc::new(Shared {
-        snapshots: Snapshots::new(status, changes.clone(), ring.clone(), life),
+pub(crate) fn spawn(inputs: WebInputs, life: &Lifecycle) {
+    let WebInputs { config, status, changes, ring, act, tell } = inputs;
+    let all = Arc::new(WebShared {
+        snapshots: SnapshotCache::new(status, changes.clone(), ring.clone(), life),
         changes,
         ring,
         act,
         streams: stream::places(),
         life: life.clone(),
     });
-    let over = life.over.clone();
+    let over = life.shutdown.clone();
     life.supervise("web", config, move |config| {
         let (over, all, tell) = (over.clone(), all.clone(), tell.clone());
         Box::pin(async move {
-            over.run_until_cancelled(listen::follow(config, all, tell)).await;
+            over.run_until_cancelled(listen::watch_config(config, all, tell)).await;
         })
     });
 }

@@ -11,9 +11,9 @@ use hyper::body::Bytes;
 use hyper::header::{self, HeaderName, HeaderValue};
 use proto::control;
 
-use super::auth::{self, Leave, Refusal};
-use super::snapshot::Kind;
-use super::{Site, csv, metrics, page, stream};
+use super::auth::{self, AuthRefusal, Permission};
+use super::snapshot::SnapshotKind;
+use super::{WebState, csv, metrics, page, stream};
 use crate::http::{Request, Response, text};
 
 /// Largest form, and the longest wait for it: a verb and a name.
@@ -37,8 +37,8 @@ const HEADERS: [(HeaderName, HeaderValue); 5] = [
 ];
 
 /// Answers one request.
-pub(super) async fn answer(request: Request, from: IpAddr, site: Arc<Site>) -> Response {
-    let mut response = route(request, from, &site).await;
+pub(super) async fn answer(request: Request, from: IpAddr, state: Arc<WebState>) -> Response {
+    let mut response = route(request, from, &state).await;
     let headers = response.headers_mut();
     for (name, value) in HEADERS {
         headers.insert(name, value);
@@ -49,29 +49,29 @@ pub(super) async fn answer(request: Request, from: IpAddr, site: Arc<Site>) -> R
     response
 }
 
-async fn route(request: Request, from: IpAddr, site: &Arc<Site>) -> Response {
+async fn route(request: Request, from: IpAddr, state: &Arc<WebState>) -> Response {
     let path = request.uri().path().to_owned();
     match path.as_str() {
         // Whoever starts and restarts things asks without credentials, and learns no more than a word.
         "/healthz" => return text(200, PLAIN, "ok\n"),
-        "/readyz" => return ready(site),
+        "/readyz" => return ready(state),
         _ => {}
     }
-    let leave = match site.guard.check(request.headers(), from, site.life.now()) {
+    let leave = match state.guard.check(request.headers(), from, state.life.now()) {
         Ok(leave) => leave,
         Err(refusal) => return refused(refusal),
     };
     match (request.method(), path.as_str()) {
-        (&Method::POST, "/act") => act(request, leave, site).await,
+        (&Method::POST, "/act") => run_action(request, leave, state).await,
         (&Method::GET | &Method::HEAD, "/api/v1/events") => match request.uri().query() {
             Some("list") => {
-                let ring = site.ring.borrow().clone();
+                let ring = state.ring.borrow().clone();
                 let all: Vec<_> = ring.all().map(|event| &**event).collect();
                 text(200, JSON, json(&all))
             }
-            _ => stream::open(&request, site),
+            _ => stream::open(&request, state),
         },
-        (&Method::GET | &Method::HEAD, _) => see(&path, leave, site),
+        (&Method::GET | &Method::HEAD, _) => view_page(&path, leave, state),
         _ => {
             let mut response = text(405, PLAIN, "read-only\n");
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -80,20 +80,21 @@ async fn route(request: Request, from: IpAddr, site: &Arc<Site>) -> Response {
     }
 }
 
-fn see(path: &str, leave: Leave, site: &Arc<Site>) -> Response {
-    let snapshot = site.snapshots.now();
+fn view_page(path: &str, leave: Permission, state: &Arc<WebState>) -> Response {
+    let snapshot = state.snapshots.now();
     // Who may act has buttons, so that page is not everyone's.
-    let acts = leave == Leave::Act;
+    let acts = leave == Permission::Act;
     let (kind, body) = match path {
         "/" if acts => (HTML, page::whole(&snapshot.status, &snapshot.ring, true).into()),
-        "/" => (HTML, snapshot.get(Kind::Page, |all| page::whole(&all.status, &all.ring, false))),
+        "/" => (HTML, snapshot.get(SnapshotKind::Page, |all| page::whole(&all.status, &all.ring, false))),
         "/main" if acts => (HTML, page::main(&snapshot.status, &snapshot.ring, true).into()),
-        "/main" => (HTML, snapshot.get(Kind::Main, |all| page::main(&all.status, &all.ring, false))),
-        "/api/v1/status" => (JSON, snapshot.get(Kind::Json, |all| json(&all.status))),
-        "/metrics" => {
-            (METRICS, snapshot.get(Kind::Metrics, |all| metrics::write(&all.status, site.haproxy_metrics)))
-        }
-        "/stats;csv" | "/stats" => (PLAIN, snapshot.get(Kind::Csv, |all| csv::write(&all.status))),
+        "/main" => (HTML, snapshot.get(SnapshotKind::Main, |all| page::main(&all.status, &all.ring, false))),
+        "/api/v1/status" => (JSON, snapshot.get(SnapshotKind::Json, |all| json(&all.status))),
+        "/metrics" => (
+            METRICS,
+            snapshot.get(SnapshotKind::Metrics, |all| metrics::write(&all.status, state.haproxy_metrics)),
+        ),
+        "/stats;csv" | "/stats" => (PLAIN, snapshot.get(SnapshotKind::Csv, |all| csv::write(&all.status))),
         _ => return text(404, PLAIN, "not found: the page is at /, the metrics at /metrics\n"),
     };
     let mut response = text(200, kind, body);
@@ -109,10 +110,10 @@ fn json(value: &impl serde::Serialize) -> Vec<u8> {
 }
 
 /// Whether clients can use this node's proxy and the agent goes on.
-fn ready(site: &Site) -> Response {
-    let snapshot = site.snapshots.now();
+fn ready(state: &WebState) -> Response {
+    let snapshot = state.snapshots.now();
     let mut listens = snapshot.status.services.iter().flat_map(|service| &service.listen);
-    let why = if site.life.stopping.is_cancelled() {
+    let why = if state.life.draining.is_cancelled() {
         "it is stopping".to_owned()
     } else if snapshot.status.node.removed {
         "this node was removed from the cluster".to_owned()
@@ -124,38 +125,38 @@ fn ready(site: &Site) -> Response {
     text(503, PLAIN, format!("not ready: {why}\n"))
 }
 
-fn refused(refusal: Refusal) -> Response {
+fn refused(refusal: AuthRefusal) -> Response {
     let mut response = refusal_of(refusal);
     // Else who is refused could keep its place.
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }
 
-fn refusal_of(refusal: Refusal) -> Response {
+fn refusal_of(refusal: AuthRefusal) -> Response {
     match refusal {
-        Refusal::LogIn => {
+        AuthRefusal::LogIn => {
             let mut response = text(401, PLAIN, "log in with web.user and web.password, or send web.token\n");
             let ask = HeaderValue::from_static("Basic realm=\"agent\", charset=\"UTF-8\"");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, ask);
             response
         }
-        Refusal::Wait => {
+        AuthRefusal::Wait => {
             let mut response = text(429, PLAIN, "too many wrong passwords: wait a minute\n");
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("60"));
             response
         }
-        Refusal::Foreign => {
+        AuthRefusal::Foreign => {
             text(421, PLAIN, "use an address or localhost; host names need web.user and web.password\n")
         }
     }
 }
 
 /// Does what a button asks for, as the control socket would.
-async fn act(request: Request, leave: Leave, site: &Site) -> Response {
-    if !site.guard.has_login() {
+async fn run_action(request: Request, leave: Permission, state: &WebState) -> Response {
+    if !state.guard.has_login() {
         return text(403, PLAIN, "read-only: set web.user and web.password, or use the command line\n");
     }
-    if leave != Leave::Act || !auth::is_own(request.headers()) {
+    if leave != Permission::Act || !auth::is_own(request.headers()) {
         return text(403, PLAIN, "refused: only possible from this node's own page, logged in\n");
     }
     let body = Limited::new(request.into_body(), MAX_FORM).collect();
@@ -175,10 +176,10 @@ async fn act(request: Request, leave: Leave, site: &Site) -> Response {
         }
         _ => return text(400, PLAIN, "unknown action\n"),
     };
-    match (site.act)(ask).await {
-        control::Response::Done(said) => text(200, HTML, page::said(&said)),
-        control::Response::Failed(why) => text(409, HTML, page::said(&why)),
-        control::Response::Changed(_, who) => text(200, HTML, page::said(&who)),
+    match (state.act)(ask).await {
+        control::Response::Done(said) => text(200, HTML, page::message_page(&said)),
+        control::Response::Failed(why) => text(409, HTML, page::message_page(&why)),
+        control::Response::Changed(_, who) => text(200, HTML, page::message_page(&who)),
         _ => text(500, PLAIN, "no answer\n"),
     }
 }

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use hyper::body::Bytes;
 use proto::control::Status;
-use proto::event::Ring;
+use proto::event::EventRing;
 use proto::time::Moment;
 use tokio::sync::watch;
 
-use crate::lifecycle::Life;
+use crate::lifecycle::Lifecycle;
 
 /// How long a look is good for: what a hundred collectors ask for in one go is made once, and nobody sees
 /// the difference.
@@ -17,7 +17,7 @@ const FRESH: Duration = Duration::from_millis(100);
 
 /// What can be made of a status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum SnapshotKind {
     /// The whole page.
     Page,
     /// What of it changes.
@@ -31,20 +31,20 @@ pub(super) enum Kind {
 }
 
 /// A status, and what was made of it so far.
-pub(super) struct Snapshot {
+pub(super) struct StatusSnapshot {
     /// Which look it was.
     pub(super) number: u64,
     taken: Moment,
     /// Changes that had been counted by then.
     changes: u64,
     pub(super) status: Status,
-    pub(super) ring: Arc<Ring>,
+    pub(super) ring: Arc<EventRing>,
     made: [OnceLock<Bytes>; 5],
 }
 
-impl Snapshot {
+impl StatusSnapshot {
     /// What `make` makes of it, made once.
-    pub(super) fn get(&self, kind: Kind, make: impl FnOnce(&Snapshot) -> Vec<u8>) -> Bytes {
+    pub(super) fn get(&self, kind: SnapshotKind, make: impl FnOnce(&StatusSnapshot) -> Vec<u8>) -> Bytes {
         match self.made.get(kind as usize) {
             Some(place) => place.get_or_init(|| make(self).into()).clone(),
             None => Bytes::new(), // there is a place for every kind
@@ -53,27 +53,27 @@ impl Snapshot {
 }
 
 /// Takes a look where the last one is too old.
-pub(super) struct Snapshots {
+pub(super) struct SnapshotCache {
     status: Box<dyn Fn() -> Status + Send + Sync>,
     changes: watch::Receiver<u64>,
-    ring: watch::Receiver<Arc<Ring>>,
-    last: Mutex<Option<Arc<Snapshot>>>,
-    life: Life,
+    ring: watch::Receiver<Arc<EventRing>>,
+    last: Mutex<Option<Arc<StatusSnapshot>>>,
+    life: Lifecycle,
 }
 
-impl Snapshots {
+impl SnapshotCache {
     pub(super) fn new(
         status: Box<dyn Fn() -> Status + Send + Sync>,
         changes: watch::Receiver<u64>,
-        ring: watch::Receiver<Arc<Ring>>,
-        life: &Life,
-    ) -> Snapshots {
-        Snapshots { status, changes, ring, last: Mutex::new(None), life: life.clone() }
+        ring: watch::Receiver<Arc<EventRing>>,
+        life: &Lifecycle,
+    ) -> SnapshotCache {
+        SnapshotCache { status, changes, ring, last: Mutex::new(None), life: life.clone() }
     }
 
     /// The status now; who was told of a change finds it in here. Others wait while it is put together, so
     /// that it is not done twice; it takes a fraction of a millisecond.
-    pub(super) fn now(&self) -> Arc<Snapshot> {
+    pub(super) fn now(&self) -> Arc<StatusSnapshot> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let (now, changes) = (self.life.now(), *self.changes.borrow());
         match &*last {
@@ -82,7 +82,7 @@ impl Snapshots {
                 let number = old.as_ref().map_or(1, |old| old.number + 1);
                 let (status, ring) = ((self.status)(), self.ring.borrow().clone());
                 let made = Default::default();
-                let fresh = Arc::new(Snapshot { number, taken: now, changes, status, ring, made });
+                let fresh = Arc::new(StatusSnapshot { number, taken: now, changes, status, ring, made });
                 *last = Some(Arc::clone(&fresh));
                 fresh
             }

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use proto::event::Ring;
+use proto::event::EventRing;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::Site;
+use super::WebState;
 use crate::http::{self, Body, Request, Response};
 
 /// Streams at once: people who look. A fraction of the connections, so that collectors always find one.
@@ -36,18 +36,18 @@ pub(super) fn places() -> Arc<Semaphore> {
 }
 
 /// Begins a stream, where there is a place for one. A browser that comes again says what it has seen.
-pub(super) fn open(request: &Request, site: &Arc<Site>) -> Response {
-    let Ok(place) = site.streams.clone().try_acquire_owned() else {
+pub(super) fn open(request: &Request, state: &Arc<WebState>) -> Response {
+    let Ok(place) = state.streams.clone().try_acquire_owned() else {
         let mut response = http::text(503, "text/plain", "too many streams: try again later\n");
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("10"));
         return response;
     };
     let seen = request.headers().get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
-    let seen = seen.unwrap_or_else(|| site.ring.borrow().newest());
+    let seen = seen.unwrap_or_else(|| state.ring.borrow().newest());
     let (out, queue) = mpsc::channel(QUEUE);
-    let (changes, ring) = (site.changes.clone(), site.ring.clone());
-    let over = site.life.over.clone();
-    site.life.spawn(async move {
+    let (changes, ring) = (state.changes.clone(), state.ring.clone());
+    let over = state.life.shutdown.clone();
+    state.life.spawn(async move {
         over.run_until_cancelled_owned(feed(out, changes, ring, seen)).await;
         drop(place);
     });
@@ -60,7 +60,7 @@ pub(super) fn open(request: &Request, site: &Arc<Site>) -> Response {
 async fn feed(
     out: mpsc::Sender<Bytes>,
     mut changes: watch::Receiver<u64>,
-    mut ring: watch::Receiver<Arc<Ring>>,
+    mut ring: watch::Receiver<Arc<EventRing>>,
     mut seen: u64,
 ) {
     let end = Instant::now() + LIFE;

@@ -3,14 +3,14 @@
 
 use std::collections::BTreeSet;
 
-use proto::backends::State;
+use proto::backends::BackendState;
 use proto::cause::{Cause, Fault, Reason};
 use proto::control::ListenerStatus;
 use proto::control::{
-    BackendStatus, ClusterStatus, MemberState, MemberStatus, NodeStatus, SeenStatus, ServiceStatus, Status,
-    VipCandidate, VipState, VipStatus,
+    BackendStatus, ClusterStatus, MemberState, MemberStatus, NodeStatus, PeerLinkStatus, ServiceStatus,
+    Status, VipCandidate, VipState, VipStatus,
 };
-use proto::event::{Event, Kind, Ring};
+use proto::event::{Event, EventKind, EventRing};
 use proto::node::{Name, NodeId, Role};
 use proto::problem::{Problem, ProblemCode};
 use proto::time::UnixMs;
@@ -26,7 +26,7 @@ fn name(text: &str) -> Name {
     text.parse().unwrap()
 }
 
-fn backend(node: &str, state: State) -> BackendStatus {
+fn backend(node: &str, state: BackendState) -> BackendStatus {
     BackendStatus {
         node: name(node),
         address: "10.0.0.1:6443".to_owned(),
@@ -57,7 +57,7 @@ fn member(i: u16, role: Role, state: MemberState) -> MemberStatus {
         rtt_ms: None,
         loss_permille: (role == Role::Master).then_some(12),
         document: format!("{HOSTILE}{}", i % 2),
-        sees: vec![SeenStatus { node: name("m0"), heard: true, rtt_ms: Some(1.0), loss_permille: 60 }],
+        sees: vec![PeerLinkStatus { node: name("m0"), alive: true, rtt_ms: Some(1.0), loss_permille: 60 }],
     }
 }
 
@@ -98,7 +98,7 @@ fn status(members: u16) -> Status {
             )],
             source: Default::default(),
             balance: proto::service::Balance::default().into(),
-            backends: vec![backend("m1", State::Ready), backend("m0", State::Down)],
+            backends: vec![backend("m1", BackendState::Ready), backend("m0", BackendState::Down)],
             connections: 1,
             maxconn: 10,
             refused: 2,
@@ -128,10 +128,10 @@ fn status(members: u16) -> Status {
     }
 }
 
-fn ring() -> Ring {
-    let mut ring = Ring::default();
+fn ring() -> EventRing {
+    let mut ring = EventRing::default();
     for _ in 0..100 {
-        ring.push("w1", Event::new(Kind::Backend, NOW, HOSTILE, HOSTILE).reason(HOSTILE));
+        ring.push("w1", Event::new(EventKind::Backend, NOW, HOSTILE, HOSTILE).reason(HOSTILE));
     }
     ring
 }
@@ -151,7 +151,7 @@ fn nothing_of_anyone_becomes_markup() {
         assert!(!page.contains(" style=") && !page.contains(" onclick"), "the policy would block it");
         assert!(!page.contains("http://") && !page.contains("https://") && !page.contains("src="));
     }
-    assert!(!text(page::said(HOSTILE)).contains("<script"));
+    assert!(!text(page::message_page(HOSTILE)).contains("<script"));
 }
 
 /// Elements that have no end.
@@ -223,9 +223,9 @@ fn the_page_is_well_formed() {
         }
         status.services.clear();
         status.vips.clear();
-        assert_eq!(malformed(&text(page::whole(&status, &Ring::default(), acts))), None);
+        assert_eq!(malformed(&text(page::whole(&status, &EventRing::default(), acts))), None);
     }
-    assert_eq!(malformed(&text(page::said(HOSTILE))), None);
+    assert_eq!(malformed(&text(page::message_page(HOSTILE))), None);
 }
 
 #[test]

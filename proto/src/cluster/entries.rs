@@ -81,12 +81,6 @@ impl KeyId {
         id.copy_from_slice(&digest.as_ref()[..KeyId::LEN]);
         KeyId(id)
     }
-
-    /// The beginning of the id, which datagrams carry: it tells the few keys apart that a node holds.
-    pub fn hint(&self) -> [u8; 4] {
-        let [a, b, c, d, ..] = self.0;
-        [a, b, c, d]
-    }
 }
 
 impl Serialize for KeyId {

@@ -36,7 +36,7 @@ const AHEAD: Duration = Duration::from_secs(24 * 3600);
 
 /// A counter that has run away.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Jump {
+pub struct CounterJump {
     /// Of what.
     pub what: &'static str,
     /// Who wrote it, as the document says.
@@ -47,7 +47,7 @@ pub struct Jump {
     pub most: u64,
 }
 
-impl fmt::Display for Jump {
+impl fmt::Display for CounterJump {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} is at {}, written by {}; the limit is {}", self.what, self.at, self.by, self.most)
     }
@@ -55,7 +55,7 @@ impl fmt::Display for Jump {
 
 /// A time that lies ahead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Ahead {
+pub(super) struct TimeAhead {
     /// Whose clock was it.
     pub(super) by: NodeId,
     /// The time.
@@ -71,8 +71,8 @@ pub(super) fn bound(what: &'static str, found: usize, most: usize) -> Result<(),
     if found > most { Err(BadDocument::TooLarge { what, found, most }) } else { Ok(()) }
 }
 
-fn counter(what: &'static str, by: NodeId, at: u64, most: u64) -> Result<(), Jump> {
-    if at > most { Err(Jump { what, by, at, most }) } else { Ok(()) }
+fn counter(what: &'static str, by: NodeId, at: u64, most: u64) -> Result<(), CounterJump> {
+    if at > most { Err(CounterJump { what, by, at, most }) } else { Ok(()) }
 }
 
 impl Document {
@@ -106,7 +106,7 @@ impl Document {
     }
 
     /// Checks each counter against the highest that it may be.
-    fn counters(&self, most: impl Fn(&'static str, NodeId) -> u64) -> Result<(), Jump> {
+    fn counters(&self, most: impl Fn(&'static str, NodeId) -> u64) -> Result<(), CounterJump> {
         for setting in self.settings.values() {
             counter("the clock of settings", setting.by, setting.clock, most("settings", setting.by))?;
         }
@@ -118,7 +118,7 @@ impl Document {
     }
 
     /// Checks that no counter of `other` is further ahead than honest nodes could have brought it.
-    pub(super) fn check_steps(&self, other: &Document) -> Result<(), Jump> {
+    pub(super) fn check_steps(&self, other: &Document) -> Result<(), CounterJump> {
         let settings = self.settings.values().map(|setting| setting.clock).max().unwrap_or(0);
         other.counters(|what, id| {
             let ours = match what {
@@ -132,18 +132,18 @@ impl Document {
 
     /// Checks that no time lies in the future. Where this node's own clock is behind what it has adopted
     /// already, as on a board without a battery, that counts as now.
-    pub(super) fn check_times(&self, other: &Document, now: UnixMs) -> Result<(), Ahead> {
+    pub(super) fn check_times(&self, other: &Document, now: UnixMs) -> Result<(), TimeAhead> {
         let newest = self.times().map(|ahead| ahead.at).max().unwrap_or_default();
         let latest = now.max(newest).after(AHEAD);
         other.times().find(|time| time.at > latest).map_or(Ok(()), Err)
     }
 
-    fn times(&self) -> impl Iterator<Item = Ahead> {
+    fn times(&self) -> impl Iterator<Item = TimeAhead> {
         let nodes = self.nodes.values().map(|one| (one.by, one.at));
         let removed = self.removed.values().map(|one| (one.by, one.at));
         let roles = self.roles.values().map(|one| (one.by, one.at));
         let settings = self.settings.values().map(|one| (one.by, one.at));
         let all = nodes.chain(removed).chain(roles).chain(settings);
-        all.chain([(self.key.by, self.key.at)]).map(|(by, at)| Ahead { by, at })
+        all.chain([(self.key.by, self.key.at)]).map(|(by, at)| TimeAhead { by, at })
     }
 }

@@ -30,7 +30,7 @@ pub(crate) mod tests;
 
 use entries::merge_map;
 pub use entries::{Admitted, DocumentHash, KeyEpoch, KeyId, Removed, RoleChange, RoleName, Setting};
-pub use limits::{Jump, MAX_BYTES, MAX_NODES};
+pub use limits::{CounterJump, MAX_BYTES, MAX_NODES};
 pub use replica::{AdoptError, Adoption, ChangeError, Replica, Seal, SealedDocument};
 pub use value::{Extra, Value};
 
@@ -164,7 +164,7 @@ pub enum BadDocument {
     WrongKey(NodeId),
     /// A counter that no cluster reaches by itself.
     #[error("a counter is too high: {0}")]
-    Counter(Jump),
+    Counter(CounterJump),
     /// It can't be read.
     #[error("it can't be read: {0}")]
     Garbled(String),
@@ -173,7 +173,7 @@ pub enum BadDocument {
 /// A counter is at its end, so nothing can be written over what it stands on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the counter of {0} is exhausted; start a successor cluster with: agent init --successor")]
-pub struct Exhausted(pub &'static str);
+pub struct CounterExhausted(pub &'static str);
 
 impl Document {
     /// The document of a new cluster with its first node, which is a master.
@@ -409,12 +409,18 @@ impl Document {
     ///
     /// # Errors
     /// The counter of its changes is at its end.
-    pub fn set_role(&mut self, id: NodeId, role: Role, by: NodeId, at: UnixMs) -> Result<(), Exhausted> {
+    pub fn set_role(
+        &mut self,
+        id: NodeId,
+        role: Role,
+        by: NodeId,
+        at: UnixMs,
+    ) -> Result<(), CounterExhausted> {
         if self.role(&id).is_none_or(|now| now == role) {
             return Ok(());
         }
         let clock = self.roles.get(&id).map_or(0, |change| change.clock);
-        let clock = limits::next(clock).ok_or(Exhausted("role changes"))?;
+        let clock = limits::next(clock).ok_or(CounterExhausted("role changes"))?;
         let seen = self.state();
         self.roles
             .insert(id, RoleChange { clock, role: role.into(), at, by, seen, extra: next_wire::extra() });
@@ -426,8 +432,14 @@ impl Document {
     ///
     /// # Errors
     /// The counter of keys is at its end.
-    pub fn turn_key(&mut self, id: KeyId, by: NodeId, at: UnixMs, by_removal: bool) -> Result<(), Exhausted> {
-        let epoch = limits::next(self.key.epoch).ok_or(Exhausted("gossip keys"))?;
+    pub fn turn_key(
+        &mut self,
+        id: KeyId,
+        by: NodeId,
+        at: UnixMs,
+        by_removal: bool,
+    ) -> Result<(), CounterExhausted> {
+        let epoch = limits::next(self.key.epoch).ok_or(CounterExhausted("gossip keys"))?;
         let previous = (!by_removal).then_some(self.key.id);
         self.key = KeyEpoch { epoch, by_removal, id, previous, by, at, extra: next_wire::extra() };
         if by_removal {
@@ -441,9 +453,15 @@ impl Document {
     ///
     /// # Errors
     /// The clock is at its end: the change would not count.
-    pub fn set(&mut self, key: &str, value: Option<String>, by: NodeId, at: UnixMs) -> Result<(), Exhausted> {
+    pub fn set(
+        &mut self,
+        key: &str,
+        value: Option<String>,
+        by: NodeId,
+        at: UnixMs,
+    ) -> Result<(), CounterExhausted> {
         let highest = self.settings.values().map(|setting| setting.clock).max().unwrap_or(0);
-        let clock = limits::next(highest).ok_or(Exhausted("settings"))?;
+        let clock = limits::next(highest).ok_or(CounterExhausted("settings"))?;
         self.settings.insert(key.to_owned(), Setting { clock, by, at, value, extra: next_wire::extra() });
         self.changed();
         Ok(())

@@ -31,8 +31,8 @@ use std::collections::BTreeSet;
 use ring::signature::{ED25519, Ed25519KeyPair, UnparsedPublicKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::limits::Ahead;
-use super::{BadDocument, Document, Exhausted, Jump};
+use super::limits::TimeAhead;
+use super::{BadDocument, CounterExhausted, CounterJump, Document};
 use crate::node::{NodeId, PublicKey, Role};
 use crate::time::UnixMs;
 
@@ -139,7 +139,7 @@ pub enum AdoptError {
     WrongSeal(NodeId),
     /// A counter jumps.
     #[error("{0}")]
-    Jump(Jump),
+    Jump(CounterJump),
     /// A time lies in the future.
     #[error(
         "it has an entry of {by} from {}, which is in the future: the clock of {by} is ahead, or this \
@@ -179,7 +179,7 @@ pub enum ChangeError {
     Removed,
     /// A counter is at its end.
     #[error(transparent)]
-    Exhausted(#[from] Exhausted),
+    Exhausted(#[from] CounterExhausted),
     /// The document would become too large.
     #[error("it does not fit into the cluster document: {0}")]
     Bad(#[from] BadDocument),
@@ -214,7 +214,7 @@ impl Replica {
         Replica { document, seal: Some(seal), from, promotion: None }
     }
 
-    /// Takes another state of the document. The promotion is left alone: see [`Replica::follow`].
+    /// Takes another state of the document. The promotion is left alone: see [`Replica::update`].
     fn replace(&mut self, document: Document, seal: Seal) {
         let promotion = self.promotion.take();
         *self = Replica { promotion, ..Replica::under(document, seal) };
@@ -265,7 +265,7 @@ impl Replica {
         }
         check_seal(ours, &theirs, seal)?;
         ours.check_steps(&theirs).map_err(AdoptError::Jump)?;
-        ours.check_times(&theirs, now).map_err(|Ahead { by, at }| AdoptError::Future { by, at })?;
+        ours.check_times(&theirs, now).map_err(|TimeAhead { by, at }| AdoptError::Future { by, at })?;
         let mut merged = ours.clone();
         merged.merge(&theirs)?;
         if merged == *ours {
@@ -296,7 +296,7 @@ impl Replica {
     ///
     /// # Errors
     /// As [`Replica::adopt`].
-    pub fn follow(
+    pub fn adopt_from_master(
         &mut self,
         theirs: &SealedDocument,
         own: &NodeId,

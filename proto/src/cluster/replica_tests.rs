@@ -50,8 +50,8 @@ impl Node {
     }
 
     /// Takes over what another hands on, as the keeper does.
-    fn hears(&mut self, other: &SealedDocument) -> Result<Adoption, AdoptError> {
-        let adoption = self.replica.follow(other, &id(self.n), NOW);
+    fn peer_link(&mut self, other: &SealedDocument) -> Result<Adoption, AdoptError> {
+        let adoption = self.replica.adopt_from_master(other, &id(self.n), NOW);
         self.replica.seal(id(self.n), &pair(self.n));
         adoption
     }
@@ -83,13 +83,13 @@ fn exchange(nodes: &mut [Node], apart: &dyn Fn(u8, u8) -> bool) {
                     continue;
                 }
                 let Some(sealed) = nodes[b].replica.sealed() else { continue };
-                let _ = nodes[a].hears(&sealed);
+                let _ = nodes[a].peer_link(&sealed);
                 let sealer = nodes.iter().position(|node| id(node.n) == sealed.by());
                 let proof = nodes[a].replica.proof_for(&sealed, &id(nodes[a].n));
                 if let (Some(sealer), Some(proof)) = (sealer, proof)
                     && !apart(nodes[a].n, nodes[sealer].n)
                 {
-                    let _ = nodes[sealer].hears(&proof);
+                    let _ = nodes[sealer].peer_link(&proof);
                 }
             }
         }
@@ -133,13 +133,13 @@ fn a_worker_s_seal_counts_nowhere_and_it_changes_nothing() {
     document.set_role(id(2), Role::Master, id(2), NOW).unwrap();
     let forged = Replica::new(document, id(2), &pair(2)).sealed().unwrap();
     for node in &mut nodes[..2] {
-        assert_eq!(node.hears(&forged), Err(AdoptError::WorkerSealer(id(2))));
+        assert_eq!(node.peer_link(&forged), Err(AdoptError::WorkerSealer(id(2))));
     }
     // In the name of the master, with a key that is not the master's.
     let stolen = Replica::new(nodes[0].document().clone(), id(0), &pair(2)).sealed().unwrap();
-    assert_eq!(nodes[1].hears(&stolen), Err(AdoptError::WrongSeal(id(0))));
+    assert_eq!(nodes[1].peer_link(&stolen), Err(AdoptError::WrongSeal(id(0))));
     let stranger = Replica::new(nodes[0].document().clone(), id(9), &pair(9)).sealed().unwrap();
-    assert_eq!(nodes[1].hears(&stranger), Err(AdoptError::UnknownSealer(id(9))));
+    assert_eq!(nodes[1].peer_link(&stranger), Err(AdoptError::UnknownSealer(id(9))));
 }
 
 #[test]
@@ -148,9 +148,9 @@ fn a_seal_holds_for_one_document_only() {
     let old = nodes[0].replica.sealed().unwrap();
     assert!(nodes[0].change(|document| document.admit(admitted(5, Role::Worker))));
     let new = nodes[0].replica.sealed().unwrap();
-    assert_eq!(nodes[1].hears(&new.under_seal_of(&old)), Err(AdoptError::WrongSeal(id(0))));
-    assert_eq!(nodes[1].hears(&new), Ok(Adoption::Taken));
-    assert_eq!(nodes[1].hears(&old), Ok(Adoption::Nothing), "an old copy brings nothing back");
+    assert_eq!(nodes[1].peer_link(&new.under_seal_of(&old)), Err(AdoptError::WrongSeal(id(0))));
+    assert_eq!(nodes[1].peer_link(&new), Ok(Adoption::Taken));
+    assert_eq!(nodes[1].peer_link(&old), Ok(Adoption::Nothing), "an old copy brings nothing back");
 }
 
 #[test]
@@ -167,10 +167,10 @@ fn removing_the_first_master_erases_nobody() {
     nodes[0].change(|document| document.admit(admitted(9, Role::Master)));
     let sealed = nodes[0].replica.sealed().unwrap();
     for node in &mut nodes[1..] {
-        assert_eq!(node.hears(&sealed), Err(AdoptError::RemovedSealer(id(0))));
+        assert_eq!(node.peer_link(&sealed), Err(AdoptError::RemovedSealer(id(0))));
     }
     let founding = cluster(3, 6)[0].replica.sealed().unwrap();
-    assert_eq!(nodes[2].hears(&founding), Err(AdoptError::RemovedSealer(id(0))));
+    assert_eq!(nodes[2].peer_link(&founding), Err(AdoptError::RemovedSealer(id(0))));
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn a_demoted_master_changes_nothing_any_more() {
     let mut document = nodes[1].document().clone();
     document.set_role(id(1), Role::Master, id(1), NOW).unwrap();
     let forged = Replica::new(document, id(1), &pair(1)).sealed().unwrap();
-    assert_eq!(nodes[2].hears(&forged), Err(AdoptError::WorkerSealer(id(1))));
+    assert_eq!(nodes[2].peer_link(&forged), Err(AdoptError::WorkerSealer(id(1))));
     assert!(nodes[0].change(|document| document.set_role(id(1), Role::Master, id(0), NOW).unwrap()));
     exchange(&mut nodes, &together);
     assert!(nodes[1].change(|document| document.admit(admitted(7, Role::Worker))));
@@ -201,9 +201,9 @@ fn two_masters_that_remove_each_other_keep_their_own_and_a_third_settles_it() {
     let mut nodes = cluster(4, 6);
     assert!(nodes[0].remove(1) && nodes[1].remove(0));
     let (a, b) = (nodes[0].replica.sealed().unwrap(), nodes[1].replica.sealed().unwrap());
-    nodes[2].hears(&a).unwrap();
-    nodes[3].hears(&b).unwrap();
-    nodes[4].hears(&b).unwrap();
+    nodes[2].peer_link(&a).unwrap();
+    nodes[3].peer_link(&b).unwrap();
+    nodes[4].peer_link(&b).unwrap();
     exchange(&mut nodes[2..], &together);
     for node in &nodes[2..] {
         assert!(node.document().member(&id(0)).is_none() && node.document().member(&id(1)).is_none());
@@ -214,9 +214,9 @@ fn two_masters_that_remove_each_other_keep_their_own_and_a_third_settles_it() {
     let mut nodes = cluster(3, 5);
     assert!(nodes[0].remove(1) && nodes[1].remove(0));
     let (a, b) = (nodes[0].replica.sealed().unwrap(), nodes[1].replica.sealed().unwrap());
-    nodes[2].hears(&a).unwrap();
-    nodes[3].hears(&b).unwrap();
-    assert_eq!(nodes[2].hears(&b), Err(AdoptError::RemovedSealer(id(1))));
+    nodes[2].peer_link(&a).unwrap();
+    nodes[3].peer_link(&b).unwrap();
+    assert_eq!(nodes[2].peer_link(&b), Err(AdoptError::RemovedSealer(id(1))));
     exchange(&mut nodes, &|a, b| a == 1 || b == 1);
     for node in [&nodes[0], &nodes[3], &nodes[4]] {
         assert_eq!(node.document().digest(), nodes[2].document().digest());
@@ -230,7 +230,7 @@ fn promotion_crossed(crossing: &[(u8, Crossing)], heard: &[(u8, u8)]) -> Vec<Nod
     let mut nodes = cluster(4, 5);
     assert!(nodes[0].change(|document| document.set_role(id(4), Role::Master, id(0), NOW).unwrap()));
     let promotion = nodes[0].replica.sealed().unwrap();
-    nodes[4].hears(&promotion).unwrap();
+    nodes[4].peer_link(&promotion).unwrap();
     for (by, crossing) in crossing {
         let (node, own) = (&mut nodes[usize::from(*by)], id(*by));
         match crossing {
@@ -245,7 +245,7 @@ fn promotion_crossed(crossing: &[(u8, Crossing)], heard: &[(u8, u8)]) -> Vec<Nod
     }
     for (from, to) in heard {
         if let Some(sealed) = nodes[usize::from(*from)].replica.sealed() {
-            let _ = nodes[usize::from(*to)].hears(&sealed);
+            let _ = nodes[usize::from(*to)].peer_link(&sealed);
         }
     }
     nodes
@@ -303,13 +303,13 @@ fn counters_that_jump_and_times_ahead_are_refused_and_the_node_is_named() {
     forged.set("drain.n1", Some("1".to_owned()), id(0), NOW).unwrap();
     forged.settings.get_mut("drain.n1").unwrap().clock = 1 << 40;
     let forged = Replica::new(forged, id(0), &pair(0)).sealed().unwrap();
-    assert!(matches!(nodes[1].hears(&forged), Err(AdoptError::Jump(jump)) if jump.by == id(0)));
+    assert!(matches!(nodes[1].peer_link(&forged), Err(AdoptError::Jump(jump)) if jump.by == id(0)));
     assert!(nodes[1].change(|document| document.set("drain.n1", None, id(1), NOW).unwrap()));
 
     let mut forged = nodes[0].document().clone();
     forged.key.epoch = 1 << 50;
     let forged = Replica::new(forged, id(0), &pair(0)).sealed().unwrap();
-    assert!(matches!(nodes[1].hears(&forged), Err(AdoptError::Jump(_))));
+    assert!(matches!(nodes[1].peer_link(&forged), Err(AdoptError::Jump(_))));
 
     let day = std::time::Duration::from_secs(24 * 3600);
     let mut ahead = nodes[0].document().clone();
@@ -317,7 +317,7 @@ fn counters_that_jump_and_times_ahead_are_refused_and_the_node_is_named() {
     let good = Replica::new(ahead.clone(), id(0), &pair(0)).sealed().unwrap();
     ahead.nodes.get_mut(&id(5)).unwrap().at = UnixMs(NOW.0 + 2 * 24 * 3_600_000);
     let bad = Replica::new(ahead, id(0), &pair(0)).sealed().unwrap();
-    let refused = nodes[1].hears(&bad).unwrap_err();
+    let refused = nodes[1].peer_link(&bad).unwrap_err();
     assert!(matches!(refused, AdoptError::Future { by, .. } if by == id(0)), "{refused}");
     assert!(refused.to_string().contains("clock"), "{refused}");
     assert_eq!(nodes[1].replica.adopt(&good, NOW), Ok(Adoption::Merged { key_is_known_to_removed: false }));
@@ -406,7 +406,7 @@ fn play(nodes: &mut [Node], steps: &[Step]) {
             }
             Step::Hear(a, b) if a != b => {
                 if let Some(sealed) = nodes[usize::from(b)].replica.sealed() {
-                    let _ = nodes[usize::from(a)].hears(&sealed);
+                    let _ = nodes[usize::from(a)].peer_link(&sealed);
                 }
             }
             _ => {}
@@ -476,7 +476,7 @@ proptest! {
         let sealed = nodes[1].replica.sealed();
         let state = nodes[0].document().clone();
         if let Some(sealed) = sealed.filter(|sealed| sealed.by() == id(1)) {
-            let _ = nodes[0].hears(&sealed);
+            let _ = nodes[0].peer_link(&sealed);
         }
         prop_assert_eq!(nodes[0].document(), &state);
         prop_assert!(nodes[0].document().is_master(&id(0)));

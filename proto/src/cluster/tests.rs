@@ -248,7 +248,7 @@ fn counters_at_their_end_refuse_aloud_and_too_large_ones_are_not_read() {
     let mut document = new();
     document.set("a", Some("1".to_owned()), key(0).id(), UnixMs(1)).unwrap();
     document.settings.get_mut("a").unwrap().clock = 1 << 53;
-    assert_eq!(document.set("a", None, key(0).id(), UnixMs(1)), Err(Exhausted("settings")));
+    assert_eq!(document.set("a", None, key(0).id(), UnixMs(1)), Err(CounterExhausted("settings")));
     assert!(document.settings["a"].value.is_some(), "nothing has changed");
     document.settings.get_mut("a").unwrap().clock += 1;
     assert!(matches!(document.check(), Err(BadDocument::Counter(_))));

@@ -29,9 +29,9 @@ pub use env::apply_env;
 pub use error::{BadValue, Written};
 pub use file::parse;
 pub use mistake::Mistake;
-pub use notify::Webhook;
+pub use notify::WebhookConfig;
 pub use overlay::{SHARED_KEYS, overlay, shared_service};
-pub use web::{Secret, Web};
+pub use web::{HiddenText, WebConfig};
 
 pub(crate) use mistake::nearest;
 pub(crate) use overlay::quoted;
@@ -55,7 +55,7 @@ impl LogFormat {
     pub const ALL: [LogFormat; 4] = [LogFormat::Auto, LogFormat::Text, LogFormat::Json, LogFormat::Journald];
 
     /// The word that configuration and flags use for it.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             LogFormat::Auto => "auto",
             LogFormat::Text => "text",
@@ -67,7 +67,7 @@ impl LogFormat {
 
 impl fmt::Display for LogFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.word())
+        f.pad(self.as_str())
     }
 }
 
@@ -75,7 +75,7 @@ impl FromStr for LogFormat {
     type Err = BadValue;
 
     fn from_str(text: &str) -> Result<LogFormat, BadValue> {
-        fields::one_of(text, "a log format", LogFormat::ALL.map(|format| (format.word(), format)))
+        fields::one_of(text, "a log format", LogFormat::ALL.map(|format| (format.as_str(), format)))
     }
 }
 
@@ -98,7 +98,7 @@ impl LogLevel {
     pub const ALL: [LogLevel; 4] = [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug];
 
     /// The word that configuration and flags use for it.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             LogLevel::Error => "error",
             LogLevel::Warn => "warn",
@@ -110,7 +110,7 @@ impl LogLevel {
 
 impl fmt::Display for LogLevel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.word())
+        f.pad(self.as_str())
     }
 }
 
@@ -118,7 +118,7 @@ impl FromStr for LogLevel {
     type Err = BadValue;
 
     fn from_str(text: &str) -> Result<LogLevel, BadValue> {
-        fields::one_of(text, "a log level", LogLevel::ALL.map(|level| (level.word(), level)))
+        fields::one_of(text, "a log level", LogLevel::ALL.map(|level| (level.as_str(), level)))
     }
 }
 
@@ -144,11 +144,11 @@ pub struct Config {
     /// How much is logged.
     pub log_level: LogLevel,
     /// The status page and the metrics.
-    pub web: Web,
+    pub web: WebConfig,
     /// Programs, and directories of programs, that are told of events.
     pub notify: Vec<String>,
     /// Where events are sent.
-    pub webhook: Option<Webhook>,
+    pub webhook: Option<WebhookConfig>,
     /// What is proxied; the default service always stands first.
     pub services: Vec<Service>,
     /// The services that the file speaks of: there it counts, whatever the cluster's settings say.
@@ -161,13 +161,13 @@ impl Default for Config {
             name: None,
             address: None,
             interface: None,
-            port: crate::link::PORT,
+            port: crate::transport::PORT,
             bind: None,
             state_dir: "/var/lib/agent".to_owned(),
             runtime_dir: "/run/agent".to_owned(),
             log_format: LogFormat::default(),
             log_level: LogLevel::default(),
-            web: Web::default(),
+            web: WebConfig::default(),
             notify: Vec::new(),
             webhook: None,
             services: vec![Service::kube_api()],

@@ -12,7 +12,7 @@ const MAX_URL: usize = 2000;
 
 /// Where events are sent by HTTP POST.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Webhook {
+pub struct WebhookConfig {
     /// Over TLS.
     pub tls: bool,
     /// Name or address of the server, an IPv6 address in brackets.
@@ -25,13 +25,13 @@ pub struct Webhook {
     pub ca_file: Option<String>,
 }
 
-impl std::fmt::Debug for Webhook {
+impl std::fmt::Debug for WebhookConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Webhook({})", self.shown())
     }
 }
 
-impl Webhook {
+impl WebhookConfig {
     /// The server, for messages.
     pub fn shown(&self) -> String {
         let scheme = if self.tls { "https" } else { "http" };
@@ -42,7 +42,7 @@ impl Webhook {
     ///
     /// # Errors
     /// What is wrong and what would be right.
-    pub fn parse(text: &str) -> Result<Webhook, BadValue> {
+    pub fn parse(text: &str) -> Result<WebhookConfig, BadValue> {
         let bad = |why| Err(BadValue::Webhook(why));
         let (tls, rest) = match text.split_once("://") {
             Some(("http", rest)) => (false, rest),
@@ -71,7 +71,7 @@ impl Webhook {
             return bad("its host is neither a name nor an address");
         }
         let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-        Ok(Webhook { tls, host: host.to_owned(), port, path, ca_file: None })
+        Ok(WebhookConfig { tls, host: host.to_owned(), port, path, ca_file: None })
     }
 }
 
@@ -83,7 +83,7 @@ pub(super) fn read(top: &Section<'_, '_>, config: &mut super::Config, mistakes: 
         }
         config.notify = paths.into_iter().map(|(_, path)| path).collect();
     }
-    config.webhook = top.text("webhook", mistakes, Webhook::parse);
+    config.webhook = top.text("webhook", mistakes, WebhookConfig::parse);
     let ca_file = top.text("webhook-ca-file", mistakes, fields::path);
     match (&mut config.webhook, ca_file) {
         (Some(webhook), Some(_)) if !webhook.tls => {
@@ -113,7 +113,7 @@ mod tests {
             ("http://[fd00::1]/x", false, "[fd00::1]", 80, "/x"),
             ("http://host?q", false, "host", 80, "/?q"),
         ] {
-            let found = Webhook::parse(text).unwrap();
+            let found = WebhookConfig::parse(text).unwrap();
             assert_eq!((found.tls, &*found.host, found.port, &*found.path), (tls, host, port, path));
         }
         for text in [
@@ -131,13 +131,13 @@ mod tests {
             "http://h/ü",
             "http://h/#x",
         ] {
-            assert!(Webhook::parse(text).is_err(), "{text}");
+            assert!(WebhookConfig::parse(text).is_err(), "{text}");
         }
     }
 
     #[test]
     fn what_is_secret_in_an_address_is_never_repeated() {
-        let webhook = Webhook::parse("https://h/SECRET").unwrap();
+        let webhook = WebhookConfig::parse("https://h/SECRET").unwrap();
         assert!(!format!("{webhook:?}").contains("SECRET"));
         let mistakes = parse("webhook = \"https//h/SECRET\"").unwrap_err();
         assert!(!mistakes[0].to_string().contains("SECRET"), "{}", mistakes[0]);
@@ -152,10 +152,7 @@ mod tests {
         assert_eq!(config.webhook.unwrap().ca_file.as_deref(), Some("/ca"));
         for (text, words) in [
             ("notify = \"hook\"", "must begin with /"),
-            (
-                "notify = [\"/1\",\"/2\",\"/3\",\"/4\",\"/5\",\"/6\",\"/7\",\"/8\",\"/9\"]",
-                "use a directory",
-            ),
+            ("notify = [\"/1\",\"/2\",\"/3\",\"/4\",\"/5\",\"/6\",\"/7\",\"/8\",\"/9\"]", "use a directory"),
             ("webhook-ca-file = \"/ca\"", "there is no webhook"),
             ("webhook = \"http://h/\"\nwebhook-ca-file = \"/ca\"", "not https"),
         ] {

@@ -11,7 +11,7 @@ use crate::service::{KUBE_API, Service, ServiceName};
 
 /// What a service's key holds.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum ValueKind {
     Text,
     Number,
     Flag,
@@ -20,22 +20,22 @@ enum Kind {
 
 /// The keys of a service that mean the same on every node, with what they hold. Weights, addresses and files
 /// of credentials are each node's own.
-const KEYS: [(&str, Kind); 15] = [
-    ("listen", Kind::List),
-    ("port", Kind::Number),
-    ("balance", Kind::Text),
-    ("maxconn", Kind::Number),
-    ("backend-maxconn", Kind::Number),
-    ("send-proxy", Kind::Flag),
-    ("access-log", Kind::Flag),
-    ("check", Kind::Text),
-    ("check.path", Kind::Text),
-    ("check.expect", Kind::Text),
-    ("check.interval", Kind::Text),
-    ("check.timeout", Kind::Text),
-    ("check.rise", Kind::Number),
-    ("check.fall", Kind::Number),
-    ("check.server-name", Kind::Text),
+const KEYS: [(&str, ValueKind); 15] = [
+    ("listen", ValueKind::List),
+    ("port", ValueKind::Number),
+    ("balance", ValueKind::Text),
+    ("maxconn", ValueKind::Number),
+    ("backend-maxconn", ValueKind::Number),
+    ("send-proxy", ValueKind::Flag),
+    ("access-log", ValueKind::Flag),
+    ("check", ValueKind::Text),
+    ("check.path", ValueKind::Text),
+    ("check.expect", ValueKind::Text),
+    ("check.interval", ValueKind::Text),
+    ("check.timeout", ValueKind::Text),
+    ("check.rise", ValueKind::Number),
+    ("check.fall", ValueKind::Number),
+    ("check.server-name", ValueKind::Text),
 ];
 
 /// The keys that a service of the whole cluster may have.
@@ -90,20 +90,20 @@ pub fn shared_service<'a>(
 }
 
 /// A value as TOML.
-fn write(kind: Kind, value: &str) -> Result<String, BadValue> {
+fn write(kind: ValueKind, value: &str) -> Result<String, BadValue> {
     let value = value.trim();
     match kind {
-        Kind::Text => Ok(quoted(value)),
-        Kind::Number => {
+        ValueKind::Text => Ok(quoted(value)),
+        ValueKind::Number => {
             let is_number =
                 value.len() <= 9 && !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
             let number = value.trim_start_matches('0');
             let number = if number.is_empty() { "0" } else { number };
             if is_number { Ok(number.to_owned()) } else { Err(BadValue::Number(fields::shown(value))) }
         }
-        Kind::Flag if value == "true" || value == "false" => Ok(value.to_owned()),
-        Kind::Flag => Err(BadValue::Flag(fields::shown(value))),
-        Kind::List => {
+        ValueKind::Flag if value == "true" || value == "false" => Ok(value.to_owned()),
+        ValueKind::Flag => Err(BadValue::Flag(fields::shown(value))),
+        ValueKind::List => {
             let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
             Ok(format!("[{}]", parts.map(quoted).collect::<Vec<_>>().join(", ")))
         }
@@ -154,9 +154,7 @@ pub fn overlay(config: &Config, shared: &[Service]) -> (Vec<Service>, Vec<Mistak
         let full = services.len() > MAX_SERVICES;
         match services.iter_mut().find(|other| other.name == service.name) {
             Some(known) => *known = service,
-            None if full => {
-                add(&service.name, "", format!("more than {MAX_SERVICES} services"))
-            }
+            None if full => add(&service.name, "", format!("more than {MAX_SERVICES} services")),
             None => services.push(service),
         }
     }
@@ -201,11 +199,7 @@ mod tests {
     fn what_is_wrong_is_named_with_its_setting_and_without_the_file_s_words() {
         for (key, value, words) in [
             ("port", "http", "service.web.port: \"http\" is not a whole number"),
-            (
-                "port",
-                "70000",
-                "service.web.port: 70000 is out of range; use a whole number from 1 to 65535",
-            ),
+            ("port", "70000", "service.web.port: 70000 is out of range; use a whole number from 1 to 65535"),
             (
                 "balance",
                 "nearset",

@@ -64,7 +64,7 @@ const MAX_STREAK: u32 = 100;
 const MAX_MAXCONN: u32 = 1_048_576;
 
 /// A place that a service listens at, and where the text says so.
-struct Listen {
+struct ListenField {
     address: SocketAddr,
     service: ServiceName,
     offset: Option<usize>,
@@ -141,7 +141,11 @@ pub(super) fn first(
 }
 
 /// Reads one service: the default one with what stands there laid over, or a new one.
-fn one(section: &Section<'_, '_>, name: ServiceName, mistakes: &mut Mistakes<'_>) -> (Service, Vec<Listen>) {
+fn one(
+    section: &Section<'_, '_>,
+    name: ServiceName,
+    mistakes: &mut Mistakes<'_>,
+) -> (Service, Vec<ListenField>) {
     let is_default = name.as_str() == KUBE_API;
     let mut service = if is_default { Service::kube_api() } else { plain(name.clone()) };
     if !is_default {
@@ -157,10 +161,11 @@ fn one(section: &Section<'_, '_>, name: ServiceName, mistakes: &mut Mistakes<'_>
     let mut listeners = Vec::new();
     if let Some(list) = section.texts("listen", mistakes, fields::socket) {
         service.listen = list.iter().map(|(_, address)| *address).collect();
-        let listen = |(offset, address)| Listen { address, service: name.clone(), offset: Some(offset) };
+        let listen = |(offset, address)| ListenField { address, service: name.clone(), offset: Some(offset) };
         listeners = list.into_iter().map(listen).collect();
     } else if is_default {
-        let listen = |address: &SocketAddr| Listen { address: *address, service: name.clone(), offset: None };
+        let listen =
+            |address: &SocketAddr| ListenField { address: *address, service: name.clone(), offset: None };
         listeners = service.listen.iter().map(listen).collect();
     }
     if let Some(Ok(port)) = section.number("port", mistakes, 1..=65_535).map(u16::try_from) {
@@ -178,7 +183,7 @@ fn one(section: &Section<'_, '_>, name: ServiceName, mistakes: &mut Mistakes<'_>
     }
     service.send_proxy = section.flag("send-proxy", mistakes).unwrap_or(service.send_proxy);
     service.access_log = section.flag("access-log", mistakes).unwrap_or(service.access_log);
-    let words = Balance::ALL.map(|balance| (balance.word(), balance));
+    let words = Balance::ALL.map(|balance| (balance.as_str(), balance));
     if let Some(balance) =
         section.text("balance", mistakes, |text| fields::one_of(text, "a way to balance", words))
     {
@@ -265,7 +270,7 @@ fn misplaced(section: &Section<'_, '_>, kind: &CheckKind, mistakes: &mut Mistake
     for &key in useless.iter().copied().flatten() {
         if let Some(offset) = section.offset_of(key) {
             let right = if TLS_KEYS.contains(&key) { "\"https\"" } else { "\"http\" or \"https\"" };
-            let (kind, written) = (kind.word(), mistakes.written);
+            let (kind, written) = (kind.as_str(), mistakes.written);
             let why = BadValue::NotOfKind { kind, key, right, written };
             mistakes.add(offset, &section.dotted(key), why);
         }
@@ -350,9 +355,12 @@ fn read_pace(section: &Section<'_, '_>, check: &mut Check, mistakes: &mut Mistak
 }
 
 /// The listeners of the default service when the text does not speak of them.
-fn default_listeners(config: &Config) -> Vec<Listen> {
-    let listen =
-        |address: &SocketAddr| Listen { address: *address, service: ServiceName::kube_api(), offset: None };
+fn default_listeners(config: &Config) -> Vec<ListenField> {
+    let listen = |address: &SocketAddr| ListenField {
+        address: *address,
+        service: ServiceName::kube_api(),
+        offset: None,
+    };
     config.services.first().map(|service| service.listen.iter().map(listen).collect()).unwrap_or_default()
 }
 
@@ -370,7 +378,7 @@ pub(super) fn link_address(config: &Config, like: SocketAddr) -> SocketAddr {
 }
 
 /// Two can't listen at one place, and the link's own port is taken.
-fn check_listeners(listeners: &[Listen], config: &Config, mistakes: &mut Mistakes<'_>) {
+fn check_listeners(listeners: &[ListenField], config: &Config, mistakes: &mut Mistakes<'_>) {
     for (i, listen) in listeners.iter().enumerate() {
         if let Some(offset) = listen.offset
             && meet(listen.address, link_address(config, listen.address))

@@ -160,7 +160,12 @@ fn every_wrong_value_is_named_with_its_place() {
         ("[[service]]\nname = \"web\"\nport = 1".to_owned(), (1, 1), "service.listen", "missing"),
         ("[[service]]\nname = \"web\"\nlisten = []".to_owned(), (1, 1), "service.port", "missing"),
         ("[[service]]\nname = \"W\"".to_owned(), (2, 8), "service.name", "is not a service name"),
-        (after("[[service]]\nname = \"web\"\nlisten = []\nport = 1"), (6, 8), "service.name", "duplicate service"),
+        (
+            after("[[service]]\nname = \"web\"\nlisten = []\nport = 1"),
+            (6, 8),
+            "service.name",
+            "duplicate service",
+        ),
         (after("wieght = 3"), (5, 1), "service.wieght", "did you mean weight?"),
         (after("weight = 257"), (5, 10), "service.weight", "from 0 to 256"),
         (after("backend-maxconn = -1"), (5, 19), "service.backend-maxconn", "from 0 to"),

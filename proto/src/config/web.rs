@@ -24,9 +24,9 @@ const PORT: u16 = 1936;
 
 /// A text that stands in no log.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(pub String);
+pub struct HiddenText(pub String);
 
-impl fmt::Debug for Secret {
+impl fmt::Debug for HiddenText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("…")
     }
@@ -34,22 +34,22 @@ impl fmt::Debug for Secret {
 
 /// The status page and the metrics of one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Web {
+pub struct WebConfig {
     /// Where they are; empty: nowhere.
     pub listen: Vec<SocketAddr>,
     /// The addresses are the default ones: where they are taken, that is no mistake of anyone.
     pub by_default: bool,
     /// Who may see and act, by HTTP's basic authentication.
-    pub login: Option<(String, Secret)>,
+    pub login: Option<(String, HiddenText)>,
     /// Who may see, by a bearer token: for what collects metrics.
-    pub token: Option<Secret>,
+    pub token: Option<HiddenText>,
     /// Metrics have haproxy's names too.
     pub haproxy_metrics: bool,
 }
 
-impl Default for Web {
-    fn default() -> Web {
-        Web {
+impl Default for WebConfig {
+    fn default() -> WebConfig {
+        WebConfig {
             listen: vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), PORT)],
             by_default: true,
             login: None,
@@ -89,11 +89,7 @@ pub(super) fn read(top: &Section<'_, '_>, config: &mut super::Config, mistakes: 
             mistakes.add(*offset, &section.dotted("listen"), message);
         }
         if let Some((offset, _)) = list.get(MAX_LISTEN) {
-            mistakes.add(
-                *offset,
-                &section.dotted("listen"),
-                format!("more than {MAX_LISTEN} addresses"),
-            );
+            mistakes.add(*offset, &section.dotted("listen"), format!("more than {MAX_LISTEN} addresses"));
         }
         web.listen = list.into_iter().map(|(_, address)| address).collect();
     }
@@ -108,11 +104,11 @@ fn user(text: &str) -> Result<String, BadValue> {
 }
 
 /// The message never shows what was written.
-fn secret(text: &str) -> Result<Secret, BadValue> {
+fn secret(text: &str) -> Result<HiddenText, BadValue> {
     if !(MIN_SECRET..=MAX_SECRET).contains(&text.len()) || text.contains(char::is_control) {
         return Err(BadValue::Secret { least: MIN_SECRET, most: MAX_SECRET });
     }
-    Ok(Secret(text.to_owned()))
+    Ok(HiddenText(text.to_owned()))
 }
 
 #[cfg(test)]
@@ -120,14 +116,14 @@ mod tests {
     use super::super::{Config, Mistake, parse};
     use super::*;
 
-    fn web(lines: &str) -> Result<Web, Vec<Mistake>> {
+    fn web(lines: &str) -> Result<WebConfig, Vec<Mistake>> {
         parse(&format!("[web]\n{lines}\n")).map(|config| config.web)
     }
 
     #[test]
     fn it_is_on_loopback_unless_told_otherwise() {
         assert_eq!(Config::default().web.listen, ["127.0.0.1:1936".parse().unwrap()]);
-        assert_eq!(web("").unwrap(), Web::default());
+        assert_eq!(web("").unwrap(), WebConfig::default());
         assert!(web("listen = []").unwrap().listen.is_empty());
         let both = web("listen = [\"127.0.0.1:80\", \"[::1]:80\"]\nhaproxy-metrics = true").unwrap();
         assert!(both.listen.len() == 2 && both.haproxy_metrics && !both.by_default);

@@ -1,10 +1,10 @@
 //! What only all members together show: versions, and how far the masters are from each other.
 
-use super::{Examined, Severity, Words};
+use super::{Examination, FindingText, Severity};
 
 /// A member, as the asked node sees it.
 #[derive(Debug, Clone, Default)]
-pub struct Member {
+pub struct MemberFacts {
     /// Its name.
     pub name: String,
     /// Version of its agent; empty: not known.
@@ -13,7 +13,7 @@ pub struct Member {
 
 /// How one master hears another.
 #[derive(Debug, Clone, Default)]
-pub struct Pair {
+pub struct MasterLink {
     /// Who hears.
     pub from: String,
     /// Whom.
@@ -34,14 +34,15 @@ const SLOW_MS: f64 = 50.0;
 const LOSSY: u16 = 50;
 
 /// Judges what the members have in common, and what not.
-pub fn examine(node: &str, members: &[Member], masters: &[Pair]) -> Examined {
-    let mut out = Examined::default();
+pub fn examine(node: &str, members: &[MemberFacts], masters: &[MasterLink]) -> Examination {
+    let mut out = Examination::default();
     versions(node, members, &mut out);
     for pair in masters {
-        let Pair { from, to, at, rtt_ms, loss_permille } = pair;
+        let MasterLink { from, to, at, rtt_ms, loss_permille } = pair;
         if let Some(rtt) = rtt_ms.filter(|rtt| *rtt > SLOW_MS) {
             // Both tell of the same way: once is enough.
-            let twin = |other: &Pair| other.from == *to && other.to == *from && other.rtt_ms > Some(SLOW_MS);
+            let twin =
+                |other: &MasterLink| other.from == *to && other.to == *from && other.rtt_ms > Some(SLOW_MS);
             if from > to && masters.iter().any(twin) {
                 continue;
             }
@@ -55,7 +56,7 @@ pub fn examine(node: &str, members: &[Member], masters: &[Pair]) -> Examined {
                     .to_owned(),
                 "keep the masters of one cluster closer together".to_owned(),
             ];
-            out.found(Severity::Warning, "masters", "slow-etcd", from, Words { what, why, mend });
+            out.found(Severity::Warning, "masters", "slow-etcd", from, FindingText { what, why, mend });
         }
         if *loss_permille > LOSSY {
             let share = loss_permille / 10;
@@ -63,7 +64,7 @@ pub fn examine(node: &str, members: &[Member], masters: &[Pair]) -> Examined {
             let why = "etcd and all connections on this path stall with each loss; measured over the last \
                        minutes";
             let mend = vec![format!("on {from}: mtr -u {at}   # which hop loses")];
-            out.found(Severity::Warning, "masters", "loss", from, Words { what, why, mend });
+            out.found(Severity::Warning, "masters", "loss", from, FindingText { what, why, mend });
         }
     }
     let slowest = masters
@@ -71,12 +72,12 @@ pub fn examine(node: &str, members: &[Member], masters: &[Pair]) -> Examined {
         .filter_map(|pair| pair.rtt_ms)
         .fold(None, |most: Option<f64>, rtt| Some(most.map_or(rtt, |most| most.max(rtt))));
     if let Some(slowest) = slowest {
-        out.looked("masters", format!("at most {slowest:.1} ms between them"));
+        out.checked("masters", format!("at most {slowest:.1} ms between them"));
     }
     out
 }
 
-fn versions(node: &str, members: &[Member], out: &mut Examined) {
+fn versions(node: &str, members: &[MemberFacts], out: &mut Examination) {
     let mut known: Vec<&str> =
         members.iter().map(|one| one.version.as_str()).filter(|one| !one.is_empty()).collect();
     known.sort_unstable();
@@ -93,9 +94,9 @@ fn versions(node: &str, members: &[Member], out: &mut Examined) {
         let what = format!("the agents have different versions: {}", each.collect::<Vec<_>>().join("; "));
         let why = "they work together, but the older ones lack the newer features";
         let mend = vec!["on the older ones: ./agent install   # with the newer binary".to_owned()];
-        out.found(Severity::Note, "versions", "versions-differ", node, Words { what, why, mend });
+        out.found(Severity::Note, "versions", "versions-differ", node, FindingText { what, why, mend });
     }
     if let Some(first) = known.first() {
-        out.looked("versions", format!("{first} on all members"));
+        out.checked("versions", format!("{first} on all members"));
     }
 }

@@ -2,15 +2,15 @@
 
 use std::net::IpAddr;
 
-use super::kube::Kubernetes;
-use super::{Examined, Severity, Words, kube, on};
+use super::kube::KubeFacts;
+use super::{Examination, FindingText, Severity, kube, on};
 use crate::cause::Reason;
 use crate::problem::Problem;
 use crate::time::UnixMs;
 
 /// What was read on a node. Whatever could not be looked at is none or empty, and is not judged.
 #[derive(Debug, Clone, Default)]
-pub struct Host {
+pub struct HostFacts {
     /// Its name.
     pub node: String,
     /// Where this is judged: commands for the node itself need no "on".
@@ -18,11 +18,11 @@ pub struct Host {
     /// The time, by its clock.
     pub now: UnixMs,
     /// Its agent; none: it does not run.
-    pub agent: Option<Agent>,
+    pub agent: Option<AgentFacts>,
     /// Whether there is a membership on disk to start with.
     pub is_member: bool,
     /// The service of systemd; none: systemd does not run here.
-    pub service: Option<Service>,
+    pub service: Option<SystemdService>,
     /// Files and directories that more than their owner may use, with their modes.
     pub loose: Vec<(String, u32)>,
     /// The configuration file with its mode, where others than its owner may write it.
@@ -30,16 +30,16 @@ pub struct Host {
     /// What can't be read by whoever looked.
     pub unreadable: Vec<String>,
     /// Its interfaces.
-    pub interfaces: Vec<Interface>,
+    pub interfaces: Vec<InterfaceFacts>,
     /// Ways to the other members.
-    pub routes: Vec<Route>,
+    pub routes: Vec<RouteFacts>,
     /// What there is of Kubernetes.
-    pub kubernetes: Kubernetes,
+    pub kubernetes: KubeFacts,
 }
 
 /// A running agent, as it says itself.
 #[derive(Debug, Clone, Default)]
-pub struct Agent {
+pub struct AgentFacts {
     /// Its version.
     pub version: String,
     /// Version of the binary that asks; none: it is the same process.
@@ -57,14 +57,14 @@ pub struct Agent {
     /// Listeners that it could not open, with why: `kube-api on 127.0.0.1:16443 (address in use)`.
     pub closed: Vec<String>,
     /// Backends that it gives no connections though nobody drains them.
-    pub away: Vec<Away>,
+    pub away: Vec<UnavailableBackend>,
     /// Services that no backend serves.
     pub unserved: Vec<String>,
 }
 
 /// A backend that does not serve.
 #[derive(Debug, Clone, Default)]
-pub struct Away {
+pub struct UnavailableBackend {
     /// Of which service.
     pub service: String,
     /// On which node.
@@ -75,7 +75,7 @@ pub struct Away {
 
 /// The service of systemd.
 #[derive(Debug, Clone, Default)]
-pub struct Service {
+pub struct SystemdService {
     /// Where its unit was found; none: nowhere.
     pub unit: Option<String>,
     /// The unit is the one that this binary brings.
@@ -86,7 +86,7 @@ pub struct Service {
 
 /// A network interface.
 #[derive(Debug, Clone, Default)]
-pub struct Interface {
+pub struct InterfaceFacts {
     /// Its name.
     pub name: String,
     /// It is up, on an Ethernet-like segment, where ARP is spoken.
@@ -101,7 +101,7 @@ pub struct Interface {
 
 /// The kernel's way to a member.
 #[derive(Debug, Clone)]
-pub struct Route {
+pub struct RouteFacts {
     /// The member.
     pub name: String,
     /// Its address.
@@ -114,8 +114,8 @@ pub struct Route {
 const OTHER_DESCRIPTORS: u64 = 512;
 
 /// Judges a node by itself.
-pub fn examine(host: &Host) -> Examined {
-    let mut out = Examined::default();
+pub fn examine(host: &HostFacts) -> Examination {
+    let mut out = Examination::default();
     agent(host, &mut out);
     service(host, &mut out);
     files(host, &mut out);
@@ -125,7 +125,7 @@ pub fn examine(host: &Host) -> Examined {
     out
 }
 
-fn agent(host: &Host, out: &mut Examined) {
+fn agent(host: &HostFacts, out: &mut Examination) {
     let run = |command: &str| on(&host.node, &host.here, command);
     let node = &host.node;
     let Some(agent) = &host.agent else {
@@ -134,35 +134,37 @@ fn agent(host: &Host, out: &mut Examined) {
                 vec![run("systemctl start agent"), run("journalctl -u agent -n 20   # if it does not stay")],
                 "",
             ),
-            false => {
-                (vec![run("agent join INVITE   # or, on the first node: agent init")], ", which is not a member")
-            }
+            false => (
+                vec![run("agent join INVITE   # or, on the first node: agent init")],
+                ", which is not a member",
+            ),
         };
         let what = format!("the agent is not running on this node{more}");
         let why = "nothing listens on 127.0.0.1:16443, and the other nodes do not see this one; checks that need a \
                    running agent were skipped";
-        out.looked("agent", "");
-        out.found(Severity::Error, "agent", "agent-not-running", node, Words { what, why, mend });
+        out.checked("agent", "");
+        out.found(Severity::Error, "agent", "agent-not-running", node, FindingText { what, why, mend });
         return;
     };
     for problem in &agent.problems {
         let Problem { code, detail, fix, .. } = problem;
         let why = "reported by the agent itself; also in agent status";
         let mend = if fix.is_empty() { run("agent status") } else { fix.to_string() };
-        let words = Words { what: detail.to_string(), why, mend: vec![mend] };
+        let words = FindingText { what: detail.to_string(), why, mend: vec![mend] };
         out.found(Severity::Warning, "agent", code.label(), node, words);
     }
     for listener in &agent.closed {
         let what = format!("the proxy cannot listen: {listener}");
         let why = "clients that connect there reach another process, or nothing";
-        let words = Words { what, why, mend: vec![run("ss -ltnp   # who uses the port"), run("agent check")] };
+        let words =
+            FindingText { what, why, mend: vec![run("ss -ltnp   # who uses the port"), run("agent check")] };
         out.found(Severity::Error, "agent", "not-listening", node, words);
     }
     if let Some(asker) = agent.asked_by.as_ref().filter(|asker| **asker != agent.version) {
         let what = format!("the running agent has version {}, this command has {asker}", agent.version);
         let why = "the binary was replaced, but the old one is still running";
         let mend = vec![run("systemctl restart agent   # clients reconnect")];
-        out.found(Severity::Warning, "agent", "old-agent-runs", node, Words { what, why, mend });
+        out.found(Severity::Warning, "agent", "old-agent-runs", node, FindingText { what, why, mend });
     }
     let needed = agent.maxconn.saturating_mul(2).saturating_add(OTHER_DESCRIPTORS);
     if agent.descriptors < needed {
@@ -170,20 +172,24 @@ fn agent(host: &Host, out: &mut Examined) {
             "the open file limit is {}, but maxconn of the listeners ({}) needs {needed}",
             agent.descriptors, agent.maxconn
         );
-        let why = "each connection needs two; beyond the limit, new ones are refused before maxconn is reached";
+        let why =
+            "each connection needs two; beyond the limit, new ones are refused before maxconn is reached";
         let mend = vec![
             run("systemctl edit agent   # [Service] LimitNOFILE=1048576"),
             run("systemctl restart agent"),
         ];
-        out.found(Severity::Warning, "agent", "few-descriptors", node, Words { what, why, mend });
+        out.found(Severity::Warning, "agent", "few-descriptors", node, FindingText { what, why, mend });
     }
     let files = agent.descriptors;
-    out.looked("agent", format!("{} is running, {files} files for {} connections", agent.version, agent.maxconn));
+    out.checked(
+        "agent",
+        format!("{} is running, {files} files for {} connections", agent.version, agent.maxconn),
+    );
     backends(host, agent, out);
 }
 
 /// Told by the node that was asked alone: the others see the same.
-fn backends(host: &Host, agent: &Agent, out: &mut Examined) {
+fn backends(host: &HostFacts, agent: &AgentFacts, out: &mut Examination) {
     if host.node != host.here {
         return;
     }
@@ -194,25 +200,25 @@ fn backends(host: &Host, agent: &Agent, out: &mut Examined) {
             "agent status".to_owned(),
             "on a master: systemctl status k3s rke2-server kubelet".to_owned(),
         ];
-        out.found(Severity::Error, "backends", "nobody-serves", &host.node, Words { what, why, mend });
+        out.found(Severity::Error, "backends", "nobody-serves", &host.node, FindingText { what, why, mend });
     }
-    for Away { service, node, how } in &agent.away {
+    for UnavailableBackend { service, node, how } in &agent.away {
         let what = format!("{service} on {node} gets no connections: {how}");
         let why = "the others carry its load; the fewer are left, the closer is an outage";
         let mend = vec![on(node, &host.here, "agent doctor"), "agent events".to_owned()];
-        out.found(Severity::Warning, "backends", "backend-away", node, Words { what, why, mend });
+        out.found(Severity::Warning, "backends", "backend-away", node, FindingText { what, why, mend });
     }
-    out.looked("backends", "every service has one, and none is down");
+    out.checked("backends", "every service has one, and none is down");
 }
 
-fn service(host: &Host, out: &mut Examined) {
+fn service(host: &HostFacts, out: &mut Examination) {
     let run = |command: &str| on(&host.node, &host.here, command);
     let node = &host.node;
     let Some(service) = &host.service else { return };
     let Some(unit) = &service.unit else {
         let what = "there is no systemd unit for the agent".to_owned();
         let why = "nothing starts the agent at the next boot, and kubelets then reach no apiserver";
-        let words = Words { what, why, mend: vec![run("agent install")] };
+        let words = FindingText { what, why, mend: vec![run("agent install")] };
         return out.found(Severity::Warning, "service", "no-unit", node, words);
     };
     if !service.as_shipped {
@@ -223,50 +229,52 @@ fn service(host: &Host, out: &mut Examined) {
             run("agent install   # restores it"),
             run("systemctl edit agent   # for intended changes, in a drop-in"),
         ];
-        out.found(Severity::Warning, "service", "unit-edited", node, Words { what, why, mend });
+        out.found(Severity::Warning, "service", "unit-edited", node, FindingText { what, why, mend });
     }
     if !service.drop_ins.is_empty() {
         let what = format!("the unit is changed by {}", service.drop_ins.join(", "));
         let why = "it overrides the unit, even after an upgrade";
-        let words = Words { what, why, mend: vec![run("systemctl cat agent")] };
+        let words = FindingText { what, why, mend: vec![run("systemctl cat agent")] };
         out.found(Severity::Note, "service", "unit-drop-in", node, words);
     }
-    out.looked("service", format!("{unit}, unchanged"));
+    out.checked("service", format!("{unit}, unchanged"));
 }
 
-fn files(host: &Host, out: &mut Examined) {
+fn files(host: &HostFacts, out: &mut Examination) {
     let run = |command: &str| on(&host.node, &host.here, command);
     for (path, mode) in &host.loose {
         let what = format!("{path} has mode {mode:o} and is accessible to others");
         let why = "it holds the keys of this node; anyone who reads them can impersonate it";
-        let words = Words { what, why, mend: vec![run(&format!("chmod go= {path}"))] };
+        let words = FindingText { what, why, mend: vec![run(&format!("chmod go= {path}"))] };
         out.found(Severity::Error, "files", "loose-mode", &host.node, words);
     }
     if let Some((path, mode)) = &host.open_config {
         let what = format!("{path} can be written by others (mode {mode:04o})");
         let why = "it says which programs and services the agent runs with its own rights";
-        let words = Words { what, why, mend: vec![run(&format!("chmod go-w {path}"))] };
+        let words = FindingText { what, why, mend: vec![run(&format!("chmod go-w {path}"))] };
         out.found(Severity::Error, "files", "open-config", &host.node, words);
     }
     if !host.unreadable.is_empty() {
         let what = format!("not readable for this user: {}", host.unreadable.join(", "));
-        let words = Words { what, why: "they were not checked", mend: vec![run("sudo agent doctor")] };
+        let words = FindingText { what, why: "they were not checked", mend: vec![run("sudo agent doctor")] };
         out.found(Severity::Note, "files", "unreadable", &host.node, words);
     }
     if host.is_member {
-        out.looked("files", "the state is accessible only to its owner");
+        out.checked("files", "the state is accessible only to its owner");
     }
 }
 
-fn routes(host: &Host, out: &mut Examined) {
+fn routes(host: &HostFacts, out: &mut Examination) {
     let Some(agent) = &host.agent else { return };
     let (node, mesh) = (&host.node, &agent.interface);
     let run = |command: &str| on(node, &host.here, command);
     let mut astray = false;
-    for Route { name, to, by } in &host.routes {
+    for RouteFacts { name, to, by } in &host.routes {
         let what = match by {
             Ok(interface) if interface == mesh => continue,
-            Ok(interface) => format!("packets to {name} ({to}) leave through {interface}, but the mesh is on {mesh}"),
+            Ok(interface) => {
+                format!("packets to {name} ({to}) leave through {interface}, but the mesh is on {mesh}")
+            }
             Err(why) => format!("there is no route to {name} ({to}): {why}"),
         };
         astray = true;
@@ -275,35 +283,39 @@ fn routes(host: &Host, out: &mut Examined) {
         let mend = vec![
             run(&format!("ip route get {to}")),
             run(&format!("ip route replace {to} dev {mesh}")),
-            run(&format!("to keep it with WireGuard: add {to} to AllowedIPs of that peer; check with wg show {mesh}")),
+            run(&format!(
+                "to keep it with WireGuard: add {to} to AllowedIPs of that peer; check with wg show {mesh}"
+            )),
         ];
-        out.found(Severity::Warning, "routes", "route", node, Words { what, why, mend });
+        out.found(Severity::Warning, "routes", "route", node, FindingText { what, why, mend });
     }
     let own = host.interfaces.iter().find(|interface| interface.name == *mesh);
     if astray && own.and_then(|own| own.rp_filter) == Some(1) {
-        let what = format!("rp_filter is strict on {mesh}, but the return path to some members is asymmetric");
+        let what =
+            format!("rp_filter is strict on {mesh}, but the return path to some members is asymmetric");
         let why = "the kernel silently drops their packets";
         let mend = vec![
             run(&format!("sysctl -w net.ipv4.conf.{mesh}.rp_filter=2")),
             run(&format!("echo net.ipv4.conf.{mesh}.rp_filter=2 > /etc/sysctl.d/90-agent.conf")),
         ];
-        out.found(Severity::Error, "routes", "rp-filter", node, Words { what, why, mend });
+        out.found(Severity::Error, "routes", "rp-filter", node, FindingText { what, why, mend });
     }
     let count = host.routes.len();
     if count > 0 {
         let s = if count == 1 { "" } else { "s" };
-        out.looked("routes", format!("to {count} member{s}, all through {mesh}"));
+        out.checked("routes", format!("to {count} member{s}, all through {mesh}"));
     }
 }
 
 /// Two cards in one network answer ARP for each other's addresses, a virtual IP's too.
-fn arp(host: &Host, out: &mut Examined) {
+fn arp(host: &HostFacts, out: &mut Examination) {
     let Some(agent) = host.agent.as_ref().filter(|agent| !agent.vips.is_empty()) else { return };
     let run = |command: &str| on(&host.node, &host.here, command);
     for vip in &agent.vips {
-        let holds = |one: &&Interface| one.speaks_arp && one.addresses.iter().any(|net| in_net(*net, *vip));
-        let cards: Vec<&Interface> = host.interfaces.iter().filter(holds).collect();
-        let answers = |one: &&&Interface| one.arp_ignore == Some(0);
+        let holds =
+            |one: &&InterfaceFacts| one.speaks_arp && one.addresses.iter().any(|net| in_net(*net, *vip));
+        let cards: Vec<&InterfaceFacts> = host.interfaces.iter().filter(holds).collect();
+        let answers = |one: &&&InterfaceFacts| one.arp_ignore == Some(0);
         let (true, Some(loose)) = (vip.is_ipv4() && cards.len() > 1, cards.iter().find(answers)) else {
             continue;
         };
@@ -318,10 +330,10 @@ fn arp(host: &Host, out: &mut Examined) {
             run("sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2"),
             run("to keep it: put these two settings into /etc/sysctl.d/90-agent.conf"),
         ];
-        out.found(Severity::Warning, "virtual IPs", "arp-flux", &host.node, Words { what, why, mend });
+        out.found(Severity::Warning, "virtual IPs", "arp-flux", &host.node, FindingText { what, why, mend });
     }
     let s = if agent.vips.len() == 1 { "" } else { "s" };
-    out.looked(
+    out.checked(
         "virtual IPs",
         format!("{} address{}, one MAC answers", agent.vips.len(), s.replace('s', "es")),
     );

@@ -3,9 +3,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::host::Host;
+use super::host::HostFacts;
 use super::x509::Certificate;
-use super::{Examined, Severity, Words, on};
+use super::{Examination, FindingText, Severity, on};
 
 /// Who set Kubernetes up, and so where its settings are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,15 +20,15 @@ pub enum Distribution {
 
 /// What there is of Kubernetes on a node.
 #[derive(Debug, Clone, Default)]
-pub struct Kubernetes {
+pub struct KubeFacts {
     /// Whose; none: there is none here.
     pub distribution: Option<Distribution>,
     /// The node's own apiserver; none: none answers.
-    pub apiserver: Option<Apiserver>,
+    pub apiserver: Option<ApiserverFacts>,
     /// The check has a client certificate to show.
     pub credentials: bool,
     /// Kubeconfigs, and where they point.
-    pub clients: Vec<Client>,
+    pub clients: Vec<KubeClient>,
     /// The node runs k3s' or RKE2's agent with a balancer of its own.
     pub own_balancer: bool,
     /// Where this node's proxy listens for apiservers.
@@ -43,7 +43,7 @@ pub struct Kubernetes {
 
 /// An apiserver, as its TLS port shows it to anyone.
 #[derive(Debug, Clone)]
-pub struct Apiserver {
+pub struct ApiserverFacts {
     /// Where.
     pub at: SocketAddr,
     /// Its certificate; none: it could not be read.
@@ -54,7 +54,7 @@ pub struct Apiserver {
 
 /// Something that is told in a file where its apiserver is.
 #[derive(Debug, Clone, Default)]
-pub struct Client {
+pub struct KubeClient {
     /// The file.
     pub path: String,
     /// Who reads it, as `kubelet`.
@@ -72,7 +72,7 @@ const RENEW_DAYS: u64 = 30;
 const DAY_MS: u64 = 86_400_000;
 
 /// Where a client ends up.
-enum Way<'a> {
+enum ClientPath<'a> {
     Proxy,
     OwnBalancer,
     OwnApiserver,
@@ -81,12 +81,12 @@ enum Way<'a> {
 }
 
 /// Judges what there is of Kubernetes on a node.
-pub fn examine(host: &Host, out: &mut Examined) {
+pub fn examine(host: &HostFacts, out: &mut Examination) {
     let kubernetes = &host.kubernetes;
     if let Some(apiserver) = &kubernetes.apiserver {
         certificate(host, apiserver, out);
         readyz(host, apiserver, out);
-        out.looked("apiserver", format!("{}, {}", apiserver.at, about(host, apiserver)));
+        out.checked("apiserver", format!("{}, {}", apiserver.at, about(host, apiserver)));
     }
     if kubernetes.own_balancer {
         own_balancer(host, out);
@@ -97,13 +97,14 @@ pub fn examine(host: &Host, out: &mut Examined) {
     if !kubernetes.clients.is_empty() {
         let count = kubernetes.clients.len();
         let (file, point) = if count == 1 { ("file", "points") } else { ("files", "point") };
-        out.looked("clients", format!("{count} {file} of Kubernetes {point} to the proxy or to this node"));
+        out.checked("clients", format!("{count} {file} of Kubernetes {point} to the proxy or to this node"));
     }
 }
 
-fn about(host: &Host, apiserver: &Apiserver) -> String {
+fn about(host: &HostFacts, apiserver: &ApiserverFacts) -> String {
     let days = apiserver.certificate.as_ref().map(|one| one.until.0.saturating_sub(host.now.0) / DAY_MS);
-    let days = days.map_or_else(String::new, |days| format!("certificate covers the proxy, {days} days left; "));
+    let days =
+        days.map_or_else(String::new, |days| format!("certificate covers the proxy, {days} days left; "));
     let shown = match host.kubernetes.credentials {
         true => "checked with credentials",
         false => "checked without credentials",
@@ -112,7 +113,7 @@ fn about(host: &Host, apiserver: &Apiserver) -> String {
 }
 
 /// The names that clients of the proxy dial must stand in the certificate.
-fn certificate(host: &Host, apiserver: &Apiserver, out: &mut Examined) {
+fn certificate(host: &HostFacts, apiserver: &ApiserverFacts, out: &mut Examination) {
     let Some(certificate) = &apiserver.certificate else { return };
     let kubernetes = &host.kubernetes;
     let dialled = kubernetes.api_listeners.iter().map(SocketAddr::ip).chain(kubernetes.vips.iter().copied());
@@ -126,7 +127,7 @@ fn certificate(host: &Host, apiserver: &Apiserver, out: &mut Examined) {
         let what = format!("the apiserver's certificate does not cover {list}");
         let why = "clients of the proxy or the virtual IP connect to that address and reject a \
                    certificate without it";
-        let words = Words { what, why, mend: add_names(host, &list) };
+        let words = FindingText { what, why, mend: add_names(host, &list) };
         out.found(Severity::Warning, "apiserver", "certificate-names", &host.node, words);
     }
     let left = certificate.until.0.saturating_sub(host.now.0) / DAY_MS;
@@ -137,15 +138,15 @@ fn certificate(host: &Host, apiserver: &Apiserver, out: &mut Examined) {
         };
         let why = "all clients and this node's own check fail after that";
         let mend = renew(host);
-        out.found(severity, "apiserver", "certificate-ends", &host.node, Words { what, why, mend });
+        out.found(severity, "apiserver", "certificate-ends", &host.node, FindingText { what, why, mend });
     }
 }
 
-fn lines<const N: usize>(host: &Host, commands: [&str; N]) -> Vec<String> {
+fn lines<const N: usize>(host: &HostFacts, commands: [&str; N]) -> Vec<String> {
     commands.iter().map(|command| on(&host.node, &host.here, command)).collect()
 }
 
-fn add_names(host: &Host, list: &str) -> Vec<String> {
+fn add_names(host: &HostFacts, list: &str) -> Vec<String> {
     match host.kubernetes.distribution {
         Some(Distribution::K3s) => lines(
             host,
@@ -173,7 +174,7 @@ fn add_names(host: &Host, list: &str) -> Vec<String> {
     }
 }
 
-fn renew(host: &Host) -> Vec<String> {
+fn renew(host: &HostFacts) -> Vec<String> {
     match host.kubernetes.distribution {
         Some(Distribution::K3s) => lines(host, ["systemctl restart k3s"]),
         Some(Distribution::Rke2) => lines(host, ["systemctl restart rke2-server"]),
@@ -187,7 +188,7 @@ fn renew(host: &Host) -> Vec<String> {
     }
 }
 
-fn readyz(host: &Host, apiserver: &Apiserver, out: &mut Examined) {
+fn readyz(host: &HostFacts, apiserver: &ApiserverFacts, out: &mut Examination) {
     let (Some(code @ (401 | 403)), false) = (apiserver.readyz, host.kubernetes.credentials) else { return };
     let what = format!("the apiserver answers /readyz with {code}, and no credentials were found");
     let why = "the check cannot tell ready from alive, so this master ranks below ready ones";
@@ -199,10 +200,10 @@ fn readyz(host: &Host, apiserver: &Apiserver, out: &mut Examined) {
             "systemctl reload agent",
         ],
     );
-    out.found(Severity::Warning, "apiserver", "no-credentials", &host.node, Words { what, why, mend });
+    out.found(Severity::Warning, "apiserver", "no-credentials", &host.node, FindingText { what, why, mend });
 }
 
-fn own_balancer(host: &Host, out: &mut Examined) {
+fn own_balancer(host: &HostFacts, out: &mut Examination) {
     let (name, severity, mend) = match host.kubernetes.distribution {
         Some(Distribution::Rke2) => ("RKE2", Severity::Note, Vec::new()),
         _ => {
@@ -213,10 +214,10 @@ fn own_balancer(host: &Host, out: &mut Examined) {
     let what = format!("{name}'s agent has its own load balancer between the kubelet and the proxy");
     let why = "it discovers the masters itself and then bypasses the proxy: one server at a time, and \
                connections to a dead one hang";
-    out.found(severity, "clients", "own-balancer", &host.node, Words { what, why, mend });
+    out.found(severity, "clients", "own-balancer", &host.node, FindingText { what, why, mend });
 }
 
-fn way<'a>(host: &'a Host, client: &Client) -> Way<'a> {
+fn way<'a>(host: &'a HostFacts, client: &KubeClient) -> ClientPath<'a> {
     let kubernetes = &host.kubernetes;
     let own = |ip: IpAddr| {
         ip.is_loopback() || host.interfaces.iter().any(|one| one.addresses.iter().any(|(own, _)| *own == ip))
@@ -228,42 +229,42 @@ fn way<'a>(host: &'a Host, client: &Client) -> Way<'a> {
         })
     };
     if client.at.iter().any(|at| listens(at) || kubernetes.vips.contains(&at.ip())) {
-        return Way::Proxy;
+        return ClientPath::Proxy;
     }
     // Of a name with several addresses the first that says something decides.
     for at in &client.at {
         if at.ip().is_loopback() && kubernetes.distribution != Some(Distribution::Kubeadm) {
-            return Way::OwnBalancer;
+            return ClientPath::OwnBalancer;
         }
         if own(at.ip()) {
-            return Way::OwnApiserver;
+            return ClientPath::OwnApiserver;
         }
         if let Some((name, _)) = kubernetes.members.iter().find(|(_, ip)| *ip == at.ip()) {
-            return Way::Member(name);
+            return ClientPath::Member(name);
         }
     }
-    Way::Elsewhere
+    ClientPath::Elsewhere
 }
 
-fn bypass(host: &Host, client: &Client, out: &mut Examined) {
-    let Client { path, who, url, .. } = client;
+fn bypass(host: &HostFacts, client: &KubeClient, out: &mut Examination) {
+    let KubeClient { path, who, url, .. } = client;
     let is_kubelet = *who == "kubelet";
     let (severity, end, why) = match way(host, client) {
         // Its own balancer is told of once, not for each file.
-        Way::Proxy | Way::OwnBalancer => return,
+        ClientPath::Proxy | ClientPath::OwnBalancer => return,
         // kubeadm means these to use the apiserver beside them: a leader elsewhere takes over.
-        Way::OwnApiserver if !is_kubelet => return,
-        Way::OwnApiserver => (
+        ClientPath::OwnApiserver if !is_kubelet => return,
+        ClientPath::OwnApiserver => (
             Severity::Note,
             "this node's own apiserver".to_owned(),
             "if that is down, this node becomes not ready although other masters serve",
         ),
-        Way::Member(name) => (
+        ClientPath::Member(name) => (
             if *who == "kubectl" { Severity::Note } else { Severity::Warning },
             format!("{name} alone"),
             "it bypasses the proxy: if that master is down, so is this client",
         ),
-        Way::Elsewhere => (
+        ClientPath::Elsewhere => (
             Severity::Note,
             "neither the proxy nor a member".to_owned(),
             "perhaps a load balancer that the proxy should replace",
@@ -271,12 +272,12 @@ fn bypass(host: &Host, client: &Client, out: &mut Examined) {
     };
     let mend = point_to_proxy(host, client);
     let what = format!("{who} connects to {url}, which is {end} ({path})");
-    out.found(severity, "clients", "past-the-proxy", &host.node, Words { what, why, mend });
+    out.found(severity, "clients", "past-the-proxy", &host.node, FindingText { what, why, mend });
 }
 
 /// How a client is made to come through the proxy.
-fn point_to_proxy(host: &Host, client: &Client) -> Vec<String> {
-    let Client { path, who, url, .. } = client;
+fn point_to_proxy(host: &HostFacts, client: &KubeClient) -> Vec<String> {
+    let KubeClient { path, who, url, .. } = client;
     let listener = host.kubernetes.api_listeners.iter().find(|one| !one.ip().is_unspecified());
     let to = listener.map_or_else(|| "https://127.0.0.1:16443".to_owned(), |one| format!("https://{one}"));
     match *who {

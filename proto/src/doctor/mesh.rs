@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use super::{Examined, Severity, Words, on};
+use super::{Examination, FindingText, Severity, on};
 use crate::cause::{Cause, Fault};
 
 /// What takes care of packets on the asking node, as far as it is known.
@@ -20,7 +20,7 @@ pub enum Firewall {
 
 impl Firewall {
     /// The command that lets a port in.
-    fn opens(self, interface: &str, port: u16, protocol: &str) -> String {
+    fn open_port_command(self, interface: &str, port: u16, protocol: &str) -> String {
         match self {
             Firewall::Ufw => format!("ufw allow in on {interface} to any port {port} proto {protocol}"),
             Firewall::Firewalld => {
@@ -37,7 +37,7 @@ impl Firewall {
 
 /// What came of speaking with a member.
 #[derive(Debug, Clone, Default)]
-pub struct Peer {
+pub struct PeerFacts {
     /// Its name.
     pub name: String,
     /// Where it was dialled; none: nobody knows where it is.
@@ -49,16 +49,16 @@ pub struct Peer {
     /// Why no datagram came back; none: one did.
     pub udp: Option<Fault>,
     /// It answered a question, and a question and an answer of many packets.
-    pub talk: Talk,
+    pub talk: PeerConversation,
     /// Largest packet on the way there that the kernel knows of.
     pub path_mtu: Option<u32>,
     /// What it says, when it answered.
-    pub back: Option<Back>,
+    pub back: Option<ReturnPath>,
 }
 
 /// What passed after the connection was made.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum Talk {
+pub enum PeerConversation {
     /// Nothing was tried.
     #[default]
     None,
@@ -72,7 +72,7 @@ pub enum Talk {
 
 /// What a member said of the way back.
 #[derive(Debug, Clone, Default)]
-pub struct Back {
+pub struct ReturnPath {
     /// Why it can't connect; none: it can.
     pub tcp: Option<Fault>,
     /// Why no datagram comes back to it; none: one does.
@@ -87,7 +87,7 @@ pub struct Back {
 
 /// The node that was asked, and the members that it spoke with.
 #[derive(Debug, Clone, Default)]
-pub struct Mesh {
+pub struct MeshFacts {
     /// Its name.
     pub node: String,
     /// Its address and port in the mesh, as the others dial it.
@@ -101,7 +101,7 @@ pub struct Mesh {
     /// What opens it.
     pub firewall: Firewall,
     /// The others.
-    pub peers: Vec<Peer>,
+    pub peers: Vec<PeerFacts>,
 }
 
 /// Clocks this far apart are told of, in milliseconds: etcd logs a second, tokens and leases suffer soon after.
@@ -111,37 +111,37 @@ const CLOCKS_MS: i64 = 2_000;
 const CLOCKS_BREAK_MS: i64 = 60_000;
 
 /// Judges the ways to all others.
-pub fn examine(mesh: &Mesh) -> Examined {
-    let mut out = Examined::default();
+pub fn examine(mesh: &MeshFacts) -> Examination {
+    let mut out = Examination::default();
     let all = mesh.peers.len();
     if all == 0 {
-        out.looked("ports", "no other members were checked");
+        out.checked("ports", "no other members were checked");
         return out;
     }
     for peer in &mesh.peers {
         ports(mesh, peer, &mut out);
     }
     let s = if all == 1 { "" } else { "s" };
-    out.looked("ports", format!("{all} other member{s}, TCP and UDP on {}, in both directions", mesh.port));
+    out.checked("ports", format!("{all} other member{s}, TCP and UDP on {}, in both directions", mesh.port));
     for peer in &mesh.peers {
         packets(mesh, peer, &mut out);
     }
-    sizes(mesh, &mut out);
-    out.looked(
+    packet_sizes(mesh, &mut out);
+    out.checked(
         "packets",
         match mesh.mtu {
             Some(mtu) => format!("packets of full size pass, {mtu} bytes on {}", mesh.interface),
             None => "packets of full size pass".to_owned(),
         },
     );
-    clocks(mesh, &mut out);
+    clock_offsets(mesh, &mut out);
     out
 }
 
-fn ports(mesh: &Mesh, peer: &Peer, out: &mut Examined) {
-    let Peer { name, .. } = peer;
+fn ports(mesh: &MeshFacts, peer: &PeerFacts, out: &mut Examination) {
+    let PeerFacts { name, .. } = peer;
     let mut error = |code: &str, what: String, why: &str, mend: Vec<String>| {
-        out.found(Severity::Error, "ports", code, &mesh.node, Words { what, why, mend });
+        out.found(Severity::Error, "ports", code, &mesh.node, FindingText { what, why, mend });
     };
     if peer.left {
         return;
@@ -159,7 +159,7 @@ fn ports(mesh: &Mesh, peer: &Peer, out: &mut Examined) {
     };
     let (ip, port) = (address.ip(), address.port());
     let opens = |protocol: &str| {
-        let rule = mesh.firewall.opens(&mesh.interface, mesh.port, protocol);
+        let rule = mesh.firewall.open_port_command(&mesh.interface, mesh.port, protocol);
         vec![format!("on both nodes, and in the cloud's firewall: {rule}")]
     };
     match (&peer.tcp, &peer.udp) {
@@ -192,14 +192,19 @@ fn ports(mesh: &Mesh, peer: &Peer, out: &mut Examined) {
         }
         (None, None) => {}
     }
-    way_back(mesh, peer, &opens, out);
+    return_path(mesh, peer, &opens, out);
 }
 
 /// What the member says of its way here.
-fn way_back(mesh: &Mesh, peer: &Peer, opens: &dyn Fn(&str) -> Vec<String>, out: &mut Examined) {
-    let Peer { name, .. } = peer;
+fn return_path(
+    mesh: &MeshFacts,
+    peer: &PeerFacts,
+    opens: &dyn Fn(&str) -> Vec<String>,
+    out: &mut Examination,
+) {
+    let PeerFacts { name, .. } = peer;
     let mut error = |code: &str, what: String, why: &str, mend: Vec<String>| {
-        out.found(Severity::Error, "ports", code, &mesh.node, Words { what, why, mend });
+        out.found(Severity::Error, "ports", code, &mesh.node, FindingText { what, why, mend });
     };
     if let Some(back) = &peer.back {
         // Datagrams that come back here passed both ways already.
@@ -214,17 +219,17 @@ fn way_back(mesh: &Mesh, peer: &Peer, opens: &dyn Fn(&str) -> Vec<String>, out: 
             error("udp-blocked-back", what, why, opens("udp"));
         }
     }
-    if let Talk::Nothing(why_not) = &peer.talk {
+    if let PeerConversation::Nothing(why_not) = &peer.talk {
         let what = format!("{name} did not answer when it was asked to check itself: {why_not}");
         let why = "it may have an older version or be busy; its own findings are missing";
         let mend = vec![format!("on {name}: agent doctor")];
-        out.found(Severity::Warning, "ports", "no-answer", &mesh.node, Words { what, why, mend });
+        out.found(Severity::Warning, "ports", "no-answer", &mesh.node, FindingText { what, why, mend });
     }
 }
 
-fn packets(mesh: &Mesh, peer: &Peer, out: &mut Examined) {
-    let Peer { name, .. } = peer;
-    let Mesh { interface, mtu, .. } = mesh;
+fn packets(mesh: &MeshFacts, peer: &PeerFacts, out: &mut Examination) {
+    let PeerFacts { name, .. } = peer;
+    let MeshFacts { interface, mtu, .. } = mesh;
     let lower = |to: u32| {
         vec![
             format!("ip link set dev {interface} mtu {to}"),
@@ -233,14 +238,14 @@ fn packets(mesh: &Mesh, peer: &Peer, out: &mut Examined) {
             ),
         ]
     };
-    if peer.talk == Talk::SmallOnly {
+    if peer.talk == PeerConversation::SmallOnly {
         let size = mtu.map_or_else(String::new, |mtu| format!(" ({mtu} bytes on {interface})"));
         let what = format!("packets of full size do not pass to or from {name}{size}; small ones do");
         let why = "connections open and then hang at the first certificate or list: a hop on the path \
                    has a smaller MTU and sends no ICMP";
         let mut mend = lower(1280);
         mend[0].insert_str(0, "on every node: ");
-        out.found(Severity::Error, "packets", "mtu-black-hole", &mesh.node, Words { what, why, mend });
+        out.found(Severity::Error, "packets", "mtu-black-hole", &mesh.node, FindingText { what, why, mend });
         return;
     }
     if let (Some(path), Some(own)) = (peer.path_mtu, *mtu)
@@ -250,17 +255,19 @@ fn packets(mesh: &Mesh, peer: &Peer, out: &mut Examined) {
         let why = "each new connection loses its first large packets until the kernel learns the MTU, and \
                    with ICMP filtered it hangs";
         let mend = lower(path);
-        out.found(Severity::Warning, "packets", "mtu-path", &mesh.node, Words { what, why, mend });
+        out.found(Severity::Warning, "packets", "mtu-path", &mesh.node, FindingText { what, why, mend });
     }
 }
 
 /// Sizes that differ, each once with all who have it: one node that is set otherwise differs from many.
-fn sizes(mesh: &Mesh, out: &mut Examined) {
+fn packet_sizes(mesh: &MeshFacts, out: &mut Examination) {
     let (node, interface) = (&mesh.node, &mesh.interface);
     let Some(own) = mesh.mtu else { return };
     let mut others: BTreeMap<u32, Vec<&str>> = BTreeMap::new();
     // Where packets don't pass anyway, or the kernel knows of less, that has been told.
-    let passes = |peer: &&Peer| peer.talk == Talk::Whole && peer.path_mtu.is_none_or(|path| path >= own);
+    let passes = |peer: &&PeerFacts| {
+        peer.talk == PeerConversation::Whole && peer.path_mtu.is_none_or(|path| path >= own)
+    };
     for peer in mesh.peers.iter().filter(passes) {
         if let Some(theirs) = peer.back.as_ref().and_then(|back| back.mtu).filter(|theirs| *theirs != own) {
             others.entry(theirs).or_default().push(&peer.name);
@@ -280,12 +287,12 @@ fn sizes(mesh: &Mesh, out: &mut Examined) {
                 format!("on {list}: ip link set dev {interface} mtu {own}   # their interface in the mesh")
             }
         }];
-        out.found(Severity::Warning, "packets", "mtu-differs", node, Words { what, why, mend });
+        out.found(Severity::Warning, "packets", "mtu-differs", node, FindingText { what, why, mend });
     }
 }
 
 /// Tells of each clock that is far from the middle one. Of two, nobody can say which is wrong.
-fn clocks(mesh: &Mesh, out: &mut Examined) {
+fn clock_offsets(mesh: &MeshFacts, out: &mut Examination) {
     let answered = mesh.peers.iter().filter_map(|peer| Some((peer.name.as_str(), peer.back.as_ref()?)));
     let mut all: Vec<(&str, i64, i64)> =
         answered.map(|(name, back)| (name, back.ahead_ms, back.slack_ms)).collect();
@@ -313,7 +320,7 @@ fn clocks(mesh: &Mesh, out: &mut Examined) {
             on(name, &mesh.node, "timedatectl set-ntp true"),
             on(name, &mesh.node, "chronyc makestep   # if chrony is used"),
         ];
-        out.found(severity, "clocks", "clock", name, Words { what, why, mend });
+        out.found(severity, "clocks", "clock", name, FindingText { what, why, mend });
     }
-    out.looked("clocks", format!("at most {most} ms apart"));
+    out.checked("clocks", format!("at most {most} ms apart"));
 }

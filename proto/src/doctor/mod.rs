@@ -13,8 +13,8 @@ pub mod x509;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::cause::Fault;
+use crate::open_enum;
 use crate::time::UnixMs;
-use crate::word;
 
 /// How bad something is; the worst decides the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -32,7 +32,7 @@ pub enum Severity {
 
 impl Severity {
     /// The word that the screen uses.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Severity::Ok => "ok",
             Severity::Note => "note",
@@ -43,7 +43,7 @@ impl Severity {
 }
 
 fn severity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Severity, D::Error> {
-    word::or(deserializer, Severity::Warning)
+    open_enum::or(deserializer, Severity::Warning)
 }
 
 /// What was found.
@@ -54,7 +54,7 @@ pub struct Finding {
     /// How bad it is; what a later version says instead is a warning.
     #[serde(deserialize_with = "severity")]
     pub severity: Severity,
-    /// What it is about, as [`Checked::area`].
+    /// What it is about, as [`CheckedItem::area`].
     pub area: String,
     /// The node that has it.
     pub node: String,
@@ -88,7 +88,7 @@ impl Finding {
 
 /// Something that was looked at, and how it is where nothing was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Checked {
+pub struct CheckedItem {
     /// What it is about, as `ports`.
     pub area: String,
     /// In words.
@@ -97,21 +97,21 @@ pub struct Checked {
 
 /// Everything that was looked at and found.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Examined {
+pub struct Examination {
     /// What was looked at, in the order of the screen.
-    pub checked: Vec<Checked>,
+    pub checked: Vec<CheckedItem>,
     /// What was found.
     pub findings: Vec<Finding>,
 }
 
-impl Examined {
+impl Examination {
     /// Something was looked at.
-    pub fn looked(&mut self, area: &str, text: impl Into<String>) {
-        self.checked.push(Checked { area: area.to_owned(), text: text.into() });
+    pub fn checked(&mut self, area: &str, text: impl Into<String>) {
+        self.checked.push(CheckedItem { area: area.to_owned(), text: text.into() });
     }
 
     /// Adds a finding.
-    pub fn found(&mut self, severity: Severity, area: &str, code: &str, node: &str, words: Words<'_>) {
+    pub fn found(&mut self, severity: Severity, area: &str, code: &str, node: &str, words: FindingText<'_>) {
         self.findings.push(Finding {
             code: code.to_owned(),
             severity,
@@ -124,7 +124,7 @@ impl Examined {
     }
 
     /// Adds what was looked at and found elsewhere.
-    pub fn append(&mut self, mut other: Examined) {
+    pub fn append(&mut self, mut other: Examination) {
         self.checked.append(&mut other.checked);
         self.findings.append(&mut other.findings);
     }
@@ -142,7 +142,7 @@ impl Examined {
 
 /// A finding in words.
 #[derive(Debug)]
-pub struct Words<'a> {
+pub struct FindingText<'a> {
     /// What is so.
     pub what: String,
     /// Why it matters.
@@ -153,7 +153,7 @@ pub struct Words<'a> {
 
 /// What a member says when it is asked to look at itself, and at the way back to who asks.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Answer {
+pub struct DoctorAnswer {
     /// When the question came, by its clock.
     pub received: UnixMs,
     /// When it answered, by its clock.

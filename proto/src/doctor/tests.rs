@@ -2,10 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::cluster::{Member, Pair};
-use super::host::{Agent, Away, Host, Interface, Route, Service};
-use super::kube::{Apiserver, Client, Distribution, Kubernetes};
-use super::mesh::{Back, Firewall, Mesh, Peer, Talk};
+use super::cluster::{MasterLink, MemberFacts};
+use super::host::{AgentFacts, HostFacts, InterfaceFacts, RouteFacts, SystemdService, UnavailableBackend};
+use super::kube::{ApiserverFacts, Distribution, KubeClient, KubeFacts};
+use super::mesh::{Firewall, MeshFacts, PeerConversation, PeerFacts, ReturnPath};
 use super::x509::Certificate;
 use super::*;
 use crate::cause::{Cause, Fault, Reason};
@@ -22,29 +22,29 @@ fn at(text: &str) -> SocketAddr {
 }
 
 /// A master of kubeadm on a VPN, on which there is nothing to find.
-fn host() -> Host {
-    let card = |name: &str, speaks_arp, address: &str, prefix| Interface {
+fn host() -> HostFacts {
+    let card = |name: &str, speaks_arp, address: &str, prefix| InterfaceFacts {
         name: name.to_owned(),
         speaks_arp,
         addresses: vec![(ip(address), prefix)],
         rp_filter: Some(0),
         arp_ignore: Some(0),
     };
-    Host {
+    HostFacts {
         node: "m1".to_owned(),
         here: "m1".to_owned(),
         now: UnixMs(1000 * DAY_MS),
-        agent: Some(Agent {
+        agent: Some(AgentFacts {
             version: "1.0.0".to_owned(),
             asked_by: Some("1.0.0".to_owned()),
             interface: "wg0".to_owned(),
             descriptors: 1 << 20,
             maxconn: 10_000,
             vips: vec![ip("192.168.0.50")],
-            ..Agent::default()
+            ..AgentFacts::default()
         }),
         is_member: true,
-        service: Some(Service {
+        service: Some(SystemdService {
             unit: Some("/etc/systemd/system/agent.service".to_owned()),
             as_shipped: true,
             drop_ins: Vec::new(),
@@ -53,10 +53,10 @@ fn host() -> Host {
         open_config: None,
         unreadable: Vec::new(),
         interfaces: vec![card("wg0", false, "10.0.0.1", 24), card("eth0", true, "192.168.0.2", 24)],
-        routes: vec![Route { name: "m2".to_owned(), to: ip("10.0.0.2"), by: Ok("wg0".to_owned()) }],
-        kubernetes: Kubernetes {
+        routes: vec![RouteFacts { name: "m2".to_owned(), to: ip("10.0.0.2"), by: Ok("wg0".to_owned()) }],
+        kubernetes: KubeFacts {
             distribution: Some(Distribution::Kubeadm),
-            apiserver: Some(Apiserver {
+            apiserver: Some(ApiserverFacts {
                 at: at("10.0.0.1:6443"),
                 certificate: Some(Certificate {
                     names: vec!["kubernetes".to_owned()],
@@ -76,23 +76,23 @@ fn host() -> Host {
     }
 }
 
-fn client(who: &'static str, url: &str, to: &str) -> Client {
-    Client { path: "/etc/kubernetes/x.conf".to_owned(), who, url: url.to_owned(), at: vec![at(to)] }
+fn client(who: &'static str, url: &str, to: &str) -> KubeClient {
+    KubeClient { path: "/etc/kubernetes/x.conf".to_owned(), who, url: url.to_owned(), at: vec![at(to)] }
 }
 
-fn agent(host: &mut Host) -> &mut Agent {
+fn agent(host: &mut HostFacts) -> &mut AgentFacts {
     host.agent.as_mut().unwrap()
 }
 
-fn service(host: &mut Host) -> &mut Service {
+fn service(host: &mut HostFacts) -> &mut SystemdService {
     host.service.as_mut().unwrap()
 }
 
-fn apiserver(host: &mut Host) -> &mut Apiserver {
+fn apiserver(host: &mut HostFacts) -> &mut ApiserverFacts {
     host.kubernetes.apiserver.as_mut().unwrap()
 }
 
-fn certificate(host: &mut Host) -> &mut Certificate {
+fn certificate(host: &mut HostFacts) -> &mut Certificate {
     apiserver(host).certificate.as_mut().unwrap()
 }
 
@@ -117,7 +117,7 @@ fn where_nothing_is_wrong_nothing_is_found() {
 /// its commands.
 type Planted<T> = (fn(&mut T), &'static str, Severity, &'static str, &'static str);
 
-const HOST: &[Planted<Host>] = &[
+const HOST: &[Planted<HostFacts>] = &[
     (|h| h.agent = None, "agent-not-running", Severity::Error, "is not running", "systemctl start agent"),
     (
         |h| (h.agent, h.is_member) = (None, false),
@@ -157,7 +157,8 @@ const HOST: &[Planted<Host>] = &[
     (
         |h| {
             let (service, node) = ("kube-api".to_owned(), "m2".to_owned());
-            agent(h).away = vec![Away { service, node, how: "down, connection refused".to_owned() }];
+            agent(h).away =
+                vec![UnavailableBackend { service, node, how: "down, connection refused".to_owned() }];
         },
         "backend-away",
         Severity::Warning,
@@ -171,7 +172,7 @@ const HOST: &[Planted<Host>] = &[
         "limit is 4096",
         "LimitNOFILE=1048576",
     ),
-    (|h| service(h).unit = None, "no-unit", Severity::Warning, "no service", "agent install"),
+    (|h| service(h).unit = None, "no-unit", Severity::Warning, "no systemd unit", "agent install"),
     (|h| service(h).as_shipped = false, "unit-edited", Severity::Warning, "agent.service", "agent install"),
     (
         |h| service(h).drop_ins = vec!["/etc/x.conf".to_owned()],
@@ -210,7 +211,7 @@ const HOST: &[Planted<Host>] = &[
         "ip route get 10.0.0.2",
     ),
     (
-        |h| h.interfaces.push(Interface { name: "eth1".to_owned(), ..h.interfaces[1].clone() }),
+        |h| h.interfaces.push(InterfaceFacts { name: "eth1".to_owned(), ..h.interfaces[1].clone() }),
         "arp-flux",
         Severity::Warning,
         "eth0 and eth1",
@@ -315,7 +316,7 @@ const HOST: &[Planted<Host>] = &[
     ),
 ];
 
-fn only(found: &Examined, i: usize, code: &str, severity: Severity, what: &str, mend: &str) {
+fn only(found: &Examination, i: usize, code: &str, severity: Severity, what: &str, mend: &str) {
     let [one] = found.findings.as_slice() else { panic!("{code} ({i}): {:#?}", found.findings) };
     assert_eq!((one.code.as_str(), one.severity), (code, severity), "{i}");
     assert!(one.what.contains(what), "{code} ({i}): {}", one.what);
@@ -361,16 +362,16 @@ fn commands_for_another_node_say_where_they_belong() {
     assert_eq!(host::examine(&host).findings[0].mend, ["on m1: agent install"]);
 }
 
-fn mesh() -> Mesh {
-    let peer = |name: &str, address: &str| Peer {
+fn mesh() -> MeshFacts {
+    let peer = |name: &str, address: &str| PeerFacts {
         name: name.to_owned(),
         address: Some(at(address)),
-        talk: Talk::Whole,
+        talk: PeerConversation::Whole,
         path_mtu: Some(1420),
-        back: Some(Back { mtu: Some(1420), ahead_ms: 3, slack_ms: 2, ..Back::default() }),
-        ..Peer::default()
+        back: Some(ReturnPath { mtu: Some(1420), ahead_ms: 3, slack_ms: 2, ..ReturnPath::default() }),
+        ..PeerFacts::default()
     };
-    Mesh {
+    MeshFacts {
         node: "m1".to_owned(),
         address: "10.0.0.1:7646".to_owned(),
         interface: "wg0".to_owned(),
@@ -381,23 +382,23 @@ fn mesh() -> Mesh {
     }
 }
 
-fn back(mesh: &mut Mesh) -> &mut Back {
+fn back(mesh: &mut MeshFacts) -> &mut ReturnPath {
     mesh.peers[0].back.as_mut().unwrap()
 }
 
 const SILENT: Option<Cause> = Some(Cause::TimedOut);
 
-fn away(mesh: &mut Mesh, tcp: Option<Cause>, udp: Option<Cause>) {
+fn away(mesh: &mut MeshFacts, tcp: Option<Cause>, udp: Option<Cause>) {
     let peer = &mut mesh.peers[0];
     (peer.tcp, peer.udp) = (tcp.map(Fault::from), udp.map(Fault::from));
     if tcp.is_some() {
-        (peer.talk, peer.back) = (Talk::None, None);
+        (peer.talk, peer.back) = (PeerConversation::None, None);
     }
 }
 
-const MESH: &[Planted<Mesh>] = &[
+const MESH: &[Planted<MeshFacts>] = &[
     (
-        |m| m.peers[0] = Peer { name: "m2".to_owned(), ..Peer::default() },
+        |m| m.peers[0] = PeerFacts { name: "m2".to_owned(), ..PeerFacts::default() },
         "address-unknown",
         Severity::Error,
         "address of m2",
@@ -447,14 +448,14 @@ const MESH: &[Planted<Mesh>] = &[
         "udp dport 7646",
     ),
     (
-        |m| (m.peers[0].talk, m.peers[0].back) = (Talk::Nothing("closed".to_owned()), None),
+        |m| (m.peers[0].talk, m.peers[0].back) = (PeerConversation::Nothing("closed".to_owned()), None),
         "no-answer",
         Severity::Warning,
         "closed",
         "on m2: agent doctor",
     ),
     (
-        |m| m.peers[0].talk = Talk::SmallOnly,
+        |m| m.peers[0].talk = PeerConversation::SmallOnly,
         "mtu-black-hole",
         Severity::Error,
         "full size do not pass to or from m2",
@@ -511,7 +512,7 @@ fn one_node_that_is_set_otherwise_is_told_once() {
 #[test]
 fn who_stopped_on_purpose_is_no_finding() {
     let mut mesh = mesh();
-    mesh.peers[0] = Peer { name: "m2".to_owned(), left: true, ..Peer::default() };
+    mesh.peers[0] = PeerFacts { name: "m2".to_owned(), left: true, ..PeerFacts::default() };
     assert!(mesh::examine(&mesh).findings.is_empty());
 }
 
@@ -534,8 +535,9 @@ fn of_clocks_the_one_that_stands_alone_is_wrong() {
 
 #[test]
 fn what_members_do_not_have_in_common_is_told() {
-    let member = |name: &str, version: &str| Member { name: name.to_owned(), version: version.to_owned() };
-    let pair = |from: &str, to: &str, rtt, loss| Pair {
+    let member =
+        |name: &str, version: &str| MemberFacts { name: name.to_owned(), version: version.to_owned() };
+    let pair = |from: &str, to: &str, rtt, loss| MasterLink {
         from: from.to_owned(),
         to: to.to_owned(),
         at: "10.0.0.2".to_owned(),
@@ -552,7 +554,14 @@ fn what_members_do_not_have_in_common_is_told() {
 
     let far = [pair("m1", "m2", 80.0, 0), pair("m2", "m1", 81.0, 0)];
     let found = cluster::examine("m1", &same, &far);
-    only(&found, 1, "slow-etcd", Severity::Warning, "80 ms round trip between the masters m1 and m2", "election-timeout");
+    only(
+        &found,
+        1,
+        "slow-etcd",
+        Severity::Warning,
+        "80 ms round trip between the masters m1 and m2",
+        "election-timeout",
+    );
 
     let lossy = [pair("m1", "m2", 2.0, 120)];
     only(

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::rank::CandidateState;
-use super::wire::{Message, ReleaseReason};
+use super::wire::{ReleaseReason, VipMessage};
 use crate::arp::Mac;
 use crate::node::NodeId;
 use crate::time::Moment;
@@ -19,7 +19,7 @@ pub enum Action {
         /// The receivers.
         to: Vec<NodeId>,
         /// What.
-        message: Message,
+        message: VipMessage,
     },
     /// Add the address to the interface with this lifetime; it may be there already.
     Add {
@@ -34,7 +34,7 @@ pub enum Action {
     /// Delete the address, if it is there. Connections to it are to be reset, not left in silence.
     Delete,
     /// Ask by ARP (RFC 5227, sender address zero) or neighbour solicitation who has the address. Every
-    /// answer is given back by [`super::Election::seen`]; no answer needs no word.
+    /// answer is given back by [`super::Election::address_sighted`]; no answer needs no word.
     Probe,
     /// Announce the address: request and reply forms, or an unsolicited neighbour advertisement.
     Announce,
@@ -45,7 +45,7 @@ pub enum Action {
         owner: NodeId,
     },
     /// Tell people.
-    Event(Event),
+    Event(VipEvent),
 }
 
 /// Why a node became owner.
@@ -66,7 +66,7 @@ pub enum Gain {
 
 /// Why a node is owner no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Loss {
+pub enum LossReason {
     /// It let the address go.
     Released(ReleaseReason),
     /// Another owner with a higher claim was heard of.
@@ -75,7 +75,7 @@ pub enum Loss {
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event {
+pub enum VipEvent {
     /// This node owns the VIP now.
     Gained {
         /// The epoch of its claim.
@@ -92,7 +92,7 @@ pub enum Event {
         /// Who shall own it, or does.
         to: Option<NodeId>,
         /// Why.
-        cause: Loss,
+        cause: LossReason,
     },
     /// Others have changed the owner.
     Moved {
@@ -147,7 +147,7 @@ pub enum MoveError {
 
 /// The state in a word, as status and JSON say it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
+pub enum OwnershipState {
     /// This node owns it.
     OwnedHere,
     /// Another does.
@@ -158,36 +158,36 @@ pub enum State {
     Unavailable,
 }
 
-impl State {
+impl OwnershipState {
     /// `owned-here`, `owned`, `unowned` or `unavailable`.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
-            State::OwnedHere => "owned-here",
-            State::Owned => "owned",
-            State::Unowned => "unowned",
-            State::Unavailable => "unavailable",
+            OwnershipState::OwnedHere => "owned-here",
+            OwnershipState::Owned => "owned",
+            OwnershipState::Unowned => "unowned",
+            OwnershipState::Unavailable => "unavailable",
         }
     }
 }
 
 /// One candidate, for show.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct CandidateStatus {
     /// The node.
     pub node: NodeId,
     /// Its configured priority.
     pub priority: u8,
     /// How it stands; none: it has not been heard lately.
-    pub standing: Option<CandidateState>,
+    pub candidate_state: Option<CandidateState>,
     /// Why it can't own the VIP; none: it can.
     pub reason: Option<Unfit>,
 }
 
 /// All there is to show of a VIP.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Status {
+pub struct ElectionStatus {
     /// In a word.
-    pub state: State,
+    pub state: OwnershipState,
     /// The owner.
     pub owner: Option<NodeId>,
     /// The highest epoch that is known; 0: none.
@@ -197,5 +197,5 @@ pub struct Status {
     /// Why nobody owns it, or what is wrong though somebody does.
     pub reason: Option<Unfit>,
     /// The candidates, in the order in which they would take it; the owner first.
-    pub candidates: Vec<Place>,
+    pub candidates: Vec<CandidateStatus>,
 }

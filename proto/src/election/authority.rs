@@ -21,9 +21,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::doubt::{COMPANY, patience};
-use super::rank::Rules;
-use super::wire::{Claim, Holding, Known};
+use super::rank::VipRules;
+use super::suspicion::{COMPANY, grace_period};
+use super::wire::{Claim, HighestClaim, Holding};
 use super::{Election, RECENT};
 use crate::node::NodeId;
 use crate::time::Moment;
@@ -54,7 +54,7 @@ const MAX_WORKERS: usize = 64;
 
 /// Who says something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Speaker {
+pub(super) enum SenderRole {
     /// It may own the VIP.
     Candidate,
     /// It may not, but is a master.
@@ -65,7 +65,7 @@ pub(super) enum Speaker {
 
 /// What one worker has said last.
 #[derive(Debug, Clone, Copy)]
-struct Word {
+struct WorkerReport {
     at: Moment,
     /// The claim whose holder it has heard, and when.
     heard: Option<(Claim, Moment)>,
@@ -73,23 +73,23 @@ struct Word {
 
 /// What workers have said of late.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Workers(BTreeMap<NodeId, Word>);
+pub(super) struct WorkerReports(BTreeMap<NodeId, WorkerReport>);
 
-impl Workers {
+impl WorkerReports {
     /// `heard`: when it has heard the holder of what it knows.
-    fn note(&mut self, now: Moment, from: NodeId, known: Option<Known>, heard: Option<Duration>) {
+    fn note(&mut self, now: Moment, from: NodeId, known: Option<HighestClaim>, heard: Option<Duration>) {
         if !self.0.contains_key(&from) && self.0.len() >= MAX_WORKERS {
             let oldest = self.0.iter().min_by_key(|(_, word)| word.at).map(|(node, _)| *node);
             oldest.map(|node| self.0.remove(&node));
         }
         let claim = known.filter(|known| known.holding == Holding::Held).map(|known| known.claim);
-        let heard = claim.zip(heard).map(|(claim, age)| (claim, before(now, age)));
-        self.0.insert(from, Word { at: now, heard });
+        let heard = claim.zip(heard).map(|(claim, age)| (claim, ago(now, age)));
+        self.0.insert(from, WorkerReport { at: now, heard });
     }
 
     /// Whether two of them have heard the holder of this claim lately.
-    fn agree(&self, now: Moment, claim: &Claim) -> bool {
-        let agrees = |word: &&Word| {
+    fn confirmed_by_two(&self, now: Moment, claim: &Claim) -> bool {
+        let agrees = |word: &&WorkerReport| {
             now.since(word.at) < RECENT
                 && word.heard.is_some_and(|(one, at)| one == *claim && now.since(at) < RECENT)
         };
@@ -114,47 +114,47 @@ impl Workers {
         self.0.len()
     }
 
-    fn spoken_since(&self, since: Moment) -> usize {
+    fn reported_since(&self, since: Moment) -> usize {
         self.0.values().filter(|word| word.at >= since).count()
     }
 }
 
-impl Rules {
-    fn speaker(&self, node: &NodeId) -> Speaker {
+impl VipRules {
+    fn speaker(&self, node: &NodeId) -> SenderRole {
         if self.candidate(node).is_some() {
-            Speaker::Candidate
+            SenderRole::Candidate
         } else if self.is_master(node) {
-            Speaker::Master
+            SenderRole::Master
         } else {
-            Speaker::Worker
+            SenderRole::Worker
         }
     }
 }
 
 impl Election {
     /// Whose word it is.
-    pub(super) fn speaker(&self, now: Moment, from: &NodeId) -> Speaker {
+    pub(super) fn speaker(&self, now: Moment, from: &NodeId) -> SenderRole {
         let speaker = self.rules.speaker(from);
         let named = self.known.is_some_and(|known| match known.holding {
             Holding::Held => known.claim.owner == *from && self.lapses.is_some_and(|end| now < end),
             Holding::Released { successor, .. } => successor == Some(*from),
         });
-        if speaker == Speaker::Worker && named { Speaker::Candidate } else { speaker }
+        if speaker == SenderRole::Worker && named { SenderRole::Candidate } else { speaker }
     }
 
     /// Whether an owner that was a candidate until now is still heard, and until when.
     pub(super) fn lapse(&mut self, now: Moment) {
-        let trusted = self.holder().is_none_or(|holder| self.rules.speaker(&holder) != Speaker::Worker);
+        let trusted = self.holder().is_none_or(|holder| self.rules.speaker(&holder) != SenderRole::Worker);
         self.lapses = if trusted { None } else { Some(self.lapses.unwrap_or(now.after(LAPSE))) };
     }
 
     /// Whether an epoch is one that may be: it steps, and leaves room for higher ones.
     pub(super) fn is_plausible(&self, epoch: u64) -> bool {
-        epoch < CEILING && epoch.saturating_sub(self.base()) <= STEP
+        epoch < CEILING && epoch.saturating_sub(self.proven_epoch()) <= STEP
     }
 
     /// The highest epoch that is surely known.
-    fn base(&self) -> u64 {
+    fn proven_epoch(&self) -> u64 {
         let known = self.known.map_or(0, |known| known.claim.epoch);
         // What an earlier agent wrote is not believed against what all others say.
         let floor =
@@ -164,13 +164,13 @@ impl Election {
 
     /// The epoch of this node's next claim; none when there is none left.
     pub(super) fn next_epoch(&self) -> Option<u64> {
-        let next = self.base().max(self.lifted).checked_add(1)?;
+        let next = self.proven_epoch().max(self.lifted).checked_add(1)?;
         (next < CEILING).then_some(next)
     }
 
     /// An epoch of an earlier agent of this node, from its disk: the next claim is higher. One that can't be
     /// is not believed; false then.
-    pub fn raise_floor(&mut self, epoch: u64) -> bool {
+    pub fn set_minimum_epoch(&mut self, epoch: u64) -> bool {
         let believed = epoch < CEILING / 2;
         if believed {
             self.floor = self.floor.max(epoch);
@@ -180,7 +180,7 @@ impl Election {
 
     /// An epoch that a member gossips to own the VIP with: slower than its beats, for those who hear none.
     pub fn gossiped(&mut self, now: Moment, from: &NodeId, epoch: u64) {
-        if self.speaker(now, from) != Speaker::Worker && self.is_plausible(epoch) {
+        if self.speaker(now, from) != SenderRole::Worker && self.is_plausible(epoch) {
             self.floor = self.floor.max(epoch);
         }
     }
@@ -191,7 +191,7 @@ impl Election {
         &mut self,
         now: Moment,
         from: NodeId,
-        known: Option<Known>,
+        known: Option<HighestClaim>,
         heard: Option<Duration>,
     ) -> bool {
         // Who holds it can't be a worker, and who is no candidate bears no witness of itself.
@@ -202,27 +202,27 @@ impl Election {
         let higher = self.known.is_none_or(|mine| theirs.claim > mine.claim);
         if theirs.holding == Holding::Held
             && theirs.claim.owner != self.own
-            && self.workers.agree(now, &theirs.claim)
+            && self.workers.confirmed_by_two(now, &theirs.claim)
         {
             return higher;
         }
         // Of an owner that is heard now this node learns when a second one says so, or from itself.
         let fresh = theirs.holding == Holding::Held && heard.is_some_and(|age| age < RECENT);
         if higher && !(fresh && theirs.claim.owner != self.own) {
-            self.lift(now, theirs.claim.epoch);
+            self.observe_stale_epoch(now, theirs.claim.epoch);
         }
         false
     }
 
     /// A worker knows of a higher epoch whose owner is gone.
-    fn lift(&mut self, now: Moment, epoch: u64) {
-        self.lifted = self.lifted.max(epoch.min(self.base() + LIFT));
-        let Some(mine) = self.known.filter(|_| self.tenure.is_some()) else { return };
+    fn observe_stale_epoch(&mut self, now: Moment, epoch: u64) {
+        self.lifted = self.lifted.max(epoch.min(self.proven_epoch() + LIFT));
+        let Some(mine) = self.known.filter(|_| self.ownership.is_some()) else { return };
         if self.lifted <= mine.claim.epoch || self.lift_at.is_some_and(|last| now.since(last) < LIFT_EVERY) {
             return;
         }
         self.lift_at = Some(now);
-        self.renumber(now, mine);
+        self.claim_new_epoch(now, mine);
     }
 
     /// When the workers' word lets this node claim, which without it could from `at` on.
@@ -231,14 +231,14 @@ impl Election {
             None => true,
             Some(mine) => *claim > mine.claim || *claim == mine.claim && mine.holding == Holding::Held,
         };
-        let due = |heard: Moment| heard.after(patience(self.direct, heard) + self.rules.rtt);
+        let due = |heard: Moment| heard.after(grace_period(self.direct, heard) + self.rules.rtt);
         let [one, two] = self.workers.sightings(counts);
         let at = two.map_or(at, |heard| at.max(due(heard)));
         one.map_or(at, |heard| at.max(due(heard).min(at.after(SOLO))))
     }
 
     /// When anyone whose word counts has heard the holder last.
-    pub(super) fn heard_at_all(&self) -> Moment {
+    pub(super) fn last_heard(&self) -> Moment {
         let Some(mine) = self.known.filter(|known| known.holding == Holding::Held) else { return self.alive };
         let [_, two] = self.workers.sightings(|claim| *claim == mine.claim);
         two.map_or(self.alive, |heard| self.alive.max(heard))
@@ -246,14 +246,14 @@ impl Election {
 
     /// Whether somebody who would tell of a live owner has spoken since then: a candidate, a master, or two
     /// workers.
-    pub(super) fn would_be_told(&self, now: Moment, since: Moment) -> bool {
+    pub(super) fn would_have_heard(&self, now: Moment, since: Moment) -> bool {
         let lately = |at: Moment| at >= since && now.since(at) < COMPANY;
-        let recent = Moment::from_millis(now.as_millis().saturating_sub(super::hear::millis(COMPANY)));
-        self.trusted_company.is_some_and(lately) || self.workers.spoken_since(since.max(recent)) >= 2
+        let recent = Moment::from_millis(now.as_millis().saturating_sub(super::receive::millis(COMPANY)));
+        self.trusted_company.is_some_and(lately) || self.workers.reported_since(since.max(recent)) >= 2
     }
 }
 
 /// The moment so long before now.
-fn before(now: Moment, age: Duration) -> Moment {
-    Moment::from_millis(now.as_millis().saturating_sub(super::hear::millis(age)))
+fn ago(now: Moment, age: Duration) -> Moment {
+    Moment::from_millis(now.as_millis().saturating_sub(super::receive::millis(age)))
 }

@@ -8,12 +8,12 @@ const WORKER: u8 = 7;
 const OTHER: u8 = 8;
 const MASTER: u8 = 9;
 
-fn released(epoch: u64, owner: u8, successor: Option<u8>) -> Option<Known> {
+fn released(epoch: u64, owner: u8, successor: Option<u8>) -> Option<HighestClaim> {
     let holding = Holding::Released { why: ReleaseReason::Stop, successor: successor.map(id) };
-    Some(Known { claim: claim(epoch, owner), holding })
+    Some(HighestClaim { claim: claim(epoch, owner), holding })
 }
 
-fn witness(known: Option<Known>, heard: Option<u64>) -> Message {
+fn witness(known: Option<HighestClaim>, heard: Option<u64>) -> VipMessage {
     said(known, heard, CandidateState::Witness)
 }
 
@@ -27,7 +27,9 @@ fn claimed_at(from: u64, to: u64, mut say: impl FnMut(u64, &mut Election)) -> Op
         }
         say(ms, &mut one);
         let done = run(&mut one, ms, ms);
-        if let Some((ms, _)) = events(&done).iter().find(|(_, event)| matches!(event, Event::Gained { .. })) {
+        if let Some((ms, _)) =
+            events(&done).iter().find(|(_, event)| matches!(event, VipEvent::Gained { .. }))
+        {
             return Some(*ms);
         }
     }
@@ -59,7 +61,13 @@ fn nothing_that_one_worker_says_changes_what_is_known() {
 
 #[test]
 fn nothing_that_one_worker_says_takes_it_from_its_owner_or_moves_it() {
-    for purpose in [Purpose::Beat, Purpose::Ask, Purpose::Answer, Purpose::Move(id(2)), Purpose::Other(9)] {
+    for purpose in [
+        MessageKind::Beat,
+        MessageKind::Ask,
+        MessageKind::Answer,
+        MessageKind::Move(id(2)),
+        MessageKind::Other(9),
+    ] {
         for known in [
             None,
             held(2, WORKER),
@@ -72,7 +80,7 @@ fn nothing_that_one_worker_says_takes_it_from_its_owner_or_moves_it() {
             run(&mut one, 0, 2_100);
             assert!(one.owns());
             one.receive(at(2_100), id(2), &said(None, None, CandidateState::Fit));
-            let message = Message { purpose, ..witness(known, Some(0)) };
+            let message = VipMessage { purpose, ..witness(known, Some(0)) };
             one.receive(at(2_101), id(WORKER), &message);
             let done = run(&mut one, 2_101, 2_200);
             assert!(one.owns() && events(&done).is_empty(), "{purpose:?} {known:?}: {done:?}");
@@ -88,8 +96,8 @@ fn only_masters_have_it_moved() {
         for n in [2, 3] {
             one.receive(at(2_100), id(n), &said(None, None, CandidateState::Fit));
         }
-        let wish = Message { purpose: Purpose::Move(id(2)), ..witness(None, None) };
-        one.receive(at(2_101), id(from), &wish);
+        let move_request = VipMessage { purpose: MessageKind::Move(id(2)), ..witness(None, None) };
+        one.receive(at(2_101), id(from), &move_request);
         run(&mut one, 2_101, 2_101);
         assert_eq!(!one.owns(), moves, "{from}");
     }
@@ -98,7 +106,7 @@ fn only_masters_have_it_moved() {
 #[test]
 fn one_worker_vetoes_for_three_seconds_two_for_as_long_as_they_say_and_a_master_too() {
     let plain = claimed_at(1_000, 2_000, |_, _| ()).unwrap();
-    let hears = |who: &'static [u8], known: Option<Known>| {
+    let peer_link = |who: &'static [u8], known: Option<HighestClaim>| {
         claimed_at(1_000, 20_000, move |ms, one| {
             if ms % 20 == 0 {
                 who.iter().for_each(|from| one.receive(at(ms), id(*from), &witness(known, Some(0))));
@@ -110,12 +118,12 @@ fn one_worker_vetoes_for_three_seconds_two_for_as_long_as_they_say_and_a_master_
     for (known, bound) in
         [(held(5, 2), most), (held(99, 3), most), (held(6, WORKER), plain), (held(u64::MAX, 3), plain)]
     {
-        let claimed = hears(&[WORKER], known).unwrap();
+        let claimed = peer_link(&[WORKER], known).unwrap();
         assert!(claimed <= bound, "{known:?}: {claimed} and not {bound}");
     }
-    assert!(hears(&[WORKER], held(5, 2)).unwrap() > plain + 2_500, "an honest one is worth something");
-    assert_eq!(hears(&[WORKER, OTHER], held(5, 2)), None);
-    assert_eq!(hears(&[MASTER], held(5, 2)), None);
+    assert!(peer_link(&[WORKER], held(5, 2)).unwrap() > plain + 2_500, "an honest one is worth something");
+    assert_eq!(peer_link(&[WORKER, OTHER], held(5, 2)), None);
+    assert_eq!(peer_link(&[MASTER], held(5, 2)), None);
 }
 
 #[test]
@@ -136,7 +144,7 @@ fn one_worker_alone_can_not_hold_up_a_first_claim_either() {
 
 #[test]
 fn two_workers_that_hear_the_same_higher_owner_end_an_ownership() {
-    let owner = |who: &[(u8, Option<Known>, u64)]| {
+    let owner = |who: &[(u8, Option<HighestClaim>, u64)]| {
         let mut one = lonely_owner();
         for (from, known, heard) in who {
             one.receive(at(1_000), id(*from), &witness(*known, Some(*heard)));
@@ -171,13 +179,13 @@ fn epochs_step_and_never_lock() {
 fn persisted_epochs_are_checked_too() {
     for (epoch, first) in [(41, 42), (CEILING / 2 - 1, CEILING / 2), (CEILING / 2, 1), (u64::MAX, 1)] {
         let mut one = node(1, &[100]);
-        assert_eq!(one.raise_floor(epoch), epoch < CEILING / 2, "{epoch}");
+        assert_eq!(one.set_minimum_epoch(epoch), epoch < CEILING / 2, "{epoch}");
         run(&mut one, 0, 1_000);
         assert_eq!((one.owns(), one.epoch()), (true, first), "{epoch}");
     }
     // What this node remembers is not held against what all others say.
     let mut one = backup(1_000);
-    one.raise_floor(CEILING / 2 - 1);
+    one.set_minimum_epoch(CEILING / 2 - 1);
     assert_eq!(one.next_epoch(), Some(6));
 }
 

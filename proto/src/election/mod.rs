@@ -24,7 +24,7 @@
 //!
 //! # Why it is safe, and where not
 //!
-//! What nodes tell each other only grows ([`Known`]): a higher claim replaces a lower one, a release ends a
+//! What nodes tell each other only grows ([`HighestClaim`]): a higher claim replaces a lower one, a release ends a
 //! claim for ever. So messages may be lost, doubled or late. Any two owners that hear each other, or one
 //! witness in common, agree at once who stays: the higher claim. An owner is never taken over while
 //! anybody whom the candidate hears has heard it lately; what a worker says counts for less (`authority`). A
@@ -34,33 +34,35 @@
 
 mod action;
 mod authority;
-mod contend;
-mod doubt;
-mod fitness;
-mod hear;
-mod intake;
+mod candidacy;
+mod eligibility;
+mod limiter;
+mod ownership;
 mod rank;
+mod receive;
 mod status;
-mod tenure;
+mod suspicion;
 pub mod wire;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-pub use self::action::{Action, Event, Gain, Loss, MoveError, Place, State, Status};
-use self::authority::Workers;
+pub use self::action::{
+    Action, CandidateStatus, ElectionStatus, Gain, LossReason, MoveError, OwnershipState, VipEvent,
+};
+use self::authority::WorkerReports;
 pub use self::authority::{CEILING, SOLO, STEP};
-pub use self::doubt::BEAT;
-use self::doubt::{Doubt, WINDOW};
-use self::fitness::Fitness;
-pub use self::fitness::{FALL, Fact, RISE};
-pub use self::intake::{Intake, RATE};
-use self::rank::Rank;
-pub use self::rank::{Candidate, CandidateState, DEFAULT_PRIORITY, MAX_CANDIDATES, NEAR_WITNESSES, Rules};
-pub use self::tenure::LIFETIME;
-use self::tenure::{Stand, Tenure};
-pub use self::wire::{Claim, Holding, Known, Message, Purpose, ReleaseReason};
+use self::eligibility::VipEligibility;
+pub use self::eligibility::{EligibilityFact, FALL, RISE};
+pub use self::limiter::{MessageLimiter, RATE};
+pub use self::ownership::LIFETIME;
+use self::ownership::{ConflictResponse, Ownership};
+use self::rank::ClaimRank;
+pub use self::rank::{Candidate, CandidateState, DEFAULT_PRIORITY, MAX_CANDIDATES, NEAR_WITNESSES, VipRules};
+pub use self::suspicion::BEAT;
+use self::suspicion::{OwnerSuspicion, WINDOW};
+pub use self::wire::{Claim, HighestClaim, Holding, MessageKind, ReleaseReason, VipMessage};
 use crate::arp::Mac;
 use crate::cause::Cause;
 use crate::node::NodeId;
@@ -117,15 +119,15 @@ const MOVING: Duration = Duration::from_secs(1);
 
 /// Another candidate.
 #[derive(Debug, Clone)]
-struct Peer {
+struct CandidatePeer {
     heard: Moment,
-    standing: CandidateState,
+    candidate_state: CandidateState,
     fit_since: Option<Moment>,
 }
 
 /// A time of listening before this node may claim.
 #[derive(Debug, Clone, Copy)]
-struct Listen {
+struct ListenWindow {
     from: Moment,
     /// It knows nothing yet, rather than nothing of the last moment.
     full: bool,
@@ -136,13 +138,13 @@ struct Listen {
 pub struct Election {
     own: NodeId,
     address: IpAddr,
-    rules: Rules,
-    fitness: Fitness,
+    rules: VipRules,
+    fitness: VipEligibility,
     floor: u64,
     /// What workers say of higher epochs: the next claim is above it.
     lifted: u64,
     lift_at: Option<Moment>,
-    known: Option<Known>,
+    known: Option<HighestClaim>,
     /// Since when it listens without a gap.
     began: Moment,
     /// When `known` came to be what it is: claimed, or released.
@@ -153,17 +155,17 @@ pub struct Election {
     direct: Option<Moment>,
     /// The latest moment at which anyone is known to have heard the holder.
     alive: Moment,
-    peers: BTreeMap<NodeId, Peer>,
+    peers: BTreeMap<NodeId, CandidatePeer>,
     /// When a node other than the holder was heard last.
     company: Option<Moment>,
     /// The same of one whose word counts alone.
     trusted_company: Option<Moment>,
-    workers: Workers,
+    workers: WorkerReports,
     /// The owner is no candidate any more, and is heard until then.
     lapses: Option<Moment>,
-    listen: Option<Listen>,
-    tenure: Option<Tenure>,
-    doubt: Option<Doubt>,
+    listen: Option<ListenWindow>,
+    ownership: Option<Ownership>,
+    suspicion: Option<OwnerSuspicion>,
     /// This node is named as successor and shall claim at once.
     handed: bool,
     /// The holder's machine says that no agent runs there.
@@ -177,7 +179,7 @@ pub struct Election {
     said: CandidateState,
     beat: Moment,
     /// What is left of saying news, to whom and when next.
-    news: Option<(Audience, usize, Moment)>,
+    news: Option<(NewsAudience, usize, Moment)>,
     actions: Vec<Action>,
     /// The deadline that the last poll has promised: the shell is late when it comes later.
     promised: Option<Moment>,
@@ -186,7 +188,7 @@ pub struct Election {
 
 /// Who is to hear news.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Audience {
+enum NewsAudience {
     Candidates,
     Everyone,
 }
@@ -198,8 +200,8 @@ impl Election {
         Election {
             own,
             address,
-            rules: Rules::default(),
-            fitness: Fitness::new(),
+            rules: VipRules::default(),
+            fitness: VipEligibility::new(),
             floor: 0,
             lifted: 0,
             lift_at: None,
@@ -212,11 +214,11 @@ impl Election {
             peers: BTreeMap::new(),
             company: None,
             trusted_company: None,
-            workers: Workers::default(),
+            workers: WorkerReports::default(),
             lapses: None,
             listen: None,
-            tenure: None,
-            doubt: None,
+            ownership: None,
+            suspicion: None,
             handed: false,
             refused: false,
             stranger: None,
@@ -234,21 +236,21 @@ impl Election {
     }
 
     /// Follows configuration and membership.
-    pub fn set_rules(&mut self, now: Moment, rules: Rules) {
+    pub fn set_rules(&mut self, now: Moment, rules: VipRules) {
         let was = self.rules.candidate(&self.own).is_some();
-        self.rules = rules.settled(self.own);
+        self.rules = rules.normalized(self.own);
         let Election { peers, rules, .. } = self;
         peers.retain(|node, _| rules.candidate(node).is_some());
         self.lapse(now);
         if !was && self.rules.candidate(&self.own).is_some() {
             // As a witness it has listened already.
-            self.listen = Some(Listen { from: self.began, full: true });
+            self.listen = Some(ListenWindow { from: self.began, full: true });
         }
         self.next = now;
     }
 
     /// What must hold apart from health; others are told the reason in a few ASCII words.
-    pub fn set_fact(&mut self, now: Moment, fact: Fact, holds: Result<(), Unfit>) {
+    pub fn set_fact(&mut self, now: Moment, fact: EligibilityFact, holds: Result<(), Unfit>) {
         self.fitness.set(fact, holds);
         self.next = now;
     }
@@ -263,12 +265,12 @@ impl Election {
     /// What the interface has: told when it changes, after looking (an event may be older than the last
     /// action).
     pub fn address(&mut self, now: Moment, present: bool) {
-        match &mut self.tenure {
-            Some(tenure) if !present => tenure.removed(),
+        match &mut self.ownership {
+            Some(ownership) if !present => ownership.removed(),
             None if present && self.cleaned.is_none_or(|last| now.since(last) >= RECENT) => {
                 self.cleaned = Some(now);
                 self.actions.push(Action::Delete);
-                self.actions.push(Action::Event(Event::Cleaned));
+                self.actions.push(Action::Event(VipEvent::Cleaned));
             }
             _ => {}
         }
@@ -277,30 +279,30 @@ impl Election {
 
     /// A hardware address other than this node's was seen to have the VIP: it answered a probe, or announced
     /// it, or asks with it as source. `member`: whose it is, by what members gossip.
-    pub fn seen(&mut self, now: Moment, mac: Mac, member: Option<NodeId>) {
+    pub fn address_sighted(&mut self, now: Moment, mac: Mac, member: Option<NodeId>) {
         self.next = now;
         if member.is_none() {
             let known = self.stranger.is_some_and(|(_, last)| now.since(last) < STRANGER);
             self.stranger = Some((mac, now));
-            if self.tenure.is_none() && !known && self.doubt.is_some() {
-                self.tell(Event::Stranger { mac, defended: false });
+            if self.ownership.is_none() && !known && self.suspicion.is_some() {
+                self.notify(VipEvent::Stranger { mac, defended: false });
             }
         }
-        match (&mut self.tenure, member) {
+        match (&mut self.ownership, member) {
             (None, Some(_)) => {
-                if let Some(doubt) = &mut self.doubt {
-                    doubt.leftover = Some(now);
+                if let Some(suspicion) = &mut self.suspicion {
+                    suspicion.leftover = Some(now);
                 }
             }
             (None, None) => {}
             // A member that answers is a leftover, which goes by itself, or an owner, with whom beats settle
             // it; clients that heard it must hear this one again.
-            (Some(tenure), Some(_)) => drop(tenure.announce_again(now)),
-            (Some(tenure), None) => match tenure.stranger(now) {
-                Stand::Nothing => {}
-                Stand::Defend => self.tell(Event::Stranger { mac, defended: true }),
-                Stand::Yield => {
-                    self.tell(Event::Stranger { mac, defended: false });
+            (Some(ownership), Some(_)) => drop(ownership.announce_again(now)),
+            (Some(ownership), None) => match ownership.conflicting_address(now) {
+                ConflictResponse::Nothing => {}
+                ConflictResponse::Defend => self.notify(VipEvent::Stranger { mac, defended: true }),
+                ConflictResponse::Yield => {
+                    self.notify(VipEvent::Stranger { mac, defended: false });
                     self.release(now, ReleaseReason::Stranger, None);
                 }
             },
@@ -334,35 +336,35 @@ impl Election {
             _ => {}
         }
         self.next = now;
-        if self.tenure.is_some() {
+        if self.ownership.is_some() {
             self.release(now, ReleaseReason::Move, Some(to));
         } else {
             self.moving = Some((to, now.after(MOVING)));
-            self.send(now, vec![holder], Purpose::Move(to));
+            self.send(now, vec![holder], MessageKind::Move(to));
         }
         Ok(())
     }
 
-    /// Let go and take part no more. The shell goes on until [`Election::is_over`].
+    /// Let go and take part no more. The shell goes on until [`Election::is_finished`].
     pub fn stop(&mut self, now: Moment) {
         if self.stopping.is_some() {
             return;
         }
-        self.stopping = Some(if self.tenure.is_some() { now.after(FAREWELL) } else { now });
-        if self.tenure.is_some() {
+        self.stopping = Some(if self.ownership.is_some() { now.after(FAREWELL) } else { now });
+        if self.ownership.is_some() {
             self.release(now, ReleaseReason::Stop, self.successor(now));
         }
         self.next = now;
     }
 
     /// Whether a stopped election has said all it has to say.
-    pub fn is_over(&self, now: Moment) -> bool {
+    pub fn is_finished(&self, now: Moment) -> bool {
         self.stopping.is_some_and(|over| now >= over)
     }
 
     /// Whether this node owns the VIP.
     pub fn owns(&self) -> bool {
-        self.tenure.is_some()
+        self.ownership.is_some()
     }
 
     /// When [`Election::poll`] has something to do by itself.
@@ -373,45 +375,48 @@ impl Election {
     /// Does what is due, and returns everything that is to be carried out.
     pub fn poll(&mut self, now: Moment) -> Vec<Action> {
         if let Some(promised) = self.promised {
-            self.late(now, now.since(promised));
+            self.loop_stalled(now, now.since(promised));
         }
         self.next = now.after(Duration::from_secs(1));
-        self.keep(now);
+        self.maintain_ownership(now);
         self.contend(now);
-        self.speak(now);
+        self.send_due_messages(now);
         self.promised = Some(self.next.max(now));
         std::mem::take(&mut self.actions)
     }
 
     /// This node's own loop was late by so long: found by [`Election::poll`] itself against its deadline;
     /// for a shell that knows better. Nobody is accused of a silence that was not listened to.
-    pub fn late(&mut self, now: Moment, by: Duration) {
+    pub fn loop_stalled(&mut self, now: Moment, by: Duration) {
         self.next = now;
-        if by >= STALL && self.tenure.is_some() {
+        if by >= STALL && self.ownership.is_some() {
             self.release(now, ReleaseReason::Stall, None);
         }
         if by >= LATE {
             self.began = now;
             self.alive = now;
             self.direct = self.direct.map(|_| now);
-            self.doubt = None;
+            self.suspicion = None;
             self.handed = false;
-            self.listen = Some(Listen { from: now, full: self.listen.is_some_and(|listen| listen.full) });
+            self.listen =
+                Some(ListenWindow { from: now, full: self.listen.is_some_and(|listen| listen.full) });
         } else if by >= WINDOW / 2
-            && let Some(doubt) = &mut self.doubt
+            && let Some(suspicion) = &mut self.suspicion
         {
-            doubt.not_before = now.after(WINDOW / 2);
+            suspicion.not_before = now.after(WINDOW / 2);
         }
     }
 
     /// What an owner does.
-    fn keep(&mut self, now: Moment) {
-        if self.tenure.is_none() {
+    fn maintain_ownership(&mut self, now: Moment) {
+        if self.ownership.is_none() {
             return;
         }
-        let why = match self.standing(now) {
+        let why = match self.candidate_state(now) {
             CandidateState::Witness => Some(ReleaseReason::Rules),
-            CandidateState::Unfit(_) if !self.fitness.holds(Fact::Draining) => Some(ReleaseReason::Drain),
+            CandidateState::Unfit(_) if !self.fitness.holds(EligibilityFact::Draining) => {
+                Some(ReleaseReason::Drain)
+            }
             CandidateState::Unfit(_) => Some(ReleaseReason::Unfit),
             _ => None,
         };
@@ -424,33 +429,37 @@ impl Election {
         if let Some(better) = self.preferred(now) {
             return self.release(now, ReleaseReason::Preempt, Some(better));
         }
-        if let Some(tenure) = &mut self.tenure {
-            let next = tenure.poll(now, &mut self.actions);
+        if let Some(ownership) = &mut self.ownership {
+            let next = ownership.poll(now, &mut self.actions);
             self.wake(next);
         }
     }
 
     /// Lets the address go: it is deleted before anyone hears of it.
     fn release(&mut self, now: Moment, why: ReleaseReason, successor: Option<NodeId>) {
-        let Some(known) = self.known.filter(|_| self.tenure.is_some()) else { return };
-        self.tenure = None;
+        let Some(known) = self.known.filter(|_| self.ownership.is_some()) else { return };
+        self.ownership = None;
         self.actions.push(Action::Delete);
         let holding = Holding::Released { why, successor };
-        self.adopt(now, Known { claim: known.claim, holding });
-        self.tell(Event::Lost { epoch: known.claim.epoch, to: successor, cause: Loss::Released(why) });
-        self.announce_news(now, Audience::Everyone);
+        self.adopt_claim(now, HighestClaim { claim: known.claim, holding });
+        self.notify(VipEvent::Lost {
+            epoch: known.claim.epoch,
+            to: successor,
+            cause: LossReason::Released(why),
+        });
+        self.announce_news(now, NewsAudience::Everyone);
     }
 
     /// An owner claims what it has anew, above an epoch whose owner is gone: the address stays.
-    fn renumber(&mut self, now: Moment, mine: Known) {
+    fn claim_new_epoch(&mut self, now: Moment, mine: HighestClaim) {
         let Some(epoch) = self.next_epoch() else { return };
         let claim = Claim::new(self.address, epoch, mine.claim.priority, mine.claim.owner);
-        self.adopt(now, Known { claim, holding: Holding::Held });
-        self.announce_news(now, Audience::Everyone);
+        self.adopt_claim(now, HighestClaim { claim, holding: Holding::Held });
+        self.announce_news(now, NewsAudience::Everyone);
     }
 
     /// Takes this as what is known.
-    fn adopt(&mut self, now: Moment, known: Known) {
+    fn adopt_claim(&mut self, now: Moment, known: HighestClaim) {
         if self.known.map(|before| before.claim.owner) != Some(known.claim.owner) {
             self.since = now;
         }
@@ -458,7 +467,7 @@ impl Election {
         self.changed = now;
         self.direct = None;
         self.alive = now;
-        self.doubt = None;
+        self.suspicion = None;
         self.handed = false;
         self.refused = false;
         self.lapses = None;
@@ -484,33 +493,36 @@ impl Election {
     }
 
     /// The rank of a candidate that is alive and eligible.
-    fn rank_of(&self, now: Moment, node: &NodeId) -> Option<Rank> {
-        let standing = self.standing_of(now, node).filter(CandidateState::is_eligible)?;
-        self.rules.rank(node, &standing)
+    fn rank_of(&self, now: Moment, node: &NodeId) -> Option<ClaimRank> {
+        let candidate_state = self.standing_of(now, node).filter(CandidateState::is_eligible)?;
+        self.rules.rank(node, &candidate_state)
     }
 
     fn standing_of(&self, now: Moment, node: &NodeId) -> Option<CandidateState> {
         if *node == self.own {
-            return Some(self.standing(now));
+            return Some(self.candidate_state(now));
         }
-        self.peers.get(node).filter(|peer| now.since(peer.heard) < LIVE).map(|peer| peer.standing.clone())
+        self.peers
+            .get(node)
+            .filter(|peer| now.since(peer.heard) < LIVE)
+            .map(|peer| peer.candidate_state.clone())
     }
 
     /// How this node stands.
-    fn standing(&self, now: Moment) -> CandidateState {
+    fn candidate_state(&self, now: Moment) -> CandidateState {
         if self.rules.candidate(&self.own).is_none() {
             return CandidateState::Witness;
         }
         if self.stopping.is_some() {
             return CandidateState::Unfit(Unfit::new(Cause::AgentStopped, "its agent is stopping"));
         }
-        match self.fitness.standing(now) {
+        match self.fitness.candidate_state(now) {
             CandidateState::Fit | CandidateState::Recovering
-                if self.listen.is_some() && self.tenure.is_none() =>
+                if self.listen.is_some() && self.ownership.is_none() =>
             {
                 CandidateState::Listening
             }
-            standing => standing,
+            candidate_state => candidate_state,
         }
     }
 
@@ -518,7 +530,7 @@ impl Election {
         self.next = self.next.min(at);
     }
 
-    fn tell(&mut self, event: Event) {
+    fn notify(&mut self, event: VipEvent) {
         self.actions.push(Action::Event(event));
     }
 }

@@ -55,7 +55,7 @@ pub struct Candidate {
 
 /// What is configured for one VIP, and whom the cluster has.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Rules {
+pub struct VipRules {
     /// Who may own it, this node too if it may.
     pub candidates: Vec<Candidate>,
     /// Every other member that is thought to be alive (candidates and this node may be among them, and are
@@ -74,11 +74,11 @@ pub struct Rules {
     pub rtt: Duration,
 }
 
-impl Rules {
+impl VipRules {
     /// Brings what was handed in into one order and within bounds: candidates by node, those beyond the
     /// bound and all other members as witnesses.
     #[must_use]
-    pub(super) fn settled(mut self, own: NodeId) -> Rules {
+    pub(super) fn normalized(mut self, own: NodeId) -> VipRules {
         self.candidates.sort_by_key(|one| one.node);
         self.candidates.dedup_by_key(|one| one.node);
         self.candidates.sort_by_key(|one| (Reverse(one.priority), one.node));
@@ -89,7 +89,7 @@ impl Rules {
         self.witnesses.dedup();
         self.masters.sort();
         self.masters.dedup();
-        let Rules { candidates, witnesses, .. } = &mut self;
+        let VipRules { candidates, witnesses, .. } = &mut self;
         witnesses.retain(|node| *node != own && !candidates.iter().any(|one| one.node == *node));
         self.rtt = self.rtt.min(Duration::from_millis(500));
         self
@@ -106,22 +106,22 @@ impl Rules {
     }
 
     /// The place of a candidate in the order of claims; none when it is none or can't claim.
-    pub(super) fn rank(&self, node: &NodeId, standing: &CandidateState) -> Option<Rank> {
+    pub(super) fn rank(&self, node: &NodeId, candidate_state: &CandidateState) -> Option<ClaimRank> {
         let place = self.candidates.iter().position(|one| one.node == *node)?;
-        let tier = match standing {
-            CandidateState::Fit => Tier::Fit,
-            CandidateState::Recovering => Tier::Recovering,
-            CandidateState::Listening => Tier::Listening,
+        let tier = match candidate_state {
+            CandidateState::Fit => ClaimTier::Fit,
+            CandidateState::Recovering => ClaimTier::Recovering,
+            CandidateState::Listening => ClaimTier::Listening,
             CandidateState::Unfit(_) | CandidateState::Witness | CandidateState::Other(_) => return None,
         };
         let count = self.candidates.len();
         let priority = Reverse(self.candidates.get(place)?.priority);
-        Some(Rank { tier, priority, turn: (place + count - self.turn % count) % count })
+        Some(ClaimRank { tier, priority, turn: (place + count - self.turn % count) % count })
     }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Tier {
+pub(super) enum ClaimTier {
     Fit,
     Recovering,
     Listening,
@@ -130,8 +130,8 @@ pub(super) enum Tier {
 /// The order of claims, best first: the order of the fields is the policy. Health excludes, it does not
 /// subtract; priority next; among equals the VIPs take turns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Rank {
-    pub(super) tier: Tier,
+pub(super) struct ClaimRank {
+    pub(super) tier: ClaimTier,
     pub(super) priority: Reverse<u8>,
     turn: usize,
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::action::{Place, State, Status};
+use super::action::{CandidateStatus, ElectionStatus, OwnershipState};
 use super::rank::{Candidate, CandidateState};
 use super::{Election, STRANGER};
 use crate::cause::Cause;
@@ -14,13 +14,16 @@ const FORGOTTEN: Duration = Duration::from_secs(5);
 
 impl Election {
     /// All there is to show.
-    pub fn status(&self, now: Moment) -> Status {
-        let heard = self.heard_at_all().max(self.direct.unwrap_or_default());
+    pub fn status(&self, now: Moment) -> ElectionStatus {
+        let heard = self.last_heard().max(self.direct.unwrap_or_default());
         let owner = self.holder().filter(|_| self.owns() || now.since(heard) < FORGOTTEN);
-        let mut candidates: Vec<Place> =
+        let mut candidates: Vec<CandidateStatus> =
             self.rules.candidates.iter().map(|one| self.place(now, one)).collect();
         candidates.sort_by_key(|place| {
-            let rank = place.standing.as_ref().and_then(|standing| self.rules.rank(&place.node, standing));
+            let rank = place
+                .candidate_state
+                .as_ref()
+                .and_then(|candidate_state| self.rules.rank(&place.node, candidate_state));
             let last = place.reason.is_some() || rank.is_none();
             (owner != Some(place.node), last, rank, std::cmp::Reverse(place.priority), place.node)
         });
@@ -29,15 +32,16 @@ impl Election {
         let refusal = own.and_then(|place| place.reason.clone());
         let able = candidates.iter().any(|place| place.reason.is_none());
         let (state, reason) = match owner {
-            Some(owner) if owner == self.own => (State::OwnedHere, None),
-            Some(_) => (State::Owned, None),
+            Some(owner) if owner == self.own => (OwnershipState::OwnedHere, None),
+            Some(_) => (OwnershipState::Owned, None),
             None if candidates.is_empty() => {
-                (State::Unavailable, Some(Unfit::new(Cause::NoCandidates, "it has no candidates")))
+                (OwnershipState::Unavailable, Some(Unfit::new(Cause::NoCandidates, "it has no candidates")))
             }
-            None if able => (State::Unowned, None),
-            None => {
-                (State::Unavailable, refusal.or_else(|| candidates.iter().find_map(|one| one.reason.clone())))
-            }
+            None if able => (OwnershipState::Unowned, None),
+            None => (
+                OwnershipState::Unavailable,
+                refusal.or_else(|| candidates.iter().find_map(|one| one.reason.clone())),
+            ),
         };
         let answers = stranger.map(|(mac, _)| {
             let asked = if self.address.is_ipv4() { "ARP" } else { "neighbour discovery" };
@@ -45,8 +49,8 @@ impl Election {
             let reason = format_args!("{address} answers {asked} from MAC {mac}, which belongs to no member");
             Unfit::new(Cause::Stranger, reason)
         });
-        Status {
-            state: if stranger.is_some() && owner.is_none() { State::Unavailable } else { state },
+        ElectionStatus {
+            state: if stranger.is_some() && owner.is_none() { OwnershipState::Unavailable } else { state },
             owner,
             epoch: self.known.map_or(0, |known| known.claim.epoch),
             since: owner.map(|_| self.since),
@@ -55,31 +59,32 @@ impl Election {
         }
     }
 
-    fn place(&self, now: Moment, one: &Candidate) -> Place {
-        let standing = self.standing_of(now, &one.node);
-        let reason = match &standing {
+    fn place(&self, now: Moment, one: &Candidate) -> CandidateStatus {
+        let candidate_state = self.standing_of(now, &one.node);
+        let reason = match &candidate_state {
             Some(CandidateState::Unfit(reason)) => Some(reason.clone()),
             Some(CandidateState::Listening) => Some(starting()),
             Some(CandidateState::Witness) => {
                 Some(Unfit::new(Cause::NotCandidate, "it has not learned yet that it is a candidate"))
             }
             Some(CandidateState::Other(code)) => {
-                let reason =
-                    format_args!("its agent is newer and reports an unknown state ({code})");
+                let reason = format_args!("its agent is newer and reports an unknown state ({code})");
                 Some(Unfit::new(Cause::UnknownState, reason))
             }
             Some(CandidateState::Fit | CandidateState::Recovering) => None,
-            None => Some(one.unfit.clone().unwrap_or_else(|| Unfit::new(Cause::NotHeard, "no answer from it"))),
+            None => {
+                Some(one.unfit.clone().unwrap_or_else(|| Unfit::new(Cause::NotHeard, "no answer from it")))
+            }
         };
-        Place { node: one.node, priority: one.priority, standing, reason }
+        CandidateStatus { node: one.node, priority: one.priority, candidate_state, reason }
     }
 
     /// Why this node is only recovering; none: it is not.
     pub fn recovery(&self, now: Moment) -> Option<Unfit> {
-        (self.standing(now) == CandidateState::Recovering).then(|| self.fitness.recovery(now))
+        (self.candidate_state(now) == CandidateState::Recovering).then(|| self.fitness.recovery(now))
     }
 
-    /// The highest epoch that is known, for the disk and gossip, and for [`Election::raise_floor`] later.
+    /// The highest epoch that is known, for the disk and gossip, and for [`Election::set_minimum_epoch`] later.
     pub fn epoch(&self) -> u64 {
         self.known.map_or(0, |known| known.claim.epoch).max(self.floor)
     }

@@ -17,21 +17,21 @@ pub(super) fn at(ms: u64) -> Moment {
     Moment::from_millis(ms)
 }
 
-pub(super) fn rules(priorities: &[u8]) -> Rules {
+pub(super) fn rules(priorities: &[u8]) -> VipRules {
     let candidates = priorities.iter().zip(1..).map(|(priority, n)| Candidate {
         node: id(n),
         priority: *priority,
         unfit: None,
     });
     // Node 9 is a master that is no candidate.
-    Rules { candidates: candidates.collect(), masters: vec![id(9)], ..Rules::default() }
+    VipRules { candidates: candidates.collect(), masters: vec![id(9)], ..VipRules::default() }
 }
 
 /// Node `own` of as many candidates as there are priorities, fit, and not polled yet.
 pub(super) fn node(own: u8, priorities: &[u8]) -> Election {
     let mut one = Election::new(id(own), VIP, at(0));
     one.set_rules(at(0), rules(priorities));
-    one.set_fact(at(0), Fact::Segment, Ok(()));
+    one.set_fact(at(0), EligibilityFact::Segment, Ok(()));
     one.checked(at(0), Ok(()));
     one
 }
@@ -47,7 +47,7 @@ pub(super) fn run(one: &mut Election, from: u64, to: u64) -> Vec<(u64, Action)> 
     all
 }
 
-pub(super) fn events(actions: &[(u64, Action)]) -> Vec<(u64, Event)> {
+pub(super) fn events(actions: &[(u64, Action)]) -> Vec<(u64, VipEvent)> {
     let event = |(ms, action): &(u64, Action)| match action {
         Action::Event(event) => Some((*ms, *event)),
         _ => None,
@@ -76,17 +76,17 @@ pub(super) fn claim(epoch: u64, owner: u8) -> Claim {
     Claim::new(VIP, epoch, 100, id(owner))
 }
 
-pub(super) fn said(known: Option<Known>, heard: Option<u64>, state: CandidateState) -> Message {
+pub(super) fn said(known: Option<HighestClaim>, heard: Option<u64>, state: CandidateState) -> VipMessage {
     let heard = heard.map(Duration::from_millis);
-    Message { vip: VIP, purpose: Purpose::Beat, known, heard, state }
+    VipMessage { vip: VIP, purpose: MessageKind::Beat, known, heard, state }
 }
 
-pub(super) fn held(epoch: u64, owner: u8) -> Option<Known> {
-    Some(Known { claim: claim(epoch, owner), holding: Holding::Held })
+pub(super) fn held(epoch: u64, owner: u8) -> Option<HighestClaim> {
+    Some(HighestClaim { claim: claim(epoch, owner), holding: Holding::Held })
 }
 
 /// A beat of an owner.
-pub(super) fn owner_beat(epoch: u64, owner: u8) -> Message {
+pub(super) fn owner_beat(epoch: u64, owner: u8) -> VipMessage {
     said(held(epoch, owner), Some(0), CandidateState::Fit)
 }
 
@@ -117,7 +117,7 @@ fn the_only_candidate_cleans_up_listens_and_claims() {
     assert!(renewed.windows(2).all(|pair| pair[1] - pair[0] == 500) && renewed.len() == 8, "{renewed:?}");
     assert_eq!(
         events(&done),
-        [(550, Event::Gained { epoch: 1, from: None, cause: Gain::Vacant })],
+        [(550, VipEvent::Gained { epoch: 1, from: None, cause: Gain::Vacant })],
         "one claim, with its cause"
     );
     let refresh = times(&run(&mut one, 5_001, 70_000), &Action::Announce);
@@ -138,7 +138,7 @@ fn who_does_not_hear_all_candidates_listens_for_two_seconds() {
 #[test]
 fn a_later_epoch_begins_above_the_floor() {
     let mut one = node(1, &[100]);
-    one.raise_floor(41);
+    one.set_minimum_epoch(41);
     run(&mut one, 0, 1_000);
     assert_eq!((one.owns(), one.epoch()), (true, 42));
 }
@@ -151,7 +151,7 @@ fn a_silent_owner_is_asked_for_at_110_ms_and_followed_at_160() {
     // The other backup has not heard it any later.
     one.receive(at(1_130), id(3), &said(held(5, 2), Some(130), CandidateState::Fit));
     done = run(&mut one, 1_131, 1_400);
-    let gained = Event::Gained {
+    let gained = VipEvent::Gained {
         epoch: 6,
         from: Some(id(2)),
         cause: Gain::Silent { quiet: Duration::from_millis(160) },
@@ -204,7 +204,7 @@ fn answers_to_probes() {
         let mut claimed = false;
         for ms in 21..1_000 {
             if ms % 20 == 0 {
-                one.seen(at(ms), MAC, member);
+                one.address_sighted(at(ms), MAC, member);
                 if company {
                     one.receive(at(ms), id(9), &said(None, None, CandidateState::Witness));
                 }
@@ -225,10 +225,10 @@ fn answers_to_probes() {
 fn a_stranger_is_named_in_status_and_gone_when_two_questions_went_unanswered() {
     let mut one = node(1, &[100]);
     run(&mut one, 0, 510);
-    one.seen(at(515), MAC, None);
+    one.address_sighted(at(515), MAC, None);
     let mut done = run(&mut one, 516, 600);
     let status = one.status(at(600));
-    assert_eq!(status.state, State::Unavailable);
+    assert_eq!(status.state, OwnershipState::Unavailable);
     assert_eq!(
         status.reason.clone().map(|why| why.to_string()).as_deref(),
         Some("10.91.91.50 answers ARP from MAC aa:bb:cc:00:00:01, which belongs to no member")
@@ -236,7 +236,7 @@ fn a_stranger_is_named_in_status_and_gone_when_two_questions_went_unanswered() {
     assert_eq!(status.reason, Some(Cause::Stranger.into()));
     done.extend(run(&mut one, 601, 4_000));
     let told = events(&done);
-    assert_eq!(told[0], (516, Event::Stranger { mac: MAC, defended: false }));
+    assert_eq!(told[0], (516, VipEvent::Stranger { mac: MAC, defended: false }));
     assert_eq!(told[1].0, 515 + 2_500 + 50);
 }
 
@@ -245,10 +245,10 @@ fn an_owner_defends_once_in_ten_seconds_and_then_yields() {
     for (again, yields) in [(100, false), (1_000, true), (9_900, true), (10_100, false)] {
         let mut one = lonely_owner();
         run(&mut one, 1_001, 20_000);
-        one.seen(at(20_000), MAC, None);
+        one.address_sighted(at(20_000), MAC, None);
         let done = run(&mut one, 20_000, 20_000 + again - 1);
         assert_eq!(times(&done, &Action::Announce).first(), Some(&20_000), "defended");
-        one.seen(at(20_000 + again), MAC, None);
+        one.address_sighted(at(20_000 + again), MAC, None);
         let done = run(&mut one, 20_000 + again, 20_000 + again);
         assert_eq!(!one.owns(), yields, "{again}");
         assert_eq!(times(&done, &Action::Delete).len(), usize::from(yields));
@@ -271,7 +271,7 @@ fn a_higher_claim_ends_an_ownership_and_a_lower_one_is_answered() {
     one.receive(at(10_400), id(9), &owner_beat(2, 9));
     let done = run(&mut one, 10_400, 10_400);
     assert_eq!(done[0].1, Action::Delete, "before anything else");
-    let lost = Event::Lost { epoch: 1, to: Some(id(9)), cause: Loss::Higher };
+    let lost = VipEvent::Lost { epoch: 1, to: Some(id(9)), cause: LossReason::Higher };
     assert!(!one.owns() && events(&done)[0].1 == lost);
 }
 
@@ -308,7 +308,7 @@ fn a_witness_tells_an_owner_that_has_missed_a_higher_claim() {
 fn a_released_claim_is_never_held_again() {
     let mut one = backup(1_000);
     let holding = Holding::Released { why: ReleaseReason::Drain, successor: Some(id(3)) };
-    let released = Some(Known { claim: claim(5, 2), holding });
+    let released = Some(HighestClaim { claim: claim(5, 2), holding });
     one.receive(at(1_000), id(9), &said(released, None, CandidateState::Witness));
     one.receive(at(1_001), id(2), &owner_beat(5, 2));
     assert_eq!(one.holder(), None, "a beat that was overtaken");
@@ -319,7 +319,7 @@ fn a_named_successor_claims_at_once_and_others_wait_for_it() {
     for (successor, claimed) in [(Some(id(1)), 1_000), (Some(id(3)), 1_150), (None, 1_050)] {
         let mut one = backup(990);
         let holding = Holding::Released { why: ReleaseReason::Stop, successor };
-        let released = Some(Known { claim: claim(5, 2), holding });
+        let released = Some(HighestClaim { claim: claim(5, 2), holding });
         one.receive(
             at(1_000),
             id(2),
@@ -349,29 +349,33 @@ fn an_owner_names_the_best_that_is_alive_and_deletes_before_it_speaks() {
     one.stop(at(2_910));
     let done = run(&mut one, 2_910, 2_910);
     assert_eq!(done[0].1, Action::Delete);
-    let lost = Event::Lost { epoch: 1, to: Some(id(2)), cause: Loss::Released(ReleaseReason::Stop) };
+    let lost = VipEvent::Lost { epoch: 1, to: Some(id(2)), cause: LossReason::Released(ReleaseReason::Stop) };
     assert_eq!(events(&done)[0].1, lost, "2 is fit; 4 is silent and 3 only recovering");
-    assert!(!one.is_over(at(2_910)) && one.is_over(at(2_970)));
+    assert!(!one.is_finished(at(2_910)) && one.is_finished(at(2_970)));
 }
 
 #[test]
 fn reasons_to_let_go() {
     type Input = fn(&mut Election, Moment);
     let table: [(ReleaseReason, Input); 6] = [
-        (ReleaseReason::Drain, |one, now| one.set_fact(now, Fact::Draining, Err(Cause::Draining.into()))),
-        (ReleaseReason::Unfit, |one, now| one.set_fact(now, Fact::Link, Err(Cause::LinkDown.into()))),
+        (ReleaseReason::Drain, |one, now| {
+            one.set_fact(now, EligibilityFact::Draining, Err(Cause::Draining.into()))
+        }),
+        (ReleaseReason::Unfit, |one, now| {
+            one.set_fact(now, EligibilityFact::Link, Err(Cause::LinkDown.into()))
+        }),
         (ReleaseReason::Unfit, |one, now| {
             (0..FALL).for_each(|_| one.checked(now, Err(Cause::PortClosed.into())))
         }),
-        (ReleaseReason::Rules, |one, now| one.set_rules(now, Rules::default())),
+        (ReleaseReason::Rules, |one, now| one.set_rules(now, VipRules::default())),
         (ReleaseReason::Stop, |one, now| one.stop(now)),
-        (ReleaseReason::Stall, |one, now| one.late(now, Duration::from_millis(1_500))),
+        (ReleaseReason::Stall, |one, now| one.loop_stalled(now, Duration::from_millis(1_500))),
     ];
     for (why, input) in table {
         let mut one = lonely_owner();
         input(&mut one, at(1_000));
         let done = run(&mut one, 1_000, 1_000);
-        let lost = Event::Lost { epoch: 1, to: None, cause: Loss::Released(why) };
+        let lost = VipEvent::Lost { epoch: 1, to: None, cause: LossReason::Released(why) };
         assert!(!one.owns() && events(&done) == [(1_000, lost)], "{why:?}: {done:?}");
         assert_eq!(times(&done, &Action::Delete), [1_000]);
     }
@@ -395,12 +399,12 @@ fn an_owner_that_slept_drops_the_address_first_and_listens_before_it_claims_agai
 
 #[test]
 fn checks_are_damped() {
-    let mut fitness = Fitness::new();
-    fitness.set(Fact::Segment, Ok(()));
+    let mut fitness = VipEligibility::new();
+    fitness.set(EligibilityFact::Segment, Ok(()));
     let mut check = |outcome: &str| -> Vec<char> {
         let step = |good: char| {
             fitness.checked(if good == '+' { Ok(()) } else { Err(Cause::TimedOut.into()) });
-            match fitness.standing(at(0)) {
+            match fitness.candidate_state(at(0)) {
                 CandidateState::Fit => 'F',
                 CandidateState::Recovering => 'R',
                 _ => 'u',
@@ -414,8 +418,8 @@ fn checks_are_damped() {
 
 #[test]
 fn who_loses_it_three_times_in_five_minutes_is_held_back_for_ever_longer() {
-    let mut fitness = Fitness::new();
-    fitness.set(Fact::Segment, Ok(()));
+    let mut fitness = VipEligibility::new();
+    fitness.set(EligibilityFact::Segment, Ok(()));
     fitness.checked(Ok(()));
     let mut held = Vec::new();
     for n in 0..8 {
@@ -423,9 +427,13 @@ fn who_loses_it_three_times_in_five_minutes_is_held_back_for_ever_longer() {
         held.push(fitness.held_until.since(at(n * 1_000)).as_secs());
     }
     assert_eq!(held, [0, 0, 5, 10, 20, 40, 60, 60]);
-    assert_eq!(fitness.standing(at(8_000)), CandidateState::Recovering, "and claims when nobody else can");
+    assert_eq!(
+        fitness.candidate_state(at(8_000)),
+        CandidateState::Recovering,
+        "and claims when nobody else can"
+    );
     fitness.lost(at(1_000_000));
-    assert_eq!(fitness.standing(at(1_000_000)), CandidateState::Fit, "forgotten");
+    assert_eq!(fitness.candidate_state(at(1_000_000)), CandidateState::Fit, "forgotten");
 }
 
 #[test]
@@ -472,7 +480,7 @@ fn a_move_is_refused_with_the_reason_or_handed_over() {
     }
     one.receive(at(2_110), id(2), &said(None, None, CandidateState::Fit));
     assert_eq!(one.move_to(at(2_110), id(2)), Ok(()));
-    let lost = Event::Lost { epoch: 1, to: Some(id(2)), cause: Loss::Released(ReleaseReason::Move) };
+    let lost = VipEvent::Lost { epoch: 1, to: Some(id(2)), cause: LossReason::Released(ReleaseReason::Move) };
     assert_eq!(events(&run(&mut one, 2_110, 2_110)), [(2_110, lost)]);
 }
 
@@ -498,7 +506,7 @@ fn a_better_one_gets_it_only_with_preempt_and_after_the_delay() {
 #[test]
 fn claims_are_staggered_by_rank() {
     let rules = rules(&[100, 200, 200]);
-    let rank = |node: u8, standing| rules.rank(&id(node), &standing);
+    let rank = |node: u8, candidate_state| rules.rank(&id(node), &candidate_state);
     let mut order = [
         rank(1, CandidateState::Fit),
         rank(2, CandidateState::Recovering),
@@ -519,7 +527,7 @@ fn claims_are_staggered_by_rank() {
     assert_eq!(rank(1, CandidateState::Unfit(Cause::Draining.into())), None);
     // Among equals every VIP prefers another.
     let best = |turn: usize| {
-        let equal = Rules { turn, ..super::tests::rules(&[100, 100, 100]) };
+        let equal = VipRules { turn, ..super::tests::rules(&[100, 100, 100]) };
         (1..=3).min_by_key(|node| equal.rank(&id(*node), &CandidateState::Fit))
     };
     assert_eq!([0, 1, 2, 3].map(best), [Some(1), Some(2), Some(3), Some(1)]);
@@ -528,17 +536,17 @@ fn claims_are_staggered_by_rank() {
 #[test]
 fn more_candidates_than_take_part_are_witnesses() {
     let many: Vec<u8> = (0..30).map(|n| if n < 10 { 50 } else { 100 }).collect();
-    let settled = rules(&many).settled(id(1));
-    assert_eq!(settled.candidates.len(), MAX_CANDIDATES);
-    assert!(settled.candidates.iter().all(|one| one.priority == 100));
-    assert_eq!(settled.witnesses.len(), 30 - MAX_CANDIDATES - 1, "all others but this node");
+    let effective = rules(&many).normalized(id(1));
+    assert_eq!(effective.candidates.len(), MAX_CANDIDATES);
+    assert!(effective.candidates.iter().all(|one| one.priority == 100));
+    assert_eq!(effective.witnesses.len(), 30 - MAX_CANDIDATES - 1, "all others but this node");
 }
 
 #[test]
 fn an_owner_tells_a_large_cluster_at_a_bounded_rate() {
     let mut one = node(1, &[100]);
     let witnesses = (2..=250).map(id).collect();
-    one.set_rules(at(0), Rules { witnesses, ..rules(&[100]) });
+    one.set_rules(at(0), VipRules { witnesses, ..rules(&[100]) });
     run(&mut one, 0, 10_000);
     assert!(one.owns());
     let done = run(&mut one, 10_001, 20_000);
@@ -555,13 +563,13 @@ fn without_a_segment_nothing_is_said_but_questions_are_answered() {
     let mut one = Election::new(id(1), VIP, at(0));
     one.set_rules(at(0), rules(&[100, 100]));
     one.checked(at(0), Ok(()));
-    one.set_fact(at(0), Fact::Segment, Err(Cause::NoSegment.into()));
+    one.set_fact(at(0), EligibilityFact::Segment, Err(Cause::NoSegment.into()));
     let done = run(&mut one, 0, 10_000);
     assert_eq!(done, [(0, Action::Delete)]);
     let status = one.status(at(10_000));
-    assert_eq!(status.state, State::Unavailable);
+    assert_eq!(status.state, OwnershipState::Unavailable);
     assert_eq!(status.reason, Some(Cause::NoSegment.into()));
-    let ask = Message { purpose: Purpose::Ask, ..owner_beat(3, 2) };
+    let ask = VipMessage { purpose: MessageKind::Ask, ..owner_beat(3, 2) };
     one.receive(at(10_000), id(2), &ask);
     assert_eq!(sent(&run(&mut one, 10_000, 10_000), 2), 1);
 }
@@ -571,14 +579,14 @@ fn status_shows_the_owner_first_and_why_others_can_not() {
     let mut one = backup(1_000);
     one.receive(at(1_005), id(3), &said(held(5, 2), Some(0), CandidateState::Unfit(Cause::Draining.into())));
     let status = one.status(at(1_010));
-    assert_eq!((status.state, status.owner, status.epoch), (State::Owned, Some(id(2)), 5));
+    assert_eq!((status.state, status.owner, status.epoch), (OwnershipState::Owned, Some(id(2)), 5));
     let places: Vec<_> = status.candidates.iter().map(|place| (place.node, place.reason.clone())).collect();
     assert_eq!(places, [(id(2), None), (id(1), None), (id(3), Some(Cause::Draining.into()))]);
     let later = one.status(at(7_000));
-    assert_eq!((later.state, later.owner), (State::Unowned, None));
+    assert_eq!((later.state, later.owner), (OwnershipState::Unowned, None));
 }
 
-fn any_known() -> impl Strategy<Value = Option<Known>> {
+fn any_known() -> impl Strategy<Value = Option<HighestClaim>> {
     let holding = prop_oneof![
         Just(Holding::Held),
         (any::<u8>(), proptest::option::of(any::<[u8; 10]>())).prop_map(|(code, node)| {
@@ -586,14 +594,14 @@ fn any_known() -> impl Strategy<Value = Option<Known>> {
         }),
     ];
     proptest::option::of((any::<u64>(), any::<u8>(), any::<[u8; 10]>(), holding).prop_map(
-        |(epoch, priority, owner, holding)| Known {
+        |(epoch, priority, owner, holding)| HighestClaim {
             claim: Claim::new(VIP, epoch, priority, NodeId(owner)),
             holding,
         },
     ))
 }
 
-pub(super) fn any_message() -> impl Strategy<Value = Message> {
+pub(super) fn any_message() -> impl Strategy<Value = VipMessage> {
     let state = prop_oneof![
         Just(CandidateState::Witness),
         Just(CandidateState::Fit),
@@ -605,14 +613,14 @@ pub(super) fn any_message() -> impl Strategy<Value = Message> {
         (5..=255_u8).prop_map(CandidateState::Other),
     ];
     let purpose = prop_oneof![
-        Just(Purpose::Beat),
-        Just(Purpose::Ask),
-        Just(Purpose::Answer),
-        any::<[u8; 10]>().prop_map(|node| Purpose::Move(NodeId(node))),
-        (4..=255_u8).prop_map(Purpose::Other),
+        Just(MessageKind::Beat),
+        Just(MessageKind::Ask),
+        Just(MessageKind::Answer),
+        any::<[u8; 10]>().prop_map(|node| MessageKind::Move(NodeId(node))),
+        (4..=255_u8).prop_map(MessageKind::Other),
     ];
     let heard = proptest::option::of(0_u64..60_000);
-    (purpose, any_known(), heard, state).prop_map(|(purpose, known, heard, state)| Message {
+    (purpose, any_known(), heard, state).prop_map(|(purpose, known, heard, state)| VipMessage {
         vip: VIP,
         purpose,
         known,
@@ -627,7 +635,7 @@ proptest! {
         messages in proptest::collection::vec((0_u8..6, any_message()), 0..60),
     ) {
         let mut one = node(1, &[100, 100, 100]);
-        let mut before: Option<Known> = None;
+        let mut before: Option<HighestClaim> = None;
         for (ms, (from, message)) in (0..).step_by(7).zip(messages) {
             one.receive(at(ms), id(from), &message);
             one.poll(at(ms));

@@ -166,14 +166,14 @@ pub enum Holding {
 
 /// The highest claim that a node knows of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Known {
+pub struct HighestClaim {
     /// The claim.
     pub claim: Claim,
     /// Whether it stands.
     pub holding: Holding,
 }
 
-impl Known {
+impl HighestClaim {
     /// The node that holds the address, as far as is known here.
     pub fn holder(&self) -> Option<NodeId> {
         (self.holding == Holding::Held).then_some(self.claim.owner)
@@ -182,7 +182,7 @@ impl Known {
 
 /// What a message is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
+pub enum MessageKind {
     /// The sender is there.
     Beat,
     /// "How old is the owner's last beat?" It is answered at once, by everyone.
@@ -197,13 +197,13 @@ pub enum Purpose {
 
 /// One message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
+pub struct VipMessage {
     /// The VIP that it is about.
     pub vip: IpAddr,
     /// What it is for.
-    pub purpose: Purpose,
+    pub purpose: MessageKind,
     /// What the sender knows. It holds the address itself when it is the holder of this.
-    pub known: Option<Known>,
+    pub known: Option<HighestClaim>,
     /// How long ago the sender itself heard the holder say so; zero when it is the holder; none: never, or
     /// over a minute ago. Never from hearsay, which would keep a dead owner alive from mouth to mouth.
     pub heard: Option<Duration>,
@@ -212,11 +212,11 @@ pub struct Message {
 }
 
 /// Packs messages for one receiver into as few datagrams as it takes.
-pub fn pack(messages: &[Message]) -> Vec<Vec<u8>> {
+pub fn pack(messages: &[VipMessage]) -> Vec<Vec<u8>> {
     let mut datagrams: Vec<(Vec<u8>, usize)> = Vec::new();
     // None but in a build for tests.
     let later = next_wire::vip_purpose().zip(messages.first());
-    let later = later.map(|(code, first)| Message { purpose: Purpose::Other(code), ..first.clone() });
+    let later = later.map(|(code, first)| VipMessage { purpose: MessageKind::Other(code), ..first.clone() });
     for message in messages.iter().chain(&later) {
         let bytes = message.to_bytes();
         let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes();
@@ -239,7 +239,7 @@ pub fn pack(messages: &[Message]) -> Vec<Vec<u8>> {
 ///
 /// # Errors
 /// The versions of the sender, when there is none in common.
-pub fn unpack(datagram: &[u8]) -> Result<Vec<Message>, VersionError> {
+pub fn unpack(datagram: &[u8]) -> Result<Vec<VipMessage>, VersionError> {
     let [version, oldest, rest @ ..] = datagram else { return Ok(Vec::new()) };
     if *version < OLDEST || *oldest > VERSION {
         return Err(VersionError { version: *version, oldest: *oldest });
@@ -251,7 +251,7 @@ pub fn unpack(datagram: &[u8]) -> Result<Vec<Message>, VersionError> {
         let Some((message, after)) = after.split_at_checked(usize::from(u16::from_be_bytes(*length))) else {
             break;
         };
-        messages.extend(Message::read(message));
+        messages.extend(VipMessage::read(message));
         rest = after;
     }
     Ok(messages)
@@ -287,7 +287,7 @@ const UNFIT: u8 = 4;
 /// The purpose that names a node.
 const MOVE: u8 = 3;
 
-impl Message {
+impl VipMessage {
     fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(64);
         let mut put = |field: u8, value: &[u8]| {
@@ -300,13 +300,13 @@ impl Message {
             IpAddr::V6(ip) => put(field::ADDRESS, &ip.octets()),
         }
         match self.purpose {
-            Purpose::Beat => put(field::PURPOSE, &[0]),
-            Purpose::Ask => put(field::PURPOSE, &[1]),
-            Purpose::Answer => put(field::PURPOSE, &[2]),
-            Purpose::Move(node) => put(field::PURPOSE, &[&[MOVE], node.0.as_slice()].concat()),
-            Purpose::Other(code) => put(field::PURPOSE, &[code]),
+            MessageKind::Beat => put(field::PURPOSE, &[0]),
+            MessageKind::Ask => put(field::PURPOSE, &[1]),
+            MessageKind::Answer => put(field::PURPOSE, &[2]),
+            MessageKind::Move(node) => put(field::PURPOSE, &[&[MOVE], node.0.as_slice()].concat()),
+            MessageKind::Other(code) => put(field::PURPOSE, &[code]),
         }
-        if let Some(Known { claim, holding }) = self.known {
+        if let Some(HighestClaim { claim, holding }) = self.known {
             let epoch = claim.epoch.to_be_bytes();
             put(field::CLAIM, &[epoch.as_slice(), &[claim.priority], &claim.owner.0].concat());
             if let Holding::Released { why, successor } = holding {
@@ -337,18 +337,18 @@ impl Message {
         out
     }
 
-    fn read(bytes: &[u8]) -> Option<Message> {
-        let fields = Fields(bytes);
+    fn read(bytes: &[u8]) -> Option<VipMessage> {
+        let fields = MessageFields(bytes);
         let vip = match fields.get(field::ADDRESS)? {
             bytes if bytes.len() == 4 => IpAddr::from(*bytes.first_chunk::<4>()?),
             bytes => IpAddr::from(*bytes.first_chunk::<16>()?),
         };
         let purpose = match fields.get(field::PURPOSE)?.split_first()? {
-            (0, _) => Purpose::Beat,
-            (1, _) => Purpose::Ask,
-            (2, _) => Purpose::Answer,
-            (&MOVE, node) => Purpose::Move(NodeId(*node.first_chunk()?)),
-            (code, _) => Purpose::Other(*code),
+            (0, _) => MessageKind::Beat,
+            (1, _) => MessageKind::Ask,
+            (2, _) => MessageKind::Answer,
+            (&MOVE, node) => MessageKind::Move(NodeId(*node.first_chunk()?)),
+            (code, _) => MessageKind::Other(*code),
         };
         let known = match fields.get(field::CLAIM) {
             None => None,
@@ -357,7 +357,7 @@ impl Message {
                 let (priority, owner) = value.split_first()?;
                 let owner = NodeId(*owner.first_chunk()?);
                 let claim = Claim::new(vip, u64::from_be_bytes(*epoch), *priority, owner);
-                Some(Known { claim, holding: fields.holding()? })
+                Some(HighestClaim { claim, holding: fields.holding()? })
             }
         };
         let heard = match fields.get(field::HEARD) {
@@ -383,7 +383,7 @@ impl Message {
             }
             code => CandidateState::Other(*code),
         };
-        Some(Message { vip, purpose, known, heard, state })
+        Some(VipMessage { vip, purpose, known, heard, state })
     }
 }
 
@@ -394,9 +394,9 @@ fn printable(text: &[u8]) -> Vec<u8> {
 
 /// The fields of one message. Of a field that comes twice the first counts; what is cut off is not there.
 #[derive(Clone, Copy)]
-struct Fields<'a>(&'a [u8]);
+struct MessageFields<'a>(&'a [u8]);
 
-impl<'a> Fields<'a> {
+impl<'a> MessageFields<'a> {
     fn get(self, wanted: u8) -> Option<&'a [u8]> {
         let mut rest = self.0;
         loop {

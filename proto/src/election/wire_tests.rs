@@ -10,32 +10,32 @@ use super::*;
 /// written all later ones read.
 const GOLDEN: &str = include_str!("../../tests/golden/vip.hex");
 
-fn beat() -> Message {
-    Message { vip: VIP, purpose: Purpose::Beat, known: None, heard: None, state: CandidateState::Fit }
+fn beat() -> VipMessage {
+    VipMessage { vip: VIP, purpose: MessageKind::Beat, known: None, heard: None, state: CandidateState::Fit }
 }
 
 /// What stands in the file, by name.
-fn golden() -> Vec<(String, Message)> {
-    let held = Some(Known { claim: Claim::new(VIP, 7, 100, id(2)), holding: Holding::Held });
+fn golden() -> Vec<(String, VipMessage)> {
+    let held = Some(HighestClaim { claim: Claim::new(VIP, 7, 100, id(2)), holding: Holding::Held });
     let six = "2001:db8::50".parse().unwrap();
-    let claimed_six = Some(Known { claim: Claim::new(six, 7, 100, id(2)), holding: Holding::Held });
+    let claimed_six = Some(HighestClaim { claim: Claim::new(six, 7, 100, id(2)), holding: Holding::Held });
     let heard = Some(Duration::from_millis(1_234));
     let mut all = vec![
-        ("beat-of-an-owner".to_owned(), Message { known: held, heard: Some(Duration::ZERO), ..beat() }),
+        ("beat-of-an-owner".to_owned(), VipMessage { known: held, heard: Some(Duration::ZERO), ..beat() }),
         ("beat-that-knows-nothing".to_owned(), beat()),
-        ("beat-ipv6".to_owned(), Message { vip: six, known: claimed_six, heard, ..beat() }),
-        ("ask".to_owned(), Message { purpose: Purpose::Ask, known: held, heard, ..beat() }),
+        ("beat-ipv6".to_owned(), VipMessage { vip: six, known: claimed_six, heard, ..beat() }),
+        ("ask".to_owned(), VipMessage { purpose: MessageKind::Ask, known: held, heard, ..beat() }),
         (
             "answer-of-a-witness".to_owned(),
-            Message {
-                purpose: Purpose::Answer,
+            VipMessage {
+                purpose: MessageKind::Answer,
                 known: held,
                 heard,
                 state: CandidateState::Witness,
                 ..beat()
             },
         ),
-        ("move".to_owned(), Message { purpose: Purpose::Move(id(3)), ..beat() }),
+        ("move".to_owned(), VipMessage { purpose: MessageKind::Move(id(3)), ..beat() }),
     ];
     for (name, state) in [
         ("recovering", CandidateState::Recovering),
@@ -43,12 +43,13 @@ fn golden() -> Vec<(String, Message)> {
         ("unfit", CandidateState::Unfit(Unfit::new(Unfit::cause_of(None), "no L2 on wg0 (point-to-point)"))),
         ("unfit-with-its-cause", CandidateState::Unfit(Cause::NoSegment.into())),
     ] {
-        all.push((format!("state-{name}"), Message { state, ..beat() }));
+        all.push((format!("state-{name}"), VipMessage { state, ..beat() }));
     }
     for (why, code, _) in ReleaseReason::ALL {
         let successor = (code % 2 == 0).then(|| id(3));
-        let released = Some(Known { claim: claim(7, 2), holding: Holding::Released { why, successor } });
-        all.push((format!("release-{code}"), Message { known: released, ..beat() }));
+        let released =
+            Some(HighestClaim { claim: claim(7, 2), holding: Holding::Released { why, successor } });
+        all.push((format!("release-{code}"), VipMessage { known: released, ..beat() }));
     }
     all
 }
@@ -77,7 +78,7 @@ fn every_message_has_the_bytes_that_it_was_released_with() {
 }
 
 /// A message as a later version may write it: with other fields before, between and behind, and longer ones.
-fn grown(message: &Message, extra: &[(u8, Vec<u8>)], longer: &[u8]) -> Vec<u8> {
+fn grown(message: &VipMessage, extra: &[(u8, Vec<u8>)], longer: &[u8]) -> Vec<u8> {
     let datagram = pack(std::slice::from_ref(message)).concat();
     let mut rest = &datagram[4..];
     let mut out = Vec::new();
@@ -170,8 +171,8 @@ proptest! {
     ) {
         let datagrams = pack(&messages);
         prop_assert!(datagrams.iter().all(|datagram| datagram.len() <= MAX_BYTES));
-        prop_assert!(MAX_BYTES <= crate::link::MAX_BODY);
-        let read: Result<Vec<Vec<Message>>, _> = datagrams.iter().map(|datagram| unpack(datagram)).collect();
+        prop_assert!(MAX_BYTES <= crate::transport::MAX_BODY);
+        let read: Result<Vec<Vec<VipMessage>>, _> = datagrams.iter().map(|datagram| unpack(datagram)).collect();
         prop_assert_eq!(read.map(|read| read.concat()), Ok(messages));
     }
 

@@ -17,11 +17,11 @@ mod write;
 
 use haproxy::Haproxy;
 use keepalived::Keepalived;
-use notes::Account;
+use notes::FileReport;
 
 /// A file that someone has.
 #[derive(Debug, Clone, Copy)]
-pub struct Source<'a> {
+pub struct SourceFile<'a> {
     /// Its name, for messages.
     pub name: &'a str,
     /// What stands in it, whatever that is.
@@ -62,7 +62,7 @@ pub enum MigrateError {
 }
 
 /// What a file is.
-enum Kind {
+enum FileKind {
     Haproxy,
     Keepalived,
 }
@@ -72,15 +72,15 @@ enum Kind {
 ///
 /// # Errors
 /// A file is neither, or two are the same.
-pub fn migrate(sources: &[Source<'_>], node: Option<&Name>) -> Result<Migration, MigrateError> {
+pub fn migrate(sources: &[SourceFile<'_>], node: Option<&Name>) -> Result<Migration, MigrateError> {
     let texts: Vec<(String, String)> =
         sources.iter().map(|one| (tame(one.name), String::from_utf8_lossy(one.bytes).into_owned())).collect();
     let mut haproxy: Option<(&str, &str)> = None;
     let mut keepalived: Option<(&str, &str)> = None;
     for (name, text) in &texts {
         let (place, program) = match kind(text) {
-            Some(Kind::Haproxy) => (&mut haproxy, "haproxy"),
-            Some(Kind::Keepalived) => (&mut keepalived, "keepalived"),
+            Some(FileKind::Haproxy) => (&mut haproxy, "haproxy"),
+            Some(FileKind::Keepalived) => (&mut keepalived, "keepalived"),
             None => return Err(MigrateError::NeitherKind { file: name.clone() }),
         };
         if let Some((other, _)) = place.replace((name, text)) {
@@ -90,19 +90,19 @@ pub fn migrate(sources: &[Source<'_>], node: Option<&Name>) -> Result<Migration,
     }
     let mut accounts = Vec::new();
     let keepalived = keepalived.map(|(name, text)| {
-        let mut account = Account::new(name);
+        let mut account = FileReport::new(name);
         let found = keepalived::read(text, &mut account);
         accounts.push(account);
         found
     });
     let vips: Vec<IpAddr> = keepalived.iter().flat_map(|one| &one.vips).map(|vip| vip.address).collect();
     let haproxy = haproxy.map(|(name, text)| {
-        let mut account = Account::new(name);
+        let mut account = FileReport::new(name);
         let found = haproxy::read(text, &vips, &mut account);
         accounts.insert(0, account);
         found
     });
-    accounts.iter_mut().for_each(Account::sort);
+    accounts.iter_mut().for_each(FileReport::sort);
     Ok(finish(haproxy, keepalived, node, &accounts))
 }
 
@@ -111,15 +111,15 @@ fn finish(
     haproxy: Option<Haproxy>,
     keepalived: Option<Keepalived>,
     node: Option<&Name>,
-    accounts: &[Account],
+    accounts: &[FileReport],
 ) -> Migration {
-    let mut problems: Vec<String> = accounts.iter().flat_map(Account::problems).collect();
+    let mut problems: Vec<String> = accounts.iter().flat_map(FileReport::problems).collect();
     let (haproxy_file, keepalived_file) = match accounts {
         [haproxy, keepalived] => (haproxy.file.as_str(), keepalived.file.as_str()),
         [one] => (one.file.as_str(), one.file.as_str()),
         _ => ("", ""),
     };
-    let writer = write::Writer { haproxy_file, keepalived_file, node };
+    let writer = write::ConfigWriter { haproxy_file, keepalived_file, node };
     let text = writer.write(haproxy, keepalived, accounts);
     if let Err(mistakes) = config::parse(&text) {
         problems.extend(mistakes.iter().map(|mistake| format!("in the result, {mistake}")));
@@ -127,11 +127,11 @@ fn finish(
     Migration { text, problems }
 }
 
-fn kind(text: &str) -> Option<Kind> {
+fn kind(text: &str) -> Option<FileKind> {
     if keepalived::is_ours(text) {
-        Some(Kind::Keepalived)
+        Some(FileKind::Keepalived)
     } else {
-        haproxy::is_ours(text).then_some(Kind::Haproxy)
+        haproxy::is_ours(text).then_some(FileKind::Haproxy)
     }
 }
 

@@ -2,7 +2,7 @@
 
 /// What became of a line, or of a part of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum LineOutcome {
     /// It stands in the file that is written.
     Kept,
     /// It is one of the commands for the whole cluster.
@@ -19,42 +19,42 @@ pub(super) enum Verdict {
     Wrong,
 }
 
-impl Verdict {
+impl LineOutcome {
     /// Every verdict, in the order in which they are counted.
-    pub(super) const ALL: [Verdict; 7] = [
-        Verdict::Kept,
-        Verdict::Set,
-        Verdict::Automatic,
-        Verdict::Needless,
-        Verdict::NotDone,
-        Verdict::Unknown,
-        Verdict::Wrong,
+    pub(super) const ALL: [LineOutcome; 7] = [
+        LineOutcome::Kept,
+        LineOutcome::Set,
+        LineOutcome::Automatic,
+        LineOutcome::Needless,
+        LineOutcome::NotDone,
+        LineOutcome::Unknown,
+        LineOutcome::Wrong,
     ];
 
     /// Its word in the account.
-    pub(super) fn word(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
-            Verdict::Kept => "kept",
-            Verdict::Set => "set",
-            Verdict::Automatic => "automatic",
-            Verdict::Needless => "not needed",
-            Verdict::NotDone => "not supported",
-            Verdict::Unknown => "unknown",
-            Verdict::Wrong => "wrong",
+            LineOutcome::Kept => "kept",
+            LineOutcome::Set => "set",
+            LineOutcome::Automatic => "automatic",
+            LineOutcome::Needless => "not needed",
+            LineOutcome::NotDone => "not supported",
+            LineOutcome::Unknown => "unknown",
+            LineOutcome::Wrong => "wrong",
         }
     }
 
     /// Whether a person has to look at it.
     pub(super) fn is_problem(self) -> bool {
-        matches!(self, Verdict::NotDone | Verdict::Unknown | Verdict::Wrong)
+        matches!(self, LineOutcome::NotDone | LineOutcome::Unknown | LineOutcome::Wrong)
     }
 }
 
 /// A word, or two, with what becomes of lines that begin with them; `*` at its end stands for any end.
-pub(super) type Row = (&'static str, Verdict, &'static str);
+pub(super) type KeywordRow = (&'static str, LineOutcome, &'static str);
 
 /// The row of a line: that of its first two words, or of its first.
-pub(super) fn row<'t>(table: &'t [Row], words: &[String]) -> Option<&'t Row> {
+pub(super) fn row<'t>(table: &'t [KeywordRow], words: &[String]) -> Option<&'t KeywordRow> {
     let first = words.first()?.as_str();
     let second = words.get(1).map_or("", String::as_str);
     let both = |known: &str| known.split_once(' ').is_some_and(|(a, b)| a == first && fits(b, second));
@@ -70,31 +70,31 @@ pub(super) fn fits(known: &str, word: &str) -> bool {
 }
 
 /// What became of one line, or of several that belong together.
-struct Note {
+struct LineNote {
     line: usize,
     last: usize,
     shown: String,
-    verdict: Verdict,
+    verdict: LineOutcome,
     reason: String,
 }
 
 /// What became of all lines of one file.
-pub(super) struct Account {
+pub(super) struct FileReport {
     /// The file's name, for messages.
     pub(super) file: String,
-    notes: Vec<Note>,
+    notes: Vec<LineNote>,
 }
 
 /// Columns of a line.
 const WIDTH: usize = 80;
 
-impl Account {
-    pub(super) fn new(file: &str) -> Account {
-        Account { file: file.to_owned(), notes: Vec::new() }
+impl FileReport {
+    pub(super) fn new(file: &str) -> FileReport {
+        FileReport { file: file.to_owned(), notes: Vec::new() }
     }
 
     /// Notes what became of a line, or of the part of it that is shown.
-    pub(super) fn add(&mut self, line: usize, shown: &str, verdict: Verdict, reason: impl Into<String>) {
+    pub(super) fn add(&mut self, line: usize, shown: &str, verdict: LineOutcome, reason: impl Into<String>) {
         self.range(line, line, shown, verdict, reason);
     }
 
@@ -104,12 +104,12 @@ impl Account {
         line: usize,
         last: usize,
         shown: &str,
-        verdict: Verdict,
+        verdict: LineOutcome,
         reason: impl Into<String>,
     ) {
         // Both may hold what the file holds, and go to terminals.
         let tame = |text: &str| text.replace(char::is_control, "?");
-        self.notes.push(Note { line, last, shown: tame(shown), verdict, reason: tame(&reason.into()) });
+        self.notes.push(LineNote { line, last, shown: tame(shown), verdict, reason: tame(&reason.into()) });
     }
 
     /// Brings what was found out later to its place.
@@ -118,14 +118,14 @@ impl Account {
     }
 
     /// How many notes have this verdict.
-    pub(super) fn count(&self, verdict: Verdict) -> usize {
+    pub(super) fn count(&self, verdict: LineOutcome) -> usize {
         self.notes.iter().filter(|note| note.verdict == verdict).count()
     }
 
     /// What a person has to look at, a line each: file, line, what.
     pub(super) fn problems(&self) -> impl Iterator<Item = String> {
         self.notes.iter().filter(|note| note.verdict.is_problem()).map(|note| {
-            let word = note.verdict.word();
+            let word = note.verdict.as_str();
             format!("{}:{}: {word}: {}: {}", self.file, note.line, cut(&note.shown, WIDTH), note.reason)
         })
     }
@@ -142,7 +142,7 @@ impl Account {
                 more => format!(" (and {more} lines)"),
             };
             let shown = cut(&note.shown, WIDTH - 18 - more.len());
-            text.push_str(&format!("#{number:>5}  {:<9} {shown}{more}\n", note.verdict.word()));
+            text.push_str(&format!("#{number:>5}  {:<9} {shown}{more}\n", note.verdict.as_str()));
             let next = self.notes.get(at + 1);
             if next.is_none_or(|next| (next.verdict, &next.reason) != (note.verdict, &note.reason)) {
                 wrap(text, "#                   ", &note.reason);

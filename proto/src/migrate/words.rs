@@ -5,7 +5,7 @@ const MAX_SHOWN: usize = 200;
 
 /// A line that says something.
 #[derive(Debug, Clone)]
-pub(super) struct Line {
+pub(super) struct WordLine {
     /// Its number, from 1.
     pub(super) number: usize,
     /// Its words, without quotes; at least one.
@@ -14,7 +14,7 @@ pub(super) struct Line {
     pub(super) open: bool,
 }
 
-impl Line {
+impl WordLine {
     /// The word at a place; empty when there is none.
     pub(super) fn word(&self, at: usize) -> &str {
         self.words.get(at).map_or("", String::as_str)
@@ -32,7 +32,7 @@ impl Line {
 }
 
 /// Every line that says something. `extra` begins a comment too where a line begins with it.
-pub(super) fn lines(text: &str, extra: Option<char>) -> Vec<Line> {
+pub(super) fn lines(text: &str, extra: Option<char>) -> Vec<WordLine> {
     let mut lines = Vec::new();
     for (at, text) in text.lines().enumerate() {
         if extra.is_some_and(|extra| text.trim_start().starts_with(extra)) {
@@ -40,7 +40,7 @@ pub(super) fn lines(text: &str, extra: Option<char>) -> Vec<Line> {
         }
         let (words, open) = split(text);
         if !words.is_empty() {
-            lines.push(Line { number: at + 1, words, open });
+            lines.push(WordLine { number: at + 1, words, open });
         }
     }
     lines

@@ -1,8 +1,8 @@
 //! The file that comes out: settings, what is to be done, and the account of every line.
 
-use super::haproxy::{Haproxy, Page, Server, Wished, default_of};
+use super::haproxy::{FoundService, Haproxy, Page, Server, default_of};
 use super::keepalived::{Keepalived, Vip};
-use super::notes::{Account, Verdict, wrap};
+use super::notes::{FileReport, LineOutcome, wrap};
 use crate::config::quoted;
 use crate::node::Name;
 use crate::service::KUBE_API;
@@ -11,7 +11,7 @@ use crate::service::KUBE_API;
 const REMARK: usize = 44;
 
 /// What is known while the file is written.
-pub(super) struct Writer<'a> {
+pub(super) struct ConfigWriter<'a> {
     /// Names of the files, for remarks.
     pub(super) haproxy_file: &'a str,
     pub(super) keepalived_file: &'a str,
@@ -19,13 +19,13 @@ pub(super) struct Writer<'a> {
     pub(super) node: Option<&'a Name>,
 }
 
-impl Writer<'_> {
+impl ConfigWriter<'_> {
     /// Writes it all.
     pub(super) fn write(
         &self,
         haproxy: Option<Haproxy>,
         keepalived: Option<Keepalived>,
-        accounts: &[Account],
+        accounts: &[FileReport],
     ) -> String {
         let haproxy = haproxy.unwrap_or_default();
         let keepalived = keepalived.unwrap_or_default();
@@ -67,7 +67,7 @@ impl Writer<'_> {
         }
     }
 
-    fn service(&self, service: &Wished, text: &mut String) {
+    fn service(&self, service: &FoundService, text: &mut String) {
         let from = |line: usize| place(self.haproxy_file, line);
         let is_default = service.name == KUBE_API;
         let mut lines: Vec<(String, String)> = Vec::new();
@@ -216,20 +216,20 @@ impl Writer<'_> {
 }
 
 /// Whether it stands before the apiservers on a node that can have none: it listens in their place.
-fn is_balancer(service: &Wished) -> bool {
+fn is_balancer(service: &FoundService) -> bool {
     let here = |at: &std::net::SocketAddr| at.ip().is_unspecified() && at.port() == service.port;
     service.name == KUBE_API && service.listen.iter().any(|(at, _)| here(at))
 }
 
 /// What it is, and how the lines went.
-fn head(accounts: &[Account], text: &mut String) {
+fn head(accounts: &[FileReport], text: &mut String) {
     let files: Vec<&str> = accounts.iter().map(|account| account.file.as_str()).collect();
     wrap(text, "# ", &format!("agent.toml, written by \"agent migrate\" from {}.", files.join(" and ")));
-    let counts: Vec<String> = Verdict::ALL
+    let counts: Vec<String> = LineOutcome::ALL
         .iter()
         .map(|verdict| (verdict, accounts.iter().map(|account| account.count(*verdict)).sum::<usize>()))
         .filter(|(_, count)| *count > 0)
-        .map(|(verdict, count)| format!("{count} {}", verdict.word()))
+        .map(|(verdict, count)| format!("{count} {}", verdict.as_str()))
         .collect();
     wrap(text, "# ", &format!("What became of each line is below: {}.", counts.join(", ")));
 }
@@ -277,7 +277,7 @@ fn place(file: &str, line: usize) -> String {
 }
 
 /// Who the servers are: apiservers if there are any, each once.
-fn members(services: &[Wished]) -> Vec<String> {
+fn members(services: &[FoundService]) -> Vec<String> {
     let chosen = services.iter().find(|service| service.name == KUBE_API).or(services.first());
     let servers: &[Server] = chosen.map_or(&[], |service| &service.servers);
     let mut all: Vec<(&str, String)> = Vec::new();

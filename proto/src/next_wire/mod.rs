@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use crate::tlv::Writer;
+use crate::tlv::TlvWriter;
 
 #[cfg(feature = "next-wire")]
 mod grown;
@@ -104,7 +104,7 @@ pub struct RecordTags {
 
 /// Adds to a record: a field, an offer in an unknown state for an unknown cause, and one whose weight is above
 /// this version's highest.
-pub(crate) fn record(out: &mut Writer, tags: &RecordTags, address: Option<&[u8]>) {
+pub(crate) fn record(out: &mut TlvWriter, tags: &RecordTags, address: Option<&[u8]>) {
     let Some(address) = address.filter(|_| ON) else { return };
     let [name, place, weight, readiness, cause] = tags.of_offer;
     out.bytes(LATER, b"a field");

@@ -10,7 +10,7 @@ use crate::service::ServiceName;
 
 /// A setting, as people are told of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Known {
+pub struct SettingInfo {
     /// Its key; words in capitals stand for what is put there.
     pub key: &'static str,
     /// What it does, in a line.
@@ -36,13 +36,13 @@ pub fn secrecy(key: &str) -> Secrecy {
     about(key).map_or(Secrecy::Secret, |(_, known)| known.secrecy)
 }
 
-const fn known(key: &'static str, what: &'static str, default: &'static str) -> Known {
+const fn known(key: &'static str, what: &'static str, default: &'static str) -> SettingInfo {
     // None is secret so far: what is lies in each node's own file, as config::Secret.
-    Known { key, what, default, secrecy: Secrecy::Public }
+    SettingInfo { key, what, default, secrecy: Secrecy::Public }
 }
 
 /// Every setting, in the order in which they are shown.
-pub const KNOWN: &[Known] = &[
+pub const KNOWN: &[SettingInfo] = &[
     known("vip", "virtual IPs, separated by commas", "none"),
     known("vip.ADDRESS.interface", "interface that carries it", "the one whose prefix covers it"),
     known("vip.ADDRESS.label", "label of the address, such as wg0:0", "none"),
@@ -78,20 +78,20 @@ pub const KNOWN: &[Known] = &[
 ///
 /// # Errors
 /// There is no such setting, and what was probably meant.
-pub fn about(text: &str) -> Result<(String, &'static Known), BadSetting> {
-    let key = Key::parse(text)?;
+pub fn about(text: &str) -> Result<(String, &'static SettingInfo), BadSetting> {
+    let key = SettingKey::parse(text)?;
     let pattern = match &key {
-        Key::Vip | Key::HaproxyMetrics => key.to_string(),
+        SettingKey::Vip | SettingKey::HaproxyMetrics => key.to_string(),
         #[cfg(feature = "next-wire")]
-        Key::Next => key.to_string(),
-        Key::OfVip(address, OfVip::Priority(_)) => format!("vip.{address}.priority.NODE"),
-        Key::Service(_, key) => format!("service.NAME.{key}"),
-        Key::Weight(_) => "weight.NODE".to_owned(),
-        Key::Drain(_) => "drain.NODE".to_owned(),
-        Key::OfVip(..) => key.to_string(),
+        SettingKey::Next => key.to_string(),
+        SettingKey::OfVip(address, VipKey::Priority(_)) => format!("vip.{address}.priority.NODE"),
+        SettingKey::Service(_, key) => format!("service.NAME.{key}"),
+        SettingKey::Weight(_) => "weight.NODE".to_owned(),
+        SettingKey::Drain(_) => "drain.NODE".to_owned(),
+        SettingKey::OfVip(..) => key.to_string(),
     };
     let pattern = match &key {
-        Key::OfVip(address, _) => pattern.replacen(&address.to_string(), "ADDRESS", 1),
+        SettingKey::OfVip(address, _) => pattern.replacen(&address.to_string(), "ADDRESS", 1),
         _ => pattern,
     };
     let known = KNOWN.iter().find(|known| known.key == pattern);
@@ -100,7 +100,7 @@ pub fn about(text: &str) -> Result<(String, &'static Known), BadSetting> {
 
 /// What a key of a VIP is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum OfVip {
+pub(super) enum VipKey {
     Interface,
     Label,
     Candidates,
@@ -111,9 +111,9 @@ pub(super) enum OfVip {
 
 /// A key that was understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Key {
+pub(super) enum SettingKey {
     Vip,
-    OfVip(IpAddr, OfVip),
+    OfVip(IpAddr, VipKey),
     Service(ServiceName, &'static str),
     Weight(Name),
     Drain(Name),
@@ -128,48 +128,48 @@ const OF_VIP: [&str; 6] = ["interface", "label", "candidates", "priority", "pree
 /// How keys begin.
 pub(super) const HEADS: [&str; 6] = ["vip", "service", "balance", "weight", "drain", "haproxy-metrics"];
 
-impl fmt::Display for Key {
+impl fmt::Display for SettingKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Key::Vip => f.write_str("vip"),
-            Key::OfVip(address, of) => {
+            SettingKey::Vip => f.write_str("vip"),
+            SettingKey::OfVip(address, of) => {
                 let word = match of {
-                    OfVip::Interface => "interface",
-                    OfVip::Label => "label",
-                    OfVip::Candidates => "candidates",
-                    OfVip::Priority(node) => return write!(f, "vip.{address}.priority.{node}"),
-                    OfVip::Preempt => "preempt",
-                    OfVip::Service => "service",
+                    VipKey::Interface => "interface",
+                    VipKey::Label => "label",
+                    VipKey::Candidates => "candidates",
+                    VipKey::Priority(node) => return write!(f, "vip.{address}.priority.{node}"),
+                    VipKey::Preempt => "preempt",
+                    VipKey::Service => "service",
                 };
                 write!(f, "vip.{address}.{word}")
             }
-            Key::Service(name, key) => write!(f, "service.{name}.{key}"),
-            Key::Weight(node) => write!(f, "weight.{node}"),
-            Key::Drain(node) => write!(f, "drain.{node}"),
-            Key::HaproxyMetrics => f.write_str("haproxy-metrics"),
+            SettingKey::Service(name, key) => write!(f, "service.{name}.{key}"),
+            SettingKey::Weight(node) => write!(f, "weight.{node}"),
+            SettingKey::Drain(node) => write!(f, "drain.{node}"),
+            SettingKey::HaproxyMetrics => f.write_str("haproxy-metrics"),
             #[cfg(feature = "next-wire")]
-            Key::Next => f.write_str("next.example"),
+            SettingKey::Next => f.write_str("next.example"),
         }
     }
 }
 
-impl Key {
+impl SettingKey {
     /// Reads a key as people write it.
-    pub(super) fn parse(text: &str) -> Result<Key, BadSetting> {
+    pub(super) fn parse(text: &str) -> Result<SettingKey, BadSetting> {
         let (head, rest) = text.split_once('.').unwrap_or((text, ""));
         let needs = |what, example: &str| BadSetting::Missing { what, example: example.to_owned() };
         match (head, rest) {
-            ("vip", "") => Ok(Key::Vip),
+            ("vip", "") => Ok(SettingKey::Vip),
             ("vip", rest) => of_vip(rest),
-            ("balance", "") => Ok(Key::Service(ServiceName::kube_api(), "balance")),
-            ("haproxy-metrics", "") => Ok(Key::HaproxyMetrics),
+            ("balance", "") => Ok(SettingKey::Service(ServiceName::kube_api(), "balance")),
+            ("haproxy-metrics", "") => Ok(SettingKey::HaproxyMetrics),
             #[cfg(feature = "next-wire")]
-            ("next", "example") => Ok(Key::Next),
+            ("next", "example") => Ok(SettingKey::Next),
             ("service", "") => Err(needs("the service", "service.ingress.port")),
             ("service", rest) => of_service(rest),
             ("weight" | "drain", "") => Err(needs("the node", &format!("{head}.NODE"))),
-            ("weight", node) => Ok(Key::Weight(name(node)?)),
-            ("drain", node) => Ok(Key::Drain(name(node)?)),
+            ("weight", node) => Ok(SettingKey::Weight(name(node)?)),
+            ("drain", node) => Ok(SettingKey::Drain(name(node)?)),
             _ => Err(unknown("setting", head, &HEADS)),
         }
     }
@@ -190,7 +190,7 @@ fn unknown(what: &'static str, typed: &str, known: &'static [&'static str]) -> B
 }
 
 /// `10.0.0.50.interface`: addresses have points of their own, so the longest beginning that is one counts.
-fn of_vip(rest: &str) -> Result<Key, BadSetting> {
+fn of_vip(rest: &str) -> Result<SettingKey, BadSetting> {
     let ends = rest.match_indices('.').map(|(at, _)| at).chain([rest.len()]);
     let found = ends.filter_map(|at| Some((at, rest[..at].parse::<IpAddr>().ok()?))).next_back();
     let Some((at, address)) = found else {
@@ -199,20 +199,20 @@ fn of_vip(rest: &str) -> Result<Key, BadSetting> {
     };
     let word = rest[at..].trim_start_matches('.');
     let of = match word.split_once('.') {
-        Some(("priority", node)) => OfVip::Priority(name(node)?),
+        Some(("priority", node)) => VipKey::Priority(name(node)?),
         _ => match word {
-            "interface" => OfVip::Interface,
-            "label" => OfVip::Label,
-            "candidates" => OfVip::Candidates,
+            "interface" => VipKey::Interface,
+            "label" => VipKey::Label,
+            "candidates" => VipKey::Candidates,
             "priority" => {
                 return Err(BadSetting::Missing { what: "the node", example: format!("vip.{rest}.NODE") });
             }
-            "preempt" => OfVip::Preempt,
-            "service" => OfVip::Service,
+            "preempt" => VipKey::Preempt,
+            "service" => VipKey::Service,
             other => return Err(unknown("setting of a VIP", other, &OF_VIP)),
         },
     };
-    Ok(Key::OfVip(address.to_canonical(), of))
+    Ok(SettingKey::OfVip(address.to_canonical(), of))
 }
 
 /// The key of who may offer a service, which is no node's own to say.
@@ -232,18 +232,18 @@ const OF_SERVICE: [&str; SHARED_KEYS.len() + 1] = {
 /// Keys that a node's own file has, and that mean nothing for all nodes at once.
 const OWN: [&str; 4] = ["check.address", "check.ca-file", "check.cert-file", "check.key-file"];
 
-fn of_service(rest: &str) -> Result<Key, BadSetting> {
+fn of_service(rest: &str) -> Result<SettingKey, BadSetting> {
     let (service, key) = rest.split_once('.').unwrap_or((rest, ""));
     let service: ServiceName = service.parse()?;
     if key == OFFER {
         if service == ServiceName::kube_api() {
             return Err(BadSetting::KubeApiOffer);
         }
-        return Ok(Key::Service(service, OFFER));
+        return Ok(SettingKey::Service(service, OFFER));
     }
     let key = if key == "check.kind" { "check" } else { key };
     match SHARED_KEYS.iter().find(|known| **known == key) {
-        Some(key) => Ok(Key::Service(service, key)),
+        Some(key) => Ok(SettingKey::Service(service, key)),
         None if key == "weight" => Err(BadSetting::WeightOfService),
         None if OWN.contains(&key) => Err(BadSetting::OwnFile),
         None => Err(unknown("setting of a service", key, &OF_SERVICE)),

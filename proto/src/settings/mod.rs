@@ -22,10 +22,10 @@ mod plan;
 mod tests;
 
 pub use error::BadSetting;
-pub use known::{KNOWN, Known, Secrecy, about, secrecy};
-pub use plan::{Change, member, plan};
+pub use known::{KNOWN, Secrecy, SettingInfo, about, secrecy};
+pub use plan::{SettingChange, member, plan};
 
-use known::{Key, OfVip, shown};
+use known::{SettingKey, VipKey, shown};
 
 /// Most VIPs: each has an election of its own, and all of them travel in one datagram.
 pub const MAX_VIPS: usize = 16;
@@ -126,13 +126,13 @@ pub fn check_vip(text: &str) -> Result<IpAddr, BadSetting> {
 
 /// The keys of a node's own settings, which go with it when it is removed.
 pub fn of_node(name: &Name) -> [String; 2] {
-    [Key::Weight(name.clone()).to_string(), Key::Drain(name.clone()).to_string()]
+    [SettingKey::Weight(name.clone()).to_string(), SettingKey::Drain(name.clone()).to_string()]
 }
 
 /// Collects mistakes.
-struct Found(Vec<Mistake>);
+struct SettingMistakes(Vec<Mistake>);
 
-impl Found {
+impl SettingMistakes {
     fn add(&mut self, key: impl ToString, message: impl fmt::Display) {
         // Parts of it may be what another node wrote, and it goes to logs and terminals.
         let message = message.to_string().replace(char::is_control, "?");
@@ -147,13 +147,13 @@ impl Settings {
     }
 
     fn read(values: &BTreeMap<String, String>) -> (Settings, Vec<Mistake>) {
-        let mut found = Found(Vec::new());
+        let mut found = SettingMistakes(Vec::new());
         let mut settings = Settings::default();
         let mut vips: BTreeMap<IpAddr, VipSettings> = BTreeMap::new();
         let mut services: BTreeMap<ServiceName, Vec<(&str, &str)>> = BTreeMap::new();
         // "vip" stands before all of its own in the order of the keys, so the addresses are known first.
         for (text, value) in values {
-            let key = match Key::parse(text) {
+            let key = match SettingKey::parse(text) {
                 Ok(key) => key,
                 Err(message) => {
                     found.add(shown(text), message);
@@ -162,31 +162,31 @@ impl Settings {
             };
             let value = value.as_str();
             let result = match &key {
-                Key::Vip => addresses(value)
+                SettingKey::Vip => addresses(value)
                     .map(|all| vips.extend(all.into_iter().map(|one| (one, VipSettings::new(one))))),
-                Key::OfVip(address, of) => match vips.get_mut(address) {
+                SettingKey::OfVip(address, of) => match vips.get_mut(address) {
                     Some(vip) => vip.take(of, value),
                     None => Err(BadSetting::NotAVip(*address)),
                 },
-                Key::Service(name, known::OFFER) => offerers(value).map(|who| {
+                SettingKey::Service(name, known::OFFER) => offerers(value).map(|who| {
                     settings.offerers.insert(name.clone(), who);
                 }),
-                Key::Service(name, key) => {
+                SettingKey::Service(name, key) => {
                     services.entry(name.clone()).or_default().push((key, value));
                     Ok(())
                 }
-                Key::Weight(node) => number(value, 0, MAX_WEIGHT).map(|weight| {
+                SettingKey::Weight(node) => number(value, 0, MAX_WEIGHT).map(|weight| {
                     settings.weights.insert(node.clone(), weight);
                 }),
-                Key::Drain(node) => value
+                SettingKey::Drain(node) => value
                     .parse()
                     .map(|ms| {
                         settings.drains.insert(node.clone(), UnixMs(ms));
                     })
                     .map_err(|_| BadSetting::NotATime),
                 #[cfg(feature = "next-wire")]
-                Key::Next => Ok(()),
-                Key::HaproxyMetrics => match value {
+                SettingKey::Next => Ok(()),
+                SettingKey::HaproxyMetrics => match value {
                     "true" | "false" => {
                         settings.haproxy_metrics = value == "true";
                         Ok(())
@@ -245,12 +245,12 @@ fn values(document: &Document) -> BTreeMap<String, String> {
 }
 
 /// The words of a list.
-fn words(text: &str) -> impl Iterator<Item = &str> {
+fn list_items(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|word| !word.is_empty())
 }
 
 fn addresses(text: &str) -> Result<BTreeSet<IpAddr>, BadSetting> {
-    let all = words(text).map(known::vip).collect::<Result<BTreeSet<IpAddr>, BadSetting>>()?;
+    let all = list_items(text).map(known::vip).collect::<Result<BTreeSet<IpAddr>, BadSetting>>()?;
     match all.len() {
         0 => Err(BadSetting::NoAddress),
         1..=MAX_VIPS => Ok(all),
@@ -265,35 +265,35 @@ fn number(text: &str, least: u16, most: u16) -> Result<u16, BadSetting> {
 }
 
 impl VipSettings {
-    fn take(&mut self, of: &OfVip, value: &str) -> Result<(), BadSetting> {
+    fn take(&mut self, of: &VipKey, value: &str) -> Result<(), BadSetting> {
         match of {
-            OfVip::Interface => self.interface = Some(config::check_interface(value)?),
-            OfVip::Label => self.label = Some(label(value)?),
-            OfVip::Candidates => {
+            VipKey::Interface => self.interface = Some(config::check_interface(value)?),
+            VipKey::Label => self.label = Some(label(value)?),
+            VipKey::Candidates => {
                 self.candidates = match value {
                     "masters" => Candidates::Masters,
                     "all" => Candidates::All,
                     _ => Candidates::Names(names(value)?),
                 }
             }
-            OfVip::Priority(node) => {
+            VipKey::Priority(node) => {
                 let priority = number(value, 1, 255)?;
                 self.priorities.insert(node.clone(), u8::try_from(priority).unwrap_or(PRIORITY));
             }
-            OfVip::Preempt if value == "off" => self.preempt = None,
-            OfVip::Preempt => {
+            VipKey::Preempt if value == "off" => self.preempt = None,
+            VipKey::Preempt => {
                 let wait = config::check_duration(value, Duration::ZERO..=MAX_PREEMPT);
                 self.preempt = Some(wait.map_err(BadSetting::Preempt)?);
             }
-            OfVip::Service => self.service = value.parse()?,
+            VipKey::Service => self.service = value.parse()?,
         }
         Ok(())
     }
 
     /// What does not fit together.
-    fn check(&self, found: &mut Found) {
+    fn check(&self, found: &mut SettingMistakes) {
         let Some(label) = &self.label else { return };
-        let key = Key::OfVip(self.address, OfVip::Label);
+        let key = SettingKey::OfVip(self.address, VipKey::Label);
         if self.address.is_ipv6() {
             found.add(&key, "IPv6 addresses have no labels; unset it");
         } else if let Some(interface) = &self.interface
@@ -315,7 +315,7 @@ fn offerers(value: &str) -> Result<Offerers, BadSetting> {
 
 fn names(value: &str) -> Result<BTreeSet<Name>, BadSetting> {
     let all: BTreeSet<Name> =
-        words(value).map(|word| word.parse().map_err(BadSetting::Name)).collect::<Result<_, _>>()?;
+        list_items(value).map(|word| word.parse().map_err(BadSetting::Name)).collect::<Result<_, _>>()?;
     if all.is_empty() { Err(BadSetting::Nobody) } else { Ok(all) }
 }
 

@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::error::BadSetting;
-use super::known::{HEADS, Key, OFFER, OfVip, shown};
-use super::{Found, MAX_VALUE, Settings, addresses, names, values, words};
+use super::known::{HEADS, OFFER, SettingKey, VipKey, shown};
+use super::{MAX_VALUE, SettingMistakes, Settings, addresses, list_items, names, values};
 use crate::cluster::Document;
 use crate::config::{Mistake, nearest};
 use crate::node::Name;
 
 /// What becomes of one setting.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Change {
+pub struct SettingChange {
     /// Its key, written as in the document.
     pub key: String,
     /// What it was; none: it was not set.
@@ -27,11 +27,14 @@ pub struct Change {
 ///
 /// # Errors
 /// Everything that is wrong; nothing may then be changed.
-pub fn plan(document: &Document, wishes: &[(String, Option<String>)]) -> Result<Vec<Change>, Vec<Mistake>> {
+pub fn plan(
+    document: &Document,
+    wishes: &[(String, Option<String>)],
+) -> Result<Vec<SettingChange>, Vec<Mistake>> {
     let before = values(document);
     let mut after = before.clone();
     let mut touched = BTreeSet::new();
-    let mut found = Found(Vec::new());
+    let mut found = SettingMistakes(Vec::new());
     for (text, value) in wishes {
         let result = match value {
             Some(value) => set(document, text, value.trim()).map(|(key, value)| {
@@ -66,7 +69,7 @@ pub fn plan(document: &Document, wishes: &[(String, Option<String>)]) -> Result<
     }
     let change = |key: String| {
         let (old, new) = (before.get(&key).cloned(), after.get(&key).cloned());
-        Change { key, old, new }
+        SettingChange { key, old, new }
     };
     Ok(touched.into_iter().map(change).collect())
 }
@@ -76,14 +79,18 @@ fn set(document: &Document, text: &str, value: &str) -> Result<(String, String),
     if value.len() > MAX_VALUE {
         return Err(BadSetting::TooLong(value.len()));
     }
-    let key = with_member(document, Key::parse(text)?)?;
+    let key = with_member(document, SettingKey::parse(text)?)?;
     let value = match &key {
-        Key::Vip => {
+        SettingKey::Vip => {
             let all = addresses(value)?;
             all.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",")
         }
-        Key::OfVip(_, OfVip::Candidates) if value != "masters" && value != "all" => named(document, value)?,
-        Key::Service(_, OFFER) if !matches!(value, "masters" | "workers" | "all") => named(document, value)?,
+        SettingKey::OfVip(_, VipKey::Candidates) if value != "masters" && value != "all" => {
+            named(document, value)?
+        }
+        SettingKey::Service(_, OFFER) if !matches!(value, "masters" | "workers" | "all") => {
+            named(document, value)?
+        }
         _ => value.to_owned(),
     };
     Ok((key.to_string(), value))
@@ -92,18 +99,18 @@ fn set(document: &Document, text: &str, value: &str) -> Result<(String, String),
 /// A list of members, as the document calls them.
 fn named(document: &Document, value: &str) -> Result<String, BadSetting> {
     names(value)?;
-    let named = words(value).map(|word| member(document, word).map(|name| name.to_string()));
+    let named = list_items(value).map(|word| member(document, word).map(|name| name.to_string()));
     let named = named.collect::<Result<BTreeSet<String>, BadSetting>>()?;
     Ok(named.into_iter().collect::<Vec<_>>().join(","))
 }
 
 /// The key with its node as the document calls it.
-fn with_member(document: &Document, key: Key) -> Result<Key, BadSetting> {
+fn with_member(document: &Document, key: SettingKey) -> Result<SettingKey, BadSetting> {
     Ok(match key {
-        Key::Weight(node) => Key::Weight(member(document, node.as_str())?),
-        Key::Drain(node) => Key::Drain(member(document, node.as_str())?),
-        Key::OfVip(address, OfVip::Priority(node)) => {
-            Key::OfVip(address, OfVip::Priority(member(document, node.as_str())?))
+        SettingKey::Weight(node) => SettingKey::Weight(member(document, node.as_str())?),
+        SettingKey::Drain(node) => SettingKey::Drain(member(document, node.as_str())?),
+        SettingKey::OfVip(address, VipKey::Priority(node)) => {
+            SettingKey::OfVip(address, VipKey::Priority(member(document, node.as_str())?))
         }
         other => other,
     })
@@ -142,7 +149,7 @@ fn unset(
     before: &BTreeMap<String, String>,
 ) -> Result<Vec<String>, BadSetting> {
     // A node that was removed, and a key of a later version, are taken as they are written.
-    let parsed = Key::parse(text);
+    let parsed = SettingKey::parse(text);
     let wanted = match parsed.clone().map(|key| with_member(document, key.clone()).unwrap_or(key)) {
         Ok(key) => key.to_string(),
         Err(_) => text.to_owned(),

@@ -33,7 +33,7 @@ fn wishes(texts: &[&str]) -> Vec<(String, Option<String>)> {
     texts.iter().map(split).collect()
 }
 
-fn planned(document: &Document, texts: &[&str]) -> Result<Vec<Change>, Vec<String>> {
+fn planned(document: &Document, texts: &[&str]) -> Result<Vec<SettingChange>, Vec<String>> {
     plan(document, &wishes(texts)).map_err(|all| all.iter().map(Mistake::to_string).collect())
 }
 
@@ -140,7 +140,10 @@ fn what_is_wrong_is_refused_with_what_would_be_right() {
         (&["vip.wg0=1"], "vip.wg0: the address is missing; write vip.10.0.0.50.interface"),
         (&["vip=10.0.0.9", "vip.10.0.0.9.interface=a/b"], "is not an interface name"),
         (&["vip=10.0.0.9", "vip.10.0.0.9.label=wg0:0123456789ab"], "is not a label"),
-        (&["vip=10.0.0.9", "vip.10.0.0.9.label=b:0", "vip.10.0.0.9.interface=wg0"], "must begin with its interface, such as wg0:0"),
+        (
+            &["vip=10.0.0.9", "vip.10.0.0.9.label=b:0", "vip.10.0.0.9.interface=wg0"],
+            "must begin with its interface, such as wg0:0",
+        ),
         (&["vip=fd00::9", "vip.fd00::9.label=wg0:0"], "IPv6 addresses have no labels"),
         (&["vip=10.0.0.9", "vip.10.0.0.9.candidates=m1,m9"], "there is no member \"m9\", did you mean m"),
         (&["vip=10.0.0.9", "vip.10.0.0.9.candidates="], "empty; use masters, all"),
@@ -183,7 +186,7 @@ fn a_change_says_what_was() {
     let id = key(2).id().to_string();
     let changes =
         planned(&document, &["balance=nearest", &format!("weight.{id}=60"), "haproxy-metrics=true"]);
-    let change = |key: &str, old: Option<&str>, new: Option<&str>| Change {
+    let change = |key: &str, old: Option<&str>, new: Option<&str>| SettingChange {
         key: key.to_owned(),
         old: old.map(str::to_owned),
         new: new.map(str::to_owned),
@@ -199,7 +202,7 @@ fn a_change_says_what_was() {
 
 #[test]
 fn what_belongs_together_goes_together() {
-    let keys = |changes: Vec<Change>| {
+    let keys = |changes: Vec<SettingChange>| {
         assert!(changes.iter().all(|change| change.new.is_none() || change.key == "vip"), "{changes:?}");
         changes.into_iter().map(|change| change.key).collect::<Vec<_>>()
     };
@@ -241,7 +244,7 @@ fn what_a_later_version_wrote_is_reported_and_hinders_nobody() {
 fn every_setting_that_is_told_of_is_one() {
     for known in KNOWN {
         let key = known.key.replace("ADDRESS", "10.0.0.1").replace("NAME", "web").replace("NODE", "m1");
-        let parsed = Key::parse(&key).unwrap_or_else(|error| panic!("{key}: {error}"));
+        let parsed = SettingKey::parse(&key).unwrap_or_else(|error| panic!("{key}: {error}"));
         assert!(parsed.to_string() == key || key == "balance", "{key} reads as {parsed}");
         let (_, told) = about(&key).unwrap_or_else(|error| panic!("{key}: {error}"));
         assert!(*told == *known || key == "balance", "{key} is told of as {}", told.key);

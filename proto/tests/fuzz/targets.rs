@@ -3,21 +3,21 @@
 
 use std::sync::LazyLock;
 
-use proto::arp::{Arp, Mac};
+use proto::arp::{ArpPacket, Mac};
+use proto::client_hello::{ClientHello, inspect};
 use proto::cluster::Document;
 use proto::config::{self, Config};
 use proto::control::{Request, Response};
 use proto::election::wire;
-use proto::exchange::{FromJoining, FromMember, Received, ToJoining, ToMember, decode, encode};
-use proto::hello::{Flight, inspect};
 use proto::invite::{Invite, PREFIX, parse_pin};
-use proto::link::{Frame, Header};
-use proto::migrate::{Source, migrate};
+use proto::migrate::{SourceFile, migrate};
 use proto::node::{Name, NodeId, PublicKey};
-use proto::pulse::Saying;
+use proto::pulse::PulseStatus;
 use proto::record::NodeRecord;
+use proto::rpc::{FromJoining, FromMember, Received, ToJoining, ToMember, decode, encode};
 use proto::settings::{self, Settings};
 use proto::signed_record::{RecordVersion, SignedRecord};
+use proto::transport::{DatagramFrame, DatagramHeader};
 
 /// One of them.
 type Target = fn(&[u8]);
@@ -55,16 +55,16 @@ pub(crate) fn run(name: &str, bytes: &[u8]) {
 
 /// A datagram as it comes, sealed.
 fn datagram(bytes: &[u8]) {
-    if let Some((header, rest)) = Header::parse(bytes) {
+    if let Some((header, rest)) = DatagramHeader::parse(bytes) {
         assert_eq!([header.to_bytes().as_slice(), rest].concat(), bytes);
     }
 }
 
 /// What is in a datagram.
 fn frames(bytes: &[u8]) {
-    for frame in Frame::all(bytes) {
+    for frame in DatagramFrame::all(bytes) {
         let written = frame.to_bytes();
-        assert!(written.is_empty() || Frame::all(&written).eq([frame]), "{frame:?}");
+        assert!(written.is_empty() || DatagramFrame::all(&written).eq([frame]), "{frame:?}");
     }
 }
 
@@ -117,8 +117,8 @@ fn vip(bytes: &[u8]) {
 
 /// What a pulse carries.
 fn pulse(bytes: &[u8]) {
-    if let Some(saying) = Saying::from_bytes(bytes) {
-        assert_eq!(Saying::from_bytes(&saying.to_bytes()), Some(saying));
+    if let Some(pulse_status) = PulseStatus::from_bytes(bytes) {
+        assert_eq!(PulseStatus::from_bytes(&pulse_status.to_bytes()), Some(pulse_status));
     }
 }
 
@@ -185,7 +185,7 @@ fn keepalived(bytes: &[u8]) {
 }
 
 fn migrated(name: &str, bytes: &[u8]) {
-    if let Ok(migration) = migrate(&[Source { name, bytes }], None) {
+    if let Ok(migration) = migrate(&[SourceFile { name, bytes }], None) {
         let told = migration.problems.iter().any(|problem| problem.starts_with("what is written"));
         assert!(told != config::parse(&migration.text).is_ok(), "{}", migration.text);
     }
@@ -193,17 +193,17 @@ fn migrated(name: &str, bytes: &[u8]) {
 
 /// The first bytes of a client. A whole hello is one from its first byte on.
 fn client_hello(bytes: &[u8]) {
-    if inspect(bytes) == Flight::Hello {
+    if inspect(bytes) == ClientHello::Hello {
         let beginnings = [0, 1, bytes.len() / 2, bytes.len() - 1];
-        assert!(beginnings.iter().all(|end| inspect(&bytes[..*end]) == Flight::Partial));
+        assert!(beginnings.iter().all(|end| inspect(&bytes[..*end]) == ClientHello::Partial));
     }
 }
 
 /// Frames of ARP and of IPv6's neighbour discovery.
 fn segment(bytes: &[u8]) {
-    if let Some(arp) = Arp::parse(bytes) {
+    if let Some(arp) = ArpPacket::parse(bytes) {
         arp.claim();
-        assert_eq!(Arp::parse(&arp.to_frame(Mac([1; 6]))), Some(arp));
+        assert_eq!(ArpPacket::parse(&arp.to_frame(Mac([1; 6]))), Some(arp));
     }
     let _ = proto::ndp::parse(bytes);
     // The same with a right checksum (RFC 4443, section 2.3), which stands at 56.
@@ -244,7 +244,7 @@ fn words(bytes: &[u8]) {
     shown::<proto::service::ServiceName, _>(&text);
     shown::<proto::service::Expect, _>(&text);
     let _ = proto::time::parse_duration(&text);
-    let _ = config::Webhook::parse(&text);
+    let _ = config::WebhookConfig::parse(&text);
     let _ = config::check_path(&text);
     let _ = config::check_interface(&text);
     let _ = config::check_address(&text);

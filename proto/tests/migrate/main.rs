@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use proto::config::{self, Config};
-use proto::migrate::{MigrateError, Migration, Source, migrate};
+use proto::migrate::{MigrateError, Migration, SourceFile, migrate};
 
 fn dir(sample: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/migrate").join(sample)
@@ -17,7 +17,7 @@ fn run(sample: &str, node: Option<&str>) -> Migration {
     let files = ["haproxy.cfg", "keepalived.conf"];
     let read = |name: &&'static str| Some((*name, std::fs::read(dir(sample).join(name)).ok()?));
     let files: Vec<_> = files.iter().filter_map(read).collect();
-    let sources: Vec<_> = files.iter().map(|(name, bytes)| Source { name, bytes }).collect();
+    let sources: Vec<_> = files.iter().map(|(name, bytes)| SourceFile { name, bytes }).collect();
     migrate(&sources, node.map(|name| name.parse().unwrap()).as_ref()).unwrap()
 }
 
@@ -56,7 +56,7 @@ fn the_files_of_kubeadm_s_handbook_become_a_listener_and_a_virtual_ip() {
     let made = golden("kubeadm", Some("m1"));
     let service = &parsed(&made).services[0];
     assert_eq!(service.listen, ["0.0.0.0:8443".parse().unwrap()]);
-    assert_eq!((service.balance.word(), service.access_log, service.port), ("round-robin", true, 6443));
+    assert_eq!((service.balance.as_str(), service.access_log, service.port), ("round-robin", true, 6443));
     for command in ["vip=192.168.1.10 ", "priority.m1=101 ", "preempt=0s "] {
         assert!(made.text.contains(command), "{command}");
     }
@@ -68,7 +68,7 @@ fn two_balancers_of_rke2_with_their_page_become_services_and_settings() {
     let config = parsed(&made);
     let names: Vec<_> = config.services.iter().map(|one| (one.name.as_str(), one.port)).collect();
     assert_eq!(names, [("kube-api", 6443), ("rke2-join", 9345)]);
-    assert_eq!(config.services[1].check.kind.word(), "https");
+    assert_eq!(config.services[1].check.kind.as_str(), "https");
     assert_eq!(config.services[0].listen.len(), 2);
     assert!(made.text.contains("agent set vip.10.20.0.100.candidates=all "));
     assert!(config.web.login.is_some() && config.web.haproxy_metrics);
@@ -117,7 +117,7 @@ fn what_a_shell_would_run_is_in_no_command() {
         ["10.0.0.50 dev $(id) label $(id):0", "10.0.0.50 dev eth0 label eth0;id", "10.0.0.50 dev a;id"]
     {
         let text = format!("vrrp_instance x {{\n virtual_ipaddress {{\n {entry}\n }}\n}}\n");
-        let made = migrate(&[Source { name: "x", bytes: text.as_bytes() }], None).unwrap();
+        let made = migrate(&[SourceFile { name: "x", bytes: text.as_bytes() }], None).unwrap();
         let commands: Vec<&str> =
             made.text.lines().filter(|line| line.starts_with("#   agent set")).collect();
         assert!(!commands.is_empty() && !commands.iter().any(|line| line.contains("id")), "{commands:?}");
@@ -127,10 +127,11 @@ fn what_a_shell_would_run_is_in_no_command() {
 
 #[test]
 fn a_file_of_neither_is_refused_and_so_are_two_of_one() {
-    let one = |bytes: &[u8]| migrate(&[Source { name: "x", bytes }], None);
+    let one = |bytes: &[u8]| migrate(&[SourceFile { name: "x", bytes }], None);
     assert_eq!(one(b""), Err(MigrateError::NeitherKind { file: "x".to_owned() }));
     assert!(one(b"name = \"m1\"\n").is_err());
-    let twice = [Source { name: "a", bytes: b"global\n" }, Source { name: "b", bytes: b"defaults\n" }];
+    let twice =
+        [SourceFile { name: "a", bytes: b"global\n" }, SourceFile { name: "b", bytes: b"defaults\n" }];
     let [first, second] = ["a", "b"].map(str::to_owned);
     assert_eq!(migrate(&twice, None), Err(MigrateError::SameKind { first, second, program: "haproxy" }));
 }
@@ -162,7 +163,7 @@ proptest! {
     fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         for head in ["listen api\n", "vrrp_instance x {\n", ""] {
             let bytes = [head.as_bytes(), &bytes].concat();
-            let _ = migrate(&[Source { name: "x", bytes: &bytes }], None);
+            let _ = migrate(&[SourceFile { name: "x", bytes: &bytes }], None);
         }
     }
 
@@ -170,7 +171,7 @@ proptest! {
     fn what_is_written_is_taken_or_told(words in prop::collection::vec(word(), 0..120), head in 0..3_usize) {
         let head = ["listen api\nbind 127.0.0.1:1\nserver a 10.0.0.1:6443\n", "vrrp_instance x {\n", "defaults\n"][head];
         let text = format!("{head}{}", words.join(" "));
-        if let Ok(made) = migrate(&[Source { name: "x", bytes: text.as_bytes() }], None) {
+        if let Ok(made) = migrate(&[SourceFile { name: "x", bytes: text.as_bytes() }], None) {
             let told = made.problems.iter().any(|problem| problem.starts_with("what is written"));
             prop_assert!(told != config::parse(&made.text).is_ok(), "{}", made.text);
             prop_assert!(!made.text.chars().any(|c| c.is_control() && c != '\n'));
@@ -181,7 +182,7 @@ proptest! {
 #[test]
 fn deep_and_long_files_are_read_to_their_end() {
     let deep = "vrrp_instance x {\n".repeat(50_000);
-    assert!(migrate(&[Source { name: "x", bytes: deep.as_bytes() }], None).is_ok());
+    assert!(migrate(&[SourceFile { name: "x", bytes: deep.as_bytes() }], None).is_ok());
     let long = format!("listen api\n{}", "server a 10.0.0.1:6443 check weight 1\n".repeat(20_000));
-    assert!(migrate(&[Source { name: "x", bytes: long.as_bytes() }], None).is_ok());
+    assert!(migrate(&[SourceFile { name: "x", bytes: long.as_bytes() }], None).is_ok());
 }

@@ -5,8 +5,8 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-use proto::path::{Evidence, Path, Reach};
-use proto::pulse::{Hearing, Pulse};
+use proto::path::{BackendPath, Evidence, Reachability};
+use proto::pulse::{Liveness, PeerPulse};
 use proto::time::{Moment, UnixMs};
 
 /// SplitMix64: small, seeded, good enough to lose packets by.
@@ -50,12 +50,12 @@ pub(crate) struct Outcome {
 /// 40 ms; from `cut` on nothing passes. Times in milliseconds.
 pub(crate) fn run(seed: u64, interval: Duration, loss: u64, length_ms: u64, cut: u64) -> Outcome {
     let mut dice = Dice(seed);
-    let mut pulse = Pulse::new(Moment::ZERO, interval, dice.next());
-    let mut path = Path::new(UnixMs(0));
+    let mut pulse = PeerPulse::new(Moment::ZERO, interval, dice.next());
+    let mut path = BackendPath::new(UnixMs(0));
     let mut events: BinaryHeap<Reverse<(u64, Event)>> = BinaryHeap::new();
     let mut outcome = Outcome::default();
-    let mut hearing = Hearing::Unknown;
-    let mut before = Reach::Up;
+    let mut liveness = Liveness::Unknown;
+    let mut before = Reachability::Up;
     let mut ms = 0;
     while ms < length_ms {
         let now = Moment::from_millis(ms);
@@ -77,9 +77,9 @@ pub(crate) fn run(seed: u64, interval: Duration, loss: u64, length_ms: u64, cut:
             let delay = dice.between(1, 40) + dice.between(1, 40);
             events.push(Reverse((ms + delay, Event::Answer(number))));
         }
-        let heard = pulse.hearing(now);
-        if heard != hearing {
-            hearing = heard;
+        let heard = pulse.liveness(now);
+        if heard != liveness {
+            liveness = heard;
             news.push(Evidence::Hearing(heard));
         }
         for evidence in news {
@@ -100,9 +100,9 @@ pub(crate) fn run(seed: u64, interval: Duration, loss: u64, length_ms: u64, cut:
         if path.reach() != before {
             before = path.reach();
             match before {
-                Reach::Suspect => outcome.suspicions += 1,
-                Reach::Down => outcome.downs.push(ms),
-                Reach::Up => {}
+                Reachability::Suspect => outcome.suspicions += 1,
+                Reachability::Down => outcome.downs.push(ms),
+                Reachability::Up => {}
             }
         }
         ms += 5;

@@ -21,7 +21,7 @@ use crate::vip::{ADDRESS, vip};
 use crate::wait::eventually;
 
 /// The link's port.
-pub const PORT: u16 = proto::link::PORT;
+pub const PORT: u16 = proto::transport::PORT;
 
 /// The masters, which are also the nodes of their names.
 pub const MASTERS: [&str; 3] = ["n0", "n1", "n2"];

@@ -11,8 +11,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use proto::link::{Frame, Header, MAX_DATAGRAM};
 use proto::node::{NodeId, PublicKey};
+use proto::transport::{DatagramFrame, DatagramHeader, MAX_DATAGRAM};
 
 use super::identity::random;
 use crate::lab::Node;
@@ -60,7 +60,7 @@ impl Line {
     /// # Errors
     /// The port is taken.
     pub fn open(node: &Node, seed: [u8; 32], gossip_key: [u8; 32], peers: &[Peer]) -> Result<Line> {
-        let at = SocketAddr::new(node.mesh_ip(), proto::link::PORT);
+        let at = SocketAddr::new(node.mesh_ip(), proto::transport::PORT);
         let socket = node.inside(|| Ok(UdpSocket::bind(at)?))?;
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
         let speaker = Speaker::new(seed, gossip_key, u64::from_be_bytes(random()))?;
@@ -88,7 +88,7 @@ impl Line {
     ///
     /// # Errors
     /// It is no peer, or the kernel refuses.
-    pub fn send(&self, to: &NodeId, frames: &[Frame<'_>]) -> Result<()> {
+    pub fn send(&self, to: &NodeId, frames: &[DatagramFrame<'_>]) -> Result<()> {
         let mut plaintext = Vec::new();
         for frame in frames {
             ensure!(frame.put(&mut plaintext), "a frame that does not fit into a datagram");
@@ -104,11 +104,12 @@ impl Line {
     pub fn prove(&self, to: &NodeId) -> Result<()> {
         lock(&self.shared.heard).clear();
         eventually("a pulse is answered", SOON, || {
-            self.send(to, &[Frame::Pulse(1)])?;
+            self.send(to, &[DatagramFrame::Pulse(1)])?;
             std::thread::sleep(Duration::from_millis(50));
             let heard = lock(&self.shared.heard);
             let answered = heard.iter().any(|(from, frames)| {
-                from == to && Frame::all(frames).any(|frame| matches!(frame, Frame::Answer(1, _)))
+                from == to
+                    && DatagramFrame::all(frames).any(|frame| matches!(frame, DatagramFrame::Answer(1, _)))
             });
             ensure!(answered, "none of {} datagrams is the answer", heard.len());
             Ok(())
@@ -148,13 +149,13 @@ impl Shared {
     }
 
     fn take(&self, datagram: &[u8]) {
-        let Some((header, _)) = Header::parse(datagram) else { return };
+        let Some((header, _)) = DatagramHeader::parse(datagram) else { return };
         let Some(peer) = self.peers.get(&header.sender) else { return };
         let opened = lock(&self.speaker).open(&peer.key, datagram);
         let Ok(Some(frames)) = opened else { return };
-        for frame in Frame::all(&frames) {
-            if let Frame::Challenge(number) = frame {
-                let _ = self.send(&header.sender, &Frame::Echo(number).to_bytes());
+        for frame in DatagramFrame::all(&frames) {
+            if let DatagramFrame::Challenge(number) = frame {
+                let _ = self.send(&header.sender, &DatagramFrame::Echo(number).to_bytes());
             }
         }
         let mut heard = lock(&self.heard);

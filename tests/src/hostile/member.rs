@@ -2,10 +2,10 @@
 
 use anyhow::{Context, Result};
 use proto::cluster::{Document, Replica};
-use proto::exchange::{ALPN_MEMBER, FromMember, ToMember};
-use proto::link::{Frame, KeyRing, MAX_BODY};
 use proto::node::NodeId;
+use proto::rpc::{ALPN_MEMBER, FromMember, ToMember};
 use proto::signed_record::{RecordVersion, SignedRecord};
+use proto::transport::{DatagramFrame, KeyRing, MAX_BODY};
 
 use super::cluster::{Cluster, HONEST};
 use super::datagram::{Line, Peer};
@@ -114,7 +114,7 @@ impl Hostile {
         let mut sent = 0;
         for node in 0..self.targets.len() {
             if message.len() <= MAX_BODY {
-                self.line.send(&self.id_of(node), &[Frame::Gossip(message)])?;
+                self.line.send(&self.id_of(node), &[DatagramFrame::Gossip(message)])?;
             }
             // The same by the other way, where nothing is too large. It may be refused.
             if let Ok(mut connection) = self.dial(node) {
@@ -140,7 +140,7 @@ impl Hostile {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn forge(&self, speaker: &mut Speaker, node: usize, frames: &[Frame<'_>]) -> Result<()> {
+    pub fn forge(&self, speaker: &mut Speaker, node: usize, frames: &[DatagramFrame<'_>]) -> Result<()> {
         let peer = self.targets[node];
         let datagram = speaker.seal(&peer.key, frames)?;
         self.line.send_raw(peer.at, &datagram)

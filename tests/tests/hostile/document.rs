@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use proto::cluster::{Admitted, Document, Replica, SealedDocument};
-use proto::exchange::{ALPN_JOIN, Addresses, FromJoining, FromMember, Snapshot, ToJoining, ToMember};
 use proto::invite::code_of;
 use proto::node::{NodeId, PublicKey, Role};
+use proto::rpc::{ALPN_JOIN, Addresses, FromJoining, FromMember, SyncSnapshot, ToJoining, ToMember};
 use proto::time::UnixMs;
 use tests::hostile::cluster::row;
 use tests::hostile::member::everyone;
@@ -33,7 +33,7 @@ fn offer(hostile: &Hostile, document: &Document) -> u64 {
             let keys = hostile.ring.keys().to_vec();
             let document = Some(document.clone());
             let request =
-                FromMember::Sync(Box::new(Snapshot { document, keys, addresses: Addresses::new() }));
+                FromMember::Sync(Box::new(SyncSnapshot { document, keys, addresses: Addresses::new() }));
             // Refused or not: what counts is what becomes of it.
             if let Ok(mut connection) = hostile.dial(node) {
                 let _ = connection.send(&request);
@@ -173,7 +173,8 @@ fn addresses_without_number_hold_nobody_up() -> Result<()> {
         let many: Vec<SocketAddr> =
             (0..150_000_u32).map(|i| SocketAddr::from(((0x0a00_0000 + i).to_be_bytes(), 7646))).collect();
         let addresses = Addresses::from([(hostile.id_of(2), many)]);
-        let request = FromMember::Sync(Box::new(Snapshot { document: None, keys: Vec::new(), addresses }));
+        let request =
+            FromMember::Sync(Box::new(SyncSnapshot { document: None, keys: Vec::new(), addresses }));
         let (mut sent, mut worst) = (0, Duration::ZERO);
         for node in [0, 1, 3] {
             let mut connection = hostile.dial(node)?;

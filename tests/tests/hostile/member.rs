@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use proto::cause::Cause;
-use proto::exchange::{FromMember, ToMember};
-use proto::health::{Health, Readiness};
-use proto::link::Frame;
+use proto::health::{Readiness, ServiceHealth};
 use proto::node::NodeId;
-use proto::record::{NodeRecord, Offer};
+use proto::record::{NodeRecord, ServiceOffer};
+use proto::rpc::{FromMember, ToMember};
 use proto::service::ServiceName;
 use proto::signed_record::{RecordVersion, SignedRecord};
 use proto::time::UnixMs;
+use proto::transport::DatagramFrame;
 use tests::hostile::cluster::{MASTERS, row};
 use tests::hostile::gossip::{self, Known, Named, Step};
 use tests::hostile::member::{KEY, bring, everyone, generation};
@@ -49,14 +49,14 @@ impl Trap {
 /// A record that offers an apiserver at this address, ready for long.
 fn offering(name: &str, service: ServiceName, address: SocketAddr) -> Result<NodeRecord> {
     let mut record = NodeRecord::new(name.parse().context("a name")?);
-    record.addresses = vec![SocketAddr::new(address.ip(), proto::link::PORT)];
-    let health = Health {
+    record.addresses = vec![SocketAddr::new(address.ip(), proto::transport::PORT)];
+    let health = ServiceHealth {
         readiness: Readiness::Ready,
         cause: Cause::Http(200),
         detail: Default::default(),
         since: UnixMs(1_700_000_000_000),
     };
-    record.services.insert(service, Offer { address, weight: 100, health, check_ms: Some(1) });
+    record.services.insert(service, ServiceOffer { address, weight: 100, health, check_ms: Some(1) });
     Ok(record)
 }
 
@@ -153,15 +153,15 @@ fn an_answer_to_a_pulse_in_the_name_of_a_master_is_not_believed() -> Result<()> 
         let hostile = cluster.fresh()?;
         // What a master says in an answer, as n0 says it: n2's would be the same.
         hostile.line.heard();
-        hostile.line.send(&hostile.id_of(0), &[Frame::Pulse(7)])?;
+        hostile.line.send(&hostile.id_of(0), &[DatagramFrame::Pulse(7)])?;
         let (status, _) = eventually("n0 answers", SOON, || {
             hostile
                 .line
                 .heard()
                 .iter()
                 .find_map(|(_, frames)| {
-                    Frame::all(frames).find_map(|frame| match frame {
-                        Frame::Answer(7, status) => Some(status.to_vec()),
+                    DatagramFrame::all(frames).find_map(|frame| match frame {
+                        DatagramFrame::Answer(7, status) => Some(status.to_vec()),
                         _ => None,
                     })
                 })
@@ -178,7 +178,7 @@ fn an_answer_to_a_pulse_in_the_name_of_a_master_is_not_believed() -> Result<()> 
             for node in [0, 1, 3] {
                 // Unasked, and as answers to pulses of any number.
                 for answer in [0, number] {
-                    let frames = [Frame::Answer(answer, &status)];
+                    let frames = [DatagramFrame::Answer(answer, &status)];
                     hostile.line.send(&hostile.id_of(node), &frames)?;
                     hostile.forge(&mut forger, node, &frames)?;
                 }

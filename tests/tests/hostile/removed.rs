@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use proto::cluster::{Admitted, Document, KeyId, Replica};
-use proto::exchange::{Addresses, FromMember, Known, Snapshot, ToMember};
-use proto::link::Frame;
 use proto::node::{PublicKey, Role};
+use proto::rpc::{Addresses, FromMember, SyncDigest, SyncSnapshot, ToMember};
 use proto::signed_record::RecordVersion;
 use proto::time::UnixMs;
+use proto::transport::DatagramFrame;
 use tests::hostile::cluster::row;
 use tests::hostile::gossip::{self, Named, Step};
 use tests::hostile::identity::random;
@@ -53,7 +53,7 @@ fn carry(carrier: &Hostile, by: &Identity, documents: &[Document]) -> u64 {
         let sealed = Replica::new(document.clone(), by.id, &by.pair).sealed();
         for node in everyone() {
             let keys = carrier.ring.keys().to_vec();
-            let snapshot = Snapshot { document: sealed.clone(), keys, addresses: Addresses::new() };
+            let snapshot = SyncSnapshot { document: sealed.clone(), keys, addresses: Addresses::new() };
             if let Ok(mut connection) = carrier.dial(node) {
                 let _ = connection.send(&FromMember::Sync(Box::new(snapshot)));
                 let _: Result<ToMember> = connection.receive();
@@ -95,10 +95,10 @@ fn a_removed_worker_is_heard_by_nobody() -> Result<()> {
             let steps = [Step::Node { node: of, last_gc: 0, from: 0 }, Step::SetVersion(u64::MAX)];
             sent += hostile.gossip(&gossip::ack(&steps))?;
             for number in 0..50 {
-                hostile.line.send(&to, &[Frame::Pulse(number), Frame::Challenge(number)])?;
+                hostile.line.send(&to, &[DatagramFrame::Pulse(number), DatagramFrame::Challenge(number)])?;
             }
             if let Ok(mut connection) = hostile.dial(node) {
-                let known = Known { document: hostile.document.state(), keys: Vec::new() };
+                let known = SyncDigest { document: hostile.document.state(), keys: Vec::new() };
                 let answer: Result<ToMember> =
                     connection.send(&FromMember::Compare(known)).and_then(|()| connection.receive());
                 ensure!(answer.is_err(), "n{node} answers it: {answer:?}");
@@ -107,7 +107,8 @@ fn a_removed_worker_is_heard_by_nobody() -> Result<()> {
         sent += carry(&hostile, &hostile.identity, &wishes(&hostile));
         std::thread::sleep(Duration::from_millis(300)); // for answers that must not come
         let asked = |frames: &[u8]| {
-            Frame::all(frames).any(|frame| matches!(frame, Frame::Answer(1.., _) | Frame::Echo(_)))
+            DatagramFrame::all(frames)
+                .any(|frame| matches!(frame, DatagramFrame::Answer(1.., _) | DatagramFrame::Echo(_)))
         };
         let heard = hostile.line.heard();
         ensure!(!heard.iter().any(|(_, frames)| asked(frames)), "its datagrams are answered");

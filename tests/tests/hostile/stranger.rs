@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use proto::exchange::{ALPN_JOIN, FromJoining, ToJoining};
-use proto::invite::{Refusal, code_of};
+use proto::invite::{JoinRefusal, code_of};
 use proto::node::Name;
+use proto::rpc::{ALPN_JOIN, FromJoining, ToJoining};
 use tests::hostile::cluster::{HONEST, PAGE_PASSWORD, PAGE_PORT, PORT, row};
 use tests::hostile::tls::{Connection, dial};
 use tests::hostile::victim::descriptors;
@@ -38,7 +38,7 @@ fn victim_pid(cluster: &mut Cluster) -> Result<u32> {
 /// A connection of a stranger that asks to be let in and shows no invite.
 fn ask_to_join(cluster: &Cluster, identity: &Identity, name: &str) -> Result<(Connection, ToJoining)> {
     let mut connection = identity.connect(cluster.stranger_node(), cluster.target(), ALPN_JOIN)?;
-    let at = SocketAddr::new(cluster.stranger_node().mesh_ip(), proto::link::PORT);
+    let at = SocketAddr::new(cluster.stranger_node().mesh_ip(), proto::transport::PORT);
     let name: Name = name.parse().context("a name")?;
     let join = FromJoining::Join { name, proof: None, addresses: vec![at], confirmed: true, cluster: None };
     connection.send(&join)?;
@@ -122,7 +122,7 @@ fn whoever_hangs_up_leaves_its_place_to_the_next() -> Result<()> {
         })?;
         cluster.victim().cli(&["reject", &code_of(&connection.session)])?.ok()?;
         let answer: ToJoining = connection.receive()?;
-        ensure!(matches!(answer, ToJoining::Refused(Refusal::Rejected)), "{answer:?}");
+        ensure!(matches!(answer, ToJoining::Refused(JoinRefusal::Rejected)), "{answer:?}");
         Ok(Sent { bytes: sent, connections: 1, ..Sent::default() })
     })
 }

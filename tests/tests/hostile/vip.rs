@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use proto::election::{
-    CandidateState, Claim, Holding, Known, Message, Purpose, ReleaseReason, SOLO, STEP, wire::pack,
+    CandidateState, Claim, HighestClaim, Holding, MessageKind, ReleaseReason, SOLO, STEP, VipMessage,
+    wire::pack,
 };
-use proto::link::Frame;
+use proto::transport::DatagramFrame;
 use tests::hostile::cluster::row;
 use tests::hostile::member::everyone;
 use tests::hostile::{Cluster, Hostile, Sent};
@@ -16,14 +17,14 @@ use tests::vip::{ADDRESS, vip};
 use tests::wait::eventually;
 
 /// Everything that could take the address from its owner, or keep it with one that is dead.
-fn lies(cluster: &Cluster, hostile: &Hostile, owner: usize) -> Result<Vec<Message>> {
+fn lies(cluster: &Cluster, hostile: &Hostile, owner: usize) -> Result<Vec<VipMessage>> {
     let address = IpAddr::V4(ADDRESS);
     let own = hostile.identity.id;
     let seen = vip(cluster.victim(), &ADDRESS.to_string())?;
-    let message = |purpose, claim, holding, state| Message {
+    let message = |purpose, claim, holding, state| VipMessage {
         vip: address,
         purpose,
-        known: Some(Known { claim, holding }),
+        known: Some(HighestClaim { claim, holding }),
         heard: Some(Duration::ZERO),
         state,
     };
@@ -32,7 +33,7 @@ fn lies(cluster: &Cluster, hostile: &Hostile, owner: usize) -> Result<Vec<Messag
     for epoch in [seen.epoch, seen.epoch + 1, 1 << 40, u64::MAX] {
         let mine = Claim::new(address, epoch, 255, own);
         let theirs = Claim::new(address, epoch, 100, hostile.id_of(owner));
-        for purpose in [Purpose::Beat, Purpose::Answer, Purpose::Move(own)] {
+        for purpose in [MessageKind::Beat, MessageKind::Answer, MessageKind::Move(own)] {
             all.push(message(purpose, mine, Holding::Held, CandidateState::Fit));
             all.push(message(purpose, theirs, released(ReleaseReason::Move), CandidateState::Fit));
             all.push(message(purpose, theirs, Holding::Held, CandidateState::Witness));
@@ -52,7 +53,7 @@ fn a_worker_can_neither_claim_an_address_nor_release_move_or_hold_it() -> Result
         let say = |hostile: &Hostile| -> Result<()> {
             for node in everyone() {
                 for datagram in &lies {
-                    hostile.line.send(&hostile.id_of(node), &[Frame::Vip(datagram)])?;
+                    hostile.line.send(&hostile.id_of(node), &[DatagramFrame::Vip(datagram)])?;
                 }
             }
             Ok(())

@@ -36,7 +36,7 @@ const LONG_FILES: &[(&str, &str)] =
 
 /// Modules of the agent that do one thing each and must not know each other; `app` puts them together.
 const FEATURES: &[&str] = &[
-    "reach",
+    "reachability",
     "gossip",
     "membership",
     "pulse",
@@ -52,9 +52,9 @@ const FEATURES: &[&str] = &[
 
 /// The agent's modules from below: each uses only those of lower layers.
 const LAYERS: &[&[&str]] = &[
-    &["lifecycle", "times", "meter", "faults", "trusted", "source", "screen", "blocks", "hardening"],
+    &["lifecycle", "times", "histogram", "faults", "trusted", "source", "screen", "alloc", "hardening"],
     &["log_limit", "records", "state", "supervisor", "netlink", "http", "watchdog", "verdict"],
-    &["log", "tone", "link"],
+    &["log", "severity", "transport"],
     FEATURES,
     &["demo"],
     &["app"],
@@ -86,7 +86,7 @@ const WITHIN_CIRCLES: &[(&str, &str)] = &[
         "a host holds what is read of its Kubernetes, which is judged by the host",
     ),
     (
-        "proto/src/election: authority hear",
+        "proto/src/election: authority receive",
         "both use small helpers of the other: whose word counts while it is heard",
     ),
     ("proto/src/migrate/haproxy: bind check proxy", "a line of a proxy is read by kind into the proxy"),

@@ -41,14 +41,14 @@ impl Machine {
     }
 
     /// What a check finds, and the certificate that it showed.
-    async fn check(&self, probe: &mut Probe) -> (Outcome, Option<Vec<u8>>) {
+    async fn check(&self, probe: &mut Probe) -> (CheckOutcome, Option<Vec<u8>>) {
         let outcome = probe.check(self.server.address).await;
         (outcome, self.server.last().client)
     }
 }
 
-fn ready() -> Outcome {
-    Outcome::new(Answer::Good, Cause::Http(200))
+fn ready() -> CheckOutcome {
+    CheckOutcome::new(CheckAnswer::Good, Cause::Http(200))
 }
 
 #[tokio::test]
@@ -87,7 +87,7 @@ async fn the_ca_that_is_found_verifies() {
     machine.write(&format!("{K3S}/server/tls/server-ca.crt"), &Pki::new().pem);
     assert_eq!(
         machine.probe().check(machine.server.address).await,
-        Outcome::new(Answer::NotReady, Cause::Tls(TlsFault::UnknownCa)).with("tls/server-ca.crt")
+        CheckOutcome::new(CheckAnswer::NotReady, Cause::Tls(TlsFault::UnknownCa)).with("tls/server-ca.crt")
     );
     // What a removed k3s left behind is not mixed with the kubeadm that is in use.
     machine.write("etc/kubernetes/pki/ca.crt", &machine.pki.pem);
@@ -125,7 +125,7 @@ async fn the_reason_names_the_file_and_why() {
         machine.write(&format!("{stem}.crt"), cert);
         machine.write(&format!("{stem}.key"), key);
         let outcome = machine.probe().check(machine.server.address).await;
-        assert_eq!(outcome, Outcome::new(Answer::Alive, Cause::Http(401)).with(why));
+        assert_eq!(outcome, CheckOutcome::new(CheckAnswer::Alive, Cause::Http(401)).with(why));
     }
     let path = machine.dir.path().join(format!("{stem}.crt"));
     std::fs::remove_file(&path).unwrap();
@@ -133,7 +133,7 @@ async fn the_reason_names_the_file_and_why() {
     let outcome = machine.probe().check(machine.server.address).await;
     assert_eq!(
         outcome,
-        Outcome::new(Answer::Alive, Cause::Http(401)).with("tls/client-admin.crt: is a directory")
+        CheckOutcome::new(CheckAnswer::Alive, Cause::Http(401)).with("tls/client-admin.crt: is a directory")
     );
 }
 
@@ -150,7 +150,7 @@ async fn a_ca_that_configuration_names_is_never_done_without() {
     ] {
         let check = https(TlsCheck { ca_file: Some(file), ..discover() });
         let outcome = Probe::new(&check, machine.dir.path()).check(machine.server.address).await;
-        assert_eq!(outcome, Outcome::new(Answer::NotReady, Cause::NoCredentials).with(why));
+        assert_eq!(outcome, CheckOutcome::new(CheckAnswer::NotReady, Cause::NoCredentials).with(why));
     }
 }
 
@@ -172,7 +172,7 @@ async fn rotated_files_are_followed() {
     assert_eq!(machine.check(&mut probe).await, (ready(), Some(next.der())));
     // The CA too.
     machine.write(&ca, &Pki::new().pem);
-    assert_eq!(probe.check(machine.server.address).await.answer, Answer::NotReady);
+    assert_eq!(probe.check(machine.server.address).await.answer, CheckAnswer::NotReady);
     machine.write(&ca, &machine.pki.pem);
     assert_eq!(machine.check(&mut probe).await.0, ready());
 }
@@ -186,7 +186,10 @@ async fn keys_may_be_of_every_kind_that_kubernetes_writes() {
     machine.server.say(401, "");
     // Loaded and shown: this server does not know its issuer.
     let outcome = Probe::new(&check, Path::new("/nonexistent")).check(machine.server.address).await;
-    assert_eq!(outcome, Outcome::new(Answer::Alive, Cause::Tls(TlsFault::ClientCertificateRejected)));
+    assert_eq!(
+        outcome,
+        CheckOutcome::new(CheckAnswer::Alive, Cause::Tls(TlsFault::ClientCertificateRejected))
+    );
 
     let pair = machine.pki.client();
     let cert = machine.write("sec1.crt", &pair.cert);

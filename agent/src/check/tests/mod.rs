@@ -15,7 +15,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, header};
 use hyper_util::rt::TokioIo;
 use proto::cause::{Cause, TlsFault};
-use proto::health::{Answer, Outcome};
+use proto::health::{CheckAnswer, CheckOutcome};
 use proto::service::{Check, CheckKind, HttpCheck, TlsCheck};
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::RootCertStore;
@@ -209,7 +209,7 @@ fn discover() -> TlsCheck {
 }
 
 /// One check, with no files of Kubernetes around.
-async fn once(check: &Check, target: SocketAddr) -> Outcome {
+async fn once(check: &Check, target: SocketAddr) -> CheckOutcome {
     Probe::new(check, Path::new("/nonexistent")).check(target).await
 }
 

@@ -2,28 +2,28 @@
 
 use std::net::IpAddr;
 
-use proto::backends::{LastGood, Serving};
+use proto::backends::{KnownBackend, LastKnownGood};
 use proto::health::Readiness;
 use proto::node::NodeId;
-use proto::record::Offer;
+use proto::record::ServiceOffer;
 use proto::service::{Service, ServiceName};
 use tokio::sync::watch;
 
 use super::super::{OwnHealth, spawn_at, until_checked};
 use super::*;
-use crate::lifecycle::Life;
+use crate::lifecycle::Lifecycle;
 
 struct Node {
     services: watch::Sender<Arc<Vec<Service>>>,
     own: watch::Sender<Option<IpAddr>>,
     health: watch::Receiver<Arc<OwnHealth>>,
-    life: Life,
+    life: Lifecycle,
     _dir: tempfile::TempDir,
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.life.over.cancel();
+        self.life.shutdown.cancel();
     }
 }
 
@@ -35,7 +35,7 @@ impl Node {
     /// Starts where this was said before.
     fn start_after(before: OwnHealth, services: Vec<Service>, own: Option<&str>) -> Node {
         let dir = tempfile::tempdir().unwrap();
-        let life = Life::new();
+        let life = Lifecycle::new();
         let (services, services_in) = watch::channel(Arc::new(services));
         let (own, own_in) = watch::channel(own.map(|own| own.parse().unwrap()));
         let (out, health) = watch::channel(Arc::new(before));
@@ -44,7 +44,7 @@ impl Node {
     }
 
     /// Waits until the only service's offer is as wanted.
-    async fn until(&mut self, wanted: impl Fn(Option<&Offer>) -> bool) -> Option<Offer> {
+    async fn until(&mut self, wanted: impl Fn(Option<&ServiceOffer>) -> bool) -> Option<ServiceOffer> {
         let found = self.health.wait_for(|health| wanted(health.values().next()));
         let found = tokio::time::timeout(Duration::from_secs(10), found).await;
         let found = found.expect("waited 10 s for a change of health").unwrap();
@@ -65,7 +65,7 @@ fn http(port: u16) -> Service {
     }
 }
 
-fn is(offer: Option<&Offer>, readiness: Readiness) -> bool {
+fn is(offer: Option<&ServiceOffer>, readiness: Readiness) -> bool {
     offer.is_some_and(|offer| offer.health.readiness == readiness)
 }
 
@@ -94,7 +94,7 @@ async fn a_service_is_offered_by_its_first_answer_and_follows_it() {
     assert_eq!(offer.health.cause, Cause::PortClosed);
     node.services.send_replace(Arc::default());
     node.until(|offer| offer.is_none()).await;
-    node.life.over.cancel();
+    node.life.shutdown.cancel();
     node.life.finished().await;
 }
 
@@ -152,9 +152,9 @@ async fn an_address_that_comes_with_the_first_check_is_not_checked_twice() {
 }
 
 /// The last good list of a node that has the service at this port of this address.
-fn served(node: NodeId, address: SocketAddr) -> Serving {
+fn served(node: NodeId, address: SocketAddr) -> LastKnownGood {
     let name = "m1".parse().unwrap();
-    vec![(ServiceName::kube_api(), vec![LastGood { node, name, address, weight: 100 }])]
+    vec![(ServiceName::kube_api(), vec![KnownBackend { node, name, address, weight: 100 }])]
 }
 
 #[tokio::test]
@@ -225,7 +225,7 @@ fn what_is_offered_can_be_dialled_by_others() {
     let offered = |check: Option<&str>, own: Option<&str>| {
         let mut service = http(6443);
         service.check.address = check.map(|check| check.parse().unwrap());
-        super::super::watcher::offered(&service, own.map(|own| own.parse().unwrap()))
+        super::super::watcher::offered_address(&service, own.map(|own| own.parse().unwrap()))
             .map(|address| address.to_string())
     };
     let mesh = Some("10.0.0.1");

@@ -6,17 +6,17 @@ use tokio::io::AsyncWriteExt;
 
 use super::*;
 
-fn good(cause: Cause) -> Outcome {
-    Outcome::new(Answer::Good, cause)
+fn good(cause: Cause) -> CheckOutcome {
+    CheckOutcome::new(CheckAnswer::Good, cause)
 }
-fn alive(cause: Cause) -> Outcome {
-    Outcome::new(Answer::Alive, cause)
+fn alive(cause: Cause) -> CheckOutcome {
+    CheckOutcome::new(CheckAnswer::Alive, cause)
 }
-fn not_ready(cause: Cause) -> Outcome {
-    Outcome::new(Answer::NotReady, cause)
+fn not_ready(cause: Cause) -> CheckOutcome {
+    CheckOutcome::new(CheckAnswer::NotReady, cause)
 }
-fn silent(cause: Cause) -> Outcome {
-    Outcome::new(Answer::Silent, cause)
+fn silent(cause: Cause) -> CheckOutcome {
+    CheckOutcome::new(CheckAnswer::Silent, cause)
 }
 
 const FAILED: &str =
@@ -60,7 +60,7 @@ async fn an_expected_401_is_good() {
 #[tokio::test]
 async fn a_closed_port_is_refused_whatever_is_asked() {
     let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let refused = Outcome::new(Answer::Refused, Cause::PortClosed);
+    let refused = CheckOutcome::new(CheckAnswer::Refused, Cause::PortClosed);
     // Also where the credentials are wrong: a node without the service must not offer it.
     let tls = TlsCheck { ca_file: Some("/nonexistent/ca.crt".into()), ..TlsCheck::default() };
     for check in [Check::default(), https(TlsCheck::default()), https(tls)] {
@@ -181,8 +181,7 @@ async fn the_certificate_is_verified_where_a_ca_is_known() {
     let odd = once(&with(&ca, Some("not a name"), true), etcd.address).await;
     assert_eq!(
         odd,
-        not_ready(Cause::BadCheck)
-            .with("server-name \"not a name\" must be a host name or an address")
+        not_ready(Cause::BadCheck).with("server-name \"not a name\" must be a host name or an address")
     );
     // Without a CA any certificate does.
     assert_eq!(once(&https(TlsCheck::default()), etcd.address).await, ready);

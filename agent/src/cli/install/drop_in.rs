@@ -7,7 +7,7 @@ use std::path::Path;
 use proto::config::Config;
 
 use crate::cli::Global;
-use crate::cli::exit::{self, Failure};
+use crate::cli::exit::{self, ExitError};
 
 /// The drop-in's text; none: the unit alone is right.
 pub(super) fn text(
@@ -61,8 +61,9 @@ pub(super) fn text(
 fn quote(value: &str) -> anyhow::Result<String> {
     if value.chars().any(char::is_control) {
         let shown: String = value.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-        let message = format!("\"{shown}\" contains a control character, which a unit file cannot have; remove it");
-        return Err(Failure::error(exit::CONFIG, message));
+        let message =
+            format!("\"{shown}\" contains a control character, which a unit file cannot have; remove it");
+        return Err(ExitError::error(exit::CONFIG, message));
     }
     Ok(format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%")))
 }

@@ -9,8 +9,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
-use super::exit::{self, Failure};
-use super::{Settings, leave, out, settings};
+use super::exit::{self, ExitError};
+use super::{CommandSettings, leave, out, settings};
 
 mod drop_in;
 #[cfg(test)]
@@ -41,7 +41,7 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(super) fn run(args: &Args, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &Args, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
     // A closed stdout must not stop an installation half-way.
     let mut say = |line: &str| drop(out::line(line));
     install(settings, !args.no_start, &mut say)?;
@@ -62,15 +62,19 @@ fn systemd_runs() -> bool {
 /// the agent says that it is ready. Blocks: call it where a thread may wait.
 ///
 /// Each step is handed to `say` as a line of words.
-pub(crate) fn install(settings: &Settings, start: bool, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+pub(crate) fn install(
+    settings: &CommandSettings,
+    start: bool,
+    say: &mut dyn FnMut(&str),
+) -> anyhow::Result<()> {
     if !systemd_runs() {
         let message = "systemd is not running, so no service can be installed; have your init \
                        system run this as root: agent run";
-        return Err(Failure::error(exit::UNAVAILABLE, message));
+        return Err(ExitError::error(exit::UNAVAILABLE, message));
     }
     must_be_root("install the service")?;
     let binary = running_program()?;
-    Host { root: PathBuf::from("/"), systemctl: &systemctl }.install(&binary, settings, start, say)
+    TargetHost { root: PathBuf::from("/"), systemctl: &systemctl }.install(&binary, settings, start, say)
 }
 
 /// The program that runs, byte for byte. By /proc/self/exe, which is the very file that was started: at the
@@ -93,12 +97,16 @@ pub(super) fn stop(say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
 }
 
 /// Stops and removes the service and the installed binary; with `purge` also the state.
-pub(super) fn uninstall(settings: &Settings, purge: bool, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+pub(super) fn uninstall(
+    settings: &CommandSettings,
+    purge: bool,
+    say: &mut dyn FnMut(&str),
+) -> anyhow::Result<()> {
     must_be_root("remove the service")?;
     let nothing = |_: &[&str]| Ok(());
     let systemctl: &dyn Fn(&[&str]) -> anyhow::Result<()> =
         if systemd_runs() { &systemctl } else { &nothing };
-    Host { root: PathBuf::from("/"), systemctl }.uninstall(say)?;
+    TargetHost { root: PathBuf::from("/"), systemctl }.uninstall(say)?;
     let dir = settings.state_dir();
     if !purge {
         if dir.exists() {
@@ -116,7 +124,7 @@ fn must_be_root(what: &str) -> anyhow::Result<()> {
     if rustix::process::geteuid().is_root() {
         return Ok(());
     }
-    Err(Failure::error(exit::NO_PERMISSION, format!("only root can {what}; repeat it with sudo")))
+    Err(ExitError::error(exit::NO_PERMISSION, format!("only root can {what}; repeat it with sudo")))
 }
 
 /// Runs systemctl and turns its failure into words.
@@ -131,20 +139,20 @@ fn systemctl(args: &[&str]) -> anyhow::Result<()> {
         args.join(" "),
         said.lines().next().unwrap_or("no reason given")
     );
-    Err(Failure::error(exit::UNAVAILABLE, message))
+    Err(ExitError::error(exit::UNAVAILABLE, message))
 }
 
 /// The machine that is installed on: `/`, or a directory in tests.
-struct Host<'a> {
+struct TargetHost<'a> {
     root: PathBuf,
     systemctl: &'a dyn Fn(&[&str]) -> anyhow::Result<()>,
 }
 
-impl Host<'_> {
+impl TargetHost<'_> {
     fn install(
         &self,
         binary: &[u8],
-        settings: &Settings,
+        settings: &CommandSettings,
         start: bool,
         say: &mut dyn FnMut(&str),
     ) -> anyhow::Result<()> {
@@ -230,7 +238,7 @@ fn unable(act: &str, path: &Path, error: &io::Error) -> anyhow::Error {
         io::ErrorKind::PermissionDenied => exit::NO_PERMISSION,
         _ => exit::CANT_CREATE,
     };
-    Failure::error(code, format!("can't {act} {}: {}", path.display(), settings::plain(error)))
+    ExitError::error(code, format!("can't {act} {}: {}", path.display(), settings::plain(error)))
 }
 
 /// Whether a file belongs to whoever installs and has this mode.

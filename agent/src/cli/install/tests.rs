@@ -16,19 +16,22 @@ impl Machine {
         Machine { dir, calls: RefCell::default() }
     }
 
-    fn with<T>(&self, act: impl FnOnce(&Host<'_>, &mut dyn FnMut(&str)) -> anyhow::Result<T>) -> Vec<String> {
+    fn with<T>(
+        &self,
+        act: impl FnOnce(&TargetHost<'_>, &mut dyn FnMut(&str)) -> anyhow::Result<T>,
+    ) -> Vec<String> {
         let systemctl = |args: &[&str]| {
             self.calls.borrow_mut().push(args.join(" "));
             Ok(())
         };
         let root = self.dir.path().join("root");
         let mut said = Vec::new();
-        let host = Host { root: root.clone(), systemctl: &systemctl };
+        let host = TargetHost { root: root.clone(), systemctl: &systemctl };
         act(&host, &mut |line| said.push(line.replace(&*root.to_string_lossy(), ""))).unwrap();
         said
     }
 
-    fn install(&self, settings: &Settings, start: bool) -> Vec<String> {
+    fn install(&self, settings: &CommandSettings, start: bool) -> Vec<String> {
         let binary = fs::read(self.dir.path().join("download")).unwrap();
         self.with(|host, say| host.install(&binary, settings, start, say))
     }
@@ -42,8 +45,8 @@ impl Machine {
     }
 }
 
-fn settings() -> Settings {
-    Settings { config: proto::config::Config::default(), global: super::super::Global::default() }
+fn settings() -> CommandSettings {
+    CommandSettings { config: proto::config::Config::default(), global: super::super::Global::default() }
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use super::table::{self, Tone};
-use super::{Settings, ask, members, out, time};
+use super::table::{self, Severity};
+use super::{CommandSettings, ask, members, out, time};
 
 mod render;
 #[cfg(test)]
@@ -33,13 +33,13 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(super) async fn run(args: &Args, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(args: &Args, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
     if args.watch {
         return watch::run(settings).await;
     }
     let status = ask::status(settings).await?;
     let now = crate::lifecycle::wall();
-    let verdict = verdict::judge(&status, now);
+    let verdict = verdict::summarize(&status, now);
     if args.json {
         out::json(&status)?;
     } else {

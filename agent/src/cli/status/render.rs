@@ -1,12 +1,12 @@
 //! One screen of status.
 
-use proto::backends::State;
+use proto::backends::BackendState;
 use proto::control::{BackendStatus, MemberState, MemberStatus, ServiceSource, ServiceStatus, Status};
 use proto::time::UnixMs;
 
-use super::table::{Cell, Column, Table, cut, tame, wrap};
+use super::table::{Cell, Column, Table, cut, sanitize, wrap};
 use super::time::{age, at, until};
-use super::verdict::Verdict;
+use super::verdict::StatusSummary;
 use super::{members, vips};
 
 /// Members shown one by one; of a larger cluster only those that are not up, and no more than these.
@@ -15,13 +15,13 @@ const MAX_MEMBERS: usize = 16;
 /// Writes a status as lines of at most `columns` columns.
 pub(super) fn render(
     status: &Status,
-    verdict: &Verdict,
+    verdict: &StatusSummary,
     now: UnixMs,
     columns: usize,
     colours: bool,
 ) -> String {
     let mut text = String::new();
-    text.push_str(&verdict.tone.paint(&cut(&tame(&verdict.text), columns), colours));
+    text.push_str(&verdict.severity.paint(&cut(&sanitize(&verdict.text), columns), colours));
     text.push_str("\n\n");
     about(&mut text, status, now, columns);
     for service in &status.services {
@@ -58,7 +58,8 @@ fn about(text: &mut String, status: &Status, now: UnixMs, columns: usize) {
     );
     paragraph(text, "cluster  ", &line, columns);
     if let Some(end) = cluster.open_until_unix_ms {
-        let line = format!("joins without an invite are accepted here until {} ({})", at(end, now), until(end, now));
+        let line =
+            format!("joins without an invite are accepted here until {} ({})", at(end, now), until(end, now));
         paragraph(text, "open     ", &line, columns);
     }
 }
@@ -83,7 +84,9 @@ fn show_service(text: &mut String, service: &ServiceStatus, now: UnixMs, columns
     line.push_str(match service.source {
         ServiceSource::Default | ServiceSource::File | ServiceSource::Other(_) => "",
         ServiceSource::Cluster => ", set cluster-wide",
-        ServiceSource::FileOverCluster => ", set by this node's own file, which overrides the cluster-wide setting",
+        ServiceSource::FileOverCluster => {
+            ", set by this node's own file, which overrides the cluster-wide setting"
+        }
     });
     if service.refused > 0 {
         line.push_str(&format!(", {} refused at the limit", service.refused));
@@ -107,7 +110,7 @@ fn show_service(text: &mut String, service: &ServiceStatus, now: UnixMs, columns
         table.row(vec![
             Cell::plain(backend.node.as_str()),
             Cell::plain(&backend.address),
-            Cell::toned(backend.state.word(), backend.state.into()),
+            Cell::toned(backend.state.as_str(), backend.state.into()),
             Cell::plain(age(backend.since_unix_ms, now)),
             Cell::plain(members::rtt(backend.rtt_ms)),
             Cell::plain(backend.connections.to_string()),
@@ -123,7 +126,7 @@ fn show_service(text: &mut String, service: &ServiceStatus, now: UnixMs, columns
 /// Why a backend gets no connections, or less than the others.
 fn note(backend: &BackendStatus, now: UnixMs) -> Option<String> {
     let mut parts = Vec::new();
-    if backend.state != State::Ready {
+    if backend.state != BackendState::Ready {
         if !backend.reason.is_empty() {
             parts.push(backend.reason.to_string());
         }
@@ -161,7 +164,7 @@ fn counts(all: &[MemberStatus]) -> String {
         .into_iter()
         .map(|state| (count(state), state))
         .filter(|(count, _)| *count > 0)
-        .map(|(count, state)| format!("{count} {}", state.word()))
+        .map(|(count, state)| format!("{count} {}", state.as_str()))
         .collect();
     parts.join(", ")
 }

@@ -1,6 +1,6 @@
 //! Tests of the verdict and of the screen.
 
-use proto::backends::State;
+use proto::backends::BackendState;
 use proto::cause::Reason;
 use proto::control::ListenerStatus;
 use proto::control::{
@@ -13,7 +13,7 @@ use proto::service::Balance;
 use proto::time::UnixMs;
 
 use super::render::render;
-use super::verdict::judge;
+use super::verdict::summarize;
 
 /// 2026-03-01 14:05:11 UTC.
 const NOW: UnixMs = UnixMs(1_772_373_911_000);
@@ -26,15 +26,15 @@ fn name(text: &str) -> Name {
     text.parse().unwrap()
 }
 
-fn backend(number: u8, state: State, reason: &str) -> BackendStatus {
+fn backend(number: u8, state: BackendState, reason: &str) -> BackendStatus {
     BackendStatus {
         node: name(&format!("m{number}")),
         address: format!("10.0.0.{number}:6443"),
         state,
         cause: None,
         reason: Reason::new(reason),
-        since_unix_ms: ago(if state == State::Ready { 3 * 86_400 } else { 120 }),
-        rtt_ms: (state == State::Ready).then_some(0.42 * f64::from(number)),
+        since_unix_ms: ago(if state == BackendState::Ready { 3 * 86_400 } else { 120 }),
+        rtt_ms: (state == BackendState::Ready).then_some(0.42 * f64::from(number)),
         connections: u64::from(number),
         total: 310,
         weight: 100,
@@ -142,7 +142,7 @@ fn vip(state: VipState, owner: Option<&str>, reason: &str) -> VipStatus {
 }
 
 fn fine() -> Status {
-    status((1..=3).map(|number| backend(number, State::Ready, "200")).collect())
+    status((1..=3).map(|number| backend(number, BackendState::Ready, "200")).collect())
 }
 
 fn with(change: impl FnOnce(&mut Status)) -> Status {
@@ -153,17 +153,20 @@ fn with(change: impl FnOnce(&mut Status)) -> Status {
 
 #[test]
 fn the_verdict_is_said_in_words_and_in_a_code() {
-    let down = || backend(2, State::Down, "connection refused");
+    let down = || backend(2, BackendState::Down, "connection refused");
     for (status, code, text) in [
         (fine(), 0, "ok: 3 of 3 masters serve"),
-        (status(vec![backend(1, State::Ready, "")]), 0, "ok: 1 of 1 master serves"),
+        (status(vec![backend(1, BackendState::Ready, "")]), 0, "ok: 1 of 1 master serves"),
         (
-            status(vec![backend(1, State::Alive, "401 from /readyz"), backend(2, State::Alive, "401")]),
+            status(vec![
+                backend(1, BackendState::Alive, "401 from /readyz"),
+                backend(2, BackendState::Alive, "401"),
+            ]),
             10,
             "degraded: 2 of 2 masters serve; none reports ready: 401 from /readyz",
         ),
         (
-            status(vec![backend(1, State::Alive, "401"), backend(2, State::Ready, "200")]),
+            status(vec![backend(1, BackendState::Alive, "401"), backend(2, BackendState::Ready, "200")]),
             0,
             "ok: 2 of 2 masters serve",
         ),
@@ -173,7 +176,7 @@ fn the_verdict_is_said_in_words_and_in_a_code() {
             "degraded: 2 of 3 masters serve; m2 down: connection refused since 14:03:11Z (2m)",
         ),
         (
-            status(vec![backend(1, State::Draining, ""), backend(2, State::Ready, "")]),
+            status(vec![backend(1, BackendState::Draining, ""), backend(2, BackendState::Ready, "")]),
             10,
             "degraded: 1 of 2 masters serves; m1 draining since 14:03:11Z (2m)",
         ),
@@ -183,7 +186,7 @@ fn the_verdict_is_said_in_words_and_in_a_code() {
         (
             with(|status| {
                 status.services[0].backends.truncate(1);
-                status.services[0].backends[0].state = State::Unknown;
+                status.services[0].backends[0].state = BackendState::Unknown;
                 status.services[0].backends[0].reason = Reason::default();
                 status.services[0].backends[0].since_unix_ms = UnixMs(0);
             }),
@@ -196,7 +199,9 @@ fn the_verdict_is_said_in_words_and_in_a_code() {
             "degraded: 3 of 3 masters serve; no node offers web",
         ),
         (
-            with(|status| status.services.push(service("web", vec![down(), backend(1, State::Ready, "")]))),
+            with(|status| {
+                status.services.push(service("web", vec![down(), backend(1, BackendState::Ready, "")]))
+            }),
             10,
             "degraded: 3 of 3 masters serve; web: 1 of 2 serve",
         ),
@@ -222,19 +227,19 @@ fn the_verdict_is_said_in_words_and_in_a_code() {
         ),
         (with(|status| status.members[2].state = MemberState::Left), 0, "ok: 3 of 3 masters serve"),
     ] {
-        let verdict = judge(&status, NOW);
+        let verdict = summarize(&status, NOW);
         assert_eq!((verdict.code, verdict.text.as_str()), (code, text));
     }
 }
 
 fn screen(status: &Status, columns: usize) -> String {
-    render(status, &judge(status, NOW), NOW, columns, false)
+    render(status, &summarize(status, NOW), NOW, columns, false)
 }
 
 #[test]
 fn one_screen_says_it_all() {
     let mut status = with(|status| {
-        status.services[0].backends[1] = backend(2, State::Down, "connection refused");
+        status.services[0].backends[1] = backend(2, BackendState::Down, "connection refused");
         status.services[0].backends[2].weight = 0;
         status.services[0].refused = 4;
         status.members[1].state = MemberState::Suspect;
@@ -293,7 +298,7 @@ fn nothing_is_wider_than_the_terminal() {
     for (i, one) in status.services[0].backends.iter_mut().enumerate() {
         one.node = name(&format!("a-very-long-name-of-a-node.in.a.zone-{i}"));
         one.address = format!("[fd12:3456:789a:bcde:f012:3456:789a:{i:04x}]:6443");
-        one.state = State::NotReady;
+        one.state = BackendState::NotReady;
         one.reason = Reason::new("etcd failed: reason withheld ".repeat(4));
     }
     for one in &mut status.members {
@@ -325,10 +330,10 @@ fn of_a_large_cluster_only_those_in_trouble_are_listed() {
 #[test]
 fn colours_carry_nothing_alone_and_foreign_text_commands_nothing() {
     let mut status = fine();
-    status.services[0].backends[0].state = State::Down;
+    status.services[0].backends[0].state = BackendState::Down;
     status.services[0].backends[0].reason = Reason::new("\x1b[2J\x07gone");
     status.problems.push(Problem::new(ProblemCode::Other, "\x1b]0;x\x07"));
-    let verdict = judge(&status, NOW);
+    let verdict = summarize(&status, NOW);
     let plain = render(&status, &verdict, NOW, 80, false);
     assert!(!plain.contains('\x1b') && !plain.contains('\x07'));
     let painted = render(&status, &verdict, NOW, 80, true);
@@ -342,7 +347,7 @@ fn colours_carry_nothing_alone_and_foreign_text_commands_nothing() {
 fn a_virtual_ip_is_shown_with_its_owner_and_those_in_line() {
     let shown = |vip: VipStatus| {
         let status = with(|status| status.vips = vec![vip]);
-        let verdict = judge(&status, NOW);
+        let verdict = summarize(&status, NOW);
         let text = render(&status, &verdict, NOW, 80, false);
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
         (verdict.code, text)
@@ -373,7 +378,7 @@ fn a_virtual_ip_is_shown_with_its_owner_and_those_in_line() {
 #[test]
 fn json_keeps_the_shape_that_scripts_rely_on() {
     let value = serde_json::to_value(with(|status| {
-        status.services[0].backends[0].state = State::NotReady;
+        status.services[0].backends[0].state = BackendState::NotReady;
     }))
     .unwrap();
     let has = |path: &str, keys: &str| {

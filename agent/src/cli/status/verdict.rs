@@ -3,27 +3,27 @@
 use proto::control::Status;
 use proto::time::UnixMs;
 
-use super::Tone;
+use super::Severity;
 use crate::cli::exit;
-use crate::verdict::{self, Level};
+use crate::verdict::{self, HealthLevel};
 
 /// How it is, all in all.
-pub(super) struct Verdict {
+pub(super) struct StatusSummary {
     /// What `--exit-code` ends with.
     pub(super) code: u8,
     /// The line.
     pub(super) text: String,
     /// How it sounds.
-    pub(super) tone: Tone,
+    pub(super) severity: Severity,
 }
 
 /// Judges a status.
-pub(super) fn judge(status: &Status, now: UnixMs) -> Verdict {
-    let verdict::Verdict { level, text } = verdict::judge(status, now);
+pub(super) fn summarize(status: &Status, now: UnixMs) -> StatusSummary {
+    let verdict::HealthVerdict { level, text } = verdict::evaluate(status, now);
     let code = match level {
-        Level::Fine => 0,
-        Level::Degraded => exit::DEGRADED,
-        Level::NoMaster => exit::NO_MASTER,
+        HealthLevel::Fine => 0,
+        HealthLevel::Degraded => exit::DEGRADED,
+        HealthLevel::NoMaster => exit::NO_MASTER,
     };
-    Verdict { code, text, tone: level.into() }
+    StatusSummary { code, text, severity: level.into() }
 }

@@ -3,7 +3,7 @@
 use proto::control::{Status, VipState, VipStatus};
 use proto::time::UnixMs;
 
-use super::Tone;
+use super::Severity;
 use super::render::paragraph;
 use super::table::{Cell, Column, Table, wrap};
 use super::time::{age, at};
@@ -46,15 +46,15 @@ fn one(text: &mut String, vip: &VipStatus, now: UnixMs, columns: usize, colours:
         Table::new(vec![Column::right("#"), Column::left("CANDIDATE"), Column::left("STATE")]).indent(2);
     for candidate in &vip.candidates {
         let owner = vip.owner.as_ref() == Some(&candidate.node);
-        let (word, tone) = match (owner, candidate.eligible) {
-            (true, _) => ("owner", Tone::Good),
-            (false, true) => ("ready", Tone::Plain),
-            (false, false) => ("ineligible", Tone::Doubt),
+        let (word, severity) = match (owner, candidate.eligible) {
+            (true, _) => ("owner", Severity::Good),
+            (false, true) => ("ready", Severity::Plain),
+            (false, false) => ("ineligible", Severity::Doubt),
         };
         table.row(vec![
             Cell::plain(candidate.rank.to_string()),
             Cell::plain(candidate.node.as_str()),
-            Cell::toned(word, tone),
+            Cell::toned(word, severity),
         ]);
         if !candidate.reason.is_empty() {
             table.note(candidate.reason.to_string());

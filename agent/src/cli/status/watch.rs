@@ -8,8 +8,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
-use super::{Settings, ask, render, time, verdict};
-use crate::cli::exit::{self, Failure};
+use super::{CommandSettings, ask, render, time, verdict};
+use crate::cli::exit::{self, ExitError};
 use crate::screen::{self, Screen};
 
 /// Time between two questions: what a second hides, nobody reads.
@@ -22,11 +22,11 @@ const KEYS: usize = 64;
 const NARROWEST: usize = 40;
 
 /// Shows the status until a key or a signal says that it is enough.
-pub(super) async fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
-    let mut picture = Picture { status: ask::status(settings).await?, trouble: None, scrolled: 0 };
+pub(super) async fn run(settings: &CommandSettings) -> anyhow::Result<ExitCode> {
+    let mut picture = WatchScreen { status: ask::status(settings).await?, trouble: None, scrolled: 0 };
     let Some(screen) = Screen::take()? else {
         let message = "--watch needs a terminal; without one, poll: agent status --json";
-        return Err(Failure::error(exit::USAGE, message));
+        return Err(ExitError::error(exit::USAGE, message));
     };
     let mut keys = read_keys();
     let mut resized = signal(SignalKind::window_change())?;
@@ -66,7 +66,7 @@ fn read_keys() -> mpsc::Receiver<u8> {
 }
 
 /// What is shown.
-struct Picture {
+struct WatchScreen {
     status: Status,
     /// Why the status is not the newest.
     trouble: Option<String>,
@@ -74,25 +74,25 @@ struct Picture {
     scrolled: usize,
 }
 
-impl Picture {
+impl WatchScreen {
     fn draw(&mut self, screen: &Screen) -> anyhow::Result<()> {
         let (columns, rows) = screen.size();
         let now = crate::lifecycle::wall();
-        let verdict = verdict::judge(&self.status, now);
+        let verdict = verdict::summarize(&self.status, now);
         let text = render::render(&self.status, &verdict, now, columns.max(NARROWEST), screen.colours());
         let lines: Vec<&str> = text.lines().collect();
         let (from, last) = window(lines.len(), rows, self.scrolled);
         self.scrolled = from;
         let rest = lines.len() - last;
-        let foot = match (&self.trouble, rest + from) {
-            (Some(trouble), _) => super::table::tame(trouble),
+        let endpoint = match (&self.trouble, rest + from) {
+            (Some(trouble), _) => super::table::sanitize(trouble),
             (None, 0) => format!("{}  q quits", time::at(now, now)),
             (None, _) => format!("{}  {rest} more lines: j and k scroll, q quits", time::at(now, now)),
         };
-        let foot = super::Tone::Dim.paint(&super::table::cut(&foot, columns), screen.colours());
+        let endpoint = super::Severity::Dim.paint(&super::table::cut(&endpoint, columns), screen.colours());
         let blank = (rows.saturating_sub(1)).saturating_sub(last - from);
         let shown = lines[from..last].iter().copied().chain(std::iter::repeat_n("", blank));
-        Ok(screen.draw(shown.chain([foot.as_str()]))?)
+        Ok(screen.draw(shown.chain([endpoint.as_str()]))?)
     }
 }
 

@@ -1,4 +1,4 @@
-use super::super::Address;
+use super::super::InterfaceAddress;
 use super::*;
 
 pub(in crate::net) fn ip(s: &str) -> IpAddr {
@@ -9,7 +9,7 @@ pub(in crate::net) fn ip(s: &str) -> IpAddr {
 pub(in crate::net) fn iface(name: &str, kind: &str, addresses: &[&str]) -> Interface {
     let address = |s: &&str| {
         let (ip_part, prefix) = s.split_once('/').unwrap();
-        Address { ip: ip(ip_part), prefix: prefix.parse().unwrap(), passing: false }
+        InterfaceAddress { ip: ip(ip_part), prefix: prefix.parse().unwrap(), passing: false }
     };
     Interface {
         name: name.to_owned(),
@@ -119,7 +119,7 @@ fn without_a_seed_the_only_vpn_is_chosen_else_the_only_other() {
     ];
     for (what, interfaces, address, name) in cases {
         let picked = pick_for_init(&interfaces, None, None).unwrap_or_else(|e| panic!("{what}: {e}"));
-        assert_eq!(picked, Picked::new(ip(address), name), "{what}");
+        assert_eq!(picked, PickedAddress::new(ip(address), name), "{what}");
     }
 }
 
@@ -173,7 +173,7 @@ fn what_was_asked_for_is_taken_or_refused_with_a_reason() {
     ];
     for (name, address, expected, on) in ok {
         let picked = pick_for_init(&interfaces, name, address.map(ip)).unwrap();
-        assert_eq!(picked, Picked::new(ip(expected), on), "{name:?} {address:?}");
+        assert_eq!(picked, PickedAddress::new(ip(expected), on), "{name:?} {address:?}");
     }
     let refused = [
         (Some("wg1"), None, "there is no interface wg1; the interfaces are:\n  lo "),
@@ -203,14 +203,11 @@ fn with_a_seed_its_family_is_preferred() {
 #[test]
 fn a_route_around_a_vpn_that_is_down_raises_a_doubt() {
     let doubt_of = |seed: &str, address: &str, name: &str, interfaces: &[Interface]| {
-        doubt(ip(seed), &Picked::new(ip(address), name), interfaces)
+        vpn_down_hint(ip(seed), &PickedAddress::new(ip(address), name), interfaces)
     };
     let vpn_down = [lo(), eth0(), eth1(), down(wg0())];
     let around = doubt_of("10.0.0.1", "203.0.113.9", "eth0", &vpn_down).unwrap();
-    assert!(
-        around.contains("uses eth0 (203.0.113.9), but wg0 looks like the VPN and is down"),
-        "{around}"
-    );
+    assert!(around.contains("uses eth0 (203.0.113.9), but wg0 looks like the VPN and is down"), "{around}");
     let no_vpn = doubt_of("10.0.0.1", "203.0.113.9", "eth0", &[lo(), eth0()]).unwrap();
     assert!(
         no_vpn.contains("10.0.0.1 is a private address") && no_vpn.ends_with("is the VPN up?"),
@@ -234,7 +231,7 @@ fn a_route_around_a_vpn_that_is_down_raises_a_doubt() {
 #[test]
 fn a_loopback_seed_is_met_on_the_loopback() {
     let picked = pick_for_seed(ip("127.0.0.1"), None, None).unwrap();
-    assert_eq!(picked, Picked::new(ip("127.0.0.1"), "lo"));
+    assert_eq!(picked, PickedAddress::new(ip("127.0.0.1"), "lo"));
     let picked = pick_for_seed(ip("127.0.0.1"), None, Some(ip("127.0.0.4"))).unwrap();
-    assert_eq!(picked, Picked::new(ip("127.0.0.4"), "lo"));
+    assert_eq!(picked, PickedAddress::new(ip("127.0.0.4"), "lo"));
 }

@@ -77,7 +77,7 @@ async fn rig_of(service: &Service, manners: &[Manner]) -> (Rig, Vec<Arc<AtomicUs
     let (mut backends, mut seen) = (Vec::new(), Vec::new());
     for (n, manner) in (1..).zip(manners) {
         let (address, count) = tls(n, *manner).await;
-        backends.push(backend(n, address, State::Ready));
+        backends.push(backend(n, address, BackendState::Ready));
         seen.push(count);
     }
     (Rig::new(service, backends), seen)
@@ -165,10 +165,10 @@ async fn only_a_lone_hello_is_sent_again() {
     for first in [hello(true), more, http] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (other, seen) = tls(2, Manner::Answers).await;
-        let one = backend(1, listener.local_addr().unwrap(), State::Ready);
+        let one = backend(1, listener.local_addr().unwrap(), BackendState::Ready);
         let rig = Rig::new(
             &Service { balance: Balance::First, ..service() },
-            vec![one, backend(2, other, State::Ready)],
+            vec![one, backend(2, other, BackendState::Ready)],
         );
         let mut client = rig.connect().await;
         client.write_all(&first).await.unwrap();
@@ -187,9 +187,9 @@ async fn only_a_lone_hello_is_sent_again() {
 async fn a_client_that_sends_more_than_a_hello_gets_no_other() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (other, seen) = tls(2, Manner::Answers).await;
-    let one = backend(1, listener.local_addr().unwrap(), State::Ready);
+    let one = backend(1, listener.local_addr().unwrap(), BackendState::Ready);
     let first = Service { balance: Balance::First, ..service() };
-    let rig = Rig::new(&first, vec![one, backend(2, other, State::Ready)]);
+    let rig = Rig::new(&first, vec![one, backend(2, other, BackendState::Ready)]);
     let mut client = rig.connect().await;
     client.write_all(&hello(false)).await.unwrap();
     let (mut master, _) = listener.accept().await.unwrap();
@@ -207,8 +207,10 @@ async fn a_client_that_sends_more_than_a_hello_gets_no_other() {
 async fn when_no_other_is_good_a_hello_waits_and_an_end_is_passed_on() {
     let (silent, _) = tls(1, Manner::Closes).await;
     let (other, seen) = tls(2, Manner::Answers).await;
-    let rig =
-        Rig::new(&service(), vec![backend(1, silent, State::Ready), backend(2, other, State::NotReady)]);
+    let rig = Rig::new(
+        &service(),
+        vec![backend(1, silent, BackendState::Ready), backend(2, other, BackendState::NotReady)],
+    );
     let mut client = rig.connect().await;
     client.write_all(&hello(false)).await.unwrap();
     assert_eq!(timeout(LONG, client.read(&mut [0])).await.unwrap().unwrap(), 0, "closed as the backend did");
@@ -223,8 +225,8 @@ async fn a_backend_that_goes_down_while_it_owes_an_answer_is_replaced() {
     client.write_all(&hello(false)).await.unwrap();
     rig.until(|stats| stats.backends.get(&id(1)).is_some_and(|one| one.connections == 1)).await;
     rig.table.send_modify(|table| {
-        let mut new = Table::clone(table);
-        new.get_mut(&ServiceName::kube_api()).unwrap()[0].state = State::Down;
+        let mut new = BackendTable::clone(table);
+        new.get_mut(&ServiceName::kube_api()).unwrap()[0].state = BackendState::Down;
         *table = Arc::new(new);
     });
     assert_eq!(timeout(LONG, client.read_u8()).await.unwrap().unwrap(), 2);
@@ -246,7 +248,7 @@ async fn a_slow_cluster_is_not_doubled() {
 #[tokio::test]
 async fn backends_are_told_who_the_client_is_if_that_is_wanted() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let one = backend(1, listener.local_addr().unwrap(), State::Ready);
+    let one = backend(1, listener.local_addr().unwrap(), BackendState::Ready);
     let rig = Rig::new(&Service { send_proxy: true, ..service() }, vec![one]);
     let mut client = rig.connect().await;
     client.write_all(b"question").await.unwrap();
@@ -266,7 +268,10 @@ async fn a_replayed_hello_follows_its_own_header() {
     let other = listener.local_addr().unwrap();
     let rig = Rig::new(
         &service,
-        vec![backend(1, leaves.local_addr().unwrap(), State::Ready), backend(2, other, State::Ready)],
+        vec![
+            backend(1, leaves.local_addr().unwrap(), BackendState::Ready),
+            backend(2, other, BackendState::Ready),
+        ],
     );
     let mut client = rig.connect().await;
     client.write_all(&hello(false)).await.unwrap();

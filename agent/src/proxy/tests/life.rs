@@ -4,7 +4,10 @@ use super::*;
 
 #[tokio::test]
 async fn clients_over_maxconn_are_reset_and_counted() {
-    let rig = Rig::new(&Service { maxconn: 2, ..service() }, vec![backend(1, master(1).await, State::Ready)]);
+    let rig = Rig::new(
+        &Service { maxconn: 2, ..service() },
+        vec![backend(1, master(1).await, BackendState::Ready)],
+    );
     let (mut one, _) = rig.reach().await;
     let (two, _) = rig.reach().await;
     for _ in 0..3 {
@@ -20,7 +23,7 @@ async fn clients_over_maxconn_are_reset_and_counted() {
 
 #[tokio::test]
 async fn a_reload_moves_listeners_and_leaves_connections() {
-    let rig = Rig::new(&service(), vec![backend(1, master(1).await, State::Ready)]);
+    let rig = Rig::new(&service(), vec![backend(1, master(1).await, BackendState::Ready)]);
     let (mut held, _) = rig.reach().await;
     // An address of its own, where no other test gets a port.
     let second = SocketAddr::from(([127, 77, 0, 1], 16443));
@@ -59,7 +62,7 @@ async fn an_address_that_is_taken_is_said_and_tried_again() {
     let address = squatter.local_addr().unwrap();
     let rig = Rig::new(
         &Service { listen: vec![address], ..service() },
-        vec![backend(1, master(1).await, State::Ready)],
+        vec![backend(1, master(1).await, BackendState::Ready)],
     );
     let error = rig.stats().listens[0].1.clone().unwrap();
     assert_eq!(error.cause, Cause::AddressInUse);
@@ -71,16 +74,16 @@ async fn an_address_that_is_taken_is_said_and_tried_again() {
 
 #[tokio::test]
 async fn stopping_closes_the_door_and_over_ends_what_is_held() {
-    let rig = Rig::new(&service(), vec![backend(1, master(1).await, State::Ready)]);
+    let rig = Rig::new(&service(), vec![backend(1, master(1).await, BackendState::Ready)]);
     let address = rig.address();
     let (mut one, _) = rig.reach().await;
     let (mut two, _) = rig.reach().await;
-    rig.life.stopping.cancel();
+    rig.life.draining.cancel();
     let closed = async { while TcpStream::connect(address).await.is_ok() {} };
     timeout(LONG, closed).await.unwrap();
     echoes(&mut one).await;
     echoes(&mut two).await;
-    rig.life.over.cancel();
+    rig.life.shutdown.cancel();
     is_reset(&mut one).await;
     is_reset(&mut two).await;
     timeout(LONG, rig.life.finished()).await.unwrap();
@@ -88,13 +91,17 @@ async fn stopping_closes_the_door_and_over_ends_what_is_held() {
 
 #[tokio::test]
 async fn threads_of_their_own_serve_and_end_as_one_runtime_does() {
-    let rig = Rig::on(Workers::start, &service(), vec![backend(1, master(1).await, State::Ready)]);
+    let rig =
+        Rig::on(WorkerRuntimes::start, &service(), vec![backend(1, master(1).await, BackendState::Ready)]);
     let mut clients = Vec::new();
     for _ in 0..32 {
         clients.push(rig.reach().await.0);
     }
     assert_eq!(rig.stats().connections, 32);
-    rig.set(vec![backend(1, refusing().1, State::Down), backend(2, master(2).await, State::Ready)]);
+    rig.set(vec![
+        backend(1, refusing().1, BackendState::Down),
+        backend(2, master(2).await, BackendState::Ready),
+    ]);
     for client in &mut clients {
         is_reset(client).await;
     }
@@ -102,13 +109,13 @@ async fn threads_of_their_own_serve_and_end_as_one_runtime_does() {
     for _ in 0..32 {
         clients.push(rig.reach().await.0);
     }
-    rig.life.stopping.cancel();
+    rig.life.draining.cancel();
     let closed = async { while TcpStream::connect(rig.address()).await.is_ok() {} };
     timeout(LONG, closed).await.unwrap();
     for client in &mut clients {
         echoes(client).await;
     }
-    rig.life.over.cancel();
+    rig.life.shutdown.cancel();
     for client in &mut clients {
         is_reset(client).await;
     }
@@ -117,11 +124,11 @@ async fn threads_of_their_own_serve_and_end_as_one_runtime_does() {
 
 #[tokio::test]
 async fn clients_that_the_kernel_has_greeted_are_served_after_a_stop() {
-    let rig = Rig::new(&service(), vec![backend(1, master(1).await, State::Ready)]);
+    let rig = Rig::new(&service(), vec![backend(1, master(1).await, BackendState::Ready)]);
     rig.reach().await;
     // Both before the listener's task has its next turn.
     let client = std::net::TcpStream::connect(rig.address()).unwrap();
-    rig.life.stopping.cancel();
+    rig.life.draining.cancel();
     client.set_nonblocking(true).unwrap();
     let mut client = TcpStream::from_std(client).unwrap();
     assert_eq!(timeout(LONG, client.read_u8()).await.unwrap().unwrap(), 1);
@@ -129,9 +136,9 @@ async fn clients_that_the_kernel_has_greeted_are_served_after_a_stop() {
 
 #[tokio::test]
 async fn a_stop_is_finished_as_soon_as_the_last_connection_is() {
-    let rig = Rig::new(&service(), vec![backend(1, master(1).await, State::Ready)]);
+    let rig = Rig::new(&service(), vec![backend(1, master(1).await, BackendState::Ready)]);
     let (mut client, _) = rig.reach().await;
-    rig.life.stopping.cancel();
+    rig.life.draining.cancel();
     assert!(timeout(Duration::from_millis(100), rig.life.finished()).await.is_err());
     echoes(&mut client).await;
     drop(client);
@@ -141,7 +148,7 @@ async fn a_stop_is_finished_as_soon_as_the_last_connection_is() {
 #[tokio::test]
 async fn a_connection_costs_little_memory() {
     let rig = Rig::new(&service(), vec![]);
-    let pool = Arc::new(Pool::new(&service(), id(100)));
+    let pool = Arc::new(ServicePool::new(&service(), id(100)));
     let open = pool.admit(&rig.proxy.shared).unwrap();
     let client = rig.connect().await;
     let future = connection::serve(client, open, Arc::clone(&rig.proxy.shared));
@@ -166,7 +173,7 @@ fn without_descriptors_clients_wait_and_held_connections_go_on() {
 
 async fn starve() {
     use rustix::process::{Resource, Rlimit, setrlimit};
-    let rig = Rig::new(&service(), vec![backend(1, master(1).await, State::Ready)]);
+    let rig = Rig::new(&service(), vec![backend(1, master(1).await, BackendState::Ready)]);
     let (mut held, _) = rig.reach().await;
     setrlimit(Resource::Nofile, Rlimit { current: Some(100), maximum: Some(100) }).unwrap();
     let mut files: Vec<std::fs::File> =

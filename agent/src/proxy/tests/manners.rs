@@ -11,11 +11,11 @@ use super::*;
 async fn what_is_not_ready_or_drains_keeps_its_connections_for_a_while() {
     let (first, second) = (master(1).await, master(2).await);
     let table = |one, two| vec![backend(1, first, one), backend(2, second, two)];
-    for state in [State::NotReady, State::Draining] {
-        let rig = Rig::new(&service(), table(State::Ready, State::Suspect));
+    for state in [BackendState::NotReady, BackendState::Draining] {
+        let rig = Rig::new(&service(), table(BackendState::Ready, BackendState::Suspect));
         let (mut client, n) = rig.reach().await;
         assert_eq!(n, 1);
-        rig.set(table(state, State::Ready));
+        rig.set(table(state, BackendState::Ready));
         assert_eq!(rig.reach().await.1, 2);
         echoes(&mut client).await;
     }
@@ -23,37 +23,40 @@ async fn what_is_not_ready_or_drains_keeps_its_connections_for_a_while() {
 
 #[test]
 fn what_leaves_is_closed_after_the_grace_while_another_is_good() {
-    let pool = Arc::new(Pool::new(&service(), id(100)));
+    let pool = Arc::new(ServicePool::new(&service(), id(100)));
     let table = |one, two| {
         let address = "127.0.0.1:1".parse().unwrap();
         vec![backend(1, address, one), backend(2, address, two)]
     };
     let at = Moment::from_millis;
-    let good = table(State::Ready, State::Ready);
-    pool.follow(Some(&good), at(0));
-    let mut ticket = pool.ticket(&good, 0, at(0)).unwrap();
-    let leash = ticket.leash();
+    let good = table(BackendState::Ready, BackendState::Ready);
+    pool.apply_table(Some(&good), at(0));
+    let mut conn_guard = pool.conn_guard(&good, 0, at(0)).unwrap();
+    let cancel = conn_guard.cancel_handle();
     // Nowhere better to go: the clock does not even start.
-    assert_eq!(pool.follow(Some(&table(State::NotReady, State::Suspect)), at(1000)), None);
-    let bad = table(State::NotReady, State::Ready);
-    assert_eq!(pool.follow(Some(&bad), at(60_000)), Some(at(120_000)));
+    assert_eq!(pool.apply_table(Some(&table(BackendState::NotReady, BackendState::Suspect)), at(1000)), None);
+    let bad = table(BackendState::NotReady, BackendState::Ready);
+    assert_eq!(pool.apply_table(Some(&bad), at(60_000)), Some(at(120_000)));
     // It was only a moment.
-    assert_eq!(pool.follow(Some(&good), at(70_000)), None);
-    let mut next = pool.follow(Some(&bad), at(80_000));
+    assert_eq!(pool.apply_table(Some(&good), at(70_000)), None);
+    let mut next = pool.apply_table(Some(&bad), at(80_000));
     assert_eq!(next, Some(at(140_000)));
     let mut last = at(0);
-    while let Some(now) = next.filter(|_| !leash.is_pulled()) {
-        next = pool.follow(Some(&bad), now);
+    while let Some(now) = next.filter(|_| !cancel.is_pulled()) {
+        next = pool.apply_table(Some(&bad), now);
         last = now;
     }
-    assert!(leash.is_pulled());
+    assert!(cancel.is_pulled());
     assert!(last >= at(140_000) && last <= at(145_200), "{last:?}");
 }
 
 #[tokio::test]
 async fn a_backend_that_is_full_comes_after_the_others() {
     let backends = || async {
-        vec![backend(1, master(1).await, State::Ready), backend(2, master(2).await, State::Ready)]
+        vec![
+            backend(1, master(1).await, BackendState::Ready),
+            backend(2, master(2).await, BackendState::Ready),
+        ]
     };
     let limited = Service { backend_maxconn: 2, balance: Balance::First, ..service() };
     let rig = Rig::new(&limited, backends().await);
@@ -103,10 +106,10 @@ async fn a_line_for_each_connection_with_how_it_ended() {
     let (_socket, refusing) = refusing();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let logged = Service { access_log: true, balance: Balance::First, ..service() };
-    let table = |states: [State; 3], addresses: [SocketAddr; 3]| -> Vec<Backend> {
+    let table = |states: [BackendState; 3], addresses: [SocketAddr; 3]| -> Vec<Backend> {
         (1..).zip(states).zip(addresses).map(|((n, state), address)| backend(n, address, state)).collect()
     };
-    let good = [State::Ready; 3];
+    let good = [BackendState::Ready; 3];
     let addresses = [refusing, listener.local_addr().unwrap(), refusing];
     let rig = Rig::new(&logged, table(good, addresses));
     let next = async |count: usize| {
@@ -151,7 +154,7 @@ async fn a_line_for_each_connection_with_how_it_ended() {
     }
     let mut client = rig.connect().await;
     let (_master, _) = listener.accept().await.unwrap();
-    rig.set(table([State::Ready, State::Down, State::Ready], addresses));
+    rig.set(table([BackendState::Ready, BackendState::Down, BackendState::Ready], addresses));
     is_reset(&mut client).await;
     assert_eq!(ending(next(4).await).1, "DD");
     rig.set(table(good, [refusing; 3]));

@@ -1,20 +1,22 @@
 //! The names of haproxy's exporter that dashboards use, so that they go on after a migration. What haproxy counts and
 //! the agent has not, because it looks into no HTTP, is left out rather than said to be zero.
 
-use proto::backends::State;
+use proto::backends::BackendState;
 use proto::control::{BackendStatus, ServiceStatus, Status};
 
-use super::Type::{Counter, Gauge};
-use super::{Family, Text, flag};
+use super::MetricType::{Counter, Gauge};
+use super::{MetricFamily, MetricsText, flag};
 
-const FRONTEND: &[Family<ServiceStatus>] = &[
+const FRONTEND: &[MetricFamily<ServiceStatus>] = &[
     ("haproxy_frontend_current_sessions", Gauge, "Current number of sessions.", |s| {
         Some(s.connections as f64)
     }),
     ("haproxy_frontend_max_sessions", Gauge, "Highest number of sessions at once since the start.", |s| {
         Some(s.counted.most as f64)
     }),
-    ("haproxy_frontend_limit_sessions", Gauge, "Limit of concurrent sessions.", |s| Some(f64::from(s.maxconn))),
+    ("haproxy_frontend_limit_sessions", Gauge, "Limit of concurrent sessions.", |s| {
+        Some(f64::from(s.maxconn))
+    }),
     ("haproxy_frontend_sessions_total", Counter, "Sessions since the start.", |s| {
         Some(s.counted.total as f64)
     }),
@@ -32,7 +34,7 @@ const FRONTEND: &[Family<ServiceStatus>] = &[
     }),
 ];
 
-const BACKEND: &[Family<ServiceStatus>] = &[
+const BACKEND: &[MetricFamily<ServiceStatus>] = &[
     ("haproxy_backend_current_sessions", Gauge, "Current number of sessions.", |s| {
         Some(sum(s, |b| b.connections))
     }),
@@ -50,12 +52,18 @@ const BACKEND: &[Family<ServiceStatus>] = &[
     ("haproxy_backend_connection_errors_total", Counter, "Clients for which no server answered.", |s| {
         Some(s.counted.unserved as f64)
     }),
-    ("haproxy_backend_retry_warnings_total", Counter, "Connection attempts that failed and were retried.", |s| {
-        Some(sum(s, |b| b.counted.connect_errors))
-    }),
-    ("haproxy_backend_redispatch_warnings_total", Counter, "Connection attempts sent to another server.", |s| {
-        Some(sum(s, |b| b.counted.races + b.counted.replays))
-    }),
+    (
+        "haproxy_backend_retry_warnings_total",
+        Counter,
+        "Connection attempts that failed and were retried.",
+        |s| Some(sum(s, |b| b.counted.connect_errors)),
+    ),
+    (
+        "haproxy_backend_redispatch_warnings_total",
+        Counter,
+        "Connection attempts sent to another server.",
+        |s| Some(sum(s, |b| b.counted.races + b.counted.replays)),
+    ),
     ("haproxy_backend_active_servers", Gauge, "Servers that are up.", |s| {
         Some(s.backends.iter().filter(|b| b.state.is_good()).count() as f64)
     }),
@@ -68,7 +76,7 @@ const BACKEND: &[Family<ServiceStatus>] = &[
     }),
 ];
 
-const SERVER: &[Family<BackendStatus>] = &[
+const SERVER: &[MetricFamily<BackendStatus>] = &[
     ("haproxy_server_current_sessions", Gauge, "Current number of sessions.", |b| Some(b.connections as f64)),
     ("haproxy_server_max_sessions", Gauge, "Highest number of sessions at once since the start.", |b| {
         Some(b.counted.most as f64)
@@ -107,16 +115,16 @@ fn sum(service: &ServiceStatus, of: impl Fn(&BackendStatus) -> u64) -> f64 {
 }
 
 /// haproxy's word for a state.
-fn word(state: State) -> &'static str {
+fn word(state: BackendState) -> &'static str {
     match state {
-        State::Ready | State::Alive | State::Unknown | State::Other(_) => "UP",
-        State::Draining => "DRAIN",
-        State::NotReady => "NOLB",
-        State::Suspect | State::Down => "DOWN",
+        BackendState::Ready | BackendState::Alive | BackendState::Unknown | BackendState::Other(_) => "UP",
+        BackendState::Draining => "DRAIN",
+        BackendState::NotReady => "NOLB",
+        BackendState::Suspect | BackendState::Down => "DOWN",
     }
 }
 
-pub(super) fn write(text: &mut Text, status: &Status) {
+pub(super) fn write(text: &mut MetricsText, status: &Status) {
     let uptime = status.taken_unix_ms.0.saturating_sub(status.node.started_unix_ms.0);
     for (name, help, value) in [
         ("haproxy_process_uptime_seconds", "Time since the start.", uptime as f64 / 1e3),

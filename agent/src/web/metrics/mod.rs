@@ -10,18 +10,18 @@ use proto::control::{BUCKETS_US, Histogram, Status};
 
 /// Counters only grow until the next start; gauges are what is now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Type {
+enum MetricType {
     Counter,
     Gauge,
     Histogram,
 }
 
 /// A family of `T`s with one value for each.
-type Family<T> = (&'static str, Type, &'static str, fn(&T) -> Option<f64>);
+type MetricFamily<T> = (&'static str, MetricType, &'static str, fn(&T) -> Option<f64>);
 
 /// The metrics of a status.
 pub(super) fn write(status: &Status, haproxy: bool) -> Vec<u8> {
-    let mut text = Text(String::with_capacity(16 * 1024));
+    let mut text = MetricsText(String::with_capacity(16 * 1024));
     native::write(&mut text, status);
     if haproxy {
         haproxy::write(&mut text, status);
@@ -29,15 +29,15 @@ pub(super) fn write(status: &Status, haproxy: bool) -> Vec<u8> {
     text.0.into_bytes()
 }
 
-struct Text(String);
+struct MetricsText(String);
 
-impl Text {
+impl MetricsText {
     /// Begins a family.
-    fn family(&mut self, name: &str, kind: Type, help: &str) {
+    fn family(&mut self, name: &str, kind: MetricType, help: &str) {
         let kind = match kind {
-            Type::Counter => "counter",
-            Type::Gauge => "gauge",
-            Type::Histogram => "histogram",
+            MetricType::Counter => "counter",
+            MetricType::Gauge => "gauge",
+            MetricType::Histogram => "histogram",
         };
         for part in ["# HELP ", name, " ", help, "\n# TYPE ", name, " ", kind, "\n"] {
             self.0.push_str(part);
@@ -81,7 +81,7 @@ impl Text {
     }
 
     /// A table of families over the same things; `labels` are those of each.
-    fn table<T>(&mut self, families: &[Family<T>], things: &[(Vec<(&'static str, &str)>, &T)]) {
+    fn table<T>(&mut self, families: &[MetricFamily<T>], things: &[(Vec<(&'static str, &str)>, &T)]) {
         for (name, kind, help, value) in families {
             self.family(name, *kind, help);
             for (labels, thing) in things {

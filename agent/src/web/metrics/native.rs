@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use proto::backends::State;
+use proto::backends::BackendState;
 use proto::control::{
     BackendStatus, CheckCounts, LinkStatus, MemberState, MemberStatus, ServiceStatus, Status, VipState,
     VipStatus,
@@ -10,37 +10,39 @@ use proto::control::{
 use proto::node::Role;
 use proto::problem::ProblemCode;
 
-use super::Type::{Counter, Gauge, Histogram};
-use super::{Family, Text, flag};
+use super::MetricType::{Counter, Gauge, Histogram};
+use super::{MetricFamily, MetricsText, flag};
 
 /// Of the node and the cluster, as this node knows it.
-const NODE: &[Family<Status>] = &[
+const NODE: &[MetricFamily<Status>] = &[
     ("agent_start_time_seconds", Gauge, "Start time of the agent, in seconds since 1970.", |s| {
         Some(s.node.started_unix_ms.0 as f64 / 1e3)
     }),
-    ("agent_open_files_limit", Gauge, "Open file limit of the process.", |s| {
-        Some(s.node.descriptors as f64)
-    }),
+    ("agent_open_files_limit", Gauge, "Open file limit of the process.", |s| Some(s.node.descriptors as f64)),
     ("agent_problems", Gauge, "Number of problems of this node; the status page lists them.", |s| {
         Some(s.problems.len() as f64)
     }),
-    ("agent_removed", Gauge, "1 if this node was removed from the cluster.", |s| {
-        Some(flag(s.node.removed))
-    }),
+    ("agent_removed", Gauge, "1 if this node was removed from the cluster.", |s| Some(flag(s.node.removed))),
     ("agent_network_up", Gauge, "1 if this node has an address on the mesh.", |s| {
         Some(flag(s.node.address.is_some()))
     }),
     ("agent_key_epoch", Gauge, "Epoch of the current gossip key.", |s| Some(s.cluster.key_epoch as f64)),
-    ("agent_member_versions", Gauge, "Number of different agent versions among the members that are up.", |s| {
-        Some(different(s, |one| &one.version))
-    }),
-    ("agent_member_documents", Gauge, "Number of different cluster documents among the members that are up.", |s| {
-        Some(different(s, |one| &one.document))
-    }),
+    (
+        "agent_member_versions",
+        Gauge,
+        "Number of different agent versions among the members that are up.",
+        |s| Some(different(s, |one| &one.version)),
+    ),
+    (
+        "agent_member_documents",
+        Gauge,
+        "Number of different cluster documents among the members that are up.",
+        |s| Some(different(s, |one| &one.document)),
+    ),
 ];
 
 /// Of the link.
-const LINK: &[Family<LinkStatus>] = &[
+const LINK: &[MetricFamily<LinkStatus>] = &[
     ("agent_link_sent_bytes_total", Counter, "Bytes sent on port 7646, UDP payload and TLS.", |l| {
         Some(l.sent_bytes as f64)
     }),
@@ -51,9 +53,12 @@ const LINK: &[Family<LinkStatus>] = &[
     ("agent_link_received_datagrams_total", Counter, "Datagrams received, including refused ones.", |l| {
         Some(l.received_datagrams as f64)
     }),
-    ("agent_gossip_sent_bytes_total", Counter, "Bytes of gossip sent, included in agent_link_sent_bytes_total.", |l| {
-        Some(l.sent_gossip_bytes as f64)
-    }),
+    (
+        "agent_gossip_sent_bytes_total",
+        Counter,
+        "Bytes of gossip sent, included in agent_link_sent_bytes_total.",
+        |l| Some(l.sent_gossip_bytes as f64),
+    ),
     ("agent_pulses_sent_total", Counter, "Pulses sent.", |l| Some(l.sent_pulses as f64)),
     ("agent_pulse_answers_received_total", Counter, "Pulse answers received.", |l| {
         Some(l.received_answers as f64)
@@ -61,60 +66,87 @@ const LINK: &[Family<LinkStatus>] = &[
 ];
 
 /// Of the members that this node pulses: the masters.
-const PEER: &[Family<MemberStatus>] = &[
+const PEER: &[MetricFamily<MemberStatus>] = &[
     ("agent_peer_up", Gauge, "1 if the peer answers.", |m| Some(flag(m.state == MemberState::Up))),
-    ("agent_peer_rtt_seconds", Gauge, "Smoothed round-trip time of pulses.", |m| {
-        m.rtt_ms.map(|ms| ms / 1e3)
-    }),
+    ("agent_peer_rtt_seconds", Gauge, "Smoothed round-trip time of pulses.", |m| m.rtt_ms.map(|ms| ms / 1e3)),
     ("agent_peer_loss_ratio", Gauge, "Smoothed share of unanswered pulses.", |m| {
         m.loss_permille.map(|loss| f64::from(loss) / 1e3)
     }),
 ];
 
-const SERVICE: &[Family<ServiceStatus>] = &[
+const SERVICE: &[MetricFamily<ServiceStatus>] = &[
     ("agent_service_connections", Gauge, "Current client connections.", |s| Some(s.connections as f64)),
-    ("agent_service_connections_max", Gauge, "Highest number of concurrent client connections since start.", |s| {
-        Some(s.counted.most as f64)
-    }),
+    (
+        "agent_service_connections_max",
+        Gauge,
+        "Highest number of concurrent client connections since start.",
+        |s| Some(s.counted.most as f64),
+    ),
     ("agent_service_connections_limit", Gauge, "Limit of concurrent client connections (maxconn).", |s| {
         Some(f64::from(s.maxconn))
     }),
-    ("agent_service_connections_total", Counter, "Client connections accepted.", |s| Some(s.counted.total as f64)),
+    ("agent_service_connections_total", Counter, "Client connections accepted.", |s| {
+        Some(s.counted.total as f64)
+    }),
     ("agent_service_listening", Gauge, "1 if all listeners of the service are bound.", |s| {
         Some(flag(s.is_listening()))
     }),
 ];
 
-const BACKEND: &[Family<BackendStatus>] = &[
+const BACKEND: &[MetricFamily<BackendStatus>] = &[
     ("agent_backend_up", Gauge, "1 if the backend gets new connections.", |b| Some(flag(b.state.is_good()))),
     ("agent_backend_weight", Gauge, "Weight of the backend.", |b| Some(f64::from(b.weight))),
-    ("agent_backend_rtt_seconds", Gauge, "Smoothed round-trip time to the backend.", |b| b.rtt_ms.map(|ms| ms / 1e3)),
-    ("agent_backend_last_change_time_seconds", Gauge, "Time of the last state change, in seconds since 1970.", |b| {
-        Some(b.since_unix_ms.0 as f64 / 1e3)
+    ("agent_backend_rtt_seconds", Gauge, "Smoothed round-trip time to the backend.", |b| {
+        b.rtt_ms.map(|ms| ms / 1e3)
     }),
-    ("agent_backend_check_duration_seconds", Gauge, "Approximate duration of the latest health check on the backend's node.", |b| {
-        b.check_ms.map(|ms| f64::from(ms) / 1e3)
+    (
+        "agent_backend_last_change_time_seconds",
+        Gauge,
+        "Time of the last state change, in seconds since 1970.",
+        |b| Some(b.since_unix_ms.0 as f64 / 1e3),
+    ),
+    (
+        "agent_backend_check_duration_seconds",
+        Gauge,
+        "Approximate duration of the latest health check on the backend's node.",
+        |b| b.check_ms.map(|ms| f64::from(ms) / 1e3),
+    ),
+    ("agent_backend_connections", Gauge, "Current connections from this node to the backend.", |b| {
+        Some(b.connections as f64)
     }),
-    ("agent_backend_connections", Gauge, "Current connections from this node to the backend.", |b| Some(b.connections as f64)),
     ("agent_backend_connections_max", Gauge, "Highest number of concurrent connections since start.", |b| {
         Some(b.counted.most as f64)
     }),
-    ("agent_backend_connections_total", Counter, "Client connections assigned to the backend.", |b| Some(b.total as f64)),
-    ("agent_backend_received_bytes_total", Counter, "Bytes from clients to the backend, counted when a connection ends.", |b| {
-        Some(b.counted.bytes_in as f64)
+    ("agent_backend_connections_total", Counter, "Client connections assigned to the backend.", |b| {
+        Some(b.total as f64)
     }),
-    ("agent_backend_sent_bytes_total", Counter, "Bytes from the backend to clients, counted when a connection ends.", |b| {
-        Some(b.counted.bytes_out as f64)
-    }),
+    (
+        "agent_backend_received_bytes_total",
+        Counter,
+        "Bytes from clients to the backend, counted when a connection ends.",
+        |b| Some(b.counted.bytes_in as f64),
+    ),
+    (
+        "agent_backend_sent_bytes_total",
+        Counter,
+        "Bytes from the backend to clients, counted when a connection ends.",
+        |b| Some(b.counted.bytes_out as f64),
+    ),
     ("agent_backend_connect_errors_total", Counter, "Failed connection attempts.", |b| {
         Some(b.counted.connect_errors as f64)
     }),
-    ("agent_backend_races_total", Counter, "Connection attempts started while another backend was slow to answer.", |b| {
-        Some(b.counted.races as f64)
-    }),
-    ("agent_backend_replays_total", Counter, "TLS hellos resent to this backend after another one left them unanswered.", |b| {
-        Some(b.counted.replays as f64)
-    }),
+    (
+        "agent_backend_races_total",
+        Counter,
+        "Connection attempts started while another backend was slow to answer.",
+        |b| Some(b.counted.races as f64),
+    ),
+    (
+        "agent_backend_replays_total",
+        Counter,
+        "TLS hellos resent to this backend after another one left them unanswered.",
+        |b| Some(b.counted.replays as f64),
+    ),
     ("agent_backend_silences_total", Counter, "TLS hellos that the backend left unanswered.", |b| {
         Some(b.counted.silences as f64)
     }),
@@ -122,31 +154,43 @@ const BACKEND: &[Family<BackendStatus>] = &[
     ("agent_backend_false_alarms_total", Counter, "Suspicions that were not confirmed.", |b| {
         Some(b.counted.false_alarms as f64)
     }),
-    ("agent_backend_downtime_seconds_total", Counter, "Total time in which the backend was neither ready nor alive.", |b| {
-        Some(b.counted.downtime_ms as f64 / 1e3)
-    }),
+    (
+        "agent_backend_downtime_seconds_total",
+        Counter,
+        "Total time in which the backend was neither ready nor alive.",
+        |b| Some(b.counted.downtime_ms as f64 / 1e3),
+    ),
 ];
 
-const VIP: &[Family<VipStatus>] = &[
+const VIP: &[MetricFamily<VipStatus>] = &[
     ("agent_vip_owned_here", Gauge, "1 if this node owns the virtual IP.", |v| {
         Some(flag(v.state == VipState::OwnedHere))
     }),
     ("agent_vip_owned", Gauge, "1 if any node owns the virtual IP, as far as this node knows.", |v| {
         Some(flag(matches!(v.state, VipState::OwnedHere | VipState::Owned)))
     }),
-    ("agent_vip_epoch", Gauge, "Epoch of the virtual IP; increases with each new owner.", |v| Some(v.epoch as f64)),
-    ("agent_vip_last_change_time_seconds", Gauge, "Time of the last state change, in seconds since 1970.", |v| {
-        Some(v.since_unix_ms.0 as f64 / 1e3)
+    ("agent_vip_epoch", Gauge, "Epoch of the virtual IP; increases with each new owner.", |v| {
+        Some(v.epoch as f64)
     }),
+    (
+        "agent_vip_last_change_time_seconds",
+        Gauge,
+        "Time of the last state change, in seconds since 1970.",
+        |v| Some(v.since_unix_ms.0 as f64 / 1e3),
+    ),
     ("agent_vip_candidates", Gauge, "Number of nodes that are eligible to own the virtual IP now.", |v| {
         Some(v.candidates.iter().filter(|one| one.eligible).count() as f64)
     }),
 ];
 
-pub(super) fn write(text: &mut Text, status: &Status) {
+pub(super) fn write(text: &mut MetricsText, status: &Status) {
     text.family("agent_build_info", Gauge, "Version of the running agent; always 1.");
     text.sample("agent_build_info", &[("version", &status.node.version)], 1.0);
-    text.family("agent_cluster_info", Gauge, "Name of the cluster and hash of the document on this node; always 1.");
+    text.family(
+        "agent_cluster_info",
+        Gauge,
+        "Name of the cluster and hash of the document on this node; always 1.",
+    );
     let about = [("cluster", status.cluster.name.as_str()), ("document", &status.cluster.document)];
     text.sample("agent_cluster_info", &about, 1.0);
     text.table(NODE, &[(Vec::new(), status)]);
@@ -175,12 +219,12 @@ fn different<'a>(status: &'a Status, of: impl Fn(&'a MemberStatus) -> &'a String
     up.filter(|text| !text.is_empty()).collect::<BTreeSet<_>>().len() as f64
 }
 
-fn members(text: &mut Text, status: &Status) {
+fn members(text: &mut MetricsText, status: &Status) {
     text.family("agent_members", Gauge, "Number of members, by role and state.");
     for (role, word) in [(Role::Master, "master"), (Role::Worker, "worker")] {
         for state in [MemberState::Up, MemberState::Suspect, MemberState::Down, MemberState::Left] {
             let found = status.members.iter().filter(|one| one.role == role && one.state == state).count();
-            text.sample("agent_members", &[("role", word), ("state", state.word())], found as f64);
+            text.sample("agent_members", &[("role", word), ("state", state.as_str())], found as f64);
         }
     }
     let pulsed = status.members.iter().filter(|one| one.loss_permille.is_some());
@@ -188,7 +232,7 @@ fn members(text: &mut Text, status: &Status) {
     text.table(PEER, &peers);
 }
 
-fn link(text: &mut Text, link: &LinkStatus) {
+fn link(text: &mut MetricsText, link: &LinkStatus) {
     text.table(LINK, &[(Vec::new(), link)]);
     let name = "agent_link_refused_datagrams_total";
     text.family(name, Counter, "Datagrams refused, by reason.");
@@ -204,7 +248,7 @@ fn link(text: &mut Text, link: &LinkStatus) {
     }
 }
 
-fn services(text: &mut Text, status: &Status) {
+fn services(text: &mut MetricsText, status: &Status) {
     let all: Vec<_> = status.services.iter().map(|one| (vec![("service", one.name.as_str())], one)).collect();
     text.table(SERVICE, &all);
     let name = "agent_service_refused_total";
@@ -216,15 +260,15 @@ fn services(text: &mut Text, status: &Status) {
     }
     text.family("agent_backends", Gauge, "Number of backends, by state.");
     for one in &status.services {
-        for &state in State::ALL {
+        for &state in BackendState::ALL {
             let found = one.backends.iter().filter(|backend| backend.state == state).count();
-            let labels = [("service", one.name.as_str()), ("state", state.word())];
+            let labels = [("service", one.name.as_str()), ("state", state.as_str())];
             text.sample("agent_backends", &labels, found as f64);
         }
     }
 }
 
-fn backends(text: &mut Text, status: &Status) {
+fn backends(text: &mut MetricsText, status: &Status) {
     let mut all = Vec::new();
     for service in &status.services {
         for backend in &service.backends {
@@ -235,17 +279,13 @@ fn backends(text: &mut Text, status: &Status) {
     text.table(BACKEND, &all);
     text.family("agent_backend_state", Gauge, "1 for the current state, 0 for all others.");
     for (labels, backend) in &all {
-        for &state in State::ALL {
+        for &state in BackendState::ALL {
             let mut labels = labels.clone();
-            labels.push(("state", state.word()));
+            labels.push(("state", state.as_str()));
             text.sample("agent_backend_state", &labels, flag(backend.state == state));
         }
     }
-    text.family(
-        "agent_backend_cause",
-        Gauge,
-        "Cause of the current state; always 1.",
-    );
+    text.family("agent_backend_cause", Gauge, "Cause of the current state; always 1.");
     for (labels, backend) in &all {
         if let Some(cause) = backend.cause {
             let mut labels = labels.clone();
@@ -270,7 +310,7 @@ fn backends(text: &mut Text, status: &Status) {
     }
 }
 
-fn checks(text: &mut Text, checks: &[CheckCounts]) {
+fn checks(text: &mut MetricsText, checks: &[CheckCounts]) {
     text.family("agent_checks_total", Counter, "Health checks of this node's own services, by result.");
     for one in checks {
         for (result, count) in [
@@ -284,13 +324,17 @@ fn checks(text: &mut Text, checks: &[CheckCounts]) {
             text.sample("agent_checks_total", &labels, count as f64);
         }
     }
-    text.family("agent_check_seconds", Histogram, "Duration of the health checks of this node's own services.");
+    text.family(
+        "agent_check_seconds",
+        Histogram,
+        "Duration of the health checks of this node's own services.",
+    );
     for one in checks {
         text.histogram("agent_check_seconds", &[("service", one.service.as_str())], &one.took);
     }
 }
 
-fn vips(text: &mut Text, vips: &[VipStatus]) {
+fn vips(text: &mut MetricsText, vips: &[VipStatus]) {
     let named: Vec<(String, &VipStatus)> = vips.iter().map(|vip| (vip.address.to_string(), vip)).collect();
     let all: Vec<_> = named.iter().map(|(name, vip)| (vec![("vip", name.as_str())], *vip)).collect();
     text.table(VIP, &all);
@@ -312,11 +356,7 @@ fn vips(text: &mut Text, vips: &[VipStatus]) {
             text.sample("agent_vip_cause", &[("vip", name), ("cause", cause.label())], 1.0);
         }
     }
-    text.family(
-        "agent_vip_owner",
-        Gauge,
-        "Owner of the virtual IP, as far as this node knows; always 1.",
-    );
+    text.family("agent_vip_owner", Gauge, "Owner of the virtual IP, as far as this node knows; always 1.");
     for (name, vip) in &named {
         if let Some(owner) = &vip.owner {
             text.sample("agent_vip_owner", &[("vip", name), ("owner", owner.as_str())], 1.0);

@@ -8,15 +8,15 @@ use std::ops::Range;
 use std::time::Duration;
 
 use maud::{Markup, html};
-use proto::backends::State;
+use proto::backends::BackendState;
 use proto::control::Status;
-use proto::event::{Kind, Ring};
+use proto::event::{EventKind, EventRing};
 use proto::time::{UnixMs, human};
 use proto::timeline::{Followed, Span, spans};
 
 use super::html::{section, state};
+use crate::severity::Severity;
 use crate::times::at;
-use crate::tone::Tone;
 
 const MINUTE: u64 = 60_000;
 const DAY: u64 = 24 * 60 * MINUTE;
@@ -32,19 +32,19 @@ const THIN: u64 = 6;
 const WIDE: u64 = 150;
 
 /// All strips.
-pub(super) fn day(status: &Status, ring: &Ring) -> Markup {
+pub(super) fn day(status: &Status, ring: &EventRing) -> Markup {
     let end = UnixMs(status.taken_unix_ms.0.div_ceil(MINUTE) * MINUTE);
     let within = UnixMs(end.0.saturating_sub(DAY))..end;
     let backends = status.services.iter().flat_map(|service| {
         service.backends.iter().map(move |one| (format!("{}/{}", service.name, one.node), one))
     });
     let backends = backends.map(|(subject, one)| {
-        let (state, since) = (one.state.word(), one.since_unix_ms);
-        strip(ring, Kind::Backend, &subject, (state, since), &within, reachable)
+        let (state, since) = (one.state.as_str(), one.since_unix_ms);
+        strip(ring, EventKind::Backend, &subject, (state, since), &within, reachable)
     });
     let vips = status.vips.iter().map(|vip| {
         let owner = vip.owner.as_ref().map_or(NOBODY, |owner| owner.as_str());
-        strip(ring, Kind::VipOwner, &vip.address.to_string(), (owner, vip.since_unix_ms), &within, owned)
+        strip(ring, EventKind::VipOwner, &vip.address.to_string(), (owner, vip.since_unix_ms), &within, owned)
     });
     let strips: Vec<Markup> = backends.chain(vips).collect();
     if strips.is_empty() {
@@ -52,9 +52,9 @@ pub(super) fn day(status: &Status, ring: &Ring) -> Markup {
     }
     let content = html! {
         p.about {
-            "As this node saw it: " (state(Tone::Good, "serves or is owned")) " "
-            (state(Tone::Doubt, "in doubt or draining")) " " (state(Tone::Bad, "down or nobody's")) " "
-            (state(Tone::Dim, "not known"))
+            "As this node saw it: " (state(Severity::Good, "serves or is owned")) " "
+            (state(Severity::Doubt, "in doubt or draining")) " " (state(Severity::Bad, "down or nobody's")) " "
+            (state(Severity::Dim, "not known"))
         }
         ul.day { @for strip in strips { li { (strip) } } }
         p.axis aria-hidden="true" {
@@ -69,21 +69,24 @@ pub(super) fn day(status: &Status, ring: &Ring) -> Markup {
 /// As an event names that a virtual IP has no owner.
 const NOBODY: &str = "nobody";
 
-fn reachable(state: &str) -> Tone {
-    State::ALL.iter().find(|known| known.word() == state).map_or(Tone::Doubt, |state| Tone::from(*state))
+fn reachable(state: &str) -> Severity {
+    BackendState::ALL
+        .iter()
+        .find(|known| known.as_str() == state)
+        .map_or(Severity::Doubt, |state| Severity::from(*state))
 }
 
-fn owned(owner: &str) -> Tone {
-    if owner == NOBODY { Tone::Bad } else { Tone::Good }
+fn owned(owner: &str) -> Severity {
+    if owner == NOBODY { Severity::Bad } else { Severity::Good }
 }
 
 fn strip(
-    ring: &Ring,
-    kind: Kind,
+    ring: &EventRing,
+    kind: EventKind,
     subject: &str,
     (state, since): (&str, UnixMs),
     within: &Range<UnixMs>,
-    tone: fn(&str) -> Tone,
+    severity: fn(&str) -> Severity,
 ) -> Markup {
     let followed = Followed { kind, subject, state, since };
     let spans = spans(ring.all().map(|event| &**event), followed, within.clone());
@@ -91,17 +94,17 @@ fn strip(
     // What is short is drawn last, and so over what is long.
     let mut order: Vec<&Span<'_>> = drawn.iter().collect();
     order.sort_by_key(|span| std::cmp::Reverse(span.ms()));
-    let named = kind == Kind::VipOwner;
+    let named = kind == EventKind::VipOwner;
     html! {
         span.name { (subject) }
         svg.strip aria-hidden="true" {
             @for span in order {
                 @if let Some(state) = span.state {
-                    (part(span, state, tone(state), named, within))
+                    (part(span, state, severity(state), named, within))
                 }
             }
         }
-        ol.ear {
+        ol.peer_liveness {
             @let said = spans.get(spans.len().saturating_sub(MAX_SAID)..).unwrap_or_default();
             @for span in said.iter().rev() { li { (words(span, within.end)) } }
             @if said.len() < spans.len() { li { (spans.len() - said.len()) " changes before" } }
@@ -110,24 +113,24 @@ fn strip(
 }
 
 /// One part of a strip.
-fn part(span: &Span<'_>, state: &str, tone: Tone, named: bool, within: &Range<UnixMs>) -> Markup {
+fn part(span: &Span<'_>, state: &str, severity: Severity, named: bool, within: &Range<UnixMs>) -> Markup {
     let minute = |at: UnixMs| at.0.saturating_sub(within.start.0) / MINUTE;
     let whole = DAY / MINUTE;
     let width = minute(span.until).saturating_sub(minute(span.from)).max(THIN);
     let begin = minute(span.from).min(whole - THIN);
     let percent = |minutes: u64| format!("{}.{:02}%", minutes * 100 / whole, minutes * 10_000 / whole % 100);
-    let top = match tone {
-        Tone::Good => "0",
-        Tone::Doubt => "35%",
-        Tone::Bad | Tone::Plain | Tone::Dim => "70%",
+    let top = match severity {
+        Severity::Good => "0",
+        Severity::Doubt => "35%",
+        Severity::Bad | Severity::Plain | Severity::Dim => "70%",
     };
     html! {
         svg x=(percent(begin)) width=(percent(width)) {
-            rect class=(tone.word()) y=(top) width="100%" height="100%" {}
+            rect class=(severity.as_str()) y=(top) width="100%" height="100%" {}
             // Two owners in a row look the same.
             @if named { rect.edge width="2" height="100%" {} }
             // On the lower parts there would be no ground for it.
-            @if named && tone == Tone::Good && width >= WIDE { text x="5" y="16" { (state) } }
+            @if named && severity == Severity::Good && width >= WIDE { text x="5" y="16" { (state) } }
         }
     }
 }
@@ -163,13 +166,13 @@ mod tests {
 
     #[test]
     fn a_short_outage_is_drawn_over_the_long_time_around_it_and_said() {
-        let mut ring = Ring::default();
-        let down = Event::new(Kind::Backend, ago(6), "kube-api/m1", "down").since("ready", ago(40));
+        let mut ring = EventRing::default();
+        let down = Event::new(EventKind::Backend, ago(6), "kube-api/m1", "down").since("ready", ago(40));
         ring.push("w1", down);
         let back = UnixMs(ago(6).0 + MINUTE);
-        ring.push("w1", Event::new(Kind::Backend, back, "kube-api/m1", "ready").since("down", ago(6)));
+        ring.push("w1", Event::new(EventKind::Backend, back, "kube-api/m1", "ready").since("down", ago(6)));
         let within = ago(24)..END;
-        let made = strip(&ring, Kind::Backend, "kube-api/m1", ("ready", back), &within, reachable);
+        let made = strip(&ring, EventKind::Backend, "kube-api/m1", ("ready", back), &within, reachable);
         let made = made.into_string();
         let parts: Vec<&str> = made.split("<svg x=").skip(1).collect();
         assert_eq!(parts.len(), 3, "{made}");
@@ -186,14 +189,18 @@ mod tests {
 
     #[test]
     fn owners_stand_in_their_parts_and_who_flaps_costs_no_more_than_so_much() {
-        let mut ring = Ring::default();
+        let mut ring = EventRing::default();
         for i in 0..1000 {
             let (from, to) = if i % 2 == 0 { ("m1", "m2") } else { ("m2", NOBODY) };
             let at = UnixMs(ago(12).0 + i * 1000);
-            ring.push("w1", Event::new(Kind::VipOwner, at, "10.0.0.9", to).since(from, UnixMs(at.0 - 1000)));
+            ring.push(
+                "w1",
+                Event::new(EventKind::VipOwner, at, "10.0.0.9", to).since(from, UnixMs(at.0 - 1000)),
+            );
         }
         let within = ago(24)..END;
-        let made = strip(&ring, Kind::VipOwner, "10.0.0.9", ("m1", ago(11)), &within, owned).into_string();
+        let made =
+            strip(&ring, EventKind::VipOwner, "10.0.0.9", ("m1", ago(11)), &within, owned).into_string();
         assert!(made.contains("<text x=\"5\" y=\"16\">m1</text>"), "{made}");
         assert_eq!(made.matches("<rect class=\"edge\"").count(), MAX_DRAWN);
         assert!(made.contains("changes before") && made.len() < 40_000, "{}", made.len());

@@ -1,7 +1,7 @@
 //! The timeline.
 
 use maud::{Markup, html};
-use proto::event::{Event, Ring};
+use proto::event::{Event, EventRing};
 use proto::time::UnixMs;
 
 use super::html::{quiet, state};
@@ -11,7 +11,7 @@ use crate::times::{age, at};
 const SHOWN: usize = 40;
 
 /// What has happened, newest first.
-pub(super) fn timeline(ring: &Ring, now: UnixMs) -> Markup {
+pub(super) fn timeline(ring: &EventRing, now: UnixMs) -> Markup {
     let latest: Vec<_> = ring.after(ring.newest().saturating_sub(SHOWN as u64)).collect();
     html! {
         // It scrolls, so the keyboard has to reach it.
@@ -35,7 +35,7 @@ fn one(event: &Event, now: UnixMs) -> Markup {
                 time { (at(event.time_unix_ms, now)) }
                 " " (quiet(age(event.time_unix_ms, now)))
             }
-            " " (state(event.level.into(), event.level.word()))
+            " " (state(event.level.into(), event.level.name()))
             " " span { (event.sentence()) }
         }
     }

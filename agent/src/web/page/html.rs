@@ -7,18 +7,18 @@ use std::time::Duration;
 use maud::{Markup, html};
 use proto::time::UnixMs;
 
+use crate::severity::Severity;
 use crate::times::{age, at};
-use crate::tone::Tone;
 
-impl Tone {
+impl Severity {
     /// Its class, and the id of its shape.
-    pub(super) fn word(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
-            Tone::Good => "good",
-            Tone::Doubt => "doubt",
-            Tone::Bad => "bad",
+            Severity::Good => "good",
+            Severity::Doubt => "doubt",
+            Severity::Bad => "bad",
             // Nothing stands on the page without a shape.
-            Tone::Plain | Tone::Dim => "dim",
+            Severity::Plain | Severity::Dim => "dim",
         }
     }
 }
@@ -46,13 +46,13 @@ pub(super) fn tame(markup: Markup) -> String {
 }
 
 /// A state: its shape, its word.
-pub(super) fn state(tone: Tone, word: &str) -> Markup {
-    html! { span class={ "s " (tone.word()) } { (shape(tone)) (word) } }
+pub(super) fn state(severity: Severity, word: &str) -> Markup {
+    html! { span class={ "s " (severity.as_str()) } { (shape(severity)) (word) } }
 }
 
 /// A shape alone, for eyes only: a word stands beside it.
-pub(super) fn shape(tone: Tone) -> Markup {
-    html! { svg.i aria-hidden="true" { use href={ "#" (tone.word()) } {} } }
+pub(super) fn shape(severity: Severity) -> Markup {
+    html! { svg.i aria-hidden="true" { use href={ "#" (severity.as_str()) } {} } }
 }
 
 /// A section with its heading.

@@ -13,12 +13,12 @@ use std::sync::OnceLock;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use proto::control::{MemberState, Status};
-use proto::event::Ring;
+use proto::event::EventRing;
 use proto::time::UnixMs;
 
+use crate::severity::Severity;
 use crate::times::at;
-use crate::tone::Tone;
-use crate::verdict::{Level, judge};
+use crate::verdict::{HealthLevel, evaluate};
 
 use html::{milliseconds, pairs, shape, tame};
 
@@ -44,7 +44,7 @@ pub(super) fn policy() -> &'static str {
 }
 
 /// The whole page.
-pub(super) fn whole(status: &Status, ring: &Ring, acts: bool) -> Vec<u8> {
+pub(super) fn whole(status: &Status, ring: &EventRing, acts: bool) -> Vec<u8> {
     let now = at(status.taken_unix_ms, status.taken_unix_ms);
     let content = html! {
         header {
@@ -65,13 +65,13 @@ pub(super) fn whole(status: &Status, ring: &Ring, acts: bool) -> Vec<u8> {
 }
 
 /// What of the page changes.
-pub(super) fn main(status: &Status, ring: &Ring, acts: bool) -> Vec<u8> {
+pub(super) fn main(status: &Status, ring: &EventRing, acts: bool) -> Vec<u8> {
     let content = html! { (DOCTYPE) title { (title(status)) } (body(status, ring, acts)) };
     tame(content).into_bytes()
 }
 
 /// A page that says one sentence, after something was done.
-pub(super) fn said(sentence: &str) -> Vec<u8> {
+pub(super) fn message_page(sentence: &str) -> Vec<u8> {
     let content = html! {
         main { section { p { (sentence) } p { a href="/" { "Back to the status" } } } }
     };
@@ -103,21 +103,21 @@ fn document(title: &str, content: Markup, script: Option<&str>) -> Vec<u8> {
     format!("{}\n", page.into_string()).into_bytes()
 }
 
-fn word(level: Level) -> &'static str {
+fn word(level: HealthLevel) -> &'static str {
     match level {
-        Level::Fine => "ok",
-        Level::Degraded => "degraded",
-        Level::NoMaster => "no master",
+        HealthLevel::Fine => "ok",
+        HealthLevel::Degraded => "degraded",
+        HealthLevel::NoMaster => "no master",
     }
 }
 
 /// What a tab shows: how it is comes first, since tabs are narrow.
 fn title(status: &Status) -> String {
-    let level = judge(status, status.taken_unix_ms).level;
+    let level = evaluate(status, status.taken_unix_ms).level;
     format!("{} · {} · agent on {}", word(level), status.cluster.name, status.node.name)
 }
 
-fn body(status: &Status, ring: &Ring, acts: bool) -> Markup {
+fn body(status: &Status, ring: &EventRing, acts: bool) -> Markup {
     let now = status.taken_unix_ms;
     html! {
         (verdict(status, now))
@@ -136,19 +136,19 @@ fn body(status: &Status, ring: &Ring, acts: bool) -> Markup {
 
 /// How it is, in words.
 fn verdict(status: &Status, now: UnixMs) -> Markup {
-    let verdict = judge(status, now);
-    let (tone, word) = (Tone::from(verdict.level), word(verdict.level));
+    let verdict = evaluate(status, now);
+    let (severity, word) = (Severity::from(verdict.level), word(verdict.level));
     // The judgement begins with its own word; here that stands as a heading.
     let text = verdict.text.strip_prefix(word).unwrap_or(&verdict.text);
     html! {
-        section #verdict class={ "verdict " (tone.word()) } aria-label="Verdict" {
-            h1 { (shape(tone)) (word) }
+        section #verdict class={ "verdict " (severity.as_str()) } aria-label="Verdict" {
+            h1 { (shape(severity)) (word) }
             p { (text.trim_start_matches([':', ';', ' '])) }
             @if !status.problems.is_empty() {
                 ul { @for problem in &status.problems { li { (problem) } } }
             }
             // Read out when it changes, and so without ages, which change all the time.
-            p.ear role="status" { (word) ": " (spoken(status)) }
+            p.peer_liveness role="status" { (word) ": " (spoken(status)) }
         }
     }
 }
@@ -160,7 +160,7 @@ fn spoken(status: &Status) -> String {
     let bad: String = all
         .iter()
         .filter(|one| !one.state.is_good())
-        .map(|one| format!("; {} {}", one.node, one.state.word()))
+        .map(|one| format!("; {} {}", one.node, one.state.as_str()))
         .collect();
     format!("{good} of {} masters serve{bad}", all.len())
 }

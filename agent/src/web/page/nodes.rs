@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use maud::{Markup, html};
-use proto::control::{MemberState, MemberStatus, SeenStatus, Status};
+use proto::control::{MemberState, MemberStatus, PeerLinkStatus, Status};
 use proto::node::Role;
 
 use super::html::{
     bytes, cell, cell_of, loss, milliseconds, ms, pairs, quiet, row, section, since, state, table,
 };
+use crate::severity::Severity;
 use crate::times::age;
-use crate::tone::Tone;
 
 /// Members that are shown; of a larger cluster those that are not up come first. A table of thousands helps
 /// nobody, and the page is fetched every other second.
@@ -64,7 +64,7 @@ fn member(one: &MemberStatus, status: &Status) -> Markup {
     };
     let cells = html! {
         (cell_of("role", &role))
-        (cell_of("state", &state(one.state.into(), one.state.word())))
+        (cell_of("state", &state(one.state.into(), one.state.as_str())))
         (cell_of("address", &code(&one.address)))
         (ms("!rtt", one.rtt_ms))
         (cell("!loss", lost.as_deref().unwrap_or("–")))
@@ -97,7 +97,7 @@ pub(super) fn matrix(status: &Status) -> Markup {
         p.about { "Round trips and pulse loss, as reported by each row's node for the master in the columns." }
         div.wide tabindex="0" role="region" aria-labelledby="h-matrix" {
             table.matrix {
-                caption.ear { "Each row is a node, each column a master that it pulses" }
+                caption.peer_liveness { "Each row is a node, each column a master that it pulses" }
                 thead {
                     tr {
                         td {}
@@ -108,7 +108,7 @@ pub(super) fn matrix(status: &Status) -> Markup {
                     @for one in &shown {
                         tr {
                             th scope="row" { (one.name) }
-                            @for master in &masters { td { (hears(one, master)) } }
+                            @for master in &masters { td { (link_cell(one, master)) } }
                         }
                     }
                 }
@@ -119,19 +119,19 @@ pub(super) fn matrix(status: &Status) -> Markup {
     section("matrix", "Connectivity", &content)
 }
 
-fn hears(one: &MemberStatus, other: &MemberStatus) -> Markup {
+fn link_cell(one: &MemberStatus, other: &MemberStatus) -> Markup {
     let seen = one.sees.iter().find(|seen| seen.node == other.name);
     match seen {
         _ if one.id == other.id => quiet("itself"),
         None => quiet("not said"),
         // What it said last is old news.
         Some(_) if one.state == MemberState::Down => quiet("not heard itself"),
-        Some(seen) if !seen.heard => state(Tone::Bad, "not heard"),
-        Some(SeenStatus { rtt_ms, loss_permille, .. }) => {
+        Some(seen) if !seen.alive => state(Severity::Bad, "not heard"),
+        Some(PeerLinkStatus { rtt_ms, loss_permille, .. }) => {
             let word = rtt_ms.map_or_else(|| "heard".to_owned(), milliseconds);
-            let tone = if *loss_permille >= 50 { Tone::Doubt } else { Tone::Good };
+            let severity = if *loss_permille >= 50 { Severity::Doubt } else { Severity::Good };
             html! {
-                (state(tone, &word))
+                (state(severity, &word))
                 @if *loss_permille > 0 { " " (quiet(loss(*loss_permille))) }
             }
         }
@@ -146,13 +146,13 @@ pub(super) fn differences(status: &Status) -> Markup {
         let first = |groups: &BTreeMap<&str, String>| groups.keys().next().map_or("–", |key| key).to_owned();
         let (version, document) = (first(&versions), first(&documents));
         let text = format!("all members that are up run {version} and have document {document}");
-        html! { (state(Tone::Good, "no difference")) " " (quiet(text)) }
+        html! { (state(Severity::Good, "no difference")) " " (quiet(text)) }
     } else {
         let rows = html! {
             @for (what, groups) in [("agent version", versions), ("cluster document", documents)] {
-                @let tone = if groups.len() > 1 { Tone::Doubt } else { Tone::Good };
+                @let severity = if groups.len() > 1 { Severity::Doubt } else { Severity::Good };
                 @for (value, names) in groups {
-                    (row(what, &html! { (cell_of("value", &state(tone, value))) (cell("nodes", names)) }))
+                    (row(what, &html! { (cell_of("value", &state(severity, value))) (cell("nodes", names)) }))
                 }
             }
         };

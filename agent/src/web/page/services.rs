@@ -1,13 +1,13 @@
 //! Services with their backends, and virtual IPs.
 
 use maud::{Markup, html};
-use proto::backends::State;
+use proto::backends::BackendState;
 use proto::cause::Cause;
 use proto::control::{BackendStatus, ServiceSource, ServiceStatus, Status, VipState, VipStatus};
 use proto::time::UnixMs;
 
 use super::html::{bytes, cell, cell_of, lasted, ms, row, section, since, state, table};
-use crate::tone::Tone;
+use crate::severity::Severity;
 
 const COLUMNS: &[&str] = &[
     "node",
@@ -69,7 +69,7 @@ fn about(service: &ServiceStatus) -> Markup {
 fn backend(one: &BackendStatus, status: &Status, acts: bool) -> Markup {
     let counted = &one.counted;
     let address = html! {
-        (state(one.state.into(), one.state.word())) " "
+        (state(one.state.into(), one.state.as_str())) " "
         span.q {
             (one.address)
             @if one.weight != 100 { ", weight " (one.weight) }
@@ -107,19 +107,19 @@ fn backend(one: &BackendStatus, status: &Status, acts: bool) -> Markup {
 
 /// What may be done with its node. The settings that it changes hold for the whole cluster.
 fn act(one: &BackendStatus) -> Markup {
-    let drains = one.state == State::Draining;
+    let drains = one.state == BackendState::Draining;
     let (verb, word) = if drains { ("undrain", "Undrain") } else { ("drain", "Drain") };
     html! {
         form method="post" action="/act" {
             input type="hidden" name="node" value=(one.node);
-            button name="verb" value=(verb) { (word) " " span.ear { (one.node) } }
+            button name="verb" value=(verb) { (word) " " span.peer_liveness { (one.node) } }
             " "
             label {
-                "weight " span.ear { "of " (one.node) } " "
+                "weight " span.peer_liveness { "of " (one.node) } " "
                 input type="number" name="weight" min="0" max="256" value=(one.weight);
             }
             " "
-            button name="verb" value="weigh" { "Set " span.ear { "weight of " (one.node) } }
+            button name="verb" value="weigh" { "Set " span.peer_liveness { "weight of " (one.node) } }
         }
     }
 }
@@ -136,20 +136,20 @@ pub(super) fn vips(vips: &[VipStatus], now: UnixMs) -> Markup {
 }
 
 fn vip(vip: &VipStatus, now: UnixMs) -> Markup {
-    let tone = match vip.state {
-        VipState::OwnedHere | VipState::Owned => Tone::Good,
-        VipState::Unowned | VipState::Unavailable => Tone::Bad,
-        VipState::Other(_) => Tone::Doubt,
+    let severity = match vip.state {
+        VipState::OwnedHere | VipState::Owned => Severity::Good,
+        VipState::Unowned | VipState::Unavailable => Severity::Bad,
+        VipState::Other(_) => Severity::Doubt,
     };
     let label = |cause: Option<Cause>| cause.map_or("", Cause::label);
     let said = html! {
-        (state(tone, vip.state.word())) " " span.q title=(label(vip.cause)) { (vip.reason) }
+        (state(severity, vip.state.as_str())) " " span.q title=(label(vip.cause)) { (vip.reason) }
     };
     let candidates = html! {
         ol.flat {
             @for one in &vip.candidates {
                 li {
-                    (state(if one.eligible { Tone::Good } else { Tone::Dim }, one.node.as_str()))
+                    (state(if one.eligible { Severity::Good } else { Severity::Dim }, one.node.as_str()))
                     " "
                     span.q title=(label(one.cause)) {
                         @if one.eligible { "can" } @else { "can't" }

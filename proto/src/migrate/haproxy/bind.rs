@@ -2,16 +2,16 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::super::notes::Verdict::{Automatic, Kept, NotDone, Wrong};
-use super::super::notes::{Account, fits};
-use super::super::words::Line;
+use super::super::notes::LineOutcome::{Automatic, Kept, NotDone, Wrong};
+use super::super::notes::{FileReport, fits};
+use super::super::words::WordLine;
 use super::known::BIND;
 use super::proxy::{Proxy, param, put_number};
 
 const NO_VARIABLES: &str = "variables are not expanded; write the value and run this again";
 
 /// Reads a line of `bind` into a proxy. `vips` are the addresses that keepalived moves.
-pub(super) fn read(line: &Line, proxy: &mut Proxy, vips: &[IpAddr], account: &mut Account) {
+pub(super) fn read(line: &WordLine, proxy: &mut Proxy, vips: &[IpAddr], account: &mut FileReport) {
     let both = line.words.iter().any(|word| word == "v4v6");
     for part in line.word(1).split(',').filter(|part| !part.is_empty()) {
         match place(part) {
@@ -39,12 +39,12 @@ pub(super) fn read(line: &Line, proxy: &mut Proxy, vips: &[IpAddr], account: &mu
 }
 
 fn listen(
-    line: &Line,
+    line: &WordLine,
     address: SocketAddr,
     both: bool,
     proxy: &mut Proxy,
     vips: &[IpAddr],
-    account: &mut Account,
+    account: &mut FileReport,
 ) {
     let shown = format!("bind {address}");
     let mut places = vec![address];
@@ -71,7 +71,7 @@ fn listen(
 }
 
 /// The addresses that one part of `bind` means.
-pub(super) fn place(text: &str) -> Result<Vec<SocketAddr>, (super::super::notes::Verdict, String)> {
+pub(super) fn place(text: &str) -> Result<Vec<SocketAddr>, (super::super::notes::LineOutcome, String)> {
     if text.contains('$') {
         return Err((NotDone, NO_VARIABLES.to_owned()));
     }
@@ -110,12 +110,12 @@ pub(super) fn place(text: &str) -> Result<Vec<SocketAddr>, (super::super::notes:
 }
 
 /// Whether TLS is ended there.
-pub(super) fn ends_tls(line: &Line) -> bool {
+pub(super) fn ends_tls(line: &WordLine) -> bool {
     line.words.iter().skip(2).any(|word| word == "ssl" || fits("crt*", word))
 }
 
 /// What the page takes of a line: its addresses alone.
-pub(super) fn page(line: &Line, account: &mut Account) -> Vec<SocketAddr> {
+pub(super) fn page(line: &WordLine, account: &mut FileReport) -> Vec<SocketAddr> {
     let mut all = Vec::new();
     for part in line.word(1).split(',').filter(|part| !part.is_empty()) {
         match place(part) {

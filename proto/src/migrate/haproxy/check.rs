@@ -1,17 +1,16 @@
 //! How servers were checked.
 
-use super::super::notes::Account;
-use super::super::notes::Verdict::{self, Automatic, Kept, NotDone, Wrong};
-use super::super::words::Line;
+use super::super::notes::FileReport;
+use super::super::notes::LineOutcome::{self, Automatic, Kept, NotDone, Wrong};
+use super::super::words::WordLine;
 use super::proxy::{LOOKED_AT, Place, Proxy, put};
 use crate::config::quoted;
 use crate::service::Expect;
 
-const OWN_CHECK: &str =
-    "each master checks GET /readyz of its own apiserver with credentials it finds; 401 means alive, not ready";
+const OWN_CHECK: &str = "each master checks GET /readyz of its own apiserver with credentials it finds; 401 means alive, not ready";
 
 /// Whether a line is about checks.
-pub(super) fn is_check(line: &Line) -> bool {
+pub(super) fn is_check(line: &WordLine) -> bool {
     let protocols = ["mysql-check", "pgsql-check", "redis-check", "ldap-check", "smtpchk", "spop-check"];
     match line.word(0) {
         "http-check" | "tcp-check" => true,
@@ -24,10 +23,10 @@ pub(super) fn is_check(line: &Line) -> bool {
 }
 
 /// A line about checks. An apiserver's are known better than any file says.
-pub(super) fn read(line: &Line, place: &Place<'_>, proxy: &mut Proxy, account: &mut Account) {
+pub(super) fn read(line: &WordLine, place: &Place<'_>, proxy: &mut Proxy, account: &mut FileReport) {
     let mut path = None;
     let mut expect = None;
-    let mut told: Option<(Verdict, String)> = None;
+    let mut told: Option<(LineOutcome, String)> = None;
     let after = |word: &str| {
         let at = line.words.iter().position(|one| one == word)?;
         line.words.get(at + 1).cloned()
@@ -78,7 +77,7 @@ pub(super) fn read(line: &Line, place: &Place<'_>, proxy: &mut Proxy, account: &
     }
 }
 
-pub(super) fn verify(line: &Line, at: usize, place: &Place<'_>, account: &mut Account) {
+pub(super) fn verify(line: &WordLine, at: usize, place: &Place<'_>, account: &mut FileReport) {
     let shown = format!("verify {}", line.word(at + 1));
     if place.api && line.word(0) != "server" {
         let reason = "a master's check verifies the certificate if it finds the cluster's CA";
@@ -88,12 +87,12 @@ pub(super) fn verify(line: &Line, at: usize, place: &Place<'_>, account: &mut Ac
 
 /// What a check needs for TLS: the same files, unless they are found by themselves.
 pub(super) fn tls(
-    line: &Line,
+    line: &WordLine,
     at: usize,
     word: &str,
     place: &Place<'_>,
     proxy: &mut Proxy,
-    account: &mut Account,
+    account: &mut FileReport,
 ) {
     let value = line.word(at + 1);
     let shown = format!("{word} {value}");

@@ -1,7 +1,7 @@
 //! haproxy's words that need no more than a sentence.
 
-use super::super::notes::Row;
-use super::super::notes::Verdict::{Automatic, Needless, NotDone};
+use super::super::notes::KeywordRow;
+use super::super::notes::LineOutcome::{Automatic, Needless, NotDone};
 
 /// The words that begin a section.
 pub(super) const SECTIONS: [&str; 19] = [
@@ -46,7 +46,7 @@ const HEALTHZ: &str = "the agent has its own /healthz and /readyz on http://127.
 const SOURCE: &str = "the kernel's routing chooses the source address";
 
 /// Of `global`.
-pub(super) const GLOBAL: &[Row] = &[
+pub(super) const GLOBAL: &[KeywordRow] = &[
     ("log", Automatic, LOGS),
     ("log-*", Automatic, LOGS),
     ("stats", Automatic, "the agent has its own control socket, for root and the group agent"),
@@ -111,7 +111,7 @@ pub(super) const GLOBAL: &[Row] = &[
 ];
 
 /// Of `defaults`, `frontend`, `backend` and `listen`, what has no code of its own.
-pub(super) const PROXY: &[Row] = &[
+pub(super) const PROXY: &[KeywordRow] = &[
     ("timeout connect", Automatic, "a connect has 3 s in total; after 50 to 300 ms, another master is raced"),
     ("timeout client", Automatic, IDLE),
     ("timeout server", Automatic, IDLE),
@@ -232,7 +232,7 @@ pub(super) const PROXY_CODE: [&str; 13] = [
 ];
 
 /// Parameters of `bind`, with how many words follow each.
-pub(super) const BIND: &[(usize, Row)] = &[
+pub(super) const BIND: &[(usize, KeywordRow)] = &[
     (0, ("v4v6", Automatic, "")),
     (0, ("v6only", Automatic, "")),
     (0, ("transparent", NotDone, "the agent listens only on addresses of the node")),
@@ -257,7 +257,7 @@ pub(super) const BIND: &[(usize, Row)] = &[
 ];
 
 /// Parameters of `server` and `default-server`, with how many words follow each.
-pub(super) const SERVER: &[(usize, Row)] = &[
+pub(super) const SERVER: &[(usize, KeywordRow)] = &[
     (0, ("check", Automatic, "each node checks its own service, and all nodes know within a pulse")),
     (0, ("no-check", NotDone, "every node checks its own service, at least with a tcp check")),
     (0, ("enabled", Automatic, "a node gets connections unless it is drained")),

@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use super::notes::Verdict::{Automatic, Kept, NotDone, Unknown, Wrong};
-use super::notes::{Account, row};
-use super::words::{Line, lines};
+use super::notes::LineOutcome::{Automatic, Kept, NotDone, Unknown, Wrong};
+use super::notes::{FileReport, row};
+use super::words::{WordLine, lines};
 use crate::service::KUBE_API;
 
 mod bind;
@@ -26,8 +26,8 @@ use proxy::{Place, Proxy};
 
 /// A section and its lines.
 struct Section {
-    head: Line,
-    lines: Vec<Line>,
+    head: WordLine,
+    lines: Vec<WordLine>,
 }
 
 impl Section {
@@ -52,8 +52,8 @@ impl Section {
     }
 
     /// Where all connections of it go, and the line that says so.
-    fn target(&self) -> Option<(&str, &Line)> {
-        let ruled = |line: &Line| line.words.iter().any(|word| word == "if" || word == "unless");
+    fn target(&self) -> Option<(&str, &WordLine)> {
+        let ruled = |line: &WordLine| line.words.iter().any(|word| word == "if" || word == "unless");
         let mut all = self.lines.iter().filter(|line| line.word(0) == "use_backend" && !ruled(line));
         let fallback = || self.lines.iter().rev().find(|line| line.word(0) == "default_backend");
         all.next().or_else(fallback).map(|line| (line.word(1), line))
@@ -62,7 +62,7 @@ impl Section {
 
 /// A service as it was.
 #[derive(Debug)]
-pub(super) struct Wished {
+pub(super) struct FoundService {
     /// Its name here.
     pub(super) name: String,
     /// Where it listens, and the lines that say so.
@@ -79,14 +79,14 @@ pub(super) struct Wished {
 /// What a file amounts to.
 #[derive(Debug, Default)]
 pub(super) struct Haproxy {
-    pub(super) services: Vec<Wished>,
+    pub(super) services: Vec<FoundService>,
     pub(super) page: Option<Page>,
     /// Commands for the whole cluster, and the lines that they come from.
     pub(super) commands: Vec<(String, usize)>,
 }
 
 /// What was read of sections, by their names.
-type Read<'a> = BTreeMap<&'a str, Proxy>;
+type ReadSections<'a> = BTreeMap<&'a str, Proxy>;
 
 /// Whether a text has any section of haproxy's.
 pub(super) fn is_ours(text: &str) -> bool {
@@ -94,7 +94,7 @@ pub(super) fn is_ours(text: &str) -> bool {
 }
 
 /// Reads a file. `vips` are the addresses that keepalived moves.
-pub(super) fn read(text: &str, vips: &[IpAddr], account: &mut Account) -> Haproxy {
+pub(super) fn read(text: &str, vips: &[IpAddr], account: &mut FileReport) -> Haproxy {
     let sections = sections(text, account);
     let mut found = Haproxy::default();
     let mut templates: BTreeMap<String, Proxy> = BTreeMap::new();
@@ -119,7 +119,7 @@ pub(super) fn read(text: &str, vips: &[IpAddr], account: &mut Account) -> Haprox
     }
     let outcomes = outcomes(&sections, &of);
     // By what they do, since a frontend and its backend often have one name.
-    let (mut fronts, mut backs): (Read<'_>, Read<'_>) = Default::default();
+    let (mut fronts, mut backs): (ReadSections<'_>, ReadSections<'_>) = Default::default();
     for ((section, template), outcome) in sections.iter().zip(&of).zip(&outcomes) {
         let head = &section.head;
         match outcome {
@@ -157,24 +157,14 @@ pub(super) fn read(text: &str, vips: &[IpAddr], account: &mut Account) -> Haprox
 }
 
 /// Cuts a file into its sections.
-fn sections(text: &str, account: &mut Account) -> Vec<Section> {
+fn sections(text: &str, account: &mut FileReport) -> Vec<Section> {
     let mut sections: Vec<Section> = Vec::new();
     for line in lines(text, None) {
         if line.open {
-            account.add(
-                line.number,
-                &line.shown(),
-                Wrong,
-                "unterminated quote; close it on the same line",
-            );
+            account.add(line.number, &line.shown(), Wrong, "unterminated quote; close it on the same line");
         }
         if line.word(0).starts_with('.') {
-            account.add(
-                line.number,
-                &line.shown(),
-                NotDone,
-                "conditions are ignored; all lines are read",
-            );
+            account.add(line.number, &line.shown(), NotDone, "conditions are ignored; all lines are read");
         } else if SECTIONS.contains(&line.word(0)) {
             sections.push(Section { head: line, lines: Vec::new() });
         } else if let Some(section) = sections.last_mut() {
@@ -259,12 +249,13 @@ fn blocked(section: &Section, template: &Proxy) -> Option<String> {
     if mode.is_some_and(|line| !["tcp", "http"].contains(&line.word(1))) {
         return Some("the agent forwards TCP; write mode tcp".to_owned());
     }
-    let ends = |line: &&Line| line.word(0) == "bind" && bind::ends_tls(line);
-    let begins = |line: &&Line| {
+    let ends = |line: &&WordLine| line.word(0) == "bind" && bind::ends_tls(line);
+    let begins = |line: &&WordLine| {
         ["server", "default-server"].contains(&line.word(0)) && line.words.iter().any(|word| word == "ssl")
     };
     if section.lines.iter().any(|line| ends(&line) || begins(&line)) {
-        let reason = "it terminates or starts TLS; the agent passes TLS through, from the client to the master";
+        let reason =
+            "it terminates or starts TLS; the agent passes TLS through, from the client to the master";
         return Some(reason.to_owned());
     }
     if has("disabled") {
@@ -292,7 +283,7 @@ fn is_api(section: &Section) -> bool {
     by_port || named.iter().any(|part| name.contains(part))
 }
 
-fn global(section: &Section, account: &mut Account) {
+fn global(section: &Section, account: &mut FileReport) {
     account.add(section.head.number, &section.head.shown(), Automatic, "see each line");
     for line in &section.lines {
         let mut note = |verdict, reason: &str| account.add(line.number, &line.shown(), verdict, reason);
@@ -313,9 +304,9 @@ fn global(section: &Section, account: &mut Account) {
 fn services(
     sections: &[Section],
     outcomes: &[Option<String>],
-    (fronts, backs): (&Read<'_>, &Read<'_>),
+    (fronts, backs): (&ReadSections<'_>, &ReadSections<'_>),
     found: &mut Haproxy,
-    account: &mut Account,
+    account: &mut FileReport,
 ) {
     let mut made: BTreeMap<&str, usize> = BTreeMap::new();
     for (section, _) in
@@ -364,12 +355,12 @@ fn services(
         };
         made.insert(behind, found.services.len());
         let (listen, servers) = (front.listen.clone(), back.servers.clone());
-        found.services.push(Wished { name, listen, port, keys, check, servers });
+        found.services.push(FoundService { name, listen, port, keys, check, servers });
     }
 }
 
 /// The port of a service: that of its first server. A service has one.
-fn port(front: &Proxy, back: &Proxy, account: &mut Account) -> Option<u16> {
+fn port(front: &Proxy, back: &Proxy, account: &mut FileReport) -> Option<u16> {
     let own = front.listen.first().map(|(address, _)| address.port());
     let ports = back.servers.iter().map(|server| (server, server.port.or(own)));
     let first = ports.clone().find_map(|(_, port)| port);
@@ -385,7 +376,7 @@ fn port(front: &Proxy, back: &Proxy, account: &mut Account) -> Option<u16> {
 }
 
 /// haproxy's name as one of ours, which no other service has.
-fn name(text: &str, taken: &[Wished]) -> String {
+fn name(text: &str, taken: &[FoundService]) -> String {
     let lower = text.to_lowercase();
     let clean: String =
         lower.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(28).collect();

@@ -2,9 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use super::super::notes::Account;
-use super::super::notes::Verdict::{Automatic, Kept, Needless, NotDone, Wrong};
-use super::super::words::Line;
+use super::super::notes::FileReport;
+use super::super::notes::LineOutcome::{Automatic, Kept, Needless, NotDone, Wrong};
+use super::super::words::WordLine;
 use super::{Section, bind};
 
 /// What becomes `[web]`.
@@ -28,12 +28,12 @@ pub(super) fn is_page(section: &Section) -> bool {
     !serves && (has(&["stats"]) || section.lines.iter().any(is_exporter))
 }
 
-fn is_exporter(line: &Line) -> bool {
+fn is_exporter(line: &WordLine) -> bool {
     line.words.iter().any(|word| word == "prometheus-exporter")
 }
 
 /// Reads it.
-pub(super) fn read(section: &Section, page: &mut Page, account: &mut Account) {
+pub(super) fn read(section: &Section, page: &mut Page, account: &mut FileReport) {
     account.add(
         section.head.number,
         &section.head.shown(),
@@ -49,7 +49,9 @@ pub(super) fn read(section: &Section, page: &mut Page, account: &mut Account) {
             ("stats", "admin") => note(Automatic, "with a user and a password, the page has buttons"),
             ("stats", "refresh") => note(Automatic, "the page is live, within a second of a change"),
             ("stats", "uri") => note(Automatic, "the page is at /, haproxy's CSV at /stats;csv"),
-            ("stats", _) => note(Automatic, "the page is always on, and every node's shows the whole cluster"),
+            ("stats", _) => {
+                note(Automatic, "the page is always on, and every node's shows the whole cluster")
+            }
             _ if is_exporter(line) => {
                 page.exporter = true;
                 note(Kept, "/metrics, also with haproxy's names: web.haproxy-metrics = true");
@@ -57,9 +59,7 @@ pub(super) fn read(section: &Section, page: &mut Page, account: &mut Account) {
             ("mode" | "timeout" | "log" | "option" | "maxconn" | "no" | "monitor-uri", _) => {
                 note(Needless, "the page has its own limits");
             }
-            _ => {
-                note(NotDone, "the page has no rules; a user and a password, or a token, restrict it")
-            }
+            _ => note(NotDone, "the page has no rules; a user and a password, or a token, restrict it"),
         }
     }
     // Who may see it can stand below where it listens.
@@ -83,7 +83,7 @@ pub(super) fn read(section: &Section, page: &mut Page, account: &mut Account) {
 }
 
 /// `stats auth USER:PASSWORD`, which is never shown.
-fn login(line: &Line, page: &mut Page, account: &mut Account) {
+fn login(line: &WordLine, page: &mut Page, account: &mut FileReport) {
     let shown = line.shown();
     let (verdict, reason) = match line.word(2).split_once(':') {
         _ if page.login.is_some() => (NotDone, "the page has one user, web.user, and a read-only token"),

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
-use super::super::notes::Verdict::{Automatic, Kept, Needless, NotDone, Set, Unknown, Wrong};
-use super::super::notes::{Account, Row, fits, row};
-use super::super::words::{Line, duration, milliseconds};
+use super::super::notes::LineOutcome::{Automatic, Kept, Needless, NotDone, Set, Unknown, Wrong};
+use super::super::notes::{FileReport, KeywordRow, fits, row};
+use super::super::words::{WordLine, duration, milliseconds};
 use super::known::{PROXY, PROXY_CODE, SERVER};
 use super::{bind, check};
 use crate::config::{nearest, quoted};
@@ -74,13 +74,13 @@ pub(super) const LOOKED_AT: &str = "evaluated in each section it applies to";
 
 /// Puts a key, and notes it unless an earlier line said the same.
 pub(super) fn put(
-    line: &Line,
+    line: &WordLine,
     shown: &str,
     key: &'static str,
     value: String,
     hint: &str,
     proxy: &mut Proxy,
-    account: &mut Account,
+    account: &mut FileReport,
 ) {
     let known = proxy.keys.get(key).is_some_and(|(known, from)| *known == value && *from != line.number);
     if !(known && line.word(0) == "server") {
@@ -93,17 +93,21 @@ pub(super) fn put(
 
 /// Puts the number that follows a word, if it is one within bounds.
 pub(super) fn put_number(
-    line: &Line,
+    line: &WordLine,
     at: usize,
     key: &'static str,
     bounds: RangeInclusive<u32>,
     proxy: &mut Proxy,
-    account: &mut Account,
+    account: &mut FileReport,
 ) {
     let shown = format!("{} {}", line.word(at), line.word(at + 1));
     match line.word(at + 1).parse::<u32>() {
         Ok(number) if bounds.contains(&number) => {
-            let hint = if key == "backend-maxconn" { "; beyond it, others are preferred; there is no queue" } else { "" };
+            let hint = if key == "backend-maxconn" {
+                "; beyond it, others are preferred; there is no queue"
+            } else {
+                ""
+            };
             put(line, &shown, key, number.to_string(), hint, proxy, account);
         }
         _ => {
@@ -115,12 +119,12 @@ pub(super) fn put_number(
 
 /// Puts the duration that follows a word, if it is one within bounds, in milliseconds.
 fn put_duration(
-    line: &Line,
+    line: &WordLine,
     at: usize,
     key: &'static str,
     bounds: RangeInclusive<u64>,
     proxy: &mut Proxy,
-    account: &mut Account,
+    account: &mut FileReport,
 ) {
     // In a server's line it is one word of many.
     let shown = if line.word(0) == "timeout" {
@@ -142,11 +146,11 @@ fn put_duration(
 
 /// Notes a parameter by its table, and says how many words it takes.
 pub(super) fn param(
-    line: &Line,
+    line: &WordLine,
     at: usize,
-    table: &[(usize, Row)],
-    tell: impl Fn(&Row) -> bool,
-    account: &mut Account,
+    table: &[(usize, KeywordRow)],
+    tell: impl Fn(&KeywordRow) -> bool,
+    account: &mut FileReport,
 ) -> usize {
     let word = line.word(at);
     let Some((more, row)) = table.iter().find(|(_, row)| fits(row.0, word)) else {
@@ -168,7 +172,7 @@ pub(in super::super) fn unknown(word: &str, known: &[&str]) -> String {
 }
 
 /// Reads one line.
-pub(super) fn read(line: &Line, place: &Place<'_>, proxy: &mut Proxy, account: &mut Account) {
+pub(super) fn read(line: &WordLine, place: &Place<'_>, proxy: &mut Proxy, account: &mut FileReport) {
     let mut note = |verdict, reason: &str| account.add(line.number, &line.shown(), verdict, reason);
     if line.open {
         return; // told already
@@ -214,7 +218,7 @@ pub(super) fn read(line: &Line, place: &Place<'_>, proxy: &mut Proxy, account: &
 }
 
 /// `no option …`, and `no log`.
-fn no(line: &Line, proxy: &mut Proxy, account: &mut Account) {
+fn no(line: &WordLine, proxy: &mut Proxy, account: &mut FileReport) {
     if (line.word(1), line.word(2)) == ("option", "tcplog") {
         return put(line, &line.shown(), "access-log", "false".to_owned(), "", proxy, account);
     }
@@ -224,9 +228,9 @@ fn no(line: &Line, proxy: &mut Proxy, account: &mut Account) {
     }
 }
 
-fn balance(line: &Line, proxy: &mut Proxy, account: &mut Account) {
+fn balance(line: &WordLine, proxy: &mut Proxy, account: &mut FileReport) {
     let shown = line.shown();
-    let mut keep = |word: &str, hint: &str, account: &mut Account| {
+    let mut keep = |word: &str, hint: &str, account: &mut FileReport| {
         put(line, &shown, "balance", quoted(word), hint, proxy, account);
     };
     match line.word(1).split('(').next().unwrap_or_default() {
@@ -246,7 +250,7 @@ fn balance(line: &Line, proxy: &mut Proxy, account: &mut Account) {
 }
 
 /// `server NAME ADDRESS[:PORT] …`.
-fn server(line: &Line, place: &Place<'_>, proxy: &mut Proxy, account: &mut Account) {
+fn server(line: &WordLine, place: &Place<'_>, proxy: &mut Proxy, account: &mut FileReport) {
     let address = line.word(2);
     if address.is_empty() {
         return account.add(
@@ -289,12 +293,12 @@ pub(super) fn host_and_port(text: &str) -> (&str, Option<u16>) {
 
 /// The parameters of a server, or of all.
 fn params(
-    line: &Line,
+    line: &WordLine,
     mut at: usize,
     place: &Place<'_>,
     mut server: Option<Server>,
     proxy: &mut Proxy,
-    account: &mut Account,
+    account: &mut FileReport,
 ) {
     while at < line.words.len() {
         at += match (line.word(at), &mut server) {
@@ -360,7 +364,7 @@ fn params(
     proxy.servers.extend(server);
 }
 
-fn weight(line: &Line, at: usize, into: &mut Option<u16>, account: &mut Account) {
+fn weight(line: &WordLine, at: usize, into: &mut Option<u16>, account: &mut FileReport) {
     let word = line.word(at + 1);
     let shown = format!("weight {word}");
     *into = word.parse().ok().filter(|weight| *weight <= crate::service::MAX_WEIGHT);
@@ -372,7 +376,7 @@ fn weight(line: &Line, at: usize, into: &mut Option<u16>, account: &mut Account)
 }
 
 /// Notes what becomes of a server's weight and state, and gives the commands for it.
-pub(super) fn commands(proxy: &Proxy, account: &mut Account) -> Vec<(String, usize)> {
+pub(super) fn commands(proxy: &Proxy, account: &mut FileReport) -> Vec<(String, usize)> {
     let weight = |server: &Server| match server.weight.or(proxy.weight) {
         _ if server.backup => 0,
         Some(weight) => weight,

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use super::notes::Verdict::{Automatic, Kept, Needless, NotDone, Set, Unknown, Wrong};
-use super::notes::{Account, Row, row};
+use super::notes::LineOutcome::{Automatic, Kept, Needless, NotDone, Set, Unknown, Wrong};
+use super::notes::{FileReport, KeywordRow, row};
 use super::words::{duration, milliseconds};
 use crate::config::{BadValue, check_interface};
 use crate::settings::check_vip;
@@ -16,14 +16,15 @@ const MAIL: &str = "there is no mail; events go to notify programs or a webhook"
 const GARP: &str = "announced at 0, 5, 50, 200 ms, 1.1 s, 3 s, then every 30 s";
 const GOSSIP: &str = "the agents find each other by gossip";
 const KEYS: &str = "all messages between agents are encrypted and authenticated";
-const SCRIPTS: &str = "programs run with the rights of the agent's unit, and only if nobody else can change them";
+const SCRIPTS: &str =
+    "programs run with the rights of the agent's unit, and only if nobody else can change them";
 const NO_LVS: &str = "the agent's own proxy balances, not the kernel";
 const NO_ROUTES: &str = "the agent sets addresses only, no routes or rules";
 const HEALTH: &str = "only a node whose apiserver or proxy serves may own the address";
 const OWN: &str = "keepalived-specific";
 
 /// What begins a block at the top, or stands there alone.
-const TOP: &[Row] = &[
+const TOP: &[KeywordRow] = &[
     ("vrrp_sync_group", NotDone, "each virtual IP has its own owner; agent vip move hands one over"),
     ("vrrp_track_process", Automatic, HEALTH),
     ("vrrp_track_file", NotDone, "there are no weight files; use agent drain to take a node out"),
@@ -46,7 +47,7 @@ const TOP: &[Row] = &[
 ];
 
 /// Of `global_defs`.
-const GLOBAL: &[Row] = &[
+const GLOBAL: &[KeywordRow] = &[
     ("notification_email*", NotDone, MAIL),
     ("smtp_*", NotDone, MAIL),
     ("email_*", NotDone, MAIL),
@@ -75,7 +76,7 @@ const GLOBAL: &[Row] = &[
 ];
 
 /// Of `vrrp_instance`, what has no code of its own.
-const INSTANCE: &[Row] = &[
+const INSTANCE: &[KeywordRow] = &[
     ("state", Automatic, "the owner is elected and keeps the address"),
     ("virtual_router_id", Automatic, "clusters are separated by their keys"),
     ("interface", Automatic, "an address is set on the interface of its network"),
@@ -160,13 +161,13 @@ pub(super) fn is_ours(text: &str) -> bool {
 }
 
 /// Reads a file.
-pub(super) fn read(text: &str, account: &mut Account) -> Keepalived {
+pub(super) fn read(text: &str, account: &mut FileReport) -> Keepalived {
     let nodes = tree::read(text, account);
     let mut found = Keepalived::default();
     // A script that looks for more than we do is told wherever it weighs.
     let mut strange: Vec<&str> = Vec::new();
     for node in nodes.iter().filter(|node| node.word(0) == "vrrp_script") {
-        if !looks_at_api(node) {
+        if !probes_api(node) {
             strange.push(node.word(1));
         }
     }
@@ -179,10 +180,7 @@ pub(super) fn read(text: &str, account: &mut Account) -> Keepalived {
                 each(node, GLOBAL, &[], account);
             }
             "vrrp_script" if strange.contains(&node.word(1)) => {
-                note(
-                    NotDone,
-                    "no scripts decide; the agent checks the apiserver or another service itself",
-                );
+                note(NotDone, "no scripts decide; the agent checks the apiserver or another service itself");
             }
             "vrrp_script" => note(Automatic, HEALTH),
             "vrrp_instance" => instance(node, &strange, &mut found, account),
@@ -206,12 +204,12 @@ pub(super) fn read(text: &str, account: &mut Account) -> Keepalived {
 }
 
 /// The head of a block whose lines are told one by one.
-fn note_head(node: &Node, account: &mut Account) {
+fn note_head(node: &Node, account: &mut FileReport) {
     account.add(node.line, &node.shown(), Automatic, "see each line");
 }
 
 /// Whether a script looks whether the apiserver, or what stands before it, is there.
-fn looks_at_api(script: &Node) -> bool {
+fn probes_api(script: &Node) -> bool {
     let words = [
         "haproxy",
         "6443",
@@ -231,7 +229,7 @@ fn looks_at_api(script: &Node) -> bool {
 }
 
 /// Lines by their table.
-fn each(node: &Node, table: &[Row], code: &[&str], account: &mut Account) {
+fn each(node: &Node, table: &[KeywordRow], code: &[&str], account: &mut FileReport) {
     for line in &node.block {
         match row(table, &line.words) {
             Some((_, verdict, reason)) => {
@@ -246,7 +244,7 @@ fn each(node: &Node, table: &[Row], code: &[&str], account: &mut Account) {
     }
 }
 
-fn instance(node: &Node, strange: &[&str], found: &mut Keepalived, account: &mut Account) {
+fn instance(node: &Node, strange: &[&str], found: &mut Keepalived, account: &mut FileReport) {
     account.add(node.line, &node.shown(), Kept, "its addresses become cluster-wide settings");
     let mut own = Vec::new();
     let (mut priority, mut delay, mut stays) = (None, None, false);
@@ -334,7 +332,7 @@ fn seconds(text: &str) -> Option<String> {
 }
 
 /// `10.91.91.50/24 dev vpn0 label vpn0:0`.
-fn vip(node: &Node, of_instance: Option<&str>, account: &mut Account) -> Option<Vip> {
+fn vip(node: &Node, of_instance: Option<&str>, account: &mut FileReport) -> Option<Vip> {
     let address = match check_vip(node.word(0)) {
         Ok(address) => address,
         Err(reason) => {
@@ -390,7 +388,7 @@ fn is_interface(text: &str) -> Result<(), BadInterface> {
 }
 
 /// `notify "/path/program"`, with no arguments of its own.
-fn notify(line: &Node, found: &mut Keepalived, account: &mut Account) {
+fn notify(line: &Node, found: &mut Keepalived, account: &mut FileReport) {
     let path = line.word(1);
     if line.words.len() > 2 && !path.contains(' ') {
         account.add(line.line, &line.shown_rest(2), Automatic, SCRIPTS);

@@ -1,8 +1,8 @@
 //! The blocks of `keepalived.conf`.
 
-use super::super::notes::Account;
-use super::super::notes::Verdict::Wrong;
-use super::super::words::{Line, lines, shown};
+use super::super::notes::FileReport;
+use super::super::notes::LineOutcome::Wrong;
+use super::super::words::{WordLine, lines, shown};
 
 /// Deepest block that is opened; keepalived's own are four deep. What lies deeper is read as if it lay here,
 /// so that no file is deeper than the stack.
@@ -46,37 +46,27 @@ struct Reader<'a> {
     top: Vec<Node>,
     /// Blocks that lie too deep, and are not opened.
     deeper: usize,
-    account: &'a mut Account,
+    account: &'a mut FileReport,
 }
 
 /// Reads a file; what does not fit together is noted.
-pub(super) fn read(text: &str, account: &mut Account) -> Vec<Node> {
+pub(super) fn read(text: &str, account: &mut FileReport) -> Vec<Node> {
     let mut reader = Reader { open: Vec::new(), top: Vec::new(), deeper: 0, account };
     for line in lines(text, Some('!')) {
         reader.line(line);
     }
     while let Some(node) = reader.open.pop() {
-        reader.account.add(
-            node.line,
-            &node.shown(),
-            Wrong,
-            "unclosed {; write } after its last line",
-        );
+        reader.account.add(node.line, &node.shown(), Wrong, "unclosed {; write } after its last line");
         reader.put(node);
     }
     reader.top
 }
 
 impl Reader<'_> {
-    fn line(&mut self, line: Line) {
+    fn line(&mut self, line: WordLine) {
         let number = line.number;
         if line.open {
-            self.account.add(
-                number,
-                &line.shown(),
-                Wrong,
-                "unterminated quote; close it on the same line",
-            );
+            self.account.add(number, &line.shown(), Wrong, "unterminated quote; close it on the same line");
         }
         let mut words = Vec::new();
         for word in line.words {

@@ -1,7 +1,7 @@
 //! What goes wrong, and what people do.
 
 use proto::cause::Cause;
-use proto::election::{Fact, ReleaseReason};
+use proto::election::{EligibilityFact, ReleaseReason};
 use proto::unfit::Unfit;
 
 use super::liar::Liar;
@@ -242,7 +242,7 @@ impl World {
                 self.nodes[a].carrier = act == Act::LinkUp;
                 self.nodes[a].excuses.insert(ReleaseReason::Unfit);
                 let holds = if act == Act::LinkUp { Ok(()) } else { Err(Cause::LinkDown.into()) };
-                self.fact(a, Fact::Link, holds);
+                self.fact(a, EligibilityFact::Link, holds);
             }
             Act::Sick => self.nodes[a].sick = true,
             Act::Flap => self.nodes[a].flapping = true,
@@ -254,7 +254,7 @@ impl World {
                 self.nodes[a].draining = act == Act::Drain;
                 self.nodes[a].excuses.insert(ReleaseReason::Drain);
                 let holds = if act == Act::Resume { Ok(()) } else { Err(Cause::Draining.into()) };
-                self.fact(a, Fact::Draining, holds);
+                self.fact(a, EligibilityFact::Draining, holds);
             }
             Act::Cut | Act::CutPackets if a != b => {
                 let way = &mut self.ways[a][b];
@@ -336,7 +336,7 @@ impl World {
         }
     }
 
-    fn fact(&mut self, n: usize, fact: Fact, holds: Result<(), Unfit>) {
+    fn fact(&mut self, n: usize, fact: EligibilityFact, holds: Result<(), Unfit>) {
         let local = self.nodes[n].local(self.now);
         if let Some(agent) = &mut self.nodes[n].agent {
             agent.set_fact(local, fact, holds);

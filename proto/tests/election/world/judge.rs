@@ -1,6 +1,6 @@
 //! What must hold, judged from outside with all that the nodes can't know.
 
-use proto::election::{Gain, State};
+use proto::election::{Gain, OwnershipState};
 use proto::node::NodeId;
 
 use super::{Node, World};
@@ -41,11 +41,11 @@ impl World {
             self.judge_doubled();
         }
         let quiet = if self.liar.is_some() { QUIET_AND_LIED_TO } else { QUIET };
-        let settled = self.now >= self.changed + quiet;
-        if settled && !self.now.is_multiple_of(5) {
+        let effective = self.now >= self.changed + quiet;
+        if effective && !self.now.is_multiple_of(5) {
             return;
         }
-        if settled && let Some(text) = self.judge_sides() {
+        if effective && let Some(text) = self.judge_sides() {
             let since = *self.judged.wrong_since.get_or_insert(self.now);
             let patience = if self.ever_lossy == 0 || self.ever_lossy.saturating_add(QUIET) < self.now {
                 0
@@ -84,8 +84,8 @@ impl World {
             !there.udp_cut && !back.udp_cut && self.carriers(a, b)
         };
         let bridged = |a: usize, b: usize| {
-            let hears = |w: &usize| self.nodes[*w].runs() && steady(*w, a) && steady(*w, b);
-            self.trusted((0..self.nodes.len()).filter(|w| *w != a && *w != b).filter(hears))
+            let peer_link = |w: &usize| self.nodes[*w].runs() && steady(*w, a) && steady(*w, b);
+            self.trusted((0..self.nodes.len()).filter(|w| *w != a && *w != b).filter(peer_link))
         };
         let doubled = owners.iter().flat_map(|a| owners.iter().map(move |b| (*a, *b)));
         let doubled = doubled.filter(|(a, b)| a < b).find(|(a, b)| bridged(*a, *b));
@@ -192,7 +192,7 @@ impl World {
             let node = &self.nodes[n];
             let agent = node.agent.as_ref()?;
             let status = agent.status(node.local(self.now));
-            if status.owner != Some(id) || status.state != State::Owned {
+            if status.owner != Some(id) || status.state != OwnershipState::Owned {
                 return Some(format!("node {n} does not know of the owner {owner}: {status:?}"));
             }
             if node.neighbour != Some(id) {
@@ -208,7 +208,7 @@ impl World {
     }
 
     /// Whether all that one sends has reached the other for so long.
-    fn hears(&self, from: usize, to: usize, for_ms: u64) -> bool {
+    fn peer_link(&self, from: usize, to: usize, for_ms: u64) -> bool {
         let way = self.ways[from][to];
         let steady = |node: &Node| node.runs() && node.carrier && node.touched + 4_000 < self.now;
         !way.udp_cut
@@ -245,7 +245,7 @@ impl World {
             return;
         }
         if let (Gain::Silent { .. }, Some(owner)) = (cause, before)
-            && self.hears(owner, n, 1_000)
+            && self.peer_link(owner, n, 1_000)
         {
             self.breaks(format!("node {n} says that {owner} is silent, which is not so"));
         }
@@ -255,12 +255,12 @@ impl World {
             if owner == n || !self.nodes[owner].owns() || !self.nodes[owner].runs() {
                 continue;
             }
-            if self.hears(owner, n, 1_000) && age > self.jitter + 2 {
+            if self.peer_link(owner, n, 1_000) && age > self.jitter + 2 {
                 return self.breaks(format!("node {n} claims, though it hears the owner {owner}"));
             }
             let witnesses = (0..self.nodes.len()).filter(|w| {
-                let asked = self.hears(n, *w, 1_000) && self.hears(*w, n, 1_000);
-                *w != n && *w != owner && asked && self.hears(owner, *w, 1_000) && !self.lies(*w)
+                let asked = self.peer_link(n, *w, 1_000) && self.peer_link(*w, n, 1_000);
+                *w != n && *w != owner && asked && self.peer_link(owner, *w, 1_000) && !self.lies(*w)
             });
             let witnesses: Vec<usize> = witnesses.collect();
             // The word of one worker alone holds it up for a while.

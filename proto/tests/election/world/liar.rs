@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proto::election::wire::{pack, unpack};
 use proto::election::{
-    CEILING, CandidateState, Claim, Holding, Known, Message, Purpose, ReleaseReason, STEP,
+    CEILING, CandidateState, Claim, HighestClaim, Holding, MessageKind, ReleaseReason, STEP, VipMessage,
 };
 
 use super::{Input, VIP, World};
@@ -83,7 +83,7 @@ impl World {
         }
     }
 
-    fn invent(&mut self, liar: Liar) -> Message {
+    fn invent(&mut self, liar: Liar) -> VipMessage {
         let count = self.nodes.len() as u64;
         let owner = liar.owner;
         let epoch = self.nodes.iter().map(|node| node.epoch).max().unwrap_or(0);
@@ -106,9 +106,9 @@ impl World {
         let why = ReleaseReason::from_code((self.dice.next() % 12) as u8);
         let released = Holding::Released { why, successor };
         let held = Holding::Held;
-        let known = |claim, holding| Some(Known { claim, holding });
+        let known = |claim, holding| Some(HighestClaim { claim, holding });
         let heard = Some(Duration::ZERO);
-        let message = |purpose, known, heard| Message {
+        let message = |purpose, known, heard| VipMessage {
             vip: VIP,
             purpose,
             known,
@@ -118,28 +118,31 @@ impl World {
         match liar.now {
             Lie::Claim => {
                 let mine = claim(self, liar.node, epoch + small);
-                Message { state: CandidateState::Fit, ..message(Purpose::Beat, known(mine, held), heard) }
+                VipMessage {
+                    state: CandidateState::Fit,
+                    ..message(MessageKind::Beat, known(mine, held), heard)
+                }
             }
             Lie::Forge => {
                 let forged = claim(self, other, epoch + small);
-                message(Purpose::Answer, known(forged, held), heard)
+                message(MessageKind::Answer, known(forged, held), heard)
             }
-            Lie::Release => message(Purpose::Answer, known(claim(self, owner, epoch), released), None),
+            Lie::Release => message(MessageKind::Answer, known(claim(self, owner, epoch), released), None),
             Lie::Epoch => {
                 let who = [owner, other, liar.node][self.dice.next() as usize % 3];
                 let holding = if self.dice.percent(50) { held } else { released };
                 let heard = heard.filter(|_| self.dice.percent(50));
-                message(Purpose::Beat, known(claim(self, who, huge), holding), heard)
+                message(MessageKind::Beat, known(claim(self, who, huge), holding), heard)
             }
-            Lie::Veto => message(Purpose::Answer, known(claim(self, owner, epoch), held), heard),
-            Lie::Move => message(Purpose::Move(self.nodes[other].id), None, None),
+            Lie::Veto => message(MessageKind::Answer, known(claim(self, owner, epoch), held), heard),
+            Lie::Move => message(MessageKind::Move(self.nodes[other].id), None, None),
             Lie::Random => {
                 let purpose = match self.dice.next() % 6 {
-                    0 => Purpose::Beat,
-                    1 => Purpose::Ask,
-                    2 => Purpose::Answer,
-                    3 => Purpose::Move(self.nodes[other].id),
-                    4 => Purpose::Other(77),
+                    0 => MessageKind::Beat,
+                    1 => MessageKind::Ask,
+                    2 => MessageKind::Answer,
+                    3 => MessageKind::Move(self.nodes[other].id),
+                    4 => MessageKind::Other(77),
                     _ => {
                         let now = LIES[self.dice.next() as usize % 6];
                         return self.invent(Liar { now, ..liar });
@@ -155,7 +158,7 @@ impl World {
                     2 => CandidateState::Other(99),
                     _ => CandidateState::Witness,
                 };
-                Message { vip: VIP, purpose, known, heard, state }
+                VipMessage { vip: VIP, purpose, known, heard, state }
             }
         }
     }

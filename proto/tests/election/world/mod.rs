@@ -14,7 +14,9 @@ use liar::{Liar, Lie};
 use proto::arp::Mac;
 use proto::cause::Cause;
 use proto::election::wire::{pack, unpack};
-use proto::election::{Action, Candidate, Election, Event, Fact, Loss, Message, ReleaseReason, Rules};
+use proto::election::{
+    Action, Candidate, Election, EligibilityFact, LossReason, ReleaseReason, VipEvent, VipMessage, VipRules,
+};
 use proto::node::NodeId;
 use proto::time::Moment;
 
@@ -45,7 +47,7 @@ impl Dice {
 
 #[derive(Clone)]
 enum Input {
-    Message(NodeId, Rc<Message>),
+    Message(NodeId, Rc<VipMessage>),
     Seen(Option<NodeId>),
     Address,
 }
@@ -226,13 +228,16 @@ impl World {
         let now = self.nodes[n].local(self.now);
         let mut agent = Election::new(self.nodes[n].id, VIP, now);
         if self.dice.percent(50) {
-            agent.raise_floor(self.nodes[n].disk);
+            agent.set_minimum_epoch(self.nodes[n].disk);
         }
         agent.set_rules(now, self.rules());
-        agent.set_fact(now, Fact::Segment, Ok(()));
+        agent.set_fact(now, EligibilityFact::Segment, Ok(()));
         let node = &mut self.nodes[n];
-        let _ = (!node.carrier).then(|| agent.set_fact(now, Fact::Link, Err(Cause::LinkDown.into())));
-        let _ = node.draining.then(|| agent.set_fact(now, Fact::Draining, Err(Cause::Draining.into())));
+        let _ =
+            (!node.carrier).then(|| agent.set_fact(now, EligibilityFact::Link, Err(Cause::LinkDown.into())));
+        let _ = node
+            .draining
+            .then(|| agent.set_fact(now, EligibilityFact::Draining, Err(Cause::Draining.into())));
         node.agent = Some(agent);
         node.inbox.clear();
         node.frozen = false;
@@ -260,12 +265,12 @@ impl World {
         }
     }
 
-    fn rules(&self) -> Rules {
+    fn rules(&self) -> VipRules {
         let candidates = self
             .nodes
             .iter()
             .filter_map(|node| Some(Candidate { node: node.id, priority: node.priority?, unfit: None }));
-        Rules {
+        VipRules {
             candidates: candidates.collect(),
             witnesses: self.nodes.iter().filter(|node| node.powered).map(|node| node.id).collect(),
             masters: self.nodes.iter().filter(|node| node.master).map(|node| node.id).collect(),
@@ -369,7 +374,7 @@ impl World {
             Input::Message(from, message) => agent.receive(local, from, &message),
             Input::Seen(who) => {
                 let mac = who.map_or(STRANGER, |id| Mac([2, 0, 0, 0, 0, id.0[9]]));
-                agent.seen(local, mac, who);
+                agent.address_sighted(local, mac, who);
             }
             // The shell looks again before it tells.
             Input::Address => agent.address(local, has),
@@ -380,7 +385,7 @@ impl World {
         let local = self.nodes[n].local(self.now);
         let Some(agent) = &mut self.nodes[n].agent else { return };
         let actions = agent.poll(local);
-        let over = agent.is_over(local);
+        let over = agent.is_finished(local);
         for action in actions {
             self.carry_out(n, action);
         }
@@ -437,13 +442,13 @@ impl World {
             }
             Action::Neighbour { owner } => self.nodes[n].neighbour = Some(owner),
             Action::Event(event) => {
-                if !matches!(event, Event::Moved { .. }) {
+                if !matches!(event, VipEvent::Moved { .. }) {
                     self.note(format!("node {n}: {event:?}"));
                 }
-                if let Event::Lost { cause: Loss::Released(ReleaseReason::Preempt), .. } = event {
+                if let VipEvent::Lost { cause: LossReason::Released(ReleaseReason::Preempt), .. } = event {
                     self.changed = now;
                 }
-                if let Event::Gained { epoch, from, cause } = event {
+                if let VipEvent::Gained { epoch, from, cause } = event {
                     self.claims += 1;
                     self.judge_claim(n, epoch, from, cause);
                 }

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use proto::cluster::{Admitted, Document, KeyId, Replica};
-use proto::link::{Frame, GossipKey, KeyRing, MAX_DATAGRAM};
 use proto::node::{Name, PublicKey, Role};
 use proto::time::UnixMs;
+use proto::transport::{DatagramFrame, GossipKey, KeyRing, MAX_DATAGRAM};
 use ring::signature::Ed25519KeyPair;
 use tests::lab::{Lab, Node};
 use tests::mesh::{Agent, GOSSIP, all_up, with_agents};
@@ -149,7 +149,7 @@ fn write_state(dir: &Path, node: &Node, members: &[Admitted]) -> Result<()> {
     keys.add(GossipKey { epoch: 1, id: key, secret: SECRET, until: None });
     let own = serde_json::json!({
         "name": first.name, "address": node.mesh_ip(), "interface": node.interface,
-        "pinned": false, "port": proto::link::PORT,
+        "pinned": false, "port": proto::transport::PORT,
     });
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let files = BTreeMap::from([
@@ -185,14 +185,14 @@ struct Senders {
 
 impl Senders {
     fn new(from: &Node, to: &Node, members: &[Admitted]) -> Result<Senders> {
-        let bind = SocketAddr::new(from.mesh_ip(), proto::link::PORT);
+        let bind = SocketAddr::new(from.mesh_ip(), proto::transport::PORT);
         let socket = from.inside(|| Ok(UdpSocket::bind(bind)?))?;
         // Best effort: a second of answers.
         let _ = socket2::SockRef::from(&socket).set_recv_buffer_size(4 << 20);
         let nodes = (1..members.len()).zip(1_000..).map(|(i, boot)| Speaker::new(seed(i), SECRET, boot));
         Ok(Senders {
             socket,
-            to: SocketAddr::new(to.mesh_ip(), proto::link::PORT),
+            to: SocketAddr::new(to.mesh_ip(), proto::transport::PORT),
             master: members.first().context("no master")?.key,
             nodes: nodes.collect::<Result<_>>()?,
             waiting: VecDeque::new(),
@@ -205,7 +205,7 @@ impl Senders {
         })
     }
 
-    fn send(&mut self, sender: usize, frame: Frame<'_>) -> Result<()> {
+    fn send(&mut self, sender: usize, frame: DatagramFrame<'_>) -> Result<()> {
         let node = self.nodes.get_mut(sender).context("no such sender")?;
         let datagram = node.seal(&self.master, &[frame])?;
         // What does not fit into the socket is lost, as anywhere.
@@ -223,16 +223,16 @@ impl Senders {
         for sender in 0..self.nodes.len() {
             let number = 'asked: loop {
                 ensure!(began.elapsed() < GOSSIP, "sender {sender} was not challenged");
-                self.send(sender, Frame::Pulse(1))?;
+                self.send(sender, DatagramFrame::Pulse(1))?;
                 while let Ok((length, _)) = self.socket.recv_from(&mut buffer) {
                     let opened = self.nodes[sender].open(&self.master, &buffer[..length])?;
-                    let challenge = opened.as_deref().and_then(|plain| Frame::all(plain).next());
-                    if let Some(Frame::Challenge(number)) = challenge {
+                    let challenge = opened.as_deref().and_then(|plain| DatagramFrame::all(plain).next());
+                    if let Some(DatagramFrame::Challenge(number)) = challenge {
                         break 'asked number;
                     }
                 }
             };
-            self.send(sender, Frame::Echo(number))?;
+            self.send(sender, DatagramFrame::Echo(number))?;
         }
         self.socket.set_nonblocking(true)?;
         Ok(())
@@ -253,7 +253,7 @@ impl Senders {
             while gap * sent < began.elapsed().min(span) {
                 self.number += 1;
                 let sender = usize::try_from(sent)? % self.nodes.len();
-                self.send(sender, Frame::Pulse(self.number))?;
+                self.send(sender, DatagramFrame::Pulse(self.number))?;
                 self.waiting.push_back(sender);
                 self.pulses += 1;
                 sent += 1;
@@ -275,7 +275,7 @@ impl Senders {
         for at in 0..self.waiting.len().min(16) {
             let Some(plain) = self.nodes[self.waiting[at]].open(&self.master, datagram)? else { continue };
             self.waiting.drain(..=at);
-            return Ok(matches!(Frame::all(&plain).next(), Some(Frame::Answer(1.., _))));
+            return Ok(matches!(DatagramFrame::all(&plain).next(), Some(DatagramFrame::Answer(1.., _))));
         }
         Ok(false)
     }

@@ -1,0 +1,300 @@
+//! The first flight of a client: when it is a TLS ClientHello, it is kept until the backend has answered it,
+//! and sent to another when the backend breaks off, or says nothing for too long.
+//!
+//! ```text
+//!   bytes of client ──► Partial ──► Hello ── first byte ──────────────────────► copy with who answered
+//!                          │          ├── reset, closed or silent for too long ──► send it to another too
+//!                          └► Other   └── the client sends more, or leaves ──► copy with the first
+//! ```
+//!
+//! Why this is safe stands in [`proto::client_hello`]. A silent backend is not given up: the first to say a byte
+//! wins, and the others are closed. Stopping anywhere is safe: legs and counts belong to the futures.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use proto::access::Termination;
+use proto::client_hello::{ClientHello, MAX_HELLO, inspect};
+use proto::node::NodeId;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::copy::{BrokenConnection, with_scratch};
+use super::dial::{DialAttempt, Upstream};
+use super::held::CancelHandle;
+use super::pool::ServicePool;
+use super::{ProxyShared, socket};
+
+/// Most further backends that one first flight is sent to: with three masters, all of them.
+const MOST_REPLAYS: u32 = 2;
+
+/// What a client has sent so far, and how much of it the backend was sent.
+pub(super) struct ClientHelloBuffer {
+    bytes: Vec<u8>,
+    sent: usize,
+    /// The bytes are a whole ClientHello, and the backend has said nothing yet.
+    pub(super) is_hello: bool,
+}
+
+/// Waits for a client's first flight. Ends without one as soon as the master speaks.
+pub(super) async fn first(
+    client: &mut TcpStream,
+    master: &mut TcpStream,
+) -> Result<ClientHelloBuffer, BrokenConnection> {
+    let mut first = ClientHelloBuffer { bytes: Vec::new(), sent: 0, is_hello: false };
+    if !first.at_once(client, master)? {
+        poll_fn(|cx| first.poll(cx, client, master)).await?;
+    }
+    Ok(first)
+}
+
+impl ClientHelloBuffer {
+    /// Takes what the client has sent by now, which most have while their backend was dialled; true when
+    /// that is all there is to wait for.
+    fn at_once(&mut self, client: &TcpStream, master: &TcpStream) -> Result<bool, BrokenConnection> {
+        with_scratch(|scratch| {
+            let most = scratch.len().min(MAX_HELLO);
+            let found = socket::read_now(client, &mut scratch[..most]).map_err(by(Termination::Client))?;
+            if let Some(n @ 1..) = found {
+                self.bytes = scratch[..n].to_vec();
+                self.sent = socket::write_now(master, &self.bytes).map_err(by(Termination::Server))?;
+            }
+            Ok(found.is_some() && self.is_whole(0))
+        })
+    }
+
+    /// Whether the flight has ended, now that there is more than `before`, or the client has.
+    fn is_whole(&mut self, before: usize) -> bool {
+        let flight = inspect(&self.bytes);
+        self.is_hello = flight == ClientHello::Hello;
+        flight != ClientHello::Partial || self.bytes.len() == before
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut TcpStream,
+        master: &mut TcpStream,
+    ) -> Poll<Result<(), BrokenConnection>> {
+        loop {
+            // The beginning of a hello may be the whole of something else: nothing is held back.
+            while let Some(rest @ [_, ..]) = self.bytes.get(self.sent..) {
+                match Pin::new(&mut *master).poll_write(cx, rest).map_err(by(Termination::Server))? {
+                    Poll::Ready(n) => self.sent += n,
+                    Poll::Pending => break,
+                }
+            }
+            if master.poll_read_ready(cx).map_err(by(Termination::Server))?.is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            let before = self.bytes.len();
+            ready!(with_scratch(|scratch| {
+                let most = scratch.len().min(MAX_HELLO);
+                let mut buffer = ReadBuf::new(&mut scratch[..most]);
+                let read = Pin::new(&mut *client).poll_read(cx, &mut buffer);
+                self.bytes.extend_from_slice(buffer.filled());
+                read
+            }))
+            .map_err(by(Termination::Client))?;
+            if self.is_whole(before) {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    /// What the backend was not sent yet.
+    pub(super) fn unsent(mut self) -> Vec<u8> {
+        self.bytes.drain(..self.sent);
+        self.bytes
+    }
+}
+
+fn by(cause: Termination) -> impl Fn(io::Error) -> BrokenConnection {
+    move |error| BrokenConnection { cause, error }
+}
+
+/// A leg that is ready for copying, and what it still has to be sent.
+pub(super) struct AnsweredUpstream {
+    pub(super) upstream: Upstream,
+    pub(super) unsent: Vec<u8>,
+    /// Times that the first flight was sent again.
+    pub(super) replays: u32,
+}
+
+/// A leg that a hello is sent to, and how much of it was.
+struct HelloAttempt {
+    upstream: Upstream,
+    sent: AtomicUsize,
+}
+
+/// Where an attempt begins.
+enum AttemptStart {
+    Connected(Arc<HelloAttempt>, Arc<CancelHandle>),
+    Dial(DialAttempt),
+}
+
+/// How an attempt went.
+enum AttemptOutcome {
+    /// A byte came back.
+    Answered(Arc<HelloAttempt>, Duration),
+    /// It closed without a byte.
+    Closed(Arc<HelloAttempt>),
+    /// It broke, was ended, or could not be dialled.
+    Failed,
+}
+
+/// Sends a hello until a backend answers it; the cause when none will.
+pub(super) async fn answer(
+    client: &TcpStream,
+    upstream: Upstream,
+    first: ClientHelloBuffer,
+    header: &[u8],
+    pool: &Arc<ServicePool>,
+    shared: &Arc<ProxyShared>,
+) -> Result<AnsweredUpstream, Termination> {
+    let sender = HelloSender { hello: &first.bytes, header, too_long: pool.too_long(), pool, shared };
+    let mut tried = vec![upstream.conn_guard.held.node];
+    let (run, cancel) = connected(upstream, first.sent);
+    let original = Arc::downgrade(&run);
+    let mut race = FuturesUnordered::new();
+    race.push(sender.attempt(AttemptStart::Connected(run, cancel)));
+    let (mut closed, mut replays, mut only_hello) = (None, 0, true);
+    let mut patience = Box::pin(tokio::time::sleep(sender.too_long));
+    let winner = loop {
+        let mut more = [0];
+        tokio::select! {
+            biased;
+            outcome = race.next() => match outcome {
+                Some(AttemptOutcome::Answered(run, took)) => {
+                    pool.answered(&run.upstream.conn_guard.held, took);
+                    break Some(run);
+                }
+                Some(AttemptOutcome::Closed(run)) => closed = Some(run),
+                Some(AttemptOutcome::Failed) | None => {}
+            },
+            more = client.peek(&mut more), if only_hello => {
+                let more = more.map_err(|_| Termination::Client)?;
+                // From here on there is more than a hello, so nobody new gets it.
+                only_hello = false;
+                match original.upgrade() {
+                    Some(original) if replays == 0 => break Some(original),
+                    // Several have it, and the client leaves: nobody needs an answer.
+                    _ if more == 0 => return Err(Termination::Client),
+                    _ => {}
+                }
+            }
+            () = &mut patience => {}
+        }
+        patience.as_mut().reset(tokio::time::Instant::now() + sender.too_long);
+        if only_hello
+            && replays < MOST_REPLAYS
+            && let Some(start) = sender.again(&mut tried)
+        {
+            replays += 1;
+            race.push(sender.attempt(start));
+        }
+        if race.is_empty() {
+            break closed.take();
+        }
+    };
+    // Those that lost, and with them all that also held the winner.
+    drop((race, closed));
+    let HelloAttempt { upstream, sent } = winner.and_then(Arc::into_inner).ok_or(Termination::Server)?;
+    let unsent = first.bytes.get(sent.into_inner()..).unwrap_or_default().to_vec();
+    Ok(AnsweredUpstream { upstream, unsent, replays })
+}
+
+/// A leg as an attempt may begin with it, which ends when the leg is told to.
+fn connected(mut upstream: Upstream, sent: usize) -> (Arc<HelloAttempt>, Arc<CancelHandle>) {
+    let cancel = upstream.conn_guard.cancel_handle();
+    (Arc::new(HelloAttempt { upstream, sent: AtomicUsize::new(sent) }), cancel)
+}
+
+struct HelloSender<'a> {
+    hello: &'a [u8],
+    header: &'a [u8],
+    too_long: Duration,
+    pool: &'a Arc<ServicePool>,
+    shared: &'a Arc<ProxyShared>,
+}
+
+impl HelloSender<'_> {
+    /// The next backend to send it to, if there is a good one and the budget allows it.
+    fn again(&self, tried: &mut Vec<NodeId>) -> Option<AttemptStart> {
+        let now = self.shared.life.now();
+        let table = Arc::clone(&self.shared.table.borrow());
+        let backends = table.get(&self.pool.service)?;
+        let (chosen, conn_guard) = self.pool.another(backends, self.shared.own, now, tried)?;
+        let backend = backends.get(chosen).filter(|_| self.pool.may_replay(now))?;
+        tried.push(backend.node);
+        conn_guard.held.counts.replays.fetch_add(1, Relaxed);
+        Some(AttemptStart::Dial(DialAttempt::begin(conn_guard, backend.address, self.pool, self.shared)))
+    }
+
+    async fn attempt(&self, start: AttemptStart) -> AttemptOutcome {
+        let (run, cancel) = match start {
+            AttemptStart::Connected(run, cancel) => (run, cancel),
+            AttemptStart::Dial(attempt) => {
+                let Ok(upstream) = attempt.run().await else { return AttemptOutcome::Failed };
+                if !socket::write_at_once(&upstream.stream, self.header) {
+                    return AttemptOutcome::Failed;
+                }
+                connected(upstream, 0)
+            }
+        };
+        let mut wait = FirstByteWait { sender: self, run: &run, since: Instant::now(), ended: false };
+        let spoke = cancel.run(wait.first_byte()).await;
+        wait.ended = true;
+        let took = wait.since.elapsed();
+        drop(wait);
+        match spoke {
+            Some(Ok(0)) => AttemptOutcome::Closed(run),
+            Some(Ok(_)) => AttemptOutcome::Answered(run, took),
+            Some(Err(_)) | None => {
+                socket::reset_on_drop(&run.upstream.stream);
+                AttemptOutcome::Failed
+            }
+        }
+    }
+}
+
+/// Waits for a backend to answer. Dropped before that it counts a silence that was too long.
+struct FirstByteWait<'a> {
+    sender: &'a HelloSender<'a>,
+    run: &'a HelloAttempt,
+    since: Instant,
+    ended: bool,
+}
+
+impl FirstByteWait<'_> {
+    /// Sends what is left of the hello; how many bytes of an answer were seen, 0 for its end.
+    async fn first_byte(&self) -> io::Result<usize> {
+        let stream = &self.run.upstream.stream;
+        while let Some(rest @ [_, ..]) = self.sender.hello.get(self.run.sent.load(Relaxed)..) {
+            stream.writable().await?;
+            match stream.try_write(rest) {
+                Ok(n) => {
+                    self.run.sent.fetch_add(n, Relaxed);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        stream.peek(&mut [0]).await
+    }
+}
+
+impl Drop for FirstByteWait<'_> {
+    fn drop(&mut self) {
+        if !self.ended && self.since.elapsed() >= self.sender.too_long {
+            self.sender.pool.silent(&self.run.upstream.conn_guard.held, self.sender.shared.life.now());
+        }
+    }
+}

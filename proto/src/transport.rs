@@ -1,0 +1,426 @@
+//! The link's datagrams: header, frames, versions, and which keys open what.
+//!
+//! ```text
+//!   version 1 | key hint 4 | sender 10 | boot 8 | sequence 8 | ciphertext … | tag 16
+//!                                                              ╰─ frames: kind 1 | length 2 | body …
+//! ```
+//!
+//! The header is authenticated, not secret. `boot` is random and new at every start of the sender, and the
+//! sequence counts within it; both are in what [`crate::seal`] makes of the frames, and [`crate::session`]
+//! refuses what was seen before.
+//!
+//! # How it grows
+//!
+//! A frame of an unknown kind is skipped, and so is what follows the known part of a frame's body: a new kind
+//! or field needs no new version. What can't be added that way raises the version: a node says in its record
+//! which it speaks ([`VERSIONS`]), and is sent the highest that both know ([`version_for`]); to a node whose
+//! record has not come yet, the lowest.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::{Document, KeyId};
+use crate::next_wire;
+use crate::node::NodeId;
+use crate::time::UnixMs;
+
+/// The link's port, UDP and TCP.
+pub const PORT: u16 = 7646;
+
+/// Largest datagram that is sent: fits every tunnel's MTU (IPv6 promises 1280), so nothing is fragmented.
+pub const MAX_DATAGRAM: usize = 1200;
+
+/// Length of [`DatagramHeader`] on the wire.
+pub const HEADER_LEN: usize = 1 + KeyHint::LEN + NodeId::LEN + 8 + 8;
+
+/// Length of the AEAD tag.
+pub const TAG_LEN: usize = 16;
+
+/// Most bytes of frames in one datagram.
+pub const MAX_PLAINTEXT: usize = MAX_DATAGRAM - HEADER_LEN - TAG_LEN;
+
+/// Kind and length before each frame's body.
+const FRAME_HEAD: usize = 1 + 2;
+
+/// Most bytes that the body of a single frame may have.
+pub const MAX_BODY: usize = MAX_PLAINTEXT - FRAME_HEAD;
+
+/// The versions of the datagrams that this build speaks, lowest and highest.
+pub const VERSIONS: RangeInclusive<u8> = 1..=1 + next_wire::RAISE;
+
+/// The version to send to a node that speaks `theirs`: the highest that both know, else this node's lowest.
+pub fn version_for(theirs: Option<RangeInclusive<u8>>) -> u8 {
+    let lowest = *VERSIONS.start();
+    let Some(theirs) = theirs else { return lowest };
+    let common = (*VERSIONS.end()).min(*theirs.end());
+    if common >= lowest.max(*theirs.start()) { common } else { lowest }
+}
+
+/// The first bytes of a [`KeyId`], which tell the receiver which key to try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyHint(pub [u8; KeyHint::LEN]);
+
+impl KeyHint {
+    /// Length in bytes.
+    pub const LEN: usize = 4;
+
+    /// The hint of a key.
+    pub fn of(id: KeyId) -> KeyHint {
+        let mut hint = [0; KeyHint::LEN];
+        hint.copy_from_slice(&id.0[..KeyHint::LEN]);
+        KeyHint(hint)
+    }
+}
+
+/// What stands before the ciphertext.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DatagramHeader {
+    /// Which version of frames and seal follows.
+    pub version: u8,
+    /// Which gossip key is in the seal.
+    pub key: KeyHint,
+    /// Who sends.
+    pub sender: NodeId,
+    /// Which start of the sender.
+    pub boot: u64,
+    /// Counts from 1 within the boot.
+    pub sequence: u64,
+}
+
+impl DatagramHeader {
+    /// The header as bytes.
+    pub fn to_bytes(&self) -> [u8; HEADER_LEN] {
+        let mut bytes = [0; HEADER_LEN];
+        bytes[0] = self.version;
+        bytes[1..5].copy_from_slice(&self.key.0);
+        bytes[5..15].copy_from_slice(&self.sender.0);
+        bytes[15..23].copy_from_slice(&self.boot.to_be_bytes());
+        bytes[23..31].copy_from_slice(&self.sequence.to_be_bytes());
+        bytes
+    }
+
+    /// Splits a datagram into header and ciphertext; none when it is not one that this build speaks.
+    pub fn parse(datagram: &[u8]) -> Option<(DatagramHeader, &[u8])> {
+        let (header, ciphertext) = datagram.split_first_chunk::<HEADER_LEN>()?;
+        if !VERSIONS.contains(&header[0]) || ciphertext.len() <= TAG_LEN || datagram.len() > MAX_DATAGRAM {
+            return None;
+        }
+        let mut key = [0; KeyHint::LEN];
+        key.copy_from_slice(&header[1..5]);
+        let mut sender = [0; NodeId::LEN];
+        sender.copy_from_slice(&header[5..15]);
+        let number = |from: usize| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&header[from..from + 8]);
+            u64::from_be_bytes(bytes)
+        };
+        let header = DatagramHeader {
+            version: header[0],
+            key: KeyHint(key),
+            sender: NodeId(sender),
+            boot: number(15),
+            sequence: number(23),
+        };
+        Some((header, ciphertext))
+    }
+
+    /// The AEAD nonce that belongs to the sequence: unique, since the key belongs to pair, direction and boot.
+    pub fn nonce(&self) -> [u8; 12] {
+        let mut nonce = [0; 12];
+        nonce[4..].copy_from_slice(&self.sequence.to_be_bytes());
+        nonce
+    }
+}
+
+/// One of the things that a datagram carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DatagramFrame<'a> {
+    /// A gossip message.
+    Gossip(&'a [u8]),
+    /// "Repeat this number, so that I know that you are there now."
+    Challenge(u64),
+    /// The repeated number.
+    Echo(u64),
+    /// "Answer this at once."
+    Pulse(u64),
+    /// The answer, with what the sender says of itself ([`crate::pulse::PulseStatus`]). Number 0: not asked for,
+    /// but something has changed.
+    Answer(u64, &'a [u8]),
+    /// What candidates and witnesses say of virtual IPs.
+    Vip(&'a [u8]),
+    /// The fingerprint of the sender's current record: whoever has another pulls it.
+    RecordFingerprint(u32),
+}
+
+impl<'a> DatagramFrame<'a> {
+    const GOSSIP: u8 = 0;
+    const CHALLENGE: u8 = 1;
+    const ECHO: u8 = 2;
+    const PULSE: u8 = 3;
+    const ANSWER: u8 = 4;
+    const VIP: u8 = 5;
+    const RECORD_FINGERPRINT: u8 = 6;
+
+    /// Appends the frame. False when it does not fit into the datagram any more: nothing is appended then.
+    pub fn put(&self, plaintext: &mut Vec<u8>) -> bool {
+        let mut put = |kind: u8, parts: [&[u8]; 2]| {
+            let length = parts.iter().map(|part| part.len()).sum::<usize>();
+            let fits = plaintext.len() + FRAME_HEAD + length <= MAX_PLAINTEXT;
+            let Some(announced) = u16::try_from(length).ok().filter(|_| fits) else { return false };
+            plaintext.push(kind);
+            plaintext.extend_from_slice(&announced.to_be_bytes());
+            parts.iter().for_each(|part| plaintext.extend_from_slice(part));
+            true
+        };
+        match self {
+            DatagramFrame::Gossip(message) => put(DatagramFrame::GOSSIP, [message, &[]]),
+            DatagramFrame::Challenge(number) => {
+                put(DatagramFrame::CHALLENGE, [&number.to_be_bytes(), next_wire::TAIL])
+            }
+            DatagramFrame::Echo(number) => put(DatagramFrame::ECHO, [&number.to_be_bytes(), next_wire::TAIL]),
+            DatagramFrame::Pulse(number) => {
+                put(DatagramFrame::PULSE, [&number.to_be_bytes(), next_wire::TAIL])
+            }
+            DatagramFrame::Answer(number, status) => {
+                put(DatagramFrame::ANSWER, [&number.to_be_bytes(), status])
+            }
+            DatagramFrame::Vip(message) => put(DatagramFrame::VIP, [message, &[]]),
+            DatagramFrame::RecordFingerprint(print) => {
+                put(DatagramFrame::RECORD_FINGERPRINT, [&print.to_be_bytes(), next_wire::TAIL])
+            }
+        }
+    }
+
+    /// The frame alone, as plaintext of a datagram.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut plaintext = Vec::new();
+        self.put(&mut plaintext);
+        plaintext
+    }
+
+    /// The frames of a datagram, those left out that this build does not know. Ends where a length does not
+    /// fit.
+    pub fn all(mut plaintext: &'a [u8]) -> impl Iterator<Item = DatagramFrame<'a>> {
+        std::iter::from_fn(move || {
+            loop {
+                let (head, rest) = plaintext.split_first_chunk::<FRAME_HEAD>()?;
+                let length = usize::from(u16::from_be_bytes([head[1], head[2]]));
+                let (body, rest) = rest.split_at_checked(length)?;
+                plaintext = rest;
+                if let Some(frame) = DatagramFrame::read(head[0], body) {
+                    return Some(frame);
+                }
+            }
+        })
+    }
+
+    /// One frame; none when its kind is unknown or its body too short. What follows in the body is for later
+    /// builds.
+    fn read(kind: u8, body: &'a [u8]) -> Option<DatagramFrame<'a>> {
+        let number = || body.first_chunk::<8>().map(|bytes| u64::from_be_bytes(*bytes));
+        match kind {
+            DatagramFrame::GOSSIP => Some(DatagramFrame::Gossip(body)),
+            DatagramFrame::CHALLENGE => number().map(DatagramFrame::Challenge),
+            DatagramFrame::ECHO => number().map(DatagramFrame::Echo),
+            DatagramFrame::PULSE => number().map(DatagramFrame::Pulse),
+            DatagramFrame::ANSWER => {
+                let (number, status) = body.split_first_chunk::<8>()?;
+                Some(DatagramFrame::Answer(u64::from_be_bytes(*number), status))
+            }
+            DatagramFrame::VIP => Some(DatagramFrame::Vip(body)),
+            DatagramFrame::RECORD_FINGERPRINT => body
+                .first_chunk::<4>()
+                .map(|bytes| DatagramFrame::RecordFingerprint(u32::from_be_bytes(*bytes))),
+            _ => None,
+        }
+    }
+}
+
+/// How long the key before a rotation is still accepted.
+pub const OLD_KEY_TTL: Duration = Duration::from_secs(600);
+
+/// One gossip key.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GossipKey {
+    /// Its epoch.
+    pub epoch: u64,
+    /// Its id.
+    pub id: KeyId,
+    /// The key.
+    pub secret: [u8; 32],
+    /// Until when it is accepted; none: it counts, or nothing has taken its place yet.
+    pub until: Option<UnixMs>,
+}
+
+impl std::fmt::Debug for GossipKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "GossipKey({} {})", self.epoch, self.id)
+    }
+}
+
+/// The gossip keys that this node holds.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct KeyRing {
+    keys: Vec<GossipKey>,
+}
+
+impl KeyRing {
+    /// Adds a key; true when it was not held yet. A key that is not what its id says is refused.
+    pub fn add(&mut self, key: GossipKey) -> bool {
+        let known = self.keys.iter().any(|held| held.id == key.id);
+        if known || KeyId::of_key(&key.secret) != key.id {
+            return false;
+        }
+        self.keys.push(key);
+        true
+    }
+
+    /// Follows the document: the key that counts, when it is held, sends the others into retirement; those
+    /// below the floor go at once. True when something changed.
+    pub fn apply_document(&mut self, document: &Document, now: UnixMs) -> bool {
+        let before = self.clone();
+        let current = document.key.id;
+        if self.keys.iter().any(|key| key.id == current) {
+            for key in &mut self.keys {
+                key.until = if key.id == current { None } else { key.until.or(Some(now.after(OLD_KEY_TTL))) };
+            }
+            self.keys.retain(|key| key.id == current || key.epoch >= document.key_floor);
+        }
+        self.keys.retain(|key| key.until.is_none_or(|until| until > now));
+        *self != before
+    }
+
+    /// The key to seal with: the document's where it is held, else the latest.
+    pub fn sealing(&self, document: &Document) -> Option<&GossipKey> {
+        self.keys
+            .iter()
+            .find(|key| key.id == document.key.id)
+            .or_else(|| self.keys.iter().max_by_key(|key| (key.epoch, key.id)))
+    }
+
+    /// The key with this id, while it is accepted.
+    pub fn get(&self, id: KeyId, now: UnixMs) -> Option<&GossipKey> {
+        self.keys.iter().find(|key| key.id == id && key.until.is_none_or(|until| until > now))
+    }
+
+    /// The keys that a datagram with this hint may be sealed with: one, unless two ids begin alike.
+    pub fn hinted(&self, hint: KeyHint, now: UnixMs) -> impl Iterator<Item = &GossipKey> {
+        let accepted = move |key: &&GossipKey| key.until.is_none_or(|until| until > now);
+        self.keys.iter().filter(accepted).filter(move |key| KeyHint::of(key.id) == hint)
+    }
+
+    /// All keys held, for the disk and for members that pull them.
+    pub fn keys(&self) -> &[GossipKey] {
+        &self.keys
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cluster::Admitted;
+    use crate::node::{Name, PublicKey, Role};
+
+    fn document() -> Document {
+        let own = PublicKey([0; 32]);
+        let first = Admitted::new(Name::nearest("a"), own, Role::Master, own.id(), UnixMs(1));
+        Document::new([0; 16], Name::nearest("c"), first, key(1).id)
+    }
+
+    fn key(n: u8) -> GossipKey {
+        let secret = [n; 32];
+        GossipKey { epoch: u64::from(n), id: KeyId::of_key(&secret), secret, until: None }
+    }
+
+    #[test]
+    fn a_rotation_leaves_the_old_key_for_ten_minutes_and_a_removal_not_at_all() {
+        let by = NodeId([0; 10]);
+        let mut document = document();
+        let mut ring = KeyRing::default();
+        assert!(ring.add(key(1)) && !ring.add(key(1)));
+        ring.apply_document(&document, UnixMs(0));
+        document.turn_key(key(2).id, by, UnixMs(0), false).unwrap();
+        assert_eq!(ring.sealing(&document).map(|key| key.epoch), Some(1), "the new one is not here yet");
+        ring.add(key(2));
+        ring.apply_document(&document, UnixMs(0));
+        assert_eq!(ring.sealing(&document).map(|key| key.epoch), Some(2));
+        assert!(ring.get(key(1).id, UnixMs(599_999)).is_some());
+        assert!(ring.get(key(1).id, UnixMs(600_000)).is_none());
+        document.turn_key(key(3).id, by, UnixMs(0), true).unwrap();
+        ring.add(key(3));
+        ring.apply_document(&document, UnixMs(1));
+        assert_eq!(ring.keys().len(), 1);
+    }
+
+    #[test]
+    fn a_key_that_is_not_what_its_id_says_is_refused() {
+        let mut forged = key(1);
+        forged.id = key(2).id;
+        assert!(!KeyRing::default().add(forged));
+    }
+
+    #[test]
+    fn a_frame_of_an_unknown_kind_and_a_longer_body_lose_nothing_else() {
+        let mut plaintext = vec![250, 0, 3, 1, 2, 3];
+        assert!(DatagramFrame::Pulse(7).put(&mut plaintext));
+        plaintext.extend_from_slice(&[1, 0, 10, 0, 0, 0, 0, 0, 0, 0, 9, 0xaa, 0xbb]);
+        plaintext.extend_from_slice(&[2, 0, 3, 1, 2, 3]);
+        assert!(DatagramFrame::Vip(b"x").put(&mut plaintext));
+        plaintext.extend_from_slice(&[3, 0xff, 0xff, 1]);
+        let frames: Vec<_> = DatagramFrame::all(&plaintext).collect();
+        assert_eq!(frames, [DatagramFrame::Pulse(7), DatagramFrame::Challenge(9), DatagramFrame::Vip(b"x")]);
+    }
+
+    #[test]
+    fn a_body_that_does_not_fit_is_not_put() {
+        let mut plaintext = vec![];
+        assert!(!DatagramFrame::Gossip(&[0; MAX_BODY + 1]).put(&mut plaintext) && plaintext.is_empty());
+        assert!(
+            DatagramFrame::Gossip(&[0; MAX_BODY]).put(&mut plaintext) && plaintext.len() == MAX_PLAINTEXT
+        );
+        assert!(!DatagramFrame::Pulse(1).put(&mut plaintext) && plaintext.len() == MAX_PLAINTEXT);
+    }
+
+    #[test]
+    fn the_highest_common_version_is_spoken_and_the_lowest_to_whom_nobody_knows() {
+        assert_eq!(version_for(None), 1);
+        assert_eq!(version_for(Some(1..=1)), 1);
+        assert_eq!(version_for(Some(1..=200)), *VERSIONS.end());
+        assert_eq!(
+            version_for(Some(100..=200)),
+            1,
+            "nothing in common: it will not be understood either way"
+        );
+    }
+
+    #[test]
+    fn two_keys_with_one_hint_are_both_tried() {
+        let mut ring = KeyRing::default();
+        ring.add(key(1));
+        ring.add(key(2));
+        let hinted = |hint| ring.hinted(hint, UnixMs(0)).map(|key| key.epoch).collect::<Vec<_>>();
+        assert_eq!(hinted(KeyHint::of(key(2).id)), [2]);
+        assert_eq!(hinted(KeyHint([0; 4])), [0u64; 0]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_header_reads_back_as_written(key: [u8; 4], sender: [u8; 10], boot: u64, sequence: u64) {
+            let header = DatagramHeader { version: 1, key: KeyHint(key), sender: NodeId(sender), boot, sequence };
+            let datagram = [header.to_bytes().as_slice(), &[0; 20]].concat();
+            prop_assert_eq!(DatagramHeader::parse(&datagram).map(|(header, _)| header), Some(header));
+        }
+
+        #[test]
+        fn no_datagram_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..1300)) {
+            if let Some((_, rest)) = DatagramHeader::parse(&bytes) {
+                let _ = DatagramFrame::all(rest).count();
+            }
+            let _ = DatagramFrame::all(&bytes).count();
+        }
+    }
+}
