@@ -40,6 +40,13 @@ pub(crate) fn evaluate(status: &Status, now: UnixMs) -> HealthVerdict {
         if backends.is_empty() {
             faults.push("no apiserver is known yet".to_owned());
         }
+        // Nobody has said that these do not serve: clients are connected to them.
+        let unheard = backends.iter().filter(|backend| backend.state == BackendState::Unknown).count();
+        if unheard > 0 {
+            let s = if unheard == 1 { "" } else { "s" };
+            let text = format!("degraded: {unheard} master{s} as last known; {}", faults.join("; "));
+            return HealthVerdict { level: HealthLevel::Degraded, text };
+        }
         let text = format!("no master serves; {}", faults.join("; "));
         return HealthVerdict { level: HealthLevel::NoMaster, text };
     }

@@ -205,7 +205,7 @@ async fn start(
     link.serve_tcp(tcp, life)?;
 
     let (serving_in, serving) = watch::channel(Arc::new(member.serving.clone()));
-    let members = trust.clone();
+    let (members, degraded) = (trust.clone(), disk.is_degraded());
     let inputs = reachability::ReachabilityInputs {
         services: services.clone(),
         view: view.clone(),
@@ -213,7 +213,8 @@ async fn start(
         settings: settings.clone(),
         reports,
         probes: reports_in,
-        is_member: Arc::new(move |id| members.borrow().document.member(id).is_some()),
+        // Outside of any cluster nobody is known to have left it: what served last is served.
+        is_member: Arc::new(move |id| degraded || members.borrow().document.member(id).is_some()),
     };
     reachability::spawn(inputs, table_in, serving_in, life);
     save_serving(disk.clone(), serving.clone(), life);

@@ -254,8 +254,11 @@ impl MemberStore {
     pub(crate) fn member_or_degraded(&self) -> Result<StoredMember, LoadError> {
         let (lost, kept) = match self.member() {
             Err(LoadError::Lost(problem)) => (problem, false),
-            // Whoever wrote it, clients need what this node can still do; nothing is written over it.
-            Err(LoadError::Store(error @ StateError::NotUnderstood { .. })) if error.is_about(CLUSTER) => {
+            // Whoever wrote it, or whatever lies there, clients need what this node can still do; nothing is
+            // written over it.
+            Err(LoadError::Store(error @ (StateError::NotUnderstood { .. } | StateError::Read { .. })))
+                if error.is_about(CLUSTER) =>
+            {
                 let problem = Problem::new(ProblemCode::StateFile, error);
                 (Lost::File(problem.about(CLUSTER.name)), true)
             }
@@ -282,6 +285,11 @@ impl MemberStore {
             serving: self.read_or_default(SERVING)?,
             epochs: self.read_or_default(EPOCHS)?,
         })
+    }
+
+    /// Whether this node started without its cluster, by [`MemberStore::member_or_degraded`].
+    pub(crate) fn is_degraded(&self) -> bool {
+        self.degraded.load(Ordering::Relaxed)
     }
 
     /// Everything that a member starts from.

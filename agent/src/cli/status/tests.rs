@@ -190,8 +190,8 @@ fn the_verdict_is_said_in_words_and_in_a_code() {
                 status.services[0].backends[0].reason = Reason::default();
                 status.services[0].backends[0].since_unix_ms = UnixMs(0);
             }),
-            11,
-            "no master serves; m1 unknown",
+            10,
+            "degraded: 1 master as last known; m1 unknown",
         ),
         (
             with(|status| status.services.push(service("web", vec![]))),
