@@ -194,7 +194,7 @@ fn what_the_network_does_is_named() -> Result<()> {
                   sysctl -qw net.ipv4.conf.eth0.rp_filter=1
                   ip route add 10.91.0.2/32 dev other src 10.91.0.1",
         )?;
-        finds(first, ("route", "n0"), "warning", "to n1 (10.91.0.2) leave by other", "ip route replace")?;
+        finds(first, ("route", "n0"), "warning", "to n1 (10.91.0.2) leave through other", "ip route replace")?;
         let found = report(first, &[])?;
         ensure!(found.finding("rp-filter", "n0")?.mend[0].contains("conf.eth0.rp_filter=2"), "{found:#?}");
         sh(here, "ip link del other && sysctl -qw net.ipv4.conf.eth0.rp_filter=0")?;
@@ -227,7 +227,7 @@ fn what_is_set_wrong_on_a_node_is_named_from_any_node() -> Result<()> {
         masters[1] = lab.nginx_master(1)?;
         second.wait_for_backend("n1", &["ready"], GOSSIP)?;
         let names = ("certificate-names", "n1");
-        finds(second, names, "warning", "not for 127.0.0.1", "kubeadm init phase certs apiserver")?;
+        finds(second, names, "warning", "does not cover 127.0.0.1", "kubeadm init phase certs apiserver")?;
         plant(second.node(), "/etc/rancher/k3s/config.yaml", "cluster-init: true\n")?;
         finds(second, names, "warning", "127.0.0.1", "/etc/rancher/k3s/config.yaml: tls-san: [127.0.0.1]")?;
         finds(first, names, "warning", "127.0.0.1", "on n1: systemctl restart k3s")?;
@@ -271,7 +271,7 @@ fn a_mesh_of_wireguard_is_well_on_either_family() -> Result<()> {
             let _masters = serve(lab, agents, 1)?;
             agents.iter().try_for_each(well)?;
             let text = screen(&agents[1], &[], 0)?;
-            ensure!(text.contains("to 1 member, all by wg0"), "{text}");
+            ensure!(text.contains("to 1 member, all through wg0"), "{text}");
             Ok(())
         })?;
     }

@@ -343,7 +343,7 @@ fn a_worker_changes_nothing_and_says_where_to_go() -> Result<()> {
         let found = first.cli(&["doctor", "--json"])?;
         ensure!(found.out.contains("agent promote n2"), "{found}");
         let said = first.cli(&["demote", "n1"])?.ok()?;
-        ensure!(said.contains("n1 is a worker now"), "{said}");
+        ensure!(said.contains("n1 is now a worker"), "{said}");
         let said = first.cli(&["demote", "n0"])?.fails_with(69)?;
         ensure!(said.contains("last master"), "{said}");
         let said = first.cli(&["leave"])?.fails_with(69)?;

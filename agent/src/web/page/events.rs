@@ -16,7 +16,7 @@ pub(super) fn timeline(ring: &EventRing, now: UnixMs) -> Markup {
     html! {
         // It scrolls, so the keyboard has to reach it.
         section #events aria-labelledby="h-events" tabindex="0" {
-            h2 #h-events { "What happened" }
+            h2 #h-events { "Events" }
             @if latest.is_empty() {
                 p.about { "Nothing yet." }
             } @else {

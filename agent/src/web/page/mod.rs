@@ -50,12 +50,12 @@ pub(super) fn whole(status: &Status, ring: &EventRing, acts: bool) -> Vec<u8> {
         header {
             p.brand { "agent" }
             dl { (pairs([("cluster", status.cluster.name.as_str()), ("seen from", status.node.name.as_str())])) }
-            p #live .dim { "as of " time { (now) } ", reload for news" }
+            p #live .dim { "as of " time { (now) } ", reload to update" }
         }
         main #main { (body(status, ring, acts)) }
         footer {
             p {
-                "The same in other forms: " a href="/api/v1/status" { "JSON" } ", "
+                "Other formats: " a href="/api/v1/status" { "JSON" } ", "
                 a href="/api/v1/events?list" { "events" } ", " a href="/metrics" { "metrics" } ", "
                 a href="/stats;csv" { "haproxy's CSV" } ". Times are UTC."
             }

@@ -37,7 +37,7 @@ fn more(all: usize, shown: usize, what: &str) -> Markup {
         @if all > shown {
             p.about {
                 (all - shown) " more " (what) " not shown; "
-                a href="/api/v1/status" { "the JSON" } " has them all."
+                a href="/api/v1/status" { "the JSON" } " lists all."
             }
         }
     }
@@ -123,9 +123,9 @@ fn link_cell(one: &MemberStatus, other: &MemberStatus) -> Markup {
     let seen = one.sees.iter().find(|seen| seen.node == other.name);
     match seen {
         _ if one.id == other.id => quiet("itself"),
-        None => quiet("not said"),
+        None => quiet("no report"),
         // What it said last is old news.
-        Some(_) if one.state == MemberState::Down => quiet("not heard itself"),
+        Some(_) if one.state == MemberState::Down => quiet("down itself"),
         Some(seen) if !seen.alive => state(Severity::Bad, "not heard"),
         Some(PeerLinkStatus { rtt_ms, loss_permille, .. }) => {
             let word = rtt_ms.map_or_else(|| "heard".to_owned(), milliseconds);

@@ -35,7 +35,7 @@ pub(super) fn service(service: &ServiceStatus, status: &Status, acts: bool) -> M
     let content = html! {
         p.about { (about(service)) }
         @if backends.is_empty() {
-            p { "Nobody offers it yet." }
+            p { "No node offers it yet." }
         } @else {
             @let rows = html! { @for one in backends { (backend(one, status, acts)) } };
             (table(&format!("Backends of {name}, as seen from this node"), &columns, &rows))
@@ -47,7 +47,7 @@ pub(super) fn service(service: &ServiceStatus, status: &Status, acts: bool) -> M
 /// Where it is served, how, how much, and who says so.
 fn about(service: &ServiceStatus) -> Markup {
     let ServiceStatus { balance, connections, maxconn, counted, .. } = service;
-    let bad = [(service.refused, " refused at the limit"), (counted.unserved, " found no master")];
+    let bad = [(service.refused, " refused at the limit"), (counted.unserved, " without a master")];
     html! {
         @if service.listen.is_empty() { "not served here" } @else { "on " code { (service.listeners()) } }
         ", " (balance) ", " (connections) " of " (maxconn) " connections, maximum " (counted.most)
