@@ -255,7 +255,7 @@ fn what_is_set_wrong_on_a_node_is_named_from_any_node() -> Result<()> {
         worker.through = ["prlimit", "--nofile=1200:1200"].map(str::to_owned).to_vec();
         worker.run()?;
         worker.wait_until_asked()?;
-        finds(worker, ("few-descriptors", "n2"), "warning", "1200 files open", "LimitNOFILE")?;
+        finds(worker, ("few-descriptors", "n2"), "warning", "limit is 1200", "LimitNOFILE")?;
         worker.kill()?;
         finds(first, ("agent-away", "n0"), "error", "n2 (10.91.0.3:7646)", "on n2: systemctl start agent")?;
         let text = screen(worker, &[], 11)?;

@@ -186,7 +186,7 @@ fn keepalived(bytes: &[u8]) {
 
 fn migrated(name: &str, bytes: &[u8]) {
     if let Ok(migration) = migrate(&[SourceFile { name, bytes }], None) {
-        let told = migration.problems.iter().any(|problem| problem.starts_with("what is written"));
+        let told = migration.problems.iter().any(|problem| problem.starts_with("in the result"));
         assert!(told != config::parse(&migration.text).is_ok(), "{}", migration.text);
     }
 }

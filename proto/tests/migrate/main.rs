@@ -172,7 +172,7 @@ proptest! {
         let head = ["listen api\nbind 127.0.0.1:1\nserver a 10.0.0.1:6443\n", "vrrp_instance x {\n", "defaults\n"][head];
         let text = format!("{head}{}", words.join(" "));
         if let Ok(made) = migrate(&[SourceFile { name: "x", bytes: text.as_bytes() }], None) {
-            let told = made.problems.iter().any(|problem| problem.starts_with("what is written"));
+            let told = made.problems.iter().any(|problem| problem.starts_with("in the result"));
             prop_assert!(told != config::parse(&made.text).is_ok(), "{}", made.text);
             prop_assert!(!made.text.chars().any(|c| c.is_control() && c != '\n'));
         }
