@@ -194,7 +194,13 @@ fn what_the_network_does_is_named() -> Result<()> {
                   sysctl -qw net.ipv4.conf.eth0.rp_filter=1
                   ip route add 10.91.0.2/32 dev other src 10.91.0.1",
         )?;
-        finds(first, ("route", "n0"), "warning", "to n1 (10.91.0.2) leave through other", "ip route replace")?;
+        finds(
+            first,
+            ("route", "n0"),
+            "warning",
+            "to n1 (10.91.0.2) leave through other",
+            "ip route replace",
+        )?;
         let found = report(first, &[])?;
         ensure!(found.finding("rp-filter", "n0")?.mend[0].contains("conf.eth0.rp_filter=2"), "{found:#?}");
         sh(here, "ip link del other && sysctl -qw net.ipv4.conf.eth0.rp_filter=0")?;
