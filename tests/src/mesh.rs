@@ -357,6 +357,8 @@ pub fn form_with(agents: &mut [Agent<'_>], masters: usize) -> Result<String> {
     let Some((first, others)) = agents.split_first_mut() else { bail!("no agents") };
     let invite = first.init()?;
     let workers = last_invite_in(&first.log()?).context("no invite for workers is printed")?;
+    // The invite for masters has 8 uses.
+    let masters = masters.min(9);
     for (i, other) in others.iter_mut().enumerate() {
         other.begin_join(if i + 1 < masters { &invite } else { &workers })?;
     }
