@@ -36,16 +36,10 @@ pub(crate) fn evaluate(status: &Status, now: UnixMs) -> HealthVerdict {
         faults.push("this node was removed from the cluster".to_owned());
     }
     faults.extend(backends.iter().filter(|backend| !backend.state.is_good()).map(|one| why(one, now)));
-    if good == 0 {
+    let unheard = backends.iter().filter(|backend| backend.state == BackendState::Unknown).count();
+    if good == 0 && unheard == 0 {
         if backends.is_empty() {
             faults.push("no apiserver is known yet".to_owned());
-        }
-        // Nobody has said that these do not serve: clients are connected to them.
-        let unheard = backends.iter().filter(|backend| backend.state == BackendState::Unknown).count();
-        if unheard > 0 {
-            let s = if unheard == 1 { "" } else { "s" };
-            let text = format!("degraded: {unheard} master{s} as last known; {}", faults.join("; "));
-            return HealthVerdict { level: HealthLevel::Degraded, text };
         }
         let text = format!("no master serves; {}", faults.join("; "));
         return HealthVerdict { level: HealthLevel::NoMaster, text };
@@ -65,12 +59,14 @@ pub(crate) fn evaluate(status: &Status, now: UnixMs) -> HealthVerdict {
         1 => faults.push("1 problem, see below".to_owned()),
         many => faults.push(format!("{many} problems, see below")),
     }
-    let serve = format!(
-        "{good} of {total} master{s} serve{v}",
-        total = backends.len(),
-        s = if backends.len() == 1 { "" } else { "s" },
-        v = if good == 1 { "s" } else { "" },
-    );
+    let s = |count: usize| if count == 1 { "" } else { "s" };
+    let serve = if good == 0 {
+        // Nobody has said that these do not serve: clients are connected to them.
+        format!("{unheard} master{} as last known", s(unheard))
+    } else {
+        let v = if good == 1 { "s" } else { "" };
+        format!("{good} of {} master{} serve{v}", backends.len(), s(backends.len()))
+    };
     if faults.is_empty() {
         return HealthVerdict {
             level: HealthLevel::Fine,

@@ -119,6 +119,14 @@ impl<'lab> Agent<'lab> {
         Ok(invite)
     }
 
+    /// The invite for workers that `agent init` has printed here: that for masters has 8 uses.
+    ///
+    /// # Errors
+    /// None was printed.
+    pub fn workers_invite(&self) -> Result<String> {
+        last_invite_in(&self.log()?).context("no invite for workers is printed")
+    }
+
     /// `agent join`; returns once the agent can be asked.
     ///
     /// # Errors
@@ -335,7 +343,7 @@ pub fn code_in(text: &str) -> Option<String> {
 }
 
 /// The last invite in a text: of those that init prints, that for workers.
-pub fn last_invite_in(text: &str) -> Option<String> {
+fn last_invite_in(text: &str) -> Option<String> {
     let mut words = text.split(|c: char| !c.is_ascii_alphanumeric());
     words.rfind(|word| word.parse::<Invite>().is_ok()).map(str::to_owned)
 }
@@ -354,11 +362,17 @@ pub fn form(agents: &mut [Agent<'_>]) -> Result<String> {
 /// # Errors
 /// As [`form`].
 pub fn form_with(agents: &mut [Agent<'_>], masters: usize) -> Result<String> {
+    form_by(agents, masters, &[])
+}
+
+/// The same, with more arguments for init.
+///
+/// # Errors
+/// As [`form`].
+pub fn form_by(agents: &mut [Agent<'_>], masters: usize, init: &[&str]) -> Result<String> {
     let Some((first, others)) = agents.split_first_mut() else { bail!("no agents") };
-    let invite = first.init()?;
-    let workers = last_invite_in(&first.log()?).context("no invite for workers is printed")?;
-    // The invite for masters has 8 uses.
-    let masters = masters.min(9);
+    let invite = first.init_with(init)?;
+    let workers = first.workers_invite()?;
     for (i, other) in others.iter_mut().enumerate() {
         other.begin_join(if i + 1 < masters { &invite } else { &workers })?;
     }

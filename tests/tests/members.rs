@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tests::lab::Lab;
-use tests::mesh::{Agent, GOSSIP, SOON, form_with, last_invite_in, with_agents};
+use tests::mesh::{Agent, GOSSIP, SOON, form_with, with_agents};
 use tests::wait::eventually;
 
 /// Both copies of the cluster file.
@@ -74,7 +74,7 @@ fn forty_nodes_that_join_one_master_at_once_are_all_admitted() -> Result<()> {
     with_agents(Lab::bridge(NODES), |_, agents| {
         let (first, others) = agents.split_first_mut().context("no agents")?;
         first.init()?;
-        let invite = last_invite_in(&first.log()?).context("no invite for workers is printed")?;
+        let invite = first.workers_invite()?;
         let began = Instant::now();
         for other in others.iter_mut() {
             other.begin_join(&invite)?;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use ring::digest::{SHA256, digest};
 use tests::lab::{Lab, Master};
-use tests::mesh::{Agent, GOSSIP, SOON, all_up, binary, invite_in, last_invite_in, with_agents};
+use tests::mesh::{Agent, GOSSIP, SOON, all_up, binary, invite_in, with_agents};
 use tests::vip::{ADDRESS, vip};
 use tests::wait::eventually;
 use tests::wire::record;
@@ -214,7 +214,7 @@ impl<'lab> Mix<'_, 'lab> {
         let [n0, n1, n2, n3] = &mut *self.agents else { anyhow::bail!("four agents") };
         let interface = n0.node().interface;
         let masters = n0.init_with(&["--iface", interface, "--vip", &ADDRESS.to_string()])?;
-        let workers = last_invite_in(&n0.log()?).context("no invite for workers is printed")?;
+        let workers = n0.workers_invite()?;
         n1.join(&masters)?;
         let made = n1.cli(&["invite", "--master"])?.ok()?;
         n2.join(&invite_in(&made).with_context(|| format!("no invite in: {made}"))?)?;

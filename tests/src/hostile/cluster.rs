@@ -16,7 +16,7 @@ use super::Identity;
 use super::identity::read_state;
 use super::victim::{Cost, Victim};
 use crate::lab::{Lab, Master, Node};
-use crate::mesh::{Agent, GOSSIP, SOON, Status, all_up, last_invite_in};
+use crate::mesh::{Agent, GOSSIP, SOON, Status, form_by};
 use crate::vip::{ADDRESS, vip};
 use crate::wait::eventually;
 
@@ -352,16 +352,7 @@ impl Cluster {
 
 /// Forms a cluster whose masters keep an address.
 fn form_with_vip(agents: &mut [Agent<'_>]) -> Result<()> {
-    let Some((first, others)) = agents.split_first_mut() else { bail!("no agents") };
-    let masters = first.init_with(&["--vip", &ADDRESS.to_string()])?;
-    let workers = last_invite_in(&first.log()?).context("no invite for workers is printed")?;
-    for (i, other) in others.iter_mut().enumerate() {
-        other.begin_join(if i + 1 < MASTERS.len() { &masters } else { &workers })?;
-    }
-    for other in others.iter_mut() {
-        other.wait_until_asked()?;
-    }
-    all_up(agents)
+    form_by(agents, MASTERS.len(), &["--vip", &ADDRESS.to_string()]).map(drop)
 }
 
 fn report(attack: &str, sent: &Sent, cost: Cost) {

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::{ADDRESS, CANDIDATES, WORKER};
 use crate::lab::Proc;
-use crate::mesh::{Agent, all_up};
+use crate::mesh::{Agent, form_by};
 
 /// Whoever keeps an address on one of the first nodes of a lab.
 pub trait Contender {
@@ -93,16 +93,8 @@ impl<'stage, 'lab> Agents<'stage, 'lab> {
     pub fn form(agents: &'stage mut [Agent<'lab>]) -> Result<Agents<'stage, 'lab>> {
         let agents = agents.get_mut(..=WORKER).context("an agent for every candidate and the worker")?;
         let address = ADDRESS.to_string();
-        let (first, others) = agents.split_first_mut().context("no agents")?;
-        let interface = first.node().interface;
-        let invite = first.init_with(&["--iface", interface, "--vip", &address])?;
-        for other in others.iter_mut() {
-            other.begin_join(&invite)?;
-        }
-        for other in others.iter_mut() {
-            other.wait_until_asked()?;
-        }
-        all_up(agents)?;
+        let interface = agents.first().context("no agents")?.node().interface;
+        form_by(agents, usize::MAX, &["--iface", interface, "--vip", &address])?;
         Ok(Agents { agents })
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tests::lab::Lab;
-use tests::mesh::{Agent, GOSSIP, all_up, form, with_agents};
+use tests::mesh::{Agent, GOSSIP, form, form_by, with_agents};
 use tests::vip::vip;
 use tests::wait::eventually;
 
@@ -72,13 +72,8 @@ pub(crate) fn gossip() -> Result<()> {
                 // No VPN in this lab, so the interface has to be named.
                 agent.options = vec!["--log-level".to_owned(), "warn".to_owned()];
             }
-            let (first, others) = agents.split_first_mut().context("no agents")?;
-            let interface = first.node().interface;
-            let invite = first.init_with(&["--iface", interface])?;
-            for other in others.iter_mut() {
-                other.join(&invite)?;
-            }
-            all_up(agents)?;
+            let interface = agents.first().context("no agents")?.node().interface;
+            form_by(agents, 3, &["--iface", interface])?;
             std::thread::sleep(Duration::from_secs(10));
             let before = agents.iter().map(sent).collect::<Result<Vec<u64>>>()?;
             std::thread::sleep(SPAN);

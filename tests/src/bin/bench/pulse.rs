@@ -16,7 +16,7 @@ use proto::time::UnixMs;
 use proto::transport::{DatagramFrame, GossipKey, KeyRing, MAX_DATAGRAM};
 use ring::signature::Ed25519KeyPair;
 use tests::lab::{Lab, Node};
-use tests::mesh::{Agent, GOSSIP, all_up, with_agents};
+use tests::mesh::{Agent, GOSSIP, form_by, with_agents};
 use tests::wire::{Speaker, public_key};
 
 use super::idle::{received, sent};
@@ -320,12 +320,8 @@ fn live(cuts: u64) -> Result<()> {
     const SPAN: Duration = Duration::from_secs(30);
     with_agents(Lab::bridge(10), |lab, agents| {
         let _masters = masters(lab)?;
-        let (first, others) = agents.split_first_mut().context("no agents")?;
-        let invite = first.init_with(&["--iface", first.node().interface])?;
-        for other in others.iter_mut() {
-            other.join(&invite)?;
-        }
-        all_up(agents)?;
+        let interface = agents.first().context("no agents")?.node().interface;
+        form_by(agents, 3, &["--iface", interface])?;
         for agent in agents.iter() {
             agent.wait_for_backend("n2", &["ready"], GOSSIP)?;
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tests::lab::Lab;
-use tests::mesh::{Agent, GOSSIP, LISTENER, form, last_invite_in, with_agents};
+use tests::mesh::{Agent, GOSSIP, LISTENER, form, with_agents};
 
 use super::masters;
 
@@ -52,8 +52,7 @@ pub(crate) fn join() -> Result<()> {
         let _masters = masters(lab)?;
         let (last, others) = agents.split_last_mut().context("no agents")?;
         form(others)?;
-        // The one for masters has too few uses.
-        let invite = last_invite_in(&others[0].log()?).context("no invite for workers is printed")?;
+        let invite = others[0].workers_invite()?;
         others[0].wait_for_backend("n2", &["ready"], GOSSIP)?;
         let mut times = Vec::new();
         for _ in 0..RUNS {
