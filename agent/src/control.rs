@@ -67,6 +67,9 @@ pub(crate) enum CallError {
         /// How long was waited.
         waited: Duration,
     },
+    /// It closed the connection instead of answering, as it does when it ends.
+    #[error("the agent stopped before it answered; try again, or see: journalctl -u agent")]
+    Stopped,
     /// The connection broke, or what came is no answer.
     #[error("cannot read the agent's answer: {why}; see: journalctl -u agent")]
     Broken {
@@ -96,6 +99,18 @@ pub(crate) enum BrokenCall {
     Closed,
 }
 
+impl BrokenCall {
+    /// Whether the other side ended, between two frames or in one.
+    fn is_the_end(&self) -> bool {
+        let lost = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe, io::ErrorKind::UnexpectedEof];
+        match self {
+            BrokenCall::Closed => true,
+            BrokenCall::Socket(error) => lost.contains(&error.kind()),
+            _ => false,
+        }
+    }
+}
+
 fn codec(max_frame: usize) -> LengthDelimitedCodec {
     LengthDelimitedCodec::builder().max_frame_length(max_frame).new_codec()
 }
@@ -118,6 +133,7 @@ pub(crate) async fn call(runtime_dir: &Path, request: &Request) -> Result<Respon
         }
     };
     match timeout(ANSWER, exchange(stream, request)).await {
+        Ok(Err(why)) if why.is_the_end() => Err(CallError::Stopped),
         Ok(answer) => Ok(answer?),
         Err(_) => Err(CallError::TimedOut { waited: ANSWER }),
     }

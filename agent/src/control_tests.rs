@@ -51,6 +51,19 @@ async fn without_an_agent_the_error_says_how_to_start_it() {
 }
 
 #[tokio::test]
+async fn an_agent_that_ends_while_it_is_asked_is_no_broken_answer() {
+    let dir = dir();
+    let listener = UnixListener::bind(dir.path().join(SOCKET)).unwrap();
+    let ends = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        // It has read the beginning of the request: what is left unread resets the connection.
+        stream.read_u8().await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(call(dir.path(), &Request::Status), ends);
+    assert!(matches!(answer, Err(CallError::Stopped)), "{answer:?}");
+}
+
+#[tokio::test]
 async fn what_a_killed_agent_left_is_replaced_and_a_running_one_is_not() {
     let dir = dir();
     drop(std::os::unix::net::UnixListener::bind(dir.path().join(SOCKET)).unwrap());

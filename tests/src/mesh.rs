@@ -343,7 +343,7 @@ pub fn code_in(text: &str) -> Option<String> {
 }
 
 /// The last invite in a text: of those that init prints, that for workers.
-fn last_invite_in(text: &str) -> Option<String> {
+pub fn last_invite_in(text: &str) -> Option<String> {
     let mut words = text.split(|c: char| !c.is_ascii_alphanumeric());
     words.rfind(|word| word.parse::<Invite>().is_ok()).map(str::to_owned)
 }

@@ -8,28 +8,38 @@ use super::exit::{self, ExitError};
 use super::{CommandSettings, out};
 use crate::control::{self, CallError};
 
-/// Sends one request. A refusal of the agent is an error.
+/// Sends one request. A refusal of the agent is an error, and so is none that answers.
 pub(super) async fn ask(settings: &CommandSettings, request: &Request) -> anyhow::Result<Response> {
-    match control::call(settings.runtime_dir(), request).await {
-        Ok(Response::Failed(message)) => Err(ExitError::error(exit::UNAVAILABLE, message)),
+    ask_if_running(settings, request)
+        .await?
+        .map_err(|none| ExitError::error(exit::UNAVAILABLE, none.to_string()))
+}
+
+/// The same for a command that can do without an agent: that none runs, or that it ends meanwhile, is left to it.
+pub(super) async fn ask_if_running(
+    settings: &CommandSettings,
+    request: &Request,
+) -> anyhow::Result<Result<Response, CallError>> {
+    let error = match control::call(settings.runtime_dir(), request).await {
+        Ok(Response::Failed(message)) => return Err(ExitError::error(exit::UNAVAILABLE, message)),
         Ok(Response::Unsupported { version }) => {
             let message = format!(
                 "the running agent has version {version} and does not know this request of version \
                  {}; restart it with: systemctl restart agent",
                 env!("CARGO_PKG_VERSION")
             );
-            Err(ExitError::error(exit::UNAVAILABLE, message))
+            return Err(ExitError::error(exit::UNAVAILABLE, message));
         }
-        Ok(response) => Ok(response),
-        Err(error) => {
-            let code = match error {
-                CallError::NotRunning { .. } | CallError::TimedOut { .. } => exit::UNAVAILABLE,
-                CallError::NotAllowed { .. } => exit::NO_PERMISSION,
-                CallError::Broken { .. } => exit::SOFTWARE,
-            };
-            Err(ExitError::error(code, error.to_string()))
-        }
-    }
+        Ok(response) => return Ok(Ok(response)),
+        Err(error) => error,
+    };
+    let code = match error {
+        CallError::NotRunning { .. } | CallError::Stopped => return Ok(Err(error)),
+        CallError::TimedOut { .. } => exit::UNAVAILABLE,
+        CallError::NotAllowed { .. } => exit::NO_PERMISSION,
+        CallError::Broken { .. } => exit::SOFTWARE,
+    };
+    Err(ExitError::error(code, error.to_string()))
 }
 
 /// Sends a request that is answered by a sentence, and prints it.

@@ -7,11 +7,10 @@ use proto::doctor::cluster::{self, MasterLink, MemberFacts};
 use proto::doctor::{Examination, Finding, Severity as FindingSeverity};
 use proto::node::Role;
 
-use super::exit::{self, ExitError};
+use super::exit;
 use super::table::{Severity, sanitize, wrap};
 use super::{CommandSettings, ask, out};
 use crate::app::doctor;
-use crate::control::{self, CallError};
 
 /// Version of the shape of `--json`.
 const SCHEMA: u32 = 1;
@@ -39,24 +38,21 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(super) async fn run(args: Args, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
-    let status = match control::call(settings.runtime_dir(), &Request::Status).await {
+    let status = match ask::ask_if_running(settings, &Request::Status).await? {
         Ok(Response::Status(status)) => Some(*status),
         Ok(other) => return Err(ask::unexpected(&other)),
-        Err(CallError::NotRunning { .. }) => None,
-        Err(CallError::NotAllowed { socket }) => {
-            let error = CallError::NotAllowed { socket };
-            return Err(ExitError::error(exit::NO_PERMISSION, error.to_string()));
-        }
-        Err(error) => return Err(ExitError::error(exit::UNAVAILABLE, error.to_string())),
+        Err(_) => None,
     };
     let config = &settings.config;
     let places = doctor::places(&config.state_dir, &config.runtime_dir);
     let version = Some(env!("CARGO_PKG_VERSION"));
     let mut examined = doctor::own(places, status.as_ref(), &config.services, None, version).await;
     if let Some(status) = &status {
-        match ask::ask(settings, &Request::Doctor(args.nodes)).await? {
-            Response::Doctor(others) => examined.append(*others),
-            other => return Err(ask::unexpected(&other)),
+        match ask::ask_if_running(settings, &Request::Doctor(args.nodes)).await? {
+            Ok(Response::Doctor(others)) => examined.append(*others),
+            Ok(other) => return Err(ask::unexpected(&other)),
+            // It ended meanwhile: what was found on this node holds.
+            Err(_) => {}
         }
         examined.append(together(status));
     }

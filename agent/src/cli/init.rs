@@ -28,7 +28,7 @@ use crate::control;
 Examples:
   agent init
   agent init --name m1 --iface wg0
-  agent init --vip 10.91.91.50
+  agent init --vip 10.0.0.50
   agent init --successor    after losing all masters")]
 pub(crate) struct Args {
     /// Name of this node [default: its host name]

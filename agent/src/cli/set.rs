@@ -10,7 +10,7 @@ use super::{CommandSettings, ask, out};
 
 const EXAMPLES: &str = "\
 Examples:
-  agent set vip=10.91.91.50
+  agent set vip=10.0.0.50
   agent set balance=nearest
   agent set service.ingress.listen=127.0.0.1:8443 service.ingress.port=443";
 

@@ -22,7 +22,7 @@ enum Command {
     ///
     /// The owner removes it and names that node as its successor, so clients only see a reset. Without
     /// "preempt", it stays there until that node fails.
-    #[command(after_help = "Example:\n  agent vip move 10.91.91.50 m2")]
+    #[command(after_help = "Example:\n  agent vip move 10.0.0.50 m2")]
     Move {
         /// The virtual IP
         #[arg(value_name = "ADDRESS", value_parser = proto::settings::check_vip)]
