@@ -21,7 +21,7 @@ Examples:
   agent status --watch
   agent status --exit-code > /dev/null || alert")]
 pub(crate) struct Args {
-    /// Print JSON; its shape is stable and counted by "schema"
+    /// Print JSON; its format is stable and versioned by "schema"
     #[arg(long)]
     json: bool,
     /// Exit with 10 if something is wrong, and with 11 if no master serves
