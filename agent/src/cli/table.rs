@@ -50,6 +50,15 @@ pub(super) fn wrap(text: &str, columns: usize) -> Vec<String> {
     lines
 }
 
+/// A text with its label, its further lines below its first.
+pub(super) fn paragraph(text: &mut String, label: &str, words: &str, columns: usize) {
+    let hang = label.chars().count();
+    for (i, line) in wrap(words, columns.saturating_sub(hang)).iter().enumerate() {
+        let before = if i == 0 { label.to_owned() } else { " ".repeat(hang) };
+        text.push_str(&format!("{before}{line}\n"));
+    }
+}
+
 /// One field.
 pub(super) struct Cell {
     text: String,

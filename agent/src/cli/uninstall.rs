@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{CommandSettings, install, out};
+use super::{CommandSettings, install, leave, out};
 
 /// Stop and remove the service and the installed binary
 ///
@@ -17,6 +17,16 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(super) fn run(args: &Args, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
-    install::uninstall(settings, args.purge, &mut |line| drop(out::line(line)))?;
+    // A closed stdout must not stop half-way.
+    let mut say = |line: &str| drop(out::line(line));
+    install::uninstall(&mut say)?;
+    let dir = settings.state_dir();
+    if args.purge {
+        if leave::wipe(dir)? {
+            say(&format!("deleted the state in {}", dir.display()));
+        }
+    } else if dir.exists() {
+        say(&format!("kept the state in {} (--purge deletes it)", dir.display()));
+    }
     Ok(ExitCode::SUCCESS)
 }

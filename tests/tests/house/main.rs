@@ -69,14 +69,6 @@ const AGAINST_THE_ORDER: &[(&str, &str, &str)] =
 /// Circles of files of one directory which still exist, as `directory: files`, and why.
 const WITHIN_CIRCLES: &[(&str, &str)] = &[
     (
-        "agent/src/cli: install leave",
-        "install --undo leaves the cluster first, and leave stops what install made",
-    ),
-    (
-        "agent/src/cli/status: render vips",
-        "render calls each table, and the tables wrap their text by its paragraph",
-    ),
-    (
         "agent/src/vip: driver report",
         "the driver keeps what was last reported, which is of the driver's own state",
     ),

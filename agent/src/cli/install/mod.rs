@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use super::exit::{self, ExitError};
-use super::{CommandSettings, leave, out, settings};
+use super::{CommandSettings, out, settings};
 
 mod drop_in;
 #[cfg(test)]
@@ -96,28 +96,13 @@ pub(super) fn stop(say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Stops and removes the service and the installed binary; with `purge` also the state.
-pub(super) fn uninstall(
-    settings: &CommandSettings,
-    purge: bool,
-    say: &mut dyn FnMut(&str),
-) -> anyhow::Result<()> {
+/// Stops and removes the service and the installed binary. The state stays.
+pub(super) fn uninstall(say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
     must_be_root("remove the service")?;
     let nothing = |_: &[&str]| Ok(());
     let systemctl: &dyn Fn(&[&str]) -> anyhow::Result<()> =
         if systemd_runs() { &systemctl } else { &nothing };
-    TargetHost { root: PathBuf::from("/"), systemctl }.uninstall(say)?;
-    let dir = settings.state_dir();
-    if !purge {
-        if dir.exists() {
-            say(&format!("kept the state in {} (--purge deletes it)", dir.display()));
-        }
-        return Ok(());
-    }
-    if leave::wipe(dir)? {
-        say(&format!("deleted the state in {}", dir.display()));
-    }
-    Ok(())
+    TargetHost { root: PathBuf::from("/"), systemctl }.uninstall(say)
 }
 
 fn must_be_root(what: &str) -> anyhow::Result<()> {

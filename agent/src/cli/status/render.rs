@@ -4,7 +4,7 @@ use proto::backends::BackendState;
 use proto::control::{BackendStatus, MemberState, MemberStatus, ServiceSource, ServiceStatus, Status};
 use proto::time::UnixMs;
 
-use super::table::{Cell, Column, Table, cut, sanitize, wrap};
+use super::table::{Cell, Column, Table, cut, paragraph, sanitize};
 use super::time::{age, at, until};
 use super::verdict::StatusSummary;
 use super::{members, vips};
@@ -61,15 +61,6 @@ fn about(text: &mut String, status: &Status, now: UnixMs, columns: usize) {
         let line =
             format!("joins without an invite are accepted here until {} ({})", at(end, now), until(end, now));
         paragraph(text, "open     ", &line, columns);
-    }
-}
-
-/// A text with its label, its further lines below its first.
-pub(super) fn paragraph(text: &mut String, label: &str, words: &str, columns: usize) {
-    let hang = label.chars().count();
-    for (i, line) in wrap(words, columns.saturating_sub(hang)).iter().enumerate() {
-        let before = if i == 0 { label.to_owned() } else { " ".repeat(hang) };
-        text.push_str(&format!("{before}{line}\n"));
     }
 }
 

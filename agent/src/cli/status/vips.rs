@@ -4,8 +4,7 @@ use proto::control::{Status, VipState, VipStatus};
 use proto::time::UnixMs;
 
 use super::Severity;
-use super::render::paragraph;
-use super::table::{Cell, Column, Table, wrap};
+use super::table::{Cell, Column, Table, paragraph, wrap};
 use super::time::{age, at};
 
 /// Writes all of them.
