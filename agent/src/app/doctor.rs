@@ -28,10 +28,10 @@ use tokio::sync::Semaphore;
 
 use super::{RunningAgent, status};
 use crate::check;
-use crate::doctor::{HostFiles, HostPaths, sysctl};
+use crate::doctor::{HostFiles, HostPaths, UNIT, sysctl};
 use crate::lifecycle::wall;
 use crate::transport::{Link, MemberRequest};
-use crate::{cli, control, net};
+use crate::{control, net};
 
 /// Members that are spoken with at once; each costs a few handshakes.
 const AT_ONCE: usize = 16;
@@ -60,7 +60,7 @@ pub(crate) fn places(state_dir: &str, runtime_dir: &str) -> HostPaths {
         root: PathBuf::from("/"),
         state_dir: PathBuf::from(state_dir),
         socket: Path::new(runtime_dir).join(control::SOCKET),
-        unit: cli::install::UNIT,
+        unit: UNIT,
     }
 }
 

@@ -99,6 +99,17 @@ pub(crate) struct RunningAgent {
     pub(crate) checks: Arc<check::CheckCounters>,
 }
 
+impl RunningAgent {
+    /// Waits until something serves, for so long at most, and says what: listeners and nodes.
+    pub(crate) async fn what_serves(&self, within: Duration) -> (bool, String) {
+        let mut table = self.table.clone();
+        let good =
+            |table: &Arc<BackendTable>| table.values().flatten().any(|backend| backend.state.is_good());
+        let _ = tokio::time::timeout(within, table.wait_for(good)).await;
+        status::of(self).serving()
+    }
+}
+
 /// Runs the agent until it is told to stop. `reload` reads the configuration again; `started` is called
 /// once everything runs.
 ///

@@ -3,10 +3,14 @@
 
 use std::fmt;
 use std::io;
-
-use crate::membership::disk::LoadError;
-use crate::state::StateError;
 use std::process::ExitCode;
+
+use proto::invite::{EXIT_ISSUER_DEMOTED, EXIT_WRONG_PIN};
+
+use crate::app::setup::SetupError;
+use crate::membership::disk::LoadError;
+use crate::membership::join::JoinError;
+use crate::state::StateError;
 
 /// The command line is wrong (EX_USAGE).
 pub(crate) const USAGE: u8 = 64;
@@ -57,6 +61,20 @@ impl fmt::Display for ExitError {
 
 impl std::error::Error for ExitError {}
 
+/// Why a node did not enter a cluster, with the code to end with.
+pub(super) fn of_setup(error: SetupError) -> anyhow::Error {
+    let code = match &error {
+        SetupError::NotMaster(_) => UNAVAILABLE,
+        SetupError::Invite(_) | SetupError::Vips(_) => DATA,
+        SetupError::Join(JoinError::Refused(refusal)) => refusal.exit_code(),
+        SetupError::Join(JoinError::IssuerDemoted { .. }) => EXIT_ISSUER_DEMOTED,
+        SetupError::Join(JoinError::WrongPin(_)) => EXIT_WRONG_PIN,
+        SetupError::Join(_) => UNAVAILABLE,
+        _ => return anyhow::Error::new(error),
+    };
+    ExitError::error(code, error.to_string())
+}
+
 /// The code of an error: that of the first in its chain that has one.
 pub(crate) fn code_of(error: &anyhow::Error) -> u8 {
     // A context that is a Failure is found by downcast only, its causes only by the chain.
@@ -73,9 +91,13 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(refusal) = cause.downcast_ref::<proto::invite::JoinRefusal>() {
         return Some(refusal.exit_code());
     }
-    // LoadError shows its source as itself, so the source is not in the chain.
-    let state = match cause.downcast_ref::<LoadError>() {
-        Some(LoadError::Store(error)) => Some(error),
+    // SetupError and LoadError show their source as themselves, so the source is not in the chain.
+    let load = match cause.downcast_ref::<SetupError>() {
+        Some(SetupError::Load(error)) => Some(error),
+        _ => cause.downcast_ref::<LoadError>(),
+    };
+    let state = match (load, cause.downcast_ref::<SetupError>()) {
+        (Some(LoadError::Store(error)), _) | (None, Some(SetupError::State(error))) => Some(error),
         _ => cause.downcast_ref::<StateError>(),
     };
     if state.is_some_and(StateError::is_kept) {
@@ -102,6 +124,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_node_that_does_not_enter_ends_with_the_code_of_its_reason_and_one_sentence() {
+        let refused = |error: JoinError| of_setup(error.into());
+        let at = "10.0.0.1:7646".parse().unwrap();
+        for (error, code) in [
+            (refused(proto::invite::JoinRefusal::UsedUp.into()), 22),
+            (refused(JoinError::WrongPin(vec![at])), EXIT_WRONG_PIN),
+            (refused(JoinError::IssuerDemoted { at, masters: Vec::new() }), EXIT_ISSUER_DEMOTED),
+            (refused(JoinError::Busy), UNAVAILABLE),
+            (of_setup(SetupError::NotMaster("a worker".to_owned())), UNAVAILABLE),
+            (of_setup(SetupError::Vips(Vec::new())), DATA),
+            (of_setup(SetupError::NoDocument), SOFTWARE),
+        ] {
+            assert_eq!(code_of(&error), code, "{error}");
+        }
+        let source = io::Error::from(io::ErrorKind::TimedOut);
+        let silent = refused(JoinError::Unreachable { addresses: vec![at], port: 7646, source });
+        assert_eq!(format!("{silent:#}"), silent.to_string(), "the source is in the sentence already");
+    }
+
+    #[test]
     fn the_code_survives_being_wrapped() {
         let wrapped = Err::<(), _>(ExitError::error(DATA, "no such node")).context("remove").unwrap_err();
         assert_eq!(code_of(&wrapped), DATA);
@@ -117,5 +159,7 @@ mod tests {
         let newer = || StateError::Kept { path: "/var/lib/agent/cluster".into() };
         assert_eq!(code_of(&anyhow::Error::new(LoadError::Store(newer())).context("run")), CONFIG);
         assert_eq!(code_of(&newer().into()), CONFIG);
+        assert_eq!(code_of(&of_setup(newer().into())), CONFIG);
+        assert_eq!(code_of(&of_setup(LoadError::Store(newer()).into())), CONFIG);
     }
 }

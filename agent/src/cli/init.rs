@@ -59,12 +59,7 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) async fn run(args: Args, settings: CommandSettings) -> anyhow::Result<ExitCode> {
-    let options = SetupOptions {
-        config: settings.config.clone(),
-        name: args.name,
-        address: args.addr,
-        interface: args.iface,
-    };
+    let options = SetupOptions::new(settings.config.clone(), args.name, args.addr, args.iface);
     let steps = Steps::new(args.json);
     if args.successor {
         return succeed(&options, settings, steps, args.foreground).await;
@@ -82,8 +77,8 @@ pub(crate) async fn run(args: Args, settings: CommandSettings) -> anyhow::Result
         steps.invites(&masters, &workers);
         return Ok(ExitCode::SUCCESS);
     }
-    let entered =
-        setup::init(&options, args.cluster, &args.vip, &mut |step, ok, detail| steps.step(step, ok, detail))?;
+    let entered = setup::init(&options, args.cluster, &args.vip, &mut |step| steps.setup(&step))
+        .map_err(exit::of_setup)?;
     steps::go_on(entered, settings, steps, args.foreground).await
 }
 
@@ -118,6 +113,6 @@ async fn succeed(
             return Err(ExitError::error(exit::UNAVAILABLE, text));
         }
     }
-    let entered = setup::succeed(options, &mut |step, ok, detail| steps.step(step, ok, detail))?;
+    let entered = setup::succeed(options, &mut |step| steps.setup(&step)).map_err(exit::of_setup)?;
     steps::go_on(entered, settings, steps, foreground).await
 }

@@ -7,14 +7,13 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use proto::config;
-use proto::invite::{self, EXIT_ISSUER_DEMOTED, EXIT_WRONG_PIN, IssuerPin, JoinRefusal};
+use proto::invite::{self, IssuerPin, JoinRefusal};
 use proto::node::Name;
 
 use super::CommandSettings;
 use super::exit::{self, ExitError};
 use super::steps::{self, Steps};
 use crate::app::setup::{self, JoinSeed, SetupOptions};
-use crate::membership::join::JoinError;
 
 /// Join a cluster
 ///
@@ -67,12 +66,7 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) async fn run(args: Args, settings: CommandSettings) -> anyhow::Result<ExitCode> {
-    let options = SetupOptions {
-        config: settings.config.clone(),
-        name: args.name,
-        address: args.addr,
-        interface: args.iface,
-    };
+    let options = SetupOptions::new(settings.config.clone(), args.name, args.addr, args.iface);
     let steps = Steps::new(args.json);
     if let Some(running) = steps::already_runs(&settings).await? {
         if running.node.removed {
@@ -85,14 +79,8 @@ pub(crate) async fn run(args: Args, settings: CommandSettings) -> anyhow::Result
     }
     let text = seed(args.seed, args.invite_file.as_deref())?;
     let seed = JoinSeed { text: &text, key: args.key, typed: &typed };
-    let joined = setup::join(&options, &seed, &mut |step, ok, detail| steps.step(step, ok, detail)).await;
-    let entered = joined.map_err(|error| match error.downcast_ref::<JoinError>() {
-        Some(JoinError::Refused(refusal)) => ExitError::error(refusal.exit_code(), error.to_string()),
-        Some(JoinError::IssuerDemoted { .. }) => ExitError::error(EXIT_ISSUER_DEMOTED, error.to_string()),
-        Some(JoinError::WrongPin(_)) => ExitError::error(EXIT_WRONG_PIN, error.to_string()),
-        Some(_) => ExitError::error(exit::UNAVAILABLE, error.to_string()),
-        None => error,
-    })?;
+    let joined = setup::join(&options, &seed, &mut |step| steps.setup(&step)).await;
+    let entered = joined.map_err(exit::of_setup)?;
     steps::go_on(entered, settings, steps, args.foreground).await
 }
 

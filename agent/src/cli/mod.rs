@@ -12,10 +12,10 @@ mod demo;
 mod doctor;
 mod drain;
 mod events;
-pub(crate) mod exit;
+mod exit;
 mod get;
 mod init;
-pub(crate) mod install;
+mod install;
 mod invite;
 mod join;
 mod leave;
@@ -23,13 +23,13 @@ mod man;
 mod members;
 mod migrate;
 mod open;
-pub(crate) mod out;
+mod out;
 mod promote;
 mod remove;
 mod rotate;
 mod run;
 mod set;
-pub(crate) mod settings;
+mod settings;
 mod status;
 mod steps;
 mod table;
@@ -38,7 +38,7 @@ mod vip;
 mod waiting;
 mod weight;
 
-pub(crate) use settings::{CommandSettings, Global};
+use settings::{CommandSettings, Global};
 
 use crate::times as time;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use proto::control::{Request, Response, Status};
 
 use super::{CommandSettings, exit, install, out};
-use crate::app::setup::{ReadyNode, what_serves};
+use crate::app::setup::{ReadyNode, RejoinOutcome, SeedKey, SetupStep};
 use crate::{app, control, log};
 
 /// Longest wait for something to serve before `join` says that nothing does yet: a few rounds of gossip.
@@ -42,6 +42,12 @@ impl Steps {
         drop(printed);
     }
 
+    /// One fact about entering the cluster.
+    pub(super) fn setup(&self, step: &SetupStep) {
+        let (name, ok, detail) = words(step);
+        self.step(name, ok, &detail);
+    }
+
     /// The lines for other nodes: masters, then workers.
     pub(super) fn invites(&self, masters: &str, workers: &str) {
         if self.json {
@@ -52,6 +58,86 @@ impl Steps {
             "\nWithin an hour, run this on the other masters:\n\n  agent join {masters}\n\n\
              and this on the workers:\n\n  agent join {workers}\n"
         ));
+    }
+}
+
+/// A step of setup as it is printed: what it is about, whether it is good, and the details.
+fn words(step: &SetupStep) -> (&'static str, bool, String) {
+    match step {
+        SetupStep::AlreadyMember(cluster) => ("cluster", true, format!("already a member of \"{cluster}\"")),
+        SetupStep::Address { address, interface, kind } => {
+            let kind = kind.as_ref().map_or(String::new(), |kind| format!(" ({kind})"));
+            ("address", true, format!("{address} on {interface}{kind}"))
+        }
+        SetupStep::AddressDoubt(doubt) => ("address", false, doubt.clone()),
+        SetupStep::Identity { id, dir } => ("identity", true, format!("{id} in {dir}")),
+        SetupStep::Created { cluster, node } => {
+            ("cluster", true, format!("\"{cluster}\", this node is \"{node}\""))
+        }
+        SetupStep::Replaces { old, masters } => {
+            ("cluster", true, format!("replaces {old}, whose masters were: {masters}"))
+        }
+        SetupStep::Succeeded { cluster, id } => {
+            ("cluster", true, format!("\"{cluster}\" is now {id}, with this node as its master"))
+        }
+        SetupStep::Setting { key, value } => {
+            ("setting", true, format!("{key} = {}", value.as_deref().unwrap_or("not set")))
+        }
+        SetupStep::StateLost(lost) => ("state", false, lost.to_string()),
+        SetupStep::Reached { at, took, key } => {
+            let key = match key {
+                SeedKey::Invite => "its key matches the invite",
+                SeedKey::Given => "its key matches --key",
+                SeedKey::Unknown => "its key is not known yet; compare the codes",
+            };
+            let ms = took.as_secs_f64() * 1e3;
+            ("seed", true, format!("{at} answered in {ms:.0} ms, {key}"))
+        }
+        SetupStep::Redirected { worker } => ("seed", true, format!("{worker} is a worker; asking a master")),
+        SetupStep::Waiting { code, time } => {
+            let minutes = time.as_secs() / 60;
+            (
+                "approval",
+                true,
+                format!("waiting {minutes} minutes for this on a master: agent approve {code}"),
+            )
+        }
+        SetupStep::TypeCode => {
+            ("approval", true, "approved; type the code that agent approve printed:".to_owned())
+        }
+        SetupStep::Admitted { cluster, name, role, members } => {
+            let role = role.map_or(String::new(), |role| format!(" ({role})"));
+            ("admitted", true, format!("to \"{cluster}\" as \"{name}\"{role}, {members} members"))
+        }
+        SetupStep::Rejoined(outcome) => ("seed", true, rejoined(outcome)),
+        SetupStep::NotAsked(error) => ("seed", false, format!("not asked: {error}")),
+        SetupStep::NotListening { port, error } => {
+            ("port", false, format!("can't listen on {port}: {error}"))
+        }
+        SetupStep::PortNotTested(error) => ("port", false, format!("not tested: {error}")),
+        SetupStep::Port { protocol, port, from, fault: None } => {
+            (protocol, true, format!("port {port} is reachable from {from}"))
+        }
+        SetupStep::Port { protocol, port, from, fault: Some(fault) } => {
+            let text = format!(
+                "port {port} is not reachable from {from}: {fault}; open it for {protocol} in the firewall"
+            );
+            (protocol, false, text)
+        }
+    }
+}
+
+fn rejoined(outcome: &RejoinOutcome) -> String {
+    match outcome {
+        RejoinOutcome::Adopted => "it knows this node; its cluster document was adopted".to_owned(),
+        RejoinOutcome::Replaced => {
+            "its cluster document was adopted as it is: none of the masters that this \
+                                    node knew is left"
+                .to_owned()
+        }
+        RejoinOutcome::Moved(cluster) => {
+            format!("moved to \"{cluster}\", the successor of this node's cluster")
+        }
     }
 }
 
@@ -96,7 +182,7 @@ pub(super) async fn go_on(
         life.spawn(async move {
             // A first node is often without an apiserver, and someone waits for the invite.
             let within = if invites.is_some() { Duration::from_secs(1) } else { SERVES };
-            let (ok, text) = what_serves(&running, within).await;
+            let (ok, text) = running.what_serves(within).await;
             steps.step("serves", ok, &text);
             if let Some((masters, workers)) = invites {
                 steps.invites(&masters, &workers);

@@ -20,6 +20,9 @@ pub(crate) use kernel::sysctl;
 /// Larger than any unit or kubeconfig; what is larger is read up to here.
 const MAX_FILE: u64 = 256 * 1024;
 
+/// The unit, as packages ship it and `agent install` writes it.
+pub(crate) const UNIT: &str = include_str!("../../../deploy/systemd/agent.service");
+
 /// What a unit of systemd may lie in, the strongest first.
 const UNIT_DIRS: [&str; 5] = [
     "etc/systemd/system",

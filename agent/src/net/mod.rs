@@ -17,8 +17,8 @@ use std::net::IpAddr;
 pub(crate) use kernel::{Route, interface, interfaces, route_to};
 pub(crate) use own::watch_own;
 pub(crate) use path_mtu::path_mtu;
-pub(crate) use pick::{PickedAddress, pick_for_init, pick_for_seed};
-pub(crate) use resolve::resolve;
+pub(crate) use pick::{PickError, PickedAddress, pick_for_init, pick_for_seed};
+pub(crate) use resolve::{ResolveError, resolve};
 
 /// An address on an interface, ready for use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -62,10 +62,6 @@ const LAYERS: &[&[&str]] = &[
     &["main"],
 ];
 
-/// Uses against that order which still exist, and why.
-const AGAINST_THE_ORDER: &[(&str, &str, &str)] =
-    &[("app", "cli", "`app` asks with the command line's own questions, and ends with its exit codes")];
-
 /// Circles of files of one directory which still exist, as `directory: files`, and why.
 const WITHIN_CIRCLES: &[(&str, &str)] = &[
     (

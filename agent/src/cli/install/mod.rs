@@ -11,13 +11,11 @@ use anyhow::Context;
 
 use super::exit::{self, ExitError};
 use super::{CommandSettings, out, settings};
+use crate::doctor::UNIT;
 
 mod drop_in;
 #[cfg(test)]
 mod tests;
-
-/// The unit, as packages ship it.
-pub(crate) const UNIT: &str = include_str!("../../../../deploy/systemd/agent.service");
 
 const SERVICE: &str = "agent.service";
 const UNIT_PATH: &str = "etc/systemd/system/agent.service";
