@@ -244,7 +244,7 @@ fn chosen<'a>(
 
 /// Answers the command line: the ways to the members that are named, or all, and what these say.
 pub(super) async fn answer(running: &Arc<RunningAgent>, nodes: &[String]) -> Response {
-    let document = running.membership.trust.borrow().document.clone();
+    let document = running.document();
     let wanted = match chosen(&document, nodes, running.link.own()) {
         Ok(wanted) => wanted,
         Err(error) => return Response::Failed(error.to_string()),
@@ -393,7 +393,7 @@ pub(super) fn answer_member(running: &Arc<RunningAgent>, slots: &Arc<Semaphore>,
     let (running, over) = (running.clone(), running.life.shutdown.clone());
     running.life.clone().spawn(async move {
         let work = async {
-            let document = running.membership.trust.borrow().document.clone();
+            let document = running.document();
             let asker = document.member(&from);
             let (tcp, udp) = match (asker, running.link.addresses.best(&from)) {
                 (Some(asker), Some(address)) => running.link.dial_back(asker.key, address).await,

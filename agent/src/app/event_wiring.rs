@@ -18,7 +18,6 @@ use super::{RunningAgent, doctor, status};
 use crate::events::{self, EventSinks, PolledState, ProxyCounters, Resolve, SinkErrors};
 use crate::gossip;
 use crate::lifecycle::{Lifecycle, wall};
-use crate::membership::MembershipCommand;
 use crate::net;
 use crate::transport::MemberRequest;
 
@@ -63,7 +62,7 @@ pub(super) fn spawn(
         table: running.table.clone(),
         view: running.view.clone(),
         liveness: running.liveness.clone(),
-        trust: running.membership.trust.clone(),
+        trust: running.trust.clone(),
         health,
         vips: vips(running, life),
         look: Box::new(move || poll_state(&looked)),
@@ -116,7 +115,7 @@ pub(super) fn reloaded(running: &RunningAgent, good: bool) {
     let _ = running.tell.try_send(event);
 }
 
-/// Hands requests of members to the keeper, and answers those for events and findings.
+/// Hands requests of members to membership, and answers those for events and findings.
 pub(super) fn members(running: &Arc<RunningAgent>, from: mpsc::Receiver<MemberRequest>, life: &Lifecycle) {
     let (running, stopping) = (running.clone(), life.draining.clone());
     life.supervise("membership", from, move |from| {
@@ -144,7 +143,7 @@ async fn answer_members(
             let _ = incoming.reply.send(gossip::newer(&running.records, known, all));
         } else if let FromMember::Examine(_) = incoming.request {
             doctor::answer_member(&running, &examinations, incoming);
-        } else if running.membership.commands.send(MembershipCommand::Incoming(incoming)).await.is_err() {
+        } else if !running.membership.incoming(incoming).await {
             return;
         }
     }

@@ -144,7 +144,7 @@ pub(super) fn spawn(running: &Arc<RunningAgent>, config: watch::Receiver<Arc<Con
 
 async fn follow(running: Arc<RunningAgent>, changes: &watch::Sender<u64>, life: Lifecycle) {
     let (mut table, mut liveness) = (running.table.clone(), running.liveness.clone());
-    let (mut view, mut trust) = (running.view.clone(), running.membership.trust.clone());
+    let (mut view, mut trust) = (running.view.clone(), running.trust.clone());
     let (mut effective, mut own) = (running.effective.clone(), running.own_address.clone());
     let (mut known, mut only_table) = (None, false);
     loop {

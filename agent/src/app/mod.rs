@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::backends::{BackendTable, LastKnownGood};
+use proto::cluster::Document;
 use proto::config::Config;
 use proto::control::{Request, Response};
 use proto::event::{Event, EventRing};
@@ -34,10 +35,10 @@ use tracing::{error, info, warn};
 
 use crate::http::BoxFuture;
 use crate::lifecycle::{Lifecycle, wall};
-use crate::membership::commands::not_a_master;
+use crate::membership::OwnAddress;
 use crate::membership::disk::{MemberStore, StoredMember};
-use crate::membership::task::MembershipTask;
-use crate::membership::{MembershipCommand, MembershipHandle, admit};
+use crate::membership::members::not_a_master;
+use crate::membership::task::{MembershipHandle, MembershipInputs};
 use crate::proxy::{Listeners, Proxy};
 use crate::records::SharedRecords;
 use crate::transport::{BoundPorts, Link, TrustedKeys};
@@ -56,9 +57,6 @@ const GOODBYE: Duration = Duration::from_millis(200);
 /// Time between two lines for `systemctl status`.
 const STATUS_PAUSE: Duration = Duration::from_secs(1);
 
-/// Commands that wait for the keeper; each comes from someone who waits for its answer.
-const COMMANDS: usize = 64;
-
 /// Wishes about virtual IPs that wait to be read; each comes from someone who waits for its answer.
 const ORDERS: usize = 16;
 
@@ -70,6 +68,7 @@ pub(crate) struct RunningAgent {
     pub(crate) node: crate::membership::disk::NodeFile,
     pub(crate) started: UnixMs,
     pub(crate) membership: MembershipHandle,
+    pub(crate) trust: watch::Receiver<Arc<TrustedKeys>>,
     pub(crate) view: watch::Receiver<Arc<ClusterView>>,
     /// The signed records that the view is made of.
     pub(crate) records: Arc<SharedRecords>,
@@ -100,6 +99,11 @@ pub(crate) struct RunningAgent {
 }
 
 impl RunningAgent {
+    /// The cluster document as it is now.
+    fn document(&self) -> Arc<Document> {
+        self.trust.borrow().document.clone()
+    }
+
     /// Waits until something serves, for so long at most, and says what: listeners and nodes.
     pub(crate) async fn what_serves(&self, within: Duration) -> (bool, String) {
         let mut table = self.table.clone();
@@ -233,28 +237,6 @@ async fn start(
 
     let serving_out = serving.clone();
     let records = Arc::new(SharedRecords::default());
-    let (commands_in, commands) = mpsc::channel(COMMANDS);
-    let (open_until_in, open_until) = watch::channel(UnixMs(0));
-    let task = MembershipTask {
-        link: link.clone(),
-        disk: disk.clone(),
-        replica: member.replica,
-        ring: member.ring,
-        invites: member.invites,
-        trust: trust_in,
-        open_until: open_until_in,
-        view: view.clone(),
-        serving,
-        own_address: own_address.clone(),
-        port,
-        held: connections_to(&proxy),
-        commands: commands_in.clone(),
-        life: life.clone(),
-        pending: Default::default(),
-        waiting: Default::default(),
-        push_is_due: false,
-    };
-    life.supervise("membership", (task, commands), |(task, commands)| Box::pin(task.run(commands)));
     let crate::transport::Inbox {
         gossip,
         members,
@@ -265,6 +247,20 @@ async fn start(
         vips: arrivals,
         fingerprints,
     } = inbox;
+    let inputs = MembershipInputs {
+        link: link.clone(),
+        disk: disk.clone(),
+        replica: member.replica,
+        ring: member.ring,
+        invites: member.invites,
+        view: view.clone(),
+        serving,
+        own_at: OwnAddress::new(own_address.clone(), port),
+        held: connections_to(&proxy),
+        joining,
+        unknown_key,
+    };
+    let membership = crate::membership::task::spawn(inputs, trust_in, life);
     pulse::spawn(link.clone(), view.clone(), word.clone(), answers, ears_in, life);
     let (orders, orders_out) = mpsc::channel(ORDERS);
     let inputs = crate::vip::VipInputs {
@@ -280,8 +276,6 @@ async fn start(
         epochs: member.epochs.clone(),
     };
     crate::vip::spawn(inputs, report_in, life);
-    admit::serve(link.clone(), joining, commands_in.clone(), life);
-    wake(unknown_key, commands_in.clone(), life);
     let generations = disk.clone();
     let inputs = gossip::GossipInputs {
         link: link.clone(),
@@ -298,7 +292,6 @@ async fn start(
     let (gossip_in, gossip_report) = watch::channel(gossip::GossipProblems::default());
     gossip::spawn(inputs, view_in, gossip_in, life);
 
-    let membership = MembershipHandle { commands: commands_in, trust, open_until };
     let running = Arc::new(RunningAgent {
         link,
         disk,
@@ -306,6 +299,7 @@ async fn start(
         node,
         started: began,
         membership,
+        trust,
         view,
         records,
         gossip: gossip_report,
@@ -330,7 +324,7 @@ async fn start(
     history::spawn(&running, configured, life);
     serve_control(listener, running.clone(), life);
     tell_systemd(running.clone(), life);
-    info!(node = %running.node.name, cluster = %running.membership.trust.borrow().document.name, "agent started");
+    info!(node = %running.node.name, cluster = %running.document().name, "agent started");
     Ok((running, config_in))
 }
 
@@ -341,25 +335,6 @@ fn connections_to(proxy: &Proxy) -> Box<dyn Fn(&NodeId) -> u64 + Send> {
         let stats = proxy.stats();
         stats.values().filter_map(|service| service.backends.get(node)).map(|one| one.connections).sum()
     })
-}
-
-/// Tells the keeper of keys that are not held.
-fn wake(from: mpsc::Receiver<NodeId>, to: mpsc::Sender<MembershipCommand>, life: &Lifecycle) {
-    let stopping = life.draining.clone();
-    life.supervise("membership", from, move |from| {
-        let (to, stopping) = (to.clone(), stopping.clone());
-        Box::pin(async move {
-            loop {
-                let one = tokio::select! {
-                    one = from.recv() => one,
-                    () = stopping.cancelled() => return,
-                };
-                if one.is_none() || to.send(MembershipCommand::UnknownKey).await.is_err() {
-                    return;
-                }
-            }
-        })
-    });
 }
 
 /// Writes the last good list whenever it changes.
@@ -395,7 +370,7 @@ fn serve_control(listener: control::ControlSocket, running: Arc<RunningAgent>, l
 }
 
 fn is_master(running: &RunningAgent) -> bool {
-    running.membership.trust.borrow().document.is_master(&running.link.own())
+    running.document().is_master(&running.link.own())
 }
 
 /// Does what a person asks for, by the control socket or on the page.
@@ -406,12 +381,11 @@ fn handler(running: Arc<RunningAgent>) -> impl Fn(Request) -> BoxFuture<Response
             match request {
                 Request::Status => Response::Status(Box::new(status::of(&running))),
                 Request::VipMove { .. } if !is_master(&running) => {
-                    let document = running.membership.trust.borrow().document.clone();
-                    Response::Failed(not_a_master(&document))
+                    Response::Failed(not_a_master(&running.document()))
                 }
                 Request::VipMove { address, node } => vip::move_to(&running.orders, address, node).await,
                 Request::Settings => {
-                    let document = running.membership.trust.borrow().document.clone();
+                    let document = running.document();
                     let effective = running.effective.borrow().clone();
                     Response::Settings(effective.list(&document))
                 }

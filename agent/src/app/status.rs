@@ -31,7 +31,7 @@ fn milliseconds(rtt: std::time::Duration) -> f64 {
 
 /// The status now.
 pub(super) fn of(running: &RunningAgent) -> Status {
-    let trust = running.membership.trust.borrow().clone();
+    let trust = running.trust.borrow().clone();
     let document = &trust.document;
     let view = running.view.borrow().clone();
     let table = running.table.borrow().clone();
@@ -44,7 +44,7 @@ pub(super) fn of(running: &RunningAgent) -> Status {
     let own = running.link.own();
     let role = |id: &NodeId| document.role(id).unwrap_or(Role::Worker);
     let names = document.shown_names();
-    let open_until = *running.membership.open_until.borrow();
+    let open_until = running.membership.open_until();
     // Taken out at once: a borrow held while the same watch is borrowed again waits for ever once a writer
     // stands between them.
     let address = *running.own_address.borrow();
@@ -233,7 +233,7 @@ fn peer_links(names: &BTreeMap<NodeId, Name>, word: &NodeRecord) -> Vec<PeerLink
 /// What is wrong with this node, except with telling of it.
 pub(super) fn problems(running: &RunningAgent) -> Vec<Problem> {
     let view = running.view.borrow().clone();
-    let document = running.membership.trust.borrow().document.clone();
+    let document = running.document();
     let effective = running.effective.borrow().clone();
     let now = wall();
     let mut problems = running.disk.found();

@@ -29,7 +29,7 @@ const CONVERSATIONS: usize = 16;
 const MOST_UNKNOWN: usize = 4;
 
 /// Gives every joining node a task of its own.
-pub(crate) fn serve(
+pub(super) fn serve(
     link: Arc<Link>,
     joining: mpsc::Receiver<JoinConnection>,
     commands: mpsc::Sender<MembershipCommand>,
@@ -126,7 +126,7 @@ fn not_known(kind: &str) -> ToJoining {
     ToJoining::Failed { code: FailCode::Unsupported, reason }
 }
 
-/// Asks the keeper.
+/// Asks the membership task.
 async fn ask(
     commands: &mpsc::Sender<MembershipCommand>,
     command: impl FnOnce(oneshot::Sender<Admission>) -> MembershipCommand,

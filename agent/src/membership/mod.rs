@@ -1,34 +1,37 @@
 //! Who belongs: identity, cluster document, keys, invites, and their exchange.
 //!
-//! One task, the [`task`], owns the document, the keys, the invites and the pending joins; it alone writes them
-//! to [`disk`] and publishes [`TrustedKeys`]. Everything else asks it by a bounded queue of [`MembershipCommand`]s. A
+//! One task, the [`task`], owns three parts: the cluster state, which is the document and the keys and alone
+//! publishes [`crate::transport::TrustedKeys`]; the exchange of it with peers; and the admissions, which are
+//! invites and pending joins. The rest of the agent asks it by a bounded queue of [`MembershipCommand`]s. A
 //! connection of a joining node has a task of its own ([`admit`]); so has every exchange with a peer. Any of
-//! them may be stopped anywhere: the document on disk is always a whole one, and merging again is harmless.
+//! them may be stopped anywhere: the document on [`disk`] is always a whole one, and merging again is harmless.
 
 pub(crate) mod admissions;
-pub(crate) mod admit;
-pub(crate) mod commands;
+mod admit;
+mod answer;
+mod cluster_state;
 pub(crate) mod disk;
 pub(crate) mod init;
 pub(crate) mod join;
+pub(crate) mod members;
+mod peer_sync;
 mod settings;
-pub(crate) mod sync_scheduler;
+mod sync_scheduler;
 pub(crate) mod task;
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
 
 use proto::cluster::{ClusterId, DocumentHash};
 use proto::control::{Request, Response};
 use proto::invite::{InviteProof, JoinRefusal};
 use proto::node::{Name, NodeId, PublicKey, Role};
 use proto::rpc::{SyncSnapshot, Welcome};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
-use crate::transport::{MemberRequest, TrustedKeys};
+use crate::transport::MemberRequest;
 
-/// What the keeper is asked for.
-pub(crate) enum MembershipCommand {
+/// What the task is asked for.
+enum MembershipCommand {
     /// By the command line.
     Control(Request, oneshot::Sender<Response>),
     /// By a member.
@@ -43,27 +46,25 @@ pub(crate) enum MembershipCommand {
     Exchanged,
     /// Peers are due to be told of changes.
     Push,
-    /// A peer seals with a key that is not held.
-    UnknownKey,
 }
 
 /// A node that wants to join, as its connection shows it.
 #[derive(Clone)]
-pub(crate) struct Applicant {
-    pub(crate) key: PublicKey,
-    pub(crate) name: Name,
-    pub(crate) proof: Option<InviteProof>,
-    pub(crate) session: [u8; 32],
-    pub(crate) from: SocketAddr,
-    pub(crate) addresses: Vec<SocketAddr>,
+struct Applicant {
+    key: PublicKey,
+    name: Name,
+    proof: Option<InviteProof>,
+    session: [u8; 32],
+    from: SocketAddr,
+    addresses: Vec<SocketAddr>,
     /// It knows this node's key.
-    pub(crate) confirmed: bool,
+    confirmed: bool,
     /// The cluster that it belongs to already.
-    pub(crate) cluster: Option<ClusterId>,
+    cluster: Option<ClusterId>,
 }
 
 /// What became of it.
-pub(crate) enum Admission {
+enum Admission {
     Welcome(Box<Welcome>),
     Refused(JoinRefusal),
     /// This node is a worker; masters are there.
@@ -72,23 +73,21 @@ pub(crate) enum Admission {
     Wait(oneshot::Receiver<Option<Role>>),
 }
 
-/// How the rest of the agent reaches the keeper.
+/// Where other nodes reach this one, while its interface has its address.
 #[derive(Clone)]
-pub(crate) struct MembershipHandle {
-    pub(crate) commands: mpsc::Sender<MembershipCommand>,
-    pub(crate) trust: watch::Receiver<Arc<TrustedKeys>>,
-    /// Until when nodes without an invite are let in here; zero: they are not.
-    pub(crate) open_until: watch::Receiver<proto::time::UnixMs>,
+pub(crate) struct OwnAddress {
+    ip: watch::Receiver<Option<IpAddr>>,
+    port: u16,
 }
 
-impl MembershipHandle {
-    /// Carries out a request of the command line.
-    pub(crate) async fn control(&self, request: Request) -> Response {
-        let (reply, answer) = oneshot::channel();
-        let busy = || Response::Failed("the agent is busy or stopping; try again".to_owned());
-        if self.commands.send(MembershipCommand::Control(request, reply)).await.is_err() {
-            return busy();
-        }
-        answer.await.unwrap_or_else(|_| busy())
+impl OwnAddress {
+    /// The address as it is watched, and the transport's port.
+    pub(crate) fn new(ip: watch::Receiver<Option<IpAddr>>, port: u16) -> OwnAddress {
+        OwnAddress { ip, port }
+    }
+
+    /// Where that is now.
+    fn now(&self) -> Option<SocketAddr> {
+        self.ip.borrow().map(|ip| SocketAddr::new(ip, self.port))
     }
 }

@@ -11,7 +11,7 @@ use proto::node::NodeId;
 use proto::time::Moment;
 
 /// Most members that are told of a change at once; gossip of the hash reaches the rest.
-pub(crate) const PUSH: usize = 64;
+pub(super) const PUSH: usize = 64;
 
 /// Shortest time between two exchanges because of differing hashes.
 const DIFFER: Duration = Duration::from_secs(1);
@@ -28,7 +28,7 @@ const LOST: Duration = Duration::from_secs(60);
 
 /// What was exchanged, and when.
 #[derive(Debug)]
-pub(crate) struct SyncScheduler {
+pub(super) struct SyncScheduler {
     at_start: u32,
     under_way: Option<Moment>,
     last: Moment,
@@ -39,24 +39,24 @@ pub(crate) struct SyncScheduler {
 
 impl SyncScheduler {
     /// Nothing yet.
-    pub(crate) fn new(now: Moment) -> SyncScheduler {
+    pub(super) fn new(now: Moment) -> SyncScheduler {
         SyncScheduler { at_start: 2, under_way: None, last: now, heard: now, wait: ALONE, hurry: false }
     }
 
     /// A datagram came under a key that is not held: someone has a newer one.
-    pub(crate) fn wake(&mut self) {
+    pub(super) fn wake(&mut self) {
         self.hurry = true;
     }
 
     /// The exchange that was started has ended.
-    pub(crate) fn ended(&mut self, now: Moment) {
+    pub(super) fn ended(&mut self, now: Moment) {
         self.under_way = None;
         self.last = now;
     }
 
     /// Whom to exchange with now. `differ` are heard members with another hash, `anyone` tells whether any
     /// is heard, `dice` is a random number.
-    pub(crate) fn next(
+    pub(super) fn next(
         &mut self,
         now: Moment,
         members: &[NodeId],

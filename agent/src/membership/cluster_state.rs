@@ -1,0 +1,286 @@
+//! The cluster document and the gossip keys that this node holds. They are changed, adopted, published as
+//! [`TrustedKeys`] and written to disk here alone, and only ever replaced whole.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use proto::cause::Reason;
+use proto::cluster::{AdoptError, Adoption, ChangeError, Document, KeyId, Replica, SealedDocument};
+use proto::node::NodeId;
+use proto::rpc::{Addresses, MAX_ADDRESSES, SyncDigest, SyncSnapshot};
+use proto::transport::{GossipKey, KeyRing, OLD_KEY_TTL};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::OwnAddress;
+use super::disk::MemberStore;
+use crate::lifecycle::wall;
+use crate::transport::{Link, TrustedKeys, random};
+
+/// Most gossip keys that are looked at in what a peer sends: the one that counts and the one before.
+const MOST_KEYS: usize = 8;
+
+/// The document and the keys of this node.
+pub(super) struct ClusterState {
+    link: Arc<Link>,
+    disk: Arc<MemberStore>,
+    own_at: OwnAddress,
+    replica: Replica,
+    ring: KeyRing,
+    trust: watch::Sender<Arc<TrustedKeys>>,
+}
+
+impl ClusterState {
+    /// What was read from disk, and the watch that it is published by.
+    pub(super) fn new(
+        link: Arc<Link>,
+        disk: Arc<MemberStore>,
+        own_at: OwnAddress,
+        (replica, ring): (Replica, KeyRing),
+        trust: watch::Sender<Arc<TrustedKeys>>,
+    ) -> ClusterState {
+        ClusterState { link, disk, own_at, replica, ring, trust }
+    }
+
+    /// The document.
+    pub(super) fn document(&self) -> &Document {
+        self.replica.document()
+    }
+
+    /// This node.
+    pub(super) fn own(&self) -> NodeId {
+        self.link.own()
+    }
+
+    /// Whether this node is a member.
+    pub(super) fn is_member(&self) -> bool {
+        self.document().member(&self.own()).is_some()
+    }
+
+    /// Whether it is a master.
+    pub(super) fn is_master(&self) -> bool {
+        self.document().is_master(&self.own())
+    }
+
+    /// All other members.
+    pub(super) fn others(&self) -> Vec<NodeId> {
+        let own = self.own();
+        self.document().members().map(|(id, _)| *id).filter(|id| *id != own).collect()
+    }
+
+    /// Changes the document and publishes it; peers are not told yet.
+    pub(super) fn change<T>(
+        &mut self,
+        change: impl FnOnce(&mut Document) -> Result<T, ChangeError>,
+    ) -> Result<T, ChangeError> {
+        let identity = self.link.identity.clone();
+        let result = self.replica.change(identity.id, identity.pair(), change)?;
+        self.publish();
+        Ok(result)
+    }
+
+    /// Makes another gossip key the one that counts, after `change`.
+    pub(super) fn change_with_key(
+        &mut self,
+        by_removal: bool,
+        change: impl FnOnce(&mut Document) -> Result<(), ChangeError>,
+    ) -> Result<(), ChangeError> {
+        let secret: [u8; 32] = random();
+        let id = KeyId::of_key(&secret);
+        let identity = self.link.identity.clone();
+        let epoch = self.replica.change(identity.id, identity.pair(), |document| {
+            change(document)?;
+            document.turn_key(id, identity.id, wall(), by_removal)?;
+            Ok(document.key.epoch)
+        })?;
+        self.ring.add(GossipKey { epoch, id, secret, until: None });
+        info!(epoch, "gossip key changed");
+        self.publish();
+        Ok(())
+    }
+
+    /// What peers would be told after a change that is not made here: a node that leaves keeps what it has
+    /// until others know.
+    pub(super) fn after(
+        &self,
+        change: impl FnOnce(&mut Document) -> Result<(), ChangeError>,
+    ) -> Result<SyncSnapshot, ChangeError> {
+        let identity = &self.link.identity;
+        let mut replica = self.replica.clone();
+        replica.change(identity.id, identity.pair(), change)?;
+        Ok(self.whole(&replica))
+    }
+
+    /// What members are told of changes: the document and every key.
+    pub(super) fn current(&self) -> SyncSnapshot {
+        self.whole(&self.replica)
+    }
+
+    fn whole(&self, replica: &Replica) -> SyncSnapshot {
+        SyncSnapshot {
+            document: replica.sealed(),
+            keys: self.ring.keys().to_vec(),
+            addresses: Addresses::new(),
+        }
+    }
+
+    /// What a node with this id may have of what all must know: one that was removed, or has just left, sees
+    /// the document and no key.
+    pub(super) fn snapshot_for(&self, peer: &NodeId, known: Option<&SyncDigest>) -> SyncSnapshot {
+        let document = match known {
+            Some(known) if known.document == self.document().state() => None,
+            _ => self.replica.sealed(),
+        };
+        if self.document().member(peer).is_none() {
+            return SyncSnapshot { document, ..SyncSnapshot::default() };
+        }
+        let lacks = |key: &&GossipKey| known.is_none_or(|known| !known.keys.contains(&key.id));
+        let keys = self.ring.keys().iter().filter(lacks).cloned().collect();
+        SyncSnapshot { document, keys, addresses: self.addresses() }
+    }
+
+    /// What this node has, for a peer to send the rest.
+    pub(super) fn digest(&self) -> SyncDigest {
+        let keys = self.ring.keys().iter().map(|key| key.id).collect();
+        SyncDigest { document: self.document().state(), keys }
+    }
+
+    fn addresses(&self) -> Addresses {
+        let mut addresses = self.link.addresses.snapshot();
+        if let Some(at) = self.own_at.now() {
+            addresses.insert(self.own(), vec![at]);
+        }
+        addresses
+    }
+
+    /// Ends keys whose time is over.
+    pub(super) fn retire_keys(&mut self) {
+        if self.ring.apply_document(self.replica.document(), wall()) {
+            self.publish();
+        }
+    }
+
+    /// Publishes and writes what has changed.
+    fn publish(&mut self) {
+        self.ring.apply_document(self.replica.document(), wall());
+        let trust =
+            TrustedKeys { document: Arc::new(self.document().clone()), ring: Arc::new(self.ring.clone()) };
+        self.trust.send_replace(Arc::new(trust));
+        self.disk.save_keys(&self.ring);
+        self.disk.save_replica(&self.replica);
+        self.link.forget_strangers();
+    }
+
+    /// Takes over what a peer has sent, as far as it counts. Returns what the master that sealed it has to be
+    /// shown: it may never hear from anyone else what made this node a master.
+    pub(super) fn take(&mut self, from: &NodeId, snapshot: &SyncSnapshot) -> Option<(NodeId, SyncSnapshot)> {
+        let own = self.own();
+        let was_member = self.is_member();
+        let mut changed = false;
+        if let Some(sealed) = &snapshot.document {
+            changed = self.take_document(from, sealed);
+        }
+        changed |= self.take_keys(&snapshot.keys);
+        if changed {
+            self.publish();
+        }
+        for (id, addresses) in &snapshot.addresses {
+            if *id != own && self.document().member(id).is_some() {
+                let some: Vec<SocketAddr> = addresses.iter().take(MAX_ADDRESSES).copied().collect();
+                self.link.addresses.add_hint(*id, &some, false);
+            }
+        }
+        if was_member && !self.is_member() {
+            warn!("this node was removed from the cluster; serving from the last known good list");
+        }
+        let sealed = snapshot.document.as_ref()?;
+        let proof = self.replica.proof_for(sealed, &own)?;
+        Some((sealed.by(), SyncSnapshot { document: Some(proof), ..SyncSnapshot::default() }))
+    }
+
+    /// Adopts a copy of the document, and says whether that changed anything here.
+    fn take_document(&mut self, from: &NodeId, sealed: &SealedDocument) -> bool {
+        let before = self.document().clone();
+        match self.adopt(sealed) {
+            Err(error) => {
+                warn!(peer = %from, "cluster document rejected: {error}");
+                // Whoever was removed goes on sealing what nobody takes: nothing to be done about it here.
+                if !matches!(error, AdoptError::RemovedSealer(_) | AdoptError::WorkerSealer(_)) {
+                    let name = self.document().shown_name(from);
+                    let text = format_args!("rejected the cluster document of {name}: {error}");
+                    self.disk.problem("refused document", Some(Reason::new(text)));
+                }
+                false
+            }
+            Ok(adoption) => {
+                self.disk.problem("refused document", None);
+                let changed = adoption != Adoption::Nothing;
+                if changed {
+                    self.log_difference(&before);
+                }
+                changed
+            }
+        }
+    }
+
+    /// Adopts a copy: a master merges and seals, a worker follows the masters.
+    fn adopt(&mut self, sealed: &SealedDocument) -> Result<Adoption, AdoptError> {
+        let identity = self.link.identity.clone();
+        let adoption = self.replica.adopt_from_master(sealed, &identity.id, wall())?;
+        self.replica.seal(identity.id, identity.pair());
+        if self.is_master() && adoption == (Adoption::Merged { key_is_known_to_removed: true }) {
+            // Two masters changed the key and removed a node without knowing of each other.
+            if let Err(error) = self.change_with_key(true, |_| Ok(())) {
+                warn!("cannot change the gossip key: {error}");
+            }
+        }
+        Ok(adoption)
+    }
+
+    /// Takes gossip keys that the document names: the one that counts, and the one before for its ten minutes.
+    /// Whoever sends them has no say in which these are.
+    fn take_keys(&mut self, keys: &[GossipKey]) -> bool {
+        let current = self.document().key.clone();
+        let floor = self.document().key_floor;
+        let mut new = false;
+        for key in keys.iter().take(MOST_KEYS) {
+            let epoch = if key.id == current.id {
+                current.epoch
+            } else if Some(key.id) == current.previous
+                && wall() < current.at.after(OLD_KEY_TTL)
+                && current.epoch > floor
+            {
+                current.epoch - 1
+            } else {
+                continue;
+            };
+            new |= self.ring.add(GossipKey { epoch, until: None, ..key.clone() });
+        }
+        new
+    }
+
+    fn log_difference(&self, before: &Document) {
+        let document = self.document();
+        for (id, admitted) in document.members() {
+            if before.member(id).is_none() {
+                info!(node = %admitted.name, %id, "node admitted");
+            } else if before.role(id) != document.role(id) {
+                let role = document.role(id).map_or(String::new(), |role| role.to_string());
+                info!(node = %admitted.name, %id, role, "role changed");
+            }
+        }
+        for (id, removed) in &document.removed {
+            if !before.removed.contains_key(id) {
+                info!(node = %removed.name, %id, "node removed");
+            }
+        }
+        for (key, setting) in &document.settings {
+            if before.settings.get(key).map(|known| &known.value) != Some(&setting.value) {
+                info!("setting {key:?} is now {:?}", setting.value.as_deref().unwrap_or("not set"));
+            }
+        }
+        if document.key != before.key {
+            info!(epoch = document.key.epoch, "gossip key changed");
+        }
+    }
+}
