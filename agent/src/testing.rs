@@ -1,7 +1,12 @@
-//! Namespaces for tests that need a disk or a network of their own.
+//! What tests of several modules use: namespaces for those that need a disk or a network of their own, and
+//! mutations of known bytes.
 
 use std::path::PathBuf;
 use std::process::Command;
+
+/// The mutations that proto's decoders are tested with.
+#[path = "../../proto/tests/fuzz/mutate.rs"]
+pub(crate) mod mutate;
 
 /// Set inside: a directory to use.
 const INSIDE: &str = "AGENT_TEST_NAMESPACES";

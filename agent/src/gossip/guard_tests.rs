@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::super::codec::{GossipInbox, GossipTransport, NodeAddresses};
 use super::*;
+use crate::testing::mutate::Mutator;
 
 const CLUSTER: &str = "0123456789abcdef0123456789abcdef";
 const WALL: UnixMs = UnixMs(1_700_000_000_000);
@@ -182,6 +183,31 @@ fn a_flood_of_messages_is_cut_to_a_few_a_second() {
         })
         .count();
     assert!((60..=60 + 10 * 13).contains(&passed), "{passed}");
+}
+
+/// Whatever a member makes of good messages, the guard reads it, and what it lets pass chitchat reads too.
+#[test]
+fn mutations_of_messages_are_refused_or_what_chitchat_reads() {
+    let record = signed(2, START, 4, b"a body");
+    let corpus = [
+        syn((1..=5).map(|n| known(n, 9, 4)).collect()),
+        ack(delta(&record)),
+        GossipMessage::SynAck { digest: vec![known(1, 1, 3)], delta: delta(&record) }.write(),
+        GossipMessage::BadCluster.write(),
+    ];
+    let mut mutator = Mutator::new(7);
+    let mut passed = 0;
+    let (mut guard, mut store) = guard();
+    for round in 0..20_000 {
+        let message = mutator.of(&corpus);
+        // Long after the last, so that its sender is heard again.
+        let now = NOW.after(round * std::time::Duration::from_secs(120));
+        if let Some(rest) = guard.pass(id(2), &message, &mut store, now, WALL).message {
+            assert!(Unpacker::new().read(&rest, 1 << 20).is_ok(), "{message:02x?}");
+            passed += 1;
+        }
+    }
+    assert!(passed > 500, "{passed}");
 }
 
 #[test]

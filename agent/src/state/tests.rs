@@ -1,10 +1,13 @@
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
+use super::format::FileContent;
 use super::*;
 use crate::testing::in_namespaces;
+use crate::testing::mutate::Mutator;
 
 const CLUSTER: StateFile = StateFile::first("cluster");
 const PREV: StateFile = StateFile::first("cluster.prev");
@@ -374,4 +377,20 @@ fn a_read_only_directory_is_read_and_locked_and_says_so() {
     assert!(loaded.problem.unwrap().contains("and cannot be moved aside (Read-only file system"));
     let error = store.write(CLUSTER, &"next").unwrap_err().to_string();
     assert!(error.contains("is read-only: ") && error.contains("make it writable"), "{error}");
+}
+
+#[test]
+fn mutations_of_a_file_are_damage_or_read_as_they_stand() {
+    let whole = format::encode(CLUSTER, &BTreeMap::from([("one", [1, 2]), ("two", [3, 4])])).unwrap();
+    let newer = [b"agent-state 2 ".as_slice(), &whole[14..]].concat();
+    let corpus = [whole, newer, b"agent-state ".to_vec()];
+    let mut mutator = Mutator::new(7);
+    for _ in 0..20_000 {
+        let bytes = mutator.of(&corpus);
+        if let FileContent::Whole(body) = format::decode(&bytes) {
+            assert!(corpus[0].ends_with(body), "{}", String::from_utf8_lossy(&bytes));
+        }
+        // The body, as if its checksum were right.
+        let _ = format::value::<BTreeMap<String, [u8; 2]>>(CLUSTER, &bytes);
+    }
 }

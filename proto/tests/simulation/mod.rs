@@ -1,6 +1,9 @@
 //! One node that watches one master, in virtual time: pulses, connects, loss, delays, a cut. The tests of
 //! liveness count what it concludes, and the bench does the same at the intervals of large clusters.
 
+#[path = "../random/mod.rs"]
+mod random;
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
@@ -8,27 +11,7 @@ use std::time::Duration;
 use proto::path::{BackendPath, Evidence, Reachability};
 use proto::pulse::{Liveness, PeerPulse};
 use proto::time::{Moment, UnixMs};
-
-/// SplitMix64: small, seeded, good enough to lose packets by.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-
-    fn percent(&mut self, chance: u64) -> bool {
-        self.next() % 100 < chance
-    }
-
-    fn between(&mut self, low: u64, high: u64) -> u64 {
-        low + self.next() % (high - low + 1)
-    }
-}
+use random::Dice;
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Event {

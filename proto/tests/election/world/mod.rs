@@ -3,6 +3,8 @@
 pub(crate) mod faults;
 mod judge;
 pub(crate) mod liar;
+#[path = "../../random/mod.rs"]
+mod random;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
@@ -19,31 +21,11 @@ use proto::election::{
 };
 use proto::node::NodeId;
 use proto::time::Moment;
+pub(crate) use random::Dice;
 
 pub(crate) const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 91, 91, 50));
 const ROUND: u64 = 64;
 const STRANGER: Mac = Mac([0xde, 0xad, 0xbe, 0xef, 0, 1]);
-
-/// SplitMix64: small, seeded, good enough to lose packets by.
-pub(crate) struct Dice(pub u64);
-
-impl Dice {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-
-    pub(crate) fn percent(&mut self, chance: u64) -> bool {
-        self.next() % 100 < chance
-    }
-
-    pub(crate) fn between(&mut self, low: u64, high: u64) -> u64 {
-        low + self.next() % (high - low + 1)
-    }
-}
 
 #[derive(Clone)]
 enum Input {

@@ -1,8 +1,0 @@
-//! See `targets::TARGETS`.
-
-#![no_main]
-
-#[path = "../../tests/fuzz/targets.rs"]
-mod targets;
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| targets::run("rpc", bytes));
