@@ -1,5 +1,6 @@
 //! `idle`, `vip-idle` and `gossip`: what an agent costs that has nothing to do.
 
+use std::net::TcpListener;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -63,36 +64,63 @@ fn costs(title: &str, agents: &mut [Agent<'_>]) -> Result<()> {
     Ok(())
 }
 
-/// What a node's link sends, by the size of the cluster.
+/// What a node's link sends, by the size of the cluster: at rest, and while one node's record changes once a
+/// second.
 pub(crate) fn gossip() -> Result<()> {
-    println!("gossip, bytes a second sent by each node (UDP payload with seal), over {} s:", SPAN.as_secs());
+    println!("bytes a second sent by each node (UDP payload with seal), over {} s:", SPAN.as_secs());
     for size in [3, 10, 30] {
-        with_agents(Lab::bridge(size), |_, agents| {
+        with_agents(Lab::bridge(size), |lab, agents| {
             for agent in agents.iter_mut() {
-                // No VPN in this lab, so the interface has to be named.
                 agent.options = vec!["--log-level".to_owned(), "warn".to_owned()];
             }
-            let interface = agents.first().context("no agents")?.node().interface;
+            let first = agents.first_mut().context("no agents")?;
+            let config = lab.dir().join("flipping.toml");
+            std::fs::write(&config, FLIPPING)?;
+            first.options.extend(["--config".to_owned(), config.to_string_lossy().into_owned()]);
+            // No VPN in this lab, so the interface has to be named.
+            let (node, interface) = (first.node(), first.node().interface);
             form_by(agents, 3, &["--iface", interface])?;
             std::thread::sleep(Duration::from_secs(10));
-            let before = agents.iter().map(sent).collect::<Result<Vec<u64>>>()?;
-            std::thread::sleep(SPAN);
-            let after = agents.iter().map(sent).collect::<Result<Vec<u64>>>()?;
-            let mut rates: Vec<u64> =
-                before.iter().zip(&after).map(|(before, after)| (after - before) / SPAN.as_secs()).collect();
-            rates.sort_unstable();
-            if rates.is_empty() {
-                bail!("nothing was measured");
-            }
-            println!(
-                "  {size:>2} nodes: min {}  median {}  max {}",
-                rates[0],
-                rates[rates.len() / 2],
-                rates[rates.len() - 1]
-            );
+            rates(&format!("{size:>2} nodes"), agents, || {
+                std::thread::sleep(SPAN);
+                Ok(())
+            })?;
+            rates(&format!("{size:>2} nodes, a change a second"), agents, || {
+                node.inside(|| {
+                    let mut open = None;
+                    for _ in 0..SPAN.as_secs() {
+                        open = match open {
+                            None => Some(TcpListener::bind((node.mesh_ip(), FLIPPING_PORT))?),
+                            Some(_) => None,
+                        };
+                        std::thread::sleep(Duration::from_secs(1));
+                    }
+                    Ok(())
+                })
+            })?;
+            let events = agents.last().context("no agents")?.cli(&["events", "--since", "1h"])?.ok()?;
+            println!("    changes that the last node saw: {}", events.matches("backend flipping/").count());
             Ok(())
         })?;
     }
+    Ok(())
+}
+
+/// A service of the first node whose state follows its port within a second.
+const FLIPPING: &str = "[[service]]\nname = \"flipping\"\nlisten = []\nport = 7002\n\
+    [service.check]\nkind = \"tcp\"\ninterval = \"250ms\"\nrise = 1\nfall = 1\n";
+const FLIPPING_PORT: u16 = 7002;
+
+/// Prints what each node sends a second while something happens for the time of a measurement.
+fn rates(what: &str, agents: &[Agent<'_>], happens: impl FnOnce() -> Result<()>) -> Result<()> {
+    let before = agents.iter().map(sent).collect::<Result<Vec<u64>>>()?;
+    happens()?;
+    let after = agents.iter().map(sent).collect::<Result<Vec<u64>>>()?;
+    let mut rates: Vec<u64> =
+        before.iter().zip(&after).map(|(before, after)| (after - before) / SPAN.as_secs()).collect();
+    rates.sort_unstable();
+    let (Some(least), Some(most)) = (rates.first(), rates.last()) else { bail!("nothing was measured") };
+    println!("  {what}: min {least}  median {}  max {most}", rates[rates.len() / 2]);
     Ok(())
 }
 
