@@ -446,6 +446,37 @@ fn masters_that_begin_at_once_agree_before_anyone_claims() -> Result<()> {
     })
 }
 
+/// Members hold different keys for a moment, while the document with a removal is on its way.
+#[test]
+fn a_removal_or_a_rotation_moves_no_address() -> Result<()> {
+    const OTHERS: usize = 4;
+    with_agents(Lab::bridge(CANDIDATES + OTHERS), |lab, agents| {
+        let _masters = formed(lab, agents)?;
+        agents[0].cli(&["set", &format!("vip={ADDRESS}")])?.ok()?;
+        let (candidates, others) = agents.split_at(CANDIDATES);
+        let epochs = || -> Result<Vec<u64>> {
+            candidates.iter().map(|one| Ok(vip(one, &ADDRESS.to_string())?.epoch)).collect()
+        };
+        eventually("it has an owner", GOSSIP, || {
+            ensure!(vip(&candidates[1], &ADDRESS.to_string())?.owner.is_some());
+            Ok(())
+        })?;
+        for other in others {
+            candidates[0].cli(&["remove", other.name()])?.ok()?;
+            candidates[0].cli(&["rotate"])?.ok()?;
+            candidates[1].cli(&["rotate"])?.ok()?;
+            always("nobody claims it", ms(1_000), || {
+                let epochs = epochs()?;
+                ensure!(epochs.iter().all(|epoch| *epoch == 1), "the epochs are {epochs:?}");
+                Ok(())
+            })?;
+        }
+        let owned = candidates.iter().map(times_owned).sum::<Result<usize>>()?;
+        ensure!(owned == 1, "it was owned {owned} times");
+        Ok(())
+    })
+}
+
 #[test]
 fn an_ipv6_address_moves_too() -> Result<()> {
     with_agents(Lab::bridge(CANDIDATES + 2), |lab, agents| {
