@@ -58,7 +58,7 @@ fn publish_link_status(link: Arc<Link>, mut word: watch::Receiver<NodeRecord>, l
         let pulse_status = status_of(&word);
         // Much of a word is not said here, and whoever has pulsed this node is told at once.
         if said.as_ref() != Some(&pulse_status) {
-            link.set_status(&pulse_status, own.now());
+            link.datagrams().set_status(&pulse_status, own.now());
             *said = Some(pulse_status);
         }
     });
@@ -163,7 +163,7 @@ impl PulseSender {
         let now = self.life.now();
         for (id, peer) in &mut self.peers {
             if let Some(number) = peer.pulse.poll(now) {
-                self.link.pulse(*id, number);
+                self.link.datagrams().pulse(*id, number);
             }
         }
     }
@@ -176,7 +176,9 @@ impl PulseSender {
     /// Whether any member's datagram has come lately, of whatever kind.
     fn hears_anyone(&self, now: Moment) -> bool {
         let view = self.view.borrow().clone();
-        view.members.keys().any(|id| self.link.last_heard(id).is_some_and(|at| now.since(at) < OTHERS))
+        view.members
+            .keys()
+            .any(|id| self.link.datagrams().last_heard(id).is_some_and(|at| now.since(at) < OTHERS))
     }
 
     fn publish(&self) {

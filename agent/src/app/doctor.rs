@@ -312,7 +312,7 @@ async fn probe_member(
     left: bool,
     until: tokio::time::Instant,
 ) -> (PeerFacts, Vec<Finding>) {
-    let address = link.addresses.best(&id);
+    let address = link.addresses().best(&id);
     let mut peer = PeerFacts { name: admitted.name.to_string(), address, left, ..PeerFacts::default() };
     let Some(address) = address.filter(|_| !left) else { return (peer, Vec::new()) };
     (peer.tcp, peer.udp) = link.dial_back(admitted.key, address).await;
@@ -351,7 +351,7 @@ async fn ask(
     let began = wall();
     let request = FromMember::Examine(vec![0; bytes]);
     let until = until.min(tokio::time::Instant::now() + ANSWER);
-    let answer = tokio::time::timeout_at(until, link.call(id, &request)).await;
+    let answer = tokio::time::timeout_at(until, link.dialer().call(id, &request)).await;
     let ended = wall();
     let answer = match answer {
         Err(_) => return Err(AskError::Silent),
@@ -395,7 +395,7 @@ pub(super) fn answer_member(running: &Arc<RunningAgent>, slots: &Arc<Semaphore>,
         let work = async {
             let document = running.document();
             let asker = document.member(&from);
-            let (tcp, udp) = match (asker, running.link.addresses.best(&from)) {
+            let (tcp, udp) = match (asker, running.link.addresses().best(&from)) {
                 (Some(asker), Some(address)) => running.link.dial_back(asker.key, address).await,
                 _ => (None, None),
             };

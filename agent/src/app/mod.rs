@@ -181,7 +181,7 @@ async fn start(
     let ports = BoundPorts::bind(config.bind, port)?;
     let (link, inbox, tcp) = Link::new(ports, member.identity.clone(), trust.clone());
     for (id, addresses) in &member.peers {
-        link.addresses.add_hint(*id, addresses, false);
+        link.addresses().add_hint(*id, addresses, false);
     }
     let listener = control::bind(Path::new(&config.runtime_dir))?;
 
@@ -216,8 +216,7 @@ async fn start(
         trust: trust.clone(),
     };
     let word = record::spawn(words, life);
-    link.serve_udp(life);
-    link.serve_tcp(tcp, life)?;
+    link.serve(tcp, life)?;
 
     let (serving_in, serving) = watch::channel(Arc::new(member.serving.clone()));
     let (members, degraded) = (trust.clone(), disk.is_degraded());

@@ -1,12 +1,11 @@
 //! Everything that a person asks of a node, from one look at every part.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use proto::backends::{Backend, BackendState};
 use proto::control::{
-    BackendCounts, BackendStatus, ClusterStatus, LinkStatus, ListenerStatus, MemberState, MemberStatus,
-    NodeStatus, PeerLinkStatus, ServiceCounts, ServiceSource, ServiceStatus, Status,
+    BackendCounts, BackendStatus, ClusterStatus, ListenerStatus, MemberState, MemberStatus, NodeStatus,
+    PeerLinkStatus, ServiceCounts, ServiceSource, ServiceStatus, Status,
 };
 use proto::node::{Name, NodeId, Role};
 use proto::problem::{Problem, ProblemCode};
@@ -19,7 +18,6 @@ use super::RunningAgent;
 use crate::lifecycle::wall;
 use crate::proxy::{BackendStats, ServiceStats};
 use crate::supervisor;
-use crate::transport::LinkCounters;
 
 /// Milliseconds that a node is given to prove an address before status says that it has not.
 const PROVING: u64 = 5_000;
@@ -69,7 +67,7 @@ pub(super) fn of(running: &RunningAgent) -> Status {
             started_unix_ms: running.started,
             removed: document.member(&own).is_none(),
             descriptors: running.descriptors,
-            link: link_status(&running.link.counters),
+            link: running.link.counters().status(),
             loop_lag: running.seen.lag.read(),
             checks: running.checks.read(),
             events: running.seen.events(&ring),
@@ -93,26 +91,6 @@ pub(super) fn of(running: &RunningAgent) -> Status {
         vips: vips.vips.clone(),
         problems: problems(running).into_iter().chain(running.sink_errors.list()).collect(),
         taken_unix_ms: wall(),
-    }
-}
-
-fn link_status(counters: &LinkCounters) -> LinkStatus {
-    let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    LinkStatus {
-        sent_bytes: get(&counters.sent_bytes),
-        received_bytes: get(&counters.received_bytes),
-        sent_datagrams: get(&counters.sent_datagrams),
-        received_datagrams: get(&counters.received_datagrams),
-        refused_stranger: get(&counters.refused_stranger),
-        refused_key: get(&counters.refused_key),
-        refused_seal: get(&counters.refused_seal),
-        refused_replay: get(&counters.refused_replay),
-        refused_unproven: get(&counters.refused_unproven),
-        refused_flood: get(&counters.refused_flood),
-        refused_connections: get(&counters.refused_connections),
-        sent_gossip_bytes: get(&counters.sent_gossip_bytes),
-        sent_pulses: get(&counters.sent_pulses),
-        received_answers: get(&counters.received_answers),
     }
 }
 
@@ -195,7 +173,7 @@ fn member_status(
         true => MemberState::Up,
         false => MemberState::of(member, peer_liveness.map(|peer_liveness| peer_liveness.liveness), serves),
     };
-    let address = match (own, running.link.addresses.best(&id)) {
+    let address = match (own, running.link.addresses().best(&id)) {
         (true, _) => running.own_address.borrow().map(|ip| ip.to_string()),
         (false, seen) => seen.map(|address| address.ip().to_string()),
     };

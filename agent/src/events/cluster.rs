@@ -36,7 +36,7 @@ pub(crate) fn own(ring: &EventRing, ask: &EventQuery, after: u64) -> Vec<Event> 
 
 /// The events of all members, and the names of those that did not answer.
 pub(crate) async fn all(link: &Arc<Link>, ring: &EventRing, ask: &EventQuery) -> (Vec<Event>, Vec<String>) {
-    let document = link.trust.borrow().document.clone();
+    let document = link.document();
     let me = link.own();
     let mut names: BTreeMap<NodeId, String> =
         document.members().map(|(id, node)| (*id, node.name.to_string())).collect();
@@ -58,7 +58,7 @@ pub(crate) async fn all(link: &Arc<Link>, ring: &EventRing, ask: &EventQuery) ->
             let request = FromMember::Events { since: ask.since, after, most };
             under_way.push(async move {
                 let until = until.min(tokio::time::Instant::now() + PATIENCE);
-                let answer = tokio::time::timeout_at(until, link.call(id, &request)).await;
+                let answer = tokio::time::timeout_at(until, link.dialer().call(id, &request)).await;
                 (name, answer)
             });
         }

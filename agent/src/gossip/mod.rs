@@ -307,7 +307,7 @@ impl Gossip {
         let mut look = tokio::time::interval(LOOK + Duration::from_millis(1).saturating_mul(members));
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let records = self.records.clone();
-        let mut proofs = self.link.proven_changes();
+        let mut proofs = self.link.addresses().changes();
         let failed = handle.termination_watcher();
         tokio::pin!(failed);
         loop {
@@ -358,12 +358,12 @@ impl Gossip {
     /// Signs what this node says now as its next record, and keeps it.
     fn sign(&mut self, document: &Document) -> SignedRecord {
         self.version.sequence += 1;
-        let identity = &self.link.identity;
+        let identity = &self.link.identity();
         let cluster = document.id.to_string();
         let body = self.body.clone();
         let record = SignedRecord::sign(identity.pair(), &cluster, identity.id, self.version, body);
         self.records.lock().publish(record.clone());
-        self.link.set_record_fingerprint(record.fingerprint());
+        self.link.datagrams().set_record_fingerprint(record.fingerprint());
         record
     }
 

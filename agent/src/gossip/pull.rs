@@ -99,7 +99,7 @@ impl Gossip {
         let (link, records, life) = (self.link.clone(), self.records.clone(), self.life.clone());
         self.life.spawn(async move {
             let request = FromMember::Records { known, all };
-            let work = tokio::time::timeout(ANSWER, link.call(peer, &request));
+            let work = tokio::time::timeout(ANSWER, link.dialer().call(peer, &request));
             let answer = tokio::select! {
                 answer = work => answer,
                 () = life.shutdown.cancelled() => return,

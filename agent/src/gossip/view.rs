@@ -72,7 +72,7 @@ impl Gossip {
         // chitchat needs several rounds before it calls a newcomer alive; a datagram of its own says so at once.
         let heard = |id: &NodeId, version: RecordVersion| {
             *id == own
-                || self.link.last_heard(id).is_some_and(|at| now.since(at) < DIRECT)
+                || self.link.datagrams().last_heard(id).is_some_and(|at| now.since(at) < DIRECT)
                 || alive.contains(&(chitchat_name(id), version.generation))
         };
         let view = {
@@ -95,7 +95,7 @@ impl Gossip {
         self.ask_for_proofs(&view);
         for member in view.members.values() {
             if member.id != own {
-                self.link.addresses.add_hint(member.id, member.addresses(), member.heard);
+                self.link.addresses().add_hint(member.id, member.addresses(), member.heard);
             }
         }
         for one in &view.not_counted {
@@ -117,7 +117,7 @@ impl Gossip {
             serving.iter().any(|(_, all)| all.iter().any(|one| one.node == *id && one.address.ip() == ip))
         };
         *id == self.link.own()
-            || self.link.proven_at(id, ip)
+            || self.link.addresses().is_proven(id, ip)
             || self.seen.proven.contains(&(*id, ip))
             || served()
     }
@@ -141,7 +141,7 @@ impl Gossip {
             let Ignored::Unproven(_, ip) = &one.what else { continue };
             let Some(member) = view.members.get(&one.node) else { continue };
             let port = member.word.addresses.first().map_or(proto::transport::PORT, SocketAddr::port);
-            self.link.prove(one.node, SocketAddr::new(*ip, port), &self.life);
+            self.link.datagrams().prove(one.node, SocketAddr::new(*ip, port), self.life.now());
         }
     }
 
@@ -152,7 +152,7 @@ impl Gossip {
             if let Some((lowest, highest)) =
                 speaks.filter(|(lowest, highest)| lowest <= highest && *highest > 0)
             {
-                self.link.speaks(*id, lowest..=highest);
+                self.link.datagrams().speaks(*id, lowest..=highest);
             }
         }
     }

@@ -141,7 +141,7 @@ impl Admissions {
     }
 
     fn where_masters_are(&self, cluster: &ClusterState) -> Vec<SocketAddr> {
-        let masters = cluster.document().masters().filter_map(|(id, _)| self.link.addresses.best(id));
+        let masters = cluster.document().masters().filter_map(|(id, _)| self.link.addresses().best(id));
         masters.take(MOST_MASTERS).collect()
     }
 
@@ -176,7 +176,7 @@ impl Admissions {
 
     fn welcome(&self, applicant: &Applicant, cluster: &ClusterState, sync: &mut PeerSync) -> Admission {
         let id = applicant.key.id();
-        self.link.addresses.add_hint(id, &applicant.addresses, false);
+        self.link.addresses().add_hint(id, &applicant.addresses, false);
         // All must know it before it speaks to them; gossip alone would take seconds.
         sync.push_soon();
         let serving = self.serving.borrow().as_ref().clone();
@@ -248,7 +248,7 @@ impl Admissions {
             );
         };
         let ttl = Duration::from_secs(seconds);
-        let key = self.link.identity.key;
+        let key = self.link.identity().key;
         let (invite, expires) = issue(&mut self.invites, &key, address, ttl, uses, role);
         if !self.disk.save_invites(&self.invites) {
             return Answer::failed(format_args!("cannot save the invite: {}", self.disk.not_kept()));
@@ -273,7 +273,7 @@ impl Admissions {
             "open for {}: anyone who can reach this node may join as a worker with\n\n  \
              agent join {host} --key {}\n\nto close it, run: agent open --for 0",
             human(ttl),
-            pin_text(&pin_of(&self.link.identity.key)),
+            pin_text(&pin_of(&self.link.identity().key)),
         ))
     }
 }

@@ -73,7 +73,7 @@ impl ClusterState {
         &mut self,
         change: impl FnOnce(&mut Document) -> Result<T, ChangeError>,
     ) -> Result<T, ChangeError> {
-        let identity = self.link.identity.clone();
+        let identity = self.link.identity().clone();
         let result = self.replica.change(identity.id, identity.pair(), change)?;
         self.publish();
         Ok(result)
@@ -87,7 +87,7 @@ impl ClusterState {
     ) -> Result<(), ChangeError> {
         let secret: [u8; 32] = random();
         let id = KeyId::of_key(&secret);
-        let identity = self.link.identity.clone();
+        let identity = self.link.identity().clone();
         let epoch = self.replica.change(identity.id, identity.pair(), |document| {
             change(document)?;
             document.turn_key(id, identity.id, wall(), by_removal)?;
@@ -105,7 +105,7 @@ impl ClusterState {
         &self,
         change: impl FnOnce(&mut Document) -> Result<(), ChangeError>,
     ) -> Result<SyncSnapshot, ChangeError> {
-        let identity = &self.link.identity;
+        let identity = &self.link.identity();
         let mut replica = self.replica.clone();
         replica.change(identity.id, identity.pair(), change)?;
         Ok(self.whole(&replica))
@@ -146,7 +146,7 @@ impl ClusterState {
     }
 
     fn addresses(&self) -> Addresses {
-        let mut addresses = self.link.addresses.snapshot();
+        let mut addresses = self.link.addresses().snapshot();
         if let Some(at) = self.own_at.now() {
             addresses.insert(self.own(), vec![at]);
         }
@@ -187,7 +187,7 @@ impl ClusterState {
         for (id, addresses) in &snapshot.addresses {
             if *id != own && self.document().member(id).is_some() {
                 let some: Vec<SocketAddr> = addresses.iter().take(MAX_ADDRESSES).copied().collect();
-                self.link.addresses.add_hint(*id, &some, false);
+                self.link.addresses().add_hint(*id, &some, false);
             }
         }
         if was_member && !self.is_member() {
@@ -225,7 +225,7 @@ impl ClusterState {
 
     /// Adopts a copy: a master merges and seals, a worker follows the masters.
     fn adopt(&mut self, sealed: &SealedDocument) -> Result<Adoption, AdoptError> {
-        let identity = self.link.identity.clone();
+        let identity = self.link.identity().clone();
         let adoption = self.replica.adopt_from_master(sealed, &identity.id, wall())?;
         self.replica.seal(identity.id, identity.pair());
         if self.is_master() && adoption == (Adoption::Merged { key_is_known_to_removed: true }) {

@@ -99,7 +99,7 @@ impl PeerSync {
         self.life.spawn(async move {
             let work = async {
                 if let Ok(ToMember::Compared(hash, snapshot)) =
-                    link.call(peer, &FromMember::Compare(known)).await
+                    link.dialer().call(peer, &FromMember::Compare(known)).await
                 {
                     let _ = commands.send(MembershipCommand::Compared(peer, hash, snapshot)).await;
                 }
@@ -114,14 +114,14 @@ impl PeerSync {
         let (link, over) = (self.link.clone(), self.life.draining.clone());
         self.life.spawn(async move {
             let request = FromMember::Sync(Box::new(snapshot));
-            let call = tokio::time::timeout(TAKEN, link.call(peer, &request));
+            let call = tokio::time::timeout(TAKEN, link.dialer().call(peer, &request));
             tokio::select! { _ = call => {}, () = over.cancelled() => {} }
         });
     }
 
     /// Where a member was reached: to be asked before it is removed, since nothing is kept of strangers.
     pub(super) fn addresses(&self, id: &NodeId) -> Vec<SocketAddr> {
-        self.link.addresses.all(id)
+        self.link.addresses().all(id)
     }
 
     /// Shows a removed node its tombstone, so that it stops by itself; it gets no key.
@@ -130,7 +130,7 @@ impl PeerSync {
         let link = self.link.clone();
         self.life.spawn(async move {
             let request = FromMember::Sync(Box::new(snapshot));
-            let _ = tokio::time::timeout(TAKEN, link.call_at(&addresses, key, &request)).await;
+            let _ = tokio::time::timeout(TAKEN, link.dialer().call_at(&addresses, key, &request)).await;
         });
     }
 
@@ -174,7 +174,7 @@ impl PeerSync {
         for peer in peers {
             let (link, told, request) = (self.link.clone(), told.clone(), request.clone());
             self.life.spawn(async move {
-                let answered = tokio::time::timeout(TAKEN, link.call(peer, &request)).await;
+                let answered = tokio::time::timeout(TAKEN, link.dialer().call(peer, &request)).await;
                 let _ = told.send(matches!(answered, Ok(Ok(ToMember::Synced(_))))).await;
             });
         }
@@ -210,7 +210,7 @@ impl PeerSync {
         let link = self.link.clone();
         async move {
             for peer in &peers {
-                let answer = tokio::time::timeout(TAKEN, link.call(*peer, &request)).await;
+                let answer = tokio::time::timeout(TAKEN, link.dialer().call(*peer, &request)).await;
                 if matches!(&answer, Ok(Ok(answer)) if good(answer)) {
                     return (1, peers.len());
                 }
@@ -232,7 +232,7 @@ impl PeerSync {
             for peer in peers {
                 let (link, request) = (link.clone(), request.clone());
                 calls.spawn(async move {
-                    let answer = tokio::time::timeout(ANSWER, link.call(peer, &request)).await;
+                    let answer = tokio::time::timeout(ANSWER, link.dialer().call(peer, &request)).await;
                     (peer, answer.ok().and_then(Result::ok))
                 });
             }

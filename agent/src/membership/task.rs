@@ -276,7 +276,7 @@ struct PeerFile {
 impl PeerFile {
     /// What is known now was read from it, or is not worth a write.
     fn reset(&mut self) {
-        (self.saved, self.at) = (self.link.addresses.snapshot(), Instant::now());
+        (self.saved, self.at) = (self.link.addresses().snapshot(), Instant::now());
     }
 
     /// Writes it from time to time, where something has changed.
@@ -284,7 +284,7 @@ impl PeerFile {
         if self.at.elapsed() < SAVE_PEERS {
             return;
         }
-        let peers = self.link.addresses.snapshot();
+        let peers = self.link.addresses().snapshot();
         if peers != self.saved {
             self.disk.save_peers(&peers);
         }
@@ -293,6 +293,6 @@ impl PeerFile {
 
     /// Writes it.
     fn save(&self) {
-        self.disk.save_peers(&self.link.addresses.snapshot());
+        self.disk.save_peers(&self.link.addresses().snapshot());
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use proto::cause::{Cause, Fault, TlsFault};
@@ -12,12 +12,16 @@ use proto::rpc::{FromMember, MAX_FRAME, Received, ToMember};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tracing::debug;
 
-use super::{Link, count, frames};
+use super::addresses::AddressBook;
+use super::counters::{Count, LinkCounters};
+use super::frames::FrameBudget;
+use super::tls::Identity;
+use super::{TrustedKeys, frames, lock};
 use crate::faults;
 use crate::lifecycle::Lifecycle;
 
@@ -27,10 +31,6 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// Time for an answer: a merge and a write to disk on the other side.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// Time for the answer to one knock, and how many there are: a datagram or two may be lost.
-const KNOCK: Duration = Duration::from_millis(400);
-const KNOCKS: u32 = 5;
-
 /// A connection for large gossip is closed after this long without any.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -39,10 +39,6 @@ const QUEUE: usize = 4;
 
 /// Connections for large gossip at once; the fan-out is 3 a second, so this is many times what is used.
 const MAX_SENDERS: usize = 256;
-
-/// The queues of the connections for large gossip.
-#[derive(Default)]
-pub(super) struct LargeSenders(Mutex<BTreeMap<NodeId, mpsc::Sender<Vec<u8>>>>);
 
 /// Connects to the first of these addresses that answers and holds the handshake.
 pub(crate) async fn connect(
@@ -125,11 +121,34 @@ async fn ask_next(stream: &mut frames::Framed, peer: NodeId, alpn: Vec<u8>) -> i
     Ok(())
 }
 
-impl Link {
+/// Connections from this node to members.
+pub(crate) struct PeerDialer {
+    identity: Arc<Identity>,
+    trust: watch::Receiver<Arc<TrustedKeys>>,
+    addresses: Arc<AddressBook>,
+    counters: Arc<LinkCounters>,
+    /// What answers of members may hold.
+    answers: Arc<FrameBudget>,
+    /// The queues of the connections for large gossip.
+    large: Mutex<BTreeMap<NodeId, mpsc::Sender<Vec<u8>>>>,
+}
+
+impl PeerDialer {
+    /// No connection is open yet.
+    pub(super) fn new(
+        identity: Arc<Identity>,
+        trust: watch::Receiver<Arc<TrustedKeys>>,
+        addresses: Arc<AddressBook>,
+        counters: Arc<LinkCounters>,
+    ) -> PeerDialer {
+        let answers = FrameBudget::new(frames::BUDGET, frames::BUDGET_EACH);
+        PeerDialer { identity, trust, addresses, counters, answers, large: Mutex::default() }
+    }
+
     /// Sends one request to a member and waits for its answer.
     pub(crate) async fn call(&self, to: NodeId, request: &FromMember) -> Result<ToMember, CallError> {
-        let key = self.trust.borrow().document.member(&to).map(|admitted| admitted.key);
-        self.call_at(&self.addresses.all(&to), key.ok_or(CallError::NotMember)?, request).await
+        let key = self.key_of(&to).ok_or(CallError::NotMember)?;
+        self.call_at(&self.addresses.all(&to), key, request).await
     }
 
     /// The same, to whoever has this key at these addresses.
@@ -139,9 +158,7 @@ impl Link {
         key: PublicKey,
         request: &FromMember,
     ) -> Result<ToMember, CallError> {
-        let config = self.identity.client(key).map_err(CallError::Setup)?;
-        let (stream, at) = connect(addresses, config).await.map_err(CallError::Connect)?;
-        self.addresses.proven(key.id(), at);
+        let stream = self.open(addresses, key).await?;
         #[cfg(feature = "next-wire")]
         let alpn = stream.get_ref().1.alpn_protocol().unwrap_or_default().to_vec();
         let mut stream = frames::answers(stream, key.id(), &self.answers);
@@ -154,80 +171,64 @@ impl Link {
         }
     }
 
-    /// Whether this node can be reached at these addresses, by TCP and by UDP. Each answer is none when it
-    /// can, else why not.
-    pub(crate) async fn dial_back(
-        &self,
-        key: PublicKey,
-        address: SocketAddr,
-    ) -> (Option<Fault>, Option<Fault>) {
-        let tcp = async {
-            let config = self.identity.client(key);
-            let config = config.map_err(|error| Fault::new(Cause::Tls(TlsFault::Failed), error))?;
-            connect(&[address], config).await.map_err(|error| faults::fault(&error))?;
-            self.addresses.proven(key.id(), address);
-            Ok(())
-        };
-        let udp = async {
-            // The new node answers a challenge only when it holds the cluster's key.
-            for _ in 0..KNOCKS {
-                let echo = self.probe_address(key.id(), address);
-                if tokio::time::timeout(KNOCK, echo).await.is_ok_and(|heard| heard.is_ok()) {
-                    return Ok(());
-                }
-            }
-            let detail = format!("no answer from {address} within {}s", (KNOCK * KNOCKS).as_secs());
-            Err(Fault::new(Cause::TimedOut, detail))
-        };
-        let (tcp, udp) = tokio::join!(tcp, udp);
-        (tcp.err(), udp.err())
-    }
-
-    /// Queues a large message for a peer, and starts its connection where there is none.
-    pub(super) fn send_large(self: &Arc<Link>, to: NodeId, message: Vec<u8>, life: &Lifecycle) {
-        let mut senders = self.large.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let refused = match senders.get(&to) {
-            Some(sender) => sender.try_send(message),
-            None if senders.len() >= MAX_SENDERS => return,
-            None => Err(mpsc::error::TrySendError::Closed(message)),
-        };
-        if let Err(mpsc::error::TrySendError::Closed(message)) = refused {
-            self.start_sender(&mut senders, to, message, life);
+    /// Whether whoever has this key can be reached here; else why not.
+    pub(super) async fn reach(&self, key: PublicKey, address: SocketAddr) -> Result<(), Fault> {
+        match self.open(&[address], key).await {
+            Ok(_) => Ok(()),
+            Err(CallError::Connect(error)) => Err(faults::fault(&error)),
+            Err(error) => Err(Fault::new(Cause::Tls(TlsFault::Failed), error)),
         }
     }
 
-    fn start_sender(
-        self: &Arc<Link>,
-        senders: &mut BTreeMap<NodeId, mpsc::Sender<Vec<u8>>>,
-        to: NodeId,
-        first: Vec<u8>,
-        life: &Lifecycle,
-    ) {
+    /// A connection to whoever has this key, which proves that it is there.
+    async fn open(
+        &self,
+        addresses: &[SocketAddr],
+        key: PublicKey,
+    ) -> Result<TlsStream<TcpStream>, CallError> {
+        let config = self.identity.client(key).map_err(CallError::Setup)?;
+        let (stream, at) = connect(addresses, config).await.map_err(CallError::Connect)?;
+        self.addresses.proven(key.id(), at);
+        Ok(stream)
+    }
+
+    fn key_of(&self, member: &NodeId) -> Option<PublicKey> {
+        self.trust.borrow().document.member(member).map(|admitted| admitted.key)
+    }
+
+    /// Queues a large gossip message for a peer, and starts its connection where there is none.
+    pub(super) fn send_gossip(self: &Arc<PeerDialer>, to: NodeId, message: Vec<u8>, life: &Lifecycle) {
+        let mut large = lock(&self.large);
+        let refused = match large.get(&to) {
+            Some(sender) => sender.try_send(message),
+            None if large.len() >= MAX_SENDERS => return,
+            None => Err(mpsc::error::TrySendError::Closed(message)),
+        };
+        let Err(mpsc::error::TrySendError::Closed(first)) = refused else { return };
         let (sender, mut queue) = mpsc::channel(QUEUE);
         let _ = sender.try_send(first);
-        senders.insert(to, sender);
-        let (link, over) = (self.clone(), life.shutdown.clone());
+        large.insert(to, sender);
+        drop(large);
+        let (dialer, over) = (self.clone(), life.shutdown.clone());
         life.spawn(async move {
             let work = async {
-                if let Err(error) = link.drain_large(to, &mut queue).await {
+                if let Err(error) = dialer.drain(to, &mut queue).await {
                     debug!(peer = %to, %error, "connection for large gossip ended");
                 }
             };
             tokio::select! { () = work => {}, () = over.cancelled() => {} }
-            link.large.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&to);
+            lock(&dialer.large).remove(&to);
         });
     }
 
-    async fn drain_large(&self, to: NodeId, queue: &mut mpsc::Receiver<Vec<u8>>) -> io::Result<()> {
-        let key = self.trust.borrow().document.member(&to).map(|admitted| admitted.key);
-        let Some(key) = key else { return Ok(()) };
-        let config = self.identity.client(key).map_err(io::Error::other)?;
-        let (stream, at) = connect(&self.addresses.all(&to), config).await?;
-        self.addresses.proven(to, at);
+    /// Sends what is queued until nothing has been for a while.
+    async fn drain(&self, to: NodeId, queue: &mut mpsc::Receiver<Vec<u8>>) -> Result<(), CallError> {
+        let Some(key) = self.key_of(&to) else { return Ok(()) };
+        let stream = self.open(&self.addresses.all(&to), key).await?;
         let mut stream = frames::framed(stream, MAX_FRAME);
         while let Ok(Some(message)) = tokio::time::timeout(IDLE, queue.recv()).await {
-            count(&self.counters.sent_bytes, message.len());
-            frames::send(&mut stream, &FromMember::Gossip(message)).await?;
+            self.counters.add(Count::SentBytes, message.len());
+            frames::send(&mut stream, &FromMember::Gossip(message)).await.map_err(CallError::Send)?;
         }
         Ok(())
     }

@@ -11,7 +11,6 @@
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -20,15 +19,12 @@ use nix::sys::socket::{
 use proto::transport::DatagramHeader;
 use socket2::Socket;
 use tokio::io::Interest;
+use tokio::net::UdpSocket;
 
 use super::addresses::unmapped;
-use super::{Link, PulseAnswer};
 
 /// As much of a quoted datagram as is read: more than its header.
 const QUOTED: usize = 64;
-
-/// How far back a quoted datagram may lie: a second at the most that a node sends.
-const RECENT: u64 = 10_000;
 
 /// Asks the kernel to queue errors. Where it refuses, an agent that has ended is missed a moment later.
 pub(super) fn ask_for(socket: &Socket) {
@@ -37,10 +33,10 @@ pub(super) fn ask_for(socket: &Socket) {
     let _ = setsockopt(socket, sockopt::Ipv6RecvErr, &true);
 }
 
-/// The next refusal of a datagram of this node: where it went. May be dropped anywhere.
-pub(super) async fn next(link: &Link) -> SocketAddr {
+/// The next refusal of a datagram that was `sent`: where it went. May be dropped anywhere.
+pub(super) async fn next(socket: &UdpSocket, sent: impl Fn(&DatagramHeader) -> bool) -> SocketAddr {
     loop {
-        match link.udp.async_io(Interest::ERROR, || read(link)).await {
+        match socket.async_io(Interest::ERROR, || read(socket, &sent)).await {
             Ok(Some(at)) => return at,
             Ok(None) => {}
             // A kernel that has no such queue: there is nothing to wait for.
@@ -50,14 +46,14 @@ pub(super) async fn next(link: &Link) -> SocketAddr {
 }
 
 /// Takes one error off the queue; none when it is another one, or about nothing that was sent.
-fn read(link: &Link) -> io::Result<Option<SocketAddr>> {
+fn read(socket: &UdpSocket, sent: impl Fn(&DatagramHeader) -> bool) -> io::Result<Option<SocketAddr>> {
     let mut quoted = [0; QUOTED];
     // A sock_extended_err and the address of who sent the message.
     let mut space = nix::cmsg_space!([u8; 64]);
     let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
     let (refused, to, length) = {
         let mut parts = [IoSliceMut::new(&mut quoted)];
-        let message = recvmsg::<SockaddrStorage>(link.udp.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+        let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
         let refused = message.cmsgs()?.any(|part| match part {
             ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _) => {
                 error.ee_errno == Errno::ECONNREFUSED as u32
@@ -67,7 +63,7 @@ fn read(link: &Link) -> io::Result<Option<SocketAddr>> {
         (refused, message.address, message.bytes)
     };
     let header = quoted.get(..length).and_then(DatagramHeader::parse).map(|(header, _)| header);
-    Ok(to.as_ref().and_then(address).filter(|_| refused && header.is_some_and(|header| sent(link, &header))))
+    Ok(to.as_ref().and_then(address).filter(|_| refused && header.is_some_and(|header| sent(&header))))
 }
 
 fn address(of: &SockaddrStorage) -> Option<SocketAddr> {
@@ -76,23 +72,4 @@ fn address(of: &SockaddrStorage) -> Option<SocketAddr> {
         _ => SocketAddr::V6((*of.as_sockaddr_in6()?).into()),
     };
     Some(unmapped(at))
-}
-
-/// Whether this node has sent a datagram with this header, a moment ago.
-pub(super) fn sent(link: &Link, header: &DatagramHeader) -> bool {
-    let last = link.sequence.load(Ordering::Relaxed);
-    header.sender == link.own()
-        && header.boot == link.boot
-        && header.sequence <= last
-        && last - header.sequence < RECENT
-}
-
-impl Link {
-    /// A datagram to this address was refused.
-    pub(super) fn refused_at(&self, at: SocketAddr) {
-        if let Some(peer) = self.addresses.who(at) {
-            // What does not fit is refused again with the next pulse.
-            let _ = self.inputs.answers.try_send(PulseAnswer::NoAgent(peer));
-        }
-    }
 }

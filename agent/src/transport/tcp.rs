@@ -17,14 +17,18 @@ use proto::time::Moment;
 use rustls::ServerConfig;
 use socket2::{Protocol, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
-use super::addresses::unmapped;
+use super::addresses::{AddressBook, unmapped};
+use super::counters::{Count, LinkCounters};
+use super::frames::FrameBudget;
+use super::inbox::Arrivals;
 use super::slots::{ConnectionSlot, ConnectionSlots};
-use super::{JoinConnection, Link, MemberRequest, MemberTraffic, count, frames, tls};
+use super::tls::Identity;
+use super::{JoinConnection, MemberRequest, TrustedKeys, frames, tls};
 use crate::lifecycle::Lifecycle;
 
 /// Time for a handshake: three round trips of the slowest mesh, with room for loss.
@@ -68,7 +72,7 @@ const ADDRESSES: Duration = Duration::from_secs(1);
 const IDLE: Duration = Duration::from_secs(90);
 
 pub(super) fn bind(address: Option<IpAddr>, port: u16) -> io::Result<TcpListener> {
-    let (socket, at) = super::udp::socket(address, Type::STREAM, Protocol::TCP, port)?;
+    let (socket, at) = super::socket::socket(address, Type::STREAM, Protocol::TCP, port)?;
     socket.set_reuse_address(true)?;
     match socket.bind(&at.into()) {
         Err(_) if address.is_none() && at.is_ipv6() => {
@@ -85,13 +89,45 @@ struct TlsConfigs {
     joining: Arc<ServerConfig>,
 }
 
-impl Link {
+/// Connections from others to this node.
+pub(super) struct ConnectionServer {
+    identity: Arc<Identity>,
+    trust: watch::Receiver<Arc<TrustedKeys>>,
+    addresses: Arc<AddressBook>,
+    slots: SlotTables,
+    /// What requests of members may hold.
+    requests: Arc<FrameBudget>,
+    arrivals: Arc<Arrivals>,
+    counters: Arc<LinkCounters>,
+}
+
+impl ConnectionServer {
+    /// Nobody is connected yet.
+    pub(super) fn new(
+        identity: Arc<Identity>,
+        trust: watch::Receiver<Arc<TrustedKeys>>,
+        addresses: Arc<AddressBook>,
+        arrivals: Arc<Arrivals>,
+        counters: Arc<LinkCounters>,
+    ) -> ConnectionServer {
+        let requests = FrameBudget::new(frames::BUDGET, frames::BUDGET_EACH);
+        ConnectionServer {
+            identity,
+            trust,
+            addresses,
+            slots: SlotTables::new(),
+            requests,
+            arrivals,
+            counters,
+        }
+    }
+
     /// Accepts connections until the process stops.
     ///
     /// # Errors
     /// TLS can't be set up, which no input can cause.
-    pub(crate) fn serve_tcp(
-        self: &Arc<Link>,
+    pub(super) fn serve(
+        self: &Arc<ConnectionServer>,
         listener: TcpListener,
         life: &Lifecycle,
     ) -> Result<(), rustls::Error> {
@@ -99,22 +135,20 @@ impl Link {
             member: Arc::new(self.identity.member_server(self.trust.clone())?),
             joining: Arc::new(self.identity.joining_server()?),
         });
-        let (link, own) = (self.clone(), life.clone());
-        let slots = Arc::new(SlotTables::new());
+        let (server, own) = (self.clone(), life.clone());
         life.supervise("link-tcp", listener, move |listener| {
-            let (link, configs, slots, life) = (link.clone(), configs.clone(), slots.clone(), own.clone());
+            let (server, configs, life) = (server.clone(), configs.clone(), own.clone());
             Box::pin(async move {
-                life.shutdown.run_until_cancelled(link.accept(listener, &configs, &slots, &life)).await;
+                life.shutdown.run_until_cancelled(server.accept(listener, &configs, &life)).await;
             })
         });
         Ok(())
     }
 
     async fn accept(
-        self: &Arc<Link>,
+        self: &Arc<ConnectionServer>,
         listener: &TcpListener,
         configs: &Arc<TlsConfigs>,
-        slots: &Arc<SlotTables>,
         life: &Lifecycle,
     ) {
         let mut known = (Moment::ZERO, BTreeSet::new());
@@ -128,19 +162,19 @@ impl Link {
             if known.1.is_empty() || now.since(known.0) >= ADDRESSES {
                 known = (now, self.addresses.ips());
             }
-            let (place, patience) = slots.handshake(from.ip(), known.1.contains(&from.ip()), now);
-            let (link, configs, slots) = (self.clone(), configs.clone(), slots.clone());
+            let (place, patience) = self.slots.handshake(from.ip(), known.1.contains(&from.ip()), now);
+            let (server, configs) = (self.clone(), configs.clone());
             let (own, over) = (life.clone(), life.shutdown.clone());
             life.spawn(async move {
                 let work = async {
-                    let shaken = shake(&link, stream, &configs, || place.shows(true, own.now()));
+                    let shaken = server.shake(stream, &configs, || place.shows(true, own.now()));
                     let shaken = tokio::select! {
                         shaken = tokio::time::timeout(patience, shaken) => shaken,
-                        () = place.gone.cancelled() => return count(&link.counters.refused_connections, 1),
+                        () = place.gone.cancelled() => return server.counters.one(Count::RefusedConnections),
                     };
                     drop(place);
                     match shaken {
-                        Ok(Ok(shaken)) => link.serve_connection(shaken, from, &slots, &own).await,
+                        Ok(Ok(shaken)) => server.serve_connection(shaken, from, &own).await,
                         Ok(Err(error)) => debug!(%from, %error, "handshake refused"),
                         Err(_) => debug!(%from, "handshake took too long"),
                     }
@@ -150,23 +184,17 @@ impl Link {
         }
     }
 
-    async fn serve_connection(
-        &self,
-        shaken: HandshakeEnd,
-        from: SocketAddr,
-        slots: &SlotTables,
-        life: &Lifecycle,
-    ) {
+    async fn serve_connection(&self, shaken: HandshakeEnd, from: SocketAddr, life: &Lifecycle) {
         match shaken {
             HandshakeEnd::Member(key, stream) => {
                 let id = key.id();
-                let place = slots.members.take(id, life.now());
+                let place = self.slots.members.take(id, life.now());
                 let mut stream = frames::requests(stream, id, &self.requests);
-                let served = self.serve_member(&key, &mut stream, &place, slots, life);
+                let served = self.serve_member(&key, &mut stream, &place, life);
                 let ended = tokio::select! {
                     ended = served => ended,
                     () = place.gone.cancelled() => {
-                        count(&self.counters.refused_connections, 1);
+                        self.counters.one(Count::RefusedConnections);
                         Err(io::Error::other("too many connections"))
                     }
                 };
@@ -175,12 +203,11 @@ impl Link {
                 }
             }
             HandshakeEnd::Joining(key, session, stream) => {
-                let Some(place) = slots.joining.take_free(source(from.ip()), life.now()) else {
-                    return count(&self.counters.refused_connections, 1);
+                let Some(place) = self.slots.joining.take_free(source(from.ip()), life.now()) else {
+                    return self.counters.one(Count::RefusedConnections);
                 };
                 let stream = frames::framed(stream, MAX_JOIN_FRAME);
-                // A full queue closes the connection: the joining node says so and tries again.
-                let _ = self.inputs.joining.try_send(JoinConnection { key, from, session, stream, place });
+                self.arrivals.joining(JoinConnection { key, from, session, stream, place });
             }
         }
     }
@@ -190,7 +217,6 @@ impl Link {
         key: &PublicKey,
         stream: &mut frames::Framed,
         place: &ConnectionSlot<NodeId>,
-        slots: &SlotTables,
         life: &Lifecycle,
     ) -> io::Result<()> {
         let id = key.id();
@@ -212,25 +238,66 @@ impl Link {
             };
             let request = match request {
                 FromMember::Gossip(message) => {
-                    count(&self.counters.received_bytes, message.len());
-                    if self.fits(MemberTraffic::Gossip, id, life.now()) {
-                        let _ = self.inputs.gossip.try_send((id, message));
-                    }
+                    self.counters.add(Count::ReceivedBytes, message.len());
+                    self.arrivals.gossip(id, message, life.now());
                     continue;
                 }
                 request => request,
             };
             let busy = || ToMember::failed(FailCode::Busy, "this node is busy; try again");
-            let turn = slots.requests.take_free(id, life.now());
+            let turn = self.slots.requests.take_free(id, life.now());
             let (reply, answer) = oneshot::channel();
             let incoming = MemberRequest { from: id, request, reply };
-            let answer = match turn.is_some() && self.inputs.members.try_send(incoming).is_ok() {
+            let answer = match turn.is_some() && self.arrivals.request(incoming) {
                 true => answer.await.unwrap_or_else(|_| busy()),
                 false => busy(),
             };
             drop(turn);
             frames::send(stream, &answer).await?;
         }
+    }
+
+    /// Holds the handshake of a connection; `talks` is called when its first bytes have come.
+    async fn shake(
+        &self,
+        stream: TcpStream,
+        configs: &TlsConfigs,
+        talks: impl FnOnce(),
+    ) -> io::Result<HandshakeEnd> {
+        stream.set_nodelay(true)?;
+        stream.readable().await?;
+        talks();
+        let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
+        let offers = |known: &[&[u8]]| {
+            let hello = start.client_hello();
+            hello.alpn().is_some_and(|mut offered| offered.any(|one| known.contains(&one)))
+        };
+        let refused = |why: &'static str| io::Error::new(io::ErrorKind::PermissionDenied, why);
+        let (joining, config) = if offers(ALPN_MEMBER) {
+            (false, configs.member.clone())
+        } else if offers(ALPN_JOIN) {
+            (true, configs.joining.clone())
+        } else {
+            return Err(refused("not a client of this port"));
+        };
+        let stream = start.into_stream(config).await?;
+        let (_, connection) = stream.get_ref();
+        let certificate = connection.peer_certificates().and_then(<[_]>::first);
+        let key = certificate.and_then(tls::key_of).ok_or_else(|| refused("no raw public key"))?;
+        if key.id() == self.identity.id {
+            return Err(refused("this node itself"));
+        }
+        if !joining {
+            return Ok(HandshakeEnd::Member(key, stream));
+        }
+        let session = tls::exported_server(connection).map_err(io::Error::other)?;
+        Ok(HandshakeEnd::Joining(key, session, stream))
+    }
+
+    /// What requests hold now.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.requests.used()
     }
 }
 
@@ -265,40 +332,4 @@ impl SlotTables {
 enum HandshakeEnd {
     Member(PublicKey, TlsStream<TcpStream>),
     Joining(PublicKey, [u8; 32], TlsStream<TcpStream>),
-}
-
-async fn shake(
-    link: &Link,
-    stream: TcpStream,
-    configs: &TlsConfigs,
-    talks: impl FnOnce(),
-) -> io::Result<HandshakeEnd> {
-    stream.set_nodelay(true)?;
-    stream.readable().await?;
-    talks();
-    let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
-    let offers = |known: &[&[u8]]| {
-        let hello = start.client_hello();
-        hello.alpn().is_some_and(|mut offered| offered.any(|one| known.contains(&one)))
-    };
-    let refused = |why: &'static str| io::Error::new(io::ErrorKind::PermissionDenied, why);
-    let (joining, config) = if offers(ALPN_MEMBER) {
-        (false, configs.member.clone())
-    } else if offers(ALPN_JOIN) {
-        (true, configs.joining.clone())
-    } else {
-        return Err(refused("not a client of this port"));
-    };
-    let stream = start.into_stream(config).await?;
-    let (_, connection) = stream.get_ref();
-    let certificate = connection.peer_certificates().and_then(<[_]>::first);
-    let key = certificate.and_then(tls::key_of).ok_or_else(|| refused("no raw public key"))?;
-    if key.id() == link.own() {
-        return Err(refused("this node itself"));
-    }
-    if !joining {
-        return Ok(HandshakeEnd::Member(key, stream));
-    }
-    let session = tls::exported_server(connection).map_err(io::Error::other)?;
-    Ok(HandshakeEnd::Joining(key, session, stream))
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use proto::cluster::{Admitted, KeyId};
 use proto::node::{Name, Role};
-use proto::rpc::FromMember;
+use proto::pulse::PulseStatus;
+use proto::rpc::{FromMember, ToMember};
 use proto::time::UnixMs;
 use proto::transport::{DatagramFrame, DatagramHeader, GossipKey, KeyHint};
 
@@ -66,14 +67,13 @@ fn end(n: u8, trust: &TrustedKeys) -> End {
         .unwrap();
     let at = tcp.local_addr().unwrap();
     let life = Lifecycle::new();
-    link.serve_udp(&life);
-    link.serve_tcp(tcp, &life).unwrap();
+    link.serve(tcp, &life).unwrap();
     End { link, inbox, trust: trust_in, at, life }
 }
 
 fn introduce(a: &End, b: &End) {
-    a.link.addresses.add_hint(b.link.own(), &[b.at], false);
-    b.link.addresses.add_hint(a.link.own(), &[a.at], false);
+    a.link.addresses().add_hint(b.link.own(), &[b.at], false);
+    b.link.addresses().add_hint(a.link.own(), &[a.at], false);
 }
 
 /// A datagram of node `from` to node 2 in this boot of it, sealed as it would with the gossip key `gossip`.
@@ -112,9 +112,9 @@ async fn a_small_message_goes_by_datagram_and_a_large_one_by_tls() {
     let (a, mut b) = (end(1, &trust), end(2, &trust));
     introduce(&a, &b);
     gets_through(&a, &mut b, b"small").await;
-    let before = a.link.counters.sent_datagrams.load(Ordering::Relaxed);
+    let before = a.link.counters.get(Count::SentDatagrams);
     gets_through(&a, &mut b, &vec![7; 5000]).await;
-    assert_eq!(a.link.counters.sent_datagrams.load(Ordering::Relaxed), before, "no datagram was used");
+    assert_eq!(a.link.counters.get(Count::SentDatagrams), before, "no datagram was used");
     assert_eq!(b.inbox.proven.recv().await, Some(a.link.own()));
 }
 
@@ -149,7 +149,7 @@ async fn strangers_and_wrong_keys_get_no_answer() {
     let mut buffer = [0; 2000];
     assert!(tokio::time::timeout(NEVER, socket.recv_from(&mut buffer)).await.is_err());
     assert!(b.inbox.gossip.try_recv().is_err());
-    assert_eq!(b.link.counters.refused_seal.load(Ordering::Relaxed), 2);
+    assert_eq!(b.link.counters.get(Count::RefusedSeal), 2);
 }
 
 #[tokio::test]
@@ -159,8 +159,8 @@ async fn a_recording_is_refused_at_once_and_after_the_receiver_has_restarted() {
     introduce(&a, &b);
     gets_through(&a, &mut b, b"first").await;
     // What an eavesdropper has: a datagram of a's current boot.
-    let sequence = a.link.sequence.fetch_add(1, Ordering::Relaxed) + 1;
-    let recorded = sealed(1, 1, a.link.boot, sequence, DatagramFrame::Gossip(b"recorded"));
+    let (boot, sequence) = a.link.datagrams().sealer().next_datagram();
+    let recorded = sealed(1, 1, boot, sequence, DatagramFrame::Gossip(b"recorded"));
     let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket.send_to(&recorded, b.at).await.unwrap();
     let got = tokio::time::timeout(SOON, b.inbox.gossip.recv()).await.unwrap();
@@ -192,7 +192,7 @@ async fn a_removed_node_is_refused_by_datagram_and_by_tls() {
         a.link.send_gossip(b.link.own(), b"removed", &a.life);
         assert!(tokio::time::timeout(NEVER, b.inbox.gossip.recv()).await.is_err());
     }
-    assert!(a.link.call(b.link.own(), &FromMember::Waiting).await.is_err());
+    assert!(a.link.dialer().call(b.link.own(), &FromMember::Waiting).await.is_err());
 }
 
 #[tokio::test]
@@ -205,27 +205,27 @@ async fn a_member_is_served_by_tls_and_only_under_its_own_key() {
         reply.send(ToMember::Waiting(Vec::new())).unwrap();
         (from, b)
     });
-    let got = a.link.call(identity(2).id, &FromMember::Waiting).await.unwrap();
+    let got = a.link.dialer().call(identity(2).id, &FromMember::Waiting).await.unwrap();
     assert!(matches!(got, ToMember::Waiting(list) if list.is_empty()));
     let (from, b) = answer.await.unwrap();
     assert_eq!(from, a.link.own());
     // b's address with another key pinned: the handshake must fail.
-    let error = a.link.call_at(&[b.at], identity(3).key, &FromMember::Waiting).await.unwrap_err();
+    let error = a.link.dialer().call_at(&[b.at], identity(3).key, &FromMember::Waiting).await.unwrap_err();
     let CallError::Connect(error) = error else { panic!("{error}") };
     assert!(error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()), "{error}");
     // A stranger's key is refused by b.
     let stranger = end(3, &trust_of(&[3, 2], &[1]));
-    assert!(stranger.link.call_at(&[b.at], identity(2).key, &FromMember::Waiting).await.is_err());
+    assert!(stranger.link.dialer().call_at(&[b.at], identity(2).key, &FromMember::Waiting).await.is_err());
 }
 
 #[tokio::test]
 async fn a_knock_is_answered_by_who_holds_the_key_and_by_nobody_else() {
     let trust = trust_of(&[1, 2], &[1]);
     let (a, b) = (end(1, &trust), end(2, &trust));
-    let echo = a.link.probe_address(b.link.own(), b.at);
+    let echo = a.link.datagrams().probe(b.link.own(), b.at);
     assert!(tokio::time::timeout(SOON, echo).await.unwrap().is_ok());
     let other = end(3, &trust_of(&[3, 1], &[2]));
-    let echo = a.link.probe_address(other.link.own(), other.at);
+    let echo = a.link.datagrams().probe(other.link.own(), other.at);
     assert!(tokio::time::timeout(NEVER, echo).await.is_err());
 }
 
@@ -238,7 +238,7 @@ async fn an_unknown_key_makes_a_hint_and_no_answer() {
     a.link.send_gossip(b.link.own(), b"under the new key", &a.life);
     let hint = tokio::time::timeout(SOON, b.inbox.unknown_key.recv()).await.unwrap();
     assert_eq!(hint, Some(a.link.own()));
-    assert_eq!(b.link.counters.sent_datagrams.load(Ordering::Relaxed), 0);
+    assert_eq!(b.link.counters.get(Count::SentDatagrams), 0);
 }
 
 #[tokio::test]
@@ -249,9 +249,9 @@ async fn a_datagram_to_a_machine_without_an_agent_comes_back_as_a_hint_and_costs
     gets_through(&a, &mut b, b"first").await;
     let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let gone = identity(3).id;
-    a.link.addresses.add_hint(gone, &[free], false);
+    a.link.addresses().add_hint(gone, &[free], false);
     for number in 1..20 {
-        a.link.pulse(gone, number);
+        a.link.datagrams().pulse(gone, number);
         // The kernel hands the refusal to whatever is sent next.
         a.link.send_gossip(b.link.own(), &[7], &a.life);
         let got = tokio::time::timeout(SOON, b.inbox.gossip.recv()).await.unwrap();
@@ -268,24 +268,6 @@ async fn a_datagram_to_a_machine_without_an_agent_comes_back_as_a_hint_and_costs
 }
 
 #[tokio::test]
-async fn only_what_was_really_sent_can_be_refused() {
-    let a = end(1, &trust_of(&[1, 2], &[1]));
-    a.link.sequence.store(20_000, Ordering::Relaxed);
-    let header = |n, boot, sequence| DatagramHeader {
-        version: 1,
-        key: KeyHint::of(key(1).id),
-        sender: identity(n).id,
-        boot,
-        sequence,
-    };
-    assert!(refused::sent(&a.link, &header(1, a.link.boot, 19_990)));
-    assert!(!refused::sent(&a.link, &header(1, a.link.boot, 20_001)), "not sent yet");
-    assert!(!refused::sent(&a.link, &header(1, a.link.boot, 9_000)), "long ago");
-    assert!(!refused::sent(&a.link, &header(1, a.link.boot ^ 1, 19_990)), "of another boot");
-    assert!(!refused::sent(&a.link, &header(2, a.link.boot, 19_990)), "of another node");
-}
-
-#[tokio::test]
 async fn a_derived_key_is_kept_of_proven_senders_only() {
     let trust = trust_of(&[1, 2], &[1]);
     let (a, mut b) = (end(1, &trust), end(2, &trust));
@@ -296,16 +278,28 @@ async fn a_derived_key_is_kept_of_proven_senders_only() {
     socket.send_to(&old, b.at).await.unwrap();
     let mut challenge = [0; 200];
     tokio::time::timeout(SOON, socket.recv_from(&mut challenge)).await.unwrap().unwrap();
-    assert!(!b.link.pairs.keeps(&a.link.own(), 5));
+    assert!(!b.link.datagrams().sealer().pairs().keeps(&a.link.own(), 5));
     gets_through(&a, &mut b, b"live").await;
     gets_through(&a, &mut b, b"and again").await;
-    assert!(b.link.pairs.keeps(&a.link.own(), a.link.boot));
+    assert!(
+        b.link
+            .datagrams()
+            .sealer()
+            .pairs()
+            .keeps(&a.link.own(), a.link.datagrams().sealer().next_datagram().0)
+    );
     socket.send_to(&old, b.at).await.unwrap();
     gets_through(&a, &mut b, b"still").await;
-    assert!(b.link.pairs.keeps(&a.link.own(), a.link.boot));
+    assert!(
+        b.link
+            .datagrams()
+            .sealer()
+            .pairs()
+            .keeps(&a.link.own(), a.link.datagrams().sealer().next_datagram().0)
+    );
     b.trust.send_replace(Arc::new(trust_of(&[2], &[1])));
     b.link.forget_strangers();
-    assert_eq!(b.link.pairs.len(), 0);
+    assert_eq!(b.link.datagrams().sealer().pairs().len(), 0);
 }
 
 #[tokio::test]
@@ -314,37 +308,37 @@ async fn an_address_is_proven_by_an_echo_or_a_handshake_and_not_by_what_comes_fr
     let (a, mut b) = (end(1, &trust), end(2, &trust));
     introduce(&a, &b);
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    assert!(!b.link.proven_at(&a.link.own(), loopback));
-    let mut changes = b.link.proven_changes();
+    assert!(!b.link.addresses().is_proven(&a.link.own(), loopback));
+    let mut changes = b.link.addresses().changes();
     changes.mark_unchanged();
     gets_through(&a, &mut b, b"by its echo").await;
-    assert!(b.link.proven_at(&a.link.own(), loopback) && changes.has_changed().unwrap());
-    assert!(!b.link.proven_at(&a.link.own(), "127.0.0.2".parse().unwrap()));
+    assert!(b.link.addresses().is_proven(&a.link.own(), loopback) && changes.has_changed().unwrap());
+    assert!(!b.link.addresses().is_proven(&a.link.own(), "127.0.0.2".parse().unwrap()));
     // Someone passes a fresh datagram of a on from another address, and can't answer what is asked there.
     let elsewhere = tokio::net::UdpSocket::bind("127.0.0.3:0").await.unwrap();
-    let sequence = a.link.sequence.fetch_add(1, Ordering::Relaxed) + 1;
-    let passed_on = sealed(1, 1, a.link.boot, sequence, DatagramFrame::Gossip(b"passed on"));
+    let (boot, sequence) = a.link.datagrams().sealer().next_datagram();
+    let passed_on = sealed(1, 1, boot, sequence, DatagramFrame::Gossip(b"passed on"));
     elsewhere.send_to(&passed_on, b.at).await.unwrap();
     let got = tokio::time::timeout(SOON, b.inbox.gossip.recv()).await.unwrap();
     assert_eq!(got, Some((a.link.own(), b"passed on".to_vec())));
     let mut asked = [0; 200];
     tokio::time::timeout(SOON, elsewhere.recv_from(&mut asked)).await.unwrap().unwrap();
-    assert_eq!(b.link.addresses.best(&a.link.own()), Some(a.at), "answers go on to where it is");
-    assert!(!b.link.proven_at(&a.link.own(), "127.0.0.3".parse().unwrap()));
+    assert_eq!(b.link.addresses().best(&a.link.own()), Some(a.at), "answers go on to where it is");
+    assert!(!b.link.addresses().is_proven(&a.link.own(), "127.0.0.3".parse().unwrap()));
     // A handshake proves where it was dialled.
     let (tcp, _) = a.link.dial_back(b.link.identity.key, b.at).await;
-    assert!(tcp.is_none() && a.link.proven_at(&b.link.own(), loopback));
+    assert!(tcp.is_none() && a.link.addresses().is_proven(&b.link.own(), loopback));
 }
 
 #[tokio::test]
 async fn an_address_that_someone_names_is_asked() {
     let trust = trust_of(&[1, 2], &[1]);
     let (a, b) = (end(1, &trust), end(2, &trust));
-    let mut changes = a.link.proven_changes();
-    a.link.prove(b.link.own(), b.at, &a.life);
+    let mut changes = a.link.addresses().changes();
+    a.link.datagrams().prove(b.link.own(), b.at, a.life.now());
     tokio::time::timeout(SOON, changes.changed()).await.unwrap().unwrap();
-    assert!(a.link.proven_at(&b.link.own(), b.at.ip()));
-    assert_eq!(a.link.addresses.best(&b.link.own()), Some(b.at));
+    assert!(a.link.addresses().is_proven(&b.link.own(), b.at.ip()));
+    assert_eq!(a.link.addresses().best(&b.link.own()), Some(b.at));
 }
 
 #[tokio::test]
@@ -354,10 +348,10 @@ async fn a_fingerprint_goes_with_one_answer_a_second() {
     introduce(&a, &b);
     gets_through(&a, &mut b, b"known").await;
     gets_through(&b, &mut a, b"both ways").await;
-    b.link.set_status(&PulseStatus::default(), b.life.now());
-    b.link.set_record_fingerprint(0xfeed);
+    b.link.datagrams().set_status(&PulseStatus::default(), b.life.now());
+    b.link.datagrams().set_record_fingerprint(0xfeed);
     for number in 1..=5 {
-        a.link.pulse(b.link.own(), number);
+        a.link.datagrams().pulse(b.link.own(), number);
         let answer = tokio::time::timeout(SOON, a.inbox.answers.recv()).await.unwrap();
         assert!(matches!(answer, Some(PulseAnswer::Said { number: got, .. }) if got == number));
     }
@@ -391,7 +385,7 @@ async fn silent_strangers_keep_neither_members_nor_other_strangers_out() {
         b
     });
     let began = std::time::Instant::now();
-    a.link.call(identity(2).id, &FromMember::Waiting).await.unwrap();
+    a.link.dialer().call(identity(2).id, &FromMember::Waiting).await.unwrap();
     let mut b = answer.await.unwrap();
     // A node that wants to join comes from nowhere that is known.
     let config = identity(3).joining_client(None).unwrap();
@@ -401,7 +395,7 @@ async fn silent_strangers_keep_neither_members_nor_other_strangers_out() {
     let _stream = tokio::time::timeout(SOON, connector.connect(name, stream)).await.unwrap().unwrap();
     assert_eq!(b.inbox.joining.recv().await.unwrap().key, identity(3).key);
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
-    assert!(b.link.counters.refused_connections.load(Ordering::Relaxed) >= 300);
+    assert!(b.link.counters.get(Count::RefusedConnections) >= 300);
 }
 
 /// A connection of a member, after its handshake.
@@ -424,9 +418,9 @@ async fn idle_connections_of_one_member_shut_nobody_out() {
         reply.send(ToMember::Waiting(Vec::new())).unwrap();
         b
     });
-    a.link.call(identity(2).id, &FromMember::Waiting).await.unwrap();
+    a.link.dialer().call(identity(2).id, &FromMember::Waiting).await.unwrap();
     let b = answer.await.unwrap();
-    assert_eq!(b.link.counters.refused_connections.load(Ordering::Relaxed), 92, "eight are kept");
+    assert_eq!(b.link.counters.get(Count::RefusedConnections), 92, "eight are kept");
 }
 
 #[tokio::test]
@@ -457,7 +451,7 @@ async fn large_frames_of_members_share_a_budget() {
     let mut most = 0;
     for _ in 0..100 {
         tokio::time::sleep(Duration::from_millis(20)).await;
-        most = most.max(b.link.requests.used());
+        most = most.max(b.link.server.held());
     }
     senders.iter().for_each(tokio::task::JoinHandle::abort);
     assert!(most <= frames::BUDGET && most > frames::BUDGET / 4, "{most} bytes of {} sent", 48 * 8_000_000);
@@ -488,7 +482,7 @@ async fn one_member_that_floods_does_not_crowd_out_others() {
         }
     };
     tokio::time::timeout(SOON, heard).await.unwrap();
-    assert!(b.link.counters.refused_flood.load(Ordering::Relaxed) > 1_000);
+    assert!(b.link.counters.get(Count::RefusedFlood) > 1_000);
 }
 
 #[tokio::test]
@@ -569,7 +563,7 @@ async fn an_answer_of_a_later_version_is_told_from_a_broken_one() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = [listener.local_addr().unwrap()];
         let (got, ()) = tokio::join!(
-            a.link.call_at(&at, identity(2).key, &FromMember::Waiting),
+            a.link.dialer().call_at(&at, identity(2).key, &FromMember::Waiting),
             answer_once(listener, &trust, &later)
         );
         let error = got.unwrap_err();

@@ -56,7 +56,7 @@ impl VipDriver {
         }
         for (node, messages) in outbox {
             for datagram in pack(&messages) {
-                self.inputs.link.send_vip(node, &datagram);
+                self.inputs.link.datagrams().send_vip(node, &datagram);
             }
         }
         let before = self.vips.len();
@@ -207,7 +207,7 @@ impl VipDriver {
         let (purpose, state) = (MessageKind::Move(to), CandidateState::Witness);
         let message = VipMessage { vip: address, purpose, known: None, heard: None, state };
         for datagram in pack(&[message]) {
-            self.inputs.link.send_vip(owner, &datagram);
+            self.inputs.link.datagrams().send_vip(owner, &datagram);
         }
     }
 
@@ -271,7 +271,7 @@ fn probe_agent(
 ) {
     let at = now();
     let Some(owner) = vip.election.status(at).owner else { return };
-    let Some(to) = link.addresses.best(&owner).filter(|_| at.since(vip.knocked) >= KNOCK) else { return };
+    let Some(to) = link.addresses().best(&owner).filter(|_| at.since(vip.knocked) >= KNOCK) else { return };
     vip.knocked = at;
     let (pending_probes, address) = (pending_probes.clone(), vip.settings.address);
     life.spawn(async move {

@@ -123,7 +123,7 @@ impl VipDriver {
                 let member = view.members.get(id);
                 // Who has just joined is in the document, and heard by the link, seconds before gossip has told
                 // of it everywhere, and may be the only one who still hears an owner.
-                let direct = link.last_heard(id).is_some_and(|at| heard_at.since(at) < ALIVE);
+                let direct = link.datagrams().last_heard(id).is_some_and(|at| heard_at.since(at) < ALIVE);
                 let joined = wall.0.abs_diff(admitted.at.0) < JOINED_MS;
                 let left = member.is_some_and(|member| member.word.left);
                 let alive = !left && (direct || joined || member.is_some_and(|member| member.heard));

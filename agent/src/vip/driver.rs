@@ -295,7 +295,7 @@ impl VipDriver {
         let there =
             self.kernel.as_mut().and_then(|kernel| kernel.neighbours_at(mac).ok()).unwrap_or_default();
         let document = self.inputs.trust.borrow().document.clone();
-        let book = &self.inputs.link.addresses;
+        let book = self.inputs.link.addresses();
         let lives = |id: &&NodeId| book.all(id).iter().any(|at| there.contains(&at.ip()) && at.ip() != vip);
         document.members().map(|(id, _)| id).find(lives).copied()
     }
@@ -379,7 +379,8 @@ impl VipDriver {
         let document = self.inputs.trust.borrow().document.clone();
         let view = self.inputs.view.borrow().clone();
         let (link, life) = (self.inputs.link.clone(), self.life.clone());
-        let heard = |id: &NodeId| link.last_heard(id).is_some_and(|at| life.now().since(at) < HEARD);
+        let heard =
+            |id: &NodeId| link.datagrams().last_heard(id).is_some_and(|at| life.now().since(at) < HEARD);
         let name = |id: &NodeId| document.member(id).map_or("?".to_owned(), |one| one.name.to_string());
         let trusted = self.trusted();
         for (address, vip) in &mut self.vips {
@@ -395,7 +396,7 @@ impl VipDriver {
                 Err(NoSegment::Segment(why)) => (Ok(()), Err(why.clone())),
             };
             // A worker's word counts where its datagrams come from that very address.
-            let lives = |id: &NodeId| link.addresses.best(id).is_some_and(|at| at.ip() == *address);
+            let lives = |id: &NodeId| link.addresses().best(id).is_some_and(|at| at.ip() == *address);
             let taken = segments::node_at(&view, *address, |id| trusted.contains(id) || lives(id));
             let taken = taken.map(|node| {
                 let name = name(&node);

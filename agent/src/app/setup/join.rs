@@ -322,7 +322,6 @@ fn listen(ports: BoundPorts, member: &StoredMember, life: &Lifecycle) -> Result<
     // The sender may go: readers keep its last value.
     let (_, trust) = watch::channel(Arc::new(trust));
     let (link, _, tcp) = Link::new(ports, member.identity.clone(), trust);
-    link.serve_udp(life);
-    link.serve_tcp(tcp, life)?;
+    link.serve(tcp, life)?;
     Ok(link)
 }

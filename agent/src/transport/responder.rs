@@ -1,0 +1,79 @@
+//! What pulses are answered, and who is told of a change without asking: whoever has pulsed this node lately.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use proto::node::NodeId;
+use proto::pulse::PulseStatus;
+use proto::time::Moment;
+use proto::transport::DatagramFrame;
+
+use super::lock;
+
+/// Who has not pulsed for this long has gone, and is not told of changes any more.
+const ASKER: Duration = Duration::from_secs(5);
+
+/// Time between two fingerprints of this node's record to one asker.
+const FINGERPRINT: Duration = Duration::from_secs(1);
+
+/// Who has pulsed this node.
+struct Asker {
+    from: SocketAddr,
+    at: Moment,
+    /// When it was last sent the fingerprint of this node's record.
+    fingerprint: Option<Moment>,
+}
+
+/// The answers of this node.
+#[derive(Default)]
+pub(super) struct PulseResponder {
+    /// What this node says in every answer, as bytes.
+    status: Mutex<Vec<u8>>,
+    /// Of this node's current record; it goes to each asker once a second.
+    fingerprint: Mutex<Option<u32>>,
+    askers: Mutex<BTreeMap<NodeId, Asker>>,
+}
+
+impl PulseResponder {
+    /// The answer to a pulse, as the plaintext of a datagram.
+    pub(super) fn answer(&self, to: NodeId, number: u64, from: SocketAddr, now: Moment) -> Vec<u8> {
+        let mut plaintext = DatagramFrame::Answer(number, &lock(&self.status)).to_bytes();
+        let fingerprint = *lock(&self.fingerprint);
+        let mut askers = lock(&self.askers);
+        let asker = askers.entry(to).or_insert(Asker { from, at: now, fingerprint: None });
+        (asker.from, asker.at) = (from, now);
+        if let Some(fingerprint) = fingerprint
+            && asker.fingerprint.is_none_or(|at| now.since(at) >= FINGERPRINT)
+            && DatagramFrame::RecordFingerprint(fingerprint).put(&mut plaintext)
+        {
+            asker.fingerprint = Some(now);
+        }
+        plaintext
+    }
+
+    /// What this node says from now on. Returns the plaintext that tells it, and whom.
+    pub(super) fn set_status(
+        &self,
+        pulse_status: &PulseStatus,
+        now: Moment,
+    ) -> (Vec<u8>, Vec<(NodeId, SocketAddr)>) {
+        let bytes = pulse_status.to_bytes();
+        let plaintext = DatagramFrame::Answer(0, &bytes).to_bytes();
+        *lock(&self.status) = bytes;
+        let mut askers = lock(&self.askers);
+        askers.retain(|_, asker| now.since(asker.at) < ASKER);
+        (plaintext, askers.iter().map(|(id, asker)| (*id, asker.from)).collect())
+    }
+
+    /// The fingerprint of this node's current record, which goes with an answer a second.
+    pub(super) fn set_fingerprint(&self, fingerprint: u32) {
+        *lock(&self.fingerprint) = Some(fingerprint);
+    }
+
+    /// Forgets everyone who is not a member any more.
+    pub(super) fn retain(&self, member: impl Fn(&NodeId) -> bool) {
+        lock(&self.askers).retain(|id, _| member(id));
+    }
+}
