@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use proto::cause::Reason;
 use proto::cluster::{AdoptError, Adoption, ChangeError, Document, KeyId, Replica, SealedDocument};
+use proto::config::Mistake;
 use proto::node::NodeId;
 use proto::rpc::{Addresses, MAX_ADDRESSES, SyncDigest, SyncSnapshot};
+use proto::settings::{SettingChange, plan};
 use proto::transport::{GossipKey, KeyRing, OLD_KEY_TTL};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -19,6 +21,20 @@ use crate::transport::{Link, TrustedKeys, random};
 
 /// Most gossip keys that are looked at in what a peer sends: the one that counts and the one before.
 const MOST_KEYS: usize = 8;
+
+/// Why settings are not changed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SettingError {
+    /// Every mistake in what was asked for, a line for each.
+    #[error("nothing was changed:{}", .0.iter().map(|mistake| format!("\n  {mistake}")).collect::<String>())]
+    Mistakes(Vec<Mistake>),
+    /// The document was not changed.
+    #[error(transparent)]
+    Change(#[from] ChangeError),
+    /// Another value of this key is newer, by its author's clock.
+    #[error("cannot change {0}: another value takes precedence")]
+    Outvoted(String),
+}
 
 /// The document and the keys of this node.
 pub(super) struct ClusterState {
@@ -77,6 +93,34 @@ impl ClusterState {
         let result = self.replica.change(identity.id, identity.pair(), change)?;
         self.publish();
         Ok(result)
+    }
+
+    /// Changes settings: all that is asked for, or nothing. They are checked as a whole before they spread.
+    pub(super) fn change_settings(
+        &mut self,
+        wishes: &[(String, Option<String>)],
+    ) -> Result<Vec<SettingChange>, SettingError> {
+        let changes = plan(self.document(), wishes).map_err(SettingError::Mistakes)?;
+        let new: Vec<&SettingChange> = changes.iter().filter(|change| change.differs()).collect();
+        if new.is_empty() {
+            return Ok(changes);
+        }
+        let by = self.own();
+        self.change(|document| {
+            for SettingChange { key, new, .. } in &new {
+                document.set(key, new.clone(), by, wall())?;
+            }
+            Ok(())
+        })?;
+        for SettingChange { key, old, new } in new {
+            let now = self.document().settings.get(key).and_then(|setting| setting.value.as_ref());
+            if now != new.as_ref() {
+                return Err(SettingError::Outvoted(key.clone()));
+            }
+            let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "not set".to_owned());
+            info!("setting {key} changed to {} from {}", shown(new), shown(old));
+        }
+        Ok(changes)
     }
 
     /// Makes another gossip key the one that counts, after `change`.

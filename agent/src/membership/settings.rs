@@ -5,23 +5,11 @@ use proto::control::{HeldStatus, Response};
 use proto::node::{Name, NodeId};
 use proto::rpc::{FromMember, ToMember};
 use proto::settings::{self, BadSetting, SettingChange};
-use tracing::info;
 
 use super::answer::Answer;
-use super::cluster_state::ClusterState;
+use super::cluster_state::{ClusterState, SettingError};
 use super::peer_sync::PeerSync;
 use crate::lifecycle::wall;
-
-/// Why settings are not written.
-#[derive(Debug, thiserror::Error)]
-enum WriteError {
-    /// The document was not changed.
-    #[error(transparent)]
-    Change(#[from] ChangeError),
-    /// Another value of this key is newer, by its author's clock.
-    #[error("cannot change {0}: another value takes precedence")]
-    Outvoted(String),
-}
 
 /// Why a text names no member.
 #[derive(Debug, thiserror::Error)]
@@ -34,20 +22,17 @@ enum NoMember {
     Gone,
 }
 
-/// Changes settings: all that is asked for, or nothing.
-pub(super) fn change(
-    cluster: &mut ClusterState,
+/// What the command line is told of settings that were to be changed.
+pub(super) fn changed(
+    changes: Result<Vec<SettingChange>, SettingError>,
+    cluster: &ClusterState,
     sync: &PeerSync,
-    wishes: &[(String, Option<String>)],
 ) -> Answer {
-    let changes = match settings::plan(cluster.document(), wishes) {
+    let changes = match changes {
         Ok(changes) => changes,
-        Err(mistakes) => return Answer::failed(wrong(&mistakes)),
-    };
-    let told = match write(cluster, &changes) {
-        Ok(changed) => changed.then(|| sync.push_and_count(cluster)),
         Err(error) => return Answer::failed(error),
     };
+    let told = changes.iter().any(SettingChange::differs).then(|| sync.push_and_count(cluster));
     Answer::later(async move {
         let told = match told {
             Some(told) => told.await,
@@ -55,30 +40,6 @@ pub(super) fn change(
         };
         Response::Changed(changes, told)
     })
-}
-
-/// Writes changes into the document; true when there were any.
-fn write(cluster: &mut ClusterState, changes: &[SettingChange]) -> Result<bool, WriteError> {
-    let by = cluster.own();
-    let changes: Vec<&SettingChange> = changes.iter().filter(|change| change.old != change.new).collect();
-    if changes.is_empty() {
-        return Ok(false);
-    }
-    cluster.change(|document| {
-        for SettingChange { key, new, .. } in &changes {
-            document.set(key, new.clone(), by, wall())?;
-        }
-        Ok(())
-    })?;
-    for SettingChange { key, old, new } in changes {
-        let now = cluster.document().settings.get(key).and_then(|setting| setting.value.as_ref());
-        if now != new.as_ref() {
-            return Err(WriteError::Outvoted(key.clone()));
-        }
-        let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "not set".to_owned());
-        info!("setting {key} changed to {} from {}", shown(new), shown(old));
-    }
-    Ok(true)
 }
 
 /// Drains a node, or takes it back. Doing it again changes nothing, the time since included.
@@ -95,11 +56,7 @@ pub(super) fn drain(cluster: &mut ClusterState, sync: &PeerSync, on: bool, node:
         (true, Some(since)) => Some(since),
         (true, None) => Some(wall().0.to_string()),
     };
-    let changes = match settings::plan(cluster.document(), &[(key, value)]) {
-        Ok(changes) => changes,
-        Err(mistakes) => return Answer::failed(wrong(&mistakes)),
-    };
-    if let Err(error) = write(cluster, &changes) {
+    if let Err(error) = cluster.change_settings(&[(key, value)]) {
         return Answer::failed(error);
     }
     let what = match on {
@@ -161,16 +118,6 @@ fn one_member(cluster: &ClusterState, text: Option<&str>) -> Result<(NodeId, Nam
     };
     let found = document.members().find(|(_, admitted)| admitted.name == name);
     found.map(|(id, _)| (*id, name)).ok_or(NoMember::Gone)
-}
-
-/// Every mistake, a line for each.
-fn wrong(mistakes: &[proto::config::Mistake]) -> String {
-    let mut text = "nothing was changed:".to_owned();
-    for mistake in mistakes {
-        text.push_str("\n  ");
-        text.push_str(&mistake.to_string());
-    }
-    text
 }
 
 /// Unsets what was set for a node alone, which goes with it: another machine may get its name.

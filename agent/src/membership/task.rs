@@ -218,7 +218,10 @@ impl MembershipTask {
             Request::Remove { node } => members::remove(cluster, sync, &node),
             Request::SetRole { node, role, force } => members::set_role(cluster, sync, &node, role, force),
             Request::Leave => members::leave(cluster, sync, disk, life),
-            Request::Change(wishes) => settings::change(cluster, sync, &wishes),
+            Request::Change(wishes) => {
+                let changes = cluster.change_settings(&wishes);
+                settings::changed(changes, cluster, sync)
+            }
             Request::Drain { on, node } => settings::drain(cluster, sync, on, node),
             Request::Held { node } => settings::who_holds(cluster, sync, node, held.as_ref()),
             #[cfg(feature = "next-wire")]

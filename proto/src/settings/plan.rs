@@ -21,6 +21,13 @@ pub struct SettingChange {
     pub new: Option<String>,
 }
 
+impl SettingChange {
+    /// Whether it becomes anything else than it was.
+    pub fn differs(&self) -> bool {
+        self.old != self.new
+    }
+}
+
 /// Checks wishes: keys as people write them, each with its value, or none to unset it and all that stand
 /// below it. Addresses and nodes are written as the document has them; what belonged to a VIP that goes, goes
 /// with it.
