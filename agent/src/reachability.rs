@@ -43,13 +43,14 @@ pub(crate) struct ReachabilityInputs {
     pub(crate) is_member: Arc<dyn Fn(&NodeId) -> bool + Send + Sync>,
 }
 
-/// Starts the task. Both outputs are written here alone.
+/// Starts the task, which alone writes the table, and the last good list from `serving` on.
 pub(crate) fn spawn(
     inputs: ReachabilityInputs,
     table: watch::Sender<Arc<BackendTable>>,
-    serving: watch::Sender<Arc<LastKnownGood>>,
+    serving: LastKnownGood,
     life: &Lifecycle,
-) {
+) -> watch::Receiver<Arc<LastKnownGood>> {
+    let (serving, list) = watch::channel(Arc::new(serving));
     let reach = ReachabilityTask {
         paths: BTreeMap::new(),
         said: StatusOverlay::default(),
@@ -59,6 +60,7 @@ pub(crate) fn spawn(
         life: life.clone(),
     };
     life.supervise("reachability", reach, |reach| Box::pin(reach.run()));
+    list
 }
 
 /// The table that the last good list alone gives: what is dialled in the first milliseconds.

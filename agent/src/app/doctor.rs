@@ -249,7 +249,7 @@ pub(super) async fn answer(running: &Arc<RunningAgent>, nodes: &[String]) -> Res
         Ok(wanted) => wanted,
         Err(error) => return Response::Failed(error.to_string()),
     };
-    let view = running.view.borrow().clone();
+    let view = running.peers.view().borrow().clone();
     let left = |id: &NodeId| view.members.get(id).is_some_and(|member| member.word.left);
     let began = tokio::time::Instant::now();
     let until = began + ALL;
@@ -285,15 +285,15 @@ pub(super) async fn answer(running: &Arc<RunningAgent>, nodes: &[String]) -> Res
 }
 
 async fn facts(running: &RunningAgent, peers: Vec<PeerFacts>) -> MeshFacts {
-    let address = *running.own_address.borrow();
-    let port = running.node.port;
+    let address = running.own.address();
+    let port = running.own.file().port;
     let places = running.places.clone();
     let firewall = tokio::task::spawn_blocking(move || places.firewall()).await.unwrap_or_default();
     MeshFacts {
-        node: running.node.name.to_string(),
+        node: running.own.file().name.to_string(),
         address: address.map_or_else(|| "no address".to_owned(), |ip| SocketAddr::new(ip, port).to_string()),
-        interface: running.node.interface.clone(),
-        mtu: mtu(&running.node.interface),
+        interface: running.own.file().interface.clone(),
+        mtu: mtu(&running.own.file().interface),
         port,
         firewall,
         peers,
@@ -404,7 +404,7 @@ pub(super) fn answer_member(running: &Arc<RunningAgent>, slots: &Arc<Semaphore>,
                 true => Vec::new(),
                 false => agent_facts(&running, &here).await,
             };
-            let mtu = mtu(&running.node.interface);
+            let mtu = mtu(&running.own.file().interface);
             let answer = DoctorAnswer { received, sent: wall(), mtu, tcp, udp, findings };
             let _ = reply.send(ToMember::Examined(Box::new(answer), padding));
         };
@@ -414,7 +414,7 @@ pub(super) fn answer_member(running: &Arc<RunningAgent>, slots: &Arc<Semaphore>,
 }
 
 async fn agent_facts(running: &RunningAgent, here: &str) -> Vec<Finding> {
-    let services = running.services.borrow().clone();
+    let services = running.clients.effective().services().borrow().clone();
     let status = status::of(running);
     own(running.places.clone(), Some(&status), &services, Some(here), None).await.findings
 }

@@ -85,55 +85,101 @@ impl EffectiveConfig {
     }
 }
 
-/// What the task works with.
-pub(super) struct ConfigInputs {
-    /// This node's own configuration.
-    pub(super) config: watch::Receiver<Arc<Config>>,
-    pub(super) trust: watch::Receiver<Arc<TrustedKeys>>,
-    pub(super) proxy: Proxy,
+/// What holds now, for all who follow it.
+pub(super) struct EffectiveWatches {
+    services: watch::Receiver<Arc<Vec<Service>>>,
+    settings: watch::Receiver<Arc<Settings>>,
+    all: watch::Receiver<Arc<EffectiveConfig>>,
 }
 
-/// Starts the task. `services`, `settings` and `settled` are written here alone.
-pub(super) fn spawn(
-    inputs: ConfigInputs,
+impl EffectiveWatches {
+    /// What is proxied and checked here.
+    pub(super) fn services(&self) -> watch::Receiver<Arc<Vec<Service>>> {
+        self.services.clone()
+    }
+
+    /// The cluster's settings.
+    pub(super) fn settings(&self) -> watch::Receiver<Arc<Settings>> {
+        self.settings.clone()
+    }
+
+    /// All of it, for those who wait for a change.
+    pub(super) fn watch(&self) -> watch::Receiver<Arc<EffectiveConfig>> {
+        self.all.clone()
+    }
+
+    /// All of it as it is now.
+    pub(super) fn now(&self) -> Arc<EffectiveConfig> {
+        self.all.borrow().clone()
+    }
+}
+
+/// The task: what it reads, and the watches that it alone writes.
+struct ConfigTask {
+    config: watch::Receiver<Arc<Config>>,
+    trust: watch::Receiver<Arc<TrustedKeys>>,
+    proxy: Proxy,
     services: watch::Sender<Arc<Vec<Service>>>,
     settings: watch::Sender<Arc<Settings>>,
-    effective: watch::Sender<Arc<EffectiveConfig>>,
+    all: watch::Sender<Arc<EffectiveConfig>>,
+}
+
+/// Starts the task with what holds at `first`, of which the proxy has heard already.
+pub(super) fn spawn(
+    first: EffectiveConfig,
+    config: watch::Receiver<Arc<Config>>,
+    trust: watch::Receiver<Arc<TrustedKeys>>,
+    proxy: Proxy,
     life: &Lifecycle,
-) {
+) -> EffectiveWatches {
+    log_mistakes(&first.mistakes, &[]);
+    let (services_in, services) = watch::channel(Arc::new(first.services.clone()));
+    let (settings_in, settings) = watch::channel(Arc::new(first.settings.clone()));
+    let (all_in, all) = watch::channel(Arc::new(first));
+    let task = ConfigTask { config, trust, proxy, services: services_in, settings: settings_in, all: all_in };
     let stopping = life.draining.clone();
-    log_mistakes(&effective.borrow().mistakes, &[]);
-    let outputs = (services, settings, effective);
-    life.supervise("settings", (inputs, outputs), move |(inputs, outputs)| {
-        let (stopping, (services, settings, effective)) = (stopping.clone(), &*outputs);
-        // An earlier run, which has failed, may not have carried out what it had read.
-        inputs.trust.mark_changed();
+    life.supervise("settings", task, move |task| {
+        let stopping = stopping.clone();
         Box::pin(async move {
-            loop {
-                tokio::select! {
-                    Ok(()) = inputs.config.changed() => {}
-                    Ok(()) = inputs.trust.changed() => {}
-                    () = stopping.cancelled() => return,
-                }
-                let config = inputs.config.borrow_and_update().clone();
-                let document = inputs.trust.borrow_and_update().document.clone();
-                let now = Arc::new(EffectiveConfig::of(&config, &document));
-                let before = effective.borrow().clone();
-                if *before == *now {
-                    continue;
-                }
-                log_mistakes(&now.mistakes, &before.mistakes);
-                if before.services != now.services {
-                    inputs.proxy.reload(&now.services);
-                    services.send_replace(Arc::new(now.services.clone()));
-                }
-                if before.settings != now.settings {
-                    settings.send_replace(Arc::new(now.settings.clone()));
-                }
-                effective.send_replace(now);
-            }
+            stopping.run_until_cancelled(task.run()).await;
         })
     });
+    EffectiveWatches { services, settings, all }
+}
+
+impl ConfigTask {
+    async fn run(&mut self) {
+        // An earlier run, which has failed, may not have carried out what it had read.
+        self.trust.mark_changed();
+        loop {
+            tokio::select! {
+                Ok(()) = self.config.changed() => {}
+                Ok(()) = self.trust.changed() => {}
+                else => return,
+            }
+            self.reconcile();
+        }
+    }
+
+    /// Reads both, and hands on what has changed.
+    fn reconcile(&mut self) {
+        let config = self.config.borrow_and_update().clone();
+        let document = self.trust.borrow_and_update().document.clone();
+        let now = Arc::new(EffectiveConfig::of(&config, &document));
+        let before = self.all.borrow().clone();
+        if *before == *now {
+            return;
+        }
+        log_mistakes(&now.mistakes, &before.mistakes);
+        if before.services != now.services {
+            self.proxy.reload(&now.services);
+            self.services.send_replace(Arc::new(now.services.clone()));
+        }
+        if before.settings != now.settings {
+            self.settings.send_replace(Arc::new(now.settings.clone()));
+        }
+        self.all.send_replace(now);
+    }
 }
 
 /// Logs what is new among the mistakes.

@@ -121,9 +121,9 @@ pub(super) fn spawn(running: &Arc<RunningAgent>, config: watch::Receiver<Arc<Con
         config,
         status: Box::new(move || status::of(&asked)),
         changes: seen,
-        ring: running.ring.clone(),
-        act: Box::new(super::handler(running.clone())),
-        tell: running.tell.clone(),
+        ring: running.events.watch(),
+        act: Box::new(super::requests::handler(running.clone())),
+        tell: running.events.tell(),
     };
     web::spawn(inputs, life);
     let (own, followed) = (life.clone(), running.clone());
@@ -143,13 +143,13 @@ pub(super) fn spawn(running: &Arc<RunningAgent>, config: watch::Receiver<Arc<Con
 }
 
 async fn follow(running: Arc<RunningAgent>, changes: &watch::Sender<u64>, life: Lifecycle) {
-    let (mut table, mut liveness) = (running.table.clone(), running.liveness.clone());
-    let (mut view, mut trust) = (running.view.clone(), running.trust.clone());
-    let (mut effective, mut own) = (running.effective.clone(), running.own_address.clone());
+    let (mut table, mut liveness) = (running.clients.table(), running.peers.liveness());
+    let (mut view, mut trust) = (running.peers.view(), running.trust.clone());
+    let (mut effective, mut own) = (running.clients.effective().watch(), running.own.watch_address());
     let (mut known, mut only_table) = (None, false);
     loop {
         let now = table.borrow_and_update().clone();
-        running.seen.update(&now, life.now());
+        running.history.update(&now, life.now());
         // Round trips change with every dial, and are shown when someone looks.
         let states: Vec<(NodeId, BackendState, u16)> =
             now.values().flatten().map(|one| (one.node, one.state, one.weight)).collect();
@@ -180,7 +180,7 @@ async fn measure(running: Arc<RunningAgent>) {
     loop {
         let wanted = tokio::time::Instant::now() + LOOK;
         tokio::time::sleep_until(wanted).await;
-        running.seen.lag.record(wanted.elapsed());
+        running.history.lag.record(wanted.elapsed());
     }
 }
 

@@ -22,6 +22,7 @@ use crate::vip::VipReport;
 /// Between two looks at round trips and losses, which nobody is told of.
 const AGAIN: Duration = Duration::from_secs(20);
 
+/// What the record is made of.
 pub(super) struct RecordInputs {
     pub(super) node: NodeFile,
     pub(super) began: UnixMs,
@@ -32,37 +33,43 @@ pub(super) struct RecordInputs {
     pub(super) settings: watch::Receiver<Arc<Settings>>,
     pub(super) vips: watch::Receiver<Arc<VipReport>>,
     pub(super) liveness: watch::Receiver<Arc<PeerLivenessMap>>,
-    pub(super) peer_link: BTreeMap<NodeId, PeerLink>,
 }
 
-impl RecordInputs {
+/// The task: what it reads, and what was said of each peer.
+struct RecordTask {
+    inputs: RecordInputs,
+    said: BTreeMap<NodeId, PeerLink>,
+}
+
+impl RecordTask {
+    /// What this node says of itself now.
     fn record(&mut self, stopping: bool) -> NodeRecord {
-        let address = *self.own_address.borrow_and_update();
-        let health = self.health.borrow_and_update().clone();
-        let document = self.trust.borrow_and_update().document.clone();
-        let liveness = self.liveness.borrow_and_update().clone();
-        self.peer_link = liveness
+        let address = *self.inputs.own_address.borrow_and_update();
+        let health = self.inputs.health.borrow_and_update().clone();
+        let document = self.inputs.trust.borrow_and_update().document.clone();
+        let liveness = self.inputs.liveness.borrow_and_update().clone();
+        self.said = liveness
             .iter()
-            .filter_map(|(id, peer_liveness)| Some((*id, peer_link(self.peer_link.get(id), peer_liveness)?)))
+            .filter_map(|(id, peer_liveness)| Some((*id, peer_link(self.said.get(id), peer_liveness)?)))
             .collect();
-        let vips = self.vips.borrow_and_update().clone();
-        let settings = self.settings.borrow_and_update().clone();
-        let draining = settings.drains.get(&self.node.name).copied();
+        let vips = self.inputs.vips.borrow_and_update().clone();
+        let settings = self.inputs.settings.borrow_and_update().clone();
+        let draining = settings.drains.get(&self.inputs.node.name).copied();
         let mut services = health.as_ref().clone();
-        if let Some(weight) = settings.weights.get(&self.node.name) {
+        if let Some(weight) = settings.weights.get(&self.inputs.node.name) {
             services.values_mut().for_each(|offer| offer.weight = *weight);
         }
         NodeRecord {
-            name: self.node.name.clone(),
+            name: self.inputs.node.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             link_versions: (*VERSIONS.start(), *VERSIONS.end()),
-            addresses: address.map(|ip| SocketAddr::new(ip, self.node.port)).into_iter().collect(),
-            interface: self.node.interface.clone(),
-            started: self.began,
+            addresses: address.map(|ip| SocketAddr::new(ip, self.inputs.node.port)).into_iter().collect(),
+            interface: self.inputs.node.interface.clone(),
+            started: self.inputs.began,
             document: document.hash(),
             draining: draining.or_else(|| stopping.then(wall)),
             left: stopping,
-            links: self.peer_link.clone(),
+            links: self.said.clone(),
             services,
             l2_endpoints: vips.l2_endpoints.clone(),
             vips: vips.ownerships.clone(),
@@ -104,31 +111,32 @@ fn two_digits(number: u32) -> u32 {
     number / unit * unit
 }
 
-/// Starts the task that keeps the word up to date; it alone writes it.
-pub(super) fn spawn(mut inputs: RecordInputs, life: &Lifecycle) -> watch::Receiver<NodeRecord> {
-    let (sender, receiver) = watch::channel(inputs.record(false));
+/// Starts the task that keeps the record up to date; it alone writes it.
+pub(super) fn spawn(inputs: RecordInputs, life: &Lifecycle) -> watch::Receiver<NodeRecord> {
+    let mut task = RecordTask { inputs, said: BTreeMap::new() };
+    let (sender, receiver) = watch::channel(task.record(false));
     let own = life.clone();
-    life.supervise("record", (inputs, sender), move |(inputs, sender)| {
-        Box::pin(watch_inputs(inputs, sender, own.clone()))
+    life.supervise("record", (task, sender), move |(task, sender)| {
+        Box::pin(watch_inputs(task, sender, own.clone()))
     });
     receiver
 }
 
-async fn watch_inputs(inputs: &mut RecordInputs, sender: &watch::Sender<NodeRecord>, life: Lifecycle) {
+async fn watch_inputs(task: &mut RecordTask, sender: &watch::Sender<NodeRecord>, life: Lifecycle) {
     let mut again = tokio::time::interval(AGAIN);
     again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let stopping = tokio::select! {
-            Ok(()) = inputs.own_address.changed() => false,
-            Ok(()) = inputs.health.changed() => false,
-            Ok(()) = inputs.trust.changed() => false,
-            Ok(()) = inputs.liveness.changed() => false,
+            Ok(()) = task.inputs.own_address.changed() => false,
+            Ok(()) = task.inputs.health.changed() => false,
+            Ok(()) = task.inputs.trust.changed() => false,
+            Ok(()) = task.inputs.liveness.changed() => false,
             _ = again.tick() => false,
-            Ok(()) = inputs.settings.changed() => false,
-            Ok(()) = inputs.vips.changed() => false,
+            Ok(()) = task.inputs.settings.changed() => false,
+            Ok(()) = task.inputs.vips.changed() => false,
             () = life.draining.cancelled() => true,
         };
-        let word = inputs.record(stopping);
+        let word = task.record(stopping);
         sender.send_if_modified(|old| {
             // By what the others would read: a text may be news where nothing else is.
             let changed = old.to_body() != word.to_body();

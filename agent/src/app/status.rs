@@ -31,13 +31,13 @@ fn milliseconds(rtt: std::time::Duration) -> f64 {
 pub(super) fn of(running: &RunningAgent) -> Status {
     let trust = running.trust.borrow().clone();
     let document = &trust.document;
-    let view = running.view.borrow().clone();
-    let table = running.table.borrow().clone();
-    let services = running.services.borrow().clone();
-    let liveness = running.liveness.borrow().clone();
-    let ring = running.ring.borrow().clone();
-    let effective = running.effective.borrow().clone();
-    let mut stats = running.proxy.stats();
+    let view = running.peers.view().borrow().clone();
+    let table = running.clients.table().borrow().clone();
+    let services = running.clients.effective().services().borrow().clone();
+    let liveness = running.peers.liveness().borrow().clone();
+    let ring = running.events.ring();
+    let effective = running.clients.effective().now();
+    let mut stats = running.clients.proxy().stats();
     let kube_api = table.get(&ServiceName::kube_api()).map_or(&[][..], Vec::as_slice);
     let own = running.link.own();
     let role = |id: &NodeId| document.role(id).unwrap_or(Role::Worker);
@@ -45,8 +45,8 @@ pub(super) fn of(running: &RunningAgent) -> Status {
     let open_until = running.membership.open_until();
     // Taken out at once: a borrow held while the same watch is borrowed again waits for ever once a writer
     // stands between them.
-    let address = *running.own_address.borrow();
-    let vips = running.vips.borrow().clone();
+    let address = running.own.address();
+    let vips = running.vips.report().borrow().clone();
     Status {
         schema: 1,
         cluster: ClusterStatus {
@@ -59,18 +59,18 @@ pub(super) fn of(running: &RunningAgent) -> Status {
         },
         node: NodeStatus {
             id: own,
-            name: running.node.name.clone(),
+            name: running.own.file().name.clone(),
             address: address.map(|ip| ip.to_string()),
-            interface: running.node.interface.clone(),
+            interface: running.own.file().interface.clone(),
             role: role(&own).into(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            started_unix_ms: running.started,
+            started_unix_ms: running.own.began(),
             removed: document.member(&own).is_none(),
-            descriptors: running.descriptors,
+            descriptors: running.clients.descriptors(),
             link: running.link.counters().status(),
-            loop_lag: running.seen.lag.read(),
-            checks: running.checks.read(),
-            events: running.seen.events(&ring),
+            loop_lag: running.history.lag.read(),
+            checks: running.own.checks(),
+            events: running.history.events(&ring),
         },
         services: services
             .iter()
@@ -89,7 +89,7 @@ pub(super) fn of(running: &RunningAgent) -> Status {
             })
             .collect(),
         vips: vips.vips.clone(),
-        problems: problems(running).into_iter().chain(running.sink_errors.list()).collect(),
+        problems: problems(running).into_iter().chain(running.events.problems()).collect(),
         taken_unix_ms: wall(),
     }
 }
@@ -112,7 +112,7 @@ fn service_status(
             .map(|backend| {
                 let stats = stats.backends.get(&backend.node).copied().unwrap_or_default();
                 let mut counted = counted(stats);
-                running.seen.count(&service.name, backend.node, running.life.now(), &mut counted);
+                running.history.count(&service.name, backend.node, running.life.now(), &mut counted);
                 let offer =
                     view.members.get(&backend.node).and_then(|one| one.word.services.get(&service.name));
                 BackendStatus {
@@ -166,7 +166,7 @@ fn member_status(
 ) -> MemberStatus {
     let member = view.members.get(&id);
     let own = id == running.link.own();
-    let liveness = running.liveness.borrow().clone();
+    let liveness = running.peers.liveness().borrow().clone();
     let peer_liveness = liveness.get(&id).filter(|peer_liveness| peer_liveness.liveness != Liveness::Unknown);
     let serves = backend.is_some_and(|backend| backend.state == BackendState::Ready);
     let state = match own {
@@ -174,7 +174,7 @@ fn member_status(
         false => MemberState::of(member, peer_liveness.map(|peer_liveness| peer_liveness.liveness), serves),
     };
     let address = match (own, running.link.addresses().best(&id)) {
-        (true, _) => running.own_address.borrow().map(|ip| ip.to_string()),
+        (true, _) => running.own.address().map(|ip| ip.to_string()),
         (false, seen) => seen.map(|address| address.ip().to_string()),
     };
     MemberStatus {
@@ -184,7 +184,7 @@ fn member_status(
         role: role.into(),
         state,
         version: member.map_or(String::new(), |member| member.word.version.clone()),
-        since_unix_ms: member.map_or(running.started, |member| member.since),
+        since_unix_ms: member.map_or(running.own.began(), |member| member.since),
         rtt_ms: peer_liveness
             .and_then(|peer_liveness| peer_liveness.rtt)
             .or(backend.and_then(|backend| backend.rtt))
@@ -210,9 +210,9 @@ fn peer_links(names: &BTreeMap<NodeId, Name>, word: &NodeRecord) -> Vec<PeerLink
 
 /// What is wrong with this node, except with telling of it.
 pub(super) fn problems(running: &RunningAgent) -> Vec<Problem> {
-    let view = running.view.borrow().clone();
+    let view = running.peers.view().borrow().clone();
     let document = running.document();
-    let effective = running.effective.borrow().clone();
+    let effective = running.clients.effective().now();
     let now = wall();
     let mut problems = running.disk.found();
     problems.extend(supervisor::problems());
@@ -228,16 +228,16 @@ pub(super) fn problems(running: &RunningAgent) -> Vec<Problem> {
             problems.push(Problem::new(ProblemCode::NameTwice, detail).about(id.to_string()).fix(fix));
         }
     }
-    if running.own_address.borrow().is_none() {
-        let interface = &running.node.interface;
+    if running.own.address().is_none() {
+        let interface = &running.own.file().interface;
         let detail = format!("{interface} has no usable address, so other nodes cannot reach this one");
         problems.push(Problem::new(ProblemCode::NoAddress, detail).about(interface).fix("bring it up"));
     }
-    if let Some(problem) = &running.vips.borrow().problem {
+    if let Some(problem) = &running.vips.report().borrow().problem {
         let detail = format!("this node can't own virtual IPs: {problem}");
         problems.push(Problem::new(ProblemCode::VipUnable, detail));
     }
-    problems.extend(running.gossip.borrow().problems(&document, now));
+    problems.extend(running.peers.gossip_problems().problems(&document, now));
     // Where a node is, is proven within milliseconds of its record: only what lasts is a problem.
     let lasting = |one: &&IgnoredClaim| match one.what {
         Ignored::Unproven(..) => now.0.saturating_sub(one.since.0) >= PROVING,
@@ -248,8 +248,8 @@ pub(super) fn problems(running: &RunningAgent) -> Vec<Problem> {
         let detail = format!("cluster-wide setting ignored: {mistake}");
         problems.push(Problem::new(ProblemCode::SettingIgnored, detail).about(&mistake.key));
     }
-    if running.descriptors < 4096 {
-        let detail = format!("the open file limit is only {}", running.descriptors);
+    if running.clients.descriptors() < 4096 {
+        let detail = format!("the open file limit is only {}", running.clients.descriptors());
         let fix = "raise LimitNOFILE to serve more connections";
         problems.push(Problem::new(ProblemCode::FewDescriptors, detail).fix(fix));
     }

@@ -8,8 +8,10 @@ use std::time::Duration;
 use proto::backends::{Backend, BackendTable};
 use proto::cause::Cause;
 use proto::control::Response;
+use proto::event::Event;
 use proto::health::Readiness;
 use proto::node::{Name, NodeId, Role};
+use proto::pulse::PeerLivenessMap;
 use proto::record::ServiceOffer;
 use proto::service::{Service, ServiceName};
 use proto::settings::Settings;
@@ -20,6 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::check::OwnHealth;
 use crate::lifecycle::Lifecycle;
 use crate::membership::disk::{MemberStore, VipEpochs};
+use crate::transport::{Link, TrustedKeys};
 use crate::vip::{LocalEligibility, VipCommand, VipReport};
 
 /// Time between two looks at health.
@@ -29,7 +32,10 @@ const HURRY: Duration = Duration::from_millis(100);
 /// How many of those.
 const DOUBTS: u32 = 3;
 
-/// What is read.
+/// Wishes about virtual IPs that wait to be read; each comes from someone who waits for its answer.
+const ORDERS: usize = 16;
+
+/// What this node's eligibility is derived from.
 pub(super) struct EligibilityInputs {
     pub(super) own: Name,
     pub(super) services: watch::Receiver<Arc<Vec<Service>>>,
@@ -39,8 +45,20 @@ pub(super) struct EligibilityInputs {
     pub(super) settings: watch::Receiver<Arc<Settings>>,
 }
 
+/// What the thread reads beside that.
+pub(super) struct VipThreadInputs {
+    pub(super) link: Arc<Link>,
+    pub(super) trust: watch::Receiver<Arc<TrustedKeys>>,
+    pub(super) liveness: watch::Receiver<Arc<PeerLivenessMap>>,
+    /// What members say of virtual IPs.
+    pub(super) arrivals: mpsc::Receiver<(NodeId, Vec<u8>)>,
+    pub(super) tell: mpsc::Sender<Event>,
+    /// What an earlier agent of this node knew.
+    pub(super) epochs: VipEpochs,
+}
+
 /// Starts the task that writes the watch.
-pub(super) fn spawn(inputs: EligibilityInputs, life: &Lifecycle) -> watch::Receiver<Arc<LocalEligibility>> {
+fn spawn(inputs: EligibilityInputs, life: &Lifecycle) -> watch::Receiver<Arc<LocalEligibility>> {
     let (sender, receiver) = watch::channel(Arc::default());
     let own = life.shutdown.clone();
     life.supervise("vip-fitness", (inputs, sender), move |(inputs, sender)| {
@@ -86,7 +104,7 @@ pub(super) fn spawn(inputs: EligibilityInputs, life: &Lifecycle) -> watch::Recei
 
 /// Writes the epochs of virtual IPs whenever one has grown: without them they would begin anew when all
 /// agents are started at once.
-pub(super) fn save_epochs(
+fn save_epochs(
     disk: Arc<MemberStore>,
     saved: VipEpochs,
     report: watch::Receiver<Arc<VipReport>>,
@@ -106,14 +124,53 @@ pub(super) fn save_epochs(
     });
 }
 
-/// Has a virtual IP moved, and waits until it is.
-pub(super) async fn move_to(orders: &mpsc::Sender<VipCommand>, address: IpAddr, node: String) -> Response {
-    let (reply, answer) = oneshot::channel();
-    let busy = || Response::Failed("the agent is busy or stopping; try again".to_owned());
-    if orders.try_send(VipCommand { address, node, reply }).is_err() {
-        return busy();
+/// How the rest of the agent reaches the VIP thread.
+pub(super) struct VipHandle {
+    report: watch::Receiver<Arc<VipReport>>,
+    orders: mpsc::Sender<VipCommand>,
+}
+
+impl VipHandle {
+    /// Starts the thread, with what this node could serve and the epochs that it knew.
+    pub(super) fn start(
+        eligibility: EligibilityInputs,
+        inputs: VipThreadInputs,
+        disk: Arc<MemberStore>,
+        life: &Lifecycle,
+    ) -> VipHandle {
+        let VipThreadInputs { link, trust, liveness, arrivals, tell, epochs } = inputs;
+        let (orders, received) = mpsc::channel(ORDERS);
+        let inputs = crate::vip::VipInputs {
+            link,
+            trust,
+            view: eligibility.view.clone(),
+            liveness,
+            settings: eligibility.settings.clone(),
+            fit: spawn(eligibility, life),
+            arrivals,
+            orders: received,
+            tell,
+            epochs: epochs.clone(),
+        };
+        let report = crate::vip::spawn(inputs, life);
+        save_epochs(disk, epochs, report.clone(), life);
+        VipHandle { report, orders }
     }
-    answer.await.unwrap_or_else(|_| busy())
+
+    /// What is known of virtual IPs.
+    pub(super) fn report(&self) -> watch::Receiver<Arc<VipReport>> {
+        self.report.clone()
+    }
+
+    /// Has a virtual IP moved, and waits until it is.
+    pub(super) async fn move_to(&self, address: IpAddr, node: String) -> Response {
+        let (reply, answer) = oneshot::channel();
+        let busy = || Response::Failed("the agent is busy or stopping; try again".to_owned());
+        if self.orders.try_send(VipCommand { address, node, reply }).is_err() {
+            return busy();
+        }
+        answer.await.unwrap_or_else(|_| busy())
+    }
 }
 
 impl EligibilityInputs {

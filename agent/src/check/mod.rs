@@ -59,11 +59,13 @@ pub(crate) fn until_checked(services: &[Service], serving: &LastKnownGood, own: 
 pub(crate) fn spawn(
     services: watch::Receiver<Arc<Vec<Service>>>,
     own: watch::Receiver<Option<IpAddr>>,
-    out: watch::Sender<Arc<OwnHealth>>,
+    first: OwnHealth,
     counts: Arc<CheckCounters>,
     life: &Lifecycle,
-) {
+) -> watch::Receiver<Arc<OwnHealth>> {
+    let (out, health) = watch::channel(Arc::new(first));
     spawn_at(services, own, out, counts, life, Path::new("/"));
+    health
 }
 
 /// As [`spawn`], with Kubernetes' files below `root`.

@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::{error, info, warn};
 
 use crate::state::{StateDir, StateError, StateFile};
-use crate::transport::random;
 use crate::transport::tls::{Identity, IdentityError};
+use crate::transport::{TrustedKeys, random};
 
 // A version is raised when an older agent must not use the file: a field more is no reason, it is ignored.
 const IDENTITY: StateFile = StateFile::first("identity");
@@ -76,6 +76,11 @@ impl StoredMember {
     /// The cluster document.
     pub(crate) fn document(&self) -> &Document {
         self.replica.document()
+    }
+
+    /// Whom it trusts as it starts.
+    pub(crate) fn trusted_keys(&self) -> TrustedKeys {
+        TrustedKeys { document: Arc::new(self.document().clone()), ring: Arc::new(self.ring.clone()) }
     }
 }
 

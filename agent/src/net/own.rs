@@ -26,9 +26,9 @@ pub(crate) fn watch_own(
     iface: String,
     wanted: IpAddr,
     pinned: bool,
-    out: watch::Sender<Option<IpAddr>>,
     life: &Lifecycle,
-) {
+) -> watch::Receiver<Option<IpAddr>> {
+    let (out, address) = watch::channel(None);
     let stopping = life.draining.clone();
     let own = OwnAddress { iface, wanted, pinned, out, degraded: false };
     life.supervise("net", own, move |own| {
@@ -38,6 +38,7 @@ pub(crate) fn watch_own(
             stopping.run_until_cancelled(own.watch_address()).await;
         })
     });
+    address
 }
 
 struct OwnAddress {
@@ -204,8 +205,7 @@ mod tests {
     #[tokio::test]
     async fn the_task_finds_a_loopback_address_and_ends_with_the_life() {
         let life = Lifecycle::new();
-        let (out, mut seen) = watch::channel(None);
-        watch_own("lo".to_owned(), ip("127.0.0.5"), false, out, &life);
+        let mut seen = watch_own("lo".to_owned(), ip("127.0.0.5"), false, &life);
         seen.wait_for(Option::is_some).await.unwrap();
         assert_eq!(*seen.borrow(), Some(ip("127.0.0.5")));
         life.draining.cancel();
@@ -227,8 +227,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let life = Lifecycle::new();
-            let (out, mut seen) = watch::channel(None);
-            watch_own("w0".to_owned(), ip("10.9.0.1"), false, out, &life);
+            let mut seen = watch_own("w0".to_owned(), ip("10.9.0.1"), false, &life);
             let steps: [(&[&str], Option<&str>); 7] = [
                 (&["addr add 10.9.0.1/24 dev w0", "link set w1 up", "link set w0 up"], Some("10.9.0.1")),
                 (&["link set w1 down"], None),

@@ -92,8 +92,9 @@ pub(crate) struct VipReport {
     pub(crate) epochs: BTreeMap<IpAddr, u64>,
 }
 
-/// Starts the thread.
-pub(crate) fn spawn(inputs: VipInputs, report: watch::Sender<Arc<VipReport>>, life: &Lifecycle) {
+/// Starts the thread, which alone writes the report.
+pub(crate) fn spawn(inputs: VipInputs, life: &Lifecycle) -> watch::Receiver<Arc<VipReport>> {
+    let (report, known) = watch::channel(Arc::default());
     let (ended, end) = oneshot::channel::<()>();
     let own = life.clone();
     let thread = std::thread::Builder::new().name("vip".to_owned()).spawn(move || {
@@ -115,4 +116,5 @@ pub(crate) fn spawn(inputs: VipInputs, report: watch::Sender<Arc<VipReport>>, li
             error!("the VIP thread failed; its addresses expire within 2 s");
         }
     });
+    known
 }

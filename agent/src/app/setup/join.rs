@@ -18,7 +18,7 @@ use crate::membership::init;
 use crate::membership::join::{JoinCredential, JoinError, JoinProgress, SeedConnection, reach};
 use crate::net;
 use crate::transport::tls::Identity;
-use crate::transport::{BoundPorts, Link, TrustedKeys};
+use crate::transport::{BoundPorts, Link};
 
 /// How long a node tries again that finds too many others joining.
 const BUSY: Duration = Duration::from_secs(60);
@@ -317,10 +317,8 @@ async fn dialled_back(
 }
 
 fn listen(ports: BoundPorts, member: &StoredMember, life: &Lifecycle) -> Result<Arc<Link>, rustls::Error> {
-    let trust =
-        TrustedKeys { document: Arc::new(member.document().clone()), ring: Arc::new(member.ring.clone()) };
     // The sender may go: readers keep its last value.
-    let (_, trust) = watch::channel(Arc::new(trust));
+    let (_, trust) = watch::channel(Arc::new(member.trusted_keys()));
     let (link, _, tcp) = Link::new(ports, member.identity.clone(), trust);
     link.serve(tcp, life)?;
     Ok(link)
