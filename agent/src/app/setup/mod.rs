@@ -1,4 +1,4 @@
-//! How a node enters a cluster: [`init`] on the first, [`join`] on the others.
+//! How a node enters a cluster: [`init()`] on the first, [`join()`] on the others.
 //!
 //! What happens is told step by step as a [`SetupStep`], and what goes wrong is a [`SetupError`]: the words, the
 //! questions to a person and the exit codes belong to whoever asked.
