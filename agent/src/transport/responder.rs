@@ -77,3 +77,24 @@ impl PulseResponder {
         lock(&self.askers).retain(|id, _| member(id));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_pulsed_lately_is_told_of_a_change_where_it_was_last() {
+        let responder = PulseResponder::default();
+        let (id, at) = (|n: u8| NodeId([n; 10]), |n: u8| SocketAddr::from(([10, 0, 0, n], 1)));
+        let pulse = |from: NodeId, at: SocketAddr, ms| {
+            responder.answer(from, 1, at, Moment::from_millis(ms));
+        };
+        pulse(id(1), at(1), 0);
+        pulse(id(2), at(2), 4_000);
+        pulse(id(2), at(3), 4_100);
+        let (plaintext, told) = responder.set_status(&PulseStatus::default(), Moment::from_millis(5_000));
+        assert_eq!(told, [(id(2), at(3))]);
+        let asked_for = |frame| matches!(frame, DatagramFrame::Answer(number, _) if number != 0);
+        assert!(!DatagramFrame::all(&plaintext).any(asked_for));
+    }
+}
