@@ -188,7 +188,7 @@ fn answer(query: &[u8]) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn names_resolve_in_an_empty_directory_too() -> Result<()> {
+fn names_resolve_by_dns_and_by_hosts_in_an_empty_directory_too() -> Result<()> {
     with_agents(Lab::bridge(1), |lab, agents| {
         let node = agents[0].node();
         // Without /etc/resolv.conf names are asked for here, as libc does.
@@ -208,11 +208,19 @@ fn names_resolve_in_an_empty_directory_too() -> Result<()> {
         }
         std::fs::copy(binary()?, root.join("agent")).context("copy the binary")?;
         let inside = root.to_string_lossy().into_owned();
-        let command = ["chroot", &inside, "/agent", "join", "seed.example", "--foreground"];
         let dirs = ["--state-dir", "/state", "--runtime-dir", "/run"];
         // Nobody listens at the address that the name stands for: that it is named shows that it was found.
-        let said = node.exec(&[&command[..], &dirs].concat())?.fails_with(69)?;
-        ensure!(said.contains("127.0.0.9:7646"), "{said}");
+        let finds = |name: &str, address: &str| -> Result<()> {
+            let command = ["chroot", &inside, "/agent", "join", name, "--foreground"];
+            let said = node.exec(&[&command[..], &dirs].concat())?.fails_with(69)?;
+            ensure!(said.contains(address), "{name}: {said}");
+            Ok(())
+        };
+        finds("seed.example", "127.0.0.9:7646")?;
+        // The name server would give the other address.
+        std::fs::create_dir_all(root.join("etc"))?;
+        std::fs::write(root.join("etc/hosts"), "127.0.0.8 seed.hosts\n")?;
+        finds("seed.hosts", "127.0.0.8:7646")?;
         serve.join().map_err(|_| anyhow::anyhow!("the name server panicked"))
     })
 }
