@@ -1,6 +1,5 @@
 //! `agent`: highly available Kubernetes masters without a load balancer.
 
-mod alloc;
 mod app;
 mod check;
 mod cli;
@@ -42,9 +41,6 @@ mod web;
 // the first random number would be a panic, in a machine and not here.
 #[cfg(all(target_env = "gnu", target_feature = "crt-static", not(getrandom_backend = "linux_getrandom")))]
 compile_error!("a static glibc binary needs `--cfg getrandom_backend=\"linux_getrandom\"`: use deploy/build");
-
-#[global_allocator]
-static ALLOCATOR: alloc::Blocks = alloc::Blocks;
 
 fn main() -> std::process::ExitCode {
     hardening::no_core_dumps();

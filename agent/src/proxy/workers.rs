@@ -11,7 +11,6 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::task::TaskTracker;
 
-use crate::alloc;
 use crate::lifecycle::Lifecycle;
 
 /// Most threads: each moves some ten thousand connections a second, or more bytes than a network card.
@@ -50,11 +49,7 @@ impl WorkerRuntimes {
                 open.close(); // not every order of events has had it closed
                 open.wait().await;
             };
-            let run = move || {
-                alloc::keep();
-                runtime.block_on(serve);
-            };
-            thread::Builder::new().name("proxy".to_owned()).spawn(run)?;
+            thread::Builder::new().name("proxy".to_owned()).spawn(move || runtime.block_on(serve))?;
             std::io::Result::Ok(handle)
         };
         let mut handles = Vec::new();
