@@ -66,7 +66,7 @@ pub(super) struct VipEligibility {
     unhealthy: Option<Unfit>,
     losses: VecDeque<Moment>,
     hold: Duration,
-    pub(super) held_until: Moment,
+    held_until: Moment,
 }
 
 impl VipEligibility {
@@ -154,5 +154,50 @@ impl VipEligibility {
     /// When its standing changes by itself.
     pub(super) fn deadline(&self, now: Moment) -> Option<Moment> {
         (now < self.held_until).then_some(self.held_until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::at;
+    use super::*;
+
+    #[test]
+    fn checks_are_damped() {
+        let mut fitness = VipEligibility::new();
+        fitness.set(EligibilityFact::Segment, Ok(()));
+        let mut check = |outcome: &str| -> Vec<char> {
+            let step = |good: char| {
+                fitness.checked(if good == '+' { Ok(()) } else { Err(Cause::TimedOut.into()) });
+                match fitness.candidate_state(at(0)) {
+                    CandidateState::Fit => 'F',
+                    CandidateState::Recovering => 'R',
+                    _ => 'u',
+                }
+            };
+            outcome.chars().map(step).collect()
+        };
+        assert_eq!(check("+--+--+---").iter().collect::<String>(), "FFFFFFFFFu", "three in a row");
+        assert_eq!(check("-+--+++++++++++").iter().collect::<String>(), "uRRRRRRRRRRRRFF", "ten in a row");
+    }
+
+    #[test]
+    fn who_loses_it_three_times_in_five_minutes_is_held_back_for_ever_longer() {
+        let mut fitness = VipEligibility::new();
+        fitness.set(EligibilityFact::Segment, Ok(()));
+        fitness.checked(Ok(()));
+        let mut held = Vec::new();
+        for n in 0..8 {
+            fitness.lost(at(n * 1_000));
+            held.push(fitness.held_until.since(at(n * 1_000)).as_secs());
+        }
+        assert_eq!(held, [0, 0, 5, 10, 20, 40, 60, 60]);
+        assert_eq!(
+            fitness.candidate_state(at(8_000)),
+            CandidateState::Recovering,
+            "and claims when nobody else can"
+        );
+        fitness.lost(at(1_000_000));
+        assert_eq!(fitness.candidate_state(at(1_000_000)), CandidateState::Fit, "forgotten");
     }
 }

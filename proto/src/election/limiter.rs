@@ -1,8 +1,8 @@
 //! How much one member may say: more is dropped before anything looks at it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use super::receive::millis;
 use crate::node::NodeId;
 use crate::time::Moment;
 
@@ -41,14 +41,14 @@ impl MessageLimiter {
         let full = RATE * 1_000 * self.vips.max(1);
         if !self.buckets.contains_key(&from) && self.buckets.len() >= MAX_SENDERS {
             // Who has been silent for a second has a full one anyway.
-            self.buckets.retain(|_, bucket| millis(now.since(bucket.at)) < 1_000);
+            self.buckets.retain(|_, bucket| now.since(bucket.at) < Duration::from_secs(1));
         }
         let known = self.buckets.get(&from).copied();
         let admitted = match known {
             None if self.buckets.len() >= MAX_SENDERS => None,
             None => Some(full),
             Some(bucket) => {
-                let gained = millis(now.since(bucket.at)).saturating_mul(full / 1_000);
+                let gained = now.since(bucket.at).as_millis() as u64 * (full / 1_000);
                 Some(bucket.left.saturating_add(gained).min(full))
             }
         };

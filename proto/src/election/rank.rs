@@ -121,7 +121,7 @@ impl VipRules {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum ClaimTier {
+enum ClaimTier {
     Fit,
     Recovering,
     Listening,
@@ -131,7 +131,7 @@ pub(super) enum ClaimTier {
 /// subtract; priority next; among equals the VIPs take turns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ClaimRank {
-    pub(super) tier: ClaimTier,
-    pub(super) priority: Reverse<u8>,
+    tier: ClaimTier,
+    priority: Reverse<u8>,
     turn: usize,
 }

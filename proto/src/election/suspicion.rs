@@ -1,77 +1,33 @@
-//! A candidate's doubt whether the VIP has an owner: whom it asks, and when it may claim.
-//!
-//! Two moments decide. `direct`: this node heard the owner itself. `alive`: the latest moment at which
-//! anyone is known to have heard it, by what others say of their own ears. Questions begin when two beats
-//! are missing, so that the answers are there when the third is; every answer that is fresh moves `alive`,
-//! and the claim with it. So a fresh answer vetoes, as long as there are any.
-//!
-//! How long `alive` must lie back depends on whether the owner is dead or only not heard from here. If it
-//! died, all ears heard it last at nearly the same time. If somebody has heard it clearly later than this
-//! node, the way is cut and not the owner, and then one lost packet of the one witness must not make two
-//! owners.
+//! A candidate's suspicion that the VIP has no owner: when it asks, and when it may claim.
 
 use std::time::Duration;
 
+use super::beats::BEAT;
 use crate::time::Moment;
 
-/// Time between two beats of an owner to candidates. All ticks of all VIPs fall on its multiples.
-pub const BEAT: Duration = Duration::from_millis(50);
-
-/// Silence of the owner after which it is doubted: two beats are missing.
-pub(super) const DOUBT: Duration = Duration::from_millis(110);
-
-/// Silence after which it is gone: three are missing.
-const SILENCE: Duration = Duration::from_millis(160);
-
-/// The same where others have heard it later than this node, so that the way may be cut: three and five
-/// beats of those that witnesses get.
-const CUT: [(Duration, Duration); 2] = [
-    (Duration::from_millis(60), Duration::from_millis(300)),
-    (Duration::from_millis(150), Duration::from_millis(500)),
-];
-
 /// Time for answers, of witnesses and to probes, before a claim.
-pub(super) const WINDOW: Duration = Duration::from_millis(50);
+const WINDOW: Duration = Duration::from_millis(50);
+
+/// How late the loop may be: answers may wait in the queue behind that.
+const LATE: Duration = Duration::from_millis(25);
 
 /// Time between the claims of two candidates in the order of their ranks.
 const STAGGER: Duration = Duration::from_millis(50);
 
-/// Who suddenly hears nobody at all is likely cut off itself, and nobody would find the address there. It
-/// claims all the same, since the others may all be dead, but not for a short cut: its higher epoch would
-/// move the address when the cut heals.
-pub(super) const ALONE: Duration = Duration::from_millis(1_500);
-
-/// How long a message of somebody else shows that this node is not alone.
-pub(super) const COMPANY: Duration = Duration::from_millis(500);
-
 /// A member's answer to a probe counts for so long: more than one round.
-pub(super) const LEFTOVER: Duration = Duration::from_millis(250);
+const LEFTOVER: Duration = Duration::from_millis(250);
 
-/// How long alive must lie back before a claim.
-pub(super) fn grace_period(direct: Option<Moment>, alive: Moment) -> Duration {
-    let Some(direct) = direct else { return CUT[1].1 };
-    let later = alive.since(direct);
-    let mut patience = SILENCE;
-    for (beyond, longer) in CUT {
-        if later > beyond {
-            patience = longer;
-        }
-    }
-    patience
-}
-
-/// A doubt, from its beginning until the owner is heard again or somebody claims.
+/// A suspicion, from its beginning until the owner is heard again or somebody claims.
 #[derive(Debug, Clone)]
 pub(super) struct OwnerSuspicion {
-    /// Since when.
-    pub(super) since: Moment,
-    /// Not before this: answers could not be read, since this node's own loop was late.
-    pub(super) not_before: Moment,
+    since: Moment,
+    /// Answers could not be read before this, since this node's own loop was late.
+    not_before: Moment,
     /// When a member's hardware address answered last.
-    pub(super) leftover: Option<Moment>,
+    leftover: Option<Moment>,
     /// A stranger has the address.
-    pub(super) strange: bool,
-    next: Moment,
+    stranger: bool,
+    next_round: Moment,
     base: Moment,
     ahead: u32,
     /// When what stood against a claim became less.
@@ -79,34 +35,72 @@ pub(super) struct OwnerSuspicion {
 }
 
 impl OwnerSuspicion {
-    pub(super) fn new(now: Moment) -> OwnerSuspicion {
+    fn new(now: Moment) -> OwnerSuspicion {
         OwnerSuspicion {
             since: now,
             not_before: now,
             leftover: None,
-            strange: false,
-            next: now,
+            stranger: false,
+            next_round: now,
             base: now,
             ahead: 0,
             eased: now,
         }
     }
 
+    /// Goes on, or begins. While a stranger has the address nobody is asked often: all is asked again when it is
+    /// gone.
+    pub(super) fn follow(before: Option<OwnerSuspicion>, now: Moment, stranger: bool) -> OwnerSuspicion {
+        let suspicion = before.filter(|before| stranger || !before.stranger);
+        OwnerSuspicion { stranger, ..suspicion.unwrap_or_else(|| OwnerSuspicion::new(now)) }
+    }
+
     /// Whether questions and probes are due now.
     pub(super) fn round(&mut self, now: Moment) -> bool {
-        if now < self.next {
+        if now < self.next_round {
             return false;
         }
         let age = now.since(self.since);
         // Three rounds in the window, then one for every beat, and slower when it lasts.
         let wait = match () {
-            () if self.strange => Duration::from_secs(1),
+            () if self.stranger => Duration::from_secs(1),
             () if age < WINDOW => WINDOW / 3,
             () if age < Duration::from_secs(1) => BEAT,
             () => BEAT * 2,
         };
-        self.next = now.after(wait);
+        self.next_round = now.after(wait);
         true
+    }
+
+    /// When the next are.
+    pub(super) fn deadline(&self) -> Moment {
+        self.next_round
+    }
+
+    pub(super) fn since(&self) -> Moment {
+        self.since
+    }
+
+    /// This node's loop was late by so long.
+    pub(super) fn loop_stalled(&mut self, now: Moment, by: Duration) {
+        if by >= LATE {
+            self.not_before = now.after(LATE);
+        }
+    }
+
+    /// A member's hardware address has answered a probe.
+    pub(super) fn member_answered(&mut self, now: Moment) {
+        self.leftover = Some(now);
+    }
+
+    /// When that has not been repeated for so long that nothing is there.
+    pub(super) fn member_gone_at(&self) -> Option<Moment> {
+        self.leftover.map(|last| last.after(LEFTOVER))
+    }
+
+    /// When there was time for answers.
+    pub(super) fn answered_at(&self, rtt: Duration) -> Moment {
+        self.since.after(WINDOW + rtt).max(self.not_before)
     }
 
     /// When it is this node's turn: everyone may claim from `base` on, in the order of ranks. When a veto
@@ -119,8 +113,59 @@ impl OwnerSuspicion {
         (self.base, self.ahead) = (base, ahead);
         base.max(self.eased).after((STAGGER + rtt).saturating_mul(ahead))
     }
+}
 
-    pub(super) fn deadline(&self) -> Moment {
-        self.next
+#[cfg(test)]
+mod tests {
+    use super::super::tests::at;
+    use super::*;
+
+    fn rounds(suspicion: &mut OwnerSuspicion, until: u64) -> Vec<u64> {
+        (0..until).filter(|ms| suspicion.round(at(*ms))).collect()
+    }
+
+    #[test]
+    fn it_asks_three_times_before_a_claim_and_ever_less_after() {
+        let asked = rounds(&mut OwnerSuspicion::follow(None, at(0), false), 2_000);
+        assert_eq!(asked[..5], [0, 16, 32, 48, 64]);
+        assert_eq!(asked[5..].iter().filter(|ms| **ms < 1_000).count(), 18);
+        assert_eq!(asked.iter().filter(|ms| **ms >= 1_000).count(), 10);
+        assert_eq!(rounds(&mut OwnerSuspicion::follow(None, at(0), true), 2_000), [0, 1_000], "a stranger");
+    }
+
+    #[test]
+    fn it_begins_anew_when_a_stranger_is_gone() {
+        let first = OwnerSuspicion::follow(None, at(0), false);
+        let during = OwnerSuspicion::follow(Some(first.clone()), at(100), true);
+        assert_eq!(during.since(), at(0));
+        assert_eq!(OwnerSuspicion::follow(Some(during), at(200), false).since(), at(200));
+        assert_eq!(OwnerSuspicion::follow(Some(first), at(200), false).since(), at(0));
+    }
+
+    #[test]
+    fn each_of_those_ahead_has_its_turn_which_counts_anew_when_what_was_in_the_way_ends() {
+        let slot = |suspicion: &mut OwnerSuspicion, now, base, ahead| {
+            suspicion.claim_slot(at(now), at(base), ahead, Duration::ZERO).as_millis()
+        };
+        let mut suspicion = OwnerSuspicion::follow(None, at(0), false);
+        assert_eq!(slot(&mut suspicion, 0, 50, 2), 150);
+        assert_eq!(slot(&mut suspicion, 10, 900, 2), 1_000, "a veto");
+        assert_eq!(slot(&mut suspicion, 500, 50, 2), 600, "it ends early");
+        assert_eq!(slot(&mut suspicion, 520, 50, 1), 570, "somebody ahead is gone");
+        let slow = suspicion.claim_slot(at(520), at(50), 1, Duration::from_millis(30));
+        assert_eq!(slow, at(600));
+    }
+
+    #[test]
+    fn a_late_loop_gets_time_to_read_the_answers() {
+        let mut suspicion = OwnerSuspicion::follow(None, at(0), false);
+        assert_eq!(suspicion.answered_at(Duration::from_millis(10)), at(60));
+        suspicion.loop_stalled(at(40), Duration::from_millis(24));
+        assert_eq!(suspicion.answered_at(Duration::ZERO), at(50));
+        suspicion.loop_stalled(at(40), Duration::from_millis(25));
+        assert_eq!(suspicion.answered_at(Duration::ZERO), at(65));
+        assert_eq!(suspicion.member_gone_at(), None);
+        suspicion.member_answered(at(45));
+        assert_eq!(suspicion.member_gone_at(), Some(at(295)));
     }
 }

@@ -1,13 +1,19 @@
 //! One table or story for each rule; what many nodes make of them is simulated in `tests/election`.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::arp::Mac;
+use crate::cause::Cause;
+use crate::node::NodeId;
+use crate::time::Moment;
+use crate::unfit::Unfit;
 
 pub(super) const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 91, 91, 50));
-const MAC: Mac = Mac([0xaa, 0xbb, 0xcc, 0, 0, 1]);
+pub(super) const MAC: Mac = Mac([0xaa, 0xbb, 0xcc, 0, 0, 1]);
 
 pub(super) fn id(n: u8) -> NodeId {
     NodeId([n; 10])
@@ -85,6 +91,11 @@ pub(super) fn held(epoch: u64, owner: u8) -> Option<HighestClaim> {
     Some(HighestClaim { claim: claim(epoch, owner), holding: Holding::Held })
 }
 
+pub(super) fn released(epoch: u64, owner: u8, successor: Option<u8>) -> Option<HighestClaim> {
+    let holding = Holding::Released { why: ReleaseReason::Stop, successor: successor.map(id) };
+    Some(HighestClaim { claim: claim(epoch, owner), holding })
+}
+
 /// A beat of an owner.
 pub(super) fn owner_beat(epoch: u64, owner: u8) -> VipMessage {
     said(held(epoch, owner), Some(0), CandidateState::Fit)
@@ -130,7 +141,9 @@ fn who_does_not_hear_all_candidates_listens_for_two_seconds() {
     let done = run(&mut one, 0, 3_000);
     assert_eq!(events(&done).first().map(|(ms, _)| *ms), Some(2_050));
     let mut one = node(1, &[100, 100]);
-    one.rules.candidates[1].unfit = Some(Cause::NoSegment.into());
+    let mut rules = rules(&[100, 100]);
+    rules.candidates[1].unfit = Some(Cause::NoSegment.into());
+    one.set_rules(at(0), rules);
     let done = run(&mut one, 0, 3_000);
     assert_eq!(events(&done).first().map(|(ms, _)| *ms), Some(550), "nobody waits for who can't");
 }
@@ -212,8 +225,7 @@ fn answers_to_probes() {
             if refused && ms == 100 {
                 one.refused(at(ms), &id(2));
             }
-            // No wait because of the start.
-            one.listen = None;
+            one.skip_listening();
             run(&mut one, ms, ms);
             claimed |= one.owns();
         }
@@ -311,7 +323,7 @@ fn a_released_claim_is_never_held_again() {
     let released = Some(HighestClaim { claim: claim(5, 2), holding });
     one.receive(at(1_000), id(9), &said(released, None, CandidateState::Witness));
     one.receive(at(1_001), id(2), &owner_beat(5, 2));
-    assert_eq!(one.holder(), None, "a beat that was overtaken");
+    assert_eq!(one.knowledge().holder(), None, "a beat that was overtaken");
 }
 
 #[test]
@@ -339,7 +351,7 @@ fn a_named_successor_claims_at_once_and_others_wait_for_it() {
 #[test]
 fn an_owner_names_the_best_that_is_alive_and_deletes_before_it_speaks() {
     let mut one = node(1, &[100, 50, 200, 200]);
-    one.listen = None;
+    one.skip_listening();
     run(&mut one, 0, 2_400);
     assert!(one.owns());
     one.receive(at(2_000), id(4), &said(None, None, CandidateState::Fit));
@@ -398,45 +410,6 @@ fn an_owner_that_slept_drops_the_address_first_and_listens_before_it_claims_agai
 }
 
 #[test]
-fn checks_are_damped() {
-    let mut fitness = VipEligibility::new();
-    fitness.set(EligibilityFact::Segment, Ok(()));
-    let mut check = |outcome: &str| -> Vec<char> {
-        let step = |good: char| {
-            fitness.checked(if good == '+' { Ok(()) } else { Err(Cause::TimedOut.into()) });
-            match fitness.candidate_state(at(0)) {
-                CandidateState::Fit => 'F',
-                CandidateState::Recovering => 'R',
-                _ => 'u',
-            }
-        };
-        outcome.chars().map(step).collect()
-    };
-    assert_eq!(check("+--+--+---").iter().collect::<String>(), "FFFFFFFFFu", "three in a row");
-    assert_eq!(check("-+--+++++++++++").iter().collect::<String>(), "uRRRRRRRRRRRRFF", "ten in a row");
-}
-
-#[test]
-fn who_loses_it_three_times_in_five_minutes_is_held_back_for_ever_longer() {
-    let mut fitness = VipEligibility::new();
-    fitness.set(EligibilityFact::Segment, Ok(()));
-    fitness.checked(Ok(()));
-    let mut held = Vec::new();
-    for n in 0..8 {
-        fitness.lost(at(n * 1_000));
-        held.push(fitness.held_until.since(at(n * 1_000)).as_secs());
-    }
-    assert_eq!(held, [0, 0, 5, 10, 20, 40, 60, 60]);
-    assert_eq!(
-        fitness.candidate_state(at(8_000)),
-        CandidateState::Recovering,
-        "and claims when nobody else can"
-    );
-    fitness.lost(at(1_000_000));
-    assert_eq!(fitness.candidate_state(at(1_000_000)), CandidateState::Fit, "forgotten");
-}
-
-#[test]
 fn what_was_removed_by_hand_is_put_back_at_once_but_not_for_ever_at_once() {
     let mut one = lonely_owner();
     let mut back = Vec::new();
@@ -466,7 +439,7 @@ fn a_leftover_on_a_node_that_does_not_own_it_is_deleted() {
 fn a_move_is_refused_with_the_reason_or_handed_over() {
     let mut one = node(1, &[100, 100, 100]);
     assert_eq!(one.move_to(at(0), id(2)), Err(MoveError::NoOwner));
-    one.listen = None;
+    one.skip_listening();
     run(&mut one, 0, 2_100);
     assert!(one.owns());
     one.receive(at(2_100), id(2), &said(None, None, CandidateState::Unfit(Cause::Draining.into())));
@@ -488,7 +461,7 @@ fn a_move_is_refused_with_the_reason_or_handed_over() {
 fn a_better_one_gets_it_only_with_preempt_and_after_the_delay() {
     for (preempt, handed) in [(None, None), (Some(Duration::from_secs(5)), Some(8_000))] {
         let mut one = node(1, &[100, 200]);
-        one.rules.preempt = preempt;
+        one.set_rules(at(0), VipRules { preempt, ..rules(&[100, 200]) });
         run(&mut one, 0, 2_999);
         assert!(one.owns());
         let mut done = Vec::new();
@@ -639,12 +612,12 @@ proptest! {
         for (ms, (from, message)) in (0..).step_by(7).zip(messages) {
             one.receive(at(ms), id(from), &message);
             one.poll(at(ms));
-            if let (Some(old), Some(new)) = (before, one.known) {
+            if let (Some(old), Some(new)) = (before, one.knowledge().highest()) {
                 prop_assert!(new.claim >= old.claim);
                 let revived = new.claim == old.claim && old.holder().is_none() && new.holder().is_some();
                 prop_assert!(!revived, "{old:?} became {new:?}");
             }
-            before = one.known;
+            before = one.knowledge().highest();
         }
     }
 }

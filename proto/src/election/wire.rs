@@ -164,6 +164,11 @@ pub enum Holding {
     },
 }
 
+impl Holding {
+    /// Of a claim of this node that an earlier start of its agent has left.
+    pub(super) const RESTARTED: Holding = Holding::Released { why: ReleaseReason::Restart, successor: None };
+}
+
 /// The highest claim that a node knows of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HighestClaim {
@@ -177,6 +182,19 @@ impl HighestClaim {
     /// The node that holds the address, as far as is known here.
     pub fn holder(&self) -> Option<NodeId> {
         (self.holding == Holding::Held).then_some(self.claim.owner)
+    }
+
+    /// Why it was released; none: it is held.
+    pub(super) fn release_reason(&self) -> Option<ReleaseReason> {
+        match self.holding {
+            Holding::Held => None,
+            Holding::Released { why, .. } => Some(why),
+        }
+    }
+
+    /// Whether it was released to this node.
+    pub(super) fn names(&self, node: NodeId) -> bool {
+        matches!(self.holding, Holding::Released { successor, .. } if successor == Some(node))
     }
 }
 

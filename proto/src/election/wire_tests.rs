@@ -1,10 +1,14 @@
 //! What is read back, what is skipped, and the bytes of every message as they were released.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::tests::{VIP, any_message, claim, id};
 use super::wire::{MAX_BYTES, MAX_MESSAGES, OLDEST, VERSION, VersionError, pack, unpack};
 use super::*;
+use crate::cause::Cause;
+use crate::unfit::Unfit;
 
 /// One message a line: its name and its bytes. A line is never changed, only added: what one version has
 /// written all later ones read.

@@ -73,10 +73,6 @@ const WITHIN_CIRCLES: &[(&str, &str)] = &[
         "proto/src/doctor: host kube",
         "a host holds what is read of its Kubernetes, which is judged by the host",
     ),
-    (
-        "proto/src/election: authority receive",
-        "both use small helpers of the other: whose word counts while it is heard",
-    ),
     ("proto/src/migrate/haproxy: bind check proxy", "a line of a proxy is read by kind into the proxy"),
 ];
 
