@@ -38,7 +38,7 @@
   const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   for (let text; (text = texts.nextNode());) {
     const node = text.parentElement;
-    if (!text.data.trim() || node.closest("script, .ear") || !node.getClientRects().length) continue;
+    if (!text.data.trim() || node.closest("script, .visually-hidden") || !node.getClientRects().length) continue;
     const style = getComputedStyle(node);
     const [a, b] = [luminance(parts(style.color)), luminance(ground(node))];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);

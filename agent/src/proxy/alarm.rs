@@ -1,12 +1,12 @@
-//! A condition that is logged when it begins and when it ends, and not for each connection that meets it.
+//! A condition that is logged when it starts and when it ends, not for each connection that meets it.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use proto::time::Moment;
 
-/// A condition has ended when it was not met for this long. At a limit every other connection meets it:
-/// without this each of them would be a line.
+/// A condition has ended when it was not met for this long. At a limit every other connection meets it: without
+/// this each would be logged.
 const QUIET: Duration = Duration::from_secs(5);
 
 /// Off, or when it was last met.
@@ -14,12 +14,12 @@ const QUIET: Duration = Duration::from_secs(5);
 pub(super) struct LimitAlarm(AtomicU64);
 
 impl LimitAlarm {
-    /// The condition is met now; true when that is news.
+    /// The condition is met now; true when that has to be logged.
     pub(super) fn raise(&self, now: Moment) -> bool {
         self.0.swap(now.as_millis().saturating_add(1), Relaxed) == 0
     }
 
-    /// The condition is not met now; true when that is news.
+    /// The condition is not met now; true when that has to be logged.
     pub(super) fn relieve(&self, now: impl FnOnce() -> Moment) -> bool {
         let met = self.0.load(Relaxed);
         met != 0
@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_changes_are_news() {
+    fn only_changes_are_logged() {
         let alarm = LimitAlarm::default();
         let at = Moment::from_millis;
         assert!(!alarm.relieve(|| at(0)));

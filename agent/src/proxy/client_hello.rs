@@ -1,5 +1,5 @@
-//! The first flight of a client: when it is a TLS ClientHello, it is kept until the backend has answered it,
-//! and sent to another when the backend breaks off, or says nothing for too long.
+//! The first bytes of a client: a TLS ClientHello is kept until the backend has answered it, and sent to
+//! another backend when this one disconnects or stays silent for too long.
 //!
 //! ```text
 //!   bytes of client ──► Partial ──► Hello ── first byte ──────────────────────► copy with who answered
@@ -7,8 +7,9 @@
 //!                          └► Other   └── the client sends more, or leaves ──► copy with the first
 //! ```
 //!
-//! Why this is safe stands in [`proto::client_hello`]. A silent backend is not given up: the first to say a byte
-//! wins, and the others are closed. Stopping anywhere is safe: legs and counts belong to the futures.
+//! [`proto::client_hello`] explains why this is safe. A silent backend keeps its connection: the first to send
+//! a byte wins, and the others are closed. Stopping anywhere is safe: upstreams and counts belong to the
+//! futures.
 
 use std::future::poll_fn;
 use std::io;
@@ -32,18 +33,18 @@ use super::held::CancelHandle;
 use super::pool::ServicePool;
 use super::{ProxyShared, socket};
 
-/// Most further backends that one first flight is sent to: with three masters, all of them.
+/// Most additional backends that get one ClientHello: with three masters, all of them.
 const MOST_REPLAYS: u32 = 2;
 
-/// What a client has sent so far, and how much of it the backend was sent.
+/// What a client has sent so far, and how much of it was forwarded to the backend.
 pub(super) struct ClientHelloBuffer {
     bytes: Vec<u8>,
     sent: usize,
-    /// The bytes are a whole ClientHello, and the backend has said nothing yet.
+    /// The bytes are a complete ClientHello, and the backend has sent nothing yet.
     pub(super) is_hello: bool,
 }
 
-/// Waits for a client's first flight. Ends without one as soon as the master speaks.
+/// Waits for a client's ClientHello. Ends without one as soon as the master sends data.
 pub(super) async fn first(
     client: &mut TcpStream,
     master: &mut TcpStream,
@@ -56,8 +57,8 @@ pub(super) async fn first(
 }
 
 impl ClientHelloBuffer {
-    /// Takes what the client has sent by now, which most have while their backend was dialled; true when
-    /// that is all there is to wait for.
+    /// Reads what the client has already sent, which most have while their backend was dialled; true when no
+    /// more has to be awaited.
     fn at_once(&mut self, client: &TcpStream, master: &TcpStream) -> Result<bool, BrokenConnection> {
         with_scratch(|scratch| {
             let most = scratch.len().min(MAX_HELLO);
@@ -70,7 +71,7 @@ impl ClientHelloBuffer {
         })
     }
 
-    /// Whether the flight has ended, now that there is more than `before`, or the client has.
+    /// Whether the ClientHello is complete, given that there is more than `before` or the client has closed.
     fn is_whole(&mut self, before: usize) -> bool {
         let flight = inspect(&self.bytes);
         self.is_hello = flight == ClientHello::Hello;
@@ -84,7 +85,7 @@ impl ClientHelloBuffer {
         master: &mut TcpStream,
     ) -> Poll<Result<(), BrokenConnection>> {
         loop {
-            // The beginning of a hello may be the whole of something else: nothing is held back.
+            // The start of a hello may be the whole of another protocol's message: nothing is held back.
             while let Some(rest @ [_, ..]) = self.bytes.get(self.sent..) {
                 match Pin::new(&mut *master).poll_write(cx, rest).map_err(by(Termination::Server))? {
                     Poll::Ready(n) => self.sent += n,
@@ -120,15 +121,15 @@ fn by(cause: Termination) -> impl Fn(io::Error) -> BrokenConnection {
     move |error| BrokenConnection { cause, error }
 }
 
-/// A leg that is ready for copying, and what it still has to be sent.
+/// An upstream that is ready for copying, and what still has to be sent to it.
 pub(super) struct AnsweredUpstream {
     pub(super) upstream: Upstream,
     pub(super) unsent: Vec<u8>,
-    /// Times that the first flight was sent again.
+    /// How often the ClientHello was sent again.
     pub(super) replays: u32,
 }
 
-/// A leg that a hello is sent to, and how much of it was.
+/// An upstream that gets a hello, and how much of it was sent.
 struct HelloAttempt {
     upstream: Upstream,
     sent: AtomicUsize,
@@ -146,11 +147,11 @@ enum AttemptOutcome {
     Answered(Arc<HelloAttempt>, Duration),
     /// It closed without a byte.
     Closed(Arc<HelloAttempt>),
-    /// It broke, was ended, or could not be dialled.
+    /// The dial failed, or the connection broke or was cancelled.
     Failed,
 }
 
-/// Sends a hello until a backend answers it; the cause when none will.
+/// Sends a hello until a backend answers it; the cause when none does.
 pub(super) async fn answer(
     client: &TcpStream,
     upstream: Upstream,
@@ -181,11 +182,11 @@ pub(super) async fn answer(
             },
             more = client.peek(&mut more), if only_hello => {
                 let more = more.map_err(|_| Termination::Client)?;
-                // From here on there is more than a hello, so nobody new gets it.
+                // From here on the client has sent more than a hello, so no further backend gets it.
                 only_hello = false;
                 match original.upgrade() {
                     Some(original) if replays == 0 => break Some(original),
-                    // Several have it, and the client leaves: nobody needs an answer.
+                    // Several backends have it and the client disconnects: nobody needs an answer.
                     _ if more == 0 => return Err(Termination::Client),
                     _ => {}
                 }
@@ -204,14 +205,14 @@ pub(super) async fn answer(
             break closed.take();
         }
     };
-    // Those that lost, and with them all that also held the winner.
+    // The losers, and with them every other handle to the winner.
     drop((race, closed));
     let HelloAttempt { upstream, sent } = winner.and_then(Arc::into_inner).ok_or(Termination::Server)?;
     let unsent = first.bytes.get(sent.into_inner()..).unwrap_or_default().to_vec();
     Ok(AnsweredUpstream { upstream, unsent, replays })
 }
 
-/// A leg as an attempt may begin with it, which ends when the leg is told to.
+/// An upstream to start an attempt with; it ends when its [`CancelHandle`] is pulled.
 fn connected(mut upstream: Upstream, sent: usize) -> (Arc<HelloAttempt>, Arc<CancelHandle>) {
     let cancel = upstream.conn_guard.cancel_handle();
     (Arc::new(HelloAttempt { upstream, sent: AtomicUsize::new(sent) }), cancel)
@@ -226,7 +227,7 @@ struct HelloSender<'a> {
 }
 
 impl HelloSender<'_> {
-    /// The next backend to send it to, if there is a good one and the budget allows it.
+    /// The next backend to send it to, if one is good and the budget allows it.
     fn again(&self, tried: &mut Vec<NodeId>) -> Option<AttemptStart> {
         let now = self.shared.life.now();
         let table = Arc::clone(&self.shared.table.borrow());
@@ -265,7 +266,7 @@ impl HelloSender<'_> {
     }
 }
 
-/// Waits for a backend to answer. Dropped before that it counts a silence that was too long.
+/// Waits for a backend to answer. Dropped before that, it counts the silence if it was too long.
 struct FirstByteWait<'a> {
     sender: &'a HelloSender<'a>,
     run: &'a HelloAttempt,
@@ -274,7 +275,7 @@ struct FirstByteWait<'a> {
 }
 
 impl FirstByteWait<'_> {
-    /// Sends what is left of the hello; how many bytes of an answer were seen, 0 for its end.
+    /// Sends the rest of the hello; returns how many bytes of an answer were seen, 0 at EOF.
     async fn first_byte(&self) -> io::Result<usize> {
         let stream = &self.run.upstream.stream;
         while let Some(rest @ [_, ..]) = self.sender.hello.get(self.run.sent.load(Relaxed)..) {

@@ -19,15 +19,15 @@ use super::pool::OpenClient;
 use super::{ProxyShared, socket};
 use crate::lifecycle::wall;
 
-/// Finds a backend for `client` and copies until both directions have ended. Whatever else ends it resets
-/// both legs, so that neither peer waits for the other.
+/// Finds a backend for `client` and copies until both directions have ended. Any other end resets both sides,
+/// so that neither peer waits for the other.
 pub(super) fn serve(client: TcpStream, open: OpenClient, shared: Arc<ProxyShared>) -> ServeClient {
     ServeClient::Finding(Box::pin(prepare(client, open, shared)))
 }
 
-/// One client's whole life. By hand, since a connection is found in milliseconds and held for hours: what
-/// finding takes is in a box, and gone when it has ended.
-#[allow(clippy::large_enum_variant)] // nearly all are in the large one
+/// The life of one client. Hand-written, since a connection is set up in milliseconds and held for hours: the
+/// setup state is boxed and freed when setup has ended.
+#[allow(clippy::large_enum_variant)] // nearly all connections are in the large variant
 pub(super) enum ServeClient {
     Finding(Pin<Box<dyn Future<Output = Option<Tunnel>> + Send>>),
     Carrying(Tunnel),
@@ -85,8 +85,8 @@ impl Tunnel {
     }
 }
 
-/// Finds a backend, and sees that it answers a first flight that can be sent again; none when the client
-/// was told that there is none.
+/// Finds a backend, and waits for the answer to a ClientHello that can be sent again; `None` when the client
+/// was reset.
 async fn prepare(mut client: TcpStream, open: OpenClient, shared: Arc<ProxyShared>) -> Option<Tunnel> {
     let mut access_record =
         open.pool.access_log.load(Relaxed).then(|| AccessRecord::begin(&client)).flatten();
@@ -141,7 +141,7 @@ async fn prepare(mut client: TcpStream, open: OpenClient, shared: Arc<ProxyShare
     Some(Tunnel { copy, cancel, conn_guard, open, shared, access_record })
 }
 
-/// Dials, and says who the client is where that is wanted.
+/// Dials, and sends the PROXY header if configured.
 async fn find(
     client: &TcpStream,
     open: &OpenClient,
@@ -162,14 +162,14 @@ async fn find(
     }
 }
 
-/// What tells a backend who the client is; empty when it is not to be told.
+/// The PROXY header; empty when none is configured.
 fn header(client: &TcpStream, open: &OpenClient) -> Vec<u8> {
     if !open.pool.send_proxy.load(Relaxed) {
         return Vec::new();
     }
     match (client.peer_addr(), client.local_addr()) {
         (Ok(from), Ok(to)) => proto::proxy_v2::header(from, to),
-        // It has gone already, and nothing of it will reach the backend.
+        // The client has gone already, and nothing of it will reach the backend.
         _ => Vec::new(),
     }
 }
@@ -184,7 +184,7 @@ async fn wait_first_flight(
     answer(client, upstream, flight, &header(client, open), &open.pool, shared).await
 }
 
-/// What ended a connection; none is its leash.
+/// Why a connection ended; `None`: it was cancelled.
 fn cause<T>(ended: &Option<Result<T, BrokenConnection>>, shared: &ProxyShared) -> Termination {
     match ended {
         Some(Ok(_)) => Termination::Normal,
@@ -197,7 +197,7 @@ fn cause<T>(ended: &Option<Result<T, BrokenConnection>>, shared: &ProxyShared) -
     }
 }
 
-/// What the access log wants to know and nobody else remembers.
+/// What only the access log needs.
 struct AccessRecord {
     client: SocketAddr,
     came: UnixMs,
@@ -215,7 +215,7 @@ impl AccessRecord {
     }
 }
 
-/// The first flight was sent again.
+/// The ClientHello was sent again.
 fn note_replay(access_record: &mut Option<Box<AccessRecord>>, replays: u32) {
     if let Some(access_record) = access_record {
         access_record.retries += replays;

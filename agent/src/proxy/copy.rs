@@ -1,16 +1,16 @@
-//! Copies bytes between two sockets, both ways, until both directions have ended.
+//! Copies bytes between two sockets in both directions until both have ended.
 //!
 //! ```text
 //!          bytes          FIN read, nothing left to write
-//!   Open ────────► Open ──────────────────────────────────► Ended (FIN passed on)
+//!   Open ────────► Open ──────────────────────────────────► Ended (FIN forwarded)
 //! ```
 //!
-//! A connection that is idle holds no buffer: bytes are read into one buffer for each thread and written
-//! at once; only what the other socket would not take is kept until it does. There is no idle time-out:
-//! a watch may be silent for hours, and keepalive tells whether the peer lives.
+//! An idle connection holds no buffer: bytes are read into one buffer per thread and written at once; only what
+//! the other socket does not take is kept until it does. There is no idle time-out: a watch may be silent for
+//! hours, and keepalive shows whether the peer is alive.
 //!
-//! A direction that fills the buffer twice in a row moves bulk, and goes on by splice(2): its bytes then stay
-//! in the kernel. It goes back when what it finds is small again.
+//! A direction that fills the buffer twice in a row moves bulk data, and switches to splice(2): its bytes then
+//! stay in the kernel. It switches back when reads are small again.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -28,29 +28,29 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use super::pipes::Pipe;
-use super::socket::{is_passing, reset_on_drop};
+use super::socket::{is_transient, reset_on_drop};
 
-/// After one direction has ended, the other may be silent for this long. Peers that vanish half-closed
-/// would else be kept for ever (tokio#4556, rathole#460); HTTP needs the other half only for an answer.
+/// After one direction has ended, the other may be silent for this long. Peers that vanish half-closed would
+/// otherwise be kept forever (tokio#4556, rathole#460); HTTP needs the other half only for an answer.
 pub(super) const LINGER: Duration = Duration::from_secs(60);
 
-/// The buffer of each thread: what a read of a busy socket usually finds. In tests so small that the smallest
-/// sockets fill it.
+/// The buffer of each thread: what a read of a busy socket usually returns. In tests it is so small that the
+/// smallest sockets fill it.
 const SCRATCH_BYTES: usize = if cfg!(test) { 4 * 1024 } else { 64 * 1024 };
 
 /// Full buffers in a row that mean bulk: one may be a single large answer.
 const BULK_AFTER: u8 = 2;
 
-/// Below this splicing costs more than copying: two more calls, and a page for each segment.
+/// Below this, splicing costs more than copying: two more calls, and a page for each segment.
 const SMALL_BYTES: usize = SCRATCH_BYTES / 4;
 
 /// Small reads in a row that mean the end of bulk.
 const SMALL_AFTER: u8 = 8;
 
-/// Reads in a row before other tasks have their turn: about a megabyte, below a millisecond.
+/// Reads in a row before yielding to other tasks: about a megabyte, below a millisecond.
 const ROUNDS: usize = 16;
 
-/// How many of those a splice counts for, since it may move a megabyte at once.
+/// How many of those a splice counts as, since it may move a megabyte at once.
 const SPLICE_ROUNDS: usize = 8;
 
 thread_local! {
@@ -69,7 +69,7 @@ pub(super) struct BrokenConnection {
     pub(super) error: io::Error,
 }
 
-/// Ends well when both peers have closed; with an error when either broke, or stayed half-closed and silent.
+/// Returns `Ok` when both peers have closed; an error when either broke, or stayed half-closed and silent.
 pub(super) struct CopyBoth {
     client: TcpStream,
     master: TcpStream,
@@ -92,7 +92,7 @@ impl CopyBoth {
         }
     }
 
-    /// Sends what was read from the client before, and not written yet, ahead of what follows.
+    /// Sends what was read from the client before and not written yet, ahead of what follows.
     pub(super) fn begin_with(mut self, unsent: Vec<u8>) -> CopyBoth {
         self.up.keep(unsent);
         self
@@ -114,8 +114,8 @@ impl CopyBoth {
         self.up.moved
     }
 
-    /// Ready when half-closed and without progress for too long. Looks at the progress only when the timer
-    /// rings, so that moving bytes costs nothing: "too long" is up to twice as long.
+    /// Ready when half-closed and without progress for too long. Checks the progress only when the timer fires,
+    /// so that moving bytes costs nothing: "too long" is up to twice as long.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<BrokenConnection> {
         let moved = self.up.moved.wrapping_add(self.down.moved);
         let linger = self.linger;
@@ -123,7 +123,7 @@ impl CopyBoth {
             self.lingering.get_or_insert_with(|| (Box::pin(tokio::time::sleep(linger)), moved));
         while timer.as_mut().poll(cx).is_ready() {
             if *seen == moved {
-                // The side that has not ended is the one that is waited for.
+                // The open side is the one that is awaited.
                 let up_ended = self.up.stage == CopyStage::Ended;
                 let cause = if up_ended { Termination::ServerTimeout } else { Termination::ClientTimeout };
                 return Poll::Ready(BrokenConnection { cause, error: io::ErrorKind::TimedOut.into() });
@@ -145,7 +145,7 @@ impl Future for CopyBoth {
             let up = this.up.poll(cx, &mut this.client, &mut this.master, scratch, last);
             let last = this.up.stage == CopyStage::Ended;
             let down = this.down.poll(cx, &mut this.master, &mut this.client, scratch, last);
-            // Both have moved what they could: what one peer said before it broke still gets through.
+            // Both have moved what they could: what one peer sent before it broke still arrives.
             let up = up.map_err(|fault| fault.of(Termination::Client, Termination::Server))?;
             let down = down.map_err(|fault| fault.of(Termination::Server, Termination::Client))?;
             Result::<_, BrokenConnection>::Ok((up, down))
@@ -161,7 +161,7 @@ impl Future for CopyBoth {
 /// One direction.
 #[derive(Default)]
 struct CopyDirection {
-    /// What was read and could not be written yet. In a box, like the rest: most connections are idle.
+    /// What was read and could not be written yet. Boxed, like the rest: most connections are idle.
     left: Option<Box<PendingBytes>>,
     /// What was spliced and could not be written yet. Never both: each is empty before anything is read.
     pipe: Option<Pipe>,
@@ -181,7 +181,7 @@ struct PendingBytes {
 enum CopyStage {
     #[default]
     Open,
-    /// FIN was read and is passed on once nothing is left.
+    /// FIN was read and is forwarded once nothing is left.
     Ending,
     Ended,
 }
@@ -193,7 +193,7 @@ enum CopyMode {
     Copy(u8),
     /// Through a pipe, where so many reads in a row were small.
     Splice(u8),
-    /// Through the buffer for ever: the kernel does not splice this socket.
+    /// Through the buffer forever: the kernel does not splice this socket.
     CopyOnly,
 }
 
@@ -219,8 +219,8 @@ impl BrokenSocket {
 }
 
 impl CopyDirection {
-    /// Moves what can be moved; ready when the direction has ended. After the `last` both sockets are
-    /// closed, which passes FIN on as well.
+    /// Moves what can be moved; ready when the direction has ended. After the `last` one both sockets are
+    /// closed, which forwards FIN as well.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -249,8 +249,8 @@ impl CopyDirection {
                 rounds = rounds.saturating_sub(SPLICE_ROUNDS);
                 continue;
             }
-            // A read that does not fill the buffer also tells tokio that the socket is empty, so that the
-            // next round waits without asking the kernel.
+            // A read that does not fill the buffer also tells tokio that the socket is empty, so that the next
+            // round waits without asking the kernel.
             let mut buffer = ReadBuf::new(scratch);
             ready!(Pin::new(&mut *from).poll_read(cx, &mut buffer)).map_err(BrokenSocket::From)?;
             self.copied(buffer.filled().len(), buffer.remaining() == 0);
@@ -264,7 +264,7 @@ impl CopyDirection {
         Poll::Pending
     }
 
-    /// A read through the buffer found so much: is it bulk?
+    /// Updates the mode after a read through the buffer: is it bulk?
     fn copied(&mut self, found: usize, is_full: bool) {
         if let CopyMode::Copy(full) = self.mode {
             let full = if is_full && found > 0 { full + 1 } else { 0 };
@@ -272,7 +272,7 @@ impl CopyDirection {
         }
     }
 
-    /// A splice found so much: is it still bulk?
+    /// Updates the mode after a splice: is it still bulk?
     fn spliced(&mut self, found: usize) {
         if let CopyMode::Splice(small) = self.mode {
             let small = if found < SMALL_BYTES { small + 1 } else { 0 };
@@ -280,12 +280,12 @@ impl CopyDirection {
         }
     }
 
-    /// Fills the pipe, which is empty: "would block" then always means that the socket has nothing, and
-    /// never that the pipe is full. Ready also when the mode has changed instead.
+    /// Fills the empty pipe: "would block" then always means that the socket has nothing, never that the pipe
+    /// is full. Also ready when the mode has changed instead.
     fn poll_splice(&mut self, cx: &mut Context<'_>, from: &TcpStream) -> Poll<io::Result<()>> {
         loop {
             if from.poll_read_ready(cx)?.is_pending() {
-                // Whoever pauses holds no pipe.
+                // A paused direction holds no pipe.
                 self.give_back();
                 return Poll::Pending;
             }
@@ -306,7 +306,7 @@ impl CopyDirection {
                     self.piped = n;
                     self.spliced(n);
                 }
-                Err(error) if is_passing(&error) => continue,
+                Err(error) if is_transient(&error) => continue,
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                     self.give_back();
                     self.mode = CopyMode::CopyOnly;
@@ -330,7 +330,7 @@ impl CopyDirection {
                     self.piped -= n;
                     self.moved = self.moved.wrapping_add(n as u64);
                 }
-                Err(error) if is_passing(&error) => {}
+                Err(error) if is_transient(&error) => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
@@ -340,7 +340,7 @@ impl CopyDirection {
         Poll::Ready(Ok(()))
     }
 
-    /// Gives back the pipe, which is empty.
+    /// Returns the empty pipe.
     fn give_back(&mut self) {
         if let Some(pipe) = self.pipe.take() {
             pipe.give_back();

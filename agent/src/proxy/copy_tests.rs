@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::*;
 
-/// Longer than anything here takes; what runs into it has failed.
+/// Longer than any step here takes; whatever reaches it has failed.
 const LONG: Duration = Duration::from_secs(10);
 
 /// Two ends of one connection, with buffers small enough for writes to be taken in parts.
@@ -22,7 +22,7 @@ async fn pair() -> (TcpStream, TcpStream) {
     (dialled, listener.accept().await.unwrap().0)
 }
 
-/// A client and a master with a copy between them; the handle gives how the copy ended.
+/// A client and a master with a copy between them; the handle returns how the copy ended.
 async fn joined(
     linger: Duration,
 ) -> (TcpStream, TcpStream, tokio::task::JoinHandle<Result<(), BrokenConnection>>) {
@@ -58,12 +58,12 @@ fn any_op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Does `ops` on both ends and compares what arrives with what was sent. In the end both finish, or one side
-/// resets: then what arrives is the beginning of what was sent.
+/// Runs `ops` on both ends and compares what arrives with what was sent. At the end either both sides finish,
+/// or one resets: what arrived is then a prefix of what was sent.
 async fn play(ops: Vec<Op>, mode: CopyMode, reset: Option<usize>) {
     let (client, master, copy) = joined_in(mode, LONG).await;
     let mut ends = [client, master];
-    // By side: what it has sent and the other has not read, and whether it has sent FIN.
+    // Per side: what it has sent and the other has not read, and whether it has sent FIN.
     let mut sent = [VecDeque::<u8>::new(), VecDeque::new()];
     let mut finished = [false; 2];
     let mut counter = 0u32;
@@ -76,8 +76,8 @@ async fn play(ops: Vec<Op>, mode: CopyMode, reset: Option<usize>) {
                 })
                 .take(n)
                 .collect();
-                // As many as fit now: the model needs no task of its own for a blocked writer. Turns for
-                // the copy between, so that it has to keep what the other side does not read.
+                // As much as fits now: the model needs no task for a blocked writer. Yields to the copy in
+                // between, so that it has to buffer what the other side does not read.
                 let mut taken = 0;
                 for _ in 0..8 {
                     taken += ends[side].try_write(&bytes[taken..]).unwrap_or(0);
@@ -98,7 +98,7 @@ async fn play(ops: Vec<Op>, mode: CopyMode, reset: Option<usize>) {
             Op::Write(..) | Op::Finish(_) => {}
         }
     }
-    // What ended before and breaks then is seen by a write or the linger, not by a read.
+    // A side that finished before the reset notices it by a write or the linger, not by a read.
     if let Some(side) = reset.filter(|side| !finished[*side]) {
         let [client, master] = ends;
         let (broken, mut other) = if side == 0 { (client, master) } else { (master, client) };
@@ -124,9 +124,9 @@ async fn play(ops: Vec<Op>, mode: CopyMode, reset: Option<usize>) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
     #[test]
-    fn what_goes_in_comes_out_in_both_directions(
+    fn bytes_arrive_unchanged_in_both_directions(
         ops in proptest::collection::vec(any_op(), 0..24),
-        // The first may switch either way; the second begins in a pipe; the third never has one.
+        // The first may switch modes; the second starts with a pipe; the third never has one.
         mode in proptest::sample::select(vec![CopyMode::Copy(0), CopyMode::Splice(0), CopyMode::CopyOnly]),
         reset in proptest::option::weighted(0.3, 0..2usize),
     ) {
@@ -174,7 +174,7 @@ async fn an_open_connection_has_no_idle_time_out() {
 }
 
 #[tokio::test]
-async fn a_broken_leg_is_an_error_after_what_it_said_got_through() {
+async fn a_broken_upstream_is_an_error_after_its_last_bytes_arrive() {
     let (mut client, mut master, copy) = joined(LONG).await;
     master.write_all(b"last words").await.unwrap();
     client.read_exact(&mut [0; 10]).await.unwrap();
@@ -189,7 +189,7 @@ async fn an_idle_connection_holds_no_buffer() {
     let (mut client, left) = pair().await;
     let (right, mut master) = pair().await;
     let mut copy = Box::pin(CopyBoth::new(left, right, LONG));
-    // The master reads nothing yet: something has to be kept, and what is kept is bounded.
+    // The master reads nothing yet: data has to be buffered, and the buffer is bounded.
     let pattern = |at: usize| (at % 251) as u8;
     let flood: Vec<u8> = (0..4 << 20).map(pattern).collect();
     let mut sent = 0;
@@ -210,7 +210,7 @@ async fn an_idle_connection_holds_no_buffer() {
         result = timeout(LONG, master.read_exact(&mut received)) => { result.unwrap().unwrap(); }
         _ = &mut copy => unreachable!("nobody has closed"),
     }
-    // One more turn, to find that there is nothing more.
+    // One more poll, to find that there is nothing more.
     let _ = timeout(Duration::from_millis(20), &mut copy).await;
     assert!(copy.up.left.is_none() && copy.down.left.is_none());
     assert!(copy.up.pipe.is_none() && copy.down.pipe.is_none());
@@ -218,7 +218,7 @@ async fn an_idle_connection_holds_no_buffer() {
 }
 
 #[tokio::test]
-async fn what_copying_could_not_write_is_kept_and_then_let_go() {
+async fn unwritten_bytes_are_buffered_and_the_buffer_is_freed() {
     let (mut client, left) = pair().await;
     let (right, mut master) = pair().await;
     let mut copy = Box::pin(CopyBoth::new(left, right, LONG));
@@ -244,7 +244,7 @@ async fn what_copying_could_not_write_is_kept_and_then_let_go() {
 }
 
 #[tokio::test]
-async fn after_bulk_small_messages_are_copied_again() {
+async fn after_bulk_data_small_messages_are_copied_again() {
     let (mut client, left) = pair().await;
     let (right, mut master) = pair().await;
     let mut copy = Box::pin(CopyBoth::new(left, right, LONG));
@@ -263,7 +263,7 @@ async fn after_bulk_small_messages_are_copied_again() {
 }
 
 #[tokio::test]
-async fn what_broke_and_on_whose_side_is_told() {
+async fn an_error_names_the_side_that_broke() {
     for (client_breaks, cause) in [(true, Termination::Client), (false, Termination::Server)] {
         let (client, master, copy) = joined(LONG).await;
         let (broken, _other) = if client_breaks { (client, master) } else { (master, client) };

@@ -1,4 +1,5 @@
-//! Carries out a [`DialPlan`]: who is dialled when for one client, and what each dial says about its backend.
+//! Carries out a [`DialPlan`]: which backend is dialled when for a client, and what each dial says about its
+//! backend.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,8 +20,8 @@ use super::held::{ConnGuard, HeldCounts};
 use super::pool::ServicePool;
 use super::socket::{self, PendingConnect};
 
-/// A dial that got no answer for this long says something about its backend, also when it was not waited
-/// for: longer than the first retransmission of a SYN would need on any mesh.
+/// A dial without an answer for this long counts against its backend even if it was not awaited: longer than
+/// the first retransmission of a SYN needs on any mesh.
 const VERDICT: Duration = Duration::from_secs(1);
 
 /// A connection to a backend.
@@ -33,9 +34,9 @@ pub(super) struct Upstream {
 pub(super) struct DialResult {
     /// The first backend to answer, or why none did in time.
     pub(super) upstream: Result<Upstream, Termination>,
-    /// Dials that were begun.
+    /// Dials started.
     pub(super) tries: u32,
-    /// The one that answered was not the first to be tried.
+    /// The one that answered was not the first tried.
     pub(super) moved: bool,
 }
 
@@ -99,13 +100,13 @@ pub(super) async fn dial(pool: &Arc<ServicePool>, shared: &Arc<ProxyShared>) -> 
     }
 }
 
-/// Lets the losers of a race run until their verdict, one race at a time: a backend whose packets vanish
-/// loses every race, and without its verdict each client would wait for the hedge again.
+/// Lets the losers of a race run until their verdict, one race at a time: a backend whose packets vanish loses
+/// every race, and without its verdict each client would wait for the hedge again.
 fn finish_losers<F>(mut attempts: FuturesUnordered<F>, pool: &Arc<ServicePool>, shared: &Arc<ProxyShared>)
 where
     F: Future<Output = Result<Upstream, Termination>> + Send + 'static,
 {
-    if attempts.is_empty() || pool.seeing_out.swap(true, Relaxed) {
+    if attempts.is_empty() || pool.finishing_losers.swap(true, Relaxed) {
         return;
     }
     let pool = Arc::clone(pool);
@@ -114,18 +115,18 @@ where
         let all = async { while attempts.next().await.is_some() {} };
         let _ = over.run_until_cancelled(tokio::time::timeout(VERDICT, all)).await;
         drop(attempts);
-        pool.seeing_out.store(false, Relaxed);
+        pool.finishing_losers.store(false, Relaxed);
     });
 }
 
-/// One dial. Dropped early it reports only a silence that was long enough to mean something.
+/// One dial. Dropped early, it reports silence only if that was long enough to count.
 pub(super) struct DialAttempt {
     node: NodeId,
     conn_guard: Option<ConnGuard>,
     pool: Arc<ServicePool>,
     shared: Arc<ProxyShared>,
     started: Instant,
-    /// Until somebody waits for it.
+    /// Until it is awaited.
     connecting: Option<io::Result<PendingConnect>>,
     ended: bool,
 }
@@ -148,7 +149,7 @@ impl DialAttempt {
         }
     }
 
-    /// The leg, when it is there without waiting: no timer has to be set then, and nobody be raced.
+    /// The upstream, if it is connected already: then no timer is set and nothing is raced.
     fn at_once(&mut self) -> Option<Upstream> {
         match self.connecting.take() {
             Some(Ok(PendingConnect::Done(stream))) => self.connected(stream),
@@ -204,7 +205,7 @@ impl DialAttempt {
         }
     }
 
-    /// Reports what speaks against the backend; the next success is news then.
+    /// Reports a failure of the backend; its next success is then reported too.
     fn report_failure(&self, evidence: Evidence) {
         if let Some(conn_guard) = &self.conn_guard {
             conn_guard.held.failure_reported();
@@ -226,7 +227,7 @@ impl Drop for DialAttempt {
     }
 }
 
-/// What a failed connect says about the backend; nothing when the fault is this machine's.
+/// What a failed connect says about the backend; `None` when this machine is at fault.
 fn evidence_of(error: &io::Error) -> Option<Evidence> {
     use io::ErrorKind::{
         ConnectionRefused, ConnectionReset, HostUnreachable, NetworkDown, NetworkUnreachable, TimedOut,

@@ -1,4 +1,4 @@
-//! The connections that are held to one backend: how they are counted, and how they are told to end.
+//! The connections held to one backend: how they are counted and how they are closed.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -18,19 +18,19 @@ use proto::time::Moment;
 use super::{BackendStats, lock};
 use crate::histogram::HistogramMeter;
 
-/// First flights in a row that a backend left without an answer while they were waited for, before it is
-/// taken for mute: one may meet a pause, three in a row meet a process that hangs.
-const MUTE_AFTER: u32 = 3;
+/// Consecutive ClientHellos that a backend left unanswered before it counts as unresponsive: one may meet a
+/// pause, three in a row meet a process that hangs.
+const UNRESPONSIVE_AFTER: u32 = 3;
 
-/// How long a mute backend is passed over before one client tries it again. It costs that client one
-/// patience; the backend's own check has its say meanwhile.
-const MUTE: Duration = Duration::from_secs(5);
+/// How long an unresponsive backend is deprioritized before one client tries it again. That costs this client
+/// one patience; meanwhile the backend's own check decides.
+const RETRY_UNRESPONSIVE: Duration = Duration::from_secs(5);
 
-/// A success is reported this often while nothing else is: thousands a second would say the same, and each
-/// makes the table anew.
-const NEWS: Duration = Duration::from_millis(100);
+/// A success is reported this often unless something else was reported: thousands per second would all say the
+/// same, and each rebuilds the table.
+const SUCCESS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How often connections are looked at while they leave.
+/// How often draining connections are checked.
 const TICK: Duration = Duration::from_millis(100);
 
 /// The connections to one backend.
@@ -39,18 +39,18 @@ pub(super) struct HeldConnections {
     pub(super) name: Name,
     pub(super) connections: AtomicU64,
     total: AtomicU64,
-    /// First flights that it left without an answer since start, and in a row.
+    /// ClientHellos left unanswered since start, and consecutively.
     silences: AtomicU64,
     streak: AtomicU32,
-    /// When a mute backend is tried again, in milliseconds.
+    /// When an unresponsive backend is tried again, in milliseconds.
     again: AtomicU64,
-    /// When its next success is news, in milliseconds.
+    /// When its next success is reported, in milliseconds.
     news: AtomicU64,
     handles: Mutex<HeldHandles>,
     pub(super) counts: HeldCounts,
 }
 
-/// What is only counted.
+/// Plain counters.
 #[derive(Default)]
 pub(super) struct HeldCounts {
     most: AtomicU64,
@@ -70,7 +70,7 @@ struct HeldHandles {
     by_number: HashMap<u64, Arc<CancelHandle>>,
 }
 
-/// Ends what one connection does from outside. No token: polling one takes a lock that all would share.
+/// Cancels one connection from outside. No token: polling one takes a lock that all would share.
 #[derive(Default)]
 pub(super) struct CancelHandle {
     pulled: AtomicBool,
@@ -87,13 +87,13 @@ impl CancelHandle {
         self.pulled.load(Acquire)
     }
 
-    /// Whether it was pulled; if not, the task is woken when it is. Of several tasks only the last is.
+    /// Whether it was pulled; if not, the task is woken when it is. Of several tasks only the last one is.
     pub(super) fn poll_pulled(&self, cx: &mut Context<'_>) -> bool {
         self.waker.register(cx.waker());
         self.is_pulled()
     }
 
-    /// Does `work` until the leash is pulled; none when it was.
+    /// Runs `work` until the handle is pulled; `None` when it was.
     pub(super) async fn run<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let mut work = pin!(work);
         let turn = |cx: &mut Context<'_>| match self.poll_pulled(cx) {
@@ -104,13 +104,13 @@ impl CancelHandle {
     }
 }
 
-/// Connections that are leaving: those with a number below, since a moment.
+/// Draining connections: those with a number below a bound, since a moment.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DrainState {
     since: Moment,
     below: u64,
-    /// That they are being closed was logged.
-    told: bool,
+    /// The start of closing was logged.
+    logged: bool,
 }
 
 impl HeldConnections {
@@ -147,49 +147,49 @@ impl HeldConnections {
         }
     }
 
-    /// What the ranking wants to know; `limit` 0: none.
+    /// Load for the ranking; `limit` 0: no limit.
     pub(super) fn usage(&self, limit: u32, now: Moment) -> BackendLoad {
         let connections = self.connections.load(Relaxed);
         let unresponsive =
-            self.streak.load(Relaxed) >= MUTE_AFTER && now.as_millis() < self.again.load(Relaxed);
+            self.streak.load(Relaxed) >= UNRESPONSIVE_AFTER && now.as_millis() < self.again.load(Relaxed);
         BackendLoad { connections, full: limit > 0 && connections >= u64::from(limit), unresponsive }
     }
 
-    /// A dial begins. To a mute backend it is the one that tries it again, so the next is a while off.
+    /// A dial starts. For an unresponsive backend it is the retry, so the next retry is delayed.
     pub(super) fn conn_guard(self: &Arc<HeldConnections>, now: Moment) -> ConnGuard {
-        if self.streak.load(Relaxed) >= MUTE_AFTER {
-            self.again.store(now.after(MUTE).as_millis(), Relaxed);
+        if self.streak.load(Relaxed) >= UNRESPONSIVE_AFTER {
+            self.again.store(now.after(RETRY_UNRESPONSIVE).as_millis(), Relaxed);
         }
         let now_held = self.connections.fetch_add(1, Relaxed) + 1;
         self.counts.most.fetch_max(now_held, Relaxed);
         ConnGuard { held: Arc::clone(self), cancel: None }
     }
 
-    /// It left a first flight without an answer for too long; true when that makes it mute.
+    /// It left a ClientHello unanswered for too long; true when that makes it unresponsive.
     pub(super) fn silent(&self, now: Moment) -> bool {
         self.silences.fetch_add(1, Relaxed);
         let streak = self.streak.fetch_add(1, Relaxed).saturating_add(1);
-        if streak >= MUTE_AFTER {
-            self.again.store(now.after(MUTE).as_millis(), Relaxed);
+        if streak >= UNRESPONSIVE_AFTER {
+            self.again.store(now.after(RETRY_UNRESPONSIVE).as_millis(), Relaxed);
         }
-        streak == MUTE_AFTER
+        streak == UNRESPONSIVE_AFTER
     }
 
-    /// It answered a first flight; true when it was mute.
+    /// It answered a ClientHello; true when it was unresponsive.
     pub(super) fn answered(&self) -> bool {
-        self.streak.load(Relaxed) != 0 && self.streak.swap(0, Relaxed) >= MUTE_AFTER
+        self.streak.load(Relaxed) != 0 && self.streak.swap(0, Relaxed) >= UNRESPONSIVE_AFTER
     }
 
-    /// Whether that it was connected to now is to be reported.
+    /// Whether a successful connect has to be reported.
     pub(super) fn is_news(&self, now: Moment) -> bool {
         let is = now.as_millis() >= self.news.load(Relaxed);
         if is {
-            self.news.store(now.after(NEWS).as_millis(), Relaxed);
+            self.news.store(now.after(SUCCESS_INTERVAL).as_millis(), Relaxed);
         }
         is
     }
 
-    /// Something that speaks against it is reported.
+    /// A failure is reported.
     pub(super) fn failure_reported(&self) {
         self.news.store(0, Relaxed);
     }
@@ -201,19 +201,19 @@ impl HeldConnections {
         handles.by_number.len()
     }
 
-    /// All that are held now begin to leave.
-    pub(super) fn begin_leave(&self, now: Moment) -> DrainState {
-        DrainState { since: now, below: lock(&self.handles).next, told: false }
+    /// All current connections start to drain.
+    pub(super) fn begin_drain(&self, now: Moment) -> DrainState {
+        DrainState { since: now, below: lock(&self.handles).next, logged: false }
     }
 
-    /// Ends those whose time has come; when to look again, if any is left. `tell` is called once with their
-    /// number, when the first are about to be closed.
-    pub(super) fn go_on_leaving(
+    /// Closes those that are due; returns when to check again, if any is left. `before_close` is called once
+    /// with their number, before the first ones are closed.
+    pub(super) fn continue_drain(
         &self,
         leave: &mut DrainState,
         seed: u64,
         now: Moment,
-        tell: impl FnOnce(usize),
+        before_close: impl FnOnce(usize),
     ) -> Option<Moment> {
         let handles = lock(&self.handles);
         let leaving =
@@ -233,8 +233,8 @@ impl HeldConnections {
             }
         }
         drop(handles);
-        if !std::mem::replace(&mut leave.told, true) {
-            tell(count);
+        if !std::mem::replace(&mut leave.logged, true) {
+            before_close(count);
         }
         Some(now.after(TICK))
     }
@@ -247,8 +247,7 @@ pub(super) struct ConnGuard {
 }
 
 impl ConnGuard {
-    /// What ends the connection that it stands for when the backend's connections are to end: from the
-    /// first call on.
+    /// Cancels the guarded connection when the backend's connections are to end; registered by the first call.
     pub(super) fn cancel_handle(&mut self) -> Arc<CancelHandle> {
         if let Some((_, cancel)) = &self.cancel {
             return Arc::clone(cancel);
@@ -263,7 +262,7 @@ impl ConnGuard {
         cancel
     }
 
-    /// A client was given to it.
+    /// A client was assigned to it.
     pub(super) fn client_assigned(&self) {
         self.held.total.fetch_add(1, Relaxed);
     }
@@ -294,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_makes_mute_and_one_client_tries_again() {
+    fn silence_makes_a_backend_unresponsive_and_one_client_retries_it() {
         let held = held();
         let unresponsive = |ms| held.usage(0, at(ms)).unresponsive;
         assert!(!held.silent(at(0)) && !held.silent(at(1)) && !unresponsive(1));
@@ -308,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_success_is_news_from_time_to_time_and_after_bad_news() {
+    fn a_success_is_reported_periodically_and_after_a_failure() {
         let held = held();
         assert!(held.is_news(at(0)) && !held.is_news(at(1)) && !held.is_news(at(99)));
         assert!(held.is_news(at(100)) && !held.is_news(at(101)));
@@ -317,14 +316,14 @@ mod tests {
     }
 
     #[test]
-    fn full_is_what_has_as_many_as_it_may() {
+    fn a_backend_at_its_limit_is_full() {
         let held = held();
         let _ticket = held.conn_guard(at(0));
         assert!(!held.usage(0, at(0)).full && held.usage(1, at(0)).full && !held.usage(2, at(0)).full);
     }
 
     #[test]
-    fn connections_leave_after_the_grace_and_not_at_once() {
+    fn connections_are_closed_gradually_after_the_grace() {
         let held = held();
         let mut connections: Vec<(ConnGuard, Arc<CancelHandle>)> = (0..100)
             .map(|_| {
@@ -333,12 +332,12 @@ mod tests {
                 (conn_guard, cancel)
             })
             .collect();
-        let mut leave = held.begin_leave(at(1000));
+        let mut leave = held.begin_drain(at(1000));
         let mut newer = held.conn_guard(at(1000));
         let later = newer.cancel_handle();
-        let mut told = 0;
+        let mut logged = 0;
         let (mut now, mut steps) = (at(1000), Vec::new());
-        while let Some(next) = held.go_on_leaving(&mut leave, 7, now, |count| told += count) {
+        while let Some(next) = held.continue_drain(&mut leave, 7, now, |count| logged += count) {
             let before = connections.len();
             connections.retain(|(_, cancel)| !cancel.is_pulled());
             steps.push(before - connections.len());
@@ -346,14 +345,14 @@ mod tests {
             now = next;
         }
         assert!(connections.is_empty() && !later.is_pulled());
-        assert_eq!((told, steps[0]), (100, 0));
+        assert_eq!((logged, steps[0]), (100, 0));
         assert!(steps.iter().all(|closed| *closed <= 10), "{steps:?}");
         let end = at(1000).after(GRACE + SPREAD + TICK * 2);
         assert!(now >= at(1000).after(GRACE) && now <= end, "{now:?}");
     }
 
     #[tokio::test]
-    async fn a_leash_ends_what_is_done_on_it_now_and_later() {
+    async fn a_cancel_handle_ends_current_and_later_work() {
         let held = held();
         let mut conn_guard = held.conn_guard(at(0));
         let cancel = conn_guard.cancel_handle();

@@ -1,12 +1,12 @@
-//! The limit of open files, which is what a proxy runs out of first.
+//! The limit of open files, which a proxy exhausts first.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Raises the soft limit of open files to the hard one and returns what holds now. Each connection takes
+/// Raises the soft limit of open files to the hard one and returns the limit in effect. Each connection takes
 /// two, and the usual soft limit is 1024 for the sake of programs that use select(2).
 pub(crate) fn raise_descriptor_limit() -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    // None stands for "no limit".
+    // `None` means "no limit".
     let before = current.unwrap_or(u64::MAX);
     let most = maximum.unwrap_or(u64::MAX);
     if before >= most {

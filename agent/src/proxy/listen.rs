@@ -1,4 +1,4 @@
-//! Listening sockets: bound at once, bound again while that fails, and accepted from.
+//! Listening sockets: binding, retries, and accept loops.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,25 +16,24 @@ use super::{ProxyShared, connection, socket, workers};
 use crate::faults;
 use crate::supervisor::supervised;
 
-/// The first new attempt comes soon: after a reload the address may only have changed hands.
+/// The first retry comes soon: after a reload the address may only have moved between services.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 
-/// Time between further attempts.
+/// Time between further retries.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Pause after a failed accept. Out of descriptors the kernel would report the same client at once again.
+/// Pause after a failed accept. Without descriptors the kernel would report the same client again at once.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Clients that had connected before a listener closed and are still taken; a flood must not prevent the
-/// end.
+/// Clients that had connected before a listener closed and are still accepted; a flood must not delay shutdown.
 const LAST_ACCEPTS: usize = 1024;
 
-/// Where a listener listens, or why it does not.
+/// Where a listener is bound, or why it is not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum BindState {
-    /// Here; the port is known even when 0 was asked for.
+    /// Bound here; the port is known even if 0 was configured.
     At(SocketAddr),
-    /// Not yet.
+    /// Not bound yet.
     Failed(Fault),
 }
 
@@ -48,7 +47,7 @@ impl BindState {
     }
 }
 
-/// An address and the attempt to bind it, with a socket for each thread.
+/// An address and the attempt to bind it, with one socket per thread.
 pub(super) struct ListenSocket {
     pub(super) address: SocketAddr,
     sockets: Result<Vec<std::net::TcpListener>, Fault>,
@@ -116,7 +115,7 @@ pub(super) async fn run(
     tracing::info!(service = %pool.service, "no longer listens on {address}");
 }
 
-/// Tries until the address is bound, with a line for each change.
+/// Retries until the address is bound, and logs each change.
 async fn bound(
     first: ListenSocket,
     pool: &ServicePool,
@@ -149,7 +148,7 @@ async fn bound(
     }
 }
 
-/// Accepts from one of an address's sockets, on the thread that its clients are served on.
+/// Accepts from one of an address's sockets, on the thread that serves its clients.
 async fn accept_until(
     stop: CancellationToken,
     socket: std::net::TcpListener,
@@ -169,7 +168,7 @@ async fn accept_until(
             accepting.await;
             last_accepts(listener, &pool, &shared);
         }
-        // Dropped, it leaves its clients to the address's other sockets.
+        // When dropped, it leaves its clients to the address's other sockets.
         Err(error) => tracing::warn!(service = %pool.service, "one thread cannot serve clients: {error}"),
     }
 }
@@ -184,7 +183,7 @@ async fn accept_all(listener: &TcpListener, pool: &Arc<ServicePool>, shared: &Ar
                 }
                 admit(client, pool, shared);
             }
-            // The client left before it was accepted.
+            // The client disconnected before it was accepted.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 shared.failed_locally(&error);
@@ -194,8 +193,8 @@ async fn accept_all(listener: &TcpListener, pool: &Arc<ServicePool>, shared: &Ar
     }
 }
 
-/// Takes those that the kernel has already greeted and would reset. Asks the kernel itself, since tokio may
-/// not have heard of them yet.
+/// Accepts clients whose handshake the kernel has completed and which it would reset. Asks the kernel directly,
+/// since tokio may not know of them yet.
 fn last_accepts(listener: TcpListener, pool: &Arc<ServicePool>, shared: &Arc<ProxyShared>) {
     let Ok(listener) = listener.into_std() else { return };
     for _ in 0..LAST_ACCEPTS {
@@ -207,7 +206,7 @@ fn last_accepts(listener: TcpListener, pool: &Arc<ServicePool>, shared: &Arc<Pro
     }
 }
 
-/// Gives the client a task of its own, or resets it when the service holds as many as it may.
+/// Spawns a task for the client, or resets it when the service is at its limit.
 fn admit(client: TcpStream, pool: &Arc<ServicePool>, shared: &Arc<ProxyShared>) {
     match pool.admit(shared) {
         Some(open) => shared.life.spawn(connection::serve(client, open, Arc::clone(shared))),

@@ -1,20 +1,20 @@
-//! The local TCP proxy: one listener for each address of each service, and behind it whatever backends the
-//! table names at the moment of each connection.
+//! The local TCP proxy: one listener for each address of each service, in front of the backends that the table
+//! has when a connection starts.
 //!
 //! Tasks, and what each owns:
-//! - `listen`: one for each address, which binds it again while that fails; and then one on each of the
-//!   [`workers`], which owns one of its listening sockets.
+//! - `listen`: one for each address, which retries binding; then one on each of the [`workers`], which owns one
+//! of its listening sockets.
 //! - `connection::serve`: one for each client, on the thread that accepted it. Owns both sockets; finds a
-//!   backend (`dial`), sees that it answers a first flight that can be sent again (`flight`), then copies
-//!   (`copy`) until both directions have ended.
-//! - `follow`: one. Reads the table, resets the connections held to backends that are down or gone, and lets
-//!   those go whose backends want no more.
+//! backend (`dial`), waits for the answer to a ClientHello that can be sent again (`client_hello`), then copies
+//! (`copy`) until both directions have ended.
+//! - `drain_and_reset`: one. Watches the table, resets connections to backends that are down or gone, and
+//! drains those to backends that want no more.
 //!
-//! What they share is a [`pool::ServicePool`] for each service. Its locks are held for a few instructions, when a
-//! connection begins or ends, and never while bytes are copied. Each task may be stopped anywhere: sockets
-//! and counts belong to guards.
+//! They share a [`pool::ServicePool`] for each service. Its locks are held for a few instructions when a
+//! connection starts or ends, and never while bytes are copied. Each task may be stopped anywhere: sockets and
+//! counts belong to guards.
 //!
-//! On `stopping` the listeners close and held connections go on; on `over` those are reset.
+//! On `draining` the listeners close and held connections continue; on `shutdown` those are reset.
 
 mod alarm;
 mod client_hello;
@@ -55,7 +55,7 @@ use pool::ServicePool;
 pub(crate) use stats::{BackendStats, ServiceStats};
 use workers::WorkerRuntimes;
 
-/// What every task of the proxy may use.
+/// Shared by all tasks of the proxy.
 struct ProxyShared {
     /// This node, whose own instance is preferred.
     own: NodeId,
@@ -63,7 +63,7 @@ struct ProxyShared {
     evidence: mpsc::Sender<EvidenceReport>,
     life: Lifecycle,
     workers: WorkerRuntimes,
-    /// Counts listeners and connections, so that `follow` knows when there is nothing left to look after.
+    /// Counts listeners and connections, so that `drain_and_reset` knows when nothing is left.
     open: TaskTracker,
     /// Clients of all services.
     clients: Arc<AtomicU64>,
@@ -71,13 +71,13 @@ struct ProxyShared {
     starved: LimitAlarm,
 }
 
-/// Sockets that are bound and queue their clients, before anyone serves them: binding comes first at start,
-/// so that clients wait for the table instead of being refused.
+/// Sockets that are bound and queue clients before anyone serves them: binding comes first at start, so that
+/// clients wait for the table instead of being refused.
 pub(crate) struct Listeners(Vec<(Service, Vec<listen::ListenSocket>)>);
 
 impl Listeners {
-    /// Binds every address of `services`. One that fails is tried again once [`Proxy::start`] has been
-    /// called, since its interface may only be on its way up.
+    /// Binds every address of `services`. A failed one is retried once [`Proxy::start`] has been called, since
+    /// its interface may still be coming up.
     pub(crate) fn bind(services: &[Service]) -> Listeners {
         let bind = |service: &Service| {
             let addresses: BTreeSet<SocketAddr> = service.listen.iter().copied().collect();
@@ -94,11 +94,11 @@ pub(crate) struct Proxy {
     services: Arc<Mutex<BTreeMap<ServiceName, RunningService>>>,
 }
 
-/// A service, and its listeners by the address that was configured.
+/// A service, and its listeners by configured address.
 struct RunningService {
     pool: Arc<ServicePool>,
     listeners: BTreeMap<SocketAddr, ServiceListener>,
-    /// Taken out of the configuration: kept until its last connection has ended.
+    /// Removed from the configuration: kept until its last connection has ended.
     retired: bool,
 }
 
@@ -108,8 +108,8 @@ struct ServiceListener {
 }
 
 impl Proxy {
-    /// Begins to serve on `listeners`; must be called in a tokio runtime. `evidence` is never waited for:
-    /// what does not fit is dropped, since the next dial says the same.
+    /// Starts to serve on `listeners`; must be called in a tokio runtime. `evidence` is never awaited: what
+    /// does not fit is dropped, since the next dial says the same.
     pub(crate) fn start(
         listeners: Listeners,
         own: NodeId,
@@ -155,11 +155,11 @@ impl Proxy {
         proxy
     }
 
-    /// Makes the proxy serve exactly `services`. Listeners that stay are not touched, and connections of
-    /// those that go are left to finish.
+    /// Makes the proxy serve exactly `services`. Unchanged listeners are not touched, and connections of
+    /// removed ones are left to finish.
     pub(crate) fn reload(&self, services: &[Service]) {
         let mut running = lock(&self.services);
-        // All that go before any that come: an address may move from one service to another.
+        // Remove before adding: an address may move from one service to another.
         for (name, old) in running.iter_mut() {
             let new = services.iter().find(|service| service.name == *name);
             old.retired = new.is_none();
@@ -195,7 +195,7 @@ impl Proxy {
         services.iter().map(|(name, running)| (name.clone(), of(running))).collect()
     }
 
-    /// Makes what is held agree with the table; when to do so again, if time alone will change something.
+    /// Applies the table to held connections; returns when to do so again, if time alone will change something.
     fn reconcile(&self, table: &BackendTable) -> Option<Moment> {
         let now = self.shared.life.now();
         let mut services = lock(&self.services);
@@ -242,7 +242,7 @@ impl RunningService {
     }
 }
 
-/// Ends what is held to backends that went down or want no more, for as long as there is anything to look after.
+/// Resets or drains connections to backends that are down or drain, while there are listeners or connections.
 async fn drain_and_reset(proxy: Proxy) {
     let ProxyShared { life, open, .. } = &*proxy.shared;
     let mut table = proxy.shared.table.clone();
@@ -262,7 +262,7 @@ async fn drain_and_reset(proxy: Proxy) {
         };
         let changed = async {
             if table.changed().await.is_err() {
-                pending::<()>().await; // nobody publishes any more: the process is ending
+                pending::<()>().await; // the publisher is gone: the process is ending
             }
         };
         tokio::select! {
@@ -272,13 +272,13 @@ async fn drain_and_reset(proxy: Proxy) {
             () = life.shutdown.cancelled() => break,
         }
     }
-    // A connection that is found only after this sees `over` by itself.
+    // A connection that is set up only after this sees `shutdown` by itself.
     for running in lock(&proxy.services).values() {
         running.pool.reset_all();
     }
 }
 
-/// Locks; what a panicking task left behind is still whole, since nothing here panics half-way.
+/// Locks; the data stays consistent after a panic, since nothing here panics half-way.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! Pipes for splice(2): a connection that moves bulk borrows one, and gives it back when it pauses.
+//! Pipes for splice(2): a connection that moves bulk data borrows one, and returns it when it pauses.
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
@@ -6,25 +6,25 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use rustix::pipe::{PipeFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with};
 
-/// What a pipe should hold: the most that the kernel grants without privileges (fs.pipe-max-size). The fewer
-/// calls for each megabyte, the better.
+/// Wanted capacity of a pipe: the most that the kernel grants without privileges (fs.pipe-max-size). The fewer
+/// calls per megabyte, the better.
 const WANTED_BYTES: usize = 1 << 20;
 
-/// What a pipe must hold to be better than the buffer. A user with many pipes gets tiny ones
+/// The least capacity at which a pipe beats the buffer. A user with many pipes gets tiny ones
 /// (fs.pipe-user-pages-soft).
 const LEAST_BYTES: usize = 64 * 1024;
 
-/// Empty pipes that each thread keeps for the next: making one takes as long as moving some kilobytes.
+/// Empty pipes that each thread keeps for reuse: making one takes as long as moving some kilobytes.
 const KEPT: usize = 8;
 
-/// Most pipes in use at once, of all threads. Each takes two descriptors, and as much memory as it holds
-/// while its reader is slow; connections past it copy.
+/// Most pipes in use at once, over all threads. Each takes two descriptors, and as much memory as it holds
+/// while its reader is slow; connections beyond it copy.
 const MOST: usize = 256;
 
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    // In boxes as they are in use, where most connections have none and should be small.
+    // Boxed as in use: most connections have none and should be small.
     #[allow(clippy::vec_box)]
     static EMPTY: RefCell<Vec<Box<PipeEnds>>> = const { RefCell::new(Vec::new()) };
 }
@@ -39,7 +39,7 @@ struct PipeEnds {
 pub(super) struct Pipe(Option<Box<PipeEnds>>);
 
 impl Pipe {
-    /// An empty pipe; none when there are none to be had.
+    /// An empty pipe; `None` when none can be had.
     pub(super) fn take() -> Option<Pipe> {
         if IN_USE.fetch_add(1, Relaxed) >= MOST {
             IN_USE.fetch_sub(1, Relaxed);
@@ -52,7 +52,7 @@ impl Pipe {
         ends.map(|ends| Pipe(Some(ends)))
     }
 
-    /// Keeps an empty pipe for the next.
+    /// Keeps an empty pipe for reuse.
     pub(super) fn give_back(mut self) {
         let ends = self.0.take();
         EMPTY.with_borrow_mut(|empty| {
@@ -62,7 +62,7 @@ impl Pipe {
         });
     }
 
-    /// Its reading end, its writing end and how much it holds.
+    /// Its read end, its write end and its capacity.
     pub(super) fn ends(&self) -> Option<(&OwnedFd, &OwnedFd, usize)> {
         self.0.as_ref().map(|ends| (&ends.read, &ends.write, ends.size))
     }
@@ -76,7 +76,7 @@ impl Drop for Pipe {
 
 fn make() -> Option<Box<PipeEnds>> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
-    // Refused to users who have much already, who may still get the usual 64 KiB.
+    // Refused to users who have many already; they may still get the usual 64 KiB.
     let _ = fcntl_setpipe_size(&write, WANTED_BYTES);
     let size = fcntl_getpipe_size(&write).ok()?;
     (size >= LEAST_BYTES).then(|| Box::new(PipeEnds { read, write, size }))
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pipes_are_used_again_and_bounded() {
+    fn pipes_are_reused_and_bounded() {
         let first = Pipe::take().unwrap();
         let (_, _, size) = first.ends().unwrap();
         assert!(size >= LEAST_BYTES);

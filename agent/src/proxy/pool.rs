@@ -1,4 +1,4 @@
-//! What a service's connections share: whose turn it is, who holds what, and how much is too much.
+//! What a service's connections share: balancing, held connections, and limits.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -17,8 +17,7 @@ use super::alarm::LimitAlarm;
 use super::held::{ConnGuard, DrainState, HeldConnections};
 use super::{ProxyShared, ServiceStats, lock};
 
-/// One service's shared state. The counters are relaxed: they steer and inform, nothing is published
-/// through them.
+/// One service's shared state. The counters are relaxed: they steer and inform, and publish nothing else.
 pub(super) struct ServicePool {
     pub(super) service: ServiceName,
     maxconn: AtomicU32,
@@ -27,7 +26,7 @@ pub(super) struct ServicePool {
     total: AtomicU64,
     refused: AtomicU64,
     unserved: AtomicU64,
-    /// Attempts beside others, and first flights that were sent again.
+    /// Raced dials, and replayed ClientHellos.
     races: AtomicU64,
     replays: AtomicU64,
     /// Those that the budget did not allow.
@@ -37,10 +36,10 @@ pub(super) struct ServicePool {
     /// `maxconn` is reached.
     full: LimitAlarm,
     /// No backend answers.
-    alone: LimitAlarm,
-    /// The losers of a race are being seen out.
-    pub(super) seeing_out: AtomicBool,
-    /// What may be tried beside what is under way.
+    unserved_alarm: LimitAlarm,
+    /// The losers of a race are still running.
+    pub(super) finishing_losers: AtomicBool,
+    /// Budget for races and replays.
     budget: Mutex<RaceBudget>,
     /// How long first bytes take.
     first_byte: Mutex<FirstByteLatency>,
@@ -57,16 +56,16 @@ struct BackendChoice {
 
 struct PooledBackend {
     held: Arc<HeldConnections>,
-    /// What was held at the last verdict has been reset. What connected since knows better than that
-    /// verdict and is left alone until the next.
+    /// The connections held at the last table were reset. Those made since are newer than that state and are
+    /// left alone until it changes.
     condemned: bool,
-    /// What was held when the backend asked for no more, and there was somewhere better to go.
+    /// Connections held when the backend started to drain, while another was better.
     leave: Option<DrainState>,
 }
 
 impl ServicePool {
     pub(super) fn new(service: &Service, own: NodeId) -> ServicePool {
-        // Each node begins elsewhere, or all would prefer the same backend.
+        // Each node starts elsewhere, or all would prefer the same backend.
         let seed = own.0.iter().fold(0, |seed: u64, byte| seed.rotate_left(8) ^ u64::from(*byte));
         ServicePool {
             service: service.name.clone(),
@@ -82,8 +81,8 @@ impl ServicePool {
             send_proxy: AtomicBool::new(service.send_proxy),
             access_log: AtomicBool::new(service.access_log),
             full: LimitAlarm::default(),
-            alone: LimitAlarm::default(),
-            seeing_out: AtomicBool::new(false),
+            unserved_alarm: LimitAlarm::default(),
+            finishing_losers: AtomicBool::new(false),
             budget: Mutex::default(),
             first_byte: Mutex::default(),
             seed,
@@ -96,7 +95,7 @@ impl ServicePool {
         }
     }
 
-    /// Takes over the settings that may change while it runs.
+    /// Applies the settings that may change at run time.
     pub(super) fn configure(&self, service: &Service) {
         self.maxconn.store(service.maxconn, Relaxed);
         self.send_proxy.store(service.send_proxy, Relaxed);
@@ -106,7 +105,7 @@ impl ServicePool {
         choice.backend_maxconn = service.backend_maxconn;
     }
 
-    /// Counts a client in; `None` when there are as many as there may be.
+    /// Counts a client in; `None` at the limit.
     pub(super) fn admit(self: &Arc<ServicePool>, shared: &ProxyShared) -> Option<OpenClient> {
         let now = || shared.life.now();
         let maxconn = self.maxconn.load(Relaxed);
@@ -133,7 +132,7 @@ impl ServicePool {
         Some(OpenClient { pool: Arc::clone(self), clients, _open: shared.open.token() })
     }
 
-    /// Whether a dial may be made beside those under way; charges it.
+    /// Whether a dial may race those in progress; charges it to the budget.
     pub(super) fn may_race(&self, now: Moment) -> bool {
         let may = lock(&self.budget).extra(now);
         self.races.fetch_add(u64::from(may), Relaxed);
@@ -141,7 +140,7 @@ impl ServicePool {
         may
     }
 
-    /// Whether a first flight may be sent again; charges it.
+    /// Whether a ClientHello may be sent again; charges it to the budget.
     pub(super) fn may_replay(&self, now: Moment) -> bool {
         let may = lock(&self.budget).extra(now);
         self.replays.fetch_add(u64::from(may), Relaxed);
@@ -149,12 +148,12 @@ impl ServicePool {
         may
     }
 
-    /// How long a silence after a first flight is too long.
+    /// How long a silence after a ClientHello is too long.
     pub(super) fn too_long(&self) -> Duration {
         lock(&self.first_byte).too_long()
     }
 
-    /// `held` answered a first flight after `took`.
+    /// `held` answered a ClientHello after `took`.
     pub(super) fn answered(&self, held: &HeldConnections, took: Duration) {
         lock(&self.first_byte).observe(took);
         if held.answered() {
@@ -162,7 +161,7 @@ impl ServicePool {
         }
     }
 
-    /// `held` left a first flight without an answer for too long.
+    /// `held` left a ClientHello unanswered for too long.
     pub(super) fn silent(&self, held: &HeldConnections, now: Moment) {
         if held.silent(now) {
             tracing::warn!(
@@ -173,8 +172,8 @@ impl ServicePool {
         }
     }
 
-    /// `backends` as indices in the order in which to dial them, and the ticket of the first. Both in one
-    /// step, or clients that arrive together would all choose the same one.
+    /// `backends` as indices in the order in which to dial them, and the guard of the first. Both in one step,
+    /// or clients that arrive together would all choose the same one.
     pub(super) fn rank(
         &self,
         backends: &[Backend],
@@ -187,7 +186,7 @@ impl ServicePool {
         (order, first)
     }
 
-    /// The best backend that is good and none of `tried`, as an index, and its ticket.
+    /// The best good backend that is not in `tried`, as an index, and its guard.
     pub(super) fn another(
         &self,
         backends: &[Backend],
@@ -211,7 +210,7 @@ impl ServicePool {
 
     /// A client got its backend.
     pub(super) fn served(&self, shared: &ProxyShared) {
-        if self.alone.relieve(|| shared.life.now()) {
+        if self.unserved_alarm.relieve(|| shared.life.now()) {
             tracing::info!(service = %self.service, "backends answer again");
         }
     }
@@ -219,14 +218,13 @@ impl ServicePool {
     /// A client got none.
     pub(super) fn not_served(&self, tried: usize, shared: &ProxyShared) {
         self.unserved.fetch_add(1, Relaxed);
-        if self.alone.raise(shared.life.now()) {
+        if self.unserved_alarm.raise(shared.life.now()) {
             tracing::warn!(service = %self.service, "none of {tried} backends responds; new connections are reset");
         }
     }
 
-    /// Resets what is held to backends that went down or away, lets go what is held to those that want no
-    /// more, and says when to look again. A table that does not know the service at all says nothing about
-    /// its backends.
+    /// Resets connections to backends that are down or gone, drains those to backends that want no more, and
+    /// returns when to check again. A table that does not know the service says nothing about its backends.
     pub(super) fn apply_table(&self, backends: Option<&[Backend]>, now: Moment) -> Option<Moment> {
         let backends = backends?;
         let mut choice = lock(&self.choice);
@@ -245,15 +243,15 @@ impl ServicePool {
                 }
             }
             if held_action == HeldAction::Drain {
-                let leave = kept.leave.get_or_insert_with(|| held.begin_leave(now));
+                let leave = kept.leave.get_or_insert_with(|| held.begin_drain(now));
                 let spread = human(proto::backends::SPREAD);
-                let tell = |count| {
+                let log = |count| {
                     tracing::warn!(
                         service = %self.service,
                         "closing {count} connections to {} one by one over {spread}: {why}", held.name
                     );
                 };
-                let next = held.go_on_leaving(leave, self.seed, now, tell);
+                let next = held.continue_drain(leave, self.seed, now, log);
                 again = [again, next].into_iter().flatten().min();
             } else {
                 kept.leave = None;
@@ -263,7 +261,7 @@ impl ServicePool {
         again
     }
 
-    /// Resets everything that is held.
+    /// Resets all held connections.
     pub(super) fn reset_all(&self) {
         for kept in lock(&self.choice).held.values() {
             kept.held.reset_all();
@@ -275,7 +273,7 @@ impl ServicePool {
         self.open.load(Relaxed) == 0
     }
 
-    /// The numbers; the listeners are not known here.
+    /// The counters; the listeners are not known here.
     pub(super) fn stats(&self) -> ServiceStats {
         ServiceStats {
             listens: Vec::new(),
@@ -292,7 +290,7 @@ impl ServicePool {
         }
     }
 
-    /// How many clients are held, and how many connections to backends.
+    /// Number of clients, and of connections to backends.
     pub(super) fn counts(&self) -> (u64, u64) {
         let backends = lock(&self.choice).held.values().map(|kept| kept.held.connections.load(Relaxed)).sum();
         (u64::from(self.open.load(Relaxed)), backends)

@@ -1,4 +1,4 @@
-//! Options of the two legs of a connection, and how a leg is reset.
+//! Socket options of both sides of a connection, and how a side is reset.
 
 use std::io::{self, Read};
 use std::net::SocketAddr;
@@ -9,25 +9,26 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-/// Idle time before the first keepalive probe. With the interval and the count below, a client that vanished
-/// is noticed after 30 s; the usual defaults take two hours. A backend is after [`USER_TIMEOUT`], which
-/// stands in for the count (tcp(7)).
+/// Idle time before the first keepalive probe. With the interval and the count below, a client that vanished is
+/// noticed after 30 s; the usual defaults take two hours. For a backend it is [`USER_TIMEOUT`], which replaces
+/// the count (tcp(7)).
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// How long data sent to a backend may stay unacknowledged. Keepalive does not run while data is under way,
-/// and retransmission gives up after 15 minutes, for which clients hang (k8s#41916). Only on the backend's
-/// leg: it also ends connections whose peer keeps its window shut, which a paused client may do.
+/// How long data sent to a backend may stay unacknowledged. Keepalive does not run while data is in flight, and
+/// retransmission gives up after 15 minutes, for which clients hang (k8s#41916). Only on the backend's side: it
+/// also ends connections whose peer keeps its window closed, which a paused client may do.
 ///
-/// As long as the idle time and all probes together: of an idle connection the kernel counts from what was
-/// heard last, so with less a single lost probe would end it, and with many thousand of them some always are.
+/// As long as the idle time and all probes together: for an idle connection the kernel counts from the last
+/// packet received, so with less a single lost probe would end it, and of many thousand connections some always
+/// lose one.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Clients that may wait to be accepted; the kernel lowers it to net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 
-/// Options that both legs have. One that the kernel does not know is no reason not to serve.
+/// Options of both sides. One that the kernel does not know does not prevent serving.
 fn tune(socket: &SockRef<'_>, probes: Option<u32>) {
     let mut keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
     if let Some(probes) = probes {
@@ -37,11 +38,11 @@ fn tune(socket: &SockRef<'_>, probes: Option<u32>) {
     let _ = socket.set_tcp_keepalive(&keepalive);
 }
 
-/// Sockets that listen at the same address. Accepted sockets inherit their options, which saves four calls
-/// for each client.
+/// Sockets that listen at the same address. Accepted sockets inherit their options, which saves four calls for
+/// each client.
 pub(super) fn listen(address: SocketAddr, count: usize) -> io::Result<Vec<std::net::TcpListener>> {
     let first = bound(address, false)?;
-    // Only now, so that an address that somebody else listens at is not shared but taken.
+    // Only now: an address that another process listens at is then in use, not shared.
     first.set_reuse_port(true)?;
     let address = first.local_addr()?.as_socket().unwrap_or(address);
     let mut sockets = vec![first];
@@ -55,7 +56,7 @@ pub(super) fn listen(address: SocketAddr, count: usize) -> io::Result<Vec<std::n
 fn bound(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
-    // Connections of an earlier process in TIME_WAIT must not hold up a restart.
+    // Connections of an earlier process in TIME_WAIT must not delay a restart.
     socket.set_reuse_address(true)?;
     if shared {
         socket.set_reuse_port(true)?;
@@ -69,9 +70,9 @@ fn bound(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// A connect to a backend that has begun.
+/// A started connect to a backend.
 pub(super) enum PendingConnect {
-    /// It has ended already, as within one machine.
+    /// It has completed already, as happens within one machine.
     Done(TcpStream),
     UnderWay(TcpStream),
 }
@@ -84,13 +85,13 @@ impl PendingConnect {
         tune(&options, None);
         let _ = options.set_tcp_user_timeout(Some(USER_TIMEOUT));
         let is_done = is_done(socket.connect(&address.into()), Errno::INPROGRESS)?
-            // The first call never says so of a socket that does not block; the second does.
+            // The first call on a non-blocking socket never reports completion; the second does.
             || is_done(socket.connect(&address.into()), Errno::ALREADY)?;
         let stream = TcpStream::from_std(socket.into())?;
         Ok(if is_done { PendingConnect::Done(stream) } else { PendingConnect::UnderWay(stream) })
     }
 
-    /// Waits until it has ended.
+    /// Waits until it has completed.
     pub(super) async fn finish(self) -> io::Result<TcpStream> {
         let stream = match self {
             PendingConnect::Done(stream) => return Ok(stream),
@@ -117,19 +118,19 @@ pub(super) fn reset_on_drop(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
-/// Writes what the socket takes at once; 0 when that is nothing. Straight to the kernel: tokio may not have
-/// heard yet that a new socket can be written to.
+/// Writes what the socket accepts now; 0 when that is nothing. Asks the kernel directly: tokio may not know yet
+/// that a new socket is writable.
 pub(super) fn write_now(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     match SockRef::from(stream).send(bytes) {
-        Err(error) if is_passing(&error) => Ok(0),
+        Err(error) if is_transient(&error) => Ok(0),
         result => result,
     }
 }
 
-/// Reads what is there; none when nothing is. Straight to the kernel, for the same reason.
+/// Reads what is there; `None` when nothing is. Asks the kernel directly, for the same reason.
 pub(super) fn read_now(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-    // When tokio has heard already, it is told when there is no more, or it would ask the kernel again. Never
-    // when there may be: it would wait for news of what is there already.
+    // If tokio knows of the readiness, it has to learn when there is no more, or it would ask the kernel again.
+    // Never when there may be more: it would wait for an event that has already come.
     let most = buffer.len();
     let mut read = || (&*SockRef::from(stream)).read(buffer);
     let mut result = None;
@@ -142,22 +143,22 @@ pub(super) fn read_now(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<Opti
     });
     match result.unwrap_or_else(read) {
         Ok(n) => Ok(Some(n)),
-        Err(error) if is_passing(&error) => Ok(None),
+        Err(error) if is_transient(&error) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// Writes a few bytes to a socket that has just connected, and so has room for them; false when it broke.
+/// Writes a few bytes to a socket that has just connected and so has room for them; false when it broke.
 pub(super) fn write_at_once(stream: &TcpStream, bytes: &[u8]) -> bool {
     bytes.is_empty() || write_now(stream, bytes).is_ok_and(|n| n == bytes.len())
 }
 
-/// Whether a call only has to be made again, when the socket is ready or at once.
-pub(super) fn is_passing(error: &io::Error) -> bool {
+/// Whether a call only has to be repeated, at once or when the socket is ready.
+pub(super) fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
-/// Whether an error is one of this process or machine being out of descriptors.
+/// Whether an error means that this process or machine is out of descriptors.
 pub(super) fn is_starved(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
@@ -167,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_shared_among_our_own_threads_and_with_nobody_else() {
+    fn an_address_is_shared_among_own_threads_only() {
         let sockets = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 3).unwrap();
         let address = sockets[0].local_addr().unwrap();
         assert!(sockets.iter().all(|socket| socket.local_addr().unwrap() == address));
@@ -177,14 +178,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_one_read_leaves_is_found_by_the_next() {
+    async fn the_next_read_finds_the_rest() {
         use tokio::io::AsyncReadExt as _;
 
         let mut listeners = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 1).unwrap();
         let listener = tokio::net::TcpListener::from_std(listeners.pop().unwrap()).unwrap();
         let dialled = PendingConnect::begin(listener.local_addr().unwrap()).unwrap().finish().await.unwrap();
         let (mut accepted, _) = listener.accept().await.unwrap();
-        // A short read first: what follows is then waited for, and has been told of once.
+        // A short read first: the rest is awaited, and its event has already been delivered.
         assert_eq!(write_now(&dialled, b"0").unwrap(), 1);
         assert_eq!(accepted.read(&mut [0; 8]).await.unwrap(), 1);
         assert_eq!(write_now(&dialled, b"12345678").unwrap(), 8);
@@ -197,7 +198,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn both_legs_have_their_options() {
+    async fn both_sides_have_their_options() {
         let mut listeners = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 1).unwrap();
         let listener = tokio::net::TcpListener::from_std(listeners.pop().unwrap()).unwrap();
         let dialled = PendingConnect::begin(listener.local_addr().unwrap()).unwrap().finish().await.unwrap();

@@ -18,7 +18,7 @@ mod flight;
 mod life;
 mod manners;
 
-/// Longer than anything here takes; what runs into it has failed.
+/// Longer than any step here takes; whatever reaches it has failed.
 const LONG: Duration = Duration::from_secs(10);
 
 pub(super) fn id(n: u8) -> NodeId {
@@ -44,7 +44,7 @@ fn service() -> Service {
     Service { listen: vec!["127.0.0.1:0".parse().unwrap()], ..Service::kube_api() }
 }
 
-/// A backend that says its number to each client and then echoes.
+/// A backend that sends its number to each client and then echoes.
 async fn master(n: u8) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -61,7 +61,7 @@ async fn master(n: u8) -> SocketAddr {
     address
 }
 
-/// A port that refuses, and stays taken while the socket lives.
+/// A port that refuses connections and stays reserved while the socket lives.
 fn refusing() -> (TcpSocket, SocketAddr) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -90,8 +90,8 @@ struct Rig {
 }
 
 impl Rig {
-    /// A proxy on node 100, which is no master. All of it in the runtime of the test, so that nothing of it
-    /// happens while the test does not wait.
+    /// A proxy on node 100, which is no master. All of it runs in the test's runtime, so that nothing happens
+    /// unless the test awaits.
     fn new(service: &Service, backends: Vec<Backend>) -> Rig {
         Rig::on(|_, _| WorkerRuntimes::here(), service, backends)
     }
@@ -141,7 +141,7 @@ impl Rig {
         (report.node.0[0], report.evidence)
     }
 
-    /// Polls, since counters have no event of their own.
+    /// Polls, since counters have no event.
     async fn until(&self, holds: impl Fn(&ServiceStats) -> bool) {
         let wait = async {
             while !holds(&self.stats()) {
@@ -194,7 +194,7 @@ async fn a_refusal_leads_to_the_next_and_is_reported() {
 }
 
 #[tokio::test]
-async fn silence_is_hedged_and_reported_once_it_means_something() {
+async fn a_silent_dial_is_hedged_and_reported_after_a_second() {
     let (_listener, _fill, silent) = black_hole().await;
     let mut rig = Rig::new(
         &service(),
@@ -210,7 +210,7 @@ async fn silence_is_hedged_and_reported_once_it_means_something() {
 }
 
 #[tokio::test]
-async fn silence_of_all_ends_in_a_reset_when_the_budget_is_over() {
+async fn the_client_is_reset_when_no_backend_answers_within_the_budget() {
     let (_listener, _fill, silent) = black_hole().await;
     let mut rig = Rig::new(&service(), vec![backend(1, silent, BackendState::Ready)]);
     let begin = Instant::now();
@@ -236,7 +236,7 @@ async fn when_nobody_answers_the_client_is_reset_at_once() {
 }
 
 #[tokio::test]
-async fn what_is_believed_down_is_tried_when_nothing_else_is_left() {
+async fn a_backend_that_is_down_is_tried_as_a_last_resort() {
     let (_socket, refusing) = refusing();
     let rig = Rig::new(
         &service(),
@@ -244,13 +244,13 @@ async fn what_is_believed_down_is_tried_when_nothing_else_is_left() {
     );
     let (mut client, n) = rig.reach().await;
     assert_eq!(n, 1);
-    // A newer table with the same verdict is no news for what connected in spite of it.
+    // A newer table with the same state does not reset connections made despite it.
     rig.set(vec![backend(1, master(1).await, BackendState::Down), backend(2, refusing, BackendState::Ready)]);
     echoes(&mut client).await;
 }
 
 #[tokio::test]
-async fn each_direction_ends_by_itself() {
+async fn each_direction_closes_independently() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let rig = Rig::new(&service(), vec![backend(1, listener.local_addr().unwrap(), BackendState::Ready)]);
     // The client closes first, then the master; each still sends after the other has closed.
@@ -273,7 +273,7 @@ async fn each_direction_ends_by_itself() {
 }
 
 #[tokio::test]
-async fn a_reset_of_one_leg_resets_the_other() {
+async fn a_reset_on_one_side_resets_the_other() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let rig = Rig::new(&service(), vec![backend(1, listener.local_addr().unwrap(), BackendState::Ready)]);
     for client_first in [true, false] {
@@ -287,7 +287,7 @@ async fn a_reset_of_one_leg_resets_the_other() {
 }
 
 #[tokio::test]
-async fn clients_are_shared_out_by_either_balance() {
+async fn either_balance_spreads_clients() {
     for balance in [Balance::LeastConnections, Balance::RoundRobin] {
         let backends = vec![
             backend(1, master(1).await, BackendState::Ready),
@@ -296,7 +296,7 @@ async fn clients_are_shared_out_by_either_balance() {
         ];
         let rig = Rig::new(&Service { balance, ..service() }, backends);
         let mut clients = futures_util::future::join_all((0..30).map(|_| rig.reach())).await;
-        // Round-robin may give one a turn too early while it learns of them.
+        // Round-robin may give a backend its turn too early while it learns of the others.
         let slack = if balance == Balance::RoundRobin { 1 } else { 0 };
         let shared = |clients: &[(TcpStream, u8)], expected: [i32; 3]| {
             let counts = [1, 2, 3].map(|n| clients.iter().filter(|(_, of)| *of == n).count() as i32);
@@ -304,7 +304,8 @@ async fn clients_are_shared_out_by_either_balance() {
             assert!(near, "{balance}: {counts:?}");
         };
         shared(&clients, [10; 3]);
-        // One backend's connections end: it is the least loaded, but has its turn only as often as others.
+        // One backend's connections end: it is the least loaded, but gets its turn no more often than the
+        // others.
         clients.retain(|(_, n)| *n != 1);
         rig.until(|stats| stats.backends[&id(1)].connections == 0).await;
         let more = futures_util::future::join_all((0..9).map(|_| rig.reach())).await;
@@ -328,7 +329,7 @@ async fn a_backend_that_goes_down_loses_its_connections_if_another_is_good() {
     let rig = Rig::new(&service(), table(BackendState::Ready, BackendState::NotReady));
     let (mut client, n) = rig.reach().await;
     assert_eq!(n, 1);
-    // Nowhere better to go.
+    // No other backend is better.
     rig.set(table(BackendState::Down, BackendState::NotReady));
     echoes(&mut client).await;
     rig.set(table(BackendState::Suspect, BackendState::Ready));

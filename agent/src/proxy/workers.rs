@@ -1,8 +1,8 @@
-//! The threads that clients are served on.
+//! The threads that serve clients.
 //!
-//! A connection stays on the thread that accepted it: its two sockets are in one epoll set, and nothing
-//! that happens to it wakes another thread. Each thread has a listening socket of its own for each address,
-//! between which the kernel spreads new clients; so no thread hands connections to others.
+//! A connection stays on the thread that accepted it: its two sockets are in one epoll set, and nothing that
+//! happens to it wakes another thread. Each thread has its own listening socket for each address, and the
+//! kernel spreads new clients over them; so no thread hands connections to others.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
@@ -13,14 +13,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::lifecycle::Lifecycle;
 
-/// Most threads: each moves some ten thousand connections a second, or more bytes than a network card.
+/// Most threads: each handles some ten thousand connections per second, or more bytes than a network card.
 const MOST: usize = 4;
 
-/// A timer that is always there and soon: one that is set for later than the next does not have to wake its
-/// thread. Nearly every connection sets one for [`LINGER`](super::copy::LINGER) when it is half-closed.
+/// A timer that is always armed: one that is set for later than the next does not have to wake its thread.
+/// Nearly every connection sets one for [`LINGER`](super::copy::LINGER) when it is half-closed.
 const TICK: Duration = Duration::from_secs(15);
 
-/// How many threads serve clients, and so how many sockets listen at one address.
+/// Number of threads that serve clients, and of sockets that listen at one address.
 pub(super) fn count() -> usize {
     thread::available_parallelism().map_or(1, usize::from).min(MOST)
 }
@@ -32,8 +32,8 @@ pub(super) struct WorkerRuntimes {
 }
 
 impl WorkerRuntimes {
-    /// Starts the threads. They end when `life` is over and nothing is left in `open`. Where none can be
-    /// started the caller's runtime serves.
+    /// Starts the threads. They end on shutdown once nothing is left in `open`. If none can be started, the
+    /// caller's runtime serves.
     pub(super) fn start(life: &Lifecycle, open: &TaskTracker) -> WorkerRuntimes {
         let start = || {
             let runtime = Builder::new_current_thread().enable_all().build()?;

@@ -1,4 +1,4 @@
-//! First flights that are sent again, what is held back from that, PROXY headers and the access log.
+//! ClientHellos that are sent again, limits on replays, PROXY headers and the access log.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -26,16 +26,16 @@ fn hello(early_data: bool) -> Vec<u8> {
 /// How a backend treats a hello.
 #[derive(Clone, Copy)]
 enum Manner {
-    /// Answers with its number and then echoes what follows.
+    /// Answers with its number and then echoes.
     Answers,
-    /// The same after a while.
+    /// The same after a delay.
     Slow(Duration),
     Silent,
     Resets,
     Closes,
 }
 
-/// A backend that reads a hello; how many it has seen is counted.
+/// A backend that reads a hello; the hellos that it has seen are counted.
 async fn tls(n: u8, manner: Manner) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, seen) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
@@ -92,7 +92,7 @@ async fn greet(rig: &Rig, bytes: &[u8]) -> (TcpStream, u8, Duration) {
 }
 
 #[tokio::test]
-async fn a_hello_goes_through_at_once_whole_or_in_parts() {
+async fn a_hello_is_forwarded_at_once_whole_or_in_parts() {
     let (rig, seen) = rig(&[Manner::Answers, Manner::Answers]).await;
     let (mut client, n, _) = greet(&rig, &hello(false)).await;
     assert_eq!(n, 1);
@@ -108,7 +108,7 @@ async fn a_hello_goes_through_at_once_whole_or_in_parts() {
 }
 
 #[tokio::test]
-async fn a_hello_that_is_reset_or_closed_upon_goes_to_another_at_once() {
+async fn a_hello_that_is_answered_by_reset_or_close_goes_to_another_at_once() {
     for manner in [Manner::Resets, Manner::Closes] {
         let (rig, seen) = rig(&[manner, manner, Manner::Answers]).await;
         let (mut client, n, took) = greet(&rig, &hello(false)).await;
@@ -128,17 +128,17 @@ async fn a_hello_that_is_not_answered_goes_to_another_and_the_first_to_answer_wi
     let (rig, _) = rig(&[Manner::Silent, Manner::Answers]).await;
     let (mut client, n, took) = greet(&rig, &hello(false)).await;
     assert_eq!(n, 2);
-    // Nothing is known of the service yet.
+    // Nothing is known of the service's latency yet.
     assert!(took >= Duration::from_millis(950) && took < Duration::from_millis(1500), "{took:?}");
     echoes(&mut client).await;
     rig.until(|stats| stats.backends[&id(1)].connections == 0).await;
     let stats = rig.stats();
     assert_eq!((stats.backends[&id(1)].silences, stats.backends[&id(1)].total), (1, 0));
-    // Now it is, so that the next waits less.
+    // Now it is, so the next client waits less.
     let (_client, n, took) = greet(&rig, &hello(false)).await;
     assert_eq!(n, 2);
     assert!(took < Duration::from_millis(600), "{took:?}");
-    // And after the third in a row it is passed over.
+    // After the third in a row it is deprioritized.
     greet(&rig, &hello(false)).await;
     rig.until(|stats| stats.backends[&id(1)].silences == 3).await;
     let (_client, n, took) = greet(&rig, &hello(false)).await;
@@ -147,7 +147,7 @@ async fn a_hello_that_is_not_answered_goes_to_another_and_the_first_to_answer_wi
 }
 
 #[tokio::test]
-async fn a_slow_backend_is_not_given_up() {
+async fn a_slow_backend_keeps_its_connection() {
     let slow = Manner::Slow(Duration::from_millis(1300));
     let (rig, seen) = rig(&[slow, Manner::Silent]).await;
     let (mut client, n, _) = greet(&rig, &hello(false)).await;
@@ -156,8 +156,8 @@ async fn a_slow_backend_is_not_given_up() {
 }
 
 #[tokio::test]
-async fn only_a_lone_hello_is_sent_again() {
-    // What the client sends, and whether it comes in one piece.
+async fn only_a_hello_alone_is_sent_again() {
+    // What the client sends, and whether in one piece.
     let mut more = hello(false);
     more.extend(b"more");
     let mut http = b"GET /version HTTP/1.1\r\n\r\n".to_vec();
@@ -204,7 +204,7 @@ async fn a_client_that_sends_more_than_a_hello_gets_no_other() {
 }
 
 #[tokio::test]
-async fn when_no_other_is_good_a_hello_waits_and_an_end_is_passed_on() {
+async fn without_another_good_backend_a_hello_waits_and_a_close_is_forwarded() {
     let (silent, _) = tls(1, Manner::Closes).await;
     let (other, seen) = tls(2, Manner::Answers).await;
     let rig = Rig::new(
@@ -235,7 +235,7 @@ async fn a_backend_that_goes_down_while_it_owes_an_answer_is_replaced() {
 }
 
 #[tokio::test]
-async fn a_slow_cluster_is_not_doubled() {
+async fn a_slow_cluster_does_not_get_every_hello_twice() {
     let slow = Manner::Slow(Duration::from_millis(1500));
     let (rig, seen) = rig_of(&service(), &[slow, slow]).await;
     let hello = hello(false);
@@ -246,7 +246,7 @@ async fn a_slow_cluster_is_not_doubled() {
 }
 
 #[tokio::test]
-async fn backends_are_told_who_the_client_is_if_that_is_wanted() {
+async fn backends_get_a_proxy_header_if_configured() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let one = backend(1, listener.local_addr().unwrap(), BackendState::Ready);
     let rig = Rig::new(&Service { send_proxy: true, ..service() }, vec![one]);

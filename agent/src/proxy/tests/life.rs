@@ -35,7 +35,7 @@ async fn a_reload_moves_listeners_and_leaves_connections() {
     rig.reach().await;
     let gone = async { while TcpStream::connect(old).await.is_ok() {} };
     timeout(LONG, gone).await.unwrap();
-    // The address goes to a service of another name, whose first clients find no backend.
+    // The address moves to a service of another name, whose first clients find no backend.
     let renamed = Service { name: "other".parse().unwrap(), ..new };
     rig.proxy.reload(&[renamed]);
     let other = || rig.proxy.stats()[&"other".parse().unwrap()].listens.clone();
@@ -57,7 +57,7 @@ async fn a_reload_moves_listeners_and_leaves_connections() {
 }
 
 #[tokio::test]
-async fn an_address_that_is_taken_is_said_and_tried_again() {
+async fn an_address_in_use_is_reported_and_retried() {
     let squatter = std::net::TcpListener::bind("127.77.0.2:16443").unwrap();
     let address = squatter.local_addr().unwrap();
     let rig = Rig::new(
@@ -73,7 +73,7 @@ async fn an_address_that_is_taken_is_said_and_tried_again() {
 }
 
 #[tokio::test]
-async fn stopping_closes_the_door_and_over_ends_what_is_held() {
+async fn draining_closes_listeners_and_shutdown_ends_held_connections() {
     let rig = Rig::new(&service(), vec![backend(1, master(1).await, BackendState::Ready)]);
     let address = rig.address();
     let (mut one, _) = rig.reach().await;
@@ -90,7 +90,7 @@ async fn stopping_closes_the_door_and_over_ends_what_is_held() {
 }
 
 #[tokio::test]
-async fn threads_of_their_own_serve_and_end_as_one_runtime_does() {
+async fn proxy_threads_serve_and_end_like_one_runtime() {
     let rig =
         Rig::on(WorkerRuntimes::start, &service(), vec![backend(1, master(1).await, BackendState::Ready)]);
     let mut clients = Vec::new();
@@ -123,10 +123,10 @@ async fn threads_of_their_own_serve_and_end_as_one_runtime_does() {
 }
 
 #[tokio::test]
-async fn clients_that_the_kernel_has_greeted_are_served_after_a_stop() {
+async fn clients_in_the_accept_queue_are_served_after_a_stop() {
     let rig = Rig::new(&service(), vec![backend(1, master(1).await, BackendState::Ready)]);
     rig.reach().await;
-    // Both before the listener's task has its next turn.
+    // Both before the listener's task runs again.
     let client = std::net::TcpStream::connect(rig.address()).unwrap();
     rig.life.draining.cancel();
     client.set_nonblocking(true).unwrap();
@@ -156,10 +156,10 @@ async fn a_connection_costs_little_memory() {
     assert!(size <= 320, "{size} bytes");
 }
 
-/// In a process of its own, since the limit is the whole process's.
+/// In a process of its own, since the limit applies to the whole process.
 #[test]
-fn without_descriptors_clients_wait_and_held_connections_go_on() {
-    const NAME: &str = "proxy::tests::life::without_descriptors_clients_wait_and_held_connections_go_on";
+fn without_descriptors_clients_wait_and_held_connections_continue() {
+    const NAME: &str = "proxy::tests::life::without_descriptors_clients_wait_and_held_connections_continue";
     if std::env::var_os("STARVE").is_none() {
         let exe = std::env::current_exe().unwrap();
         let child = std::process::Command::new(exe).args(["--exact", NAME]).env("STARVE", "1").output();

@@ -1,4 +1,4 @@
-//! How connections leave, what comes back, limits of backends, and the access log.
+//! Draining of connections, bytes returned, backend limits, and the access log.
 
 use std::sync::Mutex;
 
@@ -8,7 +8,7 @@ use tracing::span;
 use super::*;
 
 #[tokio::test]
-async fn what_is_not_ready_or_drains_keeps_its_connections_for_a_while() {
+async fn not_ready_and_draining_backends_keep_connections_for_a_grace() {
     let (first, second) = (master(1).await, master(2).await);
     let table = |one, two| vec![backend(1, first, one), backend(2, second, two)];
     for state in [BackendState::NotReady, BackendState::Draining] {
@@ -22,7 +22,7 @@ async fn what_is_not_ready_or_drains_keeps_its_connections_for_a_while() {
 }
 
 #[test]
-fn what_leaves_is_closed_after_the_grace_while_another_is_good() {
+fn draining_connections_are_closed_after_the_grace_while_another_backend_is_good() {
     let pool = Arc::new(ServicePool::new(&service(), id(100)));
     let table = |one, two| {
         let address = "127.0.0.1:1".parse().unwrap();
@@ -33,11 +33,11 @@ fn what_leaves_is_closed_after_the_grace_while_another_is_good() {
     pool.apply_table(Some(&good), at(0));
     let mut conn_guard = pool.conn_guard(&good, 0, at(0)).unwrap();
     let cancel = conn_guard.cancel_handle();
-    // Nowhere better to go: the clock does not even start.
+    // No other backend is better: the grace does not even start.
     assert_eq!(pool.apply_table(Some(&table(BackendState::NotReady, BackendState::Suspect)), at(1000)), None);
     let bad = table(BackendState::NotReady, BackendState::Ready);
     assert_eq!(pool.apply_table(Some(&bad), at(60_000)), Some(at(120_000)));
-    // It was only a moment.
+    // It was only for a moment.
     assert_eq!(pool.apply_table(Some(&good), at(70_000)), None);
     let mut next = pool.apply_table(Some(&bad), at(80_000));
     assert_eq!(next, Some(at(140_000)));
@@ -68,7 +68,7 @@ async fn a_backend_that_is_full_comes_after_the_others() {
     }
 }
 
-/// Keeps what is logged for the target of the access log.
+/// Collects what is logged for the access log's target.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<String>>>);
 
@@ -98,7 +98,7 @@ impl tracing::Subscriber for Lines {
     fn exit(&self, _: &span::Id) {}
 }
 
-/// In a runtime of one thread, so that the subscriber of this thread hears all.
+/// In a single-threaded runtime, so that this thread's subscriber gets everything.
 #[tokio::test]
 async fn a_line_for_each_connection_with_how_it_ended() {
     let lines = Lines::default();

@@ -104,7 +104,7 @@ fn strip(
                 }
             }
         }
-        ol.peer_liveness {
+        ol.visually-hidden {
             @let said = spans.get(spans.len().saturating_sub(MAX_SAID)..).unwrap_or_default();
             @for span in said.iter().rev() { li { (words(span, within.end)) } }
             @if said.len() < spans.len() { li { (spans.len() - said.len()) " changes before" } }

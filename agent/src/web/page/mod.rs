@@ -148,7 +148,7 @@ fn verdict(status: &Status, now: UnixMs) -> Markup {
                 ul { @for problem in &status.problems { li { (problem) } } }
             }
             // Read out when it changes, and so without ages, which change all the time.
-            p.peer_liveness role="status" { (word) ": " (spoken(status)) }
+            p.visually-hidden role="status" { (word) ": " (spoken(status)) }
         }
     }
 }

@@ -97,7 +97,7 @@ pub(super) fn matrix(status: &Status) -> Markup {
         p.about { "Round trips and pulse loss, as reported by each row's node for the master in the columns." }
         div.wide tabindex="0" role="region" aria-labelledby="h-matrix" {
             table.matrix {
-                caption.peer_liveness { "Each row is a node, each column a master that it pulses" }
+                caption.visually-hidden { "Each row is a node, each column a master that it pulses" }
                 thead {
                     tr {
                         td {}

@@ -112,14 +112,14 @@ fn act(one: &BackendStatus) -> Markup {
     html! {
         form method="post" action="/act" {
             input type="hidden" name="node" value=(one.node);
-            button name="verb" value=(verb) { (word) " " span.peer_liveness { (one.node) } }
+            button name="verb" value=(verb) { (word) " " span.visually-hidden { (one.node) } }
             " "
             label {
-                "weight " span.peer_liveness { "of " (one.node) } " "
+                "weight " span.visually-hidden { "of " (one.node) } " "
                 input type="number" name="weight" min="0" max="256" value=(one.weight);
             }
             " "
-            button name="verb" value="weigh" { "Set " span.peer_liveness { "weight of " (one.node) } }
+            button name="verb" value="weigh" { "Set " span.visually-hidden { "weight of " (one.node) } }
         }
     }
 }
