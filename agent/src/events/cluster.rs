@@ -12,20 +12,20 @@ use proto::rpc::{FromMember, ToMember};
 
 use crate::transport::Link;
 
-/// Time for one member: it is asked by someone who waits.
+/// Time-out for one member: a person is waiting.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Time for all of them: below what the command line waits for.
+/// Time-out for all of them: below the command line's own.
 const ALL: Duration = Duration::from_secs(20);
 
-/// Members that are asked at once; each costs a handshake.
+/// Members queried concurrently; each costs a handshake.
 const AT_ONCE: usize = 32;
 
 /// Most events in an answer, from all members together: a few megabytes.
 const MOST: usize = 8192;
 
-/// What this node's ring holds of what is asked for, the latest, oldest first. `after` is the number that
-/// the asker has seen of this node.
+/// This node's latest events that match the query, oldest first. `after` is the number of the last event of
+/// this node that the caller has seen.
 pub(crate) fn own(ring: &EventRing, ask: &EventQuery, after: u64) -> Vec<Event> {
     let most = usize::try_from(ask.most).unwrap_or(MOST).min(MOST);
     let all = ring.after(after).filter(|event| event.time_unix_ms >= ask.since);
@@ -64,7 +64,7 @@ pub(crate) async fn all(link: &Arc<Link>, ring: &EventRing, ask: &EventQuery) ->
         }
         match under_way.next().await {
             None => break,
-            // What it says of others is not its to say.
+            // Its events about other nodes do not count.
             Some((name, Ok(Ok(ToMember::Events(theirs))))) => {
                 events.extend(theirs.into_iter().take(share).filter(|event| event.node == name));
             }
@@ -72,7 +72,7 @@ pub(crate) async fn all(link: &Arc<Link>, ring: &EventRing, ask: &EventQuery) ->
         }
     }
     events.sort_by(|a, b| (a.time_unix_ms, &a.node, a.seq).cmp(&(b.time_unix_ms, &b.node, b.seq)));
-    // Of a very large cluster even small shares are many.
+    // In a very large cluster even small shares add up.
     events.drain(..events.len().saturating_sub(MOST));
     silent.sort_unstable();
     (events, silent)

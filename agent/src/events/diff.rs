@@ -1,7 +1,7 @@
-//! Two looks at what this node knows, and what has changed between them.
+//! Compares two states of what this node knows, and finds the changes.
 //!
-//! No clock and no task: the time is handed in. Each method takes the newest value of one watch and adds the
-//! events that lead there to a list.
+//! No clock and no task: the time is an argument. Each method takes the newest value of one watch and appends
+//! the events that lead there to a list.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -23,37 +23,37 @@ use proto::settings::{Secrecy, secrecy};
 use proto::time::UnixMs;
 use proto::view::ClusterView;
 
-/// A member that was never heard is called down only this long after the start: gossip needs its time.
-const FIRST_WORDS: Duration = Duration::from_secs(15);
+/// A member that never answered is reported down only this long after the start: gossip needs its time.
+const FIRST_CONTACT: Duration = Duration::from_secs(15);
 
-/// Copies of the document differ for seconds after every change; longer is worth a word.
+/// Documents differ for seconds after every change; longer is reported.
 const SETTLE: Duration = Duration::from_secs(60);
 
 /// Settings that say since when a node drains; its name follows.
 const DRAINS: &str = "drain.";
 
-/// A limit counts as left when nothing met it for this long: else each connection would be an event.
+/// A limit counts as no longer met after this long: otherwise each connection would be an event.
 const QUIET: Duration = Duration::from_secs(5);
 
-/// What is looked at once a second, since no watch carries it.
+/// Polled once a second, since no watch carries it.
 #[derive(Debug, Default)]
 pub(crate) struct PolledState {
-    /// Of each service.
+    /// By service.
     pub(crate) services: BTreeMap<ServiceName, ProxyCounters>,
-    /// What is wrong with this node itself.
+    /// Problems of this node itself.
     pub(crate) problems: Vec<Problem>,
 }
 
-/// What the proxy counted of a service.
+/// Proxy counters of a service.
 #[derive(Debug, Default)]
 pub(crate) struct ProxyCounters {
-    /// Its addresses, and why it does not listen when it does not.
+    /// Its addresses, and the error of those that are not bound.
     pub(crate) listens: Vec<(SocketAddr, Option<Fault>)>,
-    /// Connections refused since the start because there were too many.
+    /// Connections refused since start because of `maxconn`.
     pub(crate) refused: u64,
-    /// Most connections at once.
+    /// Limit of concurrent connections.
     pub(crate) maxconn: u32,
-    /// Second dials and hellos since the start that the budget did not allow.
+    /// Second dials and hellos since start that the budget did not allow.
     pub(crate) denied: u64,
 }
 
@@ -67,7 +67,7 @@ pub(super) struct PreviousState {
     checks: BTreeMap<ServiceName, (Readiness, UnixMs)>,
     document: Arc<Document>,
     hash: String,
-    /// Members that hold another document, since when, and whether that was told.
+    /// Members with another document, since when, and whether that was reported.
     differing: BTreeMap<NodeId, (UnixMs, bool)>,
     failed: BTreeMap<(ServiceName, SocketAddr), UnixMs>,
     limits: BTreeMap<(EventKind, ServiceName), LimitCounter>,
@@ -84,7 +84,7 @@ struct LimitCounter {
 }
 
 impl PreviousState {
-    /// Begins with the document as it was found on disk; all else begins with nothing.
+    /// Starts with the document as found on disk; all else starts empty.
     pub(super) fn new(own: NodeId, began: UnixMs, document: Arc<Document>) -> PreviousState {
         PreviousState {
             own,
@@ -110,8 +110,8 @@ impl PreviousState {
         {
             let key = (service.clone(), backend.node);
             let subject = format!("{service}/{}", backend.name);
-            // Doubt is a step back only from what was good: who is not heard yet, at a start, is looked at
-            // closely, and that is all.
+            // Suspect is a step back only from a good state: a backend that has not answered yet, at a start,
+            // is probed, and that is all.
             let was_good = gone.get(&key).is_some_and(|(state, ..)| state.is_good());
             let told = Event::new(EventKind::Backend, now, subject, backend.state.as_str())
                 .reason(backend.reason())
@@ -134,7 +134,7 @@ impl PreviousState {
                     out.push(told.since(state.as_str(), since));
                     now
                 }
-                // The last good list is what was known before.
+                // The last known good list was known before.
                 None if backend.state == BackendState::Unknown => backend.since,
                 None => {
                     out.push(told);
@@ -149,7 +149,7 @@ impl PreviousState {
         }
     }
 
-    /// The members, by pulses and gossip, as status judges them.
+    /// The members, by pulses and gossip, as status evaluates them.
     pub(super) fn members(
         &mut self,
         view: &ClusterView,
@@ -178,7 +178,7 @@ impl PreviousState {
             let state =
                 MemberState::of(member, peer_liveness.map(|peer_liveness| peer_liveness.liveness), serves);
             let known = self.members.get(id).copied();
-            let early = now.0.saturating_sub(self.began.0) < FIRST_WORDS.as_millis() as u64;
+            let early = now.0.saturating_sub(self.began.0) < FIRST_CONTACT.as_millis() as u64;
             if known.is_some_and(|(was, _)| was == state)
                 || (known.is_none() && state == MemberState::Down && early)
             {
@@ -219,7 +219,7 @@ impl PreviousState {
         let setting = self.document.settings.get(&format!("{DRAINS}{name}"));
         let by =
             setting.map_or(String::new(), |setting| format!("by {}", named(&self.document, &setting.by)));
-        // Whoever stops drains too; that it has stopped says it already.
+        // A stopping node drains too; the stop itself is already reported.
         match (draining && !left, self.draining.get(&id).copied()) {
             (true, None) => {
                 self.draining.insert(id, now);
@@ -245,7 +245,7 @@ impl PreviousState {
         out: &mut Vec<Event>,
     ) {
         let mut gone = std::mem::take(&mut self.checks);
-        // What is said until the first check is no news.
+        // State before the first check is not reported.
         let checked = |offer: &ServiceOffer| offer.health.cause != Cause::NotCheckedYet;
         for (service, offer) in health.iter().filter(|(_, offer)| checked(offer)) {
             let found = offer.health.readiness;
@@ -297,7 +297,7 @@ impl PreviousState {
         }
         for (key, setting) in &document.settings {
             let was = before.settings.get(key);
-            // A drain is told as one, once it holds.
+            // A drain is reported as one once it is in effect.
             if was.is_some_and(|was| was.value == setting.value) || key.starts_with(DRAINS) {
                 continue;
             }
@@ -315,8 +315,8 @@ impl PreviousState {
         }
     }
 
-    /// This node's part in virtual IPs, in keepalived's words. Its priority is its place in line: 255 for
-    /// the first, as keepalived's owner has it, 0 for who is no candidate.
+    /// This node's part in virtual IPs, in keepalived's terms. Its priority is its rank: 255 for the first,
+    /// as keepalived's owner has it, 0 for a node that is no candidate.
     pub(super) fn vips(&mut self, vips: &[VipStatus], now: UnixMs, out: &mut Vec<Event>) {
         let own = named(&self.document, &self.own);
         let mut gone = std::mem::take(&mut self.vips);
@@ -353,7 +353,7 @@ impl PreviousState {
         }
     }
 
-    /// What no watch tells of; to be called about once a second.
+    /// State that no watch carries; to be called about once a second.
     pub(super) fn poll_state(
         &mut self,
         looked: &PolledState,
@@ -376,7 +376,7 @@ impl PreviousState {
         self.problems(&looked.problems, now, out);
     }
 
-    /// Who holds another document, and for longer than an exchange takes.
+    /// Members that have had another document for longer than a sync takes.
     fn copies(&mut self, view: &ClusterView, now: UnixMs, out: &mut Vec<Event>) {
         let (own, settle) = (self.own, SETTLE.as_millis() as u64);
         for member in view.members.values().filter(|member| member.id != own) {
@@ -481,7 +481,7 @@ fn named(document: &Document, id: &NodeId) -> String {
     document.nodes.get(id).map_or_else(|| id.to_string(), |node| node.name.to_string())
 }
 
-/// A setting's value as all may read it.
+/// A setting's value as everyone may read it.
 fn shown(key: &str, value: Option<&String>) -> String {
     match (value, secrecy(key)) {
         (None, _) => "unset".to_owned(),

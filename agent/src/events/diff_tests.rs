@@ -1,4 +1,4 @@
-//! What has changed, found out of two looks.
+//! Changes found by comparing two states.
 
 use proto::cause::{Cause, Detail};
 use proto::cluster::{Admitted, KeyId};
@@ -76,7 +76,7 @@ fn said(act: impl FnOnce(&mut Vec<Event>)) -> Vec<String> {
 }
 
 #[test]
-fn a_backend_tells_from_to_why_and_how_long() {
+fn a_backend_event_has_both_states_the_cause_and_the_duration() {
     let mut seen = seen();
     let mut step = |state, cause, at| said(|out| seen.table(&table(state, cause), UnixMs(at), out));
     assert!(
@@ -98,7 +98,7 @@ fn a_backend_tells_from_to_why_and_how_long() {
 }
 
 #[test]
-fn members_are_told_as_status_judges_them() {
+fn member_events_agree_with_status() {
     let mut seen = seen();
     let (ready, none) = (table(BackendState::Ready, Cause::Connected), BackendTable::new());
     let mut step = |view: &ClusterView, liveness: &PeerLivenessMap, table: &BackendTable, at| {
@@ -129,7 +129,7 @@ fn members_are_told_as_status_judges_them() {
 }
 
 #[test]
-fn a_member_that_is_never_heard_is_told_once_gossip_had_its_time() {
+fn a_member_that_never_answered_is_reported_once_gossip_had_time() {
     let mut seen = seen();
     let mut step = |at| {
         said(|out| {
@@ -148,7 +148,7 @@ fn a_member_that_is_never_heard_is_told_once_gossip_had_its_time() {
 }
 
 #[test]
-fn draining_begins_and_ends_and_is_not_what_a_stop_does() {
+fn draining_starts_and_ends_and_a_stop_is_no_drain() {
     let mut seen = seen();
     let mut step = |view: &ClusterView, at| {
         let mut out = Vec::new();
@@ -165,7 +165,7 @@ fn draining_begins_and_ends_and_is_not_what_a_stop_does() {
 }
 
 #[test]
-fn own_checks_are_told() {
+fn own_checks_are_reported() {
     let mut seen = seen();
     let offer = |readiness| ServiceOffer {
         address: "10.0.0.1:6443".parse().unwrap(),
@@ -194,7 +194,7 @@ fn own_checks_are_told() {
 }
 
 #[test]
-fn the_own_part_in_a_vip_is_told_in_words_of_keepalived() {
+fn this_nodes_vip_state_uses_keepalived_terms() {
     let mut seen = seen();
     let vip = |state, reason: &str| VipStatus {
         address: "10.0.0.9".parse().unwrap(),
@@ -225,7 +225,7 @@ fn the_own_part_in_a_vip_is_told_in_words_of_keepalived() {
 }
 
 #[test]
-fn a_drain_is_told_once_and_with_who_asked_for_it() {
+fn a_drain_is_reported_once_with_its_initiator() {
     let mut seen = seen();
     let mut now = document();
     now.set("drain.m1", Some("5".to_owned()), key(0).id(), UnixMs(2)).unwrap();
@@ -237,7 +237,7 @@ fn a_drain_is_told_once_and_with_who_asked_for_it() {
 }
 
 #[test]
-fn the_document_tells_of_members_settings_and_keys() {
+fn document_changes_of_members_settings_and_keys_are_reported() {
     let mut seen = seen();
     let mut now = document();
     let mut step = |now: &Document| said(|out| seen.document(&Arc::new(now.clone()), UnixMs(2), out));
@@ -268,7 +268,7 @@ fn the_document_tells_of_members_settings_and_keys() {
 }
 
 #[test]
-fn listeners_limits_and_problems_begin_and_end() {
+fn listeners_limits_and_problems_start_and_end() {
     let mut seen = seen();
     let mut step = |error: Option<Cause>, refused, denied, problems: &[&str], at| {
         let listens = vec![("127.0.0.1:16443".parse().unwrap(), error.map(Fault::from))];
@@ -301,7 +301,7 @@ fn listeners_limits_and_problems_begin_and_end() {
 }
 
 #[test]
-fn a_copy_of_the_document_that_stays_another_is_told_once() {
+fn a_document_that_stays_different_is_reported_once() {
     let mut seen = seen();
     let other = view(true, |word| word.document = "0123".to_owned());
     let mut step =
@@ -315,7 +315,7 @@ fn a_copy_of_the_document_that_stays_another_is_told_once() {
 }
 
 #[test]
-fn a_doubt_is_a_warning_only_about_what_was_good() {
+fn suspect_is_a_warning_only_after_a_good_state() {
     let level = |states: &[BackendState]| {
         let (mut seen, mut out) = (seen(), Vec::new());
         for (at, state) in states.iter().enumerate() {

@@ -1,8 +1,8 @@
 //! Events on disk: a line of JSON for each, appended and not synced; two files, so that the older can be
-//! dropped whole. The first line of each says its version. As with the other state files, fields and kinds may
-//! be added within one; a file of a later version is neither read nor written to.
+//! dropped whole. The first line of each holds its version. As with the other state files, fields and kinds
+//! may be added within one version; a file of a later version is neither read nor written to.
 //!
-//! A power cut may take the last lines or tear one; what can't be read is skipped and said. The file stays
+//! A power cut may lose the last lines or tear one; unreadable lines are skipped and reported. The file stays
 //! open, so that a node that has left its cluster does not write into the directory that it has emptied.
 
 use std::fs::{self, File, OpenOptions};
@@ -29,7 +29,7 @@ const MAX_LINE: u64 = 8 * 1024;
 /// The version that is written, and the highest that is read.
 const VERSION: u32 = 1;
 
-/// Batches on their way to the disk. One that hangs costs the events that do not fit, and nothing else.
+/// Batches queued for the disk. A disk that hangs loses the events that do not fit, and nothing else.
 const QUEUE: usize = 64;
 
 /// The first line of a file.
@@ -38,7 +38,7 @@ struct Header {
     version: u32,
 }
 
-/// A file that a newer agent wrote.
+/// A newer agent wrote the file.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{} was written by a newer agent (version {found}; this agent reads up to {VERSION}) and stays as it is; \
@@ -51,7 +51,7 @@ struct Newer {
 }
 
 impl Newer {
-    /// Refuses a file by its first line, if that is whole.
+    /// Refuses a file by its first line, if that is complete.
     fn check(path: &Path, file: &File) -> io::Result<()> {
         let mut line = Vec::new();
         BufReader::new(file).take(MAX_LINE).read_until(b'\n', &mut line)?;
@@ -64,7 +64,7 @@ impl Newer {
     }
 }
 
-/// The file that is written.
+/// The file being written.
 #[derive(Debug)]
 pub(super) struct EventLog {
     dir: PathBuf,
@@ -75,7 +75,7 @@ pub(super) struct EventLog {
 }
 
 impl EventLog {
-    /// Opens the file for appending; a torn last line, which [`load`] has told of, is cut off.
+    /// Opens the file for appending; a torn last line, which [`load`] has reported, is cut off.
     ///
     /// Neither file may be of a newer agent: the older one would be replaced.
     pub(super) fn open(dir: &Path) -> io::Result<EventLog> {
@@ -93,7 +93,7 @@ impl EventLog {
         file.seek(SeekFrom::Start(len.saturating_sub(MAX_LINE)))?;
         (&file).take(MAX_LINE).read_to_end(&mut end)?;
         let whole = end.iter().rposition(|byte| *byte == b'\n').map(|at| at + 1);
-        // A file that holds only the beginning of a line.
+        // A file that holds only a partial line.
         let whole = whole.or((len < MAX_LINE).then_some(0));
         if let Some(torn) = whole.map(|whole| end.len() - whole).filter(|torn| *torn > 0) {
             len -= torn as u64;
@@ -131,7 +131,7 @@ fn options() -> OpenOptions {
     options
 }
 
-/// Reads what earlier runs kept. The second value says what was wrong with it.
+/// Reads the events of earlier runs. The second value is what was wrong with them.
 pub(super) fn load(dir: &Path) -> (EventRing, Option<Problem>) {
     let (mut ring, mut bad) = (EventRing::default(), 0_u32);
     let mut problem = None;
@@ -178,7 +178,7 @@ fn read(path: &Path, mut file: File, ring: &mut EventRing, bad: &mut u32) -> io:
             continue;
         }
         match serde_json::from_slice::<Event>(&line) {
-            // Numbers go up; what does not was put there by someone else, or by a disk.
+            // Numbers increase; anything else was written by someone else, or by a faulty disk.
             Ok(event) if event.seq > ring.newest() && event.seq < u64::MAX / 2 => {
                 ring.restore(event);
             }
@@ -187,7 +187,7 @@ fn read(path: &Path, mut file: File, ring: &mut EventRing, bad: &mut u32) -> io:
     }
 }
 
-/// Starts the task that writes. It goes on until the sender is gone, so that the last events are kept too.
+/// Starts the task that writes. It runs until the sender is gone, so that the last events are kept too.
 pub(super) fn spawn(
     mut log: EventLog,
     sink_errors: SinkErrors,
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_kept_is_read_and_numbers_go_on() {
+    fn kept_events_are_read_and_numbers_continue() {
         let dir = tempfile::tempdir().unwrap();
         let mut ring = EventRing::default();
         let mut log = EventLog::open(dir.path()).unwrap();
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_last_line_is_skipped_and_said_and_does_not_spoil_the_next() {
+    fn a_torn_last_line_is_skipped_reported_and_does_not_affect_the_next() {
         let dir = tempfile::tempdir().unwrap();
         let mut ring = EventRing::default();
         EventLog::open(dir.path()).unwrap().append(&events(&mut ring, 3)).unwrap();
@@ -276,13 +276,13 @@ mod tests {
         assert!(problem.is_none());
     }
 
-    /// The bytes of the file, as the first version with this form wrote them.
+    /// The bytes of the file, as the first version with this format wrote them.
     fn golden() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/state/events")
     }
 
     #[test]
-    fn the_file_has_the_bytes_that_it_was_released_with_and_they_are_read() {
+    fn the_file_has_the_bytes_of_its_release_and_they_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let mut ring = EventRing::default();
         let mut vip = Event::new(EventKind::VipState, UnixMs(1_700_000_000_000), "10.0.0.9", "master");
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_a_newer_agent_is_named_and_stays_and_a_newer_field_is_ignored() {
+    fn a_newer_agents_file_is_reported_and_kept_and_a_newer_field_is_ignored() {
         for name in [EVENTS, EVENTS_OLD] {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join(name);

@@ -1,12 +1,12 @@
 //! Hooks: executables that are run with each event, as JSON on their standard input.
 //!
-//! They run with the agent's rights, so they and every directory above them must be such that nobody but root
-//! and the agent's user can change them ([`trusted()`]): looked at when they are configured, and again right
-//! before each run. Everything on the way there is then out of the reach of others, so none of them can put
-//! something else there between that look and the run.
+//! They run with the agent's rights, so they and every directory above them must be writable only by root and
+//! the agent's user ([`trusted()`]): checked when they are configured, and again right before each run.
+//! Everything on the path is then out of reach of others, so none of them can replace anything between that
+//! check and the run.
 //!
-//! One task for each path that is configured; it runs one program at a time, and kills one with all that it
-//! started when it takes too long. A queue stands before it: who is slow loses events, and is told of.
+//! One task for each configured path; it runs one program at a time, and kills one with all that it started
+//! when it takes too long. Each has a queue: a slow program loses events, and that is reported.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -27,16 +27,17 @@ use super::SinkErrors;
 use crate::lifecycle::Lifecycle;
 use crate::trusted::{self, TrustError};
 
-/// Events that wait for one path: some minutes of a bad day; what is older is of no use to a program.
+/// Events queued for one path: some minutes of a bad day; older ones are of no use to a program.
 const QUEUE: usize = 64;
 
-/// Longest time of one run.
+/// Longest duration of one run.
 const PATIENCE: Duration = if cfg!(test) { Duration::from_millis(500) } else { Duration::from_secs(10) };
 
-/// What a run may still take when the agent ends. Short, since nobody listens in place of it meanwhile.
+/// What a run may still take when the agent ends. Short, since nothing listens in the agent's place
+/// meanwhile.
 const LAST: Duration = Duration::from_secs(1);
 
-/// The queue before one path. When it is dropped, what waits in it is still told.
+/// The queue of one path. When it is dropped, queued events are still delivered.
 pub(super) struct Hook {
     pub(super) name: String,
     queue: mpsc::Sender<Arc<Event>>,
@@ -52,7 +53,7 @@ impl Hook {
         life.supervise("hooks", queue, move |queue| {
             let (path_buf, over, said) = (path_buf.clone(), over.clone(), said.clone());
             let work = async move {
-                // What is wrong is known when it is configured, not only when it is needed.
+                // Problems are reported when the path is configured, not only at the first event.
                 let name = path_buf.display().to_string();
                 if let Some(Err(why)) = list_programs(&path_buf).await {
                     said.report_problem(why.problem(&name));
@@ -60,7 +61,7 @@ impl Hook {
                 while let Some(event) = queue.recv().await {
                     run_all(&path_buf, &event, &said).await;
                 }
-                // It is no longer asked for, and so no trouble.
+                // It is no longer configured, and so no problem.
                 said.resolved(ProblemCode::EventsDropped, &name);
                 said.resolved(ProblemCode::Hook, &name);
             };
@@ -75,7 +76,7 @@ impl Hook {
         Hook { name: path.to_owned(), queue: sender, dropped: 0, sink_errors }
     }
 
-    /// Hands an event over, or counts it as dropped.
+    /// Queues an event, or counts it as dropped.
     pub(super) fn enqueue(&mut self, event: &Arc<Event>) {
         if self.queue.try_send(event.clone()).is_err() {
             self.dropped += 1;
@@ -86,23 +87,23 @@ impl Hook {
     }
 }
 
-/// Why a program is not run, or was run in vain.
+/// Why a program is not run, or its run failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HookError {
-    /// It could not be looked at.
+    /// It could not be examined.
     #[error("notify: {} can't be read: {source}", path.display())]
     Unreadable {
-        /// What.
+        /// Path of the file.
         path: PathBuf,
-        /// Why not.
+        /// The error.
         source: io::Error,
     },
     /// Others may change it.
     #[error("notify: {} was not run: {source}", path.display())]
     Untrusted {
-        /// Which program or directory.
+        /// Path of the program or directory.
         path: PathBuf,
-        /// Who may.
+        /// Who may change it.
         source: TrustError,
     },
     /// It is no program.
@@ -114,25 +115,25 @@ pub(super) enum HookError {
     /// The kernel does not run it.
     #[error("notify: {} can't be run: {source}", path.display())]
     Spawn {
-        /// Which.
+        /// Path of the program.
         path: PathBuf,
-        /// Why not.
+        /// The error.
         source: io::Error,
     },
-    /// It says that it failed.
+    /// It reported a failure.
     #[error("notify: {} ended with {status}", path.display())]
     Ended {
-        /// Which.
+        /// Path of the program.
         path: PathBuf,
-        /// What it says.
+        /// Its exit status.
         status: ExitStatus,
     },
-    /// Its end is not known.
+    /// Its exit status is unknown.
     #[error("notify: lost track of {}: {source}", path.display())]
     Lost {
-        /// Which.
+        /// Path of the program.
         path: PathBuf,
-        /// Why.
+        /// The error.
         source: io::Error,
     },
     /// It did not end in time.
@@ -141,7 +142,7 @@ pub(super) enum HookError {
 }
 
 impl HookError {
-    /// For status; `name` is the path that configuration gives.
+    /// For status; `name` is the path as configured.
     fn problem(&self, name: &str) -> Problem {
         let problem = Problem::new(ProblemCode::Hook, self).about(name);
         match self {
@@ -172,13 +173,13 @@ async fn run_all(path: &Path, event: &Event, sink_errors: &SinkErrors) {
     }
 }
 
-/// [`programs`] where a thread may wait; none: the process is ending.
+/// [`programs`] on a blocking thread; `None`: the process is ending.
 async fn list_programs(path: &Path) -> Option<Result<(Vec<PathBuf>, Option<HookError>), HookError>> {
     let path = path.to_owned();
     tokio::task::spawn_blocking(move || programs(&path)).await.ok()
 }
 
-/// The programs of a path: itself, or what can be run in it, and what is wrong with one that is left out.
+/// The programs of a path: itself, or the executables in it, and what is wrong with one that is left out.
 fn programs(path: &Path) -> Result<(Vec<PathBuf>, Option<HookError>), HookError> {
     let failed = |source: io::Error| HookError::Unreadable { path: path.to_owned(), source };
     if !trusted(path)?.is_dir {
@@ -188,7 +189,7 @@ fn programs(path: &Path) -> Result<(Vec<PathBuf>, Option<HookError>), HookError>
     for entry in std::fs::read_dir(path).map_err(failed)? {
         let entry = entry.map_err(failed)?.path();
         let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        // What editors and package managers leave is not meant.
+        // Leftovers of editors and package managers are skipped.
         if name.starts_with('.') || name.ends_with('~') || name.contains(".dpkg-") || name.contains(".rpm") {
             continue;
         }
@@ -217,7 +218,7 @@ fn trusted(path: &Path) -> Result<trusted::CheckedFile, HookError> {
     })
 }
 
-/// Runs one program with one event, if it can still be trusted: those before it may have taken their time.
+/// Runs one program with one event, if it is still trusted: the programs before it may have taken a while.
 async fn run_trusted(program: PathBuf, event: &Event) -> Result<(), HookError> {
     let path = program.clone();
     match tokio::task::spawn_blocking(move || runnable(&path)).await {
@@ -241,7 +242,7 @@ async fn run(program: &Path, event: &Event) -> Result<(), HookError> {
         .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
-        // It goes where the agent's own does.
+        // Goes where the agent's own goes.
         .stderr(Stdio::inherit())
         .process_group(0)
         .kill_on_drop(true);
@@ -250,14 +251,14 @@ async fn run(program: &Path, event: &Event) -> Result<(), HookError> {
     let stdin = child.stdin.take();
     let work = async {
         if let Some(mut stdin) = stdin {
-            // Whoever does not read it does not want it.
+            // A program that does not read it does not need it.
             let _ = stdin.write_all(&json).await;
         }
         ended(program, &mut child).await
     };
     match tokio::time::timeout(PATIENCE, work).await {
         Ok(result) => {
-            // What it has left running is meant to go on.
+            // What it left running may continue.
             std::mem::forget(group);
             result
         }
@@ -332,7 +333,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_hangs_is_killed_with_what_it_started() {
+    async fn a_hung_program_is_killed_with_what_it_started() {
         let dir = trusted_dir();
         let out = dir.path().join("pid");
         let text = format!("sleep 60 & echo $! > {}; wait", out.display());
@@ -354,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn only_programs_are_run_and_none_that_anyone_may_write() {
+    fn only_programs_are_run_and_no_world_writable_ones() {
         let dir = trusted_dir();
         for (name, mode) in
             [("20-b", 0o755), ("10-a", 0o700), ("readme", 0o644), (".x", 0o755), ("c~", 0o755)]
@@ -380,12 +381,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_others_could_change_meanwhile_is_not_run() {
+    async fn a_program_that_became_writable_for_others_is_not_run() {
         let dir = trusted_dir();
         let out = dir.path().join("out");
         let inner = dir.path().join("notify.d");
         std::fs::create_dir(&inner).unwrap();
-        // The first opens the directory for all.
+        // The first makes the directory writable for all.
         script(&inner, "10-first", 0o755, &format!("chmod 777 {}", inner.display()));
         script(&inner, "20-second", 0o755, &format!("touch {}", out.display()));
         let sink_errors = SinkErrors::default();
@@ -396,7 +397,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_wrong_is_said_before_there_is_an_event() {
+    async fn problems_are_reported_before_the_first_event() {
         let dir = trusted_dir();
         let path = script(dir.path(), "hook", 0o777, "");
         let (sink_errors, life) = (SinkErrors::default(), Lifecycle::new());
@@ -411,7 +412,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_waits_is_handed_over_after_a_panic_too() {
+    async fn queued_events_are_delivered_after_a_panic_too() {
         let dir = trusted_dir();
         let out = dir.path().join("out");
         let path = script(dir.path(), "hook", 0o755, &format!("touch {}", out.display()));
@@ -419,14 +420,14 @@ mod tests {
         crate::supervisor::tests::fail_once("hooks");
         let mut hook = Hook::spawn(&path.display().to_string(), SinkErrors::default(), &life);
         hook.enqueue(&Arc::new(vip()));
-        // What waits in a queue is handed over when nobody can add to it.
+        // Queued events are delivered once the queue is closed.
         drop(hook);
         life.finished().await;
         assert!(crate::supervisor::tests::has_failed() && out.exists());
     }
 
     #[tokio::test]
-    async fn what_fails_and_what_is_dropped_is_said() {
+    async fn failures_and_dropped_events_are_reported() {
         let dir = trusted_dir();
         let path = script(dir.path(), "hook", 0o755, "exit 3");
         let sink_errors = SinkErrors::default();

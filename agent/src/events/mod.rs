@@ -1,10 +1,10 @@
-//! Events: every change of state, told to whoever wants to know.
+//! Events: every change of state, delivered to the log, a file, hooks and a webhook.
 //!
-//! One task, the keeper, owns the [`EventRing`]: it reads every watch, finds what has changed ([`diff`]), takes
-//! what other parts tell it by a bounded queue, and publishes the ring by a watch. It hands each event on,
-//! never waiting: to the log, to the task that writes the file ([`disk`]), to one task for each hook
-//! ([`hooks`]) and to that of the webhook ([`webhook`]). Stopping it anywhere is safe: what was not told yet
-//! is only not told.
+//! One task, the recorder, owns the [`EventRing`]: it reads every watch, finds changes ([`diff`]), takes
+//! events of other parts from a bounded queue, and publishes the ring by a watch. It forwards each event
+//! without waiting: to the log, to the task that writes the file ([`disk`]), to one task for each hook
+//! ([`hooks`]) and to that of the webhook ([`webhook`]). Stopping it anywhere is safe: only events that were
+//! not recorded yet are lost.
 
 mod cluster;
 mod diff;
@@ -38,26 +38,26 @@ pub(crate) use self::webhook::Resolve;
 use crate::lifecycle::{Lifecycle, wall};
 use crate::transport::TrustedKeys;
 
-/// Events on their way to the keeper, from parts that tell it themselves. It takes them at once; whoever
+/// Events queued for the recorder by parts that report them themselves. It takes them at once; a sender that
 /// finds it full drops the event, which is better than waiting.
 pub(crate) const QUEUE: usize = 256;
 
-/// Between two looks at whether this process stood still.
+/// Interval of the stall check.
 const TICK: Duration = Duration::from_millis(250);
 
-/// Ticks between two looks at what no watch carries.
+/// Ticks between two polls of what no watch carries.
 const LOOK: u32 = 4;
 
-/// So late is a tick only when the whole process was held up.
+/// A tick this late means that the whole process was held up.
 const STALL: Duration = Duration::from_millis(750);
 
-/// What the keeper works with.
+/// What the recorder needs.
 pub(crate) struct EventInputs {
     pub(crate) own: NodeId,
     pub(crate) node: Name,
     /// When the agent started.
     pub(crate) began: UnixMs,
-    /// What other parts tell.
+    /// Events reported by other parts.
     pub(crate) told: mpsc::Receiver<Event>,
     pub(crate) table: watch::Receiver<Arc<BackendTable>>,
     pub(crate) view: watch::Receiver<Arc<ClusterView>>,
@@ -65,12 +65,12 @@ pub(crate) struct EventInputs {
     pub(crate) trust: watch::Receiver<Arc<TrustedKeys>>,
     pub(crate) health: watch::Receiver<Arc<BTreeMap<ServiceName, ServiceOffer>>>,
     pub(crate) vips: watch::Receiver<Vec<VipStatus>>,
-    /// What no watch carries.
+    /// State that no watch carries.
     pub(crate) look: Box<dyn Fn() -> PolledState + Send>,
     pub(crate) sinks: EventSinks,
 }
 
-/// Whom events are handed to, beside the ring.
+/// Where events go, in addition to the ring.
 pub(crate) struct EventSinks {
     /// The state directory.
     pub(crate) dir: PathBuf,
@@ -80,7 +80,7 @@ pub(crate) struct EventSinks {
     pub(crate) sink_errors: SinkErrors,
 }
 
-/// What is wrong with telling of events, for status.
+/// Problems of event delivery, for status.
 #[derive(Clone, Default)]
 pub(crate) struct SinkErrors(Arc<Mutex<BTreeMap<(ProblemCode, String), Problem>>>);
 
@@ -90,7 +90,7 @@ impl SinkErrors {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// Takes note of a problem, and logs it once.
+    /// Records a problem, and logs it once.
     fn report_problem(&self, problem: Problem) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (problem.code, problem.subject.clone());
@@ -100,14 +100,14 @@ impl SinkErrors {
         all.insert(key, problem);
     }
 
-    /// Nothing of that kind is wrong with `subject` any more.
+    /// Removes the problem of that kind with `subject`.
     fn resolved(&self, code: ProblemCode, subject: &str) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.remove(&(code, subject.to_owned()));
     }
 }
 
-/// Starts the keeper. The ring is written here alone.
+/// Starts the recorder. Nothing else writes the ring.
 pub(crate) fn spawn(inputs: EventInputs, ring: watch::Sender<Arc<EventRing>>, life: &Lifecycle) {
     let own = life.clone();
     life.supervise("events", (inputs, ring), move |(inputs, ring)| {
@@ -129,12 +129,12 @@ struct EventRecorder<'a> {
     hooks: Vec<hooks::Hook>,
     webhook: Option<webhook::WebhookSender>,
     sink_errors: SinkErrors,
-    /// What was wrong with what earlier runs kept.
+    /// Problem found in the events of earlier runs.
     torn: Option<Problem>,
 }
 
 impl<'a> EventRecorder<'a> {
-    /// Reads what earlier runs kept, and starts those that events are handed to.
+    /// Reads the events of earlier runs, and starts the sinks.
     async fn begin(
         inputs: &'a mut EventInputs,
         published: &'a watch::Sender<Arc<EventRing>>,
@@ -144,10 +144,10 @@ impl<'a> EventRecorder<'a> {
         let read = tokio::task::spawn_blocking(move || (disk::load(&dir), disk::EventLog::open(&dir)));
         let ((ring, torn), log) = tokio::select! {
             read = read => read.ok()?,
-            // A disk that hangs.
+            // The disk hangs.
             () = life.shutdown.cancelled() => return None,
         };
-        // After a failure of this part numbers go on where they were, whatever the disk has got of it.
+        // After a failure of this task numbers continue, however much of it reached the disk.
         let before = published.borrow().clone();
         let ring = if before.newest() == 0 { ring } else { EventRing::clone(&before) };
         let disk = match log {
@@ -167,7 +167,7 @@ impl<'a> EventRecorder<'a> {
         Some(task)
     }
 
-    /// Hands events to those that the configuration names, and to no others. Who stays is not disturbed.
+    /// Starts and stops sinks as the configuration names them. Unchanged ones are not disturbed.
     fn apply_config(&mut self, life: &Lifecycle) {
         let config = self.inputs.sinks.config.borrow_and_update().clone();
         let mut before = std::mem::take(&mut self.hooks);
@@ -189,17 +189,17 @@ impl<'a> EventRecorder<'a> {
     }
 
     async fn run(mut self, life: &Lifecycle) {
-        // Not again when only this part has begun anew.
+        // Not again when only this task has restarted.
         let is_start = self.published.borrow().newest() == 0;
         let first = is_start.then(|| started(&self.ring, self.inputs));
-        // It mends itself with the next events, so it is no problem that lasts.
+        // The next events repair it, so it is no lasting problem.
         let torn = self.torn.take().map(|torn| {
             let event = Event::new(EventKind::Problem, wall(), torn.name(), "resolved");
             event.reason(torn.to_string()).level(EventLevel::Warning)
         });
         self.take(torn.into_iter().chain(first).collect());
         let (mut ticks, mut next, mut stopping) = (0_u32, Instant::now() + TICK, false);
-        // What a watch held before anyone looked counts as changed.
+        // What a watch held before its first read counts as changed.
         self.inputs.table.mark_changed();
         self.inputs.view.mark_changed();
         self.inputs.trust.mark_changed();
@@ -262,7 +262,7 @@ impl<'a> EventRecorder<'a> {
         self.seen.members(&view, &liveness, &table, wall(), new);
     }
 
-    /// Numbers these events, publishes them and hands them on.
+    /// Numbers these events, publishes them and forwards them.
     fn take(&mut self, mut new: Vec<Event>) {
         while let Ok(event) = self.inputs.told.try_recv() {
             new.push(event);
@@ -287,12 +287,12 @@ impl<'a> EventRecorder<'a> {
     }
 }
 
-/// The first event of a run. The last one of the run before tells how that ended.
+/// The first event of a run. The last one of the previous run shows how that ended.
 fn started(ring: &EventRing, inputs: &EventInputs) -> Event {
     let version = concat!("version ", env!("CARGO_PKG_VERSION"));
     let event = Event::new(EventKind::AgentStarted, inputs.began, inputs.node.as_str(), "running");
     let Some(last) = ring.all().next_back() else { return event.reason(version) };
-    // What is told while it stops comes after its word of that.
+    // Events reported while it stops come after its stop event.
     let was = ring
         .all()
         .rev()
@@ -304,7 +304,7 @@ fn started(ring: &EventRing, inputs: &EventInputs) -> Event {
     event.since("lost", last.time_unix_ms).reason(cause).level(EventLevel::Warning)
 }
 
-/// Whether a tick that came so late means that nothing ran.
+/// A stall event if a tick was so late that nothing can have run.
 fn stalled(node: &str, late: Duration) -> Option<Event> {
     (late >= STALL).then(|| {
         let event = Event::new(EventKind::Stall, wall(), node, "running").from("stalled", Some(late));

@@ -1,4 +1,4 @@
-//! The keeper, with watches in place of the features.
+//! The event recorder, with watches in place of the features.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use proto::transport::KeyRing;
 
 use super::*;
 
-/// What stands in place of the features.
+/// Stand-ins for the features.
 struct Stage {
     tell: mpsc::Sender<Event>,
     ring: watch::Receiver<Arc<EventRing>>,
@@ -72,7 +72,7 @@ impl Stage {
 }
 
 #[tokio::test]
-async fn what_is_told_is_numbered_published_and_kept_over_a_restart() {
+async fn events_are_numbered_published_and_kept_over_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let mut stage_ = stage(dir.path());
     stage_.tell.try_send(Event::new(EventKind::VipState, wall(), "10.0.0.9", "master")).unwrap();
@@ -101,7 +101,7 @@ async fn what_is_told_is_numbered_published_and_kept_over_a_restart() {
 }
 
 #[tokio::test]
-async fn programs_and_the_webhook_are_those_of_the_configuration_as_it_is() {
+async fn programs_and_the_webhook_follow_the_configuration() {
     use std::os::unix::fs::PermissionsExt;
 
     let dir = crate::testing::trusted_dir();
@@ -117,7 +117,8 @@ async fn programs_and_the_webhook_are_those_of_the_configuration_as_it_is() {
     stage.config.send_replace(Arc::new(config));
     let tell =
         |subject| stage.tell.try_send(Event::new(EventKind::VipState, wall(), subject, "master")).unwrap();
-    // Configuration and events come by different ways: until it holds, events pass it by.
+    // Configuration and events arrive on different paths: until the configuration is applied, events miss the
+    // program.
     let (mut sent, mut said) = (0, String::new());
     while !said.contains("10.0.0.9") {
         tell("10.0.0.9");
@@ -151,7 +152,7 @@ async fn programs_and_the_webhook_are_those_of_the_configuration_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_torn_line_is_said_once() {
+async fn a_torn_line_is_reported_once() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join(crate::state::EVENTS), b"{\"seq\":1,\"time_un").unwrap();
     let mut stage = stage(dir.path());
@@ -166,7 +167,7 @@ async fn a_torn_line_is_said_once() {
 }
 
 #[tokio::test]
-async fn a_directory_that_can_not_be_written_costs_the_file_and_nothing_else() {
+async fn an_unwritable_directory_affects_only_the_file() {
     let mut stage = stage(Path::new("/proc/self/no-such-directory"));
     assert_eq!(stage.kinds(1).await, [EventKind::AgentStarted]);
     stage.table.send_replace(Arc::new(BackendTable::new()));
@@ -183,7 +184,7 @@ fn a_tick_that_comes_late_is_a_stall() {
 }
 
 #[test]
-fn an_answer_holds_the_latest_that_was_asked_for() {
+fn an_answer_holds_the_latest_requested_events() {
     let mut ring = EventRing::default();
     for n in 1..=9 {
         ring.push("m1", Event::new(EventKind::Member, UnixMs(n * 10), "m2", "up"));

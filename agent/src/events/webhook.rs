@@ -1,7 +1,7 @@
-//! The webhook: each event as the body of a POST, again and again until it is taken or too old.
+//! The webhook: each event as the body of a POST, retried until it is accepted or too old.
 //!
-//! One task and a queue before it. Each attempt is a connection of its own: events are rare, and a server
-//! that was restarted meanwhile is found again.
+//! One task with a queue. Each attempt is a connection of its own: events are rare, and a server that
+//! restarted meanwhile is found again.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,13 +28,13 @@ use super::SinkErrors;
 use crate::http::{self, HttpStream};
 use crate::lifecycle::{Lifecycle, wall};
 
-/// How problems name it.
+/// Its name in problems.
 const WEBHOOK: &str = "webhook";
 
-/// Events that wait while the server is away; later ones are dropped.
+/// Events queued while the server is away; later ones are dropped.
 const QUEUE: usize = 64;
 
-/// Longest time of one attempt.
+/// Longest duration of one attempt.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Between attempts: from the first, doubled, up to the last.
@@ -51,12 +51,12 @@ const SYSTEM_CAS: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// Finds the addresses of a host and a port.
+/// Resolves a host and a port to addresses.
 pub(crate) type Resolve =
     Arc<dyn Fn(String) -> BoxFuture<'static, Result<Vec<std::net::SocketAddr>, Reason>> + Send + Sync>;
 
-/// The queue before the webhook. When it is dropped, what waits in it goes nowhere: its address was wrong,
-/// or is no one's business any more.
+/// The queue of the webhook. When it is dropped, queued events are discarded: its address was wrong or is no
+/// longer configured.
 pub(super) struct WebhookSender {
     pub(super) webhook: WebhookConfig,
     queue: mpsc::Sender<Arc<Event>>,
@@ -90,7 +90,7 @@ impl WebhookSender {
                     () = ended.cancelled() => {}
                     () = over.cancelled() => return,
                 }
-                // It is no longer asked for, and so no trouble.
+                // It is no longer configured, and so no problem.
                 said.resolved(ProblemCode::EventsDropped, WEBHOOK);
                 said.resolved(ProblemCode::Webhook, "");
             })
@@ -98,7 +98,7 @@ impl WebhookSender {
         WebhookSender { webhook, queue, dropped: 0, sink_errors, _gone: gone.drop_guard() }
     }
 
-    /// Hands an event over, or counts it as dropped.
+    /// Queues an event, or counts it as dropped.
     pub(super) fn enqueue(&mut self, event: &Arc<Event>) {
         if self.queue.try_send(event.clone()).is_err() {
             self.dropped += 1;
@@ -130,10 +130,10 @@ enum DeliveryError {
     NotHttp(hyper::Error),
     #[error("the connection broke: {}", cause(.0))]
     Broken(hyper::Error),
-    /// It may take it later.
+    /// The server may accept it later.
     #[error("it answered {0}")]
     Busy(u16),
-    /// The server has read it and does not want it.
+    /// The server has read it and refuses it.
     #[error("it answered {0}; the event is dropped")]
     Refused(u16),
 }
@@ -144,13 +144,13 @@ impl From<hyper::Error> for DeliveryError {
     }
 }
 
-/// What the socket says, where it was the socket.
+/// The socket's error, if it was one.
 fn cause(error: &hyper::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 impl DeliveryError {
-    /// Whether it may succeed later.
+    /// Whether a retry may succeed.
     fn may_pass(&self) -> bool {
         !matches!(
             self,
@@ -162,7 +162,7 @@ impl DeliveryError {
     }
 }
 
-/// Why TLS can't begin.
+/// Why TLS can't start.
 #[derive(Debug, thiserror::Error)]
 enum TlsError {
     #[error("this system has no CA bundle; set webhook-ca-file")]
@@ -217,7 +217,7 @@ async fn post(webhook: &WebhookConfig, resolve: &Resolve, event: &Event) -> Resu
     } else {
         Box::new(stream)
     };
-    // What it says beside the status is of no use here.
+    // The body of the response is ignored.
     match http::ask(stream, request, 0).await?.0 {
         200..=299 => Ok(()),
         status @ (408 | 429 | 500..) => Err(DeliveryError::Busy(status)),
@@ -227,7 +227,7 @@ async fn post(webhook: &WebhookConfig, resolve: &Resolve, event: &Event) -> Resu
 
 fn request(webhook: &WebhookConfig, event: &Event) -> Result<Request<Full<Bytes>>, DeliveryError> {
     let WebhookConfig { host, port, path, .. } = webhook;
-    // What people paste and no address may hold (RFC 3986, 2).
+    // What people paste and no URI may hold (RFC 3986, 2).
     let path = [('"', "%22"), ('<', "%3C"), ('>', "%3E"), ('`', "%60")]
         .iter()
         .fold(path.clone(), |path, (held, written)| path.replace(*held, written));
@@ -239,7 +239,7 @@ fn request(webhook: &WebhookConfig, event: &Event) -> Result<Request<Full<Bytes>
     Ok(request.body(Full::from(serde_json::to_vec(event)?))?)
 }
 
-/// TLS with the CAs as the file has them now: an event is rare, and CAs change below a running agent.
+/// TLS with the current CAs of the file: events are rare, and CAs change while the agent runs.
 async fn tls(webhook: &WebhookConfig) -> Result<ClientConfig, TlsError> {
     let named = webhook.ca_file.clone();
     let read = tokio::task::spawn_blocking(move || {
@@ -250,7 +250,7 @@ async fn tls(webhook: &WebhookConfig) -> Result<ClientConfig, TlsError> {
         let bad = |source| TlsError::File { file: file.to_owned(), source };
         let mut roots = RootCertStore::empty();
         for one in CertificateDer::pem_file_iter(file).map_err(bad)? {
-            // One of a hundred that is not understood is no reason to refuse the others.
+            // One unreadable CA of a hundred is no reason to refuse the others.
             let _ = roots.add(one.map_err(bad)?);
         }
         if roots.is_empty() { Err(TlsError::Empty(file.to_owned())) } else { Ok(roots) }

@@ -21,7 +21,7 @@ fn event() -> Event {
     Event::new(EventKind::Member, wall(), "m1", "down").because(Cause::NotHeard)
 }
 
-/// Answers one request after the other with these lines; returns what was asked.
+/// Answers one request after the other with these lines; returns the requests.
 async fn server(answers: Vec<&'static str>) -> (WebhookConfig, tokio::task::JoinHandle<Vec<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -45,7 +45,7 @@ async fn server(answers: Vec<&'static str>) -> (WebhookConfig, tokio::task::Join
 }
 
 #[tokio::test]
-async fn an_event_is_posted_as_json_and_again_until_it_is_taken() {
+async fn an_event_is_posted_as_json_and_retried_until_accepted() {
     let answers = vec!["HTTP/1.1 503 Busy\r\n\r\n", "garbage\r\n", "HTTP/1.1 204 No Content\r\n\r\n"];
     let (webhook, asked) = server(answers).await;
     let sink_errors = SinkErrors::default();
@@ -61,7 +61,7 @@ async fn an_event_is_posted_as_json_and_again_until_it_is_taken() {
 }
 
 #[test]
-fn whatever_path_the_configuration_takes_can_be_asked_for() {
+fn every_path_that_the_configuration_accepts_can_be_requested() {
     for byte in (b'!'..=b'~').filter(|byte| *byte != b'#') {
         for path in [format!("/{}", char::from(byte)), format!("/?{}", char::from(byte))] {
             let webhook = WebhookConfig::parse(&format!("http://h{path}")).unwrap();
@@ -71,7 +71,7 @@ fn whatever_path_the_configuration_takes_can_be_asked_for() {
 }
 
 #[tokio::test]
-async fn what_the_server_does_not_want_is_not_sent_again() {
+async fn an_event_that_the_server_refuses_is_not_retried() {
     let (webhook, asked) = server(vec!["HTTP/1.1 404 Not Found\r\n\r\n"]).await;
     let sink_errors = SinkErrors::default();
     deliver(&webhook, &plain(), &event(), &sink_errors).await;
@@ -81,7 +81,7 @@ async fn what_the_server_does_not_want_is_not_sent_again() {
 }
 
 #[tokio::test]
-async fn one_that_is_too_old_is_given_up() {
+async fn a_stale_event_is_dropped() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let webhook = WebhookConfig::parse(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
     drop(listener);

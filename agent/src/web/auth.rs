@@ -1,7 +1,7 @@
-//! Who may see, and who may act.
+//! Who may view, and who may act.
 //!
-//! Without credentials everyone who reaches the address may see and nobody may act; the configuration takes
-//! only addresses on loopback then. With them everyone has to show them. There are no cookies and no
+//! Without credentials everyone who reaches the address may view and nobody may act; the configuration then
+//! accepts only loopback addresses. With them everyone has to send them. There are no cookies and no
 //! sessions.
 
 use std::collections::BTreeMap;
@@ -17,43 +17,43 @@ use ring::hmac;
 use crate::source::ClientSource;
 use crate::transport::random;
 
-/// Wrong credentials from one client before it has to wait, and for how long: ten guesses a minute.
+/// Wrong credentials from one client before it has to wait, and for how long: ten guesses per minute.
 const FAILURES: u32 = 10;
 const WAIT: Duration = Duration::from_secs(60);
 
-/// Clients that are remembered for it. When there are more, those with the fewest guesses are forgotten, so
-/// that pushing a client out takes as many guesses from each of so many others as it would give back. Those
-/// that have to wait are never forgotten: with nothing but these, whoever is new waits, too.
+/// Most clients remembered for wrong credentials. Beyond it, those with the fewest guesses are forgotten, so
+/// that evicting a client takes as many guesses from each of so many others as it would win back. Clients
+/// that have to wait are never forgotten: when there are only these, new clients have to wait, too.
 const MAX_CLIENTS: usize = 1024;
 
-/// Clients that have logged in and are remembered for it, the latest: they are not new.
+/// Most clients remembered as logged in, the latest: they are not new.
 const MAX_KNOWN: usize = 64;
 
 /// What a request may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Permission {
-    /// Look.
+    /// View.
     See,
-    /// Look, drain, set weights.
+    /// View, drain, set weights.
     Act,
 }
 
-/// Why it may not.
+/// Why a request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AuthRefusal {
-    /// Show credentials.
+    /// Credentials are required.
     LogIn,
-    /// Too many wrong ones.
+    /// Too many wrong credentials.
     Wait,
-    /// Some other site's page asked, by a name that is not this node's.
+    /// Another site's page asked, by a name that is not this node's.
     Foreign,
 }
 
-/// A secret that is compared without saying by the time it takes how much was right: what is compared are
-/// tags under a random key.
+/// A secret that is compared in a time that does not reveal how much was right: tags under a random key are
+/// compared.
 struct SealedSecret(hmac::Tag);
 
-/// Keeps the credentials.
+/// Checks credentials.
 pub(super) struct WebAuth {
     key: hmac::Key,
     login: Option<SealedSecret>,
@@ -61,12 +61,12 @@ pub(super) struct WebAuth {
     clients: Mutex<ClientAttempts>,
 }
 
-/// What clients have done.
+/// Login attempts by client.
 #[derive(Default)]
 struct ClientAttempts {
     /// Wrong credentials, and when the first of them came.
     failures: BTreeMap<ClientSource, (u32, Moment)>,
-    /// When they have logged in.
+    /// When they logged in.
     known: BTreeMap<ClientSource, Moment>,
 }
 
@@ -78,7 +78,7 @@ impl ClientAttempts {
         }
     }
 
-    /// Whether what it does wrong could be remembered. This machine and who has logged in have places of
+    /// Whether its failures could be remembered. This machine and clients that have logged in have entries of
     /// their own.
     fn has_place(&mut self, client: ClientSource, now: Moment) -> bool {
         if client == ClientSource::Loopback
@@ -105,7 +105,7 @@ impl ClientAttempts {
         failure.0 += 1;
     }
 
-    /// Logging in does not take back what went wrong: of those behind one address others may be guessing.
+    /// A login does not clear failures: other users behind the same address may be guessing.
     fn logged_in(&mut self, client: ClientSource, now: Moment) {
         self.known.insert(client, now);
         if self.known.len() > MAX_KNOWN {
@@ -124,7 +124,7 @@ impl WebAuth {
         WebAuth { key, login, token, clients: Mutex::default() }
     }
 
-    /// Whether anyone may act here, once he has logged in.
+    /// Whether anyone may act here after logging in.
     pub(super) fn has_login(&self) -> bool {
         self.login.is_some()
     }
@@ -137,7 +137,7 @@ impl WebAuth {
         now: Moment,
     ) -> Result<Permission, AuthRefusal> {
         if self.login.is_none() && self.token.is_none() {
-            // A name that is not ours: a page of someone else that calls us by a name of his own (rebinding).
+            // A foreign host name: another site's page that resolves to this node (DNS rebinding).
             return if is_literal(text(headers, HOST)) {
                 Ok(Permission::See)
             } else {
@@ -176,8 +176,8 @@ fn text(headers: &HeaderMap, name: hyper::header::HeaderName) -> Option<&str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// Whether a Host is an address or `localhost`, with or without a port. A request without one is no
-/// browser's.
+/// Whether a Host is an address or `localhost`, with or without a port. A request without one is not from a
+/// browser.
 fn is_literal(host: Option<&str>) -> bool {
     let Some(host) = host else { return true };
     let bare = match host.rsplit_once(':') {
@@ -188,7 +188,7 @@ fn is_literal(host: Option<&str>) -> bool {
     bare.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
 }
 
-/// Whether a request that acts comes from this site's own page, or from no page at all: browsers tell
+/// Whether a request that acts comes from this site's own page, or from no page at all: browsers send that
 /// (Fetch Metadata; RFC 6454, 7).
 pub(super) fn is_own(headers: &HeaderMap) -> bool {
     if let Some(state) = headers.get("sec-fetch-site") {
@@ -223,7 +223,7 @@ mod tests {
     const ME: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
     #[test]
-    fn only_the_right_credentials_are_taken() {
+    fn only_the_right_credentials_are_accepted() {
         let guard = guard();
         let check = |value: &str| guard.check(&headers(&[("authorization", value)]), ME, Moment::ZERO);
         assert_eq!(check(&basic("ops:correct horse")), Ok(Permission::Act));
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn who_guesses_waits_and_others_do_not() {
+    fn a_guessing_client_has_to_wait_and_others_do_not() {
         let guard = guard();
         let at = |ms| Moment::from_millis(ms);
         let right = headers(&[("authorization", &basic("ops:correct horse"))]);
@@ -253,24 +253,24 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_clears_what_a_client_has_guessed() {
+    fn no_other_client_clears_a_clients_failures() {
         let guard = guard();
         let at = Moment::from_millis(1);
         let right = headers(&[("authorization", &basic("ops:correct horse"))]);
         let wrong = headers(&[("authorization", &basic("ops:guess"))]);
         let check = |headers: &HeaderMap, from: &str| guard.check(headers, from.parse().unwrap(), at);
-        // Of an IPv6 client, all addresses of its /64 together.
+        // For an IPv6 client, all addresses of its /64 count together.
         for i in 0..FAILURES {
             assert_eq!(check(&wrong, &format!("2001:db8:0:1::{i:x}")), Err(AuthRefusal::LogIn));
         }
         assert_eq!(check(&right, "2001:db8:0:1:ffff::"), Err(AuthRefusal::Wait));
         assert_eq!(check(&right, "2001:db8:0:2::"), Ok(Permission::Act), "logging in elsewhere");
-        // One guess less, and logging in from the same address.
+        // One guess less, then a login from the same address.
         for _ in 1..FAILURES {
             assert_eq!(check(&wrong, "192.0.2.1"), Err(AuthRefusal::LogIn));
         }
         assert_eq!(check(&right, "192.0.2.1"), Ok(Permission::Act));
-        // A flood of others.
+        // A flood from others.
         for i in 0..3 * MAX_CLIENTS as u32 {
             let _ = guard.check(&wrong, std::net::Ipv4Addr::from(0x0a00_0000 + i).into(), at);
         }
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn with_too_many_who_guess_only_new_clients_wait() {
+    fn with_too_many_guessing_clients_only_new_ones_wait() {
         let guard = guard();
         let at = Moment::from_millis(1);
         let right = headers(&[("authorization", &basic("ops:correct horse"))]);
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_others_neither_see_nor_act() {
+    fn pages_of_other_sites_neither_view_nor_act() {
         let open = WebAuth::new(&WebConfig::default());
         let seen = |host| open.check(&headers(&[("host", host)]), ME, Moment::ZERO);
         for own in ["127.0.0.1:1936", "[::1]:1936", "localhost", "LOCALHOST:1936", "10.0.0.1"] {

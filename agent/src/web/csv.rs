@@ -1,5 +1,5 @@
-//! `/stats;csv`: haproxy's columns, in haproxy 2.6's order, for what already reads them. What haproxy has and the agent
-//! has not is empty, as haproxy leaves what does not apply.
+//! `/stats;csv`: haproxy's columns, in haproxy 2.6's order, for existing readers. What haproxy has and the
+//! agent does not is empty, as haproxy leaves what does not apply.
 
 use proto::backends::BackendState;
 use proto::cause::Cause;
@@ -19,7 +19,7 @@ impl CsvLine {
     }
 
     fn text(mut self, column: &'static str, text: &str) -> CsvLine {
-        // As RFC 4180 has it; control characters would break the line.
+        // As RFC 4180 requires; control characters would break the line.
         let clean: String = text.chars().filter(|c| !c.is_control()).collect();
         let quoted = clean.contains([',', '"']);
         self.0.push((column, if quoted { format!("\"{}\"", clean.replace('"', "\"\"")) } else { clean }));
@@ -136,7 +136,7 @@ fn server(
     line.end(text);
 }
 
-/// haproxy's word for a check that failed; none: nothing that it has a word for.
+/// haproxy's name of a failed check; `None`: it has none for this cause.
 fn failed_check(cause: Option<Cause>) -> Option<&'static str> {
     Some(match cause? {
         Cause::PortClosed | Cause::LoopbackOnly | Cause::Unreachable => "L4CON",
@@ -175,7 +175,7 @@ fn backend(text: &mut String, status: &Status, service: &ServiceStatus, number: 
     line.text("algo", balance(service)).end(text);
 }
 
-/// haproxy's word for how connections are spread.
+/// haproxy's name of the balancing algorithm.
 fn balance(service: &ServiceStatus) -> &'static str {
     use proto::open_enum::OpenEnum;
     use proto::service::Balance;

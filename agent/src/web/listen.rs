@@ -1,4 +1,4 @@
-//! The listening sockets, a task for each connection, and what a change of the configuration does to them.
+//! The listening sockets, a task for each connection, and how a change of configuration affects them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,28 +16,28 @@ use super::{WebShared, WebState, route};
 use crate::http;
 use crate::lifecycle::wall;
 
-/// Longest wait for the first byte of a connection: a round trip to the other end of the world takes a tenth of
-/// it, and who has nothing to ask takes a place from others. The tests have less of it.
+/// Longest wait for the first byte of a connection: a round trip around the world takes a tenth of it, and an
+/// idle connection takes a slot from others. Shorter in tests.
 const FIRST_BYTE: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 5_000 });
 
 /// Connections that the kernel queues.
 const BACKLOG: u32 = 256;
 
-/// Wait before an address that is taken is tried again.
+/// Wait before an address in use is retried.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// Times that an address is tried again which this agent itself has just left, and the wait between them.
+/// Retries for an address that this agent itself has just released, and the wait between them.
 const LEAVING: (u32, Duration) = (50, Duration::from_millis(10));
 
-/// An address, and what listens there.
+/// An address and its socket.
 struct WebListener {
     address: SocketAddr,
-    /// None while it is taken by someone else.
+    /// `None` while another process has it.
     listener: Option<Arc<TcpListener>>,
 }
 
-/// Listens where the configuration says. A change that can't be had as a whole is refused and told, and what
-/// was goes on.
+/// Listens where the configuration says. A change that can't be applied as a whole is refused and reported,
+/// and the old configuration stays.
 pub(super) async fn watch_config(
     config: &mut watch::Receiver<Arc<Config>>,
     all: Arc<WebShared>,
@@ -57,7 +57,8 @@ pub(super) async fn watch_config(
             Ok(()) => {
                 now = wanted;
                 tracing::info!("[web] reloaded");
-                // What was ends before anything else begins: it may have asked for less.
+                // The old connections end before new ones start: the old configuration may have asked for
+                // less.
                 state.ended.cancel();
             }
             Err(error) => refuse(&error, &tell),
@@ -69,7 +70,7 @@ pub(super) async fn watch_config(
     }
 }
 
-/// The site that is served; its connections and sockets do not outlive whoever follows the configuration.
+/// The site being served; its connections and sockets end with the task that watches the configuration.
 struct CurrentSite(Arc<WebState>);
 
 impl std::ops::Deref for CurrentSite {
@@ -86,7 +87,7 @@ impl Drop for CurrentSite {
     }
 }
 
-/// Why a change of the addresses is not taken over.
+/// Why a change of the addresses is refused.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {source}")]
 struct ListenError {
@@ -94,15 +95,15 @@ struct ListenError {
     source: io::Error,
 }
 
-/// Says that the old addresses and credentials stay.
+/// Reports that the old addresses and credentials stay.
 fn refuse(error: &ListenError, tell: &mpsc::Sender<Event>) {
     tracing::error!("[web] not reloaded, the old one stays in use: {error}");
     let event = Event::new(EventKind::Reload, wall(), "web", "refused");
-    // Full of events, it says enough.
+    // When the queue is full, it is being reported already.
     let _ = tell.try_send(event.reason(error).level(EventLevel::Error));
 }
 
-/// An address at the start: when it is taken it is tried again and again.
+/// An address at the start: retried while it is in use.
 fn first(address: SocketAddr) -> WebListener {
     let listener = match bind(address) {
         Ok(listener) => Some(Arc::new(listener)),
@@ -117,7 +118,8 @@ fn first(address: SocketAddr) -> WebListener {
     WebListener { address, listener }
 }
 
-/// Listens at these addresses and no others; on an error, where it did. Those that stay keep their sockets.
+/// Listens at these addresses and no others; on an error, at the old ones. Addresses that stay keep their
+/// sockets.
 async fn change(
     open: &mut Vec<WebListener>,
     wanted: &[SocketAddr],
@@ -131,7 +133,7 @@ async fn change(
             None => match instead(open, wanted, *address, state).await {
                 Ok(listener) => Some(listener),
                 Err(source) => {
-                    // What was left for it is taken again, and what was new is left.
+                    // Rebinds what was released for it, and releases what was new.
                     drop(new);
                     let left = open.iter_mut().filter(|place| place.listener.is_none());
                     for place in left.filter(|_| state.ended.is_cancelled()) {
@@ -147,7 +149,7 @@ async fn change(
     Ok(())
 }
 
-/// Binds an address. All addresses and one of them do not go together, so what is no longer wanted goes first.
+/// Binds an address. A wildcard and a single address conflict, so what is no longer wanted is released first.
 async fn instead(
     open: &mut [WebListener],
     wanted: &[SocketAddr],
@@ -170,7 +172,7 @@ async fn instead(
     again(address).await
 }
 
-/// Binds an address that this agent itself holds for a moment yet.
+/// Binds an address that this agent itself is about to release.
 async fn again(address: SocketAddr) -> io::Result<Arc<TcpListener>> {
     for _ in 0..LEAVING.0 {
         if let Ok(listener) = bind(address) {
@@ -186,7 +188,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
         SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
         SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
     };
-    // Connections of an earlier start must not keep the address from this one.
+    // Connections of an earlier start must not block the address.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
@@ -224,13 +226,13 @@ async fn run(
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(_) => {
-                // Out of descriptors, most likely: trying at once would only spin.
+                // Out of descriptors, most likely: retrying at once would only spin.
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 continue;
             }
         };
-        // Without a place it is closed at once: one that waited would be in the way of those behind it, which
-        // may be of a client that has places left.
+        // Without a slot it is closed at once: if it waited, it would block those behind it, which may be of
+        // a client that has slots left.
         let Some(place) = places.take(from.ip()) else { continue };
         let (over, ended) = (state.life.shutdown.clone(), state.ended.clone());
         let work = serve(stream, from, state.clone());
@@ -246,7 +248,7 @@ async fn serve(stream: TcpStream, from: SocketAddr, state: Arc<WebState>) {
     if !matches!(timeout(FIRST_BYTE, stream.peek(&mut [0])).await, Ok(Ok(1..))) {
         return;
     }
-    // Answers are written in one go, and a stream's events should not wait for each other.
+    // Responses are written in one go, and a stream's events should not wait for each other.
     let _ = stream.set_nodelay(true);
     let handler: http::Handler =
         Arc::new(move |request| Box::pin(route::answer(request, from.ip(), state.clone())));
@@ -276,7 +278,7 @@ mod tests {
         })
     }
 
-    /// What is answered there; none when nobody listens.
+    /// The response from there; `None` when nobody listens.
     async fn ask(address: SocketAddr, path: &str) -> Option<String> {
         let mut stream = TcpStream::connect(address).await.ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n");
@@ -297,7 +299,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_says_nothing_is_left_and_who_is_in_the_way_of_others_is_closed() {
+    async fn an_idle_connection_is_closed_and_one_without_a_slot_at_once() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap();
         drop(free);
@@ -330,7 +332,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_change_is_taken_over_as_a_whole_or_not_at_all() {
+    async fn a_change_is_applied_as_a_whole_or_not_at_all() {
         let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let taken = free();
         let [one, other] = [free(), free()].map(|socket| socket.local_addr().unwrap());
@@ -356,7 +358,7 @@ mod tests {
         assert!(ask(one, "/healthz").await.is_some(), "what stays is not closed for a moment");
         let mut held = TcpStream::connect(one).await.unwrap();
 
-        // All of it is refused: the good address too.
+        // All of it is refused, the good address too.
         config_in.send_replace(web(&[any, taken.local_addr().unwrap()], false));
         let event = told.recv().await.unwrap();
         assert!(event.kind == EventKind::Reload && event.to == "refused", "{event:?}");

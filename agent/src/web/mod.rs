@@ -1,11 +1,10 @@
-//! The status page, the metrics and the API, by HTTP: what a person or a collector sees of this node.
+//! The status page, the metrics and the API, by HTTP.
 //!
-//! Tasks, and what each owns: `listen` has one that follows the configuration, and one for each address, which
-//! accepts; one for each connection serves it; one for each open stream of events feeds it. Stopping any of them
-//! anywhere is safe:
-//! they only read, and what a person asks for here belongs to the handler that also serves the control socket.
+//! Tasks: `listen` has one that watches the configuration, and one for each address, which accepts; one for
+//! each connection serves it; one for each open event stream feeds it. Stopping any of them anywhere is safe:
+//! they only read, and actions are carried out by the handler that also serves the control socket.
 //!
-//! Everything is made of one snapshot at a time, which many askers share, so what they see agrees and a
+//! Every response is rendered from a status snapshot, which concurrent requests share: they agree, and a
 //! hundred of them cost little more than one.
 
 mod auth;
@@ -34,33 +33,32 @@ use crate::lifecycle::Lifecycle;
 use auth::WebAuth;
 use snapshot::SnapshotCache;
 
-/// What the page works with.
+/// What the web server needs.
 pub(crate) struct WebInputs {
-    /// The configuration as it is; of it `[web]` counts here.
+    /// The current configuration; only `[web]` is used here.
     pub(crate) config: watch::Receiver<Arc<Config>>,
-    /// How everything is.
+    /// Returns the current status.
     pub(crate) status: Box<dyn Fn() -> Status + Send + Sync>,
-    /// Counts changes that a person should see at once.
+    /// Counts changes that should be visible at once.
     pub(crate) changes: watch::Receiver<u64>,
     /// The latest events.
     pub(crate) ring: watch::Receiver<Arc<EventRing>>,
-    /// Carries out what a person asks for.
+    /// Carries out a requested action.
     pub(crate) act: Box<dyn Fn(Request) -> BoxFuture<Response> + Send + Sync>,
-    /// Where it tells of an address that is refused.
+    /// Reports an address that is refused.
     pub(crate) tell: mpsc::Sender<Event>,
 }
 
-/// What every connection may use. What the configuration says of it holds to its end: with other credentials
-/// there is another site.
+/// Shared by all connections. Its configuration never changes: other credentials make another site.
 struct WebState {
     all: Arc<WebShared>,
     guard: WebAuth,
     haproxy_metrics: bool,
-    /// It is no longer what the configuration says, and its connections end.
+    /// The configuration has changed, and its connections end.
     ended: CancellationToken,
 }
 
-/// What outlives a change of the configuration.
+/// What survives a change of the configuration.
 struct WebShared {
     snapshots: SnapshotCache,
     changes: watch::Receiver<u64>,
@@ -89,8 +87,7 @@ impl std::ops::Deref for WebState {
     }
 }
 
-/// Serves until the life is over. An address that is taken is tried again; it never keeps the agent from
-/// starting.
+/// Serves until shutdown. An address in use is retried; it never keeps the agent from starting.
 pub(crate) fn spawn(inputs: WebInputs, life: &Lifecycle) {
     let WebInputs { config, status, changes, ring, act, tell } = inputs;
     let all = Arc::new(WebShared {

@@ -1,4 +1,4 @@
-//! From a request to its answer.
+//! Routes requests to responses.
 
 use proto::control::ListenerState;
 use std::net::IpAddr;
@@ -24,10 +24,10 @@ const PLAIN: &str = "text/plain; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
 const JSON: &str = "application/json";
 
-/// What Prometheus' text format calls itself.
+/// Content type of Prometheus' text format.
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// On every answer: nothing is kept by anyone, shown in anyone's frame, or taken for what it is not.
+/// On every response: no caching, no framing, no sniffing.
 const HEADERS: [(HeaderName, HeaderValue); 5] = [
     (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
@@ -52,7 +52,7 @@ pub(super) async fn answer(request: Request, from: IpAddr, state: Arc<WebState>)
 async fn route(request: Request, from: IpAddr, state: &Arc<WebState>) -> Response {
     let path = request.uri().path().to_owned();
     match path.as_str() {
-        // Whoever starts and restarts things asks without credentials, and learns no more than a word.
+        // Supervisors and orchestrators ask without credentials, and learn nothing but ok.
         "/healthz" => return text(200, PLAIN, "ok\n"),
         "/readyz" => return ready(state),
         _ => {}
@@ -82,7 +82,7 @@ async fn route(request: Request, from: IpAddr, state: &Arc<WebState>) -> Respons
 
 fn view_page(path: &str, leave: Permission, state: &Arc<WebState>) -> Response {
     let snapshot = state.snapshots.now();
-    // Who may act has buttons, so that page is not everyone's.
+    // With permission to act the page has buttons, so the two pages are cached separately.
     let acts = leave == Permission::Act;
     let (kind, body) = match path {
         "/" if acts => (HTML, page::whole(&snapshot.status, &snapshot.ring, true).into()),
@@ -98,7 +98,7 @@ fn view_page(path: &str, leave: Permission, state: &Arc<WebState>) -> Response {
         _ => return text(404, PLAIN, "not found: the page is at /, the metrics at /metrics\n"),
     };
     let mut response = text(200, kind, body);
-    // What has the same number agrees.
+    // Responses with the same number agree.
     response.headers_mut().insert("x-snapshot", snapshot.number.into());
     response
 }
@@ -109,7 +109,7 @@ fn json(value: &impl serde::Serialize) -> Vec<u8> {
     bytes
 }
 
-/// Whether clients can use this node's proxy and the agent goes on.
+/// Whether clients can use this node's proxy and the agent keeps running.
 fn ready(state: &WebState) -> Response {
     let snapshot = state.snapshots.now();
     let mut listens = snapshot.status.services.iter().flat_map(|service| &service.listen);
@@ -127,7 +127,7 @@ fn ready(state: &WebState) -> Response {
 
 fn refused(refusal: AuthRefusal) -> Response {
     let mut response = refusal_of(refusal);
-    // Else who is refused could keep its place.
+    // Otherwise a refused client could keep its slot.
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }
@@ -151,7 +151,7 @@ fn refusal_of(refusal: AuthRefusal) -> Response {
     }
 }
 
-/// Does what a button asks for, as the control socket would.
+/// Carries out a button's action, as the control socket would.
 async fn run_action(request: Request, leave: Permission, state: &WebState) -> Response {
     if !state.guard.has_login() {
         return text(403, PLAIN, "read-only: set web.user and web.password, or use the command line\n");
@@ -166,7 +166,7 @@ async fn run_action(request: Request, leave: Permission, state: &WebState) -> Re
     };
     let form = String::from_utf8_lossy(&form);
     let field = |key| form.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
-    // Names of nodes are letters, digits and hyphens, which forms send as they are.
+    // Node names are letters, digits and hyphens, which forms send unescaped.
     let node = field("node").unwrap_or_default();
     let ask = match (field("verb"), field("weight")) {
         (Some("drain"), _) => control::Request::Drain { on: true, node: Some(node.to_owned()) },

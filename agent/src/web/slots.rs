@@ -1,4 +1,4 @@
-//! Places for connections: so many for each client, and some that only this machine can take.
+//! Connection slots: a limit per client, and some reserved for this machine.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -6,29 +6,29 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::source::ClientSource;
 
-/// Connections at once from other machines: a hundred collectors and the people who look. At 16 kB each, 2 MB.
+/// Concurrent connections from other machines: a hundred collectors and some people. At 16 kB each, 2 MB.
 pub(super) const OTHERS: usize = 128;
 
 /// Of these from one client: two browsers (six each) and some scripts, and still so few that it takes eight
 /// clients to fill the page.
 pub(super) const EACH: usize = 16;
 
-/// Connections at once from this machine, which others can't take: probes, an exporter, a proxy before it that
-/// speaks for a hundred collectors. At 16 kB each, 4 MB.
+/// Concurrent connections from this machine, which others can't take: probes, an exporter, a reverse proxy
+/// for a hundred collectors. At 16 kB each, 4 MB.
 pub(super) const OWN: usize = 256;
 
-/// The places.
+/// The slots.
 #[derive(Default)]
 pub(super) struct WebSlots(Mutex<BTreeMap<ClientSource, usize>>);
 
-/// A place that is taken, until it is dropped.
+/// A slot, taken until it is dropped.
 pub(super) struct WebSlot {
     places: Arc<WebSlots>,
     source: ClientSource,
 }
 
 impl WebSlots {
-    /// A place for a client; none: it holds as many as it may, or all hold as many as there are.
+    /// A slot for a client; `None`: the client or all of them are at their limit.
     pub(super) fn take(self: &Arc<WebSlots>, from: IpAddr) -> Option<WebSlot> {
         let source = ClientSource::of(from);
         let mut taken = self.taken();
@@ -44,7 +44,7 @@ impl WebSlots {
         Some(WebSlot { places: self.clone(), source })
     }
 
-    /// By client; those without any are not kept, so there are never more than places.
+    /// Slots by client; those without any are not kept, so there are never more entries than slots.
     fn taken(&self) -> MutexGuard<'_, BTreeMap<ClientSource, usize>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_client_takes_its_share_and_nobody_takes_this_machines() {
+    fn one_client_takes_its_share_and_none_of_this_machines() {
         let places = Arc::new(WebSlots::default());
         let take = |text: &str| places.take(text.parse().unwrap());
         let mut held: Vec<WebSlot> = (0..EACH).filter_map(|i| take(&format!("2001:db8::{i:x}"))).collect();

@@ -1,4 +1,4 @@
-//! One look at everything, shared by all who ask within the same moment.
+//! One status snapshot, shared by all requests within a short time.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -11,16 +11,16 @@ use tokio::sync::watch;
 
 use crate::lifecycle::Lifecycle;
 
-/// How long a look is good for: what a hundred collectors ask for in one go is made once, and nobody sees
+/// How long a snapshot is reused: what a hundred collectors ask for at once is rendered once, and nobody sees
 /// the difference.
 const FRESH: Duration = Duration::from_millis(100);
 
-/// What can be made of a status.
+/// What can be rendered from a status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SnapshotKind {
     /// The whole page.
     Page,
-    /// What of it changes.
+    /// The part of it that changes.
     Main,
     /// `agent status --json`.
     Json,
@@ -30,12 +30,12 @@ pub(super) enum SnapshotKind {
     Csv,
 }
 
-/// A status, and what was made of it so far.
+/// A status, and what has been rendered from it.
 pub(super) struct StatusSnapshot {
-    /// Which look it was.
+    /// Number of the snapshot.
     pub(super) number: u64,
     taken: Moment,
-    /// Changes that had been counted by then.
+    /// Changes counted when it was taken.
     changes: u64,
     pub(super) status: Status,
     pub(super) ring: Arc<EventRing>,
@@ -43,7 +43,7 @@ pub(super) struct StatusSnapshot {
 }
 
 impl StatusSnapshot {
-    /// What `make` makes of it, made once.
+    /// The output of `make`, rendered once.
     pub(super) fn get(&self, kind: SnapshotKind, make: impl FnOnce(&StatusSnapshot) -> Vec<u8>) -> Bytes {
         match self.made.get(kind as usize) {
             Some(place) => place.get_or_init(|| make(self).into()).clone(),
@@ -52,7 +52,7 @@ impl StatusSnapshot {
     }
 }
 
-/// Takes a look where the last one is too old.
+/// Takes a snapshot when the last one is too old.
 pub(super) struct SnapshotCache {
     status: Box<dyn Fn() -> Status + Send + Sync>,
     changes: watch::Receiver<u64>,
@@ -71,8 +71,8 @@ impl SnapshotCache {
         SnapshotCache { status, changes, ring, last: Mutex::new(None), life: life.clone() }
     }
 
-    /// The status now; who was told of a change finds it in here. Others wait while it is put together, so
-    /// that it is not done twice; it takes a fraction of a millisecond.
+    /// The current status; a caller that was notified of a change finds it here. Others wait while it is
+    /// being built, so that it is not built twice; that takes a fraction of a millisecond.
     pub(super) fn now(&self) -> Arc<StatusSnapshot> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let (now, changes) = (self.life.now(), *self.changes.borrow());

@@ -13,29 +13,29 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::WebState;
 use crate::http::{self, Body, Request, Response};
 
-/// Streams at once: people who look. A fraction of the connections, so that collectors always find one.
+/// Concurrent streams. A fraction of the connections, so that collectors always find a slot.
 const MAX_STREAMS: usize = 32;
 
-/// Shortest time between two changes that are told of: a flood of them is seen as often as an eye can follow.
+/// Shortest time between two `change` messages: a flood of them is seen as often as an eye can follow.
 const REST: Duration = Duration::from_millis(100);
 
-/// Numbers change all the time; they are shown this often.
+/// Numbers change all the time; they are refreshed this often.
 const NUMBERS: Duration = Duration::from_secs(2);
 
-/// Longest life of a stream: browsers come again by themselves, and what is forgotten goes.
+/// Longest life of a stream: browsers reconnect by themselves, and forgotten ones end.
 const LIFE: Duration = Duration::from_secs(3600);
 
-/// Messages that wait for a reader. One that does not take a few of these takes nothing.
+/// Messages queued for a reader. A reader that does not keep up with these is disconnected.
 const QUEUE: usize = 4;
 
-/// Longest wait for a place in that queue.
+/// Longest wait for room in that queue.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) fn places() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(MAX_STREAMS))
 }
 
-/// Begins a stream, where there is a place for one. A browser that comes again says what it has seen.
+/// Starts a stream if a slot is free. A reconnecting browser sends the last event that it has seen.
 pub(super) fn open(request: &Request, state: &Arc<WebState>) -> Response {
     let Ok(place) = state.streams.clone().try_acquire_owned() else {
         let mut response = http::text(503, "text/plain", "too many streams: try again later\n");
@@ -56,7 +56,8 @@ pub(super) fn open(request: &Request, state: &Arc<WebState>) -> Response {
     response
 }
 
-/// Feeds a stream until nobody reads it or it is old. `seen` is the number of the last event that was.
+/// Feeds a stream until its reader is gone or it is old. `seen` is the number of the last event that was
+/// sent.
 async fn feed(
     out: mpsc::Sender<Bytes>,
     mut changes: watch::Receiver<u64>,
@@ -68,7 +69,7 @@ async fn feed(
         let mut message = String::new();
         let latest = ring.borrow_and_update().clone();
         for event in latest.after(seen) {
-            // Serialized to one line; what can't be is left out.
+            // Serialized to one line; what can't be serialized is left out.
             let Ok(json) = serde_json::to_string(&**event) else { continue };
             message.push_str(&format!("event: event\nid: {}\ndata: {json}\n\n", event.seq));
         }

@@ -1,5 +1,5 @@
-//! What is made of a status: nothing of anyone becomes markup, every sample has its family, and a large
-//! cluster stays a small page.
+//! Rendering of a status: no text becomes markup, every sample has its family, and a large cluster stays a
+//! small page.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +19,7 @@ use super::{csv, metrics, page};
 
 const NOW: UnixMs = UnixMs(1_772_373_911_000);
 
-/// What a node that lies might say.
+/// What a malicious node might publish.
 const HOSTILE: &str = "<script>alert(1)</script>\"'\\\n, x";
 
 fn name(text: &str) -> Name {
@@ -141,11 +141,11 @@ fn text(bytes: Vec<u8>) -> String {
 }
 
 #[test]
-fn nothing_of_anyone_becomes_markup() {
+fn no_text_becomes_markup() {
     for acts in [false, true] {
         let page = text(page::whole(&status(4), &ring(), acts));
         assert!(!page.contains("<script>alert") && page.contains("&lt;script&gt;alert(1)"));
-        // Ours, and no more.
+        // Our own, and no more.
         assert_eq!(page.matches("<script").count(), 1);
         assert_eq!(page.contains("<form"), acts);
         assert!(!page.contains(" style=") && !page.contains(" onclick"), "the policy would block it");
@@ -154,17 +154,17 @@ fn nothing_of_anyone_becomes_markup() {
     assert!(!text(page::message_page(HOSTILE)).contains("<script"));
 }
 
-/// Elements that have no end.
+/// Void elements.
 const VOID: [&str; 3] = ["meta", "link", "input"];
 
-/// The first place where this is not well-formed: an element that is not closed where it was opened, a `<` or
-/// `&` in a text, an attribute that stands twice or is not quoted.
+/// The first place that is not well-formed: an element that is not closed where it was opened, a `<` or `&`
+/// in text, an attribute that is repeated or not quoted.
 fn malformed(mut rest: &str) -> Option<String> {
     let near = |rest: &str| Some(rest.chars().take(80).collect());
     let mut open: Vec<&str> = Vec::new();
     while let Some((text, tag)) = rest.split_once('<') {
         let entity = |part: &str| ["amp;", "lt;", "gt;", "quot;"].iter().any(|one| part.starts_with(one));
-        // What stands in a script or a style is no text.
+        // The content of a script or style is not text.
         if !matches!(open.last(), Some(&("script" | "style"))) {
             if text.contains('>') || !text.split('&').skip(1).all(entity) {
                 return near(text);
@@ -229,7 +229,7 @@ fn the_page_is_well_formed() {
 }
 
 #[test]
-fn a_large_cluster_is_a_small_page_and_says_what_is_left_out() {
+fn a_large_cluster_is_a_small_page_that_says_what_is_omitted() {
     let page = text(page::whole(&status(2_000), &ring(), false));
     assert!(page.len() < 150_000, "{}", page.len());
     assert!(page.contains("1936 more members not shown") && page.contains("m1</th>"));

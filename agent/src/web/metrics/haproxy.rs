@@ -1,5 +1,6 @@
-//! The names of haproxy's exporter that dashboards use, so that they go on after a migration. What haproxy counts and
-//! the agent has not, because it looks into no HTTP, is left out rather than said to be zero.
+//! The names of haproxy's exporter that dashboards use, so that they keep working after a migration. What
+//! haproxy counts and the agent does not, because it does not parse HTTP, is omitted rather than reported as
+//! zero.
 
 use proto::backends::BackendState;
 use proto::control::{BackendStatus, ServiceStatus, Status};
@@ -114,7 +115,7 @@ fn sum(service: &ServiceStatus, of: impl Fn(&BackendStatus) -> u64) -> f64 {
     service.backends.iter().map(of).sum::<u64>() as f64
 }
 
-/// haproxy's word for a state.
+/// haproxy's name of a state.
 fn word(state: BackendState) -> &'static str {
     match state {
         BackendState::Ready | BackendState::Alive | BackendState::Unknown | BackendState::Other(_) => "UP",

@@ -1,5 +1,5 @@
-//! `/metrics`: Prometheus' text format, from tables. A family is a line of a table: its name, its type, its help, and
-//! how a value is read out of the status.
+//! `/metrics`: Prometheus' text format, from tables. A family is a line of a table: its name, its type, its
+//! help, and how a value is read from the status.
 
 mod haproxy;
 mod native;
@@ -8,7 +8,7 @@ use std::fmt::Write;
 
 use proto::control::{BUCKETS_US, Histogram, Status};
 
-/// Counters only grow until the next start; gauges are what is now.
+/// Counters only grow until the next start; gauges are current values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum MetricType {
     Counter,
@@ -16,7 +16,7 @@ enum MetricType {
     Histogram,
 }
 
-/// A family of `T`s with one value for each.
+/// A family with one value for each `T`.
 type MetricFamily<T> = (&'static str, MetricType, &'static str, fn(&T) -> Option<f64>);
 
 /// The metrics of a status.
@@ -32,7 +32,7 @@ pub(super) fn write(status: &Status, haproxy: bool) -> Vec<u8> {
 struct MetricsText(String);
 
 impl MetricsText {
-    /// Begins a family.
+    /// Starts a family.
     fn family(&mut self, name: &str, kind: MetricType, help: &str) {
         let kind = match kind {
             MetricType::Counter => "counter",
@@ -61,7 +61,7 @@ impl MetricsText {
             }
             self.0.push('"');
         }
-        // Writing to a text can't fail.
+        // Writing to a String can't fail.
         let _ = writeln!(self.0, "{} {value}", if labels.is_empty() { "" } else { "}" });
     }
 
@@ -80,7 +80,7 @@ impl MetricsText {
         self.sample(&format!("{name}_count"), labels, sum as f64);
     }
 
-    /// A table of families over the same things; `labels` are those of each.
+    /// A table of families over the same items; `labels` are those of each item.
     fn table<T>(&mut self, families: &[MetricFamily<T>], things: &[(Vec<(&'static str, &str)>, &T)]) {
         for (name, kind, help, value) in families {
             self.family(name, *kind, help);

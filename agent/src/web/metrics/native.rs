@@ -1,4 +1,4 @@
-//! The agent's own names. Labels are nodes, services and fixed words, so a cluster has a few hundred series.
+//! The agent's own names. Labels are nodes, services and fixed values, so a cluster has a few hundred series.
 
 use std::collections::BTreeSet;
 
@@ -41,7 +41,7 @@ const NODE: &[MetricFamily<Status>] = &[
     ),
 ];
 
-/// Of the link.
+/// Of the transport.
 const LINK: &[MetricFamily<LinkStatus>] = &[
     ("agent_link_sent_bytes_total", Counter, "Bytes sent on port 7646, UDP payload and TLS.", |l| {
         Some(l.sent_bytes as f64)
@@ -213,7 +213,7 @@ pub(super) fn write(text: &mut MetricsText, status: &Status) {
     vips(text, &status.vips);
 }
 
-/// How many different values the members have that are up.
+/// Number of distinct values among the members that are up.
 fn different<'a>(status: &'a Status, of: impl Fn(&'a MemberStatus) -> &'a String) -> f64 {
     let up = status.members.iter().filter(|one| one.state == MemberState::Up).map(of);
     up.filter(|text| !text.is_empty()).collect::<BTreeSet<_>>().len() as f64

@@ -1,8 +1,8 @@
-//! The last day as a picture: a strip for each backend and each virtual IP, and the same in words for who
-//! does not see it.
+//! The last day as a picture: a strip for each backend and each virtual IP, and the same as text for screen
+//! readers.
 //!
-//! A height and a colour for each state, so that neither has to be told from others alone. Positions are
-//! percents in whole minutes: they stretch with the window and change once a minute.
+//! Each state has its own height and colour, so that colour alone is never needed. Positions are percentages
+//! in whole minutes: they stretch with the window and change once a minute.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -21,14 +21,14 @@ use crate::times::at;
 const MINUTE: u64 = 60_000;
 const DAY: u64 = 24 * 60 * MINUTE;
 
-/// Changes that are drawn and said of one thing, the latest: a strip on a telephone has few more points.
+/// Most changes shown per strip, the latest: a telephone has few more pixels.
 const MAX_DRAWN: usize = 200;
 const MAX_SAID: usize = 20;
 
-/// Least width that is drawn, in minutes, so that a short outage is seen on a telephone too.
+/// Least width of a part, in minutes, so that a short outage is visible on a telephone too.
 const THIN: u64 = 6;
 
-/// Least width of a part that has its text in it, in minutes.
+/// Least width of a part that shows its text, in minutes.
 const WIDE: u64 = 150;
 
 /// All strips.
@@ -66,7 +66,7 @@ pub(super) fn day(status: &Status, ring: &EventRing) -> Markup {
     section("day", "The last 24 hours", &content)
 }
 
-/// As an event names that a virtual IP has no owner.
+/// Owner in an event when a virtual IP has none.
 const NOBODY: &str = "nobody";
 
 fn reachable(state: &str) -> Severity {
@@ -91,7 +91,7 @@ fn strip(
     let followed = Followed { kind, subject, state, since };
     let spans = spans(ring.all().map(|event| &**event), followed, within.clone());
     let drawn = spans.get(spans.len().saturating_sub(MAX_DRAWN)..).unwrap_or_default();
-    // What is short is drawn last, and so over what is long.
+    // Short spans are drawn last, over long ones.
     let mut order: Vec<&Span<'_>> = drawn.iter().collect();
     order.sort_by_key(|span| std::cmp::Reverse(span.ms()));
     let named = kind == EventKind::VipOwner;
@@ -127,9 +127,9 @@ fn part(span: &Span<'_>, state: &str, severity: Severity, named: bool, within: &
     html! {
         svg x=(percent(begin)) width=(percent(width)) {
             rect class=(severity.as_str()) y=(top) width="100%" height="100%" {}
-            // Two owners in a row look the same.
+            // Two owners in a row have the same colour.
             @if named { rect.edge width="2" height="100%" {} }
-            // On the lower parts there would be no ground for it.
+            // Lower parts have no room for text.
             @if named && severity == Severity::Good && width >= WIDE { text x="5" y="16" { (state) } }
         }
     }
@@ -157,7 +157,7 @@ mod tests {
 
     use super::*;
 
-    /// 20 days after 1970, so that a day before is none of the first.
+    /// 20 days after 1970, so that the day before is still after 1970.
     const END: UnixMs = UnixMs(20 * DAY);
 
     fn ago(hours: u64) -> UnixMs {
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_outage_is_drawn_over_the_long_time_around_it_and_said() {
+    fn a_short_outage_is_drawn_over_longer_spans_and_listed() {
         let mut ring = EventRing::default();
         let down = Event::new(EventKind::Backend, ago(6), "kube-api/m1", "down").since("ready", ago(40));
         ring.push("w1", down);
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn owners_stand_in_their_parts_and_who_flaps_costs_no_more_than_so_much() {
+    fn owners_are_named_and_a_flapping_owner_stays_bounded() {
         let mut ring = EventRing::default();
         for i in 0..1000 {
             let (from, to) = if i % 2 == 0 { ("m1", "m2") } else { ("m2", NOBODY) };

@@ -7,14 +7,14 @@ use proto::time::UnixMs;
 use super::html::{quiet, state};
 use crate::times::{age, at};
 
-/// Events that are shown: what fits two screens. The API has them all.
+/// Events shown: two screens. The API has all of them.
 const SHOWN: usize = 40;
 
-/// What has happened, newest first.
+/// Recent events, newest first.
 pub(super) fn timeline(ring: &EventRing, now: UnixMs) -> Markup {
     let latest: Vec<_> = ring.after(ring.newest().saturating_sub(SHOWN as u64)).collect();
     html! {
-        // It scrolls, so the keyboard has to reach it.
+        // It scrolls, so it has to be reachable by keyboard.
         section #events aria-labelledby="h-events" tabindex="0" {
             h2 #h-events { "Events" }
             @if latest.is_empty() {

@@ -1,5 +1,5 @@
-//! What pieces of the page have in common. Markup is made by maud, which closes what it opens and escapes
-//! whatever is text; [`tame`] takes from texts what is left of their power.
+//! Building blocks of the page. maud closes tags and escapes text; [`tame`] removes control characters from
+//! what is left.
 
 use std::fmt::{Display, Write};
 use std::time::Duration;
@@ -17,14 +17,14 @@ impl Severity {
             Severity::Good => "good",
             Severity::Doubt => "doubt",
             Severity::Bad => "bad",
-            // Nothing stands on the page without a shape.
+            // Every state has a shape.
             Severity::Plain | Severity::Dim => "dim",
         }
     }
 }
 
-/// Markup of which no text may change the direction of what stands around it, or begin a line. Our own has
-/// no lines.
+/// Markup without characters that change the text direction around them or break lines. Our own markup has no
+/// line breaks.
 pub(super) fn tame(markup: Markup) -> String {
     let mut text = markup.into_string();
     let bidi = |c| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
@@ -45,12 +45,12 @@ pub(super) fn tame(markup: Markup) -> String {
     text
 }
 
-/// A state: its shape, its word.
+/// A state: its shape and its text.
 pub(super) fn state(severity: Severity, word: &str) -> Markup {
     html! { span class={ "s " (severity.as_str()) } { (shape(severity)) (word) } }
 }
 
-/// A shape alone, for eyes only: a word stands beside it.
+/// A shape, hidden from screen readers: its text is next to it.
 pub(super) fn shape(severity: Severity) -> Markup {
     html! { svg.i aria-hidden="true" { use href={ "#" (severity.as_str()) } {} } }
 }
@@ -65,8 +65,8 @@ pub(super) fn section(id: &str, heading: &str, content: &Markup) -> Markup {
     }
 }
 
-/// A table with its columns. Roles are written out, since on narrow screens rows are shown as cards and
-/// browsers take the roles of a table away with its form. A column named `!x` holds numbers.
+/// A table with its columns. Roles are explicit, since narrow screens show rows as cards and browsers drop a
+/// table's roles along with its layout. A column named `!x` holds numbers.
 pub(super) fn table(caption: &str, columns: &[&str], rows: &Markup) -> Markup {
     html! {
         table role="table" {
@@ -88,13 +88,13 @@ pub(super) fn row(name: impl Display, cells: &Markup) -> Markup {
     html! { tr role="row" { th role="rowheader" scope="row" { (name) } (cells) } }
 }
 
-/// A cell; `label` is its column's name, for narrow screens, `!x` one of a number.
+/// A cell; `label` is its column's name, for narrow screens; `!x` marks a number.
 pub(super) fn cell(label: &str, content: impl Display) -> Markup {
     let (name, class) = labelled(label);
     html! { td role="cell" data-l=(name) class=[class] { (content) } }
 }
 
-/// A cell of other markup than a text.
+/// A cell with markup instead of text.
 pub(super) fn cell_of(label: &str, content: &Markup) -> Markup {
     let (name, class) = labelled(label);
     html! { td role="cell" data-l=(name) class=[class] { (content) } }
@@ -108,12 +108,12 @@ fn labelled(label: &str) -> (&str, Option<&'static str>) {
     }
 }
 
-/// What is said beside something, quietly.
+/// A muted note.
 pub(super) fn quiet(what: impl Display) -> Markup {
     html! { span.q { (what) } }
 }
 
-/// A cell with when, and how long ago.
+/// A cell with a time, and how long ago it was.
 pub(super) fn since(label: &str, then: UnixMs, now: UnixMs) -> Markup {
     match then {
         UnixMs(0) => cell_of(label, &quiet("not known")),
@@ -121,7 +121,7 @@ pub(super) fn since(label: &str, then: UnixMs, now: UnixMs) -> Markup {
     }
 }
 
-/// A cell with a time, short.
+/// A cell with a duration in milliseconds.
 pub(super) fn ms(label: &str, ms: Option<f64>) -> Markup {
     match ms {
         Some(ms) => cell(label, milliseconds(ms)),
@@ -138,10 +138,10 @@ pub(super) fn pairs<V: Display>(pairs: impl IntoIterator<Item = (&'static str, V
     }
 }
 
-/// Milliseconds with as many digits as tell something.
+/// Milliseconds with as many digits as are meaningful.
 pub(super) fn milliseconds(ms: f64) -> String {
     match ms {
-        // Pulses are measured in whole ones.
+        // Pulses are measured in whole milliseconds.
         ms if ms < 0.005 => "< 1 ms".to_owned(),
         ms if ms < 10.0 => format!("{ms:.2} ms"),
         ms if ms < 100.0 => format!("{ms:.1} ms"),
@@ -149,7 +149,7 @@ pub(super) fn milliseconds(ms: f64) -> String {
     }
 }
 
-/// Bytes in units of a person.
+/// Bytes in readable units.
 pub(super) fn bytes(count: u64) -> String {
     let mut value = count as f64;
     for unit in ["B", "kB", "MB", "GB"] {
@@ -161,15 +161,15 @@ pub(super) fn bytes(count: u64) -> String {
     format!("{value:.1} TB")
 }
 
-/// How long, of milliseconds.
+/// A duration in milliseconds.
 pub(super) fn lasted(ms: u64) -> String {
     proto::time::human(Duration::from_secs(ms / 1000)).replace("0ms", "0s")
 }
 
-/// A share in thousandths.
+/// Loss in thousandths.
 pub(super) fn loss(permille: u16) -> String {
     let mut text = String::new();
-    // Writing to a text can't fail.
+    // Writing to a String can't fail.
     let _ = write!(text, "{}.{} % lost", permille / 10, permille % 10);
     text
 }
@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_others_say_becomes_markup() {
+    fn text_from_other_nodes_never_becomes_markup() {
         let text = "<script>alert(1)</script>\"'&\u{202e}\n";
         let escaped = "&lt;script&gt;alert(1)&lt;/script&gt;&quot;'&amp;? ";
         let made = tame(html! { p title=(text) { (text) } });

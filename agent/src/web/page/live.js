@@ -7,7 +7,7 @@
     live.className = tone;
     if (live.textContent !== text) live.textContent = text;
   };
-  // Puts in what differs and leaves all else as it is, with its focus and its scrolling.
+  // Replaces what differs and leaves all else as it is, with its focus and its scrolling.
   const morph = (old, now) => {
     if (old.isEqualNode(now)) return;
     if (old.nodeName !== now.nodeName || !old.parentNode) { old.replaceWith(now); return; }

@@ -1,7 +1,7 @@
-//! The page: useful as it comes, and live where JavaScript runs. One document, nothing from elsewhere.
+//! The page: complete without JavaScript, live with it. One document, nothing from elsewhere.
 //!
-//! [`main`] is what changes. The script asks for it again whenever the stream of events says so, and puts in
-//! what differs, so that focus and scrolling stay.
+//! [`main`] is the part that changes. The script fetches it again whenever the event stream says so, and
+//! replaces what differs, so that focus and scrolling stay.
 
 mod day;
 mod events;
@@ -64,13 +64,13 @@ pub(super) fn whole(status: &Status, ring: &EventRing, acts: bool) -> Vec<u8> {
     document(&title(status), content, Some(SCRIPT))
 }
 
-/// What of the page changes.
+/// The part of the page that changes.
 pub(super) fn main(status: &Status, ring: &EventRing, acts: bool) -> Vec<u8> {
     let content = html! { (DOCTYPE) title { (title(status)) } (body(status, ring, acts)) };
     tame(content).into_bytes()
 }
 
-/// A page that says one sentence, after something was done.
+/// A page with one sentence, shown after an action.
 pub(super) fn message_page(sentence: &str) -> Vec<u8> {
     let content = html! {
         main { section { p { (sentence) } p { a href="/" { "Back to the status" } } } }
@@ -78,7 +78,7 @@ pub(super) fn message_page(sentence: &str) -> Vec<u8> {
     document("agent", content, None)
 }
 
-/// A whole document. What is ours and has lines is put in as it is: the policy has the hashes of that.
+/// A whole document. Our own style and script are inserted unchanged: the policy has their hashes.
 fn document(title: &str, content: Markup, script: Option<&str>) -> Vec<u8> {
     let title = PreEscaped(tame(html! { (title) }));
     let content = PreEscaped(tame(content));
@@ -111,7 +111,7 @@ fn word(level: HealthLevel) -> &'static str {
     }
 }
 
-/// What a tab shows: how it is comes first, since tabs are narrow.
+/// The tab's title: health comes first, since tabs are narrow.
 fn title(status: &Status) -> String {
     let level = evaluate(status, status.taken_unix_ms).level;
     format!("{} · {} · agent on {}", word(level), status.cluster.name, status.node.name)
@@ -134,11 +134,11 @@ fn body(status: &Status, ring: &EventRing, acts: bool) -> Markup {
     }
 }
 
-/// How it is, in words.
+/// Cluster health as text.
 fn verdict(status: &Status, now: UnixMs) -> Markup {
     let verdict = evaluate(status, now);
     let (severity, word) = (Severity::from(verdict.level), word(verdict.level));
-    // The judgement begins with its own word; here that stands as a heading.
+    // The verdict starts with its own level; here that is the heading.
     let text = verdict.text.strip_prefix(word).unwrap_or(&verdict.text);
     html! {
         section #verdict class={ "verdict " (severity.as_str()) } aria-label="Verdict" {
@@ -165,7 +165,7 @@ fn spoken(status: &Status) -> String {
     format!("{good} of {} masters serve{bad}", all.len())
 }
 
-/// The four numbers that people ask for.
+/// The four most requested numbers.
 fn numbers(status: &Status) -> Markup {
     let up = status.members.iter().filter(|one| one.state == MemberState::Up).count();
     let backends = status.services.iter().flat_map(|service| &service.backends);

@@ -1,4 +1,4 @@
-//! Members: who belongs, who hears whom, who differs; and this node itself.
+//! Members, the matrix of links between them, their differences, and this node.
 
 use std::collections::BTreeMap;
 
@@ -12,15 +12,15 @@ use super::html::{
 use crate::severity::Severity;
 use crate::times::age;
 
-/// Members that are shown; of a larger cluster those that are not up come first. A table of thousands helps
-/// nobody, and the page is fetched every other second.
+/// Most members shown; in a larger cluster those that are not up come first. A table of thousands helps
+/// nobody, and the page is fetched every two seconds.
 const MAX_MEMBERS: usize = 64;
 
-/// Rows and columns of the matrix at most.
+/// Most rows and columns of the matrix.
 const MAX_ROWS: usize = 32;
 const MAX_COLUMNS: usize = 9;
 
-/// Those worth showing, most important first: what is wrong, then masters, then names.
+/// Members worth showing, most important first: problems, then masters, then names.
 fn ordered(status: &Status, most: usize) -> Vec<&MemberStatus> {
     let mut all: Vec<&MemberStatus> = status.members.iter().collect();
     if all.len() > most {
@@ -43,7 +43,7 @@ fn more(all: usize, shown: usize, what: &str) -> Markup {
     }
 }
 
-/// Everyone.
+/// All members.
 pub(super) fn members(status: &Status) -> Markup {
     let columns = ["node", "role", "state", "address", "!rtt", "!loss", "agent", "document", "since"];
     let shown = ordered(status, MAX_MEMBERS);
@@ -83,7 +83,7 @@ fn short(hash: &str) -> &str {
     hash.get(..12).unwrap_or(hash)
 }
 
-/// Who hears whom: a row is what one node says of the masters.
+/// The matrix: a row is one node's view of the masters.
 pub(super) fn matrix(status: &Status) -> Markup {
     let mut masters: Vec<&MemberStatus> =
         status.members.iter().filter(|one| one.role == Role::Master).collect();
@@ -124,7 +124,7 @@ fn link_cell(one: &MemberStatus, other: &MemberStatus) -> Markup {
     match seen {
         _ if one.id == other.id => quiet("itself"),
         None => quiet("no report"),
-        // What it said last is old news.
+        // Its last record is out of date.
         Some(_) if one.state == MemberState::Down => quiet("down itself"),
         Some(seen) if !seen.alive => state(Severity::Bad, "not heard"),
         Some(PeerLinkStatus { rtt_ms, loss_permille, .. }) => {
@@ -138,7 +138,7 @@ fn link_cell(one: &MemberStatus, other: &MemberStatus) -> Markup {
     }
 }
 
-/// Versions and documents, where they are not all the same.
+/// Versions and documents, if they differ.
 pub(super) fn differences(status: &Status) -> Markup {
     let versions = groups(status, |one| &one.version);
     let documents = groups(status, |one| short(&one.document));
@@ -161,7 +161,7 @@ pub(super) fn differences(status: &Status) -> Markup {
     section("differences", "Differences", &content)
 }
 
-/// Names by value, a few of each.
+/// Names by value, a few for each.
 fn groups<'a>(status: &'a Status, of: impl Fn(&'a MemberStatus) -> &'a str) -> BTreeMap<&'a str, String> {
     let mut found: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for one in status.members.iter().filter(|one| one.state != MemberState::Down) {
@@ -177,7 +177,7 @@ fn groups<'a>(status: &'a Status, of: impl Fn(&'a MemberStatus) -> &'a str) -> B
     found.into_iter().map(|(value, names)| (value, few(names))).collect()
 }
 
-/// This node itself.
+/// This node.
 pub(super) fn own(status: &Status) -> Markup {
     let (node, cluster, link) = (&status.node, &status.cluster, &status.node.link);
     let refused = [

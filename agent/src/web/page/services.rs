@@ -44,7 +44,7 @@ pub(super) fn service(service: &ServiceStatus, status: &Status, acts: bool) -> M
     section(&format!("service-{name}"), name, &content)
 }
 
-/// Where it is served, how, how much, and who says so.
+/// Listeners, balancing, connections, and where the service is defined.
 fn about(service: &ServiceStatus) -> Markup {
     let ServiceStatus { balance, connections, maxconn, counted, .. } = service;
     let bad = [(service.refused, " refused at the limit"), (counted.unserved, " without a master")];
@@ -81,7 +81,7 @@ fn backend(one: &BackendStatus, status: &Status, acts: bool) -> Markup {
         } @else {
             span title=(one.cause.map_or("", Cause::label)) { (one.reason) }
         }
-        // Of one that is not heard the reason is not its check's.
+        // The cause of an unreachable backend is not from its check.
         @if let Some(ms) = one.check_ms.filter(|_| one.check_code().is_some()) {
             " " span.q { "in " (ms) " ms" }
         }
@@ -105,7 +105,7 @@ fn backend(one: &BackendStatus, status: &Status, acts: bool) -> Markup {
     row(&one.node, &cells)
 }
 
-/// What may be done with its node. The settings that it changes hold for the whole cluster.
+/// Buttons for its node. The settings that they change apply to the whole cluster.
 fn act(one: &BackendStatus) -> Markup {
     let drains = one.state == BackendState::Draining;
     let (verb, word) = if drains { ("undrain", "Undrain") } else { ("drain", "Drain") };
@@ -124,7 +124,7 @@ fn act(one: &BackendStatus) -> Markup {
     }
 }
 
-/// The virtual IPs with who could have them.
+/// The virtual IPs and their candidates.
 pub(super) fn vips(vips: &[VipStatus], now: UnixMs) -> Markup {
     if vips.is_empty() {
         return html! {};
