@@ -1,9 +1,9 @@
-//! The control socket: MessagePack in length-delimited frames over a Unix socket, one request and its answer
-//! for each connection.
+//! The control socket: MessagePack in length-delimited frames over a Unix socket, one request and its
+//! response per connection.
 //!
-//! Who may connect is decided by the file's mode alone: its owner, and the group `agent` where there is one.
-//! One task accepts, one more serves each connection. Stopping them anywhere is safe: a request that was not
-//! answered is an error at the asking side, and whatever it set off belongs to the handler.
+//! The file's mode alone decides who may connect: its owner, and the group `agent` if it exists. One task
+//! accepts, and one more serves each connection. Stopping them anywhere is safe: a request without a response
+//! is an error for the caller, and whatever it started belongs to the handler.
 
 use std::future::Future;
 use std::io;
@@ -26,24 +26,24 @@ use crate::lifecycle::Lifecycle;
 /// The socket's name in the runtime directory.
 pub(crate) const SOCKET: &str = "agent.sock";
 
-/// Connections served at once. People and their scripts ask one thing at a time; more wait in the kernel's
-/// queue, so a script gone wild costs no more memory than this.
+/// Connections served concurrently. People and their scripts send one request at a time; more wait in the
+/// kernel's queue, so a runaway script costs no more memory than this.
 const MAX_CONNECTIONS: usize = 16;
 
-/// Largest request. They hold a name or a code; a length beyond it is not believed, so that nobody makes
-/// the agent reserve [`MAX_FRAME`].
+/// Largest request. They hold a name or a code; a longer length is refused, so that nobody makes the agent
+/// reserve [`MAX_FRAME`].
 const MAX_REQUEST: usize = 64 * 1024;
 
-/// Longest wait for a request to arrive, and for its answer to be taken. The tests have less of it.
+/// Longest wait for a request, and for its response to be read. Shorter in tests.
 const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 
-/// Longest wait for an answer: an approval asks every member, and some of them may be down.
+/// Longest wait for a response: an approval asks every member, and some of them may be down.
 const ANSWER: Duration = Duration::from_secs(30);
 
 /// The group whose members may use the socket.
 const GROUP: &str = "agent";
 
-/// Why a request was not answered.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CallError {
     /// Nobody listens.
@@ -55,52 +55,52 @@ pub(crate) enum CallError {
         /// Where the socket should be.
         socket: PathBuf,
     },
-    /// Not for this user.
+    /// This user may not connect.
     #[error("permission denied for {}; run this as root or as a member of the group agent", socket.display())]
     NotAllowed {
         /// The socket.
         socket: PathBuf,
     },
-    /// No answer came.
+    /// There was no response.
     #[error("the agent did not answer within {}; see: journalctl -u agent", proto::time::human(*waited))]
     TimedOut {
-        /// How long was waited.
+        /// How long the caller waited.
         waited: Duration,
     },
-    /// It closed the connection instead of answering, as it does when it ends.
+    /// It closed the connection instead of responding, as it does when it ends.
     #[error("the agent stopped before it answered; try again, or see: journalctl -u agent")]
     Stopped,
-    /// The connection broke, or what came is no answer.
+    /// The connection broke, or the response is invalid.
     #[error("cannot read the agent's answer: {why}; see: journalctl -u agent")]
     Broken {
-        /// What happened.
+        /// The reason.
         #[from]
         why: BrokenCall,
     },
 }
 
-/// What happened to a call that has broken.
+/// Why a call broke.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BrokenCall {
-    /// The socket.
+    /// The socket failed.
     #[error(transparent)]
     Socket(#[from] io::Error),
     /// The request can't be put into a frame.
     #[error(transparent)]
     Message(#[from] BadMessage),
-    /// What came is no frame of ours.
+    /// The response is no valid frame.
     #[error(transparent)]
     Frame(#[from] BadFrame),
-    /// The agent is newer, or older.
+    /// The agent has another version.
     #[error("it answered with {kind}, which this command of version {} does not know", env!("CARGO_PKG_VERSION"))]
     Unknown { kind: String },
-    /// It ended before there was an answer.
+    /// It ended before there was a response.
     #[error("it closed the connection")]
     Closed,
 }
 
 impl BrokenCall {
-    /// Whether the other side ended, between two frames or in one.
+    /// Whether the other side ended, between two frames or within one.
     fn is_the_end(&self) -> bool {
         let lost = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe, io::ErrorKind::UnexpectedEof];
         match self {
@@ -115,7 +115,7 @@ fn codec(max_frame: usize) -> LengthDelimitedCodec {
     LengthDelimitedCodec::builder().max_frame_length(max_frame).new_codec()
 }
 
-/// Asks the agent that runs with this runtime directory.
+/// Sends a request to the agent with this runtime directory.
 pub(crate) async fn call(runtime_dir: &Path, request: &Request) -> Result<Response, CallError> {
     let socket = runtime_dir.join(SOCKET);
     #[cfg(feature = "next-wire")]
@@ -139,7 +139,7 @@ pub(crate) async fn call(runtime_dir: &Path, request: &Request) -> Result<Respon
     }
 }
 
-/// Asks what only the next version knows. An older agent says that it does not, and the command goes on.
+/// Sends what only the next version knows. An older agent refuses it, and the command continues.
 #[cfg(feature = "next-wire")]
 async fn ask_next(socket: &Path) {
     let Ok(stream) = UnixStream::connect(socket).await else { return };
@@ -167,13 +167,13 @@ async fn exchange(stream: UnixStream, request: &Request) -> Result<Response, Bro
 pub(crate) struct ControlSocket {
     inner: UnixListener,
     path: PathBuf,
-    /// Device and inode: by the end another agent may have put its own in this place.
+    /// Device and inode: by the end another agent may have put its own here.
     file: (u64, u64),
 }
 
-/// Takes the control socket of a runtime directory. Needs a tokio runtime.
+/// Creates the control socket in a runtime directory. Needs a tokio runtime.
 ///
-/// What a killed agent left behind is replaced; an agent that still listens is an error.
+/// The socket of a killed agent is replaced; a listening agent is an error.
 pub(crate) fn bind(runtime_dir: &Path) -> io::Result<ControlSocket> {
     std::fs::create_dir_all(runtime_dir)?;
     let path = runtime_dir.join(SOCKET);
@@ -185,8 +185,8 @@ pub(crate) fn bind(runtime_dir: &Path) -> io::Result<ControlSocket> {
         );
         return Err(io::Error::new(io::ErrorKind::AddrInUse, message));
     }
-    // Under another name until its mode is right, then moved over whatever is there: at no time can someone
-    // connect who should not.
+    // Under a temporary name until its mode is right, then renamed over the old one: nobody can connect who
+    // must not.
     let fresh = runtime_dir.join(format!(".{SOCKET}.{}", std::process::id()));
     let _ = std::fs::remove_file(&fresh);
     let inner = UnixListener::bind(&fresh)?;
@@ -209,15 +209,15 @@ pub(crate) fn is_running(runtime_dir: &Path) -> bool {
     listening(&runtime_dir.join(SOCKET)).is_some()
 }
 
-/// Whether someone listens at `path`; if so, " (pid N)" where the kernel knows it.
+/// Whether a process listens at `path`; if so, " (pid N)" if the kernel knows it.
 fn listening(path: &Path) -> Option<String> {
     let stream = std::os::unix::net::UnixStream::connect(path).ok()?;
     let pid = rustix::net::sockopt::socket_peercred(&stream).ok().map(|peer| peer.pid);
     Some(pid.map_or_else(String::new, |pid| format!(" (pid {})", pid.as_raw_nonzero())))
 }
 
-/// Mode 0660 for the group `agent`; without that group, or where it can't be given to it, 0600: this
-/// process' own group was never meant.
+/// Mode 0660 for the group `agent`; without that group, or if it can't be set, 0600: this process' own group
+/// was never meant.
 fn restrict(path: &Path) -> io::Result<()> {
     let group = std::fs::read_to_string("/etc/group").ok().and_then(|text| gid_of(&text, GROUP));
     let mode = match group.map(|gid| std::os::unix::fs::chown(path, None, Some(gid))) {
@@ -231,7 +231,7 @@ fn restrict(path: &Path) -> io::Result<()> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
 }
 
-/// The id of a group, from the text of /etc/group. Read here because a static binary has no NSS.
+/// The id of a group, from the text of /etc/group. Parsed here because a static binary has no NSS.
 fn gid_of(text: &str, group: &str) -> Option<u32> {
     text.lines().find_map(|line| {
         let mut fields = line.split(':');
@@ -250,7 +250,7 @@ impl Drop for ControlSocket {
     }
 }
 
-/// Answers requests with `handler` until the life is over. While it is stopping, status still answers.
+/// Answers requests with `handler` until shutdown. While draining, status still responds.
 pub(crate) fn serve<F, Fut>(listener: ControlSocket, handler: F, life: &Lifecycle)
 where
     F: Fn(Request) -> Fut + Send + Sync + 'static,
@@ -272,13 +272,13 @@ where
 {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        // The semaphore is never closed, so there is no error to speak of.
+        // The semaphore is never closed, so there is no error to handle.
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
         let stream = match listener.inner.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept on the control socket");
-                // Out of descriptors, most likely: trying at once would only spin.
+                // Out of descriptors, most likely: retrying at once would only spin.
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 continue;
             }
@@ -309,7 +309,7 @@ where
             }
             Err(error) => Response::Failed(format!("invalid request: {error}")),
         },
-        // Gone, silent, or no frame: nobody there to tell.
+        // Gone, silent, or no frame: nobody to respond to.
         Ok(Some(Err(_)) | None) | Err(_) => return,
     };
     let answer = match encode(&response) {
@@ -319,10 +319,10 @@ where
         Err(error) => encode(&Response::Failed(error.to_string())),
         answer => answer,
     };
-    // Who gets no answer finds the connection closed.
+    // Without a response the connection is closed.
     let Ok(bytes) = answer else { return };
     frames.codec_mut().set_max_frame_length(MAX_FRAME);
-    // Whoever asked may be gone by now; that is theirs to know.
+    // The caller may be gone already.
     let _ = timeout(PATIENCE, frames.send(Bytes::from(bytes))).await;
 }
 

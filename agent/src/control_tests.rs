@@ -51,12 +51,12 @@ async fn without_an_agent_the_error_says_how_to_start_it() {
 }
 
 #[tokio::test]
-async fn an_agent_that_ends_while_it_is_asked_is_no_broken_answer() {
+async fn an_agent_that_ends_during_a_call_is_no_broken_response() {
     let dir = dir();
     let listener = UnixListener::bind(dir.path().join(SOCKET)).unwrap();
     let ends = async {
         let (mut stream, _) = listener.accept().await.unwrap();
-        // It has read the beginning of the request: what is left unread resets the connection.
+        // It has read the start of the request: what is left unread resets the connection.
         stream.read_u8().await.unwrap();
     };
     let (answer, ()) = tokio::join!(call(dir.path(), &Request::Status), ends);
@@ -64,7 +64,7 @@ async fn an_agent_that_ends_while_it_is_asked_is_no_broken_answer() {
 }
 
 #[tokio::test]
-async fn what_a_killed_agent_left_is_replaced_and_a_running_one_is_not() {
+async fn the_socket_of_a_killed_agent_is_replaced_and_of_a_running_one_not() {
     let dir = dir();
     drop(std::os::unix::net::UnixListener::bind(dir.path().join(SOCKET)).unwrap());
     let first = bind(dir.path()).unwrap();
@@ -93,7 +93,7 @@ async fn the_end_of_one_agent_does_not_take_the_socket_of_the_next() {
 }
 
 #[tokio::test]
-async fn nobody_else_may_use_the_socket() {
+async fn no_other_user_may_use_the_socket() {
     let dir = dir();
     let _listener = bind(dir.path()).unwrap();
     let mode = std::fs::metadata(dir.path().join(SOCKET)).unwrap().permissions().mode() & 0o777;
@@ -131,7 +131,7 @@ async fn garbage_is_answered_or_dropped_and_the_next_one_is_served() {
         assert!(String::from_utf8_lossy(&reply).contains(said), "{}", String::from_utf8_lossy(&reply));
     }
 
-    // A length that nobody means, and half a frame: closed.
+    // An absurd length, and half a frame: closed.
     for bytes in [&[0xff_u8; 64][..], &[0, 0, 0, 9, 1], &[]] {
         let mut stream = UnixStream::connect(&socket).await.unwrap();
         stream.write_all(bytes).await.unwrap();
@@ -149,14 +149,14 @@ async fn garbage_is_answered_or_dropped_and_the_next_one_is_served() {
 }
 
 #[tokio::test]
-async fn those_who_connect_and_say_nothing_do_not_keep_others_out() {
+async fn silent_connections_do_not_block_others() {
     let (dir, life) = (dir(), Lifecycle::new());
     serve(bind(dir.path()).unwrap(), echo, &life);
     let mut silent = Vec::new();
     for _ in 0..MAX_CONNECTIONS + 4 {
         silent.push(UnixStream::connect(dir.path().join(SOCKET)).await.unwrap());
     }
-    // Their time is over long before the caller's.
+    // They time out long before the caller does.
     let answer = call(dir.path(), &Request::Remove { node: "x".to_owned() }).await.unwrap();
     assert!(matches!(&answer, Response::Done(text) if text == "removed x"), "{answer:?}");
     end(&life).await;

@@ -1,11 +1,11 @@
-//! What the operating system's errors mean.
+//! Causes of the operating system's errors.
 
 use std::io::{self, ErrorKind};
 
 use proto::cause::{Cause, Fault};
 use rustix::io::Errno;
 
-/// The cause that an error of the operating system stands for, and its text where that says more.
+/// The cause of an operating system error, with its text if that says more.
 pub(crate) fn fault(error: &io::Error) -> Fault {
     match cause(error) {
         Some(cause) => cause.into(),
@@ -13,7 +13,7 @@ pub(crate) fn fault(error: &io::Error) -> Fault {
     }
 }
 
-/// The cause that an error of the operating system stands for; none: no particular one.
+/// The cause of an operating system error; `None`: no particular one.
 pub(crate) fn cause(error: &io::Error) -> Option<Cause> {
     if let Some(Errno::MFILE | Errno::NFILE) = Errno::from_io_error(error) {
         return Some(Cause::NoDescriptors);

@@ -1,17 +1,17 @@
-//! What this process gives up for good when it starts.
+//! What this process drops for good when it starts.
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
-/// No core dumps: the node's key, the gossip keys and the invites lie in memory, and a core is a file, or mail
-/// to whoever made the distribution.
+/// No core dumps: the node's key, the gossip keys and the invites are in memory, and a core is a file, or
+/// mail to the distribution's makers.
 ///
-/// The limit alone does not hold where cores are piped to a program, which gets them whatever the limit is
-/// (core(5)); not being dumpable does. What that also takes away, other processes of the same user looking
-/// into this one by /proc or ptrace(2), is no loss: this process still reads all of its own /proc/self, and
-/// root with CAP_SYS_PTRACE, as with gdb or strace, that of everyone. It ends with exec, so hooks are as they
-/// always were, but for the soft limit of cores.
+/// The limit alone does not work when cores are piped to a program, which gets them whatever the limit is
+/// (core(5)); not being dumpable does. That also prevents other processes of the same user from inspecting
+/// this one by /proc or ptrace(2), which is no loss: this process can still read all of its own /proc/self,
+/// and root with CAP_SYS_PTRACE, as with gdb or strace, that of every process. It ends with exec, so hooks
+/// run as before, except for the soft limit of cores.
 pub(crate) fn no_core_dumps() {
-    // Neither fails for a process that lowers its own; if one did, it would be no reason not to serve.
+    // Neither fails for a process that lowers its own; a failure would not prevent serving.
     let maximum = getrlimit(Resource::Core).maximum;
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum });
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
@@ -24,7 +24,7 @@ mod tests {
 
     use super::*;
 
-    /// Set in the process that ends itself.
+    /// Set in the process that aborts.
     const ABORTS: &str = "AGENT_TEST_ABORTS";
 
     #[test]
@@ -35,7 +35,7 @@ mod tests {
             assert!(std::fs::read_dir("/proc/self/fd").unwrap().flatten().count() > 0);
             let own = std::fs::read_link("/proc/self/exe").unwrap();
             assert!(own.is_file() && std::fs::File::open("/proc/self/exe").is_ok());
-            // The other half holds without the limit, too.
+            // The second measure works without the limit, too.
             let maximum = getrlimit(Resource::Core).maximum;
             setrlimit(Resource::Core, Rlimit { current: maximum, maximum }).unwrap();
             std::process::abort();

@@ -1,11 +1,11 @@
-//! Counts how long something took, for metrics: two additions, no lock.
+//! Histograms of durations, for metrics: two additions, no lock.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use proto::control::{BUCKETS_US, Histogram};
 
-/// A histogram that any task may add to.
+/// A histogram that any task may update.
 #[derive(Debug, Default)]
 pub(crate) struct HistogramMeter {
     counts: [AtomicU64; BUCKETS_US.len() + 1],
@@ -13,7 +13,7 @@ pub(crate) struct HistogramMeter {
 }
 
 impl HistogramMeter {
-    /// Counts one that took this long.
+    /// Records one duration.
     pub(crate) fn record(&self, long: Duration) {
         let us = u64::try_from(long.as_micros()).unwrap_or(u64::MAX);
         let bucket = BUCKETS_US.partition_point(|bound| *bound < us);
@@ -23,7 +23,7 @@ impl HistogramMeter {
         }
     }
 
-    /// What was counted.
+    /// The current values.
     pub(crate) fn read(&self) -> Histogram {
         let mut histogram = Histogram { sum_us: self.sum_us.load(Relaxed), ..Histogram::default() };
         for (to, from) in histogram.counts.iter_mut().zip(&self.counts) {

@@ -1,9 +1,9 @@
-//! HTTP/1.1 for whoever serves it here, the status page and the demo's stand-in, and for whoever asks by it,
-//! the checks and the webhook. One instance of hyper's server and one of its client, since they are large;
-//! hence the boxes.
+//! HTTP/1.1 for the servers here, the status page and the demo's stand-in, and for the clients, the checks
+//! and the webhook. One instance of hyper's server and one of its client, since they are large; hence the
+//! boxes.
 //!
-//! A connection that is served costs its buffers and no more: headers are short and have to come in time, and
-//! a reader that does not take what it asked for is left.
+//! A served connection costs its buffers and no more: headers are short and have to arrive in time, and a
+//! reader that does not read its response is disconnected.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -23,42 +23,42 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
-/// What comes in.
+/// An incoming request.
 pub(crate) type Request = hyper::Request<Incoming>;
 
-/// What goes out.
+/// An outgoing response.
 pub(crate) type Response = hyper::Response<Body>;
 
-/// Something that will be there.
+/// A boxed future.
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// Answers requests.
+/// Handles requests.
 pub(crate) type Handler = Arc<dyn Fn(Request) -> BoxFuture<Response> + Send + Sync>;
 
-/// Longest wait for the whole head of a request, and so for the next one on a connection that is kept.
+/// Longest wait for the whole head of a request, and so for the next one on a kept-alive connection.
 const HEAD: Duration = Duration::from_secs(20);
 
-/// Longest time without a single whole write: what takes longer is no reader. The tests have less of it.
+/// Longest time without a single complete write: beyond that it is no reader. Shorter in tests.
 const STUCK: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
-/// Most bytes that a head may have, and that are kept for a connection: twice what browsers send.
+/// Most bytes of a head, and buffered for a connection: twice what browsers send.
 const BUFFER: usize = 16 * 1024;
 
 /// Most headers of a request.
 const HEADERS: usize = 64;
 
-/// Most bytes of the head of an answer to a question of ours. The least that hyper takes is an eighth of it.
+/// Most bytes of the head of a response to our own request. The least that hyper takes is an eighth of it.
 const ANSWER_HEAD: usize = 64 * 1024;
 
 /// A connection.
 pub(crate) trait HttpStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> HttpStream for S {}
 
-/// What is sent.
+/// The body of a response.
 pub(crate) enum Body {
     /// All of it.
     Whole(Bytes),
-    /// As it comes, until the sender is dropped.
+    /// A stream, until the sender is dropped.
     Live(mpsc::Receiver<Bytes>),
 }
 
@@ -89,7 +89,7 @@ impl HttpBody for Body {
     }
 }
 
-/// Serves one connection until its end. Once `leaving` is over, it ends after the request under way.
+/// Serves one connection until its end. Once `leaving` has resolved, it ends after the current request.
 pub(crate) async fn serve(stream: Box<dyn HttpStream>, handler: Handler, mut leaving: BoxFuture<()>) {
     let service = service_fn(move |request| {
         let answer = handler(request);
@@ -112,11 +112,11 @@ pub(crate) async fn serve(stream: Box<dyn HttpStream>, handler: Handler, mut lea
     }
 }
 
-/// Asks one question on a fresh connection. Returns the answer's status, and its body where that arrives
-/// whole and is no longer than `most`; nothing of it is read where that is 0.
+/// Sends one request on a fresh connection. Returns the response's status, and its body if that arrives
+/// complete and is no longer than `most`; none of it is read if that is 0.
 ///
 /// # Errors
-/// What breaks the connection, and what comes that is not HTTP.
+/// What breaks the connection, and a response that is not HTTP.
 pub(crate) async fn ask(
     stream: Box<dyn HttpStream>,
     question: hyper::Request<Full<Bytes>>,
@@ -139,8 +139,8 @@ pub(crate) async fn ask(
         Ok((status, body))
     };
     tokio::pin!(asking, connection);
-    // The connection moves the bytes of the exchange; when it ends first, all that will come has come. Its
-    // error tells more than the exchange's, which only knows that the connection is gone.
+    // The connection moves the bytes of the exchange; when it ends first, all that will arrive has arrived.
+    // Its error says more than the exchange's, which only knows that the connection is gone.
     tokio::select! {
         biased;
         answer = &mut asking => answer,
@@ -154,13 +154,12 @@ pub(crate) async fn ask(
 /// Breaks a connection whose peer does not read.
 struct StallGuard {
     inner: TokioIo<Box<dyn HttpStream>>,
-    /// Set while something waits to be written.
+    /// Set while data waits to be written.
     stuck: Option<Pin<Box<Sleep>>>,
 }
 
 impl StallGuard {
-    /// Whether what was written is all of it; the timer goes on where it is not, so that a byte now and then
-    /// is not enough.
+    /// Whether the write was complete; the timer continues if not, so that a byte now and then is not enough.
     fn guard(&mut self, cx: &mut Context<'_>, whole: bool) -> io::Result<()> {
         if whole {
             self.stuck = None;
@@ -185,7 +184,7 @@ impl Write for StallGuard {
         self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }
 
-    // Else hyper would copy each answer into the connection's own buffer.
+    // Otherwise hyper would copy each response into the connection's own buffer.
     fn is_write_vectored(&self) -> bool {
         true
     }
@@ -214,7 +213,7 @@ impl Write for StallGuard {
     }
 }
 
-/// A whole text with its type.
+/// A text response with its type.
 pub(crate) fn text(status: u16, kind: &'static str, body: impl Into<Bytes>) -> Response {
     let mut response = Response::new(Body::Whole(body.into()));
     *response.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or_default();
@@ -234,7 +233,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_that_takes_a_byte_now_and_then_is_left() {
+    async fn a_reader_that_takes_a_byte_now_and_then_is_disconnected() {
         let (mut client, server) = duplex(1024);
         let serving = serve(Box::new(server), big(), Box::pin(std::future::pending()));
         let reading = async {
@@ -253,7 +252,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_asked_for_comes_whole_and_a_head_that_is_too_long_does_not() {
+    async fn a_response_arrives_whole_unless_its_head_is_too_long() {
         let (mut client, server) = duplex(1 << 16);
         let serving = serve(Box::new(server), big(), Box::pin(std::future::pending()));
         let asking = async move {

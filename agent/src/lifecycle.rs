@@ -1,4 +1,5 @@
-//! How the process starts, says so, and ends: one token to stop by, one tracker that every task belongs to.
+//! Start, readiness and end of the process: the tokens that stop tasks, and the tracker that every task
+//! belongs to.
 
 use std::future::Future;
 use std::time::Instant;
@@ -9,19 +10,19 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Handed to every task. Cloning is cheap; all clones are the same life.
+/// Given to every task. Cloning is cheap; all clones are the same lifecycle.
 #[derive(Clone)]
 pub(crate) struct Lifecycle {
     tasks: TaskTracker,
-    /// Cancelled when the process begins to end: take nothing new, finish what is under way.
+    /// Cancelled when the process starts to end: accept nothing new, finish what is in progress.
     pub(crate) draining: CancellationToken,
-    /// Cancelled when the time for finishing is over: drop everything.
+    /// Cancelled when the drain time is over: drop everything.
     pub(crate) shutdown: CancellationToken,
     origin: Instant,
 }
 
 impl Lifecycle {
-    /// A life that begins now.
+    /// A lifecycle that starts now.
     pub(crate) fn new() -> Lifecycle {
         Lifecycle {
             tasks: TaskTracker::new(),
@@ -31,7 +32,7 @@ impl Lifecycle {
         }
     }
 
-    /// Spawns a task that is waited for at the end. It has to return soon after `over`.
+    /// Spawns a task that is awaited at the end. It has to return soon after `shutdown`.
     pub(crate) fn spawn<F>(&self, task: F)
     where
         F: Future<Output = ()> + Send + 'static,

@@ -20,7 +20,7 @@ use crate::log_limit::LineLimit;
 /// Where journald listens (systemd, "Native Journal Protocol").
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
-/// The way for events, whose fields and MESSAGE_ID the layer of tracing would give a prefix.
+/// Socket for events: tracing's layer would add a prefix to their fields and MESSAGE_ID.
 static DIRECT: OnceLock<UnixDatagram> = OnceLock::new();
 
 type Boxed = Box<dyn Layer<Registry> + Send + Sync>;
@@ -40,7 +40,7 @@ pub(crate) fn init(format: LogFormat, level: LogLevel) {
         LogFormat::Json => (json(), None),
         LogFormat::Text | LogFormat::Auto => (text(), None),
     };
-    // Only fails where a log was started before, which then stays.
+    // Fails only if a log was started before, which then stays.
     let _ = tracing_subscriber::registry()
         .with(layer.with_filter(filter(level).and(LineLimit::default())))
         .try_init();
@@ -49,8 +49,8 @@ pub(crate) fn init(format: LogFormat, level: LogLevel) {
     }
 }
 
-/// What is ours is logged at the level that was asked for; what our dependencies say only from a warning
-/// on, since their detail drowns the changes of state that an operator looks for.
+/// Our own messages are logged at the configured level; those of dependencies only from warnings on, since
+/// their detail hides the changes of state that an operator looks for.
 fn filter(level: LogLevel) -> Targets {
     let level = match level {
         LogLevel::Error => LevelFilter::ERROR,
@@ -63,11 +63,11 @@ fn filter(level: LogLevel) -> Targets {
         .with_target("agent", level)
         .with_target("proto", level)
         .with_target("event", level)
-        // Asked for by itself, for each service, so at every level.
+        // Enabled separately, for each service, so at every level.
         .with_target("access", LevelFilter::INFO)
 }
 
-/// Auto becomes journald where stderr is connected to it, and text elsewhere.
+/// Auto means journald if stderr is connected to it, and text otherwise.
 fn resolve(format: LogFormat) -> LogFormat {
     if format != LogFormat::Auto {
         return format;
@@ -80,8 +80,8 @@ fn resolve(format: LogFormat) -> LogFormat {
     }
 }
 
-/// Whether stderr is the very stream that systemd named (systemd.exec(5), $JOURNAL_STREAM): the variable
-/// is inherited by children whose stderr goes elsewhere.
+/// Whether stderr is the very stream that systemd named (systemd.exec(5), $JOURNAL_STREAM): children whose
+/// stderr goes elsewhere inherit the variable.
 fn is_journal(stream: &str, (device, inode): (u64, u64)) -> bool {
     stream.split_once(':').is_some_and(|(dev, ino)| {
         dev.parse::<u64>().is_ok_and(|dev| dev == device) && ino.parse::<u64>().is_ok_and(|ino| ino == inode)
@@ -92,7 +92,7 @@ fn journald() -> io::Result<Boxed> {
     let layer = tracing_journald::layer()?
         .with_syslog_identifier("agent".to_owned())
         .with_field_prefix(Some("AGENT".to_owned()))
-        // The default calls every change of state a notice, which some setups show as a warning.
+        // The default makes every change of state a notice, which some setups show as a warning.
         .with_priority_mappings(PriorityMappings {
             info: Priority::Informational,
             debug: Priority::Debug,
@@ -104,7 +104,7 @@ fn journald() -> io::Result<Boxed> {
 fn journal_socket(path: &Path) -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
     socket.connect(path)?;
-    // A journal that does not read must not hold up whoever has something to say.
+    // A journal that does not read must not block the sender.
     socket.set_nonblocking(true)?;
     Ok(socket)
 }
@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dependencies_are_quiet_and_we_are_not() {
+    fn dependencies_log_warnings_only() {
         let debug = filter(LogLevel::Debug);
         assert!(debug.would_enable("agent::gossip", &Level::DEBUG));
         assert!(!debug.would_enable("agent::gossip", &Level::TRACE));

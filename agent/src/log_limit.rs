@@ -1,8 +1,8 @@
-//! So many lines of each kind and no more: whoever can make the agent log by what he sends, a datagram or a
-//! connection at a time, must not be able to fill the journal, or to push out of it what happened before.
+//! Limits the lines of each kind: a peer that makes the agent log, by one datagram or connection at a time,
+//! must not be able to fill the journal, or to push out earlier lines.
 //!
-//! A kind is a place in the code, so there are as many as there are such places, and one that is provoked
-//! takes nothing from the others. Lines that were left out are counted and told of once the flood is over.
+//! A kind is a log statement, so their number is fixed, and a flood of one takes nothing from the others.
+//! Suppressed lines are counted and reported once the flood is over.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,22 +15,22 @@ use tracing_subscriber::layer::{Context, Filter};
 
 use crate::lifecycle::Lifecycle;
 
-/// Lines of one kind in one [`WINDOW`]: a cluster of a hundred nodes that all change at once says as much.
+/// Lines of one kind in one [`WINDOW`]: a cluster of a hundred nodes that all change at once logs as much.
 const MOST: u32 = 200;
 
-/// What they are counted in.
+/// Period of the limit.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// Lines that are asked for one by one, and bounded by whoever asks: the access log.
+/// Lines that are enabled one by one and limited by their source: the access log.
 const EXEMPT: &str = "access";
 
-/// Lines that were left out and not told of yet.
+/// Suppressed lines that were not reported yet.
 static LEFT_OUT: AtomicU64 = AtomicU64::new(0);
 
 /// Counts lines.
 #[derive(Default)]
 pub(crate) struct LineLimit {
-    /// By place in the code: when the window began, and lines in it.
+    /// By log statement: when the window started, and lines in it.
     kinds: Mutex<HashMap<Identifier, (Instant, u32)>>,
 }
 
@@ -63,7 +63,7 @@ impl<S: Subscriber> Filter<S> for LineLimit {
     }
 }
 
-/// Tells of lines that were left out, after each window in which there were any.
+/// Reports suppressed lines, after each window in which there were any.
 pub(crate) fn report(life: &Lifecycle) {
     let over = life.shutdown.clone();
     life.supervise_each("log", move || {
@@ -88,7 +88,7 @@ mod tests {
 
     use super::*;
 
-    /// Counts what reaches the log.
+    /// Counts the lines that reach the log.
     #[derive(Clone, Default)]
     struct LineCounter(std::sync::Arc<Mutex<Vec<Level>>>);
 
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_one_kind_is_cut_and_others_are_not() {
+    fn a_flood_of_one_kind_is_limited_and_others_are_not() {
         let counter = LineCounter::default();
         let log = Registry::default().with(counter.clone().with_filter(LineLimit::default()));
         tracing::subscriber::with_default(log, || {

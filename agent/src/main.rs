@@ -37,8 +37,8 @@ mod vip;
 mod watchdog;
 mod web;
 
-// rand's getrandom looks getrandom(2) up by dlsym, which finds nothing in a static glibc binary: without /dev
-// the first random number would be a panic, in a machine and not here.
+// rand's getrandom looks up getrandom(2) by dlsym, which finds nothing in a static glibc binary: without /dev
+// the first random number would be a panic, on a user's machine and not here.
 #[cfg(all(target_env = "gnu", target_feature = "crt-static", not(getrandom_backend = "linux_getrandom")))]
 compile_error!("a static glibc binary needs `--cfg getrandom_backend=\"linux_getrandom\"`: use deploy/build");
 

@@ -1,9 +1,9 @@
-//! Netlink by hand: the socket here, the messages in [`route`]. A request is one system call and its answer
-//! another, so that taking an address away waits for no task, queue or allocation of a library. Only what
-//! `net` and `vip` need is here; netlink-packet-route would make the binary 0.4 MB larger and take no interface
-//! for one of whose attributes it has no form.
+//! Netlink without a library: the socket here, the messages in [`route`]. A request is one system call and
+//! its answer another, so that removing an address waits for no task, queue or allocation of a library. Only
+//! what `net` and `vip` need is here; netlink-packet-route would make the binary 0.4 MB larger and reject an
+//! interface with an attribute that it can't parse.
 //!
-//! The kernel answers within the call that asks, so to ask is no waiting; only changes are waited for.
+//! The kernel answers within the call, so a request does not wait; only changes are awaited.
 
 pub(crate) mod route;
 
@@ -20,7 +20,7 @@ use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, sockopt};
 use tokio::io::unix::AsyncFd;
 
-/// Which part of the kernel is asked; none: addresses, interfaces and routes (it is number 0).
+/// Netlink protocol; `None`: addresses, interfaces and routes (it is number 0).
 pub(crate) type Protocol = Option<rustix::net::Protocol>;
 /// Addresses, interfaces and routes.
 pub(crate) const ROUTE: Protocol = None;
@@ -33,13 +33,13 @@ const DONE: u16 = 3;
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 const DUMP: u16 = 0x300;
-/// Changes what is there.
+/// Replaces an existing object.
 pub(crate) const REPLACE: u16 = 0x100;
-/// Makes what is not there.
+/// Creates a missing object.
 pub(crate) const CREATE: u16 = 0x400;
 
-// What the kernel marks its messages with: a dump that spans a change; an error without the body of the
-// request that it is about; one with words.
+// The kernel's marks on messages: a dump that spans a change; an error without the body of its request; one
+// with a text.
 const INTERRUPTED: u16 = 0x10;
 const CAPPED: u16 = 0x100;
 const WORDS: u16 = 0x200;
@@ -49,14 +49,14 @@ const CHANGES: u32 = 0x1 | 0x10 | 0x100;
 
 const HEADER: usize = 16;
 
-/// The kernel answers at once; this only keeps a lost answer from stopping everything.
+/// The kernel answers at once; this only keeps a lost answer from blocking everything.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// The kernel puts no more than this into one piece of a dump.
+/// The kernel puts no more than this into one part of a dump.
 const BUFFER: usize = 32 * 1024;
 
-/// A dump that spans a change is asked for anew. Where something changes all the time the last one has to
-/// do: one entry of it may be missing or old, and the change that did it is told to whoever listens.
+/// Attempts at a dump that spans a change. If something changes all the time, the last one is used: one entry
+/// of it may be missing or old, and the listener gets the change that caused it.
 const DUMPS: u32 = 4;
 
 /// A netlink socket for requests.
@@ -70,7 +70,7 @@ pub(crate) struct Netlink {
 struct ExplainedError;
 setsockopt_impl!(ExplainedError, libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, bool, SetBool);
 
-/// Opens a netlink socket that hears these groups (a bit each).
+/// Opens a netlink socket that receives these groups (a bit each).
 fn open(protocol: Protocol, groups: u32, flags: SocketFlags) -> io::Result<OwnedFd> {
     let flags = flags | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
@@ -80,8 +80,7 @@ fn open(protocol: Protocol, groups: u32, flags: SocketFlags) -> io::Result<Owned
 
 /// Lets tokio wait for a socket.
 pub(crate) fn watched<T: AsFd + AsRawFd>(socket: T) -> io::Result<AsyncFd<T>> {
-    // SAFETY: whoever calls hands over what owns its descriptor, which is open for as long as it lives and
-    // always the same.
+    // SAFETY: the caller passes the owner of the descriptor, which stays open and the same for its lifetime.
     #[allow(unsafe_code)]
     unsafe {
         Ok(AsyncFd::register(socket)?)
@@ -92,9 +91,9 @@ impl Netlink {
     pub(crate) fn open(protocol: Protocol) -> io::Result<Netlink> {
         let socket = open(protocol, 0, SocketFlags::empty())?;
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE))?;
-        // To the kernel, and so from nobody else.
+        // Connected to the kernel, so nobody else can send.
         rustix::net::connect(&socket, &SocketAddrNetlink::new(0, 0))?;
-        // A kernel before 4.12 has numbers only.
+        // A kernel before 4.12 sends only numbers.
         let _ = setsockopt(&socket, ExplainedError, &true);
         Ok(Netlink::over(socket))
     }
@@ -103,7 +102,7 @@ impl Netlink {
         Netlink { socket, sequence: 0, buffer: vec![0; BUFFER] }
     }
 
-    /// Has something done, and returns when it is.
+    /// Performs a change, and returns when it is done.
     ///
     /// # Errors
     /// The kernel's.
@@ -112,7 +111,7 @@ impl Netlink {
         self.answer(&mut |_, _| {}).map(drop)
     }
 
-    /// Asks for one thing; None when the answer has nothing that `read` takes.
+    /// Requests one object; None when the answer has nothing that `read` accepts.
     ///
     /// # Errors
     /// The kernel's.
@@ -128,7 +127,7 @@ impl Netlink {
         Ok(found)
     }
 
-    /// Asks for everything of a kind, of which `read` takes what is wanted.
+    /// Requests all objects of a kind and keeps those that `read` accepts.
     ///
     /// # Errors
     /// The kernel's.
@@ -156,7 +155,7 @@ impl Netlink {
         Ok(())
     }
 
-    /// Reads the answer to its end; false when something has changed meanwhile.
+    /// Reads the whole answer; false when something has changed meanwhile.
     fn answer(&mut self, each: &mut dyn FnMut(u16, &[u8])) -> io::Result<bool> {
         let mut whole = true;
         loop {
@@ -168,10 +167,10 @@ impl Netlink {
                 }
                 received => received?.1,
             };
-            // Part of an answer is not taken for all of it.
+            // A truncated answer is not taken for a whole one.
             let bytes = self.buffer.get(..length).ok_or(Errno::MSGSIZE)?;
             for message in messages(bytes) {
-                // What is left of an earlier request whose answer came too late.
+                // Left over from an earlier request whose answer came too late.
                 if message.sequence != self.sequence {
                     continue;
                 }
@@ -185,14 +184,14 @@ impl Netlink {
     }
 }
 
-/// Word of the kernel about addresses and interfaces.
+/// The kernel's notifications about addresses and interfaces.
 pub(crate) struct KernelChanges {
     socket: AsyncFd<OwnedFd>,
     buffer: Vec<u8>,
 }
 
 impl KernelChanges {
-    /// From now on.
+    /// Subscribes from now on.
     ///
     /// # Errors
     /// There may be no such socket.
@@ -201,8 +200,8 @@ impl KernelChanges {
         Ok(KernelChanges { socket: watched(socket)?, buffer: vec![0; BUFFER / 2] })
     }
 
-    /// Waits for a datagram of changes; None when some were lost, so that everything has to be looked at.
-    /// Nothing is lost by giving up waiting.
+    /// Waits for a datagram of changes; None when some were lost, so that everything has to be read again.
+    /// Cancelling the wait loses nothing.
     ///
     /// # Errors
     /// The socket's.
@@ -216,14 +215,14 @@ impl KernelChanges {
                 Err(_would_block) => {}
                 // They came faster than they were read.
                 Ok(Err(error)) if errno(&error) == Some(Errno::NOBUFS) => return Ok(None),
-                // One that is longer than the buffer is cut, and as good as lost.
+                // One that is longer than the buffer is truncated, and as good as lost.
                 Ok(received) => return received.map(|(_, length)| self.buffer.get(..length)),
             }
         }
     }
 }
 
-/// One message of what was received.
+/// One message of a datagram.
 pub(crate) struct NetlinkMessage<'a> {
     pub(crate) kind: u16,
     flags: u16,
@@ -232,7 +231,7 @@ pub(crate) struct NetlinkMessage<'a> {
 }
 
 impl NetlinkMessage<'_> {
-    /// What the message at the end of an answer says of it.
+    /// The result in the last message of an answer.
     fn verdict(&self) -> io::Result<()> {
         let code = number(self.body, 0).map_or(0, u32::cast_signed);
         if code >= 0 {
@@ -245,12 +244,12 @@ impl NetlinkMessage<'_> {
         })
     }
 
-    /// What the kernel says beside the number of an error.
+    /// The kernel's text for an error, in addition to its number.
     fn words(&self) -> Option<String> {
         if self.flags & WORDS == 0 {
             return None;
         }
-        // They stand behind the request, of which there may be the header alone; the end of a dump has none.
+        // It follows the request, which may be its header alone; the end of a dump has none.
         let request = match self.kind {
             ERROR if self.flags & CAPPED == 0 => number(self.body, 4)? as usize,
             ERROR => HEADER,
@@ -326,7 +325,7 @@ pub(crate) fn put(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
     body.resize(body.len().next_multiple_of(4), 0);
 }
 
-/// The attributes of a message, behind its fixed part.
+/// The attributes of a message, after its fixed part.
 pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let header = bytes.first_chunk::<4>()?;
@@ -401,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_keeps_the_words_of_the_kernel() {
+    fn an_error_keeps_the_kernels_text() {
         let mut netlink = Netlink::open(ROUTE).unwrap();
         // An interface's number (RTA_OIF) has four bytes.
         let mut body = vec![2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -413,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_found_behind_the_request_or_its_header() {
+    fn the_kernels_text_is_found_after_the_request_or_its_header() {
         let words = |kind, flags, request: &[u8]| {
             let mut body = (-22i32).to_ne_bytes().to_vec();
             body.extend_from_slice(request);
@@ -428,7 +427,7 @@ mod tests {
         assert_eq!(words(ERROR, 0, &request), "Invalid argument (os error 22)");
     }
 
-    /// What a dump of two pieces comes to, when the kernel marks so many of its dumps as interrupted.
+    /// The result of a two-part dump, when the kernel marks so many of its dumps as interrupted.
     fn dumped(interrupted: u32) -> (Vec<u8>, u32) {
         let (kernel, ours) = UnixDatagram::pair().unwrap();
         let mut netlink = Netlink::over(ours.into());
@@ -452,14 +451,14 @@ mod tests {
     }
 
     #[test]
-    fn a_dump_that_spans_a_change_is_asked_for_anew_but_not_for_ever() {
+    fn a_dump_that_spans_a_change_is_repeated_but_not_forever() {
         assert_eq!(dumped(0), (vec![1, 101], 1));
         assert_eq!(dumped(2), (vec![3, 103], 3));
         assert_eq!(dumped(u32::MAX), (vec![DUMPS as u8, DUMPS as u8 + 100], DUMPS));
     }
 
     #[test]
-    fn an_answer_that_ends_with_an_error_or_is_cut_is_none() {
+    fn an_answer_with_an_error_or_truncated_is_none() {
         let (kernel, ours) = UnixDatagram::pair().unwrap();
         let mut netlink = Netlink::over(ours.into());
         let mut said = |answer: &[u8]| {
@@ -474,8 +473,8 @@ mod tests {
     }
 
     #[test]
-    fn changes_that_were_lost_are_told_once_and_the_next_ones_arrive() {
-        let test = "netlink::tests::changes_that_were_lost_are_told_once_and_the_next_ones_arrive";
+    fn lost_changes_are_reported_once_and_the_next_ones_arrive() {
+        let test = "netlink::tests::lost_changes_are_reported_once_and_the_next_ones_arrive";
         if in_namespaces(test, &["--net"], "ip link set lo up").is_none() {
             return;
         }
@@ -491,7 +490,7 @@ mod tests {
             sockopt::set_socket_recv_buffer_size(changes.socket.get_ref(), 1).unwrap();
             (1..200).for_each(&mut add);
             assert!(changes.next().await.unwrap().is_none());
-            // What had come before is still there.
+            // Earlier changes are still there.
             let kept = tokio::time::timeout(Duration::ZERO, async {
                 while changes.next().await.unwrap().is_some() {}
             });

@@ -1,10 +1,11 @@
-//! Pulses: who is heard right now, and what the masters say of themselves.
+//! Pulses: which masters are alive right now, and their status.
 //!
-//! One task sends and weighs ([`proto::pulse`]); the link answers by itself, so that an answer waits for
-//! nothing here. Another task tells the link what this node says. Stopping either anywhere is safe: they
-//! hold nothing but what the next pulses say again.
+//! One task sends and evaluates ([`proto::pulse`]); the transport answers by itself, so that an answer waits
+//! for nothing here. Another task gives the transport this node's status. Stopping either anywhere is safe:
+//! all that they hold is refreshed by the next pulses.
 //!
-//! A node whose own loop was late, or that hears nobody at all, accuses nobody: the fault is its own.
+//! A node whose own loop was late, or that gets no answer at all, reports nobody silent: the fault is its
+//! own.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,21 +22,20 @@ use tracing::warn;
 use crate::lifecycle::Lifecycle;
 use crate::transport::{Link, PulseAnswer, random};
 
-/// A loop that comes this much later than it wanted to has been asleep: nothing that it did not hear
-/// meanwhile says anything about others.
+/// A loop that is this late has been asleep: answers that it did not get meanwhile say nothing about others.
 const LATE_LOOP: Duration = Duration::from_millis(100);
 
-/// Silence from which on it is looked at closely.
+/// Silence after which a peer is watched closely.
 const QUIET: Duration = Duration::from_millis(150);
 
-/// Gossip of other members within this time shows that this node's own network works: a little more than
-/// its interval, of which each node hears about three messages.
+/// Gossip of other members within this time shows that this node's own network works: a little more than its
+/// interval, in which each node gets about three messages.
 const OTHERS: Duration = Duration::from_millis(900);
 
-/// Between two looks at who has fallen silent: fine enough for a threshold of 300 ms.
+/// Interval of the silence check: short enough for a threshold of 300 ms.
 const LOOK: Duration = Duration::from_millis(25);
 
-/// Starts both tasks. `ears` is written here alone.
+/// Starts both tasks. Nothing else writes `out`.
 pub(crate) fn spawn(
     link: Arc<Link>,
     view: watch::Receiver<Arc<ClusterView>>,
@@ -49,14 +49,14 @@ pub(crate) fn spawn(
     life.supervise("pulse", task, |task| Box::pin(task.run()));
 }
 
-/// Keeps what the link answers in step with what this node says by gossip.
+/// Keeps the transport's pulse status in step with this node's record.
 fn publish_link_status(link: Arc<Link>, mut word: watch::Receiver<NodeRecord>, life: &Lifecycle) {
-    // What it holds already is said too.
+    // Its current value is published too.
     word.mark_changed();
     let own = life.clone();
     life.follow("pulse", word, (link, None), move |(link, said), word| {
         let pulse_status = status_of(&word);
-        // Much of a word is not said here, and whoever has pulsed this node is told at once.
+        // Much of a record is not in the status, and nodes that have pulsed this one are notified at once.
         if said.as_ref() != Some(&pulse_status) {
             link.datagrams().set_status(&pulse_status, own.now());
             *said = Some(pulse_status);
@@ -89,7 +89,7 @@ struct PulseSender {
 
 impl PulseSender {
     async fn run(&mut self) {
-        // What an earlier run heard, which has failed, is heard again.
+        // Peers of an earlier run, which has failed, are measured again.
         self.peers.clear();
         self.view.mark_changed();
         let mut wanted = self.life.now();
@@ -123,7 +123,7 @@ impl PulseSender {
         }
     }
 
-    /// Pulses go to every member that offers something, except this node itself.
+    /// Pulses every member that offers something, except this node itself.
     fn watch_members(&mut self) {
         let view = self.view.borrow_and_update().clone();
         let own = self.link.own();
@@ -173,8 +173,8 @@ impl PulseSender {
         self.peers.values().any(|peer| peer.pulse.silence(now) > QUIET)
     }
 
-    /// Whether any member's datagram has come lately, of whatever kind.
-    fn hears_anyone(&self, now: Moment) -> bool {
+    /// Whether any datagram of a member, of whatever kind, has arrived lately.
+    fn any_gossip_since(&self, now: Moment) -> bool {
         let view = self.view.borrow().clone();
         view.members
             .keys()
@@ -183,10 +183,10 @@ impl PulseSender {
 
     fn publish(&self) {
         let now = self.life.now();
-        let liveness = liveness_map(&self.peers, now, || self.hears_anyone(now));
+        let liveness = liveness_map(&self.peers, now, || self.any_gossip_since(now));
         self.liveness.send_if_modified(|old| {
-            // Times and losses change with every answer and are read when someone asks; only what is heard
-            // and said is news.
+            // Times and losses change with every answer and are read on demand; only changes of liveness and
+            // status are published.
             let news = |liveness: &PeerLivenessMap| -> Vec<(NodeId, Liveness, Option<PulseStatus>)> {
                 liveness
                     .iter()
@@ -200,17 +200,17 @@ impl PulseSender {
     }
 }
 
-/// What is heard of all, with the benefit of the doubt: who hears nobody at all, masters by pulse or others
-/// by gossip, has lost its own network, and calls nobody lost.
+/// Liveness of all peers, with the benefit of the doubt: a node that gets answers from nobody, neither pulses
+/// of masters nor gossip of others, has lost its own network, and reports nobody silent.
 fn liveness_map(
     peers: &BTreeMap<NodeId, PulsedPeer>,
     now: Moment,
-    hears_others: impl FnOnce() -> bool,
+    gossip_arrives: impl FnOnce() -> bool,
 ) -> PeerLivenessMap {
     let mut known =
         peers.values().map(|peer| peer.pulse.liveness(now)).filter(|one| *one != Liveness::Unknown);
     let several = known.clone().count() > 1;
-    let nobody = several && known.all(|liveness| liveness != Liveness::Alive) && !hears_others();
+    let nobody = several && known.all(|liveness| liveness != Liveness::Alive) && !gossip_arrives();
     peers
         .iter()
         .map(|(id, peer)| {
@@ -245,24 +245,24 @@ mod tests {
         PulsedPeer { pulse: PeerPulse::new(Moment::ZERO, Duration::from_millis(100), 1), pulse_status: None }
     }
 
-    fn hearings(peers: Vec<PulsedPeer>, hears_others: bool) -> Vec<Liveness> {
+    fn liveness_of(peers: Vec<PulsedPeer>, gossip_arrives: bool) -> Vec<Liveness> {
         let peers: BTreeMap<NodeId, PulsedPeer> =
             peers.into_iter().enumerate().map(|(i, peer)| (NodeId([i as u8; 10]), peer)).collect();
         let now = Moment::from_millis(5_000);
-        liveness_map(&peers, now, || hears_others)
+        liveness_map(&peers, now, || gossip_arrives)
             .into_values()
             .map(|peer_liveness| peer_liveness.liveness)
             .collect()
     }
 
     #[test]
-    fn who_hears_nobody_calls_nobody_lost() {
+    fn an_isolated_node_reports_nobody_silent() {
         use Liveness::{Late, Silent, Unknown};
-        assert_eq!(hearings(vec![silent(), silent()], false), [Late, Late]);
-        assert_eq!(hearings(vec![silent(), silent(), unknown()], false), [Late, Late, Unknown]);
-        // Others are heard by gossip, so the silence is theirs.
-        assert_eq!(hearings(vec![silent(), silent()], true), [Silent, Silent]);
-        // Of a single peer nothing can be compared with.
-        assert_eq!(hearings(vec![silent()], false), [Silent]);
+        assert_eq!(liveness_of(vec![silent(), silent()], false), [Late, Late]);
+        assert_eq!(liveness_of(vec![silent(), silent(), unknown()], false), [Late, Late, Unknown]);
+        // Gossip of others arrives, so the masters are silent.
+        assert_eq!(liveness_of(vec![silent(), silent()], true), [Silent, Silent]);
+        // With a single peer there is no comparison.
+        assert_eq!(liveness_of(vec![silent()], false), [Silent]);
     }
 }

@@ -1,9 +1,9 @@
-//! Which backends can be reached from here: owns every [`BackendPath`], feeds them evidence, and publishes the
-//! table that the proxy follows.
+//! Which backends can be reached from here: owns every [`BackendPath`], feeds them evidence, and publishes
+//! the table that the proxy uses.
 //!
-//! One task. Evidence comes from gossip (heard or silent), from the proxy's dials, and from probes that
-//! this task starts itself when a path is in doubt, each a task that ends within a second. It also keeps
-//! the last good list, which is what a node dials after a restart before it has heard anyone.
+//! One task. Evidence comes from pulses and gossip, from the proxy's dials, and from probes that this task
+//! starts itself when a path is in doubt, each a task that ends within a second. It also keeps the last known
+//! good list, which a node dials after a restart before it has heard from anyone.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -26,24 +26,24 @@ use tokio::sync::{mpsc, watch};
 
 use crate::lifecycle::{Lifecycle, wall};
 
-/// Reports that wait for the task. The proxy drops what does not fit: the next dial says the same.
+/// Reports queued for the task. The proxy drops what does not fit: the next dial says the same.
 pub(crate) const REPORTS: usize = 256;
 
-/// What the task works with.
+/// What the task needs.
 pub(crate) struct ReachabilityInputs {
     pub(crate) services: watch::Receiver<Arc<Vec<Service>>>,
     pub(crate) view: watch::Receiver<Arc<ClusterView>>,
-    /// What pulses hear.
+    /// Liveness from pulses.
     pub(crate) liveness: watch::Receiver<Arc<PeerLivenessMap>>,
-    /// Of the whole cluster: drains, which hold also while the agent of a node can't say so.
+    /// Cluster-wide settings: drains, which also apply while the agent of a node can't report them.
     pub(crate) settings: watch::Receiver<Arc<Settings>>,
     pub(crate) reports: mpsc::Receiver<EvidenceReport>,
     pub(crate) probes: mpsc::Sender<EvidenceReport>,
-    /// Who is a member: removed nodes are no backends, whatever old lists say.
+    /// Whether a node is a member: removed nodes are no backends, whatever old lists contain.
     pub(crate) is_member: Arc<dyn Fn(&NodeId) -> bool + Send + Sync>,
 }
 
-/// Starts the task, which alone writes the table, and the last good list from `serving` on.
+/// Starts the task, the only writer of the table and of the returned last known good list.
 pub(crate) fn spawn(
     inputs: ReachabilityInputs,
     table: watch::Sender<Arc<BackendTable>>,
@@ -63,7 +63,7 @@ pub(crate) fn spawn(
     list
 }
 
-/// The table that the last good list alone gives: what is dialled in the first milliseconds.
+/// The table from the last known good list alone, for the first milliseconds.
 pub(crate) fn first_table(services: &[Service], serving: &LastKnownGood) -> BackendTable {
     let view = ClusterView::default();
     let paths = BTreeMap::new();
@@ -82,12 +82,12 @@ fn last<'a>(serving: &'a LastKnownGood, service: &ServiceName) -> &'a [KnownBack
     serving.iter().find(|(name, _)| name == service).map_or(&[], |(_, list)| list.as_slice())
 }
 
-/// The view with the latest word of everyone whom pulses hear laid over what gossip says: a change travels
-/// in one pulse, and gossip takes seconds.
+/// Overlays the view with the latest pulse status of every live node: a change takes one pulse, and by gossip
+/// seconds.
 #[derive(Default)]
 struct StatusOverlay {
     view: ClusterView,
-    /// Readiness by pulse that gossip does not say yet, and since when.
+    /// Readiness from pulses that gossip does not have yet, and since when.
     ahead: BTreeMap<(NodeId, ServiceName), (Readiness, UnixMs)>,
 }
 
@@ -101,8 +101,8 @@ impl StatusOverlay {
                 Liveness::Unknown => continue,
                 Liveness::Alive | Liveness::Late => member.heard = true,
                 Liveness::Silent => {
-                    // Its agent has stopped, or the machine has: what it said of stopping is over, and
-                    // what TCP finds is what counts.
+                    // Its agent has stopped, or the machine has: its last stop announcement is obsolete, and
+                    // TCP decides.
                     member.heard = false;
                     member.word.left = false;
                     member.word.draining = None;
@@ -127,7 +127,7 @@ impl StatusOverlay {
                     _ => wall(),
                 };
                 ahead.insert(key, (said, since));
-                // What is known beyond the cause takes gossip's time.
+                // Details other than the cause arrive by gossip.
                 offer.health = ServiceHealth { readiness: said, cause, detail: Detail::default(), since };
             }
         }
@@ -151,7 +151,7 @@ struct ReachabilityTask {
 
 impl ReachabilityTask {
     async fn run(&mut self) {
-        // What an earlier run believed, which has failed, is learnt again.
+        // State of an earlier run, which has failed, is learnt again.
         (self.paths, self.said) = Default::default();
         self.inputs.view.mark_changed();
         self.publish_table();
@@ -172,7 +172,7 @@ impl ReachabilityTask {
                 Ok(()) = self.inputs.services.changed() => { self.inputs.services.borrow_and_update(); }
                 Some(report) = self.inputs.reports.recv() => {
                     self.apply_evidence(report);
-                    // A burst of dials is settled once.
+                    // A burst of dials is handled once.
                     while let Ok(report) = self.inputs.reports.try_recv() {
                         self.apply_evidence(report);
                     }
@@ -183,7 +183,7 @@ impl ReachabilityTask {
         }
     }
 
-    /// Turns what is heard into evidence: by pulses, and by gossip of those that have not answered any yet.
+    /// Turns liveness into evidence: from pulses, and from gossip for nodes that have not answered any yet.
     fn listen(&mut self) {
         let view = self.inputs.view.borrow_and_update().clone();
         let liveness = self.inputs.liveness.borrow_and_update().clone();
@@ -229,7 +229,7 @@ impl ReachabilityTask {
         }
     }
 
-    /// Publishes the table, and the last good list, when they have changed.
+    /// Publishes the table and the last known good list when they have changed.
     fn publish_table(&mut self) {
         let view = &self.said.view;
         let services = self.inputs.services.borrow().clone();
@@ -252,8 +252,8 @@ impl ReachabilityTask {
     }
 }
 
-/// The last good list after this table: what is good now, and what is only in doubt or unheard stays; a
-/// list is never emptied (k3s#11349).
+/// The last known good list after this table: good backends, and those that are only suspect or unknown stay;
+/// a list is never emptied (k3s#11349).
 fn next_serving(table: &BackendTable, old: &LastKnownGood) -> LastKnownGood {
     table
         .iter()
@@ -277,7 +277,7 @@ fn next_serving(table: &BackendTable, old: &LastKnownGood) -> LastKnownGood {
         .collect()
 }
 
-/// Connects once and hangs up.
+/// Connects once and disconnects.
 async fn probe(address: SocketAddr, within: Duration) -> Evidence {
     let started = Instant::now();
     match tokio::time::timeout(within, TcpStream::connect(address)).await {
@@ -315,7 +315,7 @@ mod tests {
         MemberView { id: NodeId([n; NodeId::LEN]), word, heard: true, since: UnixMs(0) }
     }
 
-    /// What becomes of what is held to a master that says by pulse that it is down, and gossip not yet.
+    /// State and connections of a master that reports itself down by pulse, and by gossip not yet.
     fn held(cause: Cause) -> (BackendState, HeldAction) {
         let view = ClusterView {
             members: [member(1), member(2)].map(|member| (member.id, member)).into(),

@@ -1,6 +1,6 @@
-//! The records of all members, shared by those who bring them (gossip, pulses, TLS) and who need them.
+//! The records of all members, shared by their sources (gossip, pulses, TLS) and their readers.
 //!
-//! Nobody keeps the lock for longer than a look or the verification of one message's signatures.
+//! The lock is held no longer than for a lookup or the verification of one message's signatures.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use crate::lifecycle::wall;
 
-/// Most bytes of records in one answer over TLS; the rest comes with the next question.
+/// Most bytes of records in one response over TLS; the rest comes with the next request.
 pub(crate) const MOST_BYTES: usize = 1 << 20;
 
 /// The records of all members.
@@ -31,18 +31,18 @@ impl SharedRecords {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Follows the cluster document.
+    /// Takes the members from the document.
     pub(crate) fn set_members(&self, document: &Document) {
         let members: BTreeMap<_, _> = document.members().map(|(id, one)| (*id, one.key)).collect();
         self.lock().set_members(&document.id.to_string(), members);
     }
 
-    /// Takes records that a member has brought.
+    /// Stores records that a member has sent.
     pub(crate) fn offer(&self, records: Vec<SignedRecord>, sender: &NodeId, now: Moment) {
         let mut news = false;
         for record in records {
             let node = record.node;
-            // Locked for each anew: thousands of signatures take a while.
+            // Locked for each separately: thousands of signatures take a while.
             let came = self.lock().offer(record, sender, now, wall());
             news |= came == OfferOutcome::Taken;
             if came == OfferOutcome::Forged {
@@ -54,12 +54,12 @@ impl SharedRecords {
         }
     }
 
-    /// Wakes who waits for news.
+    /// Wakes tasks that wait for new records.
     pub(crate) fn wake_waiters(&self) {
         self.news.notify_one();
     }
 
-    /// Resolves when a record has come that was not held before.
+    /// Resolves when a new record has arrived.
     pub(crate) async fn changed(&self) {
         self.news.notified().await;
     }

@@ -1,4 +1,5 @@
-//! The terminal: its own page, keys without Enter, and everything as it was when it ends, however it ends.
+//! The terminal: an alternate screen, keys without Enter, and everything restored when it ends, however it
+//! ends.
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::sync::{Mutex, Once, PoisonError};
@@ -7,7 +8,7 @@ use rustix::termios::{
     InputModes, LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcgetwinsize, tcsetattr,
 };
 
-/// How the terminal was before; none: it is as it was.
+/// Saved terminal settings; `None`: the terminal is unchanged.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
 /// Value of a special character that switches it off (_POSIX_VDISABLE).
@@ -19,7 +20,7 @@ pub(crate) struct Screen {
 }
 
 impl Screen {
-    /// Takes the terminal; none where there is none.
+    /// Takes the terminal; `None` without one.
     pub(crate) fn take() -> io::Result<Option<Screen>> {
         let (stdin, stdout) = (io::stdin(), io::stdout());
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
@@ -28,8 +29,8 @@ impl Screen {
         }
         let before = tcgetattr(&stdin)?;
         let mut raw = before.clone();
-        // Ctrl-C stays a signal, which whoever took the terminal ends by. Being stopped would leave the terminal
-        // strange, and what else was started running; Ctrl-S would hold up the loop.
+        // Ctrl-C stays a signal, which ends the command. Being suspended would leave the terminal in a
+        // strange state, and children running; Ctrl-S would block the loop.
         raw.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO);
         raw.input_modes.remove(InputModes::IXON);
         raw.special_codes[SpecialCodeIndex::VSUSP] = OFF;
@@ -40,12 +41,12 @@ impl Screen {
         restore_on_panic();
         let screen = Screen { colours: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) };
         tcsetattr(&stdin, OptionalActions::Flush, &raw)?;
-        // The alternate page, without a cursor, where long lines are cut instead of pushing the others down.
+        // The alternate screen, without a cursor, where long lines are cut instead of wrapped.
         write(b"\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J")?;
         Ok(Some(screen))
     }
 
-    /// Whether colours are wanted.
+    /// Whether to use colours.
     pub(crate) fn colours(&self) -> bool {
         self.colours
     }
@@ -77,30 +78,30 @@ impl Drop for Screen {
     }
 }
 
-/// Reads keys until `take` wants no more. A read can't be called off, so this belongs on a thread that nothing
+/// Reads keys until `take` returns false. A read can't be cancelled, so this belongs on a thread that nothing
 /// waits for.
 pub(crate) fn read_keys(mut take: impl FnMut(u8) -> bool) {
     let mut stdin = io::stdin().lock();
     let mut bytes = [0; 64];
     while let Ok(n @ 1..) = stdin.read(&mut bytes) {
-        // Arrows and their like come as one piece that begins with ESC.
+        // Arrows and the like come as one piece that starts with ESC.
         if !bytes[..n].iter().take_while(|byte| **byte != 0x1b).all(|byte| take(*byte)) {
             return;
         }
     }
 }
 
-/// Gives the terminal back as it was; once.
+/// Restores the terminal, once.
 fn restore() {
     let before = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(before) = before {
-        // When the terminal has gone there is nothing to give back.
+        // When the terminal has gone there is nothing to restore.
         let _ = write(b"\x1b[?7h\x1b[?25h\x1b[?1049l");
         let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &before);
     }
 }
 
-/// A panic's message belongs on the page that stays.
+/// A panic's message belongs on the normal screen.
 fn restore_on_panic() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

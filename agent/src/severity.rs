@@ -1,4 +1,4 @@
-//! How good or bad something is, beside its words: the same on the terminal and on the page.
+//! How good or bad something is: the same on the terminal and on the page.
 
 use proto::backends::BackendState;
 use proto::control::MemberState;
@@ -6,7 +6,7 @@ use proto::event;
 
 use crate::verdict;
 
-/// What a text means, beside its words: never the only carrier of it.
+/// Severity of a text, in addition to its words: never its only carrier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Severity {
     /// Nothing special.

@@ -1,9 +1,9 @@
-//! Who counts as one client where clients are limited.
+//! What counts as one client where clients are limited.
 
 use std::net::{IpAddr, Ipv4Addr};
 
-/// One client, as far as addresses tell: an IPv4 address, or all of an IPv6 /64, since whoever has one address
-/// of it has 2^64 (RFC 6177 gives a site more of them still). This machine itself is one of its own kind.
+/// One client, as far as addresses show: an IPv4 address, or all of an IPv6 /64, since a host with one
+/// address of it has 2^64 (RFC 6177 gives a site even more). This machine itself is a kind of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ClientSource {
     /// This machine.
@@ -15,9 +15,9 @@ pub(crate) enum ClientSource {
 }
 
 impl ClientSource {
-    /// Whom an address belongs to.
+    /// The client of an address.
     pub(crate) fn of(address: IpAddr) -> ClientSource {
-        // An IPv4 client of a socket that takes both (RFC 4291, 2.5.5.2).
+        // An IPv4 client of a dual-stack socket (RFC 4291, 2.5.5.2).
         match address.to_canonical() {
             address if address.is_loopback() => ClientSource::Loopback,
             IpAddr::V4(address) => ClientSource::V4(address),

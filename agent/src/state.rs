@@ -1,8 +1,8 @@
-//! The state directory: what a node has to remember to come back by itself.
+//! The state directory: what a node needs to return to its cluster after a restart.
 //!
-//! Each file is one JSON value behind a header line with its checksum. A file is replaced by a rename, and
-//! the one it replaces stays beside it as `.prev`, so at every moment, also after a power cut between any
-//! two operations, a whole copy can be read. What turns out to be garbled is set aside, never deleted.
+//! Each file is one JSON value after a header line with its checksum. A file is replaced by a rename, and the
+//! old one is kept as `.prev`, so at every moment, also after a power cut between any two operations, a whole
+//! copy can be read. Garbled files are set aside, never deleted.
 //!
 //! ```text
 //! cluster           the value
@@ -33,17 +33,16 @@ use crate::lifecycle::wall;
 pub(crate) use error::StateError;
 use format::{FileContent, FileValue, MARK};
 
-/// More than this many garbled copies of one file teach nothing new, and a failing disk would fill itself.
+/// More garbled copies of one file than this are of no use, and a failing disk would fill up.
 const BAD_KEPT: usize = 3;
 const LOCK: &str = "lock";
 
-/// The lines of events, and the older half of them: no files of the store's form, but the agent's all the
-/// same.
+/// The lines of events, and the older half of them: not in the store's format, but the agent's all the same.
 pub(crate) const EVENTS: &str = "events";
 pub(crate) const EVENTS_OLD: &str = "events.1";
 
-/// A kind of state file: its name, and the highest version of what it holds that this agent reads, which is
-/// the one that it writes.
+/// A kind of state file: its name, and the highest version that this agent reads, which is the one that it
+/// writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct StateFile {
     pub(crate) name: &'static str,
@@ -56,7 +55,7 @@ impl StateFile {
         StateFile { name, version: 1 }
     }
 
-    /// The same, of which the next version has another.
+    /// The same, with a new version in the next release.
     pub(crate) const fn raised_next(name: &'static str) -> StateFile {
         StateFile { name, version: 1 + proto::next_wire::RAISE as u32 }
     }
@@ -66,42 +65,42 @@ impl StateFile {
 #[derive(Debug)]
 pub(crate) struct StateDir {
     dir: PathBuf,
-    /// Keeps the lock for as long as the store lives. None where the file system has no locks.
+    /// Holds the lock for as long as the store lives. None if the file system has no locks.
     _lock: Option<File>,
     /// One write at a time: all writes of a name go through the same temporary file.
     writing: Mutex<WriteState>,
 }
 
-/// What writes have to know.
+/// State that writes need.
 #[derive(Debug, Default)]
 struct WriteState {
-    /// By name, the copy that turned out to be another agent's. While it lies there, nothing is written.
+    /// By name, the copy that belongs to another agent. While it exists, nothing is written.
     kept: BTreeMap<&'static str, PathBuf>,
 }
 
 /// What was found under a name.
 #[derive(Debug)]
 pub(crate) struct LoadedFile<T> {
-    /// The newest copy that is whole; None when there is none.
+    /// The newest complete copy; None when there is none.
     pub(crate) value: Option<T>,
-    /// One sentence for a person when something was wrong with what lay there.
+    /// One sentence for a person when something was wrong with the files.
     pub(crate) problem: Option<String>,
 }
 
 /// The operations of one save, in order. A list, so that a test can stop after each of them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum SaveStep {
-    /// Removes what an interrupted save left.
+    /// Removes leftovers of an interrupted save.
     Clear,
-    /// Writes the new value beside the old one and has the disk confirm it.
+    /// Writes the new value next to the old one and syncs it.
     WriteNew,
-    /// Gives the old value a second name, so that it never stands under none.
+    /// Hard-links the old value, so that it always has a name.
     LinkOld,
     /// Makes that the previous copy.
     KeepOld,
     /// The one moment at which the value changes.
     Replace,
-    /// Has the disk confirm the names.
+    /// Syncs the directory.
     SyncDir,
 }
 
@@ -115,8 +114,8 @@ const SAVE: [SaveStep; 6] = [
 ];
 
 impl StateDir {
-    /// Opens the directory, makes it when it is missing, and locks it. A directory that can be read but
-    /// not written opens too: the agent then serves from what it knows and says that it can't save.
+    /// Opens the directory, creates it if missing, and locks it. A directory that can be read but not written
+    /// opens too: the agent then serves from what it knows and reports that it can't save.
     pub(crate) fn open(dir: &Path) -> Result<StateDir, StateError> {
         let create = |source| StateError::Create { dir: dir.into(), source };
         if !dir.is_dir() {
@@ -135,9 +134,9 @@ impl StateDir {
         &self.dir
     }
 
-    /// Reads the newest whole copy of `file`. Nothing there at all is no problem; a problem without a value
-    /// means that there was something and none of it can be used. What is another agent's is an error
-    /// ([`StateError::is_kept`]), stays where it is, and is not written over as long as it lies there.
+    /// Reads the newest complete copy of `file`. No file at all is no problem; a problem without a value
+    /// means that there was something and none of it can be used. A file of another agent is an error
+    /// ([`StateError::is_kept`]), stays where it is, and is not overwritten as long as it exists.
     pub(crate) fn read<T: DeserializeOwned>(&self, file: StateFile) -> Result<LoadedFile<T>, StateError> {
         let mut writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.newest(file).inspect_err(|error| {
@@ -176,7 +175,7 @@ impl StateDir {
             }
         };
         match (value, unreadable) {
-            // Nobody may take this for a new node: what it remembers is there, out of reach.
+            // This must not look like a new node: its state exists, but can't be read.
             (None, Some(source)) => Err(StateError::Read { path, source }),
             (value, _) => Ok(LoadedFile { value, problem: Some(format!("{found}; {end}")) }),
         }
@@ -195,14 +194,14 @@ impl StateDir {
         })
     }
 
-    /// It is another agent's and was not written over.
+    /// Whether it belongs to another agent and was not overwritten.
     pub(crate) fn is_kept(&self, file: StateFile) -> bool {
         let mut writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check_kept(&mut writing, file).is_err_and(|error| error.is_kept())
     }
 
-    /// Refuses where a copy is another agent's: as it was read, or, of a file that was not read yet, by the
-    /// version of either copy.
+    /// Refuses when a copy belongs to another agent: as read before, or, for a file that was not read yet, by
+    /// the version of either copy.
     fn check_kept(&self, writing: &mut WriteState, file: StateFile) -> Result<(), StateError> {
         if let Some(path) = writing.kept.get(file.name) {
             if path.exists() {
@@ -216,11 +215,11 @@ impl StateDir {
         Ok(())
     }
 
-    /// Removes every file that a store wrote here, and nothing else. Returns what else lies there.
+    /// Removes every file that a store wrote here, and nothing else. Returns what else is there.
     pub(crate) fn remove_all(&self) -> Result<Vec<PathBuf>, StateError> {
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let names = self.names()?;
-        // A copy that was garbled has no mark any more, so one marked copy vouches for its siblings.
+        // A garbled copy has lost its mark, so one marked copy vouches for its siblings.
         let marked = |name: &String| {
             let mut start = [0; MARK.len()];
             let file = File::open(self.dir.join(name)).and_then(|mut f| f.read_exact(&mut start));
@@ -240,7 +239,7 @@ impl StateDir {
         Ok(left)
     }
 
-    /// Removes all of it, the directory too when nothing foreign lies in it. Returns what lies there.
+    /// Removes all of it, and the directory too when it is then empty. Returns the foreign files.
     pub(crate) fn purge(self) -> Result<Vec<PathBuf>, StateError> {
         let left = self.remove_all()?;
         let lock = self.dir.join(LOCK);
@@ -276,7 +275,8 @@ impl StateDir {
                 // There is no old value before the first save.
                 SaveStep::KeepOld => {
                     self.ok_if_missing("rename", &prev, fs::rename(&link, &prev))?;
-                    // Two names of one file, as an interrupted save leaves them, rename(2) leaves in place.
+                    // After an interrupted save both may be names of one file, which rename(2) does not
+                    // touch.
                     self.ok_if_missing("remove", &link, fs::remove_file(&link))?;
                 }
                 SaveStep::Replace => {
@@ -289,10 +289,10 @@ impl StateDir {
     }
 
     fn link_old(&self, name: &str, current: &Path, link: &Path) -> Result<(), StateError> {
-        // What is missing or can't be read can't become the previous copy; the new value makes good for it.
+        // What is missing or unreadable can't become the previous copy; the new value replaces it.
         let Ok(old) = fs::read(current) else { return Ok(()) };
         if !matches!(format::decode(&old), FileContent::Whole(_)) {
-            // A garbled file must not push out the good copy that it was made good by.
+            // A garbled file must not replace the good previous copy.
             self.set_aside(name, name);
             return Ok(());
         }
@@ -331,8 +331,8 @@ impl StateDir {
         }
     }
 
-    /// Renames a garbled `file` so that it is there for whoever looks into it. Returns where it went, as
-    /// the end of a sentence.
+    /// Renames a garbled `file` so that a person can examine it. Returns where it went, as the end of a
+    /// sentence.
     fn set_aside(&self, file: &str, name: &str) -> String {
         let mut bad: Vec<(u64, String)> = self
             .names()
@@ -348,7 +348,7 @@ impl StateDir {
             return format!(" and cannot be moved aside ({error})");
         }
         for (_, old) in bad.iter().rev().skip(BAD_KEPT - 1) {
-            // If it stays, the next time removes it.
+            // If it stays, the next call removes it.
             let _ = fs::remove_file(self.dir.join(old));
         }
         format!(" and was moved to {aside}")
@@ -379,7 +379,7 @@ impl StateDir {
 enum StoredCopy<T> {
     Whole(T),
     Missing,
-    /// Why, as the end of a sentence that begins with the file.
+    /// The reason, as the end of a sentence that starts with the file.
     Bad(String),
     Unreadable(io::Error),
 }
@@ -414,7 +414,7 @@ fn lock(dir: &Path) -> Result<Option<File>, StateError> {
     let path = dir.join(LOCK);
     let writable =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-    // Where nothing can be written, the file of an earlier start or the directory itself can still be locked.
+    // If nothing can be written, the file of an earlier start or the directory itself can still be locked.
     let mut file = writable
         .or_else(|_| File::open(&path))
         .or_else(|_| File::open(dir))

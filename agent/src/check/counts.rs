@@ -1,4 +1,4 @@
-//! What the checks of each service came to, for metrics.
+//! Results of each service's checks, for metrics.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -10,7 +10,7 @@ use proto::service::ServiceName;
 
 use crate::histogram::HistogramMeter;
 
-/// Since the start, by service. A lock is enough: there are a few checks a second.
+/// Since start, by service. A lock is enough: there are a few checks per second.
 #[derive(Default)]
 pub(crate) struct CheckCounters(Mutex<BTreeMap<ServiceName, ([u64; 5], HistogramMeter)>>);
 
@@ -30,7 +30,7 @@ impl CheckCounters {
         meter.record(took);
     }
 
-    /// All of it.
+    /// All counters.
     pub(crate) fn read(&self) -> Vec<CheckCounts> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let read = |(service, (counts, meter)): (&ServiceName, &([u64; 5], HistogramMeter))| {

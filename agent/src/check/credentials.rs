@@ -1,6 +1,5 @@
-//! Where Kubernetes keeps what a check needs: the cluster's CA and a client certificate that may GET
-//! /readyz. Found by themselves, or named by configuration, and read again whenever a file changes, since
-//! Kubernetes rotates them.
+//! Where Kubernetes keeps what a check needs: the cluster's CA and a client certificate that may GET /readyz.
+//! Found automatically or configured, and reloaded whenever a file changes, since Kubernetes rotates them.
 
 use std::fs;
 use std::io::Read;
@@ -14,8 +13,8 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
-/// Where one distribution keeps its files, best first. On a server its own directory comes before the
-/// agent's, because the agent's appear only after the kubelet has joined.
+/// Where a distribution keeps its files, best first. On a server its own directory comes before the agent's,
+/// because the agent's appear only after the kubelet has joined.
 struct Layout {
     /// Certificate and key; the same file twice where one file holds both.
     clients: [(&'static str, &'static str); 2],
@@ -61,7 +60,7 @@ const LAYOUTS: [Layout; 3] = [
     },
 ];
 
-/// Larger than any bundle of CAs in use; what is larger is no PEM file of ours.
+/// Larger than any CA bundle in use; a larger file is not one of ours.
 const MAX_FILE: u64 = 1024 * 1024;
 
 /// The certificates of a CA file.
@@ -70,7 +69,7 @@ pub(super) struct Ca {
     pub(super) roots: Arc<RootCertStore>,
 }
 
-/// What was found. `problems` are files that are there and could not be used, each with its why.
+/// What was found. `problems` are files that exist and could not be used, each with the reason.
 #[derive(Default)]
 pub(super) struct FoundCredentials {
     pub(super) ca: Option<Ca>,
@@ -81,9 +80,9 @@ pub(super) struct FoundCredentials {
 
 /// The files that a check looks at.
 pub(super) struct CredentialPaths {
-    /// What configuration names; these files have to be there.
+    /// Configured files; these have to exist.
     named: CandidatePaths,
-    /// What is looked for where nothing is named, each distribution in its order.
+    /// Files looked for when none is configured, in the order of each distribution.
     layouts: Vec<CandidatePaths>,
 }
 
@@ -94,19 +93,19 @@ struct CandidatePaths {
     cas: Vec<PathBuf>,
 }
 
-/// What tells that a file has been replaced or rewritten.
+/// Identifies a version of a file.
 #[derive(PartialEq, Eq)]
 pub(super) struct FileStamp {
     device: u64,
     inode: u64,
     len: u64,
     modified: (i64, i64),
-    /// Moves also when only the permissions change.
+    /// Changes also when only the permissions change.
     changed: (i64, i64),
 }
 
 impl CredentialPaths {
-    /// The files that `tls` names, and those that the distributions below `root` would have.
+    /// The files that `tls` names, and those of the distributions below `root`.
     pub(super) fn new(tls: &TlsCheck, root: &Path) -> CredentialPaths {
         let mut named =
             CandidatePaths { clients: Vec::new(), cas: tls.ca_file.iter().map(PathBuf::from).collect() };
@@ -128,16 +127,16 @@ impl CredentialPaths {
         CredentialPaths { named, layouts }
     }
 
-    /// The state of every file; when it differs, reading again is worth while.
+    /// The stamps of all files; when they differ, the files have to be read again.
     pub(super) fn stamps(&self) -> Vec<Option<FileStamp>> {
         let all = std::iter::once(&self.named).chain(&self.layouts);
         let files = all.flat_map(|c| c.clients.iter().flat_map(|(cert, key)| [cert, key]).chain(&c.cas));
         files.map(|file| stamp(file)).collect()
     }
 
-    /// Reads what is there. CA and client certificate are taken from one distribution, so that what an
-    /// earlier one has left behind is not mixed with what is in use; one that has a client certificate
-    /// goes before one that has only a CA.
+    /// Reads the files. CA and client certificate are taken from one distribution, so that leftovers of an
+    /// earlier one are not mixed with what is in use; one with a client certificate takes precedence over one
+    /// with only a CA.
     pub(super) fn read(&self) -> FoundCredentials {
         let mut found = FoundCredentials::default();
         found.client = first(&self.named.clients, true, &mut found.problems, read_client);
@@ -157,7 +156,7 @@ impl CredentialPaths {
         found
     }
 
-    /// Whether configuration names a CA, so that going on without one would be wrong.
+    /// Whether a CA is configured, so that continuing without one would be wrong.
     pub(super) fn names_a_ca(&self) -> bool {
         !self.named.cas.is_empty()
     }
@@ -185,7 +184,7 @@ fn read_ca(file: &Path) -> Result<Ca, CredentialError> {
     Ok(Ca { file: file.to_owned(), roots: Arc::new(roots) })
 }
 
-/// The first candidate that can be read. A file that is merely absent is a problem only where `required`.
+/// The first candidate that can be read. A missing file is a problem only if `required`.
 fn first<C, T>(
     candidates: &[C],
     required: bool,
@@ -207,7 +206,7 @@ enum CredentialError {
     Bad(String),
 }
 
-/// The end of a path, as a reason has room for it: the whole is in the log.
+/// The end of a path, short enough for a reason: the whole path is in the log.
 pub(super) fn tail(file: &Path) -> String {
     let parts: Vec<_> = file.iter().map(|part| part.to_string_lossy()).collect();
     parts[parts.len().saturating_sub(2)..].join("/").replace("//", "/")

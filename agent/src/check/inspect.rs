@@ -1,5 +1,5 @@
-//! One look at an apiserver as a stranger has it: the certificate that it shows, and what it answers without
-//! credentials. Nothing is verified, since what is wrong is what is looked for.
+//! Inspects an apiserver without credentials: its certificate, and its response to an anonymous request.
+//! Nothing is verified, since this looks for what is wrong.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -16,27 +16,27 @@ use tokio_rustls::TlsConnector;
 use super::credentials::CredentialPaths;
 use super::tls::Unverified;
 
-/// Longest time for all of it: someone waits.
+/// Longest time for all of it: a person is waiting.
 const WITHIN: Duration = Duration::from_secs(2);
 
-/// What was seen.
+/// What was found.
 pub(crate) struct Look {
     /// The certificate, as DER.
     pub(crate) certificate: Option<Vec<u8>>,
-    /// The status that `GET /readyz` was answered with.
+    /// The status of the response to `GET /readyz`.
     pub(crate) readyz: Option<u16>,
     /// There is a client certificate that the check can show.
     pub(crate) credentials: bool,
 }
 
-/// Looks at the apiserver at `at`; none: nothing accepts connections there. The check's credentials are
+/// Inspects the apiserver at `at`; `None`: nothing accepts connections there. The check's credentials are
 /// looked for below `root`.
 pub(crate) async fn inspect(at: SocketAddr, check: &TlsCheck, root: &Path) -> Option<Look> {
     let places = CredentialPaths::new(check, root);
     let credentials = tokio::task::spawn_blocking(move || places.read().client.is_some());
     let seen = tokio::time::timeout(WITHIN, ask(at)).await.ok()??;
     let (certificate, readyz) = seen;
-    // A disk that hangs must not hold up who waits.
+    // A hung disk must not hold up the caller.
     let credentials = tokio::time::timeout(WITHIN, credentials).await;
     Some(Look { certificate, readyz, credentials: matches!(credentials, Ok(Ok(true))) })
 }

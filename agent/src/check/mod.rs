@@ -1,9 +1,9 @@
-//! This node checks its own services, and says what it offers.
+//! Checks this node's own services, and publishes what it offers.
 //!
-//! Tasks: one for each service checks it and owns its [`HealthTracker`]; one owner starts and stops them as the
-//! configuration changes, and is the only writer of [`OwnHealth`]. The checkers tell the owner by a bounded
-//! queue; each report carries a generation, so that a word of a checker that was replaced counts no more.
-//! Stopping anywhere is safe: a check changes nothing but what is said next.
+//! Tasks: one for each service checks it and owns its [`HealthTracker`]; one owner starts and stops them as
+//! the configuration changes, and is the only writer of [`OwnHealth`]. The checkers report to the owner by a
+//! bounded queue; each report carries a generation, so that a report of a replaced checker no longer counts.
+//! Stopping anywhere is safe: a check changes nothing but the next report.
 
 mod counts;
 mod credentials;
@@ -32,16 +32,15 @@ pub(crate) use counts::CheckCounters;
 pub(crate) use inspect::inspect;
 use watcher::ServiceWatcher;
 
-/// What this node offers: only services that have, or had a moment ago, an instance here.
+/// This node's offers: only services that have, or had a moment ago, an instance here.
 pub(crate) type OwnHealth = BTreeMap<ServiceName, ServiceOffer>;
 
-/// Reports on their way to the owner. It takes them at once; this many cover every service reporting in the
-/// same moment.
+/// Reports queued for the owner. It takes them at once; this many cover every service reporting at the same
+/// moment.
 const REPORTS: usize = 64;
 
-/// What this node says of its services until they are checked: those that `serving`, the last good list, has
-/// of this node itself are still there. Others reset what they hold to a master that says that it is none, so
-/// nothing but a check may say that.
+/// This node's offers until they are checked: its own entries of `serving`, the last known good list. Others
+/// reset their connections to a master that withdraws its offer, so only a check may withdraw it.
 pub(crate) fn until_checked(services: &[Service], serving: &LastKnownGood, own: &NodeId) -> OwnHealth {
     let before = |service: &Service| {
         let (_, list) = serving.iter().find(|(name, _)| *name == service.name)?;
@@ -53,9 +52,9 @@ pub(crate) fn until_checked(services: &[Service], serving: &LastKnownGood, own: 
     services.iter().filter_map(before).collect()
 }
 
-/// Checks this node's services, as they are configured, until the life is over. What `out` holds is said until
-/// a check says otherwise, see [`until_checked`]. `own` is this node's mesh
-/// address. Checks go on while the node drains: its apiserver serves others as long as it serves.
+/// Checks the configured services until shutdown. `out` keeps its value until a check changes it, see
+/// [`until_checked`]. `own` is this node's mesh address. Checks continue while the node drains: its apiserver
+/// serves others as long as it runs.
 pub(crate) fn spawn(
     services: watch::Receiver<Arc<Vec<Service>>>,
     own: watch::Receiver<Option<IpAddr>>,
@@ -92,14 +91,14 @@ fn spawn_at(
     life.supervise("check", (owner, inbox), |(owner, inbox)| Box::pin(owner.run(inbox)));
 }
 
-/// What a service's checker says; `offer` is none while there is no instance here.
+/// A checker's report; `offer` is `None` while there is no instance here.
 struct CheckerReport {
     name: ServiceName,
     generation: u64,
     offer: Option<ServiceOffer>,
 }
 
-/// A checker's task, as the owner knows it.
+/// The owner's handle to a checker.
 struct RunningChecker {
     service: Service,
     listeners: Arc<[SocketAddr]>,
@@ -122,7 +121,7 @@ struct CheckerOwner {
 impl CheckerOwner {
     async fn run(&mut self, inbox: &mut mpsc::Receiver<CheckerReport>) {
         let over = self.life.shutdown.clone();
-        // Checkers of an earlier run, which has failed, are replaced; what they said stands until then.
+        // Checkers of an earlier run, which has failed, are replaced; their reports stand until then.
         for (_, running) in std::mem::take(&mut self.running) {
             running.stop.cancel();
         }
@@ -136,8 +135,8 @@ impl CheckerOwner {
         }
     }
 
-    /// Makes the running checkers those of the configuration. One whose service changed starts anew, and
-    /// what the old one said stands until the new one knows better.
+    /// Starts and stops checkers to match the configuration. One whose service changed is restarted, and the
+    /// old report stands until the new checker has a result.
     fn reconcile(&mut self) {
         let services = Arc::clone(&self.services.borrow_and_update());
         let listeners: Arc<[SocketAddr]> =

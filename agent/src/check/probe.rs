@@ -1,4 +1,4 @@
-//! One check of one service: connect, ask, say in a few words what came back.
+//! One check of one service: connect, send a request, summarize the response.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,10 +20,10 @@ use super::tls::{self, ReadyTls, TlsFiles};
 use crate::faults;
 use crate::http::{self, HttpStream};
 
-/// As much of an answer as is read. An apiserver's whole list of failed checks has a few kilobytes.
+/// Most bytes read of a response. An apiserver's whole list of failed checks has a few kilobytes.
 const MAX_BODY: usize = 64 * 1024;
 
-/// Checks one service, again and again.
+/// Checks one service repeatedly.
 pub(super) struct Probe {
     kind: ProbeKind,
     timeout: Duration,
@@ -46,8 +46,8 @@ impl Probe {
         Probe { kind, timeout: check.timeout }
     }
 
-    /// Checks the instance at `target` once. It takes no longer than the check's time-out, and may be
-    /// dropped anywhere.
+    /// Checks the instance at `target` once. It takes no longer than the check's time-out, and may be dropped
+    /// anywhere.
     pub(super) async fn check(&mut self, target: SocketAddr) -> CheckOutcome {
         let timeout = self.timeout;
         match tokio::time::timeout(timeout, self.attempt(target)).await {
@@ -79,8 +79,8 @@ pub(super) async fn accepts(target: SocketAddr, timeout: Duration) -> bool {
 
 async fn connect(target: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(target).await?;
-    // On this very machine a closed port among the ephemeral ones can be connected to itself (RFC 9293,
-    // 3.5, simultaneous open).
+    // On the same machine, a connect to a closed ephemeral port can reach itself (RFC 9293, 3.5, simultaneous
+    // open).
     if stream.local_addr()? == target {
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
@@ -115,7 +115,7 @@ async fn https(stream: TcpStream, http: &HttpCheck, tls: &mut TlsFiles, target: 
     let host = tls.configured_name().map_or_else(|| target.to_string(), str::to_owned);
     match exchange(Box::new(stream), http, &host).await {
         Ok(answer) => evaluate(http, &answer, Some(&ready)),
-        // With TLS 1.3 a server refuses a client certificate only after the handshake.
+        // With TLS 1.3 a server rejects a client certificate only after the handshake.
         Err(failure) => failure.tls(&ready, &name).unwrap_or_else(|| failure.outcome()),
     }
 }
@@ -126,7 +126,7 @@ struct HttpAnswer {
     body: Bytes,
 }
 
-/// An exchange that brought no answer.
+/// Why there is no response.
 enum ProbeFailure {
     BadPath,
     Hyper(hyper::Error),
@@ -159,7 +159,7 @@ impl ProbeFailure {
     }
 }
 
-/// One GET on a fresh connection. The body tells what failed; the status alone decides.
+/// One GET on a fresh connection. The status alone decides; the body shows what failed.
 async fn exchange(
     stream: Box<dyn HttpStream>,
     http: &HttpCheck,
@@ -175,7 +175,7 @@ async fn exchange(
     Ok(HttpAnswer { status, body })
 }
 
-/// What an answer means.
+/// The outcome of a response.
 fn evaluate(http: &HttpCheck, answer: &HttpAnswer, tls: Option<&ReadyTls>) -> CheckOutcome {
     let HttpAnswer { status, body } = answer;
     let found = |found| CheckOutcome::new(found, Cause::Http(*status));

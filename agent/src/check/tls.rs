@@ -1,4 +1,4 @@
-//! TLS as a check speaks it: what verifies the server, what is shown to it, and what a failure means.
+//! TLS for checks: how the server is verified, what it is shown, and what a failure means.
 
 use std::io;
 use std::net::IpAddr;
@@ -23,51 +23,51 @@ use super::credentials::{CredentialPaths, FileStamp, FoundCredentials, tail};
 /// The name that every Kubernetes apiserver's certificate carries, whatever its address is.
 const KUBERNETES: &str = "kubernetes";
 
-/// Longest time that looking at the files may hold a check up. They are few and small; what takes longer is
-/// a disk that hangs, and then what was read before has to do.
+/// Longest time that a check waits for the files. They are few and small; anything slower is a hung disk, and
+/// the files as read before are used.
 const FILES_WITHIN: Duration = Duration::from_millis(250);
 
-/// TLS ready for use, as the files were when they were last read.
+/// TLS ready for use, from the files as last read.
 pub(super) struct ReadyTls {
     pub(super) config: Arc<ClientConfig>,
-    /// End of the path of the CA that the server is verified against; none: it is not verified.
+    /// End of the path of the CA that the server is verified against; `None`: it is not verified.
     pub(super) ca: Option<String>,
     /// A client certificate is shown.
     pub(super) client: bool,
-    /// A file that is there and could not be used, and why.
+    /// A file that exists and could not be used, and why.
     pub(super) problem: Option<String>,
 }
 
-/// The newest state of the files, or why there can be no TLS with them.
+/// TLS from the newest files, or why that is impossible.
 pub(super) type CurrentTls = Result<Arc<ReadyTls>, Unusable>;
 
-/// Why a check can't begin TLS.
+/// Why a check can't start TLS.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(super) enum Unusable {
-    /// The name that the server should prove is none.
+    /// The server name is invalid.
     #[error("server-name \"{0}\" must be a host name or an address")]
     ServerName(String),
-    /// The CA that configuration names can't be read.
+    /// The configured CA can't be read.
     #[error("{}", .0.as_deref().unwrap_or("cannot read the configured CA file"))]
     NoCa(Option<String>),
-    /// The CA file holds nothing to verify with.
+    /// The CA file contains nothing to verify with.
     #[error("{file}: {source}")]
     Verifier {
         /// The end of its path.
         file: String,
-        /// What rustls says.
+        /// rustls' error.
         source: Arc<VerifierBuilderError>,
     },
-    /// rustls does not take its own settings.
+    /// rustls rejects its own settings.
     #[error("TLS: {0}")]
     Settings(#[from] rustls::Error),
-    /// The files have never been read.
+    /// The files were never read.
     #[error("the disk does not respond")]
     Disk,
 }
 
 impl Unusable {
-    /// What it says of the service.
+    /// The outcome of a check that can't start TLS.
     pub(super) fn outcome(&self) -> CheckOutcome {
         let cause = match self {
             Unusable::ServerName(_) => Cause::BadCheck,
@@ -77,8 +77,8 @@ impl Unusable {
     }
 }
 
-/// Keeps TLS ready, and follows the files that it is made of. They are looked at on tokio's blocking
-/// threads: a disk that hangs must not hold up a thread that also carries the proxy.
+/// Keeps TLS ready, and watches its files. They are read on tokio's blocking threads: a hung disk must not
+/// hold up a thread that also carries the proxy.
 pub(super) struct TlsFiles {
     server_name: Option<String>,
     discover: bool,
@@ -113,13 +113,12 @@ impl TlsFiles {
         }
     }
 
-    /// The name that configuration gives the server, also for the `Host` header.
+    /// The configured server name, also for the `Host` header.
     pub(super) fn configured_name(&self) -> Option<&str> {
         self.server_name.as_deref()
     }
 
-    /// TLS made of the files as they are now. Stopping it anywhere is safe: a job that still runs is kept
-    /// and asked again.
+    /// TLS from the current files. Stopping it anywhere is safe: a running job is kept and awaited again.
     pub(super) async fn current(&mut self) -> CurrentTls {
         let job = self.job.get_or_insert_with(|| {
             let mut loader = self.loader.take().unwrap_or_else(|| TlsLoader::new(Arc::clone(&self.places)));
@@ -131,7 +130,7 @@ impl TlsFiles {
         match tokio::time::timeout(FILES_WITHIN, job).await {
             Ok(joined) => {
                 self.job = None;
-                // A loader that panicked is replaced by a new one with the next check.
+                // A loader that panicked is replaced by a new one at the next check.
                 if let Ok(loader) = joined {
                     self.current.clone_from(&loader.current);
                     self.loader = Some(loader);
@@ -156,7 +155,7 @@ impl TlsLoader {
     }
 
     fn refresh(&mut self) {
-        // Taken before reading: what changes meanwhile is read again with the next check.
+        // Taken before reading: what changes meanwhile is read again at the next check.
         let stamps = self.places.stamps();
         if self.current.is_some() && stamps == self.stamps {
             return;
@@ -168,14 +167,14 @@ impl TlsLoader {
         }
         let half_written = !found.problems.is_empty();
         if half_written && matches!(&self.current, Some(Ok(ready)) if ready.problem.is_none()) {
-            // A rotation under way: what worked a second ago is better than half of what comes.
+            // A rotation in progress: the old pair is better than half of the new one.
             return;
         }
         self.current = Some(build(found, self.places.names_a_ca()));
     }
 }
 
-/// Makes TLS of what was found.
+/// Builds TLS from the files.
 fn build(found: FoundCredentials, needs_ca: bool) -> CurrentTls {
     let problem = found.problems.into_iter().next();
     if needs_ca && found.ca.is_none() {
@@ -205,8 +204,8 @@ fn build(found: FoundCredentials, needs_ca: bool) -> CurrentTls {
     Ok(Arc::new(ReadyTls { config: Arc::new(config), ca, client, problem }))
 }
 
-/// Takes any certificate, for services whose CA nobody named. The connection is still encrypted, and the
-/// server still has to own the certificate's key. What hangs on it is only what this node says of itself.
+/// Accepts any certificate, for services without a configured CA. The connection is still encrypted, and the
+/// server still has to own the certificate's key. Only this node's own report depends on it.
 #[derive(Debug)]
 pub(super) struct Unverified(pub(super) Arc<CryptoProvider>);
 
@@ -245,7 +244,7 @@ impl ServerCertVerifier for Unverified {
     }
 }
 
-/// What a failure says of the service, when it is one of TLS.
+/// The outcome of a failure, if it is one of TLS.
 pub(super) fn outcome_of(error: &io::Error, ready: &ReadyTls, name: &ServerName<'_>) -> Option<CheckOutcome> {
     let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
     Some(match error {
@@ -260,7 +259,7 @@ fn failed(fault: TlsFault) -> CheckOutcome {
     CheckOutcome::new(CheckAnswer::NotReady, Cause::Tls(fault))
 }
 
-/// A server that sends an alert is there. When it is about the client's certificate, that is TLS' 401.
+/// A server that sends an alert is alive. If it is about the client's certificate, that is TLS' 401.
 fn refused(alert: AlertDescription, ready: &ReadyTls) -> CheckOutcome {
     use AlertDescription as A;
     match alert {
@@ -276,7 +275,7 @@ fn refused(alert: AlertDescription, ready: &ReadyTls) -> CheckOutcome {
         {
             CheckOutcome::new(CheckAnswer::Alive, Cause::Tls(TlsFault::ClientCertificateRejected))
         }
-        // The last two are how servers said it before TLS 1.3 had a word for it.
+        // The last two are what servers sent before TLS 1.3 had an alert for it.
         A::CertificateRequired | A::BadCertificate | A::HandshakeFailure if !ready.client => {
             CheckOutcome::new(CheckAnswer::Alive, Cause::Tls(TlsFault::ClientCertificateRequired))
                 .with(ready.problem.as_deref().unwrap_or("none found"))

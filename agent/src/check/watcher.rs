@@ -26,10 +26,10 @@ const LOOPBACK_WITHIN: Duration = Duration::from_millis(200);
 /// Shortest time between two checks, whatever is configured: checks are not a load test.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Most checks of one service at once: with the default time-out and interval three are needed.
+/// Most concurrent checks of one service: the default time-out and interval need three.
 const MAX_AT_ONCE: u128 = 8;
 
-/// As many probes as can wait for an answer at the same time.
+/// As many probes as can wait for an answer concurrently.
 pub(super) fn probes(check: &Check, root: &Path) -> Vec<Probe> {
     let interval = check.interval.max(MIN_INTERVAL).as_millis();
     let at_once = (check.timeout.as_millis().div_ceil(interval) + 1).min(MAX_AT_ONCE);
@@ -41,7 +41,7 @@ pub(super) struct ServiceWatcher {
     pub(super) service: Service,
     /// Where this agent's own proxy listens.
     pub(super) listeners: Arc<[SocketAddr]>,
-    /// Those that are free: as many as can be needed at once, see [`probes`].
+    /// Free probes: as many as can be needed at once, see [`probes`].
     pub(super) probes: Vec<Probe>,
     /// Kubernetes' files are below it.
     pub(super) root: PathBuf,
@@ -50,14 +50,14 @@ pub(super) struct ServiceWatcher {
     pub(super) life: Lifecycle,
     pub(super) generation: u64,
     pub(super) reports: mpsc::Sender<CheckerReport>,
-    /// What was last logged about an instance that is not offered.
+    /// Last logged reason why an instance is not offered.
     pub(super) hint: Option<Cause>,
     pub(super) counts: Arc<CheckCounters>,
-    /// What a check takes, roughly.
+    /// Rounded duration of a check.
     pub(super) check_ms: Option<u32>,
 }
 
-/// A check that has ended: its probe, to be used again, and what it found.
+/// A finished check: its probe, to be reused, and its result.
 struct FinishedCheck {
     probe: Probe,
     target: SocketAddr,
@@ -68,12 +68,12 @@ struct FinishedCheck {
 type RunningCheck = Pin<Box<dyn Future<Output = FinishedCheck> + Send>>;
 
 impl ServiceWatcher {
-    /// Checks until it is dropped, and reports what others should know.
+    /// Checks until it is dropped, and reports changes.
     ///
-    /// A check that waits does not keep the next one waiting: an instance that hangs is known after one
-    /// time-out and a few intervals, not after several time-outs one behind the other.
+    /// A waiting check does not delay the next one: a hung instance is noticed after one time-out and a few
+    /// intervals, not after several time-outs in sequence.
     pub(super) async fn run(&mut self) {
-        // Those of an earlier run, which has failed, went with its checks.
+        // Probes of an earlier run, which has failed, went with its checks.
         self.probes = probes(&self.service.check, &self.root);
         let mut ticks = tokio::time::interval(self.service.check.interval.max(MIN_INTERVAL));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -82,8 +82,8 @@ impl ServiceWatcher {
         loop {
             let offer = tokio::select! {
                 _ = ticks.tick() => self.begin(&mut flying),
-                // A new address is checked and said at once; the next check comes an interval later, since two at
-                // the same moment would count as two.
+                // A new address is checked and reported at once; the next check comes an interval later,
+                // since two at the same moment would count as two.
                 Ok(()) = self.own.changed() => {
                     ticks.reset();
                     self.begin(&mut flying)
@@ -102,13 +102,12 @@ impl ServiceWatcher {
         }
     }
 
-    /// Starts a check, where a probe is free. What is to be said is known at once only where there is
-    /// nothing to check.
+    /// Starts a check if a probe is free. The report is known at once only when there is nothing to check.
     fn begin(&mut self, flying: &mut FuturesUnordered<RunningCheck>) -> Option<Option<ServiceOffer>> {
         let own = *self.own.borrow_and_update();
         let target = target(&self.service, own);
         if let Some(listener) = self.listeners.iter().find(|listener| covers(**listener, target)) {
-            // Our own proxy would answer, with the health of somebody else.
+            // Our own proxy would answer, with another node's health.
             self.log_missing_tls(Cause::OwnListener, &format!("{listener} covers {target}"));
             return Some(None);
         }
@@ -127,7 +126,7 @@ impl ServiceWatcher {
         None
     }
 
-    /// What is to be said after a check; none when that is what was said before.
+    /// What to report after a check; `None` when nothing has changed.
     fn end(&mut self, checked: FinishedCheck) -> Option<Option<ServiceOffer>> {
         let FinishedCheck { probe, target, outcome, took } = checked;
         self.counts.add(&self.service.name, &outcome, took);
@@ -135,7 +134,7 @@ impl ServiceWatcher {
         self.probes.push(probe);
         let own = *self.own.borrow();
         if target != self::target(&self.service, own) {
-            // This node's address has changed meanwhile, and another check is on its way.
+            // This node's address has changed meanwhile, and another check is in progress.
             return None;
         }
         let before = self.checker.health().map(|health| health.readiness);
@@ -149,14 +148,14 @@ impl ServiceWatcher {
             _ => self.hint = None,
         }
         let Some(health) = self.checker.health() else { return Some(None) };
-        // Without an address nobody reaches it, and once the address is back it is where it was: that it is
-        // gone is nothing to say.
+        // Without an address nobody reaches it, and once the address is back it is where it was: nothing to
+        // report.
         let address = offered_address(&self.service, own)?;
         let (weight, health) = (self.service.weight, health.clone());
         Some(Some(ServiceOffer { address, weight, health, check_ms: self.check_ms }))
     }
 
-    /// One line for each change of state.
+    /// Logs each change of state.
     fn log(&self, before: Option<Readiness>, target: SocketAddr) {
         let name = &self.service.name;
         match self.checker.health() {
@@ -174,7 +173,7 @@ impl ServiceWatcher {
         }
     }
 
-    /// Says once why an instance is not offered, since nothing else would show it.
+    /// Logs once why an instance is not offered, since nothing else would show it.
     fn log_missing_tls(&mut self, cause: Cause, detail: &str) {
         if self.hint != Some(cause) {
             let name = &self.service.name;
@@ -184,15 +183,15 @@ impl ServiceWatcher {
     }
 }
 
-/// Milliseconds as they are said to others: what was said stands until it is half or double, since others
-/// are told of every change.
+/// Rounded milliseconds: the published value stays until the new one is half or double, since every change is
+/// sent to others.
 fn rounded_ms(said: Option<u32>, took: Duration) -> u32 {
     let ms = u32::try_from(took.as_millis()).unwrap_or(u32::MAX).max(1);
     said.filter(|said| ms <= said.saturating_mul(2) && ms >= said / 2).unwrap_or(ms)
 }
 
-/// A closed port at the mesh address and an open one on loopback: the service is bound to the wrong
-/// address, which nobody guesses from "refused".
+/// A closed port at the mesh address and an open one on loopback: the service is bound to the wrong address,
+/// which nobody guesses from "refused".
 async fn on_loopback(listeners: &[SocketAddr], target: SocketAddr) -> Option<CheckOutcome> {
     let loopback = match target.ip() {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -215,8 +214,8 @@ fn target(service: &Service, own: Option<IpAddr>) -> SocketAddr {
         .unwrap_or_else(|| SocketAddr::new(own.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), service.port))
 }
 
-/// The address that others dial: the checked one, unless it is loopback and the mesh is not, since there
-/// everybody would reach himself.
+/// The address that others dial: the checked one, unless it is loopback and the mesh is not, since everybody
+/// would then reach their own.
 pub(super) fn offered_address(service: &Service, own: Option<IpAddr>) -> Option<SocketAddr> {
     let at_own = own.map(|own| SocketAddr::new(own, service.port));
     match service.check.address {

@@ -1,4 +1,4 @@
-//! What has happened so far: the client's requests, what the agent said, what was done.
+//! History of the demo: the client's requests, the agent's reports, the user's actions.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -9,23 +9,23 @@ use proto::backends::BackendState;
 use super::client::{ClientReport, RequestError};
 use super::watch::WatchedMaster;
 
-/// Requests that are remembered: the ten seconds that "slowest" speaks of, and those still under way.
+/// Requests remembered: the ten seconds that "slowest" covers, and those in progress.
 const MAX_SLOTS: usize = 128;
 
-/// Events that are remembered; a screen shows a dozen.
+/// Events remembered; a screen shows a dozen.
 const MAX_EVENTS: usize = 64;
 
-/// The time that "slowest" speaks of.
+/// The period that "slowest" covers.
 pub(super) const LATELY: Duration = Duration::from_secs(10);
 
-/// How one request ended.
+/// The outcome of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RequestOutcome {
-    /// It has not.
+    /// In progress.
     Pending,
     /// This master answered, after that time.
     Served(String, Duration),
-    /// Nobody did, for that time.
+    /// Nobody answered, for that time.
     Failed(Duration),
 }
 
@@ -37,7 +37,7 @@ pub(super) struct RequestSlot {
     pub(super) outcome: RequestOutcome,
 }
 
-/// What happened, when after the start.
+/// An event, and when after the start.
 #[derive(Debug)]
 pub(super) struct BoardEvent {
     pub(super) at: Duration,
@@ -50,27 +50,27 @@ impl fmt::Display for BoardEvent {
     }
 }
 
-/// Everything since the cluster began to serve.
+/// Everything since the cluster started to serve.
 pub(super) struct Board {
     begun: Instant,
     pub(super) slots: VecDeque<RequestSlot>,
     pub(super) ok: u64,
     pub(super) failed: u64,
     slowest: Duration,
-    /// Who holds the held connection.
+    /// Which master has the held connection.
     pub(super) held: Option<String>,
     pub(super) resets: u64,
     pub(super) seen: Option<Vec<WatchedMaster>>,
     pub(super) events: VecDeque<BoardEvent>,
-    /// Events that were not taken by [`Board::new_events`] yet.
+    /// Events that [`Board::new_events`] has not returned yet.
     fresh: usize,
-    /// Failures of the trouble that is told of; 0: there is none.
+    /// Failures of the current trouble; 0: there is none.
     trouble: u64,
-    /// Requests that have succeeded since the last failure.
+    /// Successes since the last failure.
     calm: u64,
 }
 
-/// So many successes in a row end a trouble: where every second request fails, it goes on.
+/// Successes in a row that end a trouble: it continues while every second request fails.
 const CALM: u64 = 10;
 
 impl Board {
@@ -97,7 +97,7 @@ impl Board {
         now.saturating_duration_since(self.begun)
     }
 
-    /// Something has happened.
+    /// Records an event.
     pub(super) fn record(&mut self, now: Instant, text: String) {
         let at = self.age(now);
         self.events.push_back(BoardEvent { at, text });
@@ -114,7 +114,7 @@ impl Board {
         self.events.iter().skip(old)
     }
 
-    /// A request was begun.
+    /// A request was started.
     pub(super) fn request_started(&mut self, now: Instant, number: u64) {
         self.slots.push_back(RequestSlot { number, begun: now, outcome: RequestOutcome::Pending });
         if self.slots.len() > MAX_SLOTS {
@@ -122,7 +122,7 @@ impl Board {
         }
     }
 
-    /// The client has told something.
+    /// The client has reported.
     pub(super) fn client_reported(&mut self, now: Instant, told: ClientReport) {
         match told {
             ClientReport::Request { number, took, result } => self.ended(now, number, took, result),
@@ -171,7 +171,7 @@ impl Board {
         }
     }
 
-    /// The agent has said how it sees the masters; each change is an event.
+    /// The agent has reported how it sees the masters; each change is an event.
     pub(super) fn agent_reported(&mut self, now: Instant, who: &str, seen: Option<Vec<WatchedMaster>>) {
         if self.seen.is_some() != seen.is_some() {
             let word = if seen.is_some() { "answers" } else { "does not answer" };
@@ -199,7 +199,7 @@ impl Board {
         self.seen.as_ref()?.iter().find(|seen| seen.node == node)
     }
 
-    /// The slowest request of the last [`LATELY`], those still under way included.
+    /// The slowest request of the last [`LATELY`], those in progress included.
     pub(super) fn slowest_recent(&self, now: Instant) -> Duration {
         let lately = self.slots.iter().filter(|slot| now.saturating_duration_since(slot.begun) <= LATELY);
         let times = lately.map(|slot| match &slot.outcome {
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_counted_and_a_failure_is_told_once() {
+    fn requests_are_counted_and_a_failure_is_reported_once() {
         let t0 = Instant::now();
         let at = |ms| t0 + Duration::from_millis(ms);
         let mut board = Board::new(t0);

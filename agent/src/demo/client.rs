@@ -1,4 +1,4 @@
-//! The built-in client: like a kubelet, it only knows the proxy of its node.
+//! The built-in client: like a kubelet, it only knows its node's proxy.
 
 use std::io;
 use std::net::SocketAddr;
@@ -25,10 +25,10 @@ use super::pki::KUBERNETES;
 /// Time between two requests.
 pub(super) const EVERY: Duration = Duration::from_millis(100);
 
-/// Longest time for one: then it has failed. Shorter than what kubectl has patience for.
+/// Longest duration of a request: beyond that it has failed. Shorter than kubectl's time-out.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Pause before the held connection is made again.
+/// Pause before the held connection is reopened.
 const AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// Longest answer: a name.
@@ -57,7 +57,7 @@ pub(super) enum RequestError {
     Body(Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// What the client tells.
+/// Reports of the client.
 #[derive(Debug)]
 pub(super) enum ClientReport {
     /// A request has ended.
@@ -69,7 +69,7 @@ pub(super) enum ClientReport {
         /// Who answered, or why it failed.
         result: Result<String, RequestError>,
     },
-    /// The held connection is made, and to whom.
+    /// The held connection is open, and to whom.
     Held(String),
     /// The held connection has ended.
     Lost,
@@ -97,7 +97,7 @@ impl Client {
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        // Every connection is a whole one, as from another client each time.
+        // Every connection does a full handshake, as from a new client each time.
         tls.resumption = Resumption::disabled();
         Ok(Client { proxy, tls: Arc::new(tls), told })
     }
@@ -123,12 +123,12 @@ impl Client {
         let _ = self.told.send(ClientReport::Request { number, took: begun.elapsed(), result }).await;
     }
 
-    /// One connection that is held, as a watch is, and made again whenever it ends.
+    /// One connection that is held, as a watch is, and reopened whenever it ends.
     pub(super) async fn hold(self) {
         loop {
             if let Ok(Ok((sender, connection, name))) = tokio::time::timeout(TIMEOUT, self.open()).await {
                 let _ = self.told.send(ClientReport::Held(name)).await;
-                // Driven without a request, it ends when the other side ends it.
+                // Polled without a request, it ends when the other side closes it.
                 let _ = connection.await;
                 drop(sender);
                 let _ = self.told.send(ClientReport::Lost).await;
@@ -155,7 +155,7 @@ impl Client {
     }
 }
 
-/// Asks for the name of whoever answers.
+/// Asks the server for its name.
 async fn ask(sender: &mut SendRequest<Empty<Bytes>>) -> Result<String, RequestError> {
     let request = Request::get("/").header(header::HOST, KUBERNETES).body(Empty::new())?;
     let response = sender.send_request(request).await?;
@@ -185,7 +185,7 @@ mod tests {
     use tokio::sync::watch;
 
     #[tokio::test]
-    async fn it_tells_who_answered_and_when_it_was_cut_off() {
+    async fn it_reports_who_answered_and_when_it_was_disconnected() {
         let pki = pki::make(&[]).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -202,7 +202,7 @@ mod tests {
             panic!("no request")
         };
         assert_eq!(result.unwrap(), "m7");
-        // Leaving, it still serves; gone, it ends what was held.
+        // Draining, it still serves; gone, it closes held connections.
         phase.send_replace(DrainPhase::Leaving);
         client.clone().request(4).await;
         assert!(matches!(heard.recv().await, Some(ClientReport::Request { result: Ok(_), .. })));
@@ -215,7 +215,7 @@ mod tests {
         let refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
         assert!(matches!(&result, Err(RequestError::Connection(error)) if refused(error)), "{result:?}");
 
-        // Another CA's server is no apiserver.
+        // Another CA's server is not accepted.
         let other = Client::new(address, &pki::make(&[]).unwrap().ca, client.told.clone()).unwrap();
         let listener = TcpListener::bind(address).await.unwrap();
         let (_phase, seen) = watch::channel(DrainPhase::Serving);
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn readyz_fails_while_it_leaves() {
+    async fn readyz_fails_while_it_drains() {
         let pki = pki::make(&[]).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

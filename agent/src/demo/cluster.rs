@@ -24,7 +24,7 @@ pub(super) const THROUGH: usize = MASTERS;
 /// Longest wait for each step of the start; every one takes well under a second.
 const STEP_WITHIN: Duration = Duration::from_secs(15);
 
-/// How often a step that leaves no event behind is looked at.
+/// How often a step that raises no event is polled.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// The whole cluster. Dropping it kills every process first and removes the directory last.
@@ -46,14 +46,14 @@ pub(super) struct DemoNode {
     program: PathBuf,
     agent: Option<Process>,
     apiserver: Option<Process>,
-    /// That a process has ended by itself was told; its next start takes it back.
-    pub(super) failure_told: bool,
-    /// What the stand-in is started with; empty on a worker.
+    /// An unexpected exit was reported; the next start clears it.
+    pub(super) failure_reported: bool,
+    /// Arguments of the stand-in; empty on a worker.
     standin: Vec<String>,
 }
 
 impl DemoCluster {
-    /// Finds a place for it and writes its files. Nothing runs yet.
+    /// Picks addresses and ports and writes the files. Nothing runs yet.
     pub(super) fn prepare(program: &Path) -> anyhow::Result<DemoCluster> {
         // The last byte of the addresses counts them, so there are few.
         let (addresses, ports) = place::find(u8::try_from(NAMES.len())?)?;
@@ -84,14 +84,14 @@ impl DemoCluster {
                 program: program.to_owned(),
                 agent: None,
                 apiserver: None,
-                failure_told: false,
+                failure_reported: false,
                 standin,
             });
         }
         Ok(DemoCluster { nodes, ports, ca, _directory: directory })
     }
 
-    /// Starts everything, with a real invite; `say` is told each step.
+    /// Starts everything, with a real invite; calls `say` for each step.
     pub(super) async fn start(&mut self, mut say: impl FnMut(String)) -> anyhow::Result<()> {
         let api = self.ports.api;
         for node in self.nodes.iter_mut().take(MASTERS) {
@@ -120,17 +120,17 @@ impl DemoCluster {
         Ok(())
     }
 
-    /// Why the cluster does not come up: the first process that has ended, and its last words.
+    /// Why the cluster does not come up: the first process that has ended, and its last output.
     pub(super) fn startup_failure(&mut self) -> Option<String> {
         self.nodes.iter_mut().find_map(DemoNode::trouble)
     }
 
-    /// Where the client goes.
+    /// The address that the client connects to.
     pub(super) fn proxy(&self) -> SocketAddr {
         SocketAddr::new(self.nodes[THROUGH].address, self.ports.proxy)
     }
 
-    /// Does something to a master; what was done, in words.
+    /// Applies an action to a master; returns what was done, as text.
     pub(super) fn act(&mut self, act: MasterAction, master: usize) -> String {
         let Some(node) = self.nodes.get_mut(master) else { return String::new() };
         match node.act(act) {
@@ -141,7 +141,7 @@ impl DemoCluster {
 }
 
 impl DemoNode {
-    /// How its agent and its apiserver are.
+    /// The states of its agent and its apiserver.
     pub(super) fn states(&mut self) -> (Option<ProcessState>, Option<ProcessState>) {
         (self.agent.as_mut().map(Process::state), self.apiserver.as_mut().map(Process::state))
     }
@@ -197,14 +197,14 @@ impl DemoNode {
             MasterAction::Back => {
                 match apiserver {
                     Some(ProcessState::Running) => {}
-                    Some(ProcessState::Hung) => process.go_on(),
+                    Some(ProcessState::Hung) => process.resume(),
                     // Dropping the old one ends what is left of it.
                     _ => {
                         process.kill();
                         self.start_apiserver()?;
                     }
                 }
-                self.failure_told = false;
+                self.failure_reported = false;
                 if !alive(agent) {
                     self.start_agent(&["run"])?;
                 }
@@ -257,20 +257,20 @@ impl DemoNode {
         Some(format!("{}: its {what} has ended\n{}", self.name, self.last_output()))
     }
 
-    /// The end of what its processes have printed.
+    /// The end of its processes' output.
     pub(super) fn last_output(&self) -> String {
         let printed = std::fs::read(&self.log).unwrap_or_default();
         let printed = String::from_utf8_lossy(&printed);
         let lines: Vec<&str> = printed.lines().collect();
         lines[lines.len().saturating_sub(8)..].iter().fold(String::new(), |mut text, line| {
-            // Writing to a text can't fail.
+            // Writing to a String can't fail.
             let _ = writeln!(text, "  | {line}");
             text
         })
     }
 }
 
-/// The whole invites in what was printed; a line that has not ended yet may hold half of one.
+/// The complete invites in the output; a line that has not ended yet may hold half of one.
 fn find_invites(printed: &str) -> Vec<&str> {
     let whole = &printed[..printed.rfind('\n').unwrap_or(0)];
     let is_invite = |word: &&str| {
@@ -281,7 +281,7 @@ fn find_invites(printed: &str) -> Vec<&str> {
     whole.split_whitespace().filter(is_invite).collect()
 }
 
-/// The configuration of one node: everything on its own address, so that all can have the same ports.
+/// The configuration of one node: everything on its own address, so that all can use the same ports.
 fn config(name: &str, address: IpAddr, ports: DemoPorts, home: &Path, ca: &Path) -> String {
     let path = |path: PathBuf| place::quoted(&path.display().to_string());
     let (state, run, ca) = (path(home.join("state")), path(home.join("run")), path(ca.to_owned()));

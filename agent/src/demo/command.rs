@@ -1,13 +1,13 @@
-//! What can be done to the demo, by key, by line or by script.
+//! Commands of the demo, by key, by line or by script.
 
 use std::time::Duration;
 
 use proto::time::{BadDuration, parse_duration};
 
-/// How many masters a demo has.
+/// Number of masters in a demo.
 pub(super) const MASTERS: usize = 3;
 
-/// What is done to a master.
+/// An action on a master.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MasterAction {
     /// SIGKILL to the apiserver.
@@ -16,24 +16,24 @@ pub(super) enum MasterAction {
     Hang,
     /// SIGTERM to the apiserver.
     Stop,
-    /// The apiserver and the agent are brought back.
+    /// Restarts the apiserver and the agent.
     Back,
     /// SIGKILL to the apiserver and the agent.
     KillNode,
 }
 
-/// A command, as it is typed or scripted. Masters are counted from 0.
+/// A command, as typed or scripted. Masters are counted from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DemoCommand {
     /// Do this to that master.
     Do(MasterAction, usize),
-    /// Say how everything is.
+    /// Print the status.
     Status,
     /// End.
     Quit,
 }
 
-/// What the lines are, for messages.
+/// Syntax of the lines, for messages.
 pub(super) const LINES: &str = "kill|hang|stop|back|kill-node m1|m2|m3, status, quit";
 
 /// A key that does something.
@@ -68,16 +68,16 @@ impl DemoKey {
 #[error("\"{0}\" is not a command; use {LINES}")]
 pub(crate) struct BadCommand(String);
 
-/// Why a script is none.
+/// Why a script is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadScript {
     /// A step is not a time and a command.
     #[error("\"{0}\" is not a step; write a time and a command, such as 5s kill m2")]
     Step(String),
-    /// The time of a step.
+    /// The time of a step is invalid.
     #[error(transparent)]
     Time(#[from] BadDuration),
-    /// The command of a step.
+    /// The command of a step is invalid.
     #[error(transparent)]
     Command(#[from] BadCommand),
 }
@@ -106,7 +106,7 @@ pub(super) fn parse(line: &str) -> Result<DemoCommand, BadCommand> {
     }
 }
 
-/// Commands with their times from the moment that the demo serves, in order.
+/// Commands with their times since the demo serves, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Script(pub(super) Vec<(Duration, DemoCommand)>);
 

@@ -1,10 +1,10 @@
-//! `agent demo`: a whole cluster on one machine, to look at and to break.
+//! `agent demo`: a whole cluster on one machine, to watch and to break.
 //!
-//! Everything real runs in processes of its own: five agents, and three stand-ins for apiservers. This
-//! process starts them, is their client, shows what happens and does what it is told. One loop owns all of
-//! that; requests, the held connection, the question to the worker's agent and the reading of keys are tasks
-//! that only tell it things. Dropping the loop's future anywhere kills the processes, removes their
-//! directory and gives the terminal back.
+//! Five agents and three stand-ins for apiservers run in real processes of their own. This process starts
+//! them, is their client, shows what happens and carries out commands. One loop owns all of that; requests,
+//! the held connection, the query of the worker's agent and the reading of keys are tasks that only report to
+//! it. Dropping the loop's future anywhere kills the processes, removes their directory and restores the
+//! terminal.
 
 mod board;
 mod client;
@@ -37,31 +37,31 @@ use render::{DemoScreen, MasterRow};
 
 use crate::screen::{self, Screen};
 
-/// What the user wants.
+/// Options of the demo.
 #[derive(Debug, Default)]
 pub(crate) struct Options {
-    /// End by itself after this long; none: when told to.
+    /// End after this long; `None`: run until stopped.
     pub(crate) time: Option<Duration>,
-    /// What to do when.
+    /// Commands with their times.
     pub(crate) script: Script,
 }
 
-/// Time between two pictures.
+/// Time between two frames.
 const FRAME: Duration = Duration::from_millis(250);
 
 /// Longest wait until the worker sees all masters ready.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
-/// Requests under way at once: one every 100 ms, each for 2 s at most, and room for a stall.
+/// Concurrent requests: one every 100 ms, each for 2 s at most, and room for a stall.
 const MAX_REQUESTS: usize = 40;
 
-/// What tasks have told and the loop has not heard yet: as much as all requests together can tell.
+/// Reports queued for the loop: as many as all requests together can send.
 const TOLD: usize = 64;
 
 /// Keys or lines typed ahead.
 const INPUT: usize = 16;
 
-/// Runs the demo until it is told to end, its time is over or a signal comes. For a runtime of one thread: its
+/// Runs the demo until it is stopped, its time is over or a signal arrives. For a runtime of one thread: its
 /// children die with the thread that has started them.
 pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -140,13 +140,13 @@ async fn wait_until_ready(
     }
 }
 
-/// Something that the user typed.
+/// User input.
 enum UserInput {
     Key(DemoKey),
     Line(Result<DemoCommand, BadCommand>),
 }
 
-/// Reads keys or lines on a thread of its own, which nothing waits for: a read can't be called off.
+/// Reads keys or lines on a thread of its own, which nothing waits for: a read can't be cancelled.
 fn read_input(keys: bool) -> mpsc::Receiver<UserInput> {
     let (typed, input) = mpsc::channel(INPUT);
     std::thread::spawn(move || {
@@ -167,7 +167,7 @@ fn read_input(keys: bool) -> mpsc::Receiver<UserInput> {
     input
 }
 
-/// The loop and all that it owns. The screen stands before the cluster, so that the terminal is given back
+/// The loop and all that it owns. The screen is declared before the cluster, so that the terminal is restored
 /// first.
 struct DemoLoop {
     screen: Option<Screen>,
@@ -210,7 +210,7 @@ impl DemoLoop {
                 Some(told) = told.recv() => { self.board.client_reported(Instant::now(), told); false }
                 Ok(()) = self.seen.changed() => { self.look(); false }
                 Some(input) = input.recv() => self.take(input),
-                // Finished requests are let go of; their word came by the queue.
+                // Finished requests are reaped; their reports came by the queue.
                 Some(_) = self.tasks.join_next() => false,
                 _ = frames.tick() => { self.frame(); false }
             };
@@ -236,7 +236,7 @@ impl DemoLoop {
         self.board.agent_reported(Instant::now(), who, seen);
     }
 
-    /// Takes a key or a line; true when it says that the demo ends.
+    /// Handles a key or a line; true when the demo ends.
     fn take(&mut self, input: UserInput) -> bool {
         let quit = match input {
             UserInput::Key(DemoKey::Choose(master)) => {
@@ -263,7 +263,7 @@ impl DemoLoop {
             }
             DemoCommand::Status => {
                 self.reap();
-                // As high as it is, without its events: those were printed as they came.
+                // At full height, without its events: those were printed as they came.
                 let mut lines = self.picture().lines(80, usize::MAX);
                 lines.truncate(lines.len().saturating_sub(self.board.events.len()));
                 line(render::plain(&lines).trim_end());
@@ -273,7 +273,7 @@ impl DemoLoop {
         false
     }
 
-    /// Looks after the processes, and draws.
+    /// Checks the processes, and draws.
     fn frame(&mut self) {
         self.reap();
         let Some(screen) = &self.screen else { return };
@@ -284,13 +284,13 @@ impl DemoLoop {
         let _ = screen.draw(lines.iter().map(String::as_str));
     }
 
-    /// Sees which processes have ended; one that nobody ended is an event.
+    /// Finds processes that have ended; an unexpected exit is an event.
     fn reap(&mut self) {
         let mut rows = Vec::new();
         for node in &mut self.cluster.nodes {
             let (agent, apiserver) = node.states();
             let failed = [agent, apiserver].contains(&Some(ProcessState::Failed));
-            if failed && !std::mem::replace(&mut node.failure_told, true) {
+            if failed && !std::mem::replace(&mut node.failure_reported, true) {
                 let words = node.last_output();
                 let last = words.lines().last().unwrap_or_default();
                 self.board
@@ -314,7 +314,7 @@ impl DemoLoop {
         }
     }
 
-    /// Prints what is new where there is no screen.
+    /// Prints new events when there is no screen.
     fn print_news(&mut self) {
         if self.screen.is_none() {
             for event in self.board.new_events() {
@@ -324,7 +324,7 @@ impl DemoLoop {
     }
 }
 
-/// Waits until then; for ever where there is no then.
+/// Waits until then; forever if `None`.
 async fn at(then: Option<tokio::time::Instant>) {
     match then {
         Some(then) => sleep_until(then).await,
@@ -332,7 +332,7 @@ async fn at(then: Option<tokio::time::Instant>) {
     }
 }
 
-/// One line on stdout. When nobody reads it any more, the demo goes on until it is told to end.
+/// One line on stdout. When nobody reads it any more, the demo runs until it is stopped.
 fn line(text: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{text}");
 }

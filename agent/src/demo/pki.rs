@@ -1,4 +1,4 @@
-//! Certificates for the stand-ins: a CA of a demo's own, forgotten with it.
+//! Certificates for the stand-ins: from a CA that exists only for this demo.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! Where a demo happens: free loopback addresses and ports, and a directory that goes away with it.
+//! The demo's resources: free loopback addresses and ports, and a directory that is removed with it.
 
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
@@ -28,7 +28,7 @@ const PORTS: [DemoPorts; 4] = [
     DemoPorts { api: 28443, proxy: 28444, link: 28646, web: 21937 },
 ];
 
-/// The networks that are tried in turn; a second demo on the same machine takes the next.
+/// The networks tried in turn; a second demo on the same machine takes the next.
 const NETWORKS: [[u8; 3]; 6] =
     [[127, 0, 0], [127, 64, 1], [127, 64, 2], [127, 64, 3], [127, 64, 4], [127, 64, 5]];
 
@@ -63,11 +63,11 @@ fn is_free(address: IpAddr, ports: DemoPorts) -> bool {
 pub(super) struct DemoDirectory(PathBuf);
 
 impl DemoDirectory {
-    /// Makes it, for this user alone.
+    /// Creates it, for this user alone.
     pub(super) fn make() -> anyhow::Result<DemoDirectory> {
         let base = std::env::temp_dir();
         for attempt in 0..100 {
-            // Short, since sockets lie below it and their paths may have 107 bytes.
+            // Short, since it holds sockets and their paths may have 107 bytes.
             let path = base.join(format!("agent-demo-{}-{attempt}", std::process::id()));
             match std::fs::DirBuilder::new().mode(0o700).create(&path) {
                 Ok(()) => return Ok(DemoDirectory(path)),
@@ -100,7 +100,7 @@ impl DemoDirectory {
 
 impl Drop for DemoDirectory {
     fn drop(&mut self) {
-        // Its processes are gone by now, so nothing is made in it while it is removed.
+        // Its processes are gone, so nothing is created in it while it is removed.
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
             let _ = writeln!(io::stderr(), "agent: can't remove {}: {error}", self.0.display());
         }
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_taken_is_passed_over() {
+    fn addresses_in_use_are_skipped() {
         let (addresses, ports) = find(5).unwrap();
         assert_eq!(addresses.len(), 5);
         let taken = SocketAddr::new(addresses[4], ports.proxy);

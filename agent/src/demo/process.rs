@@ -1,4 +1,4 @@
-//! Child processes that can be killed, hung, stopped and brought back, and that never outlive the demo.
+//! Child processes that can be killed, hung, stopped and restarted, and that never outlive the demo.
 
 use std::env;
 use std::ffi::OsStr;
@@ -12,43 +12,43 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal};
 use tokio::process::{Child, Command};
 
-/// Tells a child whose it is. Not one of the agent's own `AGENT_` variables, which are configuration.
+/// Names the parent of a child. Not one of the agent's own `AGENT_` variables, which are configuration.
 const PARENT: &str = "DEMO_OF_AGENT_PID";
 
 /// Longest wait for a killed process to be gone; it takes milliseconds.
 const GONE_WITHIN: Duration = Duration::from_secs(2);
 
-/// Makes this process die with the demo that started it, however that ends; does nothing in any other. To
-/// be called first, on the main thread.
+/// Makes this process die with the demo that started it, however that ends; does nothing in other processes.
+/// Must be called first, on the main thread.
 pub(crate) fn die_with_parent() {
     let Some(parent) = env::var(PARENT).ok().and_then(|pid| pid.parse::<i32>().ok()) else { return };
     let armed = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
-    // It may have died before the signal was armed.
+    // The parent may have died before the signal was armed.
     let now = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
     if armed.is_err() || now != Some(parent) {
         std::process::exit(0);
     }
 }
 
-/// How a process is.
+/// State of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ProcessState {
     /// It runs.
     Running,
-    /// It is stopped by SIGSTOP: everything is accepted, nothing is answered.
+    /// It is stopped by SIGSTOP: the kernel accepts connections, nothing is answered.
     Hung,
-    /// It was asked to stop, and finishes.
+    /// It was asked to stop, and is finishing.
     Stopping,
     /// It stopped as asked.
     Stopped,
     /// It was killed.
     Killed,
-    /// It ended by itself, which nobody asked for.
+    /// It ended unexpectedly.
     Failed,
 }
 
 impl ProcessState {
-    /// The word that the screen shows.
+    /// Its name on the screen.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             ProcessState::Running => "running",
@@ -66,14 +66,14 @@ impl ProcessState {
     }
 }
 
-/// A child process. It is killed when this is dropped.
+/// A child process. Dropping this kills it.
 pub(super) struct Process {
     child: Child,
     state: ProcessState,
 }
 
 impl Process {
-    /// Starts `program`, with everything that it prints appended to `log`.
+    /// Starts `program`, with its output appended to `log`.
     pub(super) fn start(program: &Path, args: &[&OsStr], log: &Path) -> io::Result<Process> {
         let log = OpenOptions::new().create(true).append(true).open(log)?;
         let mut command = Command::new(program);
@@ -82,10 +82,10 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
-            // Ctrl-C is for the demo, which then ends them in its own way.
+            // Ctrl-C is for the demo, which then stops its children itself.
             .process_group(0)
             .env(PARENT, std::process::id().to_string());
-        // What configures an agent on this machine is not for those of the demo.
+        // Configuration of an agent on this machine is not for those of the demo.
         for (key, _) in env::vars_os() {
             if key.as_encoded_bytes().starts_with(b"AGENT_") {
                 command.env_remove(key);
@@ -94,7 +94,7 @@ impl Process {
         Ok(Process { child: command.spawn()?, state: ProcessState::Running })
     }
 
-    /// How it is now.
+    /// Its current state.
     pub(super) fn state(&mut self) -> ProcessState {
         if self.state.is_alive()
             && let Ok(Some(status)) = self.child.try_wait()
@@ -112,7 +112,7 @@ impl Process {
         }
     }
 
-    /// Takes it away at once, as a crash would.
+    /// Kills it at once, as a crash would.
     pub(super) fn kill(&mut self) {
         self.signal(Signal::KILL);
         let begun = Instant::now();
@@ -121,7 +121,7 @@ impl Process {
         }
     }
 
-    /// Stops it in the middle of whatever it does.
+    /// Suspends it in the middle of whatever it does.
     pub(super) fn hang(&mut self) {
         if self.state() == ProcessState::Running {
             self.signal(Signal::STOP);
@@ -129,8 +129,8 @@ impl Process {
         }
     }
 
-    /// Lets it go on where it was.
-    pub(super) fn go_on(&mut self) {
+    /// Resumes it.
+    pub(super) fn resume(&mut self) {
         if self.state() == ProcessState::Hung {
             self.signal(Signal::CONT);
             self.state = ProcessState::Running;
@@ -139,18 +139,18 @@ impl Process {
 
     /// Asks it to stop.
     pub(super) fn stop(&mut self) {
-        self.go_on();
+        self.resume();
         if self.state() == ProcessState::Running {
             self.signal(Signal::TERM);
             self.state = ProcessState::Stopping;
         }
     }
 
-    /// Only ever to a process that was not waited for yet, so that its id can't be another's.
+    /// Only sent to a process that was not reaped yet, so that its id can't be another's.
     fn signal(&mut self, signal: Signal) {
         let pid = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         if let Some(pid) = pid {
-            // It may have ended by itself in this very moment.
+            // It may have ended by itself at this moment.
             let _ = rustix::process::kill_process(pid, signal);
         }
     }
@@ -171,7 +171,7 @@ mod tests {
         Process::start(Path::new("/bin/sh"), &args, &dir.join("log")).unwrap()
     }
 
-    /// What the process has printed, once it has printed `wanted`.
+    /// The output of the process, once it contains `wanted`.
     async fn printed(dir: &Path, wanted: &str) -> String {
         let begun = Instant::now();
         loop {
@@ -212,7 +212,7 @@ mod tests {
             assert!(begun.elapsed() < Duration::from_secs(10), "it goes on");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        process.go_on();
+        process.resume();
         process.stop();
         until(&mut process, ProcessState::Stopped).await;
 
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_child_knows_its_parent_and_nothing_of_this_machines_agent() {
+    async fn a_child_has_its_parents_pid_and_no_agent_variables() {
         let dir = tempfile::tempdir().unwrap();
         let _process = start("env; echo end=here", dir.path());
         let text = printed(dir.path(), "end=here").await;

@@ -1,4 +1,4 @@
-//! The picture: what the screen shows, as lines of styled text. No terminal here.
+//! Renders the screen as lines of styled text. No terminal here.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use super::board::{Board, LATELY, RequestOutcome};
 use super::process::ProcessState as Process;
 use super::watch::WatchedMaster;
 
-/// How a piece of text looks.
+/// Style of a piece of text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TextStyle {
     Plain,
@@ -21,7 +21,7 @@ pub(super) enum TextStyle {
 /// A line of pieces.
 pub(super) type StyledLine = Vec<(TextStyle, String)>;
 
-/// A line as a terminal takes it.
+/// A line with its escape sequences.
 pub(super) fn painted(line: &StyledLine, colours: bool) -> String {
     let mut text = String::new();
     for (style, piece) in line {
@@ -46,7 +46,7 @@ fn code(style: TextStyle) -> &'static str {
     }
 }
 
-/// A request that takes longer is shown as slow.
+/// Slower requests are shown as slow.
 const SLOW: Duration = Duration::from_millis(500);
 
 /// A master's row of the table.
@@ -56,10 +56,10 @@ pub(super) struct MasterRow {
     pub(super) agent: Process,
 }
 
-/// All that is shown.
+/// Everything on the screen.
 pub(super) struct DemoScreen<'a> {
     pub(super) rows: &'a [MasterRow],
-    /// The row that keys act on; none: there are no keys.
+    /// The row that keys act on; `None`: there are no keys.
     pub(super) chosen: Option<usize>,
     pub(super) board: &'a Board,
     pub(super) through: &'static str,
@@ -151,7 +151,7 @@ impl DemoScreen<'_> {
         line
     }
 
-    /// The last requests, oldest first: the number of who answered.
+    /// The last requests, oldest first: the number of the master that answered.
     fn strip(&self, columns: usize) -> StyledLine {
         let slots = &self.board.slots;
         let room = columns.saturating_sub(4);
@@ -201,7 +201,7 @@ fn process(state: Process) -> TextStyle {
     }
 }
 
-/// Cuts a line to what fits.
+/// Cuts a line to the width.
 fn clip(line: &mut StyledLine, columns: usize) {
     let mut room = columns;
     for (_, text) in line.iter_mut() {
@@ -212,7 +212,7 @@ fn clip(line: &mut StyledLine, columns: usize) {
     }
 }
 
-/// The text of lines without their styles, for where there is no terminal.
+/// The text of lines without their styles, for output without a terminal.
 pub(super) fn plain(lines: &[StyledLine]) -> String {
     let mut text = String::new();
     for line in lines {
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn without_keys_none_are_shown_and_a_small_screen_is_no_trouble() {
+    fn without_keys_none_are_shown_and_a_small_screen_works() {
         assert!(!draw(None, 80, 24).contains("k kill"));
         for (columns, height) in [(0, 0), (1, 1), (20, 5), (300, 100)] {
             let text = draw(Some(0), columns, height);

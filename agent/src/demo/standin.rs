@@ -1,7 +1,7 @@
-//! A stand-in for an apiserver: TLS, `/readyz`, and everything else answered with its own name. A process of
-//! its own, so that it can be killed, hung and stopped for real.
+//! A stand-in for an apiserver: TLS, `/readyz`, and its own name as the answer to everything else. A process
+//! of its own, so that it can be killed, hung and stopped for real.
 //!
-//! It leaves as an apiserver does: at SIGTERM `/readyz` fails while it still serves, and only then it closes.
+//! It stops as an apiserver does: at SIGTERM `/readyz` fails while it still serves, and only then it closes.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -21,26 +21,26 @@ use tokio_rustls::TlsAcceptor;
 use super::{pki, process};
 use crate::http::{self, Request, Response};
 
-/// How long it still serves after it has said that it will go: as `--shutdown-delay-duration`.
+/// How long it still serves after SIGTERM: as `--shutdown-delay-duration`.
 const DELAY: Duration = Duration::from_secs(3);
 
-/// Longest wait for connections to end once it has gone.
+/// Longest wait for connections to end after that.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// Longest handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 
-/// Connections at once. A demo has a dozen; more are turned away rather than kept.
+/// Concurrent connections. A demo has a dozen; more are refused rather than kept.
 const MAX_CONNECTIONS: usize = 1_000;
 
-/// What a stand-in is told.
+/// Options of a stand-in.
 #[derive(Debug)]
 pub(crate) struct StandInOptions {
     /// Where it listens.
     pub(crate) listen: SocketAddr,
-    /// What it calls itself.
+    /// Its name.
     pub(crate) name: String,
-    /// PEM files of its certificate and key; none: it makes its own.
+    /// PEM files of its certificate and key; `None`: it makes its own.
     pub(crate) files: Option<(PathBuf, PathBuf)>,
 }
 
@@ -68,14 +68,14 @@ pub(crate) async fn run(standin: StandInOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How far a stand-in is with leaving.
+/// Phases of its shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DrainPhase {
     /// It serves.
     Serving,
-    /// It serves, and says that it is not ready.
+    /// It serves, and reports not ready.
     Leaving,
-    /// It takes nothing new, and ends what it has.
+    /// It accepts nothing new, and closes its connections.
     Gone,
 }
 
@@ -96,7 +96,7 @@ pub(super) async fn serve(
                     connections.spawn(connection(stream, tls, name, phase.clone()));
                 }
                 Ok(_) => {}
-                // Out of descriptors, most likely: wait for some to come back instead of spinning.
+                // Out of descriptors, most likely: wait for some to be released instead of spinning.
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             },
             Some(_) = connections.join_next() => {}
@@ -107,7 +107,7 @@ pub(super) async fn serve(
     while connections.join_next().await.is_some() {}
 }
 
-/// Waits for the end; a sender that has gone means the same.
+/// Waits for the end; a dropped sender means the same.
 async fn gone(phase: &mut watch::Receiver<DrainPhase>) {
     let _ = phase.wait_for(|phase| *phase == DrainPhase::Gone).await;
 }

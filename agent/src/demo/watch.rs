@@ -1,5 +1,5 @@
-//! What one agent says of the masters, asked over its control socket as `agent status` does; by a few lines of
-//! its own, since features do not know each other.
+//! An agent's view of the masters, queried over its control socket as `agent status` does; in a few lines of
+//! its own, since features do not depend on each other.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
-/// How often it is asked.
+/// Interval of the queries.
 const EVERY: Duration = Duration::from_millis(200);
 
 /// Longest wait for an answer.
@@ -29,7 +29,7 @@ pub(super) struct WatchedMaster {
     pub(super) connections: u64,
 }
 
-/// Asks again and again; none: the agent does not answer. Ends when nobody listens any more.
+/// Queries repeatedly; `None`: the agent does not answer. Ends when the receiver is gone.
 pub(super) async fn watch_masters(runtime_dir: PathBuf, out: watch::Sender<Option<Vec<WatchedMaster>>>) {
     while !out.is_closed() {
         let seen = tokio::time::timeout(PATIENCE, ask(&runtime_dir)).await.ok().flatten();

@@ -1,4 +1,4 @@
-//! Which Kubernetes runs here, and where its parts are told that their apiserver is.
+//! Which Kubernetes distribution runs here, and which apiserver its components are configured with.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use proto::doctor::kube::{Distribution, KubeClient};
 
 use super::{HostFiles, names, text};
 
-/// What kubeadm writes, and who reads it.
+/// What kubeadm writes, and which component reads it.
 const KUBEADM: [(&str, &str); 4] = [
     ("etc/kubernetes/kubelet.conf", "kubelet"),
     ("etc/kubernetes/admin.conf", "kubectl"),
@@ -14,7 +14,7 @@ const KUBEADM: [(&str, &str); 4] = [
     ("etc/kubernetes/scheduler.conf", "scheduler"),
 ];
 
-/// k3s or RKE2, where they differ.
+/// k3s or RKE2, as far as they differ.
 struct RancherLayout {
     distribution: Distribution,
     who: &'static str,
@@ -54,7 +54,7 @@ pub(super) fn read(root: &Path, files: &mut HostFiles) {
             continue;
         }
         files.distribution = Some(rancher.distribution);
-        // A server's kubelet uses the apiserver beside it; its own `server:` is for joining etcd.
+        // A server's kubelet uses the local apiserver; its own `server:` is for joining etcd.
         if !state.join("server").is_dir() {
             agent(root, rancher, files);
         }
@@ -73,7 +73,7 @@ pub(super) fn read(root: &Path, files: &mut HostFiles) {
     }
 }
 
-/// The agent of k3s or RKE2: its file, the files beside it, its variables, its command line, the later over
+/// The agent of k3s or RKE2: its file, its drop-in files, its variables, its command line; the later override
 /// the earlier.
 fn agent(root: &Path, rancher: &RancherLayout, files: &mut HostFiles) {
     let config = root.join(rancher.config);
@@ -114,7 +114,7 @@ fn client(path: &Path, who: &'static str, url: String) -> KubeClient {
     KubeClient { path: path.display().to_string(), who, url, at: Vec::new() }
 }
 
-/// A file's text. One that this user may not read is kept in mind.
+/// A file's text. One that this user may not read is recorded.
 fn open(path: &Path, files: &mut HostFiles) -> Option<String> {
     text(path).unwrap_or_else(|_| {
         files.unreadable.push(path.display().to_string());
@@ -122,8 +122,7 @@ fn open(path: &Path, files: &mut HostFiles) -> Option<String> {
     })
 }
 
-/// The first value of a key that holds a plain text, as the files of Kubernetes are written: at any depth,
-/// with or without quotes.
+/// The first plain value of a key, as Kubernetes' files are written: at any depth, with or without quotes.
 fn yaml(text: &str, key: &str) -> Option<String> {
     text.lines().find_map(|line| {
         let value =

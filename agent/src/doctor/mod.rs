@@ -1,5 +1,5 @@
 //! What `agent doctor` reads of this machine: files of the service, of Kubernetes and of the kernel. Nothing
-//! is judged here, and nothing is kept. It blocks, on files alone: call it where a thread may wait.
+//! is evaluated here, and nothing is kept. It blocks on file I/O: call it from a blocking thread.
 
 mod clients;
 mod kernel;
@@ -17,13 +17,13 @@ use proto::doctor::mesh::Firewall;
 
 pub(crate) use kernel::sysctl;
 
-/// Larger than any unit or kubeconfig; what is larger is read up to here.
+/// Larger than any unit or kubeconfig; a larger file is read up to here.
 const MAX_FILE: u64 = 256 * 1024;
 
 /// The unit, as packages ship it and `agent install` writes it.
 pub(crate) const UNIT: &str = include_str!("../../../deploy/systemd/agent.service");
 
-/// What a unit of systemd may lie in, the strongest first.
+/// Where systemd looks for units, in order of precedence.
 const UNIT_DIRS: [&str; 5] = [
     "etc/systemd/system",
     "run/systemd/system",
@@ -44,7 +44,7 @@ pub(crate) struct HostPaths {
     pub(crate) state_dir: PathBuf,
     /// Its control socket.
     pub(crate) socket: PathBuf,
-    /// The unit that this binary brings.
+    /// The unit that this binary contains.
     pub(crate) unit: &'static str,
 }
 
@@ -57,7 +57,7 @@ pub(crate) struct HostFiles {
     pub(crate) open_config: Option<(String, u32)>,
     pub(crate) unreadable: Vec<String>,
     pub(crate) distribution: Option<Distribution>,
-    /// Where they point is not resolved yet.
+    /// Their host names are not resolved yet.
     pub(crate) clients: Vec<KubeClient>,
     pub(crate) own_balancer: bool,
 }
@@ -96,8 +96,8 @@ impl HostPaths {
         Some(service)
     }
 
-    /// Files that others than their owner may use: of the state those that they may read, of everything
-    /// those that they may write.
+    /// Files that are open to users other than their owner: state files that they may read, and any file that
+    /// they may write.
     fn modes(&self, files: &mut HostFiles) {
         let open = |path: &Path, bits: u32| {
             let about = fs::symlink_metadata(path).ok()?;
@@ -113,7 +113,7 @@ impl HostPaths {
         look(&self.socket, 0o007);
     }
 
-    /// What takes care of packets here, as far as its files tell.
+    /// Which firewall manages this host, as far as its files show.
     pub(crate) fn firewall(&self) -> Firewall {
         let ufw = text(&self.root.join("etc/ufw/ufw.conf"));
         if matches!(ufw, Ok(Some(text)) if text.lines().any(|line| line.trim() == "ENABLED=yes")) {
@@ -126,7 +126,7 @@ impl HostPaths {
     }
 }
 
-/// A file's text; none: there is no such file.
+/// A file's text; `None`: there is no such file.
 fn text(path: &Path) -> io::Result<Option<String>> {
     let mut bytes = Vec::new();
     match fs::File::open(path) {
@@ -137,7 +137,7 @@ fn text(path: &Path) -> io::Result<Option<String>> {
     Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-/// What lies in a directory, by name; nothing where there is none.
+/// The entries of a directory, sorted by name; none if it does not exist.
 fn names(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let mut all: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();

@@ -1,4 +1,4 @@
-//! Files as the distributions write them, below a directory of their own.
+//! Files as the distributions write them, below a temporary directory.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -28,7 +28,7 @@ fn places(root: &Path) -> HostPaths {
     HostPaths { root: root.to_owned(), state_dir, socket, unit: UNIT }
 }
 
-/// Who is told what, and whether a balancer stands between.
+/// Which server each client is configured with, and whether there is a balancer in between.
 fn clients(files: &[(&str, &str)]) -> (Option<Distribution>, Vec<(&'static str, String)>, bool) {
     let (_dir, files) = read(files);
     let all = files.clients.into_iter().map(|client| (client.who, client.url)).collect();
@@ -36,7 +36,7 @@ fn clients(files: &[(&str, &str)]) -> (Option<Distribution>, Vec<(&'static str, 
 }
 
 #[test]
-fn nothing_is_there_and_nothing_is_said() {
+fn without_files_nothing_is_reported() {
     let (_dir, files) = read(&[]);
     assert!(files.service.is_none() && files.distribution.is_none() && files.clients.is_empty());
     assert!(files.loose.is_empty() && files.unreadable.is_empty() && !files.is_member);
@@ -65,7 +65,7 @@ fn the_unit_is_compared_and_its_drop_ins_are_listed() {
 }
 
 #[test]
-fn files_that_others_may_read_are_told() {
+fn files_that_others_may_read_are_reported() {
     let (dir, _) =
         read(&[("var/lib/agent/identity", ""), ("var/lib/agent/node", ""), ("run/agent/agent.sock", "")]);
     let set = |path: &str, mode| {
@@ -84,7 +84,7 @@ fn files_that_others_may_read_are_told() {
 }
 
 #[test]
-fn a_configuration_that_others_may_write_is_told() {
+fn a_configuration_that_others_may_write_is_reported() {
     let (dir, _) = read(&[("etc/agent/agent.toml", "")]);
     for (mode, open) in [(0o644, false), (0o640, false), (0o664, true), (0o646, true)] {
         let path = dir.path().join("etc/agent/agent.toml");
@@ -95,7 +95,7 @@ fn a_configuration_that_others_may_write_is_told() {
 }
 
 #[test]
-fn kubeadm_tells_each_of_its_parts_where_to_go() {
+fn the_server_of_each_kubeadm_component_is_read() {
     let config = "clusters:\n- cluster:\n    server: https://10.0.0.2:6443\n  name: kubernetes\n";
     let quoted = "- cluster: {}\n  server: \"https://m2:6443\" # old\n";
     let found = clients(&[("etc/kubernetes/kubelet.conf", config), ("etc/kubernetes/admin.conf", quoted)]);
@@ -105,7 +105,7 @@ fn kubeadm_tells_each_of_its_parts_where_to_go() {
 }
 
 #[test]
-fn the_agent_of_k3s_is_told_in_a_file_by_a_variable_or_on_its_command_line() {
+fn the_server_of_a_k3s_agent_is_read_from_file_variable_or_command_line() {
     let config = "etc/rancher/k3s/config.yaml";
     let one = |url: &str| vec![("k3s agent", url.to_owned())];
     let k3s = Some(Distribution::K3s);
@@ -118,18 +118,18 @@ fn the_agent_of_k3s_is_told_in_a_file_by_a_variable_or_on_its_command_line() {
     let unit = "ExecStart=/usr/local/bin/k3s \\\n    agent \\\n\t'--server' \\\n\t'https://c:3' \\\n\t'--disable-apiserver-lb'\n";
     let unit = ("etc/systemd/system/k3s-agent.service", unit);
     assert_eq!(clients(&[state, env, unit]), (k3s, one("https://c:3"), false));
-    // On a server the kubelet uses what is beside it.
+    // On a server the kubelet uses the local apiserver.
     assert_eq!(clients(&[(config, without), ("var/lib/rancher/k3s/server/x", "")]), (k3s, vec![], false));
 }
 
 #[test]
-fn the_agent_of_rke2_is_told_in_its_own_file() {
+fn the_server_of_an_rke2_agent_is_read_from_its_file() {
     let found = clients(&[("etc/rancher/rke2/config.yaml", "server: https://10.0.0.2:9345\n")]);
     assert_eq!(found, (Some(Distribution::Rke2), vec![("RKE2", "https://10.0.0.2:9345".to_owned())], true));
 }
 
 #[test]
-fn the_firewall_is_known_by_its_files() {
+fn the_firewall_is_detected_by_its_files() {
     let of = |file| {
         let (dir, _) = read(&[file]);
         places(dir.path()).firewall()
@@ -140,7 +140,7 @@ fn the_firewall_is_known_by_its_files() {
 }
 
 #[test]
-fn of_a_switch_the_higher_counts() {
+fn the_higher_value_of_a_sysctl_counts() {
     let (dir, _) = read(&[
         ("proc/sys/net/ipv4/conf/all/rp_filter", "0\n"),
         ("proc/sys/net/ipv4/conf/wg0/rp_filter", "1\n"),

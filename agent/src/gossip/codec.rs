@@ -1,13 +1,13 @@
-//! chitchat's messages as bytes, without its source: chitchat 0.13 keeps the encoding of its envelopes to
-//! itself (chitchat#207), so its own UDP socket does the encoding, on a pair of loopback sockets that no
-//! one else can reach. What goes in as an envelope comes out as a datagram, and the other way round; both
-//! are then ours to seal.
+//! chitchat's messages as bytes, without its source: chitchat 0.13 keeps the encoding of its envelopes
+//! private (chitchat#207), so its own UDP socket does the encoding, on a pair of loopback sockets that nobody
+//! else can reach. An envelope goes in and a datagram comes out, and the other way round; both are then ours
+//! to seal.
 //!
-//! The alternative, pinning 0.11.2 with its public encoding, was weighed and left: it has no compressed
-//! digest, so gossip would cost about three times as much, and it gets no fixes.
+//! The alternative, pinning 0.11.2 with its public encoding, was rejected: it has no compressed digest, so
+//! gossip would cost about three times as much, and it gets no fixes.
 //!
-//! Any local user can send to a loopback port, and a hostile message can stop chitchat. So chitchat's
-//! socket is *connected* to ours behind its back: the kernel then drops what comes from anywhere else.
+//! Any local user can send to a loopback port, and a hostile message can stop chitchat. So chitchat's socket
+//! is *connected* to ours without its knowledge: the kernel then drops packets from anywhere else.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -24,35 +24,36 @@ use tokio::sync::{Mutex, mpsc};
 /// Largest message that chitchat makes.
 const MAX_MESSAGE: usize = 65_507;
 
-/// Time for a datagram to pass through loopback and be decoded: it is there at once or not at all.
+/// Time for a datagram to pass through loopback and be decoded: it arrives at once or not at all.
 const DECODE: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// Sends a gossip message to a node. Must not wait: chitchat's only task calls it.
 pub(super) type SendFn = Arc<dyn Fn(NodeId, &[u8]) + std::marker::Send + Sync>;
 
-/// What of a member's message may reach chitchat.
+/// The part of a member's message that may reach chitchat.
 pub(super) type GuardFn = Box<dyn Fn(NodeId, &[u8]) -> Option<Vec<u8>> + std::marker::Send + Sync>;
 
-/// Gossip messages as they come from the link, through the guard. Shared, since every start of chitchat goes
-/// on with the same.
+/// Gossip messages received by the transport, filtered by the guard. Shared, since every start of chitchat
+/// continues with the same queue.
 pub(super) struct GossipInbox {
     pub(super) queue: Mutex<mpsc::Receiver<(NodeId, Vec<u8>)>>,
     pub(super) pass: GuardFn,
 }
 
-/// chitchat's way to the link. Made anew for every start of chitchat; the queue of arrivals outlives it.
+/// chitchat's connection to the transport. Recreated for every start of chitchat; the queue of arrivals
+/// outlives it.
 pub(super) struct GossipTransport {
     pub(super) send: SendFn,
     pub(super) arrivals: Arc<GossipInbox>,
     pub(super) names: Arc<dyn NodeAddresses>,
 }
 
-/// Nodes as the socket addresses that chitchat knows them by. They are made of ids and mean nothing to any
-/// network: where a node really is, is the link's to know.
+/// Nodes as the socket addresses that chitchat uses for them. They are derived from ids and mean nothing to
+/// any network: only the transport knows the real address of a node.
 pub(super) trait NodeAddresses: std::marker::Send + Sync + 'static {
-    /// The node that chitchat means.
+    /// The node at chitchat's address.
     fn node(&self, address: SocketAddr) -> Option<NodeId>;
-    /// The address that chitchat knows it by.
+    /// chitchat's address of the node.
     fn address(&self, node: &NodeId) -> SocketAddr;
 }
 
@@ -66,7 +67,7 @@ impl Transport for GossipTransport {
         ours.connect(theirs_at).await?;
         connect_hidden(theirs_at, ours_at)?;
         Ok(Box::new(GossipSocket {
-            passing: LoopbackState::Nothing,
+            in_transit: LoopbackState::Nothing,
             codec,
             ours,
             ours_at,
@@ -78,13 +79,13 @@ impl Transport for GossipTransport {
     }
 }
 
-/// Connects the socket of this process that is bound to `at`, which chitchat does not hand out, to `to`.
+/// Connects the socket of this process that is bound to `at`, which chitchat does not expose, to `to`.
 fn connect_hidden(at: SocketAddr, to: SocketAddr) -> io::Result<()> {
     for entry in std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten() {
         let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // SAFETY: the descriptor is only asked for its type and address and, when it is the one that was
+        // SAFETY: the descriptor is only queried for its type and address and, when it is the one that was
         // opened above and is still held by `codec`, connected; it is neither closed nor kept. A descriptor
-        // that another thread closes meanwhile makes the calls fail, which passes it over.
+        // that another thread closes meanwhile makes the calls fail, so it is skipped.
         #[allow(unsafe_code)]
         let fd = unsafe { BorrowedFd::borrow_raw(number) };
         if is_bound_to(fd, at) {
@@ -109,7 +110,7 @@ fn is_bound_to(fd: impl AsFd, at: SocketAddr) -> bool {
     udp && bound() == Some(at)
 }
 
-/// Where an arrived message is on its way through the pair of sockets.
+/// Where an arrived message is in the pair of sockets.
 enum LoopbackState {
     Nothing,
     Arrived(NodeId, Vec<u8>),
@@ -117,7 +118,7 @@ enum LoopbackState {
 }
 
 struct GossipSocket {
-    passing: LoopbackState,
+    in_transit: LoopbackState,
     codec: ChitchatSocket,
     ours: UdpSocket,
     ours_at: SocketAddr,
@@ -143,28 +144,28 @@ impl Socket for GossipSocket {
         Ok(sent)
     }
 
-    /// Safe to cancel at every await: where a message is on its way through the pair stands in `passing`,
-    /// so that the next call goes on from there and never takes one node's message for another's.
+    /// Safe to cancel at every await: the position of a message in the pair is kept in `in_transit`, so that
+    /// the next call continues there and never attributes one node's message to another.
     async fn recv(&mut self) -> anyhow::Result<RecvOutcome> {
         loop {
-            if let LoopbackState::Nothing = self.passing {
+            if let LoopbackState::Nothing = self.in_transit {
                 let arrived = self.arrivals.queue.lock().await.recv().await;
                 let Some((from, message)) = arrived else {
-                    // The link has ended; so does this process, and until then nothing arrives.
+                    // The transport has ended; so does this process, and until then nothing arrives.
                     return std::future::pending().await;
                 };
                 let Some(message) = (self.arrivals.pass)(from, &message) else { continue };
-                self.passing = LoopbackState::Arrived(from, message);
+                self.in_transit = LoopbackState::Arrived(from, message);
             }
-            if let LoopbackState::Arrived(from, message) = &self.passing {
+            if let LoopbackState::Arrived(from, message) = &self.in_transit {
                 self.ours.send(message).await?;
-                self.passing = LoopbackState::Sent(*from);
+                self.in_transit = LoopbackState::Sent(*from);
             }
-            if let LoopbackState::Sent(from) = self.passing {
-                // The datagram is there as soon as it was sent. When nothing comes, chitchat could not
-                // decode it, and has logged that.
+            if let LoopbackState::Sent(from) = self.in_transit {
+                // The datagram is there as soon as it was sent. When nothing comes, chitchat could not decode
+                // it, and has logged that.
                 let received = tokio::time::timeout(DECODE, self.codec.recv()).await;
-                self.passing = LoopbackState::Nothing;
+                self.in_transit = LoopbackState::Nothing;
                 if let Ok(outcome) = received {
                     let RecvOutcome { envelope, num_bytes_received, .. } = outcome?;
                     let from_addr = self.names.address(&from);

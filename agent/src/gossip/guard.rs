@@ -1,19 +1,20 @@
-//! What of a member's gossip reaches chitchat.
+//! Filters members' gossip before it reaches chitchat.
 //!
-//! The seal proves who sent a message; chitchat believes all that is in it, about everybody. So every message
-//! is read within bounds, and written anew from what can be proven:
+//! The seal proves who sent a message; chitchat trusts everything in it, about everybody. So every message is
+//! decoded within bounds, and encoded again from what can be proven:
 //!
-//! - A value is a record that its node has signed. What is held already, or is later, replaces what came.
-//! - A start of a node (chitchat's "generation") is known by a record signed for it, or from the node itself.
-//!   What is said of any other start or of no member is left out: members may differ for a moment in whom
-//!   they know, and chitchat's memory of starts, and so every digest, stays as small as the cluster.
-//! - A heartbeat that the node itself has not sent needs a second witness: one member alone could say a
-//!   number that is never reached, and the node would look dead for ever.
-//! - This node's own start is its own: nobody else changes it.
+//! - A value is a record that its node has signed. A stored record of the same or a later version replaces
+//! it.
+//! - A start of a node (chitchat's "generation") is known from a record signed for it, or from the node
+//! itself. Entries about any other start or about non-members are dropped: members may differ for a moment in
+//! whom they know, and chitchat's memory of starts, and so every digest, stays as small as the cluster.
+//! - A heartbeat that the node itself has not sent needs a second witness: one member alone could send a
+//! number that is never reached, and the node would look dead forever.
+//! - This node's own start belongs to it: nobody else changes it.
 //!
-//! What honest members never send refuses the whole message and is held against its sender, whose gossip is
+//! A message that no honest member sends is refused as a whole and counts against its sender, whose gossip is
 //! ignored for a while after a few of them. Honest members delete nothing, since there is one key and it is
-//! only ever written; so chitchat's deletions, and versions without a value, are not for them to send.
+//! only ever written; so they send neither chitchat's deletions nor versions without a value.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,29 +29,29 @@ use proto::time::{Moment, UnixMs};
 use super::wire::{DeltaStep, DigestEntry, GossipMessage, GossipNode, Unpacker, WireError};
 use super::{KEY, chitchat_address, chitchat_name};
 
-/// What a message may unpack to: chitchat's largest, and for each member what a digest says of it, a few
-/// starts of each.
+/// Largest decompressed message: chitchat's largest, and for each member its digest entries, a few starts of
+/// each.
 const MOST_BYTES: (usize, usize) = (65_536, 200);
 
 /// Refused messages within [`REMEMBERED`] after which a sender's gossip is ignored: more than one, since a
-/// machine with bad memory may garble one.
+/// machine with bad memory may corrupt one.
 const STRIKES: u32 = 4;
 
-/// How long a refusal counts against its sender, and stands in status.
+/// How long a refusal counts against its sender, and is shown in status.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
-/// How long a sender is ignored; what its node says still comes by others and by TLS.
+/// How long a sender is ignored; its record still arrives from others and over TLS.
 const IGNORED: Duration = Duration::from_secs(60);
 
-/// Messages of one sender: at once, and the time that each further one takes. An honest one sends about two
-/// in a round of more than a second, and one more to whoever has just been proven.
+/// Messages of one sender: burst, and the time for each further one. An honest one sends about two in a round
+/// of more than a second, and one more to a node that was just proven.
 const RATE: (u32, Duration) = (60, Duration::from_millis(83));
 
-/// Starts of one member: at once, and the time that each further one takes. A node that restarts for ever
-/// then takes as much of chitchat's memory as one that restarts twice a minute.
+/// Starts of one member: burst, and the time for each further one. A node that restarts forever then takes as
+/// much of chitchat's memory as one that restarts twice a minute.
 const STARTS: (u32, Duration) = (6, Duration::from_secs(30));
 
-/// Starts of one member that are known at a time: chitchat shares those of the last seven minutes.
+/// Most known starts of one member: chitchat shares those of the last seven minutes.
 const KNOWN_STARTS: usize = 8;
 
 /// Why a message was refused.
@@ -58,19 +59,19 @@ const KNOWN_STARTS: usize = 8;
 pub(crate) enum GossipRefusal {
     /// It can't be read.
     Unreadable(WireError),
-    /// It is of another cluster, or says that this node is.
+    /// It is for another cluster, or claims that this node is in another.
     OtherCluster,
-    /// It gives a member an address that gossip does not know it by.
+    /// It gives a member an address other than chitchat's for it.
     WrongAddress,
-    /// It has a value under a key that nothing is said under.
+    /// It has a value under an unknown key.
     OtherKey,
-    /// It deletes, or counts on without a value.
+    /// It deletes, or raises a version without a value.
     Deletion,
     /// It has a value that is no record.
     NoRecord,
-    /// It has a record that its node has not signed.
+    /// It has a record with an invalid signature.
     Forged,
-    /// Gossip failed while it was handled.
+    /// Gossip failed while handling it.
     Crash,
 }
 
@@ -93,7 +94,7 @@ impl fmt::Display for GossipRefusal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Offender {
     pub(crate) node: NodeId,
-    /// What it sent last.
+    /// Why its last message was refused.
     pub(crate) refusal: GossipRefusal,
     /// How many of its messages were refused or ignored.
     pub(crate) count: u64,
@@ -101,16 +102,16 @@ pub(crate) struct Offender {
     pub(crate) ignored: bool,
 }
 
-/// What comes of a message.
+/// The result of filtering a message.
 #[derive(Debug, Default)]
 pub(super) struct GuardVerdict {
-    /// What is left of it for chitchat.
+    /// What remains for chitchat.
     pub(super) message: Option<Vec<u8>>,
-    /// It brought records that are newer than those that were held.
+    /// It brought records that are newer than the stored ones.
     pub(super) news: bool,
 }
 
-/// A count that refills with time.
+/// A token bucket.
 #[derive(Debug, Clone, Copy)]
 struct RefillBucket {
     left: u32,
@@ -118,7 +119,7 @@ struct RefillBucket {
 }
 
 impl RefillBucket {
-    /// Takes one, of at most `most`; one more comes with every `each`.
+    /// Takes one of at most `most` tokens; one is added every `each`.
     fn take(&mut self, most: u32, each: Duration, now: Moment) -> bool {
         let each = each.as_millis().max(1);
         let earned = u32::try_from(now.since(self.at).as_millis() / each).unwrap_or(u32::MAX);
@@ -132,7 +133,7 @@ impl RefillBucket {
     }
 }
 
-/// What is held against a sender.
+/// Strikes of a sender.
 #[derive(Debug)]
 struct SenderState {
     rate: RefillBucket,
@@ -142,13 +143,13 @@ struct SenderState {
     ignored_until: Moment,
 }
 
-/// What is known of a member's starts.
+/// Known starts of a member.
 #[derive(Debug)]
 struct StartHistory {
     known: Vec<u64>,
     new: RefillBucket,
-    /// Of the latest start: the heartbeat that was let through, and the two highest that other members
-    /// have sent, with who did.
+    /// For the latest start: the heartbeat that was let through, and the two highest that other members have
+    /// sent, with their senders.
     latest: u64,
     passed: u64,
     witnesses: [Option<(NodeId, u64)>; 2],
@@ -160,7 +161,7 @@ impl StartHistory {
         StartHistory { known: Vec::new(), new, latest: 0, passed: 0, witnesses: [None, None] }
     }
 
-    /// Takes a start as known; false when there were too many lately.
+    /// Accepts a start as known; false when there were too many lately.
     fn admit(&mut self, generation: u64, now: Moment) -> bool {
         if self.known.contains(&generation) {
             return true;
@@ -179,7 +180,7 @@ impl StartHistory {
         true
     }
 
-    /// The heartbeat to let through. `alone`: there is nobody who could be a second witness.
+    /// The heartbeat to let through. `alone`: nobody could be a second witness.
     fn heartbeat(&mut self, generation: u64, of: NodeId, sender: NodeId, value: u64, alone: bool) -> u64 {
         if generation != self.latest {
             return value;
@@ -201,7 +202,7 @@ impl StartHistory {
     }
 }
 
-/// Reads, judges and writes messages.
+/// Decodes, filters and encodes messages.
 pub(super) struct GossipGuard {
     unpacker: Unpacker,
     judge: GuardState,
@@ -209,17 +210,17 @@ pub(super) struct GossipGuard {
 
 struct GuardState {
     own: NodeId,
-    /// This node's own start, which nobody else speaks for.
+    /// This node's own start, for which only it speaks.
     generation: u64,
     cluster: String,
     names: BTreeMap<String, NodeId>,
-    /// Time that a message of one sender takes: [`RATE`].
+    /// Refill time of a sender's bucket: [`RATE`].
     each: Duration,
     starts: BTreeMap<NodeId, StartHistory>,
     senders: BTreeMap<NodeId, SenderState>,
-    /// Whose message chitchat handles.
+    /// Sender of the message that chitchat is handling.
     last: Option<NodeId>,
-    /// A later record of this node than it has signed itself.
+    /// A record of this node that is later than the last one it has signed.
     overtaken: Option<RecordVersion>,
 }
 
@@ -239,7 +240,7 @@ impl GossipGuard {
         GossipGuard { unpacker: Unpacker::new(), judge }
     }
 
-    /// Follows the cluster document.
+    /// Takes the cluster and its members from the document.
     pub(super) fn set_members(&mut self, cluster: &str, members: impl Iterator<Item = NodeId>) {
         let members: BTreeSet<NodeId> = members.collect();
         let judge = &mut self.judge;
@@ -249,20 +250,20 @@ impl GossipGuard {
         judge.senders.retain(|id, _| members.contains(id));
     }
 
-    /// This node starts gossip with this number.
+    /// This node starts gossip with this generation.
     pub(super) fn set_generation(&mut self, generation: u64) {
         self.judge.generation = generation;
         self.judge.overtaken = None;
         self.judge.last = None;
     }
 
-    /// A record of this node that is later than its own, and signed by its key: this machine was resumed
-    /// from a snapshot, or another one has its identity.
+    /// A record of this node that is later than its own, and signed by its key: this machine was resumed from
+    /// a snapshot, or another one has its identity.
     pub(super) fn overtaken(&self) -> Option<RecordVersion> {
         self.judge.overtaken
     }
 
-    /// The member whose message was handled last failed gossip with it, and is not listened to for a while.
+    /// Gossip failed on the last handled message: its sender is ignored for a while.
     pub(super) fn blame_last(&mut self, now: Moment) -> Option<NodeId> {
         let node = self.judge.last.take()?;
         let sender = self.judge.sender(node, now);
@@ -271,7 +272,7 @@ impl GossipGuard {
         Some(node)
     }
 
-    /// Whose gossip was refused lately.
+    /// Members whose gossip was refused lately.
     pub(super) fn offenders(&self, now: Moment) -> Vec<Offender> {
         let one = |(node, sender): (&NodeId, &SenderState)| {
             let (refusal, at) = sender.last.filter(|(_, at)| now.since(*at) < REMEMBERED)?;
@@ -281,7 +282,7 @@ impl GossipGuard {
         self.judge.senders.iter().filter_map(one).collect()
     }
 
-    /// What of a message reaches chitchat.
+    /// The part of a message that may reach chitchat.
     pub(super) fn pass(
         &mut self,
         sender: NodeId,
@@ -336,7 +337,7 @@ impl SenderState {
     }
 }
 
-/// One message, and what it is judged with.
+/// One message, and its context.
 struct MessageScope<'s> {
     sender: NodeId,
     store: &'s mut RecordStore,
@@ -370,7 +371,7 @@ impl GuardState {
                 GossipMessage::Syn { cluster, digest: self.screen_digest(digest, scene)? }
             }
             GossipMessage::SynAck { digest, delta } => {
-                // The records first: they prove the starts that the digest names.
+                // Records first: they prove the starts in the digest.
                 let delta = self.screen_delta(delta, scene)?;
                 GossipMessage::SynAck { digest: self.screen_digest(digest, scene)?, delta }
             }
@@ -379,7 +380,7 @@ impl GuardState {
         Ok(left.write())
     }
 
-    /// The member that is meant; none when it is not known here.
+    /// The node's member id; `None` when it is unknown here.
     fn member(&self, node: &GossipNode<'_>) -> Result<Option<NodeId>, GossipRefusal> {
         let Some(id) = self.names.get(node.name).copied() else { return Ok(None) };
         if node.address == chitchat_address(&id) { Ok(Some(id)) } else { Err(GossipRefusal::WrongAddress) }
@@ -403,7 +404,7 @@ impl GuardState {
             let Some(id) = self.member(&known.node)? else { continue };
             let generation = known.node.generation;
             if self.is_own_start(id, generation) {
-                // Of what this node says, nobody can hold more than it has said.
+                // Of this node's record, nobody can hold more than it has published.
                 let said = scene.store.version(&id);
                 if generation == self.generation {
                     left.push(DigestEntry { version: known.version.min(said.sequence), ..known });
@@ -412,7 +413,7 @@ impl GuardState {
             }
             let starts = self.starts.entry(id).or_insert_with(|| StartHistory::new(scene.now));
             let itself = id == scene.sender;
-            // A record that came by TLS proves it as well as one by gossip.
+            // A record that came over TLS proves it as well as one by gossip.
             let signed = scene.store.version(&id).generation == generation;
             let proven = starts.known.contains(&generation);
             let proven = proven || (itself || signed) && starts.admit(generation, scene.now);
@@ -431,7 +432,7 @@ impl GuardState {
         scene: &mut MessageScope<'_>,
     ) -> Result<Vec<DeltaStep<'a>>, GossipRefusal> {
         let mut left = Vec::with_capacity(delta.len());
-        // Whose value comes next, and from which version on; none: of no member.
+        // Whose value comes next, and from which version on; inner `None`: a non-member.
         let mut current: Option<Option<(NodeId, GossipNode<'a>, u64)>> = None;
         for step in delta {
             match step {
@@ -459,7 +460,7 @@ impl GuardState {
         Ok(left)
     }
 
-    /// The value to let through for a record that came, and its version.
+    /// The value to let through for a received record, and its version.
     fn record<'a>(
         &mut self,
         id: NodeId,
@@ -481,7 +482,7 @@ impl GuardState {
         }
         let held = store.get(&id).filter(|held| held.version.generation == version.generation);
         if let Some(held) = held.filter(|held| held.version >= version) {
-            // The very one, or an older one in whose place the latest does as well.
+            // The same, or an older one that the latest can replace.
             let (value, sequence) = (held.to_value(), held.version.sequence);
             return Ok(self.known_start(id, version.generation, *now).then_some((value.into(), sequence)));
         }
@@ -490,7 +491,7 @@ impl GuardState {
             **news |= came == OfferOutcome::Taken;
             came
         } else {
-            // Of an earlier start, which chitchat keeps for a while beside the latest.
+            // Of an earlier start, which chitchat keeps for a while in addition to the latest.
             store.verify(&record, sender, *now)
         };
         match came {

@@ -43,7 +43,7 @@ fn guard() -> (GossipGuard, RecordStore) {
     (guard, store)
 }
 
-/// Names of nodes must outlive the messages that they stand in.
+/// Node names must outlive the messages that hold them.
 fn name(n: u8) -> &'static str {
     chitchat_name(&id(n)).leak()
 }
@@ -77,7 +77,7 @@ fn ack(delta: Vec<DeltaStep<'_>>) -> Vec<u8> {
     GossipMessage::Ack { delta }.write()
 }
 
-/// What the guard of node 1 makes of messages of node 2.
+/// The guard of node 1 filters messages of node 2.
 fn pass(guard: &mut GossipGuard, store: &mut RecordStore, message: &[u8]) -> Option<Vec<u8>> {
     guard.pass(id(2), message, store, NOW, WALL).message
 }
@@ -94,7 +94,7 @@ fn digest_of(message: Option<Vec<u8>>) -> Vec<(String, u64, u64)> {
 }
 
 #[test]
-fn what_honest_members_never_send_is_refused_and_held_against_its_sender() {
+fn messages_that_honest_members_never_send_are_refused_and_count_as_strikes() {
     let mut forged = delta(&signed(3, START, 1, b"x"));
     if let DeltaStep::Value { version, .. } = &mut forged[1] {
         *version = 9;
@@ -132,7 +132,7 @@ fn what_honest_members_never_send_is_refused_and_held_against_its_sender() {
         (ack(value(KEY, "short", 0)), GossipRefusal::NoRecord),
         (ack(forged), GossipRefusal::Forged),
         (ack(other), GossipRefusal::Forged),
-        // This node's own start, changed by another: 65 bytes that ended chitchat.
+        // This node's own start, changed by another: 65 bytes that crashed chitchat.
         (ack(delta(&SignedRecordOf::own(9))), GossipRefusal::Forged),
     ] {
         let (mut guard, mut store) = guard();
@@ -155,7 +155,7 @@ impl SignedRecordOf {
 }
 
 #[test]
-fn after_a_few_a_sender_is_ignored_for_a_minute_and_others_are_heard() {
+fn after_a_few_strikes_a_sender_is_ignored_for_a_minute_and_others_are_not() {
     let (mut guard, mut store) = guard();
     for _ in 0..STRIKES {
         assert_eq!(pass(&mut guard, &mut store, b"x"), None);
@@ -168,12 +168,12 @@ fn after_a_few_a_sender_is_ignored_for_a_minute_and_others_are_heard() {
     assert!(guard.pass(id(2), &good, &mut store, later, WALL).message.is_some());
     assert!(!guard.offenders(later)[0].ignored);
     assert!(guard.offenders(later.after(REMEMBERED)).is_empty());
-    // Whoever is no member is nobody's to name.
+    // Messages of non-members are dropped.
     assert!(guard.pass(id(9), &good, &mut store, NOW, WALL).message.is_none());
 }
 
 #[test]
-fn a_flood_of_messages_is_cut_to_a_few_a_second() {
+fn a_flood_of_messages_is_limited_to_a_few_per_second() {
     let (mut guard, mut store) = guard();
     let good = syn(vec![known(2, 1, 0)]);
     let passed = (0..10_000u64)
@@ -185,7 +185,7 @@ fn a_flood_of_messages_is_cut_to_a_few_a_second() {
     assert!((60..=60 + 10 * 13).contains(&passed), "{passed}");
 }
 
-/// Whatever a member makes of good messages, the guard reads it, and what it lets pass chitchat reads too.
+/// However a member mutates good messages, the guard can read them, and chitchat reads what it lets pass.
 #[test]
 fn mutations_of_messages_are_refused_or_what_chitchat_reads() {
     let record = signed(2, START, 4, b"a body");
@@ -200,7 +200,7 @@ fn mutations_of_messages_are_refused_or_what_chitchat_reads() {
     let (mut guard, mut store) = guard();
     for round in 0..20_000 {
         let message = mutator.of(&corpus);
-        // Long after the last, so that its sender is heard again.
+        // Long after the last one, so that its sender is no longer ignored.
         let now = NOW.after(round * std::time::Duration::from_secs(120));
         if let Some(rest) = guard.pass(id(2), &message, &mut store, now, WALL).message {
             assert!(Unpacker::new().read(&rest, 1 << 20).is_ok(), "{message:02x?}");
@@ -211,7 +211,7 @@ fn mutations_of_messages_are_refused_or_what_chitchat_reads() {
 }
 
 #[test]
-fn nodes_and_starts_that_nobody_has_proven_are_left_out() {
+fn unproven_nodes_and_starts_are_left_out() {
     let (mut guard, mut store) = guard();
     // Ten thousand invented nodes, and invented starts of a member.
     let names: Vec<String> = (0..1_200).map(|n| format!("{n:010}")).collect();
@@ -229,13 +229,13 @@ fn nodes_and_starts_that_nobody_has_proven_are_left_out() {
     let left = pass(&mut guard, &mut store, &message).unwrap();
     assert_eq!(left, GossipMessage::SynAck { digest: vec![known(3, 0, 4)], delta: delta(&record) }.write());
     assert_eq!(store.get(&id(3)), Some(&record));
-    // Also one that did not come by gossip.
+    // Also one that did not arrive by gossip.
     store.publish(signed(4, START, 1, b"by TLS"));
     assert_eq!(digest_of(pass(&mut guard, &mut store, &syn(vec![known(4, 3, 1)]))).len(), 1);
 }
 
 #[test]
-fn a_node_that_restarts_for_ever_takes_little_room() {
+fn a_node_that_restarts_forever_takes_little_memory() {
     let (mut guard, mut store) = guard();
     let mut passed = 0;
     for n in 0..900 {
@@ -249,7 +249,7 @@ fn a_node_that_restarts_for_ever_takes_little_room() {
 }
 
 #[test]
-fn what_is_held_replaces_what_comes_late() {
+fn a_newer_stored_record_replaces_an_older_received_one() {
     let (mut guard, mut store) = guard();
     let (old, new) = (signed(3, START, 4, b"old"), signed(3, START, 6, b"new"));
     assert!(pass(&mut guard, &mut store, &ack(delta(&new))).is_some());
@@ -258,7 +258,7 @@ fn what_is_held_replaces_what_comes_late() {
 }
 
 #[test]
-fn one_member_alone_makes_nobody_look_dead_or_alive() {
+fn one_member_alone_can_not_make_a_node_look_dead_or_alive() {
     let (mut guard, mut store) = guard();
     assert!(pass(&mut guard, &mut store, &ack(delta(&signed(3, START, 1, b"x")))).is_some());
     let mut heartbeat = |of: u8, value| {
@@ -274,9 +274,9 @@ fn one_member_alone_makes_nobody_look_dead_or_alive() {
 }
 
 #[test]
-fn a_later_record_of_this_node_shows_and_nobody_can_make_one_up() {
+fn a_later_record_of_this_node_is_noticed_and_can_not_be_forged() {
     let (mut guard, mut store) = guard();
-    // What this node has said, and less, may come back.
+    // Records that this node has published may come back.
     for record in [signed(1, START, 3, b"own"), signed(1, START, 1, b"older")] {
         assert_eq!(pass(&mut guard, &mut store, &ack(delta(&record))), Some(ack(vec![])));
     }
@@ -285,7 +285,7 @@ fn a_later_record_of_this_node_shows_and_nobody_can_make_one_up() {
     let later = signed(1, START, 9, b"forgotten");
     assert_eq!(pass(&mut guard, &mut store, &ack(delta(&later))), Some(ack(vec![])));
     assert_eq!(guard.overtaken(), Some(later.version));
-    // A digest proves nothing, and shows chitchat no more than was said.
+    // A digest proves nothing, and must show chitchat no more than was published.
     let claim = known(1, 5, u64::MAX);
     assert_eq!(digest_of(pass(&mut guard, &mut store, &syn(vec![claim]))), [(name(1).to_owned(), 5, 3)]);
     assert!(guard.offenders(NOW).is_empty());
@@ -294,7 +294,7 @@ fn a_later_record_of_this_node_shows_and_nobody_can_make_one_up() {
 }
 
 #[test]
-fn whose_message_ended_gossip_is_named() {
+fn the_sender_of_a_message_that_crashed_gossip_is_blamed() {
     let (mut guard, mut store) = guard();
     assert_eq!(guard.blame_last(NOW), None);
     assert!(pass(&mut guard, &mut store, &syn(vec![])).is_some());
@@ -336,7 +336,7 @@ impl Node {
         let mut guard = GossipGuard::new(id(n));
         guard.set_members(CLUSTER, (1..=6).map(id));
         guard.set_generation(generation);
-        // Rounds are thirty times as fast as they are.
+        // Rounds are thirty times as fast as in production.
         guard.judge.each = Duration::from_millis(2);
         let mut store = RecordStore::default();
         store.set_members(CLUSTER, (1..=6).map(|n| (id(n), pair(n).1)).collect());
@@ -415,7 +415,7 @@ impl Node {
     }
 }
 
-/// Waits until all hold the latest record of all, and chitchat calls all alive.
+/// Waits until all hold the latest records, and chitchat calls all alive.
 async fn all_know_all(nodes: &[Node]) {
     let versions: Vec<_> = nodes
         .iter()
@@ -444,7 +444,7 @@ async fn all_know_all(nodes: &[Node]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_that_honest_members_send_is_refused_through_changes_restarts_and_deaths() {
+async fn nothing_honest_is_refused_through_changes_restarts_and_deaths() {
     let inboxes = Inboxes::default();
     let began = std::time::Instant::now();
     let mut nodes = Vec::new();
@@ -469,7 +469,7 @@ async fn nothing_that_honest_members_send_is_refused_through_changes_restarts_an
         nodes.push(Node::start(n, generation + 1 + round, &inboxes, began).await);
         all_know_all(&nodes).await;
     }
-    // One stays away until the others have forgotten it, and comes back.
+    // One stays away until the others have forgotten it, and returns.
     let gone = nodes.remove(0);
     let (n, generation) = (gone.n, gone.generation);
     gone.stop(&inboxes);

@@ -1,10 +1,10 @@
-//! Gossip: spreads this node's record to all, and makes the [`ClusterView`] of what all others publish.
+//! Gossip: spreads this node's record to all members, and builds the [`ClusterView`] from theirs.
 //!
-//! chitchat runs behind the link's seal and behind the [`guard`], and carries one key for each node: its
-//! record, signed. It is the slow and sure path: it decides who exists, not who is alive at this moment. The
-//! records themselves are kept beside it ([`crate::records`]), and pulled over TLS where gossip does not
-//! bring them ([`pull`]). One task owns it all and starts chitchat anew, with a higher generation, should it
-//! ever end; stopping anywhere is safe, since its whole state is what the members say again.
+//! chitchat runs behind the transport's seal and behind the [`guard`], and carries one key for each node: its
+//! signed record. It is the slow and reliable path: it decides who exists, not who is alive at this moment.
+//! The records themselves are stored separately ([`crate::records`]), and pulled over TLS when gossip does
+//! not bring them ([`pull`]). One task owns it all and restarts chitchat, with a higher generation, should it
+//! ever end; stopping anywhere is safe, since its whole state is what members publish again.
 //!
 //! This module is the sole publisher of this node's record.
 
@@ -44,55 +44,56 @@ use crate::lifecycle::{Lifecycle, wall};
 use crate::records::SharedRecords;
 use crate::transport::{Link, TrustedKeys};
 
-/// The one key that gossip has for each node: its record.
+/// The one gossip key of each node: its record.
 const KEY: &str = "r";
 
-/// Shortest time between two rounds of gossip. At a second, ten nodes send 2.3 kB/s each, more than is
-/// promised; and who is alive at this moment is for pulses to say.
+/// Shortest interval of gossip. At a second, ten nodes send 2.3 kB/s each, more than promised; and liveness
+/// is the task of pulses.
 const MIN_INTERVAL: Duration = Duration::from_millis(1_250);
 
 /// Rounds become rarer by this many nodes a second, so that the traffic of a node stays bounded.
 const NODES_PER_SECOND: f64 = 450.0;
 
-/// Phi of the failure detector: below 6 it raises false deaths, at 8 a crash shows after 4 to 9 intervals.
+/// Phi of the failure detector: below 6 it reports false deaths, at 8 it detects a crash after 4 to 9
+/// intervals.
 const PHI: f64 = 8.0;
 
-/// How long what a dead node said is kept: an hour's outage must not empty the view, a day's dead
-/// incarnations would fill the digest.
+/// How long a dead node's record is kept: an hour's outage must not empty the view, a day's dead incarnations
+/// would fill the digest.
 const GRACE: Duration = Duration::from_secs(15 * 60);
 
-/// A member whose own datagram came within this time is heard, whatever chitchat's statistics say.
+/// A member whose own datagram arrived within this time is alive, whatever chitchat's statistics say.
 const DIRECT: Duration = Duration::from_secs(3);
 
-/// Time between two looks at chitchat's state: it reports changes only once a round, and whoever has just
-/// joined should not wait for that. For each member a millisecond more, so that a look never costs much.
+/// Interval of polling chitchat's state: it reports changes only once a round, and a node that has just
+/// joined should not wait for that. A millisecond more for each member, so that polling never costs much.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Time between two starts of gossip because of a later record of this node than its own: each makes every
-/// node learn this one anew, and another machine with the same identity would answer in kind.
+/// Shortest time between two restarts of gossip because of a later record of this node than its own: each
+/// makes every node learn this one again, and another machine with the same identity would respond in kind.
 const OVERTAKEN: Duration = Duration::from_secs(30);
 
-/// A run of gossip that lasted this long has got over what the one before failed of.
+/// A run of gossip that lasted this long has recovered from the previous failure.
 const RECOVERED: Duration = Duration::from_secs(120);
 
-/// What gossip works with.
+/// What gossip needs.
 pub(crate) struct GossipInputs {
     pub(crate) link: Arc<Link>,
     pub(crate) trust: watch::Receiver<Arc<TrustedKeys>>,
     pub(crate) settings: watch::Receiver<Arc<Settings>>,
-    /// Who serves, as last known: where those nodes are was proven before.
+    /// Last known good backends: the addresses of those nodes were proven before.
     pub(crate) serving: watch::Receiver<Arc<LastKnownGood>>,
     pub(crate) arrivals: mpsc::Receiver<(NodeId, Vec<u8>)>,
     pub(crate) proven: mpsc::Receiver<NodeId>,
-    /// Of members' latest records, as their pulses say.
+    /// Fingerprints of members' latest records, from their pulses.
     pub(crate) fingerprints: mpsc::Receiver<(NodeId, u32)>,
     pub(crate) record: watch::Receiver<NodeRecord>,
     pub(crate) records: Arc<SharedRecords>,
-    /// Number of the next start, above all earlier ones and the one that is given.
+    /// Returns the next generation, above all earlier ones and the given one.
     pub(crate) next_generation: Box<dyn Fn(u64) -> u64 + Send>,
 }
 
-/// Starts gossip. The view and the report are written here alone.
+/// Starts gossip. Nothing else writes the view and the report.
 pub(crate) fn spawn(
     inputs: GossipInputs,
     view: watch::Sender<Arc<ClusterView>>,
@@ -135,12 +136,12 @@ pub(crate) fn spawn(
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // The guard's methods take one decision each: what a panic leaves is at worst one message's worth.
+    // Each of the guard's methods makes one decision: a panic affects at worst one message.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The name and address that chitchat knows a node by, both made of its id: short, since they travel in
-/// every digest.
+/// The name and address that chitchat uses for a node, both derived from its id: short, since they are part
+/// of every digest.
 fn chitchat_name(id: &NodeId) -> String {
     id.to_string().chars().take(10).collect()
 }
@@ -184,10 +185,10 @@ struct Gossip {
     record: watch::Receiver<NodeRecord>,
     records: Arc<SharedRecords>,
     next_generation: Box<dyn Fn(u64) -> u64 + Send>,
-    /// This node's record as it was last signed, and what it says.
+    /// The version and the fields of this node's last signed record.
     version: RecordVersion,
     body: Vec<u8>,
-    /// When gossip was last started because of a later record of this node.
+    /// When gossip last restarted because of a later record of this node.
     overtaken: Moment,
     seen: RecordCache,
     pulls: RecordPulls,
@@ -202,9 +203,9 @@ enum RunEnd {
     Stopping,
     /// The cluster has grown or shrunk so much that the interval should change.
     Resized,
-    /// There is a record of this node, signed by its key, that is later than its own.
+    /// A record of this node, signed by its key, is later than its own.
     Overtaken(RecordVersion),
-    /// It ended by itself, which it never should.
+    /// It ended unexpectedly.
     Failed(String),
 }
 
@@ -245,7 +246,7 @@ impl Gossip {
                         () = tokio::time::sleep(pause) => {}
                         () = self.life.shutdown.cancelled() => return,
                     }
-                    // Doubling up to half a minute: enough to see it in a log, never a storm.
+                    // Doubling up to half a minute: enough to notice in a log, never a storm.
                     pause = (pause * 2).min(Duration::from_secs(30));
                 }
             }
@@ -254,7 +255,7 @@ impl Gossip {
 
     async fn run(&mut self, above: u64) -> anyhow::Result<RunEnd> {
         let (document, own) = (self.trust.borrow_and_update().document.clone(), self.link.own());
-        self.follow_document(&document);
+        self.watch_document(&document);
         let interval = interval(document.members().count());
         let generation = (self.next_generation)(above);
         lock(&self.guard).set_generation(generation);
@@ -266,7 +267,7 @@ impl Gossip {
             cluster_id: document.id.to_string(),
             gossip_interval: interval,
             listen_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-            // All members, for ever: a node that was alone for a day still finds the others.
+            // All members, always: a node that was alone for a day still finds the others.
             seed_nodes: document.members().map(|(id, _)| chitchat_address(id).to_string()).collect(),
             failure_detector_config: FailureDetectorConfig {
                 phi_threshold: PHI,
@@ -286,7 +287,7 @@ impl Gossip {
             arrivals: self.arrivals.clone(),
             names: self.names.clone(),
         };
-        // chitchat numbers the first value of a start with 1, as this record.
+        // chitchat numbers the first value of a start with 1, like this record.
         let handle = spawn_chitchat(config, vec![(KEY.to_owned(), value)], &mesh).await?;
         let ended = self.watch_record(&handle, document.members().count()).await;
         let _ = handle.initiate_shutdown();
@@ -294,7 +295,7 @@ impl Gossip {
         Ok(ended)
     }
 
-    fn follow_document(&mut self, document: &Document) {
+    fn watch_document(&mut self, document: &Document) {
         self.names.learn_address(document);
         self.records.set_members(document);
         lock(&self.guard).set_members(&document.id.to_string(), document.members().map(|(id, _)| *id));
@@ -337,10 +338,10 @@ impl Gossip {
                 Ok(()) = self.settings.changed() => { self.settings.borrow_and_update(); }
                 Ok(()) = self.trust.changed() => {
                     let document = self.trust.borrow_and_update().document.clone();
-                    self.follow_document(&document);
+                    self.watch_document(&document);
                     let members = document.members().count();
                     let (now, then) = (interval(members), interval(started_with));
-                    // Gossip works with any interval; a start anew costs a moment, so only for much.
+                    // Gossip works with any interval, and a restart costs a moment: only for large changes.
                     if now > then * 3 / 2 || now * 3 / 2 < then {
                         return RunEnd::Resized;
                     }
@@ -355,7 +356,7 @@ impl Gossip {
         }
     }
 
-    /// Signs what this node says now as its next record, and keeps it.
+    /// Signs this node's current record under the next version, and stores it.
     fn sign(&mut self, document: &Document) -> SignedRecord {
         self.version.sequence += 1;
         let identity = &self.link.identity();
@@ -367,7 +368,7 @@ impl Gossip {
         record
     }
 
-    /// Hands chitchat what has changed in this node's own record.
+    /// Gives chitchat this node's record if it has changed.
     async fn publish(&mut self, handle: &ChitchatHandle) -> Option<RunEnd> {
         let body = self.record.borrow_and_update().to_body();
         if body == self.body {
@@ -384,11 +385,11 @@ impl Gossip {
                 state.max_version()
             })
             .await;
-        // Others take a value only under the number that was signed.
+        // Others accept a value only under the number that was signed.
         (published != sequence).then(|| RunEnd::Failed(format!("it numbers {sequence} as {published}")))
     }
 
-    /// Publishes whose gossip was refused. Why gossip has to start anew, if it has.
+    /// Publishes whose gossip was refused. Returns why gossip has to restart, if it has to.
     fn look_after(&mut self) -> Option<RunEnd> {
         let now = self.life.now();
         let (offenders, overtaken) = {

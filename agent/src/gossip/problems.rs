@@ -1,4 +1,4 @@
-//! What went wrong with gossip, for status.
+//! Failures of gossip, for status.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use proto::time::{UnixMs, human};
 
 use super::guard::Offender;
 
-/// How long a failure stays in status: long enough for whoever looks once after an alert.
+/// How long a failure stays in status: long enough for a person who looks after an alert.
 const SHOWN: Duration = Duration::from_secs(3600);
 
-/// What went wrong with gossip.
+/// Failures of gossip.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct GossipProblems {
     failures: u64,
@@ -22,7 +22,7 @@ pub(crate) struct GossipProblems {
 }
 
 impl GossipProblems {
-    /// chitchat ended by itself.
+    /// chitchat ended unexpectedly.
     pub(super) fn failed(&mut self, error: String, culprit: Option<NodeId>, now: UnixMs) {
         self.failures += 1;
         self.last = Some((error, culprit, now));
@@ -33,14 +33,14 @@ impl GossipProblems {
         self.overtaken = Some(now);
     }
 
-    /// Whose gossip was refused; true when that is new.
+    /// Sets the members whose gossip was refused; true when they have changed.
     pub(super) fn set_offenders(&mut self, offenders: Vec<Offender>) -> bool {
         let changed = self.offenders != offenders;
         self.offenders = offenders;
         changed
     }
 
-    /// As status shows it.
+    /// The problems that status shows.
     pub(crate) fn problems(&self, document: &Document, now: UnixMs) -> Vec<Problem> {
         let name = |id: &NodeId| document.shown_name(id);
         let ago = |at: UnixMs| Duration::from_millis(now.0.saturating_sub(at.0));

@@ -1,10 +1,10 @@
-//! Records over TLS, where gossip does not bring them or not in time.
+//! Pulls records over TLS when gossip does not bring them, or not in time.
 //!
-//! - Soon after the start, from one member, so that a node knows all before the first round of gossip.
-//! - While nobody is heard, from one member after the other: gossip can't work while keys differ.
-//! - From a master whose pulses say for longer than a moment that it has another record than is held.
-//! - Every minute or so, from one member at random: what gossip holds back for some reason then comes by
-//!   another way.
+//! - Soon after the start, from one member, so that a node has all records before the first round of gossip.
+//! - While no member is alive, from one after the other: gossip can't work while keys differ.
+//! - From a master whose pulses have another record than the stored one for longer than a moment.
+//! - Every minute or so, from one random member: records that gossip does not deliver for some reason then
+//! arrive anyway.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,30 +18,30 @@ use super::Gossip;
 use crate::records::MOST_BYTES;
 use crate::transport::random;
 
-/// Time between two questions while nobody is heard.
+/// Interval while no member is alive.
 const ALONE: Duration = Duration::from_secs(2);
 
-/// Time between two questions while all is well, in a cluster of up to [`FEW`] members; larger ones ask as
-/// much more rarely, since a question names all members.
+/// Interval while all is well, in a cluster of up to [`FEW`] members; proportionally longer in larger ones,
+/// since a request names all members.
 const USUAL: Duration = Duration::from_secs(60);
 const FEW: u32 = 100;
 
-/// How long gossip is given to bring a record that a pulse has told of.
+/// How long gossip has to bring a record that a pulse has announced.
 const PATIENCE: Duration = Duration::from_millis(1_500);
 
-/// Longest wait for an answer.
+/// Longest wait for a response.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// When records were asked for.
+/// When records were requested.
 #[derive(Debug, Default)]
 pub(super) struct RecordPulls {
     next: Option<Moment>,
-    /// Fingerprints that differ from what is held, and since when, or since the last question.
+    /// Fingerprints that differ from the stored records, and since when, or since the last request.
     differ: BTreeMap<NodeId, (u32, Moment)>,
 }
 
 impl RecordPulls {
-    /// A member's pulse says which record is its latest.
+    /// A member's pulse has announced its latest record.
     pub(super) fn announced(&mut self, node: NodeId, fingerprint: u32, now: Moment) {
         let since = self.differ.get(&node).map_or(now, |(_, since)| *since);
         self.differ.insert(node, (fingerprint, since));
@@ -49,7 +49,7 @@ impl RecordPulls {
 }
 
 impl Gossip {
-    /// Asks for what the moment calls for.
+    /// Requests what is due.
     pub(super) fn pull(&mut self) {
         let now = self.life.now();
         for (node, version) in self.overdue(now) {
@@ -65,7 +65,7 @@ impl Gossip {
         let heard = |id: &&NodeId| view.members.get(id).is_some_and(|member| member.heard);
         let anyone = members.iter().any(|id| heard(&id));
         let dice = u64::from_be_bytes(random());
-        // Of those that are heard, if any are: the others would not answer.
+        // Of the live ones, if there are any: the others would not answer.
         let asked: Vec<NodeId> = members.iter().filter(|id| !anyone || heard(id)).copied().collect();
         let peer = asked.get((dice % asked.len().max(1) as u64) as usize).copied();
         let share = u32::try_from(members.len()).unwrap_or(u32::MAX).div_ceil(FEW).max(1);
@@ -78,7 +78,7 @@ impl Gossip {
         }
     }
 
-    /// Members that have had another record than is held for too long, and what is held of them.
+    /// Members that have had another record than the stored one for too long, and the stored version.
     fn overdue(&mut self, now: Moment) -> Vec<(NodeId, RecordVersion)> {
         let store = self.records.lock();
         let held = |id: &NodeId| store.get(id).map(SignedRecord::fingerprint);
@@ -93,7 +93,7 @@ impl Gossip {
         overdue
     }
 
-    /// Asks one member for what it has that is newer.
+    /// Asks one member for its newer records.
     fn ask(&self, peer: NodeId, known: Vec<(NodeId, RecordVersion)>, all: bool) {
         let known = known.into_iter().map(|(id, at)| (id, at.generation, at.sequence)).collect();
         let (link, records, life) = (self.link.clone(), self.records.clone(), self.life.clone());
@@ -111,7 +111,7 @@ impl Gossip {
     }
 }
 
-/// What is newer than a peer knows.
+/// Records that are newer than a peer's.
 pub(crate) fn newer(
     records: &crate::records::SharedRecords,
     known: Vec<(NodeId, u64, u64)>,

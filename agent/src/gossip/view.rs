@@ -1,4 +1,4 @@
-//! From records, settings and what is heard to the [`ClusterView`] that everyone else works with.
+//! Builds the [`ClusterView`] that all other features use, from records, settings and liveness.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -15,28 +15,28 @@ use tracing::warn;
 use super::{DIRECT, Gossip, chitchat_name};
 use crate::lifecycle::wall;
 
-/// A record that was read.
+/// A decoded record.
 struct CachedRecord {
     version: RecordVersion,
     record: NodeRecord,
     left_out: Vec<RecordField>,
 }
 
-/// What was made of records so far.
+/// What was derived from records so far.
 #[derive(Default)]
 pub(super) struct RecordCache {
     read: BTreeMap<NodeId, CachedRecord>,
-    /// Addresses that members have proven to be theirs, of those that their records name.
+    /// Addresses that members have proven to own, among those that their records name.
     proven: BTreeSet<(NodeId, IpAddr)>,
 }
 
 impl RecordCache {
-    /// Names may have changed: everything is read anew.
+    /// Names may have changed: everything is read again.
     pub(super) fn forget(&mut self) {
         self.read.clear();
     }
 
-    /// Reads what has changed, and says whose it is. Whoever has no record any more is no member.
+    /// Reads changed records, and returns whose they are. A node without a record is no longer a member.
     fn read_changes(&mut self, records: &crate::records::SharedRecords, document: &Document) -> Vec<NodeId> {
         let mut fresh = Vec::new();
         let store = records.lock();
@@ -55,7 +55,7 @@ impl RecordCache {
 }
 
 impl Gossip {
-    /// Makes a new view of the records and of chitchat's state, and publishes it when it differs.
+    /// Builds a new view from the records and chitchat's state, and publishes it when it differs.
     pub(super) async fn publish_view(&mut self, handle: &ChitchatHandle) {
         let document = self.trust.borrow().document.clone();
         let previous = self.view.borrow().clone();
@@ -63,13 +63,14 @@ impl Gossip {
         self.publish_link_versions(&fresh);
         let own = self.link.own();
         let now = self.life.now();
-        // The start that is alive must be that of the record: an earlier one can look alive for a while.
+        // The live start must be that of the record: an earlier one can look alive for a while.
         let alive: BTreeSet<(String, u64)> = handle
             .with_chitchat(|chitchat| {
                 chitchat.live_nodes().map(|id| (id.node_id.to_string(), id.generation_id)).collect()
             })
             .await;
-        // chitchat needs several rounds before it calls a newcomer alive; a datagram of its own says so at once.
+        // chitchat needs several rounds before it calls a newcomer alive; a datagram from it shows that at
+        // once.
         let heard = |id: &NodeId, version: RecordVersion| {
             *id == own
                 || self.link.datagrams().last_heard(id).is_some_and(|at| now.since(at) < DIRECT)
@@ -109,8 +110,8 @@ impl Gossip {
         }
     }
 
-    /// Whether a member has proven that it has an address. What stood in the last good list was proven to
-    /// this node in an earlier run, or to the member that has welcomed it.
+    /// Whether a member has proven that it owns an address. Addresses in the last known good list were proven
+    /// to this node in an earlier run, or to the member that admitted it.
     fn is_proven(&self, id: &NodeId, ip: IpAddr) -> bool {
         let served = || {
             let serving = self.serving.borrow();
@@ -122,8 +123,8 @@ impl Gossip {
             || served()
     }
 
-    /// Keeps proofs for as long as the address is named, so that a moment without the link's does not take a
-    /// backend away.
+    /// Keeps proofs for as long as the address is named, so that a moment without the transport's does not
+    /// remove a backend.
     fn keep_proofs(&mut self, view: &ClusterView) {
         let offered = view
             .members
@@ -134,8 +135,8 @@ impl Gossip {
 }
 
 impl Gossip {
-    /// Asks members to prove the addresses that they offer services at: it takes a round trip, and how often
-    /// each is asked is the link's to bound.
+    /// Asks members to prove the addresses at which they offer services: that takes a round trip, and the
+    /// transport limits how often each is asked.
     fn ask_for_proofs(&self, view: &ClusterView) {
         for one in &view.not_counted {
             let Ignored::Unproven(_, ip) = &one.what else { continue };
@@ -145,7 +146,7 @@ impl Gossip {
         }
     }
 
-    /// Hands on which versions of the link's protocol members speak.
+    /// Tells the transport which versions of its protocol members speak.
     fn publish_link_versions(&self, read: &[NodeId]) {
         for id in read {
             let speaks = self.seen.read.get(id).map(|read| read.record.link_versions);

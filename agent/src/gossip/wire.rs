@@ -1,8 +1,8 @@
-//! chitchat's messages, protocol version 1, read within bounds and written again.
+//! chitchat's messages, protocol version 1: bounded decoding, and encoding.
 //!
-//! chitchat's own decoder unpacks what it is told to unpack and believes every node id in it. So a message is
-//! read here first, by a reader that knows no more than the format (chitchat 0.13: `message_serialize.rs`,
-//! `digest.rs`, `delta.rs`, `serialize.rs`), and what the guard lets through is written anew:
+//! chitchat's own decoder decompresses without a bound and trusts every node id. So a message is decoded here
+//! first, by a reader that knows only the format (chitchat 0.13: `message_serialize.rs`, `digest.rs`,
+//! `delta.rs`, `serialize.rs`), and what the guard lets through is encoded again:
 //!
 //! ```text
 //! message   45139 u16 | 1 u8 | kind u8 | SYN: digest, cluster | SYN-ACK: digest, delta | ACK: delta
@@ -20,16 +20,16 @@ use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// What every message begins with: the magic number and the version of the protocol.
+/// Start of every message: the magic number and the protocol version.
 const HEADER: [u8; 3] = [0x53, 0xb0, 1];
 
-/// chitchat unpacks no block to more than this.
+/// chitchat decompresses no block to more than this.
 const BLOCK: usize = 65_535;
 
-/// Messages that would be longer than this are packed again: more does not fit into a datagram.
+/// Longer messages are compressed again: more does not fit into a datagram.
 const UNPACKED: usize = 60_000;
 
-/// Size of the blocks that are packed: chitchat's own.
+/// Size of the blocks to compress: chitchat's own.
 const PACKED_BLOCK: usize = 16_384;
 
 /// A message that can't be read.
@@ -39,7 +39,7 @@ pub(crate) enum WireError {
     NotV1,
     /// It ends before it should, goes on after it should, or holds what the format does not have.
     Garbled,
-    /// Unpacked, it is larger than a message about so many members can be.
+    /// Decompressed, it is larger than a message about so many members can be.
     TooLarge,
 }
 
@@ -61,7 +61,7 @@ pub(super) struct GossipNode<'a> {
     pub(super) address: SocketAddr,
 }
 
-/// What a message says that its sender knows of a node.
+/// What the sender of a message knows of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DigestEntry<'a> {
     pub(super) node: GossipNode<'a>,
@@ -87,7 +87,7 @@ pub(super) enum GossipMessage<'a> {
     BadCluster,
 }
 
-/// Unpacks messages. Its buffers are kept, so that a message costs no allocation.
+/// Decompresses messages. Its buffers are reused, so that a message costs no allocation.
 pub(super) struct Unpacker {
     digest: Vec<u8>,
     delta: Vec<u8>,
@@ -99,7 +99,7 @@ impl Unpacker {
         Unpacker { digest: Vec::new(), delta: Vec::new(), block: vec![0; BLOCK] }
     }
 
-    /// Reads a message whose streams unpack to at most `most` bytes together.
+    /// Reads a message whose streams decompress to at most `most` bytes together.
     pub(super) fn read<'a>(
         &'a mut self,
         message: &'a [u8],
@@ -138,7 +138,7 @@ fn unpack(rest: &mut &[u8], into: &mut Vec<u8>, scratch: &mut [u8], most: usize)
         *rest = after;
         let plain = match kind {
             1 => {
-                // What is still allowed, and a byte by which too much shows.
+                // What is still allowed, and one byte more, so that an excess shows.
                 let room = scratch.len().min(most.saturating_sub(into.len()).saturating_add(1));
                 let room = scratch.get_mut(..room).unwrap_or_default();
                 let length =
@@ -237,7 +237,8 @@ impl GossipMessage<'_> {
     }
 }
 
-/// A stream. Only passed on within this machine, so it is packed only where a datagram would be too small.
+/// A stream. It only travels within this machine, so it is compressed only if it would not fit into a
+/// datagram.
 fn pack(out: &mut Vec<u8>, plain: &[u8]) {
     let packed = plain.len() + out.len() > UNPACKED;
     for block in plain.chunks(if packed { PACKED_BLOCK } else { BLOCK }) {
@@ -345,8 +346,8 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_is_not_unpacked() {
-        // 8 kB that chitchat would unpack to 159 MB.
+    fn a_zip_bomb_is_not_decompressed() {
+        // 8 kB that chitchat would decompress to 159 MB.
         let block = zstd::bulk::compress(&[0; BLOCK], 1).unwrap();
         let mut bomb = [HEADER.as_slice(), &[2]].concat();
         for _ in 0..2_400 {
@@ -358,7 +359,7 @@ mod tests {
         let mut unpacker = Unpacker::new();
         assert_eq!(unpacker.read(&bomb, 70_000), Err(WireError::TooLarge));
         assert!(unpacker.delta.capacity() < 200_000, "{}", unpacker.delta.capacity());
-        // One block that unpacks to more than is allowed.
+        // One block that decompresses to more than is allowed.
         let whole = zstd::bulk::compress(&[0; 60_000], 1).unwrap();
         let mut one = [HEADER.as_slice(), &[2, 1]].concat();
         one.extend_from_slice(&u16::try_from(whole.len()).unwrap().to_le_bytes());
@@ -368,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_of_version_1_or_goes_on_is_refused() {
+    fn another_version_and_trailing_bytes_are_refused() {
         let mut unpacker = Unpacker::new();
         let good = GossipMessage::Ack { delta: Vec::new() }.write();
         assert!(unpacker.read(&good, 100).is_ok());

@@ -1,12 +1,12 @@
-//! Routes and addresses without netlink, for processes that may not open such a socket. The kernel still
-//! says by its socket calls which address it would use, and which are here.
+//! Routes and addresses without netlink, for processes that may not open such a socket. The kernel's socket
+//! calls still show which address it would use, and which are local.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use super::{NetError, Route};
 
-/// As the kernel would send. Connecting a UDP socket sends nothing.
+/// The route that the kernel would use. Connecting a UDP socket sends nothing.
 pub(super) fn route_to(to: IpAddr) -> Result<Route, NetError> {
     let unspecified: IpAddr =
         if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
@@ -30,14 +30,14 @@ pub(super) fn route_to(to: IpAddr) -> Result<Route, NetError> {
     Ok(Route { source, interface })
 }
 
-/// Whether the address is this node's: nobody else's can be bound.
+/// Whether the address is this node's: only local ones can be bound.
 pub(super) fn is_here(ip: IpAddr) -> bool {
     UdpSocket::bind((ip, 0)).is_ok()
 }
 
 /// The interface of the narrowest route in `/proc/net/route` that covers `to`.
 fn longest_match(table: &str, to: Ipv4Addr) -> Option<String> {
-    // Words in the byte order of the machine, as hex: name, destination, gateway, flags, …, mask.
+    // Words in the machine's byte order, as hex: name, destination, gateway, flags, …, mask.
     let word = |s: &str| u32::from_str_radix(s, 16).ok().map(|n| u32::from_be_bytes(n.to_ne_bytes()));
     let routes = table.lines().skip(1).filter_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();

@@ -1,5 +1,5 @@
-//! Questions to the kernel, by netlink. Each opens a socket of its own: they are rare, and nothing has to
-//! be kept alive or put right in between.
+//! Queries to the kernel by netlink. Each opens its own socket: they are rare, and nothing has to be kept
+//! open or repaired in between.
 
 use std::io;
 use std::net::IpAddr;
@@ -17,7 +17,7 @@ use crate::netlink::route::{
 };
 use crate::netlink::{Netlink, ROUTE, errno};
 
-/// What kinds of routes are called (`linux/rtnetlink.h`); only unicast and local ones lead anywhere.
+/// Names of route types (`linux/rtnetlink.h`); only unicast and local ones lead anywhere.
 const ROUTE_KINDS: [&str; 10] = [
     "unspecified",
     "unicast",
@@ -31,12 +31,12 @@ const ROUTE_KINDS: [&str; 10] = [
     "throw",
 ];
 
-/// The kernel's way to an address.
+/// The kernel's route to an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Route {
-    /// The address that packets would leave with.
+    /// The source address of packets.
     pub(crate) source: IpAddr,
-    /// The interface they would leave by; the loopback for an address of this node.
+    /// The outgoing interface; the loopback for an address of this node.
     pub(crate) interface: String,
 }
 
@@ -62,7 +62,7 @@ pub(crate) fn interface(name: &str) -> Result<Option<Interface>, NetError> {
     Ok(Some(interface))
 }
 
-/// The route to an address, and the address that this node would be seen with.
+/// The route to an address, with the source address.
 pub(crate) fn route_to(to: IpAddr) -> Result<Route, NetError> {
     match route_by_netlink(to) {
         Err(NetError::NotPermitted { .. }) => fallback::route_to(to),
@@ -127,7 +127,7 @@ fn interface_of(kind: u16, body: &[u8]) -> Option<Interface> {
     })
 }
 
-/// An address that can be used.
+/// A usable address.
 fn address_of(kind: u16, body: &[u8]) -> Option<HeldAddress> {
     let AddressMessage { index, ip, prefix, flags, .. } =
         AddressMessage::read(kind, body).filter(|found| !found.gone)?;
@@ -135,9 +135,9 @@ fn address_of(kind: u16, body: &[u8]) -> Option<HeldAddress> {
     if unproven || flags & IFA_F_DADFAILED != 0 {
         return None;
     }
-    // The bit that says secondary for IPv4 says temporary for IPv6.
-    let passing = flags & (IFA_F_DEPRECATED | IFA_F_SECONDARY) != 0;
-    Some((index, InterfaceAddress { ip, prefix, passing }))
+    // The bit for secondary (IPv4) means temporary for IPv6.
+    let temporary = flags & (IFA_F_DEPRECATED | IFA_F_SECONDARY) != 0;
+    Some((index, InterfaceAddress { ip, prefix, temporary }))
 }
 
 fn links_failed(source: io::Error) -> NetError {
@@ -181,8 +181,8 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_is_asked_right_in_a_network_of_its_own() {
-        let test = "net::kernel::tests::the_kernel_is_asked_right_in_a_network_of_its_own";
+    fn queries_are_right_in_a_network_of_their_own() {
+        let test = "net::kernel::tests::queries_are_right_in_a_network_of_their_own";
         if in_namespaces(test, &["--net"], "ip link set lo up").is_none() {
             return;
         }
@@ -212,7 +212,7 @@ mod tests {
         assert!(up.holds(ip("10.9.0.1")) && up.holds(ip("fd09::1")) && !up.holds(ip("10.9.0.2")));
         let peer = interface("w1").unwrap().unwrap();
         assert!(peer.holds(ip("10.8.0.1")) && !peer.holds(ip("10.8.0.2")), "{peer:?}");
-        // The route leads over w0, and the fallback finds the same without netlink.
+        // The route uses w0, and the fallback finds the same without netlink.
         for (to, source) in [("10.9.0.7", "10.9.0.1"), ("fd09::7", "fd09::1")] {
             let expected = Route { source: ip(source), interface: "w0".to_owned() };
             assert_eq!(route(to).unwrap(), expected);
@@ -229,10 +229,10 @@ mod tests {
 
     type Attribute<'a> = (u16, &'a [u8]);
 
-    /// Flags of the header, attributes; the address and whether it will go, if it is taken.
+    /// Header flags, attributes; the address and whether it is temporary, if it is usable.
     type Case<'a> = (u8, &'a [Attribute<'a>], Option<(&'a str, bool)>);
 
-    /// A message's body: its fixed part, and attributes behind.
+    /// A message's body: its fixed part, and the attributes after it.
     fn body(head: &[u8], attributes: &[Attribute<'_>]) -> Vec<u8> {
         let mut body = head.to_vec();
         attributes.iter().for_each(|(kind, value)| put(&mut body, *kind, value));
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_taken_when_they_can_be_used() {
+    fn only_usable_addresses_are_taken() {
         let (one, two) = ([10, 0, 0, 1], [10, 0, 0, 2]);
         let both: &[Attribute<'_>] = &[(1, &two), (2, &one)];
         let cases: [Case<'_>; 10] = [
@@ -257,8 +257,8 @@ mod tests {
         ];
         for (i, (flags, attributes, expected)) in cases.into_iter().enumerate() {
             let body = body(&[2, 24, flags, 0, 7, 0, 0, 0], attributes);
-            let found = address_of(RTM_NEWADDR, &body).map(|(_, a)| (a.ip.to_string(), a.passing));
-            assert_eq!(found, expected.map(|(ip, passing)| (ip.to_owned(), passing)), "case {i}");
+            let found = address_of(RTM_NEWADDR, &body).map(|(_, a)| (a.ip.to_string(), a.temporary));
+            assert_eq!(found, expected.map(|(ip, temporary)| (ip.to_owned(), temporary)), "case {i}");
         }
     }
 

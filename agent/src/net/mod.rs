@@ -1,8 +1,8 @@
-//! What the kernel knows of this node's addresses, interfaces and routes, and what names stand for.
+//! This node's addresses, interfaces and routes as the kernel has them, and name resolution.
 //!
-//! `kernel` asks, by netlink; `fallback` makes do where netlink is forbidden; `pick` decides which address
-//! this node is reached at, without asking anyone; `own` is the one task here, and follows that address
-//! while the process lives; `resolve` turns what a user typed into socket addresses.
+//! `kernel` asks by netlink; `fallback` does without where netlink is forbidden; `pick` decides at which
+//! address this node is reached, without I/O; `own` is the one task here, and watches that address; `resolve`
+//! turns user input into socket addresses.
 
 mod fallback;
 mod kernel;
@@ -27,8 +27,8 @@ pub(crate) struct InterfaceAddress {
     pub(crate) ip: IpAddr,
     /// Length of its network's prefix.
     pub(crate) prefix: u8,
-    /// Deprecated or a privacy address: it will go, so nobody should be told of it.
-    pub(crate) passing: bool,
+    /// Deprecated or a privacy address: it will disappear, so it is not advertised.
+    pub(crate) temporary: bool,
 }
 
 /// A network interface.
@@ -36,23 +36,24 @@ pub(crate) struct InterfaceAddress {
 pub(crate) struct Interface {
     /// Its name.
     pub(crate) name: String,
-    /// Its index; a new one when it is made anew.
+    /// Its index; a recreated interface gets a new one.
     pub(crate) index: u32,
-    /// What the driver calls itself: wireguard, tun, bridge, veth. None for most hardware.
+    /// The driver's kind: wireguard, tun, bridge, veth. None for most hardware.
     pub(crate) kind: Option<String>,
-    /// Set up by the administrator and with a carrier.
+    /// Administratively up and with a carrier.
     pub(crate) up: bool,
     /// A loopback.
     pub(crate) loopback: bool,
     /// Leads to one peer.
     pub(crate) point_to_point: bool,
-    /// Can reach all at once.
+    /// Supports broadcast.
     pub(crate) broadcast: bool,
-    /// Does not know ARP.
+    /// Does not use ARP.
     pub(crate) no_arp: bool,
     /// Largest packet.
     pub(crate) mtu: u32,
-    /// Its addresses, without those that can't be used yet (duplicate detection is going on, or failed).
+    /// Its addresses, without those that can't be used yet (duplicate address detection is in progress or has
+    /// failed).
     pub(crate) addresses: Vec<InterfaceAddress>,
 }
 
@@ -93,13 +94,13 @@ const VPN_KINDS: &[&str] = &["wireguard", "tun", "ovpn"];
 impl Interface {
     /// Made for pods or virtual machines on this node, not for other nodes.
     fn inner(&self) -> bool {
-        // Docker names a bridge by an id. A br-lan or br-ex may well carry the node's own address.
+        // Docker names a bridge by an id. A br-lan or br-ex may well have the node's own address.
         let docker = |id: &str| !id.is_empty() && id.bytes().all(|b| b.is_ascii_hexdigit());
         INNER.iter().any(|start| self.name.starts_with(start))
             || self.name.strip_prefix("br-").is_some_and(docker)
     }
 
-    /// Looks like the end of a VPN.
+    /// Looks like a VPN interface.
     pub(crate) fn vpn_like(&self) -> bool {
         let kind = self.kind.as_deref().is_some_and(|kind| VPN_KINDS.contains(&kind));
         let name = VPN_NAMES.iter().any(|start| self.name.starts_with(start));
@@ -112,14 +113,14 @@ impl Interface {
         self.addresses.iter().any(|a| a.ip == ip || (self.loopback && a.ip.is_loopback() && a.net_has(ip)))
     }
 
-    /// The address to be reached at by other nodes. IPv4 before IPv6; a lasting address before one that
-    /// will go; one of a network before a lone one, which may be a virtual IP that moves away.
+    /// The address at which other nodes reach this one. IPv4 before IPv6; a permanent address before one that
+    /// will disappear; one with a network before a lone one, which may be a virtual IP that moves away.
     fn best(&self, of: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
         let usable = self.addresses.iter().filter(|a| reachable(a.ip) && of(a.ip));
-        usable.min_by_key(|a| (a.ip.is_ipv6(), a.passing, a.lone())).map(|a| a.ip)
+        usable.min_by_key(|a| (a.ip.is_ipv6(), a.temporary, a.lone())).map(|a| a.ip)
     }
 
-    /// In one word, for lists.
+    /// Its kind in one word, for lists.
     fn kind_word(&self) -> &str {
         match &self.kind {
             Some(kind) => kind,
@@ -158,19 +159,19 @@ fn reachable(ip: IpAddr) -> bool {
 /// Why the kernel's answer is missing.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NetError {
-    /// There is no asking at all.
+    /// This process may not ask.
     #[error(
         "this process may not query interfaces and routes (netlink: {source}); allow \
          AF_NETLINK (RestrictAddressFamilies= of a unit, the seccomp profile of a container)"
     )]
     NotPermitted { source: io::Error },
-    /// It was asked and refused.
+    /// The kernel refused.
     #[error("can't {act}: {source}")]
     Ask { act: &'static str, source: io::Error },
-    /// Its answer made no sense.
+    /// The answer made no sense.
     #[error("can't {act}: {why}")]
     Answer { act: &'static str, why: String },
-    /// It knows no way.
+    /// There is no route.
     #[error(
         "no route to {to} ({why}): is the VPN up? `ip route get {to}` shows what the kernel does; --addr and \
          --iface choose another address"

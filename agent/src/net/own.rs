@@ -1,6 +1,6 @@
-//! Follows this node's own address: one task that listens to the kernel's events, reads what is now, and
-//! writes the address that may be advertised into a watch. It is that watch's only writer. It keeps nothing
-//! that a new read would not bring back, so it can be stopped anywhere.
+//! Watches this node's own address: one task that listens to the kernel's events, reads the current state,
+//! and writes the address to advertise into a watch. It is that watch's only writer. It keeps nothing that
+//! another read would not bring back, so it can be stopped anywhere.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -13,15 +13,15 @@ use super::{Interface, fallback, reachable};
 use crate::lifecycle::Lifecycle;
 use crate::netlink::KernelChanges;
 
-/// An address that is replaced goes and comes in two events; who reads between them sees neither.
-const SETTLE: Duration = Duration::from_millis(50);
-/// The second net, should an event be lost.
+/// Replacing an address takes two events, remove and add; a read between them would see neither.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+/// Polling, in case an event is lost.
 const REREAD: Duration = Duration::from_secs(30);
-/// Without events the second net is the only one.
+/// Without events there is only polling.
 const REREAD_BLIND: Duration = Duration::from_secs(5);
 
-/// Keeps `out` at the address that other nodes may be told: `wanted` while `iface` is up and has it, else
-/// another of the same family that it has (unless `pinned`), else None.
+/// Keeps `out` at the address that other nodes may use: `wanted` while `iface` is up and has it, else another
+/// of the same family that it has (unless `pinned`), else None.
 pub(crate) fn watch_own(
     iface: String,
     wanted: IpAddr,
@@ -33,7 +33,7 @@ pub(crate) fn watch_own(
     let own = OwnAddress { iface, wanted, pinned, out, degraded: false };
     life.supervise("net", own, move |own| {
         let stopping = stopping.clone();
-        // What is being left at the end has no address to follow any more.
+        // After leaving the cluster there is no address to watch.
         Box::pin(async move {
             stopping.run_until_cancelled(own.watch_address()).await;
         })
@@ -52,7 +52,7 @@ struct OwnAddress {
 impl OwnAddress {
     async fn watch_address(&mut self) {
         loop {
-            // Subscribed before the read, so that what changes in between is seen.
+            // Subscribed before the read, so that changes in between are seen.
             let mut changes = KernelChanges::subscribe().ok();
             loop {
                 self.read();
@@ -61,7 +61,8 @@ impl OwnAddress {
                     break;
                 };
                 match timeout(REREAD, changes.next()).await {
-                    // What has changed does not matter: what is now is read, so no change has to be kept.
+                    // What has changed does not matter: the current state is read, so no change has to be
+                    // kept.
                     Ok(Ok(_)) => debounce(changes).await,
                     Ok(Err(_)) => {
                         sleep(REREAD_BLIND).await;
@@ -112,17 +113,17 @@ impl OwnAddress {
     }
 }
 
-/// Lets a burst pass, but not for ever: on a busy node some interface always changes.
+/// Waits for a burst to end, but not forever: on a busy node some interface always changes.
 async fn debounce(changes: &mut KernelChanges) {
     let quiet = async {
         while changes.next().await.is_ok() {}
-        // A socket that fails says so again at the next wait; here it must not cut the time short.
+        // A failed socket reports the error again at the next wait; here it must not cut the time short.
         std::future::pending::<()>().await;
     };
-    let _ = timeout(SETTLE, quiet).await;
+    let _ = timeout(DEBOUNCE, quiet).await;
 }
 
-/// What may be advertised, given what the interface is now, and why nothing may.
+/// What may be advertised, given the interface's current state, and why nothing may.
 fn own_address(
     interface: Option<&Interface>,
     wanted: IpAddr,
@@ -139,7 +140,7 @@ fn own_address(
     if pinned || !reachable(wanted) {
         return (None, "the address was removed");
     }
-    // Having changed once, it does not change again while that address lasts.
+    // After one change it does not change again while that address exists.
     if let Some(current) = current.filter(|ip| reachable(*ip) && interface.holds(*ip)) {
         return (Some(current), "");
     }
@@ -239,7 +240,7 @@ mod tests {
             ];
             for (lines, expected) in steps {
                 lines.iter().for_each(|line| run_ip(line));
-                // Far less than the 30 s of the second net: it came by an event.
+                // Far less than the 30 s of polling: it came by an event.
                 let arrives = seen.wait_for(|now| *now == expected.map(ip));
                 timeout(Duration::from_secs(10), arrives)
                     .await

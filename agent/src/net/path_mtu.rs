@@ -1,13 +1,13 @@
-//! How large a packet may be on its way, as far as the kernel has learned.
+//! The path MTU, as far as the kernel has learned it.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
 use nix::sys::socket::{getsockopt, sockopt};
 
-/// The largest packet on the way to an address, by its route, its interface and what came back of earlier
-/// packets; none: the kernel does not say. Nothing is sent.
+/// The largest packet on the path to an address, by its route, its interface and the responses to earlier
+/// packets; `None`: the kernel does not know. Nothing is sent.
 pub(crate) fn path_mtu(to: SocketAddr) -> Option<u32> {
-    // Of IPv6 the kernel says it by an option that no safe wrapper has.
+    // For IPv6 it takes an option that no safe wrapper has.
     if to.is_ipv6() {
         return None;
     }

@@ -1,4 +1,4 @@
-//! Which address this node is reached at, when nobody said, and whether what somebody said can be.
+//! Picks the address at which this node is reached, and checks a given one.
 
 #[cfg(test)]
 pub(super) mod tests;
@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use super::{Interface, NetError, interfaces, reachable, route_to};
 
-/// The answer.
+/// The picked address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PickedAddress {
     /// The address to advertise.
@@ -25,8 +25,8 @@ impl PickedAddress {
     }
 }
 
-/// Chooses without a seed to ask the route of: the only VPN, else the only other interface. Where that is
-/// not clear it is better to ask than to advertise an address that the other nodes can't reach (k3s#13063).
+/// Picks without a seed whose route could decide: the only VPN, else the only other interface. If that is
+/// ambiguous, asking is better than advertising an address that the other nodes can't reach (k3s#13063).
 pub(crate) fn pick_for_init(
     interfaces: &[Interface],
     wanted_iface: Option<&str>,
@@ -53,7 +53,7 @@ pub(crate) fn pick_for_init(
     }
 }
 
-/// Chooses the address by which the kernel would reach the seed.
+/// Picks the address from which the kernel would reach the seed.
 pub(crate) fn pick_for_seed(
     seed: IpAddr,
     wanted_iface: Option<&str>,
@@ -61,7 +61,7 @@ pub(crate) fn pick_for_seed(
 ) -> Result<PickedAddress, PickError> {
     let interfaces = match interfaces() {
         Ok(interfaces) => interfaces,
-        // Then the route has to do, and is known another way.
+        // Then the route is enough, and known by other means.
         Err(NetError::NotPermitted { .. }) if wanted_iface.is_none() && wanted_addr.is_none() => Vec::new(),
         Err(error) => return Err(error.into()),
     };
@@ -74,7 +74,7 @@ pub(crate) fn pick_for_seed(
         return Err(PickError::Useless { address: route.source });
     }
     let mut picked = PickedAddress::new(route.source, &route.interface);
-    // The way to an address of this very node leads over the loopback, which is not where it lives.
+    // The route to an address of this very node uses the loopback, which is not the interface that has it.
     let holder = interfaces.iter().find(|i| i.addresses.iter().any(|a| a.ip == picked.address));
     if let Some(holder) = holder {
         picked.interface.clone_from(&holder.name);
@@ -115,7 +115,7 @@ fn pick_wanted(
             (interface, best.ok_or_else(none)?)
         }
         (named, address) => {
-            // One of both is given, or this is not called.
+            // At least one of both is given.
             let Some(address) = address else { return Err(PickError::None { found: listed(interfaces) }) };
             let holder = interfaces.iter().find(|i| i.holds(address));
             match (holder, named) {
@@ -134,13 +134,13 @@ fn pick_wanted(
     Ok(PickedAddress::new(address, &interface.name))
 }
 
-/// A VPN that is set up but not running: the address to choose may be the one that is missing now.
+/// A VPN that is set up but not running: its address may be the right one, and is missing now.
 fn vpn_down(interfaces: &[Interface]) -> Option<&Interface> {
     let real = |i: &Interface| i.kind.as_deref() == Some("wireguard") || i.best(|_| true).is_some();
     interfaces.iter().find(|i| i.vpn_like() && !i.up && real(i))
 }
 
-/// With the VPN down the default route takes its place, and any address has a route by that.
+/// With the VPN down the default route replaces it, and any address is routed there.
 fn vpn_down_hint(seed: IpAddr, picked: &PickedAddress, interfaces: &[Interface]) -> Option<String> {
     let (address, name) = (picked.address, &picked.interface);
     let chosen = interfaces.iter().find(|i| i.name == *name)?;
@@ -171,20 +171,20 @@ fn private(ip: IpAddr) -> bool {
     }
 }
 
-/// Why no address was chosen. The lists have a line for each interface.
+/// Why no address was picked. The lists have a line for each interface.
 #[derive(Debug)]
 pub(crate) enum PickError {
-    /// More than one could be meant.
+    /// More than one is possible.
     Several { found: String },
-    /// None can be.
+    /// None is possible.
     None { found: String },
-    /// The one that is probably meant is down.
+    /// The probable interface is down.
     VpnDown { vpn: String, others: String },
-    /// `--iface` names none.
+    /// `--iface` names no interface.
     NoInterface { name: String, found: String },
-    /// `--iface` has nothing to be reached at.
+    /// The interface has no usable address.
     NoAddress { name: String },
-    /// What was asked for is down.
+    /// The given interface is down.
     Down { name: String },
     /// `--addr` is not this node's.
     NotHere { address: IpAddr, found: String },
@@ -192,7 +192,7 @@ pub(crate) enum PickError {
     Elsewhere { address: IpAddr, holder: String, named: String },
     /// Such an address means something else on every node.
     Useless { address: IpAddr },
-    /// The kernel did not say.
+    /// The kernel did not answer.
     Net(NetError),
 }
 

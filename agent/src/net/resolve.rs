@@ -1,6 +1,6 @@
-//! What a user typed as `host[:port]` to socket addresses. Names are resolved by libc, so by what the
-//! machine's administrator has set in `/etc/hosts` and `/etc/resolv.conf`; a static libc (musl's, and
-//! glibc's since 2.34) does that in an empty chroot too.
+//! Resolves what a user typed as `host[:port]`. Names are resolved by libc, so by what the administrator has
+//! set in `/etc/hosts` and `/etc/resolv.conf`; a static libc (musl's, and glibc's since 2.34) does that in an
+//! empty chroot too.
 
 #[cfg(test)]
 mod tests;
@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-/// All that a name may cost. A person waits for it.
+/// Longest time to resolve a name. A person is waiting.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest name and longest part of one, in bytes (RFC 1035, section 2.3.4).
 const LONGEST: (usize, usize) = (253, 63);
-/// What `localhost` is, whoever else may say something of it (RFC 6761, section 6.3).
+/// The addresses of `localhost`, whatever resolvers say (RFC 6761, section 6.3).
 const LOCAL: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
 /// Resolves `host`, `host:port`, an address, or an address with a port. IPv4 addresses come first.
@@ -37,8 +37,8 @@ pub(crate) async fn resolve(given: &str, default_port: u16) -> Result<Vec<Socket
     Ok(ips.into_iter().map(|ip| SocketAddr::new(ip, port)).collect())
 }
 
-/// Asks libc on a thread of its own: it can't be called off, and neither a task nor the end of the process
-/// is to wait for it.
+/// Asks libc on a thread of its own: it can't be cancelled, and neither a task nor the end of the process may
+/// wait for it.
 async fn ask(name: String) -> Result<Vec<IpAddr>, ResolveError> {
     let (answer, answered) = oneshot::channel();
     let asked = name.clone();
@@ -62,7 +62,7 @@ enum Host {
     Name(String),
 }
 
-/// Splits what was typed.
+/// Splits the input.
 fn parse(given: &str, default_port: u16) -> Result<(Host, u16), BadHost> {
     if given.is_empty() {
         return Err(BadHost::Empty);
@@ -101,7 +101,7 @@ fn parse(given: &str, default_port: u16) -> Result<(Host, u16), BadHost> {
 }
 
 fn parse_port(port: &str) -> Result<u16, BadHost> {
-    // Digits alone: `+1` parses as a number too.
+    // Digits alone: `+1` would parse as a number too.
     let digits = port.bytes().all(|b| b.is_ascii_digit());
     port.parse()
         .ok()
@@ -138,7 +138,7 @@ fn parse_name(host: &str) -> Result<String, BadHost> {
     Ok(host.to_ascii_lowercase())
 }
 
-/// Why what was typed is neither a name nor an address: the end of a sentence that begins with it.
+/// Why the input is neither a name nor an address: the end of a sentence that starts with it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadHost {
     #[error("is empty; use a name or an address, such as node1 or 10.0.0.1:7646")]
@@ -182,14 +182,14 @@ pub(crate) enum LookupError {
     None,
     #[error("no name server answered")]
     TimedOut,
-    // std's words before libc's own say nothing more.
+    // std's prefix of libc's message adds nothing.
     #[error("{}", shown(.0))]
     Refused(io::Error),
     #[error("no thread for it: {0}")]
     Thread(io::Error),
 }
 
-/// libc's words alone.
+/// libc's message alone.
 fn shown(error: &io::Error) -> String {
     let words = error.to_string();
     words.strip_prefix("failed to lookup address information: ").unwrap_or(&words).to_owned()
@@ -198,10 +198,10 @@ fn shown(error: &io::Error) -> String {
 /// Why there are no addresses.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ResolveError {
-    /// What was typed is neither a name nor an address.
+    /// The input is neither a name nor an address.
     #[error("{given:?} {why}")]
     Syntax { given: String, why: BadHost },
-    /// The name has none, or nobody said so in time.
+    /// The name has no addresses, or there was no answer in time.
     #[error(
         "cannot resolve {name}: {why}; check the spelling, /etc/hosts and /etc/resolv.conf, or use an address"
     )]

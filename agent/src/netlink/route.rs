@@ -1,5 +1,5 @@
-//! The messages of rtnetlink that `net` and `vip` speak, by named fields. What the kernel says is read here
-//! and nowhere else; what it means is for whoever has asked.
+//! The rtnetlink messages that `net` and `vip` use, by named fields. Only this module decodes them; the
+//! meaning is up to the caller.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,7 @@ use proto::arp::Mac;
 
 use super::{address, attribute, attributes, family, number, octets, put, text};
 
-/// Settings of an interface for IPv4, a number each, in IFLA_AF_SPEC (`linux/if_link.h`); and the place of
+/// An interface's IPv4 settings, a number each, in IFLA_AF_SPEC (`linux/if_link.h`); and the position of
 /// `arp_ignore` among them, which is the 19th (`linux/ip.h`).
 const IFLA_INET_CONF: u16 = 1;
 const ARP_IGNORE: usize = 18;
@@ -26,12 +26,12 @@ pub(crate) const IFF_LOOPBACK: u32 = libc::IFF_LOOPBACK.cast_unsigned();
 pub(crate) const IFF_POINTOPOINT: u32 = libc::IFF_POINTOPOINT.cast_unsigned();
 pub(crate) const IFF_NOARP: u32 = libc::IFF_NOARP.cast_unsigned();
 
-/// A time that does not end.
-const FOR_EVER: u32 = u32::MAX;
+/// An infinite lifetime.
+const FOREVER: u32 = u32::MAX;
 
-/// Asks for every address.
+/// Requests all addresses.
 pub(crate) const EVERY_ADDRESS: [u8; 8] = [0; 8];
-/// Asks for every neighbour.
+/// Requests all neighbours.
 pub(crate) const EVERY_NEIGHBOUR: [u8; 12] = [0; 12];
 
 /// An interface.
@@ -43,10 +43,10 @@ pub(crate) struct LinkMessage {
     /// IFF_ flags.
     pub(crate) flags: u32,
     pub(crate) name: Option<String>,
-    /// Of six bytes, as Ethernet has them.
+    /// Of six bytes, as on Ethernet.
     pub(crate) mac: Option<Mac>,
     pub(crate) mtu: Option<u32>,
-    /// What the driver calls itself.
+    /// The driver's kind.
     pub(crate) kind: Option<String>,
     /// Its own `arp_ignore`.
     pub(crate) arp_ignore: Option<u32>,
@@ -79,7 +79,7 @@ impl LinkMessage {
         Some(link)
     }
 
-    /// Asks for all interfaces, or for the one of this index or name, without their counters, which are the
+    /// Requests all interfaces, or the one with this index or name, without their counters, which are the
     /// larger part.
     pub(crate) fn ask(index: Option<u32>, name: Option<&str>) -> Vec<u8> {
         let mut body = vec![0; 4];
@@ -96,19 +96,19 @@ impl LinkMessage {
 /// An address on an interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AddressMessage {
-    /// It was taken away.
+    /// It was removed.
     pub(crate) gone: bool,
     pub(crate) index: u32,
     pub(crate) ip: IpAddr,
     pub(crate) prefix: u8,
     /// IFA_F_ flags.
     pub(crate) flags: u32,
-    /// It ends by itself, in so many seconds.
+    /// It expires, in so many seconds.
     pub(crate) valid_seconds: Option<u32>,
 }
 
 impl AddressMessage {
-    /// Reads a message about an address that is there or gone.
+    /// Reads a message about an address that exists or was removed.
     pub(crate) fn read(kind: u16, body: &[u8]) -> Option<AddressMessage> {
         let (head, rest) =
             body.split_first_chunk::<8>().filter(|_| [RTM_NEWADDR, RTM_DELADDR].contains(&kind))?;
@@ -118,10 +118,10 @@ impl AddressMessage {
             match kind {
                 IFA_ADDRESS => other = address(value),
                 IFA_LOCAL => local = address(value),
-                // All of them; the header has room for eight.
+                // All flags; the header has room for eight.
                 IFA_FLAGS => flags = number(value, 0).unwrap_or(flags),
-                // The first is the time for which it is preferred.
-                IFA_CACHEINFO => valid_seconds = number(value, 4).filter(|seconds| *seconds != FOR_EVER),
+                // The first number is the preferred lifetime.
+                IFA_CACHEINFO => valid_seconds = number(value, 4).filter(|seconds| *seconds != FOREVER),
                 _ => {}
             }
         }
@@ -136,7 +136,7 @@ impl AddressMessage {
         })
     }
 
-    /// Address, whole prefix, interface: the three together name what is meant, and nothing else is touched.
+    /// Address, whole prefix, interface: only the three together identify it, and nothing else is touched.
     pub(crate) fn name(ip: IpAddr, index: u32) -> Vec<u8> {
         let mut body = vec![family(ip), octets(ip).len() as u8 * 8, 0, 0];
         body.extend_from_slice(&index.to_ne_bytes());
@@ -145,7 +145,7 @@ impl AddressMessage {
         body
     }
 
-    /// The same with what it is to be like: for how many seconds it is preferred and valid.
+    /// The same with its properties: for how many seconds it is preferred and valid.
     pub(crate) fn make(
         ip: IpAddr,
         index: u32,
@@ -157,7 +157,7 @@ impl AddressMessage {
         if let Some(label) = label {
             put(&mut body, IFA_LABEL, &[label.as_bytes(), &[0]].concat());
         }
-        // When it was made and changed is the kernel's.
+        // The kernel sets the times of creation and change.
         let times = [seconds.0.to_ne_bytes(), seconds.1.to_ne_bytes(), [0; 4], [0; 4]].concat();
         put(&mut body, IFA_CACHEINFO, &times);
         if flags != 0 {
@@ -174,12 +174,12 @@ pub(crate) struct RouteMessage {
     pub(crate) kind: u8,
     /// The interface.
     pub(crate) index: u32,
-    /// The address that packets leave with.
+    /// The source address of packets.
     pub(crate) source: Option<IpAddr>,
 }
 
 impl RouteMessage {
-    /// Reads a message about a route that is there.
+    /// Reads a message about an existing route.
     pub(crate) fn read(kind: u16, body: &[u8]) -> Option<RouteMessage> {
         let (head, rest) = body.split_first_chunk::<12>().filter(|_| kind == RTM_NEWROUTE)?;
         let (mut index, mut source) = (0, None);
@@ -193,7 +193,7 @@ impl RouteMessage {
         Some(RouteMessage { kind: head[7], index, source })
     }
 
-    /// Asks for the route to an address.
+    /// Requests the route to an address.
     pub(crate) fn ask(to: IpAddr) -> Vec<u8> {
         let address = octets(to);
         let mut body = vec![family(to), address.len() as u8 * 8];
@@ -207,12 +207,12 @@ impl RouteMessage {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NeighbourMessage {
     pub(crate) ip: IpAddr,
-    /// Where it is, as far as that is known.
+    /// Its MAC, as far as it is known.
     pub(crate) mac: Option<Mac>,
 }
 
 impl NeighbourMessage {
-    /// Reads a message about a neighbour that is there.
+    /// Reads a message about an existing neighbour.
     pub(crate) fn read(kind: u16, body: &[u8]) -> Option<NeighbourMessage> {
         let rest = body.get(12..).filter(|_| kind == RTM_NEWNEIGH)?;
         let (mut ip, mut at) = (None, None);
@@ -226,7 +226,7 @@ impl NeighbourMessage {
         Some(NeighbourMessage { ip: ip?, mac: at })
     }
 
-    /// It was found there a moment ago.
+    /// A neighbour that was just confirmed.
     pub(crate) fn found(ip: IpAddr, index: u32, mac: Mac) -> Vec<u8> {
         let mut body = vec![family(ip), 0, 0, 0];
         body.extend_from_slice(&index.to_ne_bytes());
@@ -258,7 +258,7 @@ mod tests {
             assert_eq!(AddressMessage::read(RTM_NEWADDR, &made), Some(read.clone()));
             let gone = AddressMessage { gone: true, flags: 0, valid_seconds: None, ..read };
             assert_eq!(AddressMessage::read(RTM_DELADDR, &AddressMessage::name(ip, 7)), Some(gone));
-            let for_ever = AddressMessage::make(ip, 7, None, (FOR_EVER, FOR_EVER), 0);
+            let for_ever = AddressMessage::make(ip, 7, None, (FOREVER, FOREVER), 0);
             assert_eq!(AddressMessage::read(RTM_NEWADDR, &for_ever).unwrap().valid_seconds, None);
             let mac = Mac([2, 0, 0, 0, 0, 1]);
             let found = NeighbourMessage::found(ip, 7, mac);
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attribute_that_is_cut_is_none_and_the_others_stay() {
+    fn a_truncated_attribute_is_none_and_the_others_stay() {
         let mut body = LinkMessage::ask(Some(7), None);
         put(&mut body, IFLA_MTU, &1420u32.to_ne_bytes());
         put(&mut body, IFLA_ADDRESS, &[1, 2, 3]);

@@ -1,4 +1,4 @@
-//! Where credentials are found, and that they are followed when they change.
+//! Where credentials are found, and that changes are noticed.
 
 use std::os::unix::fs::symlink;
 
@@ -40,7 +40,7 @@ impl Machine {
         Probe::new(&https(discover()), self.dir.path())
     }
 
-    /// What a check finds, and the certificate that it showed.
+    /// The outcome of a check, and the certificate that it showed.
     async fn check(&self, probe: &mut Probe) -> (CheckOutcome, Option<Vec<u8>>) {
         let outcome = probe.check(self.server.address).await;
         (outcome, self.server.last().client)
@@ -64,7 +64,7 @@ async fn every_distribution_is_found_and_a_servers_own_files_come_first() {
         machine.write(&format!("{base}/agent/server-ca.crt"), &machine.pki.pem);
         let kubelet = machine.client(&format!("{base}/{KUBELET}"));
         assert_eq!(machine.check(&mut machine.probe()).await, (ready(), Some(kubelet)));
-        // A server has both; and its CA counts, not the agent's copy.
+        // A server has both; its own CA counts, not the agent's copy.
         machine.write(&format!("{base}/agent/server-ca.crt"), &Pki::new().pem);
         machine.write(&format!("{base}/server/tls/server-ca.crt"), &machine.pki.pem);
         let admin = machine.client(&format!("{base}/{ADMIN}"));
@@ -89,14 +89,14 @@ async fn the_ca_that_is_found_verifies() {
         machine.probe().check(machine.server.address).await,
         CheckOutcome::new(CheckAnswer::NotReady, Cause::Tls(TlsFault::UnknownCa)).with("tls/server-ca.crt")
     );
-    // What a removed k3s left behind is not mixed with the kubeadm that is in use.
+    // Leftovers of a removed k3s are not mixed with the kubeadm in use.
     machine.write("etc/kubernetes/pki/ca.crt", &machine.pki.pem);
     let used = machine.client("etc/kubernetes/pki/apiserver-kubelet-client");
     assert_eq!(machine.check(&mut machine.probe()).await, (ready(), Some(used)));
 }
 
 #[tokio::test]
-async fn a_garbled_file_makes_room_for_the_next() {
+async fn a_garbled_file_is_skipped_for_the_next() {
     let machine = Machine::new().await;
     machine.write(&format!("{K3S}/{ADMIN}.crt"), "-----BEGIN CERTIFICATE-----\nAAAA");
     machine.write(&format!("{K3S}/{ADMIN}.key"), "");
@@ -138,7 +138,7 @@ async fn the_reason_names_the_file_and_why() {
 }
 
 #[tokio::test]
-async fn a_ca_that_configuration_names_is_never_done_without() {
+async fn a_configured_ca_is_never_skipped() {
     let machine = Machine::new().await;
     machine.write("etc/kubernetes/pki/ca.crt", &machine.pki.pem);
     let missing = machine.dir.path().join("pki/ca.crt").to_str().unwrap().to_owned();
@@ -155,7 +155,7 @@ async fn a_ca_that_configuration_names_is_never_done_without() {
 }
 
 #[tokio::test]
-async fn rotated_files_are_followed() {
+async fn rotated_files_are_reloaded() {
     let machine = Machine::new().await;
     let stem = format!("{K3S}/{ADMIN}");
     let ca = format!("{K3S}/server/tls/server-ca.crt");
@@ -178,7 +178,7 @@ async fn rotated_files_are_followed() {
 }
 
 #[tokio::test]
-async fn keys_may_be_of_every_kind_that_kubernetes_writes() {
+async fn every_key_format_that_kubernetes_writes_is_read() {
     let machine = Machine::new().await;
     // kubeadm writes PKCS#1 keys, k3s SEC1; PKCS#8 is what every other test uses.
     let rsa = machine.write("rsa.pem", include_str!("rsa-pkcs1.pem"));

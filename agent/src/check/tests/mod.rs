@@ -1,4 +1,4 @@
-//! A server that plays the apiserver, with a CA of its own; and what the tests share.
+//! A server that plays the apiserver, with its own CA; and shared test helpers.
 
 mod files;
 mod node;
@@ -96,14 +96,14 @@ impl Pair {
     }
 }
 
-/// What the server wants of its clients.
+/// What the server requires of its clients.
 enum Clients<'a> {
     Ignored,
     Asked(&'a Pki),
     Required(&'a Pki),
 }
 
-/// What a request showed.
+/// What a request contained.
 #[derive(Debug, Clone)]
 struct Seen {
     path: String,
@@ -208,7 +208,7 @@ fn discover() -> TlsCheck {
     TlsCheck { discover: true, ..TlsCheck::default() }
 }
 
-/// One check, with no files of Kubernetes around.
+/// One check, without any of Kubernetes' files.
 async fn once(check: &Check, target: SocketAddr) -> CheckOutcome {
     Probe::new(check, Path::new("/nonexistent")).check(target).await
 }

@@ -32,7 +32,7 @@ impl Node {
         Node::start_after(OwnHealth::new(), services, own)
     }
 
-    /// Starts where this was said before.
+    /// Starts with health from before.
     fn start_after(before: OwnHealth, services: Vec<Service>, own: Option<&str>) -> Node {
         let dir = tempfile::tempdir().unwrap();
         let life = Lifecycle::new();
@@ -70,7 +70,7 @@ fn is(offer: Option<&ServiceOffer>, readiness: Readiness) -> bool {
 }
 
 #[tokio::test]
-async fn a_service_is_offered_by_its_first_answer_and_follows_it() {
+async fn a_service_is_offered_at_its_first_answer_and_follows_it() {
     let server = Server::start(None, 200, "ok").await;
     let mut service = http(server.address.port());
     service.check.interval = Duration::from_secs(3600);
@@ -123,8 +123,7 @@ async fn nothing_is_offered_without_an_address_to_offer() {
     node.own.send_replace(Some("127.0.0.2".parse().unwrap()));
     let offer = node.until(|offer| offer.is_some()).await.unwrap();
     assert_eq!(offer.address, SocketAddr::from(([127, 0, 0, 2], port)));
-    // The address moves, and what is offered with it; it goes for a while, and nobody is told that there is
-    // nothing any more.
+    // The address moves, and the offer with it; it disappears for a while, and the offer is not withdrawn.
     node.own.send_replace(Some("127.0.0.3".parse().unwrap()));
     node.until(|offer| offer.is_some_and(|offer| offer.address.ip() == IpAddr::from([127, 0, 0, 3]))).await;
     let checks = || server.seen.lock().unwrap().len();
@@ -138,7 +137,7 @@ async fn nothing_is_offered_without_an_address_to_offer() {
 
 #[tokio::test]
 async fn an_address_that_comes_with_the_first_check_is_not_checked_twice() {
-    // Two checks at the same moment are one look: `fall` of them would be no reason to call it down.
+    // Two checks at the same moment are one observation: `fall` of them would be no reason to report it down.
     for _ in 0..20 {
         let server = Server::start(None, 200, "ok").await;
         let mut service = http(server.address.port());
@@ -151,14 +150,14 @@ async fn an_address_that_comes_with_the_first_check_is_not_checked_twice() {
     }
 }
 
-/// The last good list of a node that has the service at this port of this address.
+/// The last known good list of a node that has the service at this port of this address.
 fn served(node: NodeId, address: SocketAddr) -> LastKnownGood {
     let name = "m1".parse().unwrap();
     vec![(ServiceName::kube_api(), vec![KnownBackend { node, name, address, weight: 100 }])]
 }
 
 #[tokio::test]
-async fn an_agent_that_restarts_never_says_that_its_apiserver_is_gone() {
+async fn a_restarting_agent_never_reports_its_apiserver_gone() {
     let own = NodeId([1; NodeId::LEN]);
     // It accepts and does not answer, as under load; then it does.
     let server = Server::at("127.0.0.1:0", None, 200, "ok", Duration::from_millis(400)).await;
@@ -178,10 +177,10 @@ async fn an_agent_that_restarts_never_says_that_its_apiserver_is_gone() {
             assert!(!seen.borrow_and_update().is_empty(), "it said that there is none");
         }
     });
-    // Its address is known only after a moment, too.
+    // Its address, too, is known only after a moment.
     node.own.send_replace(Some("127.0.0.1".parse().unwrap()));
     node.until(|offer| is(offer, Readiness::Down)).await;
-    // The checker is another one after a change of the configuration, and begins with silence as well.
+    // A change of the configuration replaces the checker, and the new one also starts without a result.
     service.weight = 7;
     node.services.send_replace(Arc::new(vec![service.clone()]));
     node.until(|offer| offer.is_some_and(|offer| offer.weight == 7)).await;
@@ -192,7 +191,7 @@ async fn an_agent_that_restarts_never_says_that_its_apiserver_is_gone() {
 }
 
 #[tokio::test]
-async fn an_apiserver_bound_to_loopback_says_so() {
+async fn an_apiserver_bound_to_loopback_is_reported() {
     let server = Server::at("0.0.0.0:0", None, 200, "ok", Duration::ZERO).await;
     let port = server.address.port();
     let mut node = Node::start(vec![http(port)], Some("127.0.0.2"));
@@ -221,7 +220,7 @@ async fn the_agents_own_proxy_is_never_taken_for_an_apiserver() {
 }
 
 #[test]
-fn what_is_offered_can_be_dialled_by_others() {
+fn offers_can_be_dialled_by_others() {
     let offered = |check: Option<&str>, own: Option<&str>| {
         let mut service = http(6443);
         service.check.address = check.map(|check| check.parse().unwrap());

@@ -1,4 +1,4 @@
-//! Every kind of answer, and what it is taken for.
+//! Every kind of response, and its outcome.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ const FAILED: &str =
     "[+]ping ok\n[-]etcd failed: reason withheld\n[-]poststarthook/x failed: reason withheld\n";
 
 #[tokio::test]
-async fn a_status_says_what_it_means() {
+async fn each_status_has_its_outcome() {
     let pki = Pki::new();
     let server = Server::start(Some(pki.server(&["kubernetes"]).tls(Clients::Ignored)), 200, "ok").await;
     let check = https(TlsCheck::default());
@@ -61,7 +61,7 @@ async fn an_expected_401_is_good() {
 async fn a_closed_port_is_refused_whatever_is_asked() {
     let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let refused = CheckOutcome::new(CheckAnswer::Refused, Cause::PortClosed);
-    // Also where the credentials are wrong: a node without the service must not offer it.
+    // Also if the credentials are wrong: a node without the service must not offer it.
     let tls = TlsCheck { ca_file: Some("/nonexistent/ca.crt".into()), ..TlsCheck::default() };
     for check in [Check::default(), https(TlsCheck::default()), https(tls)] {
         assert_eq!(once(&check, address).await, refused);
@@ -80,15 +80,15 @@ async fn a_hung_server_is_silent_after_the_timeout_and_not_later() {
         assert_eq!(once(&check, address).await, silent(Cause::TimedOut).with("150ms"));
         assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     }
-    // One that sends its headers and hangs in the body is as dead.
+    // One that sends its headers and hangs in the body is just as dead.
     let half = serve_bytes(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n", true).await;
     let check = Check { kind: CheckKind::Http(readyz()), timeout, ..Check::default() };
     assert_eq!(once(&check, half).await, silent(Cause::TimedOut).with("150ms"));
-    // A TCP check is content with it, and documented so.
+    // A TCP check accepts it, as documented.
     assert_eq!(once(&Check::default(), address).await, good(Cause::Connected));
 }
 
-/// Sends the same bytes to everyone, and closes or waits for ever.
+/// Sends the same bytes to everyone, and closes or waits forever.
 async fn serve_bytes(bytes: &'static [u8], wait: bool) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -117,7 +117,7 @@ async fn two_seconds_are_slow_and_not_down() {
 }
 
 #[tokio::test]
-async fn what_closes_or_talks_nonsense_is_told_apart() {
+async fn a_close_and_garbage_have_different_causes() {
     let http = Check { kind: CheckKind::Http(readyz()), ..Check::default() };
     let https = https(TlsCheck::default());
     let closes = serve_bytes(b"", false).await;
@@ -166,7 +166,7 @@ async fn the_certificate_is_verified_where_a_ca_is_known() {
         once(&with(&wrong, None, true), kube.address).await,
         not_ready(Cause::Tls(TlsFault::UnknownCa)).with("pki/other.crt")
     );
-    // Another service is called by its address unless it has a name.
+    // Other services are verified by address unless they have a name.
     assert_eq!(
         once(&with(&ca, None, false), kube.address).await,
         not_ready(Cause::Tls(TlsFault::NameMismatch)).with("not for 127.0.0.1")
@@ -183,7 +183,7 @@ async fn the_certificate_is_verified_where_a_ca_is_known() {
         odd,
         not_ready(Cause::BadCheck).with("server-name \"not a name\" must be a host name or an address")
     );
-    // Without a CA any certificate does.
+    // Without a CA any certificate is accepted.
     assert_eq!(once(&https(TlsCheck::default()), etcd.address).await, ready);
 }
 
@@ -199,7 +199,7 @@ async fn an_expired_certificate_is_seen() {
 }
 
 #[tokio::test]
-async fn a_server_may_want_a_client_certificate() {
+async fn a_server_may_require_a_client_certificate() {
     let (pki, other) = (Pki::new(), Pki::new());
     let dir = tempfile::tempdir().unwrap();
     let server =

@@ -9,7 +9,7 @@ pub(in crate::net) fn ip(s: &str) -> IpAddr {
 pub(in crate::net) fn iface(name: &str, kind: &str, addresses: &[&str]) -> Interface {
     let address = |s: &&str| {
         let (ip_part, prefix) = s.split_once('/').unwrap();
-        InterfaceAddress { ip: ip(ip_part), prefix: prefix.parse().unwrap(), passing: false }
+        InterfaceAddress { ip: ip(ip_part), prefix: prefix.parse().unwrap(), temporary: false }
     };
     Interface {
         name: name.to_owned(),
@@ -124,14 +124,14 @@ fn without_a_seed_the_only_vpn_is_chosen_else_the_only_other() {
 }
 
 #[test]
-fn an_address_that_will_go_is_the_last_choice() {
+fn a_temporary_address_is_the_last_choice() {
     let mut wg = iface("wg0", "wireguard", &["fd00::1/64", "fd00::2/64"]);
-    wg.addresses[0].passing = true;
+    wg.addresses[0].temporary = true;
     assert_eq!(pick_for_init(&[wg], None, None).unwrap().address, ip("fd00::2"));
 }
 
 #[test]
-fn what_is_not_clear_is_asked_with_a_list() {
+fn an_ambiguous_choice_is_asked_with_a_list() {
     let error = |interfaces: &[Interface]| pick_for_init(interfaces, None, None).unwrap_err().to_string();
     assert_eq!(
         error(&[lo(), eth0(), wg0(), iface("tailscale0", "tun", &["100.64.0.9/32"])]),
@@ -154,7 +154,7 @@ fn what_is_not_clear_is_asked_with_a_list() {
 }
 
 #[test]
-fn what_was_asked_for_is_taken_or_refused_with_a_reason() {
+fn a_given_address_is_taken_or_refused_with_a_reason() {
     let interfaces = [
         lo(),
         eth0(),
@@ -201,7 +201,7 @@ fn with_a_seed_its_family_is_preferred() {
 }
 
 #[test]
-fn a_route_around_a_vpn_that_is_down_raises_a_doubt() {
+fn a_route_around_a_vpn_that_is_down_is_a_warning() {
     let doubt_of = |seed: &str, address: &str, name: &str, interfaces: &[Interface]| {
         vpn_down_hint(ip(seed), &PickedAddress::new(ip(address), name), interfaces)
     };
@@ -229,7 +229,7 @@ fn a_route_around_a_vpn_that_is_down_raises_a_doubt() {
 }
 
 #[test]
-fn a_loopback_seed_is_met_on_the_loopback() {
+fn a_loopback_seed_is_reached_on_the_loopback() {
     let picked = pick_for_seed(ip("127.0.0.1"), None, None).unwrap();
     assert_eq!(picked, PickedAddress::new(ip("127.0.0.1"), "lo"));
     let picked = pick_for_seed(ip("127.0.0.1"), None, Some(ip("127.0.0.4"))).unwrap();

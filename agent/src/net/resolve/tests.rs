@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn what_is_typed_is_split_exactly() {
+fn input_is_split_exactly() {
     let ok = [
         ("1.2.3.4", "1.2.3.4", 7),
         ("1.2.3.4:1", "1.2.3.4", 1),
