@@ -194,7 +194,7 @@ impl ReachabilityTask {
                 Some(liveness) => liveness,
             };
             for service in member.word.services.keys() {
-                let evidence = Evidence::Hearing(liveness);
+                let evidence = Evidence::Liveness(liveness);
                 self.apply_evidence(EvidenceReport { node: member.id, service: service.clone(), evidence });
             }
         }

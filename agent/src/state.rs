@@ -421,7 +421,7 @@ fn lock(dir: &Path) -> Result<Option<File>, StateError> {
         .map_err(|source| StateError::Lock { path: path.clone(), source })?;
     match file.try_lock() {
         Ok(()) => {
-            // Only for the message of the one who comes second, so it may fail.
+            // Only for the error message of a second agent, so it may fail.
             let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
             Ok(Some(file))
         }

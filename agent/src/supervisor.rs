@@ -1,9 +1,9 @@
-//! What happens when a part of the agent panics: it is caught, logged, counted, and started again.
+//! Catches panics of the agent's parts: logs and counts them, and restarts the part.
 //!
 //! No part takes the process down with it, on purpose. An exit would close every held connection, and a panic
-//! that some input provokes would then be a switch by which that input's sender closes them. So each part is
-//! written to begin anew: it keeps its channels, and rebuilds the rest from watches, disk and peers, as after
-//! a start of the agent:
+//! that some input provokes would let that input's sender close them. So each part is written to be
+//! restarted: it keeps its channels, and rebuilds the rest from watches, disk and peers, as after a start of
+//! the agent:
 //!
 //! | part | what it begins with again |
 //! | --- | --- |
@@ -19,8 +19,8 @@
 //! | vip | epochs as last reported; the addresses that it held have ended by themselves meanwhile (2 s) |
 //! | proxy | its listening sockets; held connections are tasks of their own and go on |
 //!
-//! A part that hangs instead is what the watchdog is for. Tasks that serve one connection or one request are
-//! not started again: they end alone, and are counted here all the same.
+//! A part that hangs is the watchdog's task instead. Tasks that serve one connection or one request are not
+//! restarted: they end alone, and are still counted here.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -39,22 +39,22 @@ use tokio_util::sync::CancellationToken;
 
 use crate::lifecycle::{Lifecycle, wall};
 
-/// Wait before a part is started again: the first, doubled each time, up to the last. Short enough that a
-/// single failure is a hiccup, long enough that one which repeats costs nothing.
+/// Wait before a part is restarted: the first, doubled each time, up to the last. Short enough that a single
+/// failure is a hiccup, long enough that a repeated one costs nothing.
 const PAUSES: (Duration, Duration) =
     (Duration::from_millis(if cfg!(test) { 10 } else { 1_000 }), Duration::from_secs(60));
 
-/// A part that ran this long has got over what it failed of.
+/// A part that ran this long has recovered from its failure.
 const RECOVERED: Duration = Duration::from_secs(120);
 
-/// How long a failure stays in status after it last happened: long enough for whoever looks once a day after
-/// an alert to find it in the events, short enough that status is not red for ever.
+/// How long a failure stays in status after its last occurrence: long enough for a person who looks after an
+/// alert, short enough that status is not red forever.
 const SHOWN: Duration = Duration::from_secs(3600);
 
-/// Places in the code that are remembered. There are no more than it has panics.
+/// Most panic locations remembered. There are no more than the code has panics.
 const MAX_PLACES: usize = 64;
 
-/// What has failed, by the place in the code. Of the process, since panics of every thread come here.
+/// Failures by location. Global, since panics of every thread are recorded here.
 static FAILURES: Mutex<BTreeMap<String, PanicLocation>> = Mutex::new(BTreeMap::new());
 
 thread_local! {
@@ -62,10 +62,10 @@ thread_local! {
     static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// A place in the code that has panicked.
+/// A location in the code that has panicked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PanicLocation {
-    /// The part that was started again; none: a task that ended alone.
+    /// The part that was restarted; `None`: a task that ended alone.
     pub(crate) part: Option<&'static str>,
     /// How often.
     pub(crate) count: u64,
@@ -82,7 +82,7 @@ pub(crate) fn watch_panics() {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
             panicked(info);
-            // A test that fails says so by this hook.
+            // A failing test reports by this hook.
             if cfg!(test) {
                 before(info);
             }
@@ -111,7 +111,7 @@ fn count(place: &str) {
     failure.last = now;
 }
 
-/// What has failed lately, by the place in the code.
+/// Recent failures, by location.
 pub(crate) fn failures() -> BTreeMap<String, PanicLocation> {
     let mut all = FAILURES.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let oldest = wall().0.saturating_sub(u64::try_from(SHOWN.as_millis()).unwrap_or(u64::MAX));
@@ -137,7 +137,7 @@ pub(crate) fn problems() -> Vec<Problem> {
     failures().into_iter().map(sentence).collect()
 }
 
-/// Runs a part to its end. When it panics it is run again, with the same inputs, after a pause; not once
+/// Runs a part to its end. When it panics it is restarted after a pause, with the same inputs; not once
 /// `over` is cancelled.
 pub(crate) async fn supervised<I, F>(part: &'static str, mut inputs: I, over: CancellationToken, run: F)
 where
@@ -147,7 +147,7 @@ where
     let mut pause = PAUSES.0;
     loop {
         let began = Instant::now();
-        // What the panic left half-done is what `run` resets first; see the table above.
+        // State that the panic left half-done is what `run` resets first; see the table above.
         let running = run(&mut inputs);
         #[cfg(test)]
         let running = tests::sabotaged(part, running);
@@ -166,7 +166,7 @@ where
     }
 }
 
-/// Says whose panic the last one of this thread was.
+/// Records the part whose panic was this thread's last one.
 fn name(part: &'static str) {
     let place = PLACE.take().unwrap_or_else(|| {
         let place = format!("an unknown place in {part}");
@@ -180,8 +180,8 @@ fn name(part: &'static str) {
 }
 
 impl Lifecycle {
-    /// Spawns a part that lasts as long as the agent, and is started again when it panics. `run` is handed
-    /// the same inputs each time and has to reset what of them an earlier run may have left half-done.
+    /// Spawns a part that lasts as long as the agent, and is restarted when it panics. `run` gets the same
+    /// inputs each time and has to reset what an earlier run may have left half-done.
     pub(crate) fn supervise<I, F>(&self, part: &'static str, inputs: I, run: F)
     where
         I: Send + 'static,
@@ -190,8 +190,8 @@ impl Lifecycle {
         self.spawn(supervised(part, inputs, self.shutdown.clone(), run));
     }
 
-    /// Handles each new value of a watch until the life is over or nobody writes it any more. After a panic
-    /// the latest value is handled again.
+    /// Handles each new value of a watch until shutdown or until its sender is gone. After a panic the latest
+    /// value is handled again.
     pub(crate) fn follow<T, S, F>(&self, part: &'static str, watched: watch::Receiver<T>, state: S, each: F)
     where
         T: Clone + Send + Sync + 'static,
@@ -215,7 +215,8 @@ impl Lifecycle {
         });
     }
 
-    /// The same as [`Lifecycle::supervise`] for a part whose run is a whole future by itself, made anew each time.
+    /// The same as [`Lifecycle::supervise`] for a part whose run is a self-contained future, recreated each
+    /// time.
     pub(crate) fn supervise_each<F, Fut>(&self, part: &'static str, run: F)
     where
         F: Fn() -> Fut + Send + 'static,
@@ -239,12 +240,12 @@ pub(crate) mod tests {
         static FAILS: Cell<Option<&'static str>> = const { Cell::new(None) };
     }
 
-    /// Makes a part of this thread panic once, when something next happens to it.
+    /// Makes a part of this thread panic once, at its next event.
     pub(crate) fn fail_once(part: &'static str) {
         FAILS.set(Some(part));
     }
 
-    /// A part that does so when told.
+    /// A part that panics on demand.
     pub(super) async fn sabotaged(part: &'static str, mut run: BoxFuture<'_, ()>) {
         let poll = |context: &mut std::task::Context<'_>| {
             if FAILS.get() == Some(part) {
@@ -256,7 +257,7 @@ pub(crate) mod tests {
         poll_fn(poll).await;
     }
 
-    /// Whether it has.
+    /// Whether it has panicked.
     pub(crate) fn has_failed() -> bool {
         FAILS.get().is_none()
     }
@@ -266,7 +267,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_part_that_panics_is_started_again_with_its_queue_and_named() {
+    async fn a_panicking_part_is_restarted_with_its_queue_and_named() {
         watch_panics();
         let life = Lifecycle::new();
         let (sender, queue) = mpsc::channel::<u32>(4);
@@ -295,7 +296,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_followed_arrives_and_a_value_that_a_panic_took_comes_again() {
+    async fn watched_values_arrive_and_one_lost_to_a_panic_is_repeated() {
         watch_panics();
         let life = Lifecycle::new();
         let (sender, watched) = watch::channel(0);
@@ -315,7 +316,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_fails_again_and_again_waits_longer_and_ends_with_the_life() {
+    async fn a_repeatedly_failing_part_waits_longer_and_ends_at_shutdown() {
         watch_panics();
         let life = Lifecycle::new();
         let began = Instant::now();
@@ -331,7 +332,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_task_that_ends_alone_is_counted_too() {
+    async fn a_panicked_task_is_counted_too() {
         watch_panics();
         let life = Lifecycle::new();
         life.spawn(async { panic!("alone") });

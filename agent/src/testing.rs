@@ -1,4 +1,4 @@
-//! What tests of several modules use: namespaces for those that need a disk or a network of their own, and
+//! Test helpers of several modules: namespaces for tests that need a disk or a network of their own, and
 //! mutations of known bytes.
 
 use std::path::PathBuf;
@@ -8,12 +8,12 @@ use std::process::Command;
 #[path = "../../proto/tests/fuzz/mutate.rs"]
 pub(crate) mod mutate;
 
-/// Set inside: a directory to use.
+/// Set inside: a directory for the test.
 const INSIDE: &str = "AGENT_TEST_NAMESPACES";
 
-/// Runs one test of this binary again, in namespaces of its own that go away with it, after `setup` has run
-/// in a shell there. Returns the test's directory inside, and None outside, once the inside has passed.
-/// User namespaces make it work for everyone, not only for root.
+/// Runs one test of this binary again, in its own temporary namespaces, after `setup` has run in a shell
+/// there. Returns the test's directory inside, and None outside, once the inside has passed. User namespaces
+/// make it work for everyone, not only for root.
 pub(crate) fn in_namespaces(test: &str, flags: &[&str], setup: &str) -> Option<PathBuf> {
     if let Some(dir) = std::env::var_os(INSIDE) {
         return Some(dir.into());
@@ -36,8 +36,8 @@ pub(crate) fn in_namespaces(test: &str, flags: &[&str], setup: &str) -> Option<P
     None
 }
 
-/// A directory of which all that is above it belongs to root or whoever runs the tests: beside the tests'
-/// own binary, since everyone may write the usual place.
+/// A directory whose parents all belong to root or the user who runs the tests: next to the tests' own
+/// binary, since everyone may write the usual place.
 pub(crate) fn trusted_dir() -> tempfile::TempDir {
     let binary = std::env::current_exe().unwrap();
     let dir = tempfile::tempdir_in(binary.parent().unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! Times for people: UTC, since a static binary has no time zones, and how long ago that is.
+//! Times for people: UTC, since a static binary has no time zones, and their age.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ pub(crate) fn age(then: UnixMs, now: UnixMs) -> String {
     if then == UnixMs(0) {
         return "-".to_owned();
     }
-    // Clocks of nodes differ: what lies ahead is now.
+    // Clocks of nodes differ: a time in the future counts as now.
     human(Duration::from_secs(now.0.saturating_sub(then.0) / 1000)).replace("0ms", "0s")
 }
 
@@ -19,12 +19,12 @@ pub(crate) fn age(then: UnixMs, now: UnixMs) -> String {
 pub(crate) fn until(then: UnixMs, now: UnixMs) -> String {
     match then.0.saturating_sub(now.0) {
         0 => "over".to_owned(),
-        // Rounded up: "in 1h" is what was asked for, not "in 59m".
+        // Rounded up: "in 1h" is what was requested, not "in 59m".
         left => format!("in {}", human(Duration::from_secs(left.div_ceil(1000)))),
     }
 }
 
-/// The time of day where that says it, else the date: `14:03:11Z`, `2026-03-01 14:03Z`.
+/// The time of day if that is unambiguous, else the date: `14:03:11Z`, `2026-03-01 14:03Z`.
 pub(crate) fn at(then: UnixMs, now: UnixMs) -> String {
     let seconds = then.0 / 1000;
     let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);

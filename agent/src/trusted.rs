@@ -1,10 +1,10 @@
-//! Whether what lies at a path was put there by root or this agent's own user, and can be changed by nobody
-//! else: the rule for what is run with the agent's rights.
+//! Checks that a path belongs to root or this agent's own user, and that nobody else can change it: the rule
+//! for what is run with the agent's rights.
 //!
 //! The path is walked from `/`, each directory by a descriptor of its own, and symbolic links by hand. Every
-//! directory on the way counts, those of links too: who can write one can put another file in its place. A
-//! sticky directory such as /tmp counts as writable, since whatever is missing in it can be made by anyone.
-//! Where all of it is good, nobody who is not trusted can change the answer between the look and the use.
+//! directory on the path counts, those of links too: a user who can write one can put another file in its
+//! place. A sticky directory such as /tmp counts as writable, since anyone can create what is missing in it.
+//! If all of them are good, no untrusted user can change the result between check and use.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -15,32 +15,32 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 
-/// Most symbolic links on the way, as the kernel has it (path_resolution(7)).
+/// Most symbolic links on a path, the kernel's limit (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
-/// Where an access list lies; with one, the bits of the group are those of everyone in it (acl(5)).
+/// Attribute of an access list; with one, the group's bits are those of everyone in it (acl(5)).
 const ACL: &str = "system.posix_acl_access";
 
 /// Why a path is not trusted, and what to run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TrustError {
-    /// It could not be looked at.
+    /// It could not be examined.
     #[error("{} can't be read: {source}", path.display())]
     Unreadable {
-        /// What.
+        /// The path.
         path: PathBuf,
-        /// Why not.
+        /// The error.
         source: io::Error,
     },
-    /// Somebody else owns it.
+    /// Another user owns it.
     #[error("{} belongs to user {owner}, who can change it; run: chown root {}", path.display(), quoted(path))]
     Owner {
-        /// What.
+        /// The path.
         path: PathBuf,
-        /// Whose it is.
+        /// The owner's user id.
         owner: u32,
     },
-    /// Somebody else may write it.
+    /// Other users may write it.
     #[error(
         "{} can be written by others (mode {mode:04o}, group {group}); run: {}chmod go-w {}",
         path.display(),
@@ -48,7 +48,7 @@ pub(crate) enum TrustError {
         quoted(path)
     )]
     Writable {
-        /// What.
+        /// The path.
         path: PathBuf,
         /// Its permissions.
         mode: u32,
@@ -66,16 +66,16 @@ fn quoted(path: &Path) -> String {
     if text.chars().all(plain) { text.into_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
-/// What was found at the end of the path.
+/// What the path leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CheckedFile {
     /// A directory.
     pub(crate) is_dir: bool,
-    /// A file that somebody may run.
+    /// An executable file.
     pub(crate) is_program: bool,
 }
 
-/// Looks at an absolute path, at every directory above it, and at those of all symbolic links on the way.
+/// Checks an absolute path, every directory above it, and those of all symbolic links on it.
 pub(crate) fn check(path: &Path) -> Result<CheckedFile, TrustError> {
     let unreadable = |source: rustix::io::Errno| TrustError::Unreadable {
         path: path.to_owned(),
@@ -96,7 +96,8 @@ pub(crate) fn check(path: &Path) -> Result<CheckedFile, TrustError> {
             if links > MAX_LINKS {
                 return Err(unreadable(rustix::io::Errno::LOOP));
             }
-            // Of the very link that was opened; who may replace it may write its directory, which was judged.
+            // Of the very link that was opened; replacing it takes write access to its directory, which was
+            // checked.
             let target = rustix::fs::readlinkat(&next, "", Vec::new()).map_err(unreadable)?;
             let target = PathBuf::from(OsStr::from_bytes(target.as_bytes()));
             if target.is_absolute() {
@@ -120,7 +121,7 @@ pub(crate) fn check(path: &Path) -> Result<CheckedFile, TrustError> {
     })
 }
 
-/// Puts the parts of a path before those that are still to go.
+/// Puts the parts of a path before those that still have to be walked.
 fn prepend(todo: &mut VecDeque<OsString>, path: &Path) {
     for part in path.components().rev() {
         match part {
@@ -146,10 +147,10 @@ fn check_one(file: &OwnedFd, about: &Stat, shown: &Path) -> Result<(), TrustErro
     Ok(())
 }
 
-/// Whether it has an access list. A descriptor that is only a place answers by its name in /proc.
+/// Whether it has an access list. An O_PATH descriptor can be queried by its name in /proc.
 fn has_acl(file: &OwnedFd) -> bool {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    // One that is longer than this is one too.
+    // One that is longer than this is an access list too.
     match rustix::fs::getxattr(path, ACL, &mut [0_u8; 256]) {
         Ok(length) => length > 0,
         Err(error) => error == rustix::io::Errno::RANGE,
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_its_owner_can_change_is_trusted() {
+    fn a_path_that_only_its_owner_can_change_is_trusted() {
         let (_dir, inner, program) = tree();
         assert_eq!(check(&program).unwrap(), CheckedFile { is_dir: false, is_program: true });
         assert_eq!(check(&inner).unwrap(), CheckedFile { is_dir: true, is_program: false });
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_or_directory_that_others_may_write_is_named_with_what_to_run() {
+    fn a_path_that_others_may_write_is_named_with_the_command_to_run() {
         let (dir, inner, program) = tree();
         for path in [&program, &inner, &dir.path().join("a")] {
             for bits in [0o757, 0o777, 0o1777] {
@@ -216,13 +217,13 @@ mod tests {
             mode(path, 0o755);
         }
         check(&program).unwrap();
-        // One's own group may.
+        // The user's own group may.
         mode(&inner, 0o775);
         check(&program).unwrap();
     }
 
     #[test]
-    fn what_belongs_to_someone_else_or_another_group_writes_is_refused() {
+    fn a_path_of_another_user_or_writable_by_another_group_is_refused() {
         if !rustix::process::geteuid().is_root() {
             eprintln!("needs root: skipped");
             return;
@@ -238,7 +239,7 @@ mod tests {
             assert!(why(&program).contains("(mode 0775, group 1234)"));
             mode(path, 0o755);
         }
-        // A user in an access list, of whom the mode shows only a bit of the group.
+        // A user in an access list, of whom the mode shows only a group bit.
         chown(&inner, Some(0), Some(0)).unwrap();
         let list: Vec<u8> = [
             vec![2, 0, 0, 0],
@@ -262,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_link_both_its_own_directories_and_those_of_its_target_count() {
+    fn directories_of_a_link_and_of_its_target_are_checked() {
         let (dir, inner, program) = tree();
         let links = dir.path().join("links");
         fs::create_dir(&links).unwrap();
@@ -279,7 +280,7 @@ mod tests {
         ways.iter().for_each(|way| assert!(why(way).starts_with(&inner.display().to_string())));
         symlink("loop", links.join("loop")).unwrap();
         assert!(check(&links.join("loop")).is_err());
-        // A name that a shell would take apart.
+        // A name that a shell would split.
         let odd = links.join("it's odd");
         fs::write(&odd, "").unwrap();
         mode(&odd, 0o777);

@@ -1,4 +1,4 @@
-//! How it is, all in all, in words: the first line of status, and of the page.
+//! Cluster health in one line: the first line of status, and of the page.
 
 use proto::backends::BackendState;
 use proto::control::{BackendStatus, MemberState, ServiceStatus, Status, VipState, VipStatus};
@@ -7,26 +7,26 @@ use proto::time::UnixMs;
 
 use crate::times::{age, at};
 
-/// How it is, all in all. The order is from best to worst.
+/// Overall health, ordered from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum HealthLevel {
-    /// As it should be.
+    /// Everything works.
     Fine,
-    /// Something is wrong, and masters serve.
+    /// Something is wrong, but masters serve.
     Degraded,
     /// No master serves.
     NoMaster,
 }
 
-/// The judgement of a status.
+/// The overall health of a status.
 pub(crate) struct HealthVerdict {
-    /// How it is.
+    /// The level.
     pub(crate) level: HealthLevel,
     /// The line.
     pub(crate) text: String,
 }
 
-/// Judges a status.
+/// Evaluates a status.
 pub(crate) fn evaluate(status: &Status, now: UnixMs) -> HealthVerdict {
     let masters = status.services.iter().find(|service| service.name.as_str() == KUBE_API);
     let backends = masters.map_or(&[] as &[BackendStatus], |service| &service.backends);
@@ -61,7 +61,7 @@ pub(crate) fn evaluate(status: &Status, now: UnixMs) -> HealthVerdict {
     }
     let s = |count: usize| if count == 1 { "" } else { "s" };
     let serve = if good == 0 {
-        // Nobody has said that these do not serve: clients are connected to them.
+        // Nobody has reported that these do not serve: clients are connected to them.
         format!("{unheard} master{} as last known", s(unheard))
     } else {
         let v = if good == 1 { "s" } else { "" };
@@ -88,7 +88,7 @@ fn why(backend: &BackendStatus, now: UnixMs) -> String {
     format!("{node} {state}{reason} since {since} ({})", age(backend.since_unix_ms, now))
 }
 
-/// What another service lacks.
+/// What is missing for another service.
 fn shortage(service: &ServiceStatus) -> Option<String> {
     let total = service.backends.len();
     let good = service.backends.iter().filter(|backend| backend.state.is_good()).count();
@@ -99,7 +99,7 @@ fn shortage(service: &ServiceStatus) -> Option<String> {
     }
 }
 
-/// Members that are away without anyone being worse off: worth a word, no alarm.
+/// Members that are away without any effect: worth mentioning, no alarm.
 fn absent(status: &Status) -> String {
     let down = |state| matches!(state, MemberState::Suspect | MemberState::Down);
     let away: Vec<&str> =
@@ -111,7 +111,7 @@ fn absent(status: &Status) -> String {
     }
 }
 
-/// What is wrong with a virtual IP; none: nothing.
+/// What is wrong with a virtual IP; `None`: nothing.
 fn fault(vip: &VipStatus) -> Option<String> {
     let reason = if vip.reason.is_empty() { String::new() } else { format!(": {}", vip.reason) };
     match vip.state {
@@ -122,7 +122,7 @@ fn fault(vip: &VipStatus) -> Option<String> {
     }
 }
 
-/// Who has the virtual IPs, since when.
+/// The owners of the virtual IPs, and since when.
 fn owned(status: &Status, now: UnixMs) -> String {
     let owned = status.vips.iter().filter(|vip| fault(vip).is_none());
     let on = |vip: &VipStatus| {

@@ -1,5 +1,5 @@
-//! What systemd is told: ready, stopping, how it goes, and that the runtime still turns. Without systemd all
-//! of it does nothing.
+//! Notifications to systemd: ready, stopping, status, and the watchdog. Without systemd all of it does
+//! nothing.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -14,9 +14,9 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::lifecycle::Lifecycle;
 
-/// systemd waits for this one, so it is worth waiting for a manager that is busy.
+/// systemd waits for this one, so waiting for a busy manager is worth it.
 const READY_PATIENCE: Duration = Duration::from_secs(2);
-/// All others come again or matter little; a busy manager must not hold up a thread that copies bytes.
+/// All others are repeated or matter little; a busy manager must not hold up a thread that copies bytes.
 const PATIENCE: Duration = Duration::from_millis(10);
 
 /// The proxy listens; units ordered after this one may start.
@@ -24,7 +24,7 @@ pub(crate) fn ready() {
     report(send(socket().as_deref(), &[NotifyState::Ready], READY_PATIENCE));
 }
 
-/// The end has begun.
+/// Shutdown has started.
 pub(crate) fn stopping() {
     report(send(socket().as_deref(), &[NotifyState::Stopping], PATIENCE));
 }
@@ -35,8 +35,8 @@ pub(crate) fn status(line: &str) {
     report(send(socket().as_deref(), &[NotifyState::Status(&line)], PATIENCE));
 }
 
-/// Tells systemd's watchdog, twice in each of its periods and to the end, that tasks of this runtime still
-/// run: a task that could not run could not say so.
+/// Pings systemd's watchdog, twice in each of its periods until the end, from a task of this runtime: if
+/// tasks could not run, the pings would stop.
 pub(crate) fn spawn_watchdog(life: &Lifecycle) {
     if let Some(period) = sd_notify::watchdog_enabled() {
         spawn_pings(life, socket(), period);
@@ -56,11 +56,11 @@ fn spawn_pings(life: &Lifecycle, socket: Option<OsString>, period: Duration) {
 
 async fn ping(tasks: &Lifecycle, socket: Option<&OsStr>, period: Duration) {
     let mut ticks = interval(period / 2);
-    // After a stall one ping is the truth; a row of them would only make up for what was not so.
+    // After a stall one ping is right; a burst would only pretend that the runtime had not stalled.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        // That a timer fires is not all: a task made now has to get its turn, too.
+        // That a timer fires is not enough: a new task has to get its turn, too.
         let (turn, had_turn) = tokio::sync::oneshot::channel();
         tasks.spawn(async move {
             let _ = turn.send(());
@@ -81,7 +81,7 @@ fn report(sent: io::Result<()>) {
     }
 }
 
-/// sd_notify's own send waits as long as it takes and knows no abstract sockets, which containers use.
+/// sd_notify's own send blocks without limit and knows no abstract sockets, which containers use.
 fn send(socket: Option<&OsStr>, state: &[NotifyState], patience: Duration) -> io::Result<()> {
     let Some(path) = socket else { return Ok(()) };
     let address = match path.as_bytes() {
@@ -160,7 +160,7 @@ mod tests {
             heard(&manager).await;
         }
         assert_eq!(heard(&manager).await, "WATCHDOG=1\n", "it goes on after a panic");
-        // Finishing what is under way can take longer than the watchdog's period.
+        // Finishing what is in progress can take longer than the watchdog's period.
         life.draining.cancel();
         assert_eq!(heard(&manager).await, "WATCHDOG=1\n");
         life.shutdown.cancel();

@@ -1,5 +1,5 @@
 //! A line of the access log, in the field order of haproxy's tcplog (its configuration manual, 8.2.2), so
-//! that what reads those reads these.
+//! that existing parsers read it.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,26 +13,26 @@ pub enum Termination {
     /// Both sides closed.
     #[default]
     Normal,
-    /// The client broke it off.
+    /// The client aborted it.
     Client,
-    /// The backend broke it off, or refused it.
+    /// The backend aborted or refused it.
     Server,
-    /// The client said nothing for too long.
+    /// The client was silent for too long.
     ClientTimeout,
-    /// The backend said nothing for too long.
+    /// The backend was silent for too long.
     ServerTimeout,
-    /// The backend is down, gone or told to leave, and its connections were ended.
+    /// The backend is down, gone or draining, and its connections were ended.
     Down,
-    /// This agent ends.
+    /// This agent is shutting down.
     Killed,
-    /// Out of descriptors or the like.
+    /// Out of descriptors or similar.
     Resources,
 }
 
 /// When it ended: the second letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Phase {
-    /// While a backend was sought.
+    /// While a backend was being selected.
     Connect,
     /// While bytes were copied.
     #[default]
@@ -42,15 +42,15 @@ pub enum Phase {
 /// One connection, after its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Access<'a> {
-    /// Where the client came from.
+    /// The client's address.
     pub client: SocketAddr,
-    /// When it came.
+    /// When it was accepted.
     pub came: UnixMs,
     /// The service: haproxy's frontend and backend.
     pub service: &'a str,
-    /// The backend's name: haproxy's server; none when none answered.
+    /// The backend's name: haproxy's server; `None` when none answered.
     pub server: Option<&'a str>,
-    /// Time until the backend had connected; none when none did.
+    /// Time until the backend had connected; `None` when none did.
     pub connect: Option<Duration>,
     /// Time from accept to end.
     pub total: Duration,
@@ -58,12 +58,12 @@ pub struct Access<'a> {
     pub bytes: u64,
     /// What ended it.
     pub cause: Termination,
-    /// When.
+    /// The phase in which it ended.
     pub phase: Phase,
     /// Connections of this agent, of the service's listener, to all backends of the service, and to this
     /// one, without the one that has ended.
     pub held: [u64; 4],
-    /// Further attempts to connect.
+    /// Further connection attempts.
     pub retries: u32,
     /// The connection went to another backend than the first that was tried.
     pub redispatched: bool,
@@ -75,7 +75,7 @@ impl fmt::Display for Access<'_> {
             self;
         write!(f, "{}:{} [{}] {service} ", client.ip(), client.port(), came.log_date())?;
         write!(f, "{service}/{} ", self.server.unwrap_or("<NOSRV>"))?;
-        // Nobody ever waits in a queue here.
+        // There is no queue here.
         match connect {
             Some(connect) => write!(f, "0/{}/{} ", connect.as_millis(), total.as_millis())?,
             None => write!(f, "0/-1/{} ", total.as_millis())?,
@@ -133,7 +133,7 @@ mod tests {
         }
     }
 
-    /// The manual's sample with the backend called as the frontend, since a service is both.
+    /// The manual's sample with the backend named like the frontend, since a service is both.
     #[test]
     fn a_line_is_as_in_the_manual() {
         let line = "10.0.1.2:33313 [06/Feb/2009:12:12:51.443] fnt fnt/srv1 0/0/5007 212 -- 0/0/0/0/3 0/0";
@@ -156,9 +156,9 @@ mod tests {
         assert_eq!(none.to_string(), line);
     }
 
-    /// What haproxy's own parsers expect: the fields, told apart by blanks.
+    /// What haproxy's own parsers expect: fields separated by blanks.
     #[test]
-    fn the_fields_can_be_told_apart() {
+    fn the_fields_can_be_split() {
         let line = sample().to_string();
         let fields: Vec<&str> = line.split(' ').collect();
         assert_eq!(fields.len(), 9);

@@ -1,4 +1,4 @@
-//! ARP over Ethernet (RFC 826, RFC 5227): the frames by which a virtual IP is looked for and announced.
+//! ARP over Ethernet (RFC 826, RFC 5227): the frames that look for a virtual IP and announce it.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -12,10 +12,10 @@ pub const FRAME_LEN: usize = 42;
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
-    /// Everyone on the segment.
+    /// The broadcast address.
     pub const BROADCAST: Mac = Mac([0xff; 6]);
 
-    /// Whether it can be one card's own address.
+    /// Whether it can be a card's own address.
     pub fn is_unicast(self) -> bool {
         self.0[0] & 1 == 0 && self != Mac::default()
     }
@@ -48,7 +48,7 @@ impl FromStr for Mac {
     }
 }
 
-/// What an ARP packet wants.
+/// Operation of an ARP packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ArpOperation {
     /// "Who has the target's address?"
@@ -60,20 +60,20 @@ pub enum ArpOperation {
 /// An ARP packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ArpPacket {
-    /// What it wants.
+    /// Its operation.
     pub operation: ArpOperation,
-    /// Who sends.
+    /// The sender.
     pub sender_mac: Mac,
     /// The address that the sender claims; 0.0.0.0 in a probe, which claims none.
     pub sender: Ipv4Addr,
-    /// Whom it is about; zero where that is what is asked.
+    /// The target; zero if that is the question.
     pub target_mac: Mac,
     /// The address that it is about.
     pub target: Ipv4Addr,
 }
 
 impl ArpPacket {
-    /// "Does anyone have this address?", without a word about an own one (RFC 5227, 2.1.1).
+    /// "Does anyone have this address?", without claiming one (RFC 5227, 2.1.1).
     pub fn probe(own: Mac, address: Ipv4Addr) -> ArpPacket {
         ArpPacket::request(own, Ipv4Addr::UNSPECIFIED, address)
     }
@@ -89,14 +89,14 @@ impl ArpPacket {
         }
     }
 
-    /// "This address is here", to all: some listeners learn only from requests, others only from replies
-    /// (RFC 5227, section 3; RFC 5944, section 4.6).
+    /// "This address is here", to all: some listeners learn only from requests, others only from replies (RFC
+    /// 5227, section 3; RFC 5944, section 4.6).
     pub fn announcement(own: Mac, address: Ipv4Addr, operation: ArpOperation) -> ArpPacket {
         let target_mac = if operation == ArpOperation::Reply { own } else { Mac::default() };
         ArpPacket { operation, sender_mac: own, sender: address, target_mac, target: address }
     }
 
-    /// "This address is here", to one: some switches keep what is said to all from it.
+    /// "This address is here", to one node: some switches filter broadcasts.
     pub fn unicast_announcement(own: Mac, address: Ipv4Addr, to: Mac, at: Ipv4Addr) -> ArpPacket {
         ArpPacket {
             operation: ArpOperation::Reply,
@@ -123,7 +123,7 @@ impl ArpPacket {
         frame
     }
 
-    /// Reads a frame; none when it carries no ARP between Ethernet and IPv4.
+    /// Reads a frame; `None` when it carries no ARP between Ethernet and IPv4.
     pub fn parse(frame: &[u8]) -> Option<ArpPacket> {
         let (frame, _padding) = frame.split_first_chunk::<FRAME_LEN>()?;
         if frame[12..20] != [0x08, 0x06, 0, 1, 0x08, 0x00, 6, 4] {
@@ -153,7 +153,7 @@ impl ArpPacket {
         })
     }
 
-    /// Who has which address, by what this packet says; none when it claims nothing.
+    /// The address and its MAC that this packet claims; `None` when it claims nothing.
     pub fn claim(&self) -> Option<(Ipv4Addr, Mac)> {
         let real = !self.sender.is_unspecified() && self.sender_mac.is_unicast();
         real.then_some((self.sender, self.sender_mac))
@@ -172,7 +172,7 @@ mod tests {
     const AT: Ipv4Addr = Ipv4Addr::new(10, 91, 91, 2);
 
     #[test]
-    fn packets_are_as_the_standards_have_them() {
+    fn packets_match_the_standards() {
         let hex = |frame: &[u8]| data_encoding::HEXLOWER.encode(frame);
         let table = [
             (

@@ -1,8 +1,8 @@
-//! From what is known to whom to dial: ranked candidates for one service.
+//! Ranks the candidates of one service for dialling.
 //!
 //! `BackendRank` derives `Ord`, and the order of its fields is the policy: penalty before state before tier
-//! before load before chance. Only the best rank gets new connections while it lasts; the rest are what is
-//! tried after it.
+//! before load before chance. Only the best rank gets new connections while it lasts; the others are
+//! fallbacks.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -20,25 +20,25 @@ use crate::service::{Balance, ServiceName};
 use crate::time::{Moment, UnixMs};
 use crate::view::ClusterView;
 
-/// What a backend is, seen from this node. The order is the order in which they are tried: when nothing
-/// better is left, even what is down is tried once (k3s#10240).
+/// State of a backend, seen from this node. The order is that of dialling: when nothing better is left, even
+/// a down backend is tried once (k3s#10240).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum BackendState {
-    /// It says that it is ready and can be reached.
+    /// It reports ready and can be reached.
     Ready,
     /// It answers, but its readiness is not known (401, 403).
     Alive,
-    /// It finishes what it has and wants nothing new.
+    /// It finishes its connections and wants nothing new.
     Draining,
-    /// Known only from the last good list of an earlier run.
+    /// Known only from the last known good list of an earlier run.
     Unknown,
     /// In doubt: see [`crate::path`].
     Suspect,
-    /// It says that it is not ready.
+    /// It reports not ready.
     NotReady,
     /// It does not answer.
     Down,
-    /// What the agent of a later version says; only in a status.
+    /// A state of a later version; only in a status.
     Other(UnknownWord),
 }
 
@@ -54,10 +54,10 @@ open_enum_names!(BackendState:
 );
 
 impl BackendState {
-    /// All that this version knows, best first.
+    /// All states that this version knows, best first.
     pub const ALL: &[BackendState] = BackendState::KNOWN;
 
-    /// Whether new connections should go there without a second thought.
+    /// Whether new connections should go there.
     pub fn is_good(self) -> bool {
         matches!(self, BackendState::Ready | BackendState::Alive)
     }
@@ -66,57 +66,57 @@ impl BackendState {
 /// A backend of one service, as this node sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backend {
-    /// Whose it is.
+    /// The node that offers it.
     pub node: NodeId,
     /// That node's name.
     pub name: Name,
-    /// Where it is dialled.
+    /// The address to dial.
     pub address: SocketAddr,
-    /// Share among equals; 0: nothing new while another is good.
+    /// Share among equals; 0: no new connections while another is good.
     pub weight: u16,
-    /// What it is.
+    /// Its state.
     pub state: BackendState,
-    /// Why; none: nothing is known of it but that.
+    /// Why; `None`: nothing more is known.
     pub cause: Option<Cause>,
-    /// What its node says beyond the cause, for people.
+    /// Details from its node beyond the cause, for people.
     pub detail: Detail,
-    /// Since when `state` has been so.
+    /// When `state` last changed.
     pub since: UnixMs,
     /// Round-trip time, when known.
     pub rtt: Option<Duration>,
-    /// Its agent is not heard, and that its port is open is all that is known: a kernel accepts connections
-    /// also for processes that are frozen.
+    /// Its agent is silent, and only its open port is known: a kernel accepts connections for frozen
+    /// processes too.
     pub probe_only: bool,
 }
 
 impl Backend {
-    /// Why it is what it is, for people; may be empty.
+    /// Why it is in this state, for people; may be empty.
     pub fn reason(&self) -> Reason {
         self.cause.map_or_else(Reason::default, |cause| cause.with(&self.detail))
     }
 }
 
-/// The backends of every service: what the proxy follows.
+/// The backends of every service: what the proxy uses.
 pub type BackendTable = BTreeMap<ServiceName, Vec<Backend>>;
 
-/// An entry of the last good list: what a node dials after a restart before it has heard anyone.
+/// An entry of the last known good list: what a node dials after a restart before it has heard from anyone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownBackend {
-    /// Whose it is.
+    /// The node that offers it.
     pub node: NodeId,
     /// That node's name.
     pub name: Name,
-    /// Where it is dialled.
+    /// The address to dial.
     pub address: SocketAddr,
     /// Share among equals.
     pub weight: u16,
 }
 
-/// Who serves, as last known, by service.
+/// Last known good backends, by service.
 pub type LastKnownGood = Vec<(ServiceName, Vec<KnownBackend>)>;
 
-/// The backends of `service`: what gossip knows, joined with the last good list, so that an empty view
-/// never empties the list (k3s#11349). `still_member` drops entries of nodes that were removed.
+/// The backends of `service`: gossip joined with the last known good list, so that an empty view never
+/// empties the list (k3s#11349). `still_member` drops entries of removed nodes.
 pub fn backends(
     service: &ServiceName,
     view: &ClusterView,
@@ -126,7 +126,7 @@ pub fn backends(
 ) -> Vec<Backend> {
     let mut found: BTreeMap<NodeId, Backend> = BTreeMap::new();
     for old in last_good.iter().filter(|old| still_member(&old.node)) {
-        // A member that is heard and offers nothing has said so: the old list must not contradict it.
+        // A live member without an offer has withdrawn it: the old list must not contradict it.
         if view.members.get(&old.node).is_some_and(|member| member.heard) {
             continue;
         }
@@ -186,7 +186,7 @@ fn evaluate(
         (_, Readiness::Other, _) => of_health(BackendState::Suspect),
         (_, _, Some(since)) => {
             let cause = if left { Cause::AgentStopped } else { Cause::Draining };
-            // The agent alone was stopped: its apiserver serves on, and others may still be used first.
+            // Only the agent was stopped: its apiserver keeps serving, and others may still be preferred.
             (BackendState::Draining, Some(cause), Detail::default(), since)
         }
         (path, readiness, None) => {
@@ -199,44 +199,43 @@ fn evaluate(
     }
 }
 
-/// Where a backend stands among the others; lower is better. The order of the fields is the policy.
+/// Rank of a backend; lower is better. The order of the fields is the policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct BackendRank {
-    /// 0: good. 1: good as far as its open port tells, see [`Backend::probe_only`]. 2: good, but it has all the
-    /// connections it may have, or does not answer them. 3: not good.
+    /// 0: good. 1: good as far as its open port shows, see [`Backend::probe_only`]. 2: good, but at its
+    /// connection limit, or unresponsive. 3: not good.
     penalty: u8,
-    /// What it is.
+    /// Its state.
     state: BackendState,
-    /// Weight 0 asks for nothing new while another is as good.
+    /// Weight 0 wants nothing new while another is as good.
     zero_weight: bool,
-    /// Nearness: 0 for this node's own instance, more for others.
+    /// Distance: 0 for this node's own instance, more for others.
     tier: u8,
-    /// How busy it is for its weight, or how long ago its turn was.
+    /// How busy it is for its weight, or how long ago its last turn was.
     load: u64,
-    /// Equal until here: by chance, so that not all nodes prefer the same one.
+    /// Tie-break by chance, so that not all nodes prefer the same one.
     chance: u64,
 }
 
-/// What this node's own connections say of a backend.
+/// State of this node's own connections to a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BackendLoad {
-    /// How many it has from here.
+    /// Connections from here.
     pub connections: u64,
-    /// It has as many as it may have from here.
+    /// It is at its limit of connections from here.
     pub full: bool,
-    /// It takes connections and does not answer on them.
+    /// It accepts connections but does not respond.
     pub unresponsive: bool,
 }
 
-/// Remembers whose turn it is and who has just returned, and ranks. One for each service, owned by its
-/// listener.
+/// Ranks backends, and keeps turns and returns. One for each service, owned by its listener.
 #[derive(Debug, Clone, Default)]
 pub struct Balancer {
     turns: BTreeMap<NodeId, u64>,
     seed: u64,
-    /// When the first table came; those of the first [`SLOW_START`] are no newcomers.
+    /// When the first table arrived; backends of the first [`SLOW_START`] are no newcomers.
     begun: Option<Moment>,
-    /// Who is not there, and since when those are back that were not.
+    /// Absent backends, and since when returned ones are back.
     returns: BTreeMap<NodeId, Comeback>,
 }
 
@@ -250,26 +249,26 @@ enum Comeback {
 /// Scale of the loads, so that a division by the weight keeps its precision.
 const SCALE: u64 = 1 << 20;
 
-/// Time in which a backend that came back grows to its whole weight. It has the fewest connections and cold
-/// caches, and all nodes would turn to it at once (k8s#48610).
+/// Time in which a returning backend ramps up to its full weight. It has the fewest connections and cold
+/// caches, and all nodes would send to it at once (k8s#48610).
 const SLOW_START: Duration = Duration::from_secs(30);
 
-/// The share of its weight that a backend has from the beginning, in thousandths: some connection has to
-/// be the first.
+/// The share of its weight that a returning backend starts with, in thousandths: some connection has to be
+/// the first.
 const FIRST_SHARE: u64 = 20;
 
-/// The share of its weight, in thousandths, that a backend has which came back so long ago.
+/// The share of its weight, in thousandths, of a backend that returned so long ago.
 fn share(back_for: Duration) -> u64 {
     let (passed, whole) = (back_for.as_millis(), SLOW_START.as_millis());
     let grown = u64::try_from(passed.saturating_mul(1000) / whole).unwrap_or(1000);
     grown.clamp(FIRST_SHARE, 1000)
 }
 
-/// Distance classes of [`Balance::Nearest`], in milliseconds: coarse, so that the noise of measuring does not
-/// change who is nearest. In one class load decides.
+/// Distance classes of [`Balance::Nearest`], in milliseconds: coarse, so that measurement noise does not
+/// change the order. Within a class load decides.
 const STEPS_MS: [u64; 8] = [2, 5, 10, 20, 50, 100, 200, 500];
 
-/// The tier of a backend that is this far away; unknown is further than known.
+/// The tier of a backend at this distance; unknown is further than known.
 fn distance(rtt: Option<Duration>) -> u8 {
     let beyond =
         |rtt: Duration| STEPS_MS.iter().take_while(|step| rtt >= Duration::from_millis(**step)).count();
@@ -283,11 +282,11 @@ impl Balancer {
         Balancer { seed, ..Balancer::default() }
     }
 
-    /// Takes note of who came back. To be called with every new table.
+    /// Records which backends have returned. Must be called with every new table.
     ///
-    /// By what this node saw and its own clock, and not by [`Backend::since`]: that is another node's wall
-    /// clock, and does not change when only the way to it was cut. Doubt alone is no absence, or one late
-    /// packet would cost a backend half a minute of its share.
+    /// By what this node saw and its own clock, not by [`Backend::since`]: that is another node's wall clock,
+    /// and does not change when only the path was cut. Suspect alone is no absence, or one late packet would
+    /// cost a backend half a minute of its share.
     pub fn update(&mut self, backends: &[Backend], now: Moment) {
         if self.begun.is_none() && backends.is_empty() {
             return;
@@ -319,7 +318,7 @@ impl Balancer {
         }
     }
 
-    /// The weight that counts now, in thousandths.
+    /// The current weight, in thousandths.
     fn weight(&self, backend: &Backend, now: Moment) -> u64 {
         let share = match self.returns.get(&backend.node) {
             Some(Comeback::Ramping(since)) => share(now.since(*since)),
@@ -328,8 +327,8 @@ impl Balancer {
         u64::from(backend.weight.max(1)) * share
     }
 
-    /// Orders `backends` from the one to dial first to the one to dial last, as indices. `usage` tells what
-    /// this node's connections say of each; `own` is this node, whose own instance comes first.
+    /// Orders `backends` from the first to dial to the last, as indices. `usage` returns the state of this
+    /// node's connections to each; `own` is this node, whose own instance comes first.
     pub fn rank(
         &self,
         balance: Balance,
@@ -338,7 +337,8 @@ impl Balancer {
         now: Moment,
         usage: impl Fn(&NodeId) -> BackendLoad,
     ) -> Vec<usize> {
-        // A backend that is new to round-robin starts level with the others: no herd on a newcomer.
+        // A backend that is new to round-robin starts level with the others, so that it does not get all new
+        // connections.
         let level = backends.iter().filter_map(|one| self.turns.get(&one.node)).min().copied();
         let before = |one: &Backend| {
             backends.iter().filter(|other| (&other.name, other.node) < (&one.name, one.node)).count() as u64
@@ -349,7 +349,7 @@ impl Balancer {
             .map(|(i, backend)| {
                 let usage = usage(&backend.node);
                 let load = match balance {
-                    // As it would be with this one: an idle backend's weight counts too.
+                    // The load including this connection: an idle backend's weight counts too.
                     Balance::LeastConnections | Balance::Nearest => {
                         let connections = usage.connections.saturating_add(1).saturating_mul(1000 * SCALE);
                         connections / self.weight(backend, now)
@@ -378,14 +378,14 @@ impl Balancer {
         ranked.into_iter().map(|(_, i)| i).collect()
     }
 
-    /// A connection went to `backends[chosen]`: its next turn comes after a time that its weight gives.
+    /// A connection went to `backends[chosen]`: its weight decides when its next turn is.
     pub fn connection_assigned(&mut self, backends: &[Backend], chosen: usize, now: Moment) {
         let Some(backend) = backends.get(chosen) else { return };
         let level = backends.iter().filter_map(|one| self.turns.get(&one.node)).min().copied().unwrap_or(0);
         let step = 1000 * SCALE / self.weight(backend, now);
         let turn = self.turns.entry(backend.node).or_insert(level);
         *turn = turn.saturating_add(step);
-        // Of nodes that are gone nothing is kept, and an absence earns no credit.
+        // Removed nodes are forgotten, and an absence earns no credit.
         self.turns.retain(|node, _| backends.iter().any(|one| one.node == *node));
         for turn in self.turns.values_mut() {
             *turn = (*turn).max(level);
@@ -394,27 +394,28 @@ impl Balancer {
     }
 }
 
-/// What becomes of the connections held to a backend.
+/// What to do with the connections held to a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeldAction {
     /// They stay.
     Keep,
-    /// They should end in a while, not all at once.
+    /// They are closed after a grace, not all at once.
     Drain,
     /// They are reset at once.
     Reset,
 }
 
-/// What becomes of the connections held to `node`. A backend that is gone was taken away by people or
-/// stopped being one. One that is down, not ready or draining keeps its connections while no other is good:
-/// there is nowhere better to go, and under load a live one may look down (k3s#10240). One whose agent alone
-/// was stopped serves on, and keeps them as well.
+/// What to do with the connections held to `node`. A gone backend was removed by an administrator or stopped
+/// being one. One that is down, not ready or draining keeps its connections while no other is good: there is
+/// no better place for them, and under load a live one may look down (k3s#10240). One whose agent alone was
+/// stopped keeps serving, and keeps them as well.
 pub fn held_action(node: &NodeId, backends: &[Backend]) -> HeldAction {
     let Some(one) = backends.iter().find(|one| one.node == *node) else { return HeldAction::Reset };
     let better = backends.iter().any(|other| other.node != *node && other.state.is_good());
     match one.state {
-        // The port is closed, so the machine lives: its kernel ends what a dead process held, and an apiserver
-        // that stops in peace closes its port first and answers what is under way for up to a minute.
+        // The port is closed, so the machine is alive: its kernel ends what a dead process held, and an
+        // apiserver that shuts down gracefully closes its port first and answers requests in progress for up
+        // to a minute.
         BackendState::Down if better && one.cause.is_some_and(Cause::is_port_closed) => HeldAction::Drain,
         BackendState::Down if better => HeldAction::Reset,
         BackendState::NotReady if better => HeldAction::Drain,
@@ -423,18 +424,18 @@ pub fn held_action(node: &NodeId, backends: &[Backend]) -> HeldAction {
     }
 }
 
-/// How long connections are left alone when their backend is not ready, drains or has closed its port: an
-/// apiserver that restarts ends them itself within that (its requests take a minute at most), and one that
-/// only fails a check for a moment is back.
+/// How long connections are left alone when their backend is not ready, drains or has closed its port: a
+/// restarting apiserver ends them itself within that (its requests take a minute at most), and one that only
+/// fails a check for a moment is back.
 pub const GRACE: Duration = Duration::from_secs(60);
 
-/// Over how long they are then closed: their clients list everything anew, and an apiserver takes some
-/// hundred of those a second.
+/// The period over which they are then closed: their clients list everything again, and an apiserver handles
+/// some hundred of those per second.
 pub const SPREAD: Duration = Duration::from_secs(5);
 
-/// When after the beginning of its leave a connection is closed. By chance from `seed`, different on each
-/// node, and the connection's number: most nodes have only a few, and must not all begin with the first.
-pub fn leaves_after(seed: u64, number: u64) -> Duration {
+/// When a connection is closed after its drain has started. Random by `seed`, different on each node, and the
+/// connection's number: most nodes have only a few, and must not all start with the first.
+pub fn close_delay(seed: u64, number: u64) -> Duration {
     let spread = u64::try_from(SPREAD.as_millis()).unwrap_or(u64::MAX);
     GRACE + Duration::from_millis(finish(seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15)) % spread)
 }

@@ -81,9 +81,9 @@ fn states(
 }
 
 #[test]
-fn what_is_known_decides_the_state() {
+fn the_state_follows_from_view_and_last_known_good() {
     use Evidence::Unanswered;
-    const LOST: Evidence = Evidence::Hearing(Liveness::Silent);
+    const LOST: Evidence = Evidence::Liveness(Liveness::Silent);
     let ready = Some(Readiness::Ready);
     let table = [
         (states(&[member(1, true, ready)], &[], &[]), Some(BackendState::Ready)),
@@ -95,9 +95,9 @@ fn what_is_known_decides_the_state() {
             states(&[member(1, false, ready)], &[(1, &[LOST, Unanswered, Unanswered])], &[]),
             Some(BackendState::Down),
         ),
-        // Nobody heard yet: the last good list serves.
+        // No node has answered yet: the last known good list serves.
         (states(&[], &[], &[1]), Some(BackendState::Unknown)),
-        // A member that is heard and offers nothing is no backend, whatever the old list says.
+        // A live member without an offer is no backend, whatever the old list contains.
         (states(&[member(1, true, None)], &[], &[1]), None),
         // A removed node is no backend.
         (states(&[], &[], &[9]), None),
@@ -108,7 +108,7 @@ fn what_is_known_decides_the_state() {
 }
 
 #[test]
-fn better_states_come_first_and_the_own_instance_before_its_equals() {
+fn better_states_come_first_and_the_own_instance_before_equal_ones() {
     let backends = [
         backend(1, BackendState::Down, 100),
         backend(2, BackendState::Ready, 100),
@@ -152,7 +152,7 @@ fn balances_share_by_weight() {
 }
 
 #[test]
-fn a_newcomer_to_round_robin_gets_its_share_and_no_herd() {
+fn a_newcomer_to_round_robin_gets_its_share_and_no_more() {
     let old = [backend(1, BackendState::Ready, 100), backend(2, BackendState::Ready, 100)];
     let all = [old[0].clone(), old[1].clone(), backend(3, BackendState::Ready, 100)];
     let mut balancer = Balancer::new(7);
@@ -191,7 +191,7 @@ fn the_first_by_name_gets_all_until_it_is_full() {
 }
 
 #[test]
-fn what_is_full_or_mute_comes_after_what_is_good_and_before_what_is_not() {
+fn full_and_unresponsive_backends_rank_between_good_and_not_good() {
     let backends = [
         (1, BackendState::Ready),
         (2, BackendState::Suspect),
@@ -209,7 +209,7 @@ fn what_is_full_or_mute_comes_after_what_is_good_and_before_what_is_not() {
 }
 
 #[test]
-fn what_is_only_known_by_its_open_port_comes_after_what_is_heard_and_before_what_is_not_good() {
+fn a_probe_only_backend_ranks_after_live_ones_and_before_those_not_good() {
     let all = |heard| {
         [(1, BackendState::Ready), (2, BackendState::Alive), (3, BackendState::Draining)]
             .map(|(n, state)| Backend { probe_only: n == 1, ..backend(n, state, 100) })
@@ -234,7 +234,7 @@ fn what_is_only_known_by_its_open_port_comes_after_what_is_heard_and_before_what
 }
 
 #[test]
-fn a_silent_agent_beside_an_open_port_makes_a_backend_direct() {
+fn a_silent_agent_with_an_open_port_makes_a_backend_probe_only() {
     let found = |evidence: &[Evidence]| {
         let view = ClusterView {
             members: BTreeMap::from([(id(1), member(1, false, Some(Readiness::Ready)))]),
@@ -248,15 +248,15 @@ fn a_silent_agent_beside_an_open_port_makes_a_backend_direct() {
         let one = backends(&ServiceName::kube_api(), &view, &paths, &[], |_| true).remove(0);
         (one.state, one.probe_only)
     };
-    let (lost, heard) = (Evidence::Hearing(Liveness::Silent), Evidence::Hearing(Liveness::Alive));
+    let (lost, heard) = (Evidence::Liveness(Liveness::Silent), Evidence::Liveness(Liveness::Alive));
     let connected = Evidence::Connected { took: Duration::from_millis(1) };
     assert_eq!(found(&[heard, connected]), (BackendState::Ready, false));
     assert_eq!(found(&[lost, connected]), (BackendState::Ready, true));
     assert_eq!(found(&[lost, connected, heard]), (BackendState::Ready, false));
 }
 
-/// How many of 100 new connections the first backend gets, which came back `after` this long, when both
-/// it and the other had `before` before.
+/// How many of 100 new connections go to the first backend, which returned `after` this long, when both had
+/// `before` connections before.
 fn caught_up(balance: Balance, after: u64, before: u64) -> u64 {
     let at = |s: u64| Moment::ZERO.after(Duration::from_secs(s));
     let table = |state| [backend(1, state, 100), backend(2, BackendState::Ready, 100)];
@@ -282,7 +282,7 @@ fn caught_up(balance: Balance, after: u64, before: u64) -> u64 {
 }
 
 #[test]
-fn what_comes_back_is_not_run_over() {
+fn a_returning_backend_is_not_flooded() {
     for balance in [Balance::LeastConnections, Balance::RoundRobin] {
         assert!(caught_up(balance, 0, 1000) <= 25, "{balance}: {}", caught_up(balance, 0, 1000));
         let half = caught_up(balance, 15, 0);
@@ -293,7 +293,7 @@ fn what_comes_back_is_not_run_over() {
 }
 
 #[test]
-fn doubt_and_the_first_tables_are_no_return() {
+fn suspect_and_the_first_tables_are_no_return() {
     let at = |s: u64| Moment::ZERO.after(Duration::from_secs(s));
     let table = |states: &[BackendState]| -> Vec<Backend> {
         states.iter().zip(1..).map(|(state, n)| backend(n, *state, 100)).collect()
@@ -312,9 +312,9 @@ fn doubt_and_the_first_tables_are_no_return() {
 }
 
 #[test]
-fn what_is_held_leaves_when_there_is_somewhere_better_to_go() {
+fn held_connections_drain_when_another_backend_is_better() {
     use BackendState::{Alive, Down, Draining, NotReady, Ready, Suspect, Unknown};
-    // The state of the backend that holds (none: it is gone), of the others, and the verdict.
+    // The state of the holding backend (none: it is gone), of the others, and the verdict.
     let table: &[(Option<BackendState>, &[BackendState], HeldAction)] = &[
         (Some(Down), &[Ready], HeldAction::Reset),
         (Some(Down), &[Down, Alive], HeldAction::Reset),
@@ -352,10 +352,10 @@ fn what_is_held_leaves_when_there_is_somewhere_better_to_go() {
 }
 
 #[test]
-fn leaves_are_spread() {
+fn drained_connections_are_closed_over_the_spread() {
     let mut tenths = [0; 10];
     for (seed, number) in (0..100).flat_map(|seed| (0..10).map(move |number| (seed, number))) {
-        let after = leaves_after(seed, number) - GRACE;
+        let after = close_delay(seed, number) - GRACE;
         tenths[(after.as_millis() * 10 / SPREAD.as_millis()) as usize] += 1;
     }
     assert!(tenths.iter().all(|count| (60..=140).contains(count)), "{tenths:?}");

@@ -1,8 +1,9 @@
-//! Why something is as it is: one type that decides, travels and is counted, and texts that are only shown.
+//! Why something is in its state: one type that decides, is sent and is counted, and texts that are only
+//! shown.
 //!
 //! A [`Cause`] has a stable wire code, a stable label for JSON and metrics, and one text for people. Code
 //! branches on it, and never on a text: [`Reason`] and [`Detail`] can be displayed and nothing else. They
-//! can't be compared, searched or taken apart, so that rewording one changes nothing that any node does.
+//! can't be compared, searched or parsed, so that rewording one changes no node's behaviour.
 //!
 //! On the wire a cause is a code and an argument, 16 bits each. A reader that does not know the code keeps
 //! both as [`Cause::Other`], so it can pass them on and show them.
@@ -21,17 +22,17 @@ const HTTP: u16 = 2;
 const TLS: u16 = 3;
 const RECOVERING: u16 = 4;
 
-/// Causes without an argument: each with its wire code, its label and its text.
+/// Causes without an argument, each with its wire code, its label and its text.
 macro_rules! causes {
     ($($(#[doc = $doc:literal])+ $cause:ident $code:literal $label:literal $text:literal,)+) => {
-        /// Why a check, a backend, a member or a listener is as it is.
+        /// Why a check, a backend, a member or a listener is in its state.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Cause {
             /// It answered by HTTP with this status.
             Http(u16),
             /// TLS failed.
             Tls(TlsFault),
-            /// It answers well again, and not often enough in a row yet.
+            /// It answers well again, but not often enough in a row yet.
             Recovering {
                 /// Good answers in a row.
                 seen: u8,
@@ -49,7 +50,8 @@ macro_rules! causes {
         }
 
         impl Cause {
-            /// Every cause that this version knows, one for each label: those with an argument with an example.
+            /// Every cause that this version knows, one for each label; those with an argument have an
+            /// example.
             pub const ALL: &[Cause] = &[
                 Cause::Http(200),
                 Cause::Recovering { seen: 1, of: 2 },
@@ -78,8 +80,7 @@ macro_rules! causes {
                 }
             }
 
-            /// The cause of a wire code and its argument. What this version does not know becomes
-            /// [`Cause::Other`].
+            /// The cause of a wire code and its argument. Unknown codes become [`Cause::Other`].
             pub fn from_wire(code: u16, argument: u16) -> Cause {
                 match (code, argument) {
                     (HTTP, status) => Cause::Http(status),
@@ -93,8 +94,8 @@ macro_rules! causes {
                 }
             }
 
-            /// The stable label that JSON and metrics have for it. There is a small, fixed number of them:
-            /// arguments are no part of it.
+            /// The stable label in JSON and metrics. There is a small, fixed number of them: arguments are
+            /// not part of it.
             pub fn label(self) -> &'static str {
                 match self {
                     Cause::Http(_) => "http-status",
@@ -121,9 +122,9 @@ macro_rules! causes {
 }
 
 causes! {
-    /// It accepts connections, and nothing else was asked.
+    /// It accepts connections, and nothing else was checked.
     Connected 1 "connected" "accepts connections",
-    /// Its port is closed: nothing listens there, and the machine lives.
+    /// Its port is closed: nothing listens there, and the machine is alive.
     PortClosed 5 "port-closed" "connection refused",
     /// It listens on loopback and not on the address that others dial: for them its port is closed.
     LoopbackOnly 6 "loopback-only" "listens on loopback only",
@@ -133,7 +134,7 @@ causes! {
     ClosedEarly 8 "closed-early" "connection closed without an answer",
     /// The connection broke.
     ConnectionBroken 9 "connection-broken" "connection broken",
-    /// There is no way to it.
+    /// There is no route to it.
     Unreachable 10 "unreachable" "host or network unreachable",
     /// The answer is not HTTP/1.1.
     NotHttp 11 "not-http" "the answer is not HTTP/1.1",
@@ -145,27 +146,27 @@ causes! {
     OwnListener 14 "own-listener" "the agent's own proxy listens there",
     /// There is no instance any more.
     NoInstance 15 "no-instance" "no longer on this node",
-    /// Its node offers it no more, or was removed.
+    /// Its node no longer offers it, or was removed.
     NotOffered 16 "not-offered" "no longer a backend",
-    /// It was there before its agent started, and the first check has not ended.
+    /// It existed before its agent started, and the first check has not finished.
     NotCheckedYet 17 "not-checked-yet" "not checked since its agent started",
     /// TCP connects to it get no answer.
     ConnectUnanswered 20 "connect-unanswered" "connect timed out",
-    /// Its node is not heard.
+    /// Its node is silent.
     NotHeard 21 "not-heard" "no answer from the node",
-    /// Its node is not heard, and TCP connects get no answer.
+    /// Its node is silent, and TCP connects get no answer.
     NodeUnreachable 22 "node-unreachable" "no answer from the node, connect timed out",
-    /// Its agent is not heard, and TCP connects are answered.
+    /// Its agent is silent, and TCP connects are answered.
     CheckedDirectly 23 "checked-directly" "no answer from its agent, checked directly",
     /// Its node answers late.
     AnswersLate 24 "answers-late" "answers late",
-    /// Known from the last good list alone.
+    /// Known only from the last known good list.
     LastKnownGood 25 "last-known-good" "from the last known good list, no answer yet",
-    /// It takes no new connections, as someone has asked for.
+    /// It accepts no new connections, as requested.
     Draining 30 "draining" "draining",
     /// Its agent was stopped.
     AgentStopped 31 "agent-stopped" "agent stopped",
-    /// Someone has asked for it.
+    /// It was requested.
     Requested 32 "requested" "requested",
     /// Something else listens at the address.
     AddressInUse 40 "address-in-use" "address in use",
@@ -173,9 +174,9 @@ causes! {
     AddressUnavailable 41 "address-unavailable" "address not on this node",
     /// The kernel does not permit it.
     NotPermitted 42 "not-permitted" "not permitted",
-    /// The process has as many descriptors as it may have.
+    /// The process is out of file descriptors.
     NoDescriptors 43 "no-descriptors" "out of file descriptors",
-    /// There are as many connections as there may be.
+    /// The connection limit is reached.
     ConnectionLimit 44 "connection-limit" "connection limit reached",
     /// The budget for further dials is used up.
     RetryBudget 45 "retry-budget" "too many slow connects at once",
@@ -187,40 +188,40 @@ causes! {
     SeveralInterfaces 52 "several-interfaces" "several interfaces in its network",
     /// The interface is no segment, or others on it do not answer.
     NoSegment 53 "no-segment" "no L2 on its interface",
-    /// The kernel is set to answer nobody who asks for the address.
+    /// The kernel is configured to ignore ARP requests for the address.
     ArpIgnored 54 "arp-ignored" "ARP ignored for the address",
-    /// A node has the address for itself.
+    /// A node has the address as its own.
     OwnAddress 55 "own-address" "own address of a node",
     /// The interface is down or has no carrier.
     LinkDown 56 "link-down" "interface down",
-    /// The kernel does not take the address.
+    /// The kernel rejects the address.
     KernelRefused 57 "kernel-refused" "address rejected by the kernel",
-    /// What the address fronts is not served here.
+    /// The service behind the address is not served here.
     NotServed 58 "not-served" "service not served on this node",
-    /// Nobody serves what the address fronts.
+    /// No node serves the service behind the address.
     NoBackend 59 "no-backend" "no healthy backend",
-    /// The agent has just started and hears what is going on first.
+    /// The agent has just started and listens first.
     Starting 60 "starting" "agent just started",
     /// The node is no candidate, or does not know yet that it is.
     NotCandidate 61 "not-candidate" "not a candidate",
-    /// Nobody is a candidate.
+    /// There are no candidates.
     NoCandidates 62 "no-candidates" "no candidates",
-    /// It was lost too often, and others go first for a while.
+    /// It was lost too often, and others are preferred for a while.
     HeldBack 63 "held-back" "held back after repeated failures",
-    /// A hardware address of no member answers for the address.
+    /// A MAC of no member answers for the address.
     Stranger 64 "stranger" "used by a machine outside of the cluster",
-    /// The node is in a state that a later version has.
+    /// The node is in a state of a later version.
     UnknownState 65 "unknown-state" "state of a later version",
 }
 
 impl Cause {
-    /// Nothing listens at the address, and the kernel of the machine says so. What a dead process held is
-    /// then its kernel's to end.
+    /// Nothing listens at the address, and the machine's kernel confirms it. It also ends the connections of
+    /// a dead process.
     pub fn is_port_closed(self) -> bool {
         matches!(self, Cause::PortClosed | Cause::LoopbackOnly)
     }
 
-    /// The status code, where it was answered by HTTP.
+    /// The status code, if it was answered by HTTP.
     pub fn http_status(self) -> Option<u16> {
         match self {
             Cause::Http(status) => Some(status),
@@ -228,7 +229,7 @@ impl Cause {
         }
     }
 
-    /// The text for people, with what else is known.
+    /// The text for people, with the detail.
     pub fn with(self, detail: &Detail) -> Reason {
         if detail.is_empty() { Reason::new(self) } else { Reason::new(format_args!("{self}: {detail}")) }
     }
@@ -240,7 +241,7 @@ impl From<Cause> for Reason {
     }
 }
 
-/// People and programs that read JSON get the label, agents code and argument.
+/// JSON for people and programs has the label; agents send code and argument.
 impl Serialize for Cause {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if serializer.is_human_readable() {
@@ -251,7 +252,7 @@ impl Serialize for Cause {
     }
 }
 
-/// From a label only what the label says: arguments are lost in JSON.
+/// Only from the label: arguments are lost in JSON.
 impl<'de> Deserialize<'de> for Cause {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Cause, D::Error> {
         if deserializer.is_human_readable() {
@@ -374,8 +375,8 @@ impl fmt::Display for TlsFault {
 pub struct Reason(Box<str>);
 
 impl Reason {
-    /// A reason of this text: cut at [`MAX_REASON`] bytes, without control characters, which could command a
-    /// terminal or begin a new line in a log.
+    /// A reason with this text: cut at [`MAX_REASON`] bytes, without control characters, which could command
+    /// a terminal or start a new line in a log.
     pub fn new(text: impl fmt::Display) -> Reason {
         let mut text = text.to_string();
         text.truncate(text.floor_char_boundary(MAX_REASON));
@@ -393,7 +394,7 @@ impl Reason {
         Reason(text.into())
     }
 
-    /// There is nothing to show.
+    /// Whether there is nothing to show.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -423,8 +424,8 @@ impl<'de> Deserialize<'de> for Reason {
     }
 }
 
-/// What is known beyond a cause, in a few words, with a number that its author raises when the words change:
-/// two details are equal when their numbers are, so that a change is noticed without comparing texts.
+/// A short text beyond a cause, with a number that its author raises when the text changes: two details are
+/// equal when their numbers are, so that a change is noticed without comparing texts.
 #[derive(Debug, Clone, Default)]
 pub struct Detail {
     revision: u16,
@@ -442,7 +443,7 @@ impl Detail {
         self.revision
     }
 
-    /// There is nothing to show.
+    /// Whether there is nothing to show.
     pub fn is_empty(&self) -> bool {
         self.text.is_empty()
     }
@@ -462,17 +463,18 @@ impl fmt::Display for Detail {
     }
 }
 
-/// Why something failed: what decides, and what else is known for people. Two are equal when their causes are.
+/// Why something failed: the cause that decides, and a detail for people. Two are equal when their causes
+/// are.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Fault {
     /// Why.
     pub cause: Cause,
-    /// What else is known; may be empty.
+    /// Details; may be empty.
     pub detail: Reason,
 }
 
 impl Fault {
-    /// A fault with what else is known of it.
+    /// A fault with a detail.
     pub fn new(cause: Cause, detail: impl fmt::Display) -> Fault {
         Fault { cause, detail: Reason::new(detail) }
     }
@@ -499,7 +501,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// A text as nodes may send it to each other: printable ASCII, at most [`MAX_DETAIL`] bytes. What is longer
+/// A text as nodes may send it to each other: printable ASCII, at most [`MAX_DETAIL`] bytes. A longer one
 /// ends with a whole word and dots.
 pub fn short_text(text: &str) -> String {
     const DOTS: &str = "...";
@@ -538,9 +540,9 @@ mod tests {
         }
     }
 
-    /// Codes of versions that are out never change: what stands here is only added to.
+    /// Codes of released versions never change: this list is only added to.
     #[test]
-    fn codes_and_labels_stay_what_they_are() {
+    fn codes_and_labels_never_change() {
         let table: Vec<String> = Cause::ALL
             .iter()
             .map(|cause| {
@@ -551,7 +553,7 @@ mod tests {
         assert_eq!(table.join("\n"), include_str!("../tests/golden/causes.txt").trim_end());
     }
 
-    /// What people and dashboards are promised.
+    /// The documented reference for people and dashboards.
     #[test]
     fn the_reference_lists_every_cause() {
         let reference = include_str!("../../agent/REFERENCE.md");
@@ -600,7 +602,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_a_later_version_says_is_kept_and_passed_on(code: u16, argument: u16) {
+        fn causes_of_a_later_version_are_kept_and_forwarded(code: u16, argument: u16) {
             let cause = Cause::from_wire(code, argument);
             prop_assert_eq!(cause.to_wire(), (code, argument));
             prop_assert!(!cause.to_string().is_empty() && !cause.label().is_empty());

@@ -1,18 +1,18 @@
-//! Whether the first bytes of a client are a TLS ClientHello and nothing else.
+//! Detects whether the first bytes of a client are a TLS ClientHello and nothing else.
 //!
-//! That is the only first flight that may be sent to another backend: a ClientHello asks for nothing. It
-//! changes nothing at a server that reads it, and whatever follows is bound to the one server whose answer
-//! the client takes (its key share in TLS 1.3, its random and Finished before), so nothing that one server
-//! was sent can be used at another. Early data (RFC 8446, section 2.3) is the exception, since it carries
-//! requests, so a hello that announces it is not one of ours.
+//! Nothing else may be sent to another backend: a ClientHello requests nothing. It changes nothing at a
+//! server that reads it, and whatever follows is bound to the one server whose answer the client takes (its
+//! key share in TLS 1.3, its random and Finished before), so nothing that one server was sent can be used at
+//! another. Early data (RFC 8446, section 2.3) is the exception, since it carries requests, so a hello that
+//! announces it does not count.
 
-/// Longest first flight that is kept to be sent again. A hello has 200 to 2,000 bytes.
+/// Longest ClientHello that is kept for a replay. A hello has 200 to 2,000 bytes.
 pub const MAX_HELLO: usize = 16 * 1024;
 
-/// What the bytes are, as far as they go.
+/// What the bytes are so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientHello {
-    /// The beginning of what may become a hello.
+    /// The start of what may become a hello.
     Partial,
     /// One whole ClientHello, without early data, and nothing after it.
     Hello,
@@ -29,7 +29,7 @@ const EARLY_DATA: u16 = 42;
 /// Largest plaintext of a record (RFC 8446, section 5.1).
 const MAX_RECORD: usize = 1 << 14;
 
-/// Looks at everything that a client has sent so far.
+/// Inspects everything that a client has sent so far.
 pub fn inspect(bytes: &[u8]) -> ClientHello {
     if bytes.len() > MAX_HELLO {
         return ClientHello::Other;
@@ -44,7 +44,7 @@ pub fn inspect(bytes: &[u8]) -> ClientHello {
         return ClientHello::Other;
     }
     if body.len() < length || !whole {
-        // A last record that is not whole, after a message that is, would carry something else.
+        // An incomplete record after a complete message would carry something else.
         return if body.len() < length { ClientHello::Partial } else { ClientHello::Other };
     }
     match extensions(body).and_then(has_early_data) {
@@ -53,8 +53,8 @@ pub fn inspect(bytes: &[u8]) -> ClientHello {
     }
 }
 
-/// The handshake message in these records as far as it has come, and whether the last record is whole; none
-/// when they are no handshake records.
+/// The handshake message in these records as far as it has arrived, and whether the last record is complete;
+/// `None` when they are no handshake records.
 fn unframe(mut bytes: &[u8]) -> Option<(Vec<u8>, bool)> {
     let mut message = Vec::new();
     while !bytes.is_empty() {
@@ -99,7 +99,7 @@ fn has_early_data(mut extensions: &[u8]) -> Option<bool> {
     Some(found)
 }
 
-/// What follows a vector whose length takes `width` bytes.
+/// The bytes after a vector whose length takes `width` bytes.
 fn skip(bytes: &[u8], width: usize) -> Option<&[u8]> {
     bytes.get(width + number(bytes, width)?..)
 }
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_something_else() {
+    fn anything_else_is_other() {
         let message = hello(&[(43, &[2, 3, 4])]);
         let good = records(&message, 1000);
         let with = |at: usize, byte: u8| {
@@ -203,7 +203,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_something_else_stays_so_and_nothing_panics(mut bytes: Vec<u8>, more: Vec<u8>) {
+        fn other_stays_other_and_nothing_panics(mut bytes: Vec<u8>, more: Vec<u8>) {
             let before = inspect(&bytes);
             bytes.extend(more);
             if before == ClientHello::Other {

@@ -1,8 +1,8 @@
 //! The messages of the control socket, and the status that they carry: MessagePack in length-delimited
-//! frames, one request and its answer for each connection.
+//! frames, one request and its response per connection.
 //!
-//! [`Status`] is also what `agent status --json` prints. Its shape is stable: fields are added, never
-//! renamed or taken away, and `schema` counts the exceptions.
+//! [`Status`] is also the output of `agent status --json`. Its shape is stable: fields are added, never
+//! renamed or removed, and `schema` counts the exceptions.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,10 +27,10 @@ use crate::view;
 /// Largest frame: the status of the largest cluster.
 pub const MAX_FRAME: usize = 16 * 1024 * 1024;
 
-/// What the command line asks of the running agent.
+/// Requests of the command line to the running agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// How is everything?
+    /// Report the status.
     Status,
     /// Make an invite.
     Invite {
@@ -38,19 +38,19 @@ pub enum Request {
         seconds: u64,
         /// Uses; none: any number.
         uses: Option<u32>,
-        /// The role of who comes in by it.
+        /// The role of the nodes that join by it.
         role: Role,
     },
-    /// Who waits for approval, anywhere in the cluster?
+    /// List nodes that wait for approval, anywhere in the cluster.
     Waiting,
-    /// Let a waiting node in, or turn it away.
+    /// Approve or reject a waiting node.
     Answer {
         /// Its code.
         code: String,
-        /// Let it in with this role; none: turn it away.
+        /// Approve it with this role; `None`: reject it.
         role: Option<Role>,
     },
-    /// Give a member another role.
+    /// Change the role of a member.
     SetRole {
         /// Its name, or its id.
         node: String,
@@ -59,86 +59,86 @@ pub enum Request {
         /// Even if no master is left then.
         force: bool,
     },
-    /// Let in whoever comes to this node, for a while; 0 closes.
+    /// Admit every node that comes to this one, for a while; 0 closes.
     Open {
         /// How long, in seconds.
         seconds: u64,
     },
-    /// Remove a node for ever.
+    /// Remove a node forever.
     Remove {
         /// Its name, or its id.
         node: String,
     },
-    /// Leave the cluster for ever: this node removes itself.
+    /// Leave the cluster forever: this node removes itself.
     Leave,
     /// Change the gossip key.
     Rotate,
-    /// Take no new connections on a node's backends, or take them again.
+    /// Drain a node's backends, or end that.
     Drain {
-        /// Take none.
+        /// Drain.
         on: bool,
         /// The node's name, or its id; none: this one.
         node: Option<String>,
     },
-    /// Hand a virtual IP to another node.
+    /// Move a virtual IP to another node.
     VipMove {
-        /// Which.
+        /// The virtual IP.
         address: IpAddr,
-        /// To whom: a name, or an id.
+        /// The new owner: a name, or an id.
         node: String,
     },
-    /// Who holds connections to a node's backends?
+    /// List who holds connections to a node's backends.
     Held {
         /// The node's name, or its id; none: this one.
         node: Option<String>,
     },
-    /// Which settings hold for the whole cluster?
+    /// List the cluster-wide settings.
     Settings,
     /// Change some of them, all or none: keys with their values; without one: unset.
     Change(Vec<(String, Option<String>)>),
-    /// What has happened?
+    /// List events.
     Events(EventQuery),
-    /// How are the ways to these members, by names or ids, and they themselves? None named: all.
+    /// Examine these members and the paths to them, by names or ids; none named: all.
     Doctor(Vec<String>),
-    /// What only the next version asks.
+    /// Known only to the next version.
     #[cfg(feature = "next-wire")]
     Next,
 }
 
-/// What the running agent answers.
+/// Responses of the running agent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Response {
-    /// How everything is.
+    /// The status.
     Status(Box<Status>),
-    /// An invite, whole.
+    /// A complete invite.
     Invite {
         /// The line.
         line: String,
-        /// When it ends.
+        /// When it expires.
         expires: UnixMs,
     },
-    /// Who waits.
+    /// The waiting nodes.
     Waiting(Vec<PendingJoin>),
-    /// Who holds connections.
+    /// The holders of connections.
     Held(HeldStatus),
-    /// What is set for the whole cluster.
+    /// The cluster-wide settings.
     Settings(Vec<SettingStatus>),
-    /// What was changed, and a sentence that says who knows.
+    /// What was changed, and a sentence that says which nodes know.
     Changed(Vec<SettingChange>, String),
-    /// What has happened, oldest first.
+    /// The events, oldest first.
     Events {
         /// The events.
         events: Vec<Event>,
         /// Members that did not answer.
         silent: Vec<String>,
     },
-    /// What was looked at and found beyond this node.
+    /// What was examined and found beyond this node.
     Doctor(Box<Examination>),
     /// Done; a sentence that says what.
     Done(String),
     /// Not done; a sentence that says why and what would be right.
     Failed(String),
-    /// The running agent does not know the request: by its version, which the asking side names beside its
+    /// The running agent does not know the request. Has its version, which the caller shows along with its
     /// own.
     Unsupported {
         /// Version of the running agent.
@@ -146,7 +146,7 @@ pub enum Response {
     },
 }
 
-/// Everything that a person asks of a node.
+/// The full status of a node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {
     /// Version of this shape: 1.
@@ -155,21 +155,21 @@ pub struct Status {
     pub cluster: ClusterStatus,
     /// This node.
     pub node: NodeStatus,
-    /// What is proxied here.
+    /// The proxied services.
     pub services: Vec<ServiceStatus>,
-    /// Everyone.
+    /// All members.
     pub members: Vec<MemberStatus>,
     /// Virtual IPs.
     pub vips: Vec<VipStatus>,
-    /// What is wrong with this node itself; empty when nothing is.
+    /// Problems of this node itself; empty when there are none.
     pub problems: Vec<Problem>,
-    /// When this was put together.
+    /// When this was taken.
     #[serde(default)]
     pub taken_unix_ms: UnixMs,
 }
 
 impl Status {
-    /// What serves here, in words, and whether anything does: each listener with the nodes behind it.
+    /// What serves here, as text, and whether anything does: each listener with the nodes behind it.
     pub fn serving(&self) -> (bool, String) {
         let mut serves = false;
         let lines: Vec<String> = self
@@ -187,40 +187,40 @@ impl Status {
     }
 }
 
-/// Connections to the backends of one node, wherever they begin.
+/// Connections to the backends of one node, from anywhere.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldStatus {
-    /// Whose backends.
+    /// The node with the backends.
     pub node: Name,
-    /// Who holds how many; nodes that hold none are left out.
+    /// Holders and their counts; nodes that hold none are left out.
     pub by: Vec<(Name, u64)>,
-    /// Who is up and did not answer.
+    /// Nodes that are up and did not answer.
     pub silent: Vec<Name>,
-    /// Who is away, and holds nothing that would be of use.
+    /// Nodes that are away, whose connections would be of no use.
     pub away: Vec<Name>,
 }
 
 impl HeldStatus {
-    /// All of them.
+    /// The sum.
     pub fn total(&self) -> u64 {
         self.by.iter().map(|(_, count)| *count).fold(0, u64::saturating_add)
     }
 }
 
-/// A setting of the whole cluster.
+/// A cluster-wide setting.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SettingStatus {
     /// Its key.
     pub key: String,
     /// What was written.
     pub value: String,
-    /// Who wrote it; its id when it is no member any more.
+    /// Who set it; the id if that node is no longer a member.
     pub set_by: String,
     /// When, by the writer's clock.
     pub set_unix_ms: UnixMs,
-    /// Logical clock: of two values the one with the higher counts.
+    /// Logical clock: the value with the higher one wins.
     pub clock: u64,
-    /// Why it does not count, or not on this node; empty when it does.
+    /// Why it has no effect, or not on this node; empty when it has.
     pub remark: String,
 }
 
@@ -231,24 +231,24 @@ pub struct ClusterStatus {
     pub id: String,
     /// Its name.
     pub name: String,
-    /// How many nodes may take part.
+    /// Number of members.
     pub members: usize,
     /// Hash of the document that this node holds.
     pub document: String,
-    /// Epoch of the gossip key that counts.
+    /// Epoch of the current gossip key.
     pub key_epoch: u64,
-    /// Until when nodes without an invite are let in here; none: they are not.
+    /// Until when nodes without an invite are admitted here; `None`: they are not.
     pub open_until_unix_ms: Option<UnixMs>,
 }
 
-/// The node that answers.
+/// The responding node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeStatus {
     /// Its id.
     pub id: NodeId,
     /// Its name.
     pub name: Name,
-    /// Address that it advertises; none: its network is away.
+    /// The address that it advertises; `None`: its network is down.
     pub address: Option<String>,
     /// Interface that carries the mesh.
     pub interface: String,
@@ -262,41 +262,41 @@ pub struct NodeStatus {
     pub removed: bool,
     /// Most files and connections that the process may have open.
     pub descriptors: u64,
-    /// What was counted on the link.
+    /// Transport counters.
     pub link: LinkStatus,
-    /// How late the event loop was, each time that it was looked at.
+    /// Lag of the event loop.
     #[serde(default)]
     pub loop_lag: Histogram,
     /// The checks of this node's own services.
     #[serde(default)]
     pub checks: Vec<CheckCounts>,
-    /// Events since the start, by the name of their kind.
+    /// Events since start, by the name of their kind.
     #[serde(default)]
     pub events: BTreeMap<String, u64>,
 }
 
-/// Upper bounds of a histogram's buckets, in microseconds; one more bucket takes all that is longer. From a
+/// Upper bounds of a histogram's buckets, in microseconds; one more bucket takes all longer durations. From a
 /// round trip in one building to the longest wait for a backend.
 pub const BUCKETS_US: [u64; 12] =
     [500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000];
 
-/// How often something took how long, since the start.
+/// A histogram of durations since start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Histogram {
-    /// How many in each of [`BUCKETS_US`], and beyond the last.
+    /// Number in each of [`BUCKETS_US`], and beyond the last.
     pub counts: [u64; BUCKETS_US.len() + 1],
-    /// All of it together, in microseconds.
+    /// Sum of all durations, in microseconds.
     pub sum_us: u64,
 }
 
-/// What the checks of one service on this node came to, since the start.
+/// Results of the checks of one service on this node, since start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckCounts {
     /// Its name.
     pub service: ServiceName,
     /// It was ready.
     pub good: u64,
-    /// It was there and would not say whether it is ready.
+    /// It answered without saying whether it is ready.
     pub alive: u64,
     /// It was not ready.
     pub not_ready: u64,
@@ -304,11 +304,11 @@ pub struct CheckCounts {
     pub refused: u64,
     /// It did not answer in time.
     pub silent: u64,
-    /// How long they took.
+    /// Their duration.
     pub took: Histogram,
 }
 
-/// What was counted on the link since the start. Bytes are payload of UDP, seal included, and of TLS.
+/// Transport counters since start. Bytes are payload of UDP, seal included, and of TLS.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LinkStatus {
     /// Bytes sent.
@@ -317,48 +317,48 @@ pub struct LinkStatus {
     pub received_bytes: u64,
     /// Datagrams sent.
     pub sent_datagrams: u64,
-    /// Datagrams received, those refused included.
+    /// Datagrams received, refused ones included.
     pub received_datagrams: u64,
-    /// Datagrams refused: not of a member, or no datagram of ours at all.
+    /// Datagrams refused: not from a member, or not one of ours at all.
     pub refused_stranger: u64,
-    /// Datagrams refused: sealed with a key that is not held.
+    /// Datagrams refused: sealed with an unknown key.
     pub refused_key: u64,
-    /// Datagrams refused: the seal does not hold.
+    /// Datagrams refused: the seal is invalid.
     pub refused_seal: u64,
-    /// Datagrams refused: seen before.
+    /// Datagrams refused: replayed.
     pub refused_replay: u64,
     /// Datagrams refused: the sender had not proven its start yet.
     pub refused_unproven: u64,
-    /// What members sent beyond what one may: left out.
+    /// Datagrams of members dropped by the rate limit.
     #[serde(default)]
     pub refused_flood: u64,
-    /// Connections that had to go for others.
+    /// Connections closed to make room for others.
     #[serde(default)]
     pub refused_connections: u64,
-    /// Bytes of gossip sent, of those above.
+    /// Bytes of gossip sent, included in the above.
     #[serde(default)]
     pub sent_gossip_bytes: u64,
     /// Pulses sent.
     #[serde(default)]
     pub sent_pulses: u64,
-    /// Answers to pulses, and what members said unasked.
+    /// Answers to pulses, and unsolicited status updates.
     #[serde(default)]
     pub received_answers: u64,
 }
 
-/// Where a service is described.
+/// Where a service is defined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ServiceSource {
-    /// Nowhere: it is as it comes.
+    /// Nowhere: it is built in.
     #[default]
     Default,
     /// In this node's own file.
     File,
-    /// By the cluster's settings.
+    /// In cluster-wide settings.
     Cluster,
-    /// By both, and this node's own file counts here.
+    /// In both, and this node's file overrides the settings here.
     FileOverCluster,
-    /// What a later version says.
+    /// A source of a later version.
     Other(UnknownWord),
 }
 
@@ -376,43 +376,43 @@ pub struct ServiceStatus {
     pub name: ServiceName,
     /// Where the proxy listens, or should.
     pub listen: Vec<ListenerStatus>,
-    /// Where it is described.
+    /// Where it is defined.
     pub source: ServiceSource,
-    /// How connections are spread.
+    /// How connections are balanced.
     pub balance: OpenEnum<Balance>,
-    /// Who could serve.
+    /// Its backends.
     pub backends: Vec<BackendStatus>,
-    /// Connections open now.
+    /// Current connections.
     pub connections: u64,
-    /// Most connections at once.
+    /// Limit of concurrent connections.
     pub maxconn: u32,
-    /// Connections refused because of it, since the start.
+    /// Connections refused because of it, since start.
     pub refused: u64,
-    /// What else was counted.
+    /// Other counters.
     #[serde(default)]
     pub counted: ServiceCounts,
 }
 
 impl ServiceStatus {
-    /// Every listener is bound.
+    /// Whether every listener is bound.
     pub fn is_listening(&self) -> bool {
         self.listen.iter().all(|one| one.state == ListenerState::Listening)
     }
 
-    /// Its listeners in words, separated by commas.
+    /// Its listeners as text, separated by commas.
     pub fn listeners(&self) -> String {
         let all: Vec<String> = self.listen.iter().map(ToString::to_string).collect();
         all.join(", ")
     }
 }
 
-/// How a listener is.
+/// State of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ListenerState {
-    /// It takes clients.
+    /// It accepts clients.
     Listening,
-    /// It could not be bound, and is tried again.
+    /// It could not be bound, and is retried.
     Failed,
     /// A state of a later version.
     #[serde(other)]
@@ -422,11 +422,11 @@ pub enum ListenerState {
 /// An address that the proxy listens on, or should.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ListenerStatus {
-    /// Which.
+    /// The address.
     pub address: SocketAddr,
-    /// How it is.
+    /// Its state.
     pub state: ListenerState,
-    /// Why it failed, as its stable label; none: it did not.
+    /// Why it failed, as its stable label; `None`: it did not.
     pub cause: Option<Cause>,
     /// Why, for people; empty: it did not fail.
     pub reason: Reason,
@@ -454,12 +454,12 @@ impl fmt::Display for ListenerStatus {
     }
 }
 
-/// What this node's proxy counted of a service since the start.
+/// This node's proxy counters of a service since start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ServiceCounts {
-    /// Clients that were taken.
+    /// Accepted clients.
     pub total: u64,
-    /// Most clients at once.
+    /// Most concurrent clients.
     pub most: u64,
     /// Clients reset because no backend answered.
     pub unserved: u64,
@@ -470,11 +470,11 @@ pub struct ServiceCounts {
 pub struct BackendStatus {
     /// Name of its node.
     pub node: Name,
-    /// Where it is dialled.
+    /// The address to dial.
     pub address: String,
-    /// What it is.
+    /// Its state.
     pub state: BackendState,
-    /// Why, as its stable label; none: nothing more is known.
+    /// Why, as its stable label; `None`: nothing more is known.
     #[serde(default)]
     pub cause: Option<Cause>,
     /// Why, for people.
@@ -483,31 +483,31 @@ pub struct BackendStatus {
     pub since_unix_ms: UnixMs,
     /// Round-trip time, when known.
     pub rtt_ms: Option<f64>,
-    /// Connections open from here.
+    /// Open connections from here.
     pub connections: u64,
-    /// Connections made from here since the start.
+    /// Connections made from here since start.
     pub total: u64,
     /// Share among equals.
     pub weight: u16,
-    /// What its node's own last check took, in milliseconds, roughly; none: not known.
+    /// Duration of the last check on its own node, in milliseconds, rounded; `None`: not known.
     #[serde(default)]
     pub check_ms: Option<u32>,
-    /// What was counted of it here.
+    /// Counters of this node.
     #[serde(default)]
     pub counted: BackendCounts,
 }
 
 impl BackendStatus {
-    /// The status code that its check got, where it was answered by HTTP.
+    /// The status code of its check, if it was answered by HTTP.
     pub fn check_code(&self) -> Option<u16> {
         self.cause.and_then(Cause::http_status)
     }
 }
 
-/// What this node counted of a backend since the start.
+/// This node's counters of a backend since start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct BackendCounts {
-    /// Most connections at once.
+    /// Most concurrent connections.
     pub most: u64,
     /// Bytes from clients to it, of connections that have ended.
     pub bytes_in: u64,
@@ -515,11 +515,11 @@ pub struct BackendCounts {
     pub bytes_out: u64,
     /// Dials that failed.
     pub connect_errors: u64,
-    /// Dials to it that began beside another that was late.
+    /// Dials to it that started while another was late.
     pub races: u64,
-    /// First flights sent to it that another had left without an answer.
+    /// ClientHellos sent to it that another had left unanswered.
     pub replays: u64,
-    /// First flights that it left without an answer.
+    /// ClientHellos that it left unanswered.
     pub silences: u64,
     /// Connections reset because it was down or gone.
     pub resets_down: u64,
@@ -527,34 +527,34 @@ pub struct BackendCounts {
     pub resets_leave: u64,
     /// Changes of its state.
     pub changes: u64,
-    /// Doubts about it that were over without having been confirmed.
+    /// Suspicions that ended without being confirmed.
     pub false_alarms: u64,
     /// Time in which it was neither ready nor alive, in milliseconds.
     pub downtime_ms: u64,
-    /// How long dials that were answered took.
+    /// Duration of successful dials.
     pub dials: Histogram,
 }
 
-/// What a member is. `Left` is who stopped on purpose.
+/// State of a member. `Left` is one that stopped on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum MemberState {
-    /// Heard.
+    /// It answers.
     Up,
-    /// Not heard for a moment.
+    /// It has not answered for a moment.
     Suspect,
-    /// Not heard.
+    /// It does not answer.
     Down,
     /// Stopped on purpose.
     Left,
-    /// What a later version says.
+    /// A state of a later version.
     Other(UnknownWord),
 }
 
 open_enum_names!(MemberState: Up = "up", Suspect = "suspect", Down = "down", Left = "left");
 
 impl MemberState {
-    /// What another member is: by its own word, by pulses, by gossip where there are none, and, when its
-    /// agent is silent, by whether its apiserver answers.
+    /// The state of another member: from its own record, from pulses, from gossip if it is not pulsed, and,
+    /// when its agent is silent, from whether its apiserver answers.
     pub fn of(member: Option<&view::MemberView>, liveness: Option<Liveness>, serves: bool) -> MemberState {
         let liveness = liveness.filter(|liveness| *liveness != Liveness::Unknown);
         match member {
@@ -562,7 +562,7 @@ impl MemberState {
             _ if liveness == Some(Liveness::Late) => MemberState::Suspect,
             _ if liveness == Some(Liveness::Alive) => MemberState::Up,
             Some(member) if member.heard && liveness.is_none() => MemberState::Up,
-            // The machine lives.
+            // The machine is alive.
             _ if serves => MemberState::Suspect,
             _ => MemberState::Down,
         }
@@ -576,11 +576,11 @@ pub struct MemberStatus {
     pub id: NodeId,
     /// Its name.
     pub name: Name,
-    /// Where it is reached; empty when unknown.
+    /// Its address; empty when unknown.
     pub address: String,
     /// Its role, as the cluster document has it.
     pub role: OpenEnum<Role>,
-    /// How it is.
+    /// Its state.
     pub state: MemberState,
     /// Version of its agent; empty when unknown.
     pub version: String,
@@ -588,23 +588,23 @@ pub struct MemberStatus {
     pub since_unix_ms: UnixMs,
     /// Round-trip time, when known.
     pub rtt_ms: Option<f64>,
-    /// Share of pulses that it left unanswered, in thousandths; none: it is not pulsed.
+    /// Share of pulses that it left unanswered, in thousandths; `None`: it is not pulsed.
     #[serde(default)]
     pub loss_permille: Option<u16>,
     /// Hash of the document that it holds; empty when unknown.
     #[serde(default)]
     pub document: String,
-    /// Whom it hears, as it says.
+    /// Its own links to others.
     #[serde(default)]
     pub sees: Vec<PeerLinkStatus>,
 }
 
-/// How one member hears another.
+/// One member's link to another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PeerLinkStatus {
-    /// Name of the one that is heard.
+    /// Name of the peer.
     pub node: Name,
-    /// Whether it is.
+    /// Whether the peer answers.
     pub alive: bool,
     /// Round-trip time, when known.
     pub rtt_ms: Option<f64>,
@@ -612,18 +612,18 @@ pub struct PeerLinkStatus {
     pub loss_permille: u16,
 }
 
-/// How a virtual IP is, as this node sees it.
+/// State of a virtual IP, as this node sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VipState {
-    /// This node has it.
+    /// This node owns it.
     OwnedHere,
-    /// Another node has it.
+    /// Another node owns it.
     Owned,
-    /// No node has it now.
+    /// No node owns it now.
     Unowned,
-    /// It can't be had here, and this node knows of no owner; the reason says why.
+    /// It can't be owned here, and this node knows of no owner; the reason says why.
     Unavailable,
-    /// What a later version says.
+    /// A state of a later version.
     Other(UnknownWord),
 }
 
@@ -637,53 +637,53 @@ open_enum_names!(VipState:
 /// A virtual IP, as this node sees it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VipStatus {
-    /// Which.
+    /// The address.
     pub address: IpAddr,
-    /// How it is.
+    /// Its state.
     pub state: VipState,
-    /// Who has it.
+    /// Its owner.
     pub owner: Option<Name>,
-    /// Counts the owners.
+    /// Increases with each new owner.
     pub epoch: u64,
-    /// This node's interface for it; none: it has none.
+    /// This node's interface for it; `None`: it has none.
     pub interface: Option<String>,
     /// Since when `state` and `owner` have been so.
     pub since_unix_ms: UnixMs,
-    /// Why it is so, or what is in the way here, as its stable label; none: it is as it should be, or not said.
+    /// Why, or what prevents owning it here, as its stable label; `None`: nothing is wrong, or not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<Cause>,
     /// The same for people; may be empty.
     pub reason: Reason,
-    /// Who may have it, the first in line first.
+    /// The candidates, best first.
     pub candidates: Vec<VipCandidate>,
-    /// How often it came to this node since the start, by why.
+    /// Takeovers by this node since start, by cause.
     #[serde(default)]
     pub gains: VipTakeovers,
 }
 
-/// How often a virtual IP came to a node.
+/// Number of takeovers of a virtual IP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct VipTakeovers {
-    /// Nobody had it.
+    /// It had no owner.
     pub vacant: u64,
-    /// Nobody had heard its owner for a while.
+    /// Its owner had been silent for a while.
     pub silent: u64,
     /// Its owner handed it over.
     pub handed: u64,
-    /// Its owner let it go, and whom it named had not taken it.
+    /// Its owner released it, and the named successor had not taken it.
     pub released: u64,
 }
 
-/// A node that may have a virtual IP.
+/// A candidate for a virtual IP.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VipCandidate {
     /// Its name.
     pub node: Name,
-    /// Its place in line, from 1.
+    /// Its rank, from 1.
     pub rank: u32,
-    /// It could have it now.
+    /// It could own it now.
     pub eligible: bool,
-    /// Why it could not, as its stable label; none: it could, or it is not said.
+    /// Why it could not, as its stable label; `None`: it could, or the cause is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<Cause>,
     /// The same for people; empty when it could.

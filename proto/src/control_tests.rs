@@ -219,7 +219,7 @@ fn hex(bytes: &[u8]) -> String {
 
 #[test]
 #[cfg_attr(feature = "next-wire", ignore = "golden bytes are those of builds without it")]
-fn every_message_has_the_bytes_that_it_was_released_with() {
+fn every_message_has_the_bytes_of_its_release() {
     let asked = requests().into_iter().map(|(name, one)| format!("request-{name} {}", hex(&encode(&one))));
     let told = responses().into_iter().map(|(name, one)| format!("response-{name} {}", hex(&encode(&one))));
     let written: Vec<String> = asked.chain(told).collect();
@@ -252,7 +252,7 @@ fn a_state_of_a_later_version_is_shown_as_it_came() {
     }
 }
 
-/// Gives every field of one of these names a word that no version has, and every map one field more.
+/// Gives every field of one of these names a value of no version, and every map one more field.
 fn of_next_year(value: &mut serde_json::Value) {
     const WORDS: [&str; 9] =
         ["state", "role", "balance", "source", "cause", "code", "kind", "level", "severity"];
@@ -273,14 +273,14 @@ fn of_next_year(value: &mut serde_json::Value) {
 }
 
 #[test]
-fn words_and_fields_of_a_later_version_leave_every_answer_readable() {
+fn values_and_fields_of_a_later_version_leave_every_response_readable() {
     use crate::rpc::Received;
     let mut kinds = Vec::new();
     for (name, response) in responses() {
         let mut later = serde_json::to_value(&response).unwrap();
         let serde_json::Value::Object(kind) = &mut later else { panic!("{name}") };
         kind.values_mut().for_each(of_next_year);
-        // As JSON: MessagePack has addresses as bytes, which a value can't tell.
+        // As JSON: MessagePack has addresses as bytes, which a generic value can't express.
         let Ok(Received::Known(read)) = serde_json::from_value(later) else { panic!("{name}") };
         let shown = serde_json::to_string(&read).unwrap();
         match read {
@@ -309,8 +309,8 @@ fn words_and_fields_of_a_later_version_leave_every_answer_readable() {
 }
 
 #[test]
-fn fields_of_a_later_version_are_passed_over() {
-    // A map with one field more, and a request with one that this version does not know.
+fn fields_of_a_later_version_are_ignored() {
+    // A map with one more field, and a request with one that this version does not know.
     #[derive(Serialize)]
     enum Later {
         Open { seconds: u64, why: &'static str },

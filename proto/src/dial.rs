@@ -1,33 +1,33 @@
-//! Which candidate to dial when, for one new connection.
+//! Decides which candidate to dial when, for one new connection.
 //!
-//! A plan owns no socket: the shell starts what [`DialPlan::next`] says, reports how it went, and waits until
-//! the deadline that it was given.
+//! A plan owns no socket: the shell carries out the step of [`DialPlan::next`], reports the result, and waits
+//! until the returned deadline.
 //!
 //! ```text
 //!   start 1st ── no answer for its patience, or failed ──► start 2nd ── … ──► all failed, or BUDGET over:
 //!                          first to connect wins, the others are closed         give up
 //! ```
 //!
-//! A second attempt beside a first is extra load, and most wanted when everybody is slow. So [`RaceBudget`]
-//! bounds such extras, and when it is used up patience wins.
+//! A second attempt in addition to the first is extra load, and most wanted when everybody is slow. So
+//! [`RaceBudget`] limits such extras, and when it is used up, waiting wins.
 
 use std::time::Duration;
 
 use crate::time::Moment;
 
-/// Whole time for finding a backend: well below the shortest time-out of a Kubernetes client (10 s for
-/// leases), so that a client gets a reset and tries again itself.
+/// Total time for finding a backend: well below the shortest time-out of a Kubernetes client (10 s for
+/// leases), so that a client gets a reset and retries by itself.
 pub const BUDGET: Duration = Duration::from_secs(3);
 
 /// The shortest patience: a scheduler's hiccup on a busy node must not look like silence.
 const MIN_PATIENCE: Duration = Duration::from_millis(50);
 
-/// The longest patience, and that with a backend of unknown round-trip time. Above the round-trip time of
-/// any mesh that etcd could live on, below what a person notices.
+/// The longest patience, also for a backend of unknown round-trip time. Above the round-trip time of any mesh
+/// that etcd could work on, below what a person notices.
 pub const MAX_PATIENCE: Duration = Duration::from_millis(300);
 
-/// How long a backend may take to connect before it gets company: three round trips, since one is needed
-/// and a path that is that late has most likely lost a packet.
+/// How long a backend may take to connect before another is raced: three round trips, since one is needed and
+/// a path that is that late has most likely lost a packet.
 pub fn connect_patience(rtt: Option<Duration>) -> Duration {
     rtt.map_or(MAX_PATIENCE, |rtt| rtt.saturating_mul(3).clamp(MIN_PATIENCE, MAX_PATIENCE))
 }
@@ -54,13 +54,13 @@ pub struct DialPlan {
 }
 
 impl DialPlan {
-    /// A plan over candidates with these [`connect_patience`]s, beginning now.
+    /// A plan over candidates with these [`connect_patience`]s, starting now.
     pub fn new(patience: Vec<Duration>, now: Moment) -> DialPlan {
         DialPlan { patience, started: 0, under_way: 0, hedge_at: now, deadline: now.after(BUDGET) }
     }
 
-    /// What to do now. `may_race` is asked, and so charged, when a candidate would be started beside one
-    /// that is still under way; when it says no the question comes again after as much patience.
+    /// What to do now. `may_race` is called, and so charged, when a candidate would be started while another
+    /// is still in progress; if it returns false it is called again after as much patience.
     pub fn next(&mut self, now: Moment, may_race: impl FnOnce() -> bool) -> DialStep {
         if now >= self.deadline {
             return DialStep::GiveUp;
@@ -93,8 +93,8 @@ const WINDOW_S: usize = 10;
 /// Extras that are always allowed in a window: a service with few clients has no other history.
 const FLOOR: u32 = 10;
 
-/// One extra for so many connections. A fifth: enough for one of three masters to fail until the others
-/// know of it, and a cluster that is slow as a whole gets at most that much more to do.
+/// One extra for so many connections. A fifth: enough for one of three masters to fail until the others know
+/// of it, and a cluster that is slow as a whole gets at most that much additional load.
 const SHARE: u32 = 5;
 
 /// Bounds races and replays to a share of the recent connections of a service. One for each service.
@@ -110,13 +110,13 @@ pub struct RaceBudget {
 }
 
 impl RaceBudget {
-    /// A client came.
+    /// Counts a client.
     pub fn connection(&mut self, now: Moment) {
         let slot = self.turn(now);
         slot.0 = slot.0.saturating_add(1);
     }
 
-    /// Asks for one extra attempt; it is charged when the answer is yes.
+    /// Requests one extra attempt; it is charged when true.
     pub fn extra(&mut self, now: Moment) -> bool {
         self.turn(now);
         let sum = |of: fn(&(u32, u32)) -> u32| self.slots.iter().map(of).fold(0, u32::saturating_add);
@@ -128,7 +128,7 @@ impl RaceBudget {
         true
     }
 
-    /// The slot of now, after all that are older than the window were emptied.
+    /// The current slot, after all slots older than the window were emptied.
     fn turn(&mut self, now: Moment) -> &mut (u32, u32) {
         let second = now.as_millis() / 1000;
         let passed = second.saturating_sub(self.second).min(WINDOW_S as u64);
@@ -140,24 +140,24 @@ impl RaceBudget {
     }
 }
 
-/// Shortest and longest silence after a first flight before it is sent again: a garbage collection of an
+/// Shortest and longest silence after a ClientHello before it is sent again: a garbage collection of an
 /// apiserver takes less than the former, and people notice the latter.
 const MIN_SILENCE: Duration = Duration::from_millis(250);
 const MAX_SILENCE: Duration = Duration::from_secs(1);
 
-/// How long a service's backends take from the first flight to their first byte, and from that how long a
+/// How long a service's backends take from the ClientHello to their first byte, and from that how long a
 /// silence is too long.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FirstByteLatency {
-    /// Near the slowest of a hundred, in microseconds: it rises by a quarter of what a sample exceeds it
-    /// by and falls by a 256th of what one stays below it.
+    /// About the slowest of a hundred, in microseconds: it rises by a quarter of the excess of a slower
+    /// sample, and falls by a 256th of the difference to a faster one.
     slow_us: Option<u64>,
 }
 
 impl FirstByteLatency {
-    /// A backend's first byte came after `took`.
+    /// A backend's first byte arrived after `took`.
     pub fn observe(&mut self, took: Duration) {
-        // What is slower than the longest patience can't lengthen it.
+        // Anything slower than the longest patience can't lengthen it.
         let took = u64::try_from(took.min(MAX_SILENCE).as_micros()).unwrap_or(u64::MAX);
         self.slow_us = Some(match self.slow_us {
             None => took,
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_gets_company_and_then_the_budget_ends_it() {
+    fn a_silent_dial_is_raced_until_the_budget_is_over() {
         let mut plan = plan(2);
         assert_eq!(plan.next(at(0), || true), DialStep::Dial(0));
         assert_eq!(plan.next(at(10), || true), DialStep::Wait(at(300)));
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn without_leave_patience_wins_until_there_is_some() {
+    fn without_race_budget_the_plan_waits() {
         let mut plan = plan(2);
         assert_eq!(plan.next(at(0), || false), DialStep::Dial(0));
         assert_eq!(plan.next(at(300), || false), DialStep::Wait(at(600)));
@@ -239,12 +239,12 @@ mod tests {
     }
 
     #[test]
-    fn no_candidate_is_given_up_at_once() {
+    fn without_candidates_the_plan_gives_up_at_once() {
         assert_eq!(plan(0).next(at(0), || true), DialStep::GiveUp);
     }
 
     #[test]
-    fn a_slow_cluster_gets_a_fifth_more_to_do_and_a_quiet_one_ten() {
+    fn a_slow_cluster_gets_a_fifth_more_dials_and_a_quiet_one_ten() {
         let mut quiet = RaceBudget::default();
         assert_eq!((0..100).filter(|_| quiet.extra(at(500))).count(), 10);
         assert!(!quiet.extra(at(9_999)) && quiet.extra(at(10_000)), "they are forgotten after the window");
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_follows_the_service() {
+    fn the_silence_limit_adapts_to_the_service() {
         let ms = Duration::from_millis;
         let after = |samples: &[u64]| {
             let mut first = FirstByteLatency::default();
@@ -292,7 +292,7 @@ mod tests {
         assert_eq!(after(&[3; 10]), MIN_SILENCE);
         assert_eq!(after(&[100; 10]), ms(400));
         assert_eq!(after(&[60_000]), MAX_SILENCE);
-        // One of a hundred at 200 ms is what this service does; a lone one is forgotten.
+        // One of a hundred at 200 ms is normal for this service; a single one is forgotten.
         let mixed: Vec<u64> = (0..2000).map(|i| if i % 100 == 0 { 200 } else { 5 }).collect();
         assert!(after(&mixed) > ms(250), "{:?}", after(&mixed));
         let lone: Vec<u64> = std::iter::once(200).chain([5; 2000]).collect();

@@ -1,7 +1,7 @@
-//! Changes of state, as people, hooks and journald are told of them, and the ring that keeps the latest.
+//! Changes of state for people, hooks and journald, and the ring that keeps the latest.
 //!
-//! An [`Event`] serializes to the JSON that `agent events --json`, the API, hooks and the webhook show. Its
-//! shape is stable: fields are added, never renamed or taken away. Texts are for people and never secret.
+//! An [`Event`] serializes to the JSON of `agent events --json`, the API, hooks and the webhook. Its shape is
+//! stable: fields are added, never renamed or removed. Texts are for people and never secret.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::{self, Write};
@@ -27,7 +27,7 @@ const MAX_REASON: usize = 256;
 /// Kinds, each with its stable name, its stable MESSAGE_ID of journald, and what its subject is.
 macro_rules! kinds {
     ($($(#[doc = $doc:literal])+ $kind:ident $name:literal $id:literal $subject:literal,)+) => {
-        /// What an event tells of.
+        /// The kind of an event.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
         pub enum EventKind {
             $($(#[doc = $doc])+ $kind,)+
@@ -55,46 +55,46 @@ kinds! {
     AgentStarted "agent-started" "c384f6a694284102a253e31b0d936df3" "the node",
     /// The agent of this node stops on purpose.
     AgentStopping "agent-stopping" "4fa63fd9ffd04a7c916bc71d9e53d19e" "the node",
-    /// A backend of this node's proxy is in another state.
+    /// The state of a backend of this node's proxy has changed.
     Backend "backend" "42488d26cb7f4e0fb5e25913542d5a3c" "SERVICE/NODE",
-    /// This node's checks of its own instance of a service found something else.
+    /// The result of this node's checks of its own instance of a service has changed.
     Check "check" "6fa508fde2ed4149b769e42749edf938" "SERVICE",
-    /// A member is heard, in doubt, not heard, or has stopped on purpose.
+    /// A member is alive, suspect, silent, or has stopped on purpose.
     Member "member" "6073eb1aa88b4c6593729c0379b918ac" "NODE",
     /// A node was admitted.
     MemberJoined "member-joined" "24d6eadc288a49da9029081235e575d9" "NODE",
-    /// A node was removed, or has left for ever.
+    /// A node was removed, or has left forever.
     MemberRemoved "member-removed" "7eed2ebcb7e149b9aa9ecba5f2aac3cc" "NODE",
-    /// A node takes no new connections, or takes them again.
+    /// A node starts or stops to drain.
     Drain "drain" "60fd822ed758490e9db64ab1b2874fb5" "NODE",
-    /// A setting of the cluster has another value.
+    /// The value of a cluster-wide setting has changed.
     Setting "setting" "679135afd6364987ae1c7d64d4cd2e19" "the setting's key",
-    /// The cluster has another gossip key; `from` and `to` are epochs.
+    /// The gossip key has changed; `from` and `to` are epochs.
     KeyRotated "key-rotated" "4692a6ac0f494340bb77f5e75d350494" "gossip-key",
-    /// An address of a service can't be listened on, or can again.
+    /// An address of a service could not be bound, or was bound again.
     Listener "listener" "3053305dcd08428880c78f31b4e8c8e5" "SERVICE/ADDRESS",
-    /// A service has as many connections as it may have, and refuses more.
+    /// A service has reached its connection limit, and refuses more.
     Limit "limit" "988b7a1b1e6442758fcb5115a0c1ff8f" "SERVICE",
     /// The budget for second dials and hellos of a service is used up.
     Budget "budget" "642ef088cfa8441e92fccec680a425f7" "SERVICE",
-    /// The configuration was read again, and taken over or refused.
+    /// The configuration was reloaded, or the reload was refused.
     Reload "reload" "f59b7332eb3148758224ae331a4692d1" "configuration",
-    /// What a member says or holds of the cluster is not understood or differs.
+    /// A member's record or document is not understood or differs.
     Document "document" "944dd36a5b464b30aed63fa9149f9d21" "NODE",
-    /// Something is wrong with this node's own state directory or network.
+    /// This node has a problem with its own state directory or network.
     Problem "problem" "e567cdf7194746edaddd50b0628b2f86" "CODE or CODE/SUBJECT",
-    /// The process stood still: no task of it ran.
+    /// The process stalled: none of its tasks ran.
     Stall "stall" "2df5e6a8daf64f54b83bb53580d539cc" "the node",
-    /// This node's part in a virtual IP; `to` is `master`, `backup` or `fault`, as keepalived's.
+    /// This node's state for a virtual IP; `to` is `master`, `backup` or `fault`, as in keepalived.
     VipState "vip-state" "594b36cd3f5f468885c472e8bf440e5c" "the VIP",
-    /// A virtual IP has another owner; `from` and `to` are nodes.
+    /// A virtual IP has a new owner; `from` and `to` are nodes.
     VipOwner "vip-owner" "46464c87c7224d60bb435f5ce257f389" "the VIP",
-    /// Something is wrong with a virtual IP: doubled, unowned, not configurable.
+    /// A virtual IP has a problem: duplicate, without an owner, not configurable.
     VipProblem "vip-problem" "4160a4505f634cb58a749018c35dd792" "the VIP",
 }
 
 impl EventKind {
-    /// The stable name, as JSON and `--json` have it.
+    /// The stable name, as in JSON.
     pub fn name(self) -> &'static str {
         self.about().0
     }
@@ -133,11 +133,11 @@ impl<'de> Deserialize<'de> for EventKind {
     }
 }
 
-/// How much an event asks for attention.
+/// How urgent an event is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EventLevel {
-    /// As it should be, or asked for.
+    /// Normal, or requested.
     Info,
     /// Worth a look.
     Warning,
@@ -146,7 +146,7 @@ pub enum EventLevel {
 }
 
 impl EventLevel {
-    /// The word that JSON has for it.
+    /// Its name in JSON.
     pub fn name(self) -> &'static str {
         match self {
             EventLevel::Info => "info",
@@ -155,7 +155,7 @@ impl EventLevel {
         }
     }
 
-    /// The number that syslog(3) and journald have for it.
+    /// Its number in syslog(3) and journald.
     pub fn syslog(self) -> u8 {
         match self {
             EventLevel::Info => 6,
@@ -169,35 +169,35 @@ fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<EventLevel, D::Er
     open_enum::or(deserializer, EventLevel::Warning)
 }
 
-/// One change of state, as one node saw it. Node and number together name it in the cluster.
+/// One change of state, as one node saw it. Node and number together identify it in the cluster.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Event {
-    /// Its number on its node, from 1, also over restarts; 0 until the ring has taken it.
+    /// Its number on its node, from 1, also over restarts; 0 until the ring has added it.
     pub seq: u64,
     /// When, on that node's wall clock.
     pub time_unix_ms: UnixMs,
-    /// The node that saw it; empty until the ring has taken it.
+    /// The node that saw it; empty until the ring has added it.
     pub node: String,
-    /// What it tells of.
+    /// Its kind.
     pub kind: EventKind,
-    /// How much it asks for attention; what a later version says instead is worth a look.
+    /// How urgent it is; an unknown level of a later version counts as a warning.
     #[serde(deserialize_with = "level")]
     pub level: EventLevel,
-    /// Whom or what it concerns; [`EventKind::subject`] says what that is.
+    /// What it concerns; [`EventKind::subject`] says what that is.
     pub subject: String,
-    /// The state before; empty: there was none.
+    /// The previous state; empty: there was none.
     pub from: String,
-    /// The state now.
+    /// The new state.
     pub to: String,
-    /// Why, as the stable label of a [`Cause`]; empty: for none of those.
+    /// Why, as the stable label of a [`Cause`]; empty: none of those.
     #[serde(default)]
     pub cause: String,
     /// Why, in a few words for people; may be empty.
     #[serde(default)]
     pub reason: Reason,
-    /// How long the state before lasted, in milliseconds; none: not known.
+    /// How long the previous state lasted, in milliseconds; `None`: not known.
     pub duration_ms: Option<u64>,
-    /// The priority of this node for a virtual IP; none for all other kinds.
+    /// The priority of this node for a virtual IP; `None` for all other kinds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<u8>,
 }
@@ -221,7 +221,7 @@ impl Event {
         }
     }
 
-    /// With the state before, and how long that lasted.
+    /// With the previous state, and how long that lasted.
     #[must_use]
     pub fn from(mut self, from: impl Into<String>, lasted: Option<Duration>) -> Event {
         self.from = from.into();
@@ -229,7 +229,7 @@ impl Event {
         self
     }
 
-    /// With the state before and since when it was so; a time that is not known is zero.
+    /// With the previous state and since when it was so; an unknown time is zero.
     #[must_use]
     pub fn since(self, from: impl Into<String>, since: UnixMs) -> Event {
         let known = (since != UnixMs(0)).then_some(since);
@@ -237,7 +237,7 @@ impl Event {
         self.from(from, known.map(|since| Duration::from_millis(now.0.saturating_sub(since.0))))
     }
 
-    /// With why. Without a [`Event::reason`] of its own it gets the cause's text.
+    /// With a cause. Without a [`Event::reason`] of its own it gets the cause's text.
     #[must_use]
     pub fn because(mut self, cause: Cause) -> Event {
         cause.label().clone_into(&mut self.cause);
@@ -247,28 +247,28 @@ impl Event {
         self
     }
 
-    /// With why, for people.
+    /// With a reason, for people.
     #[must_use]
     pub fn reason(mut self, reason: impl fmt::Display) -> Event {
         self.reason = Reason::new(reason);
         self
     }
 
-    /// Someone has asked for it: `by` says who; may be empty.
+    /// It was requested: `by` says who; may be empty.
     #[must_use]
     pub fn requested(mut self, by: impl fmt::Display) -> Event {
         Cause::Requested.label().clone_into(&mut self.cause);
         self.reason(by)
     }
 
-    /// With how much it asks for attention.
+    /// With a level.
     #[must_use]
     pub fn level(mut self, level: EventLevel) -> Event {
         self.level = level;
         self
     }
 
-    /// In words, without time and node: `backend kube-api/m1: ready -> down after 3h: refused`.
+    /// As text, without time and node: `backend kube-api/m1: ready -> down after 3h: refused`.
     pub fn sentence(&self) -> String {
         let mut text = format!("{} {}: ", self.kind, self.subject);
         if !self.from.is_empty() {
@@ -284,8 +284,8 @@ impl Event {
         text
     }
 
-    /// What keepalived's notify scripts get for a virtual IP: `INSTANCE name STATE priority`. None for
-    /// other events, and for those of a VIP that are not about this node's own part in it.
+    /// The arguments of keepalived's notify scripts for a virtual IP: `INSTANCE name STATE priority`. None
+    /// for other events, and for those of a VIP that are not about this node's own state.
     pub fn keepalived(&self) -> Option<[String; 4]> {
         let state = match (self.kind, self.to.as_str()) {
             (EventKind::VipState, "master") => "MASTER",
@@ -298,21 +298,21 @@ impl Event {
     }
 }
 
-/// Which events someone wants to see.
+/// Which events to return.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct EventQuery {
     /// Not those before this time.
     pub since: UnixMs,
-    /// By node, the newest number that was seen; nothing up to it.
+    /// By node, the newest number already seen; only later ones.
     pub after: BTreeMap<String, u64>,
     /// At most so many of each node, the latest.
     pub most: u32,
-    /// Those of all members, not only of the node that is asked.
+    /// Those of all members, not only of the queried node.
     pub cluster: bool,
 }
 
-/// Cuts a text at a character's end, and takes the power from it: no control character reaches a terminal
-/// or begins a new line in a log.
+/// Cuts a text at a character's end, and removes control characters: none may reach a terminal or start a new
+/// line in a log.
 fn trim(text: &mut String, most: usize) {
     if text.len() > most {
         let mut end = most;
@@ -328,8 +328,9 @@ fn trim(text: &mut String, most: usize) {
 
 /// The latest events of a node, in the order of their numbers, without gaps.
 ///
-/// The one task that writes it publishes it by a watch. To follow it, remember [`EventRing::newest`] and ask for
-/// what came [`EventRing::after`] it whenever the watch has changed: who is slow misses what was pushed out.
+/// The one task that writes it publishes it by a watch. To read along, remember [`EventRing::newest`] and get
+/// the events [`EventRing::after`] it whenever the watch has changed: a slow reader misses what was pushed
+/// out.
 #[derive(Debug, Clone, Default)]
 pub struct EventRing {
     events: VecDeque<Arc<Event>>,
@@ -337,15 +338,15 @@ pub struct EventRing {
 }
 
 impl EventRing {
-    /// Takes an event in, as this node's next; returns it with its number.
+    /// Adds an event as this node's next; returns it with its number.
     pub fn push(&mut self, node: &str, mut event: Event) -> Arc<Event> {
         event.seq = self.newest + 1;
         node.clone_into(&mut event.node);
         self.restore(event)
     }
 
-    /// Takes in an event that already has its number, as it was read from the disk. Its number is not below
-    /// those before it.
+    /// Adds an event that already has its number, as read from disk. Its number is not below the earlier
+    /// ones.
     pub fn restore(&mut self, mut event: Event) -> Arc<Event> {
         for (text, most) in [
             (&mut event.subject, MAX_WORD),
@@ -370,19 +371,19 @@ impl EventRing {
         self.newest
     }
 
-    /// Everything that is kept, oldest first.
+    /// All kept events, oldest first.
     pub fn all(&self) -> impl DoubleEndedIterator<Item = &Arc<Event>> + ExactSizeIterator {
         self.events.iter()
     }
 
-    /// What came after this number, oldest first. A number that was never given here is of an earlier life
-    /// of this node, whose state was lost: everything came after it.
+    /// Events after this number, oldest first. A number that was never assigned here is of an earlier life of
+    /// this node, whose state was lost: then all events are after it.
     pub fn after(&self, seq: u64) -> impl DoubleEndedIterator<Item = &Arc<Event>> {
         let seq = if seq > self.newest { 0 } else { seq };
         self.events.iter().filter(move |event| event.seq > seq)
     }
 
-    /// What happened at this time or later, oldest first.
+    /// Events at this time or later, oldest first.
     pub fn since(&self, time: UnixMs) -> impl DoubleEndedIterator<Item = &Arc<Event>> {
         self.events.iter().filter(move |event| event.time_unix_ms >= time)
     }
@@ -411,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ring_keeps_the_latest_and_numbers_go_on() {
+    fn the_ring_keeps_the_latest_and_numbers_continue() {
         let mut ring = EventRing::default();
         for n in 1..=KEPT as u64 + 10 {
             assert_eq!(ring.push("w1", event(n)).seq, n);
@@ -427,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_goes_on_where_the_disk_ended() {
+    fn a_ring_continues_after_the_events_on_disk() {
         let mut ring = EventRing::default();
         ring.restore(Event { seq: 41, ..event(1) });
         assert_eq!(ring.push("w1", event(2)).seq, 42);
@@ -443,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn sentences_say_what_is_known() {
+    fn sentences_contain_what_is_known() {
         let whole = event(10_000).since("ready", UnixMs(4_000)).because(Cause::PortClosed);
         assert_eq!(whole.cause, "port-closed");
         assert_eq!(whole.sentence(), "backend kube-api/m1: ready -> down after 6s: connection refused");
@@ -452,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn hooks_get_keepalived_arguments_for_the_own_part_in_a_vip() {
+    fn hooks_get_keepalived_arguments_for_this_nodes_vip_state() {
         let mut vip = Event::new(EventKind::VipState, UnixMs(1), "10.0.0.9", "master");
         vip.priority = Some(150);
         assert_eq!(vip.keepalived().unwrap().join(" "), "INSTANCE 10.0.0.9 MASTER 150");

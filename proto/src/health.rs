@@ -1,4 +1,4 @@
-//! A node's own checks, turned into what it says of itself.
+//! Turns a node's own checks into the health that it publishes.
 //!
 //! ```text
 //!             first answer           good x rise (401, 403 x rise: Alive)
@@ -8,16 +8,15 @@
 //!      └────────────── Down ◄───────┴───────────────┘ no answer x fall
 //! ```
 //!
-//! An answer is believed at once when it is worse than what is known and after `rise` in a row when it is
-//! better: sending a client to a master that is not ready costs more than waiting a second. That goes for
-//! 401 and 403 as well: an apiserver that starts answers 403 to everyone until it has loaded who may do
-//! what, about a second. Silence is believed only after
-//! `fall` of them, since a machine under load is slow before it is dead (k3s#10240, talos#8112).
+//! A worse answer counts at once, and a better one after `rise` in a row: sending a client to a master that
+//! is not ready costs more than waiting a second. That includes 401 and 403: a starting apiserver answers 403
+//! to everyone until it has loaded its RBAC rules, about a second. Silence counts only after `fall` of them,
+//! since a machine under load is slow before it is dead (k3s#10240, talos#8112).
 //!
-//! That there is no instance is a statement of its own, after which others reset what they hold to it. So a
-//! checker that takes the place of another begins with what that one said ([`HealthTracker::resume`]), and one that
-//! starts with its agent begins with [`ServiceHealth::not_checked_yet`] where there was an instance before: neither
-//! may say that there is none before it has looked.
+//! That there is no instance is a statement of its own, after which others reset their connections to it. So
+//! a checker that replaces another starts with that one's health ([`HealthTracker::resume`]), and one that
+//! starts with its agent starts with [`ServiceHealth::not_checked_yet`] if there was an instance before:
+//! neither may report that there is none before it has checked.
 
 use std::fmt;
 use std::time::Duration;
@@ -25,18 +24,18 @@ use std::time::Duration;
 use crate::cause::{Cause, Detail, Reason};
 use crate::time::{Moment, UnixMs};
 
-/// After this long without any answer an instance counts as taken away: its node stops offering it.
-/// Longer than a restart of an apiserver, which should show as down and not as gone.
+/// After this long without any answer an instance counts as removed: its node stops offering it. Longer than
+/// a restart of an apiserver, which should show as down and not as gone.
 const FORGET_AFTER: Duration = Duration::from_secs(60);
 
-/// What a node says of its own instance of a service. The order is from best to worst.
+/// A node's health report of its own instance of a service. The order is from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Readiness {
     /// It serves.
     Ready,
-    /// It answers, but would not say whether it is ready (401, 403).
+    /// It answers, but does not reveal whether it is ready (401, 403).
     Alive,
-    /// It says something that only a later version understands.
+    /// A readiness of a later version.
     Other,
     /// It answers that it is not ready.
     NotReady,
@@ -45,7 +44,7 @@ pub enum Readiness {
 }
 
 impl Readiness {
-    /// The code that stands for it in pulses and records.
+    /// The code in pulses and records.
     pub fn code(self) -> u8 {
         match self {
             Readiness::Ready => 0,
@@ -56,7 +55,7 @@ impl Readiness {
         }
     }
 
-    /// The readiness that a code stands for.
+    /// The readiness of a code.
     pub fn of_code(code: u64) -> Readiness {
         match code {
             0 => Readiness::Ready,
@@ -67,7 +66,7 @@ impl Readiness {
         }
     }
 
-    /// The word that gossip and status use.
+    /// The name in gossip and status.
     pub fn as_str(self) -> &'static str {
         match self {
             Readiness::Ready => "ready",
@@ -78,7 +77,7 @@ impl Readiness {
         }
     }
 
-    /// The readiness that a word stands for.
+    /// The readiness of a name.
     pub fn from_word(word: &str) -> Option<Readiness> {
         [Readiness::Ready, Readiness::Alive, Readiness::Other, Readiness::NotReady, Readiness::Down]
             .into_iter()
@@ -92,14 +91,14 @@ impl fmt::Display for Readiness {
     }
 }
 
-/// What one check came to.
+/// The result of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CheckAnswer {
-    /// It said that it is ready.
+    /// It reported ready.
     Good,
     /// It is there, but readiness is unknown.
     Alive,
-    /// It said that it is not ready, or answered what was not expected.
+    /// It reported not ready, or answered unexpectedly.
     NotReady,
     /// The port is closed: nothing runs there.
     Refused,
@@ -107,47 +106,47 @@ pub enum CheckAnswer {
     Silent,
 }
 
-/// What one check found, and why.
+/// The result of one check, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckOutcome {
-    /// What it came to.
+    /// The result.
     pub answer: CheckAnswer,
     /// Why.
     pub cause: Cause,
-    /// What else is known, in a few words for people; may be empty.
+    /// Details in a few words for people; may be empty.
     pub detail: String,
 }
 
 impl CheckOutcome {
-    /// An outcome of which no more is known than its cause.
+    /// An outcome without a detail.
     pub fn new(answer: CheckAnswer, cause: Cause) -> CheckOutcome {
         CheckOutcome { answer, cause, detail: String::new() }
     }
 
-    /// With what else is known.
+    /// With a detail.
     #[must_use]
     pub fn with(self, detail: impl Into<String>) -> CheckOutcome {
         CheckOutcome { detail: detail.into(), ..self }
     }
 }
 
-/// What a node says of one of its services, and since when.
+/// A node's report about one of its services.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceHealth {
-    /// How it is.
+    /// Its readiness.
     pub readiness: Readiness,
-    /// Why. Others go by it: where the port of what is down is closed, the machine lives, and what is still
-    /// held there is its kernel's to end (see [`crate::backends::held_action`]).
+    /// Why. Others act on it: if the port of a down instance is closed, the machine is alive, and its kernel
+    /// ends the connections still held there (see [`crate::backends::held_action`]).
     pub cause: Cause,
-    /// What else is known, for people.
+    /// Details, for people.
     pub detail: Detail,
-    /// Since when `readiness` has been so.
+    /// When `readiness` last changed.
     pub since: UnixMs,
 }
 
 impl ServiceHealth {
-    /// Of an instance that was there when its agent stopped and has not been checked since. As far as others
-    /// know it serves: they keep what they hold to it, and prefer those that say that they are ready.
+    /// Of an instance that existed when its agent stopped and has not been checked since. As far as others
+    /// know it serves: they keep their connections to it, and prefer instances that report ready.
     pub fn not_checked_yet(since: UnixMs) -> ServiceHealth {
         let detail = Detail::default();
         ServiceHealth { readiness: Readiness::Alive, cause: Cause::NotCheckedYet, detail, since }
@@ -165,21 +164,21 @@ pub struct HealthTracker {
     rise: u32,
     fall: u32,
     good_in_a_row: u32,
-    /// Answers in a row that are good or of unknown readiness.
+    /// Consecutive answers that are good or of unknown readiness.
     alive_in_a_row: u32,
     silent_in_a_row: u32,
-    /// It has had no answer yet, or none since the instance was taken away.
+    /// It has had no answer yet, or none since the instance was removed.
     unanswered: bool,
-    /// From here on [`FORGET_AFTER`] counts; none where nothing is said.
+    /// Start of [`FORGET_AFTER`]; `None` while nothing is published.
     last_answer: Option<Moment>,
     health: Option<ServiceHealth>,
-    /// What was last said beyond the cause, and its number.
+    /// The last published detail, and its number.
     detail: String,
     revision: u16,
 }
 
 impl HealthTracker {
-    /// A checker that has seen nothing yet.
+    /// A tracker without any result.
     pub fn new(rise: u32, fall: u32) -> HealthTracker {
         HealthTracker {
             rise: rise.max(1),
@@ -195,10 +194,10 @@ impl HealthTracker {
         }
     }
 
-    /// A checker that goes on from what was said before it: its first answer is believed at once as any first
-    /// one, and silence is that of an instance that is there.
+    /// A tracker that continues from earlier health: its first answer counts at once like any first one, and
+    /// silence is that of an existing instance.
     pub fn resume(rise: u32, fall: u32, health: ServiceHealth, now: Moment) -> HealthTracker {
-        // Its own words are others than those of before, and so is their number.
+        // Its details differ from earlier ones, and so does the number.
         let revision = health.detail.revision().wrapping_add(1);
         HealthTracker {
             last_answer: Some(now),
@@ -208,13 +207,13 @@ impl HealthTracker {
         }
     }
 
-    /// What is currently said.
+    /// The current health.
     pub fn health(&self) -> Option<&ServiceHealth> {
         self.health.as_ref()
     }
 
-    /// Takes one outcome in; true when what is said changed (a new cause alone is no change of state, but is
-    /// said too).
+    /// Applies one outcome; true when the published health changed (a new cause alone is no change of state,
+    /// but is published too).
     pub fn observe(&mut self, now: Moment, wall: UnixMs, outcome: CheckOutcome) -> bool {
         let first = self.unanswered;
         let next = |count: u32, goes_on: bool| if goes_on { count.saturating_add(1) } else { 0 };
@@ -225,8 +224,8 @@ impl HealthTracker {
         match answer {
             CheckAnswer::Good => {
                 self.answered(now);
-                // The very first answer is believed at once: a node that starts beside a healthy
-                // apiserver should serve within one check.
+                // The very first answer counts at once: a node that starts next to a healthy apiserver should
+                // serve within one check.
                 if first || self.good_in_a_row >= self.rise || self.is(Readiness::Ready) {
                     return self.publish(wall, Readiness::Ready, cause, detail);
                 }
@@ -258,13 +257,13 @@ impl HealthTracker {
         }
     }
 
-    /// It is better than what is said, and not believed yet.
+    /// It is better than the published health, but does not count yet.
     fn not_yet(&mut self, wall: UnixMs, cause: Cause, detail: &str, seen: u32) -> bool {
         let byte = |count: u32| u8::try_from(count).unwrap_or(u8::MAX);
         let recovering = Cause::Recovering { seen: byte(seen), of: byte(self.rise) };
         let detail = if detail.is_empty() { cause.to_string() } else { format!("{cause}: {detail}") };
         let readiness = self.health.as_ref().map(|health| health.readiness);
-        // It answers, so it is not down any more.
+        // It answers, so it is no longer down.
         let readiness = readiness.filter(|one| *one != Readiness::Down).unwrap_or(Readiness::NotReady);
         self.publish(wall, readiness, recovering, detail)
     }
@@ -292,7 +291,7 @@ impl HealthTracker {
     }
 
     fn publish(&mut self, wall: UnixMs, readiness: Readiness, cause: Cause, detail: String) -> bool {
-        // The author's own words, before they are a detail: whoever reads them goes by the number.
+        // The author's full text, before it is a detail: readers compare the number.
         if detail != self.detail {
             self.revision = self.revision.wrapping_add(1);
             self.detail = detail;
@@ -350,15 +349,15 @@ mod tests {
         use Readiness::{Alive, Down, NotReady, Ready};
         // Nothing there: never offered.
         assert_eq!(run(&[(0, refused()), (1000, silent())]), [None, None]);
-        // The first good answer is believed at once.
+        // The first good answer counts at once.
         assert_eq!(run(&[(0, good())]), [Some(Ready)]);
-        // A bad answer is believed at once, a good one after it only twice in a row.
+        // A bad answer counts at once, a good one after it only twice in a row.
         assert_eq!(
             run(&[(0, good()), (1, not_ready()), (2, good()), (3, good())]),
             [Some(Ready), Some(NotReady), Some(NotReady), Some(Ready)]
         );
         assert_eq!(run(&[(0, alive()), (1, good()), (2, good())]), [Some(Alive), Some(Alive), Some(Ready)]);
-        // Silence is believed after `fall`, a closed port at once.
+        // Silence counts after `fall`, a closed port at once.
         assert_eq!(
             run(&[(0, good()), (1, silent()), (2, silent()), (3, silent())]),
             [Some(Ready), Some(Ready), Some(Ready), Some(Down)]
@@ -369,7 +368,7 @@ mod tests {
             run(&[(0, good()), (1, refused()), (2, good()), (3, good())]),
             [Some(Ready), Some(Down), Some(NotReady), Some(Ready)]
         );
-        // Gone for a minute: no longer offered, and believed at once when it returns.
+        // Gone for a minute: no longer offered, and counted at once when it returns.
         assert_eq!(
             run(&[(0, good()), (1, refused()), (60_000, refused()), (60_001, good())]),
             [Some(Ready), Some(Down), None, Some(Ready)]
@@ -377,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_there_before_the_checker_is_there_until_it_has_not_answered_for_a_minute() {
+    fn an_earlier_instance_exists_until_it_has_not_answered_for_a_minute() {
         use Readiness::{Alive, Down, NotReady, Ready};
         let resumed = |outcomes: &[(u64, CheckOutcome)]| {
             let checker =
@@ -385,12 +384,12 @@ mod tests {
             assert_eq!(checker.health().map(|health| health.readiness), Some(Alive));
             run_with(checker, outcomes)
         };
-        // One under load does not answer in time, as under any other checker.
+        // One under load does not answer in time, as under any other tracker.
         assert_eq!(
             resumed(&[(0, silent()), (1, silent()), (2, silent())]),
             [Some(Alive), Some(Alive), Some(Down)]
         );
-        // The first answer is believed at once, however long it takes.
+        // The first answer counts at once, however long it takes.
         assert_eq!(
             resumed(&[(0, silent()), (1, silent()), (2, good())]),
             [Some(Alive), Some(Alive), Some(Ready)]
@@ -398,7 +397,7 @@ mod tests {
         assert_eq!(resumed(&[(0, not_ready())]), [Some(NotReady)]);
         // It restarts with the agent: it is down with its port closed, and not gone.
         assert_eq!(resumed(&[(0, refused()), (1, good())]), [Some(Down), Some(Ready)]);
-        // It was taken away while the agent was stopped.
+        // It was removed while the agent was stopped.
         assert_eq!(
             resumed(&[(0, refused()), (59_999, refused()), (60_000, refused())]),
             [Some(Down), Some(Down), None]
@@ -406,14 +405,14 @@ mod tests {
     }
 
     #[test]
-    fn a_starting_apiserver_that_refuses_everyone_for_a_second_gets_no_clients_for_it() {
+    fn a_starting_apiserver_that_answers_403_for_a_second_gets_no_clients() {
         use Readiness::{Alive, Down, NotReady, Ready};
-        // It restarts: one 403 before it knows who may do what, then it is ready.
+        // It restarts: one 403 before its RBAC rules are loaded, then it is ready.
         assert_eq!(
             run(&[(0, good()), (1, refused()), (2, alive()), (3, good()), (4, good())]),
             [Some(Ready), Some(Down), Some(NotReady), Some(NotReady), Some(Ready)]
         );
-        // One that never says more is believed in the end.
+        // One that never reveals more counts in the end.
         assert_eq!(
             run(&[(0, alive()), (1, refused()), (2, alive()), (3, alive()), (4, alive())]),
             [Some(Alive), Some(Down), Some(NotReady), Some(Alive), Some(Alive)]
@@ -422,12 +421,12 @@ mod tests {
             run(&[(0, not_ready()), (1, alive()), (2, silent()), (3, alive())]),
             [Some(NotReady), Some(NotReady), Some(NotReady), Some(NotReady)]
         );
-        // Where it is worse than what was known it is believed at once.
+        // If it is worse than what was known, it counts at once.
         assert_eq!(run(&[(0, good()), (1, alive())]), [Some(Ready), Some(Alive)]);
     }
 
     #[test]
-    fn since_moves_only_with_the_state() {
+    fn since_changes_only_with_the_state() {
         let mut checker = HealthTracker::new(1, 1);
         checker.observe(Moment::ZERO, UnixMs(5), good());
         assert!(checker.observe(
@@ -444,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_detail_is_said_and_an_old_one_is_not_said_again() {
+    fn a_new_detail_is_published_and_an_old_one_not_again() {
         let mut checker = HealthTracker::new(1, 1);
         let mut step = |detail: &str| {
             let changed = checker.observe(Moment::ZERO, UnixMs(5), not_ready().with(detail));
@@ -456,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn what_recovers_says_how_far_it_is() {
+    fn a_recovering_instance_reports_its_progress() {
         let mut checker = HealthTracker::new(3, 1);
         for outcome in [good(), refused(), good(), good()] {
             checker.observe(Moment::ZERO, UnixMs(5), outcome);

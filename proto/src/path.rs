@@ -58,7 +58,7 @@ pub enum Reachability {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Evidence {
     /// How well the node is heard now.
-    Hearing(Liveness),
+    Liveness(Liveness),
     /// A TCP connect succeeded, by a client's dial or by a probe, and took this long.
     Connected {
         /// Time from SYN to SYN-ACK: one round trip.
@@ -155,7 +155,7 @@ impl BackendPath {
     /// Weighs one piece of evidence; true when the verdict or its cause changed.
     pub fn observe(&mut self, now: Moment, wall: UnixMs, evidence: Evidence) -> bool {
         match evidence {
-            Evidence::Hearing(liveness) => self.peer_liveness(liveness),
+            Evidence::Liveness(liveness) => self.peer_liveness(liveness),
             Evidence::Connected { took } => {
                 self.unanswered = 0;
                 self.refused = 0;
@@ -218,7 +218,7 @@ impl BackendPath {
             self.since = wall;
         }
         (self.reach, self.cause) = (reach, cause);
-        let news = !matches!(evidence, Evidence::Hearing(_)) || before != (reach, cause);
+        let news = !matches!(evidence, Evidence::Liveness(_)) || before != (reach, cause);
         self.next_probe = match reach {
             // Plainly up: nothing to find out.
             Reachability::Up if cause.is_none() => None,
@@ -244,9 +244,9 @@ mod tests {
     }
 
     const CONNECTED: Evidence = Evidence::Connected { took: Duration::from_millis(8) };
-    const HEARD: Evidence = Evidence::Hearing(Liveness::Alive);
-    const LATE: Evidence = Evidence::Hearing(Liveness::Late);
-    const LOST: Evidence = Evidence::Hearing(Liveness::Silent);
+    const HEARD: Evidence = Evidence::Liveness(Liveness::Alive);
+    const LATE: Evidence = Evidence::Liveness(Liveness::Late);
+    const LOST: Evidence = Evidence::Liveness(Liveness::Silent);
     use Evidence::{Refused, Unanswered};
 
     #[test]

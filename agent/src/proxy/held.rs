@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
-use proto::backends::{BackendLoad, GRACE, leaves_after};
+use proto::backends::{BackendLoad, GRACE, close_delay};
 use proto::node::{Name, NodeId};
 use proto::time::Moment;
 
@@ -227,7 +227,7 @@ impl HeldConnections {
             return Some(leave.since.after(GRACE));
         }
         for (number, cancel) in leaving() {
-            if passed >= leaves_after(seed, *number) {
+            if passed >= close_delay(seed, *number) {
                 self.counts.resets_leave.fetch_add(1, Relaxed);
                 cancel.pull();
             }

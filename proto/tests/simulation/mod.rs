@@ -63,7 +63,7 @@ pub(crate) fn run(seed: u64, interval: Duration, loss: u64, length_ms: u64, cut:
         let heard = pulse.liveness(now);
         if heard != liveness {
             liveness = heard;
-            news.push(Evidence::Hearing(heard));
+            news.push(Evidence::Liveness(heard));
         }
         for evidence in news {
             path.observe(now, UnixMs(ms), evidence);
