@@ -9,6 +9,7 @@ use proto::cluster::ClusterId;
 use proto::invite::{Invite, InviteProof, IssuerPin, JoinRefusal, code_of, confirmation_of};
 use proto::node::{Name, PublicKey};
 use proto::rpc::{FromJoining, MAX_FRAME, Received, ToJoining, Welcome};
+use tracing::debug;
 
 use crate::transport::dial::connect;
 use crate::transport::frames::{self, Framed};
@@ -20,6 +21,10 @@ const ANSWER: Duration = Duration::from_secs(15);
 /// Time for a member to be reached at all: a VPN's tunnel may have to be made first, and WireGuard tries
 /// its handshake again only after five seconds.
 const PATIENCE: Duration = Duration::from_secs(8);
+
+/// Messages of kinds that this version does not know that are ignored while this node waits: a later member may
+/// say how it goes, and nobody keeps this node reading by that.
+const MOST_UNKNOWN: usize = 4;
 
 /// Why joining failed.
 #[derive(Debug, thiserror::Error)]
@@ -196,7 +201,7 @@ impl SeedConnection {
         if let ToJoining::Wait { seconds } = answer {
             let time = Duration::from_secs(seconds);
             waits(&code_of(&self.session), time);
-            answer = self.receive(time + ANSWER).await?;
+            answer = self.decided(time + ANSWER).await?;
         }
         match answer {
             ToJoining::Approved { .. } if confirmed => self.confirm().await.map(JoinProgress::Welcome),
@@ -224,6 +229,26 @@ impl SeedConnection {
         }
     }
 
+    /// What someone has decided about this node, which waits for it.
+    async fn decided(&mut self, within: Duration) -> Result<ToJoining, JoinError> {
+        let until = tokio::time::Instant::now() + within;
+        let mut ignored = None;
+        for _ in 0..=MOST_UNKNOWN {
+            match self.receive(until.saturating_duration_since(tokio::time::Instant::now())).await {
+                Err(JoinError::UnknownAnswer(kind)) => {
+                    debug!(at = %self.at, kind, "ignored a message of a later version");
+                    ignored = Some(kind);
+                }
+                // It may have been what was decided.
+                Err(JoinError::Broken(error)) => {
+                    return Err(ignored.map_or(JoinError::Broken(error), JoinError::UnknownAnswer));
+                }
+                answer => return answer,
+            }
+        }
+        Err(JoinError::UnknownAnswer(ignored.unwrap_or_default()))
+    }
+
     async fn receive(&mut self, within: Duration) -> Result<ToJoining, JoinError> {
         match frames::receive(&mut self.stream, within).await.map_err(JoinError::Broken)? {
             Received::Known(answer) => Ok(answer),
@@ -245,4 +270,68 @@ fn welcome(answer: ToJoining) -> Result<Box<Welcome>, JoinError> {
 
 fn unexpected() -> JoinError {
     JoinError::Broken(io::Error::other("unexpected answer"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// A node that asks without an invite, and the other end of its connection.
+    fn asks() -> (tokio::task::JoinHandle<Result<JoinProgress, JoinError>>, Framed) {
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let own = PublicKey([1; 32]);
+        let mut seed = SeedConnection {
+            stream: frames::framed(ours, MAX_FRAME),
+            session: [7; 32],
+            own,
+            at: ([10, 0, 0, 1], 7646).into(),
+            key: PublicKey([2; 32]),
+            took: Duration::ZERO,
+        };
+        let asking = tokio::spawn(async move {
+            let mut waits = |_: &str, _: Duration| {};
+            seed.ask(Name::nearest("a"), JoinCredential::None, Vec::new(), None, &mut waits).await
+        });
+        (asking, frames::framed(theirs, MAX_FRAME))
+    }
+
+    async fn says(member: &mut Framed, unknown: usize) {
+        let asked = frames::receive::<Received<FromJoining>>(member, ANSWER).await.unwrap();
+        assert!(matches!(asked, Received::Known(FromJoining::Join { .. })));
+        frames::send(member, &ToJoining::Wait { seconds: 60 }).await.unwrap();
+        for _ in 0..unknown {
+            frames::send(member, &BTreeMap::from([("Tomorrow", 1)])).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_that_waits_ignores_a_few_messages_of_a_later_version_and_no_more() {
+        let (asking, mut member) = asks();
+        says(&mut member, MOST_UNKNOWN).await;
+        frames::send(&mut member, &ToJoining::Approved { seconds: 60 }).await.unwrap();
+        let approved = asking.await.unwrap();
+        let code = confirmation_of(&[7; 32]);
+        assert!(matches!(approved, Ok(JoinProgress::Approved { code: asked }) if asked == code));
+
+        let (asking, mut member) = asks();
+        says(&mut member, MOST_UNKNOWN + 1).await;
+        let ended = asking.await.unwrap();
+        assert!(matches!(ended, Err(JoinError::UnknownAnswer(kind)) if kind == "Tomorrow"));
+
+        // What was decided may be of a kind that only a later version knows.
+        let (asking, mut member) = asks();
+        says(&mut member, 1).await;
+        drop(member);
+        assert!(matches!(asking.await.unwrap(), Err(JoinError::UnknownAnswer(_))));
+    }
+
+    #[tokio::test]
+    async fn a_welcome_of_a_key_that_nobody_has_confirmed_is_none() {
+        let (asking, mut member) = asks();
+        let welcome = Welcome { snapshot: Default::default(), serving: Vec::new() };
+        frames::send(&mut member, &ToJoining::Welcome(Box::new(welcome))).await.unwrap();
+        assert!(matches!(asking.await.unwrap(), Err(JoinError::NotConfirmed(_))));
+    }
 }
