@@ -239,7 +239,10 @@ impl<'a> DatagramFrame<'a> {
 }
 
 /// How long the key before a rotation is still accepted.
-pub const OLD_KEY_TTL: Duration = Duration::from_secs(600);
+const OLD_KEY_TTL: Duration = Duration::from_secs(600);
+
+/// Most gossip keys that are looked at in what a peer sends: the one that counts and the one before.
+const MOST_KEYS: usize = 8;
 
 /// One gossip key.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -275,6 +278,27 @@ impl KeyRing {
         }
         self.keys.push(key);
         true
+    }
+
+    /// Takes keys that another node has sent, as far as the document names them: the one that counts, and the one
+    /// before for its ten minutes. Whoever sends them has no say in which these are. True when one is new.
+    pub fn take(&mut self, keys: &[GossipKey], document: &Document, now: UnixMs) -> bool {
+        let current = &document.key;
+        let mut new = false;
+        for key in keys.iter().take(MOST_KEYS) {
+            let epoch = if key.id == current.id {
+                current.epoch
+            } else if Some(key.id) == current.previous
+                && now < current.at.after(OLD_KEY_TTL)
+                && current.epoch > document.key_floor
+            {
+                current.epoch - 1
+            } else {
+                continue;
+            };
+            new |= self.add(GossipKey { epoch, until: None, ..key.clone() });
+        }
+        new
     }
 
     /// Follows the document: the key that counts, when it is held, sends the others into retirement; those

@@ -1,9 +1,20 @@
 //! Who is let in, who is not, and what each is told.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use proto::invite::{EXIT_ISSUER_DEMOTED, EXIT_WRONG_PIN, Invite, InviteSecret, JoinRefusal};
+use proto::cluster::{Admitted, Document, KeyId, Replica};
+use proto::invite::{EXIT_ISSUER_DEMOTED, EXIT_WRONG_PIN, Invite, InviteSecret, JoinRefusal, code_of};
+use proto::node::{Name, Role};
+use proto::rpc::{ALPN_JOIN, Addresses, FailCode, FromJoining, MAX_JOIN_FRAME, ToJoining};
+use proto::time::UnixMs;
+use proto::transport::{GossipKey, PORT};
+use tests::hostile::identity::read_state;
+use tests::hostile::seed::welcome;
+use tests::hostile::tls::Connection;
+use tests::hostile::{FalseSeed, Identity};
 use tests::lab::Lab;
 use tests::mesh::{Agent, GOSSIP, SOON, all_up, code_in, form, invite_in, with_agents};
 use tests::wait::eventually;
@@ -196,6 +207,160 @@ fn knock(agent: &mut Agent<'_>, seed: &str) -> Result<String> {
         code_in(&agent.log()?[before..]).context("none yet")
     })?;
     Ok(code)
+}
+
+/// A gossip key of whoever has no cluster.
+fn false_key(epoch: u64) -> GossipKey {
+    GossipKey { epoch, id: KeyId::of_key(&[9; 32]), secret: [9; 32], until: None }
+}
+
+/// Somebody as a master who has let himself in.
+fn as_master(identity: &Identity) -> Admitted {
+    Admitted::new(Name::nearest("false"), identity.key, Role::Master, identity.id, UnixMs(1))
+}
+
+#[test]
+fn a_bare_join_takes_nothing_from_a_key_that_nobody_has_confirmed() -> Result<()> {
+    with_agents(Lab::bridge(2), |lab, agents| {
+        let joining = &mut agents[1];
+        let seed = Identity::stranger()?;
+        let at = lab.node(0).mesh_ip().to_string();
+        // Nobody is there yet: the node makes its key.
+        joining.join_refused(&at)?.fails_with(69)?;
+        let own = Identity::of_state(joining.state())?;
+        let mut document = Document::new([9; 16], Name::nearest("false"), as_master(&seed), false_key(1).id);
+        document.admit(Admitted::new("n1".parse()?, own.key, Role::Worker, seed.id, UnixMs(1)));
+        let admits = welcome(&seed, document, false_key(1), Addresses::new())?;
+        let (wait, approved) = (ToJoining::Wait { seconds: 60 }, ToJoining::Approved { seconds: 60 });
+        for (says, typed, reason) in [
+            (vec![admits.clone()], 0, "nobody has compared codes; nothing was changed"),
+            (vec![approved.clone(), admits.clone()], 3, "there is a man in the middle; nothing was changed"),
+            (vec![wait.clone(), approved, admits.clone()], 3, "there is a man in the middle; nothing"),
+            (vec![wait, admits], 0, "nobody has compared codes; nothing was changed"),
+        ] {
+            let false_seed = FalseSeed::listen(lab.node(0), &seed, says)?;
+            let before = joining.log()?.len();
+            joining.begin_join(&at)?;
+            for _ in 0..typed {
+                joining.process()?.types("0000-0000")?;
+            }
+            let code = joining.process()?.ended(SOON)?;
+            let said = joining.log()?.split_off(before);
+            ensure!(code == Some(69) && said.contains(reason), "it ended with {code:?}: {said}");
+            ensure!(false_seed.visits() == (1, 1), "{:?}: {said}", false_seed.visits());
+            for file in ["cluster", "keys", "peers", "serving"] {
+                ensure!(!joining.state().join(file).exists(), "it keeps a file {file} after: {said}");
+            }
+        }
+        // And so it starts as what it was.
+        joining.run()?;
+        let code = joining.process()?.ended(SOON)?;
+        ensure!(code != Some(0) && joining.log()?.contains("not a member of a cluster yet"), "{code:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_rejoin_takes_nothing_from_another_key_at_the_seed_s_address() -> Result<()> {
+    with_agents(Lab::bridge(2), |lab, agents| {
+        form(agents)?;
+        let [first, second] = agents else { anyhow::bail!("two agents") };
+        let before = second.status()?.cluster;
+        second.stop()?;
+        first.kill()?;
+        let keys = std::fs::read(second.state().join("keys"))?;
+        // It knows the cluster as a node that was removed does, and who is where.
+        let seed = Identity::stranger()?;
+        let mut document = read_state::<Replica>(second.state(), "cluster")?.document().clone();
+        document.admit(as_master(&seed));
+        document.turn_key(false_key(2).id, seed.id, UnixMs(1), true)?;
+        let [(of, _)] = document.find("n0")[..] else { anyhow::bail!("no n0") };
+        let trap = SocketAddr::from(([10, 91, 0, 99], PORT));
+        let addresses = Addresses::from([(of, vec![trap])]);
+        let admits = welcome(&seed, document.clone(), false_key(2), addresses)?;
+        let false_seed = FalseSeed::listen(lab.node(0), &seed, vec![admits])?;
+        second.join(&lab.node(0).mesh_ip().to_string())?;
+        let log = second.log()?;
+        ensure!(log.contains("not asked: its key does not belong to a known member; nothing was"), "{log}");
+        ensure!(false_seed.visits() == (1, 0), "it is told who wants to join: {:?}", false_seed.visits());
+        let after = second.status()?.cluster;
+        ensure!(
+            after.document == before.document && after.key_epoch == before.key_epoch && after.members == 2,
+            "{after:?}, {before:?} before"
+        );
+        ensure!(std::fs::read(second.state().join("keys"))? == keys, "it has other gossip keys");
+        let peers = std::fs::read_to_string(second.state().join("peers"))?;
+        ensure!(!peers.contains(&trap.to_string()), "{peers}");
+        drop(false_seed);
+        first.run()?;
+        all_up(agents)
+    })
+}
+
+/// A raw connection of a node that waits for approval.
+fn waiting(lab: &Lab, identity: &Identity, name: &str) -> Result<Connection> {
+    let (node, to) = (lab.node(1), SocketAddr::new(lab.node(0).mesh_ip(), PORT));
+    let mut connection = identity.connect(node, to, ALPN_JOIN)?;
+    let addresses = vec![SocketAddr::new(node.mesh_ip(), PORT)];
+    let name = name.parse()?;
+    connection.send(&FromJoining::Join { name, proof: None, addresses, confirmed: false, cluster: None })?;
+    let answer: ToJoining = connection.receive()?;
+    ensure!(matches!(answer, ToJoining::Wait { .. }), "it was answered {answer:?}");
+    Ok(connection)
+}
+
+/// Asks what only a later version knows, and is told so.
+fn asks_later(connection: &mut Connection) -> Result<()> {
+    connection.send(&BTreeMap::from([("Tomorrow", 1)]))?;
+    let answer: ToJoining = connection.receive()?;
+    ensure!(matches!(answer, ToJoining::Failed { code: FailCode::Unsupported, .. }), "{answer:?}");
+    Ok(())
+}
+
+#[test]
+fn a_waiting_node_may_ask_what_is_not_known_and_says_nothing_else() -> Result<()> {
+    with_agents(Lab::bridge(2), |lab, agents| {
+        let seed = &mut agents[0];
+        seed.init()?;
+        let identity = Identity::stranger()?;
+        let mut later = waiting(lab, &identity, "later")?;
+        for _ in 0..4 {
+            asks_later(&mut later)?;
+        }
+        seed.cli(&["approve", &code_of(&later.session)])?.ok()?;
+        let answer: ToJoining = later.receive()?;
+        ensure!(matches!(answer, ToJoining::Approved { .. }), "{answer:?}");
+        asks_later(&mut later)?;
+        ensure!(seed.status()?.cluster.members == 1, "it is let in before it has confirmed");
+        later.send(&FromJoining::Confirmed)?;
+        let answer: ToJoining = later.receive()?;
+        ensure!(matches!(answer, ToJoining::Welcome(_)), "{answer:?}");
+        ensure!(seed.status()?.cluster.members == 2);
+
+        // All else ends it, and nobody waits under its code any more.
+        type Says = fn(&mut Connection) -> Result<()>;
+        let bad: [(&str, Says); 5] = [
+            ("asks for a fifth time", |one| {
+                (0..4).try_for_each(|_| asks_later(one)).and_then(|()| one.send(&"Nap"))
+            }),
+            ("confirms before it is approved", |one| one.send(&FromJoining::Confirmed)),
+            ("wants to be dialled", |one| one.send(&FromJoining::Listening)),
+            ("sends no message", |one| one.send_frame(&[0xc1])),
+            ("sends a large frame", |one| one.send_part(u32::try_from(MAX_JOIN_FRAME)? + 1, &[0x81])),
+        ];
+        for (i, (what, say)) in bad.into_iter().enumerate() {
+            let mut one = waiting(lab, &Identity::stranger()?, &format!("bad{i}"))?;
+            say(&mut one).context(what)?;
+            eventually(&format!("a node that {what} is closed"), SOON, || {
+                ensure!(one.is_closed(), "it is open");
+                Ok(())
+            })?;
+            let said = seed.cli(&["approve", &code_of(&one.session)])?.fails_with(69)?;
+            ensure!(said.contains("no node with the code") || said.contains("not admitted"), "{said}");
+        }
+        ensure!(seed.status()?.cluster.members == 2);
+        Ok(())
+    })
 }
 
 #[test]

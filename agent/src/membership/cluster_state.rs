@@ -10,7 +10,7 @@ use proto::config::Mistake;
 use proto::node::NodeId;
 use proto::rpc::{Addresses, MAX_ADDRESSES, SyncDigest, SyncSnapshot};
 use proto::settings::{SettingChange, plan};
-use proto::transport::{GossipKey, KeyRing, OLD_KEY_TTL};
+use proto::transport::{GossipKey, KeyRing};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -18,9 +18,6 @@ use super::OwnAddress;
 use super::disk::MemberStore;
 use crate::lifecycle::wall;
 use crate::transport::{Link, TrustedKeys, random};
-
-/// Most gossip keys that are looked at in what a peer sends: the one that counts and the one before.
-const MOST_KEYS: usize = 8;
 
 /// Why settings are not changed.
 #[derive(Debug, thiserror::Error)]
@@ -224,7 +221,7 @@ impl ClusterState {
         if let Some(sealed) = &snapshot.document {
             changed = self.take_document(from, sealed);
         }
-        changed |= self.take_keys(&snapshot.keys);
+        changed |= self.ring.take(&snapshot.keys, self.replica.document(), wall());
         if changed {
             self.publish();
         }
@@ -279,28 +276,6 @@ impl ClusterState {
             }
         }
         Ok(adoption)
-    }
-
-    /// Takes gossip keys that the document names: the one that counts, and the one before for its ten minutes.
-    /// Whoever sends them has no say in which these are.
-    fn take_keys(&mut self, keys: &[GossipKey]) -> bool {
-        let current = self.document().key.clone();
-        let floor = self.document().key_floor;
-        let mut new = false;
-        for key in keys.iter().take(MOST_KEYS) {
-            let epoch = if key.id == current.id {
-                current.epoch
-            } else if Some(key.id) == current.previous
-                && wall() < current.at.after(OLD_KEY_TTL)
-                && current.epoch > floor
-            {
-                current.epoch - 1
-            } else {
-                continue;
-            };
-            new |= self.ring.add(GossipKey { epoch, until: None, ..key.clone() });
-        }
-        new
     }
 
     fn log_difference(&self, before: &Document) {

@@ -12,8 +12,10 @@ use rustls::client::AlwaysResolvesClientRawPublicKeys;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature_with_raw_key};
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned, client::Resumption,
+    ClientConfig, ClientConnection, DigitallySignedStruct, DistinguishedName, SignatureScheme, StreamOwned,
+    client::Resumption,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -127,15 +129,7 @@ impl Connection {
     /// # Errors
     /// There is none in time, the other side has closed, or it says something else.
     pub fn receive<T: DeserializeOwned>(&mut self) -> Result<T> {
-        let mut length = [0; 4];
-        self.stream.read_exact(&mut length)?;
-        let length = usize::try_from(u32::from_be_bytes(length))?;
-        if length > MAX_FRAME {
-            bail!("a frame of {length} bytes");
-        }
-        let mut frame = vec![0; length];
-        self.stream.read_exact(&mut frame)?;
-        decode(&frame).map_err(|error| anyhow::anyhow!("{error}"))
+        read_message(&mut self.stream)
     }
 
     /// How long it waits for the other side from now on.
@@ -160,9 +154,42 @@ impl Connection {
     }
 }
 
+/// Reads a message behind its length.
+///
+/// # Errors
+/// There is none, or it says something else.
+pub(super) fn read_message<T: DeserializeOwned>(stream: &mut impl Read) -> Result<T> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let length = usize::try_from(u32::from_be_bytes(length))?;
+    if length > MAX_FRAME {
+        bail!("a frame of {length} bytes");
+    }
+    let mut frame = vec![0; length];
+    stream.read_exact(&mut frame)?;
+    decode(&frame).map_err(|error| anyhow::anyhow!("{error}"))
+}
+
 /// Takes any key: whoever attacks does not mind whom.
 #[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
+pub(super) struct Anyone(pub(super) Arc<CryptoProvider>);
+
+impl Anyone {
+    fn signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let spki = SubjectPublicKeyInfoDer::from(certificate.as_ref());
+        verify_tls13_signature_with_raw_key(message, &spki, signed, &self.0.signature_verification_algorithms)
+    }
+}
+
+/// TLS 1.2 is offered by none of the configurations.
+fn no_tls12() -> rustls::Error {
+    rustls::Error::General("only TLS 1.3 is spoken".to_owned())
+}
 
 impl ServerCertVerifier for Anyone {
     fn verify_server_cert(
@@ -182,7 +209,7 @@ impl ServerCertVerifier for Anyone {
         _certificate: &CertificateDer<'_>,
         _signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("only TLS 1.3 is spoken".to_owned()))
+        Err(no_tls12())
     }
 
     fn verify_tls13_signature(
@@ -191,8 +218,48 @@ impl ServerCertVerifier for Anyone {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let spki = SubjectPublicKeyInfoDer::from(certificate.as_ref());
-        verify_tls13_signature_with_raw_key(message, &spki, signed, &self.0.signature_verification_algorithms)
+        self.signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}
+
+impl ClientCertVerifier for Anyone {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(no_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.signature(message, certificate, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

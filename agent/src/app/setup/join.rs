@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::cluster::{ClusterId, Replica};
+use proto::cluster::{ClusterId, Document, Replica};
 use proto::invite::{self, Invite, IssuerPin, JoinRefusal};
-use proto::node::Name;
-use proto::rpc::Welcome;
+use proto::node::{Name, NodeId};
+use proto::rpc::{Addresses, MAX_ADDRESSES, Welcome};
 use proto::transport::KeyRing;
 use tokio::sync::watch;
 
@@ -107,11 +107,10 @@ fn ready_node(
     peer: &SeedConnection,
 ) -> StoredMember {
     let mut ring = KeyRing::default();
-    for key in &welcome.snapshot.keys {
-        ring.add(key.clone());
-    }
-    let mut peers = welcome.snapshot.addresses.clone();
-    peers.entry(peer.key.id()).or_default().insert(0, peer.at);
+    ring.take(&welcome.snapshot.keys, replica.document(), wall());
+    let mut peers = Addresses::new();
+    add_hints(&mut peers, replica.document(), &welcome.snapshot.addresses);
+    reached_at(&mut peers, peer.key.id(), peer.at);
     StoredMember {
         identity,
         node,
@@ -122,6 +121,27 @@ fn ready_node(
         serving: welcome.serving.clone(),
         epochs: Default::default(),
     }
+}
+
+/// Adds where others say that members are: behind the best address that this node knows of each, since nobody
+/// has proven the others to it.
+fn add_hints(peers: &mut Addresses, document: &Document, hints: &Addresses) {
+    for (id, named) in hints.iter().filter(|(id, _)| document.member(id).is_some()) {
+        let known = peers.entry(*id).or_default();
+        let rest = known.split_off(known.len().min(1));
+        for address in named.iter().take(MAX_ADDRESSES).chain(&rest) {
+            if !known.contains(address) {
+                known.push(*address);
+            }
+        }
+    }
+}
+
+/// A member has proven its key here.
+fn reached_at(peers: &mut Addresses, id: NodeId, at: SocketAddr) {
+    let known = peers.entry(id).or_default();
+    known.retain(|address| *address != at);
+    known.insert(0, at);
 }
 
 /// Asks until this node is let in: follows a worker to a master, waits for an approval, and tries again for a
@@ -282,12 +302,11 @@ fn take_welcome(
         }
         Err(error) => return Err(error.into()),
     };
-    for key in &welcome.snapshot.keys {
-        member.ring.add(key.clone());
-    }
-    for (id, known) in &welcome.snapshot.addresses {
-        member.peers.insert(*id, known.clone());
-    }
+    // Any member answers here, a worker too: what it gives beside the document counts as in any exchange.
+    let document = member.replica.document();
+    member.ring.take(&welcome.snapshot.keys, document, wall());
+    add_hints(&mut member.peers, document, &welcome.snapshot.addresses);
+    reached_at(&mut member.peers, peer.key.id(), peer.at);
     Ok(outcome)
 }
 
@@ -322,4 +341,36 @@ fn listen(ports: BoundPorts, member: &StoredMember, life: &Lifecycle) -> Result<
     let (link, _, tcp) = Link::new(ports, member.identity.clone(), trust);
     link.serve(tcp, life)?;
     Ok(link)
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::cluster::{Admitted, KeyId};
+    use proto::node::{PublicKey, Role};
+    use proto::time::UnixMs;
+    use proto::transport::GossipKey;
+
+    use super::*;
+
+    fn at(n: u8) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, n], proto::transport::PORT))
+    }
+
+    #[test]
+    fn where_a_member_says_that_others_are_displaces_nothing_that_this_node_knows() {
+        let own = PublicKey([1; 32]);
+        let first = Admitted::new(Name::nearest("a"), own, Role::Master, own.id(), UnixMs(1));
+        let key = GossipKey { epoch: 1, id: KeyId::of_key(&[1; 32]), secret: [1; 32], until: None };
+        let document = Document::new([0; 16], Name::nearest("c"), first, key.id);
+        let (member, stranger) = (own.id(), NodeId([7; 10]));
+        let mut peers = Addresses::from([(member, vec![at(1), at(2)])]);
+        let many: Vec<SocketAddr> = (10..250).map(at).collect();
+        let hints = Addresses::from([(member, [vec![at(2)], many].concat()), (stranger, vec![at(9)])]);
+        add_hints(&mut peers, &document, &hints);
+        assert_eq!(peers[&member][..3], [at(1), at(2), at(10)]);
+        assert_eq!(peers[&member].len(), 1 + MAX_ADDRESSES);
+        assert!(!peers.contains_key(&stranger), "of no member");
+        reached_at(&mut peers, member, at(10));
+        assert_eq!(peers[&member][..3], [at(10), at(1), at(2)]);
+    }
 }
