@@ -16,7 +16,7 @@ use tests::hostile::seed::welcome;
 use tests::hostile::tls::Connection;
 use tests::hostile::{FalseSeed, Identity};
 use tests::lab::Lab;
-use tests::mesh::{Agent, GOSSIP, SOON, all_up, code_in, form, invite_in, with_agents};
+use tests::mesh::{Agent, GOSSIP, SOON, all_up, code_in, form, form_with, invite_in, with_agents};
 use tests::wait::eventually;
 
 /// What `agent invite` prints.
@@ -359,6 +359,43 @@ fn a_waiting_node_may_ask_what_is_not_known_and_says_nothing_else() -> Result<()
             ensure!(said.contains("no node with the code") || said.contains("not admitted"), "{said}");
         }
         ensure!(seed.status()?.cluster.members == 2);
+        Ok(())
+    })
+}
+
+#[test]
+fn whoever_was_away_learns_a_promotion_by_its_proof() -> Result<()> {
+    with_agents(Lab::bridge(4), |_, agents| {
+        form_with(agents, 2)?;
+        let [author, away, promoted, worker] = agents else { anyhow::bail!("four agents") };
+        away.stop()?;
+        worker.stop()?;
+        author.cli(&["promote", "n2"])?.ok()?;
+        eventually("n2 knows that it is a master", SOON, || {
+            ensure!(promoted.status()?.node.role == "master");
+            Ok(())
+        })?;
+        // From now on nobody is there whose seal on it counts for those who were away.
+        author.kill()?;
+        for one in [worker, away] {
+            one.run()?;
+            one.wait_until_asked()?;
+            eventually(&format!("{} has n2 as a master", one.name()), GOSSIP, || {
+                let status = one.status()?;
+                let role = &status.member("n2")?.role;
+                ensure!(role == "master", "it has it as a {role}; {:?}", status.problems);
+                Ok(())
+            })?;
+        }
+        // What it changes holds for both.
+        promoted.cli(&["set", "balance=first"])?.ok()?;
+        for one in [&agents[1], &agents[3]] {
+            eventually(&format!("{} follows n2", one.name()), SOON, || {
+                let balance = one.status()?.services[0].balance.clone();
+                ensure!(balance == "first", "it balances by {balance}");
+                Ok(())
+            })?;
+        }
         Ok(())
     })
 }

@@ -1,6 +1,7 @@
 //! The cluster document and the gossip keys that this node holds. They are changed, adopted, published as
 //! [`TrustedKeys`] and written to disk here alone, and only ever replaced whole.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -212,9 +213,14 @@ impl ClusterState {
         self.link.forget_strangers();
     }
 
-    /// Takes over what a peer has sent, as far as it counts. Returns what the master that sealed it has to be
-    /// shown: it may never hear from anyone else what made this node a master.
-    pub(super) fn take(&mut self, from: &NodeId, snapshot: &SyncSnapshot) -> Option<(NodeId, SyncSnapshot)> {
+    /// Takes over what a peer has sent, as far as it counts. Returns what the peer, and the master that sealed it,
+    /// have to be shown: neither may ever hear from anyone else what made this node a master, and the master may
+    /// be gone.
+    pub(super) fn take(
+        &mut self,
+        from: &NodeId,
+        snapshot: &SyncSnapshot,
+    ) -> Option<(BTreeSet<NodeId>, SyncSnapshot)> {
         let own = self.own();
         let was_member = self.is_member();
         let mut changed = false;
@@ -236,7 +242,8 @@ impl ClusterState {
         }
         let sealed = snapshot.document.as_ref()?;
         let proof = self.replica.proof_for(sealed, &own)?;
-        Some((sealed.by(), SyncSnapshot { document: Some(proof), ..SyncSnapshot::default() }))
+        let shown = BTreeSet::from([sealed.by(), *from]);
+        Some((shown, SyncSnapshot { document: Some(proof), ..SyncSnapshot::default() }))
     }
 
     /// Adopts a copy of the document, and says whether that changed anything here.

@@ -261,8 +261,8 @@ impl MembershipTask {
 
     /// Takes over what a peer has sent.
     fn take(&mut self, from: &NodeId, snapshot: &SyncSnapshot) {
-        if let Some((master, proof)) = self.cluster.take(from, snapshot) {
-            self.sync.hand(master, proof);
+        if let Some((peers, proof)) = self.cluster.take(from, snapshot) {
+            peers.into_iter().for_each(|peer| self.sync.hand(peer, proof.clone()));
         }
     }
 }

@@ -333,8 +333,9 @@ impl Replica {
         sealed.or_else(changed).or_else(|| self.document.nodes.get(id).map(|admitted| admitted.by))
     }
 
-    /// What shows the sealer of `theirs` that the node `own` is a master, when it has that node as a worker: it
-    /// adopts nothing that the node seals itself, but the promotion under the seal of a master that it knows.
+    /// What shows the sealer of `theirs`, and whoever has sent that copy, that the node `own` is a master, when
+    /// they have that node as a worker: they adopt nothing that the node seals itself, but the promotion under the
+    /// seal of a master that they know.
     pub fn proof_for(&self, theirs: &SealedDocument, own: &NodeId) -> Option<SealedDocument> {
         let Promotion { document, seal } = self.promotion.as_ref()?;
         let judge = theirs.open().ok()?;

@@ -84,12 +84,12 @@ fn exchange(nodes: &mut [Node], apart: &dyn Fn(u8, u8) -> bool) {
                 }
                 let Some(sealed) = nodes[b].replica.sealed() else { continue };
                 let _ = nodes[a].peer_link(&sealed);
+                let Some(proof) = nodes[a].replica.proof_for(&sealed, &id(nodes[a].n)) else { continue };
                 let sealer = nodes.iter().position(|node| id(node.n) == sealed.by());
-                let proof = nodes[a].replica.proof_for(&sealed, &id(nodes[a].n));
-                if let (Some(sealer), Some(proof)) = (sealer, proof)
-                    && !apart(nodes[a].n, nodes[sealer].n)
-                {
-                    let _ = nodes[sealer].peer_link(&proof);
+                for shown in sealer.into_iter().chain([b]) {
+                    if !apart(nodes[a].n, nodes[shown].n) {
+                        let _ = nodes[shown].peer_link(&proof);
+                    }
                 }
             }
         }
@@ -293,6 +293,52 @@ fn a_promotion_that_its_author_s_removal_crosses_is_taken_by_all_or_given_up_by_
                 }
             }
         }
+    }
+}
+
+#[test]
+fn whoever_was_away_learns_a_promotion_from_who_was_promoted() {
+    // 0 promotes 2 and is never heard again; 1, a master, and 3, a worker, were away.
+    for back in [&[1][..], &[3], &[1, 3]] {
+        let mut nodes = cluster(2, 4);
+        assert!(nodes[0].change(|document| document.set_role(id(2), Role::Master, id(0), NOW).unwrap()));
+        let promotion = nodes[0].replica.sealed().unwrap();
+        nodes[2].peer_link(&promotion).unwrap();
+        nodes.retain(|node| node.n == 2 || back.contains(&node.n));
+        exchange(&mut nodes, &together);
+        for node in &nodes {
+            assert!(node.document().is_master(&id(2)), "n{} of {back:?}", node.n);
+        }
+        assert!(agree(&nodes), "{back:?}");
+    }
+}
+
+#[test]
+fn a_forged_promotion_is_taken_by_nobody() {
+    let mut nodes = cluster(2, 4);
+    let mut document = nodes[2].document().clone();
+    document.set_role(id(2), Role::Master, id(0), NOW).unwrap();
+    let seal = |by: u8, with: u8| Replica::new(document.clone(), id(by), &pair(with)).sealed().unwrap();
+    let true_seal = nodes[0].replica.sealed().unwrap();
+    for (forged, why) in [
+        (seal(2, 2), AdoptError::WorkerSealer(id(2))),
+        (seal(0, 2), AdoptError::WrongSeal(id(0))),
+        (seal(3, 3), AdoptError::WorkerSealer(id(3))),
+        (seal(9, 9), AdoptError::UnknownSealer(id(9))),
+        (seal(2, 2).under_seal_of(&true_seal), AdoptError::WrongSeal(id(0))),
+    ] {
+        for node in [0, 1, 3] {
+            assert_eq!(nodes[node].peer_link(&forged), Err(why.clone()));
+            assert!(!nodes[node].document().is_master(&id(2)));
+        }
+    }
+    // One that was true and was taken back brings nothing back.
+    assert!(nodes[0].change(|document| document.set_role(id(2), Role::Master, id(0), NOW).unwrap()));
+    let promotion = nodes[0].replica.sealed().unwrap();
+    assert!(nodes[0].change(|document| document.set_role(id(2), Role::Worker, id(0), NOW).unwrap()));
+    exchange(&mut nodes, &together);
+    for node in &mut nodes {
+        assert_eq!(node.peer_link(&promotion), Ok(Adoption::Nothing));
     }
 }
 

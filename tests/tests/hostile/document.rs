@@ -3,15 +3,19 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use proto::cluster::{Admitted, Document, Replica, SealedDocument};
+use anyhow::{Context, Result, ensure};
+use proto::cluster::{Admitted, Document, DocumentHash, Replica, SealedDocument};
 use proto::invite::code_of;
 use proto::node::{NodeId, PublicKey, Role};
-use proto::rpc::{ALPN_JOIN, Addresses, FromJoining, FromMember, SyncSnapshot, ToJoining, ToMember};
+use proto::rpc::{
+    ALPN_JOIN, Addresses, FromJoining, FromMember, SyncDigest, SyncSnapshot, ToJoining, ToMember,
+};
 use proto::time::UnixMs;
 use tests::hostile::cluster::row;
 use tests::hostile::member::everyone;
 use tests::hostile::{Cluster, Hostile, Identity, Sent};
+use tests::mesh::SOON;
+use tests::wait::eventually;
 
 /// Longest that status may take to answer during an attack, on a machine that does other things too.
 const STATUS: Duration = Duration::from_secs(2);
@@ -217,5 +221,51 @@ fn a_worker_lets_nobody_in() -> Result<()> {
         let after = cluster.victim().status()?.cluster;
         ensure!(after.document == before.document, "{after:?}, {before:?} before");
         Ok(Sent { bytes: sent, connections: 1, ..Sent::default() })
+    })
+}
+
+#[test]
+fn a_promotion_that_is_forged_or_was_taken_back_promotes_nobody() -> Result<()> {
+    row("member: promotions of its own, and one that was taken back", |cluster| {
+        let hostile = cluster.fresh()?;
+        let name = cluster.hostile_node().name.clone();
+        let role_is = |cluster: &Cluster, role: &str| -> Result<()> {
+            for agent in cluster.honest() {
+                eventually(&format!("{} has {name} as a {role}", agent.name()), SOON, || {
+                    let is = agent.status()?.member(&name)?.role.clone();
+                    ensure!(is == role, "it has it as a {is}");
+                    Ok(())
+                })?;
+            }
+            Ok(())
+        };
+        // A true one, as it came; then it is taken back.
+        cluster.victim().cli(&["promote", &name])?.ok()?;
+        role_is(cluster, "master")?;
+        let nothing = SyncDigest { document: DocumentHash::default(), keys: Vec::new() };
+        let (answer, mut sent) = hostile.ask(0, &FromMember::Compare(nothing))?;
+        let ToMember::Compared(_, snapshot) = answer else { anyhow::bail!("it was answered {answer:?}") };
+        let promotion = snapshot.document.context("it gave no document")?;
+        cluster.victim().cli(&["demote", &name])?.ok()?;
+        role_is(cluster, "worker")?;
+        let before = cluster.victim().status()?.cluster.document;
+
+        let mut forged = hostile.document.clone();
+        forged.set_role(hostile.identity.id, Role::Master, hostile.id_of(0), UnixMs(1))?;
+        let mut all = sealed(&hostile, &forged);
+        all.push(promotion);
+        for document in all {
+            for node in everyone() {
+                let snapshot = SyncSnapshot { document: Some(document.clone()), ..SyncSnapshot::default() };
+                sent += hostile.ask(node, &FromMember::Sync(Box::new(snapshot)))?.1;
+            }
+        }
+        for agent in cluster.honest() {
+            let status = agent.status()?;
+            ensure!(status.member(&name)?.role == "worker", "{} takes it for a master", agent.name());
+            ensure!(status.cluster.document == before, "{} holds another document", agent.name());
+        }
+        let took = cluster.a_change_spreads()?;
+        Ok(Sent { bytes: sent, note: format!("a change took {} ms", took.as_millis()), ..Sent::default() })
     })
 }
