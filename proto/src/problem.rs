@@ -43,6 +43,8 @@ codes! {
     PartFailed "part-failed",
     /// An apiserver runs on a node that was admitted as a worker; about its name.
     MasterNotPromoted "master-not-promoted",
+    /// A worker goes on as a master, which has not heard of its demotion or does not accept it; about its name.
+    SecondMaster "second-master",
     /// Two members have one name; about the id of one of them.
     NameTwice "name-twice",
     /// A state file can't be read or written; about the file.

@@ -401,6 +401,48 @@ fn whoever_was_away_learns_a_promotion_by_its_proof() -> Result<()> {
 }
 
 #[test]
+fn two_masters_that_demote_each_other_say_so_until_one_joins_the_other_again() -> Result<()> {
+    with_agents(Lab::bridge(2), |_, agents| {
+        form(agents)?;
+        let [first, second] = agents else { anyhow::bail!("two agents") };
+        second.stop()?;
+        first.cli(&["demote", "n1"])?.ok()?;
+        first.stop()?;
+        second.run()?;
+        second.wait_until_asked()?;
+        second.cli(&["demote", "n0"])?.ok()?;
+        first.run()?;
+        first.wait_until_asked()?;
+        for (one, other) in [(&*first, "n1"), (&*second, "n0")] {
+            eventually(&format!("{} names the other master", one.name()), SOON * 2, || {
+                let status = one.status()?;
+                let named = status.problems.iter().find(|one| one.code == "second-master");
+                let named = named.with_context(|| format!("{:?}", status.problems))?;
+                ensure!(named.subject == other, "{named:?}");
+                ensure!(named.fix.contains("agent join INVITE"), "{named:?}");
+                ensure!(status.node.role == "master" && status.member(other)?.role == "worker");
+                Ok(())
+            })?;
+        }
+        let invite = new_invite(first, &[])?;
+        second.stop()?;
+        second.join(&invite)?;
+        ensure!(second.status()?.node.role == "worker");
+        first.cli(&["promote", "n1"])?.ok()?;
+        eventually("both are masters of one cluster", SOON, || {
+            let both = [first.status()?, second.status()?];
+            ensure!(both[0].cluster.document == both[1].cluster.document, "{both:?}");
+            for status in both {
+                ensure!(status.members.iter().all(|member| member.role == "master"), "{status:?}");
+                ensure!(status.problems.is_empty(), "{:?}", status.problems);
+            }
+            Ok(())
+        })?;
+        Ok(())
+    })
+}
+
+#[test]
 fn a_seed_that_is_not_there_is_told() -> Result<()> {
     with_agents(Lab::wireguard(2), |_, agents| {
         let seed = agents[0].node().mesh_ip().to_string();

@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use super::OwnAddress;
 use super::disk::MemberStore;
+use super::rival::RivalMaster;
 use crate::lifecycle::wall;
 use crate::transport::{Link, TrustedKeys, random};
 
@@ -42,6 +43,7 @@ pub(super) struct ClusterState {
     replica: Replica,
     ring: KeyRing,
     trust: watch::Sender<Arc<TrustedKeys>>,
+    rival: RivalMaster,
 }
 
 impl ClusterState {
@@ -53,7 +55,8 @@ impl ClusterState {
         (replica, ring): (Replica, KeyRing),
         trust: watch::Sender<Arc<TrustedKeys>>,
     ) -> ClusterState {
-        ClusterState { link, disk, own_at, replica, ring, trust }
+        let rival = RivalMaster::new(disk.clone());
+        ClusterState { link, disk, own_at, replica, ring, trust, rival }
     }
 
     /// The document.
@@ -202,6 +205,11 @@ impl ClusterState {
         }
     }
 
+    /// Tells of a worker that goes on as a master, or that none does any longer.
+    pub(super) fn report_rival(&mut self) {
+        self.rival.report(self.replica.document());
+    }
+
     /// Publishes and writes what has changed.
     fn publish(&mut self) {
         self.ring.apply_document(self.replica.document(), wall());
@@ -252,6 +260,9 @@ impl ClusterState {
         match self.adopt(sealed) {
             Err(error) => {
                 warn!(peer = %from, "cluster document rejected: {error}");
+                if let AdoptError::WorkerSealer(node) = error {
+                    self.rival.refused(node);
+                }
                 // Whoever was removed goes on sealing what nobody takes: nothing to be done about it here.
                 if !matches!(error, AdoptError::RemovedSealer(_) | AdoptError::WorkerSealer(_)) {
                     let name = self.document().shown_name(from);

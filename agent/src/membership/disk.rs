@@ -168,12 +168,16 @@ impl MemberStore {
         NotKept(self.found())
     }
 
-    /// Notes a problem under a name, or that it is over.
+    /// Notes a problem with a file, or with what its name stands for, or that it is over.
     pub(crate) fn problem(&self, file: &str, problem: Option<Reason>) {
+        self.report(file, problem.map(|why| Problem::new(ProblemCode::StateFile, why).about(file)));
+    }
+
+    /// Notes a problem under a name, or that it is over.
+    pub(crate) fn report(&self, file: &str, problem: Option<Problem>) {
         let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
         match problem {
             Some(problem) => {
-                let problem = Problem::new(ProblemCode::StateFile, problem).about(file);
                 // Said once: what is tried again and again would fill the log.
                 if !problems.contains_key(file) {
                     error!(file, "{problem}");

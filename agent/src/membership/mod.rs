@@ -15,6 +15,7 @@ pub(crate) mod init;
 pub(crate) mod join;
 pub(crate) mod members;
 mod peer_sync;
+mod rival;
 mod settings;
 mod sync_scheduler;
 pub(crate) mod task;

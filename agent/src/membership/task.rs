@@ -154,6 +154,7 @@ impl MembershipTask {
                 Some(_) = unknown_key.recv() => self.sync.wake(),
                 _ = tick.tick() => {
                     self.cluster.retire_keys();
+                    self.cluster.report_rival();
                     self.sync.exchange(&self.cluster);
                     self.peers.save_changes();
                 }

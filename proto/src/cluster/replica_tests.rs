@@ -343,6 +343,39 @@ fn a_forged_promotion_is_taken_by_nobody() {
 }
 
 #[test]
+fn two_masters_that_demote_each_other_keep_their_own_until_one_side_joins_the_other_again() {
+    let set = |node: &mut Node, other: u8, role: Role| {
+        let by = id(node.n);
+        assert!(node.change(|document| document.set_role(id(other), role, by, NOW).unwrap()));
+    };
+    // Workers 2 and 3 hear one of them first, and follow it.
+    let mut nodes = cluster(2, 4);
+    set(&mut nodes[0], 1, Role::Worker);
+    set(&mut nodes[1], 0, Role::Worker);
+    for (from, to) in [(0, 2), (1, 3)] {
+        let sealed = nodes[from].replica.sealed().unwrap();
+        nodes[to].peer_link(&sealed).unwrap();
+    }
+    for _ in 0..2 {
+        exchange(&mut nodes, &together);
+        for (node, master, other) in [(0, 0, 1), (2, 0, 1), (1, 1, 0), (3, 1, 0)] {
+            let document = nodes[node].document();
+            assert!(document.is_master(&id(master)) && !document.is_master(&id(other)), "n{node}");
+        }
+    }
+    // The way out: the one that gives way, and who follows it, join the other again.
+    for node in [1, 3] {
+        let sealed = nodes[0].replica.sealed().unwrap();
+        nodes[node].replica = Replica::join(&sealed, &key(0)).unwrap();
+    }
+    exchange(&mut nodes, &together);
+    assert!(agree(&nodes) && nodes[3].document().is_master(&id(0)) && !nodes[3].document().is_master(&id(1)));
+    set(&mut nodes[0], 1, Role::Master);
+    exchange(&mut nodes, &together);
+    assert!(agree(&nodes) && [0, 1].iter().all(|n| nodes[3].document().is_master(&id(*n))));
+}
+
+#[test]
 fn counters_that_jump_and_times_ahead_are_refused_and_the_node_is_named() {
     let mut nodes = cluster(2, 2);
     let mut forged = nodes[0].document().clone();
