@@ -395,8 +395,8 @@ impl VipDriver {
                 Err(NoSegment::Own(why)) => (Err(why.clone()), Ok(())),
                 Err(NoSegment::Segment(why)) => (Ok(()), Err(why.clone())),
             };
-            // A worker's word counts where its datagrams come from that very address.
-            let lives = |id: &NodeId| link.addresses().best(id).is_some_and(|at| at.ip() == *address);
+            // A worker's word counts where it has proven that it is at that very address.
+            let lives = |id: &NodeId| link.addresses().is_proven(id, *address);
             let taken = segments::node_at(&view, *address, |id| trusted.contains(id) || lives(id));
             let taken = taken.map(|node| {
                 let name = name(&node);

@@ -1,10 +1,16 @@
 //! A worker that was admitted as any other, and has turned: all that its state directory gives it.
 
-use anyhow::{Context, Result};
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, bail};
 use proto::cluster::{Document, Replica};
+use proto::invite::{Invite, InviteProof};
 use proto::node::NodeId;
-use proto::rpc::{ALPN_MEMBER, FromMember, ToMember};
+use proto::rpc::{
+    ALPN_JOIN, ALPN_MEMBER, Addresses, FromJoining, FromMember, SyncSnapshot, ToJoining, ToMember,
+};
 use proto::signed_record::{RecordVersion, SignedRecord};
+use proto::time::UnixMs;
 use proto::transport::{DatagramFrame, KeyRing, MAX_BODY};
 
 use super::cluster::{Cluster, HONEST};
@@ -14,6 +20,8 @@ use super::identity::{random, read_state};
 use super::tls::Connection;
 use super::{Identity, cluster};
 use crate::lab::Node;
+use crate::mesh::SOON;
+use crate::wait::eventually;
 use crate::wire::Speaker;
 
 /// The one key that gossip has.
@@ -63,6 +71,37 @@ impl Cluster {
     pub fn other(&self) -> Result<Hostile> {
         Hostile::of_node(self, self.stranger_node())
     }
+
+    /// The hostile worker under an identity that was admitted with an invite and has never run an agent: it has
+    /// proven no address to anyone, and says that it is at `at`.
+    ///
+    /// # Errors
+    /// It is not let in.
+    pub fn unproven(&mut self, at: SocketAddr) -> Result<Hostile> {
+        self.remove_hostile()?;
+        let invite: Invite = self.invite(&["--uses", "1"])?.parse()?;
+        let (identity, node) = (Identity::stranger()?, self.hostile_node());
+        let mut connection = identity.connect(node, self.target(), ALPN_JOIN)?;
+        let proof = InviteProof::make(invite.id, &invite.secret, &connection.session, &identity.key);
+        let (name, addresses) = (node.name.parse()?, vec![at]);
+        connection.send(&FromJoining::Join {
+            name,
+            proof: Some(proof),
+            addresses,
+            confirmed: true,
+            cluster: None,
+        })?;
+        let answer: ToJoining = connection.receive()?;
+        let ToJoining::Welcome(welcome) = answer else { bail!("it was answered {answer:?}") };
+        let document = welcome.snapshot.document.as_ref().context("no document")?.open()?;
+        let mut ring = KeyRing::default();
+        ring.take(&welcome.snapshot.keys, &document, UnixMs(0));
+        let hostile = Hostile::new(self, node, identity, document, ring)?;
+        for honest in everyone() {
+            eventually(&format!("n{honest} takes it for a member"), SOON, || hostile.dial(honest))?;
+        }
+        Ok(hostile)
+    }
 }
 
 impl Hostile {
@@ -70,7 +109,16 @@ impl Hostile {
         let state = cluster.agents[node.index].state();
         let identity = Identity::of_state(state)?;
         let document: Document = read_state::<Replica>(state, "cluster")?.document().clone();
-        let ring: KeyRing = read_state(state, "keys")?;
+        Hostile::new(cluster, node, identity, document, read_state(state, "keys")?)
+    }
+
+    fn new(
+        cluster: &Cluster,
+        node: &'static Node,
+        identity: Identity,
+        document: Document,
+        ring: KeyRing,
+    ) -> Result<Hostile> {
         let gossip_key = ring.sealing(&document).context("no gossip key")?.secret;
         let mut targets = Vec::new();
         for (i, agent) in cluster.honest().iter().enumerate() {
@@ -123,6 +171,17 @@ impl Hostile {
             }
         }
         Ok(sent + self.line.sent() - before)
+    }
+
+    /// Says to all honest nodes, by TLS, that a node is at these addresses.
+    ///
+    /// # Errors
+    /// One of them does not take it.
+    pub fn place(&self, id: NodeId, at: &[SocketAddr]) -> Result<u64> {
+        let addresses = Addresses::from([(id, at.to_vec())]);
+        let snapshot = SyncSnapshot { document: None, keys: Vec::new(), addresses };
+        let request = FromMember::Sync(Box::new(snapshot));
+        everyone().map(|node| Ok(self.ask(node, &request)?.1)).sum()
     }
 
     /// One who seals in another's name, with the only secrets that there are: this one's.

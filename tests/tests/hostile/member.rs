@@ -14,7 +14,7 @@ use proto::service::ServiceName;
 use proto::signed_record::{RecordVersion, SignedRecord};
 use proto::time::UnixMs;
 use proto::transport::DatagramFrame;
-use tests::hostile::cluster::{MASTERS, row};
+use tests::hostile::cluster::{MASTERS, PORT, row};
 use tests::hostile::gossip::{self, Known, Named, Step};
 use tests::hostile::member::{KEY, bring, everyone, generation};
 use tests::hostile::{Cluster, Hostile, Sent};
@@ -386,6 +386,9 @@ fn another_service_counts_only_at_an_address_of_ones_own() -> Result<()> {
             }
             Ok(())
         })?;
+        // Nor does it become one's own because one says in an exchange that one is there.
+        let others = [3, 5].map(|node| SocketAddr::new(cluster.lab.node(node).mesh_ip(), PORT));
+        let placed = hostile.place(hostile.identity.id, &others)?;
         for (sequence, other) in [(2, 3), (3, 5)] {
             say(sequence, other)?;
             eventually("an offer at another's counts nowhere", SOON, || {
@@ -396,6 +399,7 @@ fn another_service_counts_only_at_an_address_of_ones_own() -> Result<()> {
                 Ok(())
             })?;
         }
+        sent += placed;
         cluster.victim().cli(&["unset", "service.web"])?.ok()?;
         for agent in cluster.honest() {
             eventually("the service is gone", SOON, || {
@@ -403,6 +407,25 @@ fn another_service_counts_only_at_an_address_of_ones_own() -> Result<()> {
                 Ok(())
             })?;
         }
+        Ok(Sent { bytes: sent, ..Sent::default() })
+    })
+}
+
+#[test]
+fn where_others_are_is_theirs_to_prove() -> Result<()> {
+    row("member: says in an exchange that n2 is at its own address", |cluster| {
+        let hostile = cluster.fresh()?;
+        // Not at its link's port, where members look for it itself.
+        let trap = Trap::set(cluster, PORT + 1)?;
+        let sent = hostile.place(hostile.id_of(2), &[trap.address()?])?;
+        for agent in cluster.honest() {
+            let member = agent.status()?.member("n2")?.address.clone();
+            ensure!(member.contains(&cluster.lab.node(2).mesh_ip().to_string()), "n2 is at {member}");
+        }
+        // What is said to n2 goes on to n2: a change by TLS, its record, its pulses.
+        cluster.a_change_spreads()?;
+        news_spreads(cluster, 2)?;
+        trap.is_empty()?;
         Ok(Sent { bytes: sent, ..Sent::default() })
     })
 }

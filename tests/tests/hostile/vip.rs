@@ -1,20 +1,24 @@
 //! What a worker says of a virtual IP that it is no candidate for.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use proto::arp::Mac;
 use proto::election::{
     CandidateState, Claim, HighestClaim, Holding, MessageKind, ReleaseReason, SOLO, STEP, VipMessage,
     wire::pack,
 };
+use proto::record::{L2Endpoint, NodeRecord};
+use proto::rpc::FromMember;
+use proto::signed_record::RecordVersion;
 use proto::transport::DatagramFrame;
-use tests::hostile::cluster::row;
-use tests::hostile::member::everyone;
+use tests::hostile::cluster::{PORT, row};
+use tests::hostile::member::{bring, everyone};
 use tests::hostile::{Cluster, Hostile, Sent};
 use tests::mesh::SOON;
 use tests::vip::{ADDRESS, vip};
-use tests::wait::eventually;
+use tests::wait::{always, eventually};
 
 /// Everything that could take the address from its owner, or keep it with one that is dead.
 fn lies(cluster: &Cluster, hostile: &Hostile, owner: usize) -> Result<Vec<VipMessage>> {
@@ -91,5 +95,42 @@ fn a_worker_can_neither_claim_an_address_nor_release_move_or_hold_it() -> Result
         }
         let note = format!("a dead owner was replaced after {} ms", took.as_millis());
         Ok(Sent { bytes: hostile.line.sent(), note, ..Sent::default() })
+    })
+}
+
+#[test]
+fn a_worker_that_says_it_is_at_the_virtual_ip_takes_it_from_nobody() -> Result<()> {
+    row("member: the virtual IP as its own address, proven to nobody", |cluster| {
+        let at = SocketAddr::new(IpAddr::V4(ADDRESS), PORT);
+        let hostile = cluster.unproven(at)?;
+        let owner = cluster.vip_owner()?;
+        let mut sent = hostile.place(hostile.identity.id, &[at])?;
+        let mut record = NodeRecord::new(cluster.hostile_node().name.parse()?);
+        record.addresses = vec![at];
+        record.l2_endpoints =
+            vec![L2Endpoint { interface: "eth0".to_owned(), mac: Mac([2; 6]), address: at.ip(), prefix: 24 }];
+        let version = RecordVersion { generation: 1_800_000_000, sequence: 1 };
+        let record = hostile.sign(hostile.identity.id, version, record.to_body());
+        // By TLS alone: a datagram would have it asked for an echo, which proves where it is.
+        for node in everyone() {
+            let mut connection = hostile.dial(node)?;
+            connection.send(&FromMember::Gossip(bring(&record, 1)))?;
+            sent += connection.sent;
+        }
+        eventually("all have its record", SOON, || {
+            for agent in cluster.honest() {
+                let at = agent.status()?.member("n4")?.address.clone();
+                ensure!(at == ADDRESS.to_string(), "{} has it at {at}", agent.name());
+            }
+            Ok(())
+        })?;
+        always("the address stays where it is", Duration::from_secs(3), || {
+            let is = cluster.vip_owner()?;
+            ensure!(is == owner, "{is} owns it, {owner} before");
+            Ok(())
+        })?;
+        drop(hostile);
+        cluster.readmit()?;
+        Ok(Sent { bytes: sent, ..Sent::default() })
     })
 }
