@@ -4,13 +4,15 @@
 //! decoded within bounds, and encoded again from what can be proven:
 //!
 //! - A value is a record that its node has signed. A stored record of the same or a later version replaces
-//! it.
+//!   it.
 //! - A start of a node (chitchat's "generation") is known from a record signed for it, or from the node
-//! itself. Entries about any other start or about non-members are dropped: members may differ for a moment in
-//! whom they know, and chitchat's memory of starts, and so every digest, stays as small as the cluster.
+//!   itself. Entries about any other start or about non-members are dropped: members may differ for a moment in
+//!   whom they know, and chitchat's memory of starts, and so every digest, stays as small as the cluster.
 //! - A heartbeat that the node itself has not sent needs a second witness: one member alone could send a
-//! number that is never reached, and the node would look dead forever.
+//!   number that is never reached, and the node would look dead forever.
 //! - This node's own start belongs to it: nobody else changes it.
+//! - A value under another key than that of records is dropped alone: a later version may publish something there.
+//!   So is its number in chitchat's sequence, which nobody has signed.
 //!
 //! A message that no honest member sends is refused as a whole and counts against its sender, whose gossip is
 //! ignored for a while after a few of them. Honest members delete nothing, since there is one key and it is
@@ -54,6 +56,9 @@ const STARTS: (u32, Duration) = (6, Duration::from_secs(30));
 /// Most known starts of one member: chitchat shares those of the last seven minutes.
 const KNOWN_STARTS: usize = 8;
 
+/// Most values of one node in a message under other keys: a later version has a few.
+const OTHER_KEYS: usize = 4;
+
 /// Why a message was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GossipRefusal {
@@ -63,8 +68,8 @@ pub(crate) enum GossipRefusal {
     OtherCluster,
     /// It gives a member an address other than chitchat's for it.
     WrongAddress,
-    /// It has a value under an unknown key.
-    OtherKey,
+    /// It has more values for a node than a member has, or a value for no node.
+    TooManyValues,
     /// It deletes, or raises a version without a value.
     Deletion,
     /// It has a value that is no record.
@@ -81,7 +86,7 @@ impl fmt::Display for GossipRefusal {
             GossipRefusal::Unreadable(what) => return what.fmt(f),
             GossipRefusal::OtherCluster => "a message for another cluster",
             GossipRefusal::WrongAddress => "a member with someone else's address",
-            GossipRefusal::OtherKey => "an unknown key",
+            GossipRefusal::TooManyValues => "more values than a member has",
             GossipRefusal::Deletion => "a deletion of a member's record",
             GossipRefusal::NoRecord => "a value that is not a record",
             GossipRefusal::Forged => "a record with an invalid signature",
@@ -432,23 +437,27 @@ impl GuardState {
         scene: &mut MessageScope<'_>,
     ) -> Result<Vec<DeltaStep<'a>>, GossipRefusal> {
         let mut left = Vec::with_capacity(delta.len());
-        // Whose value comes next, and from which version on; inner `None`: a non-member.
-        let mut current: Option<Option<(NodeId, GossipNode<'a>, u64)>> = None;
+        // Whose values come next, and from which version on; `None`: a non-member, or its record was read.
+        let mut current: Option<(NodeId, GossipNode<'a>, u64)> = None;
+        // How many more values the last named node may have: records, others.
+        let mut rest = (0, 0);
         for step in delta {
             match step {
                 DeltaStep::Node { node, last_gc, from } => {
                     if last_gc != 0 {
                         return Err(GossipRefusal::Deletion);
                     }
-                    current = Some(self.member(&node)?.map(|id| (id, node, from)));
+                    current = self.member(&node)?.map(|id| (id, node, from));
+                    rest = (1, OTHER_KEYS);
                 }
                 DeltaStep::SetVersion(_) => return Err(GossipRefusal::Deletion),
+                DeltaStep::Value { key, .. } if key != KEY => {
+                    rest.1 = usize::checked_sub(rest.1, 1).ok_or(GossipRefusal::TooManyValues)?;
+                }
                 DeltaStep::Value { status, .. } if status != 0 => return Err(GossipRefusal::Deletion),
-                DeltaStep::Value { key, .. } if key != KEY => return Err(GossipRefusal::OtherKey),
                 DeltaStep::Value { value, version, .. } => {
-                    // One key, so one value for each node.
-                    let Some(of) = current.take() else { return Err(GossipRefusal::OtherKey) };
-                    let Some((id, node, from)) = of else { continue };
+                    rest.0 = usize::checked_sub(rest.0, 1).ok_or(GossipRefusal::TooManyValues)?;
+                    let Some((id, node, from)) = current.take() else { continue };
                     let version = RecordVersion { generation: node.generation, sequence: version };
                     if let Some((value, version)) = self.record(id, version, value, scene)? {
                         left.push(DeltaStep::Node { node, last_gc: 0, from });

@@ -128,7 +128,13 @@ fn messages_that_honest_members_never_send_are_refused_and_count_as_strikes() {
         ),
         (ack(value(KEY, &good, 1)), GossipRefusal::Deletion),
         (ack(value(KEY, &good, 2)), GossipRefusal::Deletion),
-        (ack(value("n", "m1", 0)), GossipRefusal::OtherKey),
+        (ack(value("n", "of no node", 0)[1..].to_vec()), GossipRefusal::TooManyValues),
+        (ack(value(KEY, &good, 0)[1..].to_vec()), GossipRefusal::TooManyValues),
+        (
+            ack([vec![value("n", "", 0)[0].clone()], vec![value("n", "", 0)[1].clone(); OTHER_KEYS + 1]]
+                .concat()),
+            GossipRefusal::TooManyValues,
+        ),
         (ack(value(KEY, "short", 0)), GossipRefusal::NoRecord),
         (ack(forged), GossipRefusal::Forged),
         (ack(other), GossipRefusal::Forged),
@@ -141,6 +147,36 @@ fn messages_that_honest_members_never_send_are_refused_and_count_as_strikes() {
         assert_eq!(offenders, [Offender { node: id(2), refusal, count: 1, ignored: false }]);
         assert!(store.get(&id(3)).is_none() && store.version(&id(1)).sequence == 3);
     }
+}
+
+#[test]
+fn what_stands_under_other_keys_is_left_out_alone() {
+    let (mut guard, mut store) = guard();
+    let record = signed(3, START, 5, b"x");
+    let other = |key, version, status| DeltaStep::Value { key, value: "later".into(), version, status };
+    let [node, value] = &delta(&record)[..] else { panic!("a node and its value") };
+    // Before the record and behind it, deleted too; and of a node that is not known here.
+    let stranger = DeltaStep::Node { node: named(9, START), last_gc: 0, from: 0 };
+    let said = vec![
+        stranger,
+        other("next", 1, 0),
+        node.clone(),
+        other("next", 4, 0),
+        value.clone(),
+        other("next", 6, 0),
+        other("gone", 7, 1),
+    ];
+    let left = pass(&mut guard, &mut store, &ack(said)).unwrap();
+    assert_eq!(left, ack(vec![node.clone(), value.clone()]));
+    assert_eq!(store.get(&id(3)), Some(&record));
+    // Alone, as it comes again until the record has a higher number.
+    let again = ack(vec![node.clone(), other("next", 6, 0)]);
+    assert_eq!(pass(&mut guard, &mut store, &again), Some(ack(Vec::new())));
+    assert!(guard.offenders(NOW).is_empty());
+    // One record for each node.
+    let twice = ack(vec![node.clone(), value.clone(), value.clone()]);
+    assert_eq!(pass(&mut guard, &mut store, &twice), None);
+    assert_eq!(guard.offenders(NOW)[0].refusal, GossipRefusal::TooManyValues);
 }
 
 /// A record of node 1 that another has signed.

@@ -25,6 +25,7 @@ use chitchat::{
 };
 use proto::backends::LastKnownGood;
 use proto::cluster::Document;
+use proto::next_wire;
 use proto::node::NodeId;
 use proto::record::NodeRecord;
 use proto::settings::Settings;
@@ -288,7 +289,10 @@ impl Gossip {
             names: self.names.clone(),
         };
         // chitchat numbers the first value of a start with 1, like this record.
-        let handle = spawn_chitchat(config, vec![(KEY.to_owned(), value)], &mesh).await?;
+        let values = [(KEY, value.as_str())].into_iter().chain(next_wire::GOSSIP.iter().copied());
+        let values: Vec<_> = values.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+        self.version.sequence += next_wire::GOSSIP.len() as u64;
+        let handle = spawn_chitchat(config, values, &mesh).await?;
         let ended = self.watch_record(&handle, document.members().count()).await;
         let _ = handle.initiate_shutdown();
         handle.abort();

@@ -28,6 +28,9 @@ const LATER: u8 = 200;
 /// What follows the known part of a frame's body.
 pub const TAIL: &[u8] = if ON { b"next" } else { &[] };
 
+/// Keys of a node in gossip beside that of its record, and what stands there.
+pub const GOSSIP: &[(&str, &str)] = if ON { &[("next", "a value")] } else { &[] };
+
 /// Words of the next version for what this one calls otherwise: states, sources, kinds of events.
 const WORDS: [(&str, &str); 4] =
     [("left", "resting"), ("unowned", "orphaned"), ("default", "built-in"), ("key-rotated", "key-turned")];
