@@ -162,7 +162,7 @@ fn status() -> Status {
 }
 
 fn examined() -> Examination {
-    use crate::doctor::{CheckedItem, Finding, Severity};
+    use crate::doctor::{CheckedItem, Finding, Severity, Step};
     let text = |text: &str| text.to_owned();
     Examination {
         checked: vec![CheckedItem { area: text("ports"), text: text("both ways") }],
@@ -173,7 +173,7 @@ fn examined() -> Examination {
             node: text("m2"),
             what: text("no answer"),
             why: text("no gossip"),
-            mend: vec![text("open it")],
+            remedy: vec![Step::text("open it")],
         }],
     }
 }

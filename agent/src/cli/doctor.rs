@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use proto::control::{MemberState, Request, Response, Status};
 use proto::doctor::cluster::{self, MasterLink, MemberFacts};
-use proto::doctor::{Examination, Finding, Severity as FindingSeverity};
+use proto::doctor::{Action, Examination, Finding, Severity as FindingSeverity, Step};
 use proto::node::Role;
 
 use super::exit;
@@ -145,7 +145,7 @@ fn render(node: &str, examined: &Examination, columns: usize, colours: bool) -> 
         let mark = severity(worst).paint(&format!("{:<8}", worst.as_str()), colours);
         hanging(&mut text, &format!("  {mark} {area:<12} "), 24, &words, columns);
     }
-    for Group { finding, nodes, mend } in &groups {
+    for Group { finding, nodes, remedy } in &groups {
         text.push('\n');
         let label = format!("{}: ", finding.severity.as_str());
         let painted = severity(finding.severity).paint(&label, colours);
@@ -156,9 +156,9 @@ fn render(node: &str, examined: &Examination, columns: usize, colours: bool) -> 
         };
         hanging(&mut text, &painted, label.len(), &what, columns);
         hanging(&mut text, "  why   ", 8, &finding.why, columns);
-        for (i, line) in mend.iter().enumerate() {
+        for (i, step) in remedy.iter().enumerate() {
             let before = if i == 0 { "  fix   " } else { "        " };
-            command(&mut text, before, line, columns);
+            print_step(&mut text, before, step, columns);
         }
     }
     let serious = groups.iter().filter(|group| group.finding.severity > FindingSeverity::Note).count();
@@ -179,40 +179,42 @@ struct Group<'a> {
     /// All that have it.
     nodes: Vec<&'a str>,
     /// What mends it on each.
-    mend: Vec<String>,
+    remedy: Vec<Step>,
+}
+
+/// The steps of a finding, each with whether it is done on the finding's own node; without that node's name.
+fn by_place(finding: &Finding) -> Vec<(bool, Step)> {
+    let own = |step: &Step| step.place().is_none_or(|place| place == finding.node);
+    finding
+        .remedy
+        .iter()
+        .map(|step| (own(step), if own(step) { step.clone().here() } else { step.clone() }))
+        .collect()
 }
 
 /// Findings that say the same but for their node, in the order of the first of each.
 fn grouped(findings: &[Finding]) -> Vec<Group<'_>> {
-    let mut groups: Vec<(Group<'_>, Vec<&str>)> = Vec::new();
+    let mut groups: Vec<Group<'_>> = Vec::new();
     for finding in findings {
-        // A command for another node says so in front.
-        let on = format!("on {}: ", finding.node);
-        let bare: Vec<&str> =
-            finding.mend.iter().map(|line| line.strip_prefix(&on).unwrap_or(line)).collect();
-        let same = groups.iter_mut().find(|(group, mend)| {
+        let same = groups.iter_mut().find(|group| {
             let Finding { code, severity, area, what, why, .. } = group.finding;
             (code, severity, area, what, why)
                 == (&finding.code, &finding.severity, &finding.area, &finding.what, &finding.why)
-                && *mend == bare
+                && by_place(group.finding) == by_place(finding)
         });
         match same {
-            Some((group, mend)) => {
+            Some(group) => {
                 group.nodes.push(&finding.node);
-                group.mend = mend.iter().map(|line| on_each(line)).collect();
+                let each = |step: Step, here: bool| if here { step.on("each") } else { step };
+                group.remedy = by_place(finding).into_iter().map(|(here, step)| each(step, here)).collect();
             }
             None => {
-                let (nodes, mend) = (vec![finding.node.as_str()], finding.mend.clone());
-                groups.push((Group { finding, nodes, mend }, bare));
+                let (nodes, remedy) = (vec![finding.node.as_str()], finding.remedy.clone());
+                groups.push(Group { finding, nodes, remedy });
             }
         }
     }
-    groups.into_iter().map(|(group, _)| group).collect()
-}
-
-/// A command for several nodes, unless it names one of its own.
-fn on_each(line: &str) -> String {
-    if line.starts_with("on ") { line.to_owned() } else { format!("on each: {line}") }
+    groups
 }
 
 /// `2 findings: n1, n2`.
@@ -234,32 +236,22 @@ fn hanging(text: &mut String, label: &str, hang: usize, words: &str, columns: us
     }
 }
 
-/// Whether a line is words, as `in FILE: server: …`, and no command. One for another node is a command
-/// behind `on m2: `.
-fn is_words(line: &str) -> bool {
-    let rest = line.strip_prefix("on ").and_then(|rest| rest.split_once(": ")).map_or(line, |(_, rest)| rest);
-    // A remark may hold anything, and so may what is quoted.
-    let plain = rest.split("   # ").next().unwrap_or_default().split('\'').next().unwrap_or_default();
-    plain.contains(": ")
-}
-
-/// A command that can be copied also where it takes several lines.
-fn command(text: &mut String, before: &str, line: &str, columns: usize) {
-    if is_words(line) {
-        return hanging(text, before, before.len(), line, columns);
-    }
+/// One step: a command can be copied also where it takes several lines.
+fn print_step(text: &mut String, before: &str, step: &Step, columns: usize) {
+    let line = step.line();
+    let Action::Run { command, remark } = step.action() else {
+        return hanging(text, before, before.len(), &line, columns);
+    };
     if before.len() + line.chars().count() <= columns {
         // As it is, with the spaces before its remark.
-        return text.push_str(&format!("{before}{}\n", sanitize(line)));
+        return text.push_str(&format!("{before}{}\n", sanitize(&line)));
     }
-    if let Some((line, remark)) = line.split_once("   # ") {
-        // A remark ends with its line, whatever stands at its end.
-        command(text, before, line, columns);
-        return hanging(text, "          # ", 12, remark, columns);
-    }
+    let on = step.place().map_or_else(String::new, |place| format!("on {place}: "));
+    let whole = format!("{on}{command}");
     // A word stays whole even where it is too long: broken, it would be another.
-    let (mut lines, room) = (vec![String::new()], columns.saturating_sub(before.len() + 4));
-    for word in sanitize(line).split_whitespace() {
+    let (mut lines, last_room) = (vec![String::new()], columns.saturating_sub(before.len()));
+    let room = if whole.chars().count() <= last_room { last_room } else { last_room.saturating_sub(4) };
+    for word in sanitize(&whole).split_whitespace() {
         match lines.last_mut() {
             Some(last) if last.is_empty() => last.push_str(word),
             Some(last) if last.chars().count() + 1 + word.chars().count() <= room => {
@@ -274,11 +266,15 @@ fn command(text: &mut String, before: &str, line: &str, columns: usize) {
         let more = if i + 1 < lines.len() { " \\" } else { "" };
         text.push_str(&format!("{label}{part}{more}\n"));
     }
+    if !remark.is_empty() {
+        // A remark ends with its line, whatever stands at its end.
+        hanging(text, "          # ", 12, remark, columns);
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use proto::doctor::FindingText;
+    use proto::doctor::{FindingText, Step};
 
     use super::*;
 
@@ -298,8 +294,9 @@ mod tests {
     fn findings_fit_80_columns_and_long_commands_can_be_copied() {
         let mut examined = Examination::default();
         examined.checked("ports", "well");
-        let mend = vec![format!("kubectl {}", "get nodes ".repeat(12)), "a   # b".to_owned()];
-        let words = FindingText { what: "x ".repeat(60), why: "y", mend };
+        let long = Step::run(format!("kubectl {}", "get nodes ".repeat(12).trim_end()));
+        let remedy = vec![long, Step::run("a").remark("b")];
+        let words = FindingText { what: "x ".repeat(60), why: "y", remedy };
         examined.found(FindingSeverity::Error, "ports", "udp-blocked", "m2", words);
         let screen = render("m1", &examined, 80, false);
         assert!(screen.lines().all(|line| line.chars().count() <= 80), "{screen}");
@@ -311,22 +308,23 @@ mod tests {
         assert!(screen.ends_with("\n1 thing to fix\n"));
 
         let mut text = String::new();
-        command(&mut text, "  fix   ", &format!("{}  # {}", "ls /x/y ".repeat(8), "why ".repeat(8)), 80);
+        let step = Step::run("ls /x/y ".repeat(8).trim_end()).remark("why ".repeat(8));
+        print_step(&mut text, "  fix   ", &step, 80);
         assert!(!text.contains('\\') && text.lines().count() == 2, "a remark that is continued: {text}");
     }
 
     #[test]
     fn what_several_nodes_have_is_said_once_with_their_names() {
         let mut examined = Examination::default();
-        let words =
-            |mend: &str| FindingText { what: "asleep".to_owned(), why: "why", mend: vec![mend.to_owned()] };
-        examined.found(FindingSeverity::Error, "agent", "not-running", "m1", words("systemctl start agent"));
+        let words = |step: Step| FindingText { what: "asleep".to_owned(), why: "why", remedy: vec![step] };
+        let start = || Step::run("systemctl start agent");
+        examined.found(FindingSeverity::Error, "agent", "not-running", "m1", words(start()));
         for node in ["m2", "m3"] {
-            let mend = format!("on {node}: systemctl start agent");
-            examined.found(FindingSeverity::Error, "agent", "not-running", node, words(&mend));
+            examined.found(FindingSeverity::Error, "agent", "not-running", node, words(start().on(node)));
         }
         // Another command, and so another finding.
-        examined.found(FindingSeverity::Error, "agent", "not-running", "m4", words("on m4: reboot"));
+        let other = words(Step::run("reboot").on("m4"));
+        examined.found(FindingSeverity::Error, "agent", "not-running", "m4", other);
         let screen = render("m1", &examined, 80, false);
         let once = "error: nodes m1, m2, m3: asleep\n  why   why\n  fix   on each: systemctl start agent\n";
         assert!(screen.contains(once), "{screen}");
@@ -338,13 +336,19 @@ mod tests {
     }
 
     #[test]
-    fn words_are_told_from_commands() {
-        for words in ["in /etc/x: server: y", "on m2: add to /etc/x: tls-san: [a]", "to keep it: MTU = 1280"]
-        {
-            assert!(is_words(words), "{words}");
-        }
-        for command in ["sed -i 's|server: a|b|' x", "on m2: systemctl start agent", "a   # or: b"] {
-            assert!(!is_words(command), "{command}");
-        }
+    fn a_step_is_a_command_by_its_type_and_not_by_its_text() {
+        let print = |step: &Step| {
+            let mut text = String::new();
+            print_step(&mut text, "  fix   ", step, 60);
+            text
+        };
+        // What looks like words is copied whole, and what looks like a command is not continued.
+        let odd = "sed -i 's|server: a|server: b|' /etc/rancher/k3s/config.yaml /etc/x";
+        let printed = print(&Step::run(odd));
+        assert_eq!(printed.lines().count(), 2);
+        assert_eq!(printed.replace(" \\\n          ", " "), format!("  fix   {odd}\n"));
+        let words = print(&Step::text(odd));
+        assert!(!words.contains('\\') && words.lines().count() == 2, "{words}");
+        assert_eq!(print(&Step::run("ls").remark("all").on("m2")), "  fix   on m2: ls   # all\n");
     }
 }

@@ -1,6 +1,6 @@
 //! What only all members together show: versions, and how far the masters are from each other.
 
-use super::{Examination, FindingText, Severity};
+use super::{Examination, FindingText, Severity, Step};
 
 /// A member, as the asked node sees it.
 #[derive(Debug, Clone, Default)]
@@ -49,22 +49,23 @@ pub fn examine(node: &str, members: &[MemberFacts], masters: &[MasterLink]) -> E
             let what = format!("{rtt:.0} ms round trip between the masters {from} and {to}");
             let why = "every write to etcd waits for it, and etcd's defaults (100 ms heartbeat, 1 s election) \
                        are meant for a local network: leaders change without need";
-            let mend = vec![
-                "on every master: etcd --heartbeat-interval at about one round trip, --election-timeout at ten"
-                    .to_owned(),
-                "k3s and RKE2, in config.yaml: etcd-arg: [heartbeat-interval=300, election-timeout=3000]"
-                    .to_owned(),
-                "keep the masters of one cluster closer together".to_owned(),
+            let remedy = vec![
+                Step::text("etcd --heartbeat-interval at about one round trip, --election-timeout at ten")
+                    .on("every master"),
+                Step::text(
+                    "k3s and RKE2, in config.yaml: etcd-arg: [heartbeat-interval=300, election-timeout=3000]",
+                ),
+                Step::text("keep the masters of one cluster closer together"),
             ];
-            out.found(Severity::Warning, "masters", "slow-etcd", from, FindingText { what, why, mend });
+            out.found(Severity::Warning, "masters", "slow-etcd", from, FindingText { what, why, remedy });
         }
         if *loss_permille > LOSSY {
             let share = loss_permille / 10;
             let what = format!("{share} % packet loss between {from} and {to}");
             let why = "etcd and all connections on this path stall with each loss; measured over the last \
                        minutes";
-            let mend = vec![format!("on {from}: mtr -u {at}   # which hop loses")];
-            out.found(Severity::Warning, "masters", "loss", from, FindingText { what, why, mend });
+            let remedy = vec![Step::run(format!("mtr -u {at}")).remark("which hop loses").on(from)];
+            out.found(Severity::Warning, "masters", "loss", from, FindingText { what, why, remedy });
         }
     }
     let slowest = masters
@@ -93,8 +94,8 @@ fn versions(node: &str, members: &[MemberFacts], out: &mut Examination) {
         });
         let what = format!("the agents have different versions: {}", each.collect::<Vec<_>>().join("; "));
         let why = "they work together, but the older ones lack the newer features";
-        let mend = vec!["on the older ones: ./agent install   # with the newer binary".to_owned()];
-        out.found(Severity::Note, "versions", "versions-differ", node, FindingText { what, why, mend });
+        let remedy = vec![Step::run("./agent install").remark("with the newer binary").on("the older ones")];
+        out.found(Severity::Note, "versions", "versions-differ", node, FindingText { what, why, remedy });
     }
     if let Some(first) = known.first() {
         out.checked("versions", format!("{first} on all members"));

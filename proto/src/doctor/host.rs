@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::kube::KubeFacts;
-use super::{Examination, FindingText, Severity, kube, on};
+use super::{Examination, FindingText, Severity, Step, kube};
 use crate::cause::Reason;
 use crate::problem::Problem;
 use crate::time::UnixMs;
@@ -126,16 +126,19 @@ pub fn examine(host: &HostFacts) -> Examination {
 }
 
 fn agent(host: &HostFacts, out: &mut Examination) {
-    let run = |command: &str| on(&host.node, &host.here, command);
+    let run = |command: &str| Step::run(command).at(&host.node, &host.here);
     let node = &host.node;
     let Some(agent) = &host.agent else {
-        let (mend, more) = match host.is_member {
+        let (remedy, more) = match host.is_member {
             true => (
-                vec![run("systemctl start agent"), run("journalctl -u agent -n 20   # if it does not stay")],
+                vec![
+                    run("systemctl start agent"),
+                    run("journalctl -u agent -n 20").remark("if it does not stay"),
+                ],
                 "",
             ),
             false => (
-                vec![run("agent join INVITE   # or, on the first node: agent init")],
+                vec![run("agent join INVITE").remark("or, on the first node: agent init")],
                 ", which is not a member",
             ),
         };
@@ -143,28 +146,31 @@ fn agent(host: &HostFacts, out: &mut Examination) {
         let why = "nothing listens on 127.0.0.1:16443, and the other nodes do not see this one; checks that need a \
                    running agent were skipped";
         out.checked("agent", "");
-        out.found(Severity::Error, "agent", "agent-not-running", node, FindingText { what, why, mend });
+        out.found(Severity::Error, "agent", "agent-not-running", node, FindingText { what, why, remedy });
         return;
     };
     for problem in &agent.problems {
         let Problem { code, detail, fix, .. } = problem;
         let why = "reported by the agent itself; also in agent status";
-        let mend = if fix.is_empty() { run("agent status") } else { fix.to_string() };
-        let words = FindingText { what: detail.to_string(), why, mend: vec![mend] };
+        let step = if fix.is_empty() { run("agent status") } else { Step::text(fix.to_string()) };
+        let words = FindingText { what: detail.to_string(), why, remedy: vec![step] };
         out.found(Severity::Warning, "agent", code.label(), node, words);
     }
     for listener in &agent.closed {
         let what = format!("the proxy cannot listen: {listener}");
         let why = "clients that connect there reach another process, or nothing";
-        let words =
-            FindingText { what, why, mend: vec![run("ss -ltnp   # who uses the port"), run("agent check")] };
+        let words = FindingText {
+            what,
+            why,
+            remedy: vec![run("ss -ltnp").remark("who uses the port"), run("agent check")],
+        };
         out.found(Severity::Error, "agent", "not-listening", node, words);
     }
     if let Some(asker) = agent.asked_by.as_ref().filter(|asker| **asker != agent.version) {
         let what = format!("the running agent has version {}, this command has {asker}", agent.version);
         let why = "the binary was replaced, but the old one is still running";
-        let mend = vec![run("systemctl restart agent   # clients reconnect")];
-        out.found(Severity::Warning, "agent", "old-agent-runs", node, FindingText { what, why, mend });
+        let remedy = vec![run("systemctl restart agent").remark("clients reconnect")];
+        out.found(Severity::Warning, "agent", "old-agent-runs", node, FindingText { what, why, remedy });
     }
     let needed = agent.maxconn.saturating_mul(2).saturating_add(OTHER_DESCRIPTORS);
     if agent.descriptors < needed {
@@ -174,11 +180,11 @@ fn agent(host: &HostFacts, out: &mut Examination) {
         );
         let why =
             "each connection needs two; beyond the limit, new ones are refused before maxconn is reached";
-        let mend = vec![
-            run("systemctl edit agent   # [Service] LimitNOFILE=1048576"),
+        let remedy = vec![
+            run("systemctl edit agent").remark("[Service] LimitNOFILE=1048576"),
             run("systemctl restart agent"),
         ];
-        out.found(Severity::Warning, "agent", "few-descriptors", node, FindingText { what, why, mend });
+        out.found(Severity::Warning, "agent", "few-descriptors", node, FindingText { what, why, remedy });
     }
     let files = agent.descriptors;
     out.checked(
@@ -196,67 +202,74 @@ fn backends(host: &HostFacts, agent: &AgentFacts, out: &mut Examination) {
     for service in &agent.unserved {
         let what = format!("no node serves {service}");
         let why = "every connection to its listener is reset";
-        let mend = vec![
-            "agent status".to_owned(),
-            "on a master: systemctl status k3s rke2-server kubelet".to_owned(),
+        let remedy = vec![
+            Step::run("agent status"),
+            Step::run("systemctl status k3s rke2-server kubelet").on("a master"),
         ];
-        out.found(Severity::Error, "backends", "nobody-serves", &host.node, FindingText { what, why, mend });
+        out.found(
+            Severity::Error,
+            "backends",
+            "nobody-serves",
+            &host.node,
+            FindingText { what, why, remedy },
+        );
     }
     for UnavailableBackend { service, node, how } in &agent.away {
         let what = format!("{service} on {node} gets no connections: {how}");
         let why = "the others carry its load; the fewer are left, the closer is an outage";
-        let mend = vec![on(node, &host.here, "agent doctor"), "agent events".to_owned()];
-        out.found(Severity::Warning, "backends", "backend-away", node, FindingText { what, why, mend });
+        let remedy = vec![Step::run("agent doctor").at(node, &host.here), Step::run("agent events")];
+        out.found(Severity::Warning, "backends", "backend-away", node, FindingText { what, why, remedy });
     }
     out.checked("backends", "every service has one, and none is down");
 }
 
 fn service(host: &HostFacts, out: &mut Examination) {
-    let run = |command: &str| on(&host.node, &host.here, command);
+    let run = |command: &str| Step::run(command).at(&host.node, &host.here);
     let node = &host.node;
     let Some(service) = &host.service else { return };
     let Some(unit) = &service.unit else {
         let what = "there is no systemd unit for the agent".to_owned();
         let why = "nothing starts the agent at the next boot, and kubelets then reach no apiserver";
-        let words = FindingText { what, why, mend: vec![run("agent install")] };
+        let words = FindingText { what, why, remedy: vec![run("agent install")] };
         return out.found(Severity::Warning, "service", "no-unit", node, words);
     };
     if !service.as_shipped {
         let what = format!("{unit} differs from the unit of this version");
         let why = "it was edited or belongs to an older version: limits, capabilities or start order may be \
                    wrong";
-        let mend = vec![
-            run("agent install   # restores it"),
-            run("systemctl edit agent   # for intended changes, in a drop-in"),
+        let remedy = vec![
+            run("agent install").remark("restores it"),
+            run("systemctl edit agent").remark("for intended changes, in a drop-in"),
         ];
-        out.found(Severity::Warning, "service", "unit-edited", node, FindingText { what, why, mend });
+        out.found(Severity::Warning, "service", "unit-edited", node, FindingText { what, why, remedy });
     }
     if !service.drop_ins.is_empty() {
         let what = format!("the unit is changed by {}", service.drop_ins.join(", "));
         let why = "it overrides the unit, even after an upgrade";
-        let words = FindingText { what, why, mend: vec![run("systemctl cat agent")] };
+        let words = FindingText { what, why, remedy: vec![run("systemctl cat agent")] };
         out.found(Severity::Note, "service", "unit-drop-in", node, words);
     }
     out.checked("service", format!("{unit}, unchanged"));
 }
 
 fn files(host: &HostFacts, out: &mut Examination) {
-    let run = |command: &str| on(&host.node, &host.here, command);
+    let run = |command: &str| Step::run(command).at(&host.node, &host.here);
     for (path, mode) in &host.loose {
         let what = format!("{path} has mode {mode:o} and is accessible to others");
         let why = "it holds the keys of this node; anyone who reads them can impersonate it";
-        let words = FindingText { what, why, mend: vec![run(&format!("chmod go= {path}"))] };
+        let words = FindingText { what, why, remedy: vec![run(&format!("chmod go= {path}"))] };
         out.found(Severity::Error, "files", "loose-mode", &host.node, words);
     }
     if let Some((path, mode)) = &host.open_config {
         let what = format!("{path} can be written by others (mode {mode:04o})");
         let why = "it says which programs and services the agent runs with its own rights";
-        let words = FindingText { what, why, mend: vec![run(&format!("chmod go-w {path}"))] };
+        let words = FindingText { what, why, remedy: vec![run(&format!("chmod go-w {path}"))] };
         out.found(Severity::Error, "files", "open-config", &host.node, words);
     }
     if !host.unreadable.is_empty() {
         let what = format!("not readable for this user: {}", host.unreadable.join(", "));
-        let words = FindingText { what, why: "they were not checked", mend: vec![run("sudo agent doctor")] };
+        let words =
+            FindingText { what, why: "they were not checked", remedy: vec![run("sudo agent doctor")] };
         out.found(Severity::Note, "files", "unreadable", &host.node, words);
     }
     if host.is_member {
@@ -267,7 +280,7 @@ fn files(host: &HostFacts, out: &mut Examination) {
 fn routes(host: &HostFacts, out: &mut Examination) {
     let Some(agent) = &host.agent else { return };
     let (node, mesh) = (&host.node, &agent.interface);
-    let run = |command: &str| on(node, &host.here, command);
+    let run = |command: &str| Step::run(command).at(node, &host.here);
     let mut astray = false;
     for RouteFacts { name, to, by } in &host.routes {
         let what = match by {
@@ -280,25 +293,26 @@ fn routes(host: &HostFacts, out: &mut Examination) {
         astray = true;
         let why = "the VPN does not route this address, so packets go to a gateway that cannot deliver them, or \
                    bypass the VPN";
-        let mend = vec![
+        let remedy = vec![
             run(&format!("ip route get {to}")),
             run(&format!("ip route replace {to} dev {mesh}")),
-            run(&format!(
+            Step::text(format!(
                 "to keep it with WireGuard: add {to} to AllowedIPs of that peer; check with wg show {mesh}"
-            )),
+            ))
+            .at(node, &host.here),
         ];
-        out.found(Severity::Warning, "routes", "route", node, FindingText { what, why, mend });
+        out.found(Severity::Warning, "routes", "route", node, FindingText { what, why, remedy });
     }
     let own = host.interfaces.iter().find(|interface| interface.name == *mesh);
     if astray && own.and_then(|own| own.rp_filter) == Some(1) {
         let what =
             format!("rp_filter is strict on {mesh}, but the return path to some members is asymmetric");
         let why = "the kernel silently drops their packets";
-        let mend = vec![
+        let remedy = vec![
             run(&format!("sysctl -w net.ipv4.conf.{mesh}.rp_filter=2")),
             run(&format!("echo net.ipv4.conf.{mesh}.rp_filter=2 > /etc/sysctl.d/90-agent.conf")),
         ];
-        out.found(Severity::Error, "routes", "rp-filter", node, FindingText { what, why, mend });
+        out.found(Severity::Error, "routes", "rp-filter", node, FindingText { what, why, remedy });
     }
     let count = host.routes.len();
     if count > 0 {
@@ -310,7 +324,7 @@ fn routes(host: &HostFacts, out: &mut Examination) {
 /// Two cards in one network answer ARP for each other's addresses, a virtual IP's too.
 fn arp(host: &HostFacts, out: &mut Examination) {
     let Some(agent) = host.agent.as_ref().filter(|agent| !agent.vips.is_empty()) else { return };
-    let run = |command: &str| on(&host.node, &host.here, command);
+    let run = |command: &str| Step::run(command).at(&host.node, &host.here);
     for vip in &agent.vips {
         let holds =
             |one: &&InterfaceFacts| one.speaks_arp && one.addresses.iter().any(|net| in_net(*net, *vip));
@@ -326,11 +340,18 @@ fn arp(host: &HostFacts, out: &mut Examination) {
             loose.name
         );
         let why = "clients learn the wrong MAC for the virtual IP and lose it when it moves";
-        let mend = vec![
+        let remedy = vec![
             run("sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2"),
-            run("to keep it: put these two settings into /etc/sysctl.d/90-agent.conf"),
+            Step::text("to keep it: put these two settings into /etc/sysctl.d/90-agent.conf")
+                .at(&host.node, &host.here),
         ];
-        out.found(Severity::Warning, "virtual IPs", "arp-flux", &host.node, FindingText { what, why, mend });
+        out.found(
+            Severity::Warning,
+            "virtual IPs",
+            "arp-flux",
+            &host.node,
+            FindingText { what, why, remedy },
+        );
     }
     let s = if agent.vips.len() == 1 { "" } else { "s" };
     out.checked(

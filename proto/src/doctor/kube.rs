@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::host::HostFacts;
 use super::x509::Certificate;
-use super::{Examination, FindingText, Severity, on};
+use super::{Examination, FindingText, Severity, Step};
 
 /// Who set Kubernetes up, and so where its settings are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,7 +127,7 @@ fn certificate(host: &HostFacts, apiserver: &ApiserverFacts, out: &mut Examinati
         let what = format!("the apiserver's certificate does not cover {list}");
         let why = "clients of the proxy or the virtual IP connect to that address and reject a \
                    certificate without it";
-        let words = FindingText { what, why, mend: add_names(host, &list) };
+        let words = FindingText { what, why, remedy: add_names(host, &list) };
         out.found(Severity::Warning, "apiserver", "certificate-names", &host.node, words);
     }
     let left = certificate.until.0.saturating_sub(host.now.0) / DAY_MS;
@@ -137,54 +137,59 @@ fn certificate(host: &HostFacts, apiserver: &ApiserverFacts, out: &mut Examinati
             false => (Severity::Warning, format!("the apiserver's certificate expires in {left} days")),
         };
         let why = "all clients and this node's own check fail after that";
-        let mend = renew(host);
-        out.found(severity, "apiserver", "certificate-ends", &host.node, FindingText { what, why, mend });
+        let remedy = renew(host);
+        out.found(severity, "apiserver", "certificate-ends", &host.node, FindingText { what, why, remedy });
     }
 }
 
-fn lines<const N: usize>(host: &HostFacts, commands: [&str; N]) -> Vec<String> {
-    commands.iter().map(|command| on(&host.node, &host.here, command)).collect()
+fn steps<const N: usize>(host: &HostFacts, steps: [Step; N]) -> Vec<Step> {
+    steps.into_iter().map(|step| step.at(&host.node, &host.here)).collect()
 }
 
-fn add_names(host: &HostFacts, list: &str) -> Vec<String> {
+fn add_names(host: &HostFacts, list: &str) -> Vec<Step> {
     match host.kubernetes.distribution {
-        Some(Distribution::K3s) => lines(
-            host,
-            [&format!("add to /etc/rancher/k3s/config.yaml: tls-san: [{list}]"), "systemctl restart k3s"],
-        ),
-        Some(Distribution::Rke2) => lines(
+        Some(Distribution::K3s) => steps(
             host,
             [
-                &format!("add to /etc/rancher/rke2/config.yaml: tls-san: [{list}]"),
-                "systemctl restart rke2-server",
+                Step::text(format!("add to /etc/rancher/k3s/config.yaml: tls-san: [{list}]")),
+                Step::run("systemctl restart k3s"),
             ],
         ),
-        Some(Distribution::Kubeadm) | None => lines(
+        Some(Distribution::Rke2) => steps(
             host,
             [
-                "kubectl -n kube-system get cm kubeadm-config -o jsonpath='{.data.ClusterConfiguration}' > \
-                 kubeadm.yaml",
-                &format!("add to kubeadm.yaml under apiServer: certSANs: [{list}]"),
-                "mv /etc/kubernetes/pki/apiserver.crt /etc/kubernetes/pki/apiserver.key /root/",
-                "kubeadm init phase certs apiserver --config kubeadm.yaml",
-                "kubeadm init phase upload-config kubeadm --config kubeadm.yaml",
-                "crictl stop $(crictl ps -q --name kube-apiserver)   # the kubelet starts it again",
+                Step::text(format!("add to /etc/rancher/rke2/config.yaml: tls-san: [{list}]")),
+                Step::run("systemctl restart rke2-server"),
+            ],
+        ),
+        Some(Distribution::Kubeadm) | None => steps(
+            host,
+            [
+                Step::run(
+                    "kubectl -n kube-system get cm kubeadm-config -o jsonpath='{.data.ClusterConfiguration}' > \
+                     kubeadm.yaml",
+                ),
+                Step::text(format!("add to kubeadm.yaml under apiServer: certSANs: [{list}]")),
+                Step::run("mv /etc/kubernetes/pki/apiserver.crt /etc/kubernetes/pki/apiserver.key /root/"),
+                Step::run("kubeadm init phase certs apiserver --config kubeadm.yaml"),
+                Step::run("kubeadm init phase upload-config kubeadm --config kubeadm.yaml"),
+                stop_apiserver(),
             ],
         ),
     }
 }
 
-fn renew(host: &HostFacts) -> Vec<String> {
+fn stop_apiserver() -> Step {
+    Step::run("crictl stop $(crictl ps -q --name kube-apiserver)").remark("the kubelet starts it again")
+}
+
+fn renew(host: &HostFacts) -> Vec<Step> {
     match host.kubernetes.distribution {
-        Some(Distribution::K3s) => lines(host, ["systemctl restart k3s"]),
-        Some(Distribution::Rke2) => lines(host, ["systemctl restart rke2-server"]),
-        Some(Distribution::Kubeadm) | None => lines(
-            host,
-            [
-                "kubeadm certs renew all",
-                "crictl stop $(crictl ps -q --name kube-apiserver)   # the kubelet starts it again",
-            ],
-        ),
+        Some(Distribution::K3s) => steps(host, [Step::run("systemctl restart k3s")]),
+        Some(Distribution::Rke2) => steps(host, [Step::run("systemctl restart rke2-server")]),
+        Some(Distribution::Kubeadm) | None => {
+            steps(host, [Step::run("kubeadm certs renew all"), stop_apiserver()])
+        }
     }
 }
 
@@ -192,29 +197,37 @@ fn readyz(host: &HostFacts, apiserver: &ApiserverFacts, out: &mut Examination) {
     let (Some(code @ (401 | 403)), false) = (apiserver.readyz, host.kubernetes.credentials) else { return };
     let what = format!("the apiserver answers /readyz with {code}, and no credentials were found");
     let why = "the check cannot tell ready from alive, so this master ranks below ready ones";
-    let mend = lines(
+    let remedy = steps(
         host,
         [
-            "in /etc/agent/agent.toml, under [service.check]: cert-file, key-file and ca-file of any client \
-             certificate of this cluster",
-            "systemctl reload agent",
+            Step::text(
+                "in /etc/agent/agent.toml, under [service.check]: cert-file, key-file and ca-file of any client \
+                 certificate of this cluster",
+            ),
+            Step::run("systemctl reload agent"),
         ],
     );
-    out.found(Severity::Warning, "apiserver", "no-credentials", &host.node, FindingText { what, why, mend });
+    out.found(
+        Severity::Warning,
+        "apiserver",
+        "no-credentials",
+        &host.node,
+        FindingText { what, why, remedy },
+    );
 }
 
 fn own_balancer(host: &HostFacts, out: &mut Examination) {
-    let (name, severity, mend) = match host.kubernetes.distribution {
+    let (name, severity, remedy) = match host.kubernetes.distribution {
         Some(Distribution::Rke2) => ("RKE2", Severity::Note, Vec::new()),
         _ => {
-            let write = "add to /etc/rancher/k3s/config.yaml: disable-apiserver-lb: true";
-            ("k3s", Severity::Warning, lines(host, [write, "systemctl restart k3s-agent"]))
+            let write = Step::text("add to /etc/rancher/k3s/config.yaml: disable-apiserver-lb: true");
+            ("k3s", Severity::Warning, steps(host, [write, Step::run("systemctl restart k3s-agent")]))
         }
     };
     let what = format!("{name}'s agent has its own load balancer between the kubelet and the proxy");
     let why = "it discovers the masters itself and then bypasses the proxy: one server at a time, and \
                connections to a dead one hang";
-    out.found(severity, "clients", "own-balancer", &host.node, FindingText { what, why, mend });
+    out.found(severity, "clients", "own-balancer", &host.node, FindingText { what, why, remedy });
 }
 
 fn way<'a>(host: &'a HostFacts, client: &KubeClient) -> ClientPath<'a> {
@@ -270,44 +283,46 @@ fn bypass(host: &HostFacts, client: &KubeClient, out: &mut Examination) {
             "perhaps a load balancer that the proxy should replace",
         ),
     };
-    let mend = point_to_proxy(host, client);
+    let remedy = point_to_proxy(host, client);
     let what = format!("{who} connects to {url}, which is {end} ({path})");
-    out.found(severity, "clients", "past-the-proxy", &host.node, FindingText { what, why, mend });
+    out.found(severity, "clients", "past-the-proxy", &host.node, FindingText { what, why, remedy });
 }
 
 /// How a client is made to come through the proxy.
-fn point_to_proxy(host: &HostFacts, client: &KubeClient) -> Vec<String> {
+fn point_to_proxy(host: &HostFacts, client: &KubeClient) -> Vec<Step> {
     let KubeClient { path, who, url, .. } = client;
     let listener = host.kubernetes.api_listeners.iter().find(|one| !one.ip().is_unspecified());
     let to = listener.map_or_else(|| "https://127.0.0.1:16443".to_owned(), |one| format!("https://{one}"));
     match *who {
-        "k3s agent" => lines(
+        "k3s agent" => steps(
             host,
             [
-                &format!("in {path}: server: {to} and disable-apiserver-lb: true"),
-                "systemctl restart k3s-agent",
+                Step::text(format!("in {path}: server: {to} and disable-apiserver-lb: true")),
+                Step::run("systemctl restart k3s-agent"),
             ],
         ),
-        "RKE2" => lines(
+        "RKE2" => steps(
             host,
             [
-                "agent set service.rke2-join.listen=127.0.0.1:19345 service.rke2-join.port=9345 \
-                 service.rke2-join.check=tcp",
-                &format!("in {path}: server: https://127.0.0.1:19345"),
-                "systemctl restart rke2-agent   # on a master: rke2-server",
+                Step::run(
+                    "agent set service.rke2-join.listen=127.0.0.1:19345 service.rke2-join.port=9345 \
+                     service.rke2-join.check=tcp",
+                ),
+                Step::text(format!("in {path}: server: https://127.0.0.1:19345")),
+                Step::run("systemctl restart rke2-agent").remark("on a master: rke2-server"),
             ],
         ),
         who => {
-            let edit = format!("sed -i 's|{url}|{to}|' {path}");
+            let edit = Step::run(format!("sed -i 's|{url}|{to}|' {path}"));
             match who == "kubelet" {
-                false => lines(host, [&edit]),
-                true => lines(
+                false => steps(host, [edit]),
+                true => steps(
                     host,
                     [
-                        &edit,
-                        "systemctl restart kubelet",
-                        "kubectl -n kube-system edit cm kube-proxy   # the same server:",
-                        "kubectl -n kube-system rollout restart ds kube-proxy",
+                        edit,
+                        Step::run("systemctl restart kubelet"),
+                        Step::run("kubectl -n kube-system edit cm kube-proxy").remark("the same server:"),
+                        Step::run("kubectl -n kube-system rollout restart ds kube-proxy"),
                     ],
                 ),
             }

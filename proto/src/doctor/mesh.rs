@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use super::{Examination, FindingText, Severity, on};
+use super::{Examination, FindingText, Severity, Step};
 use crate::cause::{Cause, Fault};
 
 /// What takes care of packets on the asking node, as far as it is known.
@@ -140,8 +140,8 @@ pub fn examine(mesh: &MeshFacts) -> Examination {
 
 fn ports(mesh: &MeshFacts, peer: &PeerFacts, out: &mut Examination) {
     let PeerFacts { name, .. } = peer;
-    let mut error = |code: &str, what: String, why: &str, mend: Vec<String>| {
-        out.found(Severity::Error, "ports", code, &mesh.node, FindingText { what, why, mend });
+    let mut error = |code: &str, what: String, why: &str, remedy: Vec<Step>| {
+        out.found(Severity::Error, "ports", code, &mesh.node, FindingText { what, why, remedy });
     };
     if peer.left {
         return;
@@ -149,46 +149,46 @@ fn ports(mesh: &MeshFacts, peer: &PeerFacts, out: &mut Examination) {
     let Some(address) = peer.address else {
         let what = format!("the address of {name} is unknown");
         let why = "it was admitted but has never been heard, so nothing can be sent to it";
-        let start = format!("on {name}: systemctl restart agent");
+        let start = Step::run("systemctl restart agent").on(name);
         return error(
             "address-unknown",
             what,
             why,
-            vec![start, format!("agent remove {name}   # if it no longer exists")],
+            vec![start, Step::run(format!("agent remove {name}")).remark("if it no longer exists")],
         );
     };
     let (ip, port) = (address.ip(), address.port());
     let opens = |protocol: &str| {
         let rule = mesh.firewall.open_port_command(&mesh.interface, mesh.port, protocol);
-        vec![format!("on both nodes, and in the cloud's firewall: {rule}")]
+        Step::run(rule).on("both nodes, and in the cloud's firewall")
     };
     match (&peer.tcp, &peer.udp) {
         (Some(tcp), Some(_)) if tcp.cause == Cause::PortClosed => {
             let what = format!("no agent listens at {name} ({address}); the machine answers");
             let why = "its proxy is not running, and of its apiserver only the open port is known";
-            error("agent-away", what, why, vec![format!("on {name}: systemctl start agent")]);
+            error("agent-away", what, why, vec![Step::run("systemctl start agent").on(name)]);
         }
         (Some(tcp), Some(_)) => {
             let what = format!("{name} answers neither TCP nor UDP on {ip}, port {port} ({tcp})");
             let why = "the machine, its network or its agent is down, or a firewall drops both";
-            let mend = vec![
-                format!("ping -c 3 {ip}"),
-                format!("on {name}: systemctl status agent"),
-                format!("if those look fine, {}", opens("udp")[0]),
-                format!("{}   # the same for TCP", opens("tcp")[0]),
+            let remedy = vec![
+                Step::run(format!("ping -c 3 {ip}")),
+                Step::run("systemctl status agent").on(name),
+                opens("udp").remark("if those look fine"),
+                opens("tcp").remark("the same for TCP"),
             ];
-            error("unreachable", what, why, mend);
+            error("unreachable", what, why, remedy);
         }
         (None, Some(_)) => {
             let what = format!("UDP is blocked to or from {name}, port {port} on {ip}; TCP works");
             let why = "pulses and gossip use UDP: without it, a dead master is noticed late, and a healthy one \
                        may look dead";
-            error("udp-blocked", what, why, opens("udp"));
+            error("udp-blocked", what, why, vec![opens("udp")]);
         }
         (Some(tcp), None) => {
             let what = format!("TCP is blocked to {name}, port {port} on {ip} ({tcp}); UDP works");
             let why = "admissions, removals, settings and new keys use TCP: this node would miss them";
-            error("tcp-blocked", what, why, opens("tcp"));
+            error("tcp-blocked", what, why, vec![opens("tcp")]);
         }
         (None, None) => {}
     }
@@ -196,34 +196,29 @@ fn ports(mesh: &MeshFacts, peer: &PeerFacts, out: &mut Examination) {
 }
 
 /// What the member says of its way here.
-fn return_path(
-    mesh: &MeshFacts,
-    peer: &PeerFacts,
-    opens: &dyn Fn(&str) -> Vec<String>,
-    out: &mut Examination,
-) {
+fn return_path(mesh: &MeshFacts, peer: &PeerFacts, opens: &dyn Fn(&str) -> Step, out: &mut Examination) {
     let PeerFacts { name, .. } = peer;
-    let mut error = |code: &str, what: String, why: &str, mend: Vec<String>| {
-        out.found(Severity::Error, "ports", code, &mesh.node, FindingText { what, why, mend });
+    let mut error = |code: &str, what: String, why: &str, remedy: Vec<Step>| {
+        out.found(Severity::Error, "ports", code, &mesh.node, FindingText { what, why, remedy });
     };
     if let Some(back) = &peer.back {
         // Datagrams that come back here passed both ways already.
         if let Some(why_not) = &back.tcp {
             let what = format!("{name} cannot connect to this node by TCP, {} ({why_not})", mesh.address);
             let why = "its changes reach this node late, through others, or not at all";
-            error("tcp-blocked-back", what, why, opens("tcp"));
+            error("tcp-blocked-back", what, why, vec![opens("tcp")]);
         }
         if let (Some(why_not), None) = (&back.udp, &peer.udp) {
             let what = format!("{name} gets no answer from this node by UDP, {} ({why_not})", mesh.address);
             let why = "it may consider this node dead";
-            error("udp-blocked-back", what, why, opens("udp"));
+            error("udp-blocked-back", what, why, vec![opens("udp")]);
         }
     }
     if let PeerConversation::Nothing(why_not) = &peer.talk {
         let what = format!("{name} did not answer when it was asked to check itself: {why_not}");
         let why = "it may have an older version or be busy; its own findings are missing";
-        let mend = vec![format!("on {name}: agent doctor")];
-        out.found(Severity::Warning, "ports", "no-answer", &mesh.node, FindingText { what, why, mend });
+        let remedy = vec![Step::run("agent doctor").on(name)];
+        out.found(Severity::Warning, "ports", "no-answer", &mesh.node, FindingText { what, why, remedy });
     }
 }
 
@@ -232,10 +227,10 @@ fn packets(mesh: &MeshFacts, peer: &PeerFacts, out: &mut Examination) {
     let MeshFacts { interface, mtu, .. } = mesh;
     let lower = |to: u32| {
         vec![
-            format!("ip link set dev {interface} mtu {to}"),
-            format!(
+            Step::run(format!("ip link set dev {interface} mtu {to}")),
+            Step::text(format!(
                 "to keep it: MTU = {to} in the [Interface] section of WireGuard's file, or the option of your VPN"
-            ),
+            )),
         ]
     };
     if peer.talk == PeerConversation::SmallOnly {
@@ -243,9 +238,14 @@ fn packets(mesh: &MeshFacts, peer: &PeerFacts, out: &mut Examination) {
         let what = format!("packets of full size do not pass to or from {name}{size}; small ones do");
         let why = "connections open and then hang at the first certificate or list: a hop on the path \
                    has a smaller MTU and sends no ICMP";
-        let mut mend = lower(1280);
-        mend[0].insert_str(0, "on every node: ");
-        out.found(Severity::Error, "packets", "mtu-black-hole", &mesh.node, FindingText { what, why, mend });
+        let remedy = lower(1280).into_iter().map(|step| step.on("every node")).collect();
+        out.found(
+            Severity::Error,
+            "packets",
+            "mtu-black-hole",
+            &mesh.node,
+            FindingText { what, why, remedy },
+        );
         return;
     }
     if let (Some(path), Some(own)) = (peer.path_mtu, *mtu)
@@ -254,8 +254,8 @@ fn packets(mesh: &MeshFacts, peer: &PeerFacts, out: &mut Examination) {
         let what = format!("the path to {name} carries packets of {path} bytes; {interface} is set to {own}");
         let why = "each new connection loses its first large packets until the kernel learns the MTU, and \
                    with ICMP filtered it hangs";
-        let mend = lower(path);
-        out.found(Severity::Warning, "packets", "mtu-path", &mesh.node, FindingText { what, why, mend });
+        let remedy = lower(path);
+        out.found(Severity::Warning, "packets", "mtu-path", &mesh.node, FindingText { what, why, remedy });
     }
 }
 
@@ -281,13 +281,13 @@ fn packet_sizes(mesh: &MeshFacts, out: &mut Examination) {
         let what = format!("the mesh has an MTU of {own} here and of {theirs} on {list}");
         let why = "the smaller side may drop what the larger side sends unfragmented: large UDP packets and \
                    tunnelled pod traffic";
-        let mend = vec![match theirs < own {
-            true => format!("ip link set dev {interface} mtu {theirs}"),
-            false => {
-                format!("on {list}: ip link set dev {interface} mtu {own}   # their interface in the mesh")
-            }
+        let remedy = vec![match theirs < own {
+            true => Step::run(format!("ip link set dev {interface} mtu {theirs}")),
+            false => Step::run(format!("ip link set dev {interface} mtu {own}"))
+                .remark("their interface in the mesh")
+                .on(list.as_str()),
         }];
-        out.found(Severity::Warning, "packets", "mtu-differs", node, FindingText { what, why, mend });
+        out.found(Severity::Warning, "packets", "mtu-differs", node, FindingText { what, why, remedy });
     }
 }
 
@@ -316,11 +316,11 @@ fn clock_offsets(mesh: &MeshFacts, out: &mut Examination) {
         let why = "certificates and tokens appear expired or not yet valid, etcd warns, and log times \
                    do not match";
         let severity = if off.abs() > CLOCKS_BREAK_MS { Severity::Error } else { Severity::Warning };
-        let mend = vec![
-            on(name, &mesh.node, "timedatectl set-ntp true"),
-            on(name, &mesh.node, "chronyc makestep   # if chrony is used"),
+        let remedy = vec![
+            Step::run("timedatectl set-ntp true").at(name, &mesh.node),
+            Step::run("chronyc makestep").remark("if chrony is used").at(name, &mesh.node),
         ];
-        out.found(severity, "clocks", "clock", name, FindingText { what, why, mend });
+        out.found(severity, "clocks", "clock", name, FindingText { what, why, remedy });
     }
     out.checked("clocks", format!("at most {most} ms apart"));
 }

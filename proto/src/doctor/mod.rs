@@ -1,5 +1,5 @@
 //! What `agent doctor` thinks: facts in, findings out. Facts are what the shell has read, dialled and asked;
-//! nothing here asks anyone. Each finding says what is so, why it matters, and the command that mends it.
+//! nothing here asks anyone. Each finding says what is so, why it matters, and the steps that mend it.
 //!
 //! A node is judged where it is ([`host`], [`kube`]), by whoever stands on it; the ways between nodes are
 //! judged by the one that was asked ([`mesh`]). So what travels are findings, not facts.
@@ -48,11 +48,11 @@ fn severity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Severity, D::E
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "FindingForm", into = "FindingForm")]
 pub struct Finding {
     /// Its name for scripts, as `udp-blocked`; never changes.
     pub code: String,
     /// How bad it is; what a later version says instead is a warning.
-    #[serde(deserialize_with = "severity")]
     pub severity: Severity,
     /// What it is about, as [`CheckedItem::area`].
     pub area: String,
@@ -62,8 +62,175 @@ pub struct Finding {
     pub what: String,
     /// Why it matters.
     pub why: String,
-    /// What mends it: commands, or what to write where, in this order.
-    pub mend: Vec<String>,
+    /// What mends it, in this order.
+    pub remedy: Vec<Step>,
+}
+
+/// A finding as it is sent and printed as JSON: its steps as lines, and typed where that says more.
+#[derive(Serialize, Deserialize)]
+struct FindingForm {
+    code: String,
+    #[serde(deserialize_with = "severity")]
+    severity: Severity,
+    area: String,
+    node: String,
+    what: String,
+    why: String,
+    mend: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    remedy: Vec<StepForm>,
+}
+
+impl From<Finding> for FindingForm {
+    fn from(finding: Finding) -> FindingForm {
+        let Finding { code, severity, area, node, what, why, remedy } = finding;
+        let mend = remedy.iter().map(Step::line).collect();
+        let only_texts = remedy.iter().all(|step| *step == Step::text(step.line()));
+        let remedy = if only_texts { Vec::new() } else { remedy.into_iter().map(StepForm::from).collect() };
+        FindingForm { code, severity, area, node, what, why, mend, remedy }
+    }
+}
+
+impl From<FindingForm> for Finding {
+    fn from(form: FindingForm) -> Finding {
+        let FindingForm { code, severity, area, node, what, why, mend, remedy } = form;
+        let mut lines = mend.into_iter();
+        let mut steps: Vec<Step> = Vec::new();
+        for step in remedy {
+            steps.push(step.read(lines.next()));
+        }
+        steps.extend(lines.map(Step::text));
+        let remedy = steps;
+        Finding { code, severity, area, node, what, why, remedy }
+    }
+}
+
+/// One step of what mends a finding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// Where it is done, as `m2` or `every node`; none: on the node that reads it.
+    on: Option<String>,
+    action: Action,
+}
+
+/// What is done in a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// A command for a shell, and a remark about it.
+    Run {
+        /// The command, on one line.
+        command: String,
+        /// Why, or when; empty: nothing.
+        remark: String,
+    },
+    /// Anything else, in words.
+    Do(String),
+}
+
+/// What stands between a command and its remark.
+const REMARK: &str = "   # ";
+
+impl Step {
+    /// A command.
+    pub fn run(command: impl Into<String>) -> Step {
+        Step { on: None, action: Action::Run { command: command.into(), remark: String::new() } }
+    }
+
+    /// Something in words.
+    pub fn text(text: impl Into<String>) -> Step {
+        Step { on: None, action: Action::Do(text.into()) }
+    }
+
+    /// With a remark; words need none.
+    #[must_use]
+    pub fn remark(mut self, text: impl Into<String>) -> Step {
+        if let Action::Run { remark, .. } = &mut self.action {
+            *remark = text.into();
+        }
+        self
+    }
+
+    /// Done there.
+    #[must_use]
+    pub fn on(self, place: impl Into<String>) -> Step {
+        Step { on: Some(place.into()), ..self }
+    }
+
+    /// Done on the node that reads it.
+    #[must_use]
+    pub fn here(self) -> Step {
+        Step { on: None, ..self }
+    }
+
+    /// Done on a node, which is named where it is not the one that reads it.
+    #[must_use]
+    fn at(self, node: &str, here: &str) -> Step {
+        if node == here { self } else { self.on(node) }
+    }
+
+    /// Where it is done; none: on the node that reads it.
+    pub fn place(&self) -> Option<&str> {
+        self.on.as_deref()
+    }
+
+    /// What is done.
+    pub fn action(&self) -> &Action {
+        &self.action
+    }
+
+    /// The step on one line: `on m2: systemctl start agent   # as root`.
+    pub fn line(&self) -> String {
+        let on = self.on.as_ref().map_or_else(String::new, |place| format!("on {place}: "));
+        match &self.action {
+            Action::Run { command, remark } if remark.is_empty() => format!("{on}{command}"),
+            Action::Run { command, remark } => format!("{on}{command}{REMARK}{remark}"),
+            Action::Do(text) => format!("{on}{text}"),
+        }
+    }
+
+    fn texts(&mut self) -> impl Iterator<Item = &mut String> {
+        let (first, second) = match &mut self.action {
+            Action::Run { command, remark } => (command, Some(remark)),
+            Action::Do(text) => (text, None),
+        };
+        self.on.iter_mut().chain([first]).chain(second)
+    }
+}
+
+/// A step as it is sent. What a later version does besides is words for this one: the lines have it.
+#[derive(Serialize, Deserialize)]
+struct StepForm {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    on: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    run: Option<String>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    remark: String,
+    #[serde(default, rename = "do", skip_serializing_if = "String::is_empty")]
+    text: String,
+}
+
+impl From<Step> for StepForm {
+    fn from(Step { on, action }: Step) -> StepForm {
+        match action {
+            Action::Run { command, remark } => {
+                StepForm { on, run: Some(command), remark, text: String::new() }
+            }
+            Action::Do(text) => StepForm { on, run: None, remark: String::new(), text },
+        }
+    }
+}
+
+impl StepForm {
+    /// The step, which stands on this line too.
+    fn read(self, line: Option<String>) -> Step {
+        let StepForm { on, run, remark, text } = self;
+        match run {
+            Some(command) => Step { on, action: Action::Run { command, remark } },
+            None if !text.is_empty() => Step { on, action: Action::Do(text) },
+            None => Step::text(line.unwrap_or_default()),
+        }
+    }
 }
 
 impl Finding {
@@ -73,13 +240,11 @@ impl Finding {
         if self.node != node {
             return None;
         }
-        let own = on(node, "", "");
-        self.mend.truncate(MOST_LINES);
-        for line in self.mend.iter_mut().filter(|line| !line.starts_with(&own)) {
-            line.insert_str(0, &own);
-        }
+        self.remedy.truncate(MOST_STEPS);
+        self.remedy.iter_mut().for_each(|step| step.on = Some(node.to_owned()));
         let texts = [&mut self.code, &mut self.area, &mut self.what, &mut self.why];
-        for text in texts.into_iter().chain(&mut self.mend).filter(|text| text.chars().count() > MOST_CHARS) {
+        let texts = texts.into_iter().chain(self.remedy.iter_mut().flat_map(Step::texts));
+        for text in texts.filter(|text| text.chars().count() > MOST_CHARS) {
             *text = text.chars().take(MOST_CHARS).collect();
         }
         Some(self)
@@ -119,7 +284,7 @@ impl Examination {
             node: node.to_owned(),
             what: words.what,
             why: words.why.to_owned(),
-            mend: words.mend,
+            remedy: words.remedy,
         });
     }
 
@@ -148,7 +313,7 @@ pub struct FindingText<'a> {
     /// Why it matters.
     pub why: &'a str,
     /// What mends it.
-    pub mend: Vec<String>,
+    pub remedy: Vec<Step>,
 }
 
 /// What a member says when it is asked to look at itself, and at the way back to who asks.
@@ -171,14 +336,9 @@ pub struct DoctorAnswer {
 /// Most findings of one member that are taken: many times what a node can have.
 pub const MOST_FINDINGS: usize = 64;
 
-/// Most commands of one of them, and most characters of one text: twice what is said here.
-const MOST_LINES: usize = 12;
+/// Most steps of one of them, and most characters of one text: twice what is said here.
+const MOST_STEPS: usize = 12;
 const MOST_CHARS: usize = 400;
-
-/// A command that has to be run on another node.
-fn on(node: &str, here: &str, command: &str) -> String {
-    if node == here { command.to_owned() } else { format!("on {node}: {command}") }
-}
 
 #[cfg(test)]
 mod tests;

@@ -316,11 +316,16 @@ const HOST: &[Planted<HostFacts>] = &[
     ),
 ];
 
+fn lines(finding: &Finding) -> Vec<String> {
+    finding.remedy.iter().map(Step::line).collect()
+}
+
 fn only(found: &Examination, i: usize, code: &str, severity: Severity, what: &str, mend: &str) {
     let [one] = found.findings.as_slice() else { panic!("{code} ({i}): {:#?}", found.findings) };
     assert_eq!((one.code.as_str(), one.severity), (code, severity), "{i}");
     assert!(one.what.contains(what), "{code} ({i}): {}", one.what);
-    assert!(one.mend.join("\n").contains(mend), "{code} ({i}): {:#?}", one.mend);
+    let lines = lines(one);
+    assert!(lines.join("\n").contains(mend), "{code} ({i}): {lines:#?}");
     assert!(!one.why.is_empty() && found.worst() == severity, "{code} ({i})");
 }
 
@@ -341,7 +346,7 @@ fn strict_reverse_paths_are_told_where_a_way_back_differs() {
     host.routes[0].by = Ok("eth0".to_owned());
     let found = host::examine(&host);
     let strict = found.findings.iter().find(|one| one.code == "rp-filter").unwrap();
-    assert!(strict.mend[0].contains("net.ipv4.conf.wg0.rp_filter=2"), "{:?}", strict.mend);
+    assert!(lines(strict)[0].contains("net.ipv4.conf.wg0.rp_filter=2"), "{:?}", strict.remedy);
 }
 
 #[test]
@@ -359,7 +364,7 @@ fn commands_for_another_node_say_where_they_belong() {
     let mut host = host();
     host.here = "w1".to_owned();
     service(&mut host).unit = None;
-    assert_eq!(host::examine(&host).findings[0].mend, ["on m1: agent install"]);
+    assert_eq!(lines(&host::examine(&host).findings[0]), ["on m1: agent install"]);
 }
 
 fn mesh() -> MeshFacts {
@@ -524,7 +529,7 @@ fn of_clocks_the_one_that_stands_alone_is_wrong() {
     }
     let found = mesh::examine(&mesh).findings;
     assert_eq!(found.iter().map(|one| one.node.as_str()).collect::<Vec<_>>(), ["m1"], "{found:#?}");
-    assert_eq!(found[0].mend[0], "timedatectl set-ntp true");
+    assert_eq!(lines(&found[0])[0], "timedatectl set-ntp true");
     // An exchange that took as long as the clocks differ says nothing.
     for peer in &mut mesh.peers {
         peer.back.as_mut().unwrap().slack_ms = 9_000;
@@ -583,11 +588,45 @@ fn a_member_speaks_of_itself_alone_and_commands_nobody_else() {
         node: "m2".to_owned(),
         what: "y".repeat(100_000),
         why: "z".to_owned(),
-        mend: vec!["on m2: agent install".to_owned(), "rm -r /".to_owned()],
+        remedy: vec![Step::run("agent install").on("m2"), Step::run("rm -r /"), Step::text("go").on("m3")],
     };
-    finding.mend.extend(vec![String::new(); 100]);
+    finding.remedy.extend(vec![Step::text("x".repeat(100_000)); 100]);
     assert_eq!(finding.clone().said_by("m3"), None);
     let said = finding.said_by("m2").unwrap();
-    assert_eq!(said.mend[..2], ["on m2: agent install", "on m2: rm -r /"]);
-    assert!(said.mend.len() == MOST_LINES && said.what.len() == MOST_CHARS);
+    assert_eq!(lines(&said)[..3], ["on m2: agent install", "on m2: rm -r /", "on m2: go"]);
+    assert!(said.remedy.len() == MOST_STEPS && said.what.len() == MOST_CHARS);
+    assert!(lines(&said).iter().all(|line| line.len() < 2 * MOST_CHARS));
+}
+
+#[test]
+fn steps_are_sent_as_lines_and_typed_where_that_says_more() {
+    let steps = vec![
+        Step::run("systemctl start agent").remark("as root").on("m2"),
+        Step::text("in /etc/x: server: y"),
+        Step::run("ls"),
+        Step::text("wait").on("every node"),
+    ];
+    let mut out = Examination::default();
+    let words = |remedy| FindingText { what: String::new(), why: "", remedy };
+    out.found(Severity::Note, "a", "c", "m1", words(steps));
+    out.found(Severity::Note, "a", "c", "m1", words(vec![Step::text("on m2: only words")]));
+    let json = serde_json::to_value(&out.findings).unwrap();
+    let lines =
+        ["on m2: systemctl start agent   # as root", "in /etc/x: server: y", "ls", "on every node: wait"];
+    assert_eq!(json[0]["mend"], serde_json::json!(lines));
+    let typed = serde_json::json!([
+        { "on": "m2", "run": "systemctl start agent", "remark": "as root" },
+        { "do": "in /etc/x: server: y" },
+        { "run": "ls" },
+        { "on": "every node", "do": "wait" },
+    ]);
+    assert_eq!(json[0]["remedy"], typed);
+    assert!(json[1].get("remedy").is_none(), "lines say it all");
+    assert_eq!(serde_json::from_value::<Vec<Finding>>(json.clone()).unwrap(), out.findings);
+    // What a later version does otherwise is words here.
+    let mut later = json;
+    later[0]["remedy"][2] = serde_json::json!({ "call": "the vendor" });
+    later[0]["mend"][2] = "call the vendor".into();
+    let read: Vec<Finding> = serde_json::from_value(later).unwrap();
+    assert_eq!(read[0].remedy[2], Step::text("call the vendor"));
 }
