@@ -1,10 +1,12 @@
 //! Checks that a path belongs to root or this agent's own user, and that nobody else can change it: the rule
-//! for what is run with the agent's rights.
+//! for what is run with the agent's rights, and a warning for what it reads and trusts.
 //!
 //! The path is walked from `/`, each directory by a descriptor of its own, and symbolic links by hand. Every
 //! directory on the path counts, those of links too: a user who can write one can put another file in its
-//! place. A sticky directory such as /tmp counts as writable, since anyone can create what is missing in it.
-//! If all of them are good, no untrusted user can change the result between check and use.
+//! place. In a sticky directory such as /tmp nobody can replace what belongs to another user (inode(7)), so what root
+//! or the agent's user has there is checked by itself; a file with several names, one of which anyone may have
+//! created, is not trusted there. If all of them are good, no untrusted user can change the result between check
+//! and use.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -21,7 +23,7 @@ const MAX_LINKS: usize = 40;
 /// Attribute of an access list; with one, the group's bits are those of everyone in it (acl(5)).
 const ACL: &str = "system.posix_acl_access";
 
-/// Why a path is not trusted, and what to run.
+/// Why a path is not trusted; [`TrustError::fix`] is what to run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TrustError {
     /// It could not be examined.
@@ -33,7 +35,7 @@ pub(crate) enum TrustError {
         source: io::Error,
     },
     /// Another user owns it.
-    #[error("{} belongs to user {owner}, who can change it; run: chown root {}", path.display(), quoted(path))]
+    #[error("{} belongs to user {owner}, who can change it", path.display())]
     Owner {
         /// The path.
         path: PathBuf,
@@ -41,12 +43,7 @@ pub(crate) enum TrustError {
         owner: u32,
     },
     /// Other users may write it.
-    #[error(
-        "{} can be written by others (mode {mode:04o}, group {group}); run: {}chmod go-w {}",
-        path.display(),
-        if *acl { format!("setfacl -b {} && ", quoted(path)) } else { String::new() },
-        quoted(path)
-    )]
+    #[error("{} can be written by others (mode {mode:04o}, group {group})", path.display())]
     Writable {
         /// The path.
         path: PathBuf,
@@ -57,6 +54,33 @@ pub(crate) enum TrustError {
         /// Whether an access list adds to them.
         acl: bool,
     },
+}
+
+impl TrustError {
+    /// The command that fixes it; `None`: that depends.
+    pub(crate) fn fix(&self) -> Option<String> {
+        match self {
+            TrustError::Unreadable { .. } => None,
+            TrustError::Owner { path, .. } => Some(format!("chown root {}", quoted(path))),
+            TrustError::Writable { path, acl, .. } => {
+                let acl = if *acl { format!("setfacl -b {} && ", quoted(path)) } else { String::new() };
+                Some(format!("{acl}chmod go-w {}", quoted(path)))
+            }
+        }
+    }
+
+    /// Which part of the path is not trusted: its end, or a directory on it.
+    pub(crate) fn path(&self) -> &Path {
+        let (TrustError::Unreadable { path, .. }
+        | TrustError::Owner { path, .. }
+        | TrustError::Writable { path, .. }) = self;
+        path
+    }
+
+    /// The message, with the command.
+    pub(crate) fn with_fix(&self) -> String {
+        self.fix().map_or_else(|| self.to_string(), |command| format!("{self}; run: {command}"))
+    }
 }
 
 /// A path as an argument in a shell.
@@ -86,11 +110,18 @@ pub(crate) fn check(path: &Path) -> Result<CheckedFile, TrustError> {
     let (mut here, mut shown) = (root().map_err(unreadable)?, PathBuf::from("/"));
     let mut about = rustix::fs::fstat(&here).map_err(unreadable)?;
     check_one(&here, &about, &shown)?;
+    // The error of the directory entered last, if only its sticky bit keeps others from changing it.
+    let mut sticky = None;
     let (mut todo, mut links) = (VecDeque::new(), 0);
     prepend(&mut todo, path);
     while let Some(name) = todo.pop_front() {
         let next = rustix::fs::openat(&here, &name, flags, Mode::empty()).map_err(unreadable)?;
         about = rustix::fs::fstat(&next).map_err(unreadable)?;
+        if let Some(writable) = sticky.take()
+            && !is_safe_in_sticky(&about)
+        {
+            return Err(writable);
+        }
         if FileType::from_raw_mode(about.st_mode) == FileType::Symlink {
             links += 1;
             if links > MAX_LINKS {
@@ -111,8 +142,17 @@ pub(crate) fn check(path: &Path) -> Result<CheckedFile, TrustError> {
         } else {
             shown.push(&name);
         }
-        check_one(&next, &about, &shown)?;
+        if let Err(error) = check_one(&next, &about, &shown) {
+            if !(is_sticky(&about) && matches!(error, TrustError::Writable { .. })) {
+                return Err(error);
+            }
+            sticky = Some(error);
+        }
         here = next;
+    }
+    if let Some(writable) = sticky {
+        // The path ends here, so what others create in it counts.
+        return Err(writable);
     }
     let kind = FileType::from_raw_mode(about.st_mode);
     Ok(CheckedFile {
@@ -130,6 +170,17 @@ fn prepend(todo: &mut VecDeque<OsString>, path: &Path) {
             Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
         }
     }
+}
+
+fn is_sticky(about: &Stat) -> bool {
+    FileType::from_raw_mode(about.st_mode) == FileType::Directory && about.st_mode & 0o1000 != 0
+}
+
+/// Whether no other user can rename or remove this in a sticky directory, or has created it.
+fn is_safe_in_sticky(about: &Stat) -> bool {
+    let user = rustix::process::geteuid().as_raw();
+    let is_dir = FileType::from_raw_mode(about.st_mode) == FileType::Directory;
+    [0, user].contains(&about.st_uid) && (is_dir || about.st_nlink == 1)
 }
 
 /// Whether only root and this agent's user may change one file or directory.
@@ -189,7 +240,7 @@ mod tests {
     }
 
     fn why(path: &Path) -> String {
-        check(path).unwrap_err().to_string()
+        check(path).unwrap_err().with_fix()
     }
 
     #[test]
@@ -208,7 +259,7 @@ mod tests {
     fn a_path_that_others_may_write_is_named_with_the_command_to_run() {
         let (dir, inner, program) = tree();
         for path in [&program, &inner, &dir.path().join("a")] {
-            for bits in [0o757, 0o777, 0o1777] {
+            for bits in [0o757, 0o777] {
                 mode(path, bits);
                 let said = why(&program);
                 assert!(said.starts_with(&format!("{} can be written by others", path.display())), "{said}");
@@ -220,6 +271,35 @@ mod tests {
         // The user's own group may.
         mode(&inner, 0o775);
         check(&program).unwrap();
+    }
+
+    #[test]
+    fn in_a_sticky_directory_files_of_root_are_trusted() {
+        let (dir, inner, program) = tree();
+        mode(&inner, 0o1777);
+        check(&program).unwrap();
+        mode(&dir.path().join("a"), 0o1777);
+        check(&program).unwrap();
+        // The bit means nothing on a file, and in a directory that counts as a whole anyone can create a file.
+        mode(&program, 0o1777);
+        assert!(why(&program).starts_with(&format!("{} can be", program.display())));
+        mode(&program, 0o755);
+        assert!(why(&inner).starts_with(&format!("{} can be written by others", inner.display())));
+        // A second name of a file may be anyone's.
+        let name = inner.join("name");
+        fs::hard_link(&program, &name).unwrap();
+        assert!(why(&name).starts_with(&format!("{} can be written by others", inner.display())));
+        fs::remove_file(&name).unwrap();
+        symlink("program", inner.join("link")).unwrap();
+        check(&inner.join("link")).unwrap();
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("needs root: skipped the rest");
+            return;
+        }
+        std::os::unix::fs::lchown(inner.join("link"), Some(1234), None).unwrap();
+        assert!(why(&inner.join("link")).starts_with(&inner.display().to_string()), "another user's link");
+        chown(&program, Some(1234), None).unwrap();
+        assert!(why(&program).starts_with(&inner.display().to_string()), "another user's file");
     }
 
     #[test]

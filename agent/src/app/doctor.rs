@@ -15,6 +15,7 @@ use futures_util::stream::FuturesUnordered;
 use proto::backends::BackendState;
 use proto::cause::Reason;
 use proto::cluster::{Admitted, Document};
+use proto::config::Config;
 use proto::control::{BackendStatus, ListenerState, MemberState, Response, ServiceStatus, Status};
 use proto::doctor::host::{AgentFacts, HostFacts, InterfaceFacts, RouteFacts, UnavailableBackend};
 use proto::doctor::kube::{ApiserverFacts, KubeFacts};
@@ -55,12 +56,13 @@ const EXAMINATIONS: usize = 4;
 const MOST_ROUTES: usize = 64;
 
 /// Which files are read.
-pub(crate) fn places(state_dir: &str, runtime_dir: &str) -> HostPaths {
+pub(crate) fn places(config: &Config) -> HostPaths {
     HostPaths {
         root: PathBuf::from("/"),
-        state_dir: PathBuf::from(state_dir),
-        socket: Path::new(runtime_dir).join(control::SOCKET),
+        state_dir: PathBuf::from(&config.state_dir),
+        socket: Path::new(&config.runtime_dir).join(control::SOCKET),
         unit: UNIT,
+        believed: config.believed_files().into_iter().map(PathBuf::from).collect(),
     }
 }
 
@@ -88,7 +90,7 @@ pub(crate) async fn own(
         kubernetes: kubernetes(&files, status, services, &root).await,
         service: files.service,
         loose: files.loose,
-        open_config: files.open_config,
+        untrusted: files.untrusted,
         unreadable: files.unreadable,
         interfaces: interfaces.iter().map(|one| interface(one, &root)).collect(),
         routes,

@@ -51,7 +51,7 @@ pub(super) fn start(
     life: &Lifecycle,
 ) -> anyhow::Result<(Arc<RunningAgent>, watch::Sender<Arc<Config>>)> {
     let began = wall();
-    let places = doctor::places(&config.state_dir, &config.runtime_dir);
+    let places = doctor::places(&config);
     let (bind, runtime_dir) = (config.bind, config.runtime_dir.clone());
     let (config_in, configured) = watch::channel(Arc::new(config));
     let (events, event_ends) = event_wiring::channels(configured.clone());

@@ -44,7 +44,7 @@ pub(super) async fn run(args: Args, settings: &CommandSettings) -> anyhow::Resul
         Err(_) => None,
     };
     let config = &settings.config;
-    let places = doctor::places(&config.state_dir, &config.runtime_dir);
+    let places = doctor::places(config);
     let version = Some(env!("CARGO_PKG_VERSION"));
     let mut examined = doctor::own(places, status.as_ref(), &config.services, None, version).await;
     if let Some(status) = &status {

@@ -149,15 +149,18 @@ pub(super) fn read_file(named: Option<&Path>) -> anyhow::Result<(String, Result<
     }
 }
 
-/// What is wrong with the permissions of the configuration file: who may write it decides what this agent
-/// does, and who may read it knows its passwords. It is used all the same: an agent that does not start
-/// because of a mode helps nobody but whoever changed it.
+/// What is wrong with the permissions of the configuration file, and of the files that it names: who may write
+/// them decides what this agent does, and who may read the first knows its passwords. They are used all the
+/// same: an agent that does not start, or calls a master not ready, because of a mode helps nobody but whoever
+/// changed it. Programs are refused instead (`events::hooks`).
 pub(super) fn permission_warnings(named: Option<&Path>, config: &Config) -> Vec<String> {
     let Ok(path) = std::path::absolute(named.unwrap_or(Path::new(DEFAULT_FILE))) else { return Vec::new() };
     let mut doubts = Vec::new();
-    match trusted::check(&path) {
-        Ok(_) | Err(TrustError::Unreadable { .. }) => {}
-        Err(why) => doubts.push(format!("{}: {why}", path.display())),
+    for file in std::iter::once(path.clone()).chain(config.believed_files().into_iter().map(PathBuf::from)) {
+        match trusted::check(&file) {
+            Ok(_) | Err(TrustError::Unreadable { .. }) => {}
+            Err(why) => doubts.push(format!("{}: {}", file.display(), why.with_fix())),
+        }
     }
     if (config.web.login.is_some() || config.web.token.is_some()) && trusted::is_public(&path) {
         let path = path.display();
@@ -213,5 +216,14 @@ mod tests {
         assert_eq!(told(&secret), "");
         mode(0o622);
         assert!(told(&Config::default()).contains("run: chmod go-w "));
+        mode(0o644);
+        // What it names and is believed.
+        let mut names = config::parse("webhook = \"https://hooks.example/x\"\n").unwrap();
+        let ca = dir.path().join("ca.pem");
+        std::fs::write(&ca, "").unwrap();
+        names.webhook.as_mut().unwrap().ca_file = Some(ca.to_string_lossy().into_owned());
+        assert_eq!(told(&names), "");
+        std::fs::set_permissions(&ca, std::fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(told(&names).contains("ca.pem can be written by others"), "{}", told(&names));
     }
 }

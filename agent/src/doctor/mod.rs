@@ -11,11 +11,13 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use proto::doctor::host::SystemdService;
+use proto::doctor::host::{SystemdService, UntrustedFile};
 use proto::doctor::kube::{Distribution, KubeClient};
 use proto::doctor::mesh::Firewall;
 
 pub(crate) use kernel::sysctl;
+
+use crate::trusted;
 
 /// Larger than any unit or kubeconfig; a larger file is read up to here.
 const MAX_FILE: u64 = 256 * 1024;
@@ -46,6 +48,8 @@ pub(crate) struct HostPaths {
     pub(crate) socket: PathBuf,
     /// The unit that this binary contains.
     pub(crate) unit: &'static str,
+    /// The files that the agent reads and trusts, besides its configuration.
+    pub(crate) believed: Vec<PathBuf>,
 }
 
 /// What was read.
@@ -54,7 +58,7 @@ pub(crate) struct HostFiles {
     pub(crate) is_member: bool,
     pub(crate) service: Option<SystemdService>,
     pub(crate) loose: Vec<(String, u32)>,
-    pub(crate) open_config: Option<(String, u32)>,
+    pub(crate) untrusted: Vec<UntrustedFile>,
     pub(crate) unreadable: Vec<String>,
     pub(crate) distribution: Option<Distribution>,
     /// Their host names are not resolved yet.
@@ -104,7 +108,16 @@ impl HostPaths {
             let is_open = !about.file_type().is_symlink() && about.mode() & bits != 0;
             is_open.then(|| (path.display().to_string(), about.mode() & 0o7777))
         };
-        files.open_config = open(&self.root.join("etc/agent/agent.toml"), 0o022);
+        let config = self.root.join("etc/agent/agent.toml");
+        let believed = self.believed.iter().map(|file| (file, false));
+        for (file, is_config) in std::iter::once((&config, true)).chain(believed) {
+            let Err(why) = trusted::check(file) else { continue };
+            // A file that is missing or unreadable for this user is checked elsewhere, if at all.
+            let Some(fix) = why.fix() else { continue };
+            let what =
+                if why.path() == file { why.to_string() } else { format!("{}: {why}", file.display()) };
+            files.untrusted.push(UntrustedFile { what, is_config, fix });
+        }
         let mut look = |path: &Path, bits: u32| files.loose.extend(open(path, bits));
         look(&self.state_dir, 0o022);
         for file in names(&self.state_dir) {

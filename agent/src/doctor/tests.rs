@@ -25,7 +25,7 @@ fn read(files: &[(&str, &str)]) -> (tempfile::TempDir, HostFiles) {
 
 fn places(root: &Path) -> HostPaths {
     let (state_dir, socket) = (root.join("var/lib/agent"), root.join("run/agent/agent.sock"));
-    HostPaths { root: root.to_owned(), state_dir, socket, unit: UNIT }
+    HostPaths { root: root.to_owned(), state_dir, socket, unit: UNIT, believed: vec![root.join("ca.pem")] }
 }
 
 /// Which server each client is configured with, and whether there is a balancer in between.
@@ -84,13 +84,20 @@ fn files_that_others_may_read_are_reported() {
 }
 
 #[test]
-fn a_configuration_that_others_may_write_is_reported() {
-    let (dir, _) = read(&[("etc/agent/agent.toml", "")]);
-    for (mode, open) in [(0o644, false), (0o640, false), (0o664, true), (0o646, true)] {
-        let path = dir.path().join("etc/agent/agent.toml");
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-        let found = places(dir.path()).read().open_config;
-        assert_eq!(found.map(|(_, mode)| mode), open.then_some(mode));
+fn a_configuration_or_a_trusted_file_that_others_may_write_is_reported() {
+    let (dir, _) = read(&[("etc/agent/agent.toml", ""), ("ca.pem", "")]);
+    for (file, is_config) in [("etc/agent/agent.toml", true), ("ca.pem", false)] {
+        let path = dir.path().join(file);
+        for (mode, open) in [(0o644, false), (0o640, false), (0o646, true)] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let found = places(dir.path()).read().untrusted;
+            assert_eq!(
+                found.iter().map(|one| one.is_config).collect::<Vec<_>>(),
+                vec![is_config; open.into()]
+            );
+            assert!(found.iter().all(|one| one.fix == format!("chmod go-w {}", path.display())), "{found:?}");
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     }
 }
 

@@ -99,7 +99,7 @@ pub(super) enum HookError {
         source: io::Error,
     },
     /// Others may change it.
-    #[error("notify: {} was not run: {source}", path.display())]
+    #[error("notify: {} was not run: {}", path.display(), source.with_fix())]
     Untrusted {
         /// Path of the program or directory.
         path: PathBuf,

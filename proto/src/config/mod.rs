@@ -3,6 +3,7 @@
 //! [`parse`] reads the file, [`apply_env`] lays the `AGENT_*` variables over it; flags come last and are the
 //! shell's. Both report every mistake at once, since a person who mends a file wants to run the check once.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -10,7 +11,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::node::Name;
-use crate::service::{Service, ServiceName};
+use crate::service::{CheckKind, Service, ServiceName};
 
 mod env;
 mod error;
@@ -153,6 +154,20 @@ pub struct Config {
     pub services: Vec<Service>,
     /// The services that the file speaks of: there it counts, whatever the cluster's settings say.
     pub named: Vec<ServiceName>,
+}
+
+impl Config {
+    /// The files that it names and the agent believes: whoever can write them decides which apiserver is ready,
+    /// and who hears of events.
+    pub fn believed_files(&self) -> BTreeSet<&str> {
+        let webhook = self.webhook.iter().filter_map(|webhook| webhook.ca_file.as_deref());
+        let checks = self.services.iter().filter_map(|service| match &service.check.kind {
+            CheckKind::Https(_, tls) => Some(tls),
+            CheckKind::Tcp | CheckKind::Http(_) => None,
+        });
+        let named = checks.flat_map(|tls| [&tls.ca_file, &tls.cert_file, &tls.key_file]);
+        webhook.chain(named.filter_map(|file| file.as_deref())).collect()
+    }
 }
 
 impl Default for Config {

@@ -25,8 +25,8 @@ pub struct HostFacts {
     pub service: Option<SystemdService>,
     /// Files and directories that more than their owner may use, with their modes.
     pub loose: Vec<(String, u32)>,
-    /// The configuration file with its mode, where others than its owner may write it.
-    pub open_config: Option<(String, u32)>,
+    /// Files that the agent believes and others can change.
+    pub untrusted: Vec<UntrustedFile>,
     /// What can't be read by whoever looked.
     pub unreadable: Vec<String>,
     /// Its interfaces.
@@ -60,6 +60,17 @@ pub struct AgentFacts {
     pub away: Vec<UnavailableBackend>,
     /// Services that no backend serves.
     pub unserved: Vec<String>,
+}
+
+/// A file that the agent reads and believes, and that others than root and its user can change.
+#[derive(Debug, Clone)]
+pub struct UntrustedFile {
+    /// Which, and how: by itself, or by a directory on the way to it.
+    pub what: String,
+    /// It is the agent's configuration, which names programs too.
+    pub is_config: bool,
+    /// The command that mends it.
+    pub fix: String,
 }
 
 /// A backend that does not serve.
@@ -260,11 +271,21 @@ fn files(host: &HostFacts, out: &mut Examination) {
         let words = FindingText { what, why, remedy: vec![run(&format!("chmod go= {path}"))] };
         out.found(Severity::Error, "files", "loose-mode", &host.node, words);
     }
-    if let Some((path, mode)) = &host.open_config {
-        let what = format!("{path} can be written by others (mode {mode:04o})");
-        let why = "it says which programs and services the agent runs with its own rights";
-        let words = FindingText { what, why, remedy: vec![run(&format!("chmod go-w {path}"))] };
-        out.found(Severity::Error, "files", "open-config", &host.node, words);
+    for UntrustedFile { what, is_config, fix } in &host.untrusted {
+        let (severity, code, why) = match is_config {
+            true => (
+                Severity::Error,
+                "open-config",
+                "it says which programs and services the agent runs with its own rights",
+            ),
+            false => (
+                Severity::Warning,
+                "open-file",
+                "the agent believes it: whoever changes it decides which apiserver is ready, or who hears of events",
+            ),
+        };
+        let words = FindingText { what: what.clone(), why, remedy: vec![run(fix)] };
+        out.found(severity, "files", code, &host.node, words);
     }
     if !host.unreadable.is_empty() {
         let what = format!("not readable for this user: {}", host.unreadable.join(", "));

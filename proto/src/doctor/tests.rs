@@ -3,7 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::cluster::{MasterLink, MemberFacts};
-use super::host::{AgentFacts, HostFacts, InterfaceFacts, RouteFacts, SystemdService, UnavailableBackend};
+use super::host::{
+    AgentFacts, HostFacts, InterfaceFacts, RouteFacts, SystemdService, UnavailableBackend, UntrustedFile,
+};
 use super::kube::{ApiserverFacts, Distribution, KubeClient, KubeFacts};
 use super::mesh::{Firewall, MeshFacts, PeerConversation, PeerFacts, ReturnPath};
 use super::x509::Certificate;
@@ -50,7 +52,7 @@ fn host() -> HostFacts {
             drop_ins: Vec::new(),
         }),
         loose: Vec::new(),
-        open_config: None,
+        untrusted: Vec::new(),
         unreadable: Vec::new(),
         interfaces: vec![card("wg0", false, "10.0.0.1", 24), card("eth0", true, "192.168.0.2", 24)],
         routes: vec![RouteFacts { name: "m2".to_owned(), to: ip("10.0.0.2"), by: Ok("wg0".to_owned()) }],
@@ -189,11 +191,18 @@ const HOST: &[Planted<HostFacts>] = &[
         "chmod go= /s/node",
     ),
     (
-        |h| h.open_config = Some(("/etc/agent/agent.toml".to_owned(), 0o666)),
+        |h| h.untrusted = vec![untrusted("/etc/agent/agent.toml", true)],
         "open-config",
         Severity::Error,
-        "can be written by others (mode 0666)",
+        "/etc/agent/agent.toml can be written by others",
         "chmod go-w /etc/agent/agent.toml",
+    ),
+    (
+        |h| h.untrusted = vec![untrusted("/etc/agent/ca.pem", false)],
+        "open-file",
+        Severity::Warning,
+        "/etc/agent/ca.pem can be written by others",
+        "chmod go-w /etc/agent/ca.pem",
     ),
     (|h| h.unreadable = vec!["/x".to_owned()], "unreadable", Severity::Note, "/x", "sudo agent doctor"),
     (
@@ -315,6 +324,14 @@ const HOST: &[Planted<HostFacts>] = &[
         "server: https://127.0.0.1:19345",
     ),
 ];
+
+fn untrusted(file: &str, is_config: bool) -> UntrustedFile {
+    UntrustedFile {
+        what: format!("{file} can be written by others"),
+        is_config,
+        fix: format!("chmod go-w {file}"),
+    }
+}
 
 fn lines(finding: &Finding) -> Vec<String> {
     finding.remedy.iter().map(Step::line).collect()
