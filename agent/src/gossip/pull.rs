@@ -4,7 +4,7 @@
 //! - While no member is alive, from one after the other: gossip can't work while keys differ.
 //! - From a master whose pulses have another record than the stored one for longer than a moment.
 //! - Every minute or so, from one random member: records that gossip does not deliver for some reason then
-//! arrive anyway.
+//!   arrive anyway.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -3,12 +3,12 @@
 //!
 //! Tasks, and what each owns:
 //! - `listen`: one for each address, which retries binding; then one on each of the [`workers`], which owns one
-//! of its listening sockets.
+//!   of its listening sockets.
 //! - `connection::serve`: one for each client, on the thread that accepted it. Owns both sockets; finds a
-//! backend (`dial`), waits for the answer to a ClientHello that can be sent again (`client_hello`), then copies
-//! (`copy`) until both directions have ended.
+//!   backend (`dial`), waits for the answer to a ClientHello that can be sent again (`client_hello`), then copies
+//!   (`copy`) until both directions have ended.
 //! - `drain_and_reset`: one. Watches the table, resets connections to backends that are down or gone, and
-//! drains those to backends that want no more.
+//!   drains those to backends that want no more.
 //!
 //! They share a [`pool::ServicePool`] for each service. Its locks are held for a few instructions when a
 //! connection starts or ends, and never while bytes are copied. Each task may be stopped anywhere: sockets and
