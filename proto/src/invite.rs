@@ -1,8 +1,8 @@
 //! Joining: invites, codes to approve, and the window in which a cluster is open.
 //!
-//! An invite is one line: `agent1` and base32 of the issuer's key hash, an invite id, a secret and up to
-//! four addresses, with a checksum against a bad copy. It is redeemed by its issuer alone, which keeps the
-//! book; so uses and time to live are exact.
+//! An invite is one line: `agent1` and base32 of the issuer's key hash, an invite id, a secret and up to four
+//! addresses, with a checksum against typos. Only its issuer redeems it and keeps the ledger; so uses and
+//! time to live are exact.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,25 +16,25 @@ use serde::{Deserialize, Serialize};
 use crate::node::{Name, NodeId, PublicKey, Role};
 use crate::time::UnixMs;
 
-/// What every invite begins with.
+/// Prefix of every invite.
 pub const PREFIX: &str = "agent1";
 
 /// Most addresses in an invite: more would make the line longer than two rows of a terminal.
 pub const MAX_ADDRESSES: usize = 4;
 
-/// Time to live of an invite unless told otherwise.
+/// Default time to live of an invite.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(3600);
 
-/// How long a node that came without an invite waits for someone to approve it.
+/// How long a node without an invite waits for approval.
 pub const APPROVAL_TTL: Duration = Duration::from_secs(15 * 60);
 
-/// Most nodes that wait for approval at once: what a person can compare, and no room for a flood.
+/// Most nodes that wait for approval: what a person can compare, and no room for a flood.
 const MAX_WAITING: usize = 16;
 
-/// Most of those from one address, so that one machine can't take all places.
+/// Most of those from one address, so that one machine can't take all slots.
 const MAX_WAITING_EACH: usize = 4;
 
-/// What counts as one address: an IPv6 host has a whole /64 to choose from (RFC 4291).
+/// What counts as one address: an IPv6 host can use a whole /64 (RFC 4291).
 fn place_of(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.into(),
@@ -42,14 +42,14 @@ fn place_of(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// Uses of the invite for masters that `agent init` prints: as many as an etcd cluster has members at most,
-/// and one to spare.
+/// Uses of the invite for masters that `agent init` prints: the most members of an etcd cluster, and one to
+/// spare.
 pub const MASTER_USES: u32 = 8;
 
 /// Uses of the invite for workers that `agent init` prints.
 pub const WORKER_USES: u32 = 1000;
 
-/// A key hash as people copy it: `agent join HOST --key PIN`.
+/// A key hash in its printed form: `agent join HOST --key PIN`.
 pub fn pin_text(pin: &IssuerPin) -> String {
     BASE32_NOPAD.encode(pin).to_ascii_lowercase()
 }
@@ -69,14 +69,14 @@ pub fn parse_pin(text: &str) -> Result<IssuerPin, BadPin> {
     pin.ok_or(BadPin)
 }
 
-/// Most invites that a node remembers; the oldest ended ones go first.
+/// Most invites that a node remembers; the oldest expired ones are dropped first.
 const MAX_INVITES: usize = 256;
 
-/// Length of the pin: half of a SHA-256, still out of reach for anyone who would forge a key to it.
+/// Length of the pin: half of a SHA-256, still infeasible to forge a key for.
 const PIN_LEN: usize = 16;
 const CHECKSUM_LEN: usize = 4;
 
-/// Names an invite in its issuer's ledger.
+/// Identifies an invite in its issuer's ledger.
 pub type InviteId = [u8; 4];
 
 /// The secret of an invite.
@@ -89,7 +89,7 @@ impl fmt::Debug for InviteSecret {
     }
 }
 
-/// The half of the issuer's key hash that an invite carries.
+/// The half of the issuer's key hash in an invite.
 pub type IssuerPin = [u8; PIN_LEN];
 
 /// The pin of a key.
@@ -99,23 +99,23 @@ pub fn pin_of(key: &PublicKey) -> IssuerPin {
     pin
 }
 
-/// One line that lets a node in.
+/// One line that admits a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invite {
-    /// Whose key must answer.
+    /// Pin of the key that must answer.
     pub issuer: IssuerPin,
-    /// Which invite of the issuer's book.
+    /// Its id in the issuer's ledger.
     pub id: InviteId,
-    /// What proves that the line was received.
+    /// Proves that the line was received.
     pub secret: InviteSecret,
-    /// Where the issuer is reached, best first.
+    /// Addresses of the issuer, best first.
     pub addresses: Vec<SocketAddr>,
 }
 
 /// A line that is no invite.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadInvite {
-    /// It does not begin as one.
+    /// It does not start like one.
     #[error("it does not begin with {PREFIX}")]
     Prefix,
     /// A character was lost or changed.
@@ -195,8 +195,7 @@ impl FromStr for Invite {
     }
 }
 
-/// What a joining node shows to prove that it holds an invite, bound to one TLS session: worth nothing in
-/// any other.
+/// A joining node's proof that it holds an invite, bound to one TLS session: useless in any other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InviteProof {
     /// Which invite.
@@ -210,7 +209,7 @@ fn proven(id: &InviteId, session: &[u8; 32], joining: &PublicKey) -> Vec<u8> {
 }
 
 impl InviteProof {
-    /// Proves that `secret` is known, to the peer of the TLS session whose exported value is `session`.
+    /// Proves knowledge of `secret` to the peer of the TLS session whose exported value is `session`.
     pub fn make(id: InviteId, secret: &InviteSecret, session: &[u8; 32], joining: &PublicKey) -> InviteProof {
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &secret.0);
         let tag = ring::hmac::sign(&key, &proven(&id, session, joining));
@@ -226,28 +225,28 @@ impl InviteProof {
     }
 }
 
-/// Why a node was not let in. Every one has its own exit code, so that scripts can tell them apart.
+/// Why a node was not admitted. Each has its own exit code for scripts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum JoinRefusal {
-    /// Not in the issuer's book.
+    /// Not in the issuer's ledger.
     #[error("the issuer does not know this invite, since it was reset; create a new one with: agent invite")]
     Unknown,
-    /// Its time is over.
+    /// It has expired.
     #[error("this invite has expired; create a new one with: agent invite")]
     Expired,
-    /// All its uses are used.
+    /// All its uses are used up.
     #[error("this invite has been used up; create a new one with: agent invite")]
     UsedUp,
     /// The secret does not match.
     #[error("the secret of this invite is wrong")]
     WrongSecret,
-    /// Someone said no.
+    /// An administrator rejected it.
     #[error("the request was rejected by a member")]
     Rejected,
-    /// Nobody said anything.
+    /// Nobody approved it in time.
     #[error("the request was not approved in time; run agent join again")]
     TimedOut,
-    /// Too many wait.
+    /// Too many nodes wait.
     #[error("too many nodes are waiting for approval; approve or reject them first, or use an invite")]
     TooManyWaiting,
     /// This identity was removed.
@@ -262,7 +261,7 @@ pub enum JoinRefusal {
     /// The document can't take it.
     #[error("the cluster cannot admit it: {0}")]
     NotAdmitted(String),
-    /// The node that was asked belongs to no cluster any more.
+    /// The node that was asked is no longer a member of any cluster.
     #[error(
         "the node that was asked was removed from its cluster, so its invites are worth nothing; make a new \
          one on a master with: agent invite"
@@ -293,22 +292,22 @@ impl JoinRefusal {
     }
 }
 
-/// Exit code of `agent join` when the key that answered is not the one that the invite names.
+/// Exit code of `agent join` when the answering key is not the invite's.
 pub const EXIT_WRONG_PIN: u8 = 24;
 
-/// Exit code of `agent join` when the issuer of the invite is a worker now.
+/// Exit code of `agent join` when the issuer of the invite is now a worker.
 pub const EXIT_ISSUER_DEMOTED: u8 = 32;
 
-/// An invite as its issuer remembers it.
+/// An invite in its issuer's ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IssuedInvite {
-    /// What proves it.
+    /// Its secret.
     pub secret: InviteSecret,
-    /// When it ends.
+    /// When it expires.
     pub expires: UnixMs,
-    /// Uses that are left; none: any number.
+    /// Remaining uses; `None`: unlimited.
     pub uses_left: Option<u32>,
-    /// The role of who comes in by it.
+    /// The role of the nodes that join by it.
     pub role: Role,
 }
 
@@ -319,7 +318,7 @@ pub struct InviteLedger {
 }
 
 impl InviteLedger {
-    /// Enters a new invite.
+    /// Adds a new invite.
     pub fn issue(&mut self, id: InviteId, issued: IssuedInvite) {
         while self.invites.len() >= MAX_INVITES {
             let oldest =
@@ -330,8 +329,7 @@ impl InviteLedger {
         self.invites.insert(data_encoding::HEXLOWER.encode(&id), issued);
     }
 
-    /// Takes one use of an invite. The secret is checked first: who does not have it learns nothing of the
-    /// rest.
+    /// Takes one use of an invite. The secret is checked first: a node without it learns nothing else.
     ///
     /// # Errors
     /// Why not.
@@ -361,7 +359,7 @@ impl InviteLedger {
     }
 }
 
-/// Characters of a code: Crockford's base32, without those that look or sound alike.
+/// Characters of a code: Crockford's base32, without lookalikes.
 const CODE: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 
 /// The short code that both sides of a session show: 40 bits of its exported value, as `k7qm-2xpd`. An
@@ -370,8 +368,8 @@ pub fn code_of(session: &[u8; 32]) -> String {
     code(b"agent code 1", session)
 }
 
-/// The second code of a session, which confirms the cluster to the node that joins: `agent approve` prints
-/// it, and it is typed there. Who stands in between would have to find two sessions that agree in both.
+/// The second code of a session, which confirms the cluster to the joining node: `agent approve` prints it,
+/// and it is typed there. A man in the middle would have to find two sessions that agree in both.
 pub fn confirmation_of(session: &[u8; 32]) -> String {
     code(b"agent confirmation 1", session)
 }
@@ -388,7 +386,7 @@ fn code(label: &[u8], session: &[u8; 32]) -> String {
     code
 }
 
-/// A code as someone may type it: upper case, without the dash, o for 0, i or l for 1.
+/// Normalizes a typed code: upper case, without the dash, o for 0, i or l for 1.
 pub fn normalize_code(typed: &str) -> String {
     let mut code = String::with_capacity(9);
     for c in typed.chars().filter(char::is_ascii_alphanumeric).take(8) {
@@ -411,26 +409,26 @@ pub struct PendingJoin {
     pub code: String,
     /// Its key.
     pub key: PublicKey,
-    /// What it calls itself.
+    /// Its requested name.
     pub name: Name,
-    /// Where it comes from.
+    /// Its address.
     pub from: SocketAddr,
     /// Until when it waits.
     pub until: UnixMs,
 }
 
-/// What came of an answer to a waiting node.
+/// Result of answering a waiting node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Approval {
     /// No node with this code waits here.
     Unknown,
     /// One did, and its connection is gone: nobody was admitted.
     Gone(Name),
-    /// It was told.
+    /// It has the answer.
     Done {
         /// Its name.
         name: Name,
-        /// The code that has to be typed there; none: it knows the cluster already, or was turned away.
+        /// The code to be typed there; `None`: it knows the cluster already, or was rejected.
         confirmation: Option<String>,
     },
 }
@@ -443,17 +441,17 @@ pub struct PendingJoins {
 }
 
 impl PendingJoins {
-    /// Opens the cluster to everyone who can reach this node, until then.
+    /// Opens the cluster to every node that can reach this one, until then.
     pub fn open(&mut self, until: UnixMs) {
         self.open_until = until;
     }
 
-    /// Whether a node without an invite is let in now.
+    /// Whether a node without an invite is admitted now.
     pub fn is_open(&self, now: UnixMs) -> bool {
         now < self.open_until
     }
 
-    /// A node without an invite asks. One node waits once: a new request takes the place of its last.
+    /// A node without an invite asks. Each node waits once: a new request replaces its last one.
     ///
     /// # Errors
     /// Too many wait.
@@ -468,17 +466,17 @@ impl PendingJoins {
         Ok(())
     }
 
-    /// Frees the places of those that are gone.
+    /// Frees the slots of nodes that are gone.
     pub fn retain(&mut self, waits: impl Fn(&str) -> bool) {
         self.waiting.retain(|code, _| waits(code));
     }
 
-    /// Takes the node with this code out.
+    /// Removes the node with this code.
     pub fn take(&mut self, code: &str, now: UnixMs) -> Option<PendingJoin> {
         self.waiting.remove(&normalize_code(code)).filter(|one| one.until > now)
     }
 
-    /// Whoever waits now.
+    /// The nodes that wait now.
     pub fn waiting(&self, now: UnixMs) -> impl Iterator<Item = &PendingJoin> {
         self.waiting.values().filter(move |one| one.until > now)
     }
@@ -513,11 +511,11 @@ mod tests {
         PublicKey([8; 32])
     }
 
-    fn book(uses_left: Option<u32>) -> InviteLedger {
-        let mut book = InviteLedger::default();
+    fn ledger(uses_left: Option<u32>) -> InviteLedger {
+        let mut ledger = InviteLedger::default();
         let Invite { id, secret, .. } = invite();
-        book.issue(id, IssuedInvite { secret, expires: UnixMs(1000), uses_left, role: Role::Worker });
-        book
+        ledger.issue(id, IssuedInvite { secret, expires: UnixMs(1000), uses_left, role: Role::Worker });
+        ledger
     }
 
     fn proof() -> InviteProof {
@@ -526,17 +524,17 @@ mod tests {
 
     #[test]
     fn each_refusal_has_its_own_reason_and_exit_code() {
-        let redeem = |mut book: InviteLedger, proof: &InviteProof, now| {
-            book.redeem(proof, &SESSION, &joining(), UnixMs(now))
+        let redeem = |mut ledger: InviteLedger, proof: &InviteProof, now| {
+            ledger.redeem(proof, &SESSION, &joining(), UnixMs(now))
         };
-        assert_eq!(redeem(book(None), &proof(), 999), Ok(Role::Worker));
-        assert_eq!(redeem(book(None), &proof(), 1000), Err(JoinRefusal::Expired));
-        assert_eq!(redeem(book(Some(0)), &proof(), 1), Err(JoinRefusal::UsedUp));
+        assert_eq!(redeem(ledger(None), &proof(), 999), Ok(Role::Worker));
+        assert_eq!(redeem(ledger(None), &proof(), 1000), Err(JoinRefusal::Expired));
+        assert_eq!(redeem(ledger(Some(0)), &proof(), 1), Err(JoinRefusal::UsedUp));
         assert_eq!(redeem(InviteLedger::default(), &proof(), 1), Err(JoinRefusal::Unknown));
         let wrong = InviteProof::make([1, 2, 3, 4], &InviteSecret([6; 16]), &SESSION, &joining());
-        assert_eq!(redeem(book(None), &wrong, 1), Err(JoinRefusal::WrongSecret));
+        assert_eq!(redeem(ledger(None), &wrong, 1), Err(JoinRefusal::WrongSecret));
         // Who has no secret does not even learn that the invite has expired.
-        assert_eq!(redeem(book(None), &wrong, 2000), Err(JoinRefusal::WrongSecret));
+        assert_eq!(redeem(ledger(None), &wrong, 2000), Err(JoinRefusal::WrongSecret));
         let all = [
             JoinRefusal::Unknown,
             JoinRefusal::Expired,
@@ -556,15 +554,18 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_is_worth_nothing_in_another_session_or_for_another_key() {
-        let mut book = book(None);
+    fn a_proof_is_invalid_in_another_session_or_for_another_key() {
+        let mut ledger = ledger(None);
         let now = UnixMs(1);
-        assert_eq!(book.redeem(&proof(), &[4; 32], &joining(), now), Err(JoinRefusal::WrongSecret));
-        assert_eq!(book.redeem(&proof(), &SESSION, &PublicKey([1; 32]), now), Err(JoinRefusal::WrongSecret));
+        assert_eq!(ledger.redeem(&proof(), &[4; 32], &joining(), now), Err(JoinRefusal::WrongSecret));
+        assert_eq!(
+            ledger.redeem(&proof(), &SESSION, &PublicKey([1; 32]), now),
+            Err(JoinRefusal::WrongSecret)
+        );
     }
 
     #[test]
-    fn a_bad_copy_is_told_from_a_later_version() {
+    fn a_typo_and_a_later_version_are_distinguished() {
         let line = invite().to_string();
         assert_eq!(format!(" {line}\n").parse::<Invite>(), Ok(invite()));
         assert_eq!(line[1..].parse::<Invite>(), Err(BadInvite::Prefix));
@@ -636,7 +637,7 @@ mod tests {
             issuer: [u8; PIN_LEN], id: [u8; 4], secret: [u8; 16],
             addresses in proptest::collection::vec(any::<SocketAddr>(), 1..=4),
         ) {
-            // Scope and flow of IPv6 socket addresses mean nothing on another machine and are not carried.
+            // Scope and flow of IPv6 socket addresses mean nothing on another machine and are not included.
             let addresses = addresses.into_iter().map(|a| SocketAddr::new(a.ip(), a.port())).collect();
             let invite = Invite { issuer, id, secret: InviteSecret(secret), addresses };
             prop_assert_eq!(invite.to_string().parse::<Invite>(), Ok(invite));
@@ -650,9 +651,9 @@ mod tests {
 
         #[test]
         fn uses_are_exact(uses in 0u32..20, tries in 0usize..40) {
-            let mut book = book(Some(uses));
+            let mut ledger = ledger(Some(uses));
             let admitted = (0..tries)
-                .filter(|_| book.redeem(&proof(), &SESSION, &joining(), UnixMs(1)).is_ok())
+                .filter(|_| ledger.redeem(&proof(), &SESSION, &joining(), UnixMs(1)).is_ok())
                 .count();
             prop_assert_eq!(admitted, tries.min(uses as usize));
         }

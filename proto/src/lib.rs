@@ -1,10 +1,10 @@
 //! The pure core of `agent`: state, decisions and wire formats.
 //!
 //! No socket, clock, task, file or randomness of its own. Time is an argument ([`time::Moment`]), random
-//! bytes are handed in, every timed thing returns its next deadline, and a decision is a value that the
-//! shell carries out. So every decision can be replayed and simulated.
+//! bytes are passed in, every timed thing returns its next deadline, and a decision is a value that the shell
+//! carries out. So every decision can be replayed and simulated.
 //!
-//! Each module uses only those that stand above it in this list.
+//! Each module uses only those above it in this list.
 
 #![forbid(unsafe_code)]
 

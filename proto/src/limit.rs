@@ -1,34 +1,34 @@
-//! How often something may happen: token buckets, and a bounded table of them.
+//! Rate limits: token buckets, and a bounded table of them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::time::Moment;
 
-/// A rate: one each `every`, and up to `burst` at once after a pause.
+/// A rate: one per `every`, and bursts of up to `burst` after a pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
-    /// Time between two in the long run.
+    /// Average time between two.
     pub every: Duration,
-    /// How many may come at once.
+    /// Most at once.
     pub burst: u32,
 }
 
 impl Rate {
-    /// So many a second, and as many at once.
+    /// So many per second, and as many at once.
     pub const fn per_second(count: u32) -> Rate {
         Rate { every: Duration::from_millis(1000 / count as u64), burst: count }
     }
 }
 
-/// One bucket, as the generic cell rate algorithm keeps it: the moment at which it will be full again.
+/// One bucket, by the generic cell rate algorithm: the moment at which it will be full again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RateBucket {
     full: Moment,
 }
 
 impl RateBucket {
-    /// Whether one more fits within the rate; takes it then.
+    /// Takes one if it fits within the rate; false if not.
     pub fn take(&mut self, rate: Rate, now: Moment) -> bool {
         let next = self.full.max(now).after(rate.every);
         let fits = next.since(now) <= rate.every.saturating_mul(rate.burst);
@@ -38,14 +38,14 @@ impl RateBucket {
         fits
     }
 
-    /// Whether nothing was taken of it lately: it need not be kept.
+    /// Whether nothing was taken lately, so that it need not be kept.
     pub fn is_full(&self, now: Moment) -> bool {
         self.full <= now
     }
 }
 
-/// A bucket for each of many, none for those that have not come lately. Beyond `most` all are forgotten, so
-/// whoever can make up that many keys gains a burst for each and takes nothing from others.
+/// A bucket for each key, none for idle ones. Beyond `most` all are forgotten, so a peer that can invent that
+/// many keys gains a burst for each and takes nothing from others.
 #[derive(Debug, Clone)]
 pub struct RateLimiter<K> {
     rate: Rate,
@@ -54,12 +54,12 @@ pub struct RateLimiter<K> {
 }
 
 impl<K: Ord> RateLimiter<K> {
-    /// A limiter of this rate for each, which remembers up to `most`.
+    /// A limiter of this rate per key, which remembers up to `most`.
     pub fn new(rate: Rate, most: usize) -> RateLimiter<K> {
         RateLimiter { rate, most, buckets: BTreeMap::new() }
     }
 
-    /// Whether one more of this one fits within its rate; takes it then.
+    /// Takes one for this key if it fits within its rate; false if not.
     pub fn take(&mut self, key: K, now: Moment) -> bool {
         if self.buckets.len() >= self.most && !self.buckets.contains_key(&key) {
             self.buckets.retain(|_, bucket| !bucket.is_full(now));
@@ -70,7 +70,7 @@ impl<K: Ord> RateLimiter<K> {
         self.buckets.entry(key).or_default().take(self.rate, now)
     }
 
-    /// How many are remembered.
+    /// Number of remembered keys.
     pub fn len(&self) -> usize {
         self.buckets.len()
     }
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_floods_takes_nothing_from_another_and_the_table_stays_small() {
+    fn a_flooding_key_takes_nothing_from_others_and_the_table_stays_small() {
         let mut limiter = RateLimiter::new(Rate::per_second(10), 4);
         assert_eq!((0..100).filter(|_| limiter.take(1, at(0))).count(), 10);
         assert!(limiter.take(2, at(0)));

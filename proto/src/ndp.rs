@@ -12,7 +12,7 @@ const MESSAGE: usize = 24;
 const OPTION: usize = 8;
 
 const ICMPV6: u8 = 58;
-/// Nothing that was routed is believed (RFC 4861, 7.1).
+/// Routed packets are ignored (RFC 4861, 7.1).
 const HOP_LIMIT: u8 = 255;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
@@ -23,39 +23,39 @@ const OVERRIDE: u8 = 0x20;
 
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
-/// An advertisement: who has an address.
+/// An advertisement: the MAC of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Advertisement {
     /// The address.
     pub target: Ipv6Addr,
-    /// Where it is.
+    /// Its MAC.
     pub mac: Mac,
-    /// It answers a question.
+    /// It answers a solicitation.
     pub solicited: bool,
 }
 
-/// The frame that asks whether anyone has an address, without a word about an own one (RFC 4862, 5.4.2).
+/// The frame that asks whether anyone has an address, without claiming one (RFC 4862, 5.4.2).
 pub fn probe(own: Mac, address: Ipv6Addr) -> Vec<u8> {
     frame(own, Ipv6Addr::UNSPECIFIED, Dest::solicited(address), SOLICITATION, 0, address, None)
 }
 
-/// The frame that asks who has an address, and to tell `sender`.
+/// The frame that asks who has an address; answers go to `sender`.
 pub fn solicitation(own: Mac, sender: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
     frame(own, sender, Dest::solicited(target), SOLICITATION, 0, target, Some((SOURCE_MAC, own)))
 }
 
-/// The frame that says to all, unasked, that an address is here, whatever was known before.
+/// The unsolicited frame that announces an address to all and overrides earlier entries.
 pub fn announcement(own: Mac, address: Ipv6Addr) -> Vec<u8> {
     let all = Dest { ip: ALL_NODES, mac: Dest::multicast(ALL_NODES) };
     frame(own, address, all, ADVERTISEMENT, OVERRIDE, address, Some((TARGET_MAC, own)))
 }
 
-/// The same to one.
+/// The same to one node.
 pub fn unicast_advertisement(own: Mac, address: Ipv6Addr, to: Mac, at: Ipv6Addr) -> Vec<u8> {
     frame(own, address, Dest { ip: at, mac: to }, ADVERTISEMENT, OVERRIDE, address, Some((TARGET_MAC, own)))
 }
 
-/// Reads a frame; none when it carries no good advertisement.
+/// Reads a frame; `None` when it carries no valid advertisement.
 pub fn parse(frame: &[u8]) -> Option<Advertisement> {
     let (ethernet, packet) = frame.split_at_checked(ETHERNET)?;
     let (ip, payload) = packet.split_at_checked(IPV6)?;
@@ -75,7 +75,7 @@ pub fn parse(frame: &[u8]) -> Option<Advertisement> {
     let mut target = [0; 16];
     target.copy_from_slice(&message[8..24]);
     let target = Ipv6Addr::from(target);
-    // An answer to one asker may leave the option out: then it comes from where it says.
+    // A unicast answer may omit the option: then the frame's source is the MAC.
     let mut mac = Mac(<[u8; 6]>::try_from(ethernet.get(6..12)?).ok()?);
     let mut options = payload.get(MESSAGE..)?;
     while let [kind, eights, ..] = options {
@@ -97,14 +97,14 @@ struct Dest {
 }
 
 impl Dest {
-    /// Those who may have this address (RFC 4291, 2.7.1).
+    /// The solicited-node group of this address (RFC 4291, 2.7.1).
     fn solicited(address: Ipv6Addr) -> Dest {
         let [.., a, b, c] = address.octets();
         let ip = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]));
         Dest { ip, mac: Dest::multicast(ip) }
     }
 
-    /// The group that carries this multicast address (RFC 2464, section 7).
+    /// The Ethernet group of this multicast address (RFC 2464, section 7).
     fn multicast(ip: Ipv6Addr) -> Mac {
         let [.., a, b, c, d] = ip.octets();
         Mac([0x33, 0x33, a, b, c, d])
@@ -133,7 +133,7 @@ fn frame(
     let mut frame = Vec::with_capacity(ETHERNET + IPV6 + payload.len());
     frame.extend_from_slice(&to.mac.0);
     frame.extend_from_slice(&own.0);
-    // Ethernet's word for IPv6, then version 6 without class and flow.
+    // EtherType of IPv6, then version 6 without class and flow.
     frame.extend_from_slice(&[0x86, 0xdd, 0x60, 0, 0, 0, 0]);
     // Never more than 32.
     frame.push(payload.len() as u8);
@@ -143,7 +143,7 @@ fn frame(
     frame
 }
 
-/// The checksum of ICMPv6 with its pseudo-header (RFC 8200, 8.1); zero over a packet whose own is right.
+/// The checksum of ICMPv6 with its pseudo-header (RFC 8200, 8.1); zero over a packet with a valid one.
 fn checksum(addresses: &[u8], payload: &[u8]) -> u16 {
     let words = |bytes: &[u8]| -> u32 {
         let pairs = bytes.chunks(2).map(|pair| match pair {
@@ -173,7 +173,7 @@ mod tests {
     const AT: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
 
     #[test]
-    fn questions_go_to_the_solicited_group_and_announcements_to_all() {
+    fn solicitations_go_to_the_solicited_group_and_announcements_to_all() {
         let probe = probe(OWN, VIP);
         assert_eq!(probe[..6], [0x33, 0x33, 0xff, 0x91, 0x00, 0x50]);
         assert_eq!(probe.len(), 78, "a probe has no option (RFC 4861, 4.3)");
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_that_was_routed_or_bent_is_not_believed() {
+    fn a_routed_or_corrupted_packet_is_ignored() {
         let good = announcement(OWN, VIP);
         let mut routed = good.clone();
         routed[21] = 254;

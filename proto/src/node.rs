@@ -1,4 +1,4 @@
-//! Who a node is: its id, its name, its role.
+//! Identity of a node: its id, its name, its role.
 
 use std::fmt;
 use std::str::FromStr;
@@ -127,7 +127,7 @@ impl<'de> Deserialize<'de> for PublicKey {
     }
 }
 
-/// A node's name as people use it: a host name in lower case (RFC 1123), at most 63 characters.
+/// A node's name: a host name in lower case (RFC 1123), at most 63 characters.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(String);
 
@@ -137,7 +137,7 @@ impl Name {
         &self.0
     }
 
-    /// The nearest valid name to what a machine calls itself: lower case, other characters become `-`.
+    /// The valid name closest to a machine's host name: lower case, other characters become `-`.
     pub fn nearest(text: &str) -> Name {
         let cleaned: String = text
             .chars()
@@ -189,13 +189,13 @@ impl<'de> Deserialize<'de> for Name {
     }
 }
 
-/// What a node may do in the cluster: bound in its admission, and changed by masters only.
+/// What a node may do in the cluster: set at its admission, and changed by masters only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
-    /// It may change the cluster document, and an apiserver on it counts.
+    /// It may change the cluster document, and its apiserver is a backend.
     Master,
-    /// It changes nothing, and an apiserver on it does not count.
+    /// It changes nothing, and an apiserver on it is ignored.
     Worker,
 }
 

@@ -1,5 +1,5 @@
-//! Enums of which a later version may have more: each is a word on the wire and in JSON, and a word that is
-//! not known is kept and shown as it came.
+//! Enums that later versions may extend: each is a word on the wire and in JSON, and an unknown word is kept
+//! and shown as received.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::de::value::{Error as WordError, StrDeserializer};
 use serde::de::{DeserializeOwned, IntoDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Longest word that is kept whole, in bytes of ASCII.
+/// Longest word that is kept, in bytes of ASCII.
 const MAX: usize = 23;
 
 /// A word that this version does not know.
@@ -18,7 +18,7 @@ pub struct UnknownWord {
 }
 
 impl UnknownWord {
-    /// What of a text can be shown: printable ASCII, so that a terminal prints it and nothing else.
+    /// The printable ASCII part of a text, so that a terminal only prints it.
     pub fn new(text: &str) -> UnknownWord {
         let mut bytes = [0; MAX];
         let shown = text.bytes().filter(u8::is_ascii_graphic);
@@ -30,7 +30,7 @@ impl UnknownWord {
         UnknownWord { bytes, length }
     }
 
-    /// It.
+    /// The word.
     pub fn as_str(&self) -> &str {
         let bytes = self.bytes.get(..usize::from(self.length)).unwrap_or_default();
         std::str::from_utf8(bytes).ok().filter(|word| !word.is_empty()).unwrap_or("unknown")
@@ -43,13 +43,12 @@ impl fmt::Debug for UnknownWord {
     }
 }
 
-/// A value that is written as a word, or the word of a later version that stands in its place: for messages
-/// that only show what decides elsewhere.
+/// A known value, or the word of a later version: for messages that only show what is decided elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenEnum<T> {
     /// A value that this version knows.
     Known(T),
-    /// What a later version says.
+    /// A value of a later version.
     Other(UnknownWord),
 }
 
@@ -91,8 +90,8 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for OpenEnum<T> {
     }
 }
 
-/// Reads a word that decides how something is shown; one of a later version is `unknown`, so that it is not
-/// lost with everything around it.
+/// Reads a word that decides how something is shown; an unknown one becomes `unknown`, so that it does not
+/// invalidate everything around it.
 pub(crate) fn or<'de, T, D>(deserializer: D, unknown: T) -> Result<T, D::Error>
 where
     T: DeserializeOwned,
@@ -104,14 +103,14 @@ where
     })
 }
 
-/// Gives an enum with a variant `Other(UnknownWord)` its words, and serde by them.
+/// Gives an enum with a variant `Other(UnknownWord)` its words, and implements serde by them.
 macro_rules! open_enum_names {
     ($type:ident: $($variant:ident = $word:literal),+ $(,)?) => {
         impl $type {
-            /// Every state that this version knows.
+            /// Every value that this version knows.
             pub const KNOWN: &[$type] = &[$($type::$variant),+];
 
-            /// The word that is used everywhere; of a state of a later version the one that it came with.
+            /// The word used everywhere; for a value of a later version the received one.
             pub fn as_str(&self) -> &str {
                 match self {
                     $($type::$variant => $word,)+
@@ -119,7 +118,7 @@ macro_rules! open_enum_names {
                 }
             }
 
-            /// The state of a word.
+            /// The value of a word.
             pub fn from_word(word: &str) -> $type {
                 match word {
                     $($word => $type::$variant,)+
@@ -169,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_is_kept_as_far_as_it_can_be_shown() {
+    fn the_printable_part_of_a_word_is_kept() {
         assert_eq!(UnknownWord::new("thawing").as_str(), "thawing");
         assert_eq!(UnknownWord::new("\u{1b}[2J bö").as_str(), "[2Jb");
         assert_eq!(UnknownWord::new("").as_str(), "unknown");

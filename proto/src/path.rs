@@ -1,22 +1,21 @@
-//! Evidence about one backend, weighed into one word: can it be reached from here?
+//! Evaluates the evidence about one backend: can it be reached from here?
 //!
-//! Two kinds of evidence: how well its node is heard (pulses, or gossip where there are none), and what TCP
-//! connects to the backend itself came to, a client's dials or probes of our own.
+//! Two kinds of evidence: the liveness of its node (by pulses, or by gossip if it is not pulsed), and the
+//! results of TCP connects to the backend itself, by clients' dials or our own probes.
 //!
 //! ```text
-//!   heard     connects                    verdict
-//!   Heard     none failed                 Up
-//!   Heard     some failed                 Suspect; Down after 8 in a row, or 2 refused
+//!   node      connects                    verdict
+//!   Alive     none failed                 Up
+//!   Alive     some failed                 Suspect; Down after 8 in a row, or 2 refused
 //!   Late      not tried since             Suspect, and a probe starts at once
 //!   any       answered since              Up, "checked directly": the agent is gone, the service is not;
-//!                                         ranked behind those that are heard, which say that they serve
+//!                                         ranked behind backends whose agent is alive and reports ready
 //!   Late      failed                      Suspect
-//!   Lost      failed twice since          Down
+//!   Silent    failed twice since          Down
 //! ```
 //!
-//! Suspect is cheap to be wrong about: new connections go elsewhere while another backend is good. Down is
-//! not: held connections are reset. So Down needs an answer that says so, or silence in two independent
-//! ways.
+//! A wrong Suspect is cheap: new connections go elsewhere while another backend is good. A wrong Down is not:
+//! held connections are reset. So Down needs a positive answer, or silence in two independent ways.
 
 use std::time::Duration;
 
@@ -26,38 +25,37 @@ use crate::pulse::Liveness;
 use crate::service::ServiceName;
 use crate::time::{Moment, UnixMs};
 
-/// Time between two probes of a backend that is down, or that is checked directly.
+/// Interval of the probes of a backend that is down, or that is checked directly.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Longest time that one probe (a TCP connect) may take where the round trip is short or unknown.
+/// Longest duration of one probe (a TCP connect) if the round trip is short or unknown.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// Connects that must fail in a row while the node itself is heard, before silence counts as down. Three
-/// seconds of them: at 20 % loss each way one connect in three fails, and the node has just said that it
-/// is there.
-const UNANSWERED_WHILE_HEARD: u32 = 8;
+/// Consecutive failed connects while the node itself is alive, before silence counts as down. Three seconds
+/// of them: at 20 % loss each way one connect in three fails, and the node has just answered.
+const UNANSWERED_WHILE_ALIVE: u32 = 8;
 
-/// The same while it is not heard: one could be a lost packet.
-const UNANSWERED_WHILE_LOST: u32 = 2;
+/// The same while it is silent: one could be a lost packet.
+const UNANSWERED_WHILE_SILENT: u32 = 2;
 
-/// Refusals in a row that count as down: the first could be a restart that is over already.
+/// Consecutive refusals that count as down: the first could be a restart that is over already.
 const REFUSALS: u32 = 2;
 
 /// Whether a backend can be reached from here. The order is from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reachability {
-    /// Yes, as far as is known.
+    /// Reachable, as far as is known.
     Up,
     /// In doubt: no new connections while another is good.
     Suspect,
-    /// No.
+    /// Not reachable.
     Down,
 }
 
 /// One piece of evidence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Evidence {
-    /// How well the node is heard now.
+    /// The current liveness of its node.
     Liveness(Liveness),
     /// A TCP connect succeeded, by a client's dial or by a probe, and took this long.
     Connected {
@@ -70,25 +68,25 @@ pub enum Evidence {
     Unanswered,
 }
 
-/// Evidence about a named backend, on its way to whoever weighs it.
+/// Evidence about a backend, sent to the reachability task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EvidenceReport {
-    /// Whose backend it is.
+    /// The backend's node.
     pub node: NodeId,
-    /// Of which service.
+    /// Its service.
     pub service: ServiceName,
-    /// What was seen.
+    /// The evidence.
     pub evidence: Evidence,
 }
 
-/// What is known of the way to one backend.
+/// State of the path to one backend.
 #[derive(Debug, Clone)]
 pub struct BackendPath {
     reach: Reachability,
     cause: Option<Cause>,
     since: UnixMs,
     liveness: Liveness,
-    /// A connect has succeeded since the node was last heard.
+    /// A connect has succeeded since the node fell silent.
     answered_since: bool,
     unanswered: u32,
     refused: u32,
@@ -97,7 +95,7 @@ pub struct BackendPath {
 }
 
 impl BackendPath {
-    /// A path that nothing is known of: up until shown otherwise, so that a fresh node serves at once.
+    /// A path without evidence: up until proven otherwise, so that a fresh node serves at once.
     pub fn new(wall: UnixMs) -> BackendPath {
         BackendPath {
             reach: Reachability::Up,
@@ -117,42 +115,42 @@ impl BackendPath {
         self.reach
     }
 
-    /// Why it is not plainly up; none when it is.
+    /// Why it is not plainly up; `None` when it is.
     pub fn cause(&self) -> Option<Cause> {
         self.cause
     }
 
-    /// Up by TCP connects alone: the agent beside it is not heard.
+    /// Up by TCP connects alone: its agent is silent.
     pub fn is_probe_only(&self) -> bool {
         self.reach == Reachability::Up && matches!(self.liveness, Liveness::Late | Liveness::Silent)
     }
 
-    /// Since when the verdict holds.
+    /// When the verdict last changed.
     pub fn since(&self) -> UnixMs {
         self.since
     }
 
-    /// Smoothed round-trip time of TCP connects (RFC 6298, alpha 1/8); none before the first.
+    /// Smoothed round-trip time of TCP connects (RFC 6298, alpha 1/8); `None` before the first.
     pub fn rtt(&self) -> Option<Duration> {
         self.rtt
     }
 
-    /// When the shell should connect to the backend to find out more; none: not needed.
+    /// When the shell should probe the backend; `None`: not needed.
     pub fn next_probe(&self) -> Option<Moment> {
         self.next_probe
     }
 
-    /// How long a probe may take.
+    /// Longest duration of a probe.
     pub fn probe_timeout(&self) -> Duration {
         self.rtt.map_or(PROBE_TIMEOUT, |rtt| PROBE_TIMEOUT.max(rtt * 3))
     }
 
-    /// The shell has started the probe that [`BackendPath::next_probe`] asked for.
+    /// The shell has started the probe of [`BackendPath::next_probe`].
     pub fn probe_started(&mut self, now: Moment) {
         self.next_probe = Some(now.after(self.probe_timeout() + PROBE_INTERVAL));
     }
 
-    /// Weighs one piece of evidence; true when the verdict or its cause changed.
+    /// Applies one piece of evidence; true when the verdict or its cause changed.
     pub fn observe(&mut self, now: Moment, wall: UnixMs, evidence: Evidence) -> bool {
         match evidence {
             Evidence::Liveness(liveness) => self.peer_liveness(liveness),
@@ -169,16 +167,16 @@ impl BackendPath {
             }
             Evidence::Unanswered => {
                 self.unanswered = self.unanswered.saturating_add(1);
-                self.answered_since = self.answered_since && self.unanswered < UNANSWERED_WHILE_LOST;
+                self.answered_since = self.answered_since && self.unanswered < UNANSWERED_WHILE_SILENT;
             }
         }
         self.evaluate(now, wall, evidence)
     }
 
     fn peer_liveness(&mut self, liveness: Liveness) {
-        let heard = |liveness| matches!(liveness, Liveness::Alive | Liveness::Unknown);
-        match (heard(self.liveness), heard(liveness)) {
-            // It has just fallen silent: what came before says nothing of now.
+        let alive = |liveness| matches!(liveness, Liveness::Alive | Liveness::Unknown);
+        match (alive(self.liveness), alive(liveness)) {
+            // It has just fallen silent: earlier connects say nothing about now.
             (true, false) => {
                 self.answered_since = false;
                 self.unanswered = 0;
@@ -195,7 +193,7 @@ impl BackendPath {
             return (Reachability::Down, Some(Cause::PortClosed));
         }
         match self.liveness {
-            Liveness::Alive | Liveness::Unknown if self.unanswered >= UNANSWERED_WHILE_HEARD => {
+            Liveness::Alive | Liveness::Unknown if self.unanswered >= UNANSWERED_WHILE_ALIVE => {
                 (Reachability::Down, Some(Cause::ConnectUnanswered))
             }
             _ if self.refused > 0 => (Reachability::Suspect, Some(Cause::PortClosed)),
@@ -204,7 +202,7 @@ impl BackendPath {
             }
             Liveness::Alive | Liveness::Unknown => (Reachability::Up, None),
             _ if self.answered_since => (Reachability::Up, Some(Cause::CheckedDirectly)),
-            Liveness::Silent if self.unanswered >= UNANSWERED_WHILE_LOST => {
+            Liveness::Silent if self.unanswered >= UNANSWERED_WHILE_SILENT => {
                 (Reachability::Down, Some(Cause::NodeUnreachable))
             }
             Liveness::Late | Liveness::Silent => (Reachability::Suspect, Some(Cause::NotHeard)),
@@ -244,37 +242,37 @@ mod tests {
     }
 
     const CONNECTED: Evidence = Evidence::Connected { took: Duration::from_millis(8) };
-    const HEARD: Evidence = Evidence::Liveness(Liveness::Alive);
+    const ALIVE: Evidence = Evidence::Liveness(Liveness::Alive);
     const LATE: Evidence = Evidence::Liveness(Liveness::Late);
-    const LOST: Evidence = Evidence::Liveness(Liveness::Silent);
+    const SILENT: Evidence = Evidence::Liveness(Liveness::Silent);
     use Evidence::{Refused, Unanswered};
 
     #[test]
     fn every_row_of_the_table() {
         let table: &[(&[Evidence], Reachability)] = &[
             (&[], Reachability::Up),
-            (&[HEARD], Reachability::Up),
+            (&[ALIVE], Reachability::Up),
             (&[LATE], Reachability::Suspect),
             (&[LATE, Unanswered], Reachability::Suspect),
             (&[LATE, Unanswered, Unanswered], Reachability::Suspect),
-            (&[LATE, LOST], Reachability::Suspect),
-            (&[LATE, Unanswered, LOST], Reachability::Suspect),
-            (&[LATE, Unanswered, LOST, Unanswered], Reachability::Down),
-            (&[LATE, Unanswered, Unanswered, LOST], Reachability::Down),
-            (&[LATE, Unanswered, Unanswered, LOST, HEARD], Reachability::Up),
+            (&[LATE, SILENT], Reachability::Suspect),
+            (&[LATE, Unanswered, SILENT], Reachability::Suspect),
+            (&[LATE, Unanswered, SILENT, Unanswered], Reachability::Down),
+            (&[LATE, Unanswered, Unanswered, SILENT], Reachability::Down),
+            (&[LATE, Unanswered, Unanswered, SILENT, ALIVE], Reachability::Up),
             (&[LATE, CONNECTED], Reachability::Up),
-            (&[LATE, CONNECTED, LOST], Reachability::Up),
-            (&[LATE, CONNECTED, LOST, Unanswered], Reachability::Up),
-            (&[LATE, CONNECTED, LOST, Unanswered, Unanswered], Reachability::Down),
+            (&[LATE, CONNECTED, SILENT], Reachability::Up),
+            (&[LATE, CONNECTED, SILENT, Unanswered], Reachability::Up),
+            (&[LATE, CONNECTED, SILENT, Unanswered, Unanswered], Reachability::Down),
             (&[CONNECTED, LATE], Reachability::Suspect),
             (&[Refused], Reachability::Suspect),
             (&[Refused, Refused], Reachability::Down),
             (&[Refused, CONNECTED], Reachability::Up),
-            (&[HEARD, Unanswered], Reachability::Suspect),
-            (&[HEARD, Unanswered, Unanswered], Reachability::Suspect),
-            (&[HEARD, Unanswered, Unanswered, Unanswered], Reachability::Suspect),
+            (&[ALIVE, Unanswered], Reachability::Suspect),
+            (&[ALIVE, Unanswered, Unanswered], Reachability::Suspect),
+            (&[ALIVE, Unanswered, Unanswered, Unanswered], Reachability::Suspect),
             (&[Unanswered; 8], Reachability::Down),
-            (&[HEARD, Unanswered, CONNECTED, Unanswered], Reachability::Suspect),
+            (&[ALIVE, Unanswered, CONNECTED, Unanswered], Reachability::Suspect),
             (
                 &[
                     Unanswered, Unanswered, Unanswered, Unanswered, Unanswered, Unanswered, Unanswered,
@@ -282,7 +280,7 @@ mod tests {
                 ],
                 Reachability::Up,
             ),
-            (&[HEARD, Refused, Refused, HEARD], Reachability::Down),
+            (&[ALIVE, Refused, Refused, ALIVE], Reachability::Down),
         ];
         for (evidence, reach) in table {
             assert_eq!(after(evidence).reach(), *reach, "{evidence:?}");
@@ -290,8 +288,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_doubt_is_probed_and_what_is_up_is_left_alone() {
-        assert_eq!(after(&[HEARD]).next_probe(), None);
+    fn a_suspect_backend_is_probed_and_one_that_is_up_is_not() {
+        assert_eq!(after(&[ALIVE]).next_probe(), None);
         assert_eq!(after(&[LATE]).next_probe(), Some(Moment::from_millis(1)));
         assert_eq!(after(&[LATE, LATE]).next_probe(), Some(Moment::from_millis(1)), "asked once");
         assert_eq!(after(&[LATE, Unanswered]).next_probe(), Some(Moment::from_millis(2)));
@@ -301,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_agent_beside_a_serving_apiserver_stays_up_and_says_so() {
+    fn a_serving_apiserver_with_a_silent_agent_stays_up_with_a_cause() {
         let path = after(&[LATE, CONNECTED]);
         assert_eq!((path.reach(), path.cause()), (Reachability::Up, Some(Cause::CheckedDirectly)));
     }

@@ -1,4 +1,4 @@
-//! What a node finds wrong with itself: told apart by a code and what it is about, shown as text.
+//! Problems that a node finds with itself: identified by a code and a subject, shown as text.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use crate::cause::Reason;
 /// Codes, each with its stable label.
 macro_rules! codes {
     ($($(#[doc = $doc:literal])+ $code:ident $label:literal,)+) => {
-        /// What kind of problem it is.
+        /// The kind of problem.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
         pub enum ProblemCode {
             $($(#[doc = $doc])+ $code,)+
@@ -21,7 +21,7 @@ macro_rules! codes {
             /// Every code that this version knows.
             pub const ALL: &[ProblemCode] = &[$(ProblemCode::$code),+];
 
-            /// The stable label, as JSON, events and metrics have it.
+            /// The stable label in JSON, events and metrics.
             pub fn label(self) -> &'static str {
                 match self {
                     $(ProblemCode::$code => $label,)+
@@ -35,43 +35,43 @@ macro_rules! codes {
 codes! {
     /// This node was removed from the cluster.
     Removed "removed",
-    /// The interface of the mesh has no address that can be used.
+    /// The mesh's interface has no usable address.
     NoAddress "no-address",
-    /// This node can't own virtual IPs; about nothing.
+    /// This node can't own virtual IPs; no subject.
     VipUnable "vip-unable",
-    /// A part of the agent failed and was started again; about the place in the code.
+    /// A part of the agent failed and was restarted; subject: the location in the code.
     PartFailed "part-failed",
-    /// An apiserver runs on a node that was admitted as a worker; about its name.
+    /// An apiserver runs on a node that was admitted as a worker; subject: its name.
     MasterNotPromoted "master-not-promoted",
-    /// A worker goes on as a master, which has not heard of its demotion or does not accept it; about its name.
+    /// A worker still acts as a master, since it has missed or refuses its demotion; subject: its name.
     SecondMaster "second-master",
-    /// Two members have one name; about the id of one of them.
+    /// Two members have the same name; subject: the id of one of them.
     NameTwice "name-twice",
-    /// A state file can't be read or written; about the file.
+    /// A state file can't be read or written; subject: the file.
     StateFile "state-file",
-    /// What a member says of itself is not understood; about its id.
+    /// A member's record is not understood; subject: its id.
     RecordNotUnderstood "record-not-understood",
-    /// A member says what is not its to say; about its name and what that is.
+    /// A member claims something that it is not authorized for; subject: its name and the claim.
     NotAuthorized "not-authorized",
-    /// A member offers a service at an address that is not proven to be its own; about its name and service.
+    /// A member offers a service at an unproven address; subject: its name and the service.
     AddressUnproven "address-unproven",
-    /// Gossip failed and was started again.
+    /// Gossip failed and was restarted.
     GossipFailed "gossip-failed",
-    /// Gossip of a member was refused; about its name.
+    /// Gossip of a member was refused; subject: its name.
     GossipRefused "gossip-refused",
-    /// Another machine speaks with this node's identity.
+    /// Another machine uses this node's identity.
     IdentityInUse "identity-in-use",
-    /// A setting of the cluster does not count here; about its key.
+    /// A cluster-wide setting has no effect here; subject: its key.
     SettingIgnored "setting-ignored",
-    /// The process may have too few files and connections open.
+    /// The limit of open files and connections is low.
     FewDescriptors "few-descriptors",
     /// Events are not kept on disk.
     EventsDisk "events-disk",
-    /// A program for events does not run; about its path.
+    /// An event program does not run; subject: its path.
     Hook "hook",
-    /// The webhook for events does not take them.
+    /// The webhook does not accept events.
     Webhook "webhook",
-    /// Events were not handed on, since who takes them is too slow; about who that is.
+    /// Events were dropped because a sink is too slow; subject: the sink.
     EventsDropped "events-dropped",
 }
 
@@ -98,40 +98,40 @@ impl<'de> Deserialize<'de> for ProblemCode {
 /// Something that is wrong with this node itself.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Problem {
-    /// What kind of problem it is.
+    /// The kind of problem.
     pub code: ProblemCode,
-    /// What it is about, as a file or a node's id; empty where there can be only one.
+    /// Its subject, such as a file or a node's id; empty if there can be only one.
     pub subject: String,
     /// What is wrong, for people.
     pub detail: Reason,
-    /// The command that mends it; empty where there is none.
+    /// The command that resolves it; empty if there is none.
     pub fix: Reason,
 }
 
 impl Problem {
-    /// A problem about nothing else than its code says.
+    /// A problem without a subject.
     pub fn new(code: ProblemCode, detail: impl fmt::Display) -> Problem {
         Problem { code, subject: String::new(), detail: Reason::new(detail), fix: Reason::default() }
     }
 
-    /// With what it is about.
+    /// With a subject.
     #[must_use]
     pub fn about(self, subject: impl Into<String>) -> Problem {
         Problem { subject: subject.into(), ..self }
     }
 
-    /// With the command that mends it.
+    /// With the command that resolves it.
     #[must_use]
     pub fn fix(self, fix: impl fmt::Display) -> Problem {
         Problem { fix: Reason::new(fix), ..self }
     }
 
-    /// What tells it from others: of two with the same key, the later one is the same problem again.
+    /// Its identity: of two with the same key, the later one is the same problem again.
     pub fn key(&self) -> (ProblemCode, &str) {
         (self.code, &self.subject)
     }
 
-    /// The key as events name it: `hook//etc/agent/notify`, or the label alone.
+    /// The key in events: `hook//etc/agent/notify`, or the label alone.
     pub fn name(&self) -> String {
         match self.subject.as_str() {
             "" => self.code.label().to_owned(),
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_problem_shows_what_is_wrong_and_what_mends_it() {
+    fn a_problem_shows_what_is_wrong_and_how_to_fix_it() {
         let problem =
             Problem::new(ProblemCode::Hook, "it is not run").about("/etc/x").fix("chmod 755 /etc/x");
         assert_eq!(problem.to_string(), "it is not run; chmod 755 /etc/x");

@@ -1,14 +1,14 @@
-//! The PROXY protocol, version 2: how a backend learns who the client is.
+//! The PROXY protocol, version 2: tells a backend the client's address.
 
 use std::net::{IpAddr, SocketAddr};
 
-/// What begins every header (section 2.2 of haproxy's proxy-protocol.txt).
+/// Start of every header (section 2.2 of haproxy's proxy-protocol.txt).
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 
 /// Version 2, and "on behalf of another".
 const PROXY: u8 = 0x21;
 
-/// The header of a TCP connection from `client` that was taken at `listener`.
+/// The header for a TCP connection from `client` that was accepted at `listener`.
 pub fn header(client: SocketAddr, listener: SocketAddr) -> Vec<u8> {
     let mut bytes = SIGNATURE.to_vec();
     let (from, to) = (client.ip().to_canonical(), listener.ip().to_canonical());
@@ -18,7 +18,7 @@ pub fn header(client: SocketAddr, listener: SocketAddr) -> Vec<u8> {
             bytes.extend(from.octets());
             bytes.extend(to.octets());
         }
-        // Both of one family: what is IPv4 is written as IPv6.
+        // Both need one family: IPv4 is written as IPv6.
         _ => {
             let wide = |ip| match ip {
                 IpAddr::V4(ip) => ip.to_ipv6_mapped(),
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_are_as_the_specification_says() {
+    fn headers_match_the_specification() {
         let of = |client: &str, listener: &str| header(client.parse().unwrap(), listener.parse().unwrap());
         let start = b"\x0d\x0a\x0d\x0a\x00\x0d\x0a\x51\x55\x49\x54\x0a\x21";
         let four = of("10.1.2.3:258", "127.0.0.1:16443");

@@ -1,24 +1,24 @@
-//! Hearing one peer: small sealed datagrams that it answers at once, and what their absence means.
+//! Liveness of one peer: small sealed datagrams that it answers at once, and what their absence means.
 //!
 //! ```text
-//!              answer               no answer for LATE, or refused   no answer for LOST
-//!   Unknown ──────────► Heard ─────────────────────────────► Late ───────────────────► Lost
+//!              answer               no answer for LATE, or refused   no answer for SILENT
+//!   Unknown ──────────► Alive ─────────────────────────────► Late ───────────────────► Silent
 //!                         ▲          (a miss starts a burst)   │  answer                │ answer
 //!                         └────────────────────────────────────┴────────────────────────┘
 //! ```
 //!
-//! A burst ends with the next answer, or when the peer is lost: what is dead must not be sent more than
-//! what lives. Its pace follows the interval, so that a master that stalls in a large cluster is not run
-//! over by all of it at once.
+//! A burst ends with the next answer, or when the peer is silent: a dead peer must not get more pulses than a
+//! live one. Its pace depends on the interval, so that a master that stalls in a large cluster is not flooded
+//! by all nodes at once.
 //!
-//! "Refused" is the peer's machine saying that no agent runs there (ICMP). It is late at once then, so that
-//! its services are checked directly; only silence makes it lost, since nobody has signed that message.
+//! "Refused" means that the peer's machine reports that no agent runs there (ICMP). It is then late at once,
+//! so that its services are checked directly; only silence makes it silent, since that message is not signed.
 //!
-//! The peer's answer also carries its [`PulseStatus`]: what it offers and how that is, so that a change travels
-//! in one pulse. Round-trip time and loss are by-products.
+//! The peer's answer also carries its [`PulseStatus`]: what it offers and its readiness, so that a change
+//! takes one pulse. Round-trip time and loss are by-products.
 //!
 //! At 10 % loss each way a round trip is lost one time in five. Late takes five losses in a row, which
-//! happens every few minutes and costs nothing; Lost takes nineteen.
+//! happens every few minutes and costs nothing; Silent takes nineteen.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -36,28 +36,28 @@ pub const INTERVAL: Duration = Duration::from_millis(100);
 /// Shortest time between two pulses after a miss.
 pub const BURST: Duration = Duration::from_millis(50);
 
-/// How many times faster than usual the pulses of a burst may come in a large cluster.
+/// How many times faster than usual the pulses of a burst may be in a large cluster.
 const BURST_FACTOR: u32 = 8;
 
-/// Most pulses a second that one master should get from all others together.
+/// Most pulses per second that one master should get from all others together.
 const PER_MASTER: u32 = 5_000;
 
 /// Silence beyond one interval after which a peer is late: time for four pulses of a burst.
 const LATE: Duration = Duration::from_millis(200);
 
-/// Silence beyond one interval after which a peer is lost: time for eighteen.
-const LOST: Duration = Duration::from_millis(900);
+/// Silence beyond one interval after which a peer is silent: time for eighteen.
+const SILENT: Duration = Duration::from_millis(900);
 
-/// Pulses that are remembered until their answer comes: a second's worth of a burst.
+/// Pulses that are remembered until their answer arrives: a second's worth of a burst.
 const REMEMBERED: usize = 32;
 
-/// Most services in a saying, and so in a pulse's answer.
+/// Most services in a status, and so in a pulse's answer.
 const MAX_SERVICES: usize = 32;
 
-/// Most bytes of a saying: with seal and header it must fit into one datagram.
-const MAX_SAYING: usize = 1088;
+/// Most bytes of a status: with seal and header it must fit into one datagram.
+const MAX_STATUS: usize = 1088;
 
-/// Tags of a saying's fields.
+/// Tags of a status' fields.
 const FLAGS: u8 = 1;
 const SERVICE: u8 = 2;
 
@@ -67,7 +67,7 @@ pub fn interval(nodes: usize) -> Duration {
     INTERVAL.max(Duration::from_secs(1).saturating_mul(nodes) / PER_MASTER)
 }
 
-/// How well a peer is heard.
+/// Liveness of a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Liveness {
     /// It has never answered a pulse.
@@ -80,12 +80,12 @@ pub enum Liveness {
     Silent,
 }
 
-/// What is heard of one peer.
+/// State of one peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerLiveness {
-    /// How well.
+    /// Its liveness.
     pub liveness: Liveness,
-    /// What it says of itself; none before its first answer.
+    /// Its own status; `None` before its first answer.
     pub status: Option<PulseStatus>,
     /// Smoothed round-trip time.
     pub rtt: Option<Duration>,
@@ -93,31 +93,31 @@ pub struct PeerLiveness {
     pub loss_permille: u16,
 }
 
-/// Everyone whom this node pulses.
+/// All peers that this node pulses.
 pub type PeerLivenessMap = BTreeMap<NodeId, PeerLiveness>;
 
 /// The pulses to one peer.
 #[derive(Debug, Clone)]
 pub struct PeerPulse {
     interval: Duration,
-    /// When the next pulse goes out if all is well.
+    /// When the next pulse is due if all is well.
     next: Moment,
     number: u64,
     /// The last pulse was one of a burst.
     bursting: bool,
-    /// Its machine has said that no agent runs there, and nothing has been heard since.
+    /// Its machine has reported that no agent runs there, and it has not answered since.
     refused: bool,
     sent: VecDeque<(u64, Moment)>,
     /// The last answer, or the last moment at which silence was this node's own fault.
-    heard: Option<Moment>,
+    last_answer: Option<Moment>,
     answered_once: bool,
     rtt: Option<Duration>,
     loss: f64,
 }
 
 impl PeerPulse {
-    /// The first pulse goes out now. `number` begins the count: random, so that answers to an earlier
-    /// start are not taken for answers to this one.
+    /// The first pulse is due now. `number` starts the count: random, so that answers to an earlier start are
+    /// not taken for answers to this one.
     pub fn new(now: Moment, interval: Duration, number: u64) -> PeerPulse {
         PeerPulse {
             interval,
@@ -126,19 +126,19 @@ impl PeerPulse {
             bursting: false,
             refused: false,
             sent: VecDeque::new(),
-            heard: None,
+            last_answer: None,
             answered_once: false,
             rtt: None,
             loss: 0.0,
         }
     }
 
-    /// Follows the size of the cluster.
+    /// Sets the interval for the size of the cluster.
     pub fn set_interval(&mut self, interval: Duration) {
         self.interval = interval;
     }
 
-    /// When [`PeerPulse::poll`] has something to do next.
+    /// When [`PeerPulse::poll`] is due next.
     pub fn deadline(&self) -> Moment {
         // The last one has no answer yet, or it would not be remembered.
         match self.sent.back() {
@@ -153,7 +153,7 @@ impl PeerPulse {
             return None;
         }
         self.bursting = now < self.next;
-        // The oldest that fell out of memory, or that a newer answer has overtaken, was lost.
+        // The oldest that is no longer remembered, or that a newer answer has overtaken, was lost.
         if self.sent.len() >= REMEMBERED {
             self.sent.pop_front();
         }
@@ -163,7 +163,7 @@ impl PeerPulse {
         Some(self.number)
     }
 
-    /// Whether more than the usual pulses would tell anything: it has answered, and is not lost yet.
+    /// Whether more pulses than usual are useful: it has answered, and is not silent yet.
     fn may_burst(&self, now: Moment) -> bool {
         !matches!(self.liveness(now), Liveness::Unknown | Liveness::Silent)
     }
@@ -175,17 +175,17 @@ impl PeerPulse {
         if self.bursting { pace } else { usual }.min(self.interval)
     }
 
-    /// An answer came; the round-trip time when it was to a pulse that is remembered.
+    /// An answer arrived; the round-trip time if its pulse is remembered.
     pub fn answered(&mut self, number: u64, now: Moment) -> Option<Duration> {
         let at = self.sent.iter().position(|(sent, _)| *sent == number)?;
         let (_, sent) = self.sent.get(at).copied()?;
-        // Those before it are overtaken: lost, or so late that it is the same.
+        // Earlier ones are overtaken: lost, or so late that it is the same.
         for _ in 0..at {
             self.loss += (1.0 - self.loss) / 64.0;
         }
         self.loss -= self.loss / 64.0;
         self.sent.drain(..=at);
-        self.heard = Some(now);
+        self.last_answer = Some(now);
         self.answered_once = true;
         self.bursting = false;
         self.refused = false;
@@ -194,31 +194,35 @@ impl PeerPulse {
         Some(took)
     }
 
-    /// The peer's machine says that no agent runs there.
+    /// The peer's machine reports that no agent runs there.
     pub fn refused(&mut self) {
         self.refused = true;
     }
 
-    /// Silence until now was this node's own fault: its loop was late, or it hears nobody. It accuses
-    /// nobody of it.
+    /// The silence until now was this node's own fault: its loop was late, or nobody answers it. It counts
+    /// against nobody.
     pub fn forgive_silence(&mut self, now: Moment) {
-        if self.heard.is_some() {
-            self.heard = Some(now);
+        if self.last_answer.is_some() {
+            self.last_answer = Some(now);
         }
     }
 
     /// How long it has been silent; zero for one that has never answered.
     pub fn silence(&self, now: Moment) -> Duration {
-        self.heard.filter(|_| self.answered_once).map_or(Duration::ZERO, |heard| now.since(heard))
+        self.last_answer
+            .filter(|_| self.answered_once)
+            .map_or(Duration::ZERO, |last_answer| now.since(last_answer))
     }
 
-    /// How well the peer is heard.
+    /// Liveness of the peer.
     pub fn liveness(&self, now: Moment) -> Liveness {
-        let Some(heard) = self.heard.filter(|_| self.answered_once) else { return Liveness::Unknown };
-        let silence = now.since(heard);
-        // A slow path is not a silent one.
+        let Some(last_answer) = self.last_answer.filter(|_| self.answered_once) else {
+            return Liveness::Unknown;
+        };
+        let silence = now.since(last_answer);
+        // A slow path is not silence.
         let slack = self.interval + self.rtt.unwrap_or_default();
-        if silence >= slack + LOST {
+        if silence >= slack + SILENT {
             Liveness::Silent
         } else if silence >= slack + LATE || self.refused {
             Liveness::Late
@@ -238,22 +242,21 @@ impl PeerPulse {
     }
 }
 
-/// What a node says of itself in every answer: readiness of what it offers, and whether it takes new
-/// connections.
+/// A node's status in every answer: readiness of its services, and whether it accepts new connections.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PulseStatus {
-    /// It takes no new connections.
+    /// It accepts no new connections.
     pub draining: bool,
     /// It is stopping.
     pub leaving: bool,
-    /// What it offers, how that is, and why.
+    /// Its services, their readiness, and why.
     pub services: BTreeMap<ServiceName, (Readiness, Cause)>,
 }
 
 impl PulseStatus {
-    /// The saying as fields, `tag | length | value`: one of flags, and one for each service, with the length of
-    /// the name, the name, readiness, code and argument of the cause. A reader skips fields that it does not
-    /// know and what a later version adds to a value's end.
+    /// The status as fields, `tag | length | value`: one of flags, and one for each service, with the length
+    /// of the name, the name, readiness, code and argument of the cause. A reader skips unknown fields and
+    /// what a later version appends to a value.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![FLAGS, 1, u8::from(self.draining) | u8::from(self.leaving) << 1];
         for (name, (readiness, cause)) in self.services.iter().take(MAX_SERVICES) {
@@ -266,19 +269,19 @@ impl PulseStatus {
             entry.push(readiness.code());
             entry.extend_from_slice(&code.to_be_bytes());
             entry.extend_from_slice(&argument.to_be_bytes());
-            if bytes.len() + 2 + entry.len() > MAX_SAYING {
+            if bytes.len() + 2 + entry.len() > MAX_STATUS {
                 break;
             }
             bytes.push(SERVICE);
             bytes.push(u8::try_from(entry.len()).unwrap_or(0));
             bytes.extend_from_slice(&entry);
         }
-        next_wire::pulse(&mut bytes, SERVICE, MAX_SAYING);
+        next_wire::pulse(&mut bytes, SERVICE, MAX_STATUS);
         bytes
     }
 
-    /// Reads a saying; none when it is cut or not one. A service that this version does not understand is left
-    /// out alone.
+    /// Reads a status; `None` when it is truncated or invalid. A service that this version does not
+    /// understand is skipped.
     pub fn from_bytes(bytes: &[u8]) -> Option<PulseStatus> {
         let (mut rest, mut pulse_status, mut found) = (bytes, PulseStatus::default(), false);
         while let Some((tag, more)) = rest.split_first() {
@@ -351,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_starts_a_burst_and_is_late_after_a_third_of_a_second_and_lost_after_one() {
+    fn silence_starts_a_burst_and_is_late_after_a_third_of_a_second_and_silent_after_one() {
         let (pulse, sent) = run(1_000, 2_100);
         // The last answer came at 910.
         assert_eq!(pulse.liveness(at(1_210)), Liveness::Alive);
@@ -363,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_large_cluster_a_burst_is_slower_and_ends_with_the_loss_of_the_peer() {
+    fn in_a_large_cluster_a_burst_is_slower_and_ends_when_the_peer_is_silent() {
         let mut pulse = PeerPulse::new(at(0), interval(5_000), 7);
         let first = pulse.poll(at(0)).unwrap();
         pulse.answered(first, at(40));
@@ -371,7 +374,7 @@ mod tests {
         for ms in 41..=8_000 {
             sent.extend(pulse.poll(at(ms)).map(|_| ms));
         }
-        // Lost after the interval, the round trip and 900 ms: at 1,980.
+        // Silent after the interval, the round trip and 900 ms: at 1,980.
         let (burst, after): (Vec<u64>, Vec<u64>) = sent.iter().partition(|ms| **ms < 1_980 + 125);
         assert_eq!(burst[..3], [1_000, 1_125, 1_250], "{sent:?}");
         assert_eq!(burst.len(), 9, "{sent:?}");
@@ -379,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_makes_a_peer_late_at_once_and_never_lost() {
+    fn a_refusal_makes_a_peer_late_at_once_and_never_silent() {
         let (mut pulse, _) = run(u64::MAX, 1_000);
         pulse.refused();
         assert_eq!(pulse.liveness(at(1_000)), Liveness::Late);
@@ -392,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn who_never_answered_is_unknown_and_who_is_excused_is_heard() {
+    fn a_peer_that_never_answered_is_unknown_and_a_forgiven_one_alive() {
         let (pulse, _) = run(0, 3_000);
         assert_eq!(pulse.liveness(at(3_000)), Liveness::Unknown);
         let (mut pulse, _) = run(1_000, 3_000);
@@ -402,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_to_what_was_not_asked_is_no_answer() {
+    fn an_unsolicited_answer_does_not_count() {
         let mut pulse = PeerPulse::new(at(0), INTERVAL, 7);
         assert_eq!(pulse.answered(7, at(0)), None);
         let number = pulse.poll(at(0)).unwrap();
@@ -419,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_later_version_adds_to_a_service_is_passed_over() {
+    fn additions_of_a_later_version_to_a_service_are_ignored() {
         let entry = |readiness: u8, name: &[u8], extra: &[u8]| {
             let parts = [&[name.len() as u8], name, &[readiness, 0, 5, 0, 0], extra].concat();
             [&[SERVICE, parts.len() as u8], parts.as_slice()].concat()
@@ -433,18 +436,18 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_saying_fits_into_a_datagram() {
+    fn the_largest_status_fits_into_a_datagram() {
         let name = |n: usize| format!("{n:02}{}", "x".repeat(30)).parse().unwrap();
         let services = (10..10 + MAX_SERVICES).map(|n| (name(n), (Readiness::Ready, Cause::Connected)));
         let pulse_status = PulseStatus { services: services.collect(), ..PulseStatus::default() };
         let bytes = pulse_status.to_bytes();
-        assert!(bytes.len() <= MAX_SAYING && bytes.len() > MAX_SAYING - 40, "{}", bytes.len());
+        assert!(bytes.len() <= MAX_STATUS && bytes.len() > MAX_STATUS - 40, "{}", bytes.len());
         assert!(PulseStatus::from_bytes(&bytes).is_some());
     }
 
     proptest! {
         #[test]
-        fn a_saying_reads_back_as_said(
+        fn a_status_reads_back_as_written(
             draining: bool,
             leaving: bool,
             services in proptest::collection::btree_map(

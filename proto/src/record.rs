@@ -1,11 +1,11 @@
-//! What a node publishes of itself, and its encoding: the body of a [`crate::signed_record::SignedRecord`].
+//! The record that a node publishes, and its encoding: the body of a [`crate::signed_record::SignedRecord`].
 //!
-//! A record is a list of fields that grows: a reader skips the fields that it does not know, and leaves out
-//! alone what it does not understand of those that it does, so that a member of a later version, or one with
-//! a single odd value, is never missing as a whole. A field that stands for one of several (an address, an
-//! offer) is repeated. Records are passed on as their node has signed them, so nothing is lost on the way.
+//! A record is a list of fields that grows: a reader skips unknown fields, and within known ones only what it
+//! does not understand, so that a member of a later version, or one with a single odd value, is never missing
+//! as a whole. A field with several values (an address, an offer) is repeated. Records are forwarded as their
+//! node has signed them, so nothing is lost on the way.
 //!
-//! A node's name is no part of it: that is the cluster document's to say.
+//! A node's name is not part of it: the cluster document has it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,7 +21,7 @@ use crate::time::UnixMs;
 use crate::tlv::{TlvReader, TlvWriter, number};
 use crate::unfit::Unfit;
 
-/// Format of the records that this version writes. It is raised only when what a field means has changed;
+/// Format of the records that this version writes. It is raised only when the meaning of a field has changed;
 /// new fields need no new format.
 pub const FORMAT: u8 = 1;
 
@@ -29,30 +29,30 @@ pub const FORMAT: u8 = 1;
 const MAX_ADDRESSES: usize = 8;
 /// Most services that a node may offer.
 const MAX_SERVICES: usize = 64;
-/// Most nodes that a node says it hears: only masters are pulsed, and few clusters have more than nine.
-const MAX_HEARS: usize = 16;
-/// Most segments that a node may name: one for each virtual IP at most.
+/// Most links that a node may publish: only masters are pulsed, and few clusters have more than nine.
+const MAX_LINKS: usize = 16;
+/// Most segments that a node may publish: one for each virtual IP at most.
 const MAX_SEGMENTS: usize = 16;
-/// Most virtual IPs that a node may own, or give a reason for not owning.
+/// Most virtual IPs that a node may own, or report why it can't own.
 const MAX_VIPS: usize = 64;
 
 /// A backend that a node offers for one service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceOffer {
-    /// Where it is reached.
+    /// Its address.
     pub address: SocketAddr,
     /// Share among equals.
     pub weight: u16,
-    /// What the node's own checks say.
+    /// Result of the node's own checks.
     pub health: ServiceHealth,
-    /// What the last of them took, in milliseconds, roughly.
+    /// Duration of the last check, in milliseconds, rounded.
     pub check_ms: Option<u32>,
 }
 
-/// How well a node hears another, roughly: what is said of it changes seldom, so that gossip stays quiet.
+/// A node's link to another, rounded: it changes seldom, so that gossip stays quiet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerLink {
-    /// It answers.
+    /// The other answers.
     pub alive: bool,
     /// Round-trip time in microseconds, when known.
     pub rtt_us: Option<u32>,
@@ -60,7 +60,7 @@ pub struct PeerLink {
     pub loss_permille: u16,
 }
 
-/// How a node stands on the segment of a virtual IP, so that others can test whether it is theirs too.
+/// A node's endpoint on the segment of a virtual IP, so that others can test whether they are on it too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct L2Endpoint {
     /// Its interface there.
@@ -76,38 +76,38 @@ pub struct L2Endpoint {
 /// A virtual IP that a node owns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VipOwnership {
-    /// The epoch that it owns it in.
+    /// The epoch of its ownership.
     pub epoch: u64,
     /// Since when.
     pub since: UnixMs,
 }
 
-/// Everything that a node publishes of itself.
+/// Everything that a node publishes about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeRecord {
-    /// Its name, which the cluster document says.
+    /// Its name, from the cluster document.
     pub name: Name,
     /// Version of its agent.
     pub version: String,
-    /// The versions of the link's protocol that it speaks, lowest and highest; 0 and 0: it does not say.
+    /// The transport versions that it speaks, lowest and highest; 0 and 0: unknown.
     pub link_versions: (u8, u8),
-    /// Where its link port is reached; empty while its network is away.
+    /// Addresses of its transport port; empty while its network is down.
     pub addresses: Vec<SocketAddr>,
     /// Interface that carries the mesh; may be empty.
     pub interface: String,
     /// When its agent started.
     pub started: UnixMs,
-    /// Hash of the cluster document that it holds.
+    /// Hash of its cluster document.
     pub document: String,
-    /// Since when it takes no new connections.
+    /// Since when it accepts no new connections.
     pub draining: Option<UnixMs>,
     /// It has stopped on purpose.
     pub left: bool,
-    /// What it offers.
+    /// Its offers.
     pub services: BTreeMap<ServiceName, ServiceOffer>,
-    /// Whom it hears.
+    /// Its links to others.
     pub links: BTreeMap<NodeId, PeerLink>,
-    /// Where it stands on the segments of virtual IPs.
+    /// Its endpoints on the segments of virtual IPs.
     pub l2_endpoints: Vec<L2Endpoint>,
     /// The virtual IPs that it owns.
     pub vips: BTreeMap<IpAddr, VipOwnership>,
@@ -115,7 +115,7 @@ pub struct NodeRecord {
     pub unfit: BTreeMap<IpAddr, Unfit>,
 }
 
-/// The fields of a record, by their tags.
+/// The fields of a record, by tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum RecordField {
@@ -123,7 +123,7 @@ pub enum RecordField {
     Format = 1,
     /// The agent's version.
     Version = 2,
-    /// The versions of the link's protocol: two bytes.
+    /// The transport versions: two bytes.
     Speaks = 3,
     /// One address, 6 or 18 bytes.
     Address = 4,
@@ -139,9 +139,9 @@ pub enum RecordField {
     Left = 9,
     /// One offer: fields.
     Offer = 10,
-    /// One node that it hears: id, a byte that is 1 when it answers, loss in two bytes, rtt in four.
+    /// One link: id, a byte that is 1 when it answers, loss in two bytes, rtt in four.
     Hears = 11,
-    /// One segment: fields.
+    /// One L2 endpoint: fields.
     Segment = 12,
     /// One virtual IP that it owns: fields.
     Vip = 13,
@@ -217,7 +217,7 @@ const WHY: u8 = 2;
 const WHY_CAUSE: u8 = 3;
 
 impl NodeRecord {
-    /// A record that says nothing yet.
+    /// An empty record.
     pub fn new(name: Name) -> NodeRecord {
         NodeRecord {
             name,
@@ -237,7 +237,7 @@ impl NodeRecord {
         }
     }
 
-    /// The record as the body that is signed.
+    /// The record as the body to sign.
     pub fn to_body(&self) -> Vec<u8> {
         let mut out = TlvWriter::default();
         out.number(RecordField::Format as u8, FORMAT.into());
@@ -258,7 +258,7 @@ impl NodeRecord {
         for (name, offer) in self.services.iter().take(MAX_SERVICES) {
             out.fields(RecordField::Offer as u8, |out| write_offer(out, name, offer));
         }
-        for (id, peer_link) in self.links.iter().take(MAX_HEARS) {
+        for (id, peer_link) in self.links.iter().take(MAX_LINKS) {
             let mut bytes = id.0.to_vec();
             bytes.push(peer_link.alive.into());
             bytes.extend_from_slice(&peer_link.loss_permille.to_be_bytes());
@@ -294,7 +294,7 @@ impl NodeRecord {
         out.finish()
     }
 
-    /// Reads a body. What of it is not understood, or is more than there may be, is left out and named.
+    /// Reads a body. What is not understood or exceeds a limit is skipped and returned.
     pub fn from_body(name: Name, body: &[u8]) -> (NodeRecord, Vec<RecordField>) {
         let mut record = NodeRecord::new(name);
         let mut left_out = Vec::new();
@@ -321,7 +321,7 @@ impl NodeRecord {
             RecordField::Draining => self.draining = Some(UnixMs(number(value)?)),
             RecordField::Left => self.left = true,
             RecordField::Offer => insert(&mut self.services, MAX_SERVICES, read_offer(value)?)?,
-            RecordField::Hears => insert(&mut self.links, MAX_HEARS, read_link(value)?)?,
+            RecordField::Hears => insert(&mut self.links, MAX_LINKS, read_link(value)?)?,
             RecordField::Segment => push(&mut self.l2_endpoints, MAX_SEGMENTS, read_segment(value)?)?,
             RecordField::Vip => insert(&mut self.vips, MAX_VIPS, read_claim(value)?)?,
             RecordField::Unfit => insert(&mut self.unfit, MAX_VIPS, read_unfit(value)?)?,

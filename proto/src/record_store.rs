@@ -1,8 +1,8 @@
-//! The latest valid record of every member: what a [`crate::view::ClusterView`] is made of.
+//! The latest valid record of every member, from which a [`crate::view::ClusterView`] is built.
 //!
-//! It stands beside gossip and not in it, so that gossip's own versions, deletions and failure detector can
-//! neither take a record away nor hold it back. Bounded by the members of the cluster document: one record
-//! for each, and for each of them as a sender one budget of signatures to verify.
+//! It is independent of gossip, so that gossip's own versions, deletions and failure detector can neither
+//! remove a record nor delay it. Bounded by the members of the cluster document: one record for each, and for
+//! each of them as a sender one budget of signatures to verify.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,31 +11,31 @@ use crate::node::{NodeId, PublicKey};
 use crate::signed_record::{RecordVersion, SignedRecord};
 use crate::time::{Moment, UnixMs};
 
-/// A start that is further ahead than this can't be right, unless this node's own clock is wrong.
+/// A start further ahead than this can't be right, unless this node's own clock is wrong.
 const AHEAD: Duration = Duration::from_secs(24 * 3600);
 
-/// Signatures that are verified for one sender in a second, once its burst is used up: a verification takes
-/// about 60 us, so a sender of garbage costs a tenth of a percent of a core.
+/// Signatures verified per sender and second, once its burst is used up: a verification takes about 60 us, so
+/// a sender of garbage costs a tenth of a percent of a core.
 const PER_SECOND: u32 = 20;
 
-/// Signatures that are verified for one sender at once, above one for each member: whoever joins gets the
+/// Signatures verified for one sender at once, in addition to one for each member: a joining node gets the
 /// records of all from one sender.
 const BURST: u32 = 64;
 
-/// What became of a record.
+/// What happened to an offered record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OfferOutcome {
-    /// It is the latest of its node, and was taken.
+    /// It is the latest of its node, and was stored.
     Taken,
-    /// It is the one that is held.
+    /// It is stored already.
     Held,
-    /// A later one is held.
+    /// A later one is stored.
     Older,
-    /// Its node is not a member, here.
+    /// Its node is no member here.
     NotMember,
-    /// Its signature is not that of its node.
+    /// Its signature is invalid.
     Forged,
-    /// Its sender has used up its signatures for now; it comes again.
+    /// Its sender has used up its signatures for now; it will be offered again.
     Later,
 }
 
@@ -55,15 +55,15 @@ pub struct RecordStore {
     budgets: BTreeMap<NodeId, VerifyBudget>,
 }
 
-/// Where a record stands among those of its node. What lies further ahead than [`AHEAD`] comes after all
-/// that does not: whoever once signed with a clock that was years ahead is not locked out by it. Nothing is
-/// refused for its time, since it may be this node's own clock that is wrong.
+/// Order of a node's records. Versions further ahead than [`AHEAD`] come after all others: a node that once
+/// signed with a clock that was years ahead is not locked out by it. Nothing is refused for its time, since
+/// this node's own clock may be wrong.
 fn standing(version: RecordVersion, wall: UnixMs) -> (bool, RecordVersion) {
     (version.generation <= wall.after(AHEAD).0 / 1000, version)
 }
 
 impl RecordStore {
-    /// Follows the cluster document: whoever is not among `members` is forgotten.
+    /// Takes the members from the cluster document: all others are forgotten.
     pub fn set_members(&mut self, cluster: &str, members: BTreeMap<NodeId, PublicKey>) {
         cluster.clone_into(&mut self.cluster);
         self.held.retain(|id, _| members.contains_key(id));
@@ -81,7 +81,7 @@ impl RecordStore {
         self.held.values()
     }
 
-    /// The version that is held of a member; the lowest when none is.
+    /// The stored version of a member; the lowest without one.
     pub fn version(&self, id: &NodeId) -> RecordVersion {
         self.held.get(id).map_or_else(RecordVersion::default, |record| record.version)
     }
@@ -91,12 +91,12 @@ impl RecordStore {
         self.members.contains_key(id)
     }
 
-    /// Whether a record of this version would replace the one that is held, were its signature right.
+    /// Whether a record of this version would replace the stored one, if its signature were valid.
     pub fn is_newer(&self, id: &NodeId, version: RecordVersion, wall: UnixMs) -> bool {
         self.held.get(id).is_none_or(|held| standing(held.version, wall) < standing(version, wall))
     }
 
-    /// Takes a record that `sender` has brought, if it is a later one and its node has signed it.
+    /// Stores a record from `sender`, if it is later and validly signed by its node.
     pub fn offer(
         &mut self,
         record: SignedRecord,
@@ -124,7 +124,7 @@ impl RecordStore {
         }
     }
 
-    /// Verifies a record that is not to be kept: [`OfferOutcome::Taken`] says that its signature is right.
+    /// Verifies a record without storing it: [`OfferOutcome::Taken`] means that its signature is valid.
     pub fn verify(&mut self, record: &SignedRecord, sender: &NodeId, now: Moment) -> OfferOutcome {
         let Some(key) = self.members.get(&record.node).copied() else { return OfferOutcome::NotMember };
         if !self.spend(sender, now) {
@@ -133,18 +133,18 @@ impl RecordStore {
         if record.verify(&self.cluster, &key) { OfferOutcome::Taken } else { OfferOutcome::Forged }
     }
 
-    /// Takes this node's own record, which it has just signed.
+    /// Stores this node's own record, which it has just signed.
     pub fn publish(&mut self, record: SignedRecord) {
         self.held.insert(record.node, record);
     }
 
-    /// What is held of all, for a peer that is asked for what is newer.
+    /// The stored versions, for a peer that is asked for newer ones.
     pub fn versions(&self) -> Vec<(NodeId, RecordVersion)> {
         self.held.iter().map(|(id, record)| (*id, record.version)).collect()
     }
 
-    /// Records that a peer lacks, up to `most` bytes of them: those that are newer than it says and, when
-    /// `all`, those that it does not name.
+    /// Records that a peer lacks, up to `most` bytes of them: those that are newer than its versions and,
+    /// when `all`, those that it does not have.
     pub fn newer_than(&self, known: &[(NodeId, RecordVersion)], all: bool, most: usize) -> Vec<SignedRecord> {
         let known: BTreeMap<NodeId, RecordVersion> = known.iter().copied().collect();
         let mut left = most;
@@ -198,7 +198,7 @@ mod tests {
         store
     }
 
-    /// The record with other words on its envelope.
+    /// The record with another node and version.
     fn as_if(node: NodeId, generation: u64, mut record: SignedRecord) -> SignedRecord {
         record.node = node;
         record.version.generation = generation;
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn the_highest_valid_record_counts_whoever_brings_it_and_in_any_order() {
+    fn the_highest_valid_record_wins_from_any_sender_in_any_order() {
         let mut store = store(3);
         let mut offer = |record, from| store.offer(record, &id(from), NOW, WALL);
         assert_eq!(offer(signed(1, 9, 2, b"b"), 3), OfferOutcome::Taken);
@@ -232,7 +232,7 @@ mod tests {
         assert_eq!(store.offer(signed(1, far + 1, 1, b"2033"), &id(1), NOW, WALL), OfferOutcome::Taken);
         assert_eq!(store.offer(signed(1, seconds, 1, b"now"), &id(1), NOW, WALL), OfferOutcome::Taken);
         assert_eq!(store.offer(signed(1, far + 2, 1, b"again"), &id(1), NOW, WALL), OfferOutcome::Older);
-        // And with a clock of its own that has never been set, a node still takes what the others say.
+        // With its own clock never set, a node still accepts others' records.
         let unset = UnixMs(0);
         assert_eq!(store.offer(signed(2, seconds, 1, b"a"), &id(1), NOW, unset), OfferOutcome::Taken);
         assert_eq!(store.offer(signed(2, seconds, 2, b"b"), &id(1), NOW, unset), OfferOutcome::Taken);
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sender_gets_so_many_signatures_verified_and_takes_none_from_others() {
+    fn each_sender_has_its_own_budget_of_signatures() {
         let mut store = store(3);
         let garbage = as_if(id(1), 11, signed(2, 11, 1, b"mine"));
         let count = |store: &mut RecordStore, now| {
@@ -276,7 +276,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_order_ends_with_the_same_record(order in proptest::collection::vec((1u64..4, 1u64..4), 1..12)) {
+        fn any_order_results_in_the_same_record(order in proptest::collection::vec((1u64..4, 1u64..4), 1..12)) {
             let mut store = store(2);
             for (generation, sequence) in &order {
                 store.offer(signed(1, *generation, *sequence, b"x"), &id(2), NOW, WALL);

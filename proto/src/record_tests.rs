@@ -69,14 +69,14 @@ fn a_record_reads_back_as_written() {
 }
 
 #[test]
-fn why_a_virtual_ip_can_not_be_owned_has_its_cause_beside_it() {
+fn the_reason_for_not_owning_a_virtual_ip_has_a_cause() {
     let mut record = master();
     let vip = *record.unfit.keys().next().unwrap();
     record.unfit.insert(vip, Unfit::new(Cause::NoSegment, "no L2 on wg0 (point-to-point)"));
     let read = read(&record.to_body()).0.unfit.remove(&vip).unwrap();
     assert_eq!(read.cause, Cause::NoSegment);
     assert_eq!(read.to_string(), "no L2 on wg0 (point-to-point)");
-    // What an earlier version writes, whose bytes are below.
+    // What an earlier version writes; its bytes are below.
     assert_eq!(self::read(&master().to_body()).0.unfit[&vip].said_cause(), None);
 }
 
@@ -91,7 +91,7 @@ fn golden_bytes() {
 
 #[test]
 #[cfg_attr(feature = "next-wire", ignore = "golden bytes are those of builds without it")]
-fn typical_sizes_stay_what_gossip_was_measured_with() {
+fn typical_sizes_stay_as_measured_with_gossip() {
     let mut master = master();
     (master.draining, master.left) = (None, false);
     let size = |record: NodeRecord| record.to_body().len();
@@ -106,9 +106,9 @@ fn with(tag: u8, write: impl FnOnce(&mut TlvWriter)) -> Vec<u8> {
 }
 
 #[test]
-fn what_a_later_version_adds_is_skipped() {
+fn additions_of_a_later_version_are_skipped() {
     assert_eq!(read(&with(200, |out| out.number(1, 7))), (worker(), vec![]));
-    // A field in an offer, one more byte of what is heard, and a readiness that nobody knows here.
+    // A field in an offer, one more byte of a link, and a readiness that is unknown here.
     let name = ServiceName::kube_api();
     let body = with(RecordField::Offer as u8, |out| {
         out.number(99, 1);
@@ -129,7 +129,7 @@ fn what_a_later_version_adds_is_skipped() {
 }
 
 #[test]
-fn what_is_not_understood_is_left_out_alone() {
+fn only_what_is_not_understood_is_left_out() {
     let bad_offer = |weight, port: &[u8]| {
         let address = [&[10, 0, 0, 1], port].concat();
         with(RecordField::Offer as u8, |out| {
@@ -181,7 +181,7 @@ proptest! {
     }
 
     #[test]
-    fn a_bent_record_is_read_in_part(at in 0usize..400, byte: u8) {
+    fn a_corrupted_record_is_read_in_part(at in 0usize..400, byte: u8) {
         let mut body = master().to_body();
         let at = at % body.len();
         body[at] = byte;

@@ -1,8 +1,7 @@
-//! The messages of the link's TCP port: MessagePack in length-delimited frames over mutual TLS.
+//! The messages of the transport's TCP port: MessagePack in length-delimited frames over mutual TLS.
 //!
-//! Two kinds of peers speak there, told apart by ALPN before anything else: members ([`ALPN_MEMBER`]), whose
-//! key must stand in the cluster document, and nodes that want to join ([`ALPN_JOIN`]), whose key nobody
-//! knows yet.
+//! Two kinds of peers use it, distinguished by ALPN before anything else: members ([`ALPN_MEMBER`]), whose
+//! key must be in the cluster document, and joining nodes ([`ALPN_JOIN`]), whose key is not known yet.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,10 +22,10 @@ use crate::time::UnixMs;
 use crate::transport::GossipKey;
 
 /// ALPN of members (RFC 7301), one for each version of these messages that this build speaks, the highest
-/// first: the highest that both know is taken.
+/// first: the highest common one is used.
 pub const ALPN_MEMBER: &[&[u8]] = if next_wire::ON { &[b"agent/2", b"agent/1"] } else { &[b"agent/1"] };
 
-/// ALPN of nodes that want to join, in the same way.
+/// ALPN of joining nodes, in the same way.
 pub const ALPN_JOIN: &[&[u8]] =
     if next_wire::ON { &[b"agent-join/2", b"agent-join/1"] } else { &[b"agent-join/1"] };
 
@@ -39,13 +38,13 @@ pub const MAX_FRAME: usize = 8 * 1024 * 1024;
 /// Largest frame from a node that is not admitted.
 pub const MAX_JOIN_FRAME: usize = 4 * 1024;
 
-/// Where nodes were last reached.
+/// Last known addresses of nodes.
 pub type Addresses = BTreeMap<NodeId, Vec<SocketAddr>>;
 
-/// Most addresses of one node that are taken from another; they are hints, since TLS proves who answers.
+/// Most addresses of one node accepted from another; they are hints, since TLS proves who answers.
 pub const MAX_ADDRESSES: usize = 8;
 
-/// What a node holds of what all must know, by names.
+/// Names what a node has of the shared state.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SyncDigest {
     /// Its document.
@@ -54,16 +53,16 @@ pub struct SyncDigest {
     pub keys: Vec<KeyId>,
 }
 
-/// What all must know, or as much of it as another node lacks.
+/// Shared state, or the part of it that another node lacks.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct SyncSnapshot {
-    /// The document; none: the other has it, or this one is not sealed yet.
+    /// The document; `None`: the other has it, or this one is not sealed yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub document: Option<SealedDocument>,
-    /// Gossip keys; none for a node that was removed.
+    /// Gossip keys; none for a removed node.
     #[serde(default)]
     pub keys: Vec<GossipKey>,
-    /// Where nodes were last reached.
+    /// Last known addresses of nodes.
     #[serde(default)]
     pub addresses: Addresses,
 }
@@ -72,11 +71,11 @@ pub struct SyncSnapshot {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "u16", into = "u16")]
 pub enum FailCode {
-    /// Too much to do; try again.
+    /// Too busy; try again.
     Busy,
-    /// The kind of request is not known: a later version has it.
+    /// The kind of request is unknown: a later version has it.
     Unsupported,
-    /// Only masters may ask this.
+    /// Only masters may send this.
     NotAllowed,
     /// Only a master could do it, and this node is none.
     NotMaster,
@@ -108,48 +107,48 @@ impl From<FailCode> for u16 {
     }
 }
 
-/// From a member.
+/// Requests of a member.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum FromMember {
     /// A gossip message that is too large for a datagram. Not answered.
     Gossip(#[serde(with = "crate::bytes")] Vec<u8>),
-    /// "This is what I hold; give me what I lack."
+    /// Sync: has the sender's digest; the response has what it lacks.
     Compare(SyncDigest),
-    /// "Something has changed: this is what all must know now."
+    /// Push: something has changed, and this is the new shared state.
     Sync(Box<SyncSnapshot>),
-    /// "Someone has answered a node that waits at one of us." Taken from masters only.
+    /// An administrator has answered a node that waits at another master. Accepted from masters only.
     Answer {
         /// The code that it shows.
         code: String,
-        /// Let in with this role; none: turned away.
+        /// Approve it with this role; `None`: reject it.
         role: Option<Role>,
     },
-    /// "I leave the cluster for good: remove me." Taken by masters only.
+    /// The sender leaves the cluster for good and asks to be removed. Accepted by masters only.
     Leave,
-    /// "Who waits at you?"
+    /// List the nodes that wait here.
     Waiting,
-    /// "How many connections do you hold to this node?"
+    /// Count the connections held to this node.
     Held(NodeId),
-    /// "What has happened at you?"
+    /// List events.
     Events {
-        /// Not what was before this time.
+        /// Not those before this time.
         since: UnixMs,
-        /// Not what has a number up to this one.
+        /// Not those with a number up to this one.
         after: u64,
         /// At most so many, the latest.
         most: u32,
     },
-    /// "Look at yourself, and at the way back to me." The answer brings as many bytes back, which fill
-    /// packets to their full size; without any it is short, and leaves out what was found.
+    /// Examine yourself and the path back to the sender. The response returns the bytes, which fill packets
+    /// to their full size; without any it is short, and leaves out the findings.
     Examine(#[serde(with = "crate::bytes")] Vec<u8>),
-    /// "Which records do you hold that are newer than mine?"
+    /// List records that are newer than the sender's.
     Records {
-        /// What is held, by node: generation and sequence.
+        /// The sender's versions, by node: generation and sequence.
         known: Vec<(NodeId, u64, u64)>,
-        /// Those of nodes that are not named too.
+        /// Also those of nodes that are not named.
         all: bool,
     },
-    /// What only the next version asks.
+    /// Known only to the next version.
     #[cfg(feature = "next-wire")]
     Next {
         /// Anything.
@@ -157,28 +156,28 @@ pub enum FromMember {
     },
 }
 
-/// To a member.
+/// Responses to a member.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum ToMember {
-    /// What this node holds, and what the other lacks of it.
+    /// This node's document, and what the other lacks.
     Compared(DocumentHash, Box<SyncSnapshot>),
-    /// The document that this node holds after the change.
+    /// This node's document after the push.
     Synced(DocumentHash),
-    /// What came of an answer to a waiting node.
+    /// The result of answering a waiting node.
     Answered(Approval),
-    /// The node that asked was removed.
+    /// The sender was removed.
     Left,
-    /// Who waits.
+    /// The waiting nodes.
     Waiting(Vec<crate::invite::PendingJoin>),
-    /// So many.
+    /// Their number.
     Held(u64),
-    /// What has happened here, oldest first.
+    /// Events of this node, oldest first.
     Events(Vec<Event>),
-    /// What was found, and the bytes that came.
+    /// The findings, and the received bytes.
     Examined(Box<DoctorAnswer>, #[serde(with = "crate::bytes")] Vec<u8>),
-    /// Records that are newer, or as many of them as fit.
+    /// Newer records, or as many of them as fit.
     Records(Vec<SignedRecord>),
-    /// What only the next version answers.
+    /// Known only to the next version.
     #[cfg(feature = "next-wire")]
     Next(String),
     /// The request can't be served.
@@ -197,39 +196,39 @@ impl ToMember {
     }
 }
 
-/// From a node that wants to join.
+/// Requests of a joining node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum FromJoining {
-    /// "Let me in."
+    /// Asks to be admitted.
     Join {
-        /// What it wants to be called.
+        /// Its requested name.
         name: Name,
-        /// The proof of an invite; none: it waits for approval.
+        /// The proof of an invite; `None`: it waits for approval.
         proof: Option<InviteProof>,
-        /// Where its link port will be reached.
+        /// Addresses of its transport port.
         addresses: Vec<SocketAddr>,
-        /// It knows the key of the node that it asks, so that nobody has to confirm that to it.
+        /// It knows the key of the node that it asks, so nobody has to confirm that.
         #[serde(default)]
         confirmed: bool,
-        /// The cluster that it belongs to already.
+        /// The cluster that it already belongs to.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         cluster: Option<ClusterId>,
     },
-    /// "The code that an administrator was given has been typed here: this is the right cluster."
+    /// The confirmation code was typed here: this is the right cluster.
     Confirmed,
-    /// "I listen now: can you reach me?"
+    /// It listens now and asks to be dialled back.
     Listening,
 }
 
-/// To a node that wants to join.
+/// Responses to a joining node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum ToJoining {
-    /// Someone has to approve; both sides can compute the code from the session.
+    /// An administrator has to approve; both sides can compute the code from the session.
     Wait {
         /// How long it may take, in seconds.
         seconds: u64,
     },
-    /// Approved; the other side has to say that it is the one that was meant.
+    /// Approved; the joining side has to confirm the cluster.
     Approved {
         /// How long that may take, in seconds.
         seconds: u64,
@@ -242,14 +241,14 @@ pub enum ToJoining {
     Welcome(Box<Welcome>),
     /// Not admitted.
     Refused(#[serde(deserialize_with = "refusal")] JoinRefusal),
-    /// What came of dialling back; none: reached.
+    /// Results of dialling back; `None`: reached.
     Reached {
         /// By TCP.
         tcp: Option<Fault>,
         /// By UDP.
         udp: Option<Fault>,
     },
-    /// What was asked can't be done.
+    /// The request failed.
     Failed {
         /// Why, for the program.
         code: FailCode,
@@ -258,7 +257,7 @@ pub enum ToJoining {
     },
 }
 
-/// A refusal of a later version is one all the same.
+/// A refusal of a later version is still a refusal.
 fn refusal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JoinRefusal, D::Error> {
     Ok(match Received::deserialize(deserializer)? {
         Received::Known(refusal) => refusal,
@@ -268,17 +267,17 @@ fn refusal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JoinRefusal, D:
     })
 }
 
-/// What an admitted node gets.
+/// State for an admitted node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Welcome {
-    /// What all must know, with the new node in it.
+    /// Shared state, including the new node.
     pub snapshot: SyncSnapshot,
-    /// Who serves now, so that the new node can dial before it has heard anyone.
+    /// Last known good backends, so that the new node can dial before it has heard from anyone.
     pub serving: LastKnownGood,
 }
 
-/// A message whose kind this version may not know. The kinds of messages are the variants of an enum, each a
-/// text or a map of one entry, so that what a later version says can be told from what is broken.
+/// A message whose kind this version may not know. Kinds are the variants of an enum, each a text or a map of
+/// one entry, so that messages of a later version can be distinguished from broken ones.
 #[derive(Debug)]
 pub enum Received<T> {
     /// A message.
@@ -296,7 +295,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Received<T> {
                 f.write_str("a kind of message")
             }
             fn visit_str<E: de::Error>(self, kind: &str) -> Result<Received<T>, E> {
-                // A kind without content is known or not, there is nothing else to go wrong.
+                // A kind without content is known or not, nothing else can be wrong.
                 let known = T::deserialize(de::value::StrDeserializer::<E>::new(kind));
                 Ok(known.map_or_else(|_| Received::Unknown(name(kind)), Received::Known))
             }
@@ -319,7 +318,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Received<T> {
     }
 }
 
-/// A name that another node has sent, short enough to be logged.
+/// A name from another node, short enough to be logged.
 fn name(kind: &str) -> String {
     kind.chars().filter(char::is_ascii_alphanumeric).take(40).collect()
 }
@@ -463,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_later_version_asks_is_told_from_what_is_broken() {
+    fn a_request_of_a_later_version_is_not_taken_for_a_broken_one() {
         #[derive(Serialize)]
         enum LaterKind {
             Teleport { to: String },

@@ -112,7 +112,7 @@ fn to_joining() -> Vec<ToJoining> {
     ]
 }
 
-/// Its bytes as a line, after it has been read back from them both as itself and as a kind that may be unknown.
+/// Its bytes as a line, after reading them back both as itself and as a possibly unknown kind.
 fn line<T: Serialize + DeserializeOwned>(of: &str, message: &T) -> String {
     let bytes = encode(message);
     assert_eq!(encode(&decode::<T>(&bytes).unwrap()), bytes);
@@ -123,7 +123,7 @@ fn line<T: Serialize + DeserializeOwned>(of: &str, message: &T) -> String {
 
 #[test]
 #[cfg_attr(feature = "next-wire", ignore = "golden bytes are those of builds without it")]
-fn every_message_has_the_bytes_that_it_was_released_with() {
+fn every_message_has_the_bytes_of_its_release() {
     let mut lines: Vec<String> = Vec::new();
     lines.extend(from_member().iter().map(|message| line("from-member", message)));
     lines.extend(to_member().iter().map(|message| line("to-member", message)));

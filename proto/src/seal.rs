@@ -8,9 +8,9 @@
 //!   sender, receiver, the sender's boot ────────────────┘
 //! ```
 //!
-//! A key that all members share would let each of them speak for every other, so the pair's secret is in
-//! every key; the gossip key is in it too, so that a removed node, which keeps its pair secrets, is shut out
-//! by a rotation.
+//! A key shared by all members would let each of them impersonate every other, so the pair's secret is part
+//! of every key; the gossip key is too, so that a rotation locks out a removed node, which keeps its pair
+//! secrets.
 //!
 //! The nonce is the sequence, which counts up within a boot. AES-GCM-SIV (RFC 8452) instead of GCM or
 //! ChaCha20-Poly1305, since a virtual machine that is resumed twice from one snapshot repeats boot and
@@ -26,10 +26,10 @@ use zeroize::Zeroize;
 use crate::node::{NodeId, PublicKey};
 use crate::transport::{DatagramHeader, HEADER_LEN, TAG_LEN};
 
-/// What separates these keys from others that might be derived from the same secrets.
+/// Separates these keys from others that might be derived from the same secrets.
 const DOMAIN: &[u8] = b"agent datagram 1";
 
-/// What two nodes share and nobody else knows.
+/// A secret that two nodes share and nobody else knows.
 #[derive(Clone)]
 pub struct PairSecret([u8; 32]);
 
@@ -50,7 +50,7 @@ impl PairSecret {
         (shared != [0; 32]).then_some(PairSecret(shared))
     }
 
-    /// The key of what `sender`, in this boot of it, sends to `receiver`.
+    /// The key for datagrams from `sender`, in this boot of it, to `receiver`.
     pub fn key(
         &self,
         gossip_key: &[u8; 32],
@@ -123,7 +123,7 @@ impl DatagramKey {
         Some(datagram)
     }
 
-    /// Opens what follows the header, in place; none when the seal does not hold.
+    /// Opens the ciphertext after the header, in place; `None` when the seal is invalid.
     pub fn open<'a>(&self, header: &DatagramHeader, ciphertext: &'a mut [u8]) -> Option<&'a [u8]> {
         let (body, tag) = ciphertext.split_last_chunk_mut::<TAG_LEN>()?;
         let cipher = Aes256GcmSiv::new(&self.0.into());
@@ -151,7 +151,7 @@ mod tests {
         PairSecret::new(&[own; 32], &public(peer)).unwrap()
     }
 
-    /// The key of what node 1 sends to node 2.
+    /// The key of datagrams from node 1 to node 2.
     fn key(gossip: u8, boot: u64) -> DatagramKey {
         secret(1, 2).key(&[gossip; 32], &public(1).id(), &public(2).id(), boot).unwrap()
     }
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn the_secret_is_that_of_x25519() {
+    fn the_secret_is_x25519s() {
         // The keys of RFC 8032, 7.1, tests 1 and 2; converted and multiplied by RFC 7748, 5, written out with
         // big integers.
         let seeds = [
@@ -189,7 +189,8 @@ mod tests {
 
     #[test]
     fn a_key_that_makes_every_secret_the_same_is_refused() {
-        // The eight points of small order, as far as ed25519 encodes them canonically, and what is no point.
+        // The eight points of small order, as far as ed25519 encodes them canonically, and values that are no
+        // point.
         let hex = |text: &str| {
             PublicKey(data_encoding::HEXLOWER.decode(text.as_bytes()).unwrap().try_into().unwrap())
         };
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sealed_opens_only_with_the_same_pair_direction_gossip_key_boot_and_bytes() {
+    fn a_datagram_opens_only_with_the_same_pair_direction_gossip_key_boot_and_bytes() {
         let datagram = key(7, 5).seal(&header(5, 9), b"hello").unwrap();
         let opened = |key: &DatagramKey, datagram: &[u8]| {
             let (header, ciphertext) = DatagramHeader::parse(datagram)?;

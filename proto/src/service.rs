@@ -1,4 +1,4 @@
-//! What is proxied, and how a node finds out whether its own instance of it works.
+//! A proxied service, and how a node checks its own instance.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -74,9 +74,9 @@ pub enum Balance {
     /// Fewest connections for its weight; the default, since connections to an apiserver live long.
     #[default]
     LeastConnections,
-    /// Each in turn, as often as its weight says.
+    /// In turn, as often as their weights allow.
     RoundRobin,
-    /// The nearest by round-trip time in coarse steps, fewest connections among those.
+    /// The nearest by round-trip time in coarse steps, the fewest connections among those.
     Nearest,
     /// The first by name, the next when it is not good or full.
     First,
@@ -87,7 +87,7 @@ impl Balance {
     pub const ALL: [Balance; 4] =
         [Balance::LeastConnections, Balance::RoundRobin, Balance::Nearest, Balance::First];
 
-    /// The word that configuration uses for it.
+    /// Its name in configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             Balance::LeastConnections => "least-connections",
@@ -104,7 +104,7 @@ impl fmt::Display for Balance {
     }
 }
 
-/// The HTTP status codes that a check takes for "ready": ranges, both ends included.
+/// The HTTP status codes that count as "ready": inclusive ranges.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expect(pub Vec<(u16, u16)>);
 
@@ -166,7 +166,7 @@ pub enum CheckKind {
 }
 
 impl CheckKind {
-    /// The word that configuration uses for it.
+    /// Its name in configuration.
     pub fn as_str(&self) -> &'static str {
         match self {
             CheckKind::Tcp => "tcp",
@@ -179,24 +179,23 @@ impl CheckKind {
 /// The HTTP part of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpCheck {
-    /// Path asked for, beginning with `/`.
+    /// Requested path, starting with `/`.
     pub path: String,
-    /// Status codes that mean ready. 401 and 403 mean alive and 5xx not ready, unless they stand here.
+    /// Status codes that mean ready. 401 and 403 mean alive and 5xx not ready, unless they are listed here.
     pub expect: Expect,
 }
 
 /// The TLS part of a check. All paths are re-read when the files change, since Kubernetes rotates them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TlsCheck {
-    /// Name that the certificate must carry; none: `kubernetes` for the default service where a CA is
-    /// known.
+    /// Name that the certificate must have; `None`: `kubernetes` for the default service if a CA is known.
     pub server_name: Option<String>,
-    /// PEM file of the CA; none: where k3s, RKE2 and kubeadm keep theirs; when there is none either, the
+    /// PEM file of the CA; `None`: where k3s, RKE2 and kubeadm keep theirs; if there is none either, the
     /// certificate is not verified.
     pub ca_file: Option<String>,
-    /// PEM file of the client certificate; none: found likewise.
+    /// PEM file of the client certificate; `None`: found likewise.
     pub cert_file: Option<String>,
-    /// PEM file of its key; none: the certificate's file holds both.
+    /// PEM file of its key; `None`: the certificate's file holds both.
     pub key_file: Option<String>,
     /// Look for Kubernetes' credentials and CA when none are configured.
     pub discover: bool,
@@ -207,16 +206,16 @@ pub struct TlsCheck {
 pub struct Check {
     /// What is done once connected.
     pub kind: CheckKind,
-    /// Address and port that are checked and offered to others; none: the node's own mesh address and
+    /// Address and port that are checked and offered to others; `None`: the node's own mesh address and
     /// [`Service::port`].
     pub address: Option<SocketAddr>,
     /// Time between two checks.
     pub interval: Duration,
-    /// Longest time that one check may take.
+    /// Longest duration of one check.
     pub timeout: Duration,
-    /// Good checks in a row that it takes to become ready.
+    /// Consecutive good checks to become ready.
     pub rise: u32,
-    /// Failed checks in a row that it takes to be down.
+    /// Consecutive failed checks to become down.
     pub fall: u32,
 }
 
@@ -235,13 +234,13 @@ pub struct Service {
     pub balance: Balance,
     /// This node's share among equals, 0 to 256; 0: no new connections while another is good.
     pub weight: u16,
-    /// Most connections that this node's listener holds at once.
+    /// Limit of concurrent connections of this node's listener.
     pub maxconn: u32,
-    /// Connections from this node past which a backend comes after the others; 0: no limit.
+    /// Connections from this node beyond which a backend is ranked after the others; 0: no limit.
     pub backend_maxconn: u32,
-    /// Tell backends who the client is, by the PROXY protocol, version 2.
+    /// Send the client's address to backends by the PROXY protocol, version 2.
     pub send_proxy: bool,
-    /// A line in the log for each connection.
+    /// Log a line for each connection.
     pub access_log: bool,
 }
 
@@ -272,8 +271,8 @@ impl Service {
     }
 }
 
-/// Default of [`Service::maxconn`]: above what a node's kubelet, pods and users open, below what would
-/// take the descriptors of other services.
+/// Default of [`Service::maxconn`]: above what a node's kubelet, pods and users open, below what would take
+/// the descriptors of other services.
 pub const DEFAULT_MAXCONN: u32 = 10_000;
 
 impl Default for Check {

@@ -1,9 +1,8 @@
-//! Replay protection of the link: which datagrams are new, and which start of a sender is alive.
+//! Replay protection of the transport: which datagrams are new, and which start of a sender is live.
 //!
-//! Within a boot, a window over the sequence refuses what was seen ([`ReplayWindow`]). A receiver that has just
-//! started has seen nothing, so a boot that it does not know proves nothing: it asks the sender, under the
-//! seal, to repeat a random number ([`Sessions`]). Only the live sender can, with its current boot; what was
-//! recorded before can't.
+//! Within a boot, a window over the sequence refuses duplicates ([`ReplayWindow`]). A receiver that has just
+//! started has no history, so an unknown boot proves nothing: it challenges the sender, under the seal, to
+//! echo a random number ([`Sessions`]). Only the live sender can, with its current boot; a recording can't.
 //!
 //! ```text
 //!            unknown boot                echo of a number, from any boot
@@ -14,10 +13,10 @@
 //!                                                                               Known (new boot)
 //! ```
 //!
-//! What was recorded of a boot that is gone is sealed all the same, so it is asked like a live one, at its
-//! own pace: each boot has its own rate, so a recording takes nothing from the live boot. A number belongs to
-//! the address that it was sent to, not to the boot that caused it: whoever repeats it is alive, and is
-//! there. That proves the address too.
+//! A recording of a dead boot is validly sealed, so it is challenged like a live one, at its own pace: each
+//! boot has its own rate, so a recording takes nothing from the live boot. A number belongs to the address
+//! that it was sent to, not to the boot that caused it: the node that echoes it is live, and is there. That
+//! proves the address too.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -31,8 +30,8 @@ use crate::transport::DatagramHeader;
 /// Words of the replay window.
 const WORDS: usize = 16;
 
-/// A sliding window over sequence numbers (as RFC 6479): true once for each number, never for one that has
-/// fallen out behind.
+/// A sliding window over sequence numbers (as RFC 6479): true once for each number, never for one that is
+/// behind the window.
 #[derive(Debug, Clone)]
 pub struct ReplayWindow {
     highest: u64,
@@ -40,13 +39,13 @@ pub struct ReplayWindow {
 }
 
 impl ReplayWindow {
-    /// How far behind the highest number one may come and still be taken.
+    /// How far a number may be behind the highest and still be accepted.
     pub const SIZE: u64 = (WORDS as u64 - 1) * 64;
 
-    /// A window that takes only what comes after `sequence`.
+    /// A window that accepts only numbers after `sequence`.
     pub fn after(sequence: u64) -> ReplayWindow {
         let mut seen = [u64::MAX; WORDS];
-        // In the word of `sequence` itself, what comes after it is still free.
+        // In the word of `sequence` itself, later numbers are still free.
         seen[(sequence / 64) as usize % WORDS] = u64::MAX >> (63 - sequence % 64);
         ReplayWindow { highest: sequence, seen }
     }
@@ -76,15 +75,15 @@ impl ReplayWindow {
 pub enum BootVerdict {
     /// It is new: use it.
     Fresh,
-    /// It was seen, or lies too far behind: drop it.
+    /// It was seen, or is too far behind: drop it.
     Replayed,
-    /// Its boot is not proven: drop it and send this challenge to where it came from.
+    /// Its boot is not proven: drop it and send this challenge to its source.
     Challenge(u64),
-    /// Its boot is not proven and was asked a moment ago: drop it.
+    /// Its boot is not proven and was challenged a moment ago: drop it.
     Unproven,
 }
 
-/// What a repeated number proves.
+/// What an echoed number proves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProvenBoot {
     /// The number was sent here, so the sender receives here.
@@ -93,33 +92,33 @@ pub struct ProvenBoot {
     pub boot: bool,
 }
 
-/// Time between two challenges to one boot of a sender because of what it sends.
+/// Time between two challenges to one boot of a sender because of its datagrams.
 pub const RETRY: Duration = Duration::from_millis(200);
 
-/// How long a number may take to come back: a satellite link under load.
+/// Longest time until an echo: a satellite link under load.
 const NUMBER_TTL: Duration = Duration::from_secs(2);
 
-/// Numbers that are remembered of one sender: with sixteen recorded boots that someone replays from made-up
-/// addresses, eighty a second are asked, so that each is remembered for most of a second.
+/// Numbers remembered per sender: with sixteen recorded boots that are replayed from made-up addresses,
+/// eighty challenges are sent per second, so that each is remembered for most of a second.
 const NUMBERS: usize = 64;
 
-/// Boots of one sender that have a rate of their own; beyond them the one that was longest idle is forgotten
-/// and begins anew.
+/// Boots of one sender with a rate of their own; beyond them the longest idle one is forgotten and starts
+/// again.
 const BOOTS: usize = 16;
 
-/// Echoes for each boot of a sender: some for each address that it has.
+/// Echoes for each boot of a sender: some for each of its addresses.
 const ECHOES: Rate = Rate { every: Duration::from_millis(50), burst: 20 };
 
 /// Challenges and echoes for each source address, above what all recorded boots of one sender may cause.
 const SOURCE: Rate = Rate { every: Duration::from_millis(2), burst: 200 };
 
-/// Source addresses that are remembered; a member sends from a handful.
+/// Source addresses remembered; a member sends from a handful.
 const SOURCES: usize = 1024;
 
 /// Challenges that may be sent to one node because someone names addresses of it ([`Sessions::request`]).
 const ASKS: Rate = Rate { every: Duration::from_millis(500), burst: 16 };
 
-/// A number is not made anew for an address that was asked this lately.
+/// An address that was challenged this recently gets the same number again.
 const SAME_NUMBER: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy)]
@@ -127,7 +126,7 @@ struct PendingProof {
     number: u64,
     to: SocketAddr,
     at: Moment,
-    /// No boot was proven since: an echo that someone held back must not bring an older boot back.
+    /// No boot was proven since: an echo that someone held back must not revive an older boot.
     proves_boot: bool,
 }
 
@@ -163,7 +162,7 @@ impl Session {
         Some(boot)
     }
 
-    /// The number for an address: the one that was sent there a moment ago, else a new one.
+    /// The number for an address: the one that was sent there a moment ago, otherwise a new one.
     fn number_for(&mut self, to: SocketAddr, now: Moment, number: impl FnOnce() -> u64) -> u64 {
         self.asked.retain(|asked| now.since(asked.at) < NUMBER_TTL);
         let lately =
@@ -180,7 +179,7 @@ impl Session {
     }
 }
 
-/// The proven boots of all senders. Only members are ever entered, so its size is bounded by the document.
+/// The proven boots of all senders. Only members are added, so the document bounds its size.
 #[derive(Debug, Clone)]
 pub struct Sessions {
     sessions: BTreeMap<NodeId, Session>,
@@ -194,8 +193,8 @@ impl Default for Sessions {
 }
 
 impl Sessions {
-    /// Judges an authentic datagram. `proof_only` is one that holds nothing but challenges and echoes, which
-    /// an unproven boot may send. `number` gives a random number; it is asked for only when a new one is
+    /// Evaluates an authentic datagram. `proof_only` is one that holds nothing but challenges and echoes,
+    /// which an unproven boot may send. `number` returns a random number; it is called only when a new one is
     /// needed, since randomness costs a system call.
     pub fn evaluate(
         &mut self,
@@ -224,16 +223,16 @@ impl Sessions {
         BootVerdict::Challenge(session.number_for(from, now, number))
     }
 
-    /// Whether to answer a challenge of an authentic datagram that was not replayed, so that none is answered
-    /// at any rate.
+    /// Whether to answer a challenge of an authentic datagram that was not replayed; limits the rate of
+    /// answers.
     pub fn answers(&mut self, header: &DatagramHeader, from: SocketAddr, now: Moment) -> bool {
         let session = self.sessions.entry(header.sender).or_default();
         session.boot(header.boot, now).is_some_and(|boot| boot.echoes.take(ECHOES, now))
             && self.sources.take(source(from.ip()), now)
     }
 
-    /// The number to send to an address at which this node may be, to see whether it is there. None when it
-    /// was asked a moment ago, or when too many addresses of it were.
+    /// The number to send to a possible address of this node, to see whether it is there. None when that was
+    /// challenged a moment ago, or when too many of its addresses were.
     pub fn probe_number(
         &mut self,
         node: NodeId,
@@ -249,7 +248,7 @@ impl Sessions {
         Some(session.number_for(at, now, number))
     }
 
-    /// Judges an authentic echo: what it proves, if its number was asked.
+    /// Evaluates an authentic echo: what it proves, if its number was sent.
     pub fn echoed(&mut self, header: &DatagramHeader, number: u64, now: Moment) -> Option<ProvenBoot> {
         let session = self.sessions.get_mut(&header.sender)?;
         let fits = |asked: &PendingProof| asked.number == number && now.since(asked.at) < NUMBER_TTL;
@@ -263,13 +262,13 @@ impl Sessions {
         Some(ProvenBoot { address: asked.to, boot })
     }
 
-    /// Forgets everyone who is not a member any more.
+    /// Forgets all that are no longer members.
     pub fn retain(&mut self, member: impl Fn(&NodeId) -> bool) {
         self.sessions.retain(|id, _| member(id));
     }
 }
 
-/// What counts as one source: an IPv4 address, or the /64 that a host of IPv6 has for itself.
+/// What counts as one source: an IPv4 address, or the /64 of an IPv6 host.
 pub fn source(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & !(u128::from(u64::MAX))).into(),
@@ -368,10 +367,10 @@ mod tests {
     }
 
     #[test]
-    fn an_echo_that_was_held_back_does_not_bring_an_older_boot_back() {
+    fn a_delayed_echo_does_not_revive_an_older_boot() {
         let mut sessions = Sessions::default();
         sessions.evaluate(&header(7, 1), from(1), false, at(0), || 1);
-        // The echo of boot 7 is held back, and the node starts again.
+        // The echo of boot 7 is held back, and the node restarts.
         sessions.evaluate(&header(8, 1), from(2), false, at(500), || 2);
         assert!(sessions.echoed(&header(8, 2), 2, at(510)).is_some_and(|proven| proven.boot));
         let late = sessions.echoed(&header(7, 2), 1, at(520));
@@ -379,9 +378,9 @@ mod tests {
         assert_eq!(sessions.evaluate(&header(8, 3), from(2), false, at(530), || 3), BootVerdict::Fresh);
     }
 
-    /// Recordings of `boots` old boots, each replayed every millisecond from the addresses that `source`
-    /// makes, from before the live boot's first datagram on. How long the live boot needs to be proven, with
-    /// a round trip of 100 ms and a datagram each 100 ms.
+    /// Recordings of `boots` old boots, each replayed every millisecond from the addresses of `source`,
+    /// starting before the live boot's first datagram. Returns how long the live boot takes to be proven,
+    /// with a round trip of 100 ms and a datagram every 100 ms.
     fn time_to_prove(boots: u64, source: impl Fn(u64) -> SocketAddr) -> Option<u64> {
         let (mut sessions, mut next, mut echoes) = (Sessions::default(), 1_000u64, Vec::new());
         for ms in 0..10_000u64 {
@@ -396,7 +395,7 @@ mod tests {
                     && from == self::from(1)
                     && ms >= 1_000
                 {
-                    // The live node repeats what comes to its address, whatever caused it.
+                    // The live node echoes whatever arrives at its address.
                     echoes.push((ms + 100, number));
                 }
             };
@@ -435,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replayed_challenge_is_not_answered_and_others_not_at_any_rate() {
+    fn a_replayed_challenge_is_not_answered_and_others_at_a_limited_rate() {
         let mut sessions = known(7);
         assert_eq!(sessions.evaluate(&header(7, 5), from(1), true, at(0), || 0), BootVerdict::Fresh);
         assert_eq!(sessions.evaluate(&header(7, 5), from(1), true, at(1), || 0), BootVerdict::Replayed);
@@ -444,10 +443,10 @@ mod tests {
             BootVerdict::Unproven,
             "unasked"
         );
-        // A recording of a boot that is gone can't be told from a node that has just started.
+        // A recording of a dead boot can't be distinguished from a node that has just started.
         let answered = (0..10_000).filter(|ms| sessions.answers(&header(6, 5), from(9), at(*ms))).count();
         assert!((200..=230).contains(&answered), "{answered} in ten seconds");
-        // It takes nothing from the live boot, even where it claims to come from there.
+        // It takes nothing from the live boot, even if it claims to come from there.
         let mut live = 0;
         for ms in 10_000..11_000 {
             sessions.answers(&header(6, 5), from(1), at(ms));
@@ -476,7 +475,7 @@ mod tests {
         assert_eq!(sessions.probe_number(node, from(3), at(0), || 30), Some(30));
         assert_eq!(sessions.probe_number(node, from(4), at(0), || 40), Some(40));
         assert_eq!(sessions.probe_number(node, from(3), at(500), || 31), None, "asked a moment ago");
-        // It answers what came to address 3, and claims to be at 4.
+        // It answers a challenge sent to address 3, and claims to be at 4.
         let proven = sessions.echoed(&header(7, 9), 30, at(600));
         assert_eq!(proven, Some(ProvenBoot { address: from(3), boot: false }));
         assert_eq!(sessions.echoed(&header(7, 10), 30, at(600)), None);
@@ -496,7 +495,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_window_takes_each_number_at_most_once_and_each_recent_one(
+        fn the_window_accepts_each_number_at_most_once_and_each_recent_one(
             numbers in proptest::collection::vec(1u64..3000, 0..400),
         ) {
             let mut window = ReplayWindow::after(0);

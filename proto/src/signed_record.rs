@@ -1,8 +1,8 @@
-//! What a node says of itself, under its own signature.
+//! A node's record, signed by it.
 //!
-//! A record counts by its signature alone, whoever passes it on: gossip, pulses and TLS all carry it, and
-//! none of them can change it, hold it back for long, or take it away. Of two records of one node the
-//! higher `(generation, sequence)` counts.
+//! A record is valid by its signature alone, whoever forwards it: gossip, pulses and TLS all carry it, and
+//! none of them can change it, hold it back for long, or remove it. Of two records of one node the higher
+//! `(generation, sequence)` wins.
 
 use ring::signature::{ED25519, Ed25519KeyPair, UnparsedPublicKey};
 use serde::{Deserialize, Serialize};
@@ -12,28 +12,28 @@ use crate::node::{NodeId, PublicKey};
 /// Length in bytes of an ed25519 signature.
 const SIGNATURE_LEN: usize = 64;
 
-/// Largest body: 64 services with a reason each, and as many virtual IPs, stay below it. Gossip's own
-/// messages are cut at 65,507 bytes, so a few records of this size must fit into one.
+/// Largest body: 64 services with a reason each, and as many virtual IPs, stay below it. Gossip's messages
+/// have at most 65,507 bytes, so a few records of this size must fit into one.
 pub const MAX_BODY: usize = 12 * 1024;
 
 /// Separates these signatures from everything else that the same key signs.
 const DOMAIN: &[u8] = b"agent node record, version 1\0";
 
-/// Which record of a node: its number, above all that count less.
+/// Version of a node's record; the higher one wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct RecordVersion {
-    /// Number of the node's start: seconds since 1970, or more when the clock went back.
+    /// Number of the node's start: seconds since 1970, or more if the clock was set back.
     pub generation: u64,
     /// Counts the records of that start, from 1.
     pub sequence: u64,
 }
 
-/// A record of one node, as every node passes it on.
+/// A record of one node, as every node forwards it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedRecord {
-    /// Whose it is.
+    /// Its node.
     pub node: NodeId,
-    /// Which one it is.
+    /// Its version.
     pub version: RecordVersion,
     #[serde(with = "crate::bytes")]
     body: Vec<u8>,
@@ -49,7 +49,7 @@ impl std::fmt::Debug for SignedRecord {
 }
 
 impl SignedRecord {
-    /// Signs a body with the key of the node that says it.
+    /// Signs a body with the key of its node.
     pub fn sign(
         pair: &Ed25519KeyPair,
         cluster: &str,
@@ -61,8 +61,8 @@ impl SignedRecord {
         SignedRecord { node, version, body, signature }
     }
 
-    /// The record that gossip carries as a value: [`SignedRecord::to_value`] of the node and version that
-    /// gossip names. None when it can't be one.
+    /// The record from a gossip value: [`SignedRecord::to_value`] of the given node and version. None when
+    /// the value is invalid.
     pub fn from_value(node: NodeId, version: RecordVersion, value: &str) -> Option<SignedRecord> {
         if value.len() > (SIGNATURE_LEN + MAX_BODY) * 4 / 3 + 4 {
             return None;
@@ -72,12 +72,12 @@ impl SignedRecord {
         Some(SignedRecord { node, version, body: body.to_vec(), signature: signature.to_vec() })
     }
 
-    /// Signature and body as the text that gossip carries; node and version stand beside it there.
+    /// Signature and body as a gossip value; gossip carries node and version itself.
     pub fn to_value(&self) -> String {
         data_encoding::BASE64_NOPAD.encode(&[self.signature.as_slice(), &self.body].concat())
     }
 
-    /// What the node says: see [`crate::record`].
+    /// The encoded fields: see [`crate::record`].
     pub fn body(&self) -> &[u8] {
         &self.body
     }
@@ -92,16 +92,16 @@ impl SignedRecord {
                 .is_ok()
     }
 
-    /// Four bytes that differ for any two records, but for one chance in four billion: what a pulse carries,
-    /// so that a node notices that it holds an older one.
+    /// Four bytes that differ for any two records, except for one chance in four billion: pulses carry them,
+    /// so that a node notices that its record is outdated.
     pub fn fingerprint(&self) -> u32 {
         let digest = ring::digest::digest(&ring::digest::SHA256, &self.signature);
         digest.as_ref().iter().take(4).fold(0, |all, byte| all << 8 | u32::from(*byte))
     }
 }
 
-/// What is signed. Every part has a fixed length or stands behind its length, so that no two records have
-/// the same bytes.
+/// The signed bytes. Every part has a fixed length or a length prefix, so that no two records have the same
+/// bytes.
 fn signed_bytes(cluster: &str, node: &NodeId, version: RecordVersion, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(DOMAIN.len() + cluster.len() + body.len() + 36);
     bytes.extend_from_slice(DOMAIN);

@@ -1,4 +1,4 @@
-//! Time as the core sees it: handed in, never asked for.
+//! Time in the core: passed in, never queried.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ impl Moment {
         Moment(self.0.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)))
     }
 
-    /// How long ago `earlier` was; zero when it lies ahead.
+    /// How long ago `earlier` was; zero when it is in the future.
     pub fn since(self, earlier: Moment) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
@@ -54,7 +54,7 @@ impl UnixMs {
         UnixMs(self.0.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)))
     }
 
-    /// As web servers and haproxy write it, `06/Feb/2009:12:12:51.443`, in UTC: two nodes' lines compare.
+    /// In the format of web servers and haproxy, `06/Feb/2009:12:12:51.443`, in UTC: two nodes' lines compare.
     pub fn log_date(self) -> String {
         const MONTHS: [&str; 12] =
             ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];

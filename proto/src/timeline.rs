@@ -1,44 +1,43 @@
-//! What the kept events tell of the past: since when something was in which state, and when nobody looked.
+//! States over time, from the kept events: since when something was in which state, and when nobody watched.
 
 use std::ops::Range;
 
 use crate::event::{Event, EventKind};
 use crate::time::UnixMs;
 
-/// Time that something was in one state.
+/// A period in one state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span<'a> {
-    /// Its begin.
+    /// Its start.
     pub from: UnixMs,
-    /// Its end, and the begin of the next.
+    /// Its end, and the start of the next.
     pub until: UnixMs,
-    /// The state; none: not known, since the agent did not run or no event tells.
+    /// The state; `None`: unknown, since the agent did not run or no event says.
     pub state: Option<&'a str>,
 }
 
 impl Span<'_> {
-    /// How long it is.
+    /// Its length.
     pub fn ms(&self) -> u64 {
         self.until.0.saturating_sub(self.from.0)
     }
 }
 
-/// What is followed through the events of one node.
+/// What to extract from the events of one node.
 #[derive(Debug, Clone, Copy)]
 pub struct Followed<'a> {
     /// The kind of its events.
     pub kind: EventKind,
     /// Their subject.
     pub subject: &'a str,
-    /// Its state now.
+    /// Its current state.
     pub state: &'a str,
-    /// Since when it is so; 0: not known.
+    /// Since when; 0: not known.
     pub since: UnixMs,
 }
 
-/// What was so in this time, without gaps, oldest first. Neighbours differ. `events` are those of one node,
-/// in their order; of those that were dropped from them nothing is known, except what a later one says of
-/// the state before it.
+/// The states in this period, without gaps, oldest first. Neighbours differ. `events` are those of one node,
+/// in their order; dropped ones are unknown, except for the previous state that a later one has.
 pub fn spans<'a>(
     events: impl IntoIterator<Item = &'a Event>,
     followed: Followed<'a>,
@@ -49,7 +48,7 @@ pub fn spans<'a>(
         let before = UnixMs(event.time_unix_ms.0.saturating_sub(event.duration_ms.unwrap_or(0)));
         match event.kind {
             EventKind::AgentStopping => line.blind(event.time_unix_ms, event.time_unix_ms),
-            // It also says when the last run was over.
+            // It also has the end of the last run.
             EventKind::AgentStarted => line.blind(before, event.time_unix_ms),
             kind if kind == followed.kind && event.subject == followed.subject => {
                 if !event.from.is_empty() && event.duration_ms.is_some() {
@@ -66,26 +65,26 @@ pub fn spans<'a>(
     line.cut(within)
 }
 
-/// From when on something was so, in the order of time.
+/// Changes of state, in the order of time.
 struct Line<'a> {
     changes: Vec<(UnixMs, Option<&'a str>)>,
-    /// What is said of the time before is not taken: it is told already, or nobody looked.
+    /// Earlier periods are ignored: they are known already, or nobody watched.
     floor: UnixMs,
 }
 
 impl<'a> Line<'a> {
-    /// It was so from then on.
+    /// It was in this state from then on.
     fn is(&mut self, from: UnixMs, state: &'a str) {
         if self.changes.last().is_some_and(|(_, last)| *last == Some(state)) {
             return;
         }
         // A wall clock may have been set back.
         self.floor = self.floor.max(from);
-        // What is gone has no state.
+        // A removed thing has no state.
         self.changes.push((self.floor, Some(state).filter(|state| *state != "gone")));
     }
 
-    /// Nobody looked from `from` on, at least until `until`.
+    /// Nobody watched from `from` on, at least until `until`.
     fn blind(&mut self, from: UnixMs, until: UnixMs) {
         self.changes.push((self.floor.max(from), None));
         self.floor = self.floor.max(until);
@@ -129,7 +128,7 @@ mod tests {
         Followed { kind: EventKind::Backend, subject: "kube-api/m1", state, since: UnixMs(since) }
     }
 
-    /// As `1000 ready, 1500 down`; `?` for what is not known.
+    /// As `1000 ready, 1500 down`; `?` for unknown.
     fn shown(events: &[Event], now: Followed<'_>) -> String {
         let spans = spans(events, now, DAY);
         assert!(spans.windows(2).all(|two| two[0].until == two[1].from && two[0].state != two[1].state));
@@ -149,11 +148,11 @@ mod tests {
             ("1000 ?, 1700 ready", vec![], followed("ready", 1700)),
             ("1000 ?", vec![], followed("ready", 0)),
             ("1000 ready, 1500 down, 1600 ready", vec![down.clone(), back.clone()], followed("ready", 1600)),
-            // The event before was dropped, and this one tells of it.
+            // The previous event was dropped, and this one has its state.
             ("1000 ?, 1500 down, 1600 ready", vec![back.clone()], followed("ready", 1600)),
             // Its time is not known.
             ("1000 ?, 1500 down", vec![event(1500, ("ready", 0), "down")], followed("down", 1500)),
-            // The event of what is so now was lost.
+            // The event of the current state was lost.
             ("1000 ready, 1500 down, 1900 ready", vec![down.clone()], followed("ready", 1900)),
             ("1000 ready, 1500 ?", vec![event(1500, ("ready", 200), "gone")], followed("gone", 1500)),
             ("1000 ready", vec![other], followed("ready", 200)),
@@ -164,12 +163,12 @@ mod tests {
     }
 
     #[test]
-    fn while_the_agent_does_not_run_nothing_is_known() {
+    fn while_the_agent_does_not_run_the_state_is_unknown() {
         let ready = event(1100, ("", 0), "ready");
         let stopped = agent(EventKind::AgentStopping, 1400, 1000);
         let started = agent(EventKind::AgentStarted, 1600, 1410);
         let all = [ready.clone(), stopped, started.clone()];
-        // That it was ready all the time is what its node says, and not what was seen from here.
+        // That it was ready all the time is its node's report, not what was seen from here.
         assert_eq!(shown(&all, followed("ready", 200)), "1000 ?, 1100 ready, 1400 ?, 1600 ready");
         // Killed: it was seen until the last event.
         assert_eq!(
@@ -187,7 +186,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_the_events_say_the_time_is_covered_once(
+        fn any_events_cover_the_time_exactly_once(
             events in proptest::collection::vec((0..3000u64, 0..4usize, 0..3000u64, 0..3usize), 0..40),
             since in 0..3000u64,
         ) {

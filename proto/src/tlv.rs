@@ -1,14 +1,14 @@
 //! Fields that grow: `tag u8 | length | value`, one after the other, the length and all numbers as LEB128.
 //!
-//! A reader skips the tags that it does not know and ignores what a value has beyond what it knows, so that a
-//! later version can add fields and make fields longer.
+//! A reader skips unknown tags and ignores what follows the known part of a value, so that a later version
+//! can add fields and make fields longer.
 
 /// Appends fields to a list of bytes.
 #[derive(Debug, Default)]
 pub(crate) struct TlvWriter(Vec<u8>);
 
 impl TlvWriter {
-    /// All of it.
+    /// The written bytes.
     pub(crate) fn finish(self) -> Vec<u8> {
         self.0
     }
@@ -27,7 +27,7 @@ impl TlvWriter {
         self.bytes(tag, &inner.0);
     }
 
-    /// A field of fields.
+    /// A field of nested fields.
     pub(crate) fn fields(&mut self, tag: u8, write: impl FnOnce(&mut TlvWriter)) {
         let mut inner = TlvWriter::default();
         write(&mut inner);
@@ -43,7 +43,7 @@ impl TlvWriter {
     }
 }
 
-/// The fields of a list of bytes, as tag and value. Ends early where the bytes end within a field.
+/// The fields of a list of bytes, as tag and value. Ends early if the bytes end within a field.
 #[derive(Debug, Clone)]
 pub(crate) struct TlvReader<'a>(&'a [u8]);
 
@@ -69,7 +69,7 @@ impl<'a> Iterator for TlvReader<'a> {
     }
 }
 
-/// The number that a value begins with.
+/// The number at the start of a value.
 pub(crate) fn number(value: &[u8]) -> Option<u64> {
     raw(value).map(|(number, _)| number)
 }
@@ -77,7 +77,7 @@ pub(crate) fn number(value: &[u8]) -> Option<u64> {
 fn raw(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let mut number = 0u64;
     for (at, byte) in bytes.iter().enumerate().take(10) {
-        // Ten bytes hold 70 bits: what is above the 64th is no number of ours.
+        // Ten bytes hold 70 bits: a number beyond 64 is invalid.
         let part = u64::from(byte & 0x7f);
         let shifted = part.checked_shl(7 * at as u32).filter(|shifted| shifted >> (7 * at) == part)?;
         number |= shifted;
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reader_ends_where_a_field_is_cut() {
+    fn a_reader_ends_at_a_truncated_field() {
         let mut writer = TlvWriter::default();
         writer.bytes(1, b"abc");
         writer.number(2, 300);

@@ -1,4 +1,4 @@
-//! The link's datagrams: header, frames, versions, and which keys open what.
+//! The transport's datagrams: header, frames, versions, and which keys open them.
 //!
 //! ```text
 //!   version 1 | key hint 4 | sender 10 | boot 8 | sequence 8 | ciphertext … | tag 16
@@ -6,15 +6,14 @@
 //! ```
 //!
 //! The header is authenticated, not secret. `boot` is random and new at every start of the sender, and the
-//! sequence counts within it; both are in what [`crate::seal`] makes of the frames, and [`crate::session`]
-//! refuses what was seen before.
+//! sequence counts within it; [`crate::seal`] uses both, and [`crate::session`] refuses duplicates.
 //!
 //! # How it grows
 //!
 //! A frame of an unknown kind is skipped, and so is what follows the known part of a frame's body: a new kind
-//! or field needs no new version. What can't be added that way raises the version: a node says in its record
-//! which it speaks ([`VERSIONS`]), and is sent the highest that both know ([`version_for`]); to a node whose
-//! record has not come yet, the lowest.
+//! or field needs no new version. Anything else raises the version: a node publishes its versions in its
+//! record ([`VERSIONS`]), and is sent the highest common one ([`version_for`]); the lowest before its record
+//! arrives.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -26,10 +25,10 @@ use crate::next_wire;
 use crate::node::NodeId;
 use crate::time::UnixMs;
 
-/// The link's port, UDP and TCP.
+/// The transport's port, UDP and TCP.
 pub const PORT: u16 = 7646;
 
-/// Largest datagram that is sent: fits every tunnel's MTU (IPv6 promises 1280), so nothing is fragmented.
+/// Largest datagram sent: fits every tunnel's MTU (IPv6 guarantees 1280), so nothing is fragmented.
 pub const MAX_DATAGRAM: usize = 1200;
 
 /// Length of [`DatagramHeader`] on the wire.
@@ -50,7 +49,7 @@ pub const MAX_BODY: usize = MAX_PLAINTEXT - FRAME_HEAD;
 /// The versions of the datagrams that this build speaks, lowest and highest.
 pub const VERSIONS: RangeInclusive<u8> = 1..=1 + next_wire::RAISE;
 
-/// The version to send to a node that speaks `theirs`: the highest that both know, else this node's lowest.
+/// The version for a node that speaks `theirs`: the highest common one, or this node's lowest.
 pub fn version_for(theirs: Option<RangeInclusive<u8>>) -> u8 {
     let lowest = *VERSIONS.start();
     let Some(theirs) = theirs else { return lowest };
@@ -74,16 +73,16 @@ impl KeyHint {
     }
 }
 
-/// What stands before the ciphertext.
+/// The part before the ciphertext.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DatagramHeader {
-    /// Which version of frames and seal follows.
+    /// Version of the frames and the seal.
     pub version: u8,
-    /// Which gossip key is in the seal.
+    /// Hint of the gossip key in the seal.
     pub key: KeyHint,
-    /// Who sends.
+    /// The sender's id.
     pub sender: NodeId,
-    /// Which start of the sender.
+    /// The sender's boot.
     pub boot: u64,
     /// Counts from 1 within the boot.
     pub sequence: u64,
@@ -101,7 +100,7 @@ impl DatagramHeader {
         bytes
     }
 
-    /// Splits a datagram into header and ciphertext; none when it is not one that this build speaks.
+    /// Splits a datagram into header and ciphertext; `None` when this build does not speak it.
     pub fn parse(datagram: &[u8]) -> Option<(DatagramHeader, &[u8])> {
         let (header, ciphertext) = datagram.split_first_chunk::<HEADER_LEN>()?;
         if !VERSIONS.contains(&header[0]) || ciphertext.len() <= TAG_LEN || datagram.len() > MAX_DATAGRAM {
@@ -126,7 +125,7 @@ impl DatagramHeader {
         Some((header, ciphertext))
     }
 
-    /// The AEAD nonce that belongs to the sequence: unique, since the key belongs to pair, direction and boot.
+    /// The AEAD nonce of the sequence: unique, since the key belongs to pair, direction and boot.
     pub fn nonce(&self) -> [u8; 12] {
         let mut nonce = [0; 12];
         nonce[4..].copy_from_slice(&self.sequence.to_be_bytes());
@@ -134,23 +133,23 @@ impl DatagramHeader {
     }
 }
 
-/// One of the things that a datagram carries.
+/// A frame of a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DatagramFrame<'a> {
     /// A gossip message.
     Gossip(&'a [u8]),
-    /// "Repeat this number, so that I know that you are there now."
+    /// Asks the receiver to echo this number, to prove that it is there now.
     Challenge(u64),
     /// The repeated number.
     Echo(u64),
-    /// "Answer this at once."
+    /// Asks for an immediate answer.
     Pulse(u64),
-    /// The answer, with what the sender says of itself ([`crate::pulse::PulseStatus`]). Number 0: not asked for,
-    /// but something has changed.
+    /// The answer, with the sender's status ([`crate::pulse::PulseStatus`]). Number 0: unsolicited, because
+    /// something has changed.
     Answer(u64, &'a [u8]),
-    /// What candidates and witnesses say of virtual IPs.
+    /// A message of candidates and witnesses about virtual IPs.
     Vip(&'a [u8]),
-    /// The fingerprint of the sender's current record: whoever has another pulls it.
+    /// The fingerprint of the sender's current record: a node with another one pulls it.
     RecordFingerprint(u32),
 }
 
@@ -163,7 +162,7 @@ impl<'a> DatagramFrame<'a> {
     const VIP: u8 = 5;
     const RECORD_FINGERPRINT: u8 = 6;
 
-    /// Appends the frame. False when it does not fit into the datagram any more: nothing is appended then.
+    /// Appends the frame. False when it no longer fits into the datagram: nothing is appended then.
     pub fn put(&self, plaintext: &mut Vec<u8>) -> bool {
         let mut put = |kind: u8, parts: [&[u8]; 2]| {
             let length = parts.iter().map(|part| part.len()).sum::<usize>();
@@ -200,8 +199,7 @@ impl<'a> DatagramFrame<'a> {
         plaintext
     }
 
-    /// The frames of a datagram, those left out that this build does not know. Ends where a length does not
-    /// fit.
+    /// The known frames of a datagram. Ends where a length does not fit.
     pub fn all(mut plaintext: &'a [u8]) -> impl Iterator<Item = DatagramFrame<'a>> {
         std::iter::from_fn(move || {
             loop {
@@ -216,7 +214,7 @@ impl<'a> DatagramFrame<'a> {
         })
     }
 
-    /// One frame; none when its kind is unknown or its body too short. What follows in the body is for later
+    /// One frame; `None` when its kind is unknown or its body too short. The rest of the body is for later
     /// builds.
     fn read(kind: u8, body: &'a [u8]) -> Option<DatagramFrame<'a>> {
         let number = || body.first_chunk::<8>().map(|bytes| u64::from_be_bytes(*bytes));
@@ -253,7 +251,7 @@ pub struct GossipKey {
     pub id: KeyId,
     /// The key.
     pub secret: [u8; 32],
-    /// Until when it is accepted; none: it counts, or nothing has taken its place yet.
+    /// Until when it is accepted; `None`: it is current, or not replaced yet.
     pub until: Option<UnixMs>,
 }
 
@@ -270,7 +268,7 @@ pub struct KeyRing {
 }
 
 impl KeyRing {
-    /// Adds a key; true when it was not held yet. A key that is not what its id says is refused.
+    /// Adds a key; true when it is new. A key that does not match its id is refused.
     pub fn add(&mut self, key: GossipKey) -> bool {
         let known = self.keys.iter().any(|held| held.id == key.id);
         if known || KeyId::of_key(&key.secret) != key.id {
@@ -280,8 +278,8 @@ impl KeyRing {
         true
     }
 
-    /// Takes keys that another node has sent, as far as the document names them: the one that counts, and the one
-    /// before for its ten minutes. Whoever sends them has no say in which these are. True when one is new.
+    /// Adds keys from another node if the document names them: the current one, and the previous one for its ten
+    /// minutes. The sender can't choose which. True when one is new.
     pub fn take(&mut self, keys: &[GossipKey], document: &Document, now: UnixMs) -> bool {
         let current = &document.key;
         let mut new = false;
@@ -301,8 +299,8 @@ impl KeyRing {
         new
     }
 
-    /// Follows the document: the key that counts, when it is held, sends the others into retirement; those
-    /// below the floor go at once. True when something changed.
+    /// Applies the document: its current key, when it is held, retires the others; those below the floor are
+    /// dropped at once. True when something changed.
     pub fn apply_document(&mut self, document: &Document, now: UnixMs) -> bool {
         let before = self.clone();
         let current = document.key.id;
@@ -316,7 +314,7 @@ impl KeyRing {
         *self != before
     }
 
-    /// The key to seal with: the document's where it is held, else the latest.
+    /// The key to seal with: the document's if it is held, otherwise the latest.
     pub fn sealing(&self, document: &Document) -> Option<&GossipKey> {
         self.keys
             .iter()
@@ -329,7 +327,7 @@ impl KeyRing {
         self.keys.iter().find(|key| key.id == id && key.until.is_none_or(|until| until > now))
     }
 
-    /// The keys that a datagram with this hint may be sealed with: one, unless two ids begin alike.
+    /// The keys that a datagram with this hint may be sealed with: one, unless two ids have the same prefix.
     pub fn hinted(&self, hint: KeyHint, now: UnixMs) -> impl Iterator<Item = &GossipKey> {
         let accepted = move |key: &&GossipKey| key.until.is_none_or(|until| until > now);
         self.keys.iter().filter(accepted).filter(move |key| KeyHint::of(key.id) == hint)
@@ -381,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_not_what_its_id_says_is_refused() {
+    fn a_key_that_does_not_match_its_id_is_refused() {
         let mut forged = key(1);
         forged.id = key(2).id;
         assert!(!KeyRing::default().add(forged));
@@ -400,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_does_not_fit_is_not_put() {
+    fn a_body_that_does_not_fit_is_not_appended() {
         let mut plaintext = vec![];
         assert!(!DatagramFrame::Gossip(&[0; MAX_BODY + 1]).put(&mut plaintext) && plaintext.is_empty());
         assert!(
@@ -410,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn the_highest_common_version_is_spoken_and_the_lowest_to_whom_nobody_knows() {
+    fn the_highest_common_version_is_used_and_the_lowest_for_unknown_nodes() {
         assert_eq!(version_for(None), 1);
         assert_eq!(version_for(Some(1..=1)), 1);
         assert_eq!(version_for(Some(1..=200)), *VERSIONS.end());

@@ -1,10 +1,10 @@
-//! Why a node can't own a virtual IP: the cause decides, travels and is counted, the sentence is for people.
+//! Why a node can't own a virtual IP: the cause decides, is sent and is counted; the sentence is for people.
 
 use std::fmt;
 
 use crate::cause::{Cause, Reason};
 
-/// The cause that a version says which sends none.
+/// The cause sent by a version that has none.
 const NOT_SAID: (u16, u16) = (0, 0);
 
 /// Why a node can't own a virtual IP. Two are equal when their causes are.
@@ -22,7 +22,7 @@ impl Unfit {
         Unfit { cause, reason: Reason::new(reason) }
     }
 
-    /// The cause as four bytes; none: it is not said.
+    /// The cause as four bytes; `None`: there is none.
     pub fn cause_bytes(&self) -> Option<[u8; 4]> {
         let (code, argument) = self.cause.to_wire();
         let ([a, b], [c, d]) = (code.to_be_bytes(), argument.to_be_bytes());
@@ -36,7 +36,7 @@ impl Unfit {
         Cause::from_wire(code, argument)
     }
 
-    /// The cause, where it is said.
+    /// The cause, if there is one.
     pub fn said_cause(&self) -> Option<Cause> {
         Some(self.cause).filter(|cause| cause.to_wire() != NOT_SAID)
     }
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cause_reads_back_and_one_that_was_not_said_stays_so() {
+    fn a_cause_reads_back_and_a_missing_one_stays_missing() {
         for cause in [Cause::NoSegment, Cause::Http(503), Cause::Other { code: 9_999, argument: 7 }] {
             let unfit = Unfit::from(cause);
             assert_eq!(Unfit::cause_of(unfit.cause_bytes()), cause);

@@ -1,9 +1,9 @@
-//! What this node knows of all members: their records, as far as they count.
+//! This node's view of all members: their records, as far as they count.
 //!
-//! A record proves who says something, and not that it is theirs to say. So a view leaves out what its node
-//! has no authority for, each thing alone, and names it in [`ClusterView::not_counted`]: an apiserver of a node that
-//! was admitted as a worker, a service that the settings let others offer, an offer at an address that its node
-//! has not proven to be its own, a virtual IP that it is no candidate for.
+//! A signature proves who published something, not that it was authorized to. So a view leaves out what its
+//! node has no authority for, each item alone, and lists it in [`ClusterView::not_counted`]: an apiserver of
+//! a node that was admitted as a worker, a service that the settings let others offer, an offer at an address
+//! that its node has not proven to be its own, a virtual IP that it is no candidate for.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -14,8 +14,8 @@ use crate::record::{NodeRecord, RecordField};
 use crate::service::ServiceName;
 use crate::time::UnixMs;
 
-/// Highest epoch of a virtual IP that anyone believes: an epoch a second for a century. One that is near the
-/// end of its range could not be followed by another.
+/// Highest epoch of a virtual IP that is accepted: one per second for a century. After one near the end of
+/// its range there could be no next.
 const MAX_EPOCH: u64 = u32::MAX as u64;
 
 /// One member, as far as its record counts.
@@ -23,21 +23,21 @@ const MAX_EPOCH: u64 = u32::MAX as u64;
 pub struct MemberView {
     /// Its id.
     pub id: NodeId,
-    /// What it says of itself.
+    /// Its record.
     pub word: NodeRecord,
-    /// Gossip hears it.
+    /// Gossip from it arrives.
     pub heard: bool,
-    /// Since when `heard` has been so, on this node's wall clock.
+    /// When `heard` last changed, on this node's wall clock.
     pub since: UnixMs,
 }
 
 impl MemberView {
-    /// A master is who offers the default service.
+    /// A member that offers the default service is a master.
     pub fn role(&self) -> Role {
         if self.word.services.contains_key(&ServiceName::kube_api()) { Role::Master } else { Role::Worker }
     }
 
-    /// Where its link port is reached, best first.
+    /// Addresses of its transport port, best first.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.word.addresses
     }
@@ -46,36 +46,36 @@ impl MemberView {
 /// A member's record, and what was not understood of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PublishedRecord<'a> {
-    /// Whose it is.
+    /// Its node.
     pub id: NodeId,
-    /// What it says.
+    /// The record.
     pub record: &'a NodeRecord,
-    /// What of it was left out.
+    /// Fields that were left out.
     pub left_out: &'a [RecordField],
-    /// Whether it is heard.
+    /// Whether it is alive.
     pub alive: bool,
 }
 
-/// Who may say what.
+/// Rules about who may publish what.
 pub struct Authority<'a> {
-    /// The role that a member was admitted with, or was given since; none: it is no member.
+    /// The role that a member was admitted with, or was given since; `None`: it is no member.
     pub role: &'a dyn Fn(&NodeId) -> Option<Role>,
     /// Whether the settings let a node of this name and role offer a service.
     pub may_offer: &'a dyn Fn(&ServiceName, &Name, Role) -> bool,
     /// Whether the settings let a node of this name and role own a virtual IP.
     pub may_own: &'a dyn Fn(IpAddr, &Name, Role) -> bool,
-    /// Whether a node has proven that it has an address.
+    /// Whether a node has proven that it owns an address.
     pub proven: &'a dyn Fn(&NodeId, IpAddr) -> bool,
 }
 
-/// Something that a member says and that does not count here.
+/// A member's claim that has no effect here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IgnoredClaim {
-    /// Who says it.
+    /// Its node.
     pub node: NodeId,
     /// That node's name.
     pub name: Name,
-    /// What.
+    /// The claim.
     pub what: Ignored,
     /// Since when it has been ignored.
     pub since: UnixMs,
@@ -84,7 +84,7 @@ pub struct IgnoredClaim {
 /// What is ignored of a record, and why.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ignored {
-    /// A field that is not understood, or one of more than there may be.
+    /// A field that is not understood, or one beyond a limit.
     NotUnderstood(RecordField),
     /// An apiserver on a node that was admitted as a worker.
     NotMaster,
@@ -94,12 +94,12 @@ pub enum Ignored {
     Unproven(ServiceName, IpAddr),
     /// A virtual IP that the node is no candidate for.
     NotCandidate(IpAddr),
-    /// A virtual IP in an epoch that can't be.
+    /// A virtual IP in an impossible epoch.
     Epoch(IpAddr),
 }
 
 impl IgnoredClaim {
-    /// The same as status shows it, with what mends it.
+    /// The problem that status shows, with its fix.
     pub fn problem(&self) -> Problem {
         let name = &self.name;
         let (code, about, detail, fix) = match &self.what {
@@ -151,13 +151,13 @@ impl IgnoredClaim {
 pub struct ClusterView {
     /// The members, by id.
     pub members: BTreeMap<NodeId, MemberView>,
-    /// What they say and has no effect.
+    /// Claims that have no effect.
     pub not_counted: Vec<IgnoredClaim>,
 }
 
 impl ClusterView {
-    /// Makes a view of the members' records. `previous` tells since when. Whoever is no member is left out,
-    /// so that a removed node is gone from every list at once.
+    /// Builds a view from the members' records. `previous` has since when. Non-members are left out, so that
+    /// a removed node disappears from every list at once.
     pub fn new<'a>(
         published: impl IntoIterator<Item = PublishedRecord<'a>>,
         previous: &ClusterView,
@@ -184,7 +184,7 @@ impl ClusterView {
     }
 }
 
-/// What of a record counts, and what does not.
+/// Splits a record into what counts and what does not.
 fn counts(one: &PublishedRecord<'_>, role: Role, authority: &Authority<'_>) -> (NodeRecord, Vec<Ignored>) {
     let mut record = one.record.clone();
     let mut ignored: Vec<Ignored> = one.left_out.iter().copied().map(Ignored::NotUnderstood).collect();
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn each_member_counts_for_what_is_its_to_say_and_strangers_for_nothing() {
+    fn members_count_for_what_they_are_authorized_for_and_strangers_for_nothing() {
         let (master, worker) = (record(1), record(2));
         let view = view(
             &[(1, &master, true), (2, &worker, true), (3, &record(3), true)],
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn since_moves_when_hearing_does() {
+    fn since_changes_when_heard_does() {
         let record = record(1);
         let first = view(&[(1, &record, true)], &ClusterView::default(), 1);
         let second = view(&[(1, &record, true)], &first, 2);
