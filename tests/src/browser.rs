@@ -51,7 +51,7 @@ impl Browser {
         let (tab, _) = eventually("chromium shows a tab", PATIENCE, || tab(node, port))?;
         let mut socket = node.inside(|| Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, port))?))?;
         socket.set_read_timeout(Some(PATIENCE))?;
-        // The key's answer is not looked at: it is there for proxies (RFC 6455, 1.3).
+        // The key's answer is not checked: it exists for proxies (RFC 6455, 1.3).
         write!(
             socket,
             "GET {tab} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -72,7 +72,7 @@ impl Browser {
         Ok(browser)
     }
 
-    /// Sets the size of the window and the theme that its user prefers.
+    /// Sets the window size and the preferred theme.
     ///
     /// # Errors
     /// The browser's.
@@ -110,10 +110,10 @@ impl Browser {
         Ok(())
     }
 
-    /// What an expression comes to on the page; a promise is waited for.
+    /// The value of an expression on the page; a promise is awaited.
     ///
     /// # Errors
-    /// It throws, or does not come in time.
+    /// It throws, or does not resolve in time.
     pub fn eval(&mut self, expression: &str) -> Result<Value> {
         let ask = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
         let answer = self.call("Runtime.evaluate", ask)?;
@@ -132,13 +132,12 @@ impl Browser {
         Ok(())
     }
 
-    /// What went wrong on the page since it was opened: exceptions, errors on the console, what the policy
-    /// has blocked.
+    /// What went wrong on the page since it was opened: exceptions, console errors, policy violations.
     ///
     /// # Errors
     /// The browser's.
     pub fn errors(&mut self) -> Result<Vec<String>> {
-        // Whatever was on its way has come by now.
+        // Events in flight have arrived after this.
         self.eval("new Promise(done => setTimeout(done, 50))")?;
         let bad = |event: &&Value| match event["method"].as_str() {
             Some("Runtime.exceptionThrown") => true,
@@ -188,7 +187,7 @@ impl Browser {
             };
             let mut part = vec![0; usize::try_from(length)?];
             self.socket.read_exact(&mut part)?;
-            // Control frames are none of ours.
+            // Control frames are skipped.
             if head[0] & 0x08 == 0 {
                 whole.append(&mut part);
                 if head[0] & 0x80 != 0 {

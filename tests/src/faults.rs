@@ -1,5 +1,4 @@
-//! What happens to masters, and what their clients notice: the rows that the lab tests and that the bench
-//! measures beside others.
+//! Faults of masters, and what their clients notice: the rows of the lab tests and of the bench.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -23,11 +22,11 @@ const ROLL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(
 /// How long all masters are dead before one returns.
 const ALL_DEAD: Duration = Duration::from_secs(3);
 
-/// How long an apiserver does not answer the first check of an agent: longer than that check waits (2.5 s), and
-/// less than the second one does, which starts a second later and would call it down.
+/// How long an apiserver does not answer the first check of an agent: longer than that check waits (2.5 s),
+/// and less than the second one does, which starts a second later and would report it down.
 const UNANSWERED: Duration = Duration::from_millis(3_200);
 
-/// At least this long is watched after the last step of a fault that takes many.
+/// Minimum time that is watched after the last step of a fault that takes many.
 const LAST: Duration = Duration::from_secs(2);
 
 /// Packets lost, in percent, each way.
@@ -40,9 +39,9 @@ pub enum Fault {
     PowerCut,
     Kill,
     Hang,
-    /// Its agent and its apiserver: the kernel alone is left, and takes connections.
+    /// Its agent and its apiserver: only the kernel is left, and accepts connections.
     Frozen,
-    /// As an apiserver stops: first it takes no new connection, and it serves those that it has on.
+    /// As an apiserver stops: it first accepts no new connection, and keeps serving those that it has.
     Stopping,
     CutToWorker,
     CutFromWorker,
@@ -79,12 +78,12 @@ impl Fault {
         Fault::SlowReady,
     ];
 
-    /// What it is called at the command line.
+    /// Its name on the command line.
     pub fn word(self) -> &'static str {
         self.names().0
     }
 
-    /// What it is called in the table.
+    /// Its name in the table.
     pub fn title(self) -> &'static str {
         self.names().1
     }
@@ -111,12 +110,12 @@ impl Fault {
     }
 }
 
-/// What was done.
+/// The injected fault.
 #[derive(Debug, Clone, Copy)]
 pub struct Act {
     /// Trouble is counted from here: the fault, or the return of a master when all were dead.
     pub moment: Instant,
-    /// Whether a master is among the faulty ones.
+    /// Which masters are faulty.
     pub faulty: [bool; MASTERS],
 }
 
@@ -139,7 +138,7 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
     /// Starts everything on a lab of four nodes, and waits until the worker sees all masters ready.
     ///
     /// # Errors
-    /// It does not come together.
+    /// It does not form.
     pub fn set(lab: &'stage Lab, agents: &'stage mut [Agent<'lab>]) -> Result<Stage<'stage, 'lab>> {
         ensure!(lab.size() > MASTERS && agents.len() > MASTERS, "three masters and a worker");
         let masters = (0..MASTERS).map(|i| lab.nginx_master(i)).collect::<Result<Vec<_>>>()?;
@@ -161,10 +160,10 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
         Ok(())
     }
 
-    /// Does it to a master; returns when the whole fault is made, and leaves it in force.
+    /// Injects a fault on a master; returns when it is complete, and leaves it in force.
     ///
     /// # Errors
-    /// It can't be made.
+    /// It can't be injected.
     pub fn act(&mut self, fault: Fault, victim: usize) -> Result<Act> {
         let mut act = Act { moment: Instant::now(), faulty: [false; MASTERS] };
         act.faulty[victim] = true;
@@ -184,9 +183,9 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
             Fault::AgentFrozen => self.agents[victim].process()?.signal(Signal::STOP)?,
             Fault::AgentRestarted => {
                 self.agents[victim].stop()?;
-                // As long as a service manager takes, and longer than it takes to be missed.
+                // As long as a service manager takes, and longer than its absence takes to be noticed.
                 std::thread::sleep(LAST);
-                // Its first check takes time, in which it must not say that there is nothing to offer.
+                // Its first check takes time, during which it must not withdraw its offer.
                 self.masters[victim].set_slow(true)?;
                 self.agents[victim].run()?;
             }
@@ -199,7 +198,7 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
                 self.masters[victim].go_on()?;
             }
             Fault::Drained => drop(self.agents[victim].cli(&["drain"])?.ok()?),
-            // On the worker: no master is better than another, and none may be given up.
+            // On the worker: no master is better than another, and all must be kept.
             Fault::Loss => {
                 act.faulty = [true; MASTERS];
                 worker.loss(LOSS)?;
@@ -229,7 +228,7 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
         Ok(act)
     }
 
-    /// Takes it back, and waits until the worker sees all masters ready.
+    /// Undoes it, and waits until the worker sees all masters ready.
     ///
     /// # Errors
     /// It does not.
@@ -261,7 +260,7 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
         self.wait_until_ready()
     }
 
-    /// Refuses new connections to a master, as a closed port does, and leaves those that it has alone.
+    /// Refuses new connections to a master, as a closed port does, and leaves existing ones alone.
     fn refuse(&self, victim: usize, on: bool) -> Result<()> {
         let port = self.masters[victim].address.port();
         let rule = format!(
@@ -274,7 +273,7 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
 
     /// A whole row: clients for `before`, the fault, clients for `after`. The fault hits the master that
     /// holds most, so that every proxy has held connections on it. Returns what the clients of each target
-    /// noticed, and the master that was hit; the fault stays in force.
+    /// noticed, and the faulty master; the fault stays in force.
     ///
     /// # Errors
     /// The stage's, or a proxy holds nothing on the master that every other holds something on.
@@ -329,11 +328,11 @@ pub struct Noticed {
     pub held: usize,
     /// The longest that one of them was without an answer.
     pub silence: Duration,
-    /// It was so until the end.
+    /// It lasted until the end.
     pub still_silent: bool,
-    /// How many of those ended.
+    /// How many of those were closed.
     pub resets: usize,
-    /// How many of the others did.
+    /// How many of the others were closed.
     pub elsewhere: usize,
     /// Why new ones failed, the first reason.
     pub why: Option<String>,
@@ -366,7 +365,7 @@ impl Noticed {
         noticed
     }
 
-    /// Enters one held connection and those that took its place.
+    /// Adds one held connection and its replacements.
     fn held_one(&mut self, beats: &[Beat], act: &Act, end: Instant) {
         let at_fault = beats.partition_point(|beat| beat.at < act.moment);
         let mut on = load::last_answer(&beats[..at_fault]).unwrap_or_default();
@@ -387,7 +386,7 @@ impl Noticed {
             return;
         }
         let open = end.saturating_duration_since(last);
-        // Between two requests everyone is silent.
+        // Between two requests every connection is silent.
         let still = open > longest && open > load::BEAT * 4;
         if still || longest > self.silence {
             self.silence = longest.max(open);
@@ -395,7 +394,7 @@ impl Noticed {
         }
     }
 
-    /// Takes a second run of the same row in: what is counted is summed, what is longest stays.
+    /// Merges a second run of the same row: counts are summed, the longest stays.
     pub fn merge(&mut self, other: Noticed) {
         let silent = if other.silence > self.silence { other.still_silent } else { self.still_silent };
         *self = Noticed {
@@ -414,7 +413,7 @@ impl Noticed {
         };
     }
 
-    /// The heads of the columns that [`Noticed`] prints.
+    /// Column heads for [`Noticed`].
     pub const HEAD: &str = "  new failed >0.5s usual s worst s trouble s held silence s reset elsewhere";
 }
 
@@ -445,7 +444,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn what_the_clients_saw_is_summed_up() {
+    fn what_the_clients_saw_is_summarized() {
         let start = Instant::now();
         let at = |ms: u32| start + MS * ms;
         let one = |ms, took: u32, result: Result<&str, &str>| Try {

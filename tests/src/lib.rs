@@ -1,10 +1,10 @@
-//! What the suites share: [`lab`] builds networks of namespaces and breaks them, [`mesh`] runs agents in
-//! one, [`browser`] looks at their pages, [`load`] is their clients, [`faults`] what happens to masters,
-//! [`hostile`] who means them harm, [`peers`] runs other proxies beside ours, [`vip`] an address that moves
-//! and who asks for it, [`wait`] waits for what must come true, [`wire`] records what crosses an interface.
+//! Shared helpers of the suites: [`lab`] builds networks of namespaces and breaks them, [`mesh`] runs agents
+//! in one, [`browser`] opens their pages, [`load`] has clients, [`faults`] breaks masters, [`hostile`]
+//! attacks, [`peers`] runs other proxies for comparison, [`vip`] has a moving address and its clients,
+//! [`wait`] waits for conditions, [`wire`] records what crosses an interface.
 //!
-//! Everything here returns `anyhow::Result`: a test that fails says what it tried, on which node, and what
-//! came back.
+//! Everything here returns `anyhow::Result`: a failing test reports what it tried, on which node, and the
+//! result.
 
 pub mod browser;
 pub mod faults;

@@ -1,7 +1,7 @@
 //! Clients of an apiserver inside a node's network: some that keep opening connections, as kubectl does, and
 //! some that hold one, as a kubelet does. All on one thread, so that their sockets are the node's.
 //!
-//! Several proxies are loaded at once and in turn, so that each meets the very same fault.
+//! Several proxies are loaded together and in turn, so that each meets the same fault.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -26,7 +26,7 @@ use crate::lab::Node;
 /// Between two requests on a held connection.
 pub const BEAT: Duration = Duration::from_millis(200);
 
-/// Before a held connection that was lost is opened again.
+/// Before a lost held connection is reopened.
 const AGAIN: Duration = Duration::from_millis(50);
 
 /// What the clients do.
@@ -38,7 +38,7 @@ pub struct Plan {
     pub per_second: u32,
     /// Connections held to each.
     pub held: usize,
-    /// How long a client waits before it calls a new connection failed.
+    /// How long a client waits before a new connection counts as failed.
     pub patience: Duration,
 }
 
@@ -53,12 +53,12 @@ pub struct Try {
     pub result: Result<String, String>,
 }
 
-/// Something that happened to a held connection.
+/// An event of a held connection.
 #[derive(Debug, Clone)]
 pub struct Beat {
     /// When.
     pub at: Instant,
-    /// What.
+    /// The event.
     pub what: What,
 }
 
@@ -71,23 +71,23 @@ pub enum What {
     Lost(String),
 }
 
-/// All that the clients of one proxy saw.
+/// Everything that the clients of one proxy saw.
 #[derive(Debug, Clone, Default)]
 pub struct Record {
     /// New connections, in the order in which they ended.
     pub tries: Vec<Try>,
-    /// Each held connection with those that took its place.
+    /// Each held connection with its replacements.
     pub held: Vec<Vec<Beat>>,
 }
 
 impl Record {
-    /// How many held connections this master answered last.
+    /// Number of held connections whose last answer is from this master.
     pub fn held_on(&self, master: &str) -> usize {
         self.held.iter().filter(|beats| last_answer(beats) == Some(master)).count()
     }
 }
 
-/// Who answered last.
+/// The last master that answered.
 pub(crate) fn last_answer(beats: &[Beat]) -> Option<&str> {
     beats.iter().rev().find_map(|beat| match &beat.what {
         What::Answer(master) => Some(master.as_str()),
@@ -114,8 +114,8 @@ impl Seen {
     }
 }
 
-/// Loads the targets from inside a node for as long as `script` runs; then waits for connections that are
-/// still being made. Returns what was seen, and what the script returned.
+/// Loads the targets from inside a node for as long as `script` runs; then waits for connections in progress.
+/// Returns what was seen, and the script's result.
 ///
 /// # Errors
 /// The script's, or no client could be started.
@@ -154,7 +154,7 @@ fn connector(ca: &Path) -> Result<TlsConnector> {
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    // Every handshake is a whole one, as of a process that has just started.
+    // Every handshake is a full one, as of a new process.
     config.resumption = Resumption::disabled();
     Ok(TlsConnector::from(Arc::new(config)))
 }
@@ -165,7 +165,7 @@ async fn clients(plan: &Plan, connector: TlsConnector, seen: Seen, mut stop: wat
         for (target, &address) in plan.targets.iter().enumerate() {
             let (connector, seen, patience) = (connector.clone(), seen.clone(), plan.patience);
             held.spawn(hold(address, connector, patience, move |what| seen.beat(target, slot, what)));
-            // One after the other, so that a proxy that counts connections can spread them.
+            // One after the other, so that a proxy that counts connections can balance them.
             sleep(Duration::from_millis(20)).await;
         }
     }
@@ -204,8 +204,8 @@ async fn once(address: SocketAddr, connector: &TlsConnector, patience: Duration)
     timeout(patience, act).await.unwrap_or_else(|_| Err(format!("no answer within {patience:?}")))
 }
 
-/// Holds a connection for ever, and opens another when it is lost. A client with an open watch waits for as
-/// long as the connection stands, so no time-out here.
+/// Holds a connection forever, and reopens it when it is lost. A client with an open watch waits for as long
+/// as the connection exists, so no time-out here.
 async fn hold(
     address: SocketAddr,
     connector: TlsConnector,
@@ -224,12 +224,12 @@ async fn hold(
                     }
                     Err(why) => break why,
                 }
-                // The other side may end it between two requests, and must not go unnoticed until the next.
+                // The other side may close it between two requests, and that has to be noticed at once.
                 if let Ok(end) = timeout(BEAT, stream.read_u8()).await {
                     break end.map_or_else(|error| error.to_string(), |_| "an answer to nothing".to_owned());
                 }
             };
-            // What never answered was not held yet.
+            // A connection without an answer was not held yet.
             if answered {
                 tell(What::Lost(why));
             }
@@ -259,7 +259,7 @@ async fn ask(stream: &mut TlsStream<TcpStream>, connection: &str) -> Result<Stri
         }
         got.extend_from_slice(&part[..read]);
         let text = String::from_utf8_lossy(&got);
-        // The stand-in's answer is one line that names it.
+        // The stand-in's answer is one line with its name.
         if let Some((head, body)) = text.split_once("\r\n\r\n")
             && body.ends_with('\n')
         {

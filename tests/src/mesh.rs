@@ -14,15 +14,15 @@ use crate::wait::eventually;
 /// Where every agent's proxy listens unless told otherwise.
 pub const LISTENER: &str = "127.0.0.1:16443";
 
-/// How long anything may take that needs a few rounds of gossip: its detection of a crash takes up to 9 s
-/// at its interval of 1 s, and a machine that tests has other things to do too.
+/// Limit for anything that needs a few rounds of gossip: it detects a crash within up to 9 s at its interval
+/// of 1 s, and a test machine is busy with other things too.
 pub const GOSSIP: Duration = Duration::from_secs(25);
 
-/// How long anything may take that only needs an exchange between two nodes.
+/// Limit for anything that only needs an exchange between two nodes.
 pub const SOON: Duration = Duration::from_secs(10);
 
-/// Runs a test with an agent, not yet started, on every node. When it fails, it says what all processes
-/// wrote last.
+/// Runs a test with an agent, not yet started, on every node. When it fails, the error includes the last
+/// output of all processes.
 ///
 /// # Errors
 /// The lab's or the test's.
@@ -69,9 +69,9 @@ pub struct Agent<'lab> {
     process: Option<Proc>,
     /// More options for every start.
     pub options: Vec<String>,
-    /// The agent that is started, and whose commands ask it: [`binary`] unless told otherwise.
+    /// The agent binary for starts and commands: [`binary`] by default.
     pub binary: PathBuf,
-    /// What starts the agent, as `setpriv` with its options; nothing: it is started as it is.
+    /// A wrapper command such as `setpriv` with its options; empty: none.
     pub through: Vec<String>,
 }
 
@@ -99,7 +99,7 @@ impl<'lab> Agent<'lab> {
         &self.state
     }
 
-    /// `agent init`; returns the invite that it prints, once the agent can be asked.
+    /// `agent init`; returns the printed invite, once the agent responds.
     ///
     /// # Errors
     /// It prints none, or ends.
@@ -119,7 +119,7 @@ impl<'lab> Agent<'lab> {
         Ok(invite)
     }
 
-    /// The invite for workers that `agent init` has printed here: that for masters has 8 uses.
+    /// The invite for workers that `agent init` has printed here: the one for masters has 8 uses.
     ///
     /// # Errors
     /// None was printed.
@@ -127,7 +127,7 @@ impl<'lab> Agent<'lab> {
         last_invite_in(&self.log()?).context("no invite for workers is printed")
     }
 
-    /// `agent join`; returns once the agent can be asked.
+    /// `agent join`; returns once the agent responds.
     ///
     /// # Errors
     /// It ends.
@@ -144,7 +144,7 @@ impl<'lab> Agent<'lab> {
         self.start(&["join", seed, "--foreground"])
     }
 
-    /// `agent join` where it must not succeed: returns how it ended.
+    /// `agent join` that must fail: returns how it ended.
     ///
     /// # Errors
     /// It did not end by itself.
@@ -193,7 +193,7 @@ impl<'lab> Agent<'lab> {
         self.cli_of(&self.binary, command)
     }
 
-    /// The same by another binary than the one that runs.
+    /// The same with another binary than the running one.
     ///
     /// # Errors
     /// It can't be started.
@@ -206,20 +206,20 @@ impl<'lab> Agent<'lab> {
     /// `agent status --json`.
     ///
     /// # Errors
-    /// There is no agent to ask, or its answer has not the promised shape.
+    /// No agent responds, or its response does not have the promised shape.
     pub fn status(&self) -> Result<Status> {
         let text = self.cli(&["status", "--json"])?.ok()?;
         serde_json::from_str(&text).with_context(|| format!("status of {}: {text}", self.name()))
     }
 
-    /// Waits until it can be asked.
+    /// Waits until it responds.
     ///
     /// # Errors
-    /// It ends, or says nothing.
+    /// It ends, or does not respond.
     pub fn wait_until_asked(&mut self) -> Result<()> {
         eventually(&format!("the agent of {} answers", self.name()), GOSSIP, || {
             if !self.is_running() {
-                // No use in waiting for what has ended; eventually() has no other way out.
+                // Waiting for an ended process is useless; eventually() has no other way out.
                 return Ok(Err(anyhow::anyhow!("it has ended")));
             }
             self.status().map(|_| Ok(()))
@@ -228,7 +228,7 @@ impl<'lab> Agent<'lab> {
         .with_context(|| format!("the agent of {}: {}", self.name(), self.tail()))
     }
 
-    /// Everything that it has written since the lab began.
+    /// Its whole output since the lab started.
     ///
     /// # Errors
     /// It was never started.
@@ -265,7 +265,7 @@ impl<'lab> Agent<'lab> {
     /// Asks it to stop and waits until it has.
     ///
     /// # Errors
-    /// It does not stop in time, or not in peace.
+    /// It does not stop in time, or not cleanly.
     pub fn stop(&mut self) -> Result<()> {
         let process = self.process()?;
         process.signal(Signal::TERM)?;
@@ -274,7 +274,7 @@ impl<'lab> Agent<'lab> {
         Ok(())
     }
 
-    /// Which master answers through this node's proxy, as a client sees it.
+    /// The master that answers through this node's proxy, as a client sees it.
     ///
     /// # Errors
     /// None answers.
@@ -342,17 +342,17 @@ pub fn code_in(text: &str) -> Option<String> {
     words.find(whole).map(str::to_owned)
 }
 
-/// The last invite in a text: of those that init prints, that for workers.
+/// The last invite in a text: of those that init prints, the one for workers.
 pub fn last_invite_in(text: &str) -> Option<String> {
     let mut words = text.split(|c: char| !c.is_ascii_alphanumeric());
     words.rfind(|word| word.parse::<Invite>().is_ok()).map(str::to_owned)
 }
 
 /// Forms a cluster of all agents: init on the first, join on the others with the invite for masters that it
-/// printed. Returns that invite once everyone sees everyone.
+/// printed. Returns that invite once all see each other.
 ///
 /// # Errors
-/// They do not come together.
+/// They do not find each other.
 pub fn form(agents: &mut [Agent<'_>]) -> Result<String> {
     form_with(agents, usize::MAX)
 }
@@ -383,7 +383,7 @@ pub fn form_by(agents: &mut [Agent<'_>], masters: usize, init: &[&str]) -> Resul
     Ok(invite)
 }
 
-/// Waits until all of these agents see exactly each other.
+/// Waits until these agents see exactly each other.
 ///
 /// # Errors
 /// They do not in time.
@@ -395,8 +395,8 @@ pub fn all_up(agents: &[Agent<'_>]) -> Result<()> {
     Ok(())
 }
 
-/// What `agent status --json` promises; a field that is missing or has another type is an error. Our own
-/// definition and not proto's, since scripts have their own too.
+/// The promised shape of `agent status --json`; a field that is missing or has another type is an error. A
+/// definition of its own, not proto's, since scripts have their own too.
 #[derive(Debug, Deserialize)]
 #[allow(missing_docs)]
 pub struct Status {
@@ -441,7 +441,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Datagrams refused, whatever for.
+    /// Datagrams refused, for any reason.
     pub fn refused(&self) -> u64 {
         let of_no_member = self.refused_stranger + self.refused_key + self.refused_seal;
         of_no_member + self.refused_replay + self.refused_unproven + self.refused_flood

@@ -1,4 +1,4 @@
-//! Other proxies, from Debian's packages and configured as their users do, to stand beside ours.
+//! Other proxies, from Debian's packages and configured as their users do, for comparison.
 
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::lab::{Node, Proc};
 use crate::wait::eventually;
 
-/// Says which of these programs or files are missing, all at once, with the packages that bring them.
+/// Reports which of these programs or files are missing, all at once, with the packages that provide them.
 ///
 /// # Errors
 /// At least one is.
@@ -25,7 +25,7 @@ pub fn require(needs: &[(&str, &str)]) -> Result<()> {
     Ok(())
 }
 
-/// What haproxy needs to be told.
+/// Settings of haproxy.
 pub struct Haproxy<'a> {
     /// Its name in logs, and of its files.
     pub name: &'a str,
@@ -33,7 +33,7 @@ pub struct Haproxy<'a> {
     pub listen: SocketAddr,
     /// Its servers.
     pub servers: Vec<SocketAddr>,
-    /// Most connections; it wants twice as many descriptors, and does not start without.
+    /// Limit of connections; it needs twice as many descriptors, and does not start without.
     pub maxconn: u64,
     /// More lines for the section `defaults`.
     pub defaults: &'a str,
@@ -102,7 +102,7 @@ pub fn nginx_stream(node: &Node, listen: SocketAddr, server: SocketAddr) -> Resu
 fn listening(node: &Node, mut process: Proc, address: SocketAddr) -> Result<Proc> {
     let (ended, _) = eventually("it listens", Duration::from_secs(10), || {
         if !process.is_running() {
-            // No use in waiting for what has ended.
+            // Waiting for an ended process is useless.
             return Ok(true);
         }
         node.inside(|| Ok(std::net::TcpStream::connect(address)?)).context("it refuses")?;

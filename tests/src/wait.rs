@@ -1,16 +1,16 @@
-//! Waiting for what must come true, and saying what was true instead.
+//! Waits for conditions, and reports what was true instead.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-/// Between two looks: short beside everything that is waited for, long beside what a look costs.
+/// Between two polls: short compared with everything that is awaited, long compared with the cost of a poll.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Looks again and again until `look` succeeds, and returns what it found and how long that took.
+/// Polls until `look` succeeds, and returns its result and how long that took.
 ///
 /// # Errors
-/// It did not within `limit`; the error of the last look is kept as the reason.
+/// It did not within `limit`; the error of the last poll is kept as the reason.
 pub fn eventually<T>(
     what: &str,
     limit: Duration,
@@ -28,10 +28,10 @@ pub fn eventually<T>(
     }
 }
 
-/// Looks again and again for all of `span`.
+/// Polls for all of `span`.
 ///
 /// # Errors
-/// The first look that fails.
+/// The first poll that fails.
 pub fn always(what: &str, span: Duration, mut look: impl FnMut() -> Result<()>) -> Result<()> {
     let began = Instant::now();
     while began.elapsed() < span {
@@ -44,7 +44,7 @@ pub fn always(what: &str, span: Duration, mut look: impl FnMut() -> Result<()>) 
     Ok(())
 }
 
-/// Turns a condition into a look.
+/// Turns a condition into a result.
 ///
 /// # Errors
 /// The condition does not hold.

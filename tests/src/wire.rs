@@ -1,4 +1,4 @@
-//! Datagrams as they cross an interface, and a member that is only a few lines and speaks them.
+//! Datagrams as they cross an interface, and a minimal member that speaks the protocol.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read};
@@ -21,15 +21,15 @@ const EVERY_PROTOCOL: i32 = 0x0003_u16.to_be() as i32;
 /// A UDP datagram.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Datagram {
-    /// Who sent it.
+    /// The source.
     pub from: IpAddr,
-    /// To whom.
+    /// The destination.
     pub to: IpAddr,
     /// Source port.
     pub from_port: u16,
     /// Destination port.
     pub to_port: u16,
-    /// What it carries.
+    /// The payload.
     pub payload: Vec<u8>,
 }
 
@@ -90,13 +90,13 @@ pub fn public_key(seed: &[u8; 32]) -> Result<PublicKey> {
     Ok(PublicKey(pair.public_key().as_ref().try_into()?))
 }
 
-/// One who seals as the link does, with whatever identity, gossip key and boot it is given.
+/// A node that seals like the transport, with any identity, gossip key and boot.
 pub struct Speaker {
-    /// Who it is, or says that it is.
+    /// Its real or claimed id.
     pub id: NodeId,
-    /// Which start of it.
+    /// Its boot.
     pub boot: u64,
-    /// The last sequence that was used.
+    /// The last used sequence.
     pub sequence: u64,
     seed: [u8; 32],
     gossip_key: [u8; 32],
@@ -104,7 +104,7 @@ pub struct Speaker {
     pairs: BTreeMap<NodeId, Pair>,
 }
 
-/// What is shared with one peer.
+/// Keys shared with one peer.
 struct Pair {
     secret: PairSecret,
     to: DatagramKey,
@@ -135,7 +135,7 @@ impl Speaker {
         self.seal_bytes(peer, &plaintext)
     }
 
-    /// Seals whatever bytes for a peer.
+    /// Seals any bytes for a peer.
     ///
     /// # Errors
     /// The peer's key is none to seal with.
@@ -146,7 +146,7 @@ impl Speaker {
         self.pair(peer)?.to.seal(&header, plaintext).context("it can't be sealed")
     }
 
-    /// The frames of a datagram that this peer has sealed for this speaker, as bytes; none when it has not.
+    /// The frames of a datagram that this peer has sealed for this node, as bytes; `None` when it has not.
     ///
     /// # Errors
     /// The peer's key is none to seal with.
@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_packet_is_taken_apart_and_what_is_none_is_passed_over() {
+    fn a_packet_is_parsed_and_garbage_is_skipped() {
         let mut packet = vec![0x45, 0, 0, 31, 0, 0, 0, 0, 64, 17, 0, 0, 10, 91, 0, 1, 10, 91, 0, 2];
         packet.extend([0x1d, 0xde, 0, 9, 0, 11, 0, 0, 7, 8, 9, 0xff]);
         let datagram = parse(&packet).unwrap();

@@ -1,4 +1,4 @@
-//! `agent doctor` names what was broken, and what mends it.
+//! `agent doctor` names what was broken, and how to fix it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tests::lab::{Lab, Master, Node};
 use tests::mesh::{Agent, GOSSIP, SOON, form, with_agents};
 use tests::wait::eventually;
 
-/// What `--json` promises; our own definition, since scripts have theirs too.
+/// The promised shape of `--json`; a definition of its own, since scripts have theirs too.
 #[derive(Debug, Deserialize)]
 struct Report {
     schema: u32,
@@ -44,7 +44,7 @@ impl Report {
     }
 }
 
-/// Everything that doctor says in JSON.
+/// doctor's report in JSON.
 fn report(agent: &Agent<'_>, nodes: &[&str]) -> Result<Report> {
     let ran = agent.cli(&[&["doctor", "--json"], nodes].concat())?;
     let report: Report = serde_json::from_str(&ran.out).with_context(|| ran.to_string())?;
@@ -58,7 +58,7 @@ fn report(agent: &Agent<'_>, nodes: &[&str]) -> Result<Report> {
     Ok(report)
 }
 
-/// The screen, which fits, and how doctor ended.
+/// The screen, which fits, and doctor's exit code.
 fn screen(agent: &Agent<'_>, nodes: &[&str], code: i32) -> Result<String> {
     let ran = agent.cli(&[&["doctor"], nodes].concat())?;
     ensure!(ran.code == Some(code), "expected {code}: {ran}");
@@ -70,7 +70,7 @@ fn screen(agent: &Agent<'_>, nodes: &[&str], code: i32) -> Result<String> {
     Ok(ran.out)
 }
 
-/// Waits until doctor finds this, and that it names what mends it.
+/// Waits until doctor finds this, with the fix.
 fn finds(
     agent: &Agent<'_>,
     (code, node): (&str, &str),
@@ -88,11 +88,11 @@ fn finds(
     Ok(())
 }
 
-/// Waits until there is nothing that has to be mended.
+/// Waits until there is nothing to fix.
 fn well(agent: &Agent<'_>) -> Result<()> {
     eventually("nothing has to be mended", GOSSIP, || {
         let report = report(agent, &[])?;
-        // What was lost while it was broken still counts a minute later.
+        // Loss during the fault still counts a minute later.
         ensure!(report.findings.iter().all(|one| one.code == "loss"), "{:#?}", report.findings);
         Ok(())
     })?;
@@ -104,7 +104,7 @@ fn sh(node: &Node, script: &str) -> Result<()> {
     Ok(())
 }
 
-/// Gives a node an `/etc` of its own, a copy, so that files planted there are no one else's.
+/// Gives a node its own `/etc`, a copy, so that planted files are not shared.
 fn own_etc(node: &Node) -> Result<()> {
     let copy = node.dir().join("etc");
     sh(node, &format!("cp -a /etc {0} && mount --bind {0} /etc", copy.display()))
@@ -120,8 +120,8 @@ fn parent(path: &str) -> String {
     Path::new(path).parent().unwrap_or(Path::new("/")).display().to_string()
 }
 
-/// Masters on the first nodes, and agents on all; no more connections than this machine lets any process
-/// have files.
+/// Masters on the first nodes, and agents on all; no more connections than this machine's limit of open
+/// files.
 fn serve(lab: &Lab, agents: &mut [Agent<'_>], masters: usize) -> Result<Vec<Master>> {
     let config = lab.dir().join("agent.toml");
     std::fs::write(&config, "[[service]]\nname = \"kube-api\"\nmaxconn = 500\n")?;
@@ -139,7 +139,7 @@ fn serve(lab: &Lab, agents: &mut [Agent<'_>], masters: usize) -> Result<Vec<Mast
 }
 
 #[test]
-fn what_the_network_does_is_named() -> Result<()> {
+fn network_faults_are_named() -> Result<()> {
     with_agents(Lab::bridge(3), |lab, agents| {
         let _masters = serve(lab, agents, 2)?;
         let [first, second, _] = agents else { anyhow::bail!("three agents") };
@@ -155,7 +155,7 @@ fn what_the_network_does_is_named() -> Result<()> {
         }
         first.cli(&["doctor", "n7"])?.fails_with(69)?;
 
-        // A firewall that only lets TCP in.
+        // A firewall that accepts only TCP.
         sh(
             there,
             "nft 'add table inet t; add chain inet t i { type filter hook input priority 0; };
@@ -168,7 +168,7 @@ fn what_the_network_does_is_named() -> Result<()> {
         sh(there, "nft delete table inet t")?;
         well(first)?;
 
-        // The other end sends smaller packets, or the kernel knows that the way is narrow.
+        // The other end sends smaller packets, or the kernel knows a smaller path MTU.
         sh(there, "ip link set eth0 mtu 1280")?;
         finds(first, ("mtu-differs", "n0"), "warning", "1500 here and of 1280 on n1", "mtu 1280")?;
         sh(there, "ip link set eth0 mtu 1500")?;
@@ -177,7 +177,7 @@ fn what_the_network_does_is_named() -> Result<()> {
         sh(here, "ip route del 10.91.0.2/32")?;
         well(first)?;
 
-        // Something between the two drops what is large. Segments leave as they will be on a real wire.
+        // Something in between drops large packets. Segments leave as they would on a real wire.
         for node in [here, there] {
             sh(node, "ip link set eth0 gso_max_segs 1")?;
         }
@@ -186,7 +186,7 @@ fn what_the_network_does_is_named() -> Result<()> {
         there.largest_packet(1500)?;
         well(first)?;
 
-        // The way there leaves by another interface than the mesh.
+        // The route there uses another interface than the mesh.
         sh(
             here,
             "ip link add other type veth peer name end && ip addr add 10.66.0.1/24 dev other && ip link set end up
@@ -209,7 +209,7 @@ fn what_the_network_does_is_named() -> Result<()> {
 }
 
 #[test]
-fn what_is_set_wrong_on_a_node_is_named_from_any_node() -> Result<()> {
+fn a_wrong_setting_of_a_node_is_named_from_any_node() -> Result<()> {
     with_agents(Lab::bridge(3), |lab, agents| {
         let mut masters = serve(lab, agents, 2)?;
         let [first, second, worker] = agents else { anyhow::bail!("three agents") };
@@ -218,7 +218,7 @@ fn what_is_set_wrong_on_a_node_is_named_from_any_node() -> Result<()> {
         }
         well(first)?;
 
-        // The kubelet of a worker goes to one master, past the proxy: seen here, where it is, and not after.
+        // A worker's kubelet uses one master, bypassing the proxy: reported while it does, and not after.
         let config = |server: &str| format!("clusters:\n- cluster:\n    server: https://{server}\n");
         plant(worker.node(), "/etc/kubernetes/kubelet.conf", &config("10.91.0.1:6443"))?;
         let past = "sed -i 's|https://10.91.0.1:6443|https://127.0.0.1:16443|'";
@@ -228,7 +228,7 @@ fn what_is_set_wrong_on_a_node_is_named_from_any_node() -> Result<()> {
         plant(worker.node(), "/etc/kubernetes/kubelet.conf", &config("127.0.0.1:16443"))?;
         well(first)?;
 
-        // A certificate that is not for the proxy's address: what to do depends on who made it.
+        // A certificate that does not cover the proxy's address: the fix depends on who made it.
         masters[1].kill()?;
         masters[1] = lab.nginx_master(1)?;
         second.wait_for_backend("n1", &["ready"], GOSSIP)?;
@@ -243,7 +243,7 @@ fn what_is_set_wrong_on_a_node_is_named_from_any_node() -> Result<()> {
         second.wait_for_backend("n1", &["ready"], GOSSIP)?;
         sh(second.node(), "rm /etc/rancher/k3s/config.yaml")?;
 
-        // A unit that was edited.
+        // An edited unit.
         plant(second.node(), "/run/systemd/system/agent.service", "[Service]\nExecStart=/bin/true\n")?;
         finds(second, ("unit-edited", "n1"), "warning", "agent.service", "agent install")?;
         sh(second.node(), "rm -r /run/systemd")?;
@@ -271,7 +271,7 @@ fn what_is_set_wrong_on_a_node_is_named_from_any_node() -> Result<()> {
 }
 
 #[test]
-fn a_mesh_of_wireguard_is_well_on_either_family() -> Result<()> {
+fn a_wireguard_mesh_is_healthy_on_either_family() -> Result<()> {
     for lab in [Lab::wireguard(2), Lab::wireguard_v6(2)] {
         with_agents(lab, |lab, agents| {
             let _masters = serve(lab, agents, 1)?;
@@ -285,7 +285,7 @@ fn a_mesh_of_wireguard_is_well_on_either_family() -> Result<()> {
 }
 
 #[test]
-fn a_machine_that_knows_no_agent_is_told_how_to_begin() -> Result<()> {
+fn a_machine_without_an_agent_gets_the_command_to_start() -> Result<()> {
     with_agents(Lab::bridge(1), |_, agents| {
         let began = std::time::Instant::now();
         let text = screen(&agents[0], &[], 11)?;

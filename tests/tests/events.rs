@@ -1,4 +1,4 @@
-//! Changes of state are told: on every node, to programs and a webhook, merged, and after a restart.
+//! Changes of state are reported: on every node, to programs and a webhook, merged, and after a restart.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -32,8 +32,8 @@ fn is_down(event: &Event) -> bool {
     event.kind == EventKind::Backend && event.subject == "kube-api/n0" && event.to == "down"
 }
 
-/// A directory with one program, which writes down what it is told. Not below /tmp, where everyone may write,
-/// so that it would not be run.
+/// A directory with one program, which records its events. Not below /tmp, where everyone may write, so that
+/// it would not be run.
 fn hook(dir: &Path) -> Result<tempfile::TempDir> {
     let (programs, told) = (tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?, dir.join("told"));
     let path = programs.path().join("10-write");
@@ -42,7 +42,7 @@ fn hook(dir: &Path) -> Result<tempfile::TempDir> {
     Ok(programs)
 }
 
-/// Takes requests and keeps their bodies. The first is refused, so that it has to come again.
+/// Accepts requests and keeps their bodies. The first is refused, so that it has to be retried.
 fn webhook(listener: TcpListener) -> Arc<Mutex<Vec<String>>> {
     let bodies = Arc::new(Mutex::new(Vec::new()));
     let kept = bodies.clone();
@@ -68,7 +68,8 @@ fn webhook(listener: TcpListener) -> Arc<Mutex<Vec<String>>> {
 }
 
 #[test]
-fn a_dead_master_is_told_on_a_worker_to_its_hook_and_webhook_merged_and_after_a_restart() -> Result<()> {
+fn a_workers_event_of_a_dead_master_reaches_hook_and_webhook_is_merged_and_survives_a_restart() -> Result<()>
+{
     with_agents(Lab::wireguard(3), |lab, agents| {
         let mut masters = (0..2).map(|i| lab.nginx_master(i)).collect::<Result<Vec<_>>>()?;
         let dir = lab.node(2).dir();
@@ -153,7 +154,7 @@ fn lines_fit(agent: &Agent<'_>) -> Result<()> {
     Ok(())
 }
 
-/// From any node: what each of the three saw, in the order of time.
+/// From any node: the events that each of the three saw, in the order of time.
 fn merged(agents: &mut [Agent<'_>]) -> Result<()> {
     agents[0].cli(&["drain"])?.ok()?;
     eventually("the cluster's events are merged", GOSSIP, || {

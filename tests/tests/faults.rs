@@ -1,5 +1,5 @@
-//! What clients notice of masters that fail: the rows of `bench faults` with fewer clients and with bounds
-//! that a busy machine keeps too, so that neither the promise nor the bench can rot.
+//! What clients notice of failing masters: the rows of `bench faults` with fewer clients and with bounds that
+//! also hold on a busy machine, so that neither the promise nor the bench can rot.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use tests::lab::Lab;
 use tests::load::Plan;
 use tests::mesh::{LISTENER, with_agents};
 
-/// What a row may show at most.
+/// Upper limits for a row.
 struct Bounds {
     /// New connections without an answer.
     failed: usize,
@@ -36,35 +36,35 @@ const PATIENCE: Duration = seconds(5);
 /// Time before the fault.
 const BEFORE: Duration = Duration::from_millis(500);
 
-/// What is not the fault's own doing: a machine that tests has other things to do too.
+/// Tolerance for the test machine, which is busy with other things too.
 const BUSY: Duration = seconds(1);
 
 /// Nobody may notice anything.
 const NOTHING: Bounds =
     Bounds { failed: 0, worst: BUSY, silence: seconds(2), resets: false, watched: seconds(3) };
 
-/// Dials that nobody answers tell of it, and so does gossip.
+/// Unanswered dials report it, and so does gossip.
 const POWER_CUT: Bounds =
     Bounds { failed: 0, worst: BUSY, silence: seconds(6), resets: true, watched: seconds(8) };
 
 const KILLED: Bounds =
     Bounds { failed: 1, worst: BUSY, silence: seconds(2), resets: true, watched: seconds(3) };
 
-/// Until its own agent has told that it does not answer, a connection that went there is lost.
+/// A connection to it is lost until its own agent has reported that it does not answer.
 const HUNG: Bounds =
     Bounds { failed: 40, worst: PATIENCE, silence: seconds(20), resets: true, watched: seconds(5) };
 
-/// Its port is open, and nothing says that what is held there is lost: that is for TCP to find out.
+/// Its port is open, and nothing says that its held connections are lost: only TCP can find out.
 const FROZEN: Bounds = Bounds { silence: seconds(20), watched: seconds(6), ..NOTHING };
 
-/// Longer than it takes to see the closed port and to have somewhere better to go.
+/// Longer than it takes to see the closed port and to have a better backend.
 const STOPPING: Bounds = Bounds { watched: seconds(6), ..NOTHING };
 
 /// A cut one way: connects fail, gossip still tells of it through the others.
 const ONE_WAY: Bounds =
     Bounds { failed: 5, worst: PATIENCE, silence: seconds(6), resets: true, watched: seconds(7) };
 
-/// Lost packets are sent again, after up to 3 s when it is the very first ones; nothing is reset.
+/// Lost packets are retransmitted, after up to 3 s for the very first ones; nothing is reset.
 const LOSS: Bounds =
     Bounds { failed: 2, worst: PATIENCE, silence: seconds(5), resets: false, watched: seconds(6) };
 
@@ -82,7 +82,7 @@ fn holds(fault: Fault, noticed: &Noticed, bounds: &Bounds) -> Result<()> {
     Ok(())
 }
 
-/// One after the other on one stage, each taken back before the next.
+/// One after the other on one stage, each undone before the next.
 fn rows(rows: &[(Fault, Bounds)]) -> Result<()> {
     with_agents(Lab::wireguard(4), |lab, agents| {
         let mut stage = Stage::set(lab, agents)?;
@@ -106,12 +106,12 @@ fn a_master_that_vanishes_dies_or_hangs() -> Result<()> {
 }
 
 #[test]
-fn a_machine_that_freezes_gets_no_new_connection_and_an_apiserver_that_stops_keeps_the_held() -> Result<()> {
+fn a_frozen_machine_gets_no_new_connection_and_a_stopping_apiserver_keeps_held_ones() -> Result<()> {
     rows(&[(Fault::Frozen, FROZEN), (Fault::Stopping, STOPPING)])
 }
 
 #[test]
-fn an_agent_that_restarts_on_a_master_costs_nobody_what_is_held_there() -> Result<()> {
+fn an_agent_restart_on_a_master_resets_no_held_connection() -> Result<()> {
     rows(&[
         (Fault::AgentRestarted, Bounds { watched: seconds(8), ..NOTHING }),
         (Fault::AgentRestartedUnanswered, Bounds { watched: seconds(10), silence: seconds(6), ..NOTHING }),
@@ -124,7 +124,7 @@ fn a_path_that_is_cut_one_way_or_loses_packets() -> Result<()> {
 }
 
 #[test]
-fn an_agent_that_ends_or_freezes_and_an_apiserver_that_is_slow_disturb_nobody() -> Result<()> {
+fn a_dead_or_frozen_agent_and_a_slow_apiserver_disturb_nobody() -> Result<()> {
     rows(&[
         (Fault::AgentKilled, NOTHING),
         (Fault::AgentFrozen, NOTHING),
@@ -136,7 +136,7 @@ fn an_agent_that_ends_or_freezes_and_an_apiserver_that_is_slow_disturb_nobody() 
 #[test]
 fn masters_that_restart_one_after_the_other_or_return_from_the_dead() -> Result<()> {
     let rolling = Bounds { failed: 6, watched: seconds(13), ..KILLED };
-    // Some of those that began while all were dead may still be under way.
+    // Some of those that started while all were dead may still be in progress.
     let back = Bounds { failed: 80, worst: PATIENCE, silence: seconds(15), ..KILLED };
     rows(&[(Fault::Rolling, rolling), (Fault::AllDead, back)])
 }

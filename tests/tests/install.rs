@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{FlockOperation, fcntl_lock};
 
-/// An apt of its own below `dir`: no sources, so that it needs no network, and its own locks.
+/// A private apt below `dir`: no sources, so that it needs no network, and its own locks.
 fn private_apt(dir: &Path) -> Result<()> {
     for sub in ["state/lists/partial", "dpkg", "cache/archives/partial"] {
         std::fs::create_dir_all(dir.join(sub))?;
@@ -23,13 +23,13 @@ fn private_apt(dir: &Path) -> Result<()> {
 }
 
 #[test]
-fn an_installation_waits_for_whoever_holds_apts_locks() -> Result<()> {
+fn an_installation_waits_for_apts_locks() -> Result<()> {
     for lock in ["state/lists/lock", "dpkg/lock-frontend", "dpkg/lock", "cache/archives/lock"] {
         let dir = tempfile::tempdir()?;
         private_apt(dir.path())?;
         let held = File::create(dir.path().join(lock))?;
         fcntl_lock(&held, FlockOperation::NonBlockingLockExclusive)?;
-        // A tool that no machine has, of a package that every machine has: apt has nothing to do but to lock.
+        // A tool that no machine has, of a package that every machine has: apt only takes its locks.
         let mut install = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/install"))
             .arg("no-such-tool:coreutils")
             .env("APT_CONFIG", dir.path().join("apt.conf"))

@@ -1,4 +1,4 @@
-//! Who is let in, who is not, and what each is told.
+//! Which nodes are admitted, which are not, and what each of them is shown.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -25,7 +25,7 @@ fn new_invite(agent: &Agent<'_>, options: &[&str]) -> Result<String> {
     invite_in(&out).with_context(|| format!("no invite in: {out}"))
 }
 
-/// The same line with one thing changed and its checksum right.
+/// The same line with one change and a valid checksum.
 fn forged(line: &str, change: impl FnOnce(&mut Invite)) -> Result<String> {
     let mut invite: Invite = line.parse()?;
     change(&mut invite);
@@ -40,7 +40,7 @@ fn refused(agent: &mut Agent<'_>, line: &str, refusal: &JoinRefusal) -> Result<(
 }
 
 #[test]
-fn every_bad_invite_is_refused_in_its_own_words() -> Result<()> {
+fn every_bad_invite_is_refused_with_its_own_message() -> Result<()> {
     with_agents(Lab::wireguard(3), |_, agents| {
         let [issuer, joining, other] = agents else { anyhow::bail!("three agents") };
         let good = issuer.init()?;
@@ -48,7 +48,7 @@ fn every_bad_invite_is_refused_in_its_own_words() -> Result<()> {
         let brief = new_invite(issuer, &["--for", "1s"])?;
         std::thread::sleep(Duration::from_millis(1100)); // its time has to pass
         refused(joining, &brief, &JoinRefusal::Expired)?;
-        // Whoever does not hold the secret does not learn that the invite has expired.
+        // A node without the secret does not learn that the invite has expired.
         let guessed = forged(&brief, |invite| invite.secret = InviteSecret([7; 16]))?;
         refused(joining, &guessed, &JoinRefusal::WrongSecret)?;
 
@@ -64,7 +64,7 @@ fn every_bad_invite_is_refused_in_its_own_words() -> Result<()> {
         let bad_copy = joining.join_refused(&good[..good.len() - 1])?;
         ensure!(bad_copy.code != Some(0) && bad_copy.out.contains("checksum"), "{bad_copy}");
 
-        // Whoever was refused has left no trace, and can still come in by the right door.
+        // A refused node has left no trace, and can still join properly.
         ensure!(issuer.status()?.cluster.members == 1);
         let once = new_invite(issuer, &["--uses", "1"])?;
         joining.join(&once)?;
@@ -95,9 +95,9 @@ fn a_bare_address_waits_for_approval_by_its_code() -> Result<()> {
         let [seed, member, third, fourth] = agents else { anyhow::bail!("four agents") };
         let address = seed.node().mesh_ip().to_string();
 
-        let code = knock(third, &address)?;
+        let code = request_code(third, &address)?;
         ensure!(seed.status()?.cluster.members == 2, "it was let in without approval");
-        // Someone at another member compares the code; the seed need not be the one that is asked.
+        // An administrator at another member compares the code; it need not be the seed.
         eventually("the other member knows who waits", SOON, || {
             let waiting = member.cli(&["approve"])?.ok()?;
             ensure!(waiting.contains(&code) && waiting.contains("n2"), "{waiting}");
@@ -117,7 +117,7 @@ fn a_bare_address_waits_for_approval_by_its_code() -> Result<()> {
             one.wait_for_up(&["n0", "n1", "n2"], GOSSIP)?;
         }
 
-        let code = knock(fourth, &address)?;
+        let code = request_code(fourth, &address)?;
         seed.cli(&["reject", &code])?.ok()?;
         let ended = fourth.process()?.ended(SOON)?;
         ensure!(
@@ -126,8 +126,8 @@ fn a_bare_address_waits_for_approval_by_its_code() -> Result<()> {
         );
         ensure!(seed.status()?.cluster.members == 3);
 
-        // Who has gone is not admitted by an approval that comes too late, and it is said.
-        let code = knock(fourth, &address)?;
+        // A node that has gone is not admitted by a late approval, and that is reported.
+        let code = request_code(fourth, &address)?;
         fourth.kill()?;
         eventually("the approval comes too late", SOON, || {
             let said = seed.cli(&["approve", &code])?.fails_with(69)?;
@@ -136,11 +136,11 @@ fn a_bare_address_waits_for_approval_by_its_code() -> Result<()> {
         })?;
         ensure!(seed.status()?.cluster.members == 3);
 
-        // A cluster that is open asks nobody for as long as that, but its key has to be known.
+        // An open cluster needs no approval during that time, but its key has to be known.
         let said = seed.cli(&["open", "--for", "1m"])?.ok()?;
         let key = said.split_once("--key ").and_then(|(_, rest)| rest.split_whitespace().next());
         let key = key.context("no key is printed")?.to_owned();
-        let code = knock(fourth, &address)?;
+        let code = request_code(fourth, &address)?;
         fourth.kill()?;
         ensure!(!code.is_empty() && seed.status()?.cluster.members == 3, "it came in without the key");
         let wrong = format!("a{}", &key[1..]);
@@ -162,8 +162,7 @@ fn a_bare_address_waits_for_approval_by_its_code() -> Result<()> {
 }
 
 #[test]
-fn a_worker_sends_a_joining_node_to_a_master_and_an_old_invite_says_what_became_of_its_issuer() -> Result<()>
-{
+fn a_worker_redirects_a_joining_node_and_an_old_invite_reports_its_issuers_state() -> Result<()> {
     with_agents(Lab::bridge(4), |_, agents| {
         let [first, second, joining, other] = agents else { anyhow::bail!("four agents") };
         let masters = first.init()?;
@@ -174,19 +173,19 @@ fn a_worker_sends_a_joining_node_to_a_master_and_an_old_invite_says_what_became_
             ensure!(second.status()?.node.role == "worker");
             Ok(())
         })?;
-        // An invite counts at its issuer alone, and that one lets nobody in any more.
+        // Only its issuer redeems an invite, and that one admits nobody any more.
         let said = joining.join_refused(&invite)?.fails_with(i32::from(EXIT_ISSUER_DEMOTED))?;
         let (worker, master) = (second.node().mesh_ip(), first.node().mesh_ip());
         ensure!(said.contains(&format!("was made by {worker}:7646, which is a worker now")), "{said}");
         ensure!(said.contains(&format!("on a master ({master}:7646) with: agent invite")), "{said}");
-        // Without an invite, the master that the worker names lets it in, by the codes of that master.
-        let code = knock(joining, &worker.to_string())?;
+        // Without an invite, the master that the worker names admits it, by that master's codes.
+        let code = request_code(joining, &worker.to_string())?;
         let said = first.cli(&["approve", &code])?.ok()?;
         joining.process()?.types(&code_in(&said).context("no second code is printed")?)?;
         joining.wait_until_asked()?;
         ensure!(joining.log()?.contains("is a worker; asking a master"), "{}", joining.log()?);
         first.wait_for_up(&["n0", "n1", "n2"], GOSSIP)?;
-        // Of a removed issuer it is said that it was removed.
+        // A removed issuer reports that it was removed.
         first.cli(&["remove", "n1"])?.ok()?;
         eventually("n1 knows that it was removed", SOON, || {
             ensure!(second.status()?.node.removed);
@@ -198,8 +197,8 @@ fn a_worker_sends_a_joining_node_to_a_master_and_an_old_invite_says_what_became_
     })
 }
 
-/// Asks to be let in, and returns the code that is shown.
-fn knock(agent: &mut Agent<'_>, seed: &str) -> Result<String> {
+/// Asks to be admitted, and returns the code that is shown.
+fn request_code(agent: &mut Agent<'_>, seed: &str) -> Result<String> {
     let before = agent.log().unwrap_or_default().len();
     agent.begin_join(seed)?;
     let (code, _) = eventually("a code is shown", SOON, || {
@@ -443,7 +442,7 @@ fn two_masters_that_demote_each_other_say_so_until_one_joins_the_other_again() -
 }
 
 #[test]
-fn a_seed_that_is_not_there_is_told() -> Result<()> {
+fn an_unreachable_seed_is_reported() -> Result<()> {
     with_agents(Lab::wireguard(2), |_, agents| {
         let seed = agents[0].node().mesh_ip().to_string();
         let ran = agents[1].join_refused(&seed)?;
@@ -455,7 +454,7 @@ fn a_seed_that_is_not_there_is_told() -> Result<()> {
 }
 
 #[test]
-fn a_removed_node_is_out_and_stays_out() -> Result<()> {
+fn a_removed_node_stays_out() -> Result<()> {
     with_agents(Lab::wireguard(5), |lab, agents| {
         let _master = lab.nginx_master(0)?;
         form(agents)?;
@@ -475,7 +474,7 @@ fn a_removed_node_is_out_and_stays_out() -> Result<()> {
             Ok(())
         })?;
 
-        // Restarted from what it had, and with a fresh invite: it is known, and refused.
+        // Restarted from its old state, and with a fresh invite: it is recognized, and refused.
         if agents[4].is_running() {
             agents[4].kill()?;
         }
@@ -527,7 +526,7 @@ fn a_node_that_was_off_for_two_key_rotations_comes_back() -> Result<()> {
 }
 
 #[test]
-fn a_port_that_is_taken_is_said_before_an_invite_is_used_up() -> Result<()> {
+fn a_port_in_use_is_reported_before_the_invite_is_redeemed() -> Result<()> {
     with_agents(Lab::wireguard(2), |_, agents| {
         let [issuer, joining] = agents else { anyhow::bail!("two agents") };
         issuer.init()?;
@@ -544,14 +543,14 @@ fn a_port_that_is_taken_is_said_before_an_invite_is_used_up() -> Result<()> {
 
 /// Every command that changes the cluster, on a worker.
 #[test]
-fn a_worker_changes_nothing_and_says_where_to_go() -> Result<()> {
+fn a_worker_changes_nothing_and_names_a_master() -> Result<()> {
     with_agents(Lab::bridge(3), |lab, agents| {
         let _apiserver = lab.nginx_master(2)?;
         let [first, second, worker] = agents else { anyhow::bail!("three agents") };
         let masters = first.init()?;
         let workers = new_invite(first, &[])?;
         second.join(&masters)?;
-        // By a file that others can read: not taken.
+        // A file that others can read is refused.
         let file = lab.dir().join("invite");
         std::fs::write(&file, format!("agent join {workers}\n"))?;
         let file = file.to_string_lossy().into_owned();
@@ -578,7 +577,7 @@ fn a_worker_changes_nothing_and_says_where_to_go() -> Result<()> {
             ensure!(said.contains("this node is a worker; run this on a master: "), "{command:?}: {said}");
             ensure!(said.contains("n0") && said.contains("n1"), "{command:?}: {said}");
         }
-        // Its apiserver is named, with the command that makes it count.
+        // Its apiserver is reported, with the command that makes it count.
         eventually("the apiserver on a worker is named", GOSSIP, || {
             let problems = first.status()?.problems;
             ensure!(format!("{problems:?}").contains("agent promote n2"), "{problems:?}");

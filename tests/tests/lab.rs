@@ -1,4 +1,4 @@
-//! The lab does what it says: otherwise a suite that passes in it says nothing.
+//! The lab itself works: otherwise the suites that use it prove nothing.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -68,7 +68,7 @@ fn faults_of_the_network_begin_and_end() -> Result<()> {
     b.no_loss()?;
     ensure!(answered(a, b.mesh_ip(), 50)? == 50, "loss does not end");
 
-    // Told apart by what arrives, since no ping survives either direction's loss.
+    // Distinguished by what arrives, since no ping survives a cut in either direction.
     a.cut_to(b)?;
     let arrives = |from: &Node, to: &Node| -> Result<bool> {
         let receiver = to.inside(|| Ok(std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 9))?))?;
@@ -161,7 +161,7 @@ fn a_master_without_anonymous_access_wants_a_certificate() -> Result<()> {
 }
 
 #[test]
-fn processes_are_signalled_and_their_words_kept() -> Result<()> {
+fn processes_are_signalled_and_their_output_kept() -> Result<()> {
     let lab = Lab::bridge(1)?;
     let node = lab.node(0);
     let mut counter =
@@ -191,7 +191,7 @@ fn processes_are_signalled_and_their_words_kept() -> Result<()> {
     Ok(())
 }
 
-/// Processes that have this text in their command line.
+/// Processes with this text in their command line.
 fn with_text(text: &str) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
@@ -205,7 +205,7 @@ fn with_text(text: &str) -> Result<Vec<String>> {
 }
 
 #[test]
-fn nothing_stays_behind_when_a_lab_is_dropped() -> Result<()> {
+fn nothing_is_left_behind_when_a_lab_is_dropped() -> Result<()> {
     let lab = Lab::wireguard(2)?;
     let dir = lab.dir().to_path_buf();
     let master = lab.nginx_master(0)?;
@@ -228,8 +228,8 @@ fn nothing_stays_behind_when_a_lab_is_dropped() -> Result<()> {
 }
 
 #[test]
-fn nothing_stays_behind_when_the_test_process_is_killed() -> Result<()> {
-    // The one that is killed is this test again, in a process of its own.
+fn nothing_is_left_behind_when_the_test_process_is_killed() -> Result<()> {
+    // The killed one is this test again, in a process of its own.
     if let Ok(mark) = std::env::var("LAB_VICTIM") {
         let lab = Lab::wireguard(2)?;
         std::fs::write(&mark, lab.dir().as_os_str().as_encoded_bytes())?;
@@ -240,7 +240,7 @@ fn nothing_stays_behind_when_the_test_process_is_killed() -> Result<()> {
     let told = tempfile::NamedTempFile::new()?;
     let mark = mark_of(&told.path().to_string_lossy());
     let mut victim = Command::new(std::env::current_exe()?)
-        .args(["--exact", "nothing_stays_behind_when_the_test_process_is_killed"])
+        .args(["--exact", "nothing_is_left_behind_when_the_test_process_is_killed"])
         .env("LAB_VICTIM", told.path())
         .stdout(std::process::Stdio::null())
         .spawn()?;
@@ -260,7 +260,7 @@ fn nothing_stays_behind_when_the_test_process_is_killed() -> Result<()> {
     Ok(())
 }
 
-/// A number of seconds that no one else sleeps for, made from a file's name.
+/// A number of seconds that no other process sleeps for, derived from a file's name.
 fn mark_of(path: &str) -> String {
     let number: u64 = path.bytes().fold(7, |sum, byte| (sum * 31 + u64::from(byte)) % 1_000_003);
     format!("74{number:07}")

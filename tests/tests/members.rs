@@ -1,4 +1,4 @@
-//! What a node does whose cluster file is no good, and a master that many join at once.
+//! A node with an unreadable cluster file, and a master that many nodes join at once.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -14,7 +14,8 @@ const COPIES: [&str; 2] = ["cluster", "cluster.prev"];
 /// Larger than any file that the agent reads.
 const OVERSIZED_BYTES: u64 = 1 << 30;
 
-/// Runs the agent with its cluster file spoilt in this way, and asserts that it serves and says what is wrong.
+/// Runs the agent with its cluster file damaged in this way, and asserts that it serves and reports the
+/// problem.
 fn serves_degraded(
     agent: &mut Agent<'_>,
     what: &str,
@@ -43,7 +44,7 @@ fn serves_degraded(
 }
 
 #[test]
-fn a_node_whose_cluster_file_is_no_good_serves_from_what_it_knew() -> Result<()> {
+fn a_node_with_an_unreadable_cluster_file_serves_from_the_last_known_good_list() -> Result<()> {
     with_agents(Lab::bridge(3), |lab, agents| {
         form_with(agents, 2)?;
         let _masters = (0..2).map(|i| lab.nginx_master(i)).collect::<Result<Vec<_>>>()?;
@@ -60,7 +61,7 @@ fn a_node_whose_cluster_file_is_no_good_serves_from_what_it_knew() -> Result<()>
         serves_degraded(worker, "empty", |path| Ok(fs::write(path, b"")?))?;
         serves_degraded(worker, "oversized", |path| Ok(fs::File::create(path)?.set_len(OVERSIZED_BYTES)?))?;
         serves_degraded(worker, "a directory", |path| Ok(fs::create_dir(path)?))?;
-        // Nothing was lost on the way.
+        // Nothing was lost.
         worker.run()?;
         worker.wait_until_asked()?;
         ensure!(worker.status()?.cluster.members == 3);
@@ -100,7 +101,7 @@ fn forty_nodes_that_join_one_master_at_once_are_all_admitted() -> Result<()> {
             "{} joins in {took:.1?}; their master: peak {peak} kB, {descriptors} descriptors",
             NODES - 1
         );
-        // What the suite of the hostile member allows anyone to cost, beside what the agent has by itself.
+        // The limit of the hostile suite for any peer, in addition to the agent's own use.
         ensure!(peak < 96 * 1024, "{peak} kB");
         ensure!(descriptors < 400, "{descriptors} descriptors");
         Ok(())

@@ -1,5 +1,5 @@
-//! The main job, on a real mesh: `init` and `join`, nothing else, and every node has a local endpoint that
-//! reaches a healthy master.
+//! The main task, on a real mesh: after `init` and `join` alone, every node has a local endpoint that reaches
+//! a healthy master.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, TcpStream};
@@ -14,7 +14,7 @@ fn masters(lab: &Lab, count: usize) -> Result<Vec<Master>> {
     (0..count).map(|i| lab.nginx_master(i)).collect()
 }
 
-/// Waits until everyone sees all three masters as ready.
+/// Waits until all see all three masters as ready.
 fn all_ready(agents: &[Agent<'_>]) -> Result<()> {
     for agent in agents {
         for master in ["n0", "n1", "n2"] {
@@ -24,12 +24,12 @@ fn all_ready(agents: &[Agent<'_>]) -> Result<()> {
     Ok(())
 }
 
-/// The names that answer one connection after the other.
+/// The masters that answer so many connections.
 fn answers(agent: &Agent<'_>, count: usize) -> Result<BTreeSet<String>> {
     (0..count).map(|_| agent.who_serves()).collect()
 }
 
-/// Connects until all of these have answered and nobody else has. Among equals chance decides, so a few
+/// Connects until all of these have answered and no other has. Among equals the choice is random, so a few
 /// connections may miss one of three; so many miss one in ten thousand million cases.
 fn reaches_all(agent: &Agent<'_>, wanted: &[&str]) -> Result<()> {
     let mut seen = BTreeSet::new();
@@ -69,7 +69,7 @@ fn five_nodes_see_each_other_and_each_reaches_the_masters() -> Result<()> {
     })
 }
 
-/// Every promised field means what it says.
+/// Every promised field has its documented meaning.
 fn status_is_whole(lab: &Lab, agent: &Agent<'_>, status: &Status) -> Result<()> {
     let node = agent.node();
     let why = |what: &str| format!("{what}, on {}: {status:#?}", agent.name());
@@ -175,7 +175,7 @@ fn without_a_vpn_init_asks_for_the_interface() -> Result<()> {
 }
 
 #[test]
-fn a_master_that_dies_leaves_and_one_that_returns_serves_again() -> Result<()> {
+fn a_dead_master_gets_no_connections_and_a_returned_one_does() -> Result<()> {
     with_agents(Lab::wireguard(5), |lab, agents| {
         let mut masters = masters(lab, 3)?;
         form(agents)?;
@@ -192,7 +192,7 @@ fn a_master_that_dies_leaves_and_one_that_returns_serves_again() -> Result<()> {
         })?;
         masters[0].start_again(lab.node(0))?;
         worker.wait_for_backend("n0", &["ready"], GOSSIP)?;
-        // It starts slowly beside the others, and at once when they are not ready.
+        // It ramps up next to the others, and gets connections at once when they are not ready.
         for i in [1, 2] {
             masters[i].set_ready(false)?;
             worker.wait_for_backend(&format!("n{i}"), &["not-ready"], SOON)?;
@@ -203,10 +203,10 @@ fn a_master_that_dies_leaves_and_one_that_returns_serves_again() -> Result<()> {
             worker.wait_for_backend(&format!("n{i}"), &["ready"], GOSSIP)?;
         }
 
-        // Not ready, and still there: no new connection goes to it.
+        // Not ready, but alive: it gets no new connection.
         masters[1].set_ready(false)?;
         worker.wait_for_backend("n1", &["not-ready"], SOON)?;
-        // The state travels by pulse, its reason by gossip.
+        // The state is sent by pulse, its reason by gossip.
         eventually("the reason says why", SOON, || {
             let status = worker.status()?;
             let reason = &status.backend("n1")?.reason;
@@ -218,7 +218,7 @@ fn a_master_that_dies_leaves_and_one_that_returns_serves_again() -> Result<()> {
         masters[1].set_ready(true)?;
         worker.wait_for_backend("n1", &["ready"], GOSSIP)?;
 
-        // With none left that is good, what is not ready is tried before failing.
+        // With no good one left, one that is not ready is tried before failing.
         masters[0].kill()?;
         masters[2].kill()?;
         masters[1].set_ready(false)?;
@@ -244,7 +244,7 @@ fn a_node_becomes_a_master_when_an_apiserver_appears() -> Result<()> {
             ensure!(agent.who_serves()? == "n1");
         }
         ensure!(agents[0].status()?.member("n1")?.role == "master");
-        // A crash is not the end of a master: it is one that is down, until it has been gone for long.
+        // A crash is not the end of a master: it is down, until it has been gone for long.
         master.kill()?;
         agents[0].wait_for_backend("n1", &["down", "gone"], SOON)?;
         Ok(())
@@ -252,7 +252,7 @@ fn a_node_becomes_a_master_when_an_apiserver_appears() -> Result<()> {
 }
 
 #[test]
-fn a_power_cut_stops_no_client() -> Result<()> {
+fn a_power_cut_of_a_master_fails_no_client() -> Result<()> {
     with_agents(Lab::wireguard(5), |lab, agents| {
         let _masters = masters(lab, 3)?;
         form(agents)?;
@@ -261,7 +261,7 @@ fn a_power_cut_stops_no_client() -> Result<()> {
         let held = held_on(worker, "n1")?;
 
         lab.node(1).power_cut()?;
-        // While nobody has noticed yet a connection may need a second try; it never needs long.
+        // Until the outage is noticed a connection may need a second try; it never takes long.
         always("connections succeed through a power cut", Duration::from_secs(12), || {
             let who = worker.who_serves()?;
             ensure!(who != "n1", "a master without power answers");
@@ -276,7 +276,7 @@ fn a_power_cut_stops_no_client() -> Result<()> {
     })
 }
 
-/// Opens connections through a node's proxy until one of them is to this master, and returns that.
+/// Opens connections through a node's proxy until one of them reaches this master, and returns that.
 fn held_on(agent: &Agent<'_>, master: &str) -> Result<TcpStream> {
     let mut others = Vec::new();
     for _ in 0..6 {
@@ -295,7 +295,7 @@ fn held_on(agent: &Agent<'_>, master: &str) -> Result<TcpStream> {
     anyhow::bail!("none of 6 connections went to {master}")
 }
 
-/// Waits until the other side ends a connection on which nothing was sent: by reset or by close.
+/// Waits until the other side ends an unused connection: by reset or by close.
 fn ends(mut stream: TcpStream, limit: Duration) -> Result<()> {
     stream.set_read_timeout(Some(limit))?;
     match std::io::Read::read(&mut stream, &mut [0]) {
@@ -338,9 +338,9 @@ fn an_address_that_changes_is_noticed() -> Result<()> {
 }
 
 #[test]
-fn credentials_pass_untouched_and_tell_ready_from_alive() -> Result<()> {
+fn credentials_pass_unchanged_and_separate_ready_from_alive() -> Result<()> {
     with_agents(Lab::wireguard(3), |lab, agents| {
-        // Both have anonymous access off; the agent of one knows a certificate that is let in.
+        // Both have anonymous access off; one agent has an accepted certificate.
         let _closed = [lab.nginx_master_without_anonymous(0)?, lab.nginx_master_without_anonymous(1)?];
         let certs = lab.certs();
         let config = lab.dir().join("agent.toml");

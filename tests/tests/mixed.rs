@@ -1,7 +1,7 @@
-//! Two versions in one cluster: today's agent, and a build of what the next version may look like (the feature
-//! `next-wire`), which says more of everything than today's knows. Each is the first node once, the other joins,
-//! and they do together what clusters do. Where `AGENT_BIN_OLD` names an agent that was released, today's does
-//! the same with that one.
+//! Two versions in one cluster: today's agent, and a build of a possible next version (the feature
+//! `next-wire`), which sends more of everything than today's knows. Each is the first node once, the other
+//! joins, and together they do what clusters do. If `AGENT_BIN_OLD` names a released agent, today's does the
+//! same with that one.
 //!
 //! ```text
 //!   n0 first   n1 other   n2 first   n3 other      masters but n3, on one segment
@@ -21,7 +21,7 @@ use tests::vip::{ADDRESS, vip};
 use tests::wait::eventually;
 use tests::wire::record;
 
-/// How long a change may take that needs no timeout of anything: [`GOSSIP`] is for what does.
+/// Limit for a change that waits for no time-out; [`GOSSIP`] is for those that do.
 const LIMIT: Duration = GOSSIP;
 
 /// A build of the agent.
@@ -47,7 +47,7 @@ fn built_next() -> Option<PathBuf> {
     path.is_file().then_some(path)
 }
 
-/// The acts, in the order in which they come, each with how long it took.
+/// The acts, in order, each with its duration.
 #[derive(Default)]
 struct Column {
     title: String,
@@ -120,7 +120,7 @@ fn mixed(first: &Build, other: &Build, column: &mut Column) -> Result<()> {
         let mut failed = Vec::new();
         for (name, act) in ACTS {
             let began = Instant::now();
-            // The others are tried all the same: what fails together tells more.
+            // The others are tried too: which ones fail together is informative.
             match act(&mut mix).and_then(|()| mix.agree()) {
                 Ok(()) => drop(column.took.insert(name, began.elapsed())),
                 Err(error) => failed.push(format!("{name}: {error:#}")),
@@ -160,12 +160,13 @@ impl<'lab> Mix<'_, 'lab> {
         self.agents.iter().enumerate().filter_map(which)
     }
 
-    /// A node of each build, the first's before the other's.
+    /// A node of each build, the first's first.
     fn both(&self) -> [&Agent<'lab>; 2] {
         [&self.agents[0], &self.agents[1]]
     }
 
-    /// All hold the same document, and nobody takes a member for an attacker or calls it unreadable as a whole.
+    /// All have the same document, and nobody treats a member as an attacker or its record as unreadable as a
+    /// whole.
     fn agree(&self) -> Result<()> {
         eventually("all hold the same document", LIMIT, || {
             let hashes: BTreeSet<String> = self
@@ -209,7 +210,7 @@ impl<'lab> Mix<'_, 'lab> {
 
     // ---- the acts
 
-    /// Each version lets in nodes of both.
+    /// Each version admits nodes of both.
     fn join(&mut self) -> Result<()> {
         let [n0, n1, n2, n3] = &mut *self.agents else { anyhow::bail!("four agents") };
         let interface = n0.node().interface;
@@ -226,7 +227,8 @@ impl<'lab> Mix<'_, 'lab> {
         if next == 0 {
             return Ok(());
         }
-        // What is not understood of a record is left out alone: an offer with a weight above today's highest.
+        // Only the part of a record that is not understood is left out: an offer with a weight above today's
+        // highest.
         for agent in self.of(false) {
             eventually("what is not understood of a record is named", LIMIT, || {
                 let status = agent.status()?;
@@ -241,7 +243,7 @@ impl<'lab> Mix<'_, 'lab> {
             })?;
         }
         for agent in self.of(true) {
-            // It asks every member, and each before that what only the next version knows.
+            // It queries every member, each first with a request that only the next version knows.
             agent.cli(&["events", "--cluster"])?.ok()?;
             let log = agent.log()?;
             let asked = |alpn: &str, answer: &str| {
@@ -252,7 +254,7 @@ impl<'lab> Mix<'_, 'lab> {
             ensure!(asked("agent/2", "next"), "{} asked no member of the next version", agent.name());
         }
         let older: Vec<&Agent<'_>> = self.of(false).collect();
-        // The fields of the next version's document outlive today's rewrites.
+        // The fields of the next version's document survive today's rewrites.
         for agent in older {
             let kept = std::fs::read_to_string(agent.state().join("cluster"))?;
             ensure!(kept.contains("next_list"), "{} has lost fields of the document", agent.name());
@@ -347,7 +349,7 @@ impl<'lab> Mix<'_, 'lab> {
         Ok(())
     }
 
-    /// The address goes from version to version: handed over, by priority, and taken over in silence.
+    /// The address moves from version to version: handed over, by priority, and taken over after silence.
     fn virtual_ip(&mut self) -> Result<()> {
         let address = ADDRESS.to_string();
         self.owned_by(&["n0", "n1", "n2"])?;
@@ -360,9 +362,9 @@ impl<'lab> Mix<'_, 'lab> {
             }
             self.owned_by(&[to])?;
         }
-        // Silent owners, one of each version, and heirs of the other: the second time the master that would
-        // take over within the version is dead.
-        for (dead, heirs, ineligible) in [(1, &["n0", "n2"][..], None), (0, &["n1"][..], Some(2))] {
+        // Silent owners, one of each version, and successors of the other: the second time the master that
+        // would take over within the version is dead.
+        for (dead, successors, ineligible) in [(1, &["n0", "n2"][..], None), (0, &["n1"][..], Some(2))] {
             let name = format!("n{dead}");
             self.candidates(3)?;
             if vip(&self.agents[3], &address)?.owner.as_deref() != Some(&name) {
@@ -376,7 +378,7 @@ impl<'lab> Mix<'_, 'lab> {
             }
             let epoch = vip(&self.agents[3], &address)?.epoch;
             self.agents[dead].kill()?;
-            self.owned_by(heirs)?;
+            self.owned_by(successors)?;
             let seen = vip(&self.agents[3], &address)?;
             ensure!(seen.epoch > epoch, "{epoch} before, {seen:?}");
             self.agents[dead].run()?;
@@ -390,8 +392,8 @@ impl<'lab> Mix<'_, 'lab> {
         Ok(())
     }
 
-    /// What is set on one version holds on the other; what only the next version knows outlives changes by
-    /// today's.
+    /// A setting of one version takes effect on the other; settings that only the next version knows survive
+    /// changes by today's.
     fn settings(&mut self) -> Result<()> {
         let unknown = self.of(true).next().map(Agent::name);
         if let Some(agent) = self.of(true).next() {
@@ -424,7 +426,7 @@ impl<'lab> Mix<'_, 'lab> {
                 let named = agent.status()?.problems.iter().any(|one| one.code == "setting-ignored");
                 ensure!(!named, "{} does not know its own setting", agent.name());
             }
-            // Whoever does not know it can still take it away.
+            // A node that does not know it can still unset it.
             let older = self.of(false).next().context("none of today's")?;
             older.cli(&["unset", "next.example"])?.ok()?;
             for agent in self.of(true) {
@@ -439,7 +441,7 @@ impl<'lab> Mix<'_, 'lab> {
         Ok(())
     }
 
-    /// Each version drains a master of the other, and takes it back.
+    /// Each version drains a master of the other, and ends that.
     fn drain(&mut self) -> Result<()> {
         for (by, of) in [(0, "n1"), (1, "n0")] {
             for (command, state) in [("drain", "draining"), ("undrain", "ready")] {
@@ -452,7 +454,7 @@ impl<'lab> Mix<'_, 'lab> {
         self.served()
     }
 
-    /// Each version changes the key, and everyone goes on with it.
+    /// Each version changes the key, and all continue with it.
     fn rotation(&mut self) -> Result<()> {
         for by in [0, 1] {
             let epoch = self.agents[by].status()?.cluster.key_epoch + 1;
@@ -469,7 +471,7 @@ impl<'lab> Mix<'_, 'lab> {
         self.all_ready()
     }
 
-    /// Each version's command line asks each version's agent.
+    /// Each version's command line queries each version's agent.
     fn commands(&mut self) -> Result<()> {
         let [first, other] = self.both();
         for agent in [first, other] {
@@ -514,7 +516,7 @@ impl<'lab> Mix<'_, 'lab> {
         Ok(())
     }
 
-    /// Starts a node again as another build, from its state directory.
+    /// Restarts a node as another build, from its state directory.
     fn restart_as(&mut self, i: usize, build: &Build) -> Result<()> {
         let before = self.agents[i].status()?;
         self.agents[i].stop()?;
@@ -535,7 +537,7 @@ impl<'lab> Mix<'_, 'lab> {
         if self.first.next || self.other.name == "old" { 1 } else { 2 }
     }
 
-    /// A master of the older version goes on as the newer one.
+    /// A master of the older version continues as the newer one.
     fn upgrade(&mut self) -> Result<()> {
         let i = self.older();
         let newer = if i == 1 { self.first.clone() } else { self.other.clone() };
@@ -549,7 +551,7 @@ impl<'lab> Mix<'_, 'lab> {
         self.owned_by(&[&name]).map(drop)
     }
 
-    /// And back: files of the higher version that it can do without are kept and named, all others are read.
+    /// And back: dispensable files of the higher version are kept and reported, all others are read.
     fn downgrade(&mut self) -> Result<()> {
         let i = self.older();
         let older = if i == 1 { self.other.clone() } else { self.first.clone() };
@@ -575,7 +577,7 @@ impl<'lab> Mix<'_, 'lab> {
         self.owned_by(&["n0", "n1", "n2"]).map(drop)
     }
 
-    /// A file that it can't do without, of a version that it does not know: it says so and leaves it alone.
+    /// A required file of an unknown version: it reports it and leaves it alone.
     fn newer_files(&mut self) -> Result<()> {
         let i = self.older();
         self.agents[i].stop()?;
@@ -599,7 +601,7 @@ impl<'lab> Mix<'_, 'lab> {
     }
 }
 
-/// The same state file with another version of what it holds, and the checksum that belongs to that.
+/// The same state file with another version, and the matching checksum.
 fn of_version(file: &[u8], version: u32) -> Result<Vec<u8>> {
     let text = std::str::from_utf8(file)?;
     let (_, body) = text.split_once('\n').context("no first line")?;

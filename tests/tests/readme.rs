@@ -1,5 +1,5 @@
-//! README's commands, from top to bottom, as its reader types them: every line of its blocks that a node runs,
-//! and every command in its text. A command that stands there and that nothing here runs fails.
+//! README's commands, from top to bottom, as its reader types them: every line of its blocks that a node
+//! runs, and every command in its text. A command that nothing here runs fails the test.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ const NODES: [&str; 8] = ["m1", "m2", "m3", "w1", "w2", "w3", "w4", "w5"];
 /// Of those, the ones with an apiserver.
 const MASTERS: usize = 3;
 
-/// What README says in place of what only a running cluster knows.
+/// README's placeholders for what only a running cluster knows.
 const MASTERS_INVITE: &str = "agent1qk3v…";
 const WORKERS_INVITE: &str = "agent1x7fd…";
 const CODE: &str = "k7qm-2xpd";
@@ -35,12 +35,12 @@ const ELSEWHERE: &[(&str, &str)] = &[
 /// A command of README.
 #[derive(Debug)]
 struct Line {
-    /// Where it stands, from 1.
+    /// Its line number, from 1.
     number: usize,
-    /// The node at whose prompt it stands; m1 where it stands in the text.
+    /// The node at its prompt; m1 for commands in the text.
     node: String,
     command: String,
-    /// It stands in the text, where a name may stand for a whole command.
+    /// It is in the text, where a name may stand for a whole command.
     inline: bool,
 }
 
@@ -109,7 +109,7 @@ impl<'lab> Readers<'lab> {
         Ok(first.strip_suffix('1').context("m1 is the first of its network")?.to_owned())
     }
 
-    /// The line for a shell on the node, with what this cluster has in place of README's examples.
+    /// The command as a shell line on the node, with this cluster's values in place of README's examples.
     fn shell(&self, name: &str, command: &str) -> Result<String> {
         let node = self.node(name)?;
         let own = node.dir().display();
@@ -139,7 +139,7 @@ impl<'lab> Readers<'lab> {
         serde_json::from_str(&text).with_context(|| text)
     }
 
-    /// Starts what stays in the foreground; a machine of the lab has no service of its own.
+    /// Starts what stays in the foreground; a machine of the lab has no service.
     fn start(&mut self, name: &str, command: &str) -> Result<()> {
         let line = self.shell(name, &format!("exec {command} --foreground"))?;
         let started = self.node(name)?.spawn("agent", &["sh", "-c", &line])?;
@@ -175,7 +175,7 @@ impl<'lab> Readers<'lab> {
         Ok(())
     }
 
-    /// What `agent init` printed for masters and for workers.
+    /// The invites that `agent init` printed for masters and for workers.
     fn invites(&mut self, name: &str) -> Result<(String, String)> {
         let (invites, _) = eventually("init prints both invites", SOON, || {
             let log = self.process(name)?.log()?;
@@ -209,7 +209,7 @@ impl<'lab> Readers<'lab> {
         Ok(())
     }
 
-    /// The code of whoever waits is approved here; the second code is typed there.
+    /// The code of the waiting node is approved here; the second code is typed there.
     fn approve(&mut self, line: &Line) -> Result<()> {
         let (waits, _) = self.running.last().context("nobody waits")?;
         let waits = waits.clone();
@@ -222,7 +222,7 @@ impl<'lab> Readers<'lab> {
         self.wait_until_asked(&waits)
     }
 
-    /// Files of today's set-ups that `agent migrate` reads.
+    /// Files of existing set-ups that `agent migrate` reads.
     fn write_old_files(&self, name: &str) -> Result<()> {
         let own = self.node(name)?.dir();
         let mut haproxy = "frontend api\n  bind 0.0.0.0:16443\n  mode tcp\n  default_backend masters\n\
@@ -247,7 +247,7 @@ impl<'lab> Readers<'lab> {
         Ok(())
     }
 
-    /// Stops the agent of a node in peace.
+    /// Stops the agent of a node cleanly.
     fn stop(&mut self, name: &str) -> Result<()> {
         let process = self.process(name)?;
         process.signal(Signal::TERM)?;
@@ -282,7 +282,7 @@ impl<'lab> Readers<'lab> {
                 self.write_old_files(&line.node)?;
                 self.exec(&line.node, &line.command)?.ok().map(drop)
             }
-            // What it finds in a lab is no mistake of README's.
+            // Findings in a lab are no mistake of README's.
             (["doctor"], _) => {
                 let ran = self.exec(&line.node, &line.command)?;
                 ensure!(ran.code.is_some_and(|code| code < 64), "{ran}");
@@ -317,7 +317,7 @@ fn readme() -> Result<String> {
 }
 
 #[test]
-fn every_command_of_the_readme_does_what_it_is_there_for() -> Result<()> {
+fn every_command_of_the_readme_works() -> Result<()> {
     let lines = lines_of(&readme()?);
     ensure!(lines.len() > 30, "only {} commands were found in README.md", lines.len());
     let lab = Lab::bridge(NODES.len())?;

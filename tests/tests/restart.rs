@@ -1,4 +1,4 @@
-//! Every node comes back by itself, from its state directory alone.
+//! Every node comes back from its state directory alone.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -8,8 +8,8 @@ use tests::lab::Lab;
 use tests::mesh::{Agent, GOSSIP, LISTENER, all_up, form, with_agents};
 use tests::wait::{always, eventually};
 
-/// What is promised is 100 ms; a machine that runs five agents, five tunnels and a test on two cores may
-/// take three times as long without anything being wrong.
+/// 100 ms are promised; a machine that runs five agents, five tunnels and a test on two cores may take three
+/// times as long without anything being wrong.
 const START_LIMIT: Duration = Duration::from_millis(300);
 
 /// Starts the agent and measures until its proxy accepts a connection.
@@ -25,7 +25,7 @@ fn start_to_listening(agent: &mut Agent<'_>) -> Result<Duration> {
     })
 }
 
-/// Some order, another one in each run.
+/// A random order for each run.
 fn shuffled(count: usize) -> Result<Vec<usize>> {
     let mut seed = u64::from(SystemTime::now().duration_since(UNIX_EPOCH)?.subsec_nanos());
     let mut order: Vec<usize> = (0..count).collect();
@@ -46,11 +46,11 @@ fn all_nodes_down_and_up_again_in_any_order_come_together() -> Result<()> {
             agent.wait_for_backend("n2", &["ready"], GOSSIP)?;
         }
         for i in shuffled(5)? {
-            // Some crash, some stop in peace.
+            // Some crash, some stop cleanly.
             if i % 2 == 0 { agents[i].kill()? } else { agents[i].stop()? }
         }
 
-        // One alone, with no agent to talk to: it serves from the last good list at once.
+        // One alone, with no other agent: it serves from the last known good list at once.
         let took = start_to_listening(&mut agents[4])?;
         println!("start to listening from state: {took:?}");
         ensure!(took < START_LIMIT, "listening only after {took:?}");
@@ -76,7 +76,7 @@ fn all_nodes_down_and_up_again_in_any_order_come_together() -> Result<()> {
 }
 
 #[test]
-fn a_node_that_stops_is_not_a_node_that_leaves() -> Result<()> {
+fn a_stopped_node_has_not_left() -> Result<()> {
     with_agents(Lab::wireguard(3), |_, agents| {
         form(agents)?;
         agents[2].stop()?;
@@ -90,7 +90,7 @@ fn a_node_that_stops_is_not_a_node_that_leaves() -> Result<()> {
         agents[2].run()?;
         all_up(agents)?;
 
-        // Leaving is for ever.
+        // Leaving is permanent.
         agents[2].cli(&["leave"])?.ok()?;
         eventually("it is gone", GOSSIP, || {
             for agent in &agents[..2] {
@@ -150,7 +150,7 @@ fn a_garbled_state_file_is_set_aside_and_the_previous_one_used() -> Result<()> {
 }
 
 #[test]
-fn a_full_or_read_only_state_directory_stops_no_proxy() -> Result<()> {
+fn a_full_or_read_only_state_directory_does_not_stop_the_proxy() -> Result<()> {
     with_agents(Lab::wireguard(2), |lab, agents| {
         let _master = lab.nginx_master(0)?;
         let node = lab.node(1);

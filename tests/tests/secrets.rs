@@ -1,4 +1,4 @@
-//! Nothing secret is shown: not in status, page, metrics or events, and not in the most talkative log.
+//! No secret is shown: not in status, page, metrics or events, and not in the debug log.
 
 use std::path::Path;
 
@@ -11,14 +11,14 @@ const PASSWORD: &str = "correct-horse-battery";
 const TOKEN: &str = "token-of-the-collector";
 const HOOK: &str = "webhook-path-with-a-key";
 
-/// The value of a file of the state directory: after the line with its checksum, beside its version.
+/// The value of a file of the state directory, after the line with its checksum.
 fn state(dir: &Path, name: &str) -> Result<Value> {
     let text = std::fs::read_to_string(dir.join(name))?;
     let file: Value = serde_json::from_str(text.split_once('\n').context("no checksum")?.1)?;
     file.get("value").cloned().with_context(|| format!("{name} has no value"))
 }
 
-/// All that is called `secret`, in the forms that a program would print bytes in.
+/// All values named `secret`, in the forms in which a program would print bytes.
 fn secrets(value: &Value, found: &mut Vec<String>) {
     match value {
         Value::Object(map) => {
@@ -80,7 +80,7 @@ fn nothing_secret_is_shown_or_logged() -> Result<()> {
                 lab.node(0).exec(&["curl", "-sS", "-i", "-f", "-m", "5", "-u", &login, &url])?.ok()?;
             shown.push((path.to_owned(), answer));
         }
-        // What init prints for people is the invite itself; the log's lines begin with a time.
+        // What init prints for people is the invite itself; the log's lines start with a time.
         let log = agents[0].log()?;
         let lines: Vec<&str> = log.lines().filter(|line| line.starts_with("20")).collect();
         ensure!(lines.iter().any(|line| line.contains("DEBUG")), "the log is not talkative");

@@ -1,4 +1,4 @@
-//! Settings of the whole cluster: set on one node, they take effect on all, and outlive restarts.
+//! Cluster-wide settings: set on one node, they take effect on all, and survive restarts.
 
 use std::collections::BTreeSet;
 use std::net::TcpStream;
@@ -9,7 +9,7 @@ use tests::lab::Lab;
 use tests::mesh::{Agent, GOSSIP, LISTENER, SOON, all_up, form, with_agents};
 use tests::wait::{always, eventually};
 
-/// Where the service of the whole cluster listens.
+/// Listener of the cluster-wide service.
 const WEB: &str = "127.0.0.1:8443";
 
 fn balance(agent: &Agent<'_>, wanted: &str) -> Result<()> {
@@ -22,7 +22,7 @@ fn balance(agent: &Agent<'_>, wanted: &str) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the cluster's service answers through this node's own listener.
+/// Waits until the cluster-wide service answers through this node's own listener.
 fn web_answers(agent: &Agent<'_>) -> Result<()> {
     let url = format!("https://{WEB}/who");
     eventually(&format!("{} serves at {WEB}", agent.name()), GOSSIP, || {
@@ -32,7 +32,7 @@ fn web_answers(agent: &Agent<'_>) -> Result<()> {
 }
 
 #[test]
-fn what_is_set_on_one_node_holds_on_all_and_outlives_restarts() -> Result<()> {
+fn a_setting_takes_effect_on_all_nodes_and_survives_restarts() -> Result<()> {
     with_agents(Lab::bridge(3), |lab, agents| {
         let _masters = [lab.nginx_master(0)?, lab.nginx_master(1)?];
         form(agents)?;
@@ -49,7 +49,7 @@ fn what_is_set_on_one_node_holds_on_all_and_outlives_restarts() -> Result<()> {
         let who = agents[0].cli(&["get", "balance"])?.ok()?;
         ensure!(who.contains("first") && who.contains("n2"), "{who}");
 
-        // Of several, one that is wrong keeps all from being set, on every node.
+        // One wrong setting of several prevents all of them, on every node.
         let said = agents[1].cli(&["set", "balance=nearest", "service.web.prot=1"])?.fails_with(69)?;
         ensure!(said.contains("nothing was changed") && said.contains("did you mean port?"), "{said}");
         balance(&agents[1], "first")?;
@@ -72,7 +72,7 @@ fn what_is_set_on_one_node_holds_on_all_and_outlives_restarts() -> Result<()> {
             web_answers(agent)?;
         }
 
-        own_file_counts_more(lab, &mut agents[2])?;
+        own_file_overrides(lab, &mut agents[2])?;
 
         agents[0].cli(&["unset", "service.web", "balance"])?.ok()?;
         for agent in agents.iter() {
@@ -87,8 +87,8 @@ fn what_is_set_on_one_node_holds_on_all_and_outlives_restarts() -> Result<()> {
     })
 }
 
-/// A service that a node's own file describes is there as the file says, and the node tells so.
-fn own_file_counts_more(lab: &Lab, agent: &mut Agent<'_>) -> Result<()> {
+/// A node's file overrides a service, and the node reports that.
+fn own_file_overrides(lab: &Lab, agent: &mut Agent<'_>) -> Result<()> {
     let config = lab.dir().join("agent.toml");
     std::fs::write(&config, "[[service]]\nname = \"kube-api\"\nbalance = \"round-robin\"\n")?;
     agent.options = vec!["--config".to_owned(), config.to_string_lossy().into_owned()];
@@ -101,13 +101,13 @@ fn own_file_counts_more(lab: &Lab, agent: &mut Agent<'_>) -> Result<()> {
     ensure!(said.contains("overridden on this node, whose own file describes kube-api"), "{said}");
     let said = agent.cli(&["status"])?.ok()?.replace('\n', " ");
     ensure!(said.contains("own file"), "{said}");
-    // What the file no longer says is the cluster's again, without a restart.
+    // What the file no longer contains follows the cluster again, without a restart.
     std::fs::write(&config, "")?;
     agent.process()?.signal(tests::lab::Signal::HUP)?;
     balance(agent, "first")
 }
 
-/// Waits until these nodes see `master` drained, or not any more.
+/// Waits until these nodes see `master` in this state.
 fn sees(agents: &[&Agent<'_>], master: &str, state: &str) -> Result<()> {
     for agent in agents {
         agent.wait_for_backend(master, &[state], GOSSIP)?;
@@ -116,7 +116,7 @@ fn sees(agents: &[&Agent<'_>], master: &str, state: &str) -> Result<()> {
 }
 
 #[test]
-fn any_node_can_be_drained_and_weighed_from_any_other() -> Result<()> {
+fn drain_and_weight_of_any_node_can_be_set_from_any_other() -> Result<()> {
     with_agents(Lab::bridge(3), |lab, agents| {
         let _masters = [lab.nginx_master(0)?, lab.nginx_master(1)?];
         form(agents)?;
@@ -138,7 +138,7 @@ fn any_node_can_be_drained_and_weighed_from_any_other() -> Result<()> {
             Ok(())
         })?;
 
-        // Without others it may take, everything goes to n1: the connection that is held is there.
+        // Without other backends everything goes to n1: the held connection is there.
         agents[2].cli(&["drain", "n0"])?.ok()?;
         sees(&[&agents[2]], "n0", "draining")?;
         let held = agents[2].node().inside(|| Ok(TcpStream::connect(LISTENER)?))?;
@@ -162,7 +162,7 @@ fn any_node_can_be_drained_and_weighed_from_any_other() -> Result<()> {
     })
 }
 
-/// A drain does not need the agent of the node that drains, and does not end with it.
+/// A drain does not need the agent of the drained node, and survives it.
 fn drains_over_restarts(agents: &mut [Agent<'_>]) -> Result<()> {
     agents[1].kill()?;
     always("n1 drains while its agent is away", Duration::from_secs(3), || {
@@ -184,7 +184,7 @@ fn drains_over_restarts(agents: &mut [Agent<'_>]) -> Result<()> {
 }
 
 #[test]
-fn a_vip_can_be_set_at_init_and_what_is_a_node_s_goes_with_it() -> Result<()> {
+fn a_vip_can_be_set_at_init_and_its_node_settings_are_removed_with_the_node() -> Result<()> {
     with_agents(Lab::bridge(2), |_, agents| {
         let [first, second] = agents else { anyhow::bail!("two agents") };
         let invite = first.init_with(&["--vip", "10.91.0.200/24"])?;
@@ -203,12 +203,12 @@ fn a_vip_can_be_set_at_init_and_what_is_a_node_s_goes_with_it() -> Result<()> {
     })
 }
 
-/// The live screen shows the status, ends by a key, and gives the terminal back.
+/// The live screen shows the status, ends by a key, and restores the terminal.
 fn live_screen(agent: &Agent<'_>) -> Result<()> {
     let binary = tests::mesh::binary()?;
     let run = agent.node().dir().join("run");
     let watch = format!("TERM=xterm {} status --watch --runtime-dir {}", binary.display(), run.display());
-    // Typed again and again: what is typed before the screen is taken is thrown away.
+    // Typed repeatedly: input before the screen starts is discarded.
     let typed = format!("while sleep 0.2; do printf q || exit; done | script -qec '{watch}' /dev/null");
     let said = agent.node().exec(&["timeout", "20", "sh", "-c", &typed])?.ok()?;
     for part in ["\x1b[?1049h", "kube-api", "q quits", "\x1b[?1049l"] {

@@ -1,4 +1,4 @@
-//! What does not authenticate gets no answer, and what was recorded is worth nothing.
+//! Unauthenticated datagrams get no answer, and recordings are useless.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
@@ -13,13 +13,13 @@ use tests::wire::{Datagram, record};
 
 const PORT: u16 = 7646;
 
-/// Those of the datagrams that `from` sent to `to`.
+/// The datagrams from `from` to `to`.
 fn between(all: &[Datagram], from: &Node, to: &Node) -> Vec<Vec<u8>> {
     let meant = |one: &&Datagram| one.from == from.mesh_ip() && one.to == to.mesh_ip() && one.to_port == PORT;
     all.iter().filter(meant).map(|one| one.payload.clone()).collect()
 }
 
-/// Bytes that differ from call to call and from run to run only by the seed.
+/// Pseudo-random bytes that depend only on the seed.
 fn noise(seed: &mut u64, length: usize) -> Vec<u8> {
     let mut next = || {
         *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -28,7 +28,7 @@ fn noise(seed: &mut u64, length: usize) -> Vec<u8> {
     (0..length).map(|_| next()).collect()
 }
 
-/// Sends all of them and asserts that nothing comes back.
+/// Sends all of them and asserts that there is no answer.
 fn unanswered(from: &Node, to: SocketAddr, datagrams: &[Vec<u8>]) -> Result<()> {
     let socket = from.inside(|| Ok(UdpSocket::bind((from.mesh_ip(), 0))?))?;
     for datagram in datagrams {
@@ -45,8 +45,8 @@ fn unanswered(from: &Node, to: SocketAddr, datagrams: &[Vec<u8>]) -> Result<()> 
 }
 
 #[test]
-fn what_does_not_authenticate_gets_no_answer() -> Result<()> {
-    // The third is on the network and no member.
+fn unauthenticated_datagrams_get_no_answer() -> Result<()> {
+    // The third is on the network, but no member.
     with_agents(Lab::wireguard(3), |lab, agents| {
         form(&mut agents[..2])?;
         let (n0, n1, stranger) = (lab.node(0), lab.node(1), lab.node(2));
@@ -56,7 +56,7 @@ fn what_does_not_authenticate_gets_no_answer() -> Result<()> {
 
         let mut seed = 7;
         let mut bad: Vec<Vec<u8>> = (0..400).map(|i| noise(&mut seed, i * 3)).collect();
-        // Right in everything that is not secret: version, a key id and a sender that exist.
+        // Correct in everything that is not secret: version, an existing key id and sender.
         for one in &real {
             for at in [5, 16, 24, 32, one.len() - 1] {
                 let mut changed = one.clone();
@@ -82,8 +82,8 @@ fn what_does_not_authenticate_gets_no_answer() -> Result<()> {
             ensure!(after > before, "none was refused for its {what}");
         }
 
-        // The same on TCP: whoever does not speak TLS with a member's key gets nothing of the protocol, and
-        // does not hold a connection for long.
+        // The same on TCP: a peer that does not speak TLS with a member's key gets nothing of the protocol,
+        // and can't hold a connection for long.
         let address = SocketAddr::new(n0.mesh_ip(), PORT);
         let mut tcp = stranger.inside(|| Ok(std::net::TcpStream::connect(address)?))?;
         std::io::Write::write_all(&mut tcp, &noise(&mut seed, 4000))?;
@@ -111,7 +111,7 @@ fn undisturbed(agents: &[Agent<'_>]) -> Result<()> {
 }
 
 #[test]
-fn what_was_recorded_brings_no_one_back() -> Result<()> {
+fn a_recording_does_not_revive_a_dead_node() -> Result<()> {
     with_agents(Lab::wireguard(4), |lab, agents| {
         form(&mut agents[..3])?;
         let (n0, n2) = (lab.node(0), lab.node(2));
@@ -119,19 +119,19 @@ fn what_was_recorded_brings_no_one_back() -> Result<()> {
         let recorded = between(&all, n2, n0);
         ensure!(recorded.len() > 3, "no traffic to record: {} datagrams", recorded.len());
 
-        // The sender dies; what it said while it lived must not make it look alive.
+        // The sender dies; its old datagrams must not make it look alive.
         agents[2].kill()?;
         agents[0].wait_for_up(&["n0", "n1"], GOSSIP)?;
         stays_down(&agents[0], n2, n0, lab.node(3), &recorded)?;
 
-        // A receiver that has restarted has seen none of it before, and must refuse it all the same.
+        // A restarted receiver has seen none of it before, and must still refuse it.
         agents[0].kill()?;
         agents[0].run()?;
         agents[0].wait_until_asked()?;
         agents[0].wait_for_up(&["n0", "n1"], GOSSIP)?;
         stays_down(&agents[0], n2, n0, lab.node(3), &recorded)?;
 
-        // Nor does what a sender said before its restart confuse what it says after it.
+        // Nor do recordings from before the sender's restart confuse those after it.
         agents[2].run()?;
         all_up(&agents[..3])?;
         replay(lab.node(3), n0, 0, &recorded)?;
@@ -142,7 +142,7 @@ fn what_was_recorded_brings_no_one_back() -> Result<()> {
     })
 }
 
-/// Sends what was recorded, from a port of this node.
+/// Replays the recording from a port of this node.
 fn replay(from: &Node, to: &Node, port: u16, recorded: &[Vec<u8>]) -> Result<()> {
     let socket = from.inside(|| Ok(UdpSocket::bind((from.mesh_ip(), port))?))?;
     for datagram in recorded {

@@ -1,5 +1,5 @@
-//! A virtual IP, in a network that is broken: every scenario of `bench vip` once, with bounds that a busy
-//! machine keeps too, and all that an operator is told of it.
+//! A virtual IP in a broken network: every scenario of `bench vip` once, with bounds that also hold on a busy
+//! machine, and everything that an operator sees of it.
 
 use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -15,7 +15,7 @@ use tests::vip::{
 };
 use tests::wait::{always, eventually};
 
-/// What is not the owner's doing: a machine that tests has other things to do too.
+/// Tolerance for the test machine, which is busy with other things too.
 const BUSY: Duration = Duration::from_millis(700);
 
 const fn ms(ms: u64) -> Duration {
@@ -26,7 +26,7 @@ fn masters(lab: &Lab) -> Result<Vec<Master>> {
     (0..CANDIDATES).map(|i| lab.nginx_master(i)).collect()
 }
 
-/// Sets the stage of all scenarios, with agents that keep the address.
+/// Runs with the stage of all scenarios, with agents that keep the address.
 fn staged(act: impl FnOnce(&mut Stage<'_, Agents<'_, '_>>) -> Result<()>) -> Result<()> {
     with_agents(Lab::bridge(NODES), |lab, agents| {
         let mut masters = masters(lab)?;
@@ -50,7 +50,7 @@ fn formed(lab: &Lab, agents: &mut [Agent<'_>]) -> Result<Vec<Master>> {
     Ok(masters)
 }
 
-/// What a scenario may show at most.
+/// Upper limits for a scenario.
 struct Bounds {
     scenario: Scenario,
     outage: Duration,
@@ -130,7 +130,7 @@ fn an_owner_whose_agent_or_apiserver_dies_or_freezes_loses_the_address() -> Resu
 }
 
 #[test]
-fn an_owner_that_a_witness_hears_keeps_the_address_and_one_that_lost_it_takes_it_back() -> Result<()> {
+fn an_owner_with_a_witness_keeps_the_address_and_takes_a_lost_one_back() -> Result<()> {
     scenarios(&[
         Bounds { scenario: Scenario::Cut, outage: ms(300), ..NOTHING },
         Bounds { scenario: Scenario::Removed, outage: ms(300), by_two: 2, ..NOTHING },
@@ -138,7 +138,7 @@ fn an_owner_that_a_witness_hears_keeps_the_address_and_one_that_lost_it_takes_it
 }
 
 #[test]
-fn a_stranger_with_the_same_address_is_told_yielded_to_and_outlived() -> Result<()> {
+fn the_owner_reports_yields_to_and_outlives_a_stranger_with_its_address() -> Result<()> {
     staged(|stage| {
         let owner = stage.settle()?;
         let mac = stage.mac(STRANGER).to_string();
@@ -165,7 +165,7 @@ fn a_stranger_with_the_same_address_is_told_yielded_to_and_outlived() -> Result<
 }
 
 #[test]
-fn a_frozen_owner_that_wakes_does_not_take_it_back() -> Result<()> {
+fn a_frozen_owner_does_not_take_the_address_back_when_it_resumes() -> Result<()> {
     staged(|stage| {
         let old = stage.settle()?;
         let before = stage.contender.seen()?;
@@ -191,7 +191,7 @@ fn a_frozen_owner_that_wakes_does_not_take_it_back() -> Result<()> {
 }
 
 #[test]
-fn a_person_moves_it_and_clients_of_the_old_owner_are_told() -> Result<()> {
+fn a_move_by_command_resets_clients_of_the_old_owner() -> Result<()> {
     staged(|stage| {
         let old = stage.settle()?;
         let new = (old + 1) % CANDIDATES;
@@ -229,7 +229,7 @@ fn a_person_moves_it_and_clients_of_the_old_owner_are_told() -> Result<()> {
 }
 
 #[test]
-fn a_node_that_drains_gives_it_away() -> Result<()> {
+fn a_draining_node_hands_the_address_over() -> Result<()> {
     staged(|stage| {
         let old = stage.settle()?;
         stage.contender.agent(old).cli(&["drain"])?.ok()?;
@@ -260,7 +260,7 @@ fn a_node_that_drains_gives_it_away() -> Result<()> {
 }
 
 #[test]
-fn a_worker_that_hears_no_arp_still_finds_the_new_owner() -> Result<()> {
+fn a_worker_without_arp_still_finds_the_new_owner() -> Result<()> {
     staged(|stage| {
         let old = stage.settle()?;
         let worker = stage.lab.node(WORKER);
@@ -272,10 +272,9 @@ fn a_worker_that_hears_no_arp_still_finds_the_new_owner() -> Result<()> {
             Ok(())
         };
         knows(stage.mac(old))?;
-        // The kernel's ears alone: the agent has its own.
-        let deaf =
-            "add table arp deaf; add chain arp deaf in { type filter hook input priority 0; policy drop; }";
-        worker.exec(&["nft", deaf])?.ok()?;
+        // Only the kernel stops receiving ARP: the agent has its own socket.
+        let arp_filter = "add table arp filtered; add chain arp filtered in { type filter hook input priority 0; policy drop; }";
+        worker.exec(&["nft", arp_filter])?.ok()?;
         let new = (old + 1) % CANDIDATES;
         stage.contender.agent(new).cli(&["vip", "move", &address, &format!("n{new}")])?.ok()?;
         eventually("its neighbour entry is that of the new owner", SOON, || knows(stage.mac(new)))?;
@@ -285,7 +284,7 @@ fn a_worker_that_hears_no_arp_still_finds_the_new_owner() -> Result<()> {
 }
 
 #[test]
-fn what_an_earlier_agent_has_left_is_removed_at_the_start() -> Result<()> {
+fn a_leftover_address_is_removed_at_the_start() -> Result<()> {
     staged(|stage| {
         let owner = stage.settle()?;
         let other = (owner + 1) % CANDIDATES;
@@ -328,7 +327,7 @@ fn status_says_who_owns_it_since_when_and_why_not_the_others() -> Result<()> {
             let told = shown.lines().any(|line| line.contains(&address) && line.contains(on));
             ensure!(told, "n{i}: {shown}");
         }
-        // One that can't: its apiserver is away.
+        // One that is ineligible: its apiserver is down.
         let other = (owner + 1) % CANDIDATES;
         stage.masters[other].kill()?;
         eventually("the one without an apiserver says so", SOON, || {
@@ -360,7 +359,7 @@ fn several_addresses_are_spread_and_keep_their_labels() -> Result<()> {
             all.iter().map(|one| owner(one)).collect::<Result<Vec<_>>>()
         })?;
         let distinct: std::collections::BTreeSet<&String> = owners.iter().collect();
-        // On a busy machine one that listens longer than the others may come too late for its own.
+        // On a busy machine one that listens longer than the others may claim its own too late.
         ensure!(distinct.len() > 1, "they are not spread: {owners:?}");
         let names = lab.nodes()[..CANDIDATES].iter().map(|node| node.name.to_string());
         let others: Vec<String> = names.filter(|name| *name != owners[0]).collect();
@@ -375,7 +374,7 @@ fn several_addresses_are_spread_and_keep_their_labels() -> Result<()> {
         agents[0].cli(&["vip", "move", all[0], &others[0]])?.ok()?;
         eventually("the label goes with it", SOON, || labelled(&others[0]))?;
 
-        // A higher priority, and leave to take it from an owner.
+        // A higher priority, and the permission to take it from an owner.
         set(&format!("vip.{}.priority.{}=200", all[0], others[1]))?;
         set(&format!("vip.{}.preempt=1s", all[0]))?;
         eventually("the better one has it", GOSSIP, || {
@@ -384,7 +383,7 @@ fn several_addresses_are_spread_and_keep_their_labels() -> Result<()> {
             Ok(())
         })?;
 
-        // What is not set any more goes from everywhere.
+        // An unset address is removed everywhere.
         agents[0].cli(&["unset", "vip"])?.ok()?;
         eventually("no address is left", SOON, || {
             for node in lab.nodes() {
@@ -397,7 +396,7 @@ fn several_addresses_are_spread_and_keep_their_labels() -> Result<()> {
     })
 }
 
-/// How often a node has come to own an address, as its agent tells.
+/// How often a node has become the owner of an address, by its events.
 fn times_owned(agent: &Agent<'_>) -> Result<usize> {
     let text = agent.cli(&["events", "--json", "--since", "1h"])?.ok()?;
     let events: Vec<Event> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
@@ -405,7 +404,7 @@ fn times_owned(agent: &Agent<'_>) -> Result<usize> {
 }
 
 #[test]
-fn masters_that_begin_at_once_agree_before_anyone_claims() -> Result<()> {
+fn masters_that_start_together_agree_before_one_claims() -> Result<()> {
     with_agents(Lab::bridge(CANDIDATES + 1), |lab, agents| {
         let _masters = formed(lab, agents)?;
         let owned =
@@ -446,7 +445,7 @@ fn masters_that_begin_at_once_agree_before_anyone_claims() -> Result<()> {
     })
 }
 
-/// Members hold different keys for a moment, while the document with a removal is on its way.
+/// Members have different keys for a moment, while the document with a removal spreads.
 #[test]
 fn a_removal_or_a_rotation_moves_no_address() -> Result<()> {
     const OTHERS: usize = 4;
@@ -513,7 +512,7 @@ fn an_ipv6_address_moves_too() -> Result<()> {
 }
 
 #[test]
-fn a_mesh_of_tunnels_has_no_place_for_it_and_is_left_alone() -> Result<()> {
+fn a_mesh_without_layer_2_is_refused_and_left_alone() -> Result<()> {
     with_agents(Lab::wireguard(CANDIDATES + 1), |lab, agents| {
         let _masters = masters(lab)?;
         form(agents)?;
@@ -554,7 +553,7 @@ fn a_mesh_of_tunnels_has_no_place_for_it_and_is_left_alone() -> Result<()> {
     })
 }
 
-/// Tries an address that can't be one; whoever is asked says why, at once or in status.
+/// Tries an invalid address; the agent refuses it with a reason, at once or in status.
 fn refused(agent: &Agent<'_>, address: &str, words: &[&str]) -> Result<Vip> {
     agent.cli(&["set", &format!("vip={address}")])?;
     let (seen, _) =
@@ -581,7 +580,7 @@ fn an_address_that_cannot_be_one_is_refused_with_the_reason() -> Result<()> {
         let seen = refused(first, "192.0.2.1", &["192.0.2.1", "10.91.0.1/24"])?;
         ensure!(seen.state == "unavailable", "{seen:?}");
 
-        // n1's own: nobody may own it.
+        // n1's own address: nobody may own it.
         refused(first, "10.91.0.2", &["own address"])?;
         always("nobody takes an address that a node has for itself", Duration::from_secs(3), || {
             let shown = agents[1].node().exec(&["ip", "-o", "address", "show", "to", "10.91.0.2"])?.ok()?;
@@ -591,7 +590,7 @@ fn an_address_that_cannot_be_one_is_refused_with_the_reason() -> Result<()> {
             Ok(())
         })?;
 
-        // A machine that is no member has it.
+        // A machine outside of the cluster has it.
         let stranger = lab.node(CANDIDATES + 1);
         let mac = Link::of(stranger)?.mac;
         stranger.exec(&["ip", "address", "add", "10.91.0.250/24", "dev", "eth0"])?.ok()?;
@@ -614,7 +613,7 @@ fn an_address_that_cannot_be_one_is_refused_with_the_reason() -> Result<()> {
 /// CAP_NET_ADMIN and CAP_NET_RAW, as bits.
 const NEEDED: u64 = 1 << 12 | 1 << 13;
 
-/// The capabilities in effect of each of a process' threads.
+/// The effective capabilities of each of a process' threads.
 fn in_effect(pid: u32) -> Result<Vec<u64>> {
     let mut found = Vec::new();
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -626,7 +625,7 @@ fn in_effect(pid: u32) -> Result<Vec<u64>> {
 }
 
 #[test]
-fn two_capabilities_are_enough_used_by_one_thread_and_missed_aloud() -> Result<()> {
+fn two_capabilities_suffice_in_one_thread_and_missing_ones_are_reported() -> Result<()> {
     with_agents(Lab::bridge(CANDIDATES + 1), |lab, agents| {
         let only = |set: &str| -> Vec<String> {
             let sets = [format!("--bounding-set={set}"), format!("--inh-caps={set}")];
@@ -658,7 +657,7 @@ fn two_capabilities_are_enough_used_by_one_thread_and_missed_aloud() -> Result<(
             ensure!(!eligible && why.contains("CAP_NET_ADMIN"), "{seen:?}");
             Ok(())
         })?;
-        // The one that has nothing else can carry it.
+        // The one with no other capabilities can still hold it.
         if vip(&agents[3], &address)?.owner.as_deref() != Some("n0") {
             agents[3].cli(&["vip", "move", &address, "n0"])?.ok()?;
         }

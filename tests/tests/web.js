@@ -1,4 +1,4 @@
-// What a page has to keep, as a list of what it does not.
+// Accessibility requirements of a page, as a list of violations.
 (() => {
   const wrong = [];
   const name = (node) => node.outerHTML.slice(0, 120);

@@ -18,10 +18,10 @@ use tests::wait::eventually;
 /// The page, on every node.
 const PAGE: &str = "http://127.0.0.1:1936";
 
-/// The lists of things that a page has to keep and does not.
+/// The lists of violated requirements of a page.
 const AUDIT: &str = include_str!("web.js");
 
-/// How a backend stands on the page.
+/// A backend's state on the page.
 const STATE: &str = "(name => [...document.querySelectorAll('#service-kube-api tbody tr')]\
                      .find(row => row.querySelector('th').textContent === name)?.querySelector('.s').textContent)";
 
@@ -41,7 +41,7 @@ fn now_ms() -> Result<f64> {
     Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64() * 1e3)
 }
 
-/// What a node's page says at a path, with its head.
+/// A node's page at a path, with its head.
 fn get(node: &Node, path: &str, more: &[&str]) -> Result<(u16, String, String)> {
     let url = format!("{PAGE}{path}");
     let command = [&["curl", "-sS", "-m", "5", "-i", &url], more].concat();
@@ -64,7 +64,7 @@ fn the_page_is_for_everyone_and_changes_within_a_second_of_a_masters_death() -> 
                 looks_right(&mut browser, &format!("{width} {theme}"))?;
             }
         }
-        // What looks for faults finds them.
+        // The audit finds planted faults.
         for (fault, found) in [
             ("document.querySelector('tbody .q').style.color = '#bbb'", "contrast"),
             ("document.querySelector('caption').remove()", "no caption"),
@@ -80,7 +80,7 @@ fn the_page_is_for_everyone_and_changes_within_a_second_of_a_masters_death() -> 
             let wrong = browser.eval(AUDIT)?.to_string();
             ensure!(wrong.contains(found), "{fault}: {wrong}");
         }
-        // Without scripts it is the same page, and says how to see news.
+        // Without scripts it is the same page, and says how to update it.
         browser.scripts(false)?;
         browser.open(PAGE)?;
         browser.scripts(true)?;
@@ -123,7 +123,7 @@ fn the_page_is_for_everyone_and_changes_within_a_second_of_a_masters_death() -> 
             browser.look(width, 900, theme)?;
             looks_right(&mut browser, &format!("{width} {theme} degraded"))?;
         }
-        // When the agent is gone, the page says so itself.
+        // When the agent is gone, the page itself reports that.
         agents[3].kill()?;
         eventually("the page says that it is not live", Duration::from_secs(10), || {
             let live = browser.eval("document.getElementById('live').textContent")?;
@@ -134,7 +134,7 @@ fn the_page_is_for_everyone_and_changes_within_a_second_of_a_masters_death() -> 
     })
 }
 
-/// Nothing is wrong with the page as it is shown now. Pictures go where TEST_PICTURES says.
+/// The page has no violations as it is shown now. Screenshots go to TEST_PICTURES.
 fn looks_right(browser: &mut Browser, what: &str) -> Result<()> {
     let wrong = browser.eval(AUDIT)?;
     ensure!(wrong == serde_json::json!([]), "{what}: {wrong:#}");
@@ -163,8 +163,8 @@ fn rows(csv: &str) -> Result<BTreeMap<String, BTreeMap<String, String>>> {
     lines.map(row).map(|row| Ok((row.get("svname").context("no name")?.clone(), row))).collect()
 }
 
-/// Page, CSV, metrics and status, all of the same look.
-fn one_look(node: &Node) -> Result<[String; 4]> {
+/// Page, CSV, metrics and status, all from one snapshot.
+fn one_snapshot(node: &Node) -> Result<[String; 4]> {
     let (looks, _) = eventually("four answers of one look", Duration::from_secs(20), || {
         let urls = ["/", "/stats;csv", "/metrics", "/api/v1/status"];
         let mut command = vec!["curl".to_owned(), "-sS".to_owned(), "-i".to_owned()];
@@ -206,7 +206,7 @@ fn page_csv_metrics_and_status_agree_under_load() -> Result<()> {
 }
 
 fn compare(worker: &Node) -> Result<()> {
-    let [page, csv, metrics, status] = one_look(worker)?;
+    let [page, csv, metrics, status] = one_snapshot(worker)?;
     let status: Value = serde_json::from_str(&status)?;
     let rows = rows(&csv)?;
     let service = &status["services"][0];
@@ -242,9 +242,9 @@ fn compare(worker: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Virtual IPs as the page, the metrics and status of one look have them.
+/// Virtual IPs on the page, in metrics and in status, from one snapshot.
 fn compare_vips(node: &Node, wanted: &[&str]) -> Result<Vec<String>> {
-    let [page, csv, metrics, status] = one_look(node)?;
+    let [page, csv, metrics, status] = one_snapshot(node)?;
     let status: Value = serde_json::from_str(&status)?;
     let vips = status["vips"].as_array().context("no vips")?;
     let mut owners = Vec::new();
@@ -292,7 +292,7 @@ fn compare_vips(node: &Node, wanted: &[&str]) -> Result<Vec<String>> {
 }
 
 #[test]
-fn virtual_ips_are_the_same_on_page_metrics_and_status_of_every_node() -> Result<()> {
+fn virtual_ips_agree_on_page_metrics_and_status_of_every_node() -> Result<()> {
     with_agents(Lab::bridge(4), |lab, agents| {
         let _masters = (0..3).map(|i| lab.nginx_master(i)).collect::<Result<Vec<_>>>()?;
         for agent in agents.iter_mut() {
@@ -322,7 +322,7 @@ fn virtual_ips_are_the_same_on_page_metrics_and_status_of_every_node() -> Result
     })
 }
 
-/// The time of a connection through the proxy, the worst of many.
+/// The slowest of many connections through the proxy.
 fn slowest(agent: &Agent<'_>, count: usize) -> Result<Duration> {
     let times = (0..count).map(|_| {
         let began = Instant::now();
@@ -340,7 +340,7 @@ fn resident(pid: u32) -> Result<u64> {
 }
 
 #[test]
-fn a_hundred_collectors_and_readers_that_do_not_read_change_nothing() -> Result<()> {
+fn a_hundred_collectors_and_stalled_readers_do_not_disturb_the_agent() -> Result<()> {
     cluster(|_, agents, _masters| {
         let pid = agents[3].process()?.pid();
         let agent = &agents[3];
@@ -348,9 +348,9 @@ fn a_hundred_collectors_and_readers_that_do_not_read_change_nothing() -> Result<
         let (before, alone) = (resident(pid)?, slowest(agent, 50)?);
         let connect = || agent.node().inside(|| Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, 1936))?));
         let connect = &connect;
-        // Twenty ask for the page again and again and read nothing; the rest collect as fast as they can.
-        let mut deaf = (0..20).map(|_| connect()).collect::<Result<Vec<_>>>()?;
-        for one in &mut deaf {
+        // Twenty request the page repeatedly and read nothing; the others collect as fast as they can.
+        let mut stalled = (0..20).map(|_| connect()).collect::<Result<Vec<_>>>()?;
+        for one in &mut stalled {
             one.set_write_timeout(Some(Duration::from_millis(100)))?;
             for _ in 0..200 {
                 if one.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").is_err() {
@@ -384,7 +384,7 @@ fn a_hundred_collectors_and_readers_that_do_not_read_change_nothing() -> Result<
         );
         ensure!(busy < Duration::from_millis(100), "a connect took {busy:?}");
         ensure!(peak < before + 8 * 1024, "{before} kB grew to {peak} kB");
-        // Who does not read is left; the rest goes on.
+        // Clients that do not read are disconnected; the others are not.
         let held = || -> Result<usize> {
             let list = ["ss", "-Htn", "state", "established", "sport", "=", ":1936"];
             Ok(agent.node().exec(&list)?.ok()?.lines().count())
@@ -399,7 +399,7 @@ fn a_hundred_collectors_and_readers_that_do_not_read_change_nothing() -> Result<
     })
 }
 
-/// Asks for the same on one connection until it is time; how long each answer took.
+/// Sends the same request on one connection until then; returns how long each response took.
 fn collect(mut stream: TcpStream, path: &str, until: Instant) -> Result<Vec<Duration>> {
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let mut times = Vec::new();
@@ -431,7 +431,7 @@ fn root() -> Result<&'static Path> {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the root of the repository")
 }
 
-/// Runs a program on this machine to its end; what it says, when it is content.
+/// Runs a program on this machine to its end; returns its output on success.
 fn run(program: &str, args: &[&str], dir: &Path) -> Result<String> {
     let output = std::process::Command::new(program).args(args).current_dir(dir).output()?;
     let said =
@@ -441,7 +441,7 @@ fn run(program: &str, args: &[&str], dir: &Path) -> Result<String> {
 }
 
 #[test]
-fn promtool_finds_nothing_wrong_with_the_rules_and_their_tests_hold() -> Result<()> {
+fn promtool_accepts_the_rules_and_their_tests_pass() -> Result<()> {
     require(&[("promtool", "prometheus")])?;
     let dir = root()?.join("deploy/prometheus");
     run("promtool", &["check", "rules", "rules.yml"], &dir)?;
@@ -458,7 +458,7 @@ fn promtool_finds_nothing_wrong_with_the_rules_and_their_tests_hold() -> Result<
     Ok(())
 }
 
-/// Every text under this key, wherever it stands.
+/// Every text under this key, at any depth.
 fn texts<'a>(value: &'a Value, key: &str, found: &mut Vec<&'a str>) {
     match value {
         Value::Object(map) => {
@@ -533,7 +533,7 @@ fn a_real_prometheus_answers_every_query_of_the_dashboard() -> Result<()> {
             }
         }
         ensure!(empty.is_empty(), "nothing answers {empty:#?}");
-        // The rules ask for nothing that is not there.
+        // The rules use only existing metrics.
         let rules = std::fs::read_to_string(root()?.join("deploy/prometheus/rules.yml"))?;
         let asked = rules.lines().filter(|line| line.contains("expr:")).flat_map(names);
         for name in asked.chain(queries.iter().flat_map(|one| names(one))) {
@@ -589,7 +589,7 @@ fn the_csv_has_haproxys_columns_and_haproxys_names_are_there_when_wanted() -> Re
 }
 
 #[test]
-fn others_see_nothing_without_the_password_and_act_only_from_the_page_itself() -> Result<()> {
+fn without_the_password_nothing_is_visible_and_actions_need_the_page_itself() -> Result<()> {
     with_agents(Lab::wireguard(2), |lab, agents| {
         let file = lab.node(0).dir().join("agent.toml");
         agents[0].options = vec!["--config".to_owned(), file.to_string_lossy().into_owned()];
@@ -626,7 +626,7 @@ fn others_see_nothing_without_the_password_and_act_only_from_the_page_itself() -
         }
         let page = ask(&login, "/")?;
         ensure!(page.0 == "200" && page.1.contains("value=\"drain\""), "{page:?}");
-        // What a browser says of a form on another site, and of ours.
+        // Headers that a browser sends for a form on another site, and on ours.
         let post = |headers: &[&str]| {
             let form = ["--data", "verb=drain&node=n0"];
             ask(&[&login, &form[..], headers].concat(), "/act")
@@ -641,7 +641,7 @@ fn others_see_nothing_without_the_password_and_act_only_from_the_page_itself() -
         let answer = post(&["-H", "sec-fetch-site: same-origin"])?;
         ensure!(answer.0 == "200" && answer.1.contains("drain"), "{answer:?}");
         agents[0].wait_for_backend("n0", &["draining"], GOSSIP)?;
-        // Secrets stand nowhere.
+        // No secrets anywhere.
         for path in ["/", "/metrics", "/api/v1/status", "/api/v1/events?list"] {
             let answer = ask(&login, path)?;
             ensure!(answer.0 == "200" && !answer.1.contains("correct horse"), "{path}: {answer:?}");
@@ -656,7 +656,7 @@ fn others_see_nothing_without_the_password_and_act_only_from_the_page_itself() -
 }
 
 #[test]
-fn idle_connections_from_one_machine_keep_the_page_from_no_other() -> Result<()> {
+fn idle_connections_from_one_machine_do_not_block_the_page_for_others() -> Result<()> {
     with_agents(Lab::wireguard(3), |lab, agents| {
         let file = lab.node(0).dir().join("agent.toml");
         agents[0].options = vec!["--config".to_owned(), file.to_string_lossy().into_owned()];
@@ -677,7 +677,7 @@ fn idle_connections_from_one_machine_keep_the_page_from_no_other() -> Result<()>
         ensure!(!ask(1, &url)?, "one machine has more than its share");
         ensure!(ask(2, &url)?, "another machine is kept out");
         ensure!(ask(0, "http://127.0.0.1:1936/healthz")?, "this machine is kept out");
-        // They are left, not kept.
+        // They are closed, not kept.
         eventually("the machine itself is let in again", Duration::from_secs(7), || {
             ensure!(ask(1, &url)?, "not yet");
             Ok(())
@@ -709,7 +709,7 @@ fn sighup_moves_the_page_and_a_bad_address_changes_nothing() -> Result<()> {
             Ok(())
         })?;
 
-        // An address that others have: what was there goes on.
+        // An address in use: the old configuration stays.
         let _taken = node.inside(|| Ok(TcpListener::bind("127.0.0.1:1938")?))?;
         std::fs::write(&file, "[web]\nlisten = \"127.0.0.1:1938\"\n")?;
         agents[0].process()?.signal(Signal::HUP)?;

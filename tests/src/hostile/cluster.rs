@@ -1,4 +1,4 @@
-//! The lab of the hostile suite, shared by all its rows, and the check that ends each of them.
+//! The lab of the hostile suite, shared by all its rows, and the check at the end of each.
 //!
 //! ```text
 //!   n0 n1 n2   masters, an nginx beside each          n4   the worker that turns hostile
@@ -23,27 +23,27 @@ use crate::wait::eventually;
 /// The link's port.
 pub const PORT: u16 = proto::transport::PORT;
 
-/// The masters, which are also the nodes of their names.
+/// The masters, which are also the names of their nodes.
 pub const MASTERS: [&str; 3] = ["n0", "n1", "n2"];
 
-/// The nodes whose agents never do wrong and must never come to harm.
+/// The nodes whose agents stay honest and must never be harmed.
 pub const HONEST: usize = 4;
 
-/// The worker that turns hostile, and where a stranger sits.
+/// The worker that turns hostile, and the node of a stranger.
 const HOSTILE: usize = 4;
 const STRANGER: usize = 5;
 
-/// Most memory of its own that an attack may cost, beyond what its connections need, in kilobytes.
+/// Most memory that an attack may cost, beyond what its connections need, in kilobytes.
 const MEMORY: u64 = 64 * 1024;
 
-/// Where the victim's page listens, on loopback and in the mesh, for the user "ops".
+/// Address of the victim's page, on loopback and in the mesh, for the user "ops".
 pub const PAGE_PORT: u16 = 1936;
 
 /// That user's password.
 pub const PAGE_PASSWORD: &str = "correct horse";
 
-/// What a connection may cost an agent, in kilobytes: its task, TLS with its buffers, and what a message that
-/// has begun to arrive lies in.
+/// What a connection may cost an agent, in kilobytes: its task, TLS with its buffers, and the buffer of a
+/// partial message.
 const CONNECTION: u64 = 64;
 
 /// A row of the table: what was sent, and over how many connections at once.
@@ -53,18 +53,18 @@ pub struct Sent {
     pub bytes: u64,
     /// Most connections to the victim at once.
     pub connections: u64,
-    /// What else is worth a word in the table.
+    /// A note for the table.
     pub note: String,
 }
 
-/// What an honest agent is known by: another process or start would be another agent.
+/// Identifies a run of an honest agent: another process or start would be another one.
 #[derive(Debug, PartialEq, Eq)]
 struct Start {
     pid: u32,
     started_unix_ms: u64,
 }
 
-/// The lab and everyone in it. It stays up for the whole suite.
+/// The lab and its agents. It stays up for the whole suite.
 pub struct Cluster {
     /// The network.
     pub lab: &'static Lab,
@@ -75,8 +75,8 @@ pub struct Cluster {
 
 static CLUSTER: Mutex<Option<Cluster>> = Mutex::new(None);
 
-/// The one cluster, for one row at a time; built by the first. A row that fails leaves a cluster that nobody
-/// knows the state of, so the next row builds another.
+/// The one cluster, for one row at a time; the first row builds it. A failed row leaves a cluster in an
+/// unknown state, so the next row builds another.
 ///
 /// # Errors
 /// It can't be built, or the row's own.
@@ -100,7 +100,7 @@ fn lock() -> MutexGuard<'static, Option<Cluster>> {
 
 impl Cluster {
     fn build() -> Result<Cluster> {
-        // Never freed: what is in it ends with this process, by the lab's guard.
+        // Never freed: everything in it ends with this process, by the lab's guard.
         let lab: &'static Lab = Box::leak(Box::new(Lab::bridge(6)?));
         let masters = (0..3).map(|i| lab.nginx_master(i)).collect::<Result<Vec<_>>>()?;
         let mut agents = lab.nodes().iter().map(Agent::new).collect::<Result<Vec<_>>>()?;
@@ -108,7 +108,7 @@ impl Cluster {
         let at = format!("[\"127.0.0.1:{PAGE_PORT}\", \"{}:{PAGE_PORT}\"]", lab.node(0).mesh_ip());
         let web = format!("[web]\nlisten = {at}\nuser = \"ops\"\npassword = \"{PAGE_PASSWORD}\"\n");
         std::fs::write(&config, web)?;
-        // The others find theirs by the way to the first.
+        // The others find theirs by the route to the first.
         agents[0].options = vec!["--iface".to_owned(), agents[0].node().interface.to_owned()];
         agents[0].options.extend(["--config".to_owned(), config.to_string_lossy().into_owned()]);
         form_with_vip(&mut agents[..=HONEST])?;
@@ -128,7 +128,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Who owns the virtual IP, as all honest agents say.
+    /// The owner of the virtual IP, as all honest agents agree.
     ///
     /// # Errors
     /// They do not agree.
@@ -151,17 +151,17 @@ impl Cluster {
         &self.agents[..HONEST]
     }
 
-    /// Whom attacks are measured on.
+    /// The agent that attacks are measured on.
     pub fn victim(&self) -> &Agent<'static> {
         &self.agents[0]
     }
 
-    /// Where its link listens.
+    /// Its transport address.
     pub fn target(&self) -> SocketAddr {
         self.link_of(0)
     }
 
-    /// Where a node's link listens.
+    /// A node's transport address.
     pub fn link_of(&self, node: usize) -> SocketAddr {
         SocketAddr::new(self.lab.node(node).mesh_ip(), PORT)
     }
@@ -194,7 +194,7 @@ impl Cluster {
         self.lab.node(STRANGER)
     }
 
-    /// An agent that has never been a member, on the stranger's node.
+    /// An agent that was never a member, on the stranger's node.
     pub fn stranger_agent(&mut self) -> &mut Agent<'static> {
         &mut self.agents[STRANGER]
     }
@@ -207,7 +207,7 @@ impl Cluster {
         read_state(self.agents[node].state(), name)
     }
 
-    /// Removes the hostile worker where it is a member, and waits until all honest nodes know.
+    /// Removes the hostile worker if it is a member, and waits until all honest nodes know.
     ///
     /// # Errors
     /// They do not in time.
@@ -274,8 +274,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// The API is reachable from every honest node, at once; no agent was restarted; what status says is true
-    /// and the same everywhere.
+    /// The API is reachable from every honest node, at once; no agent was restarted; status is correct and
+    /// the same everywhere.
     fn all_is_well(&mut self, starts: &BTreeMap<String, Start>) -> Result<()> {
         for agent in self.honest() {
             let who = agent.who_serves().with_context(|| format!("no API on {}", agent.name()))?;
@@ -307,8 +307,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// The backends are the masters at their own addresses and ready; honest nodes are up; a problem names the
-    /// hostile node, or a stranger's address.
+    /// The backends are the masters at their own addresses and ready; honest nodes are up; a problem names
+    /// the hostile node, or a stranger's address.
     fn is_true(&self, status: &Status) -> Result<()> {
         let [service] = status.services.as_slice() else { bail!("services: {:?}", status.services) };
         let is: BTreeMap<&str, (String, &str)> = service
@@ -336,7 +336,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// A change that one master makes reaches every honest node: the members' own way is open.
+    /// A change by one master reaches every honest node: sync between members works.
     ///
     /// # Errors
     /// It does not in time.

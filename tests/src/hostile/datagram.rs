@@ -1,7 +1,6 @@
-//! The link's UDP port: one who is there, answers challenges as the link wants it, and says the rest as it
-//! pleases.
+//! The transport's UDP port: a node that answers challenges correctly, and otherwise sends whatever it likes.
 //!
-//! A thread of its own receives, since a challenge wants its answer soon; it ends with the [`Line`].
+//! A thread of its own receives, since a challenge has to be answered soon; it ends with the [`Line`].
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{SocketAddr, UdpSocket};
@@ -20,19 +19,19 @@ use crate::mesh::SOON;
 use crate::wait::eventually;
 use crate::wire::Speaker;
 
-/// Most datagrams that are kept of what came.
+/// Most received datagrams that are kept.
 const KEPT: usize = 10_000;
 
-/// Whom one can speak to.
+/// A node to talk to.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer {
     /// Its key.
     pub key: PublicKey,
-    /// Where its link listens.
+    /// Its transport address.
     pub at: SocketAddr,
 }
 
-/// What came: from whom, and the frames.
+/// Received: the sender, and the frames.
 pub type Heard = (NodeId, Vec<u8>);
 
 struct Shared {
@@ -44,7 +43,7 @@ struct Shared {
     sent: AtomicU64,
 }
 
-/// A UDP port with somebody behind it.
+/// An open UDP port.
 pub struct Line {
     shared: Arc<Shared>,
     receiver: Option<JoinHandle<()>>,
@@ -55,7 +54,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Line {
-    /// Opens the link's port on a node, as whoever has this seed and this gossip key.
+    /// Opens the transport's port on a node, with this seed and this gossip key.
     ///
     /// # Errors
     /// The port is taken.
@@ -96,8 +95,7 @@ impl Line {
         self.shared.send(to, &plaintext)
     }
 
-    /// Proves that one is there now: whoever is challenged answers, and from then on is believed to be who it
-    /// is.
+    /// Proves to a peer that this node is there: it answers a challenge, and the peer then accepts its boot.
     ///
     /// # Errors
     /// The peer answers no pulse.
@@ -117,12 +115,12 @@ impl Line {
         Ok(())
     }
 
-    /// What came since the last time.
+    /// Frames received since the last call.
     pub fn heard(&self) -> Vec<Heard> {
         lock(&self.shared.heard).drain(..).collect()
     }
 
-    /// Bytes that were sent, answers to challenges with them.
+    /// Bytes sent, including answers to challenges.
     pub fn sent(&self) -> u64 {
         self.shared.sent.load(Ordering::Relaxed)
     }
@@ -142,7 +140,7 @@ impl Shared {
     fn send(&self, to: &NodeId, plaintext: &[u8]) -> Result<()> {
         let peer = self.peers.get(to).context("no peer of this one")?;
         let datagram = lock(&self.speaker).seal_bytes(&peer.key, plaintext)?;
-        // What the socket does not take is lost, as anywhere.
+        // What the socket does not accept is lost, as anywhere.
         let sent = self.socket.send_to(&datagram, peer.at).unwrap_or(0);
         self.sent.fetch_add(sent as u64, Ordering::Relaxed);
         Ok(())

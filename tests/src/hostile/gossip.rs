@@ -1,5 +1,5 @@
-//! Gossip's own messages (chitchat 0.13, protocol version 1), written from their description and not by
-//! chitchat, which would not write what is wrong.
+//! Gossip's own messages (chitchat 0.13, protocol version 1), written from the format's description and not
+//! by chitchat, which would not write invalid ones.
 //!
 //! ```text
 //! message   45139 u16 | 1 u8 | kind u8 | SYN: digest, cluster | SYN-ACK: digest, delta | ACK: delta
@@ -17,17 +17,17 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use proto::node::NodeId;
 
-/// Most bytes of a block that is sent as it is.
+/// Most bytes of an uncompressed block.
 const BLOCK: usize = 60_000;
 
 /// A node as gossip names it: one start of it.
 #[derive(Debug, Clone)]
 pub struct Named {
-    /// The beginning of its id.
+    /// The prefix of its id.
     pub name: String,
-    /// Which start.
+    /// Its start.
     pub generation: u64,
-    /// Made of its id too.
+    /// Derived from its id too.
     pub address: SocketAddr,
 }
 
@@ -56,14 +56,14 @@ impl Named {
     }
 }
 
-/// What a digest says of a node.
+/// A digest entry of a node.
 #[derive(Debug, Clone)]
 pub struct Known {
-    /// Whom.
+    /// The node.
     pub node: Named,
     /// Its heartbeat.
     pub heartbeat: u64,
-    /// Up to where deleted keys are forgotten.
+    /// Deleted keys up to this version are forgotten.
     pub last_gc: u64,
     /// The highest version of its keys.
     pub version: u64,
@@ -72,20 +72,20 @@ pub struct Known {
 /// A step of a delta.
 #[derive(Debug, Clone)]
 pub enum Step {
-    /// What follows is about this node.
+    /// The following steps are about this node.
     Node {
-        /// Whom.
+        /// The node.
         node: Named,
-        /// Up to where deleted keys are forgotten.
+        /// Deleted keys up to this version are forgotten.
         last_gc: u64,
-        /// The version that this delta begins after.
+        /// The version after which this delta starts.
         from: u64,
     },
     /// A key has this value.
     Set(String, String, u64),
-    /// A key is gone.
+    /// A key is deleted.
     Delete(String, u64),
-    /// A key goes when its time is over.
+    /// A key is deleted when its TTL expires.
     DeleteLater(String, u64),
     /// The node's version is this one.
     SetVersion(u64),
@@ -152,7 +152,7 @@ fn head(kind: u8) -> Vec<u8> {
     message
 }
 
-/// "This is what I know of."
+/// SYN: the sender's digest.
 pub fn syn(cluster: &str, known: &[Known]) -> Vec<u8> {
     let mut message = head(0);
     digest(&mut message, known);
@@ -160,7 +160,7 @@ pub fn syn(cluster: &str, known: &[Known]) -> Vec<u8> {
     message
 }
 
-/// "This is what I know of, and this is what you lack."
+/// SYN-ACK: the sender's digest, and what the receiver lacks.
 pub fn syn_ack(known: &[Known], steps: &[Step]) -> Vec<u8> {
     let mut message = head(1);
     digest(&mut message, known);
@@ -168,15 +168,15 @@ pub fn syn_ack(known: &[Known], steps: &[Step]) -> Vec<u8> {
     message
 }
 
-/// "This is what you lack."
+/// ACK: what the receiver lacks.
 pub fn ack(steps: &[Step]) -> Vec<u8> {
     let mut message = head(2);
     delta(&mut message, steps);
     message
 }
 
-/// A delta of `blocks` blocks of zstd, each of which unpacks to 65,535 zeros: run-length blocks (RFC 8878,
-/// 3.1.1.2.2), 16 bytes each with what gossip puts around them.
+/// A delta of `blocks` blocks of zstd, each of which decompresses to 65,535 zeros: run-length blocks (RFC
+/// 8878, 3.1.1.2.2), 16 bytes each with gossip's framing.
 pub fn bomb(blocks: usize) -> Vec<u8> {
     const UNPACKED: u32 = 65_535;
     // One segment, its size in two bytes (less 256), no checksum.

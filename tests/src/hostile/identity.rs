@@ -1,4 +1,4 @@
-//! Who somebody is on the link: a key, and what it was given with it.
+//! Identities on the transport: a key, and what came with it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -29,9 +29,9 @@ pub fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
-/// A key of one's own.
+/// A key pair and its id.
 pub struct Identity {
-    /// What the key is made of.
+    /// The seed of the key.
     pub seed: [u8; 32],
     /// The key.
     pub key: PublicKey,
@@ -57,7 +57,7 @@ impl Identity {
         Ok(Identity { seed, key, id: key.id(), pair, certified })
     }
 
-    /// One that nobody has seen before.
+    /// A new identity.
     ///
     /// # Errors
     /// As [`Identity::from_seed`].

@@ -1,4 +1,4 @@
-//! A worker that was admitted as any other, and has turned: all that its state directory gives it.
+//! A worker that was admitted like any other, and has turned hostile: everything in its state directory.
 
 use std::net::SocketAddr;
 
@@ -24,10 +24,10 @@ use crate::mesh::SOON;
 use crate::wait::eventually;
 use crate::wire::Speaker;
 
-/// The one key that gossip has.
+/// The only gossip key.
 pub const KEY: &str = "r";
 
-/// A member that does as it pleases.
+/// A hostile member.
 pub struct Hostile {
     /// Who it is.
     pub identity: Identity,
@@ -35,7 +35,7 @@ pub struct Hostile {
     pub document: Document,
     /// Its gossip keys.
     pub ring: KeyRing,
-    /// Where it sits.
+    /// Its node.
     pub node: &'static Node,
     /// Its UDP port.
     pub line: Line,
@@ -44,7 +44,7 @@ pub struct Hostile {
 }
 
 impl Cluster {
-    /// The hostile worker, with what lies in its state directory; its agent does not run.
+    /// The hostile worker, from its state directory; its agent does not run.
     ///
     /// # Errors
     /// It can't be read, or the agent runs.
@@ -52,11 +52,11 @@ impl Cluster {
         Hostile::of_node(self, self.hostile_node())
     }
 
-    /// The hostile worker under an identity that nobody has anything against yet, believed to be who it is:
-    /// whoever was caught gossiping what is not so is ignored for a while, and a row must not pass by that.
+    /// The hostile worker under a fresh, proven identity: a caught offender is ignored for a while, and a row
+    /// must not succeed because of that.
     ///
     /// # Errors
-    /// It is not let in.
+    /// It is not admitted.
     pub fn fresh(&mut self) -> Result<Hostile> {
         self.readmit()?;
         let hostile = self.turn()?;
@@ -64,7 +64,7 @@ impl Cluster {
         Ok(hostile)
     }
 
-    /// Whoever has joined from the stranger's node, in the same way.
+    /// A member that has joined from the stranger's node, in the same way.
     ///
     /// # Errors
     /// As [`Cluster::turn`].
@@ -136,10 +136,10 @@ impl Hostile {
         self.targets[node].key.id()
     }
 
-    /// Proves to all honest nodes that it is there, as any member does that has just started.
+    /// Proves to all honest nodes that it is there, as a member that has just started does.
     ///
     /// # Errors
-    /// One of them takes it for nobody.
+    /// One of them does not accept it.
     pub fn prove(&self) -> Result<()> {
         self.targets.iter().try_for_each(|peer| self.line.prove(&peer.key.id()))
     }
@@ -152,8 +152,8 @@ impl Hostile {
         self.identity.connect(self.node, self.targets[node].at, ALPN_MEMBER)
     }
 
-    /// Sends a gossip message to all honest nodes, by datagram where it fits and else by TLS; returns the bytes
-    /// that it took. Whether anyone takes it is not told.
+    /// Sends a gossip message to all honest nodes, by datagram if it fits and otherwise by TLS; returns the
+    /// bytes that it took. Whether anyone accepts it is unknown.
     ///
     /// # Errors
     /// The socket refuses.
@@ -164,7 +164,7 @@ impl Hostile {
             if message.len() <= MAX_BODY {
                 self.line.send(&self.id_of(node), &[DatagramFrame::Gossip(message)])?;
             }
-            // The same by the other way, where nothing is too large. It may be refused.
+            // The same over TLS, where nothing is too large. It may be refused.
             if let Ok(mut connection) = self.dial(node) {
                 let _ = connection.send(&FromMember::Gossip(message.to_vec()));
                 sent += connection.sent;
@@ -173,10 +173,10 @@ impl Hostile {
         Ok(sent + self.line.sent() - before)
     }
 
-    /// Says to all honest nodes, by TLS, that a node is at these addresses.
+    /// Tells all honest nodes by TLS that a node is at these addresses.
     ///
     /// # Errors
-    /// One of them does not take it.
+    /// One of them does not accept it.
     pub fn place(&self, id: NodeId, at: &[SocketAddr]) -> Result<u64> {
         let addresses = Addresses::from([(id, at.to_vec())]);
         let snapshot = SyncSnapshot { document: None, keys: Vec::new(), addresses };
@@ -184,18 +184,18 @@ impl Hostile {
         everyone().map(|node| Ok(self.ask(node, &request)?.1)).sum()
     }
 
-    /// One who seals in another's name, with the only secrets that there are: this one's.
+    /// A node that seals in another's name, with the only available secrets: its own.
     ///
     /// # Errors
     /// None that an input can cause.
     pub fn as_if(&self, other: NodeId) -> Result<Speaker> {
         let mut speaker = Speaker::new(self.identity.seed, self.gossip_key, u64::from_be_bytes(random()))?;
-        // Before anything is sealed: the name is a part of each key.
+        // Before anything is sealed: the name is part of each key.
         speaker.id = other;
         Ok(speaker)
     }
 
-    /// Sends frames to an honest node in that other's name.
+    /// Sends frames to an honest node in the other node's name.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -205,7 +205,7 @@ impl Hostile {
         self.line.send_raw(peer.at, &datagram)
     }
 
-    /// Asks an honest node something.
+    /// Sends a request to an honest node.
     ///
     /// # Errors
     /// It does not answer.
@@ -215,13 +215,13 @@ impl Hostile {
         Ok((connection.receive()?, connection.sent))
     }
 
-    /// Signs a record, in whoever's name, with its own key.
+    /// Signs a record in anyone's name with its own key.
     pub fn sign(&self, node: NodeId, version: RecordVersion, body: Vec<u8>) -> SignedRecord {
         SignedRecord::sign(&self.identity.pair, &self.document.id.to_string(), node, version, body)
     }
 }
 
-/// The gossip message that brings a record, with chitchat's own version beside it.
+/// The gossip message with a record, with chitchat's own version.
 pub fn bring(record: &SignedRecord, version: u64) -> Vec<u8> {
     let node = Named::of(&record.node, record.version.generation);
     gossip::ack(&[
@@ -235,7 +235,7 @@ pub fn everyone() -> std::ops::Range<usize> {
     0..HONEST
 }
 
-/// The number of the start that an honest node's gossip is at: no secret, since every digest says it.
+/// The generation of an honest node's gossip: no secret, since every digest has it.
 ///
 /// # Errors
 /// It can't be read.

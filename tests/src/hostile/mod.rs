@@ -1,13 +1,12 @@
-//! A hostile member, a removed one and a stranger: they speak the link's wire with whatever keys they have,
-//! and say what no agent would.
+//! A hostile member, a removed one and a stranger: they speak the transport's protocol with whatever keys
+//! they have, and send what no agent would.
 //!
-//! [`identity`] is who one is, by the keys of a state directory or by fresh ones, and [`member`] all that a
-//! member has; [`tls`] speaks on the TCP port, [`datagram`] on the UDP port; [`gossip`] writes gossip's own
-//! messages, right and wrong; [`seed`] is where nodes are led to join; [`victim`] counts what an attack
-//! costs whom it is made on; [`cluster`] is the lab that they all work in, and the check that ends every
-//! attack.
+//! [`identity`] has identities, from a state directory or fresh, and [`member`] everything that a member has;
+//! [`tls`] uses the TCP port, [`datagram`] the UDP port; [`gossip`] writes gossip messages, valid and
+//! invalid; [`seed`] is a hostile seed for joining nodes; [`victim`] measures what an attack costs its victim;
+//! [`cluster`] is the shared lab, and the check at the end of every attack.
 //!
-//! Nothing here is limited, checked or polite, so nothing of it is shared with the agent but the formats.
+//! Nothing here is limited, checked or polite, so it shares nothing with the agent but the formats.
 
 pub mod cluster;
 pub mod datagram;

@@ -1,4 +1,4 @@
-//! The link's TCP port: TLS 1.3 with raw public keys, then frames behind their length.
+//! The transport's TCP port: TLS 1.3 with raw public keys, then length-prefixed frames.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Most bytes of a frame that is read.
 const MAX_FRAME: usize = 16 << 20;
 
-/// What is written at a time, so that it is known how much the other side took: a TLS record.
+/// Bytes per write, so that it is known how much the other side accepted: a TLS record.
 const PIECE: usize = 16_384;
 
 /// Opens a TCP connection from a node.
@@ -43,7 +43,7 @@ pub fn dial(from: &Node, to: SocketAddr) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// A connection to the link's port, its handshake done.
+/// A connection to the transport's port, after its handshake.
 pub struct Connection {
     stream: StreamOwned<ClientConnection, TcpStream>,
     /// The session's exported value, which proofs and codes are bound to.
@@ -55,10 +55,10 @@ pub struct Connection {
 }
 
 impl Identity {
-    /// Connects to a node as one who offers these protocols, and holds the handshake.
+    /// Connects to a node, offers these protocols, and completes the handshake.
     ///
     /// # Errors
-    /// Nobody answers, or the handshake is refused; the other side may say so only after it.
+    /// Nobody answers, or the handshake is refused; the other side may report that only later.
     pub fn connect(&self, from: &Node, to: SocketAddr, alpn: &[&[u8]]) -> Result<Connection> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let resolver = AlwaysResolvesClientRawPublicKeys::new(self.certified.clone());
@@ -100,7 +100,7 @@ impl Connection {
         self.send_part(u32::try_from(frame.len())?, frame)
     }
 
-    /// Announces a frame of this length, and sends what there is of it.
+    /// Announces a frame of this length, and sends a part of it.
     ///
     /// # Errors
     /// The other side has closed.
@@ -127,12 +127,12 @@ impl Connection {
     /// Receives a message.
     ///
     /// # Errors
-    /// There is none in time, the other side has closed, or it says something else.
+    /// There is none in time, the other side has closed, or it sends something else.
     pub fn receive<T: DeserializeOwned>(&mut self) -> Result<T> {
         read_message(&mut self.stream)
     }
 
-    /// How long it waits for the other side from now on.
+    /// Sets how long to wait for the other side from now on.
     ///
     /// # Errors
     /// The socket refuses.
@@ -154,10 +154,10 @@ impl Connection {
     }
 }
 
-/// Reads a message behind its length.
+/// Reads a length-prefixed message.
 ///
 /// # Errors
-/// There is none, or it says something else.
+/// There is none, or it is something else.
 pub(super) fn read_message<T: DeserializeOwned>(stream: &mut impl Read) -> Result<T> {
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;
@@ -170,7 +170,7 @@ pub(super) fn read_message<T: DeserializeOwned>(stream: &mut impl Read) -> Resul
     decode(&frame).map_err(|error| anyhow::anyhow!("{error}"))
 }
 
-/// Takes any key: whoever attacks does not mind whom.
+/// Accepts any key: an attacker does not care.
 #[derive(Debug)]
 pub(super) struct Anyone(pub(super) Arc<CryptoProvider>);
 

@@ -1,4 +1,4 @@
-//! What an attack costs whom it is made on, as the kernel counts it.
+//! What an attack costs its victim, by the kernel's counters.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 /// Clock ticks a second in /proc/PID/stat (USER_HZ, the same on every Linux).
 const TICKS: f64 = 100.0;
 
-/// A process that is watched.
+/// A watched process.
 pub struct Victim {
     pid: u32,
     began: Instant,
@@ -15,7 +15,7 @@ pub struct Victim {
     resident: u64,
 }
 
-/// What it cost.
+/// What an attack cost.
 #[derive(Debug, Clone, Copy)]
 pub struct Cost {
     /// How long the attack took, in seconds.
@@ -24,22 +24,22 @@ pub struct Cost {
     pub cpu: f64,
     /// Resident memory before the attack, in kilobytes.
     pub before: u64,
-    /// The most that was resident meanwhile.
+    /// The peak of resident memory.
     pub peak: u64,
 }
 
 impl Victim {
-    /// Begins to watch a process: its peak counts from here.
+    /// Starts to watch a process: its peak is reset.
     ///
     /// # Errors
-    /// There is none, or the kernel keeps no peak.
+    /// It does not exist, or the kernel keeps no peak.
     pub fn watch(pid: u32) -> Result<Victim> {
         // 5 resets the peak to what is resident now (proc_pid_clear_refs(5)).
         std::fs::write(format!("/proc/{pid}/clear_refs"), "5").context("reset the peak")?;
         Ok(Victim { pid, began: Instant::now(), cpu: cpu_seconds(pid)?, resident: kilobytes(pid, "VmRSS:")? })
     }
 
-    /// What it has cost so far.
+    /// The cost so far.
     ///
     /// # Errors
     /// The process has ended.
@@ -68,7 +68,7 @@ fn kilobytes(pid: u32, name: &str) -> Result<u64> {
     Ok(line.trim().trim_end_matches("kB").trim().parse()?)
 }
 
-/// How many descriptors a process holds.
+/// Number of open descriptors of a process.
 ///
 /// # Errors
 /// There is none.

@@ -11,17 +11,17 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 pub struct Certs {
     /// The authority.
     pub ca: PathBuf,
-    /// What masters show: for `kubernetes` and `localhost`, and no address.
+    /// The masters' serving certificate: for `kubernetes` and `localhost`, without addresses.
     pub server: PathBuf,
-    /// The same for 127.0.0.1 too, as it should be where clients come through the proxy.
+    /// The same for 127.0.0.1 too, as required for clients behind the proxy.
     pub server_proxied: PathBuf,
     /// The key of both.
     pub server_key: PathBuf,
-    /// What a kubelet would show.
+    /// A kubelet's client certificate.
     pub client: PathBuf,
     /// Its key.
     pub client_key: PathBuf,
-    /// Another authority, that has signed nothing here.
+    /// Another authority, which has signed nothing here.
     pub stranger_ca: PathBuf,
 }
 

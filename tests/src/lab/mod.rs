@@ -1,5 +1,5 @@
-//! A network on one machine: every node a set of namespaces (network, mount, host name), joined by a switch
-//! that can be told to misbehave.
+//! A network on one machine: every node is a set of namespaces (network, mount, host name), connected by a
+//! switch that can inject faults.
 //!
 //! ```text
 //!   n0 ─ eth0 ─── p0 ┐                  Underlay 10.90.0.1…: what the machines' own network would be.
@@ -7,11 +7,11 @@
 //!   n2 ─ eth0 ─── p2 ┘ space "switch"   is wg0, with no layer 2; on a bridge it is eth0 itself.
 //! ```
 //!
-//! All faults of the network are made in the switch, so a node under test does not see them coming: a port
-//! that goes down, packets that are lost at random or in one direction. What a node does to itself (stop a
-//! process, change its address) is made on the node.
+//! All network faults are injected in the switch, so a node under test does not see them coming: a port that
+//! goes down, packets that are lost at random or in one direction. What a node does to itself (stop a
+//! process, change its address) happens on the node.
 //!
-//! Nothing stays behind: whatever a lab started ends with it, also after a panic and when the test process
+//! Nothing is left behind: whatever a lab started ends with it, also after a panic and when the test process
 //! itself is killed (see `space::Guard`).
 
 mod certs;
@@ -37,10 +37,10 @@ pub use rustix::process::Signal;
 use space::{Guard, Space};
 use switch::Switch;
 
-/// Most nodes of one lab: what the addresses below have room for, and more than a machine carries well.
+/// Most nodes of one lab: the addresses below have no room for more, and few machines can run as many.
 const MAX_NODES: usize = 200;
 
-/// What every lab needs, and the Debian package that has it.
+/// What every lab needs, and the Debian package that provides it.
 const TOOLS: [(&str, &str); 9] = [
     ("ip", "iproute2"),
     ("nft", "nftables"),
@@ -160,7 +160,7 @@ impl Lab {
         &self.nodes
     }
 
-    /// The authority that all masters of this lab have their certificates from.
+    /// The authority that signed the certificates of all masters of this lab.
     pub fn certs(&self) -> &Certs {
         &self.certs
     }
@@ -178,7 +178,7 @@ impl Lab {
         Master::start(&self.nodes[i], &self.certs, nginx::Clients::Anyone)
     }
 
-    /// The same with a certificate that is for 127.0.0.1 too.
+    /// The same with a certificate that is valid for 127.0.0.1 too.
     ///
     /// # Errors
     /// As [`Lab::nginx_master`].
@@ -187,8 +187,8 @@ impl Lab {
         Master::start(&self.nodes[i], &certs, nginx::Clients::Anyone)
     }
 
-    /// The same with anonymous access off: without a client certificate of the lab's authority everything
-    /// is answered by 401.
+    /// The same with anonymous access off: without a client certificate of the lab's authority everything is
+    /// answered by 401.
     ///
     /// # Errors
     /// As [`Lab::nginx_master`].
@@ -196,7 +196,7 @@ impl Lab {
         Master::start(&self.nodes[i], &self.certs, nginx::Clients::WithCertificate)
     }
 
-    /// Cuts these nodes from all others, both ways; among themselves, and among the others, all goes on.
+    /// Cuts these nodes from all others, both ways; inside each part everything still works.
     ///
     /// # Errors
     /// The switch refused.
@@ -212,7 +212,7 @@ impl Lab {
         })
     }
 
-    /// Cuts one node from some others, both ways; everyone else goes on with all of them.
+    /// Cuts one node from some others, both ways; everything else still works.
     ///
     /// # Errors
     /// The switch refused.
@@ -236,7 +236,7 @@ impl Lab {
         })
     }
 
-    /// The last lines of what every process wrote, for a test that fails.
+    /// The last lines of every process's output, for a failing test.
     pub fn tails(&self, lines: usize) -> String {
         self.logs.tails(lines)
     }
@@ -255,7 +255,7 @@ impl Drop for Lab {
     }
 }
 
-/// Says what is missing, all of it at once.
+/// Reports everything that is missing at once.
 fn require() -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("the lab makes network namespaces and needs root: run tests/run as root");
@@ -273,7 +273,7 @@ fn require() -> Result<()> {
 
 fn which(tool: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    // Debian's root has the sbin directories, a shell that became root by other means may not.
+    // Debian's root has the sbin directories in its path, a shell that became root by other means may not.
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
         .map(|dir| dir.join(tool))

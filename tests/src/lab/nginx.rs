@@ -15,19 +15,19 @@ use crate::wait::eventually;
 /// The apiserver's port.
 const PORT: u16 = 6443;
 
-/// nginx's module that can wait before it answers; Debian's nginx-light brings it.
+/// nginx's module that can delay responses; Debian's nginx-light brings it.
 const ECHO: &str = "/usr/lib/nginx/modules/ngx_http_echo_module.so";
 
-/// Who is answered.
+/// Which clients are served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Clients {
     Anyone,
     WithCertificate,
 }
 
-/// A master. `/readyz` says `ok`, everything else names the node.
+/// A master. `/readyz` answers `ok`, everything else the node's name.
 pub struct Master {
-    /// Where it serves.
+    /// Its address.
     pub address: SocketAddr,
     command: Vec<String>,
     not_ready: PathBuf,
@@ -109,7 +109,7 @@ http {{
         Ok(())
     }
 
-    /// Kills it, as a crash would: connections to it are refused from now on.
+    /// Kills it, as a crash would: connections to it are refused from then on.
     ///
     /// # Errors
     /// It can't be waited for.
@@ -117,7 +117,7 @@ http {{
         self.process.kill()
     }
 
-    /// Stops it as its service manager would, and waits until it has: what it holds is closed.
+    /// Stops it as its service manager would, and waits until it has: its connections are closed.
     ///
     /// # Errors
     /// It does not stop.
@@ -133,7 +133,7 @@ http {{
         self.process.signal(Signal::STOP)
     }
 
-    /// Lets it go on.
+    /// Resumes it.
     ///
     /// # Errors
     /// It has ended.
@@ -141,7 +141,7 @@ http {{
         self.process.signal(Signal::CONT)
     }
 
-    /// Makes `/readyz` answer 500, or 200 again; it serves on in either case.
+    /// Makes `/readyz` answer 500, or 200 again; it keeps serving in either case.
     ///
     /// # Errors
     /// The mark can't be written.

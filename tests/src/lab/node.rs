@@ -15,10 +15,10 @@ use super::space::Space;
 use super::switch::Switch;
 use super::wireguard::Tunnel;
 
-/// Longest that a command on a node may take: a test that hangs says nothing.
+/// Longest duration of a command on a node: a hanging test reports nothing.
 const EXEC_LIMIT: Duration = Duration::from_secs(60);
 
-/// A machine of its own, as far as its network, its host name and its `/run` go; files are shared.
+/// A machine of its own, as far as its network, host name and `/run` go; files are shared.
 pub struct Node {
     /// Its number in the lab.
     pub index: usize,
@@ -85,7 +85,7 @@ impl Node {
         Ok(Ran::of(format!("{}# {}", self.name, command.join(" ")), &output))
     }
 
-    /// Starts a command and leaves it running; what it writes goes to `name`.log in the node's directory.
+    /// Starts a command in the background; its output goes to `name`.log in the node's directory.
     ///
     /// # Errors
     /// It could not be started.
@@ -107,7 +107,7 @@ impl Node {
     }
 
     /// Runs a closure on a thread inside the node's network: sockets that it opens are the node's, and stay
-    /// so when they are handed out.
+    /// so when they are returned.
     ///
     /// # Errors
     /// The network can't be entered, or the closure's own.
@@ -141,7 +141,7 @@ impl Node {
         self.switch.port(self.index, true)
     }
 
-    /// From now on packets larger than this vanish on the way to this node, and from it.
+    /// From now on larger packets vanish on the way to this node, and from it.
     ///
     /// # Errors
     /// The switch refused.
@@ -169,7 +169,7 @@ impl Node {
         })
     }
 
-    /// This node no longer hears the other; the other still hears it.
+    /// Drops packets from the other node to this one; the other direction still works.
     ///
     /// # Errors
     /// The switch refused.
@@ -177,7 +177,7 @@ impl Node {
         other.cut_to(self)
     }
 
-    /// The other no longer hears this node; this one still hears the other.
+    /// Drops packets from this node to the other one; the other direction still works.
     ///
     /// # Errors
     /// The switch refused.
@@ -197,8 +197,8 @@ impl Node {
         })
     }
 
-    /// Gives the mesh interface another address, as a lease that was renewed or an operator would; on a
-    /// WireGuard mesh the other nodes learn to route it here.
+    /// Gives the mesh interface another address, as a renewed lease or an operator would; on a WireGuard mesh
+    /// the other nodes learn to route it here.
     ///
     /// # Errors
     /// The interface or a tunnel refused.
@@ -216,7 +216,7 @@ impl Node {
             "addr add {new}/{bits} dev {0}\naddr del {1}/{bits} dev {0}\n",
             self.interface, *current
         ))?;
-        // The kernel takes the primary's secondaries of the same subnet away with it.
+        // The kernel removes the primary's secondaries of the same subnet along with it.
         self.space.ip(&format!("addr replace {new}/{bits} dev {}\n", self.interface))?;
         *current = new;
         Ok(())

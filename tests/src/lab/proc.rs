@@ -17,11 +17,11 @@ use crate::wait::eventually;
 pub struct Ran {
     /// The command, for messages.
     pub command: String,
-    /// Its exit code; none when a signal ended it.
+    /// Its exit code; `None` when a signal ended it.
     pub code: Option<i32>,
-    /// What it wrote to standard output.
+    /// Its standard output.
     pub out: String,
-    /// What it wrote to standard error.
+    /// Its standard error.
     pub err: String,
 }
 
@@ -35,7 +35,7 @@ impl Ran {
         }
     }
 
-    /// What it wrote to standard output.
+    /// Its standard output.
     ///
     /// # Errors
     /// It did not succeed.
@@ -46,10 +46,10 @@ impl Ran {
         }
     }
 
-    /// Everything that it wrote.
+    /// All its output.
     ///
     /// # Errors
-    /// It ended in any way but with this exit code.
+    /// It did not end with this exit code.
     pub fn fails_with(self, code: i32) -> Result<String> {
         match self.code {
             Some(is) if is == code => Ok(self.out + &self.err),
@@ -71,7 +71,7 @@ impl std::fmt::Display for Ran {
     }
 }
 
-/// A process that runs beside the test. Dropping it kills it and its children.
+/// A background process of a test. Dropping it kills it and its children.
 pub struct Proc {
     name: String,
     child: Child,
@@ -141,7 +141,7 @@ impl Proc {
         self.ended(limit)
     }
 
-    /// Waits until it ends by itself, and returns its exit code; none when a signal ended it.
+    /// Waits until it ends by itself, and returns its exit code; `None` when a signal ended it.
     ///
     /// # Errors
     /// It does not end in time.
@@ -154,7 +154,7 @@ impl Proc {
         Ok(status.code())
     }
 
-    /// Everything that it has written.
+    /// All its output.
     ///
     /// # Errors
     /// The log can't be read.
@@ -162,7 +162,7 @@ impl Proc {
         Ok(String::from_utf8_lossy(&std::fs::read(&self.log)?).into_owned())
     }
 
-    /// The last lines that it wrote.
+    /// The last lines of its output.
     pub fn tail(&self, lines: usize) -> String {
         tail(&self.log, lines)
     }
@@ -176,12 +176,12 @@ impl Drop for Proc {
     }
 }
 
-/// The logs of a lab's processes, for a test that fails.
+/// The logs of a lab's processes, for a failing test.
 #[derive(Clone, Default)]
 pub(crate) struct Logs(Arc<Mutex<Vec<PathBuf>>>);
 
 impl Logs {
-    /// Enters one.
+    /// Adds one.
     pub(crate) fn add(&self, log: &Path) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !all.iter().any(|one| one == log) {
@@ -189,7 +189,7 @@ impl Logs {
         }
     }
 
-    /// The last lines of each that has any.
+    /// The last lines of each non-empty log.
     pub(crate) fn tails(&self, lines: usize) -> String {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter().map(|log| tail(log, lines)).collect()

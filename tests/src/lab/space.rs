@@ -7,8 +7,8 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// A network, a mount and a host name namespace, held open by a process that sleeps. `/run` is its own, so
-/// that sockets there (WireGuard's, an agent's) do not meet those of other nodes or of the machine.
+/// A network, a mount and a host name namespace, held open by a sleeping process. `/run` is private, so that
+/// sockets there (WireGuard's, an agent's) do not collide with those of other nodes or of the machine.
 pub(crate) struct Space {
     name: String,
     holder: Child,
@@ -30,7 +30,7 @@ impl Space {
         Ok(Space { name: name.to_owned(), holder })
     }
 
-    /// Waits until the namespaces are there.
+    /// Waits until the namespaces exist.
     pub(crate) fn ready(&mut self) -> Result<()> {
         let mut line = String::new();
         if let Some(stdout) = self.holder.stdout.take() {
@@ -57,7 +57,7 @@ impl Space {
             .with_context(|| format!("unexpected name of a namespace: {text}"))
     }
 
-    /// A command that will run inside. `nsenter` replaces itself by it, so its process id is the command's.
+    /// A command to run inside. `nsenter` execs it, so its process id is the command's.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.pid().to_string(), "--net", "--mount", "--uts", "--", program]);
@@ -96,21 +96,21 @@ impl Space {
 
 impl Drop for Space {
     fn drop(&mut self) {
-        // The guard has ended it; this is for a space that no guard watches yet.
+        // The guard has ended it already; this is for a space that no guard watches yet.
         let _ = self.holder.kill();
         let _ = self.holder.wait();
     }
 }
 
-/// A process beside the test that ends all that runs in a lab's namespaces and removes its files, once its
-/// input is closed: by [`Guard::close`], or by the kernel when the test process is gone, however it went.
+/// A process that ends everything in a lab's namespaces and removes its files, once its input is closed: by
+/// [`Guard::close`], or by the kernel when the test process is gone, for whatever reason.
 pub(crate) struct Guard {
     process: Child,
     input: Option<ChildStdin>,
 }
 
 /// Each line of input is a holder's process id and the number of its network namespace. Both are compared
-/// before anything is killed, since numbers are used again; the holder goes last, since it keeps its number.
+/// before anything is killed, since numbers are reused; the holder is killed last, since it keeps its number.
 const CLEAN: &str = r#"
 trap '' INT TERM HUP
 spaces=$(cat)

@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use super::space::Space;
 
-/// Faults in force. A node is meant by the number of its port.
+/// Faults in force, by the number of a node's port.
 #[derive(Debug, Default)]
 pub(crate) struct Faults {
     /// Nothing passes from the first to the second.
@@ -18,7 +18,7 @@ pub(crate) struct Faults {
 }
 
 impl Faults {
-    /// The whole ruleset; loading it takes the place of the last one in one step.
+    /// The whole ruleset; loading it replaces the last one atomically.
     fn ruleset(&self) -> String {
         let mut rules = String::new();
         for (from, to) in &self.cuts {
@@ -63,7 +63,7 @@ impl Switch {
         self.space.ip(&format!("link set p{port} {to}\n"))
     }
 
-    /// Makes a port drop packets that are larger than this, without a word to who sent them.
+    /// Makes a port silently drop larger packets.
     pub(crate) fn largest(&self, port: usize, bytes: u32) -> Result<()> {
         self.space.ip(&format!("link set p{port} mtu {bytes}\n"))
     }

@@ -20,7 +20,7 @@ pub(crate) struct Tunnel {
     private: String,
 }
 
-/// Puts all nodes on a mesh; the processes carry it for as long as they are kept.
+/// Puts all nodes on a mesh; it works for as long as the returned processes live.
 pub(crate) fn mesh(nodes: &mut [Node]) -> Result<Vec<Proc>> {
     let mut processes = Vec::new();
     for node in nodes.iter_mut() {

@@ -1,4 +1,4 @@
-//! Who keeps the address.
+//! Implementations that keep the address.
 
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ use super::{ADDRESS, CANDIDATES, WORKER};
 use crate::lab::Proc;
 use crate::mesh::{Agent, form_by};
 
-/// Whoever keeps an address on one of the first nodes of a lab.
+/// An implementation that keeps an address on one of the first nodes of a lab.
 pub trait Contender {
-    /// On how many nodes it runs that can own the address: the first ones.
+    /// Number of nodes that can own the address: the first ones.
     fn candidates(&self) -> usize;
 
     /// Its process on a node.
@@ -26,20 +26,20 @@ pub trait Contender {
     /// It can't be started.
     fn start(&mut self, node: usize) -> Result<()>;
 
-    /// The node that owns the address, once everyone knows that and who is next.
+    /// The node that owns the address, once all agree on that and on the next one.
     ///
     /// # Errors
-    /// Not yet, and why.
+    /// Not yet, with the reason.
     fn ready(&mut self) -> Result<usize>;
 
-    /// How long the client has to see one owner before all is as usual.
+    /// How long the client has to see one owner before the stage is ready.
     fn calm(&self) -> Duration;
 
-    /// What it said last, for a run that fails.
+    /// Its last output, for a failed run.
     fn words(&self) -> String;
 }
 
-/// An address in `agent status --json`; our own definition, since scripts have theirs too.
+/// A VIP in `agent status --json`; a definition of its own, since scripts have theirs too.
 #[derive(Debug, Clone, Deserialize)]
 #[allow(missing_docs)] // README has them
 pub struct Vip {
@@ -55,7 +55,7 @@ pub struct Vip {
     pub candidates: Vec<Candidate>,
 }
 
-/// One that can own it, or could if it were not for the reason.
+/// A candidate, with the reason if it is not eligible.
 #[derive(Debug, Clone, Deserialize)]
 #[allow(missing_docs)]
 pub struct Candidate {
@@ -67,10 +67,10 @@ pub struct Candidate {
     pub reason: String,
 }
 
-/// An address as an agent sees it.
+/// A VIP as an agent sees it.
 ///
 /// # Errors
-/// It does not know it, or tells of it in another shape.
+/// It does not know it, or reports it in another shape.
 pub fn vip(agent: &Agent<'_>, address: &str) -> Result<Vip> {
     let status = agent.status()?;
     let all = status.vips.iter().cloned().map(serde_json::from_value::<Vip>);
@@ -80,7 +80,7 @@ pub fn vip(agent: &Agent<'_>, address: &str) -> Result<Vip> {
         .with_context(|| format!("{} does not list {address}: {:?}", agent.name(), status.vips))
 }
 
-/// Ours: an agent on every candidate and on the worker.
+/// Our implementation: an agent on every candidate and on the worker.
 pub struct Agents<'stage, 'lab> {
     agents: &'stage mut [Agent<'lab>],
 }
@@ -89,7 +89,7 @@ impl<'stage, 'lab> Agents<'stage, 'lab> {
     /// Forms a cluster of the candidates and the worker that keeps the address.
     ///
     /// # Errors
-    /// It does not come together.
+    /// It does not form.
     pub fn form(agents: &'stage mut [Agent<'lab>]) -> Result<Agents<'stage, 'lab>> {
         let agents = agents.get_mut(..=WORKER).context("an agent for every candidate and the worker")?;
         let address = ADDRESS.to_string();

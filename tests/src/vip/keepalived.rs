@@ -8,19 +8,19 @@ use super::contender::Contender;
 use super::{ADDRESS, CLIENT};
 use crate::lab::{Lab, Node, Proc};
 
-/// The pair that people run it on: the owner and the one behind it.
+/// The pair as people run it: the owner and its backup.
 const PRIORITIES: [u8; 2] = [255, 254];
 
-/// Which VRRP it speaks.
+/// VRRP version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
-    /// As users have it: VRRPv2, an advert a second.
+    /// As users have it: VRRPv2, an advert per second.
     V2,
-    /// The fastest that is usual: VRRPv3, ten adverts a second.
+    /// The fastest usual setting: VRRPv3, ten adverts per second.
     V3,
 }
 
-/// A pair of them.
+/// A pair of keepalived processes.
 pub struct Keepalived<'lab> {
     nodes: Vec<&'lab Node>,
     processes: Vec<Proc>,
@@ -56,7 +56,7 @@ fn config(node: &Node, version: Version, priority: u8) -> String {
         Version::V2 => {
             ("", "1", "authentication {\n        auth_type PASS\n        auth_pass secret51\n    }")
         }
-        // It has no passwords any more (RFC 5798).
+        // VRRPv3 has no passwords (RFC 5798).
         Version::V3 => ("vrrp_version 3", "0.1", ""),
     };
     let state = if priority == PRIORITIES[0] { "MASTER" } else { "BACKUP" };
@@ -88,8 +88,8 @@ impl Contender for Keepalived<'_> {
 
     fn start(&mut self, i: usize) -> Result<()> {
         let node = *self.nodes.get(i).context("no such node")?;
-        // What it left behind when it was killed stays for ever, and its files keep it from starting for as
-        // long as nobody has buried the process that they name.
+        // Leftovers of a killed process stay forever, and its pid files prevent a start for as long as nobody
+        // has reaped the process that they name.
         node.exec(&["sh", "-c", "rm -f /run/keepalived*.pid /run/vrrp.pid"])?.ok()?;
         node.exec(&["ip", "address", "del", &format!("{ADDRESS}/24"), "dev", node.interface])?;
         self.processes[i] = launch(node)?;
@@ -103,7 +103,7 @@ impl Contender for Keepalived<'_> {
     }
 
     fn calm(&self) -> Duration {
-        // The backup has to have heard an advert of whoever came back.
+        // The backup has to have received an advert of the returned node.
         Duration::from_millis(1200)
     }
 

@@ -1,12 +1,12 @@
-//! An address that moves between nodes: who answers for it, what a client notices, and who else can do it.
+//! An address that moves between nodes: who answers for it, what a client notices, and other implementations.
 //!
 //! ```text
 //!   n0 n1 n2   candidates, each with an nginx as its apiserver      n4   the client: [`Prober`]
 //!   n3         a master without an apiserver: it owns nothing       n5   a stranger, silent until it is not
 //! ```
 //!
-//! [`Scenario`] is what happens to the owner, [`Stage`] makes it happen and sums up what the client saw;
-//! [`Contender`] is who keeps the address: [`Agents`], or [`Keepalived`] as its users configure it.
+//! [`Scenario`] is a fault of the owner, [`Stage`] causes it and summarizes what the client saw;
+//! [`Contender`] keeps the address: [`Agents`], or [`Keepalived`] as its users configure it.
 
 mod contender;
 mod keepalived;
@@ -22,17 +22,17 @@ pub use packet::{Arp, Frame, Link, Mac, Says, Tap};
 pub use prober::{EVERY, Prober, Record, Sample};
 pub use scenario::{Outcome, Row, Scenario, Stage};
 
-/// The address that is fought for.
+/// The contended address.
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 91, 0, 250);
 
 /// Nodes that a stage needs.
 pub const NODES: usize = 6;
 
-/// Those that can own the address.
+/// Nodes that can own the address.
 pub const CANDIDATES: usize = 3;
 
-/// Neither a candidate nor the client: a master without an apiserver. What a worker says of an owner counts for
-/// three seconds, and it may not order a move.
+/// Neither a candidate nor the client: a master without an apiserver. A worker's reports about an owner count
+/// for three seconds, and it may not order a move.
 pub const WORKER: usize = 3;
 
 /// The client.

@@ -1,5 +1,5 @@
-//! Frames of an Ethernet segment, as they are written and read by hand: questions and claims in ARP, and
-//! echoes in IPv4 and IPv6.
+//! Frames of an Ethernet segment, encoded and decoded here: ARP requests and claims, and echoes in IPv4 and
+//! IPv6.
 
 use std::fmt;
 use std::io::{ErrorKind, Read};
@@ -19,7 +19,7 @@ const EVERY_PROTOCOL: u16 = 0x0003;
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
-    /// Everyone on the segment.
+    /// The broadcast address.
     pub const ALL: Mac = Mac([0xff; 6]);
 }
 
@@ -36,12 +36,12 @@ impl fmt::Debug for Mac {
     }
 }
 
-/// What a frame says, as far as anyone here cares.
+/// Content of a frame, as far as the tests need it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Says {
     /// ARP, either operation.
     Arp(Arp),
-    /// An answer to an echo, with the first eight bytes that it carries.
+    /// An answer to an echo, with the first eight bytes of its payload.
     Echo(IpAddr, u64),
     /// ICMPv6 of another type: neighbour discovery, and the rest.
     Icmp6(u8),
@@ -52,26 +52,26 @@ pub enum Says {
 /// An ARP packet (RFC 826).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arp {
-    /// It is an answer, or has the form of one.
+    /// It is a reply, or has the form of one.
     pub reply: bool,
-    /// Who speaks.
+    /// The sender.
     pub sender: (Mac, Ipv4Addr),
-    /// To whom, or whom it asks for.
+    /// The target.
     pub target: (Mac, Ipv4Addr),
 }
 
 impl Arp {
-    /// The question who has an address, by someone who has another.
+    /// The question who has an address, from a node with another one.
     pub fn question(sender: (Mac, Ipv4Addr), about: Ipv4Addr) -> Arp {
         Arp { reply: false, sender, target: (Mac([0; 6]), about) }
     }
 
-    /// The announcement that someone has an address, in the form of a request.
+    /// The announcement of an address, in the form of a request.
     pub fn announcement(owner: Mac, address: Ipv4Addr) -> Arp {
         Arp { reply: false, sender: (owner, address), target: (Mac([0; 6]), address) }
     }
 
-    /// Whether it is neither a question nor an answer, but tells everyone (RFC 5227, section 3).
+    /// Whether it is an announcement (RFC 5227, section 3).
     pub fn announces(&self) -> bool {
         self.sender.1 == self.target.1
     }
@@ -93,16 +93,16 @@ impl Arp {
 /// A frame that crossed an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame {
-    /// To whom.
+    /// The destination.
     pub to: Mac,
-    /// Who sent it.
+    /// The source.
     pub from: Mac,
-    /// What it says.
+    /// The content.
     pub says: Says,
 }
 
 impl Frame {
-    /// Reads one; none when it is cut short.
+    /// Reads one; `None` when it is truncated.
     pub fn read(bytes: &[u8]) -> Option<Frame> {
         let (to, from) = (mac(bytes)?, mac(bytes.get(6..)?)?);
         let rest = bytes.get(14..)?;
@@ -153,12 +153,12 @@ fn carried(echo: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(echo.get(8..16)?.try_into().ok()?))
 }
 
-/// An echo request for a raw socket of the address' family; the kernel adds all before it.
+/// An echo request for a raw socket of the address' family; the kernel adds the headers.
 pub(super) fn echo(to: IpAddr, carries: u64) -> Vec<u8> {
     let mut packet = vec![if to.is_ipv4() { 8 } else { 128 }, 0, 0, 0, 0x56, 0x49, 0, 0];
     packet.extend(carries.to_be_bytes());
     if to.is_ipv4() {
-        // RFC 1071; the kernel counts for IPv6 itself.
+        // RFC 1071; the kernel computes it for IPv6 itself.
         let mut sum: u32 = packet.chunks(2).map(|two| u32::from(two[0]) << 8 | u32::from(two[1])).sum();
         while sum > 0xffff {
             sum = (sum & 0xffff) + (sum >> 16);
@@ -169,17 +169,17 @@ pub(super) fn echo(to: IpAddr, carries: u64) -> Vec<u8> {
     packet
 }
 
-/// A node's interface, as `ip` tells of it.
+/// A node's interface, as shown by `ip`.
 #[derive(Debug, Clone, Copy)]
 pub struct Link {
-    /// Its number.
+    /// Its index.
     pub index: i32,
     /// Its Ethernet address.
     pub mac: Mac,
 }
 
 impl Link {
-    /// Asks for it.
+    /// Queries it.
     ///
     /// # Errors
     /// There is none, or it is no Ethernet.
@@ -195,17 +195,17 @@ impl Link {
     }
 }
 
-/// A packet socket on a node's interface: hears everything that passes, and says what it is told.
+/// A packet socket on a node's interface: receives every frame, and sends.
 pub struct Tap {
     socket: Socket,
     to: SockAddr,
 }
 
 impl Tap {
-    /// Opens one; hearing waits at most `patience`.
+    /// Opens one; receiving waits at most `patience`.
     ///
     /// # Errors
-    /// It can't be had.
+    /// It can't be opened.
     pub fn open(node: &Node, patience: Duration) -> Result<Tap> {
         let said = node.exec(&["ip", "-o", "link", "show", node.interface])?.ok()?;
         let index = said.split(':').next().and_then(|word| word.trim().parse().ok());
@@ -220,7 +220,7 @@ impl Tap {
         Ok(Tap { socket, to })
     }
 
-    /// The next frame; none when there is none in time, or it is cut short.
+    /// The next frame; `None` when there is none in time, or it is truncated.
     ///
     /// # Errors
     /// The socket's.
@@ -228,8 +228,8 @@ impl Tap {
         Ok(self.read(buffer)?.and_then(|length| Frame::read(&buffer[..length])))
     }
 
-    /// The length of the next frame, as it is; none when there is none in time. A tunnel's have no Ethernet
-    /// header.
+    /// The length of the next raw frame; `None` when there is none in time. A tunnel's frames have no
+    /// Ethernet header.
     ///
     /// # Errors
     /// The socket's.
@@ -237,7 +237,7 @@ impl Tap {
         match (&self.socket).read(buffer) {
             Ok(length) => Ok(Some(length)),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
-            // The interface went down; it will come back, or the test will say what it misses.
+            // The interface went down; it will come back, or the test will report what is missing.
             Err(error) if error.kind() == ErrorKind::NetworkDown => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -252,7 +252,7 @@ impl Tap {
         Ok(())
     }
 
-    /// Another handle on it, for another thread.
+    /// Another handle for it, for another thread.
     ///
     /// # Errors
     /// No descriptor is left.
@@ -269,7 +269,7 @@ fn on_interface(index: i32) -> SockAddr {
     bytes[2..4].copy_from_slice(&EVERY_PROTOCOL.to_be_bytes());
     bytes[4..8].copy_from_slice(&index.to_ne_bytes());
     let mut storage = SockAddrStorage::zeroed();
-    // Safe: plain bytes, fewer than the storage has, in the layout of the family that they begin with.
+    // Safe: plain bytes, fewer than the storage has, in the layout of the family that they start with.
     #[allow(unsafe_code)]
     unsafe {
         *storage.view_as::<[u8; 20]>() = bytes;
@@ -284,7 +284,7 @@ mod tests {
     const A: Mac = Mac([2, 0, 0, 0, 0, 0xa]);
 
     #[test]
-    fn what_is_written_is_read_back_and_what_is_cut_short_is_not() {
+    fn a_frame_reads_back_as_written_and_a_truncated_one_does_not() {
         let arp = Arp::question((A, [10, 0, 0, 1].into()), [10, 0, 0, 9].into());
         let bytes = arp.frame(Mac::ALL);
         let frame = Frame::read(&bytes).unwrap();
@@ -307,7 +307,7 @@ mod tests {
         let ethernet = [Mac::ALL.0.as_slice(), &A.0, &[8, 0]].concat();
         let bytes = [ethernet.as_slice(), &header, &answer].concat();
         assert_eq!(Frame::read(&bytes).unwrap().says, Says::Echo(address, 7));
-        // The request itself is none.
+        // The request itself is not.
         let request = [ethernet.as_slice(), &header, &echo(address, 7)].concat();
         assert_eq!(Frame::read(&request).unwrap().says, Says::Other);
 

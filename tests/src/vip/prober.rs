@@ -1,13 +1,13 @@
-//! A client that asks for an address a hundred times a second, and tells who answered.
+//! A client that probes an address a hundred times a second, and records who answered.
 //!
 //! ```text
 //!   every 10 ms   an echo to the address, through the kernel: what a client gets, ARP cache and all
 //!                 an ARP question about it from a made-up station: who on the wire says that it is his
 //! ```
 //!
-//! Both are answered by kernels alone, so nothing is measured but who has the address. Owners are told apart
-//! by the Ethernet address that an answer comes from. The question's answers go to the made-up station, so
-//! they teach this node's kernel nothing.
+//! Kernels alone answer both, so only the ownership of the address is measured. Owners are distinguished by
+//! the Ethernet address of their answers. The ARP replies go to the made-up station, so they teach this
+//! node's kernel nothing.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -25,13 +25,13 @@ use crate::lab::Node;
 /// Between two probes.
 pub const EVERY: Duration = Duration::from_millis(10);
 
-/// An answer that takes longer is as bad as none.
+/// A later answer is as bad as none.
 const LATE: Duration = Duration::from_millis(100);
 
-/// The made-up station that asks by ARP.
+/// The made-up station that sends ARP requests.
 const STATION: Mac = Mac([0x02, 0x41, 0x53, 0x4b, 0x00, 0x01]);
 
-/// Its addresses: as many as there can be questions under way, so that each answer says which it answers.
+/// Its addresses: as many as there can be requests in flight, so that each reply identifies its request.
 const STATIONS: usize = 64;
 
 /// The host part of the first of these, in the node's own /24.
@@ -44,7 +44,7 @@ pub struct Sample {
     pub at: Instant,
     /// Who answered the echo, and when.
     pub answers: Vec<(Instant, Mac)>,
-    /// Who answered the question.
+    /// Who answered the ARP request.
     pub owners: Vec<Mac>,
 }
 
@@ -54,14 +54,14 @@ impl Sample {
         self.answers.iter().copied().find(|(when, _)| when.saturating_duration_since(self.at) < LATE)
     }
 
-    /// Whether two answered the same.
+    /// Whether two nodes answered the same probe.
     fn by_two(&self) -> bool {
         let two = |all: BTreeSet<Mac>| all.len() > 1;
         two(self.owners.iter().copied().collect()) || two(self.answers.iter().map(|one| one.1).collect())
     }
 }
 
-/// What was seen in a span of time.
+/// What was seen in a period.
 #[derive(Debug, Clone, Default)]
 pub struct Record(pub Vec<Sample>);
 
@@ -77,7 +77,7 @@ impl Record {
     }
 
     /// The longest time without service: from the first lost probe to the next answer, or to the last probe
-    /// when there is none.
+    /// without one.
     pub fn outage(&self) -> Duration {
         let (mut longest, mut since) = (Duration::ZERO, None);
         for one in &self.0 {
@@ -94,33 +94,33 @@ impl Record {
         longest
     }
 
-    /// Samples that two answered.
+    /// Samples that two nodes answered.
     pub fn by_two(&self) -> usize {
         self.0.iter().filter(|one| one.by_two()).count()
     }
 
-    /// The first answer to a client from anyone but `old`.
+    /// The first answer to a client from any node but `old`.
     pub fn taken_over(&self, old: Mac) -> Option<Instant> {
         let answers = self.0.iter().flat_map(|one| &one.answers);
         answers.filter(|(_, mac)| *mac != old).map(|(when, _)| *when).min()
     }
 
-    /// The last that this one answered, whatever was asked.
+    /// The last answer of this node, to either probe.
     pub fn last_of(&self, mac: Mac) -> Option<Instant> {
         let its = |one: &&Sample| one.owners.contains(&mac) || one.answers.iter().any(|(_, by)| *by == mac);
         self.0.iter().rfind(its).map(|one| one.at)
     }
 
-    /// How often a client was answered by another than before.
+    /// How often the answering node changed.
     pub fn moves(&self) -> usize {
         let by: Vec<Mac> = self.0.iter().filter_map(|one| Some(one.served()?.1)).collect();
         by.windows(2).filter(|two| two[0] != two[1]).count()
     }
 
-    /// Who alone answered every probe.
+    /// The only node that answered every probe.
     ///
     /// # Errors
-    /// Nobody did, and what was seen instead.
+    /// There is none, with what was seen instead.
     pub fn sole_owner(&self) -> Result<Mac> {
         let by: BTreeSet<Mac> = self
             .0
@@ -135,10 +135,10 @@ impl Record {
     }
 }
 
-/// What was seen since it was last forgotten.
+/// What was seen since the last clear.
 #[derive(Default)]
 struct Seen {
-    /// How often it was forgotten: an answer from before belongs to no sample.
+    /// How often it was cleared: an earlier answer belongs to no sample.
     round: u64,
     samples: Vec<Sample>,
 }
@@ -165,7 +165,7 @@ impl Prober {
                 IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
             };
             let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
-            // What arrives is heard on the other one.
+            // Answers are received by the other socket.
             socket.set_recv_buffer_size(1)?;
             // Never wait for ARP: a probe that can't be sent is lost.
             socket.set_nonblocking(true)?;
@@ -196,13 +196,13 @@ impl Prober {
         seen.samples.clear();
     }
 
-    /// What was seen from one moment to another. Wait [`Prober::settle`] for answers that are under way.
+    /// What was seen between two moments. Wait for answers in flight with [`Prober::settle`].
     pub fn between(&self, from: Instant, to: Instant) -> Record {
         let seen = held(&self.seen);
         Record(seen.samples.iter().filter(|one| one.at >= from && one.at < to).cloned().collect())
     }
 
-    /// What was seen lately, without what may still be answered.
+    /// What was seen recently, without probes that may still be answered.
     pub fn last(&self, span: Duration) -> Record {
         let to = Instant::now() - LATE;
         self.between(to - span, to)
@@ -213,7 +213,7 @@ impl Prober {
         std::thread::sleep(LATE);
     }
 
-    /// Who alone has answered all of the last `span`.
+    /// The only node that answered all of the last `span`.
     ///
     /// # Errors
     /// Nobody has.
@@ -240,13 +240,13 @@ fn held(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
     seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Ahead of all that is measured: a late prober would blame others for it.
-fn hurry() {
-    // Of this thread alone (setpriority(2)); without the right to, it measures all the same.
+/// Higher priority than everything that is measured: a late prober would blame others.
+fn raise_priority() {
+    // For this thread alone (setpriority(2)); without the permission it still measures.
     let _ = rustix::process::setpriority_process(None, -15);
 }
 
-/// The address that question number `i` is asked from.
+/// The source address of ARP request number `i`.
 fn station(base: Ipv4Addr, i: usize) -> Ipv4Addr {
     let [a, b, c, _] = base.octets();
     [a, b, c, FIRST + (i % STATIONS) as u8].into()
@@ -261,7 +261,7 @@ struct Asks {
 
 impl Asks {
     fn run(self, seen: &Mutex<Seen>, over: &AtomicBool) {
-        hurry();
+        raise_priority();
         let to = SocketAddr::new(self.address, 0).into();
         let mut next = Instant::now();
         while !over.load(Ordering::Relaxed) {
@@ -271,13 +271,13 @@ impl Asks {
                 seen.samples.push(Sample { at, answers: Vec::new(), owners: Vec::new() });
                 (seen.round, seen.samples.len() - 1)
             };
-            // Whatever can't be sent is lost, and that is what is counted.
+            // Whatever can't be sent is lost, and counted.
             let _ = self.socket.send_to(&echo(self.address, round << 32 | place as u64), &to);
             if let IpAddr::V4(address) = self.address {
                 let question = Arp::question((STATION, station(self.base, place)), address);
                 let _ = self.voice.say(&question.frame(Mac::ALL));
             }
-            // After a stall it goes on from now: a burst would be no sample of anything.
+            // After a stall it continues from now: a burst would be no valid sample.
             next = (next + EVERY).max(at);
             std::thread::sleep(next.saturating_duration_since(Instant::now()));
         }
@@ -293,7 +293,7 @@ struct Ears {
 
 impl Ears {
     fn run(self, seen: &Mutex<Seen>, over: &AtomicBool) {
-        hurry();
+        raise_priority();
         let mut buffer = [0; 2048];
         while !over.load(Ordering::Relaxed) {
             let Ok(Some(frame)) = self.tap.hear(&mut buffer) else { continue };
@@ -318,7 +318,7 @@ impl Ears {
         }
     }
 
-    /// The sample whose question this answers: the latest of its station.
+    /// The sample of this reply: the latest of its station.
     fn asked<'a>(&self, arp: &Arp, frame: &Frame, all: &'a mut [Sample]) -> Option<&'a mut Sample> {
         if !arp.reply || frame.to != STATION || IpAddr::V4(arp.sender.1) != self.address {
             return None;
@@ -336,7 +336,7 @@ mod tests {
     const A: Mac = Mac([2, 0, 0, 0, 0, 1]);
     const B: Mac = Mac([2, 0, 0, 0, 0, 2]);
 
-    /// Probes 10 ms apart: who answers the client a millisecond later, and who the question.
+    /// Probes 10 ms apart: who answers the client a millisecond later, and who the ARP request.
     fn record(start: Instant, samples: &[(&[Mac], &[Mac])]) -> Record {
         let one = |(i, (answers, owners)): (usize, &(&[Mac], &[Mac]))| {
             let at = start + EVERY * i as u32;
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_takeover_is_summed_up() {
+    fn a_takeover_is_summarized() {
         let start = Instant::now();
         let (good, none) = ((&[A][..], &[A][..]), (&[][..], &[][..]));
         let all = record(
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_comes_late_is_lost_and_ends_the_outage_all_the_same() {
+    fn a_late_answer_counts_as_lost_and_still_ends_the_outage() {
         let start = Instant::now();
         let mut all = record(start, &[(&[A], &[A]), (&[A], &[A]), (&[A], &[A])]);
         all.0[1].answers[0].0 = all.0[1].at + LATE;

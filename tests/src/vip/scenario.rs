@@ -1,4 +1,4 @@
-//! What happens to the owner of the address, and what a client sees of it.
+//! Faults of the address's owner, and what a client sees of them.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
@@ -12,25 +12,25 @@ use super::{ADDRESS, CLIENT, STRANGER};
 use crate::lab::{Lab, Master, Signal};
 use crate::wait::eventually;
 
-/// How long a stage may take to be as usual again: a candidate that moved too often is held down for a minute.
+/// How long a stage may take to be ready again: a candidate that moved too often is held down for a minute.
 const SETTLED: Duration = Duration::from_secs(90);
 
-/// How long everything is watched that has not come to its end.
+/// How long anything without an end is watched.
 const LONGEST: Duration = Duration::from_secs(6);
 
-/// The same for a client that no longer reaches anyone: until its kernel doubts what it has cached.
+/// The same for a client that no longer reaches anyone: until its kernel revalidates its cache.
 const BLACKOUT: Duration = Duration::from_secs(40);
 
-/// How long owners are cut from each other: long enough for an advert a second to be missed three times.
+/// How long owners are cut from each other: long enough to miss three adverts at one per second.
 const CUT: Duration = Duration::from_secs(6);
 
-/// One owner for so long, and it is over.
+/// One owner for this long ends a run.
 const CALM: Duration = Duration::from_millis(700);
 
 /// Between the two announcements of a stranger, as `arping -U -c 2` sends them.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// What happens.
+/// A fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)] // `title` says it
 pub enum Scenario {
@@ -48,21 +48,21 @@ pub enum Scenario {
 /// A line of the table: a scenario, or the second half of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
-    /// What happened.
+    /// The fault.
     pub scenario: Scenario,
-    /// It ended, and this is what came after.
+    /// It ended, and this is what followed.
     pub healed: bool,
 }
 
 impl Row {
-    /// What it is called in the table.
+    /// Its name in the table.
     pub fn title(self) -> &'static str {
         if self.healed { "heal after it" } else { self.scenario.title() }
     }
 }
 
 impl Scenario {
-    /// Every one, in the order of the table.
+    /// All of them, in the order of the table.
     pub const ALL: [Scenario; 9] = [
         Scenario::Crash,
         Scenario::Graceful,
@@ -75,7 +75,7 @@ impl Scenario {
         Scenario::Stranger,
     ];
 
-    /// What it is called at the command line.
+    /// Its name on the command line.
     pub fn word(self) -> &'static str {
         match self {
             Scenario::Crash => "crash",
@@ -90,7 +90,7 @@ impl Scenario {
         }
     }
 
-    /// What it is called in the table.
+    /// Its name in the table.
     pub fn title(self) -> &'static str {
         match self {
             Scenario::Crash => "crash",
@@ -138,25 +138,25 @@ pub struct Outcome {
     pub lost: usize,
     /// The longest time without service.
     pub outage: Duration,
-    /// Until the first answer from another node; none when there was no other.
+    /// Until the first answer from another node; `None` without one.
     pub takeover: Option<Duration>,
     /// Samples that two nodes answered.
     pub by_two: usize,
-    /// Until the old owner answered for the last time; none when it did to the end.
+    /// Until the old owner answered for the last time; `None` when it did to the end.
     pub gone: Option<Duration>,
     /// How often another node than before answered the client.
     pub moves: usize,
-    /// Who answers in the end: the number of a node; none when it is not one alone.
+    /// The owner at the end: the number of a node; `None` when it is not exactly one.
     pub owner: Option<usize>,
     /// How long it was watched.
     pub watched: Duration,
 }
 
-/// Nodes, their apiservers, the client, and who keeps the address.
+/// Nodes, their apiservers, the client, and the implementation that keeps the address.
 pub struct Stage<'stage, C: Contender + ?Sized> {
     /// The network.
     pub lab: &'stage Lab,
-    /// Who keeps the address.
+    /// The implementation.
     pub contender: &'stage mut C,
     /// The client.
     pub prober: Prober,
@@ -166,10 +166,10 @@ pub struct Stage<'stage, C: Contender + ?Sized> {
 }
 
 impl<'stage, C: Contender + ?Sized> Stage<'stage, C> {
-    /// Sets it, and waits until the address has its owner.
+    /// Sets it up, and waits until the address has its owner.
     ///
     /// # Errors
-    /// It does not come together.
+    /// It does not form.
     pub fn set(
         lab: &'stage Lab,
         masters: &'stage mut [Master],
@@ -182,10 +182,10 @@ impl<'stage, C: Contender + ?Sized> Stage<'stage, C> {
         Ok(stage)
     }
 
-    /// Waits until all is as usual, and returns the owner.
+    /// Waits until the stage is ready, and returns the owner.
     ///
     /// # Errors
-    /// It does not become so.
+    /// It does not become ready.
     pub fn settle(&mut self) -> Result<usize> {
         let (prober, contender) = (&self.prober, &mut self.contender);
         prober.clear();
@@ -201,7 +201,7 @@ impl<'stage, C: Contender + ?Sized> Stage<'stage, C> {
         Ok(owner)
     }
 
-    /// The node that has this Ethernet address.
+    /// The node with this Ethernet address.
     pub fn number(&self, mac: Mac) -> Option<usize> {
         self.links.iter().position(|link| link.mac == mac)
     }
@@ -211,13 +211,13 @@ impl<'stage, C: Contender + ?Sized> Stage<'stage, C> {
         self.links[node].mac
     }
 
-    /// A whole run: all is as usual, then it happens, and what comes of it is watched and taken back.
+    /// A whole run: waits until ready, causes the fault, watches, and undoes it.
     ///
     /// # Errors
-    /// Something can't be made to happen, or to end.
+    /// A fault can't be caused, or undone.
     pub fn run(&mut self, scenario: Scenario) -> Result<Vec<(Row, Outcome)>> {
         let owner = self.settle()?;
-        // Timers of those who are watched must not run in step with us.
+        // Timers of the watched processes must not run in step with ours.
         std::thread::sleep(jitter());
         self.prober.clear();
         let mut found = Vec::new();
@@ -234,10 +234,10 @@ impl<'stage, C: Contender + ?Sized> Stage<'stage, C> {
         Ok(found)
     }
 
-    /// Makes it happen, and leaves it in force.
+    /// Causes it, and leaves it in force.
     ///
     /// # Errors
-    /// It can't be made.
+    /// It can't be caused.
     pub fn act(&mut self, scenario: Scenario, owner: usize) -> Result<()> {
         let node = self.lab.node(owner);
         match scenario {
@@ -260,7 +260,7 @@ impl<'stage, C: Contender + ?Sized> Stage<'stage, C> {
         Ok(())
     }
 
-    /// Takes the address from its owner, as another manager of the network would.
+    /// Removes the address from its owner, as another network manager would.
     fn remove(&self, owner: usize) -> Result<()> {
         let node = self.lab.node(owner);
         let shown = node.exec(&["ip", "-o", "address", "show", "to", &ADDRESS.to_string()])?.ok()?;
@@ -269,7 +269,7 @@ impl<'stage, C: Contender + ?Sized> Stage<'stage, C> {
         Ok(())
     }
 
-    /// A machine that was given the same address announces it, and again a second later.
+    /// A machine with the same address announces it, and again a second later.
     fn appear(&self) -> Result<()> {
         let node = self.lab.node(STRANGER);
         let address = format!("{ADDRESS}/24");
@@ -279,7 +279,7 @@ impl<'stage, C: Contender + ?Sized> Stage<'stage, C> {
         tap.say(&frame)?;
         std::thread::spawn(move || {
             std::thread::sleep(AGAIN);
-            // It may have gone by now.
+            // The interface may be gone already.
             let _ = tap.say(&frame);
         });
         Ok(())
@@ -319,10 +319,10 @@ impl<'stage, C: Contender + ?Sized> Stage<'stage, C> {
         }
     }
 
-    /// Takes it back.
+    /// Undoes it.
     ///
     /// # Errors
-    /// Something does not come back.
+    /// Something does not recover.
     pub fn undo(&mut self, scenario: Scenario, owner: usize) -> Result<()> {
         let node = self.lab.node(owner);
         match scenario {

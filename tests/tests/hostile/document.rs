@@ -1,4 +1,4 @@
-//! What a worker says of the cluster document: nothing that counts.
+//! A worker's claims about the cluster document: none count.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -17,10 +17,10 @@ use tests::hostile::{Cluster, Hostile, Identity, Sent};
 use tests::mesh::SOON;
 use tests::wait::eventually;
 
-/// Longest that status may take to answer during an attack, on a machine that does other things too.
+/// Longest response time of status during an attack, on a busy machine.
 const STATUS: Duration = Duration::from_secs(2);
 
-/// A document under the seal of the hostile node, and under one that names a master and is not its own.
+/// A document under the seal of the hostile node, and under a forged seal in a master's name.
 fn sealed(hostile: &Hostile, document: &Document) -> Vec<SealedDocument> {
     let master = hostile.id_of(0);
     [hostile.identity.id, master]
@@ -29,7 +29,7 @@ fn sealed(hostile: &Hostile, document: &Document) -> Vec<SealedDocument> {
         .collect()
 }
 
-/// Hands a document to every honest node, under each seal; returns the bytes that it took.
+/// Sends a document to every honest node, under each seal; returns the bytes that it took.
 fn offer(hostile: &Hostile, document: &Document) -> u64 {
     let mut sent = 0;
     for document in sealed(hostile, document) {
@@ -38,7 +38,7 @@ fn offer(hostile: &Hostile, document: &Document) -> u64 {
             let document = Some(document.clone());
             let request =
                 FromMember::Sync(Box::new(SyncSnapshot { document, keys, addresses: Addresses::new() }));
-            // Refused or not: what counts is what becomes of it.
+            // Refused or not: only the outcome counts.
             if let Ok(mut connection) = hostile.dial(node) {
                 let _ = connection.send(&request);
                 let _: Result<ToMember> = connection.receive();
@@ -49,7 +49,7 @@ fn offer(hostile: &Hostile, document: &Document) -> u64 {
     sent
 }
 
-/// Status answers soon, on every honest node; returns how long the slowest took.
+/// Status responds soon, on every honest node; returns how long the slowest took.
 fn status_answers(cluster: &Cluster) -> Result<Duration> {
     let mut worst = Duration::ZERO;
     for agent in cluster.honest() {
@@ -61,7 +61,7 @@ fn status_answers(cluster: &Cluster) -> Result<Duration> {
     Ok(worst)
 }
 
-/// Offers these documents; the cluster's own stays as it was, and changes as its masters want it.
+/// Offers these documents; the cluster's own stays unchanged, and its masters can still change it.
 fn changes_nothing(
     cluster: &mut Cluster,
     documents: impl FnOnce(&Hostile, &Document) -> Result<Vec<Document>>,
@@ -83,7 +83,7 @@ fn changes_nothing(
     Ok(sent)
 }
 
-/// Somebody whom nobody has admitted.
+/// A node that nobody has admitted.
 fn invented(i: u32, by: NodeId) -> Result<Admitted> {
     let mut key = [7; 32];
     key[..4].copy_from_slice(&i.to_be_bytes());
@@ -91,7 +91,7 @@ fn invented(i: u32, by: NodeId) -> Result<Admitted> {
 }
 
 #[test]
-fn invented_nodes_are_admitted_by_nobody() -> Result<()> {
+fn nobody_admits_invented_nodes() -> Result<()> {
     row("member: a document with 15,000 invented nodes, twice", |cluster| {
         changes_nothing(cluster, |hostile, document| {
             let mut documents = Vec::new();
@@ -108,7 +108,7 @@ fn invented_nodes_are_admitted_by_nobody() -> Result<()> {
 }
 
 #[test]
-fn settings_of_megabytes_are_set_by_nobody() -> Result<()> {
+fn nobody_accepts_settings_of_megabytes() -> Result<()> {
     row("member: two settings of 5 MB", |cluster| {
         changes_nothing(cluster, |hostile, document| {
             let mut documents = Vec::new();
@@ -171,7 +171,7 @@ fn counters_at_their_end_lock_nothing_and_swap_no_names() -> Result<()> {
 }
 
 #[test]
-fn addresses_without_number_hold_nobody_up() -> Result<()> {
+fn endless_addresses_delay_nobody() -> Result<()> {
     row("member: 150,000 addresses for n2", |cluster| {
         let hostile = cluster.turn()?;
         let many: Vec<SocketAddr> =
@@ -195,7 +195,7 @@ fn addresses_without_number_hold_nobody_up() -> Result<()> {
 }
 
 #[test]
-fn a_worker_lets_nobody_in() -> Result<()> {
+fn a_worker_admits_nobody() -> Result<()> {
     row("member: approves a stranger that waits, as a master", |cluster| {
         let before = cluster.victim().status()?.cluster;
         let hostile = cluster.turn()?;

@@ -1,4 +1,4 @@
-//! A worker that was admitted as any other. It may say of itself what it likes, and nothing else.
+//! A worker that was admitted like any other. It may claim anything about itself, and nothing else.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
@@ -21,7 +21,7 @@ use tests::hostile::{Cluster, Hostile, Sent};
 use tests::mesh::{Agent, SOON};
 use tests::wait::{always, eventually};
 
-/// A port at which the hostile node waits for whoever believes it.
+/// A port at which the hostile node waits for victims.
 struct Trap(TcpListener);
 
 impl Trap {
@@ -36,7 +36,7 @@ impl Trap {
         Ok(self.0.local_addr()?)
     }
 
-    /// Nobody has come.
+    /// Nobody has connected.
     fn is_empty(&self) -> Result<()> {
         match self.0.accept() {
             Ok((_, from)) => anyhow::bail!("{from} was led astray"),
@@ -68,8 +68,8 @@ fn record_of(hostile: &Hostile, node: usize) -> Result<SignedRecord> {
     records.into_iter().find(|record| record.node == wanted).context("it has no record of itself")
 }
 
-/// What a master says of itself reaches the worker, also what no pulse carries.
-fn news_spreads(cluster: &mut Cluster, master: usize) -> Result<()> {
+/// A master's new record reaches the worker, including fields that no pulse carries.
+fn record_spreads(cluster: &mut Cluster, master: usize) -> Result<()> {
     let set = |cluster: &mut Cluster, ready: bool, wanted: &str| -> Result<()> {
         cluster.masters()[master].set_ready(ready)?;
         let worker = &cluster.honest()[3];
@@ -85,7 +85,7 @@ fn news_spreads(cluster: &mut Cluster, master: usize) -> Result<()> {
     set(cluster, true, "200")
 }
 
-/// All honest nodes connect to the API again and again, and each time reach a master.
+/// All honest nodes connect to the API repeatedly, and each time reach a master.
 fn api_holds(cluster: &Cluster, span: Duration) -> Result<()> {
     always("the API is reached", span, || {
         for agent in cluster.honest() {
@@ -117,17 +117,17 @@ fn a_record_in_the_name_of_a_master_counts_for_nothing() -> Result<()> {
         }
         api_holds(cluster, Duration::from_secs(2))?;
         trap.is_empty()?;
-        news_spreads(cluster, 1)?;
+        record_spreads(cluster, 1)?;
         Ok(Sent { bytes: sent, ..Sent::default() })
     })
 }
 
 #[test]
-fn an_old_record_under_a_higher_version_holds_nothing_back() -> Result<()> {
+fn an_old_record_under_a_higher_version_blocks_nothing() -> Result<()> {
     row("member: an old record of n2, a deleted key, versions", |cluster| {
         let hostile = cluster.fresh()?;
         let old = record_of(&hostile, 2)?;
-        news_spreads(cluster, 2)?;
+        record_spreads(cluster, 2)?;
         let mut sent = 0;
         for version in [old.version.sequence + 1_000, 1 << 40, u64::MAX] {
             sent += hostile.gossip(&bring(&old, version))?;
@@ -142,16 +142,16 @@ fn an_old_record_under_a_higher_version_holds_nothing_back() -> Result<()> {
                 sent += hostile.gossip(&gossip::ack(&steps))?;
             }
         }
-        news_spreads(cluster, 2)?;
+        record_spreads(cluster, 2)?;
         Ok(Sent { bytes: sent, ..Sent::default() })
     })
 }
 
 #[test]
-fn an_answer_to_a_pulse_in_the_name_of_a_master_is_not_believed() -> Result<()> {
+fn a_forged_pulse_answer_of_a_master_is_ignored() -> Result<()> {
     row("member: answers to pulses as n2, whose power is cut", |cluster| {
         let hostile = cluster.fresh()?;
-        // What a master says in an answer, as n0 says it: n2's would be the same.
+        // A master's status in an answer, from n0: n2's would be the same.
         hostile.line.heard();
         hostile.line.send(&hostile.id_of(0), &[DatagramFrame::Pulse(7)])?;
         let (status, _) = eventually("n0 answers", SOON, || {
@@ -176,7 +176,7 @@ fn an_answer_to_a_pulse_in_the_name_of_a_master_is_not_believed() -> Result<()> 
         let down = |agent: &Agent<'_>| -> Result<bool> { Ok(agent.backend_state("n2")? == "down") };
         while began.elapsed() < SOON && !(down(&cluster.agents[0])? && down(&cluster.agents[3])?) {
             for node in [0, 1, 3] {
-                // Unasked, and as answers to pulses of any number.
+                // Unsolicited, and as answers to pulses of any number.
                 for answer in [0, number] {
                     let frames = [DatagramFrame::Answer(answer, &status)];
                     hostile.line.send(&hostile.id_of(node), &frames)?;
@@ -208,13 +208,13 @@ fn a_delta_about_the_receiver_itself_is_ignored() -> Result<()> {
             sent += hostile.gossip(&gossip::ack(&[begin.clone(), Step::SetVersion(u64::MAX)]))?;
             sent += hostile.gossip(&gossip::ack(&[begin, Step::Set(KEY.into(), "x".into(), u64::MAX)]))?;
         }
-        news_spreads(cluster, 0)?;
+        record_spreads(cluster, 0)?;
         Ok(Sent { bytes: sent, ..Sent::default() })
     })
 }
 
 #[test]
-fn invented_ids_in_a_digest_are_passed_on_by_nobody() -> Result<()> {
+fn nobody_forwards_invented_ids_in_a_digest() -> Result<()> {
     row("member: 10,000 invented ids in a digest", |cluster| {
         let quiet = bytes_a_second(cluster)?;
         let hostile = cluster.fresh()?;
@@ -237,7 +237,7 @@ fn invented_ids_in_a_digest_are_passed_on_by_nobody() -> Result<()> {
     })
 }
 
-/// Bytes that an honest worker sends in a second.
+/// Bytes that an honest worker sends per second.
 fn bytes_a_second(cluster: &Cluster) -> Result<u64> {
     let sent = || -> Result<u64> {
         let out = cluster.lab.node(3).exec(&["ip", "-s", "-j", "link", "show", "dev", "eth0"])?.ok()?;
@@ -250,7 +250,7 @@ fn bytes_a_second(cluster: &Cluster) -> Result<u64> {
 }
 
 #[test]
-fn tombstones_of_everyone_take_nobody_away() -> Result<()> {
+fn tombstones_of_all_nodes_remove_nobody() -> Result<()> {
     row("member: tombstones of everyone", |cluster| {
         let hostile = cluster.fresh()?;
         let mut sent = 0;
@@ -266,13 +266,13 @@ fn tombstones_of_everyone_take_nobody_away() -> Result<()> {
             sent += hostile.gossip(&gossip::ack(&steps))?;
         }
         api_holds(cluster, Duration::from_secs(1))?;
-        news_spreads(cluster, 1)?;
+        record_spreads(cluster, 1)?;
         Ok(Sent { bytes: sent, ..Sent::default() })
     })
 }
 
 #[test]
-fn a_bomb_is_not_unpacked() -> Result<()> {
+fn a_zip_bomb_is_not_decompressed() -> Result<()> {
     row("member: a zstd message of 65 kB", |cluster| {
         let hostile = cluster.fresh()?;
         let bomb = gossip::bomb(4_600);
@@ -300,7 +300,7 @@ fn large_frames_on_many_connections_take_no_memory() -> Result<()> {
             let _ = one.send_part(announced, &part);
         }
         let mut sent: u64 = held.iter().map(|one| one.sent).sum();
-        // All but the last byte, turn by turn, as far as they are taken.
+        // All but the last byte, in turns, as far as they are accepted.
         for _ in 0..31 {
             held.retain_mut(|one| {
                 let before = one.sent;
@@ -315,7 +315,7 @@ fn large_frames_on_many_connections_take_no_memory() -> Result<()> {
 }
 
 #[test]
-fn idle_connections_of_a_member_shut_nobody_out() -> Result<()> {
+fn idle_connections_of_a_member_lock_nobody_out() -> Result<()> {
     row("member: 1,024 idle connections", |cluster| {
         let hostile = cluster.turn()?;
         let mut held = Vec::new();
@@ -335,7 +335,7 @@ fn idle_connections_of_a_member_shut_nobody_out() -> Result<()> {
 }
 
 #[test]
-fn an_apiserver_on_a_worker_serves_nobody_and_is_named() -> Result<()> {
+fn an_apiserver_on_a_worker_serves_nobody_and_is_reported() -> Result<()> {
     row("member: offers kube-api as a worker", |cluster| {
         let hostile = cluster.fresh()?;
         let trap = Trap::set(cluster, 6443)?;
@@ -357,7 +357,7 @@ fn an_apiserver_on_a_worker_serves_nobody_and_is_named() -> Result<()> {
 }
 
 #[test]
-fn another_service_counts_only_at_an_address_of_ones_own() -> Result<()> {
+fn another_service_counts_only_at_a_nodes_own_address() -> Result<()> {
     row("member: offers a service at an address that is not its own", |cluster| {
         let web = ["service.web.listen=127.0.0.1:8081", "service.web.port=8080", "service.web.offer=workers"];
         cluster.victim().cli(&[&["set"], web.as_slice()].concat())?.ok()?;
@@ -377,7 +377,7 @@ fn another_service_counts_only_at_an_address_of_ones_own() -> Result<()> {
             let web = status.services.iter().find(|service| service.name == "web").context("no web")?;
             Ok(web.backends.iter().map(|backend| backend.address.clone()).collect())
         };
-        // At its own it counts, so that what follows says something.
+        // At its own address the offer counts, so that the next step proves something.
         say(1, 4)?;
         eventually("an offer at its own address counts", SOON, || {
             for agent in cluster.honest() {

@@ -1,4 +1,4 @@
-//! A node that was removed and has kept everything that it had: identity, gossip keys, document, its clock.
+//! A removed node that has kept everything: identity, gossip keys, document, its clock.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ use tests::hostile::identity::random;
 use tests::hostile::member::{bring, everyone, generation};
 use tests::hostile::{Cluster, Hostile, Identity, Sent};
 
-/// Times that a clock may show: its beginning, and its end.
+/// Times of a clock: its beginning, and its end.
 const CLOCKS: [UnixMs; 3] = [UnixMs(0), UnixMs(4_102_444_800_000), UnixMs(u64::MAX)];
 
-/// What the removed node would like to be true, by each of its clocks.
+/// Documents in the removed node's favour, by each of its clocks.
 fn wishes(hostile: &Hostile) -> Vec<Document> {
     let own = hostile.identity.id;
     let mut all = Vec::new();
@@ -46,7 +46,7 @@ fn wishes(hostile: &Hostile) -> Vec<Document> {
     all
 }
 
-/// Hands these documents, sealed by `by`, to every honest node over the connection of `carrier`.
+/// Sends these documents, sealed by `by`, to every honest node over the connection of `carrier`.
 fn carry(carrier: &Hostile, by: &Identity, documents: &[Document]) -> u64 {
     let mut sent = 0;
     for document in documents {
@@ -64,7 +64,7 @@ fn carry(carrier: &Hostile, by: &Identity, documents: &[Document]) -> u64 {
     sent
 }
 
-/// The document of every honest node is this one.
+/// The document of every honest node is unchanged.
 fn unchanged(cluster: &Cluster, before: &str) -> Result<()> {
     std::thread::sleep(Duration::from_secs(1)); // for what would come by another way
     for agent in cluster.honest() {
@@ -75,7 +75,7 @@ fn unchanged(cluster: &Cluster, before: &str) -> Result<()> {
 }
 
 #[test]
-fn a_removed_worker_is_heard_by_nobody() -> Result<()> {
+fn nobody_accepts_anything_of_a_removed_worker() -> Result<()> {
     row("removed: documents, gossip, pulses, TLS with the keys it kept", |cluster| {
         let hostile = cluster.fresh()?;
         cluster.remove_hostile()?;
@@ -84,7 +84,7 @@ fn a_removed_worker_is_heard_by_nobody() -> Result<()> {
         let mut sent = hostile.line.sent();
         for node in everyone() {
             let to = hostile.id_of(node);
-            // What it says of itself, of a master, of itself as a master; and the pulses of a member.
+            // Records of itself, of a master, of itself as a master; and the pulses of a member.
             let body = proto::record::NodeRecord::new(proto::node::Name::nearest("n4")).to_body();
             for (of, sequence) in [(hostile.identity.id, 1 << 20), (to, u64::MAX)] {
                 let record =
@@ -121,7 +121,7 @@ fn a_removed_worker_is_heard_by_nobody() -> Result<()> {
 }
 
 #[test]
-fn a_removed_master_changes_nothing_whoever_carries_what_it_seals() -> Result<()> {
+fn a_removed_master_changes_nothing_whoever_sends_its_documents() -> Result<()> {
     row("removed: a master that keeps sealing documents", |cluster| {
         let line = cluster.invite(&["--master"])?;
         let master = cluster.stranger_agent();

@@ -1,4 +1,4 @@
-//! Whoever reaches the ports and has no key of the cluster.
+//! Attackers that reach the ports and have no key of the cluster.
 
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -17,10 +17,10 @@ use tests::mesh::{GOSSIP, SOON};
 use tests::wait::eventually;
 use tests::wire::{Datagram, record};
 
-/// Most descriptors that any number of strangers may make an agent hold.
+/// Most descriptors that strangers may make an agent hold.
 const DESCRIPTORS: usize = 120;
 
-/// Whether the other side has closed a connection on which nothing was said.
+/// Whether the other side has closed an unused connection.
 fn is_closed(stream: &mut TcpStream) -> bool {
     if stream.set_nonblocking(true).is_err() {
         return true;
@@ -35,7 +35,7 @@ fn victim_pid(cluster: &mut Cluster) -> Result<u32> {
     Ok(cluster.agents[0].process()?.pid())
 }
 
-/// A connection of a stranger that asks to be let in and shows no invite.
+/// A stranger's connection that asks to be admitted without an invite.
 fn ask_to_join(cluster: &Cluster, identity: &Identity, name: &str) -> Result<(Connection, ToJoining)> {
     let mut connection = identity.connect(cluster.stranger_node(), cluster.target(), ALPN_JOIN)?;
     let at = SocketAddr::new(cluster.stranger_node().mesh_ip(), proto::transport::PORT);
@@ -47,7 +47,7 @@ fn ask_to_join(cluster: &Cluster, identity: &Identity, name: &str) -> Result<(Co
 }
 
 #[test]
-fn silent_connections_shut_no_member_out() -> Result<()> {
+fn silent_connections_lock_no_member_out() -> Result<()> {
     row("stranger: 64 silent TCP connections, 13 SYN a second", |cluster| {
         let targets: Vec<SocketAddr> = (0..HONEST).map(|i| cluster.link_of(i)).collect();
         let mut held = Vec::new();
@@ -63,7 +63,7 @@ fn silent_connections_shut_no_member_out() -> Result<()> {
             if began.elapsed().as_millis() >= opened * 1000 / 13 {
                 opened += 1;
                 for target in &targets {
-                    // One that is refused is as good.
+                    // A refused one is as good.
                     held.extend(dial(cluster.stranger_node(), *target));
                 }
             }
@@ -80,7 +80,7 @@ fn silent_connections_shut_no_member_out() -> Result<()> {
 }
 
 #[test]
-fn joins_that_wait_are_bounded() -> Result<()> {
+fn pending_joins_are_bounded() -> Result<()> {
     row("stranger: 900 joins that wait, or say nothing", |cluster| {
         let pid = victim_pid(cluster)?;
         let before = descriptors(pid)?;
@@ -88,7 +88,7 @@ fn joins_that_wait_are_bounded() -> Result<()> {
         let (mut held, mut sent, mut waiting, mut most) = (Vec::new(), 0, 0, 0);
         for i in 0..300 {
             let other = Identity::stranger()?;
-            // Each under a name of its own; one again and again; and one that only shakes hands.
+            // Each under a name of its own; one repeatedly; and one that only shakes hands.
             for identity in [&other, &same] {
                 if let Ok((connection, answer)) = ask_to_join(cluster, identity, &format!("x{i}")) {
                     waiting += u64::from(matches!(answer, ToJoining::Wait { .. }));
@@ -107,7 +107,7 @@ fn joins_that_wait_are_bounded() -> Result<()> {
 }
 
 #[test]
-fn whoever_hangs_up_leaves_its_place_to_the_next() -> Result<()> {
+fn a_disconnected_join_frees_its_slot() -> Result<()> {
     row("stranger: 64 joins that hang up while they wait", |cluster| {
         let mut sent = 0;
         for i in 0..64 {
@@ -145,7 +145,7 @@ fn a_code_whose_connection_is_gone_admits_nobody() -> Result<()> {
 }
 
 #[test]
-fn idle_connections_to_the_page_shut_nobody_out() -> Result<()> {
+fn idle_connections_to_the_page_lock_nobody_out() -> Result<()> {
     row("stranger: 140 idle connections to the page", |cluster| {
         let page = SocketAddr::new(cluster.target().ip(), PAGE_PORT);
         let mut held = Vec::new();
@@ -172,7 +172,7 @@ fn idle_connections_to_the_page_shut_nobody_out() -> Result<()> {
     })
 }
 
-/// What the hostile worker's agent sends to n0 in one start of it, until all see it; it is killed then.
+/// Records what the hostile worker's agent sends to n0 in one start, until all see it; then kills it.
 fn recorded_start(cluster: &mut Cluster) -> Result<Vec<Vec<u8>>> {
     let (enough, node) = (AtomicBool::new(false), cluster.lab.node(0));
     let from = cluster.hostile_node().mesh_ip();
@@ -198,7 +198,7 @@ fn recorded_start(cluster: &mut Cluster) -> Result<Vec<Vec<u8>>> {
 }
 
 #[test]
-fn recordings_are_answered_at_no_rate_and_keep_no_live_start_unproven() -> Result<()> {
+fn answers_to_recordings_are_limited_and_do_not_delay_a_live_start() -> Result<()> {
     row("stranger: replayed challenges, recordings two starts old", |cluster| {
         cluster.readmit()?;
         let recordings = [recorded_start(cluster)?, recorded_start(cluster)?].concat();

@@ -1,4 +1,4 @@
-//! What a worker says of a virtual IP that it is no candidate for.
+//! A worker's claims about a virtual IP for which it is no candidate.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use tests::mesh::SOON;
 use tests::vip::{ADDRESS, vip};
 use tests::wait::{always, eventually};
 
-/// Everything that could take the address from its owner, or keep it with one that is dead.
+/// Everything that could take the address from its owner, or keep it with a dead one.
 fn lies(cluster: &Cluster, hostile: &Hostile, owner: usize) -> Result<Vec<VipMessage>> {
     let address = IpAddr::V4(ADDRESS);
     let own = hostile.identity.id;
@@ -69,11 +69,11 @@ fn a_worker_can_neither_claim_an_address_nor_release_move_or_hold_it() -> Result
             ensure!(cluster.vip_owner()? == owner, "it has moved");
         }
         let after = vip(cluster.victim(), &ADDRESS.to_string())?;
-        // An owner may be told of a higher epoch and then claims anew, a little above; never near the end.
+        // An owner may receive a higher epoch and then claims again, a little above; never near the end.
         ensure!(after.epoch < before.epoch + STEP, "its epoch is {}, and was {}", after.epoch, before.epoch);
 
-        // Now its owner dies, and the worker says that it hears it all the same. The dead node keeps what it
-        // has, so that only the others are asked.
+        // Now its owner dies, and the worker reports that it still receives beats. The dead node keeps its
+        // address, so only the others are asked.
         cluster.lab.node(number).power_cut()?;
         let cut = Instant::now();
         let witness = &cluster.honest()[3];
@@ -86,8 +86,8 @@ fn a_worker_can_neither_claim_an_address_nor_release_move_or_hold_it() -> Result
         });
         let took = cut.elapsed();
         cluster.lab.node(number).power_on()?;
-        let (heir, _) = moved?;
-        ensure!(heir != "n4", "the worker owns it");
+        let (successor, _) = moved?;
+        ensure!(successor != "n4", "the worker owns it");
         eventually("all agree again", SOON * 2, || cluster.vip_owner())?;
         ensure!(took < SOLO + Duration::from_secs(2), "it took {took:?}");
         for agent in cluster.honest() {

@@ -1,4 +1,4 @@
-//! What is public and nobody uses.
+//! Public items that nobody uses.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,8 +8,8 @@ use syn::spanned::Spanned;
 use crate::source::{Breach, Rule, Source, attributes, for_tests};
 use crate::{AGENT, PROTO};
 
-/// Public items of proto, and items of the agent that its other files may use, which no other file and no test
-/// names. By name alone: two things of one name keep each other alive, so that what is told is dead for sure.
+/// Public items of proto, and items of the agent that its other files may use, which no other file and no
+/// test names. By name alone: two items of one name keep each other alive, so that every report is certain.
 pub(crate) fn items(sources: &[Source]) -> Vec<Breach> {
     // Which files name what, tests as files of their own.
     let mut names: BTreeMap<String, BTreeSet<(usize, bool)>> = BTreeMap::new();
@@ -82,7 +82,7 @@ fn in_tests(source: &Source) -> Vec<String> {
     names
 }
 
-/// All identifiers, and those that texts show by name, as in `"{name}"`.
+/// All identifiers, and those that format strings name, as in `"{name}"`.
 fn identifiers(tokens: TokenStream, found: &mut Vec<String>) {
     for token in tokens {
         match token {
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_public_and_named_nowhere_else_is_told() {
+    fn public_items_named_nowhere_else_are_reported() {
         let dead = "pub struct A; impl A { pub fn is_proven(&self) { other() } } fn other() {}";
         let uses = ("b.rs", "use crate::a::A;");
         assert_eq!(of(&[("a.rs", dead), uses]), ["nobody else uses is_proven"]);

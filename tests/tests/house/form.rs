@@ -1,4 +1,4 @@
-//! The form of files: small enough to be read, and without words of a workplace.
+//! Form of files: small enough to be read, and without forbidden words.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -59,7 +59,7 @@ fn without_texts(line: &str) -> String {
     }
 }
 
-/// Listed files that are short by now.
+/// Listed files that are short now.
 pub(crate) fn stale(sources: &[Source]) -> Vec<String> {
     let long = |file: &str| {
         sources.iter().any(|one| one.path.ends_with(file) && one.text.lines().count() > LONGEST_FILE)
@@ -97,7 +97,7 @@ mod tests {
     use crate::source::lines_found;
 
     #[test]
-    fn a_file_that_grows_too_long_is_told() {
+    fn a_file_that_is_too_long_is_reported() {
         let of = |text: &str| lines_found(&format!("{AGENT}/part.rs"), text, size);
         let lines = |count: usize| "const _: u8 = 1;\n".repeat(count);
         assert_eq!(of(&lines(MOST_CODE)), [0; 0]);
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_a_workplace_are_told() {
+    fn forbidden_words_are_reported() {
         let of = |path: &str, text: &str| forbidden_words(Path::new(path), text).len();
         assert_eq!(of("agent/src/x.rs", &["// TO", "DO: later"].concat()), 1);
         assert_eq!(of("README.md", &["see issue ", "#4"].concat()), 1);

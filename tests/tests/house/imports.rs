@@ -1,4 +1,4 @@
-//! Who may know whom.
+//! Rules about imports.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use crate::{AGENT, FEATURES, LAYERS, PROTO, WITHIN_CIRCLES};
 /// Which module uses which, and where.
 pub(crate) type Graph = BTreeMap<(String, String), Vec<Breach>>;
 
-/// What the shipped code of the agent's top-level modules uses of each other.
+/// Uses between the top-level modules of the agent, in shipped code.
 pub(crate) fn graph(sources: &[Source]) -> Graph {
     let mut graph = Graph::new();
     for source in sources {
@@ -36,7 +36,7 @@ fn of_crate(names: &[Named]) -> BTreeSet<(usize, String)> {
     names.iter().filter_map(first).collect()
 }
 
-/// The layer of a module: it may use those of lower ones.
+/// The layer of a module: it may use lower ones.
 fn layer(module: &str) -> Option<usize> {
     LAYERS.iter().position(|layer| layer.contains(&module))
 }
@@ -62,15 +62,15 @@ pub(crate) fn layers(sources: &[Source]) -> Vec<Breach> {
     breaches
 }
 
-/// Entries of the lists of what is still wrong that are right by now: the lists only shrink.
+/// Listed exceptions that are no longer needed: the lists only shrink.
 pub(crate) fn stale(sources: &[Source]) -> Vec<String> {
     let circles = circles_within(sources);
     let gone = WITHIN_CIRCLES.iter().filter(|(circle, _)| !circles.contains_key(*circle));
     gone.map(|(circle, _)| format!("the circle of {circle}")).collect()
 }
 
-/// Files of one directory that use each other in a circle, so that none can be read without the others, by
-/// `directory: file file`; with a place where it begins.
+/// Files of one directory that import each other in a circle, so that none can be read without the others, by
+/// `directory: file file`; with a place where it starts.
 fn circles_within(sources: &[Source]) -> BTreeMap<String, Breach> {
     let mut circles = BTreeMap::new();
     for root in [AGENT, PROTO] {
@@ -108,7 +108,7 @@ fn circles_within(sources: &[Source]) -> BTreeMap<String, Breach> {
     circles
 }
 
-/// The sets of those that reach each other.
+/// The sets of files that reach each other.
 fn circles_of(uses: &BTreeSet<(String, String)>) -> BTreeSet<BTreeSet<String>> {
     let mut reached = uses.clone();
     loop {
@@ -136,7 +136,7 @@ fn circles_of(uses: &BTreeSet<(String, String)>) -> BTreeSet<BTreeSet<String>> {
         .collect()
 }
 
-/// No files of one directory use each other in a circle, but for what is listed.
+/// No files of one directory import each other in a circle, except those listed.
 pub(crate) fn circles(sources: &[Source]) -> Vec<Breach> {
     let listed: BTreeSet<&str> = WITHIN_CIRCLES.iter().map(|(circle, _)| *circle).collect();
     let all = circles_within(sources).into_iter();
@@ -192,7 +192,7 @@ pub(crate) fn dependencies_of_proto(manifest: &Text) -> Vec<Breach> {
     breaches
 }
 
-/// Features do not know each other, not in their tests either: a test that needs two belongs to `app`.
+/// Features do not depend on each other, not in their tests either: a test that needs two belongs to `app`.
 pub(crate) fn features_in_tests(source: &Source) -> Vec<Breach> {
     let Some(own) = source.module(AGENT).filter(|own| FEATURES.contains(&own.as_str())) else {
         return Vec::new();
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_that_uses_one_that_is_not_below_it_is_told() {
+    fn a_module_that_uses_one_not_below_it_is_reported() {
         let (low, feature, other, top) = (LAYERS[0][0], FEATURES[0], FEATURES[1], "app");
         for (own, text) in [
             (feature, format!("use crate::{other}::X;")),
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_use_each_other_are_told() {
+    fn files_that_use_each_other_are_reported() {
         let path = |name: &str| format!("{AGENT}/{}/{name}.rs", FEATURES[0]);
         let (one, other) = (path("one"), path("other"));
         assert_eq!(of(&[(&one, "use super::other::X;"), (&other, "use super::one::Y;")]).len(), 1);
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_feature_whose_tests_know_another_is_told() {
+    fn a_feature_whose_tests_use_another_is_reported() {
         let (own, other) = (FEATURES[0], FEATURES[1]);
         let of = |text: &str| lines_found(&file(own), text, features_in_tests);
         assert_eq!(of(&format!("#[cfg(test)]\nuse crate::{other}::X;")), [2]);
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_of_proto_that_uses_one_below_it_is_told() {
+    fn a_module_of_proto_that_uses_one_below_it_is_reported() {
         let order = ["time", "node", "view"].map(str::to_owned);
         let of = |name: &str, text| {
             lines_found(&format!("{PROTO}/{name}.rs"), text, |source| order_of_proto(source, &order))
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dependency_of_proto_that_does_io_is_told() {
+    fn a_dependency_of_proto_with_io_is_reported() {
         let of = |text: &str| {
             let manifest = Text { path: "proto/Cargo.toml".into(), text: text.to_owned() };
             dependencies_of_proto(&manifest).len()

@@ -1,11 +1,11 @@
-//! What touches the machine: proto nothing, the agent only where someone waits for it and it has a bound.
+//! I/O rules: proto has none, the agent only where it is awaited and bounded.
 
 use std::collections::BTreeSet;
 
 use crate::source::{Breach, Rule, Source};
 use crate::{AGENT, IMPURE, LIFECYCLES, OWN_THREADS, PROTO, SPAWNS, UNBOUNDED};
 
-/// The places that name one of these paths, each with its reason.
+/// Uses of one of these paths, each with its reason.
 fn forbidden(source: &Source, rules: &[(&str, &str)]) -> Vec<Breach> {
     let mut lines = BTreeSet::new();
     let mut breaches = Vec::new();
@@ -35,7 +35,7 @@ pub(crate) fn queues(source: &Source) -> Vec<Breach> {
     }
 }
 
-/// Every task and thread belongs to the life of the process.
+/// Every task and thread belongs to the process' lifecycle.
 pub(crate) fn spawns(source: &Source) -> Vec<Breach> {
     match source.module(AGENT) {
         Some(own) if !LIFECYCLES.contains(&own.as_str()) => {
@@ -61,8 +61,8 @@ pub(crate) fn stale(sources: &[Source]) -> Vec<String> {
         .collect()
 }
 
-/// A lock that is read in a field of a literal is held to the end of the whole literal, and one that is read
-/// again while someone waits to write it never comes: the thread stands still, and soon all of them do.
+/// A lock guard in a field of a literal is held to the end of the whole literal; reading the lock again while
+/// a writer waits deadlocks: the thread blocks, and soon all others do.
 pub(crate) fn guards_in_literals(source: &Source) -> Vec<Breach> {
     struct Guards<'a>(&'a Source, Vec<Breach>);
     impl Rule for Guards<'_> {
@@ -76,7 +76,7 @@ pub(crate) fn guards_in_literals(source: &Source) -> Vec<Breach> {
             }
         }
     }
-    /// Where an expression borrows; in a closure or a block it is held while that runs, and no longer.
+    /// The line where an expression borrows; in a closure or a block the guard is held only while that runs.
     fn borrowed(expr: &syn::Expr) -> Option<usize> {
         use syn::Expr::*;
         match expr {
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_pure_in_proto_is_told() {
+    fn impurity_of_proto_is_reported() {
         let of = |text| lines_found(&format!("{PROTO}/path.rs"), text, purity_of_proto);
         assert_eq!(of("// HashMap\nuse std::collections::HashMap;"), [2]);
         for impure in [
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn queues_without_a_bound_are_told() {
+    fn unbounded_queues_are_reported() {
         let of = |text| lines_found(&file(), text, queues);
         for bad in [
             "fn x() { tokio::sync::mpsc::unbounded_channel::<u8>(); }",
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn tasks_and_threads_without_an_owner_are_told() {
+    fn tasks_and_threads_without_an_owner_are_reported() {
         let of = |path: &str, text| lines_found(path, text, spawns);
         for bad in [
             "fn x() { tokio::spawn(y); }",
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn locks_that_are_held_through_a_literal_are_told() {
+    fn guards_held_through_a_literal_are_reported() {
         let of = |text| lines_found(&file(), text, guards_in_literals);
         assert_eq!(of("fn x() { Node {\n address: own.borrow().map(|ip| ip.to_string()),\n} }"), [2]);
         assert_eq!(of("fn x() { Node {\n address: *own.borrow(), b,\n} }"), [2]);

@@ -1,4 +1,4 @@
-//! A source file as its syntax, without what is there for tests alone.
+//! A source file as its syntax, without what exists only for tests.
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -83,7 +83,7 @@ impl Source {
         Breach::new(&self.path, line, rule)
     }
 
-    /// The modules that it lies in below the crate's root: `link/tcp.rs` in `[link, tcp]`, `main.rs` in none.
+    /// Its module path below the crate's root: `link/tcp.rs` is in `[link, tcp]`, `main.rs` in none.
     pub(crate) fn modules(&self, root: &str) -> Option<Vec<String>> {
         let below = self.path.strip_prefix(root).ok()?.with_extension("");
         let mut parts: Vec<String> = below.iter().map(|part| part.to_string_lossy().into_owned()).collect();
@@ -103,14 +103,14 @@ impl Source {
         }
     }
 
-    /// Runs a visitor over all that ships, which may be nothing.
+    /// Runs a visitor over all shipped code, which may be none.
     pub(crate) fn visit(&self, visitor: &mut impl Rule) {
         if !self.only_tests {
             Shipped(visitor).visit_file(&self.file);
         }
     }
 
-    /// Every path that the shipped code names, those within macros too; macros with their `!`.
+    /// Every path in shipped code, including those within macros; macros have their `!`.
     pub(crate) fn named(&self) -> &[Named] {
         self.names.get_or_init(|| {
             let mut seen = Names::default();
@@ -121,7 +121,7 @@ impl Source {
     }
 }
 
-/// What a rule looks at. What is only there for tests is never shown to it, what is within macros is.
+/// The syntax that a rule sees: never code for tests, but code within macros.
 #[allow(unused_variables, reason = "most rules look at one thing")]
 pub(crate) trait Rule {
     fn expr(&mut self, expr: &syn::Expr) {}
@@ -231,8 +231,8 @@ impl<'ast, R: Rule> Visit<'ast> for Shipped<'_, R> {
 }
 
 impl<R: Rule> Shipped<'_, R> {
-    /// What a macro is given is code as a rule: expressions with commas between, or statements, or some of both
-    /// in braces (`select!`).
+    /// A macro's input is usually code: expressions separated by commas, or statements, or some of both in
+    /// braces (`select!`).
     fn within(&mut self, tokens: &TokenStream) {
         let list = Punctuated::<syn::Expr, syn::Token![,]>::parse_terminated;
         if let Ok(list) = list.parse2(tokens.clone()) {
@@ -276,7 +276,7 @@ impl<R: Rule> Shipped<'_, R> {
     }
 }
 
-/// The names of a file, before they are put together with its imports.
+/// The names of a file, before they are combined with its imports.
 #[derive(Default)]
 struct Names {
     /// As written, with the number of inline modules around, which `super` counts.
@@ -372,12 +372,12 @@ impl Names {
         }
     }
 
-    /// All names in full; one that may come by a glob, once for each glob too.
+    /// All names in full; one that may come from a glob, once for each glob too.
     fn resolve(&self, module: &[String]) -> Vec<Named> {
         let mut names = BTreeSet::new();
         for (line, path) in &self.found {
             let mut whole = path.clone();
-            // An import may stand on another: `use tokio::sync; use sync::mpsc;`
+            // An import may depend on another: `use tokio::sync; use sync::mpsc;`
             for _ in 0..4 {
                 match whole.first().and_then(|first| self.imports.get(first)) {
                     Some(import) if !whole.starts_with(import) => {
@@ -414,7 +414,7 @@ fn from_root(path: &[String], module: &[String]) -> String {
     whole.join("::")
 }
 
-/// Whether something with these attributes is there for tests alone.
+/// Whether something with these attributes exists only for tests.
 pub(crate) fn for_tests(attributes: &[syn::Attribute]) -> bool {
     attributes.iter().any(|one| match &one.meta {
         syn::Meta::List(list) if list.path.is_ident("cfg") => {
@@ -463,7 +463,7 @@ pub(crate) fn attributes(item: &syn::Item) -> &[syn::Attribute] {
     }
 }
 
-/// The files that modules of `source` are in which only tests have: itself, and the directory of what is in it.
+/// The test-only files of modules of `source`: itself, and the directory with its submodules.
 fn test_modules(source: &Source) -> Vec<PathBuf> {
     let dir = source.path.parent().unwrap_or(Path::new(""));
     let stem = source.path.file_stem().unwrap_or_default();
@@ -520,7 +520,7 @@ fn files(root: &Path, dir: &Path, found: &mut Vec<Text>) -> Result<()> {
         if kind.is_dir() {
             files(root, &path, found)?;
         } else if kind.is_file() && name != "Cargo.lock" && name != "LICENSE" {
-            // What is not text has no lines.
+            // Binary files have no lines.
             if let Ok(text) = String::from_utf8(std::fs::read(root.join(&path))?) {
                 found.push(Text { path, text });
             }
@@ -549,7 +549,7 @@ pub(crate) fn lines_found(path: &str, text: &str, rule: impl Fn(&Source) -> Vec<
 }
 
 #[test]
-fn what_is_there_for_tests_alone_is_not_looked_at_and_all_else_is() {
+fn code_for_tests_is_ignored_and_all_else_is_checked() {
     let named = |text: &str| -> Vec<String> {
         let source = Source::read("agent/src/link/tcp.rs", text).unwrap();
         source.named().iter().map(|one| one.path.clone()).collect()

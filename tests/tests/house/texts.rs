@@ -1,4 +1,4 @@
-//! A text is for people: nothing is decided by its words, and an error is a type.
+//! Texts are for people: nothing branches on their content, and an error is a type.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use syn::spanned::Spanned;
 use crate::source::{Breach, Rule, Source};
 use crate::{AGENT, COMPARED_TEXTS, ONLY_SHOWN, PROTO};
 
-/// Methods that look into a text.
+/// Methods that inspect a text.
 const LOOKS: [&str; 14] = [
     "contains",
     "starts_with",
@@ -25,7 +25,7 @@ const LOOKS: [&str; 14] = [
     "cmp",
 ];
 
-/// Methods and macros that make a text of something, and those that hand one on.
+/// Methods and macros that make a text from a value, and those that forward one.
 const MAKES: [&str; 1] = ["to_string"];
 const HANDS_ON: [&str; 7] =
     ["as_str", "as_ref", "trim", "to_lowercase", "to_ascii_lowercase", "to_uppercase", "clone"];
@@ -34,7 +34,7 @@ fn ships(source: &Source) -> bool {
     source.module(AGENT).or_else(|| source.module(PROTO)).is_some()
 }
 
-/// An act that can fail says why by a type of its own: a text can only be shown, or taken apart.
+/// A failing act reports why by a type of its own: a text can only be shown, or parsed.
 pub(crate) fn errors_are_types(source: &Source) -> Vec<Breach> {
     if !ships(source) {
         return Vec::new();
@@ -74,7 +74,7 @@ pub(crate) fn errors_are_types(source: &Source) -> Vec<Breach> {
     found.1
 }
 
-/// Where a text that was made of a value is looked into or compared.
+/// Where a text made from a value is inspected or compared.
 fn texts_decide(source: &Source) -> Vec<Breach> {
     struct Texts<'a> {
         source: &'a Source,
@@ -105,7 +105,7 @@ fn texts_decide(source: &Source) -> Vec<Breach> {
                 _ => false,
             }
         }
-        fn tell(&mut self, place: impl Spanned) {
+        fn report(&mut self, place: impl Spanned) {
             let line = place.span().start().line;
             let why = "a text is only shown: decide by the type it was made of";
             self.found.push(self.source.breach(line, why));
@@ -136,16 +136,16 @@ fn texts_decide(source: &Source) -> Vec<Breach> {
                 syn::Expr::MethodCall(call)
                     if LOOKS.contains(&call.method.to_string().as_str()) && self.is_made(&call.receiver) =>
                 {
-                    self.tell(&call.method);
+                    self.report(&call.method);
                 }
                 syn::Expr::Binary(binary)
                     if matches!(binary.op, syn::BinOp::Eq(_) | syn::BinOp::Ne(_))
                         && (self.is_made(&binary.left) || self.is_made(&binary.right)) =>
                 {
-                    self.tell(binary.op);
+                    self.report(binary.op);
                 }
-                syn::Expr::Match(matched) if self.is_made(&matched.expr) => self.tell(matched.match_token),
-                syn::Expr::Let(matched) if self.is_made(&matched.expr) => self.tell(matched.let_token),
+                syn::Expr::Match(matched) if self.is_made(&matched.expr) => self.report(matched.match_token),
+                syn::Expr::Let(matched) if self.is_made(&matched.expr) => self.report(matched.let_token),
                 _ => {}
             }
         }
@@ -159,13 +159,13 @@ fn is_literal(expr: &syn::Expr) -> bool {
     matches!(expr, syn::Expr::Lit(_))
 }
 
-/// The same, but for the files that are listed.
+/// The same, without the listed files.
 pub(crate) fn texts_decide_nothing(source: &Source) -> Vec<Breach> {
     let listed = COMPARED_TEXTS.iter().any(|(file, _)| source.path.ends_with(file));
     if ships(source) && !listed { texts_decide(source) } else { Vec::new() }
 }
 
-/// Listed files that keep the rule by now.
+/// Listed files that no longer break the rule.
 pub(crate) fn stale(sources: &[Source]) -> Vec<String> {
     let breaks = |file: &str| {
         sources.iter().any(|source| source.path.ends_with(file) && !texts_decide(source).is_empty())
@@ -174,7 +174,7 @@ pub(crate) fn stale(sources: &[Source]) -> Vec<String> {
     gone.map(|(file, _)| format!("a text in {file}")).collect()
 }
 
-/// The types of texts that are only shown stay without comparison and access: these would undo it.
+/// Display-only types have no comparison and no access: these would undo that.
 pub(crate) fn shown_texts_stay_closed(source: &Source) -> Vec<Breach> {
     const TRAITS: [&str; 8] = ["PartialEq", "Eq", "PartialOrd", "Ord", "Hash", "AsRef", "Deref", "Borrow"];
     let name_of = |ty: &syn::Type| match ty {
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_decides_by_a_text_is_told() {
+    fn branching_on_a_text_is_reported() {
         let of = |text: &str| lines_found(&file(), text, texts_decide_nothing);
         for bad in [
             "if one.reason.to_string() == \"refused\" {}",
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_that_are_texts_are_told() {
+    fn errors_that_are_texts_are_reported() {
         let of = |text| lines_found(&file(), text, errors_are_types);
         assert_eq!(of("fn a() {}\nfn x() -> Result<(), String> {}"), [2]);
         for bad in [
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_can_be_compared_or_lent_is_told() {
+    fn a_comparable_or_lent_text_is_reported() {
         let name = ONLY_SHOWN[0];
         let of = |text: &str| lines_found(&format!("{PROTO}/cause.rs"), text, shown_texts_stay_closed);
         assert_eq!(of(&format!("\nimpl PartialEq for {name} {{}}")), [2]);

@@ -2,8 +2,8 @@
 //! haproxy. A watch through each, as a kubelet's: one long-lived HTTP/2 stream; and puts, each a process and
 //! a connection of its own.
 //!
-//! Each member is cut, killed and hung in turn, so that every watch is on a faulty one at least once for
-//! each kind of fault, wherever it was at first.
+//! Each member is cut, killed and hung in turn, so that every watch is on a faulty one at least once for each
+//! kind of fault, wherever it started.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -30,13 +30,13 @@ const WHO: [(&str, u16); 2] = [("agent", 12379), ("haproxy", 22379)];
 /// Between two puts through a proxy.
 const EVERY: Duration = Duration::from_millis(100);
 
-/// Between two looks at what a watch has printed: how exact its times are.
+/// Between two polls of a watch's output: how exact its times are.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// Time for a watch to begin.
 const BEGUN: Duration = Duration::from_secs(2);
 
-/// After a member is back: for haproxy to see it rise, and for the last puts to come to an end.
+/// After a member is back: for haproxy to see it rise, and for the last puts to finish.
 const SETTLE: Duration = Duration::from_secs(6);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +58,7 @@ struct Put {
 /// When each key was first seen by a watch.
 type Events = BTreeMap<String, Instant>;
 
-/// What a run found out.
+/// Results of a run.
 #[derive(Default)]
 struct Found {
     puts: Mutex<Vec<Put>>,
@@ -85,7 +85,7 @@ pub(crate) fn etcd(arguments: &[String]) -> Result<()> {
             .zip(WHO)
             .map(|(client, (who, _))| Watch::start(worker, who, client))
             .collect::<Result<_>>()?;
-        // A watch says nothing when it has begun; one that begins late would miss the first puts.
+        // A watch prints nothing when it starts; one that starts late would miss the first puts.
         std::thread::sleep(BEGUN);
         let (found, ended, stop) = (Found::default(), AtomicBool::new(false), AtomicBool::new(false));
         let (windows, again) = std::thread::scope(|scope| {
@@ -102,7 +102,7 @@ pub(crate) fn etcd(arguments: &[String]) -> Result<()> {
             let windows = break_members(lab, &agents[MEMBERS], &mut members, after);
             ended.store(true, Ordering::Relaxed);
             let puts: Vec<_> = puts.into_iter().map(|puts| puts.join()).collect();
-            // Whatever was put must have come through by then.
+            // All puts must have arrived by then.
             std::thread::sleep(SETTLE);
             stop.store(true, Ordering::Relaxed);
             let mut again = Vec::new();
@@ -118,7 +118,7 @@ pub(crate) fn etcd(arguments: &[String]) -> Result<()> {
     })
 }
 
-/// Starts a member of the cluster, or starts it again from its data.
+/// Starts a member of the cluster, or restarts it from its data.
 fn start(lab: &Lab, i: usize) -> Result<Proc> {
     let (node, certs) = (lab.node(i), lab.certs());
     let url = |i: usize, scheme: &str, port: u16| format!("{scheme}://{}:{port}", lab.node(i).mesh_ip());
@@ -127,7 +127,7 @@ fn start(lab: &Lab, i: usize) -> Result<Proc> {
     let path = |path: &PathBuf| path.to_string_lossy().into_owned();
     let options: [(&str, &str); 13] = [
         ("name", &node.name),
-        // In memory: what is measured is not the disk of this machine.
+        // In memory: this machine's disk is not measured.
         ("data-dir", "/run/etcd"),
         ("listen-client-urls", &clients),
         ("advertise-client-urls", &clients),
@@ -221,15 +221,15 @@ impl<'a> Watch<'a> {
         Ok(Watch { worker, who, client, process })
     }
 
-    /// From the first revision on, so that one that takes another's place misses nothing.
+    /// From the first revision on, so that a replacement misses nothing.
     fn spawn(worker: &Node, who: &str, client: &[String]) -> Result<Proc> {
         let mut all: Vec<&str> = client.iter().map(String::as_str).collect();
         all.extend(["watch", "--rev=1", "--prefix", "/bench/"]);
         worker.spawn(&format!("watch-{who}"), &all)
     }
 
-    /// Enters each key with the time when its line was there. etcdctl gives up when a member tells it that
-    /// there is no leader; then it is started again, as a reflector would. Returns how often.
+    /// Records each key with the time of its line. etcdctl exits when a member reports no leader; it is then
+    /// restarted, as a reflector would do. Returns how often.
     fn follow(mut self, seen: &Mutex<Events>, stop: &AtomicBool) -> Result<usize> {
         let (mut lines, mut again) = (0, 0);
         while !stop.load(Ordering::Relaxed) {
@@ -246,7 +246,7 @@ impl<'a> Watch<'a> {
                 let why = self.process.tail(2);
                 ensure!(why.contains("no leader"), "a watch has ended: {why}");
                 again += 1;
-                // Its log goes on in the same file.
+                // Its log continues in the same file.
                 self.process = Watch::spawn(self.worker, self.who, self.client)?;
             }
             std::thread::sleep(LOOK);
@@ -255,7 +255,7 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// Puts a new key at every tick, each from a process of its own, until it is told to stop.
+/// Puts a new key at every tick, each from a process of its own, until stopped.
 fn put_all(worker: &Node, who: usize, client: &[String], found: &Found, stop: &AtomicBool) {
     let began = Instant::now();
     std::thread::scope(|scope| {
@@ -281,7 +281,7 @@ struct Window {
     to: Instant,
 }
 
-/// Breaks each member in each way, and mends it before the next.
+/// Breaks each member in each way, and repairs it before the next.
 fn break_members(
     lab: &Lab,
     worker: &Agent<'_>,
@@ -313,7 +313,7 @@ fn break_members(
     Ok(windows)
 }
 
-/// Every key that is there at the end.
+/// All keys at the end.
 fn stored(worker: &Node, client: &[String]) -> Result<BTreeSet<String>> {
     let text = run(worker, client, &["get", "--prefix", "/bench/", "--keys-only"])?;
     Ok(text.lines().filter(|line| line.starts_with("/bench/")).map(str::to_owned).collect())
@@ -341,7 +341,7 @@ fn report(found: &Found, windows: &[Window], stored: &BTreeSet<String>, again: &
     for (key, at) in &watched[1] {
         anyone.entry(key.clone()).and_modify(|first| *first = (*first).min(*at)).or_insert(*at);
     }
-    // Both watches may be on the same faulty member; an acknowledged put shows that the cluster goes on.
+    // Both watches may be on the same faulty member; an acknowledged put shows that the cluster works.
     for put in puts.iter().filter(|put| put.acknowledged) {
         anyone.insert(format!("{} acknowledged", put.key), put.at + put.took);
     }

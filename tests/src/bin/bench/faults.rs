@@ -1,9 +1,9 @@
-//! `faults`: one of three masters fails, and what the clients of our proxy and of haproxy's notice of it.
+//! `faults`: one of three masters fails, and what the clients of our proxy and of haproxy notice.
 //!
-//! On the mesh of WireGuard tunnels, since that is where the users are, and since a bridge would tell the
-//! kernel of a master without power (ARP fails) where a layer 3 network says nothing. Each row has a lab of
-//! its own, so that nothing of the row before is in it; both proxies stand on the same worker, are loaded in
-//! turn from the same thread, and meet the same fault at the same moment.
+//! On a mesh of WireGuard tunnels, since users have that, and since a bridge would reveal a powered-off
+//! master to the kernel (ARP fails) where a layer 3 network does not. Each row has a lab of its own, so that
+//! nothing of the previous row remains; both proxies run on the same worker, are loaded in turn from the same
+//! thread, and meet the same fault at the same moment.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -17,12 +17,12 @@ use tests::peers::{CHECKED, HTTPCHK, Haproxy, local, require};
 
 use super::option;
 
-/// Who is measured, in this order.
+/// The proxies, in order.
 const WHO: [&str; 2] = ["agent", "haproxy"];
 
 const HAPROXY: u16 = 26443;
 
-/// Time before the fault, to know what is usual.
+/// Time before the fault, as the baseline.
 const BEFORE: Duration = Duration::from_secs(3);
 
 /// New connections a second, and held ones, of each proxy.
@@ -103,7 +103,7 @@ fn row(fault: Fault, after: Duration) -> Result<Vec<Noticed>> {
                     found = noticed;
                     return Ok(());
                 }
-                // It was not made: where connections went was chance.
+                // No fault was injected: the connections were distributed by chance.
                 Err(error) if format!("{error:#}").contains("no master has held") => {}
                 Err(error) => return Err(error),
             }

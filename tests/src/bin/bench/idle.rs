@@ -1,4 +1,4 @@
-//! `idle`, `vip-idle` and `gossip`: what an agent costs that has nothing to do.
+//! `idle`, `vip-idle` and `gossip`: the cost of idle agents.
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use tests::wait::eventually;
 use super::masters;
 use super::usage::{cpu_seconds, memory};
 
-/// Time that rates are measured over.
+/// Duration of a rate measurement.
 const SPAN: Duration = Duration::from_secs(60);
 
 /// As many as a large installation has.
 const VIPS: usize = 4;
 
-/// Memory and CPU of agents that have nothing to do but to watch.
+/// Memory and CPU of idle agents.
 pub(crate) fn idle() -> Result<()> {
     with_agents(Lab::wireguard(5), |lab, agents| {
         let _masters = masters(lab)?;
@@ -46,7 +46,7 @@ pub(crate) fn vips() -> Result<()> {
 }
 
 fn costs(title: &str, agents: &mut [Agent<'_>]) -> Result<()> {
-    // What a start costs is not what idling costs.
+    // A start costs more than idling.
     std::thread::sleep(Duration::from_secs(15));
     let mut pids = Vec::new();
     for agent in agents.iter_mut() {
@@ -64,8 +64,8 @@ fn costs(title: &str, agents: &mut [Agent<'_>]) -> Result<()> {
     Ok(())
 }
 
-/// What a node's link sends, by the size of the cluster: at rest, and while one node's record changes once a
-/// second.
+/// Traffic of a node's transport by the size of the cluster: at rest, and while one node's record changes
+/// once per second.
 pub(crate) fn gossip() -> Result<()> {
     println!("bytes a second sent by each node (UDP payload with seal), over {} s:", SPAN.as_secs());
     for size in [3, 10, 30] {
@@ -111,7 +111,7 @@ const FLIPPING: &str = "[[service]]\nname = \"flipping\"\nlisten = []\nport = 70
     [service.check]\nkind = \"tcp\"\ninterval = \"250ms\"\nrise = 1\nfall = 1\n";
 const FLIPPING_PORT: u16 = 7002;
 
-/// Prints what each node sends a second while something happens for the time of a measurement.
+/// Prints the traffic of each node per second while `happens` runs for the duration of a measurement.
 fn rates(what: &str, agents: &[Agent<'_>], happens: impl FnOnce() -> Result<()>) -> Result<()> {
     let before = agents.iter().map(sent).collect::<Result<Vec<u64>>>()?;
     happens()?;
@@ -124,7 +124,7 @@ fn rates(what: &str, agents: &[Agent<'_>], happens: impl FnOnce() -> Result<()>)
     Ok(())
 }
 
-/// Bytes that a node's link has sent since its start.
+/// Bytes that a node's transport has sent since its start.
 pub(crate) fn sent(agent: &Agent<'_>) -> Result<u64> {
     counted(agent, "sent_bytes")
 }

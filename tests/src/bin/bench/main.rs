@@ -1,7 +1,7 @@
-//! Measures what is promised in numbers: `cargo run --release -p tests --bin bench -- NAME`, as root, with
-//! AGENT_BIN naming a release build (`deploy/build` prints its path).
+//! Measures the promised numbers: `cargo run --release -p tests --bin bench -- NAME`, as root, with AGENT_BIN
+//! naming a release build (`deploy/build` prints its path).
 //!
-//! Never part of a test: machines differ, and a timed test only says how busy one was.
+//! Never part of a test: machines differ, and a timed test only shows how busy one was.
 
 mod etcd;
 mod faults;
@@ -76,7 +76,7 @@ fn masters(lab: &Lab) -> Result<Vec<Master>> {
     (0..3).map(|i| lab.nginx_master(i)).collect()
 }
 
-/// Takes `--name NUMBER` out of the arguments.
+/// Removes `--name NUMBER` from the arguments.
 fn option(arguments: &mut Vec<String>, name: &str, default: u64) -> Result<u64> {
     let Some(at) = arguments.iter().position(|one| one == name) else { return Ok(default) };
     let value = arguments.get(at + 1).and_then(|value| value.parse().ok());

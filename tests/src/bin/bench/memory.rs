@@ -1,8 +1,8 @@
-//! `memory`: what the agent's cgroup is charged with many held connections and slow readers of much, for the
-//! MemoryMax of the unit. Cgroups charge the buffers of sockets too, which is nearly all of it.
+//! `memory`: what the agent's cgroup is charged for many held connections and slow readers of large data, for
+//! the MemoryMax of the unit. Cgroups charge socket buffers too, which are nearly all of it.
 //!
-//! In a cgroup of version 2 memory.peak has all of it. In one of version 1 the buffers of TCP are counted
-//! apart, so the sum of both peaks is shown: no less than what version 2 would show.
+//! In a cgroup of version 2 memory.peak has all of it. Version 1 counts TCP buffers separately, so the sum of
+//! both peaks is shown: no less than version 2 would show.
 
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
@@ -20,11 +20,11 @@ use super::proxy::most_held;
 use super::traffic;
 use super::usage::memory as resident;
 
-/// Where the server is, and the proxy.
+/// Ports of the server and of the proxy.
 const SERVER: u16 = 7001;
 const PROXY: u16 = 17001;
 
-/// What a slow reader reads at once, and how often: 40 kB/s.
+/// Bytes per read of a slow reader, and its interval: 40 kB/s.
 const SIP: usize = 4096;
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -101,7 +101,7 @@ fn start(lab: &Lab, node: &Node, agent: &mut Agent<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Each reader takes a little, where there is something.
+/// Each reader reads a little, if there is something.
 fn sip(readers: &mut [TcpStream]) -> Result<u64> {
     let (mut sum, mut buffer) = (0, [0; SIP]);
     for reader in readers {
@@ -123,7 +123,7 @@ struct Group {
 }
 
 impl Group {
-    /// Puts a process that runs into one. What it has by now stays charged elsewhere.
+    /// Moves a running process into one. Its earlier memory stays charged elsewhere.
     fn around(pid: u32, limit_mb: u64) -> Result<Group> {
         let controllers = std::fs::read_to_string(Path::new(ROOT).join("cgroup.controllers"));
         let old = !controllers.unwrap_or_default().split_whitespace().any(|one| one == "memory");
@@ -132,7 +132,7 @@ impl Group {
         std::fs::create_dir(&dir).with_context(|| format!("make {}", dir.display()))?;
         let group = Group { dir, old };
         if old {
-            // TCP is counted only where it has a limit.
+            // TCP is counted only with a limit.
             let bytes = if limit_mb == 0 { 1 << 50 } else { limit_mb * 1_000_000 };
             group.write("memory.kmem.tcp.limit_in_bytes", bytes)?;
             group.write("memory.limit_in_bytes", bytes)?;
@@ -152,7 +152,7 @@ impl Group {
         Ok(text.trim().parse()?)
     }
 
-    /// What is charged now, and was at most.
+    /// The current charge, and the peak.
     fn charged(&self) -> Result<(u64, u64)> {
         if !self.old {
             return Ok((self.read("memory.current")?, self.read("memory.peak")?));
@@ -163,7 +163,7 @@ impl Group {
         Ok((now?, peak?))
     }
 
-    /// How often it met its limit, in words.
+    /// How often it hit its limit, as text.
     fn events(&self) -> Result<String> {
         if self.old {
             let (user, tcp) = (self.read("memory.failcnt")?, self.read("memory.kmem.tcp.failcnt")?);

@@ -1,7 +1,7 @@
-//! `proxy`: the data path of ours beside haproxy's and nginx', plain TCP over loopback.
+//! `proxy`: our data path compared with haproxy's and nginx', plain TCP over loopback.
 //!
-//! All stand in the network of one node, carry to the same server, and are measured in turn, one at a time;
-//! those that are not measured have nothing to do. The order turns with each round.
+//! All run in the network of one node, forward to the same server, and are measured in turn, one at a time;
+//! the others are idle meanwhile. The order rotates with each round.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -18,32 +18,32 @@ use super::option;
 use super::traffic::{self, Kept};
 use super::usage::{cpu_seconds, memory};
 
-/// Where the server is, and the first port of the proxies.
+/// Port of the server, and the first port of the proxies.
 const SERVER: u16 = 7001;
 const PROXIES: u16 = 17001;
 
 /// Threads that open short connections: enough to keep two cores busy.
 const CLIENTS: usize = 4;
 
-/// Connections of the last measurement, where the limit of descriptors allows it.
+/// Connections of the last measurement, if the limit of descriptors allows it.
 const HELD: u64 = 10_000;
 
-/// Descriptors that a process needs besides two for each connection that it carries.
+/// Descriptors that a process needs in addition to two for each connection.
 const SPARE: u64 = 400;
 
-/// After the last of the held connections, for buffers to be given back.
+/// After closing the held connections, until buffers are released.
 const SETTLE: Duration = Duration::from_secs(3);
 
-/// One that carries; without a process it is the server itself.
+/// A proxy; without a process it is the server itself.
 struct Carrier {
     name: &'static str,
     address: SocketAddr,
     pid: Option<u32>,
-    /// Held, so that it runs.
+    /// Keeps it running.
     _process: Option<Proc>,
 }
 
-/// What is measured in every round.
+/// Measurements of every round.
 const ROWS: [&str; 10] = [
     "bulk, 1 connection, Gbit/s",
     "  CPU s/GB",
@@ -70,7 +70,7 @@ pub(crate) fn proxy(arguments: &[String]) -> Result<()> {
     with_agents(Lab::bridge(1), |lab, agents| {
         let agent = agents.first_mut().context("no agent")?;
         let node = lab.node(0);
-        // Ten thousand connections a second leave many ports behind.
+        // Ten thousand connections per second leave many ports in TIME_WAIT.
         node.exec(&["sysctl", "-qw", "net.ipv4.ip_local_port_range=20000 65000"])?.ok()?;
         let server = SocketAddr::new(node.mesh_ip(), SERVER);
         let kept = node.inside(|| traffic::serve(server))?;
@@ -170,7 +170,7 @@ fn one_round(carriers: &[Carrier], round: usize, span: Duration, samples: &mut S
 }
 
 impl Carrier {
-    /// Runs a measurement, and returns with it the CPU time that its process spent.
+    /// Runs a measurement, and returns its result with the CPU time of the process.
     fn costs<T>(&self, act: impl FnOnce(SocketAddr) -> Result<T>) -> Result<(T, f64)> {
         let cpu = || self.pid.map_or(Ok(f64::NAN), cpu_seconds);
         let before = cpu()?;
@@ -179,7 +179,7 @@ impl Carrier {
     }
 }
 
-/// Latency is what a carrier adds to the direct way of the same round.
+/// A proxy's latency is what it adds to the direct connection of the same round.
 fn over_direct(samples: &mut Samples) {
     for row in [6, 8] {
         let Some(direct) = samples[row].last().cloned() else { continue };
@@ -225,8 +225,8 @@ fn line(name: &str, values: &[f64], more_is_better: bool) -> String {
     line
 }
 
-/// How many connections can be held here: each process that takes part needs two descriptors for each, and
-/// only root of the whole machine may raise the hard limit.
+/// Most connections that can be held here: each process involved needs two descriptors for each, and only the
+/// machine's real root may raise the hard limit.
 pub(crate) fn most_held() -> Result<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let wanted = HELD * 2 + SPARE;
@@ -240,8 +240,8 @@ pub(crate) fn most_held() -> Result<u64> {
     Ok(hard.saturating_sub(SPARE) / 2)
 }
 
-/// What each idle connection costs in resident memory: once for each carrier, since a process that has had
-/// as many before has the memory still.
+/// Resident memory per idle connection: once for each proxy, since a process keeps memory from earlier
+/// connections.
 fn memory_held(carriers: &[Carrier], kept: &Kept, count: u64) -> Result<()> {
     let mut values = Vec::new();
     for carrier in &carriers[..carriers.len() - 1] {

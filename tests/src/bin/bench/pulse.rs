@@ -1,8 +1,8 @@
-//! `pulse`: what pulses cost a master, and how soon its silence is noticed, by the size of the cluster.
+//! `pulse`: the cost of pulses for a master, and how soon its silence is noticed, by the size of the cluster.
 //!
-//! One real agent beside a real listener is the master; all other members are a few lines here that hold
-//! keys of the cluster, seal as the link does and answer its challenges. They gossip nothing, so the cost is
-//! that of pulses alone. Detection is simulated with the code that decides it, and measured with ten agents.
+//! One real agent next to a real listener is the master; all other members are simulated here with keys of
+//! the cluster, seal like the transport and answer its challenges. They send no gossip, so the cost is that
+//! of pulses alone. Detection is simulated with the real decision code, and measured with ten agents.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{SocketAddr, UdpSocket};
@@ -30,7 +30,7 @@ const SIZES: [usize; 4] = [10, 100, 1_000, 5_000];
 /// Seeds of each simulated number.
 const SEEDS: u64 = 200;
 
-/// The one gossip key, and what the real node's identity is made of.
+/// The gossip key, and the seed of the real node's identity.
 const SECRET: [u8; 32] = [7; 32];
 const SEED: [u8; 32] = [9; 32];
 
@@ -84,7 +84,7 @@ impl Cost {
             let pid = agent.process()?.pid();
             let mut senders = Senders::new(lab.node(1), lab.node(0), &members)?;
             senders.prove_all()?;
-            // Until it has checked its listener and said so, an answer carries less.
+            // Until it has checked and published its service, an answer carries less.
             std::thread::sleep(Duration::from_secs(2));
             let began = run_seconds(pid)?;
             std::thread::sleep(span);
@@ -126,7 +126,7 @@ fn seed(i: usize) -> [u8; 32] {
     if i == 0 { SEED } else { seed }
 }
 
-/// The members: the real node first, then those that are made up.
+/// The members: the real node first, then the simulated ones.
 fn members(size: usize) -> Result<Vec<Admitted>> {
     let keys: Vec<PublicKey> = (0..size).map(|i| public_key(&seed(i))).collect::<Result<_>>()?;
     let by = keys.first().context("no members")?.id();
@@ -135,7 +135,7 @@ fn members(size: usize) -> Result<Vec<Admitted>> {
     Ok(keys.into_iter().enumerate().map(admitted).collect())
 }
 
-/// The state directory of a member that has been there for long.
+/// The state directory of a long-standing member.
 fn write_state(dir: &Path, node: &Node, members: &[Admitted]) -> Result<()> {
     let key = KeyId::of_key(&SECRET);
     let first = members.first().context("no members")?;
@@ -173,7 +173,7 @@ struct Senders {
     to: SocketAddr,
     master: PublicKey,
     nodes: Vec<Speaker>,
-    /// Whose pulses have no answer yet, oldest first: a datagram does not say to whom it goes.
+    /// Members whose pulses have no answer yet, oldest first: a datagram does not name its receiver.
     waiting: VecDeque<usize>,
     interval: Duration,
     number: u64,
@@ -214,8 +214,8 @@ impl Senders {
         Ok(())
     }
 
-    /// Each sender pulses until it is challenged, and repeats the number. One after the other, since a
-    /// challenge does not say to whom.
+    /// Each sender pulses until it is challenged, and echoes the number. One after the other, since a
+    /// challenge does not name its receiver.
     fn prove_all(&mut self) -> Result<()> {
         self.socket.set_read_timeout(Some(Duration::from_millis(50)))?;
         let mut buffer = [0; MAX_DATAGRAM];
@@ -269,8 +269,8 @@ impl Senders {
         Ok(())
     }
 
-    /// Whether this is the answer to one of the pulses that wait. Answers come in the order of pulses; those
-    /// before it were lost.
+    /// Whether this answers one of the waiting pulses. Answers come in the order of pulses; earlier ones were
+    /// lost.
     fn answered(&mut self, datagram: &[u8]) -> Result<bool> {
         for at in 0..self.waiting.len().min(16) {
             let Some(plain) = self.nodes[self.waiting[at]].open(&self.master, datagram)? else { continue };
@@ -281,12 +281,12 @@ impl Senders {
     }
 }
 
-/// A row of what the code that decides would decide.
+/// A row of simulated detection.
 fn simulated(size: usize) -> String {
     let interval = proto::pulse::interval(size);
     let took = |loss: u64| -> Vec<u64> {
         let one = |seed: u64| {
-            // Not always at the same moment between two pulses.
+            // At varying moments between two pulses.
             let cut = 20_000 + seed * 37 % 1_000;
             let down = simulation::run(seed, interval, loss, 40_000, cut).downs;
             down.into_iter().find(|ms| *ms >= cut).map_or(u64::MAX, |ms| ms - cut)
@@ -314,8 +314,7 @@ fn simulated(size: usize) -> String {
     )
 }
 
-/// Ten agents, three of them masters: what they send and take, and when each says that a master whose power
-/// was cut is down.
+/// Ten agents, three of them masters: their traffic, and when each reports a master down after a power cut.
 fn live(cuts: u64) -> Result<()> {
     const SPAN: Duration = Duration::from_secs(30);
     with_agents(Lab::bridge(10), |lab, agents| {
@@ -361,7 +360,7 @@ fn live(cuts: u64) -> Result<()> {
     })
 }
 
-/// One power cut: after how many milliseconds each other agent said down.
+/// One power cut: after how many milliseconds each other agent reported down.
 fn cut(lab: &Lab, agents: &[Agent<'_>]) -> Result<Vec<u64>> {
     const VICTIM: usize = 2;
     let others: Vec<&Agent<'_>> =

@@ -10,7 +10,7 @@ use tests::mesh::{Agent, GOSSIP, LISTENER, form, with_agents};
 
 use super::masters;
 
-/// Runs of what is timed.
+/// Timed runs.
 const RUNS: usize = 10;
 
 /// Minimum, median and maximum, in milliseconds.
@@ -22,8 +22,8 @@ fn spread(mut times: Vec<Duration>) -> Result<String> {
     Ok(format!("min {:.0}  median {:.0}  max {:.0} ms", ms(first), ms(middle), ms(last)))
 }
 
-/// Waits until a master answers through this node's proxy. Plain HTTP to its TLS port: it says that this is
-/// wrong, and that is an answer all the same.
+/// Waits until a master answers through this node's proxy. Plain HTTP to its TLS port: the error response is
+/// an answer too.
 fn until_served(agent: &Agent<'_>, began: Instant) -> Result<Duration> {
     agent.node().inside(|| {
         loop {

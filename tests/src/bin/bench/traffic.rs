@@ -1,5 +1,5 @@
-//! The two ends of what a proxy carries: a server with a thread for each connection, and clients that
-//! measure. The first byte of a connection says what it is for.
+//! The two ends of proxied connections: a server with a thread for each connection, and clients that measure.
+//! The first byte of a connection selects its purpose.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use socket2::SockRef;
 
-/// The server sends until the client leaves.
+/// The server sends until the client disconnects.
 const SOURCE: u8 = b'S';
 /// The same, and the server's own buffer is small.
 const SLOW: u8 = b'L';
-/// The server sends back what comes, [`SMALL`] bytes at a time.
+/// The server echoes, [`SMALL`] bytes at a time.
 const ECHO: u8 = b'E';
 /// The server answers once and closes.
 const SHORT: u8 = b'X';
@@ -24,13 +24,13 @@ const HELD: u8 = b'H';
 /// A small message.
 const SMALL: usize = 100;
 
-/// What bulk is read and written by.
+/// Unit of bulk reads and writes.
 const CHUNK: usize = 256 * 1024;
 
-/// The buffer of an end that shall cost little.
+/// The buffer of an end that should cost little.
 const SMALL_BUFFER: usize = 64 * 1024;
 
-/// Longest that anything small may take: what hangs must not look like what is slow.
+/// Longest duration of anything small: a hang must not look slow.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Connections that the server keeps without a thread.
@@ -141,7 +141,7 @@ pub(crate) fn short(address: SocketAddr, threads: usize, span: Duration) -> Resu
     })
 }
 
-/// Sends small messages to and fro on one connection; returns each round trip, sorted.
+/// Sends small messages back and forth on one connection; returns each round trip, sorted.
 pub(crate) fn ping_pong(address: SocketAddr, span: Duration) -> Result<Vec<Duration>> {
     let mut stream = open(address, ECHO)?;
     let (mut small, mut times) = ([2; SMALL], Vec::new());
@@ -171,12 +171,12 @@ pub(crate) fn hold(address: SocketAddr, count: u64) -> Result<Vec<TcpStream>> {
     Ok(held)
 }
 
-/// Opens `count` connections whose other side sends as much as it can; nothing of it is read yet, and a read
-/// does not wait.
+/// Opens `count` connections whose other side sends as much as it can; nothing is read yet, and a read does
+/// not wait.
 pub(crate) fn sources(address: SocketAddr, count: u64) -> Result<Vec<TcpStream>> {
     let one = |_| {
         let stream = open(address, SLOW)?;
-        // The buffers of the two ends are not what is measured, and one machine has all three.
+        // The buffers of the two ends are not measured, and one machine has all three.
         SockRef::from(&stream).set_recv_buffer_size(SMALL_BUFFER)?;
         stream.set_nonblocking(true)?;
         Ok(stream)
@@ -184,7 +184,7 @@ pub(crate) fn sources(address: SocketAddr, count: u64) -> Result<Vec<TcpStream>>
     (0..count).map(one).collect()
 }
 
-/// How many of these the other side has ended.
+/// How many of these the other side has closed.
 pub(crate) fn ended(held: &[TcpStream]) -> usize {
     let gone = |mut stream: &TcpStream| {
         let _ = stream.set_nonblocking(true);

@@ -1,11 +1,11 @@
-//! What a process costs, as the kernel counts it.
+//! Resource usage of a process, by the kernel's counters.
 
 use anyhow::{Context, Result};
 
 /// Clock ticks a second in /proc/PID/stat (USER_HZ, the same on every Linux).
 const TICKS: f64 = 100.0;
 
-/// Seconds that a process group has spent: nginx has its workers in it.
+/// CPU seconds of a process group: nginx has its workers in it.
 pub(crate) fn cpu_seconds(group: u32) -> Result<f64> {
     let mut ticks = 0.0;
     for pid in members(group)? {
@@ -17,19 +17,19 @@ pub(crate) fn cpu_seconds(group: u32) -> Result<f64> {
     Ok(ticks / TICKS)
 }
 
-/// Seconds that a process' threads have run, to the nanosecond: ticks miss what wakes up for microseconds.
-/// Threads that have ended are not in it.
+/// Run time of a process' threads in seconds, exact to the nanosecond: ticks miss wake-ups of microseconds.
+/// Ended threads are not included.
 pub(crate) fn run_seconds(pid: u32) -> Result<f64> {
     let mut nanoseconds = 0.0;
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        // One that ends between the two is none of those that matter.
+        // A thread that ends in between does not matter.
         let Ok(text) = std::fs::read_to_string(task?.path().join("schedstat")) else { continue };
         nanoseconds += text.split_whitespace().next().context("an empty schedstat")?.parse::<f64>()?;
     }
     Ok(nanoseconds / 1e9)
 }
 
-/// What stands behind the name in /proc/PID/stat.
+/// The fields after the name in /proc/PID/stat.
 fn stat(pid: u32) -> Result<Vec<String>> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let after = stat.rsplit_once(')').context("no name in stat")?.1;

@@ -1,8 +1,8 @@
-//! `vip`: the owner of an address fails in every way, and what a client notices of it: ours beside keepalived
-//! as its users configure it.
+//! `vip`: the owner of an address fails in every way, and what a client notices: ours compared with
+//! keepalived as its users configure it.
 //!
-//! Each contender has labs of its own, all at the same time: they mostly wait. A run that fails is told, and
-//! the next begins in a fresh lab, so that nothing of it is left.
+//! Each contender has labs of its own, all at the same time: they mostly wait. A failed run is reported, and
+//! the next starts in a fresh lab, so that nothing of it is left.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,10 +16,10 @@ use tests::vip::{Agents, Contender, Keepalived, NODES, Outcome, Row, Scenario, S
 
 use super::{masters, option};
 
-/// Runs that fail before a contender is given up.
+/// Failed runs before a contender is dropped.
 const FAILURES: usize = 5;
 
-/// Who keeps the address.
+/// The contenders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Who {
     Agent,
@@ -39,7 +39,7 @@ impl Who {
     }
 }
 
-/// What one contender has still to do, and what came of the rest.
+/// Remaining work of one contender, and its results.
 struct Work {
     who: Who,
     todo: VecDeque<Scenario>,
@@ -62,7 +62,7 @@ pub(crate) fn vip(arguments: &[String]) -> Result<()> {
     let works: Vec<Mutex<Work>> = who
         .iter()
         .map(|who| {
-            // One of each in turn, so that a machine that is busy for a while is so for all.
+            // One of each in turn, so that a temporarily busy machine affects all.
             let todo = (0..runs).flat_map(|_| scenarios.clone()).collect();
             Mutex::new(Work { who: *who, todo, found: Vec::new(), failures: Vec::new() })
         })
@@ -70,7 +70,7 @@ pub(crate) fn vip(arguments: &[String]) -> Result<()> {
     std::thread::scope(|scope| {
         for work in &works {
             for _ in 0..labs.max(1) {
-                scope.spawn(|| labour(work));
+                scope.spawn(|| work_off(work));
             }
         }
     });
@@ -80,7 +80,7 @@ pub(crate) fn vip(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Scenarios and contenders by their words; all, where none is named.
+/// Scenarios and contenders by name; all without names.
 fn chosen(arguments: &[String]) -> Result<(Vec<Scenario>, Vec<Who>)> {
     let (mut scenarios, mut who) = (Vec::new(), Vec::new());
     for word in arguments.iter().filter(|word| *word != "--only") {
@@ -102,7 +102,7 @@ fn chosen(arguments: &[String]) -> Result<(Vec<Scenario>, Vec<Who>)> {
     Ok((scenarios, who))
 }
 
-fn labour(work: &Mutex<Work>) {
+fn work_off(work: &Mutex<Work>) {
     while let Err(error) = in_lab(work) {
         let mut work = held(work);
         eprintln!("{}: {error:#}", work.who.word());
@@ -118,7 +118,7 @@ fn held(work: &Mutex<Work>) -> MutexGuard<'_, Work> {
     work.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Sets a stage, and does on it what there is to do, until there is nothing more or something fails.
+/// Sets up a stage, and runs the remaining work on it until it is done or something fails.
 fn in_lab(work: &Mutex<Work>) -> Result<()> {
     let who = held(work).who;
     match who {
@@ -166,7 +166,7 @@ fn brief(one: &Outcome) -> String {
     )
 }
 
-/// Minimum, median and maximum; what never came is the largest, and told as such.
+/// Minimum, median and maximum; a missing value is the largest, and marked.
 fn spread(mut all: Vec<Option<u128>>) -> String {
     // None is the smallest for Ord, and has to be the largest here.
     all.sort_unstable_by_key(|one| (one.is_none(), *one));

@@ -1,8 +1,8 @@
-//! `web`: what the page and the metrics cost, in memory and in the proxy's latency, and how soon each endpoint
-//! answers while a hundred ask at once.
+//! `web`: the cost of the page and the metrics, in memory and in the proxy's latency, and how soon each
+//! endpoint responds under a hundred concurrent clients.
 //!
-//! Four nodes on a segment, three of them masters; all is measured on the worker, whose proxy also carries to
-//! a server of this process. Once without `[web]`, once with it.
+//! Four nodes on a segment, three of them masters; everything is measured on the worker, whose proxy also
+//! forwards to a server of this process. Once without `[web]`, once with it.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -18,24 +18,24 @@ use super::traffic;
 use super::usage::{cpu_seconds, memory};
 use super::{masters, option};
 
-/// Where the server is, and where the agent's proxy carries to it.
+/// Port of the server, and of the agent's proxy for it.
 const SERVER: u16 = 7001;
 const CARRIER: u16 = 17001;
 
 const PAGE: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 1936);
 
-/// Who asks at once, and who asks and does not read.
+/// Concurrent clients, and clients that never read.
 const SCRAPERS: usize = 100;
 const DEAF: usize = 5;
 
-/// What is asked for.
+/// Requested paths.
 const PATHS: [&str; 7] =
     ["/", "/metrics", "/stats;csv", "/api/v1/status", "/api/v1/events?list", "/healthz", "/readyz"];
 
-/// After a start, and after a crowd has left.
+/// After a start, and after the clients have left.
 const SETTLE: Duration = Duration::from_secs(12);
 
-/// How one moment was.
+/// One measurement.
 struct Row {
     what: &'static str,
     resident: u64,
@@ -82,7 +82,7 @@ pub(crate) fn web(arguments: &[String]) -> Result<()> {
     })
 }
 
-/// Sets the stage with these lines in the worker's configuration, and measures on it.
+/// Sets up the stage with these lines in the worker's configuration, and measures on it.
 fn measured(lines: &str, act: impl FnOnce(&Node, u32) -> Result<()>) -> Result<()> {
     with_agents(Lab::bridge(4), |lab, agents| {
         let _masters = masters(lab)?;
@@ -142,10 +142,10 @@ fn print(row: &Row) {
     );
 }
 
-/// How long answers took, and how large one was.
+/// Durations of responses, and the size of one.
 type Answers = (Vec<Duration>, usize);
 
-/// Does something while a crowd asks for these.
+/// Runs `act` while clients request these paths.
 fn crowd<T: Send>(
     node: &Node,
     paths: &[&str],
@@ -154,7 +154,7 @@ fn crowd<T: Send>(
     act: impl FnOnce() -> Result<T> + Send,
 ) -> Result<(Answers, T)> {
     let until = Instant::now() + span;
-    let _deaf = (0..DEAF).map(|_| node.inside(deaf)).collect::<Result<Vec<TcpStream>>>()?;
+    let _deaf = (0..DEAF).map(|_| node.inside(stalled)).collect::<Result<Vec<TcpStream>>>()?;
     std::thread::scope(|scope| {
         let crowd: Vec<_> = (0..SCRAPERS)
             .map(|i| scope.spawn(move || node.inside(|| scrape(paths[i % paths.len()], until, pause))))
@@ -171,8 +171,8 @@ fn crowd<T: Send>(
     })
 }
 
-/// One that asks for the page again and again, and reads nothing.
-fn deaf() -> Result<TcpStream> {
+/// A client that requests the page repeatedly, and reads nothing.
+fn stalled() -> Result<TcpStream> {
     let mut stream = TcpStream::connect(PAGE)?;
     stream.set_write_timeout(Some(Duration::from_millis(100)))?;
     for _ in 0..200 {
@@ -183,7 +183,7 @@ fn deaf() -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// One that asks on one connection until it is time.
+/// A client that sends requests on one connection until then.
 fn scrape(path: &str, until: Instant, pause: Duration) -> Result<Answers> {
     let mut stream = TcpStream::connect(PAGE)?;
     stream.set_nodelay(true)?;
@@ -211,7 +211,7 @@ fn scrape(path: &str, until: Instant, pause: Duration) -> Result<Answers> {
     Ok((times, size))
 }
 
-/// Bytes of the whole answer, once its head is there.
+/// Length of the whole response, once its head is there.
 fn length(answer: &[u8]) -> Option<usize> {
     let end = answer.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
     let head = String::from_utf8_lossy(&answer[..end]);
