@@ -424,7 +424,7 @@ fn where_others_are_is_theirs_to_prove() -> Result<()> {
         }
         // What is said to n2 goes on to n2: a change by TLS, its record, its pulses.
         cluster.a_change_spreads()?;
-        news_spreads(cluster, 2)?;
+        record_spreads(cluster, 2)?;
         trap.is_empty()?;
         Ok(Sent { bytes: sent, ..Sent::default() })
     })
