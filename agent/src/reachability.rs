@@ -345,7 +345,7 @@ mod tests {
         assert_eq!(
             held(Cause::PortClosed),
             (BackendState::Down, HeldAction::Drain),
-            "it may be stopping in peace"
+            "it may be shutting down gracefully"
         );
         assert_eq!(held(Cause::TimedOut), (BackendState::Down, HeldAction::Reset));
         let later = Cause::from_wire(60_000, 0);

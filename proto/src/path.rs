@@ -153,7 +153,7 @@ impl BackendPath {
     /// Applies one piece of evidence; true when the verdict or its cause changed.
     pub fn observe(&mut self, now: Moment, wall: UnixMs, evidence: Evidence) -> bool {
         match evidence {
-            Evidence::Liveness(liveness) => self.peer_liveness(liveness),
+            Evidence::Liveness(liveness) => self.set_liveness(liveness),
             Evidence::Connected { took } => {
                 self.unanswered = 0;
                 self.refused = 0;
@@ -173,7 +173,7 @@ impl BackendPath {
         self.evaluate(now, wall, evidence)
     }
 
-    fn peer_liveness(&mut self, liveness: Liveness) {
+    fn set_liveness(&mut self, liveness: Liveness) {
         let alive = |liveness| matches!(liveness, Liveness::Alive | Liveness::Unknown);
         match (alive(self.liveness), alive(liveness)) {
             // It has just fallen silent: earlier connects say nothing about now.

@@ -178,14 +178,14 @@ impl Prober {
             IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
         };
         let asks = Asks { socket, voice, address, base };
-        let ears = Ears { tap, own, address, base };
+        let receiver = Receiver { tap, own, address, base };
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.to_owned()).spawn(run).context("a thread")
         };
         let (all, end) = (Arc::clone(&seen), Arc::clone(&over));
         let first = spawn("asks", Box::new(move || asks.run(&all, &end)))?;
         let (all, end) = (Arc::clone(&seen), Arc::clone(&over));
-        let second = spawn("hears", Box::new(move || ears.run(&all, &end)))?;
+        let second = spawn("receives", Box::new(move || receiver.run(&all, &end)))?;
         Ok(Prober { seen, over, threads: vec![first, second] })
     }
 
@@ -284,14 +284,14 @@ impl Asks {
     }
 }
 
-struct Ears {
+struct Receiver {
     tap: Tap,
     own: Mac,
     address: IpAddr,
     base: Ipv4Addr,
 }
 
-impl Ears {
+impl Receiver {
     fn run(self, seen: &Mutex<Seen>, over: &AtomicBool) {
         raise_priority();
         let mut buffer = [0; 2048];
