@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ring::digest::{SHA256, digest};
+use tests::hostile::identity::read_state;
 use tests::lab::{Lab, Master};
 use tests::mesh::{Agent, GOSSIP, SOON, all_up, binary, invite_in, with_agents};
 use tests::vip::{ADDRESS, vip};
@@ -65,8 +66,9 @@ struct Mix<'m, 'lab> {
 
 type Act = fn(&mut Mix<'_, '_>) -> Result<()>;
 
-const ACTS: [(&str, Act); 10] = [
+const ACTS: [(&str, Act); 11] = [
     ("join", |mix| mix.join()),
+    ("rewrite", |mix| mix.rewrite()),
     ("failover", |mix| mix.failover()),
     ("virtual IP", |mix| mix.virtual_ip()),
     ("settings", |mix| mix.settings()),
@@ -253,13 +255,34 @@ impl<'lab> Mix<'_, 'lab> {
             ensure!(asked("agent/1", "Unsupported"), "{} asked no member of today's", agent.name());
             ensure!(asked("agent/2", "next"), "{} asked no member of the next version", agent.name());
         }
-        let older: Vec<&Agent<'_>> = self.of(false).collect();
-        // The fields of the next version's document survive today's rewrites.
-        for agent in older {
-            let kept = std::fs::read_to_string(agent.state().join("cluster"))?;
-            ensure!(kept.contains("next_list"), "{} has lost fields of the document", agent.name());
-        }
         Ok(())
+    }
+
+    /// Fields of the next version in the document and its entries survive a change by today's version, while no
+    /// node of the next version runs that would merge them back.
+    fn rewrite(&mut self) -> Result<()> {
+        let next: Vec<usize> = (0..self.agents.len()).filter(|i| self.build(*i).next).collect();
+        let author = (0..3).find(|i| !next.contains(i)).context("no master of today's")?;
+        if next.is_empty() {
+            return Ok(());
+        }
+        for i in &next {
+            self.agents[*i].stop()?;
+        }
+        let before = next_fields(&self.agents[author])?;
+        ensure!(before.iter().any(|path| path == "/next_list"), "the document has no such field: {before:?}");
+        self.agents[author].cli(&["set", "balance=first"])?.ok()?;
+        let after = next_fields(&self.agents[author])?;
+        let lost: Vec<_> = before.difference(&after).collect();
+        // The acts that follow need them, whatever was found.
+        for i in &next {
+            self.agents[*i].run()?;
+            self.agents[*i].wait_until_asked()?;
+        }
+        self.agents[author].cli(&["unset", "balance"])?.ok()?;
+        ensure!(lost.is_empty(), "{} has lost fields of the document: {lost:?}", self.agents[author].name());
+        all_up(self.agents)?;
+        self.all_ready()
     }
 
     /// Between two of the next version every datagram is of its version, all others are of today's.
@@ -599,6 +622,23 @@ impl<'lab> Mix<'_, 'lab> {
         all_up(self.agents)?;
         self.all_ready()
     }
+}
+
+/// The places of the next version's fields in a node's document.
+fn next_fields(agent: &Agent<'_>) -> Result<BTreeSet<String>> {
+    fn walk(value: &serde_json::Value, path: &str, found: &mut BTreeSet<String>) {
+        for (key, value) in value.as_object().into_iter().flatten() {
+            let path = format!("{path}/{key}");
+            if ["next", "next_list"].contains(&key.as_str()) {
+                found.insert(path.clone());
+            }
+            walk(value, &path, found);
+        }
+    }
+    let file: serde_json::Value = read_state(agent.state(), "cluster")?;
+    let mut found = BTreeSet::new();
+    walk(&file["document"], "", &mut found);
+    Ok(found)
 }
 
 /// The same state file with another version, and the matching checksum.
