@@ -37,6 +37,10 @@ use format::{FileContent, FileValue, MARK};
 const BAD_KEPT: usize = 3;
 const LOCK: &str = "lock";
 
+/// Most that is read of a file: a cluster document at its limits takes a fraction of it, and a larger file must
+/// not cost the node its memory.
+const LARGEST_BYTES: usize = 64 << 20;
+
 /// The lines of events, and the older half of them: not in the store's format, but the agent's all the same.
 pub(crate) const EVENTS: &str = "events";
 pub(crate) const EVENTS_OLD: &str = "events.1";
@@ -290,7 +294,7 @@ impl StateDir {
 
     fn link_old(&self, name: &str, current: &Path, link: &Path) -> Result<(), StateError> {
         // What is missing or unreadable can't become the previous copy; the new value replaces it.
-        let Ok(old) = fs::read(current) else { return Ok(()) };
+        let Ok(old) = read_bounded(current) else { return Ok(()) };
         if !matches!(format::decode(&old), FileContent::Whole(_)) {
             // A garbled file must not replace the good previous copy.
             self.set_aside(name, name);
@@ -311,7 +315,10 @@ impl StateDir {
 
     fn copy<T: DeserializeOwned>(&self, file: StateFile, copy: &str) -> Result<StoredCopy<T>, StateError> {
         let path = self.dir.join(copy);
-        let bytes = match fs::read(&path) {
+        let bytes = match read_bounded(&path) {
+            Ok(bytes) if bytes.len() > LARGEST_BYTES => {
+                return Ok(StoredCopy::Bad("is larger than any state file".to_owned()));
+            }
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(StoredCopy::Missing),
             Err(error) => return Ok(StoredCopy::Unreadable(error)),
@@ -397,6 +404,13 @@ fn stem(name: &str) -> &str {
 
 fn bad_at(file: &str, name: &str) -> Option<u64> {
     file.strip_prefix(name)?.strip_prefix(".bad-")?.parse().ok()
+}
+
+/// A file's bytes, or one more than [`LARGEST_BYTES`].
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(LARGEST_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {

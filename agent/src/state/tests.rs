@@ -394,3 +394,14 @@ fn mutations_of_a_file_are_damage_or_read_as_they_stand() {
         let _ = format::value::<BTreeMap<String, [u8; 2]>>(CLUSTER, &bytes);
     }
 }
+
+#[test]
+fn a_file_larger_than_any_is_set_aside_and_not_read_whole() {
+    let (_dir, store) = store();
+    store.write(CLUSTER, &"one").unwrap();
+    store.write(CLUSTER, &"two").unwrap();
+    fs::File::create(store.dir().join("cluster")).unwrap().set_len(1 << 40).unwrap();
+    let loaded: LoadedFile<String> = store.read(CLUSTER).unwrap();
+    assert_eq!(loaded.value, Some(text("one")));
+    assert!(loaded.problem.is_some_and(|problem| problem.contains("larger")));
+}
