@@ -108,8 +108,8 @@ impl Election {
         self.wakeup.at_once(now);
     }
 
-    /// One check of the service that the VIP fronts, repeated every 250 to 500 ms: [`FALL`] bad ones in a
-    /// row make this node unfit, after [`RISE`] good ones it is as good as any. The first is believed.
+    /// One check of the service that the VIP fronts, repeated every 250 to 500 ms: three bad ones in a
+    /// row make this node unfit, after ten good ones it is as good as any. The first is believed.
     pub fn checked(&mut self, now: Moment, outcome: Result<(), Unfit>) {
         self.eligibility.checked(outcome);
         self.wakeup.at_once(now);
