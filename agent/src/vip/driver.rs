@@ -1,5 +1,5 @@
 //! The loop: hears, looks, polls the elections and has their actions carried out, and sleeps until the next
-//! is due.
+//! is due. Its parts know nothing of each other; what one has found out it hands to those that it concerns.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -10,102 +10,76 @@ use std::time::Duration;
 
 use proto::arp::Mac;
 use proto::cause::Cause;
-use proto::control::Response;
-use proto::election::wire::unpack;
-use proto::election::{Election, EligibilityFact, MessageLimiter, VipRules};
+use proto::cluster::Document;
+use proto::election::wire::{VipMessage, pack, unpack};
+use proto::election::{Action, MessageLimiter, VipEvent};
 use proto::node::NodeId;
-use proto::settings::VipSettings;
 use proto::time::Moment;
 use proto::unfit::Unfit;
+use proto::view::ClusterView;
 use rustix::time::{ClockId, clock_gettime};
-use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{debug, warn};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
-use super::kernel::{HeldAddress, KernelChange, KernelWatch, LinkState, VipKernel};
+use super::agent_probe::AgentProbe;
+use super::events::event;
+use super::kernel::KernelAddresses;
+use super::local::{LocalVips, VipFacts};
+use super::lookout::{KernelChange, KernelLookout, SETTLE};
+use super::moves::PendingMoves;
 use super::packet::AddressSighting;
-use super::segment::{NoSegment, VipPlacement, advice, place};
-use super::segments::{self, L2Segments};
+use super::report::VipReporter;
+use super::rules::RulesInputs;
+use super::segment::{VipPlacement, advice, place};
+use super::segments::{self, L2Segments, SegmentKey};
 use super::{VipCommand, VipInputs, VipReport};
-use crate::lifecycle::Lifecycle;
+use crate::lifecycle::{Lifecycle, wall};
 
-/// Time between a change of interfaces or addresses and the look at them: they come in bursts.
-pub(super) const SETTLE: Duration = Duration::from_millis(20);
 /// The second net, should a change go unheard, and for round-trip times and reports.
 const TICK: Duration = Duration::from_secs(1);
-/// What the kernel has refused is tried again after this time.
-const RETRY: Duration = Duration::from_secs(30);
-/// Between two looks without a cause.
-const LOOK: Duration = Duration::from_secs(10);
 /// A loop later than this looks at its elections before it hears anything that has waited.
 const LATE: Duration = Duration::from_millis(100);
 /// Messages that are read before the elections are polled again.
 const BATCH: usize = 64;
-/// By then all have gossiped where they stand: a few rounds.
-pub(super) const GOSSIPED: Duration = Duration::from_secs(5);
-/// A peer heard within this is alive, so that its silence elsewhere means something.
+/// A peer heard within this is alive, so that its silence on a segment means something.
 const HEARD: Duration = Duration::from_secs(2);
-
-/// One virtual IP.
-pub(super) struct DrivenVip {
-    pub(super) settings: VipSettings,
-    pub(super) election: Election,
-    pub(super) rules: VipRules,
-    pub(super) place: Result<VipPlacement, NoSegment>,
-    /// The interface that it was set on, while it is.
-    pub(super) held: Option<u32>,
-    /// The kernel has refused it, and when.
-    pub(super) refused: Option<(Moment, Unfit)>,
-    /// It is no setting any more and only says goodbye.
-    pub(super) leaving: bool,
-    pub(super) made: Moment,
-    /// When the owner was last asked whether its agent is there.
-    pub(super) knocked: Moment,
-    pub(super) seen: super::report::ReportedState,
-}
+/// A member whose datagram came within this time is alive, and may bear witness.
+const ALIVE: Duration = Duration::from_secs(3);
 
 /// Everything, in one task.
 pub(super) struct VipDriver {
-    pub(super) inputs: VipInputs,
-    pub(super) report: watch::Sender<Arc<VipReport>>,
-    pub(super) life: Lifecycle,
-    pub(super) own: NodeId,
-    pub(super) kernel: Option<VipKernel>,
-    pub(super) changes: Option<KernelWatch>,
-    pub(super) vips: BTreeMap<IpAddr, DrivenVip>,
-    pub(super) segments: L2Segments,
-    pub(super) interfaces: Vec<LinkState>,
-    pub(super) addresses: Vec<HeldAddress>,
-    /// Why this node can't take part.
-    pub(super) problem: Option<Unfit>,
-    /// Why a segment can't be opened.
-    pub(super) closed: Option<Unfit>,
-    pub(super) look: Moment,
-    tick: Moment,
-    pub(super) checks: u64,
+    inputs: VipInputs,
+    life: Lifecycle,
+    own: NodeId,
     /// How much each member may say.
-    pub(super) intake: MessageLimiter,
-    pub(super) dirty: bool,
-    /// Wishes that wait for their end: which, to whom, until when.
-    pub(super) moves: Vec<(IpAddr, NodeId, Moment, oneshot::Sender<Response>)>,
-    pub(super) pending_probes: mpsc::Sender<(IpAddr, NodeId)>,
-    knocked: mpsc::Receiver<(IpAddr, NodeId)>,
+    limiter: MessageLimiter,
+    vips: LocalVips,
+    kernel: KernelAddresses,
+    lookout: KernelLookout,
+    segments: L2Segments,
+    agent_probe: AgentProbe,
+    moves: PendingMoves,
+    reporter: VipReporter,
+    /// When everything is looked at again.
+    tick: Moment,
 }
 
 /// What the loop woke for.
 enum LoopEvent {
     Time,
     Heard(NodeId, Vec<u8>),
-    Claim(segments::SegmentKey, io::Result<AddressSighting>),
+    Sighted(SegmentKey, io::Result<AddressSighting>),
     Changed(io::Result<Vec<KernelChange>>),
     Inputs,
-    Order(VipCommand),
+    Command(VipCommand),
     /// Nobody listens where an owner's agent should.
     Refused(IpAddr, NodeId),
     Stop,
 }
 
 /// Now, on a clock that also counts while the machine sleeps: what was set before has ended then.
-pub(super) fn now() -> Moment {
+fn now() -> Moment {
     let time = clock_gettime(ClockId::Boottime);
     let ms = time.tv_sec.unsigned_abs() * 1_000 + time.tv_nsec.unsigned_abs() / 1_000_000;
     Moment::from_millis(ms)
@@ -117,30 +91,19 @@ impl VipDriver {
         report: watch::Sender<Arc<VipReport>>,
         life: Lifecycle,
     ) -> VipDriver {
-        let own = inputs.link.own();
-        // One for each virtual IP and a few more: they come at most five times a second.
-        let (pending_probes, knocked) = mpsc::channel(16);
         VipDriver {
+            own: inputs.link.own(),
             inputs,
-            report,
             life,
-            own,
-            kernel: None,
-            changes: None,
-            vips: BTreeMap::new(),
+            limiter: MessageLimiter::default(),
+            vips: LocalVips::default(),
+            kernel: KernelAddresses::default(),
+            lookout: KernelLookout::new(),
             segments: L2Segments::default(),
-            interfaces: Vec::new(),
-            addresses: Vec::new(),
-            problem: None,
-            closed: None,
-            look: Moment::ZERO,
+            agent_probe: AgentProbe::new(),
+            moves: PendingMoves::default(),
+            reporter: VipReporter::new(report),
             tick: Moment::ZERO,
-            checks: 0,
-            intake: MessageLimiter::default(),
-            dirty: true,
-            moves: Vec::new(),
-            pending_probes,
-            knocked,
         }
     }
 
@@ -149,21 +112,21 @@ impl VipDriver {
         self.begin();
         let stopping = self.life.draining.clone();
         let mut stopped = false;
-        self.apply_settings();
+        self.apply_inputs();
         loop {
             self.act();
             if stopped && self.vips.is_empty() {
                 return;
             }
             let next = self.deadline();
-            let turn = self.run_once(next, stopped, &stopping).await;
+            let turn = self.next_event(next, stopped, &stopping).await;
             if now().since(next) >= LATE {
                 self.act();
             }
             match turn {
                 LoopEvent::Stop => {
                     stopped = true;
-                    self.vips.values_mut().for_each(|vip| vip.leave());
+                    self.vips.leave_all(now());
                 }
                 LoopEvent::Inputs if stopped => {}
                 turn => self.take(turn),
@@ -174,37 +137,26 @@ impl VipDriver {
     /// Forgets what an earlier run, which has failed, left behind, and begins as after a start of the agent:
     /// at no address, with the epochs that were known.
     fn begin(&mut self) {
-        self.inputs.epochs.extend(self.report.borrow().epochs.clone());
-        (self.kernel, self.changes, self.problem, self.closed) = (None, None, None, None);
-        (self.vips, self.segments) = (BTreeMap::new(), L2Segments::default());
-        (self.interfaces, self.addresses, self.moves) = (Vec::new(), Vec::new(), Vec::new());
-        (self.look, self.tick, self.checks, self.dirty) = (Moment::ZERO, Moment::ZERO, 0, true);
+        self.inputs.epochs.extend(self.reporter.epochs());
+        (self.vips, self.moves) = (LocalVips::default(), PendingMoves::default());
+        (self.kernel, self.lookout) = (KernelAddresses::default(), KernelLookout::new());
+        (self.segments, self.tick) = (L2Segments::default(), Moment::ZERO);
+        self.reporter.restart();
     }
 
-    async fn run_once(
-        &mut self,
-        next: Moment,
-        stopped: bool,
-        stopping: &tokio_util::sync::CancellationToken,
-    ) -> LoopEvent {
-        let VipDriver { inputs, changes, segments, knocked, .. } = self;
-        let change = async {
-            match changes {
-                Some(changes) => changes.next().await,
-                None => std::future::pending().await,
-            }
-        };
+    async fn next_event(&mut self, next: Moment, stopped: bool, stopping: &CancellationToken) -> LoopEvent {
+        let VipDriver { inputs, lookout, segments, agent_probe, .. } = self;
         tokio::select! {
             () = tokio::time::sleep(next.since(now())) => LoopEvent::Time,
             Some((from, message)) = inputs.arrivals.recv() => LoopEvent::Heard(from, message),
-            (key, claim) = poll_fn(|context| segments.poll_claim(context)) => LoopEvent::Claim(key, claim),
-            changed = change => LoopEvent::Changed(changed),
+            (key, claim) = poll_fn(|context| segments.poll_claim(context)) => LoopEvent::Sighted(key, claim),
+            changed = lookout.changed() => LoopEvent::Changed(changed),
             Ok(()) = inputs.trust.changed() => LoopEvent::Inputs,
             Ok(()) = inputs.settings.changed() => LoopEvent::Inputs,
             Ok(()) = inputs.view.changed() => LoopEvent::Inputs,
             Ok(()) = inputs.fit.changed() => LoopEvent::Inputs,
-            Some(order) = inputs.orders.recv() => LoopEvent::Order(order),
-            Some((vip, node)) = knocked.recv() => LoopEvent::Refused(vip, node),
+            Some(command) = inputs.orders.recv() => LoopEvent::Command(command),
+            Some((vip, node)) = agent_probe.refused() => LoopEvent::Refused(vip, node),
             () = stopping.cancelled(), if !stopped => LoopEvent::Stop,
         }
     }
@@ -220,30 +172,22 @@ impl VipDriver {
                     self.hear(now, from, &message);
                 }
             }
-            LoopEvent::Claim(key, Ok(claim)) => self.claimed(now, key, claim),
+            LoopEvent::Sighted(key, Ok(sighting)) => self.sighted(now, &key, sighting),
             // The interface is down or gone; its change comes by netlink.
-            LoopEvent::Claim(_, Err(_)) => {}
-            LoopEvent::Changed(Ok(changes)) => {
-                let ours = |change: &KernelChange| match change {
-                    KernelChange::Gone(ip, index) => {
-                        self.vips.get(ip).is_some_and(|vip| vip.held == Some(*index))
-                    }
-                    KernelChange::Something => false,
-                };
-                let wait = if changes.iter().any(ours) { Duration::ZERO } else { SETTLE };
-                if changes.contains(&KernelChange::Something) || wait.is_zero() {
-                    self.look = self.look.min(now.after(wait));
-                }
+            LoopEvent::Sighted(_, Err(_)) => {}
+            LoopEvent::Changed(changes) => {
+                let VipDriver { lookout, kernel, .. } = self;
+                lookout.take(now, changes, |ip, index| kernel.is_held_on(ip, index));
             }
-            LoopEvent::Changed(Err(error)) => {
-                warn!("no notifications of interface changes, polling instead: {error}");
-                self.changes = None;
+            LoopEvent::Inputs => self.apply_inputs(),
+            LoopEvent::Command(command) => {
+                let document = self.document();
+                let asked = self.moves.begin(now, self.own, command, &mut self.vips, &document);
+                asked.into_iter().for_each(|(owner, message)| self.send(owner, &[message]));
             }
-            LoopEvent::Inputs => self.apply_settings(),
-            LoopEvent::Order(order) => self.start_move(now, order),
             LoopEvent::Refused(vip, node) => {
                 if let Some(vip) = self.vips.get_mut(&vip) {
-                    vip.election.refused(now, &node);
+                    vip.election_mut().refused(now, &node);
                 }
             }
         }
@@ -255,31 +199,27 @@ impl VipDriver {
             Vec::new()
         });
         // What can't be read counts too: it has cost something.
-        if !self.intake.admit(now, from, messages.len().max(1)) {
+        if !self.limiter.admit(now, from, messages.len().max(1)) {
             return;
         }
         for message in messages {
             if let Some(vip) = self.vips.get_mut(&message.vip) {
-                vip.election.receive(now, from, &message);
+                vip.election_mut().receive(now, from, &message);
             }
         }
     }
 
-    fn claimed(&mut self, now: Moment, key: segments::SegmentKey, claim: AddressSighting) {
+    /// Someone on a segment says to have an address.
+    fn sighted(&mut self, now: Moment, key: &SegmentKey, sighting: AddressSighting) {
         // Another card of this node on the same segment answers for all of its addresses (arp_filter=0).
-        if self.interfaces.iter().any(|one| one.mac == Some(claim.mac)) {
+        if self.kernel.interfaces().iter().any(|one| one.mac == Some(sighting.mac)) {
             return;
         }
-        if let Some(segment) = self.segments.get_mut(&key) {
-            segment.test.answered(now, claim.ip, claim.mac);
-        }
-        if self.vips.contains_key(&claim.ip) {
-            let member = self.owner_of_mac(claim.ip, claim.mac);
-            let Some(vip) = self.vips.get_mut(&claim.ip) else { return };
-            // Members that have started together may not have said which cards are theirs: between owners
-            // beats decide. Who does not own it takes everyone unknown for a stranger, and waits.
-            if member.is_some() || !vip.election.owns() || now.since(vip.made) >= GOSSIPED {
-                vip.election.address_sighted(now, claim.mac, member);
+        self.segments.answered(now, key, &sighting);
+        if self.vips.get(&sighting.ip).is_some() {
+            let member = self.owner_of_mac(sighting.ip, sighting.mac);
+            if let Some(vip) = self.vips.get_mut(&sighting.ip) {
+                vip.sighted(now, sighting.mac, member);
             }
         }
         self.update_facts(now);
@@ -288,45 +228,149 @@ impl VipDriver {
     /// The member whose card this is: by what it gossips, or, sooner, by where the kernel finds the addresses
     /// that the link knows.
     fn owner_of_mac(&mut self, vip: IpAddr, mac: Mac) -> Option<NodeId> {
-        let view = self.inputs.view.borrow().clone();
-        if let Some(member) = segments::member_with(&view, mac) {
+        if let Some(member) = segments::member_with(&self.view(), mac) {
             return Some(member);
         }
-        let there =
-            self.kernel.as_mut().and_then(|kernel| kernel.neighbours_at(mac).ok()).unwrap_or_default();
-        let document = self.inputs.trust.borrow().document.clone();
+        let there = self.kernel.neighbours_at(mac);
+        let document = self.document();
         let book = self.inputs.link.addresses();
         let lives = |id: &&NodeId| book.all(id).iter().any(|at| there.contains(&at.ip()) && at.ip() != vip);
         document.members().map(|(id, _)| id).find(lives).copied()
     }
 
     /// Looks at what is due by time; returns when something is next.
-    fn deadline(&mut self) -> Moment {
-        let at = now();
-        if self.vips.is_empty() {
-            return at.after(Duration::from_secs(3_600));
-        }
-        let elections = self.vips.values().map(|vip| vip.election.deadline());
-        let next = elections.chain(self.segments.deadline()).chain([self.look, self.tick]).min();
-        next.unwrap_or(at)
+    fn deadline(&self) -> Moment {
+        let Some(elections) = self.vips.deadline() else { return now().after(Duration::from_secs(3_600)) };
+        let due = [elections, self.lookout.deadline(), self.tick];
+        due.into_iter().chain(self.segments.deadline()).fold(elections, Moment::min)
     }
 
+    fn document(&self) -> Arc<Document> {
+        self.inputs.trust.borrow().document.clone()
+    }
+
+    fn view(&self) -> Arc<ClusterView> {
+        self.inputs.view.borrow().clone()
+    }
+}
+
+/// Decisions, carried out.
+impl VipDriver {
+    /// Polls every election and does what it says, in its order; messages go last, so that nobody hears of
+    /// an address that has not been set or is not gone yet.
+    fn act(&mut self) {
+        let at = now();
+        self.run_due_tasks(at);
+        let mut outbox: BTreeMap<NodeId, Vec<VipMessage>> = BTreeMap::new();
+        for address in self.vips.addresses() {
+            let Some(vip) = self.vips.get_mut(&address) else { continue };
+            for action in vip.election_mut().poll(now()) {
+                match action {
+                    Action::Send { to, message } => {
+                        for node in to {
+                            outbox.entry(node).or_default().push(message.clone());
+                        }
+                    }
+                    action => self.carry_out(address, action),
+                }
+            }
+        }
+        for (node, messages) in outbox {
+            self.send(node, &messages);
+        }
+        if self.vips.remove_finished(at) {
+            self.open_or_close();
+        }
+        if self.reporter.take_stale() {
+            self.publish(at);
+        }
+    }
+
+    fn send(&self, to: NodeId, messages: &[VipMessage]) {
+        for datagram in pack(messages) {
+            self.inputs.link.datagrams().send_vip(to, &datagram);
+        }
+    }
+
+    fn carry_out(&mut self, address: IpAddr, action: Action) {
+        let (view, now) = (self.view(), now());
+        let VipDriver { vips, kernel, segments, reporter, .. } = self;
+        let Some(vip) = vips.get_mut(&address) else { return };
+        match (action, vip.place()) {
+            (Action::Add { lifetime } | Action::Renew { lifetime }, Ok(place)) => {
+                let (on, label) = ((place.index, place.name.as_str()), vip.settings().label.as_deref());
+                if let Err(why) = kernel.set(now, address, on, label, lifetime) {
+                    vip.set_blocked(now, why);
+                }
+            }
+            (Action::Delete, _) => kernel.withdraw(address),
+            (Action::Probe, place) => {
+                place.into_iter().for_each(|place| segments.probe(address, place));
+                self.probe_agent(now, address);
+            }
+            (Action::Announce, Ok(place)) => segments.announce(address, place, self.own, &view),
+            (Action::Neighbour { owner }, Ok(place)) => {
+                let endpoint = segments::endpoint_of_member(&view, &owner, address);
+                if let Some(endpoint) = endpoint.filter(|endpoint| place.shares(endpoint))
+                    && kernel.move_neighbour(address, place.index, endpoint.mac)
+                {
+                    reporter.set_stale();
+                }
+            }
+            (Action::Event(happened), _) => {
+                reporter.set_stale();
+                if let VipEvent::Gained { cause, .. } = &happened {
+                    reporter.gained(address, cause);
+                }
+                let since = reporter.since(address);
+                let told = event(self.own, address, happened, &self.document(), since, wall());
+                // Nobody is waited for: what does not fit is lost.
+                if let Some(told) = told {
+                    let _ = self.inputs.tell.try_send(told);
+                }
+            }
+            // Messages are sent together, and without a place nothing can be done.
+            (Action::Send { .. }, _) | (_, Err(_)) => {}
+        }
+    }
+
+    /// Asks whether the agent of a silent owner is there.
+    fn probe_agent(&mut self, now: Moment, address: IpAddr) {
+        let Some(vip) = self.vips.get(&address).filter(|vip| !vip.election().owns()) else { return };
+        let Some(owner) = vip.election().status(now).owner else { return };
+        if let Some(at) = self.inputs.link.addresses().best(&owner) {
+            self.agent_probe.ask(now, address, owner, at, &self.life);
+        }
+    }
+
+    /// Says anew what is known, and ends the wishes that have come true or have not in time.
+    fn publish(&mut self, now: Moment) {
+        let document = self.document();
+        let problem = self.kernel.problem().or(self.segments.problem());
+        self.reporter.publish(now, self.own, &self.vips, &document, problem);
+        for (owner, message) in self.moves.follow(now, self.own, &self.vips, &document) {
+            self.send(owner, &[message]);
+        }
+    }
+}
+
+/// What the elections are told.
+impl VipDriver {
     /// What is due apart from the elections.
-    pub(super) fn run_due_tasks(&mut self, now: Moment) {
+    fn run_due_tasks(&mut self, now: Moment) {
         if self.vips.is_empty() {
             return;
         }
         if now >= self.tick {
             self.tick = now.after(TICK);
-            self.dirty = true;
-            self.set_rules(now);
-            if !self.listens() {
-                self.look = now;
+            self.reporter.set_stale();
+            self.follow_rules(now);
+            if !self.lookout.listen() {
+                self.lookout.look_by(now);
             }
             self.update_facts(now);
         }
-        if now >= self.look {
-            self.look = now.after(LOOK);
+        if self.lookout.is_due(now) {
             self.look_at_kernel(now);
             self.update_facts(now);
         }
@@ -335,126 +379,127 @@ impl VipDriver {
         }
     }
 
+    /// Follows settings, members and health.
+    fn apply_inputs(&mut self) {
+        let now = now();
+        self.inputs.trust.borrow_and_update();
+        self.inputs.view.borrow_and_update();
+        let fit = self.inputs.fit.borrow_and_update().clone();
+        let wanted = self.inputs.settings.borrow_and_update().vips.clone();
+        let change = self.vips.reconcile(now, self.own, wanted, &self.inputs.epochs);
+        for made in change.made {
+            self.kernel.forget(made);
+            self.agent_probe.forget(made);
+            self.reporter.forget(made);
+        }
+        if change.moved {
+            self.lookout.look_by(now);
+        }
+        self.limiter.set_vips(self.vips.len());
+        self.open_or_close();
+        self.follow_rules(now);
+        self.apply_records(now);
+        self.vips.check(now, &fit);
+        self.update_facts(now);
+    }
+
+    /// Takes up what virtual IPs need, or lays it down.
+    fn open_or_close(&mut self) {
+        self.reporter.set_stale();
+        if self.vips.is_empty() {
+            self.kernel.close();
+            self.lookout.stop();
+            self.segments = L2Segments::default();
+            return;
+        }
+        self.kernel.open();
+        self.lookout.listen();
+    }
+
+    fn follow_rules(&mut self, now: Moment) {
+        let (document, view, wall) = (self.document(), self.view(), wall());
+        let fit = self.inputs.fit.borrow().clone();
+        let liveness = self.inputs.liveness.borrow().clone();
+        let VipDriver { own, ref inputs, ref life, ref mut vips, ref mut lookout, .. } = *self;
+        let heard = |id: &NodeId| {
+            inputs.link.datagrams().last_heard(id).is_some_and(|at| life.now().since(at) < ALIVE)
+        };
+        let heard = &heard;
+        let (document, view, fit, liveness) = (&*document, &*view, &*fit, &*liveness);
+        let made_of = RulesInputs { own, document, view, fit, liveness, wall, heard };
+        for (turn, vip) in vips.active_mut().enumerate() {
+            let rules = made_of.rules(vip.settings(), turn, vip.is_young(now));
+            if vip.follow_rules(now, rules) {
+                lookout.look_by(now.after(SETTLE));
+            }
+            // By the rules of now: who is no candidate says nothing of epochs.
+            for (id, member) in &view.members {
+                if let Some(claim) = member.word.vips.get(&vip.settings().address) {
+                    vip.election_mut().gossiped(now, id, claim.epoch);
+                }
+            }
+        }
+    }
+
+    /// Tells the tests of the segments who says to be there.
+    fn apply_records(&mut self, now: Moment) {
+        let trusted = self.vips.trusted(&self.document());
+        self.segments.apply_records(now, self.own, &self.view(), &trusted);
+    }
+
     fn look_at_kernel(&mut self, now: Moment) {
-        let Some(kernel) = &mut self.kernel else { return };
-        match (kernel.interfaces(), kernel.addresses()) {
-            (Ok(interfaces), Ok(addresses)) => (self.interfaces, self.addresses) = (interfaces, addresses),
-            (Err(error), _) | (_, Err(error)) => {
-                warn!("cannot list interfaces and addresses: {error}");
-                return;
+        if !self.kernel.list() {
+            return;
+        }
+        let mut wanted: Vec<(IpAddr, VipPlacement)> = Vec::new();
+        for vip in self.vips.all_mut() {
+            let address = vip.settings().address;
+            let others = self.kernel.others(address);
+            let found =
+                place(address, vip.settings().interface.as_deref(), self.kernel.interfaces(), &others);
+            vip.set_place(found.clone());
+            let Ok(found) = found else { continue };
+            let present = self.kernel.read_back(address, found.index);
+            vip.election_mut().address(now, present);
+            if vip.has_candidate(&self.own) && !vip.is_leaving() {
+                wanted.push((address, found));
             }
         }
-        let mut wanted: BTreeMap<segments::SegmentKey, (VipPlacement, Vec<IpAddr>)> = BTreeMap::new();
-        for (address, vip) in &mut self.vips {
-            let ours = |held: &HeldAddress| held.ip == *address && vip.held == Some(held.index);
-            let others: Vec<HeldAddress> =
-                self.addresses.iter().filter(|held| !ours(held)).cloned().collect();
-            vip.place = place(*address, vip.settings.interface.as_deref(), &self.interfaces, &others);
-            let Ok(place) = &vip.place else { continue };
-            let on = vip.held.unwrap_or(place.index);
-            let present =
-                self.addresses.iter().any(|held| held.ip == *address && held.index == on && held.ends);
-            vip.election.address(now, present && on == place.index);
-            if on != place.index {
-                // It belongs on another interface now, where the election will put it back.
-                let _ = kernel.drop(*address, on);
-                vip.held = None;
-            }
-            let candidate = vip.rules.candidates.iter().any(|one| one.node == self.own);
-            if candidate && !vip.leaving {
-                let entry = wanted.entry(segments::key(place)).or_insert_with(|| (place.clone(), Vec::new()));
-                entry.1.push(*address);
-            }
-        }
-        self.closed = self.segments.reconcile(now, wanted);
-        let view = self.inputs.view.borrow().clone();
-        let trusted = self.trusted();
-        self.segments.apply_records(now, self.own, &view, &trusted);
-        self.dirty = true;
+        self.segments.reconcile(now, &wanted);
+        self.apply_records(now);
+        self.reporter.set_stale();
     }
 
     /// Tells the elections what holds and what does not.
-    pub(super) fn update_facts(&mut self, now: Moment) {
+    fn update_facts(&mut self, now: Moment) {
         let draining = self.inputs.fit.borrow().draining;
-        let document = self.inputs.trust.borrow().document.clone();
-        let view = self.inputs.view.borrow().clone();
-        let (link, life) = (self.inputs.link.clone(), self.life.clone());
+        let (document, view) = (self.document(), self.view());
+        let trusted = self.vips.trusted(&document);
+        let VipDriver { inputs, life, vips, kernel, segments, .. } = self;
+        let link = &inputs.link;
         let heard =
             |id: &NodeId| link.datagrams().last_heard(id).is_some_and(|at| life.now().since(at) < HEARD);
         let name = |id: &NodeId| document.member(id).map_or("?".to_owned(), |one| one.name.to_string());
-        let trusted = self.trusted();
-        for (address, vip) in &mut self.vips {
-            vip.refused.take_if(|(at, _)| now.since(*at) >= RETRY);
-            let refused = vip.refused.as_ref().map(|(_, why)| why);
-            let blocked = self.problem.as_ref().or(self.closed.as_ref()).or(refused).cloned();
-            vip.fact(now, EligibilityFact::Capability, blocked.map_or(Ok(()), Err));
-            let drains = || Err(Unfit::new(Cause::Draining, "it is draining"));
-            vip.fact(now, EligibilityFact::Draining, if draining { drains() } else { Ok(()) });
-            let (own, segment) = match &vip.place {
-                Ok(_) => (Ok(()), Ok(())),
-                Err(NoSegment::Own(why)) => (Err(why.clone()), Ok(())),
-                Err(NoSegment::Segment(why)) => (Ok(()), Err(why.clone())),
-            };
+        kernel.expire_refusals(now);
+        for vip in vips.all_mut() {
+            let address = vip.settings().address;
+            let blocked = kernel.problem().or(segments.problem()).or(kernel.refusal(address)).cloned();
             // A worker's word counts where it has proven that it is at that very address.
-            let lives = |id: &NodeId| link.addresses().is_proven(id, *address);
-            let taken = segments::node_at(&view, *address, |id| trusted.contains(id) || lives(id));
+            let lives = |id: &NodeId| link.addresses().is_proven(id, address);
+            let taken = segments::node_at(&view, address, |id| trusted.contains(id) || lives(id));
             let taken = taken.map(|node| {
                 let name = name(&node);
                 let reason = format_args!("{address} is the own address of {name}; choose an unused one");
-                Err(Unfit::new(Cause::OwnAddress, reason))
+                Unfit::new(Cause::OwnAddress, reason)
             });
-            vip.fact(now, EligibilityFact::Address, taken.unwrap_or(own));
-            let Ok(place) = vip.place.clone() else {
-                vip.fact(now, EligibilityFact::Segment, segment);
-                continue;
-            };
-            let down = || Err(Unfit::new(Cause::LinkDown, format_args!("{} is down", place.name)));
-            vip.fact(now, EligibilityFact::Link, if place.up { Ok(()) } else { down() });
-            let interface = self.interfaces.iter().find(|one| one.index == place.index);
-            let segment = match (
-                interface.and_then(|one| advice(*address, one)),
-                self.segments.get_mut(&segments::key(&place)),
-            ) {
-                (Some(advice), _) => Err(advice),
-                (None, Some(segment)) => segment.test.verdict(now, &place.name, heard, name),
-                (None, None) => {
-                    let reason = format_args!("{} is not open yet", place.name);
-                    Err(Unfit::new(Cause::SegmentUntested, reason))
+            let segment = vip.place().map_or(Ok(()), |place| {
+                let interface = kernel.interfaces().iter().find(|one| one.index == place.index);
+                match interface.and_then(|one| advice(address, one)) {
+                    Some(advice) => Err(advice),
+                    None => segments.verdict(now, place, heard, name),
                 }
-            };
-            vip.fact(now, EligibilityFact::Segment, segment);
+            });
+            vip.set_facts(now, VipFacts { blocked, draining, taken, segment });
         }
-    }
-}
-
-impl DrivenVip {
-    /// `epoch`: the highest that is known from before.
-    pub(super) fn new(own: NodeId, settings: VipSettings, epoch: u64, now: Moment) -> DrivenVip {
-        let mut election = Election::new(own, settings.address, now);
-        if !election.set_minimum_epoch(epoch) {
-            warn!(vip = %settings.address, "ignoring the impossible stored epoch {epoch}");
-        }
-        DrivenVip {
-            election,
-            settings,
-            rules: VipRules::default(),
-            place: Err(NoSegment::Segment(Unfit::new(Cause::SegmentUntested, "not tested yet"))),
-            held: None,
-            refused: None,
-            leaving: false,
-            made: now,
-            knocked: Moment::ZERO,
-            seen: super::report::ReportedState::default(),
-        }
-    }
-
-    pub(super) fn leave(&mut self) {
-        self.leaving = true;
-        self.election.stop(now());
-    }
-
-    /// Said each time, though it is seldom news: what is shown of it may be.
-    pub(super) fn fact(&mut self, now: Moment, fact: EligibilityFact, holds: Result<(), Unfit>) {
-        self.election.set_fact(now, fact, holds);
     }
 }

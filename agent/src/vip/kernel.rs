@@ -1,18 +1,29 @@
-//! What virtual IPs want of the kernel: addresses that end by themselves, interfaces, neighbours, and word
-//! of changes.
+//! The addresses of virtual IPs in this node's kernel: sets them so that they end by themselves, takes them away, and
+//! reads back what is there.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use nix::libc::{
-    IFA_F_NODAD, IFA_F_NOPREFIXROUTE, RTM_DELADDR, RTM_DELLINK, RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH,
-    RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH,
+    IFA_F_NODAD, IFA_F_NOPREFIXROUTE, RTM_DELADDR, RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH, RTM_NEWADDR,
+    RTM_NEWNEIGH,
 };
 use proto::arp::Mac;
+use proto::cause::Cause;
+use proto::time::Moment;
+use proto::unfit::Unfit;
 use rustix::io::Errno;
+use tracing::{info, warn};
 
+use super::caps;
+use super::reset::reset_connections;
 use crate::netlink::route::{AddressMessage, EVERY_ADDRESS, EVERY_NEIGHBOUR, LinkMessage, NeighbourMessage};
-use crate::netlink::{self, CREATE, Netlink, REPLACE, ROUTE, errno, messages};
+use crate::netlink::{CREATE, Netlink, REPLACE, ROUTE, errno};
+
+/// What the kernel has refused is tried again after this time.
+const RETRY: Duration = Duration::from_secs(30);
 
 /// Nobody is asked about it for a second, and nothing is routed by it.
 const V6_FLAGS: u32 = IFA_F_NODAD | IFA_F_NOPREFIXROUTE;
@@ -45,21 +56,15 @@ pub(super) struct HeldAddress {
 }
 
 /// What to ask the kernel with.
-pub(super) struct VipKernel(Netlink);
+struct VipKernel(Netlink);
 
 impl VipKernel {
-    pub(super) fn open() -> io::Result<VipKernel> {
+    fn open() -> io::Result<VipKernel> {
         Ok(VipKernel(Netlink::open(ROUTE)?))
     }
 
     /// Sets an address for so many seconds, or lengthens its time.
-    pub(super) fn hold(
-        &mut self,
-        ip: IpAddr,
-        index: u32,
-        label: Option<&str>,
-        seconds: u32,
-    ) -> io::Result<()> {
+    fn hold(&mut self, ip: IpAddr, index: u32, label: Option<&str>, seconds: u32) -> io::Result<()> {
         // Preferred for 0 seconds: IPv6 would else choose it as source of this node's own connections,
         // which would break when it moves. IPv4 prefers an address of the network anyway.
         let body = match ip {
@@ -70,7 +75,7 @@ impl VipKernel {
     }
 
     /// Takes an address away; true when it was there.
-    pub(super) fn drop(&mut self, ip: IpAddr, index: u32) -> io::Result<bool> {
+    fn drop(&mut self, ip: IpAddr, index: u32) -> io::Result<bool> {
         match self.0.request(RTM_DELADDR, 0, &AddressMessage::name(ip, index)) {
             Ok(()) => Ok(true),
             Err(error) if absent(&error) => Ok(false),
@@ -79,20 +84,20 @@ impl VipKernel {
     }
 
     /// All addresses of this node.
-    pub(super) fn addresses(&mut self) -> io::Result<Vec<HeldAddress>> {
+    fn addresses(&mut self) -> io::Result<Vec<HeldAddress>> {
         self.0.dump(RTM_GETADDR, &EVERY_ADDRESS, |kind, body| {
             AddressMessage::read(kind, body).map(HeldAddress::from)
         })
     }
 
     /// All interfaces of this node.
-    pub(super) fn interfaces(&mut self) -> io::Result<Vec<LinkState>> {
+    fn interfaces(&mut self) -> io::Result<Vec<LinkState>> {
         let ask = LinkMessage::ask(None, None);
         self.0.dump(RTM_GETLINK, &ask, |kind, body| LinkMessage::read(kind, body).map(LinkState::from))
     }
 
     /// The addresses that the kernel has found at this Ethernet address.
-    pub(super) fn neighbours_at(&mut self, mac: Mac) -> io::Result<Vec<IpAddr>> {
+    fn neighbours_at(&mut self, mac: Mac) -> io::Result<Vec<IpAddr>> {
         self.0.dump(RTM_GETNEIGH, &EVERY_NEIGHBOUR, |kind, body| {
             let neighbour = NeighbourMessage::read(kind, body)?;
             (neighbour.mac == Some(mac)).then_some(neighbour.ip)
@@ -100,7 +105,7 @@ impl VipKernel {
     }
 
     /// Says where a neighbour is now, if it is known at all. The entry ages as any other.
-    pub(super) fn move_neighbour(&mut self, ip: IpAddr, index: u32, mac: Mac) -> io::Result<()> {
+    fn move_neighbour(&mut self, ip: IpAddr, index: u32, mac: Mac) -> io::Result<()> {
         match self.0.request(RTM_NEWNEIGH, REPLACE, &NeighbourMessage::found(ip, index, mac)) {
             Err(error) if !absent(&error) => Err(error),
             _ => Ok(()),
@@ -134,61 +139,188 @@ impl From<LinkMessage> for LinkState {
     }
 }
 
-/// What has changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum KernelChange {
-    /// An interface, in whatever way, or addresses other than the one below.
-    Something,
-    /// An address is gone from an interface.
-    Gone(IpAddr, u32),
+/// What is set, what the kernel says is there, and why something can't be set.
+#[derive(Default)]
+pub(super) struct KernelAddresses {
+    /// None: there are no virtual IPs, or the kernel can't be asked.
+    kernel: Option<VipKernel>,
+    /// Why this node can't set any.
+    problem: Option<Unfit>,
+    /// The interface that each was set on, while it is.
+    held: BTreeMap<IpAddr, u32>,
+    /// Those that the kernel has refused, and when.
+    refused: BTreeMap<IpAddr, (Moment, Unfit)>,
+    interfaces: Vec<LinkState>,
+    listed: Vec<HeldAddress>,
 }
 
-/// Word of the kernel about addresses and interfaces.
-pub(super) struct KernelWatch(netlink::KernelChanges);
-
-impl KernelWatch {
-    pub(super) fn subscribe() -> io::Result<KernelWatch> {
-        Ok(KernelWatch(netlink::KernelChanges::subscribe()?))
+impl KernelAddresses {
+    /// Takes up what setting addresses needs, if it is not there yet.
+    pub(super) fn open(&mut self) {
+        if self.kernel.is_some() {
+            return;
+        }
+        self.problem = caps::raise_capabilities().err().map(|error| Unfit::new(Cause::NotPermitted, error));
+        match VipKernel::open() {
+            Ok(kernel) => self.kernel = Some(kernel),
+            Err(error) => {
+                let reason = format_args!("cannot query the kernel (netlink): {error}");
+                self.problem = Some(Unfit::new(Cause::NotPermitted, reason));
+            }
+        }
+        if let Some(problem) = &self.problem {
+            warn!("this node can't own virtual IPs: {problem}");
+        }
     }
 
-    /// Waits for changes. Nothing is lost by giving up waiting.
-    pub(super) async fn next(&mut self) -> io::Result<Vec<KernelChange>> {
-        loop {
-            let changes = match self.0.next().await? {
-                Some(bytes) => changes(bytes),
-                // Which are not known: look at everything.
-                None => vec![KernelChange::Something],
-            };
-            if !changes.is_empty() {
-                return Ok(changes);
+    /// Lays it down: there are no virtual IPs any more.
+    pub(super) fn close(&mut self) {
+        if std::mem::take(self).kernel.is_some() {
+            caps::drop_capabilities();
+        }
+    }
+
+    /// This one begins anew.
+    pub(super) fn forget(&mut self, address: IpAddr) {
+        self.held.remove(&address);
+        self.refused.remove(&address);
+    }
+
+    /// Why this node can't set any.
+    pub(super) fn problem(&self) -> Option<&Unfit> {
+        self.problem.as_ref()
+    }
+
+    /// Why this one can't be set: the kernel has refused it.
+    pub(super) fn refusal(&self, address: IpAddr) -> Option<&Unfit> {
+        self.refused.get(&address).map(|(_, why)| why)
+    }
+
+    /// What was refused long ago may be tried again.
+    pub(super) fn expire_refusals(&mut self, now: Moment) {
+        self.refused.retain(|_, (at, _)| now.since(*at) < RETRY);
+    }
+
+    /// Sets an address on an interface, or lengthens its time.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub(super) fn set(
+        &mut self,
+        now: Moment,
+        address: IpAddr,
+        (index, interface): (u32, &str),
+        label: Option<&str>,
+        lifetime: Duration,
+    ) -> Result<(), Unfit> {
+        let Some(kernel) = &mut self.kernel else { return Ok(()) };
+        let seconds = u32::try_from(lifetime.as_secs()).unwrap_or(2).max(1);
+        match kernel.hold(address, index, label, seconds) {
+            Ok(()) => {
+                self.held.insert(address, index);
+                self.refused.remove(&address);
+                Ok(())
+            }
+            Err(error) => {
+                let reason = format_args!("the kernel rejects {address} on {interface}: {error}");
+                let why = Unfit::new(Cause::KernelRefused, reason);
+                if self.refused.insert(address, (now, why.clone())).is_none() {
+                    warn!("{why}");
+                }
+                Err(why)
             }
         }
     }
-}
 
-fn changes(bytes: &[u8]) -> Vec<KernelChange> {
-    let mut changes = Vec::new();
-    for message in messages(bytes) {
-        let change = match (message.kind, AddressMessage::read(message.kind, message.body)) {
-            (_, Some(gone)) if gone.gone => KernelChange::Gone(gone.ip, gone.index),
-            // Every renewal of ours says so too.
-            (_, Some(held)) if held.valid_seconds.is_some() => continue,
-            (RTM_NEWLINK | RTM_DELLINK | RTM_NEWADDR, _) => KernelChange::Something,
-            _ => continue,
-        };
-        if !changes.contains(&change) {
-            changes.push(change);
+    /// Takes an address away, its connections first, while a reset can still leave.
+    pub(super) fn withdraw(&mut self, address: IpAddr) {
+        let Some(kernel) = &mut self.kernel else { return };
+        let mut places: Vec<u32> = self.held.remove(&address).into_iter().collect();
+        // What an agent has left that was killed; only that ends by itself.
+        let lone = if address.is_ipv4() { 32 } else { 128 };
+        let listed = kernel.addresses().unwrap_or_default();
+        let left = listed.iter().filter(|held| held.ip == address && held.ends && held.prefix == lone);
+        for held in left {
+            if !places.contains(&held.index) {
+                places.push(held.index);
+            }
+        }
+        if places.is_empty() {
+            return;
+        }
+        let ended = reset_connections(address);
+        for index in places {
+            if let Err(error) = kernel.drop(address, index) {
+                warn!("cannot remove {address}, which will expire: {error}");
+            }
+        }
+        info!(vip = %address, connections = ended, "address removed");
+    }
+
+    /// Lists interfaces and addresses anew; false when that can't be done.
+    pub(super) fn list(&mut self) -> bool {
+        let Some(kernel) = &mut self.kernel else { return false };
+        match (kernel.interfaces(), kernel.addresses()) {
+            (Ok(interfaces), Ok(listed)) => {
+                (self.interfaces, self.listed) = (interfaces, listed);
+                true
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                warn!("cannot list interfaces and addresses: {error}");
+                false
+            }
         }
     }
-    changes
+
+    /// All interfaces, as listed last.
+    pub(super) fn interfaces(&self) -> &[LinkState] {
+        &self.interfaces
+    }
+
+    /// All addresses, as listed last, but for this one where this node has set it.
+    pub(super) fn others(&self, address: IpAddr) -> Vec<HeldAddress> {
+        let ours = |held: &&HeldAddress| held.ip == address && self.is_held_on(address, held.index);
+        self.listed.iter().filter(|held| !ours(held)).cloned().collect()
+    }
+
+    /// Whether this node has set the address on this interface.
+    pub(super) fn is_held_on(&self, address: IpAddr, index: u32) -> bool {
+        self.held.get(&address) == Some(&index)
+    }
+
+    /// Whether the address is on the interface where it belongs, as listed last. It is taken from another one, that
+    /// it was set on before.
+    pub(super) fn read_back(&mut self, address: IpAddr, index: u32) -> bool {
+        let on = self.held.get(&address).copied().unwrap_or(index);
+        if on != index {
+            if let Some(kernel) = &mut self.kernel {
+                let _ = kernel.drop(address, on);
+            }
+            self.held.remove(&address);
+            return false;
+        }
+        self.listed.iter().any(|held| held.ip == address && held.index == index && held.ends)
+    }
+
+    /// The addresses that the kernel has found at this Ethernet address.
+    pub(super) fn neighbours_at(&mut self, mac: Mac) -> Vec<IpAddr> {
+        self.kernel.as_mut().and_then(|kernel| kernel.neighbours_at(mac).ok()).unwrap_or_default()
+    }
+
+    /// Says where the owner of an address is now; false when nobody could be told.
+    pub(super) fn move_neighbour(&mut self, address: IpAddr, index: u32, mac: Mac) -> bool {
+        let Some(kernel) = &mut self.kernel else { return false };
+        if let Err(error) = kernel.move_neighbour(address, index, mac) {
+            warn!("cannot set the neighbour entry of {address}, relying on ARP: {error}");
+        }
+        true
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::process::Command;
     use std::time::Duration;
-
-    use proptest::prelude::*;
 
     use super::*;
     use crate::testing::in_namespaces;
@@ -254,6 +386,51 @@ mod tests {
     }
 
     #[test]
+    fn what_is_set_is_read_back_and_taken_from_where_it_does_not_belong() {
+        let test = "vip::kernel::tests::what_is_set_is_read_back_and_taken_from_where_it_does_not_belong";
+        if in_namespaces(test, &["--net"], SETUP).is_none() {
+            return;
+        }
+        let mut kernel = KernelAddresses::default();
+        let vip: IpAddr = [10, 9, 0, 50].into();
+        assert!(!kernel.list(), "not open");
+        kernel.open();
+        assert!(kernel.list() && kernel.problem().is_none());
+        let index = |name: &str, kernel: &KernelAddresses| {
+            kernel.interfaces().iter().find(|one| one.name == name).unwrap().index
+        };
+        let (w0, w1) = (index("w0", &kernel), index("w1", &kernel));
+        let there = |kernel: &KernelAddresses| kernel.others(vip).iter().any(|held| held.ip == vip);
+        let set = |kernel: &mut KernelAddresses, on| {
+            let outcome = kernel.set(Moment::ZERO, vip, (on, "w"), None, Duration::from_secs(100));
+            assert!(kernel.list());
+            outcome.is_ok()
+        };
+        assert!(set(&mut kernel, w0) && kernel.is_held_on(vip, w0));
+        assert!(kernel.read_back(vip, w0) && !there(&kernel), "ours");
+        assert!(!kernel.read_back(vip, w1), "it belongs elsewhere now");
+        assert!(kernel.list() && !there(&kernel) && !kernel.is_held_on(vip, w0), "and is gone from there");
+        // An earlier agent has left one, which ends by itself.
+        assert!(set(&mut kernel, w1));
+        kernel.forget(vip);
+        assert!(there(&kernel) && kernel.read_back(vip, w1));
+        kernel.withdraw(vip);
+        assert!(kernel.list() && !there(&kernel));
+        // Another's, with a network or without an end, stays.
+        ip("addr add 10.9.0.50/24 dev w1");
+        kernel.withdraw(vip);
+        assert!(kernel.list() && there(&kernel) && !kernel.read_back(vip, w1));
+        // What is refused is named until it is tried again.
+        assert!(!set(&mut kernel, 999));
+        kernel.expire_refusals(Moment::ZERO);
+        assert!(kernel.refusal(vip).is_some());
+        kernel.expire_refusals(Moment::ZERO.after(RETRY));
+        assert!(kernel.refusal(vip).is_none());
+        kernel.close();
+        assert!(!kernel.list() && kernel.interfaces().is_empty());
+    }
+
+    #[test]
     fn a_known_neighbour_moves_and_an_unknown_one_is_left_alone() {
         let test = "vip::kernel::tests::a_known_neighbour_moves_and_an_unknown_one_is_left_alone";
         if in_namespaces(test, &["--net"], SETUP).is_none() {
@@ -272,46 +449,5 @@ mod tests {
             assert!(kernel.neighbours_at(mac).unwrap().contains(&vip.parse().unwrap()));
         }
         assert!(kernel.neighbours_at("02:00:00:00:00:66".parse().unwrap()).unwrap().is_empty());
-    }
-
-    #[test]
-    fn an_address_that_goes_is_told_and_so_is_a_link() {
-        let test = "vip::kernel::tests::an_address_that_goes_is_told_and_so_is_a_link";
-        if in_namespaces(test, &["--net"], SETUP).is_none() {
-            return;
-        }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let mut kernel = VipKernel::open().unwrap();
-            let w0 = kernel.interfaces().unwrap().into_iter().find(|one| one.name == "w0").unwrap().index;
-            let mut changes = KernelWatch::subscribe().unwrap();
-            for vip in ["10.9.0.50", "fd09::50"] {
-                let gone: IpAddr = vip.parse().unwrap();
-                kernel.hold(gone, w0, None, 100).unwrap();
-                kernel.hold(gone, w0, None, 100).unwrap();
-                let prefix = if gone.is_ipv4() { 32 } else { 128 };
-                ip(&format!("addr del {vip}/{prefix} dev w0"));
-                // The interface may still be settling; the address itself is told of once.
-                let mut told = Vec::new();
-                while !told.contains(&KernelChange::Gone(gone, w0)) {
-                    told.extend(changes.next().await.unwrap());
-                }
-                assert_eq!(told.iter().filter(|one| **one != KernelChange::Something).count(), 1, "{told:?}");
-            }
-            ip("link set w0 down");
-            while !changes.next().await.unwrap().contains(&KernelChange::Something) {}
-        });
-    }
-
-    proptest! {
-        #[test]
-        fn no_answer_makes_it_panic(
-            mut bytes in proptest::collection::vec(any::<u8>(), 20..200), kind in RTM_NEWLINK..=RTM_DELADDR,
-        ) {
-            let length = bytes.len() as u32;
-            bytes[..4].copy_from_slice(&length.to_ne_bytes());
-            bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
-            let _ = changes(&bytes);
-        }
     }
 }

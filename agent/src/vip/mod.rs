@@ -8,14 +8,18 @@
 //! Stopping it anywhere is safe: every address that it sets ends by itself two seconds after its last
 //! renewal. It alone writes the [`VipReport`].
 
-mod actions;
-mod apply;
+mod agent_probe;
 mod caps;
 mod driver;
+mod events;
 mod kernel;
+mod local;
+mod lookout;
+mod moves;
 mod packet;
 mod report;
 mod reset;
+mod rules;
 mod segment;
 mod segments;
 
@@ -117,4 +121,29 @@ pub(crate) fn spawn(inputs: VipInputs, life: &Lifecycle) -> watch::Receiver<Arc<
         }
     });
     known
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::cluster::{Admitted, Document, KeyId};
+    use proto::node::{NodeId, PublicKey, Role};
+    use proto::time::UnixMs;
+
+    /// The id of the node `m1` or another.
+    pub(super) fn id(n: u8) -> NodeId {
+        PublicKey([n; 32]).id()
+    }
+
+    /// A cluster of `m1` to `m3`, of which the last is a worker.
+    pub(super) fn document() -> Document {
+        let admitted = |n: u8| {
+            let role = if n < 3 { Role::Master } else { Role::Worker };
+            let name = format!("m{n}").parse().unwrap();
+            Admitted::new(name, PublicKey([n; 32]), role, id(1), UnixMs(1))
+        };
+        let mut document = Document::new([1; 16], "c".parse().unwrap(), admitted(1), KeyId([0; 16]));
+        document.admit(admitted(2));
+        document.admit(admitted(3));
+        document
+    }
 }

@@ -217,7 +217,7 @@ mod tests {
 
     use super::*;
     use crate::testing::in_namespaces;
-    use crate::vip::kernel::VipKernel;
+    use crate::vip::kernel::KernelAddresses;
 
     const OWN: Mac = Mac([2, 0, 0, 0, 0, 1]);
     const OTHER: Mac = Mac([2, 0, 0, 0, 0, 2]);
@@ -225,6 +225,13 @@ mod tests {
     fn run(line: &str) {
         let status = Command::new("sh").args(["-c", line]).status().unwrap();
         assert!(status.success(), "{line}");
+    }
+
+    fn index(interface: &str) -> u32 {
+        let mut kernel = KernelAddresses::default();
+        kernel.open();
+        assert!(kernel.list());
+        kernel.interfaces().iter().find(|one| one.name == interface).unwrap().index
     }
 
     /// w0 here and w1 in a network of its own, held by a process that is killed with the returned value.
@@ -275,8 +282,7 @@ mod tests {
             return;
         }
         let other = Other::new();
-        let index = VipKernel::open().unwrap().interfaces().unwrap();
-        let index = index.into_iter().find(|one| one.name == "w0").unwrap().index;
+        let index = index("w0");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             for (vip, own, at) in [("10.9.0.50", "10.9.0.1", "10.9.0.2"), ("fd09::50", "fd09::1", "fd09::2")]
@@ -318,8 +324,7 @@ mod tests {
             return;
         }
         let other = Other::new();
-        let index = VipKernel::open().unwrap().interfaces().unwrap();
-        let index = index.into_iter().find(|one| one.name == "w0").unwrap().index;
+        let index = index("w0");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let vip: IpAddr = "10.9.0.50".parse().unwrap();

@@ -5,29 +5,40 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use proto::cluster::Document;
-use proto::control::{Response, VipCandidate, VipState, VipStatus, VipTakeovers};
+use proto::control::{VipCandidate, VipState, VipStatus, VipTakeovers};
 use proto::election::{self, CandidateState, Gain, OwnershipState};
 use proto::node::{Name, NodeId};
 use proto::record::VipOwnership;
 use proto::time::{Moment, UnixMs};
 use proto::unfit::Unfit;
+use tokio::sync::watch;
 
 use super::VipReport;
-use super::driver::{DrivenVip, GOSSIPED, VipDriver};
+use super::local::{LocalVip, LocalVips};
 use super::segment::NoSegment;
 use crate::lifecycle::wall;
 
 /// What was last said of one, and since when.
-#[derive(Debug, Clone, Default)]
-pub(super) struct ReportedState {
+#[derive(Debug, Clone, Copy, Default)]
+struct ReportedState {
     said: Option<(OwnershipState, Option<NodeId>)>,
-    pub(super) since: UnixMs,
+    since: UnixMs,
     gains: VipTakeovers,
 }
 
 impl ReportedState {
-    /// This node has become the owner.
-    pub(super) fn gained(&mut self, cause: &Gain) {
+    /// It is so now, since what moment that was.
+    fn follow(&mut self, now: Moment, wall: UnixMs, status: &election::ElectionStatus) {
+        let said = Some((status.state, status.owner));
+        if self.said != said {
+            // At first since when it was so before this agent looked, as far as the others know.
+            let known = status.since.filter(|_| self.said.is_none());
+            let ago = known.map_or(0, |since| now.since(since).as_millis() as u64);
+            (self.said, self.since) = (said, UnixMs(wall.0.saturating_sub(ago)));
+        }
+    }
+
+    fn gained(&mut self, cause: &Gain) {
         let gains = &mut self.gains;
         *match cause {
             Gain::Vacant => &mut gains.vacant,
@@ -38,92 +49,113 @@ impl ReportedState {
     }
 }
 
-impl VipDriver {
-    /// Says anew what is known, and ends the wishes that have come true or have not in time.
-    pub(super) fn publish(&mut self, now: Moment) {
-        let document = self.inputs.trust.borrow().document.clone();
-        let own = self.own;
-        let mut candidates = self.vips.values().flat_map(|vip| &vip.rules.candidates);
-        let takes_part = candidates.any(|one| one.node == own);
-        let problem = self.problem.as_ref().or(self.closed.as_ref()).filter(|_| takes_part);
+/// The report, and what of it must be remembered from one to the next.
+pub(super) struct VipReporter {
+    report: watch::Sender<Arc<VipReport>>,
+    reported: BTreeMap<IpAddr, ReportedState>,
+    /// Something may have changed since the last report.
+    stale: bool,
+}
+
+impl VipReporter {
+    pub(super) fn new(report: watch::Sender<Arc<VipReport>>) -> VipReporter {
+        VipReporter { report, reported: BTreeMap::new(), stale: true }
+    }
+
+    /// Begins anew; what was reported stands until the next report.
+    pub(super) fn restart(&mut self) {
+        (self.reported, self.stale) = (BTreeMap::new(), true);
+    }
+
+    /// The epochs that were reported last.
+    pub(super) fn epochs(&self) -> BTreeMap<IpAddr, u64> {
+        self.report.borrow().epochs.clone()
+    }
+
+    /// This one begins anew.
+    pub(super) fn forget(&mut self, address: IpAddr) {
+        self.reported.remove(&address);
+    }
+
+    /// Something may have changed.
+    pub(super) fn set_stale(&mut self) {
+        self.stale = true;
+    }
+
+    /// Whether a report is due.
+    pub(super) fn take_stale(&mut self) -> bool {
+        std::mem::take(&mut self.stale)
+    }
+
+    /// Since when an address has been as it was reported last.
+    pub(super) fn since(&self, address: IpAddr) -> UnixMs {
+        self.reported.get(&address).map_or(UnixMs(0), |reported| reported.since)
+    }
+
+    /// This node has become the owner.
+    pub(super) fn gained(&mut self, address: IpAddr, cause: &Gain) {
+        self.reported.entry(address).or_default().gained(cause);
+    }
+
+    /// Says anew what is known. `problem`: what keeps this node from taking part.
+    pub(super) fn publish(
+        &mut self,
+        now: Moment,
+        own: NodeId,
+        vips: &LocalVips,
+        document: &Document,
+        problem: Option<&Unfit>,
+    ) {
+        let problem = problem.filter(|_| vips.any_has_candidate(&own));
         let mut report = VipReport { problem: problem.cloned(), ..VipReport::default() };
-        let mut owners: BTreeMap<IpAddr, Option<NodeId>> = BTreeMap::new();
-        for (address, vip) in self.vips.iter_mut().filter(|(_, vip)| !vip.leaving) {
-            let status = vip.election.status(now);
-            owners.insert(*address, status.owner);
-            if let Ok(place) = &vip.place {
+        self.reported.retain(|address, _| vips.get(address).is_some());
+        for vip in vips.active() {
+            let address = vip.settings().address;
+            let status = vip.election().status(now);
+            if let Ok(place) = vip.place() {
                 let endpoint = place.endpoint();
                 if !report.l2_endpoints.contains(&endpoint) {
                     report.l2_endpoints.push(endpoint);
                 }
             }
-            let shown = shown(vip, own, &status, now, &document);
+            let reported = self.reported.entry(address).or_default();
+            reported.follow(now, wall(), &status);
+            let shown = shown(vip, own, &status, reported, now, document);
             // At first everything is still being looked at, which is no reason not to wait for this node.
-            let effective = now.since(vip.made) >= GOSSIPED;
-            if let Some(why) = unfit(&status, own).filter(|_| effective) {
-                report.unfit.insert(*address, why);
+            if let Some(why) = unfit(&status, own).filter(|_| !vip.is_young(now)) {
+                report.unfit.insert(address, why);
             }
             if status.state == OwnershipState::OwnedHere {
-                report
-                    .ownerships
-                    .insert(*address, VipOwnership { epoch: status.epoch, since: shown.since_unix_ms });
+                let ownership = VipOwnership { epoch: status.epoch, since: shown.since_unix_ms };
+                report.ownerships.insert(address, ownership);
             }
-            report.epochs.insert(*address, status.epoch);
+            report.epochs.insert(address, status.epoch);
             report.vips.push(shown);
         }
         self.report.send_replace(Arc::new(report));
-        self.end_moves(now, &owners, &document);
-    }
-
-    fn end_moves(&mut self, now: Moment, owners: &BTreeMap<IpAddr, Option<NodeId>>, document: &Document) {
-        let moves = std::mem::take(&mut self.moves);
-        for (address, to, until, reply) in moves {
-            let name = name(document, &to);
-            let owner = owners.get(&address).copied().flatten();
-            if owner == Some(to) {
-                let _ = reply.send(Response::Done(format!("{address} is now on {name}")));
-            } else if now >= until {
-                let text = format!("{address} did not move to {name} in time; see: agent status");
-                let _ = reply.send(Response::Failed(text));
-            } else {
-                // Again: the wish may have been lost on the way.
-                let own = self.own;
-                let looks_on = |vip: &DrivenVip| vip.rules.candidates.iter().all(|one| one.node != own);
-                if let (Some(owner), Some(true)) = (owner, self.vips.get(&address).map(looks_on)) {
-                    self.send_move_request(address, owner, to);
-                }
-                self.moves.push((address, to, until, reply));
-            }
-        }
     }
 }
 
 fn shown(
-    vip: &mut DrivenVip,
+    vip: &LocalVip,
     own: NodeId,
     status: &election::ElectionStatus,
+    reported: &ReportedState,
     now: Moment,
     document: &Document,
 ) -> VipStatus {
-    let said = Some((status.state, status.owner));
-    if vip.seen.said != said {
-        // At first since when it was so before this agent looked, as far as the others know.
-        let known = status.since.filter(|_| vip.seen.said.is_none());
-        let ago = known.map_or(0, |since| now.since(since).as_millis() as u64);
-        (vip.seen.said, vip.seen.since) = (said, UnixMs(wall().0.saturating_sub(ago)));
-    }
     // Where nobody has it, what is in the way of this node says more than what others say of themselves.
-    let here = match &vip.place {
+    let here = match vip.place() {
         Err(NoSegment::Own(why) | NoSegment::Segment(why)) if status.owner.is_none() => Some(why.clone()),
         _ => None,
     };
     // A node that is none itself gets no beats of those in waiting, only what they gossip.
     let witness = status.candidates.iter().all(|place| place.node != own);
-    let mut told = vip.rules.candidates.iter().filter_map(|one| one.unfit.clone());
+    let mut told = vip.candidates().iter().filter_map(|one| one.unfit.clone());
     let gossiped = if witness && status.owner.is_none() { told.next() } else { None };
-    let why = here.or(gossiped).or_else(|| status.reason.clone()).or_else(|| vip.election.recovery(now));
+    let why = here.or(gossiped).or_else(|| status.reason.clone()).or_else(|| vip.election().recovery(now));
     let candidates = status.candidates.iter().zip(1..).map(|(place, rank)| {
-        let told = vip.rules.candidates.iter().find(|one| one.node == place.node);
+        let told = vip.candidates().iter().find(|one| one.node == place.node);
         let unheard = witness && place.candidate_state.is_none();
         let why = if unheard { told.and_then(|one| one.unfit.clone()) } else { place.reason.clone() };
         VipCandidate {
@@ -135,7 +167,7 @@ fn shown(
         }
     });
     VipStatus {
-        address: vip.settings.address,
+        address: vip.settings().address,
         state: match status.state {
             OwnershipState::OwnedHere => VipState::OwnedHere,
             OwnershipState::Owned => VipState::Owned,
@@ -144,12 +176,12 @@ fn shown(
         },
         owner: status.owner.map(|owner| name(document, &owner)),
         epoch: status.epoch,
-        interface: vip.place.as_ref().ok().map(|place| place.name.clone()),
-        since_unix_ms: vip.seen.since,
+        interface: vip.place().ok().map(|place| place.name.clone()),
+        since_unix_ms: reported.since,
         cause: why.as_ref().and_then(Unfit::said_cause),
         reason: why.map(|why| why.reason).unwrap_or_default(),
         candidates: candidates.collect(),
-        gains: vip.seen.gains,
+        gains: reported.gains,
     }
 }
 
@@ -164,6 +196,34 @@ fn unfit(status: &election::ElectionStatus, own: NodeId) -> Option<Unfit> {
     }
 }
 
-fn name(document: &Document, id: &NodeId) -> Name {
+/// What to call a member, also one that is gone.
+pub(super) fn name(document: &Document, id: &NodeId) -> Name {
     document.nodes.get(id).map_or_else(|| Name::nearest(&id.to_string()), |one| one.name.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_counts_from_its_change_and_the_first_from_what_the_others_know() {
+        let (one, other) = (NodeId([1; 10]), NodeId([2; 10]));
+        let status = |owner, since| election::ElectionStatus {
+            state: OwnershipState::Owned,
+            owner: Some(owner),
+            epoch: 1,
+            since: Some(Moment::from_millis(since)),
+            reason: None,
+            candidates: Vec::new(),
+        };
+        let mut reported = ReportedState::default();
+        for (ms, status, since) in [
+            (50_000, status(one, 20_000), 970_000),
+            (60_000, status(one, 20_000), 970_000),
+            (70_000, status(other, 69_000), 1_020_000),
+        ] {
+            reported.follow(Moment::from_millis(ms), UnixMs(950_000 + ms), &status);
+            assert_eq!(reported.since, UnixMs(since), "{ms}");
+        }
+    }
 }

@@ -16,51 +16,59 @@ use proto::view::ClusterView;
 use super::packet::{AddressSighting, PacketSocket};
 use super::segment::{Adjacency, VipPlacement, same_network};
 
+/// Neighbours that are told of an address one by one.
+const TOLD: usize = 64;
+
 /// An interface and a family of addresses on it.
 pub(super) type SegmentKey = (u32, bool);
 
-/// The ground of a place.
-pub(super) fn key(place: &VipPlacement) -> SegmentKey {
+/// The segment of a place.
+fn key(place: &VipPlacement) -> SegmentKey {
     (place.index, place.source.is_ipv4())
 }
 
 /// One segment.
-pub(super) struct L2Segment {
-    pub(super) place: VipPlacement,
-    pub(super) wire: PacketSocket,
-    pub(super) test: Adjacency,
+struct L2Segment {
+    place: VipPlacement,
+    wire: PacketSocket,
+    test: Adjacency,
     vips: Vec<IpAddr>,
 }
 
 /// All segments.
 #[derive(Default)]
-pub(super) struct L2Segments(BTreeMap<SegmentKey, L2Segment>);
+pub(super) struct L2Segments {
+    segments: BTreeMap<SegmentKey, L2Segment>,
+    /// Why one can't be opened.
+    problem: Option<Unfit>,
+}
 
 impl L2Segments {
-    /// Keeps exactly those that these virtual IPs need; returns why one can't be had.
-    pub(super) fn reconcile(
-        &mut self,
-        now: Moment,
-        wanted: BTreeMap<SegmentKey, (VipPlacement, Vec<IpAddr>)>,
-    ) -> Option<Unfit> {
-        self.0.retain(|key, segment| {
-            wanted.get(key).is_some_and(|(place, vips)| {
+    /// Keeps exactly those that these virtual IPs need.
+    pub(super) fn reconcile(&mut self, now: Moment, wanted: &[(IpAddr, VipPlacement)]) {
+        let mut by_key: BTreeMap<SegmentKey, (&VipPlacement, Vec<IpAddr>)> = BTreeMap::new();
+        for (vip, place) in wanted {
+            by_key.entry(key(place)).or_insert_with(|| (place, Vec::new())).1.push(*vip);
+        }
+        self.segments.retain(|key, segment| {
+            by_key.get(key).is_some_and(|(place, vips)| {
                 // Whether it is up changes nothing: the socket outlives it.
                 place.mac == segment.place.mac
                     && place.source == segment.place.source
                     && *vips == segment.vips
             })
         });
-        let mut problem = None;
-        for (key, (place, vips)) in wanted {
-            if let Some(segment) = self.0.get_mut(&key) {
+        self.problem = None;
+        for (key, (place, vips)) in by_key {
+            let place = place.clone();
+            if let Some(segment) = self.segments.get_mut(&key) {
                 segment.place = place;
                 continue;
             }
             match PacketSocket::open(place.index, place.mac, &vips) {
                 Ok(wire) => {
                     let segment = L2Segment { wire, test: Adjacency::new(now), vips, place };
-                    self.0.insert(key, segment);
+                    self.segments.insert(key, segment);
                 }
                 Err(error) => {
                     let on = &place.name;
@@ -68,19 +76,56 @@ impl L2Segments {
                         "cannot open a packet socket on {on}: {error}; it needs CAP_NET_RAW, and AF_PACKET in \
                          RestrictAddressFamilies= of the unit"
                     );
-                    problem = Some(Unfit::new(Cause::NotPermitted, reason));
+                    self.problem = Some(Unfit::new(Cause::NotPermitted, reason));
                 }
             }
         }
-        problem
     }
 
-    pub(super) fn get(&self, key: &SegmentKey) -> Option<&L2Segment> {
-        self.0.get(key)
+    /// Why one can't be opened.
+    pub(super) fn problem(&self) -> Option<&Unfit> {
+        self.problem.as_ref()
     }
 
-    pub(super) fn get_mut(&mut self, key: &SegmentKey) -> Option<&mut L2Segment> {
-        self.0.get_mut(key)
+    /// Asks who has a virtual IP.
+    pub(super) fn probe(&self, vip: IpAddr, place: &VipPlacement) {
+        if let Some(segment) = self.segments.get(&key(place)) {
+            segment.wire.probe(vip);
+        }
+    }
+
+    /// Says to all that a virtual IP is here, and to those that say to be on the segment one by one.
+    pub(super) fn announce(&self, vip: IpAddr, place: &VipPlacement, own: NodeId, view: &ClusterView) {
+        let Some(segment) = self.segments.get(&key(place)) else { return };
+        segment.wire.announce(vip);
+        for (_, endpoint) in endpoints_of(view, own, &segment.place).into_iter().take(TOLD) {
+            segment.wire.announce_to(vip, endpoint.mac, endpoint.address);
+        }
+    }
+
+    /// Someone on this segment says to have an address.
+    pub(super) fn answered(&mut self, now: Moment, key: &SegmentKey, sighting: &AddressSighting) {
+        if let Some(segment) = self.segments.get_mut(key) {
+            segment.test.answered(now, sighting.ip, sighting.mac);
+        }
+    }
+
+    /// Whether the segment of a place is proven, by what is known now; see [`Adjacency::verdict`].
+    ///
+    /// # Errors
+    /// It is not, and why.
+    pub(super) fn verdict(
+        &mut self,
+        now: Moment,
+        place: &VipPlacement,
+        heard: impl Fn(&NodeId) -> bool,
+        name: impl Fn(&NodeId) -> String,
+    ) -> Result<(), Unfit> {
+        let Some(segment) = self.segments.get_mut(&key(place)) else {
+            let reason = format_args!("{} is not open yet", place.name);
+            return Err(Unfit::new(Cause::SegmentUntested, reason));
+        };
+        segment.test.verdict(now, &place.name, heard, name)
     }
 
     /// Tells the tests who says to be on their segment.
@@ -91,7 +136,7 @@ impl L2Segments {
         view: &ClusterView,
         trusted: &BTreeSet<NodeId>,
     ) {
-        for segment in self.0.values_mut() {
+        for segment in self.segments.values_mut() {
             let trusted = |id: &NodeId| trusted.contains(id);
             segment.test.apply_endpoints(now, own, &endpoints_of(view, own, &segment.place), trusted);
         }
@@ -100,7 +145,7 @@ impl L2Segments {
     /// Asks what is due; true when something was.
     pub(super) fn test(&mut self, now: Moment) -> bool {
         let mut asked = false;
-        for segment in self.0.values_mut().filter(|segment| segment.place.up) {
+        for segment in self.segments.values_mut().filter(|segment| segment.place.up) {
             for address in segment.test.due(now) {
                 segment.wire.request(segment.place.source, address);
                 asked = true;
@@ -110,7 +155,7 @@ impl L2Segments {
     }
 
     pub(super) fn deadline(&self) -> Option<Moment> {
-        let up = self.0.values().filter(|segment| segment.place.up);
+        let up = self.segments.values().filter(|segment| segment.place.up);
         up.filter_map(|segment| segment.test.deadline()).min()
     }
 
@@ -119,7 +164,7 @@ impl L2Segments {
         &self,
         context: &mut Context<'_>,
     ) -> Poll<(SegmentKey, io::Result<AddressSighting>)> {
-        for (key, segment) in &self.0 {
+        for (key, segment) in &self.segments {
             if let Poll::Ready(claim) = segment.wire.poll_claim(context) {
                 return Poll::Ready((*key, claim));
             }
@@ -129,11 +174,7 @@ impl L2Segments {
 }
 
 /// The other members that say to be on the network of a place.
-pub(super) fn endpoints_of(
-    view: &ClusterView,
-    own: NodeId,
-    place: &VipPlacement,
-) -> Vec<(NodeId, L2Endpoint)> {
+fn endpoints_of(view: &ClusterView, own: NodeId, place: &VipPlacement) -> Vec<(NodeId, L2Endpoint)> {
     let others = view.members.iter().filter(|(id, _)| **id != own);
     let all = others.flat_map(|(id, member)| member.word.l2_endpoints.iter().map(|endpoint| (*id, endpoint)));
     all.filter(|(_, endpoint)| place.shares(endpoint)).map(|(id, endpoint)| (id, endpoint.clone())).collect()

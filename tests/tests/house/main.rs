@@ -64,10 +64,6 @@ const LAYERS: &[&[&str]] = &[
 
 /// Circles of files of one directory which still exist, as `directory: files`, and why.
 const WITHIN_CIRCLES: &[(&str, &str)] = &[
-    (
-        "agent/src/vip: driver report",
-        "the driver keeps what was last reported, which is of the driver's own state",
-    ),
     ("proto/src/config: error fields", "a mistake shows the longest value that a field takes"),
     (
         "proto/src/doctor: host kube",
