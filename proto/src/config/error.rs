@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::fields::MAX_RUNTIME_DIR;
 use crate::node::BadName;
 use crate::time::human;
 
@@ -76,9 +75,14 @@ pub enum BadValue {
     /// It is no absolute path.
     #[error("\"{0}\" is not an absolute path; it must begin with /")]
     Path(String),
-    /// A socket in that directory would have too long a path; the directory's bytes.
-    #[error("it has {0} bytes; a directory for sockets may have at most {MAX_RUNTIME_DIR}")]
-    RuntimeDir(usize),
+    /// A socket in that directory would have too long a path.
+    #[error("it has {bytes} bytes; a directory for sockets may have at most {most}")]
+    RuntimeDir {
+        /// The directory's own.
+        bytes: usize,
+        /// The most that it may have.
+        most: usize,
+    },
     /// It is no port.
     #[error("\"{0}\" is not a port from 1 to 65535")]
     Port(String),

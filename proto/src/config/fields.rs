@@ -8,7 +8,7 @@ use super::error::BadValue;
 use crate::time::parse_duration;
 
 /// Longest runtime directory: a socket's path may have 107 bytes (unix(7)), and a name follows.
-pub(super) const MAX_RUNTIME_DIR: usize = 80;
+const MAX_RUNTIME_DIR: usize = 80;
 
 /// A value as it is shown in a message: never longer than a line.
 pub(super) fn shown(text: &str) -> String {
@@ -82,7 +82,7 @@ pub(super) fn path(text: &str) -> Result<String, BadValue> {
 pub(super) fn runtime_dir(text: &str) -> Result<String, BadValue> {
     let path = path(text)?;
     if path.len() > MAX_RUNTIME_DIR {
-        return Err(BadValue::RuntimeDir(path.len()));
+        return Err(BadValue::RuntimeDir { bytes: path.len(), most: MAX_RUNTIME_DIR });
     }
     Ok(path)
 }

@@ -64,7 +64,6 @@ const LAYERS: &[&[&str]] = &[
 
 /// Circles of files of one directory which still exist, as `directory: files`, and why.
 const WITHIN_CIRCLES: &[(&str, &str)] = &[
-    ("proto/src/config: error fields", "a mistake shows the longest value that a field takes"),
     (
         "proto/src/doctor: host kube",
         "a host holds what is read of its Kubernetes, which is judged by the host",
