@@ -17,8 +17,9 @@ use proto::cause::Reason;
 use proto::cluster::{Admitted, Document};
 use proto::config::Config;
 use proto::control::{BackendStatus, ListenerState, MemberState, Response, ServiceStatus, Status};
-use proto::doctor::host::{AgentFacts, HostFacts, InterfaceFacts, RouteFacts, UnavailableBackend};
-use proto::doctor::kube::{ApiserverFacts, KubeFacts};
+use proto::doctor::facts::{
+    AgentFacts, ApiserverFacts, HostFacts, InterfaceFacts, KubeFacts, RouteFacts, UnavailableBackend,
+};
 use proto::doctor::mesh::{MeshFacts, PeerConversation, PeerFacts, ReturnPath};
 use proto::doctor::{DoctorAnswer, Examination, Finding, MOST_FINDINGS, host, mesh, x509};
 use proto::node::NodeId;

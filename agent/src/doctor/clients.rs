@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use proto::doctor::kube::{Distribution, KubeClient};
+use proto::doctor::facts::{Distribution, KubeClient};
 
 use super::{HostFiles, names, text};
 

@@ -11,8 +11,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use proto::doctor::host::{SystemdService, UntrustedFile};
-use proto::doctor::kube::{Distribution, KubeClient};
+use proto::doctor::facts::{Distribution, KubeClient, SystemdService, UntrustedFile};
 use proto::doctor::mesh::Firewall;
 
 pub(crate) use kernel::sysctl;

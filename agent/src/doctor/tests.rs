@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use proto::doctor::kube::Distribution;
+use proto::doctor::facts::Distribution;
 use proto::doctor::mesh::Firewall;
 
 use super::{HostFiles, HostPaths, sysctl};

@@ -3,67 +3,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::host::HostFacts;
-use super::x509::Certificate;
+use super::facts::{ApiserverFacts, Distribution, HostFacts, KubeClient};
 use super::{Examination, FindingText, Severity, Step};
-
-/// Who set Kubernetes up, and so where its settings are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Distribution {
-    /// k3s.
-    K3s,
-    /// RKE2.
-    Rke2,
-    /// kubeadm, or by hand in its places.
-    Kubeadm,
-}
-
-/// What there is of Kubernetes on a node.
-#[derive(Debug, Clone, Default)]
-pub struct KubeFacts {
-    /// Whose; none: there is none here.
-    pub distribution: Option<Distribution>,
-    /// The node's own apiserver; none: none answers.
-    pub apiserver: Option<ApiserverFacts>,
-    /// The check has a client certificate to show.
-    pub credentials: bool,
-    /// Kubeconfigs, and where they point.
-    pub clients: Vec<KubeClient>,
-    /// The node runs k3s' or RKE2's agent with a balancer of its own.
-    pub own_balancer: bool,
-    /// Where this node's proxy listens for apiservers.
-    pub api_listeners: Vec<SocketAddr>,
-    /// Where it listens for anything.
-    pub listeners: Vec<SocketAddr>,
-    /// Virtual IPs.
-    pub vips: Vec<IpAddr>,
-    /// Members and their addresses.
-    pub members: Vec<(String, IpAddr)>,
-}
-
-/// An apiserver, as its TLS port shows it to anyone.
-#[derive(Debug, Clone)]
-pub struct ApiserverFacts {
-    /// Where.
-    pub at: SocketAddr,
-    /// Its certificate; none: it could not be read.
-    pub certificate: Option<Certificate>,
-    /// What `GET /readyz` without credentials was answered with.
-    pub readyz: Option<u16>,
-}
-
-/// Something that is told in a file where its apiserver is.
-#[derive(Debug, Clone, Default)]
-pub struct KubeClient {
-    /// The file.
-    pub path: String,
-    /// Who reads it, as `kubelet`.
-    pub who: &'static str,
-    /// What it says, as `https://10.0.0.1:6443`.
-    pub url: String,
-    /// Where that is.
-    pub at: Vec<SocketAddr>,
-}
 
 /// Days before its end at which a certificate is told of. k3s and RKE2 renew at a restart within 90 days;
 /// kubeadm with an upgrade, so a forgotten one shows early enough.

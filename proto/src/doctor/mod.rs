@@ -1,10 +1,11 @@
 //! What `agent doctor` thinks: facts in, findings out. Facts are what the shell has read, dialled and asked;
 //! nothing here asks anyone. Each finding says what is so, why it matters, and the steps that mend it.
 //!
-//! A node is judged where it is ([`host`], [`kube`]), by whoever stands on it; the ways between nodes are
-//! judged by the one that was asked ([`mesh`]). So what travels are findings, not facts.
+//! A node is judged where it is ([`host`] and [`kube`], by [`facts`]), by whoever stands on it; the ways between
+//! nodes are judged by the one that was asked ([`mesh`]). So what travels are findings, not facts.
 
 pub mod cluster;
+pub mod facts;
 pub mod host;
 pub mod kube;
 pub mod mesh;

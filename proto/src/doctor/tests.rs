@@ -3,10 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::cluster::{MasterLink, MemberFacts};
-use super::host::{
-    AgentFacts, HostFacts, InterfaceFacts, RouteFacts, SystemdService, UnavailableBackend, UntrustedFile,
+use super::facts::{
+    AgentFacts, ApiserverFacts, Distribution, HostFacts, InterfaceFacts, KubeClient, KubeFacts, RouteFacts,
+    SystemdService, UnavailableBackend, UntrustedFile,
 };
-use super::kube::{ApiserverFacts, Distribution, KubeClient, KubeFacts};
 use super::mesh::{Firewall, MeshFacts, PeerConversation, PeerFacts, ReturnPath};
 use super::x509::Certificate;
 use super::*;

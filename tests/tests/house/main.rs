@@ -63,13 +63,8 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Circles of files of one directory which still exist, as `directory: files`, and why.
-const WITHIN_CIRCLES: &[(&str, &str)] = &[
-    (
-        "proto/src/doctor: host kube",
-        "a host holds what is read of its Kubernetes, which is judged by the host",
-    ),
-    ("proto/src/migrate/haproxy: bind check proxy", "a line of a proxy is read by kind into the proxy"),
-];
+const WITHIN_CIRCLES: &[(&str, &str)] =
+    &[("proto/src/migrate/haproxy: bind check proxy", "a line of a proxy is read by kind into the proxy")];
 
 /// Modules that start tasks and threads for all others.
 const LIFECYCLES: &[&str] = &["lifecycle", "supervisor"];
