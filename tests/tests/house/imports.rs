@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result};
 
 use crate::source::{Breach, Named, Source, Text};
-use crate::{AGENT, FEATURES, LAYERS, PROTO, WITHIN_CIRCLES};
+use crate::{AGENT, FEATURES, LAYERS, PROTO};
 
 /// Which module uses which, and where.
 pub(crate) type Graph = BTreeMap<(String, String), Vec<Breach>>;
@@ -62,17 +62,9 @@ pub(crate) fn layers(sources: &[Source]) -> Vec<Breach> {
     breaches
 }
 
-/// Listed exceptions that are no longer needed: the lists only shrink.
-pub(crate) fn stale(sources: &[Source]) -> Vec<String> {
-    let circles = circles_within(sources);
-    let gone = WITHIN_CIRCLES.iter().filter(|(circle, _)| !circles.contains_key(*circle));
-    gone.map(|(circle, _)| format!("the circle of {circle}")).collect()
-}
-
-/// Files of one directory that import each other in a circle, so that none can be read without the others, by
-/// `directory: file file`; with a place where it starts.
-fn circles_within(sources: &[Source]) -> BTreeMap<String, Breach> {
-    let mut circles = BTreeMap::new();
+/// No files of one directory import each other in a circle: none could be read without the others.
+pub(crate) fn circles(sources: &[Source]) -> Vec<Breach> {
+    let mut circles = Vec::new();
     for root in [AGENT, PROTO] {
         let known: BTreeSet<Vec<String>> = sources.iter().filter_map(|source| source.modules(root)).collect();
         // The uses between the files of each directory.
@@ -100,7 +92,7 @@ fn circles_within(sources: &[Source]) -> BTreeMap<String, Breach> {
                 let names: Vec<String> = circle.into_iter().collect();
                 let title = format!("{root}/{}: {}", directory.join("/"), names.join(" "));
                 if let Some((_, place)) = begins {
-                    circles.insert(title.clone(), place.saying(format!("a circle, {title}")));
+                    circles.push(place.saying(format!("a circle, {title}")));
                 }
             }
         }
@@ -134,13 +126,6 @@ fn circles_of(uses: &BTreeSet<(String, String)>) -> BTreeSet<BTreeSet<String>> {
             uses.iter().map(|(other, _)| other).filter(|other| both(one, other)).cloned().collect()
         })
         .collect()
-}
-
-/// No files of one directory import each other in a circle, except those listed.
-pub(crate) fn circles(sources: &[Source]) -> Vec<Breach> {
-    let listed: BTreeSet<&str> = WITHIN_CIRCLES.iter().map(|(circle, _)| *circle).collect();
-    let all = circles_within(sources).into_iter();
-    all.filter(|(circle, _)| !listed.contains(circle.as_str())).map(|(_, breach)| breach).collect()
 }
 
 /// The modules of proto, in the order of lib.rs.

@@ -14,6 +14,7 @@ use crate::service::KUBE_API;
 
 mod bind;
 mod check;
+mod directives;
 mod known;
 mod page;
 mod proxy;
@@ -108,7 +109,7 @@ pub(super) fn read(text: &str, vips: &[IpAddr], account: &mut FileReport) -> Hap
             let place = Place { api: false, defaults: true, vips };
             let mut template = if from.is_some() { template.clone() } else { Proxy::default() };
             for line in &section.lines {
-                proxy::read(line, &place, &mut template, account);
+                directives::read(line, &place, &mut template, account);
             }
             templates.insert(section.name().to_owned(), template.clone());
             latest = template.clone();
@@ -140,7 +141,7 @@ pub(super) fn read(text: &str, vips: &[IpAddr], account: &mut FileReport) -> Hap
                     if section.leads() { "a service, see above" } else { "the service that leads here" };
                 account.add(head.number, &head.shown(), Kept, reason);
                 for line in &section.lines {
-                    proxy::read(line, &place, &mut read, account);
+                    directives::read(line, &place, &mut read, account);
                 }
                 found.commands.extend(proxy::commands(&read, account));
                 if section.serves() {
@@ -278,7 +279,7 @@ fn is_api(section: &Section) -> bool {
     let mut servers = section.lines.iter().filter(|line| line.word(0).starts_with("server"));
     let by_port = servers.any(|line| {
         let address = line.words.iter().skip(2).find(|word| word.contains(':'));
-        address.is_some_and(|address| proxy::host_and_port(address).1 == Some(6443))
+        address.is_some_and(|address| directives::host_and_port(address).1 == Some(6443))
     });
     by_port || named.iter().any(|part| name.contains(part))
 }
