@@ -178,10 +178,11 @@ impl Election {
             _ => {}
         }
         self.wakeup.at_once(now);
+        // Also where this node owns it: the successor may be unable to claim at this moment, and another does.
+        self.move_request.begin(now, to);
         if self.ownership.is_some() {
             self.release(now, ReleaseReason::Move, Some(to));
         } else {
-            self.move_request.begin(now, to);
             self.send(now, vec![holder], MessageKind::Move(to));
         }
         Ok(())
@@ -302,7 +303,7 @@ impl Election {
             self.send(now, audience.nodes(self.own, &self.rules), MessageKind::Beat);
         }
         let request = self.move_request.poll(now, self.knowledge.holder());
-        if let Some((holder, to)) = request.filter(|_| beat) {
+        if let Some((holder, to)) = request.filter(|(holder, _)| beat && *holder != self.own) {
             self.send(now, vec![holder], MessageKind::Move(to));
         }
     }

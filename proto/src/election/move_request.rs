@@ -28,11 +28,8 @@ impl MoveRequest {
 
     /// Whom to ask, and for which node; none when it is done, too late or there is nobody.
     pub(super) fn poll(&mut self, now: Moment, holder: Option<NodeId>) -> Option<(NodeId, NodeId)> {
-        let asked = self.wanted.zip(holder).filter(|((to, until), holder)| now < *until && to != holder);
-        if asked.is_none() {
-            self.wanted = None;
-        }
-        asked.map(|((to, _), holder)| (holder, to))
+        self.wanted.take_if(|(to, until)| now >= *until || holder == Some(*to));
+        self.wanted.zip(holder).map(|((to, _), holder)| (holder, to))
     }
 }
 
@@ -50,12 +47,13 @@ mod tests {
         };
         assert_eq!(MoveRequest::default().poll(at(0), Some(id(3))), None);
         assert_eq!(wanted().poll(at(999), Some(id(3))), Some((id(3), id(2))));
-        for (ms, holder) in [(1_000, Some(id(3))), (0, Some(id(2))), (0, None)] {
+        for (ms, holder) in [(1_000, Some(id(3))), (1_000, None), (0, Some(id(2)))] {
             let mut request = wanted();
             assert_eq!(request.poll(at(ms), holder), None);
             assert_eq!(request.poll(at(0), Some(id(3))), None, "for good: {ms} {holder:?}");
         }
         let mut request = wanted();
+        assert_eq!(request.poll(at(10), None), None, "it is being handed over");
         request.owner_changed(id(4));
         assert!(request.poll(at(0), Some(id(4))).is_some());
         request.owner_changed(id(2));

@@ -458,6 +458,35 @@ fn a_move_is_refused_with_the_reason_or_handed_over() {
 }
 
 #[test]
+fn an_owner_that_hands_over_asks_again_when_another_takes_it() {
+    let mut one = node(1, &[100, 100, 100]);
+    one.skip_listening();
+    run(&mut one, 0, 2_100);
+    one.receive(at(2_100), id(2), &said(None, None, CandidateState::Fit));
+    one.receive(at(2_100), id(3), &said(None, None, CandidateState::Fit));
+    assert_eq!(one.move_to(at(2_110), id(2)), Ok(()));
+    // The successor's loop was late at this moment, so it listens first, and the third is faster.
+    one.receive(at(2_120), id(2), &said(None, None, CandidateState::Listening));
+    run(&mut one, 2_110, 2_299);
+    let mut done = Vec::new();
+    for ms in (2_300..2_500).step_by(50) {
+        one.receive(at(ms), id(3), &owner_beat(9, 3));
+        one.receive(at(ms), id(2), &said(held(9, 3), Some(0), CandidateState::Fit));
+        done.extend(run(&mut one, ms, ms + 49));
+    }
+    let asks = |(_, action): &(u64, Action)| match action {
+        Action::Send { to, message } => *to == [id(3)] && message.purpose == MessageKind::Move(id(2)),
+        _ => false,
+    };
+    assert!(done.iter().any(asks), "the third is not asked: {done:?}");
+    // Once it is there, nobody is asked any more.
+    one.receive(at(2_500), id(2), &owner_beat(10, 2));
+    let done = run(&mut one, 2_500, 2_549);
+    one.receive(at(2_550), id(3), &owner_beat(11, 3));
+    assert!(![done, run(&mut one, 2_550, 4_000)].concat().iter().any(asks));
+}
+
+#[test]
 fn a_better_one_gets_it_only_with_preempt_and_after_the_delay() {
     for (preempt, handed) in [(None, None), (Some(Duration::from_secs(5)), Some(8_000))] {
         let mut one = node(1, &[100, 200]);
