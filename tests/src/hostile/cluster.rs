@@ -207,6 +207,17 @@ impl Cluster {
         read_state(self.agents[node].state(), name)
     }
 
+    /// The last generation of the hostile worker's agent; 0: it was stopped before it gossiped.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub fn hostile_generation(&self) -> Result<u64> {
+        if !self.agents[HOSTILE].state().join("generation").exists() {
+            return Ok(0);
+        }
+        self.state(HOSTILE, "generation")
+    }
+
     /// Removes the hostile worker if it is a member, and waits until all honest nodes know.
     ///
     /// # Errors

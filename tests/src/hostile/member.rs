@@ -98,7 +98,13 @@ impl Cluster {
         ring.take(&welcome.snapshot.keys, &document, UnixMs(0));
         let hostile = Hostile::new(self, node, identity, document, ring)?;
         for honest in everyone() {
-            eventually(&format!("n{honest} takes it for a member"), SOON, || hostile.dial(honest))?;
+            // An answer: a handshake alone ends on this side before the other has looked at the key.
+            eventually(&format!("n{honest} takes it for a member"), SOON, || {
+                let mut connection = hostile.dial(honest)?;
+                connection.send(&FromMember::Waiting)?;
+                let _: ToMember = connection.receive()?;
+                Ok(())
+            })?;
         }
         Ok(hostile)
     }

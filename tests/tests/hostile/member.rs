@@ -339,7 +339,7 @@ fn an_apiserver_on_a_worker_serves_nobody_and_is_reported() -> Result<()> {
     row("member: offers kube-api as a worker", |cluster| {
         let hostile = cluster.fresh()?;
         let trap = Trap::set(cluster, 6443)?;
-        let generation = cluster.state::<u64>(4, "generation")? + 1;
+        let generation = cluster.hostile_generation()? + 1;
         let version = RecordVersion { generation, sequence: 1 };
         let body = offering("n4", ServiceName::kube_api(), trap.address()?)?.to_body();
         let record = hostile.sign(hostile.identity.id, version, body);
@@ -363,7 +363,7 @@ fn another_service_counts_only_at_a_nodes_own_address() -> Result<()> {
         cluster.victim().cli(&[&["set"], web.as_slice()].concat())?.ok()?;
         let web: ServiceName = "web".parse()?;
         let hostile = cluster.fresh()?;
-        let generation = cluster.state::<u64>(4, "generation")? + 2;
+        let generation = cluster.hostile_generation()? + 2;
         let mut sent = 0;
         let mut say = |sequence: u64, node: usize| -> Result<()> {
             let at = SocketAddr::new(cluster.lab.node(node).mesh_ip(), 8080);
