@@ -3,21 +3,26 @@
 //! else can reach. An envelope goes in and a datagram comes out, and the other way round; both are then ours
 //! to seal.
 //!
+//! Nothing else of its public interface reads or makes a digest, which every first message has: its fields, its
+//! constructor and its decoder are private, as is the file descriptor of its socket.
+//!
 //! The alternative, pinning 0.11.2 with its public encoding, was rejected: it has no compressed digest, so
 //! gossip would cost about three times as much, and it gets no fixes.
 //!
 //! Any local user can send to a loopback port, and a hostile message can stop chitchat. So chitchat's socket
-//! is *connected* to ours without its knowledge: the kernel then drops packets from anywhere else.
+//! is *connected* to ours without its knowledge, by a descriptor of our own for it: the kernel then drops packets
+//! from anywhere else.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use chitchat::ChitchatEnvelope;
 use chitchat::transport::{RecvOutcome, SendOutcome, Socket, Transport, UdpSocket as ChitchatSocket};
 use proto::node::NodeId;
+use rustix::net::RecvFlags;
 use tokio::net::UdpSocket;
 use tokio::sync::{Mutex, mpsc};
 
@@ -65,7 +70,7 @@ impl Transport for GossipTransport {
         let ours = UdpSocket::bind(loopback).await?;
         let (theirs_at, ours_at) = (codec.local_addr()?, ours.local_addr()?);
         ours.connect(theirs_at).await?;
-        connect_hidden(theirs_at, ours_at)?;
+        isolate(theirs_at, ours_at)?;
         Ok(Box::new(GossipSocket {
             in_transit: LoopbackState::Nothing,
             codec,
@@ -79,34 +84,40 @@ impl Transport for GossipTransport {
     }
 }
 
-/// Connects the socket of this process that is bound to `at`, which chitchat does not expose, to `to`.
-fn connect_hidden(at: SocketAddr, to: SocketAddr) -> io::Result<()> {
-    for entry in std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten() {
-        let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // SAFETY: the descriptor is only queried for its type and address and, when it is the one that was
-        // opened above and is still held by `codec`, connected; it is neither closed nor kept. A descriptor
-        // that another thread closes meanwhile makes the calls fail, so it is skipped.
+/// Makes chitchat's socket, which is bound to `at`, hear nobody but `to`. What strangers sent before that is
+/// thrown away unread.
+fn isolate(at: SocketAddr, to: SocketAddr) -> io::Result<()> {
+    let codec = duplicate_of(at)?;
+    rustix::net::connect(&codec, &to)?;
+    // Nobody else can add to it any more, so this ends.
+    while rustix::net::recv(&codec, &mut [0; 1][..], RecvFlags::DONTWAIT).is_ok() {}
+    Ok(())
+}
+
+/// A descriptor of our own for this process's UDP socket that is bound to `at`: chitchat does not expose its own.
+fn duplicate_of(at: SocketAddr) -> io::Result<OwnedFd> {
+    let listed = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let listed = listed.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    // Without /proc (an empty chroot) all numbers are tried.
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(4096);
+    let all = 3..i32::try_from(most).unwrap_or(i32::MAX);
+    for number in listed.chain(all) {
+        // SAFETY: the number is not taken for a descriptor that is open or stays open: the kernel either returns a
+        // new one, which is ours, for whatever it refers to, or fails. Nothing else is done with the number.
         #[allow(unsafe_code)]
-        let fd = unsafe { BorrowedFd::borrow_raw(number) };
-        if is_bound_to(fd, at) {
-            return rustix::net::connect(fd, &to).map_err(io::Error::from);
-        }
-    }
-    // Without /proc (an empty chroot) descriptors are tried one by one.
-    for number in 3..4096 {
-        // SAFETY: as above.
-        #[allow(unsafe_code)]
-        let fd = unsafe { BorrowedFd::borrow_raw(number) };
-        if is_bound_to(fd, at) {
-            return rustix::net::connect(fd, &to).map_err(io::Error::from);
+        let ours = rustix::io::fcntl_dupfd_cloexec(unsafe { BorrowedFd::borrow_raw(number) }, 3);
+        match ours {
+            Ok(ours) if is_bound_to(&ours, at) => return Ok(ours),
+            Err(error) if error != rustix::io::Errno::BADF => return Err(error.into()),
+            _ => {}
         }
     }
     Err(io::Error::new(io::ErrorKind::NotFound, "chitchat's socket was not found"))
 }
 
-fn is_bound_to(fd: impl AsFd, at: SocketAddr) -> bool {
-    let udp = rustix::net::sockopt::socket_type(fd.as_fd()) == Ok(rustix::net::SocketType::DGRAM);
-    let bound = || rustix::net::getsockname(fd.as_fd()).ok().and_then(|any| SocketAddr::try_from(any).ok());
+fn is_bound_to(socket: &OwnedFd, at: SocketAddr) -> bool {
+    let udp = rustix::net::sockopt::socket_type(socket) == Ok(rustix::net::SocketType::DGRAM);
+    let bound = || rustix::net::getsockname(socket).ok().and_then(|any| SocketAddr::try_from(any).ok());
     udp && bound() == Some(at)
 }
 
@@ -173,5 +184,38 @@ impl Socket for GossipSocket {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An acknowledgement without content, as chitchat reads it.
+    const ACK: [u8; 5] = [0x53, 0xb0, 1, 2, 0];
+
+    #[tokio::test]
+    async fn what_a_stranger_sends_to_the_pair_is_never_read() {
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let mut codec = ChitchatSocket::open(loopback).await.unwrap();
+        let ours = UdpSocket::bind(loopback).await.unwrap();
+        let stranger = UdpSocket::bind(loopback).await.unwrap();
+        let (theirs_at, ours_at) = (codec.local_addr().unwrap(), ours.local_addr().unwrap());
+        stranger.send_to(&ACK, theirs_at).await.unwrap();
+        isolate(theirs_at, ours_at).unwrap();
+        // Refused by the kernel; which of the two calls says so depends on it.
+        let _ = stranger.send_to(&ACK, theirs_at).await;
+        ours.send_to(&ACK, theirs_at).await.unwrap();
+        let read = codec.recv().await.unwrap();
+        assert_eq!(read.from_addr, ours_at);
+        assert!(tokio::time::timeout(DECODE, codec.recv()).await.is_err(), "there was one more");
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_not_there_is_not_found() {
+        let gone = UdpSocket::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.unwrap();
+        let at = gone.local_addr().unwrap();
+        drop(gone);
+        assert_eq!(isolate(at, at).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }
