@@ -1,11 +1,15 @@
 //! Agents in a lab: started as a person would, and asked as a script would.
 
 use std::fmt::Write;
+use std::io::{Read, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use proto::control::{MAX_FRAME, Request, Response};
 use proto::invite::Invite;
+use proto::rpc::{Received, decode, encode};
 use serde::Deserialize;
 
 use crate::lab::{Lab, Node, Proc, Ran, Signal};
@@ -201,6 +205,29 @@ impl<'lab> Agent<'lab> {
         let arguments = self.arguments(binary, command, &[]);
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         self.node.exec(&arguments)
+    }
+
+    /// Asks by the control socket, without a process for the question: that of a hundred agents would take more
+    /// of the machine than they do.
+    ///
+    /// # Errors
+    /// No agent responds within [`SOON`], or with something of a later version.
+    pub fn ask(&self, request: &Request) -> Result<Response> {
+        let mut stream = UnixStream::connect(self.runtime.join("agent.sock"))?;
+        stream.set_read_timeout(Some(SOON))?;
+        let frame = encode(request)?;
+        stream.write_all(&u32::try_from(frame.len())?.to_be_bytes())?;
+        stream.write_all(&frame)?;
+        let mut length = [0; 4];
+        stream.read_exact(&mut length)?;
+        let length = usize::try_from(u32::from_be_bytes(length))?;
+        ensure!(length <= MAX_FRAME, "a frame of {length} bytes");
+        let mut frame = vec![0; length];
+        stream.read_exact(&mut frame)?;
+        match decode(&frame)? {
+            Received::Known(response) => Ok(response),
+            Received::Unknown(kind) => bail!("a response of a later version: {kind}"),
+        }
     }
 
     /// `agent status --json`.

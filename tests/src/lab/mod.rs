@@ -40,6 +40,9 @@ use switch::Switch;
 /// Most nodes of one lab: the addresses below have no room for more, and few machines can run as many.
 const MAX_NODES: usize = 200;
 
+/// Where the kernel has the limits of its tables of neighbours: each is one table for all namespaces.
+const NEIGHBOURS: [&str; 2] = ["/proc/sys/net/ipv4/neigh/default", "/proc/sys/net/ipv6/neigh/default"];
+
 /// What every lab needs, and the Debian package that provides it.
 const TOOLS: [(&str, &str); 9] = [
     ("ip", "iproute2"),
@@ -106,6 +109,7 @@ impl Lab {
         if count == 0 || count > MAX_NODES {
             bail!("a lab has 1 to {MAX_NODES} nodes, not {count}");
         }
+        make_room_for_neighbours(count)?;
         let dir = tempfile::Builder::new().prefix("agent-lab-").tempdir()?;
         let mut guard = Guard::start(dir.path())?;
         // All at once, then wait: a mesh of thirty is up as fast as one of three.
@@ -253,6 +257,22 @@ impl Drop for Lab {
             eprintln!("kept: {}", self.dir.path().display());
         }
     }
+}
+
+/// Raises the limits of the kernel's tables of neighbours to what a full mesh takes. With the usual ones, of 1,024
+/// for all nodes together, a mesh of 33 drops packets, and of a hundred nodes some hear nobody. They stay raised.
+fn make_room_for_neighbours(nodes: usize) -> Result<()> {
+    let wanted = 2 * nodes * nodes;
+    // The highest first: the kernel keeps no order between them, but collects by the lower ones.
+    for (table, limit) in NEIGHBOURS.iter().flat_map(|table| [3, 2, 1].map(|limit| (table, limit))) {
+        let path = Path::new(table).join(format!("gc_thresh{limit}"));
+        // Without IPv6 in the kernel.
+        let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        if text.trim().parse::<usize>()? < wanted {
+            std::fs::write(&path, wanted.to_string()).with_context(|| format!("write {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Reports everything that is missing at once.

@@ -9,6 +9,7 @@ mod idle;
 mod memory;
 mod proxy;
 mod pulse;
+mod scale;
 mod serving;
 #[path = "../../../../proto/tests/simulation/mod.rs"]
 mod simulation;
@@ -48,6 +49,7 @@ const BENCHES: &[(&str, &str, Bench)] = &[
         "what pulses cost a master, and how soon it is missed; [--seconds S] [--cuts N] [SIZE…]",
         pulse::pulse,
     ),
+    ("scale", "nodes that join at once, at rest, and while a master is cut; [--sizes N,N…]", scale::scale),
     ("web", "what page and metrics cost, and how soon they answer; [--seconds S] [--pause MS]", web::web),
     ("etcd", "a watch and puts while members fail, beside haproxy; [--after S]", etcd::etcd),
 ];

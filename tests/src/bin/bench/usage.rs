@@ -58,3 +58,19 @@ pub(crate) fn memory(group: u32) -> Result<(u64, u64)> {
     };
     Ok((sum(&["Rss:"]), sum(&["Private_Clean:", "Private_Dirty:"])))
 }
+
+/// Peak of the resident memory of a process, in kilobytes.
+pub(crate) fn peak(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    Ok(line.split_whitespace().next().context("an empty VmHWM")?.parse()?)
+}
+
+/// Bytes that an interface in the network of a process has received and sent, with all headers.
+pub(crate) fn traffic(pid: u32, interface: &str) -> Result<(u64, u64)> {
+    let all = std::fs::read_to_string(format!("/proc/{pid}/net/dev"))?;
+    let line = all.lines().find_map(|line| line.trim().strip_prefix(interface)?.strip_prefix(':'));
+    let fields: Vec<&str> = line.with_context(|| format!("no {interface}"))?.split_whitespace().collect();
+    let field = |i: usize| -> Result<u64> { Ok(fields.get(i).context("a short line")?.parse()?) };
+    Ok((field(0)?, field(8)?))
+}

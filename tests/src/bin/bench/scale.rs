@@ -1,0 +1,170 @@
+//! `scale`: many nodes that join at once, what they cost at rest, and how soon all notice a master that is cut.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tests::lab::Lab;
+use tests::mesh::{Agent, with_agents};
+use tests::scale::{FalseAlarms, MASTERS, cut, join_at_once, now, status};
+
+use super::masters;
+use super::usage::{cpu_seconds, memory, peak, traffic};
+
+/// Time for all to see all.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// Between the last join and the measurement: a start costs more than rest.
+const CALM: Duration = Duration::from_secs(15);
+
+/// Time at rest.
+const SPAN: Duration = Duration::from_secs(60);
+
+/// The time for which a master is away, and is given to return.
+const AWAY: Duration = Duration::from_secs(10);
+
+/// `scale [--sizes N,N…]`.
+pub(crate) fn scale(arguments: &[String]) -> Result<()> {
+    let sizes = match arguments {
+        [] => "10,50,100",
+        [name, sizes] if name == "--sizes" => sizes,
+        other => anyhow::bail!("what is {other:?}?"),
+    };
+    let sizes: Vec<usize> = sizes.split(',').map(str::parse).collect::<Result<_, _>>()?;
+    ensure!(sizes.iter().all(|size| *size > MASTERS), "more than {MASTERS} nodes");
+    println!(
+        "{MASTERS} masters, all others join at once; false alarms are suspect/down of members and of backends, by \
+         all nodes;\nat rest over {} s: kB/s out and in, CPU % of a core, MB resident/private (and the peak); a \
+         master is cut and\nreturns: s until the last node says so. Median node (not a master), most of a master:",
+        SPAN.as_secs()
+    );
+    println!(
+        "{:>5} | {:>12} {:>12} {:>12} | {:>11} {:>19} {:>19} | {:>11} | {:>9} {:>9} {:>15} | {:>11} | {:>12} {:>12}",
+        "nodes",
+        "serve s",
+        "all see s",
+        "false alarms",
+        "gossip kB/s",
+        "all kB/s",
+        "of a master",
+        "CPU %",
+        "MB",
+        "most",
+        "of a master",
+        "false",
+        "cut, down s",
+        "back, ready s"
+    );
+    sizes.into_iter().try_for_each(one_size)
+}
+
+fn one_size(size: usize) -> Result<()> {
+    with_agents(Lab::bridge(size), |lab, agents| {
+        let _masters = masters(lab)?;
+        for agent in agents.iter_mut() {
+            agent.options = vec!["--iface".to_owned(), agent.node().interface.to_owned()];
+        }
+        let joined = join_at_once(agents, LIMIT)?;
+        let until = now();
+        let ended = agents.iter_mut().filter_map(|agent| (!agent.is_running()).then(|| agent.name()));
+        let ended: Vec<&str> = ended.collect();
+        ensure!(ended.is_empty(), "the agents of {ended:?} have ended");
+        let joining = FalseAlarms::between(agents, joined.began, until)?;
+        std::thread::sleep(CALM);
+        let (since, before) = (now(), counts(agents)?);
+        std::thread::sleep(SPAN);
+        let after = counts(agents)?;
+        let resting = FalseAlarms::between(agents, since, now())?;
+        let usage: Vec<Usage> =
+            before.iter().zip(&after).map(|(before, after)| Usage::of(before, after)).collect();
+        let (master, other) = usage.split_at_checked(MASTERS).context("no masters")?;
+        let noticed = cut(agents, MASTERS - 1, AWAY)?;
+        let rate = |usage: fn(&Usage) -> f64| (median(other, usage), most(master, usage));
+        let (gossip, cpu) = (rate(|one| one.gossip), rate(|one| one.cpu));
+        let (out, into) = (rate(|one| one.out), rate(|one| one.into));
+        let mb = |pick: Pick, of: &[Usage]| {
+            format!("{:.1}/{:.1}", pick(of, |one| one.resident), pick(of, |one| one.private))
+        };
+        println!(
+            "{size:>5} | {:>12} {:>12} {:>12} | {:>11} {:>19} {:>19} | {:>11} | {:>9} {:>9} {:>15} | {:>11} | {:>12} {:>12}",
+            joined.serve.shown(),
+            joined.all.shown(),
+            joining,
+            format!("{:.2} {:.2}", gossip.0, gossip.1),
+            format!("{:.2} {:.2}", out.0, into.0),
+            format!("{:.2} {:.2}", out.1, into.1),
+            format!("{:.2} {:.2}", cpu.0, cpu.1),
+            mb(median, other),
+            mb(most, other),
+            format!("{} ({:.1})", mb(most, master), most(master, |one| one.peak)),
+            resting,
+            noticed.down.shown(),
+            noticed.back.shown(),
+        );
+        Ok(())
+    })
+}
+
+/// What a node has used since its start, and its memory.
+struct Counts {
+    gossip: u64,
+    out: u64,
+    into: u64,
+    cpu: f64,
+    resident: u64,
+    private: u64,
+    peak: u64,
+}
+
+fn counts(agents: &mut [Agent<'_>]) -> Result<Vec<Counts>> {
+    let of = |agent: &mut Agent<'_>| {
+        let gossip = status(agent)?.node.link.sent_gossip_bytes;
+        let pid = agent.process()?.pid();
+        let ((resident, private), (into, out)) = (memory(pid)?, traffic(pid, agent.node().interface)?);
+        Ok(Counts { gossip, out, into, cpu: cpu_seconds(pid)?, resident, private, peak: peak(pid)? })
+    };
+    agents.iter_mut().map(of).collect()
+}
+
+/// What a node uses: kB/s, percent of a core, MB.
+struct Usage {
+    gossip: f64,
+    out: f64,
+    into: f64,
+    cpu: f64,
+    resident: f64,
+    private: f64,
+    peak: f64,
+}
+
+impl Usage {
+    fn of(before: &Counts, after: &Counts) -> Usage {
+        let rate = |before: u64, after: u64| after.saturating_sub(before) as f64 / 1e3 / SPAN.as_secs_f64();
+        let mb = |kilobytes: u64| kilobytes as f64 * 1024.0 / 1e6;
+        Usage {
+            gossip: rate(before.gossip, after.gossip),
+            out: rate(before.out, after.out),
+            into: rate(before.into, after.into),
+            cpu: (after.cpu - before.cpu) / SPAN.as_secs_f64() * 100.0,
+            resident: mb(after.resident),
+            private: mb(after.private),
+            peak: mb(after.peak),
+        }
+    }
+}
+
+/// Picks one of what nodes use.
+type Pick = fn(&[Usage], fn(&Usage) -> f64) -> f64;
+
+fn sorted(of: &[Usage], usage: fn(&Usage) -> f64) -> Vec<f64> {
+    let mut all: Vec<f64> = of.iter().map(usage).collect();
+    all.sort_unstable_by(f64::total_cmp);
+    all
+}
+
+fn median(of: &[Usage], usage: fn(&Usage) -> f64) -> f64 {
+    sorted(of, usage).get(of.len() / 2).copied().unwrap_or_default()
+}
+
+fn most(of: &[Usage], usage: fn(&Usage) -> f64) -> f64 {
+    sorted(of, usage).last().copied().unwrap_or_default()
+}
