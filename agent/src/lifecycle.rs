@@ -58,6 +58,14 @@ impl Lifecycle {
         tokio::time::Instant::from_std(self.origin) + moment.since(Moment::ZERO)
     }
 
+    /// Waits until then; for ever where nothing is due.
+    pub(crate) async fn until(&self, moment: Option<Moment>) {
+        match moment {
+            Some(moment) => tokio::time::sleep_until(self.instant(moment)).await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Waits until every spawned task has returned.
     pub(crate) async fn finished(&self) {
         self.tasks.close();

@@ -9,7 +9,7 @@ use proto::node::NodeId;
 use proto::pulse::{Liveness, PeerLiveness, PeerLivenessMap};
 use proto::record::{NodeRecord, PeerLink};
 use proto::settings::Settings;
-use proto::time::UnixMs;
+use proto::time::{Moment, UnixMs};
 use proto::transport::VERSIONS;
 use tokio::sync::watch;
 
@@ -21,6 +21,10 @@ use crate::vip::VipReport;
 
 /// Between two looks at round trips and losses, which nobody is told of.
 const AGAIN: Duration = Duration::from_secs(20);
+
+/// Shortest time between two hashes of the document in the record. While many nodes join it changes all the time,
+/// and each new record of each node goes to all others.
+const HASHES: Duration = Duration::from_secs(2);
 
 /// What the record is made of.
 pub(super) struct RecordInputs {
@@ -39,11 +43,42 @@ pub(super) struct RecordInputs {
 struct RecordTask {
     inputs: RecordInputs,
     said: BTreeMap<NodeId, PeerLink>,
+    hash: DocumentHash,
+}
+
+/// The document's hash as the record has it.
+#[derive(Default)]
+struct DocumentHash {
+    text: String,
+    since: Option<Moment>,
+    /// The document has another one by now.
+    is_old: bool,
+}
+
+impl DocumentHash {
+    /// What the record has of a document with this hash.
+    fn of(&mut self, hash: String, now: Moment) -> String {
+        self.is_old = hash != self.text;
+        if self.is_old && self.next() <= now {
+            *self = DocumentHash { text: hash, since: Some(now), is_old: false };
+        }
+        self.text.clone()
+    }
+
+    /// When it may have the next one.
+    fn next(&self) -> Moment {
+        self.since.map_or(Moment::ZERO, |since| since.after(HASHES))
+    }
+
+    /// When the record has to be made anew because of it.
+    fn deadline(&self) -> Option<Moment> {
+        self.is_old.then(|| self.next())
+    }
 }
 
 impl RecordTask {
     /// What this node says of itself now.
-    fn record(&mut self, stopping: bool) -> NodeRecord {
+    fn record(&mut self, stopping: bool, now: Moment) -> NodeRecord {
         let address = *self.inputs.own_address.borrow_and_update();
         let health = self.inputs.health.borrow_and_update().clone();
         let document = self.inputs.trust.borrow_and_update().document.clone();
@@ -66,7 +101,7 @@ impl RecordTask {
             addresses: address.map(|ip| SocketAddr::new(ip, self.inputs.node.port)).into_iter().collect(),
             interface: self.inputs.node.interface.clone(),
             started: self.inputs.began,
-            document: document.hash(),
+            document: self.hash.of(document.hash(), now),
             draining: draining.or_else(|| stopping.then(wall)),
             left: stopping,
             links: self.said.clone(),
@@ -113,8 +148,8 @@ fn two_digits(number: u32) -> u32 {
 
 /// Starts the task that keeps the record up to date; it alone writes it.
 pub(super) fn spawn(inputs: RecordInputs, life: &Lifecycle) -> watch::Receiver<NodeRecord> {
-    let mut task = RecordTask { inputs, said: BTreeMap::new() };
-    let (sender, receiver) = watch::channel(task.record(false));
+    let mut task = RecordTask { inputs, said: BTreeMap::new(), hash: DocumentHash::default() };
+    let (sender, receiver) = watch::channel(task.record(false, life.now()));
     let own = life.clone();
     life.supervise("record", (task, sender), move |(task, sender)| {
         Box::pin(watch_inputs(task, sender, own.clone()))
@@ -126,7 +161,9 @@ async fn watch_inputs(task: &mut RecordTask, sender: &watch::Sender<NodeRecord>,
     let mut again = tokio::time::interval(AGAIN);
     again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
+        let stands = task.hash.deadline();
         let stopping = tokio::select! {
+            () = life.until(stands) => false,
             Ok(()) = task.inputs.own_address.changed() => false,
             Ok(()) = task.inputs.health.changed() => false,
             Ok(()) = task.inputs.trust.changed() => false,
@@ -136,7 +173,7 @@ async fn watch_inputs(task: &mut RecordTask, sender: &watch::Sender<NodeRecord>,
             Ok(()) = task.inputs.vips.changed() => false,
             () = life.draining.cancelled() => true,
         };
-        let word = task.record(stopping);
+        let word = task.record(stopping, life.now());
         sender.send_if_modified(|old| {
             // By what the others would read: a text may be news where nothing else is.
             let changed = old.to_body() != word.to_body();
@@ -171,5 +208,19 @@ mod tests {
         assert_eq!(again(42_000, 30, Liveness::Alive).loss_permille, 30);
         assert!(!again(42_000, 10, Liveness::Silent).alive);
         assert_eq!(peer_link(None, &peer_liveness(1, 0, Liveness::Unknown)), None);
+    }
+
+    #[test]
+    fn the_hash_of_a_document_that_changes_all_the_time_is_published_every_two_seconds() {
+        let (mut hash, mut published) = (DocumentHash::default(), Vec::new());
+        for ms in (1_000..=4_000).step_by(100) {
+            published.push(hash.of(ms.to_string(), Moment::from_millis(ms)));
+        }
+        published.dedup();
+        assert_eq!(published, ["1000", "3000"]);
+        assert_eq!(hash.deadline(), Some(Moment::from_millis(5_000)), "the last one follows");
+        assert_eq!(hash.of("4000".to_owned(), Moment::from_millis(5_000)), "4000");
+        assert_eq!(hash.deadline(), None);
+        assert_eq!(hash.of("9000".to_owned(), Moment::from_millis(9_000)), "9000", "after a rest at once");
     }
 }
