@@ -66,6 +66,8 @@ pub mod cluster;
 
 pub mod invite;
 
+pub mod admission;
+
 pub mod transport;
 
 pub mod seal;

@@ -6,24 +6,26 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use proto::admission::{self, Verdict};
 use proto::backends::LastKnownGood;
-use proto::cluster::{Admitted, ClusterId};
+use proto::cluster::{Admitted, ChangeError};
 use proto::control::Response;
 use proto::invite::{
     APPROVAL_TTL, Approval, Invite, InviteLedger, InviteSecret, IssuedInvite, JoinRefusal, PendingJoin,
     PendingJoins, code_of, confirmation_of, pin_of, pin_text,
 };
 use proto::node::{PublicKey, Role};
-use proto::rpc::{FromMember, ToMember, Welcome};
+use proto::rpc::{BadMessage, FromMember, ToJoining, ToMember, Welcome, encode};
 use proto::time::{UnixMs, human};
 use tokio::sync::{oneshot, watch};
+use tokio_util::bytes::Bytes;
 use tracing::{info, warn};
 
 use super::answer::Answer;
 use super::cluster_state::ClusterState;
 use super::disk::MemberStore;
 use super::peer_sync::PeerSync;
-use super::{Admission, Applicant, OwnAddress};
+use super::{Admission, Applicant, JoinCall, OwnAddress};
 use crate::lifecycle::wall;
 use crate::transport::{Link, random};
 
@@ -64,54 +66,79 @@ impl Admissions {
         self.pending = PendingJoins::default();
     }
 
-    /// What becomes of a node that wants to join.
-    pub(super) fn decide(
-        &mut self,
-        applicant: Applicant,
-        cluster: &mut ClusterState,
-        sync: &mut PeerSync,
-    ) -> Admission {
-        let id = applicant.key.id();
+    /// Decides about nodes that want to join, and answers each. Those that are let in are entered by one change of
+    /// the document, and have one welcome.
+    pub(super) fn decide(&mut self, calls: Vec<JoinCall>, cluster: &mut ClusterState, sync: &mut PeerSync) {
         let now = wall();
-        if !cluster.is_member() {
-            return Admission::Refused(JoinRefusal::SeedRemoved);
-        }
-        let document = cluster.document();
-        if document.removed.contains_key(&id) {
-            return Admission::Refused(JoinRefusal::Removed);
-        }
-        let ours =
-            |theirs: &ClusterId| *theirs == document.id || Some(theirs) == document.genesis.succeeds.as_ref();
-        if !applicant.cluster.as_ref().is_none_or(ours) {
-            return Admission::Refused(JoinRefusal::OtherCluster);
-        }
-        if document.member(&id).is_some() {
-            // It has proven its key: joining again only asks for the document once more.
-            return self.welcome(&applicant, cluster, sync);
-        }
-        if !cluster.is_master() {
-            return Admission::Redirect(self.where_masters_are(cluster));
-        }
-        if let Some(proof) = &applicant.proof {
-            let mut invites = self.invites.clone();
-            let role = match invites.redeem(proof, &applicant.session, &applicant.key, now) {
-                Ok(role) => role,
-                Err(refusal) => return Admission::Refused(refusal),
+        let (document, own) = (cluster.document(), cluster.own());
+        let mut ledger = self.invites.clone();
+        let candidates = calls.iter().map(JoinCall::candidate);
+        let open = self.pending.is_open(now);
+        let verdicts = admission::decide(document, &own, &mut ledger, open, candidates, now);
+        let failed = self.admit(&calls, &verdicts, ledger, cluster).err();
+        let mut welcome = None;
+        for (JoinCall { applicant, reply, .. }, verdict) in calls.into_iter().zip(verdicts) {
+            let admission = match verdict {
+                Verdict::Refused(refusal) => Admission::Refused(refusal),
+                Verdict::Redirect => Admission::Redirect(self.where_masters_are(cluster)),
+                Verdict::Wait => self.wait(applicant, now),
+                Verdict::Member | Verdict::Admit(_) => match &failed {
+                    Some(error) if cluster.document().member(&applicant.key.id()).is_none() => {
+                        Admission::Refused(JoinRefusal::NotAdmitted(error.to_string()))
+                    }
+                    _ => match welcome.get_or_insert_with(|| self.welcome(cluster, sync)) {
+                        Ok(welcome) => Admission::Welcome(welcome.clone()),
+                        Err(error) => Admission::Refused(JoinRefusal::NotAdmitted(error.to_string())),
+                    },
+                },
             };
-            let admission = self.admit(&applicant, role, cluster, sync);
-            if matches!(admission, Admission::Welcome(_)) {
-                self.invites = invites;
-                self.disk.save_invites(&self.invites);
+            let _ = reply.send(admission);
+        }
+    }
+
+    /// Enters those that are to be admitted into the document, and keeps what is left of their invites.
+    fn admit(
+        &mut self,
+        calls: &[JoinCall],
+        verdicts: &[Verdict],
+        ledger: InviteLedger,
+        cluster: &mut ClusterState,
+    ) -> Result<(), ChangeError> {
+        let (own, now) = (cluster.own(), wall());
+        let admitted = calls.iter().zip(verdicts).filter_map(|(JoinCall { applicant, .. }, verdict)| {
+            let Verdict::Admit(role) = verdict else { return None };
+            Some((applicant, Admitted::new(applicant.name.clone(), applicant.key, *role, own, now)))
+        });
+        let admitted: Vec<(&Applicant, Admitted)> = admitted.collect();
+        if !admitted.is_empty() {
+            cluster.change(|document| {
+                admitted.iter().for_each(|(_, admitted)| document.admit(admitted.clone()));
+                Ok(())
+            })?;
+        }
+        for (Applicant { key, from, .. }, Admitted { name, role, .. }) in &admitted {
+            info!(node = %name, id = %key.id(), role = %role.role(), %from, "node admitted");
+        }
+        if self.invites != ledger {
+            self.invites = ledger;
+            self.disk.save_invites(&self.invites);
+        }
+        // Where members that ask again are now counts too.
+        for (JoinCall { applicant, .. }, verdict) in calls.iter().zip(verdicts) {
+            if let Verdict::Admit(_) | Verdict::Member = verdict {
+                self.link.addresses().add_hint(applicant.key.id(), &applicant.addresses, false);
             }
-            return admission;
         }
-        if let Some(refusal) = name_taken(cluster, &applicant) {
-            return Admission::Refused(refusal);
-        }
-        if self.pending.is_open(now) && applicant.confirmed {
-            return self.admit(&applicant, Role::Worker, cluster, sync);
-        }
-        self.wait(applicant, now)
+        Ok(())
+    }
+
+    /// What members get that are let in now.
+    fn welcome(&self, cluster: &ClusterState, sync: &mut PeerSync) -> Result<Bytes, BadMessage> {
+        // All must know them before they speak to them; gossip alone would take seconds.
+        sync.push_soon(cluster);
+        let serving = self.serving.borrow().as_ref().clone();
+        let welcome = Welcome { snapshot: cluster.for_members(), serving };
+        encode(&ToJoining::Welcome(Box::new(welcome))).map(Bytes::from)
     }
 
     fn wait(&mut self, applicant: Applicant, now: UnixMs) -> Admission {
@@ -143,44 +170,6 @@ impl Admissions {
     fn where_masters_are(&self, cluster: &ClusterState) -> Vec<SocketAddr> {
         let masters = cluster.document().masters().filter_map(|(id, _)| self.link.addresses().best(id));
         masters.take(MOST_MASTERS).collect()
-    }
-
-    /// Lets a node in.
-    pub(super) fn admit(
-        &mut self,
-        applicant: &Applicant,
-        role: Role,
-        cluster: &mut ClusterState,
-        sync: &mut PeerSync,
-    ) -> Admission {
-        let id = applicant.key.id();
-        if cluster.document().removed.contains_key(&id) {
-            return Admission::Refused(JoinRefusal::Removed);
-        }
-        if let Some(refusal) = name_taken(cluster, applicant) {
-            return Admission::Refused(refusal);
-        }
-        if cluster.document().member(&id).is_none() {
-            let admitted = Admitted::new(applicant.name.clone(), applicant.key, role, cluster.own(), wall());
-            let changed = cluster.change(|document| {
-                document.admit(admitted);
-                Ok(())
-            });
-            if let Err(error) = changed {
-                return Admission::Refused(JoinRefusal::NotAdmitted(error.to_string()));
-            }
-            info!(node = %applicant.name, %id, %role, from = %applicant.from, "node admitted");
-        }
-        self.welcome(applicant, cluster, sync)
-    }
-
-    fn welcome(&self, applicant: &Applicant, cluster: &ClusterState, sync: &mut PeerSync) -> Admission {
-        let id = applicant.key.id();
-        self.link.addresses().add_hint(id, &applicant.addresses, false);
-        // All must know it before it speaks to them; gossip alone would take seconds.
-        sync.push_soon();
-        let serving = self.serving.borrow().as_ref().clone();
-        Admission::Welcome(Box::new(Welcome { snapshot: cluster.snapshot_for(&id, None), serving }))
     }
 
     /// Answers a node that waits here. It is not admitted by that: first it has to confirm the cluster.
@@ -276,13 +265,6 @@ impl Admissions {
             pin_text(&pin_of(&self.link.identity().key)),
         ))
     }
-}
-
-fn name_taken(cluster: &ClusterState, applicant: &Applicant) -> Option<JoinRefusal> {
-    let id = applicant.key.id();
-    let mut members = cluster.document().members();
-    let taken = members.any(|(other, admitted)| admitted.name == applicant.name && *other != id);
-    taken.then(|| JoinRefusal::NameTaken(applicant.name.clone()))
 }
 
 /// What the command line is told of an answer to a waiting node.

@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use super::{Admission, Applicant, MembershipCommand};
+use super::{Admission, Applicant, JoinCall, MembershipCommand};
 use crate::lifecycle::Lifecycle;
 use crate::transport::frames::{self, Framed};
 use crate::transport::{JoinConnection, Link};
@@ -20,9 +20,13 @@ use crate::transport::{JoinConnection, Link};
 /// Time for each message of the joining node.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Conversations with joining nodes at once, those that wait for approval aside: each costs a TLS connection
-/// and, at its end, a copy of the document. Whoever finds no place tries again by itself.
-const CONVERSATIONS: usize = 16;
+/// Conversations with joining nodes at once, those that wait for approval aside: each has, at its end, a copy of
+/// the document on its way. The others wait for their turn with no more than a TLS connection.
+const CONVERSATIONS: usize = 32;
+
+/// How long one waits for its turn, which comes within a second or two where a thousand join: a node gives up after
+/// 15 s. Whoever is told that it is not its turn tries again by itself.
+const QUEUE: Duration = Duration::from_secs(8);
 
 /// Messages of kinds that this version does not know that are answered in a row: a later version may ask for
 /// a few things and do without them, and nobody keeps a place by asking for more.
@@ -63,7 +67,7 @@ async fn converse(
 ) -> io::Result<()> {
     // Its place is held until the end.
     let JoinConnection { key, from, session, mut stream, .. } = joining;
-    let Ok(mut slot) = slots.clone().try_acquire_owned() else {
+    let Ok(Ok(mut slot)) = tokio::time::timeout(QUEUE, slots.clone().acquire_owned()).await else {
         return frames::send(&mut stream, &ToJoining::Busy).await;
     };
     let FromJoining::Join { name, proof, addresses, confirmed, cluster } =
@@ -74,7 +78,7 @@ async fn converse(
     let dial_back = dial_back_address(from, &addresses);
     let applicant =
         Applicant { key, name: name.clone(), proof, session, from, addresses, confirmed, cluster };
-    let mut admission = ask(commands, |reply| MembershipCommand::Join(applicant.clone(), reply)).await?;
+    let mut admission = ask(commands, applicant.clone(), None).await?;
     if let Admission::Wait(answer) = admission {
         // Bounded by the places of those who wait.
         drop(slot);
@@ -85,7 +89,7 @@ async fn converse(
         };
         let stopping = |_| io::Error::other("this node is stopping");
         slot = slots.clone().acquire_owned().await.map_err(stopping)?;
-        admission = ask(commands, |reply| MembershipCommand::Admit(applicant, role, reply)).await?;
+        admission = ask(commands, applicant, Some(role)).await?;
     }
     let welcome = match admission {
         Admission::Welcome(welcome) => welcome,
@@ -100,7 +104,8 @@ async fn converse(
     };
     // It is a member now, and its copy of the document may be large.
     stream.codec_mut().set_max_frame_length(MAX_FRAME);
-    frames::send(&mut stream, &ToJoining::Welcome(welcome)).await?;
+    frames::send_encoded(&mut stream, &welcome).await?;
+    drop(welcome);
     drop(slot);
     while let Ok(FromJoining::Listening) = next(&mut stream, PATIENCE).await {
         let (tcp, udp) = link.dial_back(key, dial_back).await;
@@ -129,11 +134,13 @@ fn not_known(kind: &str) -> ToJoining {
 /// Asks the membership task.
 async fn ask(
     commands: &mpsc::Sender<MembershipCommand>,
-    command: impl FnOnce(oneshot::Sender<Admission>) -> MembershipCommand,
+    applicant: Applicant,
+    approved: Option<Role>,
 ) -> io::Result<Admission> {
     let stopping = || io::Error::other("this node is stopping");
     let (reply, answer) = oneshot::channel();
-    commands.send(command(reply)).await.map_err(|_| stopping())?;
+    let call = MembershipCommand::Join(JoinCall { applicant, approved, reply });
+    commands.send(call).await.map_err(|_| stopping())?;
     answer.await.map_err(|_| stopping())
 }
 

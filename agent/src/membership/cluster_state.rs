@@ -42,6 +42,8 @@ pub(super) struct ClusterState {
     own_at: OwnAddress,
     replica: Replica,
     ring: KeyRing,
+    /// What the file of keys is known to hold.
+    saved_ring: Option<KeyRing>,
     trust: watch::Sender<Arc<TrustedKeys>>,
     rival: RivalMaster,
 }
@@ -56,7 +58,7 @@ impl ClusterState {
         trust: watch::Sender<Arc<TrustedKeys>>,
     ) -> ClusterState {
         let rival = RivalMaster::new(disk.clone());
-        ClusterState { link, disk, own_at, replica, ring, trust, rival }
+        ClusterState { link, disk, own_at, replica, ring, saved_ring: None, trust, rival }
     }
 
     /// The document.
@@ -184,6 +186,11 @@ impl ClusterState {
         SyncSnapshot { document, keys, addresses: self.addresses() }
     }
 
+    /// What a node may have that is a member.
+    pub(super) fn for_members(&self) -> SyncSnapshot {
+        SyncSnapshot { addresses: self.addresses(), ..self.current() }
+    }
+
     /// What this node has, for a peer to send the rest.
     pub(super) fn digest(&self) -> SyncDigest {
         let keys = self.ring.keys().iter().map(|key| key.id).collect();
@@ -216,7 +223,10 @@ impl ClusterState {
         let trust =
             TrustedKeys { document: Arc::new(self.document().clone()), ring: Arc::new(self.ring.clone()) };
         self.trust.send_replace(Arc::new(trust));
-        self.disk.save_keys(&self.ring);
+        // Of a hundred changes of the document none may concern the keys.
+        if self.saved_ring.as_ref() != Some(&self.ring) {
+            self.saved_ring = self.disk.save_keys(&self.ring).then(|| self.ring.clone());
+        }
         self.disk.save_replica(&self.replica);
         self.link.forget_strangers();
     }

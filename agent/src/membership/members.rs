@@ -142,7 +142,7 @@ pub(super) fn admit_leave(cluster: &mut ClusterState, sync: &mut PeerSync, from:
     match changed {
         Ok(()) => {
             info!(node = %name, id = %from, "node left");
-            sync.push_soon();
+            sync.push_soon(cluster);
             ToMember::Left
         }
         Err(error) => ToMember::failed(FailCode::Other(0), error.to_string()),

@@ -15,6 +15,7 @@ pub(crate) mod init;
 pub(crate) mod join;
 pub(crate) mod members;
 mod peer_sync;
+mod push_scheduler;
 mod rival;
 mod settings;
 mod sync_scheduler;
@@ -22,12 +23,14 @@ pub(crate) mod task;
 
 use std::net::{IpAddr, SocketAddr};
 
+use proto::admission::Candidate;
 use proto::cluster::{ClusterId, DocumentHash};
 use proto::control::{Request, Response};
 use proto::invite::{InviteProof, JoinRefusal};
 use proto::node::{Name, NodeId, PublicKey, Role};
-use proto::rpc::{SyncSnapshot, Welcome};
+use proto::rpc::SyncSnapshot;
 use tokio::sync::{oneshot, watch};
+use tokio_util::bytes::Bytes;
 
 use crate::transport::MemberRequest;
 
@@ -38,15 +41,19 @@ enum MembershipCommand {
     /// By a member.
     Incoming(MemberRequest),
     /// By a node that wants to join.
-    Join(Applicant, oneshot::Sender<Admission>),
-    /// By a node that was approved and has confirmed the cluster.
-    Admit(Applicant, Role, oneshot::Sender<Admission>),
+    Join(JoinCall),
     /// What a peer holds has come.
     Compared(NodeId, DocumentHash, Box<SyncSnapshot>),
     /// An exchange has ended.
     Exchanged,
-    /// Peers are due to be told of changes.
-    Push,
+}
+
+/// A node that wants to join, and the way for its answer.
+struct JoinCall {
+    applicant: Applicant,
+    /// The role with which it was approved, once it has confirmed the cluster.
+    approved: Option<Role>,
+    reply: oneshot::Sender<Admission>,
 }
 
 /// A node that wants to join, as its connection shows it.
@@ -64,9 +71,27 @@ struct Applicant {
     cluster: Option<ClusterId>,
 }
 
+impl JoinCall {
+    /// What is decided about.
+    fn candidate(&self) -> Candidate<'_> {
+        let JoinCall { applicant: Applicant { key, name, proof, session, confirmed, cluster, .. }, .. } =
+            self;
+        Candidate {
+            key: *key,
+            name,
+            proof: proof.as_ref(),
+            session,
+            confirmed: *confirmed,
+            cluster: cluster.as_ref(),
+            approved: self.approved,
+        }
+    }
+}
+
 /// What became of it.
 enum Admission {
-    Welcome(Box<Welcome>),
+    /// The encoded welcome, one for all that are admitted together: each has a copy of the document.
+    Welcome(Bytes),
     Refused(JoinRefusal),
     /// This node is a worker; masters are there.
     Redirect(Vec<SocketAddr>),

@@ -7,18 +7,19 @@ use std::time::Duration;
 
 use proto::node::{NodeId, PublicKey};
 use proto::rpc::{FromMember, SyncSnapshot, ToMember};
+use proto::time::Moment;
 use proto::view::ClusterView;
 use tokio::sync::{mpsc, watch};
 
 use super::MembershipCommand;
 use super::cluster_state::ClusterState;
-use super::sync_scheduler::{PUSH, SyncScheduler};
+use super::push_scheduler::{PushScheduler, ROUND};
+use super::sync_scheduler::SyncScheduler;
 use crate::lifecycle::Lifecycle;
 use crate::transport::{Link, random};
 
-/// How long admissions are gathered before peers are told: a hundred that come at once are told in a few
-/// rounds. No longer, since nobody answers the newcomer before it is known.
-const GATHER: Duration = Duration::from_millis(100);
+/// Most peers that are told at once: a round, and the masters besides.
+const MOST_AT_ONCE: usize = ROUND + 16;
 
 /// Time for a peer to take a document: a merge and a write to its disk.
 const TAKEN: Duration = Duration::from_secs(3);
@@ -33,8 +34,9 @@ pub(super) struct PeerSync {
     /// Where the results of calls go: the task takes them in its turn.
     commands: mpsc::Sender<MembershipCommand>,
     scheduler: SyncScheduler,
-    /// Peers are told of changes in a moment.
-    push_is_due: bool,
+    /// Hash of this node's document at the last look.
+    hash: String,
+    pushes: PushScheduler,
     life: Lifecycle,
 }
 
@@ -47,13 +49,15 @@ impl PeerSync {
         life: &Lifecycle,
     ) -> PeerSync {
         let scheduler = SyncScheduler::new(life.now());
-        PeerSync { link, view, commands, scheduler, push_is_due: false, life: life.clone() }
+        let pushes = PushScheduler::default();
+        PeerSync { link, view, commands, scheduler, hash: String::new(), pushes, life: life.clone() }
     }
 
     /// Begins anew, as at the start.
     pub(super) fn reset(&mut self) {
         self.scheduler = SyncScheduler::new(self.life.now());
-        self.push_is_due = false;
+        self.hash.clear();
+        self.pushes = PushScheduler::default();
     }
 
     /// Whether gossip hears this member.
@@ -78,6 +82,10 @@ impl PeerSync {
         }
         let members = cluster.others();
         let hash = cluster.document().hash();
+        if hash != self.hash {
+            self.scheduler.changed(self.life.now());
+            self.hash.clone_from(&hash);
+        }
         let differ: Vec<NodeId> = {
             let view = self.view.borrow();
             let other = |id: &NodeId| view.members.get(id).is_some_and(|member| member.word.document != hash);
@@ -134,25 +142,23 @@ impl PeerSync {
         });
     }
 
-    /// Has peers told of changes in a moment, together with what else changes until then.
-    pub(super) fn push_soon(&mut self) {
-        if std::mem::replace(&mut self.push_is_due, true) {
-            return;
-        }
-        let (commands, stopping) = (self.commands.clone(), self.life.draining.clone());
-        self.life.spawn(async move {
-            tokio::select! {
-                () = tokio::time::sleep(GATHER) => {}
-                () = stopping.cancelled() => {}
-            }
-            let _ = commands.send(MembershipCommand::Push).await;
-        });
+    /// Has peers told of changes in a moment, together with what else changes until then: see [`PushScheduler`].
+    pub(super) fn push_soon(&mut self, cluster: &ClusterState) {
+        self.pushes.changed(self.life.now(), cluster.others().len());
+    }
+
+    /// When [`PeerSync::push_due`] is to be called; none: after the next change.
+    pub(super) fn push_deadline(&self) -> Option<Moment> {
+        self.pushes.deadline()
     }
 
     /// That moment has come.
     pub(super) fn push_due(&mut self, cluster: &ClusterState) {
-        self.push_is_due = false;
-        drop(self.push(cluster.others(), cluster.current()));
+        let document = cluster.document();
+        let told = self.pushes.due(self.life.now(), &cluster.others(), |id| document.is_master(id));
+        if !told.is_empty() {
+            drop(self.push(told, cluster.current()));
+        }
     }
 
     /// Hands a changed document to these peers at once. The answer is how many have taken it, of how many
@@ -162,14 +168,14 @@ impl PeerSync {
         mut peers: Vec<NodeId>,
         snapshot: SyncSnapshot,
     ) -> impl Future<Output = (usize, usize)> + Send + use<> {
-        if peers.len() > PUSH {
+        if peers.len() > MOST_AT_ONCE {
             // Gossip of the document's hash tells the others within seconds.
             let from = u64::from_be_bytes(random()) as usize % peers.len();
             peers.rotate_left(from);
-            peers.truncate(PUSH);
+            peers.truncate(MOST_AT_ONCE);
         }
         let all = peers.len();
-        let (told, mut count) = mpsc::channel(PUSH);
+        let (told, mut count) = mpsc::channel(MOST_AT_ONCE);
         let request = Arc::new(FromMember::Sync(Box::new(snapshot)));
         for peer in peers {
             let (link, told, request) = (self.link.clone(), told.clone(), request.clone());

@@ -10,11 +10,12 @@ use std::time::Duration;
 use proto::node::NodeId;
 use proto::time::Moment;
 
-/// Most members that are told of a change at once; gossip of the hash reaches the rest.
-pub(super) const PUSH: usize = 64;
-
 /// Shortest time between two exchanges because of differing hashes.
 const DIFFER: Duration = Duration::from_secs(1);
+
+/// How long this node's document has to stand before differing hashes count: while many join, every document is
+/// replaced every second, and whoever changes it tells the others without being asked.
+const STANDS: Duration = Duration::from_secs(2);
 
 /// Time between two exchanges while nobody is heard; up to as much again is added by chance, so that a
 /// cluster that comes back at once does not all call the same node.
@@ -33,6 +34,8 @@ pub(super) struct SyncScheduler {
     under_way: Option<Moment>,
     last: Moment,
     heard: Moment,
+    /// When this node's document changed last.
+    changed: Option<Moment>,
     wait: Duration,
     hurry: bool,
 }
@@ -40,12 +43,25 @@ pub(super) struct SyncScheduler {
 impl SyncScheduler {
     /// Nothing yet.
     pub(super) fn new(now: Moment) -> SyncScheduler {
-        SyncScheduler { at_start: 2, under_way: None, last: now, heard: now, wait: ALONE, hurry: false }
+        SyncScheduler {
+            at_start: 2,
+            under_way: None,
+            last: now,
+            heard: now,
+            changed: None,
+            wait: ALONE,
+            hurry: false,
+        }
     }
 
     /// A datagram came under a key that is not held: someone has a newer one.
     pub(super) fn wake(&mut self) {
         self.hurry = true;
+    }
+
+    /// This node's document has changed.
+    pub(super) fn changed(&mut self, now: Moment) {
+        self.changed = Some(now);
     }
 
     /// The exchange that was started has ended.
@@ -72,10 +88,11 @@ impl SyncScheduler {
         }
         let pick = |from: &[NodeId]| from.get((dice % from.len().max(1) as u64) as usize).copied();
         let since_last = now.since(self.last);
+        let stands = self.changed.is_none_or(|at| now.since(at) >= STANDS);
         let peer = if self.at_start > 0 {
             self.at_start -= 1;
             pick(members)
-        } else if !differ.is_empty() && since_last >= DIFFER {
+        } else if !differ.is_empty() && since_last >= DIFFER && stands {
             pick(differ)
         } else if self.hurry && since_last >= ALONE {
             self.hurry = false;
@@ -131,6 +148,16 @@ mod tests {
         spread.ended(at(2000));
         assert_eq!(spread.next(at(2500), &[id(1), id(2)], &[id(2)], true, 7), None, "too soon");
         assert_eq!(spread.next(at(3000), &[id(1), id(2)], &[id(2)], true, 7), Some(id(2)));
+    }
+
+    #[test]
+    fn while_its_document_changes_all_the_time_a_node_waits_to_be_told() {
+        let mut spread = started();
+        for second in 1..10 {
+            spread.changed(at(second * 1000));
+            assert_eq!(spread.next(at(second * 1000 + 500), &[id(1)], &[id(1)], true, 7), None);
+        }
+        assert_eq!(spread.next(at(11_000), &[id(1)], &[id(1)], true, 7), Some(id(1)), "it stands for 2 s");
     }
 
     #[test]

@@ -21,7 +21,7 @@ use super::answer::Answer;
 use super::cluster_state::ClusterState;
 use super::disk::MemberStore;
 use super::peer_sync::PeerSync;
-use super::{MembershipCommand, OwnAddress, admit, members, settings};
+use super::{JoinCall, MembershipCommand, OwnAddress, admit, members, settings};
 use crate::lifecycle::Lifecycle;
 use crate::transport::{JoinConnection, Link, MemberRequest, TrustedKeys};
 
@@ -146,9 +146,16 @@ impl MembershipTask {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let stopping = self.life.draining.clone();
         loop {
+            let push = self.sync.push_deadline();
             tokio::select! {
+                () = self.life.until(push) => self.sync.push_due(&self.cluster),
                 command = commands.recv() => match command {
-                    Some(command) => self.carry_out(command),
+                    Some(command) => {
+                        let mut next = Some(command);
+                        while let Some(command) = next {
+                            next = self.carry_out(command, commands);
+                        }
+                    }
                     None => return,
                 },
                 Some(_) = unknown_key.recv() => self.sync.wake(),
@@ -166,7 +173,31 @@ impl MembershipTask {
         }
     }
 
-    fn carry_out(&mut self, command: MembershipCommand) {
+    /// Lets in those that want to join. The ones that stand behind each other in the queue are admitted together:
+    /// they have come while the document was written for those before them. Returns what stands behind them.
+    fn admit(
+        &mut self,
+        first: JoinCall,
+        commands: &mut mpsc::Receiver<MembershipCommand>,
+    ) -> Option<MembershipCommand> {
+        let (mut calls, mut behind) = (vec![first], None);
+        while behind.is_none() {
+            match commands.try_recv() {
+                Ok(MembershipCommand::Join(call)) => calls.push(call),
+                Ok(command) => behind = Some(command),
+                Err(_) => break,
+            }
+        }
+        self.admissions.decide(calls, &mut self.cluster, &mut self.sync);
+        behind
+    }
+
+    /// Carries out one command. Returns the next one, where it was taken out of the queue.
+    fn carry_out(
+        &mut self,
+        command: MembershipCommand,
+        commands: &mut mpsc::Receiver<MembershipCommand>,
+    ) -> Option<MembershipCommand> {
         match command {
             MembershipCommand::Control(request, reply) => match self.control(request) {
                 Answer::Now(response) => drop(reply.send(response)),
@@ -179,14 +210,7 @@ impl MembershipTask {
                     let _ = reply.send(answer);
                 }
             }
-            MembershipCommand::Join(applicant, reply) => {
-                let admission = self.admissions.decide(applicant, &mut self.cluster, &mut self.sync);
-                let _ = reply.send(admission);
-            }
-            MembershipCommand::Admit(applicant, role, reply) => {
-                let admission = self.admissions.admit(&applicant, role, &mut self.cluster, &mut self.sync);
-                let _ = reply.send(admission);
-            }
+            MembershipCommand::Join(call) => return self.admit(call, commands),
             MembershipCommand::Compared(from, theirs, snapshot) => {
                 self.take(&from, &snapshot);
                 if self.cluster.document().state() != theirs {
@@ -196,9 +220,9 @@ impl MembershipTask {
                     }
                 }
             }
-            MembershipCommand::Push => self.sync.push_due(&self.cluster),
             MembershipCommand::Exchanged => self.sync.ended(),
         }
+        None
     }
 
     /// What the command line asks for.

@@ -203,7 +203,11 @@ fn too_slow() -> io::Error {
 
 /// Sends one message. What it holds until the other side has taken it counts too.
 pub(crate) async fn send<T: Serialize>(stream: &mut Framed, message: &T) -> io::Result<()> {
-    let bytes = encode(message).map_err(io::Error::other)?;
+    send_encoded(stream, &encode(message).map_err(io::Error::other)?).await
+}
+
+/// The same of a message that is encoded already, since it goes to several.
+pub(crate) async fn send_encoded(stream: &mut Framed, bytes: &[u8]) -> io::Result<()> {
     let held = stream.codec().share.as_ref().map_or(0, |share| share.bytes);
     stream.codec_mut().hold(held.saturating_add(bytes.len()))?;
     let length = u32::try_from(bytes.len()).map_err(io::Error::other)?.to_be_bytes();
@@ -211,10 +215,10 @@ pub(crate) async fn send<T: Serialize>(stream: &mut Framed, message: &T) -> io::
     let work = async {
         // One write for what is small: a packet less.
         if bytes.len() <= FREE {
-            io.write_all(&[&length, bytes.as_slice()].concat()).await?;
+            io.write_all(&[&length, bytes].concat()).await?;
         } else {
             io.write_all(&length).await?;
-            io.write_all(&bytes).await?;
+            io.write_all(bytes).await?;
         }
         io.flush().await
     };
