@@ -239,6 +239,15 @@ impl<'a> DatagramFrame<'a> {
 /// How long the key before a rotation is still accepted.
 const OLD_KEY_TTL: Duration = Duration::from_secs(600);
 
+/// How long the keys before a removal are still accepted from members. The removed node is none, and every
+/// datagram is sealed for a pair as well, so this gives it nothing; without it, nodes that learn of the removal a
+/// moment later than others would not hear them, and the owner of a virtual IP would seem silent.
+const OLD_KEY_AFTER_REMOVAL: Duration = Duration::from_secs(10);
+
+/// How long a new key is not used towards a peer that was last heard under an older one. Shorter than any old key is
+/// accepted, so that the clocks of two nodes may start a few seconds apart.
+const HANDOVER: Duration = Duration::from_secs(5);
+
 /// Most gossip keys that are looked at in what a peer sends: the one that counts and the one before.
 const MOST_KEYS: usize = 8;
 
@@ -265,6 +274,9 @@ impl std::fmt::Debug for GossipKey {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct KeyRing {
     keys: Vec<GossipKey>,
+    /// The document's key, once it is held, and when it replaced another in this run.
+    #[serde(skip)]
+    current: Option<(KeyId, UnixMs)>,
 }
 
 impl KeyRing {
@@ -299,26 +311,35 @@ impl KeyRing {
         new
     }
 
-    /// Applies the document: its current key, when it is held, retires the others; those below the floor are
-    /// dropped at once. True when something changed.
+    /// Applies the document: its current key, when it is held, retires the others, those below the floor within
+    /// seconds. True when something changed.
     pub fn apply_document(&mut self, document: &Document, now: UnixMs) -> bool {
-        let before = self.clone();
+        let before = self.keys.clone();
         let current = document.key.id;
         if self.keys.iter().any(|key| key.id == current) {
-            for key in &mut self.keys {
-                key.until = if key.id == current { None } else { key.until.or(Some(now.after(OLD_KEY_TTL))) };
+            if self.current.is_none_or(|(id, _)| id != current) {
+                // The first one of a run replaces none.
+                let at = self.current.map_or(UnixMs(0), |_| now);
+                self.current = Some((current, at));
             }
-            self.keys.retain(|key| key.id == current || key.epoch >= document.key_floor);
+            for key in &mut self.keys {
+                let ttl = if key.epoch < document.key_floor { OLD_KEY_AFTER_REMOVAL } else { OLD_KEY_TTL };
+                let until = now.after(ttl);
+                key.until = (key.id != current).then(|| key.until.map_or(until, |before| before.min(until)));
+            }
         }
         self.keys.retain(|key| key.until.is_none_or(|until| until > now));
-        *self != before
+        self.keys != before
     }
 
-    /// The key to seal with: the document's if it is held, otherwise the latest.
-    pub fn sealing(&self, document: &Document) -> Option<&GossipKey> {
-        self.keys
-            .iter()
-            .find(|key| key.id == document.key.id)
+    /// The key to seal with: the document's if it is held, otherwise the latest. For a moment after a change it is the
+    /// one that the peer was last heard under, since it may not have the new one yet.
+    pub fn sealing(&self, document: &Document, heard: Option<KeyId>, now: UnixMs) -> Option<&GossipKey> {
+        let is_new = self.current.is_some_and(|(id, at)| id == document.key.id && now < at.after(HANDOVER));
+        heard
+            .filter(|_| is_new)
+            .and_then(|id| self.get(id, now))
+            .or_else(|| self.keys.iter().find(|key| key.id == document.key.id))
             .or_else(|| self.keys.iter().max_by_key(|key| (key.epoch, key.id)))
     }
 
@@ -359,23 +380,65 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_leaves_the_old_key_for_ten_minutes_and_a_removal_not_at_all() {
+    fn a_rotation_leaves_the_old_key_for_ten_minutes_and_a_removal_for_seconds() {
         let by = NodeId([0; 10]);
         let mut document = document();
         let mut ring = KeyRing::default();
+        let sealing = |ring: &KeyRing, document: &Document, heard: Option<u8>, now| {
+            ring.sealing(document, heard.map(|n| key(n).id), UnixMs(now)).map(|key| key.epoch)
+        };
         assert!(ring.add(key(1)) && !ring.add(key(1)));
         ring.apply_document(&document, UnixMs(0));
         document.turn_key(key(2).id, by, UnixMs(0), false).unwrap();
-        assert_eq!(ring.sealing(&document).map(|key| key.epoch), Some(1), "the new one is not here yet");
+        assert_eq!(sealing(&ring, &document, None, 0), Some(1), "the new one is not here yet");
         ring.add(key(2));
         ring.apply_document(&document, UnixMs(0));
-        assert_eq!(ring.sealing(&document).map(|key| key.epoch), Some(2));
+        assert_eq!(sealing(&ring, &document, None, 0), Some(2));
+        assert_eq!(sealing(&ring, &document, Some(1), 4_999), Some(1), "the peer may not have it yet");
+        assert_eq!(sealing(&ring, &document, Some(1), 5_000), Some(2));
+        assert_eq!(sealing(&ring, &document, Some(2), 0), Some(2));
         assert!(ring.get(key(1).id, UnixMs(599_999)).is_some());
         assert!(ring.get(key(1).id, UnixMs(600_000)).is_none());
-        document.turn_key(key(3).id, by, UnixMs(0), true).unwrap();
+        document.turn_key(key(3).id, by, UnixMs(9_000), true).unwrap();
         ring.add(key(3));
-        ring.apply_document(&document, UnixMs(1));
-        assert_eq!(ring.keys().len(), 1);
+        ring.apply_document(&document, UnixMs(9_000));
+        let held = |ring: &KeyRing| ring.keys().iter().map(|key| key.epoch).collect::<Vec<_>>();
+        assert_eq!(sealing(&ring, &document, Some(2), 9_000), Some(2));
+        assert_eq!(sealing(&ring, &document, Some(9), 9_000), Some(3), "heard under one that is not held");
+        ring.apply_document(&document, UnixMs(18_999));
+        assert_eq!(held(&ring), [1, 2, 3]);
+        ring.apply_document(&document, UnixMs(19_000));
+        assert_eq!(held(&ring), [3]);
+    }
+
+    #[test]
+    fn nodes_that_learn_of_a_new_key_seconds_apart_always_open_each_others_datagrams() {
+        for removal in [false, true] {
+            let (mut rings, mut documents) =
+                ([KeyRing::default(), KeyRing::default()], [document(), document()]);
+            for ring in &mut rings {
+                ring.add(key(1));
+                ring.apply_document(&documents[0], UnixMs(0));
+            }
+            let mut heard = [Some(key(1).id); 2];
+            for now in (1_000..30_000).step_by(50) {
+                for (node, learns_at) in [2_000, 5_500].into_iter().enumerate() {
+                    if now == learns_at {
+                        documents[node].turn_key(key(2).id, NodeId([0; 10]), UnixMs(2_000), removal).unwrap();
+                        rings[node].add(key(2));
+                    }
+                    rings[node].apply_document(&documents[node], UnixMs(now));
+                    let other = 1 - node;
+                    let key = rings[node].sealing(&documents[node], heard[node], UnixMs(now)).unwrap();
+                    assert!(
+                        rings[other].get(key.id, UnixMs(now)).is_some(),
+                        "at {now}, by {node}, {removal}"
+                    );
+                    heard[other] = Some(key.id);
+                }
+            }
+            assert_eq!(heard, [Some(key(2).id); 2]);
+        }
     }
 
     #[test]

@@ -81,6 +81,12 @@ impl PairKeyCache {
         }
     }
 
+    /// The gossip key that a peer used last, as far as its boot has proven itself.
+    pub(super) fn heard_under(&self, peer: &NodeId) -> Option<KeyId> {
+        let pairs = lock(&self.pairs);
+        pairs.get(peer)?.from.as_ref().map(|((_, id, _), _)| *id)
+    }
+
     /// Whether the key of this boot is kept.
     #[cfg(test)]
     pub(super) fn keeps(&self, sender: &NodeId, boot: u64) -> bool {

@@ -96,9 +96,15 @@ impl DatagramSealer {
     }
 
     /// Seals frames for a peer. None: it is no member, or no key is held to seal with.
-    pub(super) fn seal(&self, trust: &TrustedKeys, to: NodeId, plaintext: &[u8]) -> Option<Vec<u8>> {
+    pub(super) fn seal(
+        &self,
+        trust: &TrustedKeys,
+        to: NodeId,
+        plaintext: &[u8],
+        now: UnixMs,
+    ) -> Option<Vec<u8>> {
         let admitted = trust.document.member(&to)?;
-        let gossip = trust.ring.sealing(&trust.document)?;
+        let gossip = trust.ring.sealing(&trust.document, self.pairs.heard_under(&to), now)?;
         let key = self.pairs.to(to, &admitted.key, gossip)?;
         let header = DatagramHeader {
             version: version_for(lock(&self.versions).get(&to).cloned()),

@@ -98,8 +98,11 @@ async fn gets_through(from: &End, to: &mut End, message: &[u8]) {
             if let Ok(Some((sender, got))) =
                 tokio::time::timeout(Duration::from_millis(50), to.inbox.gossip.recv()).await
             {
-                assert_eq!((sender, got.as_slice()), (from.link.own(), message));
-                return;
+                assert_eq!(sender, from.link.own());
+                // An earlier message was sent several times, too.
+                if got == message {
+                    return;
+                }
             }
         }
     };
@@ -126,7 +129,7 @@ async fn a_panic_in_what_reads_the_port_leaves_the_port_open() {
     introduce(&a, &b);
     gets_through(&a, &mut b, b"small").await;
     supervisor::tests::fail_once("link-udp");
-    gets_through(&a, &mut b, b"small").await;
+    gets_through(&a, &mut b, b"small too").await;
     assert!(supervisor::tests::has_failed());
     supervisor::tests::fail_once("link-tcp");
     gets_through(&a, &mut b, &vec![7; 5000]).await;

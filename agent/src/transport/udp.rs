@@ -259,7 +259,7 @@ impl Datagrams {
     /// Seals frames for a peer and sends them. Whoever is no member is sent nothing.
     fn send(&self, peer: NodeId, to: SocketAddr, plaintext: &[u8]) {
         let trust = self.trust.borrow().clone();
-        let Some(datagram) = self.sealer.seal(&trust, peer, plaintext) else { return };
+        let Some(datagram) = self.sealer.seal(&trust, peer, plaintext, wall()) else { return };
         if self.socket.send(to, &datagram) {
             self.counters.one(Count::SentDatagrams);
             self.counters.add(Count::SentBytes, datagram.len());

@@ -125,7 +125,7 @@ impl Hostile {
         document: Document,
         ring: KeyRing,
     ) -> Result<Hostile> {
-        let gossip_key = ring.sealing(&document).context("no gossip key")?.secret;
+        let gossip_key = ring.sealing(&document, None, UnixMs(0)).context("no gossip key")?.secret;
         let mut targets = Vec::new();
         for (i, agent) in cluster.honest().iter().enumerate() {
             let [(_, admitted)] = document.find(agent.name())[..] else {
