@@ -4,6 +4,9 @@
 //! for nothing here. Another task gives the transport this node's status. Stopping either anywhere is safe:
 //! all that they hold is refreshed by the next pulses.
 //!
+//! What others report about whom they hear arrives with pulses and answers; the transport keeps it, and it is read
+//! here when a peer is quiet.
+//!
 //! A node whose own loop was late, or that gets no answer at all, reports nobody silent: the fault is its
 //! own.
 
@@ -11,6 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use proto::heard::PeerReports;
 use proto::node::NodeId;
 use proto::pulse::{Liveness, PeerLiveness, PeerLivenessMap, PeerPulse, PulseStatus, interval};
 use proto::record::{NodeRecord, ServiceOffer};
@@ -140,6 +144,7 @@ impl PulseSender {
             });
             peer.pulse.set_interval(interval);
         }
+        self.link.datagrams().watch(self.peers.keys().copied());
     }
 
     fn handle_answer(&mut self, answer: PulseAnswer) {
@@ -163,7 +168,7 @@ impl PulseSender {
         let now = self.life.now();
         for (id, peer) in &mut self.peers {
             if let Some(number) = peer.pulse.poll(now) {
-                self.link.datagrams().pulse(*id, number);
+                self.link.datagrams().pulse(*id, number, now);
             }
         }
     }
@@ -183,7 +188,9 @@ impl PulseSender {
 
     fn publish(&self) {
         let now = self.life.now();
-        let liveness = liveness_map(&self.peers, now, || self.any_gossip_since(now));
+        let datagrams = self.link.datagrams();
+        let elsewhere = |id: &NodeId| (datagrams.last_heard(id), datagrams.reports(id));
+        let liveness = liveness_map(&self.peers, now, elsewhere, || self.any_gossip_since(now));
         self.liveness.send_if_modified(|old| {
             // Times and losses change with every answer and are read on demand; only changes of liveness and
             // status are published.
@@ -200,11 +207,13 @@ impl PulseSender {
     }
 }
 
-/// Liveness of all peers, with the benefit of the doubt: a node that gets answers from nobody, neither pulses
-/// of masters nor gossip of others, has lost its own network, and reports nobody silent.
+/// Liveness of all peers by pulses, by when each was `heard` at all and by whom else, with the benefit of the doubt:
+/// a node that gets answers from nobody, neither pulses of masters nor gossip of others, has lost its own network,
+/// and reports nobody silent.
 fn liveness_map(
     peers: &BTreeMap<NodeId, PulsedPeer>,
     now: Moment,
+    heard: impl Fn(&NodeId) -> (Option<Moment>, PeerReports),
     gossip_arrives: impl FnOnce() -> bool,
 ) -> PeerLivenessMap {
     let mut known =
@@ -216,6 +225,10 @@ fn liveness_map(
         .map(|(id, peer)| {
             let liveness = match peer.pulse.liveness(now) {
                 Liveness::Silent if nobody => Liveness::Late,
+                Liveness::Late | Liveness::Silent => {
+                    let (heard, reports) = heard(id);
+                    peer.pulse.liveness_for_all(now, heard, &reports)
+                }
                 liveness => liveness,
             };
             let peer_liveness = PeerLiveness {
@@ -249,7 +262,7 @@ mod tests {
         let peers: BTreeMap<NodeId, PulsedPeer> =
             peers.into_iter().enumerate().map(|(i, peer)| (NodeId([i as u8; 10]), peer)).collect();
         let now = Moment::from_millis(5_000);
-        liveness_map(&peers, now, || gossip_arrives)
+        liveness_map(&peers, now, |_| (None, PeerReports::default()), || gossip_arrives)
             .into_values()
             .map(|peer_liveness| peer_liveness.liveness)
             .collect()

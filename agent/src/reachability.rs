@@ -100,7 +100,7 @@ impl StatusOverlay {
             match peer_liveness.liveness {
                 Liveness::Unknown => continue,
                 Liveness::Alive | Liveness::Late => member.heard = true,
-                Liveness::Silent => {
+                Liveness::Silent | Liveness::CutOff => {
                     // Its agent has stopped, or the machine has: its last stop announcement is obsolete, and
                     // TCP decides.
                     member.heard = false;

@@ -162,6 +162,8 @@ causes! {
     AnswersLate 24 "answers-late" "answers late",
     /// Known only from the last known good list.
     LastKnownGood 25 "last-known-good" "from the last known good list, no answer yet",
+    /// Others hear its node, and this node does not.
+    PathCut 26 "path-cut" "others hear it: the path from here is cut",
     /// It accepts no new connections, as requested.
     Draining 30 "draining" "draining",
     /// Its agent was stopped.

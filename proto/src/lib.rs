@@ -36,6 +36,8 @@ pub mod service;
 
 pub mod health;
 
+pub mod heard;
+
 pub mod pulse;
 
 pub mod path;

@@ -12,7 +12,11 @@
 //!                                         ranked behind backends whose agent is alive and reports ready
 //!   Late      failed                      Suspect
 //!   Silent    failed twice since          Down
+//!   CutOff    failed three times since    Down: the path from here is cut, others hear the node
 //! ```
+//!
+//! When a node falls silent, the first two probes overlap and are short: if nobody hears it, both have failed by
+//! the time that this is known. Later ones follow each other, with more patience.
 //!
 //! A wrong Suspect is cheap: new connections go elsewhere while another backend is good. A wrong Down is not:
 //! held connections are reset. So Down needs a positive answer, or silence in two independent ways.
@@ -31,12 +35,23 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest duration of one probe (a TCP connect) if the round trip is short or unknown.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(400);
 
+/// Probes that overlap when a node has fallen silent, the longest duration of each, and the time between them.
+const OVERLAPPING: u32 = 2;
+const OVERLAPPING_TIMEOUT: Duration = Duration::from_millis(200);
+const OVERLAP: Duration = Duration::from_millis(100);
+
+/// Time after the end of a probe within which its result arrives.
+const PROBE_LATE: Duration = Duration::from_millis(50);
+
 /// Consecutive failed connects while the node itself is alive, before silence counts as down. Three seconds
 /// of them: at 20 % loss each way one connect in three fails, and the node has just answered.
 const UNANSWERED_WHILE_ALIVE: u32 = 8;
 
 /// The same while it is silent: one could be a lost packet.
 const UNANSWERED_WHILE_SILENT: u32 = 2;
+
+/// The same while others hear it: the two that overlap, and a patient one.
+const UNANSWERED_WHILE_CUT_OFF: u32 = 3;
 
 /// Consecutive refusals that count as down: the first could be a restart that is over already.
 const REFUSALS: u32 = 2;
@@ -92,6 +107,11 @@ pub struct BackendPath {
     refused: u32,
     rtt: Option<Duration>,
     next_probe: Option<Moment>,
+    /// Probes started since the node fell silent, and when the last one will have ended.
+    probes: u32,
+    probe_ends: Moment,
+    /// Until then a probe that is not answered may have been started while the node was silent.
+    outdated_until: Moment,
 }
 
 impl BackendPath {
@@ -107,6 +127,9 @@ impl BackendPath {
             refused: 0,
             rtt: None,
             next_probe: None,
+            probes: 0,
+            probe_ends: Moment::ZERO,
+            outdated_until: Moment::ZERO,
         }
     }
 
@@ -122,7 +145,7 @@ impl BackendPath {
 
     /// Up by TCP connects alone: its agent is silent.
     pub fn is_probe_only(&self) -> bool {
-        self.reach == Reachability::Up && matches!(self.liveness, Liveness::Late | Liveness::Silent)
+        self.reach == Reachability::Up && self.is_silent()
     }
 
     /// When the verdict last changed.
@@ -140,14 +163,27 @@ impl BackendPath {
         self.next_probe
     }
 
-    /// Longest duration of a probe.
+    /// Longest duration of the next probe.
     pub fn probe_timeout(&self) -> Duration {
-        self.rtt.map_or(PROBE_TIMEOUT, |rtt| PROBE_TIMEOUT.max(rtt * 3))
+        let least = if self.overlaps() { OVERLAPPING_TIMEOUT } else { PROBE_TIMEOUT };
+        self.rtt.map_or(least, |rtt| least.max(rtt * 3))
     }
 
     /// The shell has started the probe of [`BackendPath::next_probe`].
     pub fn probe_started(&mut self, now: Moment) {
-        self.next_probe = Some(now.after(self.probe_timeout() + PROBE_INTERVAL));
+        self.probe_ends = now.after(self.probe_timeout());
+        self.probes = self.probes.saturating_add(1);
+        let wait = if self.overlaps() { OVERLAP } else { self.probe_timeout() + PROBE_INTERVAL };
+        self.next_probe = Some(now.after(wait));
+    }
+
+    fn is_silent(&self) -> bool {
+        matches!(self.liveness, Liveness::Late | Liveness::Silent | Liveness::CutOff)
+    }
+
+    /// Whether the next probe does not wait for the one before.
+    fn overlaps(&self) -> bool {
+        self.is_silent() && self.probes < OVERLAPPING
     }
 
     /// Applies one piece of evidence; true when the verdict or its cause changed.
@@ -165,6 +201,8 @@ impl BackendPath {
                 self.unanswered = 0;
                 self.answered_since = false;
             }
+            // Of a probe from before it came back: lost for the same reason as its pulses.
+            Evidence::Unanswered if !self.is_silent() && now < self.outdated_until => {}
             Evidence::Unanswered => {
                 self.unanswered = self.unanswered.saturating_add(1);
                 self.answered_since = self.answered_since && self.unanswered < UNANSWERED_WHILE_SILENT;
@@ -180,9 +218,13 @@ impl BackendPath {
             (true, false) => {
                 self.answered_since = false;
                 self.unanswered = 0;
+                self.probes = 0;
             }
             // It is back: connects that failed during the silence failed for the same reason.
-            (false, true) => self.unanswered = 0,
+            (false, true) => {
+                self.unanswered = 0;
+                self.outdated_until = self.probe_ends.after(PROBE_LATE);
+            }
             _ => {}
         }
         self.liveness = liveness;
@@ -205,6 +247,10 @@ impl BackendPath {
             Liveness::Silent if self.unanswered >= UNANSWERED_WHILE_SILENT => {
                 (Reachability::Down, Some(Cause::NodeUnreachable))
             }
+            Liveness::CutOff if self.unanswered >= UNANSWERED_WHILE_CUT_OFF => {
+                (Reachability::Down, Some(Cause::PathCut))
+            }
+            Liveness::CutOff => (Reachability::Suspect, Some(Cause::PathCut)),
             Liveness::Late | Liveness::Silent => (Reachability::Suspect, Some(Cause::NotHeard)),
         }
     }
@@ -220,6 +266,10 @@ impl BackendPath {
         self.next_probe = match reach {
             // Plainly up: nothing to find out.
             Reachability::Up if cause.is_none() => None,
+            Reachability::Suspect if news && self.overlaps() && self.probes > 0 => self.next_probe,
+            Reachability::Suspect if news && self.is_silent() && self.probes > 0 => {
+                Some(now.max(self.probe_ends))
+            }
             Reachability::Suspect if news => Some(now),
             Reachability::Up | Reachability::Down if news => Some(now.after(PROBE_INTERVAL)),
             _ => self.next_probe,
@@ -245,6 +295,7 @@ mod tests {
     const ALIVE: Evidence = Evidence::Liveness(Liveness::Alive);
     const LATE: Evidence = Evidence::Liveness(Liveness::Late);
     const SILENT: Evidence = Evidence::Liveness(Liveness::Silent);
+    const CUT_OFF: Evidence = Evidence::Liveness(Liveness::CutOff);
     use Evidence::{Refused, Unanswered};
 
     #[test]
@@ -260,6 +311,11 @@ mod tests {
             (&[LATE, Unanswered, SILENT, Unanswered], Reachability::Down),
             (&[LATE, Unanswered, Unanswered, SILENT], Reachability::Down),
             (&[LATE, Unanswered, Unanswered, SILENT, ALIVE], Reachability::Up),
+            (&[LATE, ALIVE, Unanswered], Reachability::Up),
+            (&[LATE, Unanswered, Unanswered, CUT_OFF], Reachability::Suspect),
+            (&[LATE, Unanswered, Unanswered, CUT_OFF, Unanswered], Reachability::Down),
+            (&[LATE, Unanswered, Unanswered, CUT_OFF, SILENT], Reachability::Down),
+            (&[LATE, CONNECTED, CUT_OFF], Reachability::Up),
             (&[LATE, CONNECTED], Reachability::Up),
             (&[LATE, CONNECTED, SILENT], Reachability::Up),
             (&[LATE, CONNECTED, SILENT, Unanswered], Reachability::Up),
@@ -296,6 +352,34 @@ mod tests {
         assert!(after(&[LATE, CONNECTED]).next_probe() > Some(Moment::from_millis(500)));
         assert!(after(&[Refused, Refused]).next_probe() > Some(Moment::from_millis(500)));
         assert_eq!(after(&[Refused, CONNECTED]).next_probe(), None);
+    }
+
+    #[test]
+    fn the_first_two_probes_of_a_silent_node_overlap_and_later_ones_are_patient() {
+        let ms = Moment::from_millis;
+        let mut path = after(&[ALIVE]);
+        let observe = |path: &mut BackendPath, at: u64, evidence| path.observe(ms(at), UnixMs(at), evidence);
+        observe(&mut path, 300, LATE);
+        let mut started: Vec<(u64, u64)> = Vec::new();
+        for at in 300..2_000 {
+            // Every probe takes its whole time and is not answered.
+            if started.iter().any(|(from, took)| from + took == at) {
+                observe(&mut path, at, Unanswered);
+            }
+            if path.next_probe().is_some_and(|due| due <= ms(at)) {
+                let took = path.probe_timeout().as_millis() as u64;
+                path.probe_started(ms(at));
+                started.push((at, took));
+            }
+            if at == 1_000 {
+                observe(&mut path, at, CUT_OFF);
+            }
+        }
+        assert_eq!(started[..4], [(300, 200), (400, 200), (600, 400), (1_000, 400)], "{started:?}");
+        assert_eq!((path.reach(), path.cause()), (Reachability::Down, Some(Cause::PathCut)));
+        // While it answers pulses they follow each other, as patient as ever.
+        let path = after(&[ALIVE, Unanswered]);
+        assert_eq!((path.next_probe(), path.probe_timeout()), (Some(ms(2)), PROBE_TIMEOUT));
     }
 
     #[test]

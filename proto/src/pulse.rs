@@ -1,11 +1,25 @@
 //! Liveness of one peer: small sealed datagrams that it answers at once, and what their absence means.
 //!
 //! ```text
-//!              answer               no answer for LATE, or refused   no answer for SILENT
-//!   Unknown ──────────► Alive ─────────────────────────────► Late ───────────────────► Silent
+//!              answer               no answer for LATE, or refused   no answer for SILENT, or
+//!                                                                    nobody hears it for SILENT_FOR_ALL
+//!   Unknown ──────────► Alive ─────────────────────────────► Late ───────────────────► Silent, CutOff
 //!                         ▲          (a miss starts a burst)   │  answer                │ answer
 //!                         └────────────────────────────────────┴────────────────────────┘
 //! ```
+//!
+//! What others report ([`crate::heard`]) makes the verdict quicker, and tells what it means:
+//!
+//! ```text
+//!   this node                others                                       verdict
+//!   silence SILENT_FOR_ALL   heard by none as long, and two nodes or a    Silent at once
+//!                            master report that they do not hear it
+//!   silence SILENT           heard by one within SILENT_FOR_ALL           CutOff: the path from here is cut
+//!   silence SILENT           no such report                               Silent
+//! ```
+//!
+//! So a liar that claims to hear a dead master delays the verdict to this node's own full time, and one that
+//! claims not to hear a live one changes nothing: this node or an honest one hears it.
 //!
 //! A burst ends with the next answer, or when the peer is silent: a dead peer must not get more pulses than a
 //! live one. Its pace depends on the interval, so that a master that stalls in a large cluster is not flooded
@@ -18,13 +32,14 @@
 //! takes one pulse. Round-trip time and loss are by-products.
 //!
 //! At 10 % loss each way a round trip is lost one time in five. Late takes five losses in a row, which
-//! happens every few minutes and costs nothing; Silent takes nineteen.
+//! happens every few minutes and costs nothing; Silent takes nineteen, or eight while others lose as many.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::cause::Cause;
 use crate::health::Readiness;
+use crate::heard::PeerReports;
 use crate::next_wire;
 use crate::node::NodeId;
 use crate::service::ServiceName;
@@ -47,6 +62,15 @@ const LATE: Duration = Duration::from_millis(200);
 
 /// Silence beyond one interval after which a peer is silent: time for eighteen.
 const SILENT: Duration = Duration::from_millis(900);
+
+/// Silence beyond one interval after which a peer is silent that nobody else hears either: time for seven.
+const SILENT_FOR_ALL: Duration = Duration::from_millis(350);
+
+/// Silence beyond one interval that counts in the report of another: it has missed an answer, too.
+const SILENT_ELSEWHERE: Duration = Duration::from_millis(100);
+
+/// Age beyond one interval up to which a report counts: one may be lost, and the next.
+const FRESH_REPORT: Duration = Duration::from_millis(300);
 
 /// Pulses that are remembered until their answer arrives: a second's worth of a burst.
 const REMEMBERED: usize = 32;
@@ -76,8 +100,10 @@ pub enum Liveness {
     Alive,
     /// It has not answered for a moment.
     Late,
-    /// It has not answered for so long that loss does not explain it.
+    /// Nobody has heard it for so long that loss does not explain it, as far as is known here.
     Silent,
+    /// The same from here alone: others hear it.
+    CutOff,
 }
 
 /// State of one peer.
@@ -214,14 +240,38 @@ impl PeerPulse {
             .map_or(Duration::ZERO, |last_answer| now.since(last_answer))
     }
 
-    /// Liveness of the peer.
+    /// Time without an answer that is no silence: a slow path, and a slow pace.
+    fn slack(&self) -> Duration {
+        self.interval + self.rtt.unwrap_or_default()
+    }
+
+    /// Liveness of the peer, with what others report. `heard`: when this node last heard it, by any datagram.
+    pub fn liveness_for_all(&self, now: Moment, heard: Option<Moment>, reports: &PeerReports) -> Liveness {
+        let slack = self.slack();
+        let for_all = slack + SILENT_FOR_ALL;
+        let elsewhere = reports.heard_within(for_all, now);
+        let here = heard.is_some_and(|heard| now.since(heard) < for_all);
+        match self.liveness(now) {
+            Liveness::Late
+                if self.silence(now) >= for_all
+                    && !here
+                    && !elsewhere
+                    && reports.silent_elsewhere(slack + SILENT_ELSEWHERE, slack + FRESH_REPORT, now) =>
+            {
+                Liveness::Silent
+            }
+            Liveness::Silent if elsewhere => Liveness::CutOff,
+            liveness => liveness,
+        }
+    }
+
+    /// Liveness of the peer by its answers alone.
     pub fn liveness(&self, now: Moment) -> Liveness {
         let Some(last_answer) = self.last_answer.filter(|_| self.answered_once) else {
             return Liveness::Unknown;
         };
         let silence = now.since(last_answer);
-        // A slow path is not silence.
-        let slack = self.interval + self.rtt.unwrap_or_default();
+        let slack = self.slack();
         if silence >= slack + SILENT {
             Liveness::Silent
         } else if silence >= slack + LATE || self.refused {
@@ -363,6 +413,55 @@ mod tests {
         assert_eq!(pulse.liveness(at(1_920)), Liveness::Silent);
         let burst = sent.iter().filter(|ms| (1_200..2_000).contains(*ms)).count();
         assert_eq!(burst, 16, "{sent:?}");
+    }
+
+    #[test]
+    fn what_others_report_makes_silence_quicker_or_names_the_cut_path() {
+        use Liveness::{CutOff, Late, Silent};
+        // The last answer came at 910: silent for all at 910 + 100 + 10 + 350, by itself at 1,920.
+        let (pulse, _) = run(1_000, 2_100);
+        let id = |n: u8| NodeId([n; NodeId::LEN]);
+        let verdict = |ms: u64, heard: Option<u64>, said: &[(u8, bool, u64, u64)]| {
+            let mut reports = PeerReports::default();
+            for (from, is_master, at_ms, age) in said {
+                reports.add(id(*from), *is_master, Duration::from_millis(*age), at(*at_ms));
+            }
+            pulse.liveness_for_all(at(ms), heard.map(at), &reports)
+        };
+        // Who reports, whether it is a master, when it arrived, and how old that was which it heard last.
+        let master = (1, true, 1_300, 400);
+        let workers = [(2, false, 1_300, 400), (3, false, 1_300, 400)];
+        assert_eq!(verdict(1_369, None, &[master]), Late, "not long enough");
+        assert_eq!(verdict(1_370, None, &[master]), Silent);
+        assert_eq!(verdict(1_370, None, &workers), Silent);
+        assert_eq!(verdict(1_370, None, &workers[..1]), Late, "one worker");
+        assert_eq!(verdict(1_370, None, &[]), Late, "nobody");
+        assert_eq!(
+            verdict(1_370, Some(1_000), &[master]),
+            Late,
+            "this node has heard it, by another datagram"
+        );
+        assert_eq!(verdict(1_370, Some(900), &[master]), Silent);
+        assert_eq!(verdict(1_720, None, &[master]), Late, "an old report");
+        assert_eq!(
+            verdict(1_370, None, &[(1, true, 1_300, 380)]),
+            Late,
+            "the master has heard it too lately"
+        );
+        // One that hears it, whoever else does not.
+        let hears = (4, false, 1_360, 10);
+        let all = [master, workers[0], workers[1], hears];
+        assert_eq!(verdict(1_370, None, &all), Late);
+        assert_eq!(verdict(1_850, None, &[master, (4, false, 1_840, 0), master]), Late);
+        assert_eq!(verdict(1_919, None, &[(4, false, 1_900, 0)]), Late);
+        assert_eq!(verdict(1_920, None, &[(4, false, 1_900, 0)]), CutOff);
+        assert_eq!(verdict(1_920, None, &[]), Silent);
+        assert_eq!(verdict(1_920, None, &[(4, false, 1_400, 0)]), Silent, "it heard it long ago");
+        // Whatever is said, who answers is alive.
+        let (alive, _) = run(u64::MAX, 2_000);
+        let mut reports = PeerReports::default();
+        (1..9).for_each(|n| reports.add(id(n), true, Duration::from_secs(9), at(2_000)));
+        assert_eq!(alive.liveness_for_all(at(2_000), None, &reports), Liveness::Alive);
     }
 
     #[test]

@@ -252,6 +252,8 @@ mod tests {
     fn golden_bytes() {
         use crate::transport::DatagramFrame;
         let status = [1, 1, 2, 2, 14, 8, b'k', b'u', b'b', b'e', b'-', b'a', b'p', b'i', 0, 0, 1, 0, 0];
+        let peer = |n: u8, ms| (NodeId([n; NodeId::LEN]), std::time::Duration::from_millis(ms));
+        let report = crate::heard::to_bytes(vec![peer(1, 40), peer(2, 9_000)]);
         let frames = [
             ("gossip", vec![DatagramFrame::Gossip(b"a message of gossip")]),
             ("challenge", vec![DatagramFrame::Challenge(0x0102_0304_0506_0708)]),
@@ -263,6 +265,7 @@ mod tests {
                 vec![DatagramFrame::Answer(7, &status), DatagramFrame::RecordFingerprint(0xfeed)],
             ),
             ("vip", vec![DatagramFrame::Vip(b"a message of virtual IPs")]),
+            ("pulse-with-report", vec![DatagramFrame::Pulse(7), DatagramFrame::Heard(&report)]),
         ];
         let stored =
             include_str!("../tests/golden/datagrams.hex").lines().filter(|line| !line.starts_with('#'));

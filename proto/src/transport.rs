@@ -151,6 +151,8 @@ pub enum DatagramFrame<'a> {
     Vip(&'a [u8]),
     /// The fingerprint of the sender's current record: a node with another one pulls it.
     RecordFingerprint(u32),
+    /// How long ago the sender last heard its peers ([`crate::heard`]).
+    Heard(&'a [u8]),
 }
 
 impl<'a> DatagramFrame<'a> {
@@ -161,6 +163,7 @@ impl<'a> DatagramFrame<'a> {
     const ANSWER: u8 = 4;
     const VIP: u8 = 5;
     const RECORD_FINGERPRINT: u8 = 6;
+    const HEARD: u8 = 7;
 
     /// Appends the frame. False when it no longer fits into the datagram: nothing is appended then.
     pub fn put(&self, plaintext: &mut Vec<u8>) -> bool {
@@ -189,6 +192,7 @@ impl<'a> DatagramFrame<'a> {
             DatagramFrame::RecordFingerprint(print) => {
                 put(DatagramFrame::RECORD_FINGERPRINT, [&print.to_be_bytes(), next_wire::TAIL])
             }
+            DatagramFrame::Heard(report) => put(DatagramFrame::HEARD, [report, next_wire::TAIL]),
         }
     }
 
@@ -231,6 +235,7 @@ impl<'a> DatagramFrame<'a> {
             DatagramFrame::RECORD_FINGERPRINT => body
                 .first_chunk::<4>()
                 .map(|bytes| DatagramFrame::RecordFingerprint(u32::from_be_bytes(*bytes))),
+            DatagramFrame::HEARD => Some(DatagramFrame::Heard(body)),
             _ => None,
         }
     }

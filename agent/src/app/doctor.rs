@@ -24,6 +24,7 @@ use proto::doctor::mesh::{MeshFacts, PeerConversation, PeerFacts, ReturnPath};
 use proto::doctor::{DoctorAnswer, Examination, Finding, MOST_FINDINGS, host, mesh, x509};
 use proto::node::NodeId;
 use proto::problem::ProblemCode;
+use proto::pulse::Liveness;
 use proto::rpc::{FailCode, FromMember, ToMember};
 use proto::service::{Check, CheckKind, KUBE_API, Service};
 use tokio::sync::Semaphore;
@@ -253,7 +254,14 @@ pub(super) async fn answer(running: &Arc<RunningAgent>, nodes: &[String]) -> Res
         Err(error) => return Response::Failed(error.to_string()),
     };
     let view = running.peers.view().borrow().clone();
-    let left = |id: &NodeId| view.members.get(id).is_some_and(|member| member.word.left);
+    let liveness = running.peers.liveness().borrow().clone();
+    let known = |id: &NodeId, admitted: &Admitted| PeerFacts {
+        name: admitted.name.to_string(),
+        address: running.link.addresses().best(id),
+        left: view.members.get(id).is_some_and(|member| member.word.left),
+        cut_off: liveness.get(id).is_some_and(|one| one.liveness == Liveness::CutOff),
+        ..PeerFacts::default()
+    };
     let began = tokio::time::Instant::now();
     let until = began + ALL;
     let (mut peers, mut findings) = (Vec::new(), Vec::new());
@@ -264,7 +272,7 @@ pub(super) async fn answer(running: &Arc<RunningAgent>, nodes: &[String]) -> Res
             && began.elapsed() < START
             && let Some((id, admitted)) = waiting.next()
         {
-            under_way.push(probe_member(&running.link, id, admitted, left(&id), until));
+            under_way.push(probe_member(&running.link, id, admitted, known(&id, admitted), until));
         }
         let Some((peer, theirs)) = under_way.next().await else { break };
         findings.extend(theirs.into_iter().take(MOST_FINDINGS).filter_map(|one| one.said_by(&peer.name)));
@@ -307,17 +315,15 @@ fn mtu(interface: &str) -> Option<u32> {
     Some(net::interface(interface).ok()??.mtu)
 }
 
-/// Speaks with one member, and returns what came of it and what it found of itself.
+/// Speaks with one member, and adds to what is known what came of it. Returns also what it found of itself.
 async fn probe_member(
     link: &Link,
     id: NodeId,
     admitted: &Admitted,
-    left: bool,
+    mut peer: PeerFacts,
     until: tokio::time::Instant,
 ) -> (PeerFacts, Vec<Finding>) {
-    let address = link.addresses().best(&id);
-    let mut peer = PeerFacts { name: admitted.name.to_string(), address, left, ..PeerFacts::default() };
-    let Some(address) = address.filter(|_| !left) else { return (peer, Vec::new()) };
+    let Some(address) = peer.address.filter(|_| !peer.left) else { return (peer, Vec::new()) };
     (peer.tcp, peer.udp) = link.dial_back(admitted.key, address).await;
     let mut findings = Vec::new();
     if peer.tcp.is_none() {

@@ -120,7 +120,7 @@ fn peer_link(said: Option<&PeerLink>, peer_liveness: &PeerLiveness) -> Option<Pe
         Liveness::Unknown => return None,
         // A moment's silence is over before gossip has told of it.
         Liveness::Alive | Liveness::Late => true,
-        Liveness::Silent => false,
+        Liveness::Silent | Liveness::CutOff => false,
     };
     let rtt_us = peer_liveness.rtt.map(|rtt| two_digits(u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX)));
     let loss_permille = peer_liveness.loss_permille.min(1000) / 10 * 10;

@@ -163,7 +163,7 @@ impl PreviousState {
         for (id, admitted) in document.members() {
             let (member, peer_liveness) = (view.members.get(id), liveness.get(id));
             let pulse_status = peer_liveness
-                .filter(|peer_liveness| peer_liveness.liveness != Liveness::Silent)
+                .filter(|peer_liveness| peer_liveness.liveness < Liveness::Silent)
                 .and_then(|peer_liveness| peer_liveness.status.as_ref());
             if let Some(member) = member {
                 let draining =
@@ -184,10 +184,12 @@ impl PreviousState {
             {
                 continue;
             }
+            let cut_off = peer_liveness.is_some_and(|one| one.liveness == Liveness::CutOff);
             let (level, cause) = match state {
                 MemberState::Up => (EventLevel::Info, None),
                 MemberState::Suspect if serves => (EventLevel::Warning, Some(Cause::CheckedDirectly)),
                 MemberState::Suspect => (EventLevel::Warning, Some(Cause::AnswersLate)),
+                MemberState::Down if cut_off => (EventLevel::Error, Some(Cause::PathCut)),
                 MemberState::Down => (EventLevel::Error, Some(Cause::NotHeard)),
                 MemberState::Left => (EventLevel::Info, Some(Cause::AgentStopped)),
                 MemberState::Other(_) => (EventLevel::Info, None),

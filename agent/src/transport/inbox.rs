@@ -80,6 +80,8 @@ enum MemberTraffic {
     Vip,
     /// One a second.
     Fingerprint,
+    /// One with each pulse and with each answer.
+    Report,
 }
 
 impl MemberTraffic {
@@ -90,6 +92,7 @@ impl MemberTraffic {
             MemberTraffic::Answer => Rate { every: Duration::from_millis(10), burst: 50 },
             MemberTraffic::Vip => Rate { every: Duration::from_millis(2), burst: 100 },
             MemberTraffic::Fingerprint => Rate { every: Duration::from_millis(250), burst: 4 },
+            MemberTraffic::Report => Rate { every: Duration::from_millis(10), burst: 60 },
         }
     }
 }
@@ -168,6 +171,11 @@ impl Arrivals {
     /// A pulse: whether it is to be answered.
     pub(super) fn pulse(&self, from: NodeId, now: Moment) -> bool {
         self.fits(MemberTraffic::Pulse, from, now)
+    }
+
+    /// A report about whom a member hears: whether it is taken.
+    pub(super) fn report(&self, from: NodeId, now: Moment) -> bool {
+        self.fits(MemberTraffic::Report, from, now)
     }
 
     /// An answer to a pulse.

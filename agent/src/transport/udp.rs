@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use proto::heard::PeerReports;
 use proto::node::NodeId;
 use proto::pulse::PulseStatus;
 use proto::session::BootVerdict;
@@ -15,6 +16,7 @@ use tokio::sync::{oneshot, watch};
 use super::TrustedKeys;
 use super::addresses::AddressBook;
 use super::counters::{Count, LinkCounters};
+use super::heard::PeerReportBook;
 use super::inbox::Arrivals;
 use super::proofs::PeerProofs;
 use super::responder::PulseResponder;
@@ -31,6 +33,7 @@ pub(crate) struct Datagrams {
     sealer: DatagramSealer,
     proofs: PeerProofs,
     responder: PulseResponder,
+    heard: PeerReportBook,
     arrivals: Arc<Arrivals>,
     counters: Arc<LinkCounters>,
 }
@@ -51,6 +54,7 @@ impl Datagrams {
             sealer: DatagramSealer::new(identity),
             proofs: PeerProofs::new(addresses.clone()),
             responder: PulseResponder::default(),
+            heard: PeerReportBook::default(),
             addresses,
             arrivals,
             counters,
@@ -163,7 +167,9 @@ impl Datagrams {
             DatagramFrame::Gossip(message) => self.arrivals.gossip(sender, message, now),
             // Answered here, before anything else is waited for: the round trip is what is measured.
             DatagramFrame::Pulse(number) if self.arrivals.pulse(sender, now) => {
-                self.send(sender, from, &self.responder.answer(sender, number, from, now));
+                let mut answer = self.responder.answer(sender, number, from, now);
+                self.put_report(sender, &mut answer, now);
+                self.send(sender, from, &answer);
             }
             DatagramFrame::Answer(number, pulse_status) => {
                 self.arrivals.answer(sender, number, pulse_status, now);
@@ -171,6 +177,10 @@ impl Datagrams {
             DatagramFrame::Vip(message) => self.arrivals.vip(sender, message, now),
             DatagramFrame::RecordFingerprint(fingerprint) => {
                 self.arrivals.fingerprint(sender, fingerprint, now);
+            }
+            DatagramFrame::Heard(report) if self.arrivals.report(sender, now) => {
+                let is_master = self.trust.borrow().document.is_master(&sender);
+                self.heard.add(sender, is_master, report, now);
             }
             // Above what one may send, or taken before.
             _ => {}
@@ -183,10 +193,29 @@ impl Datagrams {
     }
 
     /// Sends a pulse to a peer.
-    pub(crate) fn pulse(&self, to: NodeId, number: u64) {
-        if self.send_to_best(to, &DatagramFrame::Pulse(number)) {
-            self.counters.one(Count::SentPulses);
+    pub(crate) fn pulse(&self, to: NodeId, number: u64, now: Moment) {
+        let Some(address) = self.addresses.best(&to) else { return };
+        let mut plaintext = DatagramFrame::Pulse(number).to_bytes();
+        self.put_report(to, &mut plaintext, now);
+        self.send(to, address, &plaintext);
+        self.counters.one(Count::SentPulses);
+    }
+
+    /// Adds whom this node hears, if there is room for it.
+    fn put_report(&self, to: NodeId, plaintext: &mut Vec<u8>, now: Moment) {
+        if let Some(report) = self.heard.report(&to, |peer| self.proofs.last_heard(peer), now) {
+            DatagramFrame::Heard(&report).put(plaintext);
         }
+    }
+
+    /// Whom this node watches: of them it reports when it heard them, and believes what others report.
+    pub(crate) fn watch(&self, peers: impl Iterator<Item = NodeId>) {
+        self.heard.watch(peers);
+    }
+
+    /// What others report about a peer that is watched.
+    pub(crate) fn reports(&self, peer: &NodeId) -> PeerReports {
+        self.heard.of(peer)
     }
 
     /// Sends a gossip message that fits into a datagram.

@@ -140,7 +140,7 @@ fn server(
 fn failed_check(cause: Option<Cause>) -> Option<&'static str> {
     Some(match cause? {
         Cause::PortClosed | Cause::LoopbackOnly | Cause::Unreachable => "L4CON",
-        Cause::ConnectUnanswered | Cause::NodeUnreachable | Cause::NotHeard => "L4TOUT",
+        Cause::ConnectUnanswered | Cause::NodeUnreachable | Cause::NotHeard | Cause::PathCut => "L4TOUT",
         Cause::Tls(_) | Cause::NoCredentials => "L6RSP",
         Cause::Http(_) => "L7STS",
         Cause::TimedOut => "L7TOUT",

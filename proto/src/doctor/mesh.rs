@@ -44,6 +44,8 @@ pub struct PeerFacts {
     pub address: Option<SocketAddr>,
     /// It said that it stops.
     pub left: bool,
+    /// Others hear it, and this node does not.
+    pub cut_off: bool,
     /// Why a connection was not made; none: it was.
     pub tcp: Option<Fault>,
     /// Why no datagram came back; none: one did.
@@ -167,6 +169,17 @@ fn ports(mesh: &MeshFacts, peer: &PeerFacts, out: &mut Examination) {
             let what = format!("no agent listens at {name} ({address}); the machine answers");
             let why = "its proxy is not running, and of its apiserver only the open port is known";
             error("agent-away", what, why, vec![Step::run("systemctl start agent").on(name)]);
+        }
+        (Some(tcp), Some(_)) if peer.cut_off => {
+            let what =
+                format!("{name} answers neither TCP nor UDP on {ip}, port {port} ({tcp}); others hear it");
+            let why = "the path from here to it is cut: a route, a tunnel or a firewall between the two";
+            let remedy = vec![
+                Step::run(format!("ip route get {ip}")),
+                Step::run(format!("mtr -u {ip}")).remark("which hop loses"),
+                opens("udp").remark("if the path is fine"),
+            ];
+            error("path-cut", what, why, remedy);
         }
         (Some(tcp), Some(_)) => {
             let what = format!("{name} answers neither TCP nor UDP on {ip}, port {port} ({tcp})");

@@ -435,6 +435,16 @@ const MESH: &[Planted<MeshFacts>] = &[
     ),
     (|m| away(m, SILENT, SILENT), "unreachable", Severity::Error, "m2", "ping -c 3 10.0.0.2"),
     (
+        |m| {
+            away(m, SILENT, SILENT);
+            m.peers[0].cut_off = true;
+        },
+        "path-cut",
+        Severity::Error,
+        "m2",
+        "ip route get 10.0.0.2",
+    ),
+    (
         |m| away(m, None, SILENT),
         "udp-blocked",
         Severity::Error,

@@ -117,6 +117,7 @@ fn vip(bytes: &[u8]) {
 
 /// What a pulse carries.
 fn pulse(bytes: &[u8]) {
+    let _ = proto::heard::from_bytes(bytes).count();
     if let Some(pulse_status) = PulseStatus::from_bytes(bytes) {
         assert_eq!(PulseStatus::from_bytes(&pulse_status.to_bytes()), Some(pulse_status));
     }

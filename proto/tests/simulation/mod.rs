@@ -1,5 +1,5 @@
-//! One node that watches one master, in virtual time: pulses, connects, loss, delays, a cut. The tests of
-//! liveness count what it concludes, and the bench does the same at the intervals of large clusters.
+//! One node that watches one master, in virtual time: pulses, connects, what others report, loss, delays, a cut.
+//! The tests of liveness count what it concludes, and the bench does the same at the intervals of large clusters.
 
 #[path = "../random/mod.rs"]
 mod random;
@@ -8,16 +8,47 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
+use proto::heard::PeerReports;
+use proto::node::NodeId;
 use proto::path::{BackendPath, Evidence, Reachability};
 use proto::pulse::{Liveness, PeerPulse};
 use proto::time::{Moment, UnixMs};
 use random::Dice;
+
+/// What is simulated.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct World {
+    /// Of the pulses.
+    pub(crate) interval: Duration,
+    /// Loss each way in percent, independent for each packet.
+    pub(crate) loss: u64,
+    /// Other masters, which pulse the master and report when they heard it. Their reports come with the answers to
+    /// the node's own pulses.
+    pub(crate) reporters: u8,
+    /// How long it takes.
+    pub(crate) length_ms: u64,
+    /// From then on nothing passes to or from the master.
+    pub(crate) cut: u64,
+    /// From then on nothing passes between the node and the master; others hear it.
+    pub(crate) path_cut: u64,
+}
+
+impl World {
+    /// A node without reporters, and nothing is cut.
+    pub(crate) fn new(interval: Duration, loss: u64, length_ms: u64) -> World {
+        World { interval, loss, reporters: 0, length_ms, cut: u64::MAX, path_cut: u64::MAX }
+    }
+}
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Answer(u64),
     Connected(u64),
     Unanswered,
+    /// A reporter hears the master, or has its own pulse answered.
+    Heard(u8, Option<u64>),
+    /// A reporter's report arrives, with when it heard the master.
+    Report(u8, u64),
 }
 
 /// What one pair concluded.
@@ -27,20 +58,38 @@ pub(crate) struct Outcome {
     pub(crate) suspicions: u32,
     /// When it said down, in milliseconds.
     pub(crate) downs: Vec<u64>,
+    /// When it first said that the path from here is cut.
+    pub(crate) cut_off: Option<u64>,
 }
 
-/// One pair for so long, pulsing at this interval, with this loss each way in percent and delays of 1 to
-/// 40 ms; from `cut` on nothing passes. Times in milliseconds.
-pub(crate) fn run(seed: u64, interval: Duration, loss: u64, length_ms: u64, cut: u64) -> Outcome {
+/// Another master.
+struct Reporter {
+    pulse: PeerPulse,
+    heard: Option<u64>,
+    next_report: u64,
+}
+
+/// One pair, with delays of 1 to 40 ms each way. Times in milliseconds.
+pub(crate) fn run(seed: u64, world: World) -> Outcome {
+    let World { interval, loss, .. } = world;
     let mut dice = Dice(seed);
     let mut pulse = PeerPulse::new(Moment::ZERO, interval, dice.next());
     let mut path = BackendPath::new(UnixMs(0));
+    let mut reports = PeerReports::default();
+    let interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+    let mut reporters: Vec<Reporter> = (0..world.reporters)
+        .map(|_| {
+            let start = dice.between(0, interval_ms);
+            let pulse = PeerPulse::new(Moment::from_millis(start), interval, dice.next());
+            Reporter { pulse, heard: None, next_report: dice.between(0, interval_ms) }
+        })
+        .collect();
     let mut events: BinaryHeap<Reverse<(u64, Event)>> = BinaryHeap::new();
     let mut outcome = Outcome::default();
     let mut liveness = Liveness::Unknown;
     let mut before = Reachability::Up;
     let mut ms = 0;
-    while ms < length_ms {
+    while ms < world.length_ms {
         let now = Moment::from_millis(ms);
         let mut news = Vec::new();
         while events.peek().is_some_and(|Reverse((due, _))| *due <= ms) {
@@ -51,19 +100,56 @@ pub(crate) fn run(seed: u64, interval: Duration, loss: u64, length_ms: u64, cut:
                     news.push(Evidence::Connected { took: Duration::from_millis(took) });
                 }
                 Event::Unanswered => news.push(Evidence::Unanswered),
+                Event::Heard(who, answer) => {
+                    let reporter = &mut reporters[usize::from(who)];
+                    reporter.heard = Some(ms);
+                    answer.map(|number| reporter.pulse.answered(number, now));
+                }
+                Event::Report(who, heard) => {
+                    // As on the wire.
+                    let age = Duration::from_millis((ms - heard) / 10 * 10);
+                    reports.add(NodeId([who; NodeId::LEN]), true, age, now);
+                }
             }
         }
-        let mut passes = |ms: u64| ms < cut && !dice.percent(loss) && !dice.percent(loss);
+        let up = ms < world.cut;
+        let near = up && ms < world.path_cut;
+        let passes = |dice: &mut Dice, up: bool| up && !dice.percent(loss) && !dice.percent(loss);
         if let Some(number) = pulse.poll(now)
-            && passes(ms)
+            && passes(&mut dice, near)
         {
             let delay = dice.between(1, 40) + dice.between(1, 40);
             events.push(Reverse((ms + delay, Event::Answer(number))));
         }
-        let heard = pulse.liveness(now);
+        for (who, reporter) in (0..).zip(&mut reporters) {
+            if let Some(number) = reporter.pulse.poll(now)
+                && passes(&mut dice, up)
+            {
+                let delay = dice.between(1, 40) + dice.between(1, 40);
+                events.push(Reverse((ms + delay, Event::Heard(who, Some(number)))));
+            }
+            if ms >= reporter.next_report {
+                reporter.next_report += interval_ms;
+                // The master pulses the reporter, too.
+                if up && !dice.percent(loss) {
+                    events.push(Reverse((ms + dice.between(1, 40), Event::Heard(who, None))));
+                }
+                if let Some(heard) = reporter.heard
+                    && passes(&mut dice, true)
+                {
+                    // The age in it is of the moment at which it was sent.
+                    let delay = dice.between(1, 40);
+                    events.push(Reverse((ms + delay, Event::Report(who, heard + delay))));
+                }
+            }
+        }
+        let heard = pulse.liveness_for_all(now, None, &reports);
         if heard != liveness {
             liveness = heard;
             news.push(Evidence::Liveness(heard));
+            if heard == Liveness::CutOff {
+                outcome.cut_off.get_or_insert(ms);
+            }
         }
         for evidence in news {
             path.observe(now, UnixMs(ms), evidence);
@@ -72,8 +158,7 @@ pub(crate) fn run(seed: u64, interval: Duration, loss: u64, length_ms: u64, cut:
             let timeout = u64::try_from(path.probe_timeout().as_millis()).unwrap_or(u64::MAX);
             path.probe_started(now);
             // A lost SYN or SYN-ACK is sent again only after a second: too late for this probe.
-            let mut passes = |ms: u64| ms < cut && !dice.percent(loss) && !dice.percent(loss);
-            if passes(ms) {
+            if passes(&mut dice, near) {
                 let took = dice.between(2, 80);
                 events.push(Reverse((ms + took, Event::Connected(took))));
             } else {

@@ -288,7 +288,9 @@ fn simulated(size: usize) -> String {
         let one = |seed: u64| {
             // At varying moments between two pulses.
             let cut = 20_000 + seed * 37 % 1_000;
-            let down = simulation::run(seed, interval, loss, 40_000, cut).downs;
+            let world =
+                simulation::World { cut, reporters: 2, ..simulation::World::new(interval, loss, 40_000) };
+            let down = simulation::run(seed, world).downs;
             down.into_iter().find(|ms| *ms >= cut).map_or(u64::MAX, |ms| ms - cut)
         };
         let mut times: Vec<u64> = (0..SEEDS).map(one).collect();
@@ -296,7 +298,8 @@ fn simulated(size: usize) -> String {
         times
     };
     let falsely = |loss: u64| -> f64 {
-        let downs = |seed| simulation::run(seed, interval, loss, 600_000, u64::MAX).downs.len();
+        let world = simulation::World { reporters: 2, ..simulation::World::new(interval, loss, 600_000) };
+        let downs = |seed| simulation::run(seed, world).downs.len();
         (0..SEEDS).map(downs).sum::<usize>() as f64 / (SEEDS as f64 / 6.0)
     };
     let (clean, lossy) = (took(0), took(10));
