@@ -31,7 +31,7 @@ struct Finding {
     node: String,
     what: String,
     why: String,
-    mend: Vec<String>,
+    fix: Vec<String>,
 }
 
 impl Report {
@@ -71,18 +71,12 @@ fn screen(agent: &Agent<'_>, nodes: &[&str], code: i32) -> Result<String> {
 }
 
 /// Waits until doctor finds this, with the fix.
-fn finds(
-    agent: &Agent<'_>,
-    (code, node): (&str, &str),
-    severity: &str,
-    what: &str,
-    mend: &str,
-) -> Result<()> {
+fn finds(agent: &Agent<'_>, (code, node): (&str, &str), severity: &str, what: &str, fix: &str) -> Result<()> {
     eventually(&format!("{code} of {node} is found"), SOON, || {
         let report = report(agent, &[])?;
         let found = report.finding(code, node)?;
         ensure!(found.severity == severity, "{found:?}");
-        ensure!(found.what.contains(what) && found.mend.join("\n").contains(mend), "{found:#?}");
+        ensure!(found.what.contains(what) && found.fix.join("\n").contains(fix), "{found:#?}");
         Ok(())
     })?;
     Ok(())
@@ -90,7 +84,7 @@ fn finds(
 
 /// Waits until there is nothing to fix.
 fn well(agent: &Agent<'_>) -> Result<()> {
-    eventually("nothing has to be mended", GOSSIP, || {
+    eventually("nothing has to be fixed", GOSSIP, || {
         let report = report(agent, &[])?;
         // Loss during the fault still counts a minute later.
         ensure!(report.findings.iter().all(|one| one.code == "loss"), "{:#?}", report.findings);
@@ -202,7 +196,7 @@ fn network_faults_are_named() -> Result<()> {
             "ip route replace",
         )?;
         let found = report(first, &[])?;
-        ensure!(found.finding("rp-filter", "n0")?.mend[0].contains("conf.eth0.rp_filter=2"), "{found:#?}");
+        ensure!(found.finding("rp-filter", "n0")?.fix[0].contains("conf.eth0.rp_filter=2"), "{found:#?}");
         sh(here, "ip link del other && sysctl -qw net.ipv4.conf.eth0.rp_filter=0")?;
         well(first)
     })

@@ -1,4 +1,4 @@
-//! `agent doctor`: what is wrong, why it matters, and what mends it.
+//! `agent doctor`: what is wrong, why it matters, and the fix.
 
 use std::process::ExitCode;
 
@@ -178,7 +178,7 @@ struct Group<'a> {
     finding: &'a Finding,
     /// All that have it.
     nodes: Vec<&'a str>,
-    /// What mends it on each.
+    /// What fixes it on each.
     remedy: Vec<Step>,
 }
 

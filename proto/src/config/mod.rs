@@ -1,7 +1,7 @@
 //! Configuration: raw text in, one checked value out, every mistake with its place.
 //!
 //! [`parse`] reads the file, [`apply_env`] lays the `AGENT_*` variables over it; flags come last and are the
-//! shell's. Both report every mistake at once, since a person who mends a file wants to run the check once.
+//! shell's. Both report every mistake at once, since a person who fixes a file wants to run the check once.
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -387,7 +387,7 @@ fn check_listeners(listeners: &[ListenField], config: &Config, mistakes: &mut Mi
             mistakes.add(offset, "service.listen", message);
         }
         for other in &listeners[..i] {
-            // Reported where it can be mended: the later of the two that stands in the text.
+            // Reported where it can be fixed: the later of the two that stands in the text.
             let Some(offset) = listen.offset.max(other.offset) else { continue };
             if meet(listen.address, other.address) {
                 let (here, there) =

@@ -68,7 +68,7 @@ pub struct UntrustedFile {
     pub what: String,
     /// It is the agent's configuration, which names programs too.
     pub is_config: bool,
-    /// The command that mends it.
+    /// The command that fixes it.
     pub fix: String,
 }
 

@@ -1,5 +1,5 @@
 //! What `agent doctor` thinks: facts in, findings out. Facts are what the shell has read, dialled and asked;
-//! nothing here asks anyone. Each finding says what is so, why it matters, and the steps that mend it.
+//! nothing here asks anyone. Each finding says what is so, why it matters, and the steps that fix it.
 //!
 //! A node is judged where it is ([`host`] and [`kube`], by [`facts`]), by whoever stands on it; the ways between
 //! nodes are judged by the one that was asked ([`mesh`]). So what travels are findings, not facts.
@@ -63,7 +63,7 @@ pub struct Finding {
     pub what: String,
     /// Why it matters.
     pub why: String,
-    /// What mends it, in this order.
+    /// What fixes it, in this order.
     pub remedy: Vec<Step>,
 }
 
@@ -77,7 +77,7 @@ struct FindingForm {
     node: String,
     what: String,
     why: String,
-    mend: Vec<String>,
+    fix: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     remedy: Vec<StepForm>,
 }
@@ -85,17 +85,17 @@ struct FindingForm {
 impl From<Finding> for FindingForm {
     fn from(finding: Finding) -> FindingForm {
         let Finding { code, severity, area, node, what, why, remedy } = finding;
-        let mend = remedy.iter().map(Step::line).collect();
+        let fix = remedy.iter().map(Step::line).collect();
         let only_texts = remedy.iter().all(|step| *step == Step::text(step.line()));
         let remedy = if only_texts { Vec::new() } else { remedy.into_iter().map(StepForm::from).collect() };
-        FindingForm { code, severity, area, node, what, why, mend, remedy }
+        FindingForm { code, severity, area, node, what, why, fix, remedy }
     }
 }
 
 impl From<FindingForm> for Finding {
     fn from(form: FindingForm) -> Finding {
-        let FindingForm { code, severity, area, node, what, why, mend, remedy } = form;
-        let mut lines = mend.into_iter();
+        let FindingForm { code, severity, area, node, what, why, fix, remedy } = form;
+        let mut lines = fix.into_iter();
         let mut steps: Vec<Step> = Vec::new();
         for step in remedy {
             steps.push(step.read(lines.next()));
@@ -106,7 +106,7 @@ impl From<FindingForm> for Finding {
     }
 }
 
-/// One step of what mends a finding.
+/// One step of what fixes a finding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
     /// Where it is done, as `m2` or `every node`; none: on the node that reads it.
@@ -313,7 +313,7 @@ pub struct FindingText<'a> {
     pub what: String,
     /// Why it matters.
     pub why: &'a str,
-    /// What mends it.
+    /// What fixes it.
     pub remedy: Vec<Step>,
 }
 

@@ -337,21 +337,21 @@ fn lines(finding: &Finding) -> Vec<String> {
     finding.remedy.iter().map(Step::line).collect()
 }
 
-fn only(found: &Examination, i: usize, code: &str, severity: Severity, what: &str, mend: &str) {
+fn only(found: &Examination, i: usize, code: &str, severity: Severity, what: &str, fix: &str) {
     let [one] = found.findings.as_slice() else { panic!("{code} ({i}): {:#?}", found.findings) };
     assert_eq!((one.code.as_str(), one.severity), (code, severity), "{i}");
     assert!(one.what.contains(what), "{code} ({i}): {}", one.what);
     let lines = lines(one);
-    assert!(lines.join("\n").contains(mend), "{code} ({i}): {lines:#?}");
+    assert!(lines.join("\n").contains(fix), "{code} ({i}): {lines:#?}");
     assert!(!one.why.is_empty() && found.worst() == severity, "{code} ({i})");
 }
 
 #[test]
-fn each_fault_of_a_node_is_told_once_with_what_mends_it() {
-    for (i, (plant, code, severity, what, mend)) in HOST.iter().enumerate() {
+fn each_fault_of_a_node_is_told_once_with_its_fix() {
+    for (i, (plant, code, severity, what, fix)) in HOST.iter().enumerate() {
         let mut host = host();
         plant(&mut host);
-        only(&host::examine(&host), i, code, *severity, what, mend);
+        only(&host::examine(&host), i, code, *severity, what, fix);
     }
 }
 
@@ -518,11 +518,11 @@ const MESH: &[Planted<MeshFacts>] = &[
 ];
 
 #[test]
-fn each_fault_of_a_way_is_told_once_with_what_mends_it() {
-    for (i, (plant, code, severity, what, mend)) in MESH.iter().enumerate() {
+fn each_fault_of_a_way_is_told_once_with_its_fix() {
+    for (i, (plant, code, severity, what, fix)) in MESH.iter().enumerate() {
         let mut mesh = mesh();
         plant(&mut mesh);
-        only(&mesh::examine(&mesh), i, code, *severity, what, mend);
+        only(&mesh::examine(&mesh), i, code, *severity, what, fix);
     }
 }
 
@@ -640,7 +640,7 @@ fn steps_are_sent_as_lines_and_typed_where_that_says_more() {
     let json = serde_json::to_value(&out.findings).unwrap();
     let lines =
         ["on m2: systemctl start agent   # as root", "in /etc/x: server: y", "ls", "on every node: wait"];
-    assert_eq!(json[0]["mend"], serde_json::json!(lines));
+    assert_eq!(json[0]["fix"], serde_json::json!(lines));
     let typed = serde_json::json!([
         { "on": "m2", "run": "systemctl start agent", "remark": "as root" },
         { "do": "in /etc/x: server: y" },
@@ -653,7 +653,7 @@ fn steps_are_sent_as_lines_and_typed_where_that_says_more() {
     // What a later version does otherwise is words here.
     let mut later = json;
     later[0]["remedy"][2] = serde_json::json!({ "call": "the vendor" });
-    later[0]["mend"][2] = "call the vendor".into();
+    later[0]["fix"][2] = "call the vendor".into();
     let read: Vec<Finding> = serde_json::from_value(later).unwrap();
     assert_eq!(read[0].remedy[2], Step::text("call the vendor"));
 }

@@ -28,7 +28,7 @@ pub(crate) enum Act {
     Cut,
     /// Packets only: the segment still carries ARP.
     CutPackets,
-    Mend,
+    Reconnect,
     /// Nodes below the first number from those above.
     Split,
     Heal,
@@ -133,8 +133,8 @@ impl Script {
             9 => (Act::Sick, Act::Well),
             10 => (Act::Flap, Act::Well),
             11 => (Act::Drain, Act::Resume),
-            12 | 13 => (Act::Cut, Act::Mend),
-            14 => (Act::CutPackets, Act::Mend),
+            12 | 13 => (Act::Cut, Act::Reconnect),
+            14 => (Act::CutPackets, Act::Reconnect),
             15 | 16 => (Act::Split, Act::Heal),
             17 => (Act::Lossy, Act::Clear),
             18 => match dice.next() % 3 {
@@ -188,7 +188,7 @@ impl World {
             act,
             Act::Cut
                 | Act::CutPackets
-                | Act::Mend
+                | Act::Reconnect
                 | Act::Split
                 | Act::Heal
                 | Act::Lossy
@@ -267,7 +267,7 @@ impl World {
                 }
             }
             Act::Cut | Act::CutPackets => {}
-            Act::Mend => {
+            Act::Reconnect => {
                 for (x, y) in [(a, b), (b, a)] {
                     self.ways[x][y] = super::Way { changed: now, ..super::Way::default() };
                 }
