@@ -43,23 +43,23 @@ const LOOK: Duration = Duration::from_millis(25);
 pub(crate) fn spawn(
     link: Arc<Link>,
     view: watch::Receiver<Arc<ClusterView>>,
-    word: watch::Receiver<NodeRecord>,
+    record: watch::Receiver<NodeRecord>,
     answers: mpsc::Receiver<PulseAnswer>,
     liveness: watch::Sender<Arc<PeerLivenessMap>>,
     life: &Lifecycle,
 ) {
-    publish_link_status(link.clone(), word, life);
+    publish_link_status(link.clone(), record, life);
     let task = PulseSender { peers: BTreeMap::new(), link, view, answers, liveness, life: life.clone() };
     life.supervise("pulse", task, |task| Box::pin(task.run()));
 }
 
 /// Keeps the transport's pulse status in step with this node's record.
-fn publish_link_status(link: Arc<Link>, mut word: watch::Receiver<NodeRecord>, life: &Lifecycle) {
+fn publish_link_status(link: Arc<Link>, mut record: watch::Receiver<NodeRecord>, life: &Lifecycle) {
     // Its current value is published too.
-    word.mark_changed();
+    record.mark_changed();
     let own = life.clone();
-    life.follow("pulse", word, (link, None), move |(link, said), word| {
-        let pulse_status = status_of(&word);
+    life.follow("pulse", record, (link, None), move |(link, said), record| {
+        let pulse_status = status_of(&record);
         // Much of a record is not in the status, and nodes that have pulsed this one are notified at once.
         if said.as_ref() != Some(&pulse_status) {
             link.datagrams().set_status(&pulse_status, own.now());
@@ -68,12 +68,12 @@ fn publish_link_status(link: Arc<Link>, mut word: watch::Receiver<NodeRecord>, l
     });
 }
 
-fn status_of(word: &NodeRecord) -> PulseStatus {
+fn status_of(record: &NodeRecord) -> PulseStatus {
     let said = |offer: &ServiceOffer| (offer.health.readiness, offer.health.cause);
     PulseStatus {
-        draining: word.draining.is_some(),
-        leaving: word.left,
-        services: word.services.iter().map(|(name, offer)| (name.clone(), said(offer))).collect(),
+        draining: record.draining.is_some(),
+        leaving: record.left,
+        services: record.services.iter().map(|(name, offer)| (name.clone(), said(offer))).collect(),
     }
 }
 
@@ -132,7 +132,7 @@ impl PulseSender {
         let view = self.view.borrow_and_update().clone();
         let own = self.link.own();
         let wants = |id: &NodeId| {
-            *id != own && view.members.get(id).is_some_and(|member| !member.word.services.is_empty())
+            *id != own && view.members.get(id).is_some_and(|member| !member.record.services.is_empty())
         };
         self.peers.retain(|id, _| wants(id));
         let interval = interval(view.members.len());

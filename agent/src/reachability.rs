@@ -104,16 +104,16 @@ impl StatusOverlay {
                     // Its agent has stopped, or the machine has: its last stop announcement is obsolete, and
                     // TCP decides.
                     member.heard = false;
-                    member.word.left = false;
-                    member.word.draining = None;
+                    member.record.left = false;
+                    member.record.draining = None;
                     continue;
                 }
             }
             let Some(pulse_status) = &peer_liveness.status else { continue };
-            member.word.left = pulse_status.leaving;
-            let since = member.word.draining.unwrap_or_else(wall);
-            member.word.draining = pulse_status.draining.then_some(since);
-            for (name, offer) in &mut member.word.services {
+            member.record.left = pulse_status.leaving;
+            let since = member.record.draining.unwrap_or_else(wall);
+            member.record.draining = pulse_status.draining.then_some(since);
+            for (name, offer) in &mut member.record.services {
                 let health = &offer.health;
                 let by_gossip = (health.readiness, health.cause);
                 let Some(&(said, cause)) = pulse_status.services.get(name).filter(|said| **said != by_gossip)
@@ -132,8 +132,8 @@ impl StatusOverlay {
             }
         }
         for member in view.members.values_mut() {
-            if let Some(since) = drains.get(&member.word.name) {
-                member.word.draining = Some(*since);
+            if let Some(since) = drains.get(&member.record.name) {
+                member.record.draining = Some(*since);
             }
         }
         (self.view, self.ahead) = (view, ahead);
@@ -193,7 +193,7 @@ impl ReachabilityTask {
                 None | Some(Liveness::Unknown) => by_gossip,
                 Some(liveness) => liveness,
             };
-            for service in member.word.services.keys() {
+            for service in member.record.services.keys() {
                 let evidence = Evidence::Liveness(liveness);
                 self.apply_evidence(EvidenceReport { node: member.id, service: service.clone(), evidence });
             }
@@ -311,8 +311,8 @@ mod tests {
             check_ms: None,
         };
         let services = BTreeMap::from([(ServiceName::kube_api(), offer)]);
-        let word = NodeRecord { services, ..NodeRecord::new(Name::nearest(&format!("m{n}"))) };
-        MemberView { id: NodeId([n; NodeId::LEN]), word, heard: true, since: UnixMs(0) }
+        let record = NodeRecord { services, ..NodeRecord::new(Name::nearest(&format!("m{n}"))) };
+        MemberView { id: NodeId([n; NodeId::LEN]), record, heard: true, since: UnixMs(0) }
     }
 
     /// State and connections of a master that reports itself down by pulse, and by gossip not yet.

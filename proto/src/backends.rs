@@ -146,15 +146,15 @@ pub fn backends(
         found.insert(node, one);
     }
     for member in view.members.values() {
-        let Some(offer) = member.word.services.get(service) else { continue };
+        let Some(offer) = member.record.services.get(service) else { continue };
         let path = paths.get(&(member.id, service.clone()));
-        let draining = member.word.draining.or(member.word.left.then_some(member.since));
-        let (state, cause, detail, since) = evaluate(offer, draining, member.word.left, path);
+        let draining = member.record.draining.or(member.record.left.then_some(member.since));
+        let (state, cause, detail, since) = evaluate(offer, draining, member.record.left, path);
         found.insert(
             member.id,
             Backend {
                 node: member.id,
-                name: member.word.name.clone(),
+                name: member.record.name.clone(),
                 address: offer.address,
                 weight: offer.weight,
                 state,

@@ -42,8 +42,8 @@ fn member(n: u8, heard: bool, readiness: Option<Readiness>) -> MemberView {
     };
     let services = readiness.map(|readiness| (ServiceName::kube_api(), offer(readiness)));
     let services = services.into_iter().collect();
-    let word = NodeRecord { services, ..NodeRecord::new(format!("m{n}").parse().unwrap()) };
-    MemberView { id: id(n), word, heard, since: UnixMs(0) }
+    let record = NodeRecord { services, ..NodeRecord::new(format!("m{n}").parse().unwrap()) };
+    MemberView { id: id(n), record, heard, since: UnixMs(0) }
 }
 
 fn states(

@@ -558,7 +558,7 @@ impl MemberState {
     pub fn of(member: Option<&view::MemberView>, liveness: Option<Liveness>, serves: bool) -> MemberState {
         let liveness = liveness.filter(|liveness| *liveness != Liveness::Unknown);
         match member {
-            Some(member) if member.word.left => MemberState::Left,
+            Some(member) if member.record.left => MemberState::Left,
             _ if liveness == Some(Liveness::Late) => MemberState::Suspect,
             _ if liveness == Some(Liveness::Alive) => MemberState::Up,
             Some(member) if member.heard && liveness.is_none() => MemberState::Up,

@@ -24,7 +24,7 @@ pub struct MemberView {
     /// Its id.
     pub id: NodeId,
     /// Its record.
-    pub word: NodeRecord,
+    pub record: NodeRecord,
     /// Gossip from it arrives.
     pub heard: bool,
     /// When `heard` last changed, on this node's wall clock.
@@ -34,12 +34,12 @@ pub struct MemberView {
 impl MemberView {
     /// A member that offers the default service is a master.
     pub fn role(&self) -> Role {
-        if self.word.services.contains_key(&ServiceName::kube_api()) { Role::Master } else { Role::Worker }
+        if self.record.services.contains_key(&ServiceName::kube_api()) { Role::Master } else { Role::Worker }
     }
 
     /// Addresses of its transport port, best first.
     pub fn addresses(&self) -> &[SocketAddr] {
-        &self.word.addresses
+        &self.record.addresses
     }
 }
 
@@ -171,14 +171,14 @@ impl ClusterView {
                 Some(member) if member.heard == one.alive => member.since,
                 _ => wall,
             };
-            let (word, ignored) = counts(&one, role, authority);
+            let (record, ignored) = counts(&one, role, authority);
             for what in ignored {
                 let known =
                     previous.not_counted.iter().find(|known| known.node == one.id && known.what == what);
                 let since = known.map_or(wall, |known| known.since);
-                view.not_counted.push(IgnoredClaim { node: one.id, name: word.name.clone(), what, since });
+                view.not_counted.push(IgnoredClaim { node: one.id, name: record.name.clone(), what, since });
             }
-            view.members.insert(one.id, MemberView { id: one.id, word, heard: one.alive, since });
+            view.members.insert(one.id, MemberView { id: one.id, record, heard: one.alive, since });
         }
         view
     }
@@ -290,9 +290,9 @@ mod tests {
         );
         assert_eq!(view.members.keys().collect::<Vec<_>>(), [&id(1), &id(2)]);
         let offers =
-            |n| view.members[&id(n)].word.services.keys().map(ServiceName::as_str).collect::<Vec<_>>();
+            |n| view.members[&id(n)].record.services.keys().map(ServiceName::as_str).collect::<Vec<_>>();
         assert_eq!((offers(1), offers(2)), (vec!["kube-api"], vec!["web"]));
-        assert_eq!(view.members[&id(1)].word.vips.len() + view.members[&id(2)].word.vips.len(), 1);
+        assert_eq!(view.members[&id(1)].record.vips.len() + view.members[&id(2)].record.vips.len(), 1);
         let web: ServiceName = "web".parse().unwrap();
         let what: Vec<(NodeId, Ignored)> =
             view.not_counted.iter().map(|problem| (problem.node, problem.what.clone())).collect();
@@ -316,8 +316,8 @@ mod tests {
         master.services.remove(&"web".parse().unwrap());
         master.vips.get_mut(&vip()).unwrap().epoch = u64::MAX;
         let first = view(&[(1, &master, true)], &ClusterView::default(), 3);
-        assert!(first.members[&id(1)].word.services.is_empty());
-        assert!(first.members[&id(1)].word.vips.is_empty());
+        assert!(first.members[&id(1)].record.services.is_empty());
+        assert!(first.members[&id(1)].record.vips.is_empty());
         let what = [Ignored::Unproven(name, IpAddr::from([10, 0, 0, 77])), Ignored::Epoch(vip())];
         assert_eq!(first.not_counted.iter().map(|one| one.what.clone()).collect::<Vec<_>>(), what);
         let second = view(&[(1, &master, true)], &first, 9);

@@ -258,7 +258,7 @@ pub(super) async fn answer(running: &Arc<RunningAgent>, nodes: &[String]) -> Res
     let known = |id: &NodeId, admitted: &Admitted| PeerFacts {
         name: admitted.name.to_string(),
         address: running.link.addresses().best(id),
-        left: view.members.get(id).is_some_and(|member| member.word.left),
+        left: view.members.get(id).is_some_and(|member| member.record.left),
         cut_off: liveness.get(id).is_some_and(|one| one.liveness == Liveness::CutOff),
         ..PeerFacts::default()
     };

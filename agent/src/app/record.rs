@@ -173,15 +173,15 @@ async fn watch_inputs(task: &mut RecordTask, sender: &watch::Sender<NodeRecord>,
             Ok(()) = task.inputs.vips.changed() => false,
             () = life.draining.cancelled() => true,
         };
-        let word = task.record(stopping, life.now());
+        let record = task.record(stopping, life.now());
         sender.send_if_modified(|old| {
             // By what the others would read: a text may be news where nothing else is.
-            let changed = old.to_body() != word.to_body();
-            *old = word;
+            let changed = old.to_body() != record.to_body();
+            *old = record;
             changed
         });
         if stopping {
-            // The last word stands until the end.
+            // The last record stands until the end.
             life.shutdown.cancelled().await;
             return;
         }

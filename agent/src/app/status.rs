@@ -114,7 +114,7 @@ fn service_status(
                 let mut counted = counted(stats);
                 running.history.count(&service.name, backend.node, running.life.now(), &mut counted);
                 let offer =
-                    view.members.get(&backend.node).and_then(|one| one.word.services.get(&service.name));
+                    view.members.get(&backend.node).and_then(|one| one.record.services.get(&service.name));
                 BackendStatus {
                     node: backend.name.clone(),
                     address: backend.address.to_string(),
@@ -183,20 +183,20 @@ fn member_status(
         address: address.unwrap_or_default(),
         role: role.into(),
         state,
-        version: member.map_or(String::new(), |member| member.word.version.clone()),
+        version: member.map_or(String::new(), |member| member.record.version.clone()),
         since_unix_ms: member.map_or(running.own.began(), |member| member.since),
         rtt_ms: peer_liveness
             .and_then(|peer_liveness| peer_liveness.rtt)
             .or(backend.and_then(|backend| backend.rtt))
             .map(milliseconds),
         loss_permille: peer_liveness.map(|peer_liveness| peer_liveness.loss_permille),
-        document: member.map_or(String::new(), |member| member.word.document.clone()),
-        sees: member.map_or(Vec::new(), |member| peer_links(names, &member.word)),
+        document: member.map_or(String::new(), |member| member.record.document.clone()),
+        sees: member.map_or(Vec::new(), |member| peer_links(names, &member.record)),
     }
 }
 
 /// Whom a member hears, by name.
-fn peer_links(names: &BTreeMap<NodeId, Name>, word: &NodeRecord) -> Vec<PeerLinkStatus> {
+fn peer_links(names: &BTreeMap<NodeId, Name>, record: &NodeRecord) -> Vec<PeerLinkStatus> {
     let named = |(id, peer_link): (&NodeId, &PeerLink)| {
         Some(PeerLinkStatus {
             node: names.get(id)?.clone(),
@@ -205,7 +205,7 @@ fn peer_links(names: &BTreeMap<NodeId, Name>, word: &NodeRecord) -> Vec<PeerLink
             loss_permille: peer_link.loss_permille,
         })
     };
-    word.links.iter().filter_map(named).collect()
+    record.links.iter().filter_map(named).collect()
 }
 
 /// What is wrong with this node, except with telling of it.

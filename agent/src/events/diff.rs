@@ -167,9 +167,8 @@ impl PreviousState {
                 .and_then(|peer_liveness| peer_liveness.status.as_ref());
             if let Some(member) = member {
                 let draining =
-                    pulse_status.map_or(member.word.draining.is_some(), |pulse_status| pulse_status.draining);
-                let word = (draining, member.word.left);
-                self.drained(*id, &admitted.name, word, now, out);
+                    pulse_status.map_or(member.record.draining.is_some(), |pulse_status| pulse_status.draining);
+                self.drained(*id, &admitted.name, (draining, member.record.left), now, out);
             }
             if *id == self.own {
                 continue;
@@ -382,16 +381,16 @@ impl PreviousState {
     fn copies(&mut self, view: &ClusterView, now: UnixMs, out: &mut Vec<Event>) {
         let (own, settle) = (self.own, SETTLE.as_millis() as u64);
         for member in view.members.values().filter(|member| member.id != own) {
-            let differs = member.heard && !member.word.left && member.word.document != self.hash;
+            let differs = member.heard && !member.record.left && member.record.document != self.hash;
             let known = self.differing.get_mut(&member.id);
-            let event = |to| Event::new(EventKind::Document, now, member.word.name.as_str(), to);
+            let event = |to| Event::new(EventKind::Document, now, member.record.name.as_str(), to);
             match known {
                 None if differs => {
                     self.differing.insert(member.id, (now, false));
                 }
                 Some((since, told)) if differs && !*told && now.0.saturating_sub(since.0) >= settle => {
                     *told = true;
-                    let cause = format!("it has {}, this node has {}", member.word.document, self.hash);
+                    let cause = format!("it has {}, this node has {}", member.record.document, self.hash);
                     out.push(event("differs").from("same", None).reason(cause).level(EventLevel::Warning));
                 }
                 Some((since, told)) if !differs => {

@@ -52,11 +52,11 @@ fn table(state: BackendState, cause: Cause) -> BackendTable {
 }
 
 fn view(heard: bool, change: impl FnOnce(&mut NodeRecord)) -> ClusterView {
-    let mut word = NodeRecord { document: document().hash(), ..NodeRecord::new(name(1)) };
-    change(&mut word);
+    let mut record = NodeRecord { document: document().hash(), ..NodeRecord::new(name(1)) };
+    change(&mut record);
     let id = key(1).id();
     ClusterView {
-        members: BTreeMap::from([(id, MemberView { id, word, heard, since: UnixMs(0) })]),
+        members: BTreeMap::from([(id, MemberView { id, record, heard, since: UnixMs(0) })]),
         ..ClusterView::default()
     }
 }
@@ -123,7 +123,7 @@ fn member_events_agree_with_status() {
         ["member m1: down -> suspect after 1s: no answer from its agent, checked directly"]
     );
     assert_eq!(
-        step(&view(true, |word| word.left = true), &PeerLivenessMap::new(), &ready, 65_000),
+        step(&view(true, |record| record.left = true), &PeerLivenessMap::new(), &ready, 65_000),
         ["member m1: suspect -> left after 1s: agent stopped"]
     );
 }
@@ -156,11 +156,11 @@ fn draining_starts_and_ends_and_a_stop_is_no_drain() {
         let drains = out.iter().filter(|event| event.kind == EventKind::Drain);
         drains.map(Event::sentence).collect::<Vec<_>>()
     };
-    let draining = |word: &mut NodeRecord| word.draining = Some(UnixMs(1));
+    let draining = |record: &mut NodeRecord| record.draining = Some(UnixMs(1));
     assert_eq!(step(&view(true, draining), 1_000), ["drain m1: serving -> draining"]);
     assert!(step(&view(true, draining), 2_000).is_empty());
     assert_eq!(step(&view(true, |_| ()), 61_000), ["drain m1: draining -> serving after 60s"]);
-    let stopping = |word: &mut NodeRecord| (word.draining, word.left) = (Some(UnixMs(1)), true);
+    let stopping = |record: &mut NodeRecord| (record.draining, record.left) = (Some(UnixMs(1)), true);
     assert!(step(&view(true, stopping), 62_000).is_empty());
 }
 
@@ -230,7 +230,7 @@ fn a_drain_is_reported_once_with_its_initiator() {
     let mut now = document();
     now.set("drain.m1", Some("5".to_owned()), key(0).id(), UnixMs(2)).unwrap();
     assert!(said(|out| seen.document(&Arc::new(now), UnixMs(2), out)).is_empty());
-    let draining = view(true, |word| word.draining = Some(UnixMs(1)));
+    let draining = view(true, |record| record.draining = Some(UnixMs(1)));
     let told =
         said(|out| seen.members(&draining, &PeerLivenessMap::new(), &BackendTable::new(), UnixMs(3), out));
     assert!(told.contains(&"drain m1: serving -> draining: by m0".to_owned()), "{told:?}");
@@ -303,7 +303,7 @@ fn listeners_limits_and_problems_start_and_end() {
 #[test]
 fn a_document_that_stays_different_is_reported_once() {
     let mut seen = seen();
-    let other = view(true, |word| word.document = "0123".to_owned());
+    let other = view(true, |record| record.document = "0123".to_owned());
     let mut step =
         |view: &ClusterView, at| said(|out| seen.poll_state(&PolledState::default(), view, UnixMs(at), out));
     assert!(step(&other, 1_000).is_empty());

@@ -129,7 +129,7 @@ impl Gossip {
         let offered = view
             .members
             .values()
-            .flat_map(|member| member.word.services.values().map(|offer| (member.id, offer.address.ip())));
+            .flat_map(|member| member.record.services.values().map(|offer| (member.id, offer.address.ip())));
         self.seen.proven = offered.collect();
     }
 }
@@ -141,7 +141,7 @@ impl Gossip {
         for one in &view.not_counted {
             let Ignored::Unproven(_, ip) = &one.what else { continue };
             let Some(member) = view.members.get(&one.node) else { continue };
-            let port = member.word.addresses.first().map_or(proto::transport::PORT, SocketAddr::port);
+            let port = member.record.addresses.first().map_or(proto::transport::PORT, SocketAddr::port);
             self.link.datagrams().prove(one.node, SocketAddr::new(*ip, port), self.life.now());
         }
     }

@@ -62,7 +62,7 @@ impl PeerSync {
 
     /// Whether gossip hears this member.
     pub(super) fn is_heard(&self, id: &NodeId) -> bool {
-        self.view.borrow().members.get(id).is_some_and(|member| member.heard && !member.word.left)
+        self.view.borrow().members.get(id).is_some_and(|member| member.heard && !member.record.left)
     }
 
     /// A datagram came under a key that is not held: someone has a newer one.
@@ -88,7 +88,8 @@ impl PeerSync {
         }
         let differ: Vec<NodeId> = {
             let view = self.view.borrow();
-            let other = |id: &NodeId| view.members.get(id).is_some_and(|member| member.word.document != hash);
+            let other =
+                |id: &NodeId| view.members.get(id).is_some_and(|member| member.record.document != hash);
             members.iter().filter(|id| other(id)).copied().collect()
         };
         let differ: Vec<NodeId> = differ.into_iter().filter(|id| self.is_heard(id)).collect();

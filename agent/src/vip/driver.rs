@@ -434,7 +434,7 @@ impl VipDriver {
             }
             // By the rules of now: who is no candidate says nothing of epochs.
             for (id, member) in &view.members {
-                if let Some(claim) = member.word.vips.get(&vip.settings().address) {
+                if let Some(claim) = member.record.vips.get(&vip.settings().address) {
                     vip.election_mut().gossiped(now, id, claim.epoch);
                 }
             }

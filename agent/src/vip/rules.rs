@@ -51,7 +51,7 @@ impl RulesInputs<'_> {
             // Who has just joined is in the document, and heard by the link, seconds before gossip has told
             // of it everywhere, and may be the only one who still hears an owner.
             let joined = wall.0.abs_diff(admitted.at.0) < JOINED_MS;
-            let left = member.is_some_and(|member| member.word.left);
+            let left = member.is_some_and(|member| member.record.left);
             let alive = !left && (heard(id) || joined || member.is_some_and(|member| member.heard));
             if alive {
                 rules.witnesses.push(*id);
@@ -72,15 +72,15 @@ impl RulesInputs<'_> {
 
 /// Why another node can't own it, by what it gossips: slower than its beats, for those that send none.
 fn gossiped_state(member: &MemberView, vip: &VipSettings, wall: UnixMs, young: bool) -> Option<Unfit> {
-    let word = &member.word;
-    let served = word.services.get(&vip.service).map(|offer| &offer.health);
+    let record = &member.record;
+    let served = record.services.get(&vip.service).map(|offer| &offer.health);
     let bad = served.filter(|health| !matches!(health.readiness, Readiness::Ready | Readiness::Alive));
     let (address, service) = (vip.address, &vip.service);
     match bad {
-        _ if word.left => Some(Unfit::new(Cause::AgentStopped, "its agent has stopped")),
+        _ if record.left => Some(Unfit::new(Cause::AgentStopped, "its agent has stopped")),
         _ if !member.heard => Some(Unfit::new(Cause::NotHeard, "no answer from it")),
-        _ if word.draining.is_some() => Some(Unfit::new(Cause::Draining, "it is draining")),
-        _ if word.unfit.contains_key(&address) => word.unfit.get(&address).cloned(),
+        _ if record.draining.is_some() => Some(Unfit::new(Cause::Draining, "it is draining")),
+        _ if record.unfit.contains_key(&address) => record.unfit.get(&address).cloned(),
         Some(bad) => {
             let reason = format_args!("its {service} is {}: {}", bad.readiness, bad.reason());
             Some(Unfit::new(bad.cause, reason))
@@ -89,7 +89,7 @@ fn gossiped_state(member: &MemberView, vip: &VipSettings, wall: UnixMs, young: b
         // heard; and who is waited for must not be given up for that.
         None if young => None,
         None if wall.0.saturating_sub(member.since.0) < SETTLED_MS => None,
-        None if segments::endpoint_in_record(word, address).is_some() => None,
+        None if segments::endpoint_in_record(record, address).is_some() => None,
         None => {
             let reason = format_args!("it has no interface in the network of {address}");
             Some(Unfit::new(Cause::NoInterface, reason))
@@ -125,11 +125,11 @@ mod tests {
             address: [10, 9, 0, 2].into(),
             prefix: 24,
         };
-        let mut word = NodeRecord::new("m2".parse().unwrap());
-        word.addresses.push("10.8.0.2:7646".parse().unwrap());
-        word.services.insert(proto::service::ServiceName::kube_api(), offer);
-        word.l2_endpoints.push(endpoint);
-        let mut member = MemberView { id: NodeId([2; 10]), word, heard: true, since: UnixMs(0) };
+        let mut record = NodeRecord::new("m2".parse().unwrap());
+        record.addresses.push("10.8.0.2:7646".parse().unwrap());
+        record.services.insert(proto::service::ServiceName::kube_api(), offer);
+        record.l2_endpoints.push(endpoint);
+        let mut member = MemberView { id: NodeId([2; 10]), record, heard: true, since: UnixMs(0) };
         change(&mut member);
         member
     }
@@ -175,19 +175,19 @@ mod tests {
     #[test]
     fn gossip_tells_why_another_node_can_not_own_it() {
         assert_eq!(said(|_| ()), None);
-        assert_eq!(said(|one| one.word.left = true), Some(Cause::AgentStopped));
+        assert_eq!(said(|one| one.record.left = true), Some(Cause::AgentStopped));
         assert_eq!(said(|one| one.heard = false), Some(Cause::NotHeard));
-        assert_eq!(said(|one| one.word.draining = Some(WALL)), Some(Cause::Draining));
+        assert_eq!(said(|one| one.record.draining = Some(WALL)), Some(Cause::Draining));
         let no_l2 = ([10, 9, 0, 50].into(), Unfit::from(Cause::NoSegment));
-        assert_eq!(said(|one| one.word.unfit.extend([no_l2])), Some(Cause::NoSegment));
+        assert_eq!(said(|one| one.record.unfit.extend([no_l2])), Some(Cause::NoSegment));
         let down = |one: &mut MemberView| {
-            one.word.services.values_mut().for_each(|offer| offer.health.readiness = Readiness::Down);
+            one.record.services.values_mut().for_each(|offer| offer.health.readiness = Readiness::Down);
         };
         assert_eq!(said(down), Some(Cause::Connected), "what its check found");
-        assert_eq!(said(|one| one.word.l2_endpoints.clear()), Some(Cause::NoInterface));
-        assert_eq!(told(true, |one| one.word.l2_endpoints.clear()), None, "the address has just been set");
+        assert_eq!(said(|one| one.record.l2_endpoints.clear()), Some(Cause::NoInterface));
+        assert_eq!(told(true, |one| one.record.l2_endpoints.clear()), None, "the address has just been set");
         let fresh = |one: &mut MemberView| {
-            one.word.l2_endpoints.clear();
+            one.record.l2_endpoints.clear();
             one.since = WALL;
         };
         assert_eq!(said(fresh), None, "it has not said everything yet");

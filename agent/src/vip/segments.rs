@@ -176,7 +176,8 @@ impl L2Segments {
 /// The other members that say to be on the network of a place.
 fn endpoints_of(view: &ClusterView, own: NodeId, place: &VipPlacement) -> Vec<(NodeId, L2Endpoint)> {
     let others = view.members.iter().filter(|(id, _)| **id != own);
-    let all = others.flat_map(|(id, member)| member.word.l2_endpoints.iter().map(|endpoint| (*id, endpoint)));
+    let all =
+        others.flat_map(|(id, member)| member.record.l2_endpoints.iter().map(|endpoint| (*id, endpoint)));
     all.filter(|(_, endpoint)| place.shares(endpoint)).map(|(id, endpoint)| (id, endpoint.clone())).collect()
 }
 
@@ -186,12 +187,12 @@ pub(super) fn endpoint_of_member<'a>(
     node: &NodeId,
     vip: IpAddr,
 ) -> Option<&'a L2Endpoint> {
-    endpoint_in_record(&view.members.get(node)?.word, vip)
+    endpoint_in_record(&view.members.get(node)?.record, vip)
 }
 
 /// The same in its own words.
-pub(super) fn endpoint_in_record(word: &NodeRecord, vip: IpAddr) -> Option<&L2Endpoint> {
-    word.l2_endpoints.iter().find(|endpoint| same_network(endpoint.address, vip, endpoint.prefix))
+pub(super) fn endpoint_in_record(record: &NodeRecord, vip: IpAddr) -> Option<&L2Endpoint> {
+    record.l2_endpoints.iter().find(|endpoint| same_network(endpoint.address, vip, endpoint.prefix))
 }
 
 /// The member whose own address this is: taking it over would cut that node off. `believed`: whether what
@@ -201,17 +202,17 @@ pub(super) fn node_at(
     address: IpAddr,
     believed: impl Fn(&NodeId) -> bool,
 ) -> Option<NodeId> {
-    let at = |word: &NodeRecord| {
-        word.addresses.iter().any(|one| one.ip() == address)
-            || word.l2_endpoints.iter().any(|endpoint| endpoint.address == address)
+    let at = |record: &NodeRecord| {
+        record.addresses.iter().any(|one| one.ip() == address)
+            || record.l2_endpoints.iter().any(|endpoint| endpoint.address == address)
     };
-    view.members.iter().find(|(id, member)| at(&member.word) && believed(id)).map(|(id, _)| *id)
+    view.members.iter().find(|(id, member)| at(&member.record) && believed(id)).map(|(id, _)| *id)
 }
 
 /// The member that an Ethernet address belongs to.
 pub(super) fn member_with(view: &ClusterView, mac: Mac) -> Option<NodeId> {
     let mut members = view.members.iter();
     members
-        .find(|(_, member)| member.word.l2_endpoints.iter().any(|endpoint| endpoint.mac == mac))
+        .find(|(_, member)| member.record.l2_endpoints.iter().any(|endpoint| endpoint.mac == mac))
         .map(|(id, _)| *id)
 }

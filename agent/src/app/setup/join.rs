@@ -184,7 +184,7 @@ async fn request_admission(
             Err(JoinError::Redirected(masters)) if matches!(credential, JoinCredential::Invite(_)) => {
                 return Err(JoinError::IssuerDemoted { at: peer.at, masters }.into());
             }
-            // Its word alone: the codes are compared with the master, and a pinned key is its own.
+            // It alone says so: the codes are compared with the master, and a pinned key is its own.
             Err(JoinError::Redirected(masters)) if !redirected && !masters.is_empty() => {
                 report(SetupStep::Redirected { worker: peer.at });
                 (addresses, redirected) = (masters, true);
@@ -205,7 +205,7 @@ fn jitter() -> Duration {
     Duration::from_millis(300 + u64::from(u16::from_be_bytes(crate::transport::random())) % 1000)
 }
 
-/// Has the code typed that `agent approve` has printed; a slip of the finger may be mended.
+/// Has the code typed that `agent approve` has printed; a typing error may be corrected.
 fn confirmed(code: &str, typed: &(dyn Fn() -> Option<String> + Send + Sync)) -> Result<(), JoinError> {
     for _ in 0..TYPED {
         let Some(line) = typed() else {
