@@ -166,8 +166,8 @@ impl PreviousState {
                 .filter(|peer_liveness| peer_liveness.liveness < Liveness::Silent)
                 .and_then(|peer_liveness| peer_liveness.status.as_ref());
             if let Some(member) = member {
-                let draining =
-                    pulse_status.map_or(member.record.draining.is_some(), |pulse_status| pulse_status.draining);
+                let draining = pulse_status
+                    .map_or(member.record.draining.is_some(), |pulse_status| pulse_status.draining);
                 self.drained(*id, &admitted.name, (draining, member.record.left), now, out);
             }
             if *id == self.own {
@@ -219,7 +219,7 @@ impl PreviousState {
     ) {
         let setting = self.document.settings.get(&format!("{DRAINS}{name}"));
         let by =
-            setting.map_or(String::new(), |setting| format!("by {}", named(&self.document, &setting.by)));
+            setting.map_or(String::new(), |setting| format!("by {}", self.document.name_of(&setting.by)));
         // A stopping node drains too; the stop itself is already reported.
         match (draining && !left, self.draining.get(&id).copied()) {
             (true, None) => {
@@ -281,7 +281,7 @@ impl PreviousState {
         }
         let before = std::mem::replace(&mut self.document, document.clone());
         self.hash = document.hash();
-        let name = |id: &NodeId| named(document, id);
+        let name = |id: &NodeId| document.name_of(id);
         for (id, node) in document.members().filter(|(id, _)| !before.nodes.contains_key(id)) {
             let by = if node.by == *id { String::new() } else { format!("by {}", name(&node.by)) };
             out.push(Event::new(EventKind::MemberJoined, now, node.name.as_str(), "member").requested(by));
@@ -319,7 +319,7 @@ impl PreviousState {
     /// This node's part in virtual IPs, in keepalived's terms. Its priority is its rank: 255 for the first,
     /// as keepalived's owner has it, 0 for a node that is no candidate.
     pub(super) fn vips(&mut self, vips: &[VipStatus], now: UnixMs, out: &mut Vec<Event>) {
-        let own = named(&self.document, &self.own);
+        let own = self.document.name_of(&self.own);
         let mut gone = std::mem::take(&mut self.vips);
         for vip in vips {
             let (word, level) = match vip.state {
@@ -333,7 +333,7 @@ impl PreviousState {
             if let Some(cause) = vip.cause {
                 event = event.because(cause);
             }
-            let rank = vip.candidates.iter().find(|one| one.node.as_str() == own).map(|one| one.rank);
+            let rank = vip.candidates.iter().find(|one| one.node == own).map(|one| one.rank);
             event.priority =
                 Some(rank.and_then(|rank| u8::try_from(256_u32.saturating_sub(rank)).ok()).unwrap_or(0));
             let since = match known {
@@ -475,11 +475,6 @@ impl PreviousState {
             out.push(event.reason(problem));
         }
     }
-}
-
-/// A node's name, or its id where it is not known.
-fn named(document: &Document, id: &NodeId) -> String {
-    document.nodes.get(id).map_or_else(|| id.to_string(), |node| node.name.to_string())
 }
 
 /// A setting's value as everyone may read it.

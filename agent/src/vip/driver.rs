@@ -479,7 +479,7 @@ impl VipDriver {
         let link = &inputs.link;
         let heard =
             |id: &NodeId| link.datagrams().last_heard(id).is_some_and(|at| life.now().since(at) < HEARD);
-        let name = |id: &NodeId| document.member(id).map_or("?".to_owned(), |one| one.name.to_string());
+        let name = |id: &NodeId| document.name_of(id).to_string();
         kernel.expire_refusals(now);
         for vip in vips.all_mut() {
             let address = vip.settings().address;

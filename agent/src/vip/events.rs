@@ -18,7 +18,7 @@ pub(super) fn event(
     since: UnixMs,
     wall: UnixMs,
 ) -> Option<Event> {
-    let name = |id: NodeId| document.member(&id).map_or(id.to_string(), |one| one.name.to_string());
+    let name = |id: NodeId| document.name_of(&id).to_string();
     let named = |id: Option<NodeId>| id.map_or("nobody".to_owned(), name);
     let moved = |from: String, to: String, why: String| {
         Event::new(EventKind::VipOwner, wall, address.to_string(), to).since(from, since).reason(why)
@@ -79,5 +79,17 @@ mod tests {
         assert_eq!(told(Some(id(1))), None);
         assert_eq!(told(Some(id(2))), expected("m2", "its owner fell silent"));
         assert_eq!(told(None), expected("nobody", "it had no owner"));
+    }
+
+    #[test]
+    fn an_owner_that_was_removed_keeps_its_name_and_a_stranger_has_an_id() {
+        let mut document = document();
+        document.remove(id(2), id(1), UnixMs(3));
+        let told = |from| {
+            let moved = VipEvent::Moved { epoch: 2, from: Some(from), to: id(3), cause: None };
+            event(id(1), [10, 9, 0, 50].into(), moved, &document, UnixMs(5), UnixMs(9)).unwrap().from
+        };
+        assert_eq!(told(id(2)), "m2");
+        assert_eq!(told(id(9)), id(9).to_string());
     }
 }

@@ -15,7 +15,6 @@ use tokio::sync::oneshot;
 
 use super::VipCommand;
 use super::local::{LocalVip, LocalVips};
-use super::report::name;
 
 /// Longest wait for a wish to come true: the time of a handover many times over.
 const MOVE: Duration = Duration::from_secs(2);
@@ -98,7 +97,7 @@ impl PendingMoves {
         for PendingMove { address, to, until, reply } in std::mem::take(&mut self.0) {
             let vip = vips.get(&address).filter(|vip| !vip.is_leaving());
             let owner = vip.and_then(|vip| vip.election().status(now).owner);
-            let name = name(document, &to);
+            let name = document.name_of(&to);
             if owner == Some(to) {
                 let _ = reply.send(Response::Done(format!("{address} is now on {name}")));
             } else if now >= until {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use proto::cluster::Document;
 use proto::control::{VipCandidate, VipState, VipStatus, VipTakeovers};
 use proto::election::{self, CandidateState, Gain, OwnershipState};
-use proto::node::{Name, NodeId};
+use proto::node::NodeId;
 use proto::record::VipOwnership;
 use proto::time::{Moment, UnixMs};
 use proto::unfit::Unfit;
@@ -159,7 +159,7 @@ fn shown(
         let unheard = witness && place.candidate_state.is_none();
         let why = if unheard { told.and_then(|one| one.unfit.clone()) } else { place.reason.clone() };
         VipCandidate {
-            node: name(document, &place.node),
+            node: document.name_of(&place.node),
             rank,
             eligible: why.is_none(),
             cause: why.as_ref().and_then(Unfit::said_cause),
@@ -174,7 +174,7 @@ fn shown(
             OwnershipState::Unowned => VipState::Unowned,
             OwnershipState::Unavailable => VipState::Unavailable,
         },
-        owner: status.owner.map(|owner| name(document, &owner)),
+        owner: status.owner.map(|owner| document.name_of(&owner)),
         epoch: status.epoch,
         interface: vip.place().ok().map(|place| place.name.clone()),
         since_unix_ms: reported.since,
@@ -194,11 +194,6 @@ fn unfit(status: &election::ElectionStatus, own: NodeId) -> Option<Unfit> {
         _ if status.state == OwnershipState::Unavailable && place.reason.is_none() => status.reason.clone(),
         _ => None,
     }
-}
-
-/// What to call a member, also one that is gone.
-pub(super) fn name(document: &Document, id: &NodeId) -> Name {
-    document.nodes.get(id).map_or_else(|| Name::nearest(&id.to_string()), |one| one.name.clone())
 }
 
 #[cfg(test)]

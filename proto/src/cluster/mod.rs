@@ -283,6 +283,14 @@ impl Document {
         self.members().map(shown).collect()
     }
 
+    /// What a node is called where the past is told: its name, also after it was removed, or its id where this
+    /// document never had it.
+    pub fn name_of(&self, id: &NodeId) -> Name {
+        let admitted = self.member(id).map(|one| &one.name);
+        let removed = || self.removed.get(id).map(|one| &one.name);
+        admitted.or_else(removed).cloned().unwrap_or_else(|| Name::nearest(&id.to_string()))
+    }
+
     /// Names that several members have.
     pub fn shared_names(&self) -> BTreeSet<&Name> {
         let mut seen = BTreeSet::new();
