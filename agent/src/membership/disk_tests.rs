@@ -149,12 +149,9 @@ fn a_needed_file_of_a_newer_agent_stops_the_older_one_and_is_there_when_the_newe
         let before = copies(&state, file);
         let older = disk(&state);
         for error in [older.member_or_degraded().err().unwrap(), older.member().err().unwrap()] {
-            let text = error.to_string();
-            let path = state.join(file.name);
-            assert!(text.starts_with(&format!("{} was written by a newer agent", path.display())), "{text}");
-            assert!(text.contains("(version 2; this agent reads up to 1)"), "{text}");
-            assert!(text.contains("install the newer agent again"), "{text}");
-            assert!(matches!(error, LoadError::Store(error) if error.is_kept()));
+            let LoadError::Store(error) = error else { panic!("{error}") };
+            assert!(error.is_kept() && error.is_about(file), "{error}");
+            assert!(matches!(error, StateError::Newer { version: 2, highest: 1, .. }), "{error}");
         }
         save_all(&older, &sample());
         assert_eq!(copies(&state, file), before, "{}", file.name);
@@ -177,9 +174,6 @@ fn without_another_file_of_a_newer_agent_the_older_one_goes_on_and_never_writes_
         let [problem] = problems.as_slice() else { panic!("{}: {problems:?}", file.name) };
         assert_eq!(problem.code, ProblemCode::StateFile);
         assert!(problem.subject.starts_with(file.name), "{problem:?}");
-        let text = problem.to_string();
-        assert!(text.contains("(version 2; this agent reads up to 1)"), "{text}");
-        assert!(text.contains("continuing without it"), "{text}");
         save_all(&older, &member);
         assert!(older.save_rest(&member), "it is no reason not to become a member again");
         assert_eq!(copies(&state, file), before, "{}", file.name);
@@ -201,7 +195,7 @@ fn a_whole_file_that_is_not_understood_is_kept() {
         match &started {
             Err(error) => {
                 assert!([IDENTITY, NODE].contains(&file), "{}: {error}", file.name);
-                assert!(error.to_string().contains("intact but not understood"), "{error}");
+                assert!(matches!(error, LoadError::Store(StateError::NotUnderstood { .. })), "{error}");
             }
             Ok(_) => {
                 let said = older.not_kept().to_string();

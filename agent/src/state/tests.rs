@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -69,10 +70,9 @@ fn only_the_owner_can_read() {
 #[test]
 fn two_agents_cannot_share_a_directory() {
     let (_dir, store) = store();
-    let error = StateDir::open(store.dir()).unwrap_err().to_string();
-    let pid = std::process::id();
-    assert!(error.contains(&format!("(process {pid})")), "{error}");
-    assert!(error.contains(store.dir().to_str().unwrap()) && error.contains("--state-dir"), "{error}");
+    let own = std::process::id();
+    let error = StateDir::open(store.dir()).unwrap_err();
+    assert!(matches!(&error, StateError::InUse { dir, pid: Some(pid) } if dir == store.dir() && *pid == own));
     let dir = store.dir().to_owned();
     drop(store);
     StateDir::open(&dir).unwrap();
@@ -192,8 +192,9 @@ fn a_file_out_of_reach_is_not_taken_for_a_new_node() {
     let (_dir, store) = store();
     // A directory is what not even root can read as a file.
     fs::create_dir(store.dir().join("cluster")).unwrap();
-    let error = store.read::<String>(CLUSTER).unwrap_err().to_string();
-    assert!(error.starts_with("cannot read ") && error.contains("cluster: Is a directory"), "{error}");
+    let error = store.read::<String>(CLUSTER).unwrap_err();
+    let StateError::Read { path, source } = &error else { panic!("{error}") };
+    assert_eq!((path, source.kind()), (&store.dir().join("cluster"), io::ErrorKind::IsADirectory));
     fs::write(store.dir().join("cluster.prev"), format::encode(CLUSTER, &"old").unwrap()).unwrap();
     let loaded: LoadedFile<String> = store.read(CLUSTER).unwrap();
     assert_eq!(loaded.value, Some(text("old")));
@@ -212,14 +213,9 @@ fn a_whole_file_of_the_wrong_shape_stays_where_it_is_and_is_not_written_over() {
     store.write(CLUSTER, &7).unwrap();
     let before = contents(&store);
     let error = store.read::<String>(CLUSTER).unwrap_err();
-    assert!(error.is_kept());
-    let error = error.to_string();
-    assert!(
-        error.contains("is intact but not understood, perhaps written by a newer agent (invalid type"),
-        "{error}"
-    );
+    assert!(error.is_kept() && matches!(error, StateError::NotUnderstood { .. }), "{error}");
     let error = store.write(CLUSTER, &"older").unwrap_err();
-    assert!(error.is_kept() && error.to_string().contains("not overwritten"), "{error}");
+    assert!(error.is_kept() && matches!(error, StateError::Kept { .. }), "{error}");
     assert_eq!(contents(&store), before);
     // Whoever moves it away has decided.
     fs::rename(store.dir().join("cluster"), store.dir().join("mine")).unwrap();
@@ -236,8 +232,8 @@ fn the_file_of_a_newer_agent_stays_where_it_is_and_is_read_when_that_agent_comes
         store.write(newer, &["two"]).unwrap();
         let before = contents(&store);
         if read_first {
-            let error = store.read::<String>(CLUSTER).unwrap_err().to_string();
-            assert!(error.contains("by a newer agent (version 3; this agent reads up to 1)"), "{error}");
+            let error = store.read::<String>(CLUSTER).unwrap_err();
+            assert!(matches!(error, StateError::Newer { version: 3, highest: 1, .. }), "{error}");
         }
         assert!(store.write(CLUSTER, &"older").unwrap_err().is_kept());
         assert_eq!(contents(&store), before);
@@ -276,8 +272,8 @@ fn a_file_in_a_newer_format_stays_where_it_is() {
     let (_dir, store) = store();
     fs::write(store.dir().join("cluster"), format::newer_for_test(2, "\"x\"")).unwrap();
     let before = contents(&store);
-    let error = store.read::<String>(CLUSTER).unwrap_err().to_string();
-    assert!(error.contains("by a newer agent (format 2; this agent reads up to 1)"), "{error}");
+    let error = store.read::<String>(CLUSTER).unwrap_err();
+    assert!(matches!(error, StateError::Newer { what: "format", version: 2, highest: 1, .. }), "{error}");
     assert!(store.write(CLUSTER, &"older").unwrap_err().is_kept());
     assert_eq!(contents(&store), before);
 }
@@ -298,8 +294,11 @@ fn a_save_that_cannot_begin_keeps_the_old_value_and_leaves_nothing() {
     let (_dir, store) = store();
     store.write(CLUSTER, &"old").unwrap();
     fs::create_dir(store.dir().join("cluster.prev.new")).unwrap();
-    let error = store.write(CLUSTER, &"new").unwrap_err().to_string();
-    assert!(error.contains("cluster.prev.new") && error.contains("continues without saving"), "{error}");
+    let error = store.write(CLUSTER, &"new").unwrap_err();
+    assert!(
+        matches!(&error, StateError::Write { path, .. } if path.ends_with("cluster.prev.new")),
+        "{error}"
+    );
     assert_eq!(value(&store), Some(text("old")));
     assert!(!store.dir().join("cluster.new").exists());
 }
@@ -332,11 +331,11 @@ fn purging_removes_the_directory_too() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_made_says_what_to_do() {
+fn a_directory_that_cannot_be_made_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
-    let error = StateDir::open(&dir.path().join("file/state")).unwrap_err().to_string();
-    assert!(error.contains("file/state: ") && error.ends_with("choose another with --state-dir"), "{error}");
+    let error = StateDir::open(&dir.path().join("file/state")).unwrap_err();
+    assert!(matches!(&error, StateError::Create { dir, .. } if dir.ends_with("file/state")), "{error}");
 }
 
 /// A file system of its own for one test: 64 kB.
@@ -350,10 +349,9 @@ fn a_full_disk_keeps_the_old_value_and_says_so() {
     let Some(dir) = small_disk("a_full_disk_keeps_the_old_value_and_says_so") else { return };
     let store = StateDir::open(&dir).unwrap();
     store.write(CLUSTER, &"old").unwrap();
-    let error = store.write(CLUSTER, &"x".repeat(100_000)).unwrap_err().to_string();
-    let said = format!("state directory {} is full: write ", dir.display());
-    assert!(error.starts_with(&said), "{error}");
-    assert!(error.ends_with("free space; the agent continues without saving"), "{error}");
+    let error = store.write(CLUSTER, &"x".repeat(100_000)).unwrap_err();
+    let StateError::Write { act: "write", source, .. } = &error else { panic!("{error}") };
+    assert_eq!(source.kind(), io::ErrorKind::StorageFull);
     assert_eq!(value(&store), Some(text("old")));
     assert_eq!(files(&store), ["cluster"], "the half-written file does not keep the disk full");
     store.write(CLUSTER, &"new").unwrap();
@@ -375,8 +373,9 @@ fn a_read_only_directory_is_read_and_locked_and_says_so() {
     let loaded: LoadedFile<String> = store.read(CLUSTER).unwrap();
     assert_eq!(loaded.value, Some(text("old")));
     assert!(loaded.problem.unwrap().contains("and cannot be moved aside (Read-only file system"));
-    let error = store.write(CLUSTER, &"next").unwrap_err().to_string();
-    assert!(error.contains("is read-only: ") && error.contains("make it writable"), "{error}");
+    let error = store.write(CLUSTER, &"next").unwrap_err();
+    let StateError::Write { source, .. } = &error else { panic!("{error}") };
+    assert_eq!(source.kind(), io::ErrorKind::ReadOnlyFilesystem);
 }
 
 #[test]
