@@ -4,12 +4,15 @@
 //! [`Status`] is also the output of `agent status --json`. Its shape is stable: fields are added, never
 //! renamed or removed, and `schema` counts the exceptions.
 
+mod refusal;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::refusal::{Refusal, RefusalCode};
 use crate::backends::BackendState;
 use crate::cause::{Cause, Fault, Reason};
 use crate::doctor::Examination;
@@ -138,8 +141,9 @@ pub enum Response {
     Done(String),
     /// Not done; a sentence that says why and what would be right.
     Failed(String),
-    /// The running agent does not know the request. Has its version, which the caller shows along with its
-    /// own.
+    /// Not done, for a reason that scripts tell apart.
+    Refused(Refusal),
+    /// The running agent does not know the request. The caller shows this version along with its own.
     Unsupported {
         /// Version of the running agent.
         version: String,

@@ -209,6 +209,8 @@ fn responses() -> Vec<(&'static str, Response)> {
         ("changed", Response::Changed(vec![change], "two nodes know".to_owned())),
         ("done", Response::Done("done".to_owned())),
         ("failed", Response::Failed("not done".to_owned())),
+        ("refused", Response::refused(RefusalCode::LastMaster, "no other")),
+        ("refused-later", Response::refused(RefusalCode::Other(900), "later")),
         ("unsupported", Response::Unsupported { version: "0.1.0".to_owned() }),
     ]
 }

@@ -298,6 +298,9 @@ pub const EXIT_WRONG_PIN: u8 = 24;
 /// Exit code of `agent join` when the issuer of the invite is now a worker.
 pub const EXIT_ISSUER_DEMOTED: u8 = 32;
 
+/// Exit code of `agent join` when nobody has confirmed by the codes that this is the right cluster.
+pub const EXIT_NOT_CONFIRMED: u8 = 34;
+
 /// An invite in its issuer's ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IssuedInvite {

@@ -147,7 +147,7 @@ fn network_faults_are_named() -> Result<()> {
         for area in ["agent", "files", "routes", "ports", "packets", "clocks", "masters", "versions"] {
             ensure!(healthy.checked.iter().any(|one| one.area == area), "{area} was not looked at");
         }
-        first.cli(&["doctor", "n7"])?.fails_with(69)?;
+        first.cli(&["doctor", "n7"])?.fails_with(65)?;
 
         // A firewall that accepts only TCP.
         sh(

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::TcpStream;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use tests::lab::Lab;
 use tests::mesh::{Agent, GOSSIP, LISTENER, SOON, all_up, form, with_agents};
 use tests::wait::{always, eventually};
@@ -20,6 +20,12 @@ fn balance(agent: &Agent<'_>, wanted: &str) -> Result<()> {
         Ok(())
     })?;
     Ok(())
+}
+
+/// What `agent get --json` prints.
+fn settings(agent: &Agent<'_>, key: &[&str]) -> Result<serde_json::Value> {
+    let said = agent.cli(&[&["get", "--json"], key].concat())?.ok()?;
+    serde_json::from_str(&said).with_context(|| said)
 }
 
 /// Waits until the cluster-wide service answers through this node's own listener.
@@ -38,20 +44,16 @@ fn a_setting_takes_effect_on_all_nodes_and_survives_restarts() -> Result<()> {
         form(agents)?;
         let listen = format!("service.web.listen={WEB}");
         let all = ["balance=first", &listen, "service.web.port=6443", "service.web.check=tcp"];
-        let said = agents[2].cli(&[&["set"], &all[..]].concat())?.ok()?;
-        ensure!(said.contains("service.kube-api.balance: (least-connections) -> first"), "{said}");
-        ensure!(said.contains("service.web.port: (none; 6443 for kube-api) -> 6443"), "{said}");
-        ensure!(said.contains("2 of 2 other members were updated"), "{said}");
+        agents[2].cli(&[&["set"], &all[..]].concat())?.ok()?;
         for agent in agents.iter() {
             balance(agent, "first")?;
             web_answers(agent)?;
         }
-        let who = agents[0].cli(&["get", "balance"])?.ok()?;
-        ensure!(who.contains("first") && who.contains("n2"), "{who}");
+        let who = settings(&agents[0], &["balance"])?;
+        ensure!(who["settings"][0]["value"] == "first" && who["settings"][0]["set_by"] == "n2", "{who}");
 
         // One wrong setting of several prevents all of them, on every node.
-        let said = agents[1].cli(&["set", "balance=nearest", "service.web.prot=1"])?.fails_with(69)?;
-        ensure!(said.contains("nothing was changed") && said.contains("did you mean port?"), "{said}");
+        agents[1].cli(&["set", "balance=nearest", "service.web.prot=1"])?.fails_with(65)?;
         balance(&agents[1], "first")?;
 
         // One restarts among the others, then all at once.
@@ -97,10 +99,10 @@ fn own_file_overrides(lab: &Lab, agent: &mut Agent<'_>) -> Result<()> {
     agent.wait_until_asked()?;
     balance(agent, "round-robin")?;
     web_answers(agent)?;
-    let said = agent.cli(&["get"])?.ok()?;
-    ensure!(said.contains("overridden on this node, whose own file describes kube-api"), "{said}");
-    let said = agent.cli(&["status"])?.ok()?.replace('\n', " ");
-    ensure!(said.contains("own file"), "{said}");
+    let said = settings(agent, &["balance"])?;
+    ensure!(said["settings"][0]["remark"].as_str().is_some_and(|remark| !remark.is_empty()), "{said}");
+    let status: serde_json::Value = serde_json::from_str(&agent.cli(&["status", "--json"])?.ok()?)?;
+    ensure!(status["services"][0]["source"] == "file-over-cluster", "{status}");
     // What the file no longer contains follows the cluster again, without a restart.
     std::fs::write(&config, "")?;
     agent.process()?.signal(tests::lab::Signal::HUP)?;
@@ -149,12 +151,11 @@ fn drain_and_weight_of_any_node_can_be_set_from_any_other() -> Result<()> {
         agents[1].cli(&["undrain", "n0"])?.ok()?;
         sees(&[&agents[0], &agents[1], &agents[2]], "n0", "ready")?;
 
-        let ran = agents[0].cli(&["drain", "n1", "--wait", "1s"])?.fails_with(69)?;
+        let ran = agents[0].cli(&["drain", "n1", "--wait", "1s"])?.fails_with(75)?;
         ensure!(ran.contains("n1: 1 connection (n2 1)"), "{ran}");
         sees(&[&agents[0], &agents[1], &agents[2]], "n1", "draining")?;
         drop(held);
-        let said = agents[0].cli(&["drain", "n1", "--wait", "30s"])?.ok()?;
-        ensure!(said.contains("no open connections to n1"), "{said}");
+        agents[0].cli(&["drain", "n1", "--wait", "30s"])?.ok()?;
         let who = (0..10).map(|_| agents[2].who_serves()).collect::<Result<BTreeSet<_>>>()?;
         ensure!(who.iter().eq(["n0"]), "{who:?} serve while n1 drains");
 
@@ -189,16 +190,19 @@ fn a_vip_can_be_set_at_init_and_its_node_settings_are_removed_with_the_node() ->
         let [first, second] = agents else { anyhow::bail!("two agents") };
         let invite = first.init_with(&["--vip", "10.91.0.200/24"])?;
         second.join(&invite)?;
-        let said = second.cli(&["get", "vip", "--json"])?.ok()?;
-        ensure!(said.contains("\"value\":\"10.91.0.200\"") && said.contains("\"set_by\":\"n0\""), "{said}");
-        let said = second.cli(&["get", "vip.10.91.0.200.preempt"])?.ok()?;
-        ensure!(said.contains("not set: off"), "{said}");
+        let said = settings(second, &["vip"])?;
+        let vip = &said["settings"][0];
+        ensure!(vip["value"] == "10.91.0.200" && vip["set_by"] == "n0", "{said}");
+        let said = settings(second, &["vip.10.91.0.200.preempt"])?;
+        ensure!(said["settings"] == serde_json::json!([]) && said["default"] == "off", "{said}");
 
         second.cli(&["drain"])?.ok()?;
         second.cli(&["weight", "n0", "7"])?.ok()?;
         first.cli(&["remove", "n1"])?.ok()?;
-        let said = first.cli(&["get"])?.ok()?;
-        ensure!(said.contains("weight.n0") && !said.contains("drain.n1"), "{said}");
+        let said = settings(first, &[])?;
+        let keys: Vec<_> =
+            said["settings"].as_array().context("no list")?.iter().map(|one| &one["key"]).collect();
+        ensure!(keys == ["vip", "weight.n0"], "{said}");
         live_screen(first)
     })
 }
@@ -215,7 +219,6 @@ fn live_screen(agent: &Agent<'_>) -> Result<()> {
         ensure!(said.contains(part), "{part:?} is missing: {said:?}");
     }
     ensure!(said.trim_end().ends_with("\x1b[?1049l"), "something follows: {said:?}");
-    let ran = agent.cli(&["status", "--watch"])?.fails_with(64)?;
-    ensure!(ran.contains("needs a terminal"), "{ran}");
+    agent.cli(&["status", "--watch"])?.fails_with(64)?;
     Ok(())
 }

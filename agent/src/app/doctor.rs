@@ -16,7 +16,9 @@ use proto::backends::BackendState;
 use proto::cause::Reason;
 use proto::cluster::{Admitted, Document};
 use proto::config::Config;
-use proto::control::{BackendStatus, ListenerState, MemberState, Response, ServiceStatus, Status};
+use proto::control::{
+    BackendStatus, ListenerState, MemberState, RefusalCode, Response, ServiceStatus, Status,
+};
 use proto::doctor::facts::{
     AgentFacts, ApiserverFacts, HostFacts, InterfaceFacts, KubeFacts, RouteFacts, UnavailableBackend,
 };
@@ -251,7 +253,7 @@ pub(super) async fn answer(running: &Arc<RunningAgent>, nodes: &[String]) -> Res
     let document = running.document();
     let wanted = match chosen(&document, nodes, running.link.own()) {
         Ok(wanted) => wanted,
-        Err(error) => return Response::Failed(error.to_string()),
+        Err(error) => return Response::refused(RefusalCode::BadInput, error),
     };
     let view = running.peers.view().borrow().clone();
     let liveness = running.peers.liveness().borrow().clone();

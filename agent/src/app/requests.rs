@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use proto::control::{Request, Response};
+use proto::control::{RefusalCode, Request, Response};
 
 use super::{RunningAgent, doctor, event_wiring, status};
 use crate::http::BoxFuture;
@@ -19,7 +19,7 @@ pub(super) fn handler(running: Arc<RunningAgent>) -> impl Fn(Request) -> BoxFutu
                     let document = running.document();
                     match document.is_master(&running.link.own()) {
                         true => running.vips.move_to(address, node).await,
-                        false => Response::Failed(not_a_master(&document)),
+                        false => Response::refused(RefusalCode::NotMaster, not_a_master(&document)),
                     }
                 }
                 Request::Settings => {

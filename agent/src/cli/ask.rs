@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use proto::control::{Request, Response, Status};
+use proto::control::{Refusal, Request, Response, Status};
 
 use super::exit::{self, ExitError};
 use super::{CommandSettings, out};
@@ -22,6 +22,9 @@ pub(super) async fn ask_if_running(
 ) -> anyhow::Result<Result<Response, CallError>> {
     let error = match control::call(settings.runtime_dir(), request).await {
         Ok(Response::Failed(message)) => return Err(ExitError::error(exit::UNAVAILABLE, message)),
+        Ok(Response::Refused(Refusal { code, reason })) => {
+            return Err(ExitError::error(exit::of_refusal(code), reason));
+        }
         Ok(Response::Unsupported { version }) => {
             let message = format!(
                 "the running agent has version {version} and does not know this request of version \
@@ -71,7 +74,9 @@ pub(super) fn unexpected(response: &Response) -> anyhow::Error {
         }
         Response::Changed(..) => "a change",
         Response::Doctor(_) => "findings",
-        Response::Done(_) | Response::Failed(_) | Response::Unsupported { .. } => "a sentence",
+        Response::Done(_) | Response::Failed(_) | Response::Refused(_) | Response::Unsupported { .. } => {
+            "a sentence"
+        }
     };
     let message = format!(
         "the running agent answered with {what}, which does not match the request: it has another \

@@ -79,7 +79,7 @@ async fn wait(
             progress.end();
             let message =
                 format!("not finished after {}: {}; the node stays drained", human(limit), left(&held));
-            return Err(ExitError::error(exit::UNAVAILABLE, message));
+            return Err(ExitError::error(exit::NOT_FINISHED, message));
         }
         tokio::time::sleep_until(next).await;
     }

@@ -9,7 +9,7 @@ use proto::event::{Event, EventQuery};
 use proto::time::UnixMs;
 
 use super::table::{Severity, wrap};
-use super::{CommandSettings, ask, out, time};
+use super::{CommandSettings, ask, exit, out, time};
 use crate::lifecycle::wall;
 
 /// Events that are shown when no time is given.
@@ -134,7 +134,7 @@ pub(super) async fn run(args: &Args, settings: &CommandSettings) -> anyhow::Resu
         out::warn("no events in this time");
     }
     if !args.follow {
-        return Ok(ExitCode::SUCCESS);
+        return Ok(if missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(exit::DEGRADED) });
     }
     let mut new = events;
     ask.most = u32::MAX;

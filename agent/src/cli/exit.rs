@@ -5,12 +5,15 @@ use std::fmt;
 use std::io;
 use std::process::ExitCode;
 
-use proto::invite::{EXIT_ISSUER_DEMOTED, EXIT_WRONG_PIN};
+use proto::control::RefusalCode;
+use proto::invite::{EXIT_ISSUER_DEMOTED, EXIT_NOT_CONFIRMED, EXIT_WRONG_PIN};
 
 use crate::app::setup::SetupError;
 use crate::membership::disk::LoadError;
 use crate::membership::join::JoinError;
+use crate::net::ResolveError;
 use crate::state::StateError;
+use crate::transport::BindError;
 
 /// The command line is wrong (EX_USAGE).
 pub(crate) const USAGE: u8 = 64;
@@ -24,17 +27,27 @@ pub(crate) const UNAVAILABLE: u8 = 69;
 pub(crate) const SOFTWARE: u8 = 70;
 /// A file can't be written (EX_CANTCREAT).
 pub(crate) const CANT_CREATE: u8 = 73;
+/// Not finished in the time that was given (EX_TEMPFAIL).
+pub(crate) const NOT_FINISHED: u8 = 75;
 /// Not allowed (EX_NOPERM).
 pub(crate) const NO_PERMISSION: u8 = 77;
 /// The configuration is wrong (EX_CONFIG).
 pub(crate) const CONFIG: u8 = 78;
 
 /// `agent status --exit-code`: something is wrong, and masters serve. `agent doctor`: the worst is a warning.
+/// `agent events --cluster`: a member did not answer.
 pub(crate) const DEGRADED: u8 = 10;
 /// `agent status --exit-code`: no master serves.
 pub(crate) const NO_MASTER: u8 = 11;
 /// `agent doctor`: the worst is an error.
 pub(crate) const FAULTY: u8 = 11;
+
+/// Only a master could do it, and this node is a worker.
+pub(crate) const NOT_MASTER: u8 = 12;
+/// The cluster would lose its last master.
+pub(crate) const LAST_MASTER: u8 = 13;
+/// Another process has the port.
+const PORT_IN_USE: u8 = 14;
 
 /// An error that knows the code to end with. Wherever it stands in the chain of an [`anyhow::Error`], its
 /// code is used.
@@ -64,15 +77,30 @@ impl std::error::Error for ExitError {}
 /// Why a node did not enter a cluster, with the code to end with.
 pub(super) fn of_setup(error: SetupError) -> anyhow::Error {
     let code = match &error {
-        SetupError::NotMaster(_) => UNAVAILABLE,
+        SetupError::NotMaster(_) => NOT_MASTER,
         SetupError::Invite(_) | SetupError::Vips(_) => DATA,
+        SetupError::Seed(ResolveError::Syntax { .. }) => DATA,
+        SetupError::Seed(ResolveError::Failed { .. }) => UNAVAILABLE,
+        SetupError::Address(_) => USAGE,
+        SetupError::Port(error) if error.is_in_use() => PORT_IN_USE,
         SetupError::Join(JoinError::Refused(refusal)) => refusal.exit_code(),
         SetupError::Join(JoinError::IssuerDemoted { .. }) => EXIT_ISSUER_DEMOTED,
         SetupError::Join(JoinError::WrongPin(_)) => EXIT_WRONG_PIN,
+        SetupError::Join(JoinError::NotConfirmed(_)) => EXIT_NOT_CONFIRMED,
         SetupError::Join(_) => UNAVAILABLE,
         _ => return anyhow::Error::new(error),
     };
     ExitError::error(code, error.to_string())
+}
+
+/// The code of a refusal of the running agent.
+pub(super) fn of_refusal(code: RefusalCode) -> u8 {
+    match code {
+        RefusalCode::BadInput => DATA,
+        RefusalCode::NotMaster => NOT_MASTER,
+        RefusalCode::LastMaster => LAST_MASTER,
+        RefusalCode::Other(_) => UNAVAILABLE,
+    }
 }
 
 /// The code of an error: that of the first in its chain that has one.
@@ -90,6 +118,9 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     if let Some(refusal) = cause.downcast_ref::<proto::invite::JoinRefusal>() {
         return Some(refusal.exit_code());
+    }
+    if cause.downcast_ref::<BindError>().is_some_and(BindError::is_in_use) {
+        return Some(PORT_IN_USE);
     }
     // SetupError and LoadError show their source as themselves, so the source is not in the chain.
     let load = match cause.downcast_ref::<SetupError>() {
@@ -131,8 +162,9 @@ mod tests {
             (refused(proto::invite::JoinRefusal::UsedUp.into()), 22),
             (refused(JoinError::WrongPin(vec![at])), EXIT_WRONG_PIN),
             (refused(JoinError::IssuerDemoted { at, masters: Vec::new() }), EXIT_ISSUER_DEMOTED),
+            (refused(JoinError::NotConfirmed("mistyped".to_owned())), EXIT_NOT_CONFIRMED),
             (refused(JoinError::Busy), UNAVAILABLE),
-            (of_setup(SetupError::NotMaster("a worker".to_owned())), UNAVAILABLE),
+            (of_setup(SetupError::NotMaster("a worker".to_owned())), NOT_MASTER),
             (of_setup(SetupError::Vips(Vec::new())), DATA),
             (of_setup(SetupError::NoDocument), SOFTWARE),
         ] {

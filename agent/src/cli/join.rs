@@ -26,7 +26,8 @@ use crate::app::setup::{self, JoinSeed, SetupOptions};
 /// Exit codes: 20 unknown invite, 21 invite expired, 22 used up, 23 wrong secret, 24 another key
 /// answered, 25 rejected, 26 not approved in time, 27 too many nodes wait, 28 this node was removed,
 /// 29 the name is taken, 30 this node belongs to another cluster, 31 the cluster can't take it, 32 the
-/// invite's issuer is a worker now, 33 the node that was asked was removed from its cluster.
+/// invite's issuer is a worker now, 33 the node that was asked was removed from its cluster,
+/// 34 nobody has confirmed by the codes that this is the right cluster.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -9,7 +9,7 @@ use std::time::Duration;
 use proto::admission::{self, Verdict};
 use proto::backends::LastKnownGood;
 use proto::cluster::{Admitted, ChangeError};
-use proto::control::Response;
+use proto::control::{RefusalCode, Response};
 use proto::invite::{
     APPROVAL_TTL, Approval, Invite, InviteLedger, InviteSecret, IssuedInvite, JoinRefusal, PendingJoin,
     PendingJoins, code_of, confirmation_of, pin_of, pin_text,
@@ -280,10 +280,13 @@ fn approved(approval: Approval, code: &str, role: Option<Role>) -> Response {
         (Approval::Gone(name), _) => Response::Failed(format!(
             "{name} is no longer waiting and was not admitted; run agent join there again"
         )),
-        (Approval::Unknown, _) => Response::Failed(format!(
-            "no node with the code \"{code}\" is waiting; run agent approve without a code to list \
-             the waiting nodes"
-        )),
+        (Approval::Unknown, _) => Response::refused(
+            RefusalCode::BadInput,
+            format_args!(
+                "no node with the code \"{code}\" is waiting; run agent approve without a code to list \
+                 the waiting nodes"
+            ),
+        ),
     }
 }
 

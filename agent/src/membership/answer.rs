@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use proto::control::Response;
+use proto::control::{RefusalCode, Response};
 
 use crate::http::BoxFuture;
 
@@ -23,6 +23,11 @@ impl Answer {
     /// Nothing was done, and this is why.
     pub(super) fn failed(why: impl Display) -> Answer {
         Answer::Now(Response::Failed(why.to_string()))
+    }
+
+    /// Nothing was done, for a reason that scripts tell apart.
+    pub(super) fn refused(code: RefusalCode, why: impl Display) -> Answer {
+        Answer::Now(Response::refused(code, why))
     }
 
     /// What this comes to.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::cluster::{Admitted, Document};
-use proto::control::Response;
+use proto::control::{RefusalCode, Response};
 use proto::node::{Name, NodeId, Role};
 use proto::rpc::{FailCode, FromMember, ToMember};
 use tracing::{info, warn};
@@ -74,9 +74,11 @@ pub(super) fn rotate(cluster: &mut ClusterState, sync: &PeerSync) -> Answer {
 pub(super) fn remove(cluster: &mut ClusterState, sync: &PeerSync, node: &str) -> Answer {
     let own = cluster.own();
     let (id, admitted) = match named(cluster.document(), node) {
-        Ok((id, _)) if id == own => return Answer::failed("that is this node; run: agent leave"),
+        Ok((id, _)) if id == own => {
+            return Answer::refused(RefusalCode::BadInput, "that is this node; run: agent leave");
+        }
         Ok(found) => found,
-        Err(error) => return Answer::failed(error),
+        Err(error) => return Answer::refused(RefusalCode::BadInput, error),
     };
     let addresses = sync.addresses(&id);
     let changed = cluster.change_with_key(true, |document| {
@@ -103,17 +105,18 @@ pub(super) fn set_role(
     let own = cluster.own();
     let (id, admitted) = match named(cluster.document(), node) {
         Ok(found) => found,
-        Err(error) => return Answer::failed(error),
+        Err(error) => return Answer::refused(RefusalCode::BadInput, error),
     };
     let name = &admitted.name;
     if cluster.document().role(&id) == Some(role) {
         return Answer::done(format!("{name} is already a {role}"));
     }
     if role == Role::Worker && is_last_master(cluster.document(), &id) && !force {
-        return Answer::failed(format_args!(
+        let reason = format_args!(
             "{name} is the last master: without it, the cluster can only be replaced with \
              agent init --successor; promote another node first, or use --force"
-        ));
+        );
+        return Answer::refused(RefusalCode::LastMaster, reason);
     }
     let changed = cluster.change(|document| Ok(document.set_role(id, role, own, wall())?));
     if let Err(error) = changed {
@@ -164,7 +167,8 @@ pub(super) fn leave(
     };
     let alone = cluster.others().is_empty();
     if is_last_master(cluster.document(), &own) && !alone {
-        return Answer::failed(
+        return Answer::refused(
+            RefusalCode::LastMaster,
             "this node is the last master; promote another node first (agent promote NODE), or run: \
              agent leave --force",
         );

@@ -1,7 +1,7 @@
 //! What the command line asks about settings of the whole cluster, drains among them.
 
 use proto::cluster::{ChangeError, Document};
-use proto::control::{HeldStatus, Response};
+use proto::control::{HeldStatus, RefusalCode, Response};
 use proto::node::{Name, NodeId};
 use proto::rpc::{FromMember, ToMember};
 use proto::settings::{self, BadSetting, SettingChange};
@@ -30,6 +30,7 @@ pub(super) fn changed(
 ) -> Answer {
     let changes = match changes {
         Ok(changes) => changes,
+        Err(error @ SettingError::Mistakes(_)) => return Answer::refused(RefusalCode::BadInput, error),
         Err(error) => return Answer::failed(error),
     };
     let told = changes.iter().any(SettingChange::differs).then(|| sync.push_and_count(cluster));
@@ -46,7 +47,7 @@ pub(super) fn changed(
 pub(super) fn drain(cluster: &mut ClusterState, sync: &PeerSync, on: bool, node: Option<String>) -> Answer {
     let name = match one_member(cluster, node.as_deref()) {
         Ok((_, name)) => name,
-        Err(error) => return Answer::failed(error),
+        Err(error) => return Answer::refused(RefusalCode::BadInput, error),
     };
     let key = format!("drain.{name}");
     let since = cluster.document().settings.get(&key).and_then(|setting| setting.value.clone());
@@ -83,7 +84,7 @@ pub(super) fn who_holds(
 ) -> Answer {
     let (id, name) = match one_member(cluster, node.as_deref()) {
         Ok(found) => found,
-        Err(error) => return Answer::failed(error),
+        Err(error) => return Answer::refused(RefusalCode::BadInput, error),
     };
     let document = cluster.document();
     let names: Vec<(NodeId, Name, bool)> =

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proto::backends::LastKnownGood;
 use proto::cluster::Replica;
-use proto::control::{Request, Response};
+use proto::control::{RefusalCode, Request, Response};
 use proto::invite::InviteLedger;
 use proto::node::NodeId;
 use proto::rpc::{Addresses, FailCode, FromMember, SyncSnapshot, ToMember};
@@ -232,7 +232,7 @@ impl MembershipTask {
             return Answer::failed("this node was removed from the cluster; run: agent leave --force");
         }
         if !cluster.is_master() && !matches!(request, Request::Leave | Request::Held { .. }) {
-            return Answer::failed(members::not_a_master(cluster.document()));
+            return Answer::refused(RefusalCode::NotMaster, members::not_a_master(cluster.document()));
         }
         match request {
             Request::Invite { seconds, uses, role } => admissions.invite(seconds, uses, role),

@@ -81,6 +81,13 @@ pub(crate) struct BindError {
     why: io::Error,
 }
 
+impl BindError {
+    /// Another process has it.
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.why.kind() == io::ErrorKind::AddrInUse
+    }
+}
+
 impl BoundPorts {
     /// Binds the port, UDP and TCP.
     pub(crate) fn bind(address: Option<IpAddr>, port: u16) -> Result<BoundPorts, BindError> {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use proto::cluster::Document;
-use proto::control::Response;
+use proto::control::{RefusalCode, Response};
 use proto::election::wire::{MessageKind, VipMessage};
 use proto::election::{CandidateState, MoveError};
 use proto::node::{Name, NodeId};
@@ -62,13 +62,14 @@ impl PendingMoves {
         let all = vips.addresses();
         let Some(vip) = vips.get_mut(&address).filter(|vip| !vip.is_leaving()) else {
             let all = all.iter().map(IpAddr::to_string).collect();
-            let _ = reply.send(Response::Failed(MoveRefused::NotVip { address, all }.to_string()));
+            let refused = MoveRefused::NotVip { address, all };
+            let _ = reply.send(Response::refused(RefusalCode::BadInput, refused));
             return None;
         };
         let name = match settings::member(document, &node) {
             Ok(name) => name,
             Err(error) => {
-                let _ = reply.send(Response::Failed(error.to_string()));
+                let _ = reply.send(Response::refused(RefusalCode::BadInput, error));
                 return None;
             }
         };
@@ -149,6 +150,7 @@ fn request(address: IpAddr, to: NodeId) -> VipMessage {
 mod tests {
     use std::collections::BTreeMap;
 
+    use proto::control::Refusal;
     use proto::election::wire::{Claim, HighestClaim, Holding};
     use proto::election::{Candidate, VipRules};
     use proto::settings::VipSettings;
@@ -214,7 +216,9 @@ mod tests {
         assert!(
             PendingMoves::default().begin(at(0), id(1), command, &mut vips(id(2)), &document()).is_none()
         );
-        let Ok(Response::Failed(text)) = answered.try_recv() else { panic!("no refusal") };
-        assert!(text.ends_with("the virtual IPs are: 10.9.0.50"), "{text}");
+        let Ok(Response::Refused(Refusal { code, reason })) = answered.try_recv() else {
+            panic!("no refusal")
+        };
+        assert!(code == RefusalCode::BadInput && reason.contains("10.9.0.50"), "{reason}");
     }
 }

@@ -178,7 +178,9 @@ async fn run_action(request: Request, leave: Permission, state: &WebState) -> Re
     };
     match (state.act)(ask).await {
         control::Response::Done(said) => text(200, HTML, page::message_page(&said)),
-        control::Response::Failed(why) => text(409, HTML, page::message_page(&why)),
+        control::Response::Failed(why) | control::Response::Refused(control::Refusal { reason: why, .. }) => {
+            text(409, HTML, page::message_page(&why))
+        }
         control::Response::Changed(_, who) => text(200, HTML, page::message_page(&who)),
         _ => text(500, PLAIN, "no answer\n"),
     }
