@@ -2,14 +2,13 @@
 //! the table that the proxy uses.
 //!
 //! One task. Evidence comes from pulses and gossip, from the proxy's dials, and from probes that this task
-//! starts itself when a path is in doubt, each a task that ends within a second. It also keeps the last known
+//! starts itself when a path is in doubt ([`probe`]), each a task that ends within some seconds. It also keeps the last known
 //! good list, which a node dials after a restart before it has heard from anyone.
 
+mod probe;
+
 use std::collections::BTreeMap;
-use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use proto::backends::{Backend, BackendTable, KnownBackend, LastKnownGood, backends};
 use proto::cause::Detail;
@@ -21,7 +20,6 @@ use proto::service::{Service, ServiceName};
 use proto::settings::Settings;
 use proto::time::UnixMs;
 use proto::view::ClusterView;
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
 use crate::lifecycle::{Lifecycle, wall};
@@ -57,6 +55,7 @@ pub(crate) fn spawn(
         inputs,
         table,
         serving,
+        hello: probe::hello_config().ok(),
         life: life.clone(),
     };
     life.supervise("reachability", reach, |reach| Box::pin(reach.run()));
@@ -146,6 +145,8 @@ struct ReachabilityTask {
     inputs: ReachabilityInputs,
     table: watch::Sender<Arc<BackendTable>>,
     serving: watch::Sender<Arc<LastKnownGood>>,
+    /// What probes say hello with; `None`: it can't be set up, which no input causes, and a connect has to do.
+    hello: Option<Arc<rustls::ClientConfig>>,
     life: Lifecycle,
 }
 
@@ -206,11 +207,26 @@ impl ReachabilityTask {
 
     fn apply_evidence(&mut self, report: EvidenceReport) {
         let EvidenceReport { node, service, evidence } = report;
+        let speaks_tls = self.hello.is_some() && self.speaks_tls(&service);
         let path = self.paths.entry((node, service)).or_insert_with(|| BackendPath::new(wall()));
+        path.set_speaks_tls(speaks_tls);
         path.observe(self.life.now(), wall(), evidence);
     }
 
+    /// By this node's own check of the service, which is the same on every node.
+    fn speaks_tls(&self, service: &ServiceName) -> bool {
+        self.inputs.services.borrow().iter().any(|one| one.name == *service && one.check.kind.speaks_tls())
+    }
+
     fn start_probes(&mut self) {
+        let tls: Vec<ServiceName> = self
+            .inputs
+            .services
+            .borrow()
+            .iter()
+            .filter(|one| one.check.kind.speaks_tls())
+            .map(|one| one.name.clone())
+            .collect();
         let now = self.life.now();
         let table = self.table.borrow().clone();
         for ((node, service), path) in &mut self.paths {
@@ -221,10 +237,13 @@ impl ReachabilityTask {
             path.probe_started(now);
             let backend = table.get(service).and_then(|all| all.iter().find(|backend| backend.node == *node));
             let Some(address) = backend.map(|backend| backend.address) else { continue };
+            let hello = self.hello.clone().filter(|_| tls.contains(service));
             let (node, service, probes) = (*node, service.clone(), self.inputs.probes.clone());
             self.life.spawn(async move {
-                let evidence = probe(address, within).await;
-                let _ = probes.try_send(EvidenceReport { node, service, evidence });
+                let report = |evidence| {
+                    let _ = probes.try_send(EvidenceReport { node, service: service.clone(), evidence });
+                };
+                probe::probe(address, within, hello, report).await;
             });
         }
     }
@@ -277,18 +296,10 @@ fn next_serving(table: &BackendTable, old: &LastKnownGood) -> LastKnownGood {
         .collect()
 }
 
-/// Connects once and disconnects.
-async fn probe(address: SocketAddr, within: Duration) -> Evidence {
-    let started = Instant::now();
-    match tokio::time::timeout(within, TcpStream::connect(address)).await {
-        Ok(Ok(_)) => Evidence::Connected { took: started.elapsed().max(Duration::from_micros(1)) },
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Evidence::Refused,
-        Ok(Err(_)) | Err(_) => Evidence::Unanswered,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use proto::backends::{BackendState, HeldAction, held_action};
     use proto::cause::Cause;
     use proto::pulse::{PeerLiveness, PulseStatus};

@@ -164,6 +164,8 @@ causes! {
     LastKnownGood 25 "last-known-good" "from the last known good list, no answer yet",
     /// Others hear its node, and this node does not.
     PathCut 26 "path-cut" "others hear it: the path from here is cut",
+    /// It accepts connections and answers no TLS hello.
+    HelloUnanswered 27 "hello-unanswered" "accepts connections, TLS hello unanswered",
     /// It accepts no new connections, as requested.
     Draining 30 "draining" "draining",
     /// Its agent was stopped.

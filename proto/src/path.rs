@@ -1,7 +1,8 @@
 //! Evaluates the evidence about one backend: can it be reached from here?
 //!
 //! Two kinds of evidence: the liveness of its node (by pulses, or by gossip if it is not pulsed), and the
-//! results of TCP connects to the backend itself, by clients' dials or our own probes.
+//! results of connects to the backend itself, by clients' dials or our own probes. A kernel accepts connections for
+//! frozen processes, too: where the service speaks TLS, only an answer to a probe's TLS hello shows that it is there.
 //!
 //! ```text
 //!   node      connects                    verdict
@@ -10,6 +11,7 @@
 //!   Late      not tried since             Suspect, and a probe starts at once
 //!   any       answered since              Up, "checked directly": the agent is gone, the service is not;
 //!                                         ranked behind backends whose agent is alive and reports ready
+//!   any       hello unanswered            Suspect; Down after 3 s: the machine is frozen
 //!   Late      failed                      Suspect
 //!   Silent    failed twice since          Down
 //!   CutOff    failed three times since    Down: the path from here is cut, others hear the node
@@ -53,6 +55,16 @@ const UNANSWERED_WHILE_SILENT: u32 = 2;
 /// The same while others hear it: the two that overlap, and a patient one.
 const UNANSWERED_WHILE_CUT_OFF: u32 = 3;
 
+/// How long a TLS hello may be unanswered.
+pub const HELLO_LATE: Duration = Duration::from_millis(400);
+
+/// How long it has to be unanswered until the backend is down: a machine that is slow answers, one that is frozen
+/// does not.
+pub const HELLO_PATIENCE: Duration = Duration::from_secs(3);
+
+/// A late hello raises no doubt while another was answered within this time.
+const HELLO_QUIET: Duration = Duration::from_millis(1_200);
+
 /// Consecutive refusals that count as down: the first could be a restart that is over already.
 const REFUSALS: u32 = 2;
 
@@ -76,6 +88,13 @@ pub enum Evidence {
     Connected {
         /// Time from SYN to SYN-ACK: one round trip.
         took: Duration,
+    },
+    /// A probe's TLS hello was answered, by any byte or by closing the connection.
+    HelloAnswered,
+    /// A probe's TLS hello was not answered yet.
+    HelloUnanswered {
+        /// Time since it was sent.
+        waited: Duration,
     },
     /// A TCP connect was answered by "nothing listens here".
     Refused,
@@ -101,8 +120,14 @@ pub struct BackendPath {
     cause: Option<Cause>,
     since: UnixMs,
     liveness: Liveness,
-    /// A connect has succeeded since the node fell silent.
+    /// The service speaks TLS: a connect alone does not show that it is there.
+    speaks_tls: bool,
+    /// It has answered since the node fell silent: a connect, or a hello if it speaks TLS.
     answered_since: bool,
+    /// The last answered hello since then, and whether one was late or unanswered after it.
+    hello_answered: Option<Moment>,
+    hello_late: bool,
+    hello_unanswered: bool,
     unanswered: u32,
     refused: u32,
     rtt: Option<Duration>,
@@ -122,7 +147,11 @@ impl BackendPath {
             cause: None,
             since: wall,
             liveness: Liveness::Unknown,
+            speaks_tls: false,
             answered_since: false,
+            hello_answered: None,
+            hello_late: false,
+            hello_unanswered: false,
             unanswered: 0,
             refused: 0,
             rtt: None,
@@ -131,6 +160,11 @@ impl BackendPath {
             probe_ends: Moment::ZERO,
             outdated_until: Moment::ZERO,
         }
+    }
+
+    /// Whether the service speaks TLS.
+    pub fn set_speaks_tls(&mut self, speaks_tls: bool) {
+        self.speaks_tls = speaks_tls;
     }
 
     /// The verdict.
@@ -143,7 +177,7 @@ impl BackendPath {
         self.cause
     }
 
-    /// Up by TCP connects alone: its agent is silent.
+    /// Up by direct checks alone: its agent is silent.
     pub fn is_probe_only(&self) -> bool {
         self.reach == Reachability::Up && self.is_silent()
     }
@@ -193,9 +227,11 @@ impl BackendPath {
             Evidence::Connected { took } => {
                 self.unanswered = 0;
                 self.refused = 0;
-                self.answered_since = true;
+                self.answered_since |= !self.speaks_tls;
                 self.rtt = Some(self.rtt.map_or(took, |rtt| (rtt * 7 + took) / 8));
             }
+            Evidence::HelloAnswered => self.hello_is_answered(now),
+            Evidence::HelloUnanswered { waited } => self.hello_is_unanswered(now, waited),
             Evidence::Refused => {
                 self.refused = self.refused.saturating_add(1);
                 self.unanswered = 0;
@@ -219,6 +255,8 @@ impl BackendPath {
                 self.answered_since = false;
                 self.unanswered = 0;
                 self.probes = 0;
+                self.hello_answered = None;
+                (self.hello_late, self.hello_unanswered) = (false, false);
             }
             // It is back: connects that failed during the silence failed for the same reason.
             (false, true) => {
@@ -228,6 +266,23 @@ impl BackendPath {
             _ => {}
         }
         self.liveness = liveness;
+    }
+
+    fn hello_is_answered(&mut self, now: Moment) {
+        self.answered_since = true;
+        self.hello_answered = Some(now);
+        (self.hello_late, self.hello_unanswered) = (false, false);
+    }
+
+    /// What was answered since this hello was sent, or just before if it is merely late, counts more.
+    fn hello_is_unanswered(&mut self, now: Moment, waited: Duration) {
+        let within = if waited < HELLO_PATIENCE { HELLO_QUIET.max(waited) } else { waited };
+        if self.hello_answered.is_some_and(|at| now.since(at) < within) {
+            return;
+        }
+        self.answered_since = false;
+        self.hello_late = true;
+        self.hello_unanswered |= waited >= HELLO_PATIENCE;
     }
 
     fn verdict(&self) -> (Reachability, Option<Cause>) {
@@ -244,15 +299,24 @@ impl BackendPath {
             }
             Liveness::Alive | Liveness::Unknown => (Reachability::Up, None),
             _ if self.answered_since => (Reachability::Up, Some(Cause::CheckedDirectly)),
+            _ if self.hello_unanswered => (Reachability::Down, Some(Cause::HelloUnanswered)),
             Liveness::Silent if self.unanswered >= UNANSWERED_WHILE_SILENT => {
                 (Reachability::Down, Some(Cause::NodeUnreachable))
             }
             Liveness::CutOff if self.unanswered >= UNANSWERED_WHILE_CUT_OFF => {
                 (Reachability::Down, Some(Cause::PathCut))
             }
+            _ if self.hello_late && self.unanswered == 0 => {
+                (Reachability::Suspect, Some(Cause::HelloUnanswered))
+            }
             Liveness::CutOff => (Reachability::Suspect, Some(Cause::PathCut)),
             Liveness::Late | Liveness::Silent => (Reachability::Suspect, Some(Cause::NotHeard)),
         }
+    }
+
+    fn awaits_hello(&self, evidence: Evidence) -> bool {
+        let of_hello = matches!(evidence, Evidence::Connected { .. } | Evidence::HelloUnanswered { .. });
+        of_hello && self.speaks_tls && self.is_silent()
     }
 
     fn evaluate(&mut self, now: Moment, wall: UnixMs, evidence: Evidence) -> bool {
@@ -266,6 +330,11 @@ impl BackendPath {
         self.next_probe = match reach {
             // Plainly up: nothing to find out.
             Reachability::Up if cause.is_none() => None,
+            // Whether its hello is answered is not known yet, and clients' connects must not put off the next one.
+            _ if self.awaits_hello(evidence) => {
+                let at = now.after(PROBE_INTERVAL);
+                Some(self.next_probe.map_or(at, |next| next.min(at)))
+            }
             Reachability::Suspect if news && self.overlaps() && self.probes > 0 => self.next_probe,
             Reachability::Suspect if news && self.is_silent() && self.probes > 0 => {
                 Some(now.max(self.probe_ends))
@@ -341,6 +410,65 @@ mod tests {
         for (evidence, reach) in table {
             assert_eq!(after(evidence).reach(), *reach, "{evidence:?}");
         }
+    }
+
+    /// As [`after`], of a service that speaks TLS, a second apart.
+    fn after_tls(evidence: &[Evidence]) -> (Reachability, Option<Cause>) {
+        let mut path = BackendPath::new(UnixMs(0));
+        path.set_speaks_tls(true);
+        for (i, evidence) in evidence.iter().enumerate() {
+            let at = 1_000 * i as u64;
+            path.observe(Moment::from_millis(at), UnixMs(at), *evidence);
+        }
+        (path.reach(), path.cause())
+    }
+
+    #[test]
+    fn where_a_service_speaks_tls_only_an_answered_hello_shows_that_it_is_there() {
+        const PENDING: Evidence = Evidence::HelloUnanswered { waited: HELLO_LATE };
+        const FROZEN: Evidence = Evidence::HelloUnanswered { waited: HELLO_PATIENCE };
+        use Evidence::HelloAnswered;
+        let unanswered = Some(Cause::HelloUnanswered);
+        let up = (Reachability::Up, Some(Cause::CheckedDirectly));
+        let table: &[(&[Evidence], (Reachability, Option<Cause>))] = &[
+            (&[LATE, CONNECTED], (Reachability::Suspect, Some(Cause::NotHeard))),
+            (&[LATE, CONNECTED, SILENT, CONNECTED], (Reachability::Suspect, Some(Cause::NotHeard))),
+            (&[LATE, CONNECTED, HelloAnswered], up),
+            (&[LATE, CONNECTED, PENDING], (Reachability::Suspect, unanswered)),
+            (&[LATE, CONNECTED, PENDING, HelloAnswered], up),
+            (&[LATE, CONNECTED, PENDING, CONNECTED, FROZEN], (Reachability::Down, unanswered)),
+            (&[LATE, CONNECTED, PENDING, FROZEN, HelloAnswered], up),
+            (&[LATE, CONNECTED, PENDING, FROZEN, ALIVE], (Reachability::Up, None)),
+            // A later one was answered.
+            (&[LATE, CONNECTED, HelloAnswered, CONNECTED, FROZEN], up),
+            // Each handshake takes two seconds.
+            (&[LATE, HelloAnswered, PENDING], up),
+            (&[LATE, HelloAnswered, CONNECTED, PENDING], (Reachability::Suspect, unanswered)),
+            // The machine is gone after all.
+            (
+                &[LATE, CONNECTED, PENDING, SILENT, Unanswered, Unanswered],
+                (Reachability::Down, Some(Cause::NodeUnreachable)),
+            ),
+            // Its agent answers: what it says counts.
+            (&[ALIVE, FROZEN], (Reachability::Up, None)),
+        ];
+        for (evidence, verdict) in table {
+            assert_eq!(after_tls(evidence), *verdict, "{evidence:?}");
+        }
+    }
+
+    #[test]
+    fn clients_that_connect_do_not_put_off_the_next_hello() {
+        let mut path = BackendPath::new(UnixMs(0));
+        path.set_speaks_tls(true);
+        let at = Moment::from_millis;
+        for (ms, evidence) in [(0, LATE), (10, CONNECTED), (20, Evidence::HelloAnswered)] {
+            path.observe(at(ms), UnixMs(ms), evidence);
+        }
+        for ms in (100..1_000).step_by(100) {
+            path.observe(at(ms), UnixMs(ms), CONNECTED);
+        }
+        assert_eq!(path.next_probe(), Some(at(1_020)));
     }
 
     #[test]

@@ -166,6 +166,11 @@ pub enum CheckKind {
 }
 
 impl CheckKind {
+    /// Whether the service speaks TLS from the first byte.
+    pub fn speaks_tls(&self) -> bool {
+        matches!(self, CheckKind::Https(..))
+    }
+
     /// Its name in configuration.
     pub fn as_str(&self) -> &'static str {
         match self {

@@ -26,8 +26,14 @@ const ALL_DEAD: Duration = Duration::from_secs(3);
 /// and less than the second one does, which starts a second later and would report it down.
 const UNANSWERED: Duration = Duration::from_millis(3_200);
 
+/// A master that hangs is not ready for others within this time: 1.5 s, and another for a busy machine.
+const NOT_READY: Duration = Duration::from_millis(2_500);
+
 /// Minimum time that is watched after the last step of a fault that takes many.
 const LAST: Duration = Duration::from_secs(2);
+
+/// Faults of a process that its kernel hides: that it is not ready has to show in status.
+const NOT_READY_FAULTS: &[Fault] = &[Fault::Frozen];
 
 /// Packets lost, in percent, each way.
 const LOSS: u32 = 10;
@@ -289,6 +295,10 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
             let (victim, _) = eventually("held connections are open", SOON, || victim(seen, plan))?;
             std::thread::sleep(before);
             let act = self.act(fault, victim)?;
+            if NOT_READY_FAULTS.contains(&fault) {
+                let others = ["not-ready", "suspect", "down"];
+                self.worker().wait_for_backend(&format!("n{victim}"), &others, NOT_READY)?;
+            }
             std::thread::sleep((act.moment + after).saturating_duration_since(Instant::now()).max(LAST));
             Ok((act, victim, Instant::now()))
         })?;

@@ -43,9 +43,9 @@ const BUSY: Duration = seconds(1);
 const NOTHING: Bounds =
     Bounds { failed: 0, worst: BUSY, silence: seconds(2), resets: false, watched: seconds(3) };
 
-/// Unanswered dials report it, and so does gossip.
+/// Down after 0.6 s, and the client's next request after that.
 const POWER_CUT: Bounds =
-    Bounds { failed: 0, worst: BUSY, silence: seconds(6), resets: true, watched: seconds(8) };
+    Bounds { failed: 0, worst: BUSY, silence: seconds(2), resets: true, watched: seconds(4) };
 
 const KILLED: Bounds =
     Bounds { failed: 1, worst: BUSY, silence: seconds(2), resets: true, watched: seconds(3) };
@@ -54,8 +54,8 @@ const KILLED: Bounds =
 const HUNG: Bounds =
     Bounds { failed: 40, worst: PATIENCE, silence: seconds(20), resets: true, watched: seconds(5) };
 
-/// Its port is open, and nothing says that its held connections are lost: only TCP can find out.
-const FROZEN: Bounds = Bounds { silence: seconds(20), watched: seconds(6), ..NOTHING };
+/// Its port is open, and its TLS hellos are unanswered for three seconds.
+const FROZEN: Bounds = Bounds { silence: seconds(5), resets: true, watched: seconds(7), ..NOTHING };
 
 /// Longer than it takes to see the closed port and to have a better backend.
 const STOPPING: Bounds = Bounds { watched: seconds(6), ..NOTHING };
@@ -64,9 +64,10 @@ const STOPPING: Bounds = Bounds { watched: seconds(6), ..NOTHING };
 const ONE_WAY: Bounds =
     Bounds { failed: 5, worst: PATIENCE, silence: seconds(6), resets: true, watched: seconds(7) };
 
-/// Lost packets are retransmitted, after up to 3 s for the very first ones; nothing is reset.
+/// Nothing is reset. How long a held connection is silent is up to retransmissions, whose pauses double; that a new one
+/// takes longer than its client waits is as unlikely as five losses of one packet in a row.
 const LOSS: Bounds =
-    Bounds { failed: 2, worst: PATIENCE, silence: seconds(5), resets: false, watched: seconds(6) };
+    Bounds { failed: 2, worst: PATIENCE, silence: Duration::MAX, resets: false, watched: seconds(6) };
 
 fn holds(fault: Fault, noticed: &Noticed, bounds: &Bounds) -> Result<()> {
     let name = fault.title();

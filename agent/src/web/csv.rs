@@ -142,6 +142,7 @@ fn failed_check(cause: Option<Cause>) -> Option<&'static str> {
         Cause::PortClosed | Cause::LoopbackOnly | Cause::Unreachable => "L4CON",
         Cause::ConnectUnanswered | Cause::NodeUnreachable | Cause::NotHeard | Cause::PathCut => "L4TOUT",
         Cause::Tls(_) | Cause::NoCredentials => "L6RSP",
+        Cause::HelloUnanswered => "L6TOUT",
         Cause::Http(_) => "L7STS",
         Cause::TimedOut => "L7TOUT",
         Cause::NotHttp | Cause::ClosedEarly | Cause::ConnectionBroken => "L7RSP",
