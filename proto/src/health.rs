@@ -11,7 +11,8 @@
 //! A worse answer counts at once, and a better one after `rise` in a row: sending a client to a master that
 //! is not ready costs more than waiting a second. That includes 401 and 403: a starting apiserver answers 403
 //! to everyone until it has loaded its RBAC rules, about a second. Silence counts only after `fall` of them,
-//! since a machine under load is slow before it is dead (k3s#10240, talos#8112).
+//! since a machine under load is slow before it is dead (k3s#10240, talos#8112). One that does not even answer TLS
+//! hellos is not slow: [`crate::handshake`] has its rules.
 //!
 //! That there is no instance is a statement of its own, after which others reset their connections to it. So
 //! a checker that replaces another starts with that one's health ([`HealthTracker::resume`]), and one that
@@ -22,6 +23,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::cause::{Cause, Detail, Reason};
+use crate::handshake::HandshakeSilence;
 use crate::time::{Moment, UnixMs};
 
 /// After this long without any answer an instance counts as removed: its node stops offering it. Longer than
@@ -257,6 +259,20 @@ impl HealthTracker {
         }
     }
 
+    /// Applies the silence of hellos; true when the published health changed. Where there was no answer yet, there may
+    /// be no instance, or one that starts: its checks have the time that they always had.
+    pub fn hellos_unanswered(&mut self, now: Moment, wall: UnixMs, silence: HandshakeSilence) -> bool {
+        if self.unanswered || self.is(Readiness::Down) {
+            return false;
+        }
+        (self.good_in_a_row, self.alive_in_a_row) = (0, 0);
+        let cause = Cause::HelloUnanswered;
+        match silence {
+            HandshakeSilence::Late => self.publish(wall, Readiness::NotReady, cause, String::new()),
+            HandshakeSilence::Hung => self.no_answer(now, wall, cause, String::new()),
+        }
+    }
+
     /// It is better than the published health, but does not count yet.
     fn not_yet(&mut self, wall: UnixMs, cause: Cause, detail: &str, seen: u32) -> bool {
         let byte = |count: u32| u8::try_from(count).unwrap_or(u8::MAX);
@@ -423,6 +439,41 @@ mod tests {
         );
         // If it is worse than what was known, it counts at once.
         assert_eq!(run(&[(0, good()), (1, alive())]), [Some(Ready), Some(Alive)]);
+    }
+
+    #[test]
+    fn late_hellos_count_at_once_and_a_hang_without_a_further_check() {
+        use Readiness::{Down, NotReady, Ready};
+        let mut checker = HealthTracker::new(2, 3);
+        let mut step = |what: Result<CheckOutcome, HandshakeSilence>| {
+            match what {
+                Ok(outcome) => checker.observe(Moment::ZERO, UnixMs(0), outcome),
+                Err(silence) => checker.hellos_unanswered(Moment::ZERO, UnixMs(0), silence),
+            };
+            checker.health().map(|health| health.readiness)
+        };
+        let (late, hung) = (Err(HandshakeSilence::Late), Err(HandshakeSilence::Hung));
+        // Nothing was ever there.
+        assert_eq!([step(late.clone()), step(hung.clone())], [None, None]);
+        let steps = [
+            Ok(good()),
+            late.clone(),
+            hung,
+            late.clone(),
+            Ok(silent()),
+            Ok(good()),
+            Ok(good()),
+            late,
+            Ok(good()),
+            Ok(good()),
+        ];
+        assert_eq!(
+            steps.map(step),
+            [Ready, NotReady, Down, Down, Down, NotReady, Ready, NotReady, NotReady, Ready].map(Some)
+        );
+        // Nor since the agent started.
+        let mut before = HealthTracker::resume(2, 3, ServiceHealth::not_checked_yet(UnixMs(0)), Moment::ZERO);
+        assert!(!before.hellos_unanswered(Moment::ZERO, UnixMs(0), HandshakeSilence::Hung));
     }
 
     #[test]

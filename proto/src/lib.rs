@@ -34,6 +34,8 @@ pub mod timeline;
 
 pub mod service;
 
+pub mod handshake;
+
 pub mod health;
 
 pub mod heard;

@@ -33,7 +33,7 @@ const NOT_READY: Duration = Duration::from_millis(2_500);
 const LAST: Duration = Duration::from_secs(2);
 
 /// Faults of a process that its kernel hides: that it is not ready has to show in status.
-const NOT_READY_FAULTS: &[Fault] = &[Fault::Frozen];
+const NOT_READY_FAULTS: &[Fault] = &[Fault::Frozen, Fault::Hang];
 
 /// Packets lost, in percent, each way.
 const LOSS: u32 = 10;

@@ -52,7 +52,7 @@ const KILLED: Bounds =
 
 /// A connection to it is lost until its own agent has reported that it does not answer.
 const HUNG: Bounds =
-    Bounds { failed: 40, worst: PATIENCE, silence: seconds(20), resets: true, watched: seconds(5) };
+    Bounds { failed: 40, worst: PATIENCE, silence: seconds(5), resets: true, watched: seconds(7) };
 
 /// Its port is open, and its TLS hellos are unanswered for three seconds.
 const FROZEN: Bounds = Bounds { silence: seconds(5), resets: true, watched: seconds(7), ..NOTHING };

@@ -3,6 +3,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -13,6 +15,7 @@ use proto::health::{CheckAnswer as Found, CheckOutcome};
 use proto::service::{Check, CheckKind, HttpCheck};
 use proto::time::human;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -22,6 +25,18 @@ use crate::http::{self, HttpStream};
 
 /// Most bytes read of a response. An apiserver's whole list of failed checks has a few kilobytes.
 const MAX_BODY: usize = 64 * 1024;
+
+/// What becomes of a check's TLS hello.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum HelloEvent {
+    /// It is about to be sent.
+    Sent,
+    /// The first byte came back, or the connection was closed.
+    Answered,
+}
+
+/// Is told what becomes of the hello.
+pub(super) type HelloReporter = Box<dyn Fn(HelloEvent) + Send>;
 
 /// Checks one service repeatedly.
 pub(super) struct Probe {
@@ -48,15 +63,15 @@ impl Probe {
 
     /// Checks the instance at `target` once. It takes no longer than the check's time-out, and may be dropped
     /// anywhere.
-    pub(super) async fn check(&mut self, target: SocketAddr) -> CheckOutcome {
+    pub(super) async fn check(&mut self, target: SocketAddr, hello: HelloReporter) -> CheckOutcome {
         let timeout = self.timeout;
-        match tokio::time::timeout(timeout, self.attempt(target)).await {
+        match tokio::time::timeout(timeout, self.attempt(target, hello)).await {
             Ok(outcome) => outcome,
             Err(_) => CheckOutcome::new(Found::Silent, Cause::TimedOut).with(human(timeout)),
         }
     }
 
-    async fn attempt(&mut self, target: SocketAddr) -> CheckOutcome {
+    async fn attempt(&mut self, target: SocketAddr, hello: HelloReporter) -> CheckOutcome {
         let stream = match connect(target).await {
             Ok(stream) => stream,
             Err(error) => return not_connected(&error),
@@ -67,7 +82,7 @@ impl Probe {
                 Ok(answer) => evaluate(http, &answer, None),
                 Err(failure) => failure.outcome(),
             },
-            ProbeKind::Https(http, tls) => https(stream, http, tls, target).await,
+            ProbeKind::Https(http, tls) => https(stream, http, tls, target, hello).await,
         }
     }
 }
@@ -102,12 +117,20 @@ fn broken(error: &io::Error) -> CheckOutcome {
     }
 }
 
-async fn https(stream: TcpStream, http: &HttpCheck, tls: &mut TlsFiles, target: SocketAddr) -> CheckOutcome {
+async fn https(
+    stream: TcpStream,
+    http: &HttpCheck,
+    tls: &mut TlsFiles,
+    target: SocketAddr,
+    hello: HelloReporter,
+) -> CheckOutcome {
     let (ready, name) = match (tls.current().await, tls.server_name(target.ip())) {
         (Ok(ready), Ok(name)) => (ready, name),
         (Err(unusable), _) | (_, Err(unusable)) => return unusable.outcome(),
     };
     let connector = TlsConnector::from(ready.config.clone());
+    hello(HelloEvent::Sent);
+    let stream = FirstRead { stream, hello: Some(hello) };
     let stream = match connector.connect(name.clone(), stream).await {
         Ok(stream) => stream,
         Err(error) => return tls::outcome_of(&error, &ready, &name).unwrap_or_else(|| broken(&error)),
@@ -117,6 +140,43 @@ async fn https(stream: TcpStream, http: &HttpCheck, tls: &mut TlsFiles, target: 
         Ok(answer) => evaluate(http, &answer, Some(&ready)),
         // With TLS 1.3 a server rejects a client certificate only after the handshake.
         Err(failure) => failure.tls(&ready, &name).unwrap_or_else(|| failure.outcome()),
+    }
+}
+
+/// Reports the first read that brings anything, or an end.
+struct FirstRead {
+    stream: TcpStream,
+    /// `None`: it was reported.
+    hello: Option<HelloReporter>,
+}
+
+impl AsyncRead for FirstRead {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if read.is_ready()
+            && let Some(hello) = self.hello.take()
+        {
+            hello(HelloEvent::Answered);
+        }
+        read
+    }
+}
+
+impl AsyncWrite for FirstRead {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

@@ -9,15 +9,17 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use proto::cause::Cause;
+use proto::handshake::{HandshakeSilence, HandshakeWatch};
 use proto::health::{CheckAnswer, CheckOutcome, HealthTracker, Readiness};
 use proto::record::ServiceOffer;
 use proto::service::{Check, Service};
+use proto::time::Moment;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 use super::CheckerReport;
 use super::counts::CheckCounters;
-use super::probe::{self, Probe};
+use super::probe::{self, HelloEvent, Probe};
 use crate::lifecycle::{Lifecycle, wall};
 
 /// Longest wait for a listener on loopback, which answers at once or not at all.
@@ -57,8 +59,51 @@ pub(super) struct ServiceWatcher {
     pub(super) check_ms: Option<u32>,
 }
 
+/// The checks in progress, and what becomes of their hellos.
+struct ChecksInProgress {
+    running: FuturesUnordered<RunningCheck>,
+    /// Number of the last one.
+    last: u64,
+    handshakes: HandshakeWatch,
+    reporter: mpsc::Sender<(u64, HelloEvent)>,
+    events: mpsc::Receiver<(u64, HelloEvent)>,
+}
+
+impl ChecksInProgress {
+    fn new(check: &Check) -> ChecksInProgress {
+        let (reporter, events) = mpsc::channel(HELLO_EVENTS);
+        ChecksInProgress {
+            running: FuturesUnordered::new(),
+            last: 0,
+            handshakes: HandshakeWatch::new(check.timeout),
+            reporter,
+            events,
+        }
+    }
+
+    fn hello(&mut self, (check, event): (u64, HelloEvent), now: Moment) {
+        match event {
+            HelloEvent::Sent => self.handshakes.sent(check, now),
+            HelloEvent::Answered => self.handshakes.answered(check, now),
+        }
+    }
+
+    /// A check has ended, after all of its events.
+    fn ended(&mut self, checked: &FinishedCheck, now: Moment) {
+        while let Ok(event) = self.events.try_recv() {
+            self.hello(event, now);
+        }
+        let timed_out = checked.outcome.cause == Cause::TimedOut;
+        self.handshakes.ended(checked.number, timed_out, now);
+    }
+}
+
+/// Events of hellos that wait for the watcher: two of each check at once, with room to spare.
+const HELLO_EVENTS: usize = 64;
+
 /// A finished check: its probe, to be reused, and its result.
 struct FinishedCheck {
+    number: u64,
     probe: Probe,
     target: SocketAddr,
     outcome: CheckOutcome,
@@ -77,18 +122,38 @@ impl ServiceWatcher {
         self.probes = probes(&self.service.check, &self.root);
         let mut ticks = tokio::time::interval(self.service.check.interval.max(MIN_INTERVAL));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut flying: FuturesUnordered<RunningCheck> = FuturesUnordered::new();
+        let mut checks = ChecksInProgress::new(&self.service.check);
         let mut reported = None;
         loop {
+            let due = checks.handshakes.deadline().map(|at| self.life.instant(at));
+            let silence = async {
+                match due {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             let offer = tokio::select! {
-                _ = ticks.tick() => self.begin(&mut flying),
+                // What has arrived counts before what has not.
+                biased;
+                Some(event) = checks.events.recv() => {
+                    checks.hello(event, self.life.now());
+                    None
+                }
+                Some(checked) = checks.running.next() => {
+                    checks.ended(&checked, self.life.now());
+                    self.end(checked)
+                }
+                () = silence => match checks.handshakes.poll(self.life.now()) {
+                    Some(silence) => self.hellos_unanswered(silence),
+                    None => None,
+                },
+                _ = ticks.tick() => self.begin(&mut checks),
                 // A new address is checked and reported at once; the next check comes an interval later,
                 // since two at the same moment would count as two.
                 Ok(()) = self.own.changed() => {
                     ticks.reset();
-                    self.begin(&mut flying)
+                    self.begin(&mut checks)
                 }
-                Some(checked) = flying.next() => self.end(checked),
             };
             let Some(offer) = offer else { continue };
             if reported.as_ref() != Some(&offer) {
@@ -103,7 +168,7 @@ impl ServiceWatcher {
     }
 
     /// Starts a check if a probe is free. The report is known at once only when there is nothing to check.
-    fn begin(&mut self, flying: &mut FuturesUnordered<RunningCheck>) -> Option<Option<ServiceOffer>> {
+    fn begin(&mut self, checks: &mut ChecksInProgress) -> Option<Option<ServiceOffer>> {
         let own = *self.own.borrow_and_update();
         let target = target(&self.service, own);
         if let Some(listener) = self.listeners.iter().find(|listener| covers(**listener, target)) {
@@ -113,22 +178,27 @@ impl ServiceWatcher {
         }
         let mut probe = self.probes.pop()?;
         let listeners = self.listeners.clone();
-        flying.push(Box::pin(async move {
+        checks.last += 1;
+        let (number, reporter) = (checks.last, checks.reporter.clone());
+        checks.running.push(Box::pin(async move {
             let began = tokio::time::Instant::now();
-            let outcome = probe.check(target).await;
+            let hello = move |event| {
+                let _ = reporter.try_send((number, event));
+            };
+            let outcome = probe.check(target, Box::new(hello)).await;
             let took = began.elapsed();
             let outcome = match outcome.answer {
                 CheckAnswer::Refused => on_loopback(&listeners, target).await.unwrap_or(outcome),
                 _ => outcome,
             };
-            FinishedCheck { probe, target, outcome, took }
+            FinishedCheck { number, probe, target, outcome, took }
         }));
         None
     }
 
     /// What to report after a check; `None` when nothing has changed.
     fn end(&mut self, checked: FinishedCheck) -> Option<Option<ServiceOffer>> {
-        let FinishedCheck { probe, target, outcome, took } = checked;
+        let FinishedCheck { probe, target, outcome, took, .. } = checked;
         self.counts.add(&self.service.name, &outcome, took);
         self.check_ms = Some(rounded_ms(self.check_ms, took));
         self.probes.push(probe);
@@ -147,6 +217,21 @@ impl ServiceWatcher {
             }
             _ => self.hint = None,
         }
+        self.offer(own)
+    }
+
+    /// What to report when hellos of checks in progress are not answered.
+    fn hellos_unanswered(&mut self, silence: HandshakeSilence) -> Option<Option<ServiceOffer>> {
+        let own = *self.own.borrow();
+        let target = target(&self.service, own);
+        let before = self.checker.health().map(|health| health.readiness);
+        self.checker.hellos_unanswered(self.life.now(), wall(), silence);
+        self.log(before, target);
+        self.offer(own)
+    }
+
+    /// This node's offer now.
+    fn offer(&self, own: Option<IpAddr>) -> Option<Option<ServiceOffer>> {
         let Some(health) = self.checker.health() else { return Some(None) };
         // Without an address nobody reaches it, and once the address is back it is where it was: nothing to
         // report.

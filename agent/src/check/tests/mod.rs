@@ -210,7 +210,7 @@ fn discover() -> TlsCheck {
 
 /// One check, without any of Kubernetes' files.
 async fn once(check: &Check, target: SocketAddr) -> CheckOutcome {
-    Probe::new(check, Path::new("/nonexistent")).check(target).await
+    Probe::new(check, Path::new("/nonexistent")).check(target, Box::new(|_| ())).await
 }
 
 fn write(root: &Path, file: &str, text: &str) -> String {
