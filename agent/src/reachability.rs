@@ -2,8 +2,8 @@
 //! the table that the proxy uses.
 //!
 //! One task. Evidence comes from pulses and gossip, from the proxy's dials, and from probes that this task
-//! starts itself when a path is in doubt ([`probe`]), each a task that ends within some seconds. It also keeps the last known
-//! good list, which a node dials after a restart before it has heard from anyone.
+//! starts itself when a path is in doubt ([`probe`]), each a task that ends within some seconds. It also keeps
+//! the last known good list, which a node dials after a restart before it has heard from anyone.
 
 mod probe;
 

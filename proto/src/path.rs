@@ -367,6 +367,8 @@ mod tests {
     const CUT_OFF: Evidence = Evidence::Liveness(Liveness::CutOff);
     use Evidence::{Refused, Unanswered};
 
+    type Verdict = (Reachability, Option<Cause>);
+
     #[test]
     fn every_row_of_the_table() {
         let table: &[(&[Evidence], Reachability)] = &[
@@ -430,7 +432,7 @@ mod tests {
         use Evidence::HelloAnswered;
         let unanswered = Some(Cause::HelloUnanswered);
         let up = (Reachability::Up, Some(Cause::CheckedDirectly));
-        let table: &[(&[Evidence], (Reachability, Option<Cause>))] = &[
+        let table: &[(&[Evidence], Verdict)] = &[
             (&[LATE, CONNECTED], (Reachability::Suspect, Some(Cause::NotHeard))),
             (&[LATE, CONNECTED, SILENT, CONNECTED], (Reachability::Suspect, Some(Cause::NotHeard))),
             (&[LATE, CONNECTED, HelloAnswered], up),
