@@ -135,7 +135,7 @@ impl PulseSender {
             *id != own && view.members.get(id).is_some_and(|member| !member.record.services.is_empty())
         };
         self.peers.retain(|id, _| wants(id));
-        let interval = interval(view.members.len());
+        let interval = interval(view.size());
         let now = self.life.now();
         for id in view.members.keys().filter(|id| wants(id)) {
             let peer = self.peers.entry(*id).or_insert_with(|| PulsedPeer {

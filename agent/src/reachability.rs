@@ -330,7 +330,7 @@ mod tests {
     fn held(cause: Cause) -> (BackendState, HeldAction) {
         let view = ClusterView {
             members: [member(1), member(2)].map(|member| (member.id, member)).into(),
-            not_counted: Vec::new(),
+            ..ClusterView::default()
         };
         let name = ServiceName::kube_api();
         let pulse_status = PulseStatus {

@@ -2,7 +2,7 @@
 //!
 //! The lock is held no longer than for a lookup or the verification of one message's signatures.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use proto::cluster::Document;
@@ -21,6 +21,8 @@ pub(crate) const MOST_BYTES: usize = 1 << 20;
 #[derive(Debug, Default)]
 pub(crate) struct SharedRecords {
     store: Mutex<RecordStore>,
+    /// Whose records every node needs: what attached nodes are given.
+    needed: Mutex<BTreeSet<NodeId>>,
     news: Notify,
 }
 
@@ -35,6 +37,16 @@ impl SharedRecords {
     pub(crate) fn set_members(&self, document: &Document) {
         let members: BTreeMap<_, _> = document.members().map(|(id, one)| (*id, one.key)).collect();
         self.lock().set_members(&document.id.to_string(), members);
+    }
+
+    /// Sets whose records every node needs.
+    pub(crate) fn set_needed(&self, needed: BTreeSet<NodeId>) {
+        *self.needed.lock().unwrap_or_else(PoisonError::into_inner) = needed;
+    }
+
+    /// Whose records every node needs.
+    pub(crate) fn needed(&self) -> BTreeSet<NodeId> {
+        self.needed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Stores records that a member has sent.

@@ -53,7 +53,7 @@ fn states(
 ) -> BTreeMap<u8, BackendState> {
     let view = ClusterView {
         members: members.iter().map(|member| (member.id, member.clone())).collect(),
-        not_counted: Vec::new(),
+        ..ClusterView::default()
     };
     let paths = paths
         .iter()
@@ -238,7 +238,7 @@ fn a_silent_agent_with_an_open_port_makes_a_backend_probe_only() {
     let found = |evidence: &[Evidence]| {
         let view = ClusterView {
             members: BTreeMap::from([(id(1), member(1, false, Some(Readiness::Ready)))]),
-            not_counted: Vec::new(),
+            ..ClusterView::default()
         };
         let mut path = BackendPath::new(UnixMs(0));
         for one in evidence {

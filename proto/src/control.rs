@@ -4,6 +4,7 @@
 //! [`Status`] is also the output of `agent status --json`. Its shape is stable: fields are added, never
 //! renamed or removed, and `schema` counts the exceptions.
 
+mod member_state;
 mod refusal;
 
 use std::collections::BTreeMap;
@@ -21,11 +22,10 @@ use crate::invite::PendingJoin;
 use crate::node::{Name, NodeId, Role};
 use crate::open_enum::{OpenEnum, UnknownWord, open_enum_names};
 use crate::problem::Problem;
-use crate::pulse::Liveness;
 use crate::service::{Balance, ServiceName};
 use crate::settings::SettingChange;
 use crate::time::UnixMs;
-use crate::view;
+use crate::topology::Place;
 
 /// Largest frame: the status of the largest cluster.
 pub const MAX_FRAME: usize = 16 * 1024 * 1024;
@@ -258,6 +258,9 @@ pub struct NodeStatus {
     pub interface: String,
     /// Its role, as the cluster document has it.
     pub role: OpenEnum<Role>,
+    /// Its place in a cluster of which only a core gossips.
+    #[serde(default, skip_serializing_if = "Place::is_everyone")]
+    pub place: OpenEnum<Place>,
     /// Version of its agent.
     pub version: String,
     /// When its agent started.
@@ -555,23 +558,6 @@ pub enum MemberState {
 }
 
 open_enum_names!(MemberState: Up = "up", Suspect = "suspect", Down = "down", Left = "left");
-
-impl MemberState {
-    /// The state of another member: from its own record, from pulses, from gossip if it is not pulsed, and,
-    /// when its agent is silent, from whether its apiserver answers.
-    pub fn of(member: Option<&view::MemberView>, liveness: Option<Liveness>, serves: bool) -> MemberState {
-        let liveness = liveness.filter(|liveness| *liveness != Liveness::Unknown);
-        match member {
-            Some(member) if member.record.left => MemberState::Left,
-            _ if liveness == Some(Liveness::Late) => MemberState::Suspect,
-            _ if liveness == Some(Liveness::Alive) => MemberState::Up,
-            Some(member) if member.heard && liveness.is_none() => MemberState::Up,
-            // The machine is alive.
-            _ if serves => MemberState::Suspect,
-            _ => MemberState::Down,
-        }
-    }
-}
 
 /// One member, as this node sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -144,6 +144,7 @@ fn status() -> Status {
             address: Some("10.0.0.1".to_owned()),
             interface: "eth0".to_owned(),
             role: Role::Master.into(),
+            place: Place::Everyone.into(),
             version: "0.1.0".to_owned(),
             started_unix_ms: UnixMs(1),
             removed: false,

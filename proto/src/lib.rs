@@ -74,6 +74,8 @@ pub mod admission;
 
 pub mod transport;
 
+pub mod topology;
+
 pub mod seal;
 
 pub mod session;

@@ -52,6 +52,12 @@ pub enum OpenEnum<T> {
     Other(UnknownWord),
 }
 
+impl<T: Default> Default for OpenEnum<T> {
+    fn default() -> OpenEnum<T> {
+        OpenEnum::Known(T::default())
+    }
+}
+
 impl<T> From<T> for OpenEnum<T> {
     fn from(value: T) -> OpenEnum<T> {
         OpenEnum::Known(value)

@@ -133,6 +133,11 @@ impl RecordStore {
         if record.verify(&self.cluster, &key) { OfferOutcome::Taken } else { OfferOutcome::Forged }
     }
 
+    /// Drops the records of other members than these: an attached node needs few.
+    pub fn keep(&mut self, needed: impl Fn(&NodeId) -> bool) {
+        self.held.retain(|id, _| needed(id));
+    }
+
     /// Stores this node's own record, which it has just signed.
     pub fn publish(&mut self, record: SignedRecord) {
         self.held.insert(record.node, record);
@@ -143,14 +148,23 @@ impl RecordStore {
         self.held.iter().map(|(id, record)| (*id, record.version)).collect()
     }
 
-    /// Records that a peer lacks, up to `most` bytes of them: those that are newer than its versions and,
-    /// when `all`, those that it does not have.
-    pub fn newer_than(&self, known: &[(NodeId, RecordVersion)], all: bool, most: usize) -> Vec<SignedRecord> {
+    /// Records that a peer lacks, up to `most` bytes of them: those that are newer than its versions, and those that
+    /// it does not have of the nodes that it `wants`.
+    pub fn newer_than(
+        &self,
+        known: &[(NodeId, RecordVersion)],
+        wants: impl Fn(&NodeId) -> bool,
+        most: usize,
+    ) -> Vec<SignedRecord> {
         let known: BTreeMap<NodeId, RecordVersion> = known.iter().copied().collect();
         let mut left = most;
         self.held
             .values()
-            .filter(|record| known.get(&record.node).map_or(all, |version| *version < record.version))
+            .filter(|record| {
+                known
+                    .get(&record.node)
+                    .map_or_else(|| wants(&record.node), |version| *version < record.version)
+            })
             .take_while(|record| {
                 let size = record.body().len() + 128;
                 let fits = size <= left;
@@ -266,9 +280,12 @@ mod tests {
         let nodes = |records: Vec<SignedRecord>| {
             records.iter().map(|record| record.node).collect::<std::collections::BTreeSet<_>>()
         };
-        assert_eq!(nodes(store.newer_than(&known, false, 10_000)), [id(2)].into());
-        assert_eq!(nodes(store.newer_than(&known, true, 10_000)), [id(2), id(3)].into());
-        assert_eq!(store.newer_than(&[], true, 900).len(), 2, "the rest comes with the next question");
+        assert_eq!(nodes(store.newer_than(&known, |_| false, 10_000)), [id(2)].into());
+        assert_eq!(nodes(store.newer_than(&known, |_| true, 10_000)), [id(2), id(3)].into());
+        assert_eq!(store.newer_than(&[], |_| true, 900).len(), 2, "the rest comes with the next question");
+        assert_eq!(nodes(store.newer_than(&known, |one| *one == id(3), 10_000)), [id(2), id(3)].into());
+        store.keep(|one| *one != id(1));
+        assert_eq!(nodes(store.iter().cloned().collect()), [id(2), id(3)].into());
         store.set_members(CLUSTER, [(id(2), pair(2).1)].into());
         assert_eq!(nodes(store.iter().cloned().collect()), [id(2)].into());
         assert_eq!(store.offer(signed(1, 10, 1, b"back"), &id(2), NOW, WALL), OfferOutcome::NotMember);

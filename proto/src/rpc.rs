@@ -147,6 +147,9 @@ pub enum FromMember {
         known: Vec<(NodeId, u64, u64)>,
         /// Also those of nodes that are not named.
         all: bool,
+        /// Of these only those that every node needs: see [`crate::topology::is_needed`].
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        needed: bool,
     },
     /// Known only to the next version.
     #[cfg(feature = "next-wire")]

@@ -45,7 +45,7 @@ fn from_member() -> Vec<FromMember> {
         FromMember::Held(node),
         FromMember::Events { since: UnixMs(1), after: 2, most: 3 },
         FromMember::Examine(vec![0; 3]),
-        FromMember::Records { known: vec![(node, 4, 5)], all: true },
+        FromMember::Records { known: vec![(node, 4, 5)], all: true, needed: false },
     ]
 }
 

@@ -266,6 +266,8 @@ mod tests {
             ),
             ("vip", vec![DatagramFrame::Vip(b"a message of virtual IPs")]),
             ("pulse-with-report", vec![DatagramFrame::Pulse(7), DatagramFrame::Heard(&report)]),
+            ("attach", vec![DatagramFrame::Attach(b"a report of an attached node")]),
+            ("beacon", vec![DatagramFrame::Beacon(b"what a core member says")]),
         ];
         let stored =
             include_str!("../tests/golden/datagrams.hex").lines().filter(|line| !line.starts_with('#'));

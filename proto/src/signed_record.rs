@@ -77,6 +77,31 @@ impl SignedRecord {
         data_encoding::BASE64_NOPAD.encode(&[self.signature.as_slice(), &self.body].concat())
     }
 
+    /// The whole record as bytes, for datagrams: node, generation, sequence, signature, body.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let RecordVersion { generation, sequence } = self.version;
+        let (generation, sequence) = (generation.to_be_bytes(), sequence.to_be_bytes());
+        [self.node.0.as_slice(), &generation, &sequence, &self.signature, &self.body].concat()
+    }
+
+    /// The record from [`SignedRecord::to_bytes`]; none when it is too short or too long.
+    pub fn from_bytes(bytes: &[u8]) -> Option<SignedRecord> {
+        let (node, rest) = bytes.split_first_chunk()?;
+        let (generation, rest) = rest.split_first_chunk()?;
+        let (sequence, rest) = rest.split_first_chunk()?;
+        let (signature, body) = rest.split_at_checked(SIGNATURE_LEN)?;
+        let version = RecordVersion {
+            generation: u64::from_be_bytes(*generation),
+            sequence: u64::from_be_bytes(*sequence),
+        };
+        (body.len() <= MAX_BODY).then(|| SignedRecord {
+            node: NodeId(*node),
+            version,
+            body: body.to_vec(),
+            signature: signature.to_vec(),
+        })
+    }
+
     /// The encoded fields: see [`crate::record`].
     pub fn body(&self) -> &[u8] {
         &self.body

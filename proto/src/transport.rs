@@ -153,6 +153,10 @@ pub enum DatagramFrame<'a> {
     RecordFingerprint(u32),
     /// How long ago the sender last heard its peers ([`crate::heard`]).
     Heard(&'a [u8]),
+    /// An attached node reports to a core member ([`crate::topology::Attach`]).
+    Attach(&'a [u8]),
+    /// A core member's answer, and what it says unasked ([`crate::topology::Beacon`]).
+    Beacon(&'a [u8]),
 }
 
 impl<'a> DatagramFrame<'a> {
@@ -164,6 +168,8 @@ impl<'a> DatagramFrame<'a> {
     const VIP: u8 = 5;
     const RECORD_FINGERPRINT: u8 = 6;
     const HEARD: u8 = 7;
+    const ATTACH: u8 = 8;
+    const BEACON: u8 = 9;
 
     /// Appends the frame. False when it no longer fits into the datagram: nothing is appended then.
     pub fn put(&self, plaintext: &mut Vec<u8>) -> bool {
@@ -193,6 +199,8 @@ impl<'a> DatagramFrame<'a> {
                 put(DatagramFrame::RECORD_FINGERPRINT, [&print.to_be_bytes(), next_wire::TAIL])
             }
             DatagramFrame::Heard(report) => put(DatagramFrame::HEARD, [report, next_wire::TAIL]),
+            DatagramFrame::Attach(message) => put(DatagramFrame::ATTACH, [message, &[]]),
+            DatagramFrame::Beacon(message) => put(DatagramFrame::BEACON, [message, &[]]),
         }
     }
 
@@ -236,6 +244,8 @@ impl<'a> DatagramFrame<'a> {
                 .first_chunk::<4>()
                 .map(|bytes| DatagramFrame::RecordFingerprint(u32::from_be_bytes(*bytes))),
             DatagramFrame::HEARD => Some(DatagramFrame::Heard(body)),
+            DatagramFrame::ATTACH => Some(DatagramFrame::Attach(body)),
+            DatagramFrame::BEACON => Some(DatagramFrame::Beacon(body)),
             _ => None,
         }
     }

@@ -5,7 +5,7 @@
 //! a node that was admitted as a worker, a service that the settings let others offer, an offer at an address
 //! that its node has not proven to be its own, a virtual IP that it is no candidate for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use crate::node::{Name, NodeId, Role};
@@ -153,9 +153,35 @@ pub struct ClusterView {
     pub members: BTreeMap<NodeId, MemberView>,
     /// Claims that have no effect.
     pub not_counted: Vec<IgnoredClaim>,
+    /// What core members say of those without a record here; `None`: all members gossip.
+    pub others: Option<OtherMembers>,
+}
+
+/// Members whose records this node does not need, and so does not have.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct OtherMembers {
+    /// Number of all members.
+    pub members: usize,
+    /// How many of them are alive.
+    pub up: usize,
+    /// Those that are not alive, or some of them.
+    pub silent: BTreeSet<NodeId>,
+    /// Core members that have another document.
+    pub differ: Vec<NodeId>,
 }
 
 impl ClusterView {
+    /// Number of members, with those whose records this node does not have.
+    pub fn size(&self) -> usize {
+        self.others.as_ref().map_or(self.members.len(), |others| others.members)
+    }
+
+    /// Whether a member without a record here is alive by what core members say.
+    pub fn is_said_alive(&self, id: &NodeId) -> bool {
+        let others = self.others.as_ref().filter(|_| !self.members.contains_key(id));
+        others.is_some_and(|others| !others.silent.contains(id))
+    }
+
     /// Builds a view from the members' records. `previous` has since when. Non-members are left out, so that
     /// a removed node disappears from every list at once.
     pub fn new<'a>(

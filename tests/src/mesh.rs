@@ -493,6 +493,9 @@ pub struct Own {
     pub address: Option<String>,
     pub interface: String,
     pub role: String,
+    /// Its place; empty where all members gossip.
+    #[serde(default)]
+    pub place: String,
     pub version: String,
     pub started_unix_ms: u64,
     pub removed: bool,

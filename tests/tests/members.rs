@@ -1,4 +1,5 @@
-//! A node with an unreadable cluster file, and a master that many nodes join at once.
+//! A node with an unreadable cluster file, a master that many nodes join at once, and a cluster so large that only a
+//! core of it gossips.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -104,6 +105,93 @@ fn forty_nodes_that_join_one_master_at_once_are_all_admitted() -> Result<()> {
         // The limit of the hostile suite for any peer, in addition to the agent's own use.
         ensure!(peak < 96 * 1024, "{peak} kB");
         ensure!(descriptors < 400, "{descriptors} descriptors");
+        Ok(())
+    })
+}
+
+/// The nodes in this place, by their own status; those that do not run are in none.
+fn placed(agents: &mut [Agent<'_>], place: &str) -> Result<Vec<usize>> {
+    let mut found = Vec::new();
+    for (i, agent) in agents.iter_mut().enumerate() {
+        if agent.is_running() && agent.status()?.node.place == place {
+            found.push(i);
+        }
+    }
+    Ok(found)
+}
+
+#[test]
+fn attached_nodes_lose_no_backend_when_all_of_the_core_but_one_is_killed() -> Result<()> {
+    const NODES: usize = 40;
+    const CORE: usize = 12;
+    with_agents(Lab::bridge(NODES), |lab, agents| {
+        let invite = agents[0].init()?;
+        agents[1].join(&invite)?;
+        let invite = agents[0].workers_invite()?;
+        for other in &mut agents[2..] {
+            other.begin_join(&invite)?;
+        }
+        for other in &mut agents[2..] {
+            other.wait_until_asked()?;
+        }
+        let _masters = (0..2).map(|i| lab.nginx_master(i)).collect::<Result<Vec<_>>>()?;
+        let limit = Duration::from_secs(90);
+        let (core, took) = eventually("a core gossips, and all others are attached", limit, || {
+            let (core, attached) = (placed(agents, "core")?, placed(agents, "attached")?);
+            ensure!(core.len() == CORE && attached.len() == NODES - CORE, "{core:?} {attached:?}");
+            Ok(core)
+        })?;
+        println!("the core formed in {took:.1?}: {core:?}");
+        ensure!(core.contains(&0) && core.contains(&1), "masters are in the core: {core:?}");
+        let all: Vec<&str> = lab.nodes().iter().map(|node| node.name.as_str()).collect();
+        for agent in agents.iter() {
+            agent.wait_for_up(&all, limit)?;
+            for master in ["n0", "n1"] {
+                agent.wait_for_backend(master, &["ready"], limit)?;
+            }
+        }
+
+        // The agents alone: what they proxy goes on.
+        let killed: Vec<usize> = core.into_iter().filter(|i| *i != 0).collect();
+        for i in &killed {
+            agents[*i].kill()?;
+        }
+        let began = Instant::now();
+        let rest: Vec<usize> = (0..NODES).filter(|i| !killed.contains(i)).collect();
+        let up: Vec<&str> = rest.iter().map(|i| all[*i]).collect();
+        let mut sample = rest.iter().cycle();
+        eventually("a new core, and all know who is up", limit, || {
+            let watched = &agents[*sample.next().context("a node")?];
+            watched.who_serves().with_context(|| format!("{} is not served", watched.name()))?;
+            let lost = watched.backend_state("n1")?;
+            if ["gone", "down"].contains(&lost.as_str()) {
+                return Ok(Err(anyhow::anyhow!("{} takes n1 for {lost}", watched.name())));
+            }
+            let core = placed(agents, "core")?.len();
+            ensure!(core == CORE, "{core} in the core");
+            for i in &rest {
+                let status = agents[*i].status()?;
+                let mut seen = status.names_in(&["up"]);
+                seen.sort_unstable();
+                let mut up = up.clone();
+                up.sort_unstable();
+                ensure!(seen == up, "{}: {}", agents[*i].name(), status.members_in_words());
+            }
+            Ok(Ok(()))
+        })?
+        .0?;
+        println!("mended {:.1?} after {} of {CORE} were killed", began.elapsed(), killed.len());
+
+        // What one of them changes reaches all.
+        agents[0].cli(&["set", "service.kube-api.balance=first"])?.ok()?;
+        let document = agents[0].status()?.cluster.document;
+        for i in &rest {
+            eventually("the change arrives", limit, || {
+                let held = agents[*i].status()?.cluster.document;
+                ensure!(held == document, "{} holds {held}", agents[*i].name());
+                Ok(())
+            })?;
+        }
         Ok(())
     })
 }

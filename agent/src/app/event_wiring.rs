@@ -157,8 +157,8 @@ async fn answer_members(
             let ring = running.events.ring();
             let ask = EventQuery { since, most, ..EventQuery::default() };
             let _ = incoming.reply.send(ToMember::Events(events::own(&ring, &ask, after)));
-        } else if let FromMember::Records { known, all } = incoming.request {
-            let _ = incoming.reply.send(gossip::newer(running.peers.records(), known, all));
+        } else if let FromMember::Records { known, all, needed } = incoming.request {
+            let _ = incoming.reply.send(gossip::newer(running.peers.records(), known, all, needed));
         } else if let FromMember::Examine(_) = incoming.request {
             doctor::answer_member(&running, &examinations, incoming);
         } else if !running.membership.incoming(incoming).await {

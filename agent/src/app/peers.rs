@@ -7,15 +7,16 @@ use proto::node::NodeId;
 use proto::pulse::PeerLivenessMap;
 use proto::record::NodeRecord;
 use proto::settings::Settings;
+use proto::topology::Place;
 use proto::view::ClusterView;
 use tokio::sync::{mpsc, watch};
 
-use crate::gossip::{self, GossipProblems};
+use crate::gossip::{self, GossipOutputs, GossipProblems};
 use crate::lifecycle::Lifecycle;
 use crate::membership::disk::MemberStore;
 use crate::pulse;
 use crate::records::SharedRecords;
-use crate::transport::{Link, PulseAnswer, TrustedKeys};
+use crate::transport::{Link, PulseAnswer, TopologyFrame, TrustedKeys};
 
 /// What is heard, for all who read it.
 pub(super) struct Peers {
@@ -23,6 +24,7 @@ pub(super) struct Peers {
     liveness: watch::Receiver<Arc<PeerLivenessMap>>,
     records: Arc<SharedRecords>,
     problems: watch::Receiver<GossipProblems>,
+    place: watch::Receiver<Place>,
 }
 
 /// The other ends, which gossip and pulses write. They start after most of their readers, since they publish
@@ -32,6 +34,7 @@ pub(super) struct PeerWriters {
     liveness: watch::Sender<Arc<PeerLivenessMap>>,
     records: Arc<SharedRecords>,
     problems: watch::Sender<GossipProblems>,
+    place: watch::Sender<Place>,
 }
 
 /// What gossip and pulses work with.
@@ -51,6 +54,7 @@ pub(super) struct PeerArrivals {
     pub(super) gossip: mpsc::Receiver<(NodeId, Vec<u8>)>,
     pub(super) proven: mpsc::Receiver<NodeId>,
     pub(super) fingerprints: mpsc::Receiver<(NodeId, u32)>,
+    pub(super) topology: mpsc::Receiver<(NodeId, TopologyFrame)>,
     pub(super) answers: mpsc::Receiver<PulseAnswer>,
 }
 
@@ -61,8 +65,16 @@ impl Peers {
         let (view_in, view) = watch::channel(Arc::default());
         let (liveness_in, liveness) = watch::channel(Arc::default());
         let (problems_in, problems) = watch::channel(GossipProblems::default());
-        let peers = Peers { view, liveness, records: records.clone(), problems };
-        (peers, PeerWriters { view: view_in, liveness: liveness_in, records, problems: problems_in })
+        let (place_in, place) = watch::channel(Place::default());
+        let peers = Peers { view, liveness, records: records.clone(), problems, place };
+        let writers = PeerWriters {
+            view: view_in,
+            liveness: liveness_in,
+            records,
+            problems: problems_in,
+            place: place_in,
+        };
+        (peers, writers)
     }
 
     /// The members and what each says of itself.
@@ -80,6 +92,11 @@ impl Peers {
         &self.records
     }
 
+    /// Whether this node gossips.
+    pub(super) fn place(&self) -> Place {
+        *self.place.borrow()
+    }
+
     /// What went wrong with gossip.
     pub(super) fn gossip_problems(&self) -> GossipProblems {
         self.problems.borrow().clone()
@@ -90,7 +107,7 @@ impl PeerWriters {
     /// Starts pulses and gossip.
     pub(super) fn start(self, inputs: PeerInputs, life: &Lifecycle) {
         let PeerInputs { link, trust, settings, serving, record, disk, arrivals } = inputs;
-        let PeerArrivals { gossip: messages, proven, fingerprints, answers } = arrivals;
+        let PeerArrivals { gossip: messages, proven, fingerprints, topology, answers } = arrivals;
         pulse::spawn(link.clone(), self.view.subscribe(), record.clone(), answers, self.liveness, life);
         let inputs = gossip::GossipInputs {
             link,
@@ -100,10 +117,15 @@ impl PeerWriters {
             arrivals: messages,
             proven,
             fingerprints,
+            topology,
             record,
             records: self.records,
             next_generation: Box::new(move |above| disk.next_generation(above)),
         };
-        gossip::spawn(inputs, self.view, self.problems, life);
+        gossip::spawn(
+            inputs,
+            GossipOutputs { view: self.view, problems: self.problems, place: self.place },
+            life,
+        );
     }
 }

@@ -68,13 +68,14 @@ pub(super) fn start(
     let own = OwnNode::start(&member, began, clients.effective().services(), life);
     link.serve(tcp, life)?;
 
-    let Inbox { gossip, members, joining, proven, unknown_key, answers, vips: beats, fingerprints } = inbox;
+    let Inbox { gossip, members, joining, proven, unknown_key, answers, vips: beats, fingerprints, topology } =
+        inbox;
     let StoredMember { replica, ring, invites, epochs, .. } = member;
     let base = Foundation { link, disk, trust, clients, own, peers };
     let vips = base.start_vips(beats, events.tell(), epochs, life);
     let record = base.start_record(&vips, life);
     let membership = base.start_membership((replica, ring, invites), (joining, unknown_key), trust_in, life);
-    base.start_hearing(heard, PeerArrivals { gossip, proven, fingerprints, answers }, record, life);
+    base.start_hearing(heard, PeerArrivals { gossip, proven, fingerprints, topology, answers }, record, life);
 
     let Foundation { link, disk, trust, clients, own, peers } = base;
     let running = Arc::new(RunningAgent {

@@ -63,6 +63,7 @@ pub(super) fn of(running: &RunningAgent) -> Status {
             address: address.map(|ip| ip.to_string()),
             interface: running.own.file().interface.clone(),
             role: role(&own).into(),
+            place: running.peers.place().into(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_unix_ms: running.own.began(),
             removed: document.member(&own).is_none(),
@@ -171,7 +172,9 @@ fn member_status(
     let serves = backend.is_some_and(|backend| backend.state == BackendState::Ready);
     let state = match own {
         true => MemberState::Up,
-        false => MemberState::of(member, peer_liveness.map(|peer_liveness| peer_liveness.liveness), serves),
+        false => {
+            MemberState::of(view, &id, peer_liveness.map(|peer_liveness| peer_liveness.liveness), serves)
+        }
     };
     let address = match (own, running.link.addresses().best(&id)) {
         (true, _) => running.own.address().map(|ip| ip.to_string()),

@@ -175,7 +175,7 @@ impl PreviousState {
             }
             let serves = serving.iter().any(|one| one.node == *id && one.state == BackendState::Ready);
             let state =
-                MemberState::of(member, peer_liveness.map(|peer_liveness| peer_liveness.liveness), serves);
+                MemberState::of(view, id, peer_liveness.map(|peer_liveness| peer_liveness.liveness), serves);
             let known = self.members.get(id).copied();
             let early = now.0.saturating_sub(self.began.0) < FIRST_CONTACT.as_millis() as u64;
             if known.is_some_and(|(was, _)| was == state)

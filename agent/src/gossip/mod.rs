@@ -6,8 +6,12 @@
 //! not bring them ([`pull`]). One task owns it all and restarts chitchat, with a higher generation, should it
 //! ever end; stopping anywhere is safe, since its whole state is what members publish again.
 //!
+//! In a large cluster only a core runs chitchat: an attached node reports to core members, and is told what it needs
+//! ([`attached`]).
+//!
 //! This module is the sole publisher of this node's record.
 
+mod attached;
 mod codec;
 mod guard;
 mod problems;
@@ -31,10 +35,12 @@ use proto::record::NodeRecord;
 use proto::settings::Settings;
 use proto::signed_record::{RecordVersion, SignedRecord};
 use proto::time::Moment;
+use proto::topology::Place;
 use proto::view::ClusterView;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
+use self::attached::ClusterPlace;
 use self::codec::{GossipInbox, GossipTransport, NodeAddresses};
 use self::guard::GossipGuard;
 pub(crate) use self::problems::GossipProblems;
@@ -43,7 +49,7 @@ pub(crate) use self::pull::newer;
 use self::view::RecordCache;
 use crate::lifecycle::{Lifecycle, wall};
 use crate::records::SharedRecords;
-use crate::transport::{Link, TrustedKeys};
+use crate::transport::{Link, TopologyFrame, TrustedKeys};
 
 /// The one gossip key of each node: its record.
 const KEY: &str = "r";
@@ -88,19 +94,25 @@ pub(crate) struct GossipInputs {
     pub(crate) proven: mpsc::Receiver<NodeId>,
     /// Fingerprints of members' latest records, from their pulses.
     pub(crate) fingerprints: mpsc::Receiver<(NodeId, u32)>,
+    /// What attached nodes and core members say to each other.
+    pub(crate) topology: mpsc::Receiver<(NodeId, TopologyFrame)>,
     pub(crate) record: watch::Receiver<NodeRecord>,
     pub(crate) records: Arc<SharedRecords>,
     /// Returns the next generation, above all earlier ones and the given one.
     pub(crate) next_generation: Box<dyn Fn(u64) -> u64 + Send>,
 }
 
-/// Starts gossip. Nothing else writes the view and the report.
-pub(crate) fn spawn(
-    inputs: GossipInputs,
-    view: watch::Sender<Arc<ClusterView>>,
-    report: watch::Sender<GossipProblems>,
-    life: &Lifecycle,
-) {
+/// What gossip alone writes.
+pub(crate) struct GossipOutputs {
+    pub(crate) view: watch::Sender<Arc<ClusterView>>,
+    pub(crate) problems: watch::Sender<GossipProblems>,
+    pub(crate) place: watch::Sender<Place>,
+}
+
+/// Starts gossip.
+pub(crate) fn spawn(inputs: GossipInputs, outputs: GossipOutputs, life: &Lifecycle) {
+    let document = inputs.trust.borrow().document.clone();
+    let place = ClusterPlace::new(inputs.link.own(), &document, life.now());
     let guard = Arc::new(Mutex::new(GossipGuard::new(inputs.link.own())));
     let (passing, records, clock) = (guard.clone(), inputs.records.clone(), life.clone());
     let pass = move |from: NodeId, message: &[u8]| {
@@ -121,6 +133,8 @@ pub(crate) fn spawn(
         serving: inputs.serving,
         proven: inputs.proven,
         fingerprints: inputs.fingerprints,
+        frames: inputs.topology,
+        place,
         record: inputs.record,
         records: inputs.records,
         next_generation: inputs.next_generation,
@@ -129,8 +143,9 @@ pub(crate) fn spawn(
         overtaken: Moment::ZERO,
         seen: RecordCache::default(),
         pulls: RecordPulls::default(),
-        view,
-        report,
+        view: outputs.view,
+        report: outputs.problems,
+        shown_place: outputs.place,
         life: life.clone(),
     };
     life.supervise("gossip", task, |task| Box::pin(task.supervise()));
@@ -183,6 +198,9 @@ struct Gossip {
     serving: watch::Receiver<Arc<LastKnownGood>>,
     proven: mpsc::Receiver<NodeId>,
     fingerprints: mpsc::Receiver<(NodeId, u32)>,
+    frames: mpsc::Receiver<(NodeId, TopologyFrame)>,
+    /// Whether this node gossips, and what follows from that.
+    place: ClusterPlace,
     record: watch::Receiver<NodeRecord>,
     records: Arc<SharedRecords>,
     next_generation: Box<dyn Fn(u64) -> u64 + Send>,
@@ -195,6 +213,7 @@ struct Gossip {
     pulls: RecordPulls,
     view: watch::Sender<Arc<ClusterView>>,
     report: watch::Sender<GossipProblems>,
+    shown_place: watch::Sender<Place>,
     life: Lifecycle,
 }
 
@@ -204,13 +223,23 @@ enum RunEnd {
     Stopping,
     /// The cluster has grown or shrunk so much that the interval should change.
     Resized,
+    /// This node gossips from now on, or does not any more.
+    Moved(Place),
     /// A record of this node, signed by its key, is later than its own.
     Overtaken(RecordVersion),
     /// It ended unexpectedly.
     Failed(String),
 }
 
-/// Interval of gossip in a cluster of this many nodes.
+/// Waits for a change of a watch that may not be there.
+async fn changed<T>(watch: &mut Option<watch::Receiver<T>>) -> Result<(), watch::error::RecvError> {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Interval of gossip among this many nodes.
 fn interval(members: usize) -> Duration {
     MIN_INTERVAL.max(Duration::from_secs_f64(members as f64 / NODES_PER_SECOND))
 }
@@ -228,6 +257,7 @@ impl Gossip {
             match ended {
                 RunEnd::Stopping => return,
                 RunEnd::Resized => info!("gossip restarts with an interval for the new cluster size"),
+                RunEnd::Moved(place) => info!(%place, "the cluster's size or core has changed"),
                 RunEnd::Overtaken(by) => {
                     self.overtaken = self.life.now();
                     above = by.generation;
@@ -257,19 +287,25 @@ impl Gossip {
     async fn run(&mut self, above: u64) -> anyhow::Result<RunEnd> {
         let (document, own) = (self.trust.borrow_and_update().document.clone(), self.link.own());
         self.watch_document(&document);
-        let interval = interval(document.members().count());
+        let place = self.place.topology.place();
+        self.shown_place.send_replace(place);
+        let peers = self.place.gossips_with(&document);
+        let interval = interval(peers.len());
         let generation = (self.next_generation)(above);
         lock(&self.guard).set_generation(generation);
         self.version = RecordVersion { generation, sequence: 0 };
         self.body = self.record.borrow_and_update().to_body();
         let value = self.sign(&document).to_value();
+        if place == Place::Attached {
+            return Ok(self.watch_record(None, peers.len()).await);
+        }
         let config = ChitchatConfig {
             chitchat_id: ChitchatId::new(chitchat_name(&own), generation, chitchat_address(&own)),
             cluster_id: document.id.to_string(),
             gossip_interval: interval,
             listen_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-            // All members, always: a node that was alone for a day still finds the others.
-            seed_nodes: document.members().map(|(id, _)| chitchat_address(id).to_string()).collect(),
+            // All of them, always: a node that was alone for a day still finds the others.
+            seed_nodes: peers.iter().map(|id| chitchat_address(id).to_string()).collect(),
             failure_detector_config: FailureDetectorConfig {
                 phi_threshold: PHI,
                 sampling_window_size: 100,
@@ -293,7 +329,7 @@ impl Gossip {
         let values: Vec<_> = values.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
         self.version.sequence += next_wire::GOSSIP.len() as u64;
         let handle = spawn_chitchat(config, values, &mesh).await?;
-        let ended = self.watch_record(&handle, document.members().count()).await;
+        let ended = self.watch_record(Some(&handle), peers.len()).await;
         let _ = handle.initiate_shutdown();
         handle.abort();
         Ok(ended)
@@ -301,19 +337,30 @@ impl Gossip {
 
     fn watch_document(&mut self, document: &Document) {
         self.names.learn_address(document);
+        self.place.set_members(document);
         self.records.set_members(document);
         lock(&self.guard).set_members(&document.id.to_string(), document.members().map(|(id, _)| *id));
         self.seen.forget();
     }
 
-    async fn watch_record(&mut self, handle: &ChitchatHandle, started_with: usize) -> RunEnd {
-        let mut live = handle.with_chitchat(|chitchat| chitchat.live_nodes_watcher()).await;
-        let members = u32::try_from(started_with).unwrap_or(u32::MAX);
+    /// Follows all that gossip depends on. Without chitchat this node is attached.
+    async fn watch_record(&mut self, handle: Option<&ChitchatHandle>, started_with: usize) -> RunEnd {
+        let mut live = match handle {
+            Some(handle) => Some(handle.with_chitchat(|chitchat| chitchat.live_nodes_watcher()).await),
+            None => None,
+        };
+        let place = self.place.topology.place();
+        let members = u32::try_from(self.place.topology.members()).unwrap_or(u32::MAX);
         let mut look = tokio::time::interval(LOOK + Duration::from_millis(1).saturating_mul(members));
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let records = self.records.clone();
         let mut proofs = self.link.addresses().changes();
-        let failed = handle.termination_watcher();
+        let failed = async {
+            match handle {
+                Some(handle) => handle.termination_watcher().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::pin!(failed);
         loop {
             tokio::select! {
@@ -327,13 +374,26 @@ impl Gossip {
                         return ended;
                     }
                 }
+                () = tokio::time::sleep_until(self.life.instant(self.place.deadline())) => {
+                    let now = self.life.now();
+                    if self.place.decide(now) != place {
+                        return RunEnd::Moved(self.place.topology.place());
+                    }
+                    self.poll_topology();
+                    continue;
+                }
+                Some((from, frame)) = self.frames.recv() => {
+                    if !self.take_frame(from, &frame) {
+                        continue;
+                    }
+                }
                 () = records.changed() => {}
                 Ok(()) = proofs.changed() => {}
                 Some((node, fingerprint)) = self.fingerprints.recv() => {
                     self.pulls.announced(node, fingerprint, self.life.now());
                     continue;
                 }
-                changed = live.changed() => if changed.is_err() {
+                changed = changed(&mut live) => if changed.is_err() {
                     return RunEnd::Failed("a watch was closed".to_owned());
                 },
                 Ok(()) = self.record.changed() => if let Some(ended) = self.publish(handle).await {
@@ -343,7 +403,7 @@ impl Gossip {
                 Ok(()) = self.trust.changed() => {
                     let document = self.trust.borrow_and_update().document.clone();
                     self.watch_document(&document);
-                    let members = document.members().count();
+                    let members = self.place.gossips_with(&document).len();
                     let (now, then) = (interval(members), interval(started_with));
                     // Gossip works with any interval, and a restart costs a moment: only for large changes.
                     if now > then * 3 / 2 || now * 3 / 2 < then {
@@ -352,7 +412,9 @@ impl Gossip {
                 }
                 Some(peer) = self.proven.recv() => {
                     // Its datagrams were dropped until now: do not wait for the next round.
-                    let _ = handle.gossip(chitchat_address(&peer));
+                    if let Some(handle) = handle {
+                        let _ = handle.gossip(chitchat_address(&peer));
+                    }
                     continue;
                 }
             }
@@ -372,8 +434,8 @@ impl Gossip {
         record
     }
 
-    /// Gives chitchat this node's record if it has changed.
-    async fn publish(&mut self, handle: &ChitchatHandle) -> Option<RunEnd> {
+    /// Signs this node's record if it has changed, and gives it to chitchat, or to the core members that it holds.
+    async fn publish(&mut self, handle: Option<&ChitchatHandle>) -> Option<RunEnd> {
         let body = self.record.borrow_and_update().to_body();
         if body == self.body {
             return None;
@@ -382,6 +444,11 @@ impl Gossip {
         let document = self.trust.borrow().document.clone();
         let record = self.sign(&document);
         let (value, sequence) = (record.to_value(), record.version.sequence);
+        let Some(handle) = handle else {
+            self.place.topology.hurry(self.life.now());
+            self.poll_topology();
+            return None;
+        };
         let published = handle
             .with_chitchat(|chitchat| {
                 let state = chitchat.self_node_state();
@@ -401,7 +468,10 @@ impl Gossip {
             (guard.offenders(now), guard.overtaken())
         };
         self.report.send_if_modified(|report| report.set_offenders(offenders));
-        let by = overtaken?;
+        // Without gossip the guard sees nothing.
+        let stored = self.records.lock().version(&self.link.own());
+        let attached = self.place.topology.place() == Place::Attached;
+        let by = overtaken.or_else(|| (attached && stored > self.version).then_some(stored))?;
         let rested = self.overtaken == Moment::ZERO || now.since(self.overtaken) >= OVERTAKEN;
         rested.then_some(RunEnd::Overtaken(by))
     }

@@ -3,8 +3,9 @@
 //! - Soon after the start, from one member, so that a node has all records before the first round of gossip.
 //! - While no member is alive, from one after the other: gossip can't work while keys differ.
 //! - From a master whose pulses have another record than the stored one for longer than a moment.
-//! - Every minute or so, from one random member: records that gossip does not deliver for some reason then
-//!   arrive anyway.
+//! - On an attached node, from a core member that has others of those that every node needs.
+//! - Every minute or so, from one random member, in a large cluster of the core: records that gossip does not
+//!   deliver for some reason then arrive anyway.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use proto::node::NodeId;
 use proto::rpc::{FromMember, ToMember};
 use proto::signed_record::{RecordVersion, SignedRecord};
 use proto::time::Moment;
+use proto::topology::Place;
 
 use super::Gossip;
 use crate::records::MOST_BYTES;
@@ -53,7 +55,7 @@ impl Gossip {
     pub(super) fn pull(&mut self) {
         let now = self.life.now();
         for (node, version) in self.overdue(now) {
-            self.ask(node, vec![(node, version)], false);
+            self.ask(node, vec![(node, version)], false, false);
         }
         let own = self.link.own();
         let view = self.view.borrow().clone();
@@ -61,7 +63,14 @@ impl Gossip {
             return;
         }
         let document = self.trust.borrow().document.clone();
-        let members: Vec<NodeId> = document.members().map(|(id, _)| *id).filter(|id| *id != own).collect();
+        let attached = self.place.topology.place() == Place::Attached;
+        let members: Vec<NodeId> = match self.place.topology.place() {
+            Place::Everyone => document.members().map(|(id, _)| *id).filter(|id| *id != own).collect(),
+            // Nobody else has all records.
+            Place::Core | Place::Attached => {
+                self.place.topology.core().iter().filter(|id| **id != own).copied().collect()
+            }
+        };
         let heard = |id: &&NodeId| view.members.get(id).is_some_and(|member| member.heard);
         let anyone = members.iter().any(|id| heard(&id));
         let dice = u64::from_be_bytes(random());
@@ -74,7 +83,7 @@ impl Gossip {
         self.pulls.next = Some(now.after(wait));
         if let Some(peer) = peer {
             let known = self.records.lock().versions();
-            self.ask(peer, known, true);
+            self.ask(peer, known, true, attached);
         }
     }
 
@@ -94,11 +103,11 @@ impl Gossip {
     }
 
     /// Asks one member for its newer records.
-    fn ask(&self, peer: NodeId, known: Vec<(NodeId, RecordVersion)>, all: bool) {
+    pub(super) fn ask(&self, peer: NodeId, known: Vec<(NodeId, RecordVersion)>, all: bool, needed: bool) {
         let known = known.into_iter().map(|(id, at)| (id, at.generation, at.sequence)).collect();
         let (link, records, life) = (self.link.clone(), self.records.clone(), self.life.clone());
         self.life.spawn(async move {
-            let request = FromMember::Records { known, all };
+            let request = FromMember::Records { known, all, needed };
             let work = tokio::time::timeout(ANSWER, link.dialer().call(peer, &request));
             let answer = tokio::select! {
                 answer = work => answer,
@@ -116,8 +125,11 @@ pub(crate) fn newer(
     records: &crate::records::SharedRecords,
     known: Vec<(NodeId, u64, u64)>,
     all: bool,
+    needed: bool,
 ) -> ToMember {
+    let every = records.needed();
+    let wants = |id: &NodeId| all && (!needed || every.is_empty() || every.contains(id));
     let version = |(id, generation, sequence)| (id, RecordVersion { generation, sequence });
     let known: Vec<_> = known.into_iter().map(version).collect();
-    ToMember::Records(records.lock().newer_than(&known, all, MOST_BYTES))
+    ToMember::Records(records.lock().newer_than(&known, wants, MOST_BYTES))
 }

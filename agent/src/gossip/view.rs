@@ -9,6 +9,7 @@ use proto::cluster::Document;
 use proto::node::NodeId;
 use proto::record::{NodeRecord, RecordField};
 use proto::signed_record::RecordVersion;
+use proto::topology::is_needed;
 use proto::view::{Authority, ClusterView, Ignored, IgnoredClaim, PublishedRecord};
 use tracing::warn;
 
@@ -18,6 +19,7 @@ use crate::lifecycle::wall;
 /// A decoded record.
 struct CachedRecord {
     version: RecordVersion,
+    fingerprint: u32,
     record: NodeRecord,
     left_out: Vec<RecordField>,
 }
@@ -47,16 +49,33 @@ impl RecordCache {
             }
             let name = document.shown_name(&signed.node);
             let (record, left_out) = NodeRecord::from_body(name, signed.body());
-            self.read.insert(signed.node, CachedRecord { version: signed.version, record, left_out });
+            let (version, fingerprint) = (signed.version, signed.fingerprint());
+            self.read.insert(signed.node, CachedRecord { version, fingerprint, record, left_out });
             fresh.push(signed.node);
         }
         fresh
     }
 }
 
+impl RecordCache {
+    /// Whether a member's record was read.
+    pub(super) fn has_read(&self, id: &NodeId) -> bool {
+        self.read.contains_key(id)
+    }
+
+    /// The records that every node needs, by their fingerprints: those of nodes that `needs` names, and those that are
+    /// needed for what they say.
+    pub(super) fn needed(&self, needs: impl Fn(&NodeId) -> bool) -> BTreeMap<NodeId, u32> {
+        let needed = |id: &NodeId, read: &CachedRecord| needs(id) || is_needed(&read.record);
+        let all = self.read.iter().filter(|(id, read)| needed(id, read));
+        all.map(|(id, read)| (*id, read.fingerprint)).collect()
+    }
+}
+
 impl Gossip {
-    /// Builds a new view from the records and chitchat's state, and publishes it when it differs.
-    pub(super) async fn publish_view(&mut self, handle: &ChitchatHandle) {
+    /// Builds a new view from the records and chitchat's state, and publishes it when it differs. Without chitchat
+    /// this node is attached.
+    pub(super) async fn publish_view(&mut self, handle: Option<&ChitchatHandle>) {
         let document = self.trust.borrow().document.clone();
         let previous = self.view.borrow().clone();
         let fresh = self.seen.read_changes(&self.records, &document);
@@ -64,24 +83,35 @@ impl Gossip {
         let own = self.link.own();
         let now = self.life.now();
         // The live start must be that of the record: an earlier one can look alive for a while.
-        let alive: BTreeSet<(String, u64)> = handle
-            .with_chitchat(|chitchat| {
-                chitchat.live_nodes().map(|id| (id.node_id.to_string(), id.generation_id)).collect()
-            })
-            .await;
+        let alive: BTreeSet<(String, u64)> = match handle {
+            Some(handle) => {
+                handle
+                    .with_chitchat(|chitchat| {
+                        chitchat.live_nodes().map(|id| (id.node_id.to_string(), id.generation_id)).collect()
+                    })
+                    .await
+            }
+            None => BTreeSet::new(),
+        };
         // chitchat needs several rounds before it calls a newcomer alive; a datagram from it shows that at
         // once.
-        let heard = |id: &NodeId, version: RecordVersion| {
+        let shown = |id: &NodeId, version: RecordVersion| {
             *id == own
                 || self.link.datagrams().last_heard(id).is_some_and(|at| now.since(at) < DIRECT)
                 || alive.contains(&(chitchat_name(id), version.generation))
+        };
+        let shown = self.seen.read.iter().filter(|(id, read)| shown(id, read.version)).map(|(id, _)| *id);
+        let shown: BTreeSet<NodeId> = shown.collect();
+        let heard = |id: &NodeId| {
+            let before = previous.members.get(id).is_some_and(|member| member.heard);
+            self.place.is_alive(id, shown.contains(id), before, now)
         };
         let view = {
             let published = self.seen.read.iter().map(|(id, read)| PublishedRecord {
                 id: *id,
                 record: &read.record,
                 left_out: &read.left_out,
-                alive: heard(id, read.version),
+                alive: heard(id),
             });
             let settings = self.settings.borrow().clone();
             let authority = Authority {
@@ -90,8 +120,11 @@ impl Gossip {
                 may_own: &|vip, name, role| settings.may_own(vip, name, role),
                 proven: &|id, ip| self.is_proven(id, ip),
             };
-            ClusterView::new(published, &previous, wall(), &authority)
+            let others = self.place.others();
+            ClusterView { others, ..ClusterView::new(published, &previous, wall(), &authority) }
         };
+        self.place.set_alive(&document, shown, now);
+        self.publish_needed(&document);
         self.keep_proofs(&view);
         self.ask_for_proofs(&view);
         for member in view.members.values() {

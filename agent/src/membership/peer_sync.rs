@@ -88,9 +88,10 @@ impl PeerSync {
         }
         let differ: Vec<NodeId> = {
             let view = self.view.borrow();
-            let other =
+            let said = |id: &NodeId| view.others.as_ref().is_some_and(|others| others.differ.contains(id));
+            let gossiped =
                 |id: &NodeId| view.members.get(id).is_some_and(|member| member.record.document != hash);
-            members.iter().filter(|id| other(id)).copied().collect()
+            members.iter().filter(|id| said(id) || gossiped(id)).copied().collect()
         };
         let differ: Vec<NodeId> = differ.into_iter().filter(|id| self.is_heard(id)).collect();
         let anyone = members.iter().any(|id| self.is_heard(id));

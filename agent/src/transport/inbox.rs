@@ -48,6 +48,15 @@ pub(crate) enum PulseAnswer {
     NoAgent(NodeId),
 }
 
+/// What an attached node and a core member say to each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum TopologyFrame {
+    /// Of an attached node.
+    Attach(Vec<u8>),
+    /// Of a core member.
+    Beacon(Vec<u8>),
+}
+
 /// Where arrivals go. The queues are small: gossip repeats itself, and members and joining nodes wait for
 /// their answer, so what does not fit now is better dropped or refused than kept.
 pub(crate) struct Inbox {
@@ -64,6 +73,8 @@ pub(crate) struct Inbox {
     pub(crate) vips: mpsc::Receiver<(NodeId, Vec<u8>)>,
     /// Fingerprints of members' current records: whoever has another record of one pulls it.
     pub(crate) fingerprints: mpsc::Receiver<(NodeId, u32)>,
+    /// What attached nodes and core members say to each other.
+    pub(crate) topology: mpsc::Receiver<(NodeId, TopologyFrame)>,
 }
 
 /// What members send unasked, each at a rate of its own for each member: the queues are shared, and one that
@@ -82,6 +93,8 @@ enum MemberTraffic {
     Fingerprint,
     /// One with each pulse and with each answer.
     Report,
+    /// One in two seconds, and from a core member as many records as nodes that are attached to it change at once.
+    Topology,
 }
 
 impl MemberTraffic {
@@ -91,6 +104,7 @@ impl MemberTraffic {
             MemberTraffic::Pulse => Rate { every: Duration::from_millis(15), burst: 30 },
             MemberTraffic::Answer => Rate { every: Duration::from_millis(10), burst: 50 },
             MemberTraffic::Vip => Rate { every: Duration::from_millis(2), burst: 100 },
+            MemberTraffic::Topology => Rate { every: Duration::from_millis(50), burst: 200 },
             MemberTraffic::Fingerprint => Rate { every: Duration::from_millis(250), burst: 4 },
             MemberTraffic::Report => Rate { every: Duration::from_millis(10), burst: 60 },
         }
@@ -107,6 +121,7 @@ pub(super) struct Arrivals {
     answers: mpsc::Sender<PulseAnswer>,
     vips: mpsc::Sender<(NodeId, Vec<u8>)>,
     fingerprints: mpsc::Sender<(NodeId, u32)>,
+    topology: mpsc::Sender<(NodeId, TopologyFrame)>,
     /// What each member may still send.
     rates: Mutex<BTreeMap<(NodeId, MemberTraffic), RateBucket>>,
     counters: Arc<LinkCounters>,
@@ -126,6 +141,8 @@ impl Arrivals {
         let (vips, vips_in) = mpsc::channel(256);
         // Each master says it once a second; what does not fit is said again.
         let (fingerprints, fingerprints_in) = mpsc::channel(256);
+        // A second of what is attached to one core member, if all others of it are lost in a cluster of a thousand.
+        let (topology, topology_in) = mpsc::channel(1024);
         let rates = Mutex::default();
         let arrivals = Arrivals {
             gossip,
@@ -136,6 +153,7 @@ impl Arrivals {
             answers,
             vips,
             fingerprints,
+            topology,
             rates,
             counters,
         };
@@ -148,6 +166,7 @@ impl Arrivals {
             answers: answers_in,
             vips: vips_in,
             fingerprints: fingerprints_in,
+            topology: topology_in,
         };
         (arrivals, inbox)
     }
@@ -205,6 +224,13 @@ impl Arrivals {
     pub(super) fn fingerprint(&self, from: NodeId, fingerprint: u32, now: Moment) {
         if self.fits(MemberTraffic::Fingerprint, from, now) {
             let _ = self.fingerprints.try_send((from, fingerprint));
+        }
+    }
+
+    /// What an attached node or a core member says.
+    pub(super) fn topology(&self, from: NodeId, frame: TopologyFrame, now: Moment) {
+        if self.fits(MemberTraffic::Topology, from, now) {
+            let _ = self.topology.try_send((from, frame));
         }
     }
 

@@ -48,7 +48,7 @@ use self::addresses::AddressBook;
 use self::counters::{Count, LinkCounters};
 use self::dial::PeerDialer;
 use self::inbox::Arrivals;
-pub(crate) use self::inbox::{Inbox, JoinConnection, MemberRequest, PulseAnswer};
+pub(crate) use self::inbox::{Inbox, JoinConnection, MemberRequest, PulseAnswer, TopologyFrame};
 use self::socket::DatagramSocket;
 use self::tcp::ConnectionServer;
 use self::tls::Identity;

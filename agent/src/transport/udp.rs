@@ -17,7 +17,7 @@ use super::TrustedKeys;
 use super::addresses::AddressBook;
 use super::counters::{Count, LinkCounters};
 use super::heard::PeerReportBook;
-use super::inbox::Arrivals;
+use super::inbox::{Arrivals, TopologyFrame};
 use super::proofs::PeerProofs;
 use super::responder::PulseResponder;
 use super::sealer::{DatagramSealer, Unopened};
@@ -182,6 +182,12 @@ impl Datagrams {
                 let is_master = self.trust.borrow().document.is_master(&sender);
                 self.heard.add(sender, is_master, report, now);
             }
+            DatagramFrame::Attach(body) => {
+                self.arrivals.topology(sender, TopologyFrame::Attach(body.to_vec()), now);
+            }
+            DatagramFrame::Beacon(body) => {
+                self.arrivals.topology(sender, TopologyFrame::Beacon(body.to_vec()), now);
+            }
             // Above what one may send, or taken before.
             _ => {}
         }
@@ -216,6 +222,14 @@ impl Datagrams {
     /// What others report about a peer that is watched.
     pub(crate) fn reports(&self, peer: &NodeId) -> PeerReports {
         self.heard.of(peer)
+    }
+
+    /// Sends what an attached node and a core member say to each other.
+    pub(crate) fn send_topology(&self, to: NodeId, frame: &TopologyFrame) {
+        match frame {
+            TopologyFrame::Attach(body) => self.send_to_best(to, &DatagramFrame::Attach(body)),
+            TopologyFrame::Beacon(body) => self.send_to_best(to, &DatagramFrame::Beacon(body)),
+        };
     }
 
     /// Sends a gossip message that fits into a datagram.

@@ -81,6 +81,7 @@ fn status(members: u16) -> Status {
             address: None,
             interface: HOSTILE.to_owned(),
             role: Role::Worker.into(),
+            place: Default::default(),
             version: "0.1.0".to_owned(),
             started_unix_ms: NOW,
             removed: false,

@@ -105,6 +105,13 @@ pub struct RecordTags {
     pub of_offer: [u8; 5],
 }
 
+/// Adds a field to what attached nodes and core members say to each other.
+pub(crate) fn topology(out: &mut TlvWriter) {
+    if ON {
+        out.bytes(LATER, b"a field");
+    }
+}
+
 /// Adds to a record: a field, an offer in an unknown state for an unknown cause, and one whose weight is above
 /// this version's highest.
 pub(crate) fn record(out: &mut TlvWriter, tags: &RecordTags, address: Option<&[u8]>) {

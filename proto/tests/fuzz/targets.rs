@@ -17,13 +17,14 @@ use proto::record::NodeRecord;
 use proto::rpc::{FromJoining, FromMember, Received, ToJoining, ToMember, decode, encode};
 use proto::settings::{self, Settings};
 use proto::signed_record::{RecordVersion, SignedRecord};
+use proto::topology::{Attach, Beacon};
 use proto::transport::{DatagramFrame, DatagramHeader};
 
 /// One of them.
 type Target = fn(&[u8]);
 
 /// All, by the names of their corpora.
-pub(crate) const TARGETS: [(&str, Target); 19] = [
+pub(crate) const TARGETS: [(&str, Target); 20] = [
     ("datagram", datagram),
     ("frames", frames),
     ("record", record),
@@ -33,6 +34,7 @@ pub(crate) const TARGETS: [(&str, Target); 19] = [
     ("control", control),
     ("vip", vip),
     ("pulse", pulse),
+    ("topology", topology),
     ("invite", invite),
     ("config", config),
     ("env", env),
@@ -121,6 +123,13 @@ fn pulse(bytes: &[u8]) {
     if let Some(pulse_status) = PulseStatus::from_bytes(bytes) {
         assert_eq!(PulseStatus::from_bytes(&pulse_status.to_bytes()), Some(pulse_status));
     }
+}
+
+/// What attached nodes and core members say to each other.
+fn topology(bytes: &[u8]) {
+    let (attach, beacon) = (Attach::from_bytes(bytes), Beacon::from_bytes(bytes));
+    assert_eq!(Attach::from_bytes(&attach.to_bytes()), attach);
+    assert_eq!(Beacon::from_bytes(&beacon.to_bytes()), beacon);
 }
 
 /// A line of an invite, or the key in it, as someone typed it.

@@ -62,7 +62,8 @@ fn offering(name: &str, service: ServiceName, address: SocketAddr) -> Result<Nod
 
 /// The current record of an honest node, as any member may pull it.
 fn record_of(hostile: &Hostile, node: usize) -> Result<SignedRecord> {
-    let (answer, _) = hostile.ask(node, &FromMember::Records { known: Vec::new(), all: true })?;
+    let (answer, _) =
+        hostile.ask(node, &FromMember::Records { known: Vec::new(), all: true, needed: false })?;
     let ToMember::Records(records) = answer else { anyhow::bail!("it was answered {answer:?}") };
     let wanted = hostile.id_of(node);
     records.into_iter().find(|record| record.node == wanted).context("it has no record of itself")

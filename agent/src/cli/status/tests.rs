@@ -94,6 +94,7 @@ fn status(backends: Vec<BackendStatus>) -> Status {
             address: Some("10.0.0.9".to_owned()),
             interface: "wg0".to_owned(),
             role: Role::Worker.into(),
+            place: Default::default(),
             version: "0.1.0".to_owned(),
             started_unix_ms: ago(7200),
             removed: false,

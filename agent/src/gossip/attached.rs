@@ -1,0 +1,276 @@
+//! What this node does by its place in a large cluster: see [`proto::topology`], which decides it all.
+//!
+//! A core member answers those attached to it, tells them of changes at once, and passes their records on. An attached
+//! node reports to the core members that it holds, and pulls what they have and it lacks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use proto::cluster::Document;
+use proto::node::NodeId;
+use proto::record_store::OfferOutcome;
+use proto::signed_record::SignedRecord;
+use proto::time::Moment;
+use proto::topology::{
+    self, Attach, AttachDue, Beacon, CoreOrder, Heard, Knowledge, MOST_SILENT, Place, Topology, prefix,
+};
+use proto::view::OtherMembers;
+
+use super::Gossip;
+use crate::lifecycle::wall;
+use crate::transport::{TopologyFrame, random};
+
+/// Shortest time between two beacons that nobody asked for: a hundred nodes that join change the document as often.
+const UNASKED: Duration = Duration::from_secs(1);
+
+/// Shortest time between two pulls of records that a core member has and this node lacks. The more members there are,
+/// the more often one of these records changes: so much longer for each.
+const PULL: Duration = Duration::from_secs(2);
+const PULL_EACH: Duration = Duration::from_millis(2);
+
+/// Time after the last answer for which what core members said of others still counts.
+const COUNTS: Duration = Duration::from_secs(15);
+
+/// What a node says of the cluster, and hears of it, beside its record.
+pub(super) struct ClusterPlace {
+    pub(super) topology: Topology,
+    /// When to decide about it again.
+    next: Moment,
+    /// The core apart.
+    knows: Knowledge,
+    /// What those attached here were told last, and when.
+    told: (Knowledge, Moment),
+    /// Whom gossip or a datagram shows to be alive.
+    alive: BTreeSet<NodeId>,
+    /// Members that are not alive, those first whose records every node needs, and how many are.
+    silent: Vec<NodeId>,
+    up: usize,
+    /// When records may be pulled again.
+    pull: Moment,
+}
+
+impl ClusterPlace {
+    pub(super) fn new(own: NodeId, document: &Document, now: Moment) -> ClusterPlace {
+        ClusterPlace {
+            topology: Topology::new(own, CoreOrder::of(document), now),
+            next: now,
+            knows: Knowledge::default(),
+            told: (Knowledge::default(), now),
+            alive: BTreeSet::new(),
+            silent: Vec::new(),
+            up: 0,
+            pull: now,
+        }
+    }
+
+    pub(super) fn set_members(&mut self, document: &Document) {
+        self.topology.set_members(document);
+        // The hash is 12 digits of base 16.
+        self.knows.document = u64::from_str_radix(&document.hash(), 16).unwrap_or(0);
+    }
+
+    /// Whom this node should gossip with.
+    pub(super) fn gossips_with(&self, document: &Document) -> Vec<NodeId> {
+        match self.topology.place() {
+            Place::Everyone => document.members().map(|(id, _)| *id).collect(),
+            Place::Core => self.topology.core().iter().copied().collect(),
+            Place::Attached => Vec::new(),
+        }
+    }
+
+    /// When to decide or to send something.
+    pub(super) fn deadline(&self) -> Moment {
+        self.topology.deadline().map_or(self.next, |at| at.min(self.next))
+    }
+
+    /// Decides anew, when it is time.
+    pub(super) fn decide(&mut self, now: Moment) -> Place {
+        if now >= self.next {
+            self.next = now.after(topology::UPDATE);
+            self.topology.update(|id| self.alive.contains(id), now);
+        }
+        self.topology.place()
+    }
+
+    /// Whether a member is alive. `shown`: by gossip or by a datagram of its own; `before`: it counted as alive.
+    pub(super) fn is_alive(&self, id: &NodeId, shown: bool, before: bool, now: Moment) -> bool {
+        if self.topology.place() != Place::Attached {
+            return self.topology.is_alive(id, shown, now);
+        }
+        if now.since(self.topology.attachment().last_answer()) >= COUNTS {
+            return shown || before;
+        }
+        shown || !self.is_said_silent(id)
+    }
+
+    /// Whether half of the core members that this node holds say that a member is not alive: one may be wrong.
+    fn is_said_silent(&self, id: &NodeId) -> bool {
+        let (mut says, mut all) = (0, 0);
+        for (_, heard) in self.topology.attachment().answering() {
+            all += 1;
+            says += usize::from(heard.silent.contains(id));
+        }
+        says > 0 && says * 2 >= all
+    }
+
+    /// What is known of members whose records this node does not have.
+    pub(super) fn others(&self) -> Option<OtherMembers> {
+        if self.topology.place() != Place::Attached {
+            return None;
+        }
+        let heard: Vec<(NodeId, &Heard)> = self.topology.attachment().answering().collect();
+        let silent: BTreeSet<NodeId> = heard.iter().flat_map(|(_, heard)| &heard.silent).copied().collect();
+        let differs = |heard: &Heard| heard.knows.document != self.knows.document;
+        Some(OtherMembers {
+            members: self.topology.members(),
+            up: heard.iter().map(|(_, heard)| heard.up as usize).max().unwrap_or(0),
+            silent: silent.into_iter().filter(|id| self.is_said_silent(id)).collect(),
+            differ: heard.iter().filter(|(_, heard)| differs(heard)).map(|(id, _)| *id).collect(),
+        })
+    }
+
+    /// Takes who is alive, of the members that have a record here or are said to be.
+    pub(super) fn set_alive(&mut self, document: &Document, alive: BTreeSet<NodeId>, now: Moment) {
+        self.alive = alive;
+        if self.topology.place() == Place::Attached {
+            return;
+        }
+        let up = |id: &NodeId| self.topology.is_alive(id, self.alive.contains(id), now);
+        let silent: Vec<NodeId> = document.members().map(|(id, _)| *id).filter(|id| !up(id)).collect();
+        self.up = self.topology.members().saturating_sub(silent.len());
+        self.silent = silent;
+    }
+
+    /// Takes the records that every node needs.
+    fn set_needed(&mut self, needed: &BTreeMap<NodeId, u32>) {
+        self.knows.records = topology::fingerprint_of_records(needed.iter().map(|(id, print)| (*id, *print)));
+        self.silent.sort_by_key(|id| !needed.contains_key(id));
+    }
+
+    fn beacon(&self, core_known: u64, yours: u32) -> Beacon {
+        let said = self.topology.beacon(core_known);
+        Beacon {
+            knows: Knowledge { core: said.knows.core, ..self.knows },
+            up: u32::try_from(self.up).unwrap_or(u32::MAX),
+            silent: self.silent.iter().take(MOST_SILENT).map(prefix).collect(),
+            yours,
+            ..said
+        }
+    }
+}
+
+impl Gossip {
+    /// Sends what is due by this node's place.
+    pub(super) fn poll_topology(&mut self) {
+        let now = self.life.now();
+        let due = self.place.topology.poll(now);
+        for one in due.attach {
+            self.attach(&one);
+        }
+        if let Some(list) = due.list {
+            let attached = Some(list.iter().map(prefix).collect());
+            self.send_to_core(&Beacon { in_core: true, attached, ..Beacon::default() });
+        }
+    }
+
+    fn attach(&self, due: &AttachDue) {
+        let own = self.link.own();
+        let record = self.records.lock().get(&own).cloned();
+        let print = record.as_ref().map_or(0, SignedRecord::fingerprint);
+        let attach = Attach {
+            knows: Knowledge { core: due.core, ..self.place.knows },
+            record: print,
+            first: due.first,
+            carried: record.filter(|_| due.yours != Some(print)),
+        };
+        self.link.datagrams().send_topology(due.to, &TopologyFrame::Attach(attach.to_bytes()));
+    }
+
+    fn send_to_core(&self, beacon: &Beacon) {
+        let frame = TopologyFrame::Beacon(beacon.to_bytes());
+        for id in self.place.topology.core().iter().filter(|id| **id != self.link.own()) {
+            self.link.datagrams().send_topology(*id, &frame);
+        }
+    }
+
+    fn send_beacon(&self, to: NodeId, core_known: u64) {
+        let yours = self.records.lock().get(&to).map_or(0, SignedRecord::fingerprint);
+        let frame = TopologyFrame::Beacon(self.place.beacon(core_known, yours).to_bytes());
+        self.link.datagrams().send_topology(to, &frame);
+    }
+
+    /// Takes what an attached node or a core member has sent. True: the view may have changed.
+    pub(super) fn take_frame(&mut self, from: NodeId, frame: &TopologyFrame) -> bool {
+        let now = self.life.now();
+        match frame {
+            TopologyFrame::Attach(body) => {
+                let attach = Attach::from_bytes(body);
+                let news = self.take_record(&attach.carried, from);
+                self.place.topology.attached_by(from, &attach, now);
+                let held = self.records.lock().get(&from).map(SignedRecord::fingerprint);
+                if held != Some(attach.record) && self.place.topology.place() != Place::Attached {
+                    self.pulls.announced(from, attach.record, now);
+                }
+                if let (true, true, Some(carried)) = (news, attach.first, attach.carried) {
+                    self.send_to_core(&Beacon { in_core: true, carried: Some(carried), ..Beacon::default() });
+                }
+                self.send_beacon(from, attach.knows.core);
+                news
+            }
+            TopologyFrame::Beacon(body) => {
+                let beacon = Beacon::from_bytes(body);
+                let counts = self.place.topology.heard(from, &beacon, now);
+                if counts && beacon.knows.records != self.place.knows.records && now >= self.place.pull {
+                    self.pull_needed(from);
+                }
+                self.take_record(&beacon.carried, from) || counts
+            }
+        }
+    }
+
+    /// Offers a record that a datagram carried. True: it is new.
+    fn take_record(&self, record: &Option<SignedRecord>, sender: NodeId) -> bool {
+        let Some(record) = record.clone() else { return false };
+        self.records.lock().offer(record, &sender, self.life.now(), wall()) == OfferOutcome::Taken
+    }
+
+    /// Pulls the records that every node needs. Spread over a while: many nodes see at once that they lack some.
+    fn pull_needed(&mut self, from: NodeId) {
+        let dice = f64::from(u32::from_be_bytes(random())) / f64::from(u32::MAX);
+        let members = u32::try_from(self.place.topology.members()).unwrap_or(u32::MAX);
+        let pause = PULL + PULL_EACH.saturating_mul(members);
+        self.place.pull = self.life.now().after(pause + pause.mul_f64(dice));
+        let known = self.records.lock().versions();
+        self.ask(from, known, true, true);
+    }
+
+    /// Computes whose records every node needs, says so to those attached here if it is news, and drops all others on
+    /// an attached node.
+    pub(super) fn publish_needed(&mut self, document: &Document) {
+        let place = self.place.topology.place();
+        if place == Place::Everyone {
+            return;
+        }
+        let core = self.place.topology.core();
+        let needs = |id: &NodeId| document.is_master(id) || core.contains(id);
+        let needed = self.seen.needed(needs);
+        self.place.set_needed(&needed);
+        if place == Place::Attached {
+            let own = self.link.own();
+            // What has just arrived was not read yet.
+            let seen = &self.seen;
+            self.records.lock().keep(|id| *id == own || needed.contains_key(id) || !seen.has_read(id));
+        }
+        self.records.set_needed(needed.into_keys().collect());
+        let now = self.life.now();
+        let knows = Knowledge { core: topology::fingerprint(self.place.topology.core()), ..self.place.knows };
+        let (told, at) = self.place.told;
+        if place == Place::Core && knows != told && now.since(at) >= UNASKED {
+            self.place.told = (knows, now);
+            let here: Vec<NodeId> = self.place.topology.attached().here().collect();
+            // Those who know the core already get it again only if it has changed.
+            let known = if knows.core == told.core { knows.core } else { 0 };
+            here.into_iter().for_each(|id| self.send_beacon(id, known));
+        }
+    }
+}

@@ -1,0 +1,493 @@
+//! Whom an attached node holds: which core members it reports to, and what they have said.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::core::{CoreOrder, suits};
+use super::wire::{Beacon, IdPrefix, Knowledge, MOST_LISTED};
+use crate::node::NodeId;
+use crate::time::Moment;
+
+/// Core members that an attached node holds.
+const HELD: usize = 3;
+
+/// Time between two messages to a core member that answers. With it, the hundred and fifty nodes that are attached to
+/// one cost it 75 messages a second, whatever the size of the cluster.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// The same to one that has not answered the last.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Unanswered messages after which another is held. At 10 % loss each way five are lost in a row once in two hours.
+const LOST: u32 = 5;
+
+/// The same while nobody answers.
+const LOST_SEARCHING: u32 = 3;
+
+/// How long one that was lost is not asked again; twice as long each time, up to eight times.
+const ASIDE: Duration = Duration::from_secs(10);
+
+/// How long one is not asked again that is not in the core: it may be called.
+const NOT_IN_CORE: Duration = Duration::from_secs(3);
+
+/// While nobody answers, twice as many are asked each time, up to so many: all of a core that is lost but for one are
+/// asked within eight seconds.
+const MOST_ASKED: usize = 64;
+
+/// How long without any answer until an attached node takes part in making up for the core.
+const ABANDONED: Duration = Duration::from_secs(6);
+
+/// Time between two choices when nothing has changed: nodes that were aside are asked again.
+const CHOICE: Duration = Duration::from_secs(10);
+
+/// A core member that an attached node holds.
+#[derive(Debug, Clone)]
+struct HeldMember {
+    sent: Moment,
+    next: Moment,
+    /// Messages since its last answer.
+    unanswered: u32,
+    answered: Option<Moment>,
+    /// The core as it has said last, and its fingerprint.
+    core: (u64, BTreeSet<NodeId>),
+    /// What else it said.
+    said: Option<Heard>,
+}
+
+/// What a core member has said.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Heard {
+    /// What it knows.
+    pub knows: Knowledge,
+    /// How many members are alive.
+    pub up: u32,
+    /// Members that are not, or some of them.
+    pub silent: Vec<NodeId>,
+    /// Fingerprint of this node's record there.
+    pub yours: u32,
+}
+
+/// Nodes that did not answer.
+#[derive(Debug, Clone, Copy)]
+struct Aside {
+    until: Moment,
+    times: u32,
+}
+
+/// A message to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttachDue {
+    /// To whom.
+    pub to: NodeId,
+    /// It counts this node as alive.
+    pub first: bool,
+    /// Fingerprint of the core that it has said last.
+    pub core: u64,
+    /// Fingerprint of this node's record there, if it has said one.
+    pub yours: Option<u32>,
+}
+
+/// The attachment of a node that is not in the core.
+#[derive(Debug, Clone)]
+pub struct Attachment {
+    own: NodeId,
+    held: BTreeMap<NodeId, HeldMember>,
+    aside: BTreeMap<NodeId, Aside>,
+    /// The last answer of anyone in the core, or the start.
+    answered: Moment,
+    /// The core as this node sees it.
+    core: BTreeSet<NodeId>,
+    /// How many are to be held.
+    wanted: usize,
+    /// When to choose next: now, if something has changed.
+    choice: Moment,
+}
+
+impl Attachment {
+    /// Nobody is held yet.
+    pub fn new(own: NodeId, now: Moment) -> Attachment {
+        Attachment {
+            own,
+            held: BTreeMap::new(),
+            aside: BTreeMap::new(),
+            answered: now,
+            core: BTreeSet::new(),
+            wanted: HELD,
+            choice: now,
+        }
+    }
+
+    /// Whether a node was lost lately.
+    fn is_aside(&self, id: &NodeId, now: Moment) -> bool {
+        self.aside.get(id).is_some_and(|aside| now < aside.until)
+    }
+
+    /// The core as this node sees it: what most of those that it holds say, and without answers the order of the
+    /// document, without those that were lost.
+    pub fn core(&self) -> &BTreeSet<NodeId> {
+        &self.core
+    }
+
+    /// What those that are held have said of the core.
+    fn lists(&self) -> Vec<&BTreeSet<NodeId>> {
+        self.held.values().map(|held| &held.core.1).filter(|core| !core.is_empty()).collect()
+    }
+
+    /// The core that this node should be in: most of those that it holds say so, or none answers and the order names
+    /// it.
+    pub fn called(&self, order: &CoreOrder, now: Moment) -> Option<BTreeSet<NodeId>> {
+        let own = self.own;
+        if now.since(self.answered) >= ABANDONED {
+            let core = order.core(|id| *id == own || !self.is_aside(id, now));
+            return core.contains(&own).then_some(core);
+        }
+        let lists = self.lists();
+        let called = most(&lists).filter(|id| **id == own).count() > 0;
+        called.then(|| most(&lists).copied().collect())
+    }
+
+    /// The messages that are due now.
+    pub fn poll(&mut self, order: &CoreOrder, now: Moment) -> Vec<AttachDue> {
+        self.lose(now);
+        if now >= self.choice {
+            self.choose(order, now);
+        }
+        let first = self.first();
+        let mut due = Vec::new();
+        for (id, held) in self.held.iter_mut().filter(|(_, held)| held.next <= now) {
+            let yours = held.said.as_ref().map(|said| said.yours);
+            due.push(AttachDue { to: *id, first: first == Some(*id), core: held.core.0, yours });
+            (held.sent, held.next) = (now, now.after(RETRY));
+            held.unanswered += 1;
+        }
+        due
+    }
+
+    /// When [`Attachment::poll`] is due next.
+    pub fn deadline(&self) -> Moment {
+        self.held.values().map(|held| held.next).fold(self.choice, Moment::min)
+    }
+
+    /// Says everything again now: this node's record or document has changed.
+    pub fn hurry(&mut self, now: Moment) {
+        for held in self.held.values_mut().filter(|held| held.unanswered == 0) {
+            held.next = now;
+        }
+    }
+
+    /// Lets those go that do not answer.
+    fn lose(&mut self, now: Moment) {
+        let answered = self.held.values().any(|held| held.unanswered < LOST && held.answered.is_some());
+        let patience = if answered { LOST } else { LOST_SEARCHING };
+        let mut lost = false;
+        for (id, _) in self.held.extract_if(.., |_, held| held.unanswered >= patience && held.next <= now) {
+            let aside = self.aside.entry(id).or_insert(Aside { until: now, times: 0 });
+            aside.until = now.after(ASIDE.saturating_mul(1 << aside.times.min(3)));
+            aside.times += 1;
+            lost = true;
+        }
+        if lost {
+            self.choice = now;
+            self.wanted = if answered { HELD } else { (self.wanted * 2).min(MOST_ASKED) };
+        }
+    }
+
+    /// Who in the core can be asked now.
+    fn may_ask(&self, now: Moment) -> Vec<NodeId> {
+        let may = |id: &&NodeId| **id != self.own && !self.is_aside(id, now);
+        self.core.iter().filter(may).copied().collect()
+    }
+
+    /// Holds those that suit this node best, and lets others go when these have answered.
+    fn choose(&mut self, order: &CoreOrder, now: Moment) {
+        let own = self.own;
+        self.choice = now.after(CHOICE);
+        self.core = most(&self.lists()).copied().collect();
+        let mut best = self.may_ask(now);
+        if best.len() < HELD {
+            let others = order.core(|id| !self.is_aside(id, now));
+            self.core.extend(others);
+            best = self.may_ask(now);
+        }
+        best.sort_by_cached_key(|id| std::cmp::Reverse(suits(&own, id)));
+        best.truncate(self.wanted);
+        for id in &best {
+            self.held.entry(*id).or_insert_with(|| HeldMember {
+                sent: now,
+                next: now,
+                unanswered: 0,
+                answered: None,
+                core: (0, BTreeSet::new()),
+                said: None,
+            });
+        }
+        if best.iter().all(|id| self.held.get(id).is_some_and(|held| held.answered.is_some())) {
+            self.held.retain(|id, _| best.contains(id));
+        }
+    }
+
+    /// The one that counts this node as alive: of those that answer, the one that suits it best.
+    fn first(&self) -> Option<NodeId> {
+        let answering = self.held.iter().filter(|(_, held)| held.unanswered < 2 && held.answered.is_some());
+        answering.map(|(id, _)| *id).max_by_key(|id| suits(&self.own, id))
+    }
+
+    /// Takes what a node has answered, or said unasked. False: it is not held, and the caller believes nothing.
+    pub fn heard(
+        &mut self,
+        from: NodeId,
+        beacon: &Beacon,
+        find: impl Fn(&IdPrefix) -> Vec<NodeId>,
+        now: Moment,
+    ) -> bool {
+        let Some(held) = self.held.get_mut(&from) else { return false };
+        let find = |ids: &[IdPrefix]| ids.iter().flat_map(&find).collect::<Vec<_>>();
+        if !beacon.core.is_empty() && held.core.0 != beacon.knows.core {
+            held.core = (beacon.knows.core, find(&beacon.core).into_iter().collect());
+            self.choice = now;
+        }
+        if !beacon.in_core {
+            // What it says of the core counts once, and not for long.
+            self.held.remove(&from);
+            self.aside.insert(from, Aside { until: now.after(NOT_IN_CORE), times: 0 });
+            self.choice = now;
+            return false;
+        }
+        let said = find(&beacon.silent);
+        held.said = Some(Heard { knows: beacon.knows, up: beacon.up, silent: said, yours: beacon.yours });
+        if held.answered.is_none() {
+            self.choice = now;
+        }
+        if held.unanswered > 0 {
+            held.next = held.sent.after(INTERVAL);
+        }
+        held.unanswered = 0;
+        held.answered = Some(now);
+        self.answered = now;
+        self.wanted = HELD;
+        self.aside.remove(&from);
+        true
+    }
+
+    /// Those that are held and answer, and what each has said last.
+    pub fn answering(&self) -> impl Iterator<Item = (NodeId, &Heard)> {
+        let answering = self.held.iter().filter(|(_, held)| held.unanswered < LOST);
+        answering.filter_map(|(id, held)| Some((*id, held.said.as_ref()?)))
+    }
+
+    /// When one in the core was last heard; the start, if none was.
+    pub fn last_answer(&self) -> Moment {
+        self.answered
+    }
+
+    /// Forgets nodes that are not members any more.
+    pub fn retain(&mut self, member: impl Fn(&NodeId) -> bool) {
+        self.held.retain(|id, _| member(id));
+        self.aside.retain(|id, _| member(id));
+    }
+}
+
+/// The nodes that at least half of these sets have.
+fn most<'a>(sets: &'a [&'a BTreeSet<NodeId>]) -> impl Iterator<Item = &'a NodeId> {
+    let mut all: Vec<&NodeId> = sets.iter().copied().flatten().collect();
+    all.sort_unstable();
+    let enough = sets.len().div_ceil(2);
+    let runs: Vec<&NodeId> =
+        all.chunk_by(|a, b| a == b).filter(|run| run.len() >= enough).map(|run| run[0]).collect();
+    runs.into_iter()
+}
+
+/// Time after which an attached node that was not heard is not alive: two messages may be lost with all their
+/// repetitions.
+const GONE: Duration = Duration::from_secs(7);
+
+/// Time between two lists to the others of the core.
+const LISTS: Duration = Duration::from_secs(5);
+
+/// How long a list counts: three may be lost.
+const LISTED: Duration = Duration::from_secs(17);
+
+/// Nodes that are attached to a core member, by what it hears and what others of the core say.
+#[derive(Debug, Clone, Default)]
+pub struct AttachedNodes {
+    here: BTreeMap<NodeId, AttachedNode>,
+    /// Until when each counts as alive.
+    alive: BTreeMap<NodeId, Moment>,
+    next_list: Moment,
+}
+
+/// One that is attached here.
+#[derive(Debug, Clone, Copy)]
+struct AttachedNode {
+    at: Moment,
+    first: bool,
+}
+
+impl AttachedNodes {
+    /// A node has sent an [`super::wire::Attach`].
+    pub fn heard(&mut self, from: NodeId, first: bool, now: Moment) {
+        self.here.insert(from, AttachedNode { at: now, first });
+        self.counts(from, now.after(GONE));
+    }
+
+    /// Another of the core has said whom it counts as alive.
+    pub fn listed(&mut self, nodes: impl IntoIterator<Item = NodeId>, now: Moment) {
+        nodes.into_iter().for_each(|id| self.counts(id, now.after(LISTED)));
+    }
+
+    fn counts(&mut self, id: NodeId, until: Moment) {
+        let counts = self.alive.entry(id).or_insert(until);
+        *counts = until.max(*counts);
+    }
+
+    /// Whether an attached node is alive.
+    pub fn is_alive(&self, id: &NodeId, now: Moment) -> bool {
+        self.alive.get(id).is_some_and(|until| now < *until)
+    }
+
+    /// Those attached here, which are told of changes at once.
+    pub fn here(&self) -> impl Iterator<Item = NodeId> {
+        self.here.keys().copied()
+    }
+
+    /// Whom this node counts as alive for the others of the core, when they are due to hear it.
+    pub fn list_due(&mut self, now: Moment) -> Option<Vec<NodeId>> {
+        if now < self.next_list {
+            return None;
+        }
+        self.next_list = now.after(LISTS);
+        self.here.retain(|_, one| now.since(one.at) < GONE);
+        self.alive.retain(|_, until| now < *until);
+        Some(self.here.iter().filter(|(_, one)| one.first).map(|(id, _)| *id).take(MOST_LISTED).collect())
+    }
+
+    /// Forgets nodes that are not members any more.
+    pub fn retain(&mut self, member: impl Fn(&NodeId) -> bool) {
+        self.here.retain(|id, _| member(id));
+        self.alive.retain(|id, _| member(id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::wire::prefix;
+    use super::*;
+    use crate::node::Role;
+
+    fn id(n: u8) -> NodeId {
+        NodeId([n; NodeId::LEN])
+    }
+
+    fn at(ms: u64) -> Moment {
+        Moment::from_millis(ms)
+    }
+
+    /// Members 1 to 40, of which 1 is a master.
+    fn order() -> CoreOrder {
+        CoreOrder::new("c", (1..=40).map(|n| (id(n), if n == 1 { Role::Master } else { Role::Worker })))
+    }
+
+    /// The node that is attached, as seen from the core.
+    fn own(order: &CoreOrder) -> NodeId {
+        let core = order.core(|_| true);
+        order.iter().copied().find(|id| !core.contains(id)).unwrap()
+    }
+
+    fn find(short: &IdPrefix) -> Vec<NodeId> {
+        vec![id(short[0])]
+    }
+
+    fn beacon(core: &[NodeId]) -> Beacon {
+        let knows = Knowledge {
+            core: u64::from(core.iter().map(|id| u32::from(id.0[0])).sum::<u32>()),
+            ..Knowledge::default()
+        };
+        Beacon { in_core: true, knows, core: core.iter().map(prefix).collect(), ..Beacon::default() }
+    }
+
+    fn asked(attachment: &mut Attachment, order: &CoreOrder, ms: u64) -> Vec<NodeId> {
+        attachment.poll(order, at(ms)).into_iter().map(|due| due.to).collect()
+    }
+
+    #[test]
+    fn three_are_held_and_one_that_does_not_answer_is_replaced() {
+        let order = order();
+        let mut attachment = Attachment::new(own(&order), at(0));
+        let first = asked(&mut attachment, &order, 0);
+        assert_eq!(first.len(), 3);
+        let core: Vec<NodeId> = order.core(|_| true).into_iter().collect();
+        let mut ms = 0;
+        while !attachment.is_aside(&first[0], at(ms)) {
+            for held in attachment.held.keys().copied().collect::<Vec<_>>() {
+                if held != first[0] {
+                    assert!(attachment.heard(held, &beacon(&core), find, at(ms)));
+                }
+            }
+            ms += 100;
+            asked(&mut attachment, &order, ms);
+            assert!(ms <= 2_500, "it is still held");
+        }
+        assert_eq!(attachment.held.len(), 3);
+        assert!(attachment.answering().count() >= 2 && !attachment.held.contains_key(&first[0]));
+    }
+
+    #[test]
+    fn without_answers_twice_as_many_are_asked_each_time_and_then_the_next_in_order() {
+        let order = order();
+        let own = own(&order);
+        let mut attachment = Attachment::new(own, at(0));
+        let mut all = BTreeSet::new();
+        for ms in (0..8_000).step_by(100) {
+            all.extend(asked(&mut attachment, &order, ms));
+        }
+        let core = order.core(|_| true);
+        assert!(core.is_subset(&all), "all of the core were asked");
+        assert!(all.len() > core.len(), "and others");
+        assert!(attachment.called(&order, at(8_000)).is_some_and(|core| core.contains(&own)), "it is next");
+    }
+
+    #[test]
+    fn what_half_of_those_that_are_held_say_of_the_core_counts() {
+        let order = order();
+        let own = own(&order);
+        let mut attachment = Attachment::new(own, at(0));
+        let held = asked(&mut attachment, &order, 0);
+        let core: Vec<NodeId> = order.core(|_| true).into_iter().collect();
+        let liar = beacon(&[id(30), id(31), own]);
+        attachment.heard(held[0], &liar, find, at(10));
+        attachment.heard(held[1], &beacon(&core), find, at(10));
+        attachment.heard(held[2], &beacon(&core), find, at(10));
+        assert_eq!(attachment.called(&order, at(20)), None);
+        asked(&mut attachment, &order, 20);
+        assert!(attachment.core().iter().eq(&core));
+        let calling: Vec<NodeId> = core.iter().copied().chain([own]).collect();
+        attachment.heard(held[1], &beacon(&calling), find, at(30));
+        assert!(attachment.called(&order, at(40)).is_some());
+    }
+
+    #[test]
+    fn one_that_is_not_in_the_core_is_let_go_and_others_are_believed_nothing() {
+        let order = order();
+        let mut attachment = Attachment::new(own(&order), at(0));
+        let held = asked(&mut attachment, &order, 0);
+        assert!(!attachment.heard(held[0], &Beacon { in_core: false, ..beacon(&held) }, find, at(10)));
+        assert!(!attachment.held.contains_key(&held[0]));
+        let stranger = order.iter().copied().find(|id| !held.contains(id)).unwrap();
+        assert!(!attachment.heard(stranger, &beacon(&held), find, at(10)));
+        assert_eq!(attachment.answering().count(), 0);
+    }
+
+    #[test]
+    fn an_attached_node_is_alive_for_all_of_the_core_while_one_hears_it() {
+        let (mut here, mut there) = (AttachedNodes::default(), AttachedNodes::default());
+        here.heard(id(7), true, at(0));
+        here.heard(id(8), false, at(0));
+        let list = here.list_due(at(100)).unwrap();
+        assert_eq!(list, [id(7)], "another counts the other");
+        assert_eq!(here.list_due(at(200)), None);
+        there.listed(list, at(150));
+        assert!(here.is_alive(&id(8), at(6_999)) && !here.is_alive(&id(8), at(7_000)));
+        assert!(there.is_alive(&id(7), at(17_149)) && !there.is_alive(&id(7), at(17_150)));
+        assert!(here.list_due(at(7_000)).unwrap().is_empty());
+    }
+}
