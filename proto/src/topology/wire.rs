@@ -16,8 +16,8 @@ const PREFIX: usize = 4;
 /// Most nodes in one list of a frame: a kilobyte.
 pub const MOST_LISTED: usize = 250;
 
-/// Most silent members that are named.
-pub const MOST_SILENT: usize = 16;
+/// Most silent members that are named: as many as fit beside the core of 5,000 nodes.
+pub const MOST_SILENT: usize = 128;
 
 /// The short form of a node's id.
 pub fn prefix(id: &NodeId) -> IdPrefix {
@@ -156,8 +156,15 @@ impl Attach {
 impl Beacon {
     /// The body of its frame. What does not fit is left out: a record is pulled, and of lists the end is missing.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let whole = self.written(self.carried.as_ref(), MOST_SILENT);
-        if whole.len() <= MAX_BODY { whole } else { self.written(None, 0) }
+        for carried in [self.carried.as_ref(), None] {
+            let whole = self.written(carried, MOST_SILENT);
+            if whole.len() <= MAX_BODY {
+                return whole;
+            }
+        }
+        // The list's length takes a byte more than an empty one's.
+        let room = MAX_BODY.saturating_sub(self.written(None, 0).len() + 1);
+        self.written(None, room / PREFIX)
     }
 
     fn written(&self, carried: Option<&SignedRecord>, silent: usize) -> Vec<u8> {
@@ -259,6 +266,9 @@ mod tests {
         assert!(bytes.len() <= MAX_BODY);
         let read = Beacon::from_bytes(&bytes);
         assert_eq!((read.core.len(), read.carried), (MOST_LISTED, None));
+        assert!(!read.silent.is_empty(), "as many as fit");
+        let outage = Beacon { core: vec![[1; 4]; 100], silent: vec![[3; 4]; 500], attached: None, ..beacon() };
+        assert_eq!(Beacon::from_bytes(&outage.to_bytes()).silent.len(), MOST_SILENT);
     }
 
     proptest! {
