@@ -267,7 +267,8 @@ mod tests {
         let read = Beacon::from_bytes(&bytes);
         assert_eq!((read.core.len(), read.carried), (MOST_LISTED, None));
         assert!(!read.silent.is_empty(), "as many as fit");
-        let outage = Beacon { core: vec![[1; 4]; 100], silent: vec![[3; 4]; 500], attached: None, ..beacon() };
+        let outage =
+            Beacon { core: vec![[1; 4]; 100], silent: vec![[3; 4]; 500], attached: None, ..beacon() };
         assert_eq!(Beacon::from_bytes(&outage.to_bytes()).silent.len(), MOST_SILENT);
     }
 
