@@ -104,10 +104,10 @@ fn absent(status: &Status) -> String {
     let down = |state| matches!(state, MemberState::Suspect | MemberState::Down);
     let away: Vec<&str> =
         status.members.iter().filter(|one| down(one.state)).map(|one| one.name.as_str()).collect();
-    match away[..] {
-        [] => String::new(),
-        [one] => format!("; {one} does not answer"),
-        _ => format!("; {} of {} members do not answer", away.len(), status.members.len()),
+    match (&away[..], status.unnamed()) {
+        ([], 0) => String::new(),
+        ([one], 0) => format!("; {one} does not answer"),
+        (_, more) => format!("; {} of {} members do not answer", away.len() + more, status.members.len()),
     }
 }
 

@@ -4,7 +4,7 @@
 //! [`Status`] is also the output of `agent status --json`. Its shape is stable: fields are added, never
 //! renamed or removed, and `schema` counts the exceptions.
 
-mod member_state;
+mod members;
 mod refusal;
 
 use std::collections::BTreeMap;
@@ -13,6 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::members::{MemberState, MemberStatus, PeerLinkStatus, name_order};
 pub use self::refusal::{Refusal, RefusalCode};
 use crate::backends::BackendState;
 use crate::cause::{Cause, Fault, Reason};
@@ -25,7 +26,7 @@ use crate::problem::Problem;
 use crate::service::{Balance, ServiceName};
 use crate::settings::SettingChange;
 use crate::time::UnixMs;
-use crate::topology::Place;
+use crate::topology::{MOST_SILENT, Place};
 
 /// Largest frame: the status of the largest cluster.
 pub const MAX_FRAME: usize = 16 * 1024 * 1024;
@@ -173,6 +174,14 @@ pub struct Status {
 }
 
 impl Status {
+    /// Members that are away by what core members say, who name only a part of them, so that `members` has them as up.
+    pub fn unnamed(&self) -> usize {
+        let up = self.members.iter().filter(|one| one.state == MemberState::Up).count();
+        // As long as all are named, the two numbers differ for moments only.
+        let some = (self.members.len() - up) * 2 >= MOST_SILENT;
+        self.cluster.up.filter(|_| some).map_or(0, |said| up.saturating_sub(said))
+    }
+
     /// What serves here, as text, and whether anything does: each listener with the nodes behind it.
     pub fn serving(&self) -> (bool, String) {
         let mut serves = false;
@@ -237,12 +246,22 @@ pub struct ClusterStatus {
     pub name: String,
     /// Number of members.
     pub members: usize,
+    /// How many of them gossip; 0: all do.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub core: usize,
+    /// How many are up by what core members say, who may not name all others; `None`: this node is not attached to any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub up: Option<usize>,
     /// Hash of the document that this node holds.
     pub document: String,
     /// Epoch of the current gossip key.
     pub key_epoch: u64,
     /// Until when nodes without an invite are admitted here; `None`: they are not.
     pub open_until_unix_ms: Option<UnixMs>,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// The responding node.
@@ -261,6 +280,9 @@ pub struct NodeStatus {
     /// Its place in a cluster of which only a core gossips.
     #[serde(default, skip_serializing_if = "Place::is_everyone")]
     pub place: OpenEnum<Place>,
+    /// Core members that it reports to and that answer; empty in every other place than `attached`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attached_to: Vec<Name>,
     /// Version of its agent.
     pub version: String,
     /// When its agent started.
@@ -540,66 +562,6 @@ pub struct BackendCounts {
     pub downtime_ms: u64,
     /// Duration of successful dials.
     pub dials: Histogram,
-}
-
-/// State of a member. `Left` is one that stopped on purpose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum MemberState {
-    /// It answers.
-    Up,
-    /// It has not answered for a moment.
-    Suspect,
-    /// It does not answer.
-    Down,
-    /// Stopped on purpose.
-    Left,
-    /// A state of a later version.
-    Other(UnknownWord),
-}
-
-open_enum_names!(MemberState: Up = "up", Suspect = "suspect", Down = "down", Left = "left");
-
-/// One member, as this node sees it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct MemberStatus {
-    /// Its id.
-    pub id: NodeId,
-    /// Its name.
-    pub name: Name,
-    /// Its address; empty when unknown.
-    pub address: String,
-    /// Its role, as the cluster document has it.
-    pub role: OpenEnum<Role>,
-    /// Its state.
-    pub state: MemberState,
-    /// Version of its agent; empty when unknown.
-    pub version: String,
-    /// Since when `state` has been so.
-    pub since_unix_ms: UnixMs,
-    /// Round-trip time, when known.
-    pub rtt_ms: Option<f64>,
-    /// Share of pulses that it left unanswered, in thousandths; `None`: it is not pulsed.
-    #[serde(default)]
-    pub loss_permille: Option<u16>,
-    /// Hash of the document that it holds; empty when unknown.
-    #[serde(default)]
-    pub document: String,
-    /// Its own links to others.
-    #[serde(default)]
-    pub sees: Vec<PeerLinkStatus>,
-}
-
-/// One member's link to another.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PeerLinkStatus {
-    /// Name of the peer.
-    pub node: Name,
-    /// Whether the peer answers.
-    pub alive: bool,
-    /// Round-trip time, when known.
-    pub rtt_ms: Option<f64>,
-    /// Share of pulses without an answer, in thousandths.
-    pub loss_permille: u16,
 }
 
 /// State of a virtual IP, as this node sees it.

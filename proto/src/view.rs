@@ -155,6 +155,10 @@ pub struct ClusterView {
     pub not_counted: Vec<IgnoredClaim>,
     /// What core members say of those without a record here; `None`: all members gossip.
     pub others: Option<OtherMembers>,
+    /// How many members gossip; 0: all do.
+    pub core: usize,
+    /// Core members that this node is attached to and that answer.
+    pub attached_to: Vec<NodeId>,
 }
 
 /// Members whose records this node does not need, and so does not have.

@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use proto::control::MemberStatus;
+use proto::control::{MemberStatus, name_order};
+use proto::node::Role;
 use proto::time::UnixMs;
 
 use super::table::{Cell, Column, Table};
@@ -22,7 +23,8 @@ pub(super) async fn run(args: &Args, settings: &CommandSettings) -> anyhow::Resu
     if args.json {
         out::json(&serde_json::json!({ "schema": status.schema, "members": status.members }))?;
     } else {
-        let members: Vec<&MemberStatus> = status.members.iter().collect();
+        let mut members: Vec<&MemberStatus> = status.members.iter().collect();
+        members.sort_by_cached_key(|one| (one.role != Role::Master, name_order(&one.name)));
         let now = crate::lifecycle::wall();
         out::print(&table(&members, now, true, 0).render(out::columns(), out::colours()))?;
     }

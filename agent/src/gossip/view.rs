@@ -9,7 +9,7 @@ use proto::cluster::Document;
 use proto::node::NodeId;
 use proto::record::{NodeRecord, RecordField};
 use proto::signed_record::RecordVersion;
-use proto::topology::is_needed;
+use proto::topology::{Place, is_needed};
 use proto::view::{Authority, ClusterView, Ignored, IgnoredClaim, PublishedRecord};
 use tracing::warn;
 
@@ -120,8 +120,17 @@ impl Gossip {
                 may_own: &|vip, name, role| settings.may_own(vip, name, role),
                 proven: &|id, ip| self.is_proven(id, ip),
             };
-            let others = self.place.others();
-            ClusterView { others, ..ClusterView::new(published, &previous, wall(), &authority) }
+            let topology = &self.place.topology;
+            let attached_to = match topology.place() {
+                Place::Attached => topology.attachment().answering().map(|(id, _)| id).collect(),
+                Place::Everyone | Place::Core => Vec::new(),
+            };
+            ClusterView {
+                others: self.place.others(),
+                core: topology.core().len(),
+                attached_to,
+                ..ClusterView::new(published, &previous, wall(), &authority)
+            }
         };
         self.place.set_alive(&document, shown, now);
         self.publish_needed(&document);

@@ -71,7 +71,10 @@ async fn route(request: Request, from: IpAddr, state: &Arc<WebState>) -> Respons
             }
             _ => stream::open(&request, state),
         },
-        (&Method::GET | &Method::HEAD, _) => view_page(&path, leave, state),
+        (&Method::GET | &Method::HEAD, _) => {
+            let page = request.uri().query().and_then(|query| query.strip_prefix("page=")?.parse().ok());
+            view_page(&path, page.unwrap_or(1), leave, state)
+        }
         _ => {
             let mut response = text(405, PLAIN, "read-only\n");
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -80,15 +83,20 @@ async fn route(request: Request, from: IpAddr, state: &Arc<WebState>) -> Respons
     }
 }
 
-fn view_page(path: &str, leave: Permission, state: &Arc<WebState>) -> Response {
+fn view_page(path: &str, page: usize, leave: Permission, state: &Arc<WebState>) -> Response {
     let snapshot = state.snapshots.now();
-    // With permission to act the page has buttons, so the two pages are cached separately.
+    // With permission to act the page has buttons. Only what everyone asks for is kept.
     let acts = leave == Permission::Act;
+    let kept = !acts && page == 1;
     let (kind, body) = match path {
-        "/" if acts => (HTML, page::whole(&snapshot.status, &snapshot.ring, true).into()),
-        "/" => (HTML, snapshot.get(SnapshotKind::Page, |all| page::whole(&all.status, &all.ring, false))),
-        "/main" if acts => (HTML, page::main(&snapshot.status, &snapshot.ring, true).into()),
-        "/main" => (HTML, snapshot.get(SnapshotKind::Main, |all| page::main(&all.status, &all.ring, false))),
+        "/" if kept => {
+            (HTML, snapshot.get(SnapshotKind::Page, |all| page::whole(&all.status, &all.ring, false, 1)))
+        }
+        "/" => (HTML, page::whole(&snapshot.status, &snapshot.ring, acts, page).into()),
+        "/main" if kept => {
+            (HTML, snapshot.get(SnapshotKind::Main, |all| page::main(&all.status, &all.ring, false, 1)))
+        }
+        "/main" => (HTML, page::main(&snapshot.status, &snapshot.ring, acts, page).into()),
         "/api/v1/status" => (JSON, snapshot.get(SnapshotKind::Json, |all| json(&all.status))),
         "/metrics" => (
             METRICS,

@@ -7,8 +7,8 @@ use proto::backends::BackendState;
 use proto::cause::{Cause, Fault, Reason};
 use proto::control::ListenerStatus;
 use proto::control::{
-    BackendStatus, ClusterStatus, MemberState, MemberStatus, NodeStatus, PeerLinkStatus, ServiceStatus,
-    Status, VipCandidate, VipState, VipStatus,
+    BackendStatus, CheckCounts, ClusterStatus, MemberState, MemberStatus, NodeStatus, PeerLinkStatus,
+    ServiceStatus, Status, VipCandidate, VipState, VipStatus,
 };
 use proto::event::{Event, EventKind, EventRing};
 use proto::node::{Name, NodeId, Role};
@@ -71,6 +71,8 @@ fn status(members: u16) -> Status {
             id: "c".to_owned(),
             name: HOSTILE.to_owned(),
             members: members.len(),
+            core: 0,
+            up: None,
             document: HOSTILE.to_owned(),
             key_epoch: 1,
             open_until_unix_ms: None,
@@ -82,6 +84,7 @@ fn status(members: u16) -> Status {
             interface: HOSTILE.to_owned(),
             role: Role::Worker.into(),
             place: Default::default(),
+            attached_to: Vec::new(),
             version: "0.1.0".to_owned(),
             started_unix_ms: NOW,
             removed: false,
@@ -144,7 +147,7 @@ fn text(bytes: Vec<u8>) -> String {
 #[test]
 fn no_text_becomes_markup() {
     for acts in [false, true] {
-        let page = text(page::whole(&status(4), &ring(), acts));
+        let page = text(page::whole(&status(4), &ring(), acts, 1));
         assert!(!page.contains("<script>alert") && page.contains("&lt;script&gt;alert(1)"));
         // Our own, and no more.
         assert_eq!(page.matches("<script").count(), 1);
@@ -219,21 +222,61 @@ fn the_page_is_well_formed() {
     assert_eq!(malformed("<p a=\"b c\" d>x<input e><svg><path f=\"1\"/></svg> &amp; y</p>"), None);
     for (members, acts) in [(1, false), (4, true), (20, true)] {
         let mut status = status(members);
-        for page in [page::whole(&status, &ring(), acts), page::main(&status, &ring(), acts)] {
+        for page in [page::whole(&status, &ring(), acts, 1), page::main(&status, &ring(), acts, 1)] {
             assert_eq!(malformed(&text(page)), None, "{members} members");
         }
         status.services.clear();
         status.vips.clear();
-        assert_eq!(malformed(&text(page::whole(&status, &EventRing::default(), acts))), None);
+        assert_eq!(malformed(&text(page::whole(&status, &EventRing::default(), acts, 1))), None);
     }
     assert_eq!(malformed(&text(page::message_page(HOSTILE))), None);
 }
 
+/// The first cells of the rows of the table of members on a page.
+fn members_on(status: &Status, number: usize) -> Vec<String> {
+    let page = text(page::whole(status, &ring(), false, number));
+    assert_eq!(malformed(&page), None, "page {number}");
+    assert!(page.len() < 300_000, "{} bytes", page.len());
+    let (_, table) = page.split_once("<section id=\"members\"").unwrap();
+    let (table, _) = table.split_once("</section>").unwrap();
+    let names = table.split("<th role=\"rowheader\" scope=\"row\">").skip(1);
+    names.map(|rest| rest.split_once('<').unwrap().0.to_owned()).collect()
+}
+
 #[test]
-fn a_large_cluster_is_a_small_page_that_says_what_is_omitted() {
-    let page = text(page::whole(&status(2_000), &ring(), false));
-    assert!(page.len() < 150_000, "{}", page.len());
-    assert!(page.contains("1936 more members not shown") && page.contains("m1</th>"));
+fn members_of_a_large_cluster_are_on_pages_and_what_is_wrong_is_on_the_first() {
+    let status = large();
+    let first = members_on(&status, 1);
+    assert_eq!(first.len(), 50);
+    // A master that is down comes before the workers that are.
+    assert_eq!(first[..4], ["m1", "m8", "m15", "m22"]);
+    let mut all: Vec<String> = (1..=20).flat_map(|number| members_on(&status, number)).collect();
+    // 143 are down; the masters that are up follow.
+    assert_eq!(all[143..152], ["m0", "m2", "m3", "m4", "m5", "m6", "m7", "m9", "m10"]);
+    assert_eq!(members_on(&status, 0), first, "before the first");
+    assert_eq!(members_on(&status, usize::MAX), members_on(&status, 20), "after the last");
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(all.len(), 1_000, "each is on one page");
+
+    let nav = |number| {
+        let page = text(page::whole(&status, &EventRing::default(), false, number));
+        let (_, nav) = page.split_once("<nav class=\"pages\"").unwrap();
+        nav.split_once("</nav>").unwrap().0.to_owned()
+    };
+    let link = |to: u8, rel: &str, word: &str| format!("<a href=\"/?page={to}#members\"{rel}>{word}</a>");
+    let (second, first) = (nav(2), nav(1));
+    assert!(second.contains("51 to 100 of 1000") && second.contains(" page 2 of 20"), "{second}");
+    for part in [
+        link(1, "", "first"),
+        link(1, " rel=\"prev\"", "previous"),
+        link(3, " rel=\"next\"", "next"),
+        link(20, "", "last"),
+    ] {
+        assert!(second.contains(&part), "{part}: {second}");
+    }
+    assert_eq!((first.matches("<a ").count(), nav(20).matches("<a ").count()), (2, 2));
+    assert!(!text(page::whole(&self::status(50), &ring(), false, 2)).contains("<nav"), "one page is enough");
 }
 
 #[test]
@@ -265,6 +308,68 @@ fn every_sample_has_its_family_and_no_text_breaks_a_line() {
     assert!(metrics.contains("agent_vip_owned{vip=\"10.0.0.50\"} 0"));
     assert!(metrics.contains("agent_backend_state{service=\"kube-api\",backend=\"m0\",state=\"down\"} 1"));
     assert!(metrics.contains("agent_member_documents 2"));
+}
+
+/// A node of a cluster of 1,000 with nine masters, two services that hundreds of its nodes offer, four virtual IPs, and
+/// everything to count.
+fn large() -> Status {
+    let mut status = status(1_000);
+    status.cluster.name = "prod".to_owned();
+    for (i, one) in status.members.iter_mut().enumerate() {
+        one.role = if i < 9 { Role::Master } else { Role::Worker }.into();
+        one.state = if i % 7 == 1 { MemberState::Down } else { MemberState::Up };
+        // A master pulses everyone.
+        one.loss_permille = Some(3);
+    }
+    let offered = |service: &str, count: usize| {
+        let state = |i| if i % 90 == 42 { BackendState::Down } else { BackendState::Ready };
+        let backends = (0..count).map(|i| backend(&format!("m{i}"), state(i))).collect();
+        ServiceStatus { name: service.parse().unwrap(), backends, ..status.services[0].clone() }
+    };
+    let services =
+        vec![offered("ingress", 991), offered("kube-api", 9), offered("metrics", 500), offered("web", 4)];
+    let vips = (50..54).map(|i| VipStatus {
+        address: format!("10.0.0.{i}").parse().unwrap(),
+        cause: Some(Cause::NotHeard),
+        ..status.vips[0].clone()
+    });
+    let vips = vips.collect();
+    let checks = services.iter().map(|one| CheckCounts {
+        service: one.name.clone(),
+        good: 1,
+        alive: 0,
+        not_ready: 0,
+        refused: 0,
+        silent: 0,
+        took: Default::default(),
+    });
+    status.node.checks = checks.collect();
+    status.node.events = EventKind::ALL.iter().map(|kind| (kind.name().to_owned(), 1)).collect();
+    Status { services, vips, ..status }
+}
+
+#[test]
+fn a_node_of_a_large_cluster_has_less_than_two_thousand_series() {
+    let metrics = text(metrics::write(&large(), true));
+    let series: Vec<&str> = metrics.lines().filter(|line| !line.starts_with('#')).collect();
+    assert!(series.len() < 2_000, "{} series", series.len());
+    let of = |start: &str| series.iter().filter(|line| line.starts_with(start)).count();
+    // All masters, and of the other services the small one whole and of the next what is wrong.
+    assert_eq!(of("agent_backend_up{service=\"kube-api\""), 9);
+    assert_eq!(of("agent_backend_up{service=\"web\""), 4);
+    assert_eq!(of("agent_backend_up{service=\"metrics\""), 11);
+    for node in ["m42", "m132", "m402", "m492"] {
+        assert_eq!(of(&format!("agent_backend_up{{service=\"metrics\",backend=\"{node}\"}} 0")), 1, "{node}");
+    }
+    assert_eq!((of("agent_peer_up{"), of("haproxy_server_weight{")), (32, 24));
+    for peer in ["m0", "m8", "m15"] {
+        assert_eq!(of(&format!("agent_peer_up{{peer=\"{peer}\"}}")), 1, "{peer}");
+    }
+    // Totals count all.
+    assert_eq!(of("agent_backends{service=\"ingress\",state=\"ready\"} 980"), 1);
+    assert_eq!(of("agent_backends{service=\"ingress\",state=\"down\"} 11"), 1);
+    assert_eq!(of("agent_members{role=\"worker\",state=\"down\"} 141"), 1);
+    assert_eq!(of("agent_members{role=\"master\",state=\"up\"} 7"), 1);
 }
 
 #[test]

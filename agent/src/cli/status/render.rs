@@ -1,16 +1,30 @@
 //! One screen of status.
 
 use proto::backends::BackendState;
-use proto::control::{BackendStatus, MemberState, MemberStatus, ServiceSource, ServiceStatus, Status};
+use proto::control::{
+    BackendStatus, MemberState, MemberStatus, ServiceSource, ServiceStatus, Status, name_order,
+};
+use proto::node::{Name, Role};
+use proto::open_enum::OpenEnum;
 use proto::time::UnixMs;
+use proto::topology::Place;
 
 use super::table::{Cell, Column, Table, cut, paragraph, sanitize};
 use super::time::{age, at, until};
 use super::verdict::StatusSummary;
 use super::{members, vips};
 
-/// Members shown one by one; of a larger cluster only those that are not up, and no more than these.
-const MAX_MEMBERS: usize = 16;
+/// Members shown one by one; of a larger cluster the masters and those that are not up, no more than these.
+const MAX_MEMBERS: usize = 20;
+const MAX_MASTERS: usize = 9;
+const MAX_AWAY: usize = 10;
+
+/// Backends shown one by one; of more than these those that are not good, and as few of them.
+const MAX_BACKENDS: usize = 20;
+const MAX_BAD_BACKENDS: usize = 10;
+
+/// Problems shown.
+const MAX_PROBLEMS: usize = 12;
 
 /// Writes a status as lines of at most `columns` columns.
 pub(super) fn render(
@@ -33,8 +47,12 @@ pub(super) fn render(
     show_members(&mut text, status, now, columns, colours);
     if !status.problems.is_empty() {
         text.push_str("\nproblems\n");
-        for problem in &status.problems {
+        for problem in status.problems.iter().take(MAX_PROBLEMS) {
             paragraph(&mut text, "  - ", &problem.to_string(), columns);
+        }
+        if status.problems.len() > MAX_PROBLEMS {
+            let more = status.problems.len() - MAX_PROBLEMS;
+            text.push_str(&format!("  and {more} more; for all, run: agent status --json\n"));
         }
     }
     text
@@ -57,11 +75,32 @@ fn about(text: &mut String, status: &Status, now: UnixMs, columns: usize) {
         cluster.name, cluster.members, cluster.document, cluster.key_epoch
     );
     paragraph(text, "cluster  ", &line, columns);
+    if let Some(line) = core(status) {
+        paragraph(text, "core     ", &line, columns);
+    }
     if let Some(end) = cluster.open_until_unix_ms {
         let line =
             format!("joins without an invite are accepted here until {} ({})", at(end, now), until(end, now));
         paragraph(text, "open     ", &line, columns);
     }
+}
+
+/// Who gossips, where not all do, and where that leaves this node.
+fn core(status: &Status) -> Option<String> {
+    let (cluster, node) = (&status.cluster, &status.node);
+    let here = match node.place {
+        OpenEnum::Known(Place::Everyone) => return None,
+        OpenEnum::Known(Place::Core) => ", this node among them".to_owned(),
+        OpenEnum::Known(Place::Attached) if node.attached_to.is_empty() => {
+            "; this node is attached to none of them yet".to_owned()
+        }
+        OpenEnum::Known(Place::Attached) => {
+            let to: Vec<&str> = node.attached_to.iter().map(Name::as_str).collect();
+            format!("; this node is attached to {}", to.join(", "))
+        }
+        OpenEnum::Other(place) => format!("; place of this node: {}", place.as_str()),
+    };
+    Some(format!("{} of {} members gossip{here}", cluster.core, cluster.members))
 }
 
 fn show_service(text: &mut String, service: &ServiceStatus, now: UnixMs, columns: usize, colours: bool) {
@@ -97,7 +136,8 @@ fn show_service(text: &mut String, service: &ServiceStatus, now: UnixMs, columns
         Column::right("TOTAL").optional(3),
     ])
     .indent(2);
-    for backend in &service.backends {
+    let shown = shown_backends(&service.backends);
+    for backend in &shown {
         table.row(vec![
             Cell::plain(backend.node.as_str()),
             Cell::plain(&backend.address),
@@ -111,7 +151,24 @@ fn show_service(text: &mut String, service: &ServiceStatus, now: UnixMs, columns
             table.note(note);
         }
     }
-    text.push_str(&table.render(columns, colours));
+    if !shown.is_empty() {
+        text.push_str(&table.render(columns, colours));
+    }
+    let rest = service.backends.iter().filter(|one| !shown.iter().any(|shown| std::ptr::eq(*shown, *one)));
+    let states = BackendState::ALL
+        .iter()
+        .map(|state| (state.as_str(), rest.clone().filter(|one| one.state == *state)));
+    if let Some(counts) = counts(states.map(|(word, all)| (all.count(), word))) {
+        text.push_str(&format!("  and {counts}; for all, run: agent status --json\n"));
+    }
+}
+
+/// The backends that are shown: of many those that are not good.
+fn shown_backends(all: &[BackendStatus]) -> Vec<&BackendStatus> {
+    if all.len() <= MAX_BACKENDS {
+        return all.iter().collect();
+    }
+    all.iter().filter(|one| !one.state.is_good()).take(MAX_BAD_BACKENDS).collect()
 }
 
 /// Why a backend gets no connections, or less than the others.
@@ -133,29 +190,60 @@ fn note(backend: &BackendStatus, now: UnixMs) -> Option<String> {
 
 fn show_members(text: &mut String, status: &Status, now: UnixMs, columns: usize, colours: bool) {
     let all = &status.members;
-    let shown: Vec<&MemberStatus> = if all.len() <= MAX_MEMBERS {
-        all.iter().collect()
-    } else {
-        all.iter().filter(|member| member.state != MemberState::Up).take(MAX_MEMBERS).collect()
+    let in_state = |state| all.iter().filter(|member| member.state == state).count();
+    let states = [MemberState::Up, MemberState::Suspect, MemberState::Down, MemberState::Left];
+    let listed = counts(states.iter().map(|state| (in_state(*state), state.as_str()))).unwrap_or_default();
+    // Of those that are away and not named it is not known who they are.
+    let unnamed = status.unnamed();
+    let line = match unnamed {
+        0 => listed,
+        _ => format!(
+            "{} of {} up by what core members say, who name {} of the others",
+            in_state(MemberState::Up) - unnamed,
+            all.len(),
+            all.len() - in_state(MemberState::Up)
+        ),
     };
-    text.push_str(&format!("members  {}\n", counts(all)));
+    paragraph(text, "members  ", &line, columns);
+    let shown = shown_members(all);
     if !shown.is_empty() {
         text.push_str(&members::table(&shown, now, false, 2).render(columns, colours));
     }
-    if shown.len() < all.len() {
-        text.push_str("  for all, run: agent members\n");
+    if shown.len() == all.len() {
+        return;
     }
+    let rest = |role: Role, state: MemberState| {
+        let of = |one: &&MemberStatus| one.role == role && one.state == state;
+        all.iter().filter(of).count() - shown.iter().copied().filter(of).count()
+    };
+    let roles = [(Role::Master, "master"), (Role::Worker, "worker")];
+    let parts =
+        states.iter().flat_map(|state| roles.map(|(role, word)| (rest(role, *state), word, state.as_str())));
+    let parts = parts
+        .map(|(count, word, state)| (count, format!("{word}{} {state}", if count == 1 { "" } else { "s" })));
+    let parts = counts(parts).filter(|_| unnamed == 0);
+    let more = parts.unwrap_or_else(|| format!("{} more", all.len() - shown.len()));
+    paragraph(text, "  ", &format!("and {more}; for all, run: agent members"), columns);
 }
 
-/// How many are what, as `3 up, 1 down`.
-fn counts(all: &[MemberStatus]) -> String {
-    let states = [MemberState::Up, MemberState::Suspect, MemberState::Down, MemberState::Left];
-    let count = |state| all.iter().filter(|member| member.state == state).count();
-    let parts: Vec<String> = states
-        .into_iter()
-        .map(|state| (count(state), state))
-        .filter(|(count, _)| *count > 0)
-        .map(|(count, state)| format!("{count} {}", state.as_str()))
-        .collect();
-    parts.join(", ")
+/// The members that are shown: of many the masters and those that are not up, what is wrong first.
+fn shown_members(all: &[MemberStatus]) -> Vec<&MemberStatus> {
+    if all.len() <= MAX_MEMBERS {
+        return all.iter().collect();
+    }
+    let (mut masters, mut others): (Vec<_>, Vec<_>) = all.iter().partition(|one| one.role == Role::Master);
+    others.retain(|one| one.state != MemberState::Up);
+    for (list, most) in [(&mut masters, MAX_MASTERS), (&mut others, MAX_AWAY)] {
+        list.sort_by_cached_key(|one| (one.state.urgency(), name_order(&one.name)));
+        list.truncate(most);
+    }
+    masters.append(&mut others);
+    masters
+}
+
+/// How many are what, as `3 up, 1 down`; `None`: none is anything.
+fn counts(all: impl Iterator<Item = (usize, impl std::fmt::Display)>) -> Option<String> {
+    let parts: Vec<String> =
+        all.filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")).collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
 }

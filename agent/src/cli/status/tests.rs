@@ -11,6 +11,7 @@ use proto::node::{Name, NodeId, Role};
 use proto::problem::{Problem, ProblemCode};
 use proto::service::Balance;
 use proto::time::UnixMs;
+use proto::topology::Place;
 
 use super::render::render;
 use super::verdict::summarize;
@@ -84,6 +85,8 @@ fn status(backends: Vec<BackendStatus>) -> Status {
             id: "c".repeat(26),
             name: "prod".to_owned(),
             members: 3,
+            core: 0,
+            up: None,
             document: "ab12cd34ef56".to_owned(),
             key_epoch: 3,
             open_until_unix_ms: None,
@@ -95,6 +98,7 @@ fn status(backends: Vec<BackendStatus>) -> Status {
             interface: "wg0".to_owned(),
             role: Role::Worker.into(),
             place: Default::default(),
+            attached_to: Vec::new(),
             version: "0.1.0".to_owned(),
             started_unix_ms: ago(7200),
             removed: false,
@@ -314,18 +318,107 @@ fn nothing_is_wider_than_the_terminal() {
     }
 }
 
+/// A cluster of three masters and 997 workers, of which every hundredth is down and every hundredth suspect.
+fn thousand() -> Status {
+    with(|status| {
+        status.cluster.members = 1000;
+        status.members = (0..1000)
+            .map(|i| {
+                let (who, role) = if i < 3 { ('m', Role::Master) } else { ('w', Role::Worker) };
+                let state = match i % 100 {
+                    77 => MemberState::Down,
+                    88 => MemberState::Suspect,
+                    _ => MemberState::Up,
+                };
+                member(&format!("{who}{i}"), 1, role, state)
+            })
+            .collect();
+    })
+}
+
 #[test]
-fn of_a_large_cluster_only_those_in_trouble_are_listed() {
-    let status = with(|status| {
-        status.members =
-            (0..200).map(|i| member(&format!("n{i}"), i, Role::Worker, MemberState::Up)).collect();
-        status.members[77].state = MemberState::Down;
-    });
+fn of_a_large_cluster_masters_and_what_is_wrong_are_listed_and_the_rest_is_counted() {
+    let expected = "\
+ok: 3 of 3 masters serve; 20 of 1000 members do not answer
+
+node     w1, worker, 10.0.0.9 on wg0, agent 0.1.0, up 2h
+cluster  prod, 1000 members, document ab12cd34ef56, key 3
+core     20 of 1000 members gossip; this node is attached to m1, w7, w9
+
+kube-api  on 127.0.0.1:16443, least-connections, 6 of 10000 connections
+  NODE  ADDRESS        STATE  SINCE    RTT  CONNS  TOTAL
+  m1    10.0.0.1:6443  ready  3d     0.4ms      1    310
+  m2    10.0.0.2:6443  ready  3d     0.8ms      2    310
+  m3    10.0.0.3:6443  ready  3d     1.3ms      3    310
+
+members  980 up, 10 suspect, 10 down
+  NAME  ROLE    STATE  SINCE  ADDRESS     RTT  VERSION
+  m0    master  up     3d     10.0.0.1  0.4ms  0.1.0
+  m1    master  up     3d     10.0.0.1  0.4ms  0.1.0
+  m2    master  up     3d     10.0.0.1  0.4ms  0.1.0
+  w77   worker  down   3d     10.0.0.1  0.4ms  0.1.0
+  w177  worker  down   3d     10.0.0.1  0.4ms  0.1.0
+  w277  worker  down   3d     10.0.0.1  0.4ms  0.1.0
+  w377  worker  down   3d     10.0.0.1  0.4ms  0.1.0
+  w477  worker  down   3d     10.0.0.1  0.4ms  0.1.0
+  w577  worker  down   3d     10.0.0.1  0.4ms  0.1.0
+  w677  worker  down   3d     10.0.0.1  0.4ms  0.1.0
+  w777  worker  down   3d     10.0.0.1  0.4ms  0.1.0
+  w877  worker  down   3d     10.0.0.1  0.4ms  0.1.0
+  w977  worker  down   3d     10.0.0.1  0.4ms  0.1.0
+  and 977 workers up, 10 workers suspect; for all, run: agent members
+";
+    let mut status = thousand();
+    status.cluster.core = 20;
+    status.node.place = Place::Attached.into();
+    status.node.attached_to = ["m1", "w7", "w9"].map(name).to_vec();
+    assert_eq!(screen(&status, 80), expected);
+    status.node.place = Place::Core.into();
+    assert!(screen(&status, 80).contains("\ncore     20 of 1000 members gossip, this node among them\n"));
+    status.node.place = Place::Attached.into();
+    status.node.attached_to.clear();
+    let alone = "\ncore     20 of 1000 members gossip; this node is attached to none of them yet\n";
+    assert!(screen(&status, 80).contains(alone));
+}
+
+#[test]
+fn members_that_are_away_and_not_named_are_not_counted_as_up() {
+    let mut status = thousand();
+    // As long as all are named, the numbers differ for moments.
+    status.cluster.up = Some(975);
+    assert!(screen(&status, 80).contains("\nmembers  980 up, 10 suspect, 10 down\n"));
+    status.members[200..308].iter_mut().for_each(|one| one.state = MemberState::Down);
+    status.cluster.up = Some(500);
     let text = screen(&status, 80);
-    assert!(text.contains("members  199 up, 1 down\n"), "{text}");
-    assert!(text.contains("\n  n77 ") && !text.contains("\n  n78 "), "{text}");
-    assert!(text.contains("for all, run: agent members"), "{text}");
-    assert!(text.lines().count() < 24, "{text}");
+    assert!(text.starts_with("ok: 3 of 3 masters serve; 500 of 1000 members do not answer\n"), "{text}");
+    let said = "\nmembers  500 of 1000 up by what core members say, who name 126 of the others\n";
+    assert!(
+        text.contains(said) && text.contains("\n  and 987 more; for all, run: agent members\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn of_many_backends_candidates_and_problems_the_screen_shows_what_is_wrong_and_a_count() {
+    let mut status = thousand();
+    let backends = (0..250).map(|i| {
+        backend(i, if i % 20 == 7 { BackendState::Down } else { BackendState::Ready }, "connection refused")
+    });
+    status.services.push(service("ingress", backends.collect()));
+    let mut address = vip(VipState::Owned, Some("c40"), "");
+    address.candidates = (0..50)
+        .map(|i| VipCandidate { node: name(&format!("c{i}")), rank: i + 1, ..address.candidates[0].clone() })
+        .collect();
+    status.vips = vec![address];
+    status.problems = (0..300)
+        .map(|i| Problem::new(ProblemCode::RecordNotUnderstood, format!("w{i} publishes a field; ignored")))
+        .collect();
+    let text = screen(&status, 80);
+    assert!(text.contains("  and 237 ready, 3 down; for all, run: agent status --json\n"), "{text}");
+    assert!(text.contains("\n  41  c40        owner\n  and 37 more candidates; for all"), "{text}");
+    assert!(text.contains("\n  and 288 more; for all, run: agent status --json\n"), "{text}");
+    assert!(text.lines().count() < 96, "{} lines: {text}", text.lines().count());
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
 }
 
 #[test]

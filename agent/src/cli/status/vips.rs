@@ -1,11 +1,15 @@
 //! Virtual IPs, a block each.
 
 use proto::control::{Status, VipState, VipStatus};
+use proto::node::Name;
 use proto::time::UnixMs;
 
 use super::Severity;
 use super::table::{Cell, Column, Table, paragraph, wrap};
 use super::time::{age, at};
+
+/// Candidates shown, the best; the owner is one of them even where it is not.
+const MAX_CANDIDATES: usize = 12;
 
 /// Writes all of them.
 pub(super) fn show(text: &mut String, status: &Status, now: UnixMs, columns: usize, colours: bool) {
@@ -43,8 +47,13 @@ fn one(text: &mut String, vip: &VipStatus, now: UnixMs, columns: usize, colours:
     }
     let mut table =
         Table::new(vec![Column::right("#"), Column::left("CANDIDATE"), Column::left("STATE")]).indent(2);
-    for candidate in &vip.candidates {
-        let owner = vip.owner.as_ref() == Some(&candidate.node);
+    let is_owner = |node: &Name| vip.owner.as_ref() == Some(node);
+    let shown =
+        vip.candidates.iter().enumerate().filter(|(i, one)| *i < MAX_CANDIDATES || is_owner(&one.node));
+    let mut rest = vip.candidates.len();
+    for (_, candidate) in shown {
+        rest -= 1;
+        let owner = is_owner(&candidate.node);
         let (word, severity) = match (owner, candidate.eligible) {
             (true, _) => ("owner", Severity::Good),
             (false, true) => ("ready", Severity::Plain),
@@ -60,4 +69,7 @@ fn one(text: &mut String, vip: &VipStatus, now: UnixMs, columns: usize, colours:
         }
     }
     text.push_str(&table.render(columns, colours));
+    if rest > 0 {
+        text.push_str(&format!("  and {rest} more candidates; for all, run: agent status --json\n"));
+    }
 }

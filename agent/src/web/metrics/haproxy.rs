@@ -158,13 +158,10 @@ pub(super) fn write(text: &mut MetricsText, status: &Status) {
             }
         }
     }
-    let mut servers = Vec::new();
-    for service in &status.services {
-        for backend in &service.backends {
-            let labels = vec![("proxy", service.name.as_str()), ("server", backend.node.as_str())];
-            servers.push((labels, backend));
-        }
-    }
+    let servers: Vec<_> = super::backends(status)
+        .into_iter()
+        .map(|(service, one)| (vec![("proxy", service.name.as_str()), ("server", one.node.as_str())], one))
+        .collect();
     text.table(SERVER, &servers);
     let name = "haproxy_server_status";
     text.family(name, Gauge, "Current status of the service, per state label value.");

@@ -4,9 +4,19 @@
 mod haproxy;
 mod native;
 
+use std::cmp::Reverse;
 use std::fmt::Write;
 
-use proto::control::{BUCKETS_US, Histogram, Status};
+use proto::control::{
+    BUCKETS_US, BackendStatus, Histogram, MemberState, MemberStatus, ServiceStatus, Status, name_order,
+};
+use proto::node::Role;
+use proto::service::KUBE_API;
+
+/// Most backends, of all services together, and most peers with series of their own: a backend has 60. So a node
+/// has less than 2,000 series, whatever the size of the cluster. Totals count all.
+const MAX_BACKENDS: usize = 24;
+const MAX_PEERS: usize = 32;
 
 /// Counters only grow until the next start; gauges are current values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +37,37 @@ pub(super) fn write(status: &Status, haproxy: bool) -> Vec<u8> {
         haproxy::write(&mut text, status);
     }
     text.0.into_bytes()
+}
+
+/// The backends with series of their own: of kube-api first, since alerts count them, then of services from the
+/// smallest on; where not all fit, those that are not good come first.
+fn backends(status: &Status) -> Vec<(&ServiceStatus, &BackendStatus)> {
+    let mut services: Vec<&ServiceStatus> = status.services.iter().collect();
+    services.sort_by_key(|one| (one.name.as_str() != KUBE_API, one.backends.len()));
+    let mut left = MAX_BACKENDS;
+    let mut shown = Vec::new();
+    for service in services {
+        let mut backends: Vec<&BackendStatus> = service.backends.iter().collect();
+        if backends.len() > left {
+            backends.sort_by_cached_key(|one| (one.state.is_good(), name_order(&one.node)));
+            backends.truncate(left);
+        }
+        left -= backends.len();
+        shown.extend(backends.into_iter().map(|one| (service, one)));
+    }
+    shown
+}
+
+/// The peers with series of their own: of those that this node pulses the masters, and those that are not up first.
+fn peers(status: &Status) -> Vec<&MemberStatus> {
+    let mut pulsed: Vec<&MemberStatus> =
+        status.members.iter().filter(|one| one.loss_permille.is_some()).collect();
+    if pulsed.len() > MAX_PEERS {
+        let up = |one: &MemberStatus| one.state == MemberState::Up;
+        pulsed.sort_by_cached_key(|one| (Reverse(one.role == Role::Master), up(one), name_order(&one.name)));
+        pulsed.truncate(MAX_PEERS);
+    }
+    pulsed
 }
 
 struct MetricsText(String);

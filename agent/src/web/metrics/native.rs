@@ -1,4 +1,4 @@
-//! The agent's own names. Labels are nodes, services and fixed values, so a cluster has a few hundred series.
+//! The agent's own names. Labels are nodes, services and fixed values.
 
 use std::collections::BTreeSet;
 
@@ -223,12 +223,19 @@ fn members(text: &mut MetricsText, status: &Status) {
     text.family("agent_members", Gauge, "Number of members, by role and state.");
     for (role, word) in [(Role::Master, "master"), (Role::Worker, "worker")] {
         for state in [MemberState::Up, MemberState::Suspect, MemberState::Down, MemberState::Left] {
-            let found = status.members.iter().filter(|one| one.role == role && one.state == state).count();
+            let mut found =
+                status.members.iter().filter(|one| one.role == role && one.state == state).count();
+            // All masters are known well.
+            match state {
+                MemberState::Up if role == Role::Worker => found = found.saturating_sub(status.unnamed()),
+                MemberState::Down if role == Role::Worker => found += status.unnamed(),
+                _ => {}
+            }
             text.sample("agent_members", &[("role", word), ("state", state.as_str())], found as f64);
         }
     }
-    let pulsed = status.members.iter().filter(|one| one.loss_permille.is_some());
-    let peers: Vec<_> = pulsed.map(|one| (vec![("peer", one.name.as_str())], one)).collect();
+    let peers = super::peers(status).into_iter();
+    let peers: Vec<_> = peers.map(|one| (vec![("peer", one.name.as_str())], one)).collect();
     text.table(PEER, &peers);
 }
 
@@ -269,13 +276,10 @@ fn services(text: &mut MetricsText, status: &Status) {
 }
 
 fn backends(text: &mut MetricsText, status: &Status) {
-    let mut all = Vec::new();
-    for service in &status.services {
-        for backend in &service.backends {
-            let labels = vec![("service", service.name.as_str()), ("backend", backend.node.as_str())];
-            all.push((labels, backend));
-        }
-    }
+    let all: Vec<_> = super::backends(status)
+        .into_iter()
+        .map(|(service, one)| (vec![("service", service.name.as_str()), ("backend", one.node.as_str())], one))
+        .collect();
     text.table(BACKEND, &all);
     text.family("agent_backend_state", Gauge, "1 for the current state, 0 for all others.");
     for (labels, backend) in &all {

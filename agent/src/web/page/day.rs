@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use maud::{Markup, html};
 use proto::backends::BackendState;
-use proto::control::Status;
+use proto::control::{BackendStatus, Status};
 use proto::event::{EventKind, EventRing};
 use proto::time::{UnixMs, human};
 use proto::timeline::{Followed, Span, spans};
 
 use super::html::{section, state};
+use super::nodes::more;
 use crate::severity::Severity;
 use crate::times::at;
 
@@ -31,16 +32,29 @@ const THIN: u64 = 6;
 /// Least width of a part that shows its text, in minutes.
 const WIDE: u64 = 150;
 
+/// Most strips of backends: a screen of them.
+const MAX_STRIPS: usize = 24;
+
+/// How the strips of masters begin.
+const MASTERS: &str = "kube-api/";
+
 /// All strips.
 pub(super) fn day(status: &Status, ring: &EventRing) -> Markup {
     let end = UnixMs(status.taken_unix_ms.0.div_ceil(MINUTE) * MINUTE);
     let within = UnixMs(end.0.saturating_sub(DAY))..end;
-    let backends = status.services.iter().flat_map(|service| {
-        service.backends.iter().map(move |one| (format!("{}/{}", service.name, one.node), one))
-    });
-    let backends = backends.map(|(subject, one)| {
+    let all = status.services.iter().map(|service| service.backends.len()).sum();
+    let mut backends: Vec<(String, &BackendStatus)> = Vec::new();
+    for service in &status.services {
+        backends.extend(service.backends.iter().map(|one| (format!("{}/{}", service.name, one.node), one)));
+    }
+    if all > MAX_STRIPS {
+        // Those of masters first, and then what is wrong.
+        backends.sort_by_key(|(subject, one)| (!subject.starts_with(MASTERS), one.state.is_good()));
+        backends.truncate(MAX_STRIPS);
+    }
+    let backends = backends.iter().map(|(subject, one)| {
         let (state, since) = (one.state.as_str(), one.since_unix_ms);
-        strip(ring, EventKind::Backend, &subject, (state, since), &within, reachable)
+        strip(ring, EventKind::Backend, subject, (state, since), &within, reachable)
     });
     let vips = status.vips.iter().map(|vip| {
         let owner = vip.owner.as_ref().map_or(NOBODY, |owner| owner.as_str());
@@ -57,6 +71,7 @@ pub(super) fn day(status: &Status, ring: &EventRing) -> Markup {
             (state(Severity::Dim, "not known"))
         }
         ul.day { @for strip in strips { li { (strip) } } }
+        (more(all, MAX_STRIPS, "backends"))
         p.axis aria-hidden="true" {
             @for quarter in (0..=4).rev() {
                 span { (hour(UnixMs(end.0.saturating_sub(quarter * DAY / 4)))) }

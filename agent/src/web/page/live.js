@@ -25,7 +25,7 @@
     if (busy) { again = true; return; }
     busy = true;
     try {
-      const answer = await fetch("/main", { cache: "no-store" });
+      const answer = await fetch("/main" + location.search, { cache: "no-store" });
       if (!answer.ok) throw answer.status;
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       document.title = page.title;

@@ -26,6 +26,9 @@ const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("live.js");
 const SHAPES: &str = include_str!("shapes.svg");
 
+/// Most problems shown; the JSON has all.
+const MAX_PROBLEMS: usize = 20;
+
 /// The content security policy: this style and this script, by their hashes, this node, and nothing else.
 pub(super) fn policy() -> &'static str {
     static POLICY: OnceLock<String> = OnceLock::new();
@@ -43,8 +46,8 @@ pub(super) fn policy() -> &'static str {
     })
 }
 
-/// The whole page.
-pub(super) fn whole(status: &Status, ring: &EventRing, acts: bool) -> Vec<u8> {
+/// The whole page; `page` counts those of the table of members, from 1.
+pub(super) fn whole(status: &Status, ring: &EventRing, acts: bool, page: usize) -> Vec<u8> {
     let now = at(status.taken_unix_ms, status.taken_unix_ms);
     let content = html! {
         header {
@@ -52,7 +55,7 @@ pub(super) fn whole(status: &Status, ring: &EventRing, acts: bool) -> Vec<u8> {
             dl { (pairs([("cluster", status.cluster.name.as_str()), ("seen from", status.node.name.as_str())])) }
             p #live .dim { "as of " time { (now) } ", reload to update" }
         }
-        main #main { (body(status, ring, acts)) }
+        main #main { (body(status, ring, acts, page)) }
         footer {
             p {
                 "Other formats: " a href="/api/v1/status" { "JSON" } ", "
@@ -65,8 +68,8 @@ pub(super) fn whole(status: &Status, ring: &EventRing, acts: bool) -> Vec<u8> {
 }
 
 /// The part of the page that changes.
-pub(super) fn main(status: &Status, ring: &EventRing, acts: bool) -> Vec<u8> {
-    let content = html! { (DOCTYPE) title { (title(status)) } (body(status, ring, acts)) };
+pub(super) fn main(status: &Status, ring: &EventRing, acts: bool, page: usize) -> Vec<u8> {
+    let content = html! { (DOCTYPE) title { (title(status)) } (body(status, ring, acts, page)) };
     tame(content).into_bytes()
 }
 
@@ -117,7 +120,7 @@ fn title(status: &Status) -> String {
     format!("{} · {} · agent on {}", word(level), status.cluster.name, status.node.name)
 }
 
-fn body(status: &Status, ring: &EventRing, acts: bool) -> Markup {
+fn body(status: &Status, ring: &EventRing, acts: bool, page: usize) -> Markup {
     let now = status.taken_unix_ms;
     html! {
         (verdict(status, now))
@@ -129,7 +132,7 @@ fn body(status: &Status, ring: &EventRing, acts: bool) -> Markup {
             (events::timeline(ring, now))
             div { (nodes::matrix(status)) (nodes::differences(status)) }
         }
-        (nodes::members(status))
+        (nodes::members(status, page))
         (nodes::own(status))
     }
 }
@@ -145,7 +148,12 @@ fn verdict(status: &Status, now: UnixMs) -> Markup {
             h1 { (shape(severity)) (word) }
             p { (text.trim_start_matches([':', ';', ' '])) }
             @if !status.problems.is_empty() {
-                ul { @for problem in &status.problems { li { (problem) } } }
+                ul {
+                    @for problem in status.problems.iter().take(MAX_PROBLEMS) { li { (problem) } }
+                    @if status.problems.len() > MAX_PROBLEMS {
+                        li { (status.problems.len() - MAX_PROBLEMS) " more problems" }
+                    }
+                }
             }
             // Read out when it changes, and so without ages, which change all the time.
             p.visually-hidden role="status" { (word) ": " (spoken(status)) }
@@ -167,7 +175,7 @@ fn spoken(status: &Status) -> String {
 
 /// The four most requested numbers.
 fn numbers(status: &Status) -> Markup {
-    let up = status.members.iter().filter(|one| one.state == MemberState::Up).count();
+    let up = status.members.iter().filter(|one| one.state == MemberState::Up).count() - status.unnamed();
     let backends = status.services.iter().flat_map(|service| &service.backends);
     let slowest = backends.clone().filter(|one| one.state.is_good()).filter_map(|one| one.rtt_ms);
     let slowest = slowest.reduce(f64::max).map_or_else(|| "–".to_owned(), milliseconds);

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use maud::{Markup, html};
-use proto::control::{MemberState, MemberStatus, PeerLinkStatus, Status};
+use proto::control::{MemberState, MemberStatus, PeerLinkStatus, Status, name_order};
 use proto::node::Role;
+use proto::open_enum::OpenEnum;
+use proto::topology::Place;
 
 use super::html::{
     bytes, cell, cell_of, loss, milliseconds, ms, pairs, quiet, row, section, since, state, table,
@@ -12,27 +14,23 @@ use super::html::{
 use crate::severity::Severity;
 use crate::times::age;
 
-/// Most members shown; in a larger cluster those that are not up come first. A table of thousands helps
-/// nobody, and the page is fetched every two seconds.
-const MAX_MEMBERS: usize = 64;
+/// Members on one page of their table: the page is fetched every two seconds.
+const PAGE: usize = 50;
 
 /// Most rows and columns of the matrix.
 const MAX_ROWS: usize = 32;
 const MAX_COLUMNS: usize = 9;
 
-/// Members worth showing, most important first: problems, then masters, then names.
+/// Members in the order of a table; of more than `most` what is wrong comes first, then masters, then the rest.
 fn ordered(status: &Status, most: usize) -> Vec<&MemberStatus> {
     let mut all: Vec<&MemberStatus> = status.members.iter().collect();
-    if all.len() > most {
-        all.sort_by_key(|one| (one.state == MemberState::Up, one.role != Role::Master, &one.name));
-        all.truncate(most);
-    } else {
-        all.sort_by_key(|one| (one.role != Role::Master, &one.name));
-    }
+    let many = all.len() > most;
+    let urgency = |one: &MemberStatus| if many { one.state.urgency() } else { 0 };
+    all.sort_by_cached_key(|one| (urgency(one), one.role != Role::Master, name_order(&one.name)));
     all
 }
 
-fn more(all: usize, shown: usize, what: &str) -> Markup {
+pub(super) fn more(all: usize, shown: usize, what: &str) -> Markup {
     html! {
         @if all > shown {
             p.about {
@@ -43,14 +41,47 @@ fn more(all: usize, shown: usize, what: &str) -> Markup {
     }
 }
 
-/// All members.
-pub(super) fn members(status: &Status) -> Markup {
+/// The links between the pages of a table; `page` counts from 1.
+fn pages(all: usize, page: usize, last: usize) -> Markup {
+    let (from, to) = ((page - 1) * PAGE + 1, all.min(page * PAGE));
+    let link = |word: &str, to: usize, rel: Option<&str>| {
+        html! {
+            " "
+            @if to == page || to == 0 || to > last {
+                (quiet(word))
+            } @else {
+                a href={ "/?page=" (to) "#members" } rel=[rel] { (word) }
+            }
+        }
+    };
+    html! {
+        nav.pages aria-label="Pages of members" {
+            p { (from) " to " (to) " of " (all) ", what is wrong first, then masters" }
+            p {
+                (link("first", 1, None)) (link("previous", page - 1, Some("prev")))
+                " page " (page) " of " (last)
+                (link("next", page + 1, Some("next"))) (link("last", last, None))
+            }
+        }
+    }
+}
+
+/// A page of the members.
+pub(super) fn members(status: &Status, page: usize) -> Markup {
     let columns = ["node", "role", "state", "address", "!rtt", "!loss", "agent", "document", "since"];
-    let shown = ordered(status, MAX_MEMBERS);
-    let rows = html! { @for one in &shown { (member(one, status)) } };
+    let all = ordered(status, PAGE);
+    let last = all.len().div_ceil(PAGE).max(1);
+    let page = page.clamp(1, last);
+    let rows =
+        html! { @for one in all.chunks(PAGE).nth(page - 1).unwrap_or_default() { (member(one, status)) } };
+    let nav = if last > 1 {
+        pages(all.len(), page, last)
+    } else {
+        html! {}
+    };
     let content = html! {
+        (nav)
         (table("Members of the cluster, as seen from this node", &columns, &rows))
-        (more(status.members.len(), shown.len(), "members"))
     };
     section("members", "Members", &content)
 }
@@ -87,12 +118,13 @@ fn short(hash: &str) -> &str {
 pub(super) fn matrix(status: &Status) -> Markup {
     let mut masters: Vec<&MemberStatus> =
         status.members.iter().filter(|one| one.role == Role::Master).collect();
-    masters.sort_by_key(|one| &one.name);
+    masters.sort_by_cached_key(|one| name_order(&one.name));
     masters.truncate(MAX_COLUMNS);
     if masters.is_empty() || status.members.len() < 2 {
         return html! {};
     }
-    let shown = ordered(status, MAX_ROWS);
+    let mut shown = ordered(status, MAX_ROWS);
+    shown.truncate(MAX_ROWS);
     let content = html! {
         p.about { "Round trips and pulse loss, as reported by each row's node for the master in the columns." }
         div.wide tabindex="0" role="region" aria-labelledby="h-matrix" {
@@ -177,6 +209,19 @@ fn groups<'a>(status: &'a Status, of: impl Fn(&'a MemberStatus) -> &'a str) -> B
     found.into_iter().map(|(value, names)| (value, few(names))).collect()
 }
 
+/// Whether this node gossips, and if not, to whom it is attached.
+fn gossips(status: &Status) -> String {
+    let (cluster, node) = (&status.cluster, &status.node);
+    let to: Vec<&str> = node.attached_to.iter().map(|one| one.as_str()).collect();
+    match node.place {
+        OpenEnum::Known(Place::Everyone) => "yes, as all members".to_owned(),
+        OpenEnum::Known(Place::Core) => format!("yes, as {} of {} members", cluster.core, cluster.members),
+        OpenEnum::Known(Place::Attached) if to.is_empty() => "no, and attached to none yet".to_owned(),
+        OpenEnum::Known(Place::Attached) => format!("no, attached to {}", to.join(", ")),
+        OpenEnum::Other(place) => place.as_str().to_owned(),
+    }
+}
+
 /// This node.
 pub(super) fn own(status: &Status) -> Markup {
     let (node, cluster, link) = (&status.node, &status.cluster, &status.node.link);
@@ -195,6 +240,7 @@ pub(super) fn own(status: &Status) -> Markup {
         ("interface", node.interface.clone()),
         ("agent", node.version.clone()),
         ("up", age(node.started_unix_ms, status.taken_unix_ms)),
+        ("gossips", gossips(status)),
         ("document", short(&cluster.document).to_owned()),
         ("gossip key", cluster.key_epoch.to_string()),
         ("sent", bytes(link.sent_bytes)),

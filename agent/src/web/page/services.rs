@@ -3,11 +3,19 @@
 use maud::{Markup, html};
 use proto::backends::BackendState;
 use proto::cause::Cause;
-use proto::control::{BackendStatus, ServiceSource, ServiceStatus, Status, VipState, VipStatus};
+use proto::control::{BackendStatus, ServiceSource, ServiceStatus, Status, VipState, VipStatus, name_order};
 use proto::time::UnixMs;
 
-use super::html::{bytes, cell, cell_of, lasted, ms, row, section, since, state, table};
+use super::html::{bytes, cell, cell_of, lasted, ms, quiet, row, section, since, state, table};
+use super::nodes::more;
 use crate::severity::Severity;
+
+/// Backends of a service that are all shown; of more those that are not good come first, and fewer are shown.
+const MAX_BACKENDS: usize = 50;
+const FEW_BACKENDS: usize = 24;
+
+/// Most candidates of a virtual IP that are shown, the best.
+const MAX_CANDIDATES: usize = 12;
 
 const COLUMNS: &[&str] = &[
     "node",
@@ -30,7 +38,10 @@ const COLUMNS: &[&str] = &[
 pub(super) fn service(service: &ServiceStatus, status: &Status, acts: bool) -> Markup {
     let name = service.name.as_str();
     let mut backends: Vec<&BackendStatus> = service.backends.iter().collect();
-    backends.sort_by(|a, b| a.node.cmp(&b.node));
+    let many = backends.len() > MAX_BACKENDS;
+    backends.sort_by_cached_key(|one| (many && one.state.is_good(), name_order(&one.node)));
+    backends.truncate(if many { FEW_BACKENDS } else { MAX_BACKENDS });
+    let shown = backends.len();
     let columns: Vec<&str> = COLUMNS.iter().copied().chain(acts.then_some("act")).collect();
     let content = html! {
         p.about { (about(service)) }
@@ -39,6 +50,7 @@ pub(super) fn service(service: &ServiceStatus, status: &Status, acts: bool) -> M
         } @else {
             @let rows = html! { @for one in backends { (backend(one, status, acts)) } };
             (table(&format!("Backends of {name}, as seen from this node"), &columns, &rows))
+            (more(service.backends.len(), shown, "backends"))
         }
     };
     section(&format!("service-{name}"), name, &content)
@@ -147,7 +159,7 @@ fn vip(vip: &VipStatus, now: UnixMs) -> Markup {
     };
     let candidates = html! {
         ol.flat {
-            @for one in &vip.candidates {
+            @for one in vip.candidates.iter().take(MAX_CANDIDATES) {
                 li {
                     (state(if one.eligible { Severity::Good } else { Severity::Dim }, one.node.as_str()))
                     " "
@@ -156,6 +168,9 @@ fn vip(vip: &VipStatus, now: UnixMs) -> Markup {
                         @if !one.reason.is_empty() { ": " (one.reason) }
                     }
                 }
+            }
+            @if vip.candidates.len() > MAX_CANDIDATES {
+                li { (quiet(format!("and {} more", vip.candidates.len() - MAX_CANDIDATES))) }
             }
         }
     };
