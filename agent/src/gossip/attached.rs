@@ -28,14 +28,9 @@ const UNASKED: Duration = Duration::from_secs(1);
 const PULL: Duration = Duration::from_secs(2);
 const PULL_EACH: Duration = Duration::from_millis(2);
 
-/// Time after the last answer for which what core members said of others still counts.
-const COUNTS: Duration = Duration::from_secs(15);
-
 /// What a node says of the cluster, and hears of it, beside its record.
 pub(super) struct ClusterPlace {
     pub(super) topology: Topology,
-    /// When to decide about it again.
-    next: Moment,
     /// The core apart.
     knows: Knowledge,
     /// What those attached here were told last, and when.
@@ -53,7 +48,6 @@ impl ClusterPlace {
     pub(super) fn new(own: NodeId, document: &Document, now: Moment) -> ClusterPlace {
         ClusterPlace {
             topology: Topology::new(own, CoreOrder::of(document), now),
-            next: now,
             knows: Knowledge::default(),
             told: (Knowledge::default(), now),
             alive: BTreeSet::new(),
@@ -79,38 +73,13 @@ impl ClusterPlace {
     }
 
     /// When to decide or to send something.
-    pub(super) fn deadline(&self) -> Moment {
-        self.topology.deadline().map_or(self.next, |at| at.min(self.next))
+    pub(super) fn deadline(&self, now: Moment) -> Moment {
+        self.topology.deadline(now)
     }
 
     /// Decides anew, when it is time.
     pub(super) fn decide(&mut self, now: Moment) -> Place {
-        if now >= self.next {
-            self.next = now.after(topology::UPDATE);
-            self.topology.update(|id| self.alive.contains(id), now);
-        }
-        self.topology.place()
-    }
-
-    /// Whether a member is alive. `shown`: by gossip or by a datagram of its own; `before`: it counted as alive.
-    pub(super) fn is_alive(&self, id: &NodeId, shown: bool, before: bool, now: Moment) -> bool {
-        if self.topology.place() != Place::Attached {
-            return self.topology.is_alive(id, shown, now);
-        }
-        if now.since(self.topology.attachment().last_answer()) >= COUNTS {
-            return shown || before;
-        }
-        shown || !self.is_said_silent(id)
-    }
-
-    /// Whether half of the core members that this node holds say that a member is not alive: one may be wrong.
-    fn is_said_silent(&self, id: &NodeId) -> bool {
-        let (mut says, mut all) = (0, 0);
-        for (_, heard) in self.topology.attachment().answering() {
-            all += 1;
-            says += usize::from(heard.silent.contains(id));
-        }
-        says > 0 && says * 2 >= all
+        self.topology.update(|id| self.alive.contains(id), now)
     }
 
     /// What is known of members whose records this node does not have.
@@ -119,26 +88,23 @@ impl ClusterPlace {
             return None;
         }
         let heard: Vec<(NodeId, &Heard)> = self.topology.attachment().answering().collect();
-        let silent: BTreeSet<NodeId> = heard.iter().flat_map(|(_, heard)| &heard.silent).copied().collect();
         let differs = |heard: &Heard| heard.knows.document != self.knows.document;
         Some(OtherMembers {
             members: self.topology.members(),
             up: heard.iter().map(|(_, heard)| heard.up as usize).max().unwrap_or(0),
-            silent: silent.into_iter().filter(|id| self.is_said_silent(id)).collect(),
+            silent: self.topology.attachment().silent().iter().copied().collect(),
             differ: heard.iter().filter(|(_, heard)| differs(heard)).map(|(id, _)| *id).collect(),
         })
     }
 
     /// Takes who is alive, of the members that have a record here or are said to be.
-    pub(super) fn set_alive(&mut self, document: &Document, alive: BTreeSet<NodeId>, now: Moment) {
+    pub(super) fn set_alive(&mut self, alive: BTreeSet<NodeId>, now: Moment) {
         self.alive = alive;
         if self.topology.place() == Place::Attached {
             return;
         }
-        let up = |id: &NodeId| self.topology.is_alive(id, self.alive.contains(id), now);
-        let silent: Vec<NodeId> = document.members().map(|(id, _)| *id).filter(|id| !up(id)).collect();
-        self.up = self.topology.members().saturating_sub(silent.len());
-        self.silent = silent;
+        self.silent = self.topology.silent(|id| self.alive.contains(id), now);
+        self.up = self.topology.members().saturating_sub(self.silent.len());
     }
 
     /// Takes the records that every node needs.
@@ -171,25 +137,37 @@ impl Gossip {
             let attached = Some(list.iter().map(prefix).collect());
             self.send_to_core(&Beacon { in_core: true, attached, ..Beacon::default() });
         }
+        for id in due.probes {
+            let core = topology::fingerprint(self.place.topology.core());
+            let knows = Knowledge { core, ..self.place.knows };
+            let attach = Attach { knows, record: self.own_record().1, ..Attach::default() };
+            self.link.datagrams().send_topology(id, &TopologyFrame::Attach(attach.to_bytes()));
+        }
+    }
+
+    /// This node's record, and its fingerprint.
+    fn own_record(&self) -> (Option<SignedRecord>, u32) {
+        let record = self.records.lock().get(&self.link.own()).cloned();
+        let print = record.as_ref().map_or(0, SignedRecord::fingerprint);
+        (record, print)
     }
 
     fn attach(&self, due: &AttachDue) {
-        let own = self.link.own();
-        let record = self.records.lock().get(&own).cloned();
-        let print = record.as_ref().map_or(0, SignedRecord::fingerprint);
+        let (record, print) = self.own_record();
         let attach = Attach {
             knows: Knowledge { core: due.core, ..self.place.knows },
             record: print,
             first: due.first,
             carried: record.filter(|_| due.yours != Some(print)),
+            lost: self.place.topology.lost(self.life.now()),
         };
         self.link.datagrams().send_topology(due.to, &TopologyFrame::Attach(attach.to_bytes()));
     }
 
     fn send_to_core(&self, beacon: &Beacon) {
         let frame = TopologyFrame::Beacon(beacon.to_bytes());
-        for id in self.place.topology.core().iter().filter(|id| **id != self.link.own()) {
-            self.link.datagrams().send_topology(*id, &frame);
+        for id in self.place.topology.peers(self.life.now()) {
+            self.link.datagrams().send_topology(id, &frame);
         }
     }
 

@@ -102,10 +102,7 @@ impl Gossip {
         };
         let shown = self.seen.read.iter().filter(|(id, read)| shown(id, read.version)).map(|(id, _)| *id);
         let shown: BTreeSet<NodeId> = shown.collect();
-        let heard = |id: &NodeId| {
-            let before = previous.members.get(id).is_some_and(|member| member.heard);
-            self.place.is_alive(id, shown.contains(id), before, now)
-        };
+        let heard = |id: &NodeId| self.place.topology.is_alive(id, shown.contains(id), now);
         let view = {
             let published = self.seen.read.iter().map(|(id, read)| PublishedRecord {
                 id: *id,
@@ -132,7 +129,7 @@ impl Gossip {
                 ..ClusterView::new(published, &previous, wall(), &authority)
             }
         };
-        self.place.set_alive(&document, shown, now);
+        self.place.set_alive(shown, now);
         self.publish_needed(&document);
         self.keep_proofs(&view);
         self.ask_for_proofs(&view);

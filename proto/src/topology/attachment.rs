@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::core::{CoreOrder, suits};
-use super::wire::{Beacon, IdPrefix, Knowledge, MOST_LISTED};
+use super::wire::{Beacon, IdPrefix, Knowledge, MOST_LISTED, MOST_LOST};
 use crate::node::NodeId;
 use crate::time::Moment;
 
@@ -17,6 +17,9 @@ const INTERVAL: Duration = Duration::from_secs(2);
 
 /// The same to one that has not answered the last.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// The same while nobody answers.
+const RETRY_SEARCHING: Duration = Duration::from_millis(300);
 
 /// Unanswered messages after which another is held. At 10 % loss each way five are lost in a row once in two hours.
 const LOST: u32 = 5;
@@ -71,6 +74,7 @@ pub struct Heard {
 #[derive(Debug, Clone, Copy)]
 struct Aside {
     until: Moment,
+    /// How often it was lost; 0: it has answered that it is not in the core.
     times: u32,
 }
 
@@ -99,13 +103,15 @@ pub struct Attachment {
     core: BTreeSet<NodeId>,
     /// How many are to be held.
     wanted: usize,
+    /// Members that are not alive, as those that it holds said last.
+    silent: BTreeSet<NodeId>,
     /// When to choose next: now, if something has changed.
     choice: Moment,
 }
 
 impl Attachment {
-    /// Nobody is held yet.
-    pub fn new(own: NodeId, now: Moment) -> Attachment {
+    /// Nobody is held yet. `silent`: members that are not alive, as far as is known.
+    pub fn new(own: NodeId, silent: BTreeSet<NodeId>, now: Moment) -> Attachment {
         Attachment {
             own,
             held: BTreeMap::new(),
@@ -113,6 +119,7 @@ impl Attachment {
             answered: now,
             core: BTreeSet::new(),
             wanted: HELD,
+            silent,
             choice: now,
         }
     }
@@ -153,11 +160,12 @@ impl Attachment {
             self.choose(order, now);
         }
         let first = self.first();
+        let searching = self.wanted > HELD;
         let mut due = Vec::new();
         for (id, held) in self.held.iter_mut().filter(|(_, held)| held.next <= now) {
             let yours = held.said.as_ref().map(|said| said.yours);
             due.push(AttachDue { to: *id, first: first == Some(*id), core: held.core.0, yours });
-            (held.sent, held.next) = (now, now.after(RETRY));
+            (held.sent, held.next) = (now, now.after(if searching { RETRY_SEARCHING } else { RETRY }));
             held.unanswered += 1;
         }
         due
@@ -188,8 +196,17 @@ impl Attachment {
         }
         if lost {
             self.choice = now;
+            // They check those that are lost.
+            self.hurry(now);
             self.wanted = if answered { HELD } else { (self.wanted * 2).min(MOST_ASKED) };
         }
+    }
+
+    /// The core members that have stopped answering this node.
+    pub fn lost(&self, now: Moment) -> Vec<NodeId> {
+        let lost =
+            |(id, aside): &(&NodeId, &Aside)| aside.times > 0 && now < aside.until && self.core.contains(*id);
+        self.aside.iter().filter(lost).map(|(id, _)| *id).take(MOST_LOST).collect()
     }
 
     /// Who in the core can be asked now.
@@ -266,7 +283,20 @@ impl Attachment {
         self.answered = now;
         self.wanted = HELD;
         self.aside.remove(&from);
+        self.silent = self.said_silent();
         true
+    }
+
+    /// Members of which half of those that this node holds say that they are not alive: one may be wrong.
+    fn said_silent(&self) -> BTreeSet<NodeId> {
+        let lists: Vec<&Vec<NodeId>> = self.answering().map(|(_, heard)| &heard.silent).collect();
+        let sets: Vec<BTreeSet<NodeId>> = lists.iter().map(|list| list.iter().copied().collect()).collect();
+        most(&sets.iter().collect::<Vec<_>>()).copied().collect()
+    }
+
+    /// Members that are not alive. While nobody answers, what was said last stays.
+    pub fn silent(&self) -> &BTreeSet<NodeId> {
+        &self.silent
     }
 
     /// Those that are held and answer, and what each has said last.
@@ -284,6 +314,7 @@ impl Attachment {
     pub fn retain(&mut self, member: impl Fn(&NodeId) -> bool) {
         self.held.retain(|id, _| member(id));
         self.aside.retain(|id, _| member(id));
+        self.silent.retain(&member);
     }
 }
 
@@ -412,7 +443,7 @@ mod tests {
     #[test]
     fn three_are_held_and_one_that_does_not_answer_is_replaced() {
         let order = order();
-        let mut attachment = Attachment::new(own(&order), at(0));
+        let mut attachment = Attachment::new(own(&order), BTreeSet::new(), at(0));
         let first = asked(&mut attachment, &order, 0);
         assert_eq!(first.len(), 3);
         let core: Vec<NodeId> = order.core(|_| true).into_iter().collect();
@@ -435,7 +466,7 @@ mod tests {
     fn without_answers_twice_as_many_are_asked_each_time_and_then_the_next_in_order() {
         let order = order();
         let own = own(&order);
-        let mut attachment = Attachment::new(own, at(0));
+        let mut attachment = Attachment::new(own, BTreeSet::new(), at(0));
         let mut all = BTreeSet::new();
         for ms in (0..8_000).step_by(100) {
             all.extend(asked(&mut attachment, &order, ms));
@@ -450,7 +481,7 @@ mod tests {
     fn what_half_of_those_that_are_held_say_of_the_core_counts() {
         let order = order();
         let own = own(&order);
-        let mut attachment = Attachment::new(own, at(0));
+        let mut attachment = Attachment::new(own, BTreeSet::new(), at(0));
         let held = asked(&mut attachment, &order, 0);
         let core: Vec<NodeId> = order.core(|_| true).into_iter().collect();
         let liar = beacon(&[id(30), id(31), own]);
@@ -468,7 +499,7 @@ mod tests {
     #[test]
     fn one_that_is_not_in_the_core_is_let_go_and_others_are_believed_nothing() {
         let order = order();
-        let mut attachment = Attachment::new(own(&order), at(0));
+        let mut attachment = Attachment::new(own(&order), BTreeSet::new(), at(0));
         let held = asked(&mut attachment, &order, 0);
         assert!(!attachment.heard(held[0], &Beacon { in_core: false, ..beacon(&held) }, find, at(10)));
         assert!(!attachment.held.contains_key(&held[0]));

@@ -19,8 +19,8 @@ const SHARE: usize = 50;
 /// Silence after which a worker in the core is replaced: longer than its agent takes to be upgraded.
 const REPLACED: Duration = Duration::from_secs(15);
 
-/// The same while less than half of the core is alive.
-const REPLACED_URGENTLY: Duration = Duration::from_secs(5);
+/// The same while less than half of the core is alive: by then the others were silent for seconds ([`super::probes`]).
+const REPLACED_URGENTLY: Duration = Duration::from_secs(1);
 
 /// How long a replaced worker must be alive again before the order counts for it.
 const RETURNED: Duration = Duration::from_secs(60);
@@ -30,13 +30,6 @@ const RETURNED_TO_OTHERS: Duration = Duration::from_secs(5);
 
 /// Time after a start in which a node has not heard from all others yet.
 const START: Duration = Duration::from_secs(10);
-
-/// The same for a node that was called into the core: whoever called it has heard from them.
-const CALLED: Duration = Duration::from_secs(4);
-
-/// How long a node that was called keeps to the core that called it: until then it does not know who else is silent,
-/// and would find itself not needed.
-const KEPT: Duration = Duration::from_secs(20);
 
 /// Size of the core in a cluster of so many members.
 pub fn core_size(members: usize) -> usize {
@@ -135,25 +128,32 @@ struct Absence {
 #[derive(Debug, Clone)]
 pub struct CoreWatch {
     started: Moment,
-    /// Until when the core stays as it is.
-    kept: Moment,
     absent: BTreeMap<NodeId, Absence>,
     core: BTreeSet<NodeId>,
+    /// Less than half of it is alive.
+    urgent: bool,
 }
 
 impl CoreWatch {
     /// Nobody was heard yet.
     pub fn new(now: Moment) -> CoreWatch {
-        CoreWatch { started: now.after(START), kept: now, absent: BTreeMap::new(), core: BTreeSet::new() }
+        let started = now.after(START);
+        CoreWatch { started, absent: BTreeMap::new(), core: BTreeSet::new(), urgent: false }
     }
 
-    /// That of a node that was called into this core: whom it passes over was replaced.
-    pub fn called(order: &CoreOrder, core: BTreeSet<NodeId>, now: Moment) -> CoreWatch {
+    /// That of a node that was called into this core. Whom that passes over was replaced, and so was who was silent:
+    /// they are added to `silent`.
+    pub fn called(
+        order: &CoreOrder,
+        core: BTreeSet<NodeId>,
+        silent: &mut BTreeSet<NodeId>,
+        now: Moment,
+    ) -> CoreWatch {
         let last = order.workers.iter().rposition(|id| core.contains(id)).unwrap_or(0);
-        let passed_over = order.workers.iter().take(last).filter(|id| !core.contains(*id));
+        silent.extend(order.workers.iter().take(last).filter(|id| !core.contains(*id)));
         let replaced = Absence { since: now, back: None, replaced: true, probation: RETURNED_TO_OTHERS };
-        let absent = passed_over.map(|id| (*id, replaced)).collect();
-        CoreWatch { started: now.after(CALLED), kept: now.after(KEPT), absent, core }
+        let absent = silent.iter().map(|id| (*id, replaced)).collect();
+        CoreWatch { started: now, absent, core, urgent: false }
     }
 
     /// The core as of now.
@@ -164,7 +164,8 @@ impl CoreWatch {
         now: Moment,
     ) -> &BTreeSet<NodeId> {
         let living = self.core.iter().filter(|id| alive(id)).count();
-        let patience = if living * 2 < self.core.len() { REPLACED_URGENTLY } else { REPLACED };
+        self.urgent = living * 2 < self.core.len();
+        let patience = if self.urgent { REPLACED_URGENTLY } else { REPLACED };
         let mut before = std::mem::take(&mut self.absent);
         for id in order.iter() {
             let known = before.remove(id);
@@ -172,10 +173,13 @@ impl CoreWatch {
                 if alive(id) { returned(known, now) } else { Some(self.silent(known, patience, now)) };
             self.absent.extend(absence.map(|absence| (*id, absence)));
         }
-        if now >= self.kept {
-            self.core = order.core(|id| self.absent.get(id).is_none_or(|absence| !absence.replaced));
-        }
+        self.core = order.core(|id| self.absent.get(id).is_none_or(|absence| !absence.replaced));
         &self.core
+    }
+
+    /// Whether less than half of the core was alive at the last update.
+    pub fn is_urgent(&self) -> bool {
+        self.urgent
     }
 
     fn silent(&self, known: Option<Absence>, patience: Duration, now: Moment) -> Absence {
@@ -261,12 +265,12 @@ mod tests {
         let order = order(100);
         let mut watch = CoreWatch::new(at(0));
         let full = watch.update(&order, |_| false, at(9)).clone();
-        assert_eq!(watch.update(&order, |_| false, at(14)), &full, "nobody was heard yet");
+        assert_eq!(watch.update(&order, |_| false, at(10)), &full, "nobody was heard yet");
         let mut watch = CoreWatch::new(at(0));
         watch.update(&order, |_| true, at(20));
         watch.update(&order, |id| !full.contains(id), at(21));
-        assert_eq!(watch.update(&order, |id| !full.contains(id), at(25)), &full);
-        let core = watch.update(&order, |id| !full.contains(id), at(26)).clone();
+        assert!(watch.is_urgent());
+        let core = watch.update(&order, |id| !full.contains(id), at(22)).clone();
         assert_eq!(core.iter().filter(|id| full.contains(id)).collect::<Vec<_>>(), {
             let mut masters: Vec<_> = order.masters.iter().collect();
             masters.sort();
@@ -280,15 +284,21 @@ mod tests {
         let order = order(100);
         let lost = order.workers[..3].to_vec();
         let core = order.core(|id| !lost.contains(id));
-        let mut watch = CoreWatch::called(&order, core.clone(), at(0));
-        assert_eq!(watch.update(&order, |_| true, at(1)), &core, "it does not know better yet");
-        assert_eq!(watch.update(&order, |_| true, at(19)), &core);
-        assert_eq!(watch.update(&order, |_| true, at(20)), &order.core(|_| true), "they are back");
+        let mut passed_over = BTreeSet::new();
+        let mut watch = CoreWatch::called(&order, core.clone(), &mut passed_over, at(0));
+        assert!(passed_over.iter().eq(lost.iter().collect::<BTreeSet<_>>()));
+        let silent = |id: &NodeId| !passed_over.contains(id);
+        for seconds in 1..40 {
+            assert_eq!(watch.update(&order, silent, at(seconds)), &core, "at {seconds}");
+        }
+        watch.update(&order, |_| true, at(40));
+        assert_eq!(watch.update(&order, |_| true, at(44)), &core, "they may be gone again");
+        assert_eq!(watch.update(&order, |_| true, at(45)), &order.core(|_| true), "they are back");
         // A master that is silent is made up for by workers, as it was by those who called.
         let silent = order.masters[0];
         let core = order.core(|id| *id != silent);
-        let mut watch = CoreWatch::called(&order, core.clone(), at(0));
-        for seconds in 1..30 {
+        let mut watch = CoreWatch::called(&order, core.clone(), &mut BTreeSet::from([silent]), at(0));
+        for seconds in 1..40 {
             assert_eq!(watch.update(&order, |id| *id != silent, at(seconds)), &core, "at {seconds}");
         }
     }

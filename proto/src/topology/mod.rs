@@ -10,10 +10,13 @@
 //! Core members decide who is in the core ([`CoreWatch`]) by who is alive, each by itself: they may disagree for a
 //! moment, which costs nothing. An attached node holds three core members ([`Attachment`]) and takes from them what
 //! it lacks. All differences are fetched over TLS; beacons only show that there are some. If no core member answers,
-//! attached nodes take the next in the order, who are called by that ([`Attachment::called`]).
+//! attached nodes take the next in the order, who are called by that ([`Attachment::called`]). An attached node also
+//! says which core members it has lost; whoever hears that checks them directly ([`probes`]), so that a core that loses
+//! most of its members is made up within seconds.
 
 mod attachment;
 mod core;
+mod probes;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::attachment::{AttachDue, AttachedNodes, Attachment, Heard};
 pub use self::core::{ALL_GOSSIP, CoreOrder, CoreWatch, core_size, fingerprint, fingerprint_of_records};
+use self::probes::CoreProbes;
 pub use self::wire::{Attach, Beacon, IdPrefix, Knowledge, MOST_LISTED, MOST_SILENT, prefix};
 use crate::cluster::Document;
 use crate::node::NodeId;
@@ -36,7 +40,17 @@ use crate::time::Moment;
 const ALL_AGAIN: usize = ALL_GOSSIP - 4;
 
 /// Time between two decisions about the core.
-pub const UPDATE: Duration = Duration::from_secs(2);
+const UPDATE: Duration = Duration::from_secs(2);
+
+/// The same while less than half of it is alive.
+const UPDATE_URGENTLY: Duration = Duration::from_millis(500);
+
+/// How long such a node goes by what it knew before: the others of the core say every 5 s whom
+/// they count as alive, and two of their lists may be lost.
+const INHERITED: Duration = Duration::from_secs(17);
+
+/// How long a member that said so counts as one of the core for itself: three of its lists may be lost.
+const CLAIMED: Duration = Duration::from_secs(17);
 
 /// A node's place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -84,6 +98,24 @@ pub struct TopologyDue {
     pub attach: Vec<AttachDue>,
     /// Whom a core member counts as alive, for the others of the core.
     pub list: Option<Vec<NodeId>>,
+    /// Core members that a core member checks.
+    pub probes: Vec<NodeId>,
+}
+
+/// What a core member goes by until it has heard from all: it has just begun to gossip, or most others are lost.
+#[derive(Debug, Clone, Default)]
+struct Inherited {
+    until: Moment,
+    /// Members that were not alive before.
+    silent: BTreeSet<NodeId>,
+    /// Whether it knew anything before.
+    called: bool,
+}
+
+impl Inherited {
+    fn says_alive(&self, id: &NodeId, now: Moment) -> bool {
+        self.called && now < self.until && !self.silent.contains(id)
+    }
 }
 
 /// A node's place in the cluster, and what follows from it.
@@ -97,6 +129,15 @@ pub struct Topology {
     watch: CoreWatch,
     attachment: Attachment,
     attached: AttachedNodes,
+    probes: CoreProbes,
+    /// Members that take themselves for core members, whoever else does, by when they said so. Without the lists of the
+    /// core they would not find out that they are not needed.
+    claimed: BTreeMap<NodeId, Moment>,
+    /// How many were found dead by probes when it was last decided who is in the core.
+    dead: usize,
+    /// When to decide about it again.
+    next: Moment,
+    inherited: Inherited,
 }
 
 impl Topology {
@@ -109,8 +150,13 @@ impl Topology {
             place: Place::Everyone,
             core: BTreeSet::new(),
             watch: CoreWatch::new(now),
-            attachment: Attachment::new(own, now),
+            attachment: Attachment::new(own, BTreeSet::new(), now),
             attached: AttachedNodes::default(),
+            probes: CoreProbes::default(),
+            claimed: BTreeMap::new(),
+            dead: 0,
+            next: now,
+            inherited: Inherited { until: now.after(INHERITED), ..Inherited::default() },
         };
         topology.set_order(order);
         if topology.order.members() > ALL_GOSSIP {
@@ -133,6 +179,7 @@ impl Topology {
         let members: BTreeSet<NodeId> = order.iter().copied().collect();
         self.attachment.retain(|id| members.contains(id));
         self.attached.retain(|id| members.contains(id));
+        self.claimed.retain(|id, _| members.contains(id));
         self.order = order;
     }
 
@@ -144,6 +191,12 @@ impl Topology {
     /// The core; empty where all gossip.
     pub fn core(&self) -> &BTreeSet<NodeId> {
         if self.place == Place::Attached { self.attachment.core() } else { &self.core }
+    }
+
+    /// To whom this core member says whom it counts as alive.
+    pub fn peers(&self, now: Moment) -> BTreeSet<NodeId> {
+        let claimed = self.claimed.iter().filter(|(_, at)| now.since(**at) < CLAIMED).map(|(id, _)| id);
+        self.core.iter().chain(claimed).filter(|id| **id != self.own).copied().collect()
     }
 
     /// Number of members.
@@ -161,13 +214,40 @@ impl Topology {
         &self.attached
     }
 
-    /// Whether a member is alive, by what attached nodes and core members say; `gossips`: by gossip.
-    pub fn is_alive(&self, id: &NodeId, gossips: bool, now: Moment) -> bool {
-        *id == self.own || gossips || self.attached.is_alive(id, now)
+    /// Whether a member is alive. `shown`: by gossip, or by a datagram of its own.
+    pub fn is_alive(&self, id: &NodeId, shown: bool, now: Moment) -> bool {
+        let lives = || match self.place {
+            Place::Everyone => shown,
+            Place::Core => {
+                let lives = shown || self.attached.is_alive(id, now) || self.inherited.says_alive(id, now);
+                lives && !self.probes.is_dead(id, now)
+            }
+            Place::Attached => shown || !self.attachment.silent().contains(id),
+        };
+        *id == self.own || lives()
     }
 
-    /// Decides this node's place anew. `gossips` says who is alive by gossip.
+    /// Members of which a core member says that they are not alive. One that has just started knows of none.
+    pub fn silent(&self, shown: impl Fn(&NodeId) -> bool, now: Moment) -> Vec<NodeId> {
+        if self.place == Place::Core && !self.inherited.called && now < self.inherited.until {
+            return Vec::new();
+        }
+        self.order.iter().filter(|id| !self.is_alive(id, shown(id), now)).copied().collect()
+    }
+
+    /// Decides this node's place anew, when it is time. `gossips` says who is alive by gossip.
     pub fn update(&mut self, gossips: impl Fn(&NodeId) -> bool, now: Moment) -> Place {
+        let found_dead = self.place == Place::Core && self.probes.dead(now) != self.dead;
+        if now < self.next && !found_dead {
+            return self.place;
+        }
+        let place = self.decide(gossips, now);
+        let urgent = place == Place::Core && self.watch.is_urgent();
+        self.next = now.after(if urgent { UPDATE_URGENTLY } else { UPDATE });
+        place
+    }
+
+    fn decide(&mut self, gossips: impl Fn(&NodeId) -> bool, now: Moment) -> Place {
         let members = self.order.members();
         let small = if self.place == Place::Everyone { ALL_GOSSIP } else { ALL_AGAIN };
         if members <= small {
@@ -177,32 +257,55 @@ impl Topology {
         }
         if self.place == Place::Attached {
             let Some(core) = self.attachment.called(&self.order, now) else { return self.place };
-            self.watch = CoreWatch::called(&self.order, core, now);
+            let mut silent = self.attachment.silent().clone();
+            self.watch = CoreWatch::called(&self.order, core, &mut silent, now);
             self.attached = AttachedNodes::default();
+            self.probes = CoreProbes::default();
+            self.inherited = Inherited { until: now.after(INHERITED), silent, called: true };
         }
-        let (own, attached) = (self.own, &self.attached);
-        let alive = |id: &NodeId| *id == own || gossips(id) || attached.is_alive(id, now);
+        let (own, attached, probes) = (self.own, &self.attached, &self.probes);
+        let inherited = &self.inherited;
+        let lives = |id: &NodeId| gossips(id) || attached.is_alive(id, now) || inherited.says_alive(id, now);
+        let alive = |id: &NodeId| *id == own || lives(id) && !probes.is_dead(id, now);
         self.core = self.watch.update(&self.order, alive, now).clone();
+        let silent: BTreeSet<NodeId> = self.order.iter().filter(|id| !alive(id)).copied().collect();
+        if self.place == Place::Core && self.watch.is_urgent() {
+            // Those who were attached to the others are not heard until they have found this node.
+            let inherits = self.inherited.called && now < self.inherited.until;
+            let silent = if inherits { std::mem::take(&mut self.inherited.silent) } else { silent.clone() };
+            self.inherited = Inherited { until: now.after(INHERITED), silent, called: true };
+        }
+        self.dead = self.probes.dead(now);
         if self.core.contains(&own) {
             self.place = Place::Core;
         } else if self.place != Place::Attached {
-            self.attachment = Attachment::new(own, now);
+            self.attachment = Attachment::new(own, silent, now);
             self.place = Place::Attached;
         }
         self.place
     }
 
-    /// When an attached node's [`Topology::poll`] is due next; that of a core member may wait for [`UPDATE`].
-    pub fn deadline(&self) -> Option<Moment> {
-        (self.place == Place::Attached).then(|| self.attachment.deadline())
+    /// When [`Topology::update`] or [`Topology::poll`] is due next; the list of a core member waits for an update.
+    pub fn deadline(&self, now: Moment) -> Moment {
+        match self.place {
+            Place::Everyone => self.next,
+            Place::Core => self.probes.deadline(now).map_or(self.next, |at| at.min(self.next)),
+            Place::Attached => self.attachment.deadline().min(self.next),
+        }
     }
 
     /// What is to be sent now.
     pub fn poll(&mut self, now: Moment) -> TopologyDue {
         match self.place {
             Place::Everyone => TopologyDue::default(),
-            Place::Core => TopologyDue { list: self.attached.list_due(now), attach: Vec::new() },
-            Place::Attached => TopologyDue { attach: self.attachment.poll(&self.order, now), list: None },
+            Place::Core => TopologyDue {
+                list: self.attached.list_due(now),
+                probes: self.probes.poll(now),
+                attach: Vec::new(),
+            },
+            Place::Attached => {
+                TopologyDue { attach: self.attachment.poll(&self.order, now), ..TopologyDue::default() }
+            }
         }
     }
 
@@ -213,9 +316,22 @@ impl Topology {
 
     /// A node has attached itself. What it is answered: see [`Topology::beacon`].
     pub fn attached_by(&mut self, from: NodeId, attach: &Attach, now: Moment) {
-        if self.place != Place::Attached {
-            self.attached.heard(from, attach.first, now);
+        if self.place == Place::Attached {
+            return;
         }
+        self.attached.heard(from, attach.first, now);
+        self.probes.heard(&from, now);
+        let named = attach.lost.iter().filter_map(|short| self.prefixes.get(short)).flatten();
+        let others = |id: &&NodeId| **id != self.own && self.core.contains(*id);
+        let lost: Vec<NodeId> = named.filter(others).copied().collect();
+        // Where two fail at a time, others may have too.
+        let checked = if lost.len() < 2 { lost } else { self.core.iter().filter(others).copied().collect() };
+        checked.into_iter().for_each(|id| self.probes.reported(id, now));
+    }
+
+    /// Core members that have stopped answering this attached node.
+    pub fn lost(&self, now: Moment) -> Vec<IdPrefix> {
+        self.attachment.lost(now).iter().map(prefix).collect()
     }
 
     /// What this node says of the topology to one that knows a core of this fingerprint; the rest of the beacon is
@@ -232,10 +348,18 @@ impl Topology {
         let prefixes = &self.prefixes;
         let find = |short: &IdPrefix| prefixes.get(short).cloned().unwrap_or_default();
         if self.place == Place::Attached {
-            return self.attachment.heard(from, beacon, find, now);
+            let counts = self.attachment.heard(from, beacon, find, now);
+            if !beacon.core.is_empty() && self.attachment.called(&self.order, now).is_some() {
+                self.next = now;
+            }
+            return counts;
         }
-        if let (Some(listed), true) = (&beacon.attached, self.core.contains(&from)) {
-            self.attached.listed(listed.iter().flat_map(find), now);
+        self.probes.heard(&from, now);
+        if let Some(listed) = &beacon.attached {
+            self.claimed.insert(from, now);
+            if self.core.contains(&from) {
+                self.attached.listed(listed.iter().flat_map(find), now);
+            }
         }
         false
     }

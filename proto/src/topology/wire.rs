@@ -19,6 +19,9 @@ pub const MOST_LISTED: usize = 250;
 /// Most silent members that are named: as many as fit beside the core of 5,000 nodes.
 pub const MOST_SILENT: usize = 128;
 
+/// Most lost core members that one node names; others name others.
+pub(super) const MOST_LOST: usize = 12;
+
 /// The short form of a node's id.
 pub fn prefix(id: &NodeId) -> IdPrefix {
     let mut prefix = [0; PREFIX];
@@ -48,6 +51,8 @@ pub struct Attach {
     pub first: bool,
     /// Its record, if the receiver has another.
     pub carried: Option<SignedRecord>,
+    /// Core members that have stopped answering it: the receiver checks them.
+    pub lost: Vec<IdPrefix>,
 }
 
 /// What a core member answers, and says unasked when any of it has changed; and what it says to others of the core.
@@ -82,6 +87,7 @@ const CORE_IDS: u8 = 8;
 const UP: u8 = 9;
 const SILENT: u8 = 10;
 const ATTACHED: u8 = 11;
+const LOST: u8 = 12;
 
 impl Knowledge {
     fn write(&self, out: &mut TlvWriter) {
@@ -134,6 +140,9 @@ impl Attach {
         if self.first {
             out.bytes(FIRST, &[]);
         }
+        if !self.lost.is_empty() {
+            write_list(&mut out, LOST, &self.lost, MOST_LOST);
+        }
         carry(&mut out, carried);
         out.finish()
     }
@@ -145,6 +154,7 @@ impl Attach {
             match tag {
                 RECORD => read.record = short(value),
                 FIRST => read.first = true,
+                LOST => read.lost = read_list(value, MOST_LOST),
                 CARRIED => read.carried = SignedRecord::from_bytes(value),
                 tag => read.knows.read(tag, value),
             }
@@ -217,7 +227,13 @@ mod tests {
     }
 
     fn attach() -> Attach {
-        Attach { knows: knows(), record: 0xfeed, first: true, carried: Some(signed(1, 9, 2, b"body")) }
+        Attach {
+            knows: knows(),
+            record: 0xfeed,
+            first: true,
+            carried: Some(signed(1, 9, 2, b"body")),
+            lost: vec![[5; 4]],
+        }
     }
 
     fn beacon() -> Beacon {
@@ -241,7 +257,7 @@ mod tests {
             format!("attach {}", hex(attach().to_bytes())),
             format!(
                 "attach-to-another {}",
-                hex(Attach { first: false, carried: None, ..attach() }.to_bytes())
+                hex(Attach { first: false, carried: None, lost: vec![], ..attach() }.to_bytes())
             ),
             format!("beacon {}", hex(beacon().to_bytes())),
             format!(
