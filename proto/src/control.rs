@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::members::{MemberState, MemberStatus, PeerLinkStatus, name_order};
+pub use self::members::{MemberList, MemberState, MemberStatus, PeerLinkStatus, name_order};
 pub use self::refusal::{Refusal, RefusalCode};
 use crate::backends::BackendState;
 use crate::cause::{Cause, Fault, Reason};
@@ -100,6 +100,8 @@ pub enum Request {
     Settings,
     /// Change some of them, all or none: keys with their values; without one: unset.
     Change(Vec<(String, Option<String>)>),
+    /// List all members, with what a core member knows of them where this node does not.
+    Members,
     /// List events.
     Events(EventQuery),
     /// Examine these members and the paths to them, by names or ids; none named: all.
@@ -129,6 +131,8 @@ pub enum Response {
     Settings(Vec<SettingStatus>),
     /// What was changed, and a sentence that says which nodes know.
     Changed(Vec<SettingChange>, String),
+    /// The members.
+    Members(MemberList),
     /// The events, oldest first.
     Events {
         /// The events.

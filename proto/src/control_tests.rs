@@ -36,6 +36,7 @@ fn requests() -> Vec<(&'static str, Request)> {
         ("drain", Request::Drain { on: true, node: None }),
         ("vip-move", Request::VipMove { address: [10, 0, 0, 9].into(), node: node() }),
         ("held", Request::Held { node: Some(node()) }),
+        ("members", Request::Members),
         ("settings", Request::Settings),
         ("change", Request::Change(settings)),
         ("events", Request::Events(ask)),
@@ -192,6 +193,7 @@ fn responses() -> Vec<(&'static str, Response)> {
     let name = |text: &str| Name::nearest(text);
     let held =
         HeldStatus { node: name("m1"), by: vec![(name("w1"), 3)], silent: vec![name("m2")], away: vec![] };
+    let list = MemberList { members: vec![member()], from: Some(name("m1")), silent: vec![name("m3")] };
     let setting = SettingStatus {
         key: "vip".to_owned(),
         value: "10.0.0.9".to_owned(),
@@ -205,6 +207,7 @@ fn responses() -> Vec<(&'static str, Response)> {
         ("invite", Response::Invite { line: "agent join agent1x".to_owned(), expires: UnixMs(1) }),
         ("waiting", Response::Waiting(Vec::new())),
         ("held", Response::Held(held)),
+        ("members", Response::Members(list)),
         ("settings", Response::Settings(vec![setting])),
         ("events", Response::Events { events: Vec::new(), silent: vec!["m2".to_owned()] }),
         ("events-one", Response::Events { events: vec![event()], silent: Vec::new() }),

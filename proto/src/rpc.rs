@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::backends::LastKnownGood;
 use crate::cause::Fault;
 use crate::cluster::{ClusterId, DocumentHash, KeyId, SealedDocument};
+use crate::control::MemberStatus;
 use crate::doctor::DoctorAnswer;
 use crate::event::Event;
 use crate::invite::{Approval, InviteProof, JoinRefusal};
@@ -129,6 +130,8 @@ pub enum FromMember {
     Waiting,
     /// Count the connections held to this node.
     Held(NodeId),
+    /// List all members, as the receiver sees them. A node that is attached itself refuses.
+    Members,
     /// List events.
     Events {
         /// Not those before this time.
@@ -174,6 +177,8 @@ pub enum ToMember {
     Waiting(Vec<crate::invite::PendingJoin>),
     /// Their number.
     Held(u64),
+    /// The members, without their links.
+    Members(Vec<MemberStatus>),
     /// Events of this node, oldest first.
     Events(Vec<Event>),
     /// The findings, and the received bytes.

@@ -43,6 +43,7 @@ fn from_member() -> Vec<FromMember> {
         FromMember::Leave,
         FromMember::Waiting,
         FromMember::Held(node),
+        FromMember::Members,
         FromMember::Events { since: UnixMs(1), after: 2, most: 3 },
         FromMember::Examine(vec![0; 3]),
         FromMember::Records { known: vec![(node, 4, 5)], all: true, needed: false },
@@ -60,6 +61,19 @@ fn to_member() -> Vec<ToMember> {
         from: "[fd00::1]:4000".parse().unwrap(),
         until: UnixMs(8),
     };
+    let member = MemberStatus {
+        id: key.id(),
+        name: name.clone(),
+        address: "10.0.0.2".to_owned(),
+        role: Role::Worker.into(),
+        state: crate::control::MemberState::Suspect,
+        version: "0.2.0".to_owned(),
+        since_unix_ms: UnixMs(3),
+        rtt_ms: Some(0.5),
+        loss_permille: None,
+        document: "ab".to_owned(),
+        sees: Vec::new(),
+    };
     let fault = Fault::new(Cause::TimedOut, "late");
     let (received, sent) = (UnixMs(1), UnixMs(2));
     let answer =
@@ -73,6 +87,7 @@ fn to_member() -> Vec<ToMember> {
         ToMember::Left,
         ToMember::Waiting(vec![waiting]),
         ToMember::Held(70_000),
+        ToMember::Members(vec![member]),
         ToMember::Events(Vec::new()),
         ToMember::Examined(Box::new(answer), vec![0; 3]),
         ToMember::Records(vec![SignedRecord::sign(&pair, "c", key.id(), version, vec![1, 2])]),

@@ -5,6 +5,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use tests::lab::Lab;
 use tests::mesh::{Agent, GOSSIP, SOON, form_with, with_agents};
 use tests::wait::eventually;
@@ -120,6 +121,23 @@ fn placed(agents: &mut [Agent<'_>], place: &str) -> Result<Vec<usize>> {
     Ok(found)
 }
 
+/// An attached node lists these members with their versions and addresses, and says from whom it has that. Returns
+/// who that is.
+fn lists_in_full(agent: &Agent<'_>, up: &[&str]) -> Result<String> {
+    let list: Value = serde_json::from_str(&agent.cli(&["members", "--json"])?.ok()?)?;
+    let from = list["from"].as_str().with_context(|| format!("from nobody: {}", list["silent"]))?;
+    let text = |member: &Value, key: &str| member[key].as_str().unwrap_or_default().to_owned();
+    for member in list["members"].as_array().context("no members")? {
+        let known = !text(member, "version").is_empty() && !text(member, "address").is_empty();
+        let should = up.contains(&text(member, "name").as_str());
+        ensure!((text(member, "state") == "up") == should && (known || !should), "{member}");
+    }
+    let screen = agent.cli(&["members"])?.ok()?;
+    let said = format!("\nThis node is attached: {from} says the rest of this list");
+    ensure!(screen.contains(&said), "no {said}: {screen}");
+    Ok(from.to_owned())
+}
+
 #[test]
 fn attached_nodes_lose_no_backend_when_all_of_the_core_but_one_is_killed() -> Result<()> {
     const NODES: usize = 40;
@@ -151,6 +169,21 @@ fn attached_nodes_lose_no_backend_when_all_of_the_core_but_one_is_killed() -> Re
             }
         }
 
+        let attached = (0..NODES).find(|i| !core.contains(i)).context("an attached node")?;
+        let (from, _) = eventually("an attached node has the full list", limit, || {
+            lists_in_full(&agents[attached], &all)
+        })?;
+        ensure!(core.iter().any(|i| all[*i] == from), "{from} is not in the core: {core:?}");
+        let screen = agents[attached].cli(&["status"])?.ok()?;
+        println!("{screen}");
+        ensure!(
+            screen.contains("\ncore     12 of 40 members gossip; this node is attached to n"),
+            "{screen}"
+        );
+        ensure!(screen.contains("\n  and 38 workers up; for all, run: agent members\n"), "{screen}");
+        let screen = agents[0].cli(&["status"])?.ok()?;
+        ensure!(screen.contains("\ncore     12 of 40 members gossip, this node among them\n"), "{screen}");
+
         // The agents alone: what they proxy goes on.
         let killed: Vec<usize> = core.into_iter().filter(|i| *i != 0).collect();
         for i in &killed {
@@ -181,6 +214,9 @@ fn attached_nodes_lose_no_backend_when_all_of_the_core_but_one_is_killed() -> Re
         })?
         .0?;
         println!("mended {:.1?} after {} of {CORE} were killed", began.elapsed(), killed.len());
+
+        let attached = *placed(agents, "attached")?.first().context("an attached node")?;
+        eventually("the full list, of the new core", limit, || lists_in_full(&agents[attached], &up))?;
 
         // What one of them changes reaches all.
         agents[0].cli(&["set", "service.kube-api.balance=first"])?.ok()?;

@@ -12,7 +12,7 @@ use proto::rpc::{FromMember, ToMember};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{RunningAgent, doctor, status};
+use super::{RunningAgent, doctor, members as member_list, status};
 use crate::events::{self, EventSinks, PolledState, ProxyCounters, Resolve, SinkErrors};
 use crate::gossip;
 use crate::lifecycle::{Lifecycle, wall};
@@ -159,6 +159,8 @@ async fn answer_members(
             let _ = incoming.reply.send(ToMember::Events(events::own(&ring, &ask, after)));
         } else if let FromMember::Records { known, all, needed } = incoming.request {
             let _ = incoming.reply.send(gossip::newer(running.peers.records(), known, all, needed));
+        } else if let FromMember::Members = incoming.request {
+            let _ = incoming.reply.send(member_list::answer_member(&running));
         } else if let FromMember::Examine(_) = incoming.request {
             doctor::answer_member(&running, &examinations, incoming);
         } else if !running.membership.incoming(incoming).await {

@@ -9,6 +9,7 @@ pub(crate) mod doctor;
 mod effective_config;
 mod event_wiring;
 mod history;
+mod members;
 mod own_node;
 mod peers;
 mod record;

@@ -252,6 +252,7 @@ impl MembershipTask {
             #[cfg(feature = "next-wire")]
             Request::Next => Answer::failed("unsupported request"),
             Request::Status
+            | Request::Members
             | Request::Settings
             | Request::VipMove { .. }
             | Request::Events(_)
