@@ -141,6 +141,8 @@ fn fields(event: &Event) -> String {
         ("CAUSE", &event.cause),
         ("REASON", &event.reason.to_string()),
         ("NODE", &event.node),
+        ("COUNT", &event.count.map_or(String::new(), |count| count.to_string())),
+        ("NODES", &event.nodes.join(" ")),
         ("SEQ", &event.seq.to_string()),
         ("DURATION_MS", &event.duration_ms.map_or(String::new(), |ms| ms.to_string())),
     ] {
@@ -195,6 +197,8 @@ mod tests {
             "m1",
             "down",
         );
+        let told =
+            proto::event::Event { count: Some(147), nodes: vec!["m1".to_owned(), "m2".to_owned()], ..told };
         let told = told
             .since("up", proto::time::UnixMs(2_000))
             .because(proto::cause::Cause::NotHeard)
@@ -213,10 +217,12 @@ mod tests {
             "AGENT_FROM=up",
             "AGENT_TO=down",
             "AGENT_DURATION_MS=7000",
+            "AGENT_COUNT=147",
+            "AGENT_NODES=m1 m2",
         ] {
             assert!(text.lines().any(|line| line == field), "{field} is missing in\n{text}");
         }
-        assert!(!text.contains("AGENT_NODE"), "an empty field is left out");
+        assert!(!text.contains("AGENT_NODE="), "an empty field is left out");
     }
 
     #[test]

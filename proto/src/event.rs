@@ -3,6 +3,8 @@
 //! An [`Event`] serializes to the JSON of `agent events --json`, the API, hooks and the webhook. Its shape is
 //! stable: fields are added, never renamed or removed. Texts are for people and never secret.
 
+mod summary;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::{self, Write};
 use std::sync::Arc;
@@ -10,6 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub use self::summary::{EventSummer, ONE_BY_ONE};
 use crate::cause::{Cause, Reason};
 use crate::next_wire;
 use crate::open_enum;
@@ -20,6 +23,9 @@ pub const KEPT: usize = 1024;
 
 /// Longest subject, state and label that are kept, in bytes.
 const MAX_WORD: usize = 128;
+
+/// Nodes that the sentence of many names.
+const NAMED: usize = 5;
 
 /// Longest reason that is kept, in bytes.
 const MAX_REASON: usize = 256;
@@ -200,6 +206,12 @@ pub struct Event {
     /// The priority of this node for a virtual IP; `None` for all other kinds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<u8>,
+    /// How many nodes it is about, where it sums up many of them: see [`EventSummer`]. `None`: it is a single event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u32>,
+    /// Some of these nodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<String>,
 }
 
 impl Event {
@@ -218,6 +230,8 @@ impl Event {
             reason: Reason::default(),
             duration_ms: None,
             priority: None,
+            count: None,
+            nodes: Vec::new(),
         }
     }
 
@@ -280,6 +294,9 @@ impl Event {
         }
         if !self.reason.is_empty() {
             let _ = write!(text, ": {}", self.reason);
+        }
+        if let Some(names) = self.nodes.get(..NAMED) {
+            let _ = write!(text, " ({}, …)", names.join(", "));
         }
         text
     }
@@ -356,6 +373,8 @@ impl EventRing {
         ] {
             trim(text, most);
         }
+        event.nodes.truncate(summary::MOST_NAMED);
+        event.nodes.iter_mut().for_each(|node| trim(node, MAX_WORD));
         event.reason = std::mem::take(&mut event.reason).at_most(MAX_REASON);
         self.newest = self.newest.max(event.seq);
         let event = Arc::new(event);

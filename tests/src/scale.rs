@@ -162,8 +162,8 @@ impl FalseAlarms {
                 // A backend that has not answered yet is probed before it is up: that is no step back.
                 let worse = event.from == "up" || event.from == "ready" || event.from == "suspect";
                 match event.to.as_str() {
-                    "suspect" if worse => counts[0] += 1,
-                    "down" => counts[1] += 1,
+                    "suspect" if worse => counts[0] += event.count.unwrap_or(1) as usize,
+                    "down" => counts[1] += event.count.unwrap_or(1) as usize,
                     _ => {}
                 }
             }

@@ -3,7 +3,7 @@
 //! No clock and no task: the time is an argument. Each method takes the newest value of one watch and appends
 //! the events that lead there to a list.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use proto::backends::{BackendState, BackendTable};
 use proto::cause::{Cause, Fault, Reason};
 use proto::cluster::Document;
 use proto::control::{MemberState, VipState, VipStatus};
-use proto::event::{Event, EventKind, EventLevel};
+use proto::event::{Event, EventKind, EventLevel, EventSummer, ONE_BY_ONE};
 use proto::health::Readiness;
 use proto::node::{Name, NodeId};
 use proto::problem::{Problem, ProblemCode};
@@ -61,6 +61,8 @@ pub(crate) struct ProxyCounters {
 pub(super) struct PreviousState {
     own: NodeId,
     began: UnixMs,
+    /// Everyone who was a master since the start.
+    masters: BTreeSet<Name>,
     backends: BTreeMap<(ServiceName, NodeId), (BackendState, UnixMs, Name)>,
     members: BTreeMap<NodeId, (MemberState, UnixMs)>,
     draining: BTreeMap<NodeId, UnixMs>,
@@ -89,6 +91,7 @@ impl PreviousState {
         PreviousState {
             own,
             began,
+            masters: masters(&document).collect(),
             backends: BTreeMap::new(),
             members: BTreeMap::new(),
             draining: BTreeMap::new(),
@@ -101,6 +104,13 @@ impl PreviousState {
             problems: BTreeMap::new(),
             vips: BTreeMap::new(),
         }
+    }
+
+    /// Whether this change may be summed up with others of its kind: in a large cluster, that of a worker.
+    pub(super) fn is_one_of_many(&self, event: &Event) -> bool {
+        EventSummer::takes(event.kind)
+            && self.document.members().count() > ONE_BY_ONE
+            && !self.masters.iter().any(|master| master.as_str() == event.subject)
     }
 
     /// The proxy's backends.
@@ -281,6 +291,7 @@ impl PreviousState {
         }
         let before = std::mem::replace(&mut self.document, document.clone());
         self.hash = document.hash();
+        self.masters.extend(masters(document));
         let name = |id: &NodeId| document.name_of(id);
         for (id, node) in document.members().filter(|(id, _)| !before.nodes.contains_key(id)) {
             let by = if node.by == *id { String::new() } else { format!("by {}", name(&node.by)) };
@@ -475,6 +486,11 @@ impl PreviousState {
             out.push(event.reason(problem));
         }
     }
+}
+
+/// The names of the masters.
+fn masters(document: &Document) -> impl Iterator<Item = Name> {
+    document.members().filter(|(id, _)| document.is_master(id)).map(|(_, admitted)| admitted.name.clone())
 }
 
 /// A setting's value as everyone may read it.

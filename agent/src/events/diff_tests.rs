@@ -148,6 +148,49 @@ fn a_member_that_never_answered_is_reported_once_gossip_had_time() {
 }
 
 #[test]
+fn in_a_large_cluster_changes_of_workers_may_be_summed_up_and_no_others() {
+    let mut seen = seen();
+    let mut document = document();
+    let one = |kind, subject: &str| Event::new(kind, UnixMs(1), subject, "down");
+    assert!(!seen.is_one_of_many(&one(EventKind::Member, "w2")), "a small cluster");
+    for n in 2..=16 {
+        document.admit(Admitted::new(
+            format!("w{n}").parse().unwrap(),
+            key(n),
+            Role::Worker,
+            key(0).id(),
+            UnixMs(1),
+        ));
+    }
+    let removed = key(1).id();
+    seen.document(&Arc::new(document.clone()), UnixMs(2), &mut Vec::new());
+    document.remove(removed, key(0).id(), UnixMs(3));
+    seen.document(&Arc::new(document), UnixMs(3), &mut Vec::new());
+    assert!(!seen.is_one_of_many(&one(EventKind::Member, "w2")), "16 are a small cluster");
+    let mut document = Document::clone(&seen.document);
+    document.admit(Admitted::new("w17".parse().unwrap(), key(17), Role::Worker, key(0).id(), UnixMs(1)));
+    seen.document(&Arc::new(document), UnixMs(4), &mut Vec::new());
+    for (kind, subject, expected) in [
+        (EventKind::Member, "w2", true),
+        (EventKind::MemberJoined, "w2", true),
+        (EventKind::MemberRemoved, "w99", true),
+        (EventKind::Drain, "w2", true),
+        (EventKind::Document, "w2", true),
+        (EventKind::Member, "m0", false),
+        (EventKind::MemberRemoved, "m1", false),
+        (EventKind::Backend, "kube-api/w2", false),
+        (EventKind::Backend, "w2", false),
+        (EventKind::VipOwner, "w2", false),
+        (EventKind::VipState, "w2", false),
+        (EventKind::VipProblem, "w2", false),
+        (EventKind::Problem, "w2", false),
+        (EventKind::Setting, "w2", false),
+    ] {
+        assert_eq!(seen.is_one_of_many(&one(kind, subject)), expected, "{kind} {subject}");
+    }
+}
+
+#[test]
 fn draining_starts_and_ends_and_a_stop_is_no_drain() {
     let mut seen = seen();
     let mut step = |view: &ClusterView, at| {

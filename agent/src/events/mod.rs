@@ -20,13 +20,13 @@ use std::time::Duration;
 use proto::backends::BackendTable;
 use proto::config::Config;
 use proto::control::VipStatus;
-use proto::event::{Event, EventKind, EventLevel, EventRing};
+use proto::event::{Event, EventKind, EventLevel, EventRing, EventSummer};
 use proto::node::{Name, NodeId};
 use proto::problem::{Problem, ProblemCode};
 use proto::pulse::PeerLivenessMap;
 use proto::record::ServiceOffer;
 use proto::service::ServiceName;
-use proto::time::UnixMs;
+use proto::time::{Moment, UnixMs};
 use proto::view::ClusterView;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -123,6 +123,8 @@ pub(crate) fn spawn(inputs: EventInputs, ring: watch::Sender<Arc<EventRing>>, li
 struct EventRecorder<'a> {
     inputs: &'a mut EventInputs,
     seen: PreviousState,
+    /// Changes of workers that wait for others of the same way.
+    summer: EventSummer,
     ring: EventRing,
     published: &'a watch::Sender<Arc<EventRing>>,
     disk: Option<mpsc::Sender<Vec<Arc<Event>>>>,
@@ -161,8 +163,9 @@ impl<'a> EventRecorder<'a> {
         let document = inputs.trust.borrow().document.clone();
         let seen = PreviousState::new(inputs.own, inputs.began, document);
         let (hooks, webhook) = (Vec::new(), None);
+        let summer = EventSummer::default();
         let mut task =
-            EventRecorder { seen, ring, published, disk, hooks, webhook, sink_errors, torn, inputs };
+            EventRecorder { seen, summer, ring, published, disk, hooks, webhook, sink_errors, torn, inputs };
         task.apply_config(life);
         Some(task)
     }
@@ -213,6 +216,7 @@ impl<'a> EventRecorder<'a> {
                 () = life.draining.cancelled(), if !stopping => {
                     stopping = true;
                     let event = Event::new(EventKind::AgentStopping, wall(), inputs.node.as_str(), "stopping");
+                    new.extend(self.summer.take_all(life.now()));
                     new.push(event.since("running", inputs.began));
                 }
                 () = tokio::time::sleep_until(next) => {
@@ -246,9 +250,12 @@ impl<'a> EventRecorder<'a> {
                     self.seen.checks(&health, wall(), &mut new);
                 }
             }
+            if !stopping {
+                new = self.sum_up(new, life.now());
+            }
             self.take(new);
         }
-        let mut last = Vec::new();
+        let mut last = self.summer.take_all(life.now());
         while let Ok(event) = self.inputs.told.try_recv() {
             last.push(event);
         }
@@ -260,6 +267,15 @@ impl<'a> EventRecorder<'a> {
         let liveness = self.inputs.liveness.borrow_and_update().clone();
         let table = self.inputs.table.borrow().clone();
         self.seen.members(&view, &liveness, &table, wall(), new);
+    }
+
+    /// Lets those wait that may be of many, and returns the others and what has waited long enough.
+    fn sum_up(&mut self, new: Vec<Event>, now: Moment) -> Vec<Event> {
+        let (many, mut single): (Vec<Event>, Vec<Event>) =
+            new.into_iter().partition(|event| self.seen.is_one_of_many(event));
+        many.into_iter().for_each(|event| self.summer.add(event, now));
+        single.extend(self.summer.take_due(now));
+        single
     }
 
     /// Numbers these events, publishes them and forwards them.

@@ -12,6 +12,7 @@ use super::*;
 struct Stage {
     tell: mpsc::Sender<Event>,
     ring: watch::Receiver<Arc<EventRing>>,
+    trust: watch::Sender<Arc<TrustedKeys>>,
     life: Lifecycle,
     table: watch::Sender<Arc<BackendTable>>,
     config: watch::Sender<Arc<Config>>,
@@ -27,6 +28,7 @@ fn stage(dir: &Path) -> Stage {
     let (tell, told) = mpsc::channel(QUEUE);
     let (ring_in, ring) = watch::channel(Arc::default());
     let (table_in, table) = watch::channel(Arc::default());
+    let (trust_in, trust) = watch::channel(Arc::new(trust));
     let (config_in, config) = watch::channel(Arc::default());
     let (life, sink_errors) = (Lifecycle::new(), SinkErrors::default());
     let inputs = EventInputs {
@@ -37,7 +39,7 @@ fn stage(dir: &Path) -> Stage {
         table,
         view: watch::channel(Arc::default()).1,
         liveness: watch::channel(Arc::default()).1,
-        trust: watch::channel(Arc::new(trust)).1,
+        trust,
         health: watch::channel(Arc::default()).1,
         vips: watch::channel(Vec::new()).1,
         look: Box::new(PolledState::default),
@@ -49,7 +51,7 @@ fn stage(dir: &Path) -> Stage {
         },
     };
     spawn(inputs, ring_in, &life);
-    Stage { tell, ring, life, table: table_in, config: config_in, sink_errors }
+    Stage { tell, ring, trust: trust_in, life, table: table_in, config: config_in, sink_errors }
 }
 
 impl Stage {
@@ -98,6 +100,27 @@ async fn events_are_numbered_published_and_kept_over_a_restart() {
     let last = ring.all().next_back().unwrap();
     assert!(last.from == "lost" && last.level == EventLevel::Warning, "{last:?}");
     crashed.end(false).await;
+}
+
+#[tokio::test]
+async fn a_mass_join_is_one_event_and_a_master_among_it_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut stage = stage(dir.path());
+    stage.kinds(1).await;
+    let mut document = Document::clone(&stage.trust.borrow().document);
+    let by = PublicKey([1; 32]).id();
+    for n in 2..150 {
+        let (name, role) =
+            (format!("w{n}").parse().unwrap(), if n == 9 { Role::Master } else { Role::Worker });
+        document.admit(Admitted::new(name, PublicKey([n; 32]), role, by, UnixMs(2)));
+    }
+    let ring = stage.trust.borrow().ring.clone();
+    stage.trust.send_replace(Arc::new(TrustedKeys { document: Arc::new(document), ring }));
+    stage.kinds(3).await;
+    let told: Vec<String> = stage.ring.borrow().all().skip(1).map(|event| event.sentence()).collect();
+    assert_eq!(told[0], "member-joined w9: member: by m1", "a master does not wait");
+    assert!(told[1].starts_with("member-joined 147 nodes: member (w"), "{told:?}");
+    stage.end(false).await;
 }
 
 #[tokio::test]
