@@ -84,8 +84,6 @@ pub mod election;
 
 pub mod doctor;
 
-pub mod rpc;
-
 pub mod config;
 
 pub mod settings;
@@ -93,3 +91,5 @@ pub mod settings;
 pub mod migrate;
 
 pub mod control;
+
+pub mod rpc;
