@@ -5,6 +5,7 @@
 //! connection to each member, and each member one back and a look at its own files; a member answers few at
 //! once.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,7 +32,7 @@ use proto::rpc::{FailCode, FromMember, ToMember};
 use proto::service::{Check, CheckKind, KUBE_API, Service};
 use tokio::sync::Semaphore;
 
-use super::{RunningAgent, status};
+use super::{RunningAgent, members, status};
 use crate::check;
 use crate::doctor::{HostFiles, HostPaths, UNIT, sysctl};
 use crate::lifecycle::wall;
@@ -257,9 +258,15 @@ pub(super) async fn answer(running: &Arc<RunningAgent>, nodes: &[String]) -> Res
     };
     let view = running.peers.view().borrow().clone();
     let liveness = running.peers.liveness().borrow().clone();
+    let best = |id: &NodeId| running.link.addresses().best(id);
+    let more = match wanted.iter().all(|(id, _)| best(id).is_some()) {
+        true => BTreeMap::new(),
+        false => members::addresses(running).await,
+    };
+    let port = running.own.file().port;
     let known = |id: &NodeId, admitted: &Admitted| PeerFacts {
         name: admitted.name.to_string(),
-        address: running.link.addresses().best(id),
+        address: best(id).or_else(|| Some(SocketAddr::new(*more.get(id)?, port))),
         left: view.members.get(id).is_some_and(|member| member.record.left),
         cut_off: liveness.get(id).is_some_and(|one| one.liveness == Liveness::CutOff),
         ..PeerFacts::default()

@@ -1,5 +1,7 @@
 //! The full list of members. An attached node has the records of few, and asks a core member for the rest.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use proto::control::{MemberList, MemberStatus, Response};
@@ -20,6 +22,15 @@ pub(super) async fn answer(running: &RunningAgent) -> Response {
         complete(running, &mut list).await;
     }
     Response::Members(list)
+}
+
+/// Where members are, by what a core member says, if this node is attached: it has not heard of most itself.
+pub(super) async fn addresses(running: &RunningAgent) -> BTreeMap<NodeId, IpAddr> {
+    let mut list = MemberList { members: status::all_members(running), from: None, silent: Vec::new() };
+    if running.peers.place() == Place::Attached {
+        let _ = tokio::time::timeout(PATIENCE, complete(running, &mut list)).await;
+    }
+    list.members.into_iter().filter_map(|one| Some((one.id, one.address.parse().ok()?))).collect()
 }
 
 /// Asks those that this node is attached to, and then masters.

@@ -145,12 +145,17 @@ fn render(node: &str, examined: &Examination, columns: usize, colours: bool) -> 
         let mark = severity(worst).paint(&format!("{:<8}", worst.as_str()), colours);
         hanging(&mut text, &format!("  {mark} {area:<12} "), 24, &words, columns);
     }
-    for Group { finding, nodes, remedy } in &groups {
+    for (i, Group { finding, nodes, remedy }) in groups.iter().enumerate() {
+        let alike = |other: &&Group<'_>| other.is_like(finding);
+        let (before, after) = (&groups[..i], &groups[i + 1..]);
+        if before.iter().filter(alike).count() >= MOST_ALIKE {
+            continue;
+        }
         text.push('\n');
         let label = format!("{}: ", finding.severity.as_str());
         let painted = severity(finding.severity).paint(&label, colours);
         let what = match examined.findings.iter().any(|other| other.node != node) {
-            true if nodes.len() > 1 => format!("nodes {}: {}", nodes.join(", "), finding.what),
+            true if nodes.len() > 1 => format!("nodes {}: {}", listed(nodes), finding.what),
             true => format!("{}: {}", finding.node, finding.what),
             false => finding.what.clone(),
         };
@@ -159,6 +164,11 @@ fn render(node: &str, examined: &Examination, columns: usize, colours: bool) -> 
         for (i, step) in remedy.iter().enumerate() {
             let before = if i == 0 { "  fix   " } else { "        " };
             print_step(&mut text, before, step, columns);
+        }
+        let rest = after.iter().filter(alike).count();
+        if rest > 0 && before.iter().filter(alike).count() + 1 == MOST_ALIKE {
+            let more = format!("{rest} more like this ({}); all of them: agent doctor --json", finding.code);
+            hanging(&mut text, "\n  and   ", 8, &more, columns);
         }
     }
     let serious = groups.iter().filter(|group| group.finding.severity > FindingSeverity::Note).count();
@@ -172,6 +182,22 @@ fn render(node: &str, examined: &Examination, columns: usize, colours: bool) -> 
     text
 }
 
+/// Findings of one kind that are printed: of a thousand nodes that do not answer three say enough.
+const MOST_ALIKE: usize = 3;
+
+/// Nodes that are named.
+const MOST_NAMED: usize = 12;
+
+/// Names, the first of many.
+fn listed(nodes: &[&str]) -> String {
+    match nodes.get(..MOST_NAMED) {
+        Some(few) if nodes.len() > MOST_NAMED => {
+            format!("{} and {} more", few.join(", "), nodes.len() - MOST_NAMED)
+        }
+        _ => nodes.join(", "),
+    }
+}
+
 /// What several nodes have, found once.
 struct Group<'a> {
     /// The first of them.
@@ -180,6 +206,14 @@ struct Group<'a> {
     nodes: Vec<&'a str>,
     /// What fixes it on each.
     remedy: Vec<Step>,
+}
+
+impl Group<'_> {
+    /// Whether it is of the same kind: the same is wrong with something else.
+    fn is_like(&self, other: &Finding) -> bool {
+        let Finding { code, severity, area, .. } = self.finding;
+        (code, severity, area) == (&other.code, &other.severity, &other.area)
+    }
 }
 
 /// The steps of a finding, each with whether it is done on the finding's own node; without that node's name.
@@ -333,6 +367,35 @@ mod tests {
             screen.contains("2 findings: not-running") && screen.ends_with("2 things to fix\n"),
             "{screen}"
         );
+    }
+
+    #[test]
+    fn a_thousand_members_that_have_the_same_are_a_short_screen() {
+        let mut examined = Examination::default();
+        for n in 0..987 {
+            let what = format!("w{n} answers neither TCP nor UDP on 10.0.0.9, port 7646");
+            let words = FindingText { what, why: "why", remedy: vec![Step::run(format!("ping w{n}"))] };
+            examined.found(FindingSeverity::Error, "ports", "unreachable", "m1", words);
+            let words = FindingText { what: "asleep".to_owned(), why: "why", remedy: vec![] };
+            examined.found(FindingSeverity::Warning, "agent", "old", &format!("w{n}"), words);
+        }
+        let words = FindingText { what: "two".to_owned(), why: "why", remedy: vec![] };
+        examined.found(FindingSeverity::Warning, "clocks", "clock", "w2", words);
+        examined.sort();
+        let screen = render("m1", &examined, 80, false);
+        assert!(screen.lines().count() < 40, "{screen}");
+        assert!(screen.lines().all(|line| line.chars().count() <= 80), "{screen}");
+        assert_eq!(screen.matches("answers neither").count(), 3, "{screen}");
+        let more =
+            "  fix   ping w2\n\n  and   984 more like this (unreachable); all of them: agent doctor --json\n";
+        assert!(screen.contains(more), "{screen}");
+        assert!(
+            screen
+                .contains("warning: nodes w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11 and 975 more:\n"),
+            "{screen}"
+        );
+        assert!(screen.contains("warning: w2: two\n"), "{screen}");
+        assert!(screen.ends_with("\n989 things to fix\n"), "{screen}");
     }
 
     #[test]

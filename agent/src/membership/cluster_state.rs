@@ -21,6 +21,9 @@ use super::rival::RivalMaster;
 use crate::lifecycle::wall;
 use crate::transport::{Link, TrustedKeys, random};
 
+/// Nodes admitted in one change that have a line each in the log.
+const FEW: usize = 8;
+
 /// Why settings are not changed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SettingError {
@@ -308,9 +311,16 @@ impl ClusterState {
 
     fn log_difference(&self, before: &Document) {
         let document = self.document();
+        let new = document.members().filter(|(id, _)| before.member(id).is_none()).count();
+        // Nodes that join by the hundred are one line; who admitted them logs each.
+        if new > FEW {
+            info!(count = new, "nodes admitted");
+        }
         for (id, admitted) in document.members() {
             if before.member(id).is_none() {
-                info!(node = %admitted.name, %id, "node admitted");
+                if new <= FEW {
+                    info!(node = %admitted.name, %id, "node admitted");
+                }
             } else if before.role(id) != document.role(id) {
                 let role = document.role(id).map_or(String::new(), |role| role.to_string());
                 info!(node = %admitted.name, %id, role, "role changed");

@@ -98,6 +98,14 @@ fn versions(node: &str, members: &[MemberFacts], out: &mut Examination) {
         out.found(Severity::Note, "versions", "versions-differ", node, FindingText { what, why, remedy });
     }
     if let Some(first) = known.first() {
-        out.checked("versions", format!("{first} on all members"));
+        // A node that is attached to others knows those of few members.
+        let knows = members.iter().filter(|one| !one.version.is_empty()).count();
+        out.checked(
+            "versions",
+            match knows == members.len() {
+                true => format!("{first} on all members"),
+                false => format!("{first} on the {knows} members whose version is known here"),
+            },
+        );
     }
 }

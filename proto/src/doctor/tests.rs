@@ -579,6 +579,12 @@ fn what_members_do_not_have_in_common_is_told() {
     let same = [member("m1", "1.0.0"), member("m2", "1.0.0"), member("w1", "")];
     let near = [pair("m1", "m2", 2.0, 0), pair("m2", "m1", 2.1, 50)];
     assert!(cluster::examine("m1", &same, &near).findings.is_empty());
+    let versions = |members: &[cluster::MemberFacts]| {
+        let checked = cluster::examine("m1", members, &near).checked;
+        checked.into_iter().find(|one| one.area == "versions").map(|one| one.text).unwrap_or_default()
+    };
+    assert_eq!(versions(&same[..2]), "1.0.0 on all members");
+    assert_eq!(versions(&same), "1.0.0 on the 2 members whose version is known here");
 
     let differ = [member("m1", "1.0.0"), member("m2", "0.9.0")];
     let found = cluster::examine("m1", &differ, &near);
