@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::members::{MemberList, MemberState, MemberStatus, PeerLinkStatus, name_order};
+pub use self::members::{MemberState, MemberStatus, PeerLinkStatus, complete, in_order};
 pub use self::refusal::{Refusal, RefusalCode};
 use crate::backends::BackendState;
 use crate::cause::{Cause, Fault, Reason};
@@ -100,7 +100,7 @@ pub enum Request {
     Settings,
     /// Change some of them, all or none: keys with their values; without one: unset.
     Change(Vec<(String, Option<String>)>),
-    /// List all members, with what a core member knows of them where this node does not.
+    /// Report the status with the members as a core member knows them, where this node does not.
     Members,
     /// List events.
     Events(EventQuery),
@@ -131,8 +131,6 @@ pub enum Response {
     Settings(Vec<SettingStatus>),
     /// What was changed, and a sentence that says which nodes know.
     Changed(Vec<SettingChange>, String),
-    /// The members.
-    Members(MemberList),
     /// The events, oldest first.
     Events {
         /// The events.
@@ -168,6 +166,9 @@ pub struct Status {
     pub services: Vec<ServiceStatus>,
     /// All members.
     pub members: Vec<MemberStatus>,
+    /// The core member that has completed `members`, if one was asked to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub members_from: Option<Name>,
     /// Virtual IPs.
     pub vips: Vec<VipStatus>,
     /// Problems of this node itself; empty when there are none.

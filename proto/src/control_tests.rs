@@ -160,6 +160,7 @@ fn status() -> Status {
         },
         services: vec![service()],
         members: vec![member()],
+        members_from: None,
         vips: vec![vip()],
         problems: vec![Problem::new(ProblemCode::StateFile, "peers is kept").about("peers").fix("move it")],
         taken_unix_ms: UnixMs(9),
@@ -193,7 +194,6 @@ fn responses() -> Vec<(&'static str, Response)> {
     let name = |text: &str| Name::nearest(text);
     let held =
         HeldStatus { node: name("m1"), by: vec![(name("w1"), 3)], silent: vec![name("m2")], away: vec![] };
-    let list = MemberList { members: vec![member()], from: Some(name("m1")), silent: vec![name("m3")] };
     let setting = SettingStatus {
         key: "vip".to_owned(),
         value: "10.0.0.9".to_owned(),
@@ -207,7 +207,6 @@ fn responses() -> Vec<(&'static str, Response)> {
         ("invite", Response::Invite { line: "agent join agent1x".to_owned(), expires: UnixMs(1) }),
         ("waiting", Response::Waiting(Vec::new())),
         ("held", Response::Held(held)),
-        ("members", Response::Members(list)),
         ("settings", Response::Settings(vec![setting])),
         ("events", Response::Events { events: Vec::new(), silent: vec!["m2".to_owned()] }),
         ("events-one", Response::Events { events: vec![event()], silent: Vec::new() }),

@@ -125,7 +125,7 @@ fn placed(agents: &mut [Agent<'_>], place: &str) -> Result<Vec<usize>> {
 /// who that is.
 fn lists_in_full(agent: &Agent<'_>, up: &[&str]) -> Result<String> {
     let list: Value = serde_json::from_str(&agent.cli(&["members", "--json"])?.ok()?)?;
-    let from = list["from"].as_str().with_context(|| format!("from nobody: {}", list["silent"]))?;
+    let from = list["from"].as_str().context("from nobody")?;
     let text = |member: &Value, key: &str| member[key].as_str().unwrap_or_default().to_owned();
     for member in list["members"].as_array().context("no members")? {
         let known = !text(member, "version").is_empty() && !text(member, "address").is_empty();
@@ -174,8 +174,10 @@ fn attached_nodes_lose_no_backend_when_all_of_the_core_but_one_is_killed() -> Re
             lists_in_full(&agents[attached], &all)
         })?;
         ensure!(core.iter().any(|i| all[*i] == from), "{from} is not in the core: {core:?}");
+        let findings = agents[attached].cli(&["doctor"])?.out;
+        ensure!(findings.contains("39 other members, TCP and UDP on"), "{findings}");
+        ensure!(!findings.contains("is unknown") && findings.lines().count() < 60, "{findings}");
         let screen = agents[attached].cli(&["status"])?.ok()?;
-        println!("{screen}");
         ensure!(
             screen.contains("\ncore     12 of 40 members gossip; this node is attached to n"),
             "{screen}"

@@ -5,7 +5,6 @@
 //! connection to each member, and each member one back and a look at its own files; a member answers few at
 //! once.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -260,13 +259,16 @@ pub(super) async fn answer(running: &Arc<RunningAgent>, nodes: &[String]) -> Res
     let liveness = running.peers.liveness().borrow().clone();
     let best = |id: &NodeId| running.link.addresses().best(id);
     let more = match wanted.iter().all(|(id, _)| best(id).is_some()) {
-        true => BTreeMap::new(),
-        false => members::addresses(running).await,
+        true => Vec::new(),
+        false => members::full(running).await.members,
     };
     let port = running.own.file().port;
     let known = |id: &NodeId, admitted: &Admitted| PeerFacts {
         name: admitted.name.to_string(),
-        address: best(id).or_else(|| Some(SocketAddr::new(*more.get(id)?, port))),
+        address: best(id).or_else(|| {
+            let said = more.iter().find(|one| one.id == *id)?;
+            Some(SocketAddr::new(said.address.parse().ok()?, port))
+        }),
         left: view.members.get(id).is_some_and(|member| member.record.left),
         cut_off: liveness.get(id).is_some_and(|one| one.liveness == Liveness::CutOff),
         ..PeerFacts::default()

@@ -1,10 +1,8 @@
 //! The full list of members. An attached node has the records of few, and asks a core member for the rest.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::time::Duration;
 
-use proto::control::{MemberList, MemberStatus, Response};
+use proto::control::{self, MemberStatus, Response, Status};
 use proto::node::NodeId;
 use proto::rpc::{FailCode, FromMember, ToMember};
 use proto::topology::Place;
@@ -12,44 +10,35 @@ use proto::topology::Place;
 use super::{RunningAgent, status};
 
 /// Time-out for one core member, and how many are asked one after the other: a person is waiting.
-const PATIENCE: Duration = Duration::from_secs(4);
-const ASKED: usize = 4;
+const PATIENCE: Duration = Duration::from_secs(3);
+const ASKED: usize = 3;
 
 /// Answers the command line.
 pub(super) async fn answer(running: &RunningAgent) -> Response {
-    let mut list = MemberList { members: status::all_members(running), from: None, silent: Vec::new() };
-    if running.peers.place() == Place::Attached {
-        complete(running, &mut list).await;
-    }
-    Response::Members(list)
+    Response::Status(Box::new(full(running).await))
 }
 
-/// Where members are, by what a core member says, if this node is attached: it has not heard of most itself.
-pub(super) async fn addresses(running: &RunningAgent) -> BTreeMap<NodeId, IpAddr> {
-    let mut list = MemberList { members: status::all_members(running), from: None, silent: Vec::new() };
-    if running.peers.place() == Place::Attached {
-        let _ = tokio::time::timeout(PATIENCE, complete(running, &mut list)).await;
+/// The status, with what a core member says of members if this node is attached.
+pub(super) async fn full(running: &RunningAgent) -> Status {
+    let mut status = status::of(running);
+    if running.peers.place() != Place::Attached {
+        return status;
     }
-    list.members.into_iter().filter_map(|one| Some((one.id, one.address.parse().ok()?))).collect()
-}
-
-/// Asks those that this node is attached to, and then masters.
-async fn complete(running: &RunningAgent, list: &mut MemberList) {
-    let (document, names) = (running.document(), running.document().shown_names());
-    let mut asked: Vec<NodeId> = running.peers.view().borrow().attached_to.clone();
+    // Those that this node is attached to, and then masters.
+    let (document, mut asked) = (running.document(), running.peers.view().borrow().attached_to.clone());
     let masters = document.members().map(|(id, _)| *id).filter(|id| document.is_master(id));
     let more: Vec<NodeId> = masters.filter(|id| !asked.contains(id)).collect();
     asked.extend(more);
     for id in asked.into_iter().take(ASKED) {
-        let Some(name) = names.get(&id).cloned() else { continue };
         let answer =
             tokio::time::timeout(PATIENCE, running.link.dialer().call(id, &FromMember::Members)).await;
-        match answer {
-            Ok(Ok(ToMember::Members(said))) => return list.complete(said, name),
-            // It has another version, or is attached itself, or does not answer: the next one may.
-            _ => list.silent.push(name),
-        }
+        // It has another version, or is attached itself, or does not answer: the next one may.
+        let Ok(Ok(ToMember::Members(said))) = answer else { continue };
+        control::complete(&mut status.members, &said);
+        status.members_from = status.members.iter().find(|one| one.id == id).map(|one| one.name.clone());
+        break;
     }
+    status
 }
 
 /// Answers a member.
@@ -61,5 +50,5 @@ pub(super) fn answer_member(running: &RunningAgent) -> ToMember {
         );
     }
     let short = |one: MemberStatus| MemberStatus { sees: Vec::new(), ..one };
-    ToMember::Members(status::all_members(running).into_iter().map(short).collect())
+    ToMember::Members(status::of(running).members.into_iter().map(short).collect())
 }

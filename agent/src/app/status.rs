@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use proto::backends::{Backend, BackendState};
-use proto::cluster::Document;
 use proto::control::{
     BackendCounts, BackendStatus, ClusterStatus, ListenerStatus, MemberState, MemberStatus, NodeStatus,
     PeerLinkStatus, ServiceCounts, ServiceSource, ServiceStatus, Status,
@@ -86,33 +85,18 @@ pub(super) fn of(running: &RunningAgent) -> Status {
                 service_status(running, (&view, &liveness), (service, source), backends, stats)
             })
             .collect(),
-        members: members(running, (document, &view, &names), kube_api),
+        members: document
+            .members()
+            .map(|(id, _)| {
+                let backend = kube_api.iter().find(|backend| backend.node == *id);
+                member_status(running, (&view, &names), *id, role(id), backend)
+            })
+            .collect(),
+        members_from: None,
         vips: vips.vips.clone(),
         problems: problems(running).into_iter().chain(running.events.problems()).collect(),
         taken_unix_ms: wall(),
     }
-}
-
-/// All members now.
-pub(super) fn all_members(running: &RunningAgent) -> Vec<MemberStatus> {
-    let document = running.document();
-    let view = running.peers.view().borrow().clone();
-    let table = running.clients.table().borrow().clone();
-    let kube_api = table.get(&ServiceName::kube_api()).map_or(&[][..], Vec::as_slice);
-    members(running, (&document, &view, &document.shown_names()), kube_api)
-}
-
-fn members(
-    running: &RunningAgent,
-    (document, view, names): (&Document, &ClusterView, &BTreeMap<NodeId, Name>),
-    kube_api: &[Backend],
-) -> Vec<MemberStatus> {
-    let one = |id: &NodeId| {
-        let backend = kube_api.iter().find(|backend| backend.node == *id);
-        let role = document.role(id).unwrap_or(Role::Worker);
-        member_status(running, (view, names), *id, role, backend)
-    };
-    document.members().map(|(id, _)| one(id)).collect()
 }
 
 fn service_status(

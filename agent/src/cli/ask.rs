@@ -69,11 +69,9 @@ pub(super) fn unexpected(response: &Response) -> anyhow::Error {
     let what = match response {
         Response::Status(_) => "a status",
         Response::Invite { .. } => "an invite",
-        Response::Waiting(_)
-        | Response::Held(_)
-        | Response::Members(_)
-        | Response::Settings(_)
-        | Response::Events { .. } => "a list",
+        Response::Waiting(_) | Response::Held(_) | Response::Settings(_) | Response::Events { .. } => {
+            "a list"
+        }
         Response::Changed(..) => "a change",
         Response::Doctor(_) => "findings",
         Response::Done(_) | Response::Failed(_) | Response::Refused(_) | Response::Unsupported { .. } => {

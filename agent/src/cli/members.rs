@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use proto::control::{MemberList, MemberStatus, Request, Response, name_order};
-use proto::node::{Name, Role};
+use proto::control::{MemberStatus, Request, Response, Status, in_order};
+use proto::node::Role;
 use proto::time::UnixMs;
 use proto::topology::Place;
 
@@ -20,47 +20,38 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(super) async fn run(args: &Args, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
-    let status = ask::status(settings).await?;
-    let schema = status.schema;
-    let known = MemberList { members: status.members, from: None, silent: Vec::new() };
-    let list = match status.node.place == Place::Attached {
-        true => match ask::ask(settings, &Request::Members).await? {
-            Response::Members(list) => list,
+    let mut status = ask::status(settings).await?;
+    if status.node.place == Place::Attached {
+        status = match ask::ask(settings, &Request::Members).await? {
+            Response::Status(status) => *status,
             other => return Err(ask::unexpected(&other)),
-        },
-        false => known,
-    };
+        };
+    }
     if args.json {
-        let mut json = serde_json::json!({ "schema": schema, "members": list.members });
-        if let Some(from) = &list.from {
+        let mut json = serde_json::json!({ "schema": status.schema, "members": status.members });
+        if let Some(from) = &status.members_from {
             json["from"] = from.as_str().into();
-        }
-        if !list.silent.is_empty() {
-            json["silent"] = list.silent.iter().map(Name::as_str).collect();
         }
         out::json(&json)?;
     } else {
-        out::print(&render(&list, crate::lifecycle::wall(), out::columns(), out::colours()))?;
+        out::print(&render(&status, crate::lifecycle::wall(), out::columns(), out::colours()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// The screen: masters first, and on an attached node who has said it.
-fn render(list: &MemberList, now: UnixMs, columns: usize, colours: bool) -> String {
-    let mut members: Vec<&MemberStatus> = list.members.iter().collect();
-    members.sort_by_cached_key(|one| (one.role != Role::Master, name_order(&one.name)));
+pub(super) fn render(status: &Status, now: UnixMs, columns: usize, colours: bool) -> String {
+    let rank = |one: &MemberStatus| u8::from(one.role != Role::Master);
+    let members = in_order(status.members.iter(), |one| (rank(one), one.name.as_str()));
     let mut text = table(&members, now, true, 0).render(columns, colours);
-    let silent: Vec<&str> = list.silent.iter().map(Name::as_str).collect();
-    let silent = silent.join(", ");
-    let note = match (&list.from, silent.as_str()) {
-        (None, "") => return text,
-        (Some(from), "") => format!("This node is attached: {from} says the rest of this list."),
-        (Some(from), silent) => {
-            format!("This node is attached: {from} says the rest of this list; {silent} gave none.")
+    let note = match &status.members_from {
+        _ if status.node.place != Place::Attached => return text,
+        Some(from) => format!("This node is attached: {from} says the rest of this list."),
+        None => {
+            "This node is attached, and no core member gave a list: of other workers it knows who is silent, \
+                 no more."
+                .to_owned()
         }
-        (None, silent) => format!(
-            "This node is attached, and {silent} gave no list: of other workers it knows who is silent, no more."
-        ),
     };
     text.push('\n');
     paragraph(&mut text, "", &note, columns);
@@ -110,59 +101,5 @@ pub(super) fn rtt(ms: Option<f64>) -> String {
         None => "-".to_owned(),
         Some(ms) if ms < 10.0 => format!("{ms:.1}ms"),
         Some(ms) => format!("{ms:.0}ms"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proto::control::MemberState;
-    use proto::node::NodeId;
-
-    use super::*;
-
-    fn list(from: Option<&str>, silent: &[&str]) -> MemberList {
-        let names = ["w10", "w9", "m2", "m1", "w1"];
-        let member = |(i, name): (u8, &str)| MemberStatus {
-            id: NodeId([i; NodeId::LEN]),
-            name: name.parse().unwrap(),
-            address: String::new(),
-            role: if name.starts_with('m') { Role::Master } else { Role::Worker }.into(),
-            state: MemberState::Up,
-            version: String::new(),
-            since_unix_ms: UnixMs(0),
-            rtt_ms: None,
-            loss_permille: None,
-            document: String::new(),
-            sees: Vec::new(),
-        };
-        MemberList {
-            members: (0..).zip(names).map(member).collect(),
-            from: from.map(|name| name.parse().unwrap()),
-            silent: silent.iter().map(|name| name.parse().unwrap()).collect(),
-        }
-    }
-
-    #[test]
-    fn masters_come_first_numbers_count_by_value_and_who_said_it_is_named() {
-        let screen = |from, silent: &[&str]| render(&list(from, silent), UnixMs(1), 80, false);
-        let own = screen(None, &[]);
-        let names: Vec<&str> = own.lines().skip(1).filter_map(|line| line.split(' ').next()).collect();
-        assert_eq!(names, ["m1", "m2", "w1", "w9", "w10"]);
-        for (from, silent, note) in [
-            (Some("n3"), &[][..], "\nThis node is attached: n3 says the rest of this list.\n"),
-            (
-                Some("n3"),
-                &["n7", "n9"],
-                "\nThis node is attached: n3 says the rest of this list; n7, n9 gave none.\n",
-            ),
-            (
-                None,
-                &["n7"],
-                "\nThis node is attached, and n7 gave no list: of other workers it knows who is\nsilent, no more.\n",
-            ),
-        ] {
-            let shown = screen(from, silent);
-            assert!(shown.starts_with(&own) && shown.ends_with(note), "{shown}");
-        }
     }
 }

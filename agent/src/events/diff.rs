@@ -3,7 +3,7 @@
 //! No clock and no task: the time is an argument. Each method takes the newest value of one watch and appends
 //! the events that lead there to a list.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +62,7 @@ pub(super) struct PreviousState {
     own: NodeId,
     began: UnixMs,
     /// Everyone who was a master since the start.
-    masters: BTreeSet<Name>,
+    masters: Vec<Name>,
     backends: BTreeMap<(ServiceName, NodeId), (BackendState, UnixMs, Name)>,
     members: BTreeMap<NodeId, (MemberState, UnixMs)>,
     draining: BTreeMap<NodeId, UnixMs>,
@@ -291,7 +291,8 @@ impl PreviousState {
         }
         let before = std::mem::replace(&mut self.document, document.clone());
         self.hash = document.hash();
-        self.masters.extend(masters(document));
+        let new: Vec<Name> = masters(document).filter(|name| !self.masters.contains(name)).collect();
+        self.masters.extend(new);
         let name = |id: &NodeId| document.name_of(id);
         for (id, node) in document.members().filter(|(id, _)| !before.nodes.contains_key(id)) {
             let by = if node.by == *id { String::new() } else { format!("by {}", name(&node.by)) };

@@ -109,6 +109,7 @@ fn status(members: u16) -> Status {
             counted: Default::default(),
         }],
         members,
+        members_from: None,
         vips: vec![VipStatus {
             address: "10.0.0.50".parse().unwrap(),
             state: VipState::Unowned,

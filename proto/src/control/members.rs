@@ -1,7 +1,5 @@
 //! Members as one node sees them, and the order of a list of them.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use crate::node::{Name, NodeId, Role};
@@ -73,37 +71,19 @@ pub struct PeerLinkStatus {
     pub loss_permille: u16,
 }
 
-/// All members, and who said what this node does not know itself.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct MemberList {
-    /// The members.
-    pub members: Vec<MemberStatus>,
-    /// The core member that the list was completed by; `None`: this node knows all members itself, or nobody answered.
-    pub from: Option<Name>,
-    /// Core members that were asked and gave no list.
-    pub silent: Vec<Name>,
-}
-
-impl MemberList {
-    /// Completes a list by that of another node, as far as one may say something of others: who is a member, its name
-    /// and its role stand in the document, and members whose records are here are known better here.
-    pub fn complete(&mut self, said: Vec<MemberStatus>, by: Name) {
-        let mut said: BTreeMap<NodeId, MemberStatus> = said.into_iter().map(|one| (one.id, one)).collect();
-        for own in self.members.iter_mut().filter(|own| own.version.is_empty()) {
-            let Some(other) = said.remove(&own.id) else { continue };
-            let text = |text: String| text.chars().take(MAX_TEXT).collect();
-            let address =
-                if own.address.is_empty() { text(other.address) } else { std::mem::take(&mut own.address) };
-            *own = MemberStatus {
-                address,
-                state: other.state,
-                since_unix_ms: other.since_unix_ms,
-                version: text(other.version),
-                document: text(other.document),
-                ..own.clone()
-            };
+/// Completes a list by that of another node, as far as one may say something of others: who is a member, its name and
+/// its role stand in the document, and members whose records are here are known better here.
+pub fn complete(members: &mut [MemberStatus], said: &[MemberStatus]) {
+    for own in members.iter_mut().filter(|own| own.version.is_empty()) {
+        // They come in the order of their ids, as members do everywhere.
+        let found = said.binary_search_by(|one| one.id.cmp(&own.id));
+        let Some(other) = found.ok().and_then(|place| said.get(place)) else { continue };
+        let text = |text: &str| text.chars().take(MAX_TEXT).collect();
+        if own.address.is_empty() {
+            own.address = text(&other.address);
         }
-        self.from = Some(by);
+        (own.state, own.since_unix_ms) = (other.state, other.since_unix_ms);
+        (own.version, own.document) = (text(&other.version), text(&other.document));
     }
 }
 
@@ -135,10 +115,29 @@ impl MemberState {
     }
 }
 
-/// A key by which names are in the order of a list: numbers in them by their value, `n2` before `n10`.
-pub fn name_order(name: &Name) -> String {
-    let mut key = String::with_capacity(name.as_str().len() + 4);
-    let mut rest = name.as_str();
+/// A list in the order that people read it in: by rank, then by name, where numbers count by their value, `n2` before
+/// `n10`.
+pub fn in_order<'a, T>(
+    list: impl Iterator<Item = &'a T>,
+    key: impl Fn(&'a T) -> (u8, &'a str),
+) -> Vec<&'a T> {
+    let list: Vec<&T> = list.collect();
+    let keys = list.iter().map(|one| key(one)).collect();
+    order(keys).into_iter().filter_map(|place| list.get(place).copied()).collect()
+}
+
+/// The places of these keys in their order.
+fn order(keys: Vec<(u8, &str)>) -> Vec<usize> {
+    let mut sorted: Vec<(String, usize)> =
+        keys.into_iter().enumerate().map(|(place, (rank, name))| (sort_key(rank, name), place)).collect();
+    sorted.sort_unstable();
+    sorted.into_iter().map(|(_, place)| place).collect()
+}
+
+fn sort_key(rank: u8, name: &str) -> String {
+    let mut key = String::with_capacity(name.len() + 4);
+    key.push(char::from(rank));
+    let mut rest = name;
     while let Some(first) = rest.chars().next() {
         let digit = first.is_ascii_digit();
         let end = rest.find(|c: char| c.is_ascii_digit() != digit).unwrap_or(rest.len());
@@ -179,8 +178,7 @@ mod tests {
         let known = member(1, "m1", MemberState::Up, "0.1.0");
         let vague = member(2, "w2", MemberState::Up, "");
         let silent = member(3, "w3", MemberState::Down, "");
-        let own = vec![known.clone(), vague.clone(), silent.clone()];
-        let mut list = MemberList { members: own, from: None, silent: Vec::new() };
+        let mut list = [known.clone(), vague.clone(), silent.clone()];
         let says = MemberStatus {
             address: "10.0.0.2".to_owned(),
             role: Role::Master.into(),
@@ -194,7 +192,7 @@ mod tests {
             says.clone(),
             member(4, "nobody", MemberState::Up, "0.1.0"),
         ];
-        list.complete(said, "m9".parse().unwrap());
+        complete(&mut list, &said);
         let completed = MemberStatus {
             address: "10.0.0.2".to_owned(),
             state: MemberState::Suspect,
@@ -203,15 +201,15 @@ mod tests {
             document: "ab".to_owned(),
             ..vague
         };
-        assert_eq!(list.members, [known, completed, silent]);
-        assert_eq!(list.from.unwrap().as_str(), "m9");
+        assert_eq!(list, [known, completed, silent]);
     }
 
     #[test]
     fn numbers_in_names_count_by_their_value() {
         let sorted = ["10", "a1b2", "a01b10", "n", "n1", "n2", "n10", "n10a", "n010b", "n011", "n100", "w-3"];
-        let mut names: Vec<Name> = sorted.iter().rev().map(|name| name.parse().unwrap()).collect();
-        names.sort_by_cached_key(name_order);
-        assert_eq!(names.iter().map(Name::as_str).collect::<Vec<_>>(), sorted);
+        let ordered = in_order(sorted.iter().rev(), |name| (1, name));
+        assert_eq!(ordered.into_iter().copied().collect::<Vec<_>>(), sorted);
+        let ranked = in_order(["a", "b", "c"].iter(), |name| (u8::from(*name != "c"), name));
+        assert_eq!(ranked, [&"c", &"a", &"b"]);
     }
 }

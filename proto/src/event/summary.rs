@@ -5,11 +5,10 @@
 //! larger cluster the changes of workers wait for a moment, and become one event if there are many. Masters, backends
 //! and virtual IPs never wait.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::{Event, EventKind};
-use crate::cause::Cause;
+use crate::cause::{Cause, Reason};
 use crate::time::Moment;
 
 /// In a cluster of up to so many members nothing waits.
@@ -72,49 +71,59 @@ impl EventSummer {
     /// What waits, due or not.
     pub fn take_all(&mut self, now: Moment) -> Vec<Event> {
         let few = if self.goes_on { 1 } else { FEW };
-        let mut rest = std::mem::take(&mut self.waiting);
-        let mut out = Vec::new();
-        while let Some(first) = rest.first() {
-            let (kind, to) = (first.kind, first.to.clone());
-            let (same, others): (Vec<Event>, Vec<Event>) =
-                rest.into_iter().partition(|event| event.kind == kind && event.to == to);
-            rest = others;
-            let nodes: BTreeSet<&str> = same.iter().map(|event| event.subject.as_str()).collect();
-            if nodes.len() > few {
-                self.until = Some(now.after(WAIT_ON));
-                out.extend(sum(&same, nodes.len()));
-            } else {
-                out.extend(same);
+        let all = std::mem::take(&mut self.waiting);
+        // The ways of change with the nodes of each.
+        let mut ways: Vec<(&Event, Vec<&str>)> = Vec::new();
+        let is = |a: &Event, b: &Event| a.kind == b.kind && a.to == b.to;
+        for event in &all {
+            match ways.iter_mut().find(|(first, _)| is(first, event)) {
+                Some((_, nodes)) => nodes.push(&event.subject),
+                None => ways.push((event, vec![&event.subject])),
             }
         }
-        // A node that went and came back within the moment did so in this order.
-        out.sort_by_key(|event| event.time_unix_ms);
+        for (_, nodes) in &mut ways {
+            nodes.sort_unstable();
+            nodes.dedup();
+        }
+        let mut out = Vec::new();
+        for event in &all {
+            match ways.iter().find(|(first, _)| is(first, event)) {
+                Some((first, nodes)) if nodes.len() > few => {
+                    if std::ptr::eq(*first, event) {
+                        self.until = Some(now.after(WAIT_ON));
+                        out.push(sum(event, all.iter().filter(|other| is(event, other)), nodes.len()));
+                    }
+                }
+                _ => out.push(event.clone()),
+            }
+        }
         out
     }
 }
 
 /// One event for many. What they do not have in common is left out.
-fn sum(same: &[Event], count: usize) -> Option<Event> {
-    let first = same.first()?;
-    let mut sum = Event::new(first.kind, first.time_unix_ms, format!("{count} nodes"), &*first.to);
-    if same.iter().all(|event| event.from == first.from) {
-        sum.from.clone_from(&first.from);
-    }
-    if same.iter().all(|event| event.cause == first.cause) {
-        sum.cause.clone_from(&first.cause);
-        // Who requested it differs; of all other causes the text is the same.
-        if sum.cause != Cause::Requested.label() && !sum.cause.is_empty() {
-            sum.reason = first.reason.clone();
-        }
-    }
-    sum.level = same.iter().map(|event| event.level).max().unwrap_or(first.level);
+fn sum<'a>(first: &Event, same: impl Iterator<Item = &'a Event>, count: usize) -> Event {
+    let mut sum = first.clone();
+    sum.subject = format!("{count} nodes");
     sum.count = u32::try_from(count).ok();
+    sum.duration_ms = None;
     for event in same {
+        if event.from != first.from {
+            sum.from.clear();
+        }
+        if event.cause != first.cause {
+            sum.cause.clear();
+        }
+        sum.level = sum.level.max(event.level);
         if sum.nodes.len() < MOST_NAMED && !sum.nodes.contains(&event.subject) {
             sum.nodes.push(event.subject.clone());
         }
     }
-    Some(sum)
+    // Who requested it differs; of all other causes the text is the same.
+    if sum.cause == Cause::Requested.label() || sum.cause.is_empty() {
+        sum.reason = Reason::default();
+    }
+    sum
 }
 
 #[cfg(test)]

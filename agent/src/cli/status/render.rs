@@ -2,7 +2,7 @@
 
 use proto::backends::BackendState;
 use proto::control::{
-    BackendStatus, MemberState, MemberStatus, ServiceSource, ServiceStatus, Status, name_order,
+    BackendStatus, MemberState, MemberStatus, ServiceSource, ServiceStatus, Status, in_order,
 };
 use proto::node::{Name, Role};
 use proto::open_enum::OpenEnum;
@@ -154,12 +154,14 @@ fn show_service(text: &mut String, service: &ServiceStatus, now: UnixMs, columns
     if !shown.is_empty() {
         text.push_str(&table.render(columns, colours));
     }
-    let rest = service.backends.iter().filter(|one| !shown.iter().any(|shown| std::ptr::eq(*shown, *one)));
-    let states = BackendState::ALL
-        .iter()
-        .map(|state| (state.as_str(), rest.clone().filter(|one| one.state == *state)));
-    if let Some(counts) = counts(states.map(|(word, all)| (all.count(), word))) {
-        text.push_str(&format!("  and {counts}; for all, run: agent status --json\n"));
+    let mut rest = String::new();
+    for state in BackendState::ALL {
+        let of = |one: &&BackendStatus| one.state == *state;
+        let count = service.backends.iter().filter(of).count() - shown.iter().copied().filter(of).count();
+        count_up(&mut rest, count, state.as_str(), "");
+    }
+    if !rest.is_empty() {
+        text.push_str(&format!("  and {rest}; for all, run: agent status --json\n"));
     }
 }
 
@@ -192,7 +194,8 @@ fn show_members(text: &mut String, status: &Status, now: UnixMs, columns: usize,
     let all = &status.members;
     let in_state = |state| all.iter().filter(|member| member.state == state).count();
     let states = [MemberState::Up, MemberState::Suspect, MemberState::Down, MemberState::Left];
-    let listed = counts(states.iter().map(|state| (in_state(*state), state.as_str()))).unwrap_or_default();
+    let mut listed = String::new();
+    states.iter().for_each(|state| count_up(&mut listed, in_state(*state), state.as_str(), ""));
     // Of those that are away and not named it is not known who they are.
     let unnamed = status.unnamed();
     let line = match unnamed {
@@ -212,18 +215,20 @@ fn show_members(text: &mut String, status: &Status, now: UnixMs, columns: usize,
     if shown.len() == all.len() {
         return;
     }
-    let rest = |role: Role, state: MemberState| {
-        let of = |one: &&MemberStatus| one.role == role && one.state == state;
-        all.iter().filter(of).count() - shown.iter().copied().filter(of).count()
-    };
-    let roles = [(Role::Master, "master"), (Role::Worker, "worker")];
-    let parts =
-        states.iter().flat_map(|state| roles.map(|(role, word)| (rest(role, *state), word, state.as_str())));
-    let parts = parts
-        .map(|(count, word, state)| (count, format!("{word}{} {state}", if count == 1 { "" } else { "s" })));
-    let parts = counts(parts).filter(|_| unnamed == 0);
-    let more = parts.unwrap_or_else(|| format!("{} more", all.len() - shown.len()));
-    paragraph(text, "  ", &format!("and {more}; for all, run: agent members"), columns);
+    let mut rest = String::new();
+    for state in states {
+        for (role, one, many) in
+            [(Role::Master, "master ", "masters "), (Role::Worker, "worker ", "workers ")]
+        {
+            let of = |member: &&MemberStatus| member.role == role && member.state == state;
+            let count = all.iter().filter(of).count() - shown.iter().copied().filter(of).count();
+            count_up(&mut rest, count, if count == 1 { one } else { many }, state.as_str());
+        }
+    }
+    if unnamed > 0 || rest.is_empty() {
+        rest = format!("{} more", all.len() - shown.len());
+    }
+    paragraph(text, "  ", &format!("and {rest}; for all, run: agent members"), columns);
 }
 
 /// The members that are shown: of many the masters and those that are not up, what is wrong first.
@@ -231,19 +236,26 @@ fn shown_members(all: &[MemberStatus]) -> Vec<&MemberStatus> {
     if all.len() <= MAX_MEMBERS {
         return all.iter().collect();
     }
-    let (mut masters, mut others): (Vec<_>, Vec<_>) = all.iter().partition(|one| one.role == Role::Master);
-    others.retain(|one| one.state != MemberState::Up);
-    for (list, most) in [(&mut masters, MAX_MASTERS), (&mut others, MAX_AWAY)] {
-        list.sort_by_cached_key(|one| (one.state.urgency(), name_order(&one.name)));
-        list.truncate(most);
-    }
-    masters.append(&mut others);
-    masters
+    let sorted = in_order(all.iter(), |one| (one.state.urgency(), one.name.as_str()));
+    let (mut masters, mut away) = (MAX_MASTERS, MAX_AWAY);
+    let fits = |one: &&MemberStatus| {
+        let room = match one.role == Role::Master {
+            true => &mut masters,
+            false => &mut away,
+        };
+        let fits = *room > 0 && (one.role == Role::Master || one.state != MemberState::Up);
+        *room -= usize::from(fits);
+        fits
+    };
+    let shown: Vec<&MemberStatus> = sorted.into_iter().filter(fits).collect();
+    let of = |master| shown.iter().filter(move |one| (one.role == Role::Master) == master).copied();
+    of(true).chain(of(false)).collect()
 }
 
-/// How many are what, as `3 up, 1 down`; `None`: none is anything.
-fn counts(all: impl Iterator<Item = (usize, impl std::fmt::Display)>) -> Option<String> {
-    let parts: Vec<String> =
-        all.filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")).collect();
-    (!parts.is_empty()).then(|| parts.join(", "))
+/// Adds to a list like `3 up, 1 down`; not those of which there is none.
+fn count_up(list: &mut String, count: usize, what: &str, state: &str) {
+    if count > 0 {
+        let gap = if list.is_empty() { "" } else { ", " };
+        list.push_str(&format!("{gap}{count} {what}{state}"));
+    }
 }

@@ -114,6 +114,7 @@ fn status(backends: Vec<BackendStatus>) -> Status {
             member("m2", 2, Role::Master, MemberState::Up),
             member("w1", 9, Role::Worker, MemberState::Up),
         ],
+        members_from: None,
         vips: vec![],
         problems: vec![],
         taken_unix_ms: NOW,
@@ -379,6 +380,26 @@ members  980 up, 10 suspect, 10 down
     status.node.attached_to.clear();
     let alone = "\ncore     20 of 1000 members gossip; this node is attached to none of them yet\n";
     assert!(screen(&status, 80).contains(alone));
+}
+
+#[test]
+fn all_members_are_listed_masters_first_with_who_has_said_it() {
+    let mut status = fine();
+    status.members = ["w10", "w9", "m2", "m1", "w1"]
+        .map(|who| {
+            let role = if who.starts_with('m') { Role::Master } else { Role::Worker };
+            member(who, 1, role, MemberState::Up)
+        })
+        .to_vec();
+    let screen = |status: &Status| crate::cli::members::render(status, NOW, 80, false);
+    let own = screen(&status);
+    let names: Vec<&str> = own.lines().skip(1).filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(names, ["m1", "m2", "w1", "w9", "w10"]);
+    status.node.place = Place::Attached.into();
+    let note = "\nThis node is attached, and no core member gave a list: of other workers it knows\nwho is silent, no more.\n";
+    assert_eq!(screen(&status), format!("{own}{note}"));
+    status.members_from = Some(name("n3"));
+    assert_eq!(screen(&status), format!("{own}\nThis node is attached: n3 says the rest of this list.\n"));
 }
 
 #[test]

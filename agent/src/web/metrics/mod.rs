@@ -4,12 +4,9 @@
 mod haproxy;
 mod native;
 
-use std::cmp::Reverse;
 use std::fmt::Write;
 
-use proto::control::{
-    BUCKETS_US, BackendStatus, Histogram, MemberState, MemberStatus, ServiceStatus, Status, name_order,
-};
+use proto::control::{BUCKETS_US, BackendStatus, Histogram, MemberStatus, ServiceStatus, Status, in_order};
 use proto::node::Role;
 use proto::service::KUBE_API;
 
@@ -42,31 +39,32 @@ pub(super) fn write(status: &Status, haproxy: bool) -> Vec<u8> {
 /// The backends with series of their own: of kube-api first, since alerts count them, then of services from the
 /// smallest on; where not all fit, those that are not good come first.
 fn backends(status: &Status) -> Vec<(&ServiceStatus, &BackendStatus)> {
-    let mut services: Vec<&ServiceStatus> = status.services.iter().collect();
-    services.sort_by_key(|one| (one.name.as_str() != KUBE_API, one.backends.len()));
+    let rank = |one: &ServiceStatus| match one.name.as_str() {
+        KUBE_API => 0,
+        // Of two that are nearly as large any may be first.
+        _ => 1 + u8::try_from(one.backends.len().checked_ilog2().unwrap_or(0)).unwrap_or(u8::MAX - 1),
+    };
     let mut left = MAX_BACKENDS;
     let mut shown = Vec::new();
-    for service in services {
-        let mut backends: Vec<&BackendStatus> = service.backends.iter().collect();
-        if backends.len() > left {
-            backends.sort_by_cached_key(|one| (one.state.is_good(), name_order(&one.node)));
-            backends.truncate(left);
-        }
-        left -= backends.len();
-        shown.extend(backends.into_iter().map(|one| (service, one)));
+    for service in in_order(status.services.iter(), |one| (rank(one), one.name.as_str())) {
+        let many = service.backends.len() > left;
+        let rank = |one: &BackendStatus| u8::from(many && one.state.is_good());
+        let backends = in_order(service.backends.iter(), |one| (rank(one), one.node.as_str()));
+        shown.extend(backends.into_iter().take(left).map(|one| (service, one)));
+        left = left.saturating_sub(service.backends.len());
     }
     shown
 }
 
 /// The peers with series of their own: of those that this node pulses the masters, and those that are not up first.
 fn peers(status: &Status) -> Vec<&MemberStatus> {
-    let mut pulsed: Vec<&MemberStatus> =
-        status.members.iter().filter(|one| one.loss_permille.is_some()).collect();
-    if pulsed.len() > MAX_PEERS {
-        let up = |one: &MemberStatus| one.state == MemberState::Up;
-        pulsed.sort_by_cached_key(|one| (Reverse(one.role == Role::Master), up(one), name_order(&one.name)));
-        pulsed.truncate(MAX_PEERS);
-    }
+    let pulsed = status.members.iter().filter(|one| one.loss_permille.is_some());
+    let rank = |one: &MemberStatus| match one.role == Role::Master {
+        true => 0,
+        false => 1 + one.state.urgency(),
+    };
+    let mut pulsed = in_order(pulsed, |one| (rank(one), one.name.as_str()));
+    pulsed.truncate(MAX_PEERS);
     pulsed
 }
 

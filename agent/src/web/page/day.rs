@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use maud::{Markup, html};
 use proto::backends::BackendState;
-use proto::control::{BackendStatus, Status};
+use proto::control::{BackendStatus, Status, in_order};
 use proto::event::{EventKind, EventRing};
 use proto::time::{UnixMs, human};
 use proto::timeline::{Followed, Span, spans};
@@ -47,11 +47,15 @@ pub(super) fn day(status: &Status, ring: &EventRing) -> Markup {
     for service in &status.services {
         backends.extend(service.backends.iter().map(|one| (format!("{}/{}", service.name, one.node), one)));
     }
-    if all > MAX_STRIPS {
-        // Those of masters first, and then what is wrong.
-        backends.sort_by_key(|(subject, one)| (!subject.starts_with(MASTERS), one.state.is_good()));
-        backends.truncate(MAX_STRIPS);
-    }
+    let rank = |(subject, one): &(String, &BackendStatus)| {
+        u8::from(!subject.starts_with(MASTERS)) * 2 + u8::from(one.state.is_good())
+    };
+    let mut backends: Vec<&(String, &BackendStatus)> = match all > MAX_STRIPS {
+        true => in_order(backends.iter(), |one| (rank(one), one.0.as_str())),
+        false => backends.iter().collect(),
+    };
+    // Those of masters first, and then what is wrong.
+    backends.truncate(MAX_STRIPS);
     let backends = backends.iter().map(|(subject, one)| {
         let (state, since) = (one.state.as_str(), one.since_unix_ms);
         strip(ring, EventKind::Backend, subject, (state, since), &within, reachable)

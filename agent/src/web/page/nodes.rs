@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use maud::{Markup, html};
-use proto::control::{MemberState, MemberStatus, PeerLinkStatus, Status, name_order};
+use proto::control::{MemberState, MemberStatus, PeerLinkStatus, Status, in_order};
 use proto::node::Role;
 use proto::open_enum::OpenEnum;
 use proto::topology::Place;
@@ -23,11 +23,9 @@ const MAX_COLUMNS: usize = 9;
 
 /// Members in the order of a table; of more than `most` what is wrong comes first, then masters, then the rest.
 fn ordered(status: &Status, most: usize) -> Vec<&MemberStatus> {
-    let mut all: Vec<&MemberStatus> = status.members.iter().collect();
-    let many = all.len() > most;
-    let urgency = |one: &MemberStatus| if many { one.state.urgency() } else { 0 };
-    all.sort_by_cached_key(|one| (urgency(one), one.role != Role::Master, name_order(&one.name)));
-    all
+    let urgency = |one: &MemberStatus| if status.members.len() > most { one.state.urgency() } else { 0 };
+    let rank = |one: &MemberStatus| urgency(one) * 2 + u8::from(one.role != Role::Master);
+    in_order(status.members.iter(), |one| (rank(one), one.name.as_str()))
 }
 
 pub(super) fn more(all: usize, shown: usize, what: &str) -> Markup {
@@ -116,9 +114,8 @@ fn short(hash: &str) -> &str {
 
 /// The matrix: a row is one node's view of the masters.
 pub(super) fn matrix(status: &Status) -> Markup {
-    let mut masters: Vec<&MemberStatus> =
-        status.members.iter().filter(|one| one.role == Role::Master).collect();
-    masters.sort_by_cached_key(|one| name_order(&one.name));
+    let masters = status.members.iter().filter(|one| one.role == Role::Master);
+    let mut masters = in_order(masters, |one| (0, one.name.as_str()));
     masters.truncate(MAX_COLUMNS);
     if masters.is_empty() || status.members.len() < 2 {
         return html! {};

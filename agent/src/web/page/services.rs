@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 use proto::backends::BackendState;
 use proto::cause::Cause;
-use proto::control::{BackendStatus, ServiceSource, ServiceStatus, Status, VipState, VipStatus, name_order};
+use proto::control::{BackendStatus, ServiceSource, ServiceStatus, Status, VipState, VipStatus, in_order};
 use proto::time::UnixMs;
 
 use super::html::{bytes, cell, cell_of, lasted, ms, quiet, row, section, since, state, table};
@@ -37,9 +37,9 @@ const COLUMNS: &[&str] = &[
 /// One service.
 pub(super) fn service(service: &ServiceStatus, status: &Status, acts: bool) -> Markup {
     let name = service.name.as_str();
-    let mut backends: Vec<&BackendStatus> = service.backends.iter().collect();
-    let many = backends.len() > MAX_BACKENDS;
-    backends.sort_by_cached_key(|one| (many && one.state.is_good(), name_order(&one.node)));
+    let many = service.backends.len() > MAX_BACKENDS;
+    let rank = |one: &BackendStatus| u8::from(many && one.state.is_good());
+    let mut backends = in_order(service.backends.iter(), |one| (rank(one), one.node.as_str()));
     backends.truncate(if many { FEW_BACKENDS } else { MAX_BACKENDS });
     let shown = backends.len();
     let columns: Vec<&str> = COLUMNS.iter().copied().chain(acts.then_some("act")).collect();
