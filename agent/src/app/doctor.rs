@@ -243,7 +243,7 @@ fn chosen<'a>(
         chosen = document.members().map(|(id, admitted)| (*id, admitted)).collect();
     }
     chosen.retain(|(id, _)| *id != own);
-    chosen.sort_by_key(|(id, _)| *id);
+    chosen.sort_unstable_by_key(|(id, _)| *id);
     chosen.dedup_by_key(|(id, _)| *id);
     Ok(chosen)
 }
@@ -289,7 +289,7 @@ pub(super) async fn answer(running: &Arc<RunningAgent>, nodes: &[String]) -> Res
         findings.extend(theirs.into_iter().take(MOST_FINDINGS).filter_map(|one| one.said_by(&peer.name)));
         peers.push(peer);
     }
-    peers.sort_by(|a, b| a.name.cmp(&b.name));
+    peers.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     let skipped = waiting.count();
     let asked = peers.iter().filter(|peer| peer.talk == PeerConversation::Whole).count();
     let mut examined = mesh::examine(&facts(running, peers).await);

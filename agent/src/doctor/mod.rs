@@ -153,6 +153,6 @@ fn text(path: &Path) -> io::Result<Option<String>> {
 fn names(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let mut all: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
-    all.sort();
+    all.sort_unstable();
     all
 }

@@ -71,7 +71,7 @@ pub(crate) async fn all(link: &Arc<Link>, ring: &EventRing, ask: &EventQuery) ->
             Some((name, _)) => silent.push(name),
         }
     }
-    events.sort_by(|a, b| (a.time_unix_ms, &a.node, a.seq).cmp(&(b.time_unix_ms, &b.node, b.seq)));
+    events.sort_unstable_by(|a, b| (a.time_unix_ms, &a.node, a.seq).cmp(&(b.time_unix_ms, &b.node, b.seq)));
     // In a very large cluster even small shares add up.
     events.drain(..events.len().saturating_sub(MOST));
     silent.sort_unstable();

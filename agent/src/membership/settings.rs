@@ -103,9 +103,9 @@ pub(super) fn who_holds(
             }
         }
         by.retain(|(_, count)| *count > 0);
-        by.sort();
-        silent.sort();
-        away.sort();
+        by.sort_unstable();
+        silent.sort_unstable();
+        away.sort_unstable();
         Response::Held(HeldStatus { node: name, by, silent, away })
     })
 }

@@ -30,7 +30,7 @@ pub(super) fn text(
     set("AGENT_RUNTIME_DIR", global.runtime_dir.clone());
     set("AGENT_LOG_FORMAT", global.log.map(|format| format.to_string()));
     set("AGENT_LOG_LEVEL", global.log_level.map(|level| level.to_string()));
-    variables.sort();
+    variables.sort_unstable();
 
     let mut body = String::new();
     for (key, value) in &variables {

@@ -78,7 +78,7 @@ pub(super) fn read(section: &Section, page: &mut Page, account: &mut FileReport)
             page.listen.push(here);
         }
     }
-    page.listen.sort();
+    page.listen.sort_unstable();
     page.listen.dedup();
 }
 
