@@ -40,7 +40,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_millis(400);
 /// Probes that overlap when a node has fallen silent, the longest duration of each, and the time between them.
 const OVERLAPPING: u32 = 2;
 const OVERLAPPING_TIMEOUT: Duration = Duration::from_millis(200);
-const OVERLAP: Duration = Duration::from_millis(100);
+const OVERLAP: Duration = Duration::from_millis(50);
 
 /// Time after the end of a probe within which its result arrives.
 const PROBE_LATE: Duration = Duration::from_millis(50);
@@ -223,7 +223,7 @@ impl BackendPath {
     /// Applies one piece of evidence; true when the verdict or its cause changed.
     pub fn observe(&mut self, now: Moment, wall: UnixMs, evidence: Evidence) -> bool {
         match evidence {
-            Evidence::Liveness(liveness) => self.set_liveness(liveness),
+            Evidence::Liveness(liveness) => self.set_liveness(now, liveness),
             Evidence::Connected { took } => {
                 self.unanswered = 0;
                 self.refused = 0;
@@ -247,7 +247,7 @@ impl BackendPath {
         self.evaluate(now, wall, evidence)
     }
 
-    fn set_liveness(&mut self, liveness: Liveness) {
+    fn set_liveness(&mut self, now: Moment, liveness: Liveness) {
         let alive = |liveness| matches!(liveness, Liveness::Alive | Liveness::Unknown);
         match (alive(self.liveness), alive(liveness)) {
             // It has just fallen silent: earlier connects say nothing about now.
@@ -262,6 +262,11 @@ impl BackendPath {
             (false, true) => {
                 self.unanswered = 0;
                 self.outdated_until = self.probe_ends.after(PROBE_LATE);
+            }
+            // What answered while there were only doubts may have ended with them.
+            (false, false) if self.liveness == Liveness::Late && self.answered_since => {
+                self.probes = 0;
+                self.next_probe = Some(now);
             }
             _ => {}
         }
@@ -368,6 +373,17 @@ mod tests {
     use Evidence::{Refused, Unanswered};
 
     type Verdict = (Reachability, Option<Cause>);
+
+    #[test]
+    fn what_answered_when_it_was_late_is_checked_again_at_once_when_it_is_silent() {
+        let mut path = after(&[LATE, CONNECTED]);
+        let now = Moment::from_millis(500);
+        assert!(path.next_probe().is_some_and(|at| at > now));
+        path.observe(now, UnixMs(500), SILENT);
+        assert_eq!((path.reach(), path.next_probe()), (Reachability::Up, Some(now)));
+        path.probe_started(now);
+        assert_eq!(path.next_probe(), Some(now.after(OVERLAP)));
+    }
 
     #[test]
     fn every_row_of_the_table() {
@@ -505,7 +521,7 @@ mod tests {
                 observe(&mut path, at, CUT_OFF);
             }
         }
-        assert_eq!(started[..4], [(300, 200), (400, 200), (600, 400), (1_000, 400)], "{started:?}");
+        assert_eq!(started[..4], [(300, 200), (350, 200), (550, 400), (950, 400)], "{started:?}");
         assert_eq!((path.reach(), path.cause()), (Reachability::Down, Some(Cause::PathCut)));
         // While it answers pulses they follow each other, as patient as ever.
         let path = after(&[ALIVE, Unanswered]);
