@@ -5,20 +5,22 @@
 //! all that they hold is refreshed by the next pulses.
 //!
 //! What others report about whom they hear arrives with pulses and answers; the transport keeps it, and it is read
-//! here when a peer is quiet.
+//! here when a peer is quiet. In a large cluster the core tells others at once of a silent master
+//! ([`proto::heard`]).
 //!
 //! A node whose own loop was late, or that gets no answer at all, reports nobody silent: the fault is its
 //! own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use proto::heard::PeerReports;
 use proto::node::NodeId;
-use proto::pulse::{Liveness, PeerLiveness, PeerLivenessMap, PeerPulse, PulseStatus, interval};
+use proto::pulse::{Liveness, PeerLiveness, PeerLivenessMap, PeerPulse, PulseStatus};
 use proto::record::{NodeRecord, ServiceOffer};
 use proto::time::Moment;
+use proto::topology::{Place, pace};
 use proto::view::ClusterView;
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
@@ -29,8 +31,14 @@ use crate::transport::{Link, PulseAnswer, random};
 /// A loop that is this late has been asleep: answers that it did not get meanwhile say nothing about others.
 const LATE_LOOP: Duration = Duration::from_millis(100);
 
-/// Silence after which a peer is watched closely.
-const QUIET: Duration = Duration::from_millis(150);
+/// Silence after which a peer is watched closely, unless an answer of it takes longer.
+const QUIET: Duration = Duration::from_millis(50);
+
+/// How old the word of others about a late peer may be before this node asks for it.
+const ASK: Duration = Duration::from_millis(300);
+
+/// When a change of this node's status is said again to nodes that pulse seldom.
+const REPEATS: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(600)];
 
 /// Gossip of other members within this time shows that this node's own network works: a little more than its
 /// interval, in which each node gets about three messages.
@@ -39,33 +47,74 @@ const OTHERS: Duration = Duration::from_millis(900);
 /// Interval of the silence check: short enough for a threshold of 300 ms.
 const LOOK: Duration = Duration::from_millis(25);
 
-/// Starts both tasks. Nothing else writes `out`.
-pub(crate) fn spawn(
-    link: Arc<Link>,
-    view: watch::Receiver<Arc<ClusterView>>,
-    record: watch::Receiver<NodeRecord>,
-    answers: mpsc::Receiver<PulseAnswer>,
-    liveness: watch::Sender<Arc<PeerLivenessMap>>,
-    life: &Lifecycle,
-) {
-    publish_link_status(link.clone(), record, life);
-    let task = PulseSender { peers: BTreeMap::new(), link, view, answers, liveness, life: life.clone() };
+/// What pulses work with.
+pub(crate) struct PulseInputs {
+    pub(crate) link: Arc<Link>,
+    pub(crate) view: watch::Receiver<Arc<ClusterView>>,
+    pub(crate) place: watch::Receiver<Place>,
+    /// Who gossips, if not all.
+    pub(crate) core: watch::Receiver<Arc<BTreeSet<NodeId>>>,
+    pub(crate) record: watch::Receiver<NodeRecord>,
+    pub(crate) answers: mpsc::Receiver<PulseAnswer>,
+}
+
+/// Starts both tasks. Nothing else writes `liveness`.
+pub(crate) fn spawn(inputs: PulseInputs, liveness: watch::Sender<Arc<PeerLivenessMap>>, life: &Lifecycle) {
+    let PulseInputs { link, view, place, core, record, answers } = inputs;
+    let own = StatusPublisher {
+        link: link.clone(),
+        record,
+        place: place.clone(),
+        said: None,
+        again: Vec::new(),
+        life: life.clone(),
+    };
+    life.supervise("pulse", own, |own| Box::pin(own.run()));
+    let peers = BTreeMap::new();
+    let life_of_task = life.clone();
+    let task =
+        PulseSender { peers, link, view, place, core, answers, doubted: false, liveness, life: life_of_task };
     life.supervise("pulse", task, |task| Box::pin(task.run()));
 }
 
 /// Keeps the transport's pulse status in step with this node's record.
-fn publish_link_status(link: Arc<Link>, mut record: watch::Receiver<NodeRecord>, life: &Lifecycle) {
-    // Its current value is published too.
-    record.mark_changed();
-    let own = life.clone();
-    life.follow("pulse", record, (link, None), move |(link, said), record| {
-        let pulse_status = status_of(&record);
-        // Much of a record is not in the status, and nodes that have pulsed this one are notified at once.
-        if said.as_ref() != Some(&pulse_status) {
-            link.datagrams().set_status(&pulse_status, own.now());
-            *said = Some(pulse_status);
+struct StatusPublisher {
+    link: Arc<Link>,
+    record: watch::Receiver<NodeRecord>,
+    place: watch::Receiver<Place>,
+    said: Option<PulseStatus>,
+    /// When to say it again, latest first.
+    again: Vec<Moment>,
+    life: Lifecycle,
+}
+
+impl StatusPublisher {
+    async fn run(&mut self) {
+        // Its current value is published too.
+        self.record.mark_changed();
+        loop {
+            tokio::select! {
+                () = self.life.shutdown.cancelled() => return,
+                changed = self.record.changed() => if changed.is_err() {
+                    return;
+                },
+                () = self.life.until(self.again.last().copied()) => {
+                    self.again.pop();
+                    self.link.datagrams().repeat_status(self.life.now());
+                    continue;
+                }
+            }
+            let pulse_status = status_of(&self.record.borrow_and_update());
+            // Much of a record is not in the status, and nodes that have pulsed this one are notified at once.
+            if self.said.as_ref() != Some(&pulse_status) {
+                let now = self.life.now();
+                self.link.datagrams().set_status(&pulse_status, now);
+                let seldom = *self.place.borrow() != Place::Everyone;
+                self.again = REPEATS.iter().rev().filter(|_| seldom).map(|wait| now.after(*wait)).collect();
+                self.said = Some(pulse_status);
+            }
         }
-    });
+    }
 }
 
 fn status_of(record: &NodeRecord) -> PulseStatus {
@@ -86,7 +135,11 @@ struct PulseSender {
     peers: BTreeMap<NodeId, PulsedPeer>,
     link: Arc<Link>,
     view: watch::Receiver<Arc<ClusterView>>,
+    place: watch::Receiver<Place>,
+    core: watch::Receiver<Arc<BTreeSet<NodeId>>>,
     answers: mpsc::Receiver<PulseAnswer>,
+    /// Others have reported that a peer is silent, or this node has told others so.
+    doubted: bool,
     liveness: watch::Sender<Arc<PeerLivenessMap>>,
     life: Lifecycle,
 }
@@ -107,7 +160,7 @@ impl PulseSender {
             if late >= LATE_LOOP {
                 warn!(by = ?late, "event loop stalled; ignoring missed pulses");
                 for peer in self.peers.values_mut() {
-                    peer.pulse.forgive_silence(now);
+                    peer.pulse.forgive_silence();
                 }
             }
             wanted = next;
@@ -121,8 +174,10 @@ impl PulseSender {
                     }
                 }
                 Ok(()) = self.view.changed() => self.watch_members(),
+                Ok(()) = self.place.changed() => self.watch_members(),
             }
             self.send();
+            self.alarm();
             self.publish();
         }
     }
@@ -130,19 +185,22 @@ impl PulseSender {
     /// Pulses every member that offers something, except this node itself.
     fn watch_members(&mut self) {
         let view = self.view.borrow_and_update().clone();
+        let place = *self.place.borrow_and_update();
         let own = self.link.own();
         let wants = |id: &NodeId| {
             *id != own && view.members.get(id).is_some_and(|member| !member.record.services.is_empty())
         };
         self.peers.retain(|id, _| wants(id));
-        let interval = interval(view.size());
+        let document = self.link.document();
+        let masters = document.masters().count();
+        let pace = pace(place, document.is_master(&own), masters, document.members().count());
         let now = self.life.now();
         for id in view.members.keys().filter(|id| wants(id)) {
             let peer = self.peers.entry(*id).or_insert_with(|| PulsedPeer {
-                pulse: PeerPulse::new(now, interval, u64::from_be_bytes(random()) | 1),
+                pulse: PeerPulse::new(now, pace, u64::from_be_bytes(random()) | 1),
                 pulse_status: None,
             });
-            peer.pulse.set_interval(interval);
+            peer.pulse.set_pace(pace, now);
         }
         self.link.datagrams().watch(self.peers.keys().copied());
     }
@@ -161,21 +219,42 @@ impl PulseSender {
                     peer.pulse.refused();
                 }
             }
+            PulseAnswer::Doubted(peer) => {
+                self.doubted = true;
+                if let Some(peer) = self.peers.get_mut(&peer) {
+                    peer.pulse.hasten(now);
+                }
+            }
         }
     }
 
     fn send(&mut self) {
         let now = self.life.now();
+        let unsaid = |id: &NodeId| !self.link.datagrams().reports(id).any_within(ASK, now);
+        if self.peers.iter().any(|(id, peer)| peer.pulse.liveness(now) == Liveness::Late && unsaid(id)) {
+            // Others' answers say whether they hear it.
+            self.peers.values_mut().for_each(|peer| peer.pulse.hasten(now));
+        }
         for (id, peer) in &mut self.peers {
             if let Some(number) = peer.pulse.poll(now) {
-                self.link.datagrams().pulse(*id, number, now);
+                self.link.datagrams().pulse(*id, number, peer.pulse.slack(), now);
             }
+        }
+    }
+
+    /// Tells others of silent masters, in the core of a large cluster.
+    fn alarm(&mut self) {
+        let doubted = std::mem::take(&mut self.doubted);
+        if *self.place.borrow() == Place::Core && (doubted || self.anyone_silent()) {
+            let is_master = self.link.document().is_master(&self.link.own());
+            let core = if is_master { self.core.borrow().clone() } else { Arc::default() };
+            self.doubted = self.link.datagrams().alarm(&core, self.life.now());
         }
     }
 
     fn anyone_silent(&self) -> bool {
         let now = self.life.now();
-        self.peers.values().any(|peer| peer.pulse.silence(now) > QUIET)
+        self.peers.values().any(|peer| peer.pulse.silence(now) >= QUIET.max(peer.pulse.slack()))
     }
 
     /// Whether any datagram of a member, of whatever kind, has arrived lately.
@@ -225,11 +304,11 @@ fn liveness_map(
         .map(|(id, peer)| {
             let liveness = match peer.pulse.liveness(now) {
                 Liveness::Silent if nobody => Liveness::Late,
-                Liveness::Late | Liveness::Silent => {
+                liveness if peer.pulse.silence(now) == Duration::ZERO => liveness,
+                _ => {
                     let (heard, reports) = heard(id);
                     peer.pulse.liveness_for_all(now, heard, &reports)
                 }
-                liveness => liveness,
             };
             let peer_liveness = PeerLiveness {
                 liveness,
@@ -244,18 +323,21 @@ fn liveness_map(
 
 #[cfg(test)]
 mod tests {
+    use proto::pulse::Pace;
+
     use super::*;
 
     /// A peer that answered once, at 10 ms, and not since.
     fn silent() -> PulsedPeer {
-        let mut pulse = PeerPulse::new(Moment::ZERO, Duration::from_millis(100), 1);
-        let number = pulse.poll(Moment::ZERO).unwrap();
-        pulse.answered(number, Moment::from_millis(10)).unwrap();
-        PulsedPeer { pulse, pulse_status: None }
+        let mut peer = unknown();
+        let number = peer.pulse.poll(Moment::ZERO).unwrap();
+        peer.pulse.answered(number, Moment::from_millis(10)).unwrap();
+        peer.pulse.poll(Moment::from_millis(100)).unwrap();
+        peer
     }
 
     fn unknown() -> PulsedPeer {
-        PulsedPeer { pulse: PeerPulse::new(Moment::ZERO, Duration::from_millis(100), 1), pulse_status: None }
+        PulsedPeer { pulse: PeerPulse::new(Moment::ZERO, Pace::FAST, 1), pulse_status: None }
     }
 
     fn liveness_of(peers: Vec<PulsedPeer>, gossip_arrives: bool) -> Vec<Liveness> {

@@ -8,9 +8,24 @@
 //! full time at the most. That it was not counts only beside this node's own silence, from two nodes or from a
 //! master, and not against anyone who has heard it.
 //!
+//! A report has an entry for a peer that was heard a moment ago, and for one that does not answer its sender. What a
+//! node that pulses seldom heard seconds ago says nothing.
+//!
+//! In a large cluster most nodes pulse seldom, so the core tells them at once of a silent master
+//! ([`HeardBook::alarm`]):
+//!
+//! ```text
+//!   a master that another does not answer ──► all of the core, and those attached to it
+//!   a core member that it does not answer, or that a master has told ──► those attached to it
+//! ```
+//!
+//! Told means asked to pulse, nothing more: each node believes its own silence. Who hears the master after all tells
+//! the same nodes, and that counts against the rest.
+//!
 //! `count 1 | (first 4 bytes of the id | age 1, in units of 10 ms, 255: or longer) …`. What follows is for later
 //! versions.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::node::NodeId;
@@ -27,6 +42,26 @@ const ENTRY: usize = PREFIX + 1;
 
 /// Unit of an age.
 const UNIT_MS: u128 = 10;
+
+/// Age below which a peer was heard a moment ago. One of which an older one is reported does not answer.
+pub const LATELY: Duration = Duration::from_millis(150);
+
+/// Silence after the first unanswered pulse that a node reports, beyond the time that an answer may take.
+const UNANSWERED: Duration = Duration::from_millis(100);
+
+/// A node to which each of several peers has been silent for this long has probably lost its own network, and reports
+/// nothing.
+const ISOLATED: Duration = Duration::from_millis(200);
+
+/// Age up to which a report makes this node doubt a peer.
+const FRESH: Duration = Duration::from_millis(300);
+
+/// Shortest time between two alarms about one peer, and the age up to which there are some: by then all have decided.
+const AGAIN: Duration = Duration::from_millis(80);
+const OVER: Duration = Duration::from_secs(2);
+
+/// How long a node is told of silent peers after it has last reported to this one.
+const LISTENS: Duration = Duration::from_secs(7);
 
 /// How long ago a node last heard a peer, as it reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,9 +142,19 @@ impl PeerReports {
         }
     }
 
+    /// Whether anyone has reported about it within this time.
+    pub fn any_within(&self, within: Duration, now: Moment) -> bool {
+        self.last.iter().flatten().any(|one| now.since(one.at) <= within)
+    }
+
     /// Whether anyone has heard it within this time.
     pub fn heard_within(&self, within: Duration, now: Moment) -> bool {
         self.heard.is_some_and(|heard| now.since(heard) < within)
+    }
+
+    /// Whether it is silent by fresh reports, and nobody has heard it a moment ago.
+    fn doubts(&self, now: Moment) -> bool {
+        !self.heard_within(LATELY, now) && self.silent_elsewhere(LATELY, FRESH, now)
     }
 
     /// Whether two nodes or a master have reported within `fresh` that they had not heard it for `silence`.
@@ -118,6 +163,150 @@ impl PeerReports {
             one.is_some_and(|one| one.age >= silence && now.since(one.at) <= fresh)
         };
         accuses(&self.by_master) || self.last.iter().all(accuses)
+    }
+}
+
+/// What is known of one watched peer.
+#[derive(Debug, Clone, Default)]
+struct WatchedPeer {
+    reports: PeerReports,
+    /// The first pulse after it was last heard.
+    asked: Option<Moment>,
+    /// Time that an answer may take.
+    slack: Duration,
+    /// When others were last told of its silence.
+    told: Option<Moment>,
+}
+
+impl WatchedPeer {
+    /// How long pulses have had no answer, beyond the time that it may take; nor was it heard otherwise.
+    fn silence(&self, last_heard: Option<Moment>, now: Moment) -> Duration {
+        let asked = self.asked.filter(|at| last_heard.is_some_and(|heard| heard < *at));
+        asked.map_or(Duration::ZERO, |at| now.since(at.after(self.slack)))
+    }
+}
+
+/// Whom to tell that peers are silent, and what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alarm {
+    /// The report.
+    pub report: Vec<u8>,
+    /// This node has noticed it itself, or hears the peer again: others of the core may not know yet.
+    pub own: bool,
+    /// Those attached to this node.
+    pub attached: Vec<NodeId>,
+}
+
+/// Who hears the watched peers: what others report, what this node reports, and whom it tells at once. When this node
+/// last heard a peer itself, by any datagram, is the caller's to know.
+#[derive(Debug, Clone, Default)]
+pub struct HeardBook {
+    watched: BTreeMap<NodeId, WatchedPeer>,
+    /// Nodes that are attached to this one, and when each last said so.
+    attached: BTreeMap<NodeId, Moment>,
+}
+
+impl HeardBook {
+    /// Watches these peers from now on, and no others.
+    pub fn watch(&mut self, peers: impl Iterator<Item = NodeId>) {
+        let mut before = std::mem::take(&mut self.watched);
+        self.watched = peers.map(|id| (id, before.remove(&id).unwrap_or_default())).collect();
+    }
+
+    /// A pulse was sent to a peer, whose answer may take this long.
+    pub fn asked(&mut self, peer: &NodeId, slack: Duration, last_heard: Option<Moment>, now: Moment) {
+        if let Some(peer) = self.watched.get_mut(peer) {
+            peer.slack = slack;
+            peer.asked = peer.asked.filter(|at| last_heard.is_none_or(|heard| heard < *at)).or(Some(now));
+        }
+    }
+
+    /// Takes a member's report. Returns the peers that are silent by this report and others.
+    pub fn add(&mut self, from: NodeId, is_master: bool, report: &[u8], now: Moment) -> Vec<NodeId> {
+        let mut doubted = Vec::new();
+        for reported in from_bytes(report) {
+            for (id, peer) in &mut self.watched {
+                // What a node says of itself says nothing about who hears it.
+                if reported.is_about(id) && *id != from {
+                    peer.reports.add(from, is_master, reported.age, now);
+                    if reported.age >= LATELY && peer.reports.doubts(now) {
+                        doubted.push(*id);
+                    }
+                }
+            }
+        }
+        doubted
+    }
+
+    /// What others report about a peer.
+    pub fn of(&self, peer: &NodeId) -> PeerReports {
+        self.watched.get(peer).map(|peer| peer.reports.clone()).unwrap_or_default()
+    }
+
+    fn is_isolated(&self, last_heard: impl Fn(&NodeId) -> Option<Moment>, now: Moment) -> bool {
+        let known = || self.watched.iter().filter_map(|(id, peer)| Some((peer, last_heard(id)?)));
+        known().count() > 1 && known().all(|(peer, at)| peer.silence(Some(at), now) > ISOLATED)
+    }
+
+    /// This node's own report to a peer. None: there is nothing to report.
+    pub fn report(
+        &self,
+        to: &NodeId,
+        last_heard: impl Fn(&NodeId) -> Option<Moment>,
+        now: Moment,
+    ) -> Option<Vec<u8>> {
+        let entry = |(id, peer): (&NodeId, &WatchedPeer)| {
+            let at = last_heard(id).filter(|_| id != to)?;
+            let age = now.since(at);
+            let says = age < LATELY || peer.silence(Some(at), now) >= UNANSWERED;
+            says.then_some((*id, age))
+        };
+        let ages: Vec<(NodeId, Duration)> = self.watched.iter().filter_map(entry).collect();
+        (!ages.is_empty() && !self.is_isolated(last_heard, now)).then(|| to_bytes(ages))
+    }
+
+    /// A node is attached to this one: it is told of silent peers.
+    pub fn attached(&mut self, node: NodeId, now: Moment) {
+        self.attached.insert(node, now);
+    }
+
+    /// Forgets nodes that are not members any more.
+    pub fn retain(&mut self, member: impl Fn(&NodeId) -> bool) {
+        self.attached.retain(|id, _| member(id));
+    }
+
+    /// Whether others were told that a peer is silent, and may have to hear that it is not.
+    pub fn has_told(&self, now: Moment) -> bool {
+        self.watched.values().any(|peer| peer.told.is_some_and(|at| now.since(at) < OVER))
+    }
+
+    /// What to tell at once on a core member, if a peer is silent that was not a moment ago, or is heard after all.
+    pub fn alarm(&mut self, last_heard: impl Fn(&NodeId) -> Option<Moment>, now: Moment) -> Option<Alarm> {
+        let isolated = self.is_isolated(&last_heard, now);
+        let (mut ages, mut own) = (Vec::new(), false);
+        for (id, peer) in &mut self.watched {
+            let heard = last_heard(id);
+            if peer.told.is_some_and(|at| heard > Some(at) && now.since(at) < OVER) {
+                ages.push((*id, now.since(heard.unwrap_or_default())));
+                (own, peer.told) = (true, None);
+                continue;
+            }
+            let noticed = !isolated && peer.silence(heard, now) >= UNANSWERED;
+            let by_anyone = now.since(heard.max(peer.reports.heard).unwrap_or_default());
+            let due =
+                (LATELY..OVER).contains(&by_anyone) && peer.told.is_none_or(|at| now.since(at) >= AGAIN);
+            if due && (noticed || peer.reports.doubts(now)) {
+                // Its own word alone: others' would come to seem later with each node that passes it on.
+                ages.push((*id, now.since(heard.unwrap_or_default())));
+                own |= noticed;
+                peer.told = Some(now);
+            }
+        }
+        if ages.is_empty() {
+            return None;
+        }
+        self.attached.retain(|_, at| now.since(*at) < LISTENS);
+        Some(Alarm { report: to_bytes(ages), own, attached: self.attached.keys().copied().collect() })
     }
 }
 
@@ -178,6 +367,101 @@ mod tests {
         reports.add(id(1), true, MS * 10, at(1_000));
         reports.add(id(2), true, MS * 2_550, at(1_100));
         assert!(reports.heard_within(MS * 200, at(1_100)));
+    }
+
+    /// When this node last heard each, in milliseconds.
+    fn last(heard: &[(u8, u64)]) -> impl Fn(&NodeId) -> Option<Moment> {
+        |peer: &NodeId| heard.iter().find(|(n, _)| id(*n) == *peer).map(|(_, ms)| at(*ms))
+    }
+
+    /// A book that watches these peers and has sent a pulse to each at that time, in milliseconds.
+    fn watching(peers: &[(u8, u64)]) -> HeardBook {
+        let mut book = HeardBook::default();
+        book.watch(peers.iter().map(|(n, _)| id(*n)));
+        peers.iter().for_each(|(n, ms)| book.asked(&id(*n), MS * 20, None, at(*ms)));
+        book
+    }
+
+    #[test]
+    fn a_report_tells_who_was_heard_a_moment_ago_and_who_does_not_answer() {
+        let book = watching(&[(1, 100), (2, 700), (3, 880)]);
+        let report = |to: u8, heard: &[(u8, u64)], now| {
+            let bytes = book.report(&id(to), last(heard), at(now))?;
+            Some(from_bytes(&bytes).map(|one| one.age.as_millis()).collect::<Vec<_>>())
+        };
+        assert_eq!(report(9, &[], 1_000), None, "it has never heard anyone");
+        assert_eq!(report(9, &[(1, 900), (2, 500)], 1_000), Some(vec![100, 500]));
+        assert_eq!(report(1, &[(1, 900), (2, 500)], 1_000), Some(vec![500]), "nobody is told of itself");
+        assert_eq!(
+            report(9, &[(3, 500)], 999),
+            None,
+            "an answer may take 20 ms, and 100 more are no silence"
+        );
+        assert_eq!(report(9, &[(3, 500)], 1_000), Some(vec![500]));
+        assert_eq!(report(9, &[(1, 800)], 1_000), None, "it was not asked since");
+        assert_eq!(report(9, &[(1, 50), (2, 50)], 1_000), None, "this node has lost its network");
+    }
+
+    #[test]
+    fn a_report_counts_for_watched_peers_and_not_for_its_sender() {
+        let mut book = watching(&[(1, 0), (2, 0)]);
+        let report = to_bytes([1, 2, 3].map(|n| (id(n), Duration::ZERO)).into());
+        book.add(id(2), true, &report, at(1_000));
+        let heard = |book: &HeardBook, n| book.of(&id(n)).heard_within(MS * 100, at(1_000));
+        assert!(heard(&book, 1) && !heard(&book, 2) && !heard(&book, 3));
+        book.watch([id(1), id(3)].into_iter());
+        assert!(heard(&book, 1) && !heard(&book, 3));
+    }
+
+    #[test]
+    fn a_master_or_two_others_raise_a_doubt_unless_someone_has_just_heard_it() {
+        let silent = to_bytes(vec![(id(1), MS * 200)]);
+        let mut book = watching(&[(1, 0)]);
+        assert!(book.add(id(5), false, &silent, at(1_000)).is_empty(), "one worker");
+        assert!(book.add(id(5), false, &silent, at(1_100)).is_empty(), "the same");
+        assert_eq!(book.add(id(6), false, &silent, at(1_150)), [id(1)]);
+        let mut book = watching(&[(1, 0)]);
+        assert_eq!(book.add(id(2), true, &silent, at(1_000)), [id(1)], "a master");
+        book.add(id(5), false, &to_bytes(vec![(id(1), MS * 10)]), at(1_010));
+        assert!(book.add(id(2), true, &silent, at(1_020)).is_empty(), "another hears it");
+    }
+
+    #[test]
+    fn those_attached_are_told_at_once_and_again_while_it_lasts() {
+        let heard = [(1, 850), (2, 1_000)];
+        let alarm = |book: &mut HeardBook, ms| book.alarm(last(&heard), at(ms));
+        let mut book = watching(&[(1, 880), (2, 900)]);
+        book.attached(id(7), at(500));
+        assert_eq!(alarm(&mut book, 999), None);
+        let one = alarm(&mut book, 1_000).unwrap();
+        assert_eq!((one.own, &one.attached), (true, &vec![id(7)]));
+        let ages: Vec<ReportedAge> = from_bytes(&one.report).collect();
+        assert!(ages.len() == 1 && ages[0].is_about(&id(1)) && ages[0].age == MS * 150);
+        assert_eq!(alarm(&mut book, 1_079), None, "a moment ago");
+        assert!(alarm(&mut book, 1_080).is_some());
+        assert_eq!(alarm(&mut book, 2_850), None, "by now all have decided");
+        // One that this node has not asked since, by the word of a master; and of others who hear it, nothing.
+        let mut book = watching(&[(1, 0)]);
+        let report = |age: u32| to_bytes(vec![(id(1), MS * age)]);
+        book.add(id(3), true, &report(200), at(1_100));
+        let one = alarm(&mut book, 1_100).unwrap();
+        assert!(!one.own && one.attached.is_empty());
+        book.add(id(4), false, &report(0), at(1_200));
+        assert_eq!(alarm(&mut book, 1_210), None);
+        // It is heard after all, which is told once.
+        let mut book = watching(&[(1, 880)]);
+        assert!(book.alarm(last(&[(1, 850)]), at(1_000)).is_some() && book.has_told(at(1_040)));
+        let clear = book.alarm(last(&[(1, 1_030)]), at(1_040)).unwrap();
+        assert!(clear.own && from_bytes(&clear.report).all(|one| one.age == MS * 10));
+        assert!(!book.has_told(at(1_040)) && book.alarm(last(&[(1, 1_030)]), at(1_041)).is_none());
+        // Who has not reported for long is not told.
+        let mut book = watching(&[(1, 880)]);
+        book.attached(id(7), at(0));
+        assert!(alarm(&mut book, 1_000).unwrap().attached == [id(7)]);
+        let gone = book.alarm(|_| Some(at(7_000)), at(7_200));
+        assert!(gone.is_none(), "it was not asked");
+        book.asked(&id(1), MS * 20, Some(at(7_000)), at(7_001));
+        assert!(book.alarm(|_| Some(at(7_000)), at(7_200)).unwrap().attached.is_empty());
     }
 
     proptest! {

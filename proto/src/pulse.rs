@@ -21,9 +21,13 @@
 //! So a liar that claims to hear a dead master delays the verdict to this node's own full time, and one that
 //! claims not to hear a live one changes nothing: this node or an honest one hears it.
 //!
+//! Silence is the time since the first pulse that has no answer, not since the last answer: in a large cluster most
+//! nodes pulse seldom ([`Pace`]), and pulse at once what a master, or two others, report as silent. Then it is late as
+//! soon as an answer is due.
+//!
 //! A burst ends with the next answer, or when the peer is silent: a dead peer must not get more pulses than a
-//! live one. Its pace depends on the interval, so that a master that stalls in a large cluster is not flooded
-//! by all nodes at once.
+//! live one. Its pace depends on the size of the cluster, so that a master that stalls is not flooded by all nodes at
+//! once.
 //!
 //! "Refused" means that the peer's machine reports that no agent runs there (ICMP). It is then late at once,
 //! so that its services are checked directly; only silence makes it silent, since that message is not signed.
@@ -39,37 +43,38 @@ use std::time::Duration;
 
 use crate::cause::Cause;
 use crate::health::Readiness;
-use crate::heard::PeerReports;
+use crate::heard::{LATELY, PeerReports};
 use crate::next_wire;
 use crate::node::NodeId;
 use crate::service::ServiceName;
 use crate::time::Moment;
 
-/// Time between two pulses to one peer in a small cluster.
+/// Time between two pulses to one peer in a small cluster, and of masters to each other in any.
 pub const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Shortest time between two pulses after a miss.
-pub const BURST: Duration = Duration::from_millis(50);
+/// Longest interval of pulses to a peer that has never answered.
+const UNKNOWN: Duration = Duration::from_secs(2);
 
-/// How many times faster than usual the pulses of a burst may be in a large cluster.
-const BURST_FACTOR: u32 = 8;
+/// Pulses with a longer interval keep to their times whatever else makes them due, or all nodes would pulse in step
+/// after each burst.
+const SLOW: Duration = Duration::from_millis(500);
 
-/// Most pulses per second that one master should get from all others together.
-const PER_MASTER: u32 = 5_000;
+/// Shortest time between two pulses that others give reason for.
+const HASTENED: Duration = Duration::from_millis(500);
 
-/// Silence beyond one interval after which a peer is late: time for four pulses of a burst.
+/// Silence after which a peer is late: time for four pulses of a burst.
 const LATE: Duration = Duration::from_millis(200);
 
-/// Silence beyond one interval after which a peer is silent: time for eighteen.
+/// Silence after which a peer is silent: time for eighteen.
 const SILENT: Duration = Duration::from_millis(900);
 
-/// Silence beyond one interval after which a peer is silent that nobody else hears either: time for seven.
+/// Time since anyone has heard a peer, beyond [`INTERVAL`], after which it can be silent for all.
 const SILENT_FOR_ALL: Duration = Duration::from_millis(350);
 
-/// Silence beyond one interval that counts in the report of another: it has missed an answer, too.
-const SILENT_ELSEWHERE: Duration = Duration::from_millis(100);
+/// This node's own silence that this takes: time for four pulses of a burst.
+const SILENT_HERE: Duration = Duration::from_millis(200);
 
-/// Age beyond one interval up to which a report counts: one may be lost, and the next.
+/// Age beyond [`INTERVAL`] up to which a report counts: one may be lost, and the next.
 const FRESH_REPORT: Duration = Duration::from_millis(300);
 
 /// Pulses that are remembered until their answer arrives: a second's worth of a burst.
@@ -85,10 +90,18 @@ const MAX_STATUS: usize = 1088;
 const FLAGS: u8 = 1;
 const SERVICE: u8 = 2;
 
-/// Time between two pulses to one master in a cluster of this many nodes.
-pub fn interval(nodes: usize) -> Duration {
-    let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
-    INTERVAL.max(Duration::from_secs(1).saturating_mul(nodes) / PER_MASTER)
+/// How often a node pulses one peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// Time between two pulses while they are answered.
+    pub interval: Duration,
+    /// The same after a miss.
+    pub burst: Duration,
+}
+
+impl Pace {
+    /// The fastest, that of a small cluster.
+    pub const FAST: Pace = Pace { interval: INTERVAL, burst: Duration::from_millis(50) };
 }
 
 /// Liveness of a peer.
@@ -125,17 +138,19 @@ pub type PeerLivenessMap = BTreeMap<NodeId, PeerLiveness>;
 /// The pulses to one peer.
 #[derive(Debug, Clone)]
 pub struct PeerPulse {
-    interval: Duration,
+    pace: Pace,
     /// When the next pulse is due if all is well.
     next: Moment,
     number: u64,
     /// The last pulse was one of a burst.
     bursting: bool,
+    /// One is due at once, and when that was last so: others give reason for it.
+    hastened: (bool, Moment),
     /// Its machine has reported that no agent runs there, and it has not answered since.
     refused: bool,
     sent: VecDeque<(u64, Moment)>,
-    /// The last answer, or the last moment at which silence was this node's own fault.
-    last_answer: Option<Moment>,
+    /// The first pulse that has no answer, unless that is this node's own fault.
+    unanswered: Option<Moment>,
     answered_once: bool,
     rtt: Option<Duration>,
     loss: f64,
@@ -144,28 +159,50 @@ pub struct PeerPulse {
 impl PeerPulse {
     /// The first pulse is due now. `number` starts the count: random, so that answers to an earlier start are
     /// not taken for answers to this one.
-    pub fn new(now: Moment, interval: Duration, number: u64) -> PeerPulse {
+    pub fn new(now: Moment, pace: Pace, number: u64) -> PeerPulse {
         PeerPulse {
-            interval,
+            pace,
             next: now,
             number,
             bursting: false,
+            hastened: (false, Moment::ZERO),
             refused: false,
             sent: VecDeque::new(),
-            last_answer: None,
+            unanswered: None,
             answered_once: false,
             rtt: None,
             loss: 0.0,
         }
     }
 
-    /// Sets the interval for the size of the cluster.
-    pub fn set_interval(&mut self, interval: Duration) {
-        self.interval = interval;
+    /// Sets the pace for this node's place and the size of the cluster.
+    pub fn set_pace(&mut self, pace: Pace, now: Moment) {
+        if self.pace != pace {
+            self.pace = pace;
+            self.next = self.next.min(now.after(self.random_share()));
+        }
+    }
+
+    /// Some part of an interval: nodes that start together must not pulse in step.
+    fn random_share(&self) -> Duration {
+        self.pace.interval.mul_f64((self.number % 1_000 + 1) as f64 / 1_000.0)
+    }
+
+    /// Others say that it is silent, or this node asks what it hears: a pulse is due at once, unless one is under way
+    /// or it was a moment ago.
+    pub fn hasten(&mut self, now: Moment) {
+        let (_, last) = self.hastened;
+        let slow = self.pace.interval > INTERVAL && self.unanswered.is_none();
+        if slow && self.answered_once && (last == Moment::ZERO || now.since(last) >= HASTENED) {
+            self.hastened = (true, now);
+        }
     }
 
     /// When [`PeerPulse::poll`] is due next.
     pub fn deadline(&self) -> Moment {
+        if self.hastened.0 {
+            return self.hastened.1;
+        }
         // The last one has no answer yet, or it would not be remembered.
         match self.sent.back() {
             Some((_, sent)) if self.may_burst(*sent) => self.next.min(sent.after(self.answer_timeout())),
@@ -179,13 +216,20 @@ impl PeerPulse {
             return None;
         }
         self.bursting = now < self.next;
+        self.hastened.0 = false;
         // The oldest that is no longer remembered, or that a newer answer has overtaken, was lost.
         if self.sent.len() >= REMEMBERED {
             self.sent.pop_front();
         }
         self.number = self.number.wrapping_add(1);
         self.sent.push_back((self.number, now));
-        self.next = now.after(self.interval);
+        self.unanswered.get_or_insert(now);
+        let slow = self.pace.interval > SLOW;
+        if now >= self.next || !slow {
+            // Until it has answered once, nothing is known of it.
+            let most = if self.answered_once { Duration::MAX } else { UNKNOWN };
+            self.next = now.after(self.pace.interval.min(most));
+        }
         Some(self.number)
     }
 
@@ -196,9 +240,9 @@ impl PeerPulse {
 
     /// Time that an answer may take before it counts as missed; within a burst, time until the next pulse.
     fn answer_timeout(&self) -> Duration {
-        let pace = BURST.max(self.interval / BURST_FACTOR);
+        let pace = self.pace.burst;
         let usual = self.rtt.map_or(pace, |rtt| rtt * 2).max(pace);
-        if self.bursting { pace } else { usual }.min(self.interval)
+        if self.bursting { pace } else { usual }.min(self.pace.interval)
     }
 
     /// An answer arrived; the round-trip time if its pulse is remembered.
@@ -211,8 +255,10 @@ impl PeerPulse {
         }
         self.loss -= self.loss / 64.0;
         self.sent.drain(..=at);
-        self.last_answer = Some(now);
-        self.answered_once = true;
+        self.unanswered = self.sent.front().map(|(_, sent)| *sent);
+        if !std::mem::replace(&mut self.answered_once, true) && self.pace.interval > SLOW {
+            self.next = now.after(self.random_share());
+        }
         self.bursting = false;
         self.refused = false;
         let took = now.since(sent);
@@ -227,52 +273,49 @@ impl PeerPulse {
 
     /// The silence until now was this node's own fault: its loop was late, or nobody answers it. It counts
     /// against nobody.
-    pub fn forgive_silence(&mut self, now: Moment) {
-        if self.last_answer.is_some() {
-            self.last_answer = Some(now);
-        }
+    pub fn forgive_silence(&mut self) {
+        self.unanswered = None;
     }
 
-    /// How long it has been silent; zero for one that has never answered.
+    /// How long it has been silent: since the first pulse without an answer. Zero for one that has never answered.
     pub fn silence(&self, now: Moment) -> Duration {
-        self.last_answer
-            .filter(|_| self.answered_once)
-            .map_or(Duration::ZERO, |last_answer| now.since(last_answer))
+        self.unanswered.filter(|_| self.answered_once).map_or(Duration::ZERO, |first| now.since(first))
     }
 
-    /// Time without an answer that is no silence: a slow path, and a slow pace.
-    fn slack(&self) -> Duration {
-        self.interval + self.rtt.unwrap_or_default()
+    /// Time without an answer that is no silence: a slow path.
+    pub fn slack(&self) -> Duration {
+        self.rtt.unwrap_or_default() * 2
     }
 
     /// Liveness of the peer, with what others report. `heard`: when this node last heard it, by any datagram.
     pub fn liveness_for_all(&self, now: Moment, heard: Option<Moment>, reports: &PeerReports) -> Liveness {
-        let slack = self.slack();
+        let rtt = self.rtt.unwrap_or_default();
+        let (silence, slack) = (self.silence(now), INTERVAL + rtt);
+        let heard_within = |time| {
+            let here = heard.is_some_and(|heard| now.since(heard) < time);
+            here || reports.heard_within(time, now)
+        };
+        let doubted = || reports.silent_elsewhere(LATELY, slack + FRESH_REPORT, now);
         let for_all = slack + SILENT_FOR_ALL;
-        let elsewhere = reports.heard_within(for_all, now);
-        let here = heard.is_some_and(|heard| now.since(heard) < for_all);
         match self.liveness(now) {
-            Liveness::Late
-                if self.silence(now) >= for_all
-                    && !here
-                    && !elsewhere
-                    && reports.silent_elsewhere(slack + SILENT_ELSEWHERE, slack + FRESH_REPORT, now) =>
+            Liveness::Alive | Liveness::Late
+                if silence >= self.slack() + SILENT_HERE && !heard_within(for_all) && doubted() =>
             {
                 Liveness::Silent
             }
-            Liveness::Silent if elsewhere => Liveness::CutOff,
+            Liveness::Alive if silence > rtt && !heard_within(LATELY + rtt) && doubted() => Liveness::Late,
+            Liveness::Silent if reports.heard_within(for_all, now) => Liveness::CutOff,
             liveness => liveness,
         }
     }
 
     /// Liveness of the peer by its answers alone.
     pub fn liveness(&self, now: Moment) -> Liveness {
-        let Some(last_answer) = self.last_answer.filter(|_| self.answered_once) else {
-            return Liveness::Unknown;
-        };
-        let silence = now.since(last_answer);
+        let silence = self.silence(now);
         let slack = self.slack();
-        if silence >= slack + SILENT {
+        if !self.answered_once {
+            Liveness::Unknown
+        } else if silence >= slack + SILENT {
             Liveness::Silent
         } else if silence >= slack + LATE || self.refused {
             Liveness::Late
@@ -375,7 +418,7 @@ mod tests {
 
     /// Answers every pulse within 10 ms until `silent_from`, then none.
     fn run(silent_from: u64, until: u64) -> (PeerPulse, Vec<u64>) {
-        let mut pulse = PeerPulse::new(at(0), INTERVAL, 7);
+        let mut pulse = PeerPulse::new(at(0), Pace::FAST, 7);
         let mut sent = Vec::new();
         let mut answers: VecDeque<(u64, u64)> = VecDeque::new();
         for ms in 0..=until {
@@ -418,7 +461,8 @@ mod tests {
     #[test]
     fn what_others_report_makes_silence_quicker_or_names_the_cut_path() {
         use Liveness::{CutOff, Late, Silent};
-        // The last answer came at 910: silent for all at 910 + 100 + 10 + 350, by itself at 1,920.
+        // The last answer came at 910, the first pulse without one left at 1,000: silent for all at 910 + 100 + 10 +
+        // 350, by itself at 1,000 + 20 + 900.
         let (pulse, _) = run(1_000, 2_100);
         let id = |n: u8| NodeId([n; NodeId::LEN]);
         let verdict = |ms: u64, heard: Option<u64>, said: &[(u8, bool, u64, u64)]| {
@@ -431,32 +475,37 @@ mod tests {
         // Who reports, whether it is a master, when it arrived, and how old that was which it heard last.
         let master = (1, true, 1_300, 400);
         let workers = [(2, false, 1_300, 400), (3, false, 1_300, 400)];
-        assert_eq!(verdict(1_369, None, &[master]), Late, "not long enough");
-        assert_eq!(verdict(1_370, None, &[master]), Silent);
-        assert_eq!(verdict(1_370, None, &workers), Silent);
-        assert_eq!(verdict(1_370, None, &workers[..1]), Late, "one worker");
-        assert_eq!(verdict(1_370, None, &[]), Late, "nobody");
+        let last = Some(910);
+        assert_eq!(verdict(1_369, last, &[master]), Late, "not long enough");
+        assert_eq!(verdict(1_370, last, &[master]), Silent);
+        assert_eq!(verdict(1_370, last, &workers), Silent);
+        assert_eq!(verdict(1_370, last, &workers[..1]), Late, "one worker");
+        assert_eq!(verdict(1_370, last, &[]), Late, "nobody");
+        let other = Some(1_000);
+        assert_eq!(verdict(1_370, other, &[master]), Late, "this node has heard it, by another datagram");
+        assert_eq!(verdict(1_720, last, &[master]), Late, "an old report");
         assert_eq!(
-            verdict(1_370, Some(1_000), &[master]),
-            Late,
-            "this node has heard it, by another datagram"
-        );
-        assert_eq!(verdict(1_370, Some(900), &[master]), Silent);
-        assert_eq!(verdict(1_720, None, &[master]), Late, "an old report");
-        assert_eq!(
-            verdict(1_370, None, &[(1, true, 1_300, 380)]),
+            verdict(1_370, last, &[(1, true, 1_300, 380)]),
             Late,
             "the master has heard it too lately"
+        );
+        // It is late at 1,220 by itself, and as soon as an answer is due if others do not hear it either.
+        assert_eq!(verdict(1_080, last, &[(1, true, 1_070, 160)]), Late);
+        assert_eq!(verdict(1_080, last, &[(2, false, 1_070, 160)]), Liveness::Alive, "one worker");
+        assert_eq!(
+            verdict(1_080, last, &[(1, true, 1_070, 140)]),
+            Liveness::Alive,
+            "it heard it a moment ago"
         );
         // One that hears it, whoever else does not.
         let hears = (4, false, 1_360, 10);
         let all = [master, workers[0], workers[1], hears];
-        assert_eq!(verdict(1_370, None, &all), Late);
-        assert_eq!(verdict(1_850, None, &[master, (4, false, 1_840, 0), master]), Late);
-        assert_eq!(verdict(1_919, None, &[(4, false, 1_900, 0)]), Late);
-        assert_eq!(verdict(1_920, None, &[(4, false, 1_900, 0)]), CutOff);
-        assert_eq!(verdict(1_920, None, &[]), Silent);
-        assert_eq!(verdict(1_920, None, &[(4, false, 1_400, 0)]), Silent, "it heard it long ago");
+        assert_eq!(verdict(1_370, last, &all), Late);
+        assert_eq!(verdict(1_850, last, &[master, (4, false, 1_840, 0), master]), Late);
+        assert_eq!(verdict(1_919, last, &[(4, false, 1_900, 0)]), Late);
+        assert_eq!(verdict(1_920, last, &[(4, false, 1_900, 0)]), CutOff);
+        assert_eq!(verdict(1_920, last, &[]), Silent);
+        assert_eq!(verdict(1_920, last, &[(4, false, 1_400, 0)]), Silent, "it heard it long ago");
         // Whatever is said, who answers is alive.
         let (alive, _) = run(u64::MAX, 2_000);
         let mut reports = PeerReports::default();
@@ -464,20 +513,63 @@ mod tests {
         assert_eq!(alive.liveness_for_all(at(2_000), None, &reports), Liveness::Alive);
     }
 
-    #[test]
-    fn in_a_large_cluster_a_burst_is_slower_and_ends_when_the_peer_is_silent() {
-        let mut pulse = PeerPulse::new(at(0), interval(5_000), 7);
+    /// An attached node in a cluster of 5,000, whose first pulse at 0 was answered after 40 ms.
+    fn attached() -> PeerPulse {
+        let pace = Pace { interval: Duration::from_secs(50), burst: Duration::from_millis(125) };
+        let mut pulse = PeerPulse::new(at(0), pace, 499);
         let first = pulse.poll(at(0)).unwrap();
         pulse.answered(first, at(40));
+        pulse
+    }
+
+    #[test]
+    fn in_a_large_cluster_a_burst_is_slower_and_ends_when_the_peer_is_silent() {
+        let mut pulse = attached();
         let mut sent = Vec::new();
-        for ms in 41..=8_000 {
+        let mut silent = None;
+        for ms in 41..=200_000 {
             sent.extend(pulse.poll(at(ms)).map(|_| ms));
+            if pulse.liveness(at(ms)) == Liveness::Silent {
+                silent.get_or_insert(ms);
+            }
         }
-        // Silent after the interval, the round trip and 900 ms: at 1,980.
-        let (burst, after): (Vec<u64>, Vec<u64>) = sent.iter().partition(|ms| **ms < 1_980 + 125);
-        assert_eq!(burst[..3], [1_000, 1_125, 1_250], "{sent:?}");
+        let first = sent[0];
+        assert_eq!(first, 25_090, "nodes that start together pulse at times of their own");
+        // Two round trips and 900 ms after the first without an answer.
+        assert_eq!(silent, Some(first + 980));
+        let (burst, after): (Vec<u64>, Vec<u64>) = sent.iter().partition(|ms| **ms < first + 1_000 + 125);
+        assert_eq!(burst[..3], [first, first + 125, first + 250], "{sent:?}");
         assert_eq!(burst.len(), 9, "{sent:?}");
-        assert!(after.windows(2).all(|pair| pair[1] - pair[0] == 1_000), "{after:?}");
+        assert!(after.windows(2).all(|pair| pair[1] - pair[0] == 50_000), "{after:?}");
+    }
+
+    #[test]
+    fn a_node_that_pulses_seldom_pulses_at_once_what_others_doubt_and_counts_from_then() {
+        let mut pulse = attached();
+        let next = pulse.deadline();
+        pulse.hasten(at(600));
+        let number = pulse.poll(at(600)).unwrap();
+        assert_eq!(pulse.silence(at(650)), Duration::from_millis(50), "not since an answer long ago");
+        pulse.answered(number, at(640));
+        assert_eq!(pulse.deadline(), next, "it keeps to its own times");
+        pulse.hasten(at(1_000));
+        assert_eq!(pulse.poll(at(1_000)), None, "a moment ago");
+
+        pulse.hasten(at(2_000));
+        pulse.poll(at(2_000)).unwrap();
+        let mut reports = PeerReports::default();
+        reports.add(NodeId([1; NodeId::LEN]), true, Duration::from_millis(400), at(2_100));
+        let verdict = |ms, reports: &PeerReports| pulse.liveness_for_all(at(ms), None, reports);
+        assert_eq!(verdict(2_040, &reports), Liveness::Alive, "an answer is not due yet");
+        assert_eq!(verdict(2_100, &PeerReports::default()), Liveness::Alive, "nobody else says so");
+        assert_eq!(verdict(2_100, &reports), Liveness::Late);
+        assert_eq!(verdict(2_279, &reports), Liveness::Late);
+        assert_eq!(verdict(2_280, &reports), Liveness::Silent, "this node's own silence is long enough");
+        let mut small = PeerPulse::new(at(0), Pace::FAST, 7);
+        let number = small.poll(at(0)).unwrap();
+        small.answered(number, at(10));
+        small.hasten(at(20));
+        assert_eq!(small.poll(at(20)), None, "the next pulse is due soon enough");
     }
 
     #[test]
@@ -488,7 +580,7 @@ mod tests {
         let number = pulse.poll(at(1_100)).unwrap();
         pulse.answered(number, at(1_110));
         assert_eq!(pulse.liveness(at(1_110)), Liveness::Alive, "an answer is worth more");
-        let mut unknown = PeerPulse::new(at(0), INTERVAL, 7);
+        let mut unknown = PeerPulse::new(at(0), Pace::FAST, 7);
         unknown.refused();
         assert_eq!(unknown.liveness(at(5)), Liveness::Unknown);
     }
@@ -499,25 +591,17 @@ mod tests {
         assert_eq!(pulse.liveness(at(3_000)), Liveness::Unknown);
         let (mut pulse, _) = run(1_000, 3_000);
         assert_eq!(pulse.liveness(at(3_000)), Liveness::Silent);
-        pulse.forgive_silence(at(3_000));
+        pulse.forgive_silence();
         assert_eq!(pulse.liveness(at(3_000)), Liveness::Alive);
     }
 
     #[test]
     fn an_unsolicited_answer_does_not_count() {
-        let mut pulse = PeerPulse::new(at(0), INTERVAL, 7);
+        let mut pulse = PeerPulse::new(at(0), Pace::FAST, 7);
         assert_eq!(pulse.answered(7, at(0)), None);
         let number = pulse.poll(at(0)).unwrap();
         assert!(pulse.answered(number, at(3)).is_some());
         assert_eq!(pulse.answered(number, at(4)), None, "an answer counts once");
-    }
-
-    #[test]
-    fn a_large_cluster_pulses_more_slowly() {
-        assert_eq!(interval(10), INTERVAL);
-        assert_eq!(interval(500), INTERVAL);
-        assert_eq!(interval(1_000), Duration::from_millis(200));
-        assert_eq!(interval(5_000), Duration::from_secs(1));
     }
 
     #[test]

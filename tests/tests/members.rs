@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tests::lab::Lab;
 use tests::mesh::{Agent, GOSSIP, SOON, form_with, with_agents};
+use tests::scale::cut;
 use tests::wait::eventually;
 
 /// Both copies of the cluster file.
@@ -138,23 +139,26 @@ fn lists_in_full(agent: &Agent<'_>, up: &[&str]) -> Result<String> {
     Ok(from.to_owned())
 }
 
-#[test]
-fn attached_nodes_lose_no_backend_when_all_of_the_core_but_one_is_killed() -> Result<()> {
-    const NODES: usize = 40;
-    const CORE: usize = 12;
+/// Members of a cluster in which only a core gossips, its masters, its core, and time for it to change.
+const NODES: usize = 40;
+const MASTERS: usize = 2;
+const CORE: usize = 12;
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// Forms one, in which all see all, and hands over its core.
+fn with_a_core(work: impl FnOnce(&Lab, &mut [Agent<'_>], Vec<usize>) -> Result<()>) -> Result<()> {
     with_agents(Lab::bridge(NODES), |lab, agents| {
         let invite = agents[0].init()?;
         agents[1].join(&invite)?;
         let invite = agents[0].workers_invite()?;
-        for other in &mut agents[2..] {
+        for other in &mut agents[MASTERS..] {
             other.begin_join(&invite)?;
         }
-        for other in &mut agents[2..] {
+        for other in &mut agents[MASTERS..] {
             other.wait_until_asked()?;
         }
-        let _masters = (0..2).map(|i| lab.nginx_master(i)).collect::<Result<Vec<_>>>()?;
-        let limit = Duration::from_secs(90);
-        let (core, took) = eventually("a core gossips, and all others are attached", limit, || {
+        let _masters = (0..MASTERS).map(|i| lab.nginx_master(i)).collect::<Result<Vec<_>>>()?;
+        let (core, took) = eventually("a core gossips, and all others are attached", LIMIT, || {
             let (core, attached) = (placed(agents, "core")?, placed(agents, "attached")?);
             ensure!(core.len() == CORE && attached.len() == NODES - CORE, "{core:?} {attached:?}");
             Ok(core)
@@ -163,12 +167,33 @@ fn attached_nodes_lose_no_backend_when_all_of_the_core_but_one_is_killed() -> Re
         ensure!(core.contains(&0) && core.contains(&1), "masters are in the core: {core:?}");
         let all: Vec<&str> = lab.nodes().iter().map(|node| node.name.as_str()).collect();
         for agent in agents.iter() {
-            agent.wait_for_up(&all, limit)?;
+            agent.wait_for_up(&all, LIMIT)?;
             for master in ["n0", "n1"] {
-                agent.wait_for_backend(master, &["ready"], limit)?;
+                agent.wait_for_backend(master, &["ready"], LIMIT)?;
             }
         }
+        work(lab, agents, core)
+    })
+}
 
+#[test]
+fn attached_nodes_notice_at_once_that_the_power_of_a_master_is_cut() -> Result<()> {
+    with_a_core(|_, agents, _| {
+        let noticed = cut(agents, 1, Duration::from_secs(10))?;
+        println!("down after {} s", noticed.down.shown());
+        ensure!(noticed.down.last().is_some(), "until it was down on all: {}", noticed.down.shown());
+        for agent in agents.iter().filter(|agent| agent.name() != "n1") {
+            agent.wait_for_backend("n1", &["ready"], LIMIT)?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn attached_nodes_lose_no_backend_when_all_of_the_core_but_one_is_killed() -> Result<()> {
+    with_a_core(|lab, agents, core| {
+        let limit = LIMIT;
+        let all: Vec<&str> = lab.nodes().iter().map(|node| node.name.as_str()).collect();
         let attached = (0..NODES).find(|i| !core.contains(i)).context("an attached node")?;
         let (from, _) = eventually("an attached node has the full list", limit, || {
             lists_in_full(&agents[attached], &all)

@@ -1,5 +1,6 @@
 //! What this node hears of others: their records by gossip, and by pulses who is alive.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use proto::backends::LastKnownGood;
@@ -14,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use crate::gossip::{self, GossipOutputs, GossipProblems};
 use crate::lifecycle::Lifecycle;
 use crate::membership::disk::MemberStore;
-use crate::pulse;
+use crate::pulse::{self, PulseInputs};
 use crate::records::SharedRecords;
 use crate::transport::{Link, PulseAnswer, TopologyFrame, TrustedKeys};
 
@@ -35,6 +36,7 @@ pub(super) struct PeerWriters {
     records: Arc<SharedRecords>,
     problems: watch::Sender<GossipProblems>,
     place: watch::Sender<Place>,
+    core: watch::Sender<Arc<BTreeSet<NodeId>>>,
 }
 
 /// What gossip and pulses work with.
@@ -73,6 +75,7 @@ impl Peers {
             records,
             problems: problems_in,
             place: place_in,
+            core: watch::Sender::new(Arc::default()),
         };
         (peers, writers)
     }
@@ -108,7 +111,15 @@ impl PeerWriters {
     pub(super) fn start(self, inputs: PeerInputs, life: &Lifecycle) {
         let PeerInputs { link, trust, settings, serving, record, disk, arrivals } = inputs;
         let PeerArrivals { gossip: messages, proven, fingerprints, topology, answers } = arrivals;
-        pulse::spawn(link.clone(), self.view.subscribe(), record.clone(), answers, self.liveness, life);
+        let pulses = PulseInputs {
+            link: link.clone(),
+            view: self.view.subscribe(),
+            place: self.place.subscribe(),
+            core: self.core.subscribe(),
+            record: record.clone(),
+            answers,
+        };
+        pulse::spawn(pulses, self.liveness, life);
         let inputs = gossip::GossipInputs {
             link,
             trust,
@@ -124,7 +135,7 @@ impl PeerWriters {
         };
         gossip::spawn(
             inputs,
-            GossipOutputs { view: self.view, problems: self.problems, place: self.place },
+            GossipOutputs { view: self.view, problems: self.problems, place: self.place, core: self.core },
             life,
         );
     }

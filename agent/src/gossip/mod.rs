@@ -19,7 +19,7 @@ mod pull;
 mod view;
 mod wire;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -107,6 +107,8 @@ pub(crate) struct GossipOutputs {
     pub(crate) view: watch::Sender<Arc<ClusterView>>,
     pub(crate) problems: watch::Sender<GossipProblems>,
     pub(crate) place: watch::Sender<Place>,
+    /// Who gossips, if not all.
+    pub(crate) core: watch::Sender<Arc<BTreeSet<NodeId>>>,
 }
 
 /// Starts gossip.
@@ -146,6 +148,7 @@ pub(crate) fn spawn(inputs: GossipInputs, outputs: GossipOutputs, life: &Lifecyc
         view: outputs.view,
         report: outputs.problems,
         shown_place: outputs.place,
+        shown_core: outputs.core,
         life: life.clone(),
     };
     life.supervise("gossip", task, |task| Box::pin(task.supervise()));
@@ -214,6 +217,7 @@ struct Gossip {
     view: watch::Sender<Arc<ClusterView>>,
     report: watch::Sender<GossipProblems>,
     shown_place: watch::Sender<Place>,
+    shown_core: watch::Sender<Arc<BTreeSet<NodeId>>>,
     life: Lifecycle,
 }
 
@@ -289,6 +293,7 @@ impl Gossip {
         self.watch_document(&document);
         let place = self.place.topology.place();
         self.shown_place.send_replace(place);
+        self.show_core();
         let peers = self.place.gossips_with(&document);
         let interval = interval(peers.len());
         let generation = (self.next_generation)(above);
@@ -335,6 +340,17 @@ impl Gossip {
         Ok(ended)
     }
 
+    fn show_core(&self) {
+        let core = self.place.topology.core();
+        self.shown_core.send_if_modified(|shown| {
+            let changed = **shown != *core;
+            if changed {
+                *shown = Arc::new(core.clone());
+            }
+            changed
+        });
+    }
+
     fn watch_document(&mut self, document: &Document) {
         self.names.learn_address(document);
         self.place.set_members(document);
@@ -379,6 +395,7 @@ impl Gossip {
                     if self.place.decide(now) != place {
                         return RunEnd::Moved(self.place.topology.place());
                     }
+                    self.show_core();
                     self.poll_topology();
                     continue;
                 }

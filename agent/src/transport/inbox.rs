@@ -46,6 +46,8 @@ pub(crate) enum PulseAnswer {
     /// "Nothing listens here", said by the machine (ICMP). Nobody has signed that, so it may raise a doubt
     /// and settle nothing.
     NoAgent(NodeId),
+    /// A master, or two others, report that this peer does not answer them.
+    Doubted(NodeId),
 }
 
 /// What an attached node and a core member say to each other.
@@ -91,7 +93,7 @@ enum MemberTraffic {
     Vip,
     /// One a second.
     Fingerprint,
-    /// One with each pulse and with each answer.
+    /// One with each pulse and with each answer, and of a core member ten a second while a master is silent.
     Report,
     /// One in two seconds, and from a core member as many records as nodes that are attached to it change at once.
     Topology,
@@ -211,6 +213,11 @@ impl Arrivals {
     /// A datagram to this peer was refused. What does not fit is refused again with the next pulse.
     pub(super) fn no_agent(&self, peer: NodeId) {
         let _ = self.answers.try_send(PulseAnswer::NoAgent(peer));
+    }
+
+    /// Others report that this peer does not answer. What does not fit is reported again.
+    pub(super) fn doubted(&self, peer: NodeId) {
+        let _ = self.answers.try_send(PulseAnswer::Doubted(peer));
     }
 
     /// A message of virtual IPs.

@@ -1,7 +1,7 @@
 //! The link: one port, UDP and TCP, sealed.
 //!
-//! Parts, each with its own state: [`udp`] moves datagrams, by [`socket`], [`sealer`], [`proofs`], [`responder`]
-//! and [`heard`]; [`tcp`] accepts connections, and [`dial`] makes them; [`addresses`] knows where members are and
+//! Parts, each with its own state: [`udp`] moves datagrams, by [`socket`], [`sealer`], [`proofs`] and [`responder`];
+//! [`tcp`] accepts connections, and [`dial`] makes them; [`addresses`] knows where members are and
 //! what of that is proven; [`inbox`] hands on what arrives, by bounded queues; [`counters`] count. [`Link`] holds
 //! them, and does what takes two of them.
 //!
@@ -16,7 +16,6 @@ pub(crate) mod addresses;
 mod counters;
 pub(crate) mod dial;
 pub(crate) mod frames;
-mod heard;
 mod inbox;
 mod pairs;
 mod proofs;

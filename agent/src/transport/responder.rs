@@ -12,8 +12,9 @@ use proto::transport::DatagramFrame;
 
 use super::lock;
 
-/// Who has not pulsed for this long has gone, and is not told of changes any more.
-const ASKER: Duration = Duration::from_secs(5);
+/// Who has not pulsed for this long has gone, and is not told of changes any more: three intervals of an attached node
+/// in a cluster of 5,000.
+const ASKER: Duration = Duration::from_secs(150);
 
 /// Time between two fingerprints of this node's record to one asker.
 const FINGERPRINT: Duration = Duration::from_secs(1);
@@ -53,15 +54,14 @@ impl PulseResponder {
         plaintext
     }
 
-    /// What this node says from now on. Returns the plaintext that tells it, and whom.
-    pub(super) fn set_status(
-        &self,
-        pulse_status: &PulseStatus,
-        now: Moment,
-    ) -> (Vec<u8>, Vec<(NodeId, SocketAddr)>) {
-        let bytes = pulse_status.to_bytes();
-        let plaintext = DatagramFrame::Answer(0, &bytes).to_bytes();
-        *lock(&self.status) = bytes;
+    /// What this node says from now on.
+    pub(super) fn set_status(&self, pulse_status: &PulseStatus) {
+        *lock(&self.status) = pulse_status.to_bytes();
+    }
+
+    /// The plaintext that tells it unasked, and whom.
+    pub(super) fn news(&self, now: Moment) -> (Vec<u8>, Vec<(NodeId, SocketAddr)>) {
+        let plaintext = DatagramFrame::Answer(0, &lock(&self.status)).to_bytes();
         let mut askers = lock(&self.askers);
         askers.retain(|_, asker| now.since(asker.at) < ASKER);
         (plaintext, askers.iter().map(|(id, asker)| (*id, asker.from)).collect())
@@ -92,7 +92,8 @@ mod tests {
         pulse(id(1), at(1), 0);
         pulse(id(2), at(2), 4_000);
         pulse(id(2), at(3), 4_100);
-        let (plaintext, told) = responder.set_status(&PulseStatus::default(), Moment::from_millis(5_000));
+        responder.set_status(&PulseStatus::default());
+        let (plaintext, told) = responder.news(Moment::from_millis(150_000));
         assert_eq!(told, [(id(2), at(3))]);
         let asked_for = |frame| matches!(frame, DatagramFrame::Answer(number, _) if number != 0);
         assert!(!DatagramFrame::all(&plaintext).any(asked_for));

@@ -254,7 +254,7 @@ async fn a_datagram_to_a_machine_without_an_agent_comes_back_as_a_hint_and_costs
     let gone = identity(3).id;
     a.link.addresses().add_hint(gone, &[free], false);
     for number in 1..20 {
-        a.link.datagrams().pulse(gone, number, a.life.now());
+        a.link.datagrams().pulse(gone, number, Duration::ZERO, a.life.now());
         // The kernel hands the refusal to whatever is sent next.
         a.link.send_gossip(b.link.own(), &[7], &a.life);
         let got = tokio::time::timeout(SOON, b.inbox.gossip.recv()).await.unwrap();
@@ -354,7 +354,7 @@ async fn a_fingerprint_goes_with_one_answer_a_second() {
     b.link.datagrams().set_status(&PulseStatus::default(), b.life.now());
     b.link.datagrams().set_record_fingerprint(0xfeed);
     for number in 1..=5 {
-        a.link.datagrams().pulse(b.link.own(), number, a.life.now());
+        a.link.datagrams().pulse(b.link.own(), number, Duration::ZERO, a.life.now());
         let answer = tokio::time::timeout(SOON, a.inbox.answers.recv()).await.unwrap();
         assert!(matches!(answer, Some(PulseAnswer::Said { number: got, .. }) if got == number));
     }

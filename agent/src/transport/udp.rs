@@ -1,11 +1,13 @@
 //! Datagrams: sealed on the way out, opened and judged on the way in. What does not open is counted and
 //! dropped without a word.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use proto::heard::PeerReports;
+use proto::heard::{HeardBook, PeerReports};
 use proto::node::NodeId;
 use proto::pulse::PulseStatus;
 use proto::session::BootVerdict;
@@ -13,16 +15,15 @@ use proto::time::Moment;
 use proto::transport::{DatagramFrame, DatagramHeader, MAX_DATAGRAM};
 use tokio::sync::{oneshot, watch};
 
-use super::TrustedKeys;
 use super::addresses::AddressBook;
 use super::counters::{Count, LinkCounters};
-use super::heard::PeerReportBook;
 use super::inbox::{Arrivals, TopologyFrame};
 use super::proofs::PeerProofs;
 use super::responder::PulseResponder;
 use super::sealer::{DatagramSealer, Unopened};
 use super::socket::DatagramSocket;
 use super::tls::Identity;
+use super::{TrustedKeys, lock};
 use crate::lifecycle::{Lifecycle, wall};
 
 /// The way of datagrams between the socket and the rest of the agent.
@@ -33,7 +34,7 @@ pub(crate) struct Datagrams {
     sealer: DatagramSealer,
     proofs: PeerProofs,
     responder: PulseResponder,
-    heard: PeerReportBook,
+    heard: Mutex<HeardBook>,
     arrivals: Arc<Arrivals>,
     counters: Arc<LinkCounters>,
 }
@@ -54,7 +55,7 @@ impl Datagrams {
             sealer: DatagramSealer::new(identity),
             proofs: PeerProofs::new(addresses.clone()),
             responder: PulseResponder::default(),
-            heard: PeerReportBook::default(),
+            heard: Mutex::default(),
             addresses,
             arrivals,
             counters,
@@ -180,9 +181,11 @@ impl Datagrams {
             }
             DatagramFrame::Heard(report) if self.arrivals.report(sender, now) => {
                 let is_master = self.trust.borrow().document.is_master(&sender);
-                self.heard.add(sender, is_master, report, now);
+                let doubted = lock(&self.heard).add(sender, is_master, report, now);
+                doubted.into_iter().for_each(|peer| self.arrivals.doubted(peer));
             }
             DatagramFrame::Attach(body) => {
+                lock(&self.heard).attached(sender, now);
                 self.arrivals.topology(sender, TopologyFrame::Attach(body.to_vec()), now);
             }
             DatagramFrame::Beacon(body) => {
@@ -198,9 +201,10 @@ impl Datagrams {
         self.send_to_best(to, &DatagramFrame::Vip(message));
     }
 
-    /// Sends a pulse to a peer.
-    pub(crate) fn pulse(&self, to: NodeId, number: u64, now: Moment) {
+    /// Sends a pulse to a peer, whose answer may take as long as `slack`.
+    pub(crate) fn pulse(&self, to: NodeId, number: u64, slack: Duration, now: Moment) {
         let Some(address) = self.addresses.best(&to) else { return };
+        lock(&self.heard).asked(&to, slack, self.last_heard(&to), now);
         let mut plaintext = DatagramFrame::Pulse(number).to_bytes();
         self.put_report(to, &mut plaintext, now);
         self.send(to, address, &plaintext);
@@ -209,19 +213,35 @@ impl Datagrams {
 
     /// Adds whom this node hears, if there is room for it.
     fn put_report(&self, to: NodeId, plaintext: &mut Vec<u8>, now: Moment) {
-        if let Some(report) = self.heard.report(&to, |peer| self.proofs.last_heard(peer), now) {
+        let report = lock(&self.heard).report(&to, |peer| self.last_heard(peer), now);
+        if let Some(report) = report {
             DatagramFrame::Heard(&report).put(plaintext);
         }
     }
 
+    /// On a core member: tells those attached to it at once which watched peers are silent, or are heard after all, and
+    /// `others` if this node has noticed it itself. True: something was told that may have to be taken back.
+    pub(crate) fn alarm(&self, others: &BTreeSet<NodeId>, now: Moment) -> bool {
+        let (alarm, told) = {
+            let mut heard = lock(&self.heard);
+            (heard.alarm(|peer| self.last_heard(peer), now), heard.has_told(now))
+        };
+        let Some(alarm) = alarm else { return told };
+        let others = others.iter().filter(|id| alarm.own && !alarm.attached.contains(id));
+        for id in others.chain(&alarm.attached) {
+            self.send_to_best(*id, &DatagramFrame::Heard(&alarm.report));
+        }
+        told
+    }
+
     /// Whom this node watches: of them it reports when it heard them, and believes what others report.
     pub(crate) fn watch(&self, peers: impl Iterator<Item = NodeId>) {
-        self.heard.watch(peers);
+        lock(&self.heard).watch(peers);
     }
 
     /// What others report about a peer that is watched.
     pub(crate) fn reports(&self, peer: &NodeId) -> PeerReports {
-        self.heard.of(peer)
+        lock(&self.heard).of(peer)
     }
 
     /// Sends what an attached node and a core member say to each other.
@@ -239,7 +259,13 @@ impl Datagrams {
 
     /// What this node says of itself from now on. Whoever has pulsed it lately is told at once.
     pub(crate) fn set_status(&self, pulse_status: &PulseStatus, now: Moment) {
-        let (plaintext, askers) = self.responder.set_status(pulse_status, now);
+        self.responder.set_status(pulse_status);
+        self.repeat_status(now);
+    }
+
+    /// Says it again: to a node that pulses seldom, one datagram may be lost.
+    pub(crate) fn repeat_status(&self, now: Moment) {
+        let (plaintext, askers) = self.responder.news(now);
         for (id, address) in askers {
             self.send(id, address, &plaintext);
         }
@@ -285,6 +311,7 @@ impl Datagrams {
         self.sealer.retain(&member);
         self.proofs.retain(&member);
         self.responder.retain(&member);
+        lock(&self.heard).retain(&member);
         self.arrivals.retain(&member);
     }
 

@@ -11,11 +11,12 @@
 //! moment, which costs nothing. An attached node holds three core members ([`Attachment`]) and takes from them what
 //! it lacks. All differences are fetched over TLS; beacons only show that there are some. If no core member answers,
 //! attached nodes take the next in the order, who are called by that ([`Attachment::called`]). An attached node also
-//! says which core members it has lost; whoever hears that checks them directly ([`probes`]), so that a core that loses
+//! says which core members it has lost; whoever hears that checks them directly (`probes`), so that a core that loses
 //! most of its members is made up within seconds.
 
 mod attachment;
 mod core;
+mod pace;
 mod probes;
 mod wire;
 
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::attachment::{AttachDue, AttachedNodes, Attachment, Heard};
 pub use self::core::{ALL_GOSSIP, CoreOrder, CoreWatch, core_size, fingerprint, fingerprint_of_records};
+pub use self::pace::pace;
 use self::probes::CoreProbes;
 pub use self::wire::{Attach, Beacon, IdPrefix, Knowledge, MOST_LISTED, MOST_SILENT, prefix};
 use crate::cluster::Document;

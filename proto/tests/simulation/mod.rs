@@ -1,5 +1,5 @@
 //! One node that watches one master, in virtual time: pulses, connects, what others report, loss, delays, a cut.
-//! The tests of liveness count what it concludes, and the bench does the same at the intervals of large clusters.
+//! The tests of liveness count what it concludes, and so does the bench. `tests/attached` does it for large clusters.
 
 #[path = "../random/mod.rs"]
 mod random;
@@ -8,10 +8,10 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-use proto::heard::PeerReports;
+use proto::heard::{LATELY, PeerReports};
 use proto::node::NodeId;
 use proto::path::{BackendPath, Evidence, Reachability};
-use proto::pulse::{Liveness, PeerPulse};
+use proto::pulse::{Liveness, Pace, PeerPulse};
 use proto::time::{Moment, UnixMs};
 use random::Dice;
 
@@ -19,7 +19,7 @@ use random::Dice;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct World {
     /// Of the pulses.
-    pub(crate) interval: Duration,
+    pub(crate) pace: Pace,
     /// Loss each way in percent, independent for each packet.
     pub(crate) loss: u64,
     /// Other masters, which pulse the master and report when they heard it. Their reports come with the answers to
@@ -35,8 +35,8 @@ pub(crate) struct World {
 
 impl World {
     /// A node without reporters, and nothing is cut.
-    pub(crate) fn new(interval: Duration, loss: u64, length_ms: u64) -> World {
-        World { interval, loss, reporters: 0, length_ms, cut: u64::MAX, path_cut: u64::MAX }
+    pub(crate) fn new(pace: Pace, loss: u64, length_ms: u64) -> World {
+        World { pace, loss, reporters: 0, length_ms, cut: u64::MAX, path_cut: u64::MAX }
     }
 }
 
@@ -71,16 +71,16 @@ struct Reporter {
 
 /// One pair, with delays of 1 to 40 ms each way. Times in milliseconds.
 pub(crate) fn run(seed: u64, world: World) -> Outcome {
-    let World { interval, loss, .. } = world;
+    let World { pace, loss, .. } = world;
     let mut dice = Dice(seed);
-    let mut pulse = PeerPulse::new(Moment::ZERO, interval, dice.next());
+    let mut pulse = PeerPulse::new(Moment::ZERO, pace, dice.next());
     let mut path = BackendPath::new(UnixMs(0));
     let mut reports = PeerReports::default();
-    let interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+    let interval_ms = u64::try_from(pace.interval.as_millis()).unwrap_or(u64::MAX);
     let mut reporters: Vec<Reporter> = (0..world.reporters)
         .map(|_| {
             let start = dice.between(0, interval_ms);
-            let pulse = PeerPulse::new(Moment::from_millis(start), interval, dice.next());
+            let pulse = PeerPulse::new(Moment::from_millis(start), pace, dice.next());
             Reporter { pulse, heard: None, next_report: dice.between(0, interval_ms) }
         })
         .collect();
@@ -134,7 +134,11 @@ pub(crate) fn run(seed: u64, world: World) -> Outcome {
                 if up && !dice.percent(loss) {
                     events.push(Reverse((ms + dice.between(1, 40), Event::Heard(who, None))));
                 }
+                // As in `HeardBook::report`: heard a moment ago, or it does not answer.
+                let lately = |heard| now.since(Moment::from_millis(heard)) < LATELY;
+                let silence = reporter.pulse.silence(now).saturating_sub(reporter.pulse.slack());
                 if let Some(heard) = reporter.heard
+                    && (lately(heard) || silence >= Duration::from_millis(100))
                     && passes(&mut dice, true)
                 {
                     // The age in it is of the moment at which it was sent.

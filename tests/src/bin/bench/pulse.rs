@@ -2,7 +2,8 @@
 //!
 //! One real agent next to a real listener is the master; all other members are simulated here with keys of
 //! the cluster, seal like the transport and answer its challenges. They send no gossip, so the cost is that
-//! of pulses alone. Detection is simulated with the real decision code, and measured with ten agents.
+//! of pulses alone. Detection is simulated with the real decision code where all gossip (for larger clusters
+//! `proto/tests/attached` does it), and measured with ten agents.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{SocketAddr, UdpSocket};
@@ -12,7 +13,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, anyhow, ensure};
 use proto::cluster::{Admitted, Document, KeyId, Replica};
 use proto::node::{Name, PublicKey, Role};
+use proto::pulse::Pace;
 use proto::time::UnixMs;
+use proto::topology::{ALL_GOSSIP, Place, core_size, pace};
 use proto::transport::{DatagramFrame, GossipKey, KeyRing, MAX_DATAGRAM};
 use ring::signature::Ed25519KeyPair;
 use tests::lab::{Lab, Node};
@@ -26,6 +29,9 @@ use super::{masters, option};
 
 /// Sizes of clusters.
 const SIZES: [usize; 4] = [10, 100, 1_000, 5_000];
+
+/// Masters of each: they pulse each other faster than others pulse them.
+const MASTERS: usize = 3;
 
 /// Seeds of each simulated number.
 const SEEDS: u64 = 200;
@@ -44,14 +50,14 @@ pub(crate) fn pulse(arguments: &[String]) -> Result<()> {
         false => arguments.iter().map(|size| size.parse()).collect::<Result<_, _>>()?,
     };
     println!("pulses on one master, over {} s for each size, idle CPU taken off:", span.as_secs());
-    println!("  nodes  every ms  pulses/s  answers/s  lost %  CPU % of a core  us each  kB/s in  kB/s out");
+    println!("  nodes  pulses/s  answers/s  lost %  CPU % of a core  us each  kB/s in  kB/s out");
     for size in &sizes {
         println!("  {}", Cost::measure(*size, span)?.row(*size, span));
     }
     println!("\na master's power is cut, simulated, {SEEDS} seeds, until down: ms with 0 % and 10 % loss");
     println!("each way; and downs an hour of one that is there, at 10 % and 20 %:");
     println!("  nodes  every ms  median  max  median, 10 %  max, 10 %  false, 10 %  false, 20 %");
-    for size in &sizes {
+    for size in sizes.iter().filter(|size| **size <= ALL_GOSSIP) {
         println!("  {}", simulated(*size));
     }
     if cuts > 0 {
@@ -106,8 +112,7 @@ impl Cost {
         let rate = |count: u64| count as f64 / seconds;
         let cpu = (self.cpu - self.idle).max(0.0);
         format!(
-            "{size:>5}  {:>8}  {:>8.0}  {:>9.0}  {:>6.1}  {:>15.1}  {:>7.1}  {:>7.1}  {:>8.1}",
-            proto::pulse::interval(size).as_millis(),
+            "{size:>5}  {:>8.0}  {:>9.0}  {:>6.1}  {:>15.1}  {:>7.1}  {:>7.1}  {:>8.1}",
             rate(self.pulses),
             rate(self.answers),
             100.0 - 100.0 * self.answers as f64 / self.pulses.max(1) as f64,
@@ -117,6 +122,19 @@ impl Cost {
             rate(self.bytes_out) / 1e3,
         )
     }
+}
+
+/// Pulses per second that one master gets in a cluster of this size.
+fn pulses(size: usize) -> f64 {
+    let rate = |nodes: usize, place, is_master| {
+        nodes as f64 / pace(place, is_master, MASTERS, size).interval.as_secs_f64()
+    };
+    let masters = rate(MASTERS - 1, Place::Core, true);
+    if size <= ALL_GOSSIP {
+        return masters + rate(size - MASTERS, Place::Everyone, false);
+    }
+    let core = core_size(size);
+    masters + rate(core - MASTERS, Place::Core, false) + rate(size - core, Place::Attached, false)
 }
 
 /// The seed of a member: the real node is the first.
@@ -175,7 +193,7 @@ struct Senders {
     nodes: Vec<Speaker>,
     /// Members whose pulses have no answer yet, oldest first: a datagram does not name its receiver.
     waiting: VecDeque<usize>,
-    interval: Duration,
+    gap: Duration,
     number: u64,
     pulses: u64,
     answers: u64,
@@ -196,7 +214,7 @@ impl Senders {
             master: members.first().context("no master")?.key,
             nodes: nodes.collect::<Result<_>>()?,
             waiting: VecDeque::new(),
-            interval: proto::pulse::interval(members.len()),
+            gap: Duration::from_secs_f64(1.0 / pulses(members.len())),
             number: 0,
             pulses: 0,
             answers: 0,
@@ -246,7 +264,7 @@ impl Senders {
     fn run(&mut self, span: Duration) -> Result<()> {
         let mut buffer = [0; MAX_DATAGRAM];
         let began = Instant::now();
-        let gap = self.interval.div_f64(self.nodes.len() as f64);
+        let gap = self.gap;
         let mut sent: u32 = 0;
         // A little longer, for the last answers.
         while began.elapsed() < span + Duration::from_millis(50) {
@@ -283,13 +301,12 @@ impl Senders {
 
 /// A row of simulated detection.
 fn simulated(size: usize) -> String {
-    let interval = proto::pulse::interval(size);
+    let pace = Pace::FAST;
     let took = |loss: u64| -> Vec<u64> {
         let one = |seed: u64| {
             // At varying moments between two pulses.
             let cut = 20_000 + seed * 37 % 1_000;
-            let world =
-                simulation::World { cut, reporters: 2, ..simulation::World::new(interval, loss, 40_000) };
+            let world = simulation::World { cut, reporters: 2, ..simulation::World::new(pace, loss, 40_000) };
             let down = simulation::run(seed, world).downs;
             down.into_iter().find(|ms| *ms >= cut).map_or(u64::MAX, |ms| ms - cut)
         };
@@ -298,7 +315,7 @@ fn simulated(size: usize) -> String {
         times
     };
     let falsely = |loss: u64| -> f64 {
-        let world = simulation::World { reporters: 2, ..simulation::World::new(interval, loss, 600_000) };
+        let world = simulation::World { reporters: 2, ..simulation::World::new(pace, loss, 600_000) };
         let downs = |seed| simulation::run(seed, world).downs.len();
         (0..SEEDS).map(downs).sum::<usize>() as f64 / (SEEDS as f64 / 6.0)
     };
@@ -307,7 +324,7 @@ fn simulated(size: usize) -> String {
     let last = |times: &[u64]| times[times.len() - 1];
     format!(
         "{size:>5}  {:>8}  {:>6}  {:>3}  {:>12}  {:>9}  {:>11.3}  {:>11.3}",
-        interval.as_millis(),
+        pace.interval.as_millis(),
         middle(&clean),
         last(&clean),
         middle(&lossy),

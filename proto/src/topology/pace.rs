@@ -1,0 +1,60 @@
+//! How often a node pulses masters, by its place: so that a master gets about as many pulses in a cluster of any size.
+
+use std::time::Duration;
+
+use super::{Place, core_size};
+use crate::pulse::Pace;
+
+/// Most pulses per second that one master should get from the other masters, from all workers in the core, and from
+/// all attached nodes.
+const FROM_MASTERS: u32 = 200;
+const FROM_CORE: u32 = 60;
+const FROM_ATTACHED: u32 = 100;
+
+/// The same of all nodes in a burst, while it does not answer.
+const IN_BURST: u32 = 40_000;
+
+/// Shortest time between two pulses of an attached node to one master.
+const ATTACHED: Duration = Duration::from_secs(2);
+
+/// The pace of a node in this place, which is one of so many masters or a worker.
+///
+/// | | interval |
+/// |---|---|
+/// | a node where all gossip, a master | 100 ms |
+/// | a worker in the core | so long that all of them together send 60 a second: 200 ms in a core of 12 |
+/// | an attached node | 2 s, and so long that all together send 100 a second: 50 s at 5,000 |
+pub fn pace(place: Place, is_master: bool, masters: usize, members: usize) -> Pace {
+    let share = |nodes: usize, rate: u32| {
+        Duration::from_secs(1).saturating_mul(u32::try_from(nodes).unwrap_or(u32::MAX)) / rate
+    };
+    let fast = Pace::FAST;
+    let interval = match place {
+        _ if is_master => fast.interval.max(share(masters, FROM_MASTERS)),
+        Place::Everyone => fast.interval,
+        Place::Core => fast.interval.max(share(core_size(members), FROM_CORE)),
+        Place::Attached => ATTACHED.max(share(members, FROM_ATTACHED)),
+    };
+    Pace { interval, burst: fast.burst.max(share(members, IN_BURST)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_master_gets_about_as_many_pulses_in_a_cluster_of_any_size() {
+        let ms = |place, is_master, masters, members| {
+            pace(place, is_master, masters, members).interval.as_millis()
+        };
+        assert_eq!(pace(Place::Everyone, false, 3, 32), Pace::FAST);
+        for members in [100, 1_000, 5_000] {
+            assert_eq!(ms(Place::Core, true, 5, members), 100, "masters pulse each other as ever");
+        }
+        assert_eq!(ms(Place::Core, true, 100, 100), 500);
+        assert_eq!([100, 5_000].map(|members| ms(Place::Core, false, 3, members)), [200, 1_666]);
+        let attached = [100, 1_000, 5_000].map(|members| ms(Place::Attached, false, 3, members));
+        assert_eq!(attached, [2_000, 10_000, 50_000]);
+        assert_eq!(pace(Place::Attached, false, 3, 5_000).burst, Duration::from_millis(125));
+    }
+}
