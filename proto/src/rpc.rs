@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::backends::LastKnownGood;
 use crate::cause::Fault;
-use crate::cluster::{ClusterId, DocumentHash, KeyId, SealedDocument};
+use crate::cluster::{ClusterId, DocumentDifference, DocumentHash, KeyId, SealedDocument};
 use crate::control::MemberStatus;
 use crate::doctor::DoctorAnswer;
 use crate::event::Event;
@@ -52,6 +52,9 @@ pub struct SyncDigest {
     pub document: DocumentHash,
     /// Its gossip keys.
     pub keys: Vec<KeyId>,
+    /// It takes a difference in place of a document.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub differences: bool,
 }
 
 /// Shared state, or the part of it that another node lacks.
@@ -60,6 +63,10 @@ pub struct SyncSnapshot {
     /// The document; `None`: the other has it, or this one is not sealed yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub document: Option<SealedDocument>,
+    /// In place of the document, for a node that has it as it was a moment ago. A node that it leads nowhere answers
+    /// with another hash than its target, and is sent the whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub difference: Option<DocumentDifference>,
     /// Gossip keys; none for a removed node.
     #[serde(default)]
     pub keys: Vec<GossipKey>,
@@ -490,7 +497,11 @@ mod tests {
             FromMember::Examine(vec![0; 9]),
             FromMember::Answer { code: "k7qm-2xpd".to_owned(), role: Some(Role::Master) },
             FromMember::Events { since: UnixMs(1), after: 2, most: 3 },
-            FromMember::Compare(SyncDigest { document: DocumentHash([1; 16]), keys: vec![KeyId([2; 16])] }),
+            FromMember::Compare(SyncDigest {
+                document: DocumentHash([1; 16]),
+                keys: vec![KeyId([2; 16])],
+                differences: false,
+            }),
             FromMember::Sync(Box::default()),
         ] {
             let Ok(Received::Known(back)) = read(&encode(&known)) else { panic!("{known:?}") };

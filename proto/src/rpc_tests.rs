@@ -4,7 +4,7 @@ use ring::signature::{Ed25519KeyPair, KeyPair};
 
 use super::*;
 use crate::cause::Cause;
-use crate::cluster::{Admitted, Document, Replica};
+use crate::cluster::{Admitted, Document, DocumentDifference, Replica};
 use crate::node::PublicKey;
 use crate::signed_record::RecordVersion;
 
@@ -29,15 +29,31 @@ fn snapshot() -> SyncSnapshot {
         document: Replica::new(document, own, &pair).sealed(),
         keys: vec![GossipKey { epoch: 1, id: KeyId([3; 16]), secret: [4; 32], until: Some(UnixMs(9)) }],
         addresses: Addresses::from([(own, vec!["10.0.0.1:7646".parse().unwrap()])]),
+        difference: None,
     }
+}
+
+/// The same after a setting, as a difference.
+fn difference() -> SyncSnapshot {
+    let (pair, key) = pair();
+    let before = snapshot().document.unwrap().open().unwrap();
+    let mut now = before.clone();
+    now.set("a", Some("b".to_owned()), key.id(), UnixMs(6)).unwrap();
+    let difference = DocumentDifference::between(&before, &Replica::new(now, key.id(), &pair));
+    SyncSnapshot { difference, ..SyncSnapshot::default() }
 }
 
 fn from_member() -> Vec<FromMember> {
     let node = NodeId([1; 10]);
     vec![
         FromMember::Gossip(vec![1, 200]),
-        FromMember::Compare(SyncDigest { document: DocumentHash([1; 16]), keys: vec![KeyId([2; 16])] }),
+        FromMember::Compare(SyncDigest {
+            document: DocumentHash([1; 16]),
+            keys: vec![KeyId([2; 16])],
+            differences: false,
+        }),
         FromMember::Sync(Box::new(snapshot())),
+        FromMember::Sync(Box::new(difference())),
         FromMember::Answer { code: "k7qm-2xpd".to_owned(), role: Some(Role::Worker) },
         FromMember::Answer { code: "k7qm-2xpd".to_owned(), role: None },
         FromMember::Leave,

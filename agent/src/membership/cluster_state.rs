@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use proto::cause::Reason;
-use proto::cluster::{AdoptError, Adoption, ChangeError, Document, KeyId, Replica, SealedDocument};
+use proto::cluster::{
+    AdoptError, Adoption, ChangeError, Document, DocumentJournal, KeyId, Replica, SealedDocument,
+};
 use proto::config::Mistake;
 use proto::node::NodeId;
 use proto::rpc::{Addresses, MAX_ADDRESSES, SyncDigest, SyncSnapshot};
@@ -44,6 +46,10 @@ pub(super) struct ClusterState {
     disk: Arc<MemberStore>,
     own_at: OwnAddress,
     replica: Replica,
+    /// How the document came to be what it is, for those who have it as it was.
+    journal: DocumentJournal,
+    /// A difference led nowhere: the whole document is asked for.
+    misled: bool,
     ring: KeyRing,
     /// What the file of keys is known to hold.
     saved_ring: Option<KeyRing>,
@@ -61,7 +67,19 @@ impl ClusterState {
         trust: watch::Sender<Arc<TrustedKeys>>,
     ) -> ClusterState {
         let rival = RivalMaster::new(disk.clone());
-        ClusterState { link, disk, own_at, replica, ring, saved_ring: None, trust, rival }
+        let journal = DocumentJournal::default();
+        ClusterState {
+            link,
+            disk,
+            own_at,
+            replica,
+            journal,
+            misled: false,
+            ring,
+            saved_ring: None,
+            trust,
+            rival,
+        }
     }
 
     /// The document.
@@ -163,41 +181,47 @@ impl ClusterState {
 
     /// What members are told of changes: the document and every key.
     pub(super) fn current(&self) -> SyncSnapshot {
-        self.whole(&self.replica)
+        let difference = self.journal.since(None, &self.replica);
+        SyncSnapshot { difference, ..self.whole(&self.replica) }
     }
 
     fn whole(&self, replica: &Replica) -> SyncSnapshot {
         SyncSnapshot {
             document: replica.sealed(),
             keys: self.ring.keys().to_vec(),
-            addresses: Addresses::new(),
+            ..SyncSnapshot::default()
         }
     }
 
     /// What a node with this id may have of what all must know: one that was removed, or has just left, sees
     /// the document and no key.
     pub(super) fn snapshot_for(&self, peer: &NodeId, known: Option<&SyncDigest>) -> SyncSnapshot {
-        let document = match known {
-            Some(known) if known.document == self.document().state() => None,
-            _ => self.replica.sealed(),
+        let (document, difference) = match known {
+            Some(known) if known.document == self.document().state() => (None, None),
+            known => {
+                let known = known.filter(|known| known.differences);
+                let shorter =
+                    known.and_then(|known| self.journal.since(Some(&known.document), &self.replica));
+                if shorter.is_some() { (None, shorter) } else { (self.replica.sealed(), None) }
+            }
         };
         if self.document().member(peer).is_none() {
-            return SyncSnapshot { document, ..SyncSnapshot::default() };
+            return SyncSnapshot { document, difference, ..SyncSnapshot::default() };
         }
         let lacks = |key: &&GossipKey| known.is_none_or(|known| !known.keys.contains(&key.id));
         let keys = self.ring.keys().iter().filter(lacks).cloned().collect();
-        SyncSnapshot { document, keys, addresses: self.addresses() }
+        SyncSnapshot { document, difference, keys, addresses: self.addresses() }
     }
 
     /// What a node may have that is a member.
     pub(super) fn for_members(&self) -> SyncSnapshot {
-        SyncSnapshot { addresses: self.addresses(), ..self.current() }
+        SyncSnapshot { addresses: self.addresses(), ..self.whole(&self.replica) }
     }
 
     /// What this node has, for a peer to send the rest.
     pub(super) fn digest(&self) -> SyncDigest {
         let keys = self.ring.keys().iter().map(|key| key.id).collect();
-        SyncDigest { document: self.document().state(), keys }
+        SyncDigest { document: self.document().state(), keys, differences: !self.misled }
     }
 
     fn addresses(&self) -> Addresses {
@@ -223,6 +247,8 @@ impl ClusterState {
     /// Publishes and writes what has changed.
     fn publish(&mut self) {
         self.ring.apply_document(self.replica.document(), wall());
+        let known = self.trust.borrow().document.clone();
+        self.journal.follow(&known, self.replica.document());
         let trust =
             TrustedKeys { document: Arc::new(self.document().clone()), ring: Arc::new(self.ring.clone()) };
         self.trust.send_replace(Arc::new(trust));
@@ -245,7 +271,8 @@ impl ClusterState {
         let own = self.own();
         let was_member = self.is_member();
         let mut changed = false;
-        if let Some(sealed) = &snapshot.document {
+        let sealed = snapshot.document.clone().or_else(|| self.follow_difference(snapshot));
+        if let Some(sealed) = &sealed {
             changed = self.take_document(from, sealed);
         }
         changed |= self.ring.take(&snapshot.keys, self.replica.document(), wall());
@@ -261,10 +288,21 @@ impl ClusterState {
         if was_member && !self.is_member() {
             warn!("this node was removed from the cluster; serving from the last known good list");
         }
-        let sealed = snapshot.document.as_ref()?;
-        let proof = self.replica.proof_for(sealed, &own)?;
+        let sealed = sealed?;
+        let proof = self.replica.proof_for(&sealed, &own)?;
         let shown = BTreeSet::from([sealed.by(), *from]);
         Some((shown, SyncSnapshot { document: Some(proof), ..SyncSnapshot::default() }))
+    }
+
+    /// The document that a difference leads to from this node's.
+    fn follow_difference(&mut self, snapshot: &SyncSnapshot) -> Option<SealedDocument> {
+        let difference = snapshot.difference.as_ref()?;
+        if difference.target == self.document().state() {
+            return None;
+        }
+        let reached = difference.apply(self.document());
+        self.misled = reached.is_none();
+        reached
     }
 
     /// Adopts a copy of the document, and says whether that changed anything here.

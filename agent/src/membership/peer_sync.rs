@@ -119,7 +119,7 @@ impl PeerSync {
         });
     }
 
-    /// Hands something to one peer.
+    /// Hands something whole to one peer.
     pub(super) fn hand(&self, peer: NodeId, snapshot: SyncSnapshot) {
         let (link, over) = (self.link.clone(), self.life.draining.clone());
         self.life.spawn(async move {
@@ -178,12 +178,26 @@ impl PeerSync {
         }
         let all = peers.len();
         let (told, mut count) = mpsc::channel(MOST_AT_ONCE);
-        let request = Arc::new(FromMember::Sync(Box::new(snapshot)));
+        let target = snapshot.difference.as_ref().map(|difference| difference.target);
+        let shorter = target.map(|_| SyncSnapshot { document: None, ..snapshot.clone() });
+        let whole = SyncSnapshot { difference: None, ..snapshot };
+        let requests: Vec<_> =
+            shorter.into_iter().chain([whole]).map(Box::new).map(FromMember::Sync).collect();
+        let requests = Arc::new(requests);
         for peer in peers {
-            let (link, told, request) = (self.link.clone(), told.clone(), request.clone());
+            let (link, told, requests) = (self.link.clone(), told.clone(), requests.clone());
             self.life.spawn(async move {
-                let answered = tokio::time::timeout(TAKEN, link.dialer().call(peer, &request)).await;
-                let _ = told.send(matches!(answered, Ok(Ok(ToMember::Synced(_))))).await;
+                let mut taken = false;
+                // A peer whose document was another one before says so, and gets the whole.
+                for request in requests.iter() {
+                    let answered = tokio::time::timeout(TAKEN, link.dialer().call(peer, request)).await;
+                    let Ok(Ok(ToMember::Synced(state))) = answered else { break };
+                    taken = true;
+                    if Some(state) == target {
+                        break;
+                    }
+                }
+                let _ = told.send(taken).await;
             });
         }
         async move {

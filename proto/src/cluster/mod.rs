@@ -18,6 +18,7 @@ use crate::next_wire;
 use crate::node::{Name, NodeId, PublicKey, Role};
 use crate::time::UnixMs;
 
+mod difference;
 mod entries;
 mod limits;
 mod replica;
@@ -28,6 +29,7 @@ mod replica_tests;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use difference::{DocumentDifference, DocumentJournal};
 use entries::merge_map;
 pub use entries::{Admitted, DocumentHash, KeyEpoch, KeyId, Removed, RoleChange, RoleName, Setting};
 pub use limits::{CounterJump, MAX_BYTES, MAX_NODES};

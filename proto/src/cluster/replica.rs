@@ -91,6 +91,11 @@ pub struct SealedDocument {
 }
 
 impl SealedDocument {
+    /// Canonical bytes of a document under a seal that nobody has looked at.
+    pub(super) fn new(document: Vec<u8>, seal: Seal) -> SealedDocument {
+        SealedDocument { document, seal }
+    }
+
     /// Reads the document. Its seal has not been looked at then.
     ///
     /// # Errors
@@ -244,6 +249,11 @@ impl Replica {
     /// The document.
     pub fn document(&self) -> &Document {
         &self.document
+    }
+
+    /// The seal of the document, if it has one.
+    pub(super) fn seal_of_document(&self) -> Option<&Seal> {
+        self.seal.as_ref()
     }
 
     /// The document with its seal, to be handed on; none while it has none.

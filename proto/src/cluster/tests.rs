@@ -17,7 +17,7 @@ fn new() -> Document {
 }
 
 #[derive(Debug, Clone)]
-enum Change {
+pub(super) enum Change {
     Admit(u8, u64),
     Remove(u8, u64),
     Role(u8, bool),
@@ -26,7 +26,7 @@ enum Change {
     Unknown(u8, u8),
 }
 
-fn change() -> impl Strategy<Value = Change> {
+pub(super) fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         (0u8..6, 0u64..4).prop_map(|(n, at)| Change::Admit(n, at)),
         (0u8..6, 0u64..4).prop_map(|(n, at)| Change::Remove(n, at)),
@@ -37,7 +37,7 @@ fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
-fn apply(changes: &[Change], by: u8) -> Document {
+pub(super) fn apply(changes: &[Change], by: u8) -> Document {
     let mut document = new();
     let by = key(by).id();
     for change in changes {

@@ -61,6 +61,54 @@ impl Value {
     }
 }
 
+impl Value {
+    /// The merge patch (RFC 7396) that leads to another value; `None`: they are equal.
+    pub(super) fn patch_to(&self, other: &Value) -> Option<Value> {
+        if self == other {
+            return None;
+        }
+        let (Value::Map(old), Value::Map(new)) = (self, other) else { return Some(other.clone()) };
+        let mut patch = BTreeMap::new();
+        for (key, value) in new {
+            let change = old.get(key).map_or(Some(value.clone()), |known| known.patch_to(value));
+            patch.extend(change.map(|change| (key.clone(), change)));
+        }
+        let gone = old.keys().filter(|key| !new.contains_key(*key));
+        patch.extend(gone.map(|key| (key.clone(), Value::Nil)));
+        Some(Value::Map(patch))
+    }
+
+    /// Applies such a patch.
+    pub(super) fn apply(&mut self, patch: &Value) {
+        let Value::Map(changes) = patch else { return self.clone_from(patch) };
+        if !matches!(self, Value::Map(_)) {
+            *self = Value::Map(BTreeMap::new());
+        }
+        let Value::Map(fields) = self else { return };
+        for (key, change) in changes {
+            match change {
+                Value::Nil => drop(fields.remove(key)),
+                change => fields.entry(key.clone()).or_insert(Value::Nil).apply(change),
+            }
+        }
+    }
+
+    /// Makes this patch one that does what it does, and then what the next does.
+    pub(super) fn follow_with(&mut self, next: Value) {
+        match (self, next) {
+            (Value::Map(changes), Value::Map(more)) => {
+                for (key, change) in more {
+                    match changes.get_mut(&key) {
+                        Some(known) => known.follow_with(change),
+                        None => drop(changes.insert(key, change)),
+                    }
+                }
+            }
+            (this, next) => *this = next,
+        }
+    }
+}
+
 /// Merges fields that this version does not know. A field that is a map on both sides is taken for a
 /// collection: its entries are united, and of two under one key the one with the higher `clock` counts, then
 /// the greater. Of anything else the greater value counts. Later versions keep to this rule for fields

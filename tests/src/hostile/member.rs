@@ -185,7 +185,7 @@ impl Hostile {
     /// One of them does not accept it.
     pub fn place(&self, id: NodeId, at: &[SocketAddr]) -> Result<u64> {
         let addresses = Addresses::from([(id, at.to_vec())]);
-        let snapshot = SyncSnapshot { document: None, keys: Vec::new(), addresses };
+        let snapshot = SyncSnapshot { addresses, ..SyncSnapshot::default() };
         let request = FromMember::Sync(Box::new(snapshot));
         everyone().map(|node| Ok(self.ask(node, &request)?.1)).sum()
     }

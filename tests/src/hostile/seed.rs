@@ -114,6 +114,6 @@ pub fn welcome(
     addresses: Addresses,
 ) -> Result<ToJoining> {
     let document = Replica::new(document, identity.id, &identity.pair).sealed().context("no seal")?;
-    let snapshot = SyncSnapshot { document: Some(document), keys: vec![key], addresses };
+    let snapshot = SyncSnapshot { document: Some(document), keys: vec![key], addresses, difference: None };
     Ok(ToJoining::Welcome(Box::new(Welcome { snapshot, serving: Vec::new() })))
 }

@@ -37,7 +37,7 @@ fn offer(hostile: &Hostile, document: &Document) -> u64 {
             let keys = hostile.ring.keys().to_vec();
             let document = Some(document.clone());
             let request =
-                FromMember::Sync(Box::new(SyncSnapshot { document, keys, addresses: Addresses::new() }));
+                FromMember::Sync(Box::new(SyncSnapshot { document, keys, ..SyncSnapshot::default() }));
             // Refused or not: only the outcome counts.
             if let Ok(mut connection) = hostile.dial(node) {
                 let _ = connection.send(&request);
@@ -177,8 +177,7 @@ fn endless_addresses_delay_nobody() -> Result<()> {
         let many: Vec<SocketAddr> =
             (0..150_000_u32).map(|i| SocketAddr::from(((0x0a00_0000 + i).to_be_bytes(), 7646))).collect();
         let addresses = Addresses::from([(hostile.id_of(2), many)]);
-        let request =
-            FromMember::Sync(Box::new(SyncSnapshot { document: None, keys: Vec::new(), addresses }));
+        let request = FromMember::Sync(Box::new(SyncSnapshot { addresses, ..SyncSnapshot::default() }));
         let (mut sent, mut worst) = (0, Duration::ZERO);
         for node in [0, 1, 3] {
             let mut connection = hostile.dial(node)?;
@@ -242,7 +241,7 @@ fn a_promotion_that_is_forged_or_was_taken_back_promotes_nobody() -> Result<()> 
         // A true one, as it came; then it is taken back.
         cluster.victim().cli(&["promote", &name])?.ok()?;
         role_is(cluster, "master")?;
-        let nothing = SyncDigest { document: DocumentHash::default(), keys: Vec::new() };
+        let nothing = SyncDigest { document: DocumentHash::default(), keys: Vec::new(), differences: false };
         let (answer, mut sent) = hostile.ask(0, &FromMember::Compare(nothing))?;
         let ToMember::Compared(_, snapshot) = answer else { anyhow::bail!("it was answered {answer:?}") };
         let promotion = snapshot.document.context("it gave no document")?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use proto::cluster::{Admitted, Document, KeyId, Replica};
 use proto::node::{PublicKey, Role};
-use proto::rpc::{Addresses, FromMember, SyncDigest, SyncSnapshot, ToMember};
+use proto::rpc::{FromMember, SyncDigest, SyncSnapshot, ToMember};
 use proto::signed_record::RecordVersion;
 use proto::time::UnixMs;
 use proto::transport::DatagramFrame;
@@ -53,7 +53,7 @@ fn carry(carrier: &Hostile, by: &Identity, documents: &[Document]) -> u64 {
         let sealed = Replica::new(document.clone(), by.id, &by.pair).sealed();
         for node in everyone() {
             let keys = carrier.ring.keys().to_vec();
-            let snapshot = SyncSnapshot { document: sealed.clone(), keys, addresses: Addresses::new() };
+            let snapshot = SyncSnapshot { document: sealed.clone(), keys, ..SyncSnapshot::default() };
             if let Ok(mut connection) = carrier.dial(node) {
                 let _ = connection.send(&FromMember::Sync(Box::new(snapshot)));
                 let _: Result<ToMember> = connection.receive();
@@ -98,7 +98,8 @@ fn nobody_accepts_anything_of_a_removed_worker() -> Result<()> {
                 hostile.line.send(&to, &[DatagramFrame::Pulse(number), DatagramFrame::Challenge(number)])?;
             }
             if let Ok(mut connection) = hostile.dial(node) {
-                let known = SyncDigest { document: hostile.document.state(), keys: Vec::new() };
+                let known =
+                    SyncDigest { document: hostile.document.state(), keys: Vec::new(), differences: false };
                 let answer: Result<ToMember> =
                     connection.send(&FromMember::Compare(known)).and_then(|()| connection.receive());
                 ensure!(answer.is_err(), "n{node} answers it: {answer:?}");
