@@ -16,9 +16,6 @@
 //! ChaCha20-Poly1305, since a virtual machine that is resumed twice from one snapshot repeats boot and
 //! sequence: with GCM-SIV that shows at most that two equal datagrams are equal.
 
-use aes_gcm_siv::aead::AeadInOut;
-use aes_gcm_siv::aead::inout::InOutBuf;
-use aes_gcm_siv::{Aes256GcmSiv, KeyInit};
 use curve25519_dalek::edwards::CompressedEdwardsY;
 use ring::hkdf::{HKDF_SHA256, KeyType, Salt};
 use zeroize::Zeroize;
@@ -116,9 +113,7 @@ impl DatagramKey {
         let mut datagram = Vec::with_capacity(HEADER_LEN + plaintext.len() + TAG_LEN);
         datagram.extend_from_slice(&head);
         datagram.extend_from_slice(plaintext);
-        let body = InOutBuf::from(datagram.get_mut(HEADER_LEN..)?);
-        let cipher = Aes256GcmSiv::new(&self.0.into());
-        let tag = cipher.encrypt_inout_detached(&header.nonce().into(), &head, body).ok()?;
+        let tag = cipher::encrypt(&self.0, &header.nonce(), &head, datagram.get_mut(HEADER_LEN..)?)?;
         datagram.extend_from_slice(&tag);
         Some(datagram)
     }
@@ -126,10 +121,8 @@ impl DatagramKey {
     /// Opens the ciphertext after the header, in place; `None` when the seal is invalid.
     pub fn open<'a>(&self, header: &DatagramHeader, ciphertext: &'a mut [u8]) -> Option<&'a [u8]> {
         let (body, tag) = ciphertext.split_last_chunk_mut::<TAG_LEN>()?;
-        let cipher = Aes256GcmSiv::new(&self.0.into());
-        let (nonce, head) = (header.nonce().into(), header.to_bytes());
-        let opened = cipher.decrypt_inout_detached(&nonce, &head, InOutBuf::from(&mut *body), &(*tag).into());
-        opened.ok().map(|()| &*body)
+        cipher::decrypt(&self.0, &header.nonce(), &header.to_bytes(), body, tag)?;
+        Some(body)
     }
 }
 
