@@ -84,8 +84,15 @@ impl ClusterPlace {
 
     /// What is known of members whose records this node does not have.
     pub(super) fn others(&self) -> Option<OtherMembers> {
-        if self.topology.place() != Place::Attached {
-            return None;
+        match self.topology.place() {
+            Place::Everyone => return None,
+            // One that was just called does not have all records yet.
+            Place::Core => {
+                let silent = self.silent.iter().copied().collect();
+                let (members, up) = (self.topology.members(), self.up);
+                return Some(OtherMembers { members, up, silent, differ: Vec::new() });
+            }
+            Place::Attached => {}
         }
         let heard: Vec<(NodeId, &Heard)> = self.topology.attachment().answering().collect();
         let differs = |heard: &Heard| heard.knows.document != self.knows.document;

@@ -261,7 +261,12 @@ impl Gossip {
             match ended {
                 RunEnd::Stopping => return,
                 RunEnd::Resized => info!("gossip restarts with an interval for the new cluster size"),
-                RunEnd::Moved(place) => info!(%place, "the cluster's size or core has changed"),
+                RunEnd::Moved(place) => {
+                    info!(%place, "the cluster's size or core has changed");
+                    if place == Place::Core {
+                        self.pulls.called(self.life.now());
+                    }
+                }
                 RunEnd::Overtaken(by) => {
                     self.overtaken = self.life.now();
                     above = by.generation;

@@ -4,6 +4,7 @@
 //! - While no member is alive, from one after the other: gossip can't work while keys differ.
 //! - From a master whose pulses have another record than the stored one for longer than a moment.
 //! - On an attached node, from a core member that has others of those that every node needs.
+//! - On a node that was called into the core, from several of it: so far it had the records that every node needs.
 //! - Every minute or so, from one random member, in a large cluster of the core: records that gossip does not
 //!   deliver for some reason then arrive anyway.
 
@@ -28,6 +29,11 @@ const ALONE: Duration = Duration::from_secs(2);
 const USUAL: Duration = Duration::from_secs(60);
 const FEW: u32 = 100;
 
+/// Interval on a node that was called into the core, and for how long: others are called at the same time, and have
+/// no more than it has.
+const CALLED: Duration = Duration::from_secs(3);
+const CALLED_FOR: Duration = Duration::from_secs(30);
+
 /// How long gossip has to bring a record that a pulse has announced.
 const PATIENCE: Duration = Duration::from_millis(1_500);
 
@@ -38,11 +44,19 @@ const ANSWER: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct RecordPulls {
     next: Option<Moment>,
+    /// Until when this node has just been called into the core.
+    called: Moment,
     /// Fingerprints that differ from the stored records, and since when, or since the last request.
     differ: BTreeMap<NodeId, (u32, Moment)>,
 }
 
 impl RecordPulls {
+    /// This node was called into the core.
+    pub(super) fn called(&mut self, now: Moment) {
+        self.next = None;
+        self.called = now.after(CALLED_FOR);
+    }
+
     /// A member's pulse has announced its latest record.
     pub(super) fn announced(&mut self, node: NodeId, fingerprint: u32, now: Moment) {
         let since = self.differ.get(&node).map_or(now, |(_, since)| *since);
@@ -78,7 +92,13 @@ impl Gossip {
         let asked: Vec<NodeId> = members.iter().filter(|id| !anyone || heard(id)).copied().collect();
         let peer = asked.get((dice % asked.len().max(1) as u64) as usize).copied();
         let share = u32::try_from(members.len()).unwrap_or(u32::MAX).div_ceil(FEW).max(1);
-        let wait = if anyone { USUAL.saturating_mul(share) } else { ALONE };
+        let lacks =
+            now < self.pulls.called && self.records.lock().iter().count() < document.members().count();
+        let wait = match (anyone, lacks) {
+            (true, true) => CALLED,
+            (true, false) => USUAL.saturating_mul(share),
+            (false, _) => ALONE,
+        };
         let wait = wait + wait.mul_f64((dice >> 32) as f64 / f64::from(u32::MAX) / 2.0);
         self.pulls.next = Some(now.after(wait));
         if let Some(peer) = peer {

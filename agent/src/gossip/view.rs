@@ -102,6 +102,7 @@ impl Gossip {
         };
         let shown = self.seen.read.iter().filter(|(id, read)| shown(id, read.version)).map(|(id, _)| *id);
         let shown: BTreeSet<NodeId> = shown.collect();
+        self.place.set_alive(shown.clone(), now);
         let heard = |id: &NodeId| self.place.topology.is_alive(id, shown.contains(id), now);
         let view = {
             let published = self.seen.read.iter().map(|(id, read)| PublishedRecord {
@@ -129,7 +130,6 @@ impl Gossip {
                 ..ClusterView::new(published, &previous, wall(), &authority)
             }
         };
-        self.place.set_alive(shown, now);
         self.publish_needed(&document);
         self.keep_proofs(&view);
         self.ask_for_proofs(&view);
