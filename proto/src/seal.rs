@@ -113,7 +113,7 @@ impl DatagramKey {
         let mut datagram = Vec::with_capacity(HEADER_LEN + plaintext.len() + TAG_LEN);
         datagram.extend_from_slice(&head);
         datagram.extend_from_slice(plaintext);
-        let tag = cipher::encrypt(&self.0, &header.nonce(), &head, datagram.get_mut(HEADER_LEN..)?)?;
+        let tag = datagram_cipher::encrypt(&self.0, &header.nonce(), &head, datagram.get_mut(HEADER_LEN..)?)?;
         datagram.extend_from_slice(&tag);
         Some(datagram)
     }
@@ -121,7 +121,7 @@ impl DatagramKey {
     /// Opens the ciphertext after the header, in place; `None` when the seal is invalid.
     pub fn open<'a>(&self, header: &DatagramHeader, ciphertext: &'a mut [u8]) -> Option<&'a [u8]> {
         let (body, tag) = ciphertext.split_last_chunk_mut::<TAG_LEN>()?;
-        cipher::decrypt(&self.0, &header.nonce(), &header.to_bytes(), body, tag)?;
+        datagram_cipher::decrypt(&self.0, &header.nonce(), &header.to_bytes(), body, tag)?;
         Some(body)
     }
 }

@@ -26,6 +26,10 @@ const AGAIN: Duration = Duration::from_secs(20);
 /// and each new record of each node goes to all others.
 const HASHES: Duration = Duration::from_secs(2);
 
+/// Shortest time between two statements of how long round trips take and how many are lost: they vary all the time, and
+/// each new record of a master goes to all others.
+const MEASUREMENTS: Duration = Duration::from_secs(30);
+
 /// What the record is made of.
 pub(super) struct RecordInputs {
     pub(super) node: NodeFile,
@@ -43,6 +47,8 @@ pub(super) struct RecordInputs {
 struct RecordTask {
     inputs: RecordInputs,
     said: BTreeMap<NodeId, PeerLink>,
+    /// When measurements were last stated anew.
+    measured: Option<Moment>,
     hash: DocumentHash,
 }
 
@@ -83,10 +89,15 @@ impl RecordTask {
         let health = self.inputs.health.borrow_and_update().clone();
         let document = self.inputs.trust.borrow_and_update().document.clone();
         let liveness = self.inputs.liveness.borrow_and_update().clone();
-        self.said = liveness
-            .iter()
-            .filter_map(|(id, peer_liveness)| Some((*id, peer_link(self.said.get(id), peer_liveness)?)))
-            .collect();
+        let renew = self.measured.is_none_or(|at| now.since(at) >= MEASUREMENTS);
+        let said = |(id, peer_liveness): (&NodeId, &PeerLiveness)| {
+            Some((*id, peer_link(self.said.get(id), peer_liveness, renew)?))
+        };
+        let said = liveness.iter().filter_map(said).collect();
+        if renew && said != self.said {
+            self.measured = Some(now);
+        }
+        self.said = said;
         let vips = self.inputs.vips.borrow_and_update().clone();
         let settings = self.inputs.settings.borrow_and_update().clone();
         let draining = settings.drains.get(&self.inputs.node.name).copied();
@@ -114,8 +125,9 @@ impl RecordTask {
 }
 
 /// What is said of a peer that is pulsed. Round trips and losses vary all the time; what was said stands
-/// until it is half wrong, and is said in two digits, so that gossip has little to carry.
-fn peer_link(said: Option<&PeerLink>, peer_liveness: &PeerLiveness) -> Option<PeerLink> {
+/// until it is half wrong, and time has come to `renew` it, and is said in two digits, so that gossip has little to
+/// carry.
+fn peer_link(said: Option<&PeerLink>, peer_liveness: &PeerLiveness, renew: bool) -> Option<PeerLink> {
     let heard = match peer_liveness.liveness {
         Liveness::Unknown => return None,
         // A moment's silence is over before gossip has told of it.
@@ -127,6 +139,7 @@ fn peer_link(said: Option<&PeerLink>, peer_liveness: &PeerLiveness) -> Option<Pe
     let now = PeerLink { alive: heard, rtt_us, loss_permille };
     let near = |a: u32, b: u32| a.abs_diff(b) <= (a.min(b) / 2).max(200);
     Some(match said {
+        Some(said) if said.alive == heard && !renew => *said,
         Some(said) if said.alive == heard && said.loss_permille.abs_diff(loss_permille) <= 10 => {
             let rtt_us = match (said.rtt_us, rtt_us) {
                 (Some(old), Some(new)) if near(old, new) => Some(old),
@@ -148,7 +161,8 @@ fn two_digits(number: u32) -> u32 {
 
 /// Starts the task that keeps the record up to date; it alone writes it.
 pub(super) fn spawn(inputs: RecordInputs, life: &Lifecycle) -> watch::Receiver<NodeRecord> {
-    let mut task = RecordTask { inputs, said: BTreeMap::new(), hash: DocumentHash::default() };
+    let mut task =
+        RecordTask { inputs, said: BTreeMap::new(), measured: None, hash: DocumentHash::default() };
     let (sender, receiver) = watch::channel(task.record(false, life.now()));
     let own = life.clone();
     life.supervise("record", (task, sender), move |(task, sender)| {
@@ -200,14 +214,18 @@ mod tests {
             rtt: Some(Duration::from_micros(us)),
             loss_permille,
         };
-        let first = peer_link(None, &peer_liveness(42_345, 14, Liveness::Alive)).unwrap();
+        let first = peer_link(None, &peer_liveness(42_345, 14, Liveness::Alive), true).unwrap();
         assert_eq!(first, PeerLink { alive: true, rtt_us: Some(42_000), loss_permille: 10 });
-        let again = |us, loss, liveness| peer_link(Some(&first), &peer_liveness(us, loss, liveness)).unwrap();
+        let again =
+            |us, loss, liveness| peer_link(Some(&first), &peer_liveness(us, loss, liveness), true).unwrap();
         assert_eq!(again(60_000, 29, Liveness::Late), first);
         assert_eq!(again(70_000, 10, Liveness::Alive).rtt_us, Some(70_000));
         assert_eq!(again(42_000, 30, Liveness::Alive).loss_permille, 30);
         assert!(!again(42_000, 10, Liveness::Silent).alive);
-        assert_eq!(peer_link(None, &peer_liveness(1, 0, Liveness::Unknown)), None);
+        let early = |us, liveness| peer_link(Some(&first), &peer_liveness(us, 90, liveness), false).unwrap();
+        assert_eq!(early(900_000, Liveness::Alive), first, "not yet");
+        assert!(!early(42_000, Liveness::Silent).alive, "that is said at once");
+        assert_eq!(peer_link(None, &peer_liveness(1, 0, Liveness::Unknown), true), None);
     }
 
     #[test]
