@@ -26,7 +26,7 @@ pub(super) async fn full(running: &RunningAgent) -> Status {
     }
     // Those that this node is attached to, and then masters.
     let (document, mut asked) = (running.document(), running.peers.view().borrow().attached_to.clone());
-    let masters = document.members().map(|(id, _)| *id).filter(|id| document.is_master(id));
+    let masters = document.masters().map(|(id, _)| *id);
     let more: Vec<NodeId> = masters.filter(|id| !asked.contains(id)).collect();
     asked.extend(more);
     for id in asked.into_iter().take(ASKED) {

@@ -148,7 +148,8 @@ fn render(node: &str, examined: &Examination, columns: usize, colours: bool) -> 
     for (i, Group { finding, nodes, remedy }) in groups.iter().enumerate() {
         let alike = |other: &&Group<'_>| other.is_like(finding);
         let (before, after) = (&groups[..i], &groups[i + 1..]);
-        if before.iter().filter(alike).count() >= MOST_ALIKE {
+        let printed = before.iter().filter(alike).count();
+        if printed >= MOST_ALIKE {
             continue;
         }
         text.push('\n');
@@ -166,7 +167,7 @@ fn render(node: &str, examined: &Examination, columns: usize, colours: bool) -> 
             print_step(&mut text, before, step, columns);
         }
         let rest = after.iter().filter(alike).count();
-        if rest > 0 && before.iter().filter(alike).count() + 1 == MOST_ALIKE {
+        if rest > 0 && printed + 1 == MOST_ALIKE {
             let more = format!("{rest} more like this ({}); all of them: agent doctor --json", finding.code);
             hanging(&mut text, "\n  and   ", 8, &more, columns);
         }

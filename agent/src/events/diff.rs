@@ -491,7 +491,7 @@ impl PreviousState {
 
 /// The names of the masters.
 fn masters(document: &Document) -> impl Iterator<Item = Name> {
-    document.members().filter(|(id, _)| document.is_master(id)).map(|(_, admitted)| admitted.name.clone())
+    document.masters().map(|(_, admitted)| admitted.name.clone())
 }
 
 /// A setting's value as everyone may read it.

@@ -72,14 +72,19 @@ impl ClusterPlace {
         }
     }
 
-    /// When to decide or to send something.
-    pub(super) fn deadline(&self, now: Moment) -> Moment {
-        self.topology.deadline(now)
-    }
-
     /// Decides anew, when it is time.
     pub(super) fn decide(&mut self, now: Moment) -> Place {
         self.topology.update(|id| self.alive.contains(id), now)
+    }
+
+    /// Whether a member is alive.
+    pub(super) fn is_alive(&self, id: &NodeId, now: Moment) -> bool {
+        self.topology.is_alive(id, self.alive.contains(id), now)
+    }
+
+    /// What this node knows, with the core as it is now.
+    fn knowledge(&self) -> Knowledge {
+        Knowledge { core: topology::fingerprint(self.topology.core()), ..self.knows }
     }
 
     /// What is known of members whose records this node does not have.
@@ -144,11 +149,10 @@ impl Gossip {
             let attached = Some(list.iter().map(prefix).collect());
             self.send_to_core(&Beacon { in_core: true, attached, ..Beacon::default() });
         }
-        for id in due.probes {
-            let core = topology::fingerprint(self.place.topology.core());
-            let knows = Knowledge { core, ..self.place.knows };
-            let attach = Attach { knows, record: self.own_record().1, ..Attach::default() };
-            self.link.datagrams().send_topology(id, &TopologyFrame::Attach(attach.to_bytes()));
+        if !due.probes.is_empty() {
+            let (knows, (_, record)) = (self.place.knowledge(), self.own_record());
+            let attach = TopologyFrame::Attach(Attach { knows, record, ..Attach::default() }.to_bytes());
+            due.probes.into_iter().for_each(|id| self.link.datagrams().send_topology(id, &attach));
         }
     }
 
@@ -248,7 +252,7 @@ impl Gossip {
         }
         self.records.set_needed(needed.into_keys().collect());
         let now = self.life.now();
-        let knows = Knowledge { core: topology::fingerprint(self.place.topology.core()), ..self.place.knows };
+        let knows = self.place.knowledge();
         let (told, at) = self.place.told;
         if place == Place::Core && knows != told && now.since(at) >= UNASKED {
             self.place.told = (knows, now);

@@ -395,7 +395,7 @@ impl Gossip {
                         return ended;
                     }
                 }
-                () = tokio::time::sleep_until(self.life.instant(self.place.deadline(self.life.now()))) => {
+                () = tokio::time::sleep_until(self.life.instant(self.place.topology.deadline(self.life.now()))) => {
                     let now = self.life.now();
                     if self.place.decide(now) != place {
                         return RunEnd::Moved(self.place.topology.place());

@@ -102,8 +102,8 @@ impl Gossip {
         };
         let shown = self.seen.read.iter().filter(|(id, read)| shown(id, read.version)).map(|(id, _)| *id);
         let shown: BTreeSet<NodeId> = shown.collect();
-        self.place.set_alive(shown.clone(), now);
-        let heard = |id: &NodeId| self.place.topology.is_alive(id, shown.contains(id), now);
+        self.place.set_alive(shown, now);
+        let heard = |id: &NodeId| self.place.is_alive(id, now);
         let view = {
             let published = self.seen.read.iter().map(|(id, read)| PublishedRecord {
                 id: *id,

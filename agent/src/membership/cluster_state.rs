@@ -271,8 +271,9 @@ impl ClusterState {
         let own = self.own();
         let was_member = self.is_member();
         let mut changed = false;
-        let sealed = snapshot.document.clone().or_else(|| self.follow_difference(snapshot));
-        if let Some(sealed) = &sealed {
+        let followed = if snapshot.document.is_none() { self.follow_difference(snapshot) } else { None };
+        let sealed = snapshot.document.as_ref().or(followed.as_ref());
+        if let Some(sealed) = sealed {
             changed = self.take_document(from, sealed);
         }
         changed |= self.ring.take(&snapshot.keys, self.replica.document(), wall());
@@ -289,7 +290,7 @@ impl ClusterState {
             warn!("this node was removed from the cluster; serving from the last known good list");
         }
         let sealed = sealed?;
-        let proof = self.replica.proof_for(&sealed, &own)?;
+        let proof = self.replica.proof_for(sealed, &own)?;
         let shown = BTreeSet::from([sealed.by(), *from]);
         Some((shown, SyncSnapshot { document: Some(proof), ..SyncSnapshot::default() }))
     }

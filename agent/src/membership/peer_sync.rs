@@ -168,7 +168,7 @@ impl PeerSync {
     pub(super) fn push(
         &self,
         mut peers: Vec<NodeId>,
-        snapshot: SyncSnapshot,
+        mut snapshot: SyncSnapshot,
     ) -> impl Future<Output = (usize, usize)> + Send + use<> {
         if peers.len() > MOST_AT_ONCE {
             // Gossip of the document's hash tells the others within seconds.
@@ -179,8 +179,9 @@ impl PeerSync {
         let all = peers.len();
         let (told, mut count) = mpsc::channel(MOST_AT_ONCE);
         let target = snapshot.difference.as_ref().map(|difference| difference.target);
-        let shorter = target.map(|_| SyncSnapshot { document: None, ..snapshot.clone() });
-        let whole = SyncSnapshot { difference: None, ..snapshot };
+        let document = snapshot.document.take();
+        let whole = SyncSnapshot { document, difference: None, ..snapshot.clone() };
+        let shorter = target.map(|_| snapshot);
         let requests: Vec<_> =
             shorter.into_iter().chain([whole]).map(Box::new).map(FromMember::Sync).collect();
         let requests = Arc::new(requests);

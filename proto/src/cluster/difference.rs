@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::limits::MAX_BYTES;
 use super::replica::{Replica, Seal, SealedDocument};
 use super::value::{self, Value};
-use super::{Document, DocumentHash};
+use super::{Document, DocumentHash, digest_of};
 
 /// Most steps of a journal.
 const MOST_STEPS: usize = 64;
@@ -28,7 +28,7 @@ pub struct DocumentDifference {
 }
 
 impl DocumentDifference {
-    /// The document that it leads to, with its seal, which nobody has looked at then. `None`: from this state it leads
+    /// The document that it leads to, with its seal; nobody has looked at either then. `None`: from this state it leads
     /// elsewhere, or nowhere.
     pub fn apply(&self, ours: &Document) -> Option<SealedDocument> {
         if self.patch.len() > MAX_BYTES || value::check_bytes(&self.patch).is_err() {
@@ -36,9 +36,10 @@ impl DocumentDifference {
         }
         let mut all = value_of(ours)?;
         all.apply(&rmp_serde::from_slice(&self.patch).ok()?);
+        // Read and checked when it is adopted, as a whole one is.
         let document = rmp_serde::to_vec_named(&all).ok()?;
-        let reached = Document::from_bytes(&document).ok()?;
-        (reached.state() == self.target).then(|| SealedDocument::new(document, self.seal.clone()))
+        let reached = DocumentHash::of_digest(&digest_of(&document));
+        (reached == self.target).then(|| SealedDocument::new(document, self.seal.clone()))
     }
 
     /// What leads from one state to that of a replica.
@@ -81,14 +82,15 @@ impl DocumentJournal {
         if before.state() == now.state() {
             return;
         }
-        let whole = now.to_bytes().len();
-        let patch = value_of(before).zip(value_of(now)).and_then(|(before, now)| before.patch_to(&now));
+        let whole = now.to_bytes();
+        let value = rmp_serde::from_slice(&whole).ok();
+        let patch = value_of(before).zip(value).and_then(|(before, now)| before.patch_to(&now));
         let Some(patch) = patch else { return };
         let bytes = rmp_serde::to_vec_named(&patch).map_or(usize::MAX, |bytes| bytes.len());
         self.0.push_back(Step { before: before.state(), patch, bytes });
         let all =
             |steps: &VecDeque<Step>| steps.iter().fold(0, |all: usize, one| all.saturating_add(one.bytes));
-        while self.0.len() > MOST_STEPS || all(&self.0) > whole / WORTH {
+        while self.0.len() > MOST_STEPS || all(&self.0) > whole.len() / WORTH {
             self.0.pop_front();
         }
     }

@@ -15,6 +15,14 @@ use crate::time::UnixMs;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct DocumentHash(pub [u8; 16]);
 
+impl DocumentHash {
+    pub(super) fn of_digest(digest: &[u8; 32]) -> DocumentHash {
+        let mut hash = [0; 16];
+        hash.copy_from_slice(&digest[..16]);
+        DocumentHash(hash)
+    }
+}
+
 impl fmt::Display for DocumentHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&data_encoding::HEXLOWER.encode(&self.0))

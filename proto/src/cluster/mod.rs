@@ -36,6 +36,13 @@ pub use limits::{CounterJump, MAX_BYTES, MAX_NODES};
 pub use replica::{AdoptError, Adoption, ChangeError, Replica, Seal, SealedDocument};
 pub use value::{Extra, Value};
 
+/// The digest of a document with these canonical bytes.
+fn digest_of(canonical: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, canonical).as_ref());
+    hash
+}
+
 /// Format of the document that this version writes. It counts only changes that an older agent must not
 /// read past; new fields are no such change.
 const VERSION: u8 = 1;
@@ -333,18 +340,12 @@ impl Document {
 
     /// The SHA-256 of the canonical bytes: what a seal signs.
     pub fn digest(&self) -> [u8; 32] {
-        *self.digest.0.get_or_init(|| {
-            let mut hash = [0; 32];
-            hash.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, &self.to_bytes()).as_ref());
-            hash
-        })
+        *self.digest.0.get_or_init(|| digest_of(&self.to_bytes()))
     }
 
     /// Names this state of the document.
     pub fn state(&self) -> DocumentHash {
-        let mut hash = [0; 16];
-        hash.copy_from_slice(&self.digest()[..16]);
-        DocumentHash(hash)
+        DocumentHash::of_digest(&self.digest())
     }
 
     /// Names this state of the document in gossip and status: equal on two nodes when they hold the same.

@@ -257,7 +257,8 @@ impl Topology {
             self.place = Place::Everyone;
             return self.place;
         }
-        if self.place == Place::Attached {
+        let before = self.place;
+        if before == Place::Attached {
             let Some(core) = self.attachment.called(&self.order, now) else { return self.place };
             let mut silent = self.attachment.silent().clone();
             self.watch = CoreWatch::called(&self.order, core, &mut silent, now);
@@ -265,23 +266,22 @@ impl Topology {
             self.probes = CoreProbes::default();
             self.inherited = Inherited { until: now.after(INHERITED), silent, called: true };
         }
-        let (own, attached, probes) = (self.own, &self.attached, &self.probes);
-        let inherited = &self.inherited;
-        let lives = |id: &NodeId| gossips(id) || attached.is_alive(id, now) || inherited.says_alive(id, now);
-        let alive = |id: &NodeId| *id == own || lives(id) && !probes.is_dead(id, now);
-        self.core = self.watch.update(&self.order, alive, now).clone();
-        let silent: BTreeSet<NodeId> = self.order.iter().filter(|id| !alive(id)).copied().collect();
-        if self.place == Place::Core && self.watch.is_urgent() {
+        // It decides as one of the core, and may find that it is not needed.
+        self.place = Place::Core;
+        let dead = |id: &&NodeId| !self.is_alive(id, gossips(id), now);
+        let silent: BTreeSet<NodeId> = self.order.iter().filter(dead).copied().collect();
+        self.core = self.watch.update(&self.order, |id| !silent.contains(id), now).clone();
+        if before == Place::Core && self.watch.is_urgent() {
             // Those who were attached to the others are not heard until they have found this node.
             let inherits = self.inherited.called && now < self.inherited.until;
             let silent = if inherits { std::mem::take(&mut self.inherited.silent) } else { silent.clone() };
             self.inherited = Inherited { until: now.after(INHERITED), silent, called: true };
         }
         self.dead = self.probes.dead(now);
-        if self.core.contains(&own) {
-            self.place = Place::Core;
-        } else if self.place != Place::Attached {
-            self.attachment = Attachment::new(own, silent, now);
+        if !self.core.contains(&self.own) {
+            if before != Place::Attached {
+                self.attachment = Attachment::new(self.own, silent, now);
+            }
             self.place = Place::Attached;
         }
         self.place
