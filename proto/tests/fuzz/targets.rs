@@ -128,8 +128,13 @@ fn pulse(bytes: &[u8]) {
 /// What attached nodes and core members say to each other.
 fn topology(bytes: &[u8]) {
     let (attach, beacon) = (Attach::from_bytes(bytes), Beacon::from_bytes(bytes));
-    assert_eq!(Attach::from_bytes(&attach.to_bytes()), attach);
-    assert_eq!(Beacon::from_bytes(&beacon.to_bytes()), beacon);
+    // A record that does not fit is left out, and so is the end of a list.
+    let again = Attach::from_bytes(&attach.to_bytes());
+    assert!(again == attach || again == Attach { carried: None, ..attach });
+    let again = Beacon::from_bytes(&beacon.to_bytes());
+    assert!(beacon.silent.starts_with(&again.silent), "{beacon:?} became {again:?}");
+    assert!(again.carried.is_none() || again.carried == beacon.carried);
+    assert_eq!(again, Beacon { silent: again.silent.clone(), carried: again.carried.clone(), ..beacon });
 }
 
 /// A line of an invite, or the key in it, as someone typed it.
