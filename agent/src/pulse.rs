@@ -37,9 +37,6 @@ const QUIET: Duration = Duration::from_millis(50);
 /// How old the word of others about a late peer may be before this node asks for it.
 const ASK: Duration = Duration::from_millis(300);
 
-/// When a change of this node's status is said again to nodes that pulse seldom.
-const REPEATS: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(600)];
-
 /// Gossip of other members within this time shows that this node's own network works: a little more than its
 /// interval, in which each node gets about three messages.
 const OTHERS: Duration = Duration::from_millis(900);
@@ -66,7 +63,7 @@ pub(crate) fn spawn(inputs: PulseInputs, liveness: watch::Sender<Arc<PeerLivenes
         record,
         place: place.clone(),
         said: None,
-        again: Vec::new(),
+        next: None,
         life: life.clone(),
     };
     life.supervise("pulse", own, |own| Box::pin(own.run()));
@@ -83,8 +80,8 @@ struct StatusPublisher {
     record: watch::Receiver<NodeRecord>,
     place: watch::Receiver<Place>,
     said: Option<PulseStatus>,
-    /// When to say it again, latest first.
-    again: Vec<Moment>,
+    /// When more nodes are to be told.
+    next: Option<Moment>,
     life: Lifecycle,
 }
 
@@ -98,9 +95,8 @@ impl StatusPublisher {
                 changed = self.record.changed() => if changed.is_err() {
                     return;
                 },
-                () = self.life.until(self.again.last().copied()) => {
-                    self.again.pop();
-                    self.link.datagrams().repeat_status(self.life.now());
+                () = self.life.until(self.next) => {
+                    self.next = self.link.datagrams().send_status(self.life.now());
                     continue;
                 }
             }
@@ -108,9 +104,9 @@ impl StatusPublisher {
             // Much of a record is not in the status, and nodes that have pulsed this one are notified at once.
             if self.said.as_ref() != Some(&pulse_status) {
                 let now = self.life.now();
-                self.link.datagrams().set_status(&pulse_status, now);
                 let seldom = *self.place.borrow() != Place::Everyone;
-                self.again = REPEATS.iter().rev().filter(|_| seldom).map(|wait| now.after(*wait)).collect();
+                self.link.datagrams().set_status(&pulse_status, seldom, now);
+                self.next = self.link.datagrams().send_status(now);
                 self.said = Some(pulse_status);
             }
         }

@@ -351,7 +351,7 @@ async fn a_fingerprint_goes_with_one_answer_a_second() {
     introduce(&a, &b);
     gets_through(&a, &mut b, b"known").await;
     gets_through(&b, &mut a, b"both ways").await;
-    b.link.datagrams().set_status(&PulseStatus::default(), b.life.now());
+    b.link.datagrams().set_status(&PulseStatus::default(), false, b.life.now());
     b.link.datagrams().set_record_fingerprint(0xfeed);
     for number in 1..=5 {
         a.link.datagrams().pulse(b.link.own(), number, Duration::ZERO, a.life.now());

@@ -257,18 +257,19 @@ impl Datagrams {
         self.send_to_best(to, &DatagramFrame::Gossip(message));
     }
 
-    /// What this node says of itself from now on. Whoever has pulsed it lately is told at once.
-    pub(crate) fn set_status(&self, pulse_status: &PulseStatus, now: Moment) {
-        self.responder.set_status(pulse_status);
-        self.repeat_status(now);
+    /// What this node says of itself from now on; [`Datagrams::send_status`] is due at once. `seldom`: some nodes pulse
+    /// so seldom that they are told more than once.
+    pub(crate) fn set_status(&self, pulse_status: &PulseStatus, seldom: bool, now: Moment) {
+        self.responder.set_status(pulse_status, seldom, now);
     }
 
-    /// Says it again: to a node that pulses seldom, one datagram may be lost.
-    pub(crate) fn repeat_status(&self, now: Moment) {
-        let (plaintext, askers) = self.responder.news(now);
+    /// Tells it to some of those that have pulsed this node lately. Returns when the next are due.
+    pub(crate) fn send_status(&self, now: Moment) -> Option<Moment> {
+        let (plaintext, askers, next) = self.responder.news(now);
         for (id, address) in askers {
             self.send(id, address, &plaintext);
         }
+        next
     }
 
     /// The fingerprint of this node's current record, which goes with an answer a second.

@@ -14,6 +14,7 @@
 //! says which core members it has lost; whoever hears that checks them directly (`probes`), so that a core that loses
 //! most of its members is made up within seconds.
 
+mod askers;
 mod attachment;
 mod core;
 mod pace;
@@ -26,6 +27,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::askers::Askers;
 pub use self::attachment::{AttachDue, AttachedNodes, Attachment, Heard};
 pub use self::core::{ALL_GOSSIP, CoreOrder, CoreWatch, core_size, fingerprint, fingerprint_of_records};
 pub use self::pace::pace;
