@@ -23,6 +23,14 @@ impl HistogramMeter {
         }
     }
 
+    /// Adds those of another histogram: the sum in microseconds, then a number for each bucket.
+    pub(crate) fn add(&self, values: &[u64]) {
+        let own = [&self.sum_us].into_iter().chain(&self.counts);
+        for (to, from) in own.zip(values) {
+            to.fetch_add(*from, Relaxed);
+        }
+    }
+
     /// The current values.
     pub(crate) fn read(&self) -> Histogram {
         let mut histogram = Histogram { sum_us: self.sum_us.load(Relaxed), ..Histogram::default() };

@@ -9,6 +9,7 @@ mod doctor;
 mod events;
 mod faults;
 mod gossip;
+mod handover;
 mod hardening;
 mod histogram;
 mod http;
@@ -43,6 +44,7 @@ mod web;
 compile_error!("a static glibc binary needs `--cfg getrandom_backend=\"linux_getrandom\"`: use deploy/build");
 
 fn main() -> std::process::ExitCode {
+    handover::begin();
     hardening::no_core_dumps();
     demo::die_with_parent();
     cli::main(std::env::args_os())

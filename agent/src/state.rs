@@ -71,6 +71,8 @@ pub(crate) struct StateDir {
     dir: PathBuf,
     /// Holds the lock for as long as the store lives. None if the file system has no locks.
     _lock: Option<File>,
+    /// Another process uses it: nothing is changed.
+    only_looks: bool,
     /// One write at a time: all writes of a name go through the same temporary file.
     writing: Mutex<WriteState>,
 }
@@ -129,7 +131,12 @@ impl StateDir {
             DirBuilder::new().mode(0o700).create(dir).map_err(create)?;
         }
         let lock = lock(dir)?;
-        Ok(StateDir { dir: dir.into(), _lock: lock, writing: Mutex::default() })
+        Ok(StateDir { dir: dir.into(), _lock: lock, only_looks: false, writing: Mutex::default() })
+    }
+
+    /// The directory of a running agent, to see whether this program could use it. Nothing in it is changed.
+    pub(crate) fn look(dir: &Path) -> StateDir {
+        StateDir { dir: dir.into(), _lock: None, only_looks: true, writing: Mutex::default() }
     }
 
     /// The directory.
@@ -188,6 +195,9 @@ impl StateDir {
     /// Replaces the value of `file`. When it fails, the old value is still there.
     pub(crate) fn write<T: Serialize>(&self, file: StateFile, value: &T) -> Result<(), StateError> {
         let name = file.name;
+        if self.only_looks {
+            return Err(StateError::Kept { path: self.dir.join(name) });
+        }
         let bytes =
             format::encode(file, value).map_err(|source| StateError::Encode { name: name.into(), source })?;
         let mut writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -341,6 +351,9 @@ impl StateDir {
     /// Renames a garbled `file` so that a person can examine it. Returns where it went, as the end of a
     /// sentence.
     fn set_aside(&self, file: &str, name: &str) -> String {
+        if self.only_looks {
+            return String::new();
+        }
         let mut bad: Vec<(u64, String)> = self
             .names()
             .unwrap_or_default()

@@ -29,6 +29,11 @@ pub(crate) fn stopping() {
     report(send(socket().as_deref(), &[NotifyState::Stopping], PATIENCE));
 }
 
+/// The process becomes another program, which will be ready again.
+pub(crate) fn reloading() {
+    report(send(socket().as_deref(), &[NotifyState::Reloading], PATIENCE));
+}
+
 /// One line for `systemctl status`.
 pub(crate) fn status(line: &str) {
     let line = line.replace('\n', " "); // each line of a message is a field of its own

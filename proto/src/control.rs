@@ -6,6 +6,7 @@
 
 mod members;
 mod refusal;
+mod replace;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::members::{MemberState, MemberStatus, PeerLinkStatus, complete, in_order};
 pub use self::refusal::{Refusal, RefusalCode};
+pub use self::replace::{ReplaceStatus, TakeOver};
 use crate::backends::BackendState;
 use crate::cause::{Cause, Fault, Reason};
 use crate::doctor::Examination;
@@ -106,6 +108,9 @@ pub enum Request {
     Events(EventQuery),
     /// Examine these members and the paths to them, by names or ids; none named: all.
     Doctor(Vec<String>),
+    /// Become the program that lies where the agent was started from, with every connection. What succeeds is not
+    /// answered: who answered is no more.
+    Replace,
     /// Known only to the next version.
     #[cfg(feature = "next-wire")]
     Next,
@@ -307,6 +312,9 @@ pub struct NodeStatus {
     /// Events since start, by the name of their kind.
     #[serde(default)]
     pub events: BTreeMap<String, u64>,
+    /// How the agent is replaced; `None`: not without losing connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replace: Option<ReplaceStatus>,
 }
 
 /// Upper bounds of a histogram's buckets, in microseconds; one more bucket takes all longer durations. From a

@@ -157,6 +157,7 @@ fn status() -> Status {
             loop_lag: Histogram::default(),
             checks: vec![checks],
             events: BTreeMap::from([("member".to_owned(), 3)]),
+            replace: None,
         },
         services: vec![service()],
         members: vec![member()],

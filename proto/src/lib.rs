@@ -66,6 +66,8 @@ pub mod access;
 
 pub mod proxy_v2;
 
+pub mod handover;
+
 pub mod cluster;
 
 pub mod invite;

@@ -27,6 +27,13 @@ impl TlvWriter {
         self.bytes(tag, &inner.0);
     }
 
+    /// A field of numbers, one after the other.
+    pub(crate) fn numbers(&mut self, tag: u8, values: impl IntoIterator<Item = u64>) {
+        let mut inner = TlvWriter::default();
+        values.into_iter().for_each(|value| inner.raw(value));
+        self.bytes(tag, &inner.0);
+    }
+
     /// A field of nested fields.
     pub(crate) fn fields(&mut self, tag: u8, write: impl FnOnce(&mut TlvWriter)) {
         let mut inner = TlvWriter::default();
@@ -72,6 +79,15 @@ impl<'a> Iterator for TlvReader<'a> {
 /// The number at the start of a value.
 pub(crate) fn number(value: &[u8]) -> Option<u64> {
     raw(value).map(|(number, _)| number)
+}
+
+/// The numbers of a value, up to one that is none.
+pub(crate) fn numbers(mut value: &[u8]) -> impl Iterator<Item = u64> {
+    std::iter::from_fn(move || {
+        let (number, rest) = raw(value)?;
+        value = rest;
+        Some(number)
+    })
 }
 
 fn raw(bytes: &[u8]) -> Option<(u64, &[u8])> {

@@ -8,6 +8,7 @@
 
 pub mod browser;
 pub mod faults;
+pub mod hold;
 pub mod hostile;
 pub mod lab;
 pub mod load;

@@ -1,11 +1,16 @@
 //! Every node comes back from its state directory alone.
 
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
+use proto::control::{Request, Response};
+use tests::hold::{Held, Kind, Watch, hold, serve};
 use tests::lab::Lab;
-use tests::mesh::{Agent, GOSSIP, LISTENER, all_up, form, with_agents};
+use tests::mesh::{Agent, GOSSIP, LISTENER, SOON, all_up, binary, form, with_agents};
 use tests::wait::{always, eventually};
 
 /// 100 ms are promised; a machine that runs five agents, five tunnels and a test on two cores may take three
@@ -184,4 +189,179 @@ fn a_full_or_read_only_state_directory_does_not_stop_the_proxy() -> Result<()> {
         ensure!(problems.iter().any(|problem| problem.code == "state-file"), "{problems:?}");
         Ok(())
     })
+}
+
+/// Where the proxy under test listens for what is compared byte for byte.
+const PROXY: ([u8; 4], u16) = ([127, 0, 0, 1], 17_000);
+
+/// Its port on the nodes that serve it.
+const SERVED: u16 = 7_000;
+
+/// A cluster with a service that echoes, on all nodes but the last; the last agent runs from a file of its own, so
+/// that it can be replaced.
+fn with_echo(lab: &Lab, agents: &mut [Agent<'_>], over: &Arc<AtomicBool>) -> Result<std::path::PathBuf> {
+    let last = agents.len() - 1;
+    let program = lab.node(last).dir().join("agent");
+    std::fs::copy(binary()?, &program)?;
+    agents[last].binary.clone_from(&program);
+    form(agents)?;
+    for i in 0..last {
+        serve(lab.node(i), SocketAddr::new(lab.node(i).mesh_ip(), SERVED), over)?;
+    }
+    let listen = format!("service.echo.listen={}", SocketAddr::from(PROXY));
+    let port = format!("service.echo.port={SERVED}");
+    agents[0].cli(&["set", &listen, &port, "service.echo.check=tcp"])?.ok()?;
+    eventually("both echo", GOSSIP, || {
+        let status = agents[last].status()?;
+        let echo = status.services.iter().find(|one| one.name == "echo").context("no such service yet")?;
+        let ready = echo.backends.iter().filter(|one| one.state == "ready").count();
+        ensure!(ready == last, "{:?}", echo.backends);
+        Ok(())
+    })?;
+    Ok(program)
+}
+
+/// So many of each kind, through the last node.
+fn hold_all(lab: &Lab, counts: &[(Kind, u64)], watch: &Arc<Watch>) -> Result<Vec<Held>> {
+    let node = lab.node(lab.size() - 1);
+    let all = counts.iter().flat_map(|(kind, count)| (0..*count).map(|seed| (*kind, seed)));
+    all.map(|(kind, seed)| hold(node, PROXY.into(), kind, seed + 1, watch)).collect()
+}
+
+/// Waits until more has passed through the active and the bulk connections.
+fn wait_for_more(watch: &Watch) -> Result<()> {
+    let (messages, bytes) = (watch.messages.load(Relaxed), watch.bytes.load(Relaxed));
+    eventually("messages and bytes pass", SOON, || {
+        let (now, moved) = (watch.messages.load(Relaxed), watch.bytes.load(Relaxed));
+        ensure!(now > messages + 20 && moved > bytes + 1_000_000, "{now} messages, {moved} bytes");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// What the others have told since `before`, each as a line.
+fn events(agent: &Agent<'_>) -> Result<Vec<String>> {
+    Ok(agent.cli(&["events", "--json", "--since", "1d"])?.ok()?.lines().map(str::to_owned).collect())
+}
+
+#[test]
+fn an_upgrade_loses_no_connection_and_no_byte() -> Result<()> {
+    with_agents(Lab::wireguard(3), |lab, agents| {
+        let watch = Arc::new(Watch::default());
+        let program = with_echo(lab, agents, &watch.over)?;
+        let counts = [
+            (Kind::Silent, 20),
+            (Kind::Active, 20),
+            (Kind::Bulk, 2),
+            (Kind::HalfClosed, 4),
+            (Kind::Stuck, 4),
+        ];
+        let held = hold_all(lab, &counts, &watch)?;
+        wait_for_more(&watch)?;
+        let before = agents[2].status()?;
+        let told = events(&agents[0])?.len();
+        let (opened, ended) = (AtomicU64::new(0), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            // New ones, one after the other: none is refused.
+            let (ended, opened, lab) = (&ended, &opened, &lab);
+            let new = scope.spawn(move || {
+                lab.node(2).inside(|| {
+                    while !ended.load(Relaxed) {
+                        echo_once().with_context(|| format!("a new one after {opened:?}"))?;
+                        opened.fetch_add(1, Relaxed);
+                    }
+                    Ok(())
+                })
+            });
+            let outcome = (0..3).try_for_each(|turn| {
+                let said = agents[2].cli(&["upgrade", &next(&program, turn)?])?.ok()?;
+                println!("{}", said.trim());
+                wait_for_more(&watch)
+            });
+            ended.store(true, Relaxed);
+            outcome.and(new.join().map_err(|_| anyhow::anyhow!("a client panicked"))?)
+        })?;
+        let after = agents[2].status()?;
+        ensure!(after.node.started_unix_ms == before.node.started_unix_ms, "it has started anew");
+        ensure!(agents[2].is_running(), "it is another process");
+        watch.over.store(true, Relaxed);
+        let bytes = held.into_iter().map(Held::end).sum::<Result<u64>>()?;
+        println!(
+            "{bytes} bytes came back, {} of {} messages waited longest: {} ms; {} new connections",
+            watch.messages.load(Relaxed),
+            counts.iter().map(|(_, count)| count).sum::<u64>(),
+            watch.longest_us.load(Relaxed) / 1000,
+            opened.load(Relaxed)
+        );
+        // Nobody else has noticed.
+        let noticed: Vec<String> =
+            events(&agents[0])?.into_iter().skip(told).filter(|line| line.contains("n2")).collect();
+        ensure!(noticed.is_empty(), "{noticed:?}");
+        all_up(agents)?;
+        let generations = after.services.iter().find(|one| one.name == "echo").context("no echo")?;
+        let total: u64 = generations.backends.iter().map(|one| one.total).sum();
+        ensure!(total >= 50 + opened.load(Relaxed) / 2, "counters began anew: {total}");
+        Ok(())
+    })
+}
+
+/// A copy of the program, as a new version would lie somewhere; the last turn has the version before.
+fn next(program: &Path, turn: u32) -> Result<String> {
+    let named = |end: &str| format!("{}{end}", program.display());
+    if turn == 2 {
+        return Ok(named(".previous"));
+    }
+    let file = named(&format!(".new{turn}"));
+    std::fs::copy(program, &file)?;
+    Ok(file)
+}
+
+/// A connection for one message.
+fn echo_once() -> Result<()> {
+    use std::io::{Read, Write};
+    let mut stream = TcpStream::connect(SocketAddr::from(PROXY))?;
+    stream.set_read_timeout(Some(SOON))?;
+    stream.write_all(b"eword")?;
+    let mut word = [0; 4];
+    stream.read_exact(&mut word)?;
+    ensure!(&word == b"word", "{word:?}");
+    Ok(())
+}
+
+#[test]
+fn what_can_not_replace_the_agent_is_refused_and_everything_goes_on() -> Result<()> {
+    with_agents(Lab::wireguard(2), |lab, agents| {
+        let watch = Arc::new(Watch::default());
+        let program = with_echo(lab, agents, &watch.over)?;
+        let held = hold_all(lab, &[(Kind::Silent, 2), (Kind::Active, 4), (Kind::Bulk, 1)], &watch)?;
+        wait_for_more(&watch)?;
+        let content = std::fs::read(&program)?;
+        let wrong = lab.node(1).dir().join("wrong");
+        for (what, text) in [("no program", "not a program"), ("another program", "#!/bin/sh\nexit 64\n")] {
+            std::fs::write(&wrong, text)?;
+            let said =
+                agents[1].cli_of(&binary()?, &["upgrade", &wrong.to_string_lossy()])?.fails_with(65)?;
+            ensure!(said.contains("nothing was changed"), "{what}: {said}");
+            ensure!(std::fs::read(&program)? == content, "{what}: it was installed");
+        }
+        // It is asked by hand, with nothing in its place that could be started.
+        let aside = program.with_extension("aside");
+        std::fs::rename(&program, &aside)?;
+        std::fs::write(&program, "not a program")?;
+        let answer = agents[1].ask(&Request::Replace)?;
+        ensure!(matches!(&answer, Response::Refused(why) if why.reason.contains("goes on")), "{answer:?}");
+        std::fs::rename(&aside, &program)?;
+        wait_for_more(&watch)?;
+        echo_once_in(lab)?;
+        // And then it can be.
+        agents[1].cli(&["upgrade"])?.ok()?;
+        wait_for_more(&watch)?;
+        watch.over.store(true, Relaxed);
+        held.into_iter().map(Held::end).sum::<Result<u64>>()?;
+        Ok(())
+    })
+}
+
+fn echo_once_in(lab: &Lab) -> Result<()> {
+    lab.node(lab.size() - 1).inside(echo_once)
 }

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::effective_config::{self, EffectiveConfig, EffectiveWatches};
 use super::peers::Peers;
+use crate::handover::Received;
 use crate::lifecycle::Lifecycle;
 use crate::membership::disk::{MemberStore, StoredMember};
 use crate::proxy::{self, Listeners, Proxy};
@@ -27,21 +28,24 @@ pub(super) struct ClientPath {
 }
 
 impl ClientPath {
-    /// Serves clients by the last good list, and by what peers say as soon as they do.
+    /// Serves clients by the last good list, and by what peers say as soon as they do. Returns also how many
+    /// connections of the process before this one go on, and how many had to be ended.
     pub(super) fn start(
         configured: watch::Receiver<Arc<Config>>,
         (disk, member): (&Arc<MemberStore>, &StoredMember),
         trust: &watch::Receiver<Arc<TrustedKeys>>,
         peers: &Peers,
+        mut received: Option<&mut Received>,
         life: &Lifecycle,
-    ) -> ClientPath {
+    ) -> (ClientPath, usize, usize) {
         let descriptors = proxy::raise_descriptor_limit();
         let first = EffectiveConfig::of(&configured.borrow(), member.document());
-        let listeners = Listeners::bind(&first.services);
+        let listeners = Listeners::bind(&first.services, received.as_deref_mut());
         let table = reachability::first_table(&first.services, &member.serving);
         let (table_in, table) = watch::channel(Arc::new(table));
         let (reports_in, reports) = mpsc::channel(reachability::REPORTS);
         let proxy = Proxy::start(listeners, member.identity.id, table.clone(), reports_in.clone(), life);
+        let (held, ended) = received.map_or((0, 0), |received| proxy.go_on(received));
         let effective = effective_config::spawn(first, configured, trust.clone(), proxy.clone(), life);
         let (members, degraded) = (trust.clone(), disk.is_degraded());
         let inputs = reachability::ReachabilityInputs {
@@ -58,7 +62,7 @@ impl ClientPath {
         life.follow("reachability", serving.clone(), disk.clone(), |disk, list| {
             disk.save_serving(&list);
         });
-        ClientPath { proxy, effective, table, serving, descriptors }
+        (ClientPath { proxy, effective, table, serving, descriptors }, held, ended)
     }
 
     /// The proxy.

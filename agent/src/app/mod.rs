@@ -13,6 +13,7 @@ mod members;
 mod own_node;
 mod peers;
 mod record;
+mod replace;
 mod requests;
 pub(crate) mod setup;
 mod start;
@@ -56,6 +57,8 @@ pub(crate) struct RunningAgent {
     history: history::BackendHistory,
     /// Which files `agent doctor` reads.
     places: crate::doctor::HostPaths,
+    /// What the process before this one handed over, and who replaces this one.
+    replacing: replace::Replacing,
     life: Lifecycle,
 }
 

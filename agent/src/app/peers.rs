@@ -12,7 +12,7 @@ use proto::topology::Place;
 use proto::view::ClusterView;
 use tokio::sync::{mpsc, watch};
 
-use crate::gossip::{self, GossipOutputs, GossipProblems};
+use crate::gossip::{self, GossipBefore, GossipOutputs, GossipProblems};
 use crate::lifecycle::Lifecycle;
 use crate::membership::disk::MemberStore;
 use crate::pulse::{self, PulseInputs};
@@ -49,6 +49,8 @@ pub(super) struct PeerInputs {
     pub(super) record: watch::Receiver<NodeRecord>,
     pub(super) disk: Arc<MemberStore>,
     pub(super) arrivals: PeerArrivals,
+    /// Where the process before this one was.
+    pub(super) before: Option<GossipBefore>,
 }
 
 /// What of the link's arrivals is for them.
@@ -109,7 +111,7 @@ impl Peers {
 impl PeerWriters {
     /// Starts pulses and gossip.
     pub(super) fn start(self, inputs: PeerInputs, life: &Lifecycle) {
-        let PeerInputs { link, trust, settings, serving, record, disk, arrivals } = inputs;
+        let PeerInputs { link, trust, settings, serving, record, disk, arrivals, before } = inputs;
         let PeerArrivals { gossip: messages, proven, fingerprints, topology, answers } = arrivals;
         let pulses = PulseInputs {
             link: link.clone(),
@@ -132,6 +134,7 @@ impl PeerWriters {
             record,
             records: self.records,
             next_generation: Box::new(move |above| disk.next_generation(above)),
+            before,
         };
         gossip::spawn(
             inputs,

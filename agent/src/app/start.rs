@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use proto::cluster::Replica;
 use proto::config::Config;
+use proto::control::TakeOver;
 use proto::event::Event;
+use proto::handover::HandOver;
 use proto::invite::InviteLedger;
 use proto::node::NodeId;
 use proto::record::NodeRecord;
@@ -18,14 +20,16 @@ use super::clients::ClientPath;
 use super::own_node::OwnNode;
 use super::peers::{PeerArrivals, PeerInputs, PeerWriters, Peers};
 use super::record::RecordInputs;
+use super::replace::Replacing;
 use super::vip::{EligibilityInputs, VipHandle, VipThreadInputs};
 use super::{RunningAgent, doctor, event_wiring, history, record, requests, status};
+use crate::gossip::GossipBefore;
 use crate::lifecycle::{Lifecycle, wall};
 use crate::membership::OwnAddress;
 use crate::membership::disk::{MemberStore, StoredMember, VipEpochs};
 use crate::membership::task::{self as membership, MembershipHandle, MembershipInputs};
 use crate::transport::{BoundPorts, Inbox, JoinConnection, Link, TrustedKeys};
-use crate::{control, watchdog};
+use crate::{control, handover, watchdog};
 
 /// Time between two lines for `systemctl status`.
 const STATUS_PAUSE: Duration = Duration::from_secs(1);
@@ -50,16 +54,30 @@ pub(super) fn start(
     member: StoredMember,
     life: &Lifecycle,
 ) -> anyhow::Result<(Arc<RunningAgent>, watch::Sender<Arc<Config>>)> {
-    let began = wall();
+    let mut received = handover::received();
+    let began = received.as_ref().map_or_else(wall, |received| received.form.began);
     let places = doctor::places(&config);
     let (bind, runtime_dir) = (config.bind, config.runtime_dir.clone());
     let (config_in, configured) = watch::channel(Arc::new(config));
     let (events, event_ends) = event_wiring::channels(configured.clone());
     let (trust_in, trust) = watch::channel(Arc::new(member.trusted_keys()));
     let (peers, heard) = Peers::new();
-    let clients = ClientPath::start(configured.clone(), (&disk, &member), &trust, &peers, life);
+    let before = received.as_mut();
+    let (clients, held, ended) =
+        ClientPath::start(configured.clone(), (&disk, &member), &trust, &peers, before, life);
 
-    let ports = BoundPorts::bind(bind, member.node.port)?;
+    let handed = received.as_mut().and_then(|received| BoundPorts::handed(bind, member.node.port, received));
+    let ports = match handed {
+        Some(ports) => ports,
+        None => BoundPorts::bind(bind, member.node.port)?,
+    };
+    // Closes what nobody has taken.
+    let form = received.map(|received| received.form);
+    let last = form.as_ref().map(|form| taken_over(form, held, ended));
+    let before = form.map(|form| GossipBefore {
+        version: form.record,
+        heartbeat: form.at.0.saturating_sub(form.began.0).max(1),
+    });
     let (link, inbox, tcp) = Link::new(ports, member.identity.clone(), trust.clone());
     for (id, addresses) in &member.peers {
         link.addresses().add_hint(*id, addresses, false);
@@ -75,7 +93,8 @@ pub(super) fn start(
     let vips = base.start_vips(beats, events.tell(), epochs, life);
     let record = base.start_record(&vips, life);
     let membership = base.start_membership((replica, ring, invites), (joining, unknown_key), trust_in, life);
-    base.start_hearing(heard, PeerArrivals { gossip, proven, fingerprints, topology, answers }, record, life);
+    let arrivals = PeerArrivals { gossip, proven, fingerprints, topology, answers };
+    base.start_hearing(heard, arrivals, before, record, life);
 
     let Foundation { link, disk, trust, clients, own, peers } = base;
     let running = Arc::new(RunningAgent {
@@ -90,6 +109,7 @@ pub(super) fn start(
         events,
         history: history::BackendHistory::default(),
         places,
+        replacing: Replacing::new(last),
         life: life.clone(),
     });
     event_wiring::members(&running, members, life);
@@ -99,6 +119,14 @@ pub(super) fn start(
     tell_systemd(running.clone(), life);
     info!(node = %running.own.file().name, cluster = %running.document().name, "agent started");
     Ok((running, config_in))
+}
+
+/// Says what was taken over.
+fn taken_over(form: &HandOver, held: usize, ended: usize) -> TakeOver {
+    let HandOver { agent, at, .. } = form;
+    info!("took over from version {agent}: {held} connections go on, {ended} had to be ended");
+    let count = |count| u64::try_from(count).unwrap_or(u64::MAX);
+    TakeOver { from: agent.clone(), unix_ms: *at, connections: count(held), ended: count(ended) }
 }
 
 impl Foundation {
@@ -171,6 +199,7 @@ impl Foundation {
         &self,
         heard: PeerWriters,
         arrivals: PeerArrivals,
+        before: Option<GossipBefore>,
         record: watch::Receiver<NodeRecord>,
         life: &Lifecycle,
     ) {
@@ -182,6 +211,7 @@ impl Foundation {
             record,
             disk: self.disk.clone(),
             arrivals,
+            before,
         };
         heard.start(inputs, life);
     }

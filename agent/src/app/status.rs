@@ -14,7 +14,7 @@ use proto::record::{NodeRecord, PeerLink};
 use proto::service::{Service, ServiceName};
 use proto::view::{ClusterView, Ignored, IgnoredClaim};
 
-use super::RunningAgent;
+use super::{RunningAgent, replace};
 use crate::lifecycle::wall;
 use crate::proxy::{BackendStats, ServiceStats};
 use crate::supervisor;
@@ -75,6 +75,7 @@ pub(super) fn of(running: &RunningAgent) -> Status {
             loop_lag: running.history.lag.read(),
             checks: running.own.checks(),
             events: running.history.events(&ring),
+            replace: replace::status(running),
         },
         services: services
             .iter()

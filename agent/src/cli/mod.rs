@@ -34,12 +34,14 @@ mod status;
 mod steps;
 mod table;
 mod uninstall;
+mod upgrade;
 mod vip;
 mod waiting;
 mod weight;
 
 use settings::{CommandSettings, Global};
 
+use crate::handover;
 use crate::times as time;
 
 /// Highly available Kubernetes masters without a load balancer. The agents find the healthy masters, and
@@ -88,6 +90,7 @@ enum Command {
     Get(get::Args),
     Install(install::Args),
     Uninstall(uninstall::Args),
+    Upgrade(upgrade::Args),
     Demo(demo::Args),
     #[command(hide = true)]
     DemoMaster(demo::MasterArgs),
@@ -128,12 +131,17 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         _ => {}
     }
     let settings = CommandSettings::load(cli.global)?;
-    let many_threads = matches!(cli.command, Command::Run(_) | Command::Init(_) | Command::Join(_));
+    let command = match cli.command {
+        // It has taken the place of one that had entered the cluster already.
+        Command::Init(_) | Command::Join(_) if handover::is_pending() => Command::Run(run::Args {}),
+        command => command,
+    };
+    let many_threads = matches!(command, Command::Run(_) | Command::Init(_) | Command::Join(_));
     if many_threads {
         // Before there are threads: each begins with what its maker has.
         crate::vip::drop_capabilities();
     }
-    runtime(many_threads)?.block_on(command(cli.command, settings))
+    runtime(many_threads)?.block_on(run_command(command, settings))
 }
 
 /// The agent gets a thread for each core; a command that asks it something needs none.
@@ -146,7 +154,7 @@ fn runtime(many_threads: bool) -> std::io::Result<tokio::runtime::Runtime> {
     builder.enable_all().build()
 }
 
-async fn command(command: Command, settings: CommandSettings) -> anyhow::Result<ExitCode> {
+async fn run_command(command: Command, settings: CommandSettings) -> anyhow::Result<ExitCode> {
     match command {
         Command::Init(args) => init::run(args, settings).await,
         Command::Join(args) => join::run(args, settings).await,
@@ -171,6 +179,7 @@ async fn command(command: Command, settings: CommandSettings) -> anyhow::Result<
         Command::Set(args) => set::set(args, &settings).await,
         Command::Unset(args) => set::unset(args, &settings).await,
         Command::Get(args) => get::run(&args, &settings).await,
+        Command::Upgrade(args) => upgrade::run(&args, &settings).await,
         Command::Install(args) => install::run(&args, &settings),
         Command::Uninstall(args) => uninstall::run(&args, &settings),
         // Answered before the configuration was read.
@@ -239,6 +248,8 @@ mod tests {
             "agent init --vip 10.0.0.9/24 --vip fd00::9",
             "agent install --no-start",
             "agent uninstall --purge",
+            "agent upgrade",
+            "agent upgrade ./agent-new",
             "agent demo",
             "agent demo --for 20s",
             "agent demo-master --listen 127.0.0.11:6443 --name m1",

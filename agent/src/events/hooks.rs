@@ -24,6 +24,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
 use super::SinkErrors;
+use crate::handover;
 use crate::lifecycle::Lifecycle;
 use crate::trusted::{self, TrustError};
 
@@ -233,6 +234,9 @@ async fn run_trusted(program: PathBuf, event: &Event) -> Result<(), HookError> {
 async fn run(program: &Path, event: &Event) -> Result<(), HookError> {
     let failed = |source| HookError::Spawn { path: program.to_owned(), source };
     let json = serde_json::to_vec(event).map_err(HookError::Event)?;
+    while handover::is_under_way() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     let mut command = Command::new(program);
     command
         .args(event.keepalived().into_iter().flatten())

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use proto::backends::BackendTable;
 use proto::config::Config;
-use proto::control::VipStatus;
+use proto::control::{TakeOver, VipStatus};
 use proto::event::{Event, EventKind, EventLevel, EventRing, EventSummer};
 use proto::node::{Name, NodeId};
 use proto::problem::{Problem, ProblemCode};
@@ -57,6 +57,8 @@ pub(crate) struct EventInputs {
     pub(crate) node: Name,
     /// When the agent started.
     pub(crate) began: UnixMs,
+    /// It has taken over from another process since.
+    pub(crate) replaced: Option<TakeOver>,
     /// Events reported by other parts.
     pub(crate) told: mpsc::Receiver<Event>,
     pub(crate) table: watch::Receiver<Arc<BackendTable>>,
@@ -306,6 +308,11 @@ impl<'a> EventRecorder<'a> {
 /// The first event of a run. The last one of the previous run shows how that ended.
 fn started(ring: &EventRing, inputs: &EventInputs) -> Event {
     let version = concat!("version ", env!("CARGO_PKG_VERSION"));
+    if let Some(TakeOver { from, unix_ms, connections, .. }) = &inputs.replaced {
+        let event = Event::new(EventKind::AgentStarted, wall(), inputs.node.as_str(), "running");
+        let reason = format!("{version} replaced version {from} and goes on with {connections} connections");
+        return event.since("replaced", *unix_ms).reason(reason);
+    }
     let event = Event::new(EventKind::AgentStarted, inputs.began, inputs.node.as_str(), "running");
     let Some(last) = ring.all().next_back() else { return event.reason(version) };
     // Events reported while it stops come after its stop event.

@@ -35,6 +35,7 @@ fn stage(dir: &Path) -> Stage {
         own: key.id(),
         node,
         began: wall(),
+        replaced: None,
         told,
         table,
         view: watch::channel(Arc::default()).1,

@@ -25,7 +25,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use chitchat::{
-    ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, ProtocolVersion, spawn_chitchat,
+    Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, Heartbeat, NodeState,
+    ProtocolVersion, spawn_chitchat,
 };
 use proto::backends::LastKnownGood;
 use proto::cluster::Document;
@@ -100,6 +101,17 @@ pub(crate) struct GossipInputs {
     pub(crate) records: Arc<SharedRecords>,
     /// Returns the next generation, above all earlier ones and the given one.
     pub(crate) next_generation: Box<dyn Fn(u64) -> u64 + Send>,
+    /// Where the process before this one was.
+    pub(crate) before: Option<GossipBefore>,
+}
+
+/// Where gossip of the process before this one was: for all others this one is the same start.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GossipBefore {
+    /// The version of the last record.
+    pub(crate) version: RecordVersion,
+    /// A number above all heartbeats that it has sent.
+    pub(crate) heartbeat: u64,
 }
 
 /// What gossip alone writes.
@@ -140,6 +152,7 @@ pub(crate) fn spawn(inputs: GossipInputs, outputs: GossipOutputs, life: &Lifecyc
         record: inputs.record,
         records: inputs.records,
         next_generation: inputs.next_generation,
+        before: inputs.before,
         version: RecordVersion::default(),
         body: Vec::new(),
         overtaken: Moment::ZERO,
@@ -207,6 +220,7 @@ struct Gossip {
     record: watch::Receiver<NodeRecord>,
     records: Arc<SharedRecords>,
     next_generation: Box<dyn Fn(u64) -> u64 + Send>,
+    before: Option<GossipBefore>,
     /// The version and the fields of this node's last signed record.
     version: RecordVersion,
     body: Vec<u8>,
@@ -241,6 +255,16 @@ async fn changed<T>(watch: &mut Option<watch::Receiver<T>>) -> Result<(), watch:
         Some(watch) => watch.changed().await,
         None => std::future::pending().await,
     }
+}
+
+/// Has chitchat count on from where it was.
+fn go_on(state: &mut NodeState, before: GossipBefore, values: &[(String, String)]) {
+    state.set_max_version(before.version.sequence);
+    // There is no other way to make one.
+    if let Ok(heartbeat) = serde_json::from_value::<Heartbeat>(before.heartbeat.into()) {
+        state.try_set_heartbeat(heartbeat);
+    }
+    values.iter().for_each(|(key, value)| state.set(key, value));
 }
 
 /// Interval of gossip among this many nodes.
@@ -301,9 +325,13 @@ impl Gossip {
         self.show_core();
         let peers = self.place.gossips_with(&document);
         let interval = interval(peers.len());
-        let generation = (self.next_generation)(above);
+        let before = self.before.take();
+        let start = before
+            .map(|before| before.version)
+            .unwrap_or_else(|| RecordVersion { generation: (self.next_generation)(above), sequence: 0 });
+        let generation = start.generation;
         lock(&self.guard).set_generation(generation);
-        self.version = RecordVersion { generation, sequence: 0 };
+        self.version = start;
         self.body = self.record.borrow_and_update().to_body();
         let value = self.sign(&document).to_value();
         if place == Place::Attached {
@@ -338,7 +366,15 @@ impl Gossip {
         let values = [(KEY, value.as_str())].into_iter().chain(next_wire::GOSSIP.iter().copied());
         let values: Vec<_> = values.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
         self.version.sequence += next_wire::GOSSIP.len() as u64;
-        let handle = spawn_chitchat(config, values, &mesh).await?;
+        let handle = match before {
+            None => spawn_chitchat(config, values, &mesh).await?,
+            Some(before) => {
+                let handle = spawn_chitchat(config, Vec::new(), &mesh).await?;
+                let go_on = |chitchat: &mut Chitchat| go_on(chitchat.self_node_state(), before, &values);
+                handle.with_chitchat(go_on).await;
+                handle
+            }
+        };
         let ended = self.watch_record(Some(&handle), peers.len()).await;
         let _ = handle.initiate_shutdown();
         handle.abort();

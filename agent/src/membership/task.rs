@@ -256,6 +256,7 @@ impl MembershipTask {
             | Request::Settings
             | Request::VipMove { .. }
             | Request::Events(_)
+            | Request::Replace
             | Request::Doctor(_) => Answer::failed("unsupported request"),
         }
     }

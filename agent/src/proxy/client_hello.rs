@@ -37,26 +37,46 @@ use super::{ProxyShared, socket};
 const MOST_REPLAYS: u32 = 2;
 
 /// What a client has sent so far, and how much of it was forwarded to the backend.
+#[derive(Default)]
 pub(super) struct ClientHelloBuffer {
     bytes: Vec<u8>,
     sent: usize,
     /// The bytes are a complete ClientHello, and the backend has sent nothing yet.
     pub(super) is_hello: bool,
-}
-
-/// Waits for a client's ClientHello. Ends without one as soon as the master sends data.
-pub(super) async fn first(
-    client: &mut TcpStream,
-    master: &mut TcpStream,
-) -> Result<ClientHelloBuffer, BrokenConnection> {
-    let mut first = ClientHelloBuffer { bytes: Vec::new(), sent: 0, is_hello: false };
-    if !first.at_once(client, master)? {
-        poll_fn(|cx| first.poll(cx, client, master)).await?;
-    }
-    Ok(first)
+    /// No more is awaited before the backend answers.
+    is_read: bool,
 }
 
 impl ClientHelloBuffer {
+    /// What a client has sent to another process, which has not answered it.
+    pub(super) fn of(bytes: Vec<u8>) -> ClientHelloBuffer {
+        let is_hello = inspect(&bytes) == ClientHello::Hello;
+        ClientHelloBuffer { is_read: !bytes.is_empty(), is_hello, sent: 0, bytes }
+    }
+
+    pub(super) fn is_read(&self) -> bool {
+        self.is_read
+    }
+
+    /// All of it goes to another backend.
+    pub(super) fn begin_again(&mut self) {
+        self.sent = 0;
+    }
+
+    /// Waits for a client's ClientHello. Ends without one as soon as the master sends data. May be dropped anywhere.
+    pub(super) async fn read(
+        &mut self,
+        client: &mut TcpStream,
+        master: &mut TcpStream,
+    ) -> Result<(), BrokenConnection> {
+        // In another turn, after a pause, some of it is there.
+        if !self.bytes.is_empty() || !self.at_once(client, master)? {
+            poll_fn(|cx| self.poll(cx, client, master)).await?;
+        }
+        self.is_read = true;
+        Ok(())
+    }
+
     /// Reads what the client has already sent, which most have while their backend was dialled; true when no
     /// more has to be awaited.
     fn at_once(&mut self, client: &TcpStream, master: &TcpStream) -> Result<bool, BrokenConnection> {
@@ -110,6 +130,11 @@ impl ClientHelloBuffer {
         }
     }
 
+    /// The same, while more may come.
+    pub(super) fn rest(&self) -> &[u8] {
+        self.bytes.get(self.sent..).unwrap_or_default()
+    }
+
     /// What the backend was not sent yet.
     pub(super) fn unsent(mut self) -> Vec<u8> {
         self.bytes.drain(..self.sent);
@@ -155,7 +180,7 @@ enum AttemptOutcome {
 pub(super) async fn answer(
     client: &TcpStream,
     upstream: Upstream,
-    first: ClientHelloBuffer,
+    first: &ClientHelloBuffer,
     header: &[u8],
     pool: &Arc<ServicePool>,
     shared: &Arc<ProxyShared>,

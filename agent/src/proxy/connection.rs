@@ -1,6 +1,8 @@
 //! One client, from accept to end.
 
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -8,21 +10,25 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use proto::access::{Access, Phase, Termination};
+use proto::handover::{HandedConnection, HandedDirection, HandedLog, Slot};
 use proto::time::UnixMs;
 use tokio::net::TcpStream;
 
-use super::client_hello::{AnsweredUpstream, ClientHelloBuffer, answer, first};
+use super::client_hello::{AnsweredUpstream, ClientHelloBuffer, answer};
 use super::copy::{BrokenConnection, CopyBoth, LINGER};
 use super::dial::{DialResult, Upstream, dial};
 use super::held::{CancelHandle, ConnGuard};
 use super::pool::OpenClient;
 use super::{ProxyShared, socket};
+use crate::handover;
 use crate::lifecycle::wall;
 
 /// Finds a backend for `client` and copies until both directions have ended. Any other end resets both sides,
 /// so that neither peer waits for the other.
 pub(super) fn serve(client: TcpStream, open: OpenClient, shared: Arc<ProxyShared>) -> ServeClient {
-    ServeClient::Finding(Box::pin(prepare(client, open, shared)))
+    let access_record = open.pool.access_log.load(Relaxed).then(|| AccessRecord::begin(&client)).flatten();
+    let hello = ClientHelloBuffer::default();
+    ServeClient::Finding(Box::pin(prepare(client, hello, access_record, open, shared)))
 }
 
 /// The life of one client. Hand-written, since a connection is set up in milliseconds and held for hours: the
@@ -57,13 +63,22 @@ pub(super) struct Tunnel {
     open: OpenClient,
     shared: Arc<ProxyShared>,
     access_record: Option<Box<AccessRecord>>,
+    /// It has said what another process needs.
+    is_handed: bool,
 }
 
 impl Tunnel {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let ended = match self.cancel.poll_pulled(cx) {
-            true => None,
-            false => Some(ready!(Pin::new(&mut self.copy).poll(cx))),
+        let pulled = self.cancel.poll_pulled(cx);
+        let ended = match self.shared.pause.is_on() {
+            true => ready!(self.poll_paused()),
+            false if pulled => None,
+            false => {
+                if std::mem::take(&mut self.is_handed) {
+                    self.copy.keep_open(false);
+                }
+                Some(ready!(Pin::new(&mut self.copy).poll(cx)))
+            }
         };
         let cause = cause(&ended, &self.shared);
         if cause != Termination::Normal {
@@ -83,52 +98,99 @@ impl Tunnel {
         );
         Poll::Ready(())
     }
+
+    /// Says once what another process needs to go on; ready when there is nothing to go on with.
+    fn poll_paused(&mut self) -> Poll<Option<Result<(), BrokenConnection>>> {
+        if self.is_handed {
+            return Poll::Pending;
+        }
+        let Some((mut handed, master)) = self.copy.hand_over() else {
+            let error = io::ErrorKind::BrokenPipe.into();
+            return Poll::Ready(Some(Err(BrokenConnection { cause: Termination::Resources, error })));
+        };
+        let held = &self.conn_guard.held;
+        handed.backend = Some((master, held.node, held.name.clone()));
+        handed.log = self.access_record.as_deref().map(AccessRecord::handed);
+        self.open.pool.hand_connection(handed);
+        self.shared.pause.stopped();
+        self.is_handed = true;
+        Poll::Pending
+    }
+}
+
+/// Goes on with what the process before this one held: it has that backend, if it has one.
+pub(super) fn go_on(
+    client: TcpStream,
+    backend: Option<(TcpStream, ConnGuard)>,
+    handed: HandedConnection,
+    open: OpenClient,
+    shared: Arc<ProxyShared>,
+) -> ServeClient {
+    let access_record = handed.log.and_then(|log| AccessRecord::continued(&client, log));
+    let Some((stream, mut conn_guard)) = backend else {
+        let hello = ClientHelloBuffer::of(handed.up.left);
+        return ServeClient::Finding(Box::pin(prepare(client, hello, access_record, open, shared)));
+    };
+    let cancel = conn_guard.cancel_handle();
+    let copy = CopyBoth::new(client, stream, LINGER).continued(handed.up, handed.down);
+    ServeClient::Carrying(Tunnel { copy, cancel, conn_guard, open, shared, access_record, is_handed: false })
 }
 
 /// Finds a backend, and waits for the answer to a ClientHello that can be sent again; `None` when the client
-/// was reset.
-async fn prepare(mut client: TcpStream, open: OpenClient, shared: Arc<ProxyShared>) -> Option<Tunnel> {
-    let mut access_record =
-        open.pool.access_log.load(Relaxed).then(|| AccessRecord::begin(&client)).flatten();
+/// was reset. `hello`: what the client has sent already.
+async fn prepare(
+    mut client: TcpStream,
+    mut hello: ClientHelloBuffer,
+    mut access_record: Option<Box<AccessRecord>>,
+    open: OpenClient,
+    shared: Arc<ProxyShared>,
+) -> Option<Tunnel> {
     let over = &shared.life.shutdown;
-    let found = over.run_until_cancelled(find(&client, &open, &shared, &mut access_record)).await;
-    let mut upstream = match found.unwrap_or(Err(Termination::Killed)) {
-        Ok(upstream) => upstream,
-        Err(cause) => {
-            socket::reset_on_drop(&client);
-            write_access_log(access_record, &open, None, cause, 0, &shared);
-            return None;
+    // Each turn but the last ends with a pause.
+    let (upstream, unsent) = loop {
+        let finding = over.run_until_cancelled(find(&client, &open, &shared, &mut access_record));
+        let Some(found) = shared.pause.unless_begun(finding).await else {
+            hand_over(&client, &hello, None, &access_record, &open, &shared).await;
+            continue;
+        };
+        let mut upstream = match found.unwrap_or(Err(Termination::Killed)) {
+            Ok(upstream) => upstream,
+            Err(cause) => return give_up(&client, access_record, &open, None, cause, &shared),
+        };
+        let cancel = upstream.conn_guard.cancel_handle();
+        if over.is_cancelled() {
+            cancel.pull(); // nobody else does any more
         }
-    };
-    let cancel = upstream.conn_guard.cancel_handle();
-    if over.is_cancelled() {
-        cancel.pull(); // nobody else does any more
-    }
-    let unsent = match cancel.run(first(&mut client, &mut upstream.stream)).await {
-        Some(Ok(flight)) if flight.is_hello => {
-            let answered = Box::pin(
-                over.run_until_cancelled(wait_first_flight(&client, upstream, flight, &open, &shared)),
-            );
-            match answered.await.unwrap_or(Err(Termination::Killed)) {
-                Ok(answered) => {
-                    upstream = answered.upstream;
-                    note_replay(&mut access_record, answered.replays);
-                    answered.unsent
+        while !hello.is_read() {
+            let reading = cancel.run(hello.read(&mut client, &mut upstream.stream));
+            match shared.pause.unless_begun(reading).await {
+                Some(Some(Ok(()))) => {}
+                Some(broken) => {
+                    socket::reset_on_drop(&upstream.stream);
+                    let cause = cause(&broken, &shared);
+                    return give_up(&client, access_record, &open, Some(&upstream), cause, &shared);
                 }
-                Err(cause) => {
-                    socket::reset_on_drop(&client);
-                    write_access_log(access_record, &open, None, cause, 0, &shared);
-                    return None;
-                }
+                None => hand_over(&client, &hello, Some(&upstream), &access_record, &open, &shared).await,
             }
         }
-        Some(Ok(flight)) => flight.unsent(),
-        broken => {
-            socket::reset_on_drop(&client);
-            socket::reset_on_drop(&upstream.stream);
-            let cause = cause(&broken, &shared);
-            write_access_log(access_record, &open, Some(&upstream.conn_guard), cause, 0, &shared);
-            return None;
+        if !hello.is_hello {
+            break (upstream, hello.unsent());
+        }
+        let answered =
+            Box::pin(over.run_until_cancelled(wait_first_flight(&client, upstream, &hello, &open, &shared)));
+        match shared.pause.unless_begun(answered).await {
+            Some(Some(Ok(answered))) => {
+                note_replay(&mut access_record, answered.replays);
+                break (answered.upstream, answered.unsent);
+            }
+            Some(failed) => {
+                let cause = failed.and_then(Result::err).unwrap_or(Termination::Killed);
+                return give_up(&client, access_record, &open, None, cause, &shared);
+            }
+            None => {
+                hello.begin_again();
+                hand_over(&client, &hello, None, &access_record, &open, &shared).await;
+            }
         }
     };
     let Upstream { stream, mut conn_guard } = upstream;
@@ -138,7 +200,57 @@ async fn prepare(mut client: TcpStream, open: OpenClient, shared: Arc<ProxyShare
         cancel.pull();
     }
     let copy = CopyBoth::new(client, stream, LINGER).begin_with(unsent);
-    Some(Tunnel { copy, cancel, conn_guard, open, shared, access_record })
+    Some(Tunnel { copy, cancel, conn_guard, open, shared, access_record, is_handed: false })
+}
+
+/// Resets a client that is not served.
+fn give_up(
+    client: &TcpStream,
+    access_record: Option<Box<AccessRecord>>,
+    open: &OpenClient,
+    upstream: Option<&Upstream>,
+    cause: Termination,
+    shared: &ProxyShared,
+) -> Option<Tunnel> {
+    socket::reset_on_drop(client);
+    write_access_log(access_record, open, upstream.map(|one| &one.conn_guard), cause, 0, shared);
+    None
+}
+
+/// Says what another process needs to go on with a client whose backend has not answered yet, and waits for the end of
+/// the pause. Without an upstream it begins anew, with what the client has sent.
+async fn hand_over(
+    client: &TcpStream,
+    hello: &ClientHelloBuffer,
+    upstream: Option<&Upstream>,
+    access_record: &Option<Box<AccessRecord>>,
+    open: &OpenClient,
+    shared: &ProxyShared,
+) {
+    let number = |stream: &TcpStream| Slot::try_from(stream.as_raw_fd()).unwrap_or(Slot::MAX);
+    let keep_open = |stays| {
+        handover::keep_open(client, stays);
+        if let Some(upstream) = upstream {
+            handover::keep_open(&upstream.stream, stays);
+        }
+    };
+    keep_open(true);
+    let backend = upstream.map(|upstream| {
+        let held = &upstream.conn_guard.held;
+        (number(&upstream.stream), held.node, held.name.clone())
+    });
+    let up = HandedDirection { left: hello.rest().to_vec(), ..HandedDirection::default() };
+    let log = access_record.as_deref().map(AccessRecord::handed);
+    open.pool.hand_connection(HandedConnection {
+        client: number(client),
+        backend,
+        up,
+        log,
+        ..HandedConnection::default()
+    });
+    shared.pause.stopped();
+    shared.pause.ended().await;
+    keep_open(false);
 }
 
 /// Dials, and sends the PROXY header if configured.
@@ -177,7 +289,7 @@ fn header(client: &TcpStream, open: &OpenClient) -> Vec<u8> {
 async fn wait_first_flight(
     client: &TcpStream,
     upstream: Upstream,
-    flight: ClientHelloBuffer,
+    flight: &ClientHelloBuffer,
     open: &OpenClient,
     shared: &Arc<ProxyShared>,
 ) -> Result<AnsweredUpstream, Termination> {
@@ -212,6 +324,25 @@ impl AccessRecord {
         let client = client.peer_addr().ok()?;
         let (came, began) = (wall(), Instant::now());
         Some(Box::new(AccessRecord { client, came, began, connect: None, retries: 0, moved: false }))
+    }
+
+    fn handed(&self) -> HandedLog {
+        let ms = |long: Duration| u64::try_from(long.as_millis()).unwrap_or(u64::MAX);
+        HandedLog {
+            came: self.came,
+            age_ms: ms(self.began.elapsed()),
+            connect_ms: self.connect.map(ms),
+            retries: self.retries,
+            moved: self.moved,
+        }
+    }
+
+    fn continued(client: &TcpStream, log: HandedLog) -> Option<Box<AccessRecord>> {
+        let HandedLog { came, age_ms, connect_ms, retries, moved } = log;
+        let (client, now) = (client.peer_addr().ok()?, Instant::now());
+        let began = now.checked_sub(Duration::from_millis(age_ms)).unwrap_or(now);
+        let connect = connect_ms.map(Duration::from_millis);
+        Some(Box::new(AccessRecord { client, came, began, connect, retries, moved }))
     }
 }
 

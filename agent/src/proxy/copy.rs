@@ -16,11 +16,13 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::net::Shutdown;
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use proto::access::Termination;
+use proto::handover::{HandedConnection, HandedDirection, HandedStage, Slot};
 use rustix::pipe::{SpliceFlags, splice};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -29,6 +31,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::pipes::Pipe;
 use super::socket::{is_transient, reset_on_drop};
+use crate::handover;
 
 /// After one direction has ended, the other may be silent for this long. Peers that vanish half-closed would
 /// otherwise be kept forever (tokio#4556, rathole#460); HTTP needs the other half only for an answer.
@@ -96,6 +99,29 @@ impl CopyBoth {
     pub(super) fn begin_with(mut self, unsent: Vec<u8>) -> CopyBoth {
         self.up.keep(unsent);
         self
+    }
+
+    /// Goes on where another process has stopped.
+    pub(super) fn continued(mut self, up: HandedDirection, down: HandedDirection) -> CopyBoth {
+        self.up = CopyDirection::continued(up);
+        self.down = CopyDirection::continued(down);
+        self
+    }
+
+    /// What another process needs to go on, with the numbers of both sockets, which stay open for it; so may this one.
+    /// `None`: the connection is broken.
+    pub(super) fn hand_over(&mut self) -> Option<(HandedConnection, Slot)> {
+        let number = |socket: &TcpStream| Slot::try_from(socket.as_raw_fd()).ok();
+        let (up, down) = (self.up.hand_over().ok()?, self.down.hand_over().ok()?);
+        let (client, master) = (number(&self.client)?, number(&self.master)?);
+        self.keep_open(true);
+        Some((HandedConnection { client, up, down, ..HandedConnection::default() }, master))
+    }
+
+    /// Whether both sockets stay open when this process becomes another program.
+    pub(super) fn keep_open(&self, stay: bool) {
+        handover::keep_open(&self.client, stay);
+        handover::keep_open(&self.master, stay);
     }
 
     /// Makes both sockets reset when they are dropped.
@@ -363,6 +389,40 @@ impl CopyDirection {
             }
         }
         Ok(())
+    }
+
+    fn continued(handed: HandedDirection) -> CopyDirection {
+        let stage = match handed.stage {
+            HandedStage::Open => CopyStage::Open,
+            HandedStage::Ending => CopyStage::Ending,
+            HandedStage::Ended => CopyStage::Ended,
+        };
+        let mut direction = CopyDirection { moved: handed.moved, stage, ..CopyDirection::default() };
+        direction.keep(handed.left);
+        direction
+    }
+
+    /// What has to be written yet, and how far this direction is. What was spliced comes out of its pipe.
+    fn hand_over(&mut self) -> io::Result<HandedDirection> {
+        if self.piped > 0 {
+            let mut bytes = vec![0; self.piped];
+            let (end, _, _) = self.pipe.as_ref().and_then(Pipe::ends).ok_or(io::ErrorKind::BrokenPipe)?;
+            let mut rest = bytes.as_mut_slice();
+            while !rest.is_empty() {
+                let n = rustix::io::read(end, &mut *rest)?;
+                rest = rest.get_mut(n..).filter(|_| n > 0).ok_or(io::ErrorKind::UnexpectedEof)?;
+            }
+            self.piped = 0;
+            self.give_back();
+            self.keep(bytes);
+        }
+        let left = self.left.as_ref().and_then(|left| left.bytes.get(left.written..)).unwrap_or_default();
+        let stage = match self.stage {
+            CopyStage::Open => HandedStage::Open,
+            CopyStage::Ending => HandedStage::Ending,
+            CopyStage::Ended => HandedStage::Ended,
+        };
+        Ok(HandedDirection { left: left.to_vec(), moved: self.moved, stage })
     }
 
     /// Keeps `bytes` until they can be written.

@@ -277,3 +277,39 @@ async fn an_error_names_the_side_that_broke() {
         assert_eq!(timeout(LONG, copy).await.unwrap().unwrap().unwrap_err().cause, cause);
     }
 }
+
+#[tokio::test]
+async fn what_was_read_and_not_written_goes_over_to_another_copy() {
+    for mode in [CopyMode::default(), CopyMode::Splice(0)] {
+        let (mut client, left) = pair().await;
+        let (right, mut master) = pair().await;
+        let mut copy = CopyBoth::new(left, right, LONG);
+        (copy.up.mode, copy.down.mode) = (mode, mode);
+        // The master does not read, until nothing moves any more.
+        let sent: Vec<u8> = (0..600_000_u32).map(|i| (i >> 4) as u8).collect();
+        let mut written = 0;
+        while let Ok(taken) = timeout(Duration::from_millis(100), async {
+            tokio::select! {
+                taken = client.write(&sent[written..]) => taken.unwrap(),
+                ended = &mut copy => panic!("{ended:?}"),
+            }
+        })
+        .await
+        {
+            written += taken;
+        }
+        let (handed, _) = copy.hand_over().unwrap();
+        assert!(!handed.up.left.is_empty() && copy.up.piped == 0, "{mode:?}");
+        let (again, _) = copy.hand_over().unwrap();
+        assert_eq!(again, handed, "it is only looked at");
+        let CopyBoth { client: left, master: right, .. } = copy;
+        let copy = CopyBoth::new(left, right, LONG).continued(handed.up, handed.down);
+        let copy = tokio::spawn(copy);
+        client.shutdown().await.unwrap();
+        let mut arrived = Vec::new();
+        timeout(LONG, master.read_to_end(&mut arrived)).await.unwrap().unwrap();
+        assert!(arrived == sent[..written], "{mode:?}: {} of {written} bytes", arrived.len());
+        drop(master);
+        timeout(LONG, copy).await.unwrap().unwrap().unwrap();
+    }
+}

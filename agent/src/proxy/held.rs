@@ -33,6 +33,9 @@ const SUCCESS_INTERVAL: Duration = Duration::from_millis(100);
 /// How often draining connections are checked.
 const TICK: Duration = Duration::from_millis(100);
 
+/// Counters that are one number each.
+const PLAIN_COUNTERS: usize = 10;
+
 /// The connections to one backend.
 pub(super) struct HeldConnections {
     pub(super) node: NodeId,
@@ -201,6 +204,35 @@ impl HeldConnections {
         handles.by_number.len()
     }
 
+    /// Has every connection look whether there is a pause.
+    pub(super) fn wake_all(&self) {
+        lock(&self.handles).by_number.values().for_each(|cancel| cancel.waker.wake());
+    }
+
+    /// The counters, in the order in which [`HeldConnections::add`] takes them.
+    pub(super) fn counters(&self) -> Vec<u64> {
+        let dials = self.counts.dials.read();
+        let plain = self.counters_in_order().map(|counter| counter.load(Relaxed));
+        plain.into_iter().chain([dials.sum_us]).chain(dials.counts).collect()
+    }
+
+    /// Goes on with the counters of another process.
+    pub(super) fn add(&self, counters: &[u64]) {
+        let (plain, dials) = counters.split_at_checked(PLAIN_COUNTERS).unwrap_or((counters, &[]));
+        for (to, from) in self.counters_in_order().iter().zip(plain) {
+            to.fetch_add(*from, Relaxed);
+        }
+        self.counts.dials.add(dials);
+    }
+
+    fn counters_in_order(&self) -> [&AtomicU64; PLAIN_COUNTERS] {
+        let HeldConnections { total, silences, counts, .. } = self;
+        let HeldCounts {
+            most, bytes_in, bytes_out, errors, races, replays, resets_down, resets_leave, ..
+        } = counts;
+        [total, silences, most, bytes_in, bytes_out, errors, races, replays, resets_down, resets_leave]
+    }
+
     /// All current connections start to drain.
     pub(super) fn begin_drain(&self, now: Moment) -> DrainState {
         DrainState { since: now, below: lock(&self.handles).next, logged: false }
@@ -313,6 +345,19 @@ mod tests {
         assert!(held.is_news(at(100)) && !held.is_news(at(101)));
         held.failure_reported();
         assert!(held.is_news(at(102)) && !held.is_news(at(103)));
+    }
+
+    #[test]
+    fn counters_of_another_process_are_added() {
+        let (before, after) = (held(), held());
+        for (i, counter) in before.counters_in_order().into_iter().enumerate() {
+            counter.store(i as u64 + 1, Relaxed);
+        }
+        before.counts.dials.record(Duration::from_micros(700));
+        after.add(&before.counters());
+        assert_eq!(after.stats(), before.stats());
+        after.add(&[5]);
+        assert_eq!(after.stats().total, 6, "those of a version that has fewer");
     }
 
     #[test]

@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::pool::ServicePool;
 use super::{ProxyShared, connection, socket, workers};
-use crate::faults;
 use crate::supervisor::supervised;
+use crate::{faults, handover};
 
 /// The first retry comes soon: after a reload the address may only have moved between services.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
@@ -63,6 +63,11 @@ impl ListenSocket {
         ListenSocket { address, sockets }
     }
 
+    /// The sockets of the process before this one, which listen already.
+    pub(super) fn handed(address: SocketAddr, sockets: Vec<std::net::TcpListener>) -> ListenSocket {
+        ListenSocket { address, sockets: Ok(sockets) }
+    }
+
     pub(super) fn bound(&self) -> BindState {
         match &self.sockets {
             Ok(sockets) => at(sockets, self.address),
@@ -105,7 +110,7 @@ pub(super) async fn run(
     let address = first.address;
     let Some(sockets) = stop.run_until_cancelled(bound(first, &pool, say)).await else { return };
     let accept = |socket| {
-        let accepting = accept_until(stop.clone(), socket, Arc::clone(&pool), Arc::clone(&shared));
+        let accepting = accept_until(stop.clone(), address, socket, Arc::clone(&pool), Arc::clone(&shared));
         shared.life.spawn_on(accepting, shared.workers.next())
     };
     let tasks: Vec<_> = sockets.into_iter().map(accept).collect();
@@ -151,18 +156,20 @@ async fn bound(
 /// Accepts from one of an address's sockets, on the thread that serves its clients.
 async fn accept_until(
     stop: CancellationToken,
+    address: SocketAddr,
     socket: std::net::TcpListener,
     pool: Arc<ServicePool>,
     shared: Arc<ProxyShared>,
 ) {
     let _open = shared.open.token();
+    let _loop = shared.pause.accepting();
     match TcpListener::from_std(socket) {
         Ok(listener) => {
             let over = shared.life.shutdown.clone();
             let accepting = supervised("proxy", (&listener, &pool, &shared, &stop), over, |all| {
                 let (listener, pool, shared, stop) = *all;
                 Box::pin(async move {
-                    stop.run_until_cancelled(accept_all(listener, pool, shared)).await;
+                    stop.run_until_cancelled(accept_all(address, listener, pool, shared)).await;
                 })
             });
             accepting.await;
@@ -173,10 +180,30 @@ async fn accept_until(
     }
 }
 
-async fn accept_all(listener: &TcpListener, pool: &Arc<ServicePool>, shared: &Arc<ProxyShared>) {
+async fn accept_all(
+    address: SocketAddr,
+    listener: &TcpListener,
+    pool: &Arc<ServicePool>,
+    shared: &Arc<ProxyShared>,
+) {
     let now = || shared.life.now();
+    // One wait for all clients.
+    let mut pausing = Box::pin(shared.pause.begun());
     loop {
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            biased;
+            () = &mut pausing => {
+                handover::keep_open(listener, true);
+                pool.hand_listener(address, listener);
+                shared.pause.stopped();
+                shared.pause.ended().await;
+                handover::keep_open(listener, false);
+                pausing = Box::pin(shared.pause.begun());
+                continue;
+            }
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
             Ok((client, _)) => {
                 if shared.starved.relieve(now) {
                     tracing::info!("file descriptors are available again");

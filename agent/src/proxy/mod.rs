@@ -21,9 +21,11 @@ mod client_hello;
 mod connection;
 mod copy;
 mod dial;
+mod handed;
 mod held;
 mod limits;
 mod listen;
+mod pause;
 mod pipes;
 mod pool;
 mod socket;
@@ -47,10 +49,12 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::handover::Received;
 use crate::lifecycle::Lifecycle;
 
 use alarm::LimitAlarm;
 pub(crate) use limits::raise_descriptor_limit;
+use pause::Pause;
 use pool::ServicePool;
 pub(crate) use stats::{BackendStats, ServiceStats};
 use workers::WorkerRuntimes;
@@ -65,6 +69,7 @@ struct ProxyShared {
     workers: WorkerRuntimes,
     /// Counts listeners and connections, so that `drain_and_reset` knows when nothing is left.
     open: TaskTracker,
+    pause: Pause,
     /// Clients of all services.
     clients: Arc<AtomicU64>,
     /// Out of file descriptors.
@@ -76,12 +81,20 @@ struct ProxyShared {
 pub(crate) struct Listeners(Vec<(Service, Vec<listen::ListenSocket>)>);
 
 impl Listeners {
-    /// Binds every address of `services`. A failed one is retried once [`Proxy::start`] has been called, since
-    /// its interface may still be coming up.
-    pub(crate) fn bind(services: &[Service]) -> Listeners {
-        let bind = |service: &Service| {
+    /// Binds every address of `services`, or goes on with the sockets of the process before this one. A failed one
+    /// is retried once [`Proxy::start`] has been called, since its interface may still be coming up.
+    pub(crate) fn bind(services: &[Service], mut received: Option<&mut Received>) -> Listeners {
+        let mut bind = |service: &Service| {
             let addresses: BTreeSet<SocketAddr> = service.listen.iter().copied().collect();
-            addresses.into_iter().map(|address| listen::ListenSocket::bind(&service.name, address)).collect()
+            let socket = |address| {
+                let handed =
+                    received.as_deref_mut().map(|all| handed::listeners(all, &service.name, address));
+                match handed {
+                    Some(sockets) if !sockets.is_empty() => listen::ListenSocket::handed(address, sockets),
+                    _ => listen::ListenSocket::bind(&service.name, address),
+                }
+            };
+            addresses.into_iter().map(socket).collect()
         };
         Listeners(services.iter().map(|service| (service.clone(), bind(service))).collect())
     }
@@ -138,6 +151,7 @@ impl Proxy {
             life: life.clone(),
             workers,
             open,
+            pause: Pause::default(),
             clients: Arc::default(),
             starved: LimitAlarm::default(),
         };

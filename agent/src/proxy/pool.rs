@@ -1,6 +1,8 @@
 //! What a service's connections share: balancing, held connections, and limits.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -8,7 +10,8 @@ use std::time::Duration;
 use proto::backends::{Backend, BackendLoad, Balancer, HeldAction, held_action};
 use proto::cause::Cause;
 use proto::dial::{FirstByteLatency, RaceBudget};
-use proto::node::NodeId;
+use proto::handover::{HandedBackend, HandedConnection, HandedService, Slot};
+use proto::node::{Name, NodeId};
 use proto::service::{Balance, Service, ServiceName};
 use proto::time::{Moment, human};
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -16,6 +19,10 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::alarm::LimitAlarm;
 use super::held::{ConnGuard, DrainState, HeldConnections};
 use super::{ProxyShared, ServiceStats, lock};
+
+/// How long connections that another process has made are kept where nobody has named their backend yet: gossip has
+/// come by then.
+const SPARED: Duration = Duration::from_secs(30);
 
 /// One service's shared state. The counters are relaxed: they steer and inform, and publish nothing else.
 pub(super) struct ServicePool {
@@ -45,6 +52,8 @@ pub(super) struct ServicePool {
     first_byte: Mutex<FirstByteLatency>,
     seed: u64,
     choice: Mutex<BackendChoice>,
+    /// What another process needs to go on, as far as it was said.
+    handed: Mutex<HandedService>,
 }
 
 struct BackendChoice {
@@ -61,6 +70,9 @@ struct PooledBackend {
     condemned: bool,
     /// Connections held when the backend started to drain, while another was better.
     leave: Option<DrainState>,
+    /// Until then a table without this backend does not say that it is gone: its connections come from another
+    /// process, which may have known more.
+    spared: Moment,
 }
 
 impl ServicePool {
@@ -92,6 +104,7 @@ impl ServicePool {
                 backend_maxconn: service.backend_maxconn,
                 held: BTreeMap::new(),
             }),
+            handed: Mutex::default(),
         }
     }
 
@@ -127,9 +140,70 @@ impl ServicePool {
         if self.full.relieve(now) {
             tracing::info!(service = %self.service, "connections are below maxconn ({maxconn}) again");
         }
+        Some(self.open_client(shared))
+    }
+
+    fn open_client(self: &Arc<ServicePool>, shared: &ProxyShared) -> OpenClient {
         shared.clients.fetch_add(1, Relaxed);
         let clients = Arc::clone(&shared.clients);
-        Some(OpenClient { pool: Arc::clone(self), clients, _open: shared.open.token() })
+        OpenClient { pool: Arc::clone(self), clients, _open: shared.open.token() }
+    }
+
+    /// Counts a client that another process has admitted.
+    pub(super) fn readmit(self: &Arc<ServicePool>, shared: &ProxyShared) -> OpenClient {
+        self.open.fetch_add(1, Relaxed);
+        self.open_client(shared)
+    }
+
+    /// Counts a connection that another process has made.
+    pub(super) fn continued(&self, node: NodeId, name: &Name, now: Moment) -> ConnGuard {
+        lock(&self.choice).kept(node, name, now).conn_guard(now)
+    }
+
+    /// A client has stopped for another process.
+    pub(super) fn hand_connection(&self, connection: HandedConnection) {
+        lock(&self.handed).connections.push(connection);
+    }
+
+    /// A listener has.
+    pub(super) fn hand_listener(&self, address: SocketAddr, listener: &impl AsRawFd) {
+        let number = Slot::try_from(listener.as_raw_fd()).unwrap_or(Slot::MAX);
+        lock(&self.handed).listeners.push((address, number));
+    }
+
+    /// All that was said for another process, and the counters. A descriptor is its number.
+    pub(super) fn handed(&self) -> HandedService {
+        let backend = |(node, kept): (&NodeId, &PooledBackend)| HandedBackend {
+            node: *node,
+            name: kept.held.name.clone(),
+            counters: kept.held.counters(),
+        };
+        HandedService {
+            name: Some(self.service.clone()),
+            counters: self.counters().map(|counter| counter.load(Relaxed)).to_vec(),
+            backends: lock(&self.choice).held.iter().map(backend).collect(),
+            ..std::mem::take(&mut *lock(&self.handed))
+        }
+    }
+
+    /// Goes on with the counters of another process.
+    pub(super) fn add(&self, handed: &HandedService, now: Moment) {
+        for (to, from) in self.counters().iter().zip(&handed.counters) {
+            to.fetch_add(*from, Relaxed);
+        }
+        let mut choice = lock(&self.choice);
+        for backend in &handed.backends {
+            choice.kept(backend.node, &backend.name, now).add(&backend.counters);
+        }
+    }
+
+    fn counters(&self) -> [&AtomicU64; 6] {
+        [&self.total, &self.refused, &self.unserved, &self.races, &self.replays, &self.denied]
+    }
+
+    /// Has every connection look whether there is a pause.
+    pub(super) fn wake_all(&self) {
+        lock(&self.choice).held.values().for_each(|kept| kept.held.wake_all());
     }
 
     /// Whether a dial may race those in progress; charges it to the budget.
@@ -231,7 +305,11 @@ impl ServicePool {
         choice.balancer.update(backends, now);
         let mut again = None;
         choice.held.retain(|node, kept| {
-            let held_action = held_action(node, backends);
+            let mut held_action = held_action(node, backends);
+            if now < kept.spared && backends.iter().all(|one| one.node != *node) {
+                held_action = HeldAction::Keep;
+                again = [again, Some(kept.spared)].into_iter().flatten().min();
+            }
             let before = std::mem::replace(&mut kept.condemned, held_action == HeldAction::Reset);
             let backend = backends.iter().find(|one| one.node == *node);
             let why = backend.map_or_else(|| Cause::NotOffered.into(), Backend::reason);
@@ -307,6 +385,17 @@ impl BackendChoice {
         self.balancer.rank(self.balance, backends, Some(own), now, usage)
     }
 
+    /// A backend to which another process has held connections.
+    fn kept(&mut self, node: NodeId, name: &Name, now: Moment) -> &Arc<HeldConnections> {
+        let new = || PooledBackend {
+            held: Arc::new(HeldConnections::new(node, name.clone())),
+            condemned: false,
+            leave: None,
+            spared: now.after(SPARED),
+        };
+        &self.held.entry(node).or_insert_with(new).held
+    }
+
     fn conn_guard(&mut self, backends: &[Backend], chosen: usize, now: Moment) -> Option<ConnGuard> {
         self.balancer.connection_assigned(backends, chosen, now);
         let backend = backends.get(chosen)?;
@@ -314,6 +403,7 @@ impl BackendChoice {
             held: Arc::new(HeldConnections::new(backend.node, backend.name.clone())),
             condemned: held_action(&backend.node, backends) == HeldAction::Reset,
             leave: None,
+            spared: Moment::ZERO,
         };
         Some(self.held.entry(backend.node).or_insert_with(new).held.conn_guard(now))
     }

@@ -105,7 +105,7 @@ impl Rig {
         let open = TaskTracker::new();
         let (table, reader) = watch::channel(Arc::default());
         let (evidence, reports) = mpsc::channel(1000);
-        let listeners = Listeners::bind(std::slice::from_ref(service));
+        let listeners = Listeners::bind(std::slice::from_ref(service), None);
         let workers = workers(&life, &open);
         let proxy = Proxy::start_on(workers, open, listeners, id(100), reader, evidence, &life);
         let rig = Rig { proxy, table, reports, life };

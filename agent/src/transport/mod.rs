@@ -33,11 +33,13 @@ mod tests;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use proto::cause::{Cause, Fault};
 use proto::cluster::Document;
+use proto::handover::HandOver;
 use proto::node::{NodeId, PublicKey};
 use proto::transport::{KeyRing, MAX_BODY};
 use tokio::net::TcpListener;
@@ -52,6 +54,7 @@ use self::socket::DatagramSocket;
 use self::tcp::ConnectionServer;
 use self::tls::Identity;
 use self::udp::Datagrams;
+use crate::handover::{self, Received};
 use crate::lifecycle::Lifecycle;
 
 /// Time for the answer to one challenge of a node that is dialled back, and how many there are: a datagram or
@@ -95,6 +98,18 @@ impl BoundPorts {
         };
         bind().map_err(|why| BindError { port, why })
     }
+
+    /// The port as the process before this one had it; `None` where that was another, or nothing was handed over.
+    pub(crate) fn handed(address: Option<IpAddr>, port: u16, received: &mut Received) -> Option<BoundPorts> {
+        let slots = std::mem::take(&mut received.form.link);
+        let mut sockets = slots.into_iter().map(|slot| received.take(slot));
+        let (udp, tcp) = (sockets.next()??, sockets.next()??);
+        let udp = DatagramSocket::of(udp.into()).ok()?;
+        let at = udp.local().ok()?;
+        let is_same = at.port() == port && address.map_or(at.ip().is_unspecified(), |ip| ip == at.ip());
+        let tcp = is_same.then(|| TcpListener::from_std(tcp.into()).ok())??;
+        Some(BoundPorts { udp, tcp })
+    }
 }
 
 /// The link of this node.
@@ -105,6 +120,7 @@ pub(crate) struct Link {
     datagrams: Arc<Datagrams>,
     dialer: Arc<PeerDialer>,
     server: Arc<ConnectionServer>,
+    listener: Arc<TcpListener>,
     counters: Arc<LinkCounters>,
 }
 
@@ -114,8 +130,9 @@ impl Link {
         ports: BoundPorts,
         identity: Arc<Identity>,
         trust: watch::Receiver<Arc<TrustedKeys>>,
-    ) -> (Arc<Link>, Inbox, TcpListener) {
+    ) -> (Arc<Link>, Inbox, Arc<TcpListener>) {
         let BoundPorts { udp, tcp } = ports;
+        let tcp = Arc::new(tcp);
         let counters = Arc::new(LinkCounters::default());
         let addresses = Arc::new(AddressBook::new(trust.clone()));
         let (arrivals, inbox) = Arrivals::new(counters.clone());
@@ -125,7 +142,8 @@ impl Link {
         let dialer = PeerDialer::new(who(), whom(), at(), counters.clone());
         let server = ConnectionServer::new(who(), whom(), at(), arrivals, counters.clone());
         let (datagrams, dialer, server) = (Arc::new(datagrams), Arc::new(dialer), Arc::new(server));
-        let link = Link { identity, trust, addresses, datagrams, dialer, server, counters };
+        let listener = tcp.clone();
+        let link = Link { identity, trust, addresses, datagrams, dialer, server, listener, counters };
         (Arc::new(link), inbox, tcp)
     }
 
@@ -133,9 +151,27 @@ impl Link {
     ///
     /// # Errors
     /// TLS can't be set up, which no input can cause.
-    pub(crate) fn serve(&self, listener: TcpListener, life: &Lifecycle) -> Result<(), rustls::Error> {
+    pub(crate) fn serve(&self, listener: Arc<TcpListener>, life: &Lifecycle) -> Result<(), rustls::Error> {
         self.datagrams.serve(life);
         self.server.serve(listener, life)
+    }
+
+    /// Adds the port to what another process needs to go on, for which it stays open.
+    pub(crate) fn hand_over(&self, form: &mut HandOver) {
+        for socket in self.sockets() {
+            handover::keep_open(socket, true);
+            let slot = form.place(u64::from(socket.as_raw_fd().unsigned_abs()));
+            form.link.push(slot);
+        }
+    }
+
+    /// No other process goes on.
+    pub(crate) fn resume(&self) {
+        self.sockets().into_iter().for_each(|socket| handover::keep_open(socket, false));
+    }
+
+    fn sockets(&self) -> [BorrowedFd<'_>; 2] {
+        [self.datagrams.socket().as_fd(), self.listener.as_fd()]
     }
 
     /// This node.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use proto::transport::DatagramHeader;
 use rustix::net::{SendFlags, sendto};
@@ -35,6 +36,12 @@ pub(super) fn socket(
     }
 }
 
+impl AsFd for DatagramSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.udp.as_fd()
+    }
+}
+
 /// The bound socket. Addresses are IPv4 or IPv6 here, whatever its family makes of them.
 pub(super) struct DatagramSocket {
     udp: UdpSocket,
@@ -58,9 +65,19 @@ impl DatagramSocket {
             }
             bound => bound?,
         }
-        let udp = UdpSocket::from_std(socket.into())?;
+        DatagramSocket::of(socket.into())
+    }
+
+    /// A bound socket with its options set.
+    pub(super) fn of(socket: std::net::UdpSocket) -> io::Result<DatagramSocket> {
+        let udp = UdpSocket::from_std(socket)?;
         let v6 = udp.local_addr()?.is_ipv6();
         Ok(DatagramSocket { udp, v6 })
+    }
+
+    /// Where it is bound.
+    pub(super) fn local(&self) -> io::Result<SocketAddr> {
+        Ok(unmapped(self.udp.local_addr()?))
     }
 
     /// The next datagram. An error is about an earlier send (ICMP), and nothing to do with what comes next.

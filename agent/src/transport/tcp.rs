@@ -128,7 +128,7 @@ impl ConnectionServer {
     /// TLS can't be set up, which no input can cause.
     pub(super) fn serve(
         self: &Arc<ConnectionServer>,
-        listener: TcpListener,
+        listener: Arc<TcpListener>,
         life: &Lifecycle,
     ) -> Result<(), rustls::Error> {
         let configs = Arc::new(TlsConfigs {

@@ -62,6 +62,11 @@ impl Datagrams {
         }
     }
 
+    /// The port.
+    pub(super) fn socket(&self) -> &DatagramSocket {
+        &self.socket
+    }
+
     /// Reads datagrams until the life is over.
     pub(super) fn serve(self: &Arc<Datagrams>, life: &Lifecycle) {
         let (datagrams, own) = (self.clone(), life.clone());

@@ -93,6 +93,7 @@ fn status(members: u16) -> Status {
             loop_lag: Default::default(),
             checks: Vec::new(),
             events: [("backend".to_owned(), 3)].into(),
+            replace: None,
         },
         services: vec![ServiceStatus {
             name: "kube-api".parse().unwrap(),

@@ -9,6 +9,7 @@ use proto::cluster::Document;
 use proto::config::{self, Config};
 use proto::control::{Request, Response};
 use proto::election::wire;
+use proto::handover::HandOver;
 use proto::invite::{Invite, PREFIX, parse_pin};
 use proto::migrate::{SourceFile, migrate};
 use proto::node::{Name, NodeId, PublicKey};
@@ -24,7 +25,7 @@ use proto::transport::{DatagramFrame, DatagramHeader};
 type Target = fn(&[u8]);
 
 /// All, by the names of their corpora.
-pub(crate) const TARGETS: [(&str, Target); 20] = [
+pub(crate) const TARGETS: [(&str, Target); 21] = [
     ("datagram", datagram),
     ("frames", frames),
     ("record", record),
@@ -35,6 +36,7 @@ pub(crate) const TARGETS: [(&str, Target); 20] = [
     ("vip", vip),
     ("pulse", pulse),
     ("topology", topology),
+    ("handover", handover),
     ("invite", invite),
     ("config", config),
     ("env", env),
@@ -135,6 +137,13 @@ fn topology(bytes: &[u8]) {
     assert!(beacon.silent.starts_with(&again.silent), "{beacon:?} became {again:?}");
     assert!(again.carried.is_none() || again.carried == beacon.carried);
     assert_eq!(again, Beacon { silent: again.silent.clone(), carried: again.carried.clone(), ..beacon });
+}
+
+/// What a process hands to the one that takes its place.
+fn handover(bytes: &[u8]) {
+    let Ok(read) = HandOver::from_bytes(bytes) else { return };
+    let again = HandOver::from_bytes(&read.to_bytes());
+    assert_eq!(again, Ok(HandOver { left_out: 0, ..read }));
 }
 
 /// A line of an invite, or the key in it, as someone typed it.

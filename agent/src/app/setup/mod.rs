@@ -86,6 +86,11 @@ pub(crate) fn open(config: &Config) -> Result<Arc<MemberStore>, StateError> {
     Ok(Arc::new(MemberStore::new(StateDir::open(Path::new(&config.state_dir))?)))
 }
 
+/// The state directory of a running agent, to see whether this program could start from it. Nothing is changed.
+pub(crate) fn look(config: &Config) -> MemberStore {
+    MemberStore::new(StateDir::look(Path::new(&config.state_dir)))
+}
+
 /// Makes a cluster with this node; or, where it is in one already, only new invites.
 ///
 /// # Errors

@@ -216,7 +216,7 @@ impl TargetHost<'_> {
     }
 }
 
-fn unable(act: &str, path: &Path, error: &io::Error) -> anyhow::Error {
+pub(super) fn unable(act: &str, path: &Path, error: &io::Error) -> anyhow::Error {
     let code = match error.kind() {
         io::ErrorKind::PermissionDenied => exit::NO_PERMISSION,
         _ => exit::CANT_CREATE,
@@ -231,7 +231,7 @@ fn is_ours(about: &fs::Metadata, mode: u32) -> bool {
 
 /// Writes a file as a whole or not at all, also when it is a binary that runs. It belongs to whoever installs,
 /// root outside of tests, with that one's group: some directories would give it theirs.
-fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+pub(super) fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(dir)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();

@@ -107,6 +107,7 @@ fn status(backends: Vec<BackendStatus>) -> Status {
             loop_lag: Default::default(),
             checks: Vec::new(),
             events: Default::default(),
+            replace: None,
         },
         services: vec![service("kube-api", backends)],
         members: vec![

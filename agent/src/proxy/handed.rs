@@ -1,0 +1,122 @@
+//! What goes from one process to the next: everything of this proxy into a [`HandOver`], and out of it again.
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::handover::{HandOver, HandedConnection, HandedService, Slot};
+use proto::service::ServiceName;
+use tokio::net::TcpStream;
+
+use super::pool::ServicePool;
+use super::{Proxy, ProxyShared, connection, lock};
+use crate::handover::Received;
+
+/// Time for all connections to stop. Each does when it is next polled; only a thread that hangs takes longer.
+const STOP: Duration = Duration::from_secs(2);
+
+/// Between two looks whether they have.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// The listening sockets of an address that were handed over.
+pub(super) fn listeners(received: &mut Received, service: &ServiceName, at: SocketAddr) -> Vec<TcpListener> {
+    let of_service = received.form.services.iter().filter(|one| one.name.as_ref() == Some(service));
+    let slots: Vec<Slot> =
+        of_service.flat_map(|one| &one.listeners).filter(|one| one.0 == at).map(|one| one.1).collect();
+    slots.into_iter().filter_map(|slot| received.take(slot)).map(Into::into).collect()
+}
+
+impl Proxy {
+    /// Accepts nothing and moves no bytes from now on, and adds to `form` all that another process needs to go on.
+    /// False: something did not stop in time; then nothing was changed by it, as after [`Proxy::resume`].
+    pub(crate) async fn hand_over(&self, form: &mut HandOver) -> bool {
+        let ProxyShared { pause, clients, .. } = &*self.shared;
+        pause.begin();
+        self.wake_all();
+        let stopped = async {
+            while !pause.is_complete(clients.load(std::sync::atomic::Ordering::SeqCst)) {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let in_time = tokio::time::timeout(STOP, stopped).await.is_ok();
+        let handed: Vec<HandedService> =
+            lock(&self.services).values().map(|running| running.pool.handed()).collect();
+        if !in_time {
+            self.resume();
+            return false;
+        }
+        for mut service in handed {
+            for (_, slot) in &mut service.listeners {
+                *slot = form.place(u64::from(*slot));
+            }
+            for connection in &mut service.connections {
+                connection.client = form.place(u64::from(connection.client));
+                if let Some((slot, ..)) = &mut connection.backend {
+                    *slot = form.place(u64::from(*slot));
+                }
+            }
+            form.services.push(service);
+        }
+        true
+    }
+
+    /// Goes on, since no other process does.
+    pub(crate) fn resume(&self) {
+        self.shared.pause.end();
+        self.wake_all();
+    }
+
+    fn wake_all(&self) {
+        lock(&self.services).values().for_each(|running| running.pool.wake_all());
+    }
+
+    /// Goes on with the connections of the process before this one. Returns how many there are, and how many had to
+    /// be ended: those of a service that is not configured any more, and those whose sockets are not there.
+    pub(crate) fn go_on(&self, received: &mut Received) -> (usize, usize) {
+        let (mut count, mut ended) = (0, received.form.left_out);
+        for mut handed in std::mem::take(&mut received.form.services) {
+            let services = lock(&self.services);
+            let pool = handed.name.as_ref().and_then(|name| Some(Arc::clone(&services.get(name)?.pool)));
+            drop(services);
+            let connections = std::mem::take(&mut handed.connections);
+            let Some(pool) = pool else {
+                ended += connections.len();
+                continue;
+            };
+            pool.add(&handed, self.shared.life.now());
+            for connection in connections {
+                match self.continue_one(received, connection, &pool) {
+                    Some(()) => count += 1,
+                    None => ended += 1,
+                }
+            }
+        }
+        (count, ended)
+    }
+
+    fn continue_one(
+        &self,
+        received: &mut Received,
+        handed: HandedConnection,
+        pool: &Arc<ServicePool>,
+    ) -> Option<()> {
+        let shared = &self.shared;
+        let worker = shared.workers.next();
+        let _in = worker.enter();
+        let stream = |socket: OwnedFd| TcpStream::from_std(socket.into()).ok();
+        // Both are taken in any case: what is not used is closed.
+        let backend = handed.backend.as_ref().map(|(slot, node, name)| (received.take(*slot), *node, name));
+        let client = stream(received.take(handed.client)?)?;
+        let backend = match backend {
+            Some((socket, node, name)) => {
+                Some((stream(socket?)?, pool.continued(node, name, shared.life.now())))
+            }
+            None => None,
+        };
+        let open = pool.readmit(shared);
+        let served = connection::go_on(client, backend, handed, open, Arc::clone(shared));
+        shared.life.spawn_on(served, worker);
+        Some(())
+    }
+}
