@@ -2,11 +2,12 @@
 //! belongs to.
 
 use std::future::Future;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use proto::time::{Moment, UnixMs};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
+use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -64,6 +65,14 @@ impl Lifecycle {
             Some(moment) => tokio::time::sleep_until(self.instant(moment)).await,
             None => std::future::pending().await,
         }
+    }
+
+    /// Ticks at multiples of the period on this process's clock: what is due regularly is due at once, and the agent
+    /// wakes up once for it. A missed tick is not made up for.
+    pub(crate) fn ticks(&self, period: Duration) -> Interval {
+        let mut ticks = tokio::time::interval_at(self.instant(self.now().next_multiple(period)), period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        ticks
     }
 
     /// Waits until every spawned task has returned.

@@ -18,6 +18,7 @@ use nix::{libc, setsockopt_impl};
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, sockopt};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Netlink protocol; `None`: addresses, interfaces and routes (it is number 0).
@@ -78,12 +79,13 @@ fn open(protocol: Protocol, groups: u32, flags: SocketFlags) -> io::Result<Owned
     Ok(socket)
 }
 
-/// Lets tokio wait for a socket.
+/// Lets tokio wait for what a socket receives. Not for room to send: the kernel would wake the agent each time that
+/// something has left.
 pub(crate) fn watched<T: AsFd + AsRawFd>(socket: T) -> io::Result<AsyncFd<T>> {
     // SAFETY: the caller passes the owner of the descriptor, which stays open and the same for its lifetime.
     #[allow(unsafe_code)]
     unsafe {
-        Ok(AsyncFd::register(socket)?)
+        Ok(AsyncFd::register_with_interest(socket, Interest::READABLE | Interest::ERROR)?)
     }
 }
 

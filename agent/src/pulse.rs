@@ -189,7 +189,8 @@ impl PulseSender {
         self.peers.retain(|id, _| wants(id));
         let document = self.link.document();
         let masters = document.masters().count();
-        let pace = pace(place, document.is_master(&own), masters, document.members().count());
+        let is_master = document.is_master(&own);
+        let pace = pace(place, is_master, masters, document.members().count());
         let now = self.life.now();
         for id in view.members.keys().filter(|id| wants(id)) {
             let peer = self.peers.entry(*id).or_insert_with(|| PulsedPeer {
@@ -198,7 +199,7 @@ impl PulseSender {
             });
             peer.pulse.set_pace(pace, now);
         }
-        self.link.datagrams().watch(self.peers.keys().copied());
+        self.link.datagrams().watch(self.peers.keys().copied(), is_master);
     }
 
     fn handle_answer(&mut self, answer: PulseAnswer) {

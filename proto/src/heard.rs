@@ -43,8 +43,11 @@ const ENTRY: usize = PREFIX + 1;
 /// Unit of an age.
 const UNIT_MS: u128 = 10;
 
-/// Age below which a peer was heard a moment ago. One of which an older one is reported does not answer.
+/// Age below which a peer was heard a moment ago. One of which a master reports an older one does not answer.
 pub const LATELY: Duration = Duration::from_millis(150);
+
+/// The same of a worker, which pulses half as often.
+const LATELY_BY_WORKER: Duration = Duration::from_millis(250);
 
 /// Silence after the first unanswered pulse that a node reports, beyond the time that an answer may take.
 const UNANSWERED: Duration = Duration::from_millis(100);
@@ -114,6 +117,8 @@ struct PeerReport {
     at: Moment,
     /// The age in it.
     age: Duration,
+    /// From which age on it says that the peer does not answer.
+    silent: Duration,
 }
 
 /// What others have reported about one peer. Of constant size, however many there are.
@@ -131,7 +136,8 @@ impl PeerReports {
     /// Adds the report of a node, which is a master or not.
     pub fn add(&mut self, from: NodeId, is_master: bool, age: Duration, now: Moment) {
         self.heard = self.heard.max(Some(now.before(age)));
-        let report = Some(PeerReport { from, at: now, age });
+        let silent = if is_master { LATELY } else { LATELY_BY_WORKER };
+        let report = Some(PeerReport { from, at: now, age, silent });
         if is_master {
             self.by_master = report;
         }
@@ -154,13 +160,13 @@ impl PeerReports {
 
     /// Whether it is silent by fresh reports, and nobody has heard it a moment ago.
     fn doubts(&self, now: Moment) -> bool {
-        !self.heard_within(LATELY, now) && self.silent_elsewhere(LATELY, FRESH, now)
+        !self.heard_within(LATELY, now) && self.silent_elsewhere(FRESH, now)
     }
 
-    /// Whether two nodes or a master have reported within `fresh` that they had not heard it for `silence`.
-    pub fn silent_elsewhere(&self, silence: Duration, fresh: Duration, now: Moment) -> bool {
+    /// Whether two nodes or a master have reported within `fresh` that it does not answer them.
+    pub fn silent_elsewhere(&self, fresh: Duration, now: Moment) -> bool {
         let accuses = |one: &Option<PeerReport>| {
-            one.is_some_and(|one| one.age >= silence && now.since(one.at) <= fresh)
+            one.is_some_and(|one| one.age >= one.silent && now.since(one.at) <= fresh)
         };
         accuses(&self.by_master) || self.last.iter().all(accuses)
     }
@@ -204,11 +210,14 @@ pub struct HeardBook {
     watched: BTreeMap<NodeId, WatchedPeer>,
     /// Nodes that are attached to this one, and when each last said so.
     attached: BTreeMap<NodeId, Moment>,
+    /// This node is a worker.
+    by_worker: bool,
 }
 
 impl HeardBook {
-    /// Watches these peers from now on, and no others.
-    pub fn watch(&mut self, peers: impl Iterator<Item = NodeId>) {
+    /// Watches these peers from now on, and no others, as a master or a worker.
+    pub fn watch(&mut self, peers: impl Iterator<Item = NodeId>, is_master: bool) {
+        self.by_worker = !is_master;
         let mut before = std::mem::take(&mut self.watched);
         self.watched = peers.map(|id| (id, before.remove(&id).unwrap_or_default())).collect();
     }
@@ -258,7 +267,8 @@ impl HeardBook {
         let entry = |(id, peer): (&NodeId, &WatchedPeer)| {
             let at = last_heard(id).filter(|_| id != to)?;
             let age = now.since(at);
-            let says = age < LATELY || peer.silence(Some(at), now) >= UNANSWERED;
+            let lately = if self.by_worker { LATELY_BY_WORKER } else { LATELY };
+            let says = age < lately || peer.silence(Some(at), now) >= UNANSWERED;
             says.then_some((*id, age))
         };
         let ages: Vec<(NodeId, Duration)> = self.watched.iter().filter_map(entry).collect();
@@ -343,18 +353,18 @@ mod tests {
 
     #[test]
     fn two_nodes_or_a_master_that_do_not_hear_it_lately() {
-        let silent = |reports: &PeerReports, ms| reports.silent_elsewhere(MS * 200, MS * 400, at(ms));
+        let silent = |reports: &PeerReports, ms| reports.silent_elsewhere(MS * 400, at(ms));
         let mut reports = PeerReports::default();
         reports.add(id(1), false, MS * 300, at(1_000));
         reports.add(id(1), false, MS * 350, at(1_050));
         assert!(!silent(&reports, 1_050), "one worker, twice");
-        reports.add(id(2), false, MS * 190, at(1_100));
-        assert!(!silent(&reports, 1_100), "another, which may have heard it just before");
-        reports.add(id(2), false, MS * 200, at(1_110));
+        reports.add(id(2), false, MS * 240, at(1_100));
+        assert!(!silent(&reports, 1_100), "another, which pulses every 200 ms");
+        reports.add(id(2), false, MS * 250, at(1_110));
         assert!(silent(&reports, 1_110) && silent(&reports, 1_450));
         assert!(!silent(&reports, 1_451), "old");
         let mut reports = PeerReports::default();
-        reports.add(id(3), true, MS * 200, at(1_000));
+        reports.add(id(3), true, MS * 150, at(1_000));
         reports.add(id(1), false, Duration::ZERO, at(1_000));
         reports.add(id(2), false, Duration::ZERO, at(1_000));
         assert!(silent(&reports, 1_000), "a master");
@@ -377,7 +387,7 @@ mod tests {
     /// A book that watches these peers and has sent a pulse to each at that time, in milliseconds.
     fn watching(peers: &[(u8, u64)]) -> HeardBook {
         let mut book = HeardBook::default();
-        book.watch(peers.iter().map(|(n, _)| id(*n)));
+        book.watch(peers.iter().map(|(n, _)| id(*n)), true);
         peers.iter().for_each(|(n, ms)| book.asked(&id(*n), MS * 20, None, at(*ms)));
         book
     }
@@ -403,19 +413,29 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_that_pulses_every_200_ms_says_that_it_hears_a_master() {
+        let mut book = HeardBook::default();
+        let names = |book: &HeardBook, ms| book.report(&id(9), last(&[(1, 1_000)]), at(ms)).is_some();
+        book.watch([id(1)].into_iter(), false);
+        assert!(names(&book, 1_249) && !names(&book, 1_250));
+        book.watch([id(1)].into_iter(), true);
+        assert!(names(&book, 1_149) && !names(&book, 1_150), "a master asks again sooner");
+    }
+
+    #[test]
     fn a_report_counts_for_watched_peers_and_not_for_its_sender() {
         let mut book = watching(&[(1, 0), (2, 0)]);
         let report = to_bytes([1, 2, 3].map(|n| (id(n), Duration::ZERO)).into());
         book.add(id(2), true, &report, at(1_000));
         let heard = |book: &HeardBook, n| book.of(&id(n)).heard_within(MS * 100, at(1_000));
         assert!(heard(&book, 1) && !heard(&book, 2) && !heard(&book, 3));
-        book.watch([id(1), id(3)].into_iter());
+        book.watch([id(1), id(3)].into_iter(), true);
         assert!(heard(&book, 1) && !heard(&book, 3));
     }
 
     #[test]
     fn a_master_or_two_others_raise_a_doubt_unless_someone_has_just_heard_it() {
-        let silent = to_bytes(vec![(id(1), MS * 200)]);
+        let silent = to_bytes(vec![(id(1), MS * 250)]);
         let mut book = watching(&[(1, 0)]);
         assert!(book.add(id(5), false, &silent, at(1_000)).is_empty(), "one worker");
         assert!(book.add(id(5), false, &silent, at(1_100)).is_empty(), "the same");

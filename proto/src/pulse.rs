@@ -55,8 +55,8 @@ pub const INTERVAL: Duration = Duration::from_millis(100);
 /// Longest interval of pulses to a peer that has never answered.
 const UNKNOWN: Duration = Duration::from_secs(2);
 
-/// Pulses with a longer interval keep to their times whatever else makes them due, or all nodes would pulse in step
-/// after each burst.
+/// Pulses with a longer interval keep to their times whatever else makes them due, each peer's to its own, or all
+/// nodes would pulse in step after each burst.
 const SLOW: Duration = Duration::from_millis(500);
 
 /// Shortest time between two pulses that others give reason for.
@@ -97,11 +97,15 @@ pub struct Pace {
     pub interval: Duration,
     /// The same after a miss.
     pub burst: Duration,
+    /// Regular pulses are due at multiples of the interval on this node's own clock, and so late: all masters are
+    /// pulsed at once, and the agent wakes up once for them.
+    pub phase: Duration,
 }
 
 impl Pace {
     /// The fastest, that of a small cluster.
-    pub const FAST: Pace = Pace { interval: INTERVAL, burst: Duration::from_millis(50) };
+    pub const FAST: Pace =
+        Pace { interval: INTERVAL, burst: Duration::from_millis(50), phase: Duration::ZERO };
 }
 
 /// Liveness of a peer.
@@ -175,11 +179,19 @@ impl PeerPulse {
         }
     }
 
+    /// The first moment for a regular pulse that is half an interval away.
+    fn next_regular(&self, now: Moment) -> Moment {
+        let Pace { interval, phase, .. } = self.pace;
+        now.after(interval / 2).before(phase).next_multiple(interval).after(phase)
+    }
+
     /// Sets the pace for this node's place and the size of the cluster.
     pub fn set_pace(&mut self, pace: Pace, now: Moment) {
         if self.pace != pace {
             self.pace = pace;
-            self.next = self.next.min(now.after(self.random_share()));
+            let slow = pace.interval > SLOW;
+            let next = if slow { now.after(self.random_share()) } else { self.next_regular(now) };
+            self.next = self.next.min(next);
         }
     }
 
@@ -215,7 +227,7 @@ impl PeerPulse {
         if now < self.deadline() {
             return None;
         }
-        self.bursting = now < self.next;
+        self.bursting |= now < self.next;
         self.hastened.0 = false;
         // The oldest that is no longer remembered, or that a newer answer has overtaken, was lost.
         if self.sent.len() >= REMEMBERED {
@@ -228,7 +240,7 @@ impl PeerPulse {
         if now >= self.next || !slow {
             // Until it has answered once, nothing is known of it.
             let most = if self.answered_once { Duration::MAX } else { UNKNOWN };
-            self.next = now.after(self.pace.interval.min(most));
+            self.next = if slow { now.after(self.pace.interval.min(most)) } else { self.next_regular(now) };
         }
         Some(self.number)
     }
@@ -295,7 +307,7 @@ impl PeerPulse {
             let here = heard.is_some_and(|heard| now.since(heard) < time);
             here || reports.heard_within(time, now)
         };
-        let doubted = || reports.silent_elsewhere(LATELY, slack + FRESH_REPORT, now);
+        let doubted = || reports.silent_elsewhere(slack + FRESH_REPORT, now);
         let for_all = slack + SILENT_FOR_ALL;
         match self.liveness(now) {
             Liveness::Alive | Liveness::Late
@@ -515,7 +527,8 @@ mod tests {
 
     /// An attached node in a cluster of 5,000, whose first pulse at 0 was answered after 40 ms.
     fn attached() -> PeerPulse {
-        let pace = Pace { interval: Duration::from_secs(50), burst: Duration::from_millis(125) };
+        let pace =
+            Pace { interval: Duration::from_secs(50), burst: Duration::from_millis(125), ..Pace::FAST };
         let mut pulse = PeerPulse::new(at(0), pace, 499);
         let first = pulse.poll(at(0)).unwrap();
         pulse.answered(first, at(40));

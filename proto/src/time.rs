@@ -35,6 +35,13 @@ impl Moment {
         Moment(self.0.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)))
     }
 
+    /// The first multiple of a period after this moment; saturates. A period has a millisecond at least.
+    #[must_use]
+    pub fn next_multiple(self, period: Duration) -> Moment {
+        let period = u64::try_from(period.as_millis()).unwrap_or(u64::MAX).max(1);
+        Moment((self.0 / period).saturating_add(1).saturating_mul(period))
+    }
+
     /// How long ago `earlier` was; zero when it is in the future.
     pub fn since(self, earlier: Moment) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))

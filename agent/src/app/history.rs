@@ -23,7 +23,7 @@ use crate::web;
 
 /// Between two looks at how late the event loop is: often enough to meet a stall of a second, seldom enough
 /// to cost nothing.
-const LOOK: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(600);
 
 /// Shortest time between two changes that are told of.
 const REST: Duration = Duration::from_millis(20);
@@ -133,9 +133,9 @@ pub(super) fn spawn(running: &Arc<RunningAgent>, config: watch::Receiver<Arc<Con
             over.run_until_cancelled(following).await;
         })
     });
-    let (over, measured) = (life.shutdown.clone(), running.clone());
+    let (own, measured) = (life.clone(), running.clone());
     life.supervise_each("status", move || {
-        let (over, measuring) = (over.clone(), measure(measured.clone()));
+        let (over, measuring) = (own.shutdown.clone(), measure(measured.clone(), own.clone()));
         async move {
             over.run_until_cancelled(measuring).await;
         }
@@ -176,9 +176,9 @@ async fn follow(running: Arc<RunningAgent>, changes: &watch::Sender<u64>, life: 
     }
 }
 
-async fn measure(running: Arc<RunningAgent>) {
+async fn measure(running: Arc<RunningAgent>, life: Lifecycle) {
     loop {
-        let wanted = tokio::time::Instant::now() + LOOK;
+        let wanted = life.instant(life.now().next_multiple(LOOK));
         tokio::time::sleep_until(wanted).await;
         running.history.lag.record(wanted.elapsed());
     }

@@ -136,21 +136,24 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Init(_) | Command::Join(_) if handover::is_pending() => Command::Run(run::Args {}),
         command => command,
     };
-    let many_threads = matches!(command, Command::Run(_) | Command::Init(_) | Command::Join(_));
-    if many_threads {
+    let is_agent = matches!(command, Command::Run(_) | Command::Init(_) | Command::Join(_));
+    if is_agent {
         // Before there are threads: each begins with what its maker has.
         crate::vip::drop_capabilities();
     }
-    runtime(many_threads)?.block_on(run_command(command, settings))
+    runtime(is_agent)?.block_on(run_command(command, settings))
 }
 
-/// The agent gets a thread for each core; a command that asks it something needs none.
-fn runtime(many_threads: bool) -> std::io::Result<tokio::runtime::Runtime> {
-    let mut builder = if many_threads {
+/// The agent's tasks share a thread, since two wake each other up for nothing most of the time: that cost a quarter of
+/// an idle agent's CPU. What blocks on a disk has threads of its own, for which that takes the runtime of many; so do
+/// connections and virtual IPs. A command that asks the agent something needs no other thread.
+fn runtime(is_agent: bool) -> std::io::Result<tokio::runtime::Runtime> {
+    let mut builder = if is_agent {
         tokio::runtime::Builder::new_multi_thread()
     } else {
         tokio::runtime::Builder::new_current_thread()
     };
+    builder.worker_threads(1);
     builder.enable_all().build()
 }
 

@@ -29,7 +29,6 @@ use proto::service::ServiceName;
 use proto::time::{Moment, UnixMs};
 use proto::view::ClusterView;
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
 
 pub(crate) use self::cluster::{all, own};
 use self::diff::PreviousState;
@@ -43,10 +42,10 @@ use crate::transport::TrustedKeys;
 pub(crate) const QUEUE: usize = 256;
 
 /// Interval of the stall check.
-const TICK: Duration = Duration::from_millis(250);
+const TICK: Duration = Duration::from_millis(200);
 
 /// Ticks between two polls of what no watch carries.
-const LOOK: u32 = 4;
+const LOOK: u32 = 5;
 
 /// A tick this late means that the whole process was held up.
 const STALL: Duration = Duration::from_millis(750);
@@ -203,7 +202,8 @@ impl<'a> EventRecorder<'a> {
             event.reason(torn.to_string()).level(EventLevel::Warning)
         });
         self.take(torn.into_iter().chain(first).collect());
-        let (mut ticks, mut next, mut stopping) = (0_u32, Instant::now() + TICK, false);
+        let due = || life.instant(life.now().next_multiple(TICK));
+        let (mut ticks, mut next, mut stopping) = (0_u32, due(), false);
         // What a watch held before its first read counts as changed.
         self.inputs.table.mark_changed();
         self.inputs.view.mark_changed();
@@ -223,7 +223,7 @@ impl<'a> EventRecorder<'a> {
                 }
                 () = tokio::time::sleep_until(next) => {
                     new.extend(stalled(inputs.node.as_str(), next.elapsed()));
-                    next = Instant::now() + TICK;
+                    next = due();
                     ticks = ticks.wrapping_add(1);
                     if ticks.is_multiple_of(LOOK) {
                         let view = inputs.view.borrow().clone();

@@ -14,7 +14,7 @@
 //! from anywhere else.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -23,7 +23,6 @@ use chitchat::ChitchatEnvelope;
 use chitchat::transport::{RecvOutcome, SendOutcome, Socket, Transport, UdpSocket as ChitchatSocket};
 use proto::node::NodeId;
 use rustix::net::RecvFlags;
-use tokio::net::UdpSocket;
 use tokio::sync::{Mutex, mpsc};
 
 /// Largest message that chitchat makes.
@@ -67,9 +66,11 @@ impl Transport for GossipTransport {
     async fn open(&self, _listen: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let codec = ChitchatSocket::open(loopback).await?;
-        let ours = UdpSocket::bind(loopback).await?;
+        // Not tokio's: loopback delivers before a send returns, so there is nothing to wait for and to be woken by.
+        let ours = UdpSocket::bind(loopback)?;
+        ours.set_nonblocking(true)?;
         let (theirs_at, ours_at) = (codec.local_addr()?, ours.local_addr()?);
-        ours.connect(theirs_at).await?;
+        ours.connect(theirs_at)?;
         isolate(theirs_at, ours_at)?;
         Ok(Box::new(GossipSocket {
             in_transit: LoopbackState::Nothing,
@@ -148,9 +149,15 @@ impl Socket for GossipSocket {
     async fn send(&mut self, to: SocketAddr, envelope: ChitchatEnvelope) -> anyhow::Result<SendOutcome> {
         let sent = self.codec.send(self.ours_at, envelope).await?;
         // Loopback delivers before the send returns, and nothing else is in this queue.
-        let length = self.ours.recv(&mut self.buffer).await?;
-        if let (Some(node), Some(message)) = (self.names.node(to), self.buffer.get(..length)) {
-            (self.send)(node, message);
+        match self.ours.recv(&mut self.buffer) {
+            Ok(length) => {
+                if let (Some(node), Some(message)) = (self.names.node(to), self.buffer.get(..length)) {
+                    (self.send)(node, message);
+                }
+            }
+            // The kernel had no memory for it: lost, as on the wire.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.into()),
         }
         Ok(sent)
     }
@@ -169,8 +176,12 @@ impl Socket for GossipSocket {
                 self.in_transit = LoopbackState::Arrived(from, message);
             }
             if let LoopbackState::Arrived(from, message) = &self.in_transit {
-                self.ours.send(message).await?;
-                self.in_transit = LoopbackState::Sent(*from);
+                let sent = self.ours.send(message);
+                self.in_transit = match sent {
+                    Ok(_) => LoopbackState::Sent(*from),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => LoopbackState::Nothing,
+                    Err(error) => return Err(error.into()),
+                };
             }
             if let LoopbackState::Sent(from) = self.in_transit {
                 // The datagram is there as soon as it was sent. When nothing comes, chitchat could not decode
@@ -198,14 +209,14 @@ mod tests {
     async fn what_a_stranger_sends_to_the_pair_is_never_read() {
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let mut codec = ChitchatSocket::open(loopback).await.unwrap();
-        let ours = UdpSocket::bind(loopback).await.unwrap();
-        let stranger = UdpSocket::bind(loopback).await.unwrap();
+        let ours = UdpSocket::bind(loopback).unwrap();
+        let stranger = UdpSocket::bind(loopback).unwrap();
         let (theirs_at, ours_at) = (codec.local_addr().unwrap(), ours.local_addr().unwrap());
-        stranger.send_to(&ACK, theirs_at).await.unwrap();
+        stranger.send_to(&ACK, theirs_at).unwrap();
         isolate(theirs_at, ours_at).unwrap();
         // Refused by the kernel; which of the two calls says so depends on it.
-        let _ = stranger.send_to(&ACK, theirs_at).await;
-        ours.send_to(&ACK, theirs_at).await.unwrap();
+        let _ = stranger.send_to(&ACK, theirs_at);
+        ours.send_to(&ACK, theirs_at).unwrap();
         let read = codec.recv().await.unwrap();
         assert_eq!(read.from_addr, ours_at);
         assert!(tokio::time::timeout(DECODE, codec.recv()).await.is_err(), "there was one more");
@@ -213,7 +224,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_socket_that_is_not_there_is_not_found() {
-        let gone = UdpSocket::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.unwrap();
+        let gone = UdpSocket::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
         let at = gone.local_addr().unwrap();
         drop(gone);
         assert_eq!(isolate(at, at).unwrap_err().kind(), io::ErrorKind::NotFound);

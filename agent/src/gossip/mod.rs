@@ -74,7 +74,7 @@ const GRACE: Duration = Duration::from_secs(15 * 60);
 const DIRECT: Duration = Duration::from_secs(3);
 
 /// Interval of polling chitchat's state: it reports changes only once a round, and a node that has just
-/// joined should not wait for that. A millisecond more for each member, so that polling never costs much.
+/// joined should not wait for that. As long again for each hundred members, so that polling never costs much.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Shortest time between two restarts of gossip because of a later record of this node than its own: each
@@ -407,9 +407,8 @@ impl Gossip {
             None => None,
         };
         let place = self.place.topology.place();
-        let members = u32::try_from(self.place.topology.members()).unwrap_or(u32::MAX);
-        let mut look = tokio::time::interval(LOOK + Duration::from_millis(1).saturating_mul(members));
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let more = u32::try_from(self.place.topology.members() / 100).unwrap_or(u32::MAX);
+        let mut look = self.life.ticks(LOOK.saturating_mul(more.saturating_add(1)));
         let records = self.records.clone();
         let mut proofs = self.link.addresses().changes();
         let failed = async {

@@ -142,8 +142,7 @@ impl MembershipTask {
         self.admissions.reset();
         self.sync.reset();
         self.peers.reset();
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut tick = self.life.ticks(TICK);
         let stopping = self.life.draining.clone();
         loop {
             let push = self.sync.push_deadline();

@@ -9,7 +9,7 @@
 //! whoever has not seen it can't make one up. Who has seen it could have dropped it as well.
 
 use std::io::{self, IoSliceMut};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
@@ -19,7 +19,7 @@ use nix::sys::socket::{
 use proto::transport::DatagramHeader;
 use socket2::Socket;
 use tokio::io::Interest;
-use tokio::net::UdpSocket;
+use tokio::io::unix::AsyncFd;
 
 use super::addresses::unmapped;
 
@@ -34,9 +34,9 @@ pub(super) fn ask_for(socket: &Socket) {
 }
 
 /// The next refusal of a datagram that was `sent`: where it went. May be dropped anywhere.
-pub(super) async fn next(socket: &UdpSocket, sent: impl Fn(&DatagramHeader) -> bool) -> SocketAddr {
+pub(super) async fn next(socket: &AsyncFd<UdpSocket>, sent: impl Fn(&DatagramHeader) -> bool) -> SocketAddr {
     loop {
-        match socket.async_io(Interest::ERROR, || read(socket, &sent)).await {
+        match socket.async_io(Interest::ERROR, |socket| read(socket, &sent)).await {
             Ok(Some(at)) => return at,
             Ok(None) => {}
             // A kernel that has no such queue: there is nothing to wait for.

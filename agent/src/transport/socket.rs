@@ -1,16 +1,18 @@
 //! The UDP socket that all peers share.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use proto::transport::DatagramHeader;
-use rustix::net::{SendFlags, sendto};
+use rustix::net::{RecvFlags, SendFlags, recvfrom, sendto};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::UdpSocket;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::addresses::{for_socket, unmapped};
 use super::refused;
+use crate::netlink::watched;
 
 /// Receive buffer asked of the kernel: a second of datagrams at 5,000 a second.
 const RECEIVE_BUFFER: usize = 1 << 20;
@@ -38,13 +40,13 @@ pub(super) fn socket(
 
 impl AsFd for DatagramSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.udp.as_fd()
+        self.udp.get_ref().as_fd()
     }
 }
 
 /// The bound socket. Addresses are IPv4 or IPv6 here, whatever its family makes of them.
 pub(super) struct DatagramSocket {
-    udp: UdpSocket,
+    udp: AsyncFd<UdpSocket>,
     /// It takes IPv6 addresses.
     v6: bool,
 }
@@ -69,21 +71,22 @@ impl DatagramSocket {
     }
 
     /// A bound socket with its options set.
-    pub(super) fn of(socket: std::net::UdpSocket) -> io::Result<DatagramSocket> {
-        let udp = UdpSocket::from_std(socket)?;
-        let v6 = udp.local_addr()?.is_ipv6();
-        Ok(DatagramSocket { udp, v6 })
+    pub(super) fn of(socket: UdpSocket) -> io::Result<DatagramSocket> {
+        let v6 = socket.local_addr()?.is_ipv6();
+        Ok(DatagramSocket { udp: watched(socket)?, v6 })
     }
 
     /// Where it is bound.
     pub(super) fn local(&self) -> io::Result<SocketAddr> {
-        Ok(unmapped(self.udp.local_addr()?))
+        Ok(unmapped(self.udp.get_ref().local_addr()?))
     }
 
     /// The next datagram. An error is about an earlier send (ICMP), and nothing to do with what comes next.
     pub(super) async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        let (length, from) = self.udp.recv_from(buffer).await?;
-        Ok((length, unmapped(from)))
+        let read = |socket: &UdpSocket| Ok(recvfrom(socket, &mut *buffer, RecvFlags::empty())?);
+        let (length, _, from) = self.udp.async_io(Interest::READABLE, read).await?;
+        let from = from.and_then(|from| SocketAddr::try_from(from).ok());
+        from.map(|from| (length, unmapped(from))).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
     /// Sends a datagram, and never waits. False: the kernel did not take it.
@@ -91,7 +94,7 @@ impl DatagramSocket {
         // Straight to the kernel: tokio would refuse the first datagram, since it has not been told yet that
         // the socket can be written to.
         let to = for_socket(to, self.v6);
-        let send = || sendto(&self.udp, datagram, SendFlags::DONTWAIT, &to);
+        let send = || sendto(self.udp.get_ref(), datagram, SendFlags::DONTWAIT, &to);
         // The kernel also hands out here that an earlier datagram, to whomever, was refused, and then sends
         // nothing: once more, since this one may be fine.
         send().or_else(|_| send()).is_ok()

@@ -240,8 +240,8 @@ impl Datagrams {
     }
 
     /// Whom this node watches: of them it reports when it heard them, and believes what others report.
-    pub(crate) fn watch(&self, peers: impl Iterator<Item = NodeId>) {
-        lock(&self.heard).watch(peers);
+    pub(crate) fn watch(&self, peers: impl Iterator<Item = NodeId>, is_master: bool) {
+        lock(&self.heard).watch(peers, is_master);
     }
 
     /// What others report about a peer that is watched.

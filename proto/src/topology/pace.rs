@@ -14,6 +14,10 @@ const FROM_ATTACHED: u32 = 100;
 /// The same of all nodes in a burst, while it does not answer.
 const IN_BURST: u32 = 40_000;
 
+/// Time between two pulses of a worker to one master where all nodes gossip: that a master is silent for all takes
+/// longer than a worker's two pulses, whoever notices it first, and masters pulse each other twice as often.
+const WORKER: Duration = Duration::from_millis(200);
+
 /// Shortest time between two pulses of an attached node to one master.
 const ATTACHED: Duration = Duration::from_secs(2);
 
@@ -21,7 +25,8 @@ const ATTACHED: Duration = Duration::from_secs(2);
 ///
 /// | | interval |
 /// |---|---|
-/// | a node where all gossip, a master | 100 ms |
+/// | a master | 100 ms |
+/// | a worker where all gossip | 200 ms |
 /// | a worker in the core | so long that all of them together send 60 a second: 200 ms in a core of 12 |
 /// | an attached node | 2 s, and so long that all together send 100 a second: 50 s at 5,000 |
 pub fn pace(place: Place, is_master: bool, masters: usize, members: usize) -> Pace {
@@ -31,11 +36,11 @@ pub fn pace(place: Place, is_master: bool, masters: usize, members: usize) -> Pa
     let fast = Pace::FAST;
     let interval = match place {
         _ if is_master => fast.interval.max(share(masters, FROM_MASTERS)),
-        Place::Everyone => fast.interval,
-        Place::Core => fast.interval.max(share(core_size(members), FROM_CORE)),
+        Place::Everyone => WORKER,
+        Place::Core => WORKER.max(share(core_size(members), FROM_CORE)),
         Place::Attached => ATTACHED.max(share(members, FROM_ATTACHED)),
     };
-    Pace { interval, burst: fast.burst.max(share(members, IN_BURST)) }
+    Pace { interval, burst: fast.burst.max(share(members, IN_BURST)), ..fast }
 }
 
 #[cfg(test)]
@@ -47,7 +52,8 @@ mod tests {
         let ms = |place, is_master, masters, members| {
             pace(place, is_master, masters, members).interval.as_millis()
         };
-        assert_eq!(pace(Place::Everyone, false, 3, 32), Pace::FAST);
+        assert_eq!(pace(Place::Everyone, true, 3, 32), Pace::FAST);
+        assert_eq!(ms(Place::Everyone, false, 3, 32), 200);
         for members in [100, 1_000, 5_000] {
             assert_eq!(ms(Place::Core, true, 5, members), 100, "masters pulse each other as ever");
         }

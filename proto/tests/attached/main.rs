@@ -17,7 +17,7 @@ use std::time::Duration;
 use proto::heard::HeardBook;
 use proto::node::NodeId;
 use proto::path::{BackendPath, Evidence, Reachability};
-use proto::pulse::{Liveness, PeerPulse};
+use proto::pulse::{Liveness, Pace, PeerPulse};
 use proto::time::{Moment, UnixMs};
 use proto::topology::{Place, core_size, pace};
 use proto::transport::{HEADER_LEN, TAG_LEN};
@@ -97,10 +97,11 @@ impl World {
         let place = |node: usize| if node < core.len() { Place::Core } else { Place::Attached };
         let mut nodes = Vec::new();
         for node in 0..members {
-            let pace = pace(place(node), node < MASTERS, MASTERS, members);
+            let phase = Duration::from_millis(dice.between(0, 200));
+            let pace = Pace { phase, ..pace(place(node), node < MASTERS, MASTERS, members) };
             let masters = (0..MASTERS).filter(|master| *master != node);
             let mut book = HeardBook::default();
-            book.watch(masters.clone().map(id));
+            book.watch(masters.clone().map(id), node < MASTERS);
             let peer = |master| Peer {
                 master,
                 pulse: PeerPulse::new(Moment::from_millis(dice.between(0, 1_000)), pace, dice.next() >> 1),

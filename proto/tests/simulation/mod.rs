@@ -18,8 +18,10 @@ use random::Dice;
 /// What is simulated.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct World {
-    /// Of the pulses.
+    /// Of the node's pulses.
     pub(crate) pace: Pace,
+    /// Of those of the reporters.
+    pub(crate) reporters_pace: Pace,
     /// Loss each way in percent, independent for each packet.
     pub(crate) loss: u64,
     /// Other masters, which pulse the master and report when they heard it. Their reports come with the answers to
@@ -36,7 +38,7 @@ pub(crate) struct World {
 impl World {
     /// A node without reporters, and nothing is cut.
     pub(crate) fn new(pace: Pace, loss: u64, length_ms: u64) -> World {
-        World { pace, loss, reporters: 0, length_ms, cut: u64::MAX, path_cut: u64::MAX }
+        World { pace, reporters_pace: pace, loss, reporters: 0, length_ms, cut: u64::MAX, path_cut: u64::MAX }
     }
 }
 
@@ -66,6 +68,8 @@ pub(crate) struct Outcome {
 struct Reporter {
     pulse: PeerPulse,
     heard: Option<u64>,
+    /// When the master pulses it next, and when its next report leaves.
+    next_pulsed: u64,
     next_report: u64,
 }
 
@@ -76,12 +80,19 @@ pub(crate) fn run(seed: u64, world: World) -> Outcome {
     let mut pulse = PeerPulse::new(Moment::ZERO, pace, dice.next());
     let mut path = BackendPath::new(UnixMs(0));
     let mut reports = PeerReports::default();
-    let interval_ms = u64::try_from(pace.interval.as_millis()).unwrap_or(u64::MAX);
+    let ms_of = |pace: Pace| u64::try_from(pace.interval.as_millis()).unwrap_or(u64::MAX);
+    let (interval_ms, theirs_ms) = (ms_of(pace), ms_of(world.reporters_pace));
     let mut reporters: Vec<Reporter> = (0..world.reporters)
         .map(|_| {
-            let start = dice.between(0, interval_ms);
-            let pulse = PeerPulse::new(Moment::from_millis(start), pace, dice.next());
-            Reporter { pulse, heard: None, next_report: dice.between(0, interval_ms) }
+            let start = dice.between(0, theirs_ms);
+            let theirs = Pace { phase: Duration::from_millis(start), ..world.reporters_pace };
+            let pulse = PeerPulse::new(Moment::from_millis(start), theirs, dice.next());
+            Reporter {
+                pulse,
+                heard: None,
+                next_pulsed: dice.between(0, theirs_ms),
+                next_report: dice.between(0, interval_ms),
+            }
         })
         .collect();
     let mut events: BinaryHeap<Reverse<(u64, Event)>> = BinaryHeap::new();
@@ -128,12 +139,15 @@ pub(crate) fn run(seed: u64, world: World) -> Outcome {
                 let delay = dice.between(1, 40) + dice.between(1, 40);
                 events.push(Reverse((ms + delay, Event::Heard(who, Some(number)))));
             }
-            if ms >= reporter.next_report {
-                reporter.next_report += interval_ms;
+            if ms >= reporter.next_pulsed {
+                reporter.next_pulsed += theirs_ms;
                 // The master pulses the reporter, too.
                 if up && !dice.percent(loss) {
                     events.push(Reverse((ms + dice.between(1, 40), Event::Heard(who, None))));
                 }
+            }
+            if ms >= reporter.next_report {
+                reporter.next_report += interval_ms;
                 // As in `HeardBook::report`: heard a moment ago, or it does not answer.
                 let lately = |heard| now.since(Moment::from_millis(heard)) < LATELY;
                 let silence = reporter.pulse.silence(now).saturating_sub(reporter.pulse.slack());

@@ -10,7 +10,7 @@ use tests::vip::vip;
 use tests::wait::eventually;
 
 use super::masters;
-use super::usage::{cpu_seconds, memory};
+use super::usage::{cpu_seconds, memory, wakeups};
 
 /// Duration of a rate measurement.
 const SPAN: Duration = Duration::from_secs(60);
@@ -24,6 +24,12 @@ pub(crate) fn idle() -> Result<()> {
         let _masters = masters(lab)?;
         form(agents)?;
         costs("idle, 5 nodes over WireGuard, 3 masters", agents)
+    })?;
+    with_agents(Lab::bridge(10), |lab, agents| {
+        let _masters = masters(lab)?;
+        let interface = agents[0].node().interface;
+        form_by(agents, 3, &["--iface", interface])?;
+        costs("idle, 10 nodes on a segment, 3 masters", agents)
     })
 }
 
@@ -51,15 +57,16 @@ fn costs(title: &str, agents: &mut [Agent<'_>]) -> Result<()> {
     let mut pids = Vec::new();
     for agent in agents.iter_mut() {
         let pid = agent.process()?.pid();
-        pids.push((agent.name(), pid, cpu_seconds(pid)?));
+        pids.push((agent.name(), pid, cpu_seconds(pid)?, wakeups(pid)?));
     }
     std::thread::sleep(SPAN);
     println!("{title}, over {} s:", SPAN.as_secs());
-    println!("  node  resident kB  private kB  CPU % of a core");
-    for (name, pid, before) in pids {
-        let percent = (cpu_seconds(pid)? - before) / SPAN.as_secs_f64() * 100.0;
+    println!("  node  resident kB  private kB  CPU % of a core  wake-ups/s");
+    for (name, pid, cpu, woken) in pids {
+        let percent = (cpu_seconds(pid)? - cpu) / SPAN.as_secs_f64() * 100.0;
+        let rate = (wakeups(pid)? - woken) as f64 / SPAN.as_secs_f64();
         let (resident, private) = memory(pid)?;
-        println!("  {name:<4}  {resident:>11}  {private:>10}  {percent:>15.2}");
+        println!("  {name:<4}  {resident:>11}  {private:>10}  {percent:>15.2}  {rate:>10.1}");
     }
     Ok(())
 }

@@ -74,3 +74,14 @@ pub(crate) fn traffic(pid: u32, interface: &str) -> Result<(u64, u64)> {
     let field = |i: usize| -> Result<u64> { Ok(fields.get(i).context("a short line")?.parse()?) };
     Ok((field(0)?, field(8)?))
 }
+
+/// How often the threads of a process have slept and been woken since they began.
+pub(crate) fn wakeups(pid: u32) -> Result<u64> {
+    let mut woken = 0;
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = std::fs::read_to_string(thread?.path().join("status"))?;
+        let switches = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        woken += switches.context("no voluntary_ctxt_switches")?.trim().parse::<u64>()?;
+    }
+    Ok(woken)
+}
