@@ -127,7 +127,8 @@ impl Inherited {
 pub struct Topology {
     own: NodeId,
     order: CoreOrder,
-    prefixes: BTreeMap<IdPrefix, Vec<NodeId>>,
+    /// All members, sorted.
+    members: Vec<NodeId>,
     place: Place,
     core: BTreeSet<NodeId>,
     watch: CoreWatch,
@@ -150,7 +151,7 @@ impl Topology {
         let mut topology = Topology {
             own,
             order: CoreOrder::default(),
-            prefixes: BTreeMap::new(),
+            members: Vec::new(),
             place: Place::Everyone,
             core: BTreeSet::new(),
             watch: CoreWatch::new(now),
@@ -176,15 +177,13 @@ impl Topology {
     }
 
     fn set_order(&mut self, order: CoreOrder) {
-        self.prefixes.clear();
-        for id in order.iter() {
-            self.prefixes.entry(prefix(id)).or_default().push(*id);
-        }
-        let members: BTreeSet<NodeId> = order.iter().copied().collect();
-        self.attachment.retain(|id| members.contains(id));
-        self.attached.retain(|id| members.contains(id));
-        self.claimed.retain(|id, _| members.contains(id));
-        self.order = order;
+        let mut members: Vec<NodeId> = order.iter().copied().collect();
+        members.sort_unstable();
+        let is_member = |id: &NodeId| members.binary_search(id).is_ok();
+        self.attachment.retain(is_member);
+        self.attached.retain(is_member);
+        self.claimed.retain(|id, _| is_member(id));
+        (self.members, self.order) = (members, order);
     }
 
     /// This node's place.
@@ -325,7 +324,7 @@ impl Topology {
         }
         self.attached.heard(from, attach.first, now);
         self.probes.heard(&from, now);
-        let named = attach.lost.iter().filter_map(|short| self.prefixes.get(short)).flatten();
+        let named = attach.lost.iter().flat_map(|short| named(&self.members, short));
         let others = |id: &&NodeId| **id != self.own && self.core.contains(*id);
         let lost: Vec<NodeId> = named.filter(others).copied().collect();
         // Where two fail at a time, others may have too.
@@ -349,8 +348,8 @@ impl Topology {
 
     /// A beacon has arrived. True: of a core member that this node holds, so that what it says counts.
     pub fn heard(&mut self, from: NodeId, beacon: &Beacon, now: Moment) -> bool {
-        let prefixes = &self.prefixes;
-        let find = |short: &IdPrefix| prefixes.get(short).cloned().unwrap_or_default();
+        let members = &self.members;
+        let find = |short: &IdPrefix| named(members, short).to_vec();
         if self.place == Place::Attached {
             let counts = self.attachment.heard(from, beacon, find, now);
             if !beacon.core.is_empty() && self.attachment.called(&self.order, now).is_some() {
@@ -367,4 +366,10 @@ impl Topology {
         }
         false
     }
+}
+
+/// The members whose ids begin so. `members` are sorted.
+fn named<'a>(members: &'a [NodeId], short: &IdPrefix) -> &'a [NodeId] {
+    let (_, from) = members.split_at(members.partition_point(|id| prefix(id) < *short));
+    from.split_at(from.partition_point(|id| prefix(id) == *short)).0
 }
