@@ -158,15 +158,20 @@ impl PeerReports {
         self.heard.is_some_and(|heard| now.since(heard) < within)
     }
 
-    /// Whether it is silent by fresh reports, and nobody has heard it a moment ago.
+    /// Whether it has just fallen silent by fresh reports, and nobody has heard it a moment ago. After two seconds
+    /// all have decided: if two masters cannot reach each other for hours, others need not look all the time.
     fn doubts(&self, now: Moment) -> bool {
-        !self.heard_within(LATELY, now) && self.silent_elsewhere(FRESH, now)
+        !self.heard_within(LATELY, now) && self.accused(|one| one.age < OVER, FRESH, now)
     }
 
     /// Whether two nodes or a master have reported within `fresh` that it does not answer them.
     pub fn silent_elsewhere(&self, fresh: Duration, now: Moment) -> bool {
+        self.accused(|_| true, fresh, now)
+    }
+
+    fn accused(&self, counts: impl Fn(&PeerReport) -> bool, fresh: Duration, now: Moment) -> bool {
         let accuses = |one: &Option<PeerReport>| {
-            one.is_some_and(|one| one.age >= one.silent && now.since(one.at) <= fresh)
+            one.is_some_and(|one| one.age >= one.silent && now.since(one.at) <= fresh && counts(&one))
         };
         accuses(&self.by_master) || self.last.iter().all(accuses)
     }
@@ -301,7 +306,7 @@ impl HeardBook {
                 (own, peer.told) = (true, None);
                 continue;
             }
-            let noticed = !isolated && peer.silence(heard, now) >= UNANSWERED;
+            let noticed = !isolated && (UNANSWERED..OVER).contains(&peer.silence(heard, now));
             let by_anyone = now.since(heard.max(peer.reports.heard).unwrap_or_default());
             let due =
                 (LATELY..OVER).contains(&by_anyone) && peer.told.is_none_or(|at| now.since(at) >= AGAIN);
@@ -482,6 +487,21 @@ mod tests {
         assert!(gone.is_none(), "it was not asked");
         book.asked(&id(1), MS * 20, Some(at(7_000)), at(7_001));
         assert!(book.alarm(|_| Some(at(7_000)), at(7_200)).unwrap().attached.is_empty());
+    }
+
+    #[test]
+    fn a_path_that_is_cut_for_long_makes_nobody_look_again() {
+        // Another master has not heard it for long; this node does, now and then.
+        let mut book = watching(&[(1, 0)]);
+        let report = |age: u32| to_bytes(vec![(id(1), MS * age)]);
+        assert_eq!(book.add(id(2), true, &report(1_990), at(10_000)), [id(1)]);
+        assert!(book.add(id(2), true, &report(2_000), at(10_100)).is_empty());
+        assert_eq!(book.alarm(last(&[(1, 9_800)]), at(10_100)), None);
+        // This node has not heard it for long, others did a second ago.
+        let mut book = watching(&[(1, 0), (2, 9_950)]);
+        book.asked(&id(1), MS * 20, Some(at(5_000)), at(5_010));
+        book.add(id(3), false, &report(1_000), at(10_000));
+        assert_eq!(book.alarm(last(&[(1, 5_000), (2, 9_990)]), at(10_000)), None);
     }
 
     proptest! {
