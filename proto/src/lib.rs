@@ -12,6 +12,8 @@ pub mod bytes;
 
 pub mod tlv;
 
+pub mod radix;
+
 pub mod next_wire;
 
 pub mod time;
