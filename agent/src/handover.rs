@@ -5,24 +5,26 @@
 //! before anything else, which finds the memfd by [`VARIABLE`] and takes what is named in it. A descriptor that nobody
 //! asks for afterwards is closed.
 
-use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::env;
-use std::ffi::{CString, OsStr, OsString};
-use std::fs::{self, File};
+use std::ffi::{CString, OsString};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use proto::handover::{HandOver, Slot};
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 
 /// Names the descriptor of the memfd. It is removed at once, since it is for this process alone.
 const VARIABLE: &str = "AGENT_HANDOVER_FD";
+
+/// Descriptors above this are not looked for where nobody says which there are.
+const MOST: RawFd = 1 << 16;
 
 /// Where this program was started from: whatever is there is what the process becomes.
 static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
@@ -69,31 +71,29 @@ pub(crate) fn begin() {
 /// What the memfd with this number holds. If it can't be read, whatever was inherited is closed, and the process
 /// starts as after a stop.
 fn receive(number: RawFd) -> Option<Received> {
-    let mut claimed = BTreeSet::new();
     let mut bytes = Vec::new();
-    let mut memory = File::from(claim(number, &mut claimed)?);
+    let mut memory = File::from(claim(number)?);
     let read = memory.seek(SeekFrom::Start(0)).and_then(|_| memory.read_to_end(&mut bytes));
     let Some(form) = read.ok().and_then(|_| HandOver::from_bytes(&bytes).ok()) else {
-        let open: Vec<_> = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten().collect();
-        let numbers: Vec<RawFd> =
-            open.iter().filter_map(|one| one.file_name().to_str()?.parse().ok()).collect();
-        drop(open);
-        numbers.into_iter().for_each(|one| drop(claim(one, &mut claimed)));
+        (0..MOST).for_each(|one| drop(claim(one)));
         return None;
     };
-    let slots = form.descriptors.iter().map(|one| claim(RawFd::try_from(*one).ok()?, &mut claimed)).collect();
+    let slots = form.descriptors.iter().map(|one| claim(RawFd::try_from(*one).ok()?)).collect();
     Some(Received { form, slots })
 }
 
-/// Takes an inherited descriptor, once, and has it closed when a program is started.
-fn claim(number: RawFd, claimed: &mut BTreeSet<RawFd>) -> Option<OwnedFd> {
-    let is_open = Path::new("/proc/self/fd").join(number.to_string()).symlink_metadata().is_ok();
-    if number <= 2 || !is_open || !claimed.insert(number) {
+/// Takes an inherited descriptor, once: from then on it is closed when a program is started, and nothing inherited is.
+fn claim(number: RawFd) -> Option<OwnedFd> {
+    if number <= 2 {
         return None;
     }
-    // SAFETY: it is open, it was inherited, so that nothing of this program owns it, and it is taken once.
+    // SAFETY: a number that is not open is only asked about. One that is and was not marked to be closed was inherited,
+    // so that nothing of this program owns it, and it is marked before it could be taken again.
     #[allow(unsafe_code)]
-    let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+    let descriptor = unsafe {
+        let flags = fcntl_getfd(BorrowedFd::borrow_raw(number));
+        flags.is_ok_and(|flags| flags.is_empty()).then(|| OwnedFd::from_raw_fd(number))
+    }?;
     keep_open(&descriptor, false);
     Some(descriptor)
 }
@@ -138,18 +138,24 @@ fn attempt(form: &HandOver) -> io::Result<Infallible> {
     let program = program().ok_or(io::ErrorKind::NotFound)?;
     let mut memory = File::from(memfd_create(c"agent-hand-over", MemfdFlags::empty())?);
     memory.write_all(&form.to_bytes())?;
-    let text = |text: &OsStr| CString::new(text.as_bytes());
-    let path = text(program.as_os_str())?;
-    let arguments = env::args_os().map(|one| text(&one)).collect::<Result<Vec<_>, _>>()?;
+    let path = CString::new(program.as_os_str().as_bytes())?;
+    let arguments = c_strings(&mut env::args_os())?;
     let number = OsString::from(memory.as_raw_fd().to_string());
     let variables = env::vars_os().chain([(OsString::from(VARIABLE), number)]);
-    let pair = |(mut key, value): (OsString, OsString)| {
+    let variables = c_strings(&mut variables.map(|(mut key, value)| {
         key.push("=");
         key.push(value);
-        text(&key)
-    };
-    let variables = variables.map(pair).collect::<Result<Vec<_>, _>>()?;
+        key
+    }))?;
     Ok(nix::unistd::execve(&path, &arguments, &variables)?)
+}
+
+fn c_strings(texts: &mut dyn Iterator<Item = OsString>) -> io::Result<Vec<CString>> {
+    let mut all = Vec::new();
+    for text in texts {
+        all.push(CString::new(text.into_vec())?);
+    }
+    Ok(all)
 }
 
 #[cfg(test)]
@@ -161,16 +167,17 @@ mod tests {
     /// As it is inherited: open, and nobody's.
     fn inherited() -> RawFd {
         let (read, _write) = rustix::pipe::pipe().unwrap();
+        keep_open(&read, true);
         read.into_raw_fd()
     }
 
     #[test]
     fn a_descriptor_is_taken_once_and_closed_for_programs_that_are_started() {
-        let (number, mut claimed) = (inherited(), BTreeSet::new());
-        let descriptor = claim(number, &mut claimed).unwrap();
+        let number = inherited();
+        let descriptor = claim(number).unwrap();
         assert_eq!(rustix::io::fcntl_getfd(&descriptor).unwrap(), FdFlags::CLOEXEC);
-        assert!(claim(number, &mut claimed).is_none(), "twice");
-        assert!(claim(2, &mut claimed).is_none(), "stderr");
+        assert!(claim(number).is_none(), "twice");
+        assert!(claim(2).is_none(), "stderr");
         keep_open(&descriptor, true);
         assert_eq!(rustix::io::fcntl_getfd(&descriptor).unwrap(), FdFlags::empty());
     }

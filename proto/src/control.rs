@@ -6,7 +6,6 @@
 
 mod members;
 mod refusal;
-mod replace;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +15,6 @@ use serde::{Deserialize, Serialize};
 
 pub use self::members::{MemberState, MemberStatus, PeerLinkStatus, complete, in_order};
 pub use self::refusal::{Refusal, RefusalCode};
-pub use self::replace::{ReplaceStatus, TakeOver};
 use crate::backends::BackendState;
 use crate::cause::{Cause, Fault, Reason};
 use crate::doctor::Examination;
@@ -274,6 +272,10 @@ fn is_zero(count: &usize) -> bool {
     *count == 0
 }
 
+fn is_none_held(count: &u64) -> bool {
+    *count == 0
+}
+
 /// The responding node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeStatus {
@@ -312,9 +314,15 @@ pub struct NodeStatus {
     /// Events since start, by the name of their kind.
     #[serde(default)]
     pub events: BTreeMap<String, u64>,
-    /// How the agent is replaced; `None`: not without losing connections.
+    /// The file that the agent was started from, and that it becomes by `agent upgrade`; empty: it can't.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub program: String,
+    /// When it took the place of another version; `None`: it has started as usual.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub replace: Option<ReplaceStatus>,
+    pub replaced_unix_ms: Option<UnixMs>,
+    /// Connections of that one that go on.
+    #[serde(default, skip_serializing_if = "is_none_held")]
+    pub replaced_connections: u64,
 }
 
 /// Upper bounds of a histogram's buckets, in microseconds; one more bucket takes all longer durations. From a

@@ -26,7 +26,7 @@ pub const NEEDED_END: u8 = 128;
 const MAGIC: &[u8] = b"agent hand-over\n";
 
 /// Where a descriptor stands in [`HandOver::descriptors`].
-pub type Slot = u32;
+pub type Slot = u64;
 
 /// Everything that goes over.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -37,6 +37,8 @@ pub struct HandOver {
     pub began: UnixMs,
     /// When this was written.
     pub at: UnixMs,
+    /// The boot of its datagrams, and a number above all that they had: never used again, or a seal would be.
+    pub boot: Option<(u64, u64)>,
     /// Version of the node's last signed record.
     pub record: RecordVersion,
     /// The descriptors, as their carrier numbers them.
@@ -150,6 +152,7 @@ mod tag {
     pub(super) const LINK: u8 = 6;
     pub(super) const SERVICE: u8 = 7;
     pub(super) const VIP: u8 = 8;
+    pub(super) const BOOT: u8 = 9;
 
     pub(super) const NAME: u8 = 1;
     pub(super) const LISTENER: u8 = 2;
@@ -172,7 +175,7 @@ impl HandOver {
     /// The place of a descriptor, which is handed over.
     pub fn place(&mut self, descriptor: u64) -> Slot {
         self.descriptors.push(descriptor);
-        Slot::try_from(self.descriptors.len() - 1).unwrap_or(Slot::MAX)
+        self.descriptors.len() as Slot - 1
     }
 
     /// Writes it.
@@ -181,10 +184,13 @@ impl HandOver {
         out.number(tag::VERSION, VERSION);
         next_wire::topology(&mut out);
         out.bytes(tag::AGENT, self.agent.as_bytes());
-        out.numbers(tag::TIMES, [self.began.0, self.at.0]);
-        out.numbers(tag::RECORD, [self.record.generation, self.record.sequence]);
-        out.numbers(tag::DESCRIPTORS, self.descriptors.iter().copied());
-        out.numbers(tag::LINK, self.link.iter().map(|slot| u64::from(*slot)));
+        out.numbers(tag::TIMES, &[self.began.0, self.at.0]);
+        if let Some((boot, sequence)) = self.boot {
+            out.numbers(tag::BOOT, &[boot, sequence]);
+        }
+        out.numbers(tag::RECORD, &[self.record.generation, self.record.sequence]);
+        out.numbers(tag::DESCRIPTORS, &self.descriptors);
+        out.numbers(tag::LINK, &self.link);
         for service in &self.services {
             out.fields(tag::SERVICE, |out| service.write(out));
         }
@@ -215,6 +221,7 @@ impl HandOver {
             match tag {
                 tag::AGENT => read.agent = text(value).unwrap_or_default(),
                 tag::TIMES => (read.began, read.at) = (UnixMs(nth(value, 0)), UnixMs(nth(value, 1))),
+                tag::BOOT => read.boot = Some((nth(value, 0), nth(value, 1))),
                 tag::RECORD => {
                     read.record = RecordVersion { generation: nth(value, 0), sequence: nth(value, 1) };
                 }
@@ -246,14 +253,14 @@ impl HandedService {
         for (address, slot) in &self.listeners {
             out.fields(tag::LISTENER, |out| {
                 out.bytes(tag::NAME, address.to_string().as_bytes());
-                out.number(tag::SOCKETS, u64::from(*slot));
+                out.number(tag::SOCKETS, *slot);
             });
         }
-        out.numbers(tag::COUNTERS, self.counters.iter().copied());
+        out.numbers(tag::COUNTERS, &self.counters);
         for backend in &self.backends {
             out.fields(tag::BACKEND, |out| {
                 out.bytes(tag::NAME, backend.name.as_str().as_bytes());
-                out.numbers(tag::COUNTERS, backend.counters.iter().copied());
+                out.numbers(tag::COUNTERS, &backend.counters);
                 out.bytes(tag::NODE, &backend.node.0);
             });
         }
@@ -271,7 +278,7 @@ impl HandedService {
                 tag::LISTENER => {
                     let find = |wanted| TlvReader::new(value).find(|(tag, _)| *tag == wanted);
                     let address = find(tag::NAME).and_then(|(_, value)| text(value)?.parse().ok());
-                    let slot = find(tag::SOCKETS).and_then(|(_, value)| Slot::try_from(number(value)?).ok());
+                    let slot = find(tag::SOCKETS).and_then(|(_, value)| number(value));
                     read.listeners.extend(address.zip(slot));
                 }
                 tag::COUNTERS => read.counters = numbers(value).collect(),
@@ -305,19 +312,20 @@ impl HandedService {
 impl HandedConnection {
     fn write(&self, out: &mut TlvWriter) {
         next_wire::topology(out);
-        let backend = self.backend.as_ref();
-        let sockets = [Some(self.client), backend.map(|(slot, ..)| *slot)];
-        out.numbers(tag::SOCKETS, sockets.into_iter().flatten().map(u64::from));
-        if let Some((_, node, name)) = backend {
-            out.bytes(tag::NODE, &node.0);
-            out.bytes(tag::NAME, name.as_str().as_bytes());
+        match &self.backend {
+            None => out.number(tag::SOCKETS, self.client),
+            Some((slot, node, name)) => {
+                out.numbers(tag::SOCKETS, &[self.client, *slot]);
+                out.bytes(tag::NODE, &node.0);
+                out.bytes(tag::NAME, name.as_str().as_bytes());
+            }
         }
         self.up.write(tag::UP, out);
         self.down.write(tag::DOWN, out);
         if let Some(log) = &self.log {
             let connect = log.connect_ms.map_or(0, |ms| ms.saturating_add(1));
-            let rest = [connect, u64::from(log.retries), u64::from(log.moved)];
-            out.numbers(tag::LOG, [log.came.0, log.age_ms].into_iter().chain(rest));
+            let (retries, moved) = (u64::from(log.retries), u64::from(log.moved));
+            out.numbers(tag::LOG, &[log.came.0, log.age_ms, connect, retries, moved]);
         }
     }
 
@@ -344,9 +352,9 @@ impl HandedConnection {
                 _ => {}
             }
         }
-        read.client = Slot::try_from(*sockets.first()?).ok()?;
+        read.client = *sockets.first()?;
         read.backend = match (sockets.get(1), node, name) {
-            (Some(slot), Some(node), Some(name)) => Some((Slot::try_from(*slot).ok()?, node, name)),
+            (Some(slot), Some(node), Some(name)) => Some((*slot, node, name)),
             (None, None, None) => None,
             _ => return None,
         };
@@ -435,6 +443,7 @@ mod tests {
             agent: "1.2.3".to_owned(),
             began: UnixMs(1_800_000_000_000),
             at: UnixMs(1_800_000_005_000),
+            boot: Some((u64::MAX, 5_000)),
             record: RecordVersion { generation: 1_800_000_000, sequence: 12 },
             descriptors: vec![11, 12, 20, 300, 301, 302],
             link: vec![0, 1],
@@ -447,7 +456,7 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let stored = include_str!("../tests/golden/handover.hex").trim_end();
-        assert_eq!(data_encoding::HEXLOWER.encode(&whole().to_bytes()), stored);
+        assert_eq!(crate::radix::HEXLOWER.encode(&whole().to_bytes()), stored);
         assert_eq!(HandOver::from_bytes(&whole().to_bytes()), Ok(whole()));
     }
 
@@ -473,7 +482,7 @@ mod tests {
             ("a later field that is only more", &|out| out.bytes(200, b"x"), true),
             ("a later field that is needed", &|out| out.bytes(NEEDED, b"x"), false),
             ("the last of those", &|out| out.bytes(NEEDED_END - 1, b"x"), false),
-            ("a backend without its node", &|out| out.numbers(tag::SOCKETS, [1, 2]), false),
+            ("a backend without its node", &|out| out.numbers(tag::SOCKETS, &[1, 2]), false),
             ("a node without its socket", &|out| out.bytes(tag::NODE, &node), false),
             ("a name that is none", &|out| out.bytes(tag::NAME, b"Not A Name"), false),
             ("a later stage", &|out| out.fields(tag::UP, |out| out.number(tag::STAGE, 3)), false),
@@ -481,7 +490,7 @@ mod tests {
         ];
         for (what, fields, is_kept) in table {
             let read = with(|out| {
-                out.numbers(tag::SOCKETS, [1]);
+                out.numbers(tag::SOCKETS, &[1]);
                 fields(out);
             });
             assert_eq!(read.services[0].connections.len(), usize::from(is_kept), "{what}");

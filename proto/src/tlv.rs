@@ -28,9 +28,9 @@ impl TlvWriter {
     }
 
     /// A field of numbers, one after the other.
-    pub(crate) fn numbers(&mut self, tag: u8, values: impl IntoIterator<Item = u64>) {
+    pub(crate) fn numbers(&mut self, tag: u8, values: &[u64]) {
         let mut inner = TlvWriter::default();
-        values.into_iter().for_each(|value| inner.raw(value));
+        values.iter().for_each(|value| inner.raw(*value));
         self.bytes(tag, &inner.0);
     }
 

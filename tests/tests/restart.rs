@@ -11,6 +11,7 @@ use proto::control::{Request, Response};
 use tests::hold::{Held, Kind, Watch, hold, serve};
 use tests::lab::Lab;
 use tests::mesh::{Agent, GOSSIP, LISTENER, SOON, all_up, binary, form, with_agents};
+use tests::vip::ADDRESS;
 use tests::wait::{always, eventually};
 
 /// 100 ms are promised; a machine that runs five agents, five tunnels and a test on two cores may take three
@@ -364,4 +365,50 @@ fn what_can_not_replace_the_agent_is_refused_and_everything_goes_on() -> Result<
 
 fn echo_once_in(lab: &Lab) -> Result<()> {
     lab.node(lab.size() - 1).inside(echo_once)
+}
+
+/// Who owns the virtual IP as an agent sees it, and with which epoch.
+fn owner_of_vip(agent: &Agent<'_>) -> Result<(String, u64)> {
+    let status: serde_json::Value = serde_json::from_str(&agent.cli(&["status", "--json"])?.ok()?)?;
+    let vip = &status["vips"][0];
+    let owner = vip["owner"].as_str().with_context(|| format!("no owner: {vip}"))?;
+    Ok((owner.to_owned(), vip["epoch"].as_u64().context("no epoch")?))
+}
+
+#[test]
+fn an_upgrade_of_its_owner_does_not_move_a_virtual_ip() -> Result<()> {
+    with_agents(Lab::bridge(3), |lab, agents| {
+        let _masters = (0..3).map(|i| lab.nginx_master(i)).collect::<Result<Vec<_>>>()?;
+        for (i, agent) in agents.iter_mut().enumerate() {
+            agent.binary = lab.node(i).dir().join("agent");
+            std::fs::copy(binary()?, &agent.binary)?;
+        }
+        form(agents)?;
+        agents[0].cli(&["set", &format!("vip={ADDRESS}")])?.ok()?;
+        let (before, _) = eventually("all agree on its owner", GOSSIP, || {
+            let all = agents.iter().map(owner_of_vip).collect::<Result<Vec<_>>>()?;
+            ensure!(all.iter().all(|one| *one == all[0]), "{all:?}");
+            Ok(all[0].clone())
+        })?;
+        let owner = agents.iter().position(|agent| agent.name() == before.0).context("a stranger owns it")?;
+        let told: Vec<usize> =
+            agents.iter().map(|agent| Ok(events(agent)?.len())).collect::<Result<Vec<_>>>()?;
+        println!("{}", agents[owner].cli(&["upgrade"])?.ok()?.trim());
+        // Longer than the new process owns it without having proven that it may.
+        always("it stays where it is", Duration::from_secs(8), || {
+            for agent in agents.iter() {
+                let now = owner_of_vip(agent)?;
+                ensure!(now == before, "{} says {now:?}, and it was {before:?}", agent.name());
+            }
+            let has = lab.node(owner).exec(&["ip", "addr"])?.ok()?;
+            ensure!(has.contains(&ADDRESS.to_string()), "the address is gone: {has}");
+            Ok(())
+        })?;
+        for (agent, told) in agents.iter().zip(told).filter(|(agent, _)| agent.name() != before.0) {
+            let moves: Vec<String> =
+                events(agent)?.into_iter().skip(told).filter(|line| line.contains("\"vip-")).collect();
+            ensure!(moves.is_empty(), "{}: {moves:?}", agent.name());
+        }
+        Ok(())
+    })
 }

@@ -1,17 +1,18 @@
 //! Puts the parts together, in the order in which they may start.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proto::cluster::Replica;
 use proto::config::Config;
-use proto::control::TakeOver;
 use proto::event::Event;
 use proto::handover::HandOver;
 use proto::invite::InviteLedger;
 use proto::node::NodeId;
 use proto::record::NodeRecord;
+use proto::time::UnixMs;
 use proto::transport::KeyRing;
 use tokio::sync::{mpsc, watch};
 use tracing::info;
@@ -23,6 +24,7 @@ use super::record::RecordInputs;
 use super::replace::Replacing;
 use super::vip::{EligibilityInputs, VipHandle, VipThreadInputs};
 use super::{RunningAgent, doctor, event_wiring, history, record, requests, status};
+use crate::events::TakeOver;
 use crate::gossip::GossipBefore;
 use crate::lifecycle::{Lifecycle, wall};
 use crate::membership::OwnAddress;
@@ -74,10 +76,11 @@ pub(super) fn start(
     // Closes what nobody has taken.
     let form = received.map(|received| received.form);
     let last = form.as_ref().map(|form| taken_over(form, held, ended));
-    let before = form.map(|form| GossipBefore {
+    let before = form.as_ref().map(|form| GossipBefore {
         version: form.record,
         heartbeat: form.at.0.saturating_sub(form.began.0).max(1),
     });
+    let handed_vips = form.map_or_else(Default::default, |form| (form.vips, form.at));
     let (link, inbox, tcp) = Link::new(ports, member.identity.clone(), trust.clone());
     for (id, addresses) in &member.peers {
         link.addresses().add_hint(*id, addresses, false);
@@ -90,7 +93,7 @@ pub(super) fn start(
         inbox;
     let StoredMember { replica, ring, invites, epochs, .. } = member;
     let base = Foundation { link, disk, trust, clients, own, peers };
-    let vips = base.start_vips(beats, events.tell(), epochs, life);
+    let vips = base.start_vips(beats, events.tell(), (epochs, handed_vips), life);
     let record = base.start_record(&vips, life);
     let membership = base.start_membership((replica, ring, invites), (joining, unknown_key), trust_in, life);
     let arrivals = PeerArrivals { gossip, proven, fingerprints, topology, answers };
@@ -125,8 +128,7 @@ pub(super) fn start(
 fn taken_over(form: &HandOver, held: usize, ended: usize) -> TakeOver {
     let HandOver { agent, at, .. } = form;
     info!("took over from version {agent}: {held} connections go on, {ended} had to be ended");
-    let count = |count| u64::try_from(count).unwrap_or(u64::MAX);
-    TakeOver { from: agent.clone(), unix_ms: *at, connections: count(held), ended: count(ended) }
+    TakeOver { from: agent.clone(), at: *at, connections: u64::try_from(held).unwrap_or(u64::MAX) }
 }
 
 impl Foundation {
@@ -134,7 +136,7 @@ impl Foundation {
         &self,
         beats: mpsc::Receiver<(NodeId, Vec<u8>)>,
         tell: mpsc::Sender<Event>,
-        epochs: VipEpochs,
+        (epochs, handed): (VipEpochs, (Vec<(IpAddr, u64)>, UnixMs)),
         life: &Lifecycle,
     ) -> VipHandle {
         let eligibility = EligibilityInputs {
@@ -152,6 +154,7 @@ impl Foundation {
             arrivals: beats,
             tell,
             epochs,
+            handed,
         };
         VipHandle::start(eligibility, inputs, self.disk.clone(), life)
     }

@@ -14,7 +14,8 @@ use proto::record::{NodeRecord, PeerLink};
 use proto::service::{Service, ServiceName};
 use proto::view::{ClusterView, Ignored, IgnoredClaim};
 
-use super::{RunningAgent, replace};
+use super::RunningAgent;
+use crate::handover;
 use crate::lifecycle::wall;
 use crate::proxy::{BackendStats, ServiceStats};
 use crate::supervisor;
@@ -75,7 +76,9 @@ pub(super) fn of(running: &RunningAgent) -> Status {
             loop_lag: running.history.lag.read(),
             checks: running.own.checks(),
             events: running.history.events(&ring),
-            replace: replace::status(running),
+            program: handover::program().map_or_else(String::new, |path| path.to_string_lossy().into_owned()),
+            replaced_unix_ms: running.replacing.last().map(|last| last.at),
+            replaced_connections: running.replacing.last().map_or(0, |last| last.connections),
         },
         services: services
             .iter()

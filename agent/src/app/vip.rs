@@ -15,6 +15,7 @@ use proto::pulse::PeerLivenessMap;
 use proto::record::ServiceOffer;
 use proto::service::{Service, ServiceName};
 use proto::settings::Settings;
+use proto::time::UnixMs;
 use proto::unfit::Unfit;
 use proto::view::ClusterView;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -55,6 +56,8 @@ pub(super) struct VipThreadInputs {
     pub(super) tell: mpsc::Sender<Event>,
     /// What an earlier agent of this node knew.
     pub(super) epochs: VipEpochs,
+    /// What the process before this one owned, and when it became this one.
+    pub(super) handed: (Vec<(IpAddr, u64)>, UnixMs),
 }
 
 /// Starts the task that writes the watch.
@@ -138,7 +141,7 @@ impl VipHandle {
         disk: Arc<MemberStore>,
         life: &Lifecycle,
     ) -> VipHandle {
-        let VipThreadInputs { link, trust, liveness, arrivals, tell, epochs } = inputs;
+        let VipThreadInputs { link, trust, liveness, arrivals, tell, epochs, handed } = inputs;
         let (orders, received) = mpsc::channel(ORDERS);
         let inputs = crate::vip::VipInputs {
             link,
@@ -151,6 +154,7 @@ impl VipHandle {
             orders: received,
             tell,
             epochs: epochs.clone(),
+            handed,
         };
         let report = crate::vip::spawn(inputs, life);
         save_epochs(disk, epochs, report.clone(), life);
@@ -233,7 +237,6 @@ fn balancer(service: &Service, backends: &[Backend]) -> Result<(), Unfit> {
 mod tests {
     use proto::cause::Detail;
     use proto::health::ServiceHealth;
-    use proto::time::UnixMs;
 
     use super::*;
 

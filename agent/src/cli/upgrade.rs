@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use proto::control::{ReplaceStatus, Request, Response, Status};
+use proto::control::{Request, Response, Status};
 use proto::handover::VERSION;
+use proto::time::UnixMs;
 use tokio::time::{Instant, sleep};
 
 use super::exit::{self, ExitError};
@@ -15,8 +16,8 @@ use super::{CommandSettings, ask, out};
 use crate::app::setup;
 use crate::control::{self, CallError};
 
-/// What `--check` prints before the version of the hand-over.
-const CAN_TAKE_OVER: &str = "can take over: ";
+/// What `--check` prints: that something else has ended well says nothing.
+const CAN_TAKE_OVER: &str = "can take over";
 
 /// Longest wait for the new version to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -37,32 +38,36 @@ pub(crate) struct Args {
     /// The new binary
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Only say whether this binary could replace the running agent
-    #[arg(long, hide = true, conflicts_with = "file")]
-    check: bool,
+    /// Only say whether this binary could take over a hand-over of this version
+    #[arg(long, hide = true, value_name = "VERSION")]
+    check: Option<u64>,
 }
 
 /// Runs the command.
 pub(super) async fn run(args: &Args, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
-    if args.check {
+    if let Some(version) = args.check {
         setup::look(&settings.config).member()?;
-        out::line(&format!("{CAN_TAKE_OVER}{VERSION}"))?;
+        if version > VERSION {
+            let text = format!("it reads hand-overs of version {VERSION}, and this is {version}");
+            return Err(ExitError::error(exit::DATA, text));
+        }
+        out::line(CAN_TAKE_OVER)?;
         return Ok(ExitCode::SUCCESS);
     }
     let before = ask::status(settings).await?;
-    let Some(replace) = before.node.replace.clone() else {
+    if before.node.program.is_empty() {
         let text = format!(
             "the running agent has version {}, which can't be replaced without losing its connections; to lose \
              them, put the new binary in its place and run: systemctl restart agent",
             before.node.version
         );
         return Err(ExitError::error(exit::UNAVAILABLE, text));
-    };
-    let program = Path::new(&replace.program);
+    }
+    let program = Path::new(&before.node.program);
     let installed = match &args.file {
-        Some(file) => install(file, program, &replace, settings)?,
+        Some(file) => install(file, program, settings)?,
         None => {
-            check(program, program, &replace, settings)?;
+            check(program, program, settings)?;
             None
         }
     };
@@ -74,34 +79,26 @@ pub(super) async fn run(args: &Args, settings: &CommandSettings) -> anyhow::Resu
         }
         return Err(error);
     }
-    let after = wait_for(settings, &replace).await?;
-    let went_on = after.node.replace.and_then(|replace| replace.last);
-    let (connections, ended) = went_on.map_or((0, 0), |last| (last.connections, last.ended));
-    let lost = if ended > 0 { format!("; {ended} had to be ended, see the log") } else { String::new() };
+    let after = wait_for(settings, before.node.replaced_unix_ms).await?;
     out::line(&format!(
-        "version {} replaced version {}; {connections} connections go on{lost}",
-        after.node.version, before.node.version
+        "version {} replaced version {}; {} connections go on",
+        after.node.version, before.node.version, after.node.replaced_connections
     ))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Puts a checked binary in the place of the running one; returns where the latter is kept. Nothing is done where it
 /// is the very same file.
-fn install(
-    file: &Path,
-    program: &Path,
-    replace: &ReplaceStatus,
-    settings: &CommandSettings,
-) -> anyhow::Result<Option<PathBuf>> {
+fn install(file: &Path, program: &Path, settings: &CommandSettings) -> anyhow::Result<Option<PathBuf>> {
     let content = fs::read(file).map_err(|error| unable("read", file, &error))?;
     if file.canonicalize().is_ok_and(|file| file == program) {
-        check(program, file, replace, settings)?;
+        check(program, file, settings)?;
         return Ok(None);
     }
     // What is checked is what is installed, whoever may write to the file.
     let next = beside(program, ".next");
     write(&next, &content, 0o755).map_err(|error| unable("write", &next, &error))?;
-    let checked = check(&next, file, replace, settings);
+    let checked = check(&next, file, settings);
     if checked.is_err() {
         let _ = fs::remove_file(&next);
     }
@@ -121,37 +118,22 @@ fn beside(program: &Path, end: &str) -> PathBuf {
 }
 
 /// Whether a binary, which people know as `named`, could go on with what the running agent holds.
-fn check(
-    binary: &Path,
-    named: &Path,
-    replace: &ReplaceStatus,
-    settings: &CommandSettings,
-) -> anyhow::Result<()> {
-    let refuse = |why: String| {
-        let text = format!("{} can't replace the running agent: {why}; nothing was changed", named.display());
-        Err(ExitError::error(exit::DATA, text))
-    };
+fn check(binary: &Path, named: &Path, settings: &CommandSettings) -> anyhow::Result<()> {
     let mut command = Command::new(binary);
-    command.args(["upgrade", "--check", "--state-dir"]).arg(settings.state_dir());
+    command.args(["upgrade", "--check", &VERSION.to_string(), "--state-dir"]).arg(settings.state_dir());
     if let Some(file) = &settings.global.config {
         command.arg("--config").arg(file);
     }
-    let ran = match command.output() {
-        Ok(ran) => ran,
-        Err(error) => return refuse(format!("it does not run ({error})")),
+    let why = match command.output() {
+        Ok(ran) if ran.status.success() && ran.stdout.starts_with(CAN_TAKE_OVER.as_bytes()) => return Ok(()),
+        Ok(ran) if ran.status.code() == Some(i32::from(exit::USAGE)) => {
+            "it is of a version that can't take over connections".to_owned()
+        }
+        Ok(ran) => String::from_utf8_lossy(&ran.stderr).lines().next().unwrap_or("it fails").to_owned(),
+        Err(error) => error.to_string(),
     };
-    let (said, wrong) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
-    let form = said.lines().find_map(|line| line.strip_prefix(CAN_TAKE_OVER)?.parse::<u64>().ok());
-    match (form, ran.status.code()) {
-        (Some(form), _) if form >= replace.form => Ok(()),
-        (Some(form), _) => {
-            refuse(format!("it reads hand-overs of version {form}, and this is {}", replace.form))
-        }
-        (None, Some(code)) if code == i32::from(exit::USAGE) => {
-            refuse("it is a version that can't take over connections".to_owned())
-        }
-        (None, _) => refuse(format!("it says: {}", wrong.lines().next().unwrap_or("nothing"))),
-    }
+    let text = format!("{} can't replace the running agent: {why}; nothing was changed", named.display());
+    Err(ExitError::error(exit::DATA, text))
 }
 
 /// Has the running agent become what lies where it was started from.
@@ -165,12 +147,12 @@ async fn become_it(settings: &CommandSettings) -> anyhow::Result<()> {
 }
 
 /// Waits until the agent answers that it has been replaced.
-async fn wait_for(settings: &CommandSettings, before: &ReplaceStatus) -> anyhow::Result<Status> {
+async fn wait_for(settings: &CommandSettings, before: Option<UnixMs>) -> anyhow::Result<Status> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let asked = control::call(settings.runtime_dir(), &Request::Status).await;
         if let Ok(Response::Status(status)) = asked
-            && status.node.replace.as_ref().is_none_or(|now| now.last != before.last)
+            && status.node.replaced_unix_ms != before
         {
             return Ok(*status);
         }

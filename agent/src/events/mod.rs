@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use proto::backends::BackendTable;
 use proto::config::Config;
-use proto::control::{TakeOver, VipStatus};
+use proto::control::VipStatus;
 use proto::event::{Event, EventKind, EventLevel, EventRing, EventSummer};
 use proto::node::{Name, NodeId};
 use proto::problem::{Problem, ProblemCode};
@@ -49,6 +49,16 @@ const LOOK: u32 = 5;
 
 /// A tick this late means that the whole process was held up.
 const STALL: Duration = Duration::from_millis(750);
+
+/// What this process has taken over from another.
+#[derive(Debug, Clone)]
+pub(crate) struct TakeOver {
+    /// The version of the other.
+    pub(crate) from: String,
+    pub(crate) at: UnixMs,
+    /// Connections that go on.
+    pub(crate) connections: u64,
+}
 
 /// What the recorder needs.
 pub(crate) struct EventInputs {
@@ -308,10 +318,10 @@ impl<'a> EventRecorder<'a> {
 /// The first event of a run. The last one of the previous run shows how that ended.
 fn started(ring: &EventRing, inputs: &EventInputs) -> Event {
     let version = concat!("version ", env!("CARGO_PKG_VERSION"));
-    if let Some(TakeOver { from, unix_ms, connections, .. }) = &inputs.replaced {
+    if let Some(TakeOver { from, at, connections }) = &inputs.replaced {
         let event = Event::new(EventKind::AgentStarted, wall(), inputs.node.as_str(), "running");
         let reason = format!("{version} replaced version {from} and goes on with {connections} connections");
-        return event.since("replaced", *unix_ms).reason(reason);
+        return event.since("replaced", *at).reason(reason);
     }
     let event = Event::new(EventKind::AgentStarted, inputs.began, inputs.node.as_str(), "running");
     let Some(last) = ring.all().next_back() else { return event.reason(version) };

@@ -25,8 +25,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use chitchat::{
-    Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, Heartbeat, NodeState,
-    ProtocolVersion, spawn_chitchat,
+    ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, Heartbeat, NodeState, ProtocolVersion,
+    spawn_chitchat,
 };
 use proto::backends::LastKnownGood;
 use proto::cluster::Document;
@@ -261,7 +261,7 @@ async fn changed<T>(watch: &mut Option<watch::Receiver<T>>) -> Result<(), watch:
 fn go_on(state: &mut NodeState, before: GossipBefore, values: &[(String, String)]) {
     state.set_max_version(before.version.sequence);
     // There is no other way to make one.
-    if let Ok(heartbeat) = serde_json::from_value::<Heartbeat>(before.heartbeat.into()) {
+    if let Ok(heartbeat) = serde_json::from_slice::<Heartbeat>(before.heartbeat.to_string().as_bytes()) {
         state.try_set_heartbeat(heartbeat);
     }
     values.iter().for_each(|(key, value)| state.set(key, value));
@@ -366,15 +366,11 @@ impl Gossip {
         let values = [(KEY, value.as_str())].into_iter().chain(next_wire::GOSSIP.iter().copied());
         let values: Vec<_> = values.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
         self.version.sequence += next_wire::GOSSIP.len() as u64;
-        let handle = match before {
-            None => spawn_chitchat(config, values, &mesh).await?,
-            Some(before) => {
-                let handle = spawn_chitchat(config, Vec::new(), &mesh).await?;
-                let go_on = |chitchat: &mut Chitchat| go_on(chitchat.self_node_state(), before, &values);
-                handle.with_chitchat(go_on).await;
-                handle
-            }
-        };
+        let first = if before.is_some() { Vec::new() } else { values.clone() };
+        let handle = spawn_chitchat(config, first, &mesh).await?;
+        if let Some(before) = before {
+            go_on(handle.chitchat().lock().await.self_node_state(), before, &values);
+        }
         let ended = self.watch_record(Some(&handle), peers.len()).await;
         let _ = handle.initiate_shutdown();
         handle.abort();

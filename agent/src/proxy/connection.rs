@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use futures_util::future::BoxFuture;
 use proto::access::{Access, Phase, Termination};
 use proto::handover::{HandedConnection, HandedDirection, HandedLog, Slot};
 use proto::time::UnixMs;
@@ -151,6 +152,7 @@ async fn prepare(
         let finding = over.run_until_cancelled(find(&client, &open, &shared, &mut access_record));
         let Some(found) = shared.pause.unless_begun(finding).await else {
             hand_over(&client, &hello, None, &access_record, &open, &shared).await;
+            keep_open(&client, None, false);
             continue;
         };
         let mut upstream = match found.unwrap_or(Err(Termination::Killed)) {
@@ -170,7 +172,10 @@ async fn prepare(
                     let cause = cause(&broken, &shared);
                     return give_up(&client, access_record, &open, Some(&upstream), cause, &shared);
                 }
-                None => hand_over(&client, &hello, Some(&upstream), &access_record, &open, &shared).await,
+                None => {
+                    hand_over(&client, &hello, Some(&upstream), &access_record, &open, &shared).await;
+                    keep_open(&client, Some(&upstream), false);
+                }
             }
         }
         if !hello.is_hello {
@@ -190,6 +195,7 @@ async fn prepare(
             None => {
                 hello.begin_again();
                 hand_over(&client, &hello, None, &access_record, &open, &shared).await;
+                keep_open(&client, None, false);
             }
         }
     };
@@ -217,40 +223,36 @@ fn give_up(
     None
 }
 
-/// Says what another process needs to go on with a client whose backend has not answered yet, and waits for the end of
+/// Whether both sockets stay open when this process becomes another program.
+fn keep_open(client: &TcpStream, upstream: Option<&Upstream>, stay: bool) {
+    handover::keep_open(client, stay);
+    if let Some(upstream) = upstream {
+        handover::keep_open(&upstream.stream, stay);
+    }
+}
+
+/// Says what another process needs to go on with a client whose backend has not answered yet; returns what ends with
 /// the pause. Without an upstream it begins anew, with what the client has sent.
-async fn hand_over(
+fn hand_over(
     client: &TcpStream,
     hello: &ClientHelloBuffer,
     upstream: Option<&Upstream>,
     access_record: &Option<Box<AccessRecord>>,
     open: &OpenClient,
     shared: &ProxyShared,
-) {
-    let number = |stream: &TcpStream| Slot::try_from(stream.as_raw_fd()).unwrap_or(Slot::MAX);
-    let keep_open = |stays| {
-        handover::keep_open(client, stays);
-        if let Some(upstream) = upstream {
-            handover::keep_open(&upstream.stream, stays);
-        }
-    };
-    keep_open(true);
+) -> BoxFuture<'static, ()> {
+    let number = |stream: &TcpStream| Slot::from(stream.as_raw_fd().unsigned_abs());
+    keep_open(client, upstream, true);
     let backend = upstream.map(|upstream| {
         let held = &upstream.conn_guard.held;
         (number(&upstream.stream), held.node, held.name.clone())
     });
     let up = HandedDirection { left: hello.rest().to_vec(), ..HandedDirection::default() };
     let log = access_record.as_deref().map(AccessRecord::handed);
-    open.pool.hand_connection(HandedConnection {
-        client: number(client),
-        backend,
-        up,
-        log,
-        ..HandedConnection::default()
-    });
+    let client = number(client);
+    open.pool.hand_connection(HandedConnection { client, backend, up, log, ..HandedConnection::default() });
     shared.pause.stopped();
-    shared.pause.ended().await;
-    keep_open(false);
+    shared.pause.until(false)
 }
 
 /// Dials, and sends the PROXY header if configured.

@@ -111,9 +111,9 @@ impl CopyBoth {
     /// What another process needs to go on, with the numbers of both sockets, which stay open for it; so may this one.
     /// `None`: the connection is broken.
     pub(super) fn hand_over(&mut self) -> Option<(HandedConnection, Slot)> {
-        let number = |socket: &TcpStream| Slot::try_from(socket.as_raw_fd()).ok();
+        let number = |socket: &TcpStream| Slot::from(socket.as_raw_fd().unsigned_abs());
         let (up, down) = (self.up.hand_over().ok()?, self.down.hand_over().ok()?);
-        let (client, master) = (number(&self.client)?, number(&self.master)?);
+        let (client, master) = (number(&self.client), number(&self.master));
         self.keep_open(true);
         Some((HandedConnection { client, up, down, ..HandedConnection::default() }, master))
     }

@@ -3,9 +3,10 @@
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use proto::handover::{HandOver, HandedConnection, HandedService, Slot};
+use proto::handover::{HandOver, HandedConnection};
 use proto::service::ServiceName;
 use tokio::net::TcpStream;
 
@@ -13,56 +14,63 @@ use super::pool::ServicePool;
 use super::{Proxy, ProxyShared, connection, lock};
 use crate::handover::Received;
 
-/// Time for all connections to stop. Each does when it is next polled; only a thread that hangs takes longer.
-const STOP: Duration = Duration::from_secs(2);
+/// So often it is looked whether all connections have stopped. Each does when it is next polled; only a thread that
+/// hangs takes longer.
+const STOP: u32 = 2_000;
 
 /// Between two looks whether they have.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// The listening sockets of an address that were handed over.
 pub(super) fn listeners(received: &mut Received, service: &ServiceName, at: SocketAddr) -> Vec<TcpListener> {
-    let of_service = received.form.services.iter().filter(|one| one.name.as_ref() == Some(service));
-    let slots: Vec<Slot> =
-        of_service.flat_map(|one| &one.listeners).filter(|one| one.0 == at).map(|one| one.1).collect();
-    slots.into_iter().filter_map(|slot| received.take(slot)).map(Into::into).collect()
+    let mut sockets = Vec::new();
+    for handed in std::mem::take(&mut received.form.services) {
+        if handed.name.as_ref() == Some(service) {
+            for (address, slot) in &handed.listeners {
+                let socket = if *address == at { received.take(*slot) } else { None };
+                sockets.extend(socket.map(TcpListener::from));
+            }
+        }
+        received.form.services.push(handed);
+    }
+    sockets
 }
 
 impl Proxy {
-    /// Accepts nothing and moves no bytes from now on, and adds to `form` all that another process needs to go on.
-    /// False: something did not stop in time; then nothing was changed by it, as after [`Proxy::resume`].
-    pub(crate) async fn hand_over(&self, form: &mut HandOver) -> bool {
+    /// Accepts nothing and moves no bytes until [`Proxy::resume`]. False: something did not stop in time.
+    pub(crate) async fn pause(&self) -> bool {
         let ProxyShared { pause, clients, .. } = &*self.shared;
         pause.begin();
         self.wake_all();
-        let stopped = async {
-            while !pause.is_complete(clients.load(std::sync::atomic::Ordering::SeqCst)) {
-                tokio::time::sleep(LOOK).await;
+        for _ in 0..STOP {
+            if pause.is_complete(clients.load(SeqCst)) {
+                return true;
             }
-        };
-        let in_time = tokio::time::timeout(STOP, stopped).await.is_ok();
-        let handed: Vec<HandedService> =
-            lock(&self.services).values().map(|running| running.pool.handed()).collect();
-        if !in_time {
-            self.resume();
-            return false;
+            tokio::time::sleep(LOOK).await;
         }
-        for mut service in handed {
+        false
+    }
+
+    /// Adds all that another process needs to go on.
+    pub(crate) fn hand_over(&self, form: &mut HandOver) {
+        for running in lock(&self.services).values() {
+            let mut service = running.pool.handed();
             for (_, slot) in &mut service.listeners {
-                *slot = form.place(u64::from(*slot));
+                *slot = form.place(*slot);
             }
             for connection in &mut service.connections {
-                connection.client = form.place(u64::from(connection.client));
+                connection.client = form.place(connection.client);
                 if let Some((slot, ..)) = &mut connection.backend {
-                    *slot = form.place(u64::from(*slot));
+                    *slot = form.place(*slot);
                 }
             }
             form.services.push(service);
         }
-        true
     }
 
     /// Goes on, since no other process does.
     pub(crate) fn resume(&self) {
+        lock(&self.services).values().for_each(|running| drop(running.pool.handed()));
         self.shared.pause.end();
         self.wake_all();
     }

@@ -188,7 +188,7 @@ async fn accept_all(
 ) {
     let now = || shared.life.now();
     // One wait for all clients.
-    let mut pausing = Box::pin(shared.pause.begun());
+    let mut pausing = shared.pause.until(true);
     loop {
         let accepted = tokio::select! {
             biased;
@@ -196,9 +196,9 @@ async fn accept_all(
                 handover::keep_open(listener, true);
                 pool.hand_listener(address, listener);
                 shared.pause.stopped();
-                shared.pause.ended().await;
+                shared.pause.until(false).await;
                 handover::keep_open(listener, false);
-                pausing = Box::pin(shared.pause.begun());
+                pausing = shared.pause.until(true);
                 continue;
             }
             accepted = listener.accept() => accepted,

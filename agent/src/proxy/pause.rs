@@ -5,8 +5,12 @@
 //!                                                                    └─► end: all go on where they were
 //! ```
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::task::Poll;
 
+use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 /// Whether bytes move, and who has stopped.
@@ -59,21 +63,22 @@ impl Pause {
         AcceptLoop(self)
     }
 
-    pub(super) async fn begun(&self) {
-        let _ = self.told.subscribe().wait_for(|on| *on).await;
-    }
-
-    pub(super) async fn ended(&self) {
-        let _ = self.told.subscribe().wait_for(|on| !*on).await;
+    /// Ends when there is a pause, or none.
+    pub(super) fn until(&self, on: bool) -> BoxFuture<'static, ()> {
+        let mut told = self.told.subscribe();
+        Box::pin(async move {
+            let _ = told.wait_for(|is| *is == on).await;
+        })
     }
 
     /// Runs `work` unless a pause begins; `None` when one did.
     pub(super) async fn unless_begun<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        tokio::select! {
-            biased;
-            () = self.begun() => None,
-            done = work => Some(done),
-        }
+        let (mut work, mut begun) = (pin!(work), self.until(true));
+        poll_fn(|cx| match begun.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(None),
+            Poll::Pending => work.as_mut().poll(cx).map(Some),
+        })
+        .await
     }
 }
 

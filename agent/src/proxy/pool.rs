@@ -167,7 +167,7 @@ impl ServicePool {
 
     /// A listener has.
     pub(super) fn hand_listener(&self, address: SocketAddr, listener: &impl AsRawFd) {
-        let number = Slot::try_from(listener.as_raw_fd()).unwrap_or(Slot::MAX);
+        let number = Slot::from(listener.as_raw_fd().unsigned_abs());
         lock(&self.handed).listeners.push((address, number));
     }
 

@@ -73,6 +73,8 @@ pub(crate) struct TrustedKeys {
 pub(crate) struct BoundPorts {
     udp: DatagramSocket,
     tcp: TcpListener,
+    /// The boot of the process before this one, and a number above all that its datagrams had.
+    boot: Option<(u64, u64)>,
 }
 
 /// The port can't be had.
@@ -94,7 +96,11 @@ impl BoundPorts {
     /// Binds the port, UDP and TCP.
     pub(crate) fn bind(address: Option<IpAddr>, port: u16) -> Result<BoundPorts, BindError> {
         let bind = || -> io::Result<BoundPorts> {
-            Ok(BoundPorts { udp: DatagramSocket::bind(address, port)?, tcp: tcp::bind(address, port)? })
+            Ok(BoundPorts {
+                udp: DatagramSocket::bind(address, port)?,
+                tcp: tcp::bind(address, port)?,
+                boot: None,
+            })
         };
         bind().map_err(|why| BindError { port, why })
     }
@@ -108,7 +114,7 @@ impl BoundPorts {
         let at = udp.local().ok()?;
         let is_same = at.port() == port && address.map_or(at.ip().is_unspecified(), |ip| ip == at.ip());
         let tcp = is_same.then(|| TcpListener::from_std(tcp.into()).ok())??;
-        Some(BoundPorts { udp, tcp })
+        Some(BoundPorts { udp, tcp, boot: received.form.boot })
     }
 }
 
@@ -131,14 +137,14 @@ impl Link {
         identity: Arc<Identity>,
         trust: watch::Receiver<Arc<TrustedKeys>>,
     ) -> (Arc<Link>, Inbox, Arc<TcpListener>) {
-        let BoundPorts { udp, tcp } = ports;
+        let BoundPorts { udp, tcp, boot } = ports;
         let tcp = Arc::new(tcp);
         let counters = Arc::new(LinkCounters::default());
         let addresses = Arc::new(AddressBook::new(trust.clone()));
         let (arrivals, inbox) = Arrivals::new(counters.clone());
         let arrivals = Arc::new(arrivals);
         let (who, whom, at) = (|| identity.clone(), || trust.clone(), || addresses.clone());
-        let datagrams = Datagrams::new(udp, who(), whom(), at(), arrivals.clone(), counters.clone());
+        let datagrams = Datagrams::new(udp, who(), whom(), at(), arrivals.clone(), counters.clone(), boot);
         let dialer = PeerDialer::new(who(), whom(), at(), counters.clone());
         let server = ConnectionServer::new(who(), whom(), at(), arrivals, counters.clone());
         let (datagrams, dialer, server) = (Arc::new(datagrams), Arc::new(dialer), Arc::new(server));
@@ -163,6 +169,7 @@ impl Link {
             let slot = form.place(u64::from(socket.as_raw_fd().unsigned_abs()));
             form.link.push(slot);
         }
+        form.boot = Some(self.datagrams.boot());
     }
 
     /// No other process goes on.

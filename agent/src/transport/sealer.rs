@@ -20,6 +20,10 @@ use super::{TrustedKeys, lock, random};
 /// sends.
 const RECENT: u64 = 10_000;
 
+/// Numbers that are left out when another process goes on: others may be taken at this moment, and one that is used
+/// twice breaks a seal.
+const HANDED: u64 = 1 << 20;
+
 /// What opens and seals.
 pub(super) struct DatagramSealer {
     identity: Arc<Identity>,
@@ -49,14 +53,14 @@ pub(super) enum Unopened {
 }
 
 impl DatagramSealer {
-    /// A new boot.
-    pub(super) fn new(identity: Arc<Identity>) -> DatagramSealer {
-        let boot = u64::from_be_bytes(random());
+    /// A new boot, or that of the process before this one, with a number above all that it has used.
+    pub(super) fn new(identity: Arc<Identity>, before: Option<(u64, u64)>) -> DatagramSealer {
+        let (boot, sequence) = before.unwrap_or_else(|| (u64::from_be_bytes(random()), 0));
         DatagramSealer {
             pairs: PairKeyCache::new(identity.clone(), boot),
             identity,
             boot,
-            sequence: AtomicU64::new(0),
+            sequence: AtomicU64::new(sequence),
             versions: Mutex::default(),
         }
     }
@@ -120,6 +124,11 @@ impl DatagramSealer {
         self.sequence.fetch_add(1, Ordering::Relaxed) + 1
     }
 
+    /// The boot, and a number that is above all that is used until this process is another one.
+    pub(super) fn hand_over(&self) -> (u64, u64) {
+        (self.boot, self.sequence.load(Ordering::Relaxed).saturating_add(HANDED))
+    }
+
     /// Whether this node has sealed a datagram with this header, a moment ago.
     pub(super) fn has_sealed(&self, header: &DatagramHeader) -> bool {
         let last = self.sequence.load(Ordering::Relaxed);
@@ -162,7 +171,7 @@ mod tests {
 
     #[test]
     fn only_what_was_really_sent_can_be_refused() {
-        let sealer = DatagramSealer::new(identity(1));
+        let sealer = DatagramSealer::new(identity(1), None);
         sealer.sequence.store(20_000, Ordering::Relaxed);
         let header = |n, boot, sequence| DatagramHeader {
             version: 1,

@@ -48,11 +48,12 @@ impl Datagrams {
         addresses: Arc<AddressBook>,
         arrivals: Arc<Arrivals>,
         counters: Arc<LinkCounters>,
+        before: Option<(u64, u64)>,
     ) -> Datagrams {
         Datagrams {
             socket,
             trust,
-            sealer: DatagramSealer::new(identity),
+            sealer: DatagramSealer::new(identity, before),
             proofs: PeerProofs::new(addresses.clone()),
             responder: PulseResponder::default(),
             heard: Mutex::default(),
@@ -60,6 +61,11 @@ impl Datagrams {
             arrivals,
             counters,
         }
+    }
+
+    /// The boot, and a number above all of its datagrams.
+    pub(super) fn boot(&self) -> (u64, u64) {
+        self.sealer.hand_over()
     }
 
     /// The port.

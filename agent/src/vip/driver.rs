@@ -33,7 +33,7 @@ use super::report::VipReporter;
 use super::rules::RulesInputs;
 use super::segment::{VipPlacement, advice, place};
 use super::segments::{self, L2Segments, SegmentKey};
-use super::{VipCommand, VipInputs, VipReport};
+use super::{HandedVip, VipCommand, VipInputs, VipReport};
 use crate::lifecycle::{Lifecycle, wall};
 
 /// The second net, should a change go unheard, and for round-trip times and reports.
@@ -386,7 +386,13 @@ impl VipDriver {
         self.inputs.view.borrow_and_update();
         let fit = self.inputs.fit.borrow_and_update().clone();
         let wanted = self.inputs.settings.borrow_and_update().vips.clone();
-        let change = self.vips.reconcile(now, self.own, wanted, &self.inputs.epochs);
+        let VipInputs { epochs, handed: (handed, at), .. } = &mut self.inputs;
+        let at = now.before(Duration::from_millis(wall().0.saturating_sub(at.0)));
+        let resume = |address: IpAddr| {
+            let found = handed.iter().position(|(handed, _)| *handed == address)?;
+            Some(HandedVip { epoch: handed.swap_remove(found).1, at })
+        };
+        let change = self.vips.reconcile(now, self.own, wanted, epochs, resume);
         for made in change.made {
             self.kernel.forget(made);
             self.agent_probe.forget(made);

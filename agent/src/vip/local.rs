@@ -14,8 +14,8 @@ use proto::time::Moment;
 use proto::unfit::Unfit;
 use tracing::{info, warn};
 
-use super::LocalEligibility;
 use super::segment::{NoSegment, VipPlacement};
+use super::{HandedVip, LocalEligibility};
 
 /// By then all have gossiped where they stand: a few rounds.
 const GOSSIPED: Duration = Duration::from_secs(5);
@@ -178,6 +178,7 @@ impl LocalVips {
         own: NodeId,
         wanted: Vec<VipSettings>,
         epochs: &BTreeMap<IpAddr, u64>,
+        mut handed: impl FnMut(IpAddr) -> Option<HandedVip>,
     ) -> SettingsChange {
         for vip in
             self.active_mut().filter(|vip| wanted.iter().all(|one| one.address != vip.settings.address))
@@ -196,7 +197,11 @@ impl LocalVips {
                 None => {
                     info!(vip = %address, "virtual IP");
                     let epoch = epochs.get(&address).copied().unwrap_or(0);
-                    self.vips.insert(address, LocalVip::new(own, settings, epoch, now));
+                    let mut vip = LocalVip::new(own, settings, epoch, now);
+                    if let Some(handed) = handed(address) {
+                        vip.election.resume(now, handed.epoch, now.since(handed.at));
+                    }
+                    self.vips.insert(address, vip);
                     change.made.push(address);
                     change.moved = true;
                 }
@@ -300,7 +305,13 @@ mod tests {
 
     fn vips(wanted: &[u8]) -> LocalVips {
         let mut vips = LocalVips::default();
-        vips.reconcile(at(0), OWN, wanted.iter().map(|last| settings(*last)).collect(), &BTreeMap::new());
+        vips.reconcile(
+            at(0),
+            OWN,
+            wanted.iter().map(|last| settings(*last)).collect(),
+            &BTreeMap::new(),
+            |_| None,
+        );
         vips
     }
 
@@ -327,14 +338,15 @@ mod tests {
         let mut other = settings(51);
         other.label = Some("x".to_owned());
         let epochs = BTreeMap::from([([10, 9, 0, 52].into(), 7)]);
-        let change = vips.reconcile(at(1), OWN, vec![other.clone(), settings(52)], &epochs);
+        let change = vips.reconcile(at(1), OWN, vec![other.clone(), settings(52)], &epochs, |_| None);
         assert_eq!(change, SettingsChange { made: vec![[10, 9, 0, 52].into()], moved: true });
         assert_eq!(addresses(&vips), [IpAddr::from([10, 9, 0, 51]), [10, 9, 0, 52].into()]);
         assert_eq!(vips.get(&[10, 9, 0, 52].into()).map(|vip| vip.election.epoch()), Some(7));
         assert_eq!(vips.len(), 3, "one says goodbye");
-        let same = vips.reconcile(at(2), OWN, vec![other, settings(52)], &epochs);
+        let same = vips.reconcile(at(2), OWN, vec![other, settings(52)], &epochs, |_| None);
         assert_eq!(same, SettingsChange { made: vec![], moved: false });
-        let back = vips.reconcile(at(3), OWN, vec![settings(50), settings(51), settings(52)], &epochs);
+        let back =
+            vips.reconcile(at(3), OWN, vec![settings(50), settings(51), settings(52)], &epochs, |_| None);
         assert_eq!(back, SettingsChange { made: vec![[10, 9, 0, 50].into()], moved: true }, "it begins anew");
         vips.leave_all(at(4));
         assert!(vips.remove_finished(at(4)) && vips.is_empty());

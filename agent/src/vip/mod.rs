@@ -33,6 +33,7 @@ use proto::pulse::PeerLivenessMap;
 use proto::record::{L2Endpoint, VipOwnership};
 use proto::service::ServiceName;
 use proto::settings::Settings;
+use proto::time::{Moment, UnixMs};
 use proto::unfit::Unfit;
 use proto::view::ClusterView;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -59,6 +60,16 @@ pub(crate) struct VipInputs {
     pub(crate) tell: mpsc::Sender<proto::event::Event>,
     /// The epochs that an earlier agent of this node knew.
     pub(crate) epochs: BTreeMap<IpAddr, u64>,
+    /// Those that the process before this one owned when it became this one, with their epochs, and when that was.
+    pub(crate) handed: (Vec<(IpAddr, u64)>, UnixMs),
+}
+
+/// A virtual IP that the process before this one owned.
+#[derive(Debug, Clone, Copy)]
+struct HandedVip {
+    epoch: u64,
+    /// When it was handed over.
+    at: Moment,
 }
 
 /// What this node could serve, and who is a master.

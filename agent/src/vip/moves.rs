@@ -174,7 +174,7 @@ mod tests {
     /// A node that only looks on and has heard the owner.
     fn vips(owner: NodeId) -> LocalVips {
         let mut vips = LocalVips::default();
-        vips.reconcile(at(0), id(1), vec![VipSettings::new(vip())], &BTreeMap::new());
+        vips.reconcile(at(0), id(1), vec![VipSettings::new(vip())], &BTreeMap::new(), |_| None);
         let candidate = |node| Candidate { node, priority: 100, unfit: None };
         for one in vips.all_mut() {
             let candidates = vec![candidate(id(2)), candidate(id(3))];

@@ -93,7 +93,9 @@ fn status(members: u16) -> Status {
             loop_lag: Default::default(),
             checks: Vec::new(),
             events: [("backend".to_owned(), 3)].into(),
-            replace: None,
+            program: String::new(),
+            replaced_unix_ms: None,
+            replaced_connections: 0,
         },
         services: vec![ServiceStatus {
             name: "kube-api".parse().unwrap(),

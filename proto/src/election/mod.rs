@@ -49,6 +49,7 @@ mod owner;
 mod ownership;
 mod peers;
 mod rank;
+mod resumed;
 mod status;
 mod suspicion;
 mod wakeup;

@@ -107,7 +107,9 @@ fn status(backends: Vec<BackendStatus>) -> Status {
             loop_lag: Default::default(),
             checks: Vec::new(),
             events: Default::default(),
-            replace: None,
+            program: String::new(),
+            replaced_unix_ms: None,
+            replaced_connections: 0,
         },
         services: vec![service("kube-api", backends)],
         members: vec![

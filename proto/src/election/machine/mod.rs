@@ -1,6 +1,9 @@
 //! The state machine of one VIP at one node. It decides nothing alone: each of its parts does one thing, and it hands
 //! what comes in to those that it concerns and puts what they decide into actions.
 
+mod resume;
+mod standing;
+
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -14,12 +17,12 @@ use super::move_request::MoveRequest;
 use super::owner::RECENT;
 use super::ownership::{ConflictResponse, LIFETIME, Ownership};
 use super::peers::CandidatePeers;
-use super::rank::{CandidateState, ClaimRank, VipRules};
+use super::rank::{CandidateState, VipRules};
+use super::resumed::Resumed;
 use super::status::{StatusFacts, starting};
 use super::wakeup::Wakeup;
 use super::wire::{Claim, HighestClaim, Holding, MessageKind, ReleaseReason, VipMessage};
 use crate::arp::Mac;
-use crate::cause::Cause;
 use crate::node::NodeId;
 use crate::time::Moment;
 use crate::unfit::Unfit;
@@ -52,6 +55,8 @@ pub struct Election {
     move_request: MoveRequest,
     /// It takes part no more, and has said so by then.
     stopping: Option<Moment>,
+    /// It owns what another process of this node has owned.
+    resumed: Option<Resumed>,
     beats: BeatSchedule,
     wakeup: Wakeup,
     actions: Vec<Action>,
@@ -73,6 +78,7 @@ impl Election {
             ownership: None,
             move_request: MoveRequest::default(),
             stopping: None,
+            resumed: None,
             beats: BeatSchedule::new(now),
             wakeup: Wakeup::new(now),
             actions: vec![Action::Delete],
@@ -120,6 +126,7 @@ impl Election {
     pub fn address(&mut self, now: Moment, present: bool) {
         match &mut self.ownership {
             Some(ownership) if !present => ownership.removed(),
+            None if self.resumed.is_some() => {}
             None if present && self.contest.found_here(now) => {
                 self.actions.push(Action::Delete);
                 self.notify(VipEvent::Cleaned);
@@ -225,6 +232,7 @@ impl Election {
     pub fn poll(&mut self, now: Moment) -> Vec<Action> {
         self.loop_stalled(now, self.wakeup.lateness(now));
         self.wakeup.begin(now);
+        self.maintain_resumed(now);
         self.maintain_ownership(now);
         self.contend(now);
         self.send_due_messages(now);
@@ -290,7 +298,7 @@ impl Election {
     /// Sends what is due: beats, news, wishes.
     fn send_due_messages(&mut self, now: Moment) {
         // Without a segment nothing is said of this VIP, unless somebody asks.
-        let off_segment = !self.eligibility.holds(EligibilityFact::Segment);
+        let off_segment = !self.eligibility.holds(EligibilityFact::Segment) && self.resumed.is_none();
         self.beats.follow_state(now, self.candidate_state(now), off_segment);
         let pace = match self.rules.candidate(&self.own) {
             _ if self.owns() => BeatPace::Owner,
@@ -374,6 +382,9 @@ impl Election {
             self.actions.push(Action::Delete);
             let to = Some(theirs.claim.owner);
             self.notify(VipEvent::Lost { epoch: mine.claim.epoch, to, cause: LossReason::Higher });
+        }
+        if theirs.claim.owner == self.own && self.resumed.is_some() {
+            return; // it is about to be owned again
         }
         if theirs.claim.owner == self.own {
             // Said of an earlier start of this agent, which has left nothing.
@@ -523,40 +534,6 @@ impl Election {
         self.knowledge.note_move(now);
         self.notify(VipEvent::Gained { epoch: claim.epoch, from, cause });
         self.beats.announce(now, NewsAudience::Everyone);
-    }
-}
-
-/// How candidates stand.
-impl Election {
-    /// The rank of a candidate that is alive and eligible.
-    fn rank_of(&self, now: Moment, node: &NodeId) -> Option<ClaimRank> {
-        let state = self.state_of(now, node).filter(CandidateState::is_eligible)?;
-        self.rules.rank(node, &state)
-    }
-
-    fn state_of(&self, now: Moment, node: &NodeId) -> Option<CandidateState> {
-        if *node == self.own {
-            return Some(self.candidate_state(now));
-        }
-        self.peers.state(now, node).cloned()
-    }
-
-    /// How this node stands.
-    fn candidate_state(&self, now: Moment) -> CandidateState {
-        if self.rules.candidate(&self.own).is_none() {
-            return CandidateState::Witness;
-        }
-        if self.stopping.is_some() {
-            return CandidateState::Unfit(Unfit::new(Cause::AgentStopped, "its agent is stopping"));
-        }
-        match self.eligibility.candidate_state(now) {
-            CandidateState::Fit | CandidateState::Recovering
-                if self.contest.is_listening() && !self.owns() =>
-            {
-                CandidateState::Listening
-            }
-            state => state,
-        }
     }
 }
 
