@@ -245,6 +245,8 @@ fn hand_over(
     keep_open(client, upstream, true);
     let backend = upstream.map(|upstream| {
         let held = &upstream.conn_guard.held;
+        // The other process takes it as assigned.
+        upstream.conn_guard.client_assigned();
         (number(&upstream.stream), held.node, held.name.clone())
     });
     let up = HandedDirection { left: hello.rest().to_vec(), ..HandedDirection::default() };
