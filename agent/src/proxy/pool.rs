@@ -20,9 +20,9 @@ use super::alarm::LimitAlarm;
 use super::held::{ConnGuard, DrainState, HeldConnections};
 use super::{ProxyShared, ServiceStats, lock};
 
-/// How long connections that another process has made are kept where nobody has named their backend yet: gossip has
-/// come by then.
-const SPARED: Duration = Duration::from_secs(30);
+/// How long connections that another process has made are kept whatever this one thinks of their backend: by then it
+/// knows as much. Until it has heard a node, one slow connect would have it down.
+const SPARED: Duration = Duration::from_secs(10);
 
 /// One service's shared state. The counters are relaxed: they steer and inform, and publish nothing else.
 pub(super) struct ServicePool {
@@ -70,8 +70,7 @@ struct PooledBackend {
     condemned: bool,
     /// Connections held when the backend started to drain, while another was better.
     leave: Option<DrainState>,
-    /// Until then a table without this backend does not say that it is gone: its connections come from another
-    /// process, which may have known more.
+    /// Until then nothing is reset: its connections come from another process, which has known more.
     spared: Moment,
 }
 
@@ -306,7 +305,7 @@ impl ServicePool {
         let mut again = None;
         choice.held.retain(|node, kept| {
             let mut held_action = held_action(node, backends);
-            if now < kept.spared && backends.iter().all(|one| one.node != *node) {
+            if now < kept.spared && held_action == HeldAction::Reset {
                 held_action = HeldAction::Keep;
                 again = [again, Some(kept.spared)].into_iter().flatten().min();
             }
