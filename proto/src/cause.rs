@@ -576,7 +576,7 @@ mod tests {
         assert_eq!(serde_json::to_string(&cause).unwrap(), "\"http-status\"");
         assert_eq!(serde_json::from_str::<Cause>("\"port-closed\"").unwrap(), Cause::PortClosed);
         let bytes = rmp_serde::to_vec_named(&cause).unwrap();
-        assert_eq!(rmp_serde::from_slice::<Cause>(&bytes).unwrap(), cause);
+        assert_eq!(crate::msgpack::from_slice::<Cause>(&bytes).unwrap(), cause);
     }
 
     #[test]

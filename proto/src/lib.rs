@@ -13,6 +13,7 @@ pub mod bytes;
 pub mod tlv;
 
 pub mod radix;
+pub mod msgpack;
 
 pub mod next_wire;
 

@@ -16,6 +16,7 @@ use crate::control::MemberStatus;
 use crate::doctor::DoctorAnswer;
 use crate::event::Event;
 use crate::invite::{Approval, InviteProof, JoinRefusal};
+use crate::msgpack;
 use crate::next_wire;
 use crate::node::{Name, NodeId, Role};
 use crate::signed_record::SignedRecord;
@@ -427,14 +428,14 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, BadMessage> {
 /// A frame that does not hold what it should.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-pub struct BadFrame(#[from] rmp_serde::decode::Error);
+pub struct BadFrame(#[from] msgpack::DecodeError);
 
 /// Decodes a frame.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn decode<T: DeserializeOwned>(frame: &[u8]) -> Result<T, BadFrame> {
-    Ok(rmp_serde::from_slice(frame)?)
+    Ok(msgpack::from_slice(frame)?)
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ impl DocumentDifference {
             return None;
         }
         let mut all = value_of(ours)?;
-        all.apply(&rmp_serde::from_slice(&self.patch).ok()?);
+        all.apply(&crate::msgpack::from_slice(&self.patch).ok()?);
         // Read and checked when it is adopted, as a whole one is.
         let document = rmp_serde::to_vec_named(&all).ok()?;
         let reached = DocumentHash::of_digest(&digest_of(&document));
@@ -61,7 +61,7 @@ impl DocumentDifference {
 }
 
 fn value_of(document: &Document) -> Option<Value> {
-    rmp_serde::from_slice(&document.to_bytes()).ok()
+    crate::msgpack::from_slice(&document.to_bytes()).ok()
 }
 
 /// One change of the document.
@@ -83,7 +83,7 @@ impl DocumentJournal {
             return;
         }
         let whole = now.to_bytes();
-        let value = rmp_serde::from_slice(&whole).ok();
+        let value = crate::msgpack::from_slice(&whole).ok();
         let patch = value_of(before).zip(value).and_then(|(before, now)| before.patch_to(&now));
         let Some(patch) = patch else { return };
         let bytes = rmp_serde::to_vec_named(&patch).map_or(usize::MAX, |bytes| bytes.len());

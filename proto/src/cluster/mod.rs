@@ -391,7 +391,7 @@ impl Document {
         limits::bound("bytes", bytes.len(), MAX_BYTES)?;
         value::check_bytes(bytes)?;
         let document: Document =
-            rmp_serde::from_slice(bytes).map_err(|error| BadDocument::Garbled(error.to_string()))?;
+            crate::msgpack::from_slice(bytes).map_err(|error| BadDocument::Garbled(error.to_string()))?;
         document.check()?;
         Ok(document)
     }
