@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn packets_match_the_standards() {
-        let hex = |frame: &[u8]| crate::radix::HEXLOWER.encode(frame);
+        let hex = |frame: &[u8]| data_encoding::HEXLOWER.encode(frame);
         let table = [
             (
                 ArpPacket::probe(OWN, VIP).to_frame(Mac::BROADCAST),

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::radix::BASE32_NOPAD;
+use data_encoding::BASE32_NOPAD;
 use serde::{Deserialize, Serialize};
 
 use crate::node::{Name, NodeId, PublicKey, Role};
@@ -329,7 +329,7 @@ impl InviteLedger {
             let Some(oldest) = oldest else { break };
             self.invites.remove(&oldest);
         }
-        self.invites.insert(crate::radix::HEXLOWER.encode(&id), issued);
+        self.invites.insert(data_encoding::HEXLOWER.encode(&id), issued);
     }
 
     /// Takes one use of an invite. The secret is checked first: a node without it learns nothing else.
@@ -343,7 +343,7 @@ impl InviteLedger {
         joining: &PublicKey,
         now: UnixMs,
     ) -> Result<Role, JoinRefusal> {
-        let id = crate::radix::HEXLOWER.encode(&proof.id);
+        let id = data_encoding::HEXLOWER.encode(&proof.id);
         let issued = self.invites.get_mut(&id).ok_or(JoinRefusal::Unknown)?;
         if !proof.holds(&issued.secret, session, joining) {
             return Err(JoinRefusal::WrongSecret);

@@ -12,7 +12,6 @@ pub mod bytes;
 
 pub mod tlv;
 
-pub mod radix;
 pub mod msgpack;
 
 pub mod next_wire;

@@ -149,7 +149,7 @@ fn line<T: Serialize + DeserializeOwned>(of: &str, message: &T) -> String {
     assert_eq!(encode(&decode::<T>(&bytes).unwrap()), bytes);
     let Ok(Received::Known(back)) = decode::<Received<T>>(&bytes) else { panic!("{of}: not a known kind") };
     assert_eq!(encode(&back), bytes);
-    format!("{of} {}", crate::radix::HEXLOWER.encode(&bytes))
+    format!("{of} {}", data_encoding::HEXLOWER.encode(&bytes))
 }
 
 #[test]

@@ -169,13 +169,13 @@ mod tests {
             "4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb",
         ];
         let seed = |text: &str| -> [u8; 32] {
-            crate::radix::HEXLOWER.decode(text.as_bytes()).unwrap().try_into().unwrap()
+            data_encoding::HEXLOWER.decode(text.as_bytes()).unwrap().try_into().unwrap()
         };
         let peer = Ed25519KeyPair::from_seed_unchecked(&seed(seeds[1])).unwrap();
         let peer = PublicKey(peer.public_key().as_ref().try_into().unwrap());
         let shared = PairSecret::new(&seed(seeds[0]), &peer).unwrap();
         assert_eq!(
-            crate::radix::HEXLOWER.encode(&shared.0),
+            data_encoding::HEXLOWER.encode(&shared.0),
             "5166f24a6918368e2af831a4affadd97af0ac326bdf143596c045967cc00230e"
         );
     }
@@ -185,7 +185,7 @@ mod tests {
         // The eight points of small order, as far as ed25519 encodes them canonically, and values that are no
         // point.
         let hex = |text: &str| {
-            PublicKey(crate::radix::HEXLOWER.decode(text.as_bytes()).unwrap().try_into().unwrap())
+            PublicKey(data_encoding::HEXLOWER.decode(text.as_bytes()).unwrap().try_into().unwrap())
         };
         for key in [
             "0100000000000000000000000000000000000000000000000000000000000000",
@@ -269,7 +269,7 @@ mod tests {
             assert!(frames.iter().all(|frame| frame.put(&mut plaintext)));
             assert_eq!(&DatagramFrame::all(&plaintext).collect::<Vec<_>>(), frames);
             let datagram = key(7, 5).seal(&header(5, 9), &plaintext).unwrap();
-            let hex = |bytes: &[u8]| crate::radix::HEXLOWER.encode(bytes);
+            let hex = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);
             format!("{name} {} {}", hex(&plaintext), hex(&datagram))
         });
         assert_eq!(stored.collect::<Vec<_>>().join("\n"), written.collect::<Vec<_>>().join("\n"));

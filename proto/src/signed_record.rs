@@ -67,14 +67,14 @@ impl SignedRecord {
         if value.len() > (SIGNATURE_LEN + MAX_BODY) * 4 / 3 + 4 {
             return None;
         }
-        let bytes = crate::radix::BASE64_NOPAD.decode(value.as_bytes()).ok()?;
+        let bytes = data_encoding::BASE64_NOPAD.decode(value.as_bytes()).ok()?;
         let (signature, body) = bytes.split_at_checked(SIGNATURE_LEN)?;
         Some(SignedRecord { node, version, body: body.to_vec(), signature: signature.to_vec() })
     }
 
     /// Signature and body as a gossip value; gossip carries node and version itself.
     pub fn to_value(&self) -> String {
-        crate::radix::BASE64_NOPAD.encode(&[self.signature.as_slice(), &self.body].concat())
+        data_encoding::BASE64_NOPAD.encode(&[self.signature.as_slice(), &self.body].concat())
     }
 
     /// The whole record as bytes, for datagrams: node, generation, sequence, signature, body.

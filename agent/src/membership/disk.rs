@@ -238,7 +238,7 @@ impl MemberStore {
     /// This node's identity; made where there is none yet.
     pub(crate) fn identity(&self) -> Result<Arc<Identity>, LoadError> {
         let seed: [u8; 32] = match self.read::<StoredSeed>(IDENTITY)? {
-            Some(StoredSeed { seed }) => proto::radix::HEXLOWER
+            Some(StoredSeed { seed }) => data_encoding::HEXLOWER
                 .decode(seed.as_bytes())
                 .ok()
                 .and_then(|seed| seed.try_into().ok())
@@ -248,7 +248,7 @@ impl MemberStore {
                     return Err(LoadError::Identity(LostKey::File(problem)));
                 }
                 let seed: [u8; 32] = random();
-                let text = StoredSeed { seed: proto::radix::HEXLOWER.encode(&seed) };
+                let text = StoredSeed { seed: data_encoding::HEXLOWER.encode(&seed) };
                 // Without it on disk the node would be another one after every start.
                 self.store.write(IDENTITY, &text)?;
                 seed

@@ -111,7 +111,7 @@ fn sample() -> StoredMember {
 fn every_file_has_the_bytes_that_it_was_released_with() {
     let dir = tempfile::tempdir().unwrap();
     let disk = disk(dir.path());
-    let seed = StoredSeed { seed: proto::radix::HEXLOWER.encode(&[1; 32]) };
+    let seed = StoredSeed { seed: data_encoding::HEXLOWER.encode(&[1; 32]) };
     disk.store.write(IDENTITY, &seed).unwrap();
     disk.store.write(GENERATION, &1_700_000_000_u64).unwrap();
     let member = sample();

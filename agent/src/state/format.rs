@@ -1,8 +1,8 @@
 //! A state file's bytes: `agent-state 1 <sha256 of the rest in hex>`, a line feed, and the rest: the value as
 //! JSON, beside its version. So `tail -n +2 FILE | sha256sum` checks a file by hand.
 
+use data_encoding::HEXLOWER;
 use proto::next_wire;
-use proto::radix::HEXLOWER;
 use ring::digest::{Context, SHA256};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};

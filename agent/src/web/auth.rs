@@ -164,7 +164,7 @@ impl WebAuth {
             kept.as_ref().is_some_and(|kept| hmac::verify(&self.key, shown, kept.0.as_ref()).is_ok())
         };
         if scheme.eq_ignore_ascii_case("basic") {
-            let shown = proto::radix::BASE64.decode(rest.trim().as_bytes()).ok()?;
+            let shown = data_encoding::BASE64.decode(rest.trim().as_bytes()).ok()?;
             return holds(&self.login, &shown).then_some(Permission::Act);
         }
         let bearer = scheme.eq_ignore_ascii_case("bearer");
@@ -217,7 +217,7 @@ mod tests {
     }
 
     fn basic(text: &str) -> String {
-        format!("Basic {}", proto::radix::BASE64.encode(text.as_bytes()))
+        format!("Basic {}", data_encoding::BASE64.encode(text.as_bytes()))
     }
 
     const ME: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);

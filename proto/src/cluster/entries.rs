@@ -25,7 +25,7 @@ impl DocumentHash {
 
 impl fmt::Display for DocumentHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&crate::radix::HEXLOWER.encode(&self.0))
+        f.write_str(&data_encoding::HEXLOWER.encode(&self.0))
     }
 }
 
@@ -50,7 +50,7 @@ impl<'de> Deserialize<'de> for DocumentHash {
 /// Reads so many bytes from hex.
 pub(super) fn hex<'de, D: Deserializer<'de>, const N: usize>(deserializer: D) -> Result<[u8; N], D::Error> {
     let text = String::deserialize(deserializer)?;
-    let bytes = crate::radix::HEXLOWER.decode(text.as_bytes()).ok();
+    let bytes = data_encoding::HEXLOWER.decode(text.as_bytes()).ok();
     let bytes = bytes.and_then(|bytes| bytes.try_into().ok());
     bytes.ok_or_else(|| de::Error::custom(format!("not {N} bytes as hex")))
 }
@@ -105,7 +105,7 @@ impl<'de> Deserialize<'de> for KeyId {
 
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&crate::radix::HEXLOWER.encode(&self.0))
+        f.write_str(&data_encoding::HEXLOWER.encode(&self.0))
     }
 }
 

@@ -79,7 +79,7 @@ impl Genesis {
         let bytes =
             [b"agent cluster 1\0".as_slice(), name.as_str().as_bytes(), b"\0", &value::canonical(self)];
         let digest = ring::digest::digest(&ring::digest::SHA256, &bytes.concat());
-        ClusterId(crate::radix::HEXLOWER.encode(&digest.as_ref()[..16]))
+        ClusterId(data_encoding::HEXLOWER.encode(&digest.as_ref()[..16]))
     }
 }
 
@@ -199,7 +199,7 @@ impl Document {
     ) -> Document {
         let node = first.key.id();
         let at = first.at;
-        let random = crate::radix::HEXLOWER.encode(&random);
+        let random = data_encoding::HEXLOWER.encode(&random);
         let genesis = Genesis { random, key: first.key, succeeds, extra: next_wire::extra() };
         let key = KeyEpoch {
             epoch: 1,
@@ -350,7 +350,7 @@ impl Document {
 
     /// Names this state of the document in gossip and status: equal on two nodes when they hold the same.
     pub fn hash(&self) -> String {
-        crate::radix::HEXLOWER.encode(&self.digest()[..6])
+        data_encoding::HEXLOWER.encode(&self.digest()[..6])
     }
 
     /// The canonical bytes: MessagePack with named and sorted fields, those of later versions among them.

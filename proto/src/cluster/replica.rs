@@ -72,12 +72,12 @@ mod text {
     use super::{Deserialize, Deserializer, Serializer, de};
 
     pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&crate::radix::HEXLOWER.encode(bytes))
+        serializer.serialize_str(&data_encoding::HEXLOWER.encode(bytes))
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
         let text = String::deserialize(deserializer)?;
-        crate::radix::HEXLOWER.decode(text.as_bytes()).map_err(de::Error::custom)
+        data_encoding::HEXLOWER.decode(text.as_bytes()).map_err(de::Error::custom)
     }
 }
 

@@ -122,7 +122,7 @@ fn the_canonical_bytes_stay_what_they_are() {
     document.turn_key(KeyId([3; 16]), key(0).id(), UnixMs(9), true).unwrap();
     let bytes = document.to_bytes();
     let golden = include_str!("../../tests/golden/document-1.hex").split_whitespace().collect::<String>();
-    assert_eq!(crate::radix::HEXLOWER.encode(&bytes), golden);
+    assert_eq!(data_encoding::HEXLOWER.encode(&bytes), golden);
     assert_eq!(Document::from_bytes(&bytes).unwrap(), document);
 }
 

@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn golden_bytes_of_both_frames() {
         let stored = include_str!("../../tests/golden/topology.hex").lines();
-        let hex = |bytes: Vec<u8>| crate::radix::HEXLOWER.encode(&bytes);
+        let hex = |bytes: Vec<u8>| data_encoding::HEXLOWER.encode(&bytes);
         let written = [
             format!("attach {}", hex(attach().to_bytes())),
             format!(

@@ -209,6 +209,6 @@ fn sec1(pkcs8: &str) -> String {
     };
     let der = key.secret_pkcs8_der();
     let inner = der.windows(5).position(|window| window == [2, 1, 1, 4, 32]).unwrap() - 2;
-    let text = proto::radix::BASE64.encode(&der[inner..]);
+    let text = data_encoding::BASE64.encode(&der[inner..]);
     format!("-----BEGIN EC PRIVATE KEY-----\n{text}\n-----END EC PRIVATE KEY-----\n")
 }

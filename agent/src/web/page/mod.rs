@@ -35,7 +35,7 @@ pub(super) fn policy() -> &'static str {
     POLICY.get_or_init(|| {
         let hash = |text: &str| {
             let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
-            proto::radix::BASE64.encode(digest.as_ref())
+            data_encoding::BASE64.encode(digest.as_ref())
         };
         format!(
             "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; img-src data:; \
