@@ -456,7 +456,7 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let stored = include_str!("../tests/golden/handover.hex").trim_end();
-        assert_eq!(crate::radix::HEXLOWER.encode(&whole().to_bytes()), stored);
+        assert_eq!(data_encoding::HEXLOWER.encode(&whole().to_bytes()), stored);
         assert_eq!(HandOver::from_bytes(&whole().to_bytes()), Ok(whole()));
     }
 
