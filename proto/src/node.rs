@@ -127,7 +127,10 @@ impl<'de> Deserialize<'de> for PublicKey {
     }
 }
 
-/// A node's name: a host name in lower case (RFC 1123), at most 63 characters.
+/// What settings call groups of nodes by.
+const GROUPS: [&str; 3] = ["all", "masters", "workers"];
+
+/// A node's name: a host name in lower case (RFC 1123), at most 63 characters, and not that of a group.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(String);
 
@@ -137,7 +140,8 @@ impl Name {
         &self.0
     }
 
-    /// The valid name closest to a machine's host name: lower case, other characters become `-`.
+    /// The valid name closest to a machine's host name: lower case, other characters become `-`, and a group's name
+    /// gets an end.
     pub fn nearest(text: &str) -> Name {
         let cleaned: String = text
             .chars()
@@ -146,7 +150,11 @@ impl Name {
             .map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' })
             .collect();
         let cleaned = cleaned.trim_matches(|c| c == '-' || c == '.');
-        Name(if cleaned.is_empty() { "node".to_owned() } else { cleaned.to_owned() })
+        Name(match cleaned {
+            "" => "node".to_owned(),
+            group if GROUPS.contains(&group) => format!("{group}-node"),
+            name => name.to_owned(),
+        })
     }
 }
 
@@ -158,10 +166,16 @@ impl fmt::Display for Name {
 
 /// A text that is no name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "\"{0}\" is not a name: 1 to 63 characters, a to z, 0 to 9, - and ., beginning and ending with a letter or digit"
-)]
-pub struct BadName(String);
+pub enum BadName {
+    /// It is too long, or has other characters.
+    #[error(
+        "\"{0}\" is not a name: 1 to 63 characters, a to z, 0 to 9, - and ., beginning and ending with a letter or digit"
+    )]
+    Form(String),
+    /// In settings it stands for several nodes.
+    #[error("\"{0}\" stands for a group of nodes in settings, so it can't be a name; try \"{0}-1\"")]
+    Group(String),
+}
 
 impl FromStr for Name {
     type Err = BadName;
@@ -173,7 +187,11 @@ impl FromStr for Name {
             && edge(text.bytes().next())
             && edge(text.bytes().next_back())
             && text.bytes().all(inner);
-        if good { Ok(Name(text.to_owned())) } else { Err(BadName(text.chars().take(80).collect())) }
+        match text {
+            group if GROUPS.contains(&group) => Err(BadName::Group(group.to_owned())),
+            name if good => Ok(Name(name.to_owned())),
+            other => Err(BadName::Form(other.chars().take(80).collect())),
+        }
     }
 }
 
@@ -231,5 +249,10 @@ mod tests {
         }
         assert_eq!(Name::nearest("My_Host.").as_str(), "my-host");
         assert_eq!(Name::nearest("___").as_str(), "node");
+        assert_eq!(Name::nearest("Masters").as_str(), "masters-node");
+        for group in GROUPS {
+            let error = group.parse::<Name>().unwrap_err().to_string();
+            assert!(error.ends_with(&format!("try \"{group}-1\"")), "{error}");
+        }
     }
 }

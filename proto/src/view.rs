@@ -127,7 +127,7 @@ impl IgnoredClaim {
                 format!(
                     "{name} offers {service} at {ip}, which it has not proven to be its address; ignored"
                 ),
-                format!("its agent must be reachable there; run: agent doctor {name}"),
+                "its agent must be reachable there, by UDP and TCP".to_owned(),
             ),
             Ignored::NotCandidate(vip) => (
                 ProblemCode::NotAuthorized,

@@ -24,6 +24,9 @@ use tests::wait::eventually;
 /// How a command ends on a worker that only a master could carry out.
 const NOT_MASTER: i32 = 12;
 
+/// How a command ends without an agent that runs.
+const NOT_RUNNING: i32 = 69;
+
 /// How a command ends that would leave no master.
 const LAST_MASTER: i32 = 13;
 
@@ -164,6 +167,8 @@ fn a_bare_address_waits_for_approval_by_its_code() -> Result<()> {
         agents[0].cli(&["open", "--for", "0"])?.ok()?;
         // A worker leaves by asking a master.
         agents[3].cli(&["leave"])?.ok()?;
+        // By then it has ended, so that the next command can join.
+        agents[3].cli(&["status"])?.fails_with(NOT_RUNNING)?;
         agents[0].wait_for_up(&["n0", "n1", "n2"], GOSSIP)?;
         Ok(())
     })

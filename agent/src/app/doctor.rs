@@ -121,6 +121,9 @@ fn agent(status: &Status, asked_by: Option<&str>) -> AgentFacts {
     let nobody = |service: &&ServiceStatus| {
         !service.listen.is_empty() && !service.backends.iter().any(|backend| backend.state.is_good())
     };
+    let unserved = |service: &ServiceStatus| {
+        (service.name.to_string(), service.backends.iter().any(|one| one.state != BackendState::Down))
+    };
     // What is told with its own finding is not told twice.
     let problems = status.problems.iter().filter(|problem| problem.code != ProblemCode::FewDescriptors);
     AgentFacts {
@@ -133,7 +136,7 @@ fn agent(status: &Status, asked_by: Option<&str>) -> AgentFacts {
         problems: problems.cloned().collect(),
         closed: closed.collect(),
         away: away.collect(),
-        unserved: services().filter(nobody).map(|service| service.name.to_string()).collect(),
+        unserved: services().filter(nobody).map(unserved).collect(),
     }
 }
 

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use proto::config;
-use proto::invite::{self, IssuerPin, JoinRefusal};
+use proto::invite::{self, Invite, IssuerPin, JoinRefusal};
 use proto::node::Name;
 
 use super::CommandSettings;
@@ -69,16 +69,26 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, settings: CommandSettings) -> anyhow::Result<ExitCode> {
     let options = SetupOptions::new(settings.config.clone(), args.name, args.addr, args.iface);
     let steps = Steps::new(args.json);
+    let text = seed(args.seed, args.invite_file.as_deref())?;
     if let Some(running) = steps::already_runs(&settings).await? {
         if running.node.removed {
             return Err(JoinRefusal::Removed.into());
+        }
+        if let Ok(invite) = text.parse::<Invite>()
+            && !running.members.iter().any(|member| invite.issuer.starts_with(&member.id.0))
+        {
+            let text = format!(
+                "this node runs as a member of \"{}\", to which the issuer of this invite does not belong; to move the \
+                 node to another cluster, first run: agent leave --force",
+                running.cluster.name
+            );
+            return Err(ExitError::error(JoinRefusal::OtherCluster.exit_code(), text));
         }
         steps.step("cluster", true, &format!("already a member of \"{}\" and running", running.cluster.name));
         let (ok, text) = running.serving();
         steps.step("serves", ok, &text);
         return Ok(ExitCode::SUCCESS);
     }
-    let text = seed(args.seed, args.invite_file.as_deref())?;
     let seed = JoinSeed { text: &text, key: args.key, typed: &typed };
     let joined = setup::join(&options, &seed, &mut |step| steps.setup(&step)).await;
     let entered = joined.map_err(exit::of_setup)?;

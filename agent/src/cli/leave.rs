@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use proto::control::Request;
 
@@ -9,6 +10,12 @@ use super::exit::{self, ExitError};
 use super::{CommandSettings, ask, install, out};
 use crate::control;
 use crate::state::StateDir;
+
+/// Time for an agent to end after it has left: it gives connections 5 s to finish.
+const ENDS: Duration = Duration::from_secs(15);
+
+/// Between two looks whether it has.
+const POLL: Duration = Duration::from_millis(50);
 
 /// Remove this node from the cluster for good
 ///
@@ -24,17 +31,21 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(super) async fn run(args: &Args, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
-    match ask::run_and_print(settings, &Request::Leave).await {
+    let asked = ask::run_and_print(settings, &Request::Leave).await;
+    let left = asked.is_ok();
+    match asked {
         Err(error) if !args.force => return Err(error),
         Err(error) => out::warn(&format!("the other members were not notified: {error:#}")),
         Ok(_) => {}
     }
     // A service would only come back to say that there is no cluster.
     install::stop(&mut |line| out::warn(line))?;
+    let dir = settings.runtime_dir();
+    let runs = if left { !ended(dir).await } else { control::is_running(dir) };
     if !args.force {
         return Ok(ExitCode::SUCCESS);
     }
-    if control::is_running(settings.runtime_dir()) {
+    if runs {
         let message = "an agent is still running here in the foreground; stop it and repeat this command";
         return Err(ExitError::error(exit::UNAVAILABLE, message));
     }
@@ -44,6 +55,17 @@ pub(super) async fn run(args: &Args, settings: &CommandSettings) -> anyhow::Resu
         true => format!("deleted the state and the identity of this node ({})", dir.display()),
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Waits for the agent that has left: `agent leave && agent join INVITE` is to find none. False: one still runs.
+async fn ended(runtime_dir: &Path) -> bool {
+    for _ in 0..ENDS.as_millis() / POLL.as_millis() {
+        if !control::is_running(runtime_dir) {
+            return true;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    false
 }
 
 /// Deletes an agent's files in a state directory, and says whether there was one. What others put there

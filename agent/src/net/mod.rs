@@ -10,6 +10,7 @@ mod own;
 mod path_mtu;
 mod pick;
 mod resolve;
+mod taker;
 
 use std::io;
 use std::net::IpAddr;
@@ -19,6 +20,7 @@ pub(crate) use own::watch_own;
 pub(crate) use path_mtu::path_mtu;
 pub(crate) use pick::{PickError, PickedAddress, pick_for_init, pick_for_seed};
 pub(crate) use resolve::{ResolveError, resolve};
+pub(crate) use taker::listener;
 
 /// An address on an interface, ready for use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

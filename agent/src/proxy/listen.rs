@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::pool::ServicePool;
 use super::{ProxyShared, connection, socket, workers};
 use crate::supervisor::supervised;
-use crate::{faults, handover};
+use crate::{faults, handover, net};
 
 /// The first retry comes soon: after a reload the address may only have moved between services.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
@@ -55,7 +55,12 @@ pub(super) struct ListenSocket {
 
 impl ListenSocket {
     pub(super) fn bind(service: &ServiceName, address: SocketAddr) -> ListenSocket {
-        let sockets = listen(address);
+        let sockets = listen(address).map_err(|fault| {
+            let taker = (fault.cause == Cause::AddressInUse).then(|| net::listener(address)).flatten();
+            let named =
+                |taker| Fault::new(fault.cause, format!("stop {taker}, or configure another address"));
+            taker.map(named).unwrap_or(fault)
+        });
         match &sockets {
             Ok(_) => tracing::info!(%service, "listening on {address}"),
             Err(error) => tracing::warn!(%service, "cannot listen on {address}: {error}"),
@@ -88,7 +93,7 @@ fn at(sockets: &[std::net::TcpListener], configured: SocketAddr) -> BindState {
 fn explain(error: &io::Error) -> Fault {
     match faults::cause(error) {
         Some(cause @ Cause::AddressInUse) => {
-            Fault::new(cause, "stop the process that listens there, or configure another address")
+            Fault::new(cause, "stop the process that listens there (ss -ltnp), or configure another address")
         }
         Some(cause @ Cause::AddressUnavailable) => Fault::new(cause, "no interface has this address yet"),
         Some(cause @ Cause::NotPermitted) => {

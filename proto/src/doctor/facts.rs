@@ -57,8 +57,8 @@ pub struct AgentFacts {
     pub closed: Vec<String>,
     /// Backends that it gives no connections though nobody drains them.
     pub away: Vec<UnavailableBackend>,
-    /// Services that no backend serves.
-    pub unserved: Vec<String>,
+    /// Services without a good backend, and whether they have others, which get the connections then.
+    pub unserved: Vec<(String, bool)>,
 }
 
 /// A file that the agent reads and believes, and that others than root and its user can change.

@@ -65,7 +65,7 @@ fn agent(host: &HostFacts, out: &mut Examination) {
     if let Some(asker) = agent.asked_by.as_ref().filter(|asker| **asker != agent.version) {
         let what = format!("the running agent has version {}, this command has {asker}", agent.version);
         let why = "the binary was replaced, but the old one is still running";
-        let remedy = vec![run("systemctl restart agent").remark("clients reconnect")];
+        let remedy = vec![run("agent upgrade").remark("connections go over")];
         out.found(Severity::Warning, "agent", "old-agent-runs", node, FindingText { what, why, remedy });
     }
     let needed = agent.maxconn.saturating_mul(2).saturating_add(OTHER_DESCRIPTORS);
@@ -95,9 +95,16 @@ fn backends(host: &HostFacts, agent: &AgentFacts, out: &mut Examination) {
     if host.node != host.here {
         return;
     }
-    for service in &agent.unserved {
-        let what = format!("no node serves {service}");
-        let why = "every connection to its listener is reset";
+    for (service, has_others) in &agent.unserved {
+        let (what, why) = if *has_others {
+            let what = format!("no node is ready to serve {service}");
+            (what, "connections go to those that are not, for want of others, and may fail there")
+        } else {
+            (
+                format!("no node serves {service}"),
+                "a connection to its listener is reset unless one that is down takes it",
+            )
+        };
         let remedy = vec![
             Step::run("agent status"),
             Step::run("systemctl status k3s rke2-server kubelet").on("a master"),
@@ -113,7 +120,10 @@ fn backends(host: &HostFacts, agent: &AgentFacts, out: &mut Examination) {
     for UnavailableBackend { service, node, how } in &agent.away {
         let what = format!("{service} on {node} gets no connections: {how}");
         let why = "the others carry its load; the fewer are left, the closer is an outage";
-        let remedy = vec![Step::run("agent doctor").at(node, &host.here), Step::run("agent events")];
+        let remedy = vec![
+            Step::run("systemctl status k3s rke2-server kubelet").at(node, &host.here),
+            Step::run("agent events"),
+        ];
         out.found(Severity::Warning, "backends", "backend-away", node, FindingText { what, why, remedy });
     }
     out.checked("backends", "every service has one, and none is down");
@@ -175,7 +185,7 @@ fn files(host: &HostFacts, out: &mut Examination) {
     if !host.unreadable.is_empty() {
         let what = format!("not readable for this user: {}", host.unreadable.join(", "));
         let words =
-            FindingText { what, why: "they were not checked", remedy: vec![run("sudo agent doctor")] };
+            FindingText { what, why: "they were not checked", remedy: vec![Step::text("ask again as root")] };
         out.found(Severity::Note, "files", "unreadable", &host.node, words);
     }
     if host.is_member {

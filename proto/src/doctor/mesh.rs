@@ -230,7 +230,8 @@ fn return_path(mesh: &MeshFacts, peer: &PeerFacts, opens: &dyn Fn(&str) -> Step,
     if let PeerConversation::Nothing(why_not) = &peer.talk {
         let what = format!("{name} did not answer when it was asked to check itself: {why_not}");
         let why = "it may have an older version or be busy; its own findings are missing";
-        let remedy = vec![Step::run("agent doctor").on(name)];
+        let remedy =
+            vec![Step::run("agent status").on(name), Step::run("journalctl -u agent -n 50").on(name)];
         out.found(Severity::Warning, "ports", "no-answer", &mesh.node, FindingText { what, why, remedy });
     }
 }

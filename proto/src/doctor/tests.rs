@@ -140,7 +140,7 @@ const HOST: &[Planted<HostFacts>] = &[
         "old-agent-runs",
         Severity::Warning,
         "1.0.0, this command has 1.1.0",
-        "systemctl restart agent",
+        "agent upgrade",
     ),
     (
         |h| agent(h).closed = vec!["kube-api on 127.0.0.1:16443 (in use)".to_owned()],
@@ -150,10 +150,17 @@ const HOST: &[Planted<HostFacts>] = &[
         "ss -ltnp",
     ),
     (
-        |h| agent(h).unserved = vec!["kube-api".to_owned()],
+        |h| agent(h).unserved = vec![("kube-api".to_owned(), false)],
         "nobody-serves",
         Severity::Error,
         "no node serves kube-api",
+        "agent status",
+    ),
+    (
+        |h| agent(h).unserved = vec![("kube-api".to_owned(), true)],
+        "nobody-serves",
+        Severity::Error,
+        "no node is ready to serve kube-api",
         "agent status",
     ),
     (
@@ -165,7 +172,7 @@ const HOST: &[Planted<HostFacts>] = &[
         "backend-away",
         Severity::Warning,
         "kube-api on m2 gets no connections: down, connection refused",
-        "on m2: agent doctor",
+        "on m2: systemctl status k3s rke2-server kubelet",
     ),
     (
         |h| agent(h).descriptors = 4096,
@@ -204,7 +211,7 @@ const HOST: &[Planted<HostFacts>] = &[
         "/etc/agent/ca.pem can be written by others",
         "chmod go-w /etc/agent/ca.pem",
     ),
-    (|h| h.unreadable = vec!["/x".to_owned()], "unreadable", Severity::Note, "/x", "sudo agent doctor"),
+    (|h| h.unreadable = vec!["/x".to_owned()], "unreadable", Severity::Note, "/x", "as root"),
     (
         |h| h.routes[0].by = Ok("eth0".to_owned()),
         "route",
@@ -484,7 +491,7 @@ const MESH: &[Planted<MeshFacts>] = &[
         "no-answer",
         Severity::Warning,
         "closed",
-        "on m2: agent doctor",
+        "on m2: journalctl -u agent",
     ),
     (
         |m| m.peers[0].talk = PeerConversation::SmallOnly,

@@ -1,7 +1,7 @@
 //! Tests of the verdict and of the screen.
 
 use proto::backends::BackendState;
-use proto::cause::Reason;
+use proto::cause::{Cause, Fault, Reason};
 use proto::control::ListenerStatus;
 use proto::control::{
     BackendStatus, ClusterStatus, MemberState, MemberStatus, NodeStatus, ServiceSource, ServiceStatus,
@@ -223,6 +223,16 @@ fn the_verdict_is_said_in_words_and_in_a_code() {
             with(|status| status.node.address = None),
             10,
             "degraded: 3 of 3 masters serve; this node's network wg0 is down",
+        ),
+        (
+            with(|s| {
+                let fault = Fault::new(Cause::AddressInUse, "stop nginx (process 7), or configure another");
+                let at = "127.0.0.1:16443".parse().unwrap();
+                s.services[0].listen = vec![ListenerStatus::new(at, Some(&fault))];
+            }),
+            10,
+            "degraded: 3 of 3 masters serve; this node cannot listen on 127.0.0.1:16443 (address in use: stop nginx \
+             (process 7), or configure another)",
         ),
         (
             with(|status| status.node.removed = true),
