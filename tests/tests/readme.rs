@@ -1,7 +1,7 @@
 //! README's commands, from top to bottom, as its reader types them: every line of its blocks that a node
 //! runs, and every command in its text. A command that nothing here runs fails the test.
 
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -83,9 +83,11 @@ impl<'lab> Readers<'lab> {
     fn new(lab: &'lab Lab) -> Result<Readers<'lab>> {
         let path = lab.dir().join("bin");
         std::fs::create_dir(&path)?;
-        symlink(binary()?, path.join("agent"))?;
+        // A copy, since an upgrade puts another in its place.
+        std::fs::copy(binary()?, path.join("agent"))?;
         for node in lab.nodes() {
             std::fs::create_dir(node.dir().join("run"))?;
+            std::fs::hard_link(path.join("agent"), node.dir().join("agent-new"))?;
         }
         let (masters, running) = (Vec::new(), Vec::new());
         Ok(Readers {
@@ -274,9 +276,23 @@ impl<'lab> Readers<'lab> {
                     );
                     Ok(())
                 })?;
-                let said = self.exec(&line.node, &line.command)?.ok()?;
+                // A candidate that has just started says so, and takes it a moment later.
+                let (said, _) = eventually("the address can be moved", GOSSIP, || {
+                    self.exec(&line.node, &line.command)?.ok()
+                })?;
                 ensure!(said.contains(master), "{said}");
                 Ok(())
+            }
+            // Before the next node is upgraded, this one has heard all members.
+            (["upgrade", _], true) => {
+                self.exec(&line.node, &line.command)?.ok()?;
+                eventually("it hears all members again", GOSSIP, || {
+                    let status = self.status(&line.node)?;
+                    let away = status.members.iter().find(|member| member.state != "up");
+                    ensure!(away.is_none(), "not {}", status.members_in_words());
+                    Ok(())
+                })
+                .map(drop)
             }
             (["migrate", ..], false) => {
                 self.write_old_files(&line.node)?;
