@@ -10,7 +10,6 @@ mod own;
 mod path_mtu;
 mod pick;
 mod resolve;
-mod taker;
 
 use std::io;
 use std::net::IpAddr;
@@ -20,7 +19,6 @@ pub(crate) use own::watch_own;
 pub(crate) use path_mtu::path_mtu;
 pub(crate) use pick::{PickError, PickedAddress, pick_for_init, pick_for_seed};
 pub(crate) use resolve::{ResolveError, resolve};
-pub(crate) use taker::listener;
 
 /// An address on an interface, ready for use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

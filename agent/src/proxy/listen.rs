@@ -12,9 +12,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::pool::ServicePool;
-use super::{ProxyShared, connection, socket, workers};
+use super::{ProxyShared, connection, socket, taker, workers};
 use crate::supervisor::supervised;
-use crate::{faults, handover, net};
+use crate::{faults, handover};
 
 /// The first retry comes soon: after a reload the address may only have moved between services.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
@@ -56,7 +56,7 @@ pub(super) struct ListenSocket {
 impl ListenSocket {
     pub(super) fn bind(service: &ServiceName, address: SocketAddr) -> ListenSocket {
         let sockets = listen(address).map_err(|fault| {
-            let taker = (fault.cause == Cause::AddressInUse).then(|| net::listener(address)).flatten();
+            let taker = (fault.cause == Cause::AddressInUse).then(|| taker::listener(address)).flatten();
             let named =
                 |taker| Fault::new(fault.cause, format!("stop {taker}, or configure another address"));
             taker.map(named).unwrap_or(fault)

@@ -30,6 +30,7 @@ mod pipes;
 mod pool;
 mod socket;
 mod stats;
+mod taker;
 #[cfg(test)]
 mod tests;
 mod workers;

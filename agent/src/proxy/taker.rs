@@ -12,7 +12,7 @@ const LISTENING: &str = "0A";
 
 /// The process that listens at an address, with its number: `nginx (process 123)`. None: it has ended, or this user may
 /// not look at it.
-pub(crate) fn listener(address: SocketAddr) -> Option<String> {
+pub(super) fn listener(address: SocketAddr) -> Option<String> {
     let tables = ["/proc/self/net/tcp", "/proc/self/net/tcp6"]
         .map(|path| fs::read_to_string(path).unwrap_or_default());
     let sockets: Vec<String> = tables.iter().flat_map(|table| sockets(table, address)).collect();
