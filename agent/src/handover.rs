@@ -118,9 +118,10 @@ pub(crate) fn keep_open(descriptor: impl AsFd, stays: bool) {
     let _ = fcntl_setfd(descriptor, if stays { FdFlags::empty() } else { FdFlags::CLOEXEC });
 }
 
-/// Marks the time during which no other program may be started: it would inherit what stays open.
-pub(crate) fn set_under_way(is: bool) {
-    UNDER_WAY.store(is, Relaxed);
+/// Marks the time during which no other program may be started, since it would inherit what stays open. Returns whether
+/// it was marked already.
+pub(crate) fn set_under_way(is: bool) -> bool {
+    UNDER_WAY.swap(is, Relaxed)
 }
 
 /// Whether that time is now.

@@ -70,9 +70,14 @@ impl Lifecycle {
     /// Ticks at multiples of the period on this process's clock: what is due regularly is due at once, and the agent
     /// wakes up once for it. A missed tick is not made up for.
     pub(crate) fn ticks(&self, period: Duration) -> Interval {
-        let mut ticks = tokio::time::interval_at(self.instant(self.now().next_multiple(period)), period);
+        let mut ticks = tokio::time::interval_at(self.next_tick(period), period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         ticks
+    }
+
+    /// When the next of these is due.
+    pub(crate) fn next_tick(&self, period: Duration) -> tokio::time::Instant {
+        self.instant(self.now().next_multiple(period))
     }
 
     /// Waits until every spawned task has returned.

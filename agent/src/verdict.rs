@@ -1,7 +1,7 @@
 //! Cluster health in one line: the first line of status, and of the page.
 
 use proto::backends::BackendState;
-use proto::control::{BackendStatus, ListenerState, MemberState, ServiceStatus, Status, VipState, VipStatus};
+use proto::control::{BackendStatus, MemberState, ServiceStatus, Status, VipState, VipStatus};
 use proto::service::KUBE_API;
 use proto::time::UnixMs;
 
@@ -44,9 +44,8 @@ pub(crate) fn evaluate(status: &Status, now: UnixMs) -> HealthVerdict {
         let text = format!("no master serves; {}", faults.join("; "));
         return HealthVerdict { level: HealthLevel::NoMaster, text };
     }
-    let listeners = status.services.iter().flat_map(|service| &service.listen);
-    let closed = listeners.filter(|one| one.state == ListenerState::Failed);
-    faults.extend(closed.map(|one| format!("this node cannot listen on {one}")));
+    let failed = status.services.iter().flat_map(ServiceStatus::failed_listeners);
+    faults.extend(failed.map(|one| format!("this node cannot listen on {one}")));
     let ready = backends.iter().any(|backend| backend.state == BackendState::Ready);
     if let Some(alive) = backends.iter().find(|backend| backend.state.is_good()).filter(|_| !ready) {
         faults.push(format!("none reports ready: {}", alive.reason));

@@ -17,6 +17,7 @@ pub use self::members::{MemberState, MemberStatus, PeerLinkStatus, complete, in_
 pub use self::refusal::{Refusal, RefusalCode};
 use crate::backends::BackendState;
 use crate::cause::{Cause, Fault, Reason};
+use crate::cluster::is_default;
 use crate::doctor::Examination;
 use crate::event::{Event, EventQuery};
 use crate::invite::PendingJoin;
@@ -255,7 +256,7 @@ pub struct ClusterStatus {
     /// Number of members.
     pub members: usize,
     /// How many of them gossip; 0: all do.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub core: usize,
     /// How many are up by what core members say, who may not name all others; `None`: this node is not attached to any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -266,14 +267,6 @@ pub struct ClusterStatus {
     pub key_epoch: u64,
     /// Until when nodes without an invite are admitted here; `None`: they are not.
     pub open_until_unix_ms: Option<UnixMs>,
-}
-
-fn is_zero(count: &usize) -> bool {
-    *count == 0
-}
-
-fn is_none_held(count: &u64) -> bool {
-    *count == 0
 }
 
 /// The responding node.
@@ -321,7 +314,7 @@ pub struct NodeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaced_unix_ms: Option<UnixMs>,
     /// Connections of that one that go on.
-    #[serde(default, skip_serializing_if = "is_none_held")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub replaced_connections: u64,
 }
 
@@ -447,6 +440,11 @@ impl ServiceStatus {
     /// Whether every listener is bound.
     pub fn is_listening(&self) -> bool {
         self.listen.iter().all(|one| one.state == ListenerState::Listening)
+    }
+
+    /// The listeners that could not be bound.
+    pub fn failed_listeners(&self) -> impl Iterator<Item = &ListenerStatus> {
+        self.listen.iter().filter(|one| one.state == ListenerState::Failed)
     }
 
     /// Its listeners as text, separated by commas.

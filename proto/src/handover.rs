@@ -4,7 +4,9 @@
 //! connection: one with a field from [`NEEDED`] on that is not known can't be continued and is left out.
 //! [`VERSION`] is raised when an older agent must not read the rest at all.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
 
 use crate::next_wire;
 use crate::node::{Name, NodeId};
@@ -157,6 +159,7 @@ mod tag {
     pub(super) const NAME: u8 = 1;
     pub(super) const LISTENER: u8 = 2;
     pub(super) const COUNTERS: u8 = 3;
+    pub(super) const EPOCH: u8 = 3;
     pub(super) const BACKEND: u8 = 4;
     pub(super) const CONNECTION: u8 = 5;
 
@@ -195,10 +198,7 @@ impl HandOver {
             out.fields(tag::SERVICE, |out| service.write(out));
         }
         for (address, epoch) in &self.vips {
-            out.fields(tag::VIP, |out| {
-                out.bytes(tag::NAME, address.to_string().as_bytes());
-                out.number(tag::COUNTERS, *epoch);
-            });
+            write_at(&mut out, tag::VIP, address, (tag::EPOCH, *epoch));
         }
         [MAGIC, &out.finish()].concat()
     }
@@ -226,20 +226,13 @@ impl HandOver {
                     read.record = RecordVersion { generation: nth(value, 0), sequence: nth(value, 1) };
                 }
                 tag::DESCRIPTORS => read.descriptors = numbers(value).collect(),
-                tag::LINK => {
-                    read.link = numbers(value).filter_map(|slot| Slot::try_from(slot).ok()).collect()
-                }
+                tag::LINK => read.link = numbers(value).collect(),
                 tag::SERVICE => {
                     let (service, left_out) = HandedService::read(value);
                     read.left_out += left_out;
                     read.services.extend(service);
                 }
-                tag::VIP => {
-                    let find = |wanted| TlvReader::new(value).find(|(tag, _)| *tag == wanted);
-                    let address = find(tag::NAME).and_then(|(_, value)| text(value)?.parse().ok());
-                    let epoch = find(tag::COUNTERS).and_then(|(_, value)| number(value));
-                    read.vips.extend(address.zip(epoch));
-                }
+                tag::VIP => read.vips.extend(read_at(value, tag::EPOCH)),
                 _ => {}
             }
         }
@@ -251,10 +244,7 @@ impl HandedService {
     fn write(&self, out: &mut TlvWriter) {
         out.bytes(tag::NAME, self.name.as_ref().map_or("", ServiceName::as_str).as_bytes());
         for (address, slot) in &self.listeners {
-            out.fields(tag::LISTENER, |out| {
-                out.bytes(tag::NAME, address.to_string().as_bytes());
-                out.number(tag::SOCKETS, *slot);
-            });
+            write_at(out, tag::LISTENER, address, (tag::SOCKETS, *slot));
         }
         out.numbers(tag::COUNTERS, &self.counters);
         for backend in &self.backends {
@@ -275,12 +265,7 @@ impl HandedService {
         for (tag, value) in TlvReader::new(value) {
             match tag {
                 tag::NAME => read.name = text(value).and_then(|name| name.parse().ok()),
-                tag::LISTENER => {
-                    let find = |wanted| TlvReader::new(value).find(|(tag, _)| *tag == wanted);
-                    let address = find(tag::NAME).and_then(|(_, value)| text(value)?.parse().ok());
-                    let slot = find(tag::SOCKETS).and_then(|(_, value)| number(value));
-                    read.listeners.extend(address.zip(slot));
-                }
+                tag::LISTENER => read.listeners.extend(read_at(value, tag::SOCKETS)),
                 tag::COUNTERS => read.counters = numbers(value).collect(),
                 tag::BACKEND => {
                     let (mut counters, mut name, mut node) = (Vec::new(), None, None);
@@ -394,6 +379,21 @@ impl HandedDirection {
         }
         Some(read)
     }
+}
+
+/// A field of an address, and a number that belongs to it.
+fn write_at(out: &mut TlvWriter, field: u8, address: &impl fmt::Display, (tag, number): (u8, u64)) {
+    out.fields(field, |out| {
+        out.bytes(tag::NAME, address.to_string().as_bytes());
+        out.number(tag, number);
+    });
+}
+
+/// What such a field holds.
+fn read_at<T: FromStr>(value: &[u8], wanted: u8) -> Option<(T, u64)> {
+    let find = |wanted| TlvReader::new(value).find(|(tag, _)| *tag == wanted);
+    let address = find(tag::NAME).and_then(|(_, value)| text(value)?.parse().ok());
+    address.zip(find(wanted).and_then(|(_, value)| number(value)))
 }
 
 fn text(value: &[u8]) -> Option<String> {

@@ -49,6 +49,11 @@ pub const LATELY: Duration = Duration::from_millis(150);
 /// The same of a worker, which pulses half as often.
 const LATELY_BY_WORKER: Duration = Duration::from_millis(250);
 
+/// The age below which a master or a worker has heard a peer a moment ago.
+fn lately(is_master: bool) -> Duration {
+    if is_master { LATELY } else { LATELY_BY_WORKER }
+}
+
 /// Silence after the first unanswered pulse that a node reports, beyond the time that an answer may take.
 const UNANSWERED: Duration = Duration::from_millis(100);
 
@@ -136,8 +141,7 @@ impl PeerReports {
     /// Adds the report of a node, which is a master or not.
     pub fn add(&mut self, from: NodeId, is_master: bool, age: Duration, now: Moment) {
         self.heard = self.heard.max(Some(now.before(age)));
-        let silent = if is_master { LATELY } else { LATELY_BY_WORKER };
-        let report = Some(PeerReport { from, at: now, age, silent });
+        let report = Some(PeerReport { from, at: now, age, silent: lately(is_master) });
         if is_master {
             self.by_master = report;
         }
@@ -215,14 +219,14 @@ pub struct HeardBook {
     watched: BTreeMap<NodeId, WatchedPeer>,
     /// Nodes that are attached to this one, and when each last said so.
     attached: BTreeMap<NodeId, Moment>,
-    /// This node is a worker.
-    by_worker: bool,
+    /// This node is a master.
+    is_master: bool,
 }
 
 impl HeardBook {
     /// Watches these peers from now on, and no others, as a master or a worker.
     pub fn watch(&mut self, peers: impl Iterator<Item = NodeId>, is_master: bool) {
-        self.by_worker = !is_master;
+        self.is_master = is_master;
         let mut before = std::mem::take(&mut self.watched);
         self.watched = peers.map(|id| (id, before.remove(&id).unwrap_or_default())).collect();
     }
@@ -272,8 +276,7 @@ impl HeardBook {
         let entry = |(id, peer): (&NodeId, &WatchedPeer)| {
             let at = last_heard(id).filter(|_| id != to)?;
             let age = now.since(at);
-            let lately = if self.by_worker { LATELY_BY_WORKER } else { LATELY };
-            let says = age < lately || peer.silence(Some(at), now) >= UNANSWERED;
+            let says = age < lately(self.is_master) || peer.silence(Some(at), now) >= UNANSWERED;
             says.then_some((*id, age))
         };
         let ages: Vec<(NodeId, Duration)> = self.watched.iter().filter_map(entry).collect();

@@ -146,7 +146,7 @@ impl<'de> Reader<'de> {
     #[inline(never)]
     fn array(&mut self) -> Result<usize, DecodeError> {
         match self.head()? {
-            Head::Array(length) => self.enter(length),
+            Head::Array(length) => Ok(length),
             head => Reader::unexpected(head, "a list"),
         }
     }
@@ -154,17 +154,15 @@ impl<'de> Reader<'de> {
     #[inline(never)]
     fn map(&mut self) -> Result<usize, DecodeError> {
         match self.head()? {
-            Head::Map(length) => self.enter(length),
+            Head::Map(length) => Ok(length),
             head => Reader::unexpected(head, "a map"),
         }
     }
 
-    fn enter(&mut self, length: usize) -> Result<usize, DecodeError> {
+    #[inline(never)]
+    fn enter(&mut self) -> Result<(), DecodeError> {
         self.depth += 1;
-        if self.depth > DEPTH {
-            return Err(DecodeError("it is nested too deeply".to_owned()));
-        }
-        Ok(length)
+        if self.depth > DEPTH { Err(DecodeError("it is nested too deeply".to_owned())) } else { Ok(()) }
     }
 
     #[inline(never)]
@@ -192,6 +190,7 @@ impl<'de> Reader<'de> {
     }
 
     fn visit_array<V: Visitor<'de>>(&mut self, length: usize, visitor: V) -> Result<V::Value, DecodeError> {
+        self.enter()?;
         let mut items = Items { reader: self, left: length };
         let value = visitor.visit_seq(&mut items)?;
         let left = items.left;
@@ -200,6 +199,7 @@ impl<'de> Reader<'de> {
     }
 
     fn visit_entries<V: Visitor<'de>>(&mut self, length: usize, visitor: V) -> Result<V::Value, DecodeError> {
+        self.enter()?;
         let mut items = Items { reader: self, left: length };
         let value = visitor.visit_map(&mut items)?;
         let left = items.left;
@@ -251,14 +251,8 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
             Head::Float(number) => visitor.visit_f64(number),
             Head::Text(text) => visitor.visit_borrowed_str(utf8(text)?),
             Head::Bytes(bytes) => visitor.visit_borrowed_bytes(bytes),
-            Head::Array(length) => {
-                let length = self.enter(length)?;
-                self.visit_array(length, visitor)
-            }
-            Head::Map(length) => {
-                let length = self.enter(length)?;
-                self.visit_entries(length, visitor)
-            }
+            Head::Array(length) => self.visit_array(length, visitor),
+            Head::Map(length) => self.visit_entries(length, visitor),
         }
     }
 
@@ -351,6 +345,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
         let holds = self.rest.first() == Some(&0x81);
         if holds {
             self.map()?;
+            self.enter()?;
         }
         let value = visitor.visit_enum(Variant { reader: self, holds })?;
         if holds {

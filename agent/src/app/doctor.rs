@@ -16,9 +16,7 @@ use proto::backends::BackendState;
 use proto::cause::Reason;
 use proto::cluster::{Admitted, Document};
 use proto::config::Config;
-use proto::control::{
-    BackendStatus, ListenerState, MemberState, RefusalCode, Response, ServiceStatus, Status,
-};
+use proto::control::{BackendStatus, MemberState, RefusalCode, Response, ServiceStatus, Status};
 use proto::doctor::facts::{
     AgentFacts, ApiserverFacts, HostFacts, InterfaceFacts, KubeFacts, RouteFacts, UnavailableBackend,
 };
@@ -104,10 +102,8 @@ pub(crate) async fn own(
 
 fn agent(status: &Status, asked_by: Option<&str>) -> AgentFacts {
     let services = || status.services.iter();
-    let closed = services().flat_map(|service| {
-        let closed = service.listen.iter().filter(|one| one.state == ListenerState::Failed);
-        closed.map(|at| format!("{} on {at}", service.name))
-    });
+    let closed = services()
+        .flat_map(|service| service.failed_listeners().map(|at| format!("{} on {at}", service.name)));
     let away = services().flat_map(|service| {
         let away = |one: &&BackendStatus| {
             matches!(one.state, BackendState::Suspect | BackendState::NotReady | BackendState::Down)

@@ -89,7 +89,7 @@ pub(super) fn spawn(running: &Arc<RunningAgent>, ends: EventEnds, life: &Lifecyc
         own: running.link.own(),
         node: running.own.file().name.clone(),
         began: running.own.began(),
-        replaced: running.replacing.last().cloned(),
+        replaced: running.taken_over.clone(),
         told: ends.told,
         table: running.clients.table(),
         view: running.peers.view(),

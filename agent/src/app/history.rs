@@ -178,7 +178,7 @@ async fn follow(running: Arc<RunningAgent>, changes: &watch::Sender<u64>, life: 
 
 async fn measure(running: Arc<RunningAgent>, life: Lifecycle) {
     loop {
-        let wanted = life.instant(life.now().next_multiple(LOOK));
+        let wanted = life.next_tick(LOOK);
         tokio::time::sleep_until(wanted).await;
         running.history.lag.record(wanted.elapsed());
     }

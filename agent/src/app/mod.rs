@@ -29,6 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use crate::events::TakeOver;
 use crate::lifecycle::Lifecycle;
 use crate::membership::disk::{MemberStore, StoredMember};
 use crate::membership::task::MembershipHandle;
@@ -57,8 +58,8 @@ pub(crate) struct RunningAgent {
     history: history::BackendHistory,
     /// Which files `agent doctor` reads.
     places: crate::doctor::HostPaths,
-    /// What the process before this one handed over, and who replaces this one.
-    replacing: replace::Replacing,
+    /// What was taken over from the process before this one.
+    taken_over: Option<TakeOver>,
     life: Lifecycle,
 }
 

@@ -3,34 +3,13 @@
 //! The proxy stops at the edge of a read, everything is written into a [`HandOver`], and the process becomes the other
 //! program. If that fails, everything goes on as it was.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-
 use proto::control::{RefusalCode, Response};
 use proto::handover::HandOver;
 use tracing::{error, info};
 
 use super::RunningAgent;
-use crate::events::TakeOver;
 use crate::lifecycle::wall;
 use crate::{handover, watchdog};
-
-/// What the process before this one handed over, and who replaces this one.
-#[derive(Default)]
-pub(super) struct Replacing {
-    /// Someone does.
-    turn: AtomicBool,
-    last: Option<TakeOver>,
-}
-
-impl Replacing {
-    pub(super) fn new(last: Option<TakeOver>) -> Replacing {
-        Replacing { turn: AtomicBool::new(false), last }
-    }
-
-    pub(super) fn last(&self) -> Option<&TakeOver> {
-        self.last.as_ref()
-    }
-}
 
 /// Becomes the program that lies where this one was started from. Returns only when that fails.
 pub(super) async fn replace(running: &RunningAgent) -> Response {
@@ -38,18 +17,16 @@ pub(super) async fn replace(running: &RunningAgent) -> Response {
     let Some(program) = handover::program().filter(|program| program.is_file()) else {
         return refused("the file that this agent was started from is gone; put it back, and repeat this");
     };
-    if running.life.draining.is_cancelled() || running.replacing.turn.swap(true, Relaxed) {
+    if running.life.draining.is_cancelled() || handover::set_under_way(true) {
         return refused("the agent is stopping or being replaced already");
     }
     info!("becoming {}", program.display());
     watchdog::reloading();
-    handover::set_under_way(true);
     let paused = running.clients.proxy().pause().await;
     let why = if paused { become_other(running) } else { "a connection did not stop in time".to_owned() };
     running.clients.proxy().resume();
     running.link.resume();
     handover::set_under_way(false);
-    running.replacing.turn.store(false, Relaxed);
     watchdog::ready();
     error!("not replaced, everything goes on: {why}");
     refused(&format!("{why}; nothing has changed, and every connection goes on"))

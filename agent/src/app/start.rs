@@ -21,7 +21,6 @@ use super::clients::ClientPath;
 use super::own_node::OwnNode;
 use super::peers::{PeerArrivals, PeerInputs, PeerWriters, Peers};
 use super::record::RecordInputs;
-use super::replace::Replacing;
 use super::vip::{EligibilityInputs, VipHandle, VipThreadInputs};
 use super::{RunningAgent, doctor, event_wiring, history, record, requests, status};
 use crate::events::TakeOver;
@@ -81,13 +80,13 @@ pub(super) fn start(
         heartbeat: form.at.0.saturating_sub(form.began.0).max(1),
     });
     let handed_vips = form.map_or_else(Default::default, |form| (form.vips, form.at));
-    let (link, inbox, tcp) = Link::new(ports, member.identity.clone(), trust.clone());
+    let (link, inbox) = Link::new(ports, member.identity.clone(), trust.clone());
     for (id, addresses) in &member.peers {
         link.addresses().add_hint(*id, addresses, false);
     }
     let listener = control::bind(Path::new(&runtime_dir))?;
     let own = OwnNode::start(&member, began, clients.effective().services(), life);
-    link.serve(tcp, life)?;
+    link.serve(life)?;
 
     let Inbox { gossip, members, joining, proven, unknown_key, answers, vips: beats, fingerprints, topology } =
         inbox;
@@ -112,7 +111,7 @@ pub(super) fn start(
         events,
         history: history::BackendHistory::default(),
         places,
-        replacing: Replacing::new(last),
+        taken_over: last,
         life: life.clone(),
     });
     event_wiring::members(&running, members, life);

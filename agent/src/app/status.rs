@@ -77,8 +77,8 @@ pub(super) fn of(running: &RunningAgent) -> Status {
             checks: running.own.checks(),
             events: running.history.events(&ring),
             program: handover::program().map_or_else(String::new, |path| path.to_string_lossy().into_owned()),
-            replaced_unix_ms: running.replacing.last().map(|last| last.at),
-            replaced_connections: running.replacing.last().map_or(0, |last| last.connections),
+            replaced_unix_ms: running.taken_over.as_ref().map(|last| last.at),
+            replaced_connections: running.taken_over.as_ref().map_or(0, |last| last.connections),
         },
         services: services
             .iter()

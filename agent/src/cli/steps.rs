@@ -7,12 +7,16 @@ use std::time::Duration;
 
 use proto::control::{Request, Response, Status};
 
-use super::{CommandSettings, exit, install, out};
+use super::{CommandSettings, ask, exit, install, out};
 use crate::app::setup::{ReadyNode, RejoinOutcome, SeedKey, SetupStep};
 use crate::{app, control, log};
 
 /// Longest wait for something to serve before `join` says that nothing does yet: a few rounds of gossip.
 const SERVES: Duration = Duration::from_secs(5);
+
+/// Longest wait for an agent that was started elsewhere to answer, and the time between two questions.
+const PATIENCE: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(20);
 
 /// Prints checked facts, a line each.
 #[derive(Clone)]
@@ -196,20 +200,33 @@ pub(super) async fn go_on(
 
 /// Waits until the service answers and serves; a few seconds at most.
 async fn wait_for(settings: &CommandSettings) -> anyhow::Result<Status> {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    match status_when(settings, |status| status.serving().0).await {
+        Ok(status) => Ok(status),
+        Err(error) => {
+            let text =
+                format!("the service was started but does not answer: {error}; see: journalctl -u agent");
+            Err(exit::ExitError::error(exit::UNAVAILABLE, text))
+        }
+    }
+}
+
+/// Asks the agent for its status until it `is_so`, for a few seconds. What it answers then is returned in any case.
+///
+/// # Errors
+/// It does not answer.
+pub(super) async fn status_when(
+    settings: &CommandSettings,
+    is_so: impl Fn(&Status) -> bool,
+) -> anyhow::Result<Status> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         let asked = control::call(settings.runtime_dir(), &Request::Status).await;
         let late = tokio::time::Instant::now() >= deadline;
         match asked {
-            Ok(Response::Status(status)) if late || status.serving().0 => return Ok(*status),
-            Err(error) if late => {
-                let text = format!("the service was started but does not answer: {error}");
-                return Err(exit::ExitError::error(
-                    exit::UNAVAILABLE,
-                    format!("{text}; see: journalctl -u agent"),
-                ));
-            }
-            _ => tokio::time::sleep(Duration::from_millis(50)).await,
+            Ok(Response::Status(status)) if late || is_so(&status) => return Ok(*status),
+            Ok(other) if late => return Err(ask::unexpected(&other)),
+            Err(error) if late => return Err(error.into()),
+            _ => tokio::time::sleep(POLL).await,
         }
     }
 }

@@ -3,24 +3,18 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::time::Duration;
 
-use proto::control::{Request, Response, Status};
+use proto::control::{Request, Status};
 use proto::handover::VERSION;
-use proto::time::UnixMs;
-use tokio::time::{Instant, sleep};
 
 use super::exit::{self, ExitError};
 use super::install::{unable, write};
-use super::{CommandSettings, ask, out};
+use super::{CommandSettings, ask, out, steps};
 use crate::app::setup;
-use crate::control::{self, CallError};
+use crate::control::CallError;
 
 /// What `--check` prints: that something else has ended well says nothing.
 const CAN_TAKE_OVER: &str = "can take over";
-
-/// Longest wait for the new version to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Replace the running agent by another version without losing a connection
 ///
@@ -79,7 +73,11 @@ pub(super) async fn run(args: &Args, settings: &CommandSettings) -> anyhow::Resu
         }
         return Err(error);
     }
-    let after = wait_for(settings, before.node.replaced_unix_ms).await?;
+    let is_other = |status: &Status| status.node.replaced_unix_ms != before.node.replaced_unix_ms;
+    let Some(after) = steps::status_when(settings, is_other).await.ok().filter(is_other) else {
+        let text = "the new version does not answer; see: journalctl -u agent";
+        return Err(ExitError::error(exit::UNAVAILABLE, text));
+    };
     out::line(&format!(
         "version {} replaced version {}; {} connections go on",
         after.node.version, before.node.version, after.node.replaced_connections
@@ -143,23 +141,5 @@ async fn become_it(settings: &CommandSettings) -> anyhow::Result<()> {
         Err(CallError::Stopped) => Ok(()),
         Err(none) => Err(ExitError::error(exit::UNAVAILABLE, none.to_string())),
         Ok(response) => Err(ask::unexpected(&response)),
-    }
-}
-
-/// Waits until the agent answers that it has been replaced.
-async fn wait_for(settings: &CommandSettings, before: Option<UnixMs>) -> anyhow::Result<Status> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let asked = control::call(settings.runtime_dir(), &Request::Status).await;
-        if let Ok(Response::Status(status)) = asked
-            && status.node.replaced_unix_ms != before
-        {
-            return Ok(*status);
-        }
-        if Instant::now() >= deadline {
-            let text = "the new version does not answer; see: journalctl -u agent";
-            return Err(ExitError::error(exit::UNAVAILABLE, text));
-        }
-        sleep(Duration::from_millis(20)).await;
     }
 }

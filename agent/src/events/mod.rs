@@ -212,8 +212,7 @@ impl<'a> EventRecorder<'a> {
             event.reason(torn.to_string()).level(EventLevel::Warning)
         });
         self.take(torn.into_iter().chain(first).collect());
-        let due = || life.instant(life.now().next_multiple(TICK));
-        let (mut ticks, mut next, mut stopping) = (0_u32, due(), false);
+        let (mut ticks, mut next, mut stopping) = (0_u32, life.next_tick(TICK), false);
         // What a watch held before its first read counts as changed.
         self.inputs.table.mark_changed();
         self.inputs.view.mark_changed();
@@ -233,7 +232,7 @@ impl<'a> EventRecorder<'a> {
                 }
                 () = tokio::time::sleep_until(next) => {
                     new.extend(stalled(inputs.node.as_str(), next.elapsed()));
-                    next = due();
+                    next = life.next_tick(TICK);
                     ticks = ticks.wrapping_add(1);
                     if ticks.is_multiple_of(LOOK) {
                         let view = inputs.view.borrow().clone();

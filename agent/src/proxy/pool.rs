@@ -74,6 +74,13 @@ struct PooledBackend {
     spared: Moment,
 }
 
+impl PooledBackend {
+    fn new(node: NodeId, name: &Name) -> PooledBackend {
+        let held = Arc::new(HeldConnections::new(node, name.clone()));
+        PooledBackend { held, condemned: false, leave: None, spared: Moment::ZERO }
+    }
+}
+
 impl ServicePool {
     pub(super) fn new(service: &Service, own: NodeId) -> ServicePool {
         // Each node starts elsewhere, or all would prefer the same backend.
@@ -386,12 +393,7 @@ impl BackendChoice {
 
     /// A backend to which another process has held connections.
     fn kept(&mut self, node: NodeId, name: &Name, now: Moment) -> &Arc<HeldConnections> {
-        let new = || PooledBackend {
-            held: Arc::new(HeldConnections::new(node, name.clone())),
-            condemned: false,
-            leave: None,
-            spared: now.after(SPARED),
-        };
+        let new = || PooledBackend { spared: now.after(SPARED), ..PooledBackend::new(node, name) };
         &self.held.entry(node).or_insert_with(new).held
     }
 
@@ -399,10 +401,8 @@ impl BackendChoice {
         self.balancer.connection_assigned(backends, chosen, now);
         let backend = backends.get(chosen)?;
         let new = || PooledBackend {
-            held: Arc::new(HeldConnections::new(backend.node, backend.name.clone())),
             condemned: held_action(&backend.node, backends) == HeldAction::Reset,
-            leave: None,
-            spared: Moment::ZERO,
+            ..PooledBackend::new(backend.node, &backend.name)
         };
         Some(self.held.entry(backend.node).or_insert_with(new).held.conn_guard(now))
     }

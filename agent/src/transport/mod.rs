@@ -136,9 +136,8 @@ impl Link {
         ports: BoundPorts,
         identity: Arc<Identity>,
         trust: watch::Receiver<Arc<TrustedKeys>>,
-    ) -> (Arc<Link>, Inbox, Arc<TcpListener>) {
+    ) -> (Arc<Link>, Inbox) {
         let BoundPorts { udp, tcp, boot } = ports;
-        let tcp = Arc::new(tcp);
         let counters = Arc::new(LinkCounters::default());
         let addresses = Arc::new(AddressBook::new(trust.clone()));
         let (arrivals, inbox) = Arrivals::new(counters.clone());
@@ -148,18 +147,18 @@ impl Link {
         let dialer = PeerDialer::new(who(), whom(), at(), counters.clone());
         let server = ConnectionServer::new(who(), whom(), at(), arrivals, counters.clone());
         let (datagrams, dialer, server) = (Arc::new(datagrams), Arc::new(dialer), Arc::new(server));
-        let listener = tcp.clone();
+        let listener = Arc::new(tcp);
         let link = Link { identity, trust, addresses, datagrams, dialer, server, listener, counters };
-        (Arc::new(link), inbox, tcp)
+        (Arc::new(link), inbox)
     }
 
     /// Serves the port until the life is over.
     ///
     /// # Errors
     /// TLS can't be set up, which no input can cause.
-    pub(crate) fn serve(&self, listener: Arc<TcpListener>, life: &Lifecycle) -> Result<(), rustls::Error> {
+    pub(crate) fn serve(&self, life: &Lifecycle) -> Result<(), rustls::Error> {
         self.datagrams.serve(life);
-        self.server.serve(listener, life)
+        self.server.serve(self.listener.clone(), life)
     }
 
     /// Adds the port to what another process needs to go on, for which it stays open.

@@ -59,15 +59,15 @@ pub(super) fn trust_of(nodes: &[u8], keys: &[u8]) -> TrustedKeys {
 fn end(n: u8, trust: &TrustedKeys) -> End {
     let loopback = Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let (trust_in, trust) = watch::channel(Arc::new(trust.clone()));
-    let (link, inbox, tcp) = (0..100)
+    let (link, inbox) = (0..100)
         .find_map(|_| {
             let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             Some(Link::new(BoundPorts::bind(loopback, free).ok()?, identity(n), trust.clone()))
         })
         .unwrap();
-    let at = tcp.local_addr().unwrap();
+    let at = link.listener.local_addr().unwrap();
     let life = Lifecycle::new();
-    link.serve(tcp, &life).unwrap();
+    link.serve(&life).unwrap();
     End { link, inbox, trust: trust_in, at, life }
 }
 

@@ -1,6 +1,6 @@
 //! Routes requests to responses.
 
-use proto::control::ListenerState;
+use proto::control::ServiceStatus;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -120,12 +120,12 @@ fn json(value: &impl serde::Serialize) -> Vec<u8> {
 /// Whether clients can use this node's proxy and the agent keeps running.
 fn ready(state: &WebState) -> Response {
     let snapshot = state.snapshots.now();
-    let mut listens = snapshot.status.services.iter().flat_map(|service| &service.listen);
+    let mut failed = snapshot.status.services.iter().flat_map(ServiceStatus::failed_listeners);
     let why = if state.life.draining.is_cancelled() {
         "it is stopping".to_owned()
     } else if snapshot.status.node.removed {
         "this node was removed from the cluster".to_owned()
-    } else if let Some(broken) = listens.find(|listen| listen.state == ListenerState::Failed) {
+    } else if let Some(broken) = failed.next() {
         format!("it cannot listen on {broken}")
     } else {
         return text(200, PLAIN, "ok\n");

@@ -338,8 +338,8 @@ async fn dialled_back(
 fn listen(ports: BoundPorts, member: &StoredMember, life: &Lifecycle) -> Result<Arc<Link>, rustls::Error> {
     // The sender may go: readers keep its last value.
     let (_, trust) = watch::channel(Arc::new(member.trusted_keys()));
-    let (link, _, tcp) = Link::new(ports, member.identity.clone(), trust);
-    link.serve(tcp, life)?;
+    let (link, _) = Link::new(ports, member.identity.clone(), trust);
+    link.serve(life)?;
     Ok(link)
 }
 
