@@ -2,6 +2,7 @@
 
 use proto::backends::BackendState;
 use proto::control::{BackendStatus, MemberState, ServiceStatus, Status, VipState, VipStatus};
+use proto::problem::ProblemCode;
 use proto::service::KUBE_API;
 use proto::time::UnixMs;
 
@@ -35,6 +36,15 @@ pub(crate) fn evaluate(status: &Status, now: UnixMs) -> HealthVerdict {
     if status.node.removed {
         faults.push("this node was removed from the cluster".to_owned());
     }
+    // Before the masters, which it cannot reach because of it.
+    if status.node.address.is_none() {
+        let told = status.problems.iter().find(|problem| problem.code == ProblemCode::NoAddress);
+        let why = told.map_or_else(
+            || format!("this node's network {} is down", status.node.interface),
+            |problem| problem.detail.to_string(),
+        );
+        faults.push(why);
+    }
     faults.extend(backends.iter().filter(|backend| !backend.state.is_good()).map(|one| why(one, now)));
     let unheard = backends.iter().filter(|backend| backend.state == BackendState::Unknown).count();
     if good == 0 && unheard == 0 {
@@ -53,9 +63,6 @@ pub(crate) fn evaluate(status: &Status, now: UnixMs) -> HealthVerdict {
     let others = status.services.iter().filter(|service| service.name.as_str() != KUBE_API);
     faults.extend(others.filter_map(shortage));
     faults.extend(status.vips.iter().filter_map(fault));
-    if status.node.address.is_none() {
-        faults.push(format!("this node's network {} is down", status.node.interface));
-    }
     match status.problems.len() {
         0 => {}
         1 => faults.push("1 problem, see below".to_owned()),

@@ -313,8 +313,8 @@ async fn facts(running: &RunningAgent, peers: Vec<PeerFacts>) -> MeshFacts {
     MeshFacts {
         node: running.own.file().name.to_string(),
         address: address.map_or_else(|| "no address".to_owned(), |ip| SocketAddr::new(ip, port).to_string()),
-        interface: running.own.file().interface.clone(),
-        mtu: mtu(&running.own.file().interface),
+        interface: running.own.interface().name,
+        mtu: mtu(&running.own.interface().name),
         port,
         firewall,
         peers,
@@ -423,7 +423,7 @@ pub(super) fn answer_member(running: &Arc<RunningAgent>, slots: &Arc<Semaphore>,
                 true => Vec::new(),
                 false => agent_facts(&running, &here).await,
             };
-            let mtu = mtu(&running.own.file().interface);
+            let mtu = mtu(&running.own.interface().name);
             let answer = DoctorAnswer { received, sent: wall(), mtu, tcp, udp, findings };
             let _ = reply.send(ToMember::Examined(Box::new(answer), padding));
         };

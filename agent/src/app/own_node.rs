@@ -17,7 +17,7 @@ use crate::net;
 pub(super) struct OwnNode {
     file: NodeFile,
     began: UnixMs,
-    address: watch::Receiver<Option<IpAddr>>,
+    place: net::OwnAddressWatch,
     health: watch::Receiver<Arc<OwnHealth>>,
     checks: Arc<CheckCounters>,
 }
@@ -31,14 +31,15 @@ impl OwnNode {
         life: &Lifecycle,
     ) -> OwnNode {
         let file = member.node.clone();
-        let address = net::watch_own(file.interface.clone(), file.address, file.pinned, life);
+        let (interface, wanted, pinned) = (file.interface.clone(), file.address, file.pinned);
+        let place = net::watch_own(net::OwnAddressRule { interface, wanted, pinned }, life);
         let first = check::until_checked(&services.borrow(), &member.serving, &member.identity.id);
         let checks = Arc::<CheckCounters>::default();
-        let health = check::spawn(services, address.clone(), first, checks.clone(), life);
-        OwnNode { file, began, address, health, checks }
+        let health = check::spawn(services, place.address.clone(), first, checks.clone(), life);
+        OwnNode { file, began, place, health, checks }
     }
 
-    /// Its name, interface and port.
+    /// Its name and port.
     pub(super) fn file(&self) -> &NodeFile {
         &self.file
     }
@@ -50,12 +51,22 @@ impl OwnNode {
 
     /// Its address on the mesh, while its interface has it.
     pub(super) fn address(&self) -> Option<IpAddr> {
-        *self.address.borrow()
+        *self.place.address.borrow()
     }
 
     /// The same for those who wait for a change.
     pub(super) fn watch_address(&self) -> watch::Receiver<Option<IpAddr>> {
-        self.address.clone()
+        self.place.address.clone()
+    }
+
+    /// The interface that it is on, or why it is on none.
+    pub(super) fn interface(&self) -> net::OwnInterface {
+        self.place.interface.borrow().clone()
+    }
+
+    /// The same for those who wait for a change.
+    pub(super) fn watch_interface(&self) -> watch::Receiver<net::OwnInterface> {
+        self.place.interface.clone()
     }
 
     /// What the checks of its own services say.

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use crate::check::OwnHealth;
 use crate::lifecycle::{Lifecycle, wall};
 use crate::membership::disk::NodeFile;
+use crate::net::OwnInterface;
 use crate::transport::TrustedKeys;
 use crate::vip::VipReport;
 
@@ -35,6 +36,7 @@ pub(super) struct RecordInputs {
     pub(super) node: NodeFile,
     pub(super) began: UnixMs,
     pub(super) own_address: watch::Receiver<Option<IpAddr>>,
+    pub(super) interface: watch::Receiver<OwnInterface>,
     pub(super) health: watch::Receiver<Arc<OwnHealth>>,
     pub(super) trust: watch::Receiver<Arc<TrustedKeys>>,
     /// Of the whole cluster: this node's drain and its weight are among them.
@@ -86,6 +88,7 @@ impl RecordTask {
     /// What this node says of itself now.
     fn record(&mut self, stopping: bool, now: Moment) -> NodeRecord {
         let address = *self.inputs.own_address.borrow_and_update();
+        let interface = self.inputs.interface.borrow_and_update().name.clone();
         let health = self.inputs.health.borrow_and_update().clone();
         let document = self.inputs.trust.borrow_and_update().document.clone();
         let liveness = self.inputs.liveness.borrow_and_update().clone();
@@ -110,7 +113,7 @@ impl RecordTask {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             link_versions: (*VERSIONS.start(), *VERSIONS.end()),
             addresses: address.map(|ip| SocketAddr::new(ip, self.inputs.node.port)).into_iter().collect(),
-            interface: self.inputs.node.interface.clone(),
+            interface,
             started: self.inputs.began,
             document: self.hash.of(document.hash(), now),
             draining: draining.or_else(|| stopping.then(wall)),
@@ -179,6 +182,7 @@ async fn watch_inputs(task: &mut RecordTask, sender: &watch::Sender<NodeRecord>,
         let stopping = tokio::select! {
             () = life.until(stands) => false,
             Ok(()) = task.inputs.own_address.changed() => false,
+            Ok(()) = task.inputs.interface.changed() => false,
             Ok(()) = task.inputs.health.changed() => false,
             Ok(()) = task.inputs.trust.changed() => false,
             Ok(()) = task.inputs.liveness.changed() => false,

@@ -164,6 +164,7 @@ impl Foundation {
             node: self.own.file().clone(),
             began: self.own.began(),
             own_address: self.own.watch_address(),
+            interface: self.own.watch_interface(),
             health: self.own.health(),
             trust: self.trust.clone(),
             settings: self.clients.effective().settings(),

@@ -17,6 +17,7 @@ use proto::view::{ClusterView, Ignored, IgnoredClaim};
 use super::RunningAgent;
 use crate::handover;
 use crate::lifecycle::wall;
+use crate::net::{NoOwnAddress, OwnInterface};
 use crate::proxy::{BackendStats, ServiceStats};
 use crate::supervisor;
 
@@ -64,7 +65,7 @@ pub(super) fn of(running: &RunningAgent) -> Status {
             id: own,
             name: running.own.file().name.clone(),
             address: address.map(|ip| ip.to_string()),
-            interface: running.own.file().interface.clone(),
+            interface: running.own.interface().name,
             role: role(&own).into(),
             place: running.peers.place().into(),
             attached_to: view.attached_to.iter().filter_map(|id| names.get(id).cloned()).collect(),
@@ -239,11 +240,7 @@ pub(super) fn problems(running: &RunningAgent) -> Vec<Problem> {
             problems.push(Problem::new(ProblemCode::NameTwice, detail).about(id.to_string()).fix(fix));
         }
     }
-    if running.own.address().is_none() {
-        let interface = &running.own.file().interface;
-        let detail = format!("{interface} has no usable address, so other nodes cannot reach this one");
-        problems.push(Problem::new(ProblemCode::NoAddress, detail).about(interface).fix("bring it up"));
-    }
+    problems.extend(no_address(running));
     if let Some(problem) = &running.vips.report().borrow().problem {
         let detail = format!("this node can't own virtual IPs: {problem}");
         problems.push(Problem::new(ProblemCode::VipUnable, detail));
@@ -265,4 +262,28 @@ pub(super) fn problems(running: &RunningAgent) -> Vec<Problem> {
         problems.push(Problem::new(ProblemCode::FewDescriptors, detail).fix(fix));
     }
     problems
+}
+
+/// Why other nodes cannot reach this one.
+fn no_address(running: &RunningAgent) -> Option<Problem> {
+    let OwnInterface { name, missing } = running.own.interface();
+    let at = running.own.file().address;
+    let (why, fix) = match missing? {
+        NoOwnAddress::NoInterface => (
+            format!("there is no interface {name}, and no other has {at}"),
+            format!(
+                "bring {name} up; if it has another name and address now: set interface in agent.toml, and restart the agent"
+            ),
+        ),
+        NoOwnAddress::Down => (format!("{name} is down or has no carrier"), format!("ip link set {name} up")),
+        NoOwnAddress::Removed => (
+            format!("{name} no longer has {at}"),
+            format!("give it back to {name}, or set address in agent.toml and restart the agent"),
+        ),
+        NoOwnAddress::Useless => {
+            (format!("{name} has no address that other nodes can reach"), format!("give {at} back to it"))
+        }
+    };
+    let detail = format!("{why}, so other nodes cannot reach this one");
+    Some(Problem::new(ProblemCode::NoAddress, detail).about(name).fix(fix))
 }

@@ -15,7 +15,7 @@ use std::io;
 use std::net::IpAddr;
 
 pub(crate) use kernel::{Route, interface, interfaces, route_to};
-pub(crate) use own::watch_own;
+pub(crate) use own::{NoOwnAddress, OwnAddressRule, OwnAddressWatch, OwnInterface, watch_own};
 pub(crate) use path_mtu::path_mtu;
 pub(crate) use pick::{PickError, PickedAddress, pick_for_init, pick_for_seed};
 pub(crate) use resolve::{ResolveError, resolve};

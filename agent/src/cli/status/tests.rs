@@ -225,6 +225,15 @@ fn the_verdict_is_said_in_words_and_in_a_code() {
             "degraded: 3 of 3 masters serve; this node's network wg0 is down",
         ),
         (
+            with(|status| {
+                status.node.address = None;
+                status.problems.push(Problem::new(ProblemCode::NoAddress, "there is no interface wg0"));
+                status.services[0].backends = vec![down()];
+            }),
+            11,
+            "no master serves; there is no interface wg0; m2 down: connection refused since 14:03:11Z (2m)",
+        ),
+        (
             with(|s| {
                 let fault = Fault::new(Cause::AddressInUse, "stop nginx (process 7), or configure another");
                 let at = "127.0.0.1:16443".parse().unwrap();
