@@ -61,7 +61,7 @@ codes! {
     GossipRefused "gossip-refused",
     /// Another machine uses this node's identity.
     IdentityInUse "identity-in-use",
-    /// A cluster-wide setting has no effect here; subject: its key.
+    /// A setting of the cluster or of the node's own file has no effect here; subject: its key.
     SettingIgnored "setting-ignored",
     /// The limit of open files and connections is low.
     FewDescriptors "few-descriptors",

@@ -1,10 +1,11 @@
 //! Accidents of one machine: its interfaces, its files and its limits change under a running agent.
 
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use tests::lab::{Lab, Node};
-use tests::mesh::{Agent, GOSSIP, SOON, form, form_by, with_agents};
+use anyhow::{Context, Result, ensure};
+use tests::lab::{Lab, Node, Signal};
+use tests::mesh::{Agent, GOSSIP, SOON, form, form_by, invite_in, with_agents};
 use tests::vip::{ADDRESS, vip};
 use tests::wait::eventually;
 
@@ -122,5 +123,111 @@ fn a_tunnel_that_is_made_anew_is_used_again() -> Result<()> {
             ),
         )?;
         follows(agents, 1, "wg1")
+    })
+}
+
+/// Waits until all nodes know this one at an address.
+fn known_at(agents: &[Agent<'_>], name: &str, place: &str) -> Result<()> {
+    let at: SocketAddr = place.parse()?;
+    let address = at.ip().to_string();
+    agents[0].node().inside(|| {
+        eventually("its port is open", SOON, || Ok(TcpStream::connect(at)?))?;
+        Ok(())
+    })?;
+    for agent in agents {
+        eventually(&format!("{} knows {name} at {address}", agent.name()), GOSSIP, || {
+            let status = agent.status()?;
+            let member = status.member(name)?;
+            ensure!(member.address == address && member.state == "up", "{} {}", member.address, member.state);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// The errors and the output of `agent check` for a file with this text.
+fn checked(agent: &Agent<'_>, text: &str, code: i32) -> Result<String> {
+    std::fs::write(&agent.options[1], text)?;
+    let mut command = vec!["check"];
+    command.extend(agent.options.iter().map(String::as_str));
+    let ran = agent.cli(&command)?;
+    ensure!(ran.code == Some(code), "{ran}");
+    Ok(format!("{}{}", ran.out, ran.err))
+}
+
+#[test]
+fn what_the_file_says_of_the_node_holds_after_the_join_or_is_refused() -> Result<()> {
+    with_agents(Lab::bridge(2), |_, agents| {
+        form(agents)?;
+        let invite = agents[0].cli(&["invite"])?.ok()?;
+        let file = agents[1].node().dir().join("agent.toml").to_string_lossy().into_owned();
+        agents[1].options = vec!["--config".to_owned(), file.clone()];
+        agents[1].stop()?;
+
+        // A name that the cluster does not know: refused aloud, and the node runs.
+        let told = checked(&agents[1], "name = \"other\"\n", 78)?;
+        let why = "name = other, and this node is n1 in its cluster, which a restart does not change; set name = \
+                   \"n1\", or rename the node: agent leave, then agent join INVITE --name other";
+        ensure!(told.contains(why), "{told}");
+        agents[1].run()?;
+        agents[1].wait_until_asked()?;
+        let status = agents[1].status()?;
+        ensure!(status.problems.iter().any(|one| one.code == "setting-ignored" && one.subject == "name"));
+
+        // A port: a reload says that it takes a restart, which gives it.
+        let told = checked(&agents[1], "port = 7777\n", 0)?;
+        ensure!(
+            told.contains("warning: port = 7777 holds after a restart (this node has joined with"),
+            "{told}"
+        );
+        agents[1].process()?.signal(Signal::HUP)?;
+        eventually("the reload says so", SOON, || {
+            let log = agents[1].log()?;
+            ensure!(log.contains("not applied before a restart: name, port; run: systemctl restart agent"));
+            Ok(())
+        })?;
+        agents[1].stop()?;
+        agents[1].run()?;
+        known_at(agents, "n1", "10.91.0.2:7777")?;
+
+        // Another interface, which an address that stays on the old one does not hinder; then an address of it.
+        let script = "ip link add br0 type bridge; ip link set br0 up; ip link set eth0 master br0
+                      ip addr add 10.91.0.77/24 dev br0
+                      ip route del 10.91.0.0/24 dev eth0";
+        sh(agents[1].node(), script)?;
+        let other = "ip addr add 10.91.0.78/24 dev br0; ip addr del 10.91.0.77/24 dev br0
+                     ip addr replace 10.91.0.78/24 dev br0";
+        for (script, text, address) in [
+            ("true", "interface = \"br0\"\n", "10.91.0.77:7777"),
+            (other, "address = \"10.91.0.78\"\nport = 7646\n", "10.91.0.78:7646"),
+            // What is no longer mentioned stays.
+            ("true", "", "10.91.0.78:7646"),
+        ] {
+            checked(&agents[1], text, 0)?;
+            agents[1].stop()?;
+            sh(agents[1].node(), script)?;
+            agents[1].run()?;
+            known_at(agents, "n1", address)?;
+            agents[1].stop()?;
+            agents[1].run()?;
+            known_at(agents, "n1", address)?;
+        }
+        ensure!(agents[1].status()?.node.interface == "br0");
+
+        // Flags of a join that comes again.
+        let word = invite_in(&invite).context("an invite")?;
+        for (flags, why) in [
+            (
+                ["--iface", "eth0"],
+                "write interface = eth0 into agent.toml and restart it: systemctl restart agent",
+            ),
+            (["--addr", "10.91.0.77"], "write address = 10.91.0.77 into agent.toml and restart it"),
+            (["--name", "other"], "rename the node: agent leave, then agent join INVITE --name other"),
+        ] {
+            let refused = agents[1].cli(&[&["join", &word], &flags[..]].concat())?;
+            ensure!(refused.code == Some(65) && refused.err.contains(why), "{refused}");
+        }
+        agents[1].cli(&["join", &word, "--iface", "br0"])?.ok()?;
+        Ok(())
     })
 }

@@ -60,6 +60,8 @@ pub(crate) struct RunningAgent {
     places: crate::doctor::HostPaths,
     /// What was taken over from the process before this one.
     taken_over: Option<TakeOver>,
+    /// What was read last.
+    configured: watch::Receiver<Arc<Config>>,
     life: Lifecycle,
 }
 
@@ -116,6 +118,7 @@ async fn live(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
+    let started_with = configured.borrow().clone();
     watchdog::spawn_watchdog(life);
     watchdog::ready();
     loop {
@@ -125,8 +128,13 @@ async fn live(
             () = life.draining.cancelled() => return Ok(()),
             _ = hang_up.recv() => match reload() {
                 Ok(config) => {
+                    let later = config.keys_of_a_restart(&started_with);
                     configured.send_replace(Arc::new(config));
-                    info!("configuration reloaded; services, [web], notify and webhook apply now, everything else at the next start");
+                    info!("configuration reloaded");
+                    if !later.is_empty() {
+                        let later = later.join(", ");
+                        warn!("not applied before a restart: {later}; run: systemctl restart agent");
+                    }
                     running.events.reloaded(true);
                 }
                 Err(error) => {

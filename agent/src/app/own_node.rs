@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::check::{self, CheckCounters, OwnHealth};
 use crate::lifecycle::Lifecycle;
-use crate::membership::disk::{NodeFile, StoredMember};
+use crate::membership::disk::{MemberStore, NodeFile, StoredMember};
 use crate::net;
 
 /// What is known of this node.
@@ -25,18 +25,31 @@ pub(super) struct OwnNode {
 impl OwnNode {
     /// Looks after its address and checks its services from now on.
     pub(super) fn start(
-        member: &StoredMember,
+        (member, moved): (&StoredMember, bool),
         began: UnixMs,
         services: watch::Receiver<Arc<Vec<Service>>>,
         life: &Lifecycle,
     ) -> OwnNode {
         let file = member.node.clone();
         let (interface, wanted, pinned) = (file.interface.clone(), file.address, file.pinned);
-        let place = net::watch_own(net::OwnAddressRule { interface, wanted, pinned }, life);
+        let place = net::watch_own(net::OwnAddressRule { interface, wanted, pinned, moved }, life);
         let first = check::until_checked(&services.borrow(), &member.serving, &member.identity.id);
         let checks = Arc::<CheckCounters>::default();
         let health = check::spawn(services, place.address.clone(), first, checks.clone(), life);
         OwnNode { file, began, place, health, checks }
+    }
+
+    /// Keeps where the node has moved to, once that is found.
+    pub(super) fn keep_place(&self, disk: Arc<MemberStore>, life: &Lifecycle) {
+        let (mut place, mut file) = (self.place.clone(), self.file.clone());
+        let over = life.shutdown.clone();
+        life.spawn(async move {
+            let found = over.run_until_cancelled(place.address.wait_for(Option::is_some)).await;
+            if let Some(Ok(address)) = found.map(|found| found.map(|address| *address)) {
+                file.address = address.unwrap_or(file.address);
+                disk.save_node(&file);
+            }
+        });
     }
 
     /// Its name and port.

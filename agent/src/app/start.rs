@@ -15,7 +15,7 @@ use proto::record::NodeRecord;
 use proto::time::UnixMs;
 use proto::transport::KeyRing;
 use tokio::sync::{mpsc, watch};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::clients::ClientPath;
 use super::own_node::OwnNode;
@@ -52,9 +52,10 @@ struct Foundation {
 pub(super) fn start(
     config: Config,
     disk: Arc<MemberStore>,
-    member: StoredMember,
+    mut member: StoredMember,
     life: &Lifecycle,
 ) -> anyhow::Result<(Arc<RunningAgent>, watch::Sender<Arc<Config>>)> {
+    let moved = take_place(&config, &disk, &mut member);
     let mut received = handover::received();
     let began = received.as_ref().map_or_else(wall, |received| received.form.began);
     let places = doctor::places(&config);
@@ -85,7 +86,10 @@ pub(super) fn start(
         link.addresses().add_hint(*id, addresses, false);
     }
     let listener = control::bind(Path::new(&runtime_dir))?;
-    let own = OwnNode::start(&member, began, clients.effective().services(), life);
+    let own = OwnNode::start((&member, moved), began, clients.effective().services(), life);
+    if moved {
+        own.keep_place(disk.clone(), life);
+    }
     link.serve(life)?;
 
     let Inbox { gossip, members, joining, proven, unknown_key, answers, vips: beats, fingerprints, topology } =
@@ -112,6 +116,7 @@ pub(super) fn start(
         history: history::BackendHistory::default(),
         places,
         taken_over: last,
+        configured: configured.clone(),
         life: life.clone(),
     });
     event_wiring::members(&running, members, life);
@@ -121,6 +126,24 @@ pub(super) fn start(
     tell_systemd(running.clone(), life);
     info!(node = %running.own.file().name, cluster = %running.document().name, "agent started");
     Ok((running, config_in))
+}
+
+/// Gives the node the place that its configuration has for it by now; true: at an address that is still to be found.
+fn take_place(config: &Config, disk: &MemberStore, member: &mut StoredMember) -> bool {
+    let changes = config.place_changes(&member.node.place());
+    if let Some(why) = changes.name_refused(&member.node.name) {
+        warn!("{why}");
+    }
+    if changes.is_empty() || changes.is_name_alone() {
+        return false;
+    }
+    info!("taken from the configuration: {}", changes.at_restart());
+    member.node.apply(&changes);
+    let moved = changes.interface.is_some() && config.address.is_none();
+    if !moved {
+        disk.save_node(&member.node);
+    }
+    moved
 }
 
 /// Says what was taken over.

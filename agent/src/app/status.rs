@@ -241,6 +241,10 @@ pub(super) fn problems(running: &RunningAgent) -> Vec<Problem> {
         }
     }
     problems.extend(no_address(running));
+    let node = running.own.file();
+    if let Some(why) = running.configured.borrow().place_changes(&node.place()).name_refused(&node.name) {
+        problems.push(Problem::new(ProblemCode::SettingIgnored, why).about("name"));
+    }
     if let Some(problem) = &running.vips.report().borrow().problem {
         let detail = format!("this node can't own virtual IPs: {problem}");
         problems.push(Problem::new(ProblemCode::VipUnable, detail));

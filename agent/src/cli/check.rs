@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use proto::config::{self, Config};
 
 use super::{Global, exit, out, settings};
+use crate::{app, net};
 
 /// Check the configuration and print every mistake with its line and column
 ///
@@ -40,6 +41,10 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<ExitCode> {
             Config::default()
         })
     };
+    // A file that was named may be meant for another machine.
+    if args.file.is_none() && mistakes.is_empty() {
+        mistakes.extend(against_member(&config, global));
+    }
     if mistakes.is_empty() {
         out::line(&format!("{source}: {}", summary(&config)))?;
         return Ok(ExitCode::SUCCESS);
@@ -48,6 +53,25 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<ExitCode> {
     let s = if mistakes.len() == 1 { "" } else { "s" };
     out::warn(&format!("{} mistake{s}", mistakes.len()));
     Ok(ExitCode::from(exit::CONFIG))
+}
+
+/// What of it has no effect on the member that this node is already; what waits for a restart is a warning.
+fn against_member(config: &Config, global: &Global) -> Option<String> {
+    let config = settings::over(config.clone(), global);
+    let node = app::setup::look(&config).node().ok().flatten()?;
+    let changes = config.place_changes(&node.place());
+    let later = changes.at_restart();
+    if !later.is_empty() {
+        let now = format!("{} on {}, port {}", node.address, node.interface, node.port);
+        let missing = changes.interface.as_deref().filter(|name| matches!(net::interface(name), Ok(None)));
+        let missing =
+            missing.map_or(String::new(), |name| format!("; there is no interface {name} on this node yet"));
+        out::warn(&format!(
+            "warning: {later} holds after a restart (this node has joined with {now}){missing}; run: systemctl restart \
+             agent"
+        ));
+    }
+    changes.name_refused(&node.name)
 }
 
 /// What a good configuration amounts to.

@@ -78,7 +78,7 @@ impl std::error::Error for ExitError {}
 pub(super) fn of_setup(error: SetupError) -> anyhow::Error {
     let code = match &error {
         SetupError::NotMaster(_) => NOT_MASTER,
-        SetupError::Invite(_) | SetupError::Vips(_) => DATA,
+        SetupError::Invite(_) | SetupError::Vips(_) | SetupError::Renamed(_) => DATA,
         SetupError::Seed(ResolveError::Syntax { .. }) => DATA,
         SetupError::Seed(ResolveError::Failed { .. }) => UNAVAILABLE,
         SetupError::Address(_) => USAGE,

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::process::ExitCode;
 
-use proto::config;
+use proto::config::{self, Config};
 use proto::control::{MemberState, MemberStatus, Request, Response};
 use proto::invite;
 use proto::node::{Name, Role};
@@ -59,12 +59,16 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) async fn run(args: Args, settings: CommandSettings) -> anyhow::Result<ExitCode> {
-    let options = SetupOptions::new(settings.config.clone(), args.name, args.addr, args.iface);
+    let (name, address, interface) = (args.name.clone(), args.addr, args.iface.clone());
+    let flags = Config { name, address, interface, ..Config::default() };
+    let config = settings.config.clone().with_flags(args.name, args.addr, args.iface);
+    let config = config.map_err(|error| ExitError::error(exit::DATA, error.to_string()))?;
     let steps = Steps::new(args.json);
     if args.successor {
-        return succeed(&options, settings, steps, args.foreground).await;
+        return succeed(&SetupOptions::new(config), settings, steps, args.foreground).await;
     }
     if let Some(running) = steps::already_runs(&settings).await? {
+        steps::same_place(&flags, &running)?;
         steps.step("cluster", true, &format!("already a member of \"{}\"", running.cluster.name));
         if !args.vip.is_empty() {
             let request = Request::Change(vec![("vip".to_owned(), Some(setup::vip_setting(&args.vip)))]);
@@ -77,8 +81,9 @@ pub(crate) async fn run(args: Args, settings: CommandSettings) -> anyhow::Result
         steps.invites(&masters, &workers);
         return Ok(ExitCode::SUCCESS);
     }
-    let entered = setup::init(&options, args.cluster, &args.vip, &mut |step| steps.setup(&step))
-        .map_err(exit::of_setup)?;
+    let entered =
+        setup::init(&SetupOptions::new(config), args.cluster, &args.vip, &mut |step| steps.setup(&step))
+            .map_err(exit::of_setup)?;
     steps::go_on(entered, settings, steps, args.foreground).await
 }
 

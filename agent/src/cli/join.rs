@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use proto::config;
+use proto::config::{self, Config};
 use proto::invite::{self, Invite, IssuerPin, JoinRefusal};
 use proto::node::Name;
 
@@ -67,10 +67,14 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) async fn run(args: Args, settings: CommandSettings) -> anyhow::Result<ExitCode> {
-    let options = SetupOptions::new(settings.config.clone(), args.name, args.addr, args.iface);
+    let (name, address, interface) = (args.name.clone(), args.addr, args.iface.clone());
+    let flags = Config { name, address, interface, ..Config::default() };
+    let config = settings.config.clone().with_flags(args.name, args.addr, args.iface);
+    let config = config.map_err(|error| ExitError::error(exit::DATA, error.to_string()))?;
     let steps = Steps::new(args.json);
     let text = seed(args.seed, args.invite_file.as_deref())?;
     if let Some(running) = steps::already_runs(&settings).await? {
+        steps::same_place(&flags, &running)?;
         if running.node.removed {
             return Err(JoinRefusal::Removed.into());
         }
@@ -90,7 +94,7 @@ pub(crate) async fn run(args: Args, settings: CommandSettings) -> anyhow::Result
         return Ok(ExitCode::SUCCESS);
     }
     let seed = JoinSeed { text: &text, key: args.key, typed: &typed };
-    let joined = setup::join(&options, &seed, &mut |step| steps.setup(&step)).await;
+    let joined = setup::join(&SetupOptions::new(config), &seed, &mut |step| steps.setup(&step)).await;
     let entered = joined.map_err(exit::of_setup)?;
     steps::go_on(entered, settings, steps, args.foreground).await
 }

@@ -102,7 +102,7 @@ fn read(global: &Global) -> anyhow::Result<Config> {
 }
 
 /// Lays the flags over a configuration.
-fn over(mut config: Config, global: &Global) -> Config {
+pub(super) fn over(mut config: Config, global: &Global) -> Config {
     let Global { config: _, state_dir, runtime_dir, log, log_level } = global.clone();
     config.state_dir = state_dir.unwrap_or(config.state_dir);
     config.runtime_dir = runtime_dir.unwrap_or(config.runtime_dir);

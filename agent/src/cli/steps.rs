@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use proto::config::{Config, JoinedPlace};
 use proto::control::{Request, Response, Status};
+use proto::transport::PORT;
 
 use super::{CommandSettings, ask, exit, install, out};
 use crate::app::setup::{ReadyNode, RejoinOutcome, SeedKey, SetupStep};
@@ -152,6 +154,30 @@ pub(super) async fn already_runs(settings: &CommandSettings) -> anyhow::Result<O
         Ok(_) | Err(control::CallError::NotRunning { .. }) => Ok(None),
         Err(error) => Err(exit::ExitError::error(exit::UNAVAILABLE, error.to_string())),
     }
+}
+
+/// Refuses a name or a place that the running agent does not have: only a start gives it one.
+pub(super) fn same_place(config: &Config, running: &Status) -> anyhow::Result<()> {
+    let node = &running.node;
+    let Some(address) = node.address.as_ref().and_then(|address| address.parse().ok()) else { return Ok(()) };
+    // The port is no flag, and a restart takes it from the file.
+    let joined = JoinedPlace {
+        name: &node.name,
+        address,
+        interface: &node.interface,
+        port: config.port.unwrap_or(PORT),
+    };
+    let changes = config.place_changes(&joined);
+    let why = changes.name_refused(&node.name).or_else(|| {
+        (!changes.is_empty()).then(|| {
+            format!(
+                "the agent runs with {address} on {}; write {} into agent.toml and restart it: systemctl restart agent",
+                node.interface,
+                changes.at_restart()
+            )
+        })
+    });
+    why.map_or(Ok(()), |why| Err(exit::ExitError::error(exit::DATA, why)))
 }
 
 /// Installs and starts the service, or runs in the foreground.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use proto::backends::LastKnownGood;
 use proto::cause::Reason;
 use proto::cluster::{Admitted, Document, KeyId, Replica};
+use proto::config::{JoinedPlace, PlaceChanges};
 use proto::invite::InviteLedger;
 use proto::node::{Name, Role};
 use proto::problem::{Problem, ProblemCode};
@@ -49,6 +50,25 @@ pub(crate) struct NodeFile {
     pub(crate) pinned: bool,
     /// The link's port.
     pub(crate) port: u16,
+}
+
+impl NodeFile {
+    /// Its name and place, to be compared with a configuration.
+    pub(crate) fn place(&self) -> JoinedPlace<'_> {
+        JoinedPlace { name: &self.name, address: self.address, interface: &self.interface, port: self.port }
+    }
+
+    /// Takes over what a configuration says otherwise, but the name.
+    pub(crate) fn apply(&mut self, changes: &PlaceChanges) {
+        if let Some(interface) = &changes.interface {
+            self.interface.clone_from(interface);
+            self.pinned = false;
+        }
+        if let Some(address) = changes.address {
+            (self.address, self.pinned) = (address, true);
+        }
+        self.port = changes.port.unwrap_or(self.port);
+    }
 }
 
 /// The state directory, and what went wrong with it.
@@ -328,6 +348,11 @@ impl MemberStore {
             serving: self.read_or_default(SERVING)?,
             epochs: self.read_or_default(EPOCHS)?,
         })
+    }
+
+    /// What this node knows of itself, if it is a member.
+    pub(crate) fn node(&self) -> Result<Option<NodeFile>, StateError> {
+        self.read(NODE)
     }
 
     /// The gossip keys. Without them a node asks others, but those of a newer agent say that it is the wrong

@@ -30,6 +30,8 @@ pub(crate) struct OwnAddressRule {
     pub(crate) wanted: IpAddr,
     /// No other address takes its place.
     pub(crate) pinned: bool,
+    /// The interface was chosen after the address, which therefore counts only there, until that interface has one.
+    pub(crate) moved: bool,
 }
 
 /// Where this node is reached now.
@@ -107,6 +109,9 @@ impl OwnAddress {
         match self.find() {
             Ok(Ok(found)) => {
                 self.index = Some(found.index);
+                if std::mem::take(&mut self.rule.moved) {
+                    self.rule.wanted = found.address;
+                }
                 self.publish(Ok((found.address, Some(found.interface))));
             }
             Ok(Err(why)) => self.publish(Err(why)),
@@ -210,8 +215,9 @@ fn own_place(
 ) -> Result<OwnPlace, NoOwnAddress> {
     let place = |on: &Interface, address| OwnPlace { address, interface: on.name.clone(), index: on.index };
     let named = |one: &Interface| one.name == rule.interface;
+    let allowed = |one: &Interface| !rule.moved || named(one);
     let numbered = |one: &Interface| Some(one.index) == index;
-    let holders = interfaces.iter().filter(|one| one.up && one.holds(rule.wanted));
+    let holders = interfaces.iter().filter(|one| allowed(one) && one.up && one.holds(rule.wanted));
     if let Some(holder) = holders.min_by_key(|one| (!numbered(one), !named(one), one.loopback)) {
         return Ok(place(holder, rule.wanted));
     }
@@ -221,7 +227,9 @@ fn own_place(
     match same.first() {
         None => return Err(NoOwnAddress::NoInterface),
         Some(best) if !best.up => return Err(NoOwnAddress::Down),
-        Some(_) if rule.pinned || !reachable(rule.wanted) => return Err(NoOwnAddress::Removed),
+        Some(_) if rule.pinned || !(reachable(rule.wanted) || rule.moved) => {
+            return Err(NoOwnAddress::Removed);
+        }
         Some(_) => {}
     }
     let up = || same.iter().filter(|one| one.up);
@@ -232,7 +240,9 @@ fn own_place(
         return Ok(place(holder, current));
     }
     let family = |ip: IpAddr| ip.is_ipv4() == rule.wanted.is_ipv4();
-    up().find_map(|one| Some(place(one, one.best(family)?))).ok_or(NoOwnAddress::Useless)
+    let any = |_: IpAddr| rule.moved;
+    let best = |one: &Interface| one.best(family).or_else(|| one.best(any));
+    up().find_map(|one| Some(place(one, best(one)?))).ok_or(NoOwnAddress::Useless)
 }
 
 #[cfg(test)]
@@ -244,7 +254,7 @@ mod tests {
     use crate::testing::in_namespaces;
 
     fn rule(interface: &str, wanted: &str, pinned: bool) -> OwnAddressRule {
-        OwnAddressRule { interface: interface.to_owned(), wanted: ip(wanted), pinned }
+        OwnAddressRule { interface: interface.to_owned(), wanted: ip(wanted), pinned, moved: false }
     }
 
     /// The address and the interface that [`own_place`] finds.
@@ -339,6 +349,22 @@ mod tests {
             let expected = expected.map(|(address, name)| (ip(address), name.to_owned()));
             assert_eq!(found, expected, "{what}");
         }
+    }
+
+    #[test]
+    fn an_interface_that_was_chosen_after_the_address_is_used_whatever_has_that_address() {
+        let rule = OwnAddressRule { moved: true, ..rule("eth1", "10.0.0.1", false) };
+        let old = || iface("eth0", "", &["10.0.0.1/24"]);
+        let on = |new: Interface| found(&[old(), new], &rule, None, None).map(|(address, _)| address);
+        assert_eq!(on(iface("eth1", "", &["fd00::7/64", "10.7.0.7/24"])), Ok(ip("10.7.0.7")));
+        assert_eq!(on(iface("eth1", "", &["fd00::7/64"])), Ok(ip("fd00::7")));
+        assert_eq!(on(iface("eth1", "", &["10.0.0.1/32", "10.7.0.7/24"])), Ok(ip("10.0.0.1")));
+        assert_eq!(on(iface("eth1", "", &[])), Err(NoOwnAddress::Useless));
+        assert_eq!(
+            on(Interface { up: false, ..iface("eth1", "", &["10.7.0.7/24"]) }),
+            Err(NoOwnAddress::Down)
+        );
+        assert_eq!(found(&[old()], &rule, None, None), Err(NoOwnAddress::NoInterface));
     }
 
     #[test]

@@ -45,7 +45,7 @@ fn apply(config: &mut Config, key: &str, value: &str) -> Result<(), BadValue> {
         "AGENT_NAME" => config.name = Some(value.parse()?),
         "AGENT_ADDRESS" => config.address = Some(fields::reachable(value)?),
         "AGENT_INTERFACE" => config.interface = Some(fields::interface(value)?),
-        "AGENT_PORT" => config.port = fields::port(value)?,
+        "AGENT_PORT" => config.port = Some(fields::port(value)?),
         "AGENT_BIND" => config.bind = Some(fields::ip(value)?),
         "AGENT_STATE_DIR" => config.state_dir = fields::path(value)?,
         "AGENT_RUNTIME_DIR" => config.runtime_dir = fields::runtime_dir(value)?,
@@ -88,7 +88,7 @@ mod tests {
             name: "m1".parse().ok(),
             address: "10.0.0.1".parse().ok(),
             interface: Some("wg0".to_owned()),
-            port: 7001,
+            port: Some(7001),
             bind: "::".parse().ok(),
             state_dir: "/s".to_owned(),
             runtime_dir: "/r".to_owned(),
@@ -98,7 +98,7 @@ mod tests {
         };
         assert_eq!(config, expected);
         let untouched = env(&[("AGENT_NAME", ""), ("HOME", "/root")]).unwrap();
-        assert_eq!((untouched.name.unwrap().as_str(), untouched.port), ("file", 7000));
+        assert_eq!((untouched.name.unwrap().as_str(), untouched.port), ("file", Some(7000)));
     }
 
     #[test]

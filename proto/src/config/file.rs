@@ -53,7 +53,7 @@ fn read(root: &DeTable<'_>, mistakes: &mut Mistakes<'_>) -> Config {
     config.bind = top.text("bind", mistakes, fields::ip);
     // The bounds of the number are those of the type.
     if let Some(Ok(port)) = top.number("port", mistakes, 1..=65_535).map(u16::try_from) {
-        config.port = port;
+        config.port = Some(port);
     }
     if let Some(path) = top.text("state-dir", mistakes, fields::path) {
         config.state_dir = path;

@@ -20,6 +20,7 @@ mod file;
 mod mistake;
 mod notify;
 mod overlay;
+mod place;
 mod services;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ pub use file::parse;
 pub use mistake::Mistake;
 pub use notify::WebhookConfig;
 pub use overlay::{SHARED_KEYS, overlay, shared_service};
+pub use place::{Contradiction, JoinedPlace, PlaceChanges};
 pub use web::{HiddenText, WebConfig};
 
 pub(crate) use mistake::nearest;
@@ -132,8 +134,8 @@ pub struct Config {
     pub address: Option<IpAddr>,
     /// Interface that carries the mesh; none: found likewise.
     pub interface: Option<String>,
-    /// The link's port, UDP and TCP.
-    pub port: u16,
+    /// The link's port, UDP and TCP; none: as the node joined, at first [`crate::transport::PORT`].
+    pub port: Option<u16>,
     /// Address that the link's port is bound to; none: all.
     pub bind: Option<IpAddr>,
     /// Where state is kept.
@@ -176,7 +178,7 @@ impl Default for Config {
             name: None,
             address: None,
             interface: None,
-            port: crate::transport::PORT,
+            port: None,
             bind: None,
             state_dir: "/var/lib/agent".to_owned(),
             runtime_dir: "/run/agent".to_owned(),

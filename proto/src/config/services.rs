@@ -374,7 +374,7 @@ pub(super) fn meet(a: SocketAddr, b: SocketAddr) -> bool {
 pub(super) fn link_address(config: &Config, like: SocketAddr) -> SocketAddr {
     let any: IpAddr =
         if like.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    SocketAddr::new(config.bind.unwrap_or(any), config.port)
+    SocketAddr::new(config.bind.unwrap_or(any), config.port.unwrap_or(crate::transport::PORT))
 }
 
 /// Two can't listen at one place, and the link's own port is taken.

@@ -77,7 +77,7 @@ fn every_field_is_read() {
     assert_eq!(config.name.unwrap().as_str(), "m1");
     assert_eq!(config.address, "10.0.0.1".parse().ok());
     assert_eq!(config.interface.as_deref(), Some("wg0"));
-    assert_eq!(config.port, 7000);
+    assert_eq!(config.port, Some(7000));
     assert_eq!(config.bind, "0.0.0.0".parse().ok());
     assert_eq!((&*config.state_dir, &*config.runtime_dir), ("/srv/agent", "/run/other"));
     assert_eq!((config.log_format, config.log_level), (LogFormat::Json, LogLevel::Debug));

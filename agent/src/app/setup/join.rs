@@ -57,11 +57,14 @@ pub(crate) async fn join(
     };
     let addresses = match &invite {
         Some(invite) => invite.addresses.clone(),
-        None => net::resolve(text, options.config.port).await?,
+        None => net::resolve(text, options.port()).await?,
     };
     let disk = open(&options.config)?;
     match disk.member() {
-        Ok(member) => return rejoin(disk, member, credential, &addresses, report).await,
+        Ok(mut member) => {
+            options.apply(&disk, &mut member.node, report)?;
+            return rejoin(disk, member, credential, &addresses, report).await;
+        }
         Err(LoadError::NotMember) => {}
         // An invite is all that it takes to get the rest back, as long as the key is there.
         Err(LoadError::Lost(lost)) => report(SetupStep::StateLost(lost)),
@@ -77,7 +80,7 @@ pub(crate) async fn join(
         report(SetupStep::AddressDoubt(warning));
     }
     // Taken before anything is asked for: an invite that is used up by a node that then can't run is lost.
-    let ports = BoundPorts::bind(options.config.bind, options.config.port)?;
+    let ports = BoundPorts::bind(options.config.bind, options.port())?;
     let node = options.node(address, interface);
     let own = SocketAddr::new(node.address, node.port);
     let name = node.name.clone();

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use proto::config::Config;
 use proto::node::Name;
 use proto::settings::plan;
+use proto::transport::PORT;
 
 pub(crate) use self::join::{JoinSeed, join};
 pub(crate) use self::report::{RejoinOutcome, SeedKey, SetupError, SetupStep, StepReport};
@@ -24,12 +25,9 @@ use crate::net;
 use crate::state::{StateDir, StateError};
 use crate::transport::BoundPorts;
 
-/// What was asked for on the command line, over what the configuration says.
+/// What was asked for: the configuration with the flags of the command line over it.
 pub(crate) struct SetupOptions {
     config: Config,
-    name: Option<Name>,
-    address: Option<IpAddr>,
-    interface: Option<String>,
 }
 
 /// A node that has entered, ready to run.
@@ -41,30 +39,56 @@ pub(crate) struct ReadyNode {
 }
 
 impl SetupOptions {
-    /// A configuration, and the name, address and interface that take the place of those in it.
-    pub(crate) fn new(
-        config: Config,
-        name: Option<Name>,
-        address: Option<IpAddr>,
-        interface: Option<String>,
-    ) -> SetupOptions {
-        SetupOptions { config, name, address, interface }
+    /// By a configuration.
+    pub(crate) fn new(config: Config) -> SetupOptions {
+        SetupOptions { config }
     }
 
     /// This node's name: as told, or as its machine is called.
     fn name(&self) -> Name {
-        self.name.clone().or_else(|| self.config.name.clone()).unwrap_or_else(|| {
+        self.config.name.clone().unwrap_or_else(|| {
             let name = rustix::system::uname();
             Name::nearest(name.nodename().to_str().unwrap_or("node").split('.').next().unwrap_or("node"))
         })
     }
 
     fn address(&self) -> Option<IpAddr> {
-        self.address.or(self.config.address)
+        self.config.address
     }
 
     fn interface(&self) -> Option<&str> {
-        self.interface.as_deref().or(self.config.interface.as_deref())
+        self.config.interface.as_deref()
+    }
+
+    fn port(&self) -> u16 {
+        self.config.port.unwrap_or(PORT)
+    }
+
+    /// Gives a member that does not run the place that was asked for.
+    fn apply(
+        &self,
+        disk: &MemberStore,
+        node: &mut NodeFile,
+        report: StepReport<'_>,
+    ) -> Result<(), SetupError> {
+        let changes = self.config.place_changes(&node.place());
+        if let Some(why) = changes.name_refused(&node.name) {
+            return Err(SetupError::Renamed(why));
+        }
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let before = node.address;
+        node.apply(&changes);
+        if changes.interface.is_some() || changes.address.is_some() {
+            // An address that was not asked for does not keep the node from another interface.
+            let wanted = self.address().or_else(|| changes.interface.is_none().then_some(before));
+            let picked = net::pick_for_init(&net::interfaces()?, Some(&node.interface), wanted)?;
+            (node.address, node.interface) = (picked.address, picked.interface);
+        }
+        let (address, interface) = (node.address, node.interface.clone());
+        report(SetupStep::Address { address, interface, kind: None });
+        if disk.save_node(node) { Ok(()) } else { Err(disk.not_kept().into()) }
     }
 
     fn node(&self, address: IpAddr, interface: String) -> NodeFile {
@@ -73,7 +97,7 @@ impl SetupOptions {
             address,
             interface,
             pinned: self.address().is_some(),
-            port: self.config.port,
+            port: self.port(),
         }
     }
 }
@@ -109,6 +133,7 @@ pub(crate) fn init(
             if !member.document().is_master(&own) {
                 return Err(SetupError::NotMaster(not_a_master(member.document())));
             }
+            options.apply(&disk, &mut member.node, report)?;
             let address = SocketAddr::new(member.node.address, member.node.port);
             let key = member.identity.key;
             let invites = FirstInvites::issue(&mut member.invites, &key, address);
@@ -127,7 +152,7 @@ pub(crate) fn init(
     let identity = disk.identity()?;
     report(SetupStep::Identity { id: identity.id, dir: options.config.state_dir.clone() });
     // Free again at once, for the agent itself; a cluster whose first node can't run would have to be undone.
-    drop(BoundPorts::bind(options.config.bind, options.config.port)?);
+    drop(BoundPorts::bind(options.config.bind, options.port())?);
     let node = options.node(address, interface);
     let cluster = cluster.unwrap_or_else(|| Name::nearest("cluster"));
     let (mut member, invites) = init::create(&disk, identity, node, cluster)?;

@@ -127,6 +127,9 @@ pub(crate) enum SetupError {
     /// Only a master invites; the text names them.
     #[error("{0}")]
     NotMaster(String),
+    /// The node is a member under another name; the text says what to run.
+    #[error("{0}")]
+    Renamed(String),
     /// The virtual IPs are no good.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Vips(Vec<Mistake>),
