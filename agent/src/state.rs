@@ -65,6 +65,11 @@ impl StateFile {
     }
 }
 
+/// The bytes of a file with this value.
+pub(crate) fn encode<T: Serialize>(file: StateFile, value: &T) -> Result<Vec<u8>, StateError> {
+    format::encode(file, value).map_err(|source| StateError::Encode { name: file.name.into(), source })
+}
+
 /// A state directory that this process alone uses.
 #[derive(Debug)]
 pub(crate) struct StateDir {
@@ -194,15 +199,18 @@ impl StateDir {
 
     /// Replaces the value of `file`. When it fails, the old value is still there.
     pub(crate) fn write<T: Serialize>(&self, file: StateFile, value: &T) -> Result<(), StateError> {
+        self.write_bytes(file, &encode(file, value)?)
+    }
+
+    /// The same with a value that is encoded already.
+    pub(crate) fn write_bytes(&self, file: StateFile, bytes: &[u8]) -> Result<(), StateError> {
         let name = file.name;
         if self.only_looks {
             return Err(StateError::Kept { path: self.dir.join(name) });
         }
-        let bytes =
-            format::encode(file, value).map_err(|source| StateError::Encode { name: name.into(), source })?;
         let mut writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check_kept(&mut writing, file)?;
-        self.save(name, &bytes, &SAVE).inspect_err(|_| {
+        self.save(name, bytes, &SAVE).inspect_err(|_| {
             // A half-written file on a full disk only makes it fuller. Its removal may fail as well.
             let _ = fs::remove_file(self.dir.join(format!("{name}.new")));
         })

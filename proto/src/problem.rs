@@ -47,8 +47,10 @@ codes! {
     SecondMaster "second-master",
     /// Two members have the same name; subject: the id of one of them.
     NameTwice "name-twice",
-    /// A state file can't be read or written; subject: the file.
+    /// A state file can't be read; subject: the file.
     StateFile "state-file",
+    /// A state file can't be written; subject: the file.
+    StateNotSaved "state-not-saved",
     /// A member's record is not understood; subject: its id.
     RecordNotUnderstood "record-not-understood",
     /// A member claims something that it is not authorized for; subject: its name and the claim.

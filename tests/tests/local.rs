@@ -231,3 +231,44 @@ fn what_the_file_says_of_the_node_holds_after_the_join_or_is_refused() -> Result
         Ok(())
     })
 }
+
+/// Waits until an agent has no problem any more.
+fn mended(agent: &Agent<'_>) -> Result<()> {
+    eventually(&format!("{} has no problem", agent.name()), GOSSIP, || {
+        let problems = agent.status()?.problems;
+        ensure!(problems.is_empty(), "{problems:?}");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+#[test]
+fn what_a_full_disk_did_not_take_is_written_once_there_is_space() -> Result<()> {
+    with_agents(Lab::wireguard(2), |lab, agents| {
+        let node = lab.node(0);
+        let state = agents[0].state().to_string_lossy().into_owned();
+        std::fs::create_dir(&state)?;
+        node.exec(&["mount", "-t", "tmpfs", "-o", "size=256k,mode=700", "none", &state])?.ok()?;
+        form(agents)?;
+        mended(&agents[0])?;
+        sh(node, &format!("dd if=/dev/zero of={state}/ballast bs=1k count=10000 || true"))?;
+        let warning = format!("warning: not saved on this node: state directory {state} is full");
+        for command in [["set", "weight.n1=7"], ["drain", "n1"]] {
+            let told = agents[0].cli(&command)?.ok()?;
+            ensure!(told.contains(&warning), "{told}");
+        }
+        let told = agents[0].cli(&["doctor", "--json", "n0"])?;
+        ensure!(told.out.contains("state-not-saved") && told.code == Some(11), "{told}");
+
+        // Without a restart, and without another change.
+        sh(node, &format!("rm {state}/ballast"))?;
+        mended(&agents[0])?;
+        agents[1].stop()?;
+        agents[0].kill()?;
+        agents[0].run()?;
+        agents[0].wait_until_asked()?;
+        let kept = agents[0].cli(&["get", "--json"])?.ok()?;
+        ensure!(kept.contains("weight.n1") && kept.contains("drain.n1"), "{kept}");
+        Ok(())
+    })
+}

@@ -10,8 +10,9 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use proto::event::{Event, EventRing};
+use proto::event::{Event, EventRing, KEPT};
 use proto::problem::{Problem, ProblemCode};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -31,6 +32,9 @@ const VERSION: u32 = 1;
 
 /// Batches queued for the disk. A disk that hangs loses the events that do not fit, and nothing else.
 const QUEUE: usize = 64;
+
+/// Time until what could not be written is tried again, where no other event comes before.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// The first line of a file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -109,7 +113,8 @@ impl EventLog {
             self.file = options().open(self.dir.join(EVENTS))?;
             self.len = 0;
         }
-        let mut bytes = if std::mem::replace(&mut self.torn, true) { vec![b'\n'] } else { Vec::new() };
+        let torn = std::mem::replace(&mut self.torn, true);
+        let mut bytes = if torn { vec![b'\n'] } else { Vec::new() };
         if self.len == 0 {
             serde_json::to_writer(&mut bytes, &Header { version: VERSION })?;
             bytes.push(b'\n');
@@ -118,7 +123,11 @@ impl EventLog {
             serde_json::to_writer(&mut bytes, &proto::next_wire::grown(event))?;
             bytes.push(b'\n');
         }
-        self.file.write_all(&bytes)?;
+        if let Err(error) = self.file.write_all(&bytes) {
+            // The same events come again.
+            self.torn = self.file.set_len(self.len).is_err() || torn;
+            return Err(error);
+        }
         self.len += bytes.len() as u64;
         self.torn = false;
         Ok(())
@@ -195,18 +204,31 @@ pub(super) fn spawn(
 ) -> mpsc::Sender<Vec<Arc<Event>>> {
     let (sender, mut queue) = mpsc::channel::<Vec<Arc<Event>>>(QUEUE);
     life.spawn(async move {
-        while let Some(mut batch) = queue.recv().await {
+        let mut batch: Vec<Arc<Event>> = Vec::new();
+        loop {
+            match tokio::time::timeout(if batch.is_empty() { Duration::MAX } else { RETRY }, queue.recv())
+                .await
+            {
+                Ok(Some(more)) => batch.extend(more),
+                Ok(None) => return,
+                Err(_elapsed) => {}
+            }
             while let Ok(more) = queue.try_recv() {
                 batch.extend(more);
             }
+            let excess = batch.len().saturating_sub(KEPT);
+            batch.drain(..excess);
             let work = move || {
                 let done = log.append(&batch);
-                (log, done)
+                (log, batch, done)
             };
-            let Ok((back, done)) = tokio::task::spawn_blocking(work).await else { return };
-            log = back;
+            let Ok((back, written, done)) = tokio::task::spawn_blocking(work).await else { return };
+            (log, batch) = (back, written);
             match done {
-                Ok(()) => sink_errors.resolved(ProblemCode::EventsDisk, ""),
+                Ok(()) => {
+                    batch.clear();
+                    sink_errors.resolved(ProblemCode::EventsDisk, "");
+                }
                 Err(error) => {
                     let detail = format!("cannot write events to disk: {error}");
                     sink_errors.report_problem(Problem::new(ProblemCode::EventsDisk, detail));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proto::backends::LastKnownGood;
 use proto::cause::Reason;
@@ -17,7 +17,7 @@ use proto::transport::KeyRing;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::{error, info, warn};
 
-use crate::state::{StateDir, StateError, StateFile};
+use crate::state::{self, StateDir, StateError, StateFile};
 use crate::transport::tls::{Identity, IdentityError};
 use crate::transport::{TrustedKeys, random};
 
@@ -76,6 +76,9 @@ pub(crate) struct MemberStore {
     store: StateDir,
     /// By file, so that a problem ends when that file is written again.
     problems: Mutex<BTreeMap<String, Problem>>,
+    /// The last value of each file that could not be written. Held over a write, so that no earlier one is written
+    /// over a later one.
+    unsaved: Mutex<BTreeMap<&'static str, (StateFile, Vec<u8>)>>,
     /// The cluster file could not be used: what was put in its place is not written.
     degraded: AtomicBool,
 }
@@ -175,7 +178,12 @@ fn as_found(file: StateFile) -> String {
 impl MemberStore {
     /// Takes the directory over.
     pub(crate) fn new(store: StateDir) -> MemberStore {
-        MemberStore { store, problems: Mutex::new(BTreeMap::new()), degraded: AtomicBool::new(false) }
+        MemberStore {
+            store,
+            problems: Mutex::new(BTreeMap::new()),
+            unsaved: Mutex::new(BTreeMap::new()),
+            degraded: AtomicBool::new(false),
+        }
     }
 
     /// What is wrong with what is kept, each about its file.
@@ -232,10 +240,45 @@ impl MemberStore {
         }
     }
 
-    /// Writes one file. What can't be written is a problem that status shows, not a reason to stop.
+    /// Writes one file. What can't be written is a problem that status shows and is tried again, not a reason to stop.
     fn write<T: Serialize>(&self, file: StateFile, value: &T) -> bool {
-        match blocking(|| self.store.write(file, value)) {
+        match state::encode(file, value) {
+            Ok(bytes) => self.write_bytes(file, bytes, &mut self.unsaved()),
+            Err(error) => {
+                self.problem(file.name, Some(Reason::new(error)));
+                false
+            }
+        }
+    }
+
+    fn unsaved(&self) -> MutexGuard<'_, BTreeMap<&'static str, (StateFile, Vec<u8>)>> {
+        self.unsaved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tries again to write what could not be written: space is freed, a file system made writable, by people who do
+    /// not restart the agent for it.
+    pub(crate) fn retry(&self) {
+        let mut unsaved = self.unsaved();
+        for (_, (file, bytes)) in std::mem::take(&mut *unsaved) {
+            self.write_bytes(file, bytes, &mut unsaved);
+        }
+    }
+
+    /// Why something that was to be kept is not; `None`: all is.
+    pub(crate) fn why_unsaved(&self) -> Option<Problem> {
+        let name = *self.unsaved().keys().next()?;
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    fn write_bytes(
+        &self,
+        file: StateFile,
+        bytes: Vec<u8>,
+        unsaved: &mut BTreeMap<&'static str, (StateFile, Vec<u8>)>,
+    ) -> bool {
+        match blocking(|| self.store.write_bytes(file, &bytes)) {
             Ok(()) => {
+                unsaved.remove(file.name);
                 self.problem(file.name, None);
                 true
             }
@@ -249,7 +292,9 @@ impl MemberStore {
                 false
             }
             Err(error) => {
-                self.problem(file.name, Some(Reason::new(error)));
+                unsaved.insert(file.name, (file, bytes));
+                let problem = Problem::new(ProblemCode::StateNotSaved, error);
+                self.report(file.name, Some(problem.about(file.name)));
                 false
             }
         }
@@ -424,6 +469,7 @@ impl MemberStore {
 
     /// Forgets everything: this node is no member any more.
     pub(crate) fn wipe(&self) {
+        self.unsaved().clear();
         match self.store.remove_all() {
             Ok(left) if left.is_empty() => {}
             Ok(left) => warn!(?left, "kept files in the state directory that do not belong to the agent"),

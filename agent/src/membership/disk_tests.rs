@@ -227,6 +227,34 @@ fn garbage_is_set_aside_and_the_copy_before_it_used() {
 }
 
 #[test]
+fn what_could_not_be_written_is_tried_again_and_only_its_last_value() {
+    let (_dir, state) = written();
+    let disk = disk(&state);
+    let member = disk.member().unwrap();
+    // A directory where the new file would be made: nobody, root included, can write that file.
+    let blocked = state.join("node.new");
+    fs::create_dir(&blocked).unwrap();
+    fs::write(blocked.join("x"), "").unwrap();
+    for port in [7001, 7002] {
+        assert!(!disk.save_node(&NodeFile { port, ..member.node.clone() }));
+    }
+    assert_eq!(disk.why_unsaved().unwrap().code, ProblemCode::StateNotSaved);
+    disk.retry();
+    assert!(disk.why_unsaved().is_some(), "still blocked");
+    fs::remove_dir_all(&blocked).unwrap();
+    disk.retry();
+    assert!(disk.why_unsaved().is_none() && disk.found().is_empty());
+    assert_eq!(disk.node().unwrap().unwrap().port, 7002);
+    // What was written meanwhile is newer than what waits.
+    fs::create_dir_all(blocked.join("x")).unwrap();
+    assert!(!disk.save_node(&NodeFile { port: 7003, ..member.node.clone() }));
+    fs::remove_dir_all(&blocked).unwrap();
+    assert!(disk.save_node(&NodeFile { port: 7004, ..member.node.clone() }));
+    disk.retry();
+    assert_eq!(disk.node().unwrap().unwrap().port, 7004);
+}
+
+#[test]
 fn a_field_of_a_newer_agent_is_ignored() {
     for file in [IDENTITY, NODE, CLUSTER, KEYS, INVITES] {
         let (_dir, state) = written();

@@ -31,6 +31,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often the addresses of peers are written to disk when they changed.
 const SAVE_PEERS: Duration = Duration::from_secs(30);
 
+/// How often what could not be written is tried again: each try syncs a file of a disk that has trouble.
+const RETRY_SAVING: Duration = Duration::from_secs(5);
+
 /// Commands that wait for the task; each comes from someone who waits for its answer.
 const COMMANDS: usize = 64;
 
@@ -81,6 +84,7 @@ pub(crate) fn spawn(
         admissions: Admissions::new(link.clone(), disk.clone(), own_at, serving, invites, open_until_in),
         peers: PeerFile { link, disk: disk.clone(), saved: Addresses::new(), at: Instant::now() },
         disk,
+        retried: Instant::now(),
         held,
         life: life.clone(),
     };
@@ -126,6 +130,8 @@ struct MembershipTask {
     admissions: Admissions,
     peers: PeerFile,
     disk: Arc<MemberStore>,
+    /// When what could not be written was last tried again.
+    retried: Instant,
     held: Box<dyn Fn(&NodeId) -> u64 + Send>,
     life: Lifecycle,
 }
@@ -163,6 +169,10 @@ impl MembershipTask {
                     self.cluster.report_rival();
                     self.sync.exchange(&self.cluster);
                     self.peers.save_changes();
+                    if self.retried.elapsed() >= RETRY_SAVING {
+                        self.disk.retry();
+                        self.retried = Instant::now();
+                    }
                 }
                 () = stopping.cancelled() => {
                     self.peers.save();
@@ -199,10 +209,13 @@ impl MembershipTask {
     ) -> Option<MembershipCommand> {
         match command {
             MembershipCommand::Control(request, reply) => match self.control(request) {
-                Answer::Now(response) => drop(reply.send(response)),
-                Answer::Later(response) => self.life.spawn(async move {
-                    let _ = reply.send(response.await);
-                }),
+                Answer::Now(response) => drop(reply.send(warned(&self.disk, response))),
+                Answer::Later(response) => {
+                    let disk = self.disk.clone();
+                    self.life.spawn(async move {
+                        let _ = reply.send(warned(&disk, response.await));
+                    });
+                }
             },
             MembershipCommand::Incoming(MemberRequest { from, request, reply }) => {
                 if let Some(answer) = self.incoming(from, request) {
@@ -290,6 +303,17 @@ impl MembershipTask {
         if let Some((peers, proof)) = self.cluster.take(from, snapshot) {
             peers.into_iter().for_each(|peer| self.sync.hand(peer, proof.clone()));
         }
+    }
+}
+
+/// An answer that says that something was done, with why it is not on this node's disk.
+fn warned(disk: &MemberStore, response: Response) -> Response {
+    let Some(why) = disk.why_unsaved() else { return response };
+    let with = |text| format!("{text}\nwarning: not saved on this node: {why}");
+    match response {
+        Response::Done(text) => Response::Done(with(text)),
+        Response::Changed(changes, told) => Response::Changed(changes, with(told)),
+        other => other,
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::facts::{AgentFacts, HostFacts, InterfaceFacts, RouteFacts, UnavailableBackend, UntrustedFile};
 use super::{Examination, FindingText, Severity, Step, kube};
-use crate::problem::Problem;
+use crate::problem::{Problem, ProblemCode};
 
 /// Fewest descriptors beside those of connections: state, gossip, the page, pipes of bulk.
 const OTHER_DESCRIPTORS: u64 = 512;
@@ -50,7 +50,12 @@ fn agent(host: &HostFacts, out: &mut Examination) {
         let why = "reported by the agent itself; also in agent status";
         let step = if fix.is_empty() { run("agent status") } else { Step::text(fix.to_string()) };
         let words = FindingText { what: detail.to_string(), why, remedy: vec![step] };
-        out.found(Severity::Warning, "agent", code.label(), node, words);
+        let severity = match code {
+            // What it forgets at the next start may be its keys.
+            ProblemCode::StateNotSaved => Severity::Error,
+            _ => Severity::Warning,
+        };
+        out.found(severity, "agent", code.label(), node, words);
     }
     for listener in &agent.closed {
         let what = format!("the proxy cannot listen: {listener}");

@@ -136,6 +136,13 @@ const HOST: &[Planted<HostFacts>] = &[
         "bring it up",
     ),
     (
+        |h| agent(h).problems = vec![Problem::new(ProblemCode::StateNotSaved, "/var/lib/agent is full")],
+        "state-not-saved",
+        Severity::Error,
+        "is full",
+        "agent status",
+    ),
+    (
         |h| agent(h).asked_by = Some("1.1.0".to_owned()),
         "old-agent-runs",
         Severity::Warning,
