@@ -1,13 +1,15 @@
-//! How this process becomes another program and keeps what it holds.
+//! How this process becomes another program, or has one follow it, and nothing of what it holds is lost.
 //!
 //! [`exec`] writes a [`HandOver`] into a memfd and has the kernel start the program at this one's path in its place:
 //! same process id, same descriptors, as far as they are marked by [`keep_open`]. The new program calls [`begin`]
 //! before anything else, which finds the memfd by [`VARIABLE`] and takes what is named in it. A descriptor that nobody
-//! asks for afterwards is closed.
+//! asks for afterwards is closed. With systemd, [`store`] carries the same over a restart of the service.
+
+pub(crate) mod store;
 
 use std::convert::Infallible;
 use std::env;
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -58,28 +60,42 @@ pub(crate) fn begin() {
         let is_it = |called: &PathBuf| called.canonicalize().is_ok_and(|real| real == program);
         let _ = PROGRAM.set(called.filter(is_it).unwrap_or(program));
     }
-    let Some(named) = env::var_os(VARIABLE) else { return };
-    // SAFETY: no other thread exists yet that could read the environment.
+    let received = match env::var_os(VARIABLE) {
+        Some(named) => {
+            unset(OsStr::new(VARIABLE));
+            named.to_str().and_then(|number| number.parse().ok()).and_then(receive)
+        }
+        None if env::var_os("LISTEN_PID").is_some() => store::receive(),
+        None => return,
+    };
+    *RECEIVED.lock().unwrap_or_else(PoisonError::into_inner) = received;
+}
+
+/// Removes a variable, which was meant for this process alone.
+fn unset(name: &OsStr) {
+    // SAFETY: only called while no other thread exists that could read the environment.
     #[allow(unsafe_code)]
     unsafe {
-        env::remove_var(VARIABLE);
+        env::remove_var(name);
     };
-    let received = named.to_str().and_then(|number| number.parse().ok()).and_then(receive);
-    *RECEIVED.lock().unwrap_or_else(PoisonError::into_inner) = received;
 }
 
 /// What the memfd with this number holds. If it can't be read, whatever was inherited is closed, and the process
 /// starts as after a stop.
 fn receive(number: RawFd) -> Option<Received> {
-    let mut bytes = Vec::new();
-    let mut memory = File::from(claim(number)?);
-    let read = memory.seek(SeekFrom::Start(0)).and_then(|_| memory.read_to_end(&mut bytes));
-    let Some(form) = read.ok().and_then(|_| HandOver::from_bytes(&bytes).ok()) else {
+    let Some(form) = read_form(File::from(claim(number)?)) else {
         (0..MOST).for_each(|one| drop(claim(one)));
         return None;
     };
     let slots = form.descriptors.iter().map(|one| claim(RawFd::try_from(*one).ok()?)).collect();
     Some(Received { form, slots })
+}
+
+/// The form that a memfd holds.
+fn read_form(mut memory: File) -> Option<HandOver> {
+    let mut bytes = Vec::new();
+    memory.seek(SeekFrom::Start(0)).and_then(|_| memory.read_to_end(&mut bytes)).ok()?;
+    HandOver::from_bytes(&bytes).ok()
 }
 
 /// Takes an inherited descriptor, once: from then on it is closed when a program is started, and nothing inherited is.

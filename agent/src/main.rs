@@ -19,6 +19,7 @@ mod log_limit;
 mod membership;
 mod net;
 mod netlink;
+mod notify;
 mod proxy;
 mod pulse;
 mod reachability;

@@ -118,6 +118,8 @@ fn status_of(record: &NodeRecord) -> PulseStatus {
     PulseStatus {
         draining: record.draining.is_some(),
         leaving: record.left,
+        // Said by the link, which is there until the end.
+        pausing: false,
         services: record.services.iter().map(|(name, offer)| (name.clone(), said(offer))).collect(),
     }
 }
@@ -208,6 +210,7 @@ impl PulseSender {
             PulseAnswer::Said { from, number, pulse_status } => {
                 let Some(peer) = self.peers.get_mut(&from) else { return };
                 if number == 0 || peer.pulse.answered(number, now).is_some() {
+                    peer.pulse.set_pausing(pulse_status.pausing, now);
                     peer.pulse_status = Some(pulse_status);
                 }
             }

@@ -1,18 +1,15 @@
 //! Notifications to systemd: ready, stopping, status, and the watchdog. Without systemd all of it does
 //! nothing.
 
-use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::lifecycle::Lifecycle;
+use crate::notify::{self, socket};
 
 /// systemd waits for this one, so waiting for a busy manager is worth it.
 const READY_PATIENCE: Duration = Duration::from_secs(2);
@@ -76,10 +73,6 @@ async fn ping(tasks: &Lifecycle, socket: Option<&OsStr>, period: Duration) {
     }
 }
 
-fn socket() -> Option<OsString> {
-    env::var_os("NOTIFY_SOCKET")
-}
-
 fn report(sent: io::Result<()>) {
     if let Err(error) = sent {
         tracing::debug!("cannot notify systemd: {error}");
@@ -89,19 +82,15 @@ fn report(sent: io::Result<()>) {
 /// sd_notify's own send blocks without limit and knows no abstract sockets, which containers use.
 fn send(socket: Option<&OsStr>, state: &[NotifyState], patience: Duration) -> io::Result<()> {
     let Some(path) = socket else { return Ok(()) };
-    let address = match path.as_bytes() {
-        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
-        _ => SocketAddr::from_pathname(path)?,
-    };
-    let message: String = state.iter().map(|state| format!("{state}\n")).collect();
-    let socket = UnixDatagram::unbound()?;
-    socket.set_write_timeout(Some(patience))?;
-    socket.send_to_addr(message.as_bytes(), &address)?;
-    Ok(())
+    let lines: String = state.iter().map(|state| format!("{state}\n")).collect();
+    notify::send(path, &lines, &[], patience)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+
     use super::*;
 
     fn manager() -> (tempfile::TempDir, OsString, tokio::net::UnixDatagram) {

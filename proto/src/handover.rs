@@ -8,6 +8,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
+use crate::cause::{Cause, Detail};
+use crate::health::{Readiness, ServiceHealth};
 use crate::next_wire;
 use crate::node::{Name, NodeId};
 use crate::service::ServiceName;
@@ -51,6 +53,8 @@ pub struct HandOver {
     pub services: Vec<HandedService>,
     /// Virtual IPs that the node owns, with their epochs.
     pub vips: Vec<(IpAddr, u64)>,
+    /// What the last checks of the node's own services said.
+    pub health: Vec<(ServiceName, ServiceHealth)>,
     /// Connections that can't be continued.
     pub left_out: usize,
 }
@@ -155,11 +159,13 @@ mod tag {
     pub(super) const SERVICE: u8 = 7;
     pub(super) const VIP: u8 = 8;
     pub(super) const BOOT: u8 = 9;
+    pub(super) const HEALTH: u8 = 15;
 
     pub(super) const NAME: u8 = 1;
     pub(super) const LISTENER: u8 = 2;
     pub(super) const COUNTERS: u8 = 3;
     pub(super) const EPOCH: u8 = 3;
+    pub(super) const CHECK: u8 = 3;
     pub(super) const BACKEND: u8 = 4;
     pub(super) const CONNECTION: u8 = 5;
 
@@ -200,6 +206,14 @@ impl HandOver {
         for (address, epoch) in &self.vips {
             write_at(&mut out, tag::VIP, address, (tag::EPOCH, *epoch));
         }
+        for (name, health) in &self.health {
+            let (cause, argument) = health.cause.to_wire();
+            let readiness = health.readiness.code().into();
+            out.fields(tag::HEALTH, |out| {
+                out.bytes(tag::NAME, name.as_str().as_bytes());
+                out.numbers(tag::CHECK, &[readiness, cause.into(), argument.into(), health.since.0]);
+            });
+        }
         [MAGIC, &out.finish()].concat()
     }
 
@@ -233,6 +247,7 @@ impl HandOver {
                     read.services.extend(service);
                 }
                 tag::VIP => read.vips.extend(read_at(value, tag::EPOCH)),
+                tag::HEALTH => read.health.extend(read_health(value)),
                 _ => {}
             }
         }
@@ -396,6 +411,21 @@ fn read_at<T: FromStr>(value: &[u8], wanted: u8) -> Option<(T, u64)> {
     address.zip(find(wanted).and_then(|(_, value)| number(value)))
 }
 
+/// What the last check of a service said, without details for people.
+fn read_health(value: &[u8]) -> Option<(ServiceName, ServiceHealth)> {
+    let find = |wanted| TlvReader::new(value).find(|(tag, _)| *tag == wanted);
+    let name = find(tag::NAME).and_then(|(_, value)| text(value)?.parse().ok())?;
+    let (_, check) = find(tag::CHECK)?;
+    let short = |place| u16::try_from(nth(check, place)).ok();
+    let health = ServiceHealth {
+        readiness: Readiness::of_code(nth(check, 0)),
+        cause: Cause::from_wire(short(1)?, short(2)?),
+        detail: Detail::default(),
+        since: UnixMs(nth(check, 3)),
+    };
+    Some((name, health))
+}
+
 fn text(value: &[u8]) -> Option<String> {
     std::str::from_utf8(value).ok().map(str::to_owned)
 }
@@ -449,6 +479,15 @@ mod tests {
             link: vec![0, 1],
             services: vec![service],
             vips: vec![([10, 0, 0, 9].into(), 42)],
+            health: vec![(
+                ServiceName::kube_api(),
+                ServiceHealth {
+                    readiness: Readiness::NotReady,
+                    cause: Cause::Http(500),
+                    detail: Detail::default(),
+                    since: UnixMs(1_800_000_004_000),
+                },
+            )],
             left_out: 0,
         }
     }

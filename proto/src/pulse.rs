@@ -62,6 +62,9 @@ const SLOW: Duration = Duration::from_millis(500);
 /// Shortest time between two pulses that others give reason for.
 const HASTENED: Duration = Duration::from_millis(500);
 
+/// How long a peer may be silent while its process is replaced, once it has said so.
+pub const PAUSE: Duration = Duration::from_secs(2);
+
 /// Silence after which a peer is late: time for four pulses of a burst.
 const LATE: Duration = Duration::from_millis(200);
 
@@ -155,6 +158,8 @@ pub struct PeerPulse {
     sent: VecDeque<(u64, Moment)>,
     /// The first pulse that has no answer, unless that is this node's own fault.
     unanswered: Option<Moment>,
+    /// Its process is being replaced: until then its silence means nothing.
+    paused: Moment,
     answered_once: bool,
     rtt: Option<Duration>,
     loss: f64,
@@ -173,6 +178,7 @@ impl PeerPulse {
             refused: false,
             sent: VecDeque::new(),
             unanswered: None,
+            paused: Moment::ZERO,
             answered_once: false,
             rtt: None,
             loss: 0.0,
@@ -289,9 +295,15 @@ impl PeerPulse {
         self.unanswered = None;
     }
 
+    /// It has said whether its process is being replaced. Once it is back, its silence counts from then.
+    pub fn set_pausing(&mut self, pausing: bool, now: Moment) {
+        self.paused = if pausing { now.after(PAUSE) } else { self.paused.min(now) };
+    }
+
     /// How long it has been silent: since the first pulse without an answer. Zero for one that has never answered.
     pub fn silence(&self, now: Moment) -> Duration {
-        self.unanswered.filter(|_| self.answered_once).map_or(Duration::ZERO, |first| now.since(first))
+        let since = self.unanswered.filter(|_| self.answered_once).map(|first| first.max(self.paused));
+        since.map_or(Duration::ZERO, |since| now.since(since))
     }
 
     /// Time without an answer that is no silence: a slow path.
@@ -354,6 +366,8 @@ pub struct PulseStatus {
     pub draining: bool,
     /// It is stopping.
     pub leaving: bool,
+    /// Its process is about to be replaced: it may be silent for [`PAUSE`].
+    pub pausing: bool,
     /// Its services, their readiness, and why.
     pub services: BTreeMap<ServiceName, (Readiness, Cause)>,
 }
@@ -363,7 +377,7 @@ impl PulseStatus {
     /// of the name, the name, readiness, code and argument of the cause. A reader skips unknown fields and
     /// what a later version appends to a value.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![FLAGS, 1, u8::from(self.draining) | u8::from(self.leaving) << 1];
+        let mut bytes = vec![FLAGS, 1, self.flags()];
         for (name, (readiness, cause)) in self.services.iter().take(MAX_SERVICES) {
             let name = name.as_str().as_bytes();
             let (code, argument) = cause.to_wire();
@@ -385,6 +399,10 @@ impl PulseStatus {
         bytes
     }
 
+    fn flags(&self) -> u8 {
+        u8::from(self.draining) | u8::from(self.leaving) << 1 | u8::from(self.pausing) << 2
+    }
+
     /// Reads a status; `None` when it is truncated or invalid. A service that this version does not
     /// understand is skipped.
     pub fn from_bytes(bytes: &[u8]) -> Option<PulseStatus> {
@@ -396,6 +414,7 @@ impl PulseStatus {
             match (tag, value) {
                 (&FLAGS, [flags, ..]) => {
                     (pulse_status.draining, pulse_status.leaving) = (flags & 1 != 0, flags & 2 != 0);
+                    pulse_status.pausing = flags & 4 != 0;
                     found = true;
                 }
                 (&SERVICE, entry) if pulse_status.services.len() < MAX_SERVICES => {
@@ -419,250 +438,5 @@ impl PulseStatus {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn at(ms: u64) -> Moment {
-        Moment::from_millis(ms)
-    }
-
-    /// Answers every pulse within 10 ms until `silent_from`, then none.
-    fn run(silent_from: u64, until: u64) -> (PeerPulse, Vec<u64>) {
-        let mut pulse = PeerPulse::new(at(0), Pace::FAST, 7);
-        let mut sent = Vec::new();
-        let mut answers: VecDeque<(u64, u64)> = VecDeque::new();
-        for ms in 0..=until {
-            while answers.front().is_some_and(|(due, _)| *due <= ms) {
-                if let Some((_, number)) = answers.pop_front() {
-                    pulse.answered(number, at(ms));
-                }
-            }
-            if let Some(number) = pulse.poll(at(ms)) {
-                sent.push(ms);
-                if ms < silent_from {
-                    answers.push_back((ms + 10, number));
-                }
-            }
-        }
-        (pulse, sent)
-    }
-
-    #[test]
-    fn a_peer_that_answers_is_pulsed_ten_times_a_second() {
-        let (pulse, sent) = run(u64::MAX, 1_000);
-        assert_eq!(sent.len(), 11);
-        assert_eq!(pulse.liveness(at(1_000)), Liveness::Alive);
-        assert_eq!(pulse.rtt(), Some(Duration::from_millis(10)));
-        assert_eq!(pulse.loss(), 0.0);
-    }
-
-    #[test]
-    fn silence_starts_a_burst_and_is_late_after_a_third_of_a_second_and_silent_after_one() {
-        let (pulse, sent) = run(1_000, 2_100);
-        // The last answer came at 910.
-        assert_eq!(pulse.liveness(at(1_210)), Liveness::Alive);
-        assert_eq!(pulse.liveness(at(1_220)), Liveness::Late);
-        assert_eq!(pulse.liveness(at(1_910)), Liveness::Late);
-        assert_eq!(pulse.liveness(at(1_920)), Liveness::Silent);
-        let burst = sent.iter().filter(|ms| (1_200..2_000).contains(*ms)).count();
-        assert_eq!(burst, 16, "{sent:?}");
-    }
-
-    #[test]
-    fn what_others_report_makes_silence_quicker_or_names_the_cut_path() {
-        use Liveness::{CutOff, Late, Silent};
-        // The last answer came at 910, the first pulse without one left at 1,000: silent for all at 910 + 100 + 10 +
-        // 350, by itself at 1,000 + 20 + 900.
-        let (pulse, _) = run(1_000, 2_100);
-        let id = |n: u8| NodeId([n; NodeId::LEN]);
-        let verdict = |ms: u64, heard: Option<u64>, said: &[(u8, bool, u64, u64)]| {
-            let mut reports = PeerReports::default();
-            for (from, is_master, at_ms, age) in said {
-                reports.add(id(*from), *is_master, Duration::from_millis(*age), at(*at_ms));
-            }
-            pulse.liveness_for_all(at(ms), heard.map(at), &reports)
-        };
-        // Who reports, whether it is a master, when it arrived, and how old that was which it heard last.
-        let master = (1, true, 1_300, 400);
-        let workers = [(2, false, 1_300, 400), (3, false, 1_300, 400)];
-        let last = Some(910);
-        assert_eq!(verdict(1_369, last, &[master]), Late, "not long enough");
-        assert_eq!(verdict(1_370, last, &[master]), Silent);
-        assert_eq!(verdict(1_370, last, &workers), Silent);
-        assert_eq!(verdict(1_370, last, &workers[..1]), Late, "one worker");
-        assert_eq!(verdict(1_370, last, &[]), Late, "nobody");
-        let other = Some(1_000);
-        assert_eq!(verdict(1_370, other, &[master]), Late, "this node has heard it, by another datagram");
-        assert_eq!(verdict(1_720, last, &[master]), Late, "an old report");
-        assert_eq!(
-            verdict(1_370, last, &[(1, true, 1_300, 380)]),
-            Late,
-            "the master has heard it too lately"
-        );
-        // It is late at 1,220 by itself, and as soon as an answer is due if others do not hear it either.
-        assert_eq!(verdict(1_080, last, &[(1, true, 1_070, 160)]), Late);
-        assert_eq!(verdict(1_080, last, &[(2, false, 1_070, 160)]), Liveness::Alive, "one worker");
-        assert_eq!(
-            verdict(1_080, last, &[(1, true, 1_070, 140)]),
-            Liveness::Alive,
-            "it heard it a moment ago"
-        );
-        // One that hears it, whoever else does not.
-        let hears = (4, false, 1_360, 10);
-        let all = [master, workers[0], workers[1], hears];
-        assert_eq!(verdict(1_370, last, &all), Late);
-        assert_eq!(verdict(1_850, last, &[master, (4, false, 1_840, 0), master]), Late);
-        assert_eq!(verdict(1_919, last, &[(4, false, 1_900, 0)]), Late);
-        assert_eq!(verdict(1_920, last, &[(4, false, 1_900, 0)]), CutOff);
-        assert_eq!(verdict(1_920, last, &[]), Silent);
-        assert_eq!(verdict(1_920, last, &[(4, false, 1_400, 0)]), Silent, "it heard it long ago");
-        // Whatever is said, who answers is alive.
-        let (alive, _) = run(u64::MAX, 2_000);
-        let mut reports = PeerReports::default();
-        (1..9).for_each(|n| reports.add(id(n), true, Duration::from_secs(9), at(2_000)));
-        assert_eq!(alive.liveness_for_all(at(2_000), None, &reports), Liveness::Alive);
-    }
-
-    /// An attached node in a cluster of 5,000, whose first pulse at 0 was answered after 40 ms.
-    fn attached() -> PeerPulse {
-        let pace =
-            Pace { interval: Duration::from_secs(50), burst: Duration::from_millis(125), ..Pace::FAST };
-        let mut pulse = PeerPulse::new(at(0), pace, 499);
-        let first = pulse.poll(at(0)).unwrap();
-        pulse.answered(first, at(40));
-        pulse
-    }
-
-    #[test]
-    fn in_a_large_cluster_a_burst_is_slower_and_ends_when_the_peer_is_silent() {
-        let mut pulse = attached();
-        let mut sent = Vec::new();
-        let mut silent = None;
-        for ms in 41..=200_000 {
-            sent.extend(pulse.poll(at(ms)).map(|_| ms));
-            if pulse.liveness(at(ms)) == Liveness::Silent {
-                silent.get_or_insert(ms);
-            }
-        }
-        let first = sent[0];
-        assert_eq!(first, 25_090, "nodes that start together pulse at times of their own");
-        // Two round trips and 900 ms after the first without an answer.
-        assert_eq!(silent, Some(first + 980));
-        let (burst, after): (Vec<u64>, Vec<u64>) = sent.iter().partition(|ms| **ms < first + 1_000 + 125);
-        assert_eq!(burst[..3], [first, first + 125, first + 250], "{sent:?}");
-        assert_eq!(burst.len(), 9, "{sent:?}");
-        assert!(after.windows(2).all(|pair| pair[1] - pair[0] == 50_000), "{after:?}");
-    }
-
-    #[test]
-    fn a_node_that_pulses_seldom_pulses_at_once_what_others_doubt_and_counts_from_then() {
-        let mut pulse = attached();
-        let next = pulse.deadline();
-        pulse.hasten(at(600));
-        let number = pulse.poll(at(600)).unwrap();
-        assert_eq!(pulse.silence(at(650)), Duration::from_millis(50), "not since an answer long ago");
-        pulse.answered(number, at(640));
-        assert_eq!(pulse.deadline(), next, "it keeps to its own times");
-        pulse.hasten(at(1_000));
-        assert_eq!(pulse.poll(at(1_000)), None, "a moment ago");
-
-        pulse.hasten(at(2_000));
-        pulse.poll(at(2_000)).unwrap();
-        let mut reports = PeerReports::default();
-        reports.add(NodeId([1; NodeId::LEN]), true, Duration::from_millis(400), at(2_100));
-        let verdict = |ms, reports: &PeerReports| pulse.liveness_for_all(at(ms), None, reports);
-        assert_eq!(verdict(2_040, &reports), Liveness::Alive, "an answer is not due yet");
-        assert_eq!(verdict(2_100, &PeerReports::default()), Liveness::Alive, "nobody else says so");
-        assert_eq!(verdict(2_100, &reports), Liveness::Late);
-        assert_eq!(verdict(2_279, &reports), Liveness::Late);
-        assert_eq!(verdict(2_280, &reports), Liveness::Silent, "this node's own silence is long enough");
-        let mut small = PeerPulse::new(at(0), Pace::FAST, 7);
-        let number = small.poll(at(0)).unwrap();
-        small.answered(number, at(10));
-        small.hasten(at(20));
-        assert_eq!(small.poll(at(20)), None, "the next pulse is due soon enough");
-    }
-
-    #[test]
-    fn a_refusal_makes_a_peer_late_at_once_and_never_silent() {
-        let (mut pulse, _) = run(u64::MAX, 1_000);
-        pulse.refused();
-        assert_eq!(pulse.liveness(at(1_000)), Liveness::Late);
-        let number = pulse.poll(at(1_100)).unwrap();
-        pulse.answered(number, at(1_110));
-        assert_eq!(pulse.liveness(at(1_110)), Liveness::Alive, "an answer is worth more");
-        let mut unknown = PeerPulse::new(at(0), Pace::FAST, 7);
-        unknown.refused();
-        assert_eq!(unknown.liveness(at(5)), Liveness::Unknown);
-    }
-
-    #[test]
-    fn a_peer_that_never_answered_is_unknown_and_a_forgiven_one_alive() {
-        let (pulse, _) = run(0, 3_000);
-        assert_eq!(pulse.liveness(at(3_000)), Liveness::Unknown);
-        let (mut pulse, _) = run(1_000, 3_000);
-        assert_eq!(pulse.liveness(at(3_000)), Liveness::Silent);
-        pulse.forgive_silence();
-        assert_eq!(pulse.liveness(at(3_000)), Liveness::Alive);
-    }
-
-    #[test]
-    fn an_unsolicited_answer_does_not_count() {
-        let mut pulse = PeerPulse::new(at(0), Pace::FAST, 7);
-        assert_eq!(pulse.answered(7, at(0)), None);
-        let number = pulse.poll(at(0)).unwrap();
-        assert!(pulse.answered(number, at(3)).is_some());
-        assert_eq!(pulse.answered(number, at(4)), None, "an answer counts once");
-    }
-
-    #[test]
-    fn additions_of_a_later_version_to_a_service_are_ignored() {
-        let entry = |readiness: u8, name: &[u8], extra: &[u8]| {
-            let parts = [&[name.len() as u8], name, &[readiness, 0, 5, 0, 0], extra].concat();
-            [&[SERVICE, parts.len() as u8], parts.as_slice()].concat()
-        };
-        let fields = [vec![200, 2, 7, 7], vec![FLAGS, 2, 1, 9], entry(3, b"kube-api", b"more")];
-        let bytes = [fields.concat(), entry(9, b"web", b""), entry(0, b"No Name", b"")].concat();
-        let pulse_status = PulseStatus::from_bytes(&bytes).unwrap();
-        let web = ("web".parse().unwrap(), (Readiness::Other, Cause::PortClosed));
-        let kube_api = (ServiceName::kube_api(), (Readiness::Down, Cause::PortClosed));
-        assert_eq!(pulse_status.services, [kube_api, web].into());
-    }
-
-    #[test]
-    fn the_largest_status_fits_into_a_datagram() {
-        let name = |n: usize| format!("{n:02}{}", "x".repeat(30)).parse().unwrap();
-        let services = (10..10 + MAX_SERVICES).map(|n| (name(n), (Readiness::Ready, Cause::Connected)));
-        let pulse_status = PulseStatus { services: services.collect(), ..PulseStatus::default() };
-        let bytes = pulse_status.to_bytes();
-        assert!(bytes.len() <= MAX_STATUS && bytes.len() > MAX_STATUS - 40, "{}", bytes.len());
-        assert!(PulseStatus::from_bytes(&bytes).is_some());
-    }
-
-    proptest! {
-        #[test]
-        fn a_status_reads_back_as_written(
-            draining: bool,
-            leaving: bool,
-            services in proptest::collection::btree_map(
-                "[a-z][a-z0-9-]{0,30}[a-z0-9]",
-                (0usize..4, any::<(u16, u16)>()),
-                0..5,
-            ),
-        ) {
-            let all = [Readiness::Ready, Readiness::Alive, Readiness::NotReady, Readiness::Down];
-            let one = |(name, (i, (code, argument))): (String, (usize, (u16, u16)))| {
-                (name.parse().unwrap(), (all[i], Cause::from_wire(code, argument)))
-            };
-            let pulse_status = PulseStatus { draining, leaving, services: services.into_iter().map(one).collect() };
-            prop_assert_eq!(PulseStatus::from_bytes(&pulse_status.to_bytes()), Some(pulse_status));
-        }
-
-        #[test]
-        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
-            let _ = PulseStatus::from_bytes(&bytes);
-        }
-    }
-}
+#[path = "pulse_tests.rs"]
+mod tests;

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::lab::Node;
+use crate::mesh::SOON;
+use crate::wait::eventually;
 
 /// Longest wait for a byte: any other wait is a lost connection.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -23,6 +25,8 @@ pub enum Kind {
     Silent,
     /// A small message every few milliseconds, each echoed before the next.
     Active,
+    /// The same, a few times a second.
+    Steady,
     /// Sends as fast as it can, and gets all of it back.
     Bulk,
     /// Has said all it has to say and closed its half; the server answers when it is over.
@@ -133,7 +137,8 @@ pub fn hold(node: &Node, proxy: SocketAddr, kind: Kind, seed: u64, watch: &Arc<W
     let bytes = Stream(seed);
     let running = std::thread::spawn(move || match kind {
         Kind::Silent => silent(stream, &watch),
-        Kind::Active => active(stream, bytes, &watch),
+        Kind::Active => active(stream, bytes, &watch, Duration::from_millis(5)),
+        Kind::Steady => active(stream, bytes, &watch, Duration::from_millis(250)),
         Kind::Bulk => bulk(&stream, bytes, &watch),
         Kind::HalfClosed => half_closed(stream, bytes),
         Kind::Stuck => stuck(stream, bytes, &watch),
@@ -170,7 +175,7 @@ fn silent(mut stream: TcpStream, watch: &Watch) -> Result<u64> {
     Ok(4)
 }
 
-fn active(mut stream: TcpStream, mut bytes: Stream, watch: &Watch) -> Result<u64> {
+fn active(mut stream: TcpStream, mut bytes: Stream, watch: &Watch, pause: Duration) -> Result<u64> {
     let (mut sent, mut back, mut all) = ([0; 100], [0; 100], 0);
     while !watch.over.load(Relaxed) {
         bytes.fill(&mut sent);
@@ -181,7 +186,7 @@ fn active(mut stream: TcpStream, mut bytes: Stream, watch: &Watch) -> Result<u64
         watch.longest_us.fetch_max(u64::try_from(began.elapsed().as_micros())?, Relaxed);
         watch.messages.fetch_add(1, Relaxed);
         all += 100;
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(pause);
     }
     Ok(all)
 }
@@ -264,4 +269,32 @@ fn stuck(mut stream: TcpStream, mut bytes: Stream, watch: &Watch) -> Result<u64>
     }
     ensure!(all == sent, "{sent} bytes were sent, and {all} came back");
     Ok(all)
+}
+
+/// Waits until more has passed through the active and the bulk connections.
+///
+/// # Errors
+/// Nothing passes any more.
+pub fn wait_for_more(watch: &Watch) -> Result<()> {
+    let (messages, bytes) = (watch.messages.load(Relaxed), watch.bytes.load(Relaxed));
+    eventually("messages and bytes pass", SOON, || {
+        let (now, moved) = (watch.messages.load(Relaxed), watch.bytes.load(Relaxed));
+        ensure!(now > messages + 20 && moved > bytes + 1_000_000, "{now} messages, {moved} bytes");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// A connection for one message.
+///
+/// # Errors
+/// It is refused, or something else comes back.
+pub fn echo_once(proxy: SocketAddr) -> Result<()> {
+    let mut stream = TcpStream::connect(proxy)?;
+    stream.set_read_timeout(Some(SOON))?;
+    stream.write_all(b"eword")?;
+    let mut word = [0; 4];
+    stream.read_exact(&mut word)?;
+    ensure!(&word == b"word", "{word:?}");
+    Ok(())
 }

@@ -12,6 +12,7 @@ pub mod hold;
 pub mod hostile;
 pub mod lab;
 pub mod load;
+pub mod machine;
 pub mod mesh;
 pub mod peers;
 pub mod scale;

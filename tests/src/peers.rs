@@ -68,10 +68,25 @@ impl Haproxy<'_> {
     /// # Errors
     /// It does not.
     pub fn start(&self, node: &Node) -> Result<Proc> {
+        self.start_as(node, "-db", &self.config())
+    }
+
+    /// The same with a master process, which hands its listening sockets to the next worker at SIGUSR2.
+    ///
+    /// # Errors
+    /// As [`Haproxy::start`].
+    pub fn start_with_master(&self, node: &Node) -> Result<Proc> {
+        let socket = node.dir().join(format!("{}.sock", self.name));
+        let hands =
+            format!("global\n    stats socket {} expose-fd listeners level admin\n", socket.display());
+        self.start_as(node, "-Ws", &self.config().replacen("global\n", &hands, 1))
+    }
+
+    fn start_as(&self, node: &Node, mode: &str, config: &str) -> Result<Proc> {
         let file = node.dir().join(format!("{}.cfg", self.name));
-        std::fs::write(&file, self.config())?;
+        std::fs::write(&file, config)?;
         let path = file.to_string_lossy().into_owned();
-        listening(node, node.spawn(self.name, &["haproxy", "-db", "-f", &path])?, self.listen)
+        listening(node, node.spawn(self.name, &["haproxy", mode, "-f", &path])?, self.listen)
     }
 }
 

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use proto::control::{Request, Response};
-use tests::hold::{Held, Kind, Watch, hold, serve};
+use tests::hold::{Held, Kind, Watch, echo_once, hold, serve, wait_for_more};
 use tests::lab::Lab;
-use tests::mesh::{Agent, GOSSIP, LISTENER, SOON, all_up, binary, form, with_agents};
+use tests::mesh::{Agent, GOSSIP, LISTENER, all_up, binary, form, with_agents};
 use tests::vip::ADDRESS;
 use tests::wait::{always, eventually};
 
@@ -237,17 +237,6 @@ fn hold_all(lab: &Lab, counts: &[(Kind, u64)], watch: &Arc<Watch>) -> Result<Vec
     all.map(|(kind, seed)| hold(node, PROXY.into(), kind, seed + 1, watch)).collect()
 }
 
-/// Waits until more has passed through the active and the bulk connections.
-fn wait_for_more(watch: &Watch) -> Result<()> {
-    let (messages, bytes) = (watch.messages.load(Relaxed), watch.bytes.load(Relaxed));
-    eventually("messages and bytes pass", SOON, || {
-        let (now, moved) = (watch.messages.load(Relaxed), watch.bytes.load(Relaxed));
-        ensure!(now > messages + 20 && moved > bytes + 1_000_000, "{now} messages, {moved} bytes");
-        Ok(())
-    })?;
-    Ok(())
-}
-
 /// What the others have told since `before`, each as a line.
 fn events(agent: &Agent<'_>) -> Result<Vec<String>> {
     Ok(agent.cli(&["events", "--json", "--since", "1d"])?.ok()?.lines().map(str::to_owned).collect())
@@ -276,7 +265,7 @@ fn an_upgrade_loses_no_connection_and_no_byte() -> Result<()> {
             let new = scope.spawn(move || {
                 lab.node(2).inside(|| {
                     while !ended.load(Relaxed) {
-                        echo_once().with_context(|| format!("a new one after {opened:?}"))?;
+                        echo_once(PROXY.into()).with_context(|| format!("a new one after {opened:?}"))?;
                         opened.fetch_add(1, Relaxed);
                     }
                     Ok(())
@@ -324,18 +313,6 @@ fn next(program: &Path, turn: u32) -> Result<String> {
     Ok(file)
 }
 
-/// A connection for one message.
-fn echo_once() -> Result<()> {
-    use std::io::{Read, Write};
-    let mut stream = TcpStream::connect(SocketAddr::from(PROXY))?;
-    stream.set_read_timeout(Some(SOON))?;
-    stream.write_all(b"eword")?;
-    let mut word = [0; 4];
-    stream.read_exact(&mut word)?;
-    ensure!(&word == b"word", "{word:?}");
-    Ok(())
-}
-
 #[test]
 fn what_can_not_replace_the_agent_is_refused_and_everything_goes_on() -> Result<()> {
     with_agents(Lab::wireguard(2), |lab, agents| {
@@ -371,7 +348,7 @@ fn what_can_not_replace_the_agent_is_refused_and_everything_goes_on() -> Result<
 }
 
 fn echo_once_in(lab: &Lab) -> Result<()> {
-    lab.node(lab.size() - 1).inside(echo_once)
+    lab.node(lab.size() - 1).inside(|| echo_once(PROXY.into()))
 }
 
 /// Who owns the virtual IP as an agent sees it, and with which epoch.

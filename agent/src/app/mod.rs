@@ -123,7 +123,10 @@ async fn live(
     watchdog::ready();
     loop {
         tokio::select! {
-            _ = terminate.recv() => return Ok(()),
+            _ = terminate.recv() => {
+                replace::restart(running).await;
+                return Ok(());
+            }
             _ = interrupt.recv() => return Ok(()),
             () = life.draining.cancelled() => return Ok(()),
             _ = hang_up.recv() => match reload() {

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use proto::control::CheckCounts;
-use proto::service::Service;
+use proto::health::ServiceHealth;
+use proto::service::{Service, ServiceName};
 use proto::time::UnixMs;
 use tokio::sync::watch;
 
@@ -23,17 +24,18 @@ pub(super) struct OwnNode {
 }
 
 impl OwnNode {
-    /// Looks after its address and checks its services from now on.
+    /// Looks after its address and checks its services from now on. `handed`: what the checks of the process before
+    /// this one said.
     pub(super) fn start(
         (member, moved): (&StoredMember, bool),
-        began: UnixMs,
+        (began, handed): (UnixMs, &[(ServiceName, ServiceHealth)]),
         services: watch::Receiver<Arc<Vec<Service>>>,
         life: &Lifecycle,
     ) -> OwnNode {
         let file = member.node.clone();
         let (interface, wanted, pinned) = (file.interface.clone(), file.address, file.pinned);
         let place = net::watch_own(net::OwnAddressRule { interface, wanted, pinned, moved }, life);
-        let first = check::until_checked(&services.borrow(), &member.serving, &member.identity.id);
+        let first = check::until_checked(&services.borrow(), &member.serving, &member.identity.id, handed);
         let checks = Arc::<CheckCounters>::default();
         let health = check::spawn(services, place.address.clone(), first, checks.clone(), life);
         OwnNode { file, began, place, health, checks }

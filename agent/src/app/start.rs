@@ -80,13 +80,14 @@ pub(super) fn start(
         version: form.record,
         heartbeat: form.at.0.saturating_sub(form.began.0).max(1),
     });
-    let handed_vips = form.map_or_else(Default::default, |form| (form.vips, form.at));
+    let (handed_vips, checked) =
+        form.map_or_else(Default::default, |form| ((form.vips, form.at), form.health));
     let (link, inbox) = Link::new(ports, member.identity.clone(), trust.clone());
     for (id, addresses) in &member.peers {
         link.addresses().add_hint(*id, addresses, false);
     }
     let listener = control::bind(Path::new(&runtime_dir))?;
-    let own = OwnNode::start((&member, moved), began, clients.effective().services(), life);
+    let own = OwnNode::start((&member, moved), (began, &checked), clients.effective().services(), life);
     if moved {
         own.keep_place(disk.clone(), life);
     }

@@ -24,7 +24,7 @@ use crate::check::OwnHealth;
 use crate::lifecycle::Lifecycle;
 use crate::membership::disk::{MemberStore, VipEpochs};
 use crate::transport::{Link, TrustedKeys};
-use crate::vip::{LocalEligibility, VipCommand, VipReport};
+use crate::vip::{LocalEligibility, VipCommand, VipOrder, VipReport};
 
 /// Time between two looks at health.
 const EVERY: Duration = Duration::from_millis(500);
@@ -32,6 +32,9 @@ const EVERY: Duration = Duration::from_millis(500);
 const HURRY: Duration = Duration::from_millis(100);
 /// How many of those.
 const DOUBTS: u32 = 3;
+
+/// Longest wait until others were told of a pause.
+const TOLD: Duration = Duration::from_millis(200);
 
 /// Wishes about virtual IPs that wait to be read; each comes from someone who waits for its answer.
 const ORDERS: usize = 16;
@@ -130,7 +133,7 @@ fn save_epochs(
 /// How the rest of the agent reaches the VIP thread.
 pub(super) struct VipHandle {
     report: watch::Receiver<Arc<VipReport>>,
-    orders: mpsc::Sender<VipCommand>,
+    orders: mpsc::Sender<VipOrder>,
 }
 
 impl VipHandle {
@@ -170,10 +173,19 @@ impl VipHandle {
     pub(super) async fn move_to(&self, address: IpAddr, node: String) -> Response {
         let (reply, answer) = oneshot::channel();
         let busy = || Response::Failed("the agent is busy or stopping; try again".to_owned());
-        if self.orders.try_send(VipCommand { address, node, reply }).is_err() {
+        if self.orders.try_send(VipOrder::Move(VipCommand { address, node, reply })).is_err() {
             return busy();
         }
         answer.await.unwrap_or_else(|_| busy())
+    }
+
+    /// Tells the others that this process is about to be replaced, or is not after all. Returns once they were told,
+    /// or that takes too long.
+    pub(super) async fn set_pausing(&self, pausing: bool) {
+        let (told, done) = oneshot::channel();
+        if self.orders.try_send(VipOrder::Pause(pausing, told)).is_ok() {
+            let _ = tokio::time::timeout(TOLD, done).await;
+        }
     }
 }
 

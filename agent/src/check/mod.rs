@@ -39,14 +39,22 @@ pub(crate) type OwnHealth = BTreeMap<ServiceName, ServiceOffer>;
 /// moment.
 const REPORTS: usize = 64;
 
-/// This node's offers until they are checked: its own entries of `serving`, the last known good list. Others
-/// reset their connections to a master that withdraws its offer, so only a check may withdraw it.
-pub(crate) fn until_checked(services: &[Service], serving: &LastKnownGood, own: &NodeId) -> OwnHealth {
+/// This node's offers until they are checked: its own entries of `serving`, the last known good list, with what the
+/// process before this one has handed over of its checks. Others reset their connections to a master that withdraws its
+/// offer, so only a check may withdraw it.
+pub(crate) fn until_checked(
+    services: &[Service],
+    serving: &LastKnownGood,
+    own: &NodeId,
+    handed: &[(ServiceName, ServiceHealth)],
+) -> OwnHealth {
     let before = |service: &Service| {
         let (_, list) = serving.iter().find(|(name, _)| *name == service.name)?;
         let address = list.iter().find(|one| one.node == *own)?.address;
         let address = watcher::offered_address(service, Some(address.ip()))?;
-        let health = ServiceHealth::not_checked_yet(wall());
+        let checked = handed.iter().find(|(name, _)| *name == service.name);
+        let health =
+            checked.map_or_else(|| ServiceHealth::not_checked_yet(wall()), |(_, health)| health.clone());
         Some((service.name.clone(), ServiceOffer { address, weight: service.weight, health, check_ms: None }))
     };
     services.iter().filter_map(before).collect()

@@ -60,7 +60,8 @@ pub(crate) struct ProxyCounters {
 /// What was last seen, each with since when.
 pub(super) struct PreviousState {
     own: NodeId,
-    began: UnixMs,
+    /// Since when others could be heard.
+    hears: UnixMs,
     /// Everyone who was a master since the start.
     masters: Vec<Name>,
     backends: BTreeMap<(ServiceName, NodeId), (BackendState, UnixMs, Name)>,
@@ -87,10 +88,10 @@ struct LimitCounter {
 
 impl PreviousState {
     /// Starts with the document as found on disk; all else starts empty.
-    pub(super) fn new(own: NodeId, began: UnixMs, document: Arc<Document>) -> PreviousState {
+    pub(super) fn new(own: NodeId, hears: UnixMs, document: Arc<Document>) -> PreviousState {
         PreviousState {
             own,
-            began,
+            hears,
             masters: masters(&document).collect(),
             backends: BTreeMap::new(),
             members: BTreeMap::new(),
@@ -187,7 +188,7 @@ impl PreviousState {
             let state =
                 MemberState::of(view, id, peer_liveness.map(|peer_liveness| peer_liveness.liveness), serves);
             let known = self.members.get(id).copied();
-            let early = now.0.saturating_sub(self.began.0) < FIRST_CONTACT.as_millis() as u64;
+            let early = now.0.saturating_sub(self.hears.0) < FIRST_CONTACT.as_millis() as u64;
             if known.is_some_and(|(was, _)| was == state)
                 || (known.is_none() && state == MemberState::Down && early)
             {

@@ -172,7 +172,9 @@ impl<'a> EventRecorder<'a> {
             }
         };
         let document = inputs.trust.borrow().document.clone();
-        let seen = PreviousState::new(inputs.own, inputs.began, document);
+        // Who took over from another process has to hear everyone anew.
+        let hears = if inputs.replaced.is_some() { wall() } else { inputs.began };
+        let seen = PreviousState::new(inputs.own, hears, document);
         let (hooks, webhook) = (Vec::new(), None);
         let summer = EventSummer::default();
         let mut task =

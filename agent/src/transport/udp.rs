@@ -274,6 +274,12 @@ impl Datagrams {
         self.responder.set_status(pulse_status, seldom, now);
     }
 
+    /// Says whether this process is about to be replaced, and tells those that have pulsed this node lately.
+    pub(crate) fn set_pausing(&self, pausing: bool, now: Moment) {
+        self.responder.set_pausing(pausing, now);
+        self.send_status(now);
+    }
+
     /// Tells it to some of those that have pulsed this node lately. Returns when the next are due.
     pub(crate) fn send_status(&self, now: Moment) -> Option<Moment> {
         let (plaintext, askers, next) = self.responder.news(now);

@@ -33,7 +33,7 @@ use super::report::VipReporter;
 use super::rules::RulesInputs;
 use super::segment::{VipPlacement, advice, place};
 use super::segments::{self, L2Segments, SegmentKey};
-use super::{HandedVip, VipCommand, VipInputs, VipReport};
+use super::{HandedVip, VipInputs, VipOrder, VipReport};
 use crate::lifecycle::{Lifecycle, wall};
 
 /// The second net, should a change go unheard, and for round-trip times and reports.
@@ -72,7 +72,7 @@ enum LoopEvent {
     Sighted(SegmentKey, io::Result<AddressSighting>),
     Changed(io::Result<Vec<KernelChange>>),
     Inputs,
-    Command(VipCommand),
+    Order(VipOrder),
     /// Nobody listens where an owner's agent should.
     Refused(IpAddr, NodeId),
     Stop,
@@ -155,7 +155,7 @@ impl VipDriver {
             Ok(()) = inputs.settings.changed() => LoopEvent::Inputs,
             Ok(()) = inputs.view.changed() => LoopEvent::Inputs,
             Ok(()) = inputs.fit.changed() => LoopEvent::Inputs,
-            Some(command) = inputs.orders.recv() => LoopEvent::Command(command),
+            Some(order) = inputs.orders.recv() => LoopEvent::Order(order),
             Some((vip, node)) = agent_probe.refused() => LoopEvent::Refused(vip, node),
             () = stopping.cancelled(), if !stopped => LoopEvent::Stop,
         }
@@ -180,7 +180,12 @@ impl VipDriver {
                 lookout.take(now, changes, |ip, index| kernel.is_held_on(ip, index));
             }
             LoopEvent::Inputs => self.apply_inputs(),
-            LoopEvent::Command(command) => {
+            LoopEvent::Order(VipOrder::Pause(pausing, told)) => {
+                self.vips.active_mut().for_each(|vip| vip.election_mut().set_pausing(now, pausing));
+                self.act();
+                let _ = told.send(());
+            }
+            LoopEvent::Order(VipOrder::Move(command)) => {
                 let document = self.document();
                 let asked = self.moves.begin(now, self.own, command, &mut self.vips, &document);
                 asked.into_iter().for_each(|(owner, message)| self.send(owner, &[message]));

@@ -55,7 +55,7 @@ pub(crate) struct VipInputs {
     pub(crate) fit: watch::Receiver<Arc<LocalEligibility>>,
     /// What members say of virtual IPs.
     pub(crate) arrivals: mpsc::Receiver<(NodeId, Vec<u8>)>,
-    pub(crate) orders: mpsc::Receiver<VipCommand>,
+    pub(crate) orders: mpsc::Receiver<VipOrder>,
     /// Where events are told.
     pub(crate) tell: mpsc::Sender<proto::event::Event>,
     /// The epochs that an earlier agent of this node knew.
@@ -81,6 +81,14 @@ pub(crate) struct LocalEligibility {
     /// Counts the checks that `services` comes from.
     pub(crate) checks: u64,
     pub(crate) draining: bool,
+}
+
+/// What the rest of the agent wants of the thread.
+pub(crate) enum VipOrder {
+    /// A person wants one moved.
+    Move(VipCommand),
+    /// This process is about to be replaced, or is not after all; answered once the others have been told.
+    Pause(bool, oneshot::Sender<()>),
 }
 
 /// A wish of the command line: this virtual IP to that node.

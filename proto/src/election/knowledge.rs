@@ -9,7 +9,7 @@ use super::claims::{Comparison, KnownClaim};
 use super::epoch::EpochBounds;
 use super::owner::OwnerLiveness;
 use super::rank::VipRules;
-use super::wire::{Claim, HighestClaim, VipMessage};
+use super::wire::{Claim, HighestClaim, PAUSE, VipMessage};
 use super::witness::{Witnesses, WorkerEvidence};
 use crate::node::NodeId;
 use crate::time::Moment;
@@ -197,6 +197,12 @@ impl OwnerKnowledge {
             None => {}
         }
         comparison
+    }
+
+    /// The holder's process is being replaced: until the next one speaks it counts as heard, for as long as that may
+    /// take.
+    pub(super) fn holder_pauses(&mut self, now: Moment) {
+        self.owner.heard(now.after(PAUSE));
     }
 
     /// Another node holds a higher claim, which has just been adopted: who has heard it, and when.

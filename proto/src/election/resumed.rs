@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
+use super::wire::PAUSE;
 use crate::time::Moment;
 
-/// A hand-over that took longer than this is too old to go on from: others have long taken over.
-const HANDED: Duration = Duration::from_secs(1);
+/// A hand-over that took longer than this is too old to go on from: others take over then.
+const HANDED: Duration = PAUSE;
 
 /// How long what is not known yet does not count against the owner: the first check of its service and the test of
 /// its segment are over by then.
@@ -77,8 +78,8 @@ impl Resumed {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{VIP, at, events, held, id, node, rules, run, said, times};
-    use super::super::wire::ReleaseReason;
+    use super::super::tests::{VIP, at, backup, events, held, id, node, owner_beat, rules, run, said, times};
+    use super::super::wire::{MessageKind, ReleaseReason, VipMessage};
     use super::super::{Action, CandidateState, Election, EligibilityFact, LossReason, VipEvent};
     use super::*;
     use crate::cause::Cause;
@@ -118,6 +119,53 @@ mod tests {
         assert_eq!(times(&done, &Action::Delete).len(), 1);
     }
 
+    /// When a backup claims that hears a beat for this purpose, and nothing more of the owner.
+    fn claims_after(last: MessageKind) -> u64 {
+        let mut one = backup(1_000);
+        one.receive(at(1_010), id(2), &VipMessage { purpose: MessageKind::Pausing, ..owner_beat(5, 2) });
+        one.receive(at(1_020), id(2), &VipMessage { purpose: last, ..owner_beat(5, 2) });
+        let mut done = Vec::new();
+        for ms in (1_020..5_000).step_by(10) {
+            one.receive(at(ms), id(3), &said(held(5, 2), None, CandidateState::Fit));
+            done.extend(run(&mut one, ms, ms + 9));
+        }
+        events(&done).first().map_or(u64::MAX, |(ms, _)| *ms)
+    }
+
+    #[test]
+    fn an_owner_that_is_being_replaced_is_waited_for_and_no_longer() {
+        let usual = claims_after(MessageKind::Beat);
+        assert!((1_180..1_300).contains(&usual), "it is back, and dies then: {usual}");
+        let paused = claims_after(MessageKind::Pausing);
+        assert_eq!(paused - usual, PAUSE.as_millis() as u64, "{paused}");
+    }
+
+    #[test]
+    fn an_owner_says_that_it_is_being_replaced_until_it_is_or_is_not() {
+        let mut one = node(1, &[100, 100]);
+        run(&mut one, 0, 3_000);
+        assert!(one.owns());
+        let purposes = |done: &[(u64, Action)]| -> Vec<MessageKind> {
+            let purpose = |(_, action): &(u64, Action)| match action {
+                Action::Send { message, .. } => Some(message.purpose),
+                _ => None,
+            };
+            let mut all: Vec<MessageKind> = done.iter().filter_map(purpose).collect();
+            all.dedup();
+            all
+        };
+        one.set_pausing(at(3_001), true);
+        assert_eq!(purposes(&run(&mut one, 3_001, 3_001)), [MessageKind::Pausing], "at once");
+        one.receive(
+            at(3_002),
+            id(2),
+            &VipMessage { purpose: MessageKind::Ask, ..said(held(5, 1), None, CandidateState::Fit) },
+        );
+        assert_eq!(purposes(&run(&mut one, 3_002, 3_500)), [MessageKind::Pausing]);
+        one.set_pausing(at(3_501), false);
+        assert_eq!(purposes(&run(&mut one, 3_501, 3_501)), [MessageKind::Beat], "at once");
+    }
+
     #[test]
     fn what_stays_unknown_counts_in_the_end() {
         let mut one = resumed();
@@ -131,7 +179,7 @@ mod tests {
     fn what_can_not_be_owned_again_is_deleted() {
         type Story = fn(&mut Election);
         let table: [(&str, u64, Story); 3] = [
-            ("no candidate", 970, |_| {}),
+            ("no candidate", 1_970, |_| {}),
             ("taken over meanwhile", 5, |one| {
                 one.receive(at(5), id(9), &said(held(6, 2), Some(0), CandidateState::Witness));
                 one.set_rules(at(5), rules(&[100, 100]));
@@ -146,7 +194,7 @@ mod tests {
             // Who it is heard from counts by the rules.
             one.set_rules(at(0), rules(&[]));
             story(&mut one);
-            let done = run(&mut one, 5, 1_500);
+            let done = run(&mut one, 5, 2_500);
             assert_eq!(times(&done, &Action::Delete), [deleted], "{what}");
             assert!(!one.owns(), "{what}");
         }

@@ -619,7 +619,8 @@ pub(super) fn any_message() -> impl Strategy<Value = VipMessage> {
         Just(MessageKind::Ask),
         Just(MessageKind::Answer),
         any::<[u8; 10]>().prop_map(|node| MessageKind::Move(NodeId(node))),
-        (4..=255_u8).prop_map(MessageKind::Other),
+        Just(MessageKind::Pausing),
+        (5..=255_u8).prop_map(MessageKind::Other),
     ];
     let heard = proptest::option::of(0_u64..60_000);
     (purpose, any_known(), heard, state).prop_map(|(purpose, known, heard, state)| VipMessage {

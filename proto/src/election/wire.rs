@@ -38,6 +38,10 @@ pub const VERSION: u8 = 1 + next_wire::RAISE;
 /// The oldest version that is understood, and whose readers understand what is written here.
 pub const OLDEST: u8 = 1;
 
+/// How long the owner's agent may be silent while its process is replaced. If it is not back by then, it is as
+/// silent as any.
+pub const PAUSE: Duration = Duration::from_secs(2);
+
 /// Most bytes of one datagram of messages: the link's payload with some room.
 pub const MAX_BYTES: usize = 1_100;
 
@@ -209,6 +213,8 @@ pub enum MessageKind {
     Answer,
     /// To the owner: hand over to this node, a person wants it.
     Move(NodeId),
+    /// A beat of an owner whose process is being replaced: the next may be late by [`PAUSE`].
+    Pausing,
     /// What a later version has, by its code: what the message tells counts like that of a beat.
     Other(u8),
 }
@@ -305,6 +311,9 @@ const UNFIT: u8 = 4;
 /// The purpose that names a node.
 const MOVE: u8 = 3;
 
+/// The purpose of a beat before a pause.
+const PAUSING: u8 = 4;
+
 impl VipMessage {
     fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(64);
@@ -322,6 +331,7 @@ impl VipMessage {
             MessageKind::Ask => put(field::PURPOSE, &[1]),
             MessageKind::Answer => put(field::PURPOSE, &[2]),
             MessageKind::Move(node) => put(field::PURPOSE, &[&[MOVE], node.0.as_slice()].concat()),
+            MessageKind::Pausing => put(field::PURPOSE, &[PAUSING]),
             MessageKind::Other(code) => put(field::PURPOSE, &[code]),
         }
         if let Some(HighestClaim { claim, holding }) = self.known {
@@ -366,6 +376,7 @@ impl VipMessage {
             (1, _) => MessageKind::Ask,
             (2, _) => MessageKind::Answer,
             (&MOVE, node) => MessageKind::Move(NodeId(*node.first_chunk()?)),
+            (&PAUSING, _) => MessageKind::Pausing,
             (code, _) => MessageKind::Other(*code),
         };
         let known = match fields.get(field::CLAIM) {

@@ -39,6 +39,10 @@ fn golden() -> Vec<(String, VipMessage)> {
                 ..beat()
             },
         ),
+        (
+            "pausing".to_owned(),
+            VipMessage { purpose: MessageKind::Pausing, known: held, heard: Some(Duration::ZERO), ..beat() },
+        ),
         ("move".to_owned(), VipMessage { purpose: MessageKind::Move(id(3)), ..beat() }),
     ];
     for (name, state) in [

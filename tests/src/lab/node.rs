@@ -63,6 +63,11 @@ impl Node {
         *self.mesh_ip.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The process whose namespaces these are.
+    pub fn pid(&self) -> u32 {
+        self.space.pid()
+    }
+
     /// A directory for this node's files.
     pub fn dir(&self) -> &Path {
         &self.dir

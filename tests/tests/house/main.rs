@@ -52,6 +52,7 @@ const FEATURES: &[&str] = &[
 
 /// The agent's modules from below: each uses only those of lower layers.
 const LAYERS: &[&[&str]] = &[
+    &["notify"],
     &["lifecycle", "times", "histogram", "faults", "trusted", "source", "screen", "hardening", "handover"],
     &["log_limit", "records", "state", "supervisor", "netlink", "http", "watchdog", "verdict"],
     &["log", "severity", "transport"],

@@ -164,11 +164,11 @@ async fn a_restarting_agent_never_reports_its_apiserver_gone() {
     let mut service = http(server.address.port());
     service.check.timeout = Duration::from_millis(150);
     service.check.fall = 3;
-    let before = until_checked(std::slice::from_ref(&service), &served(own, server.address), &own);
+    let before = until_checked(std::slice::from_ref(&service), &served(own, server.address), &own, &[]);
     assert_eq!(before[&service.name].health.cause, Cause::NotCheckedYet);
     assert_eq!(before[&service.name].address, server.address);
     let others = served(NodeId([2; NodeId::LEN]), server.address);
-    assert_eq!(until_checked(std::slice::from_ref(&service), &others, &own), OwnHealth::new());
+    assert_eq!(until_checked(std::slice::from_ref(&service), &others, &own, &[]), OwnHealth::new());
 
     let mut node = Node::start_after(before, vec![service.clone()], None);
     let mut seen = node.health.clone();

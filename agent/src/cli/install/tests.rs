@@ -166,8 +166,8 @@ fn uninstalling_removes_what_was_installed_and_can_be_repeated() {
 /// The directives of systemd 252 that the unit may use: a misspelt one would be passed over in silence.
 const KNOWN: &str = "
     After Before Description StartLimitIntervalSec
-    CapabilityBoundingSet DevicePolicy ExecReload ExecStart InaccessiblePaths KeyringMode KillMode LimitCORE
-    LimitNOFILE LockPersonality MemoryMax
+    CapabilityBoundingSet DevicePolicy ExecReload ExecStart FileDescriptorStoreMax InaccessiblePaths KeyringMode
+    KillMode LimitCORE LimitNOFILE LockPersonality MemoryMax
     MemoryDenyWriteExecute NoNewPrivileges NotifyAccess OOMScoreAdjust PrivateDevices PrivateMounts PrivateTmp
     ProcSubset ProtectClock ProtectControlGroups ProtectHome ProtectHostname ProtectKernelLogs
     ProtectKernelModules ProtectKernelTunables ProtectProc ProtectSystem RemoveIPC Restart

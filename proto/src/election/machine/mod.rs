@@ -58,6 +58,8 @@ pub struct Election {
     /// It owns what another process of this node has owned.
     resumed: Option<Resumed>,
     beats: BeatSchedule,
+    /// This process is about to be replaced by another that owns on.
+    pausing: bool,
     wakeup: Wakeup,
     actions: Vec<Action>,
 }
@@ -80,6 +82,7 @@ impl Election {
             stopping: None,
             resumed: None,
             beats: BeatSchedule::new(now),
+            pausing: false,
             wakeup: Wakeup::new(now),
             actions: vec![Action::Delete],
         }
@@ -283,6 +286,7 @@ impl Election {
         if to.is_empty() {
             return;
         }
+        let purpose = self.purpose(purpose);
         let direct = self.knowledge.heard_directly().map(|at| now.since(at));
         let heard = if self.owns() { Some(Duration::ZERO) } else { direct };
         let message = VipMessage {
@@ -363,6 +367,7 @@ impl Election {
             {
                 self.release(now, ReleaseReason::Move, Some(to));
             }
+            MessageKind::Pausing => self.heard_of_pause(now, from),
             MessageKind::Beat | MessageKind::Answer | MessageKind::Move(_) | MessageKind::Other(_) => {}
         }
     }

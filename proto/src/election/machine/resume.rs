@@ -6,8 +6,11 @@ use super::super::action::Action;
 use super::super::beats::NewsAudience;
 use super::super::ownership::Ownership;
 use super::super::resumed::{ResumeFacts, ResumeStep, Resumed};
-use super::super::wire::{Claim, HighestClaim, Holding};
+#[cfg(doc)]
+use super::super::wire::PAUSE;
+use super::super::wire::{Claim, HighestClaim, Holding, MessageKind};
 use super::Election;
+use crate::node::NodeId;
 use crate::time::Moment;
 
 impl Election {
@@ -17,6 +20,31 @@ impl Election {
         self.resumed = Resumed::of(now, epoch, ago).filter(|_| self.knowledge.restore_epoch(epoch));
         if self.resumed.is_some() {
             self.actions.clear();
+        }
+    }
+
+    /// This process is about to be replaced by one that owns on, or goes on itself after all: everyone is told that the
+    /// owner may be silent for [`PAUSE`], or is not any more.
+    pub fn set_pausing(&mut self, now: Moment, pausing: bool) {
+        self.pausing = pausing;
+        if self.owns() {
+            self.beats.announce(now, NewsAudience::Everyone);
+            self.wakeup.at_once(now);
+        }
+    }
+
+    /// What a message is for, where the owner's process is about to be replaced.
+    pub(super) fn purpose(&self, purpose: MessageKind) -> MessageKind {
+        match purpose {
+            MessageKind::Beat | MessageKind::Answer if self.pausing && self.owns() => MessageKind::Pausing,
+            purpose => purpose,
+        }
+    }
+
+    /// A node says that its process is about to be replaced.
+    pub(super) fn heard_of_pause(&mut self, now: Moment, from: NodeId) {
+        if self.knowledge.holder() == Some(from) && self.rules.candidate(&from).is_some() {
+            self.knowledge.holder_pauses(now);
         }
     }
 

@@ -14,6 +14,7 @@ mod serving;
 #[path = "../../../../proto/tests/simulation/mod.rs"]
 mod simulation;
 mod traffic;
+mod upgrade;
 mod usage;
 mod vip;
 mod web;
@@ -50,6 +51,11 @@ const BENCHES: &[(&str, &str, Bench)] = &[
         pulse::pulse,
     ),
     ("scale", "nodes that join at once, at rest, and while a master is cut; [--sizes N,N…]", scale::scale),
+    (
+        "upgrade",
+        "replacements under load, beside haproxy and nginx; [--held N] [--turns N] [--after S]",
+        upgrade::upgrade,
+    ),
     ("web", "what page and metrics cost, and how soon they answer; [--seconds S] [--pause MS]", web::web),
     ("etcd", "a watch and puts while members fail, beside haproxy; [--after S]", etcd::etcd),
 ];

@@ -89,21 +89,19 @@ pub(crate) fn proxy(arguments: &[String]) -> Result<()> {
     })
 }
 
-/// Starts all of them; the server itself is the last.
-fn carriers(
+/// Starts the agent with a service of this listener and port, and waits until it carries.
+pub(crate) fn start_agent(
     lab: &Lab,
     node: &Node,
     agent: &mut Agent<'_>,
-    server: SocketAddr,
-    held: u64,
-) -> Result<Vec<Carrier>> {
-    let mut carriers = Vec::new();
+    listen: SocketAddr,
+    server: u16,
+) -> Result<()> {
     let config = lab.dir().join("proxy.toml");
-    let listen = local(PROXIES);
     std::fs::write(
         &config,
         format!(
-            "[[service]]\nname = \"bulk\"\nlisten = \"{listen}\"\nport = {SERVER}\ncheck = \"tcp\"\nmaxconn = 20000\n"
+            "[[service]]\nname = \"bulk\"\nlisten = \"{listen}\"\nport = {server}\ncheck = \"tcp\"\nmaxconn = 20000\n"
         ),
     )?;
     agent.options = vec!["--config".to_owned(), config.to_string_lossy().into_owned()];
@@ -115,6 +113,20 @@ fn carriers(
         ensure!(ready, "its backends are {:?}", service.backends);
         Ok(())
     })?;
+    Ok(())
+}
+
+/// Starts all of them; the server itself is the last.
+fn carriers(
+    lab: &Lab,
+    node: &Node,
+    agent: &mut Agent<'_>,
+    server: SocketAddr,
+    held: u64,
+) -> Result<Vec<Carrier>> {
+    let mut carriers = Vec::new();
+    let listen = local(PROXIES);
+    start_agent(lab, node, agent, listen, SERVER)?;
     let pid = Some(agent.process()?.pid());
     carriers.push(Carrier { name: "agent", address: listen, pid, _process: None });
     let splices = [("haproxy+splice", "option splice-auto"), ("haproxy", "no option splice-auto")];

@@ -37,7 +37,7 @@ fn stat(pid: u32) -> Result<Vec<String>> {
 }
 
 /// The processes of a group.
-fn members(group: u32) -> Result<Vec<u32>> {
+pub(crate) fn members(group: u32) -> Result<Vec<u32>> {
     let group = group.to_string();
     let all = std::fs::read_dir("/proc")?
         .flatten()

@@ -1,0 +1,163 @@
+//! `upgrade`: what clients notice when a proxy is replaced again and again, beside haproxy's and nginx' reload.
+//!
+//! Each is given the same: connections of which a third carry messages and ten carry bulk both ways, new connections at
+//! a steady rate, and a replacement every second. Bytes are compared. A minute after the last one, with the connections
+//! still held, the processes and their memory are counted.
+
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use tests::hold::{Held, Kind, Watch, echo_once, hold, serve};
+use tests::lab::{Lab, Node, Proc, Signal};
+use tests::mesh::{binary, with_agents};
+use tests::peers::{Haproxy, local, nginx_stream, require};
+
+use super::proxy::start_agent;
+use super::usage::{members, memory};
+use super::{option, traffic};
+
+/// Ports of the server and of the first proxy.
+const SERVER: u16 = 7_001;
+const PROXIES: u16 = 17_001;
+
+/// Connections that carry bulk both ways.
+const BULK: u64 = 10;
+
+/// New connections are made by so many threads.
+const MAKERS: u32 = 6;
+
+/// How long each of them waits between two: 300 a second together.
+const PACE: Duration = Duration::from_millis(20);
+
+/// Time between two replacements.
+const BETWEEN: Duration = Duration::from_secs(1);
+
+/// What clients have seen of one proxy.
+#[derive(Default)]
+struct Seen {
+    made: AtomicU64,
+    failed: AtomicU64,
+    worst_us: AtomicU64,
+}
+
+pub(crate) fn upgrade(arguments: &[String]) -> Result<()> {
+    require(&[
+        ("haproxy", "haproxy"),
+        ("../../usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
+    ])?;
+    let mut arguments = arguments.to_vec();
+    let held = option(&mut arguments, "--held", 2_000)?;
+    let turns = option(&mut arguments, "--turns", 20)?;
+    let after = Duration::from_secs(option(&mut arguments, "--after", 60)?);
+    ensure!(arguments.is_empty(), "what is {arguments:?}?");
+    with_agents(Lab::bridge(1), |lab, agents| {
+        let agent = agents.first_mut().context("no agent")?;
+        let node = lab.node(0);
+        node.exec(&["sysctl", "-qw", "net.ipv4.ip_local_port_range=20000 65000"])?.ok()?;
+        let server = SocketAddr::new(node.mesh_ip(), SERVER);
+        println!(
+            "{held} connections held, a third active and {BULK} in bulk, 300 new a second, {turns} replacements\n"
+        );
+        println!(
+            "{:<8} {:>7} {:>7} {:>7} {:>11} {:>11} {:>9} {:>9}",
+            "", "new", "failed", "lost", "worst new", "worst held", "processes", "memory"
+        );
+        let over = Arc::new(AtomicBool::new(false));
+        serve(node, server, &over)?;
+
+        let listen = local(PROXIES);
+        agent.binary = node.dir().join("agent");
+        std::fs::copy(binary()?, &agent.binary)?;
+        start_agent(lab, node, agent, listen, SERVER)?;
+        let group = agent.process()?.pid();
+        let replace = || agent.cli(&["upgrade"])?.ok().map(|_| ());
+        row("agent", node, (listen, group), (held, turns, after), &replace)?;
+
+        let listen = local(PROXIES + 1);
+        let haproxy = Haproxy {
+            name: "haproxy",
+            listen,
+            servers: vec![server],
+            maxconn: held + 1_000,
+            defaults: "option splice-auto",
+            server: "weight 100",
+        };
+        let process = haproxy.start_with_master(node)?;
+        let reload = || signal_first(&process, Signal::USR2);
+        row("haproxy", node, (listen, process.pid()), (held, turns, after), &reload)?;
+        drop(process);
+
+        let listen = local(PROXIES + 2);
+        let process = nginx_stream(node, listen, server)?;
+        let reload = || signal_first(&process, Signal::HUP);
+        row("nginx", node, (listen, process.pid()), (held, turns, after), &reload)
+    })
+}
+
+/// A signal to the master process alone, as its users' tools send it.
+fn signal_first(process: &Proc, signal: Signal) -> Result<()> {
+    let pid = i32::try_from(process.pid()).ok().and_then(rustix::process::Pid::from_raw);
+    Ok(rustix::process::kill_process(pid.context("a process id")?, signal)?)
+}
+
+fn row(
+    name: &str,
+    node: &Node,
+    (listen, group): (SocketAddr, u32),
+    (held, turns, after): (u64, u64, Duration),
+    replace: &dyn Fn() -> Result<()>,
+) -> Result<()> {
+    let watch = Arc::new(Watch::default());
+    let open = || (0..held - held / 3).map(|_| Ok(TcpStream::connect(listen)?)).collect::<Result<Vec<_>>>();
+    let silent = node.inside(open)?;
+    let kinds = [(Kind::Bulk, BULK), (Kind::Steady, held / 3 - BULK)];
+    let all = kinds.iter().flat_map(|(kind, count)| (0..*count).map(|seed| (*kind, seed)));
+    let active: Vec<Held> =
+        all.map(|(kind, seed)| hold(node, listen, kind, seed + 1, &watch)).collect::<Result<_>>()?;
+    std::thread::sleep(BETWEEN);
+    watch.longest_us.store(0, Relaxed);
+    let (seen, ended) = (Seen::default(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for _ in 0..MAKERS {
+            scope.spawn(|| node.inside(|| make(listen, &seen, &ended)));
+        }
+        let outcome: Result<()> = (0..turns).try_for_each(|_| {
+            let began = Instant::now();
+            replace()?;
+            std::thread::sleep(BETWEEN.saturating_sub(began.elapsed()));
+            Ok(())
+        });
+        ended.store(true, Relaxed);
+        outcome
+    })?;
+    let worst_held = watch.longest_us.load(Relaxed);
+    std::thread::sleep(after);
+    let (processes, (_, private)) = (members(group)?.len(), memory(group)?);
+    watch.over.store(true, Relaxed);
+    let lost = active.into_iter().map(Held::end).filter(Result::is_err).count() + traffic::ended(&silent);
+    println!(
+        "{name:<8} {:>7} {:>7} {lost:>7} {:>8.1} ms {:>8.1} ms {processes:>9} {:>6.1} MB",
+        seen.made.load(Relaxed),
+        seen.failed.load(Relaxed),
+        seen.worst_us.load(Relaxed) as f64 / 1e3,
+        worst_held as f64 / 1e3,
+        private as f64 / 1e3,
+    );
+    Ok(())
+}
+
+/// New connections for one message each, until the end.
+fn make(listen: SocketAddr, seen: &Seen, ended: &AtomicBool) -> Result<()> {
+    while !ended.load(Relaxed) {
+        let began = Instant::now();
+        let counter = if echo_once(listen).is_ok() { &seen.made } else { &seen.failed };
+        counter.fetch_add(1, Relaxed);
+        let took = began.elapsed();
+        seen.worst_us.fetch_max(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Relaxed);
+        std::thread::sleep(PACE.saturating_sub(took));
+    }
+    Ok(())
+}

@@ -1,0 +1,203 @@
+//! Booted machines with a systemd of their own: what `agent init`, `systemctl` and a power cut do there.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tests::hold::{Held, Kind, Watch, hold, serve, wait_for_more};
+use tests::lab::Lab;
+use tests::machine::{Machine, all_up, form, with_machines};
+use tests::mesh::{GOSSIP, SOON};
+use tests::vip::ADDRESS;
+use tests::wait::{always, eventually};
+
+/// Where the proxy under test listens for what is compared byte for byte.
+const PROXY: ([u8; 4], u16) = ([127, 0, 0, 1], 17_000);
+
+/// Its port on the nodes that serve it.
+const SERVED: u16 = 7_000;
+
+/// A service that echoes on all nodes but the last.
+fn serve_echo(lab: &Lab, machines: &[Machine<'_>], watch: &Watch) -> Result<()> {
+    let last = machines.len() - 1;
+    for i in 0..last {
+        serve(lab.node(i), SocketAddr::new(lab.node(i).mesh_ip(), SERVED), &watch.over)?;
+    }
+    let listen = format!("service.echo.listen={}", SocketAddr::from(PROXY));
+    let port = format!("service.echo.port={SERVED}");
+    machines[0].agent(&["set", &listen, &port, "service.echo.check=tcp"])?.ok()?;
+    eventually("both echo", GOSSIP, || {
+        let status = machines[last].status()?;
+        let echo = status.services.iter().find(|one| one.name == "echo").context("no such service yet")?;
+        let ready = echo.backends.iter().filter(|one| one.state == "ready").count();
+        ensure!(ready == last, "{:?}", echo.backends);
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// The events that a machine has told, each as a line.
+fn events(machine: &Machine<'_>) -> Result<Vec<String>> {
+    Ok(machine.agent(&["events", "--json", "--since", "1d"])?.ok()?.lines().map(str::to_owned).collect())
+}
+
+/// Who owns the virtual IP as a machine sees it, and with which epoch.
+fn owner_of_vip(machine: &Machine<'_>) -> Result<(String, u64)> {
+    let vip = machine.status()?.vips.first().cloned().context("there is no virtual IP yet")?;
+    let owner = vip["owner"].as_str().with_context(|| format!("no owner: {vip}"))?;
+    Ok((owner.to_owned(), vip["epoch"].as_u64().context("no epoch")?))
+}
+
+/// The main process of the agent's service.
+fn main_pid(machine: &Machine<'_>) -> Result<String> {
+    machine.property("agent", "MainPID")
+}
+
+#[test]
+fn a_restart_loses_no_connection_no_byte_and_no_virtual_ip() -> Result<()> {
+    with_machines(Lab::bridge(3), |lab, machines| {
+        let _masters = (0..3).map(|i| lab.nginx_master(i)).collect::<Result<Vec<_>>>()?;
+        let watch = Arc::new(Watch::default());
+        form(machines, &["--vip", &ADDRESS.to_string()])?;
+        serve_echo(lab, machines, &watch)?;
+        let (before, _) = eventually("all agree on the virtual IP's owner", GOSSIP, || {
+            let all = machines.iter().map(owner_of_vip).collect::<Result<Vec<_>>>()?;
+            ensure!(all.iter().all(|one| *one == all[0]), "{all:?}");
+            Ok(all[0].clone())
+        })?;
+        let last = &machines[2];
+        let counts = [
+            (Kind::Silent, 40),
+            (Kind::Active, 20),
+            (Kind::Bulk, 2),
+            (Kind::HalfClosed, 4),
+            (Kind::Stuck, 4),
+        ];
+        let all = counts.iter().flat_map(|(kind, count)| (0..*count).map(move |seed| (*kind, seed)));
+        let held: Vec<Held> = all
+            .map(|(kind, seed)| hold(last.node(), PROXY.into(), kind, seed + 1, &watch))
+            .collect::<Result<_>>()?;
+        wait_for_more(&watch)?;
+        let began = last.status()?.node.started_unix_ms;
+
+        // A restart, an upgrade, and a package that has put another binary in its place.
+        let program = last.file("/usr/local/bin/agent");
+        std::fs::copy(&program, last.file("/root").join("agent-new"))?;
+        let steps: [&[&str]; 3] = [
+            &["systemctl", "restart", "agent"],
+            &["agent", "upgrade", "/root/agent-new"],
+            &["systemctl", "try-restart", "agent"],
+        ];
+        for step in steps {
+            let process = main_pid(last)?;
+            let others = &machines[..2];
+            let told = others.iter().map(events).collect::<Result<Vec<_>>>()?;
+            last.exec(step)?.ok()?;
+            wait_for_more(&watch)?;
+            for (other, told) in others.iter().zip(told) {
+                let new: Vec<String> = events(other)?.into_iter().skip(told.len()).collect();
+                let noticed = |line: &String| line.contains("n2") && !line.contains("\"level\":\"info\"");
+                ensure!(!new.iter().any(noticed), "{step:?}: {} has noticed: {new:?}", other.name());
+            }
+            let is_same = main_pid(last)? == process;
+            ensure!(is_same == (step[0] == "agent"), "{step:?}: process {process} goes on: {is_same}");
+            ensure!(last.property("agent", "NFileDescriptorStore")? == "0", "systemd keeps something still");
+        }
+        // The owner of the virtual IP, too.
+        let owner = machines.iter().find(|one| one.name() == before.0).context("a stranger owns it")?;
+        owner.exec(&["systemctl", "restart", "agent"])?.ok()?;
+        always("it stays where it is", Duration::from_secs(7), || {
+            for machine in machines.iter() {
+                let now = owner_of_vip(machine)?;
+                ensure!(now == before, "{} says {now:?}, and it was {before:?}", machine.name());
+            }
+            Ok(())
+        })?;
+        ensure!(last.status()?.node.started_unix_ms == began, "it has started anew");
+        watch.over.store(true, Relaxed);
+        let bytes = held.into_iter().map(Held::end).sum::<Result<u64>>()?;
+        println!(
+            "{bytes} bytes came back; of {} messages the slowest took {} ms",
+            watch.messages.load(Relaxed),
+            watch.longest_us.load(Relaxed) / 1000
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn a_stop_is_a_stop() -> Result<()> {
+    with_machines(Lab::bridge(2), |lab, machines| {
+        let watch = Arc::new(Watch::default());
+        form(machines, &[])?;
+        serve_echo(lab, machines, &watch)?;
+        let held = hold(machines[1].node(), PROXY.into(), Kind::Active, 1, &watch)?;
+        machines[1].exec(&["systemctl", "stop", "agent"])?.ok()?;
+        ensure!(held.end().is_err(), "a connection outlives the agent");
+        eventually("the other sees that it stopped", GOSSIP, || {
+            let state = machines[0].status()?.member("n1")?.state.clone();
+            ensure!(state == "left", "it is {state}");
+            Ok(())
+        })?;
+        machines[1].exec(&["systemctl", "start", "agent"])?.ok()?;
+        all_up(machines)
+    })
+}
+
+#[test]
+fn a_machine_serves_again_whatever_happens_to_it() -> Result<()> {
+    with_machines(Lab::bridge(3), |lab, machines| {
+        let _masters = (0..3).map(|i| lab.nginx_master(i)).collect::<Result<Vec<_>>>()?;
+        form(machines, &[])?;
+        // Units that need an apiserver start after the proxy listens, and the unit is what systemd runs.
+        for machine in machines.iter() {
+            let before = machine.property("agent", "Before")?;
+            ensure!(before.contains("kubelet.service") && before.contains("k3s.service"), "{before}");
+            for (property, value) in
+                [("Type", "notify"), ("NoNewPrivileges", "yes"), ("ProtectSystem", "strict")]
+            {
+                ensure!(machine.property("agent", property)? == value, "{property}");
+            }
+        }
+        let journal = machines[0].exec(&["journalctl", "-u", "agent", "-o", "json", "--no-pager"])?.ok()?;
+        ensure!(journal.contains("\"AGENT_EVENT\":\"member\""), "the journal has no fields: {journal}");
+
+        // A crash, and a process that hangs: systemd starts it again.
+        for signal in ["KILL", "STOP"] {
+            let process = main_pid(&machines[1])?;
+            machines[1].exec(&["kill", &format!("-{signal}"), &process])?.ok()?;
+            eventually(&format!("it serves after SIG{signal}"), Duration::from_secs(40), || {
+                ensure!(main_pid(&machines[1])? != process, "systemd has not noticed");
+                ensure!(machines[1].property("agent", "ActiveState")? == "active", "it is not active");
+                Ok(())
+            })?;
+            all_up(machines)?;
+        }
+        machines[1].reboot()?;
+        all_up(machines)?;
+        machines[2].power_cut()?;
+        eventually("the others see the power cut", SOON, || {
+            let state = machines[0].status()?.member("n2")?.state.clone();
+            ensure!(state == "down", "it is {state}");
+            Ok(())
+        })?;
+        machines[2].power_on()?;
+        machines[2].wait_until_booted()?;
+        all_up(machines)?;
+        // All at once.
+        machines.iter_mut().try_for_each(Machine::begin_reboot)?;
+        machines.iter_mut().try_for_each(Machine::end_reboot)?;
+        all_up(machines)?;
+        for machine in machines.iter() {
+            eventually("its clients are served", GOSSIP, || {
+                let status = machine.status()?;
+                let ready = status.services[0].backends.iter().filter(|one| one.state == "ready").count();
+                ensure!(ready == 3, "{:?}", status.services[0].backends);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    })
+}
