@@ -11,6 +11,8 @@ use proto::control::{MemberState, Request, Response, Status};
 use proto::event::{Event, EventKind, EventQuery};
 use proto::time::UnixMs;
 
+use proto::topology::Place;
+
 use crate::mesh::{Agent, form};
 
 /// Masters: the first nodes.
@@ -208,4 +210,81 @@ pub fn cut(agents: &[Agent<'_>], master: usize, away: Duration) -> Result<CutNot
     std::thread::sleep(away);
     let back = Seen::of_events(&others, since, became("ready"))?;
     Ok(CutNoticed { down, back })
+}
+
+/// What the others notice of a core member whose agent is killed; of any worker where all gossip.
+pub struct KillNoticed {
+    /// Until each of those that were attached to it had others of the core instead.
+    pub held: Seen,
+    /// Until no node took it for up any more.
+    pub down: Seen,
+}
+
+/// Kills the agent of a worker that is in the core, waits for `limit` at most until all others have noticed, and starts
+/// it again.
+///
+/// # Errors
+/// A node does not respond, or the agent can't be started.
+pub fn kill_core_member(agents: &mut [Agent<'_>], limit: Duration) -> Result<KillNoticed> {
+    let statuses: Vec<Status> = agents.iter().map(status).collect::<Result<_>>()?;
+    let in_core = |at: &usize| statuses.get(*at).is_some_and(|status| status.node.place == Place::Core);
+    let killed = (MASTERS..agents.len()).find(in_core).unwrap_or(agents.len() - 1);
+    let victim = agents.get_mut(killed).context("no worker")?;
+    let name = victim.name();
+    let is_held = |status: &Status| status.node.attached_to.iter().any(|held| held.as_str() == name);
+    let started = Instant::now();
+    victim.kill()?;
+    let mut held: Vec<Option<Duration>> =
+        statuses.iter().map(|status| (!is_held(status)).then_some(Duration::ZERO)).collect();
+    let mut down = vec![None; agents.len()];
+    for seen in [&mut held, &mut down] {
+        *seen.get_mut(killed).context("no such node")? = Some(Duration::ZERO);
+    }
+    while started.elapsed() < limit && held.iter().chain(&down).any(Option::is_none) {
+        let round = Instant::now();
+        for ((agent, held), down) in agents.iter().zip(&mut held).zip(&mut down) {
+            if held.is_some() && down.is_some() {
+                continue;
+            }
+            let Ok(status) = status(agent) else { continue };
+            if !is_held(&status) {
+                held.get_or_insert(started.elapsed());
+            }
+            let mut members = status.members.iter();
+            if !members.any(|member| member.name.as_str() == name && member.state == MemberState::Up) {
+                down.get_or_insert(started.elapsed());
+            }
+        }
+        std::thread::sleep(PAUSE.max(round.elapsed() * IDLE_FACTOR));
+    }
+    again(agents.get_mut(killed).context("no such node")?)?;
+    Ok(KillNoticed { held: Seen(held), down: Seen(down) })
+}
+
+/// Starts a node from its state: the options were for joining.
+fn again(agent: &mut Agent<'_>) -> Result<()> {
+    agent.options.clear();
+    agent.run()
+}
+
+/// Cuts a master's power and kills its agent, starts both again after `away`, and waits as long again. Returns how long
+/// after its start each other node had it ready.
+///
+/// # Errors
+/// The switch refused, or a node does not respond.
+pub fn master_back(agents: &mut [Agent<'_>], master: usize, away: Duration) -> Result<Seen> {
+    let returned = agents.get_mut(master).context("no such master")?;
+    let name = returned.name();
+    returned.node().power_cut()?;
+    returned.kill()?;
+    std::thread::sleep(away);
+    let since = now();
+    returned.node().power_on()?;
+    again(returned)?;
+    std::thread::sleep(away);
+    let subject = format!("kube-api/{name}");
+    let others: Vec<&Agent<'_>> = agents.iter().filter(|one| one.name() != name).collect();
+    Seen::of_events(&others, since, |event| {
+        event.kind == EventKind::Backend && event.subject == subject && event.to == "ready"
+    })
 }

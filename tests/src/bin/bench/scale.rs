@@ -1,11 +1,12 @@
-//! `scale`: many nodes that join at once, what they cost at rest, and how soon all notice a master that is cut.
+//! `scale`: many nodes that join at once, what they cost at rest, and how soon all notice a master that is cut, a core
+//! member that is killed, and a master that starts again.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tests::lab::Lab;
 use tests::mesh::{Agent, with_agents};
-use tests::scale::{FalseAlarms, MASTERS, cut, join_at_once, now, status};
+use tests::scale::{FalseAlarms, MASTERS, cut, join_at_once, kill_core_member, master_back, now, status};
 
 use super::masters;
 use super::usage::{cpu_seconds, memory, peak, traffic};
@@ -38,7 +39,7 @@ pub(crate) fn scale(arguments: &[String]) -> Result<()> {
         SPAN.as_secs()
     );
     println!(
-        "{:>5} | {:>12} {:>12} {:>12} | {:>11} {:>19} {:>19} | {:>11} | {:>9} {:>9} {:>15} | {:>11} | {:>12} {:>12}",
+        "{:>5} | {:>12} {:>12} {:>12} | {:>11} {:>19} {:>19} | {:>11} | {:>9} {:>9} {:>15} | {:>11} | {:>12} {:>12} | {:>12} {:>12} | {:>14}",
         "nodes",
         "serve s",
         "all see s",
@@ -52,7 +53,10 @@ pub(crate) fn scale(arguments: &[String]) -> Result<()> {
         "of a master",
         "false",
         "cut, down s",
-        "back, ready s"
+        "back, ready s",
+        "core, held s",
+        "down s",
+        "master back s"
     );
     sizes.into_iter().try_for_each(one_size)
 }
@@ -78,6 +82,9 @@ fn one_size(size: usize) -> Result<()> {
             before.iter().zip(&after).map(|(before, after)| Usage::of(before, after)).collect();
         let (master, other) = usage.split_at_checked(MASTERS).context("no masters")?;
         let noticed = cut(agents, MASTERS - 1, AWAY)?;
+        let killed = kill_core_member(agents, LIMIT)?;
+        std::thread::sleep(CALM);
+        let returned = master_back(agents, MASTERS - 1, AWAY)?;
         let rate = |usage: fn(&Usage) -> f64| (median(other, usage), most(master, usage));
         let (gossip, cpu) = (rate(|one| one.gossip), rate(|one| one.cpu));
         let (out, into) = (rate(|one| one.out), rate(|one| one.into));
@@ -85,7 +92,7 @@ fn one_size(size: usize) -> Result<()> {
             format!("{:.1}/{:.1}", pick(of, |one| one.resident), pick(of, |one| one.private))
         };
         println!(
-            "{size:>5} | {:>12} {:>12} {:>12} | {:>11} {:>19} {:>19} | {:>11} | {:>9} {:>9} {:>15} | {:>11} | {:>12} {:>12}",
+            "{size:>5} | {:>12} {:>12} {:>12} | {:>11} {:>19} {:>19} | {:>11} | {:>9} {:>9} {:>15} | {:>11} | {:>12} {:>12} | {:>12} {:>12} | {:>14}",
             joined.serve.shown(),
             joined.all.shown(),
             joining,
@@ -99,6 +106,9 @@ fn one_size(size: usize) -> Result<()> {
             resting,
             noticed.down.shown(),
             noticed.back.shown(),
+            killed.held.shown(),
+            killed.down.shown(),
+            returned.shown(),
         );
         Ok(())
     })
