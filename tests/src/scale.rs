@@ -79,10 +79,18 @@ impl Seen {
         self.0.iter().copied().collect::<Option<Vec<_>>>()?.into_iter().max()
     }
 
+    /// The time of the median node and the last, in seconds.
+    pub fn median_and_last(&self) -> String {
+        let mut all: Vec<Duration> = self.0.iter().flatten().copied().collect();
+        all.sort_unstable();
+        let median = all.get(all.len() / 2).copied().unwrap_or_default();
+        format!("{:.2} {}", median.as_secs_f64(), self.shown())
+    }
+
     /// The last time in seconds, with the number of nodes where some are missing.
     pub fn shown(&self) -> String {
         let latest = self.0.iter().flatten().max();
-        let seconds = latest.map_or_else(|| "-".to_owned(), |last| format!("{:.1}", last.as_secs_f64()));
+        let seconds = latest.map_or_else(|| "-".to_owned(), |last| format!("{:.2}", last.as_secs_f64()));
         if self.count() == self.0.len() {
             seconds
         } else {

@@ -35,7 +35,9 @@ pub(crate) fn scale(arguments: &[String]) -> Result<()> {
     println!(
         "{MASTERS} masters, all others join at once; false alarms are suspect/down of members and of backends, by \
          all nodes;\nat rest over {} s: kB/s out and in, CPU % of a core, MB resident/private (and the peak); a \
-         master is cut and\nreturns: s until the last node says so. Median node (not a master), most of a master:",
+         master is cut and\nreturns: s until the median node and the last say so, and the last; an agent in the core \
+         is killed: s until the\nlast node has let it go, and says that it is down; a master is away and starts again: \
+         s until the last has it ready.\nMedian node (not a master), most of a master:",
         SPAN.as_secs()
     );
     println!(
@@ -104,7 +106,7 @@ fn one_size(size: usize) -> Result<()> {
             mb(most, other),
             format!("{} ({:.1})", mb(most, master), most(master, |one| one.peak)),
             resting,
-            noticed.down.shown(),
+            noticed.down.median_and_last(),
             noticed.back.shown(),
             killed.held.shown(),
             killed.down.shown(),
