@@ -1,13 +1,18 @@
 //! Faults of masters, and what their clients notice: the rows of the lab tests and of the bench.
 
 use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use proto::event::EventKind;
+use proto::time::UnixMs;
 
-use crate::lab::{Lab, Master, Signal};
+use crate::lab::{Lab, Master, Proc, Signal};
 use crate::load::{self, Beat, Plan, Record, Seen, Try, What};
 use crate::mesh::{Agent, GOSSIP, SOON, form};
+use crate::peers::Haproxy;
+use crate::scale::events;
 use crate::wait::eventually;
 
 /// Masters of a stage: nodes 0 to 2. The worker is node 3.
@@ -28,6 +33,10 @@ const UNANSWERED: Duration = Duration::from_millis(3_200);
 
 /// A master that hangs is not ready for others within this time: 1.5 s, and another for a busy machine.
 const NOT_READY: Duration = Duration::from_millis(2_500);
+
+/// How long a slow handshake takes, and where what makes it slow listens.
+const HELLO: Duration = Duration::from_millis(1_200);
+const RELAY: u16 = 6444;
 
 /// Minimum time that is watched after the last step of a fault that takes many.
 const LAST: Duration = Duration::from_secs(2);
@@ -61,11 +70,13 @@ pub enum Fault {
     Rolling,
     AllDead,
     SlowReady,
+    /// The first byte of each TLS handshake is late; what is connected already goes on as before.
+    SlowHello,
 }
 
 impl Fault {
     /// Every row, in the order of the table.
-    pub const ALL: [Fault; 16] = [
+    pub const ALL: [Fault; 17] = [
         Fault::PowerCut,
         Fault::Kill,
         Fault::Hang,
@@ -82,6 +93,7 @@ impl Fault {
         Fault::Rolling,
         Fault::AllDead,
         Fault::SlowReady,
+        Fault::SlowHello,
     ];
 
     /// Its name on the command line.
@@ -112,6 +124,7 @@ impl Fault {
             Fault::Rolling => ("rolling", "rolling restart"),
             Fault::AllDead => ("all-dead", "3 dead, 1 back"),
             Fault::SlowReady => ("slow-ready", "/readyz takes 2 s"),
+            Fault::SlowHello => ("slow-hello", "hello takes 1.2 s"),
         }
     }
 }
@@ -138,6 +151,8 @@ pub struct Stage<'stage, 'lab> {
     /// An agent on every node.
     pub agents: &'stage mut [Agent<'lab>],
     masters: Vec<Master>,
+    /// What makes a master's handshakes slow.
+    relay: Option<Proc>,
 }
 
 impl<'stage, 'lab> Stage<'stage, 'lab> {
@@ -149,7 +164,7 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
         ensure!(lab.size() > MASTERS && agents.len() > MASTERS, "three masters and a worker");
         let masters = (0..MASTERS).map(|i| lab.nginx_master(i)).collect::<Result<Vec<_>>>()?;
         form(agents)?;
-        let stage = Stage { lab, agents, masters };
+        let stage = Stage { lab, agents, masters, relay: None };
         stage.wait_until_ready()?;
         Ok(stage)
     }
@@ -230,6 +245,7 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
                 act.moment = Instant::now();
             }
             Fault::SlowReady => self.masters[victim].set_slow(true)?,
+            Fault::SlowHello => self.slow_hello(victim)?,
         }
         Ok(act)
     }
@@ -262,6 +278,10 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
                 }
             }
             Fault::SlowReady => self.masters[victim].set_slow(false)?,
+            Fault::SlowHello => {
+                self.lab.node(victim).exec(&["nft", "delete table ip slow-hello"])?.ok()?;
+                self.relay = None;
+            }
         }
         self.wait_until_ready()
     }
@@ -275,6 +295,41 @@ impl<'stage, 'lab> Stage<'stage, 'lab> {
         );
         let rules = if on { rule.as_str() } else { "delete table inet stopping" };
         self.lab.node(victim).exec(&["nft", rules])?.ok().map(drop)
+    }
+
+    /// Leads new connections to a master through a relay, which passes on nothing for a while. Its own are exempt.
+    fn slow_hello(&mut self, victim: usize) -> Result<()> {
+        let (node, master) = (self.lab.node(victim), self.masters[victim].address);
+        let relay = Haproxy {
+            name: "slow-hello",
+            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, RELAY)),
+            servers: vec![master],
+            maxconn: 1_000,
+            defaults: "",
+            server: &format!(
+                "source 127.0.0.1\n    tcp-request inspect-delay {}\n    tcp-request content accept if WAIT_END",
+                HELLO.as_millis()
+            ),
+        };
+        self.relay = Some(relay.start(node)?);
+        let lead = format!(
+            "ip saddr != 127.0.0.1 tcp dport {} tcp flags & (syn | ack) == syn redirect to :{RELAY}",
+            master.port()
+        );
+        let chain = |hook: &str| format!("chain {hook} {{ type nat hook {hook} priority -100; {lead}; }}; ");
+        let rules = format!("table ip slow-hello {{ {}{}}}", chain("prerouting"), chain("output"));
+        node.exec(&["nft", &rules])?.ok().map(drop)
+    }
+
+    /// Whether a node has taken a master for down since a time.
+    ///
+    /// # Errors
+    /// It does not respond.
+    pub fn was_down(&self, node: usize, master: usize, since: UnixMs) -> Result<bool> {
+        let agent = self.agents.get(node).context("no such node")?;
+        let subject = format!("kube-api/n{master}");
+        let mut all = events(agent, since)?.into_iter();
+        Ok(all.any(|one| one.kind == EventKind::Backend && one.subject == subject && one.to == "down"))
     }
 
     /// A whole row: clients for `before`, the fault, clients for `after`. The fault hits the master that

@@ -8,6 +8,7 @@ use tests::faults::{Fault, Noticed, Stage};
 use tests::lab::Lab;
 use tests::load::Plan;
 use tests::mesh::{LISTENER, with_agents};
+use tests::scale::now;
 
 /// Upper limits for a row.
 struct Bounds {
@@ -132,6 +133,23 @@ fn a_dead_or_frozen_agent_and_a_slow_apiserver_disturb_nobody() -> Result<()> {
         (Fault::SlowReady, NOTHING),
         (Fault::Drained, NOTHING),
     ])
+}
+
+#[test]
+fn a_slow_handshake_is_no_reason_to_call_a_master_down() -> Result<()> {
+    with_agents(Lab::wireguard(4), |lab, agents| {
+        let mut stage = Stage::set(lab, agents)?;
+        let (per_second, held) = LOAD;
+        let plan = Plan { targets: vec![LISTENER.parse()?], per_second, held, patience: PATIENCE };
+        let since = now();
+        let bounds = Bounds { watched: seconds(8), ..NOTHING };
+        let (noticed, victim) = stage.row(Fault::SlowHello, &plan, BEFORE, bounds.watched)?;
+        holds(Fault::SlowHello, &noticed[0], &bounds)?;
+        for node in 0..stage.agents.len() {
+            ensure!(!stage.was_down(node, victim, since)?, "n{node} took n{victim} for down");
+        }
+        stage.undo(Fault::SlowHello, victim)
+    })
 }
 
 #[test]

@@ -6,5 +6,6 @@
 mod document;
 mod member;
 mod removed;
+mod silence;
 mod stranger;
 mod vip;
