@@ -230,21 +230,21 @@ impl ReachabilityTask {
         let now = self.life.now();
         let table = self.table.borrow().clone();
         for ((node, service), path) in &mut self.paths {
-            if path.next_probe().is_none_or(|at| at > now) {
-                continue;
+            // Several, where this loop is late.
+            while path.next_probe().is_some_and(|at| at <= now) {
+                let within = path.probe_timeout();
+                path.probe_started(now);
+                let backend = table.get(service).and_then(|all| all.iter().find(|one| one.node == *node));
+                let Some(address) = backend.map(|backend| backend.address) else { continue };
+                let hello = self.hello.clone().filter(|_| tls.contains(service));
+                let (node, service, probes) = (*node, service.clone(), self.inputs.probes.clone());
+                self.life.spawn(async move {
+                    let report = |evidence| {
+                        let _ = probes.try_send(EvidenceReport { node, service: service.clone(), evidence });
+                    };
+                    probe::probe(address, within, hello, report).await;
+                });
             }
-            let within = path.probe_timeout();
-            path.probe_started(now);
-            let backend = table.get(service).and_then(|all| all.iter().find(|backend| backend.node == *node));
-            let Some(address) = backend.map(|backend| backend.address) else { continue };
-            let hello = self.hello.clone().filter(|_| tls.contains(service));
-            let (node, service, probes) = (*node, service.clone(), self.inputs.probes.clone());
-            self.life.spawn(async move {
-                let report = |evidence| {
-                    let _ = probes.try_send(EvidenceReport { node, service: service.clone(), evidence });
-                };
-                probe::probe(address, within, hello, report).await;
-            });
         }
     }
 

@@ -92,7 +92,11 @@ fn the_state_follows_from_view_and_last_known_good() {
         (states(&[member(1, true, Some(Readiness::Down))], &[], &[]), Some(BackendState::Down)),
         (states(&[member(1, false, ready)], &[(1, &[LOST])], &[]), Some(BackendState::Suspect)),
         (
-            states(&[member(1, false, ready)], &[(1, &[LOST, Unanswered, Unanswered])], &[]),
+            states(
+                &[member(1, false, ready)],
+                &[(1, &[LOST, Unanswered, Unanswered, Unanswered, Unanswered])],
+                &[],
+            ),
             Some(BackendState::Down),
         ),
         // No node has answered yet: the last known good list serves.

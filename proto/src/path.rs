@@ -13,12 +13,14 @@
 //!                                         ranked behind backends whose agent is alive and reports ready
 //!   any       hello unanswered            Suspect; Down after 3 s: the machine is frozen
 //!   Late      failed                      Suspect
-//!   Silent    failed twice since          Down
-//!   CutOff    failed three times since    Down: the path from here is cut, others hear the node
+//!   Silent    failed 4 times since        Down
+//!   CutOff    failed 5 times since        Down: the path from here is cut, others hear the node
 //! ```
 //!
-//! When a node falls silent, the first two probes overlap and are short: if nobody hears it, both have failed by
-//! the time that this is known. Later ones follow each other, with more patience.
+//! When a node falls silent, the first four probes overlap and are short: if nobody hears it, all have failed by the
+//! time that this is known. So do those after the first that fails where an agent is gone and its service answers:
+//! such a node is silent for as long as its agent needs to start, and one lost connect must not be half of a verdict.
+//! Later ones follow each other, with more patience.
 //!
 //! A wrong Suspect is cheap: new connections go elsewhere while another backend is good. A wrong Down is not:
 //! held connections are reset. So Down needs a positive answer, or silence in two independent ways.
@@ -38,9 +40,9 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 const PROBE_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// Probes that overlap when a node has fallen silent, the longest duration of each, and the time between them.
-const OVERLAPPING: u32 = 2;
+const OVERLAPPING: u32 = 4;
 const OVERLAPPING_TIMEOUT: Duration = Duration::from_millis(200);
-const OVERLAP: Duration = Duration::from_millis(50);
+const OVERLAP: Duration = Duration::from_millis(25);
 
 /// Time after the end of a probe within which its result arrives.
 const PROBE_LATE: Duration = Duration::from_millis(50);
@@ -49,11 +51,12 @@ const PROBE_LATE: Duration = Duration::from_millis(50);
 /// of them: at 20 % loss each way one connect in three fails, and the node has just answered.
 const UNANSWERED_WHILE_ALIVE: u32 = 8;
 
-/// The same while it is silent: one could be a lost packet.
-const UNANSWERED_WHILE_SILENT: u32 = 2;
+/// The same while it is silent. An agent that restarts is silent for seconds, in which its service is connected to some
+/// five times: at 5 % loss each way two in a row were lost to one node in thirty, and four to one in two thousand.
+const UNANSWERED_WHILE_SILENT: u32 = 4;
 
-/// The same while others hear it: the two that overlap, and a patient one.
-const UNANSWERED_WHILE_CUT_OFF: u32 = 3;
+/// The same while others hear it: those that overlap, and a patient one.
+const UNANSWERED_WHILE_CUT_OFF: u32 = 5;
 
 /// How long a TLS hello may be unanswered.
 pub const HELLO_LATE: Duration = Duration::from_millis(400);
@@ -131,10 +134,14 @@ pub struct BackendPath {
     unanswered: u32,
     refused: u32,
     rtt: Option<Duration>,
+    /// The shortest time that a connect has taken.
+    shortest: Option<Duration>,
     next_probe: Option<Moment>,
     /// Probes started since the node fell silent, and when the last one will have ended.
     probes: u32,
     probe_ends: Moment,
+    /// A connect has succeeded since then, and none has failed after it.
+    connected: bool,
     /// Until then a probe that is not answered may have been started while the node was silent.
     outdated_until: Moment,
 }
@@ -155,9 +162,11 @@ impl BackendPath {
             unanswered: 0,
             refused: 0,
             rtt: None,
+            shortest: None,
             next_probe: None,
             probes: 0,
             probe_ends: Moment::ZERO,
+            connected: false,
             outdated_until: Moment::ZERO,
         }
     }
@@ -199,16 +208,23 @@ impl BackendPath {
 
     /// Longest duration of the next probe.
     pub fn probe_timeout(&self) -> Duration {
-        let least = if self.overlaps() { OVERLAPPING_TIMEOUT } else { PROBE_TIMEOUT };
-        self.rtt.map_or(least, |rtt| least.max(rtt * 3))
+        // Connects are rare, so what a busy moment did to the smoothed time lasts: those that overlap go by the
+        // shortest.
+        let (least, rtt) = match self.overlaps() {
+            true => (OVERLAPPING_TIMEOUT, self.shortest),
+            false => (PROBE_TIMEOUT, self.rtt),
+        };
+        rtt.map_or(least, |rtt| least.max(rtt * 3))
     }
 
     /// The shell has started the probe of [`BackendPath::next_probe`].
     pub fn probe_started(&mut self, now: Moment) {
         self.probe_ends = now.after(self.probe_timeout());
         self.probes = self.probes.saturating_add(1);
-        let wait = if self.overlaps() { OVERLAP } else { self.probe_timeout() + PROBE_INTERVAL };
-        self.next_probe = Some(now.after(wait));
+        // A loop that is late starts at once what was due meanwhile.
+        let due = self.next_probe.map_or(now, |due| due.min(now));
+        let patient = now.after(self.probe_timeout() + PROBE_INTERVAL);
+        self.next_probe = Some(if self.overlaps() { due.after(OVERLAP) } else { patient });
     }
 
     fn is_silent(&self) -> bool {
@@ -217,7 +233,7 @@ impl BackendPath {
 
     /// Whether the next probe does not wait for the one before.
     fn overlaps(&self) -> bool {
-        self.is_silent() && self.probes < OVERLAPPING
+        self.is_silent() && !self.connected && self.probes < OVERLAPPING
     }
 
     /// Applies one piece of evidence; true when the verdict or its cause changed.
@@ -228,7 +244,12 @@ impl BackendPath {
                 self.unanswered = 0;
                 self.refused = 0;
                 self.answered_since |= !self.speaks_tls;
+                if self.overlaps() && self.probes > 0 {
+                    self.next_probe = None;
+                }
+                self.connected = self.is_silent();
                 self.rtt = Some(self.rtt.map_or(took, |rtt| (rtt * 7 + took) / 8));
+                self.shortest = Some(self.shortest.map_or(took, |shortest| shortest.min(took)));
             }
             Evidence::HelloAnswered => self.hello_is_answered(now),
             Evidence::HelloUnanswered { waited } => self.hello_is_unanswered(now, waited),
@@ -241,6 +262,9 @@ impl BackendPath {
             Evidence::Unanswered if !self.is_silent() && now < self.outdated_until => {}
             Evidence::Unanswered => {
                 self.unanswered = self.unanswered.saturating_add(1);
+                if self.unanswered == 1 && std::mem::take(&mut self.connected) {
+                    self.probes = 0;
+                }
                 self.answered_since = self.answered_since && self.unanswered < UNANSWERED_WHILE_SILENT;
             }
         }
@@ -254,7 +278,7 @@ impl BackendPath {
             (true, false) => {
                 self.answered_since = false;
                 self.unanswered = 0;
-                self.probes = 0;
+                (self.probes, self.connected) = (0, false);
                 self.hello_answered = None;
                 (self.hello_late, self.hello_unanswered) = (false, false);
             }
@@ -265,7 +289,7 @@ impl BackendPath {
             }
             // What answered while there were only doubts may have ended with them.
             (false, false) if self.liveness == Liveness::Late && self.answered_since => {
-                self.probes = 0;
+                (self.probes, self.connected) = (0, false);
                 self.next_probe = Some(now);
             }
             _ => {}
@@ -341,6 +365,13 @@ impl BackendPath {
                 Some(self.next_probe.map_or(at, |next| next.min(at)))
             }
             Reachability::Suspect if news && self.overlaps() && self.probes > 0 => self.next_probe,
+            Reachability::Up if news && self.overlaps() && self.unanswered > 0 => {
+                if self.probes == 0 {
+                    Some(now)
+                } else {
+                    self.next_probe
+                }
+            }
             Reachability::Suspect if news && self.is_silent() && self.probes > 0 => {
                 Some(now.max(self.probe_ends))
             }
@@ -394,19 +425,25 @@ mod tests {
             (&[LATE, Unanswered], Reachability::Suspect),
             (&[LATE, Unanswered, Unanswered], Reachability::Suspect),
             (&[LATE, SILENT], Reachability::Suspect),
-            (&[LATE, Unanswered, SILENT], Reachability::Suspect),
-            (&[LATE, Unanswered, SILENT, Unanswered], Reachability::Down),
-            (&[LATE, Unanswered, Unanswered, SILENT], Reachability::Down),
-            (&[LATE, Unanswered, Unanswered, SILENT, ALIVE], Reachability::Up),
+            (&[LATE, Unanswered, SILENT, Unanswered], Reachability::Suspect),
+            (&[LATE, Unanswered, SILENT, Unanswered, Unanswered, Unanswered], Reachability::Down),
+            (&[LATE, Unanswered, Unanswered, Unanswered, Unanswered, SILENT], Reachability::Down),
+            (&[LATE, Unanswered, Unanswered, Unanswered, Unanswered, SILENT, ALIVE], Reachability::Up),
             (&[LATE, ALIVE, Unanswered], Reachability::Up),
-            (&[LATE, Unanswered, Unanswered, CUT_OFF], Reachability::Suspect),
-            (&[LATE, Unanswered, Unanswered, CUT_OFF, Unanswered], Reachability::Down),
-            (&[LATE, Unanswered, Unanswered, CUT_OFF, SILENT], Reachability::Down),
+            (&[LATE, Unanswered, Unanswered, Unanswered, Unanswered, CUT_OFF], Reachability::Suspect),
+            (
+                &[LATE, Unanswered, Unanswered, Unanswered, Unanswered, CUT_OFF, Unanswered],
+                Reachability::Down,
+            ),
+            (&[LATE, Unanswered, Unanswered, Unanswered, Unanswered, CUT_OFF, SILENT], Reachability::Down),
             (&[LATE, CONNECTED, CUT_OFF], Reachability::Up),
             (&[LATE, CONNECTED], Reachability::Up),
             (&[LATE, CONNECTED, SILENT], Reachability::Up),
             (&[LATE, CONNECTED, SILENT, Unanswered], Reachability::Up),
-            (&[LATE, CONNECTED, SILENT, Unanswered, Unanswered], Reachability::Down),
+            // An agent restarts, and three connects in a row are lost.
+            (&[LATE, CONNECTED, SILENT, Unanswered, Unanswered, Unanswered], Reachability::Up),
+            (&[LATE, CONNECTED, SILENT, Unanswered, Unanswered, Unanswered, CONNECTED], Reachability::Up),
+            (&[LATE, CONNECTED, SILENT, Unanswered, Unanswered, Unanswered, Unanswered], Reachability::Down),
             (&[CONNECTED, LATE], Reachability::Suspect),
             (&[Refused], Reachability::Suspect),
             (&[Refused, Refused], Reachability::Down),
@@ -464,7 +501,7 @@ mod tests {
             (&[LATE, HelloAnswered, CONNECTED, PENDING], (Reachability::Suspect, unanswered)),
             // The machine is gone after all.
             (
-                &[LATE, CONNECTED, PENDING, SILENT, Unanswered, Unanswered],
+                &[LATE, CONNECTED, PENDING, SILENT, Unanswered, Unanswered, Unanswered, Unanswered],
                 (Reachability::Down, Some(Cause::NodeUnreachable)),
             ),
             // Its agent answers: what it says counts.
@@ -500,32 +537,79 @@ mod tests {
         assert_eq!(after(&[Refused, CONNECTED]).next_probe(), None);
     }
 
-    #[test]
-    fn the_first_two_probes_of_a_silent_node_overlap_and_later_ones_are_patient() {
-        let ms = Moment::from_millis;
-        let mut path = after(&[ALIVE]);
-        let observe = |path: &mut BackendPath, at: u64, evidence| path.observe(ms(at), UnixMs(at), evidence);
-        observe(&mut path, 300, LATE);
+    /// Runs the probes of these milliseconds: which were started, and how long each takes at most. `answered` says
+    /// whether one that is started then is, which takes 5 ms; each of the others takes its whole time.
+    fn probed(
+        path: &mut BackendPath,
+        span: std::ops::Range<u64>,
+        answered: impl Fn(u64) -> bool,
+        seen: &[(u64, Evidence)],
+    ) -> Vec<(u64, u64)> {
         let mut started: Vec<(u64, u64)> = Vec::new();
-        for at in 300..2_000 {
-            // Every probe takes its whole time and is not answered.
-            if started.iter().any(|(from, took)| from + took == at) {
-                observe(&mut path, at, Unanswered);
+        for at in span {
+            let now = Moment::from_millis(at);
+            let ends = |(from, took): &(u64, u64)| from + if answered(*from) { 5 } else { *took } == at;
+            let ended = started.iter().find(|one| ends(one)).map(|(from, _)| answered(*from));
+            let result = ended.map(|answered| if answered { CONNECTED } else { Unanswered });
+            let seen = seen.iter().filter(|(when, _)| *when == at).map(|(_, evidence)| *evidence);
+            for evidence in result.into_iter().chain(seen) {
+                path.observe(now, UnixMs(at), evidence);
             }
-            if path.next_probe().is_some_and(|due| due <= ms(at)) {
+            if path.next_probe().is_some_and(|due| due <= now) {
                 let took = path.probe_timeout().as_millis() as u64;
-                path.probe_started(ms(at));
+                path.probe_started(now);
                 started.push((at, took));
             }
-            if at == 1_000 {
-                observe(&mut path, at, CUT_OFF);
-            }
         }
-        assert_eq!(started[..4], [(300, 200), (350, 200), (550, 400), (950, 400)], "{started:?}");
+        started
+    }
+
+    #[test]
+    fn the_first_four_probes_of_a_silent_node_overlap_and_later_ones_are_patient() {
+        let ms = Moment::from_millis;
+        let mut path = after(&[ALIVE]);
+        let started = probed(&mut path, 300..2_000, |_| false, &[(300, LATE), (1_000, CUT_OFF)]);
+        let overlapping = [(300, 200), (325, 200), (350, 200), (375, 200)];
+        assert_eq!(started[..6], [overlapping.as_slice(), &[(575, 400), (975, 400)]].concat(), "{started:?}");
         assert_eq!((path.reach(), path.cause()), (Reachability::Down, Some(Cause::PathCut)));
+        // A loop that is late by 60 ms starts three at once.
+        let mut path = after(&[ALIVE, LATE]);
+        path.probe_started(ms(2));
+        let mut at_once = 0;
+        while path.next_probe().is_some_and(|due| due <= ms(87)) {
+            path.probe_started(ms(87));
+            at_once += 1;
+        }
+        assert_eq!(at_once, 3);
+        // One slow connect, as on a busy machine, does not make them slow.
+        let slow = Evidence::Connected { took: Duration::from_millis(300) };
+        assert_eq!(after(&[slow, CONNECTED, LATE]).probe_timeout(), OVERLAPPING_TIMEOUT);
+        assert_eq!(after(&[slow, LATE]).probe_timeout(), Duration::from_millis(900), "a long way");
         // While it answers pulses they follow each other, as patient as ever.
         let path = after(&[ALIVE, Unanswered]);
         assert_eq!((path.next_probe(), path.probe_timeout()), (Some(ms(2)), PROBE_TIMEOUT));
+    }
+
+    #[test]
+    fn while_an_agent_restarts_a_lost_connect_is_checked_four_times_at_once_and_takes_nothing_down() {
+        let silent = [(300, LATE), (1_100, SILENT)];
+        let times = |started: &[(u64, u64)]| started.iter().map(|(at, _)| *at).collect::<Vec<_>>();
+        let mut path = after(&[ALIVE]);
+        let started = probed(&mut path, 300..3_000, |_| true, &silent);
+        assert_eq!(
+            times(&started),
+            [300, 1_100, 2_105],
+            "one connect a second, and one more when it is silent"
+        );
+        // The one of 2.1 s is lost, and two of those that follow.
+        let mut path = after(&[ALIVE]);
+        let started = probed(&mut path, 300..4_000, |at| !(2_000..2_550).contains(&at), &silent);
+        assert_eq!(times(&started)[..6], [300, 1_100, 2_105, 2_505, 2_530, 2_555], "{started:?}");
+        assert_eq!(path.reach(), Reachability::Up);
+        // The machine is gone after all.
+        let mut path = after(&[ALIVE]);
+        probed(&mut path, 300..2_781, |at| at < 2_000, &silent);
+        assert_eq!((path.reach(), path.cause()), (Reachability::Down, Some(Cause::NodeUnreachable)));
     }
 
     #[test]
