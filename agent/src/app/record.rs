@@ -10,6 +10,7 @@ use proto::pulse::{Liveness, PeerLiveness, PeerLivenessMap};
 use proto::record::{NodeRecord, PeerLink};
 use proto::settings::Settings;
 use proto::time::{Moment, UnixMs};
+use proto::topology::measurements;
 use proto::transport::VERSIONS;
 use tokio::sync::watch;
 
@@ -26,10 +27,6 @@ const AGAIN: Duration = Duration::from_secs(20);
 /// Shortest time between two hashes of the document in the record. While many nodes join it changes all the time,
 /// and each new record of each node goes to all others.
 const HASHES: Duration = Duration::from_secs(2);
-
-/// Shortest time between two statements of how long round trips take and how many are lost: they vary all the time, and
-/// each new record of a master goes to all others.
-const MEASUREMENTS: Duration = Duration::from_secs(30);
 
 /// What the record is made of.
 pub(super) struct RecordInputs {
@@ -92,7 +89,8 @@ impl RecordTask {
         let health = self.inputs.health.borrow_and_update().clone();
         let document = self.inputs.trust.borrow_and_update().document.clone();
         let liveness = self.inputs.liveness.borrow_and_update().clone();
-        let renew = self.measured.is_none_or(|at| now.since(at) >= MEASUREMENTS);
+        let pause = measurements(document.members().count());
+        let renew = self.measured.is_none_or(|at| now.since(at) >= pause);
         let said = |(id, peer_liveness): (&NodeId, &PeerLiveness)| {
             Some((*id, peer_link(self.said.get(id), peer_liveness, renew)?))
         };

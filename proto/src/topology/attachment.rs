@@ -3,13 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::core::{CoreOrder, suits};
+use super::core::{CoreOrder, core_size, suits};
 use super::wire::{Beacon, IdPrefix, Knowledge, MOST_LISTED, MOST_LOST};
 use crate::node::NodeId;
 use crate::time::Moment;
 
 /// Core members that an attached node holds.
 const HELD: usize = 3;
+
+/// Size of a core in which masters are held last: they have the most to do, and their share is small for the others.
+const SPARES_MASTERS: usize = 20;
 
 /// Time between two messages to a core member that answers. With it, the hundred and fifty nodes that are attached to
 /// one cost it 75 messages a second, whatever the size of the cluster.
@@ -226,7 +229,8 @@ impl Attachment {
             self.core.extend(others);
             best = self.may_ask(now);
         }
-        best.sort_by_cached_key(|id| std::cmp::Reverse(suits(&own, id)));
+        let spares = core_size(order.members()) >= SPARES_MASTERS;
+        best.sort_by_cached_key(|id| (spares && order.is_master(id), std::cmp::Reverse(suits(&own, id))));
         best.truncate(self.wanted);
         for id in &best {
             self.held.entry(*id).or_insert_with(|| HeldMember {
@@ -494,6 +498,21 @@ mod tests {
         let calling: Vec<NodeId> = core.iter().copied().chain([own]).collect();
         attachment.heard(held[1], &beacon(&calling), find, at(30));
         assert!(attachment.called(&order, at(40)).is_some());
+    }
+
+    #[test]
+    fn in_a_large_cluster_workers_are_held_before_masters() {
+        let wide =
+            |n: usize| NodeId(std::array::from_fn(|at| if at < 2 { n.to_be_bytes()[6 + at] } else { 0 }));
+        let role = |n| if n < 3 { Role::Master } else { Role::Worker };
+        for (members, are_held) in [(900, true), (1_000, false)] {
+            let order = CoreOrder::new("c", (0..members).map(|n| (wide(n), role(n))));
+            let core = order.core(|_| true);
+            let attached = order.iter().filter(|id| !core.contains(id));
+            let held =
+                attached.flat_map(|id| asked(&mut Attachment::new(*id, BTreeSet::new(), at(0)), &order, 0));
+            assert_eq!(held.filter(|id| order.is_master(id)).count() > 0, are_held, "{members}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::time::Moment;
 pub const ALL_GOSSIP: usize = 32;
 
 /// Smallest core: two of a cluster's machines may stop at any time, and a handful fail together.
-const SMALLEST: usize = 12;
+pub(super) const SMALLEST: usize = 12;
 
 /// One member in so many is in the core: each core member then has about 150 attached nodes, three for each.
 const SHARE: usize = 50;
@@ -68,6 +68,11 @@ impl CoreOrder {
     /// All members.
     pub fn iter(&self) -> impl Iterator<Item = &NodeId> {
         self.masters.iter().chain(&self.workers)
+    }
+
+    /// Whether a member is a master.
+    pub(super) fn is_master(&self, id: &NodeId) -> bool {
+        self.masters.contains(id)
     }
 
     /// The core, if these can be used: masters belong to it in any case, and those that cannot be used are made up

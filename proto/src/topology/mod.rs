@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 pub use self::askers::Askers;
 pub use self::attachment::{AttachDue, AttachedNodes, Attachment, Heard};
 pub use self::core::{ALL_GOSSIP, CoreOrder, CoreWatch, core_size, fingerprint, fingerprint_of_records};
-pub use self::pace::pace;
+pub use self::pace::{measurements, pace};
 use self::probes::CoreProbes;
 pub use self::wire::{Attach, Beacon, IdPrefix, Knowledge, MOST_LISTED, MOST_SILENT, prefix};
 use crate::cluster::Document;

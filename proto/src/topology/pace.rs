@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::core::SMALLEST;
 use super::{Place, core_size};
 use crate::pulse::Pace;
 
@@ -43,6 +44,14 @@ pub fn pace(place: Place, is_master: bool, masters: usize, members: usize) -> Pa
     Pace { interval, burst: fast.burst.max(share(members, IN_BURST)), ..fast }
 }
 
+/// Shortest time between two statements of a core member's record about round trips and losses: they vary all the time,
+/// and each new record goes to all nodes. So long that all of a core state as much as one of [`SMALLEST`] members.
+pub fn measurements(members: usize) -> Duration {
+    const SMALL: Duration = Duration::from_secs(30);
+    let cores = core_size(members).max(SMALLEST).div_ceil(SMALLEST);
+    SMALL.saturating_mul(u32::try_from(cores).unwrap_or(u32::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,5 +71,6 @@ mod tests {
         let attached = [100, 1_000, 5_000].map(|members| ms(Place::Attached, false, 3, members));
         assert_eq!(attached, [2_000, 10_000, 50_000]);
         assert_eq!(pace(Place::Attached, false, 3, 5_000).burst, Duration::from_millis(125));
+        assert_eq!([4, 600, 1_000, 5_000].map(|members| measurements(members).as_secs()), [30, 30, 60, 270]);
     }
 }
