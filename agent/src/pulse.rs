@@ -156,9 +156,9 @@ impl PulseSender {
             let next = if self.anyone_silent() { due.unwrap_or(look).min(look) } else { due.unwrap_or(idle) };
             let late = now.since(wanted);
             if late >= LATE_LOOP {
-                warn!(by = ?late, "event loop stalled; ignoring missed pulses");
+                warn!(by = ?late, "event loop stalled; that time counts against nobody");
                 for peer in self.peers.values_mut() {
-                    peer.pulse.forgive_silence();
+                    peer.pulse.forgive_silence(late);
                 }
             }
             wanted = next;
@@ -230,7 +230,7 @@ impl PulseSender {
 
     fn send(&mut self) {
         let now = self.life.now();
-        let unsaid = |id: &NodeId| !self.link.datagrams().reports(id).any_within(ASK, now);
+        let unsaid = |id: &NodeId| !self.link.datagrams().reports(id).says(ASK, now);
         if self.peers.iter().any(|(id, peer)| peer.pulse.liveness(now) == Liveness::Late && unsaid(id)) {
             // Others' answers say whether they hear it.
             self.peers.values_mut().for_each(|peer| peer.pulse.hasten(now));

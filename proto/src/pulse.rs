@@ -156,7 +156,7 @@ pub struct PeerPulse {
     /// Its machine has reported that no agent runs there, and it has not answered since.
     refused: bool,
     sent: VecDeque<(u64, Moment)>,
-    /// The first pulse that has no answer, unless that is this node's own fault.
+    /// When the first pulse was sent that has no answer; later by what was this node's own fault.
     unanswered: Option<Moment>,
     /// Its process is being replaced: until then its silence means nothing.
     paused: Moment,
@@ -289,10 +289,10 @@ impl PeerPulse {
         self.refused = true;
     }
 
-    /// The silence until now was this node's own fault: its loop was late, or nobody answers it. It counts
-    /// against nobody.
-    pub fn forgive_silence(&mut self) {
-        self.unanswered = None;
+    /// This node's own loop was late: that time counts against nobody. What was before it does: where a loop is late
+    /// again and again, as on a machine that has too much to do, a dead peer would stay alive.
+    pub fn forgive_silence(&mut self, late: Duration) {
+        self.unanswered = self.unanswered.map(|first| first.after(late));
     }
 
     /// It has said whether its process is being replaced. Once it is back, its silence counts from then.

@@ -168,13 +168,16 @@ fn a_refusal_makes_a_peer_late_at_once_and_never_silent() {
 }
 
 #[test]
-fn a_peer_that_never_answered_is_unknown_and_a_forgiven_one_alive() {
+fn a_peer_that_never_answered_is_unknown_and_what_a_late_loop_adds_to_silence_is_forgiven() {
     let (pulse, _) = run(0, 3_000);
     assert_eq!(pulse.liveness(at(3_000)), Liveness::Unknown);
     let (mut pulse, _) = run(1_000, 3_000);
     assert_eq!(pulse.liveness(at(3_000)), Liveness::Silent);
-    pulse.forgive_silence();
+    let silence = pulse.silence(at(3_000));
+    pulse.forgive_silence(Duration::from_millis(1_900));
+    assert_eq!(pulse.silence(at(3_000)), silence - Duration::from_millis(1_900));
     assert_eq!(pulse.liveness(at(3_000)), Liveness::Alive);
+    assert_eq!(pulse.liveness(at(3_300)), Liveness::Late, "it goes on from there");
 }
 
 #[test]

@@ -83,6 +83,8 @@ fn upgrade(members: usize, loss: u64, span: u64, seed: u64) {
         world.restart(node, CALM + place as u64 * span / members as u64, RESTART);
     }
     let cut = CALM + span / 2;
+    // Where the first pulses of a node are lost it takes longer until it has heard a master.
+    let settled = if loss == 0 { 2_000 } else { 10_000 };
     world.cut(|node| node == 0, |_| true, cut, cut + AWAY);
     world.run(CALM);
     let mut loads = Loads::new(&world);
@@ -100,7 +102,7 @@ fn upgrade(members: usize, loss: u64, span: u64, seed: u64) {
             }
             smallest = smallest.min(world.core().len());
             if last.is_none() && world.ms >= cut + 5_000 {
-                last = Some(last_to_know(&world, cut, 2_000));
+                last = Some(last_to_know(&world, cut, settled));
             }
         }
         loads.take(&world);
@@ -124,8 +126,8 @@ fn upgrade(members: usize, loss: u64, span: u64, seed: u64) {
     assert_eq!(restarts, members);
     assert!(bare <= RESTART && longest_alone <= RESTART && last <= if loss == 0 { 1_000 } else { 2_000 });
     assert!(loads.average(&world) <= MOST);
-    // A master whose agent restarts is silent, and two connects in a row to its apiserver may be lost.
-    assert!(if loss == 0 { wrong == 0 } else { wrong * 10 <= members * MASTERS });
+    // A master whose agent restarts is silent, and four connects in a row to its apiserver may be lost.
+    assert!(if loss == 0 { wrong == 0 } else { wrong * 100 <= members * MASTERS });
 }
 
 #[test]

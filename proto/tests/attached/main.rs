@@ -15,6 +15,7 @@ mod table;
 mod world;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use world::{MASTERS, Node, World};
 
@@ -25,9 +26,16 @@ fn seeds(count: u64) -> std::ops::Range<u64> {
 
 /// After how many milliseconds each node calls the first master down, in order.
 fn cuts(members: usize, loss: u64, count: u64) -> Vec<u64> {
+    let times = cuts_in(|seed| World::new(members, loss, seed), count);
+    let (median, last) = (times[times.len() / 2], times[times.len() - 1]);
+    println!("{members} members, {loss} % loss, power cut to down: median {median} max {last} ms");
+    times
+}
+
+fn cuts_in(world: impl Fn(u64) -> World, count: u64) -> Vec<u64> {
     let mut times = Vec::new();
     for seed in seeds(count) {
-        let mut world = World::new(members, loss, seed);
+        let mut world = world(seed);
         let cut = 60_000 + seed * 37 % 1_000;
         world.cut(|node| node == 0, |_| true, cut, u64::MAX);
         world.run(cut + 5_000);
@@ -37,12 +45,10 @@ fn cuts(members: usize, loss: u64, count: u64) -> Vec<u64> {
                 down.entry(*node).or_insert(ms - cut);
             }
         }
-        assert_eq!(down.len(), members - 1, "ATTACHED_SEED={seed}: some never say down");
+        assert_eq!(down.len(), world.nodes.len() - 1, "ATTACHED_SEED={seed}: some never say down");
         times.extend(down.into_values());
     }
     times.sort_unstable();
-    let (median, last) = (times[times.len() / 2], times[times.len() - 1]);
-    println!("{members} members, {loss} % loss, power cut to down: median {median} max {last} ms");
     times
 }
 
@@ -117,6 +123,56 @@ fn a_cut_path_of_an_attached_node_is_called_so() {
         let down = world.downs.iter().find(|(ms, ..)| *ms >= 30_000);
         assert!(matches!(down, Some((_, 60, 0, true))), "ATTACHED_SEED={seed}: {:?}", world.downs);
         assert!(world.downs.iter().all(|(_, of, ..)| *of == node), "{:?}", world.downs);
+    }
+}
+
+/// Runs to a time while a member says to all, twice as often as masters pulse, how long ago it has heard the first
+/// master.
+fn lied_to(world: &mut World, liar: usize, age: Duration, until: u64) {
+    while world.ms < until {
+        world.lie(liar, 0, age);
+        world.run((world.ms + 50).min(until));
+    }
+}
+
+/// A master, a worker in the core, and an attached node.
+fn one_of_each_place(world: &World) -> [usize; 3] {
+    let core = world.core();
+    let attached = (0..world.nodes.len()).find(|node| !core.contains(node));
+    [MASTERS - 1, core[MASTERS], attached.unwrap_or(usize::MAX)]
+}
+
+#[test]
+fn who_claims_not_to_hear_a_master_takes_nobody_down() {
+    for (seed, place) in seeds(3).zip(0..) {
+        let mut world = World::new(100, 10, seed);
+        world.run(30_000);
+        let liar = one_of_each_place(&world)[place % 3];
+        lied_to(&mut world, liar, Duration::from_secs(1), 90_000);
+        assert!(world.downs.is_empty(), "ATTACHED_SEED={seed}: {:?}", world.downs);
+    }
+}
+
+#[test]
+fn who_claims_to_hear_a_master_keeps_no_dead_one_up() {
+    for (seed, place) in seeds(4).zip(0..) {
+        let mut world = World::new(100, 10, seed);
+        world.run(30_000);
+        // A master that lies is worse: those attached ask when they would have asked anyway.
+        let liar = one_of_each_place(&world)[1 + place % 2];
+        world.cut(|node| node == 0, |_| true, 30_000, u64::MAX);
+        lied_to(&mut world, liar, Duration::ZERO, 35_000);
+        let mut last = BTreeMap::new();
+        for (ms, node, ..) in world.downs.iter().filter(|(_, node, master, _)| *node != 0 && *master == 0) {
+            last.entry(*node).or_insert(ms - 30_000);
+        }
+        let worst = last.values().max().copied().unwrap_or(u64::MAX);
+        println!(
+            "n{liar} says that it has just heard a master without power: down on the last node after {worst} ms"
+        );
+        // A second of their own silence, and the connects that it takes for a cut path; and on a node that has looked
+        // just before, the pause until it looks again.
+        assert!(last.len() == 99 && worst <= 3_000, "ATTACHED_SEED={seed}: {last:?}");
     }
 }
 

@@ -1,11 +1,11 @@
 //! What a cluster costs at rest, by place; beside it what `bench scale` has measured with real agents.
 //!
-//! `cargo test --release -p proto --test attached table -- --include-ignored --nocapture` prints it.
+//! `cargo test --release -p proto --test attached table:: -- --include-ignored --nocapture` prints both.
 
-use proto::topology::{ALL_GOSSIP, Place, core_size};
+use proto::topology::{ALL_GOSSIP, Place, core_size, measurements};
 use proto::transport::MAX_BODY;
 
-use super::cuts;
+use super::cuts_in;
 use super::world::{AROUND, MASTERS, Node, RECORD, World};
 
 /// What an interface counts beside IP.
@@ -44,10 +44,12 @@ struct Rest {
     members: usize,
     core: usize,
     each: [Rates; 3],
+    /// kB/s that a master sends: pulses, attachment, pulls, gossip.
+    of_master: [f64; 4],
 }
 
 impl Rest {
-    /// `known`: nodes in the digests of gossip. `restless`: the record of each core member changes every 30 s.
+    /// `known`: nodes in the digests of gossip. `restless`: the record of each core member changes as often as it may.
     fn of(members: usize, known: usize, restless: bool) -> Rest {
         // At 5,000 an attached node pulses a master every 50 s.
         let span = 60_000;
@@ -60,8 +62,14 @@ impl Rest {
         world.run(60_000 + span);
         let core = core_size(members);
         assert_eq!(world.core().len(), core);
-        let changes = if restless { (core - 1) as f64 / 30.0 } else { 0.0 };
+        let pause = measurements(members).as_secs_f64();
+        let changes = if restless { (core - 1) as f64 / pause } else { 0.0 };
         let gossip = gossip(core, known, changes);
+        let sends = |kind: usize| {
+            world.nodes.iter().take(MASTERS).map(|node| node.sent.bytes[kind]).sum::<u64>() as f64
+                / (MASTERS as u64 * span) as f64
+        };
+        let of_master = [sends(0), sends(1), sends(2), gossip.sent];
         let each = [0, 1, 2].map(|place| {
             let all = world.nodes.iter().enumerate();
             let of: Vec<&Node> =
@@ -77,7 +85,7 @@ impl Rest {
                 packets: [packets[0] * 1e3 + gossip.packets[0], packets[1] * 1e3 + gossip.packets[1]],
             }
         });
-        Rest { members, core, each }
+        Rest { members, core, each, of_master }
     }
 
     /// kB/s that all send.
@@ -96,18 +104,30 @@ fn gb_a_month(kb_per_second: f64) -> f64 {
     kb_per_second * SECONDS_A_MONTH / 1e6
 }
 
-/// What real agents cost and need, by `bench scale`: a debug build, 2 cores for all. kB/s sent and received by the
-/// median node and the busiest master as their interfaces count them; seconds until a cut master is down on the
-/// last node.
+/// What real agents cost and need, by `bench scale --sizes N`: a release build, 2 cores for all, and nothing else
+/// running. kB/s sent and received by the median node and by the busiest master, as their interfaces count them;
+/// seconds until a cut master is down on the median node and on the last.
+///
+/// At 100 the last node is a matter of the cores, too: all look at the dead master at once, and a node whose loop is
+/// late by a tenth of a second is late with its verdict. In four runs the last needed 0.9 to 1.4 s, the median 0.5.
+///
+/// What else that bench prints is not compared. How soon all serve, and all see all, is a matter of 2 cores that
+/// compute the handshakes of all, and joins are not simulated; nor are CPU and memory. Its false alarms are none at
+/// rest, here too (`all_numbers`).
 struct Measured {
     members: usize,
     node: [f64; 2],
     master: [f64; 2],
-    cut: f64,
+    cut: [Option<f64>; 2],
 }
 
-const MEASURED: &[Measured] =
-    &[Measured { members: 60, node: [0.62, 1.12], master: [24.53, 21.56], cut: 0.5 }];
+const MEASURED: &[Measured] = &[
+    Measured { members: 50, node: [0.64, 1.16], master: [23.03, 21.02], cut: [None, Some(0.6)] },
+    Measured { members: 100, node: [0.61, 0.92], master: [34.20, 28.84], cut: [Some(0.50), None] },
+];
+
+/// Most that a simulated number may be off.
+const OFF: f64 = 20.0;
 
 /// Of a size that was measured: simulated beside measured. The digests of gossip still have those that gossiped until
 /// there was a core.
@@ -120,18 +140,28 @@ fn compare(measured: &Measured) {
         [rates.sent + rates.packets[0] * ETHERNET / 1e3, rates.received + rates.packets[1] * ETHERNET / 1e3]
     };
     let (node, master) = (on_interface(&rest.each[2]), on_interface(&rest.each[0]));
-    let last = cuts(members, 0, 5).last().copied().unwrap_or(0) as f64 / 1e3;
+    let times = cuts_in(|seed| World::near(members, seed), 5);
+    let seconds = |at: usize| times.get(at).map_or(0.0, |ms| *ms as f64 / 1e3);
+    let [median, last] = measured.cut;
     let rows = [
-        ("master sends, kB/s", master[0], measured.master[0]),
-        ("master receives, kB/s", master[1], measured.master[1]),
-        ("attached node sends, kB/s", node[0], measured.node[0]),
-        ("attached node receives, kB/s", node[1], measured.node[1]),
-        ("master cut to down on the last node, s", last, measured.cut),
+        ("master sends, kB/s", master[0], Some(measured.master[0])),
+        ("master receives, kB/s", master[1], Some(measured.master[1])),
+        ("attached node sends, kB/s", node[0], Some(measured.node[0])),
+        ("attached node receives, kB/s", node[1], Some(measured.node[1])),
+        ("cut master is down on the median node, s", seconds(times.len() / 2), median),
+        ("and on the last, s", seconds(times.len() - 1), last),
     ];
+    let rows = rows.into_iter().filter_map(|(what, simulated, measured)| Some((what, simulated, measured?)));
+    let rows: Vec<(&str, f64, f64)> = rows.collect();
+    let off = |simulated: f64, measured: f64| (simulated / measured - 1.0) * 100.0;
+    for (what, simulated, measured) in &rows {
+        println!(
+            "| {members} | {what} | {simulated:.2} | {measured:.2} | {:+.0} % |",
+            off(*simulated, *measured)
+        );
+    }
     for (what, simulated, measured) in rows {
-        let off = (simulated / measured - 1.0) * 100.0;
-        println!("| {members} | {what} | {simulated:.2} | {measured:.2} | {off:+.0} % |");
-        assert!(off.abs() < 21.0, "the measured time has one digit");
+        assert!(off(simulated, measured).abs() <= OFF, "{members} members: {what}");
     }
 }
 
@@ -146,15 +176,23 @@ fn costs(members: usize) {
             rest.all(),
             gb_a_month(rest.all())
         );
+        let [pulses, attachment, pulls, gossip] = rest.of_master;
+        println!(
+            "a master sends {pulses:.1} of pulses, {attachment:.1} to those attached, {pulls:.1} of records, {gossip:.1} of gossip"
+        );
         assert!(rest.each.iter().all(|rates| rates.sent < 60.0 && rates.received < 50.0) || restless);
     }
 }
 
 #[test]
-#[ignore = "a minute in a release build; prints what ARCHITECTURE.md says"]
-fn table() {
+fn the_tables_of_real_clusters_are_met_within_a_fifth() {
     println!("| members | | simulated | measured | off |");
     MEASURED.iter().for_each(compare);
+}
+
+#[test]
+#[ignore = "a minute in a release build; prints what ARCHITECTURE.md says"]
+fn table() {
     println!(
         "| members | master, kB/s sent, received | core | attached | all | GB a month: master | core | attached | all |"
     );

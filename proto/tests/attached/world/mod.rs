@@ -18,7 +18,7 @@ use proto::node::{NodeId, Role};
 use proto::path::{BackendPath, Evidence, Reachability};
 use proto::pulse::{Liveness, Pace, PeerPulse};
 use proto::time::{Moment, UnixMs};
-use proto::topology::{Attach, Beacon, CoreOrder, IdPrefix, Place, Topology, pace};
+use proto::topology::{Attach, Beacon, CoreOrder, IdPrefix, Place, Topology, measurements, pace};
 use proto::transport::{HEADER_LEN, TAG_LEN};
 
 use crate::random::Dice;
@@ -37,9 +37,6 @@ const ANSWER: u64 = FRAME + 8 + 19 + 7;
 
 /// A worker's signed record, with its field's head.
 pub(crate) const RECORD: u64 = 330;
-
-/// As in the agent: time between two changes of a record for round trips that vary.
-const NEWS: u64 = 30_000;
 
 /// Time until the failure detector of gossip notices that a node is gone, and until it is back.
 const GOSSIP: u64 = 8_000;
@@ -153,6 +150,12 @@ enum Event {
         peer: usize,
         took: Option<u64>,
     },
+    /// A probe's hello is answered, or was not yet after this time.
+    Greeted {
+        node: usize,
+        peer: usize,
+        unanswered: Option<u64>,
+    },
     Pulled {
         node: usize,
         needed: u64,
@@ -171,6 +174,8 @@ enum Event {
 pub(crate) struct World {
     pub(crate) dice: Dice,
     loss: u64,
+    /// Delays each way, in milliseconds: the shortest and the longest.
+    delay: [u64; 2],
     pub(crate) ms: u64,
     order: CoreOrder,
     pub(crate) nodes: Vec<Node>,
@@ -194,6 +199,13 @@ fn index(id: &NodeId) -> usize {
     id.0[..4].iter().fold(0, |all, byte| all << 8 | usize::from(*byte))
 }
 
+/// As of the Kubernetes API.
+fn tls_path(wall: UnixMs) -> BackendPath {
+    let mut path = BackendPath::new(wall);
+    path.set_speaks_tls(true);
+    path
+}
+
 impl World {
     pub(crate) fn new(members: usize, loss: u64, seed: u64) -> World {
         let role = |node| if node < MASTERS { Role::Master } else { Role::Worker };
@@ -201,6 +213,7 @@ impl World {
         let mut world = World {
             dice: Dice(seed),
             loss,
+            delay: [1, 40],
             ms: 0,
             order,
             nodes: Vec::new(),
@@ -220,6 +233,11 @@ impl World {
         world
     }
 
+    /// All on one switch, which loses nothing: what the lab has.
+    pub(crate) fn near(members: usize, seed: u64) -> World {
+        World { delay: [0, 1], ..World::new(members, 0, seed) }
+    }
+
     /// A node whose agent starts now, and pulses first within `spread`.
     fn started(&mut self, node: usize, members: usize, spread: u64) -> Node {
         let now = self.now();
@@ -236,7 +254,7 @@ impl World {
                 pace,
                 self.dice.next() >> 1,
             ),
-            path: BackendPath::new(UnixMs(self.ms)),
+            path: tls_path(UnixMs(self.ms)),
             heard: None,
             liveness: Liveness::Unknown,
             reach: Reachability::Up,
@@ -283,10 +301,16 @@ impl World {
 
     /// Has the record of each core member change as often as it may.
     pub(crate) fn restless(&mut self) {
+        let most = self.news();
         for node in 0..self.nodes.len() {
-            let at = self.ms + self.dice.between(0, NEWS);
+            let at = self.ms + self.dice.between(0, most);
             self.push(at, Event::News(node));
         }
+    }
+
+    /// Time between two changes of a record for round trips that vary.
+    fn news(&self) -> u64 {
+        u64::try_from(measurements(self.nodes.len()).as_millis()).unwrap_or(u64::MAX)
     }
 
     /// A cut between some nodes and others.
@@ -337,13 +361,26 @@ impl World {
         node.topology.place() == Place::Core && back && !self.cuts.iter().any(apart)
     }
 
+    /// How long a packet is under way.
+    fn takes(&mut self) -> u64 {
+        self.dice.between(self.delay[0], self.delay[1])
+    }
+
+    /// What a member says that lies: that it has heard a master this long ago.
+    pub(crate) fn lie(&mut self, from: usize, about: usize, age: Duration) {
+        let report = proto::heard::to_bytes(vec![(id(about), age)]);
+        for to in (0..self.nodes.len()).filter(|to| *to != from && *to != about) {
+            self.send(from, to, Message::Report(report.clone()));
+        }
+    }
+
     fn send(&mut self, from: usize, to: usize, message: Message) {
         let (bytes, kind) = (message.bytes(), message.kind());
         let sent = &mut self.nodes[from].sent;
         sent.bytes[kind] += bytes;
         sent.datagrams += 1;
         if self.passes(from, to) {
-            let at = self.ms + self.dice.between(1, 40);
+            let at = self.ms + self.takes();
             self.push(at, Event::Datagram(from, to, message));
         }
     }
@@ -376,6 +413,18 @@ impl World {
                     let evidence = took.map_or(Evidence::Unanswered, |took| Evidence::Connected { took });
                     if self.nodes[node].up {
                         self.observe(node, peer, evidence);
+                        if took.is_some() {
+                            self.greet(node, peer);
+                        }
+                        self.pulse(node);
+                    }
+                }
+                Event::Greeted { node, peer, unanswered } => {
+                    let waited = unanswered.map(Duration::from_millis);
+                    let evidence =
+                        waited.map_or(Evidence::HelloAnswered, |waited| Evidence::HelloUnanswered { waited });
+                    if self.nodes[node].up {
+                        self.observe(node, peer, evidence);
                         self.pulse(node);
                     }
                 }
@@ -385,7 +434,7 @@ impl World {
                         self.nodes[node].record += 1;
                         self.changes += 1;
                     }
-                    self.push(at + NEWS, Event::News(node));
+                    self.push(at + self.news(), Event::News(node));
                 }
                 Event::Pulled { node, needed } => self.nodes[node].needed = needed,
                 Event::Stop { node, pause } => {
@@ -414,7 +463,7 @@ impl World {
         if !node.up {
             // Its machine says so.
             if matches!(message, Message::Pulse(..)) && self.passes(to, from) {
-                let at = self.ms + self.dice.between(1, 40);
+                let at = self.ms + self.takes();
                 self.push(at, Event::Refused { node: from, by: to });
             }
             return;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use proto::node::NodeId;
-use proto::path::{Evidence, Reachability};
+use proto::path::{Evidence, HELLO_LATE, HELLO_PATIENCE, Reachability};
 use proto::pulse::Liveness;
 use proto::time::{Moment, UnixMs};
 use proto::topology::Place;
@@ -15,6 +15,9 @@ use super::{Event, MASTERS, Message, Peer, World, id, index};
 const LOOK: u64 = 25;
 const ASK: Duration = Duration::from_millis(300);
 
+/// When TCP sends a hello on a connection: at once, and after each of its time-outs, which double.
+const RESENT: [u64; 4] = [0, 220, 660, 1_540];
+
 impl World {
     /// What the agent's loop does.
     pub(super) fn pulse(&mut self, of: usize) {
@@ -22,7 +25,7 @@ impl World {
         let node = &mut self.nodes[of];
         let asks = node.peers.iter().any(|peer| {
             let waits = peer.pulse.liveness(now) == Liveness::Late;
-            waits && !node.book.of(&id(peer.master)).any_within(ASK, now)
+            waits && !node.book.of(&id(peer.master)).says(ASK, now)
         });
         if asks {
             node.peers.iter_mut().for_each(|peer| peer.pulse.hasten(now));
@@ -111,8 +114,22 @@ impl World {
             one.path.probe_started(now);
             // A lost SYN or SYN-ACK is sent again only after a second: too late for this probe.
             let passes = self.passes(of, master) && self.passes(master, of);
-            let took = passes.then(|| self.dice.between(2, 80));
+            let took = passes.then(|| self.takes() + self.takes());
             self.push(self.ms + took.unwrap_or(timeout), Event::Probed { node: of, peer, took });
+        }
+    }
+    /// What becomes of a probe's hello once it is connected. TCP sends what was lost again.
+    pub(super) fn greet(&mut self, node: usize, peer: usize) {
+        let master = self.nodes[node].peers[peer].master;
+        let sent = RESENT.into_iter().find(|_| self.passes(node, master) && self.passes(master, node));
+        let took = sent.map(|after| after + self.takes() + self.takes());
+        for wait in [HELLO_LATE, HELLO_PATIENCE].map(|wait| wait.as_millis() as u64) {
+            if took.is_none_or(|took| took > wait) {
+                self.push(self.ms + wait, Event::Greeted { node, peer, unanswered: Some(wait) });
+            }
+        }
+        if let Some(took) = took {
+            self.push(self.ms + took, Event::Greeted { node, peer, unanswered: None });
         }
     }
 }
