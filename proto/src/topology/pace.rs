@@ -45,7 +45,7 @@ pub fn pace(place: Place, is_master: bool, masters: usize, members: usize) -> Pa
 }
 
 /// Shortest time between two statements of a core member's record about round trips and losses: they vary all the time,
-/// and each new record goes to all nodes. So long that all of a core state as much as one of [`SMALLEST`] members.
+/// and each new record goes to all nodes. So long that all of a core state as much as one of 12 members.
 pub fn measurements(members: usize) -> Duration {
     const SMALL: Duration = Duration::from_secs(30);
     let cores = core_size(members).max(SMALLEST).div_ceil(SMALLEST);
