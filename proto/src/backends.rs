@@ -18,7 +18,7 @@ use crate::path::{BackendPath, Reachability};
 use crate::record::ServiceOffer;
 use crate::service::{Balance, ServiceName};
 use crate::time::{Moment, UnixMs};
-use crate::view::ClusterView;
+use crate::view::{ClusterView, MemberView};
 
 /// State of a backend, seen from this node. The order is that of dialling: when nothing better is left, even
 /// a down backend is tried once (k3s#10240).
@@ -128,6 +128,14 @@ pub fn backends(
     for old in last_good.iter().filter(|old| still_member(&old.node)) {
         // A live member without an offer has withdrawn it: the old list must not contradict it.
         if view.members.get(&old.node).is_some_and(|member| member.heard) {
+            continue;
+        }
+        // One address is one backend: the machine was set up anew under another name.
+        let offers = |member: &MemberView| {
+            let offer = member.record.services.get(service);
+            member.id != old.node && offer.is_some_and(|offer| offer.address == old.address)
+        };
+        if view.members.values().any(offers) {
             continue;
         }
         let path = paths.get(&(old.node, service.clone()));

@@ -112,6 +112,15 @@ fn the_state_follows_from_view_and_last_known_good() {
 }
 
 #[test]
+fn a_known_backend_ends_where_another_node_offers_its_address() {
+    let mut anew = member(2, true, Some(Readiness::Ready));
+    anew.record.services.values_mut().for_each(|offer| offer.address = ([10, 0, 0, 1], 6443).into());
+    assert_eq!(states(&[anew], &[], &[1]), [(2, BackendState::Ready)].into());
+    let other = member(2, true, Some(Readiness::Ready));
+    assert_eq!(states(&[other], &[], &[1]).len(), 2);
+}
+
+#[test]
 fn better_states_come_first_and_the_own_instance_before_equal_ones() {
     let backends = [
         backend(1, BackendState::Down, 100),

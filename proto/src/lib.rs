@@ -52,6 +52,8 @@ pub mod ndp;
 
 pub mod signed_record;
 
+pub mod elsewhere;
+
 pub mod record_store;
 
 pub mod record;

@@ -39,6 +39,8 @@ codes! {
     NoAddress "no-address",
     /// This node can't own virtual IPs; no subject.
     VipUnable "vip-unable",
+    /// A machine outside of the cluster answers for a virtual IP; subject: the address.
+    VipStranger "vip-stranger",
     /// A part of the agent failed and was restarted; subject: the location in the code.
     PartFailed "part-failed",
     /// An apiserver runs on a node that was admitted as a worker; subject: its name.
@@ -57,6 +59,8 @@ codes! {
     NotAuthorized "not-authorized",
     /// A member offers a service at an unproven address; subject: its name and the service.
     AddressUnproven "address-unproven",
+    /// A member offers a service at the address of another member; subject: its name and the service.
+    AddressTaken "address-taken",
     /// Gossip failed and was restarted.
     GossipFailed "gossip-failed",
     /// Gossip of a member was refused; subject: its name.

@@ -261,6 +261,8 @@ mod tests {
             ("pulse-with-report", vec![DatagramFrame::Pulse(7), DatagramFrame::Heard(&report)]),
             ("attach", vec![DatagramFrame::Attach(b"a report of an attached node")]),
             ("beacon", vec![DatagramFrame::Beacon(b"what a core member says")]),
+            ("beside", vec![DatagramFrame::Beside(0x0102_0304_0506_0708)]),
+            ("elsewhere", vec![DatagramFrame::Elsewhere(b"a proof of life")]),
         ];
         let stored =
             include_str!("../tests/golden/datagrams.hex").lines().filter(|line| !line.starts_with('#'));

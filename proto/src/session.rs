@@ -17,11 +17,16 @@
 //! boot has its own rate, so a recording takes nothing from the live boot. A number belongs to the address
 //! that it was sent to, not to the boot that caused it: the node that echoes it is live, and is there. That
 //! proves the address too.
+//!
+//! Two boots of one node that echo are two places of its identity ([`crate::elsewhere`]). So while the known boot was
+//! heard lately from another address, it is asked for a proof of life first, and a boot that was known before and is
+//! live again is no restart either. With the proof the other boot is refused; without one it takes the place.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use crate::elsewhere::{AliveProof, SHOWN};
 use crate::limit::{Rate, RateBucket, RateLimiter};
 use crate::node::NodeId;
 use crate::time::Moment;
@@ -83,6 +88,29 @@ pub enum BootVerdict {
     Unproven,
 }
 
+/// What follows from an echoed number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EchoVerdict {
+    /// Its sender is there.
+    Proven(ProvenBoot),
+    /// The known boot was heard lately, from `known_at`: ask it for a proof of life beside the boot of the echo.
+    AskKnown {
+        /// Where to ask.
+        known_at: SocketAddr,
+    },
+    /// The known boot has proven that it is alive: tell the sender, and ask it for a proof beside `known`.
+    Refused {
+        /// The known boot.
+        known: u64,
+        /// Its proof.
+        proof: AliveProof,
+        /// Its address.
+        known_at: SocketAddr,
+        /// The sender's address.
+        sender_at: SocketAddr,
+    },
+}
+
 /// What an echoed number proves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProvenBoot {
@@ -90,6 +118,15 @@ pub struct ProvenBoot {
     pub address: SocketAddr,
     /// The boot of the echo is the live one from now on, and was not before.
     pub boot: bool,
+}
+
+/// A proof of life that is to be passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProofForOther {
+    /// Where the other place is.
+    pub to: SocketAddr,
+    /// Where the place that has signed it is.
+    pub signer_at: SocketAddr,
 }
 
 /// Time between two challenges to one boot of a sender because of its datagrams.
@@ -121,6 +158,40 @@ const ASKS: Rate = Rate { every: Duration::from_millis(500), burst: 16 };
 /// An address that was challenged this recently gets the same number again.
 const SAME_NUMBER: Duration = Duration::from_secs(1);
 
+/// A known boot that was heard within this time is asked before another one takes its place from another address.
+const LATELY: Duration = Duration::from_secs(5);
+
+/// How long its answer is waited for: three questions, of which two may be lost. A machine that comes back with another
+/// address waits for it.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long a proof of life counts.
+const PROOF: Duration = Duration::from_secs(1);
+
+/// A boot that says nothing for so long is no contender any more.
+const GONE: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Clone, Copy)]
+struct KnownBoot {
+    boot: u64,
+    /// When and from where its last new datagram came.
+    heard: Moment,
+    at: SocketAddr,
+}
+
+/// Another live boot than the known one.
+#[derive(Debug, Clone, Copy)]
+struct Contender {
+    boot: u64,
+    at: SocketAddr,
+    /// When the known boot was first asked for the proof that is waited for.
+    asked: Moment,
+    /// Its last echo.
+    heard: Moment,
+    /// The known boot's proof of life, and when it came.
+    proof: Option<(AliveProof, Moment)>,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct PendingProof {
     number: u64,
@@ -140,7 +211,10 @@ struct Boot {
 
 #[derive(Debug, Clone, Default)]
 struct Session {
-    known: Option<(u64, ReplayWindow)>,
+    known: Option<(KnownBoot, ReplayWindow)>,
+    /// The boot that was known before.
+    previous: Option<u64>,
+    contender: Option<Contender>,
     asked: Vec<PendingProof>,
     boots: Vec<Boot>,
     asks: RateBucket,
@@ -160,6 +234,32 @@ impl Session {
         let boot = self.boots.get_mut(at)?;
         boot.used = now;
         Some(boot)
+    }
+
+    /// Another boot than the known one is live, at this address. `None`: it may take its place.
+    fn contend(&mut self, boot: u64, at: SocketAddr, now: Moment) -> Option<EchoVerdict> {
+        let (known, _) = self.known.as_ref()?;
+        // What comes from the same address is a restart, unless it was there before.
+        let suspicious = known.at != at || self.previous == Some(boot);
+        if !suspicious || now.since(known.heard) >= LATELY {
+            return None;
+        }
+        let same = |one: &Contender| one.boot == boot && now.since(one.heard) < GONE;
+        let new = Contender { boot, at, asked: now, heard: now, proof: None };
+        let contender = self.contender.get_or_insert(new);
+        if !same(contender) {
+            *contender = new;
+        }
+        (contender.at, contender.heard) = (at, now);
+        let valid = |at: Moment| now.since(at) < PROOF;
+        match contender.proof {
+            Some((proof, proven)) if valid(proven) => {
+                contender.asked = now;
+                Some(EchoVerdict::Refused { known: known.boot, proof, known_at: known.at, sender_at: at })
+            }
+            _ if now.since(contender.asked) < PATIENCE => Some(EchoVerdict::AskKnown { known_at: known.at }),
+            _ => None,
+        }
     }
 
     /// The number for an address: the one that was sent there a moment ago, otherwise a new one.
@@ -205,10 +305,14 @@ impl Sessions {
         number: impl FnOnce() -> u64,
     ) -> BootVerdict {
         let session = self.sessions.entry(header.sender).or_default();
-        if let Some((boot, window)) = &mut session.known
-            && *boot == header.boot
+        if let Some((known, window)) = &mut session.known
+            && known.boot == header.boot
         {
-            return if window.take(header.sequence) { BootVerdict::Fresh } else { BootVerdict::Replayed };
+            if !window.take(header.sequence) {
+                return BootVerdict::Replayed;
+            }
+            (known.heard, known.at) = (now, from);
+            return BootVerdict::Fresh;
         }
         if proof_only {
             return BootVerdict::Unproven;
@@ -248,18 +352,59 @@ impl Sessions {
         Some(session.number_for(at, now, number))
     }
 
-    /// Evaluates an authentic echo: what it proves, if its number was sent.
-    pub fn echoed(&mut self, header: &DatagramHeader, number: u64, now: Moment) -> Option<ProvenBoot> {
+    /// Evaluates an authentic echo: what follows from it, if its number was sent.
+    pub fn echoed(&mut self, header: &DatagramHeader, number: u64, now: Moment) -> Option<EchoVerdict> {
         let session = self.sessions.get_mut(&header.sender)?;
         let fits = |asked: &PendingProof| asked.number == number && now.since(asked.at) < NUMBER_TTL;
         let asked = session.asked.swap_remove(session.asked.iter().position(fits)?);
-        let known = session.known.as_ref().is_some_and(|(boot, _)| *boot == header.boot);
+        let known = session.known.as_ref().is_some_and(|(known, _)| known.boot == header.boot);
         let boot = asked.proves_boot && !known;
         if boot {
-            session.known = Some((header.boot, ReplayWindow::after(header.sequence)));
+            if let Some(verdict) = session.contend(header.boot, asked.to, now) {
+                return Some(verdict);
+            }
+            let fresh = KnownBoot { boot: header.boot, heard: now, at: asked.to };
+            let before = session.known.replace((fresh, ReplayWindow::after(header.sequence)));
+            session.previous = before.map(|(before, _)| before.boot);
+            session.contender = None;
             session.asked.iter_mut().for_each(|asked| asked.proves_boot = false);
         }
-        Some(ProvenBoot { address: asked.to, boot })
+        Some(EchoVerdict::Proven(ProvenBoot { address: asked.to, boot }))
+    }
+
+    /// Takes a proof of life from an authentic datagram. Returns where to pass it on: to the other place of the same
+    /// identity, which verifies it.
+    pub fn alive(
+        &mut self,
+        header: &DatagramHeader,
+        proof: &AliveProof,
+        now: Moment,
+    ) -> Option<ProofForOther> {
+        let session = self.sessions.get_mut(&header.sender)?;
+        let (known, _) = session.known.as_ref()?;
+        let contender = session.contender.as_mut()?;
+        let other = if known.boot == header.boot && contender.boot == proof.beside {
+            if !proof.aside {
+                contender.proof = Some((*proof, now));
+            }
+            ProofForOther { to: contender.at, signer_at: known.at }
+        } else if contender.boot == header.boot && known.boot == proof.beside {
+            ProofForOther { to: known.at, signer_at: contender.at }
+        } else {
+            return None;
+        };
+        Some(other)
+    }
+
+    /// Members whose identity was proven to be used in two places within [`SHOWN`]: where the one that counts is, and
+    /// the other.
+    pub fn duplicates(&self, now: Moment) -> impl Iterator<Item = (NodeId, [SocketAddr; 2])> {
+        self.sessions.iter().filter_map(move |(id, session)| {
+            let contender = session.contender.filter(|one| {
+                now.since(one.heard) < SHOWN && one.proof.is_some_and(|(_, at)| now.since(at) < SHOWN)
+            })?;
+            Some((*id, [session.known.as_ref()?.0.at, contender.at]))
+        })
     }
 
     /// Forgets all that are no longer members.
@@ -277,239 +422,5 @@ pub fn source(ip: IpAddr) -> IpAddr {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::transport::KeyHint;
-
-    fn header(boot: u64, sequence: u64) -> DatagramHeader {
-        DatagramHeader { version: 1, key: KeyHint([1; 4]), sender: NodeId([2; 10]), boot, sequence }
-    }
-
-    fn at(ms: u64) -> Moment {
-        Moment::from_millis(ms)
-    }
-
-    fn from(n: u8) -> SocketAddr {
-        SocketAddr::from(([10, 0, 0, n], 7646))
-    }
-
-    /// Sessions in which this boot is proven.
-    fn known(boot: u64) -> Sessions {
-        let mut sessions = Sessions::default();
-        assert_eq!(
-            sessions.evaluate(&header(boot, 1), from(1), false, at(0), || 1),
-            BootVerdict::Challenge(1)
-        );
-        assert_eq!(
-            sessions.echoed(&header(boot, 2), 1, at(0)),
-            Some(ProvenBoot { address: from(1), boot: true })
-        );
-        sessions
-    }
-
-    #[test]
-    fn a_boot_is_believed_only_after_its_echo() {
-        let mut sessions = Sessions::default();
-        assert_eq!(
-            sessions.evaluate(&header(7, 10), from(1), false, at(0), || 99),
-            BootVerdict::Challenge(99)
-        );
-        assert_eq!(sessions.evaluate(&header(7, 11), from(1), false, at(10), || 98), BootVerdict::Unproven);
-        assert_eq!(sessions.echoed(&header(7, 12), 98, at(20)), None, "a number that was not asked");
-        assert!(sessions.echoed(&header(7, 12), 99, at(20)).is_some_and(|proven| proven.boot));
-        assert_eq!(sessions.echoed(&header(7, 12), 99, at(20)), None, "an echo counts once");
-        assert_eq!(sessions.evaluate(&header(7, 13), from(1), false, at(20), || 1), BootVerdict::Fresh);
-        assert_eq!(sessions.evaluate(&header(7, 13), from(1), false, at(20), || 1), BootVerdict::Replayed);
-        assert_eq!(
-            sessions.evaluate(&header(7, 11), from(1), false, at(20), || 1),
-            BootVerdict::Replayed,
-            "sent before the echo"
-        );
-    }
-
-    #[test]
-    fn an_echo_that_comes_too_late_proves_nothing() {
-        let mut sessions = Sessions::default();
-        sessions.evaluate(&header(7, 10), from(1), false, at(0), || 99);
-        assert_eq!(sessions.echoed(&header(7, 12), 99, at(2_000)), None);
-    }
-
-    #[test]
-    fn after_the_receiver_restarts_a_recording_is_refused() {
-        let mut sessions = Sessions::default();
-        for sequence in 1..100 {
-            let verdict =
-                sessions.evaluate(&header(7, sequence), from(1), false, at(sequence * 300), || sequence);
-            assert_ne!(verdict, BootVerdict::Fresh);
-        }
-    }
-
-    #[test]
-    fn after_the_sender_restarts_its_old_boot_is_refused_and_can_not_displace_the_new() {
-        let mut sessions = known(7);
-        assert_eq!(
-            sessions.evaluate(&header(8, 1), from(1), false, at(3_000), || 2),
-            BootVerdict::Challenge(2)
-        );
-        assert_eq!(
-            sessions.evaluate(&header(7, 3), from(1), false, at(3_001), || 3),
-            BootVerdict::Fresh,
-            "still proven"
-        );
-        assert!(sessions.echoed(&header(8, 2), 2, at(3_002)).is_some_and(|proven| proven.boot));
-        assert_eq!(
-            sessions.evaluate(&header(7, 4), from(1), false, at(4_000), || 4),
-            BootVerdict::Challenge(4)
-        );
-        assert_eq!(sessions.evaluate(&header(8, 3), from(1), false, at(4_001), || 5), BootVerdict::Fresh);
-    }
-
-    #[test]
-    fn a_delayed_echo_does_not_revive_an_older_boot() {
-        let mut sessions = Sessions::default();
-        sessions.evaluate(&header(7, 1), from(1), false, at(0), || 1);
-        // The echo of boot 7 is held back, and the node restarts.
-        sessions.evaluate(&header(8, 1), from(2), false, at(500), || 2);
-        assert!(sessions.echoed(&header(8, 2), 2, at(510)).is_some_and(|proven| proven.boot));
-        let late = sessions.echoed(&header(7, 2), 1, at(520));
-        assert_eq!(late, Some(ProvenBoot { address: from(1), boot: false }), "it was there, a moment ago");
-        assert_eq!(sessions.evaluate(&header(8, 3), from(2), false, at(530), || 3), BootVerdict::Fresh);
-    }
-
-    /// Recordings of `boots` old boots, each replayed every millisecond from the addresses of `source`,
-    /// starting before the live boot's first datagram. Returns how long the live boot takes to be proven,
-    /// with a round trip of 100 ms and a datagram every 100 ms.
-    fn time_to_prove(boots: u64, source: impl Fn(u64) -> SocketAddr) -> Option<u64> {
-        let (mut sessions, mut next, mut echoes) = (Sessions::default(), 1_000u64, Vec::new());
-        for ms in 0..10_000u64 {
-            let mut number = || {
-                next += 1;
-                next
-            };
-            let mut send = |boot, sequence, from| {
-                let verdict = sessions.evaluate(&header(boot, sequence), from, false, at(ms), &mut number);
-                assert_ne!(verdict, BootVerdict::Fresh, "boot {boot}");
-                if let BootVerdict::Challenge(number) = verdict
-                    && from == self::from(1)
-                    && ms >= 1_000
-                {
-                    // The live node echoes whatever arrives at its address.
-                    echoes.push((ms + 100, number));
-                }
-            };
-            (0..boots).for_each(|boot| send(boot, 5, source(ms * boots + boot)));
-            if ms >= 1_000 && ms % 100 == 0 {
-                send(u64::MAX, ms, from(1));
-            }
-            let due = echoes.iter().filter(|(due, _)| *due == ms).map(|(_, number)| *number);
-            let mut proofs = due.filter_map(|number| sessions.echoed(&header(u64::MAX, ms), number, at(ms)));
-            if proofs.any(|proven| proven.boot) {
-                return Some(ms - 1_000);
-            }
-        }
-        None
-    }
-
-    #[test]
-    fn recordings_of_old_boots_do_not_delay_the_proof_of_the_live_one() {
-        let one = |_| from(9);
-        let many = |n: u64| SocketAddr::from(([11, (n >> 16) as u8, (n >> 8) as u8, n as u8], 7));
-        let own = |_| from(1);
-        type Source = fn(u64) -> SocketAddr;
-        let cases: [(&str, u64, Source); 8] = [
-            ("nobody replays", 0, one),
-            ("one boot, from one address", 1, one),
-            ("two boots, from one address", 2, one),
-            ("two boots, from the live node's address", 2, own),
-            ("two boots, from many addresses", 2, many),
-            ("as many boots as are remembered, from many addresses", 15, many),
-            ("more boots than are remembered, from one address", 40, one),
-            ("more boots than are remembered, from the live node's address", 40, own),
-        ];
-        for (what, boots, source) in cases {
-            assert_eq!(time_to_prove(boots, source), Some(100), "{what}");
-        }
-    }
-
-    #[test]
-    fn a_replayed_challenge_is_not_answered_and_others_at_a_limited_rate() {
-        let mut sessions = known(7);
-        assert_eq!(sessions.evaluate(&header(7, 5), from(1), true, at(0), || 0), BootVerdict::Fresh);
-        assert_eq!(sessions.evaluate(&header(7, 5), from(1), true, at(1), || 0), BootVerdict::Replayed);
-        assert_eq!(
-            sessions.evaluate(&header(6, 5), from(1), true, at(1), || 0),
-            BootVerdict::Unproven,
-            "unasked"
-        );
-        // A recording of a dead boot can't be distinguished from a node that has just started.
-        let answered = (0..10_000).filter(|ms| sessions.answers(&header(6, 5), from(9), at(*ms))).count();
-        assert!((200..=230).contains(&answered), "{answered} in ten seconds");
-        // It takes nothing from the live boot, even if it claims to come from there.
-        let mut live = 0;
-        for ms in 10_000..11_000 {
-            sessions.answers(&header(6, 5), from(1), at(ms));
-            live += u64::from(ms % 100 == 0 && sessions.answers(&header(7, ms), from(1), at(ms)));
-        }
-        assert_eq!(live, 10);
-    }
-
-    #[test]
-    fn answers_to_one_source_are_limited_whatever_was_recorded() {
-        let mut sessions = Sessions::default();
-        let mut sent = 0;
-        for ms in 0..10_000u64 {
-            for boot in 0..100 {
-                let verdict = sessions.evaluate(&header(boot, 5), from(9), false, at(ms), || ms * 100 + boot);
-                sent += u64::from(matches!(verdict, BootVerdict::Challenge(_)));
-            }
-        }
-        assert!(sent <= 5_300, "{sent} in ten seconds, of a million");
-    }
-
-    #[test]
-    fn an_address_is_proven_by_the_number_that_was_sent_there_and_no_other() {
-        let mut sessions = known(7);
-        let node = NodeId([2; 10]);
-        assert_eq!(sessions.probe_number(node, from(3), at(0), || 30), Some(30));
-        assert_eq!(sessions.probe_number(node, from(4), at(0), || 40), Some(40));
-        assert_eq!(sessions.probe_number(node, from(3), at(500), || 31), None, "asked a moment ago");
-        // It answers a challenge sent to address 3, and claims to be at 4.
-        let proven = sessions.echoed(&header(7, 9), 30, at(600));
-        assert_eq!(proven, Some(ProvenBoot { address: from(3), boot: false }));
-        assert_eq!(sessions.echoed(&header(7, 10), 30, at(600)), None);
-        assert_eq!(sessions.probe_number(node, from(3), at(1_600), || 32), Some(32));
-        let asked =
-            (0..200).filter(|n| sessions.probe_number(node, from(*n), at(1_600), || 50).is_some()).count();
-        assert!(asked <= 16, "{asked} addresses that it named are asked at once");
-    }
-
-    #[test]
-    fn a_source_is_an_address_or_a_network_of_one_host() {
-        let source = |text: &str| source(text.parse().unwrap()).to_string();
-        assert_eq!(source("10.0.0.1"), "10.0.0.1");
-        assert_eq!(source("::ffff:10.0.0.1"), "10.0.0.1");
-        assert_eq!(source("2001:db8:1:2:3::4"), "2001:db8:1:2::");
-    }
-
-    proptest! {
-        #[test]
-        fn the_window_accepts_each_number_at_most_once_and_each_recent_one(
-            numbers in proptest::collection::vec(1u64..3000, 0..400),
-        ) {
-            let mut window = ReplayWindow::after(0);
-            let mut seen = std::collections::BTreeSet::new();
-            let mut highest = 0;
-            for number in numbers {
-                let taken = window.take(number);
-                highest = highest.max(number);
-                prop_assert!(!(taken && seen.contains(&number)), "{number} twice");
-                if highest - number < ReplayWindow::SIZE {
-                    prop_assert_eq!(taken, !seen.contains(&number), "{}", number);
-                }
-                seen.insert(number);
-            }
-        }
-    }
-}
+#[path = "session_tests.rs"]
+mod tests;

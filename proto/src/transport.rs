@@ -157,6 +157,10 @@ pub enum DatagramFrame<'a> {
     Attach(&'a [u8]),
     /// A core member's answer, and what it says unasked ([`crate::topology::Beacon`]).
     Beacon(&'a [u8]),
+    /// Another boot of the receiver's identity is alive too: asks for a proof of life beside it.
+    Beside(u64),
+    /// The proof, with where its signer is ([`crate::elsewhere::AliveProof::to_body`]).
+    Elsewhere(&'a [u8]),
 }
 
 impl<'a> DatagramFrame<'a> {
@@ -170,6 +174,8 @@ impl<'a> DatagramFrame<'a> {
     const HEARD: u8 = 7;
     const ATTACH: u8 = 8;
     const BEACON: u8 = 9;
+    const BESIDE: u8 = 10;
+    const ELSEWHERE: u8 = 11;
 
     /// Appends the frame. False when it no longer fits into the datagram: nothing is appended then.
     pub fn put(&self, plaintext: &mut Vec<u8>) -> bool {
@@ -201,6 +207,8 @@ impl<'a> DatagramFrame<'a> {
             DatagramFrame::Heard(report) => put(DatagramFrame::HEARD, [report, next_wire::TAIL]),
             DatagramFrame::Attach(message) => put(DatagramFrame::ATTACH, [message, &[]]),
             DatagramFrame::Beacon(message) => put(DatagramFrame::BEACON, [message, &[]]),
+            DatagramFrame::Beside(boot) => put(DatagramFrame::BESIDE, [&boot.to_be_bytes(), next_wire::TAIL]),
+            DatagramFrame::Elsewhere(proof) => put(DatagramFrame::ELSEWHERE, [proof, next_wire::TAIL]),
         }
     }
 
@@ -226,6 +234,12 @@ impl<'a> DatagramFrame<'a> {
         })
     }
 
+    /// Whether it only proves who is there, which also a boot that is not proven yet may send.
+    pub fn is_proof(&self) -> bool {
+        use DatagramFrame::{Beside, Challenge, Echo, Elsewhere};
+        matches!(self, Challenge(_) | Echo(_) | Beside(_) | Elsewhere(_))
+    }
+
     /// One frame; `None` when its kind is unknown or its body too short. The rest of the body is for later
     /// builds.
     fn read(kind: u8, body: &'a [u8]) -> Option<DatagramFrame<'a>> {
@@ -246,6 +260,8 @@ impl<'a> DatagramFrame<'a> {
             DatagramFrame::HEARD => Some(DatagramFrame::Heard(body)),
             DatagramFrame::ATTACH => Some(DatagramFrame::Attach(body)),
             DatagramFrame::BEACON => Some(DatagramFrame::Beacon(body)),
+            DatagramFrame::BESIDE => number().map(DatagramFrame::Beside),
+            DatagramFrame::ELSEWHERE => Some(DatagramFrame::Elsewhere(body)),
             _ => None,
         }
     }

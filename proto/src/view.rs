@@ -92,6 +92,9 @@ pub enum Ignored {
     NotNamed(ServiceName),
     /// An offer at an address that is not proven to be the node's own.
     Unproven(ServiceName, IpAddr),
+    /// An offer at the address that another node offers the service at now: a machine that was set up anew under
+    /// another name.
+    Taken(ServiceName, SocketAddr, Name),
     /// A virtual IP that the node is no candidate for.
     NotCandidate(IpAddr),
     /// A virtual IP in an impossible epoch.
@@ -128,6 +131,12 @@ impl IgnoredClaim {
                     "{name} offers {service} at {ip}, which it has not proven to be its address; ignored"
                 ),
                 "its agent must be reachable there, by UDP and TCP".to_owned(),
+            ),
+            Ignored::Taken(service, address, by) => (
+                ProblemCode::AddressTaken,
+                service.to_string(),
+                format!("{name} offers {service} at {address}, which is {by} now; ignored"),
+                format!("if {name} was set up anew as {by}, run on a master: agent remove {name}"),
             ),
             Ignored::NotCandidate(vip) => (
                 ProblemCode::NotAuthorized,
@@ -210,7 +219,37 @@ impl ClusterView {
             }
             view.members.insert(one.id, MemberView { id: one.id, record, heard: one.alive, since });
         }
+        view.ignore_taken(previous, wall);
         view
+    }
+
+    /// One address is one backend. Of several nodes that offer a service there, the one counts that is heard, and of
+    /// several of those the one whose agent started last.
+    fn ignore_taken(&mut self, previous: &ClusterView, wall: UnixMs) {
+        type Standing = (bool, UnixMs, NodeId);
+        let mut at: BTreeMap<(ServiceName, SocketAddr), Vec<Standing>> = BTreeMap::new();
+        for member in self.members.values() {
+            for (service, offer) in &member.record.services {
+                let standing = (member.heard, member.record.started, member.id);
+                at.entry((service.clone(), offer.address)).or_default().push(standing);
+            }
+        }
+        for ((service, address), mut all) in at {
+            all.sort_unstable();
+            let Some((_, _, holder)) = all.pop() else { continue };
+            let Some(by) = self.members.get(&holder).map(|member| member.record.name.clone()) else {
+                continue;
+            };
+            for (_, _, node) in all {
+                let Some(member) = self.members.get_mut(&node) else { continue };
+                member.record.services.remove(&service);
+                let what = Ignored::Taken(service.clone(), address, by.clone());
+                let known =
+                    previous.not_counted.iter().find(|known| known.node == node && known.what == what);
+                let since = known.map_or(wall, |known| known.since);
+                self.not_counted.push(IgnoredClaim { node, name: member.record.name.clone(), what, since });
+            }
+        }
     }
 }
 
@@ -352,6 +391,44 @@ mod tests {
         assert_eq!(first.not_counted.iter().map(|one| one.what.clone()).collect::<Vec<_>>(), what);
         let second = view(&[(1, &master, true)], &first, 9);
         assert!(second.not_counted.iter().all(|problem| problem.since == UnixMs(3)), "as long as it lasts");
+    }
+
+    #[test]
+    fn one_address_is_one_backend_and_the_node_that_had_it_before_is_named() {
+        let masters = Authority { role: &|_| Some(Role::Master), may_offer: &|_, _, _| true, ..authority() };
+        // Of nodes 1 and 2, which both offer kube-api at 10.0.0.1: heard, and when the agent started; who keeps it.
+        for (what, one, two, keeps) in [
+            ("set up anew under another name", (false, 5), (true, 9), 2),
+            ("the other way round", (true, 5), (false, 9), 1),
+            ("the old one seems alive for some seconds", (true, 5), (true, 9), 2),
+            ("neither is heard", (false, 5), (false, 9), 2),
+        ] {
+            let mut records = [record(1), record(2)];
+            let address = SocketAddr::from(([10, 0, 0, 1], 6443));
+            records[1].services.get_mut(&ServiceName::kube_api()).unwrap().address = address;
+            let states = [one, two];
+            for (record, (_, started)) in records.iter_mut().zip(states) {
+                record.started = UnixMs(started);
+            }
+            let look = |previous: &ClusterView, wall| {
+                let all = records.iter().zip(states).zip(1..);
+                let published = all.map(|((record, (alive, _)), n)| PublishedRecord {
+                    id: id(n),
+                    record,
+                    left_out: &[],
+                    alive,
+                });
+                ClusterView::new(published, previous, UnixMs(wall), &masters)
+            };
+            let view = look(&look(&ClusterView::default(), 3), 8);
+            let offers = |n: u8| view.members[&id(n)].record.services.len();
+            assert_eq!((offers(keeps), offers(3 - keeps)), (2, 1), "{what}: the other service stays");
+            let [ignored] = view.not_counted.as_slice() else { panic!("{what}: {:?}", view.not_counted) };
+            assert_eq!((ignored.node, ignored.since), (id(3 - keeps), UnixMs(3)), "{what}");
+            let text = ignored.problem().to_string();
+            let remedy = format!("as n{keeps}, run on a master: agent remove n{}", 3 - keeps);
+            assert!(text.ends_with(&remedy) && text.contains("10.0.0.1:6443"), "{text}");
+        }
     }
 
     #[test]

@@ -169,6 +169,7 @@ impl Foundation {
             table: self.clients.table(),
             view: self.peers.view(),
             settings: self.clients.effective().settings(),
+            aside: self.link.datagrams().aside(),
         };
         let inputs = VipThreadInputs {
             link: self.link.clone(),

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use proto::backends::{Backend, BackendState};
+use proto::cause::Cause;
+use proto::cluster::Document;
 use proto::control::{
     BackendCounts, BackendStatus, ClusterStatus, ListenerStatus, MemberState, MemberStatus, NodeStatus,
     PeerLinkStatus, ServiceCounts, ServiceSource, ServiceStatus, Status,
@@ -220,6 +222,36 @@ fn peer_links(names: &BTreeMap<NodeId, Name>, record: &NodeRecord) -> Vec<PeerLi
     record.links.iter().filter_map(named).collect()
 }
 
+/// Identities that are used in two places.
+fn duplicates(running: &RunningAgent, document: &Document) -> Vec<Problem> {
+    let datagrams = running.link.datagrams();
+    let aside = *datagrams.aside().borrow();
+    let (own, others) = datagrams.duplicates(running.life.now());
+    let problem = |node: &Name, detail: String, fix: &str| {
+        Problem::new(ProblemCode::IdentityInUse, detail).about(node.as_str()).fix(fix)
+    };
+    let on_copy = "on the copy, run: agent leave --force, then join it with an invite";
+    let own = match (aside, own) {
+        (Some(at), _) => Some((
+            format!("this node's identity is in use at {}, so this one takes no part", at.ip()),
+            "if this is the copy, run: agent leave --force, then join with an invite; if not, stop the other",
+        )),
+        (None, Some(at)) => {
+            Some((format!("another machine, {}, has this node's identity", at.ip()), on_copy))
+        }
+        (None, None) => None,
+    };
+    let own = own.map(|(detail, fix)| problem(&running.own.file().name, detail, fix));
+    let others = others.into_iter().map(|(id, [first, second])| {
+        let name = document.shown_name(&id);
+        let (first, second) = (first.ip(), second.ip());
+        let detail =
+            format!("{name} runs in two places, {first} and {second}, with one identity; {first} counts");
+        problem(&name, detail, on_copy)
+    });
+    own.into_iter().chain(others).collect()
+}
+
 /// What is wrong with this node, except with telling of it.
 pub(super) fn problems(running: &RunningAgent) -> Vec<Problem> {
     let view = running.peers.view().borrow().clone();
@@ -232,6 +264,7 @@ pub(super) fn problems(running: &RunningAgent) -> Vec<Problem> {
         let detail = "this node was removed from the cluster and serves from its last known good list";
         problems.push(Problem::new(ProblemCode::Removed, detail).fix("run: agent leave --force"));
     }
+    problems.extend(duplicates(running, &document));
     let shared = document.shared_names();
     for (id, admitted) in document.members() {
         if shared.contains(&admitted.name) {
@@ -248,6 +281,11 @@ pub(super) fn problems(running: &RunningAgent) -> Vec<Problem> {
     if let Some(problem) = &running.vips.report().borrow().problem {
         let detail = format!("this node can't own virtual IPs: {problem}");
         problems.push(Problem::new(ProblemCode::VipUnable, detail));
+    }
+    for vip in running.vips.report().borrow().vips.iter().filter(|vip| vip.cause == Some(Cause::Stranger)) {
+        let fix = "find that machine by its MAC and take the address from it";
+        let problem = Problem::new(ProblemCode::VipStranger, &vip.reason);
+        problems.push(problem.about(vip.address.to_string()).fix(fix));
     }
     problems.extend(running.peers.gossip_problems().problems(&document, now));
     // Where a node is, is proven within milliseconds of its record: only what lasts is a problem.

@@ -1,7 +1,7 @@
 //! What virtual IPs need of the rest: whether this node could serve what they front, and who is a master.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +47,8 @@ pub(super) struct EligibilityInputs {
     pub(super) table: watch::Receiver<Arc<BackendTable>>,
     pub(super) view: watch::Receiver<Arc<ClusterView>>,
     pub(super) settings: watch::Receiver<Arc<Settings>>,
+    /// Where the other place is for which this node stands aside.
+    pub(super) aside: watch::Receiver<Option<SocketAddr>>,
 }
 
 /// What the thread reads beside that.
@@ -92,6 +94,10 @@ fn spawn(inputs: EligibilityInputs, life: &Lifecycle) -> watch::Receiver<Arc<Loc
                     services,
                     checks: fit.checks + 1,
                     draining,
+                    aside: inputs.aside.borrow_and_update().map(|at| {
+                        let reason = format_args!("this node's identity is in use at {}", at.ip());
+                        Unfit::new(Cause::IdentityInUse, reason)
+                    }),
                 };
                 sender.send_replace(Arc::new(fit.clone()));
                 let wait = if doubts > 0 { HURRY } else { EVERY };
@@ -100,6 +106,7 @@ fn spawn(inputs: EligibilityInputs, life: &Lifecycle) -> watch::Receiver<Arc<Loc
                     () = tokio::time::sleep(wait) => {}
                     Ok(()) = inputs.health.changed(), if doubts == 0 => {}
                     Ok(()) = inputs.settings.changed() => {}
+                    Ok(()) = inputs.aside.changed() => {}
                     () = over.cancelled() => return,
                 }
             }

@@ -53,6 +53,11 @@ impl PeerSync {
         PeerSync { link, view, commands, scheduler, hash: String::new(), pushes, life: life.clone() }
     }
 
+    /// Where the other place is for which this node stands aside.
+    pub(super) fn aside(&self) -> Option<SocketAddr> {
+        *self.link.datagrams().aside().borrow()
+    }
+
     /// Begins anew, as at the start.
     pub(super) fn reset(&mut self) {
         self.scheduler = SyncScheduler::new(self.life.now());

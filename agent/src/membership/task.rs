@@ -246,6 +246,14 @@ impl MembershipTask {
         if !cluster.is_master() && !matches!(request, Request::Leave | Request::Held { .. }) {
             return Answer::refused(RefusalCode::NotMaster, members::not_a_master(cluster.document()));
         }
+        let aside = sync.aside();
+        if let Some(at) = aside.filter(|_| !matches!(request, Request::Held { .. })) {
+            return Answer::failed(format!(
+                "this node's identity is in use at {}, and what is changed here would be changed for that machine; \
+                 if this is the copy, run: agent leave --force",
+                at.ip()
+            ));
+        }
         match request {
             Request::Invite { seconds, uses, role } => admissions.invite(seconds, uses, role),
             Request::Open { seconds } => admissions.open(seconds),

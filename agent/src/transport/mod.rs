@@ -18,6 +18,7 @@ pub(crate) mod dial;
 pub(crate) mod frames;
 mod inbox;
 mod pairs;
+mod places;
 mod proofs;
 mod refused;
 mod responder;
@@ -41,6 +42,7 @@ use proto::cause::{Cause, Fault};
 use proto::cluster::Document;
 use proto::handover::HandOver;
 use proto::node::{NodeId, PublicKey};
+use proto::time::UnixMs;
 use proto::transport::{KeyRing, MAX_BODY};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -55,7 +57,7 @@ use self::tcp::ConnectionServer;
 use self::tls::Identity;
 use self::udp::Datagrams;
 use crate::handover::{self, Received};
-use crate::lifecycle::Lifecycle;
+use crate::lifecycle::{Lifecycle, wall};
 
 /// Time for the answer to one challenge of a node that is dialled back, and how many there are: a datagram or
 /// two may be lost.
@@ -73,7 +75,9 @@ pub(crate) struct TrustedKeys {
 pub(crate) struct BoundPorts {
     udp: DatagramSocket,
     tcp: TcpListener,
-    /// The boot of the process before this one, and a number above all that its datagrams had.
+    /// When this agent started, or the process that it goes on from.
+    began: UnixMs,
+    /// The boot of that process, and a number above all that its datagrams had.
     boot: Option<(u64, u64)>,
 }
 
@@ -99,6 +103,7 @@ impl BoundPorts {
             Ok(BoundPorts {
                 udp: DatagramSocket::bind(address, port)?,
                 tcp: tcp::bind(address, port)?,
+                began: wall(),
                 boot: None,
             })
         };
@@ -114,7 +119,7 @@ impl BoundPorts {
         let at = udp.local().ok()?;
         let is_same = at.port() == port && address.map_or(at.ip().is_unspecified(), |ip| ip == at.ip());
         let tcp = is_same.then(|| TcpListener::from_std(tcp.into()).ok())??;
-        Some(BoundPorts { udp, tcp, boot: received.form.boot })
+        Some(BoundPorts { udp, tcp, began: received.form.began, boot: received.form.boot })
     }
 }
 
@@ -137,13 +142,14 @@ impl Link {
         identity: Arc<Identity>,
         trust: watch::Receiver<Arc<TrustedKeys>>,
     ) -> (Arc<Link>, Inbox) {
-        let BoundPorts { udp, tcp, boot } = ports;
+        let BoundPorts { udp, tcp, began, boot } = ports;
         let counters = Arc::new(LinkCounters::default());
         let addresses = Arc::new(AddressBook::new(trust.clone()));
         let (arrivals, inbox) = Arrivals::new(counters.clone());
         let arrivals = Arc::new(arrivals);
         let (who, whom, at) = (|| identity.clone(), || trust.clone(), || addresses.clone());
-        let datagrams = Datagrams::new(udp, who(), whom(), at(), arrivals.clone(), counters.clone(), boot);
+        let datagrams =
+            Datagrams::new(udp, who(), whom(), at(), arrivals.clone(), counters.clone(), (began, boot));
         let dialer = PeerDialer::new(who(), whom(), at(), counters.clone());
         let server = ConnectionServer::new(who(), whom(), at(), arrivals, counters.clone());
         let (datagrams, dialer, server) = (Arc::new(datagrams), Arc::new(dialer), Arc::new(server));

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
+use proto::elsewhere::AliveProof;
 use proto::node::NodeId;
-use proto::session::{BootVerdict, Sessions};
+use proto::session::{BootVerdict, EchoVerdict, ProofForOther, Sessions};
 use proto::time::Moment;
 use proto::transport::DatagramHeader;
 use tokio::sync::oneshot;
@@ -65,8 +66,8 @@ impl PeerProofs {
         lock(&self.sessions).answers(header, from, now)
     }
 
-    /// Takes an authentic echo. True: it has proven a boot that was not proven before.
-    pub(super) fn echoed(&self, header: &DatagramHeader, number: u64, now: Moment) -> bool {
+    /// Takes an authentic echo, and returns what follows from it.
+    pub(super) fn echoed(&self, header: &DatagramHeader, number: u64, now: Moment) -> Option<EchoVerdict> {
         let sender = header.sender;
         let mut probes = lock(&self.probes);
         let probe = match probes.get(&number) {
@@ -78,13 +79,30 @@ impl PeerProofs {
             self.addresses.proven(sender, probe.to);
             let _ = probe.answered.send(());
         }
-        let Some(proven) = lock(&self.sessions).echoed(header, number, now) else { return false };
-        self.addresses.proven(sender, proven.address);
-        if proven.boot {
-            self.addresses.confirm_address(sender, proven.address);
-            lock(&self.heard).insert(sender, now);
+        let verdict = lock(&self.sessions).echoed(header, number, now);
+        if let Some(EchoVerdict::Proven(proven)) = verdict {
+            self.addresses.proven(sender, proven.address);
+            if proven.boot {
+                self.addresses.confirm_address(sender, proven.address);
+                lock(&self.heard).insert(sender, now);
+            }
         }
-        proven.boot
+        verdict
+    }
+
+    /// Takes a proof of life of another node, and returns where to pass it on.
+    pub(super) fn alive(
+        &self,
+        header: &DatagramHeader,
+        proof: &AliveProof,
+        now: Moment,
+    ) -> Option<ProofForOther> {
+        lock(&self.sessions).alive(header, proof, now)
+    }
+
+    /// Members whose identity is used in two places: where the one that counts is, and the other.
+    pub(super) fn duplicates(&self, now: Moment) -> Vec<(NodeId, [SocketAddr; 2])> {
+        lock(&self.sessions).duplicates(now).collect()
     }
 
     /// The number to send to an address at which this node may be; none when it was asked a moment ago, or

@@ -124,6 +124,11 @@ impl DatagramSealer {
         self.sequence.fetch_add(1, Ordering::Relaxed) + 1
     }
 
+    /// The boot of this process's datagrams.
+    pub(super) fn boot(&self) -> u64 {
+        self.boot
+    }
+
     /// The boot, and a number that is above all that is used until this process is another one.
     pub(super) fn hand_over(&self) -> (u64, u64) {
         (self.boot, self.sequence.load(Ordering::Relaxed).saturating_add(HANDED))

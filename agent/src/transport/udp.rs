@@ -7,17 +7,19 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use proto::elsewhere::AliveProof;
 use proto::heard::{HeardBook, PeerReports};
 use proto::node::NodeId;
 use proto::pulse::PulseStatus;
-use proto::session::BootVerdict;
-use proto::time::Moment;
+use proto::session::{BootVerdict, EchoVerdict};
+use proto::time::{Moment, UnixMs};
 use proto::transport::{DatagramFrame, DatagramHeader, MAX_DATAGRAM};
 use tokio::sync::{oneshot, watch};
 
 use super::addresses::AddressBook;
 use super::counters::{Count, LinkCounters};
 use super::inbox::{Arrivals, TopologyFrame};
+use super::places::IdentityPlaces;
 use super::proofs::PeerProofs;
 use super::responder::PulseResponder;
 use super::sealer::{DatagramSealer, Unopened};
@@ -33,6 +35,7 @@ pub(crate) struct Datagrams {
     addresses: Arc<AddressBook>,
     sealer: DatagramSealer,
     proofs: PeerProofs,
+    places: IdentityPlaces,
     responder: PulseResponder,
     heard: Mutex<HeardBook>,
     arrivals: Arc<Arrivals>,
@@ -48,11 +51,12 @@ impl Datagrams {
         addresses: Arc<AddressBook>,
         arrivals: Arc<Arrivals>,
         counters: Arc<LinkCounters>,
-        before: Option<(u64, u64)>,
+        (began, before): (UnixMs, Option<(u64, u64)>),
     ) -> Datagrams {
         Datagrams {
             socket,
             trust,
+            places: IdentityPlaces::new(identity.clone(), began),
             sealer: DatagramSealer::new(identity, before),
             proofs: PeerProofs::new(addresses.clone()),
             responder: PulseResponder::default(),
@@ -132,9 +136,7 @@ impl Datagrams {
         now: Moment,
     ) -> bool {
         let sender = header.sender;
-        let is_proof =
-            |frame: DatagramFrame<'_>| matches!(frame, DatagramFrame::Challenge(_) | DatagramFrame::Echo(_));
-        let proof_only = DatagramFrame::all(plaintext).all(is_proof);
+        let proof_only = DatagramFrame::all(plaintext).all(|frame| frame.is_proof());
         let (verdict, challenge) = self.proofs.evaluate(header, from, proof_only, now);
         match verdict {
             BootVerdict::Replayed => {
@@ -159,6 +161,16 @@ impl Datagrams {
                     }
                 }
                 DatagramFrame::Echo(number) => self.echoed(header, number, now),
+                DatagramFrame::Beside(boot) => {
+                    // Its own boot it would only be asked for by a member that lies.
+                    if boot != self.sealer.boot()
+                        && self.proofs.may_echo(header, from, now)
+                        && let Some(proof) = self.places.proof(&self.cluster(), boot, now)
+                    {
+                        self.send(sender, from, &DatagramFrame::Elsewhere(&proof).to_bytes());
+                    }
+                }
+                DatagramFrame::Elsewhere(body) => self.elsewhere(header, body, now),
                 frame if fresh => self.fresh(sender, frame, from, now),
                 _ => {}
             }
@@ -168,9 +180,44 @@ impl Datagrams {
 
     /// Takes an authentic echo.
     fn echoed(&self, header: &DatagramHeader, number: u64, now: Moment) {
-        if self.proofs.echoed(header, number, now) {
-            self.arrivals.proven(header.sender);
+        let (sender, boot) = (header.sender, header.boot);
+        match self.proofs.echoed(header, number, now) {
+            Some(EchoVerdict::Proven(proven)) if proven.boot => self.arrivals.proven(sender),
+            Some(EchoVerdict::AskKnown { known_at }) => {
+                self.send(sender, known_at, &DatagramFrame::Beside(boot).to_bytes());
+            }
+            Some(EchoVerdict::Refused { known, proof, known_at, sender_at }) => {
+                let mut plaintext = DatagramFrame::Elsewhere(&proof.to_body(known_at)).to_bytes();
+                DatagramFrame::Beside(known).put(&mut plaintext);
+                self.send(sender, sender_at, &plaintext);
+            }
+            Some(EchoVerdict::Proven(_)) | None => {}
         }
+    }
+
+    /// Takes a proof of life: of another place of this node's identity, or of a member's for its other place.
+    fn elsewhere(&self, header: &DatagramHeader, body: &[u8], now: Moment) {
+        let Some((proof, at)) = AliveProof::from_body(body) else { return };
+        if proof.beside == self.sealer.boot() {
+            self.places.take(&self.cluster(), &proof, at, now);
+        } else if let Some(other) = self.proofs.alive(header, &proof, now) {
+            let body = proof.to_body(other.signer_at);
+            self.send(header.sender, other.to, &DatagramFrame::Elsewhere(&body).to_bytes());
+        }
+    }
+
+    fn cluster(&self) -> String {
+        self.trust.borrow().document.id.to_string()
+    }
+
+    /// Where the other place is for which this node stands aside: one that was there first has its identity.
+    pub(crate) fn aside(&self) -> watch::Receiver<Option<SocketAddr>> {
+        self.places.aside()
+    }
+
+    /// Identities that are used in two places, with the addresses of both. Of this node's own only the other is known.
+    pub(crate) fn duplicates(&self, now: Moment) -> (Option<SocketAddr>, Vec<(NodeId, [SocketAddr; 2])>) {
+        (self.places.other(now), self.proofs.duplicates(now))
     }
 
     /// Takes what has proven to be new.
@@ -184,6 +231,9 @@ impl Datagrams {
                 self.send(sender, from, &answer);
             }
             DatagramFrame::Answer(number, pulse_status) => {
+                if number != 0 {
+                    self.places.accepted(now);
+                }
                 self.arrivals.answer(sender, number, pulse_status, now);
             }
             DatagramFrame::Vip(message) => self.arrivals.vip(sender, message, now),

@@ -483,7 +483,7 @@ impl VipDriver {
 
     /// Tells the elections what holds and what does not.
     fn update_facts(&mut self, now: Moment) {
-        let draining = self.inputs.fit.borrow().draining;
+        let fit = self.inputs.fit.borrow().clone();
         let (document, view) = (self.document(), self.view());
         let trusted = self.vips.trusted(&document);
         let VipDriver { inputs, life, vips, kernel, segments, .. } = self;
@@ -494,7 +494,9 @@ impl VipDriver {
         kernel.expire_refusals(now);
         for vip in vips.all_mut() {
             let address = vip.settings().address;
-            let blocked = kernel.problem().or(segments.problem()).or(kernel.refusal(address)).cloned();
+            let blocked =
+                fit.aside.as_ref().or(kernel.problem()).or(segments.problem()).or(kernel.refusal(address));
+            let blocked = blocked.cloned();
             // A worker's word counts where it has proven that it is at that very address.
             let lives = |id: &NodeId| link.addresses().is_proven(id, address);
             let taken = segments::node_at(&view, address, |id| trusted.contains(id) || lives(id));
@@ -510,7 +512,7 @@ impl VipDriver {
                     None => segments.verdict(now, place, heard, name),
                 }
             });
-            vip.set_facts(now, VipFacts { blocked, draining, taken, segment });
+            vip.set_facts(now, VipFacts { blocked, draining: fit.draining, taken, segment });
         }
     }
 }

@@ -82,6 +82,13 @@ impl LocalVip {
         &self.rules.candidates
     }
 
+    /// Why one that sends no beats here can't own it, as far as is known.
+    pub(super) fn unfit(&self, node: &NodeId) -> Option<Unfit> {
+        let told = self.rules.candidates.iter().find(|one| one.node == *node)?.unfit.clone();
+        let silent = self.rules.silent.contains(node);
+        told.or_else(|| silent.then(|| Unfit::new(Cause::NotHeard, "no answer from it")))
+    }
+
     /// Whether this node may.
     pub(super) fn has_candidate(&self, node: &NodeId) -> bool {
         self.rules.candidates.iter().any(|one| one.node == *node)

@@ -81,6 +81,8 @@ pub(crate) struct LocalEligibility {
     /// Counts the checks that `services` comes from.
     pub(crate) checks: u64,
     pub(crate) draining: bool,
+    /// This node stands aside for another place of its identity.
+    pub(crate) aside: Option<Unfit>,
 }
 
 /// What the rest of the agent wants of the thread.

@@ -130,8 +130,7 @@ fn ask(
 ) -> Result<Option<NodeId>, MoveRefused> {
     let address = vip.settings().address;
     let owner = vip.election().status(now).owner;
-    let candidate = vip.candidates().iter().find(|one| one.node == node);
-    let unfit = candidate.and_then(|one| one.unfit.clone());
+    let unfit = vip.unfit(&node);
     match (vip.election_mut().move_to(now, node), owner) {
         (Ok(()), _) => Ok(None),
         // A node that only looks on doesn't hear those in waiting; the owner does.

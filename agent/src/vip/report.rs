@@ -155,9 +155,8 @@ fn shown(
     let gossiped = if witness && status.owner.is_none() { told.next() } else { None };
     let why = here.or(gossiped).or_else(|| status.reason.clone()).or_else(|| vip.election().recovery(now));
     let candidates = status.candidates.iter().zip(1..).map(|(place, rank)| {
-        let told = vip.candidates().iter().find(|one| one.node == place.node);
         let unheard = witness && place.candidate_state.is_none();
-        let why = if unheard { told.and_then(|one| one.unfit.clone()) } else { place.reason.clone() };
+        let why = if unheard { vip.unfit(&place.node) } else { place.reason.clone() };
         VipCandidate {
             node: document.name_of(&place.node),
             rank,

@@ -7,7 +7,7 @@ use proto::cluster::Document;
 use proto::election::{Candidate, VipRules};
 use proto::health::Readiness;
 use proto::node::NodeId;
-use proto::pulse::PeerLivenessMap;
+use proto::pulse::{Liveness, PeerLivenessMap};
 use proto::settings::{Candidates, PRIORITY, VipSettings};
 use proto::time::UnixMs;
 use proto::unfit::Unfit;
@@ -61,12 +61,28 @@ impl RulesInputs<'_> {
             }
             let others = member.filter(|_| *id != own);
             let unfit = others.and_then(|member| gossiped_state(member, settings, wall, young));
+            if *id != own && self.is_silent(id) {
+                rules.silent.insert(*id);
+            }
             let priority = settings.priorities.get(&admitted.name).copied().unwrap_or(PRIORITY);
             rules.candidates.push(Candidate { node: *id, priority, unfit });
             let rtt = liveness.get(id).and_then(|peer_liveness| peer_liveness.rtt).unwrap_or_default();
             rules.rtt = rules.rtt.max(Duration::from_millis(rtt.as_millis() as u64));
         }
         rules
+    }
+}
+
+impl RulesInputs<'_> {
+    /// Whether another node is not heard: by pulses, where it is pulsed, else by any datagram and gossip.
+    fn is_silent(&self, id: &NodeId) -> bool {
+        match self.liveness.get(id).map(|one| one.liveness) {
+            Some(Liveness::Alive | Liveness::Late) => false,
+            Some(Liveness::Silent | Liveness::CutOff) => true,
+            Some(Liveness::Unknown) | None => {
+                !(self.heard)(id) && !self.view.members.get(id).is_some_and(|member| member.heard)
+            }
+        }
     }
 }
 
@@ -102,6 +118,7 @@ mod tests {
     use proto::arp::Mac;
     use proto::cause::Detail;
     use proto::health::ServiceHealth;
+    use proto::pulse::PeerLiveness;
     use proto::record::{L2Endpoint, NodeRecord, ServiceOffer};
     use proto::view::ClusterView;
 
@@ -168,8 +185,48 @@ mod tests {
             assert!(rules.candidates.iter().all(priority));
             assert_eq!((rules.witnesses.len(), rules.turn, rules.masters.len()), (0, 4, 2));
         }
-        assert_eq!(rules(Candidates::All, &|node| *node == id(2), WALL).witnesses, [id(2)]);
+        let one_heard = rules(Candidates::All, &|node| *node == id(2), WALL);
+        assert_eq!((one_heard.witnesses, one_heard.silent), (vec![id(2)], [id(3)].into()));
         assert_eq!(rules(Candidates::All, &|_| false, UnixMs(JOINED_MS)).witnesses.len(), 3, "just joined");
+    }
+
+    #[test]
+    fn pulses_show_sooner_than_gossip_who_is_silent() {
+        let (document, fit) = (document(), LocalEligibility::default());
+        let settings = VipSettings { candidates: Candidates::All, ..VipSettings::new([10, 9, 0, 50].into()) };
+        for (liveness, gossip, silent) in [
+            (None, None, true),
+            (None, Some(true), false),
+            (None, Some(false), true),
+            (Some(Liveness::Unknown), None, true),
+            (Some(Liveness::Alive), None, false),
+            (Some(Liveness::Late), Some(false), false),
+            (Some(Liveness::Silent), Some(true), true),
+            (Some(Liveness::CutOff), Some(true), true),
+        ] {
+            let mut view = ClusterView::default();
+            if let Some(heard) = gossip {
+                let member = member(|one| (one.id, one.heard) = (id(2), heard));
+                view.members.insert(id(2), member);
+            }
+            let pulsed = liveness.map(|liveness| {
+                let one = PeerLiveness { liveness, status: None, rtt: None, loss_permille: 0 };
+                (id(2), one)
+            });
+            let liveness: PeerLivenessMap = pulsed.into_iter().collect();
+            let inputs = RulesInputs {
+                own: id(1),
+                document: &document,
+                view: &view,
+                fit: &fit,
+                liveness: &liveness,
+                wall: WALL,
+                heard: &|_| false,
+            };
+            let rules = inputs.rules(&settings, 0, false);
+            assert_eq!(rules.silent.contains(&id(2)), silent, "{liveness:?} {gossip:?}");
+            assert!(!rules.silent.contains(&id(1)), "this node itself");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Who may own a VIP, and who comes first.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::node::NodeId;
@@ -58,6 +59,9 @@ pub struct Candidate {
 pub struct VipRules {
     /// Who may own it, this node too if it may.
     pub candidates: Vec<Candidate>,
+    /// Candidates that are silent now, as pulses and datagrams show sooner than gossip. Only for show, and so that the
+    /// VIP is not moved there: one that has not been heard yet is waited for.
+    pub silent: BTreeSet<NodeId>,
     /// Every other member that is thought to be alive (candidates and this node may be among them, and are
     /// left out). A dead one that is listed while no other is alive costs a second and a half at a takeover.
     pub witnesses: Vec<NodeId>,

@@ -27,6 +27,12 @@ impl StatusFacts<'_> {
     /// All there is to show. `state_of`: how a candidate stands; none: it has not been heard lately.
     pub(super) fn status(&self, state_of: impl Fn(&NodeId) -> Option<CandidateState>) -> ElectionStatus {
         let owner = self.owner.map(|(owner, _)| owner);
+        let answers = self.stranger.map(|mac| {
+            let asked = if self.address.is_ipv4() { "ARP" } else { "neighbour discovery" };
+            let address = self.address;
+            let reason = format_args!("{address} answers {asked} from MAC {mac}, which belongs to no member");
+            Unfit::new(Cause::Stranger, reason)
+        });
         let shown = |one: &Candidate| candidate(one, state_of(&one.node));
         let mut candidates: Vec<CandidateStatus> = self.rules.candidates.iter().map(shown).collect();
         candidates.sort_by_key(|place| {
@@ -35,12 +41,12 @@ impl StatusFacts<'_> {
             (owner != Some(place.node), last, rank, std::cmp::Reverse(place.priority), place.node)
         });
         let (state, reason) = self.state(&candidates);
-        let answers = self.stranger.map(|mac| {
-            let asked = if self.address.is_ipv4() { "ARP" } else { "neighbour discovery" };
-            let address = self.address;
-            let reason = format_args!("{address} answers {asked} from MAC {mac}, which belongs to no member");
-            Unfit::new(Cause::Stranger, reason)
-        });
+        // While a stranger has the address, nobody claims it.
+        if let Some(answers) = answers.as_ref().filter(|_| owner.is_none()) {
+            for place in candidates.iter_mut().filter(|place| place.reason.is_none()) {
+                place.reason = Some(answers.clone());
+            }
+        }
         ElectionStatus {
             state,
             owner,
@@ -137,6 +143,9 @@ mod tests {
                 stranger,
             };
             let status = facts.status(|node| if *node == id(1) { first.clone() } else { second.clone() });
+            let can = status.candidates.iter().any(|place| place.reason.is_none());
+            let has_claimer = first == Some(CandidateState::Fit) || second == Some(CandidateState::Fit);
+            assert_eq!(can, has_claimer && stranger.is_none(), "{owner:?} {first:?} {second:?}");
             let found = (status.state, status.reason.map(|why| why.cause));
             assert_eq!(found, (state, cause), "{owner:?} {first:?} {second:?}");
             assert_eq!(status.since, owner.map(|_| at(7)));

@@ -255,6 +255,7 @@ impl World {
         VipRules {
             candidates: candidates.collect(),
             witnesses: self.nodes.iter().filter(|node| node.powered).map(|node| node.id).collect(),
+            silent: Default::default(),
             masters: self.nodes.iter().filter(|node| node.master).map(|node| node.id).collect(),
             preempt: self.preempt.then_some(Duration::from_secs(2)),
             turn: 1,
