@@ -3,7 +3,7 @@
 //! Nodes that come together are admitted by one change of the document: it is sealed and written once for all of
 //! them, so that a join costs its issuer the same whether one comes or a hundred.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cluster::{ClusterId, Document};
 use crate::invite::{InviteLedger, InviteProof, JoinRefusal};
@@ -40,6 +40,8 @@ pub enum Verdict {
     Wait,
     /// This node is a worker: a master has to be asked.
     Redirect,
+    /// A member has its name; `None`: one that is admitted with it.
+    NameTaken(Name, Option<NodeId>),
     /// It is not let in.
     Refused(JoinRefusal),
 }
@@ -60,7 +62,7 @@ pub fn decide<'a>(
         ledger,
         open,
         now,
-        names: document.members().map(|(_, admitted)| admitted.name.clone()).collect(),
+        names: document.members().map(|(id, admitted)| (admitted.name.clone(), Some(*id))).collect(),
         admitted: BTreeSet::new(),
     };
     candidates.into_iter().map(|candidate| batch.decide(&candidate)).collect()
@@ -73,8 +75,8 @@ struct Batch<'a> {
     ledger: &'a mut InviteLedger,
     open: bool,
     now: UnixMs,
-    /// Names of members, and of those that are admitted with them.
-    names: BTreeSet<Name>,
+    /// Names of members with their ids, and of those that are admitted with them.
+    names: BTreeMap<Name, Option<NodeId>>,
     admitted: BTreeSet<NodeId>,
 }
 
@@ -110,14 +112,14 @@ impl Batch<'_> {
             }
             (None, None) => (self.open && candidate.confirmed).then_some(Role::Worker),
         };
-        if self.names.contains(candidate.name) {
-            return Verdict::Refused(JoinRefusal::NameTaken(candidate.name.clone()));
+        if let Some(holder) = self.names.get(candidate.name) {
+            return Verdict::NameTaken(candidate.name.clone(), *holder);
         }
         let Some(role) = role else { return Verdict::Wait };
         if let Some(ledger) = ledger {
             *self.ledger = ledger;
         }
-        self.names.insert(candidate.name.clone());
+        self.names.insert(candidate.name.clone(), None);
         self.admitted.insert(id);
         Verdict::Admit(role)
     }
@@ -186,8 +188,12 @@ mod tests {
             candidate(3, &name, Some(second)),
             candidate(4, &other, Some(third)),
         ];
-        let (admit, taken) = (Verdict::Admit(Role::Worker), JoinRefusal::NameTaken(name.clone()));
-        assert_eq!(decided(&document, &mut ledger, &all), [admit.clone(), Verdict::Refused(taken), admit]);
+        let (admit, taken) = (Verdict::Admit(Role::Worker), Verdict::NameTaken(name.clone(), None));
+        assert_eq!(decided(&document, &mut ledger, &all), [admit.clone(), taken, admit]);
+        let first = Name::nearest("a");
+        let holder = Some(key(1).id());
+        let asked = [candidate(5, &first, Some(&proofs[2]))];
+        assert_eq!(decided(&document, &mut ledger, &asked), [Verdict::NameTaken(first.clone(), holder)]);
     }
 
     #[test]

@@ -268,8 +268,24 @@ pub enum JoinRefusal {
     )]
     SeedRemoved,
     /// Another node has the name.
-    #[error("the name {0} is used by another node; use --name, or first run on a master: agent remove {0}")]
-    NameTaken(Name),
+    #[error("{}", taken(name, *is_up))]
+    NameTaken {
+        /// The name.
+        name: Name,
+        /// That node is up.
+        is_up: bool,
+    },
+}
+
+/// What to do where another node has the name.
+fn taken(name: &Name, is_up: bool) -> String {
+    match is_up {
+        true => format!("the name {name} is used by another node, which is up; use --name"),
+        false => format!(
+            "the name {name} is used by a member that is down; if this node is to replace it, first run on a master: \
+             agent remove {name}; if not, use --name"
+        ),
+    }
 }
 
 impl JoinRefusal {
@@ -284,7 +300,7 @@ impl JoinRefusal {
             JoinRefusal::TimedOut => 26,
             JoinRefusal::TooManyWaiting => 27,
             JoinRefusal::Removed => 28,
-            JoinRefusal::NameTaken(_) => 29,
+            JoinRefusal::NameTaken { .. } => 29,
             JoinRefusal::OtherCluster => 30,
             JoinRefusal::NotAdmitted(_) => 31,
             JoinRefusal::SeedRemoved => 33,
@@ -547,7 +563,8 @@ mod tests {
             JoinRefusal::TimedOut,
             JoinRefusal::TooManyWaiting,
             JoinRefusal::Removed,
-            JoinRefusal::NameTaken(Name::nearest("x")),
+            JoinRefusal::NameTaken { name: Name::nearest("x"), is_up: true },
+            JoinRefusal::NameTaken { name: Name::nearest("x"), is_up: false },
         ];
         let mut codes: Vec<u8> = all.iter().map(JoinRefusal::exit_code).collect();
         codes.push(EXIT_WRONG_PIN);

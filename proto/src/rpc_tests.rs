@@ -137,7 +137,7 @@ fn to_joining() -> Vec<ToJoining> {
         ToJoining::Busy,
         ToJoining::Welcome(Box::new(Welcome { snapshot: snapshot(), serving: Vec::new() })),
         ToJoining::Refused(JoinRefusal::Expired),
-        ToJoining::Refused(JoinRefusal::NameTaken("n2".parse().unwrap())),
+        ToJoining::Refused(JoinRefusal::NameTaken { name: "n2".parse().unwrap(), is_up: true }),
         ToJoining::Reached { tcp: None, udp: Some(Fault::new(Cause::TimedOut, "late")) },
         ToJoining::Failed { code: FailCode::Unsupported, reason: "older".to_owned() },
     ]

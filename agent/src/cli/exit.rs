@@ -173,6 +173,10 @@ mod tests {
         let source = io::Error::from(io::ErrorKind::TimedOut);
         let silent = refused(JoinError::Unreachable { addresses: vec![at], port: 7646, source });
         assert_eq!(format!("{silent:#}"), silent.to_string(), "the source is in the sentence already");
+        let source = io::Error::from(io::ErrorKind::TimedOut);
+        let dead = refused(JoinError::IssuerUnreachable { addresses: vec![at], port: 7646, source });
+        assert_eq!((code_of(&dead), format!("{dead:#}")), (code_of(&silent), dead.to_string()));
+        assert!(dead.to_string().ends_with("make a new one on another master with: agent invite"), "{dead}");
     }
 
     #[test]

@@ -80,6 +80,10 @@ impl Admissions {
         for (JoinCall { applicant, reply, .. }, verdict) in calls.into_iter().zip(verdicts) {
             let admission = match verdict {
                 Verdict::Refused(refusal) => Admission::Refused(refusal),
+                Verdict::NameTaken(name, holder) => {
+                    let is_up = holder.is_none_or(|id| sync.is_heard(&id));
+                    Admission::Refused(JoinRefusal::NameTaken { name, is_up })
+                }
                 Verdict::Redirect => Admission::Redirect(self.where_masters_are(cluster)),
                 Verdict::Wait => self.wait(applicant, now),
                 Verdict::Member | Verdict::Admit(_) => match &failed {

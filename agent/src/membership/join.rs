@@ -35,8 +35,16 @@ pub(crate) enum JoinError {
         list(addresses)
     )]
     Unreachable { addresses: Vec<SocketAddr>, port: u16, source: io::Error },
+    /// The issuer of the invite did not answer.
+    #[error(
+        "no answer from the issuer of this invite, {}: {source}; an invite counts at its issuer alone: check that the \
+         agent runs there and TCP port {port} is open, or, if it is gone for good, make a new one on another master \
+         with: agent invite",
+        list(addresses)
+    )]
+    IssuerUnreachable { addresses: Vec<SocketAddr>, port: u16, source: io::Error },
     /// Someone else answered.
-    #[error("the node at {} does not have the key in the invite: it was reinstalled, or there is a man in the middle; create a new invite on a member that you trust", list(.0))]
+    #[error("the node at {} does not have the key in the invite: it was reinstalled, or there is a man in the middle; create a new invite on a master that you trust, with: agent invite", list(.0))]
     WrongPin(Vec<SocketAddr>),
     /// The member said no.
     #[error(transparent)]
@@ -76,7 +84,7 @@ impl JoinError {
     pub(crate) fn is_closed(&self) -> bool {
         use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
         match self {
-            JoinError::Unreachable { source, .. } => {
+            JoinError::Unreachable { source, .. } | JoinError::IssuerUnreachable { source, .. } => {
                 [BrokenPipe, ConnectionReset, UnexpectedEof].contains(&source.kind())
             }
             _ => false,
@@ -163,7 +171,11 @@ pub(crate) async fn reach(
             Some(rustls::Error::InvalidCertificate(_)) => JoinError::WrongPin(addresses.to_vec()),
             _ => {
                 let port = addresses.first().map_or(proto::transport::PORT, SocketAddr::port);
-                JoinError::Unreachable { addresses: addresses.to_vec(), port, source }
+                let addresses = addresses.to_vec();
+                match credential {
+                    JoinCredential::Invite(_) => JoinError::IssuerUnreachable { addresses, port, source },
+                    _ => JoinError::Unreachable { addresses, port, source },
+                }
             }
         }
     })?;
