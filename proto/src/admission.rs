@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(decided(&document, &mut ledger, &all), [admit.clone(), taken, admit]);
         let first = Name::nearest("a");
         let holder = Some(key(1).id());
-        let asked = [candidate(5, &first, Some(&proofs[2]))];
+        let asked = [Candidate { approved: Some(Role::Worker), ..candidate(5, &first, None) }];
         assert_eq!(decided(&document, &mut ledger, &asked), [Verdict::NameTaken(first.clone(), holder)]);
     }
 

@@ -214,10 +214,10 @@ causes! {
     HeldBack 63 "held-back" "held back after repeated failures",
     /// A MAC of no member answers for the address.
     Stranger 64 "stranger" "used by a machine outside of the cluster",
-    /// Another machine has the node's identity.
-    IdentityInUse 66 "identity-in-use" "its identity is in use elsewhere",
     /// The node is in a state of a later version.
     UnknownState 65 "unknown-state" "state of a later version",
+    /// Another machine has the node's identity.
+    IdentityInUse 66 "identity-in-use" "its identity is in use elsewhere",
 }
 
 impl Cause {

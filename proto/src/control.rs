@@ -107,6 +107,8 @@ pub enum Request {
     Events(EventQuery),
     /// Examine these members and the paths to them, by names or ids; none named: all.
     Doctor(Vec<String>),
+    /// Dial a member at one of these hosts or addresses, since it may be elsewhere now.
+    Seed(Vec<String>),
     /// Become the program that lies where the agent was started from, with every connection. What succeeds is not
     /// answered: who answered is no more.
     Replace,

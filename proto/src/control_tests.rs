@@ -41,6 +41,7 @@ fn requests() -> Vec<(&'static str, Request)> {
         ("change", Request::Change(settings)),
         ("events", Request::Events(ask)),
         ("doctor", Request::Doctor(vec![node()])),
+        ("seed", Request::Seed(vec!["m1.example".to_owned()])),
     ]
 }
 

@@ -542,6 +542,17 @@ mod tests {
     }
 
     #[test]
+    fn of_a_name_that_is_taken_it_is_said_whether_its_holder_is_up() {
+        let taken = |is_up| JoinRefusal::NameTaken { name: Name::nearest("w1"), is_up }.to_string();
+        assert_eq!(taken(true), "the name w1 is used by another node, which is up; use --name");
+        assert!(
+            taken(false).contains("down") && taken(false).contains("agent remove w1"),
+            "{}",
+            taken(false)
+        );
+    }
+
+    #[test]
     fn each_refusal_has_its_own_reason_and_exit_code() {
         let redeem = |mut ledger: InviteLedger, proof: &InviteProof, now| {
             ledger.redeem(proof, &SESSION, &joining(), UnixMs(now))
@@ -564,7 +575,6 @@ mod tests {
             JoinRefusal::TooManyWaiting,
             JoinRefusal::Removed,
             JoinRefusal::NameTaken { name: Name::nearest("x"), is_up: true },
-            JoinRefusal::NameTaken { name: Name::nearest("x"), is_up: false },
         ];
         let mut codes: Vec<u8> = all.iter().map(JoinRefusal::exit_code).collect();
         codes.push(EXIT_WRONG_PIN);

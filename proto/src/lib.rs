@@ -50,6 +50,8 @@ pub mod arp;
 
 pub mod ndp;
 
+pub mod seeds;
+
 pub mod signed_record;
 
 pub mod elsewhere;

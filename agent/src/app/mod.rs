@@ -15,6 +15,7 @@ mod peers;
 mod record;
 mod replace;
 mod requests;
+mod seeds;
 pub(crate) mod setup;
 mod start;
 mod status;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use proto::control::{RefusalCode, Request, Response};
 
-use super::{RunningAgent, doctor, event_wiring, members, replace, status};
+use super::{RunningAgent, doctor, event_wiring, members, replace, seeds, status};
 use crate::http::BoxFuture;
 use crate::membership::members::not_a_master;
 
@@ -28,6 +28,7 @@ pub(super) fn handler(running: Arc<RunningAgent>) -> impl Fn(Request) -> BoxFutu
                 Request::Members => members::answer(&running).await,
                 Request::Events(ask) => event_wiring::answer(&running, ask).await,
                 Request::Replace => replace::replace(&running).await,
+                Request::Seed(seeds) => seeds::answer(&running, &seeds).await,
                 Request::Doctor(nodes) => doctor::answer(&running, &nodes).await,
                 #[cfg(feature = "next-wire")]
                 Request::Next => Response::Done("next".to_owned()),

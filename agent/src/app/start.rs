@@ -22,7 +22,7 @@ use super::own_node::OwnNode;
 use super::peers::{PeerArrivals, PeerInputs, PeerWriters, Peers};
 use super::record::RecordInputs;
 use super::vip::{EligibilityInputs, VipHandle, VipThreadInputs};
-use super::{RunningAgent, doctor, event_wiring, history, record, requests, status};
+use super::{RunningAgent, doctor, event_wiring, history, record, requests, seeds, status};
 use crate::events::TakeOver;
 use crate::gossip::GossipBefore;
 use crate::lifecycle::{Lifecycle, wall};
@@ -121,6 +121,7 @@ pub(super) fn start(
         life: life.clone(),
     });
     event_wiring::members(&running, members, life);
+    seeds::spawn(&running, life);
     event_wiring::spawn(&running, event_ends, life);
     history::spawn(&running, configured, life);
     control::serve(listener, requests::handler(running.clone()), life);

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use proto::config::{self, Config};
+use proto::control::{Request, Response};
 use proto::invite::{self, Invite, IssuerPin, JoinRefusal};
 use proto::node::Name;
 
@@ -14,6 +15,7 @@ use super::CommandSettings;
 use super::exit::{self, ExitError};
 use super::steps::{self, Steps};
 use crate::app::setup::{self, JoinSeed, SetupOptions};
+use crate::control;
 
 /// Join a cluster
 ///
@@ -78,17 +80,26 @@ pub(crate) async fn run(args: Args, settings: CommandSettings) -> anyhow::Result
         if running.node.removed {
             return Err(JoinRefusal::Removed.into());
         }
-        if let Ok(invite) = text.parse::<Invite>()
+        let invite = text.parse::<Invite>().ok();
+        if let Some(invite) = &invite
             && !running.members.iter().any(|member| invite.issuer.starts_with(&member.id.0))
         {
-            let text = format!(
+            let why = format!(
                 "this node runs as a member of \"{}\", to which the issuer of this invite does not belong; to move the \
                  node to another cluster, first run: agent leave --force",
                 running.cluster.name
             );
-            return Err(ExitError::error(JoinRefusal::OtherCluster.exit_code(), text));
+            return Err(ExitError::error(JoinRefusal::OtherCluster.exit_code(), why));
         }
+        let listed = |invite: Invite| invite.addresses.iter().map(ToString::to_string).collect();
+        let seeds = invite.map_or_else(|| vec![text], listed);
         steps.step("cluster", true, &format!("already a member of \"{}\" and running", running.cluster.name));
+        // Its members may have other addresses now, and the agent know none of them.
+        match control::call(settings.runtime_dir(), &Request::Seed(seeds)).await {
+            Ok(Response::Done(text)) => steps.step("seed", true, &text),
+            Ok(Response::Failed(text)) => steps.step("seed", false, &text),
+            Ok(_) | Err(_) => {}
+        }
         let (ok, text) = running.serving();
         steps.step("serves", ok, &text);
         return Ok(ExitCode::SUCCESS);

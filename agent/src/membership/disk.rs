@@ -13,6 +13,7 @@ use proto::invite::InviteLedger;
 use proto::node::{Name, Role};
 use proto::problem::{Problem, ProblemCode};
 use proto::rpc::Addresses;
+use proto::seeds;
 use proto::transport::KeyRing;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::{error, info, warn};
@@ -30,6 +31,7 @@ const INVITES: StateFile = StateFile::first("invites");
 const PEERS: StateFile = StateFile::first("peers");
 const SERVING: StateFile = StateFile::first("serving");
 const EPOCHS: StateFile = StateFile::raised_next("epochs");
+const SEEDS: StateFile = StateFile::first("seeds");
 const GENERATION: StateFile = StateFile::first("generation");
 
 #[derive(Serialize, Deserialize)]
@@ -455,6 +457,19 @@ impl MemberStore {
     /// Keeps where peers were reached.
     pub(crate) fn save_peers(&self, peers: &Addresses) -> bool {
         self.write(PEERS, peers)
+    }
+
+    /// The names of seeds that are kept, the latest first.
+    pub(crate) fn seeds(&self) -> Vec<String> {
+        self.read_or_default(SEEDS).unwrap_or_default()
+    }
+
+    /// Keeps the name of a seed; an address is not kept.
+    pub(crate) fn add_seed(&self, seed: &str) {
+        let mut names = self.seeds();
+        if seeds::remember(&mut names, seed) {
+            self.write(SEEDS, &names);
+        }
     }
 
     /// Keeps who serves.

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use super::*;
 
-const ALL: [StateFile; 9] = [IDENTITY, NODE, CLUSTER, KEYS, INVITES, PEERS, SERVING, EPOCHS, GENERATION];
+const ALL: [StateFile; 10] =
+    [IDENTITY, NODE, CLUSTER, KEYS, INVITES, PEERS, SERVING, EPOCHS, SEEDS, GENERATION];
 
 /// Files of a newer agent without which this one does not start.
 const NEEDED: [StateFile; 4] = [IDENTITY, NODE, CLUSTER, KEYS];
@@ -62,6 +63,7 @@ fn save_all(disk: &MemberStore, member: &StoredMember) {
     disk.save_keys(&member.ring);
     disk.save_rest(member);
     disk.save_epochs(&member.epochs);
+    disk.add_seed("m1.example");
     disk.next_generation(0);
 }
 
@@ -117,6 +119,7 @@ fn every_file_has_the_bytes_that_it_was_released_with() {
     let member = sample();
     assert!(disk.save_node(&member.node) && disk.save_replica(&member.replica));
     assert!(disk.save_keys(&member.ring) && disk.save_rest(&member) && disk.save_epochs(&member.epochs));
+    disk.add_seed("m1.example");
     for file in ALL {
         let written = fs::read(dir.path().join(file.name)).unwrap();
         if std::env::var_os("WRITE_GOLDEN").is_some() {
@@ -138,6 +141,7 @@ fn what_was_released_is_read() {
     assert_eq!((found.node, found.replica, found.ring), (member.node, member.replica, member.ring));
     assert_eq!((found.invites, found.peers), (member.invites, member.peers));
     assert_eq!((found.serving, found.epochs), (member.serving, member.epochs));
+    assert_eq!(disk.seeds(), ["m1.example"]);
 }
 
 #[test]
@@ -170,6 +174,7 @@ fn without_another_file_of_a_newer_agent_the_older_one_goes_on_and_never_writes_
         let older = disk(&state);
         let member = older.member_or_degraded().unwrap();
         older.next_generation(0);
+        older.seeds();
         let problems = older.found();
         let [problem] = problems.as_slice() else { panic!("{}: {problems:?}", file.name) };
         assert_eq!(problem.code, ProblemCode::StateFile);
@@ -192,6 +197,7 @@ fn a_whole_file_that_is_not_understood_is_kept() {
         let older = disk(&state);
         let started = older.member_or_degraded();
         older.next_generation(0);
+        older.seeds();
         match &started {
             Err(error) => {
                 assert!([IDENTITY, NODE].contains(&file), "{}: {error}", file.name);
@@ -220,6 +226,7 @@ fn garbage_is_set_aside_and_the_copy_before_it_used() {
         let older = disk(&state);
         let member = older.member_or_degraded().unwrap();
         older.next_generation(0);
+        older.seeds();
         assert_eq!(member.node, sample().node);
         let said = older.not_kept().to_string();
         assert!(said.contains("was moved to") && said.contains(".prev"), "{said}");

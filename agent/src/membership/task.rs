@@ -277,6 +277,7 @@ impl MembershipTask {
             | Request::VipMove { .. }
             | Request::Events(_)
             | Request::Replace
+            | Request::Seed(_)
             | Request::Doctor(_) => Answer::failed("unsupported request"),
         }
     }

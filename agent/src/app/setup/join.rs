@@ -63,7 +63,11 @@ pub(crate) async fn join(
     match disk.member() {
         Ok(mut member) => {
             options.apply(&disk, &mut member.node, report)?;
-            return rejoin(disk, member, credential, &addresses, report).await;
+            let entered = rejoin(disk, member, credential, &addresses, report).await?;
+            if invite.is_none() {
+                entered.disk.add_seed(text);
+            }
+            return Ok(entered);
         }
         Err(LoadError::NotMember) => {}
         // An invite is all that it takes to get the rest back, as long as the key is there.
@@ -90,6 +94,9 @@ pub(crate) async fn join(
     let replica = Replica::join(sealed, &peer.key).map_err(JoinError::NotSealed)?;
     let entered = ready_node(identity, node, replica, &welcome, &peer);
     init::save(&disk, &entered)?;
+    if invite.is_none() {
+        disk.add_seed(text);
+    }
     let document = entered.document();
     report(SetupStep::Admitted {
         cluster: document.name.clone(),
