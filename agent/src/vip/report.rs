@@ -190,7 +190,11 @@ fn unfit(status: &election::ElectionStatus, own: NodeId) -> Option<Unfit> {
     match &place.candidate_state {
         Some(CandidateState::Unfit(why)) => Some(why.clone()),
         // A stranger has it.
-        _ if status.state == OwnershipState::Unavailable && place.reason.is_none() => status.reason.clone(),
+        Some(CandidateState::Fit | CandidateState::Recovering)
+            if status.state == OwnershipState::Unavailable =>
+        {
+            place.reason.clone().or_else(|| status.reason.clone())
+        }
         _ => None,
     }
 }
