@@ -271,13 +271,19 @@ where
     Fut: Future<Output = Response> + Send + 'static,
 {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut failing = false;
     loop {
         // The semaphore is never closed, so there is no error to handle.
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
         let stream = match listener.inner.accept().await {
-            Ok((stream, _)) => stream,
+            Ok((stream, _)) => {
+                failing = false;
+                stream
+            }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept on the control socket");
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%error, "cannot accept on the control socket");
+                }
                 // Out of descriptors, most likely: retrying at once would only spin.
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 continue;

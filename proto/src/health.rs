@@ -217,6 +217,10 @@ impl HealthTracker {
     /// Applies one outcome; true when the published health changed (a new cause alone is no change of state,
     /// but is published too).
     pub fn observe(&mut self, now: Moment, wall: UnixMs, outcome: CheckOutcome) -> bool {
+        // That this process may open nothing more says nothing of the other side.
+        if outcome.cause == Cause::NoDescriptors {
+            return false;
+        }
         let first = self.unanswered;
         let next = |count: u32, goes_on: bool| if goes_on { count.saturating_add(1) } else { 0 };
         let CheckOutcome { answer, cause, detail } = outcome;
@@ -358,6 +362,17 @@ mod tests {
     }
     fn alive() -> CheckOutcome {
         CheckOutcome::new(CheckAnswer::Alive, Cause::Http(403))
+    }
+
+    #[test]
+    fn a_check_without_a_descriptor_says_nothing_and_interrupts_nothing() {
+        use Readiness::{Down, Ready};
+        let none = || CheckOutcome::new(CheckAnswer::Silent, Cause::NoDescriptors);
+        let held: Vec<_> = std::iter::once((0, good())).chain((1..90).map(|s| (s * 1000, none()))).collect();
+        assert!(run(&held).iter().all(|one| *one == Some(Ready)));
+        assert_eq!(run(&[(0, none()), (1, none())]), [None, None]);
+        let silence = [(0, good()), (1, silent()), (2, none()), (3, silent()), (4, silent())];
+        assert_eq!(run(&silence).last(), Some(&Some(Down)));
     }
 
     #[test]

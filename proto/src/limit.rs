@@ -81,6 +81,30 @@ impl<K: Ord> RateLimiter<K> {
     }
 }
 
+/// Descriptors for all but the proxy's connections: listeners, checks, the link, the control socket, the page, files.
+const RESERVED: u64 = 512;
+
+/// How a process with so many descriptors divides them, so that clients never take those of checks, the link and the
+/// control socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DescriptorBudget {
+    /// Most connections of the proxy, of two descriptors each.
+    pub connections: u64,
+    /// Most pipes that move bulk data, of two descriptors each.
+    pub pipes: u64,
+}
+
+impl DescriptorBudget {
+    /// Of a limit of open files.
+    pub fn of(limit: u64) -> DescriptorBudget {
+        let pipes = (limit / 16).min(256);
+        // Of a limit that is hardly enough for anything, most goes to what keeps the node a member.
+        let reserved = RESERVED.min((limit / 4).max(128));
+        let connections = limit.saturating_sub(reserved + 2 * pipes) / 2;
+        DescriptorBudget { connections: connections.max(4), pipes }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,6 +133,23 @@ mod tests {
         for key in 0..1_000 {
             assert!(limiter.take(key + 10, at(1)));
             assert!(limiter.len() <= 4);
+        }
+    }
+
+    #[test]
+    fn clients_take_no_descriptors_that_others_need() {
+        for (limit, connections, pipes) in [
+            (0, 4, 0),
+            (64, 4, 4),
+            (200, 24, 12),
+            (1024, 320, 64),
+            (4096, 1536, 256),
+            (20_000, 9488, 256),
+            (1 << 20, 523_776, 256),
+            (u64::MAX, (u64::MAX - 1024) / 2, 256),
+        ] {
+            let budget = DescriptorBudget::of(limit);
+            assert_eq!(budget, DescriptorBudget { connections, pipes }, "{limit}");
         }
     }
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tests::lab::{Lab, Node, Signal};
-use tests::mesh::{Agent, GOSSIP, SOON, form, form_by, invite_in, with_agents};
+use tests::mesh::{Agent, GOSSIP, LISTENER, SOON, form, form_by, invite_in, with_agents};
 use tests::vip::{ADDRESS, vip};
-use tests::wait::eventually;
+use tests::wait::{always, eventually};
 
 /// Runs a script on a node.
 fn sh(node: &Node, script: &str) -> Result<String> {
@@ -269,6 +269,38 @@ fn what_a_full_disk_did_not_take_is_written_once_there_is_space() -> Result<()> 
         agents[0].wait_until_asked()?;
         let kept = agents[0].cli(&["get", "--json"])?.ok()?;
         ensure!(kept.contains("weight.n1") && kept.contains("drain.n1"), "{kept}");
+        Ok(())
+    })
+}
+
+#[test]
+fn an_agent_without_descriptors_for_clients_still_checks_answers_and_is_a_member() -> Result<()> {
+    with_agents(Lab::wireguard(2), |lab, agents| {
+        let _master = lab.nginx_master(0)?;
+        agents[0].through = ["prlimit", "--nofile=200:200"].map(str::to_owned).to_vec();
+        form(agents)?;
+        agents[1].wait_for_backend("n0", &["ready"], GOSSIP)?;
+        let log = agents[0].log()?;
+        let bounded = "the open file limit of 200 bounds the proxy to 24 connections (maxconn is 10000)";
+        ensure!(log.contains(bounded), "{log}");
+        let held = agents[0]
+            .node()
+            .inside(|| (0..150).map(|_| Ok(TcpStream::connect(LISTENER)?)).collect::<Result<Vec<_>>>())?;
+        always("its apiserver is ready everywhere, and its agent answers", Duration::from_secs(8), || {
+            for agent in agents.iter() {
+                let status = agent.status()?;
+                ensure!(status.backend("n0")?.state == "ready", "{:?}", status.backend("n0")?);
+                ensure!(status.names_in(&["up"]).len() == 2, "{}", status.members_in_words());
+            }
+            let service = &agents[0].status()?.services[0];
+            ensure!(service.backends.iter().map(|one| one.connections).sum::<u64>() == 24, "{service:?}");
+            Ok(())
+        })?;
+        drop(held);
+        let log = agents[0].log()?;
+        ensure!(log.matches("out of file descriptors for more than 24 connections").count() == 1, "{log}");
+        ensure!(log.matches(" WARN ").count() <= 4, "{log}");
+        eventually("clients are served again", SOON, || agents[0].who_serves())?;
         Ok(())
     })
 }

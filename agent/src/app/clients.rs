@@ -8,6 +8,7 @@ use proto::backends::{BackendTable, LastKnownGood};
 use proto::config::Config;
 use proto::node::NodeId;
 use tokio::sync::{mpsc, watch};
+use tracing::warn;
 
 use super::effective_config::{self, EffectiveConfig, EffectiveWatches};
 use super::peers::Peers;
@@ -40,6 +41,16 @@ impl ClientPath {
     ) -> (ClientPath, usize, usize) {
         let descriptors = proxy::raise_descriptor_limit();
         let first = EffectiveConfig::of(&configured.borrow(), member.document());
+        let (most, maxconn) = (
+            proxy::descriptor_budget().connections,
+            first.services.iter().map(|one| u64::from(one.maxconn)).sum::<u64>(),
+        );
+        if most < maxconn {
+            warn!(
+                "the open file limit of {descriptors} bounds the proxy to {most} connections (maxconn is {maxconn}); the \
+                 rest is for checks, the link and the control socket; raise LimitNOFILE"
+            );
+        }
         let listeners = Listeners::bind(&first.services, received.as_deref_mut());
         let table = reachability::first_table(&first.services, &member.serving);
         let (table_in, table) = watch::channel(Arc::new(table));

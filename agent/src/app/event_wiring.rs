@@ -17,6 +17,7 @@ use crate::events::{self, EventSinks, PolledState, ProxyCounters, Resolve, SinkE
 use crate::gossip;
 use crate::lifecycle::{Lifecycle, wall};
 use crate::net;
+use crate::proxy;
 use crate::transport::MemberRequest;
 
 /// Events for the rest of the agent: the latest, and where parts tell what no watch shows.
@@ -116,7 +117,8 @@ fn vips(running: &RunningAgent, life: &Lifecycle) -> watch::Receiver<Vec<VipStat
 fn poll_state(running: &RunningAgent) -> PolledState {
     let stats = running.clients.proxy().stats().into_iter();
     let services = stats.map(|(name, stats)| {
-        let (refused, denied, maxconn) = (stats.refused, stats.denied, stats.maxconn);
+        let most = u32::try_from(proxy::descriptor_budget().connections).unwrap_or(u32::MAX);
+        let (refused, denied, maxconn) = (stats.refused, stats.denied, stats.maxconn.min(most));
         (name, ProxyCounters { listens: stats.listens, refused, maxconn, denied })
     });
     PolledState { services: services.collect(), problems: status::problems(running) }

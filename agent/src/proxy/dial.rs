@@ -243,14 +243,20 @@ impl ProxyShared {
     /// An accept or a dial failed through no fault of the peer.
     pub(super) fn failed_locally(&self, error: &io::Error) {
         if socket::is_starved(error) {
-            if self.starved.raise(self.life.now()) {
-                tracing::warn!(
-                    "out of file descriptors: new connections wait or are reset, open ones continue; \
-                     raise LimitNOFILE or lower maxconn"
-                );
-            }
+            self.out_of_descriptors();
         } else {
             tracing::debug!("accept or dial failed: {error}");
+        }
+    }
+
+    /// There are none left for connections of clients.
+    pub(super) fn out_of_descriptors(&self) {
+        if self.starved.raise(self.life.now()) {
+            tracing::warn!(
+                "out of file descriptors for more than {} connections: new ones are reset, open ones continue; raise \
+                 LimitNOFILE or lower maxconn",
+                self.most
+            );
         }
     }
 }

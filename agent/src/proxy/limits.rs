@@ -1,5 +1,6 @@
 //! The limit of open files, which a proxy exhausts first.
 
+use proto::limit::DescriptorBudget;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Raises the soft limit of open files to the hard one and returns the limit in effect. Each connection takes
@@ -22,6 +23,11 @@ pub(crate) fn raise_descriptor_limit() -> u64 {
             before
         }
     }
+}
+
+/// How this process divides the descriptors that it may open now.
+pub(crate) fn descriptor_budget() -> DescriptorBudget {
+    DescriptorBudget::of(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

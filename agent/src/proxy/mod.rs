@@ -54,7 +54,7 @@ use crate::handover::Received;
 use crate::lifecycle::Lifecycle;
 
 use alarm::LimitAlarm;
-pub(crate) use limits::raise_descriptor_limit;
+pub(crate) use limits::{descriptor_budget, raise_descriptor_limit};
 use pause::Pause;
 use pool::ServicePool;
 pub(crate) use stats::{BackendStats, ServiceStats};
@@ -73,6 +73,8 @@ struct ProxyShared {
     pause: Pause,
     /// Clients of all services.
     clients: Arc<AtomicU64>,
+    /// Most of them.
+    most: u64,
     /// Out of file descriptors.
     starved: LimitAlarm,
 }
@@ -145,6 +147,8 @@ impl Proxy {
         evidence: mpsc::Sender<EvidenceReport>,
         life: &Lifecycle,
     ) -> Proxy {
+        let budget = descriptor_budget();
+        pipes::bound(budget.pipes);
         let shared = ProxyShared {
             own,
             table,
@@ -154,6 +158,7 @@ impl Proxy {
             open,
             pause: Pause::default(),
             clients: Arc::default(),
+            most: budget.connections,
             starved: LimitAlarm::default(),
         };
         let proxy = Proxy { shared: Arc::new(shared), services: Arc::default() };

@@ -19,9 +19,14 @@ const KEPT: usize = 8;
 
 /// Most pipes in use at once, over all threads. Each takes two descriptors, and as much memory as it holds
 /// while its reader is slow; connections beyond it copy.
-const MOST: usize = 256;
+static MOST: AtomicUsize = AtomicUsize::new(256);
 
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
+
+/// Bounds the pipes by the descriptors that this process has for them.
+pub(super) fn bound(most: u64) {
+    MOST.store(usize::try_from(most).unwrap_or(usize::MAX), Relaxed);
+}
 
 thread_local! {
     // Boxed as in use: most connections have none and should be small.
@@ -41,7 +46,7 @@ pub(super) struct Pipe(Option<Box<PipeEnds>>);
 impl Pipe {
     /// An empty pipe; `None` when none can be had.
     pub(super) fn take() -> Option<Pipe> {
-        if IN_USE.fetch_add(1, Relaxed) >= MOST {
+        if IN_USE.fetch_add(1, Relaxed) >= MOST.load(Relaxed) {
             IN_USE.fetch_sub(1, Relaxed);
             return None;
         }

@@ -128,6 +128,11 @@ impl ServicePool {
     pub(super) fn admit(self: &Arc<ServicePool>, shared: &ProxyShared) -> Option<OpenClient> {
         let now = || shared.life.now();
         let maxconn = self.maxconn.load(Relaxed);
+        if shared.clients.load(Relaxed) >= shared.most {
+            self.refused.fetch_add(1, Relaxed);
+            shared.out_of_descriptors();
+            return None;
+        }
         if self.open.fetch_add(1, Relaxed) >= maxconn {
             self.open.fetch_sub(1, Relaxed);
             self.refused.fetch_add(1, Relaxed);

@@ -7,7 +7,7 @@ use super::{Examination, FindingText, Severity, Step, kube};
 use crate::problem::{Problem, ProblemCode};
 
 /// Fewest descriptors beside those of connections: state, gossip, the page, pipes of bulk.
-const OTHER_DESCRIPTORS: u64 = 512;
+const OTHER_DESCRIPTORS: u64 = 1024;
 
 /// Judges a node by itself.
 pub fn examine(host: &HostFacts) -> Examination {
