@@ -51,8 +51,9 @@ fn agent(host: &HostFacts, out: &mut Examination) {
         let step = if fix.is_empty() { run("agent status") } else { Step::text(fix.to_string()) };
         let words = FindingText { what: detail.to_string(), why, remedy: vec![step] };
         let severity = match code {
-            // What it forgets at the next start may be its keys.
-            ProblemCode::StateNotSaved => Severity::Error,
+            // What it forgets at the next start may be its keys; and without an address it reaches nobody, of which
+            // all that the checks of the others find is a consequence.
+            ProblemCode::StateNotSaved | ProblemCode::NoAddress => Severity::Error,
             _ => Severity::Warning,
         };
         out.found(severity, "agent", code.label(), node, words);

@@ -305,36 +305,61 @@ fn packet_sizes(mesh: &MeshFacts, out: &mut Examination) {
     }
 }
 
-/// Tells of each clock that is far from the middle one. Of two, nobody can say which is wrong.
+/// A clock: whose, how far it is ahead of this node's, and by how much that may be wrong, both in milliseconds.
+type Clock<'a> = (&'a str, i64, i64);
+
+fn agree(a: &Clock<'_>, b: &Clock<'_>) -> bool {
+    (a.1 - b.1).abs() <= CLOCKS_MS + a.2 + b.2
+}
+
+/// Tells of each clock that differs from those of the majority; without a majority, that they differ: nobody can say
+/// which are wrong.
 fn clock_offsets(mesh: &MeshFacts, out: &mut Examination) {
     let answered = mesh.peers.iter().filter_map(|peer| Some((peer.name.as_str(), peer.back.as_ref()?)));
-    let mut all: Vec<(&str, i64, i64)> =
-        answered.map(|(name, back)| (name, back.ahead_ms, back.slack_ms)).collect();
+    let mut all: Vec<Clock<'_>> = answered.map(|(name, back)| (name, back.ahead_ms, back.slack_ms)).collect();
     if all.is_empty() {
         return;
     }
     all.push((&mesh.node, 0, 0));
     all.sort_unstable_by_key(|(name, ahead, _)| (*ahead, *name));
-    let middle = all[(all.len() - 1) / 2].1;
-    let mut most = 0;
-    for (name, ahead, slack) in &all {
-        let off = ahead - middle;
-        most = most.max(off.abs());
-        if off.abs() <= CLOCKS_MS + slack {
-            continue;
+    let agreeing = |one: &Clock<'_>| all.iter().filter(|other| agree(one, other)).count();
+    let Some(reference) = all.iter().max_by_key(|one| agreeing(one)).copied() else { return };
+    let most = all.last().map_or(0, |last| last.1) - all.first().map_or(0, |first| first.1);
+    let why =
+        "certificates and tokens appear expired or not yet valid, etcd warns, and log times do not match";
+    let severity = |off: i64| if off > CLOCKS_BREAK_MS { Severity::Error } else { Severity::Warning };
+    let seconds = |ms: i64| (ms.abs() + 500) / 1000;
+    let set = || Step::run("timedatectl set-ntp true");
+    let step = || Step::run("chronyc makestep").remark("if chrony is used");
+    if agreeing(&reference) * 2 <= all.len() {
+        let list: Vec<String> = groups(&all)
+            .iter()
+            .map(|group| {
+                let names: Vec<&str> = group.iter().map(|(name, ..)| *name).collect();
+                let ahead = group.first().map_or(0, |first| first.1) - all.first().map_or(0, |first| first.1);
+                let ahead = match seconds(ahead) {
+                    0 => String::new(),
+                    ahead => format!(" {ahead} s ahead"),
+                };
+                format!("{}{ahead}", names.join(", "))
+            })
+            .collect();
+        let what = format!("the clocks differ, and no majority shows which are right: {}", list.join("; "));
+        let remedy = vec![set().on("every node"), step().on("every node")];
+        out.found(severity(most), "clocks", "clock", &mesh.node, FindingText { what, why, remedy });
+    } else {
+        for one in all.iter().filter(|one| !agree(one, &reference)) {
+            let (name, off) = (one.0, one.1 - reference.1);
+            let way = if off > 0 { "ahead of" } else { "behind" };
+            let what = format!("the clock of {name} is {} s {way} those of the majority", seconds(off));
+            let remedy = vec![set().at(name, &mesh.node), step().at(name, &mesh.node)];
+            out.found(severity(off.abs()), "clocks", "clock", name, FindingText { what, why, remedy });
         }
-        let way = if off > 0 { "ahead of" } else { "behind" };
-        let others = if all.len() == 2 { "the other's" } else { "the others'" };
-        let seconds = (off.abs() + 500) / 1000;
-        let what = format!("the clock of {name} is {seconds} s {way} {others}");
-        let why = "certificates and tokens appear expired or not yet valid, etcd warns, and log times \
-                   do not match";
-        let severity = if off.abs() > CLOCKS_BREAK_MS { Severity::Error } else { Severity::Warning };
-        let remedy = vec![
-            Step::run("timedatectl set-ntp true").at(name, &mesh.node),
-            Step::run("chronyc makestep").remark("if chrony is used").at(name, &mesh.node),
-        ];
-        out.found(severity, "clocks", "clock", name, FindingText { what, why, remedy });
     }
     out.checked("clocks", format!("at most {most} ms apart"));
+}
+
+/// Sorted clocks, those that agree together.
+fn groups<'a, 'b>(sorted: &'b [Clock<'a>]) -> Vec<&'b [Clock<'a>]> {
+    sorted.chunk_by(agree).collect()
 }

@@ -1,5 +1,7 @@
 //! One fault planted for each finding; where nothing is planted, nothing is found.
 
+mod clocks;
+
 use std::net::{IpAddr, SocketAddr};
 
 use super::cluster::{MasterLink, MemberFacts};
@@ -131,7 +133,7 @@ const HOST: &[Planted<HostFacts>] = &[
     (
         |h| agent(h).problems = vec![Problem::new(ProblemCode::NoAddress, "wg0 is down").fix("bring it up")],
         "no-address",
-        Severity::Warning,
+        Severity::Error,
         "wg0 is down",
         "bring it up",
     ),
@@ -525,7 +527,7 @@ const MESH: &[Planted<MeshFacts>] = &[
         |m| back(m).ahead_ms = -5_000,
         "clock",
         Severity::Warning,
-        "clock of m2 is 5 s behind the others'",
+        "clock of m2 is 5 s behind those of the majority",
         "on m2: timedatectl set-ntp true",
     ),
     (|m| back(m).ahead_ms = 3_600_000, "clock", Severity::Error, "3600 s ahead", "on m2: chronyc makestep"),
@@ -560,23 +562,6 @@ fn who_stopped_on_purpose_is_no_finding() {
     let mut mesh = mesh();
     mesh.peers[0] = PeerFacts { name: "m2".to_owned(), left: true, ..PeerFacts::default() };
     assert!(mesh::examine(&mesh).findings.is_empty());
-}
-
-#[test]
-fn of_clocks_the_one_that_stands_alone_is_wrong() {
-    let mut mesh = mesh();
-    for peer in &mut mesh.peers {
-        peer.back.as_mut().unwrap().ahead_ms = 9_000;
-    }
-    let found = mesh::examine(&mesh).findings;
-    assert_eq!(found.iter().map(|one| one.node.as_str()).collect::<Vec<_>>(), ["m1"], "{found:#?}");
-    assert_eq!(lines(&found[0])[0], "timedatectl set-ntp true");
-    // An exchange that took as long as the clocks differ says nothing.
-    for peer in &mut mesh.peers {
-        peer.back.as_mut().unwrap().slack_ms = 9_000;
-    }
-    let slow = mesh::examine(&mesh);
-    assert!(slow.findings.iter().all(|one| one.node != "m2"), "{:#?}", slow.findings);
 }
 
 #[test]
