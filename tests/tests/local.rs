@@ -304,3 +304,41 @@ fn an_agent_without_descriptors_for_clients_still_checks_answers_and_is_a_member
         Ok(())
     })
 }
+
+#[test]
+fn an_interface_and_an_address_that_come_after_the_agent_are_waited_for() -> Result<()> {
+    with_agents(Lab::bridge(3), |lab, agents| {
+        let _masters = (0..2).map(|i| lab.nginx_master(i)).collect::<Result<Vec<_>>>()?;
+        form_by(agents, 2, &[])?;
+        let node = lab.node(2);
+        let file = node.dir().join("agent.toml").to_string_lossy().into_owned();
+        std::fs::write(&file, "bind = \"10.91.0.3\"\n")?;
+        agents[2].options = vec!["--config".to_owned(), file];
+        agents[2].stop()?;
+        sh(node, "ip link set eth0 down; ip addr flush dev eth0; ip link set eth0 name late0")?;
+        agents[2].run()?;
+        agents[2].wait_until_asked()?;
+        let log = agents[2].log()?;
+        ensure!(
+            log.contains("no interface has the address of bind, 10.91.0.3, yet; waiting for it"),
+            "{log}"
+        );
+        // The cause before its consequences, in status and in doctor.
+        let why = "there is no interface eth0, and no other has 10.91.0.3";
+        let json = agents[2].cli(&["status", "--exit-code"])?;
+        let first = json.out.lines().next().unwrap_or_default().to_owned();
+        let cause = first.find("there is no interface").with_context(|| first.clone())?;
+        ensure!(first.find("n0 ").is_none_or(|blamed| cause < blamed), "{first}");
+        let told = agents[2].cli(&["doctor"])?.out;
+        let (cause, other) = (told.find(why), told.find("firewall"));
+        ensure!(cause.is_some() && other.is_none_or(|other| cause < Some(other)), "{told}");
+
+        sh(node, "ip link set late0 name eth0; ip link set eth0 up; ip addr add 10.91.0.3/24 dev eth0")?;
+        mended(&agents[2])?;
+        for agent in agents.iter() {
+            agent.wait_for_up(&["n0", "n1", "n2"], GOSSIP)?;
+        }
+        agents[2].wait_for_backend("n0", &["ready"], GOSSIP)?;
+        agents[2].who_serves().map(drop)
+    })
+}

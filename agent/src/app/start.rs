@@ -29,6 +29,7 @@ use crate::lifecycle::{Lifecycle, wall};
 use crate::membership::OwnAddress;
 use crate::membership::disk::{MemberStore, StoredMember, VipEpochs};
 use crate::membership::task::{self as membership, MembershipHandle, MembershipInputs};
+use crate::net;
 use crate::transport::{BoundPorts, Inbox, JoinConnection, Link, TrustedKeys};
 use crate::{control, handover, watchdog};
 
@@ -69,6 +70,9 @@ pub(super) fn start(
         ClientPath::start(configured.clone(), (&disk, &member), &trust, &peers, before, life);
 
     let handed = received.as_mut().and_then(|received| BoundPorts::handed(bind, member.node.port, received));
+    if let Some(bind) = bind.filter(|bind| !net::is_here(*bind)) {
+        warn!("no interface has the address of bind, {bind}, yet; waiting for it");
+    }
     let ports = match handed {
         Some(ports) => ports,
         None => BoundPorts::bind(bind, member.node.port)?,

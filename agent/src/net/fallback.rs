@@ -31,7 +31,7 @@ pub(super) fn route_to(to: IpAddr) -> Result<Route, NetError> {
 }
 
 /// Whether the address is this node's: only local ones can be bound.
-pub(super) fn is_here(ip: IpAddr) -> bool {
+pub(crate) fn is_here(ip: IpAddr) -> bool {
     UdpSocket::bind((ip, 0)).is_ok()
 }
 

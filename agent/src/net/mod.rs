@@ -14,6 +14,7 @@ mod resolve;
 use std::io;
 use std::net::IpAddr;
 
+pub(crate) use fallback::is_here;
 pub(crate) use kernel::{Route, interface, interfaces, route_to};
 pub(crate) use own::{NoOwnAddress, OwnAddressRule, OwnAddressWatch, OwnInterface, watch_own};
 pub(crate) use path_mtu::path_mtu;

@@ -29,6 +29,8 @@ pub(super) fn socket(
         if ip.is_ipv6() {
             socket.set_only_v6(address.is_some())?;
         }
+        // An address that comes later than the agent, as at boot: its packets arrive once it is there.
+        let _ = if ip.is_ipv6() { socket.set_freebind_v6(true) } else { socket.set_freebind_v4(true) };
         socket.set_nonblocking(true)?;
         Ok((socket, SocketAddr::new(ip, port)))
     };
