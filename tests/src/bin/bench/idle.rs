@@ -9,8 +9,8 @@ use tests::mesh::{Agent, GOSSIP, form, form_by, with_agents};
 use tests::vip::vip;
 use tests::wait::eventually;
 
-use super::masters;
-use super::usage::{cpu_seconds, memory, wakeups};
+use super::usage::{memory, threads};
+use super::{masters, option};
 
 /// Duration of a rate measurement.
 const SPAN: Duration = Duration::from_secs(60);
@@ -19,54 +19,76 @@ const SPAN: Duration = Duration::from_secs(60);
 const VIPS: usize = 4;
 
 /// Memory and CPU of idle agents.
-pub(crate) fn idle() -> Result<()> {
-    with_agents(Lab::wireguard(5), |lab, agents| {
-        let _masters = masters(lab)?;
-        form(agents)?;
-        costs("idle, 5 nodes over WireGuard, 3 masters", agents)
-    })?;
+pub(crate) fn idle(arguments: &[String]) -> Result<()> {
+    let (span, all) = (span(arguments)?, !arguments.iter().any(|one| one == "--segment"));
+    if all {
+        with_agents(Lab::wireguard(5), |lab, agents| {
+            let _masters = masters(lab)?;
+            form(agents)?;
+            costs("idle, 5 nodes over WireGuard, 3 masters", agents, span)
+        })?;
+    }
     with_agents(Lab::bridge(10), |lab, agents| {
         let _masters = masters(lab)?;
         let interface = agents[0].node().interface;
         form_by(agents, 3, &["--iface", interface])?;
-        costs("idle, 10 nodes on a segment, 3 masters", agents)
+        costs("idle, 10 nodes on a segment, 3 masters", agents, span)
     })
 }
 
+/// `--seconds`.
+fn span(arguments: &[String]) -> Result<Duration> {
+    option(&mut arguments.to_vec(), "--seconds", SPAN.as_secs()).map(Duration::from_secs)
+}
+
 /// The same on a segment, without and with virtual IPs.
-pub(crate) fn vips() -> Result<()> {
+pub(crate) fn vips(arguments: &[String]) -> Result<()> {
+    let span = span(arguments)?;
     with_agents(Lab::bridge(5), |lab, agents| {
         let _masters = masters(lab)?;
         for agent in agents.iter_mut() {
             agent.options = vec!["--iface".to_owned(), agent.node().interface.to_owned()];
         }
         form(agents)?;
-        costs("idle, 5 nodes on a segment, 3 masters, no VIP", agents)?;
+        costs("idle, 5 nodes on a segment, 3 masters, no VIP", agents, span)?;
         let all: Vec<String> = (0..VIPS).map(|i| format!("10.91.0.{}", 240 + i)).collect();
         agents[0].cli(&["set", &format!("vip={}", all.join(","))])?.ok()?;
         eventually("each has an owner", GOSSIP, || {
             all.iter().try_for_each(|one| vip(&agents[0], one)?.owner.context("none").map(drop))
         })?;
-        costs(&format!("the same with {VIPS} VIPs"), agents)
+        costs(&format!("the same with {VIPS} VIPs"), agents, span)
     })
 }
 
-fn costs(title: &str, agents: &mut [Agent<'_>]) -> Result<()> {
+fn costs(title: &str, agents: &mut [Agent<'_>], span: Duration) -> Result<()> {
     // A start costs more than idling.
     std::thread::sleep(Duration::from_secs(15));
-    let mut pids = Vec::new();
+    let mut before = Vec::new();
     for agent in agents.iter_mut() {
         let pid = agent.process()?.pid();
-        pids.push((agent.name(), pid, cpu_seconds(pid)?, wakeups(pid)?));
+        before.push((agent.name(), pid, threads(pid)?));
     }
-    std::thread::sleep(SPAN);
-    println!("{title}, over {} s:", SPAN.as_secs());
-    println!("  node  resident kB  private kB  CPU % of a core  wake-ups/s");
-    for (name, pid, cpu, woken) in pids {
-        let percent = (cpu_seconds(pid)? - cpu) / SPAN.as_secs_f64() * 100.0;
-        let rate = (wakeups(pid)? - woken) as f64 / SPAN.as_secs_f64();
+    std::thread::sleep(span);
+    println!("{title}, over {} s; of a core in %, and wake-ups/s, in all and by thread:", span.as_secs());
+    println!(
+        "  node  resident kB  private kB      %  wake-ups/s  main            vip             proxy and others"
+    );
+    for (name, pid, before) in before {
         let (resident, private) = memory(pid)?;
-        println!("  {name:<4}  {resident:>11}  {private:>10}  {percent:>15.2}  {rate:>10.1}");
+        let mut of = [(0.0, 0.0); 3];
+        for (thread, used) in threads(pid)? {
+            let was = before.get(&thread).copied().unwrap_or_default();
+            let one = &mut of[match thread.1.as_str() {
+                "tokio-rt-worker" | "tokio-runtime-w" | "agent" => 0,
+                "vip" => 1,
+                _ => 2,
+            }];
+            one.0 += (used.seconds - was.seconds) / span.as_secs_f64() * 100.0;
+            one.1 += (used.wakeups - was.wakeups) as f64 / span.as_secs_f64();
+        }
+        let all = of.iter().fold((0.0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        let cells = of.map(|(percent, rate)| format!("{percent:>6.3} {rate:>6.1}/s")).join("  ");
+        println!("  {name:<4}  {resident:>11}  {private:>10}  {:>5.3}  {:>10.1}  {cells}", all.0, all.1);
     }
     Ok(())
 }

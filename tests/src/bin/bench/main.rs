@@ -30,8 +30,8 @@ type Bench = fn(&[String]) -> Result<()>;
 const BENCHES: &[(&str, &str, Bench)] = &[
     ("join", "from `agent join` to the first answer through the new node", |_| serving::join()),
     ("start", "from `agent run` to the first answer, nobody else up", |_| serving::start()),
-    ("idle", "memory and CPU of agents that only watch", |_| idle::idle()),
-    ("vip-idle", "the same without and with virtual IPs", |_| idle::vips()),
+    ("idle", "memory and CPU of agents that only watch; [--segment] [--seconds S]", idle::idle),
+    ("vip-idle", "the same without and with virtual IPs; [--seconds S]", idle::vips),
     ("gossip", "bytes that a node sends, by the size of the cluster", |_| idle::gossip()),
     (
         "faults",

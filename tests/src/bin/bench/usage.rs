@@ -1,5 +1,7 @@
 //! Resource usage of a process, by the kernel's counters.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
 
 /// Clock ticks a second in /proc/PID/stat (USER_HZ, the same on every Linux).
@@ -75,13 +77,30 @@ pub(crate) fn traffic(pid: u32, interface: &str) -> Result<(u64, u64)> {
     Ok((field(0)?, field(8)?))
 }
 
-/// How often the threads of a process have slept and been woken since they began.
-pub(crate) fn wakeups(pid: u32) -> Result<u64> {
-    let mut woken = 0;
-    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let status = std::fs::read_to_string(thread?.path().join("status"))?;
+/// What one thread has used since it began.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct ThreadUsage {
+    /// Run time, exact to the nanosecond.
+    pub(crate) seconds: f64,
+    /// How often it has slept and been woken.
+    pub(crate) wakeups: u64,
+}
+
+/// What each thread of a process has used, by its id and its name.
+pub(crate) fn threads(pid: u32) -> Result<BTreeMap<(String, String), ThreadUsage>> {
+    let mut all = BTreeMap::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let task = task?;
+        let read = |name: &str| std::fs::read_to_string(task.path().join(name));
+        // A thread that ends in between does not matter.
+        let (Ok(name), Ok(run), Ok(status)) = (read("comm"), read("schedstat"), read("status")) else {
+            continue;
+        };
+        let nanoseconds: f64 = run.split_whitespace().next().context("an empty schedstat")?.parse()?;
         let switches = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-        woken += switches.context("no voluntary_ctxt_switches")?.trim().parse::<u64>()?;
+        let wakeups = switches.context("no voluntary_ctxt_switches")?.trim().parse()?;
+        let id = (task.file_name().to_string_lossy().into_owned(), name.trim().to_owned());
+        all.insert(id, ThreadUsage { seconds: nanoseconds / 1e9, wakeups });
     }
-    Ok(woken)
+    Ok(all)
 }
