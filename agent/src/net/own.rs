@@ -3,6 +3,7 @@
 //! their only writer. It keeps nothing that another read would not bring back, but which interface it last was, so it
 //! can be stopped anywhere.
 
+use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -12,7 +13,8 @@ use tokio::time::{sleep, timeout};
 use super::kernel::{interface, interfaces};
 use super::{Interface, NetError, fallback, reachable};
 use crate::lifecycle::Lifecycle;
-use crate::netlink::KernelChanges;
+use crate::netlink::route::AddressMessage;
+use crate::netlink::{KernelChanges, messages};
 
 /// Replacing an address takes two events, remove and add; a read between them would see neither.
 const DEBOUNCE: Duration = Duration::from_millis(50);
@@ -91,16 +93,27 @@ impl OwnAddress {
                     sleep(REREAD_BLIND).await;
                     break;
                 };
-                match timeout(REREAD, changes.next()).await {
+                match timeout(REREAD, self.next_that_matters(changes)).await {
                     // What has changed does not matter: the current state is read, so no change has to be
                     // kept.
-                    Ok(Ok(_)) => debounce(changes).await,
+                    Ok(Ok(())) => debounce(changes).await,
                     Ok(Err(_)) => {
                         sleep(REREAD_BLIND).await;
                         break;
                     }
                     Err(_elapsed) => {}
                 }
+            }
+        }
+    }
+
+    /// Waits for a change that may be one of the address. Virtual IPs are renewed all the time.
+    async fn next_that_matters(&self, changes: &mut KernelChanges) -> io::Result<()> {
+        loop {
+            let bytes = changes.next().await?;
+            let held = (*self.address.borrow()).filter(|ip| *ip == self.rule.wanted);
+            if bytes.is_none_or(|bytes| matters(bytes, held)) {
+                return Ok(());
             }
         }
     }
@@ -169,6 +182,14 @@ impl OwnAddress {
             _ => {}
         }
     }
+}
+
+/// Whether changes can be news: while the wanted address is `held`, those of others are none, unless one is removed.
+fn matters(changes: &[u8], held: Option<IpAddr>) -> bool {
+    messages(changes).any(|message| {
+        let address = AddressMessage::read(message.kind, message.body);
+        held.is_none() || address.is_none_or(|address| address.gone || Some(address.ip) == held)
+    })
 }
 
 /// Waits for a burst to end, but not forever: on a busy node some interface always changes.
@@ -365,6 +386,29 @@ mod tests {
             Err(NoOwnAddress::Down)
         );
         assert_eq!(found(&[old()], &rule, None, None), Err(NoOwnAddress::NoInterface));
+    }
+
+    #[test]
+    fn while_the_address_is_held_others_are_news_only_when_one_is_removed() {
+        use nix::libc::{RTM_DELADDR, RTM_NEWADDR, RTM_NEWLINK};
+        let message = |kind: u16, body: &[u8]| {
+            let length = u32::try_from(16 + body.len()).unwrap().to_ne_bytes();
+            [length.as_slice(), &kind.to_ne_bytes(), &[0; 10], body].concat()
+        };
+        let vip = AddressMessage::make(ip("10.0.0.50"), 2, None, (0, 2), 0);
+        let own = AddressMessage::make(ip("10.0.0.1"), 2, None, (9, 9), 0);
+        let held = Some(ip("10.0.0.1"));
+        for (changes, held, expected) in [
+            (vec![message(RTM_NEWADDR, &vip)], held, false),
+            (vec![message(RTM_NEWADDR, &vip)], None, true),
+            (vec![message(RTM_NEWADDR, &own)], held, true),
+            (vec![message(RTM_DELADDR, &vip)], held, true),
+            (vec![message(RTM_NEWLINK, &[0; 16])], held, true),
+            (vec![message(RTM_NEWADDR, &vip), message(RTM_DELADDR, &own)], held, true),
+            (vec![], held, false),
+        ] {
+            assert_eq!(matters(&changes.concat(), held), expected, "{changes:?} {held:?}");
+        }
     }
 
     #[test]
