@@ -214,7 +214,8 @@ impl<'a> DatagramFrame<'a> {
 
     /// The frame alone, as plaintext of a datagram.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut plaintext = Vec::new();
+        // Most are pulses, beats and answers with a report behind them.
+        let mut plaintext = Vec::with_capacity(128);
         self.put(&mut plaintext);
         plaintext
     }

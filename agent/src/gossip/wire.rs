@@ -20,6 +20,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use zstd::bulk::Decompressor;
+
 /// Start of every message: the magic number and the protocol version.
 const HEADER: [u8; 3] = [0x53, 0xb0, 1];
 
@@ -89,6 +91,7 @@ pub(super) enum GossipMessage<'a> {
 
 /// Decompresses messages. Its buffers are reused, so that a message costs no allocation.
 pub(super) struct Unpacker {
+    zstd: Decompressor<'static>,
     digest: Vec<u8>,
     delta: Vec<u8>,
     block: Vec<u8>,
@@ -96,7 +99,12 @@ pub(super) struct Unpacker {
 
 impl Unpacker {
     pub(super) fn new() -> Unpacker {
-        Unpacker { digest: Vec::new(), delta: Vec::new(), block: vec![0; BLOCK] }
+        Unpacker {
+            zstd: Decompressor::default(),
+            digest: Vec::new(),
+            delta: Vec::new(),
+            block: vec![0; BLOCK],
+        }
     }
 
     /// Reads a message whose streams decompress to at most `most` bytes together.
@@ -107,14 +115,14 @@ impl Unpacker {
     ) -> Result<GossipMessage<'a>, WireError> {
         let rest = message.strip_prefix(&HEADER).ok_or(WireError::NotV1)?;
         let (kind, mut rest) = rest.split_first().ok_or(WireError::Garbled)?;
-        let Unpacker { digest, delta, block } = self;
+        let Unpacker { zstd, digest, delta, block } = self;
         digest.clear();
         delta.clear();
         if matches!(kind, 0 | 1) {
-            unpack(&mut rest, digest, block, most)?;
+            unpack(&mut rest, zstd, digest, block, most)?;
         }
         if matches!(kind, 1 | 2) {
-            unpack(&mut rest, delta, block, most.saturating_sub(digest.len()))?;
+            unpack(&mut rest, zstd, delta, block, most.saturating_sub(digest.len()))?;
         }
         let read = match kind {
             0 => GossipMessage::Syn { cluster: text(&mut rest)?, digest: all(digest, known)? },
@@ -127,7 +135,13 @@ impl Unpacker {
     }
 }
 
-fn unpack(rest: &mut &[u8], into: &mut Vec<u8>, scratch: &mut [u8], most: usize) -> Result<(), WireError> {
+fn unpack(
+    rest: &mut &[u8],
+    zstd: &mut Decompressor<'static>,
+    into: &mut Vec<u8>,
+    scratch: &mut [u8],
+    most: usize,
+) -> Result<(), WireError> {
     loop {
         let [kind] = array(rest)?;
         if kind == 0 {
@@ -141,8 +155,7 @@ fn unpack(rest: &mut &[u8], into: &mut Vec<u8>, scratch: &mut [u8], most: usize)
                 // What is still allowed, and one byte more, so that an excess shows.
                 let room = scratch.len().min(most.saturating_sub(into.len()).saturating_add(1));
                 let room = scratch.get_mut(..room).unwrap_or_default();
-                let length =
-                    zstd::bulk::decompress_to_buffer(block, room).map_err(|_| WireError::TooLarge)?;
+                let length = zstd.decompress_to_buffer(block, room).map_err(|_| WireError::TooLarge)?;
                 room.get(..length).unwrap_or_default()
             }
             2 => block,

@@ -17,6 +17,9 @@ use crate::netlink::watched;
 /// Receive buffer asked of the kernel: a second of datagrams at 5,000 a second.
 const RECEIVE_BUFFER: usize = 1 << 20;
 
+/// Datagrams that are read before others of the agent have their turn.
+const BATCH: usize = 64;
+
 /// A socket of either family; both families where no address is given and the kernel has IPv6.
 pub(super) fn socket(
     address: Option<IpAddr>,
@@ -83,12 +86,24 @@ impl DatagramSocket {
         Ok(unmapped(self.udp.get_ref().local_addr()?))
     }
 
-    /// The next datagram. An error is about an earlier send (ICMP), and nothing to do with what comes next.
-    pub(super) async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        let read = |socket: &UdpSocket| Ok(recvfrom(socket, &mut *buffer, RecvFlags::empty())?);
-        let (length, _, from) = self.udp.async_io(Interest::READABLE, read).await?;
-        let from = from.and_then(|from| SocketAddr::try_from(from).ok());
-        from.map(|from| (length, unmapped(from))).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    /// Waits for datagrams, and takes those that are there. An error is about an earlier send (ICMP), and nothing to do
+    /// with what comes next.
+    pub(super) async fn receive(
+        &self,
+        buffer: &mut [u8],
+        mut take: impl FnMut(&mut [u8], SocketAddr),
+    ) -> io::Result<()> {
+        let read = |socket: &UdpSocket| {
+            for _ in 0..BATCH {
+                let (length, _, from) = recvfrom(socket, &mut *buffer, RecvFlags::empty())?;
+                let from = from.and_then(|from| SocketAddr::try_from(from).ok());
+                if let (Some(from), Some(datagram)) = (from, buffer.get_mut(..length)) {
+                    take(datagram, unmapped(from));
+                }
+            }
+            Ok(())
+        };
+        self.udp.async_io(Interest::READABLE, read).await
     }
 
     /// Sends a datagram, and never waits. False: the kernel did not take it.

@@ -91,19 +91,15 @@ impl Datagrams {
     async fn read(&self, life: &Lifecycle) {
         let mut buffer = vec![0; MAX_DATAGRAM + 1];
         loop {
-            let received = tokio::select! {
-                received = self.socket.receive(&mut buffer) => received,
+            let taken = |datagram: &mut [u8], from| self.received(datagram, from, life.now());
+            tokio::select! {
+                // What came of an earlier send says nothing about what comes next.
+                _ = self.socket.receive(&mut buffer, taken) => {}
                 at = self.socket.refused(|header| self.sealer.has_sealed(header)) => {
                     if let Some(peer) = self.addresses.who(at) {
                         self.arrivals.no_agent(peer);
                     }
-                    continue;
                 }
-            };
-            if let Ok((length, from)) = received
-                && let Some(datagram) = buffer.get_mut(..length)
-            {
-                self.received(datagram, from, life.now());
             }
         }
     }
