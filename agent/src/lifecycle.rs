@@ -5,11 +5,14 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use proto::time::{Moment, UnixMs};
+use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
-use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+/// The interval of a worker's pulses, and a multiple of those of masters and virtual IPs.
+pub(crate) const STEP: Duration = Duration::from_millis(200);
 
 /// Given to every task. Cloning is cheap; all clones are the same lifecycle.
 #[derive(Clone)]
@@ -20,16 +23,23 @@ pub(crate) struct Lifecycle {
     /// Cancelled when the drain time is over: drop everything.
     pub(crate) shutdown: CancellationToken,
     origin: Instant,
+    /// The same on the kernel's monotonic clock, never earlier.
+    origin_of_kernel: Duration,
 }
 
 impl Lifecycle {
     /// A lifecycle that starts now.
     pub(crate) fn new() -> Lifecycle {
+        let (now, shown) = (Instant::now(), clock_gettime(ClockId::Monotonic));
+        let shown = Duration::new(shown.tv_sec.unsigned_abs(), u32::try_from(shown.tv_nsec).unwrap_or(0));
+        // The machine may have started a moment ago.
+        let ahead = in_step().min(shown);
         Lifecycle {
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             shutdown: CancellationToken::new(),
-            origin: Instant::now(),
+            origin: now.checked_sub(ahead).unwrap_or(now),
+            origin_of_kernel: shown - ahead,
         }
     }
 
@@ -67,17 +77,9 @@ impl Lifecycle {
         }
     }
 
-    /// Ticks at multiples of the period on this process's clock: what is due regularly is due at once, and the agent
-    /// wakes up once for it. A missed tick is not made up for.
-    pub(crate) fn ticks(&self, period: Duration) -> Interval {
-        let mut ticks = tokio::time::interval_at(self.next_tick(period), period);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        ticks
-    }
-
-    /// When the next of these is due.
-    pub(crate) fn next_tick(&self, period: Duration) -> tokio::time::Instant {
-        self.instant(self.now().next_multiple(period))
+    /// A moment on the kernel's monotonic clock; never before it on the process's own.
+    pub(crate) fn monotonic(&self, moment: Moment) -> Duration {
+        self.origin_of_kernel + moment.since(Moment::ZERO)
     }
 
     /// Waits until every spawned task has returned.
@@ -87,8 +89,41 @@ impl Lifecycle {
     }
 }
 
+/// How long ago the wall clock showed a multiple of [`STEP`]. A clock that shows as much when it begins shows multiples
+/// of intervals at the same moments on all nodes whose wall clocks agree: what they send each other then arrives together,
+/// and wakes the receiver up once. Nothing else depends on it.
+pub(crate) fn in_step() -> Duration {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    rest(since, STEP)
+}
+
+/// What is left of a time when multiples of a period are taken from it.
+pub(crate) fn rest(time: Duration, period: Duration) -> Duration {
+    let nanos = time.as_nanos() % period.as_nanos().max(1);
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
+}
+
 /// Now, on the wall clock.
 pub(crate) fn wall() -> UnixMs {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     UnixMs(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_of_a_process_is_in_step_with_the_wall_clock_and_with_the_kernels() {
+        let life = Lifecycle::new();
+        let ahead = |a: u64, b: u64| (a + 200 - b % 200) % 200;
+        // The two may be looked at far apart on a busy machine, but not always.
+        let in_step = (0..10_000).any(|_| ahead(life.now().as_millis(), wall().0) <= 1);
+        assert!(in_step);
+        let shown = clock_gettime(ClockId::Monotonic);
+        let now = life.monotonic(life.now());
+        assert!(now >= Duration::new(shown.tv_sec.unsigned_abs(), 0) - Duration::from_millis(1));
+        assert_eq!(rest(Duration::from_millis(1_350), STEP), Duration::from_millis(150));
+        assert_eq!(rest(Duration::from_millis(1_350), Duration::ZERO), Duration::ZERO);
+    }
 }

@@ -31,6 +31,7 @@ mod state;
 mod supervisor;
 #[cfg(test)]
 mod testing;
+mod timer;
 mod times;
 mod transport;
 mod trusted;

@@ -26,6 +26,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
 use crate::lifecycle::Lifecycle;
+use crate::timer::KernelTimer;
 use crate::transport::{Link, PulseAnswer, random};
 
 /// A loop that is this late has been asleep: answers that it did not get meanwhile say nothing about others.
@@ -126,7 +127,30 @@ fn status_of(record: &NodeRecord) -> PulseStatus {
 
 struct PulsedPeer {
     pulse: PeerPulse,
-    pulse_status: Option<PulseStatus>,
+    pulse_status: Option<Arc<PulseStatus>>,
+    /// The same as it came: it is nearly always what it was.
+    said: Vec<u8>,
+}
+
+impl PulsedPeer {
+    fn new(pulse: PeerPulse) -> PulsedPeer {
+        PulsedPeer { pulse, pulse_status: None, said: Vec::new() }
+    }
+
+    /// Takes an answer to a pulse, or a status that was not asked for. One that can't be read is none.
+    fn answered(&mut self, number: u64, said: Vec<u8>, now: Moment) {
+        let same = self.pulse_status.is_some() && said == self.said;
+        let read = if same { None } else { PulseStatus::from_bytes(&said) };
+        if !(same || read.is_some()) || number != 0 && self.pulse.answered(number, now).is_none() {
+            return;
+        }
+        if let Some(pulse_status) = read {
+            self.pulse_status = Some(Arc::new(pulse_status));
+            self.said = said;
+        }
+        let pausing = self.pulse_status.as_ref().is_some_and(|pulse_status| pulse_status.pausing);
+        self.pulse.set_pausing(pausing, now);
+    }
 }
 
 struct PulseSender {
@@ -148,6 +172,7 @@ impl PulseSender {
         self.peers.clear();
         self.view.mark_changed();
         let mut wanted = self.life.now();
+        let mut timer = KernelTimer::new();
         loop {
             let now = self.life.now();
             let due = self.peers.values().map(|peer| peer.pulse.deadline()).min();
@@ -164,7 +189,7 @@ impl PulseSender {
             wanted = next;
             tokio::select! {
                 () = self.life.shutdown.cancelled() => return,
-                () = tokio::time::sleep_until(self.life.instant(next)) => {}
+                () = timer.until(self.life.monotonic(next)) => {}
                 Some(answer) = self.answers.recv() => {
                     self.handle_answer(answer);
                     while let Ok(answer) = self.answers.try_recv() {
@@ -195,9 +220,8 @@ impl PulseSender {
         let pace = pace(place, is_master, masters, document.members().count());
         let now = self.life.now();
         for id in view.members.keys().filter(|id| wants(id)) {
-            let peer = self.peers.entry(*id).or_insert_with(|| PulsedPeer {
-                pulse: PeerPulse::new(now, pace, u64::from_be_bytes(random()) | 1),
-                pulse_status: None,
+            let peer = self.peers.entry(*id).or_insert_with(|| {
+                PulsedPeer::new(PeerPulse::new(now, pace, u64::from_be_bytes(random()) | 1))
             });
             peer.pulse.set_pace(pace, now);
         }
@@ -208,10 +232,8 @@ impl PulseSender {
         let now = self.life.now();
         match answer {
             PulseAnswer::Said { from, number, pulse_status } => {
-                let Some(peer) = self.peers.get_mut(&from) else { return };
-                if number == 0 || peer.pulse.answered(number, now).is_some() {
-                    peer.pulse.set_pausing(pulse_status.pausing, now);
-                    peer.pulse_status = Some(pulse_status);
+                if let Some(peer) = self.peers.get_mut(&from) {
+                    peer.answered(number, pulse_status, now);
                 }
             }
             PulseAnswer::NoAgent(at) => {
@@ -271,19 +293,19 @@ impl PulseSender {
         let elsewhere = |id: &NodeId| (datagrams.last_heard(id), datagrams.reports(id));
         let liveness = liveness_map(&self.peers, now, elsewhere, || self.any_gossip_since(now));
         self.liveness.send_if_modified(|old| {
-            // Times and losses change with every answer and are read on demand; only changes of liveness and
-            // status are published.
-            let news = |liveness: &PeerLivenessMap| -> Vec<(NodeId, Liveness, Option<PulseStatus>)> {
-                liveness
-                    .iter()
-                    .map(|(id, peer_liveness)| (*id, peer_liveness.liveness, peer_liveness.status.clone()))
-                    .collect()
-            };
-            let changed = news(old) != news(&liveness);
+            let changed = is_news(old, &liveness);
             *old = Arc::new(liveness);
             changed
         });
     }
+}
+
+/// Whether anyone is told: times and losses change with every answer and are read on demand.
+fn is_news(old: &PeerLivenessMap, new: &PeerLivenessMap) -> bool {
+    let same = |((a, old), (b, new)): ((&NodeId, &PeerLiveness), (&NodeId, &PeerLiveness))| {
+        a == b && old.liveness == new.liveness && old.status == new.status
+    };
+    old.len() != new.len() || !old.iter().zip(new).all(same)
 }
 
 /// Liveness of all peers by pulses, by when each was `heard` at all and by whom else, with the benefit of the doubt:
@@ -337,7 +359,44 @@ mod tests {
     }
 
     fn unknown() -> PulsedPeer {
-        PulsedPeer { pulse: PeerPulse::new(Moment::ZERO, Pace::FAST, 1), pulse_status: None }
+        PulsedPeer::new(PeerPulse::new(Moment::ZERO, Pace::FAST, 1))
+    }
+
+    #[test]
+    fn an_answer_brings_a_status_which_is_read_again_only_when_it_has_changed() {
+        let mut peer = unknown();
+        let now = Moment::from_millis(10);
+        let number = peer.pulse.poll(Moment::ZERO).unwrap();
+        for unreadable in [&[][..], &[1]] {
+            peer.answered(number, unreadable.to_vec(), now);
+            assert_eq!((peer.pulse.liveness(now), &peer.pulse_status), (Liveness::Unknown, &None));
+        }
+        let said = |draining| PulseStatus { draining, ..PulseStatus::default() }.to_bytes();
+        peer.answered(number, said(false), now);
+        assert_eq!(peer.pulse.liveness(now), Liveness::Alive);
+        let first = peer.pulse_status.clone().unwrap();
+        let number = peer.pulse.poll(Moment::from_millis(100)).unwrap();
+        peer.answered(number, said(false), Moment::from_millis(110));
+        assert!(Arc::ptr_eq(&first, peer.pulse_status.as_ref().unwrap()));
+        assert_eq!(peer.pulse.silence(Moment::from_millis(120)), Duration::ZERO, "it counts as an answer");
+        peer.answered(number, said(true), now);
+        assert_eq!(peer.pulse_status.as_ref(), Some(&first), "of a pulse that was answered");
+        peer.answered(0, said(true), now);
+        assert!(peer.pulse_status.unwrap().draining, "unasked");
+    }
+
+    #[test]
+    fn liveness_and_status_are_news_and_measurements_are_not() {
+        let one = PeerLiveness { liveness: Liveness::Alive, status: None, rtt: None, loss_permille: 0 };
+        let id = NodeId([1; 10]);
+        let map = |one: &PeerLiveness| PeerLivenessMap::from([(id, one.clone())]);
+        let old = map(&one);
+        let measured = PeerLiveness { rtt: Some(Duration::from_millis(3)), loss_permille: 7, ..one.clone() };
+        assert!(!is_news(&old, &map(&measured)));
+        assert!(is_news(&old, &map(&PeerLiveness { liveness: Liveness::Late, ..one.clone() })));
+        assert!(is_news(&old, &map(&PeerLiveness { status: Some(Arc::default()), ..one.clone() })));
+        assert!(is_news(&old, &PeerLivenessMap::new()));
+        assert!(is_news(&old, &PeerLivenessMap::from([(NodeId([2; 10]), one)])));
     }
 
     fn liveness_of(peers: Vec<PulsedPeer>, gossip_arrives: bool) -> Vec<Liveness> {

@@ -340,7 +340,7 @@ mod tests {
         let down = NodeId([1; NodeId::LEN]);
         let peer_liveness = PeerLiveness {
             liveness: Liveness::Alive,
-            status: Some(pulse_status),
+            status: Some(Arc::new(pulse_status)),
             rtt: None,
             loss_permille: 0,
         };

@@ -39,6 +39,7 @@
 //! happens every few minutes and costs nothing; Silent takes nineteen, or eight while others lose as many.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cause::Cause;
@@ -131,8 +132,8 @@ pub enum Liveness {
 pub struct PeerLiveness {
     /// Its liveness.
     pub liveness: Liveness,
-    /// Its own status; `None` before its first answer.
-    pub status: Option<PulseStatus>,
+    /// Its own status; `None` before its first answer. Shared, since it hardly ever changes.
+    pub status: Option<Arc<PulseStatus>>,
     /// Smoothed round-trip time.
     pub rtt: Option<Duration>,
     /// Share of pulses without an answer, in thousandths.

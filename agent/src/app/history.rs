@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use super::{RunningAgent, status};
 use crate::histogram::HistogramMeter;
 use crate::lifecycle::Lifecycle;
+use crate::timer::Ticks;
 use crate::web;
 
 /// Between two looks at how late the event loop is: often enough to meet a stall of a second, seldom enough
@@ -177,10 +178,9 @@ async fn follow(running: Arc<RunningAgent>, changes: &watch::Sender<u64>, life: 
 }
 
 async fn measure(running: Arc<RunningAgent>, life: Lifecycle) {
+    let mut ticks = Ticks::new(&life, LOOK);
     loop {
-        let wanted = life.next_tick(LOOK);
-        tokio::time::sleep_until(wanted).await;
-        running.history.lag.record(wanted.elapsed());
+        running.history.lag.record(ticks.tick().await);
     }
 }
 

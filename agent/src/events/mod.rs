@@ -35,6 +35,7 @@ use self::diff::PreviousState;
 pub(crate) use self::diff::{PolledState, ProxyCounters};
 pub(crate) use self::webhook::Resolve;
 use crate::lifecycle::{Lifecycle, wall};
+use crate::timer::Ticks;
 use crate::transport::TrustedKeys;
 
 /// Events queued for the recorder by parts that report them themselves. It takes them at once; a sender that
@@ -214,7 +215,7 @@ impl<'a> EventRecorder<'a> {
             event.reason(torn.to_string()).level(EventLevel::Warning)
         });
         self.take(torn.into_iter().chain(first).collect());
-        let (mut ticks, mut next, mut stopping) = (0_u32, life.next_tick(TICK), false);
+        let (mut ticks, mut count, mut stopping) = (Ticks::new(life, TICK), 0_u32, false);
         // What a watch held before its first read counts as changed.
         self.inputs.table.mark_changed();
         self.inputs.view.mark_changed();
@@ -232,11 +233,10 @@ impl<'a> EventRecorder<'a> {
                     new.extend(self.summer.take_all(life.now()));
                     new.push(event.since("running", inputs.began));
                 }
-                () = tokio::time::sleep_until(next) => {
-                    new.extend(stalled(inputs.node.as_str(), next.elapsed()));
-                    next = life.next_tick(TICK);
-                    ticks = ticks.wrapping_add(1);
-                    if ticks.is_multiple_of(LOOK) {
+                late = ticks.tick() => {
+                    new.extend(stalled(inputs.node.as_str(), late));
+                    count = count.wrapping_add(1);
+                    if count.is_multiple_of(LOOK) {
                         let view = inputs.view.borrow().clone();
                         self.seen.poll_state(&(inputs.look)(), &view, wall(), &mut new);
                         self.members(&mut new);

@@ -47,9 +47,10 @@ use self::guard::GossipGuard;
 pub(crate) use self::problems::GossipProblems;
 use self::pull::RecordPulls;
 pub(crate) use self::pull::newer;
-use self::view::RecordCache;
+use self::view::{MadeOf, RecordCache};
 use crate::lifecycle::{Lifecycle, wall};
 use crate::records::SharedRecords;
+use crate::timer::Ticks;
 use crate::transport::{Link, TopologyFrame, TrustedKeys};
 
 /// The one gossip key of each node: its record.
@@ -157,6 +158,7 @@ pub(crate) fn spawn(inputs: GossipInputs, outputs: GossipOutputs, life: &Lifecyc
         body: Vec::new(),
         overtaken: Moment::ZERO,
         seen: RecordCache::default(),
+        made_of: None,
         pulls: RecordPulls::default(),
         view: outputs.view,
         report: outputs.problems,
@@ -227,6 +229,8 @@ struct Gossip {
     /// When gossip last restarted because of a later record of this node.
     overtaken: Moment,
     seen: RecordCache,
+    /// What the last view was made of; none where it has to be made again.
+    made_of: Option<MadeOf>,
     pulls: RecordPulls,
     view: watch::Sender<Arc<ClusterView>>,
     report: watch::Sender<GossipProblems>,
@@ -404,7 +408,7 @@ impl Gossip {
         };
         let place = self.place.topology.place();
         let more = u32::try_from(self.place.topology.members() / 100).unwrap_or(u32::MAX);
-        let mut look = self.life.ticks(LOOK.saturating_mul(more.saturating_add(1)));
+        let mut look = Ticks::new(&self.life, LOOK.saturating_mul(more.saturating_add(1)));
         let records = self.records.clone();
         let mut proofs = self.link.addresses().changes();
         let failed = async {

@@ -3,18 +3,26 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use chitchat::ChitchatHandle;
+use proto::backends::LastKnownGood;
 use proto::cluster::Document;
 use proto::node::NodeId;
 use proto::record::{NodeRecord, RecordField};
+use proto::settings::Settings;
 use proto::signed_record::RecordVersion;
+use proto::time::Moment;
 use proto::topology::{Place, is_needed};
-use proto::view::{Authority, ClusterView, Ignored, IgnoredClaim, PublishedRecord};
+use proto::view::{Authority, ClusterView, Ignored, IgnoredClaim, OtherMembers, PublishedRecord};
 use tracing::warn;
 
 use super::{DIRECT, Gossip, chitchat_name};
 use crate::lifecycle::wall;
+
+/// A view is made again after this time though nothing that it is made of has changed, since it also refreshes the
+/// addresses of members.
+const RENEW: Duration = Duration::from_secs(5);
 
 /// A decoded record.
 struct CachedRecord {
@@ -38,11 +46,17 @@ impl RecordCache {
         self.read.clear();
     }
 
-    /// Reads changed records, and returns whose they are. A node without a record is no longer a member.
+    /// Reads changed records, and returns whose they are, or were. A node without a record is no longer a member.
     fn read_changes(&mut self, records: &crate::records::SharedRecords, document: &Document) -> Vec<NodeId> {
         let mut fresh = Vec::new();
         let store = records.lock();
-        self.read.retain(|id, _| store.get(id).is_some());
+        self.read.retain(|id, _| {
+            let stays = store.get(id).is_some();
+            if !stays {
+                fresh.push(*id);
+            }
+            stays
+        });
         for signed in store.iter() {
             if self.read.get(&signed.node).is_some_and(|read| read.version == signed.version) {
                 continue;
@@ -72,6 +86,35 @@ impl RecordCache {
     }
 }
 
+/// What a view was made of, beside the records, and when.
+#[derive(Clone)]
+pub(super) struct MadeOf {
+    document: Arc<Document>,
+    settings: Arc<Settings>,
+    serving: Arc<LastKnownGood>,
+    /// Counts the addresses that were proven.
+    proofs: u64,
+    alive: BTreeSet<NodeId>,
+    others: Option<OtherMembers>,
+    core: usize,
+    attached_to: Vec<NodeId>,
+    at: Moment,
+}
+
+impl MadeOf {
+    /// Whether a view of now would be the same as the last one, which need not be made again yet.
+    fn is_as_good_as(&self, last: &MadeOf) -> bool {
+        Arc::ptr_eq(&self.document, &last.document)
+            && Arc::ptr_eq(&self.settings, &last.settings)
+            && Arc::ptr_eq(&self.serving, &last.serving)
+            && (self.proofs, self.core) == (last.proofs, last.core)
+            && self.alive == last.alive
+            && self.others == last.others
+            && self.attached_to == last.attached_to
+            && self.at.since(last.at) < RENEW
+    }
+}
+
 impl Gossip {
     /// Builds a new view from the records and chitchat's state, and publishes it when it differs. Without chitchat
     /// this node is attached.
@@ -82,55 +125,34 @@ impl Gossip {
         self.publish_link_versions(&fresh);
         let own = self.link.own();
         let now = self.life.now();
-        // The live start must be that of the record: an earlier one can look alive for a while.
-        let alive: BTreeSet<(String, u64)> = match handle {
-            Some(handle) => {
-                handle
-                    .with_chitchat(|chitchat| {
-                        chitchat.live_nodes().map(|id| (id.node_id.to_string(), id.generation_id)).collect()
-                    })
-                    .await
-            }
-            None => BTreeSet::new(),
-        };
-        // chitchat needs several rounds before it calls a newcomer alive; a datagram from it shows that at
-        // once.
-        let shown = |id: &NodeId, version: RecordVersion| {
-            *id == own
-                || self.link.datagrams().last_heard(id).is_some_and(|at| now.since(at) < DIRECT)
-                || alive.contains(&(chitchat_name(id), version.generation))
-        };
-        let shown = self.seen.read.iter().filter(|(id, read)| shown(id, read.version)).map(|(id, _)| *id);
-        let shown: BTreeSet<NodeId> = shown.collect();
+        let shown = self.shown(handle, now).await;
         self.place.set_alive(shown, now);
-        let heard = |id: &NodeId| self.place.is_alive(id, now);
+        let made_of = self.made_of(document.clone(), now);
+        self.publish_needed(&document);
+        if fresh.is_empty() && self.made_of.as_ref().is_some_and(|last| made_of.is_as_good_as(last)) {
+            return;
+        }
         let view = {
             let published = self.seen.read.iter().map(|(id, read)| PublishedRecord {
                 id: *id,
                 record: &read.record,
                 left_out: &read.left_out,
-                alive: heard(id),
+                alive: made_of.alive.contains(id),
             });
-            let settings = self.settings.borrow().clone();
+            let settings = &made_of.settings;
             let authority = Authority {
                 role: &|id| document.role(id),
                 may_offer: &|service, name, role| settings.may_offer(service, name, role),
                 may_own: &|vip, name, role| settings.may_own(vip, name, role),
                 proven: &|id, ip| self.is_proven(id, ip),
             };
-            let topology = &self.place.topology;
-            let attached_to = match topology.place() {
-                Place::Attached => topology.attachment().answering().map(|(id, _)| id).collect(),
-                Place::Everyone | Place::Core => Vec::new(),
-            };
             ClusterView {
-                others: self.place.others(),
-                core: topology.core().len(),
-                attached_to,
+                others: made_of.others.clone(),
+                core: made_of.core,
+                attached_to: made_of.attached_to.clone(),
                 ..ClusterView::new(published, &previous, wall(), &authority)
             }
         };
-        self.publish_needed(&document);
         self.keep_proofs(&view);
         self.ask_for_proofs(&view);
         for member in view.members.values() {
@@ -144,8 +166,58 @@ impl Gossip {
                 warn!("{}", one.problem());
             }
         }
+        // What is not proven is asked for again and again.
+        let asks = view.not_counted.iter().any(|one| matches!(one.what, Ignored::Unproven(..)));
+        self.made_of = (!asks).then_some(made_of);
         if *previous != view {
             self.view.send_replace(Arc::new(view));
+        }
+    }
+
+    /// Whom chitchat or a datagram shows to be alive, among those with a record.
+    async fn shown(&mut self, handle: Option<&ChitchatHandle>, now: Moment) -> BTreeSet<NodeId> {
+        // chitchat needs several rounds before it calls a newcomer alive; a datagram from it shows that at
+        // once.
+        let direct = |id: &NodeId| {
+            *id == self.link.own()
+                || self.link.datagrams().last_heard(id).is_some_and(|at| now.since(at) < DIRECT)
+        };
+        let (mut shown, silent): (BTreeSet<NodeId>, BTreeSet<NodeId>) =
+            self.seen.read.keys().copied().partition(direct);
+        if let Some(handle) = handle.filter(|_| !silent.is_empty()) {
+            // The live start must be that of the record: an earlier one can look alive for a while.
+            let alive: BTreeSet<(String, u64)> = handle
+                .with_chitchat(|chitchat| {
+                    chitchat.live_nodes().map(|id| (id.node_id.to_string(), id.generation_id)).collect()
+                })
+                .await;
+            let lives = |id: &NodeId| {
+                let read = self.seen.read.get(id);
+                read.is_some_and(|read| alive.contains(&(chitchat_name(id), read.version.generation)))
+            };
+            shown.extend(silent.into_iter().filter(lives));
+        }
+        shown
+    }
+
+    /// What a view would be made of now, apart from the records.
+    fn made_of(&self, document: Arc<Document>, now: Moment) -> MadeOf {
+        let topology = &self.place.topology;
+        let attached_to = match topology.place() {
+            Place::Attached => topology.attachment().answering().map(|(id, _)| id).collect(),
+            Place::Everyone | Place::Core => Vec::new(),
+        };
+        let alive = |id: &&NodeId| self.place.is_alive(id, now);
+        MadeOf {
+            document,
+            settings: self.settings.borrow().clone(),
+            serving: self.serving.borrow().clone(),
+            proofs: *self.link.addresses().changes().borrow(),
+            alive: self.seen.read.keys().filter(alive).copied().collect(),
+            others: self.place.others(),
+            core: topology.core().len(),
+            attached_to,
+            at: now,
         }
     }
 
@@ -194,6 +266,54 @@ impl Gossip {
             {
                 self.link.datagrams().speaks(*id, lowest..=highest);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::cluster::{Admitted, KeyId};
+    use proto::node::{PublicKey, Role};
+    use proto::time::UnixMs;
+
+    use super::*;
+
+    fn document() -> Arc<Document> {
+        let key = PublicKey([1; 32]);
+        let admitted = Admitted::new("m1".parse().unwrap(), key, Role::Master, key.id(), UnixMs(1));
+        Arc::new(Document::new([1; 16], "c".parse().unwrap(), admitted, KeyId([0; 16])))
+    }
+
+    #[test]
+    fn a_view_is_made_again_when_something_has_changed_and_after_a_while() {
+        let last = MadeOf {
+            document: document(),
+            settings: Arc::default(),
+            serving: Arc::default(),
+            proofs: 1,
+            alive: BTreeSet::from([NodeId([1; 10])]),
+            others: None,
+            core: 0,
+            attached_to: Vec::new(),
+            at: Moment::from_millis(1_000),
+        };
+        let later = MadeOf { at: Moment::from_millis(5_999), ..last.clone() };
+        assert!(later.is_as_good_as(&last));
+        let changes: [fn(&mut MadeOf); 9] = [
+            |one| one.document = document(),
+            |one| one.settings = Arc::default(),
+            |one| one.serving = Arc::default(),
+            |one| one.proofs += 1,
+            |one| one.alive.clear(),
+            |one| one.others = Some(OtherMembers::default()),
+            |one| one.core += 1,
+            |one| one.attached_to.push(NodeId([2; 10])),
+            |one| one.at = Moment::from_millis(6_000),
+        ];
+        for (at, change) in changes.into_iter().enumerate() {
+            let mut now = later.clone();
+            change(&mut now);
+            assert!(!now.is_as_good_as(&last), "{at}");
         }
     }
 }

@@ -23,6 +23,7 @@ use super::disk::MemberStore;
 use super::peer_sync::PeerSync;
 use super::{JoinCall, MembershipCommand, OwnAddress, admit, members, settings};
 use crate::lifecycle::Lifecycle;
+use crate::timer::Ticks;
 use crate::transport::{JoinConnection, Link, MemberRequest, TrustedKeys};
 
 /// How often the task looks after retired keys, differing copies and silence.
@@ -148,7 +149,7 @@ impl MembershipTask {
         self.admissions.reset();
         self.sync.reset();
         self.peers.reset();
-        let mut tick = self.life.ticks(TICK);
+        let mut tick = Ticks::new(&self.life, TICK);
         let stopping = self.life.draining.clone();
         loop {
             let push = self.sync.push_deadline();

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use proto::limit::{Rate, RateBucket};
 use proto::node::{NodeId, PublicKey};
-use proto::pulse::PulseStatus;
 use proto::rpc::{FromMember, ToMember};
 use proto::time::Moment;
 use tokio::sync::{mpsc, oneshot};
@@ -41,7 +40,8 @@ pub(crate) enum PulseAnswer {
         from: NodeId,
         /// Of which pulse; 0: unasked.
         number: u64,
-        pulse_status: PulseStatus,
+        /// The peer's [`proto::pulse::PulseStatus`] as it came.
+        pulse_status: Vec<u8>,
     },
     /// "Nothing listens here", said by the machine (ICMP). Nobody has signed that, so it may raise a doubt
     /// and settle nothing.
@@ -205,9 +205,8 @@ impl Arrivals {
             return;
         }
         self.counters.one(Count::ReceivedAnswers);
-        if let Some(pulse_status) = PulseStatus::from_bytes(pulse_status) {
-            let _ = self.answers.try_send(PulseAnswer::Said { from, number, pulse_status });
-        }
+        let _ =
+            self.answers.try_send(PulseAnswer::Said { from, number, pulse_status: pulse_status.to_vec() });
     }
 
     /// A datagram to this peer was refused. What does not fit is refused again with the next pulse.

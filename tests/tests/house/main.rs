@@ -55,7 +55,7 @@ const LAYERS: &[&[&str]] = &[
     &["notify"],
     &["lifecycle", "times", "histogram", "faults", "trusted", "source", "screen", "hardening", "handover"],
     &["log_limit", "records", "state", "supervisor", "netlink", "http", "watchdog", "verdict"],
-    &["log", "severity", "transport"],
+    &["log", "severity", "timer", "transport"],
     FEATURES,
     &["demo"],
     &["app"],
