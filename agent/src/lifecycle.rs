@@ -90,8 +90,8 @@ impl Lifecycle {
 }
 
 /// How long ago the wall clock showed a multiple of [`STEP`]. A clock that shows as much when it begins shows multiples
-/// of intervals at the same moments on all nodes whose wall clocks agree: what they send each other then arrives together,
-/// and wakes the receiver up once. Nothing else depends on it.
+/// of intervals at the same moments on all nodes whose wall clocks agree: what they send each other then arrives
+/// together, and wakes the receiver up once. Nothing else depends on it.
 pub(crate) fn in_step() -> Duration {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     rest(since, STEP)

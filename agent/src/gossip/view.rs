@@ -208,11 +208,13 @@ impl Gossip {
             Place::Everyone | Place::Core => Vec::new(),
         };
         let alive = |id: &&NodeId| self.place.is_alive(id, now);
+        let (settings, serving) = (self.settings.borrow().clone(), self.serving.borrow().clone());
+        let proofs = *self.link.addresses().changes().borrow();
         MadeOf {
             document,
-            settings: self.settings.borrow().clone(),
-            serving: self.serving.borrow().clone(),
-            proofs: *self.link.addresses().changes().borrow(),
+            settings,
+            serving,
+            proofs,
             alive: self.seen.read.keys().filter(alive).copied().collect(),
             others: self.place.others(),
             core: topology.core().len(),

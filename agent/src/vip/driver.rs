@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use proto::arp::Mac;
@@ -17,12 +17,12 @@ use proto::node::NodeId;
 use proto::time::Moment;
 use proto::unfit::Unfit;
 use proto::view::ClusterView;
-use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::agent_probe::AgentProbe;
+use super::clock::{now, on_kernel};
 use super::events::event;
 use super::kernel::KernelAddresses;
 use super::local::{LocalVips, VipFacts};
@@ -34,8 +34,8 @@ use super::rules::RulesInputs;
 use super::segment::{VipPlacement, advice, place};
 use super::segments::{self, L2Segments, SegmentKey};
 use super::{HandedVip, VipInputs, VipOrder, VipReport};
-use crate::lifecycle::{Lifecycle, STEP, in_step, rest, wall};
-use crate::timer::{KernelTimer, since_zero};
+use crate::lifecycle::{Lifecycle, wall};
+use crate::timer::KernelTimer;
 
 /// The second net, should a change go unheard, and for round-trip times and reports.
 const TICK: Duration = Duration::from_secs(1);
@@ -77,18 +77,6 @@ enum LoopEvent {
     /// Nobody listens where an owner's agent should.
     Refused(IpAddr, NodeId),
     Stop,
-}
-
-/// Now, on a clock that also counts while the machine sleeps: what was set before has ended then.
-fn now() -> Moment {
-    let shown = since_zero(clock_gettime(ClockId::Boottime)).saturating_sub(behind());
-    Moment::from_millis(u64::try_from(shown.as_millis()).unwrap_or(u64::MAX))
-}
-
-/// How far that clock is behind the kernel's, so that all nodes beat at the same moments: see [`in_step`].
-fn behind() -> Duration {
-    static BEHIND: OnceLock<Duration> = OnceLock::new();
-    *BEHIND.get_or_init(|| rest(since_zero(clock_gettime(ClockId::Boottime)).saturating_sub(in_step()), STEP))
 }
 
 impl VipDriver {
@@ -159,7 +147,7 @@ impl VipDriver {
     ) -> LoopEvent {
         let VipDriver { inputs, lookout, segments, agent_probe, .. } = self;
         tokio::select! {
-            () = timer.until(next.since(Moment::ZERO) + behind()) => LoopEvent::Time,
+            () = timer.until(on_kernel(next)) => LoopEvent::Time,
             Some((from, message)) = inputs.arrivals.recv() => LoopEvent::Heard(from, message),
             (key, claim) = poll_fn(|context| segments.poll_claim(context)) => LoopEvent::Sighted(key, claim),
             changed = lookout.changed() => LoopEvent::Changed(changed),
@@ -526,18 +514,5 @@ impl VipDriver {
             });
             vip.set_facts(now, VipFacts { blocked, draining: fit.draining, taken, segment });
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn beats_of_all_nodes_are_due_at_the_same_moments() {
-        let ahead = |a: u64, b: u64| (a + 200 - b % 200) % 200;
-        // The two may be looked at far apart on a busy machine, but not always.
-        assert!((0..10_000).any(|_| ahead(now().as_millis(), wall().0) <= 1));
-        assert!(behind() < STEP);
     }
 }

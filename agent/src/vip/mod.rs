@@ -10,6 +10,7 @@
 
 mod agent_probe;
 mod caps;
+mod clock;
 mod driver;
 mod events;
 mod kernel;
