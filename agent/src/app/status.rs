@@ -198,7 +198,8 @@ fn member_status(
         role: role.into(),
         state,
         version: member.map_or(String::new(), |member| member.record.version.clone()),
-        since_unix_ms: member.map_or(running.own.began(), |member| member.since),
+        // An upgrade begins the view anew, and this node is up for as long as its agent runs.
+        since_unix_ms: member.filter(|_| !own).map_or(running.own.began(), |member| member.since),
         rtt_ms: peer_liveness
             .and_then(|peer_liveness| peer_liveness.rtt)
             .or(backend.and_then(|backend| backend.rtt))
