@@ -13,6 +13,7 @@ use super::RunningAgent;
 use crate::lifecycle::Lifecycle;
 use crate::membership::join::{JoinCredential, JoinError, reach};
 use crate::net::{self, ResolveError};
+use crate::timer::Ticks;
 
 /// Between two looks whether anyone is heard.
 const LOOK: Duration = Duration::from_secs(1);
@@ -41,7 +42,7 @@ pub(super) fn spawn(running: &Arc<RunningAgent>, life: &Lifecycle) {
 
 async fn follow(running: &RunningAgent, life: &Lifecycle) {
     let mut schedule = SeedSchedule::new(life.now());
-    let mut look = life.ticks(LOOK);
+    let mut look = Ticks::new(life, LOOK);
     // What is wrong with their file is said at the start.
     running.disk.seeds();
     // A name that leads nowhere is said once.
