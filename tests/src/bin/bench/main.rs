@@ -53,7 +53,7 @@ const BENCHES: &[(&str, &str, Bench)] = &[
     ("scale", "nodes that join at once, at rest, and while a master is cut; [--sizes N,N…]", scale::scale),
     (
         "upgrade",
-        "replacements under load, beside haproxy and nginx; [--held N] [--turns N] [--after S]",
+        "replacements under load, beside haproxy and nginx; [--held N] [--bulk N] [--turns N] [--after S]",
         upgrade::upgrade,
     ),
     ("web", "what page and metrics cost, and how soon they answer; [--seconds S] [--pause MS]", web::web),

@@ -23,7 +23,7 @@ use super::{option, traffic};
 const SERVER: u16 = 7_001;
 const PROXIES: u16 = 17_001;
 
-/// Connections that carry bulk both ways.
+/// Connections that carry bulk both ways, unless told otherwise.
 const BULK: u64 = 10;
 
 /// New connections are made by so many threads.
@@ -51,6 +51,7 @@ pub(crate) fn upgrade(arguments: &[String]) -> Result<()> {
     let mut arguments = arguments.to_vec();
     let held = option(&mut arguments, "--held", 2_000)?;
     let turns = option(&mut arguments, "--turns", 20)?;
+    let bulk = option(&mut arguments, "--bulk", BULK)?.min(held / 3);
     let after = Duration::from_secs(option(&mut arguments, "--after", 60)?);
     ensure!(arguments.is_empty(), "what is {arguments:?}?");
     with_agents(Lab::bridge(1), |lab, agents| {
@@ -59,7 +60,7 @@ pub(crate) fn upgrade(arguments: &[String]) -> Result<()> {
         node.exec(&["sysctl", "-qw", "net.ipv4.ip_local_port_range=20000 65000"])?.ok()?;
         let server = SocketAddr::new(node.mesh_ip(), SERVER);
         println!(
-            "{held} connections held, a third active and {BULK} in bulk, 300 new a second, {turns} replacements\n"
+            "{held} connections held, a third active and {bulk} in bulk, 300 new a second, {turns} replacements\n"
         );
         println!(
             "{:<8} {:>7} {:>7} {:>7} {:>11} {:>11} {:>9} {:>9}",
@@ -74,7 +75,7 @@ pub(crate) fn upgrade(arguments: &[String]) -> Result<()> {
         start_agent(lab, node, agent, listen, SERVER)?;
         let group = agent.process()?.pid();
         let replace = || agent.cli(&["upgrade"])?.ok().map(|_| ());
-        row("agent", node, (listen, group), (held, turns, after), &replace)?;
+        row("agent", node, (listen, group), (held, bulk, turns, after), &replace)?;
 
         let listen = local(PROXIES + 1);
         let haproxy = Haproxy {
@@ -87,13 +88,13 @@ pub(crate) fn upgrade(arguments: &[String]) -> Result<()> {
         };
         let process = haproxy.start_with_master(node)?;
         let reload = || signal_first(&process, Signal::USR2);
-        row("haproxy", node, (listen, process.pid()), (held, turns, after), &reload)?;
+        row("haproxy", node, (listen, process.pid()), (held, bulk, turns, after), &reload)?;
         drop(process);
 
         let listen = local(PROXIES + 2);
         let process = nginx_stream(node, listen, server)?;
         let reload = || signal_first(&process, Signal::HUP);
-        row("nginx", node, (listen, process.pid()), (held, turns, after), &reload)
+        row("nginx", node, (listen, process.pid()), (held, bulk, turns, after), &reload)
     })
 }
 
@@ -107,13 +108,13 @@ fn row(
     name: &str,
     node: &Node,
     (listen, group): (SocketAddr, u32),
-    (held, turns, after): (u64, u64, Duration),
+    (held, bulk, turns, after): (u64, u64, u64, Duration),
     replace: &dyn Fn() -> Result<()>,
 ) -> Result<()> {
     let watch = Arc::new(Watch::default());
     let open = || (0..held - held / 3).map(|_| Ok(TcpStream::connect(listen)?)).collect::<Result<Vec<_>>>();
     let silent = node.inside(open)?;
-    let kinds = [(Kind::Bulk, BULK), (Kind::Steady, held / 3 - BULK)];
+    let kinds = [(Kind::Bulk, bulk), (Kind::Steady, held / 3 - bulk)];
     let all = kinds.iter().flat_map(|(kind, count)| (0..*count).map(|seed| (*kind, seed)));
     let active: Vec<Held> =
         all.map(|(kind, seed)| hold(node, listen, kind, seed + 1, &watch)).collect::<Result<_>>()?;
