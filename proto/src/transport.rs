@@ -364,12 +364,14 @@ impl KeyRing {
         self.keys != before
     }
 
-    /// The key to seal with: the document's if it is held, otherwise the latest. For a moment after a change it is the
-    /// one that the peer was last heard under, since it may not have the new one yet.
+    /// The key to seal with: the document's if it is held, otherwise the latest. Until that one has been held for a
+    /// moment it is the one that the peer was last heard under, since it may not have a newer one yet: of keys that
+    /// change quickly a node may know the last by its name alone, and others not even the one before.
     pub fn sealing(&self, document: &Document, heard: Option<KeyId>, now: UnixMs) -> Option<&GossipKey> {
-        let is_new = self.current.is_some_and(|(id, at)| id == document.key.id && now < at.after(HANDOVER));
+        let is_settled =
+            self.current.is_some_and(|(id, at)| id == document.key.id && now >= at.after(HANDOVER));
         heard
-            .filter(|_| is_new)
+            .filter(|_| !is_settled)
             .and_then(|id| self.get(id, now))
             .or_else(|| self.keys.iter().find(|key| key.id == document.key.id))
             .or_else(|| self.keys.iter().max_by_key(|key| (key.epoch, key.id)))
@@ -432,6 +434,11 @@ mod tests {
         assert!(ring.get(key(1).id, UnixMs(599_999)).is_some());
         assert!(ring.get(key(1).id, UnixMs(600_000)).is_none());
         document.turn_key(key(3).id, by, UnixMs(9_000), true).unwrap();
+        assert_eq!(
+            sealing(&ring, &document, Some(1), 9_000),
+            Some(1),
+            "it may not have the one before either"
+        );
         ring.add(key(3));
         ring.apply_document(&document, UnixMs(9_000));
         let held = |ring: &KeyRing| ring.keys().iter().map(|key| key.epoch).collect::<Vec<_>>();

@@ -40,6 +40,9 @@ pub fn with_agents(lab: Result<Lab>, test: impl FnOnce(&Lab, &mut [Agent<'_>]) -
             if let Ok(ran) = agent.cli(&["status"]) {
                 eprintln!("--- {}: {ran}", agent.name());
             }
+            if let Ok(status) = agent.status() {
+                eprintln!("--- {}: {:?}", agent.name(), status.node.link);
+            }
         }
     }
     result
