@@ -5,7 +5,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use proto::time::{Moment, UnixMs};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::{ClockId, Timespec, clock_gettime};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -30,8 +30,7 @@ pub(crate) struct Lifecycle {
 impl Lifecycle {
     /// A lifecycle that starts now.
     pub(crate) fn new() -> Lifecycle {
-        let (now, shown) = (Instant::now(), clock_gettime(ClockId::Monotonic));
-        let shown = Duration::new(shown.tv_sec.unsigned_abs(), u32::try_from(shown.tv_nsec).unwrap_or(0));
+        let (now, shown) = (Instant::now(), since_zero(clock_gettime(ClockId::Monotonic)));
         // The machine may have started a moment ago.
         let ahead = in_step().min(shown);
         Lifecycle {
@@ -93,8 +92,7 @@ impl Lifecycle {
 /// of intervals at the same moments on all nodes whose wall clocks agree: what they send each other then arrives
 /// together, and wakes the receiver up once. Nothing else depends on it.
 pub(crate) fn in_step() -> Duration {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    rest(since, STEP)
+    rest(since_epoch(), STEP)
 }
 
 /// What is left of a time when multiples of a period are taken from it.
@@ -105,8 +103,16 @@ pub(crate) fn rest(time: Duration, period: Duration) -> Duration {
 
 /// Now, on the wall clock.
 pub(crate) fn wall() -> UnixMs {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    UnixMs(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    UnixMs(u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX))
+}
+
+fn since_epoch() -> Duration {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+}
+
+/// What a clock of the kernel shows.
+pub(crate) fn since_zero(shown: Timespec) -> Duration {
+    Duration::new(shown.tv_sec.unsigned_abs(), u32::try_from(shown.tv_nsec).unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -282,9 +282,7 @@ impl PulseSender {
     /// Whether any datagram of a member, of whatever kind, has arrived lately.
     fn any_gossip_since(&self, now: Moment) -> bool {
         let view = self.view.borrow().clone();
-        view.members
-            .keys()
-            .any(|id| self.link.datagrams().last_heard(id).is_some_and(|at| now.since(at) < OTHERS))
+        view.members.keys().any(|id| self.link.datagrams().has_heard(id, OTHERS, now))
     }
 
     fn publish(&self) {

@@ -12,7 +12,7 @@ use rustix::time::{
 use tokio::io::unix::AsyncFd;
 use tracing::debug;
 
-use crate::lifecycle::Lifecycle;
+use crate::lifecycle::{Lifecycle, since_zero};
 use crate::netlink::watched;
 
 /// One timer. Those for the same moment wake a thread up once.
@@ -81,11 +81,6 @@ impl KernelTimer {
             None => {}
         }
     }
-}
-
-/// What a clock shows.
-pub(crate) fn since_zero(shown: Timespec) -> Duration {
-    Duration::new(shown.tv_sec.unsigned_abs(), u32::try_from(shown.tv_nsec).unwrap_or(0))
 }
 
 /// Ticks at multiples of a period on this process's clock.

@@ -63,7 +63,8 @@ const SLOW: Duration = Duration::from_millis(500);
 /// Shortest time between two pulses that others give reason for.
 const HASTENED: Duration = Duration::from_millis(500);
 
-/// How long a peer may be silent while its process is replaced, once it has said so.
+/// How long a node may be silent while its process is replaced, once it has said so: to those that pulse it, and to
+/// those that wait for its virtual IP. If it is not back by then, it is as silent as any.
 pub const PAUSE: Duration = Duration::from_secs(2);
 
 /// Silence after which a peer is late: time for four pulses of a burst.

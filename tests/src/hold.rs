@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use crate::lab::Node;
-use crate::mesh::SOON;
+use crate::lab::{Lab, Node};
+use crate::mesh::{GOSSIP, SOON, Status};
 use crate::wait::eventually;
 
 /// Longest wait for a byte: any other wait is a lost connection.
@@ -297,4 +297,48 @@ pub fn echo_once(proxy: SocketAddr) -> Result<()> {
     stream.read_exact(&mut word)?;
     ensure!(&word == b"word", "{word:?}");
     Ok(())
+}
+
+/// Where the proxy under test listens for what is compared byte for byte.
+pub const PROXY: ([u8; 4], u16) = ([127, 0, 0, 1], 17_000);
+
+/// Its port on the nodes that serve it.
+const SERVED: u16 = 7_000;
+
+/// A service that echoes on all nodes but the last: served, set by `agent set` with these arguments, and ready in the
+/// status of the last node.
+///
+/// # Errors
+/// It can't be served or set, or is not ready in time.
+pub fn serve_echo(
+    lab: &Lab,
+    over: &Arc<AtomicBool>,
+    set: impl FnOnce(&[&str]) -> Result<String>,
+    status: impl Fn() -> Result<Status>,
+) -> Result<()> {
+    let last = lab.size() - 1;
+    for i in 0..last {
+        serve(lab.node(i), SocketAddr::new(lab.node(i).mesh_ip(), SERVED), over)?;
+    }
+    let listen = format!("service.echo.listen={}", SocketAddr::from(PROXY));
+    let port = format!("service.echo.port={SERVED}");
+    set(&["set", &listen, &port, "service.echo.check=tcp"])?;
+    eventually("all echo", GOSSIP, || {
+        let status = status()?;
+        let echo = status.services.iter().find(|one| one.name == "echo").context("no such service yet")?;
+        let ready = echo.backends.iter().filter(|one| one.state == "ready").count();
+        ensure!(ready == last, "{:?}", echo.backends);
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// So many of each kind, through the last node's proxy.
+///
+/// # Errors
+/// There is no connection.
+pub fn hold_all(lab: &Lab, counts: &[(Kind, u64)], watch: &Arc<Watch>) -> Result<Vec<Held>> {
+    let node = lab.node(lab.size() - 1);
+    let all = counts.iter().flat_map(|(kind, count)| (0..*count).map(|seed| (*kind, seed)));
+    all.map(|(kind, seed)| hold(node, PROXY.into(), kind, seed + 1, watch)).collect()
 }

@@ -543,6 +543,16 @@ pub struct Member {
 }
 
 impl Status {
+    /// The owner of the first virtual IP, and its epoch.
+    ///
+    /// # Errors
+    /// There is no virtual IP, or it has no owner.
+    pub fn owner_of_vip(&self) -> Result<(String, u64)> {
+        let vip = self.vips.first().context("there is no virtual IP yet")?;
+        let owner = vip["owner"].as_str().with_context(|| format!("no owner: {vip}"))?;
+        Ok((owner.to_owned(), vip["epoch"].as_u64().context("no epoch")?))
+    }
+
     /// Names of the members in one of these states.
     pub fn names_in(&self, states: &[&str]) -> Vec<&str> {
         let members = self.members.iter().filter(|member| states.contains(&member.state.as_str()));

@@ -1,6 +1,6 @@
 //! Every node comes back from its state directory alone.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use proto::control::{Request, Response};
-use tests::hold::{Held, Kind, Watch, echo_once, hold, serve, wait_for_more};
+use tests::hold::{Held, Kind, PROXY, Watch, echo_once, hold_all, serve_echo, wait_for_more};
 use tests::lab::Lab;
 use tests::mesh::{Agent, GOSSIP, LISTENER, all_up, binary, form, with_agents};
 use tests::vip::ADDRESS;
@@ -200,12 +200,6 @@ fn a_full_or_read_only_state_directory_does_not_stop_the_proxy() -> Result<()> {
     })
 }
 
-/// Where the proxy under test listens for what is compared byte for byte.
-const PROXY: ([u8; 4], u16) = ([127, 0, 0, 1], 17_000);
-
-/// Its port on the nodes that serve it.
-const SERVED: u16 = 7_000;
-
 /// A cluster with a service that echoes, on all nodes but the last; the last agent runs from a file of its own, so
 /// that it can be replaced.
 fn with_echo(lab: &Lab, agents: &mut [Agent<'_>], over: &Arc<AtomicBool>) -> Result<std::path::PathBuf> {
@@ -214,27 +208,8 @@ fn with_echo(lab: &Lab, agents: &mut [Agent<'_>], over: &Arc<AtomicBool>) -> Res
     std::fs::copy(binary()?, &program)?;
     agents[last].binary.clone_from(&program);
     form(agents)?;
-    for i in 0..last {
-        serve(lab.node(i), SocketAddr::new(lab.node(i).mesh_ip(), SERVED), over)?;
-    }
-    let listen = format!("service.echo.listen={}", SocketAddr::from(PROXY));
-    let port = format!("service.echo.port={SERVED}");
-    agents[0].cli(&["set", &listen, &port, "service.echo.check=tcp"])?.ok()?;
-    eventually("both echo", GOSSIP, || {
-        let status = agents[last].status()?;
-        let echo = status.services.iter().find(|one| one.name == "echo").context("no such service yet")?;
-        let ready = echo.backends.iter().filter(|one| one.state == "ready").count();
-        ensure!(ready == last, "{:?}", echo.backends);
-        Ok(())
-    })?;
+    serve_echo(lab, over, |set| agents[0].cli(set)?.ok(), || agents[last].status())?;
     Ok(program)
-}
-
-/// So many of each kind, through the last node.
-fn hold_all(lab: &Lab, counts: &[(Kind, u64)], watch: &Arc<Watch>) -> Result<Vec<Held>> {
-    let node = lab.node(lab.size() - 1);
-    let all = counts.iter().flat_map(|(kind, count)| (0..*count).map(|seed| (*kind, seed)));
-    all.map(|(kind, seed)| hold(node, PROXY.into(), kind, seed + 1, watch)).collect()
 }
 
 /// What the others have told since `before`, each as a line.
@@ -351,14 +326,6 @@ fn echo_once_in(lab: &Lab) -> Result<()> {
     lab.node(lab.size() - 1).inside(|| echo_once(PROXY.into()))
 }
 
-/// Who owns the virtual IP as an agent sees it, and with which epoch.
-fn owner_of_vip(agent: &Agent<'_>) -> Result<(String, u64)> {
-    let status: serde_json::Value = serde_json::from_str(&agent.cli(&["status", "--json"])?.ok()?)?;
-    let vip = &status["vips"][0];
-    let owner = vip["owner"].as_str().with_context(|| format!("no owner: {vip}"))?;
-    Ok((owner.to_owned(), vip["epoch"].as_u64().context("no epoch")?))
-}
-
 #[test]
 fn an_upgrade_of_its_owner_does_not_move_a_virtual_ip() -> Result<()> {
     with_agents(Lab::bridge(3), |lab, agents| {
@@ -370,7 +337,7 @@ fn an_upgrade_of_its_owner_does_not_move_a_virtual_ip() -> Result<()> {
         form(agents)?;
         agents[0].cli(&["set", &format!("vip={ADDRESS}")])?.ok()?;
         let (before, _) = eventually("all agree on its owner", GOSSIP, || {
-            let all = agents.iter().map(owner_of_vip).collect::<Result<Vec<_>>>()?;
+            let all = agents.iter().map(|one| one.status()?.owner_of_vip()).collect::<Result<Vec<_>>>()?;
             ensure!(all.iter().all(|one| *one == all[0]), "{all:?}");
             Ok(all[0].clone())
         })?;
@@ -381,7 +348,7 @@ fn an_upgrade_of_its_owner_does_not_move_a_virtual_ip() -> Result<()> {
         // Longer than the new process owns it without having proven that it may.
         always("it stays where it is", Duration::from_secs(8), || {
             for agent in agents.iter() {
-                let now = owner_of_vip(agent)?;
+                let now = agent.status()?.owner_of_vip()?;
                 ensure!(now == before, "{} says {now:?}, and it was {before:?}", agent.name());
             }
             let has = lab.node(owner).exec(&["ip", "addr"])?.ok()?;

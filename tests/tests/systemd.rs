@@ -1,53 +1,20 @@
 //! Booted machines with a systemd of their own: what `agent init`, `systemctl` and a power cut do there.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tests::hold::{Held, Kind, Watch, hold, serve, wait_for_more};
+use tests::hold::{Held, Kind, PROXY, Watch, hold, hold_all, serve_echo, wait_for_more};
 use tests::lab::Lab;
 use tests::machine::{Machine, all_up, form, with_machines};
 use tests::mesh::{GOSSIP, SOON};
 use tests::vip::ADDRESS;
 use tests::wait::{always, eventually};
 
-/// Where the proxy under test listens for what is compared byte for byte.
-const PROXY: ([u8; 4], u16) = ([127, 0, 0, 1], 17_000);
-
-/// Its port on the nodes that serve it.
-const SERVED: u16 = 7_000;
-
-/// A service that echoes on all nodes but the last.
-fn serve_echo(lab: &Lab, machines: &[Machine<'_>], watch: &Watch) -> Result<()> {
-    let last = machines.len() - 1;
-    for i in 0..last {
-        serve(lab.node(i), SocketAddr::new(lab.node(i).mesh_ip(), SERVED), &watch.over)?;
-    }
-    let listen = format!("service.echo.listen={}", SocketAddr::from(PROXY));
-    let port = format!("service.echo.port={SERVED}");
-    machines[0].agent(&["set", &listen, &port, "service.echo.check=tcp"])?.ok()?;
-    eventually("both echo", GOSSIP, || {
-        let status = machines[last].status()?;
-        let echo = status.services.iter().find(|one| one.name == "echo").context("no such service yet")?;
-        let ready = echo.backends.iter().filter(|one| one.state == "ready").count();
-        ensure!(ready == last, "{:?}", echo.backends);
-        Ok(())
-    })?;
-    Ok(())
-}
-
 /// The events that a machine has told, each as a line.
 fn events(machine: &Machine<'_>) -> Result<Vec<String>> {
     Ok(machine.agent(&["events", "--json", "--since", "1d"])?.ok()?.lines().map(str::to_owned).collect())
-}
-
-/// Who owns the virtual IP as a machine sees it, and with which epoch.
-fn owner_of_vip(machine: &Machine<'_>) -> Result<(String, u64)> {
-    let vip = machine.status()?.vips.first().cloned().context("there is no virtual IP yet")?;
-    let owner = vip["owner"].as_str().with_context(|| format!("no owner: {vip}"))?;
-    Ok((owner.to_owned(), vip["epoch"].as_u64().context("no epoch")?))
 }
 
 /// The main process of the agent's service.
@@ -61,9 +28,9 @@ fn a_restart_loses_no_connection_no_byte_and_no_virtual_ip() -> Result<()> {
         let _masters = (0..3).map(|i| lab.nginx_master(i)).collect::<Result<Vec<_>>>()?;
         let watch = Arc::new(Watch::default());
         form(machines, &["--vip", &ADDRESS.to_string()])?;
-        serve_echo(lab, machines, &watch)?;
+        serve_echo(lab, &watch.over, |set| machines[0].agent(set)?.ok(), || machines[2].status())?;
         let (before, _) = eventually("all agree on the virtual IP's owner", GOSSIP, || {
-            let all = machines.iter().map(owner_of_vip).collect::<Result<Vec<_>>>()?;
+            let all = machines.iter().map(|one| one.status()?.owner_of_vip()).collect::<Result<Vec<_>>>()?;
             ensure!(all.iter().all(|one| *one == all[0]), "{all:?}");
             Ok(all[0].clone())
         })?;
@@ -75,10 +42,7 @@ fn a_restart_loses_no_connection_no_byte_and_no_virtual_ip() -> Result<()> {
             (Kind::HalfClosed, 4),
             (Kind::Stuck, 4),
         ];
-        let all = counts.iter().flat_map(|(kind, count)| (0..*count).map(move |seed| (*kind, seed)));
-        let held: Vec<Held> = all
-            .map(|(kind, seed)| hold(last.node(), PROXY.into(), kind, seed + 1, &watch))
-            .collect::<Result<_>>()?;
+        let held = hold_all(lab, &counts, &watch)?;
         wait_for_more(&watch)?;
         let began = last.status()?.node.started_unix_ms;
 
@@ -110,7 +74,7 @@ fn a_restart_loses_no_connection_no_byte_and_no_virtual_ip() -> Result<()> {
         owner.exec(&["systemctl", "restart", "agent"])?.ok()?;
         always("it stays where it is", Duration::from_secs(7), || {
             for machine in machines.iter() {
-                let now = owner_of_vip(machine)?;
+                let now = machine.status()?.owner_of_vip()?;
                 ensure!(now == before, "{} says {now:?}, and it was {before:?}", machine.name());
             }
             Ok(())
@@ -132,7 +96,7 @@ fn a_stop_is_a_stop() -> Result<()> {
     with_machines(Lab::bridge(2), |lab, machines| {
         let watch = Arc::new(Watch::default());
         form(machines, &[])?;
-        serve_echo(lab, machines, &watch)?;
+        serve_echo(lab, &watch.over, |set| machines[0].agent(set)?.ok(), || machines[1].status())?;
         let held = hold(machines[1].node(), PROXY.into(), Kind::Active, 1, &watch)?;
         machines[1].exec(&["systemctl", "stop", "agent"])?.ok()?;
         ensure!(held.end().is_err(), "a connection outlives the agent");

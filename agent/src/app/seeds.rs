@@ -68,7 +68,7 @@ async fn follow(running: &RunningAgent, life: &Lifecycle) {
 fn is_anyone_heard(running: &RunningAgent) -> bool {
     let (document, own, now) = (running.document(), running.link.own(), running.life.now());
     let mut others = document.members().filter(|(id, _)| **id != own).peekable();
-    let heard = |id| running.link.datagrams().last_heard(id).is_some_and(|at| now.since(at) < SILENCE);
+    let heard = |id| running.link.datagrams().has_heard(id, SILENCE, now);
     // Who is alone in its cluster misses nobody.
     others.peek().is_none() || others.any(|(id, _)| heard(id))
 }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::process::ExitCode;
 
-use proto::config::{self, Config};
+use proto::config;
 use proto::control::{MemberState, MemberStatus, Request, Response};
 use proto::invite;
 use proto::node::{Name, Role};
@@ -59,10 +59,7 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) async fn run(args: Args, settings: CommandSettings) -> anyhow::Result<ExitCode> {
-    let (name, address, interface) = (args.name.clone(), args.addr, args.iface.clone());
-    let flags = Config { name, address, interface, ..Config::default() };
-    let config = settings.config.clone().with_flags(args.name, args.addr, args.iface);
-    let config = config.map_err(|error| ExitError::error(exit::DATA, error.to_string()))?;
+    let (flags, config) = settings.with_place(args.name, args.addr, args.iface)?;
     let steps = Steps::new(args.json);
     if args.successor {
         return succeed(&SetupOptions::new(config), settings, steps, args.foreground).await;

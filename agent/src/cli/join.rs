@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use proto::config::{self, Config};
+use proto::config;
 use proto::control::{Request, Response};
 use proto::invite::{self, Invite, IssuerPin, JoinRefusal};
 use proto::node::Name;
@@ -69,10 +69,7 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) async fn run(args: Args, settings: CommandSettings) -> anyhow::Result<ExitCode> {
-    let (name, address, interface) = (args.name.clone(), args.addr, args.iface.clone());
-    let flags = Config { name, address, interface, ..Config::default() };
-    let config = settings.config.clone().with_flags(args.name, args.addr, args.iface);
-    let config = config.map_err(|error| ExitError::error(exit::DATA, error.to_string()))?;
+    let (flags, config) = settings.with_place(args.name, args.addr, args.iface)?;
     let steps = Steps::new(args.json);
     let text = seed(args.seed, args.invite_file.as_deref())?;
     if let Some(running) = steps::already_runs(&settings).await? {

@@ -1,10 +1,12 @@
 //! From file, environment and flags to one checked configuration.
 
 use std::io::{self, Read};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use proto::config::{self, Config, LogFormat, LogLevel, Mistake};
+use proto::node::Name;
 
 use super::exit::{self, ExitError};
 use crate::trusted::{self, TrustError};
@@ -80,6 +82,18 @@ impl CommandSettings {
         for suspicion in permission_warnings(self.global.config.as_deref(), config) {
             tracing::warn!("{suspicion}");
         }
+    }
+
+    /// The name and the place that flags give this node: alone, and over the configuration.
+    pub(super) fn with_place(
+        &self,
+        name: Option<Name>,
+        address: Option<IpAddr>,
+        interface: Option<String>,
+    ) -> anyhow::Result<(Config, Config)> {
+        let flags = Config { name: name.clone(), address, interface: interface.clone(), ..Config::default() };
+        let config = self.config.clone().with_flags(name, address, interface);
+        Ok((flags, config.map_err(|error| ExitError::error(exit::DATA, error.to_string()))?))
     }
 
     /// Where the control socket is.

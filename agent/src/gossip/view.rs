@@ -178,10 +178,7 @@ impl Gossip {
     async fn shown(&mut self, handle: Option<&ChitchatHandle>, now: Moment) -> BTreeSet<NodeId> {
         // chitchat needs several rounds before it calls a newcomer alive; a datagram from it shows that at
         // once.
-        let direct = |id: &NodeId| {
-            *id == self.link.own()
-                || self.link.datagrams().last_heard(id).is_some_and(|at| now.since(at) < DIRECT)
-        };
+        let direct = |id: &NodeId| *id == self.link.own() || self.link.datagrams().has_heard(id, DIRECT, now);
         let (mut shown, silent): (BTreeSet<NodeId>, BTreeSet<NodeId>) =
             self.seen.read.keys().copied().partition(direct);
         if let Some(handle) = handle.filter(|_| !silent.is_empty()) {

@@ -352,6 +352,11 @@ impl Datagrams {
         self.proofs.last_heard(peer)
     }
 
+    /// Whether it was heard within this time.
+    pub(crate) fn has_heard(&self, peer: &NodeId, within: Duration, now: Moment) -> bool {
+        self.last_heard(peer).is_some_and(|at| now.since(at) < within)
+    }
+
     /// Asks a member that is said to be at `at` to repeat a number that is sent there; what came of it shows
     /// in [`AddressBook::is_proven`]. At most a few a second for each member, however many addresses it names.
     pub(crate) fn prove(&self, id: NodeId, at: SocketAddr, now: Moment) {

@@ -6,8 +6,7 @@ use std::time::Duration;
 use proto::time::Moment;
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::lifecycle::{STEP, in_step, rest};
-use crate::timer::since_zero;
+use crate::lifecycle::{STEP, in_step, rest, since_zero};
 
 /// Now, on a clock that also counts while the machine sleeps: what was set before has ended then.
 pub(super) fn now() -> Moment {

@@ -332,8 +332,8 @@ fn clock_offsets(mesh: &MeshFacts, out: &mut Examination) {
     let set = || Step::run("timedatectl set-ntp true");
     let step = || Step::run("chronyc makestep").remark("if chrony is used");
     if agreeing(&reference) * 2 <= all.len() {
-        let list: Vec<String> = groups(&all)
-            .iter()
+        let list: Vec<String> = all
+            .chunk_by(agree)
             .map(|group| {
                 let names: Vec<&str> = group.iter().map(|(name, ..)| *name).collect();
                 let ahead = group.first().map_or(0, |first| first.1) - all.first().map_or(0, |first| first.1);
@@ -357,9 +357,4 @@ fn clock_offsets(mesh: &MeshFacts, out: &mut Examination) {
         }
     }
     out.checked("clocks", format!("at most {most} ms apart"));
-}
-
-/// Sorted clocks, those that agree together.
-fn groups<'a, 'b>(sorted: &'b [Clock<'a>]) -> Vec<&'b [Clock<'a>]> {
-    sorted.chunk_by(agree).collect()
 }

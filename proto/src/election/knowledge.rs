@@ -9,9 +9,10 @@ use super::claims::{Comparison, KnownClaim};
 use super::epoch::EpochBounds;
 use super::owner::OwnerLiveness;
 use super::rank::VipRules;
-use super::wire::{Claim, HighestClaim, PAUSE, VipMessage};
+use super::wire::{Claim, HighestClaim, VipMessage};
 use super::witness::{Witnesses, WorkerEvidence};
 use crate::node::NodeId;
+use crate::pulse::PAUSE;
 use crate::time::Moment;
 
 /// An owner that nobody here has heard for so long is not called one: far witnesses hear it once a second.

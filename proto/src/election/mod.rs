@@ -66,7 +66,7 @@ pub use self::limiter::{MessageLimiter, RATE};
 pub use self::machine::Election;
 pub use self::ownership::LIFETIME;
 pub use self::rank::{Candidate, CandidateState, DEFAULT_PRIORITY, MAX_CANDIDATES, NEAR_WITNESSES, VipRules};
-pub use self::wire::{Claim, HighestClaim, Holding, MessageKind, PAUSE, ReleaseReason, VipMessage};
+pub use self::wire::{Claim, HighestClaim, Holding, MessageKind, ReleaseReason, VipMessage};
 pub use self::witness::SOLO;
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::wire::PAUSE;
+use crate::pulse::PAUSE;
 use crate::time::Moment;
 
 /// A hand-over that took longer than this is too old to go on from: others take over then.

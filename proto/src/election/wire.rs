@@ -30,6 +30,8 @@ use std::time::Duration;
 use super::rank::CandidateState;
 use crate::next_wire;
 use crate::node::NodeId;
+#[cfg(doc)]
+use crate::pulse::PAUSE;
 use crate::unfit::Unfit;
 
 /// The version that is written.
@@ -37,10 +39,6 @@ pub const VERSION: u8 = 1 + next_wire::RAISE;
 
 /// The oldest version that is understood, and whose readers understand what is written here.
 pub const OLDEST: u8 = 1;
-
-/// How long the owner's agent may be silent while its process is replaced. If it is not back by then, it is as
-/// silent as any.
-pub const PAUSE: Duration = Duration::from_secs(2);
 
 /// Most bytes of one datagram of messages: the link's payload with some room.
 pub const MAX_BYTES: usize = 1_100;

@@ -98,9 +98,7 @@ impl VipDriver {
         let fit = self.inputs.fit.borrow().clone();
         let liveness = self.inputs.liveness.borrow().clone();
         let VipDriver { own, ref inputs, ref life, ref mut vips, ref mut lookout, .. } = *self;
-        let heard = |id: &NodeId| {
-            inputs.link.datagrams().last_heard(id).is_some_and(|at| life.now().since(at) < ALIVE)
-        };
+        let heard = |id: &NodeId| inputs.link.datagrams().has_heard(id, ALIVE, life.now());
         let heard = &heard;
         let (document, view, fit, liveness) = (&*document, &*view, &*fit, &*liveness);
         let made_of = RulesInputs { own, document, view, fit, liveness, wall, heard };
@@ -154,8 +152,7 @@ impl VipDriver {
         let trusted = self.vips.trusted(&document);
         let VipDriver { inputs, life, vips, kernel, segments, .. } = self;
         let link = &inputs.link;
-        let heard =
-            |id: &NodeId| link.datagrams().last_heard(id).is_some_and(|at| life.now().since(at) < HEARD);
+        let heard = |id: &NodeId| link.datagrams().has_heard(id, HEARD, life.now());
         let name = |id: &NodeId| document.name_of(id).to_string();
         kernel.expire_refusals(now);
         for vip in vips.all_mut() {

@@ -6,11 +6,11 @@ use super::super::action::Action;
 use super::super::beats::NewsAudience;
 use super::super::ownership::Ownership;
 use super::super::resumed::{ResumeFacts, ResumeStep, Resumed};
-#[cfg(doc)]
-use super::super::wire::PAUSE;
 use super::super::wire::{Claim, HighestClaim, Holding, MessageKind};
 use super::Election;
 use crate::node::NodeId;
+#[cfg(doc)]
+use crate::pulse::PAUSE;
 use crate::time::Moment;
 
 impl Election {

@@ -57,11 +57,12 @@ const ROWS: [&str; 10] = [
     "  p99 over direct, us",
 ];
 
+/// The other proxies, and the packages that have them.
+pub(crate) const PEERS: [(&str, &str); 2] =
+    [("haproxy", "haproxy"), ("../../usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream")];
+
 pub(crate) fn proxy(arguments: &[String]) -> Result<()> {
-    require(&[
-        ("haproxy", "haproxy"),
-        ("../../usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
-    ])?;
+    require(&PEERS)?;
     let mut arguments = arguments.to_vec();
     let rounds = option(&mut arguments, "--rounds", 5)?;
     let span = Duration::from_secs(option(&mut arguments, "--seconds", 3)?);

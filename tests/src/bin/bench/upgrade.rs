@@ -15,7 +15,7 @@ use tests::lab::{Lab, Node, Proc, Signal};
 use tests::mesh::{binary, with_agents};
 use tests::peers::{Haproxy, local, nginx_stream, require};
 
-use super::proxy::start_agent;
+use super::proxy::{PEERS, start_agent};
 use super::usage::{members, memory};
 use super::{option, traffic};
 
@@ -44,10 +44,7 @@ struct Seen {
 }
 
 pub(crate) fn upgrade(arguments: &[String]) -> Result<()> {
-    require(&[
-        ("haproxy", "haproxy"),
-        ("../../usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
-    ])?;
+    require(&PEERS)?;
     let mut arguments = arguments.to_vec();
     let held = option(&mut arguments, "--held", 2_000)?;
     let turns = option(&mut arguments, "--turns", 20)?;
