@@ -288,6 +288,12 @@ mod tests {
         Some(answer).filter(|answer| !answer.is_empty())
     }
 
+    /// A free port at an address that no other test uses: clients of another one with the same port by chance would ask
+    /// for what is not here.
+    fn free() -> std::net::TcpListener {
+        std::net::TcpListener::bind("127.0.0.77:0").unwrap()
+    }
+
     async fn until_answered(address: SocketAddr, begin: &str, path: &str) {
         for _ in 0..500 {
             if ask(address, path).await.is_some_and(|answer| answer.starts_with(begin)) {
@@ -300,9 +306,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_idle_connection_is_closed_and_one_without_a_slot_at_once() {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = free.local_addr().unwrap();
-        drop(free);
+        let address = free().local_addr().unwrap();
         let config = Config {
             web: WebConfig { listen: vec![address], by_default: false, ..WebConfig::default() },
             ..Config::default()
@@ -333,7 +337,6 @@ mod tests {
 
     #[tokio::test]
     async fn a_change_is_applied_as_a_whole_or_not_at_all() {
-        let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let taken = free();
         let [one, other] = [free(), free()].map(|socket| socket.local_addr().unwrap());
         let any = SocketAddr::new([0, 0, 0, 0].into(), one.port());
