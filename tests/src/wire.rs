@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -33,18 +32,24 @@ pub struct Datagram {
     pub payload: Vec<u8>,
 }
 
-/// Records the datagrams from and to a port that cross a node's interfaces, for `span` or until `enough`.
+/// Records the datagrams from and to a port that cross a node's interfaces, for `span`, or for less where
+/// what it has is `enough`.
 ///
 /// # Errors
 /// No packet socket can be had.
-pub fn record(node: &Node, port: u16, span: Duration, enough: &AtomicBool) -> Result<Vec<Datagram>> {
+pub fn record(
+    node: &Node,
+    port: u16,
+    span: Duration,
+    enough: impl Fn(&[Datagram]) -> bool,
+) -> Result<Vec<Datagram>> {
     let mut socket = node.inside(|| {
         // Cooked: no link header, so that a tunnel and an Ethernet look the same.
         Ok(Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(EVERY_PROTOCOL)))?)
     })?;
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     let (began, mut found, mut buffer) = (Instant::now(), Vec::new(), [0; 65536]);
-    while began.elapsed() < span && !enough.load(Ordering::Relaxed) {
+    while began.elapsed() < span && !enough(&found) {
         match socket.read(&mut buffer) {
             Ok(length) => found
                 .extend(parse(&buffer[..length]).filter(|one| one.from_port == port || one.to_port == port)),

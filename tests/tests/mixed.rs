@@ -10,7 +10,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -291,8 +290,7 @@ impl<'lab> Mix<'_, 'lab> {
         for i in [0, 1] {
             let what = format!("all speak the highest version that they have in common with n{i}");
             eventually(&what, LIMIT, || {
-                let seen =
-                    record(self.lab.node(i), 7646, Duration::from_millis(400), &AtomicBool::new(false))?;
+                let seen = record(self.lab.node(i), 7646, Duration::from_millis(400), |_| false)?;
                 ensure!(seen.len() > 10, "{} datagrams", seen.len());
                 let mut versions: BTreeMap<_, BTreeSet<u8>> = BTreeMap::new();
                 for one in seen.iter().filter(|one| one.to_port == 7646 && one.from_port == 7646) {

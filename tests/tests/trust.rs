@@ -2,7 +2,6 @@
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -50,7 +49,7 @@ fn unauthenticated_datagrams_get_no_answer() -> Result<()> {
     with_agents(Lab::wireguard(3), |lab, agents| {
         form(&mut agents[..2])?;
         let (n0, n1, stranger) = (lab.node(0), lab.node(1), lab.node(2));
-        let all = record(n0, PORT, Duration::from_secs(4), &AtomicBool::new(false))?;
+        let all = record(n0, PORT, Duration::from_secs(4), |_| false)?;
         let real = between(&all, n1, n0);
         ensure!(real.len() > 2, "no traffic to learn from: {} datagrams", real.len());
 
@@ -115,7 +114,7 @@ fn a_recording_does_not_revive_a_dead_node() -> Result<()> {
     with_agents(Lab::wireguard(4), |lab, agents| {
         form(&mut agents[..3])?;
         let (n0, n2) = (lab.node(0), lab.node(2));
-        let all = record(n0, PORT, Duration::from_secs(6), &AtomicBool::new(false))?;
+        let all = record(n0, PORT, Duration::from_secs(6), |_| false)?;
         let recorded = between(&all, n2, n0);
         ensure!(recorded.len() > 3, "no traffic to record: {} datagrams", recorded.len());
 

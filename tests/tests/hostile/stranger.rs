@@ -172,28 +172,30 @@ fn idle_connections_to_the_page_lock_nobody_out() -> Result<()> {
     })
 }
 
-/// Records what the hostile worker's agent sends to n0 in one start, until all see it; then kills it.
+/// Records what the hostile worker's agent sends to n0 in one start, until all see it and it has pulsed some
+/// times more; then kills it.
 fn recorded_start(cluster: &mut Cluster) -> Result<Vec<Vec<u8>>> {
-    let (enough, node) = (AtomicBool::new(false), cluster.lab.node(0));
-    let from = cluster.hostile_node().mesh_ip();
+    const ENOUGH: usize = 16;
+    let (started, node) = (AtomicBool::new(false), cluster.lab.node(0));
+    let (from, to) = (cluster.hostile_node().mesh_ip(), node.mesh_ip());
+    let of_it = |one: &&Datagram| one.from == from && one.to == to;
     let all = std::thread::scope(|scope| -> Result<Vec<Datagram>> {
-        let recording = scope.spawn(|| record(node, PORT, SOON * 3, &enough));
+        let recording = scope.spawn(|| {
+            record(node, PORT, SOON * 3, |all| {
+                started.load(Ordering::Relaxed) && all.iter().filter(of_it).count() >= ENOUGH
+            })
+        });
         let agent = cluster.hostile_agent();
         let up = agent.run().and_then(|()| agent.wait_until_asked());
         let up = up.and_then(|()| agent.wait_for_up(&["n0", "n1", "n2", "n3", "n4"], SOON));
-        std::thread::sleep(Duration::from_secs(1)); // ten pulses
-        enough.store(true, Ordering::Relaxed);
+        started.store(true, Ordering::Relaxed);
         let all = recording.join().map_err(|_| anyhow::anyhow!("the recorder panicked"))?;
         up?;
         all
     })?;
     cluster.hostile_agent().kill()?;
-    let sent: Vec<Vec<u8>> = all
-        .into_iter()
-        .filter(|one| one.from == from && one.to == node.mesh_ip())
-        .map(|one| one.payload)
-        .collect();
-    ensure!(sent.len() > 10, "only {} datagrams were recorded", sent.len());
+    let sent: Vec<Vec<u8>> = all.iter().filter(of_it).map(|one| one.payload.clone()).collect();
+    ensure!(sent.len() >= ENOUGH, "only {} datagrams were recorded", sent.len());
     Ok(sent)
 }
 
