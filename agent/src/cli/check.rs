@@ -46,10 +46,13 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<ExitCode> {
         mistakes.extend(against_member(&config, global));
     }
     if mistakes.is_empty() {
-        out::line(&format!("{source}: {}", summary(&config)))?;
+        mistakes.extend(config.page_conflicts().into_iter().map(|conflict| format!("{source}: {conflict}")));
+    }
+    if mistakes.is_empty() {
+        out::line(&out::tame(&format!("{source}: {}", summary(&config))))?;
         return Ok(ExitCode::SUCCESS);
     }
-    out::line(&mistakes.join("\n"))?;
+    out::line(&out::tame(&mistakes.join("\n")))?;
     let s = if mistakes.len() == 1 { "" } else { "s" };
     out::warn(&format!("{} mistake{s}", mistakes.len()));
     Ok(ExitCode::from(exit::CONFIG))

@@ -24,7 +24,12 @@ pub(crate) fn json<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
 /// Writes a remark to stderr, where it does not get between a command's result and whoever reads it.
 pub(crate) fn warn(text: &str) {
     // When even stderr is gone there is nobody left to tell.
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let _ = writeln!(io::stderr().lock(), "{}", tame(text));
+}
+
+/// A text without what a terminal would obey: parts of it may be as files, arguments and other nodes have them.
+pub(crate) fn tame(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '?' } else { c }).collect()
 }
 
 /// Writes what went wrong to stderr.
@@ -50,4 +55,14 @@ pub(crate) fn columns() -> usize {
         .map(|size| usize::from(size.ws_col))
         .filter(|columns| *columns > 0)
         .map_or(80, |columns| columns.clamp(60, 160))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_obeys_nothing_that_is_told() {
+        assert_eq!(tame("a\u{1b}[2J\r\n\tb\u{9b}"), "a?[2J?\n\tb?");
+    }
 }

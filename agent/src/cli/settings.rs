@@ -2,10 +2,11 @@
 
 use std::io::{self, Read};
 use std::net::IpAddr;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use proto::config::{self, Config, LogFormat, LogLevel, Mistake};
+use proto::config::{self, Config, LogFormat, LogLevel, MAX_FILE, Mistake};
 use proto::node::Name;
 
 use super::exit::{self, ExitError};
@@ -14,8 +15,8 @@ use crate::trusted::{self, TrustError};
 /// The configuration file that is read when none is named; it need not exist.
 const DEFAULT_FILE: &str = "/etc/agent/agent.toml";
 
-/// Largest configuration file: hundreds of times what a person writes.
-const MAX_FILE: u64 = 64 * 1024;
+/// Opens a pipe that nobody writes to without waiting for one who does.
+const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
 
 /// Options that every command takes.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -185,10 +186,26 @@ pub(super) fn permission_warnings(named: Option<&Path>, config: &Config) -> Vec<
     doubts
 }
 
+/// Opens a file to read it. A pipe or a device may never end, or never begin; what the shell hands over does.
+pub(super) fn open_file(path: &Path) -> io::Result<std::fs::File> {
+    if path.starts_with("/dev/fd") || path.starts_with("/proc/self/fd") || path == Path::new("/dev/stdin") {
+        return std::fs::File::open(path);
+    }
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(NONBLOCK).open(path)?;
+    let kind = file.metadata()?.file_type();
+    let what = match kind {
+        kind if kind.is_file() => return Ok(file),
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_fifo() => "a pipe",
+        _ => "a device or a socket",
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what}, not a file")))
+}
+
 fn read_text(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_FILE {
+    open_file(path)?.take(MAX_FILE as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > MAX_FILE {
         let message = format!("it is larger than {} kB, too large for a configuration", MAX_FILE / 1024);
         return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
@@ -213,6 +230,21 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    #[test]
+    fn a_pipe_and_a_directory_are_no_files() {
+        let dir = crate::testing::trusted_dir();
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+            .unwrap();
+        assert_eq!(open_file(&pipe).unwrap_err().to_string(), "it is a pipe, not a file");
+        assert_eq!(open_file(dir.path()).unwrap_err().to_string(), "it is a directory, not a file");
+        assert_eq!(
+            open_file(Path::new("/dev/null")).unwrap_err().to_string(),
+            "it is a device or a socket, not a file"
+        );
+        assert!(read_file(Some(&pipe)).unwrap_err().to_string().ends_with(": it is a pipe, not a file"));
+    }
 
     #[test]
     fn a_file_that_others_may_write_or_that_shows_a_password_is_told_of() {

@@ -1,9 +1,11 @@
 //! The file: TOML.
 
-use toml::de::DeTable;
+use std::ops::Range;
+
+use toml::de::{DeTable, DeValue};
 
 use super::error::Written;
-use super::mistake::Mistake;
+use super::mistake::{Mistake, place};
 use super::walk::{Mistakes, Section};
 use super::{Config, fields, notify, services, web};
 
@@ -37,11 +39,64 @@ pub fn parse(text: &str) -> Result<Config, Vec<Mistake>> {
     for error in errors {
         let offset = error.span().map_or(text.len(), |span| span.start);
         mistakes.broken = true;
-        mistakes.add(offset, "", format!("not TOML: {}", error.message()));
+        let first = error
+            .span()
+            .filter(|_| error.message() == DUPLICATE)
+            .and_then(|key| first_of(root.get_ref(), text, key));
+        match first {
+            Some((key, line)) => {
+                let message =
+                    format!("duplicate key {key}: it is already on line {line}; remove one of the two");
+                mistakes.add(offset, "", message);
+            }
+            None => mistakes.add(offset, "", format!("not TOML: {}", error.message())),
+        }
     }
     let config = read(root.get_ref(), &mut mistakes);
     let mistakes = mistakes.into_vec();
     if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
+}
+
+/// What the parser says of a key that a table has already.
+const DUPLICATE: &str = "duplicate key";
+
+/// The key at `second`, and the line where the table has had it before.
+fn first_of(root: &DeTable<'_>, text: &str, second: Range<usize>) -> Option<(String, usize)> {
+    let key = text.get(second.clone())?.trim_matches(['"', '\'', '[', ']', ' ']);
+    let key = key.rsplit('.').next().unwrap_or(key);
+    let line = match latest(root, key, second.start, 0) {
+        Some(before) => place(text, before).0,
+        // Of two headers the parser keeps the second.
+        None => {
+            let is_first = |line: &str| {
+                let inside = line.trim().strip_prefix('[').and_then(|rest| rest.split(']').next());
+                inside.is_some_and(|found| found.trim() == key)
+            };
+            text[..second.start].lines().position(is_first)? + 1
+        }
+    };
+    Some((key.chars().take(60).collect(), line))
+}
+
+/// Where a key stands for the last time before an offset, in a table or those in it.
+fn latest(table: &DeTable<'_>, key: &str, end: usize, depth: usize) -> Option<usize> {
+    // Deeper than any file of ours.
+    if depth > 8 {
+        return None;
+    }
+    let own = table.keys().filter(|one| one.get_ref().as_ref() == key).map(|one| one.span().start);
+    let inside = table.values().filter_map(|value| match value.get_ref() {
+        DeValue::Table(table) => latest(table, key, end, depth + 1),
+        DeValue::Array(list) => {
+            let tables = list.iter().filter_map(|one| match one.get_ref() {
+                DeValue::Table(table) => latest(table, key, end, depth + 1),
+                _ => None,
+            });
+            tables.max()
+        }
+        _ => None,
+    });
+    own.chain(inside).filter(|start| *start < end).max()
 }
 
 fn read(root: &DeTable<'_>, mistakes: &mut Mistakes<'_>) -> Config {

@@ -17,6 +17,7 @@ mod env;
 mod error;
 mod fields;
 mod file;
+mod listeners;
 mod mistake;
 mod notify;
 mod overlay;
@@ -36,8 +37,13 @@ pub use overlay::{SHARED_KEYS, overlay, shared_service};
 pub use place::{Contradiction, JoinedPlace, PlaceChanges};
 pub use web::{HiddenText, WebConfig};
 
+pub(crate) use listeners::{Listener, Listeners};
 pub(crate) use mistake::nearest;
 pub(crate) use overlay::quoted;
+pub(crate) use services::MAX_SERVICES;
+
+/// Largest configuration file: hundreds of times what a person writes.
+pub const MAX_FILE: usize = 64 * 1024;
 
 /// How the log is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -231,4 +237,9 @@ pub fn check_duration(text: &str, bounds: RangeInclusive<Duration>) -> Result<Du
 /// What is wrong with it.
 pub fn check_address(text: &str) -> Result<IpAddr, BadValue> {
     fields::reachable(text)
+}
+
+/// Checks the name that a certificate must carry, as the file's `server-name` is checked.
+pub(crate) fn check_server_name(text: &str) -> Result<String, BadValue> {
+    fields::server_name(text)
 }

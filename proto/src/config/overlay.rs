@@ -103,6 +103,8 @@ fn write(kind: ValueKind, value: &str) -> Result<String, BadValue> {
         }
         ValueKind::Flag if value == "true" || value == "false" => Ok(value.to_owned()),
         ValueKind::Flag => Err(BadValue::Flag(fields::shown(value))),
+        // As the file has it for nowhere.
+        ValueKind::List if value == "[]" => Ok(value.to_owned()),
         ValueKind::List => {
             let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
             Ok(format!("[{}]", parts.map(quoted).collect::<Vec<_>>().join(", ")))
@@ -219,11 +221,30 @@ mod tests {
             assert!(mistakes[0].starts_with(words), "{} is not \"{words}\"", mistakes[0]);
         }
         let (service, mistakes) = read("web", &[("balance", "first")]);
-        assert!(service.is_none() && mistakes[0].contains("service.web.listen: missing"), "{mistakes:?}");
+        assert!(
+            service.is_none()
+                && mistakes == ["service.web.port: missing: the port of the backends, such as 8443"]
+        );
         let (service, mistakes) = read("kube-api", &[("balance", "first"), ("maxconn", "0")]);
         let service = service.unwrap();
         assert_eq!((service.balance, service.port, mistakes.len()), (Balance::First, 6443, 1));
         assert!(matches!(service.check.kind, CheckKind::Https(..)));
+    }
+
+    #[test]
+    fn a_service_is_listened_to_nowhere_unless_it_says_where() {
+        for values in [
+            &[("port", "9345")][..],
+            &[("port", "9345"), ("listen", "[]")],
+            &[("port", "9345"), ("listen", "")],
+        ] {
+            let (service, mistakes) = read("join", values);
+            assert!(mistakes.is_empty() && service.unwrap().listen.is_empty(), "{mistakes:?}");
+        }
+        let (service, mistakes) = read("kube-api", &[("listen", "[]")]);
+        assert!(mistakes.is_empty() && service.unwrap().listen.is_empty());
+        let (service, _) = read("kube-api", &[("balance", "first")]);
+        assert_eq!(service.unwrap().listen.len(), 1, "the default service listens as by default");
     }
 
     #[test]

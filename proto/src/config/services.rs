@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::error::BadValue;
+use super::error::{BadValue, Written};
 use super::walk::{Field, Mistakes, Section, integer, kind};
 use super::{Config, fields};
 use crate::service::{
@@ -48,7 +48,7 @@ const HTTP_KEYS: &[&str] = &["path", "expect"];
 const TLS_KEYS: &[&str] = &["server-name", "ca-file", "cert-file", "key-file"];
 
 /// Most services: every node gossips a line about each, and all must stay small.
-pub(super) const MAX_SERVICES: usize = 32;
+pub(crate) const MAX_SERVICES: usize = 32;
 
 /// Shortest wait between two checks: ten a second is already felt by an apiserver. Longest: what fails
 /// should be seen by someone who still sits there.
@@ -76,7 +76,10 @@ pub(super) fn read(top: &Section<'_, '_>, config: &mut Config, mistakes: &mut Mi
         return check_listeners(&default_listeners(config), config, mistakes);
     };
     let DeValue::Array(list) = field.value.get_ref() else {
-        let message = format!("expected a list, found {}; write [[service]]", kind(field.value.get_ref()));
+        let message = format!(
+            "expected a list, found {}; write [[service]], or for all nodes run: agent set service.NAME.KEY=VALUE",
+            kind(field.value.get_ref())
+        );
         return mistakes.add(field.offset(), &field.key, message);
     };
     let mut listeners = Vec::new();
@@ -153,7 +156,9 @@ fn one(
             ("listen", "missing: where the proxy listens, such as \"127.0.0.1:8443\", or [] for nowhere"),
             ("port", "missing: the port of the backends, such as 8443"),
         ] {
-            if section.field(key).is_none() {
+            // As a setting it may be there for the nodes that offer the service.
+            let needed = key != "listen" || mistakes.written == Written::InFile;
+            if needed && section.field(key).is_none() {
                 mistakes.missing(section.offset, &section.dotted(key), right);
             }
         }

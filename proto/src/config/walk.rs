@@ -10,6 +10,17 @@ use toml::de::{DeTable, DeValue};
 use super::error::Written;
 use super::mistake::{Mistake, nearest, place};
 
+/// Keys whose values are never shown.
+const SECRET_KEYS: [&str; 3] = ["password", "token", "webhook"];
+
+/// Longest value that is shown.
+const MOST_SHOWN: usize = 40;
+
+/// A key without those above it.
+fn last_part(key: &str) -> &str {
+    key.rsplit('.').next().unwrap_or(key)
+}
+
 /// What was found so far.
 pub(super) struct Mistakes<'t> {
     text: &'t str,
@@ -28,8 +39,22 @@ impl<'t> Mistakes<'t> {
     /// Reports a mistake at a byte offset.
     pub(super) fn add(&mut self, offset: usize, key: &str, message: impl fmt::Display) {
         let (line, column) = place(self.text, offset);
-        let mistake = Mistake { line, column, key: key.to_owned(), message: message.to_string() };
+        // Parts of both are as someone wrote them, and go to terminals.
+        let tame = |text: &str| text.replace(char::is_control, "?");
+        let mistake = Mistake { line, column, key: tame(key), message: tame(&message.to_string()) };
         self.found.push((offset, mistake));
+    }
+
+    /// A value that is of the wrong kind, as it is written; only its kind where it may be a secret, or takes more
+    /// than a line.
+    fn written_value(&self, key: &str, value: &Spanned<DeValue<'_>>) -> String {
+        let is_secret = SECRET_KEYS.contains(&last_part(key));
+        let text = self.text.get(value.span()).unwrap_or_default();
+        match value.get_ref() {
+            DeValue::Array(_) | DeValue::Table(_) => kind(value.get_ref()).to_owned(),
+            _ if is_secret || text.chars().count() > MOST_SHOWN => kind(value.get_ref()).to_owned(),
+            _ => text.to_owned(),
+        }
     }
 
     /// Reports something that is not there, unless it may only have been lost.
@@ -56,6 +81,9 @@ impl<'t> Mistakes<'t> {
     }
 }
 
+/// How keys of `agent set` begin, which people write into the file too.
+const CLUSTER_KEYS: [&str; 5] = ["vip", "balance", "weight", "drain", "haproxy-metrics"];
+
 /// A table whose keys are known.
 pub(super) struct Section<'v, 'i> {
     path: &'static str,
@@ -81,7 +109,15 @@ impl<'v, 'i> Section<'v, 'i> {
             }
             let hint =
                 nearest(name, known).map_or_else(String::new, |near| format!(", did you mean {near}?"));
-            let name: String = name.chars().take(60).filter(|c| !c.is_control()).collect();
+            let name: String = name.chars().take(60).collect();
+            if path.is_empty() && CLUSTER_KEYS.contains(&name.as_str()) {
+                mistakes.add(
+                    key.span().start,
+                    &name,
+                    "set for the whole cluster, not in a file; see: agent help set",
+                );
+                continue;
+            }
             let colon = if hint.is_empty() { ";" } else { "" };
             let message = format!("unknown key{hint}{colon} the known keys are {}", known.join(", "));
             mistakes.add(key.span().start, &section.dotted(&name), message);
@@ -130,8 +166,17 @@ impl<'v, 'i> Section<'v, 'i> {
             DeValue::Array(list) => list.iter().collect(),
             DeValue::String(_) => vec![field.value],
             other => {
-                let message = format!("expected a string or a list of strings, found {}", kind(other));
-                mistakes.add(field.offset(), &field.key, message);
+                let (value, scalar) = (mistakes.written_value(&field.key, field.value), is_scalar(other));
+                let form = if scalar {
+                    format!("; write {} = \"{value}\"", last_part(&field.key))
+                } else {
+                    String::new()
+                };
+                mistakes.add(
+                    field.offset(),
+                    &field.key,
+                    format!("expected a string or a list of strings, found {value}{form}"),
+                );
                 return None;
             }
         };
@@ -146,8 +191,10 @@ impl<'v, 'i> Section<'v, 'i> {
         let field = self.field(key)?;
         match field.value.get_ref() {
             DeValue::Boolean(flag) => Some(*flag),
-            other => {
-                let message = format!("expected true or false without quotes, found {}", kind(other));
+            _ => {
+                let value = mistakes.written_value(&field.key, field.value);
+                let form = format!("; write {} = true, or false", last_part(&field.key));
+                let message = format!("expected true or false without quotes, found {value}{form}");
                 mistakes.add(field.offset(), &field.key, message);
                 None
             }
@@ -165,12 +212,26 @@ impl<'v, 'i> Section<'v, 'i> {
         match field.integer() {
             Some(Some(number)) if bounds.contains(&number) => Some(number),
             found => {
-                let what = match found {
-                    Some(_) => format!("{} is out of range", field.digits()),
-                    None => format!("expected a number, found {}", kind(field.value.get_ref())),
+                let (least, most) = (bounds.start(), bounds.end());
+                let inside = field.quoted_number().filter(|number| bounds.contains(number));
+                let message = match (found, inside) {
+                    (Some(_), _) => {
+                        format!(
+                            "{} is out of range; use a whole number from {least} to {most}",
+                            field.digits()
+                        )
+                    }
+                    (None, Some(number)) => {
+                        format!(
+                            "expected a number, found \"{number}\"; write {} = {number}",
+                            last_part(&field.key)
+                        )
+                    }
+                    (None, None) => {
+                        let value = mistakes.written_value(&field.key, field.value);
+                        format!("expected a number, found {value}; use a whole number from {least} to {most}")
+                    }
                 };
-                let message =
-                    format!("{what}; use a whole number from {} to {}", bounds.start(), bounds.end());
                 mistakes.add(field.offset(), &field.key, message);
                 None
             }
@@ -215,6 +276,14 @@ impl<'v, 'i> Field<'v, 'i> {
         }
     }
 
+    /// The whole number that stands in a string.
+    fn quoted_number(&self) -> Option<u32> {
+        match self.value.get_ref() {
+            DeValue::String(text) if text.bytes().all(|b| b.is_ascii_digit()) => text.parse().ok(),
+            _ => None,
+        }
+    }
+
     /// The whole number that the value is; inside none when it is larger than any we take.
     fn integer(&self) -> Option<Option<u32>> {
         integer(self.value.get_ref())
@@ -237,9 +306,20 @@ fn read_text<T, E: ToString>(
 ) -> Option<T> {
     let result = match value.get_ref() {
         DeValue::String(text) => read(text).map_err(|error| error.to_string()),
-        other => Err(format!("expected a string in quotes, found {}", kind(other))),
+        other => {
+            let written = mistakes.written_value(key, value);
+            let shown = is_scalar(other) && !SECRET_KEYS.contains(&last_part(key));
+            let form =
+                if shown { format!("; write {} = \"{written}\"", last_part(key)) } else { String::new() };
+            Err(format!("expected a string in quotes, found {written}{form}"))
+        }
     };
     result.map_err(|message| mistakes.add(value.span().start, key, message)).ok()
+}
+
+/// Whether a value stands on one line.
+fn is_scalar(value: &DeValue<'_>) -> bool {
+    !matches!(value, DeValue::Array(_) | DeValue::Table(_))
 }
 
 /// What a value is, in words.

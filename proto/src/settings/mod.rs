@@ -146,7 +146,8 @@ impl Settings {
         Settings::read(&values(document))
     }
 
-    fn read(values: &BTreeMap<String, String>) -> (Settings, Vec<Mistake>) {
+    /// The same of keys and values.
+    pub(crate) fn read(values: &BTreeMap<String, String>) -> (Settings, Vec<Mistake>) {
         let mut found = SettingMistakes(Vec::new());
         let mut settings = Settings::default();
         let mut vips: BTreeMap<IpAddr, VipSettings> = BTreeMap::new();

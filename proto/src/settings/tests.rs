@@ -158,7 +158,7 @@ fn what_is_wrong_is_refused_with_what_would_be_right() {
         (&["service.web.prot=1"], "there is no setting of a service \"prot\", did you mean port?"),
         (&["service.web.weight=1"], "use weight.NODE"),
         (&["service.web.check.ca-file=/x"], "set it in each node's agent.toml"),
-        (&["service.web.port=443"], "service.web.listen: missing"),
+        (&["service.web.listen=127.0.0.1:8443"], "service.web.port: missing"),
         (&["service.web.port=443", "service.web.listen=127.0.0.1:16443"], "is used by service kube-api"),
         (&["balance=fastest"], "service.kube-api.balance: \"fastest\" is not a way to balance"),
         (&["weight=1"], "the node is missing; write weight.NODE"),
@@ -321,5 +321,16 @@ proptest! {
         let settings = read(&texts);
         prop_assert_eq!(settings.vips.len(), 1);
         prop_assert_eq!(settings.services[0].balance, Balance::ALL[balance]);
+    }
+}
+
+#[test]
+fn a_setting_in_a_node_s_file_is_pointed_to_agent_set() {
+    for head in super::known::HEADS {
+        let mistakes = crate::config::parse(&format!("{head} = \"x\"\n")).unwrap_err();
+        assert!(
+            mistakes[0].message.contains("agent help set") || mistakes[0].message.contains("agent set"),
+            "{mistakes:?}"
+        );
     }
 }
