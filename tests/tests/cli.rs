@@ -74,8 +74,16 @@ fn what_migrate_writes_is_a_configuration_and_problems_go_to_stderr() -> Result<
     )?;
     let (haproxy, keepalived) = (path("haproxy.cfg"), path("keepalived.conf"));
     let (code, out, err) = agent(&["migrate", &haproxy, &keepalived, "--node", "m1"])?;
-    ensure!(code == 0 && err.lines().count() == 1 && err.contains("frobnicate"), "{code} {err}");
-    ensure!(out.contains("agent set vip.10.0.0.50.priority.m1=101") && !out.contains("geheim"), "{out}");
+    ensure!(code == 10 && err.lines().count() == 1 && err.contains("frobnicate"), "{code} {err}");
+    ensure!(out.contains(" vip.10.0.0.50.priority.m1=101 ") && !out.contains("geheim"), "{out}");
+    let (code, explained, err) = agent(&["migrate", "--explain", &haproxy])?;
+    ensure!(
+        code == 10 && err.is_empty() && explained.contains("    3  unknown    frobnicate"),
+        "{code} {explained}"
+    );
+    let (code, out, err) = agent(&["migrate", "--notify-script", &keepalived])?;
+    ensure!(code == 65 && out.is_empty() && err.contains("no notify scripts"), "{code} {out} {err}");
+    let (_, out, _) = agent(&["migrate", &haproxy, &keepalived, "--node", "m1"])?;
     std::fs::write(dir.path().join("agent.toml"), &out)?;
     let (code, out, err) = agent(&["check", &path("agent.toml")])?;
     ensure!(code == 0 && out.contains("0.0.0.0:8443"), "{code} {out} {err}");

@@ -35,7 +35,7 @@ pub(crate) const NO_PERMISSION: u8 = 77;
 pub(crate) const CONFIG: u8 = 78;
 
 /// `agent status --exit-code`: something is wrong, and masters serve. `agent doctor`: the worst is a warning.
-/// `agent events --cluster`: a member did not answer.
+/// `agent events --cluster`: a member did not answer. `agent migrate`: the result is not whole.
 pub(crate) const DEGRADED: u8 = 10;
 /// `agent status --exit-code`: no master serves.
 pub(crate) const NO_MASTER: u8 = 11;

@@ -123,7 +123,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     // These have to work on a machine whose configuration is broken.
     match cli.command {
         Command::Check(args) => return check::run(&args, &cli.global),
-        Command::Migrate(args) => return migrate::run(&args),
+        Command::Migrate(args) => return migrate::run(&args, &cli.global),
         Command::Completions(args) => return completions::run(&args, Cli::command()),
         Command::Man(args) => return man::run(&args, Cli::command()),
         Command::Demo(args) => return runtime(false)?.block_on(demo::run(args)),
@@ -229,6 +229,9 @@ mod tests {
             "agent doctor --json m1 m2",
             "agent migrate haproxy.cfg",
             "agent migrate haproxy.cfg keepalived.conf --node m1",
+            "agent migrate haproxy.cfg --names 10.0.0.1=m1,fd00::2=m2",
+            "agent migrate --explain haproxy.cfg",
+            "agent migrate --notify-script keepalived.conf",
             "agent invite --for 15m --uses 3 --json",
             "agent approve",
             "agent approve k7qm-2xpd",
@@ -272,6 +275,9 @@ mod tests {
             "agent join",
             "agent migrate",
             "agent migrate a b c",
+            "agent migrate a --names m1",
+            "agent migrate a --names 10.0.0=m1",
+            "agent migrate a --explain --notify-script",
             "agent init --name Not_A_Name",
             "agent init --addr wg0",
             "agent vip move 10.0.0.9",

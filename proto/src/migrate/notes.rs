@@ -11,6 +11,8 @@ pub(super) enum LineOutcome {
     Automatic,
     /// Nothing needs it any more.
     Needless,
+    /// It is otherwise here, and no service is lost by that.
+    Different,
     /// There is nothing like it.
     NotDone,
     /// Nobody here knows the word.
@@ -21,11 +23,12 @@ pub(super) enum LineOutcome {
 
 impl LineOutcome {
     /// Every verdict, in the order in which they are counted.
-    pub(super) const ALL: [LineOutcome; 7] = [
+    pub(super) const ALL: [LineOutcome; 8] = [
         LineOutcome::Kept,
         LineOutcome::Set,
         LineOutcome::Automatic,
         LineOutcome::Needless,
+        LineOutcome::Different,
         LineOutcome::NotDone,
         LineOutcome::Unknown,
         LineOutcome::Wrong,
@@ -38,7 +41,8 @@ impl LineOutcome {
             LineOutcome::Set => "set",
             LineOutcome::Automatic => "automatic",
             LineOutcome::Needless => "not needed",
-            LineOutcome::NotDone => "not supported",
+            LineOutcome::Different => "different",
+            LineOutcome::NotDone => "not done",
             LineOutcome::Unknown => "unknown",
             LineOutcome::Wrong => "wrong",
         }
@@ -130,7 +134,18 @@ impl FileReport {
         })
     }
 
-    /// The account as comments. A reason that several lines have in a row is said once, below them.
+    /// What is otherwise here than it was, each sentence once.
+    pub(super) fn differences(&self) -> Vec<&str> {
+        let mut all: Vec<&str> = Vec::new();
+        for note in self.notes.iter().filter(|note| note.verdict == LineOutcome::Different) {
+            if !all.contains(&note.reason.as_str()) {
+                all.push(&note.reason);
+            }
+        }
+        all
+    }
+
+    /// The account of all lines. A reason that several lines have in a row is said once, below them.
     pub(super) fn render(&self, text: &mut String) {
         let mut before = 0;
         for (at, note) in self.notes.iter().enumerate() {
@@ -142,10 +157,10 @@ impl FileReport {
                 more => format!(" (and {more} lines)"),
             };
             let shown = cut(&note.shown, WIDTH - 18 - more.len());
-            text.push_str(&format!("#{number:>5}  {:<9} {shown}{more}\n", note.verdict.as_str()));
+            text.push_str(&format!("{number:>5}  {:<10} {shown}{more}\n", note.verdict.as_str()));
             let next = self.notes.get(at + 1);
             if next.is_none_or(|next| (next.verdict, &next.reason) != (note.verdict, &note.reason)) {
-                wrap(text, "#                   ", &note.reason);
+                wrap(text, "                  ", &note.reason);
             }
         }
     }

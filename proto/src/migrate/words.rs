@@ -12,6 +12,8 @@ pub(super) struct WordLine {
     pub(super) words: Vec<String>,
     /// A quote in it is not closed.
     pub(super) open: bool,
+    /// Variables in it that have no value; they stand in the words as they were written.
+    pub(super) missing: Vec<String>,
 }
 
 impl WordLine {
@@ -25,49 +27,115 @@ impl WordLine {
         shown(&self.words)
     }
 
+    /// How its variables are given their values.
+    pub(super) fn wanted(&self) -> String {
+        let all: Vec<String> = self.missing.iter().map(|name| format!("{name}=VALUE")).collect();
+        format!("variables without a value; run it again as: {} agent migrate ...", all.join(" "))
+    }
+
     /// A part of it, likewise.
     pub(super) fn shown_from(&self, at: usize, count: usize) -> String {
         shown(self.words.get(at..(at + count).min(self.words.len())).unwrap_or_default())
     }
 }
 
-/// Every line that says something. `extra` begins a comment too where a line begins with it.
-pub(super) fn lines(text: &str, extra: Option<char>) -> Vec<WordLine> {
+/// The values of variables.
+pub(super) type Variables<'a> = dyn Fn(&str) -> Option<String> + 'a;
+
+/// Whose lines are cut into words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Syntax {
+    /// haproxy's (its manual, 2.2): quotes of both kinds, and a comment from `#`.
+    Haproxy,
+    /// keepalived's: a comment from `!` too, wherever it stands, and no single quotes.
+    Keepalived,
+}
+
+/// Every line that says something, with the variables in it replaced by their values.
+pub(super) fn lines(text: &str, syntax: Syntax, variables: &Variables<'_>) -> Vec<WordLine> {
     let mut lines = Vec::new();
     for (at, text) in text.lines().enumerate() {
-        if extra.is_some_and(|extra| text.trim_start().starts_with(extra)) {
-            continue;
-        }
-        let (words, open) = split(text);
+        let mut missing = Vec::new();
+        let (words, open) = split(text, syntax, variables, &mut missing);
         if !words.is_empty() {
-            lines.push(WordLine { number: at + 1, words, open });
+            lines.push(WordLine { number: at + 1, words, open, missing });
         }
     }
     lines
 }
 
-/// The words of a line, as haproxy cuts them (its manual, 2.2): quotes of both kinds, `\` before what is
-/// meant as it stands, and a comment from `#`. Also whether a quote is left open.
-fn split(text: &str) -> (Vec<String>, bool) {
+/// The words of a line: quotes, `\` before what is meant as it stands, variables. Also whether a quote is left
+/// open.
+fn split(
+    text: &str,
+    syntax: Syntax,
+    variables: &Variables<'_>,
+    missing: &mut Vec<String>,
+) -> (Vec<String>, bool) {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut quote = None;
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
+    let mut rest = text;
+    let keepalived = syntax == Syntax::Keepalived;
+    while let Some(c) = rest.chars().next() {
+        let here = rest;
+        rest = &rest[c.len_utf8()..];
         match (c, quote) {
-            ('\\', None | Some('"')) => word.get_or_insert_default().extend(chars.next()),
+            ('\\', None | Some('"')) => {
+                let next = rest.chars().next();
+                rest = &rest[next.map_or(0, char::len_utf8)..];
+                word.get_or_insert_default().extend(next);
+            }
             (c, Some(open)) if c == open => quote = None,
+            ('\'', None) if keepalived => word.get_or_insert_default().push(c),
             ('"' | '\'', None) => {
                 quote = Some(c);
                 word.get_or_insert_default();
             }
             ('#', None) => break,
+            ('!', None) if keepalived => break,
+            ('$', None | Some('"')) => {
+                let (value, length) = variable(here, variables, missing);
+                rest = &here[length..];
+                if keepalived && quote.is_none() && value.contains(char::is_whitespace) {
+                    // There a value may be several words.
+                    let all = format!("{}{value}", word.take().unwrap_or_default());
+                    words.extend(all.split_whitespace().map(str::to_owned));
+                } else {
+                    word.get_or_insert_default().push_str(&value);
+                }
+            }
             (c, None) if c.is_whitespace() => words.extend(word.take()),
             (c, _) => word.get_or_insert_default().push(c),
         }
     }
     words.extend(word);
     (words, quote.is_some())
+}
+
+/// The value of the variable that a text begins with, `$NAME`, `${NAME}` or haproxy's `${NAME-default}`, and how many
+/// bytes speak of it. One without a value stands as it is.
+fn variable(text: &str, variables: &Variables<'_>, missing: &mut Vec<String>) -> (String, usize) {
+    let is_name = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_';
+    let (begin, closes) = if text.starts_with("${") { (2, true) } else { (1, false) };
+    let length = text.bytes().skip(begin).take_while(is_name).count();
+    let name = &text[begin..begin + length];
+    let after = &text[begin + length..];
+    let is_variable = name.bytes().next().is_some_and(|b| !b.is_ascii_digit());
+    let (end, default) = match (closes, after.find('}')) {
+        (false, _) => (begin + length, None),
+        (true, Some(0)) => (begin + length + 1, None),
+        (true, Some(at)) if after.starts_with('-') => (begin + length + at + 1, Some(&after[1..at])),
+        _ => return ("$".to_owned(), 1),
+    };
+    if !is_variable {
+        return ("$".to_owned(), 1);
+    }
+    let value = variables(name).or_else(|| default.map(str::to_owned)).unwrap_or_else(|| {
+        missing.push(name.to_owned());
+        text[..end].to_owned()
+    });
+    (value, end)
 }
 
 /// Words as they may be shown: without secrets, and without what a terminal would obey. Rather too much is
@@ -119,6 +187,10 @@ pub(super) fn duration(ms: u64) -> String {
 mod tests {
     use super::*;
 
+    fn words(text: &str) -> (Vec<String>, bool) {
+        split(text, Syntax::Haproxy, &|_| None, &mut Vec::new())
+    }
+
     #[test]
     fn words_are_cut_as_haproxy_does() {
         for (text, words) in [
@@ -128,9 +200,46 @@ mod tests {
             ("# nothing", &[]),
             (r"end\", &["end"]),
         ] {
-            assert_eq!(split(text), (words.iter().map(|word| (*word).to_owned()).collect(), false), "{text}");
+            let expected = words.iter().map(|word| (*word).to_owned()).collect();
+            assert_eq!(super::tests::words(text), (expected, false), "{text}");
         }
-        assert!(split("a \"b").1);
+        assert!(words("a \"b").1);
+    }
+
+    #[test]
+    fn a_mark_begins_a_comment_of_keepalived_wherever_it_stands() {
+        for (text, expected) in [
+            ("! all of it", &[][..]),
+            ("interface eth0 ! uplink {", &["interface", "eth0"]),
+            ("priority 110 # keep {this}", &["priority", "110"]),
+            ("notify \"/x !y\"", &["notify", "/x !y"]),
+            ("name it's", &["name", "it's"]),
+        ] {
+            let found = split(text, Syntax::Keepalived, &|_| None, &mut Vec::new());
+            assert_eq!(found, (expected.iter().map(|word| (*word).to_owned()).collect(), false), "{text}");
+        }
+        assert_eq!(words("acl x ! y").0, ["acl", "x", "!", "y"], "haproxy negates with it");
+    }
+
+    #[test]
+    fn variables_have_their_values_or_are_asked_for() {
+        let value = |name: &str| (name == "VIP").then(|| "10.0.0.50".to_owned());
+        for (text, expected, unset) in [
+            (r#"bind "${VIP}:6443""#, "10.0.0.50:6443", None),
+            ("bind $VIP:6443", "10.0.0.50:6443", None),
+            ("bind ${PORT-8443}", "8443", None),
+            ("bind '$VIP'", "$VIP", None),
+            (r"bind \$VIP", "$VIP", None),
+            ("bind $1 ", "$1", None),
+            ("bind ^/x$", "^/x$", None),
+            ("bind ${VIP", "${VIP", None),
+            ("bind ${M1}:6443", "${M1}:6443", Some("M1")),
+        ] {
+            let mut missing = Vec::new();
+            let (words, _) = split(text, Syntax::Haproxy, &value, &mut missing);
+            assert_eq!(words[1], expected, "{text}");
+            assert_eq!(missing, Vec::from_iter(unset), "{text}");
+        }
     }
 
     #[test]
@@ -145,7 +254,7 @@ mod tests {
             ("http-check send hdr Authorization geheim", "http-check send hdr Authorization …"),
             ("mode \u{1b}[2J", "mode ?[2J"),
         ] {
-            assert_eq!(shown(&split(text).0), out);
+            assert_eq!(shown(&words(text).0), out);
         }
     }
 

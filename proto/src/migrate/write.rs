@@ -1,74 +1,73 @@
-//! The file that comes out: settings, what is to be done, and the account of every line.
+//! The file that comes out: settings, and what is to be done.
 
-use super::haproxy::{FoundService, Haproxy, Page, Server, default_of};
-use super::keepalived::{Keepalived, Vip};
+use super::commands::{self, Nodes, SetCommand};
+use super::haproxy::{FoundService, Haproxy, Page, Server, belongs, default_of};
+use super::keepalived::{Keepalived, WRAPPER};
+use super::nodes::UNKNOWN;
 use super::notes::{FileReport, LineOutcome, wrap};
 use crate::config::quoted;
-use crate::node::Name;
 use crate::service::KUBE_API;
 
 /// Where the remark on a setting begins, so that they stand in one column.
 const REMARK: usize = 44;
+
+/// Most servers that a sentence names.
+const MOST_NAMED: usize = 12;
 
 /// What is known while the file is written.
 pub(super) struct ConfigWriter<'a> {
     /// Names of the files, for remarks.
     pub(super) haproxy_file: &'a str,
     pub(super) keepalived_file: &'a str,
-    /// The node that the files are of.
-    pub(super) node: Option<&'a Name>,
+    pub(super) haproxy: &'a Haproxy,
+    pub(super) keepalived: &'a Keepalived,
+    /// The nodes that they are of.
+    pub(super) nodes: Nodes<'a>,
+    /// Weights and drains, with their lines.
+    pub(super) weights: &'a [(String, usize)],
 }
 
 impl ConfigWriter<'_> {
     /// Writes it all.
-    pub(super) fn write(
-        &self,
-        haproxy: Option<Haproxy>,
-        keepalived: Option<Keepalived>,
-        accounts: &[FileReport],
-    ) -> String {
-        let haproxy = haproxy.unwrap_or_default();
-        let keepalived = keepalived.unwrap_or_default();
+    pub(super) fn write(&self, accounts: &[FileReport]) -> String {
         let mut settings = String::new();
-        self.notify(&keepalived, &mut settings);
-        if let Some(page) = &haproxy.page {
+        if !self.keepalived.notify.is_empty() {
+            settings.push_str(&format!("\nnotify = {}\n", quoted(WRAPPER)));
+        }
+        if let Some(page) = &self.haproxy.page {
             web(page, &mut settings);
         }
-        for service in &haproxy.services {
+        if self.haproxy.hides_default {
+            settings.push_str(&format!("\n[[service]]\nname = \"{KUBE_API}\"\n"));
+            remark(&mut settings, "listen = []", "its place is another service's");
+        }
+        for service in &self.haproxy.services {
             self.service(service, &mut settings);
         }
         let mut text = String::new();
         head(accounts, &mut text);
         if settings.is_empty() {
-            let what = "Nothing to configure: this file may be omitted. The members are found by gossip, \
-                        and each node serves them on 127.0.0.1:16443.";
+            let lost = accounts.iter().any(|account| account.problems().next().is_some());
+            let what = if lost && !self.haproxy_file.is_empty() && self.haproxy.services.is_empty() {
+                "No listener is carried over. Without a file each node serves the masters on 127.0.0.1:16443."
+            } else if lost {
+                "What is carried over needs no file: the agents find the masters by gossip, and each node serves \
+                 them on 127.0.0.1:16443."
+            } else {
+                "This file may be left out: the agents find the masters by gossip, and each node serves them on \
+                 127.0.0.1:16443."
+            };
             text.push_str("#\n");
             wrap(&mut text, "# ", what);
         } else {
             text.push_str(&settings);
         }
-        self.to_do(&haproxy, &keepalived, settings.is_empty(), &mut text);
-        for account in accounts {
-            text.push_str(&format!("\n# ==== {}, line by line ====\n#\n", account.file));
-            account.render(&mut text);
-        }
+        self.to_do(settings.is_empty(), &mut text);
         text
     }
 
-    fn notify(&self, keepalived: &Keepalived, text: &mut String) {
-        if !keepalived.notify.is_empty() {
-            text.push('\n');
-        }
-        for (at, (path, line)) in keepalived.notify.iter().enumerate() {
-            let begin = if at == 0 { "notify = [" } else { "    " };
-            let end = if at + 1 == keepalived.notify.len() { "]" } else { "," };
-            let setting = format!("{begin}{}{end}", quoted(path));
-            remark(text, &setting, &place(self.keepalived_file, *line));
-        }
-    }
-
     fn service(&self, service: &FoundService, text: &mut String) {
-        let from = |line: usize| place(self.haproxy_file, line);
+        let from = |line: usize| place(self.haproxy_file, Some(line));
         let is_default = service.name == KUBE_API;
         let mut lines: Vec<(String, String)> = Vec::new();
         let places: Vec<String> = service.listen.iter().map(|(at, _)| quoted(&at.to_string())).collect();
@@ -109,7 +108,7 @@ impl ConfigWriter<'_> {
     }
 
     /// The way from the one to the other, with the shortest gap: agents first, beside what runs.
-    fn to_do(&self, haproxy: &Haproxy, keepalived: &Keepalived, empty: bool, text: &mut String) {
+    fn to_do(&self, empty: bool, text: &mut String) {
         text.push_str("\n# ==== What to do ====\n");
         let mut step = |words: &str, commands: &[String]| {
             text.push_str("#\n");
@@ -119,119 +118,168 @@ impl ConfigWriter<'_> {
             }
         };
         if !empty {
-            let hide = haproxy.page.as_ref().is_some_and(|page| page.login.is_some());
+            let hide = self.haproxy.page.as_ref().is_some_and(|page| page.login.is_some());
             let mode = if hide { ", with mode 0600 because it contains a password" } else { "" };
-            step(
-                &format!(
-                    "Copy this file to /etc/agent/agent.toml on each node like this one{mode}. What should \
-                be the same everywhere can be set once instead: agent set service.NAME.KEY=VALUE."
-                ),
-                &[],
-            );
+            step(&format!("Copy this file to /etc/agent/agent.toml on each node like this one{mode}."), &[]);
         }
-        let members = members(&haproxy.services);
+        if !self.keepalived.notify.is_empty() {
+            let what = "The scripts of keepalived know its arguments alone. On each of these nodes:";
+            let make = format!("agent migrate --notify-script {} > {WRAPPER}", shell(self.keepalived_file));
+            step(what, &[make, format!("chmod 755 {WRAPPER}")]);
+        }
+        self.enter(&mut step);
+        self.services(&mut step);
+        self.stop(&mut step);
+        self.cluster(&mut step);
+    }
+
+    /// Every node enters the cluster.
+    fn enter(&self, step: &mut impl FnMut(&str, &[String])) {
+        let members = members(&self.haproxy.services);
         let (first, rest) = match members.split_first() {
             None => ("one of the masters", "every other node".to_owned()),
             Some((one, [])) => (one.as_str(), "every other node".to_owned()),
-            Some((one, others)) => (one.as_str(), format!("{}, and every other node", others.join(", "))),
+            Some((one, others)) => {
+                let shown = others.iter().take(MOST_NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+                let more = if others.len() > MOST_NAMED { ", ..." } else { "" };
+                (one.as_str(), format!("{shown}{more}, and every other node"))
+            }
         };
         step(&format!("On {first}:"), &["agent init".to_owned()]);
         step(&format!("On {rest}, the command that init prints:"), &["agent join agent1...".to_owned()]);
-        let mut held = Vec::new();
-        if !self.haproxy_file.is_empty() && !haproxy.services.is_empty() {
-            held.push("haproxy");
-        }
-        if !keepalived.vips.is_empty() {
-            held.push("keepalived");
-        }
-        if !held.is_empty() {
-            let ports = if held[0] == "haproxy" { "; the agent binds the ports within a second" } else { "" };
-            step(
-                &format!("Once \"agent status\" shows the masters, on every node{ports}:"),
-                &[format!("systemctl disable --now {}", held.join(" "))],
-            );
-        }
-        let mut commands = self.vips(&keepalived.vips, haproxy.services.iter().any(is_balancer));
-        for (command, line) in &haproxy.commands {
-            if !commands.iter().any(|(known, _)| known == command) {
-                commands.push((command.clone(), place(self.haproxy_file, *line)));
-            }
-        }
-        if commands.is_empty() {
+    }
+
+    /// What nodes offer that have no file.
+    fn services(&self, step: &mut impl FnMut(&str, &[String])) {
+        let all: Vec<String> = self.service_commands().iter().map(SetCommand::shown).collect();
+        if all.is_empty() {
             return;
         }
-        let when = if keepalived.vips.is_empty() { "" } else { "; keepalived must be stopped everywhere" };
-        let name = if commands.iter().any(|(command, _)| command.contains("NODE")) {
-            ". NODE is the name of the node; see agent members"
-        } else {
-            ""
-        };
-        let commands: Vec<String> =
-            commands.iter().map(|(command, from)| format!("{command:<REMARK$}  # {from}")).collect();
-        step(&format!("Once, on a master, for the whole cluster{when}{name}:"), &commands);
-        if keepalived.vips.iter().any(|vip| vip.priority.is_some()) {
-            let what = format!(
-                "The priority in {} is for this node only; take those of the others from their files.",
-                self.keepalived_file
-            );
-            step(&what, &[]);
+        let names = unknown_names(&all);
+        let what = format!("Once, on a master, so that the nodes behind these services offer them{names}:");
+        step(&what, &all);
+    }
+
+    /// What ran so far ends.
+    fn stop(&self, step: &mut impl FnMut(&str, &[String])) {
+        let mut held = Vec::new();
+        if !self.haproxy.services.is_empty() {
+            held.push("haproxy");
         }
-        if keepalived.vips.iter().any(|vip| vip.preempt.is_some()) {
-            let what = "Without preempt, an address stays where it is until its owner fails, which costs \
-                        clients one reset less.";
-            step(what, &[]);
+        if !self.keepalived.vips.is_empty() {
+            held.push("keepalived");
+        }
+        let Some(first) = held.first() else { return };
+        let ports = if *first == "haproxy" { "; the agent binds the ports within a second" } else { "" };
+        step(
+            &format!("Once \"agent status\" shows the masters, on every node{ports}:"),
+            &[format!("systemctl disable --now {}", held.join(" "))],
+        );
+        let manifests = held.iter().map(|name| format!("mv /etc/kubernetes/manifests/{name}.yaml /root/"));
+        step(
+            "systemctl does not stop a static pod: where the kubelet runs them, take their manifests away instead. A \
+             container of docker or podman is stopped by its own command.",
+            &manifests.collect::<Vec<_>>(),
+        );
+    }
+
+    /// What holds for the whole cluster once nothing else does it.
+    fn cluster(&self, step: &mut impl FnMut(&str, &[String])) {
+        if let Some(vips) = self.vip_command() {
+            let command = vips.shown();
+            let dedicated = commands::is_dedicated(self.haproxy, self.keepalived);
+            let first = if dedicated { "each candidate serves by this file and " } else { "" };
+            let mut what = format!("Once, on a master, when {first}keepalived is stopped everywhere");
+            if command.contains(UNKNOWN) {
+                what.push_str(&format!("; {}", self.balancer_names()));
+            }
+            what.push(':');
+            step(&what, &[command]);
+            if self.keepalived.vips.iter().any(|vip| vip.priorities.iter().any(|(host, _)| host.is_none())) {
+                let what = format!(
+                    "The priority in {} is for this node only; take those of the others from their files.",
+                    place(self.keepalived_file, None)
+                );
+                step(&what, &[]);
+            }
+            if self.keepalived.vips.iter().any(|vip| vip.preempt.is_some()) {
+                let what = "Without preempt, an address stays where it is until its owner fails, which costs \
+                            clients one reset less.";
+                step(what, &[]);
+            }
+        }
+        if !self.weights.is_empty() {
+            let all: Vec<String> = self
+                .weights
+                .iter()
+                .map(|(command, line)| {
+                    format!("{command:<REMARK$}  # {}", place(self.haproxy_file, Some(*line)))
+                })
+                .collect();
+            let names = unknown_names(&all);
+            step(&format!("Once, on a master, for the nodes of these servers{names}:"), &all);
         }
     }
 
-    /// The commands for virtual IPs, and where they come from.
-    fn vips(&self, vips: &[Vip], balancer: bool) -> Vec<(String, String)> {
-        let Some(first) = vips.first() else { return Vec::new() };
-        let from = |vip: &Vip| place(self.keepalived_file, vip.line);
-        let all: Vec<String> = vips.iter().map(|vip| vip.address.to_string()).collect();
-        let mut commands = vec![(format!("agent set vip={}", all.join(",")), from(first))];
-        for vip in vips {
-            let mut set = |key: &str, value: &str| {
-                commands.push((format!("agent set vip.{}.{key}={value}", vip.address), from(vip)));
-            };
-            // Without an apiserver of its own a node is no master, and may have it all the same.
-            if balancer {
-                set("candidates", "all");
-            }
-            if let Some(interface) = &vip.interface {
-                set("interface", interface);
-            }
-            if let Some(label) = &vip.label {
-                set("label", label);
-            }
-            if let Some(priority) = vip.priority {
-                let node = self.node.map_or("NODE", Name::as_str);
-                set(&format!("priority.{node}"), &priority.to_string());
-            }
-            if let Some(wait) = &vip.preempt {
-                set("preempt", wait);
-            }
-        }
-        commands
+    /// How the placeholders are filled in.
+    fn balancer_names(&self) -> String {
+        let peers: Vec<String> = self.keepalived.peers.iter().map(ToString::to_string).collect();
+        let own =
+            if self.nodes.this.is_some() { "" } else { "NODE1 is the name of this node, the others are " };
+        let beside = if peers.is_empty() { String::new() } else { format!(" ({})", peers.join(", ")) };
+        format!("{own}the nodes beside it{beside}, as agent members calls them")
+    }
+
+    /// The services that are set for all nodes.
+    pub(super) fn service_commands(&self) -> Vec<SetCommand> {
+        let all = self.haproxy.services.iter().filter(|service| service.name != KUBE_API);
+        all.map(|service| commands::service(service, self.haproxy, self.nodes.names)).collect()
+    }
+
+    /// The virtual IPs, if there are any.
+    pub(super) fn vip_command(&self) -> Option<SetCommand> {
+        let any = !self.keepalived.vips.is_empty();
+        any.then(|| commands::vips(self.haproxy, self.keepalived, &self.nodes))
     }
 }
 
-/// Whether it stands before the apiservers on a node that can have none: it listens in their place.
-fn is_balancer(service: &FoundService) -> bool {
-    let here = |at: &std::net::SocketAddr| at.ip().is_unspecified() && at.port() == service.port;
-    service.name == KUBE_API && service.listen.iter().any(|(at, _)| here(at))
+/// How `NODE` is filled in, where it stands.
+fn unknown_names(commands: &[String]) -> String {
+    let any = commands.iter().any(|command| command.contains(UNKNOWN));
+    if any { "; NODE is the node of the server, as agent members calls it".to_owned() } else { String::new() }
 }
 
-/// What it is, and how the lines went.
+/// A file's name as a shell takes it.
+fn shell(name: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._:/,=@%+-".contains(c);
+    if name.chars().all(plain) { name.to_owned() } else { format!("'{}'", name.replace('\'', "'\\''")) }
+}
+
+/// What it is, and whether it is whole.
 fn head(accounts: &[FileReport], text: &mut String) {
     let files: Vec<&str> = accounts.iter().map(|account| account.file.as_str()).collect();
     wrap(text, "# ", &format!("agent.toml, written by \"agent migrate\" from {}.", files.join(" and ")));
-    let counts: Vec<String> = LineOutcome::ALL
+    let count = |verdict| accounts.iter().map(|account| account.count(verdict)).sum::<usize>();
+    let lost: Vec<String> = LineOutcome::ALL
         .iter()
-        .map(|verdict| (verdict, accounts.iter().map(|account| account.count(*verdict)).sum::<usize>()))
-        .filter(|(_, count)| *count > 0)
-        .map(|(verdict, count)| format!("{count} {}", verdict.as_str()))
+        .filter(|verdict| verdict.is_problem() && count(**verdict) > 0)
+        .map(|verdict| format!("{} {}", count(*verdict), verdict.as_str()))
         .collect();
-    wrap(text, "# ", &format!("What became of each line is below: {}.", counts.join(", ")));
+    let names: Vec<String> = files.iter().map(|file| shell(file)).collect();
+    let explain = format!("agent migrate --explain {}", names.join(" "));
+    if lost.is_empty() {
+        wrap(text, "# ", &format!("Everything is carried over. Line by line: {explain}"));
+    } else {
+        let what = format!("Not whole: {}; stderr names the lines. All lines: {explain}", lost.join(", "));
+        wrap(text, "# ", &what);
+    }
+    let mut told: Vec<&str> = Vec::new();
+    for words in accounts.iter().flat_map(FileReport::differences) {
+        if !told.contains(&words) {
+            told.push(words);
+            wrap(text, "# ", &format!("Different: {words}."));
+        }
+    }
 }
 
 fn web(page: &Page, text: &mut String) {
@@ -252,15 +300,6 @@ fn web(page: &Page, text: &mut String) {
     }
 }
 
-/// Whether a key has a meaning beside this kind of check.
-fn belongs(key: &str, check: Option<&str>) -> bool {
-    match key {
-        "check.path" | "check.expect" => matches!(check, Some("http" | "https")),
-        "check.server-name" | "check.ca-file" | "check.cert-file" => check == Some("https"),
-        _ => true,
-    }
-}
-
 /// A setting, and where it comes from.
 fn remark(text: &mut String, setting: &str, from: &str) {
     if from.is_empty() {
@@ -270,10 +309,10 @@ fn remark(text: &mut String, setting: &str, from: &str) {
     }
 }
 
-fn place(file: &str, line: usize) -> String {
+fn place(file: &str, line: Option<usize>) -> String {
     // The directory says nothing that the head of the file has not said.
     let name = file.rsplit('/').next().unwrap_or(file);
-    format!("{name}:{line}")
+    line.map_or(name.to_owned(), |line| format!("{name}:{line}"))
 }
 
 /// Who the servers are: apiservers if there are any, each once.

@@ -3,14 +3,23 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use proto::config::{self, Config};
-use proto::migrate::{MigrateError, Migration, SourceFile, migrate};
+use proto::migrate::{MigrateError, Migration, SourceFile, Surroundings};
+
+mod table;
 
 fn dir(sample: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/migrate").join(sample)
+}
+
+fn migrate(sources: &[SourceFile<'_>], node: Option<&str>) -> Result<Migration, MigrateError> {
+    let node = node.map(|name| name.parse().unwrap());
+    let around = Surroundings { node: node.as_ref(), names: &BTreeMap::new(), variables: &|_| None };
+    proto::migrate::migrate(sources, &around)
 }
 
 fn run(sample: &str, node: Option<&str>) -> Migration {
@@ -18,7 +27,7 @@ fn run(sample: &str, node: Option<&str>) -> Migration {
     let read = |name: &&'static str| Some((*name, std::fs::read(dir(sample).join(name)).ok()?));
     let files: Vec<_> = files.iter().filter_map(read).collect();
     let sources: Vec<_> = files.iter().map(|(name, bytes)| SourceFile { name, bytes }).collect();
-    migrate(&sources, node.map(|name| name.parse().unwrap()).as_ref()).unwrap()
+    migrate(&sources, node).unwrap()
 }
 
 fn parsed(migration: &Migration) -> Config {
@@ -28,14 +37,20 @@ fn parsed(migration: &Migration) -> Config {
 /// Compares with what stands beside the sample; `UPDATE=1` writes it anew, to be read in the difference.
 fn golden(sample: &str, node: Option<&str>) -> Migration {
     let made = run(sample, node);
-    let text = format!("{}\n# ==== on stderr ====\n# {}\n", made.text, made.problems.join("\n# "));
-    let file = dir(sample).join("agent.toml");
-    if std::env::var_os("UPDATE").is_some() {
-        std::fs::write(&file, &text).unwrap();
+    let script = made.notify_script.as_deref().unwrap_or_default();
+    let explained = format!("{}==== stderr ====\n\n{}\n{script}", made.explanation, made.problems.join("\n"));
+    for (name, text) in [("agent.toml", &made.text), ("explained", &explained)] {
+        let file = dir(sample).join(name);
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(&file, text).unwrap();
+        }
+        let known = std::fs::read_to_string(&file).unwrap_or_default();
+        assert!(*text == known, "{sample} has changed: run with UPDATE=1 and read the difference\n{text}");
     }
-    let known = std::fs::read_to_string(&file).unwrap_or_default();
-    assert!(text == known, "{sample} has changed: run with UPDATE=1 and read the difference\n{text}");
-    for line in made.text.lines().filter(|line| line.starts_with('#')) {
+    // A command stands on one line, however long, since a comment has no continuation.
+    let is_command = |line: &&str| line.starts_with("#   agent ");
+    let lines = made.text.lines().filter(|line| line.starts_with('#')).chain(made.explanation.lines());
+    for line in lines.filter(|line| !is_command(line)) {
         assert!(line.chars().count() <= 80, "{sample}: {line}");
     }
     assert!(!made.text.contains("geheim") && !format!("{:?}", made.problems).contains("geheim"));
@@ -47,7 +62,7 @@ fn three_masters_behind_the_usual_listener_need_no_configuration() {
     let made = golden("classic", None);
     assert_eq!(parsed(&made), Config::default());
     assert!(made.problems.is_empty(), "{:?}", made.problems);
-    assert!(made.text.contains("Nothing to configure") && made.text.contains("agent init"));
+    assert!(made.text.contains("This file may be left out") && made.text.contains("agent init"));
     assert!(made.text.contains("m2 (10.91.91.2), m3 (10.91.91.3)"));
 }
 
@@ -57,9 +72,9 @@ fn the_files_of_kubeadm_s_handbook_become_a_listener_and_a_virtual_ip() {
     let service = &parsed(&made).services[0];
     assert_eq!(service.listen, ["0.0.0.0:8443".parse().unwrap()]);
     assert_eq!((service.balance.as_str(), service.access_log, service.port), ("round-robin", true, 6443));
-    for command in ["vip=192.168.1.10 ", "priority.m1=101 ", "preempt=0s "] {
-        assert!(made.text.contains(command), "{command}");
-    }
+    let command =
+        "#   agent set vip=192.168.1.10 vip.192.168.1.10.priority.m1=101 vip.192.168.1.10.preempt=0s\n";
+    assert!(made.text.contains(command), "{}", made.text);
 }
 
 #[test]
@@ -70,10 +85,14 @@ fn two_balancers_of_rke2_with_their_page_become_services_and_settings() {
     assert_eq!(names, [("kube-api", 6443), ("rke2-join", 9345)]);
     assert_eq!(config.services[1].check.kind.as_str(), "https");
     assert_eq!(config.services[0].listen.len(), 2);
-    assert!(made.text.contains("agent set vip.10.20.0.100.candidates=all "));
+    assert!(made.text.contains(" vip.10.20.0.100.candidates=NODE1,NODE2 "));
+    assert!(made.text.contains("agent set service.rke2-join.port=9345 service.rke2-join.offer=masters "));
     assert!(config.web.login.is_some() && config.web.haproxy_metrics);
-    assert_eq!(config.notify, ["/usr/local/bin/vip-changed"]);
-    assert!(!made.text.contains("1111aaaa") && made.text.contains("agent set weight.rke2-m3=0 "));
+    assert_eq!(config.notify, ["/usr/local/sbin/agent-vip-notify"]);
+    assert!(
+        !made.text.contains("1111aaaa") && !made.text.contains("weight.rke2-m3"),
+        "no backup for its other port"
+    );
     assert!(!made.problems.iter().any(|problem| problem.contains("correct-horse")));
 }
 
@@ -100,11 +119,12 @@ fn a_messy_file_is_told_line_by_line() {
         "was nopreempt meant?",
         "haproxy.cfg:1: unknown: stray",
         "a range of ports",
+        "run it again as: ADDRESS=VALUE agent migrate",
         "there is no backend \"nowhere\"",
         "unterminated quote",
         "from 0 to 256",
         "keepalived.conf:39: wrong: }",
-        "in the result",
+        "the agent itself has",
         "other masters than those of kube-api",
     ] {
         assert!(all.contains(words), "{words} is not in:\n{all}");
@@ -130,6 +150,9 @@ fn a_file_of_neither_is_refused_and_so_are_two_of_one() {
     let one = |bytes: &[u8]| migrate(&[SourceFile { name: "x", bytes }], None);
     assert_eq!(one(b""), Err(MigrateError::NeitherKind { file: "x".to_owned() }));
     assert!(one(b"name = \"m1\"\n").is_err());
+    let nginx =
+        b"stream {\n upstream kube { server 10.0.0.1:6443; }\n server { listen 6443; proxy_pass kube; }\n}\n";
+    assert_eq!(one(nginx), Err(MigrateError::Nginx { file: "x".to_owned() }));
     let twice =
         [SourceFile { name: "a", bytes: b"global\n" }, SourceFile { name: "b", bytes: b"defaults\n" }];
     let [first, second] = ["a", "b"].map(str::to_owned);
@@ -168,13 +191,16 @@ proptest! {
     }
 
     #[test]
-    fn what_is_written_is_taken_or_told(words in prop::collection::vec(word(), 0..120), head in 0..3_usize) {
+    fn what_is_written_is_taken(words in prop::collection::vec(word(), 0..120), head in 0..3_usize) {
         let head = ["listen api\nbind 127.0.0.1:1\nserver a 10.0.0.1:6443\n", "vrrp_instance x {\n", "defaults\n"][head];
         let text = format!("{head}{}", words.join(" "));
-        if let Ok(made) = migrate(&[SourceFile { name: "x", bytes: text.as_bytes() }], None) {
-            let told = made.problems.iter().any(|problem| problem.starts_with("in the result"));
-            prop_assert!(told != config::parse(&made.text).is_ok(), "{}", made.text);
-            prop_assert!(!made.text.chars().any(|c| c.is_control() && c != '\n'));
+        match migrate(&[SourceFile { name: "x", bytes: text.as_bytes() }], None) {
+            Ok(made) => {
+                prop_assert!(config::parse(&made.text).is_ok(), "{}", made.text);
+                let all = format!("{}{}{}", made.text, made.explanation, made.problems.concat());
+                prop_assert!(!all.chars().any(|c| c.is_control() && c != '\n'));
+            }
+            Err(error) => prop_assert!(!matches!(error, MigrateError::Invalid { .. }), "{error}"),
         }
     }
 }

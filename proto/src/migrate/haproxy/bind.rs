@@ -2,24 +2,32 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::super::notes::LineOutcome::{Automatic, Kept, NotDone, Wrong};
-use super::super::notes::{FileReport, fits};
+use super::super::notes::LineOutcome::{self, Automatic, Kept, NotDone, Wrong};
+use super::super::notes::{FileReport, KeywordRow, fits};
 use super::super::words::WordLine;
 use super::known::BIND;
 use super::proxy::{Proxy, param, put_number};
 
-const NO_VARIABLES: &str = "variables are not expanded; write the value and run this again";
+/// What lets only some clients in, or wants a header before their bytes: a listener without it would be open, or
+/// would pass the header on as if the client had said it.
+const RESTRICTING: [(&str, &str); 4] = [
+    ("accept-proxy", "the agent does not read PROXY headers, so the listener is not written"),
+    ("accept-netscaler-cip", "the agent does not read this header, so the listener is not written"),
+    ("interface", "it is for clients of one interface, and the agent's would be for all: write its address"),
+    ("namespace", "the agent listens in its own namespace alone, so the listener is not written"),
+];
 
 /// Reads a line of `bind` into a proxy. `vips` are the addresses that keepalived moves.
 pub(super) fn read(line: &WordLine, proxy: &mut Proxy, vips: &[IpAddr], account: &mut FileReport) {
-    let both = line.words.iter().any(|word| word == "v4v6");
+    let restricting = RESTRICTING.iter().find(|(word, _)| line.words.iter().skip(2).any(|one| one == word));
+    let only_six = line.words.iter().any(|word| word == "v6only");
     for part in line.word(1).split(',').filter(|part| !part.is_empty()) {
-        match place(part) {
-            Ok(all) => {
-                for address in all {
-                    listen(line, address, both, proxy, vips, account);
-                }
+        match place(part, only_six) {
+            Ok(_) if restricting.is_some() => {
+                let reason = restricting.map_or("", |(_, reason)| reason);
+                account.add(line.number, &format!("bind {part}"), NotDone, reason);
             }
+            Ok(all) => listen(line, part, &all, proxy, vips, account),
             Err((verdict, reason)) => account.add(line.number, &format!("bind {part}"), verdict, reason),
         }
     }
@@ -33,36 +41,40 @@ pub(super) fn read(line: &WordLine, proxy: &mut Proxy, vips: &[IpAddr], account:
             put_number(line, at, "maxconn", 1..=1_048_576, proxy, account);
             2
         } else {
-            param(line, at, BIND, |row| !row.2.is_empty(), account)
+            let told =
+                |row: &KeywordRow| !row.2.is_empty() && !RESTRICTING.iter().any(|(one, _)| *one == row.0);
+            param(line, at, BIND, told, account)
         };
     }
 }
 
+/// Listens at what a part of `bind` means.
 fn listen(
     line: &WordLine,
-    address: SocketAddr,
-    both: bool,
+    part: &str,
+    all: &[SocketAddr],
     proxy: &mut Proxy,
     vips: &[IpAddr],
     account: &mut FileReport,
 ) {
-    let shown = format!("bind {address}");
-    let mut places = vec![address];
-    let mut reason = format!("listens on {address}");
-    if vips.contains(&address.ip()) {
+    let mut places = all.to_vec();
+    let mut reason = match all {
+        [one] => format!("listens on {one}"),
+        _ => "listens on both families, as haproxy does without v6only".to_owned(),
+    };
+    if let [address] = all
+        && vips.contains(&address.ip())
+    {
         // The address comes and goes, and a listener on all addresses is what a candidate needs.
         let any =
             if address.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
         places = vec![SocketAddr::new(any, address.port())];
         reason = format!("as {}: the virtual IP comes and goes", places[0]);
-    } else if both && address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
-        places.push(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()));
-        reason = "for both families".to_owned();
     }
     if places.iter().any(|place| place.port() == 6443 && place.ip().is_unspecified()) {
         reason.push_str("; only on nodes without an apiserver, which uses 6443 itself");
     }
-    account.add(line.number, &shown, Kept, reason);
+    account.add(line.number, &format!("bind {part}"), Kept, reason);
     for place in places {
         if !proxy.listen.iter().any(|(known, _)| *known == place) {
             proxy.listen.push((place, line.number));
@@ -71,10 +83,10 @@ fn listen(
 }
 
 /// The addresses that one part of `bind` means.
-pub(super) fn place(text: &str) -> Result<Vec<SocketAddr>, (super::super::notes::LineOutcome, String)> {
-    if text.contains('$') {
-        return Err((NotDone, NO_VARIABLES.to_owned()));
-    }
+///
+/// haproxy listens on both families at `:::PORT` unless the line says `v6only` (its manual, 5.1; the kernel's
+/// `bindv6only` is off).
+pub(super) fn place(text: &str, only_six: bool) -> Result<Vec<SocketAddr>, (LineOutcome, String)> {
     if text.starts_with('/')
         || ["unix@", "abns@", "abnsz@", "fd@", "sockpair@", "quic"]
             .iter()
@@ -89,7 +101,9 @@ pub(super) fn place(text: &str) -> Result<Vec<SocketAddr>, (super::super::notes:
     if port.contains('-') {
         return Err((NotDone, "a range of ports; write a service for each port".to_owned()));
     }
-    let port: u16 = port.parse().ok().filter(|port| *port != 0).ok_or_else(wrong)?;
+    // A sign is none of a port's.
+    let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+    let port: u16 = port.parse().ok().filter(|port| digits && *port != 0).ok_or_else(wrong)?;
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let ip: IpAddr = match host {
         "" | "*" if six => Ipv6Addr::UNSPECIFIED.into(),
@@ -106,7 +120,11 @@ pub(super) fn place(text: &str) -> Result<Vec<SocketAddr>, (super::super::notes:
             }
         })?,
     };
-    Ok(vec![SocketAddr::new(ip, port)])
+    let mut all = vec![SocketAddr::new(ip, port)];
+    if ip == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && !only_six {
+        all.insert(0, SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port));
+    }
+    Ok(all)
 }
 
 /// Whether TLS is ended there.
@@ -118,7 +136,7 @@ pub(super) fn ends_tls(line: &WordLine) -> bool {
 pub(super) fn page(line: &WordLine, account: &mut FileReport) -> Vec<SocketAddr> {
     let mut all = Vec::new();
     for part in line.word(1).split(',').filter(|part| !part.is_empty()) {
-        match place(part) {
+        match place(part, line.words.iter().any(|word| word == "v6only")) {
             Ok(places) => all.extend(places),
             Err((verdict, reason)) => account.add(line.number, &format!("bind {part}"), verdict, reason),
         }

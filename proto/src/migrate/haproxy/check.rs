@@ -1,10 +1,11 @@
 //! How servers were checked.
 
 use super::super::notes::FileReport;
-use super::super::notes::LineOutcome::{self, Automatic, Kept, NotDone, Wrong};
+use super::super::notes::LineOutcome::{self, Automatic, Kept, NotDone};
 use super::super::words::WordLine;
+use super::expect;
 use super::proxy::{LOOKED_AT, Place, Proxy, put};
-use crate::config::quoted;
+use crate::config::{check_server_name, quoted};
 use crate::service::Expect;
 
 const OWN_CHECK: &str = "each master checks GET /readyz of its own apiserver with credentials it finds; 401 means alive, not ready";
@@ -22,59 +23,84 @@ pub(super) fn is_check(line: &WordLine) -> bool {
     }
 }
 
+/// What a line about checks says.
+#[derive(Default)]
+struct CheckLine {
+    path: Option<String>,
+    expect: Option<Expect>,
+    /// What of it is not done.
+    told: Option<(LineOutcome, String)>,
+}
+
 /// A line about checks. An apiserver's are known better than any file says.
 pub(super) fn read(line: &WordLine, place: &Place<'_>, proxy: &mut Proxy, account: &mut FileReport) {
-    let mut path = None;
-    let mut expect = None;
-    let mut told: Option<(LineOutcome, String)> = None;
-    let after = |word: &str| {
-        let at = line.words.iter().position(|one| one == word)?;
-        line.words.get(at + 1).cloned()
-    };
-    match (line.word(0), line.word(1)) {
-        ("option", "httpchk") => {
-            proxy.asks = true;
-            // With one word it is the path, with two the method stands before it.
-            let at = if line.words.len() > 3 { 3 } else { 2 };
-            path = line.words.get(at).cloned();
-        }
-        ("option", "tcp-check" | "ssl-hello-chk") | ("tcp-check", "connect") => {}
-        ("http-check", "connect") => proxy.asks_tls |= line.words.iter().any(|word| word == "ssl"),
-        ("http-check", "send") => {
-            path = after("uri");
-            if ["hdr", "body"].iter().any(|word| after(word).is_some()) {
-                told = Some((NotDone, "a check sends only GET and Host".to_owned()));
-            }
-        }
-        ("http-check", "expect") => match line.words.get(2).map(String::as_str) {
-            Some("status") => expect = line.words.get(3).cloned(),
-            _ => told = Some((NotDone, "a check evaluates only the status; see check.expect".to_owned())),
-        },
-        _ => told = Some((NotDone, "a check is tcp, http or https, not a script".to_owned())),
-    }
-    let is_check_of_http = proxy.asks || line.word(0) == "http-check";
+    let said = said(line, proxy);
     let shown = line.shown();
     if place.api {
         return account.add(line.number, &shown, Automatic, OWN_CHECK);
     }
-    if let Some((verdict, reason)) = told {
-        account.add(line.number, &shown, verdict, reason);
-    } else if let Some(codes) = expect {
-        match codes.parse::<Expect>() {
-            Ok(_) => put(line, &shown, "check.expect", quoted(&codes), "", proxy, account),
-            Err(error) => account.add(line.number, &shown, Wrong, error.to_string()),
-        }
-    } else if let Some(path) = path {
+    let mut quiet = said.path.is_none() && said.expect.is_none();
+    if let Some(path) = said.path {
         let good = path.starts_with('/') && path.len() <= 1024 && path.bytes().all(|b| b.is_ascii_graphic());
         if good {
             put(line, &shown, "check.path", quoted(&path), ", requested by GET", proxy, account);
         } else {
             account.add(line.number, &shown, NotDone, "not a valid check.path");
         }
-    } else {
-        let kind = if is_check_of_http { "check.kind is http or https" } else { "check.kind is tcp" };
+    }
+    if let Some(expect) = said.expect {
+        put(line, &shown, "check.expect", quoted(&expect.to_string()), "", proxy, account);
+    }
+    if let Some((verdict, reason)) = said.told {
+        account.add(line.number, &shown, verdict, reason);
+        quiet = false;
+    }
+    if quiet {
+        let kind = if proxy.asks.is_some() { "check.kind is http or https" } else { "check.kind is tcp" };
         account.add(line.number, &shown, Kept, if place.defaults { LOOKED_AT } else { kind });
     }
+}
+
+fn said(line: &WordLine, proxy: &mut Proxy) -> CheckLine {
+    let mut said = CheckLine::default();
+    let after = |word: &str| {
+        let at = line.words.iter().position(|one| one == word)?;
+        line.words.get(at + 1).cloned()
+    };
+    let headers = || Some((NotDone, "a check sends only GET and Host".to_owned()));
+    match (line.word(0), line.word(1)) {
+        ("option", "httpchk") => {
+            proxy.asks = Some(line.number);
+            // With one word it is the path, with two the method stands before it.
+            let at = if line.words.len() > 3 { 3 } else { 2 };
+            said.path = line.words.get(at).cloned();
+            // Headers were once written behind the version.
+            if line.words.get(4).is_some_and(|version| version.len() > "HTTP/1.1".len()) {
+                said.told = headers();
+            }
+        }
+        // The last one says how it is checked, whatever `defaults` said.
+        ("option", "tcp-check" | "ssl-hello-chk") => proxy.asks = None,
+        ("tcp-check", "connect") => {}
+        ("http-check", "connect") => proxy.asks_tls |= line.words.iter().any(|word| word == "ssl"),
+        ("http-check", "send") => {
+            said.path = after("uri");
+            if ["hdr", "body"].iter().any(|word| after(word).is_some()) {
+                said.told = headers();
+            }
+        }
+        ("http-check", "expect") => match expect::read(line.words.get(2..).unwrap_or_default()) {
+            Ok(codes) => said.expect = Some(codes),
+            Err(told) => said.told = Some(told),
+        },
+        (first, _) => {
+            if first == "option" {
+                proxy.asks = None;
+            }
+            said.told = Some((NotDone, "a check is tcp, http or https, not a script".to_owned()));
+        }
+    }
+    said
 }
 
 pub(super) fn verify(line: &WordLine, at: usize, place: &Place<'_>, account: &mut FileReport) {
@@ -108,6 +134,9 @@ pub(super) fn tls(
         "ca-file" | "crt" => {
             account.add(line.number, &shown, NotDone, "not an absolute path; it must begin with /")
         }
-        _ => put(line, &shown, "check.server-name", quoted(value), "", proxy, account),
+        _ => match check_server_name(value) {
+            Ok(name) => put(line, &shown, "check.server-name", quoted(&name), "", proxy, account),
+            Err(error) => account.add(line.number, &shown, NotDone, error.to_string()),
+        },
     }
 }

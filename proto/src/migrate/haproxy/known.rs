@@ -1,7 +1,7 @@
 //! haproxy's words that need no more than a sentence.
 
 use super::super::notes::KeywordRow;
-use super::super::notes::LineOutcome::{Automatic, Needless, NotDone};
+use super::super::notes::LineOutcome::{Automatic, Different, Needless, NotDone};
 
 /// The words that begin a section.
 pub(super) const SECTIONS: [&str; 19] = [
@@ -33,7 +33,7 @@ const NO_RULES: &str = "there are no connection rules; use a firewall to restric
 const NO_TABLES: &str = "there are no stick tables; every connection is balanced on its own";
 const LOGS: &str = "the agent logs to journald or stderr; see [log] in agent.toml";
 const ACCESS: &str = "the access log has exactly the fields of tcplog";
-const IDLE: &str = "idle connections are never closed; those to a dead master are reset after 1.2 s";
+const IDLE: &str = "there are no idle timeouts: a connection ends with its client or its master";
 const RESENT: &str = "slow connects race another master, and unanswered TLS hellos are resent to one";
 const MAIL: &str = "there is no mail; events go to notify programs or a webhook";
 const KEEPALIVE: &str = "connections to masters always have keepalive and TCP_USER_TIMEOUT";
@@ -102,8 +102,8 @@ pub(super) const GLOBAL: &[KeywordRow] = &[
     ("server-state-*", Automatic, KEPT_LIST),
     ("external-check", NotDone, "checks run no programs; check.kind is tcp, http or https"),
     ("lua-*", NotDone, "the agent runs no scripts"),
-    ("presetenv", NotDone, "variables are not expanded; write their values"),
-    ("setenv", NotDone, "variables are not expanded; write their values"),
+    ("presetenv", Automatic, "its value stands where it is used"),
+    ("setenv", Automatic, "its value stands where it is used"),
     ("email-alert", NotDone, MAIL),
     ("51degrees*", NotDone, NO_HTTP),
     ("deviceatlas*", NotDone, NO_HTTP),
@@ -113,12 +113,12 @@ pub(super) const GLOBAL: &[KeywordRow] = &[
 /// Of `defaults`, `frontend`, `backend` and `listen`, what has no code of its own.
 pub(super) const PROXY: &[KeywordRow] = &[
     ("timeout connect", Automatic, "a connect has 3 s in total; after 50 to 300 ms, another master is raced"),
-    ("timeout client", Automatic, IDLE),
-    ("timeout server", Automatic, IDLE),
-    ("timeout tunnel", Automatic, IDLE),
+    ("timeout client", Different, IDLE),
+    ("timeout server", Different, IDLE),
+    ("timeout tunnel", Different, IDLE),
     ("timeout client-fin", Automatic, "a half-closed connection ends when nothing moves in it"),
     ("timeout server-fin", Automatic, "a half-closed connection ends when nothing moves in it"),
-    ("timeout queue", NotDone, NO_QUEUE),
+    ("timeout queue", Different, NO_QUEUE),
     ("timeout tarpit", Needless, HTTP_ONLY),
     ("timeout http-request", Needless, HTTP_ONLY),
     ("timeout http-keep-alive", Needless, HTTP_ONLY),
@@ -196,7 +196,8 @@ pub(super) const PROXY: &[KeywordRow] = &[
     ("compression", NotDone, NO_HTTP),
     ("reqadd", NotDone, NO_HTTP),
     ("rspadd", NotDone, NO_HTTP),
-    ("acl", NotDone, NO_RULES),
+    ("acl", Needless, "it counts where a rule uses it"),
+    ("tcp-request inspect-delay", Needless, "nothing waits for bytes to inspect"),
     ("tcp-request", NotDone, NO_RULES),
     ("tcp-response", NotDone, NO_RULES),
     ("rate-limit", NotDone, NO_RULES),
@@ -236,10 +237,10 @@ pub(super) const BIND: &[(usize, KeywordRow)] = &[
     (0, ("v4v6", Automatic, "")),
     (0, ("v6only", Automatic, "")),
     (0, ("transparent", NotDone, "the agent listens only on addresses of the node")),
-    (0, ("accept-proxy", NotDone, "the agent does not accept PROXY headers; clients connect directly")),
-    (1, ("accept-netscaler-cip", NotDone, "the agent does not accept this header")),
-    (1, ("interface", NotDone, "listeners are not bound to interfaces; use an address of the interface")),
-    (1, ("namespace", NotDone, "listeners are in the agent's own namespace")),
+    (0, ("accept-proxy", NotDone, "")),
+    (1, ("accept-netscaler-cip", NotDone, "")),
+    (1, ("interface", NotDone, "")),
+    (1, ("namespace", NotDone, "")),
     (0, ("tfo", Needless, TUNING)),
     (0, ("defer-accept", Needless, TUNING)),
     (1, ("backlog", Needless, TUNING)),
@@ -269,7 +270,7 @@ pub(super) const SERVER: &[(usize, KeywordRow)] = &[
     (1, ("on-error", Automatic, "results of connections count as evidence beside checks")),
     (1, ("observe", Automatic, "results of connections count as evidence beside checks")),
     (1, ("error-limit", Automatic, "results of connections count as evidence beside checks")),
-    (1, ("maxqueue", NotDone, NO_QUEUE)),
+    (1, ("maxqueue", Different, NO_QUEUE)),
     (1, ("minconn", NotDone, "backend-maxconn is a single number")),
     (1, ("resolvers", Automatic, GOSSIP)),
     (1, ("resolve-prefer", Automatic, GOSSIP)),
@@ -283,7 +284,6 @@ pub(super) const SERVER: &[(usize, KeywordRow)] = &[
     (1, ("agent-inter", Automatic, "every node has an agent: agent weight, agent drain")),
     (1, ("agent-addr", Automatic, "every node has an agent: agent weight, agent drain")),
     (1, ("agent-send", Automatic, "every node has an agent: agent weight, agent drain")),
-    (1, ("port", NotDone, "the check uses the address that clients use; set check.address on that node")),
     (1, ("addr", NotDone, "the check uses the address that clients use; set check.address on that node")),
     (1, ("source", NotDone, SOURCE)),
     (1, ("interface", NotDone, SOURCE)),

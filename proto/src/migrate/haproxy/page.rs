@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use super::super::notes::FileReport;
 use super::super::notes::LineOutcome::{Automatic, Kept, Needless, NotDone, Wrong};
 use super::super::words::WordLine;
-use super::{Section, bind};
+use super::bind;
+use super::sections::{Section, is_exporter};
 
 /// What becomes `[web]`.
 #[derive(Debug, Default)]
@@ -16,20 +17,8 @@ pub(in super::super) struct Page {
     pub(in super::super) login: Option<(String, String)>,
     /// haproxy's own exporter was asked.
     pub(in super::super) exporter: bool,
-}
-
-/// Whether a section is there for the page, or for metrics, alone.
-pub(super) fn is_page(section: &Section) -> bool {
-    let has = |words: &[&str]| {
-        section.lines.iter().any(|line| words.iter().enumerate().all(|(at, word)| line.word(at) == *word))
-    };
-    let serves = ["server", "default_backend", "use_backend", "server-template", "dispatch"];
-    let serves = section.lines.iter().any(|line| serves.contains(&line.word(0)));
-    !serves && (has(&["stats"]) || section.lines.iter().any(is_exporter))
-}
-
-fn is_exporter(line: &WordLine) -> bool {
-    line.words.iter().any(|word| word == "prometheus-exporter")
+    /// Its line.
+    pub(super) line: usize,
 }
 
 /// Reads it.
@@ -40,6 +29,7 @@ pub(super) fn read(section: &Section, page: &mut Page, account: &mut FileReport)
         Automatic,
         "the agent's page shows the whole cluster",
     );
+    page.line = section.head.number;
     let mut listen: Vec<(SocketAddr, usize)> = Vec::new();
     for line in &section.lines {
         let mut note = |verdict, reason: &str| account.add(line.number, &line.shown(), verdict, reason);

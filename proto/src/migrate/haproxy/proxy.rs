@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
-use super::super::notes::LineOutcome::{Kept, NotDone, Set, Unknown, Wrong};
+use super::super::notes::LineOutcome::{Kept, NotDone, Unknown, Wrong};
 use super::super::notes::{FileReport, KeywordRow, fits};
 use super::super::words::{WordLine, duration, milliseconds};
 use crate::config::{nearest, quoted};
@@ -17,12 +17,43 @@ pub(in super::super) struct Server {
     /// Its address, or a name.
     pub(in super::super) host: String,
     /// Its port.
-    pub(super) port: Option<u16>,
+    pub(super) port: ServerPort,
+    /// The port that is checked instead.
+    pub(super) check_port: Option<u16>,
     /// Its line.
     pub(in super::super) line: usize,
-    pub(super) weight: Option<u16>,
-    pub(super) backup: bool,
-    pub(super) disabled: bool,
+    pub(in super::super) weight: Option<u16>,
+    pub(in super::super) backup: bool,
+    pub(in super::super) disabled: bool,
+}
+
+/// The port of a server, which may depend on that of the client's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ServerPort {
+    /// This one.
+    Fixed(u16),
+    /// That of the listener, and so many more.
+    Offset(i32),
+}
+
+impl ServerPort {
+    /// The port behind a listener's.
+    pub(super) fn behind(self, listener: Option<u16>) -> Option<u16> {
+        match self {
+            ServerPort::Fixed(port) => Some(port),
+            ServerPort::Offset(offset) => {
+                let port = i32::from(listener?).checked_add(offset)?;
+                u16::try_from(port).ok().filter(|port| *port != 0)
+            }
+        }
+    }
+}
+
+/// A rule that turns some clients away, or reads who they are.
+#[derive(Debug, Clone)]
+pub(super) struct Restriction {
+    pub(super) line: usize,
+    pub(super) shown: String,
 }
 
 /// What was read of a section so far, beginning with its `defaults`.
@@ -30,9 +61,11 @@ pub(in super::super) struct Server {
 pub(super) struct Proxy {
     /// HTTP is read.
     pub(super) http: bool,
-    /// A check asks by HTTP, and over TLS.
-    pub(super) asks: bool,
+    /// A check asks by HTTP, as the line says, and over TLS.
+    pub(super) asks: Option<usize>,
     pub(super) asks_tls: bool,
+    /// Not everyone may connect.
+    pub(super) restriction: Option<Restriction>,
     /// Where it listens, and the lines that say so.
     pub(super) listen: Vec<(SocketAddr, usize)>,
     /// Our keys, with their values as TOML and the lines that they come from.
@@ -40,6 +73,8 @@ pub(super) struct Proxy {
     pub(super) servers: Vec<Server>,
     /// The weight of servers that have none of their own.
     pub(super) weight: Option<u16>,
+    /// The port that is checked of those that have none of their own.
+    pub(super) check_port: Option<u16>,
 }
 
 /// Where a line stands.
@@ -62,6 +97,15 @@ pub(in super::super) fn default_of(key: &str) -> &'static str {
         "check.rise" | "check.fall" => "2",
         "send-proxy" | "access-log" => "false",
         _ => "",
+    }
+}
+
+/// Whether a key has a meaning beside this kind of check.
+pub(in super::super) fn belongs(key: &str, check: Option<&str>) -> bool {
+    match key {
+        "check.path" | "check.expect" => matches!(check, Some("http" | "https")),
+        "check.server-name" | "check.ca-file" | "check.cert-file" => check == Some("https"),
+        _ => true,
     }
 }
 
@@ -153,7 +197,9 @@ pub(super) fn param(
         account.add(line.number, &line.shown_from(at, 1), Unknown, unknown(word, &known));
         return 1;
     };
-    if tell(row) {
+    if *more > 0 && line.word(at + more).is_empty() {
+        account.add(line.number, word, Wrong, "a word is missing behind it");
+    } else if tell(row) {
         account.add(line.number, &line.shown_from(at, 1 + more), row.1, row.2);
     }
     1 + more
@@ -164,33 +210,4 @@ pub(in super::super) fn unknown(word: &str, known: &[&str]) -> String {
     let near = nearest(word, known).filter(|near| *near != word && !near.contains('*'));
     let hint = near.map_or_else(String::new, |near| format!(", was {near} meant?"));
     format!("not understood and left out{hint}")
-}
-
-/// Notes what becomes of a server's weight and state, and gives the commands for it.
-pub(super) fn commands(proxy: &Proxy, account: &mut FileReport) -> Vec<(String, usize)> {
-    let weight = |server: &Server| match server.weight.or(proxy.weight) {
-        _ if server.backup => 0,
-        Some(weight) => weight,
-        // haproxy's own default.
-        None => 1,
-    };
-    let mut commands = Vec::new();
-    let mut others = proxy.servers.iter().filter(|server| !server.backup).map(weight);
-    let first = others.next();
-    let differ = others.any(|weight| Some(weight) != first);
-    for server in &proxy.servers {
-        let node = super::super::node_name(&server.name);
-        if differ || server.backup {
-            let what = if server.backup { "backup".to_owned() } else { format!("weight {}", weight(server)) };
-            let command = format!("agent set weight.{node}={}", weight(server));
-            account.add(server.line, &what, Set, command.clone());
-            commands.push((command, server.line));
-        }
-        if server.disabled {
-            let command = format!("agent drain {node}");
-            account.add(server.line, "disabled", Set, command.clone());
-            commands.push((command, server.line));
-        }
-    }
-    commands
 }

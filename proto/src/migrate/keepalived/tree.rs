@@ -1,8 +1,10 @@
 //! The blocks of `keepalived.conf`.
 
 use super::super::notes::FileReport;
-use super::super::notes::LineOutcome::Wrong;
-use super::super::words::{WordLine, lines, shown};
+use std::collections::BTreeMap;
+
+use super::super::notes::LineOutcome::{Automatic, NotDone, Set, Wrong};
+use super::super::words::{Syntax, Variables, WordLine, lines, shown};
 
 /// Deepest block that is opened; keepalived's own are four deep. What lies deeper is read as if it lay here,
 /// so that no file is deeper than the stack.
@@ -42,6 +44,8 @@ impl Node {
 
 /// What is open while a file is read.
 struct Reader<'a> {
+    /// The node that reads it; none: one that no line names.
+    host: Option<&'a str>,
     open: Vec<Node>,
     top: Vec<Node>,
     /// Blocks that lie too deep, and are not opened.
@@ -49,11 +53,25 @@ struct Reader<'a> {
     account: &'a mut FileReport,
 }
 
-/// Reads a file; what does not fit together is noted.
-pub(super) fn read(text: &str, account: &mut FileReport) -> Vec<Node> {
-    let mut reader = Reader { open: Vec::new(), top: Vec::new(), deeper: 0, account };
-    for line in lines(text, Some('!')) {
-        reader.line(line);
+/// Reads a file as the node `host` does; what does not fit together is noted.
+pub(super) fn read(
+    text: &str,
+    host: Option<&str>,
+    variables: &Variables<'_>,
+    account: &mut FileReport,
+) -> Vec<Node> {
+    let defined = definitions(text);
+    for (line, name, value) in &defined {
+        account.add(*line, &format!("${name}={value}"), Automatic, "its value stands where it is used");
+    }
+    let known: BTreeMap<&str, &str> =
+        defined.iter().map(|(_, name, value)| (name.as_str(), value.as_str())).collect();
+    let value = |name: &str| known.get(name).map(|value| (*value).to_owned()).or_else(|| variables(name));
+    let mut reader = Reader { host, open: Vec::new(), top: Vec::new(), deeper: 0, account };
+    for line in lines(text, Syntax::Keepalived, &value) {
+        if !defined.iter().any(|(number, ..)| *number == line.number) {
+            reader.line(line);
+        }
     }
     while let Some(node) = reader.open.pop() {
         reader.account.add(node.line, &node.shown(), Wrong, "unclosed {; write } after its last line");
@@ -62,9 +80,59 @@ pub(super) fn read(text: &str, account: &mut FileReport) -> Vec<Node> {
     reader.top
 }
 
+/// The lines that give a variable its value: `$NAME=value`.
+fn definitions(text: &str) -> Vec<(usize, String, String)> {
+    let mut all = Vec::new();
+    for (at, line) in text.lines().enumerate() {
+        let Some((name, value)) = line.trim_start().strip_prefix('$').and_then(|rest| rest.split_once('='))
+        else {
+            continue;
+        };
+        let is_name = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+        if !name.is_empty() && name.trim_end().bytes().all(is_name) {
+            let value = value.split(['#', '!']).next().unwrap_or_default().trim();
+            all.push((at + 1, name.trim_end().to_owned(), value.to_owned()));
+        }
+    }
+    all
+}
+
+/// The nodes that lines are for, as `@m1` and `@^m1` name them.
+pub(super) fn hosts(text: &str) -> Vec<String> {
+    let mut all = Vec::new();
+    for line in lines(text, Syntax::Keepalived, &|_| None) {
+        let Some(host) = line.word(0).strip_prefix('@').map(|host| host.trim_start_matches('^')) else {
+            continue;
+        };
+        if !host.is_empty() && !all.iter().any(|known| known == host) {
+            all.push(host.to_owned());
+        }
+    }
+    all
+}
+
 impl Reader<'_> {
     fn line(&mut self, line: WordLine) {
         let number = line.number;
+        let mut line = line;
+        if let Some(of) = line.word(0).strip_prefix('@').map(str::to_owned) {
+            let (host, negated) = of.strip_prefix('^').map_or((of.as_str(), false), |host| (host, true));
+            let others = if negated { "nodes other than " } else { "" };
+            let elsewhere = (self.host == Some(host)) == negated;
+            if elsewhere || negated {
+                self.account.add(number, &line.shown(), Set, format!("for {others}{host}; see the commands"));
+            }
+            if elsewhere {
+                return;
+            }
+            line.words.remove(0);
+        }
+        if !line.missing.is_empty() {
+            self.account.add(number, &line.shown(), NotDone, line.wanted());
+            if !line.words.iter().any(|word| word.contains(['{', '}'])) {
+                return;
+            }
+        }
         if line.open {
             self.account.add(number, &line.shown(), Wrong, "unterminated quote; close it on the same line");
         }

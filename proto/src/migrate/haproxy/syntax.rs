@@ -1,0 +1,89 @@
+//! What haproxy 2.6 refuses of a line although its first words are right, as `haproxy -c` says.
+
+use super::super::words::{WordLine, milliseconds};
+
+/// Options that stand alone.
+const BARE_OPTIONS: [&str; 17] = [
+    "abortonclose",
+    "allbackups",
+    "clitcpka",
+    "contstats",
+    "dontlog-normal",
+    "dontlognull",
+    "log-health-checks",
+    "log-separate-errors",
+    "nolinger",
+    "socket-stats",
+    "splice-auto",
+    "srvtcpka",
+    "ssl-hello-chk",
+    "tcp-check",
+    "tcpka",
+    "tcplog",
+    "transparent",
+];
+
+/// Parameters of servers that take one of a few words.
+const CHOICES: [(&str, &[&str]); 5] = [
+    ("on-marked-down", &["shutdown-sessions"]),
+    ("on-marked-up", &["shutdown-backup-sessions"]),
+    ("on-error", &["fastinter", "fail-check", "sudden-death", "mark-down"]),
+    ("observe", &["none", "layer4", "layer7"]),
+    ("verify", &["none", "required"]),
+];
+
+const DURATION: &str = "not a duration; write it as 2s, or 500 for 500 ms";
+const TOO_MANY: &str = "haproxy takes no further word here";
+
+/// Why haproxy refuses a line of `defaults`, `frontend`, `backend` or `listen`.
+pub(super) fn refused(line: &WordLine) -> Option<&'static str> {
+    let words = line.words.len();
+    let number = || line.word(1).parse::<u32>();
+    match (line.word(0), line.word(1)) {
+        ("timeout", _) if words > 3 => Some(TOO_MANY),
+        ("option", option) if words > 2 && BARE_OPTIONS.contains(&option) => Some(TOO_MANY),
+        ("option", "httpchk") if words > 5 => Some(TOO_MANY),
+        ("retries" | "fullconn" | "backlog", _) if number().is_err() => Some("not a whole number"),
+        ("id", _) if number().is_ok_and(|id| id > 0) => None,
+        ("id", _) => Some("not a whole number from 1"),
+        ("log", "global") => None,
+        ("log", _) if words < 3 => Some("it needs an address and a facility, or global"),
+        ("log-tag" | "description" | "monitor-uri" | "monitor-net" | "errorfile" | "cookie", "") => {
+            Some("a word is missing behind it")
+        }
+        ("acl", _) if words < 3 => Some("it needs a name and a condition"),
+        ("default_backend" | "use_backend", "") => Some("the name of a backend is missing"),
+        ("tcp-request", "inspect-delay") if milliseconds(line.word(2)).is_none() => Some(DURATION),
+        ("clitcpka-idle" | "clitcpka-intvl" | "srvtcpka-idle" | "srvtcpka-intvl", time)
+            if milliseconds(time).is_none() =>
+        {
+            Some(DURATION)
+        }
+        ("clitcpka-cnt" | "srvtcpka-cnt", _) if number().is_err() => Some("not a whole number"),
+        ("server-template", _) if !is_range(line.word(2)) => Some("the number of servers is missing"),
+        ("http-check", "send") => {
+            let known = ["comment", "meth", "uri", "uri-lf", "ver", "hdr", "body", "body-lf"];
+            let known = line.words.get(2).is_none_or(|word| known.contains(&word.as_str()));
+            (!known).then_some("not what http-check send takes: meth, uri, ver, hdr or body")
+        }
+        ("http-check", "expect") if words < 4 => Some("what is expected is missing, such as status 200"),
+        _ => None,
+    }
+}
+
+/// `3` or `1-3`.
+fn is_range(text: &str) -> bool {
+    text.split('-').all(|part| part.parse::<u32>().is_ok())
+}
+
+/// Why haproxy refuses a parameter of a server.
+pub(super) fn refused_parameter(word: &str, value: &str) -> Option<String> {
+    let (_, choices) = CHOICES.iter().find(|(known, _)| *known == word)?;
+    (!choices.contains(&value)).then(|| format!("it takes {}", choices.join(", ")))
+}
+
+/// Whether a host looks like an address and is none.
+pub(super) fn is_no_address(host: &str) -> bool {
+    let numbers = !host.is_empty() && host.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    (numbers || host.contains(':')) && host.parse::<std::net::IpAddr>().is_err()
+}
