@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::lab::{Lab, Node};
 use crate::mesh::{GOSSIP, SOON, Status};
@@ -17,6 +18,9 @@ use crate::wait::eventually;
 
 /// Longest wait for a byte: any other wait is a lost connection.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Connections that may wait to be accepted by the server.
+const BACKLOG: i32 = 4_096;
 
 /// What a connection does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +66,16 @@ impl Stream {
 /// # Errors
 /// It can't listen there.
 pub fn serve(node: &Node, at: SocketAddr, over: &Arc<AtomicBool>) -> Result<()> {
-    let listener = node.inside(|| Ok(TcpListener::bind(at)?))?;
+    let listener = node.inside(|| {
+        let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&at.into())?;
+        // As an apiserver has it (Go takes net.core.somaxconn). With std's 128 what is lost is the server's: a proxy
+        // that dials a thousand times at once has its SYNs dropped, and sends them again after one, three and seven
+        // seconds.
+        socket.listen(BACKLOG)?;
+        Ok(TcpListener::from(socket))
+    })?;
     let over = over.clone();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {

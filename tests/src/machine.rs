@@ -135,6 +135,22 @@ impl<'lab> Machine<'lab> {
         Ok(first.parse()?)
     }
 
+    /// The processes of a unit, by their ids here.
+    ///
+    /// # Errors
+    /// It is off.
+    pub fn processes_of(&self, unit: &str) -> Result<Vec<u32>> {
+        let inside = self.property(unit, "ControlGroup")?;
+        let systemd = std::fs::read_to_string(format!("/proc/{}/cgroup", self.systemd()?))?;
+        let own = systemd.lines().find_map(|line| line.strip_prefix("0::")).context("no control group")?;
+        let hierarchy = self.group.parent().context("a control group")?;
+        // systemd is in init.scope, below what it takes for the root.
+        let root = hierarchy.join(own.trim_start_matches('/').trim_end_matches("init.scope"));
+        let list = root.join(inside.trim_start_matches('/')).join("cgroup.procs");
+        let text = std::fs::read_to_string(&list).with_context(|| list.display().to_string())?;
+        Ok(text.lines().map(str::parse).collect::<Result<_, _>>()?)
+    }
+
     /// Runs a command inside to its end.
     ///
     /// # Errors

@@ -91,6 +91,24 @@ fn a_restart_loses_no_connection_no_byte_and_no_virtual_ip() -> Result<()> {
     })
 }
 
+/// A mistake in the file fails the reload, is named in the journal, and changes nothing; a right file is followed.
+fn reload(machine: &Machine<'_>) -> Result<()> {
+    let file = machine.file("/etc/agent/agent.toml");
+    std::fs::create_dir_all(file.parent().context("a directory")?)?;
+    std::fs::write(&file, "foo = 1\n")?;
+    let process = main_pid(machine)?;
+    ensure!(machine.exec(&["systemctl", "reload", "agent"])?.ok().is_err(), "a wrong file is reloaded");
+    let journal = machine.exec(&["journalctl", "-u", "agent", "-o", "cat", "--no-pager"])?.ok()?;
+    let line = "/etc/agent/agent.toml:1:1: foo: unknown key";
+    ensure!(journal.contains(line), "the journal does not say {line}: {journal}");
+    ensure!(main_pid(machine)? == process && machine.property("agent", "ActiveState")? == "active");
+    std::fs::write(&file, "[log]\nlevel = \"info\"\n")?;
+    machine.exec(&["systemctl", "reload", "agent"])?.ok()?;
+    std::fs::remove_file(&file)?;
+    ensure!(main_pid(machine)? == process, "a reload has started another process");
+    Ok(())
+}
+
 #[test]
 fn a_stop_is_a_stop() -> Result<()> {
     with_machines(Lab::bridge(2), |lab, machines| {
@@ -98,6 +116,7 @@ fn a_stop_is_a_stop() -> Result<()> {
         form(machines, &[])?;
         serve_echo(lab, &watch.over, |set| machines[0].agent(set)?.ok(), || machines[1].status())?;
         let held = hold(machines[1].node(), PROXY.into(), Kind::Active, 1, &watch)?;
+        reload(&machines[1])?;
         machines[1].exec(&["systemctl", "stop", "agent"])?.ok()?;
         ensure!(held.end().is_err(), "a connection outlives the agent");
         eventually("the other sees that it stopped", GOSSIP, || {

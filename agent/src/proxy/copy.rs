@@ -50,11 +50,9 @@ const SMALL_BYTES: usize = SCRATCH_BYTES / 4;
 /// Small reads in a row that mean the end of bulk.
 const SMALL_AFTER: u8 = 8;
 
-/// Reads in a row before yielding to other tasks: about a megabyte, below a millisecond.
+/// Reads in a row before yielding to other tasks: about a megabyte, below a millisecond. A splice may move as much
+/// alone.
 const ROUNDS: usize = 16;
-
-/// How many of those a splice counts as, since it may move a megabyte at once.
-const SPLICE_ROUNDS: usize = 8;
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice());
@@ -63,6 +61,12 @@ thread_local! {
 /// Lends the thread's buffer.
 pub(super) fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
     SCRATCH.with_borrow_mut(|scratch| use_it(scratch))
+}
+
+/// Has the task polled again after all others that are ready, and after a look for new events: where ten connections
+/// carry bulk, a new client would otherwise wait until each of them had had several turns.
+fn take_turns(cx: &mut Context<'_>) {
+    let _: Poll<()> = std::pin::pin!(tokio::task::yield_now()).poll(cx);
 }
 
 /// What broke a connection, and on whose side.
@@ -272,7 +276,7 @@ impl CopyDirection {
             }
             if matches!(self.mode, CopyMode::Splice(_)) {
                 ready!(self.poll_splice(cx, from)).map_err(BrokenSocket::From)?;
-                rounds = rounds.saturating_sub(SPLICE_ROUNDS);
+                rounds = 0;
                 continue;
             }
             // A read that does not fill the buffer also tells tokio that the socket is empty, so that the next
@@ -286,7 +290,7 @@ impl CopyDirection {
             }
             rounds -= 1;
         }
-        cx.waker().wake_by_ref();
+        take_turns(cx);
         Poll::Pending
     }
 

@@ -1,6 +1,6 @@
 //! Pipes for splice(2): a connection that moves bulk data borrows one, and returns it when it pauses.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -9,6 +9,9 @@ use rustix::pipe::{PipeFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with}
 /// Wanted capacity of a pipe: the most that the kernel grants without privileges (fs.pipe-max-size). The fewer
 /// calls per megabyte, the better.
 const WANTED_BYTES: usize = 1 << 20;
+
+/// What all connections of a thread together move before it looks for new clients: below a millisecond.
+const IN_A_ROUND: usize = 2 << 20;
 
 /// The least capacity at which a pipe beats the buffer. A user with many pipes gets tiny ones
 /// (fs.pipe-user-pages-soft).
@@ -32,6 +35,9 @@ thread_local! {
     // Boxed as in use: most connections have none and should be small.
     #[allow(clippy::vec_box)]
     static EMPTY: RefCell<Vec<Box<PipeEnds>>> = const { RefCell::new(Vec::new()) };
+
+    /// Pipes in use on this thread.
+    static HERE: Cell<usize> = const { Cell::new(0) };
 }
 
 struct PipeEnds {
@@ -54,7 +60,10 @@ impl Pipe {
         if ends.is_none() {
             IN_USE.fetch_sub(1, Relaxed);
         }
-        ends.map(|ends| Pipe(Some(ends)))
+        ends.map(|ends| {
+            HERE.set(HERE.get() + 1);
+            Pipe(Some(ends))
+        })
     }
 
     /// Keeps an empty pipe for reuse.
@@ -67,15 +76,18 @@ impl Pipe {
         });
     }
 
-    /// Its read end, its write end and its capacity.
+    /// Its read end, its write end, and how much may be moved at a time: its capacity, or the less the more are in use
+    /// on this thread. All together then keep a new client waiting no longer than one alone.
     pub(super) fn ends(&self) -> Option<(&OwnedFd, &OwnedFd, usize)> {
-        self.0.as_ref().map(|ends| (&ends.read, &ends.write, ends.size))
+        let share = (IN_A_ROUND / HERE.get().max(1)).max(LEAST_BYTES);
+        self.0.as_ref().map(|ends| (&ends.read, &ends.write, ends.size.min(share)))
     }
 }
 
 impl Drop for Pipe {
     fn drop(&mut self) {
         IN_USE.fetch_sub(1, Relaxed);
+        HERE.set(HERE.get().saturating_sub(1));
     }
 }
 

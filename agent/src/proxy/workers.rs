@@ -20,9 +20,10 @@ const MOST: usize = 4;
 /// Nearly every connection sets one for [`LINGER`](super::copy::LINGER) when it is half-closed.
 const TICK: Duration = Duration::from_secs(15);
 
-/// Turns of tasks between two looks for new events. A turn of a connection that carries bulk may take a millisecond,
-/// and much longer where the machine is busy: with tokio's 61 a new client would wait for all of them, several times.
-const TURNS: u32 = 8;
+/// Turns of tasks after which one that another thread has given to this one gets its turn: every second. After a
+/// replacement thousands of connections arrive that way at once, and with tokio's 31 those that carry bulk hold up the
+/// rest for seconds.
+const FROM_OTHERS: u32 = 2;
 
 /// Number of threads that serve clients, and of sockets that listen at one address.
 pub(super) fn count() -> usize {
@@ -40,7 +41,8 @@ impl WorkerRuntimes {
     /// caller's runtime serves.
     pub(super) fn start(life: &Lifecycle, open: &TaskTracker) -> WorkerRuntimes {
         let start = || {
-            let runtime = Builder::new_current_thread().enable_all().event_interval(TURNS).build()?;
+            let runtime =
+                Builder::new_current_thread().enable_all().global_queue_interval(FROM_OTHERS).build()?;
             let handle = runtime.handle().clone();
             let (over, open) = (life.shutdown.clone(), open.clone());
             let serve = async move {

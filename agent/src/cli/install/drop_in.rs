@@ -45,9 +45,9 @@ pub(super) fn text(
         }
     }
     if let Some(file) = &global.config {
-        let file = std::path::absolute(file)?;
-        let _ =
-            writeln!(body, "ExecStart=\nExecStart=/usr/local/bin/agent --config {} run", argument(&file)?);
+        let program = format!("/usr/local/bin/agent --config {}", argument(&std::path::absolute(file)?)?);
+        let _ = writeln!(body, "ExecStart=\nExecStart={program} run");
+        let _ = writeln!(body, "ExecReload=\nExecReload={program} check\nExecReload=/bin/kill -HUP $MAINPID");
     }
     if body.is_empty() {
         return Ok(None);
@@ -106,6 +106,9 @@ mod tests {
             "ReadWritePaths=\"/srv/a \\\"b\\\"\"",
             "ExecStart=",
             "ExecStart=/usr/local/bin/agent --config \"/etc/other 100%%.toml\" run",
+            "ExecReload=",
+            "ExecReload=/usr/local/bin/agent --config \"/etc/other 100%%.toml\" check",
+            "ExecReload=/bin/kill -HUP $MAINPID",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
         }

@@ -28,8 +28,9 @@ const CLIENTS: usize = 4;
 /// Connections of the last measurement, if the limit of descriptors allows it.
 const HELD: u64 = 10_000;
 
-/// Descriptors that a process needs in addition to two for each connection.
-const SPARE: u64 = 400;
+/// Descriptors that a process needs in addition to two for each connection: the agent keeps the most of all for checks,
+/// the link and the control socket.
+const SPARE: u64 = 1_200;
 
 /// After closing the held connections, until buffers are released.
 const SETTLE: Duration = Duration::from_secs(3);

@@ -1,8 +1,9 @@
 //! `upgrade`: what clients notice when a proxy is replaced again and again, beside haproxy's and nginx' reload.
 //!
-//! Each is given the same: connections of which a third carry messages and ten carry bulk both ways, new connections at
-//! a steady rate, and a replacement every second. Bytes are compared. A minute after the last one, with the connections
-//! still held, the processes and their memory are counted.
+//! The agent has two rows, for `agent upgrade` and, in a booted machine, for `systemctl restart`. Each is given the
+//! same: connections of which a third carry messages and ten carry bulk both ways, new connections at a steady rate,
+//! and a replacement every second. Bytes are compared. A minute after the last one, with the connections still held,
+//! the processes and their memory are counted.
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -12,11 +13,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tests::hold::{Held, Kind, Watch, echo_once, hold, serve};
 use tests::lab::{Lab, Node, Proc, Signal};
-use tests::mesh::{binary, with_agents};
+use tests::machine::{form, with_machines};
+use tests::mesh::{GOSSIP, binary, with_agents};
 use tests::peers::{Haproxy, local, nginx_stream, require};
+use tests::wait::eventually;
 
 use super::proxy::{PEERS, start_agent};
-use super::usage::{members, memory};
+use super::usage::{members, memory_of, run_seconds};
 use super::{option, traffic};
 
 /// Ports of the server and of the first proxy.
@@ -51,6 +54,7 @@ pub(crate) fn upgrade(arguments: &[String]) -> Result<()> {
     let bulk = option(&mut arguments, "--bulk", BULK)?.min(held / 3);
     let after = Duration::from_secs(option(&mut arguments, "--after", 60)?);
     ensure!(arguments.is_empty(), "what is {arguments:?}?");
+    let load = (held, bulk, turns, after);
     with_agents(Lab::bridge(1), |lab, agents| {
         let agent = agents.first_mut().context("no agent")?;
         let node = lab.node(0);
@@ -72,7 +76,7 @@ pub(crate) fn upgrade(arguments: &[String]) -> Result<()> {
         start_agent(lab, node, agent, listen, SERVER)?;
         let group = agent.process()?.pid();
         let replace = || agent.cli(&["upgrade"])?.ok().map(|_| ());
-        row("agent", node, (listen, group), (held, bulk, turns, after), &replace)?;
+        row("agent", node, listen, load, &replace, &|| members(group))?;
 
         let listen = local(PROXIES + 1);
         let haproxy = Haproxy {
@@ -85,13 +89,45 @@ pub(crate) fn upgrade(arguments: &[String]) -> Result<()> {
         };
         let process = haproxy.start_with_master(node)?;
         let reload = || signal_first(&process, Signal::USR2);
-        row("haproxy", node, (listen, process.pid()), (held, bulk, turns, after), &reload)?;
+        row("haproxy", node, listen, load, &reload, &|| members(process.pid()))?;
         drop(process);
 
         let listen = local(PROXIES + 2);
         let process = nginx_stream(node, listen, server)?;
         let reload = || signal_first(&process, Signal::HUP);
-        row("nginx", node, (listen, process.pid()), (held, bulk, turns, after), &reload)
+        row("nginx", node, listen, load, &reload, &|| members(process.pid()))
+    })?;
+    restart(load)
+}
+
+/// The row of `systemctl restart`.
+fn restart(load: (u64, u64, u64, Duration)) -> Result<()> {
+    with_machines(Lab::bridge(1), |lab, machines| {
+        let (machine, node) = (machines.first().context("no machine")?, lab.node(0));
+        node.exec(&["sysctl", "-qw", "net.ipv4.ip_local_port_range=20000 65000"])?.ok()?;
+        let (over, listen) = (Arc::new(AtomicBool::new(false)), local(PROXIES));
+        serve(node, SocketAddr::new(node.mesh_ip(), SERVER), &over)?;
+        form(machines, &[])?;
+        let listens = format!("service.bulk.listen={listen}");
+        let port = format!("service.bulk.port={SERVER}");
+        machine
+            .agent(&["set", &listens, &port, "service.bulk.check=tcp", "service.bulk.maxconn=20000"])?
+            .ok()?;
+        eventually("the agent carries", GOSSIP, || {
+            let status = machine.status()?;
+            let service = status.services.iter().find(|one| one.name == "bulk").context("no service")?;
+            ensure!(service.backends.iter().any(|one| one.state == "ready"), "{:?}", service.backends);
+            Ok(())
+        })?;
+        let replace = || machine.exec(&["systemctl", "restart", "agent"])?.ok().map(|_| ());
+        let systemd = u32::try_from(machine.systemd()?)?;
+        let before = run_seconds(systemd)?;
+        row("restart", node, listen, load, &replace, &|| machine.processes_of("agent"))?;
+        let used = (run_seconds(systemd)? - before) * 1e3;
+        println!(
+            "\nrestart: `systemctl restart` in a booted machine, whose systemd used {used:.0} ms of CPU in all"
+        );
+        Ok(())
     })
 }
 
@@ -104,9 +140,10 @@ fn signal_first(process: &Proc, signal: Signal) -> Result<()> {
 fn row(
     name: &str,
     node: &Node,
-    (listen, group): (SocketAddr, u32),
+    listen: SocketAddr,
     (held, bulk, turns, after): (u64, u64, u64, Duration),
     replace: &dyn Fn() -> Result<()>,
+    processes: &dyn Fn() -> Result<Vec<u32>>,
 ) -> Result<()> {
     let watch = Arc::new(Watch::default());
     let open = || (0..held - held / 3).map(|_| Ok(TcpStream::connect(listen)?)).collect::<Result<Vec<_>>>();
@@ -133,7 +170,8 @@ fn row(
     })?;
     let worst_held = watch.longest_us.load(Relaxed);
     std::thread::sleep(after);
-    let (processes, (_, private)) = (members(group)?.len(), memory(group)?);
+    let processes = processes()?;
+    let ((_, private), processes) = (memory_of(&processes)?, processes.len());
     watch.over.store(true, Relaxed);
     let lost = active.into_iter().map(Held::end).filter(Result::is_err).count() + traffic::ended(&silent);
     println!(

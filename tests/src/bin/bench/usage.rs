@@ -49,8 +49,13 @@ pub(crate) fn members(group: u32) -> Result<Vec<u32>> {
 
 /// Resident memory of a process group, and the part of it that no other process shares, in kilobytes.
 pub(crate) fn memory(group: u32) -> Result<(u64, u64)> {
+    memory_of(&members(group)?)
+}
+
+/// The same of some processes.
+pub(crate) fn memory_of(processes: &[u32]) -> Result<(u64, u64)> {
     let mut text = String::new();
-    for pid in members(group)? {
+    for pid in processes {
         text += &std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     }
     let sum = |names: &[&str]| -> u64 {
