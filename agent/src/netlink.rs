@@ -5,6 +5,7 @@
 //!
 //! The kernel answers within the call, so a request does not wait; only changes are awaited.
 
+pub(crate) mod listeners;
 pub(crate) mod route;
 
 use std::fmt;

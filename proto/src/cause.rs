@@ -218,6 +218,10 @@ causes! {
     UnknownState 65 "unknown-state" "state of a later version",
     /// Another machine has the node's identity.
     IdentityInUse 66 "identity-in-use" "its identity is in use elsewhere",
+    /// The node does not listen where clients of the virtual IP connect.
+    NotListening 67 "not-listening" "not listening for the address",
+    /// The node's own check program is against it.
+    Vetoed 68 "vetoed" "refused by its check program",
 }
 
 impl Cause {

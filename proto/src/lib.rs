@@ -64,6 +64,8 @@ pub mod view;
 
 pub mod backends;
 
+pub mod front;
+
 pub mod dial;
 
 pub mod client_hello;

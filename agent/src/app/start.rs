@@ -170,6 +170,7 @@ impl Foundation {
         let eligibility = EligibilityInputs {
             own: self.own.file().name.clone(),
             services: self.clients.effective().services(),
+            proxy: self.clients.proxy().clone(),
             health: self.own.health(),
             table: self.clients.table(),
             view: self.peers.view(),

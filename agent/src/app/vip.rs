@@ -5,16 +5,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::backends::{Backend, BackendTable};
+use proto::backends::BackendTable;
 use proto::cause::Cause;
 use proto::control::Response;
 use proto::event::Event;
-use proto::health::Readiness;
+use proto::front::{HostListener, VipFront};
 use proto::node::{Name, NodeId, Role};
 use proto::pulse::PeerLivenessMap;
-use proto::record::ServiceOffer;
 use proto::service::{Service, ServiceName};
-use proto::settings::Settings;
+use proto::settings::{Settings, VipSettings};
 use proto::time::UnixMs;
 use proto::unfit::Unfit;
 use proto::view::ClusterView;
@@ -23,6 +22,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::check::OwnHealth;
 use crate::lifecycle::Lifecycle;
 use crate::membership::disk::{MemberStore, VipEpochs};
+use crate::netlink::listeners;
+use crate::proxy::Proxy;
 use crate::transport::{Link, TrustedKeys};
 use crate::vip::{LocalEligibility, VipCommand, VipOrder, VipReport};
 
@@ -43,6 +44,7 @@ const ORDERS: usize = 16;
 pub(super) struct EligibilityInputs {
     pub(super) own: Name,
     pub(super) services: watch::Receiver<Arc<Vec<Service>>>,
+    pub(super) proxy: Proxy,
     pub(super) health: watch::Receiver<Arc<OwnHealth>>,
     pub(super) table: watch::Receiver<Arc<BackendTable>>,
     pub(super) view: watch::Receiver<Arc<ClusterView>>,
@@ -83,15 +85,13 @@ fn spawn(inputs: EligibilityInputs, life: &Lifecycle) -> watch::Receiver<Arc<Loc
                         () = over.cancelled() => return,
                     }
                 }
-                let services = inputs.evaluate();
-                let bad = services
-                    .iter()
-                    .any(|(name, now)| now.is_err() && fit.services.get(name) == Some(&Ok(())));
+                let vips = inputs.evaluate(&settings);
+                let bad = vips.iter().any(|(vip, now)| now.is_err() && fit.vips.get(vip) == Some(&Ok(())));
                 doubts = if bad { DOUBTS } else { doubts };
                 let draining = settings.drains.contains_key(&inputs.own);
                 fit = LocalEligibility {
                     masters: inputs.masters(),
-                    services,
+                    vips,
                     checks: fit.checks + 1,
                     draining,
                     aside: inputs.aside.borrow_and_update().map(|at| {
@@ -207,88 +207,36 @@ impl EligibilityInputs {
         known.chain(listed.filter(|id| !view.members.contains_key(id))).collect()
     }
 
-    fn evaluate(&mut self) -> BTreeMap<ServiceName, Result<(), Unfit>> {
+    /// For each virtual IP whether its clients would be served here.
+    fn evaluate(&mut self, settings: &Settings) -> BTreeMap<IpAddr, Result<(), Unfit>> {
         let services = self.services.borrow_and_update().clone();
         let health = self.health.borrow_and_update().clone();
         let table = self.table.borrow().clone();
-        let mut found = BTreeMap::new();
-        for service in services.iter() {
-            let outcome = match health.get(&service.name) {
-                Some(offer) => own_instance(&service.name, offer),
-                None => balancer(service, table.get(&service.name).map_or(&[][..], Vec::as_slice)),
+        let listeners = self.proxy.listeners();
+        let host = host_listeners(settings, &health);
+        let evaluate = |vip: &VipSettings| {
+            let name = &vip.service;
+            let Some(service) = services.iter().find(|service| service.name == *name) else {
+                let reason = format_args!("{name} is not served here");
+                return Err(Unfit::new(Cause::NotServed, reason));
             };
-            found.insert(service.name.clone(), outcome);
-        }
-        found
-    }
-}
-
-/// This node's own instance.
-fn own_instance(name: &ServiceName, offer: &ServiceOffer) -> Result<(), Unfit> {
-    let cause = offer.health.cause;
-    match offer.health.readiness {
-        Readiness::Alive if cause == Cause::NotCheckedYet => {
-            Err(Unfit::new(cause, format_args!("its {name} is {}", offer.health.reason())))
-        }
-        Readiness::Ready | Readiness::Alive => Ok(()),
-        readiness => {
-            let reason = format_args!("its {name} is {}: {}", readiness.as_str(), offer.health.reason());
-            Err(Unfit::new(cause, reason))
-        }
-    }
-}
-
-/// A node without an instance of its own, whose proxy listens for others and has someone to hand them to.
-fn balancer(service: &Service, backends: &[Backend]) -> Result<(), Unfit> {
-    let name = &service.name;
-    if !service.listen.iter().any(|at| at.ip().is_unspecified()) {
-        let reason = format_args!("it has no {name}, and its proxy does not listen for other nodes");
-        return Err(Unfit::new(Cause::NotServed, reason));
-    }
-    if backends.iter().any(|backend| backend.state.is_good()) {
-        Ok(())
-    } else {
-        Err(Unfit::new(Cause::NoBackend, format_args!("no {name} serves")))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proto::cause::Detail;
-    use proto::health::ServiceHealth;
-
-    use super::*;
-
-    #[test]
-    fn a_master_serves_by_its_own_health_and_a_balancer_by_its_listener_and_backends() {
-        let offer = |readiness| ServiceOffer {
-            address: ([10, 0, 0, 1], 6443).into(),
-            weight: 100,
-            health: ServiceHealth {
-                readiness,
-                cause: Cause::Http(500),
-                detail: Detail::default(),
-                since: UnixMs(0),
-            },
-            check_ms: None,
+            let shared = settings.services.iter().find(|service| service.name == *name);
+            let front = VipFront {
+                address: vip.address,
+                service,
+                shared_listen: shared.map_or(&[], |service| &service.listen),
+                listeners: listeners.get(name).map_or(&[], Vec::as_slice),
+                own: health.get(name),
+                host: host.as_deref(),
+                backends: table.get(name).map_or(&[], Vec::as_slice),
+            };
+            front.evaluate()
         };
-        let name = ServiceName::kube_api();
-        assert!(
-            own_instance(&name, &offer(Readiness::Ready)).is_ok()
-                && own_instance(&name, &offer(Readiness::Alive)).is_ok()
-        );
-        let why = own_instance(&name, &offer(Readiness::NotReady)).unwrap_err();
-        assert_eq!(why.cause, Cause::Http(500));
-        assert_eq!(why.to_string(), "its kube-api is not-ready: HTTP 500");
-        let after_a_restart =
-            ServiceOffer { health: ServiceHealth::not_checked_yet(UnixMs(0)), ..offer(Readiness::Alive) };
-        assert!(
-            own_instance(&name, &after_a_restart).is_err(),
-            "an address is claimed for what is known to serve"
-        );
-        let mut service = Service::kube_api();
-        assert_eq!(balancer(&service, &[]), Err(Cause::NotServed.into()));
-        service.listen = vec![([0, 0, 0, 0], 6443).into()];
-        assert_eq!(balancer(&service, &[]), Err(Cause::NoBackend.into()));
+        settings.vips.iter().map(|vip| (vip.address, evaluate(vip))).collect()
     }
+}
+
+/// What listens on this machine; `None`: the kernel does not say, or nobody needs it.
+fn host_listeners(settings: &Settings, health: &OwnHealth) -> Option<Vec<HostListener>> {
+    settings.vips.iter().any(|vip| health.contains_key(&vip.service)).then(listeners::listeners)?.ok()
 }

@@ -42,6 +42,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proto::backends::BackendTable;
+use proto::front::ProxyListener;
 use proto::node::NodeId;
 use proto::path::EvidenceReport;
 use proto::service::{Service, ServiceName};
@@ -213,6 +214,14 @@ impl Proxy {
             stats
         };
         services.iter().map(|(name, running)| (name.clone(), of(running))).collect()
+    }
+
+    /// Where each service is listened to, or why it is not.
+    pub(crate) fn listeners(&self) -> BTreeMap<ServiceName, Vec<ProxyListener>> {
+        let of = |running: &RunningService| {
+            running.listeners.iter().map(|(address, one)| one.bound.borrow().shown(*address)).collect()
+        };
+        lock(&self.services).iter().map(|(name, running)| (name.clone(), of(running))).collect()
     }
 
     /// Applies the table to held connections; returns when to do so again, if time alone will change something.

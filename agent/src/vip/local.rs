@@ -289,9 +289,9 @@ impl LocalVips {
             return;
         }
         for vip in self.vips.values_mut() {
-            let service = &vip.settings.service;
+            let VipSettings { address, service, .. } = &vip.settings;
             let absent = || Err(Unfit::new(Cause::NotServed, format_args!("{service} is not served here")));
-            vip.election.checked(now, fit.services.get(service).cloned().unwrap_or_else(absent));
+            vip.election.checked(now, fit.vips.get(address).cloned().unwrap_or_else(absent));
         }
     }
 }
@@ -406,8 +406,8 @@ mod tests {
     #[test]
     fn a_check_counts_once_and_a_service_that_is_not_served_is_none() {
         let mut vips = vips(&[50]);
-        let service = settings(50).service;
-        let good = LocalEligibility { services: [(service, Ok(()))].into(), checks: 1, ..Default::default() };
+        let address = settings(50).address;
+        let good = LocalEligibility { vips: [(address, Ok(()))].into(), checks: 1, ..Default::default() };
         let none = |checks| LocalEligibility { checks, ..Default::default() };
         for vip in vips.all_mut() {
             vip.set_place(Err(NoSegment::Own(Cause::OwnAddress.into())));

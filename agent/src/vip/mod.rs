@@ -32,7 +32,6 @@ use proto::control::{Response, VipStatus};
 use proto::node::NodeId;
 use proto::pulse::PeerLivenessMap;
 use proto::record::{L2Endpoint, VipOwnership};
-use proto::service::ServiceName;
 use proto::settings::Settings;
 use proto::time::{Moment, UnixMs};
 use proto::unfit::Unfit;
@@ -77,9 +76,9 @@ struct HandedVip {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct LocalEligibility {
     pub(crate) masters: BTreeSet<NodeId>,
-    /// For each service whether it is served here, or why not.
-    pub(crate) services: BTreeMap<ServiceName, Result<(), Unfit>>,
-    /// Counts the checks that `services` comes from.
+    /// For each virtual IP whether its clients would be served here, or why not.
+    pub(crate) vips: BTreeMap<IpAddr, Result<(), Unfit>>,
+    /// Counts the checks that `vips` comes from.
     pub(crate) checks: u64,
     pub(crate) draining: bool,
     /// This node stands aside for another place of its identity.

@@ -69,7 +69,7 @@ http {{
     keepalive_timeout 3600;
     default_type text/plain;
     server {{
-        listen {address} ssl http2 backlog=4096;
+        {listen}
         ssl_certificate {server};
         ssl_certificate_key {server_key};
         ssl_client_certificate {ca};
@@ -85,6 +85,7 @@ http {{
     }}
 }}
 "#,
+            listen = listen(node, address),
             dir = dir.display(),
             server = certs.server.display(),
             server_key = certs.server_key.display(),
@@ -156,6 +157,14 @@ http {{
     pub fn set_slow(&self, slow: bool) -> Result<()> {
         mark(&self.slow, slow)
     }
+}
+
+/// Where it listens: on the mesh address alone where the mesh is a tunnel, on all addresses where there can be a
+/// virtual IP, as an apiserver does.
+fn listen(node: &Node, address: SocketAddr) -> String {
+    let all = [SocketAddr::from(([0, 0, 0, 0], PORT)), SocketAddr::from(([0; 8], PORT))];
+    let places = if node.tunnel.is_some() { &[address][..] } else { &all[..] };
+    places.iter().map(|at| format!("listen {at} ssl http2 backlog=4096;\n        ")).collect()
 }
 
 fn mark(file: &Path, set: bool) -> Result<()> {
