@@ -5,7 +5,7 @@
 //! fallbacks.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -336,12 +336,14 @@ impl Balancer {
     }
 
     /// Orders `backends` from the first to dial to the last, as indices. `usage` returns the state of this
-    /// node's connections to each; `own` is this node, whose own instance comes first.
+    /// node's connections to each; `own` is this node, whose own instance comes first, except by
+    /// [`Balance::Source`]; `source` is the client.
     pub fn rank(
         &self,
         balance: Balance,
         backends: &[Backend],
         own: Option<NodeId>,
+        source: Option<IpAddr>,
         now: Moment,
         usage: impl Fn(&NodeId) -> BackendLoad,
     ) -> Vec<usize> {
@@ -351,6 +353,7 @@ impl Balancer {
         let before = |one: &Backend| {
             backends.iter().filter(|other| (&other.name, other.node) < (&one.name, one.node)).count() as u64
         };
+        let client = source_key(source, own);
         let mut ranked: Vec<(BackendRank, usize)> = backends
             .iter()
             .enumerate()
@@ -364,7 +367,9 @@ impl Balancer {
                     }
                     Balance::RoundRobin => self.turns.get(&backend.node).copied().or(level).unwrap_or(0),
                     Balance::First => before(backend),
+                    Balance::Source => source_score(client, backend),
                 };
+                let is_own = balance != Balance::Source && own == Some(backend.node);
                 let far = if balance == Balance::Nearest { distance(backend.rtt) } else { 0 };
                 let penalty = match backend.state.is_good() {
                     true if usage.full || usage.unresponsive => 2,
@@ -375,7 +380,7 @@ impl Balancer {
                     penalty,
                     state: backend.state,
                     zero_weight: backend.weight == 0,
-                    tier: if own == Some(backend.node) { 0 } else { 1 + far },
+                    tier: if is_own { 0 } else { 1 + far },
                     load,
                     chance: mix(self.seed, &backend.node),
                 };
@@ -400,6 +405,27 @@ impl Balancer {
         }
         self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     }
+}
+
+/// What a client is told apart by: its address, the same on all nodes. All clients on one machine count as that
+/// machine: its loopback address is that of every other machine too, and all nodes would go to one backend.
+fn source_key(source: Option<IpAddr>, own: Option<NodeId>) -> u64 {
+    let fold = |bytes: &[u8]| finish(bytes.iter().fold(0, |x, byte| hash_step(x, *byte)));
+    match source.map(|ip| ip.to_canonical()) {
+        Some(IpAddr::V4(ip)) if !ip.is_loopback() => fold(&ip.octets()),
+        Some(IpAddr::V6(ip)) if !ip.is_loopback() => fold(&ip.octets()),
+        _ => own.map_or(0, |own| fold(&own.0)),
+    }
+}
+
+/// The place of a backend for a client, the smallest first: rendezvous hashing, by which the loss of a backend moves
+/// none but its own clients, and a share follows the weight (Schindelhauer and Schomaker, "Weighted distributed hash
+/// tables"). Always of the full weight: a slow start would move clients to and fro.
+fn source_score(client: u64, backend: &Backend) -> u64 {
+    // 53 bits, as many as a double has, and never 0.
+    let chance = ((mix(client, &backend.node) >> 11) + 1) as f64 / (1u64 << 53) as f64;
+    // Of doubles that are not negative, the bits have the order of the numbers.
+    (-chance.ln() / f64::from(backend.weight.max(1))).abs().to_bits()
 }
 
 /// What to do with the connections held to a backend.
@@ -450,7 +476,12 @@ pub fn close_delay(seed: u64, number: u64) -> Duration {
 
 /// A well-mixed number of a seed and a node (the finaliser of SplitMix64).
 fn mix(seed: u64, node: &NodeId) -> u64 {
-    finish(node.0.iter().fold(seed, |x, byte| (x ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)))
+    finish(node.0.iter().fold(seed, |x, byte| hash_step(x, *byte)))
+}
+
+/// One byte more (FNV-1a).
+fn hash_step(x: u64, byte: u8) -> u64 {
+    (x ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
 }
 
 fn finish(mut x: u64) -> u64 {

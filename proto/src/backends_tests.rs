@@ -129,7 +129,8 @@ fn better_states_come_first_and_the_own_instance_before_equal_ones() {
         backend(4, BackendState::Alive, 100),
         backend(5, BackendState::Ready, 0),
     ];
-    let order = Balancer::new(1).rank(Balance::LeastConnections, &backends, Some(id(3)), Moment::ZERO, idle);
+    let order =
+        Balancer::new(1).rank(Balance::LeastConnections, &backends, Some(id(3)), None, Moment::ZERO, idle);
     assert_eq!(order, [2, 1, 4, 3, 0]);
 }
 
@@ -147,7 +148,7 @@ fn shares(balance: Balance, weights: &[u16], rounds: usize) -> Vec<usize> {
             connections: counts[usize::from(node.0[0]) - 1] as u64,
             ..BackendLoad::default()
         };
-        let first = balancer.rank(balance, &backends, None, Moment::ZERO, usage)[0];
+        let first = balancer.rank(balance, &backends, None, None, Moment::ZERO, usage)[0];
         balancer.connection_assigned(&backends, first, Moment::ZERO);
         counts[first] += 1;
     }
@@ -164,18 +165,78 @@ fn balances_share_by_weight() {
     }
 }
 
+/// The backend of each of 3,000 clients.
+fn by_source(backends: &[Backend], own: Option<NodeId>) -> Vec<NodeId> {
+    let of = |n: u16| {
+        let [a, b] = n.to_be_bytes();
+        let client = Some([10, 1, a, b].into());
+        let order = Balancer::new(7).rank(Balance::Source, backends, own, client, Moment::ZERO, idle);
+        backends[order[0]].node
+    };
+    (0..3_000).map(of).collect()
+}
+
+#[test]
+fn by_source_only_the_clients_of_a_lost_backend_move() {
+    let all = [1, 2, 3, 4].map(|n| backend(n, BackendState::Ready, 100));
+    let before = by_source(&all, None);
+    for n in 1..=4 {
+        let share = before.iter().filter(|node| **node == id(n)).count();
+        assert!((650..850).contains(&share), "{share} of 3000 at {n}");
+    }
+    assert_eq!(before, by_source(&all, Some(id(2))), "the same on every node, also on that of a backend");
+    for lost in [BackendState::Down, BackendState::Draining] {
+        let mut less = all.clone();
+        less[1].state = lost;
+        let without = [all[0].clone(), all[2].clone(), all[3].clone()];
+        let now = by_source(&less, None);
+        assert_eq!(now, by_source(&without, None), "as if it were none");
+        let mut taken = [0; 5];
+        for (old, new) in before.iter().zip(&now) {
+            assert!(old == new || *old == id(2), "a client of another backend moved");
+            taken[usize::from(new.0[0])] += usize::from(*old == id(2));
+        }
+        assert!([1, 3, 4].iter().all(|n| taken[*n] > 180), "its clients are shared: {taken:?}");
+    }
+    let mut heavy = all.clone();
+    heavy[0].weight = 200;
+    let now = by_source(&heavy, None);
+    let share = now.iter().filter(|node| **node == id(1)).count();
+    assert!((1_100..1_300).contains(&share), "two fifths of them: {share}");
+    assert!(before.iter().zip(&now).all(|(old, new)| old == new || *new == id(1)), "only towards it");
+}
+
+#[test]
+fn by_source_an_address_is_one_client_however_it_is_written_and_a_machine_is_one() {
+    let all = [1, 2, 3].map(|n| backend(n, BackendState::Ready, 100));
+    let first = |client: &str, own: u8| {
+        let client = Some(client.parse().unwrap());
+        Balancer::new(u64::from(own)).rank(Balance::Source, &all, Some(id(own)), client, Moment::ZERO, idle)
+            [0]
+    };
+    for n in 1..50 {
+        assert_eq!(first(&format!("10.1.0.{n}"), 8), first(&format!("::ffff:10.1.0.{n}"), 9));
+    }
+    let of = |own| {
+        assert_eq!(first("127.0.0.1", own), first("::1", own), "one machine");
+        first("127.0.0.1", own)
+    };
+    let machines: std::collections::BTreeSet<usize> = (10..60).map(of).collect();
+    assert_eq!(machines.len(), 3, "machines are spread");
+}
+
 #[test]
 fn a_newcomer_to_round_robin_gets_its_share_and_no_more() {
     let old = [backend(1, BackendState::Ready, 100), backend(2, BackendState::Ready, 100)];
     let all = [old[0].clone(), old[1].clone(), backend(3, BackendState::Ready, 100)];
     let mut balancer = Balancer::new(7);
     for _ in 0..1000 {
-        let first = balancer.rank(Balance::RoundRobin, &old, None, Moment::ZERO, idle)[0];
+        let first = balancer.rank(Balance::RoundRobin, &old, None, None, Moment::ZERO, idle)[0];
         balancer.connection_assigned(&old, first, Moment::ZERO);
     }
     let mut counts = [0; 3];
     for _ in 0..30 {
-        let first = balancer.rank(Balance::RoundRobin, &all, None, Moment::ZERO, idle)[0];
+        let first = balancer.rank(Balance::RoundRobin, &all, None, None, Moment::ZERO, idle)[0];
         balancer.connection_assigned(&all, first, Moment::ZERO);
         counts[first] += 1;
     }
@@ -189,7 +250,7 @@ fn the_nearest_comes_first_by_coarse_steps_and_load_decides_within_one() {
     let backends = [at(1, None), at(2, ms(12)), at(3, ms(19)), at(4, ms(1)), at(5, ms(700)), at(6, ms(90))];
     let usage =
         |node: &NodeId| BackendLoad { connections: u64::from(*node == id(2)), ..BackendLoad::default() };
-    let order = Balancer::new(1).rank(Balance::Nearest, &backends, Some(id(6)), Moment::ZERO, usage);
+    let order = Balancer::new(1).rank(Balance::Nearest, &backends, Some(id(6)), None, Moment::ZERO, usage);
     assert_eq!(order, [5, 3, 2, 1, 4, 0]);
 }
 
@@ -197,7 +258,7 @@ fn the_nearest_comes_first_by_coarse_steps_and_load_decides_within_one() {
 fn the_first_by_name_gets_all_until_it_is_full() {
     let backends = [1, 2, 3].map(|n| backend(n, BackendState::Ready, 100));
     let first = |usage: &dyn Fn(&NodeId) -> BackendLoad| {
-        Balancer::new(9).rank(Balance::First, &backends, None, Moment::ZERO, usage)
+        Balancer::new(9).rank(Balance::First, &backends, None, None, Moment::ZERO, usage)
     };
     assert_eq!(first(&|_| BackendLoad { connections: 5, ..BackendLoad::default() }), [0, 1, 2]);
     assert_eq!(first(&|node| BackendLoad { full: *node == id(1), ..BackendLoad::default() }), [1, 2, 0]);
@@ -217,7 +278,7 @@ fn full_and_unresponsive_backends_rank_between_good_and_not_good() {
         unresponsive: *node == id(4),
         ..BackendLoad::default()
     };
-    let order = Balancer::new(1).rank(Balance::LeastConnections, &backends, None, Moment::ZERO, usage);
+    let order = Balancer::new(1).rank(Balance::LeastConnections, &backends, None, None, Moment::ZERO, usage);
     assert_eq!((order[0], order[3]), (2, 1));
 }
 
@@ -232,12 +293,12 @@ fn a_probe_only_backend_ranks_after_live_ones_and_before_those_not_good() {
             })
     };
     let order = |backends: &[Backend], own| {
-        Balancer::new(1).rank(Balance::LeastConnections, backends, own, Moment::ZERO, idle)
+        Balancer::new(1).rank(Balance::LeastConnections, backends, own, None, Moment::ZERO, idle)
     };
     assert_eq!(order(&all(true), None), [1, 0, 2]);
     assert_eq!(order(&all(false), None)[0], 0, "nobody better: it is used all the same");
     let usage = |node: &NodeId| BackendLoad { full: *node == id(2), ..BackendLoad::default() };
-    let full = Balancer::new(1).rank(Balance::LeastConnections, &all(true), None, Moment::ZERO, usage);
+    let full = Balancer::new(1).rank(Balance::LeastConnections, &all(true), None, None, Moment::ZERO, usage);
     assert_eq!(full, [0, 1, 2]);
     assert_eq!(
         held_action(&id(1), &all(true)),
@@ -287,7 +348,7 @@ fn caught_up(balance: Balance, after: u64, before: u64) -> u64 {
             connections: counts[usize::from(node.0[0]) - 1],
             ..BackendLoad::default()
         };
-        let first = balancer.rank(balance, &table(BackendState::Ready), None, now, usage)[0];
+        let first = balancer.rank(balance, &table(BackendState::Ready), None, None, now, usage)[0];
         balancer.connection_assigned(&table(BackendState::Ready), first, now);
         counts[first] += 1;
     }
@@ -390,7 +451,7 @@ proptest! {
             .enumerate()
             .map(|(i, (state, weight))| backend(i as u8, *state, *weight))
             .collect();
-        let order = Balancer::new(seed).rank(balance, &backends, None, Moment::ZERO, idle);
+        let order = Balancer::new(seed).rank(balance, &backends, None, None, Moment::ZERO, idle);
         let mut sorted = order.clone();
         sorted.sort_unstable();
         prop_assert_eq!(sorted, (0..backends.len()).collect::<Vec<_>>());

@@ -30,7 +30,7 @@ use tokio::net::TcpStream;
 use super::copy::{BrokenConnection, with_scratch};
 use super::dial::{DialAttempt, Upstream};
 use super::held::CancelHandle;
-use super::pool::ServicePool;
+use super::pool::{OpenClient, PoolClient, ServicePool};
 use super::{ProxyShared, socket};
 
 /// Most additional backends that get one ClientHello: with three masters, all of them.
@@ -182,10 +182,11 @@ pub(super) async fn answer(
     upstream: Upstream,
     first: &ClientHelloBuffer,
     header: &[u8],
-    pool: &Arc<ServicePool>,
+    open: &OpenClient,
     shared: &Arc<ProxyShared>,
 ) -> Result<AnsweredUpstream, Termination> {
-    let sender = HelloSender { hello: &first.bytes, header, too_long: pool.too_long(), pool, shared };
+    let (pool, asking) = (&open.pool, open.of(shared));
+    let sender = HelloSender { hello: &first.bytes, header, too_long: pool.too_long(), pool, asking, shared };
     let mut tried = vec![upstream.conn_guard.held.node];
     let (run, cancel) = connected(upstream, first.sent);
     let original = Arc::downgrade(&run);
@@ -248,6 +249,7 @@ struct HelloSender<'a> {
     header: &'a [u8],
     too_long: Duration,
     pool: &'a Arc<ServicePool>,
+    asking: PoolClient,
     shared: &'a Arc<ProxyShared>,
 }
 
@@ -257,7 +259,7 @@ impl HelloSender<'_> {
         let now = self.shared.life.now();
         let table = Arc::clone(&self.shared.table.borrow());
         let backends = table.get(&self.pool.service)?;
-        let (chosen, conn_guard) = self.pool.another(backends, self.shared.own, now, tried)?;
+        let (chosen, conn_guard) = self.pool.another(backends, self.asking, now, tried)?;
         let backend = backends.get(chosen).filter(|_| self.pool.may_replay(now))?;
         tried.push(backend.node);
         conn_guard.held.counts.replays.fetch_add(1, Relaxed);

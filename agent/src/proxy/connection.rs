@@ -264,7 +264,7 @@ async fn find(
     shared: &Arc<ProxyShared>,
     access_record: &mut Option<Box<AccessRecord>>,
 ) -> Result<Upstream, Termination> {
-    let DialResult { upstream, tries, moved } = dial(&open.pool, shared).await;
+    let DialResult { upstream, tries, moved } = dial(open, shared).await;
     if let Some(access_record) = access_record {
         access_record.retries = tries.saturating_sub(1);
         access_record.moved = moved;
@@ -297,7 +297,7 @@ async fn wait_first_flight(
     open: &OpenClient,
     shared: &Arc<ProxyShared>,
 ) -> Result<AnsweredUpstream, Termination> {
-    answer(client, upstream, flight, &header(client, open), &open.pool, shared).await
+    answer(client, upstream, flight, &header(client, open), open, shared).await
 }
 
 /// Why a connection ended; `None`: it was cancelled.

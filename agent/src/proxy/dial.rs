@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 
 use super::ProxyShared;
 use super::held::{ConnGuard, HeldCounts};
-use super::pool::ServicePool;
+use super::pool::{OpenClient, ServicePool};
 use super::socket::{self, PendingConnect};
 
 /// A dial without an answer for this long counts against its backend even if it was not awaited: longer than
@@ -41,11 +41,12 @@ pub(super) struct DialResult {
 }
 
 /// Dials until the first backend answers.
-pub(super) async fn dial(pool: &Arc<ServicePool>, shared: &Arc<ProxyShared>) -> DialResult {
+pub(super) async fn dial(open: &OpenClient, shared: &Arc<ProxyShared>) -> DialResult {
+    let pool = &open.pool;
     let life = &shared.life;
     let table = Arc::clone(&shared.table.borrow());
     let backends = table.get(&pool.service).map_or(&[][..], Vec::as_slice);
-    let (order, first) = pool.rank(backends, shared.own, life.now());
+    let (order, first) = pool.rank(backends, open.of(shared), life.now());
     let begin = |(i, conn_guard): (usize, ConnGuard)| {
         Some(DialAttempt::begin(conn_guard, backends.get(i)?.address, pool, shared))
     };

@@ -122,7 +122,8 @@ impl Proxy {
             }
             None => None,
         };
-        let open = pool.readmit(shared);
+        let source = client.peer_addr().ok().map(|from| from.ip());
+        let open = pool.readmit(source, shared);
         let served = connection::go_on(client, backend, handed, open, Arc::clone(shared));
         shared.life.spawn_on(served, worker);
         Some(())

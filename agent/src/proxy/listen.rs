@@ -1,7 +1,7 @@
 //! Listening sockets: binding, retries, and accept loops.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -209,11 +209,11 @@ async fn accept_all(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((client, _)) => {
+            Ok((client, from)) => {
                 if shared.starved.relieve(now) {
                     tracing::info!("file descriptors are available again");
                 }
-                admit(client, pool, shared);
+                admit(client, from.ip(), pool, shared);
             }
             // The client disconnected before it was accepted.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -230,17 +230,17 @@ async fn accept_all(
 fn last_accepts(listener: TcpListener, pool: &Arc<ServicePool>, shared: &Arc<ProxyShared>) {
     let Ok(listener) = listener.into_std() else { return };
     for _ in 0..LAST_ACCEPTS {
-        let Ok((client, _)) = listener.accept() else { break };
+        let Ok((client, from)) = listener.accept() else { break };
         let client = client.set_nonblocking(true).and_then(|()| TcpStream::from_std(client));
         if let Ok(client) = client {
-            admit(client, pool, shared);
+            admit(client, from.ip(), pool, shared);
         }
     }
 }
 
 /// Spawns a task for the client, or resets it when the service is at its limit.
-fn admit(client: TcpStream, pool: &Arc<ServicePool>, shared: &Arc<ProxyShared>) {
-    match pool.admit(shared) {
+fn admit(client: TcpStream, source: IpAddr, pool: &Arc<ServicePool>, shared: &Arc<ProxyShared>) {
+    match pool.admit(source, shared) {
         Some(open) => shared.life.spawn(connection::serve(client, open, Arc::clone(shared))),
         None => socket::reset_on_drop(&client),
     }

@@ -1,7 +1,7 @@
 //! What a service's connections share: balancing, held connections, and limits.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -124,8 +124,8 @@ impl ServicePool {
         choice.backend_maxconn = service.backend_maxconn;
     }
 
-    /// Counts a client in; `None` at the limit.
-    pub(super) fn admit(self: &Arc<ServicePool>, shared: &ProxyShared) -> Option<OpenClient> {
+    /// Counts a client from `source` in; `None` at the limit.
+    pub(super) fn admit(self: &Arc<ServicePool>, source: IpAddr, shared: &ProxyShared) -> Option<OpenClient> {
         let now = || shared.life.now();
         let maxconn = self.maxconn.load(Relaxed);
         if shared.clients.load(Relaxed) >= shared.most {
@@ -151,19 +151,23 @@ impl ServicePool {
         if self.full.relieve(now) {
             tracing::info!(service = %self.service, "connections are below maxconn ({maxconn}) again");
         }
-        Some(self.open_client(shared))
+        Some(self.open_client(Some(source), shared))
     }
 
-    fn open_client(self: &Arc<ServicePool>, shared: &ProxyShared) -> OpenClient {
+    fn open_client(self: &Arc<ServicePool>, source: Option<IpAddr>, shared: &ProxyShared) -> OpenClient {
         shared.clients.fetch_add(1, Relaxed);
         let clients = Arc::clone(&shared.clients);
-        OpenClient { pool: Arc::clone(self), clients, _open: shared.open.token() }
+        OpenClient { pool: Arc::clone(self), source, clients, _open: shared.open.token() }
     }
 
     /// Counts a client that another process has admitted.
-    pub(super) fn readmit(self: &Arc<ServicePool>, shared: &ProxyShared) -> OpenClient {
+    pub(super) fn readmit(
+        self: &Arc<ServicePool>,
+        source: Option<IpAddr>,
+        shared: &ProxyShared,
+    ) -> OpenClient {
         self.open.fetch_add(1, Relaxed);
-        self.open_client(shared)
+        self.open_client(source, shared)
     }
 
     /// Counts a connection that another process has made.
@@ -262,11 +266,11 @@ impl ServicePool {
     pub(super) fn rank(
         &self,
         backends: &[Backend],
-        own: NodeId,
+        client: PoolClient,
         now: Moment,
     ) -> (Vec<usize>, Option<ConnGuard>) {
         let mut choice = lock(&self.choice);
-        let order = choice.rank(backends, own, now);
+        let order = choice.rank(backends, client, now);
         let first = order.first().and_then(|first| choice.conn_guard(backends, *first, now));
         (order, first)
     }
@@ -275,12 +279,12 @@ impl ServicePool {
     pub(super) fn another(
         &self,
         backends: &[Backend],
-        own: NodeId,
+        client: PoolClient,
         now: Moment,
         tried: &[NodeId],
     ) -> Option<(usize, ConnGuard)> {
         let mut choice = lock(&self.choice);
-        let order = choice.rank(backends, own, now);
+        let order = choice.rank(backends, client, now);
         let fit = |one: &&usize| {
             backends.get(**one).is_some_and(|one| one.state.is_good() && !tried.contains(&one.node))
         };
@@ -387,13 +391,13 @@ impl ServicePool {
 }
 
 impl BackendChoice {
-    fn rank(&self, backends: &[Backend], own: NodeId, now: Moment) -> Vec<usize> {
+    fn rank(&self, backends: &[Backend], client: PoolClient, now: Moment) -> Vec<usize> {
         let usage = |node: &NodeId| {
             self.held
                 .get(node)
                 .map_or(BackendLoad::default(), |kept| kept.held.usage(self.backend_maxconn, now))
         };
-        self.balancer.rank(self.balance, backends, Some(own), now, usage)
+        self.balancer.rank(self.balance, backends, Some(client.own), client.source, now, usage)
     }
 
     /// A backend to which another process has held connections.
@@ -416,8 +420,26 @@ impl BackendChoice {
 /// A client that counts towards `maxconn`.
 pub(super) struct OpenClient {
     pub(super) pool: Arc<ServicePool>,
+    /// Its address; `None`: it went before it could be asked for.
+    source: Option<IpAddr>,
     clients: Arc<AtomicU64>,
     _open: TaskTrackerToken,
+}
+
+impl OpenClient {
+    /// What a backend is chosen for.
+    pub(super) fn of(&self, shared: &ProxyShared) -> PoolClient {
+        PoolClient { own: shared.own, source: self.source }
+    }
+}
+
+/// Whom a backend is chosen for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PoolClient {
+    /// This node.
+    own: NodeId,
+    /// The client's address.
+    source: Option<IpAddr>,
 }
 
 impl Drop for OpenClient {

@@ -184,6 +184,7 @@ fn balance(service: &ServiceStatus) -> &'static str {
         OpenEnum::Known(Balance::LeastConnections) => "leastconn",
         OpenEnum::Known(Balance::RoundRobin) => "roundrobin",
         OpenEnum::Known(Balance::First) => "first",
+        OpenEnum::Known(Balance::Source) => "source",
         OpenEnum::Known(Balance::Nearest) => "nearest",
         OpenEnum::Other(_) => "unknown",
     }

@@ -149,7 +149,7 @@ async fn a_stop_is_finished_as_soon_as_the_last_connection_is() {
 async fn a_connection_costs_little_memory() {
     let rig = Rig::new(&service(), vec![]);
     let pool = Arc::new(ServicePool::new(&service(), id(100)));
-    let open = pool.admit(&rig.proxy.shared).unwrap();
+    let open = pool.admit([127, 0, 0, 1].into(), &rig.proxy.shared).unwrap();
     let client = rig.connect().await;
     let future = connection::serve(client, open, Arc::clone(&rig.proxy.shared));
     let size = std::mem::size_of_val(&future);
