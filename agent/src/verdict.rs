@@ -63,7 +63,9 @@ pub(crate) fn evaluate(status: &Status, now: UnixMs) -> HealthVerdict {
     let others = status.services.iter().filter(|service| service.name.as_str() != KUBE_API);
     faults.extend(others.filter_map(shortage));
     faults.extend(status.vips.iter().filter_map(fault));
-    match status.problems.len() {
+    // Services that nobody offers have been named.
+    let more = status.problems.iter().filter(|problem| problem.code != ProblemCode::NotOffered);
+    match more.count() {
         0 => {}
         1 => faults.push("1 problem, see below".to_owned()),
         many => faults.push(format!("{many} problems, see below")),

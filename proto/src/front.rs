@@ -11,7 +11,7 @@ use crate::backends::Backend;
 use crate::cause::{Cause, Fault};
 use crate::health::Readiness;
 use crate::record::ServiceOffer;
-use crate::service::{Service, ServiceName};
+use crate::service::Service;
 use crate::unfit::Unfit;
 
 /// A TCP socket of this machine that listens, whoever's it is.
@@ -79,8 +79,12 @@ impl VipFront<'_> {
     /// Why its clients would be refused here.
     pub fn evaluate(&self) -> Result<(), Unfit> {
         let port = self.port();
-        if let Some(own) = self.own.filter(|_| port == self.service.port) {
-            return self.by_own_instance(own);
+        if let Some(own) = self.own {
+            // Whichever port its clients use, a node whose own instance is well serves them better.
+            self.own_instance_is_well(own)?;
+            if port == self.service.port {
+                return self.own_instance_listens();
+            }
         }
         let mut listeners = self.listeners.iter().filter(|(at, _)| at.port() == port);
         let Some((at, fault)) = listeners.clone().find(|(at, _)| is_for(*at, self.address)) else {
@@ -102,13 +106,13 @@ impl VipFront<'_> {
         }
     }
 
-    fn by_own_instance(&self, own: &ServiceOffer) -> Result<(), Unfit> {
+    fn own_instance_is_well(&self, own: &ServiceOffer) -> Result<(), Unfit> {
         let (name, cause, reason) = (&self.service.name, own.health.cause, own.health.reason());
         match own.health.readiness {
             Readiness::Alive if cause == Cause::NotCheckedYet => {
                 Err(Unfit::new(cause, format_args!("its {name} is {reason}")))
             }
-            Readiness::Ready | Readiness::Alive => self.own_instance_listens(name),
+            Readiness::Ready | Readiness::Alive => Ok(()),
             readiness => {
                 let reason = format_args!("its {name} is {}: {reason}", readiness.as_str());
                 Err(Unfit::new(cause, reason))
@@ -116,7 +120,8 @@ impl VipFront<'_> {
         }
     }
 
-    fn own_instance_listens(&self, name: &ServiceName) -> Result<(), Unfit> {
+    fn own_instance_listens(&self) -> Result<(), Unfit> {
+        let name = &self.service.name;
         let (ip, port) = (self.address, self.service.port);
         match self.host {
             Some(host) if !host.iter().any(|one| one.takes(ip, port)) => {
@@ -330,6 +335,8 @@ mod tests {
             ServiceOffer { health: ServiceHealth::not_checked_yet(UnixMs(0)), ..offer(Readiness::Alive) };
         let why = evaluate(vip, &fresh, None, &[]).unwrap_err();
         assert_eq!(why.0, Cause::NotCheckedYet, "an address is claimed for what is known to serve");
+        let not_ready = evaluate(vip, &offer(Readiness::NotReady), None, &["0.0.0.0:8443"]).unwrap_err();
+        assert_eq!(not_ready.0, Cause::Http(500), "on whichever port");
         let elsewhere = evaluate(vip, &ready, None, &["0.0.0.0:8443"]).unwrap_err();
         assert_eq!(elsewhere.0, Cause::NotServed, "its clients use the balancers' port");
     }

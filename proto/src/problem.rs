@@ -57,6 +57,8 @@ codes! {
     RecordNotUnderstood "record-not-understood",
     /// A member claims something that it is not authorized for; subject: its name and the claim.
     NotAuthorized "not-authorized",
+    /// No node offers a service; subject: the service.
+    NotOffered "not-offered",
     /// A member offers a service at an unproven address; subject: its name and the service.
     AddressUnproven "address-unproven",
     /// A member offers a service at the address of another member; subject: its name and the service.

@@ -80,12 +80,14 @@ pub enum Balance {
     Nearest,
     /// The first by name, the next when it is not good or full.
     First,
+    /// The same one for each client address while it is good, on whichever node the client connects.
+    Source,
 }
 
 impl Balance {
     /// Every balance, for messages and completions.
-    pub const ALL: [Balance; 4] =
-        [Balance::LeastConnections, Balance::RoundRobin, Balance::Nearest, Balance::First];
+    pub const ALL: [Balance; 5] =
+        [Balance::LeastConnections, Balance::RoundRobin, Balance::Nearest, Balance::First, Balance::Source];
 
     /// Its name in configuration.
     pub fn as_str(self) -> &'static str {
@@ -94,6 +96,7 @@ impl Balance {
             Balance::RoundRobin => "round-robin",
             Balance::Nearest => "nearest",
             Balance::First => "first",
+            Balance::Source => "source",
         }
     }
 }
@@ -247,6 +250,8 @@ pub struct Service {
     pub send_proxy: bool,
     /// Log a line for each connection.
     pub access_log: bool,
+    /// Whether this node checks its own instance and offers it; false where the settings name others.
+    pub offer: bool,
 }
 
 /// Largest weight, as in haproxy.
@@ -272,6 +277,7 @@ impl Service {
             backend_maxconn: 0,
             send_proxy: false,
             access_log: false,
+            offer: true,
         }
     }
 }

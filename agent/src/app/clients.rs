@@ -40,7 +40,7 @@ impl ClientPath {
         life: &Lifecycle,
     ) -> (ClientPath, usize, usize) {
         let descriptors = proxy::raise_descriptor_limit();
-        let first = EffectiveConfig::of(&configured.borrow(), member.document());
+        let first = EffectiveConfig::of(&configured.borrow(), member.document(), &member.identity.id);
         let (most, maxconn) = (
             proxy::descriptor_budget().connections,
             first.services.iter().map(|one| u64::from(one.maxconn)).sum::<u64>(),
@@ -57,7 +57,14 @@ impl ClientPath {
         let (reports_in, reports) = mpsc::channel(reachability::REPORTS);
         let proxy = Proxy::start(listeners, member.identity.id, table.clone(), reports_in.clone(), life);
         let (held, ended) = received.map_or((0, 0), |received| proxy.go_on(received));
-        let effective = effective_config::spawn(first, configured, trust.clone(), proxy.clone(), life);
+        let effective = effective_config::spawn(
+            first,
+            member.identity.id,
+            configured,
+            trust.clone(),
+            proxy.clone(),
+            life,
+        );
         let (members, degraded) = (trust.clone(), disk.is_degraded());
         let inputs = reachability::ReachabilityInputs {
             services: effective.services(),

@@ -23,7 +23,7 @@ use proto::doctor::facts::{
 use proto::doctor::mesh::{MeshFacts, PeerConversation, PeerFacts, ReturnPath};
 use proto::doctor::{DoctorAnswer, Examination, Finding, MOST_FINDINGS, host, mesh, x509};
 use proto::node::NodeId;
-use proto::problem::ProblemCode;
+use proto::problem::{Problem, ProblemCode};
 use proto::pulse::Liveness;
 use proto::rpc::{FailCode, FromMember, ToMember};
 use proto::service::{Check, CheckKind, KUBE_API, Service};
@@ -114,8 +114,15 @@ fn agent(status: &Status, asked_by: Option<&str>) -> AgentFacts {
             how: format!("{}, {}", one.state.as_str(), one.reason),
         })
     });
+    // A service that nobody offers is a problem with its own steps.
+    let told = |service: &ServiceStatus| {
+        let of = |one: &Problem| one.code == ProblemCode::NotOffered && one.subject == service.name.as_str();
+        status.problems.iter().any(of)
+    };
     let nobody = |service: &&ServiceStatus| {
-        !service.listen.is_empty() && !service.backends.iter().any(|backend| backend.state.is_good())
+        !service.listen.is_empty()
+            && !told(service)
+            && !service.backends.iter().any(|backend| backend.state.is_good())
     };
     let unserved = |service: &ServiceStatus| {
         (service.name.to_string(), service.backends.iter().any(|one| one.state != BackendState::Down))

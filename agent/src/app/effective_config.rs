@@ -9,6 +9,7 @@ use std::sync::Arc;
 use proto::cluster::Document;
 use proto::config::{Config, Mistake, overlay};
 use proto::control::{ServiceSource, SettingStatus};
+use proto::node::{NodeId, Role};
 use proto::service::{KUBE_API, Service, ServiceName};
 use proto::settings::Settings;
 use tokio::sync::watch;
@@ -32,10 +33,11 @@ pub(crate) struct EffectiveConfig {
 }
 
 impl EffectiveConfig {
-    /// Settles a configuration with what a document says.
-    pub(super) fn of(config: &Config, document: &Document) -> EffectiveConfig {
+    /// Settles a configuration with what a document says for this node.
+    pub(super) fn of(config: &Config, document: &Document, own: &NodeId) -> EffectiveConfig {
         let (settings, mut mistakes) = Settings::of(document);
-        let (services, more) = overlay(config, &settings.services);
+        let role = document.role(own).unwrap_or(Role::Worker);
+        let (services, more) = overlay(config, &settings.services_at(&document.shown_name(own), role));
         for mistake in more {
             if !mistakes.contains(&mistake) {
                 mistakes.push(mistake);
@@ -116,6 +118,7 @@ impl EffectiveWatches {
 
 /// The task: what it reads, and the watches that it alone writes.
 struct ConfigTask {
+    own: NodeId,
     config: watch::Receiver<Arc<Config>>,
     trust: watch::Receiver<Arc<TrustedKeys>>,
     proxy: Proxy,
@@ -127,6 +130,7 @@ struct ConfigTask {
 /// Starts the task with what holds at `first`, of which the proxy has heard already.
 pub(super) fn spawn(
     first: EffectiveConfig,
+    own: NodeId,
     config: watch::Receiver<Arc<Config>>,
     trust: watch::Receiver<Arc<TrustedKeys>>,
     proxy: Proxy,
@@ -136,7 +140,8 @@ pub(super) fn spawn(
     let (services_in, services) = watch::channel(Arc::new(first.services.clone()));
     let (settings_in, settings) = watch::channel(Arc::new(first.settings.clone()));
     let (all_in, all) = watch::channel(Arc::new(first));
-    let task = ConfigTask { config, trust, proxy, services: services_in, settings: settings_in, all: all_in };
+    let task =
+        ConfigTask { own, config, trust, proxy, services: services_in, settings: settings_in, all: all_in };
     let stopping = life.draining.clone();
     life.supervise("settings", task, move |task| {
         let stopping = stopping.clone();
@@ -165,7 +170,7 @@ impl ConfigTask {
     fn reconcile(&mut self) {
         let config = self.config.borrow_and_update().clone();
         let document = self.trust.borrow_and_update().document.clone();
-        let now = Arc::new(EffectiveConfig::of(&config, &document));
+        let now = Arc::new(EffectiveConfig::of(&config, &document, &self.own));
         let before = self.all.borrow().clone();
         if *before == *now {
             return;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use proto::backends::{Backend, BackendState};
+use proto::backends::{Backend, BackendState, BackendTable};
 use proto::cause::Cause;
 use proto::cluster::Document;
 use proto::control::{
@@ -14,6 +14,7 @@ use proto::problem::{Problem, ProblemCode};
 use proto::pulse::{Liveness, PeerLivenessMap};
 use proto::record::{NodeRecord, PeerLink};
 use proto::service::{Service, ServiceName};
+use proto::time::UnixMs;
 use proto::view::{ClusterView, Ignored, IgnoredClaim};
 
 use super::RunningAgent;
@@ -25,6 +26,9 @@ use crate::supervisor;
 
 /// Milliseconds that a node is given to prove an address before status says that it has not.
 const PROVING: u64 = 5_000;
+
+/// Milliseconds in which those that offer a service have checked it and told of it.
+const OFFERING: u64 = 10_000;
 
 fn milliseconds(rtt: std::time::Duration) -> f64 {
     // Three digits after the point: clocks do not carry more.
@@ -101,7 +105,11 @@ pub(super) fn of(running: &RunningAgent) -> Status {
             .collect(),
         members_from: None,
         vips: vips.vips.clone(),
-        problems: problems(running).into_iter().chain(running.events.problems()).collect(),
+        problems: problems(running)
+            .into_iter()
+            .chain(running.events.problems())
+            .chain(not_offered(running, &view, &table))
+            .collect(),
         taken_unix_ms: wall(),
     }
 }
@@ -251,6 +259,29 @@ fn duplicates(running: &RunningAgent, document: &Document) -> Vec<Problem> {
         problem(&name, detail, on_copy)
     });
     own.into_iter().chain(others).collect()
+}
+
+/// Services that nobody offers. No event tells of them: backends have their own.
+fn not_offered(running: &RunningAgent, view: &ClusterView, table: &BackendTable) -> Vec<Problem> {
+    let now = wall();
+    let young = |since: UnixMs| now.0.saturating_sub(since.0) < OFFERING;
+    if young(running.own.began()) {
+        return Vec::new();
+    }
+    let effective = running.clients.effective().now();
+    let document = running.document();
+    let nobody = |service: &&Service| {
+        let name = &service.name;
+        let below = format!("service.{name}.");
+        let settings = document.settings.iter().filter(|(key, _)| key.starts_with(&below));
+        let ignored = |one: &IgnoredClaim| matches!(&one.what, Ignored::NotNamed(service) if service == name);
+        *name != ServiceName::kube_api()
+            && table.get(name).is_none_or(Vec::is_empty)
+            && !settings.into_iter().any(|(_, setting)| young(setting.at))
+            // Told with who does, and how to allow it.
+            && !view.not_counted.iter().any(ignored)
+    };
+    effective.services.iter().filter(nobody).map(|service| effective.settings.not_offered(service)).collect()
 }
 
 /// What is wrong with this node, except with telling of it.

@@ -57,7 +57,7 @@ pub(crate) fn until_checked(
             checked.map_or_else(|| ServiceHealth::not_checked_yet(wall()), |(_, health)| health.clone());
         Some((service.name.clone(), ServiceOffer { address, weight: service.weight, health, check_ms: None }))
     };
-    services.iter().filter_map(before).collect()
+    services.iter().filter(|service| service.offer).filter_map(before).collect()
 }
 
 /// Checks the configured services until shutdown. `out` keeps its value until a check changes it, see
@@ -150,18 +150,21 @@ impl CheckerOwner {
         let listeners: Arc<[SocketAddr]> =
             services.iter().flat_map(|service| service.listen.iter().copied()).collect();
         self.running.retain(|_, running| {
-            let kept = services.contains(&running.service) && running.listeners == listeners;
+            let kept = running.service.offer
+                && services.contains(&running.service)
+                && running.listeners == listeners;
             if !kept {
                 running.stop.cancel();
             }
             kept
         });
-        for service in services.iter() {
+        let offered = || services.iter().filter(|service| service.offer);
+        for service in offered() {
             if !self.running.contains_key(&service.name) {
                 self.start(service, &listeners);
             }
         }
-        self.publish(|health| health.retain(|name, _| services.iter().any(|service| service.name == *name)));
+        self.publish(|health| health.retain(|name, _| offered().any(|service| service.name == *name)));
     }
 
     fn start(&mut self, service: &Service, listeners: &Arc<[SocketAddr]>) {

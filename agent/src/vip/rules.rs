@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use proto::cause::Cause;
-use proto::cluster::Document;
+use proto::cluster::{Admitted, Document};
 use proto::election::{Candidate, VipRules};
 use proto::health::Readiness;
 use proto::node::NodeId;
 use proto::pulse::{Liveness, PeerLivenessMap};
-use proto::settings::{Candidates, PRIORITY, VipSettings};
+use proto::settings::{NodeSelector, PRIORITY, VipSettings};
 use proto::time::UnixMs;
 use proto::unfit::Unfit;
 use proto::view::{ClusterView, MemberView};
@@ -40,9 +40,12 @@ impl RulesInputs<'_> {
     pub(super) fn rules(&self, settings: &VipSettings, turn: usize, young: bool) -> VipRules {
         let RulesInputs { own, document, view, fit, liveness, wall, heard } = *self;
         let may = |id: &NodeId| match &settings.candidates {
-            Candidates::Masters => fit.masters.contains(id) && document.is_master(id),
-            Candidates::All => true,
-            Candidates::Names(names) => document.member(id).is_some_and(|one| names.contains(&one.name)),
+            // Only those with an apiserver.
+            NodeSelector::Masters => fit.masters.contains(id) && document.is_master(id),
+            nodes => {
+                let named = |one: &Admitted, role| nodes.includes(&one.name, role);
+                document.member(id).zip(document.role(id)).is_some_and(|(one, role)| named(one, role))
+            }
         };
         let masters = document.masters().map(|(id, _)| *id).collect();
         let mut rules = VipRules { preempt: settings.preempt, turn, masters, ..VipRules::default() };
@@ -171,11 +174,11 @@ mod tests {
             let (document, view, fit, liveness) = (&document, &view, &fit, &liveness);
             RulesInputs { own: id(1), document, view, fit, liveness, wall, heard }.rules(&settings, 4, false)
         };
-        let named = Candidates::Names(["m3".parse().unwrap()].into());
+        let named = NodeSelector::Names(["m3".parse().unwrap()].into());
         let mut all = [id(1), id(2), id(3)];
         all.sort();
         for (candidates, may) in
-            [(Candidates::Masters, vec![id(1)]), (Candidates::All, all.to_vec()), (named, vec![id(3)])]
+            [(NodeSelector::Masters, vec![id(1)]), (NodeSelector::All, all.to_vec()), (named, vec![id(3)])]
         {
             let rules = rules(candidates, &|_| false, WALL);
             let mut nodes: Vec<NodeId> = rules.candidates.iter().map(|one| one.node).collect();
@@ -185,15 +188,16 @@ mod tests {
             assert!(rules.candidates.iter().all(priority));
             assert_eq!((rules.witnesses.len(), rules.turn, rules.masters.len()), (0, 4, 2));
         }
-        let one_heard = rules(Candidates::All, &|node| *node == id(2), WALL);
+        let one_heard = rules(NodeSelector::All, &|node| *node == id(2), WALL);
         assert_eq!((one_heard.witnesses, one_heard.silent), (vec![id(2)], [id(3)].into()));
-        assert_eq!(rules(Candidates::All, &|_| false, UnixMs(JOINED_MS)).witnesses.len(), 3, "just joined");
+        assert_eq!(rules(NodeSelector::All, &|_| false, UnixMs(JOINED_MS)).witnesses.len(), 3, "just joined");
     }
 
     #[test]
     fn pulses_show_sooner_than_gossip_who_is_silent() {
         let (document, fit) = (document(), LocalEligibility::default());
-        let settings = VipSettings { candidates: Candidates::All, ..VipSettings::new([10, 9, 0, 50].into()) };
+        let settings =
+            VipSettings { candidates: NodeSelector::All, ..VipSettings::new([10, 9, 0, 50].into()) };
         for (liveness, gossip, silent) in [
             (None, None, true),
             (None, Some(true), false),

@@ -213,6 +213,7 @@ fn plain(name: ServiceName) -> Service {
         backend_maxconn: 0,
         send_proxy: false,
         access_log: false,
+        offer: true,
     }
 }
 

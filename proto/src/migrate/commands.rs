@@ -35,7 +35,7 @@ impl SetCommand {
     pub(super) fn mistakes(&self) -> Vec<String> {
         let known = self.0.iter().filter(|(key, value)| !key.contains(UNKNOWN) && !value.contains(UNKNOWN));
         let values: BTreeMap<String, String> = known.cloned().collect();
-        Settings::read(&values).1.iter().map(ToString::to_string).collect()
+        Settings::read(&values, None).1.iter().map(ToString::to_string).collect()
     }
 }
 

@@ -89,7 +89,7 @@ pub enum BadSetting {
     #[error("{0}, or off")]
     Preempt(BadValue),
     /// A list of candidates is empty.
-    #[error("empty; use masters, all, or node names")]
+    #[error("empty; use masters, workers, all, or node names")]
     Nobody,
     /// It is no label of an address.
     #[error("\"{0}\" is not a label of 1 to 15 characters, such as wg0:0")]

@@ -46,15 +46,20 @@ pub const KNOWN: &[SettingInfo] = &[
     known("vip", "virtual IPs, separated by commas", "none"),
     known("vip.ADDRESS.interface", "interface that carries it", "the one whose prefix covers it"),
     known("vip.ADDRESS.label", "label of the address, such as wg0:0", "none"),
-    known("vip.ADDRESS.candidates", "who may own it: masters, all, or names", "masters"),
+    known("vip.ADDRESS.candidates", "who may own it: masters, workers, all, or names", "masters"),
     known("vip.ADDRESS.priority.NODE", "rank of a candidate, 1 to 255, highest first", "100"),
     known("vip.ADDRESS.preempt", "off, or how long a better candidate waits, such as 30s", "off"),
     known("vip.ADDRESS.service", "service that it fronts", "kube-api"),
     known("balance", "short for service.kube-api.balance", "least-connections"),
-    known("service.NAME.listen", "where every node's proxy listens, separated by commas", "nowhere"),
+    known("service.NAME.listen", "where the proxies listen, separated by commas", "nowhere"),
+    known("service.NAME.listen-on", "which nodes do: masters, workers, all, or names", "all"),
     known("service.NAME.port", "port of the backends", "none; 6443 for kube-api"),
     known("service.NAME.offer", "who may offer it: masters, workers, all, or names", "masters"),
-    known("service.NAME.balance", "least-connections, round-robin, nearest or first", "least-connections"),
+    known(
+        "service.NAME.balance",
+        "least-connections, round-robin, nearest, first, source",
+        "least-connections",
+    ),
     known("service.NAME.maxconn", "connection limit of each listener", "10000"),
     known("service.NAME.backend-maxconn", "connections per backend before others go first", "0: no limit"),
     known("service.NAME.send-proxy", "true: send the client's address by PROXY protocol", "false"),
@@ -218,9 +223,13 @@ fn of_vip(rest: &str) -> Result<SettingKey, BadSetting> {
 /// The key of who may offer a service, which is no node's own to say.
 pub(super) const OFFER: &str = "offer";
 
+/// The key of which nodes listen, which is no node's own to say either.
+pub(super) const LISTEN_ON: &str = "listen-on";
+
 /// The keys of a service.
-const OF_SERVICE: [&str; SHARED_KEYS.len() + 1] = {
-    let mut keys = [OFFER; SHARED_KEYS.len() + 1];
+const OF_SERVICE: [&str; SHARED_KEYS.len() + 2] = {
+    let mut keys = [OFFER; SHARED_KEYS.len() + 2];
+    keys[SHARED_KEYS.len()] = LISTEN_ON;
     let mut i = 0;
     while i < SHARED_KEYS.len() {
         keys[i] = SHARED_KEYS[i];
@@ -240,6 +249,9 @@ fn of_service(rest: &str) -> Result<SettingKey, BadSetting> {
             return Err(BadSetting::KubeApiOffer);
         }
         return Ok(SettingKey::Service(service, OFFER));
+    }
+    if key == LISTEN_ON {
+        return Ok(SettingKey::Service(service, LISTEN_ON));
     }
     let key = if key == "check.kind" { "check" } else { key };
     match SHARED_KEYS.iter().find(|known| **known == key) {

@@ -11,18 +11,21 @@ use std::time::Duration;
 
 use crate::cluster::Document;
 use crate::config::{self, BadValue, Config, Mistake};
-use crate::node::{Name, Role};
+use crate::node::{Name, NodeId, Role};
 use crate::service::{MAX_WEIGHT, Service, ServiceName};
 use crate::time::UnixMs;
 
 mod error;
 mod known;
+mod nodes;
+mod offering;
 mod plan;
 #[cfg(test)]
 mod tests;
 
 pub use error::BadSetting;
 pub use known::{KNOWN, Secrecy, SettingInfo, about, secrecy};
+pub use nodes::NodeSelector;
 pub use plan::{SettingChange, member, plan};
 
 use known::{SettingKey, VipKey, shown};
@@ -39,31 +42,6 @@ const MAX_PREEMPT: Duration = Duration::from_secs(3600);
 /// Longest value: hundreds of names or addresses.
 const MAX_VALUE: usize = 8 * 1024;
 
-/// Who may own a VIP.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Candidates {
-    /// Every node with an apiserver.
-    Masters,
-    /// Every node.
-    All,
-    /// These.
-    Names(BTreeSet<Name>),
-}
-
-/// Who may offer a service.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum Offerers {
-    /// Nodes that were admitted as masters.
-    #[default]
-    Masters,
-    /// Nodes that were admitted as workers.
-    Workers,
-    /// Every node.
-    All,
-    /// These.
-    Names(BTreeSet<Name>),
-}
-
 /// A virtual IP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VipSettings {
@@ -74,7 +52,7 @@ pub struct VipSettings {
     /// Label of the address on that interface (IFA_LABEL); IPv4 alone has them.
     pub label: Option<String>,
     /// Who may own it.
-    pub candidates: Candidates,
+    pub candidates: NodeSelector,
     /// Ranks of candidates, the highest first; who is not in it has [`PRIORITY`].
     pub priorities: BTreeMap<Name, u8>,
     /// How long a candidate of higher priority is eligible before it takes over; none: it waits until the
@@ -91,7 +69,7 @@ impl VipSettings {
             address,
             interface: None,
             label: None,
-            candidates: Candidates::Masters,
+            candidates: NodeSelector::Masters,
             priorities: BTreeMap::new(),
             preempt: None,
             service: ServiceName::kube_api(),
@@ -107,7 +85,9 @@ pub struct Settings {
     /// Services of the whole cluster; [`config::overlay`] lays them under a node's own.
     pub services: Vec<Service>,
     /// Who may offer which service; of one that is not in it, masters may.
-    pub offerers: BTreeMap<ServiceName, Offerers>,
+    pub offerers: BTreeMap<ServiceName, NodeSelector>,
+    /// Which nodes listen for which service; for one that is not in it, every node does.
+    pub listen_on: BTreeMap<ServiceName, NodeSelector>,
     /// Shares of nodes, which count more than what their files say.
     pub weights: BTreeMap<Name, u16>,
     /// Nodes that take no new connections, and since when.
@@ -143,11 +123,14 @@ impl SettingMistakes {
 impl Settings {
     /// Reads the settings of a document, and says what is not understood and passed over.
     pub fn of(document: &Document) -> (Settings, Vec<Mistake>) {
-        Settings::read(&values(document))
+        Settings::read(&values(document), Some(document))
     }
 
-    /// The same of keys and values.
-    pub(crate) fn read(values: &BTreeMap<String, String>) -> (Settings, Vec<Mistake>) {
+    /// The same of keys and values. `document`: whose members are there; without one, any node may be.
+    pub(crate) fn read(
+        values: &BTreeMap<String, String>,
+        document: Option<&Document>,
+    ) -> (Settings, Vec<Mistake>) {
         let mut found = SettingMistakes(Vec::new());
         let mut settings = Settings::default();
         let mut vips: BTreeMap<IpAddr, VipSettings> = BTreeMap::new();
@@ -169,8 +152,11 @@ impl Settings {
                     Some(vip) => vip.take(of, value),
                     None => Err(BadSetting::NotAVip(*address)),
                 },
-                SettingKey::Service(name, known::OFFER) => offerers(value).map(|who| {
+                SettingKey::Service(name, known::OFFER) => NodeSelector::parse(value).map(|who| {
                     settings.offerers.insert(name.clone(), who);
+                }),
+                SettingKey::Service(name, known::LISTEN_ON) => NodeSelector::parse(value).map(|who| {
+                    settings.listen_on.insert(name.clone(), who);
                 }),
                 SettingKey::Service(name, key) => {
                     services.entry(name.clone()).or_default().push((key, value));
@@ -203,38 +189,77 @@ impl Settings {
             vip.check(&mut found);
         }
         settings.vips = vips.into_values().collect();
+        for name in settings.listen_on.keys() {
+            let is_set = services.get(name).is_some_and(|keys| keys.iter().any(|(key, _)| *key == "listen"));
+            if !is_set {
+                let message = format!("set service.{name}.listen too: it says where these nodes listen");
+                found.add(SettingKey::Service(name.clone(), known::LISTEN_ON), message);
+            }
+        }
         for (name, keys) in services {
             let (service, mistakes) = config::shared_service(&name, keys.into_iter());
             settings.services.extend(service);
             found.0.extend(mistakes);
         }
-        // What no node could do, as far as it does not depend on the node.
-        found.0.extend(config::overlay(&Config::default(), &settings.services).1);
+        found.0.extend(settings.conflicts(document));
         (settings, found.0)
+    }
+
+    /// What a node of the cluster could not do, as far as it does not depend on its own file.
+    fn conflicts(&self, document: Option<&Document>) -> Vec<Mistake> {
+        // Nodes that may join count as well.
+        let later = Name::nearest("unnamed");
+        let members = document.into_iter().flat_map(|document| {
+            let role = |id: &NodeId| document.role(id).unwrap_or(Role::Worker);
+            document.members().map(move |(id, one)| (&one.name, role(id)))
+        });
+        let nodes = members.chain([(&later, Role::Master), (&later, Role::Worker)]);
+        let mut seen = BTreeSet::new();
+        let mut mistakes = Vec::new();
+        for (name, role) in nodes {
+            // Most nodes listen in the same places.
+            let listens: Vec<bool> =
+                self.listen_on.values().map(|nodes| nodes.includes(name, role)).collect();
+            if !seen.insert(listens) {
+                continue;
+            }
+            for mistake in config::overlay(&Config::default(), &self.services_at(name, role)).1 {
+                if !mistakes.contains(&mistake) {
+                    mistakes.push(mistake);
+                }
+            }
+        }
+        mistakes
     }
 }
 
 impl Settings {
+    /// The services as a node of this name and role has them: where it listens, and what it offers. One that does
+    /// not listen for kube-api keeps the default listener, which its own clients use.
+    pub fn services_at(&self, name: &Name, role: Role) -> Vec<Service> {
+        let here = |service: &Service| {
+            let mut service = service.clone();
+            if self.listen_on.get(&service.name).is_some_and(|nodes| !nodes.includes(name, role)) {
+                let is_default = service.name == ServiceName::kube_api();
+                service.listen = if is_default { Service::kube_api().listen } else { Vec::new() };
+            }
+            service.offer = self.offerers.get(&service.name).is_none_or(|nodes| nodes.includes(name, role));
+            service
+        };
+        self.services.iter().map(here).collect()
+    }
+
     /// Whether a node of this name and role may offer a service; kube-api is for masters to offer, whatever
     /// anyone has set.
     pub fn may_offer(&self, service: &ServiceName, name: &Name, role: Role) -> bool {
-        match self.offerers.get(service) {
-            None | Some(Offerers::Masters) => role == Role::Master,
-            Some(Offerers::Workers) => role == Role::Worker,
-            Some(Offerers::All) => true,
-            Some(Offerers::Names(names)) => names.contains(name),
-        }
+        self.offerers.get(service).unwrap_or(&NodeSelector::Masters).includes(name, role)
     }
 
     /// Whether a node of this name and role may own a virtual IP. Of an address that is none, nobody goes by
     /// what is said.
     pub fn may_own(&self, address: IpAddr, name: &Name, role: Role) -> bool {
         let vip = self.vips.iter().find(|vip| vip.address == address);
-        vip.is_none_or(|vip| match &vip.candidates {
-            Candidates::Masters => role == Role::Master,
-            Candidates::All => true,
-            Candidates::Names(names) => names.contains(name),
-        })
+        vip.is_none_or(|vip| vip.candidates.includes(name, role))
     }
 }
 
@@ -270,13 +295,7 @@ impl VipSettings {
         match of {
             VipKey::Interface => self.interface = Some(config::check_interface(value)?),
             VipKey::Label => self.label = Some(label(value)?),
-            VipKey::Candidates => {
-                self.candidates = match value {
-                    "masters" => Candidates::Masters,
-                    "all" => Candidates::All,
-                    _ => Candidates::Names(names(value)?),
-                }
-            }
+            VipKey::Candidates => self.candidates = NodeSelector::parse(value)?,
             VipKey::Priority(node) => {
                 let priority = number(value, 1, 255)?;
                 self.priorities.insert(node.clone(), u8::try_from(priority).unwrap_or(PRIORITY));
@@ -303,21 +322,6 @@ impl VipSettings {
             found.add(&key, format!("a label must begin with its interface, such as {interface}:0"));
         }
     }
-}
-
-fn offerers(value: &str) -> Result<Offerers, BadSetting> {
-    Ok(match value {
-        "masters" => Offerers::Masters,
-        "workers" => Offerers::Workers,
-        "all" => Offerers::All,
-        _ => Offerers::Names(names(value)?),
-    })
-}
-
-fn names(value: &str) -> Result<BTreeSet<Name>, BadSetting> {
-    let all: BTreeSet<Name> =
-        list_items(value).map(|word| word.parse().map_err(BadSetting::Name)).collect::<Result<_, _>>()?;
-    if all.is_empty() { Err(BadSetting::Nobody) } else { Ok(all) }
 }
 
 /// A label of an address: the kernel takes 15 bytes (IFNAMSIZ).

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::error::BadSetting;
-use super::known::{HEADS, OFFER, SettingKey, VipKey, shown};
-use super::{MAX_VALUE, SettingMistakes, Settings, addresses, list_items, names, values};
+use super::known::{HEADS, LISTEN_ON, OFFER, SettingKey, VipKey, shown};
+use super::nodes::names;
+use super::{MAX_VALUE, NodeSelector, SettingMistakes, Settings, addresses, list_items, values};
 use crate::cluster::Document;
 use crate::config::{Mistake, nearest};
 use crate::node::Name;
@@ -66,8 +67,8 @@ pub fn plan(
     let forgotten = forget_vips(&before, &mut after, &touched);
     touched.extend(forgotten);
     // What was wrong before, as a later version's setting may be, does not hinder.
-    let known = Settings::read(&before).1;
-    let new = Settings::read(&after).1.into_iter().filter(|mistake| !known.contains(mistake));
+    let known = Settings::read(&before, Some(document)).1;
+    let new = Settings::read(&after, Some(document)).1.into_iter().filter(|mistake| !known.contains(mistake));
     // A value that can't be read is told once, by the rule that knows its key best.
     let told: Vec<String> = found.0.iter().map(|mistake| mistake.key.clone()).collect();
     found.0.extend(new.filter(|mistake| !told.contains(&mistake.key)));
@@ -92,10 +93,9 @@ fn set(document: &Document, text: &str, value: &str) -> Result<(String, String),
             let all = addresses(value)?;
             all.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",")
         }
-        SettingKey::OfVip(_, VipKey::Candidates) if value != "masters" && value != "all" => {
-            named(document, value)?
-        }
-        SettingKey::Service(_, OFFER) if !matches!(value, "masters" | "workers" | "all") => {
+        SettingKey::OfVip(_, VipKey::Candidates) | SettingKey::Service(_, OFFER | LISTEN_ON)
+            if !NodeSelector::WORDS.contains(&value) =>
+        {
             named(document, value)?
         }
         _ => value.to_owned(),

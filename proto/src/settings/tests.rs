@@ -46,7 +46,7 @@ fn with(texts: &[&str]) -> Document {
     document
 }
 
-fn read(texts: &[&str]) -> Settings {
+pub(super) fn read(texts: &[&str]) -> Settings {
     let (settings, mistakes) = Settings::of(&with(texts));
     assert!(mistakes.is_empty(), "{mistakes:?}");
     settings
@@ -89,12 +89,13 @@ fn everything_of_a_vip_is_read() {
         address: "10.91.91.50".parse().unwrap(),
         interface: Some("vpn0".into()),
         label: Some("vpn0:0".into()),
-        candidates: Candidates::Names(names(&["m1", "m2"])),
+        candidates: NodeSelector::Names(names(&["m1", "m2"])),
         priorities: BTreeMap::from([("m2".parse().unwrap(), 200)]),
         preempt: Some(Duration::from_secs(30)),
         service: "web".parse().unwrap(),
     };
-    let second = VipSettings { candidates: Candidates::All, ..VipSettings::new("fd00::50".parse().unwrap()) };
+    let second =
+        VipSettings { candidates: NodeSelector::All, ..VipSettings::new("fd00::50".parse().unwrap()) };
     assert_eq!(settings.vips, [first, second]);
 }
 
@@ -146,7 +147,7 @@ fn what_is_wrong_is_refused_with_what_would_be_right() {
         ),
         (&["vip=fd00::9", "vip.fd00::9.label=wg0:0"], "IPv6 addresses have no labels"),
         (&["vip=10.0.0.9", "vip.10.0.0.9.candidates=m1,m9"], "there is no member \"m9\", did you mean m"),
-        (&["vip=10.0.0.9", "vip.10.0.0.9.candidates="], "empty; use masters, all"),
+        (&["vip=10.0.0.9", "vip.10.0.0.9.candidates="], "empty; use masters, workers, all"),
         (
             &["vip=10.0.0.9", "vip.10.0.0.9.priority=1"],
             "the node is missing; write vip.10.0.0.9.priority.NODE",
@@ -251,7 +252,7 @@ fn every_setting_that_is_told_of_is_one() {
         assert!(known.key.len() + known.what.len() < 76, "{} does not fit a line", known.key);
     }
     let told = KNOWN.iter().filter(|known| known.key.starts_with("service.")).count();
-    assert_eq!(told, crate::config::SHARED_KEYS.len() + 1, "and who may offer it");
+    assert_eq!(told, crate::config::SHARED_KEYS.len() + 2, "and who offers it, and who listens");
 }
 
 #[test]
@@ -288,7 +289,87 @@ fn who_may_offer_a_service_and_own_a_vip_is_the_settings_to_say() {
     let own = |changes: &[&str], role| settings(changes).may_own(vip, &m1, role);
     assert!(own(&["vip=10.0.0.50"], Role::Master) && !own(&["vip=10.0.0.50"], Role::Worker));
     assert!(own(&["vip=10.0.0.50", "vip.10.0.0.50.candidates=m1"], Role::Worker));
+    assert!(own(&["vip=10.0.0.50", "vip.10.0.0.50.candidates=workers"], Role::Worker));
+    assert!(!own(&["vip=10.0.0.50", "vip.10.0.0.50.candidates=workers"], Role::Master));
     assert!(!own(&["vip=10.0.0.50", "vip.10.0.0.50.candidates=m2"], Role::Master));
+}
+
+#[test]
+fn who_listens_is_told_apart_from_who_offers() {
+    let join = ["service.join.port=9345", "service.join.listen=0.0.0.0:9345"];
+    let at = |changes: &[&str], node: &str, role| {
+        let settings = Settings::of(&with(changes)).0;
+        let services = settings.services_at(&node.parse().unwrap(), role);
+        let listen = |service: &Service| service.listen.iter().map(ToString::to_string).collect::<Vec<_>>();
+        services.iter().map(|one| (listen(one).join(","), one.offer)).collect::<Vec<_>>()
+    };
+    let everywhere = ("0.0.0.0:9345".to_owned(), true);
+    assert_eq!(at(&join, "m1", Role::Master), std::slice::from_ref(&everywhere), "as without listen-on");
+    for (listen_on, offer, node, role, listens, offers) in [
+        ("m1", "masters", "m1", Role::Worker, true, false),
+        ("m1", "masters", "m2", Role::Master, false, true),
+        ("workers", "m2,m3", "m1", Role::Worker, true, false),
+        ("workers", "m2,m3", "m2", Role::Master, false, true),
+        ("masters", "workers", "m1", Role::Master, true, false),
+        ("all", "all", "m1", Role::Worker, true, true),
+    ] {
+        let (listen_on, offer) =
+            (format!("service.join.listen-on={listen_on}"), format!("service.join.offer={offer}"));
+        let listen = if listens { "0.0.0.0:9345" } else { "" };
+        let expected = [(listen.to_owned(), offers)];
+        assert_eq!(
+            at(&[join[0], join[1], &listen_on, &offer], node, role),
+            expected,
+            "{listen_on} {offer} {node}"
+        );
+    }
+    let api = ["service.kube-api.listen=0.0.0.0:6443,[::]:6443", "service.kube-api.listen-on=m3"];
+    assert_eq!(at(&api, "m3", Role::Worker), [("0.0.0.0:6443,[::]:6443".to_owned(), true)]);
+    assert_eq!(at(&api, "m1", Role::Master), [("127.0.0.1:16443".to_owned(), true)], "for its own clients");
+    assert_eq!(
+        with(&[join[0], join[1], "service.join.listen-on= m2 ,m1"]).settings["service.join.listen-on"]
+            .value
+            .as_deref(),
+        Some("m1,m2")
+    );
+}
+
+#[test]
+fn only_who_listens_for_both_has_a_conflict() {
+    let two = |a: &str, b: &str| {
+        let mut changes = Vec::new();
+        for (name, who) in [("a", a), ("b", b)] {
+            changes.extend([
+                format!("service.{name}.port=80"),
+                format!("service.{name}.listen=0.0.0.0:80"),
+                format!("service.{name}.listen-on={who}"),
+            ]);
+        }
+        let changes: Vec<&str> = changes.iter().map(String::as_str).collect();
+        planned(&document(), &changes).err().unwrap_or_default()
+    };
+    for (a, b, conflict) in [
+        ("m1", "m2", false),
+        ("m1", "m1,m2", true),
+        ("m1", "masters", true),
+        ("m1", "workers", false),
+        ("masters", "workers", false),
+        ("workers", "all", true),
+        ("masters", "masters", true),
+    ] {
+        let mistakes = two(a, b);
+        assert_eq!(mistakes.len(), usize::from(conflict), "{a} {b}: {mistakes:?}");
+        assert!(mistakes.iter().all(|text| text.contains("0.0.0.0:80 is used by service a")), "{mistakes:?}");
+    }
+    for (change, words) in [
+        ("service.join.listen-on=m1", "service.join.listen-on: set service.join.listen too"),
+        ("service.kube-api.listen-on=m1", "service.kube-api.listen-on: set service.kube-api.listen too"),
+        ("service.join.listen-on=", "empty; use masters, workers, all, or node names"),
+        ("service.join.listen-on=m9", "there is no member \"m9\""),
+    ] {
+        let mistakes = planned(&document(), &[change]).unwrap_err();
+        assert!(mistakes.len() == 1 && mistakes[0].contains(words), "{mistakes:?} lacks \"{words}\"");
+    }
 }
 
 proptest! {
@@ -309,7 +390,7 @@ proptest! {
 
     #[test]
     fn what_was_planned_reads_back_without_a_mistake(
-        vip in "10\\.0\\.0\\.[1-9]", weight in 0u16..=256, balance in 0usize..4, preempt in 0u32..3600,
+        vip in "10\\.0\\.0\\.[1-9]", weight in 0u16..=256, balance in 0usize..5, preempt in 0u32..3600,
     ) {
         let texts = [
             format!("vip={vip}/24"),

@@ -387,6 +387,24 @@ fn another_service_counts_only_at_a_nodes_own_address() -> Result<()> {
             }
             Ok(())
         })?;
+        // Nor does it count for those that the settings do not name, whatever their record says.
+        let offered_by = |who: &str, expected: &[&str]| {
+            cluster.victim().cli(&["set", &format!("service.web.offer={who}")])?.ok()?;
+            eventually(&format!("an offer counts as {who} may"), SOON, || {
+                for agent in cluster.honest() {
+                    let is = backends(agent)?;
+                    ensure!(is == expected, "{}: {is:?}", agent.name());
+                    let problems = agent.status()?.problems;
+                    let named = problems.iter().any(|one| one.code == "not-authorized");
+                    ensure!(named == expected.is_empty(), "{}: {problems:?}", agent.name());
+                }
+                Ok(())
+            })
+        };
+        for who in ["masters", "n1,n2"] {
+            offered_by(who, &[])?;
+        }
+        offered_by("n4", &["10.91.0.5:8080"])?;
         // Nor does it become one's own because one says in an exchange that one is there.
         let others = [3, 5].map(|node| SocketAddr::new(cluster.lab.node(node).mesh_ip(), PORT));
         let placed = hostile.place(hostile.identity.id, &others)?;

@@ -99,6 +99,26 @@ async fn a_service_is_offered_at_its_first_answer_and_follows_it() {
 }
 
 #[tokio::test]
+async fn a_service_that_others_offer_is_not_checked_here() {
+    let server = Server::start(None, 200, "ok").await;
+    let mut service = http(server.address.port());
+    service.offer = false;
+    let mut node = Node::start(vec![service.clone()], Some("127.0.0.1"));
+    let own = NodeId([1; NodeId::LEN]);
+    let before = until_checked(std::slice::from_ref(&service), &served(own, server.address), &own, &[]);
+    assert_eq!(before, OwnHealth::new());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(node.health.borrow().is_empty() && server.seen.lock().unwrap().is_empty());
+    service.offer = true;
+    node.services.send_replace(Arc::new(vec![service.clone()]));
+    node.until(|offer| is(offer, Readiness::Ready)).await;
+    service.offer = false;
+    node.services.send_replace(Arc::new(vec![service]));
+    node.until(|offer| offer.is_none()).await;
+    assert_eq!(node.health.borrow().len(), 0, "it is withdrawn");
+}
+
+#[tokio::test]
 async fn a_service_that_appears_later_is_found() {
     let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let mut node = Node::start(vec![http(address.port())], Some("127.0.0.1"));

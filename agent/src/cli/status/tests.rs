@@ -209,6 +209,16 @@ fn the_verdict_is_said_in_words_and_in_a_code() {
         ),
         (
             with(|status| {
+                status.services.push(service("web", vec![]));
+                status
+                    .problems
+                    .push(Problem::new(ProblemCode::NotOffered, "no node offers web: …").about("web"));
+            }),
+            10,
+            "degraded: 3 of 3 masters serve; no node offers web",
+        ),
+        (
+            with(|status| {
                 status.services.push(service("web", vec![down(), backend(1, BackendState::Ready, "")]))
             }),
             10,

@@ -1,0 +1,247 @@
+//! Dedicated balancers: nodes that are no masters and listen for all others. A service is described once, by
+//! settings; who offers it needs no file, and who listens need not offer it.
+
+use std::net::{SocketAddr, TcpListener};
+
+use anyhow::{Context, Result, ensure};
+use tests::lab::{Lab, Master};
+use tests::mesh::{Agent, GOSSIP, form_with, with_agents};
+use tests::vip::vip;
+use tests::wait::eventually;
+
+/// Masters: the first nodes.
+const MASTERS: usize = 3;
+
+/// Balancers: the next ones.
+const BALANCERS: [usize; 2] = [3, 4];
+
+/// A machine outside of the cluster.
+const CLIENT: usize = 5;
+
+/// Three masters with an apiserver each, two balancers, which joined as workers, and a client without an agent.
+fn with_balancers(test: impl FnOnce(&Lab, &mut [Agent<'_>], &mut [Master]) -> Result<()>) -> Result<()> {
+    with_agents(Lab::bridge(CLIENT + 1), |lab, agents| {
+        let mut masters = (0..MASTERS).map(|i| lab.nginx_master(i)).collect::<Result<Vec<_>>>()?;
+        for node in lab.nodes() {
+            let own = format!("fd91::{}/64", node.index + 1);
+            node.exec(&["ip", "address", "add", &own, "dev", node.interface, "nodad"])?.ok()?;
+        }
+        let (agents, _) = agents.split_at_mut(CLIENT);
+        for agent in agents.iter_mut() {
+            agent.options = vec!["--iface".to_owned(), agent.node().interface.to_owned()];
+        }
+        form_with(agents, MASTERS)?;
+        test(lab, agents, &mut masters)
+    })
+}
+
+fn set(agent: &Agent<'_>, settings: &[&str]) -> Result<()> {
+    agent.cli(&[&["set"], settings].concat())?.ok().map(drop)
+}
+
+/// Who answers at a place, as the client sees it.
+fn who(lab: &Lab, at: &str) -> Result<String> {
+    let url = format!("https://{at}/who");
+    let said = lab.node(CLIENT).exec(&["curl", "-sSk", "-m", "5", &url])?.ok()?;
+    Ok(said.trim().to_owned())
+}
+
+/// The nodes that offer a service, and where this node listens for it, as it sees it.
+fn service(agent: &Agent<'_>, name: &str) -> Result<(Vec<String>, Vec<String>)> {
+    let status = agent.status()?;
+    let service = status.services.iter().find(|one| one.name == name).context("no such service")?;
+    let backends = service.backends.iter().map(|one| one.node.clone()).collect();
+    Ok((backends, service.listen.iter().map(|one| one.address.clone()).collect()))
+}
+
+#[test]
+fn masters_offer_and_balancers_listen_as_one_setting_says() -> Result<()> {
+    with_balancers(|lab, agents, _| {
+        // The port of the apiservers themselves: a master that listened there would not find its own instance.
+        set(
+            &agents[0],
+            &[
+                "service.join.port=6443",
+                "service.join.check=tcp",
+                "service.join.offer=masters",
+                "service.join.listen=0.0.0.0:6443,[::]:6443",
+                "service.join.listen-on=n3,n4",
+            ],
+        )?;
+        for (i, agent) in agents.iter().enumerate() {
+            eventually(&format!("n{i} knows who offers and listens"), GOSSIP, || {
+                let (backends, listens) = service(agent, "join")?;
+                ensure!(backends == ["n0", "n1", "n2"], "{backends:?} offer it");
+                let expected: &[&str] =
+                    if BALANCERS.contains(&i) { &["0.0.0.0:6443", "[::]:6443"] } else { &[] };
+                ensure!(listens == expected, "n{i} listens on {listens:?}");
+                Ok(())
+            })?;
+        }
+        for i in BALANCERS {
+            for at in [format!("10.91.0.{}:6443", i + 1), format!("[fd91::{}]:6443", i + 1)] {
+                let name = who(lab, &at)?;
+                ensure!(["n0", "n1", "n2"].contains(&name.as_str()), "{name} answers at {at}");
+            }
+        }
+        for agent in agents.iter() {
+            agent.cli(&["status", "--exit-code"])?.ok()?;
+        }
+        // They listen for kube-api too, and the masters' own clients keep their listener.
+        set(&agents[0], &["service.join.listen-on=n4", "service.kube-api.listen=0.0.0.0:6443"])
+            .map_err(|_| ())
+            .err()
+            .context("both would listen there on n4")?;
+        agents[0].cli(&["unset", "service.join"])?.ok()?;
+        set(&agents[0], &["service.kube-api.listen=0.0.0.0:6443", "service.kube-api.listen-on=workers"])?;
+        for (i, agent) in agents.iter().enumerate() {
+            let expected = if BALANCERS.contains(&i) { "0.0.0.0:6443" } else { "127.0.0.1:16443" };
+            eventually(&format!("n{i} listens on {expected}"), GOSSIP, || {
+                let (_, listens) = service(agent, "kube-api")?;
+                ensure!(listens == [expected], "n{i} listens on {listens:?}");
+                Ok(())
+            })?;
+        }
+        eventually("the balancers serve the API", GOSSIP, || who(lab, "10.91.0.4:6443").map(drop))?;
+        agents[0].who_serves().map(drop)
+    })
+}
+
+/// The problem of a service that nobody offers.
+fn not_offered(agent: &Agent<'_>, name: &str) -> Result<Option<String>> {
+    let problems = agent.status()?.problems;
+    let found = problems.into_iter().find(|one| one.code == "not-offered" && one.subject == name);
+    Ok(found.map(|one| one.fix))
+}
+
+#[test]
+fn a_service_that_nobody_offers_is_named_with_the_command_that_mends_it() -> Result<()> {
+    with_balancers(|lab, agents, _| {
+        // It runs on a worker, and the settings want masters.
+        let at = SocketAddr::new(lab.node(3).mesh_ip(), 7777);
+        let running = lab.node(3).inside(|| Ok(TcpListener::bind(at)?))?;
+        set(
+            &agents[0],
+            &[
+                "service.ingress.port=7777",
+                "service.ingress.offer=masters",
+                "service.ingress.listen=0.0.0.0:7778",
+                "service.ingress.listen-on=n4",
+            ],
+        )?;
+        let command = "agent set service.ingress.offer=workers";
+        for agent in [&agents[1], &agents[4]] {
+            eventually(&format!("{} names it", agent.name()), GOSSIP, || {
+                let fix = not_offered(agent, "ingress")?.context("it does not")?;
+                ensure!(fix.ends_with(command), "{fix}");
+                Ok(())
+            })?;
+            let ran = agent.cli(&["status", "--exit-code"])?;
+            ensure!(ran.code == Some(10) && ran.out.contains("no node offers ingress"), "{ran}");
+            let flat = ran.out.split_whitespace().collect::<Vec<_>>().join(" ");
+            ensure!(flat.contains(command), "{ran}");
+        }
+        let doctor = agents[4].cli(&["doctor"])?;
+        let flat = doctor.out.split_whitespace().collect::<Vec<_>>().join(" ");
+        ensure!(flat.contains(command) && flat.contains("no node offers ingress"), "{doctor}");
+        // Nobody says that a worker wants to: it was asked not to.
+        ensure!(
+            agents[1].status()?.problems.iter().all(|one| one.code == "not-offered"),
+            "{:?}",
+            agents[1].status()?
+        );
+
+        set(&agents[0], &["service.ingress.offer=workers"])?;
+        eventually("it is offered", GOSSIP, || {
+            let (backends, _) = service(&agents[4], "ingress")?;
+            ensure!(backends == ["n3"] && not_offered(&agents[4], "ingress")?.is_none(), "{backends:?}");
+            Ok(())
+        })?;
+        agents[4].cli(&["status", "--exit-code"])?.ok()?;
+        drop(running);
+        Ok(())
+    })
+}
+
+/// The address of the balancers.
+const VIP: &str = "10.91.0.250";
+
+/// The same for IPv6.
+const VIP6: &str = "fd91::250";
+
+/// Waits until an address has an owner, and clients reach a master by it.
+fn owned(lab: &Lab, agent: &Agent<'_>, address: &str) -> Result<String> {
+    let at = if address.contains(':') { format!("[{address}]:6443") } else { format!("{address}:6443") };
+    let (owner, _) = eventually(&format!("{address} has an owner and serves"), GOSSIP, || {
+        let seen = vip(agent, address)?;
+        let owner = seen.owner.clone().with_context(|| format!("{seen:?}"))?;
+        let name = who(lab, &at)?;
+        ensure!(["n0", "n1", "n2"].contains(&name.as_str()), "{name} answers at {at}");
+        Ok(owner)
+    })?;
+    Ok(owner)
+}
+
+/// Waits until an address has no owner for this cause, which `agent status` tells.
+fn nobody(agents: &[Agent<'_>], address: &str, cause: &str, words: &str) -> Result<()> {
+    for agent in agents {
+        eventually(&format!("{} says why nobody owns {address}", agent.name()), GOSSIP, || {
+            let seen = vip(agent, address)?;
+            ensure!(seen.state == "unavailable" && seen.cause.as_deref() == Some(cause), "{seen:?}");
+            ensure!(seen.reason.contains(words), "{seen:?} lacks {words}");
+            let ran = agent.cli(&["status", "--exit-code"])?;
+            ensure!([Some(10), Some(11)].contains(&ran.code), "{ran}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_balancer_owns_a_vip_only_while_it_listens_there_and_a_master_serves() -> Result<()> {
+    with_balancers(|lab, agents, masters| {
+        let vip_setting = format!("vip={VIP},{VIP6}");
+        let candidates = [VIP, VIP6].map(|address| format!("vip.{address}.candidates=n3,n4"));
+        set(&agents[0], &[&vip_setting, &candidates[0], &candidates[1]])?;
+        // They have no apiserver and listen on loopback alone: clients would be refused.
+        for address in [VIP, VIP6] {
+            nobody(agents, address, "not-served", "its proxy does not listen for other nodes")?;
+        }
+        set(&agents[0], &["service.kube-api.listen=0.0.0.0:6443", "service.kube-api.listen-on=n3,n4"])?;
+        let owner = owned(lab, &agents[0], VIP)?;
+        ensure!(owner == "n3" || owner == "n4", "{owner} owns it");
+        nobody(agents, VIP6, "not-listening", "listens on 0.0.0.0:6443, not on [::]:6443")?;
+        set(&agents[0], &["service.kube-api.listen=0.0.0.0:6443,[::]:6443"])?;
+        owned(lab, &agents[0], VIP6)?;
+        for agent in agents.iter() {
+            eventually(&format!("{} is content", agent.name()), GOSSIP, || {
+                agent.cli(&["status", "--exit-code"])?.ok()
+            })?;
+        }
+
+        // The owner no longer listens: the other one, which does, takes it over.
+        let other = if owner == "n3" { "n4" } else { "n3" };
+        set(&agents[0], &[&format!("service.kube-api.listen-on={other}")])?;
+        for address in [VIP, VIP6] {
+            eventually(&format!("{other} owns {address}"), GOSSIP, || {
+                let is = owned(lab, &agents[0], address)?;
+                ensure!(is == other, "{is} owns it");
+                Ok(())
+            })?;
+        }
+        let seen = vip(&agents[0], VIP)?;
+        let left = seen.candidates.iter().find(|one| one.node == owner).context("it is not listed")?;
+        ensure!(!left.eligible && left.cause.as_deref() == Some("not-served"), "{seen:?}");
+
+        // No master serves: whoever connects is refused, and the address says so by its absence.
+        for master in masters.iter_mut() {
+            master.kill()?;
+        }
+        nobody(agents, VIP, "no-backend", "no kube-api serves")?;
+        for (master, node) in masters.iter_mut().zip(lab.nodes()) {
+            master.start_again(node)?;
+        }
+        owned(lab, &agents[0], VIP)?;
+        Ok(())
+    })
+}
