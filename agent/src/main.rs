@@ -20,6 +20,7 @@ mod membership;
 mod net;
 mod netlink;
 mod notify;
+mod program;
 mod proxy;
 mod pulse;
 mod reachability;

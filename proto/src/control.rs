@@ -4,6 +4,7 @@
 //! [`Status`] is also the output of `agent status --json`. Its shape is stable: fields are added, never
 //! renamed or removed, and `schema` counts the exceptions.
 
+mod health;
 mod members;
 mod refusal;
 

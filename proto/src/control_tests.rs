@@ -66,7 +66,7 @@ fn backend() -> BackendStatus {
     }
 }
 
-fn service() -> ServiceStatus {
+pub(super) fn service() -> ServiceStatus {
     ServiceStatus {
         name: "kube-api".parse().unwrap(),
         listen: vec![ListenerStatus::new("127.0.0.1:6443".parse().unwrap(), None)],
@@ -119,7 +119,7 @@ fn vip() -> VipStatus {
 }
 
 /// A status with one of everything.
-fn status() -> Status {
+pub(super) fn status() -> Status {
     use crate::problem::ProblemCode;
     let checks = CheckCounts {
         service: "kube-api".parse().unwrap(),

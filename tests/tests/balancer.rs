@@ -2,10 +2,12 @@
 //! settings; who offers it needs no file, and who listens need not offer it.
 
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tests::lab::{Lab, Master};
-use tests::mesh::{Agent, GOSSIP, form_with, with_agents};
+use tests::lab::{Lab, Master, Signal};
+use tests::mesh::{Agent, GOSSIP, SOON, form_with, with_agents};
 use tests::vip::vip;
 use tests::wait::eventually;
 
@@ -28,7 +30,11 @@ fn with_balancers(test: impl FnOnce(&Lab, &mut [Agent<'_>], &mut [Master]) -> Re
         }
         let (agents, _) = agents.split_at_mut(CLIENT);
         for agent in agents.iter_mut() {
-            agent.options = vec!["--iface".to_owned(), agent.node().interface.to_owned()];
+            let config = agent.node().dir().join("agent.toml");
+            std::fs::write(&config, "")?;
+            let config = config.to_string_lossy().into_owned();
+            let interface = agent.node().interface.to_owned();
+            agent.options = vec!["--iface".to_owned(), interface, "--config".to_owned(), config];
         }
         form_with(agents, MASTERS)?;
         test(lab, agents, &mut masters)
@@ -50,7 +56,8 @@ fn who(lab: &Lab, at: &str) -> Result<String> {
 fn service(agent: &Agent<'_>, name: &str) -> Result<(Vec<String>, Vec<String>)> {
     let status = agent.status()?;
     let service = status.services.iter().find(|one| one.name == name).context("no such service")?;
-    let backends = service.backends.iter().map(|one| one.node.clone()).collect();
+    let mut backends: Vec<String> = service.backends.iter().map(|one| one.node.clone()).collect();
+    backends.sort_unstable();
     Ok((backends, service.listen.iter().map(|one| one.address.clone()).collect()))
 }
 
@@ -233,6 +240,13 @@ fn a_balancer_owns_a_vip_only_while_it_listens_there_and_a_master_serves() -> Re
         let left = seen.candidates.iter().find(|one| one.node == owner).context("it is not listed")?;
         ensure!(!left.eligible && left.cause.as_deref() == Some("not-served"), "{seen:?}");
 
+        set(&agents[0], &["service.kube-api.listen-on=n3,n4"])?;
+        eventually("both can own it again", GOSSIP, || {
+            let seen = vip(&agents[0], VIP)?;
+            ensure!(seen.candidates.iter().all(|one| one.eligible), "{seen:?}");
+            Ok(())
+        })?;
+
         // No master serves: whoever connects is refused, and the address says so by its absence.
         for master in masters.iter_mut() {
             master.kill()?;
@@ -242,6 +256,141 @@ fn a_balancer_owns_a_vip_only_while_it_listens_there_and_a_master_serves() -> Re
             master.start_again(node)?;
         }
         owned(lab, &agents[0], VIP)?;
+        Ok(())
+    })
+}
+
+/// Gives the balancers a file of their own; they have it from their next reload on.
+fn reload(agents: &mut [Agent<'_>], file: impl Fn(usize) -> String) -> Result<()> {
+    for i in BALANCERS {
+        let path = agents[i].node().dir().join("agent.toml");
+        std::fs::write(&path, file(i))?;
+        agents[i].process()?.signal(Signal::HUP)?;
+    }
+    Ok(())
+}
+
+/// What `curl` gets from a balancer's health: the status code and the body.
+fn health(lab: &Lab, path: &str, more: &[&str]) -> Result<(String, String)> {
+    let url = format!("http://10.91.0.4:8404{path}");
+    let form = ["-sS", "-m", "5", "-w", "\n%{http_code}", &url];
+    let said = lab.node(CLIENT).exec(&[&["curl"], more, &form[..]].concat())?.ok()?;
+    let (body, code) = said.rsplit_once('\n').context("no code")?;
+    Ok((code.to_owned(), body.trim().to_owned()))
+}
+
+#[test]
+fn load_balancers_ask_without_credentials_and_learn_nothing_else() -> Result<()> {
+    with_balancers(|lab, agents, masters| {
+        set(&agents[0], &["service.kube-api.listen=0.0.0.0:6443", "service.kube-api.listen-on=workers"])?;
+        reload(agents, |_| "[health]\nlisten = [\"0.0.0.0:8404\", \"[::]:8404\"]\n".to_owned())?;
+        let is = |path: &str, wanted: &str| {
+            eventually(&format!("{path} is {wanted}"), GOSSIP, || {
+                let (code, body) = health(lab, path, &[])?;
+                ensure!(code == wanted, "it is {code}");
+                ensure!(body == if code == "200" { "ok" } else { "unavailable" }, "it says {body:?}");
+                Ok(())
+            })
+        };
+        for path in ["/", "/healthz", "/kube-api"] {
+            is(path, "200")?;
+        }
+        is("/ingress", "503")?;
+        is("/api/v1/status", "503")?;
+        let by_v6 = ["curl", "-sSg", "-m", "5", "http://[fd91::4]:8404/kube-api"];
+        ensure!(lab.node(CLIENT).exec(&by_v6)?.ok()? == "ok\n");
+        let (code, said) = health(lab, "/", &["-X", "POST"])?;
+        ensure!((code.as_str(), said.as_str()) == ("405", "read-only"), "{code} {said}");
+        let (code, said) = health(lab, "/kube-api", &["-I"])?;
+        ensure!(code == "200" && !said.to_lowercase().contains("server:"), "{code} {said}");
+
+        // A drained balancer is to get no new clients, whatever it could serve.
+        agents[0].cli(&["drain", "n3"])?.ok()?;
+        is("/kube-api", "503")?;
+        is("/", "503")?;
+        agents[0].cli(&["undrain", "n3"])?.ok()?;
+        is("/kube-api", "200")?;
+        for master in masters.iter_mut() {
+            master.kill()?;
+        }
+        is("/kube-api", "503")?;
+        is("/", "200")?;
+        reload(agents, |_| String::new())?;
+        eventually("it is closed", SOON, || {
+            ensure!(health(lab, "/", &[]).is_err());
+            Ok(())
+        })?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_node_whose_own_program_is_against_it_owns_no_vip() -> Result<()> {
+    with_balancers(|lab, agents, _| {
+        // Not below /tmp, where it would not be trusted.
+        let programs = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+        let flag = |i: usize, what: &str| programs.path().join(format!("n{i}-{what}"));
+        for i in BALANCERS {
+            let program = programs.path().join(format!("n{i}"));
+            let text = format!(
+                "#!/bin/sh\n[ ! -e {} ] || {{ echo waiting for $VIP; sleep 314; }}\n\
+                 [ ! -e {} ] || {{ echo the uplink of $VIP is down; exit 7; }}\n",
+                flag(i, "hang").display(),
+                flag(i, "down").display()
+            );
+            std::fs::write(&program, text)?;
+            std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+        }
+        let check = |i: usize| {
+            let program = programs.path().join(format!("n{i}"));
+            format!("[vip.\"{VIP}\"]\ncheck = \"{}\"\n", program.display())
+        };
+        reload(agents, check)?;
+        // No setting can name a program.
+        let vip_check = format!("vip.{VIP}.check=/bin/true");
+        let said = agents[0].cli(&["set", &format!("vip={VIP}"), &vip_check])?.fails_with(65)?;
+        ensure!(said.contains("agent.toml"), "{said}");
+        let candidates = format!("vip.{VIP}.candidates=n3,n4");
+        set(&agents[0], &[&format!("vip={VIP}"), &candidates])?;
+        set(&agents[0], &["service.kube-api.listen=0.0.0.0:6443", "service.kube-api.listen-on=n3,n4"])?;
+        let owner = owned(lab, &agents[0], VIP)?;
+        let (here, there) = if owner == "n3" { (3, 4) } else { (4, 3) };
+
+        let is_at = |i: usize| {
+            eventually(&format!("n{i} owns it"), GOSSIP, || {
+                let is = owned(lab, &agents[0], VIP)?;
+                ensure!(is == format!("n{i}"), "{is} owns it");
+                Ok(())
+            })
+        };
+        let says = |i: usize, words: &str| {
+            eventually(&format!("n{i} says why it is none"), SOON, || {
+                let seen = vip(&agents[0], VIP)?;
+                let one = seen.candidates.iter().find(|one| one.node == format!("n{i}"));
+                let one = one.context("it is not listed")?;
+                ensure!(!one.eligible && one.cause.as_deref() == Some("vetoed"), "{one:?}");
+                ensure!(one.reason.contains(words), "{one:?} lacks {words:?}");
+                Ok(())
+            })
+        };
+        std::fs::write(flag(here, "down"), "")?;
+        is_at(there)?;
+        says(here, "exit status: 7")?;
+        std::fs::write(flag(there, "hang"), "")?;
+        nobody(&agents[there..=there], VIP, "vetoed", "was killed after 2s: waiting for 10.91.0.250")?;
+        // Several more have been killed since; only the one that runs now has a child.
+        std::thread::sleep(Duration::from_secs(7));
+        let sleeping = lab.node(there).exec(&["pgrep", "-c", "-f", "sleep 31[4]"])?;
+        ensure!(sleeping.out.trim().parse::<u32>()? <= 1, "what was killed runs on: {sleeping}");
+        std::fs::remove_file(flag(here, "down"))?;
+        is_at(here)?;
+        // Without a program it is as before.
+        reload(agents, |_| String::new())?;
+        eventually("both can own it", GOSSIP, || {
+            let seen = vip(&agents[0], VIP)?;
+            ensure!(seen.candidates.iter().all(|one| one.eligible), "{seen:?}");
+            Ok(())
+        })?;
         Ok(())
     })
 }

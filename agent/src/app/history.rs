@@ -120,6 +120,7 @@ pub(super) fn spawn(running: &Arc<RunningAgent>, config: watch::Receiver<Arc<Con
     let asked = running.clone();
     let inputs = web::WebInputs {
         config,
+        settings: running.clients.effective().settings(),
         status: Box::new(move || status::of(&asked)),
         changes: seen,
         ring: running.events.watch(),

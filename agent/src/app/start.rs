@@ -31,6 +31,7 @@ use crate::membership::disk::{MemberStore, StoredMember, VipEpochs};
 use crate::membership::task::{self as membership, MembershipHandle, MembershipInputs};
 use crate::net;
 use crate::transport::{BoundPorts, Inbox, JoinConnection, Link, TrustedKeys};
+use crate::vip::veto;
 use crate::{control, handover, watchdog};
 
 /// Time between two lines for `systemctl status`.
@@ -101,7 +102,7 @@ pub(super) fn start(
         inbox;
     let StoredMember { replica, ring, invites, epochs, .. } = member;
     let base = Foundation { link, disk, trust, clients, own, peers };
-    let vips = base.start_vips(beats, events.tell(), (epochs, handed_vips), life);
+    let vips = base.start_vips(beats, events.tell(), (epochs, handed_vips), configured.clone(), life);
     let record = base.start_record(&vips, life);
     let membership = base.start_membership((replica, ring, invites), (joining, unknown_key), trust_in, life);
     let arrivals = PeerArrivals { gossip, proven, fingerprints, topology, answers };
@@ -165,12 +166,14 @@ impl Foundation {
         beats: mpsc::Receiver<(NodeId, Vec<u8>)>,
         tell: mpsc::Sender<Event>,
         (epochs, handed): (VipEpochs, (Vec<(IpAddr, u64)>, UnixMs)),
+        configured: watch::Receiver<Arc<Config>>,
         life: &Lifecycle,
     ) -> VipHandle {
         let eligibility = EligibilityInputs {
             own: self.own.file().name.clone(),
             services: self.clients.effective().services(),
             proxy: self.clients.proxy().clone(),
+            vetoes: veto::spawn(configured, self.clients.effective().settings(), life),
             health: self.own.health(),
             table: self.clients.table(),
             view: self.peers.view(),

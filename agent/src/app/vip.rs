@@ -25,6 +25,7 @@ use crate::membership::disk::{MemberStore, VipEpochs};
 use crate::netlink::listeners;
 use crate::proxy::Proxy;
 use crate::transport::{Link, TrustedKeys};
+use crate::vip::veto::Vetoes;
 use crate::vip::{LocalEligibility, VipCommand, VipOrder, VipReport};
 
 /// Time between two looks at health.
@@ -45,6 +46,8 @@ pub(super) struct EligibilityInputs {
     pub(super) own: Name,
     pub(super) services: watch::Receiver<Arc<Vec<Service>>>,
     pub(super) proxy: Proxy,
+    /// What this node's own programs say.
+    pub(super) vetoes: watch::Receiver<Arc<Vetoes>>,
     pub(super) health: watch::Receiver<Arc<OwnHealth>>,
     pub(super) table: watch::Receiver<Arc<BackendTable>>,
     pub(super) view: watch::Receiver<Arc<ClusterView>>,
@@ -105,6 +108,7 @@ fn spawn(inputs: EligibilityInputs, life: &Lifecycle) -> watch::Receiver<Arc<Loc
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
                     Ok(()) = inputs.health.changed(), if doubts == 0 => {}
+                    Ok(()) = inputs.vetoes.changed(), if doubts == 0 => {}
                     Ok(()) = inputs.settings.changed() => {}
                     Ok(()) = inputs.aside.changed() => {}
                     () = over.cancelled() => return,
@@ -212,6 +216,7 @@ impl EligibilityInputs {
         let services = self.services.borrow_and_update().clone();
         let health = self.health.borrow_and_update().clone();
         let table = self.table.borrow().clone();
+        let vetoes = self.vetoes.borrow_and_update().clone();
         let listeners = self.proxy.listeners();
         let host = host_listeners(settings, &health);
         let evaluate = |vip: &VipSettings| {
@@ -230,7 +235,8 @@ impl EligibilityInputs {
                 host: host.as_deref(),
                 backends: table.get(name).map_or(&[], Vec::as_slice),
             };
-            front.evaluate()
+            front.evaluate()?;
+            vetoes.get(&vip.address).cloned().unwrap_or(Ok(()))
         };
         settings.vips.iter().map(|vip| (vip.address, evaluate(vip))).collect()
     }

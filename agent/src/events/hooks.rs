@@ -18,14 +18,14 @@ use std::time::Duration;
 use proto::event::Event;
 use proto::problem::{Problem, ProblemCode};
 use proto::time::human;
-use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::AsyncWriteExt;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::sync::mpsc;
 
 use super::SinkErrors;
 use crate::handover;
 use crate::lifecycle::Lifecycle;
+use crate::program::{self, ProcessGroup};
 use crate::trusted::{self, TrustError};
 
 /// Events queued for one path: some minutes of a bad day; older ones are of no use to a program.
@@ -237,21 +237,16 @@ async fn run(program: &Path, event: &Event) -> Result<(), HookError> {
     while handover::is_under_way() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let mut command = Command::new(program);
+    let mut command = program::command(program);
     command
         .args(event.keepalived().into_iter().flatten())
-        .env_clear()
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .env("AGENT_EVENT", event.kind.name())
-        .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         // Goes where the agent's own goes.
-        .stderr(Stdio::inherit())
-        .process_group(0)
-        .kill_on_drop(true);
+        .stderr(Stdio::inherit());
     let mut child = command.spawn().map_err(failed)?;
-    let group = ProcessGroup(child.id());
+    let group = ProcessGroup::of(&child);
     let stdin = child.stdin.take();
     let work = async {
         if let Some(mut stdin) = stdin {
@@ -263,7 +258,7 @@ async fn run(program: &Path, event: &Event) -> Result<(), HookError> {
     match tokio::time::timeout(PATIENCE, work).await {
         Ok(result) => {
             // What it left running may continue.
-            std::mem::forget(group);
+            group.release();
             result
         }
         Err(_) => {
@@ -279,18 +274,6 @@ async fn ended(program: &Path, child: &mut Child) -> Result<(), HookError> {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(HookError::Ended { path: program.to_owned(), status }),
         Err(source) => Err(HookError::Lost { path: program.to_owned(), source }),
-    }
-}
-
-/// Kills the program and all that it started, also when the task is dropped.
-struct ProcessGroup(Option<u32>);
-
-impl Drop for ProcessGroup {
-    fn drop(&mut self) {
-        let pid = self.0.and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        if let Some(pid) = pid {
-            let _ = kill_process_group(pid, Signal::KILL);
-        }
     }
 }
 

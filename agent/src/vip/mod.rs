@@ -23,6 +23,7 @@ mod reset;
 mod rules;
 mod segment;
 mod segments;
+pub(crate) mod veto;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

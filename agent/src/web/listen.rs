@@ -18,13 +18,13 @@ use crate::lifecycle::wall;
 
 /// Longest wait for the first byte of a connection: a round trip around the world takes a tenth of it, and an
 /// idle connection takes a slot from others. Shorter in tests.
-const FIRST_BYTE: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 5_000 });
+pub(super) const FIRST_BYTE: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 5_000 });
 
 /// Connections that the kernel queues.
-const BACKLOG: u32 = 256;
+pub(super) const BACKLOG: u32 = 256;
 
 /// Wait before an address in use is retried.
-const AGAIN: Duration = Duration::from_secs(5);
+pub(super) const AGAIN: Duration = Duration::from_secs(5);
 
 /// Retries for an address that this agent itself has just released, and the wait between them.
 const LEAVING: (u32, Duration) = (50, Duration::from_millis(10));

@@ -9,6 +9,7 @@
 
 mod auth;
 mod csv;
+mod health;
 mod listen;
 mod metrics;
 mod page;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use proto::config::{Config, WebConfig};
 use proto::control::{Request, Response, Status};
 use proto::event::{Event, EventRing};
+use proto::settings::Settings;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -31,12 +33,15 @@ use crate::http::BoxFuture;
 use crate::lifecycle::Lifecycle;
 
 use auth::WebAuth;
+use health::HealthState;
 use snapshot::SnapshotCache;
 
 /// What the web server needs.
 pub(crate) struct WebInputs {
-    /// The current configuration; only `[web]` is used here.
+    /// The current configuration; only `[web]` and `[health]` are used here.
     pub(crate) config: watch::Receiver<Arc<Config>>,
+    /// The cluster's settings, for load balancers.
+    pub(crate) settings: watch::Receiver<Arc<Settings>>,
     /// Returns the current status.
     pub(crate) status: Box<dyn Fn() -> Status + Send + Sync>,
     /// Counts changes that should be visible at once.
@@ -89,7 +94,7 @@ impl std::ops::Deref for WebState {
 
 /// Serves until shutdown. An address in use is retried; it never keeps the agent from starting.
 pub(crate) fn spawn(inputs: WebInputs, life: &Lifecycle) {
-    let WebInputs { config, status, changes, ring, act, tell } = inputs;
+    let WebInputs { config, settings, status, changes, ring, act, tell } = inputs;
     let all = Arc::new(WebShared {
         snapshots: SnapshotCache::new(status, changes.clone(), ring.clone(), life),
         changes,
@@ -97,6 +102,13 @@ pub(crate) fn spawn(inputs: WebInputs, life: &Lifecycle) {
         act,
         streams: stream::places(),
         life: life.clone(),
+    });
+    let (over, asked) = (life.shutdown.clone(), Arc::new(HealthState { all: all.clone(), settings }));
+    life.supervise("health", config.clone(), move |config| {
+        let (over, asked) = (over.clone(), asked.clone());
+        Box::pin(async move {
+            over.run_until_cancelled(health::watch_config(config, &asked)).await;
+        })
     });
     let over = life.shutdown.clone();
     life.supervise("web", config, move |config| {

@@ -7,7 +7,7 @@ use toml::de::{DeTable, DeValue};
 use super::error::Written;
 use super::mistake::{Mistake, place};
 use super::walk::{Mistakes, Section};
-use super::{Config, fields, notify, services, web};
+use super::{Config, fields, health, notify, services, vip, web};
 
 /// The keys of the whole file.
 const KEYS: &[&str] = &[
@@ -23,6 +23,8 @@ const KEYS: &[&str] = &[
     "webhook-ca-file",
     "log",
     "web",
+    "health",
+    "vip",
     "service",
 ];
 
@@ -126,5 +128,7 @@ fn read(root: &DeTable<'_>, mistakes: &mut Mistakes<'_>) -> Config {
     web::read(&top, &mut config, mistakes);
     notify::read(&top, &mut config, mistakes);
     services::read(&top, &mut config, mistakes);
+    vip::read(&top, &mut config, mistakes);
+    health::read(&top, &mut config, mistakes);
     config
 }

@@ -3,9 +3,9 @@
 //! [`parse`] reads the file, [`apply_env`] lays the `AGENT_*` variables over it; flags come last and are the
 //! shell's. Both report every mistake at once, since a person who fixes a file wants to run the check once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
@@ -17,6 +17,7 @@ mod env;
 mod error;
 mod fields;
 mod file;
+mod health;
 mod listeners;
 mod mistake;
 mod notify;
@@ -25,6 +26,7 @@ mod place;
 mod services;
 #[cfg(test)]
 mod tests;
+mod vip;
 mod walk;
 mod web;
 
@@ -154,6 +156,10 @@ pub struct Config {
     pub log_level: LogLevel,
     /// The status page and the metrics.
     pub web: WebConfig,
+    /// Where load balancers ask whether to send clients here; empty: nowhere.
+    pub health: Vec<SocketAddr>,
+    /// Programs that decide whether this node may own a virtual IP.
+    pub vip_checks: BTreeMap<IpAddr, String>,
     /// Programs, and directories of programs, that are told of events.
     pub notify: Vec<String>,
     /// Where events are sent.
@@ -191,6 +197,8 @@ impl Default for Config {
             log_format: LogFormat::default(),
             log_level: LogLevel::default(),
             web: WebConfig::default(),
+            health: Vec::new(),
+            vip_checks: BTreeMap::new(),
             notify: Vec::new(),
             webhook: None,
             services: vec![Service::kube_api()],

@@ -191,12 +191,7 @@ fn every_wrong_value_is_named_with_its_place() {
         ("[log]\nlevle = \"info\"".to_owned(), (2, 1), "log.levle", "did you mean level?"),
         ("nmae = \"m1\"".to_owned(), (1, 1), "nmae", "did you mean name?"),
         ("\n\n  state_dir = \"/x\"".to_owned(), (3, 3), "state_dir", "did you mean state-dir?"),
-        (
-            "vip = \"10.0.0.9\"".to_owned(),
-            (1, 1),
-            "vip",
-            "set for the whole cluster, not in a file; see: agent help set",
-        ),
+        ("vip = \"10.0.0.9\"".to_owned(), (1, 7), "vip", "agent set vip=10.0.0.50"),
         ("service = 1".to_owned(), (1, 11), "service", "write [[service]]"),
         ("[service]\nname = \"web\"".to_owned(), (1, 1), "service", "write [[service]]"),
         ("service = [1]".to_owned(), (1, 12), "service", "expected a table, found a whole number"),

@@ -214,6 +214,8 @@ fn of_vip(rest: &str) -> Result<SettingKey, BadSetting> {
             }
             "preempt" => VipKey::Preempt,
             "service" => VipKey::Service,
+            // Whoever may change settings would run a program on every node.
+            "check" => return Err(BadSetting::OwnFile),
             other => return Err(unknown("setting of a VIP", other, &OF_VIP)),
         },
     };

@@ -137,6 +137,7 @@ fn what_is_wrong_is_refused_with_what_would_be_right() {
             "vip.10.0.0.9.interface: 10.0.0.9 is not among the addresses of vip",
         ),
         (&["vip=10.0.0.9", "vip.10.0.0.9.intreface=wg0"], "did you mean interface?"),
+        (&["vip=10.0.0.9", "vip.10.0.0.9.check=/bin/sh"], "set it in each node's agent.toml"),
         (&["vip=10.0.0.9", "vip.10.0.0.9=wg0"], "there is no setting of a VIP \"\"; there are interface"),
         (&["vip.wg0=1"], "vip.wg0: the address is missing; write vip.10.0.0.50.interface"),
         (&["vip=10.0.0.9", "vip.10.0.0.9.interface=a/b"], "is not an interface name"),

@@ -54,7 +54,7 @@ const FEATURES: &[&str] = &[
 const LAYERS: &[&[&str]] = &[
     &["notify"],
     &["lifecycle", "times", "histogram", "faults", "trusted", "source", "screen", "hardening", "handover"],
-    &["log_limit", "records", "state", "supervisor", "netlink", "http", "watchdog", "verdict"],
+    &["log_limit", "records", "state", "supervisor", "netlink", "http", "watchdog", "verdict", "program"],
     &["log", "severity", "timer", "transport"],
     FEATURES,
     &["demo"],
