@@ -3,6 +3,7 @@
 //!
 //! Never part of a test: machines differ, and a timed test only shows how busy one was.
 
+mod balancers;
 mod etcd;
 mod faults;
 mod idle;
@@ -45,6 +46,11 @@ const BENCHES: &[(&str, &str, Bench)] = &[
         memory::memory,
     ),
     ("vip", "the owner of an address fails, beside keepalived; [--runs N] [--labs N] [WORD…]", vip::vip),
+    (
+        "balancers",
+        "a master or a balancer fails, beside haproxy and keepalived; [--runs N] [--after S]",
+        balancers::balancers,
+    ),
     (
         "pulse",
         "what pulses cost a master, and how soon it is missed; [--seconds S] [--cuts N] [SIZE…]",
