@@ -5,6 +5,7 @@
 //! nothing that it could not read again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use proto::cluster::Document;
 use proto::config::{Config, Mistake, overlay};
@@ -116,6 +117,9 @@ impl EffectiveWatches {
     }
 }
 
+/// Longest wait for listeners to close, which takes milliseconds.
+const CLOSING: Duration = Duration::from_secs(1);
+
 /// The task: what it reads, and the watches that it alone writes.
 struct ConfigTask {
     own: NodeId,
@@ -162,12 +166,12 @@ impl ConfigTask {
                 Ok(()) = self.trust.changed() => {}
                 else => return,
             }
-            self.reconcile();
+            self.reconcile().await;
         }
     }
 
     /// Reads both, and hands on what has changed.
-    fn reconcile(&mut self) {
+    async fn reconcile(&mut self) {
         let config = self.config.borrow_and_update().clone();
         let document = self.trust.borrow_and_update().document.clone();
         let now = Arc::new(EffectiveConfig::of(&config, &document, &self.own));
@@ -177,7 +181,8 @@ impl ConfigTask {
         }
         log_mistakes(&now.mistakes, &before.mistakes);
         if before.services != now.services {
-            self.proxy.reload(&now.services);
+            // A check must not find a listener that is about to close: it would be taken for an instance of this node.
+            self.proxy.reload(&now.services).closed(CLOSING).await;
             self.services.send_replace(Arc::new(now.services.clone()));
         }
         if before.settings != now.settings {

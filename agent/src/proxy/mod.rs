@@ -40,6 +40,7 @@ use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use proto::backends::BackendTable;
 use proto::front::ProxyListener;
@@ -119,6 +120,22 @@ struct RunningService {
     retired: bool,
 }
 
+/// Listeners that were removed.
+pub(crate) struct ClosingListeners(Vec<watch::Receiver<listen::BindState>>);
+
+impl ClosingListeners {
+    /// Waits until they have closed, for so long at most.
+    pub(crate) async fn closed(self, within: Duration) {
+        let all = async {
+            for mut listener in self.0 {
+                // What says where it is bound ends with its last socket.
+                while listener.changed().await.is_ok() {}
+            }
+        };
+        let _ = tokio::time::timeout(within, all).await;
+    }
+}
+
 struct ServiceListener {
     stop: CancellationToken,
     bound: watch::Receiver<listen::BindState>,
@@ -177,8 +194,9 @@ impl Proxy {
     }
 
     /// Makes the proxy serve exactly `services`. Unchanged listeners are not touched, and connections of
-    /// removed ones are left to finish.
-    pub(crate) fn reload(&self, services: &[Service]) {
+    /// removed ones are left to finish. Returns the listeners that close, for who would take one for another process.
+    pub(crate) fn reload(&self, services: &[Service]) -> ClosingListeners {
+        let mut closing = ClosingListeners(Vec::new());
         let mut running = lock(&self.services);
         // Remove before adding: an address may move from one service to another.
         for (name, old) in running.iter_mut() {
@@ -188,6 +206,7 @@ impl Proxy {
                 let stays = new.is_some_and(|new| new.listen.contains(address));
                 if !stays {
                     listening.stop.cancel();
+                    closing.0.push(listening.bound.clone());
                 }
                 stays
             });
@@ -202,6 +221,7 @@ impl Proxy {
             }
         }
         running.retain(|_, one| !one.is_over());
+        closing
     }
 
     /// What status and metrics show of each service.
