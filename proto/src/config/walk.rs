@@ -166,16 +166,11 @@ impl<'v, 'i> Section<'v, 'i> {
             DeValue::Array(list) => list.iter().collect(),
             DeValue::String(_) => vec![field.value],
             other => {
-                let (value, scalar) = (mistakes.written_value(&field.key, field.value), is_scalar(other));
-                let form = if scalar {
-                    format!("; write {} = \"{value}\"", last_part(&field.key))
-                } else {
-                    String::new()
-                };
+                let what = "a string or a list of strings";
                 mistakes.add(
                     field.offset(),
                     &field.key,
-                    format!("expected a string or a list of strings, found {value}{form}"),
+                    not_a_string(what, &field.key, field.value, other, mistakes, &read),
                 );
                 return None;
             }
@@ -306,15 +301,29 @@ fn read_text<T, E: ToString>(
 ) -> Option<T> {
     let result = match value.get_ref() {
         DeValue::String(text) => read(text).map_err(|error| error.to_string()),
-        other => {
-            let written = mistakes.written_value(key, value);
-            let shown = is_scalar(other) && !SECRET_KEYS.contains(&last_part(key));
-            let form =
-                if shown { format!("; write {} = \"{written}\"", last_part(key)) } else { String::new() };
-            Err(format!("expected a string in quotes, found {written}{form}"))
-        }
+        other => Err(not_a_string("a string in quotes", key, value, other, mistakes, read)),
     };
     result.map_err(|message| mistakes.add(value.span().start, key, message)).ok()
+}
+
+/// What is said of a value that is no text: as what it would be right, or why it would not be as a text either.
+fn not_a_string<T, E: ToString>(
+    expected: &str,
+    key: &str,
+    value: &Spanned<DeValue<'_>>,
+    found: &DeValue<'_>,
+    mistakes: &Mistakes<'_>,
+    read: &impl Fn(&str) -> Result<T, E>,
+) -> String {
+    let written = mistakes.written_value(key, value);
+    let said = format!("expected {expected}, found {written}");
+    if !is_scalar(found) || SECRET_KEYS.contains(&last_part(key)) {
+        return said;
+    }
+    match read(&written) {
+        Ok(_) => format!("{said}; write {} = \"{written}\"", last_part(key)),
+        Err(error) => format!("{said}: {}", error.to_string()),
+    }
 }
 
 /// Whether a value stands on one line.

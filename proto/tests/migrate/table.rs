@@ -250,6 +250,12 @@ fn what_haproxy_refuses_is_wrong() {
         "server m3 10.0.0.3:6443 check verify maybe",
         "server m3 10.0.0.3:6443 resolvers",
         "bind :2 name",
+        "http-check send uri",
+        "http-check connect /x",
+        "stats often",
+        "server m3 10.0.0.3:6443 error-limit none",
+        "server m3 10.0.0.3:6443 tcp-ut soon",
+        "server m3 10.0.0.3:6443 agent-check agent-port none",
     ] {
         let made = haproxy(&format!("listen a\n bind :1\n server m1 10.0.0.1:1\n {line}\n"));
         let told = made

@@ -32,6 +32,23 @@ const CHOICES: [(&str, &[&str]); 5] = [
     ("verify", &["none", "required"]),
 ];
 
+/// What may follow `stats` in a proxy.
+const STATS: [&str; 13] = [
+    "admin",
+    "auth",
+    "enable",
+    "hide-version",
+    "http-request",
+    "realm",
+    "refresh",
+    "scope",
+    "show-desc",
+    "show-legends",
+    "show-modules",
+    "show-node",
+    "uri",
+];
+
 const DURATION: &str = "not a duration; write it as 2s, or 500 for 500 ms";
 const TOO_MANY: &str = "haproxy takes no further word here";
 
@@ -63,8 +80,29 @@ pub(super) fn refused(line: &WordLine) -> Option<&'static str> {
         ("server-template", _) if !is_range(line.word(2)) => Some("the number of servers is missing"),
         ("http-check", "send") => {
             let known = ["comment", "meth", "uri", "uri-lf", "ver", "hdr", "body", "body-lf"];
-            let known = line.words.get(2).is_none_or(|word| known.contains(&word.as_str()));
+            let known = line.words.get(2).is_none_or(|word| known.contains(&word.as_str())) && words != 3;
             (!known).then_some("not what http-check send takes: meth, uri, ver, hdr or body")
+        }
+        ("http-check", "connect") => {
+            let known = [
+                "comment",
+                "port",
+                "addr",
+                "send-proxy",
+                "ssl",
+                "sni",
+                "alpn",
+                "via-socks4",
+                "default",
+                "proto",
+                "linger",
+            ];
+            let known = line.words.get(2).is_none_or(|word| known.contains(&word.as_str()));
+            (!known).then_some("not what http-check connect takes: port, addr, ssl or sni")
+        }
+        ("stats", word) if !STATS.contains(&word) => Some("not what stats takes"),
+        ("stats", "auth") if !line.word(2).contains(':') => {
+            Some("not a user and a password; write stats auth USER:PASSWORD")
         }
         ("http-check", "expect") if words < 4 => Some("what is expected is missing, such as status 200"),
         _ => None,
@@ -78,6 +116,16 @@ fn is_range(text: &str) -> bool {
 
 /// Why haproxy refuses a parameter of a server.
 pub(super) fn refused_parameter(word: &str, value: &str) -> Option<String> {
+    match word {
+        "error-limit" if !value.parse::<u32>().is_ok_and(|limit| limit > 0) => {
+            return Some("not a whole number from 1".to_owned());
+        }
+        "tcp-ut" if milliseconds(value).is_none() => return Some(DURATION.to_owned()),
+        "agent-port" if !value.parse::<u16>().is_ok_and(|port| port > 0) => {
+            return Some("not a port from 1 to 65535".to_owned());
+        }
+        _ => {}
+    }
     let (_, choices) = CHOICES.iter().find(|(known, _)| *known == word)?;
     (!choices.contains(&value)).then(|| format!("it takes {}", choices.join(", ")))
 }
