@@ -408,7 +408,8 @@ proptest! {
 
 #[test]
 fn a_setting_in_a_node_s_file_is_pointed_to_agent_set() {
-    for head in super::known::HEADS {
+    // Of virtual IPs the file has a part of its own.
+    for head in super::known::HEADS.iter().filter(|head| **head != "vip") {
         let mistakes = crate::config::parse(&format!("{head} = \"x\"\n")).unwrap_err();
         assert!(
             mistakes[0].message.contains("agent help set") || mistakes[0].message.contains("agent set"),

@@ -122,8 +122,9 @@ fn balance(line: &WordLine, proxy: &mut Proxy, account: &mut FileReport) {
         "" | "roundrobin" | "static-rr" => keep("round-robin", "", account),
         "leastconn" => keep("least-connections", "", account),
         "random" => keep("least-connections", ", which is close to random", account),
+        "source" => keep("source", "", account),
         "first" => keep("first", ": the first by name", account),
-        "source" | "uri" | "url_param" | "hdr" | "hash" | "rdp-cookie" | "sticky" => {
+        "uri" | "url_param" | "hdr" | "hash" | "rdp-cookie" | "sticky" => {
             let reason = "clients are not bound to a master; least-connections instead";
             account.add(line.number, &shown, NotDone, reason);
         }

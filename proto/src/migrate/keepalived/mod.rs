@@ -86,7 +86,7 @@ fn blocks(nodes: &[Node], account: &mut FileReport) -> Keepalived {
                 each(node, GLOBAL, &[], account);
             }
             "vrrp_script" if strange.contains(&node.word(1)) => {
-                note(NotDone, "no scripts decide; the agent checks the apiserver or another service itself");
+                note(NotDone, &veto(node));
             }
             "vrrp_script" => note(Automatic, HEALTH),
             "vrrp_instance" => instance(node, &strange, &mut found, account),
@@ -107,6 +107,16 @@ fn blocks(nodes: &[Node], account: &mut FileReport) -> Keepalived {
         }
     }
     found
+}
+
+/// How a script that looks for something else keeps its say.
+fn veto(script: &Node) -> String {
+    let line = script.block.iter().find(|line| line.word(0) == "script");
+    let command = line.map_or("", |line| line.word(1));
+    let path = if command.contains(char::is_whitespace) { "a program of yours" } else { command };
+    format!(
+        "the agent checks what it serves; to let {path} decide too, write it as check under [vip.\"ADDRESS\"]"
+    )
 }
 
 /// The head of a block whose lines are told one by one.
