@@ -13,6 +13,8 @@ pub(crate) enum Listener {
     Link,
     /// The status page.
     Page,
+    /// Where load balancers ask.
+    Health,
     /// A service, by its name.
     Service(String),
 }
@@ -22,6 +24,7 @@ impl fmt::Display for Listener {
         match self {
             Listener::Link => f.write_str("the agent itself"),
             Listener::Page => f.write_str("the status page"),
+            Listener::Health => f.write_str("the listener for load balancers"),
             Listener::Service(name) => write!(f, "service {name}"),
         }
     }

@@ -37,6 +37,13 @@ impl ConfigWriter<'_> {
         if let Some(page) = &self.haproxy.page {
             web(page, &mut settings);
         }
+        if let Some((_, line)) = self.haproxy.health.first() {
+            let all: Vec<String> =
+                self.haproxy.health.iter().map(|(at, _)| quoted(&at.to_string())).collect();
+            settings.push_str("\n[health]\n");
+            let setting = format!("listen = [{}]", all.join(", "));
+            remark(&mut settings, &setting, &place(self.haproxy_file, Some(*line)));
+        }
         if self.haproxy.hides_default {
             settings.push_str(&format!("\n[[service]]\nname = \"{KUBE_API}\"\n"));
             remark(&mut settings, "listen = []", "its place is another service's");

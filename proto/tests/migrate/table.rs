@@ -488,6 +488,39 @@ fn variables_come_from_the_environment_and_from_the_file() {
 }
 
 #[test]
+fn a_listener_for_load_balancers_is_one_here_too() {
+    let api = "listen k\n bind :6443\n server m1 10.0.0.1:6443\n";
+    for (text, expected, problem) in [
+        ("bind :33305\n mode http\n monitor-uri /\n", "0.0.0.0:33305", ""),
+        (
+            "bind :33305\n mode http\n monitor-uri /healthz\n option dontlognull\n",
+            "0.0.0.0:33305",
+            "its path is / here",
+        ),
+        (
+            "bind :::33305\n mode http\n monitor-uri /\n monitor fail if TRUE\n",
+            "0.0.0.0:33305,[::]:33305",
+            "",
+        ),
+        (
+            "bind :6443\n mode http\n monitor-uri /\n",
+            "",
+            "service kube-api has it; give load balancers another",
+        ),
+        ("bind :80 ssl crt /x\n mode http\n monitor-uri /\n", "", "plain HTTP alone"),
+    ] {
+        let made = haproxy(&format!("{api}frontend h\n {text}"));
+        let found: Vec<String> = parsed(&made).health.iter().map(ToString::to_string).collect();
+        assert_eq!(found.join(","), expected, "{text}");
+        assert_eq!(made.problems.is_empty(), problem.is_empty(), "{text}{:?}", made.problems);
+        assert!(made.problems.concat().contains(problem), "{text}{:?}", made.problems);
+    }
+    let made = haproxy("listen a\n bind :1\n balance source\n server m 10.0.0.1:2\n");
+    assert_eq!(parsed(&made).services[1].balance.as_str(), "source");
+    assert!(made.problems.is_empty(), "{:?}", made.problems);
+}
+
+#[test]
 fn what_is_otherwise_here_is_said_and_loses_nothing() {
     let made =
         haproxy("listen a\n bind :6443\n timeout client 1h\n timeout queue 5s\n server m1 10.0.0.1:6443\n");

@@ -15,6 +15,7 @@ mod bind;
 mod check;
 mod directives;
 mod expect;
+mod health;
 mod known;
 mod page;
 mod proxy;
@@ -27,7 +28,7 @@ pub(super) use proxy::{Server, belongs, default_of, unknown};
 
 use known::{GLOBAL, SECTIONS};
 use proxy::{Place, Proxy};
-use sections::{Section, is_api, is_page, outcomes, sections};
+use sections::{Section, is_api, is_health, is_page, outcomes, sections};
 use services::ReadSections;
 
 /// A service as it was.
@@ -51,6 +52,8 @@ pub(super) struct FoundService {
 pub(super) struct Haproxy {
     pub(super) services: Vec<FoundService>,
     pub(super) page: Option<Page>,
+    /// Where load balancers ask, and the lines that say so.
+    pub(super) health: Vec<(SocketAddr, usize)>,
     /// The default service is not listened to: another one has its place.
     pub(super) hides_default: bool,
 }
@@ -105,6 +108,7 @@ pub(super) fn read(
             None if is_page(section) => {
                 page::read(section, found.page.get_or_insert_default(), account);
             }
+            None if is_health(section) => found.health.extend(health::read(section, account)),
             None => {
                 let mut read = template.clone();
                 let place = Place { api: is_api(section, &sections), defaults: false, vips };

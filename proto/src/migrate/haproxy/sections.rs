@@ -55,6 +55,15 @@ pub(super) fn is_page(section: &Section) -> bool {
     !serves && (has(&["stats"]) || section.lines.iter().any(is_exporter))
 }
 
+/// Whether a section is there to answer load balancers alone.
+pub(super) fn is_health(section: &Section) -> bool {
+    let has = |words: &[&str]| section.lines.iter().any(|line| words.contains(&line.word(0)));
+    section.leads()
+        && has(&["monitor-uri"])
+        && !is_page(section)
+        && !has(&["server", "default_backend", "use_backend", "server-template", "dispatch"])
+}
+
 pub(super) fn is_exporter(line: &WordLine) -> bool {
     line.words.iter().any(|word| word == "prometheus-exporter")
 }
@@ -107,7 +116,10 @@ pub(super) fn outcomes(sections: &[Section], of: &[Proxy]) -> Vec<Option<String>
     // A frontend whose backend is not done, and one that leads nowhere.
     for (at, section) in sections.iter().enumerate() {
         let Some(target) = section.target().filter(|_| section.leads() && outcomes[at].is_none()) else {
-            let lost = section.kind() == "frontend" && outcomes[at].is_none() && !is_page(section);
+            let lost = section.kind() == "frontend"
+                && outcomes[at].is_none()
+                && !is_page(section)
+                && !is_health(section);
             if lost {
                 outcomes[at] = Some("it has no default_backend, only rules".to_owned());
             }
@@ -146,7 +158,7 @@ fn blocked(section: &Section, template: &Proxy) -> Option<String> {
     let has = |word: &str| section.lines.iter().any(|line| line.word(0) == word);
     match section.kind() {
         "global" | "defaults" => return None,
-        "frontend" | "backend" | "listen" if is_page(section) => return None,
+        "frontend" | "backend" | "listen" if is_page(section) || is_health(section) => return None,
         "frontend" | "backend" | "listen" => {}
         "peers" => {
             return Some("there are no stick tables to share; the agents exchange what they see".to_owned());

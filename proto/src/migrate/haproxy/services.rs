@@ -175,6 +175,15 @@ pub(super) fn separate(found: &mut Haproxy, account: &mut FileReport) {
             false
         });
     }
+    found.health.retain(|(address, line)| match taken.take(*address, Listener::Health) {
+        Ok(()) => true,
+        Err((_, Listener::Health)) => false,
+        Err((_, who)) => {
+            let reason = format!("{who} has it; give load balancers another port");
+            account.add(*line, &format!("bind {address}"), NotDone, reason);
+            false
+        }
+    });
     found.services.retain(|service| !service.listen.is_empty());
     // The default service is one of them.
     let default = found.services.iter().all(|service| service.name != KUBE_API);
