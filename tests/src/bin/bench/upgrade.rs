@@ -29,6 +29,9 @@ const PROXIES: u16 = 17_001;
 /// Connections that carry bulk both ways, unless told otherwise.
 const BULK: u64 = 10;
 
+/// The rows, in their order; arguments may choose among them.
+const ROWS: [&str; 4] = ["agent", "haproxy", "nginx", "restart"];
+
 /// New connections are made by so many threads.
 const MAKERS: u32 = 6;
 
@@ -53,51 +56,66 @@ pub(crate) fn upgrade(arguments: &[String]) -> Result<()> {
     let turns = option(&mut arguments, "--turns", 20)?;
     let bulk = option(&mut arguments, "--bulk", BULK)?.min(held / 3);
     let after = Duration::from_secs(option(&mut arguments, "--after", 60)?);
-    ensure!(arguments.is_empty(), "what is {arguments:?}?");
+    ensure!(arguments.iter().all(|one| ROWS.contains(&one.as_str())), "{arguments:?}: the rows are {ROWS:?}");
+    let wants = |name: &str| arguments.is_empty() || arguments.iter().any(|one| one == name);
     let load = (held, bulk, turns, after);
+    println!(
+        "{held} connections held, a third active and {bulk} in bulk, 300 new a second, {turns} replacements\n"
+    );
+    println!(
+        "{:<8} {:>7} {:>7} {:>7} {:>11} {:>11} {:>9} {:>9}",
+        "", "new", "failed", "lost", "worst new", "worst held", "processes", "memory"
+    );
+    if ROWS[..3].iter().any(|name| wants(name)) {
+        in_one_network(load, &wants)?;
+    }
+    if wants("restart") {
+        restart(load)?;
+    }
+    Ok(())
+}
+
+/// The agent, haproxy and nginx, each by its own way.
+fn in_one_network(load: (u64, u64, u64, Duration), wants: &dyn Fn(&str) -> bool) -> Result<()> {
     with_agents(Lab::bridge(1), |lab, agents| {
         let agent = agents.first_mut().context("no agent")?;
         let node = lab.node(0);
         node.exec(&["sysctl", "-qw", "net.ipv4.ip_local_port_range=20000 65000"])?.ok()?;
         let server = SocketAddr::new(node.mesh_ip(), SERVER);
-        println!(
-            "{held} connections held, a third active and {bulk} in bulk, 300 new a second, {turns} replacements\n"
-        );
-        println!(
-            "{:<8} {:>7} {:>7} {:>7} {:>11} {:>11} {:>9} {:>9}",
-            "", "new", "failed", "lost", "worst new", "worst held", "processes", "memory"
-        );
         let over = Arc::new(AtomicBool::new(false));
         serve(node, server, &over)?;
 
-        let listen = local(PROXIES);
-        agent.binary = node.dir().join("agent");
-        std::fs::copy(binary()?, &agent.binary)?;
-        start_agent(lab, node, agent, listen, SERVER)?;
-        let group = agent.process()?.pid();
-        let replace = || agent.cli(&["upgrade"])?.ok().map(|_| ());
-        row("agent", node, listen, load, &replace, &|| members(group))?;
-
-        let listen = local(PROXIES + 1);
-        let haproxy = Haproxy {
-            name: "haproxy",
-            listen,
-            servers: vec![server],
-            maxconn: held + 1_000,
-            defaults: "option splice-auto",
-            server: "weight 100",
-        };
-        let process = haproxy.start_with_master(node)?;
-        let reload = || signal_first(&process, Signal::USR2);
-        row("haproxy", node, listen, load, &reload, &|| members(process.pid()))?;
-        drop(process);
-
-        let listen = local(PROXIES + 2);
-        let process = nginx_stream(node, listen, server)?;
-        let reload = || signal_first(&process, Signal::HUP);
-        row("nginx", node, listen, load, &reload, &|| members(process.pid()))
-    })?;
-    restart(load)
+        if wants("agent") {
+            let listen = local(PROXIES);
+            agent.binary = node.dir().join("agent");
+            std::fs::copy(binary()?, &agent.binary)?;
+            start_agent(lab, node, agent, listen, SERVER)?;
+            let group = agent.process()?.pid();
+            let replace = || agent.cli(&["upgrade"])?.ok().map(|_| ());
+            row("agent", node, listen, load, &replace, &|| members(group))?;
+        }
+        if wants("haproxy") {
+            let listen = local(PROXIES + 1);
+            let haproxy = Haproxy {
+                name: "haproxy",
+                listen,
+                servers: vec![server],
+                maxconn: load.0 + 1_000,
+                defaults: "option splice-auto",
+                server: "weight 100",
+            };
+            let process = haproxy.start_with_master(node)?;
+            let reload = || signal_first(&process, Signal::USR2);
+            row("haproxy", node, listen, load, &reload, &|| members(process.pid()))?;
+        }
+        if wants("nginx") {
+            let listen = local(PROXIES + 2);
+            let process = nginx_stream(node, listen, server)?;
+            let reload = || signal_first(&process, Signal::HUP);
+            row("nginx", node, listen, load, &reload, &|| members(process.pid()))?;
+        }
+        Ok(())
+    })
 }
 
 /// The row of `systemctl restart`.
@@ -173,7 +191,9 @@ fn row(
     let processes = processes()?;
     let ((_, private), processes) = (memory_of(&processes)?, processes.len());
     watch.over.store(true, Relaxed);
-    let lost = active.into_iter().map(Held::end).filter(Result::is_err).count() + traffic::ended(&silent);
+    let told =
+        |ended: &Result<u64>| ended.as_ref().inspect_err(|error| eprintln!("{name}: {error:#}")).is_err();
+    let lost = active.into_iter().map(Held::end).filter(told).count() + traffic::ended(&silent);
     println!(
         "{name:<8} {:>7} {:>7} {lost:>7} {:>8.1} ms {:>8.1} ms {processes:>9} {:>6.1} MB",
         seen.made.load(Relaxed),
