@@ -394,3 +394,51 @@ fn a_node_whose_own_program_is_against_it_owns_no_vip() -> Result<()> {
         Ok(())
     })
 }
+
+/// Who answers each of these clients at a balancer.
+fn by_client(lab: &Lab, balancer: usize, clients: &[String]) -> Result<Vec<String>> {
+    let url = format!("https://10.91.0.{}:6443/who", balancer + 1);
+    let one = |client: &String| {
+        let curl = ["curl", "-sSk", "-m", "5", "--interface", client, &url];
+        Ok(lab.node(CLIENT).exec(&curl)?.ok()?.trim().to_owned())
+    };
+    clients.iter().map(one).collect()
+}
+
+#[test]
+fn by_source_a_client_keeps_its_master_on_every_balancer_and_only_those_of_a_lost_one_move() -> Result<()> {
+    with_balancers(|lab, agents, masters| {
+        let client = lab.node(CLIENT);
+        let clients: Vec<String> = (100..124).map(|n| format!("10.91.0.{n}")).collect();
+        for own in &clients {
+            client.exec(&["ip", "address", "add", &format!("{own}/24"), "dev", client.interface])?.ok()?;
+        }
+        let listen = ["service.kube-api.listen=0.0.0.0:6443", "service.kube-api.listen-on=workers"];
+        set(&agents[0], &[listen[0], listen[1], "balance=source"])?;
+        let (before, _) = eventually("both balancers choose alike", GOSSIP, || {
+            let all = BALANCERS.map(|i| by_client(lab, i, &clients));
+            let [first, second] = all.map(|one| one.unwrap_or_default());
+            ensure!(!first.is_empty() && first == second, "{first:?} and {second:?}");
+            Ok(first)
+        })?;
+        let share = |all: &[String], master: &str| all.iter().filter(|one| *one == master).count();
+        ensure!(["n0", "n1", "n2"].iter().all(|one| share(&before, one) > 1), "{before:?}");
+        ensure!(by_client(lab, BALANCERS[0], &clients)? == before, "a client has moved by itself");
+
+        masters[1].kill()?;
+        eventually("its clients are with the others, and no others moved", GOSSIP, || {
+            let now = by_client(lab, BALANCERS[1], &clients)?;
+            let moved = before.iter().zip(&now).filter(|(old, new)| old != new);
+            ensure!(share(&now, "n1") == 0, "{now:?}");
+            ensure!(moved.clone().all(|(old, _)| old == "n1"), "{before:?} {now:?}");
+            Ok(())
+        })?;
+        masters[1].start_again(lab.node(1))?;
+        eventually("each has its own again", GOSSIP, || {
+            let now = by_client(lab, BALANCERS[1], &clients)?;
+            ensure!(now == before, "{before:?} {now:?}");
+            Ok(())
+        })?;
+        Ok(())
+    })
+}

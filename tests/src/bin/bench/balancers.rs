@@ -232,7 +232,10 @@ impl Drill<'_, '_> {
             }
             Ok(())
         })?;
-        self.agents[0].cli(&["vip", "move", &address, &victim])?.ok()?;
+        // A node that has just come back hears the masters a moment later.
+        eventually("ours moves to the victim", GOSSIP * 2, || {
+            self.agents[0].cli(&["vip", "move", &address, &victim])?.ok()
+        })?;
         eventually("the victim owns both, and both serve", GOSSIP * 2, || {
             let shown = self.lab.node(VICTIMS.1).exec(&["ip", "-o", "-4", "address"])?.ok()?;
             ensure!(ADDRESSES.iter().all(|one| shown.contains(&format!("{one}/"))), "{shown}");
@@ -269,7 +272,11 @@ impl Drill<'_, '_> {
             }
             (Whom::Master, Accident::Stop) => self.masters[master].stop()?,
             (Whom::Master, Accident::Hang) => self.masters[master].hang()?,
-            (Whom::Balancer, Accident::Crash) => self.lab.node(balancer).power_cut()?,
+            (Whom::Balancer, Accident::Crash) => {
+                self.lab.node(balancer).power_cut()?;
+                self.agents[balancer].process()?.signal(Signal::KILL)?;
+                self.peers[0].signal(Signal::KILL)?;
+            }
             (Whom::Balancer, Accident::Stop) => {
                 self.agents[balancer].process()?.signal(Signal::TERM)?;
                 self.peers[0].signal(Signal::TERM)?;
@@ -289,9 +296,12 @@ impl Drill<'_, '_> {
             (Whom::Master, Accident::Crash) => lab.node(master).power_on(),
             (Whom::Master, Accident::Stop) => self.masters[master].start_again(lab.node(master)),
             (Whom::Master, Accident::Hang) => self.masters[master].go_on(),
-            (Whom::Balancer, Accident::Crash) => lab.node(balancer).power_on(),
-            (Whom::Balancer, Accident::Stop) => {
+            (Whom::Balancer, Accident::Crash | Accident::Stop) => {
+                if accident == Accident::Crash {
+                    lab.node(balancer).power_on()?;
+                }
                 self.agents[balancer].process()?.ended(Duration::from_secs(15))?;
+                self.agents[balancer].options.clear();
                 self.agents[balancer].run()?;
                 self.peers[0] = Peer::start(lab, lab.node(balancer))?;
                 Ok(())
