@@ -169,6 +169,64 @@ fn a_machine_that_comes_back_with_another_address_is_back_at_once() -> Result<()
 }
 
 #[test]
+fn a_machine_whose_clock_was_ahead_at_its_last_boot_is_back_at_once() -> Result<()> {
+    with_agents(Lab::bridge(3), |lab, agents| {
+        let _masters = (0..3).map(|i| lab.nginx_master(i)).collect::<Result<Vec<_>>>()?;
+        form(agents)?;
+        let all: Vec<&Agent<'_>> = agents.iter().collect();
+        eventually("all are ready", GOSSIP, || all_ready(agents, &all))?;
+        let file = agents[2].state().join("generation");
+        agents[2].kill()?;
+        let right = std::fs::read_to_string(&file)?;
+        let (_, body) = right.split_once('\n').context("a line with the hash")?;
+        let value = body.rsplit(':').next().unwrap_or_default();
+        let digits: String = value.chars().filter(char::is_ascii_digit).collect();
+        let body = body.replace(&digits, &(digits.parse::<u64>()? + 3_600).to_string());
+        let hash = ring::digest::digest(&ring::digest::SHA256, body.as_bytes());
+        let hash: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        // It starts with a clock that is an hour ahead, and says goodbye; then the clock is right, and its disk is
+        // of before, or new.
+        std::fs::write(&file, format!("agent-state 1 {hash}\n{body}"))?;
+        agents[2].run()?;
+        // So long that gossip has brought its new record.
+        stays_up(agents, "n2")?;
+        agents[2].stop()?;
+        eventually("the others know that it stopped", GOSSIP, || {
+            for agent in &agents[..2] {
+                let state = agent.status()?.member("n2")?.state.clone();
+                ensure!(state != "up", "{state}");
+            }
+            Ok(())
+        })?;
+        std::fs::write(&file, &right)?;
+        let began = Instant::now();
+        agents[2].run()?;
+        all_up(agents)?;
+        println!("up everywhere {:?} after its start", began.elapsed());
+        // And stays it: what it said an hour ahead is overtaken.
+        stays_up(agents, "n2")?;
+        eventually("it has raised its number", GOSSIP, || {
+            let log = agents[2].log()?;
+            ensure!(log.contains("gossip restarts with a higher generation"), "it has not");
+            Ok(())
+        })?;
+        all_up(agents)
+    })
+}
+
+/// All see all up, and two others see this one up for three seconds.
+fn stays_up(agents: &[Agent<'_>], name: &str) -> Result<()> {
+    all_up(agents)?;
+    always("it is up", Duration::from_secs(3), || {
+        for agent in &agents[..2] {
+            let state = agent.status()?.member(name)?.state.clone();
+            ensure!(state == "up", "{state}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn a_candidate_whose_power_was_cut_is_not_eligible_and_gets_nothing() -> Result<()> {
     with_agents(Lab::bridge(3), |lab, agents| {
         let _masters = (0..3).map(|i| lab.nginx_master(i)).collect::<Result<Vec<_>>>()?;
