@@ -151,7 +151,8 @@ pub fn hold(node: &Node, proxy: SocketAddr, kind: Kind, seed: u64, watch: &Arc<W
     let running = std::thread::spawn(move || match kind {
         Kind::Silent => silent(stream, &watch),
         Kind::Active => active(stream, bytes, &watch, Duration::from_millis(5)),
-        Kind::Steady => active(stream, bytes, &watch, Duration::from_millis(250)),
+        // Out of step with each other and with whatever happens once a second.
+        Kind::Steady => active(stream, bytes, &watch, Duration::from_millis(200 + seed * 37 % 97)),
         Kind::Bulk => bulk(&stream, bytes, &watch),
         Kind::HalfClosed => half_closed(stream, bytes),
         Kind::Stuck => stuck(stream, bytes, &watch),
