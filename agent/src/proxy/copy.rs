@@ -276,8 +276,8 @@ impl CopyDirection {
             }
             if matches!(self.mode, CopyMode::Splice(_)) {
                 ready!(self.poll_splice(cx, from)).map_err(BrokenSocket::From)?;
-                rounds = 0;
-                continue;
+                ready!(self.poll_piped(cx, to)).map_err(BrokenSocket::To)?;
+                break;
             }
             // A read that does not fill the buffer also tells tokio that the socket is empty, so that the next
             // round waits without asking the kernel.
