@@ -204,6 +204,10 @@ pub struct Replica {
     /// worker, and on a master that was admitted as one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     promotion: Option<Promotion>,
+    /// The document of this node when it was last a master, until it is one again: what only it knew is lost
+    /// with its removal or demotion, but not with one that does not stand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    before_demotion: Option<Document>,
 }
 
 /// The copy that made a node a master.
@@ -216,13 +220,13 @@ struct Promotion {
 impl Replica {
     fn under(document: Document, seal: Seal) -> Replica {
         let from = BTreeSet::from([seal.by]);
-        Replica { document, seal: Some(seal), from, promotion: None }
+        Replica { document, seal: Some(seal), from, promotion: None, before_demotion: None }
     }
 
-    /// Takes another state of the document. The promotion is left alone: see [`Replica::update`].
+    /// Takes another state of the document. What was kept of earlier ones is left alone.
     fn replace(&mut self, document: Document, seal: Seal) {
-        let promotion = self.promotion.take();
-        *self = Replica { promotion, ..Replica::under(document, seal) };
+        let (promotion, before_demotion) = (self.promotion.take(), self.before_demotion.take());
+        *self = Replica { promotion, before_demotion, ..Replica::under(document, seal) };
     }
 
     /// The replica of a node that founds a cluster.
@@ -289,12 +293,16 @@ impl Replica {
             return Ok(Adoption::Taken);
         }
         merged.check()?;
-        let winner = if merged.key == theirs.key { &theirs } else { ours };
+        Ok(self.take_merged(merged, &theirs, seal.by))
+    }
+
+    /// Takes what came of merging `theirs`, which waits for a seal.
+    fn take_merged(&mut self, merged: Document, theirs: &Document, by: NodeId) -> Adoption {
+        let winner = if merged.key == theirs.key { theirs } else { &self.document };
         let key_is_known_to_removed = merged.removed.keys().any(|id| !winner.removed.contains_key(id));
-        let mut from = std::mem::take(&mut self.from);
-        from.insert(seal.by);
-        (self.document, self.seal, self.from) = (merged, None, from);
-        Ok(Adoption::Merged { key_is_known_to_removed })
+        (self.document, self.seal) = (merged, None);
+        self.from.insert(by);
+        Adoption::Merged { key_is_known_to_removed }
     }
 
     /// Adopts a copy, and gives up what the node `own` has besides from nodes that are masters no more, so that
@@ -312,7 +320,7 @@ impl Replica {
         own: &NodeId,
         now: UnixMs,
     ) -> Result<Adoption, AdoptError> {
-        let was_master = self.document.is_master(own);
+        let before = self.document.is_master(own).then(|| self.document.clone());
         let mut adoption = self.adopt(theirs, now)?;
         if self.seal.is_none() {
             let document = theirs.open()?;
@@ -327,13 +335,30 @@ impl Replica {
                 adoption = Adoption::Taken;
             }
         }
-        if !self.document.is_master(own) {
-            self.promotion = None;
-        } else if !was_master {
-            let document = theirs.open()?;
-            self.promotion = Some(Promotion { document, seal: theirs.seal.clone() });
+        match (before, self.document.is_master(own)) {
+            (None, false) => {}
+            (Some(before), false) => {
+                self.promotion = None;
+                self.before_demotion = Some(before);
+            }
+            (None, true) => {
+                let document = theirs.open()?;
+                self.promotion = Some(Promotion { document, seal: theirs.seal.clone() });
+                adoption = self.restore(own).unwrap_or(adoption);
+            }
+            (Some(_), true) => {}
         }
         Ok(adoption)
+    }
+
+    /// Adds what the node `own`, a master again, knew before a removal or demotion that does not stand: as if it
+    /// had never heard of that. What was decided for good, and then changed again, brings nothing back.
+    fn restore(&mut self, own: &NodeId) -> Option<Adoption> {
+        let before = self.before_demotion.take()?;
+        let never_demoted = self.document.roles.get(own) == before.roles.get(own);
+        let mut merged = self.document.clone();
+        let changed = never_demoted && merged.merge(&before).ok()? && merged.check().is_ok();
+        changed.then(|| self.take_merged(merged, &before, *own))
     }
 
     /// Whose seal made this node a master; where that is not known, who says so in the document.

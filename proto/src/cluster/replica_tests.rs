@@ -493,6 +493,35 @@ fn play(nodes: &mut [Node], steps: &[Step]) {
     }
 }
 
+#[test]
+fn a_master_whose_removal_does_not_stand_keeps_what_only_it_knew() {
+    use Step::{Admit, Demote, Hear, Remove, Set};
+    // 1 removes or demotes 0, and 2 demotes 1: 0 hears of both, in either order, and whether or not 1 knew all.
+    let gone = |a, b| if a { Remove(1, b) } else { Demote(1, b) };
+    for (removes, known) in [(true, false), (true, true), (false, false), (false, true)] {
+        let mut steps = vec![Admit(0, 5), Set(0, 1), Hear(4, 0)];
+        if known {
+            steps.push(Hear(1, 0));
+        }
+        steps.extend([gone(removes, 0), Admit(0, 5), Demote(2, 1), Hear(4, 2)]);
+        for order in [[1, 2], [2, 1]] {
+            let mut nodes = cluster(3, 5);
+            play(&mut nodes, &steps);
+            play(&mut nodes, &order.map(|from| Hear(0, from)));
+            exchange(&mut nodes, &together);
+            assert_eq!(unsettled(&nodes), [], "removes {removes}, known {known}, {order:?}");
+            for n in [0, 2, 4] {
+                let document = nodes[n].document();
+                assert!(document.member(&id(5)).is_some() && document.is_master(&id(0)), "n{n}, {order:?}");
+            }
+        }
+    }
+    // One that stands, and is taken back by a promotion: what only it knew stays lost.
+    let mut nodes = cluster(3, 5);
+    play(&mut nodes, &[Demote(1, 0), Admit(0, 5), Hear(0, 1), Step::Promote(1, 0), Hear(0, 1)]);
+    assert!(nodes[0].document().is_master(&id(0)) && nodes[0].document().member(&id(5)).is_none());
+}
+
 /// How many cases: 64, or what PROPTEST_CASES says.
 fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(64)
