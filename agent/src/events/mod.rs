@@ -10,6 +10,7 @@ mod cluster;
 mod diff;
 mod disk;
 mod hooks;
+mod standing;
 mod webhook;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ use tokio::sync::{mpsc, watch};
 pub(crate) use self::cluster::{all, own};
 use self::diff::PreviousState;
 pub(crate) use self::diff::{PolledState, ProxyCounters};
+use self::standing::StandingStates;
 pub(crate) use self::webhook::Resolve;
 use crate::lifecycle::{Lifecycle, wall};
 use crate::timer::Ticks;
@@ -135,6 +137,8 @@ pub(crate) fn spawn(inputs: EventInputs, ring: watch::Sender<Arc<EventRing>>, li
 struct EventRecorder<'a> {
     inputs: &'a mut EventInputs,
     seen: PreviousState,
+    /// Empty, unless this process has taken over from another.
+    standing: StandingStates,
     /// Changes of workers that wait for others of the same way.
     summer: EventSummer,
     ring: EventRing,
@@ -177,9 +181,23 @@ impl<'a> EventRecorder<'a> {
         let hears = if inputs.replaced.is_some() { wall() } else { inputs.began };
         let seen = PreviousState::new(inputs.own, hears, document);
         let (hooks, webhook) = (Vec::new(), None);
+        // Not again when only this task has restarted.
+        let took_over = inputs.replaced.is_some() && before.newest() == 0;
+        let standing = if took_over { StandingStates::new(&ring) } else { StandingStates::default() };
         let summer = EventSummer::default();
-        let mut task =
-            EventRecorder { seen, summer, ring, published, disk, hooks, webhook, sink_errors, torn, inputs };
+        let mut task = EventRecorder {
+            seen,
+            standing,
+            summer,
+            ring,
+            published,
+            disk,
+            hooks,
+            webhook,
+            sink_errors,
+            torn,
+            inputs,
+        };
         task.apply_config(life);
         Some(task)
     }
@@ -296,6 +314,7 @@ impl<'a> EventRecorder<'a> {
         while let Ok(event) = self.inputs.told.try_recv() {
             new.push(event);
         }
+        new.retain(|event| !self.standing.repeats(event));
         if new.is_empty() {
             return;
         }

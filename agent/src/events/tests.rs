@@ -20,6 +20,10 @@ struct Stage {
 }
 
 fn stage(dir: &Path) -> Stage {
+    stage_after(dir, None)
+}
+
+fn stage_after(dir: &Path, replaced: Option<TakeOver>) -> Stage {
     let key = PublicKey([1; 32]);
     let node: Name = "m1".parse().unwrap();
     let admitted = Admitted::new(node.clone(), key, Role::Master, key.id(), UnixMs(1));
@@ -35,7 +39,7 @@ fn stage(dir: &Path) -> Stage {
         own: key.id(),
         node,
         began: wall(),
-        replaced: None,
+        replaced,
         told,
         table,
         view: watch::channel(Arc::default()).1,
@@ -100,6 +104,37 @@ async fn events_are_numbered_published_and_kept_over_a_restart() {
     let ring = crashed.ring.borrow().clone();
     let last = ring.all().next_back().unwrap();
     assert!(last.from == "lost" && last.level == EventLevel::Warning, "{last:?}");
+    crashed.end(false).await;
+}
+
+#[tokio::test]
+async fn a_process_that_takes_over_does_not_report_again_what_stood() {
+    let dir = tempfile::tempdir().unwrap();
+    let owner =
+        |from: &str, to: &str| Event::new(EventKind::VipOwner, wall(), "10.0.0.9", to).from(from, None);
+    let member = |to: &str| Event::new(EventKind::Member, wall(), "m2", to);
+    let mut first = stage(dir.path());
+    for event in [owner("nobody", "m2"), owner("m2", "m1"), member("up")] {
+        first.tell.try_send(event).unwrap();
+    }
+    first.kinds(4).await;
+    first.end(false).await;
+
+    let replaced = TakeOver { from: "0.1.0".to_owned(), at: wall(), connections: 0 };
+    let mut next = stage_after(dir.path(), Some(replaced));
+    for event in [owner("nobody", "m1"), member("down"), member("up"), owner("m1", "m2"), owner("m2", "m1")] {
+        next.tell.try_send(event).unwrap();
+    }
+    next.kinds(9).await;
+    let ring = next.ring.borrow().clone();
+    let told: Vec<&str> = ring.all().skip(5).map(|event| event.to.as_str()).collect();
+    assert_eq!(told, ["down", "up", "m2", "m1"]);
+    next.end(false).await;
+
+    // Whoever starts after a crash has missed something: all is reported.
+    let mut crashed = stage(dir.path());
+    crashed.tell.try_send(owner("nobody", "m1")).unwrap();
+    crashed.kinds(11).await;
     crashed.end(false).await;
 }
 
