@@ -31,7 +31,7 @@ pub enum Kind {
     Active,
     /// The same, a few times a second.
     Steady,
-    /// Sends as fast as it can, and gets all of it back.
+    /// Sends as fast as it can, or as [`Watch::bulk_rate`] lets it, and gets all of it back.
     Bulk,
     /// Has said all it has to say and closed its half; the server answers when it is over.
     HalfClosed,
@@ -133,6 +133,8 @@ pub struct Watch {
     pub longest_us: AtomicU64,
     /// Bytes of bulk ones that came back.
     pub bytes: AtomicU64,
+    /// Bytes a second that each bulk one sends; none: all that it can.
+    pub bulk_rate: Option<u32>,
 }
 
 /// Opens a connection to a proxy inside a node, and holds it on a thread of its own.
@@ -210,7 +212,12 @@ fn bulk(stream: &TcpStream, mut bytes: Stream, watch: &Watch) -> Result<u64> {
     std::thread::scope(|scope| {
         let writer = scope.spawn(move || -> Result<u64> {
             let (mut part, mut sent, mut stream) = (vec![0; 64 * 1024], 0, stream);
+            let began = Instant::now();
             while !watch.over.load(Relaxed) {
+                if let Some(rate) = watch.bulk_rate {
+                    let due = Duration::from_secs_f64(sent as f64 / f64::from(rate));
+                    std::thread::sleep(due.saturating_sub(began.elapsed()));
+                }
                 bytes.fill(&mut part);
                 stream.write_all(&part)?;
                 sent += part.len() as u64;

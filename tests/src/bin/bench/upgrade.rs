@@ -29,6 +29,10 @@ const PROXIES: u16 = 17_001;
 /// Connections that carry bulk both ways, unless told otherwise.
 const BULK: u64 = 10;
 
+/// What each of them sends, in MB a second, unless told otherwise: 0 is all that it can, and then what is measured is
+/// how two processors are shared among thirty threads that never sleep.
+const BULK_RATE_MB: u64 = 10;
+
 /// The rows, in their order; arguments may choose among them.
 const ROWS: [&str; 4] = ["agent", "haproxy", "nginx", "restart"];
 
@@ -40,6 +44,20 @@ const PACE: Duration = Duration::from_millis(20);
 
 /// Time between two replacements.
 const BETWEEN: Duration = Duration::from_secs(1);
+
+/// What every row is given.
+#[derive(Clone, Copy)]
+struct Load {
+    held: u64,
+    /// Of these, in bulk.
+    bulk: u64,
+    /// Bytes a second of each in bulk; none: all that it can.
+    bulk_rate: Option<u32>,
+    /// Replacements.
+    turns: u64,
+    /// Wait before processes are counted.
+    after: Duration,
+}
 
 /// What clients have seen of one proxy.
 #[derive(Default)]
@@ -55,12 +73,17 @@ pub(crate) fn upgrade(arguments: &[String]) -> Result<()> {
     let held = option(&mut arguments, "--held", 2_000)?;
     let turns = option(&mut arguments, "--turns", 20)?;
     let bulk = option(&mut arguments, "--bulk", BULK)?.min(held / 3);
+    let rate_mb = option(&mut arguments, "--bulk-rate", BULK_RATE_MB)?;
+    let bulk_rate = u32::try_from(rate_mb * 1_000_000).context("--bulk-rate: at most 4294 MB/s")?;
+    let bulk_rate = Some(bulk_rate).filter(|rate| *rate > 0);
     let after = Duration::from_secs(option(&mut arguments, "--after", 60)?);
     ensure!(arguments.iter().all(|one| ROWS.contains(&one.as_str())), "{arguments:?}: the rows are {ROWS:?}");
     let wants = |name: &str| arguments.is_empty() || arguments.iter().any(|one| one == name);
-    let load = (held, bulk, turns, after);
+    let load = Load { held, bulk, bulk_rate, turns, after };
+    let rate = if bulk_rate.is_some() { format!("at {rate_mb} MB/s each") } else { "unlimited".to_owned() };
     println!(
-        "{held} connections held, a third active and {bulk} in bulk, 300 new a second, {turns} replacements\n"
+        "{held} connections held, a third active and {bulk} in bulk ({rate}), 300 new a second, \
+         {turns} replacements\n"
     );
     println!(
         "{:<8} {:>7} {:>7} {:>7} {:>11} {:>11} {:>9} {:>9}",
@@ -76,7 +99,7 @@ pub(crate) fn upgrade(arguments: &[String]) -> Result<()> {
 }
 
 /// The agent, haproxy and nginx, each by its own way.
-fn in_one_network(load: (u64, u64, u64, Duration), wants: &dyn Fn(&str) -> bool) -> Result<()> {
+fn in_one_network(load: Load, wants: &dyn Fn(&str) -> bool) -> Result<()> {
     with_agents(Lab::bridge(1), |lab, agents| {
         let agent = agents.first_mut().context("no agent")?;
         let node = lab.node(0);
@@ -100,7 +123,7 @@ fn in_one_network(load: (u64, u64, u64, Duration), wants: &dyn Fn(&str) -> bool)
                 name: "haproxy",
                 listen,
                 servers: vec![server],
-                maxconn: load.0 + 1_000,
+                maxconn: load.held + 1_000,
                 defaults: "option splice-auto",
                 server: "weight 100",
             };
@@ -119,7 +142,7 @@ fn in_one_network(load: (u64, u64, u64, Duration), wants: &dyn Fn(&str) -> bool)
 }
 
 /// The row of `systemctl restart`.
-fn restart(load: (u64, u64, u64, Duration)) -> Result<()> {
+fn restart(load: Load) -> Result<()> {
     with_machines(Lab::bridge(1), |lab, machines| {
         let (machine, node) = (machines.first().context("no machine")?, lab.node(0));
         node.exec(&["sysctl", "-qw", "net.ipv4.ip_local_port_range=20000 65000"])?.ok()?;
@@ -159,11 +182,11 @@ fn row(
     name: &str,
     node: &Node,
     listen: SocketAddr,
-    (held, bulk, turns, after): (u64, u64, u64, Duration),
+    Load { held, bulk, bulk_rate, turns, after }: Load,
     replace: &dyn Fn() -> Result<()>,
     processes: &dyn Fn() -> Result<Vec<u32>>,
 ) -> Result<()> {
-    let watch = Arc::new(Watch::default());
+    let watch = Arc::new(Watch { bulk_rate, ..Watch::default() });
     let open = || (0..held - held / 3).map(|_| Ok(TcpStream::connect(listen)?)).collect::<Result<Vec<_>>>();
     let silent = node.inside(open)?;
     let kinds = [(Kind::Bulk, bulk), (Kind::Steady, held / 3 - bulk)];
