@@ -93,6 +93,7 @@ fn member() -> MemberStatus {
         loss_permille: Some(9),
         document: "ab".to_owned(),
         sees: vec![PeerLinkStatus { node: Name::nearest("m1"), alive: true, rtt_ms: None, loss_permille: 0 }],
+        node_local: Vec::new(),
     }
 }
 

@@ -95,6 +95,10 @@ kinds! {
     VipState "vip-state" "594b36cd3f5f468885c472e8bf440e5c" "the VIP",
     /// A virtual IP has a new owner; `from` and `to` are nodes.
     VipOwner "vip-owner" "46464c87c7224d60bb435f5ce257f389" "the VIP",
+    /// The node-local address was set on this node, removed, or put back after others had removed it.
+    NodeLocal "node-local" "0ad1d1c79be64b0f8d4a9c2f7f0a5b63" "the address",
+    /// Masters have put the endpoints of the service `kubernetes` right.
+    KubernetesEndpoints "kubernetes-endpoints" "7c2f6f0e5a9b4f6f9d3e1b84c5a7de21" "default/kubernetes",
     /// A virtual IP has a problem: duplicate, without an owner, not configurable.
     VipProblem "vip-problem" "4160a4505f634cb58a749018c35dd792" "the VIP",
 }

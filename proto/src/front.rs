@@ -25,7 +25,7 @@ pub struct HostListener {
 
 impl HostListener {
     /// Whether clients of `ip` at `port` reach it.
-    fn takes(&self, ip: IpAddr, port: u16) -> bool {
+    pub fn takes(&self, ip: IpAddr, port: u16) -> bool {
         let HostListener { address, only_v6 } = self;
         let any = address.ip().is_unspecified();
         let family = address.is_ipv4() == ip.is_ipv4() || (address.is_ipv6() && !only_v6);

@@ -24,6 +24,8 @@ pub mod limit;
 
 pub mod node;
 
+pub mod node_local;
+
 pub mod cause;
 
 pub mod unfit;

@@ -41,6 +41,10 @@ codes! {
     VipUnable "vip-unable",
     /// A machine outside of the cluster answers for a virtual IP; subject: the address.
     VipStranger "vip-stranger",
+    /// This node does not have the node-local address, or something is against it; subject: the address.
+    NodeLocal "node-local",
+    /// Pods are not led to the node-local address, or masters cannot see whether they are; no subject.
+    KubernetesEndpoints "kubernetes-endpoints",
     /// A part of the agent failed and was restarted; subject: the location in the code.
     PartFailed "part-failed",
     /// An apiserver runs on a node that was admitted as a worker; subject: its name.

@@ -35,6 +35,8 @@ const MAX_LINKS: usize = 16;
 const MAX_SEGMENTS: usize = 16;
 /// Most virtual IPs that a node may own, or report why it can't own.
 const MAX_VIPS: usize = 64;
+/// Most node-local addresses: one of each family.
+const MAX_NODE_LOCAL: usize = 2;
 
 /// A backend that a node offers for one service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,6 +115,8 @@ pub struct NodeRecord {
     pub vips: BTreeMap<IpAddr, VipOwnership>,
     /// Why it can't own a virtual IP that it is a candidate for.
     pub unfit: BTreeMap<IpAddr, Unfit>,
+    /// The node-local addresses on which its proxy listens for kube-api.
+    pub node_local: Vec<IpAddr>,
 }
 
 /// The fields of a record, by tag.
@@ -147,10 +151,12 @@ pub enum RecordField {
     Vip = 13,
     /// One that it can't own: fields.
     Unfit = 14,
+    /// One node-local address that it serves, 4 or 16 bytes.
+    NodeLocal = 15,
 }
 
 impl RecordField {
-    const ALL: [RecordField; 14] = [
+    const ALL: [RecordField; 15] = [
         RecordField::Format,
         RecordField::Version,
         RecordField::Speaks,
@@ -165,6 +171,7 @@ impl RecordField {
         RecordField::Segment,
         RecordField::Vip,
         RecordField::Unfit,
+        RecordField::NodeLocal,
     ];
 
     fn of_tag(tag: u8) -> Option<RecordField> {
@@ -189,6 +196,7 @@ impl fmt::Display for RecordField {
             RecordField::Segment => "a segment",
             RecordField::Vip => "a virtual IP that it owns",
             RecordField::Unfit => "a virtual IP that it cannot own",
+            RecordField::NodeLocal => "a node-local address",
         })
     }
 }
@@ -234,6 +242,7 @@ impl NodeRecord {
             l2_endpoints: Vec::new(),
             vips: BTreeMap::new(),
             unfit: BTreeMap::new(),
+            node_local: Vec::new(),
         }
     }
 
@@ -289,6 +298,9 @@ impl NodeRecord {
                 }
             });
         }
+        for address in self.node_local.iter().take(MAX_NODE_LOCAL) {
+            out.bytes(RecordField::NodeLocal as u8, &write_ip(*address));
+        }
         let address = self.addresses.first().map(|address| write_socket(*address));
         next_wire::record(&mut out, &TAGS, address.as_deref());
         out.finish()
@@ -325,6 +337,7 @@ impl NodeRecord {
             RecordField::Segment => push(&mut self.l2_endpoints, MAX_SEGMENTS, read_segment(value)?)?,
             RecordField::Vip => insert(&mut self.vips, MAX_VIPS, read_claim(value)?)?,
             RecordField::Unfit => insert(&mut self.unfit, MAX_VIPS, read_unfit(value)?)?,
+            RecordField::NodeLocal => push(&mut self.node_local, MAX_NODE_LOCAL, read_ip(value)?)?,
         }
         Some(())
     }

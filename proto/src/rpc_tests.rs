@@ -89,6 +89,7 @@ fn to_member() -> Vec<ToMember> {
         loss_permille: None,
         document: "ab".to_owned(),
         sees: Vec::new(),
+        node_local: Vec::new(),
     };
     let fault = Fault::new(Cause::TimedOut, "late");
     let (received, sent) = (UnixMs(1), UnixMs(2));

@@ -1,12 +1,14 @@
 //! What clients need, and nothing else does: what holds on this node, the proxy, and the backends that it dials.
 //! It starts first and alone, from what is on disk: everything else can wait for milliseconds.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proto::backends::{BackendTable, LastKnownGood};
 use proto::config::Config;
 use proto::node::NodeId;
+use proto::service::ServiceName;
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
@@ -18,6 +20,7 @@ use crate::membership::disk::{MemberStore, StoredMember};
 use crate::proxy::{self, Listeners, Proxy};
 use crate::reachability;
 use crate::transport::TrustedKeys;
+use crate::vip::NodeLocalReport;
 
 /// The way of clients to backends.
 pub(super) struct ClientPath {
@@ -25,7 +28,23 @@ pub(super) struct ClientPath {
     effective: EffectiveWatches,
     table: watch::Receiver<Arc<BackendTable>>,
     serving: watch::Receiver<Arc<LastKnownGood>>,
+    node_local: watch::Receiver<Arc<NodeLocalReport>>,
     descriptors: u64,
+}
+
+/// The node-local addresses that are here, and on which the proxy listens for kube-api.
+fn served(proxy: &Proxy, report: &NodeLocalReport) -> Vec<IpAddr> {
+    if report.held.is_empty() {
+        return Vec::new();
+    }
+    let listeners = proxy.listeners().remove(&ServiceName::kube_api()).unwrap_or_default();
+    let takes = |ip: &&IpAddr| {
+        listeners.iter().any(|(at, fault)| {
+            let any = at.ip().is_unspecified() && at.is_ipv4() == ip.is_ipv4();
+            fault.is_none() && (at.ip() == **ip || any)
+        })
+    };
+    report.held.iter().filter(takes).copied().collect()
 }
 
 impl ClientPath {
@@ -34,13 +53,14 @@ impl ClientPath {
     pub(super) fn start(
         configured: watch::Receiver<Arc<Config>>,
         (disk, member): (&Arc<MemberStore>, &StoredMember),
-        trust: &watch::Receiver<Arc<TrustedKeys>>,
+        (trust, node_local): (&watch::Receiver<Arc<TrustedKeys>>, watch::Receiver<Arc<NodeLocalReport>>),
         peers: &Peers,
         mut received: Option<&mut Received>,
         life: &Lifecycle,
     ) -> (ClientPath, usize, usize) {
         let descriptors = proxy::raise_descriptor_limit();
-        let first = EffectiveConfig::of(&configured.borrow(), member.document(), &member.identity.id);
+        let here = node_local.borrow().held.clone();
+        let first = EffectiveConfig::of(&configured.borrow(), member.document(), &member.identity.id, &here);
         let (most, maxconn) = (
             proxy::descriptor_budget().connections,
             first.services.iter().map(|one| u64::from(one.maxconn)).sum::<u64>(),
@@ -61,7 +81,7 @@ impl ClientPath {
             first,
             member.identity.id,
             configured,
-            trust.clone(),
+            (trust.clone(), node_local.clone()),
             proxy.clone(),
             life,
         );
@@ -80,7 +100,23 @@ impl ClientPath {
         life.follow("reachability", serving.clone(), disk.clone(), |disk, list| {
             disk.save_serving(&list);
         });
-        (ClientPath { proxy, effective, table, serving, descriptors }, held, ended)
+        (ClientPath { proxy, effective, table, serving, node_local, descriptors }, held, ended)
+    }
+
+    /// What became of the node-local address here.
+    pub(super) fn node_local(&self) -> watch::Receiver<Arc<NodeLocalReport>> {
+        self.node_local.clone()
+    }
+
+    /// The node-local addresses on which the proxy listens for kube-api.
+    pub(super) fn node_local_served(&self) -> Vec<IpAddr> {
+        served(&self.proxy, &self.node_local.borrow())
+    }
+
+    /// The same for who asks later.
+    pub(super) fn watch_node_local_served(&self) -> Box<dyn Fn() -> Vec<IpAddr> + Send> {
+        let (proxy, node_local) = (self.proxy.clone(), self.node_local.clone());
+        Box::new(move || served(&proxy, &node_local.borrow()))
     }
 
     /// The proxy.

@@ -4,11 +4,13 @@
 //! proxied and checked here, and the settings that others follow. Stopping it anywhere is safe: it keeps
 //! nothing that it could not read again.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proto::cluster::Document;
-use proto::config::{Config, Mistake, overlay};
+use proto::config::{Config, Mistake, add_node_local, overlay};
 use proto::control::{ServiceSource, SettingStatus};
 use proto::node::{NodeId, Role};
 use proto::service::{KUBE_API, Service, ServiceName};
@@ -19,6 +21,7 @@ use tracing::warn;
 use crate::lifecycle::Lifecycle;
 use crate::proxy::Proxy;
 use crate::transport::TrustedKeys;
+use crate::vip::NodeLocalReport;
 
 /// What holds on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,10 +38,21 @@ pub(crate) struct EffectiveConfig {
 
 impl EffectiveConfig {
     /// Settles a configuration with what a document says for this node.
-    pub(super) fn of(config: &Config, document: &Document, own: &NodeId) -> EffectiveConfig {
+    /// `here`: the addresses on `lo`, of which the node-local ones are listened on once they are there.
+    pub(super) fn of(
+        config: &Config,
+        document: &Document,
+        own: &NodeId,
+        here: &BTreeSet<IpAddr>,
+    ) -> EffectiveConfig {
         let (settings, mut mistakes) = Settings::of(document);
-        let role = document.role(own).unwrap_or(Role::Worker);
-        let (services, more) = overlay(config, &settings.services_at(&document.shown_name(own), role));
+        let (name, role) = (document.shown_name(own), document.role(own).unwrap_or(Role::Worker));
+        let (mut services, mut more) = overlay(config, &settings.services_at(&name, role));
+        let mut listeners = settings.node_local_at(&name, role);
+        for one in &mut listeners {
+            one.addresses.retain(|at| here.contains(&at.ip()));
+        }
+        more.extend(add_node_local(config, &mut services, &listeners));
         for mistake in more {
             if !mistakes.contains(&mistake) {
                 mistakes.push(mistake);
@@ -125,6 +139,7 @@ struct ConfigTask {
     own: NodeId,
     config: watch::Receiver<Arc<Config>>,
     trust: watch::Receiver<Arc<TrustedKeys>>,
+    node_local: watch::Receiver<Arc<NodeLocalReport>>,
     proxy: Proxy,
     services: watch::Sender<Arc<Vec<Service>>>,
     settings: watch::Sender<Arc<Settings>>,
@@ -136,7 +151,7 @@ pub(super) fn spawn(
     first: EffectiveConfig,
     own: NodeId,
     config: watch::Receiver<Arc<Config>>,
-    trust: watch::Receiver<Arc<TrustedKeys>>,
+    (trust, node_local): (watch::Receiver<Arc<TrustedKeys>>, watch::Receiver<Arc<NodeLocalReport>>),
     proxy: Proxy,
     life: &Lifecycle,
 ) -> EffectiveWatches {
@@ -144,8 +159,16 @@ pub(super) fn spawn(
     let (services_in, services) = watch::channel(Arc::new(first.services.clone()));
     let (settings_in, settings) = watch::channel(Arc::new(first.settings.clone()));
     let (all_in, all) = watch::channel(Arc::new(first));
-    let task =
-        ConfigTask { own, config, trust, proxy, services: services_in, settings: settings_in, all: all_in };
+    let task = ConfigTask {
+        own,
+        config,
+        trust,
+        node_local,
+        proxy,
+        services: services_in,
+        settings: settings_in,
+        all: all_in,
+    };
     let stopping = life.draining.clone();
     life.supervise("settings", task, move |task| {
         let stopping = stopping.clone();
@@ -164,6 +187,7 @@ impl ConfigTask {
             tokio::select! {
                 Ok(()) = self.config.changed() => {}
                 Ok(()) = self.trust.changed() => {}
+                Ok(()) = self.node_local.changed() => {}
                 else => return,
             }
             self.reconcile().await;
@@ -174,7 +198,8 @@ impl ConfigTask {
     async fn reconcile(&mut self) {
         let config = self.config.borrow_and_update().clone();
         let document = self.trust.borrow_and_update().document.clone();
-        let now = Arc::new(EffectiveConfig::of(&config, &document, &self.own));
+        let node_local = self.node_local.borrow_and_update().clone();
+        let now = Arc::new(EffectiveConfig::of(&config, &document, &self.own, &node_local.held));
         let before = self.all.borrow().clone();
         if *before == *now {
             return;

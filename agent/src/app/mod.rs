@@ -10,6 +10,7 @@ mod effective_config;
 mod event_wiring;
 mod history;
 mod members;
+mod node_local;
 mod own_node;
 mod peers;
 mod record;

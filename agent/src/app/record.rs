@@ -14,6 +14,7 @@ use proto::topology::measurements;
 use proto::transport::VERSIONS;
 use tokio::sync::watch;
 
+use super::effective_config::EffectiveConfig;
 use crate::check::OwnHealth;
 use crate::lifecycle::{Lifecycle, wall};
 use crate::membership::disk::NodeFile;
@@ -39,6 +40,10 @@ pub(super) struct RecordInputs {
     /// Of the whole cluster: this node's drain and its weight are among them.
     pub(super) settings: watch::Receiver<Arc<Settings>>,
     pub(super) vips: watch::Receiver<Arc<VipReport>>,
+    /// Says anew that listeners may have changed.
+    pub(super) effective: watch::Receiver<Arc<EffectiveConfig>>,
+    /// The node-local addresses that this node serves.
+    pub(super) node_local: Box<dyn Fn() -> Vec<IpAddr> + Send>,
     pub(super) liveness: watch::Receiver<Arc<PeerLivenessMap>>,
 }
 
@@ -121,6 +126,7 @@ impl RecordTask {
             l2_endpoints: vips.l2_endpoints.clone(),
             vips: vips.ownerships.clone(),
             unfit: vips.unfit.clone(),
+            node_local: (self.inputs.node_local)(),
         }
     }
 }
@@ -187,6 +193,7 @@ async fn watch_inputs(task: &mut RecordTask, sender: &watch::Sender<NodeRecord>,
             _ = again.tick() => false,
             Ok(()) = task.inputs.settings.changed() => false,
             Ok(()) = task.inputs.vips.changed() => false,
+            Ok(()) = task.inputs.effective.changed() => false,
             () = life.draining.cancelled() => true,
         };
         let record = task.record(stopping, life.now());

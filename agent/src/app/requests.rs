@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use proto::control::{RefusalCode, Request, Response};
 
-use super::{RunningAgent, doctor, event_wiring, members, replace, seeds, status};
+use super::{RunningAgent, doctor, event_wiring, members, node_local, replace, seeds, status};
 use crate::http::BoxFuture;
 use crate::membership::members::not_a_master;
 
@@ -32,6 +32,10 @@ pub(super) fn handler(running: Arc<RunningAgent>) -> impl Fn(Request) -> BoxFutu
                 Request::Doctor(nodes) => doctor::answer(&running, &nodes).await,
                 #[cfg(feature = "next-wire")]
                 Request::Next => Response::Done("next".to_owned()),
+                Request::Change(wishes) => match node_local::refusal(&running, &wishes) {
+                    Some(refused) => refused,
+                    None => running.membership.control(Request::Change(wishes)).await,
+                },
                 request => running.membership.control(request).await,
             }
         })

@@ -1,5 +1,6 @@
 //! Puts the parts together, in the order in which they may start.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use super::own_node::OwnNode;
 use super::peers::{PeerArrivals, PeerInputs, PeerWriters, Peers};
 use super::record::RecordInputs;
 use super::vip::{EligibilityInputs, VipHandle, VipThreadInputs};
-use super::{RunningAgent, doctor, event_wiring, history, record, requests, seeds, status};
+use super::{RunningAgent, doctor, event_wiring, history, node_local, record, requests, seeds, status};
 use crate::events::TakeOver;
 use crate::gossip::GossipBefore;
 use crate::lifecycle::{Lifecycle, wall};
@@ -31,7 +32,7 @@ use crate::membership::disk::{MemberStore, StoredMember, VipEpochs};
 use crate::membership::task::{self as membership, MembershipHandle, MembershipInputs};
 use crate::net;
 use crate::transport::{BoundPorts, Inbox, JoinConnection, Link, TrustedKeys};
-use crate::vip::veto;
+use crate::vip::{self, NodeLocalInputs, NodeLocalReport, veto};
 use crate::{control, handover, watchdog};
 
 /// Time between two lines for `systemctl status`.
@@ -67,8 +68,11 @@ pub(super) fn start(
     let (trust_in, trust) = watch::channel(Arc::new(member.trusted_keys()));
     let (peers, heard) = Peers::new();
     let before = received.as_mut();
+    // What is there already is listened on from the start.
+    let here = NodeLocalReport { held: vip::on_lo(), ..NodeLocalReport::default() };
+    let (node_local_in, node_local) = watch::channel(Arc::new(here));
     let (clients, held, ended) =
-        ClientPath::start(configured.clone(), (&disk, &member), &trust, &peers, before, life);
+        ClientPath::start(configured.clone(), (&disk, &member), (&trust, node_local), &peers, before, life);
 
     let handed = received.as_mut().and_then(|received| BoundPorts::handed(bind, member.node.port, received));
     if let Some(bind) = bind.filter(|bind| !net::is_here(*bind)) {
@@ -100,9 +104,11 @@ pub(super) fn start(
 
     let Inbox { gossip, members, joining, proven, unknown_key, answers, vips: beats, fingerprints, topology } =
         inbox;
-    let StoredMember { replica, ring, invites, epochs, .. } = member;
+    let StoredMember { replica, ring, invites, epochs, node_local: node_local_added, .. } = member;
     let base = Foundation { link, disk, trust, clients, own, peers };
-    let vips = base.start_vips(beats, events.tell(), (epochs, handed_vips), configured.clone(), life);
+    let node_local = (node_local_in, node_local_added);
+    let vips =
+        base.start_vips(beats, events.tell(), (epochs, handed_vips), node_local, configured.clone(), life);
     let record = base.start_record(&vips, life);
     let membership = base.start_membership((replica, ring, invites), (joining, unknown_key), trust_in, life);
     let arrivals = PeerArrivals { gossip, proven, fingerprints, topology, answers };
@@ -166,6 +172,7 @@ impl Foundation {
         beats: mpsc::Receiver<(NodeId, Vec<u8>)>,
         tell: mpsc::Sender<Event>,
         (epochs, handed): (VipEpochs, (Vec<(IpAddr, u64)>, UnixMs)),
+        (report, added): (watch::Sender<Arc<NodeLocalReport>>, BTreeSet<IpAddr>),
         configured: watch::Receiver<Arc<Config>>,
         life: &Lifecycle,
     ) -> VipHandle {
@@ -189,7 +196,18 @@ impl Foundation {
             epochs,
             handed,
         };
-        VipHandle::start(eligibility, inputs, self.disk.clone(), life)
+        let (link, trust, own) = (self.link.clone(), self.trust.clone(), self.own.watch_address());
+        let disk = self.disk.clone();
+        let node_local = NodeLocalInputs {
+            settings: self.clients.effective().settings(),
+            members: Box::new(move || node_local::members(&link, &trust.borrow().document, *own.borrow())),
+            tell: inputs.tell.clone(),
+            added,
+            leaves: Box::new(move || disk.is_wiped()),
+            report,
+        };
+        node_local::keep(self.disk.clone(), self.clients.node_local(), life);
+        VipHandle::start(eligibility, inputs, node_local, self.disk.clone(), life)
     }
 
     /// What this node says of itself.
@@ -203,6 +221,8 @@ impl Foundation {
             trust: self.trust.clone(),
             settings: self.clients.effective().settings(),
             vips: vips.report(),
+            effective: self.clients.effective().watch(),
+            node_local: self.clients.watch_node_local_served(),
             liveness: self.peers.liveness(),
         };
         record::spawn(inputs, life)

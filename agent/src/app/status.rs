@@ -14,6 +14,7 @@ use proto::problem::{Problem, ProblemCode};
 use proto::pulse::{Liveness, PeerLivenessMap};
 use proto::record::{NodeRecord, PeerLink};
 use proto::service::{Service, ServiceName};
+use proto::settings;
 use proto::time::UnixMs;
 use proto::view::{ClusterView, Ignored, IgnoredClaim};
 
@@ -215,6 +216,10 @@ fn member_status(
         loss_permille: peer_liveness.map(|peer_liveness| peer_liveness.loss_permille),
         document: member.map_or(String::new(), |member| member.record.document.clone()),
         sees: member.map_or(Vec::new(), |member| peer_links(names, &member.record)),
+        node_local: match own {
+            true => running.clients.node_local_served(),
+            false => member.map_or(Vec::new(), |member| member.record.node_local.clone()),
+        },
     }
 }
 
@@ -319,6 +324,11 @@ pub(super) fn problems(running: &RunningAgent) -> Vec<Problem> {
         let problem = Problem::new(ProblemCode::VipStranger, &vip.reason);
         problems.push(problem.about(vip.address.to_string()).fix(fix));
     }
+    let node_local = running.clients.node_local().borrow().clone();
+    problems.extend(node_local.wrong.iter().map(|(address, why)| {
+        let held = node_local.held.contains(address);
+        settings::node_local_problem(*address, held, why)
+    }));
     problems.extend(running.peers.gossip_problems().problems(&document, now));
     // Where a node is, is proven within milliseconds of its record: only what lasts is a problem.
     let lasting = |one: &&IgnoredClaim| match one.what {

@@ -26,7 +26,7 @@ use crate::netlink::listeners;
 use crate::proxy::Proxy;
 use crate::transport::{Link, TrustedKeys};
 use crate::vip::veto::Vetoes;
-use crate::vip::{LocalEligibility, VipCommand, VipOrder, VipReport};
+use crate::vip::{LocalEligibility, NodeLocalInputs, VipCommand, VipOrder, VipReport};
 
 /// Time between two looks at health.
 const EVERY: Duration = Duration::from_millis(500);
@@ -152,6 +152,7 @@ impl VipHandle {
     pub(super) fn start(
         eligibility: EligibilityInputs,
         inputs: VipThreadInputs,
+        node_local: NodeLocalInputs,
         disk: Arc<MemberStore>,
         life: &Lifecycle,
     ) -> VipHandle {
@@ -170,7 +171,7 @@ impl VipHandle {
             epochs: epochs.clone(),
             handed,
         };
-        let report = crate::vip::spawn(inputs, life);
+        let report = crate::vip::spawn(inputs, node_local, life);
         save_epochs(disk, epochs, report.clone(), life);
         VipHandle { report, orders }
     }

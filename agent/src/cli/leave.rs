@@ -8,8 +8,9 @@ use proto::control::Request;
 
 use super::exit::{self, ExitError};
 use super::{CommandSettings, ask, install, out};
-use crate::control;
+use crate::membership::disk::node_local_of;
 use crate::state::StateDir;
+use crate::{control, vip};
 
 /// Time for an agent to end after it has left: it gives connections 5 s to finish.
 const ENDS: Duration = Duration::from_secs(15);
@@ -50,6 +51,7 @@ pub(super) async fn run(args: &Args, settings: &CommandSettings) -> anyhow::Resu
         return Err(ExitError::error(exit::UNAVAILABLE, message));
     }
     let dir = settings.state_dir();
+    free_node_local(dir, &mut |line| out::warn(line));
     out::line(&match wipe(dir)? {
         false => format!("there was no state in {}", dir.display()),
         true => format!("deleted the state and the identity of this node ({})", dir.display()),
@@ -66,6 +68,23 @@ async fn ended(runtime_dir: &Path) -> bool {
         tokio::time::sleep(POLL).await;
     }
     false
+}
+
+/// Takes the node-local address from lo where an agent has left it, as one that is stopped or killed does.
+pub(super) fn free_node_local(dir: &Path, say: &mut dyn FnMut(&str)) {
+    if !dir.is_dir() {
+        return;
+    }
+    let left = node_local_of(&StateDir::look(dir));
+    let names: Vec<String> = left.iter().map(ToString::to_string).collect();
+    match vip::remove_from_lo(&left) {
+        Ok(()) if left.is_empty() => {}
+        Ok(()) => say(&format!("removed the node-local address {} from lo", names.join(" and "))),
+        Err(error) => {
+            let names = names.join(" and ");
+            say(&format!("cannot remove the node-local address {names} from lo: {error}"));
+        }
+    }
 }
 
 /// Deletes an agent's files in a state directory, and says whether there was one. What others put there

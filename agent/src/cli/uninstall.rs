@@ -21,6 +21,7 @@ pub(super) fn run(args: &Args, settings: &CommandSettings) -> anyhow::Result<Exi
     let mut say = |line: &str| drop(out::line(line));
     install::uninstall(&mut say)?;
     let dir = settings.state_dir();
+    leave::free_node_local(dir, &mut say);
     if args.purge {
         if leave::wipe(dir)? {
             say(&format!("deleted the state in {}", dir.display()));

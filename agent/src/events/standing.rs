@@ -45,6 +45,8 @@ fn is_state(kind: EventKind) -> bool {
         | EventKind::Reload
         | EventKind::Stall
         | EventKind::VipProblem
+        | EventKind::NodeLocal
+        | EventKind::KubernetesEndpoints
         | EventKind::Other => false,
     }
 }

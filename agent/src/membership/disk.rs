@@ -1,6 +1,6 @@
 //! What membership keeps on disk, and how it starts from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,6 +31,7 @@ const INVITES: StateFile = StateFile::first("invites");
 const PEERS: StateFile = StateFile::first("peers");
 const SERVING: StateFile = StateFile::first("serving");
 const EPOCHS: StateFile = StateFile::raised_next("epochs");
+const NODE_LOCAL: StateFile = StateFile::first("node-local");
 const SEEDS: StateFile = StateFile::first("seeds");
 const GENERATION: StateFile = StateFile::first("generation");
 
@@ -83,6 +84,13 @@ pub(crate) struct MemberStore {
     unsaved: Mutex<BTreeMap<&'static str, (StateFile, Vec<u8>)>>,
     /// The cluster file could not be used: what was put in its place is not written.
     degraded: AtomicBool,
+    /// This node has left its cluster.
+    wiped: AtomicBool,
+}
+
+/// The node-local addresses that the agent of a state directory has set on lo, for a command that ends it.
+pub(crate) fn node_local_of(store: &StateDir) -> BTreeSet<IpAddr> {
+    store.read(NODE_LOCAL).ok().and_then(|loaded| loaded.value).unwrap_or_default()
 }
 
 /// Everything that a member starts from.
@@ -95,6 +103,8 @@ pub(crate) struct StoredMember {
     pub(crate) peers: Addresses,
     pub(crate) serving: LastKnownGood,
     pub(crate) epochs: VipEpochs,
+    /// The node-local addresses that this node has set on lo.
+    pub(crate) node_local: BTreeSet<IpAddr>,
 }
 
 impl StoredMember {
@@ -185,6 +195,7 @@ impl MemberStore {
             problems: Mutex::new(BTreeMap::new()),
             unsaved: Mutex::new(BTreeMap::new()),
             degraded: AtomicBool::new(false),
+            wiped: AtomicBool::new(false),
         }
     }
 
@@ -360,6 +371,7 @@ impl MemberStore {
             peers: Addresses::default(),
             serving: self.read_or_default(SERVING)?,
             epochs: self.read_or_default(EPOCHS)?,
+            node_local: self.read_or_default(NODE_LOCAL)?,
         })
     }
 
@@ -394,6 +406,7 @@ impl MemberStore {
             peers: self.read_or_default(PEERS)?,
             serving: self.read_or_default(SERVING)?,
             epochs: self.read_or_default(EPOCHS)?,
+            node_local: self.read_or_default(NODE_LOCAL)?,
         })
     }
 
@@ -482,8 +495,19 @@ impl MemberStore {
         self.write(EPOCHS, epochs)
     }
 
+    /// Keeps which node-local addresses are on lo.
+    pub(crate) fn save_node_local(&self, added: &BTreeSet<IpAddr>) -> bool {
+        self.is_wiped() || self.write(NODE_LOCAL, added)
+    }
+
+    /// Whether everything was forgotten.
+    pub(crate) fn is_wiped(&self) -> bool {
+        self.wiped.load(Ordering::Relaxed)
+    }
+
     /// Forgets everything: this node is no member any more.
     pub(crate) fn wipe(&self) {
+        self.wiped.store(true, Ordering::Relaxed);
         self.unsaved().clear();
         match self.store.remove_all() {
             Ok(left) if left.is_empty() => {}

@@ -104,6 +104,7 @@ fn sample() -> StoredMember {
         peers: Addresses::from([(own, vec![peer])]),
         serving: vec![("kube-api".parse().unwrap(), vec![last])],
         epochs: VipEpochs::from([("10.0.0.9".parse().unwrap(), 7)]),
+        node_local: Default::default(),
         identity,
     }
 }

@@ -83,6 +83,7 @@ fn found(
         peers: Default::default(),
         serving: Vec::new(),
         epochs: Default::default(),
+        node_local: Default::default(),
     };
     save(disk, &member)?;
     Ok((member, first))

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use nix::libc::{
     self, AF_INET, IFA_ADDRESS, IFA_CACHEINFO, IFA_FLAGS, IFA_LABEL, IFA_LOCAL, IFLA_ADDRESS, IFLA_AF_SPEC,
     IFLA_EXT_MASK, IFLA_IFNAME, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MTU, NDA_DST, NDA_LLADDR, NUD_REACHABLE,
-    RTA_DST, RTA_OIF, RTA_PREFSRC, RTEXT_FILTER_SKIP_STATS, RTM_DELADDR, RTM_NEWADDR, RTM_NEWLINK,
-    RTM_NEWNEIGH, RTM_NEWROUTE,
+    RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PREFSRC, RTEXT_FILTER_SKIP_STATS, RTM_DELADDR, RTM_NEWADDR,
+    RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE,
 };
 use proto::arp::Mac;
 
@@ -27,7 +27,7 @@ pub(crate) const IFF_POINTOPOINT: u32 = libc::IFF_POINTOPOINT.cast_unsigned();
 pub(crate) const IFF_NOARP: u32 = libc::IFF_NOARP.cast_unsigned();
 
 /// An infinite lifetime.
-const FOREVER: u32 = u32::MAX;
+pub(crate) const FOREVER: u32 = u32::MAX;
 
 /// Requests all addresses.
 pub(crate) const EVERY_ADDRESS: [u8; 8] = [0; 8];
@@ -176,21 +176,24 @@ pub(crate) struct RouteMessage {
     pub(crate) index: u32,
     /// The source address of packets.
     pub(crate) source: Option<IpAddr>,
+    /// The next machine, if it is not the last.
+    pub(crate) gateway: Option<IpAddr>,
 }
 
 impl RouteMessage {
     /// Reads a message about an existing route.
     pub(crate) fn read(kind: u16, body: &[u8]) -> Option<RouteMessage> {
         let (head, rest) = body.split_first_chunk::<12>().filter(|_| kind == RTM_NEWROUTE)?;
-        let (mut index, mut source) = (0, None);
+        let (mut index, mut source, mut gateway) = (0, None, None);
         for (kind, value) in attributes(rest) {
             match kind {
                 RTA_OIF => index = number(value, 0).unwrap_or(0),
                 RTA_PREFSRC => source = address(value),
+                RTA_GATEWAY => gateway = address(value),
                 _ => {}
             }
         }
-        Some(RouteMessage { kind: head[7], index, source })
+        Some(RouteMessage { kind: head[7], index, source, gateway })
     }
 
     /// Requests the route to an address.

@@ -1,5 +1,7 @@
 //! The two capabilities that virtual IPs need, and nothing else does. Every thread starts without them in
-//! effect; only the thread of the virtual IPs takes them up, and only while there are any.
+//! effect; only the thread of the virtual IPs takes them up, and only while there are any, or a node-local address.
+
+use std::cell::Cell;
 
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
@@ -19,20 +21,43 @@ pub(crate) fn drop_capabilities() {
     change(|effective, _| effective.difference(NEEDED));
 }
 
-/// Puts them into effect for this thread.
-///
-/// # Errors
-/// What is missing.
-pub(super) fn raise_capabilities() -> Result<(), MissingCapabilities> {
-    let permitted = change(|effective, permitted| effective.union(NEEDED.intersection(permitted)));
-    let missing = NEEDED.difference(permitted);
-    let names = [(CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"), (CapabilitySet::NET_RAW, "CAP_NET_RAW")];
-    let names: Vec<&'static str> =
-        names.into_iter().filter(|(one, _)| missing.contains(*one)).map(|(_, name)| name).collect();
-    if names.is_empty() {
-        return Ok(());
+thread_local! {
+    /// How many want them in effect in this thread.
+    static USERS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// They are in effect for this thread while there is one of these, which stays in its thread.
+#[derive(Debug)]
+pub(super) struct RaisedCapabilities {
+    permitted: CapabilitySet,
+}
+
+impl RaisedCapabilities {
+    /// Puts them into effect, as far as they are permitted.
+    pub(super) fn raise() -> RaisedCapabilities {
+        USERS.set(USERS.get() + 1);
+        let permitted = change(|effective, permitted| effective.union(NEEDED.intersection(permitted)));
+        RaisedCapabilities { permitted }
     }
-    Err(MissingCapabilities(names))
+
+    /// What is not permitted.
+    pub(super) fn missing(&self) -> Option<MissingCapabilities> {
+        let missing = NEEDED.difference(self.permitted);
+        let names = [(CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"), (CapabilitySet::NET_RAW, "CAP_NET_RAW")];
+        let names: Vec<&'static str> =
+            names.into_iter().filter(|(one, _)| missing.contains(*one)).map(|(_, name)| name).collect();
+        (!names.is_empty()).then_some(MissingCapabilities(names))
+    }
+}
+
+impl Drop for RaisedCapabilities {
+    fn drop(&mut self) {
+        let users = USERS.get().saturating_sub(1);
+        USERS.set(users);
+        if users == 0 {
+            drop_capabilities();
+        }
+    }
 }
 
 /// Changes what is in effect; returns what is permitted.
@@ -61,8 +86,13 @@ mod tests {
             std::thread::spawn(move || {
                 assert_eq!(effective(), CapabilitySet::empty(), "threads inherit it");
                 let permitted = capabilities(None).unwrap().permitted.contains(NEEDED);
-                assert_eq!(raise_capabilities().is_ok(), permitted);
-                assert_eq!(effective().contains(NEEDED), permitted);
+                let first = RaisedCapabilities::raise();
+                assert_eq!(first.missing().is_none(), permitted);
+                let second = RaisedCapabilities::raise();
+                drop(first);
+                assert_eq!(effective().contains(NEEDED), permitted, "the second one needs them");
+                drop(second);
+                assert_eq!(effective(), CapabilitySet::empty());
             })
             .join()
             .unwrap();

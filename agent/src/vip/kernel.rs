@@ -17,7 +17,7 @@ use proto::unfit::Unfit;
 use rustix::io::Errno;
 use tracing::{info, warn};
 
-use super::caps;
+use super::caps::RaisedCapabilities;
 use super::reset::reset_connections;
 use crate::netlink::route::{AddressMessage, EVERY_ADDRESS, EVERY_NEIGHBOUR, LinkMessage, NeighbourMessage};
 use crate::netlink::{CREATE, Netlink, REPLACE, ROUTE, errno};
@@ -114,7 +114,7 @@ impl VipKernel {
 }
 
 /// No such address, neighbour or interface.
-fn absent(error: &io::Error) -> bool {
+pub(super) fn absent(error: &io::Error) -> bool {
     [Some(Errno::ADDRNOTAVAIL), Some(Errno::NOENT), Some(Errno::NODEV)].contains(&errno(error))
 }
 
@@ -144,6 +144,8 @@ impl From<LinkMessage> for LinkState {
 pub(super) struct KernelAddresses {
     /// None: there are no virtual IPs, or the kernel can't be asked.
     kernel: Option<VipKernel>,
+    /// Held while there are virtual IPs.
+    raised: Option<RaisedCapabilities>,
     /// Why this node can't set any.
     problem: Option<Unfit>,
     /// The interface that each was set on, while it is.
@@ -160,7 +162,9 @@ impl KernelAddresses {
         if self.kernel.is_some() {
             return;
         }
-        self.problem = caps::raise_capabilities().err().map(|error| Unfit::new(Cause::NotPermitted, error));
+        let raised = RaisedCapabilities::raise();
+        self.problem = raised.missing().map(|missing| Unfit::new(Cause::NotPermitted, missing));
+        self.raised = Some(raised);
         match VipKernel::open() {
             Ok(kernel) => self.kernel = Some(kernel),
             Err(error) => {
@@ -175,9 +179,7 @@ impl KernelAddresses {
 
     /// Lays it down: there are no virtual IPs any more.
     pub(super) fn close(&mut self) {
-        if std::mem::take(self).kernel.is_some() {
-            caps::drop_capabilities();
-        }
+        *self = KernelAddresses::default();
     }
 
     /// This one begins anew.

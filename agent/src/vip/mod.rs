@@ -17,6 +17,7 @@ mod kernel;
 mod local;
 mod lookout;
 mod moves;
+mod node_local;
 mod packet;
 mod report;
 mod reset;
@@ -45,6 +46,7 @@ use crate::supervisor::supervised;
 use crate::transport::{Link, TrustedKeys};
 
 pub(crate) use caps::drop_capabilities;
+pub(crate) use node_local::{NodeLocalInputs, NodeLocalReport, host_addresses, on_lo, remove_from_lo};
 
 /// What the thread works with.
 pub(crate) struct VipInputs {
@@ -118,8 +120,12 @@ pub(crate) struct VipReport {
     pub(crate) epochs: BTreeMap<IpAddr, u64>,
 }
 
-/// Starts the thread, which alone writes the report.
-pub(crate) fn spawn(inputs: VipInputs, life: &Lifecycle) -> watch::Receiver<Arc<VipReport>> {
+/// Starts the thread, which alone writes the reports: that of virtual IPs, and that of the node-local address.
+pub(crate) fn spawn(
+    inputs: VipInputs,
+    node_local: NodeLocalInputs,
+    life: &Lifecycle,
+) -> watch::Receiver<Arc<VipReport>> {
     let (report, known) = watch::channel(Arc::default());
     let (ended, end) = oneshot::channel::<()>();
     let own = life.clone();
@@ -127,8 +133,13 @@ pub(crate) fn spawn(inputs: VipInputs, life: &Lifecycle) -> watch::Receiver<Arc<
         match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => {
                 let over = own.shutdown.clone();
-                let driver = driver::VipDriver::new(inputs, report, own);
-                runtime.block_on(supervised("vip", driver, over, |driver| Box::pin(driver.run())));
+                let driver = driver::VipDriver::new(inputs, report, own.clone());
+                let task = node_local::NodeLocalTask::new(node_local, own.draining.clone());
+                runtime.block_on(async {
+                    let vips = supervised("vip", driver, over.clone(), |driver| Box::pin(driver.run()));
+                    let node_local = supervised("node-local", task, over, |task| Box::pin(task.run()));
+                    tokio::join!(vips, node_local);
+                });
             }
             Err(error) => error!("virtual IPs are disabled on this node: {error}"),
         }

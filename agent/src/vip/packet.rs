@@ -231,7 +231,10 @@ mod tests {
         let mut kernel = KernelAddresses::default();
         kernel.open();
         assert!(kernel.list());
-        kernel.interfaces().iter().find(|one| one.name == interface).unwrap().index
+        let index = kernel.interfaces().iter().find(|one| one.name == interface).unwrap().index;
+        // With it this thread's capabilities would go.
+        std::mem::forget(kernel);
+        index
     }
 
     /// w0 here and w1 in a network of its own, held by a process that is killed with the returned value.

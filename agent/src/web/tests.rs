@@ -58,6 +58,7 @@ fn member(i: u16, role: Role, state: MemberState) -> MemberStatus {
         loss_permille: (role == Role::Master).then_some(12),
         document: format!("{HOSTILE}{}", i % 2),
         sees: vec![PeerLinkStatus { node: name("m0"), alive: true, rtt_ms: Some(1.0), loss_permille: 60 }],
+        node_local: Vec::new(),
     }
 }
 

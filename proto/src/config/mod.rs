@@ -35,7 +35,7 @@ pub use error::{BadValue, Written};
 pub use file::parse;
 pub use mistake::Mistake;
 pub use notify::WebhookConfig;
-pub use overlay::{SHARED_KEYS, overlay, shared_service};
+pub use overlay::{NodeLocalListen, SHARED_KEYS, add_node_local, overlay, shared_service};
 pub use place::{Contradiction, JoinedPlace, PlaceChanges};
 pub use web::{HiddenText, WebConfig};
 

@@ -1,5 +1,7 @@
 //! Services that hold for the whole cluster: read by the file's own parser, and laid under a node's file.
 
+use std::net::SocketAddr;
+
 use toml::de::DeTable;
 
 use super::error::{BadValue, Written};
@@ -161,6 +163,50 @@ pub fn overlay(config: &Config, shared: &[Service]) -> (Vec<Service>, Vec<Mistak
         }
     }
     (services, mistakes)
+}
+
+/// Where a node listens for a service on the node-local address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeLocalListen {
+    /// The service.
+    pub service: ServiceName,
+    /// The setting that says so.
+    pub key: String,
+    /// Where.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// Adds listeners on the node-local address to services of any source, each with the setting that asks for it. A place
+/// that others use stays theirs, and the answer says so.
+pub fn add_node_local(
+    config: &Config,
+    services: &mut [Service],
+    listeners: &[NodeLocalListen],
+) -> Vec<Mistake> {
+    let mut mistakes = Vec::new();
+    for NodeLocalListen { service, key, addresses } in listeners {
+        for address in addresses {
+            let takes = |other: &Service| other.listen.iter().any(|one| meet(*one, *address));
+            let message = match services.iter().find(|other| takes(other)) {
+                // Its own listener on all addresses is one on this, too.
+                Some(other) if other.name == *service => continue,
+                Some(other) => {
+                    format!("{address} is used by service {}; choose another port", other.name)
+                }
+                None if meet(*address, link_address(config, *address)) => {
+                    format!("{address} is the agent's own port; choose another")
+                }
+                None => {
+                    if let Some(service) = services.iter_mut().find(|one| one.name == *service) {
+                        service.listen.push(*address);
+                    }
+                    continue;
+                }
+            };
+            mistakes.push(Mistake { line: 0, column: 0, key: key.clone(), message });
+        }
+    }
+    mistakes
 }
 
 #[cfg(test)]

@@ -82,7 +82,7 @@ impl<'t> Mistakes<'t> {
 }
 
 /// How keys of `agent set` begin, which people write into the file too.
-const CLUSTER_KEYS: [&str; 5] = ["vip", "balance", "weight", "drain", "haproxy-metrics"];
+const CLUSTER_KEYS: [&str; 6] = ["vip", "balance", "weight", "drain", "node-local", "haproxy-metrics"];
 
 /// A table whose keys are known.
 pub(super) struct Section<'v, 'i> {

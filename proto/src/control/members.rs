@@ -1,5 +1,7 @@
 //! Members as one node sees them, and the order of a list of them.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::node::{Name, NodeId, Role};
@@ -56,6 +58,9 @@ pub struct MemberStatus {
     /// Its own links to others.
     #[serde(default)]
     pub sees: Vec<PeerLinkStatus>,
+    /// The node-local addresses that it serves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub node_local: Vec<IpAddr>,
 }
 
 /// One member's link to another.
@@ -170,6 +175,7 @@ mod tests {
             loss_permille: None,
             document: String::new(),
             sees: Vec::new(),
+            node_local: Vec::new(),
         }
     }
 

@@ -63,6 +63,23 @@ pub enum BadSetting {
     /// It is an address that each node has for itself.
     #[error("{0} cannot be shared between nodes; use an unused address of their network")]
     NotShared(IpAddr),
+    /// No node may have it as its own beside all others.
+    #[error("{address} is {what}; use an unused address outside of all your networks, such as 10.91.91.50")]
+    NotNodeLocal {
+        /// The address.
+        address: IpAddr,
+        /// What it is.
+        what: &'static str,
+    },
+    /// A node-local address is one for each family.
+    #[error("more than one IPv4 or IPv6 address; a node has one of each family")]
+    TwoOfAFamily,
+    /// An apiserver may listen on all addresses at this port.
+    #[error("{0} is a port of Kubernetes' own on masters; choose another, such as 16443")]
+    ApiserverPort(u16),
+    /// It is no way to keep the endpoints of the Kubernetes service.
+    #[error("\"{0}\" is not off, watch or restore")]
+    NotAMode(String),
     /// A list of VIPs is empty.
     #[error("no address; write one such as 10.0.0.50, or unset it")]
     NoAddress,

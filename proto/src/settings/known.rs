@@ -54,6 +54,7 @@ pub const KNOWN: &[SettingInfo] = &[
     known("service.NAME.listen", "where the proxies listen, separated by commas", "nowhere"),
     known("service.NAME.listen-on", "which nodes do: masters, workers, all, or names", "all"),
     known("service.NAME.port", "port of the backends", "none; 6443 for kube-api"),
+    known("service.NAME.node-local", "port on the node-local address", "none; 16443 for kube-api"),
     known("service.NAME.offer", "who may offer it: masters, workers, all, or names", "masters"),
     known(
         "service.NAME.balance",
@@ -74,6 +75,8 @@ pub const KNOWN: &[SettingInfo] = &[
     known("service.NAME.check.server-name", "name that the certificate must have", "not verified"),
     known("weight.NODE", "share of a node among equals, 0 to 256", "its own file, else 100"),
     known("drain.NODE", "since when it gets no new connections; see: agent drain", "not draining"),
+    known("node-local", "address that every node has on lo and serves, one of each family", "none"),
+    known("node-local.endpoints", "masters keep pods on it: off, watch, restore", "off"),
     known("haproxy-metrics", "true: also export the metric names of haproxy's exporter", "false"),
     #[cfg(feature = "next-wire")]
     known("next.example", "what only the next version has", "nothing"),
@@ -86,7 +89,10 @@ pub const KNOWN: &[SettingInfo] = &[
 pub fn about(text: &str) -> Result<(String, &'static SettingInfo), BadSetting> {
     let key = SettingKey::parse(text)?;
     let pattern = match &key {
-        SettingKey::Vip | SettingKey::HaproxyMetrics => key.to_string(),
+        SettingKey::Vip
+        | SettingKey::HaproxyMetrics
+        | SettingKey::NodeLocal
+        | SettingKey::NodeLocalEndpoints => key.to_string(),
         #[cfg(feature = "next-wire")]
         SettingKey::Next => key.to_string(),
         SettingKey::OfVip(address, VipKey::Priority(_)) => format!("vip.{address}.priority.NODE"),
@@ -122,6 +128,8 @@ pub(super) enum SettingKey {
     Service(ServiceName, &'static str),
     Weight(Name),
     Drain(Name),
+    NodeLocal,
+    NodeLocalEndpoints,
     HaproxyMetrics,
     #[cfg(feature = "next-wire")]
     Next,
@@ -131,7 +139,8 @@ pub(super) enum SettingKey {
 const OF_VIP: [&str; 6] = ["interface", "label", "candidates", "priority", "preempt", "service"];
 
 /// How keys begin.
-pub(super) const HEADS: [&str; 6] = ["vip", "service", "balance", "weight", "drain", "haproxy-metrics"];
+pub(super) const HEADS: [&str; 7] =
+    ["vip", "service", "balance", "weight", "drain", "node-local", "haproxy-metrics"];
 
 impl fmt::Display for SettingKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -151,6 +160,8 @@ impl fmt::Display for SettingKey {
             SettingKey::Service(name, key) => write!(f, "service.{name}.{key}"),
             SettingKey::Weight(node) => write!(f, "weight.{node}"),
             SettingKey::Drain(node) => write!(f, "drain.{node}"),
+            SettingKey::NodeLocal => f.write_str("node-local"),
+            SettingKey::NodeLocalEndpoints => f.write_str("node-local.endpoints"),
             SettingKey::HaproxyMetrics => f.write_str("haproxy-metrics"),
             #[cfg(feature = "next-wire")]
             SettingKey::Next => f.write_str("next.example"),
@@ -167,6 +178,9 @@ impl SettingKey {
             ("vip", "") => Ok(SettingKey::Vip),
             ("vip", rest) => of_vip(rest),
             ("balance", "") => Ok(SettingKey::Service(ServiceName::kube_api(), "balance")),
+            ("node-local", "") => Ok(SettingKey::NodeLocal),
+            ("node-local", "endpoints") => Ok(SettingKey::NodeLocalEndpoints),
+            ("node-local", other) => Err(unknown("setting of node-local", other, &["endpoints"])),
             ("haproxy-metrics", "") => Ok(SettingKey::HaproxyMetrics),
             #[cfg(feature = "next-wire")]
             ("next", "example") => Ok(SettingKey::Next),
@@ -228,10 +242,14 @@ pub(super) const OFFER: &str = "offer";
 /// The key of which nodes listen, which is no node's own to say either.
 pub(super) const LISTEN_ON: &str = "listen-on";
 
+/// The key of the port on the node-local address, which only the cluster's settings know.
+pub(super) const NODE_LOCAL: &str = "node-local";
+
 /// The keys of a service.
-const OF_SERVICE: [&str; SHARED_KEYS.len() + 2] = {
-    let mut keys = [OFFER; SHARED_KEYS.len() + 2];
+const OF_SERVICE: [&str; SHARED_KEYS.len() + 3] = {
+    let mut keys = [OFFER; SHARED_KEYS.len() + 3];
     keys[SHARED_KEYS.len()] = LISTEN_ON;
+    keys[SHARED_KEYS.len() + 1] = NODE_LOCAL;
     let mut i = 0;
     while i < SHARED_KEYS.len() {
         keys[i] = SHARED_KEYS[i];
@@ -254,6 +272,9 @@ fn of_service(rest: &str) -> Result<SettingKey, BadSetting> {
     }
     if key == LISTEN_ON {
         return Ok(SettingKey::Service(service, LISTEN_ON));
+    }
+    if key == NODE_LOCAL {
+        return Ok(SettingKey::Service(service, NODE_LOCAL));
     }
     let key = if key == "check.kind" { "check" } else { key };
     match SHARED_KEYS.iter().find(|known| **known == key) {

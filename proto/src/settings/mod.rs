@@ -17,6 +17,7 @@ use crate::time::UnixMs;
 
 mod error;
 mod known;
+mod node_local;
 mod nodes;
 mod offering;
 mod plan;
@@ -25,6 +26,7 @@ mod tests;
 
 pub use error::BadSetting;
 pub use known::{KNOWN, Secrecy, SettingInfo, about, secrecy};
+pub use node_local::{EndpointsMode, NodeLocal, problem as node_local_problem, read as read_node_local};
 pub use nodes::NodeSelector;
 pub use plan::{SettingChange, member, plan};
 
@@ -92,6 +94,8 @@ pub struct Settings {
     pub weights: BTreeMap<Name, u16>,
     /// Nodes that take no new connections, and since when.
     pub drains: BTreeMap<Name, UnixMs>,
+    /// The address that every node has for itself.
+    pub node_local: NodeLocal,
     /// Whether /metrics has the haproxy exporter's names too.
     pub haproxy_metrics: bool,
 }
@@ -158,6 +162,15 @@ impl Settings {
                 SettingKey::Service(name, known::LISTEN_ON) => NodeSelector::parse(value).map(|who| {
                     settings.listen_on.insert(name.clone(), who);
                 }),
+                SettingKey::Service(name, known::NODE_LOCAL) => {
+                    node_local::port(value).map(|port| settings.node_local.set_port(name.clone(), port))
+                }
+                SettingKey::NodeLocal => {
+                    node_local::addresses(value).map(|all| settings.node_local.addresses = all)
+                }
+                SettingKey::NodeLocalEndpoints => {
+                    EndpointsMode::parse(value).map(|mode| settings.node_local.endpoints = mode)
+                }
                 SettingKey::Service(name, key) => {
                     services.entry(name.clone()).or_default().push((key, value));
                     Ok(())
@@ -190,8 +203,9 @@ impl Settings {
         }
         settings.vips = vips.into_values().collect();
         for name in settings.listen_on.keys() {
-            let is_set = services.get(name).is_some_and(|keys| keys.iter().any(|(key, _)| *key == "listen"));
-            if !is_set {
+            let listens = services.get(name).is_some_and(|keys| keys.iter().any(|(key, _)| *key == "listen"));
+            let is_node_local = *name != ServiceName::kube_api() && settings.node_local.has_port(name);
+            if !listens && !is_node_local {
                 let message = format!("set service.{name}.listen too: it says where these nodes listen");
                 found.add(SettingKey::Service(name.clone(), known::LISTEN_ON), message);
             }
@@ -201,6 +215,7 @@ impl Settings {
             settings.services.extend(service);
             found.0.extend(mistakes);
         }
+        settings.check_node_local(&mut found);
         found.0.extend(settings.conflicts(document));
         (settings, found.0)
     }
@@ -223,7 +238,11 @@ impl Settings {
             if !seen.insert(listens) {
                 continue;
             }
-            for mistake in config::overlay(&Config::default(), &self.services_at(name, role)).1 {
+            let (mut services, mut wrong) =
+                config::overlay(&Config::default(), &self.services_at(name, role));
+            let listens = self.node_local_at(name, role);
+            wrong.extend(config::add_node_local(&Config::default(), &mut services, &listens));
+            for mistake in wrong {
                 if !mistakes.contains(&mistake) {
                     mistakes.push(mistake);
                 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::error::BadSetting;
 use super::known::{HEADS, LISTEN_ON, OFFER, SettingKey, VipKey, shown};
 use super::nodes::names;
-use super::{MAX_VALUE, NodeSelector, SettingMistakes, Settings, addresses, list_items, values};
+use super::{MAX_VALUE, NodeSelector, SettingMistakes, Settings, addresses, list_items, node_local, values};
 use crate::cluster::Document;
 use crate::config::{Mistake, nearest};
 use crate::node::Name;
@@ -91,6 +91,10 @@ fn set(document: &Document, text: &str, value: &str) -> Result<(String, String),
     let value = match &key {
         SettingKey::Vip => {
             let all = addresses(value)?;
+            all.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",")
+        }
+        SettingKey::NodeLocal => {
+            let all = node_local::addresses(value)?;
             all.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",")
         }
         SettingKey::OfVip(_, VipKey::Candidates) | SettingKey::Service(_, OFFER | LISTEN_ON)

@@ -33,12 +33,12 @@ fn wishes(texts: &[&str]) -> Vec<(String, Option<String>)> {
     texts.iter().map(split).collect()
 }
 
-fn planned(document: &Document, texts: &[&str]) -> Result<Vec<SettingChange>, Vec<String>> {
+pub(super) fn planned(document: &Document, texts: &[&str]) -> Result<Vec<SettingChange>, Vec<String>> {
     plan(document, &wishes(texts)).map_err(|all| all.iter().map(Mistake::to_string).collect())
 }
 
 /// The document with these set.
-fn with(texts: &[&str]) -> Document {
+pub(super) fn with(texts: &[&str]) -> Document {
     let mut document = document();
     for change in planned(&document, texts).unwrap_or_else(|mistakes| panic!("{mistakes:?}")) {
         document.set(&change.key, change.new, by(), UnixMs(1)).unwrap();
@@ -253,7 +253,7 @@ fn every_setting_that_is_told_of_is_one() {
         assert!(known.key.len() + known.what.len() < 76, "{} does not fit a line", known.key);
     }
     let told = KNOWN.iter().filter(|known| known.key.starts_with("service.")).count();
-    assert_eq!(told, crate::config::SHARED_KEYS.len() + 2, "and who offers it, and who listens");
+    assert_eq!(told, crate::config::SHARED_KEYS.len() + 3, "who offers, who listens, and node-local");
 }
 
 #[test]

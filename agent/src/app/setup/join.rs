@@ -130,6 +130,7 @@ fn ready_node(
         peers,
         serving: welcome.serving.clone(),
         epochs: Default::default(),
+        node_local: Default::default(),
     }
 }
 

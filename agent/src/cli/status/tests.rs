@@ -75,6 +75,7 @@ fn member(who: &str, number: u8, role: Role, state: MemberState) -> MemberStatus
         loss_permille: None,
         document: String::new(),
         sees: Vec::new(),
+        node_local: Vec::new(),
     }
 }
 
