@@ -44,6 +44,12 @@ impl ConfigWriter<'_> {
             let setting = format!("listen = [{}]", all.join(", "));
             remark(&mut settings, &setting, &place(self.haproxy_file, Some(*line)));
         }
+        for vip in &self.keepalived.vips {
+            let Some((program, line)) = &vip.check else { continue };
+            settings.push_str(&format!("\n[vip.{}]\n", quoted(&vip.address.to_string())));
+            let setting = format!("check = {}", quoted(program));
+            remark(&mut settings, &setting, &place(self.keepalived_file, Some(*line)));
+        }
         if self.haproxy.hides_default {
             settings.push_str(&format!("\n[[service]]\nname = \"{KUBE_API}\"\n"));
             remark(&mut settings, "listen = []", "its place is another service's");

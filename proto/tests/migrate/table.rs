@@ -202,7 +202,14 @@ fn checks_ask_what_haproxy_asked_and_take_what_it_took() {
         ("timeout check 10s", "=http .expect=200-399 .path=/d", ""),
         ("timeout check 1s", "=http .expect=200-399 .path=/d .timeout=1s", ""),
         ("timeout check soon", "=http .expect=200-399 .path=/d", "not a duration"),
-        ("default-server check-ssl", "=https .expect=200-399 .path=/d", ""),
+        ("default-server check-ssl verify none", "=https .expect=200-399 .path=/d", ""),
+        ("http-check connect port 1 ssl", "=https .expect=200-399 .path=/d", ""),
+        (
+            "http-check connect port 81",
+            "=http .expect=200-399 .path=/d",
+            "write check.address = \"10.0.0.1:81\"",
+        ),
+        ("http-check connect port src_port()", "=http .expect=200-399 .path=/d", "not an expression"),
     ] {
         let (found, problems) = of(text);
         assert_eq!(found, expected, "{text}");
@@ -256,6 +263,17 @@ fn what_haproxy_refuses_is_wrong() {
         "server m3 10.0.0.3:6443 error-limit none",
         "server m3 10.0.0.3:6443 tcp-ut soon",
         "server m3 10.0.0.3:6443 agent-check agent-port none",
+        "server m3 10.0.0.3:6443 check-ssl",
+        "server m3 10.0.0.3:6443 track none",
+        "server m3 10.0.0.3:6443 track none/m1",
+        "server m3 10.0.0.3:6443 track a/none",
+        "server m3 m3:6443 resolvers none",
+        "tcp-check connect port x",
+        "tcp-check connect port 70000",
+        "tcp-check connect prt 1",
+        "tcp-check connect port",
+        "http-check connect port 0",
+        "http-check connect sni",
     ] {
         let made = haproxy(&format!("listen a\n bind :1\n server m1 10.0.0.1:1\n {line}\n"));
         let told = made
@@ -263,6 +281,22 @@ fn what_haproxy_refuses_is_wrong() {
             .iter()
             .any(|one| one.starts_with("x:6: wrong: ") || one.ends_with("write mode tcp"));
         assert!(told, "{line}: {:?}", made.problems);
+    }
+    // What goes with the rest of the file.
+    for (before, line) in [
+        ("global\n ssl-server-verify none\n", "server m2 10.0.0.2:1 check-ssl"),
+        ("", "server m2 10.0.0.2:1 check-ssl ca-file /ca verify required"),
+        ("", "default-server check-ssl verify none\n server m2 10.0.0.2:1"),
+        ("defaults\n default-server verify none\n", "server m2 10.0.0.2:1 check-ssl"),
+        ("", "server m2 10.0.0.2:1 track m1"),
+        ("", "server m2 10.0.0.2:1 track a/m1"),
+        ("resolvers r\n nameserver n 10.0.0.9:53\n", "server m2 10.0.0.2:1 resolvers r"),
+        ("", "tcp-check connect default linger port 1 comment see below"),
+    ] {
+        let made = haproxy(&format!(
+            "{before}listen a\n mode tcp\n bind :1\n server m1 10.0.0.1:1 check\n {line}\n"
+        ));
+        assert!(!made.problems.join("\n").contains("wrong"), "{line}: {:?}", made.problems);
     }
 }
 
@@ -559,4 +593,36 @@ fn a_file_of_ours_is_small_enough_for_an_agent() {
         made.problems
     );
     assert_eq!((made.problems.len(), parsed(&made).services.len()), (9, 32));
+}
+
+#[test]
+fn a_script_of_its_own_is_the_check_of_the_addresses_that_track_it() {
+    let of = |scripts: &str, tracked: &str| {
+        let text = format!(
+            "{scripts}\nvrrp_instance A {{\n interface eth0\n track_script {{ {tracked} }}\n virtual_ipaddress {{ \
+             10.0.0.50 }}\n}}\nvrrp_instance B {{\n virtual_ipaddress {{ 10.0.0.51 }}\n}}\n"
+        );
+        let made = one(&text, true).unwrap();
+        let config = parsed(&made);
+        let checks = config.vip_checks.iter().map(|(address, path)| format!("{address} {path}"));
+        (checks.collect::<Vec<_>>().join(","), made.problems.join("\n"))
+    };
+    let script = |name: &str, command: &str| format!("vrrp_script {name} {{\n script \"{command}\"\n}}\n");
+    let (uplink, disk) = (script("uplink", "/etc/up"), script("disk", "/etc/disk -q"));
+    for (scripts, tracked, expected, problem) in [
+        (uplink.clone(), "uplink", "10.0.0.50 /etc/up", ""),
+        (uplink.replace("}", " weight -20\n}"), "uplink weight 5", "10.0.0.50 /etc/up", ""),
+        (script("api", "/etc/keepalived/check_apiserver.sh"), "api", "", ""),
+        (uplink.clone(), "other", "", ""),
+        (disk.clone(), "disk", "", "only a program without arguments"),
+        (disk + &uplink, "disk\n uplink", "10.0.0.50 /etc/up", "only a program without arguments"),
+        (script("c", "/etc/c") + &uplink, "c\n uplink", "10.0.0.50 /etc/c", "an address has one check"),
+        (script("relative", "check.sh"), "relative", "", "only a program without arguments"),
+        (script("odd", "/etc/up\u{1b}[31m"), "odd", "", "only a program without arguments"),
+    ] {
+        let (checks, problems) = of(&scripts, tracked);
+        assert_eq!(checks, expected, "{scripts}{problems}");
+        assert_eq!(problems.is_empty(), problem.is_empty(), "{scripts}{problems}");
+        assert!(problems.contains(problem), "{scripts}{problems}");
+    }
 }

@@ -81,8 +81,16 @@ fn said(line: &WordLine, proxy: &mut Proxy) -> CheckLine {
         }
         // The last one says how it is checked, whatever `defaults` said.
         ("option", "tcp-check" | "ssl-hello-chk") => proxy.asks = None,
-        ("tcp-check", "connect") => {}
-        ("http-check", "connect") => proxy.asks_tls |= line.words.iter().any(|word| word == "ssl"),
+        ("tcp-check" | "http-check", "connect") => {
+            proxy.asks_tls |= line.word(0) == "http-check" && line.words.iter().any(|word| word == "ssl");
+            match after("port").map(|port| port.parse()) {
+                Some(Ok(port)) => proxy.asked_port = Some(port),
+                Some(Err(_)) => {
+                    said.told = Some((NotDone, "a check has one port, not an expression".to_owned()))
+                }
+                None => {}
+            }
+        }
         ("http-check", "send") => {
             said.path = after("uri");
             if ["hdr", "body"].iter().any(|word| after(word).is_some()) {

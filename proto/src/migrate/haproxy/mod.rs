@@ -19,6 +19,7 @@ mod health;
 mod known;
 mod page;
 mod proxy;
+mod references;
 mod sections;
 mod services;
 mod syntax;
@@ -71,6 +72,7 @@ pub(super) fn read(
     account: &mut FileReport,
 ) -> Haproxy {
     let sections = sections(text, variables, account);
+    references::check(&sections, account);
     let mut found = Haproxy::default();
     let mut templates: BTreeMap<String, Proxy> = BTreeMap::new();
     let mut latest = Proxy::default();

@@ -75,6 +75,8 @@ pub(super) struct Proxy {
     pub(super) weight: Option<u16>,
     /// The port that is checked of those that have none of their own.
     pub(super) check_port: Option<u16>,
+    /// The port that a line about checks names: it counts whatever servers say.
+    pub(super) asked_port: Option<u16>,
 }
 
 /// Where a line stands.

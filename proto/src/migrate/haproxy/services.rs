@@ -101,7 +101,9 @@ fn service(name: String, port: u16, listen: Binds, front: &Proxy, back: &Proxy, 
             Some(if back.asks_tls { "https" } else { "http" })
         }
     };
-    FoundService { name, listen, port, keys, check, servers: back.servers.clone() }
+    let asked = |server: &Server| back.asked_port.or(server.check_port);
+    let servers = back.servers.iter().map(|server| Server { check_port: asked(server), ..server.clone() });
+    FoundService { name, listen, port, keys, check, servers: servers.collect() }
 }
 
 /// The listeners of a front, apart where servers have the port of the listener: a service has one.

@@ -83,23 +83,7 @@ pub(super) fn refused(line: &WordLine) -> Option<&'static str> {
             let known = line.words.get(2).is_none_or(|word| known.contains(&word.as_str())) && words != 3;
             (!known).then_some("not what http-check send takes: meth, uri, ver, hdr or body")
         }
-        ("http-check", "connect") => {
-            let known = [
-                "comment",
-                "port",
-                "addr",
-                "send-proxy",
-                "ssl",
-                "sni",
-                "alpn",
-                "via-socks4",
-                "default",
-                "proto",
-                "linger",
-            ];
-            let known = line.words.get(2).is_none_or(|word| known.contains(&word.as_str()));
-            (!known).then_some("not what http-check connect takes: port, addr, ssl or sni")
-        }
+        ("http-check" | "tcp-check", "connect") => refused_connect(line),
         ("stats", word) if !STATS.contains(&word) => Some("not what stats takes"),
         ("stats", "auth") if !line.word(2).contains(':') => {
             Some("not a user and a password; write stats auth USER:PASSWORD")
@@ -107,6 +91,33 @@ pub(super) fn refused(line: &WordLine) -> Option<&'static str> {
         ("http-check", "expect") if words < 4 => Some("what is expected is missing, such as status 200"),
         _ => None,
     }
+}
+
+/// Why haproxy refuses where a check connects to.
+fn refused_connect(line: &WordLine) -> Option<&'static str> {
+    let mut words = line.words.iter().skip(2).map(String::as_str);
+    while let Some(word) = words.next() {
+        match word {
+            "default" | "send-proxy" | "ssl" | "linger" => {}
+            "port" if !words.next().is_some_and(is_port) => {
+                return Some("port needs a number from 1 to 65535");
+            }
+            "port" => {}
+            // All that follows is a text for people.
+            "comment" => return None,
+            "addr" | "sni" | "alpn" | "via-socks4" | "proto" if words.next().is_none() => {
+                return Some("a word is missing at its end");
+            }
+            "addr" | "sni" | "alpn" | "via-socks4" | "proto" => {}
+            _ => return Some("not what connect takes: port, addr, ssl, sni or alpn"),
+        }
+    }
+    None
+}
+
+/// A port's number, or an expression that haproxy evaluates for each check.
+fn is_port(text: &str) -> bool {
+    text.parse::<u16>().map_or_else(|_| text.contains('('), |port| port > 0)
 }
 
 /// `3` or `1-3`.

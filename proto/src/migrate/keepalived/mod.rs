@@ -8,6 +8,7 @@ use super::words::{Variables, duration, milliseconds};
 
 mod known;
 mod notify;
+mod scripts;
 mod tree;
 mod vip;
 
@@ -15,6 +16,7 @@ pub(super) use notify::{NotifyCall, WRAPPER, script};
 pub(super) use vip::Vip;
 
 use known::{GLOBAL, HEALTH, INSTANCE, INSTANCE_CODE, TOP};
+use scripts::OwnCheck;
 use tree::Node;
 
 /// What a file amounts to.
@@ -70,13 +72,7 @@ pub(super) fn read(
 
 fn blocks(nodes: &[Node], account: &mut FileReport) -> Keepalived {
     let mut found = Keepalived::default();
-    // A script that looks for more than we do is told wherever it weighs.
-    let mut strange: Vec<&str> = Vec::new();
-    for node in nodes.iter().filter(|node| node.word(0) == "vrrp_script") {
-        if !probes_api(node) {
-            strange.push(node.word(1));
-        }
-    }
+    let checks = scripts::own_checks(nodes);
     for node in nodes {
         let mut note =
             |verdict, reason: &str| account.range(node.line, node.last, &node.shown(), verdict, reason);
@@ -85,11 +81,11 @@ fn blocks(nodes: &[Node], account: &mut FileReport) -> Keepalived {
                 note_head(node, account);
                 each(node, GLOBAL, &[], account);
             }
-            "vrrp_script" if strange.contains(&node.word(1)) => {
-                note(NotDone, &veto(node));
-            }
-            "vrrp_script" => note(Automatic, HEALTH),
-            "vrrp_instance" => instance(node, &strange, &mut found, account),
+            "vrrp_script" => match checks.iter().find(|check| check.name == node.word(1)) {
+                Some(check) => check.told(node, nodes, account),
+                None => note(Automatic, HEALTH),
+            },
+            "vrrp_instance" => instance(node, &checks, &mut found, account),
             word => match row(TOP, &node.words) {
                 Some((_, verdict, reason)) => note(*verdict, reason),
                 None if word.starts_with(['$', '@', '~']) => {
@@ -109,39 +105,9 @@ fn blocks(nodes: &[Node], account: &mut FileReport) -> Keepalived {
     found
 }
 
-/// How a script that looks for something else keeps its say.
-fn veto(script: &Node) -> String {
-    let line = script.block.iter().find(|line| line.word(0) == "script");
-    let command = line.map_or("", |line| line.word(1));
-    let path = if command.contains(char::is_whitespace) { "a program of yours" } else { command };
-    format!(
-        "the agent checks what it serves; to let {path} decide too, write it as check under [vip.\"ADDRESS\"]"
-    )
-}
-
 /// The head of a block whose lines are told one by one.
 fn note_head(node: &Node, account: &mut FileReport) {
     account.add(node.line, &node.shown(), Automatic, "see each line");
-}
-
-/// Whether a script looks whether the apiserver, or what stands before it, is there.
-fn probes_api(script: &Node) -> bool {
-    let words = [
-        "haproxy",
-        "6443",
-        "8443",
-        "apiserver",
-        "readyz",
-        "healthz",
-        "livez",
-        "kube",
-        "k3s",
-        "rke2",
-        "nginx",
-    ];
-    let mut lines = script.block.iter().filter(|line| line.word(0) == "script");
-    script.block.is_empty()
-        || lines.any(|line| line.words.iter().any(|word| words.iter().any(|one| word.contains(one))))
 }
 
 /// Lines by their table.
@@ -168,10 +134,11 @@ struct Election {
     stays: bool,
 }
 
-fn instance(node: &Node, strange: &[&str], found: &mut Keepalived, account: &mut FileReport) {
+fn instance(node: &Node, checks: &[OwnCheck<'_>], found: &mut Keepalived, account: &mut FileReport) {
     account.add(node.line, &node.shown(), Kept, "its addresses become cluster-wide settings");
     let mut own: Vec<Vip> = Vec::new();
     let mut election = Election::default();
+    let mut check = None;
     let interface = node.block.iter().rev().find(|line| line.word(0) == "interface").map(|line| line.word(1));
     for line in &node.block {
         if let Some(call) = notify::read(line, node.word(1), account) {
@@ -190,11 +157,7 @@ fn instance(node: &Node, strange: &[&str], found: &mut Keepalived, account: &mut
                     .filter_map(|address| vip::read(address, (node.word(1), interface), account));
                 own.extend(all.collect::<Vec<_>>());
             }
-            "track_script" => {
-                let bad = line.block.iter().any(|one| strange.contains(&one.word(0)));
-                let reason = "health excludes a node; it does not lower its priority";
-                note(if bad { NotDone } else { Automatic }, reason);
-            }
+            "track_script" => check = check.or(scripts::tracked(line, checks, account)),
             "track_interface" => track_interface(line, interface, account),
             "unicast_src_ip" => {
                 found.own = line.word(1).parse().ok().or(found.own);
@@ -219,6 +182,7 @@ fn instance(node: &Node, strange: &[&str], found: &mut Keepalived, account: &mut
         let reason = "it has no address; write virtual_ipaddress { 10.0.0.50 }";
         account.add(node.line, &node.shown(), Wrong, reason);
     }
+    own.iter_mut().for_each(|vip| vip.check.clone_from(&check));
     add(own, election, found, account);
 }
 

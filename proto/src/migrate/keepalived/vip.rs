@@ -26,6 +26,8 @@ pub(in super::super) struct Vip {
     pub(in super::super) priorities: Vec<(Option<String>, u8)>,
     /// How long a better one waits; none: for ever.
     pub(in super::super) preempt: Option<String>,
+    /// The program that decides too whether this node owns it, and its line.
+    pub(in super::super) check: Option<(String, usize)>,
     /// The block that it stands in.
     pub(in super::super) instance: String,
     pub(in super::super) line: usize,
@@ -97,6 +99,7 @@ pub(super) fn read(
         label,
         priorities: Vec::new(),
         preempt: None,
+        check: None,
         instance: instance.to_owned(),
         line: node.line,
     })
