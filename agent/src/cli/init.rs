@@ -59,6 +59,9 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) async fn run(args: Args, settings: CommandSettings) -> anyhow::Result<ExitCode> {
+    if !args.foreground {
+        install::check_program()?;
+    }
     let (flags, config) = settings.with_place(args.name, args.addr, args.iface)?;
     let steps = Steps::new(args.json);
     if args.successor {

@@ -11,9 +11,9 @@ use proto::control::{Request, Response};
 use proto::invite::{self, Invite, IssuerPin, JoinRefusal};
 use proto::node::Name;
 
-use super::CommandSettings;
 use super::exit::{self, ExitError};
 use super::steps::{self, Steps};
+use super::{CommandSettings, install};
 use crate::app::setup::{self, JoinSeed, SetupOptions};
 use crate::control;
 
@@ -69,6 +69,9 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) async fn run(args: Args, settings: CommandSettings) -> anyhow::Result<ExitCode> {
+    if !args.foreground {
+        install::check_program()?;
+    }
     let (flags, config) = settings.with_place(args.name, args.addr, args.iface)?;
     let steps = Steps::new(args.json);
     let text = seed(args.seed, args.invite_file.as_deref())?;

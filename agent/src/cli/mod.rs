@@ -42,6 +42,7 @@ mod weight;
 use settings::{CommandSettings, Global};
 
 use crate::handover;
+use crate::hardening;
 use crate::times as time;
 
 /// Highly available Kubernetes masters without a load balancer. The agents find the healthy masters, and
@@ -139,9 +140,22 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     let is_agent = matches!(command, Command::Run(_) | Command::Init(_) | Command::Join(_));
     if is_agent {
         // Before there are threads: each begins with what its maker has.
+        if becomes_agent(&command) {
+            hardening::keep_only_needed_capabilities();
+        }
         crate::vip::drop_capabilities();
     }
     runtime(is_agent)?.block_on(run_command(command, settings))
+}
+
+/// Whether this process itself is going to be the agent, and installs no service.
+fn becomes_agent(command: &Command) -> bool {
+    let foreground = match command {
+        Command::Init(args) => args.foreground,
+        Command::Join(args) => args.foreground,
+        command => return matches!(command, Command::Run(_)),
+    };
+    foreground || !install::is_possible()
 }
 
 /// The agent's tasks share a thread, since two wake each other up for nothing most of the time: that cost a quarter of

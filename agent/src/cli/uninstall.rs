@@ -13,15 +13,25 @@ pub(crate) struct Args {
     /// Also delete this node's identity and state
     #[arg(long)]
     purge: bool,
+    /// For the scripts of a package that is removed: stop, take the addresses away, and leave all files alone
+    #[arg(long, hide = true, conflicts_with = "purge")]
+    package: bool,
 }
 
 /// Runs the command.
 pub(super) fn run(args: &Args, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
     // A closed stdout must not stop half-way.
     let mut say = |line: &str| drop(out::line(line));
-    install::uninstall(&mut say)?;
+    if args.package {
+        install::stop(&mut say)?;
+    } else {
+        install::uninstall(&mut say)?;
+    }
     let dir = settings.state_dir();
     leave::free_node_local(dir, &mut say);
+    if args.package {
+        return Ok(ExitCode::SUCCESS);
+    }
     if args.purge {
         if leave::wipe(dir)? {
             say(&format!("deleted the state in {}", dir.display()));

@@ -8,7 +8,7 @@ use proto::control::{Request, Status};
 use proto::handover::VERSION;
 
 use super::exit::{self, ExitError};
-use super::install::{unable, write};
+use super::install::{NEXT, PREVIOUS, Package, unable, write};
 use super::{CommandSettings, ask, out, steps};
 use crate::app::setup;
 use crate::control::CallError;
@@ -21,7 +21,8 @@ const CAN_TAKE_OVER: &str = "can take over";
 /// Checks FILE first, puts it where the agent was started from, keeps the version before beside it as
 /// agent.previous, and has the running process become it: every connection and listener goes on. Without FILE, the
 /// agent becomes what lies there already, for example after a package was upgraded. Going back to the version
-/// before is the same command.
+/// before is the same command. An agent from a package is upgraded by the package manager, which loses no connection
+/// either.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -58,6 +59,11 @@ pub(super) async fn run(args: &Args, settings: &CommandSettings) -> anyhow::Resu
         return Err(ExitError::error(exit::UNAVAILABLE, text));
     }
     let program = Path::new(&before.node.program);
+    if let (Some(package), true) =
+        (Package::find(Path::new("/")), Package::has(program) && args.file.is_some())
+    {
+        return Err(package.refuses_upgrade());
+    }
     let installed = match &args.file {
         Some(file) => install(file, program, settings)?,
         None => {
@@ -94,14 +100,14 @@ fn install(file: &Path, program: &Path, settings: &CommandSettings) -> anyhow::R
         return Ok(None);
     }
     // What is checked is what is installed, whoever may write to the file.
-    let next = beside(program, ".next");
+    let next = beside(program, NEXT);
     write(&next, &content, 0o755).map_err(|error| unable("write", &next, &error))?;
     let checked = check(&next, file, settings);
     if checked.is_err() {
         let _ = fs::remove_file(&next);
     }
     checked?;
-    let previous = beside(program, ".previous");
+    let previous = beside(program, PREVIOUS);
     let kept = fs::read(program).and_then(|running| write(&previous, &running, 0o755));
     kept.map_err(|error| unable("write", &previous, &error))?;
     fs::rename(&next, program).map_err(|error| unable("replace", program, &error))?;

@@ -86,7 +86,8 @@ impl HostPaths {
         for dir in UNIT_DIRS {
             let unit = self.root.join(dir).join("agent.service");
             if let (None, Ok(Some(text))) = (&service.unit, text(&unit)) {
-                service.as_shipped = text == self.unit;
+                // A package has the program elsewhere, see deploy/package.
+                service.as_shipped = text.replace("/usr/bin/agent", "/usr/local/bin/agent") == self.unit;
                 service.unit = Some(unit.display().to_string());
             }
             for file in names(&self.root.join(dir).join("agent.service.d")) {

@@ -58,6 +58,10 @@ fn the_unit_is_compared_and_its_drop_ins_are_listed() {
     assert_eq!(service.drop_ins.len(), 1, "{:?}", service.drop_ins);
     assert!(service.drop_ins[0].ends_with("override.conf"));
 
+    let packaged = UNIT.replace("/usr/local/bin/agent", "/usr/bin/agent");
+    let (_dir, files) = read(&[booted, ("lib/systemd/system/agent.service", &packaged)]);
+    assert!(files.service.unwrap().as_shipped, "a package's unit");
+
     let (_dir, files) = read(&[booted, (unit, "[Unit]\nDescription=edited\n")]);
     assert!(!files.service.unwrap().as_shipped);
     let (_dir, files) = read(&[booted]);

@@ -9,11 +9,12 @@ use proto::config::Config;
 use crate::cli::Global;
 use crate::cli::exit::{self, ExitError};
 
-/// The drop-in's text; none: the unit alone is right.
+/// The drop-in's text for the program at this path below the root; none: the unit alone is right.
 pub(super) fn text(
     config: &Config,
     global: &Global,
     environment: impl Iterator<Item = (String, String)>,
+    program: &Path,
 ) -> anyhow::Result<Option<String>> {
     let defaults = Config::default();
     // AGENT_BIN is not ours; every other one was checked when the settings were loaded.
@@ -45,16 +46,23 @@ pub(super) fn text(
         }
     }
     if let Some(file) = &global.config {
-        let program = format!("/usr/local/bin/agent --config {}", argument(&std::path::absolute(file)?)?);
+        let program = format!("/{} --config {}", program.display(), argument(&std::path::absolute(file)?)?);
         let _ = writeln!(body, "ExecStart=\nExecStart={program} run");
         let _ = writeln!(body, "ExecReload=\nExecReload={program} check\nExecReload=/bin/kill -HUP $MAINPID");
     }
     if body.is_empty() {
         return Ok(None);
     }
-    Ok(Some(format!(
-        "# Written by agent install from its own options; overwritten by the next.\n[Service]\n{body}"
-    )))
+    let mut head = "# Written by agent install from its own options; overwritten by the next.\n".to_owned();
+    // The unit starts nothing where its own directory shows no member.
+    if config.state_dir != defaults.state_dir {
+        let dir = config.state_dir.replace('%', "%%");
+        let _ = writeln!(head, "[Unit]\nConditionPathExists=");
+        for file in super::MEMBER {
+            let _ = writeln!(head, "ConditionPathExists=|{dir}/{file}");
+        }
+    }
+    Ok(Some(format!("{head}[Service]\n{body}")))
 }
 
 /// A value in quotes, as systemd.syntax(7) wants it: `%` begins a specifier everywhere.
@@ -81,7 +89,7 @@ mod tests {
         let mut config = Config::default();
         config.state_dir = global.state_dir.clone().unwrap_or(config.state_dir);
         let environment = environment.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        text(&config, global, environment).unwrap()
+        text(&config, global, environment, Path::new("usr/local/bin/agent")).unwrap()
     }
 
     #[test]
@@ -104,6 +112,8 @@ mod tests {
             "Environment=\"AGENT_NAME=m1\"",
             "Environment=\"AGENT_STATE_DIR=/srv/a \\\"b\\\"\"",
             "ReadWritePaths=\"/srv/a \\\"b\\\"\"",
+            "ConditionPathExists=",
+            "ConditionPathExists=|/srv/a \"b\"/node",
             "ExecStart=",
             "ExecStart=/usr/local/bin/agent --config \"/etc/other 100%%.toml\" run",
             "ExecReload=",
@@ -118,6 +128,6 @@ mod tests {
     #[test]
     fn a_value_can_not_add_a_line_to_the_unit() {
         let global = Global { state_dir: Some("/a\nExecStart=/bin/evil".to_owned()), ..Global::default() };
-        assert!(text(&Config::default(), &global, std::iter::empty()).is_err());
+        assert!(text(&Config::default(), &global, std::iter::empty(), Path::new("usr/bin/agent")).is_err());
     }
 }

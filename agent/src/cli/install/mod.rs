@@ -1,5 +1,7 @@
 //! `agent install`: this binary as a service of systemd. Each step looks first and only then acts, so that
 //! it can be repeated at any time, and says on a line what it found or did.
+//!
+//! Where a package of the distribution has brought binary and unit, these are used and never written to.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -14,19 +16,29 @@ use super::{CommandSettings, out, settings};
 use crate::doctor::UNIT;
 
 mod drop_in;
+mod other_init;
+mod package;
 #[cfg(test)]
 mod tests;
+
+use other_init::OtherInit;
+pub(super) use package::Package;
 
 const SERVICE: &str = "agent.service";
 const UNIT_PATH: &str = "etc/systemd/system/agent.service";
 const DROP_IN_PATH: &str = "etc/systemd/system/agent.service.d/10-install.conf";
 const BINARY_PATH: &str = "usr/local/bin/agent";
+/// What an upgrade puts behind the binary's name: the version before, and the next while it is checked.
+pub(super) const PREVIOUS: &str = ".previous";
+pub(super) const NEXT: &str = ".next";
+/// The files of the state directory of which the unit wants one, or it starts nothing.
+const MEMBER: [&str; 3] = ["node", "node.prev", "cluster"];
 
 /// Install this binary and its systemd unit, and start the service
 ///
 /// Running it again is safe; running it from a newer binary upgrades the installed one. --config, --state-dir,
 /// --runtime-dir, the log options and AGENT_* variables of this command are written into the
-/// unit too.
+/// unit too. Where a package has installed the agent, its binary and unit are used.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -46,9 +58,20 @@ pub(super) fn run(args: &Args, settings: &CommandSettings) -> anyhow::Result<Exi
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether a service can be installed here: systemd runs, and this is root.
+/// Whether there can be a service here: this is root, and systemd runs, or another init system has the service already.
 pub(crate) fn is_possible() -> bool {
-    systemd_runs() && rustix::process::geteuid().is_root()
+    rustix::process::geteuid().is_root() && (systemd_runs() || OtherInit::find(Path::new("/")).is_some())
+}
+
+/// Refuses to set up a service for this program where a package has brought another one.
+///
+/// # Errors
+/// Says which, and what to do.
+pub(super) fn check_program() -> anyhow::Result<()> {
+    match Package::find(Path::new("/")) {
+        Some(package) if is_possible() => package.must_be(Path::new("/"), &running_program()?),
+        _ => Ok(()),
+    }
 }
 
 /// Whether systemd runs this machine (sd_booted(3)).
@@ -65,14 +88,32 @@ pub(crate) fn install(
     start: bool,
     say: &mut dyn FnMut(&str),
 ) -> anyhow::Result<()> {
-    if !systemd_runs() {
-        let message = "systemd is not running, so no service can be installed; have your init \
-                       system run this as root: agent run";
-        return Err(ExitError::error(exit::UNAVAILABLE, message));
-    }
     must_be_root("install the service")?;
+    if !systemd_runs() {
+        return start_elsewhere(settings, start, say);
+    }
     let binary = running_program()?;
     TargetHost { root: PathBuf::from("/"), systemctl: &systemctl }.install(&binary, settings, start, say)
+}
+
+/// The same without systemd: the service is there already.
+fn start_elsewhere(settings: &CommandSettings, start: bool, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+    let Some(init) = OtherInit::find(Path::new("/")) else {
+        let message = "systemd is not running, so no service can be installed; deploy/install.sh does it for \
+                       OpenRC, procd and runit; have any other init system run this as root: agent run";
+        return Err(ExitError::error(exit::UNAVAILABLE, message));
+    };
+    let program = Path::new(BINARY_PATH);
+    if drop_in::text(&settings.config, &settings.global, settings::environment(), program)?.is_some() {
+        let message = "options and AGENT_* variables of this command do not reach the service of this init system; \
+                       write them into its own file, or into /etc/agent/agent.toml, and start it";
+        return Err(ExitError::error(exit::UNAVAILABLE, message));
+    }
+    if start {
+        init.start()?;
+        say("started");
+    }
+    Ok(())
 }
 
 /// The program that runs, byte for byte. By /proc/self/exe, which is the very file that was started: at the
@@ -86,10 +127,16 @@ fn running_program() -> anyhow::Result<Vec<u8>> {
 
 /// Stops the service where it is installed and runs; nothing elsewhere.
 pub(super) fn stop(say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
-    if !systemd_runs() || systemctl(&["is-active", "--quiet", SERVICE]).is_err() {
-        return Ok(());
+    match OtherInit::find(Path::new("/")) {
+        _ if systemd_runs() => {
+            if systemctl(&["is-active", "--quiet", SERVICE]).is_err() {
+                return Ok(());
+            }
+            systemctl(&["stop", SERVICE])?;
+        }
+        Some(init) => init.stop()?,
+        None => return Ok(()),
     }
-    systemctl(&["stop", SERVICE])?;
     say("stopped the service");
     Ok(())
 }
@@ -100,6 +147,9 @@ pub(super) fn uninstall(say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
     let nothing = |_: &[&str]| Ok(());
     let systemctl: &dyn Fn(&[&str]) -> anyhow::Result<()> =
         if systemd_runs() { &systemctl } else { &nothing };
+    if let (false, Some(init)) = (systemd_runs(), OtherInit::find(Path::new("/"))) {
+        init.remove(Path::new("/"), say)?;
+    }
     TargetHost { root: PathBuf::from("/"), systemctl }.uninstall(say)
 }
 
@@ -116,13 +166,17 @@ fn systemctl(args: &[&str]) -> anyhow::Result<()> {
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
     let message = format!(
         "systemctl {} failed: {}; see: journalctl -u agent -n 20",
         args.join(" "),
-        said.lines().next().unwrap_or("no reason given")
+        out_of(&output.stderr)
     );
     Err(ExitError::error(exit::UNAVAILABLE, message))
+}
+
+/// What a command gave as the reason of its failure.
+fn out_of(stderr: &[u8]) -> String {
+    String::from_utf8_lossy(stderr).lines().next().unwrap_or("no reason given").to_owned()
 }
 
 /// The machine that is installed on: `/`, or a directory in tests.
@@ -139,16 +193,35 @@ impl TargetHost<'_> {
         start: bool,
         say: &mut dyn FnMut(&str),
     ) -> anyhow::Result<()> {
-        let drop_in = drop_in::text(&settings.config, &settings.global, settings::environment())?;
-        let mut changed = self.put_binary(binary, say)?;
-        changed |= self.put(UNIT_PATH, Some(UNIT), say)?;
+        let package = Package::find(&self.root);
+        let program = if package.is_some() { package::PROGRAM } else { BINARY_PATH };
+        let drop_in =
+            drop_in::text(&settings.config, &settings.global, settings::environment(), Path::new(program))?;
+        let mut changed = match &package {
+            Some(package) => {
+                package.must_be(&self.root, binary)?;
+                say(&format!("using the unit and the binary of the package {}", package::NAME));
+                // They would be used in place of the package's.
+                let unit = self.put(UNIT_PATH, None, say)?;
+                self.put(BINARY_PATH, None, say)? || unit
+            }
+            None => {
+                let placed = self.put_binary(binary, say)?;
+                self.put(UNIT_PATH, Some(UNIT), say)? || placed
+            }
+        };
         changed |= self.put(DROP_IN_PATH, drop_in.as_deref(), say)?;
         if changed {
             (self.systemctl)(&["daemon-reload"])?;
         }
         (self.systemctl)(&["enable", "--quiet", SERVICE])?;
         say("enabled at boot");
-        if start {
+        let state = self.root.join(settings.state_dir().strip_prefix("/").unwrap_or(settings.state_dir()));
+        if start && !MEMBER.iter().any(|file| state.join(file).exists()) {
+            say(
+                "not started: this node is not a member of a cluster yet; run: agent init or: agent join SEED",
+            );
+        } else if start {
             // A running agent keeps its old binary until it is restarted; an unchanged one is left alone.
             (self.systemctl)(&[if changed { "restart" } else { "start" }, SERVICE])?;
             say("started");
@@ -157,7 +230,8 @@ impl TargetHost<'_> {
     }
 
     fn uninstall(&self, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
-        if self.root.join(UNIT_PATH).exists() {
+        let package = Package::find(&self.root);
+        if package.is_some() || self.root.join(UNIT_PATH).exists() {
             (self.systemctl)(&["disable", "--quiet", "--now", SERVICE])?;
             say("stopped and disabled");
         }
@@ -166,9 +240,19 @@ impl TargetHost<'_> {
         if changed {
             (self.systemctl)(&["daemon-reload"])?;
         }
-        let binary = self.put(BINARY_PATH, None, say)?;
-        if !changed && !binary {
-            say("nothing was installed");
+        let mut binary = self.put(BINARY_PATH, None, say)?;
+        // What an upgrade has left beside it.
+        for end in [PREVIOUS, NEXT] {
+            binary |= self.put(&format!("{BINARY_PATH}{end}"), None, say)?;
+        }
+        match package {
+            Some(package) => say(&format!(
+                "kept the unit and the binary of the package {}; to remove them: {}",
+                package::NAME,
+                package.remove
+            )),
+            None if !changed && !binary => say("nothing was installed"),
+            None => {}
         }
         Ok(())
     }

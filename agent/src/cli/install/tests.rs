@@ -13,13 +13,37 @@ impl Machine {
     fn new() -> Machine {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("download"), "version 1").unwrap();
-        Machine { dir, calls: RefCell::default() }
+        let machine = Machine { dir, calls: RefCell::default() };
+        machine.has("var/lib/agent/node", "");
+        machine
+    }
+
+    /// With the package, whose program holds this.
+    fn packaged(program: &str) -> Machine {
+        let machine = Machine::new();
+        machine.has("usr/lib/systemd/system/agent.service", &UNIT.replace("usr/local/bin", "usr/bin"));
+        machine.has(package::PROGRAM, program);
+        machine.has("var/lib/dpkg/info/agent-ha.list", "");
+        machine
+    }
+
+    fn has(&self, path: &str, text: &str) {
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
     }
 
     fn with<T>(
         &self,
         act: impl FnOnce(&TargetHost<'_>, &mut dyn FnMut(&str)) -> anyhow::Result<T>,
     ) -> Vec<String> {
+        self.tried(act).unwrap()
+    }
+
+    fn tried<T>(
+        &self,
+        act: impl FnOnce(&TargetHost<'_>, &mut dyn FnMut(&str)) -> anyhow::Result<T>,
+    ) -> anyhow::Result<Vec<String>> {
         let systemctl = |args: &[&str]| {
             self.calls.borrow_mut().push(args.join(" "));
             Ok(())
@@ -27,8 +51,8 @@ impl Machine {
         let root = self.dir.path().join("root");
         let mut said = Vec::new();
         let host = TargetHost { root: root.clone(), systemctl: &systemctl };
-        act(&host, &mut |line| said.push(line.replace(&*root.to_string_lossy(), ""))).unwrap();
-        said
+        act(&host, &mut |line| said.push(line.replace(&*root.to_string_lossy(), "")))?;
+        Ok(said)
     }
 
     fn install(&self, settings: &CommandSettings, start: bool) -> Vec<String> {
@@ -156,16 +180,79 @@ fn uninstalling_removes_what_was_installed_and_can_be_repeated() {
     let machine = Machine::new();
     machine.install(&settings(), true);
     machine.calls();
+    machine.has("usr/local/bin/agent.previous", "version 0");
     machine.with(|host, say| host.uninstall(say));
+    assert_eq!(fs::read_dir(machine.path("usr/local/bin")).unwrap().count(), 0, "something is left");
     assert_eq!(machine.calls(), ["disable --quiet --now agent.service", "daemon-reload"]);
     assert!(!machine.path(UNIT_PATH).exists() && !machine.path(BINARY_PATH).exists());
     assert_eq!(machine.with(|host, say| host.uninstall(say)), ["nothing was installed"]);
     assert!(machine.calls().is_empty());
 }
 
+#[test]
+fn the_units_and_the_binary_of_a_package_are_used_and_left_alone() {
+    let machine = Machine::packaged("version 1");
+    let said = machine.install(&settings(), true);
+    assert_eq!(said, ["using the unit and the binary of the package agent-ha", "enabled at boot", "started"]);
+    assert_eq!(machine.calls(), ["enable --quiet agent.service", "start agent.service"]);
+    assert!(!machine.path(UNIT_PATH).exists() && !machine.path(BINARY_PATH).exists());
+    let said = machine.with(|host, say| host.uninstall(say));
+    assert_eq!(said[0], "stopped and disabled");
+    assert_eq!(
+        said[1],
+        "kept the unit and the binary of the package agent-ha; to remove them: apt-get remove agent-ha"
+    );
+    assert!(machine.path(package::PROGRAM).exists());
+}
+
+#[test]
+fn options_on_a_packaged_machine_start_the_packages_program() {
+    let machine = Machine::packaged("version 1");
+    let mut other = settings();
+    other.global.config = Some("/etc/other.toml".into());
+    machine.install(&other, true);
+    let text = fs::read_to_string(machine.path(DROP_IN_PATH)).unwrap();
+    assert!(text.contains("ExecStart=/usr/bin/agent --config \"/etc/other.toml\" run"), "{text}");
+}
+
+#[test]
+fn what_was_installed_before_makes_way_for_the_package() {
+    let machine = Machine::new();
+    machine.install(&settings(), true);
+    machine.calls();
+    machine.has("lib/systemd/system/agent.service", &UNIT.replace("usr/local/bin", "usr/bin"));
+    machine.has(package::PROGRAM, "version 1");
+    let said = machine.install(&settings(), true);
+    let removed = ["removed /etc/systemd/system/agent.service", "removed /usr/local/bin/agent"];
+    assert_eq!(said[1..3], removed);
+    assert_eq!(machine.calls(), ["daemon-reload", "enable --quiet agent.service", "restart agent.service"]);
+}
+
+#[test]
+fn another_program_than_the_packages_changes_nothing_and_is_told_what_to_do() {
+    let machine = Machine::packaged("version 2");
+    let refused = machine.tried(|host, say| host.install(b"version 1", &settings(), true, say));
+    let why = refused.unwrap_err().to_string();
+    assert!(why.contains("/usr/bin/agent") && why.contains("apt-get remove agent-ha"), "{why}");
+    assert!(machine.calls().is_empty() && !machine.path(UNIT_PATH).exists());
+}
+
+#[test]
+fn a_node_that_is_no_member_is_not_started() {
+    let machine = Machine::new();
+    fs::remove_file(machine.path("var/lib/agent/node")).unwrap();
+    let said = machine.install(&settings(), true);
+    assert!(said.last().unwrap().starts_with("not started: this node is not a member"), "{said:?}");
+    assert_eq!(machine.calls(), ["daemon-reload", "enable --quiet agent.service"]);
+    // What the unit wants is what is looked for.
+    for file in MEMBER {
+        assert!(UNIT.contains(&format!("\nConditionPathExists=|/var/lib/agent/{file}\n")), "{file}");
+    }
+}
+
 /// The directives of systemd 252 that the unit may use: a misspelt one would be passed over in silence.
 const KNOWN: &str = "
-    After Before Description StartLimitIntervalSec
+    After Before ConditionPathExists Description StartLimitIntervalSec
     CapabilityBoundingSet DevicePolicy ExecReload ExecStart FileDescriptorStoreMax InaccessiblePaths KeyringMode
     KillMode LimitCORE LimitNOFILE LockPersonality MemoryMax
     MemoryDenyWriteExecute NoNewPrivileges NotifyAccess OOMScoreAdjust PrivateDevices PrivateMounts PrivateTmp
