@@ -142,6 +142,7 @@ fn removal(machines: &[Machine<'_>], deb: &Path) -> Result<()> {
     }
     let said = dpkg(last, &["--remove", "agent-ha"])?;
     ensure!(said.contains("kept this node's identity and state in /var/lib/agent"), "{said}");
+    ensure!(said.contains("run on a master: agent remove n2\n"), "{said}");
     let left = last.exec(&["sh", "-c", "ip -brief address; ss -Hlntu"])?.ok()?;
     ensure!(!left.contains(&address) && !left.contains(":7646"), "it leaves behind: {left}");
     eventually("another owns the virtual IP", SOON, || {

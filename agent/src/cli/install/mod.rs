@@ -147,8 +147,10 @@ pub(super) fn uninstall(say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
     let nothing = |_: &[&str]| Ok(());
     let systemctl: &dyn Fn(&[&str]) -> anyhow::Result<()> =
         if systemd_runs() { &systemctl } else { &nothing };
-    if let (false, Some(init)) = (systemd_runs(), OtherInit::find(Path::new("/"))) {
-        init.remove(Path::new("/"), say)?;
+    if let (false, Some(init)) = (systemd_runs(), OtherInit::find(Path::new("/")))
+        && !init.remove(Path::new("/"), say)?
+    {
+        return Ok(());
     }
     TargetHost { root: PathBuf::from("/"), systemctl }.uninstall(say)
 }

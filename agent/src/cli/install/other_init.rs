@@ -69,15 +69,15 @@ impl OtherInit {
         run(self.stop)
     }
 
-    /// Stops it for good and removes its files, unless they are a package's.
-    pub(super) fn remove(&self, root: &Path, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+    /// Stops it for good and removes its files, unless they are a package's: then says so, and returns false.
+    pub(super) fn remove(&self, root: &Path, say: &mut dyn FnMut(&str)) -> anyhow::Result<bool> {
         self.stop()?;
         run(self.disable)?;
         say("stopped and disabled");
         let program = format!("/{}", package::PROGRAM);
         if fs::read_to_string(root.join(self.file)).is_ok_and(|text| text.contains(&program)) {
             say(&format!("kept the files of the package {}", package::NAME));
-            return Ok(());
+            return Ok(false);
         }
         for file in self.files.iter().map(|file| root.join(file)) {
             let Ok(about) = fs::symlink_metadata(&file) else { continue };
@@ -85,7 +85,7 @@ impl OtherInit {
             removed.map_err(|error: io::Error| unable("remove", &file, &error))?;
             say(&format!("removed {}", file.display()));
         }
-        Ok(())
+        Ok(true)
     }
 }
 
