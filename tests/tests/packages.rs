@@ -14,6 +14,9 @@ use tests::mesh::{GOSSIP, SOON, binary};
 use tests::vip::ADDRESS;
 use tests::wait::eventually;
 
+/// The node-local address of the cluster.
+const NODE_LOCAL: &str = "10.222.0.1";
+
 /// Exit code of a service that is not available, as sysexits(3) has it.
 const UNAVAILABLE: i32 = 69;
 
@@ -66,7 +69,7 @@ fn left_behind(machine: &Machine<'_>) -> Result<String> {
         "find / -xdev \\( -path /proc -o -path /sys -o -path /root -o -path /var/lib/dpkg -o -path /var/log \\) -prune \
          -o \\( -name 'agent' -o -name 'agent-ha*' -o -name 'agent.*' -o -name 'agent-*.1*' \\) -print; \
          systemctl list-unit-files --no-legend 'agent*'; \
-         ip -brief address | grep -F {ADDRESS}; ss -Hlntu | grep -E ':(7646|16443|1936) '; true"
+         ip -brief address | grep -F -e {ADDRESS} -e {NODE_LOCAL}; ss -Hlntu | grep -E ':(7646|16443|1936) '; true"
     );
     machine.exec(&["sh", "-c", &look])?.ok()
 }
@@ -95,6 +98,7 @@ fn a_package_is_installed_upgraded_without_loss_removed_and_purged() -> Result<(
         }
         let watch = Arc::new(Watch::default());
         serve_echo(lab, &watch.over, |set| machines[0].agent(set)?.ok(), || machines[2].status())?;
+        machines[0].agent(&["set", &format!("node-local={NODE_LOCAL}")])?.ok()?;
         upgrade_under_load(lab, &machines[2], &second, &watch)?;
         removal(machines, &second)?;
         all_up(machines)?;
@@ -137,14 +141,24 @@ fn removal(machines: &[Machine<'_>], deb: &Path) -> Result<()> {
     let last = &machines[2];
     let address = ADDRESS.to_string();
     eventually("the virtual IP has an owner", GOSSIP, || machines[0].status()?.owner_of_vip())?;
-    if last.status()?.owner_of_vip()?.0 != "n2" {
-        machines[0].agent(&["vip", "move", &address, "n2"])?.ok()?;
-    }
+    // It has just been replaced, and may not own it for a moment.
+    eventually("its own machine owns it", GOSSIP, || {
+        if last.status()?.owner_of_vip()?.0 != "n2" {
+            machines[0].agent(&["vip", "move", &address, "n2"])?.ok()?;
+        }
+        Ok(())
+    })?;
+    eventually("it has the node-local address", GOSSIP, || {
+        let has = last.exec(&["ip", "-brief", "address", "show", "lo"])?.ok()?;
+        ensure!(has.contains(NODE_LOCAL), "{has}");
+        Ok(())
+    })?;
     let said = dpkg(last, &["--remove", "agent-ha"])?;
     ensure!(said.contains("kept this node's identity and state in /var/lib/agent"), "{said}");
     ensure!(said.contains("run on a master: agent remove n2\n"), "{said}");
     let left = last.exec(&["sh", "-c", "ip -brief address; ss -Hlntu"])?.ok()?;
-    ensure!(!left.contains(&address) && !left.contains(":7646"), "it leaves behind: {left}");
+    let marks = [address.as_str(), NODE_LOCAL, ":7646", ":16443"];
+    ensure!(!marks.iter().any(|mark| left.contains(mark)), "it leaves behind: {left}");
     eventually("another owns the virtual IP", SOON, || {
         let owner = machines[0].status()?.owner_of_vip()?.0;
         ensure!(owner != "n2", "{owner} owns it");
