@@ -248,6 +248,9 @@ pub struct Service {
     pub backend_maxconn: u32,
     /// Send the client's address to backends by the PROXY protocol, version 2.
     pub send_proxy: bool,
+    /// Listen beside another process of root that lets its port be shared (SO_REUSEPORT), as haproxy does: so that
+    /// it can be replaced without a moment in which nobody listens.
+    pub share_port: bool,
     /// Log a line for each connection.
     pub access_log: bool,
     /// Whether this node checks its own instance and offers it; false where the settings name others.
@@ -276,6 +279,7 @@ impl Service {
             maxconn: DEFAULT_MAXCONN,
             backend_maxconn: 0,
             send_proxy: false,
+            share_port: false,
             access_log: false,
             offer: true,
         }

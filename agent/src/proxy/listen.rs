@@ -54,8 +54,8 @@ pub(super) struct ListenSocket {
 }
 
 impl ListenSocket {
-    pub(super) fn bind(service: &ServiceName, address: SocketAddr) -> ListenSocket {
-        let sockets = listen(address).map_err(|fault| {
+    pub(super) fn bind(service: &ServiceName, address: SocketAddr, shared: bool) -> ListenSocket {
+        let sockets = listen(address, shared).map_err(|fault| {
             let taker = (fault.cause == Cause::AddressInUse).then(|| taker::listener(address)).flatten();
             let named =
                 |taker| Fault::new(fault.cause, format!("stop {taker}, or configure another address"));
@@ -81,8 +81,8 @@ impl ListenSocket {
     }
 }
 
-fn listen(address: SocketAddr) -> Result<Vec<std::net::TcpListener>, Fault> {
-    socket::listen(address, workers::count()).map_err(|error| explain(&error))
+fn listen(address: SocketAddr, shared: bool) -> Result<Vec<std::net::TcpListener>, Fault> {
+    socket::listen(address, workers::count(), shared).map_err(|error| explain(&error))
 }
 
 fn at(sockets: &[std::net::TcpListener], configured: SocketAddr) -> BindState {
@@ -154,7 +154,7 @@ async fn bound(
         }
         tokio::time::sleep(wait).await;
         wait = RETRY;
-        sockets = listen(address);
+        sockets = listen(address, pool.shares_port());
     }
 }
 

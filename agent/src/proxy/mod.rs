@@ -96,7 +96,7 @@ impl Listeners {
                     received.as_deref_mut().map(|all| handed::listeners(all, &service.name, address));
                 match handed {
                     Some(sockets) if !sockets.is_empty() => listen::ListenSocket::handed(address, sockets),
-                    _ => listen::ListenSocket::bind(&service.name, address),
+                    _ => listen::ListenSocket::bind(&service.name, address, service.share_port),
                 }
             };
             addresses.into_iter().map(socket).collect()
@@ -215,7 +215,7 @@ impl Proxy {
             let new = self.running(&mut running, service);
             for address in &service.listen {
                 if !new.listeners.contains_key(address) {
-                    let socket = listen::ListenSocket::bind(&service.name, *address);
+                    let socket = listen::ListenSocket::bind(&service.name, *address, service.share_port);
                     new.listeners.insert(*address, self.listen(&new.pool, socket));
                 }
             }
@@ -278,7 +278,8 @@ impl Proxy {
         let (pool, shared) = (Arc::clone(pool), Arc::clone(&self.shared));
         self.shared.life.supervise("proxy", (Some(socket), say), move |(socket, say)| {
             let (pool, shared, end) = (Arc::clone(&pool), Arc::clone(&shared), end.clone());
-            let socket = socket.take().unwrap_or_else(|| listen::ListenSocket::bind(&pool.service, address));
+            let bind = || listen::ListenSocket::bind(&pool.service, address, pool.shares_port());
+            let socket = socket.take().unwrap_or_else(bind);
             Box::pin(listen::run(socket, pool, shared, end, say))
         });
         ServiceListener { stop, bound }

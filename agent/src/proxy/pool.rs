@@ -39,6 +39,7 @@ pub(super) struct ServicePool {
     /// Those that the budget did not allow.
     denied: AtomicU64,
     pub(super) send_proxy: AtomicBool,
+    share_port: AtomicBool,
     pub(super) access_log: AtomicBool,
     /// `maxconn` is reached.
     full: LimitAlarm,
@@ -97,6 +98,7 @@ impl ServicePool {
             replays: AtomicU64::new(0),
             denied: AtomicU64::new(0),
             send_proxy: AtomicBool::new(service.send_proxy),
+            share_port: AtomicBool::new(service.share_port),
             access_log: AtomicBool::new(service.access_log),
             full: LimitAlarm::default(),
             unserved_alarm: LimitAlarm::default(),
@@ -118,10 +120,16 @@ impl ServicePool {
     pub(super) fn configure(&self, service: &Service) {
         self.maxconn.store(service.maxconn, Relaxed);
         self.send_proxy.store(service.send_proxy, Relaxed);
+        self.share_port.store(service.share_port, Relaxed);
         self.access_log.store(service.access_log, Relaxed);
         let mut choice = lock(&self.choice);
         choice.balance = service.balance;
         choice.backend_maxconn = service.backend_maxconn;
+    }
+
+    /// Whether the next attempt to bind an address may share it with another process.
+    pub(super) fn shares_port(&self) -> bool {
+        self.share_port.load(Relaxed)
     }
 
     /// Counts a client from `source` in; `None` at the limit.

@@ -40,9 +40,14 @@ fn tune(socket: &SockRef<'_>, probes: Option<u32>) {
 
 /// Sockets that listen at the same address. Accepted sockets inherit their options, which saves four calls for
 /// each client.
-pub(super) fn listen(address: SocketAddr, count: usize) -> io::Result<Vec<std::net::TcpListener>> {
-    let first = bound(address, false)?;
-    // Only now: an address that another process listens at is then in use, not shared.
+/// `shared`: another process may listen there too, if it lets them.
+pub(super) fn listen(
+    address: SocketAddr,
+    count: usize,
+    shared: bool,
+) -> io::Result<Vec<std::net::TcpListener>> {
+    let first = bound(address, shared)?;
+    // Only now: an address that another process listens at is then in use, unless it may be shared.
     first.set_reuse_port(true)?;
     let address = first.local_addr()?.as_socket().unwrap_or(address);
     let mut sockets = vec![first];
@@ -169,19 +174,19 @@ mod tests {
 
     #[test]
     fn an_address_is_shared_among_own_threads_only() {
-        let sockets = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 3).unwrap();
+        let sockets = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 3, false).unwrap();
         let address = sockets[0].local_addr().unwrap();
         assert!(sockets.iter().all(|socket| socket.local_addr().unwrap() == address));
-        assert_eq!(listen(address, 3).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(listen(address, 3, false).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(sockets);
-        listen(address, 3).unwrap();
+        listen(address, 3, false).unwrap();
     }
 
     #[tokio::test]
     async fn the_next_read_finds_the_rest() {
         use tokio::io::AsyncReadExt as _;
 
-        let mut listeners = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 1).unwrap();
+        let mut listeners = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 1, false).unwrap();
         let listener = tokio::net::TcpListener::from_std(listeners.pop().unwrap()).unwrap();
         let dialled = PendingConnect::begin(listener.local_addr().unwrap()).unwrap().finish().await.unwrap();
         let (mut accepted, _) = listener.accept().await.unwrap();
@@ -199,7 +204,7 @@ mod tests {
 
     #[tokio::test]
     async fn both_sides_have_their_options() {
-        let mut listeners = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 1).unwrap();
+        let mut listeners = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 1, false).unwrap();
         let listener = tokio::net::TcpListener::from_std(listeners.pop().unwrap()).unwrap();
         let dialled = PendingConnect::begin(listener.local_addr().unwrap()).unwrap().finish().await.unwrap();
         let (accepted, _) = listener.accept().await.unwrap();

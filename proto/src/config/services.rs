@@ -22,6 +22,7 @@ const KEYS: &[&str] = &[
     "maxconn",
     "backend-maxconn",
     "send-proxy",
+    "share-port",
     "access-log",
     "check",
 ];
@@ -187,6 +188,7 @@ fn one(
         service.backend_maxconn = maxconn;
     }
     service.send_proxy = section.flag("send-proxy", mistakes).unwrap_or(service.send_proxy);
+    service.share_port = section.flag("share-port", mistakes).unwrap_or(service.share_port);
     service.access_log = section.flag("access-log", mistakes).unwrap_or(service.access_log);
     let words = Balance::ALL.map(|balance| (balance.as_str(), balance));
     if let Some(balance) =
@@ -212,6 +214,7 @@ fn plain(name: ServiceName) -> Service {
         maxconn: DEFAULT_MAXCONN,
         backend_maxconn: 0,
         send_proxy: false,
+        share_port: false,
         access_log: false,
         offer: true,
     }

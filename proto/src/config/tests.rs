@@ -57,6 +57,7 @@ fn every_field_is_read() {
         maxconn = 5
         backend-maxconn = 250
         send-proxy = true
+        share-port = true
         access-log = true
         check = { address = "10.0.0.1:6445", interval = "500ms", timeout = "2s", rise = 1, fall = 9 }
 
@@ -84,7 +85,10 @@ fn every_field_is_read() {
 
     let [api, web] = &config.services[..] else { panic!("{:?}", config.services) };
     assert_eq!((api.listen.len(), api.port, api.weight, api.maxconn), (2, 6444, 0, 5));
-    assert_eq!((api.backend_maxconn, api.send_proxy, api.access_log), (250, true, true));
+    assert_eq!(
+        (api.backend_maxconn, api.send_proxy, api.share_port, api.access_log),
+        (250, true, true, true)
+    );
     assert_eq!(api.balance, Balance::RoundRobin);
     assert_eq!(api.check.address, "10.0.0.1:6445".parse().ok());
     assert_eq!(api.check.interval, Duration::from_millis(500));

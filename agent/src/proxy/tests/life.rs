@@ -72,6 +72,26 @@ async fn an_address_in_use_is_reported_and_retried() {
 }
 
 #[tokio::test]
+async fn a_port_is_shared_only_where_both_let_it_be() {
+    let other = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    other.set_reuse_port(true).unwrap();
+    other.bind(&"127.77.0.3:16443".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    other.listen(16).unwrap();
+    let address = other.local_addr().unwrap().as_socket().unwrap();
+    let alone = Service { listen: vec![address], ..service() };
+    let rig = Rig::new(&alone, vec![backend(1, master(1).await, BackendState::Ready)]);
+    assert_eq!(rig.stats().listens[0].1.clone().unwrap().cause, Cause::AddressInUse);
+    rig.proxy.reload(&[Service { share_port: true, ..alone.clone() }]);
+    rig.until(|stats| stats.listens == [(address, None)]).await;
+    // What listens stays, and is alone once the other has closed.
+    rig.proxy.reload(&[alone]);
+    drop(other);
+    for _ in 0..8 {
+        assert_eq!(rig.reach().await.1, 1);
+    }
+}
+
+#[tokio::test]
 async fn draining_closes_listeners_and_shutdown_ends_held_connections() {
     let rig = Rig::new(&service(), vec![backend(1, master(1).await, BackendState::Ready)]);
     let address = rig.address();
