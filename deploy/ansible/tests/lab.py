@@ -23,7 +23,7 @@ VIP = NETWORK + "50"
 BOOT_SECONDS = 60
 PACKAGES = (
     "systemd-sysv,dbus,libpam-systemd,udev,iproute2,procps,kmod,openssh-server,python3,psmisc,"
-    "haproxy,keepalived,nginx-light,ufw"
+    "haproxy,keepalived,nginx-light,ufw,firewalld"
 )
 START = r"""
 echo $$ >"$1/cgroup.procs" &&
@@ -103,7 +103,7 @@ def tree():
             (path / "etc/fstab").write_text("", encoding="utf-8")
             (path / "etc/machine-id").write_text("", encoding="utf-8")
             # Tests start what they need of these.
-            for unit in ("haproxy", "keepalived", "nginx", "ufw"):
+            for unit in ("haproxy", "keepalived", "nginx", "ufw", "firewalld"):
                 run("systemctl", f"--root={path}", "disable", "--quiet", unit)
             done.write_text(PACKAGES, encoding="utf-8")
     return path

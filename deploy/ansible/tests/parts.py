@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 
+import classic
 import lab
 from controller import COLLECTION, LINT, TOO_OLD, VERSIONS, Controller, environment
 
@@ -92,6 +93,7 @@ def nothing_left(machine):
     """No unit, address, port or file of the agent."""
     left = []
     for path in ("/etc/systemd/system/agent.service", "/usr/local/bin/agent", "/usr/local/bin/agent.previous",
+                 "/usr/bin/agent", "/lib/systemd/system/agent.service", "/var/cache/agent",
                  "/var/lib/agent", "/etc/agent", "/run/agent", "/etc/systemd/system/agent.service.d"):
         if machine.exec("test", "-e", path, check=False).returncode == 0:
             left.append(path)
@@ -140,6 +142,25 @@ def part_filter(_):
     for one, line in zip(bad, said[len(good):]):
         ensure("error" in json.loads(line), f"{one} became {line}")
     ensure("a.b is" in said[len(good) + 1], said[len(good) + 1])
+    migrated()
+
+
+def migrated():
+    """What the filters make of what `agent migrate` prints."""
+    import importlib.util
+    import tomllib
+
+    spec = importlib.util.spec_from_file_location("migration", COLLECTION / "plugins/filter/migration.py")
+    filters = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(filters)
+    text = ('[web]\nlisten = ["127.0.0.1:8404"]\n\n[[service]]\nname = "join"\nport = 9345\n\n[health]\nlisten = ["*"]\n'
+            "# ==== What to do ====\n#   agent set vip={0} vip.{0}.candidates={1},NODE2 vip.{0}.priority.{1}=255\n")
+    beside = tomllib.loads(filters.beside_haproxy(text))
+    ensure(beside == {"web": {"listen": []}, "service": [
+        {"share-port": True, "name": "join", "port": 9345}, {"name": "kube-api", "share-port": True}]}, beside)
+    both = filters.migrated_settings([text.format("10.0.0.50", "lb1"), text.format("10.0.0.50", "lb2"), "# nothing"])
+    ensure(both == {"vip": "10.0.0.50", "vip.10.0.0.50.candidates": "lb1,lb2", "vip.10.0.0.50.priority.lb1": "255",
+                    "vip.10.0.0.50.priority.lb2": "255"}, both)
 
 
 def part_lint(_):
@@ -229,9 +250,40 @@ def part_old(binary):
 SETTINGS = {"agent_vip": lab.VIP, "agent_cluster": "lab"}
 
 
-def as_package():
-    """Two packages of different versions to upgrade between: AGENT_DEBS has them, separated by a blank."""
-    return [pathlib.Path(name) for name in os.environ.get("AGENT_DEBS", "").split()]
+def as_packages(the_lab, binary):
+    """Two packages of different versions, with the same program."""
+    path = f"{lab.run(lab.REPOSITORY / 'tests/nfpm').strip()}:{os.environ['PATH']}"
+    made = []
+    for version in ("0.1.0", "0.1.1"):
+        env = {**os.environ, "PATH": path, "VERSION": version}
+        made.append(lab.run(lab.REPOSITORY / "deploy/package", binary, the_lab.dir, "deb", env=env).split()[-1])
+    return made
+
+
+def part_package(binary):
+    """The same with packages: first and second run, an upgrade under load, and nothing left."""
+    with lab.Lab(2, 1, 1) as the_lab:
+        old, new = as_packages(the_lab, binary)
+        for version in VERSIONS:
+            controller = Controller(the_lab, version, binary)
+            given = {**SETTINGS, "agent_binary": "", "agent_package": old}
+            first_and_second_run(controller, given)
+            wait_until_serving(the_lab.machines, 2)
+            before = vip_of(the_lab.machines)
+            with Load(the_lab["w1"].space, "127.0.0.1:16443") as proxy, \
+                    Load(the_lab.controller, f"{lab.VIP}:6443") as vip:
+                controller.play("upgrade", {**given, "agent_package": new})
+            proxy.lost_nothing()
+            vip.lost_nothing()
+            ensure(vip_of(the_lab.machines) == before, "the virtual IP has moved")
+            again = controller.play("upgrade", {**given, "agent_package": new})
+            ensure(again.total() == 0, again.text)
+            for machine in the_lab.machines:
+                installed = machine.exec("dpkg-query", "--show", "--showformat", "${Version}", "agent-ha").stdout
+                ensure(installed.startswith("0.1.1"), f"{machine.name} has {installed}")
+            controller.play("cleanup", given)
+            for machine in the_lab.machines:
+                nothing_left(machine)
 
 
 def part_upgrade(binary):
@@ -302,7 +354,168 @@ def remove(the_lab, controllers):
     ensure("Name one host of the inventory: -e node=w1" in wrong.text, wrong.text)
 
 
-PARTS = {"filter": part_filter, "lint": part_lint, "old": part_old, "site": part_site, "upgrade": part_upgrade}
+def part_migrate(binary):
+    """From haproxy and keepalived under load, with each version; and back."""
+    for version in reversed(VERSIONS):
+        with lab.Lab(3, 1, 2) as the_lab:
+            # A password that is too short for the status page is not carried over.
+            classic.set_up(the_lab, "secret" if version == "2.14" else "correct horse")
+            controller = Controller(the_lab, version, binary)
+            refused = controller.play("migrate", {}, code=2) if version == "2.14" else None
+            if refused:
+                ensure("Not everything of" in refused.text, refused.text)
+            accept = {"agent_migrate_accept": True, "agent_migrate_wait": 10}
+            with Load(the_lab["w1"].space, "127.0.0.1:16443") as local, \
+                    Load(the_lab.controller, f"{lab.VIP}:6443") as vip:
+                controller.play("migrate", accept)
+            for load in (local, vip):
+                ensure(load.result["failed"] == 0, f"new connections failed: {load.result}")
+            for machine in the_lab.machines:
+                for unit in ("haproxy", "keepalived"):
+                    state = machine.exec("systemctl", "is-active", unit, check=False).stdout.strip()
+                    ensure(state == "inactive", f"{machine.name}: {unit} is {state}")
+                ensure("share-port" not in machine.exec("cat", "/etc/agent/agent.toml").stdout, "a port is shared")
+            wait_until_serving(the_lab.machines, 3)
+            owner, _ = vip_of(the_lab.machines)
+            ensure(classic.owners(the_lab) == [owner] == ["lb1"], f"{owner} owns it, {classic.owners(the_lab)} have it")
+            again = controller.play("migrate", accept)
+            ensure(again.total() == 0, again.text)
+            with Load(the_lab["w1"].space, "127.0.0.1:16443") as local, \
+                    Load(the_lab.controller, f"{lab.VIP}:6443") as vip:
+                controller.play("migrate", {"agent_migrate_back": True})
+            lab.until("keepalived has the virtual IP", lambda lab_now=the_lab: classic.owners(lab_now) == ["lb1"], 20)
+            ensure(local.result["failed"] == 0, f"new connections failed: {local.result}")
+
+
+def part_drill(binary):
+    """The drills pass, and leave all running; one that can not be passed fails, and leaves all running, too."""
+    units = {"agent_drill_stop": "systemctl stop apiserver", "agent_drill_start": "systemctl start apiserver"}
+    with lab.Lab(3, 1, 2) as the_lab:
+        for version in VERSIONS:
+            controller = Controller(the_lab, version, binary)
+            controller.play("site", SETTINGS)
+            wait_until_serving(the_lab.machines, 3)
+            vip_of(the_lab.machines)
+            said = controller.play("drill", units).text
+            print("    " + said.partition("agent_drill_results")[2].partition("PLAY RECAP")[0].replace("\n", "\n    "))
+            wait_until_serving(the_lab.machines, 3)
+        stuck = {**units, "agent_drill_stop": "sh -c 'systemctl stop apiserver; false'"}
+        controller.play("drill", stuck, code=2)
+        wait_until_serving(the_lab.machines, 3)
+        for master in the_lab.named("m"):
+            ensure(master.exec("systemctl", "is-active", "apiserver").stdout.strip() == "active", master.name)
+
+
+def part_firewall(binary):
+    """ufw on one node and firewalld on another: refused with the commands, opened, closed again."""
+    with lab.Lab(1, 2, 0) as the_lab:
+        controller = Controller(the_lab, "2.14", binary)
+        with_ufw, with_firewalld = the_lab["w1"], the_lab["w2"]
+        with_ufw.exec("ufw", "allow", "22/tcp")
+        with_ufw.exec("ufw", "--force", "enable")
+        with_firewalld.exec("systemctl", "start", "firewalld")
+        with_firewalld.exec("firewall-cmd", "--add-service=ssh")
+        checked = controller.play("site", {"agent_firewall": "check"}, code=2)
+        for command in ("ufw allow 7646/tcp", "ufw allow 7646/udp", "firewall-cmd --permanent --add-port=7646/udp"):
+            ensure(command in checked.text, f"{command} is not named: {checked.text}")
+        nothing_left(the_lab["m1"])
+        dry = controller.play("site", {}, "--check", "--tags", "agent_firewall")
+        ensure("would run: ufw allow 7646/tcp" in dry.text, dry.text)
+        controller.play("site")
+        wait_until_serving(the_lab.machines, 1)
+        again = controller.play("site")
+        ensure(again.total() == 0, again.text)
+        with_firewalld.exec("firewall-cmd", "--reload")
+        controller.play("cleanup")
+        ensure("7646" not in with_ufw.exec("ufw", "status").stdout, "ufw still has the port")
+        for more in ([], ["--permanent"]):
+            ensure("7646" not in with_firewalld.exec("firewall-cmd", *more, "--list-ports").stdout, "firewalld has it")
+
+
+KUBECTL = r'''#!/usr/bin/python3
+"""ConfigMaps in files."""
+import json, pathlib, sys
+args = sys.argv[1:]
+at = pathlib.Path("/var/tmp/kubectl")
+with (at / "log").open("a") as log:
+    log.write(" ".join(args[:6]) + "\\n")
+if "get" in args:
+    file = at / args[args.index("configmap") + 1]
+    print(file.read_text() if file.exists() else "")
+elif "patch" in args:
+    file = at / args[args.index("configmap") + 1]
+    old = json.loads(file.read_text())
+    old["data"].update(json.loads(args[-1])["data"])
+    file.write_text(json.dumps(old))
+'''
+
+
+def part_kubernetes(binary):
+    """What k3s, RKE2 and kubeadm read afterwards, that nothing else changes, and what is refused."""
+    with lab.Lab(2, 1, 0) as the_lab:
+        controller = Controller(the_lab, "2.14", binary)
+        controller.play("site")
+        first, second, worker = (the_lab[name] for name in ("m1", "m2", "w1"))
+
+        def says(machine, path, wanted):
+            found = machine.exec("cat", path, check=False).stdout
+            ensure(found.splitlines()[1:] == wanted, f"{machine.name}:{path}: {found}")
+
+        def twice(variables):
+            ensure(controller.play("kubernetes", variables, "--check").total() > 0, "check mode changes nothing")
+            controller.play("kubernetes", variables)
+            again = controller.play("kubernetes", variables)
+            ensure(again.total() == 0, again.text)
+
+        twice({"kubernetes_distribution": "k3s"})
+        says(first, "/etc/rancher/k3s/config.yaml.d/90-agent.yaml", [])
+        says(second, "/etc/rancher/k3s/config.yaml.d/90-agent.yaml", ['server: "https://127.0.0.1:16443"'])
+        says(worker, "/etc/rancher/k3s/config.yaml.d/90-agent.yaml",
+             ['server: "https://127.0.0.1:16443"', "disable-apiserver-lb: true"])
+        classic.put(worker, "/etc/systemd/system/k3s-agent.service", "[Service]\nExecStart=k3s agent --server x\n")
+        said = controller.play("kubernetes", {"kubernetes_distribution": "k3s"}, code=2).text
+        ensure("has --server, which counts more" in said, said)
+
+        twice({"kubernetes_distribution": "rke2"})
+        says(first, "/etc/rancher/rke2/config.yaml.d/90-agent.yaml", [])
+        says(second, "/etc/rancher/rke2/config.yaml.d/90-agent.yaml", ['server: "https://127.0.0.1:19345"'])
+        says(worker, "/etc/rancher/rke2/config.yaml.d/90-agent.yaml", ['server: "https://127.0.0.1:9345"'])
+        listens = {m.name: m.exec("ss", "-Hltn").stdout for m in the_lab.machines}
+        ensure(":9345" in listens["w1"] and "127.0.0.1:9345" not in listens["m2"] and ":19345" in listens["m2"], listens)
+        classic.put(second, "/etc/rancher/rke2/config.yaml", "embedded-registry: true\n")
+        said = controller.play("kubernetes", {"kubernetes_distribution": "rke2"}, code=2).text
+        ensure("has embedded-registry" in said, said)
+
+        kubeconfig = "clusters:\n- cluster:\n    server: https://10.77.0.11:6443\n  name: kubernetes\n"
+        for machine in the_lab.machines:
+            machine.exec("mkdir", "-p", "/etc/kubernetes", "/var/tmp/kubectl")
+            classic.put(machine, "/etc/kubernetes/kubelet.conf", kubeconfig)
+        for master in (first, second):
+            classic.put(master, "/etc/kubernetes/admin.conf", kubeconfig)
+        classic.put(first, "/usr/local/bin/kubectl", KUBECTL)
+        first.exec("chmod", "755", "/usr/local/bin/kubectl")
+        maps = {"kubeadm-config": {"ClusterConfiguration": "apiVersion: kubeadm.k8s.io/v1beta4\nkind: C\n"},
+                "cluster-info": {"kubeconfig": kubeconfig}, "kube-proxy": {"kubeconfig.conf": kubeconfig, "x": "y"}}
+        for name, data in maps.items():
+            classic.put(first, f"/var/tmp/kubectl/{name}", json.dumps({"data": data}))
+        kubeadm = {"kubernetes_distribution": "kubeadm", "kubernetes_kubectl": "/usr/local/bin/kubectl"}
+        twice({**kubeadm, "kubernetes_restart": False})
+        pointed = kubeconfig.replace("10.77.0.11:6443", "127.0.0.1:16443")
+        for machine, file, wanted in ((worker, "kubelet", pointed), (second, "kubelet", kubeconfig),
+                                      (second, "admin", pointed)):
+            found = machine.exec("cat", f"/etc/kubernetes/{file}.conf").stdout
+            ensure(found == wanted, f"{machine.name} {file}: {found}")
+        for name, key, wanted in (
+                ("kubeadm-config", "ClusterConfiguration",
+                 "controlPlaneEndpoint: 127.0.0.1:16443\n" + maps["kubeadm-config"]["ClusterConfiguration"]),
+                ("cluster-info", "kubeconfig", pointed), ("kube-proxy", "kubeconfig.conf", pointed)):
+            found = json.loads(first.exec("cat", f"/var/tmp/kubectl/{name}").stdout)["data"][key]
+            ensure(found.strip() == wanted.strip(), f"{name}: {found!r}")
+        said = controller.play("kubernetes", {**kubeadm, "kubernetes_endpoint": "10.222.0.1:16443"}, code=2).text
+        ensure("is not for 10.222.0.1" in said, said)
+
+
+PARTS = {"filter": part_filter, "lint": part_lint, "old": part_old, "site": part_site, "firewall": part_firewall, "upgrade": part_upgrade, "package": part_package, "migrate": part_migrate, "kubernetes": part_kubernetes, "drill": part_drill}
 
 
 def run_all(names):
