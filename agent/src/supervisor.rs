@@ -17,6 +17,7 @@
 //! | systemd | nothing: it is told again at once |
 //! | web, control | their sockets, bound again; connections under way end |
 //! | vip | epochs as last reported; the addresses that it held have ended by themselves meanwhile (2 s) |
+//! | endpoints | nothing: the next look at the apiserver says it all within seconds |
 //! | node-local | what it has set, as last reported; the address stays meanwhile |
 //! | proxy | its listening sockets; held connections are tasks of their own and go on |
 //!

@@ -100,6 +100,8 @@ pub mod config;
 
 pub mod settings;
 
+pub mod kubernetes;
+
 pub mod migrate;
 
 pub mod control;

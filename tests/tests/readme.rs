@@ -28,6 +28,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "agent uninstall --purge",
         "removes the service of this machine: unit tests of install, below a root of their own",
     ),
+    ("agent kubernetes endpoints", "needs an apiserver that lists its nodes: the suite node_local"),
     ("agent status --watch", "needs a terminal: unit tests of the screen"),
     ("agent -f", "an option of the command beside it"),
 ];

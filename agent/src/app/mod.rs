@@ -7,6 +7,7 @@
 mod clients;
 pub(crate) mod doctor;
 mod effective_config;
+pub(crate) mod endpoints;
 mod event_wiring;
 mod history;
 mod members;
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 use proto::cluster::Document;
 use proto::config::Config;
+use proto::problem::Problem;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
@@ -56,6 +58,8 @@ pub(crate) struct RunningAgent {
     peers: peers::Peers,
     vips: vip::VipHandle,
     events: event_wiring::EventHandle,
+    /// What is wrong with where pods are led, as this master sees it.
+    endpoints: watch::Receiver<Option<Problem>>,
     /// What only time shows.
     history: history::BackendHistory,
     /// Which files `agent doctor` reads.

@@ -12,6 +12,7 @@ use proto::event::Event;
 use proto::handover::HandOver;
 use proto::invite::InviteLedger;
 use proto::node::NodeId;
+use proto::problem::Problem;
 use proto::record::NodeRecord;
 use proto::time::UnixMs;
 use proto::transport::KeyRing;
@@ -19,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use super::clients::ClientPath;
+use super::endpoints::{self, EndpointInputs};
 use super::own_node::OwnNode;
 use super::peers::{PeerArrivals, PeerInputs, PeerWriters, Peers};
 use super::record::RecordInputs;
@@ -109,6 +111,7 @@ pub(super) fn start(
     let node_local = (node_local_in, node_local_added);
     let vips =
         base.start_vips(beats, events.tell(), (epochs, handed_vips), node_local, configured.clone(), life);
+    let endpoints = base.start_endpoints(events.tell(), life);
     let record = base.start_record(&vips, life);
     let membership = base.start_membership((replica, ring, invites), (joining, unknown_key), trust_in, life);
     let arrivals = PeerArrivals { gossip, proven, fingerprints, topology, answers };
@@ -125,6 +128,7 @@ pub(super) fn start(
         peers,
         vips,
         events,
+        endpoints,
         history: history::BackendHistory::default(),
         places,
         taken_over: last,
@@ -208,6 +212,25 @@ impl Foundation {
         };
         node_local::keep(self.disk.clone(), self.clients.node_local(), life);
         VipHandle::start(eligibility, inputs, node_local, self.disk.clone(), life)
+    }
+
+    /// Where pods are led.
+    fn start_endpoints(
+        &self,
+        tell: mpsc::Sender<Event>,
+        life: &Lifecycle,
+    ) -> watch::Receiver<Option<Problem>> {
+        let (link, trust, own) = (self.link.clone(), self.trust.clone(), self.own.watch_address());
+        let inputs = EndpointInputs {
+            own: self.link.own(),
+            settings: self.clients.effective().settings(),
+            services: self.clients.effective().services(),
+            trust: self.trust.clone(),
+            table: self.clients.table(),
+            members: Box::new(move || node_local::members(&link, &trust.borrow().document, *own.borrow())),
+            tell,
+        };
+        endpoints::spawn(inputs, life)
     }
 
     /// What this node says of itself.

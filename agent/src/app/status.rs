@@ -324,6 +324,7 @@ pub(super) fn problems(running: &RunningAgent) -> Vec<Problem> {
         let problem = Problem::new(ProblemCode::VipStranger, &vip.reason);
         problems.push(problem.about(vip.address.to_string()).fix(fix));
     }
+    problems.extend(running.endpoints.borrow().clone());
     let node_local = running.clients.node_local().borrow().clone();
     problems.extend(node_local.wrong.iter().map(|(address, why)| {
         let held = node_local.held.contains(address);

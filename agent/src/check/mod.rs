@@ -8,6 +8,7 @@
 mod counts;
 mod credentials;
 mod inspect;
+mod kube;
 mod probe;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use crate::lifecycle::{Lifecycle, wall};
 pub(crate) use counts::CheckCounters;
 pub(crate) use inspect::inspect;
+pub(crate) use kube::{KubeClient, KubeError};
 use watcher::ServiceWatcher;
 
 /// This node's offers: only services that have, or had a moment ago, an instance here.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use proto::control::Request;
 
 use super::exit::{self, ExitError};
+use super::kubernetes::{self, Removal};
 use super::{CommandSettings, ask, install, out};
 use crate::membership::disk::node_local_of;
 use crate::state::StateDir;
@@ -32,6 +33,9 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(super) async fn run(args: &Args, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
+    if !args.force {
+        kubernetes::refuse_while_used(settings, Removal::Node).await?;
+    }
     let asked = ask::run_and_print(settings, &Request::Leave).await;
     let left = asked.is_ok();
     match asked {

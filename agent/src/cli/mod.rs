@@ -18,6 +18,7 @@ mod init;
 mod install;
 mod invite;
 mod join;
+mod kubernetes;
 mod leave;
 mod man;
 mod members;
@@ -85,6 +86,7 @@ enum Command {
     Drain(drain::DrainArgs),
     Undrain(drain::UndrainArgs),
     Vip(vip::Args),
+    Kubernetes(kubernetes::Args),
     Weight(weight::Args),
     Set(set::SetArgs),
     Unset(set::UnsetArgs),
@@ -190,6 +192,7 @@ async fn run_command(command: Command, settings: CommandSettings) -> anyhow::Res
         Command::Leave(args) => leave::run(&args, &settings).await,
         Command::Rotate(args) => rotate::run(&args, &settings).await,
         Command::Vip(args) => vip::run(args, &settings).await,
+        Command::Kubernetes(args) => kubernetes::run(args, &settings).await,
         Command::Drain(args) => drain::drain(args, &settings).await,
         Command::Undrain(args) => drain::undrain(args, &settings).await,
         Command::Weight(args) => weight::run(args, &settings).await,
@@ -198,7 +201,7 @@ async fn run_command(command: Command, settings: CommandSettings) -> anyhow::Res
         Command::Get(args) => get::run(&args, &settings).await,
         Command::Upgrade(args) => upgrade::run(&args, &settings).await,
         Command::Install(args) => install::run(&args, &settings),
-        Command::Uninstall(args) => uninstall::run(&args, &settings),
+        Command::Uninstall(args) => uninstall::run(&args, &settings).await,
         // Answered before the configuration was read.
         Command::Check(_)
         | Command::Migrate(_)
@@ -229,6 +232,13 @@ mod tests {
             "agent init --name m1 --cluster prod --addr 10.0.0.1 --iface wg0 --foreground",
             "agent init --vip 10.0.0.9 --vip fd00::9/64",
             "agent vip move 10.0.0.9 m2",
+            "agent kubernetes endpoints",
+            "agent kubernetes endpoints --nodes -",
+            "agent kubernetes endpoints --masters",
+            "agent kubernetes rbac --user agent",
+            "agent unset node-local --force",
+            "agent set node-local=10.91.91.50 --force",
+            "agent uninstall --force",
             "agent join agent1abc",
             "agent join 10.0.0.1:7646 --name w1 --addr fd00::2 --iface wg0 --json --foreground",
             "agent run --state-dir /s --runtime-dir /r --log json --log-level debug",
@@ -295,6 +305,9 @@ mod tests {
             "agent init --name Not_A_Name",
             "agent init --addr wg0",
             "agent vip move 10.0.0.9",
+            "agent kubernetes",
+            "agent kubernetes endpoints --masters --nodes -",
+            "agent kubernetes rbac --user a:b",
             "agent init --vip 10.0.0",
             "agent weight m3 257",
             "agent weight m3",

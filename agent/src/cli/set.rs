@@ -6,6 +6,7 @@ use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use proto::control::{Request, Response};
 use proto::settings::{KNOWN, SettingChange, about};
 
+use super::kubernetes::{self, Removal};
 use super::{CommandSettings, ask, out};
 
 const EXAMPLES: &str = "\
@@ -24,6 +25,9 @@ pub(crate) struct SetArgs {
     /// Settings to change
     #[arg(value_name = "KEY=VALUE", required = true, value_parser = Assignment, hide_possible_values = true)]
     pairs: Vec<(String, String)>,
+    /// Even while pods are led to the node-local address that it changes
+    #[arg(long)]
+    force: bool,
 }
 
 /// Remove cluster-wide settings
@@ -38,6 +42,9 @@ pub(crate) struct UnsetArgs {
     /// Settings to remove
     #[arg(value_name = "KEY", required = true, value_parser = Key, hide_possible_values = true)]
     keys: Vec<String>,
+    /// Even while pods are led to the node-local address that it removes
+    #[arg(long)]
+    force: bool,
 }
 
 /// Reads `KEY=VALUE`, and offers shells the keys that there are.
@@ -105,12 +112,24 @@ fn handbook() -> String {
 /// Runs `agent set`.
 pub(super) async fn set(args: SetArgs, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
     let wishes = args.pairs.into_iter().map(|(key, value)| (key, Some(value))).collect();
-    change(settings, wishes).await
+    change_unless_used(settings, wishes, args.force).await
 }
 
 /// Runs `agent unset`.
 pub(super) async fn unset(args: UnsetArgs, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
-    change(settings, args.keys.into_iter().map(|key| (key, None)).collect()).await
+    let wishes = args.keys.into_iter().map(|key| (key, None)).collect();
+    change_unless_used(settings, wishes, args.force).await
+}
+
+async fn change_unless_used(
+    settings: &CommandSettings,
+    wishes: Vec<(String, Option<String>)>,
+    force: bool,
+) -> anyhow::Result<ExitCode> {
+    if !force && kubernetes::removes(&wishes) {
+        kubernetes::refuse_while_used(settings, Removal::Setting).await?;
+    }
+    change(settings, wishes).await
 }
 
 /// Asks for changes and prints what they were.

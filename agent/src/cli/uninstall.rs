@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::kubernetes::{self, Removal};
 use super::{CommandSettings, install, leave, out};
 
 /// Stop and remove the service and the installed binary
@@ -16,10 +17,17 @@ pub(crate) struct Args {
     /// For the scripts of a package that is removed: stop, take the addresses away, and leave all files alone
     #[arg(long, hide = true, conflicts_with = "purge")]
     package: bool,
+    /// Even while pods of this node are led to the node-local address
+    #[arg(long)]
+    force: bool,
 }
 
 /// Runs the command.
-pub(super) fn run(args: &Args, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(args: &Args, settings: &CommandSettings) -> anyhow::Result<ExitCode> {
+    // A package manager would be left half-way by a refusal.
+    if !args.force && !args.package {
+        kubernetes::refuse_while_used(settings, Removal::Node).await?;
+    }
     // A closed stdout must not stop half-way.
     let mut say = |line: &str| drop(out::line(line));
     if args.package {

@@ -14,6 +14,7 @@
 //! Nothing is left behind: whatever a lab started ends with it, also after a panic and when the test process
 //! itself is killed (see `space::Guard`).
 
+mod api;
 mod certs;
 mod nginx;
 mod node;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
+pub use api::{ApiServer, Store};
 pub use certs::Certs;
 pub use nginx::Master;
 pub use node::Node;
@@ -198,6 +200,14 @@ impl Lab {
     /// As [`Lab::nginx_master`].
     pub fn nginx_master_without_anonymous(&self, i: usize) -> Result<Master> {
         Master::start(&self.nodes[i], &self.certs, nginx::Clients::WithCertificate)
+    }
+
+    /// Starts a stand-in for an apiserver that knows the endpoints of the Service `kubernetes`.
+    ///
+    /// # Errors
+    /// It can't listen.
+    pub fn api_server(&self, i: usize, store: &Store) -> Result<ApiServer> {
+        ApiServer::start(&self.nodes[i], &self.certs, store)
     }
 
     /// Cuts these nodes from all others, both ways; inside each part everything still works.

@@ -90,6 +90,14 @@ impl Node {
         Ok(Ran::of(format!("{}# {}", self.name, command.join(" ")), &output))
     }
 
+    /// Runs a command to its end with this input.
+    ///
+    /// # Errors
+    /// It can't be started, or fails.
+    pub fn feed(&self, program: &str, args: &[&str], input: &str) -> Result<()> {
+        self.space.feed(program, args, input)
+    }
+
     /// Starts a command in the background; its output goes to `name`.log in the node's directory.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ mod etcd;
 mod faults;
 mod idle;
 mod memory;
+mod pods;
 mod proxy;
 mod pulse;
 mod scale;
@@ -51,6 +52,7 @@ const BENCHES: &[(&str, &str, Bench)] = &[
         "a master or a balancer fails, beside haproxy and keepalived; [--runs N] [--after S]",
         balancers::balancers,
     ),
+    ("pods", "a pod's way to the API while a master is away; [--runs N] [--after S]", pods::pods),
     (
         "pulse",
         "what pulses cost a master, and how soon it is missed; [--seconds S] [--cuts N] [SIZE…]",
