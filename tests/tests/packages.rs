@@ -1,4 +1,5 @@
-//! The package on booted machines: installed, upgraded under load, removed and purged.
+//! What a release has, on booted machines: the package is installed, upgraded under load, removed and purged, and
+//! install.sh installs, upgrades and is undone.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,14 +21,14 @@ const NODE_LOCAL: &str = "10.222.0.1";
 /// Exit code of a service that is not available, as sysexits(3) has it.
 const UNAVAILABLE: i32 = 69;
 
-/// A package of the binary under test, with this version.
-fn package(dir: &Path, version: &str) -> Result<PathBuf> {
+/// What deploy/package makes of the binary under test, with this version, in one format.
+fn package(dir: &Path, version: &str, format: &str) -> Result<PathBuf> {
     let script = |name: &str| format!("{}/../{name}", env!("CARGO_MANIFEST_DIR"));
     let nfpm = Command::new(script("tests/nfpm")).output().context("tests/nfpm")?;
     ensure!(nfpm.status.success(), "tests/nfpm: {}", String::from_utf8_lossy(&nfpm.stderr));
     let path = format!("{}:{}", String::from_utf8(nfpm.stdout)?.trim(), std::env::var("PATH")?);
     let mut make = Command::new(script("deploy/package"));
-    make.arg(binary()?).arg(dir).arg("deb").env("VERSION", version).env("PATH", path);
+    make.arg(binary()?).arg(dir).arg(format).env("VERSION", version).env("PATH", path);
     let made = make.output().context("deploy/package")?;
     ensure!(made.status.success(), "deploy/package: {}", String::from_utf8_lossy(&made.stderr));
     let said = String::from_utf8(made.stdout)?;
@@ -77,7 +78,7 @@ fn left_behind(machine: &Machine<'_>) -> Result<String> {
 #[test]
 fn a_package_is_installed_upgraded_without_loss_removed_and_purged() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let (first, second) = (package(dir.path(), "0.1.0")?, package(dir.path(), "0.1.1")?);
+    let (first, second) = (package(dir.path(), "0.1.0", "deb")?, package(dir.path(), "0.1.1", "deb")?);
     with_machines(Lab::bridge(3), |lab, machines| {
         let _masters = (0..3).map(|i| lab.nginx_master(i)).collect::<Result<Vec<_>>>()?;
         for machine in machines.iter() {
@@ -168,4 +169,54 @@ fn removal(machines: &[Machine<'_>], deb: &Path) -> Result<()> {
     let said = install(last, deb)?;
     ensure!(!said.contains("next, run"), "{said}");
     Ok(())
+}
+
+#[test]
+fn install_sh_installs_what_has_the_right_checksum_and_nothing_else() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let archive = package(dir.path(), "0.1.0", "tar.gz")?;
+    let name = archive.file_name().and_then(|name| name.to_str()).context("a name")?;
+    with_machines(Lab::bridge(1), |_, machines| {
+        let machine = &machines[0];
+        machine.exec(&["rm", "/usr/local/bin/agent"])?.ok()?;
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/install.sh");
+        std::fs::copy(script, machine.file("/root/install.sh"))?;
+        std::fs::create_dir(machine.file("/root/release"))?;
+        std::fs::copy(&archive, machine.file("/root/release").join(name))?;
+        let sums = machine.file("/root/release/SHA256SUMS");
+        let run = |more: &[&str]| {
+            let settings = more.iter().filter(|one| one.contains('='));
+            let arguments = more.iter().filter(|one| !one.contains('='));
+            let env = ["env", "INSTALL_AGENT_DIR=/root/release"];
+            let script = ["sh", "/root/install.sh"];
+            let all = env.iter().chain(settings).chain(&script).chain(arguments);
+            machine.exec(&all.copied().collect::<Vec<&str>>())
+        };
+        let refused = |more: &[&str], why: &str| -> Result<()> {
+            let said = run(more)?.fails_with(1)?;
+            ensure!(said.contains(why), "{more:?}: {said}");
+            let left = left_behind(machine)?;
+            ensure!(left.is_empty(), "{more:?}: {left}");
+            Ok(())
+        };
+        refused(&[], "SHA256SUMS is not in /root/release")?;
+        std::fs::write(&sums, format!("{}  {name}\n", "0".repeat(64)))?;
+        refused(&[], "has the wrong checksum")?;
+        refused(&["INSTALL_AGENT_VERSION=9.9.9"], "has no agent-9.9.9-linux-")?;
+        refused(&["INSTALL_AGENT_INIT=upstart"], "expected systemd, openrc, procd, runit or none")?;
+        machine.exec(&["sh", "-c", "cd /root/release && sha256sum *.tar.gz >SHA256SUMS"])?.ok()?;
+        refused(&["INSTALL_AGENT_MINISIGN_KEY=x"], "minisign is not installed")?;
+
+        let said = run(&["init", "--name", "m1", "--iface", machine.node().interface])?.ok()?;
+        ensure!(said.contains("has the right checksum") && said.contains("agent join agent1"), "{said}");
+        let process = machine.property("agent", "MainPID")?;
+        ensure!(machine.property("agent", "ActiveState")? == "active", "it does not run");
+        let again = run(&[])?.ok()?;
+        ensure!(again.contains("/usr/local/bin/agent is up to date"), "{again}");
+        ensure!(machine.property("agent", "MainPID")? == process, "the same version restarts it");
+        machine.agent(&["uninstall", "--purge"])?.ok()?;
+        let left = left_behind(machine)?;
+        ensure!(left.is_empty(), "it leaves behind: {left}");
+        Ok(())
+    })
 }
