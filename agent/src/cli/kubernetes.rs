@@ -22,7 +22,7 @@ use super::exit::{self, ExitError};
 use super::settings::open_file;
 use super::{CommandSettings, ask, out};
 use crate::app::{doctor, endpoints};
-use crate::check::KubeClient;
+use crate::check::{KubeClient, KubeError};
 use crate::control::CallError;
 use crate::membership::disk::node_local_of;
 use crate::state::StateDir;
@@ -287,16 +287,7 @@ pub(super) async fn refuse_while_used(settings: &CommandSettings, removal: Remov
         return Ok(());
     }
     let now = endpoints::read(&mut client(&settings.config), at).await;
-    let why = match now {
-        Ok(now) => match now.iter().find(|one| known.addresses.contains(&one.ip())) {
-            Some(at) => format!("pods are led to {at} by the endpoints of default/kubernetes"),
-            None => return Ok(()),
-        },
-        Err(error) if known.watched => {
-            format!("pods may be led to the node-local address, which cannot be seen here: {error}")
-        }
-        Err(_) => return Ok(()),
-    };
+    let Some(why) = use_of(now, &known, removal) else { return Ok(()) };
     Err(refused(match removal {
         Removal::Setting => format!(
             "{why}, and would lose the API; lead them to the masters first (agent kubernetes endpoints \
@@ -307,4 +298,69 @@ pub(super) async fn refuse_while_used(settings: &CommandSettings, removal: Remov
              (kubectl drain, kubectl delete node, kubeadm reset), or use --force"
         ),
     }))
+}
+
+/// Why pods may be led to what is taken away; `None`: they are not, or nothing says that they are.
+fn use_of(now: Result<BTreeSet<SocketAddr>, KubeError>, known: &Set, removal: Removal) -> Option<String> {
+    match now {
+        Ok(now) => {
+            let at = now.iter().find(|one| known.addresses.contains(&one.ip()))?;
+            Some(format!("pods are led to {at} by the endpoints of default/kubernetes"))
+        }
+        // As "kubeadm reset" leaves it: this is no node of Kubernetes any more.
+        Err(KubeError::NoCredentials) if removal == Removal::Node => None,
+        Err(error) if known.watched => {
+            Some(format!("pods may be led to the node-local address, which cannot be seen here: {error}"))
+        }
+        Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_pods_use_stays_and_a_node_that_kubernetes_has_left_may_go() {
+        let known =
+            |watched| Set { addresses: BTreeSet::from([[10, 91, 91, 50].into()]), port: 16443, watched };
+        let ours: SocketAddr = ([10, 91, 91, 50], 16443).into();
+        let own: SocketAddr = ([10, 0, 0, 1], 6443).into();
+        for (now, watched, removal, refuses) in [
+            (Ok(BTreeSet::from([ours])), false, Removal::Node, true),
+            (Ok(BTreeSet::from([own, ours])), false, Removal::Setting, true),
+            (Ok(BTreeSet::from([own])), true, Removal::Setting, false),
+            (Ok(BTreeSet::new()), true, Removal::Node, false),
+            (Err(KubeError::NoCredentials), true, Removal::Node, false),
+            (Err(KubeError::NoCredentials), true, Removal::Setting, true),
+            (Err(KubeError::Forbidden(403)), true, Removal::Node, true),
+            (Err(KubeError::Forbidden(403)), false, Removal::Setting, false),
+        ] {
+            let text = format!("{now:?} {watched} {removal:?}");
+            assert_eq!(use_of(now, &known(watched), removal).is_some(), refuses, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_settings_that_the_endpoints_depend_on_are_looked_at() {
+        let wish = |key: &str| [(key.to_owned(), None)];
+        for key in ["node-local", "service.kube-api.node-local", "service.kube-api"] {
+            assert!(removes(&wish(key)), "{key}");
+        }
+        for key in ["node-local.endpoints", "service.join", "vip", "balance"] {
+            assert!(!removes(&wish(key)), "{key}");
+        }
+    }
+
+    #[test]
+    fn k3s_and_rke2_are_refused_in_80_columns() {
+        for distribution in [Distribution::K3s, Distribution::Rke2] {
+            let told = refuse_rancher(Some(distribution)).unwrap_err().to_string();
+            assert!(
+                told.contains("k3k#1255") && told.lines().all(|line| line.chars().count() <= 80),
+                "{told}"
+            );
+        }
+        assert!(refuse_rancher(Some(Distribution::Kubeadm)).is_ok() && refuse_rancher(None).is_ok());
+    }
 }
