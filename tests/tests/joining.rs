@@ -498,6 +498,10 @@ fn a_removed_node_stays_out() -> Result<()> {
             );
             Ok(())
         })?;
+        let removed = JoinRefusal::Removed.exit_code();
+        eventually("its own status says so by its exit code", SOON, || {
+            agents[4].cli(&["status"])?.fails_with(removed.into()).map(|_| ())
+        })?;
         if agents[4].is_running() {
             agents[4].kill()?;
         }

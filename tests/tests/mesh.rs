@@ -168,6 +168,12 @@ fn without_a_vpn_init_asks_for_the_interface() -> Result<()> {
         all_up(agents)?;
         let status = agents[1].status()?;
         ensure!(status.node.interface == "eth0", "found by the route to the seed: {:?}", status.node);
+
+        // Once more it changes nothing, and makes no invites that nobody asked for.
+        let said = agents[0].cli(&["init"])?.ok()?;
+        ensure!(said.contains("already a member") && !said.contains("agent1"), "{said}");
+        let said = agents[0].cli(&["init", "--invites"])?.ok()?;
+        ensure!(said.matches("agent join agent1").count() == 2, "{said}");
         Ok(())
     })
 }

@@ -12,14 +12,14 @@ use proto::settings;
 use super::exit::{self, ExitError};
 use super::steps::{self, Steps};
 use super::{CommandSettings, ask, install};
-use crate::app::setup::{self, SetupOptions};
+use crate::app::setup::{self, FirstNode, SetupOptions};
 use crate::control;
 
 /// Create a cluster on its first node and print the commands for the others
 ///
 /// Picks the address and the interface if exactly one interface looks like a VPN; otherwise it lists
 /// what it found and asks for --iface. As root under systemd, it installs and starts the service;
-/// otherwise it stays in the foreground. Running it again changes nothing and prints new invites.
+/// otherwise it stays in the foreground. Running it again changes nothing; with --invites it prints new ones.
 ///
 /// With --successor, a node whose cluster has lost all its masters for good starts a new one with the
 /// same name and settings and this node as its master. Other nodes join it with its invites.
@@ -29,6 +29,7 @@ Examples:
   agent init
   agent init --name m1 --iface wg0
   agent init --vip 10.0.0.50
+  agent init --invites      new invites, on a node that is in a cluster
   agent init --successor    after losing all masters")]
 pub(crate) struct Args {
     /// Name of this node [default: its host name]
@@ -49,6 +50,12 @@ pub(crate) struct Args {
     /// Replace this node's cluster, which has lost all its masters
     #[arg(long, conflicts_with_all = ["name", "cluster", "addr", "iface", "vip"])]
     pub(crate) successor: bool,
+    /// Print new invites if this node is in a cluster already
+    #[arg(long)]
+    pub(crate) invites: bool,
+    /// Return once the service runs, whether or not a master serves
+    #[arg(long)]
+    pub(crate) no_wait: bool,
     /// Print one JSON object per line
     #[arg(long)]
     pub(crate) json: bool,
@@ -65,7 +72,7 @@ pub(crate) async fn run(args: Args, settings: CommandSettings) -> anyhow::Result
     let (flags, config) = settings.with_place(args.name, args.addr, args.iface)?;
     let steps = Steps::new(args.json);
     if args.successor {
-        return succeed(&SetupOptions::new(config), settings, steps, args.foreground).await;
+        return succeed(&SetupOptions::new(config), settings, steps, args.foreground, args.no_wait).await;
     }
     if let Some(running) = steps::already_runs(&settings).await? {
         steps::same_place(&flags, &running)?;
@@ -76,15 +83,19 @@ pub(crate) async fn run(args: Args, settings: CommandSettings) -> anyhow::Result
                 changes.iter().for_each(|change| steps.step("setting", true, &super::set::line(change)));
             }
         }
-        let masters = new_invite(&settings, Role::Master, invite::MASTER_USES).await?;
-        let workers = new_invite(&settings, Role::Worker, invite::WORKER_USES).await?;
-        steps.invites(&masters, &workers);
+        if args.invites {
+            let masters = new_invite(&settings, Role::Master, invite::MASTER_USES).await?;
+            let workers = new_invite(&settings, Role::Worker, invite::WORKER_USES).await?;
+            steps.invites(&masters, &workers);
+        } else {
+            steps.step("invite", true, "none was made; for new ones run: agent init --invites");
+        }
         return Ok(ExitCode::SUCCESS);
     }
-    let entered =
-        setup::init(&SetupOptions::new(config), args.cluster, &args.vip, &mut |step| steps.setup(&step))
-            .map_err(exit::of_setup)?;
-    steps::go_on(entered, settings, steps, args.foreground).await
+    let first = FirstNode { cluster: args.cluster, vips: &args.vip, invites: args.invites };
+    let entered = setup::init(&SetupOptions::new(config), first, &mut |step| steps.setup(&step))
+        .map_err(exit::of_setup)?;
+    steps::go_on(entered, settings, steps, args.foreground, args.no_wait).await
 }
 
 async fn new_invite(settings: &CommandSettings, role: Role, uses: u32) -> anyhow::Result<String> {
@@ -101,6 +112,7 @@ async fn succeed(
     settings: CommandSettings,
     steps: Steps,
     foreground: bool,
+    no_wait: bool,
 ) -> anyhow::Result<ExitCode> {
     if let Some(running) = steps::already_runs(&settings).await? {
         let lives = |one: &&MemberStatus| {
@@ -119,5 +131,5 @@ async fn succeed(
         }
     }
     let entered = setup::succeed(options, &mut |step| steps.setup(&step)).map_err(exit::of_setup)?;
-    steps::go_on(entered, settings, steps, foreground).await
+    steps::go_on(entered, settings, steps, foreground, no_wait).await
 }

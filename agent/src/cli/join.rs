@@ -59,6 +59,9 @@ pub(crate) struct Args {
     /// Interface of the mesh [default: that of the route to the seed]
     #[arg(long, value_name = "IF", value_parser = config::check_interface)]
     pub(crate) iface: Option<String>,
+    /// Return once the service runs, whether or not a master serves
+    #[arg(long)]
+    pub(crate) no_wait: bool,
     /// Print one JSON object per line
     #[arg(long)]
     pub(crate) json: bool,
@@ -107,7 +110,7 @@ pub(crate) async fn run(args: Args, settings: CommandSettings) -> anyhow::Result
     let seed = JoinSeed { text: &text, key: args.key, typed: &typed };
     let joined = setup::join(&SetupOptions::new(config), &seed, &mut |step| steps.setup(&step)).await;
     let entered = joined.map_err(exit::of_setup)?;
-    steps::go_on(entered, settings, steps, args.foreground).await
+    steps::go_on(entered, settings, steps, args.foreground, args.no_wait).await
 }
 
 /// A line from stdin; none at its end.

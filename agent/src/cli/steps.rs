@@ -16,8 +16,11 @@ use crate::{app, control, log};
 /// Longest wait for something to serve before `join` says that nothing does yet: a few rounds of gossip.
 const SERVES: Duration = Duration::from_secs(5);
 
+/// The same on the first node, which is often without an apiserver while someone waits for the invites.
+const FIRST_SERVES: Duration = Duration::from_secs(1);
+
 /// Longest wait for an agent that was started elsewhere to answer, and the time between two questions.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);
 
 /// Prints checked facts, a line each.
@@ -186,16 +189,22 @@ pub(super) async fn go_on(
     settings: CommandSettings,
     steps: Steps,
     foreground: bool,
+    no_wait: bool,
 ) -> anyhow::Result<ExitCode> {
     let ReadyNode { disk, member, invites } = entered;
     let invites = invites.map(|both| (both.masters.to_string(), both.workers.to_string()));
+    let within = match &invites {
+        _ if no_wait => Duration::ZERO,
+        Some(_) => FIRST_SERVES,
+        None => SERVES,
+    };
     if !foreground && install::is_possible() {
         // The service takes the state directory over.
         drop((disk, member));
         tokio::task::block_in_place(|| {
             install::install(&settings, true, &mut |text| steps.step("service", true, text))
         })?;
-        let status = wait_for(&settings).await?;
+        let status = wait_for(&settings, within).await?;
         let (ok, text) = status.serving();
         steps.step("serves", ok, &text);
         if let Some((masters, workers)) = invites {
@@ -210,8 +219,6 @@ pub(super) async fn go_on(
     };
     app::run(settings.config, disk, member, reload, |running, life| {
         life.spawn(async move {
-            // A first node is often without an apiserver, and someone waits for the invite.
-            let within = if invites.is_some() { Duration::from_secs(1) } else { SERVES };
             let (ok, text) = running.what_serves(within).await;
             steps.step("serves", ok, &text);
             if let Some((masters, workers)) = invites {
@@ -224,10 +231,11 @@ pub(super) async fn go_on(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Waits until the service answers and serves; a few seconds at most.
-async fn wait_for(settings: &CommandSettings) -> anyhow::Result<Status> {
-    match status_when(settings, |status| status.serving().0).await {
-        Ok(status) => Ok(status),
+/// Waits until the service answers, and then so long for something to serve.
+async fn wait_for(settings: &CommandSettings, within: Duration) -> anyhow::Result<Status> {
+    match status_when(settings, PATIENCE, |_| true).await {
+        Ok(status) if status.serving().0 || within.is_zero() => Ok(status),
+        Ok(_) => status_when(settings, within, |status| status.serving().0).await,
         Err(error) => {
             let text =
                 format!("the service was started but does not answer: {error}; see: journalctl -u agent");
@@ -236,15 +244,16 @@ async fn wait_for(settings: &CommandSettings) -> anyhow::Result<Status> {
     }
 }
 
-/// Asks the agent for its status until it `is_so`, for a few seconds. What it answers then is returned in any case.
+/// Asks the agent for its status until it `is_so`, or the time is over. What it answers then is returned in any case.
 ///
 /// # Errors
 /// It does not answer.
 pub(super) async fn status_when(
     settings: &CommandSettings,
+    within: Duration,
     is_so: impl Fn(&Status) -> bool,
 ) -> anyhow::Result<Status> {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let deadline = tokio::time::Instant::now() + within;
     loop {
         let asked = control::call(settings.runtime_dir(), &Request::Status).await;
         let late = tokio::time::Instant::now() >= deadline;

@@ -80,7 +80,8 @@ pub(super) async fn run(args: &Args, settings: &CommandSettings) -> anyhow::Resu
         return Err(error);
     }
     let is_other = |status: &Status| status.node.replaced_unix_ms != before.node.replaced_unix_ms;
-    let Some(after) = steps::status_when(settings, is_other).await.ok().filter(is_other) else {
+    let Some(after) = steps::status_when(settings, steps::PATIENCE, is_other).await.ok().filter(is_other)
+    else {
         let text = "the new version does not answer; see: journalctl -u agent";
         return Err(ExitError::error(exit::UNAVAILABLE, text));
     };

@@ -9,11 +9,47 @@ const NEEDED: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_
 
 /// Capabilities that this process may not take up.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{} missing: add it to CapabilityBoundingSet= of the unit, or run the agent as root",
-    .0.join(" and ")
-)]
+#[error("{} missing: {}", .0.join(" and "), remedy(.0, Launcher::of_this_process()))]
 pub(super) struct MissingCapabilities(Vec<&'static str>);
+
+/// Who has started the agent, and so may give it more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Launcher {
+    /// systemd, which sets INVOCATION_ID for every service.
+    Systemd,
+    /// A container's runtime, or another supervisor: it is root, and that is not enough.
+    Container,
+    /// A user who is not root.
+    User,
+}
+
+impl Launcher {
+    fn of_this_process() -> Launcher {
+        if std::env::var_os("INVOCATION_ID").is_some() {
+            Launcher::Systemd
+        } else if rustix::process::geteuid().is_root() {
+            Launcher::Container
+        } else {
+            Launcher::User
+        }
+    }
+}
+
+/// What gives the capabilities.
+fn remedy(names: &[&str], launcher: Launcher) -> String {
+    match launcher {
+        Launcher::Systemd => "add it to CapabilityBoundingSet= of the unit".to_owned(),
+        Launcher::User => "run the agent as root".to_owned(),
+        Launcher::Container => {
+            let options: Vec<String> =
+                names.iter().map(|name| format!("--cap-add={}", name.trim_start_matches("CAP_"))).collect();
+            format!(
+                "root does not have it here; start the container with {} --network=host",
+                options.join(" ")
+            )
+        }
+    }
+}
 
 /// Puts them out of effect for this thread and those that it starts. They stay permitted, so that a virtual
 /// IP that is set later needs no restart.
@@ -75,6 +111,16 @@ fn change(to: impl FnOnce(CapabilitySet, CapabilitySet) -> CapabilitySet) -> Cap
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_missing_is_asked_of_whoever_can_give_it() {
+        let names = ["CAP_NET_ADMIN", "CAP_NET_RAW"];
+        assert_eq!(remedy(&names, Launcher::User), "run the agent as root");
+        assert!(remedy(&names, Launcher::Systemd).contains("of the unit"));
+        let of_container = remedy(&names, Launcher::Container);
+        assert!(of_container.contains("--cap-add=NET_ADMIN --cap-add=NET_RAW"), "{of_container}");
+        assert!(!of_container.contains("as root"), "{of_container}");
+    }
 
     #[test]
     fn capabilities_are_laid_down_and_taken_up_by_one_thread_alone() {

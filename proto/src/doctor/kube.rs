@@ -159,9 +159,18 @@ fn readyz(host: &HostFacts, apiserver: &ApiserverFacts, out: &mut Examination) {
 
 fn own_balancer(host: &HostFacts, out: &mut Examination) {
     let (name, severity, remedy) = match host.kubernetes.distribution {
-        Some(Distribution::Rke2) => ("RKE2", Severity::Note, Vec::new()),
+        Some(Distribution::Rke2) => {
+            let what =
+                "the kubelet goes through RKE2's own load balancer, which can't be turned off".to_owned();
+            let why =
+                "it finds the masters itself; after the death of one, its connections hang until it notices";
+            let text = FindingText { what, why, remedy: Vec::new() };
+            return out.found(Severity::Note, "clients", "own-balancer", &host.node, text);
+        }
         _ => {
-            let write = Step::text("add to /etc/rancher/k3s/config.yaml: disable-apiserver-lb: true");
+            let add =
+                "add to /etc/rancher/k3s/config.yaml: disable-apiserver-lb: true (k3s calls it experimental)";
+            let write = Step::text(add);
             ("k3s", Severity::Warning, steps(host, [write, Step::run("systemctl restart k3s-agent")]))
         }
     };
@@ -202,17 +211,13 @@ fn way<'a>(host: &'a HostFacts, client: &KubeClient) -> ClientPath<'a> {
 
 fn bypass(host: &HostFacts, client: &KubeClient, out: &mut Examination) {
     let KubeClient { path, who, url, .. } = client;
-    let is_kubelet = *who == "kubelet";
     let (severity, end, why) = match way(host, client) {
         // Its own balancer is told of once, not for each file.
         ClientPath::Proxy | ClientPath::OwnBalancer => return,
-        // kubeadm means these to use the apiserver beside them: a leader elsewhere takes over.
-        ClientPath::OwnApiserver if !is_kubelet => return,
-        ClientPath::OwnApiserver => (
-            Severity::Note,
-            "this node's own apiserver".to_owned(),
-            "if that is down, this node becomes not ready although other masters serve",
-        ),
+        // kubeadm means these to use the apiserver beside them: a leader elsewhere takes over, and since 1.33 a
+        // master's kubelet may not be newer than the apiserver that it talks to (kubeadm's
+        // ControlPlaneKubeletLocalMode, k8s#125780). `kubeadm upgrade` would put it back.
+        ClientPath::OwnApiserver => return,
         ClientPath::Member(name) => (
             if *who == "kubectl" { Severity::Note } else { Severity::Warning },
             format!("{name} alone"),
@@ -242,17 +247,18 @@ fn point_to_proxy(host: &HostFacts, client: &KubeClient) -> Vec<Step> {
                 Step::run("systemctl restart k3s-agent"),
             ],
         ),
-        "RKE2" => steps(
-            host,
-            [
-                Step::run(
-                    "agent set service.rke2-join.listen=127.0.0.1:19345 service.rke2-join.port=9345 \
-                     service.rke2-join.check=tcp",
-                ),
-                Step::text(format!("in {path}: server: https://127.0.0.1:19345")),
-                Step::run("systemctl restart rke2-agent").remark("on a master: rke2-server"),
-            ],
-        ),
+        "RKE2" => {
+            // The port of the URL is put on every master's address that is learnt (rke2#7736): it has to be 9345.
+            let serve = Step::run(
+                "agent set service.rke2.port=9345 service.rke2.listen=127.0.0.1:9345 service.rke2.listen-on=workers \
+                 service.rke2.check=tcp",
+            );
+            let point = [
+                Step::text(format!("in {path}: server: https://127.0.0.1:9345")),
+                Step::run("systemctl restart rke2-agent"),
+            ];
+            std::iter::once(serve.on("a master")).chain(steps(host, point)).collect()
+        }
         who => {
             let edit = Step::run(format!("sed -i 's|{url}|{to}|' {path}"));
             match who == "kubelet" {
@@ -262,6 +268,9 @@ fn point_to_proxy(host: &HostFacts, client: &KubeClient) -> Vec<Step> {
                     [
                         edit,
                         Step::run("systemctl restart kubelet"),
+                        Step::run("kubectl -n kube-system edit cm kubeadm-config")
+                            .remark(format!("controlPlaneEndpoint: {}", to.trim_start_matches("https://"))),
+                        Step::run("kubectl -n kube-public edit cm cluster-info").remark("the same server:"),
                         Step::run("kubectl -n kube-system edit cm kube-proxy").remark("the same server:"),
                         Step::run("kubectl -n kube-system rollout restart ds kube-proxy"),
                     ],

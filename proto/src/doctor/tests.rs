@@ -289,13 +289,13 @@ const HOST: &[Planted<HostFacts>] = &[
         "own-balancer",
         Severity::Warning,
         "its own load balancer",
-        "disable-apiserver-lb: true",
+        "disable-apiserver-lb: true (k3s calls it experimental)",
     ),
     (
         |h| (h.kubernetes.own_balancer, h.kubernetes.distribution) = (true, Some(Distribution::Rke2)),
         "own-balancer",
         Severity::Note,
-        "RKE2",
+        "can't be turned off",
         "",
     ),
     (
@@ -306,11 +306,18 @@ const HOST: &[Planted<HostFacts>] = &[
         "sed -i 's|https://m2:6443|https://127.0.0.1:16443|' /etc/kubernetes/x.conf",
     ),
     (
-        |h| h.kubernetes.clients = vec![client("kubelet", "https://10.0.0.1:6443", "10.0.0.1:6443")],
+        |h| h.kubernetes.clients = vec![client("kubelet", "https://m2:6443", "10.0.0.2:6443")],
         "past-the-proxy",
-        Severity::Note,
-        "own apiserver",
-        "systemctl restart kubelet",
+        Severity::Warning,
+        "m2 alone",
+        "kubectl -n kube-system edit cm kubeadm-config   # controlPlaneEndpoint: 127.0.0.1:16443",
+    ),
+    (
+        |h| h.kubernetes.clients = vec![client("kubelet", "https://m2:6443", "10.0.0.2:6443")],
+        "past-the-proxy",
+        Severity::Warning,
+        "m2 alone",
+        "kubectl -n kube-public edit cm cluster-info   # the same server:",
     ),
     (
         |h| h.kubernetes.clients = vec![client("kubectl", "https://10.9.9.9:6443", "10.9.9.9:6443")],
@@ -337,7 +344,18 @@ const HOST: &[Planted<HostFacts>] = &[
         "past-the-proxy",
         Severity::Warning,
         "m2 alone",
-        "server: https://127.0.0.1:19345",
+        "server: https://127.0.0.1:9345",
+    ),
+    (
+        |h| {
+            h.kubernetes.distribution = Some(Distribution::Rke2);
+            h.kubernetes.clients = vec![client("RKE2", "https://10.0.0.2:9345", "10.0.0.2:9345")];
+        },
+        "past-the-proxy",
+        Severity::Warning,
+        "m2 alone",
+        "on a master: agent set service.rke2.port=9345 service.rke2.listen=127.0.0.1:9345 \
+         service.rke2.listen-on=workers",
     ),
 ];
 
@@ -387,6 +405,8 @@ fn what_is_as_kubeadm_means_it_is_no_finding() {
     let mut host = host();
     host.kubernetes.clients = vec![
         client("controller-manager", "https://10.0.0.1:6443", "10.0.0.1:6443"),
+        // Since 1.33 a master's kubelet, too.
+        client("kubelet", "https://10.0.0.1:6443", "10.0.0.1:6443"),
         client("kubelet", "https://192.168.0.50:6443", "192.168.0.50:6443"),
     ];
     assert!(host::examine(&host).findings.is_empty());

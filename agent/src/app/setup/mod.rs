@@ -115,16 +115,26 @@ pub(crate) fn look(config: &Config) -> MemberStore {
     MemberStore::new(StateDir::look(Path::new(&config.state_dir)))
 }
 
-/// Makes a cluster with this node; or, where it is in one already, only new invites.
+/// What a cluster begins with.
+pub(crate) struct FirstNode<'a> {
+    /// Its name; none: the usual one.
+    pub(crate) cluster: Option<Name>,
+    /// Virtual IPs.
+    pub(crate) vips: &'a [IpAddr],
+    /// New invites, also where this node is in a cluster already.
+    pub(crate) invites: bool,
+}
+
+/// Makes a cluster with this node, and invites; or, where it is in one already, only the invites that `first` wants.
 ///
 /// # Errors
 /// Nothing was entered: see [`SetupError`].
 pub(crate) fn init(
     options: &SetupOptions,
-    cluster: Option<Name>,
-    vips: &[IpAddr],
+    first: FirstNode<'_>,
     report: StepReport<'_>,
 ) -> Result<ReadyNode, SetupError> {
+    let FirstNode { cluster, vips, invites } = first;
     let disk = open(&options.config)?;
     match disk.member() {
         Ok(mut member) => {
@@ -136,10 +146,12 @@ pub(crate) fn init(
             options.apply(&disk, &mut member.node, report)?;
             let address = SocketAddr::new(member.node.address, member.node.port);
             let key = member.identity.key;
-            let invites = FirstInvites::issue(&mut member.invites, &key, address);
-            disk.save_invites(&member.invites);
+            let invites = invites.then(|| FirstInvites::issue(&mut member.invites, &key, address));
+            if invites.is_some() {
+                disk.save_invites(&member.invites);
+            }
             set_vips(&disk, &mut member, vips, report)?;
-            return Ok(ReadyNode { disk, member, invites: Some(invites) });
+            return Ok(ReadyNode { disk, member, invites });
         }
         Err(LoadError::NotMember) => {}
         Err(error) => return Err(error.into()),

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use proto::invite::JoinRefusal;
+
 use super::table::{self, Severity};
 use super::{CommandSettings, ask, members, out, time};
 
@@ -13,6 +15,8 @@ mod vips;
 mod watch;
 
 /// Show cluster health: which masters serve, since when, and why others do not
+///
+/// Ends with 28 on a node that was removed from its cluster.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -44,6 +48,9 @@ pub(super) async fn run(args: &Args, settings: &CommandSettings) -> anyhow::Resu
         out::json(&status)?;
     } else {
         out::print(&render::render(&status, &verdict, now, out::columns(), out::colours()))?;
+    }
+    if status.node.removed {
+        return Ok(ExitCode::from(JoinRefusal::Removed.exit_code()));
     }
     Ok(if args.exit_code { ExitCode::from(verdict.code) } else { ExitCode::SUCCESS })
 }
