@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ import classic
 import lab
 from controller import COLLECTION, LINT, TOO_OLD, VERSIONS, Controller, environment
 
+# AGENT_ANSIBLE names those to run with, separated by blanks.
+CHOSEN = [version for version in VERSIONS if version in os.environ.get("AGENT_ANSIBLE", version).split()]
 CLIENT = COLLECTION / "playbooks/files/client.py"
 
 
@@ -228,13 +231,41 @@ def part_site(binary):
         "agent_config": {"web": {"listen": "127.0.0.1:1936"}},
     }
     with lab.Lab(3, 1, 2) as the_lab:
-        for version in VERSIONS:
+        for version in CHOSEN:
             controller = Controller(the_lab, version, binary)
             first_and_second_run(controller, variables)
             wait_until_serving(the_lab.machines, 3)
             controller.play("cleanup")
             for machine in the_lab.machines:
                 nothing_left(machine)
+
+
+def part_trouble(binary):
+    """A first master that is off, so that nobody knows of a cluster; then a balancer, and the master again."""
+    with lab.Lab(2, 1, 1) as the_lab:
+        controller = Controller(the_lab, "2.14", binary)
+        first, worker, balancer = (the_lab[name] for name in ("m1", "w1", "lb1"))
+
+        def site(off):
+            off.power_off()
+            return controller.play("site", SETTINGS, code=2)
+
+        refused = site(first)
+        ensure("No master that was reached is a member, and these were not reached: m1" in refused.text, refused.text)
+        first.power_on()
+        first.wait_until_booted()
+        controller.play("site", SETTINGS)
+        wait_until_serving(the_lab.machines, 2)
+        # It is still one of the candidates, and no other host is held up.
+        without = site(balancer)
+        ensure(without.total() == 0 and "failed=1" not in without.text, without.text)
+        balancer.power_on()
+        balancer.wait_until_booted()
+        controller.play("remove", {"node": "w1"})
+        joined = site(first)
+        ensure(joined.changed["w1"] > 0, joined.text)
+        now = status(worker)
+        ensure(now["node"]["name"] == "w1" and len(now["members"]) == 4, now["members"])
 
 
 def part_old(binary):
@@ -264,7 +295,7 @@ def part_package(binary):
     """The same with packages: first and second run, an upgrade under load, and nothing left."""
     with lab.Lab(2, 1, 1) as the_lab:
         old, new = as_packages(the_lab, binary)
-        for version in VERSIONS:
+        for version in CHOSEN:
             controller = Controller(the_lab, version, binary)
             given = {**SETTINGS, "agent_binary": "", "agent_package": old}
             first_and_second_run(controller, given)
@@ -354,9 +385,22 @@ def remove(the_lab, controllers):
     ensure("Name one host of the inventory: -e node=w1" in wrong.text, wrong.text)
 
 
+def taken_by_a_stranger(the_lab, controller, variables):
+    """The agents do not take over what a machine outside of the cluster answers for: all is as before."""
+    stranger = ["ip", "-n", the_lab.controller, "address"]
+    lab.run(*stranger, "add", f"{lab.VIP}/32", "dev", "lo")
+    said = controller.play("migrate", variables, code=2)
+    ensure("did not take over" in said.text, said.text)
+    lab.run(*stranger, "delete", f"{lab.VIP}/32", "dev", "lo")
+    lab.until("keepalived has the virtual IP", lambda: classic.owners(the_lab) == ["lb1"], 20)
+    for machine in the_lab.machines:
+        for unit in ["haproxy"] + (["keepalived"] if machine.name.startswith("lb") else []):
+            ensure(machine.exec("systemctl", "is-active", unit).stdout.strip() == "active", f"{machine.name}: {unit}")
+
+
 def part_migrate(binary):
     """From haproxy and keepalived under load, with each version; and back."""
-    for version in reversed(VERSIONS):
+    for version in reversed(CHOSEN):
         with lab.Lab(3, 1, 2) as the_lab:
             # A password that is too short for the status page is not carried over.
             classic.set_up(the_lab, "secret" if version == "2.14" else "correct horse")
@@ -365,6 +409,8 @@ def part_migrate(binary):
             if refused:
                 ensure("Not everything of" in refused.text, refused.text)
             accept = {"agent_migrate_accept": True, "agent_migrate_wait": 10}
+            if version == "2.19":
+                taken_by_a_stranger(the_lab, controller, accept)
             with Load(the_lab["w1"].space, "127.0.0.1:16443") as local, \
                     Load(the_lab.controller, f"{lab.VIP}:6443") as vip:
                 controller.play("migrate", accept)
@@ -391,7 +437,7 @@ def part_drill(binary):
     """The drills pass, and leave all running; one that can not be passed fails, and leaves all running, too."""
     units = {"agent_drill_stop": "systemctl stop apiserver", "agent_drill_start": "systemctl start apiserver"}
     with lab.Lab(3, 1, 2) as the_lab:
-        for version in VERSIONS:
+        for version in CHOSEN:
             controller = Controller(the_lab, version, binary)
             controller.play("site", SETTINGS)
             wait_until_serving(the_lab.machines, 3)
@@ -418,7 +464,8 @@ def part_firewall(binary):
         checked = controller.play("site", {"agent_firewall": "check"}, code=2)
         for command in ("ufw allow 7646/tcp", "ufw allow 7646/udp", "firewall-cmd --permanent --add-port=7646/udp"):
             ensure(command in checked.text, f"{command} is not named: {checked.text}")
-        nothing_left(the_lab["m1"])
+        for machine in (with_ufw, with_firewalld):
+            nothing_left(machine)
         dry = controller.play("site", {}, "--check", "--tags", "agent_firewall")
         ensure("would run: ufw allow 7646/tcp" in dry.text, dry.text)
         controller.play("site")
@@ -515,12 +562,14 @@ def part_kubernetes(binary):
         ensure("is not for 10.222.0.1" in said, said)
 
 
-PARTS = {"filter": part_filter, "lint": part_lint, "old": part_old, "site": part_site, "firewall": part_firewall, "upgrade": part_upgrade, "package": part_package, "migrate": part_migrate, "kubernetes": part_kubernetes, "drill": part_drill}
+PARTS = {"filter": part_filter, "lint": part_lint, "old": part_old, "trouble": part_trouble, "site": part_site, "firewall": part_firewall, "upgrade": part_upgrade, "package": part_package, "migrate": part_migrate, "kubernetes": part_kubernetes, "drill": part_drill}
 
 
 def run_all(names):
     """Runs the parts, each whatever became of the others, and ends with a line that counts."""
     binary = agent_binary()
+    # So that the machines go, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     failed = []
     for name in names:
         print(f"== {name}", flush=True)
