@@ -135,6 +135,8 @@ put_and_start() {
 
 case $init in
 systemd)
+    # A command that makes it a member starts it.
+    if ! is_member && [ $# != 0 ]; then start=false; fi
     if $start; then "$from/agent" install; else "$from/agent" install --no-start; fi
     ;;
 openrc)
