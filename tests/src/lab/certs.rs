@@ -21,6 +21,14 @@ pub struct Certs {
     pub client: PathBuf,
     /// Its key.
     pub client_key: PathBuf,
+    /// An administrator's client certificate, as in kubeadm's admin.conf.
+    pub admin: PathBuf,
+    /// Its key.
+    pub admin_key: PathBuf,
+    /// What apiservers sign tokens of service accounts with.
+    pub service_account_key: PathBuf,
+    /// Its public half.
+    pub service_account_public_key: PathBuf,
     /// Another authority, which has signed nothing here.
     pub stranger_ca: PathBuf,
 }
@@ -49,6 +57,10 @@ impl Certs {
             .signed_by(&server_key, &issuer)?;
         let client_key = KeyPair::generate()?;
         let client = named("system:node:lab", &[])?.signed_by(&client_key, &issuer)?;
+        let (admin_key, service_account) = (KeyPair::generate()?, KeyPair::generate()?);
+        let mut admin = named("kubernetes-admin", &[])?;
+        admin.distinguished_name.push(DnType::OrganizationName, "system:masters");
+        let admin = admin.signed_by(&admin_key, &issuer)?;
         Ok(Certs {
             ca: file("ca.crt", ca.pem())?,
             server: file("server.crt", server.pem())?,
@@ -56,6 +68,10 @@ impl Certs {
             server_key: file("server.key", server_key.serialize_pem())?,
             client: file("client.crt", client.pem())?,
             client_key: file("client.key", client_key.serialize_pem())?,
+            admin: file("admin.crt", admin.pem())?,
+            admin_key: file("admin.key", admin_key.serialize_pem())?,
+            service_account_key: file("sa.key", service_account.serialize_pem())?,
+            service_account_public_key: file("sa.pub", service_account.public_key_pem())?,
             stranger_ca: file("stranger-ca.crt", stranger.self_signed(&stranger_key)?.pem())?,
         })
     }
