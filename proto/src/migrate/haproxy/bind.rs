@@ -7,6 +7,7 @@ use super::super::notes::{FileReport, KeywordRow, fits};
 use super::super::words::WordLine;
 use super::known::BIND;
 use super::proxy::{Proxy, param, put_number};
+use super::syntax;
 
 /// What lets only some clients in, or wants a header before their bytes: a listener without it would be open, or
 /// would pass the header on as if the client had said it.
@@ -37,6 +38,11 @@ pub(super) fn read(line: &WordLine, proxy: &mut Proxy, vips: &[IpAddr], account:
     let mut at = 2;
     while at < line.words.len() {
         let word = line.word(at);
+        if let Some(reason) = syntax::refused_bind_parameter(word, line.word(at + 1)) {
+            account.add(line.number, &line.shown_from(at, 2), Wrong, reason);
+            at += 2;
+            continue;
+        }
         at += if word == "maxconn" {
             put_number(line, at, "maxconn", 1..=1_048_576, proxy, account);
             2

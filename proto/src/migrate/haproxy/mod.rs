@@ -13,6 +13,7 @@ use super::words::{Syntax, Variables, lines};
 
 mod bind;
 mod check;
+mod check_syntax;
 mod directives;
 mod expect;
 mod health;
