@@ -238,7 +238,10 @@ impl<'lab> Agent<'lab> {
     /// # Errors
     /// No agent responds, or its response does not have the promised shape.
     pub fn status(&self) -> Result<Status> {
-        let text = self.cli(&["status", "--json"])?.ok()?;
+        let ran = self.cli(&["status", "--json"])?;
+        // A node that was removed shows it, too, and says so by its exit code.
+        let removed = i32::from(proto::invite::JoinRefusal::Removed.exit_code());
+        let text = if ran.code == Some(removed) { ran.out } else { ran.ok()? };
         serde_json::from_str(&text).with_context(|| format!("status of {}: {text}", self.name()))
     }
 

@@ -29,6 +29,8 @@ fn package(dir: &Path, version: &str, format: &str) -> Result<PathBuf> {
     let path = format!("{}:{}", String::from_utf8(nfpm.stdout)?.trim(), std::env::var("PATH")?);
     let mut make = Command::new(script("deploy/package"));
     make.arg(binary()?).arg(dir).arg(format).env("VERSION", version).env("PATH", path);
+    // Taken from the last commit unless they are given, and a copy of the sources may have none.
+    make.env("SOURCE_DATE_EPOCH", "1800000000").env("MAINTAINER", "Tests <tests@agent.example.org>");
     let made = make.output().context("deploy/package")?;
     ensure!(made.status.success(), "deploy/package: {}", String::from_utf8_lossy(&made.stderr));
     let said = String::from_utf8(made.stdout)?;
