@@ -59,12 +59,21 @@ def text(value):
     return str(value)
 
 
-def found(module, agent, key):
-    """What is set at a key and below it. A short key, as `balance`, stands for the one that the agent has."""
-    code, out, err = module.run_command([agent, "get", key, "--json"])
+def found(module, agent, *key):
+    """What is set at a key and below it, or at all. A short key, as `balance`, stands for the one that the agent has."""
+    code, out, err = module.run_command([agent, "get", *key, "--json"])
     if code != 0:
         module.fail_json(msg=(err or out).strip(), rc=code)
     return {one["key"]: one["value"] for one in json.loads(out)["settings"]}
+
+
+def below(module, agent, key, everything):
+    """What is set at a key that is to be removed, and below it. A whole service or virtual IP is no setting that the
+    agent could be asked for."""
+    kind, dot, name = key.partition(".")
+    if kind in ("service", "vip") and dot and name:
+        return {one: value for one, value in everything().items() if one == key or one.startswith(key + ".")}
+    return found(module, agent, key)
 
 
 def at(settings, key):
@@ -87,12 +96,13 @@ def main():
     agent, wanted = module.params["agent"], module.params["settings"]
     before, after, to_set, to_unset = {}, {}, [], []
     for key, value in wanted.items():
-        settings = found(module, agent, key)
         if value is None:
+            settings = below(module, agent, key, lambda: found(module, agent))
             before.update(settings)
             if settings:
                 to_unset.append(key)
             continue
+        settings = found(module, agent, key)
         new, old = text(value), at(settings, key)
         after[key] = new
         if old is not None:
