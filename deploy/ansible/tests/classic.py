@@ -1,4 +1,7 @@
 """What the classic guides write: haproxy on every node, haproxy and keepalived on balancers."""
+import time
+
+import common
 import lab
 
 HAPROXY = """
@@ -87,6 +90,19 @@ def set_up(the_lab, password="correct horse"):
             put(machine, "/etc/keepalived/keepalived.conf", text)
             machine.exec("systemctl", "enable", "--now", "--quiet", "keepalived")
     lab.until("keepalived has the virtual IP", lambda: owners(the_lab) == ["lb1"], 20)
+
+
+def one_balancer(the_lab, machine):
+    """haproxy on one machine, for all nodes: without keepalived."""
+    put(machine, "/etc/haproxy/haproxy.cfg", HAPROXY.format(bind="0.0.0.0:6443", expect=200, password="correct-horse"))
+    machine.exec("systemctl", "enable", "--now", "--quiet", "haproxy")
+
+    def serves():
+        with common.Load(the_lab.controller, f"{machine.address}:6443") as load:
+            time.sleep(1)
+        return load.result["failed"] == 0 and load.result["slow"] == 0
+
+    lab.until("haproxy knows which masters serve", serves)
 
 
 def owners(the_lab):

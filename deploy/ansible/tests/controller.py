@@ -49,7 +49,7 @@ class Controller:
     """One version of Ansible with the collection, an inventory, and a log."""
 
     def __init__(self, the_lab, version, agent, packages=None):
-        self.lab, self.version, self.agent = the_lab, version, agent
+        self.lab, self.version, self.agent, self.user = the_lab, version, agent, "root"
         self.programs = environment(version, *(packages or (VERSIONS[version],)))
         self.dir = the_lab.dir / f"controller-{version}"
         self.dir.mkdir()
@@ -78,7 +78,7 @@ class Controller:
             return {m.name: {"ansible_host": m.address} for m in self.lab.named(start) if m.name not in leave_out}
 
         groups = {name: {"hosts": hosts(start)} for name, start in (("masters", "m"), ("workers", "w"), ("ha", "lb"))}
-        common = {"ansible_user": "root", "ansible_ssh_private_key_file": str(self.lab.dir / "key"),
+        common = {"ansible_user": self.user, "ansible_ssh_private_key_file": str(self.lab.dir / "key"),
                   "ansible_python_interpreter": "/usr/bin/python3"}
         inventory = {"all": {"vars": common, "children": groups}}
         self.inventory.write_text(json.dumps(inventory, indent=1), encoding="utf-8")

@@ -23,7 +23,7 @@ VIP = NETWORK + "50"
 BOOT_SECONDS = 60
 PACKAGES = (
     "systemd-sysv,dbus,libpam-systemd,udev,iproute2,procps,kmod,openssh-server,python3,psmisc,"
-    "haproxy,keepalived,nginx-light,ufw,firewalld"
+    "haproxy,keepalived,nginx-light,ufw,firewalld,sudo,rpm"
 )
 START = r"""
 echo $$ >"$1/cgroup.procs" &&
