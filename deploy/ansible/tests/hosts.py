@@ -21,11 +21,11 @@ def part_sudo(binary):
     """All as an ordinary user whom sudo asks for a password, with each version; root cannot log in."""
     with lab.Lab(1, 1, 0) as the_lab:
         for machine in the_lab.machines:
-            machine.exec("useradd", "--create-home", "--shell", "/bin/bash", "ops")
+            machine.exec("useradd", "--create-home", "--home-dir", "/srv/ops", "--shell", "/bin/bash", "ops")
             machine.exec("chpasswd", stdin="ops:a secret\n")
             classic.put(machine, "/etc/sudoers.d/ops", "ops ALL=(ALL) ALL\n")
-            machine.exec("install", "-d", "-o", "ops", "-m", "700", "/home/ops/.ssh")
-            machine.exec("install", "-o", "ops", "-m", "600", "/root/.ssh/authorized_keys", "/home/ops/.ssh/authorized_keys")
+            machine.exec("install", "-d", "-o", "ops", "-m", "700", "/srv/ops/.ssh")
+            machine.exec("install", "-o", "ops", "-m", "600", "/root/.ssh/authorized_keys", "/srv/ops/.ssh/authorized_keys")
             machine.exec("rm", "/root/.ssh/authorized_keys")
         newer = the_lab.dir / "newer"
         newer.write_bytes(binary.read_bytes() + b"newer")
