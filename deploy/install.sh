@@ -117,7 +117,10 @@ put() {
     chmod 0755 "$2.new"
     mv -f "$2.new" "$2"
 }
-is_member() { [ -e /var/lib/agent/node ]; }
+# Where init or join were told another directory, the services of init systems other than systemd read it there.
+# shellcheck source=/dev/null
+[ ! -r /etc/agent/service.env ] || . /etc/agent/service.env
+is_member() { [ -e "${AGENT_STATE_DIR:-/var/lib/agent}/node" ]; }
 start=true
 [ "${INSTALL_AGENT_SKIP_START:-false}" != true ] || start=false
 

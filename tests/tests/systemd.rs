@@ -184,3 +184,64 @@ fn a_machine_serves_again_whatever_happens_to_it() -> Result<()> {
         Ok(())
     })
 }
+
+/// systemd-networkd, for which Ubuntu's netplan writes, takes all addresses off an interface and sets its own again
+/// when it configures it anew: the owner keeps the virtual IP.
+#[test]
+fn a_virtual_ip_stays_where_systemd_networkd_configures_its_interface_anew() -> Result<()> {
+    with_machines(Lab::bridge(3), |lab, machines| {
+        let _masters = (0..2).map(|i| lab.nginx_master(i)).collect::<Result<Vec<_>>>()?;
+        for machine in machines.iter() {
+            let (interface, address) = (machine.node().interface, machine.node().mesh_ip().to_string());
+            let file = format!(
+                "[Match]\nName={interface}\n[Network]\nAddress={address}/24\nLinkLocalAddressing=no\n"
+            );
+            std::fs::create_dir_all(machine.file("/etc/systemd/network"))?;
+            std::fs::write(machine.file("/etc/systemd/network/10-lab.network"), file)?;
+            machine.exec(&["ip", "address", "flush", "dev", interface])?.ok()?;
+            machine.exec(&["systemctl", "start", "systemd-networkd"])?.ok()?;
+            eventually("networkd gives the node its address", GOSSIP, || {
+                let found = machine.exec(&["networkctl", "status", "--no-pager", interface])?.ok()?;
+                ensure!(found.contains("routable (configured)") && found.contains(&address), "{found}");
+                Ok(())
+            })?;
+        }
+        form(machines, &["--vip", &ADDRESS.to_string()])?;
+        let (before, _) = eventually("all agree on the virtual IP's owner", GOSSIP, || {
+            let all = machines.iter().map(|one| one.status()?.owner_of_vip()).collect::<Result<Vec<_>>>()?;
+            ensure!(all.iter().all(|one| *one == all[0]), "{all:?}");
+            Ok(all[0].clone())
+        })?;
+        let owner = machines.iter().find(|one| one.name() == before.0).context("a stranger owns it")?;
+        let interface = owner.node().interface;
+        let address = format!("{ADDRESS}/32");
+        for step in [
+            &["systemctl", "restart", "systemd-networkd"][..],
+            &["networkctl", "reload"],
+            &["networkctl", "reconfigure", interface],
+            &["networkctl", "reconfigure", interface],
+            &["sh", "-c", "touch /etc/systemd/network/10-lab.network && networkctl reload"],
+        ] {
+            owner.exec(step)?.ok()?;
+            eventually(&format!("the address is there after {step:?}"), SOON, || {
+                let found = owner.exec(&["ip", "address", "show", interface])?.ok()?;
+                ensure!(found.contains(&address), "{found}");
+                Ok(())
+            })?;
+            always("its owner is the same", Duration::from_secs(2), || {
+                for machine in machines.iter() {
+                    let now = machine.status()?.owner_of_vip()?;
+                    ensure!(
+                        now == before,
+                        "{step:?}: {} says {now:?}, and it was {before:?}",
+                        machine.name()
+                    );
+                }
+                Ok(())
+            })?;
+        }
+        let told = events(owner)?;
+        ensure!(told.iter().any(|line| line.contains("put-back")), "it was never taken away: {told:?}");
+        Ok(())
+    })
+}

@@ -20,6 +20,11 @@ use super::{HandedVip, LocalEligibility};
 /// By then all have gossiped where they stand: a few rounds.
 const GOSSIPED: Duration = Duration::from_secs(5);
 
+/// For so long the network of an owner's interface may be gone: systemd-networkd takes an interface's addresses away,
+/// and sets them again 10 to 20 ms later, when it configures it anew (`netplan apply`). Shorter than others take to
+/// miss this node.
+const RECONFIGURED: Duration = Duration::from_millis(150);
+
 /// What holds of a virtual IP apart from its service's health.
 #[derive(Debug, Clone)]
 pub(super) struct VipFacts {
@@ -38,6 +43,8 @@ pub(super) struct LocalVip {
     election: Election,
     rules: VipRules,
     place: Result<VipPlacement, NoSegment>,
+    /// Since when the network of the place that it is owned at is gone.
+    lost: Option<Moment>,
     /// It is no setting any more and only says goodbye.
     leaving: bool,
     made: Moment,
@@ -55,6 +62,7 @@ impl LocalVip {
             settings,
             rules: VipRules::default(),
             place: Err(NoSegment::Segment(Unfit::new(Cause::SegmentUntested, "not tested yet"))),
+            lost: None,
             leaving: false,
             made: now,
         }
@@ -118,9 +126,27 @@ impl LocalVip {
         changed
     }
 
-    /// Where it would live, as the interfaces are now.
-    pub(super) fn set_place(&mut self, place: Result<VipPlacement, NoSegment>) {
-        self.place = place;
+    /// Where it would live, as the interfaces are now. Returns when to look again, if an owner may get its network back
+    /// until then: its place is as it was. `up`: the indices of the interfaces that are up.
+    pub(super) fn set_place(
+        &mut self,
+        now: Moment,
+        place: Result<VipPlacement, NoSegment>,
+        up: impl Fn(u32) -> bool,
+    ) -> Option<Moment> {
+        let is_gone = matches!(&place, Err(NoSegment::Segment(why)) if why.cause == Cause::NoInterface)
+            && self.owns_at(up);
+        self.lost = is_gone.then(|| self.lost.unwrap_or(now));
+        let until = self.lost.map(|since| since.after(RECONFIGURED)).filter(|until| now < *until);
+        if until.is_none() {
+            self.place = place;
+        }
+        until
+    }
+
+    /// Whether it is owned here, on an interface that is still up.
+    fn owns_at(&self, up: impl Fn(u32) -> bool) -> bool {
+        self.election.owns() && self.place.as_ref().is_ok_and(|place| up(place.index))
     }
 
     /// Someone else has the address, at this Ethernet address. `member`: whose it is.
@@ -359,17 +385,45 @@ mod tests {
         assert!(vips.remove_finished(at(4)) && vips.is_empty());
     }
 
+    fn place(up: bool) -> VipPlacement {
+        let (mac, source) = (Mac([2; 6]), [10, 9, 0, 1].into());
+        VipPlacement { index: 2, name: "eth0".to_owned(), mac, source, prefix: 24, up }
+    }
+
+    fn fine() -> VipFacts {
+        VipFacts { blocked: None, draining: false, taken: None, segment: Ok(()) }
+    }
+
+    #[test]
+    fn an_owner_keeps_its_place_while_its_interface_is_configured_anew() {
+        let gone = || Err(NoSegment::Segment(Cause::NoInterface.into()));
+        let after = |ms| at(1000).after(Duration::from_millis(ms));
+        let mut vips = vips(&[50]);
+        for vip in vips.all_mut() {
+            vip.set_place(at(0), Ok(place(true)), |_| true);
+            vip.set_facts(at(0), fine());
+            // One that does not own it says so at once.
+            assert_eq!((vip.set_place(at(1), gone(), |_| true), vip.place().is_ok()), (None, false));
+            vip.set_place(at(2), Ok(place(true)), |_| true);
+            vip.set_facts(at(2), fine());
+            assert_eq!(reason(vip), None);
+            assert!(vip.election.owns());
+            let until = Some(after(150));
+            assert_eq!((vip.set_place(after(0), gone(), |_| true), vip.place().is_ok()), (until, true));
+            assert_eq!((vip.set_place(after(149), gone(), |_| true), vip.place().is_ok()), (until, true));
+            vip.set_place(after(149), Ok(place(true)), |_| true);
+            // Counted anew, and not for ever.
+            let until = Some(after(300));
+            assert_eq!((vip.set_place(after(150), gone(), |_| true), vip.place().is_ok()), (until, true));
+            assert_eq!((vip.set_place(after(300), gone(), |_| true), vip.place().is_ok()), (None, false));
+            // A link that is down has no network to come back.
+            vip.set_place(after(301), Ok(place(true)), |_| true);
+            assert_eq!((vip.set_place(after(302), gone(), |_| false), vip.place().is_ok()), (None, false));
+        }
+    }
+
     #[test]
     fn what_is_wrong_is_said_of_the_place_it_has() {
-        let place = |up| VipPlacement {
-            index: 2,
-            name: "eth0".to_owned(),
-            mac: Mac([2; 6]),
-            source: [10, 9, 0, 1].into(),
-            prefix: 24,
-            up,
-        };
-        let fine = || VipFacts { blocked: None, draining: false, taken: None, segment: Ok(()) };
         let wrong = |cause: Cause| Some(Unfit::from(cause));
         let own = NoSegment::Own(Cause::OwnAddress.into());
         for (at_place, facts, reason_is) in [
@@ -396,7 +450,7 @@ mod tests {
         ] {
             let mut vips = vips(&[50]);
             for vip in vips.all_mut() {
-                vip.set_place(at_place.clone());
+                vip.set_place(at(0), at_place.clone(), |_| true);
                 vip.set_facts(at(0), facts.clone());
                 assert_eq!(reason(vip), reason_is, "{at_place:?} {facts:?}");
             }
@@ -410,7 +464,7 @@ mod tests {
         let good = LocalEligibility { vips: [(address, Ok(()))].into(), checks: 1, ..Default::default() };
         let none = |checks| LocalEligibility { checks, ..Default::default() };
         for vip in vips.all_mut() {
-            vip.set_place(Err(NoSegment::Own(Cause::OwnAddress.into())));
+            vip.set_place(at(0), Err(NoSegment::Own(Cause::OwnAddress.into())), |_| true);
             vip.election.set_fact(at(0), EligibilityFact::Segment, Ok(()));
             assert_eq!(reason(vip), None);
         }

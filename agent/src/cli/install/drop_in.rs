@@ -17,24 +17,8 @@ pub(super) fn text(
     program: &Path,
 ) -> anyhow::Result<Option<String>> {
     let defaults = Config::default();
-    // AGENT_BIN is not ours; every other one was checked when the settings were loaded.
-    let is_ours = |key: &str| key.starts_with("AGENT_") && key != "AGENT_BIN";
-    let mut variables: Vec<(String, String)> =
-        environment.filter(|(key, value)| is_ours(key) && !value.is_empty()).collect();
-    let mut set = |key: &str, value: Option<String>| {
-        if let Some(value) = value {
-            variables.retain(|(existing, _)| existing != key);
-            variables.push((key.to_owned(), value));
-        }
-    };
-    set("AGENT_STATE_DIR", global.state_dir.clone());
-    set("AGENT_RUNTIME_DIR", global.runtime_dir.clone());
-    set("AGENT_LOG_FORMAT", global.log.map(|format| format.to_string()));
-    set("AGENT_LOG_LEVEL", global.log_level.map(|level| level.to_string()));
-    variables.sort_unstable();
-
     let mut body = String::new();
-    for (key, value) in &variables {
+    for (key, value) in &variables(global, environment) {
         let _ = writeln!(body, "Environment={}", quote(&format!("{key}={value}"))?);
     }
     // The unit makes all but its own directories read-only.
@@ -63,6 +47,29 @@ pub(super) fn text(
         }
     }
     Ok(Some(format!("{head}[Service]\n{body}")))
+}
+
+/// The AGENT_* variables that the service needs, for what the command was given by options and by variables.
+pub(super) fn variables(
+    global: &Global,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Vec<(String, String)> {
+    // AGENT_BIN is not ours; every other one was checked when the settings were loaded.
+    let is_ours = |key: &str| key.starts_with("AGENT_") && key != "AGENT_BIN";
+    let mut variables: Vec<(String, String)> =
+        environment.filter(|(key, value)| is_ours(key) && !value.is_empty()).collect();
+    let mut set = |key: &str, value: Option<String>| {
+        if let Some(value) = value {
+            variables.retain(|(existing, _)| existing != key);
+            variables.push((key.to_owned(), value));
+        }
+    };
+    set("AGENT_STATE_DIR", global.state_dir.clone());
+    set("AGENT_RUNTIME_DIR", global.runtime_dir.clone());
+    set("AGENT_LOG_FORMAT", global.log.map(|format| format.to_string()));
+    set("AGENT_LOG_LEVEL", global.log_level.map(|level| level.to_string()));
+    variables.sort_unstable();
+    variables
 }
 
 /// A value in quotes, as systemd.syntax(7) wants it: `%` begins a specifier everywhere.

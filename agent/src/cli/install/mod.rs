@@ -103,12 +103,7 @@ fn start_elsewhere(settings: &CommandSettings, start: bool, say: &mut dyn FnMut(
                        OpenRC, procd and runit; have any other init system run this as root: agent run";
         return Err(ExitError::error(exit::UNAVAILABLE, message));
     };
-    let program = Path::new(BINARY_PATH);
-    if drop_in::text(&settings.config, &settings.global, settings::environment(), program)?.is_some() {
-        let message = "options and AGENT_* variables of this command do not reach the service of this init system; \
-                       write them into its own file, or into /etc/agent/agent.toml, and start it";
-        return Err(ExitError::error(exit::UNAVAILABLE, message));
-    }
+    init.prepare(Path::new("/"), &settings.config, &settings.global, settings::environment(), say)?;
     if start {
         init.start()?;
         say("started");

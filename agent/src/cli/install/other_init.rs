@@ -1,12 +1,19 @@
 //! Init systems other than systemd, whose service deploy/install.sh sets up: started, stopped and removed here.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::{out_of, package, unable};
+use proto::config::Config;
+
+use super::{drop_in, out_of, package, unable, write};
+use crate::cli::Global;
 use crate::cli::exit::{self, ExitError};
+
+/// The variables of the service, which its script reads; beside the configuration.
+const VARIABLES: &str = "etc/agent/service.env";
 
 /// How one of them is used.
 #[derive(Debug, Clone, Copy)]
@@ -44,7 +51,7 @@ const ALL: [OtherInit; 3] = [
     },
     OtherInit {
         file: "etc/sv/agent/run",
-        mark: "agent run",
+        mark: "bin/agent",
         start: &["sv", "restart", "agent"],
         stop: &["sv", "force-stop", "agent"],
         disable: &["sv", "exit", "agent"],
@@ -57,6 +64,25 @@ impl OtherInit {
     pub(super) fn find(root: &Path) -> Option<OtherInit> {
         ALL.into_iter()
             .find(|one| fs::read_to_string(root.join(one.file)).is_ok_and(|text| text.contains(one.mark)))
+    }
+
+    /// Has the service see what the command saw: its options and AGENT_* variables.
+    pub(super) fn prepare(
+        &self,
+        root: &Path,
+        config: &Config,
+        global: &Global,
+        environment: impl Iterator<Item = (String, String)>,
+        say: &mut dyn FnMut(&str),
+    ) -> anyhow::Result<()> {
+        let path = root.join(VARIABLES);
+        let Some(text) = variables(config, global, environment)? else { return remove(&path, say) };
+        if fs::read(&path).is_ok_and(|found| found == text.as_bytes()) {
+            return Ok(());
+        }
+        write(&path, text.as_bytes(), 0o600).map_err(|error| unable("write", &path, &error))?;
+        say(&format!("wrote {}", path.display()));
+        Ok(())
     }
 
     /// Starts the service.
@@ -74,19 +100,61 @@ impl OtherInit {
         self.stop()?;
         run(self.disable)?;
         say("stopped and disabled");
+        remove(&root.join(VARIABLES), say)?;
         let program = format!("/{}", package::PROGRAM);
         if fs::read_to_string(root.join(self.file)).is_ok_and(|text| text.contains(&program)) {
             say(&format!("kept the files of the package {}", package::NAME));
             return Ok(false);
         }
-        for file in self.files.iter().map(|file| root.join(file)) {
-            let Ok(about) = fs::symlink_metadata(&file) else { continue };
-            let removed = if about.is_dir() { fs::remove_dir_all(&file) } else { fs::remove_file(&file) };
-            removed.map_err(|error: io::Error| unable("remove", &file, &error))?;
-            say(&format!("removed {}", file.display()));
+        for file in self.files {
+            remove(&root.join(file), say)?;
         }
         Ok(true)
     }
+}
+
+/// Removes a file or a directory, where it is there.
+fn remove(path: &Path, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+    let Ok(about) = fs::symlink_metadata(path) else { return Ok(()) };
+    let removed = if about.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    removed.map_err(|error: io::Error| unable("remove", path, &error))?;
+    say(&format!("removed {}", path.display()));
+    Ok(())
+}
+
+/// The lines of a shell that set them, unless something else has: a person's own file of the init system comes first.
+fn variables(
+    config: &Config,
+    global: &Global,
+    environment: impl Iterator<Item = (String, String)>,
+) -> anyhow::Result<Option<String>> {
+    let mut all = drop_in::variables(global, environment);
+    // The script looks there for a member, and reads no TOML.
+    if config.state_dir != Config::default().state_dir && !all.iter().any(|(key, _)| key == "AGENT_STATE_DIR")
+    {
+        all.push(("AGENT_STATE_DIR".to_owned(), config.state_dir.clone()));
+    }
+    if let Some(file) = &global.config {
+        let file = std::path::absolute(file)?.to_string_lossy().into_owned();
+        // It becomes words of a command line.
+        if !file.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+@:".contains(c)) {
+            let message = format!(
+                "\"{file}\" can't be handed to the service of this init system; \
+                 name a file by letters, digits and /._-+@: alone"
+            );
+            return Err(ExitError::error(exit::CONFIG, message));
+        }
+        all.push(("agent_args".to_owned(), format!("--config {file}")));
+    }
+    if all.is_empty() {
+        return Ok(None);
+    }
+    let mut text = "# Written by agent install from its own options; overwritten by the next.\n".to_owned();
+    for (key, value) in &all {
+        let value = value.replace('\'', r"'\''");
+        let _ = writeln!(text, "[ -n \"${{{key}+set}}\" ] || {key}='{value}'\nexport {key}");
+    }
+    Ok(Some(text))
 }
 
 /// Runs a command of the init system, and turns its failure into words.
@@ -119,6 +187,29 @@ mod tests {
             fs::create_dir_all(at.parent().unwrap()).unwrap();
             fs::copy(deploy.join(file), at).unwrap();
             assert_eq!(OtherInit::find(root.path()).unwrap().start[0], first, "{file}");
+            let text = fs::read_to_string(deploy.join(file)).unwrap();
+            assert!(text.contains(&format!("/{VARIABLES}")), "{file} does not read what install writes");
         }
+    }
+
+    #[test]
+    fn the_service_sees_what_the_command_saw() {
+        let root = tempfile::tempdir().unwrap();
+        let prepare = |state: &str, global: &Global, environment: &[(&str, &str)]| {
+            let config = Config { state_dir: state.to_owned(), ..Config::default() };
+            let environment = environment.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+            ALL[0].prepare(root.path(), &config, global, environment, &mut |_| ())
+        };
+        let global = Global { config: Some("/etc/other.toml".into()), ..Global::default() };
+        prepare("/srv/it's", &global, &[("AGENT_NODE_NAME", "m 1"), ("PATH", "/bin"), ("AGENT_BIN", "/x")])
+            .unwrap();
+        let script = "AGENT_NODE_NAME=mine; . \"$1\"; echo \"$AGENT_NODE_NAME|$AGENT_STATE_DIR|$agent_args\"";
+        let file = root.path().join(VARIABLES);
+        let output = Command::new("sh").args(["-euc", script, "sh"]).arg(&file).output().unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), "mine|/srv/it's|--config /etc/other.toml\n");
+        let global = Global { config: Some("/etc/$(reboot).toml".into()), ..Global::default() };
+        assert!(prepare("/srv", &global, &[]).is_err());
+        prepare(&Config::default().state_dir, &Global::default(), &[]).unwrap();
+        assert!(!file.exists());
     }
 }

@@ -17,6 +17,7 @@ use super::super::segments::{self, L2Segments};
 use super::super::{HandedVip, VipInputs};
 use super::VipDriver;
 use crate::lifecycle::wall;
+use crate::netlink::route::IFF_UP;
 
 /// The second net, should a change go unheard, and for round-trip times and reports.
 const TICK: Duration = Duration::from_secs(1);
@@ -130,10 +131,13 @@ impl VipDriver {
         for vip in self.vips.all_mut() {
             let address = vip.settings().address;
             let others = self.kernel.others(address);
-            let found =
-                place(address, vip.settings().interface.as_deref(), self.kernel.interfaces(), &others);
-            vip.set_place(found.clone());
-            let Ok(found) = found else { continue };
+            let interfaces = self.kernel.interfaces();
+            let found = place(address, vip.settings().interface.as_deref(), interfaces, &others);
+            let up = |index| interfaces.iter().any(|one| one.index == index && one.flags & IFF_UP != 0);
+            if let Some(again) = vip.set_place(now, found, up) {
+                self.lookout.look_by(again);
+            }
+            let Ok(found) = vip.place().cloned() else { continue };
             let present = self.kernel.read_back(address, found.index);
             vip.election_mut().address(now, present);
             if vip.has_candidate(&self.own) && !vip.is_leaving() {
