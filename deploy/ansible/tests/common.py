@@ -63,6 +63,14 @@ def vip_of(machines):
     return lab.until("all agree on the owner of the virtual IP", agreed, 30)
 
 
+def stayed(machines, before):
+    """The virtual IP has the owner and the epoch of before; if not, what the nodes tell of it."""
+    after = vip_of(machines)
+    if after != before:
+        told = "".join(f"{machine.name}:\n" + machine.exec("agent", "events").stdout for machine in machines)
+        raise RuntimeError(f"the virtual IP has moved: {before}, {after}\n{told}")
+
+
 class Load:
     """A client in a namespace, while the block runs."""
 
