@@ -68,7 +68,15 @@ impl Haproxy<'_> {
     /// # Errors
     /// It does not.
     pub fn start(&self, node: &Node) -> Result<Proc> {
-        self.start_as(node, "-db", &self.config())
+        self.start_as(node, "haproxy", "-db", &self.config())
+    }
+
+    /// The same with another binary of haproxy than Debian's.
+    ///
+    /// # Errors
+    /// As [`Haproxy::start`].
+    pub fn start_program(&self, node: &Node, program: &str) -> Result<Proc> {
+        self.start_as(node, program, "-db", &self.config())
     }
 
     /// The same with a master process, which hands its listening sockets to the next worker at SIGUSR2.
@@ -79,14 +87,14 @@ impl Haproxy<'_> {
         let socket = node.dir().join(format!("{}.sock", self.name));
         let hands =
             format!("global\n    stats socket {} expose-fd listeners level admin\n", socket.display());
-        self.start_as(node, "-Ws", &self.config().replacen("global\n", &hands, 1))
+        self.start_as(node, "haproxy", "-Ws", &self.config().replacen("global\n", &hands, 1))
     }
 
-    fn start_as(&self, node: &Node, mode: &str, config: &str) -> Result<Proc> {
+    fn start_as(&self, node: &Node, program: &str, mode: &str, config: &str) -> Result<Proc> {
         let file = node.dir().join(format!("{}.cfg", self.name));
         std::fs::write(&file, config)?;
         let path = file.to_string_lossy().into_owned();
-        listening(node, node.spawn(self.name, &["haproxy", mode, "-f", &path])?, self.listen)
+        listening(node, node.spawn(self.name, &[program, mode, "-f", &path])?, self.listen)
     }
 }
 

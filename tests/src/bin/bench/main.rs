@@ -11,10 +11,12 @@ mod memory;
 mod pods;
 mod proxy;
 mod pulse;
+mod samples;
 mod scale;
 mod serving;
 #[path = "../../../../proto/tests/simulation/mod.rs"]
 mod simulation;
+mod tls;
 mod traffic;
 mod upgrade;
 mod usage;
@@ -40,7 +42,11 @@ const BENCHES: &[(&str, &str, Bench)] = &[
         "what clients notice of faults, beside haproxy; [--runs N] [--after S] [ROW…]",
         faults::faults,
     ),
-    ("proxy", "the data path, beside haproxy and nginx; [--rounds N] [--seconds S] [--held N]", proxy::proxy),
+    (
+        "proxy",
+        "the data path, beside haproxy and nginx; [--rounds N] [--seconds S] [--held N] [ROW…]",
+        proxy::proxy,
+    ),
     (
         "memory",
         "what held connections and slow readers charge a cgroup; [--held N] [--slow N] [--seconds S] [--limit-mb M]",

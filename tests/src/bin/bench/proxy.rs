@@ -1,29 +1,37 @@
-//! `proxy`: our data path compared with haproxy's and nginx', plain TCP over loopback.
+//! `proxy`: our data path compared with haproxy's and nginx', over loopback.
 //!
-//! All run in the network of one node, forward to the same server, and are measured in turn, one at a time;
-//! the others are idle meanwhile. The order rotates with each round.
+//! All run in the network of one node, forward to the same servers, and are measured in turn, one at a time;
+//! the others are idle meanwhile. The order rotates with each round. HAPROXY_BIN names the binary of another haproxy
+//! than Debian's, which is then measured too.
 
-use std::fmt::Write;
 use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tests::lab::{Lab, Node, Proc};
 use tests::mesh::{Agent, GOSSIP, with_agents};
 use tests::peers::{Haproxy, local, nginx_stream, require};
 use tests::wait::eventually;
 
 use super::option;
+use super::samples::Row;
+use super::tls::Tls;
 use super::traffic::{self, Kept};
-use super::usage::{cpu_seconds, memory};
+use super::usage::{memory, run_seconds_of};
 
-/// Port of the server, and the first port of the proxies.
-const SERVER: u16 = 7001;
+/// Ports of the servers, for plain TCP and for TLS.
+const SERVERS: [u16; 2] = [7001, 7002];
+
+/// First port of the proxies; each has two, as the servers.
 const PROXIES: u16 = 17001;
 
 /// Threads that open short connections: enough to keep two cores busy.
 const CLIENTS: usize = 4;
+
+/// Watches held at a time.
+const WATCHES: usize = 200;
 
 /// Connections of the last measurement, if the limit of descriptors allows it.
 const HELD: u64 = 10_000;
@@ -35,208 +43,311 @@ const SPARE: u64 = 1_200;
 /// After closing the held connections, until buffers are released.
 const SETTLE: Duration = Duration::from_secs(3);
 
-/// A proxy; without a process it is the server itself.
-struct Carrier {
-    name: &'static str,
-    address: SocketAddr,
-    pid: Option<u32>,
-    /// Keeps it running.
-    _process: Option<Proc>,
-}
-
-/// Measurements of every round.
-const ROWS: [&str; 10] = [
-    "bulk, 1 connection, Gbit/s",
-    "  CPU s/GB",
-    "bulk, 8 connections, Gbit/s",
-    "  CPU s/GB",
-    "short connections a second",
-    "  CPU ms for each 100",
-    "ping-pong 100 bytes, p50 us",
-    "  p50 over direct, us",
-    "ping-pong 100 bytes, p99 us",
-    "  p99 over direct, us",
-];
-
 /// The other proxies, and the packages that have them.
 pub(crate) const PEERS: [(&str, &str); 2] =
     [("haproxy", "haproxy"), ("../../usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream")];
 
+/// What is measured in every round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Group {
+    Bulk,
+    ManyBulk,
+    Short,
+    Ping,
+    Tls,
+    Watch,
+}
+
+const GROUPS: [Group; 6] =
+    [Group::Bulk, Group::ManyBulk, Group::Short, Group::Ping, Group::Tls, Group::Watch];
+
+/// The last measurement, which is made once.
+const IDLE: &str = "idle";
+
+impl Group {
+    /// What chooses it on the command line.
+    fn word(self) -> &'static str {
+        match self {
+            Group::Bulk => "bulk",
+            Group::ManyBulk => "bulk8",
+            Group::Short => "short",
+            Group::Ping => "ping",
+            Group::Tls => "tls",
+            Group::Watch => "watch",
+        }
+    }
+
+    fn rows(self) -> &'static [&'static str] {
+        match self {
+            Group::Bulk => &["bulk, 1 connection, Gbit/s", "bulk, 1 connection, CPU s/GB"],
+            Group::ManyBulk => &["bulk, 8 connections, Gbit/s", "bulk, 8 connections, CPU s/GB"],
+            Group::Short => &["short connections a second", "short connections, CPU us each"],
+            Group::Ping => &[
+                "100 bytes and back, p50 us",
+                "100 bytes and back, p99 us",
+                "100 bytes, p50 us over direct",
+                "100 bytes, p99 us over direct",
+            ],
+            Group::Tls => {
+                &["TLS, one request each, a second", "TLS requests, p50 us", "TLS requests, CPU us each"]
+            }
+            Group::Watch => &[
+                "200 TLS watches, message p50 us",
+                "200 TLS watches, message p99 us",
+                "watches, CPU us a message",
+                "watches, p50 us over direct",
+                "watches, p99 us over direct",
+            ],
+        }
+    }
+
+    /// One value for each row, but none yet for those that compare with the direct connection.
+    fn measure(self, carrier: &Carrier, tls: &Tls, span: Duration) -> Result<Vec<f64>> {
+        Ok(match self {
+            Group::Bulk | Group::ManyBulk => {
+                let count = if self == Group::Bulk { 1 } else { 8 };
+                let ((bytes, took), cpu) = carrier.costs(|| traffic::bulk(carrier.plain, count, span))?;
+                let gigabytes = bytes as f64 / 1e9;
+                vec![gigabytes * 8.0 / took.as_secs_f64(), cpu / gigabytes]
+            }
+            Group::Short => {
+                let ((count, took), cpu) = carrier.costs(|| traffic::short(carrier.plain, CLIENTS, span))?;
+                vec![count as f64 / took.as_secs_f64(), cpu * 1e6 / count as f64]
+            }
+            Group::Ping => {
+                let (times, _) = carrier.costs(|| traffic::ping_pong(carrier.plain, span / 2))?;
+                vec![percentile(&times, 50)?, percentile(&times, 99)?]
+            }
+            Group::Tls => {
+                let ((times, took), cpu) = carrier.costs(|| tls.requests(carrier.tls, CLIENTS, span))?;
+                let count = times.len() as f64;
+                vec![count / took.as_secs_f64(), percentile(&times, 50)?, cpu * 1e6 / count]
+            }
+            Group::Watch => {
+                let ((times, before), after) = {
+                    let watched = tls.watches(carrier.tls, WATCHES, span, || carrier.cpu())?;
+                    (watched, carrier.cpu()?)
+                };
+                let cpu = (after - before) * 1e6 / times.len() as f64;
+                vec![percentile(&times, 50)?, percentile(&times, 99)?, cpu]
+            }
+        })
+    }
+
+    /// Adds what a proxy's latency is over the direct connection's of the same round, which is the last.
+    fn compare(self, round: &mut [Vec<f64>]) {
+        let Some(direct) = round.last().cloned() else { return };
+        let latencies = self.rows().iter().filter(|row| row.ends_with("over direct")).count();
+        for values in round {
+            let over: Vec<f64> =
+                values.iter().zip(&direct).take(latencies).map(|(one, direct)| one - direct).collect();
+            values.extend(over);
+        }
+    }
+}
+
+fn percentile(sorted: &[Duration], percent: usize) -> Result<f64> {
+    let one = sorted.get(sorted.len() * percent / 100).context("nothing was measured")?;
+    Ok(one.as_secs_f64() * 1e6)
+}
+
+/// A proxy; without processes it is the servers themselves.
+struct Carrier {
+    name: String,
+    /// Where it takes plain connections and those of TLS.
+    plain: SocketAddr,
+    tls: SocketAddr,
+    pids: Vec<u32>,
+    /// Keeps them running.
+    processes: Vec<Proc>,
+}
+
 pub(crate) fn proxy(arguments: &[String]) -> Result<()> {
     require(&PEERS)?;
     let mut arguments = arguments.to_vec();
-    let rounds = option(&mut arguments, "--rounds", 5)?;
+    let rounds = usize::try_from(option(&mut arguments, "--rounds", 5)?)?;
     let span = Duration::from_secs(option(&mut arguments, "--seconds", 3)?);
     let held = option(&mut arguments, "--held", HELD)?.min(most_held()?);
-    ensure!(arguments.is_empty(), "what is {arguments:?}?");
+    let words: Vec<&str> = GROUPS.iter().map(|group| group.word()).chain([IDLE]).collect();
+    if let Some(wrong) = arguments.iter().find(|one| !words.contains(&one.as_str())) {
+        bail!("there is no row \"{wrong}\"; there are: {}", words.join(" "));
+    }
+    let wants = |word: &str| arguments.is_empty() || arguments.iter().any(|one| one == word);
+    let groups: Vec<Group> = GROUPS.into_iter().filter(|group| wants(group.word())).collect();
     with_agents(Lab::bridge(1), |lab, agents| {
         let agent = agents.first_mut().context("no agent")?;
         let node = lab.node(0);
         // Ten thousand connections per second leave many ports in TIME_WAIT.
         node.exec(&["sysctl", "-qw", "net.ipv4.ip_local_port_range=20000 65000"])?.ok()?;
-        let server = SocketAddr::new(node.mesh_ip(), SERVER);
-        let kept = node.inside(|| traffic::serve(server))?;
-        let carriers = carriers(lab, node, agent, server, held)?;
+        let servers = SERVERS.map(|port| SocketAddr::new(node.mesh_ip(), port));
+        let tls = Tls::of(lab.certs())?;
+        let kept = node.inside(|| {
+            tls.serve(servers[1])?;
+            traffic::serve(servers[0])
+        })?;
+        let mut carriers = carriers(lab, node, agent, servers, held)?;
+        let names: Vec<String> = carriers.iter().map(|one| one.name.clone()).collect();
+        println!("over loopback, {rounds} rounds of {span:?}\n");
         node.inside(|| {
-            let mut samples = vec![vec![Vec::new(); carriers.len()]; ROWS.len()];
-            for round in 0..rounds {
-                eprintln!("round {} of {rounds}", round + 1);
-                one_round(&carriers, usize::try_from(round)?, span, &mut samples)?;
+            let all: Vec<(Group, Vec<Row>)> = groups
+                .iter()
+                .map(|group| {
+                    let row = |name: &&'static str| Row::new(name, 2, carriers.len());
+                    (*group, group.rows().iter().map(row).collect())
+                })
+                .collect();
+            let all = measure(all, &carriers, &tls, rounds, span)?;
+            for row in all.iter().flat_map(|(_, rows)| rows) {
+                println!("{}", row.text(&names));
             }
-            over_direct(&mut samples);
-            println!("plain TCP over loopback, {rounds} rounds, medians; ratio: agent to haproxy's better\n");
-            print(&carriers, &samples);
-            memory_held(&carriers, &kept, held)
+            if wants(IDLE) {
+                println!("{}", memory_held(&carriers, &kept, held)?.text(&names));
+                if held < HELD {
+                    println!("{held} and not {HELD} held: the hard limit of descriptors here allows no more");
+                }
+            }
+            carriers.iter_mut().try_for_each(Carrier::is_running)
         })
     })
 }
 
-/// Starts the agent with a service of this listener and port, and waits until it carries.
+fn measure(
+    mut all: Vec<(Group, Vec<Row>)>,
+    carriers: &[Carrier],
+    tls: &Tls,
+    rounds: usize,
+    span: Duration,
+) -> Result<Vec<(Group, Vec<Row>)>> {
+    for round in 0..rounds {
+        eprintln!("round {} of {rounds}", round + 1);
+        for (group, rows) in &mut all {
+            let mut values = vec![Vec::new(); carriers.len()];
+            for at in (0..carriers.len()).map(|i| (i + round) % carriers.len()) {
+                let measured = group.measure(&carriers[at], tls, span);
+                values[at] = measured.with_context(|| format!("{group:?} through {}", carriers[at].name))?;
+            }
+            group.compare(&mut values);
+            for (at, values) in values.into_iter().enumerate() {
+                rows.iter_mut().zip(values).for_each(|(row, value)| row.push(at, value));
+            }
+        }
+    }
+    for (group, rows) in &all {
+        let lacks = rows.iter().flat_map(|row| row.incomplete(rounds)).next();
+        if let Some(carrier) = lacks.and_then(|at| carriers.get(at)) {
+            bail!("{group:?} has fewer than {rounds} values of {}", carrier.name);
+        }
+    }
+    Ok(all)
+}
+
+/// Starts the agent with services of these listeners and ports, and waits until it carries.
 pub(crate) fn start_agent(
     lab: &Lab,
     node: &Node,
     agent: &mut Agent<'_>,
-    listen: SocketAddr,
-    server: u16,
+    services: &[(SocketAddr, u16)],
 ) -> Result<()> {
     let config = lab.dir().join("proxy.toml");
-    std::fs::write(
-        &config,
+    let service = |(i, (listen, port)): (usize, &(SocketAddr, u16))| {
         format!(
-            "[[service]]\nname = \"bulk\"\nlisten = \"{listen}\"\nport = {server}\ncheck = \"tcp\"\nmaxconn = 20000\n"
-        ),
-    )?;
+            "[[service]]\nname = \"bench{i}\"\nlisten = \"{listen}\"\nport = {port}\ncheck = \"tcp\"\n\
+             maxconn = 20000\n"
+        )
+    };
+    std::fs::write(&config, services.iter().enumerate().map(service).collect::<String>())?;
     agent.options = vec!["--config".to_owned(), config.to_string_lossy().into_owned()];
     agent.init_with(&["--iface", node.interface])?;
     eventually("the agent carries", GOSSIP, || {
         let status = agent.status()?;
-        let service = status.services.iter().find(|service| service.name == "bulk").context("no service")?;
-        let ready = service.backends.iter().any(|backend| ["ready", "alive"].contains(&&*backend.state));
-        ensure!(ready, "its backends are {:?}", service.backends);
+        for i in 0..services.len() {
+            let name = format!("bench{i}");
+            let service = status.services.iter().find(|one| one.name == name).context("no service")?;
+            let ready = service.backends.iter().any(|one| ["ready", "alive"].contains(&&*one.state));
+            ensure!(ready, "the backends of {name} are {:?}", service.backends);
+        }
         Ok(())
     })?;
     Ok(())
 }
 
-/// Starts all of them; the server itself is the last.
+/// Starts all of them; the servers themselves are the last.
 fn carriers(
     lab: &Lab,
     node: &Node,
     agent: &mut Agent<'_>,
-    server: SocketAddr,
+    servers: [SocketAddr; 2],
     held: u64,
 ) -> Result<Vec<Carrier>> {
-    let mut carriers = Vec::new();
-    let listen = local(PROXIES);
-    start_agent(lab, node, agent, listen, SERVER)?;
-    let pid = Some(agent.process()?.pid());
-    carriers.push(Carrier { name: "agent", address: listen, pid, _process: None });
-    let splices = [("haproxy+splice", "option splice-auto"), ("haproxy", "no option splice-auto")];
-    for (i, (name, defaults)) in (1..).zip(splices) {
-        let listen = local(PROXIES + i);
-        let haproxy = Haproxy {
-            name,
-            listen,
-            servers: vec![server],
-            maxconn: held + 50,
-            defaults,
-            server: "weight 100",
-        };
-        let process = haproxy.start(node)?;
-        let pid = Some(process.pid());
-        carriers.push(Carrier { name, address: listen, pid, _process: Some(process) });
+    let mut ports = (PROXIES..).step_by(2).map(|port| [local(port), local(port + 1)]);
+    let mut next = || ports.next().context("no port is left");
+    let listen = next()?;
+    start_agent(lab, node, agent, &[(listen[0], SERVERS[0]), (listen[1], SERVERS[1])])?;
+    let mut carriers = vec![Carrier::of("agent".to_owned(), listen, Vec::new())];
+    carriers[0].pids = vec![agent.process()?.pid()];
+    let mut haproxies = vec!["haproxy".to_owned()];
+    haproxies.extend(std::env::var("HAPROXY_BIN").ok());
+    for (nth, program) in haproxies.iter().enumerate() {
+        let version = version_of(program)?;
+        let splices = [("+splice", "option splice-auto"), ("", "no option splice-auto")];
+        for (i, (suffix, defaults)) in splices.into_iter().enumerate() {
+            let listen = next()?;
+            let start = |listen: SocketAddr, server: SocketAddr| {
+                let name = &format!("haproxy{nth}{i}-{}", listen.port());
+                let maxconn = held + 50;
+                Haproxy { name, listen, servers: vec![server], maxconn, defaults, server: "weight 100" }
+                    .start_program(node, program)
+            };
+            let processes = vec![start(listen[0], servers[0])?, start(listen[1], servers[1])?];
+            carriers.push(Carrier::of(format!("haproxy {version}{suffix}"), listen, processes));
+        }
     }
-    let listen = local(PROXIES + 3);
-    let process = nginx_stream(node, listen, server)?;
-    let pid = Some(process.pid());
-    carriers.push(Carrier { name: "nginx", address: listen, pid, _process: Some(process) });
-    carriers.push(Carrier { name: "direct", address: server, pid: None, _process: None });
+    let listen = next()?;
+    let processes =
+        vec![nginx_stream(node, listen[0], servers[0])?, nginx_stream(node, listen[1], servers[1])?];
+    carriers.push(Carrier::of("nginx".to_owned(), listen, processes));
+    carriers.push(Carrier::of("direct".to_owned(), servers, Vec::new()));
     Ok(carriers)
 }
 
-type Samples = Vec<Vec<Vec<f64>>>;
-
-fn one_round(carriers: &[Carrier], round: usize, span: Duration, samples: &mut Samples) -> Result<()> {
-    let turned = |i: usize| (i + round) % carriers.len();
-    for (row, count) in [(0, 1), (2, 8)] {
-        for at in (0..carriers.len()).map(turned) {
-            let (carried, cpu) = carriers[at].costs(|address| traffic::bulk(address, count, span))?;
-            let (bytes, took) = carried;
-            let gigabytes = bytes as f64 / 1e9;
-            samples[row][at].push(gigabytes * 8.0 / took.as_secs_f64());
-            samples[row + 1][at].push(cpu / gigabytes);
-        }
-    }
-    for at in (0..carriers.len()).map(turned) {
-        let (made, cpu) = carriers[at].costs(|address| traffic::short(address, CLIENTS, span))?;
-        let (count, took) = made;
-        samples[4][at].push(count as f64 / took.as_secs_f64());
-        samples[5][at].push(cpu * 1e5 / count as f64);
-    }
-    for at in (0..carriers.len()).map(turned) {
-        let times = traffic::ping_pong(carriers[at].address, span / 2)?;
-        for (row, percent) in [(6, 50), (8, 99)] {
-            let time = times.get(times.len() * percent / 100).context("no round trip")?;
-            samples[row][at].push(time.as_secs_f64() * 1e6);
-        }
-    }
-    Ok(())
+/// The version of a haproxy, such as 2.6.12.
+fn version_of(program: &str) -> Result<String> {
+    let output = Command::new(program).arg("-v").output().with_context(|| format!("run {program} -v"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let version = text.split_whitespace().nth(2).with_context(|| format!("{program} -v says: {text}"))?;
+    Ok(version.split('-').next().unwrap_or(version).to_owned())
 }
 
 impl Carrier {
-    /// Runs a measurement, and returns its result with the CPU time of the process.
-    fn costs<T>(&self, act: impl FnOnce(SocketAddr) -> Result<T>) -> Result<(T, f64)> {
-        let cpu = || self.pid.map_or(Ok(f64::NAN), cpu_seconds);
-        let before = cpu()?;
-        let result = act(self.address).with_context(|| format!("through {}", self.name))?;
-        Ok((result, cpu()? - before))
+    fn of(name: String, [plain, tls]: [SocketAddr; 2], processes: Vec<Proc>) -> Carrier {
+        let pids = processes.iter().map(Proc::pid).collect();
+        Carrier { name, plain, tls, pids, processes }
     }
-}
 
-/// A proxy's latency is what it adds to the direct connection of the same round.
-fn over_direct(samples: &mut Samples) {
-    for row in [6, 8] {
-        let Some(direct) = samples[row].last().cloned() else { continue };
-        let over = |of: &Vec<f64>| of.iter().zip(&direct).map(|(one, direct)| one - direct).collect();
-        samples[row + 1] = samples[row].iter().map(over).collect();
-    }
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-fn print(carriers: &[Carrier], samples: &Samples) {
-    let mut head = format!("{:<29}", "");
-    for carrier in carriers {
-        let _ = write!(head, " {:>11}", carrier.name.replace("haproxy+splice", "hap+splice"));
-    }
-    println!("{head}  ratio");
-    for (row, name) in ROWS.iter().enumerate() {
-        let medians: Vec<f64> = samples[row].iter().map(|values| median(values)).collect();
-        println!("{}", line(name, &medians, [0, 2, 4].contains(&row)));
-    }
-}
-
-/// A row with the ratio of ours to haproxy's better setting.
-fn line(name: &str, values: &[f64], more_is_better: bool) -> String {
-    let mut line = format!("{name:<29}");
-    for value in values {
-        if value.is_nan() {
-            let _ = write!(line, " {:>11}", "-");
-            continue;
+    /// CPU time of its processes so far, in seconds; not a number where it has none.
+    fn cpu(&self) -> Result<f64> {
+        match &*self.pids {
+            [] => Ok(f64::NAN),
+            pids => pids.iter().map(|pid| run_seconds_of(*pid)).sum(),
         }
-        let digits = if value.abs() >= 1000.0 { 0 } else { 2 };
-        let _ = write!(line, " {value:>11.digits$}");
     }
-    let better = match more_is_better {
-        true => values[1].max(values[2]),
-        false => values[1].min(values[2]),
-    };
-    let _ = write!(line, "  {:>5.2}", values[0] / better);
-    line
+
+    /// Runs a measurement, and returns its result with the CPU time of the processes, which have to have had some:
+    /// else they were not in the path.
+    fn costs<T>(&self, act: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
+        let before = self.cpu()?;
+        let result = act()?;
+        let cpu = self.cpu()? - before;
+        ensure!(cpu != 0.0, "its processes did nothing");
+        Ok((result, cpu))
+    }
+
+    fn is_running(&mut self) -> Result<()> {
+        for process in &mut self.processes {
+            ensure!(process.is_running(), "{} has ended: {}", self.name, process.tail(10));
+        }
+        Ok(())
+    }
 }
 
 /// Most connections that can be held here: each process involved needs two descriptors for each, and only the
@@ -256,26 +367,24 @@ pub(crate) fn most_held() -> Result<u64> {
 
 /// Resident memory per idle connection: once for each proxy, since a process keeps memory from earlier
 /// connections.
-fn memory_held(carriers: &[Carrier], kept: &Kept, count: u64) -> Result<()> {
-    let mut values = Vec::new();
-    for carrier in &carriers[..carriers.len() - 1] {
-        let pid = carrier.pid.context("a carrier without a process")?;
-        let before = memory(pid)?.0;
+fn memory_held(carriers: &[Carrier], kept: &Kept, count: u64) -> Result<Row> {
+    let mut row = Row::new("bytes for each idle connection", 0, carriers.len());
+    for (at, carrier) in carriers.iter().enumerate() {
+        let Some(pid) = carrier.pids.first() else {
+            row.push(at, f64::NAN);
+            continue;
+        };
+        let before = memory(*pid)?.0;
         let held =
-            traffic::hold(carrier.address, count).with_context(|| format!("through {}", carrier.name))?;
+            traffic::hold(carrier.plain, count).with_context(|| format!("through {}", carrier.name))?;
         std::thread::sleep(SETTLE);
-        let after = memory(pid)?.0;
+        let after = memory(*pid)?.0;
         let gone = traffic::ended(&held);
         ensure!(gone == 0, "{} ended {gone} of {count} idle connections", carrier.name);
-        values.push(after.saturating_sub(before) as f64 * 1024.0 / count as f64);
+        row.push(at, after.saturating_sub(before) as f64 * 1024.0 / count as f64);
         drop(held);
         kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
         std::thread::sleep(SETTLE);
     }
-    values.push(f64::NAN);
-    println!("{}", line(&format!("bytes for each of {count} idle"), &values, false));
-    if count < HELD {
-        println!("\n{count} and not {HELD} held: the hard limit of descriptors here allows no more");
-    }
-    Ok(())
+    Ok(row)
 }

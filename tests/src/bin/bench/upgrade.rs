@@ -112,7 +112,7 @@ fn in_one_network(load: Load, wants: &dyn Fn(&str) -> bool) -> Result<()> {
             let listen = local(PROXIES);
             agent.binary = node.dir().join("agent");
             std::fs::copy(binary()?, &agent.binary)?;
-            start_agent(lab, node, agent, listen, SERVER)?;
+            start_agent(lab, node, agent, &[(listen, SERVER)])?;
             let group = agent.process()?.pid();
             let replace = || agent.cli(&["upgrade"])?.ok().map(|_| ());
             row("agent", node, listen, load, &replace, &|| members(group))?;

@@ -31,6 +31,11 @@ pub(crate) fn run_seconds(pid: u32) -> Result<f64> {
     Ok(nanoseconds / 1e9)
 }
 
+/// The same of a process group: nginx has its workers in it.
+pub(crate) fn run_seconds_of(group: u32) -> Result<f64> {
+    members(group)?.into_iter().map(run_seconds).sum()
+}
+
 /// The fields after the name in /proc/PID/stat.
 fn stat(pid: u32) -> Result<Vec<String>> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
