@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use proto::time::{Moment, UnixMs};
 use rustix::time::{ClockId, Timespec, clock_gettime};
-use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TrackedFuture;
 
 /// The interval of a worker's pulses, and a multiple of those of masters and virtual IPs.
 pub(crate) const STEP: Duration = Duration::from_millis(200);
@@ -50,12 +49,9 @@ impl Lifecycle {
         self.tasks.spawn(task);
     }
 
-    /// Spawns such a task on another runtime.
-    pub(crate) fn spawn_on<F>(&self, task: F, runtime: &Handle) -> JoinHandle<()>
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        self.tasks.spawn_on(task, runtime)
+    /// Such a task, for who runs it without tokio.
+    pub(crate) fn tracked<F: Future>(&self, task: F) -> TrackedFuture<F> {
+        self.tasks.track_future(task)
     }
 
     /// Now, on this process's monotonic clock.

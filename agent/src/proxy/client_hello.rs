@@ -13,7 +13,6 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
@@ -24,13 +23,13 @@ use futures_util::stream::FuturesUnordered;
 use proto::access::Termination;
 use proto::client_hello::{ClientHello, MAX_HELLO, inspect};
 use proto::node::NodeId;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::copy::{BrokenConnection, with_scratch};
 use super::dial::{DialAttempt, Upstream};
 use super::held::CancelHandle;
 use super::pool::{OpenClient, PoolClient, ServicePool};
+use super::reactor::Timer;
+use super::stream::Stream;
 use super::{ProxyShared, socket};
 
 /// Most additional backends that get one ClientHello: with three masters, all of them.
@@ -45,13 +44,15 @@ pub(super) struct ClientHelloBuffer {
     pub(super) is_hello: bool,
     /// No more is awaited before the backend answers.
     is_read: bool,
+    /// The same, but it may still have to be sent.
+    is_complete: bool,
 }
 
 impl ClientHelloBuffer {
     /// What a client has sent to another process, which has not answered it.
     pub(super) fn of(bytes: Vec<u8>) -> ClientHelloBuffer {
         let is_hello = inspect(&bytes) == ClientHello::Hello;
-        ClientHelloBuffer { is_read: !bytes.is_empty(), is_hello, sent: 0, bytes }
+        ClientHelloBuffer { is_read: !bytes.is_empty(), is_hello, sent: 0, bytes, is_complete: false }
     }
 
     pub(super) fn is_read(&self) -> bool {
@@ -63,31 +64,54 @@ impl ClientHelloBuffer {
         self.sent = 0;
     }
 
+    /// Reads what the client has already sent, before a backend is dialled: that can then have it with the connect.
+    pub(super) fn begin(&mut self, client: &Stream) -> io::Result<()> {
+        if self.bytes.is_empty() && !self.is_read {
+            self.read_now(client)?;
+        }
+        Ok(())
+    }
+
+    /// What a backend may have with the connect.
+    pub(super) fn early(&self) -> &[u8] {
+        if self.is_read { &[] } else { &self.bytes }
+    }
+
+    /// So much of it was sent with the connect.
+    pub(super) fn was_sent(&mut self, sent: usize) {
+        self.sent = sent;
+    }
+
     /// Waits for a client's ClientHello. Ends without one as soon as the master sends data. May be dropped anywhere.
-    pub(super) async fn read(
-        &mut self,
-        client: &mut TcpStream,
-        master: &mut TcpStream,
-    ) -> Result<(), BrokenConnection> {
+    pub(super) async fn read(&mut self, client: &Stream, master: &Stream) -> Result<(), BrokenConnection> {
         // In another turn, after a pause, some of it is there.
-        if !self.bytes.is_empty() || !self.at_once(client, master)? {
+        if !self.at_once(client, master)? {
             poll_fn(|cx| self.poll(cx, client, master)).await?;
         }
         self.is_read = true;
         Ok(())
     }
 
-    /// Reads what the client has already sent, which most have while their backend was dialled; true when no
-    /// more has to be awaited.
-    fn at_once(&mut self, client: &TcpStream, master: &TcpStream) -> Result<bool, BrokenConnection> {
+    /// Sends what the client has already sent, which most have while their backend was dialled; true when no more has
+    /// to be awaited.
+    fn at_once(&mut self, client: &Stream, master: &Stream) -> Result<bool, BrokenConnection> {
+        if self.bytes.is_empty() {
+            self.read_now(client).map_err(by(Termination::Client))?;
+        }
+        if let Some(rest @ [_, ..]) = self.bytes.get(self.sent..) {
+            self.sent += master.write_now(rest).map_err(by(Termination::Server))?;
+        }
+        Ok(self.is_complete)
+    }
+
+    fn read_now(&mut self, client: &Stream) -> io::Result<()> {
         with_scratch(|scratch| {
             let most = scratch.len().min(MAX_HELLO);
-            let found = socket::read_now(client, &mut scratch[..most]).map_err(by(Termination::Client))?;
-            if let Some(n @ 1..) = found {
-                self.bytes = scratch[..n].to_vec();
-                self.sent = socket::write_now(master, &self.bytes).map_err(by(Termination::Server))?;
+            if let Some(found) = client.read_now(&mut scratch[..most])? {
+                self.bytes = scratch[..found.bytes].to_vec();
+                self.is_complete = self.is_whole(0);
             }
-            Ok(found.is_some() && self.is_whole(0))
+            Ok(())
         })
     }
 
@@ -101,13 +125,13 @@ impl ClientHelloBuffer {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        client: &mut TcpStream,
-        master: &mut TcpStream,
+        client: &Stream,
+        master: &Stream,
     ) -> Poll<Result<(), BrokenConnection>> {
         loop {
             // The start of a hello may be the whole of another protocol's message: nothing is held back.
             while let Some(rest @ [_, ..]) = self.bytes.get(self.sent..) {
-                match Pin::new(&mut *master).poll_write(cx, rest).map_err(by(Termination::Server))? {
+                match master.poll_write(cx, rest, false).map_err(by(Termination::Server))? {
                     Poll::Ready(n) => self.sent += n,
                     Poll::Pending => break,
                 }
@@ -118,10 +142,9 @@ impl ClientHelloBuffer {
             let before = self.bytes.len();
             ready!(with_scratch(|scratch| {
                 let most = scratch.len().min(MAX_HELLO);
-                let mut buffer = ReadBuf::new(&mut scratch[..most]);
-                let read = Pin::new(&mut *client).poll_read(cx, &mut buffer);
-                self.bytes.extend_from_slice(buffer.filled());
-                read
+                let found = ready!(client.poll_read(cx, &mut scratch[..most]))?;
+                self.bytes.extend_from_slice(&scratch[..found.bytes]);
+                Poll::Ready(io::Result::Ok(()))
             }))
             .map_err(by(Termination::Client))?;
             if self.is_whole(before) {
@@ -178,7 +201,7 @@ enum AttemptOutcome {
 
 /// Sends a hello until a backend answers it; the cause when none does.
 pub(super) async fn answer(
-    client: &TcpStream,
+    client: &Stream,
     upstream: Upstream,
     first: &ClientHelloBuffer,
     header: &[u8],
@@ -193,9 +216,8 @@ pub(super) async fn answer(
     let mut race = FuturesUnordered::new();
     race.push(sender.attempt(AttemptStart::Connected(run, cancel)));
     let (mut closed, mut replays, mut only_hello) = (None, 0, true);
-    let mut patience = Box::pin(tokio::time::sleep(sender.too_long));
+    let mut patience = Timer::new(sender.too_long);
     let winner = loop {
-        let mut more = [0];
         tokio::select! {
             biased;
             outcome = race.next() => match outcome {
@@ -206,7 +228,7 @@ pub(super) async fn answer(
                 Some(AttemptOutcome::Closed(run)) => closed = Some(run),
                 Some(AttemptOutcome::Failed) | None => {}
             },
-            more = client.peek(&mut more), if only_hello => {
+            more = client.peek(), if only_hello => {
                 let more = more.map_err(|_| Termination::Client)?;
                 // From here on the client has sent more than a hello, so no further backend gets it.
                 only_hello = false;
@@ -219,7 +241,7 @@ pub(super) async fn answer(
             }
             () = &mut patience => {}
         }
-        patience.as_mut().reset(tokio::time::Instant::now() + sender.too_long);
+        patience.reset(sender.too_long);
         if only_hello
             && replays < MOST_REPLAYS
             && let Some(start) = sender.again(&mut tried)
@@ -263,7 +285,7 @@ impl HelloSender<'_> {
         let backend = backends.get(chosen).filter(|_| self.pool.may_replay(now))?;
         tried.push(backend.node);
         conn_guard.held.counts.replays.fetch_add(1, Relaxed);
-        Some(AttemptStart::Dial(DialAttempt::begin(conn_guard, backend.address, self.pool, self.shared)))
+        Some(AttemptStart::Dial(DialAttempt::begin(conn_guard, backend.address, &[], self.pool, self.shared)))
     }
 
     async fn attempt(&self, start: AttemptStart) -> AttemptOutcome {
@@ -306,16 +328,10 @@ impl FirstByteWait<'_> {
     async fn first_byte(&self) -> io::Result<usize> {
         let stream = &self.run.upstream.stream;
         while let Some(rest @ [_, ..]) = self.sender.hello.get(self.run.sent.load(Relaxed)..) {
-            stream.writable().await?;
-            match stream.try_write(rest) {
-                Ok(n) => {
-                    self.run.sent.fetch_add(n, Relaxed);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
+            let n = poll_fn(|cx| stream.poll_write(cx, rest, false)).await?;
+            self.run.sent.fetch_add(n, Relaxed);
         }
-        stream.peek(&mut [0]).await
+        stream.peek().await
     }
 }
 

@@ -1,9 +1,10 @@
 //! One client, from accept to end.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
@@ -13,20 +14,21 @@ use futures_util::future::BoxFuture;
 use proto::access::{Access, Phase, Termination};
 use proto::handover::{HandedConnection, HandedDirection, HandedLog, Slot};
 use proto::time::UnixMs;
-use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 use super::client_hello::{AnsweredUpstream, ClientHelloBuffer, answer};
 use super::copy::{BrokenConnection, CopyBoth, LINGER};
 use super::dial::{DialResult, Upstream, dial};
 use super::held::{CancelHandle, ConnGuard};
 use super::pool::OpenClient;
+use super::stream::Stream;
 use super::{ProxyShared, socket};
 use crate::handover;
 use crate::lifecycle::wall;
 
 /// Finds a backend for `client` and copies until both directions have ended. Any other end resets both sides,
 /// so that neither peer waits for the other.
-pub(super) fn serve(client: TcpStream, open: OpenClient, shared: Arc<ProxyShared>) -> ServeClient {
+pub(super) fn serve(client: Stream, open: OpenClient, shared: Arc<ProxyShared>) -> ServeClient {
     let access_record = open.pool.access_log.load(Relaxed).then(|| AccessRecord::begin(&client)).flatten();
     let hello = ClientHelloBuffer::default();
     ServeClient::Finding(Box::pin(prepare(client, hello, access_record, open, shared)))
@@ -121,8 +123,8 @@ impl Tunnel {
 
 /// Goes on with what the process before this one held: it has that backend, if it has one.
 pub(super) fn go_on(
-    client: TcpStream,
-    backend: Option<(TcpStream, ConnGuard)>,
+    client: Stream,
+    backend: Option<(Stream, ConnGuard)>,
     handed: HandedConnection,
     open: OpenClient,
     shared: Arc<ProxyShared>,
@@ -140,7 +142,7 @@ pub(super) fn go_on(
 /// Finds a backend, and waits for the answer to a ClientHello that can be sent again; `None` when the client
 /// was reset. `hello`: what the client has sent already.
 async fn prepare(
-    mut client: TcpStream,
+    client: Stream,
     mut hello: ClientHelloBuffer,
     mut access_record: Option<Box<AccessRecord>>,
     open: OpenClient,
@@ -149,7 +151,10 @@ async fn prepare(
     let over = &shared.life.shutdown;
     // Each turn but the last ends with a pause.
     let (upstream, unsent) = loop {
-        let finding = over.run_until_cancelled(find(&client, &open, &shared, &mut access_record));
+        if hello.begin(&client).is_err() {
+            return give_up(&client, access_record, &open, None, Termination::Client, &shared);
+        }
+        let finding = unless_over(over, find(&client, &mut hello, &open, &shared, &mut access_record));
         let Some(found) = shared.pause.unless_begun(finding).await else {
             hand_over(&client, &hello, None, &access_record, &open, &shared).await;
             keep_open(&client, None, false);
@@ -164,7 +169,7 @@ async fn prepare(
             cancel.pull(); // nobody else does any more
         }
         while !hello.is_read() {
-            let reading = cancel.run(hello.read(&mut client, &mut upstream.stream));
+            let reading = cancel.run(hello.read(&client, &upstream.stream));
             match shared.pause.unless_begun(reading).await {
                 Some(Some(Ok(()))) => {}
                 Some(broken) => {
@@ -209,9 +214,24 @@ async fn prepare(
     Some(Tunnel { copy, cancel, conn_guard, open, shared, access_record, is_handed: false })
 }
 
+/// Runs `work` until `over`; `None` when it was first. What is done at once takes no lock that others wait for.
+async fn unless_over<T>(over: &CancellationToken, work: impl Future<Output = T>) -> Option<T> {
+    let (mut work, mut cancelled) = (pin!(work), None);
+    poll_fn(|cx| {
+        if cancelled.is_none() && over.is_cancelled() {
+            return Poll::Ready(None);
+        }
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Some(done));
+        }
+        cancelled.get_or_insert_with(|| Box::pin(over.cancelled())).as_mut().poll(cx).map(|()| None)
+    })
+    .await
+}
+
 /// Resets a client that is not served.
 fn give_up(
-    client: &TcpStream,
+    client: &Stream,
     access_record: Option<Box<AccessRecord>>,
     open: &OpenClient,
     upstream: Option<&Upstream>,
@@ -224,7 +244,7 @@ fn give_up(
 }
 
 /// Whether both sockets stay open when this process becomes another program.
-fn keep_open(client: &TcpStream, upstream: Option<&Upstream>, stay: bool) {
+fn keep_open(client: &Stream, upstream: Option<&Upstream>, stay: bool) {
     handover::keep_open(client, stay);
     if let Some(upstream) = upstream {
         handover::keep_open(&upstream.stream, stay);
@@ -234,14 +254,14 @@ fn keep_open(client: &TcpStream, upstream: Option<&Upstream>, stay: bool) {
 /// Says what another process needs to go on with a client whose backend has not answered yet; returns what ends with
 /// the pause. Without an upstream it begins anew, with what the client has sent.
 fn hand_over(
-    client: &TcpStream,
+    client: &Stream,
     hello: &ClientHelloBuffer,
     upstream: Option<&Upstream>,
     access_record: &Option<Box<AccessRecord>>,
     open: &OpenClient,
     shared: &ProxyShared,
 ) -> BoxFuture<'static, ()> {
-    let number = |stream: &TcpStream| Slot::from(stream.as_raw_fd().unsigned_abs());
+    let number = |stream: &Stream| Slot::from(stream.as_raw_fd().unsigned_abs());
     keep_open(client, upstream, true);
     let backend = upstream.map(|upstream| {
         let held = &upstream.conn_guard.held;
@@ -259,27 +279,28 @@ fn hand_over(
 
 /// Dials, and sends the PROXY header if configured.
 async fn find(
-    client: &TcpStream,
+    client: &Stream,
+    hello: &mut ClientHelloBuffer,
     open: &OpenClient,
     shared: &Arc<ProxyShared>,
     access_record: &mut Option<Box<AccessRecord>>,
 ) -> Result<Upstream, Termination> {
-    let DialResult { upstream, tries, moved } = dial(open, shared).await;
+    let header = header(client, open);
+    // The header comes first.
+    let early = if header.is_empty() { hello.early() } else { &[] };
+    let DialResult { upstream, tries, moved, sent } = dial(open, early, shared).await;
+    hello.was_sent(sent);
     if let Some(access_record) = access_record {
         access_record.retries = tries.saturating_sub(1);
         access_record.moved = moved;
         access_record.connect = upstream.is_ok().then(|| access_record.began.elapsed());
     }
     let upstream = upstream?;
-    if socket::write_at_once(&upstream.stream, &header(client, open)) {
-        Ok(upstream)
-    } else {
-        Err(Termination::Server)
-    }
+    if socket::write_at_once(&upstream.stream, &header) { Ok(upstream) } else { Err(Termination::Server) }
 }
 
 /// The PROXY header; empty when none is configured.
-fn header(client: &TcpStream, open: &OpenClient) -> Vec<u8> {
+fn header(client: &Stream, open: &OpenClient) -> Vec<u8> {
     if !open.pool.send_proxy.load(Relaxed) {
         return Vec::new();
     }
@@ -291,7 +312,7 @@ fn header(client: &TcpStream, open: &OpenClient) -> Vec<u8> {
 }
 
 async fn wait_first_flight(
-    client: &TcpStream,
+    client: &Stream,
     upstream: Upstream,
     flight: &ClientHelloBuffer,
     open: &OpenClient,
@@ -324,7 +345,7 @@ struct AccessRecord {
 }
 
 impl AccessRecord {
-    fn begin(client: &TcpStream) -> Option<Box<AccessRecord>> {
+    fn begin(client: &Stream) -> Option<Box<AccessRecord>> {
         let client = client.peer_addr().ok()?;
         let (came, began) = (wall(), Instant::now());
         Some(Box::new(AccessRecord { client, came, began, connect: None, retries: 0, moved: false }))
@@ -341,7 +362,7 @@ impl AccessRecord {
         }
     }
 
-    fn continued(client: &TcpStream, log: HandedLog) -> Option<Box<AccessRecord>> {
+    fn continued(client: &Stream, log: HandedLog) -> Option<Box<AccessRecord>> {
         let HandedLog { came, age_ms, connect_ms, retries, moved } = log;
         let (client, now) = (client.peer_addr().ok()?, Instant::now());
         let began = now.checked_sub(Duration::from_millis(age_ms)).unwrap_or(now);

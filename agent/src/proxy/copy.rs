@@ -15,7 +15,6 @@
 use std::cell::RefCell;
 use std::future::Future;
 use std::io;
-use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -24,13 +23,11 @@ use std::time::Duration;
 use proto::access::Termination;
 use proto::handover::{HandedConnection, HandedDirection, HandedStage, Slot};
 use rustix::pipe::{SpliceFlags, splice};
-use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep};
 
 use super::pipes::Pipe;
-use super::socket::{is_transient, reset_on_drop};
+use super::reactor::Timer;
+use super::socket::reset_on_drop;
+use super::stream::Stream;
 use crate::handover;
 
 /// After one direction has ended, the other may be silent for this long. Peers that vanish half-closed would
@@ -78,17 +75,17 @@ pub(super) struct BrokenConnection {
 
 /// Returns `Ok` when both peers have closed; an error when either broke, or stayed half-closed and silent.
 pub(super) struct CopyBoth {
-    client: TcpStream,
-    master: TcpStream,
+    client: Stream,
+    master: Stream,
     up: CopyDirection,
     down: CopyDirection,
     linger: Duration,
     /// Set while one direction has ended: the timer, and how much the other had moved when it was set.
-    lingering: Option<(Pin<Box<Sleep>>, u64)>,
+    lingering: Option<(Box<Timer>, u64)>,
 }
 
 impl CopyBoth {
-    pub(super) fn new(client: TcpStream, master: TcpStream, linger: Duration) -> CopyBoth {
+    pub(super) fn new(client: Stream, master: Stream, linger: Duration) -> CopyBoth {
         CopyBoth {
             client,
             master,
@@ -115,9 +112,10 @@ impl CopyBoth {
     /// What another process needs to go on, with the numbers of both sockets, which stay open for it; so may this one.
     /// `None`: the connection is broken.
     pub(super) fn hand_over(&mut self) -> Option<(HandedConnection, Slot)> {
-        let number = |socket: &TcpStream| Slot::from(socket.as_raw_fd().unsigned_abs());
+        let number = |socket: &Stream| Slot::from(socket.as_raw_fd().unsigned_abs());
         let (up, down) = (self.up.hand_over().ok()?, self.down.hand_over().ok()?);
         let (client, master) = (number(&self.client), number(&self.master));
+        self.master.tune();
         self.keep_open(true);
         Some((HandedConnection { client, up, down, ..HandedConnection::default() }, master))
     }
@@ -149,9 +147,8 @@ impl CopyBoth {
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<BrokenConnection> {
         let moved = self.up.moved.wrapping_add(self.down.moved);
         let linger = self.linger;
-        let (timer, seen) =
-            self.lingering.get_or_insert_with(|| (Box::pin(tokio::time::sleep(linger)), moved));
-        while timer.as_mut().poll(cx).is_ready() {
+        let (timer, seen) = self.lingering.get_or_insert_with(|| (Box::new(Timer::new(linger)), moved));
+        while Pin::new(&mut **timer).poll(cx).is_ready() {
             if *seen == moved {
                 // The open side is the one that is awaited.
                 let up_ended = self.up.stage == CopyStage::Ended;
@@ -159,7 +156,7 @@ impl CopyBoth {
                 return Poll::Ready(BrokenConnection { cause, error: io::ErrorKind::TimedOut.into() });
             }
             *seen = moved;
-            timer.as_mut().reset(Instant::now() + linger);
+            timer.reset(linger);
         }
         Poll::Pending
     }
@@ -172,9 +169,9 @@ impl Future for CopyBoth {
         let this = self.get_mut();
         let (up, down) = with_scratch(|scratch| {
             let last = this.down.stage == CopyStage::Ended;
-            let up = this.up.poll(cx, &mut this.client, &mut this.master, scratch, last);
+            let up = this.up.poll(cx, &this.client, &this.master, scratch, last);
             let last = this.up.stage == CopyStage::Ended;
-            let down = this.down.poll(cx, &mut this.master, &mut this.client, scratch, last);
+            let down = this.down.poll(cx, &this.master, &this.client, scratch, last);
             // Both have moved what they could: what one peer sent before it broke still arrives.
             let up = up.map_err(|fault| fault.of(Termination::Client, Termination::Server))?;
             let down = down.map_err(|fault| fault.of(Termination::Server, Termination::Client))?;
@@ -254,8 +251,8 @@ impl CopyDirection {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut TcpStream,
-        to: &mut TcpStream,
+        from: &Stream,
+        to: &Stream,
         scratch: &mut [u8],
         last: bool,
     ) -> Poll<Result<(), BrokenSocket>> {
@@ -267,7 +264,7 @@ impl CopyDirection {
                 CopyStage::Ended => return Poll::Ready(Ok(())),
                 CopyStage::Ending => {
                     if !last {
-                        SockRef::from(&*to).shutdown(Shutdown::Write).map_err(BrokenSocket::To)?;
+                        to.finish().map_err(BrokenSocket::To)?;
                     }
                     self.stage = CopyStage::Ended;
                     return Poll::Ready(Ok(()));
@@ -279,14 +276,13 @@ impl CopyDirection {
                 ready!(self.poll_piped(cx, to)).map_err(BrokenSocket::To)?;
                 break;
             }
-            // A read that does not fill the buffer also tells tokio that the socket is empty, so that the next
-            // round waits without asking the kernel.
-            let mut buffer = ReadBuf::new(scratch);
-            ready!(Pin::new(&mut *from).poll_read(cx, &mut buffer)).map_err(BrokenSocket::From)?;
-            self.copied(buffer.filled().len(), buffer.remaining() == 0);
-            match buffer.filled() {
-                [] => self.stage = CopyStage::Ending,
-                read => self.write(cx, to, read).map_err(BrokenSocket::To)?,
+            let found = ready!(from.poll_read(cx, scratch)).map_err(BrokenSocket::From)?;
+            self.copied(found.bytes, found.bytes == scratch.len());
+            let read = scratch.get(..found.bytes).unwrap_or_default();
+            // With the last bytes goes FIN, in one packet.
+            self.write(cx, to, read, found.is_last).map_err(BrokenSocket::To)?;
+            if found.is_last || read.is_empty() {
+                self.stage = CopyStage::Ending;
             }
             rounds -= 1;
         }
@@ -312,57 +308,53 @@ impl CopyDirection {
 
     /// Fills the empty pipe: "would block" then always means that the socket has nothing, never that the pipe
     /// is full. Also ready when the mode has changed instead.
-    fn poll_splice(&mut self, cx: &mut Context<'_>, from: &TcpStream) -> Poll<io::Result<()>> {
-        loop {
-            if from.poll_read_ready(cx)?.is_pending() {
-                // A paused direction holds no pipe.
+    fn poll_splice(&mut self, cx: &mut Context<'_>, from: &Stream) -> Poll<io::Result<()>> {
+        if from.poll_read_ready(cx)?.is_pending() {
+            // A paused direction holds no pipe.
+            self.give_back();
+            return Poll::Pending;
+        }
+        if self.pipe.is_none() {
+            self.pipe = Pipe::take();
+        }
+        let Some((_, end, size)) = self.pipe.as_ref().and_then(Pipe::ends) else {
+            self.mode = CopyMode::Copy(0);
+            return Poll::Ready(Ok(()));
+        };
+        let fill = || splice(from, None, end, None, size, SpliceFlags::NONBLOCK | SpliceFlags::MOVE);
+        match from.poll_out_of(cx, fill) {
+            Poll::Pending => {
                 self.give_back();
                 return Poll::Pending;
             }
-            if self.pipe.is_none() {
-                self.pipe = Pipe::take();
+            Poll::Ready(Ok(0)) => {
+                self.give_back();
+                self.stage = CopyStage::Ending;
             }
-            let Some((_, end, size)) = self.pipe.as_ref().and_then(Pipe::ends) else {
-                self.mode = CopyMode::Copy(0);
-                return Poll::Ready(Ok(()));
-            };
-            let fill = || Ok(splice(from, None, end, None, size, SpliceFlags::NONBLOCK | SpliceFlags::MOVE)?);
-            match from.try_io(Interest::READABLE, fill) {
-                Ok(0) => {
-                    self.give_back();
-                    self.stage = CopyStage::Ending;
-                }
-                Ok(n) => {
-                    self.piped = n;
-                    self.spliced(n);
-                }
-                Err(error) if is_transient(&error) => continue,
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                    self.give_back();
-                    self.mode = CopyMode::CopyOnly;
-                }
-                Err(error) => return Poll::Ready(Err(error)),
+            Poll::Ready(Ok(n)) => {
+                self.piped = n;
+                self.spliced(n);
             }
-            return Poll::Ready(Ok(()));
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::InvalidInput => {
+                self.give_back();
+                self.mode = CopyMode::CopyOnly;
+            }
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
         }
+        Poll::Ready(Ok(()))
     }
 
     /// Empties the pipe; ready when it is empty.
-    fn poll_piped(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<()>> {
+    fn poll_piped(&mut self, cx: &mut Context<'_>, to: &Stream) -> Poll<io::Result<()>> {
         while self.piped > 0 {
-            ready!(to.poll_write_ready(cx))?;
             let Some((end, _, _)) = self.pipe.as_ref().and_then(Pipe::ends) else { break };
             let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
-            let empty = || Ok(splice(end, None, to, None, self.piped, flags)?);
-            match to.try_io(Interest::WRITABLE, empty) {
-                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Ok(n) => {
-                    self.piped -= n;
-                    self.moved = self.moved.wrapping_add(n as u64);
-                }
-                Err(error) if is_transient(&error) => {}
-                Err(error) => return Poll::Ready(Err(error)),
+            let n = ready!(to.poll_into(cx, || splice(end, None, to, None, self.piped, flags)))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
+            self.piped -= n;
+            self.moved = self.moved.wrapping_add(n as u64);
         }
         if !matches!(self.mode, CopyMode::Splice(_)) {
             self.give_back();
@@ -377,10 +369,10 @@ impl CopyDirection {
         }
     }
 
-    /// Writes `bytes` as far as the socket takes them and keeps the rest.
-    fn write(&mut self, cx: &mut Context<'_>, to: &mut TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    /// Writes `bytes` as far as the socket takes them and keeps the rest. `last`: FIN follows.
+    fn write(&mut self, cx: &mut Context<'_>, to: &Stream, mut bytes: &[u8], last: bool) -> io::Result<()> {
         while !bytes.is_empty() {
-            match Pin::new(&mut *to).poll_write(cx, bytes)? {
+            match to.poll_write(cx, bytes, last)? {
                 Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(n) => {
                     self.moved = self.moved.wrapping_add(n as u64);
@@ -435,10 +427,10 @@ impl CopyDirection {
     }
 
     /// Writes what was left; ready when nothing is.
-    fn poll_left(&mut self, cx: &mut Context<'_>, to: &mut TcpStream) -> Poll<io::Result<()>> {
+    fn poll_left(&mut self, cx: &mut Context<'_>, to: &Stream) -> Poll<io::Result<()>> {
         let Some(left) = &mut self.left else { return Poll::Ready(Ok(())) };
         while let Some(bytes @ [_, ..]) = left.bytes.get(left.written..) {
-            let n = ready!(Pin::new(&mut *to).poll_write(cx, bytes))?;
+            let n = ready!(to.poll_write(cx, bytes, false))?;
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -453,3 +445,7 @@ impl CopyDirection {
 #[cfg(test)]
 #[path = "copy_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "copy_schedules.rs"]
+mod schedules;

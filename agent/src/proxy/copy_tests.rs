@@ -2,8 +2,8 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket};
-use tokio::time::timeout;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::{Instant, timeout};
 
 use super::*;
 
@@ -13,13 +13,18 @@ const LONG: Duration = Duration::from_secs(10);
 /// Two ends of one connection, with buffers small enough for writes to be taken in parts.
 async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    SockRef::from(&listener).set_recv_buffer_size(8 * 1024).unwrap();
-    SockRef::from(&listener).set_send_buffer_size(8 * 1024).unwrap();
+    socket2::SockRef::from(&listener).set_recv_buffer_size(8 * 1024).unwrap();
+    socket2::SockRef::from(&listener).set_send_buffer_size(8 * 1024).unwrap();
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(8 * 1024).unwrap();
     socket.set_send_buffer_size(8 * 1024).unwrap();
     let dialled = socket.connect(listener.local_addr().unwrap()).await.unwrap();
     (dialled, listener.accept().await.unwrap().0)
+}
+
+/// An end of it as the copy has it.
+fn stream(end: TcpStream) -> Stream {
+    Stream::open(end.into_std().unwrap())
 }
 
 /// A client and a master with a copy between them; the handle returns how the copy ended.
@@ -36,7 +41,7 @@ async fn joined_in(
     let (client, left) = pair().await;
     let (right, master) = pair().await;
     let copy = tokio::spawn(async move {
-        let mut copy = CopyBoth::new(left, right, linger);
+        let mut copy = CopyBoth::new(stream(left), stream(right), linger);
         (copy.up.mode, copy.down.mode) = (mode, mode);
         copy.await
     });
@@ -188,7 +193,7 @@ async fn a_broken_upstream_is_an_error_after_its_last_bytes_arrive() {
 async fn an_idle_connection_holds_no_buffer() {
     let (mut client, left) = pair().await;
     let (right, mut master) = pair().await;
-    let mut copy = Box::pin(CopyBoth::new(left, right, LONG));
+    let mut copy = Box::pin(CopyBoth::new(stream(left), stream(right), LONG));
     // The master reads nothing yet: data has to be buffered, and the buffer is bounded.
     let pattern = |at: usize| (at % 251) as u8;
     let flood: Vec<u8> = (0..4 << 20).map(pattern).collect();
@@ -221,7 +226,7 @@ async fn an_idle_connection_holds_no_buffer() {
 async fn unwritten_bytes_are_buffered_and_the_buffer_is_freed() {
     let (mut client, left) = pair().await;
     let (right, mut master) = pair().await;
-    let mut copy = Box::pin(CopyBoth::new(left, right, LONG));
+    let mut copy = Box::pin(CopyBoth::new(stream(left), stream(right), LONG));
     copy.up.mode = CopyMode::CopyOnly;
     let mut sent = 0;
     let _ = timeout(Duration::from_millis(300), async {
@@ -247,7 +252,7 @@ async fn unwritten_bytes_are_buffered_and_the_buffer_is_freed() {
 async fn after_bulk_data_small_messages_are_copied_again() {
     let (mut client, left) = pair().await;
     let (right, mut master) = pair().await;
-    let mut copy = Box::pin(CopyBoth::new(left, right, LONG));
+    let mut copy = Box::pin(CopyBoth::new(stream(left), stream(right), LONG));
     copy.up.mode = CopyMode::Splice(0);
     for i in 0..SMALL_AFTER {
         assert_eq!(copy.up.mode, CopyMode::Splice(i));
@@ -283,7 +288,7 @@ async fn what_was_read_and_not_written_goes_over_to_another_copy() {
     for mode in [CopyMode::default(), CopyMode::Splice(0)] {
         let (mut client, left) = pair().await;
         let (right, mut master) = pair().await;
-        let mut copy = CopyBoth::new(left, right, LONG);
+        let mut copy = CopyBoth::new(stream(left), stream(right), LONG);
         (copy.up.mode, copy.down.mode) = (mode, mode);
         // The master does not read, until nothing moves any more.
         let sent: Vec<u8> = (0..600_000_u32).map(|i| (i >> 4) as u8).collect();

@@ -13,12 +13,13 @@ use proto::access::Termination;
 use proto::dial::{DialPlan, DialStep};
 use proto::node::NodeId;
 use proto::path::{Evidence, EvidenceReport};
-use tokio::net::TcpStream;
 
 use super::ProxyShared;
 use super::held::{ConnGuard, HeldCounts};
 use super::pool::{OpenClient, ServicePool};
+use super::reactor::Timer;
 use super::socket::{self, PendingConnect};
+use super::stream::Stream;
 
 /// A dial without an answer for this long counts against its backend even if it was not awaited: longer than
 /// the first retransmission of a SYN needs on any mesh.
@@ -26,7 +27,7 @@ const VERDICT: Duration = Duration::from_secs(1);
 
 /// A connection to a backend.
 pub(super) struct Upstream {
-    pub(super) stream: TcpStream,
+    pub(super) stream: Stream,
     pub(super) conn_guard: ConnGuard,
 }
 
@@ -38,22 +39,24 @@ pub(super) struct DialResult {
     pub(super) tries: u32,
     /// The one that answered was not the first tried.
     pub(super) moved: bool,
+    /// So many of the client's first bytes were sent to it.
+    pub(super) sent: usize,
 }
 
-/// Dials until the first backend answers.
-pub(super) async fn dial(open: &OpenClient, shared: &Arc<ProxyShared>) -> DialResult {
+/// Dials until the first backend answers. `hello`: what the client has sent, if a backend may have it at once.
+pub(super) async fn dial(open: &OpenClient, hello: &[u8], shared: &Arc<ProxyShared>) -> DialResult {
     let pool = &open.pool;
     let life = &shared.life;
     let table = Arc::clone(&shared.table.borrow());
     let backends = table.get(&pool.service).map_or(&[][..], Vec::as_slice);
     let (order, first) = pool.rank(backends, open.of(shared), life.now());
-    let begin = |(i, conn_guard): (usize, ConnGuard)| {
-        Some(DialAttempt::begin(conn_guard, backends.get(i)?.address, pool, shared))
+    let begin = |(i, conn_guard): (usize, ConnGuard), hello| {
+        Some(DialAttempt::begin(conn_guard, backends.get(i)?.address, hello, pool, shared))
     };
-    let mut first = order.first().copied().zip(first).and_then(begin);
-    if let Some(upstream) = first.as_mut().and_then(DialAttempt::at_once) {
+    let mut first = order.first().copied().zip(first).and_then(|first| begin(first, hello));
+    if let Some((upstream, sent)) = first.as_mut().and_then(DialAttempt::at_once) {
         pool.served(shared);
-        return DialResult { upstream: Ok(upstream), tries: 1, moved: false };
+        return DialResult { upstream: Ok(upstream), tries: 1, moved: false, sent };
     }
     let best = first.as_ref().map(|attempt| attempt.node);
     let patience = |i: &usize| proto::dial::connect_patience(backends.get(*i).and_then(|one| one.rtt));
@@ -64,7 +67,7 @@ pub(super) async fn dial(open: &OpenClient, shared: &Arc<ProxyShared>) -> DialRe
         match plan.next(life.now(), || pool.may_race(life.now())) {
             DialStep::Dial(nth) => {
                 let conn_guard = |i: usize| Some((i, pool.conn_guard(backends, i, life.now())?));
-                let next = || order.get(nth).copied().and_then(conn_guard).and_then(begin);
+                let next = || order.get(nth).copied().and_then(conn_guard).and_then(|next| begin(next, &[]));
                 let Some(attempt) = first.take().or_else(next) else {
                     plan.failed(); // no plan goes past its candidates
                     continue;
@@ -82,20 +85,20 @@ pub(super) async fn dial(open: &OpenClient, shared: &Arc<ProxyShared>) -> DialRe
                         pool.served(shared);
                         finish_losers(attempts, pool, shared);
                         let moved = Some(upstream.conn_guard.held.node) != best;
-                        return DialResult { upstream: Ok(upstream), tries, moved };
+                        return DialResult { upstream: Ok(upstream), tries, moved, sent: 0 };
                     }
                     Err(why) => {
                         cause = Some(why);
                         plan.failed();
                     }
                 },
-                () = tokio::time::sleep_until(life.instant(until)) => {}
+                () = Timer::at(life.instant(until).into_std()) => {}
             },
             DialStep::GiveUp => {
                 pool.not_served(backends.len(), shared);
                 let silent =
                     if attempts.is_empty() { Termination::Server } else { Termination::ServerTimeout };
-                return DialResult { upstream: Err(cause.unwrap_or(silent)), tries, moved: false };
+                return DialResult { upstream: Err(cause.unwrap_or(silent)), tries, moved: false, sent: 0 };
             }
         }
     }
@@ -136,6 +139,7 @@ impl DialAttempt {
     pub(super) fn begin(
         conn_guard: ConnGuard,
         address: SocketAddr,
+        hello: &[u8],
         pool: &Arc<ServicePool>,
         shared: &Arc<ProxyShared>,
     ) -> DialAttempt {
@@ -145,15 +149,16 @@ impl DialAttempt {
             pool: Arc::clone(pool),
             shared: Arc::clone(shared),
             started: Instant::now(),
-            connecting: Some(PendingConnect::begin(address)),
+            connecting: Some(PendingConnect::begin(address, hello)),
             ended: false,
         }
     }
 
-    /// The upstream, if it is connected already: then no timer is set and nothing is raced.
-    fn at_once(&mut self) -> Option<Upstream> {
+    /// The upstream, if it is connected already, and how much was sent to it: then no timer is set and nothing is
+    /// raced.
+    fn at_once(&mut self) -> Option<(Upstream, usize)> {
         match self.connecting.take() {
-            Some(Ok(PendingConnect::Done(stream))) => self.connected(stream),
+            Some(Ok(PendingConnect::Done(stream, sent))) => Some((self.connected(stream)?, sent)),
             other => {
                 self.connecting = other;
                 None
@@ -173,7 +178,7 @@ impl DialAttempt {
         }
     }
 
-    fn connected(&mut self, stream: TcpStream) -> Option<Upstream> {
+    fn connected(&mut self, stream: Stream) -> Option<Upstream> {
         self.ended = true;
         let took = self.started.elapsed();
         let conn_guard = self.conn_guard.take()?;

@@ -1,16 +1,15 @@
 //! What goes from one process to the next: everything of this proxy into a [`HandOver`], and out of it again.
 
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use proto::handover::{HandOver, HandedConnection};
 use proto::service::ServiceName;
-use tokio::net::TcpStream;
 
 use super::pool::ServicePool;
+use super::stream::Stream;
 use super::{Proxy, ProxyShared, connection, lock};
 use crate::handover::Received;
 
@@ -110,22 +109,19 @@ impl Proxy {
         pool: &Arc<ServicePool>,
     ) -> Option<()> {
         let shared = &self.shared;
-        let worker = shared.workers.next();
-        let _in = worker.enter();
-        let stream = |socket: OwnedFd| TcpStream::from_std(socket.into()).ok();
         // Both are taken in any case: what is not used is closed.
         let backend = handed.backend.as_ref().map(|(slot, node, name)| (received.take(*slot), *node, name));
-        let client = stream(received.take(handed.client)?)?;
+        let client = Stream::open(received.take(handed.client)?);
         let backend = match backend {
             Some((socket, node, name)) => {
-                Some((stream(socket?)?, pool.continued(node, name, shared.life.now())))
+                Some((Stream::open(socket?), pool.continued(node, name, shared.life.now())))
             }
             None => None,
         };
         let source = client.peer_addr().ok().map(|from| from.ip());
         let open = pool.readmit(source, shared);
         let served = connection::go_on(client, backend, handed, open, Arc::clone(shared));
-        shared.life.spawn_on(served, worker);
+        drop(shared.workers.next().spawn(&shared.life, served));
         Some(())
     }
 }

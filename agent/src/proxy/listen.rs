@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use proto::cause::{Cause, Fault};
 use proto::service::ServiceName;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::pool::ServicePool;
+use super::reactor::Timer;
+use super::stream::{Listener, Stream};
 use super::{ProxyShared, connection, socket, taker, workers};
 use crate::supervisor::supervised;
 use crate::{faults, handover};
@@ -116,7 +117,7 @@ pub(super) async fn run(
     let Some(sockets) = stop.run_until_cancelled(bound(first, &pool, say)).await else { return };
     let accept = |socket| {
         let accepting = accept_until(stop.clone(), address, socket, Arc::clone(&pool), Arc::clone(&shared));
-        shared.life.spawn_on(accepting, shared.workers.next())
+        shared.workers.next().spawn(&shared.life, accepting)
     };
     let tasks: Vec<_> = sockets.into_iter().map(accept).collect();
     for task in tasks {
@@ -168,30 +169,26 @@ async fn accept_until(
 ) {
     let _open = shared.open.token();
     let _loop = shared.pause.accepting();
-    match TcpListener::from_std(socket) {
-        Ok(listener) => {
-            let over = shared.life.shutdown.clone();
-            let accepting = supervised("proxy", (&listener, &pool, &shared, &stop), over, |all| {
-                let (listener, pool, shared, stop) = *all;
-                Box::pin(async move {
-                    stop.run_until_cancelled(accept_all(address, listener, pool, shared)).await;
-                })
-            });
-            accepting.await;
-            last_accepts(listener, &pool, &shared);
-        }
-        // When dropped, it leaves its clients to the address's other sockets.
-        Err(error) => tracing::warn!(service = %pool.service, "one thread cannot serve clients: {error}"),
-    }
+    let listener = Listener::new(socket);
+    let over = shared.life.shutdown.clone();
+    let accepting = supervised("proxy", (&listener, &pool, &shared, &stop), over, |all| {
+        let (listener, pool, shared, stop) = *all;
+        Box::pin(async move {
+            stop.run_until_cancelled(accept_all(address, listener, pool, shared)).await;
+        })
+    });
+    accepting.await;
+    last_accepts(&listener, &pool, &shared);
 }
 
 async fn accept_all(
     address: SocketAddr,
-    listener: &TcpListener,
+    listener: &Listener,
     pool: &Arc<ServicePool>,
     shared: &Arc<ProxyShared>,
 ) {
     let now = || shared.life.now();
+    let _rests = listener.accepting();
     // One wait for all clients.
     let mut pausing = shared.pause.until(true);
     loop {
@@ -201,6 +198,7 @@ async fn accept_all(
                 handover::keep_open(listener, true);
                 pool.hand_listener(address, listener);
                 shared.pause.stopped();
+                listener.rest();
                 shared.pause.until(false).await;
                 handover::keep_open(listener, false);
                 pausing = shared.pause.until(true);
@@ -219,29 +217,25 @@ async fn accept_all(
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 shared.failed_locally(&error);
-                tokio::time::sleep(PAUSE).await;
+                listener.rest();
+                Timer::new(PAUSE).await;
             }
         }
     }
 }
 
-/// Accepts clients whose handshake the kernel has completed and which it would reset. Asks the kernel directly,
-/// since tokio may not know of them yet.
-fn last_accepts(listener: TcpListener, pool: &Arc<ServicePool>, shared: &Arc<ProxyShared>) {
-    let Ok(listener) = listener.into_std() else { return };
+/// Accepts clients whose handshake the kernel has completed and which it would reset.
+fn last_accepts(listener: &Listener, pool: &Arc<ServicePool>, shared: &Arc<ProxyShared>) {
     for _ in 0..LAST_ACCEPTS {
-        let Ok((client, from)) = listener.accept() else { break };
-        let client = client.set_nonblocking(true).and_then(|()| TcpStream::from_std(client));
-        if let Ok(client) = client {
-            admit(client, from.ip(), pool, shared);
-        }
+        let Ok(Some((client, from))) = listener.accept_now() else { break };
+        admit(client, from.ip(), pool, shared);
     }
 }
 
 /// Spawns a task for the client, or resets it when the service is at its limit.
-fn admit(client: TcpStream, source: IpAddr, pool: &Arc<ServicePool>, shared: &Arc<ProxyShared>) {
+fn admit(client: Stream, source: IpAddr, pool: &Arc<ServicePool>, shared: &Arc<ProxyShared>) {
     match pool.admit(source, shared) {
-        Some(open) => shared.life.spawn(connection::serve(client, open, Arc::clone(shared))),
+        Some(open) => workers::spawn_here(&shared.life, connection::serve(client, open, Arc::clone(shared))),
         None => socket::reset_on_drop(&client),
     }
 }

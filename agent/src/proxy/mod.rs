@@ -25,11 +25,14 @@ mod handed;
 mod held;
 mod limits;
 mod listen;
+mod options;
 mod pause;
 mod pipes;
 mod pool;
+mod reactor;
 mod socket;
 mod stats;
+mod stream;
 mod taker;
 #[cfg(test)]
 mod tests;
@@ -60,7 +63,7 @@ pub(crate) use limits::{descriptor_budget, raise_descriptor_limit};
 use pause::Pause;
 use pool::ServicePool;
 pub(crate) use stats::{BackendStats, ServiceStats};
-use workers::WorkerRuntimes;
+use workers::Workers;
 
 /// Shared by all tasks of the proxy.
 struct ProxyShared {
@@ -69,7 +72,7 @@ struct ProxyShared {
     table: watch::Receiver<Arc<BackendTable>>,
     evidence: mpsc::Sender<EvidenceReport>,
     life: Lifecycle,
-    workers: WorkerRuntimes,
+    workers: Workers,
     /// Counts listeners and connections, so that `drain_and_reset` knows when nothing is left.
     open: TaskTracker,
     pause: Pause,
@@ -152,12 +155,12 @@ impl Proxy {
         life: &Lifecycle,
     ) -> Proxy {
         let open = TaskTracker::new();
-        let workers = WorkerRuntimes::start(life, &open);
+        let workers = Workers::start(life, &open);
         Proxy::start_on(workers, open, listeners, own, table, evidence, life)
     }
 
     fn start_on(
-        workers: WorkerRuntimes,
+        workers: Workers,
         open: TaskTracker,
         listeners: Listeners,
         own: NodeId,

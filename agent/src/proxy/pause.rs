@@ -71,12 +71,20 @@ impl Pause {
         })
     }
 
-    /// Runs `work` unless a pause begins; `None` when one did.
+    /// Runs `work` unless a pause begins; `None` when one did. What is done at once, as nearly all is, waits for
+    /// nothing and takes no lock that others take.
     pub(super) async fn unless_begun<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        let (mut work, mut begun) = (pin!(work), self.until(true));
-        poll_fn(|cx| match begun.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(None),
-            Poll::Pending => work.as_mut().poll(cx).map(Some),
+        let (mut work, mut begun) = (pin!(work), None);
+        poll_fn(|cx| {
+            // Not by `on`, which is set a moment earlier than who waits for the end of the pause is told.
+            if *self.told.borrow() {
+                return Poll::Ready(None);
+            }
+            if let Poll::Ready(done) = work.as_mut().poll(cx) {
+                return Poll::Ready(Some(done));
+            }
+            let begun = begun.get_or_insert_with(|| self.until(true));
+            begun.as_mut().poll(cx).map(|()| None)
         })
         .await
     }

@@ -1,42 +1,19 @@
-//! Socket options of both sides of a connection, and how a side is reset.
+//! Sockets that listen, connects to backends, and how a side is reset.
 
-use std::io::{self, Read};
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::io::Interest;
-use tokio::net::TcpStream;
+use rustix::net::SendFlags;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-/// Idle time before the first keepalive probe. With the interval and the count below, a client that vanished is
-/// noticed after 30 s; the usual defaults take two hours. For a backend it is [`USER_TIMEOUT`], which replaces
-/// the count (tcp(7)).
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const KEEPALIVE_PROBES: u32 = 3;
-
-/// How long data sent to a backend may stay unacknowledged. Keepalive does not run while data is in flight, and
-/// retransmission gives up after 15 minutes, for which clients hang (k8s#41916). Only on the backend's side: it
-/// also ends connections whose peer keeps its window closed, which a paused client may do.
-///
-/// As long as the idle time and all probes together: for an idle connection the kernel counts from the last
-/// packet received, so with less a single lost probe would end it, and of many thousand connections some always
-/// lose one.
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
+use super::options::{KEEPALIVE_PROBES, ONE_PACKET, send_at_once, tune};
+use super::stream::Stream;
 
 /// Clients that may wait to be accepted; the kernel lowers it to net.core.somaxconn.
 const BACKLOG: i32 = 4096;
-
-/// Options of both sides. One that the kernel does not know does not prevent serving.
-fn tune(socket: &SockRef<'_>, probes: Option<u32>) {
-    let mut keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
-    if let Some(probes) = probes {
-        keepalive = keepalive.with_retries(probes);
-    }
-    let _ = socket.set_tcp_nodelay(true);
-    let _ = socket.set_tcp_keepalive(&keepalive);
-}
 
 /// Sockets that listen at the same address. Accepted sockets inherit their options, which saves four calls for
 /// each client.
@@ -70,6 +47,7 @@ fn bound(address: SocketAddr, shared: bool) -> io::Result<Socket> {
         // Each address stands for itself: [::] and 0.0.0.0 may both be listed.
         socket.set_only_v6(true)?;
     }
+    send_at_once(&socket);
     tune(&SockRef::from(&socket), Some(KEEPALIVE_PROBES));
     socket.bind(&address.into())?;
     Ok(socket)
@@ -77,35 +55,45 @@ fn bound(address: SocketAddr, shared: bool) -> io::Result<Socket> {
 
 /// A started connect to a backend.
 pub(super) enum PendingConnect {
-    /// It has completed already, as happens within one machine.
-    Done(TcpStream),
-    UnderWay(TcpStream),
+    /// It has completed already, as happens within one machine, and so many of the client's first bytes were sent.
+    Done(Stream, usize),
+    UnderWay(Stream),
 }
 
 impl PendingConnect {
-    pub(super) fn begin(address: SocketAddr) -> io::Result<PendingConnect> {
+    /// Connects; `first`: what the client has sent already, which goes out at once where it can.
+    pub(super) fn begin(address: SocketAddr, first: &[u8]) -> io::Result<PendingConnect> {
         let kind = Type::STREAM.nonblocking();
         let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
-        let options = SockRef::from(&socket);
-        tune(&options, None);
-        let _ = options.set_tcp_user_timeout(Some(USER_TIMEOUT));
-        let is_done = is_done(socket.connect(&address.into()), Errno::INPROGRESS)?
-            // The first call on a non-blocking socket never reports completion; the second does.
-            || is_done(socket.connect(&address.into()), Errno::ALREADY)?;
-        let stream = TcpStream::from_std(socket.into())?;
-        Ok(if is_done { PendingConnect::Done(stream) } else { PendingConnect::UnderWay(stream) })
+        if !first.is_empty() {
+            // The last packet of the handshake then goes with these bytes.
+            let _ = socket.set_tcp_quickack(false);
+        }
+        // The first call on a non-blocking socket never reports completion; the next does, and if there is something
+        // to send, that is the next.
+        let mut sent = 0;
+        let mut is_done = is_done(socket.connect(&address.into()), Errno::INPROGRESS)?;
+        if first.is_empty() {
+            is_done = is_done || self::is_done(socket.connect(&address.into()), Errno::ALREADY)?;
+        } else {
+            if first.len() > ONE_PACKET {
+                send_at_once(&socket);
+            }
+            match rustix::net::send(&socket, first, SendFlags::NOSIGNAL) {
+                Ok(n) => (sent, is_done) = (n, true),
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let stream = Stream::dialled(socket, is_done, first.len())?;
+        Ok(if is_done { PendingConnect::Done(stream, sent) } else { PendingConnect::UnderWay(stream) })
     }
 
     /// Waits until it has completed.
-    pub(super) async fn finish(self) -> io::Result<TcpStream> {
-        let stream = match self {
-            PendingConnect::Done(stream) => return Ok(stream),
-            PendingConnect::UnderWay(stream) => stream,
-        };
-        stream.writable().await?;
-        match stream.take_error()? {
-            Some(error) => Err(error),
-            None => Ok(stream),
+    pub(super) async fn finish(self) -> io::Result<Stream> {
+        match self {
+            PendingConnect::Done(stream, _) => Ok(stream),
+            PendingConnect::UnderWay(stream) => stream.connected().await.map(|()| stream),
         }
     }
 }
@@ -119,48 +107,13 @@ fn is_done(connect: io::Result<()>, under_way: Errno) -> io::Result<bool> {
 }
 
 /// Makes dropping the socket send RST: the peer learns at once, and nothing lingers in the kernel.
-pub(super) fn reset_on_drop(stream: &TcpStream) {
-    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
-}
-
-/// Writes what the socket accepts now; 0 when that is nothing. Asks the kernel directly: tokio may not know yet
-/// that a new socket is writable.
-pub(super) fn write_now(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
-    match SockRef::from(stream).send(bytes) {
-        Err(error) if is_transient(&error) => Ok(0),
-        result => result,
-    }
-}
-
-/// Reads what is there; `None` when nothing is. Asks the kernel directly, for the same reason.
-pub(super) fn read_now(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-    // If tokio knows of the readiness, it has to learn when there is no more, or it would ask the kernel again.
-    // Never when there may be more: it would wait for an event that has already come.
-    let most = buffer.len();
-    let mut read = || (&*SockRef::from(stream)).read(buffer);
-    let mut result = None;
-    let _ = stream.try_io(Interest::READABLE, || {
-        result = Some(read());
-        match &result {
-            Some(Ok(n)) if (1..most).contains(n) => Err(io::ErrorKind::WouldBlock.into()),
-            _ => Ok(()),
-        }
-    });
-    match result.unwrap_or_else(read) {
-        Ok(n) => Ok(Some(n)),
-        Err(error) if is_transient(&error) => Ok(None),
-        Err(error) => Err(error),
-    }
+pub(super) fn reset_on_drop(socket: &impl AsFd) {
+    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
 /// Writes a few bytes to a socket that has just connected and so has room for them; false when it broke.
-pub(super) fn write_at_once(stream: &TcpStream, bytes: &[u8]) -> bool {
-    bytes.is_empty() || write_now(stream, bytes).is_ok_and(|n| n == bytes.len())
-}
-
-/// Whether a call only has to be repeated, at once or when the socket is ready.
-pub(super) fn is_transient(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+pub(super) fn write_at_once(stream: &Stream, bytes: &[u8]) -> bool {
+    bytes.is_empty() || stream.write_now(bytes).is_ok_and(|n| n == bytes.len())
 }
 
 /// Whether an error means that this process or machine is out of descriptors.
@@ -170,6 +123,10 @@ pub(super) fn is_starved(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
+    use super::super::options::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, USER_TIMEOUT};
+    use super::super::stream::Listener;
     use super::*;
 
     #[test]
@@ -182,39 +139,109 @@ mod tests {
         listen(address, 3, false).unwrap();
     }
 
+    /// A connection as the proxy has it on both sides.
+    async fn pair() -> (Stream, Stream) {
+        let listener =
+            Listener::new(listen(SocketAddr::from(([127, 0, 0, 1], 0)), 1, false).unwrap().remove(0));
+        let address = SockRef::from(&listener).local_addr().unwrap().as_socket().unwrap();
+        let dialled = PendingConnect::begin(address, &[]).unwrap().finish().await.unwrap();
+        (dialled, listener.accept().await.unwrap().0)
+    }
+
+    async fn within<T>(work: impl Future<Output = T>) -> T {
+        tokio::time::timeout(Duration::from_secs(5), work).await.unwrap()
+    }
+
     #[tokio::test]
     async fn the_next_read_finds_the_rest() {
-        use tokio::io::AsyncReadExt as _;
-
-        let mut listeners = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 1, false).unwrap();
-        let listener = tokio::net::TcpListener::from_std(listeners.pop().unwrap()).unwrap();
-        let dialled = PendingConnect::begin(listener.local_addr().unwrap()).unwrap().finish().await.unwrap();
-        let (mut accepted, _) = listener.accept().await.unwrap();
-        // A short read first: the rest is awaited, and its event has already been delivered.
-        assert_eq!(write_now(&dialled, b"0").unwrap(), 1);
-        assert_eq!(accepted.read(&mut [0; 8]).await.unwrap(), 1);
-        assert_eq!(write_now(&dialled, b"12345678").unwrap(), 8);
-        accepted.readable().await.unwrap();
+        let (dialled, accepted) = pair().await;
+        let mut eight = [0; 8];
+        // A short read first: the rest is awaited.
+        assert_eq!(dialled.write_now(b"0").unwrap(), 1);
+        let read = within(poll_fn(|cx| accepted.poll_read(cx, &mut eight))).await.unwrap();
+        assert_eq!((read.bytes, read.is_last), (1, false));
+        assert_eq!(dialled.write_now(b"12345678").unwrap(), 8);
+        within(poll_fn(|cx| accepted.poll_read_ready(cx))).await.unwrap();
         let mut four = [0; 4];
-        assert_eq!(read_now(&accepted, &mut four).unwrap(), Some(4));
-        let rest = accepted.read_exact(&mut four);
-        tokio::time::timeout(Duration::from_secs(5), rest).await.unwrap().unwrap();
-        assert_eq!((read_now(&accepted, &mut four).unwrap(), &four), (None, b"5678"));
+        assert_eq!(accepted.read_now(&mut four).unwrap().unwrap().bytes, 4);
+        let rest = within(poll_fn(|cx| accepted.poll_read(cx, &mut four))).await.unwrap();
+        assert_eq!((rest.bytes, &four), (4, b"5678"));
+        assert_eq!(accepted.read_now(&mut four).unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn an_end_that_has_come_with_the_last_bytes_is_known() {
+        let (dialled, accepted) = pair().await;
+        let mut eight = [0; 8];
+        assert_eq!(accepted.read_now(&mut eight).unwrap(), None);
+        let waits = within(poll_fn(|cx| accepted.poll_read_ready(cx)));
+        let (ready, ()) = tokio::join!(waits, async {
+            dialled.write_now(b"last").unwrap();
+            dialled.finish().unwrap();
+        });
+        ready.unwrap();
+        // The event of FIN may be a moment behind that of the bytes.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let read = accepted.read_now(&mut eight).unwrap().unwrap();
+        assert_eq!((read.bytes, read.is_last), (4, true));
+        assert_eq!(accepted.read_now(&mut eight).unwrap().unwrap().bytes, 0);
+        // A reset is no end, whatever had come before.
+        let (dialled, accepted) = pair().await;
+        let waits = within(poll_fn(|cx| accepted.poll_read_ready(cx)));
+        let (ready, ()) = tokio::join!(waits, async {
+            dialled.write_now(b"last").unwrap();
+            reset_on_drop(&dialled);
+            drop(dialled);
+        });
+        ready.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let read = accepted.read_now(&mut eight).unwrap().unwrap();
+        assert_eq!((read.bytes, read.is_last), (4, false));
+        assert_eq!(accepted.read_now(&mut eight).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn what_the_client_has_sent_goes_out_with_the_connect() {
+        let listener =
+            Listener::new(listen(SocketAddr::from(([127, 0, 0, 1], 0)), 1, false).unwrap().remove(0));
+        let address = SockRef::from(&listener).local_addr().unwrap().as_socket().unwrap();
+        for first in [&[1; 8][..], &[2; 2_000]] {
+            let Ok(PendingConnect::Done(dialled, sent)) = PendingConnect::begin(address, first) else {
+                panic!("within one machine it is connected at once")
+            };
+            assert_eq!(sent, first.len());
+            let (accepted, _) = within(listener.accept()).await.unwrap();
+            let mut found = vec![0; first.len()];
+            let read = within(poll_fn(|cx| accepted.poll_read(cx, &mut found))).await.unwrap();
+            assert_eq!((read.bytes, &*found), (first.len(), first));
+            // A second write that waited for the first's acknowledgment would wait for 40 ms.
+            assert_eq!(SockRef::from(&dialled).tcp_nodelay().unwrap(), first.len() > ONE_PACKET);
+            dialled.write_now(b"second").unwrap();
+            assert!(SockRef::from(&dialled).tcp_nodelay().unwrap());
+        }
     }
 
     #[tokio::test]
     async fn both_sides_have_their_options() {
-        let mut listeners = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 1, false).unwrap();
-        let listener = tokio::net::TcpListener::from_std(listeners.pop().unwrap()).unwrap();
-        let dialled = PendingConnect::begin(listener.local_addr().unwrap()).unwrap().finish().await.unwrap();
-        let (accepted, _) = listener.accept().await.unwrap();
-        for (stream, user_timeout) in [(&dialled, Some(USER_TIMEOUT)), (&accepted, None)] {
+        let (dialled, accepted) = pair().await;
+        let has = |stream: &Stream| {
             let socket = SockRef::from(stream);
-            assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
-            assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
-            assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
-            assert_eq!(socket.tcp_user_timeout().unwrap().filter(|timeout| !timeout.is_zero()), user_timeout);
-        }
+            (
+                socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap(),
+                socket.tcp_keepalive_time().unwrap(),
+                socket.tcp_keepalive_interval().unwrap(),
+                socket.tcp_user_timeout().unwrap().filter(|timeout| !timeout.is_zero()),
+            )
+        };
+        let expected = |timeout| (true, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, timeout);
+        assert_eq!(has(&accepted), expected(None));
         assert_eq!(SockRef::from(&accepted).tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
+        // A backend's come when it has lived for a while, though nothing happens on it.
+        let come = async {
+            while has(&dialled) != expected(Some(USER_TIMEOUT)) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        within(come).await;
     }
 }

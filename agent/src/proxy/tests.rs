@@ -93,11 +93,11 @@ impl Rig {
     /// A proxy on node 100, which is no master. All of it runs in the test's runtime, so that nothing happens
     /// unless the test awaits.
     fn new(service: &Service, backends: Vec<Backend>) -> Rig {
-        Rig::on(|_, _| WorkerRuntimes::here(), service, backends)
+        Rig::on(|_, _| Workers::here(), service, backends)
     }
 
     fn on(
-        workers: impl FnOnce(&Lifecycle, &TaskTracker) -> WorkerRuntimes,
+        workers: impl FnOnce(&Lifecycle, &TaskTracker) -> Workers,
         service: &Service,
         backends: Vec<Backend>,
     ) -> Rig {
@@ -125,8 +125,11 @@ impl Rig {
         self.stats().listens[0].0
     }
 
+    /// Connects without letting the proxy run: it may reset the client at once.
     async fn connect(&self) -> TcpStream {
-        TcpStream::connect(self.address()).await.unwrap()
+        let client = std::net::TcpStream::connect(self.address()).unwrap();
+        client.set_nonblocking(true).unwrap();
+        TcpStream::from_std(client).unwrap()
     }
 
     /// Connects and reads which backend it got.

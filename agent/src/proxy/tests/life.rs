@@ -110,8 +110,7 @@ async fn draining_closes_listeners_and_shutdown_ends_held_connections() {
 
 #[tokio::test]
 async fn proxy_threads_serve_and_end_like_one_runtime() {
-    let rig =
-        Rig::on(WorkerRuntimes::start, &service(), vec![backend(1, master(1).await, BackendState::Ready)]);
+    let rig = Rig::on(Workers::start, &service(), vec![backend(1, master(1).await, BackendState::Ready)]);
     let mut clients = Vec::new();
     for _ in 0..32 {
         clients.push(rig.reach().await.0);
@@ -170,6 +169,7 @@ async fn a_connection_costs_little_memory() {
     let pool = Arc::new(ServicePool::new(&service(), id(100)));
     let open = pool.admit([127, 0, 0, 1].into(), &rig.proxy.shared).unwrap();
     let client = rig.connect().await;
+    let client = stream::Stream::open(client.into_std().unwrap());
     let future = connection::serve(client, open, Arc::clone(&rig.proxy.shared));
     let size = std::mem::size_of_val(&future);
     assert!(size <= 320, "{size} bytes");
