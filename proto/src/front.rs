@@ -49,8 +49,9 @@ pub struct VipFront<'a> {
     pub listeners: &'a [ProxyListener],
     /// This node's own instance.
     pub own: Option<&'a ServiceOffer>,
-    /// All that listens on this machine; `None`: the kernel does not say.
-    pub host: Option<&'a [HostListener]>,
+    /// Whether anything on this machine listens for the address at the service's port; `None`: the kernel does not say,
+    /// or this node has no instance.
+    pub listens: Option<bool>,
     /// The backends of the service, as this node sees them.
     pub backends: &'a [Backend],
 }
@@ -123,13 +124,11 @@ impl VipFront<'_> {
     fn own_instance_listens(&self) -> Result<(), Unfit> {
         let name = &self.service.name;
         let (ip, port) = (self.address, self.service.port);
-        match self.host {
-            Some(host) if !host.iter().any(|one| one.takes(ip, port)) => {
-                let at = SocketAddr::new(ip, port);
-                Err(Unfit::new(Cause::NotListening, format_args!("its {name} does not listen on {at}")))
-            }
-            _ => Ok(()),
+        if self.listens == Some(false) {
+            let at = SocketAddr::new(ip, port);
+            return Err(Unfit::new(Cause::NotListening, format_args!("its {name} does not listen on {at}")));
         }
+        Ok(())
     }
 
     /// Why the proxy does not serve the address. `near`: it listens on the port, for others.
@@ -208,7 +207,7 @@ mod tests {
             shared_listen: &sockets(shared),
             listeners: &listeners,
             own: None,
-            host: Some(&[]),
+            listens: Some(false),
             backends: &[backend(state)],
         };
         front.evaluate().map_err(|why| (why.cause, why.to_string()))
@@ -303,7 +302,7 @@ mod tests {
                 shared_listen: &sockets(shared),
                 listeners: &[("127.0.0.1:16443".parse().unwrap(), None)],
                 own: Some(own),
-                host,
+                listens: host.map(|host| host.iter().any(|one| one.takes(vip.parse().unwrap(), 6443))),
                 backends: &[backend(BackendState::Ready)],
             };
             front.evaluate().map_err(|why| (why.cause, why.to_string()))

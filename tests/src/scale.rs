@@ -195,13 +195,60 @@ pub struct CutNoticed {
     pub down: Seen,
     /// From its return until it was ready.
     pub back: Seen,
+    /// How each node came to its verdict, the fastest first.
+    pub traces: Vec<CutTrace>,
+}
+
+/// How one node came to know that a master is gone.
+pub struct CutTrace {
+    /// Its name.
+    pub node: String,
+    /// Its place.
+    pub place: String,
+    /// What became of the backend, when after the cut, and why.
+    pub steps: Vec<(Duration, String, String)>,
+    /// How long its threads were ready to run and waited for a processor, in the [`RUSH`] after the cut.
+    pub waited: Duration,
+}
+
+impl CutTrace {
+    fn down(&self) -> Option<Duration> {
+        self.steps.iter().find(|(_, to, _)| to == "down").map(|(at, _, _)| *at)
+    }
+}
+
+impl std::fmt::Display for CutTrace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let CutTrace { node, place, waited, .. } = self;
+        write!(f, "{node:<4} {place:<8} waited {:.2} s;", waited.as_secs_f64())?;
+        self.steps.iter().try_for_each(|(at, to, why)| write!(f, " {:.2} {to} ({why});", at.as_secs_f64()))
+    }
+}
+
+/// The time after a cut in which all nodes are busy with it.
+pub const RUSH: Duration = Duration::from_millis(1_500);
+
+/// How long a process' threads have waited for a processor while ready to run.
+fn waited(pid: u32) -> Result<Duration> {
+    let mut nanoseconds = 0;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread that ends in between does not matter.
+        let Ok(text) = std::fs::read_to_string(task?.path().join("schedstat")) else { continue };
+        nanoseconds += text.split_whitespace().nth(1).context("a short schedstat")?.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(nanoseconds))
 }
 
 /// Cuts a master at the switch for `away`, and lets it back for as long again.
 ///
 /// # Errors
 /// The switch refused, or a node does not respond.
-pub fn cut(agents: &[Agent<'_>], master: usize, away: Duration) -> Result<CutNoticed> {
+pub fn cut(agents: &mut [Agent<'_>], master: usize, away: Duration) -> Result<CutNoticed> {
+    let mut pids: Vec<u32> =
+        agents.iter_mut().map(|agent| Ok(agent.process()?.pid())).collect::<Result<_>>()?;
+    pids.remove(master);
+    let waiting = || pids.iter().map(|pid| waited(*pid)).collect::<Result<Vec<Duration>>>();
+    let agents = &*agents;
     let cut = agents.get(master).context("no such master")?;
     let others: Vec<&Agent<'_>> = agents.iter().filter(|one| one.name() != cut.name()).collect();
     let subject = format!("kube-api/{}", cut.name());
@@ -209,15 +256,37 @@ pub fn cut(agents: &[Agent<'_>], master: usize, away: Duration) -> Result<CutNot
         let subject = subject.clone();
         move |event: &Event| event.kind == EventKind::Backend && event.subject == subject && event.to == to
     };
-    let since = now();
+    let (since, before) = (now(), waiting()?);
     cut.node().power_cut()?;
-    std::thread::sleep(away);
+    std::thread::sleep(RUSH);
+    let after = waiting()?;
+    std::thread::sleep(away.saturating_sub(RUSH));
     let down = Seen::of_events(&others, since, became("down"))?;
+    let mut traces = Vec::new();
+    for (at, agent) in others.iter().enumerate() {
+        let all = events(agent, since)?;
+        let steps = all.iter().filter(|event| event.kind == EventKind::Backend && event.subject == subject);
+        let step = |event: &Event| {
+            let after = Duration::from_millis(event.time_unix_ms.0.saturating_sub(since.0));
+            (after, event.to.clone(), event.reason.to_string())
+        };
+        traces.push(CutTrace {
+            node: agent.name().to_owned(),
+            place: if at + 1 < MASTERS { "master".to_owned() } else { status(agent)?.node.place.to_string() },
+            steps: steps.map(step).collect(),
+            waited: after
+                .get(at)
+                .zip(before.get(at))
+                .map(|(after, before)| *after - *before)
+                .unwrap_or_default(),
+        });
+    }
+    traces.sort_by_key(CutTrace::down);
     let since = now();
     cut.node().power_on()?;
     std::thread::sleep(away);
     let back = Seen::of_events(&others, since, became("ready"))?;
-    Ok(CutNoticed { down, back })
+    Ok(CutNoticed { down, back, traces })
 }
 
 /// What the others notice of a core member whose agent is killed; of any worker where all gossip.

@@ -1,7 +1,7 @@
 //! The node-local address, put together: whose addresses it must not be, and what of it is kept on disk.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use proto::cluster::Document;
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::RunningAgent;
 use crate::lifecycle::Lifecycle;
 use crate::membership::disk::MemberStore;
-use crate::netlink::listeners;
+use crate::netlink::listeners::ListenerLookup;
 use crate::transport::Link;
 use crate::vip::{self, NodeLocalReport};
 
@@ -50,8 +50,8 @@ pub(super) fn refusal(running: &RunningAgent, wishes: &[(String, Option<String>)
         // A listener of our own on all addresses serves this one, too.
         let own = effective.services.iter().flat_map(|service| &service.listen);
         let own = own.into_iter().any(|at| at.ip().is_unspecified() && at.port() == port);
-        let taken = listeners::listeners().unwrap_or_default().into_iter().any(|one| one.takes(*ip, port));
-        if taken && !own {
+        let taken = ListenerLookup::default().listens(SocketAddr::new(*ip, port));
+        if taken == Some(true) && !own {
             let text = format!(
                 "another program listens on port {port} of this node (ss -ltnp); stop it, or set \
                  service.kube-api.node-local=PORT too"

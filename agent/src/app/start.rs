@@ -33,6 +33,7 @@ use crate::membership::OwnAddress;
 use crate::membership::disk::{MemberStore, StoredMember, VipEpochs};
 use crate::membership::task::{self as membership, MembershipHandle, MembershipInputs};
 use crate::net;
+use crate::netlink::listeners::ListenerLookup;
 use crate::transport::{BoundPorts, Inbox, JoinConnection, Link, TrustedKeys};
 use crate::vip::{self, NodeLocalInputs, NodeLocalReport, veto};
 use crate::{control, handover, watchdog};
@@ -181,6 +182,7 @@ impl Foundation {
         life: &Lifecycle,
     ) -> VipHandle {
         let eligibility = EligibilityInputs {
+            lookup: ListenerLookup::default(),
             own: self.own.file().name.clone(),
             services: self.clients.effective().services(),
             proxy: self.clients.proxy().clone(),

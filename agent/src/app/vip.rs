@@ -9,7 +9,7 @@ use proto::backends::BackendTable;
 use proto::cause::Cause;
 use proto::control::Response;
 use proto::event::Event;
-use proto::front::{HostListener, VipFront};
+use proto::front::VipFront;
 use proto::node::{Name, NodeId, Role};
 use proto::pulse::PeerLivenessMap;
 use proto::service::{Service, ServiceName};
@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::check::OwnHealth;
 use crate::lifecycle::Lifecycle;
 use crate::membership::disk::{MemberStore, VipEpochs};
-use crate::netlink::listeners;
+use crate::netlink::listeners::ListenerLookup;
 use crate::proxy::Proxy;
 use crate::transport::{Link, TrustedKeys};
 use crate::vip::veto::Vetoes;
@@ -54,6 +54,8 @@ pub(super) struct EligibilityInputs {
     pub(super) settings: watch::Receiver<Arc<Settings>>,
     /// Where the other place is for which this node stands aside.
     pub(super) aside: watch::Receiver<Option<SocketAddr>>,
+    /// Asks the kernel who listens.
+    pub(super) lookup: ListenerLookup,
 }
 
 /// What the thread reads beside that.
@@ -219,21 +221,22 @@ impl EligibilityInputs {
         let table = self.table.borrow().clone();
         let vetoes = self.vetoes.borrow_and_update().clone();
         let listeners = self.proxy.listeners();
-        let host = host_listeners(settings, &health);
-        let evaluate = |vip: &VipSettings| {
+        let lookup = &mut self.lookup;
+        let mut evaluate = |vip: &VipSettings| {
             let name = &vip.service;
             let Some(service) = services.iter().find(|service| service.name == *name) else {
                 let reason = format_args!("{name} is not served here");
                 return Err(Unfit::new(Cause::NotServed, reason));
             };
+            let own = health.get(name);
             let shared = settings.services.iter().find(|service| service.name == *name);
             let front = VipFront {
                 address: vip.address,
                 service,
                 shared_listen: shared.map_or(&[], |service| &service.listen),
                 listeners: listeners.get(name).map_or(&[], Vec::as_slice),
-                own: health.get(name),
-                host: host.as_deref(),
+                own,
+                listens: own.and_then(|_| lookup.listens(SocketAddr::new(vip.address, service.port))),
                 backends: table.get(name).map_or(&[], Vec::as_slice),
             };
             front.evaluate()?;
@@ -241,9 +244,4 @@ impl EligibilityInputs {
         };
         settings.vips.iter().map(|vip| (vip.address, evaluate(vip))).collect()
     }
-}
-
-/// What listens on this machine; `None`: the kernel does not say, or nobody needs it.
-fn host_listeners(settings: &Settings, health: &OwnHealth) -> Option<Vec<HostListener>> {
-    settings.vips.iter().any(|vip| health.contains_key(&vip.service)).then(listeners::listeners)?.ok()
 }

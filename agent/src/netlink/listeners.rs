@@ -5,13 +5,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use proto::front::HostListener;
 
-use super::{DIAG, Netlink, attribute};
+use rustix::io::Errno;
+
+use super::{DIAG, Netlink, attribute, errno, family, octets};
 
 /// `SOCK_DIAG_BY_FAMILY`.
 const BY_FAMILY: u16 = 20;
 const TCP: u8 = 6;
-/// `TCP_LISTEN` alone.
-const STATES: u32 = 1 << 10;
+/// `TCP_LISTEN`.
+const LISTEN: u8 = 10;
+/// That alone.
+const STATES: u32 = 1 << LISTEN;
 /// `inet_diag_msg`, which attributes follow.
 const MESSAGE: usize = 72;
 /// `INET_DIAG_SKV6ONLY`.
@@ -19,11 +23,54 @@ const ONLY_V6: u16 = 11;
 /// `AF_INET` and `AF_INET6`.
 const FAMILIES: [u8; 2] = [2, 10];
 
+/// Any cookie, in the place of a socket's own.
+const ANY: [u8; 8] = [0xff; 8];
+
+/// Asks whether clients of an address reach anyone. Its socket stays open: it is asked several times a second.
+#[derive(Default)]
+pub(crate) struct ListenerLookup(Option<Netlink>);
+
+impl ListenerLookup {
+    /// Whether a socket of this machine listens for clients of `at`, whoever's it is; `None`: the kernel does not say.
+    pub(crate) fn listens(&mut self, at: SocketAddr) -> Option<bool> {
+        if self.0.is_none() {
+            self.0 = Netlink::open(DIAG).ok();
+        }
+        match find(self.0.as_mut()?, at) {
+            Ok(true) => Some(true),
+            // One that is bound to an interface is not found without its name.
+            Ok(false) => Some(listeners().ok()?.into_iter().any(|one| one.takes(at.ip(), at.port()))),
+            Err(_) => {
+                self.0 = None;
+                None
+            }
+        }
+    }
+}
+
+/// Has the kernel look for the socket that a client of `at` would reach, as for a connection. That costs one question,
+/// where a list of all that listen goes through the whole table.
+fn find(netlink: &mut Netlink, at: SocketAddr) -> io::Result<bool> {
+    let mut question = vec![family(at.ip()), TCP, 0, 0];
+    question.extend_from_slice(&STATES.to_ne_bytes());
+    // Ports of the listener and of the client, who is nobody.
+    question.extend_from_slice(&at.port().to_be_bytes());
+    question.extend_from_slice(&[0; 2]);
+    question.extend_from_slice(&octets(at.ip()));
+    question.resize(8 + 4 + 2 * 16 + 4, 0);
+    question.extend_from_slice(&ANY);
+    let listens = |kind, body: &[u8]| (kind == BY_FAMILY && body.get(1) == Some(&LISTEN)).then_some(());
+    match netlink.get(BY_FAMILY, &question, listens) {
+        Err(error) if errno(&error) == Some(Errno::NOENT) => Ok(false),
+        found => Ok(found?.is_some()),
+    }
+}
+
 /// All TCP sockets that listen in this network.
 ///
 /// # Errors
 /// The kernel's: it may have no inet_diag.
-pub(crate) fn listeners() -> io::Result<Vec<HostListener>> {
+fn listeners() -> io::Result<Vec<HostListener>> {
     let mut netlink = Netlink::open(DIAG)?;
     let mut all = Vec::new();
     for family in FAMILIES {
@@ -75,10 +122,28 @@ mod tests {
             open("[::]:0", Some(false)),
         ];
         let found = |one: &HostListener| listeners().unwrap().contains(one);
+        let mut netlink = Netlink::open(DIAG).unwrap();
+        let clients = ["10.9.0.50", "127.0.0.1", "fd09::50", "::1"];
         for (socket, expected) in &sockets {
             assert!(!found(expected), "bound only: {expected:?}");
             socket.listen(1).unwrap();
             assert!(found(expected), "{expected:?} is not among {:?}", listeners().unwrap());
+            for client in clients {
+                let at = SocketAddr::new(client.parse().unwrap(), expected.address.port());
+                let takes = expected.takes(at.ip(), at.port());
+                assert_eq!(find(&mut netlink, at).unwrap(), takes, "{at} at {expected:?}");
+                assert_eq!(ListenerLookup::default().listens(at), Some(takes), "{at} at {expected:?}");
+            }
         }
+    }
+
+    #[test]
+    fn one_on_an_interface_is_found_too() {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind_device(Some(b"lo")).unwrap();
+        listener.bind(&SocketAddr::from(([0, 0, 0, 0], 0)).into()).unwrap();
+        listener.listen(1).unwrap();
+        let port = listener.local_addr().unwrap().as_socket().unwrap().port();
+        assert_eq!(ListenerLookup::default().listens(SocketAddr::from(([10, 9, 0, 50], port))), Some(true));
     }
 }

@@ -12,6 +12,7 @@ use proto::time::Moment;
 use tokio::sync::{mpsc, oneshot};
 
 use super::counters::{Count, LinkCounters};
+use super::repeats::RepeatedBeats;
 use super::{frames, lock, slots};
 
 /// A request of a member, and the way for its answer.
@@ -124,6 +125,7 @@ pub(super) struct Arrivals {
     vips: mpsc::Sender<(NodeId, Vec<u8>)>,
     fingerprints: mpsc::Sender<(NodeId, u32)>,
     topology: mpsc::Sender<(NodeId, TopologyFrame)>,
+    pub(super) repeats: RepeatedBeats,
     /// What each member may still send.
     rates: Mutex<BTreeMap<(NodeId, MemberTraffic), RateBucket>>,
     counters: Arc<LinkCounters>,
@@ -156,6 +158,7 @@ impl Arrivals {
             vips,
             fingerprints,
             topology,
+            repeats: RepeatedBeats::default(),
             rates,
             counters,
         };
@@ -221,7 +224,7 @@ impl Arrivals {
 
     /// A message of virtual IPs.
     pub(super) fn vip(&self, from: NodeId, message: &[u8], now: Moment) {
-        if self.fits(MemberTraffic::Vip, from, now) {
+        if self.fits(MemberTraffic::Vip, from, now) && !self.repeats.keep(&from, message, now) {
             let _ = self.vips.try_send((from, message.to_vec()));
         }
     }

@@ -21,6 +21,7 @@ mod pairs;
 mod places;
 mod proofs;
 mod refused;
+pub(crate) mod repeats;
 mod responder;
 mod sealer;
 mod slots;

@@ -21,6 +21,7 @@ use super::counters::{Count, LinkCounters};
 use super::inbox::{Arrivals, TopologyFrame};
 use super::places::IdentityPlaces;
 use super::proofs::PeerProofs;
+use super::repeats::RepeatedBeats;
 use super::responder::PulseResponder;
 use super::sealer::{DatagramSealer, Unopened};
 use super::socket::DatagramSocket;
@@ -256,6 +257,11 @@ impl Datagrams {
     /// Sends a message of virtual IPs to a peer, straight from the calling thread.
     pub(crate) fn send_vip(&self, to: NodeId, message: &[u8]) {
         self.send_to_best(to, &DatagramFrame::Vip(message));
+    }
+
+    /// What is no news of virtual IPs.
+    pub(crate) fn repeats(&self) -> &RepeatedBeats {
+        &self.arrivals.repeats
     }
 
     /// Sends a pulse to a peer, whose answer may take as long as `slack`.

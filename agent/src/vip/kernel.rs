@@ -43,6 +43,8 @@ pub(super) struct LinkState {
     pub(super) hardware: u16,
     /// Its own `arp_ignore`, where the kernel says it.
     pub(super) arp_ignore: u32,
+    /// The same of all interfaces.
+    pub(super) all_arp_ignore: u32,
 }
 
 /// An address on an interface.
@@ -93,7 +95,13 @@ impl VipKernel {
     /// All interfaces of this node.
     fn interfaces(&mut self) -> io::Result<Vec<LinkState>> {
         let ask = LinkMessage::ask(None, None);
-        self.0.dump(RTM_GETLINK, &ask, |kind, body| LinkMessage::read(kind, body).map(LinkState::from))
+        let mut all = self
+            .0
+            .dump(RTM_GETLINK, &ask, |kind, body| LinkMessage::read(kind, body).map(LinkState::from))?;
+        let ignore = std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/arp_ignore").ok();
+        let ignore = ignore.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        all.iter_mut().for_each(|one| one.all_arp_ignore = ignore);
+        Ok(all)
     }
 
     /// The addresses that the kernel has found at this Ethernet address.
@@ -135,6 +143,7 @@ impl From<LinkMessage> for LinkState {
             flags: said.flags,
             hardware: said.hardware,
             arp_ignore: said.arp_ignore.unwrap_or(0),
+            all_arp_ignore: 0,
         }
     }
 }

@@ -132,8 +132,34 @@ impl VipReporter {
             report.epochs.insert(address, status.epoch);
             report.vips.push(shown);
         }
-        self.report.send_replace(Arc::new(report));
+        self.report.send_if_modified(|old| {
+            let news = is_news(old, &report);
+            *old = Arc::new(report);
+            news
+        });
     }
+}
+
+/// Whether anyone is told: nobody is, several times a second, while all is well and as before. A text may be news by
+/// itself.
+fn is_news(old: &VipReport, new: &VipReport) -> bool {
+    let says_why = |vip: &VipStatus| {
+        !vip.reason.is_empty() || vip.candidates.iter().any(|one| !one.eligible || !one.reason.is_empty())
+    };
+    let decided = |vip: &VipStatus| (vip.address, vip.state, vip.epoch, vip.since_unix_ms, vip.gains);
+    let same = |(old, new): (&VipStatus, &VipStatus)| {
+        let ranked = |vip: &VipStatus| vip.candidates.iter().map(|one| one.node.clone()).collect::<Vec<_>>();
+        decided(old) == decided(new)
+            && (&old.owner, &old.interface) == (&new.owner, &new.interface)
+            && ranked(old) == ranked(new)
+    };
+    let sides = [old, new];
+    sides.iter().any(|report| report.problem.is_some() || !report.unfit.is_empty())
+        || sides.iter().any(|report| report.vips.iter().any(says_why))
+        || (&old.l2_endpoints, &old.ownerships, &old.epochs)
+            != (&new.l2_endpoints, &new.ownerships, &new.epochs)
+        || old.vips.len() != new.vips.len()
+        || !old.vips.iter().zip(&new.vips).all(same)
 }
 
 fn shown(
@@ -201,7 +227,40 @@ fn unfit(status: &election::ElectionStatus, own: NodeId) -> Option<Unfit> {
 
 #[cfg(test)]
 mod tests {
+    use proto::cause::Reason;
+
     use super::*;
+
+    #[test]
+    fn what_is_as_before_is_no_news_while_all_is_well() {
+        let vip = |state, reason: &str| VipStatus {
+            address: [10, 9, 0, 50].into(),
+            state,
+            owner: None,
+            epoch: 1,
+            interface: None,
+            since_unix_ms: UnixMs(1),
+            cause: None,
+            reason: Reason::new(reason),
+            candidates: Vec::new(),
+            gains: VipTakeovers::default(),
+        };
+        let report = |vips: &[VipStatus]| VipReport { vips: vips.to_vec(), ..VipReport::default() };
+        let well = report(&[vip(VipState::Owned, "")]);
+        assert!(!is_news(&well, &well));
+        let unwell = report(&[vip(VipState::Owned, "it is draining")]);
+        for (old, new) in [
+            (&well, &report(&[vip(VipState::OwnedHere, "")])),
+            (&well, &report(&[])),
+            (&well, &VipReport { epochs: [([10, 9, 0, 50].into(), 2)].into(), ..well.clone() }),
+            (&well, &unwell),
+            (&unwell, &well),
+            // It may be another text.
+            (&unwell, &unwell),
+        ] {
+            assert!(is_news(old, new), "{old:?} {new:?}");
+        }
+    }
 
     #[test]
     fn a_state_counts_from_its_change_and_the_first_from_what_the_others_know() {

@@ -152,11 +152,9 @@ fn l2(interface: &LinkState) -> Result<Mac, NoL2<'_>> {
 pub(super) fn advice(vip: IpAddr, interface: &LinkState) -> Option<Unfit> {
     // 2 answers only who is in the network of the address, and the network of a /32 is it alone; 8 answers
     // nobody. The larger of the interface's and of all interfaces' counts.
-    let all = std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/arp_ignore").ok();
-    let all = all.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-    let value = interface.arp_ignore.max(all);
+    let value = interface.arp_ignore.max(interface.all_arp_ignore);
     let breaks = vip.is_ipv4() && (value == 2 || value == 8);
-    let which = if all == value { "all" } else { &interface.name };
+    let which = if interface.all_arp_ignore == value { "all" } else { &interface.name };
     breaks.then(|| {
         let reason = format_args!(
             "arp_ignore is {value}, so ARP for it goes unanswered; run: sysctl net.ipv4.conf.{which}.arp_ignore=1"

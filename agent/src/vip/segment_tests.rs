@@ -95,7 +95,10 @@ fn settings_that_hide_the_address_are_told() {
     let hidden = LinkState { arp_ignore: 8, ..eth(1, "eth0") };
     assert_eq!(advice(ip("10.9.0.50"), &hidden).unwrap().cause, Cause::ArpIgnored);
     assert_eq!(advice(ip("fd09::50"), &hidden), None);
-    assert_eq!(advice(ip("10.9.0.50"), &LinkState { arp_ignore: 1, ..hidden }), None);
+    assert_eq!(advice(ip("10.9.0.50"), &LinkState { arp_ignore: 1, ..hidden.clone() }), None);
+    let everywhere = LinkState { arp_ignore: 0, all_arp_ignore: 2, ..hidden };
+    let why = advice(ip("10.9.0.50"), &everywhere).unwrap().to_string();
+    assert!(why.ends_with("net.ipv4.conf.all.arp_ignore=1"), "{why}");
 }
 
 const OWN: NodeId = NodeId([5; 10]);

@@ -173,6 +173,17 @@ fn a_silent_owner_is_asked_for_at_110_ms_and_followed_at_160() {
 }
 
 #[test]
+fn a_beat_that_repeats_the_last_one_may_be_received_later_as_of_when_it_came() {
+    let mut one = backup(1_000);
+    assert!(one.follows(&id(2)) && !one.follows(&id(3)));
+    assert!(!lonely_owner().follows(&id(1)), "its own claim may be one of two");
+    assert_eq!(one.deadline(), at(1_110), "nothing is due before");
+    one.receive(at(1_100), id(2), &owner_beat(5, 2));
+    let done = run(&mut one, 1_110, 1_500);
+    assert_eq!(times(&done, &Action::Probe).first(), Some(&1_210));
+}
+
+#[test]
 fn a_witness_that_hears_the_owner_vetoes_for_as_long_as_it_does() {
     let mut one = backup(1_000);
     for ms in 1_010..3_000 {

@@ -2,6 +2,7 @@
 //! is due. Its parts know nothing of each other; what one has found out it hands to those that it concerns.
 
 mod facts;
+mod repeats;
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -54,6 +55,8 @@ pub(super) struct VipDriver {
     agent_probe: AgentProbe,
     moves: PendingMoves,
     reporter: VipReporter,
+    /// What owners are expected to say again.
+    repeats: BTreeMap<NodeId, Vec<VipMessage>>,
     /// When everything is looked at again.
     tick: Moment,
 }
@@ -89,6 +92,7 @@ impl VipDriver {
             agent_probe: AgentProbe::new(),
             moves: PendingMoves::default(),
             reporter: VipReporter::new(report),
+            repeats: BTreeMap::new(),
             tick: Moment::ZERO,
         }
     }
@@ -101,6 +105,7 @@ impl VipDriver {
         self.apply_inputs();
         loop {
             self.act();
+            self.end_repeats();
             if stopped && self.vips.is_empty() {
                 return;
             }
@@ -155,6 +160,7 @@ impl VipDriver {
 
     fn take(&mut self, turn: LoopEvent) {
         let now = now();
+        self.hear_repeats(now);
         match turn {
             LoopEvent::Time | LoopEvent::Stop => {}
             LoopEvent::Heard(from, message) => {
@@ -199,11 +205,12 @@ impl VipDriver {
         if !self.limiter.admit(now, from, messages.len().max(1)) {
             return;
         }
-        for message in messages {
+        for message in &messages {
             if let Some(vip) = self.vips.get_mut(&message.vip) {
-                vip.election_mut().receive(now, from, &message);
+                vip.election_mut().receive(now, from, message);
             }
         }
+        self.expect_repeats(from, message, messages);
     }
 
     /// Someone on a segment says to have an address.

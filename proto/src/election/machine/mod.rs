@@ -253,6 +253,12 @@ impl Election {
         self.ownership.is_some()
     }
 
+    /// Whether this node takes another one for the owner, and has nothing in hand against that: a beat of it that
+    /// repeats the last one may be received later, as of when it came.
+    pub fn follows(&self, owner: &NodeId) -> bool {
+        self.knowledge.holder() == Some(*owner) && self.ownership.is_none() && self.resumed.is_none()
+    }
+
     /// The highest epoch that is known, for the disk and gossip, and for [`Election::set_minimum_epoch`] later.
     pub fn epoch(&self) -> u64 {
         self.knowledge.highest_epoch()

@@ -44,13 +44,14 @@ fn span(arguments: &[String]) -> Result<Duration> {
 /// The same on a segment, without and with virtual IPs.
 pub(crate) fn vips(arguments: &[String]) -> Result<()> {
     let span = span(arguments)?;
-    with_agents(Lab::bridge(5), |lab, agents| {
+    let nodes = option(&mut arguments.to_vec(), "--nodes", 10)?;
+    with_agents(Lab::bridge(usize::try_from(nodes)?), |lab, agents| {
         let _masters = masters(lab)?;
         for agent in agents.iter_mut() {
             agent.options = vec!["--iface".to_owned(), agent.node().interface.to_owned()];
         }
-        form(agents)?;
-        costs("idle, 5 nodes on a segment, 3 masters, no VIP", agents, span)?;
+        form_by(agents, 3, &[])?;
+        costs(&format!("idle, {nodes} nodes on a segment, 3 masters, no VIP"), agents, span)?;
         let all: Vec<String> = (0..VIPS).map(|i| format!("10.91.0.{}", 240 + i)).collect();
         agents[0].cli(&["set", &format!("vip={}", all.join(","))])?.ok()?;
         eventually("each has an owner", GOSSIP, || {

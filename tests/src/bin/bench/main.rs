@@ -35,7 +35,7 @@ const BENCHES: &[(&str, &str, Bench)] = &[
     ("join", "from `agent join` to the first answer through the new node", |_| serving::join()),
     ("start", "from `agent run` to the first answer, nobody else up", |_| serving::start()),
     ("idle", "memory and CPU of agents that only watch; [--segment] [--seconds S]", idle::idle),
-    ("vip-idle", "the same without and with virtual IPs; [--seconds S]", idle::vips),
+    ("vip-idle", "the same without and with virtual IPs; [--nodes N] [--seconds S]", idle::vips),
     ("gossip", "bytes that a node sends, by the size of the cluster", |_| idle::gossip()),
     (
         "faults",
@@ -64,7 +64,11 @@ const BENCHES: &[(&str, &str, Bench)] = &[
         "what pulses cost a master, and how soon it is missed; [--seconds S] [--cuts N] [SIZE…]",
         pulse::pulse,
     ),
-    ("scale", "nodes that join at once, at rest, and while a master is cut; [--sizes N,N…]", scale::scale),
+    (
+        "scale",
+        "nodes that join at once, at rest, and while a master is cut; [--sizes N,N…] [--trace]",
+        scale::scale,
+    ),
     (
         "upgrade",
         "replacements under load, beside haproxy and nginx; [--held N] [--bulk N] [--turns N] [--after S]",

@@ -23,9 +23,14 @@ const SPAN: Duration = Duration::from_secs(60);
 /// The time for which a master is away, and is given to return.
 const AWAY: Duration = Duration::from_secs(10);
 
-/// `scale [--sizes N,N…]`.
+/// Nodes of which `--trace` shows how they noticed the cut: of the fastest, the middle and the slowest so many each.
+const SHOWN: usize = 4;
+
+/// `scale [--sizes N,N…] [--trace]`.
 pub(crate) fn scale(arguments: &[String]) -> Result<()> {
-    let sizes = match arguments {
+    let (trace, arguments): (Vec<String>, Vec<String>) =
+        arguments.iter().cloned().partition(|one| one == "--trace");
+    let sizes = match &arguments[..] {
         [] => "10,50,100",
         [name, sizes] if name == "--sizes" => sizes,
         other => anyhow::bail!("what is {other:?}?"),
@@ -60,10 +65,10 @@ pub(crate) fn scale(arguments: &[String]) -> Result<()> {
         "down s",
         "master back s"
     );
-    sizes.into_iter().try_for_each(one_size)
+    sizes.into_iter().try_for_each(|size| one_size(size, !trace.is_empty()))
 }
 
-fn one_size(size: usize) -> Result<()> {
+fn one_size(size: usize, trace: bool) -> Result<()> {
     with_agents(Lab::bridge(size), |lab, agents| {
         let _masters = masters(lab)?;
         for agent in agents.iter_mut() {
@@ -112,6 +117,13 @@ fn one_size(size: usize) -> Result<()> {
             killed.down.shown(),
             returned.shown(),
         );
+        let traces = &noticed.traces;
+        let middle = (traces.len() / 2).saturating_sub(SHOWN / 2);
+        for (at, one) in traces.iter().enumerate().filter(|_| trace) {
+            if at < SHOWN || (middle..middle + SHOWN).contains(&at) || at + SHOWN >= traces.len() {
+                println!("      cut, {:>3}. of {}: {one}", at + 1, traces.len());
+            }
+        }
         Ok(())
     })
 }
