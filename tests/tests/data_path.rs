@@ -118,7 +118,9 @@ fn a_short_connection_costs_few_system_calls() -> Result<()> {
         node.inside(|| (0..CONNECTIONS).try_for_each(|_| short(local(PROXY))))?;
         strace.signal(Signal::INT)?;
         strace.ended(SOON)?;
-        let calls = calls(&std::fs::read_to_string(&summary)?);
+        let mut calls = calls(&std::fs::read_to_string(&summary)?);
+        // A debug build asks before each close whether the descriptor is open; a release build has no such call.
+        calls.remove("fcntl");
         let each = |count: u32| f64::from(count) / f64::from(CONNECTIONS);
         let mut sorted: Vec<(f64, &str)> =
             calls.iter().map(|(name, count)| (each(*count), name.as_str())).collect();
