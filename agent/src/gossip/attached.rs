@@ -13,6 +13,7 @@ use proto::signed_record::SignedRecord;
 use proto::time::Moment;
 use proto::topology::{
     self, Attach, AttachDue, Beacon, CoreOrder, Heard, Knowledge, MOST_SILENT, Place, Topology, prefix,
+    unless_known,
 };
 use proto::view::OtherMembers;
 
@@ -125,12 +126,12 @@ impl ClusterPlace {
         self.silent.sort_by_key(|id| !needed.contains_key(id));
     }
 
-    fn beacon(&self, core_known: u64, yours: u32) -> Beacon {
+    fn beacon(&self, core_known: u64, silent_known: u32, yours: u32) -> Beacon {
         let said = self.topology.beacon(core_known);
         Beacon {
             knows: Knowledge { core: said.knows.core, ..self.knows },
             up: u32::try_from(self.up).unwrap_or(u32::MAX),
-            silent: self.silent.iter().take(MOST_SILENT).map(prefix).collect(),
+            silent: unless_known(self.silent.iter().take(MOST_SILENT).map(prefix).collect(), silent_known),
             yours,
             ..said
         }
@@ -171,6 +172,7 @@ impl Gossip {
             first: due.first,
             carried: record.filter(|_| due.yours != Some(print)),
             lost: self.place.topology.lost(self.life.now()),
+            silent: due.silent,
         };
         self.link.datagrams().send_topology(due.to, &TopologyFrame::Attach(attach.to_bytes()));
     }
@@ -182,9 +184,9 @@ impl Gossip {
         }
     }
 
-    fn send_beacon(&self, to: NodeId, core_known: u64) {
+    fn send_beacon(&self, to: NodeId, core_known: u64, silent_known: u32) {
         let yours = self.records.lock().get(&to).map_or(0, SignedRecord::fingerprint);
-        let frame = TopologyFrame::Beacon(self.place.beacon(core_known, yours).to_bytes());
+        let frame = TopologyFrame::Beacon(self.place.beacon(core_known, silent_known, yours).to_bytes());
         self.link.datagrams().send_topology(to, &frame);
     }
 
@@ -203,7 +205,7 @@ impl Gossip {
                 if let (true, true, Some(carried)) = (news, attach.first, attach.carried) {
                     self.send_to_core(&Beacon { in_core: true, carried: Some(carried), ..Beacon::default() });
                 }
-                self.send_beacon(from, attach.knows.core);
+                self.send_beacon(from, attach.knows.core, attach.silent);
                 news
             }
             TopologyFrame::Beacon(body) => {
@@ -259,7 +261,7 @@ impl Gossip {
             let here: Vec<NodeId> = self.place.topology.attached().here().collect();
             // Those who know the core already get it again only if it has changed.
             let known = if knows.core == told.core { knows.core } else { 0 };
-            here.into_iter().for_each(|id| self.send_beacon(id, known));
+            here.into_iter().for_each(|id| self.send_beacon(id, known, 0));
         }
     }
 }

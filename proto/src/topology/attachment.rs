@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::core::{CoreOrder, core_size, suits};
-use super::wire::{Beacon, IdPrefix, Knowledge, MOST_LISTED, MOST_LOST};
+use super::wire::{Beacon, IdPrefix, Knowledge, MOST_LISTED, MOST_LOST, fingerprint_of_silent};
 use crate::node::NodeId;
 use crate::time::Moment;
 
@@ -58,6 +58,8 @@ struct HeldMember {
     core: (u64, BTreeSet<NodeId>),
     /// What else it said.
     said: Option<Heard>,
+    /// Fingerprint of the silent members that it has named last.
+    silent: u32,
 }
 
 /// What a core member has said.
@@ -67,7 +69,7 @@ pub struct Heard {
     pub knows: Knowledge,
     /// How many members are alive.
     pub up: u32,
-    /// Members that are not, or some of them.
+    /// Members that are not, or some of them: each once, in order.
     pub silent: Vec<NodeId>,
     /// Fingerprint of this node's record there.
     pub yours: u32,
@@ -92,6 +94,8 @@ pub struct AttachDue {
     pub core: u64,
     /// Fingerprint of this node's record there, if it has said one.
     pub yours: Option<u32>,
+    /// Fingerprint of the silent members that it has named last.
+    pub silent: u32,
 }
 
 /// The attachment of a node that is not in the core.
@@ -167,7 +171,8 @@ impl Attachment {
         let mut due = Vec::new();
         for (id, held) in self.held.iter_mut().filter(|(_, held)| held.next <= now) {
             let yours = held.said.as_ref().map(|said| said.yours);
-            due.push(AttachDue { to: *id, first: first == Some(*id), core: held.core.0, yours });
+            let (core, silent) = (held.core.0, held.silent);
+            due.push(AttachDue { to: *id, first: first == Some(*id), core, yours, silent });
             (held.sent, held.next) = (now, now.after(if searching { RETRY_SEARCHING } else { RETRY }));
             held.unanswered += 1;
         }
@@ -240,6 +245,7 @@ impl Attachment {
                 answered: None,
                 core: (0, BTreeSet::new()),
                 said: None,
+                silent: 0,
             });
         }
         if best.iter().all(|id| self.held.get(id).is_some_and(|held| held.answered.is_some())) {
@@ -274,8 +280,15 @@ impl Attachment {
             self.choice = now;
             return false;
         }
-        let said = find(&beacon.silent);
-        held.said = Some(Heard { knows: beacon.knows, up: beacon.up, silent: said, yours: beacon.yours });
+        let mut silent = held.said.take().map_or_else(Vec::new, |said| said.silent);
+        let is_news = |named: &Vec<IdPrefix>| named.is_empty() || fingerprint_of_silent(named) != held.silent;
+        if let Some(named) = beacon.silent.as_ref().filter(|named| is_news(named)) {
+            silent = find(named);
+            silent.sort_unstable();
+            silent.dedup();
+            held.silent = fingerprint_of_silent(named);
+        }
+        held.said = Some(Heard { knows: beacon.knows, up: beacon.up, silent, yours: beacon.yours });
         if held.answered.is_none() {
             self.choice = now;
         }
@@ -294,8 +307,7 @@ impl Attachment {
     /// Members of which half of those that this node holds say that they are not alive: one may be wrong.
     fn said_silent(&self) -> BTreeSet<NodeId> {
         let lists: Vec<&Vec<NodeId>> = self.answering().map(|(_, heard)| &heard.silent).collect();
-        let sets: Vec<BTreeSet<NodeId>> = lists.iter().map(|list| list.iter().copied().collect()).collect();
-        most(&sets.iter().collect::<Vec<_>>()).copied().collect()
+        most(&lists).copied().collect()
     }
 
     /// Members that are not alive. While nobody answers, what was said last stays.
@@ -317,15 +329,20 @@ impl Attachment {
     /// Forgets nodes that are not members any more.
     pub fn retain(&mut self, member: impl Fn(&NodeId) -> bool) {
         self.held.retain(|id, _| member(id));
+        // Whom they name may have been unknown here: they name them again.
+        self.held.values_mut().for_each(|held| held.silent = 0);
         self.aside.retain(|id, _| member(id));
         self.silent.retain(&member);
     }
 }
 
 /// The nodes that at least half of these sets have.
-fn most<'a>(sets: &'a [&'a BTreeSet<NodeId>]) -> impl Iterator<Item = &'a NodeId> {
+fn most<'a, S>(sets: &'a [&'a S]) -> impl Iterator<Item = &'a NodeId> + use<'a, S>
+where
+    &'a S: IntoIterator<Item = &'a NodeId>,
+{
     let mut all: Vec<&NodeId> = sets.iter().copied().flatten().collect();
-    all.sort_unstable();
+    all.sort();
     let enough = sets.len().div_ceil(2);
     let runs: Vec<&NodeId> =
         all.chunk_by(|a, b| a == b).filter(|run| run.len() >= enough).map(|run| run[0]).collect();
@@ -498,6 +515,31 @@ mod tests {
         let calling: Vec<NodeId> = core.iter().copied().chain([own]).collect();
         attachment.heard(held[1], &beacon(&calling), find, at(30));
         assert!(attachment.called(&order, at(40)).is_some());
+    }
+
+    #[test]
+    fn silent_members_that_were_named_before_stay_and_are_named_again_when_members_change() {
+        let order = order();
+        let mut attachment = Attachment::new(own(&order), BTreeSet::new(), at(0));
+        let held = asked(&mut attachment, &order, 0);
+        let core: Vec<NodeId> = order.core(|_| true).into_iter().collect();
+        let mut says = |silent: Option<&[u8]>, ms| {
+            let named = silent.map(|silent| silent.iter().map(|n| prefix(&id(*n))).collect());
+            for id in &held {
+                attachment.heard(*id, &Beacon { silent: named.clone(), ..beacon(&core) }, find, at(ms));
+            }
+            let known = attachment.poll(&order, at(ms + 3_000)).iter().map(|due| due.silent).max();
+            (
+                attachment.silent().iter().map(|id| id.0[0]).collect::<Vec<_>>(),
+                known,
+                attachment.retain(|_| true),
+            )
+        };
+        let (silent, known, ()) = says(Some(&[30, 31]), 0);
+        assert!(silent == [30, 31] && known > Some(0));
+        assert_eq!(says(None, 3_000), (vec![30, 31], Some(0), ()), "members have changed");
+        assert_eq!(says(Some(&[30, 31]), 6_000), (vec![30, 31], known, ()));
+        assert_eq!(says(Some(&[]), 9_000), (vec![], Some(0), ()));
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub use self::attachment::{AttachDue, AttachedNodes, Attachment, Heard};
 pub use self::core::{ALL_GOSSIP, CoreOrder, CoreWatch, core_size, fingerprint, fingerprint_of_records};
 pub use self::pace::{measurements, pace};
 use self::probes::CoreProbes;
-pub use self::wire::{Attach, Beacon, IdPrefix, Knowledge, MOST_LISTED, MOST_SILENT, prefix};
+pub use self::wire::{Attach, Beacon, IdPrefix, Knowledge, MOST_LISTED, MOST_SILENT, prefix, unless_known};
 use crate::cluster::Document;
 use crate::node::NodeId;
 use crate::open_enum::OpenEnum;

@@ -1,5 +1,6 @@
 //! What an attached node and a core member say to each other: fields as in [`crate::tlv`], in one frame each.
 
+use super::core::mix;
 use crate::next_wire;
 use crate::node::NodeId;
 use crate::signed_record::SignedRecord;
@@ -24,9 +25,8 @@ pub(super) const MOST_LOST: usize = 12;
 
 /// The short form of a node's id.
 pub fn prefix(id: &NodeId) -> IdPrefix {
-    let mut prefix = [0; PREFIX];
-    prefix.copy_from_slice(&id.0[..PREFIX]);
-    prefix
+    let [a, b, c, d, ..] = id.0;
+    [a, b, c, d]
 }
 
 /// What two nodes compare. Each is a fingerprint, so that equal ones need no more words.
@@ -53,6 +53,8 @@ pub struct Attach {
     pub carried: Option<SignedRecord>,
     /// Core members that have stopped answering it: the receiver checks them.
     pub lost: Vec<IdPrefix>,
+    /// Fingerprint of the silent members that its receiver has named last; 0: it has named none.
+    pub silent: u32,
 }
 
 /// What a core member answers, and says unasked when any of it has changed; and what it says to others of the core.
@@ -66,8 +68,8 @@ pub struct Beacon {
     pub core: Vec<IdPrefix>,
     /// How many members are alive.
     pub up: u32,
-    /// Members that are not, or some of them.
-    pub silent: Vec<IdPrefix>,
+    /// Members that are not, or some of them; `None`: the same as the receiver was told before.
+    pub silent: Option<Vec<IdPrefix>>,
     /// Fingerprint of the receiver's record, as the sender holds it; 0: it holds none.
     pub yours: u32,
     /// To others of the core: whom it counts as alive.
@@ -88,6 +90,19 @@ const UP: u8 = 9;
 const SILENT: u8 = 10;
 const ATTACHED: u8 = 11;
 const LOST: u8 = 12;
+const SILENT_KNOWN: u8 = 13;
+
+/// What a beacon names of these silent members to one that has said which it was told last: in a partition they are
+/// half a kilobyte, and the same for as long as it lasts.
+pub fn unless_known(silent: Vec<IdPrefix>, known: u32) -> Option<Vec<IdPrefix>> {
+    (silent.is_empty() || fingerprint_of_silent(&silent) != known).then_some(silent)
+}
+
+/// Names a list of silent members, see [`Attach::silent`].
+pub(super) fn fingerprint_of_silent(silent: &[IdPrefix]) -> u32 {
+    let mixed = silent.iter().fold(0, |all, id| mix(all ^ u64::from(u32::from_be_bytes(*id))));
+    u32::try_from(mixed >> 32).unwrap_or_default()
+}
 
 impl Knowledge {
     fn write(&self, out: &mut TlvWriter) {
@@ -143,6 +158,9 @@ impl Attach {
         if !self.lost.is_empty() {
             write_list(&mut out, LOST, &self.lost, MOST_LOST);
         }
+        if self.silent != 0 {
+            out.bytes(SILENT_KNOWN, &self.silent.to_be_bytes());
+        }
         carry(&mut out, carried);
         out.finish()
     }
@@ -155,6 +173,7 @@ impl Attach {
                 RECORD => read.record = short(value),
                 FIRST => read.first = true,
                 LOST => read.lost = read_list(value, MOST_LOST),
+                SILENT_KNOWN => read.silent = short(value),
                 CARRIED => read.carried = SignedRecord::from_bytes(value),
                 tag => read.knows.read(tag, value),
             }
@@ -191,7 +210,9 @@ impl Beacon {
         if let Some(attached) = &self.attached {
             write_list(&mut out, ATTACHED, attached, MOST_LISTED);
         }
-        write_list(&mut out, SILENT, &self.silent, silent);
+        if let Some(ids) = &self.silent {
+            write_list(&mut out, SILENT, ids, silent);
+        }
         carry(&mut out, carried);
         out.finish()
     }
@@ -205,7 +226,7 @@ impl Beacon {
                 RECORD => read.yours = short(value),
                 UP => read.up = number(value).and_then(|up| u32::try_from(up).ok()).unwrap_or(0),
                 CORE_IDS => read.core = read_list(value, MOST_LISTED),
-                SILENT => read.silent = read_list(value, MOST_SILENT),
+                SILENT => read.silent = Some(read_list(value, MOST_SILENT)),
                 ATTACHED => read.attached = Some(read_list(value, MOST_LISTED)),
                 CARRIED => read.carried = SignedRecord::from_bytes(value),
                 tag => read.knows.read(tag, value),
@@ -233,6 +254,7 @@ mod tests {
             first: true,
             carried: Some(signed(1, 9, 2, b"body")),
             lost: vec![[5; 4]],
+            silent: 0,
         }
     }
 
@@ -242,7 +264,7 @@ mod tests {
             knows: knows(),
             core: vec![[1; 4], [2; 4]],
             up: 4_999,
-            silent: vec![[3; 4]],
+            silent: Some(vec![[3; 4]]),
             yours: 0xfeed,
             attached: Some(vec![[4; 4]]),
             carried: Some(signed(1, 9, 2, b"body")),
@@ -262,12 +284,19 @@ mod tests {
             format!("beacon {}", hex(beacon().to_bytes())),
             format!(
                 "beacon-of-equals {}",
+                hex(Beacon { knows: knows(), up: 3, silent: Some(vec![]), ..Beacon::default() }.to_bytes())
+            ),
+            format!("attach-that-knows-the-silent {}", hex(Attach { silent: 0xface, ..attach() }.to_bytes())),
+            format!(
+                "beacon-of-the-same-silent {}",
                 hex(Beacon { knows: knows(), up: 3, ..Beacon::default() }.to_bytes())
             ),
         ];
         let stored: Vec<_> = stored.filter(|line| !line.starts_with('#')).collect();
         assert_eq!(stored.join("\n"), written.join("\n"));
         assert_eq!(Attach::from_bytes(&attach().to_bytes()), attach());
+        let knows_silent = Attach { silent: 0xface, ..attach() };
+        assert_eq!(Attach::from_bytes(&knows_silent.to_bytes()), knows_silent);
         assert_eq!(Beacon::from_bytes(&beacon().to_bytes()), beacon());
     }
 
@@ -277,15 +306,29 @@ mod tests {
         assert_eq!(Attach::from_bytes(&later), attach());
         let large = Attach { carried: Some(signed(1, 9, 2, &[7; 1_200])), ..attach() };
         assert_eq!(Attach::from_bytes(&large.to_bytes()), Attach { carried: None, ..attach() });
-        let full = Beacon { core: vec![[1; 4]; 400], silent: vec![[3; 4]; 40], attached: None, ..beacon() };
+        let full =
+            Beacon { core: vec![[1; 4]; 400], silent: Some(vec![[3; 4]; 40]), attached: None, ..beacon() };
         let bytes = full.to_bytes();
         assert!(bytes.len() <= MAX_BODY);
         let read = Beacon::from_bytes(&bytes);
         assert_eq!((read.core.len(), read.carried), (MOST_LISTED, None));
-        assert!(!read.silent.is_empty(), "as many as fit");
+        assert!(read.silent.is_some_and(|silent| !silent.is_empty()), "as many as fit");
         let outage =
-            Beacon { core: vec![[1; 4]; 100], silent: vec![[3; 4]; 500], attached: None, ..beacon() };
-        assert_eq!(Beacon::from_bytes(&outage.to_bytes()).silent.len(), MOST_SILENT);
+            Beacon { core: vec![[1; 4]; 100], silent: Some(vec![[3; 4]; 500]), attached: None, ..beacon() };
+        assert_eq!(
+            Beacon::from_bytes(&outage.to_bytes()).silent.map(|silent| silent.len()),
+            Some(MOST_SILENT)
+        );
+    }
+
+    #[test]
+    fn silent_members_that_are_known_are_not_named_again_and_none_always_are() {
+        let silent = vec![[3; 4], [5; 4]];
+        let known = fingerprint_of_silent(&silent);
+        assert_eq!(unless_known(silent.clone(), 0), Some(silent.clone()));
+        assert_eq!(unless_known(silent.clone(), known), None);
+        assert_eq!(unless_known(vec![[5; 4], [3; 4]], known), Some(vec![[5; 4], [3; 4]]));
+        assert_eq!((unless_known(vec![], known), unless_known(vec![], 0)), (Some(vec![]), Some(vec![])));
     }
 
     proptest! {

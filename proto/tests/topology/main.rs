@@ -12,6 +12,7 @@ use proto::node::{NodeId, Role};
 use proto::time::Moment;
 use proto::topology::{
     Attach, Beacon, CoreOrder, IdPrefix, Knowledge, MOST_SILENT, Place, Topology, core_size, prefix,
+    unless_known,
 };
 use proto::transport::{HEADER_LEN, TAG_LEN};
 use random::Dice;
@@ -140,7 +141,7 @@ impl World {
                 Message::Attach(body) => {
                     let attach = Attach::from_bytes(&body);
                     node.topology.attached_by(sender, &attach, now);
-                    let silent = node.silent.clone();
+                    let silent = unless_known(node.silent.clone(), attach.silent);
                     let said = node.topology.beacon(attach.knows.core);
                     let beacon = Beacon { up: 5_000, yours: 1, silent, ..said };
                     self.send(to, &sender, Message::Beacon(beacon.to_bytes()));
@@ -196,7 +197,7 @@ impl World {
         let changed = place == Place::Core && node.told != core;
         let here: Vec<NodeId> = if changed { node.topology.attached().here().collect() } else { Vec::new() };
         let said = node.topology.beacon(0);
-        let beacon = Beacon { silent: node.silent.clone(), ..said }.to_bytes();
+        let beacon = Beacon { silent: Some(node.silent.clone()), ..said }.to_bytes();
         if changed {
             node.told.clone_from(&core);
         }
@@ -206,7 +207,8 @@ impl World {
         for one in due.attach {
             let knows = Knowledge { core: one.core, document: 1, records: 1 };
             let lost = self.nodes[at].topology.lost(now);
-            let attach = Attach { knows, record: 1, first: one.first, carried: None, lost };
+            let attach =
+                Attach { knows, record: 1, first: one.first, carried: None, lost, silent: one.silent };
             self.send(at, &one.to, Message::Attach(attach.to_bytes()));
         }
         for id in due.probes {
@@ -326,7 +328,7 @@ fn a_thousand_nodes_hold_two_core_members_within_seconds() {
     run(1_000, 10);
 }
 
-/// `cargo test --release -p proto --test topology five_thousand -- --ignored --nocapture`
+/// `cargo test --profile simulation -p proto --test topology five_thousand -- --ignored --nocapture`
 #[test]
 #[ignore = "takes minutes"]
 fn five_thousand_nodes_hold_two_core_members_within_seconds() {

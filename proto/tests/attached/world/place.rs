@@ -6,6 +6,7 @@ use proto::node::NodeId;
 use proto::pulse::Pace;
 use proto::topology::{
     Attach, Beacon, Knowledge, MOST_SILENT, Place, fingerprint, fingerprint_of_records, pace, prefix,
+    unless_known,
 };
 
 use super::{Event, MASTERS, Message, RECORD, World, index};
@@ -35,18 +36,18 @@ impl World {
                 self.send(to, index(&id), Message::Beacon(beacon.clone(), Some((from, number))));
             }
         }
-        let body = self.says(to, attach.knows.core, yours);
+        let body = self.says(to, attach.knows.core, attach.silent, yours);
         self.send(to, from, Message::Beacon(body, None));
         self.hurry(to);
     }
 
     /// What a core member says to one attached to it.
-    fn says(&self, of: usize, core_known: u64, yours: u32) -> Vec<u8> {
+    fn says(&self, of: usize, core_known: u64, silent_known: u32, yours: u32) -> Vec<u8> {
         let node = &self.nodes[of];
         let said = node.topology.beacon(core_known);
         let knows = Knowledge { core: said.knows.core, records: node.needed, document: 1 };
         let up = u32::try_from(self.nodes.len() - node.silent.len()).unwrap_or(u32::MAX);
-        let silent = node.silent.iter().take(MOST_SILENT).copied().collect();
+        let silent = unless_known(node.silent.iter().take(MOST_SILENT).copied().collect(), silent_known);
         Beacon { knows, up, silent, yours, ..said }.to_bytes()
     }
 
@@ -139,7 +140,7 @@ impl World {
             for id in here {
                 let to = index(&id);
                 let yours = self.nodes[of].records.get(&to).copied().unwrap_or(0);
-                let body = self.says(of, known, yours);
+                let body = self.says(of, known, 0, yours);
                 self.send(of, to, Message::Beacon(body, None));
             }
         }
@@ -153,7 +154,8 @@ impl World {
         for one in due.attach {
             let lost = self.nodes[of].topology.lost(now);
             let knows = Knowledge { core: one.core, document: 1, records };
-            let attach = Attach { knows, record: own, first: one.first, carried: None, lost };
+            let attach =
+                Attach { knows, record: own, first: one.first, carried: None, lost, silent: one.silent };
             let carried = (one.yours != Some(own)).then_some(own);
             self.send(of, index(&one.to), Message::Attach(attach.to_bytes(), carried));
         }
