@@ -210,6 +210,18 @@ mod tests {
     }
 
     #[test]
+    fn a_restart_of_a_thousand_nodes_within_seconds_is_a_handful_of_events() {
+        let up = |n: usize| {
+            Event::new(EventKind::Member, UnixMs(9), format!("n{n}"), "up").since("down", UnixMs(0))
+        };
+        let mut changes: Vec<_> = (0..1_000).map(|n| (n as u64 * 10, down(n, 0))).collect();
+        changes.extend((0..1_000).map(|n| (3_000 + n as u64 * 17, up(n))));
+        changes.sort_by_key(|(ms, _)| *ms);
+        let all = run(changes);
+        assert!(all.len() <= 6, "{all:?}");
+    }
+
+    #[test]
     fn the_sum_has_the_count_some_names_the_worst_level_and_a_node_once() {
         let mut summer = EventSummer::default();
         for n in 0..40 {
