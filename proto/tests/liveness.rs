@@ -2,7 +2,7 @@
 //! always there until its power or the path is cut, and what up to two other masters report. Every Down before
 //! that is a false alarm.
 //!
-//! `LIVENESS_SEEDS=1000 cargo test --release -p proto --test liveness -- --nocapture` is what was reported;
+//! `LIVENESS_SEEDS=1000 cargo test --profile simulation -p proto --test liveness -- --nocapture` is what was reported;
 //! without it some dozens keep it so. A seed that fails prints itself; `LIVENESS_SEED=N` replays it.
 
 mod simulation;

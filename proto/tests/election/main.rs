@@ -1,6 +1,6 @@
 //! The election under loss, delay, cuts, pauses, crashes and people, over many seeds of virtual time.
 //!
-//! `CARGO_PROFILE_RELEASE_LTO=off ELECTION_SEEDS=100000 cargo test --release -p proto --test election --
+//! `ELECTION_SEEDS=100000 cargo test --profile simulation -p proto --test election --
 //! --nocapture` is what was reported; without it some hundreds keep it so. A seed that fails prints itself
 //! and what happened; `ELECTION_SEED=N` replays it.
 //!
