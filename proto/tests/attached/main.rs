@@ -4,19 +4,21 @@
 //!
 //! A pair is one node and one master that it pulses; hours are those of all pairs together.
 //!
-//! `cargo test --release -p proto --test attached -- --include-ignored --nocapture` prints the numbers;
+//! CONTRIBUTING.md has the commands that print the numbers of thousands;
 //! `ATTACHED_SEED=7` replays a seed.
 
 #[path = "../random/mod.rs"]
 mod random;
 
 mod faults;
+mod restarts;
 mod table;
 mod world;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use proto::path::Reachability;
 use world::{MASTERS, Node, World};
 
 fn seeds(count: u64) -> std::ops::Range<u64> {
@@ -28,8 +30,17 @@ fn seeds(count: u64) -> std::ops::Range<u64> {
 fn cuts(members: usize, loss: u64, count: u64) -> Vec<u64> {
     let times = cuts_in(|seed| World::new(members, loss, seed), count);
     let (median, last) = (times[times.len() / 2], times[times.len() - 1]);
-    println!("{members} members, {loss} % loss, power cut to down: median {median} max {last} ms");
+    println!(
+        "{members} members, {loss} % loss, power cut to down: median {median} max {last} ms, {} of {} after a second",
+        late(&times),
+        times.len()
+    );
     times
+}
+
+/// How many took more than a second.
+fn late(times: &[u64]) -> usize {
+    times.iter().filter(|ms| **ms > 1_000).count()
 }
 
 fn cuts_in(world: impl Fn(u64) -> World, count: u64) -> Vec<u64> {
@@ -153,6 +164,35 @@ fn who_claims_not_to_hear_a_master_takes_nobody_down() {
     }
 }
 
+/// After how many milliseconds the last node calls a master down whose power was cut, while a node of each place says
+/// that it has just heard it: a master, a worker in the core, an attached node.
+fn lied_to_about_a_dead_one(members: usize, loss: u64, count: u64) -> [u64; 3] {
+    let mut worst = [0; 3];
+    for (seed, place) in seeds(count).flat_map(|seed| [(seed, 0), (seed, 1), (seed, 2)]) {
+        const CUT: u64 = 30_000;
+        let mut world = World::new(members, loss, seed);
+        world.run(CUT);
+        let liar = one_of_each_place(&world)[place];
+        world.cut(|node| node == 0, |_| true, CUT, u64::MAX);
+        // One that has it for down wrongly just then says so no second time.
+        let is_down = |node: &usize| world.nodes[*node].peers[0].reach == Reachability::Down;
+        let mut down: BTreeMap<usize, u64> = (1..members).filter(is_down).map(|node| (node, 0)).collect();
+        lied_to(&mut world, liar, Duration::ZERO, CUT + 5_000);
+        for (ms, node, ..) in
+            world.downs.iter().filter(|(ms, node, master, _)| *node != 0 && *master == 0 && *ms >= CUT)
+        {
+            down.entry(*node).or_insert(ms - CUT);
+        }
+        let last = down.values().max().copied().unwrap_or(u64::MAX);
+        worst[place] = worst[place].max(if down.len() == members - 1 { last } else { u64::MAX });
+    }
+    println!(
+        "{members} members, {loss} % loss: a master without power is down on the last node after {worst:?} ms while a \
+         master, a worker in the core, an attached node says that it has just heard it"
+    );
+    worst
+}
+
 #[test]
 fn who_claims_to_hear_a_master_keeps_no_dead_one_up() {
     for (seed, place) in seeds(4).zip(0..) {
@@ -177,16 +217,44 @@ fn who_claims_to_hear_a_master_keeps_no_dead_one_up() {
 }
 
 #[test]
-#[ignore = "minutes; prints what ARCHITECTURE.md says"]
-fn all_numbers() {
-    for members in [100, 1_000, 5_000] {
-        traffic(members, 0);
-        for loss in [0, 10, 20] {
-            cuts(members, loss, if members > 1_000 { 10 } else { 50 });
-        }
-        for (loss, most) in [(10, 0.0), (20, 0.1)] {
-            let (downs, hours) = alarms(members, loss, 1_000.0, 1);
-            assert!(downs as f64 <= hours * most);
-        }
+#[ignore = "minutes each; prints what ARCHITECTURE.md says"]
+fn numbers_of_a_hundred() {
+    numbers(100, 50);
+}
+
+#[test]
+#[ignore = "minutes each; prints what ARCHITECTURE.md says"]
+fn numbers_of_a_thousand() {
+    numbers(1_000, 10);
+}
+
+#[test]
+#[ignore = "minutes each; prints what ARCHITECTURE.md says"]
+fn numbers_of_5000() {
+    numbers(5_000, 3);
+}
+
+#[test]
+#[ignore = "a minute"]
+fn false_alarms_of_5000_at_twenty_percent_loss() {
+    let (downs, hours) = alarms(5_000, 20, 100.0, 1);
+    assert!(downs as f64 <= hours * 0.1);
+}
+
+/// Power cuts of this many seeds, lies, and false alarms.
+fn numbers(members: usize, count: u64) {
+    traffic(members, 0);
+    for loss in [0, 10, 20] {
+        let times = cuts(members, loss, count);
+        // At 20 % loss a path may seem cut, and be checked by a connect a second, when the power goes.
+        assert!(late(&times) == 0 || loss == 20 && late(&times) * 1_000 <= times.len());
+    }
+    for loss in [0, 10, 20] {
+        // A master that lies keeps a dead one up until a node would have pulsed it anyway: of this nothing is required.
+        lied_to_about_a_dead_one(members, loss, if members < 1_000 { 3 } else { 1 });
+    }
+    for (loss, most) in [(10, 0.0), (20, 0.1)] {
+        let (downs, hours) = alarms(members, loss, 1_000.0, 1);
+        assert!(downs as f64 <= hours * most);
     }
 }

@@ -1,6 +1,6 @@
 //! What a cluster costs at rest, by place; beside it what `bench scale` has measured with real agents.
 //!
-//! `cargo test --release -p proto --test attached table:: -- --include-ignored --nocapture` prints both.
+//! `cargo test --profile simulation -p proto --test attached table:: -- --include-ignored --nocapture` prints both.
 
 use proto::topology::{ALL_GOSSIP, Place, core_size, measurements};
 use proto::transport::MAX_BODY;

@@ -505,6 +505,13 @@ impl World {
         self.nodes.iter().map(|node| node.peers.len()).sum::<usize>() as f64 * self.ms as f64 / 3.6e6
     }
 
+    /// How many core members a node holds that are not `lost` and answer; a core member needs none.
+    pub(crate) fn holds(&self, node: usize, lost: &[bool]) -> usize {
+        let topology = &self.nodes[node].topology;
+        let answering = topology.attachment().answering().filter(|(id, _)| !lost[index(id)]);
+        if topology.place() == Place::Attached { answering.count() } else { usize::MAX }
+    }
+
     /// Who is in the core now.
     pub(crate) fn core(&self) -> Vec<usize> {
         let core = |node: &usize| self.nodes[*node].up && self.nodes[*node].topology.place() == Place::Core;
