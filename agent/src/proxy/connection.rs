@@ -26,6 +26,9 @@ use super::{ProxyShared, socket};
 use crate::handover;
 use crate::lifecycle::wall;
 
+/// How many backends a client may lose before it has sent a whole message: each must go down meanwhile.
+const MOST_LOST: u32 = 3;
+
 /// Finds a backend for `client` and copies until both directions have ended. Any other end resets both sides,
 /// so that neither peer waits for the other.
 pub(super) fn serve(client: Stream, open: OpenClient, shared: Arc<ProxyShared>) -> ServeClient {
@@ -149,8 +152,9 @@ async fn prepare(
     shared: Arc<ProxyShared>,
 ) -> Option<Tunnel> {
     let over = &shared.life.shutdown;
-    // Each turn but the last ends with a pause.
-    let (upstream, unsent) = loop {
+    let mut lost = 0;
+    // Each turn but the last ends with a pause, or with a backend that is lost.
+    let (upstream, unsent) = 'dial: loop {
         if hello.begin(&client).is_err() {
             return give_up(&client, access_record, &open, None, Termination::Client, &shared);
         }
@@ -172,6 +176,13 @@ async fn prepare(
             let reading = cancel.run(hello.read(&client, &upstream.stream));
             match shared.pause.unless_begun(reading).await {
                 Some(Some(Ok(()))) => {}
+                // It went down and has not answered: another gets what the client has sent so far.
+                Some(None) if lost < MOST_LOST && !over.is_cancelled() => {
+                    socket::reset_on_drop(&upstream.stream);
+                    hello.begin_again();
+                    lost += 1;
+                    continue 'dial;
+                }
                 Some(broken) => {
                     socket::reset_on_drop(&upstream.stream);
                     let cause = cause(&broken, &shared);

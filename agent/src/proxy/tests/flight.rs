@@ -224,14 +224,36 @@ async fn a_backend_that_goes_down_while_it_owes_an_answer_is_replaced() {
     let begin = Instant::now();
     client.write_all(&hello(false)).await.unwrap();
     rig.until(|stats| stats.backends.get(&id(1)).is_some_and(|one| one.connections == 1)).await;
+    first_goes_down(&rig);
+    assert_eq!(timeout(LONG, client.read_u8()).await.unwrap().unwrap(), 2);
+    assert!(begin.elapsed() < Duration::from_millis(900), "{:?}", begin.elapsed());
+    echoes(&mut client).await;
+}
+
+fn first_goes_down(rig: &Rig) {
     rig.table.send_modify(|table| {
         let mut new = BackendTable::clone(table);
         new.get_mut(&ServiceName::kube_api()).unwrap()[0].state = BackendState::Down;
         *table = Arc::new(new);
     });
-    assert_eq!(timeout(LONG, client.read_u8()).await.unwrap().unwrap(), 2);
-    assert!(begin.elapsed() < Duration::from_millis(900), "{:?}", begin.elapsed());
-    echoes(&mut client).await;
+}
+
+#[tokio::test]
+async fn a_backend_that_goes_down_before_the_client_has_said_all_is_replaced() {
+    for said in [0, 20] {
+        let (rig, _) = rig(&[Manner::Silent, Manner::Answers]).await;
+        let mut client = rig.connect().await;
+        let hello = hello(false);
+        client.write_all(&hello[..said]).await.unwrap();
+        let holds =
+            |id| move |stats: &ServiceStats| stats.backends.get(&id).is_some_and(|one| one.connections == 1);
+        rig.until(holds(id(1))).await;
+        first_goes_down(&rig);
+        rig.until(holds(id(2))).await;
+        client.write_all(&hello[said..]).await.unwrap();
+        assert_eq!(timeout(LONG, client.read_u8()).await.unwrap().unwrap(), 2, "{said} bytes");
+        echoes(&mut client).await;
+    }
 }
 
 #[tokio::test]

@@ -153,7 +153,9 @@ async fn a_line_for_each_connection_with_how_it_ended() {
         assert_eq!(ending(next(count).await), ("kube-api/m2".to_owned(), code.to_owned()));
     }
     let mut client = rig.connect().await;
-    let (_master, _) = listener.accept().await.unwrap();
+    let (mut master, _) = listener.accept().await.unwrap();
+    client.write_all(b"question").await.unwrap();
+    master.read_exact(&mut [0; 8]).await.unwrap();
     rig.set(table([BackendState::Ready, BackendState::Down, BackendState::Ready], addresses));
     is_reset(&mut client).await;
     assert_eq!(ending(next(4).await).1, "DD");
