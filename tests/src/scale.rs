@@ -277,7 +277,8 @@ pub fn cut(agents: &mut [Agent<'_>], master: usize, away: Duration) -> Result<Cu
             waited: after
                 .get(at)
                 .zip(before.get(at))
-                .map(|(after, before)| *after - *before)
+                // Less than before, where a thread has ended and taken its share along.
+                .map(|(after, before)| after.saturating_sub(*before))
                 .unwrap_or_default(),
         });
     }
