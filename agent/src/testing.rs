@@ -1,8 +1,12 @@
-//! Test helpers of several modules: namespaces for tests that need a disk or a network of their own, and
-//! mutations of known bytes.
+//! Test helpers of several modules: namespaces for tests that need a disk or a network of their own, mutations of
+//! known bytes, and the status of a virtual IP.
 
 use std::path::PathBuf;
 use std::process::Command;
+
+use proto::cause::Reason;
+use proto::control::{VipState, VipStatus, VipTakeovers};
+use proto::time::UnixMs;
 
 /// The mutations that proto's decoders are tested with.
 #[path = "../../proto/tests/fuzz/mutate.rs"]
@@ -10,6 +14,22 @@ pub(crate) mod mutate;
 
 /// Set inside: a directory for the test.
 const INSIDE: &str = "AGENT_TEST_NAMESPACES";
+
+/// The status of 10.9.0.50, which has no owner and no candidates.
+pub(crate) fn vip_status(state: VipState, reason: &str) -> VipStatus {
+    VipStatus {
+        address: [10, 9, 0, 50].into(),
+        state,
+        owner: None,
+        epoch: 1,
+        interface: None,
+        since_unix_ms: UnixMs(1),
+        cause: None,
+        reason: Reason::new(reason),
+        candidates: Vec::new(),
+        gains: VipTakeovers::default(),
+    }
+}
 
 /// Runs one test of this binary again, in its own temporary namespaces, after `setup` has run in a shell
 /// there. Returns the test's directory inside, and None outside, once the inside has passed. User namespaces

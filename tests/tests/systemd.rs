@@ -22,6 +22,27 @@ fn main_pid(machine: &Machine<'_>) -> Result<String> {
     machine.property("agent", "MainPID")
 }
 
+/// The virtual IP's owner and epoch, as soon as all agree on them.
+fn agreed_owner(machines: &[Machine<'_>]) -> Result<(String, u64)> {
+    let (owner, _) = eventually("all agree on the virtual IP's owner", GOSSIP, || {
+        let all = machines.iter().map(|one| one.status()?.owner_of_vip()).collect::<Result<Vec<_>>>()?;
+        ensure!(all.iter().all(|one| *one == all[0]), "{all:?}");
+        Ok(all[0].clone())
+    })?;
+    Ok(owner)
+}
+
+/// For a while all say that it is still this one.
+fn keeps_owner(machines: &[Machine<'_>], before: &(String, u64), during: Duration) -> Result<()> {
+    always("it stays where it is", during, || {
+        for machine in machines {
+            let now = machine.status()?.owner_of_vip()?;
+            ensure!(now == *before, "{} says {now:?}, and it was {before:?}", machine.name());
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn a_restart_loses_no_connection_no_byte_and_no_virtual_ip() -> Result<()> {
     with_machines(Lab::bridge(3), |lab, machines| {
@@ -29,11 +50,7 @@ fn a_restart_loses_no_connection_no_byte_and_no_virtual_ip() -> Result<()> {
         let watch = Arc::new(Watch::default());
         form(machines, &["--vip", &ADDRESS.to_string()])?;
         serve_echo(lab, &watch.over, |set| machines[0].agent(set)?.ok(), || machines[2].status())?;
-        let (before, _) = eventually("all agree on the virtual IP's owner", GOSSIP, || {
-            let all = machines.iter().map(|one| one.status()?.owner_of_vip()).collect::<Result<Vec<_>>>()?;
-            ensure!(all.iter().all(|one| *one == all[0]), "{all:?}");
-            Ok(all[0].clone())
-        })?;
+        let before = agreed_owner(machines)?;
         let last = &machines[2];
         let counts = [
             (Kind::Silent, 40),
@@ -72,13 +89,7 @@ fn a_restart_loses_no_connection_no_byte_and_no_virtual_ip() -> Result<()> {
         // The owner of the virtual IP, too.
         let owner = machines.iter().find(|one| one.name() == before.0).context("a stranger owns it")?;
         owner.exec(&["systemctl", "restart", "agent"])?.ok()?;
-        always("it stays where it is", Duration::from_secs(7), || {
-            for machine in machines.iter() {
-                let now = machine.status()?.owner_of_vip()?;
-                ensure!(now == before, "{} says {now:?}, and it was {before:?}", machine.name());
-            }
-            Ok(())
-        })?;
+        keeps_owner(machines, &before, Duration::from_secs(7))?;
         ensure!(last.status()?.node.started_unix_ms == began, "it has started anew");
         watch.over.store(true, Relaxed);
         let bytes = held.into_iter().map(Held::end).sum::<Result<u64>>()?;
@@ -207,11 +218,7 @@ fn a_virtual_ip_stays_where_systemd_networkd_configures_its_interface_anew() -> 
             })?;
         }
         form(machines, &["--vip", &ADDRESS.to_string()])?;
-        let (before, _) = eventually("all agree on the virtual IP's owner", GOSSIP, || {
-            let all = machines.iter().map(|one| one.status()?.owner_of_vip()).collect::<Result<Vec<_>>>()?;
-            ensure!(all.iter().all(|one| *one == all[0]), "{all:?}");
-            Ok(all[0].clone())
-        })?;
+        let before = agreed_owner(machines)?;
         let owner = machines.iter().find(|one| one.name() == before.0).context("a stranger owns it")?;
         let interface = owner.node().interface;
         let address = format!("{ADDRESS}/32");
@@ -228,17 +235,7 @@ fn a_virtual_ip_stays_where_systemd_networkd_configures_its_interface_anew() -> 
                 ensure!(found.contains(&address), "{found}");
                 Ok(())
             })?;
-            always("its owner is the same", Duration::from_secs(2), || {
-                for machine in machines.iter() {
-                    let now = machine.status()?.owner_of_vip()?;
-                    ensure!(
-                        now == before,
-                        "{step:?}: {} says {now:?}, and it was {before:?}",
-                        machine.name()
-                    );
-                }
-                Ok(())
-            })?;
+            keeps_owner(machines, &before, Duration::from_secs(2)).with_context(|| format!("{step:?}"))?;
         }
         let told = events(owner)?;
         ensure!(told.iter().any(|line| line.contains("put-back")), "it was never taken away: {told:?}");

@@ -10,6 +10,7 @@ use proto::record::NodeRecord;
 use proto::view::MemberView;
 
 use super::*;
+use crate::testing::vip_status;
 
 const MINUTE: u64 = 60_000;
 
@@ -241,18 +242,11 @@ fn this_nodes_vip_state_uses_keepalived_terms() {
     let mut seen = seen();
     let vip = |state, reason: &str| VipStatus {
         address: "10.0.0.9".parse().unwrap(),
-        state,
-        owner: None,
-        epoch: 1,
-        interface: None,
-        since_unix_ms: UnixMs(1),
-        cause: None,
-        reason: Reason::new(reason),
         candidates: vec![
             VipCandidate { node: name(1), rank: 1, eligible: true, cause: None, reason: Reason::default() },
             VipCandidate { node: name(0), rank: 2, eligible: true, cause: None, reason: Reason::default() },
         ],
-        gains: Default::default(),
+        ..vip_status(state, reason)
     };
     let mut step = |vips: &[VipStatus], at| {
         let mut out = Vec::new();

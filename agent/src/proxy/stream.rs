@@ -464,13 +464,13 @@ impl Listener {
 
     /// Rests when what is returned is dropped, however its accept loop ends.
     pub(super) fn accepting(&self) -> impl Drop {
-        struct Rests(Arc<Source>);
-        impl Drop for Rests {
+        struct Rests<'a>(&'a Listener);
+        impl Drop for Rests<'_> {
             fn drop(&mut self) {
-                self.0.deregister(true);
+                self.0.rest();
             }
         }
-        Rests(Arc::clone(&self.0))
+        Rests(self)
     }
 }
 

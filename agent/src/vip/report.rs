@@ -227,30 +227,17 @@ fn unfit(status: &election::ElectionStatus, own: NodeId) -> Option<Unfit> {
 
 #[cfg(test)]
 mod tests {
-    use proto::cause::Reason;
-
     use super::*;
+    use crate::testing::vip_status;
 
     #[test]
     fn what_is_as_before_is_no_news_while_all_is_well() {
-        let vip = |state, reason: &str| VipStatus {
-            address: [10, 9, 0, 50].into(),
-            state,
-            owner: None,
-            epoch: 1,
-            interface: None,
-            since_unix_ms: UnixMs(1),
-            cause: None,
-            reason: Reason::new(reason),
-            candidates: Vec::new(),
-            gains: VipTakeovers::default(),
-        };
         let report = |vips: &[VipStatus]| VipReport { vips: vips.to_vec(), ..VipReport::default() };
-        let well = report(&[vip(VipState::Owned, "")]);
+        let well = report(&[vip_status(VipState::Owned, "")]);
         assert!(!is_news(&well, &well));
-        let unwell = report(&[vip(VipState::Owned, "it is draining")]);
+        let unwell = report(&[vip_status(VipState::Owned, "it is draining")]);
         for (old, new) in [
-            (&well, &report(&[vip(VipState::OwnedHere, "")])),
+            (&well, &report(&[vip_status(VipState::OwnedHere, "")])),
             (&well, &report(&[])),
             (&well, &VipReport { epochs: [([10, 9, 0, 50].into(), 2)].into(), ..well.clone() }),
             (&well, &unwell),
