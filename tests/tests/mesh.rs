@@ -2,6 +2,7 @@
 //! a healthy master.
 
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::time::Duration;
 
@@ -280,11 +281,13 @@ fn a_power_cut_of_a_master_fails_no_client() -> Result<()> {
     })
 }
 
-/// Opens connections through a node's proxy until one of them reaches this master, and returns that.
+/// Opens connections through a node's proxy until one of them reaches this master, and returns that with a
+/// request begun: a client that has said nothing gets another backend when its own goes down.
 fn held_on(agent: &Agent<'_>, master: &str) -> Result<TcpStream> {
     let mut others = Vec::new();
     for _ in 0..6 {
-        let stream = agent.node().inside(|| Ok(TcpStream::connect(LISTENER)?))?;
+        let mut stream = agent.node().inside(|| Ok(TcpStream::connect(LISTENER)?))?;
+        stream.write_all(b"G")?;
         let there = eventually("the connection shows in status", Duration::from_secs(2), || {
             let status = agent.status()?;
             let sum: u64 = status.services[0].backends.iter().map(|backend| backend.connections).sum();
@@ -299,10 +302,10 @@ fn held_on(agent: &Agent<'_>, master: &str) -> Result<TcpStream> {
     anyhow::bail!("none of 6 connections went to {master}")
 }
 
-/// Waits until the other side ends an unused connection: by reset or by close.
+/// Waits until the other side ends a connection that it owes nothing: by reset or by close.
 fn ends(mut stream: TcpStream, limit: Duration) -> Result<()> {
     stream.set_read_timeout(Some(limit))?;
-    match std::io::Read::read(&mut stream, &mut [0]) {
+    match stream.read(&mut [0]) {
         Ok(0) => Ok(()),
         Ok(_) => anyhow::bail!("a master speaks first"),
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok(()),
