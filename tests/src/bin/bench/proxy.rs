@@ -314,7 +314,8 @@ fn carriers(
 fn version_of(program: &str) -> Result<String> {
     let output = Command::new(program).arg("-v").output().with_context(|| format!("run {program} -v"))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let version = text.split_whitespace().nth(2).with_context(|| format!("{program} -v tells no version: {text:?}"))?;
+    let version =
+        text.split_whitespace().nth(2).with_context(|| format!("{program} -v tells no version: {text:?}"))?;
     Ok(version.split('-').next().unwrap_or(version).to_owned())
 }
 
