@@ -8,6 +8,8 @@
 //!
 //! Silence is counted from the last byte of any check, or from the first hello after it. So a handshake that takes
 //! two seconds is late and never hung, and where every one takes that long it is not even late again.
+//!
+//! And whether a check needs a whole handshake or may resume the session of the last one: [`SessionReuse`].
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -25,6 +27,39 @@ const HUNG: Duration = Duration::from_millis(2_500);
 
 /// A deadline that is missed by this much was missed by this agent, whatever arrived meanwhile.
 const STALLED: Duration = Duration::from_millis(100);
+
+/// Longest time from one whole handshake to the next while checks succeed: ten checks a second apart, however late one
+/// of them is. It is also how long an expired or changed certificate, or a rewritten file, can go unnoticed.
+const WHOLE: Duration = Duration::from_millis(10_500);
+
+/// When a check may resume the TLS session of an earlier one. That spares both sides their signatures, but shows no
+/// certificate. So the first check is a whole handshake, so is each one after a failure, and one every ten seconds.
+#[derive(Debug, Clone, Default)]
+pub struct SessionReuse {
+    /// The last whole handshake, unless a check since then has failed or has not ended.
+    whole: Option<Moment>,
+    /// The same if the check in progress succeeds.
+    begun: Option<Moment>,
+    /// When the last check began.
+    last: Moment,
+}
+
+impl SessionReuse {
+    /// A check begins: whether it may resume a session.
+    pub fn begin(&mut self, now: Moment) -> bool {
+        let whole = self.whole.take();
+        // The next one may come as long after this one.
+        let next = now.after(now.since(std::mem::replace(&mut self.last, now)));
+        let resumes = whole.is_some_and(|at| next.since(at) <= WHOLE);
+        self.begun = if resumes { whole } else { Some(now) };
+        resumes
+    }
+
+    /// The check has ended well. One that ends otherwise, or never, is followed by a whole handshake.
+    pub fn succeeded(&mut self) {
+        self.whole = self.begun.take();
+    }
+}
 
 /// What the silence of all checks means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -130,6 +165,27 @@ mod tests {
             found.extend(watch.poll(now).map(|silence| (ms, silence)));
         }
         found
+    }
+
+    /// Which of some checks, so far apart, are whole handshakes; `failed`: those that do not succeed.
+    fn whole(every: u64, failed: &[u64]) -> Vec<u64> {
+        let mut reuse = SessionReuse::default();
+        let mut begin = |check| {
+            let resumes = reuse.begin(Moment::from_millis(3 + check * every + check % 2));
+            if !failed.contains(&check) {
+                reuse.succeeded();
+            }
+            !resumes
+        };
+        (0..25).filter(|check| begin(*check)).collect()
+    }
+
+    #[test]
+    fn one_check_in_ten_seconds_is_a_whole_handshake_and_each_one_after_a_failure() {
+        assert_eq!(whole(1_000, &[]), [0, 10, 20]);
+        assert_eq!(whole(1_000, &[3, 4, 12]), [0, 4, 5, 13, 23]);
+        assert_eq!(whole(4_000, &[]), (0..25).step_by(2).collect::<Vec<_>>(), "8 s, since 12 are too many");
+        assert_eq!(whole(6_000, &[]), (0..25).collect::<Vec<_>>());
     }
 
     #[test]

@@ -120,7 +120,7 @@ impl KubeClient {
                 return Err(KubeError::NoCa);
             }
             let stream = TcpStream::connect(at).await.map_err(|error| unreachable(error.to_string()))?;
-            let stream = TlsConnector::from(ready.config.clone()).connect(name, stream).await;
+            let stream = TlsConnector::from(ready.whole(&name)).connect(name, stream).await;
             let stream = stream.map_err(|error| unreachable(error.to_string()))?;
             let host = self.tls.configured_name().map_or_else(|| at.to_string(), str::to_owned);
             let mut request = Request::builder()

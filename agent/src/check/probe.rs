@@ -11,9 +11,10 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::{Request, header};
 use proto::cause::Cause;
+use proto::handshake::SessionReuse;
 use proto::health::{CheckAnswer as Found, CheckOutcome};
 use proto::service::{Check, CheckKind, HttpCheck};
-use proto::time::human;
+use proto::time::{Moment, human};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -47,7 +48,7 @@ pub(super) struct Probe {
 enum ProbeKind {
     Tcp,
     Http(HttpCheck),
-    Https(HttpCheck, Box<TlsFiles>),
+    Https(HttpCheck, Box<TlsFiles>, SessionReuse),
 }
 
 impl Probe {
@@ -56,22 +57,33 @@ impl Probe {
         let kind = match &check.kind {
             CheckKind::Tcp => ProbeKind::Tcp,
             CheckKind::Http(http) => ProbeKind::Http(http.clone()),
-            CheckKind::Https(http, tls) => ProbeKind::Https(http.clone(), Box::new(TlsFiles::new(tls, root))),
+            CheckKind::Https(http, tls) => {
+                ProbeKind::Https(http.clone(), Box::new(TlsFiles::new(tls, root)), SessionReuse::default())
+            }
         };
         Probe { kind, timeout: check.timeout }
     }
 
     /// Checks the instance at `target` once. It takes no longer than the check's time-out, and may be dropped
     /// anywhere.
-    pub(super) async fn check(&mut self, target: SocketAddr, hello: HelloReporter) -> CheckOutcome {
+    pub(super) async fn check(
+        &mut self,
+        now: Moment,
+        target: SocketAddr,
+        hello: HelloReporter,
+    ) -> CheckOutcome {
         let timeout = self.timeout;
-        match tokio::time::timeout(timeout, self.attempt(target, hello)).await {
+        match tokio::time::timeout(timeout, self.attempt(now, target, hello)).await {
             Ok(outcome) => outcome,
             Err(_) => CheckOutcome::new(Found::Silent, Cause::TimedOut).with(human(timeout)),
         }
     }
 
-    async fn attempt(&mut self, target: SocketAddr, hello: HelloReporter) -> CheckOutcome {
+    async fn attempt(&mut self, now: Moment, target: SocketAddr, hello: HelloReporter) -> CheckOutcome {
+        let resumes = match &mut self.kind {
+            ProbeKind::Https(_, _, reuse) => reuse.begin(now),
+            _ => false,
+        };
         let stream = match connect(target).await {
             Ok(stream) => stream,
             Err(error) => return not_connected(&error),
@@ -82,7 +94,21 @@ impl Probe {
                 Ok(answer) => evaluate(http, &answer, None),
                 Err(failure) => failure.outcome(),
             },
-            ProbeKind::Https(http, tls) => https(stream, http, tls, target, hello).await,
+            ProbeKind::Https(http, tls, reuse) => {
+                let mut outcome = https(stream, http, tls, resumes, target, hello).await;
+                // Files that were read some seconds ago may be to blame: they are replaced together with what the
+                // server has.
+                if resumes && matches!(outcome.cause, Cause::Tls(_) | Cause::Http(401 | 403)) {
+                    outcome = match connect(target).await {
+                        Ok(stream) => https(stream, http, tls, false, target, Box::new(|_| ())).await,
+                        Err(error) => not_connected(&error),
+                    };
+                }
+                if outcome.answer == Found::Good {
+                    reuse.succeeded();
+                }
+                outcome
+            }
         }
     }
 }
@@ -121,14 +147,17 @@ async fn https(
     stream: TcpStream,
     http: &HttpCheck,
     tls: &mut TlsFiles,
+    resumes: bool,
     target: SocketAddr,
     hello: HelloReporter,
 ) -> CheckOutcome {
-    let (ready, name) = match (tls.current().await, tls.server_name(target.ip())) {
+    // While all is well the files are looked at as seldom as the certificate: each look wakes another thread.
+    let current = if resumes { tls.as_read().await } else { tls.current().await };
+    let (ready, name) = match (current, tls.server_name(target.ip())) {
         (Ok(ready), Ok(name)) => (ready, name),
         (Err(unusable), _) | (_, Err(unusable)) => return unusable.outcome(),
     };
-    let connector = TlsConnector::from(ready.config.clone());
+    let connector = TlsConnector::from(if resumes { ready.resuming() } else { ready.whole(&name) });
     hello(HelloEvent::Sent);
     let stream = FirstRead { stream, hello: Some(hello) };
     let stream = match connector.connect(name.clone(), stream).await {

@@ -10,7 +10,9 @@ use proto::cause::{Cause, TlsFault};
 use proto::health::{CheckAnswer, CheckOutcome};
 use proto::service::TlsCheck;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, VerifierBuilderError, WebPkiServerVerifier};
+use rustls::client::{
+    ClientSessionMemoryCache, ClientSessionStore, Resumption, VerifierBuilderError, WebPkiServerVerifier,
+};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::SingleCertAndKey;
@@ -29,13 +31,30 @@ const FILES_WITHIN: Duration = Duration::from_millis(250);
 
 /// TLS ready for use, from the files as last read.
 pub(super) struct ReadyTls {
-    pub(super) config: Arc<ClientConfig>,
+    config: Arc<ClientConfig>,
+    /// What earlier handshakes have left to resume.
+    sessions: Arc<ClientSessionMemoryCache>,
     /// End of the path of the CA that the server is verified against; `None`: it is not verified.
     pub(super) ca: Option<String>,
     /// A client certificate is shown.
     pub(super) client: bool,
     /// A file that exists and could not be used, and why.
     pub(super) problem: Option<String>,
+}
+
+impl ReadyTls {
+    /// Settings for a handshake in which the server shows and proves its certificate.
+    pub(super) fn whole(&self, name: &ServerName<'static>) -> Arc<ClientConfig> {
+        while self.sessions.take_tls13_ticket(name).is_some() {}
+        self.sessions.remove_tls12_session(name);
+        self.resuming()
+    }
+
+    /// Settings for a handshake that may resume an earlier one; it is a whole one if the server has given nothing to
+    /// resume it with, or does not take it.
+    pub(super) fn resuming(&self) -> Arc<ClientConfig> {
+        self.config.clone()
+    }
 }
 
 /// TLS from the newest files, or why that is impossible.
@@ -116,6 +135,14 @@ impl TlsFiles {
     /// The configured server name, also for the `Host` header.
     pub(super) fn configured_name(&self) -> Option<&str> {
         self.server_name.as_deref()
+    }
+
+    /// TLS from the files as they were read last, if they were.
+    pub(super) async fn as_read(&mut self) -> CurrentTls {
+        match &self.current {
+            Some(Ok(ready)) => Ok(ready.clone()),
+            _ => self.current().await,
+        }
     }
 
     /// TLS from the current files. Stopping it anywhere is safe: a running job is kept and awaited again.
@@ -199,9 +226,10 @@ fn build(found: FoundCredentials, needs_ca: bool) -> CurrentTls {
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    // A resumed session shows no certificate: an expired one would go unnoticed here and fail every client.
-    config.resumption = Resumption::disabled();
-    Ok(Arc::new(ReadyTls { config: Arc::new(config), ca, client, problem }))
+    // Of one server, under one name.
+    let sessions = Arc::new(ClientSessionMemoryCache::new(1));
+    config.resumption = Resumption::store(sessions.clone());
+    Ok(Arc::new(ReadyTls { config: Arc::new(config), sessions, ca, client, problem }))
 }
 
 /// Accepts any certificate, for services without a configured CA. The connection is still encrypted, and the

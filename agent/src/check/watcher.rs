@@ -179,13 +179,13 @@ impl ServiceWatcher {
         let mut probe = self.probes.pop()?;
         let listeners = self.listeners.clone();
         checks.last += 1;
-        let (number, reporter) = (checks.last, checks.reporter.clone());
+        let (number, reporter, now) = (checks.last, checks.reporter.clone(), self.life.now());
         checks.running.push(Box::pin(async move {
             let began = tokio::time::Instant::now();
             let hello = move |event| {
                 let _ = reporter.try_send((number, event));
             };
-            let outcome = probe.check(target, Box::new(hello)).await;
+            let outcome = probe.check(now, target, Box::new(hello)).await;
             let took = began.elapsed();
             let outcome = match outcome.answer {
                 CheckAnswer::Refused => on_loopback(&listeners, target).await.unwrap_or(outcome),

@@ -42,7 +42,13 @@ impl Machine {
 
     /// The outcome of a check, and the certificate that it showed.
     async fn check(&self, probe: &mut Probe) -> (CheckOutcome, Option<Vec<u8>>) {
-        let outcome = probe.check(self.server.address, Box::new(|_| ())).await;
+        self.check_later(probe, 0).await
+    }
+
+    /// The same after so many times as files can go unnoticed.
+    async fn check_later(&self, probe: &mut Probe, times: u64) -> (CheckOutcome, Option<Vec<u8>>) {
+        let now = Moment::from_millis(times * 10_000);
+        let outcome = probe.check(now, self.server.address, Box::new(|_| ())).await;
         (outcome, self.server.last().client)
     }
 }
@@ -86,7 +92,7 @@ async fn the_ca_that_is_found_verifies() {
     let machine = Machine::new().await;
     machine.write(&format!("{K3S}/server/tls/server-ca.crt"), &Pki::new().pem);
     assert_eq!(
-        machine.probe().check(machine.server.address, Box::new(|_| ())).await,
+        machine.probe().check(Moment::ZERO, machine.server.address, Box::new(|_| ())).await,
         CheckOutcome::new(CheckAnswer::NotReady, Cause::Tls(TlsFault::UnknownCa)).with("tls/server-ca.crt")
     );
     // Leftovers of a removed k3s are not mixed with the kubeadm in use.
@@ -124,13 +130,13 @@ async fn the_reason_names_the_file_and_why() {
     for (cert, key, why) in cases {
         machine.write(&format!("{stem}.crt"), cert);
         machine.write(&format!("{stem}.key"), key);
-        let outcome = machine.probe().check(machine.server.address, Box::new(|_| ())).await;
+        let outcome = machine.probe().check(Moment::ZERO, machine.server.address, Box::new(|_| ())).await;
         assert_eq!(outcome, CheckOutcome::new(CheckAnswer::Alive, Cause::Http(401)).with(why));
     }
     let path = machine.dir.path().join(format!("{stem}.crt"));
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
-    let outcome = machine.probe().check(machine.server.address, Box::new(|_| ())).await;
+    let outcome = machine.probe().check(Moment::ZERO, machine.server.address, Box::new(|_| ())).await;
     assert_eq!(
         outcome,
         CheckOutcome::new(CheckAnswer::Alive, Cause::Http(401)).with("tls/client-admin.crt: is a directory")
@@ -149,8 +155,9 @@ async fn a_configured_ca_is_never_skipped() {
         (garbled, "bad/ca.crt contains no usable CA"),
     ] {
         let check = https(TlsCheck { ca_file: Some(file), ..discover() });
-        let outcome =
-            Probe::new(&check, machine.dir.path()).check(machine.server.address, Box::new(|_| ())).await;
+        let outcome = Probe::new(&check, machine.dir.path())
+            .check(Moment::ZERO, machine.server.address, Box::new(|_| ()))
+            .await;
         assert_eq!(outcome, CheckOutcome::new(CheckAnswer::NotReady, Cause::NoCredentials).with(why));
     }
 }
@@ -164,18 +171,20 @@ async fn rotated_files_are_reloaded() {
     let mut probe = machine.probe();
     assert_eq!(machine.check(&mut probe).await, (ready(), None), "before k3s has written its files");
     let first = machine.client(&stem);
-    assert_eq!(machine.check(&mut probe).await, (ready(), Some(first.clone())));
+    assert_eq!(machine.check(&mut probe).await, (ready(), None), "within ten seconds");
+    assert_eq!(machine.check_later(&mut probe, 1).await, (ready(), Some(first.clone())));
     // Half of a rotation: the certificate is new, its key is not there yet. The old pair still works.
     let next = machine.pki.client();
     machine.write(&format!("{stem}.crt"), &next.cert);
-    assert_eq!(machine.check(&mut probe).await, (ready(), Some(first)));
+    assert_eq!(machine.check_later(&mut probe, 2).await, (ready(), Some(first)));
     machine.write(&format!("{stem}.key"), &next.key);
-    assert_eq!(machine.check(&mut probe).await, (ready(), Some(next.der())));
+    assert_eq!(machine.check_later(&mut probe, 3).await, (ready(), Some(next.der())));
     // The CA too.
     machine.write(&ca, &Pki::new().pem);
-    assert_eq!(probe.check(machine.server.address, Box::new(|_| ())).await.answer, CheckAnswer::NotReady);
+    assert_eq!(machine.check_later(&mut probe, 4).await.0.answer, CheckAnswer::NotReady);
+    // After a failure at once.
     machine.write(&ca, &machine.pki.pem);
-    assert_eq!(machine.check(&mut probe).await.0, ready());
+    assert_eq!(machine.check_later(&mut probe, 4).await.0, ready());
 }
 
 #[tokio::test]
@@ -186,8 +195,9 @@ async fn every_key_format_that_kubernetes_writes_is_read() {
     let check = https(TlsCheck { cert_file: Some(rsa), ..TlsCheck::default() });
     machine.server.say(401, "");
     // Loaded and shown: this server does not know its issuer.
-    let outcome =
-        Probe::new(&check, Path::new("/nonexistent")).check(machine.server.address, Box::new(|_| ())).await;
+    let outcome = Probe::new(&check, Path::new("/nonexistent"))
+        .check(Moment::ZERO, machine.server.address, Box::new(|_| ()))
+        .await;
     assert_eq!(
         outcome,
         CheckOutcome::new(CheckAnswer::Alive, Cause::Tls(TlsFault::ClientCertificateRejected))

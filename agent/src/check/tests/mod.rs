@@ -3,6 +3,7 @@
 mod files;
 mod node;
 mod outcomes;
+mod sessions;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -17,11 +18,12 @@ use hyper_util::rt::TokioIo;
 use proto::cause::{Cause, TlsFault};
 use proto::health::{CheckAnswer, CheckOutcome};
 use proto::service::{Check, CheckKind, HttpCheck, TlsCheck};
+use proto::time::Moment;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
-use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ServerConfig, WebPkiClientVerifier};
+use rustls::{HandshakeKind, RootCertStore, SupportedProtocolVersion};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
@@ -78,9 +80,17 @@ impl Pair {
     }
 
     fn tls(&self, clients: Clients<'_>) -> Arc<ServerConfig> {
+        self.tls_of(rustls::DEFAULT_VERSIONS, clients)
+    }
+
+    fn tls_of(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+        clients: Clients<'_>,
+    ) -> Arc<ServerConfig> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions)
             .unwrap();
         let verifier = |pki: &Pki| WebPkiClientVerifier::builder_with_provider(pki.roots(), provider.clone());
         let builder = match clients {
@@ -109,6 +119,8 @@ struct Seen {
     path: String,
     host: String,
     client: Option<Vec<u8>>,
+    /// The TLS session of an earlier connection was resumed.
+    resumed: bool,
 }
 
 /// Answers every request with the same status and text, until it is dropped.
@@ -168,15 +180,17 @@ async fn connection(
     seen: Arc<Mutex<Vec<Seen>>>,
     delay: Duration,
 ) {
-    let Some(tls) = tls else { return http(stream, None, answer, seen, delay).await };
+    let Some(tls) = tls else { return http(stream, (None, false), answer, seen, delay).await };
     let Ok(stream) = TlsAcceptor::from(tls).accept(stream).await else { return };
-    let client = stream.get_ref().1.peer_certificates().map(|chain| chain[0].to_vec());
-    http(stream, client, answer, seen, delay).await;
+    let session = stream.get_ref().1;
+    let client = session.peer_certificates().map(|chain| chain[0].to_vec());
+    let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
+    http(stream, (client, resumed), answer, seen, delay).await;
 }
 
 async fn http<S>(
     stream: S,
-    client: Option<Vec<u8>>,
+    (client, resumed): (Option<Vec<u8>>, bool),
     answer: Arc<Mutex<(u16, &'static str)>>,
     seen: Arc<Mutex<Vec<Seen>>>,
     delay: Duration,
@@ -186,7 +200,7 @@ async fn http<S>(
     let service = service_fn(|request: Request<Incoming>| {
         let host = request.headers().get(header::HOST).unwrap().to_str().unwrap().to_owned();
         let path = request.uri().path().to_owned();
-        seen.lock().unwrap().push(Seen { path, host, client: client.clone() });
+        seen.lock().unwrap().push(Seen { path, host, client: client.clone(), resumed });
         let (status, text) = *answer.lock().unwrap();
         async move {
             tokio::time::sleep(delay).await;
@@ -210,7 +224,7 @@ fn discover() -> TlsCheck {
 
 /// One check, without any of Kubernetes' files.
 async fn once(check: &Check, target: SocketAddr) -> CheckOutcome {
-    Probe::new(check, Path::new("/nonexistent")).check(target, Box::new(|_| ())).await
+    Probe::new(check, Path::new("/nonexistent")).check(Moment::ZERO, target, Box::new(|_| ())).await
 }
 
 fn write(root: &Path, file: &str, text: &str) -> String {
