@@ -12,8 +12,12 @@ pub const BEAT: Duration = Duration::from_millis(50);
 /// Time between two beats of a candidate that is not the owner: they only tell how it stands.
 const BACKUP_BEAT: Duration = Duration::from_millis(200);
 
-/// Time between two beats of an owner to the witnesses that are asked.
+/// Time between two beats of an owner to the witnesses that are asked, or to half of them where there are many.
 const NEAR_BEAT: Duration = Duration::from_millis(100);
+
+/// Most witnesses that all hear each of these beats. Of more, every other one hears one and the rest the next: three at
+/// least always know of the owner within 0.1 s, as candidates do who ask all of them.
+const ALL_NEAR: usize = 5;
 
 /// The same to all other members, which only want to know who the owner is: a share of them at each beat,
 /// since a thousand datagrams in one go would make the owner itself late.
@@ -39,6 +43,15 @@ pub(super) enum BeatPace {
     Owner,
 }
 
+/// Which of the witnesses that are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NearWitnesses {
+    None,
+    /// Where there are many, only those at even places (0), or at odd ones (1).
+    Half(u64),
+    All,
+}
+
 /// Which of the witnesses that are not asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FarWitnesses {
@@ -50,20 +63,24 @@ enum FarWitnesses {
 /// The other candidates, and some witnesses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Audience {
-    /// Those that are asked, too.
-    near: bool,
+    near: NearWitnesses,
     far: FarWitnesses,
 }
 
 impl Audience {
     /// Whom a candidate asks.
-    pub(super) const ASKED: Audience = Audience { near: true, far: FarWitnesses::None };
+    pub(super) const ASKED: Audience = Audience { near: NearWitnesses::All, far: FarWitnesses::None };
 
     /// The nodes.
     pub(super) fn nodes(self, own: NodeId, rules: &VipRules) -> Vec<NodeId> {
         let shares = millis(FAR_BEAT) / millis(BEAT);
+        let all_near = rules.witnesses.len() <= ALL_NEAR;
         let wanted = |at: usize| match self.far {
-            _ if at < NEAR_WITNESSES => self.near,
+            _ if at < NEAR_WITNESSES => match self.near {
+                NearWitnesses::None => false,
+                NearWitnesses::Half(half) => all_near || at as u64 % 2 == half,
+                NearWitnesses::All => true,
+            },
             FarWitnesses::None => false,
             FarWitnesses::Share(share) => at as u64 % shares == share,
             FarWitnesses::All => true,
@@ -133,13 +150,19 @@ impl BeatSchedule {
         }
         let all = news == Some(NewsAudience::Everyone);
         let tick = (beat && pace == BeatPace::Owner).then(|| now.as_millis());
-        let near = tick.is_some_and(|ms| ms % millis(NEAR_BEAT) < millis(BEAT));
+        let near = match tick {
+            _ if all => NearWitnesses::All,
+            Some(ms) if ms % millis(NEAR_BEAT) < millis(BEAT) => {
+                NearWitnesses::Half(ms / millis(NEAR_BEAT) % 2)
+            }
+            _ => NearWitnesses::None,
+        };
         let far = match tick {
             _ if all => FarWitnesses::All,
             Some(ms) => FarWitnesses::Share(ms % millis(FAR_BEAT) / millis(BEAT)),
             None => FarWitnesses::None,
         };
-        (beat, Some(Audience { near: all || near, far }))
+        (beat, Some(Audience { near, far }))
     }
 
     fn poll_news(&mut self, now: Moment) -> Option<NewsAudience> {
@@ -204,11 +227,21 @@ mod tests {
 
     #[test]
     fn an_owner_beats_to_near_witnesses_every_second_time_and_to_each_other_once_a_second() {
-        let rules = VipRules { witnesses: (10..90).map(id).collect(), ..rules(&[100, 100]) };
         let beats = spoken(&mut BeatSchedule::new(at(0)), BeatPace::Owner, 1_000);
-        let count =
-            |node: u8| beats.iter().filter(|(_, to)| to.nodes(id(1), &rules).contains(&id(node))).count();
-        assert_eq!([1, 2, 10, 25, 26, 89].map(count), [0, 20, 10, 10, 1, 1]);
+        let rules = |witnesses: u8| VipRules {
+            witnesses: (10..10 + witnesses).map(id).collect(),
+            ..rules(&[100, 100])
+        };
+        let times = |node, rules: &VipRules| -> Vec<u64> {
+            let told = beats.iter().filter(|(_, to)| to.nodes(id(1), rules).contains(&id(node)));
+            told.map(|(ms, _)| *ms).collect()
+        };
+        let count = |node, rules: &VipRules| times(node, rules).len();
+        assert_eq!([1, 2, 10, 14].map(|node| count(node, &rules(5))), [0, 20, 10, 10]);
+        let rules = rules(80);
+        assert_eq!([1, 2, 10, 25, 26, 89].map(|node| count(node, &rules)), [0, 20, 5, 5, 1, 1]);
+        assert_eq!(times(10, &rules), [0, 200, 400, 600, 800]);
+        assert_eq!(times(25, &rules), [100, 300, 500, 700, 900], "one of them hears it every 0.1 s");
         assert_eq!(Audience::ASKED.nodes(id(1), &rules).len(), 1 + NEAR_WITNESSES);
     }
 
@@ -219,10 +252,14 @@ mod tests {
         beats.announce(at(0), NewsAudience::Candidates);
         let said = spoken(&mut beats, BeatPace::Silent, 1_000);
         assert_eq!(times(&said), [0, 20, 70, 270]);
-        assert!(said.iter().all(|(_, to)| *to == Audience { near: true, far: FarWitnesses::All }));
+        assert!(
+            said.iter().all(|(_, to)| *to == Audience { near: NearWitnesses::All, far: FarWitnesses::All })
+        );
         beats.announce(at(0), NewsAudience::Candidates);
         let said = spoken(&mut beats, BeatPace::Silent, 1_000);
-        assert!(said.iter().all(|(_, to)| *to == Audience { near: false, far: FarWitnesses::None }));
+        assert!(
+            said.iter().all(|(_, to)| *to == Audience { near: NearWitnesses::None, far: FarWitnesses::None })
+        );
     }
 
     #[test]

@@ -21,7 +21,7 @@ const SUSPECTED: Duration = Duration::from_millis(110);
 const SILENCE: Duration = Duration::from_millis(160);
 
 /// The same where others have heard it later than this node, so that the way may be cut: three and five
-/// beats of those that witnesses get.
+/// beats of those that some of the witnesses get.
 const CUT: [(Duration, Duration); 2] = [
     (Duration::from_millis(60), Duration::from_millis(300)),
     (Duration::from_millis(150), Duration::from_millis(500)),

@@ -11,7 +11,7 @@ use crate::unfit::Unfit;
 /// the others are witnesses.
 pub const MAX_CANDIDATES: usize = 16;
 
-/// Most witnesses that are asked, and that the owner keeps informed ten times a second. With 16 of them all
+/// Most witnesses that are asked, and that the owner keeps informed five to ten times a second. With 16 of them all
 /// answers are lost once in 10^11 times at 10 % loss each way; more would only cost.
 pub const NEAR_WITNESSES: usize = 16;
 

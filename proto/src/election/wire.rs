@@ -279,6 +279,31 @@ pub fn unpack(datagram: &[u8]) -> Result<Vec<VipMessage>, VersionError> {
     Ok(messages)
 }
 
+/// Masks what changes with time alone in a datagram of messages, which is how long ago its sender heard the owners:
+/// zeros there, all ones elsewhere.
+pub fn mask_of_ages(datagram: &[u8]) -> Vec<u8> {
+    let mut mask = vec![u8::MAX; datagram.len()];
+    let mut at = 2;
+    while let Some((length, after)) = datagram.get(at..).and_then(<[u8]>::split_first_chunk::<2>) {
+        let length = usize::from(u16::from_be_bytes(*length));
+        let mut message = after.get(..length).unwrap_or_default();
+        at += 2;
+        let end = at + length;
+        while let [field, length, rest @ ..] = message {
+            let length = usize::from(*length);
+            if *field == field::HEARD
+                && let Some(age) = mask.get_mut(at + 2..at + 2 + length)
+            {
+                age.fill(0);
+            }
+            at += 2 + length;
+            message = rest.get(length..).unwrap_or_default();
+        }
+        at = end;
+    }
+    mask
+}
+
 /// The sender speaks no version that this agent knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::tests::{VIP, any_message, claim, id};
-use super::wire::{MAX_BYTES, MAX_MESSAGES, OLDEST, VERSION, VersionError, pack, unpack};
+use super::wire::{MAX_BYTES, MAX_MESSAGES, OLDEST, VERSION, VersionError, mask_of_ages, pack, unpack};
 use super::*;
 use crate::cause::Cause;
 use crate::unfit::Unfit;
@@ -185,6 +185,27 @@ proptest! {
     }
 
     #[test]
+    fn the_ages_of_messages_are_masked_and_nothing_else(
+        messages in proptest::collection::vec(any_message(), 1..6),
+        ages in proptest::collection::vec(0_u64..60_000, 9),
+    ) {
+        let aged = |messages: &[VipMessage]| -> Vec<VipMessage> {
+            let ages = ages.iter().map(|ms| Duration::from_millis(*ms));
+            let aged = |(one, age): (&VipMessage, Duration)| {
+                VipMessage { heard: one.heard.map(|_| age), ..one.clone() }
+            };
+            messages.iter().zip(ages).map(aged).collect()
+        };
+        let (before, after) = (pack(&messages).concat(), pack(&aged(&messages)).concat());
+        let masked = |bytes: &[u8]| -> Vec<u8> {
+            bytes.iter().zip(mask_of_ages(bytes)).map(|(byte, mask)| byte & mask).collect()
+        };
+        prop_assert_eq!(masked(&before), masked(&after));
+        let hidden = mask_of_ages(&before).iter().filter(|mask| **mask == 0).count();
+        prop_assert_eq!(hidden, 2 * messages.iter().filter(|one| one.heard.is_some()).count());
+    }
+
+    #[test]
     fn a_message_with_more_in_it_reads_the_same(
         message in any_message(),
         extra in proptest::collection::vec((9_u8..=255, proptest::collection::vec(any::<u8>(), 0..255)), 0..8),
@@ -203,6 +224,7 @@ proptest! {
         flip: usize,
     ) {
         let _ = unpack(&bytes);
+        prop_assert_eq!(mask_of_ages(&bytes).len(), bytes.len());
         if let Some(start) = bytes.first_chunk_mut::<2>() {
             *start = [VERSION, OLDEST];
         }

@@ -55,8 +55,8 @@ pub(super) struct VipDriver {
     agent_probe: AgentProbe,
     moves: PendingMoves,
     reporter: VipReporter,
-    /// What owners are expected to say again.
-    repeats: BTreeMap<NodeId, Vec<VipMessage>>,
+    /// What others are expected to say again.
+    repeats: BTreeMap<NodeId, Vec<Vec<VipMessage>>>,
     /// When everything is looked at again.
     tick: Moment,
 }
@@ -105,7 +105,7 @@ impl VipDriver {
         self.apply_inputs();
         loop {
             self.act();
-            self.end_repeats();
+            self.end_repeats(now());
             if stopped && self.vips.is_empty() {
                 return;
             }
@@ -210,7 +210,7 @@ impl VipDriver {
                 vip.election_mut().receive(now, from, message);
             }
         }
-        self.expect_repeats(from, message, messages);
+        self.expect_repeats(now, from, message, messages);
     }
 
     /// Someone on a segment says to have an address.

@@ -1,42 +1,59 @@
-//! Owners beat twenty times a second, and nearly always say what they have said before. Such a beat wakes this thread
-//! up for nothing: the transport keeps when it came ([`RepeatedBeats`]), and it is read when something is due, which
-//! it is when an owner has been silent for two beats.
+//! Owners beat twenty times a second and candidates five times, and nearly always say what they have said before. Such
+//! a beat wakes this thread up for nothing: the transport keeps when it came ([`RepeatedBeats`]), and it is read when
+//! something is due, which it is when an owner has been silent for two beats, and before anything is decided.
 //!
 //! [`RepeatedBeats`]: crate::transport::repeats::RepeatedBeats
 
-use proto::election::wire::{MessageKind, VipMessage};
+use proto::election::wire::{MessageKind, VipMessage, unpack};
 use proto::node::NodeId;
 use proto::time::Moment;
 
 use super::VipDriver;
 
+/// Most different datagrams that are expected of one member: what it owns, and every fourth time also how it stands as
+/// a candidate, each in two datagrams. Of one that varies more, all is forgotten and learnt anew.
+const MOST: usize = 4;
+
 impl VipDriver {
     /// Reads beats that were repeated since the last turn, as of when they came.
     pub(super) fn hear_repeats(&mut self, now: Moment) {
         let link_now = self.life.now();
-        for (from, came) in self.inputs.link.datagrams().repeats().take() {
-            let at = now.before(link_now.since(came));
-            for message in self.repeats.get(&from).into_iter().flatten() {
+        for beat in self.inputs.link.datagrams().repeats().take() {
+            let at = now.before(link_now.since(beat.came));
+            for message in unpack(&beat.message).unwrap_or_default() {
                 if let Some(vip) = self.vips.get_mut(&message.vip) {
-                    vip.election_mut().receive(at, from, message);
+                    vip.election_mut().receive(at, beat.from, &message);
                 }
             }
         }
     }
 
-    /// Nobody is woken for these messages from now on, if they say only that their sender owns what this node takes it
-    /// for the owner of.
-    pub(super) fn expect_repeats(&mut self, from: NodeId, datagram: &[u8], messages: Vec<VipMessage>) {
-        if self.is_steady(&from, &messages) {
-            self.inputs.link.datagrams().repeats().expect(from, datagram);
-            self.repeats.insert(from, messages);
+    /// Nobody is woken for these messages from now on, if they say only what this node knows: that their sender owns
+    /// what this node takes it for the owner of, and that it stands as before for what another one owns.
+    pub(super) fn expect_repeats(
+        &mut self,
+        now: Moment,
+        from: NodeId,
+        datagram: &[u8],
+        messages: Vec<VipMessage>,
+    ) {
+        if self.is_steady(now, &from, &messages) {
+            let (expected, of_it) =
+                (self.inputs.link.datagrams().repeats(), self.repeats.entry(from).or_default());
+            if of_it.len() == MOST {
+                of_it.clear();
+                expected.forget(&from);
+            }
+            expected.expect(from, datagram);
+            of_it.push(messages);
         }
     }
 
-    /// Beats of who is no owner any more are news again. To be called after all that may have changed one.
-    pub(super) fn end_repeats(&mut self) {
-        let ended = |(from, messages): (&NodeId, &Vec<VipMessage>)| {
-            (!self.is_steady(from, messages)).then_some(*from)
+    /// Beats that say something else than what is known by now are news again. To be called after all that may have
+    /// changed that.
+    pub(super) fn end_repeats(&mut self, now: Moment) {
+        let ended = |(from, all): (&NodeId, &Vec<Vec<VipMessage>>)| {
+            (!all.iter().all(|messages| self.is_steady(now, from, messages))).then_some(*from)
         };
         let ended: Vec<NodeId> = self.repeats.iter().filter_map(ended).collect();
         for from in ended {
@@ -45,11 +62,15 @@ impl VipDriver {
         }
     }
 
-    fn is_steady(&self, from: &NodeId, messages: &[VipMessage]) -> bool {
+    fn is_steady(&self, now: Moment, from: &NodeId, messages: &[VipMessage]) -> bool {
         let steady = |message: &VipMessage| {
-            message.purpose == MessageKind::Beat
-                && message.known.and_then(|known| known.holder()) == Some(*from)
-                && self.vips.get(&message.vip).is_some_and(|vip| vip.election().follows(from))
+            let Some(vip) = self.vips.get(&message.vip) else { return false };
+            let owns = message.known.and_then(|known| known.holder()) == Some(*from);
+            if owns {
+                message.purpose == MessageKind::Beat && vip.election().follows(from)
+            } else {
+                vip.election().knows_all_of(now, from, message)
+            }
         };
         !messages.is_empty() && messages.iter().all(steady)
     }

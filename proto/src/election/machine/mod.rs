@@ -259,6 +259,17 @@ impl Election {
         self.knowledge.holder() == Some(*owner) && self.ownership.is_none() && self.resumed.is_none()
     }
 
+    /// Whether another candidate says what this node knows already: who owns it, and how that candidate stands. When it
+    /// last heard the owner may be news, but none that anybody has to be woken for.
+    pub fn knows_all_of(&self, now: Moment, from: &NodeId, message: &VipMessage) -> bool {
+        let known = self.knowledge.highest().filter(|known| known.holder().is_some_and(|one| one != *from));
+        message.purpose == MessageKind::Beat
+            && known.is_some()
+            && message.known == known
+            && self.resumed.is_none()
+            && self.peers.state(now, from) == Some(&message.state)
+    }
+
     /// The highest epoch that is known, for the disk and gossip, and for [`Election::set_minimum_epoch`] later.
     pub fn epoch(&self) -> u64 {
         self.knowledge.highest_epoch()
