@@ -24,6 +24,7 @@ use crate::lifecycle::Lifecycle;
 use crate::membership::disk::{MemberStore, VipEpochs};
 use crate::netlink::listeners::ListenerLookup;
 use crate::proxy::Proxy;
+use crate::timer::KernelTimer;
 use crate::transport::{Link, TrustedKeys};
 use crate::vip::veto::Vetoes;
 use crate::vip::{LocalEligibility, NodeLocalInputs, VipCommand, VipOrder, VipReport};
@@ -75,12 +76,13 @@ pub(super) struct VipThreadInputs {
 /// Starts the task that writes the watch.
 fn spawn(inputs: EligibilityInputs, life: &Lifecycle) -> watch::Receiver<Arc<LocalEligibility>> {
     let (sender, receiver) = watch::channel(Arc::default());
-    let own = life.shutdown.clone();
+    let own = life.clone();
     life.supervise("vip-fitness", (inputs, sender), move |(inputs, sender)| {
-        let over = own.clone();
+        let life = own.clone();
         Box::pin(async move {
             let mut fit = LocalEligibility::default();
             let mut doubts = 0;
+            let (over, mut timer) = (life.shutdown.clone(), KernelTimer::new());
             loop {
                 // Without any virtual IP nobody asks.
                 let settings = inputs.settings.borrow_and_update().clone();
@@ -105,10 +107,12 @@ fn spawn(inputs: EligibilityInputs, life: &Lifecycle) -> watch::Receiver<Arc<Loc
                     }),
                 };
                 sender.send_replace(Arc::new(fit.clone()));
-                let wait = if doubts > 0 { HURRY } else { EVERY };
+                // At the moments of beats: the VIP thread wakes up for what is found, too.
+                let calm = || life.now().after(EVERY / 2).next_multiple(EVERY);
+                let next = if doubts > 0 { life.now().after(HURRY) } else { calm() };
                 doubts = doubts.saturating_sub(1);
                 tokio::select! {
-                    () = tokio::time::sleep(wait) => {}
+                    () = timer.until(life.monotonic(next)) => {}
                     Ok(()) = inputs.health.changed(), if doubts == 0 => {}
                     Ok(()) = inputs.vetoes.changed(), if doubts == 0 => {}
                     Ok(()) = inputs.settings.changed() => {}
@@ -222,6 +226,7 @@ impl EligibilityInputs {
         let vetoes = self.vetoes.borrow_and_update().clone();
         let listeners = self.proxy.listeners();
         let lookup = &mut self.lookup;
+        lookup.begin();
         let mut evaluate = |vip: &VipSettings| {
             let name = &vip.service;
             let Some(service) = services.iter().find(|service| service.name == *name) else {

@@ -15,12 +15,12 @@ use proto::record::ServiceOffer;
 use proto::service::{Check, Service};
 use proto::time::Moment;
 use tokio::sync::{mpsc, watch};
-use tokio::time::MissedTickBehavior;
 
 use super::CheckerReport;
 use super::counts::CheckCounters;
 use super::probe::{self, HelloEvent, Probe};
 use crate::lifecycle::{Lifecycle, wall};
+use crate::timer::KernelTimer;
 
 /// Longest wait for a listener on loopback, which answers at once or not at all.
 const LOOPBACK_WITHIN: Duration = Duration::from_millis(200);
@@ -120,8 +120,8 @@ impl ServiceWatcher {
     pub(super) async fn run(&mut self) {
         // Probes of an earlier run, which has failed, went with its checks.
         self.probes = probes(&self.service.check, &self.root);
-        let mut ticks = tokio::time::interval(self.service.check.interval.max(MIN_INTERVAL));
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let interval = self.service.check.interval.max(MIN_INTERVAL);
+        let (mut timer, mut next) = (KernelTimer::new(), self.life.now());
         let mut checks = ChecksInProgress::new(&self.service.check);
         let mut reported = None;
         loop {
@@ -147,11 +147,14 @@ impl ServiceWatcher {
                     Some(silence) => self.hellos_unanswered(silence),
                     None => None,
                 },
-                _ = ticks.tick() => self.begin(&mut checks),
+                () = timer.until(self.life.monotonic(next)) => {
+                    next = self.life.now().after(interval / 2).next_multiple(interval);
+                    self.begin(&mut checks)
+                }
                 // A new address is checked and reported at once; the next check comes an interval later,
                 // since two at the same moment would count as two.
                 Ok(()) = self.own.changed() => {
-                    ticks.reset();
+                    next = self.life.now().after(interval);
                     self.begin(&mut checks)
                 }
             };

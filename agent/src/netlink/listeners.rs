@@ -28,20 +28,35 @@ const ANY: [u8; 8] = [0xff; 8];
 
 /// Asks whether clients of an address reach anyone. Its socket stays open: it is asked several times a second.
 #[derive(Default)]
-pub(crate) struct ListenerLookup(Option<Netlink>);
+pub(crate) struct ListenerLookup {
+    netlink: Option<Netlink>,
+    /// What was found last, of this round of questions.
+    found: Option<HostListener>,
+}
 
 impl ListenerLookup {
+    /// A round of questions begins: a listener that takes the clients of several addresses is looked for once.
+    pub(crate) fn begin(&mut self) {
+        self.found = None;
+    }
+
     /// Whether a socket of this machine listens for clients of `at`, whoever's it is; `None`: the kernel does not say.
     pub(crate) fn listens(&mut self, at: SocketAddr) -> Option<bool> {
-        if self.0.is_none() {
-            self.0 = Netlink::open(DIAG).ok();
+        if self.found.is_some_and(|found| found.takes(at.ip(), at.port())) {
+            return Some(true);
         }
-        match find(self.0.as_mut()?, at) {
-            Ok(true) => Some(true),
+        if self.netlink.is_none() {
+            self.netlink = Netlink::open(DIAG).ok();
+        }
+        match find(self.netlink.as_mut()?, at) {
+            Ok(Some(found)) => {
+                self.found = Some(found);
+                Some(true)
+            }
             // One that is bound to an interface is not found without its name.
-            Ok(false) => Some(listeners().ok()?.into_iter().any(|one| one.takes(at.ip(), at.port()))),
+            Ok(None) => Some(listeners().ok()?.into_iter().any(|one| one.takes(at.ip(), at.port()))),
             Err(_) => {
-                self.0 = None;
+                self.netlink = None;
                 None
             }
         }
@@ -50,7 +65,7 @@ impl ListenerLookup {
 
 /// Has the kernel look for the socket that a client of `at` would reach, as for a connection. That costs one question,
 /// where a list of all that listen goes through the whole table.
-fn find(netlink: &mut Netlink, at: SocketAddr) -> io::Result<bool> {
+fn find(netlink: &mut Netlink, at: SocketAddr) -> io::Result<Option<HostListener>> {
     let mut question = vec![family(at.ip()), TCP, 0, 0];
     question.extend_from_slice(&STATES.to_ne_bytes());
     // Ports of the listener and of the client, who is nobody.
@@ -59,10 +74,11 @@ fn find(netlink: &mut Netlink, at: SocketAddr) -> io::Result<bool> {
     question.extend_from_slice(&octets(at.ip()));
     question.resize(8 + 4 + 2 * 16 + 4, 0);
     question.extend_from_slice(&ANY);
-    let listens = |kind, body: &[u8]| (kind == BY_FAMILY && body.get(1) == Some(&LISTEN)).then_some(());
+    let listens =
+        |kind, body: &[u8]| read(body).filter(|_| kind == BY_FAMILY && body.get(1) == Some(&LISTEN));
     match netlink.get(BY_FAMILY, &question, listens) {
-        Err(error) if errno(&error) == Some(Errno::NOENT) => Ok(false),
-        found => Ok(found?.is_some()),
+        Err(error) if errno(&error) == Some(Errno::NOENT) => Ok(None),
+        found => found,
     }
 }
 
@@ -131,10 +147,25 @@ mod tests {
             for client in clients {
                 let at = SocketAddr::new(client.parse().unwrap(), expected.address.port());
                 let takes = expected.takes(at.ip(), at.port());
-                assert_eq!(find(&mut netlink, at).unwrap(), takes, "{at} at {expected:?}");
+                let found = find(&mut netlink, at).unwrap();
+                assert_eq!(found, Some(*expected).filter(|_| takes), "{at} at {expected:?}");
                 assert_eq!(ListenerLookup::default().listens(at), Some(takes), "{at} at {expected:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_round_looks_for_a_listener_of_all_addresses_once() {
+        let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (one, other) =
+            (SocketAddr::from(([10, 9, 0, 50], port)), SocketAddr::from(([10, 9, 0, 51], port)));
+        let mut lookup = ListenerLookup::default();
+        assert_eq!(lookup.listens(one), Some(true));
+        drop(listener);
+        assert_eq!(lookup.listens(other), Some(true), "in this round");
+        lookup.begin();
+        assert_eq!([one, other].map(|at| lookup.listens(at)), [Some(false); 2]);
     }
 
     #[test]

@@ -9,7 +9,8 @@ use crate::time::Moment;
 /// or frozen agent has lost it within 2.5 s in any case.
 pub const LIFETIME: Duration = Duration::from_secs(2);
 
-/// Time between two renewals: four in a row must fail before the kernel takes the address from a live owner.
+/// Time between two renewals: four in a row must fail before the kernel takes the address from a live owner. They are
+/// due at its multiples, as beats are, so that the owner wakes up once for both.
 const RENEWAL: Duration = Duration::from_millis(500);
 
 /// When it is announced, counted from the claim: switches throttle or lose announcements, and Linux may pass
@@ -62,7 +63,7 @@ pub(super) enum ConflictResponse {
 impl Ownership {
     pub(super) fn new(now: Moment) -> Ownership {
         Ownership {
-            renew: now.after(RENEWAL),
+            renew: now.next_multiple(RENEWAL),
             announced_from: now,
             announcements: 0,
             announce: now,
@@ -86,13 +87,13 @@ impl Ownership {
             self.budget = self.budget.saturating_sub(1000);
             self.missing = false;
             self.put_back = Some(now);
-            self.renew = now.after(RENEWAL);
+            self.renew = now.next_multiple(RENEWAL);
             self.announce = now;
             actions.push(Action::Add { lifetime: LIFETIME });
             actions.push(Action::Event(VipEvent::PutBack));
         }
         if now >= self.renew {
-            self.renew = now.after(RENEWAL);
+            self.renew = now.next_multiple(RENEWAL);
             actions.push(Action::Renew { lifetime: LIFETIME });
         }
         if now >= self.announce {

@@ -78,6 +78,7 @@ impl Resumed {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ownership::LIFETIME;
     use super::super::tests::{VIP, at, backup, events, held, id, node, owner_beat, rules, run, said, times};
     use super::super::wire::{MessageKind, ReleaseReason, VipMessage};
     use super::super::{Action, CandidateState, Election, EligibilityFact, LossReason, VipEvent};
@@ -103,8 +104,7 @@ mod tests {
         done.extend(run(&mut one, 20, 1_000));
         assert!(one.owns() && one.epoch() == 5);
         assert!(times(&done, &Action::Delete).is_empty() && events(&done).is_empty(), "{done:?}");
-        let renewals = done.iter().filter(|(_, action)| matches!(action, Action::Renew { .. })).count();
-        assert_eq!(renewals, 1, "{done:?}");
+        assert_eq!(times(&done, &Action::Renew { lifetime: LIFETIME }), [500, 1_000], "{done:?}");
         let said = done.iter().find_map(|(ms, action)| match action {
             Action::Send { message, .. } => Some((*ms, message.known, message.state.clone())),
             _ => None,

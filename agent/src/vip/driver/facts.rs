@@ -34,7 +34,7 @@ impl VipDriver {
             return;
         }
         if now >= self.tick {
-            self.tick = now.after(TICK);
+            self.tick = now.next_multiple(TICK);
             self.reporter.set_stale();
             self.follow_rules(now);
             if !self.lookout.listen() {
