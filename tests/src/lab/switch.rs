@@ -45,6 +45,9 @@ pub(crate) struct Switch {
 impl Switch {
     pub(crate) fn new(space: Space) -> Result<Switch> {
         space.ip("link add br0 type bridge\nlink set br0 up\n")?;
+        // Who sends pays for the way to the receiver here: a switch would not ask iptables about each frame.
+        let plain = "for f in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e $f ] || echo 0 >$f; done";
+        space.feed("sh", &["-c", plain], "")?;
         Ok(Switch { space, faults: Mutex::default() })
     }
 
