@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use proto::heard::PeerReports;
 use proto::node::NodeId;
-use proto::pulse::{Liveness, PeerLiveness, PeerLivenessMap, PeerPulse, PulseStatus};
+use proto::pulse::{Liveness, Pace, PeerLiveness, PeerLivenessMap, PeerPulse, PulseStatus};
 use proto::record::{NodeRecord, ServiceOffer};
 use proto::time::Moment;
 use proto::topology::{Place, pace};
@@ -218,6 +218,13 @@ impl PulseSender {
         let masters = document.masters().count();
         let is_master = document.is_master(&own);
         let pace = pace(place, is_master, masters, document.members().count());
+        // Every other worker pulses half an interval later: an owner of virtual IPs beats to one half of them and then
+        // to the other, and these beats go with the answers.
+        let workers = document.members().map(|(id, _)| id).filter(|id| !document.is_master(id));
+        let turn = workers.take_while(|id| **id != own).count() % 2;
+        let later = place == Place::Everyone && !is_master && turn == 1;
+        let phase = if later { pace.interval / 2 } else { pace.phase };
+        let pace = Pace { phase, ..pace };
         let now = self.life.now();
         for id in view.members.keys().filter(|id| wants(id)) {
             let peer = self.peers.entry(*id).or_insert_with(|| {
@@ -343,8 +350,6 @@ fn liveness_map(
 
 #[cfg(test)]
 mod tests {
-    use proto::pulse::Pace;
-
     use super::*;
 
     /// A peer that answered once, at 10 ms, and not since.

@@ -1,6 +1,7 @@
 //! The link: one port, UDP and TCP, sealed.
 //!
-//! Parts, each with its own state: [`udp`] moves datagrams, by [`socket`], [`sealer`], [`proofs`] and [`responder`];
+//! Parts, each with its own state: [`udp`] moves datagrams, by [`socket`], [`sealer`], [`proofs`], [`responder`] and
+//! [`riding_beats`];
 //! [`tcp`] accepts connections, and [`dial`] makes them; [`addresses`] knows where members are and
 //! what of that is proven; [`inbox`] hands on what arrives, by bounded queues; [`counters`] count. [`Link`] holds
 //! them, and does what takes two of them.
@@ -23,6 +24,7 @@ mod proofs;
 mod refused;
 pub(crate) mod repeats;
 mod responder;
+mod riding_beats;
 mod sealer;
 mod slots;
 mod socket;

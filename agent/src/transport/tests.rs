@@ -362,6 +362,35 @@ async fn a_fingerprint_goes_with_one_answer_a_second() {
     assert!(a.inbox.fingerprints.try_recv().is_err());
 }
 
+#[tokio::test]
+async fn a_beat_that_is_known_goes_with_the_next_answer() {
+    let trust = trust_of(&[1, 2], &[1]);
+    let (mut a, mut b) = (end(1, &trust), end(2, &trust));
+    introduce(&a, &b);
+    gets_through(&a, &mut b, b"known").await;
+    gets_through(&b, &mut a, b"both ways").await;
+    let (from, beats) = (b.link.own(), b.link.datagrams());
+    // The owner's thread is alive for the rest of this test.
+    let later = b.life.now().after(SOON);
+    for number in 1..=3 {
+        a.link.datagrams().pulse(from, number, Duration::ZERO, a.life.now());
+        tokio::time::timeout(SOON, a.inbox.answers.recv()).await.unwrap().unwrap();
+        match number {
+            1 => {
+                beats.send_beat(a.link.own(), b"beat", later);
+                beats.keep_beats(later);
+                let sent = tokio::time::timeout(SOON, a.inbox.vips.recv()).await.unwrap();
+                assert_eq!(sent, Some((from, b"beat".to_vec())), "no pulse was due then");
+            }
+            2 => {
+                assert_eq!(a.inbox.vips.try_recv().unwrap(), (from, b"beat".to_vec()), "with the answer");
+                beats.cancel_beats(|_| true);
+            }
+            _ => assert!(a.inbox.vips.try_recv().is_err()),
+        }
+    }
+}
+
 /// Connections from `from` that say nothing.
 async fn silent(from: &str, to: SocketAddr, count: usize) -> Vec<tokio::net::TcpStream> {
     let mut all = Vec::new();

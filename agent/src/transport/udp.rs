@@ -23,6 +23,7 @@ use super::places::IdentityPlaces;
 use super::proofs::PeerProofs;
 use super::repeats::RepeatedBeats;
 use super::responder::PulseResponder;
+use super::riding_beats::RidingBeats;
 use super::sealer::{DatagramSealer, Unopened};
 use super::socket::DatagramSocket;
 use super::tls::Identity;
@@ -38,6 +39,7 @@ pub(crate) struct Datagrams {
     proofs: PeerProofs,
     places: IdentityPlaces,
     responder: PulseResponder,
+    riding_beats: RidingBeats,
     heard: Mutex<HeardBook>,
     arrivals: Arc<Arrivals>,
     counters: Arc<LinkCounters>,
@@ -61,6 +63,7 @@ impl Datagrams {
             sealer: DatagramSealer::new(identity, before),
             proofs: PeerProofs::new(addresses.clone()),
             responder: PulseResponder::default(),
+            riding_beats: RidingBeats::default(),
             heard: Mutex::default(),
             addresses,
             arrivals,
@@ -225,7 +228,12 @@ impl Datagrams {
             DatagramFrame::Pulse(number) if self.arrivals.pulse(sender, now) => {
                 let mut answer = self.responder.answer(sender, number, from, now);
                 self.put_report(sender, &mut answer, now);
+                let beat = self.riding_beats.pulsed(sender, now);
+                let alone = beat.filter(|beat| !DatagramFrame::Vip(beat).put(&mut answer));
                 self.send(sender, from, &answer);
+                if let Some(beat) = alone {
+                    self.send_vip(sender, &beat);
+                }
             }
             DatagramFrame::Answer(number, pulse_status) => {
                 if number != 0 {
@@ -257,6 +265,27 @@ impl Datagrams {
     /// Sends a message of virtual IPs to a peer, straight from the calling thread.
     pub(crate) fn send_vip(&self, to: NodeId, message: &[u8]) {
         self.send_to_best(to, &DatagramFrame::Vip(message));
+    }
+
+    /// The same of a beat that the peer has heard before: it goes with the answer to a pulse, if one is due now, and
+    /// with others until [`Datagrams::cancel_beats`].
+    pub(crate) fn send_beat(&self, to: NodeId, beat: &[u8], now: Moment) {
+        if !self.riding_beats.offer(&to, beat, now) {
+            self.send_vip(to, beat);
+        }
+    }
+
+    /// What was last said by [`Datagrams::send_beat`] is still so; what has not gone yet goes now.
+    pub(crate) fn keep_beats(&self, now: Moment) {
+        self.riding_beats.keep_alive(now);
+        for (to, beat) in self.riding_beats.take_overdue(now) {
+            self.send_vip(to, &beat);
+        }
+    }
+
+    /// It is not so any more, to some peers.
+    pub(crate) fn cancel_beats(&self, whom: impl Fn(&NodeId) -> bool) {
+        self.riding_beats.cancel(whom);
     }
 
     /// What is no news of virtual IPs.
@@ -386,6 +415,7 @@ impl Datagrams {
         self.sealer.retain(&member);
         self.proofs.retain(&member);
         self.responder.retain(&member);
+        self.riding_beats.retain(&member);
         lock(&self.heard).retain(&member);
         self.arrivals.retain(&member);
     }

@@ -74,6 +74,8 @@ impl VipDriver {
             self.lookout.look_by(now);
         }
         self.limiter.set_vips(self.vips.len());
+        let document = self.document();
+        self.beats.retain(|id| document.member(id).is_some());
         self.open_or_close();
         self.follow_rules(now);
         self.apply_records(now);

@@ -3,6 +3,7 @@
 
 mod facts;
 mod repeats;
+mod steady;
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -22,6 +23,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use self::steady::SteadyBeats;
 use super::agent_probe::AgentProbe;
 use super::clock::{now, on_kernel};
 use super::events::event;
@@ -57,6 +59,7 @@ pub(super) struct VipDriver {
     reporter: VipReporter,
     /// What others are expected to say again.
     repeats: BTreeMap<NodeId, Vec<Vec<VipMessage>>>,
+    beats: SteadyBeats,
     /// When everything is looked at again.
     tick: Moment,
 }
@@ -93,6 +96,7 @@ impl VipDriver {
             moves: PendingMoves::default(),
             reporter: VipReporter::new(report),
             repeats: BTreeMap::new(),
+            beats: SteadyBeats::default(),
             tick: Moment::ZERO,
         }
     }
@@ -279,9 +283,7 @@ impl VipDriver {
                 }
             }
         }
-        for (node, messages) in outbox {
-            self.send(node, &messages);
-        }
+        self.send_all(outbox);
         if self.vips.remove_finished(at) {
             self.open_or_close();
         }

@@ -15,7 +15,7 @@ use faults::{Act, Script};
 use liar::{Liar, Lie};
 use proto::arp::Mac;
 use proto::cause::Cause;
-use proto::election::wire::{pack, unpack};
+use proto::election::wire::{MessageKind, pack, unpack};
 use proto::election::{
     Action, Candidate, Election, EligibilityFact, LossReason, ReleaseReason, VipEvent, VipMessage, VipRules,
 };
@@ -121,6 +121,13 @@ pub(crate) struct World {
     pub(crate) broken: Vec<String>,
     log: Vec<String>,
     pub(crate) claims: u64,
+}
+
+/// Whether it is a beat of an owner that the agent lets go with the answer to a pulse: every other one, since pulses
+/// come every 100 ms.
+fn goes_with_answer(from: NodeId, message: &VipMessage, now: Moment) -> bool {
+    let owner = message.known.and_then(|known| known.holder());
+    message.purpose == MessageKind::Beat && owner == Some(from) && now.as_millis() % 100 < 50
 }
 
 fn id(n: usize) -> NodeId {
@@ -389,11 +396,13 @@ impl World {
                 if self.liar.is_some_and(|liar| liar.node == n && liar.silent) {
                     return;
                 }
-                let message = Rc::new(message);
                 let from = self.nodes[n].id;
+                let rides = goes_with_answer(from, &message, self.nodes[n].local(now));
+                let message = Rc::new(message);
                 for to in to {
                     let to = self.index(to);
-                    if !self.ways[n][to].udp_cut && self.carriers(n, to) {
+                    // The pulse may be lost, too.
+                    if !self.ways[n][to].udp_cut && self.carriers(n, to) && !(rides && self.is_lost()) {
                         self.fly(to, Input::Message(from, Rc::clone(&message)));
                     }
                 }
@@ -443,8 +452,12 @@ impl World {
         self.nodes[a].carrier && self.nodes[b].carrier
     }
 
+    fn is_lost(&mut self) -> bool {
+        self.dice.next() % 1000 < self.loss_permille
+    }
+
     fn fly(&mut self, to: usize, input: Input) {
-        if self.dice.next() % 1000 < self.loss_permille {
+        if self.is_lost() {
             return;
         }
         let delay = if self.jitter == 0 { 0 } else { self.dice.next() % (self.jitter + 1) };
