@@ -15,6 +15,9 @@ use proto::pulse::{Liveness, Pace, PeerPulse};
 use proto::time::{Moment, UnixMs};
 use random::Dice;
 
+/// As in the agent: how old the word of others may be before a node asks for it.
+const ASK: Duration = Duration::from_millis(300);
+
 /// What is simulated.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct World {
@@ -25,7 +28,7 @@ pub(crate) struct World {
     /// Loss each way in percent, independent for each packet.
     pub(crate) loss: u64,
     /// Other masters, which pulse the master and report when they heard it. Their reports come with the answers to
-    /// the node's own pulses.
+    /// the node's own pulses, of which one is due at once when the master is late and they have said nothing of it lately.
     pub(crate) reporters: u8,
     /// How long it takes.
     pub(crate) length_ms: u64,
@@ -49,8 +52,10 @@ enum Event {
     Unanswered,
     /// A reporter hears the master, or has its own pulse answered.
     Heard(u8, Option<u64>),
-    /// A reporter's report arrives, with when it heard the master.
-    Report(u8, u64),
+    /// A reporter is asked by a pulse.
+    Asked(u8, u64),
+    /// It has answered, with when it heard the master, if it says so.
+    Report(u8, u64, Option<u64>),
 }
 
 /// What one pair concluded.
@@ -66,11 +71,12 @@ pub(crate) struct Outcome {
 
 /// Another master.
 struct Reporter {
+    /// Its pulses to the master, and the node's to it.
     pulse: PeerPulse,
+    asked: PeerPulse,
     heard: Option<u64>,
-    /// When the master pulses it next, and when its next report leaves.
+    /// When the master pulses it next.
     next_pulsed: u64,
-    next_report: u64,
 }
 
 /// One pair, with delays of 1 to 40 ms each way. Times in milliseconds.
@@ -81,18 +87,14 @@ pub(crate) fn run(seed: u64, world: World) -> Outcome {
     let mut path = BackendPath::new(UnixMs(0));
     let mut reports = PeerReports::default();
     let ms_of = |pace: Pace| u64::try_from(pace.interval.as_millis()).unwrap_or(u64::MAX);
-    let (interval_ms, theirs_ms) = (ms_of(pace), ms_of(world.reporters_pace));
+    let theirs_ms = ms_of(world.reporters_pace);
     let mut reporters: Vec<Reporter> = (0..world.reporters)
         .map(|_| {
             let start = dice.between(0, theirs_ms);
             let theirs = Pace { phase: Duration::from_millis(start), ..world.reporters_pace };
             let pulse = PeerPulse::new(Moment::from_millis(start), theirs, dice.next());
-            Reporter {
-                pulse,
-                heard: None,
-                next_pulsed: dice.between(0, theirs_ms),
-                next_report: dice.between(0, interval_ms),
-            }
+            let asked = PeerPulse::new(Moment::ZERO, pace, dice.next());
+            Reporter { pulse, asked, heard: None, next_pulsed: dice.between(0, theirs_ms) }
         })
         .collect();
     let mut events: BinaryHeap<Reverse<(u64, Event)>> = BinaryHeap::new();
@@ -116,10 +118,26 @@ pub(crate) fn run(seed: u64, world: World) -> Outcome {
                     reporter.heard = Some(ms);
                     answer.map(|number| reporter.pulse.answered(number, now));
                 }
-                Event::Report(who, heard) => {
-                    // As on the wire.
-                    let age = Duration::from_millis((ms - heard) / 10 * 10);
-                    reports.add(NodeId([who; NodeId::LEN]), true, age, now);
+                Event::Asked(who, number) => {
+                    let reporter = &reporters[usize::from(who)];
+                    // As in `HeardBook::report`: heard a moment ago, or it does not answer.
+                    let lately = |heard| now.since(Moment::from_millis(heard)) < LATELY;
+                    let silence = reporter.pulse.silence(now).saturating_sub(reporter.pulse.slack());
+                    let says = |heard: &u64| lately(*heard) || silence >= Duration::from_millis(100);
+                    if !dice.percent(loss) {
+                        // The age in it is of the moment at which it was sent.
+                        let delay = dice.between(1, 40);
+                        let heard = reporter.heard.filter(says).map(|heard| heard + delay);
+                        events.push(Reverse((ms + delay, Event::Report(who, number, heard))));
+                    }
+                }
+                Event::Report(who, number, heard) => {
+                    reporters[usize::from(who)].asked.answered(number, now);
+                    if let Some(heard) = heard {
+                        // As on the wire.
+                        let age = Duration::from_millis((ms - heard) / 10 * 10);
+                        reports.add(NodeId([who; NodeId::LEN]), true, age, now);
+                    }
                 }
             }
         }
@@ -132,6 +150,7 @@ pub(crate) fn run(seed: u64, world: World) -> Outcome {
             let delay = dice.between(1, 40) + dice.between(1, 40);
             events.push(Reverse((ms + delay, Event::Answer(number))));
         }
+        let unsaid = pulse.liveness(now) == Liveness::Late && !reports.says(ASK, now);
         for (who, reporter) in (0..).zip(&mut reporters) {
             if let Some(number) = reporter.pulse.poll(now)
                 && passes(&mut dice, up)
@@ -146,19 +165,13 @@ pub(crate) fn run(seed: u64, world: World) -> Outcome {
                     events.push(Reverse((ms + dice.between(1, 40), Event::Heard(who, None))));
                 }
             }
-            if ms >= reporter.next_report {
-                reporter.next_report += interval_ms;
-                // As in `HeardBook::report`: heard a moment ago, or it does not answer.
-                let lately = |heard| now.since(Moment::from_millis(heard)) < LATELY;
-                let silence = reporter.pulse.silence(now).saturating_sub(reporter.pulse.slack());
-                if let Some(heard) = reporter.heard
-                    && (lately(heard) || silence >= Duration::from_millis(100))
-                    && passes(&mut dice, true)
-                {
-                    // The age in it is of the moment at which it was sent.
-                    let delay = dice.between(1, 40);
-                    events.push(Reverse((ms + delay, Event::Report(who, heard + delay))));
-                }
+            if unsaid {
+                reporter.asked.hasten(now);
+            }
+            if let Some(number) = reporter.asked.poll(now)
+                && !dice.percent(loss)
+            {
+                events.push(Reverse((ms + dice.between(1, 40), Event::Asked(who, number))));
             }
         }
         let heard = pulse.liveness_for_all(now, None, &reports);
