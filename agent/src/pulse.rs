@@ -251,7 +251,7 @@ impl PulseSender {
             PulseAnswer::Doubted(peer) => {
                 self.doubted = true;
                 if let Some(peer) = self.peers.get_mut(&peer) {
-                    peer.pulse.hasten(now);
+                    peer.pulse.doubt(now);
                 }
             }
         }
@@ -275,8 +275,7 @@ impl PulseSender {
     fn alarm(&mut self) {
         let doubted = std::mem::take(&mut self.doubted);
         if *self.place.borrow() == Place::Core && (doubted || self.anyone_silent()) {
-            let is_master = self.link.document().is_master(&self.link.own());
-            let core = if is_master { self.core.borrow().clone() } else { Arc::default() };
+            let core = self.core.borrow().clone();
             self.doubted = self.link.datagrams().alarm(&core, self.life.now());
         }
     }

@@ -25,6 +25,9 @@
 //! nodes pulse seldom ([`Pace`]), and pulse at once what a master, or two others, report as silent. Then it is late as
 //! soon as an answer is due.
 //!
+//! One that has never answered is unknown, until others doubt it: a node that has just started counts its silence from
+//! then.
+//!
 //! A burst ends with the next answer, or when the peer is silent: a dead peer must not get more pulses than a
 //! live one. Its pace depends on the size of the cluster, so that a master that stalls is not flooded by all nodes at
 //! once.
@@ -102,6 +105,9 @@ pub struct Pace {
     pub interval: Duration,
     /// The same after a miss.
     pub burst: Duration,
+    /// A node that has just started pulses first within this time, unless others say that a peer is silent: all nodes
+    /// may have started.
+    pub start: Duration,
     /// Regular pulses are due at multiples of the interval on this node's own clock, and so late: all masters are
     /// pulsed at once, and the agent wakes up once for them.
     pub phase: Duration,
@@ -109,14 +115,18 @@ pub struct Pace {
 
 impl Pace {
     /// The fastest, that of a small cluster.
-    pub const FAST: Pace =
-        Pace { interval: INTERVAL, burst: Duration::from_millis(50), phase: Duration::ZERO };
+    pub const FAST: Pace = Pace {
+        interval: INTERVAL,
+        burst: Duration::from_millis(50),
+        start: Duration::ZERO,
+        phase: Duration::ZERO,
+    };
 }
 
 /// Liveness of a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Liveness {
-    /// It has never answered a pulse.
+    /// It has never answered a pulse, and nobody has doubted it.
     Unknown,
     /// It answers.
     Alive,
@@ -163,17 +173,24 @@ pub struct PeerPulse {
     /// Its process is being replaced: until then its silence means nothing.
     paused: Moment,
     answered_once: bool,
+    /// It has never answered, and since then others say that it is silent.
+    doubted: Option<Moment>,
     rtt: Option<Duration>,
     loss: f64,
 }
 
+/// Some part of a time, by a random number.
+fn share_of(time: Duration, number: u64) -> Duration {
+    time.mul_f64((number % 1_000 + 1) as f64 / 1_000.0)
+}
+
 impl PeerPulse {
-    /// The first pulse is due now. `number` starts the count: random, so that answers to an earlier start are
+    /// The first pulse is due now, or within [`Pace::start`]. `number` starts the count: random, so that answers to an earlier start are
     /// not taken for answers to this one.
     pub fn new(now: Moment, pace: Pace, number: u64) -> PeerPulse {
         PeerPulse {
             pace,
-            next: now,
+            next: now.after(share_of(pace.start, number)),
             number,
             bursting: false,
             hastened: (false, Moment::ZERO),
@@ -182,6 +199,7 @@ impl PeerPulse {
             unanswered: None,
             paused: Moment::ZERO,
             answered_once: false,
+            doubted: None,
             rtt: None,
             loss: 0.0,
         }
@@ -205,17 +223,25 @@ impl PeerPulse {
 
     /// Some part of an interval: nodes that start together must not pulse in step.
     fn random_share(&self) -> Duration {
-        self.pace.interval.mul_f64((self.number % 1_000 + 1) as f64 / 1_000.0)
+        share_of(self.pace.interval, self.number)
     }
 
-    /// Others say that it is silent, or this node asks what it hears: a pulse is due at once, unless one is under way
-    /// or it was a moment ago.
+    /// This node asks others what they hear: a pulse is due at once, unless one is under way or it was a moment ago.
     pub fn hasten(&mut self, now: Moment) {
         let (_, last) = self.hastened;
-        let slow = self.pace.interval > INTERVAL && self.unanswered.is_none();
-        if slow && self.answered_once && (last == Moment::ZERO || now.since(last) >= HASTENED) {
+        let slow = self.pace.interval > INTERVAL && (self.unanswered.is_none() || !self.answered_once);
+        if slow && (last == Moment::ZERO || now.since(last) >= HASTENED) {
             self.hastened = (true, now);
         }
+    }
+
+    /// Others say that it is silent: a pulse is due at once, as above. Of one that has never answered nothing was known
+    /// so far; from now on its silence counts, too.
+    pub fn doubt(&mut self, now: Moment) {
+        if !self.answered_once {
+            self.doubted.get_or_insert(now);
+        }
+        self.hasten(now);
     }
 
     /// When [`PeerPulse::poll`] is due next.
@@ -279,8 +305,7 @@ impl PeerPulse {
         if !std::mem::replace(&mut self.answered_once, true) && self.pace.interval > SLOW {
             self.next = now.after(self.random_share());
         }
-        self.bursting = false;
-        self.refused = false;
+        (self.bursting, self.refused, self.doubted) = (false, false, None);
         let took = now.since(sent);
         self.rtt = Some(self.rtt.map_or(took, |rtt| (rtt * 7 + took) / 8));
         Some(took)
@@ -295,6 +320,7 @@ impl PeerPulse {
     /// again and again, as on a machine that has too much to do, a dead peer would stay alive.
     pub fn forgive_silence(&mut self, late: Duration) {
         self.unanswered = self.unanswered.map(|first| first.after(late));
+        self.doubted = self.doubted.map(|first| first.after(late));
     }
 
     /// It has said whether its process is being replaced. Once it is back, its silence counts from then.
@@ -302,9 +328,11 @@ impl PeerPulse {
         self.paused = if pausing { now.after(PAUSE) } else { self.paused.min(now) };
     }
 
-    /// How long it has been silent: since the first pulse without an answer. Zero for one that has never answered.
+    /// How long it has been silent: since the first pulse without an answer; of one that has never answered, since others
+    /// doubt it.
     pub fn silence(&self, now: Moment) -> Duration {
-        let since = self.unanswered.filter(|_| self.answered_once).map(|first| first.max(self.paused));
+        let first = if self.answered_once { self.unanswered } else { self.doubted };
+        let since = first.map(|first| first.max(self.paused));
         since.map_or(Duration::ZERO, |since| now.since(since))
     }
 
@@ -339,7 +367,7 @@ impl PeerPulse {
     pub fn liveness(&self, now: Moment) -> Liveness {
         let silence = self.silence(now);
         let slack = self.slack();
-        if !self.answered_once {
+        if !self.answered_once && self.doubted.is_none() {
             Liveness::Unknown
         } else if silence >= slack + SILENT {
             Liveness::Silent

@@ -155,6 +155,24 @@ fn a_node_that_pulses_seldom_pulses_at_once_what_others_doubt_and_counts_from_th
 }
 
 #[test]
+fn a_node_that_has_just_started_pulses_within_a_while_and_at_once_what_others_doubt() {
+    let start = Duration::from_secs(24);
+    let pace = Pace { interval: Duration::from_secs(50), start, ..Pace::FAST };
+    let mut pulse = PeerPulse::new(at(0), pace, 499);
+    assert_eq!((pulse.poll(at(11_999)), pulse.deadline()), (None, at(12_000)));
+    let mut reports = PeerReports::default();
+    reports.add(NodeId([1; NodeId::LEN]), true, Duration::from_millis(400), at(1_100));
+    assert_eq!(pulse.liveness_for_all(at(1_100), None, &reports), Liveness::Unknown);
+    pulse.doubt(at(1_000));
+    assert!(pulse.poll(at(1_000)).is_some() && pulse.poll(at(1_050)).is_some(), "a burst");
+    assert_eq!(pulse.liveness_for_all(at(1_199), None, &reports), Liveness::Late);
+    assert_eq!(pulse.liveness_for_all(at(1_200), None, &reports), Liveness::Silent);
+    let number = pulse.poll(at(1_200)).unwrap();
+    pulse.answered(number, at(1_240));
+    assert_eq!(pulse.liveness_for_all(at(1_300), None, &reports), Liveness::Alive);
+}
+
+#[test]
 fn a_refusal_makes_a_peer_late_at_once_and_never_silent() {
     let (mut pulse, _) = run(u64::MAX, 1_000);
     pulse.refused();

@@ -12,7 +12,7 @@ use proto::record_store::OfferOutcome;
 use proto::signed_record::SignedRecord;
 use proto::time::Moment;
 use proto::topology::{
-    self, Attach, AttachDue, Beacon, CoreOrder, Heard, Knowledge, MOST_SILENT, Place, Topology, prefix,
+    self, Attach, AttachDue, Beacon, CoreOrder, Heard, Knowledge, Place, SilentNames, Topology, prefix,
     unless_known,
 };
 use proto::view::OtherMembers;
@@ -41,6 +41,8 @@ pub(super) struct ClusterPlace {
     /// Members that are not alive, those first whose records every node needs, and how many are.
     silent: Vec<NodeId>,
     up: usize,
+    /// Those of them that are named.
+    names: SilentNames,
     /// When records may be pulled again.
     pull: Moment,
 }
@@ -54,6 +56,7 @@ impl ClusterPlace {
             alive: BTreeSet::new(),
             silent: Vec::new(),
             up: 0,
+            names: SilentNames::default(),
             pull: now,
         }
     }
@@ -121,9 +124,9 @@ impl ClusterPlace {
     }
 
     /// Takes the records that every node needs.
-    fn set_needed(&mut self, needed: &BTreeMap<NodeId, u32>) {
+    fn set_needed(&mut self, needed: &BTreeMap<NodeId, u32>, now: Moment) {
         self.knows.records = topology::fingerprint_of_records(needed.iter().map(|(id, print)| (*id, *print)));
-        self.silent.sort_by_key(|id| !needed.contains_key(id));
+        self.names.update(&self.silent, |id| needed.contains_key(id), now);
     }
 
     fn beacon(&self, core_known: u64, silent_known: u32, yours: u32) -> Beacon {
@@ -131,7 +134,7 @@ impl ClusterPlace {
         Beacon {
             knows: Knowledge { core: said.knows.core, ..self.knows },
             up: u32::try_from(self.up).unwrap_or(u32::MAX),
-            silent: unless_known(self.silent.iter().take(MOST_SILENT).map(prefix).collect(), silent_known),
+            silent: unless_known(self.names.named().iter().map(prefix).collect(), silent_known),
             yours,
             ..said
         }
@@ -168,9 +171,9 @@ impl Gossip {
         let (record, print) = self.own_record();
         let attach = Attach {
             knows: Knowledge { core: due.core, ..self.place.knows },
-            record: print,
+            record: if due.searches { 0 } else { print },
             first: due.first,
-            carried: record.filter(|_| due.yours != Some(print)),
+            carried: record.filter(|_| due.yours != Some(print) && !due.searches),
             lost: self.place.topology.lost(self.life.now()),
             silent: due.silent,
         };
@@ -199,13 +202,16 @@ impl Gossip {
                 let news = self.take_record(&attach.carried, from);
                 self.place.topology.attached_by(from, &attach, now);
                 let held = self.records.lock().get(&from).map(SignedRecord::fingerprint);
-                if held != Some(attach.record) && self.place.topology.place() != Place::Attached {
+                let has_another = attach.record != 0 && held != Some(attach.record);
+                if has_another && self.place.topology.place() != Place::Attached {
                     self.pulls.announced(from, attach.record, now);
                 }
                 if let (true, true, Some(carried)) = (news, attach.first, attach.carried) {
                     self.send_to_core(&Beacon { in_core: true, carried: Some(carried), ..Beacon::default() });
                 }
-                self.send_beacon(from, attach.knows.core, attach.silent);
+                if self.place.topology.has_answer() {
+                    self.send_beacon(from, attach.knows.core, attach.silent);
+                }
                 news
             }
             TopologyFrame::Beacon(body) => {
@@ -245,7 +251,8 @@ impl Gossip {
         let core = self.place.topology.core();
         let needs = |id: &NodeId| document.is_master(id) || core.contains(id);
         let needed = self.seen.needed(needs);
-        self.place.set_needed(&needed);
+        let now = self.life.now();
+        self.place.set_needed(&needed, now);
         if place == Place::Attached {
             let own = self.link.own();
             // What has just arrived was not read yet.
@@ -253,15 +260,14 @@ impl Gossip {
             self.records.lock().keep(|id| *id == own || needed.contains_key(id) || !seen.has_read(id));
         }
         self.records.set_needed(needed.into_keys().collect());
-        let now = self.life.now();
         let knows = self.place.knowledge();
         let (told, at) = self.place.told;
         if place == Place::Core && knows != told && now.since(at) >= UNASKED {
             self.place.told = (knows, now);
-            let here: Vec<NodeId> = self.place.topology.attached().here().collect();
+            let here: Vec<(NodeId, u32)> = self.place.topology.attached().here().collect();
             // Those who know the core already get it again only if it has changed.
             let known = if knows.core == told.core { knows.core } else { 0 };
-            here.into_iter().for_each(|id| self.send_beacon(id, known, 0));
+            here.into_iter().for_each(|(id, silent)| self.send_beacon(id, known, silent));
         }
     }
 }

@@ -247,7 +247,8 @@ impl Datagrams {
             }
             DatagramFrame::Heard(report) if self.arrivals.report(sender, now) => {
                 let is_master = self.trust.borrow().document.is_master(&sender);
-                let doubted = lock(&self.heard).add(sender, is_master, report, now);
+                let last_heard = |peer: &NodeId| self.last_heard(peer);
+                let doubted = lock(&self.heard).add(sender, is_master, report, last_heard, now);
                 doubted.into_iter().for_each(|peer| self.arrivals.doubted(peer));
             }
             DatagramFrame::Attach(body) => {
@@ -311,17 +312,16 @@ impl Datagrams {
         }
     }
 
-    /// On a core member: tells those attached to it at once which watched peers are silent, or are heard after all, and
-    /// `others` if this node has noticed it itself. True: something was told that may have to be taken back.
-    pub(crate) fn alarm(&self, others: &BTreeSet<NodeId>, now: Moment) -> bool {
+    /// On a member of this core: tells others at once which watched peers are silent, or are heard after all. True:
+    /// something was told that may have to be taken back.
+    pub(crate) fn alarm(&self, core: &BTreeSet<NodeId>, now: Moment) -> bool {
         let (alarm, told) = {
             let mut heard = lock(&self.heard);
-            (heard.alarm(|peer| self.last_heard(peer), now), heard.has_told(now))
+            (heard.alarm(core, |peer| self.last_heard(peer), now), heard.has_told(now))
         };
         let Some(alarm) = alarm else { return told };
-        let others = others.iter().filter(|id| alarm.own && !alarm.attached.contains(id));
-        for id in others.chain(&alarm.attached) {
-            self.send_to_best(*id, &DatagramFrame::Heard(&alarm.report));
+        for id in alarm.to {
+            self.send_to_best(id, &DatagramFrame::Heard(&alarm.report));
         }
         told
     }

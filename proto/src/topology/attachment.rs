@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::core::{CoreOrder, core_size, suits};
-use super::wire::{Beacon, IdPrefix, Knowledge, MOST_LISTED, MOST_LOST, fingerprint_of_silent};
+use super::wire::{Attach, Beacon, IdPrefix, Knowledge, MOST_LISTED, MOST_LOST, fingerprint_of_silent};
 use crate::node::NodeId;
 use crate::time::Moment;
 
@@ -36,9 +36,15 @@ const ASIDE: Duration = Duration::from_secs(10);
 /// How long one is not asked again that is not in the core: it may be called.
 const NOT_IN_CORE: Duration = Duration::from_secs(3);
 
-/// While nobody answers, twice as many are asked each time, up to so many: all of a core that is lost but for one are
-/// asked within eight seconds.
-const MOST_ASKED: usize = 64;
+/// While nobody answers, twice as many are asked each time, up to so many: all nodes may ask at the same time.
+const MOST_ASKED: usize = 12;
+
+/// Nodes that have asked one that nobody answers within this time, which shows that the core is lost and not its own
+/// network; two of them do.
+const ASKED: Duration = Duration::from_secs(2);
+
+/// Time after the first answer of one that was asked while nobody answered until it is sent this node's record.
+const FOUND: Duration = Duration::from_secs(1);
 
 /// How long without any answer until an attached node takes part in making up for the core.
 const ABANDONED: Duration = Duration::from_secs(6);
@@ -49,6 +55,8 @@ const CHOICE: Duration = Duration::from_secs(10);
 /// A core member that an attached node holds.
 #[derive(Debug, Clone)]
 struct HeldMember {
+    /// It has been sent this node's record, if it had none or another.
+    told: bool,
     sent: Moment,
     next: Moment,
     /// Messages since its last answer.
@@ -96,6 +104,8 @@ pub struct AttachDue {
     pub yours: Option<u32>,
     /// Fingerprint of the silent members that it has named last.
     pub silent: u32,
+    /// Nobody answers, so that several are asked who may be held or not: this node's record waits for an answer.
+    pub searches: bool,
 }
 
 /// The attachment of a node that is not in the core.
@@ -108,6 +118,10 @@ pub struct Attachment {
     answered: Moment,
     /// The core as this node sees it.
     core: BTreeSet<NodeId>,
+    /// The core as others have said it last.
+    known: BTreeSet<NodeId>,
+    /// The last two nodes that have taken this one for a core member.
+    asked: [Option<(NodeId, Moment)>; 2],
     /// How many are to be held.
     wanted: usize,
     /// Members that are not alive, as those that it holds said last.
@@ -125,6 +139,8 @@ impl Attachment {
             aside: BTreeMap::new(),
             answered: now,
             core: BTreeSet::new(),
+            known: BTreeSet::new(),
+            asked: [None; 2],
             wanted: HELD,
             silent,
             choice: now,
@@ -147,10 +163,31 @@ impl Attachment {
         self.held.values().map(|held| &held.core.1).filter(|core| !core.is_empty()).collect()
     }
 
+    /// Whether all that this node held have stopped answering, and nobody else answers yet.
+    pub fn searches(&self) -> bool {
+        self.wanted > HELD
+    }
+
+    /// A node has taken this one for a core member.
+    pub fn asked_by(&mut self, from: NodeId, now: Moment) {
+        let other = self.asked.into_iter().flatten().find(|(id, _)| *id != from);
+        self.asked = [Some((from, now)), other];
+    }
+
+    /// The core if all its workers are lost: the same for all that knew the same.
+    fn next_core(&self, order: &CoreOrder) -> BTreeSet<NodeId> {
+        order.core(|id| order.is_master(id) || !self.known.contains(id))
+    }
+
     /// The core that this node should be in: most of those that it holds say so, or none answers and the order names
     /// it.
     pub fn called(&self, order: &CoreOrder, now: Moment) -> Option<BTreeSet<NodeId>> {
         let own = self.own;
+        let asked = self.asked.iter().flatten().filter(|(_, at)| now.since(*at) < ASKED).count() > 1;
+        if self.searches() && asked {
+            let core = self.next_core(order);
+            return core.contains(&own).then_some(core);
+        }
         if now.since(self.answered) >= ABANDONED {
             let core = order.core(|id| *id == own || !self.is_aside(id, now));
             return core.contains(&own).then_some(core);
@@ -167,13 +204,16 @@ impl Attachment {
             self.choose(order, now);
         }
         let first = self.first();
-        let searching = self.wanted > HELD;
+        let searches = self.searches();
         let mut due = Vec::new();
         for (id, held) in self.held.iter_mut().filter(|(_, held)| held.next <= now) {
             let yours = held.said.as_ref().map(|said| said.yours);
             let (core, silent) = (held.core.0, held.silent);
-            due.push(AttachDue { to: *id, first: first == Some(*id), core, yours, silent });
-            (held.sent, held.next) = (now, now.after(if searching { RETRY_SEARCHING } else { RETRY }));
+            // Others of the core have the record already: one that gets it anew need not pass it on.
+            let first = first == Some(*id) && held.told;
+            due.push(AttachDue { to: *id, first, core, yours, silent, searches });
+            held.told = !searches;
+            (held.sent, held.next) = (now, now.after(if searches { RETRY_SEARCHING } else { RETRY }));
             held.unanswered += 1;
         }
         due
@@ -228,17 +268,30 @@ impl Attachment {
         let own = self.own;
         self.choice = now.after(CHOICE);
         self.core = most(&self.lists()).copied().collect();
+        if !self.core.is_empty() {
+            self.known.clone_from(&self.core);
+        } else if self.known.is_empty() {
+            self.known = order.core(|_| true);
+        }
         let mut best = self.may_ask(now);
         if best.len() < HELD {
             let others = order.core(|id| !self.is_aside(id, now));
             self.core.extend(others);
             best = self.may_ask(now);
         }
+        if self.searches() {
+            // All may have lost the same core: each asks others of those that are next, so that none is asked by all.
+            let next = self.next_core(order);
+            best.extend(next.into_iter().filter(|id| *id != own && !self.is_aside(id, now)));
+            best.sort_unstable();
+            best.dedup();
+        }
         let spares = core_size(order.members()) >= SPARES_MASTERS;
         best.sort_by_cached_key(|id| (spares && order.is_master(id), std::cmp::Reverse(suits(&own, id))));
         best.truncate(self.wanted);
         for id in &best {
             self.held.entry(*id).or_insert_with(|| HeldMember {
+                told: false,
                 sent: now,
                 next: now,
                 unanswered: 0,
@@ -267,6 +320,7 @@ impl Attachment {
         find: impl Fn(&IdPrefix) -> Vec<NodeId>,
         now: Moment,
     ) -> bool {
+        let searches = self.searches();
         let Some(held) = self.held.get_mut(&from) else { return false };
         let find = |ids: &[IdPrefix]| ids.iter().flat_map(&find).collect::<Vec<_>>();
         if !beacon.core.is_empty() && held.core.0 != beacon.knows.core {
@@ -293,7 +347,8 @@ impl Attachment {
             self.choice = now;
         }
         if held.unanswered > 0 {
-            held.next = held.sent.after(INTERVAL);
+            let found = searches && held.answered.is_none();
+            held.next = if found { now.after(FOUND) } else { held.sent.after(INTERVAL) };
         }
         held.unanswered = 0;
         held.answered = Some(now);
@@ -373,12 +428,17 @@ pub struct AttachedNodes {
 struct AttachedNode {
     at: Moment,
     first: bool,
+    /// Fingerprint of the silent members that it knows from here.
+    silent: u32,
 }
 
 impl AttachedNodes {
-    /// A node has sent an [`super::wire::Attach`].
-    pub fn heard(&mut self, from: NodeId, first: bool, now: Moment) {
-        self.here.insert(from, AttachedNode { at: now, first });
+    /// A node has sent an [`super::wire::Attach`]. One of the core only checks this one.
+    pub fn heard(&mut self, from: NodeId, in_core: bool, attach: &Attach, now: Moment) {
+        if !in_core {
+            let Attach { first, silent, .. } = *attach;
+            self.here.insert(from, AttachedNode { at: now, first, silent });
+        }
         self.counts(from, now.after(GONE));
     }
 
@@ -397,9 +457,10 @@ impl AttachedNodes {
         self.alive.get(id).is_some_and(|until| now < *until)
     }
 
-    /// Those attached here, which are told of changes at once.
-    pub fn here(&self) -> impl Iterator<Item = NodeId> {
-        self.here.keys().copied()
+    /// Those attached here, which are told of changes at once, with the fingerprint of the silent members that each
+    /// knows from here.
+    pub fn here(&self) -> impl Iterator<Item = (NodeId, u32)> {
+        self.here.iter().map(|(id, one)| (*id, one.silent))
     }
 
     /// Whom this node counts as alive for the others of the core, when they are due to hear it.
@@ -572,8 +633,10 @@ mod tests {
     #[test]
     fn an_attached_node_is_alive_for_all_of_the_core_while_one_hears_it() {
         let (mut here, mut there) = (AttachedNodes::default(), AttachedNodes::default());
-        here.heard(id(7), true, at(0));
-        here.heard(id(8), false, at(0));
+        here.heard(id(7), false, &Attach { first: true, silent: 5, ..Attach::default() }, at(0));
+        here.heard(id(9), true, &Attach::default(), at(0));
+        here.heard(id(8), false, &Attach::default(), at(0));
+        assert!(here.here().eq([(id(7), 5), (id(8), 0)]));
         let list = here.list_due(at(100)).unwrap();
         assert_eq!(list, [id(7)], "another counts the other");
         assert_eq!(here.list_due(at(200)), None);

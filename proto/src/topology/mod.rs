@@ -19,6 +19,7 @@ mod attachment;
 mod core;
 mod pace;
 mod probes;
+mod silent_names;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +33,7 @@ pub use self::attachment::{AttachDue, AttachedNodes, Attachment, Heard};
 pub use self::core::{ALL_GOSSIP, CoreOrder, CoreWatch, core_size, fingerprint, fingerprint_of_records};
 pub use self::pace::{measurements, pace};
 use self::probes::CoreProbes;
+pub use self::silent_names::SilentNames;
 pub use self::wire::{Attach, Beacon, IdPrefix, Knowledge, MOST_LISTED, MOST_SILENT, prefix, unless_known};
 use crate::cluster::Document;
 use crate::node::NodeId;
@@ -307,9 +309,24 @@ impl Topology {
                 attach: Vec::new(),
             },
             Place::Attached => {
-                TopologyDue { attach: self.attachment.poll(&self.order, now), ..TopologyDue::default() }
+                let attach = self.attachment.poll(&self.order, now);
+                self.decide_soon(now);
+                TopologyDue { attach, ..TopologyDue::default() }
             }
         }
+    }
+
+    /// One that nobody answers may have to take its place in the core.
+    fn decide_soon(&mut self, now: Moment) {
+        if self.attachment.searches() && self.attachment.called(&self.order, now).is_some() {
+            self.next = now;
+        }
+    }
+
+    /// Whether this node has an answer for one that takes it for a core member. One that nobody answers itself has none:
+    /// it knows no better core, and would send those that ask from one to the next.
+    pub fn has_answer(&self) -> bool {
+        self.place != Place::Attached || !self.attachment.searches()
     }
 
     /// An attached node's record or document has changed: those that it holds hear it at once.
@@ -320,9 +337,11 @@ impl Topology {
     /// A node has attached itself. What it is answered: see [`Topology::beacon`].
     pub fn attached_by(&mut self, from: NodeId, attach: &Attach, now: Moment) {
         if self.place == Place::Attached {
+            self.attachment.asked_by(from, now);
+            self.decide_soon(now);
             return;
         }
-        self.attached.heard(from, attach.first, now);
+        self.attached.heard(from, self.core.contains(&from), attach, now);
         self.probes.heard(&from, now);
         let named = attach.lost.iter().flat_map(|short| named(&self.members, short));
         let others = |id: &&NodeId| **id != self.own && self.core.contains(*id);

@@ -12,6 +12,10 @@ const FROM_MASTERS: u32 = 200;
 const FROM_CORE: u32 = 60;
 const FROM_ATTACHED: u32 = 100;
 
+/// The same of attached nodes that have all just started, and the time that this may take for them to pulse at once.
+const STARTING: u32 = 200;
+const AT_ONCE: Duration = Duration::from_secs(1);
+
 /// The same of all nodes in a burst, while it does not answer.
 const IN_BURST: u32 = 40_000;
 
@@ -41,7 +45,11 @@ pub fn pace(place: Place, is_master: bool, masters: usize, members: usize) -> Pa
         Place::Core => WORKER.max(share(core_size(members), FROM_CORE)),
         Place::Attached => ATTACHED.max(share(members, FROM_ATTACHED)),
     };
-    Pace { interval, burst: fast.burst.max(share(members, IN_BURST)), ..fast }
+    let start = match place {
+        Place::Attached if !is_master => share(members, STARTING).saturating_sub(AT_ONCE),
+        _ => Duration::ZERO,
+    };
+    Pace { interval, burst: fast.burst.max(share(members, IN_BURST)), start, ..fast }
 }
 
 /// Shortest time between two statements of a core member's record about round trips and losses: they vary all the time,
@@ -71,6 +79,10 @@ mod tests {
         let attached = [100, 1_000, 5_000].map(|members| ms(Place::Attached, false, 3, members));
         assert_eq!(attached, [2_000, 10_000, 50_000]);
         assert_eq!(pace(Place::Attached, false, 3, 5_000).burst, Duration::from_millis(125));
+        let start =
+            [200, 1_000, 5_000].map(|members| pace(Place::Attached, false, 3, members).start.as_secs());
+        assert_eq!(start, [0, 4, 24], "nodes that all start at once do not all pulse at once");
+        assert_eq!(pace(Place::Core, false, 3, 5_000).start, Duration::ZERO);
         assert_eq!([4, 600, 1_000, 5_000].map(|members| measurements(members).as_secs()), [30, 30, 60, 270]);
     }
 }

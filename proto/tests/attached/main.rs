@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proto::path::Reachability;
-use world::{MASTERS, Node, World};
+use world::{Kind, MASTERS, Node, Traffic, World};
 
 fn seeds(count: u64) -> std::ops::Range<u64> {
     let seed = std::env::var("ATTACHED_SEED").ok().and_then(|seed| seed.parse().ok());
@@ -89,10 +89,11 @@ fn traffic(members: usize, loss: u64) -> [[f64; 2]; 3] {
     let most = [0, 1, 2].map(|one| {
         let of: Vec<&Node> =
             (0..members).filter(|node| kind(*node) == one).map(|node| &world.nodes[node]).collect();
-        let most = |count: fn(&Node) -> u64| {
+        let most = |count: &dyn Fn(&Node) -> u64| {
             of.iter().map(|node| count(node)).max().unwrap_or(0) as f64 / SPAN as f64
         };
-        [most(|node| node.sent.bytes[0]), most(|node| node.received.bytes[0])]
+        let pulses = |traffic: &Traffic| traffic.of(Kind::Pulses) + traffic.of(Kind::Alarms);
+        [most(&|node| pulses(&node.sent)), most(&|node| pulses(&node.received))]
     });
     println!(
         "{members} members, {loss} % loss, kB/s of pulses sent and received: master {:.2} {:.2}, worker in the core \

@@ -6,7 +6,7 @@ use proto::topology::{ALL_GOSSIP, Place, core_size, measurements};
 use proto::transport::MAX_BODY;
 
 use super::cuts_in;
-use super::world::{AROUND, MASTERS, Node, RECORD, World};
+use super::world::{AROUND, Kind, MASTERS, Node, RECORD, World};
 
 /// What an interface counts beside IP.
 const ETHERNET: f64 = 14.0;
@@ -65,11 +65,14 @@ impl Rest {
         let pause = measurements(members).as_secs_f64();
         let changes = if restless { (core - 1) as f64 / pause } else { 0.0 };
         let gossip = gossip(core, known, changes);
-        let sends = |kind: usize| {
-            world.nodes.iter().take(MASTERS).map(|node| node.sent.bytes[kind]).sum::<u64>() as f64
-                / (MASTERS as u64 * span) as f64
+        let sends = |kinds: &[Kind]| {
+            let masters = world.nodes.iter().take(MASTERS);
+            let bytes = masters.flat_map(|node| kinds.iter().map(|kind| node.sent.of(*kind))).sum::<u64>();
+            bytes as f64 / (MASTERS as u64 * span) as f64
         };
-        let of_master = [sends(0), sends(1), sends(2), gossip.sent];
+        let attachment = [Kind::Attaches, Kind::Beacons, Kind::Records];
+        let of_master =
+            [sends(&[Kind::Pulses, Kind::Alarms]), sends(&attachment), sends(&[Kind::Pulls]), gossip.sent];
         let each = [0, 1, 2].map(|place| {
             let all = world.nodes.iter().enumerate();
             let of: Vec<&Node> =

@@ -144,7 +144,9 @@ impl World {
                     let silent = unless_known(node.silent.clone(), attach.silent);
                     let said = node.topology.beacon(attach.knows.core);
                     let beacon = Beacon { up: 5_000, yours: 1, silent, ..said };
-                    self.send(to, &sender, Message::Beacon(beacon.to_bytes()));
+                    if node.topology.has_answer() {
+                        self.send(to, &sender, Message::Beacon(beacon.to_bytes()));
+                    }
                 }
                 Message::Beacon(body) => {
                     node.topology.heard(sender, &Beacon::from_bytes(&body), now);
@@ -195,7 +197,8 @@ impl World {
         let core: Vec<NodeId> = node.topology.core().iter().copied().collect();
         let place = node.topology.place();
         let changed = place == Place::Core && node.told != core;
-        let here: Vec<NodeId> = if changed { node.topology.attached().here().collect() } else { Vec::new() };
+        let here: Vec<NodeId> =
+            if changed { node.topology.attached().here().map(|(id, _)| id).collect() } else { Vec::new() };
         let said = node.topology.beacon(0);
         let beacon = Beacon { silent: Some(node.silent.clone()), ..said }.to_bytes();
         if changed {

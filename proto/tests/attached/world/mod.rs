@@ -18,7 +18,7 @@ use proto::node::{NodeId, Role};
 use proto::path::{BackendPath, Evidence, Reachability};
 use proto::pulse::{Liveness, Pace, PeerPulse};
 use proto::time::{Moment, UnixMs};
-use proto::topology::{Attach, Beacon, CoreOrder, IdPrefix, Place, Topology, measurements, pace};
+use proto::topology::{Attach, Beacon, CoreOrder, Place, SilentNames, Topology, measurements, pace};
 use proto::transport::{HEADER_LEN, TAG_LEN};
 
 use crate::random::Dice;
@@ -68,21 +68,51 @@ impl Message {
             }
     }
 
-    fn kind(&self) -> usize {
-        usize::from(matches!(self, Message::Attach(..) | Message::Beacon(..)))
+    fn kind(&self) -> Kind {
+        match self {
+            Message::Pulse(..) | Message::Answer(..) => Kind::Pulses,
+            Message::Report(_) => Kind::Alarms,
+            Message::Attach(..) => Kind::Attaches,
+            Message::Beacon(_, None) => Kind::Beacons,
+            Message::Beacon(_, Some(_)) => Kind::Records,
+        }
     }
 }
 
-/// What a node has sent or received: bytes of pulses, of attachment, of pulls of records; and datagrams.
+/// What bytes are for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Kind {
+    /// With their answers.
+    Pulses,
+    /// Reports that nobody asked for.
+    Alarms,
+    Attaches,
+    /// Also the lists that core members send each other.
+    Beacons,
+    /// Records that are passed on.
+    Records,
+    Pulls,
+}
+
+/// What a node has sent or received: bytes of each [`Kind`], and datagrams.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Traffic {
-    pub(crate) bytes: [u64; 3],
+    pub(crate) bytes: [u64; 6],
     pub(crate) datagrams: u64,
 }
 
 impl Traffic {
     pub(crate) fn all(&self) -> u64 {
         self.bytes.iter().sum()
+    }
+
+    /// What is for this.
+    pub(crate) fn of(&self, kind: Kind) -> u64 {
+        self.bytes[kind as usize]
+    }
+
+    fn count(&mut self, kind: Kind, bytes: u64) {
+        self.bytes[kind as usize] += bytes;
     }
 }
 
@@ -110,8 +140,9 @@ pub(crate) struct Node {
     /// When its pulses, and its place, are due next.
     wake: u64,
     turn: u64,
-    /// Members that are not alive, as it says to those attached to it; and when it looks again.
-    silent: Vec<IdPrefix>,
+    /// How many members are not alive, and which it names to those attached to it; and when it looks again.
+    silent: usize,
+    names: SilentNames,
     look: u64,
     /// The core and the records that it has told those attached to it, and when.
     told: ((u64, u64), u64),
@@ -270,7 +301,8 @@ impl World {
             phase,
             wake: self.ms,
             turn: self.ms,
-            silent: Vec::new(),
+            silent: 0,
+            names: SilentNames::default(),
             look: self.ms,
             told: ((0, 0), self.ms),
             record: 1,
@@ -377,7 +409,7 @@ impl World {
     fn send(&mut self, from: usize, to: usize, message: Message) {
         let (bytes, kind) = (message.bytes(), message.kind());
         let sent = &mut self.nodes[from].sent;
-        sent.bytes[kind] += bytes;
+        sent.count(kind, bytes);
         sent.datagrams += 1;
         if self.passes(from, to) {
             let at = self.ms + self.takes();
@@ -468,7 +500,7 @@ impl World {
             }
             return;
         }
-        node.received.bytes[message.kind()] += message.bytes();
+        node.received.count(message.kind(), message.bytes());
         node.received.datagrams += 1;
         if let Some(peer) = node.peers.iter_mut().find(|peer| peer.master == from) {
             peer.heard = Some(now);
@@ -492,9 +524,11 @@ impl World {
         let node = &mut self.nodes[to];
         let peer = node.peers.iter_mut().find(|peer| peer.master == from);
         let answered = peer.and_then(|peer| peer.pulse.answered(answer?, now)).is_some();
-        let doubted = node.book.add(sender, from < MASTERS, report, now);
+        let peers = &node.peers;
+        let heard = |id: &NodeId| peers.iter().find(|peer| peer.master == index(id))?.heard;
+        let doubted = node.book.add(sender, from < MASTERS, report, heard, now);
         let doubts = node.peers.iter_mut().filter(|peer| doubted.iter().any(|id| index(id) == peer.master));
-        doubts.for_each(|peer| peer.pulse.hasten(now));
+        doubts.for_each(|peer| peer.pulse.doubt(now));
         if answered || !doubted.is_empty() {
             self.pulse(to);
         }

@@ -5,11 +5,10 @@ use std::collections::BTreeSet;
 use proto::node::NodeId;
 use proto::pulse::Pace;
 use proto::topology::{
-    Attach, Beacon, Knowledge, MOST_SILENT, Place, fingerprint, fingerprint_of_records, pace, prefix,
-    unless_known,
+    Attach, Beacon, Knowledge, Place, fingerprint, fingerprint_of_records, pace, prefix, unless_known,
 };
 
-use super::{Event, MASTERS, Message, RECORD, World, index};
+use super::{Event, Kind, MASTERS, Message, RECORD, World, index};
 
 /// A pull over TLS beside the records in it, sent and received: a handshake with both keys, the request and the
 /// versions of 15 records, eight packets of TCP without content.
@@ -36,8 +35,10 @@ impl World {
                 self.send(to, index(&id), Message::Beacon(beacon.clone(), Some((from, number))));
             }
         }
-        let body = self.says(to, attach.knows.core, attach.silent, yours);
-        self.send(to, from, Message::Beacon(body, None));
+        if self.nodes[to].topology.has_answer() {
+            let body = self.says(to, attach.knows.core, attach.silent, yours);
+            self.send(to, from, Message::Beacon(body, None));
+        }
         self.hurry(to);
     }
 
@@ -46,8 +47,8 @@ impl World {
         let node = &self.nodes[of];
         let said = node.topology.beacon(core_known);
         let knows = Knowledge { core: said.knows.core, records: node.needed, document: 1 };
-        let up = u32::try_from(self.nodes.len() - node.silent.len()).unwrap_or(u32::MAX);
-        let silent = unless_known(node.silent.iter().take(MOST_SILENT).copied().collect(), silent_known);
+        let up = u32::try_from(self.nodes.len() - node.silent).unwrap_or(u32::MAX);
+        let silent = unless_known(node.names.named().iter().map(prefix).collect(), silent_known);
         Beacon { knows, up, silent, yours, ..said }.to_bytes()
     }
 
@@ -66,10 +67,10 @@ impl World {
             let records = RECORD * (self.changes - node.pulled).clamp(1, most);
             node.pulled = self.changes;
             node.pull = self.ms + pause + self.dice.between(0, pause);
-            node.sent.bytes[2] += PULL.0;
-            node.received.bytes[2] += PULL.1 + records;
-            self.nodes[from].sent.bytes[2] += PULL.1 + records;
-            self.nodes[from].received.bytes[2] += PULL.0;
+            node.sent.count(Kind::Pulls, PULL.0);
+            node.received.count(Kind::Pulls, PULL.1 + records);
+            self.nodes[from].sent.count(Kind::Pulls, PULL.1 + records);
+            self.nodes[from].received.count(Kind::Pulls, PULL.0);
             let needed = beacon.knows.records;
             self.push(self.ms + 100, Event::Pulled { node: to, needed });
         }
@@ -123,24 +124,26 @@ impl World {
             return;
         }
         let topology = &self.nodes[of].topology;
-        let silent = topology.silent(|id| shown.contains(id), now).iter().map(prefix).collect();
+        let silent = topology.silent(|id| shown.contains(id), now);
         let core = topology.core();
         let record = |id: &NodeId| (*id, self.nodes[index(id)].record);
         let needed = fingerprint_of_records(core.iter().map(record));
-        let here: Vec<NodeId> = topology.attached().here().collect();
+        let here: Vec<(NodeId, u32)> = topology.attached().here().collect();
         let knows = (fingerprint(core), needed);
         let look = self.ms + LOOK_ALIVE + self.nodes.len() as u64;
         let node = &mut self.nodes[of];
-        (node.silent, node.needed, node.look) = (silent, needed, look);
+        // Masters offer a service.
+        node.names.update(&silent, |id| index(id) < MASTERS, now);
+        (node.silent, node.needed, node.look) = (silent.len(), needed, look);
         let (told, at) = node.told;
         if knows != told && self.ms - at >= UNASKED {
             node.told = (knows, self.ms);
             // Those who know the core already get it again only if it has changed.
             let known = if knows.0 == told.0 { knows.0 } else { 0 };
-            for id in here {
+            for (id, silent) in here {
                 let to = index(&id);
                 let yours = self.nodes[of].records.get(&to).copied().unwrap_or(0);
-                let body = self.says(of, known, 0, yours);
+                let body = self.says(of, known, silent, yours);
                 self.send(of, to, Message::Beacon(body, None));
             }
         }
@@ -156,7 +159,7 @@ impl World {
             let knows = Knowledge { core: one.core, document: 1, records };
             let attach =
                 Attach { knows, record: own, first: one.first, carried: None, lost, silent: one.silent };
-            let carried = (one.yours != Some(own)).then_some(own);
+            let carried = (one.yours != Some(own) && !one.searches).then_some(own);
             self.send(of, index(&one.to), Message::Attach(attach.to_bytes(), carried));
         }
         for id in due.probes {

@@ -69,12 +69,9 @@ impl World {
         }
         let peer = |id: &NodeId| node.peers.iter().find(|peer| peer.master == index(id));
         let heard = |id: &NodeId| peer(id)?.heard;
-        let Some(alarm) = node.book.alarm(heard, now) else { return };
-        let mut told: Vec<usize> = alarm.attached.iter().map(index).collect();
-        if alarm.own && of < MASTERS {
-            told.extend(node.topology.core().iter().map(index).filter(|other| *other != of));
-        }
-        told.into_iter().for_each(|to| self.send(of, to, Message::Report(alarm.report.clone())));
+        let Some(alarm) = node.book.alarm(node.topology.core(), heard, now) else { return };
+        let told = alarm.to.iter().map(index).filter(|to| *to != of);
+        told.for_each(|to| self.send(of, to, Message::Report(alarm.report.clone())));
     }
 
     pub(super) fn observe(&mut self, of: usize, peer: usize, evidence: Evidence) {
