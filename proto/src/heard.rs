@@ -417,8 +417,8 @@ impl HeardBook {
             return None;
         }
         self.attached.retain(|_, at| now.since(*at) < LISTENS);
-        // Core members that check each other attach themselves for a moment. Masters tell the core, and nobody else: what
-        // workers say to workers would go round in it.
+        // Core members that check each other attach themselves for a moment. Masters tell the core, and nobody else:
+        // what workers say to workers would go round in it.
         let attached = self.attached.keys().filter(|id| !core.contains(*id));
         let others = core.iter().filter(|_| own && self.is_master);
         Some(Alarm { report: to_bytes(ages), to: attached.chain(others).copied().collect() })

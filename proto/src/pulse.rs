@@ -185,8 +185,8 @@ fn share_of(time: Duration, number: u64) -> Duration {
 }
 
 impl PeerPulse {
-    /// The first pulse is due now, or within [`Pace::start`]. `number` starts the count: random, so that answers to an earlier start are
-    /// not taken for answers to this one.
+    /// The first pulse is due now, or within [`Pace::start`]. `number` starts the count: random, so that answers to an
+    /// earlier start are not taken for answers to this one.
     pub fn new(now: Moment, pace: Pace, number: u64) -> PeerPulse {
         PeerPulse {
             pace,
@@ -328,8 +328,8 @@ impl PeerPulse {
         self.paused = if pausing { now.after(PAUSE) } else { self.paused.min(now) };
     }
 
-    /// How long it has been silent: since the first pulse without an answer; of one that has never answered, since others
-    /// doubt it.
+    /// How long it has been silent: since the first pulse without an answer; of one that has never answered, since
+    /// others doubt it.
     pub fn silence(&self, now: Moment) -> Duration {
         let first = if self.answered_once { self.unanswered } else { self.doubted };
         let since = first.map(|first| first.max(self.paused));

@@ -323,8 +323,8 @@ impl Topology {
         }
     }
 
-    /// Whether this node has an answer for one that takes it for a core member. One that nobody answers itself has none:
-    /// it knows no better core, and would send those that ask from one to the next.
+    /// Whether this node has an answer for one that takes it for a core member. One that nobody answers itself has
+    /// none: it knows no better core, and would send those that ask from one to the next.
     pub fn has_answer(&self) -> bool {
         self.place != Place::Attached || !self.attachment.searches()
     }

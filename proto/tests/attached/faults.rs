@@ -56,8 +56,8 @@ impl Loads {
         }
     }
 
-    /// Of all spans of so many seconds: most that a node sends or receives, in bytes a second; by which node, from which
-    /// second on, and of what.
+    /// Of all spans of so many seconds: most that a node sends or receives, in bytes a second; by which node, from
+    /// which second on, and of what.
     fn most_in(&self, span: usize) -> Load {
         let span = span.min(self.seconds.len() - 1).max(1);
         let mut most = Load::default();

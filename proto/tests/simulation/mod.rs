@@ -28,7 +28,7 @@ pub(crate) struct World {
     /// Loss each way in percent, independent for each packet.
     pub(crate) loss: u64,
     /// Other masters, which pulse the master and report when they heard it. Their reports come with the answers to
-    /// the node's own pulses, of which one is due at once when the master is late and they have said nothing of it lately.
+    /// the node's own pulses, of which one is due at once when the master is late and they have said nothing of it.
     pub(crate) reporters: u8,
     /// How long it takes.
     pub(crate) length_ms: u64,

@@ -6,6 +6,7 @@
 //! over TLS, whose bytes are constants, and an agent's restart, which leaves the machine and its apiserver running.
 //! The document does not change.
 
+mod message;
 mod place;
 mod pulses;
 
@@ -19,102 +20,15 @@ use proto::path::{BackendPath, Evidence, Reachability};
 use proto::pulse::{Liveness, Pace, PeerPulse};
 use proto::time::{Moment, UnixMs};
 use proto::topology::{Attach, Beacon, CoreOrder, Place, SilentNames, Topology, measurements, pace};
-use proto::transport::{HEADER_LEN, TAG_LEN};
 
+pub(crate) use self::message::{AROUND, Kind, Message, RECORD, Traffic};
 use crate::random::Dice;
 
 pub(crate) const MASTERS: usize = 3;
 
-/// What a datagram has beside its frames: IP, UDP, header and tag.
-pub(crate) const AROUND: u64 = 28 + HEADER_LEN as u64 + TAG_LEN as u64;
-
-/// Kind and length of a frame.
-const FRAME: u64 = 3;
-
-/// Frames of a pulse, and of an answer: a status with one service, and the fingerprint of a record.
-const PULSE: u64 = FRAME + 8;
-const ANSWER: u64 = FRAME + 8 + 19 + 7;
-
-/// A worker's signed record, with its field's head.
-pub(crate) const RECORD: u64 = 330;
-
 /// Time until the failure detector of gossip notices that a node is gone, and until it is back.
 const GOSSIP: u64 = 8_000;
 const RETURNED: u64 = 2_000;
-
-/// What one node says to another.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Message {
-    Pulse(u64, Vec<u8>),
-    Answer(u64, Vec<u8>),
-    Report(Vec<u8>),
-    /// With the number of the sender's record, if it goes along.
-    Attach(Vec<u8>, Option<u32>),
-    /// With a node and the number of its record.
-    Beacon(Vec<u8>, Option<(usize, u32)>),
-}
-
-impl Message {
-    fn bytes(&self) -> u64 {
-        let head = |report: &Vec<u8>| if report.is_empty() { 0 } else { FRAME + report.len() as u64 };
-        let record = |carried: bool| if carried { RECORD } else { 0 };
-        AROUND
-            + match self {
-                Message::Pulse(_, report) => PULSE + head(report),
-                Message::Answer(_, report) => ANSWER + head(report),
-                Message::Report(report) => head(report),
-                Message::Attach(body, carried) => FRAME + body.len() as u64 + record(carried.is_some()),
-                Message::Beacon(body, carried) => FRAME + body.len() as u64 + record(carried.is_some()),
-            }
-    }
-
-    fn kind(&self) -> Kind {
-        match self {
-            Message::Pulse(..) | Message::Answer(..) => Kind::Pulses,
-            Message::Report(_) => Kind::Alarms,
-            Message::Attach(..) => Kind::Attaches,
-            Message::Beacon(_, None) => Kind::Beacons,
-            Message::Beacon(_, Some(_)) => Kind::Records,
-        }
-    }
-}
-
-/// What bytes are for.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Kind {
-    /// With their answers.
-    Pulses,
-    /// Reports that nobody asked for.
-    Alarms,
-    Attaches,
-    /// Also the lists that core members send each other.
-    Beacons,
-    /// Records that are passed on.
-    Records,
-    Pulls,
-}
-
-/// What a node has sent or received: bytes of each [`Kind`], and datagrams.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Traffic {
-    pub(crate) bytes: [u64; 6],
-    pub(crate) datagrams: u64,
-}
-
-impl Traffic {
-    pub(crate) fn all(&self) -> u64 {
-        self.bytes.iter().sum()
-    }
-
-    /// What is for this.
-    pub(crate) fn of(&self, kind: Kind) -> u64 {
-        self.bytes[kind as usize]
-    }
-
-    fn count(&mut self, kind: Kind, bytes: u64) {
-        self.bytes[kind as usize] += bytes;
-    }
-}
 
 /// One master, as one node sees it.
 pub(crate) struct Peer {
