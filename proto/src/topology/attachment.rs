@@ -209,8 +209,9 @@ impl Attachment {
         for (id, held) in self.held.iter_mut().filter(|(_, held)| held.next <= now) {
             let yours = held.said.as_ref().map(|said| said.yours);
             let (core, silent) = (held.core.0, held.silent);
-            // Others of the core have the record already: one that gets it anew need not pass it on.
-            let first = first == Some(*id) && held.told;
+            // Others of the core have the record already: one that gets it anew need not pass it on. So it is with one
+            // that has lost all of them by a restart.
+            let first = first == Some(*id) && held.told && yours != Some(0);
             due.push(AttachDue { to: *id, first, core, yours, silent, searches });
             held.told = !searches;
             (held.sent, held.next) = (now, now.after(if searches { RETRY_SEARCHING } else { RETRY }));
@@ -557,6 +558,21 @@ mod tests {
         assert!(core.is_subset(&all), "all of the core were asked");
         assert!(all.len() > core.len(), "and others");
         assert!(attachment.called(&order, at(8_000)).is_some_and(|core| core.contains(&own)), "it is next");
+    }
+
+    #[test]
+    fn one_that_has_lost_all_records_is_not_asked_to_pass_this_one_on() {
+        let order = order();
+        let mut attachment = Attachment::new(own(&order), BTreeSet::new(), at(0));
+        let held = asked(&mut attachment, &order, 0);
+        let core: Vec<NodeId> = order.core(|_| true).into_iter().collect();
+        let mut firsts = |yours: u32, ms| {
+            for id in &held {
+                attachment.heard(*id, &Beacon { yours, ..beacon(&core) }, find, at(ms));
+            }
+            attachment.poll(&order, at(ms + 2_000)).iter().filter(|due| due.first).count()
+        };
+        assert_eq!([firsts(7, 10), firsts(0, 2_020), firsts(7, 4_030)], [1, 0, 1]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ const FROM_CORE: u32 = 60;
 const FROM_ATTACHED: u32 = 100;
 
 /// The same of attached nodes that have all just started, and the time that this may take for them to pulse at once.
-const STARTING: u32 = 200;
+const STARTING: u32 = 140;
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// The same of all nodes in a burst, while it does not answer.
@@ -81,7 +81,7 @@ mod tests {
         assert_eq!(pace(Place::Attached, false, 3, 5_000).burst, Duration::from_millis(125));
         let start =
             [200, 1_000, 5_000].map(|members| pace(Place::Attached, false, 3, members).start.as_secs());
-        assert_eq!(start, [0, 4, 24], "nodes that all start at once do not all pulse at once");
+        assert_eq!(start, [0, 6, 34], "nodes that all start at once do not all pulse at once");
         assert_eq!(pace(Place::Core, false, 3, 5_000).start, Duration::ZERO);
         assert_eq!([4, 600, 1_000, 5_000].map(|members| measurements(members).as_secs()), [30, 30, 60, 270]);
     }
