@@ -126,6 +126,13 @@ fn a_master_gets_a_tenth_of_what_it_got_when_all_pulsed_it_ten_times_a_second() 
 }
 
 #[test]
+fn what_is_lost_makes_no_flood() {
+    for [sent, received] in traffic(1_000, 20) {
+        assert!(sent < 40.0 && received < 40.0);
+    }
+}
+
+#[test]
 fn a_cut_path_of_an_attached_node_is_called_so() {
     for seed in seeds(5) {
         let mut world = World::new(100, 10, seed);
@@ -244,7 +251,9 @@ fn false_alarms_of_5000_at_twenty_percent_loss() {
 
 /// Power cuts of this many seeds, lies, and false alarms.
 fn numbers(members: usize, count: u64) {
-    traffic(members, 0);
+    for (loss, most) in [(0, 25.0), (10, 50.0), (20, 75.0)] {
+        assert!(traffic(members, loss).as_flattened().iter().all(|rate| *rate < most));
+    }
     for loss in [0, 10, 20] {
         let times = cuts(members, loss, count);
         // At 20 % loss a path may seem cut, and be checked by a connect a second, when the power goes.
