@@ -248,8 +248,9 @@ impl<'a> EventRecorder<'a> {
                 () = life.draining.cancelled(), if !stopping => {
                     stopping = true;
                     let event = Event::new(EventKind::AgentStopping, wall(), inputs.node.as_str(), "stopping");
-                    new.extend(self.summer.take_all(life.now()));
-                    new.push(event.since("running", inputs.began));
+                    let mut before = self.summer.take_all(life.now());
+                    before.push(event.since("running", inputs.began));
+                    self.take(before);
                 }
                 late = ticks.tick() => {
                     new.extend(stalled(inputs.node.as_str(), late));
@@ -281,9 +282,7 @@ impl<'a> EventRecorder<'a> {
                     self.seen.checks(&health, wall(), &mut new);
                 }
             }
-            if !stopping {
-                new = self.sum_up(new, life.now());
-            }
+            let new = self.sum_up(new, life.now());
             self.take(new);
         }
         let mut last = self.summer.take_all(life.now());

@@ -78,6 +78,33 @@ impl Stage {
     }
 }
 
+/// A document of as many members.
+fn members(count: u8) -> Document {
+    let admitted = |n: u8| {
+        let (key, role) = (PublicKey([n; 32]), if n == 1 { Role::Master } else { Role::Worker });
+        Admitted::new(format!("m{n}").parse().unwrap(), key, role, key.id(), UnixMs(1))
+    };
+    let mut document = Document::new([1; 16], "m1".parse().unwrap(), admitted(1), KeyId([0; 16]));
+    document.nodes.extend((2..=count).map(|n| (PublicKey([n; 32]).id(), admitted(n))));
+    document
+}
+
+#[tokio::test]
+async fn a_node_that_stops_while_all_others_do_sums_up_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut stage = stage(dir.path());
+    stage.kinds(1).await;
+    stage.life.draining.cancel();
+    stage.kinds(2).await;
+    let trust = TrustedKeys { document: Arc::new(members(40)), ring: Arc::new(KeyRing::default()) };
+    stage.trust.send_replace(Arc::new(trust));
+    let kinds = stage.kinds(3).await;
+    assert_eq!(kinds, [EventKind::AgentStarted, EventKind::AgentStopping, EventKind::MemberJoined]);
+    let sum = stage.ring.borrow().all().next_back().unwrap().clone();
+    assert_eq!(sum.count, Some(39));
+    stage.end(false).await;
+}
+
 #[tokio::test]
 async fn events_are_numbered_published_and_kept_over_a_restart() {
     let dir = tempfile::tempdir().unwrap();
