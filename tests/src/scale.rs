@@ -13,6 +13,7 @@ use proto::time::UnixMs;
 
 use proto::topology::Place;
 
+use crate::lab::Signal;
 use crate::mesh::{Agent, form};
 
 /// Masters: the first nodes.
@@ -22,6 +23,9 @@ pub const MASTERS: usize = 3;
 /// a fifth of a core.
 const PAUSE: Duration = Duration::from_millis(200);
 const IDLE_FACTOR: u32 = 4;
+
+/// Longer than changes of workers wait for others of their kind, and than nobody is called down after a start.
+const SUMMED_UP: Duration = Duration::from_secs(30);
 
 /// The wall clock, which all nodes of a lab share.
 pub fn now() -> UnixMs {
@@ -115,13 +119,34 @@ pub struct Joined {
 /// # Errors
 /// The masters do not find each other, or a process can't be started.
 pub fn join_at_once(agents: &mut [Agent<'_>], limit: Duration) -> Result<Joined> {
+    join_later(agents, Duration::ZERO, limit)
+}
+
+/// The same, when the masters have run for this long.
+///
+/// # Errors
+/// As [`join_at_once`].
+pub fn join_later(agents: &mut [Agent<'_>], before: Duration, limit: Duration) -> Result<Joined> {
     let (masters, others) = agents.split_at_mut_checked(MASTERS).context("too few agents")?;
     form(masters)?;
+    std::thread::sleep(before);
     let invite = masters.first().context("no master")?.workers_invite()?;
     let (began, started) = (now(), Instant::now());
     for other in others.iter_mut() {
         other.begin_join(&invite)?;
     }
+    let all = all_see_all(agents, started, limit);
+    let ready = |event: &Event| event.kind == EventKind::Backend && event.to == "ready";
+    let others: Vec<&Agent<'_>> = agents.iter().skip(MASTERS).collect();
+    // A node that has not even started has no socket.
+    let serve =
+        others.iter().map(|one| Seen::of_events(&[*one], began, ready).ok().and_then(|seen| seen.last()));
+    let serve = Seen(serve.collect());
+    Ok(Joined { began, serve, all })
+}
+
+/// When each node's status had every member, all up.
+fn all_see_all(agents: &[Agent<'_>], started: Instant, limit: Duration) -> Seen {
     let mut all: Vec<Option<Duration>> = vec![None; agents.len()];
     while started.elapsed() < limit && all.iter().any(Option::is_none) {
         let round = Instant::now();
@@ -132,13 +157,45 @@ pub fn join_at_once(agents: &mut [Agent<'_>], limit: Duration) -> Result<Joined>
         }
         std::thread::sleep(PAUSE.max(round.elapsed() * IDLE_FACTOR));
     }
-    let ready = |event: &Event| event.kind == EventKind::Backend && event.to == "ready";
-    let others: Vec<&Agent<'_>> = agents.iter().skip(MASTERS).collect();
-    // A node that has not even started has no socket.
-    let serve =
-        others.iter().map(|one| Seen::of_events(&[*one], began, ready).ok().and_then(|seen| seen.last()));
-    let serve = Seen(serve.collect());
-    Ok(Joined { began, serve, all: Seen(all) })
+    Seen(all)
+}
+
+/// What follows when all agents stop and start again at once.
+pub struct Restarted {
+    /// From the first start until each node's status had every member, all up.
+    pub all: Seen,
+    /// Members and backends that were worse than before, by all nodes, from the stop on.
+    pub alarms: FalseAlarms,
+    /// Events that each node has added from the stop on: how many in all, and how many about workers.
+    pub events: Vec<(usize, usize)>,
+}
+
+/// Stops all agents at once, by this signal, starts them again when all have ended, and waits until all see all, and as
+/// long again as it takes to sum up events.
+///
+/// # Errors
+/// One does not end, can't be started, or does not respond.
+pub fn restart_all(agents: &mut [Agent<'_>], signal: Signal, limit: Duration) -> Result<Restarted> {
+    let stopped = now();
+    for agent in agents.iter_mut() {
+        agent.process()?.signal(signal)?;
+    }
+    for agent in agents.iter_mut() {
+        agent.process()?.ended(limit)?;
+    }
+    let started = Instant::now();
+    agents.iter_mut().try_for_each(again)?;
+    let all = all_see_all(agents, started, limit);
+    std::thread::sleep(SUMMED_UP);
+    let alarms = FalseAlarms::between(agents, stopped, now())?;
+    let masters: Vec<&str> = agents.iter().take(MASTERS).map(Agent::name).collect();
+    let events = agents.iter().map(|agent| {
+        let all = events(agent, stopped)?;
+        let of_worker =
+            |event: &&Event| event.kind == EventKind::Member && !masters.contains(&event.subject.as_str());
+        Ok((all.len(), all.iter().filter(of_worker).count()))
+    });
+    Ok(Restarted { all, alarms, events: events.collect::<Result<_>>()? })
 }
 
 fn sees(status: &Status, members: usize) -> bool {

@@ -4,9 +4,12 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tests::lab::Lab;
+use tests::lab::{Lab, Signal};
 use tests::mesh::{Agent, with_agents};
-use tests::scale::{FalseAlarms, MASTERS, cut, join_at_once, kill_core_member, master_back, now, status};
+use tests::scale::{
+    FalseAlarms, MASTERS, Restarted, cut, join_at_once, join_later, kill_core_member, master_back, now,
+    restart_all, status,
+};
 
 use super::masters;
 use super::usage::{cpu_seconds, memory, peak, traffic};
@@ -26,10 +29,15 @@ const AWAY: Duration = Duration::from_secs(10);
 /// Nodes of which `--trace` shows how they noticed the cut: of the fastest, the middle and the slowest so many each.
 const SHOWN: usize = 4;
 
-/// `scale [--sizes N,N…] [--trace]`.
+/// How long the masters have run when the others join: longer than a node that has just started is careful.
+const BEFORE: Duration = Duration::from_secs(30);
+
+/// `scale [--sizes N,N…] [--trace] [--restart]`.
 pub(crate) fn scale(arguments: &[String]) -> Result<()> {
-    let (trace, arguments): (Vec<String>, Vec<String>) =
-        arguments.iter().cloned().partition(|one| one == "--trace");
+    let (flags, arguments): (Vec<String>, Vec<String>) =
+        arguments.iter().cloned().partition(|one| one == "--trace" || one == "--restart");
+    let (trace, restart) =
+        (flags.iter().any(|one| one == "--trace"), flags.iter().any(|one| one == "--restart"));
     let sizes = match &arguments[..] {
         [] => "10,50,100",
         [name, sizes] if name == "--sizes" => sizes,
@@ -37,6 +45,9 @@ pub(crate) fn scale(arguments: &[String]) -> Result<()> {
     };
     let sizes: Vec<usize> = sizes.split(',').map(str::parse).collect::<Result<_, _>>()?;
     ensure!(sizes.iter().all(|size| *size > MASTERS), "more than {MASTERS} nodes");
+    if restart {
+        return sizes.into_iter().try_for_each(restarts);
+    }
     println!(
         "{MASTERS} masters, all others join at once; false alarms are suspect/down of members and of backends, by \
          all nodes;\nat rest over {} s: kB/s out and in, CPU % of a core, MB resident/private (and the peak); a \
@@ -65,7 +76,40 @@ pub(crate) fn scale(arguments: &[String]) -> Result<()> {
         "down s",
         "master back s"
     );
-    sizes.into_iter().try_for_each(|size| one_size(size, !trace.is_empty()))
+    sizes.into_iter().try_for_each(|size| one_size(size, trace))
+}
+
+/// All join a cluster whose masters have run for a while, all stop and start again, and all are killed and start again.
+fn restarts(size: usize) -> Result<()> {
+    with_agents(Lab::bridge(size), |lab, agents| {
+        let _masters = masters(lab)?;
+        for agent in agents.iter_mut() {
+            agent.options = vec!["--iface".to_owned(), agent.node().interface.to_owned()];
+        }
+        let joined = join_later(agents, BEFORE, LIMIT)?;
+        let alarms = FalseAlarms::between(agents, joined.began, now())?;
+        println!(
+            "{size} nodes join: all serve after {} s and see all after {} s; {alarms} false alarms",
+            joined.serve.shown(),
+            joined.all.shown()
+        );
+        for (what, signal) in [("stop", Signal::TERM), ("are killed", Signal::KILL)] {
+            std::thread::sleep(CALM);
+            let Restarted { all, alarms, mut events } = restart_all(agents, signal, LIMIT)?;
+            events.sort_unstable();
+            let median = events.get(events.len() / 2).copied().unwrap_or_default();
+            let most = events.last().copied().unwrap_or_default();
+            let workers = events.iter().map(|(_, workers)| *workers).max().unwrap_or_default();
+            println!(
+                "all {what} and start again: all see all after {} s; {alarms} false alarms; {} events on the median \
+                 node, {} at most, of these {workers} at most about workers",
+                all.shown(),
+                median.0,
+                most.0,
+            );
+        }
+        Ok(())
+    })
 }
 
 fn one_size(size: usize, trace: bool) -> Result<()> {
