@@ -23,7 +23,8 @@ use proto::settings::{Secrecy, secrecy};
 use proto::time::UnixMs;
 use proto::view::ClusterView;
 
-/// A member that never answered is reported down only this long after the start: gossip needs its time.
+/// A member that never answered is reported down only this long after this node's start or its own admission: it has to
+/// start, and gossip needs its time.
 const FIRST_CONTACT: Duration = Duration::from_secs(15);
 
 /// Documents differ for seconds after every change; longer is reported.
@@ -66,6 +67,8 @@ pub(super) struct PreviousState {
     masters: Vec<Name>,
     backends: BTreeMap<(ServiceName, NodeId), (BackendState, UnixMs, Name)>,
     members: BTreeMap<NodeId, (MemberState, UnixMs)>,
+    /// Members that were admitted since the start, and when this node learnt of it.
+    admitted: BTreeMap<NodeId, UnixMs>,
     draining: BTreeMap<NodeId, UnixMs>,
     checks: BTreeMap<ServiceName, (Readiness, UnixMs)>,
     document: Arc<Document>,
@@ -95,6 +98,7 @@ impl PreviousState {
             masters: masters(&document).collect(),
             backends: BTreeMap::new(),
             members: BTreeMap::new(),
+            admitted: BTreeMap::new(),
             draining: BTreeMap::new(),
             checks: BTreeMap::new(),
             hash: document.hash(),
@@ -188,9 +192,13 @@ impl PreviousState {
             let state =
                 MemberState::of(view, id, peer_liveness.map(|peer_liveness| peer_liveness.liveness), serves);
             let known = self.members.get(id).copied();
-            let early = now.0.saturating_sub(self.hears.0) < FIRST_CONTACT.as_millis() as u64;
+            let begun = self.admitted.get(id).map_or(self.hears, |at| self.hears.max(*at));
+            let early = now.0.saturating_sub(begun.0) < FIRST_CONTACT.as_millis() as u64;
+            // In a large cluster everyone is up until core members say otherwise, which proves nothing.
+            let answered = peer_liveness.is_some_and(|one| one.status.is_some());
+            let is_unheard = known.is_none() || view.others.is_some() && !answered;
             if known.is_some_and(|(was, _)| was == state)
-                || (known.is_none() && state == MemberState::Down && early)
+                || (state == MemberState::Down && early && is_unheard)
             {
                 continue;
             }
@@ -217,6 +225,7 @@ impl PreviousState {
             self.members.insert(*id, (state, now));
         }
         self.members.retain(|id, _| document.member(id).is_some());
+        self.admitted.retain(|id, _| document.member(id).is_some());
         self.draining.retain(|id, _| document.member(id).is_some());
     }
 
@@ -296,6 +305,7 @@ impl PreviousState {
         self.masters.extend(new);
         let name = |id: &NodeId| document.name_of(id);
         for (id, node) in document.members().filter(|(id, _)| !before.nodes.contains_key(id)) {
+            self.admitted.insert(*id, now);
             let by = if node.by == *id { String::new() } else { format!("by {}", name(&node.by)) };
             out.push(Event::new(EventKind::MemberJoined, now, node.name.as_str(), "member").requested(by));
         }

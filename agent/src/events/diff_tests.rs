@@ -149,6 +149,49 @@ fn a_member_that_never_answered_is_reported_once_gossip_had_time() {
 }
 
 #[test]
+fn a_member_that_was_just_admitted_has_as_long_to_be_heard() {
+    let mut seen = seen();
+    let mut grown = document();
+    grown.admit(admitted(2));
+    said(|out| seen.document(&Arc::new(grown), UnixMs(MINUTE), out));
+    let mut step = |at| {
+        let (view, none) = (view(true, |_| ()), PeerLivenessMap::new());
+        said(|out| seen.members(&view, &none, &BackendTable::new(), UnixMs(at), out))
+    };
+    assert_eq!(step(MINUTE + 1_000), ["member m1: up"]);
+    assert!(step(MINUTE + 14_000).is_empty());
+    assert_eq!(step(MINUTE + 16_000), ["member m2: down: no answer from the node"]);
+}
+
+#[test]
+fn in_a_large_cluster_a_member_of_which_nobody_has_said_anything_yet_does_not_go_down() {
+    let mut seen = seen();
+    let others = |silent: &[u8]| {
+        let silent = silent.iter().map(|n| key(*n).id()).collect();
+        Some(proto::view::OtherMembers { members: 40, up: 40, silent, differ: Vec::new() })
+    };
+    let unheard = ClusterView { others: others(&[]), ..view(false, |_| ()) };
+    let unknown = ClusterView { others: others(&[]), ..ClusterView::default() };
+    let mut step = |view: &ClusterView, liveness: &PeerLivenessMap, at| {
+        said(|out| seen.members(view, liveness, &BackendTable::new(), UnixMs(at), out))
+    };
+    let none = PeerLivenessMap::new();
+    assert_eq!(step(&unknown, &none, 1_000), ["member m1: up"], "until core members say otherwise");
+    assert!(step(&unheard, &none, 2_000).is_empty(), "its record has arrived, and nothing else");
+    assert!(step(&unheard, &liveness(Liveness::Unknown), 3_000).is_empty(), "it was pulsed once");
+    assert_eq!(step(&unheard, &none, 16_000), ["member m1: up -> down after 15s: no answer from the node"]);
+    let mut answered = liveness(Liveness::Silent);
+    answered.values_mut().for_each(|one| one.status = Some(Arc::default()));
+    let mut early = self::seen();
+    let mut step = |view: &ClusterView, liveness: &PeerLivenessMap, at| {
+        said(|out| early.members(view, liveness, &BackendTable::new(), UnixMs(at), out))
+    };
+    assert_eq!(step(&unknown, &none, 1_000), ["member m1: up"]);
+    let down = step(&unheard, &answered, 3_000);
+    assert_eq!(down, ["member m1: up -> down after 2s: no answer from the node"], "it has answered before");
+}
+
+#[test]
 fn in_a_large_cluster_changes_of_workers_may_be_summed_up_and_no_others() {
     let mut seen = seen();
     let mut document = document();

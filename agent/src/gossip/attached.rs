@@ -61,8 +61,8 @@ impl ClusterPlace {
         }
     }
 
-    pub(super) fn set_members(&mut self, document: &Document) {
-        self.topology.set_members(document);
+    pub(super) fn set_members(&mut self, document: &Document, now: Moment) {
+        self.topology.set_members(CoreOrder::of(document), now);
         // The hash is 12 digits of base 16.
         self.knows.document = u64::from_str_radix(&document.hash(), 16).unwrap_or(0);
     }
@@ -92,21 +92,22 @@ impl ClusterPlace {
     }
 
     /// What is known of members whose records this node does not have.
-    pub(super) fn others(&self) -> Option<OtherMembers> {
+    pub(super) fn others(&self, now: Moment) -> Option<OtherMembers> {
+        let members = self.topology.members();
+        let all = |silent: BTreeSet<NodeId>| {
+            let up = members.saturating_sub(silent.len());
+            Some(OtherMembers { members, up, silent, differ: Vec::new() })
+        };
         match self.topology.place() {
-            Place::Everyone => return None,
+            Place::Everyone => return self.topology.silent_before(now).cloned().and_then(all),
             // One that was just called does not have all records yet.
-            Place::Core => {
-                let silent = self.silent.iter().copied().collect();
-                let (members, up) = (self.topology.members(), self.up);
-                return Some(OtherMembers { members, up, silent, differ: Vec::new() });
-            }
+            Place::Core => return all(self.silent.iter().copied().collect()),
             Place::Attached => {}
         }
         let heard: Vec<(NodeId, &Heard)> = self.topology.attachment().answering().collect();
         let differs = |heard: &Heard| heard.knows.document != self.knows.document;
         Some(OtherMembers {
-            members: self.topology.members(),
+            members,
             up: heard.iter().map(|(_, heard)| heard.up as usize).max().unwrap_or(0),
             silent: self.topology.attachment().silent().iter().copied().collect(),
             differ: heard.iter().filter(|(_, heard)| differs(heard)).map(|(id, _)| *id).collect(),

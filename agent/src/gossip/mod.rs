@@ -394,7 +394,7 @@ impl Gossip {
 
     fn watch_document(&mut self, document: &Document) {
         self.names.learn_address(document);
-        self.place.set_members(document);
+        self.place.set_members(document, self.life.now());
         self.records.set_members(document);
         lock(&self.guard).set_members(&document.id.to_string(), document.members().map(|(id, _)| *id));
         self.seen.forget();

@@ -36,6 +36,9 @@ struct CachedRecord {
 #[derive(Default)]
 pub(super) struct RecordCache {
     read: BTreeMap<NodeId, CachedRecord>,
+    /// The generation of each member's last record, and whose have become later since the last look.
+    generations: BTreeMap<NodeId, u64>,
+    started: Vec<NodeId>,
     /// Addresses that members have proven to own, among those that their records name.
     proven: BTreeSet<(NodeId, IpAddr)>,
 }
@@ -57,6 +60,7 @@ impl RecordCache {
             }
             stays
         });
+        self.generations.retain(|id, _| store.get(id).is_some());
         for signed in store.iter() {
             if self.read.get(&signed.node).is_some_and(|read| read.version == signed.version) {
                 continue;
@@ -64,6 +68,10 @@ impl RecordCache {
             let name = document.shown_name(&signed.node);
             let (record, left_out) = NodeRecord::from_body(name, signed.body());
             let (version, fingerprint) = (signed.version, signed.fingerprint());
+            let before = self.generations.insert(signed.node, version.generation);
+            if before.is_some_and(|before| before < version.generation) {
+                self.started.push(signed.node);
+            }
             self.read.insert(signed.node, CachedRecord { version, fingerprint, record, left_out });
             fresh.push(signed.node);
         }
@@ -125,6 +133,9 @@ impl Gossip {
         self.publish_link_versions(&fresh);
         let own = self.link.own();
         let now = self.life.now();
+        for id in std::mem::take(&mut self.seen.started) {
+            self.place.topology.has_started(id, now);
+        }
         let shown = self.shown(handle, now).await;
         self.place.set_alive(shown, now);
         let made_of = self.made_of(document.clone(), now);
@@ -213,7 +224,7 @@ impl Gossip {
             serving,
             proofs,
             alive: self.seen.read.keys().filter(alive).copied().collect(),
-            others: self.place.others(),
+            others: self.place.others(now),
             core: topology.core().len(),
             attached_to,
             at: now,

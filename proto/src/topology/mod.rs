@@ -35,7 +35,6 @@ pub use self::pace::{measurements, pace};
 use self::probes::CoreProbes;
 pub use self::silent_names::SilentNames;
 pub use self::wire::{Attach, Beacon, IdPrefix, Knowledge, MOST_LISTED, MOST_SILENT, prefix, unless_known};
-use crate::cluster::Document;
 use crate::node::NodeId;
 use crate::open_enum::OpenEnum;
 use crate::record::NodeRecord;
@@ -51,9 +50,17 @@ const UPDATE: Duration = Duration::from_secs(2);
 /// The same while less than half of it is alive.
 const UPDATE_URGENTLY: Duration = Duration::from_millis(500);
 
-/// How long such a node goes by what it knew before: the others of the core say every 5 s whom
+/// How long a node whose place has changed goes by what it knew before: the others of the core say every 5 s whom
 /// they count as alive, and two of their lists may be lost.
 const INHERITED: Duration = Duration::from_secs(17);
+
+/// How long a member is expected: it has just been admitted, or this node has just started. It has to start, to find
+/// core members and to be named in one of their lists, as above.
+const EXPECTED: Duration = INHERITED;
+
+/// How long a member lives by its record, where that shows a new start: gossip and core members have to hear of it
+/// anew. Gossip alone takes as long to notice that one is gone.
+const STARTED: Duration = Duration::from_secs(10);
 
 /// How long a member that said so counts as one of the core for itself: three of its lists may be lost.
 const CLAIMED: Duration = Duration::from_secs(17);
@@ -108,19 +115,23 @@ pub struct TopologyDue {
     pub probes: Vec<NodeId>,
 }
 
-/// What a core member goes by until it has heard from all: it has just begun to gossip, or most others are lost.
+/// What a node that gossips goes by until it has heard from all: it has just begun to, others have just stopped, or
+/// most of the core is lost.
 #[derive(Debug, Clone, Default)]
 struct Inherited {
+    /// Until when; zero: it knew nothing before.
     until: Moment,
     /// Members that were not alive before.
     silent: BTreeSet<NodeId>,
-    /// Whether it knew anything before.
-    called: bool,
 }
 
 impl Inherited {
+    fn is_valid(&self, now: Moment) -> bool {
+        now < self.until
+    }
+
     fn says_alive(&self, id: &NodeId, now: Moment) -> bool {
-        self.called && now < self.until && !self.silent.contains(id)
+        self.is_valid(now) && !self.silent.contains(id)
     }
 }
 
@@ -145,6 +156,12 @@ pub struct Topology {
     /// When to decide about it again.
     next: Moment,
     inherited: Inherited,
+    /// Until when all members are expected, since this node has just started.
+    young: Moment,
+    /// Members that were admitted since, by until when they are expected.
+    expected: BTreeMap<NodeId, Moment>,
+    /// Members that have started again, or changed their place, by when.
+    started: BTreeMap<NodeId, Moment>,
 }
 
 impl Topology {
@@ -163,9 +180,13 @@ impl Topology {
             claimed: BTreeMap::new(),
             dead: 0,
             next: now,
-            inherited: Inherited { until: now.after(INHERITED), ..Inherited::default() },
+            inherited: Inherited::default(),
+            young: now.after(EXPECTED),
+            expected: BTreeMap::new(),
+            started: BTreeMap::new(),
         };
-        topology.set_order(order);
+        topology.set_members(order, now);
+        topology.expected.clear();
         if topology.order.members() > ALL_GOSSIP {
             topology.core = topology.order.core(|_| true);
             topology.place = if topology.core.contains(&own) { Place::Core } else { Place::Attached };
@@ -174,17 +195,17 @@ impl Topology {
     }
 
     /// The members have changed.
-    pub fn set_members(&mut self, document: &Document) {
-        self.set_order(CoreOrder::of(document));
-    }
-
-    fn set_order(&mut self, order: CoreOrder) {
+    pub fn set_members(&mut self, order: CoreOrder, now: Moment) {
         let mut members: Vec<NodeId> = order.iter().copied().collect();
         members.sort_unstable();
         let is_member = |id: &NodeId| members.binary_search(id).is_ok();
+        let is_new = |id: &&NodeId| self.members.binary_search(id).is_err();
+        self.expected.retain(|id, until| now < *until && is_member(id));
+        self.expected.extend(members.iter().filter(is_new).map(|id| (*id, now.after(EXPECTED))));
         self.attachment.retain(is_member);
         self.attached.retain(is_member);
         self.claimed.retain(|id, _| is_member(id));
+        self.started.retain(|id, _| is_member(id));
         (self.members, self.order) = (members, order);
     }
 
@@ -221,23 +242,59 @@ impl Topology {
 
     /// Whether a member is alive. `shown`: by gossip, or by a datagram of its own.
     pub fn is_alive(&self, id: &NodeId, shown: bool, now: Moment) -> bool {
+        self.counts_as_alive(id, shown, self.is_expected(id, now), now)
+    }
+
+    fn counts_as_alive(&self, id: &NodeId, shown: bool, expected: bool, now: Moment) -> bool {
+        let shown = shown || self.started.get(id).is_some_and(|at| now.since(*at) < STARTED);
+        let inherited = || self.inherited.says_alive(id, now);
         let lives = || match self.place {
-            Place::Everyone => shown,
+            Place::Everyone => shown || inherited(),
             Place::Core => {
-                let lives = shown || self.attached.is_alive(id, now) || self.inherited.says_alive(id, now);
-                lives && !self.probes.is_dead(id, now)
+                // Masters are pulsed by all nodes, which know within a second.
+                let expected = expected && !self.order.is_master(id);
+                let named = || self.attached.is_alive(id, now) || inherited();
+                (shown || expected || named()) && !self.probes.is_dead(id, now)
             }
             Place::Attached => shown || !self.attachment.silent().contains(id),
         };
         *id == self.own || lives()
     }
 
-    /// Members of which a core member says that they are not alive. One that has just started knows of none.
+    /// A member's record shows a later start than the one known so far: of its process, or of what it does in its
+    /// place.
+    pub fn has_started(&mut self, id: NodeId, now: Moment) {
+        self.started.retain(|_, at| now.since(*at) < STARTED);
+        self.started.insert(id, now);
+    }
+
+    /// Whether a member was admitted so lately that nobody can be expected to have heard it.
+    fn is_new(&self, id: &NodeId, now: Moment) -> bool {
+        self.expected.get(id).is_some_and(|until| now < *until)
+    }
+
+    /// Whether this node can't be expected to have heard of a member yet.
+    fn is_expected(&self, id: &NodeId, now: Moment) -> bool {
+        (now < self.young || self.is_new(id, now)) && !self.probes.is_dead(id, now)
+    }
+
+    /// Members of which a core member says that they are not alive: none that are expected.
     pub fn silent(&self, shown: impl Fn(&NodeId) -> bool, now: Moment) -> Vec<NodeId> {
-        if self.place == Place::Core && !self.inherited.called && now < self.inherited.until {
-            return Vec::new();
-        }
-        self.order.iter().filter(|id| !self.is_alive(id, shown(id), now)).copied().collect()
+        let is_silent = |id: &&NodeId| !self.is_alive(id, shown(id), now) && !self.is_expected(id, now);
+        self.order.iter().filter(is_silent).copied().collect()
+    }
+
+    /// Whom this node counts as silent although all gossip: it has just begun to, and goes by what core members said.
+    /// `None`: gossip has had the time to tell.
+    pub fn silent_before(&self, now: Moment) -> Option<&BTreeSet<NodeId>> {
+        let valid = self.place == Place::Everyone && self.inherited.is_valid(now);
+        valid.then_some(&self.inherited.silent)
+    }
+
+    /// Begins to go by what was known until now.
+    fn inherit(&mut self, silent: impl IntoIterator<Item = NodeId>, now: Moment) {
+        self.inherited = Inherited { until: now.after(INHERITED), silent: silent.into_iter().collect() };
+        self.young = Moment::ZERO;
     }
 
     /// Decides this node's place anew, when it is time. `gossips` says who is alive by gossip.
@@ -255,37 +312,47 @@ impl Topology {
     fn decide(&mut self, gossips: impl Fn(&NodeId) -> bool, now: Moment) -> Place {
         let members = self.order.members();
         let small = if self.place == Place::Everyone { ALL_GOSSIP } else { ALL_AGAIN };
+        let before = self.place;
         if members <= small {
+            match before {
+                Place::Everyone => {}
+                // Those who were attached begin to gossip.
+                Place::Core => self.inherit(self.silent(gossips, now), now),
+                Place::Attached => self.inherit(self.attachment.silent().clone(), now),
+            }
             self.core.clear();
             self.place = Place::Everyone;
             return self.place;
         }
-        let before = self.place;
         if before == Place::Attached {
             let Some(core) = self.attachment.called(&self.order, now) else { return self.place };
             let mut silent = self.attachment.silent().clone();
             self.watch = CoreWatch::called(&self.order, core, &mut silent, now);
             self.attached = AttachedNodes::default();
             self.probes = CoreProbes::default();
-            self.inherited = Inherited { until: now.after(INHERITED), silent, called: true };
+            self.inherit(silent, now);
         }
         // It decides as one of the core, and may find that it is not needed.
         self.place = Place::Core;
-        let dead = |id: &&NodeId| !self.is_alive(id, gossips(id), now);
-        let silent: BTreeSet<NodeId> = self.order.iter().filter(dead).copied().collect();
-        self.core = self.watch.update(&self.order, |id| !silent.contains(id), now).clone();
-        if before == Place::Core && self.watch.is_urgent() {
-            // Those who were attached to the others are not heard until they have found this node.
-            let inherits = self.inherited.called && now < self.inherited.until;
-            let silent = if inherits { std::mem::take(&mut self.inherited.silent) } else { silent.clone() };
-            self.inherited = Inherited { until: now.after(INHERITED), silent, called: true };
-        }
+        // At a start the watch waits by itself.
+        let is_dead = |id: &&NodeId| !self.counts_as_alive(id, gossips(id), self.is_new(id, now), now);
+        let dead: BTreeSet<NodeId> = self.order.iter().filter(is_dead).copied().collect();
+        self.core = self.watch.update(&self.order, |id| !dead.contains(id), now).clone();
+        let silent = self.silent(gossips, now);
         self.dead = self.probes.dead(now);
         if !self.core.contains(&self.own) {
             if before != Place::Attached {
-                self.attachment = Attachment::new(self.own, silent, now);
+                self.attachment = Attachment::new(self.own, silent.into_iter().collect(), now);
             }
             self.place = Place::Attached;
+        } else if before == Place::Everyone {
+            // Those who are attached from now on are heard by some of the core only.
+            self.inherit(silent, now);
+        } else if before == Place::Core && self.watch.is_urgent() {
+            // Those who were attached to the others are not heard until they have found this node.
+            let inherits = self.inherited.is_valid(now);
+            let known = std::mem::take(&mut self.inherited.silent);
+            self.inherit(if inherits { known.into_iter().collect() } else { silent }, now);
         }
         self.place
     }

@@ -1,6 +1,7 @@
 //! Clusters of which only a core gossips, in virtual time: how long until every node holds two core members, and
 //! what that costs. Deterministic: `TOPOLOGY_SEED=7 cargo test -p proto --test topology -- --nocapture`.
 
+mod joins;
 #[path = "../random/mod.rs"]
 mod random;
 
@@ -65,6 +66,8 @@ struct World {
     count: u64,
     /// Nodes that are up, and that a core member took for silent.
     alarms: BTreeSet<NodeId>,
+    /// When a node (the first) last received something of another.
+    heard: BTreeMap<(usize, usize), u64>,
 }
 
 impl World {
@@ -105,6 +108,7 @@ impl World {
             bodies: BTreeMap::new(),
             count: 0,
             alarms: BTreeSet::new(),
+            heard: BTreeMap::new(),
         }
     }
 
@@ -134,6 +138,7 @@ impl World {
                 continue;
             }
             let (now, sender) = (self.now(), self.nodes[from].id);
+            self.heard.insert((to, from), self.ms);
             let node = &mut self.nodes[to];
             let (Message::Attach(body) | Message::Beacon(body)) = &message;
             node.received += AROUND + body.len() as u64;
