@@ -139,10 +139,14 @@ pub fn join_later(agents: &mut [Agent<'_>], before: Duration, limit: Duration) -
     let ready = |event: &Event| event.kind == EventKind::Backend && event.to == "ready";
     let others: Vec<&Agent<'_>> = agents.iter().skip(MASTERS).collect();
     // A node that has not even started has no socket.
-    let serve =
-        others.iter().map(|one| Seen::of_events(&[*one], began, ready).ok().and_then(|seen| seen.last()));
-    let serve = Seen(serve.collect());
-    Ok(Joined { began, serve, all })
+    let serves = |one: &&Agent<'_>| Seen::of_events(&[*one], began, ready).ok().and_then(|seen| seen.last());
+    let mut serve: Vec<Option<Duration>> = others.iter().map(serves).collect();
+    // One that sees all may not serve yet.
+    while started.elapsed() < limit && serve.iter().any(Option::is_none) {
+        std::thread::sleep(PAUSE);
+        serve = others.iter().map(serves).collect();
+    }
+    Ok(Joined { began, serve: Seen(serve), all })
 }
 
 /// When each node's status had every member, all up.
