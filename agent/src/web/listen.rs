@@ -257,6 +257,8 @@ async fn serve(stream: TcpStream, from: SocketAddr, state: Arc<WebState>) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU16, Ordering};
+
     use proto::config::WebConfig;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -288,10 +290,13 @@ mod tests {
         Some(answer).filter(|answer| !answer.is_empty())
     }
 
-    /// A free port at an address that no other test uses: clients of another one with the same port by chance would ask
-    /// for what is not here.
+    /// A free port, below those that the kernel chooses for other tests, at an address that none of them uses: a client
+    /// of another test with the same port by chance would ask for what is not here, and one of these tests listens at
+    /// every address.
     fn free() -> std::net::TcpListener {
-        std::net::TcpListener::bind("127.0.0.77:0").unwrap()
+        static NEXT: AtomicU16 = AtomicU16::new(20_000);
+        let mut ports = std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed)).take(10_000);
+        ports.find_map(|port| std::net::TcpListener::bind(("127.0.0.77", port)).ok()).unwrap()
     }
 
     async fn until_answered(address: SocketAddr, begin: &str, path: &str) {

@@ -25,7 +25,7 @@ pub(super) const AWAY: u64 = 15_000;
 const MOST: u64 = 50_000;
 
 /// The same while the core is split: each half names nodes as silent that are attached to the other.
-const MOST_SPLIT: u64 = 100_000;
+const MOST_SPLIT: u64 = 60_000;
 
 /// What each node has sent and received, second by second.
 pub(super) struct Loads {

@@ -95,6 +95,7 @@ fn core_is_lost(members: usize, loss: u64, seed: u64) -> Outcome {
 fn check(outcome: &Outcome, loss: u64, [attached, last]: [u64; 2]) {
     assert!(outcome.attached <= attached && outcome.bare == 0);
     assert!(outcome.last <= last);
+    assert!(outcome.most[0] <= if loss < 20 { 65_000 } else { 100_000 });
     assert!(outcome.wrong == 0 || loss > 10);
 }
 
