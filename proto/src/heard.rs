@@ -8,8 +8,8 @@
 //! full time at the most. That it was not counts only beside this node's own silence, from two nodes or from a
 //! master, and not against anyone who has heard it.
 //!
-//! A report has an entry for a peer that was heard a moment ago, and for one that does not answer its sender. What a
-//! node that pulses seldom heard seconds ago says nothing.
+//! A report has an entry for a peer that was heard a moment ago, and for one that does not answer its sender, unless a
+//! master has heard that a moment ago. What a node that pulses seldom heard seconds ago says nothing.
 //!
 //! In a large cluster most nodes pulse seldom, so the core tells them at once of a silent master
 //! ([`HeardBook::alarm`]):
@@ -212,14 +212,23 @@ impl PeerReports {
         self.heard.is_some_and(|heard| now.since(heard) < within)
     }
 
+    /// The same by a master.
+    fn heard_by_master_within(&self, within: Duration, now: Moment) -> bool {
+        self.heard_by_master.is_some_and(|heard| now.since(heard) < within)
+    }
+
     /// Whether it has just fallen silent by fresh reports of a master, and no master has heard it a moment ago; or of
     /// two nodes, and nobody has. After two seconds all have decided: if two masters cannot reach each other for hours,
     /// others need not look all the time; nor need this node, if it has `heard` the peer since then.
     fn doubts(&self, heard: Option<Moment>, now: Moment) -> bool {
-        let accuses = |one: &Option<PeerReport>| one.is_some_and(|one| one.doubts(heard, now));
-        let lately = |at: Option<Moment>| at.is_some_and(|heard| now.since(heard) < LATELY);
-        accuses(&self.by_master) && !lately(self.heard_by_master)
-            || self.last.iter().filter(|one| accuses(one)).count() > 1 && !lately(self.heard)
+        let doubts = |one: &PeerReport| one.doubts(heard, now);
+        self.by_master.is_some_and(|one| doubts(&one)) && !self.heard_by_master_within(LATELY, now)
+            || self.two(doubts) && !self.heard_within(LATELY, now)
+    }
+
+    /// Whether this holds for the reports of two nodes.
+    fn two(&self, holds: impl Fn(&PeerReport) -> bool) -> bool {
+        self.last.iter().flatten().filter(|one| holds(one)).count() > 1
     }
 
     /// Whether anyone says so, whatever others say.
@@ -229,8 +238,8 @@ impl PeerReports {
 
     /// Whether two nodes or a master have reported within `fresh` that it does not answer them.
     pub fn silent_elsewhere(&self, fresh: Duration, now: Moment) -> bool {
-        let accuses = |one: &Option<PeerReport>| one.is_some_and(|one| one.accuses(fresh, now));
-        accuses(&self.by_master) || self.last.iter().filter(|one| accuses(one)).count() > 1
+        let accuses = |one: &PeerReport| one.accuses(fresh, now);
+        self.by_master.is_some_and(|one| accuses(&one)) || self.two(accuses)
     }
 }
 
@@ -253,11 +262,6 @@ impl WatchedPeer {
     fn silence(&self, last_heard: Option<Moment>, now: Moment) -> Duration {
         let asked = self.asked.filter(|at| last_heard.is_some_and(|heard| heard < *at));
         asked.map_or(Duration::ZERO, |at| now.since(at.after(self.slack)))
-    }
-
-    /// Whether a master says that it has heard it a moment ago.
-    fn heard_by_master_lately(&self, now: Moment) -> bool {
-        self.reports.heard_by_master.is_some_and(|heard| now.since(heard) < LATELY)
     }
 
     /// Whether anyone gives reason to doubt it, and nobody has for a while.
@@ -356,7 +360,8 @@ impl HeardBook {
             let at = last_heard(id).filter(|_| id != to)?;
             let age = now.since(at);
             let says = age < lately(self.is_master)
-                || peer.silence(Some(at), now) >= UNANSWERED && !peer.heard_by_master_lately(now);
+                || peer.silence(Some(at), now) >= UNANSWERED
+                    && !peer.reports.heard_by_master_within(LATELY, now);
             says.then_some((*id, age))
         };
         let ages: Vec<(NodeId, Duration)> = self.watched.iter().filter_map(entry).collect();
@@ -388,10 +393,10 @@ impl HeardBook {
     ) -> Option<Alarm> {
         let isolated = self.is_isolated(&last_heard, now);
         let is_heard = |id: &NodeId| last_heard(id).is_some_and(|heard| now.since(heard) < FRESH);
-        let heard: Vec<NodeId> = self.watched.keys().filter(|id| is_heard(id)).copied().collect();
+        let all_heard = self.watched.keys().filter(|id| is_heard(id)).count();
         let unanswered = |id: &NodeId| match self.is_master {
             false => UNANSWERED_FOR_WORKER,
-            true if heard.iter().any(|other| other != id) => UNANSWERED,
+            true if all_heard > usize::from(is_heard(id)) => UNANSWERED,
             true => UNANSWERED_FOR_ONE,
         };
         let (mut ages, mut own) = (Vec::new(), false);

@@ -208,7 +208,7 @@ impl PeerPulse {
     /// The first moment for a regular pulse that is half an interval away.
     fn next_regular(&self, now: Moment) -> Moment {
         let Pace { interval, phase, .. } = self.pace;
-        now.after(interval / 2).before(phase).next_multiple(interval).after(phase)
+        now.before(phase).next_regular(interval).after(phase)
     }
 
     /// Sets the pace for this node's place and the size of the cluster.

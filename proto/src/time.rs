@@ -42,6 +42,12 @@ impl Moment {
         Moment((self.0 / period).saturating_add(1).saturating_mul(period))
     }
 
+    /// The first multiple of a period that is more than half of one away: for what is due at multiples and was done now.
+    #[must_use]
+    pub fn next_regular(self, period: Duration) -> Moment {
+        self.after(period / 2).next_multiple(period)
+    }
+
     /// How long ago `earlier` was; zero when it is in the future.
     pub fn since(self, earlier: Moment) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))

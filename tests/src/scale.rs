@@ -140,12 +140,14 @@ pub fn join_later(agents: &mut [Agent<'_>], before: Duration, limit: Duration) -
     let others: Vec<&Agent<'_>> = agents.iter().skip(MASTERS).collect();
     // A node that has not even started has no socket.
     let serves = |one: &&Agent<'_>| Seen::of_events(&[*one], began, ready).ok().and_then(|seen| seen.last());
-    let mut serve: Vec<Option<Duration>> = others.iter().map(serves).collect();
     // One that sees all may not serve yet.
-    while started.elapsed() < limit && serve.iter().any(Option::is_none) {
+    let serve = loop {
+        let serve: Vec<Option<Duration>> = others.iter().map(serves).collect();
+        if started.elapsed() >= limit || serve.iter().all(Option::is_some) {
+            break serve;
+        }
         std::thread::sleep(PAUSE);
-        serve = others.iter().map(serves).collect();
-    }
+    };
     Ok(Joined { began, serve: Seen(serve), all })
 }
 

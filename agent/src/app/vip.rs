@@ -108,8 +108,8 @@ fn spawn(inputs: EligibilityInputs, life: &Lifecycle) -> watch::Receiver<Arc<Loc
                 };
                 sender.send_replace(Arc::new(fit.clone()));
                 // At the moments of beats: the VIP thread wakes up for what is found, too.
-                let calm = || life.now().after(EVERY / 2).next_multiple(EVERY);
-                let next = if doubts > 0 { life.now().after(HURRY) } else { calm() };
+                let now = life.now();
+                let next = if doubts > 0 { now.after(HURRY) } else { now.next_regular(EVERY) };
                 doubts = doubts.saturating_sub(1);
                 tokio::select! {
                     () = timer.until(life.monotonic(next)) => {}

@@ -148,7 +148,7 @@ impl ServiceWatcher {
                     None => None,
                 },
                 () = timer.until(self.life.monotonic(next)) => {
-                    next = self.life.now().after(interval / 2).next_multiple(interval);
+                    next = self.life.now().next_regular(interval);
                     self.begin(&mut checks)
                 }
                 // A new address is checked and reported at once; the next check comes an interval later,

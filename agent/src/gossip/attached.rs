@@ -38,10 +38,10 @@ pub(super) struct ClusterPlace {
     told: (Knowledge, Moment),
     /// Whom gossip or a datagram shows to be alive.
     alive: BTreeSet<NodeId>,
-    /// Members that are not alive, those first whose records every node needs, and how many are.
+    /// Members that are not alive, and how many are.
     silent: Vec<NodeId>,
     up: usize,
-    /// Those of them that are named.
+    /// Those who are not that are named.
     names: SilentNames,
     /// When records may be pulled again.
     pull: Moment,

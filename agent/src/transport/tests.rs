@@ -76,6 +76,16 @@ fn introduce(a: &End, b: &End) {
     b.link.addresses().add_hint(a.link.own(), &[a.at], false);
 }
 
+/// Two that have heard each other.
+async fn acquainted() -> (End, End) {
+    let trust = trust_of(&[1, 2], &[1]);
+    let (mut a, mut b) = (end(1, &trust), end(2, &trust));
+    introduce(&a, &b);
+    gets_through(&a, &mut b, b"known").await;
+    gets_through(&b, &mut a, b"both ways").await;
+    (a, b)
+}
+
 /// A datagram of node `from` to node 2 in this boot of it, sealed as it would with the gossip key `gossip`.
 fn sealed(from: u8, gossip: u8, boot: u64, sequence: u64, frame: DatagramFrame<'_>) -> Vec<u8> {
     let (sender, receiver) = (identity(from), identity(2));
@@ -346,11 +356,7 @@ async fn an_address_that_someone_names_is_asked() {
 
 #[tokio::test]
 async fn a_fingerprint_goes_with_one_answer_a_second() {
-    let trust = trust_of(&[1, 2], &[1]);
-    let (mut a, mut b) = (end(1, &trust), end(2, &trust));
-    introduce(&a, &b);
-    gets_through(&a, &mut b, b"known").await;
-    gets_through(&b, &mut a, b"both ways").await;
+    let (mut a, b) = acquainted().await;
     b.link.datagrams().set_status(&PulseStatus::default(), false, b.life.now());
     b.link.datagrams().set_record_fingerprint(0xfeed);
     for number in 1..=5 {
@@ -364,11 +370,7 @@ async fn a_fingerprint_goes_with_one_answer_a_second() {
 
 #[tokio::test]
 async fn a_beat_that_is_known_goes_with_the_next_answer() {
-    let trust = trust_of(&[1, 2], &[1]);
-    let (mut a, mut b) = (end(1, &trust), end(2, &trust));
-    introduce(&a, &b);
-    gets_through(&a, &mut b, b"known").await;
-    gets_through(&b, &mut a, b"both ways").await;
+    let (mut a, b) = acquainted().await;
     let (from, beats) = (b.link.own(), b.link.datagrams());
     // The owner's thread is alive for the rest of this test.
     let later = b.life.now().after(SOON);

@@ -523,13 +523,23 @@ mod tests {
         attachment.poll(order, at(ms)).into_iter().map(|due| due.to).collect()
     }
 
-    #[test]
-    fn three_are_held_and_one_that_does_not_answer_is_replaced() {
+    /// A node that has just begun to ask, and whom.
+    fn asking() -> (CoreOrder, Attachment, Vec<NodeId>) {
         let order = order();
         let mut attachment = Attachment::new(own(&order), BTreeSet::new(), at(0));
-        let first = asked(&mut attachment, &order, 0);
+        let held = asked(&mut attachment, &order, 0);
+        (order, attachment, held)
+    }
+
+    fn whole_core(order: &CoreOrder) -> Vec<NodeId> {
+        order.core(|_| true).into_iter().collect()
+    }
+
+    #[test]
+    fn three_are_held_and_one_that_does_not_answer_is_replaced() {
+        let (order, mut attachment, first) = asking();
         assert_eq!(first.len(), 3);
-        let core: Vec<NodeId> = order.core(|_| true).into_iter().collect();
+        let core = whole_core(&order);
         let mut ms = 0;
         while !attachment.is_aside(&first[0], at(ms)) {
             for held in attachment.held.keys().copied().collect::<Vec<_>>() {
@@ -562,10 +572,8 @@ mod tests {
 
     #[test]
     fn one_that_has_lost_all_records_is_not_asked_to_pass_this_one_on() {
-        let order = order();
-        let mut attachment = Attachment::new(own(&order), BTreeSet::new(), at(0));
-        let held = asked(&mut attachment, &order, 0);
-        let core: Vec<NodeId> = order.core(|_| true).into_iter().collect();
+        let (order, mut attachment, held) = asking();
+        let core = whole_core(&order);
         let mut firsts = |yours: u32, ms| {
             for id in &held {
                 attachment.heard(*id, &Beacon { yours, ..beacon(&core) }, find, at(ms));
@@ -577,11 +585,9 @@ mod tests {
 
     #[test]
     fn what_half_of_those_that_are_held_say_of_the_core_counts() {
-        let order = order();
+        let (order, mut attachment, held) = asking();
         let own = own(&order);
-        let mut attachment = Attachment::new(own, BTreeSet::new(), at(0));
-        let held = asked(&mut attachment, &order, 0);
-        let core: Vec<NodeId> = order.core(|_| true).into_iter().collect();
+        let core = whole_core(&order);
         let liar = beacon(&[id(30), id(31), own]);
         attachment.heard(held[0], &liar, find, at(10));
         attachment.heard(held[1], &beacon(&core), find, at(10));
@@ -596,10 +602,8 @@ mod tests {
 
     #[test]
     fn silent_members_that_were_named_before_stay_and_are_named_again_when_members_change() {
-        let order = order();
-        let mut attachment = Attachment::new(own(&order), BTreeSet::new(), at(0));
-        let held = asked(&mut attachment, &order, 0);
-        let core: Vec<NodeId> = order.core(|_| true).into_iter().collect();
+        let (order, mut attachment, held) = asking();
+        let core = whole_core(&order);
         let mut says = |silent: Option<&[u8]>, ms| {
             let named = silent.map(|silent| silent.iter().map(|n| prefix(&id(*n))).collect());
             for id in &held {
@@ -636,9 +640,7 @@ mod tests {
 
     #[test]
     fn one_that_is_not_in_the_core_is_let_go_and_others_are_believed_nothing() {
-        let order = order();
-        let mut attachment = Attachment::new(own(&order), BTreeSet::new(), at(0));
-        let held = asked(&mut attachment, &order, 0);
+        let (order, mut attachment, held) = asking();
         assert!(!attachment.heard(held[0], &Beacon { in_core: false, ..beacon(&held) }, find, at(10)));
         assert!(!attachment.held.contains_key(&held[0]));
         let stranger = order.iter().copied().find(|id| !held.contains(id)).unwrap();

@@ -338,21 +338,24 @@ impl Topology {
         let is_dead = |id: &&NodeId| !self.counts_as_alive(id, gossips(id), self.is_new(id, now), now);
         let dead: BTreeSet<NodeId> = self.order.iter().filter(is_dead).copied().collect();
         self.core = self.watch.update(&self.order, |id| !dead.contains(id), now).clone();
-        let silent = self.silent(gossips, now);
         self.dead = self.probes.dead(now);
         if !self.core.contains(&self.own) {
             if before != Place::Attached {
-                self.attachment = Attachment::new(self.own, silent.into_iter().collect(), now);
+                let silent = self.silent(&gossips, now).into_iter().collect();
+                self.attachment = Attachment::new(self.own, silent, now);
             }
             self.place = Place::Attached;
         } else if before == Place::Everyone {
             // Those who are attached from now on are heard by some of the core only.
-            self.inherit(silent, now);
+            self.inherit(self.silent(&gossips, now), now);
         } else if before == Place::Core && self.watch.is_urgent() {
             // Those who were attached to the others are not heard until they have found this node.
-            let inherits = self.inherited.is_valid(now);
-            let known = std::mem::take(&mut self.inherited.silent);
-            self.inherit(if inherits { known.into_iter().collect() } else { silent }, now);
+            let silent = if self.inherited.is_valid(now) {
+                std::mem::take(&mut self.inherited.silent).into_iter().collect()
+            } else {
+                self.silent(&gossips, now)
+            };
+            self.inherit(silent, now);
         }
         self.place
     }

@@ -32,7 +32,7 @@ impl SilentNames {
         if same && silent.len() > FEW && now < self.next {
             return;
         }
-        others.sort_by_key(|id| !self.named.contains(id));
+        others.sort_by_cached_key(|id| !self.named.contains(id));
         let named: Vec<NodeId> = needed.iter().chain(&others).take(MOST_SILENT).copied().collect();
         if named != self.named {
             self.next = now.after(PAUSE);

@@ -174,8 +174,7 @@ fn upgrade(members: usize, loss: u64, span: u64, seed: u64) {
     loads.all().iter().for_each(|load| println!("  {load}"));
     assert_eq!(restarts, members);
     assert!(bare <= RESTART && longest_alone <= RESTART && last <= if loss == 0 { 1_000 } else { 2_000 });
-    // At 5 % loss the busiest of 5,000 sends 51 kB/s.
-    assert!(loads.most()[0] <= if loss == 0 { MOST } else { MOST * 11 / 10 });
+    assert!(loads.most()[0] <= MOST);
     // A master whose agent restarts is silent, and four connects in a row to its apiserver may be lost.
     assert!(if loss == 0 { wrong == 0 } else { wrong * 100 <= members * MASTERS });
 }

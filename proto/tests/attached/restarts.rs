@@ -20,7 +20,7 @@ struct Outcome {
     never: usize,
     bare: u64,
     wrong: usize,
-    /// Bytes a second of the node that sends or receives most: from start to end, and in one window.
+    /// Bytes a second of the node that sends or receives most: in all, in the worst ten seconds, and in the worst one.
     most: [u64; 3],
 }
 
