@@ -42,7 +42,7 @@ impl Moment {
         Moment((self.0 / period).saturating_add(1).saturating_mul(period))
     }
 
-    /// The first multiple of a period that is more than half of one away: for what is due at multiples and was done now.
+    /// The first multiple of a period that is more than half of one away: for what was due at one, and done.
     #[must_use]
     pub fn next_regular(self, period: Duration) -> Moment {
         self.after(period / 2).next_multiple(period)
